@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from .engine import RoostError
-    from .server.python_api.async_llm import AsyncLLM
-    from .server.python_api.errors import RequestError
-    from .server.python_api.llm import LLM
-    from .server.python_api.outputs import CompletionOutput, Logprob, RequestOutput, ToolCall
-    from .server.python_api.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
-    from .server.python_api.scoring import Score
-    from .server.python_api.states import State
+    from .server.llm.async_llm import AsyncLLM
+    from .server.llm.errors import RequestError
+    from .server.llm.llm import LLM
+    from .server.llm.outputs import CompletionOutput, Logprob, RequestOutput, ToolCall
+    from .server.llm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+    from .server.llm.scoring import Score
+    from .server.llm.states import State
 
     __version__: str
 
@@ -38,19 +38,19 @@ __all__ = [
 ]
 
 _MODULES: Final = {
-    "LLM": "server.python_api.llm",
-    "AsyncLLM": "server.python_api.async_llm",
-    "CompletionOutput": "server.python_api.outputs",
-    "Logprob": "server.python_api.outputs",
-    "RequestError": "server.python_api.errors",
-    "RequestOutput": "server.python_api.outputs",
-    "RequestOutputKind": "server.python_api.sampling_params",
+    "LLM": "server.llm.llm",
+    "AsyncLLM": "server.llm.async_llm",
+    "CompletionOutput": "server.llm.outputs",
+    "Logprob": "server.llm.outputs",
+    "RequestError": "server.llm.errors",
+    "RequestOutput": "server.llm.outputs",
+    "RequestOutputKind": "server.llm.sampling_params",
     "RoostError": "engine",
-    "SamplingParams": "server.python_api.sampling_params",
-    "Score": "server.python_api.scoring",
-    "State": "server.python_api.states",
-    "StructuredOutputsParams": "server.python_api.sampling_params",
-    "ToolCall": "server.python_api.outputs",
+    "SamplingParams": "server.llm.sampling_params",
+    "Score": "server.llm.scoring",
+    "State": "server.llm.states",
+    "StructuredOutputsParams": "server.llm.sampling_params",
+    "ToolCall": "server.llm.outputs",
 }
 """Module of each public name."""
 

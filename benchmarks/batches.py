@@ -42,9 +42,9 @@ import orjson
 import served
 from markdown_page import table
 from peers.models import SMALL
-from roost.server.bench.environment import machine, now
-from roost.server.bench.latency import percentile
 from roost.server.client.http_client import Address, HttpClient
+from roost.server.commands.bench.environment import machine, now
+from roost.server.commands.bench.latency import percentile
 from tree import commit
 
 URL: Final = "/v1/completions"

@@ -25,10 +25,10 @@ from rich.console import Console
 from rich.table import Table
 from roost.engine import EngineCore, Request, SamplingParams, open_model
 from roost.engine.core.output_constraint import Constraint, TokenMask, words_of_mask
-from roost.server.bench.engine.driver import Driver, run_together
-from roost.server.bench.engine.loading import load
+from roost.server.commands.bench.engine.driver import Driver, run_together
+from roost.server.commands.bench.engine.loading import load
+from roost.server.constraints.grammar import Grammar, GrammarCompiler, json_spec
 from roost.server.settings import Settings
-from roost.server.text.grammar import Grammar, GrammarCompiler, json_spec
 from roost.server.text.served_model import open_tokenizer
 from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
 from roost.server.text.tokenizer import Tokenizer

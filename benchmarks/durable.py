@@ -30,7 +30,7 @@ from typing import Any, Final, NamedTuple
 import httpx
 import served
 from rich.console import Console
-from roost.server.bench.environment import machine, now, versions
+from roost.server.commands.bench.environment import machine, now, versions
 from tree import commit
 
 HERE: Final = Path(__file__).parent

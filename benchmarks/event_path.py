@@ -33,7 +33,7 @@ from typing import Any, Final, NamedTuple
 
 import uvicorn
 from markdown_page import paragraph, table, where
-from roost.server.bench.environment import machine, now
+from roost.server.commands.bench.environment import machine, now
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse

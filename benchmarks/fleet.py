@@ -30,7 +30,7 @@ from fleet_load import Arrival, Chip, Workload, arrivals, capacity, steady
 from fleet_model import Fleet, InTurn, LeastOfTwo, Outcome, Picker, Policy, PrefixHash, Router, percentile
 from fleet_page import NEVER_S, page, picture_of
 from fleet_servers import BALANCES, Run, Server, find_program, proxying, run_load, serving
-from roost.server.bench.report import opening
+from roost.server.commands.bench.report import opening
 from tree import commit
 
 CHIP: Final = Chip(slots=16, step_s=0.02, prefill_tokens_per_s=8000.0, cached_prefixes=0)

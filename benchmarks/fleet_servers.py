@@ -20,9 +20,9 @@ from typing import Any, Final, Self
 
 from event_path import cpu_seconds, free_port
 from fleet_load import Arrival, Chip, Workload
-from roost.server.bench.serve.stream_recorder import StreamRecorder
 from roost.server.client.http_client import Address, ClientError, HttpClient
 from roost.server.client.openai_server import http_failure
+from roost.server.commands.bench.serve.stream_recorder import StreamRecorder
 
 MODEL: Final = "random:2b"
 KEY_HEADER: Final = "x-prefix-key"

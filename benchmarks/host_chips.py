@@ -23,7 +23,7 @@ from fleet import CHIP, LOAD, of_run, offered
 from fleet_load import steady
 from fleet_servers import run_load, serving
 from markdown_page import paragraph, table, where
-from roost.server.bench.environment import machine, now
+from roost.server.commands.bench.environment import machine, now
 from tree import commit
 
 STREAMS: Final = 512

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import orjson
-from roost.server.bench.report import opening
+from roost.server.commands.bench.report import opening
 
 HERE: Final = Path(__file__).resolve().parent
 ROOT: Final = HERE.parent

@@ -39,7 +39,7 @@ from urllib.parse import urlsplit
 
 import httpx
 from attacks import ATTACKS, Attack
-from roost.server.bench.latency import percentile
+from roost.server.commands.bench.latency import percentile
 
 MIB: Final = 2**20
 CACHE_GIB: Final = 0.125

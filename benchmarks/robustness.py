@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from roost.server.bench.environment import machine, now, versions
+from roost.server.commands.bench.environment import machine, now, versions
 from tree import commit
 
 HERE = Path(__file__).resolve().parent

@@ -26,22 +26,14 @@ from typing import Any, NamedTuple
 import httpx
 import ml_dtypes
 import numpy as np
-from roost.engine import (
-    EngineConfig,
-    EngineCore,
-    Request,
-    SamplingParams,
-    TokenLogprobs,
-    load_runner,
-    open_model,
-)
+from roost.engine import EngineConfig, EngineCore, Request, SamplingParams, TokenLogprobs, load_runner, open_model
 from roost.engine.core.config import PREFILL_BLOCK
 from roost.engine.core.snapshot import BlockState
 from roost.engine.model.config import PRESETS
 from roost.engine.prefix_cache.cache import PrefixCache
 from roost.engine.prefix_cache.tree import PrefixKey
 from roost.engine.scheduling.scheduler import Scheduler
-from roost.server.bench.environment import machine, now, resident_bytes, versions
+from roost.server.commands.bench.environment import machine, now, resident_bytes, versions
 from roost.server.text.served_model import open_tokenizer
 from served import serving
 from tree import commit

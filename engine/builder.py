@@ -40,11 +40,7 @@ from .scheduling.scheduler import Scheduler
 from .simulation.loading import simulated_runner
 from .simulation.runner import SimulatedRunner
 from .startup import configure_jax
-from .worker.compilation import (
-    CompileCounter,
-    CompiledPrograms,
-    compile_served,
-)
+from .worker.compilation import CompileCounter, CompiledPrograms, compile_served
 from .worker.executor import DeviceArrays, Executor
 from .worker.fitting import Attempt, estimated_slots, fit_slots, memory_of_served
 from .worker.known_slots import read_slots, slots_key, write_slots

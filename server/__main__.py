@@ -1,6 +1,6 @@
 """Entry point of `roost` and of `python -m roost.server`."""
 
-from .cli.main import app
+from .commands.main import app
 
 
 def main() -> None:

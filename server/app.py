@@ -10,44 +10,32 @@ from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from .api.anthropic import messages
-from .api.anthropic.response_schemas import MessageEvent
-from .api.common.body_check import BodyCheck
-from .api.common.openapi import ERRORS, with_events
-from .api.common.routes import HeadAndOptions
-from .api.native import abort, debug, generate, health, page, render, states, tokenize
-from .api.native.chat_page import FILES
-from .api.native.response_schemas import TokensChunk
-from .api.openai import batches, completions, files, models, responses
-from .api.openai import chat_completions as chat
-from .api.openai.response_schemas import ChatCompletionChunk, Completion, ResponseEvent
-from .error_responses import install_error_handlers
+from .errors.request_warnings import HEADER as WARNINGS_HEADER
+from .feature import Feature, OpenFeature, Opening
+from .features.index import load_features
 from .generation.service import Service
-from .middleware.auth import Access, KeyAuthentication, PortSplit, needs_admin_key, needs_key
-from .middleware.request_body import MAX_BODY_BYTES, MAX_KEPT_BYTES, BodyLimit
-from .middleware.request_id import Drain, RequestScope
-from .request_warnings import HEADER as WARNINGS_HEADER
+from .http import health
+from .http.auth import Access, KeyAuthentication, PortSplit, needs_admin_key, needs_key
+from .http.body_check import BodyCheck
+from .http.error_responses import install_error_handlers
+from .http.openapi import ERRORS, with_events
+from .http.request_body import MAX_BODY_BYTES, MAX_KEPT_BYTES, BodyLimit
+from .http.request_id import Drain, RequestScope
+from .http.routes import HeadAndOptions
+from .openai import chat_completions as chat
+from .openai import completions, models
+from .openai.response_schemas import ChatCompletionChunk, Completion
 
-_ROUTERS: Final = tuple(
-    module.router
-    for module in (
-        chat,
-        completions,
-        responses,
-        files,
-        batches,
-        messages,
-        generate,
-        models,
-        tokenize,
-        render,
-        states,
-        abort,
-        health,
-        page,
-    )
+FEATURES: Final = load_features()
+
+_ROUTERS: Final = (
+    chat.router,
+    completions.router,
+    models.router,
+    health.router,
+    *(router for feature in FEATURES for router in feature.routers),
 )
-"""Routers of all endpoints, in the order of `/openapi.json`; the debug endpoints need an admin key."""
+"""Routers of all endpoints, in the order of `/openapi.json`; features' own endpoints for admins need an admin key."""
 
 _ROUTES: Final = APIRouter(responses=ERRORS)
 """Routes of all endpoints, which the applications of a process share: FastAPI prepares a router's routes when it first
@@ -56,18 +44,33 @@ looks for one there, which takes milliseconds."""
 for _router in _ROUTERS:
     _ROUTES.include_router(_router)
 
-_EVENTS: Final = (ChatCompletionChunk, Completion, ResponseEvent, MessageEvent, TokensChunk)
+_EVENTS: Final = (ChatCompletionChunk, Completion, *(event for feature in FEATURES for event in feature.events))
 """Models of the events of streams, for `/openapi.json`."""
 
 _OPEN_TO_ALL: Final = Access()
 
-_PUBLIC_PATHS: Final = frozenset({"/", "/v1", "/v1/", *FILES, "/health", "/health/ready", "/metrics"})
-"""Paths that need no API key: the chat page, which asks for the key, and its files, the API's root, probes, metrics."""
+_PUBLIC_PATHS: Final = frozenset({"/v1", "/v1/", "/health", "/health/ready", "/metrics"}).union(
+    *(feature.public_paths for feature in FEATURES)
+)
+"""Paths that need no API key: the API's root, probes, metrics, and what features add."""
+
+
+def open_features(opening: Opening, features: Sequence[Feature] = FEATURES) -> list[OpenFeature]:
+    """Opens features, and adds their metrics to the service's.
+
+    Raises:
+      RoostError: A feature cannot be opened.
+    """
+    opened = [feature.open(opening) for feature in features]
+    for collector in (collector for each in opened for collector in each.collectors):
+        opening.service.metrics.registry.register(collector)
+    return opened
 
 
 def create_app(
     service: Service,
     access: Access = _OPEN_TO_ALL,
+    features: Sequence[OpenFeature] | None = None,
     *,
     max_body_bytes: int = MAX_BODY_BYTES,
     max_kept_bytes: int = MAX_KEPT_BYTES,
@@ -79,6 +82,7 @@ def create_app(
     Args:
       service: Service of all routes; its engine need not be ready.
       access: API keys, admin keys and allowed origins.
+      features: Open features; None opens them without settings.
       max_body_bytes: Maximum bytes of a request's body; files of saved states have a limit of their own.
       max_kept_bytes: Maximum bytes that all requests may hold together until their responses end.
       strict: Whether unknown fields of bodies are errors.
@@ -94,19 +98,21 @@ def create_app(
         routes=_ROUTES.routes,
     )
     app.state.service = service
+    app.state.features = open_features(Opening(service)) if features is None else features
     app.state.check_body = BodyCheck(service.model.id, strict=strict)
     app.state.max_body_bytes = max_body_bytes
     app.openapi = with_events(app, _EVENTS)  # type: ignore[method-assign]
     app.state.endpoints = tuple(each for router in _ROUTERS for each in _endpoints(router))
     if access.admin_keys:
-        app.include_router(debug.router)
+        for router in (router for feature in FEATURES for router in feature.admin_routers):
+            app.include_router(router)
     install_error_handlers(app)
     app.add_middleware(HeadAndOptions, routes=app.routes)
     tenants = len(access.keys.owners)
     app.add_middleware(
         BodyLimit,
         max_bytes=max_body_bytes,
-        exempt_paths=(states.IMPORT_PATH, files.PATH),
+        exempt_paths=frozenset().union(*(feature.unlimited_paths for feature in FEATURES)),
         tenants=tenants,
         max_kept_bytes=max_kept_bytes,
     )

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from roost.server.store import Database
-    from roost.server.store.database import Transaction
+    from roost.server.database.database import Database, Transaction
 
 KINDS = ("sqlite", "postgresql")
 
@@ -179,14 +178,26 @@ def faulty_database(server: PostgresqlServer) -> Iterator[FaultyDatabase]:
         database.administer("DROP ROLE clerk", "postgres")
 
 
+def table_names(transaction: "Transaction", address: str) -> list[str]:
+    """Returns the names of all tables of the store."""
+    if address.startswith("sqlite"):
+        rows = transaction.rows("SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE 'roost%'")
+    else:
+        rows = transaction.rows("SELECT tablename FROM pg_tables WHERE tablename LIKE 'roost%%'")
+    return [name for (name,) in rows]
+
+
 def opened(address: str, *, clocked: bool = False) -> "Database":
     """Returns a database with the store's tables, empty.
 
     Args:
       clocked: Whether a table holds the clock, so that a test can move it.
     """
-    from roost.server.store import Database, StoreAddress, schema  # only where Roost is installed
-    from roost.server.store.dialects import dialect_of
+    from roost.server.database import schema  # only where Roost is installed
+    from roost.server.database.address import StoreAddress
+    from roost.server.database.database import Database
+    from roost.server.database.dialects import dialect_of
+    from roost.server.features.index import load_features
 
     dialect = dialect_of(StoreAddress.parse(address))
     if clocked:
@@ -194,9 +205,12 @@ def opened(address: str, *, clocked: bool = False) -> "Database":
     database = Database(dialect)
 
     def prepare(transaction: "Transaction") -> None:
-        schema.upgrade(transaction, dialect)
-        for table in ("events", "responses", "batch_claims", "batches", "file_lines", "file_order", "files"):
-            transaction.execute(f"DELETE FROM roost_{table}")
+        for feature in load_features():
+            if feature.tables is not None:
+                schema.upgrade(transaction, dialect, feature.tables)
+        for name in table_names(transaction, address):
+            if not name.startswith("roost_schema"):
+                transaction.execute(f"DELETE FROM {name}")
         transaction.execute("CREATE TABLE IF NOT EXISTS test_clock (now DOUBLE PRECISION)")
         transaction.execute("DELETE FROM test_clock")
         transaction.execute("INSERT INTO test_clock VALUES (1000)")

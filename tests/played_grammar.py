@@ -7,9 +7,9 @@ from contextlib import contextmanager, suppress
 from io import FileIO
 
 from roost.engine.core.output_constraint import mask_of_ids
-from roost.server.text.grammar.process import GrammarProcess
-from roost.server.text.grammar_worker.frames import TOKEN, Frame, FrameReader, Kind
-from roost.server.text.grammar_worker.limits import Limits
+from roost.server.constraints.grammar.process import GrammarProcess
+from roost.server.constraints.grammar_worker.frames import TOKEN, Frame, FrameReader, Kind
+from roost.server.constraints.grammar_worker.limits import Limits
 
 
 class PlayedProcess:

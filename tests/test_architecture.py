@@ -24,32 +24,27 @@ ROOMS = ("server", "engine", "kernels", "configs")
 LEVELS = (
     "__init__.py",
     "server/__main__.py",
-    "server/cli",
-    "server/bench",
-    "server/client",
-    "server/python_api",
-    "server/lifecycle",
-    "server/transport",
+    "server/commands",
+    "server/features/batches/command",
+    "server/run",
+    "server/llm",
+    "server/assembly",
     "server/app.py",
-    "server/api",
-    "server/api/native",
-    "server/api/anthropic",
-    "server/api/openai",
-    "server/api/common",
+    "server/features",
+    "server/feature.py",
+    "server/client",
+    "server/openai",
+    "server/http",
     "server/generation",
+    "server/constraints",
     "server/text",
     "server/model_hub",
-    "server/middleware",
-    "server/request_warnings.py",
     "server/terminal",
-    "server/error_responses.py",
     "server/observability",
     "server/tenancy",
     "server/settings",
-    "server/errors.py",
-    "server/error_kinds.py",
-    "server/validation_errors.py",
-    "server/store",
+    "server/errors",
+    "server/database",
     "server/__init__.py",
     "engine/__init__.py",
     "engine/async_engine.py",
@@ -79,8 +74,11 @@ BESIDE = {("engine/scheduling", "engine/worker")}
 CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
     "HTTP and its schemas": ({"fastapi", "starlette", "uvicorn", "pydantic"}, ("server/*",)),
     "text": ({"sentencepiece", "tokenizers", "jinja2"}, ("server/*",)),
-    "grammars": ({"llguidance"}, ("server/text/grammar/*", "server/text/grammar_worker/*")),
-    "metrics": ({"prometheus_client"}, ("server/observability/*metrics.py",)),
+    "grammars": ({"llguidance"}, ("server/constraints/grammar/*", "server/constraints/grammar_worker/*")),
+    "metrics": (
+        {"prometheus_client"},
+        ("server/observability/*metrics.py", "server/feature.py", "server/features/*/collector.py"),
+    ),
     "traces": ({"opentelemetry"}, ("server/observability/tracing.py",)),
     "threads, locks and queues": (
         {"threading", "_thread", "queue"},
@@ -88,8 +86,8 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
             "engine/async_engine.py",
             "engine/distributed/hosts.py",
             "engine/prefix_cache/disk.py",
-            "server/python_api/event_loop.py",
-            "server/text/grammar/process.py",
+            "server/llm/event_loop.py",
+            "server/constraints/grammar/process.py",
             "server/observability/logging.py",  # the hook for what threads raise
         ),
     ),
@@ -143,23 +141,23 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
     "the time of day, which may jump": (  # for people to read; whatever is measured or waited for is time.monotonic's
         {"time.time", "time.time_ns", "datetime"},
         (
-            "server/api/common/response_parts.py",
-            "server/api/openai/responses_builder.py",
-            "server/api/openai/models.py",
+            "server/http/response_parts.py",
+            "server/features/responses/builder.py",
+            "server/openai/models.py",
             "server/text/served_model.py",
             "server/generation/state_store.py",
-            "server/bench/environment.py",
+            "server/commands/bench/environment.py",
             "server/observability/logging.py",
             "server/observability/tracing.py",
         ),
     ),
-    "databases": ({"sqlite3", "psycopg"}, ("server/store/dialects.py",)),
+    "databases": ({"sqlite3", "psycopg"}, ("server/database/dialects.py",)),
     "checkpoint formats": (
         {"safetensors", "tensorstore", "orbax"},
         ("engine/checkpoint/safetensors_files.py", "engine/checkpoint/orbax.py", "engine/prefix_cache/state_file.py"),
     ),
     "downloads": ({"huggingface_hub", "kagglehub", "google", "google_crc32c", "requests"}, ("server/model_hub/*",)),
-    "plots": ({"matplotlib"}, ("server/bench/plot.py",)),
+    "plots": ({"matplotlib"}, ("server/commands/bench/plot.py",)),
     "settings": ({"pydantic_settings"}, ("server/settings/*",)),
     "environment variables": (
         {"os.environ", "os.environb", "os.getenv", "os.putenv", "os.unsetenv"},
@@ -268,6 +266,32 @@ def module_of(target: str, files: Sources) -> str:
     return next((path for path in candidates if path in files), target)
 
 
+def features_stand_beside_one_another(files: Sources) -> list[str]:
+    """Only the features' index, applications and commands know a feature, and a feature only those that it requires."""
+    found = []
+    for path, text in files.items():
+        here = feature_of(path)
+        for line, target in inner_imports(path, text):
+            there = feature_of(target)
+            if there in (None, here) or path == "server/features/index.py":
+                continue
+            if here is None or there not in required_by(here, files):
+                found.append(f"{path}:{line} imports {target}, of the feature {there}")
+    return found
+
+
+def feature_of(path: str) -> str | None:
+    """Returns the feature that a file, or a name in one, belongs to; None if it belongs to none."""
+    found = re.match(r"server/features/(?!index\b)(\w+)/", path)
+    return found and found[1]
+
+
+def required_by(feature: str, files: Sources) -> str:
+    """Returns the source of a feature's list of required ones."""
+    found = re.search(r"requires=\(([^)]*)\)", files.get(f"server/features/{feature}/feature.py", ""))
+    return found[1] if found else ""
+
+
 def imports_between_rooms_are_relative(files: Sources) -> list[str]:
     """Our own packages are imported relatively: absolute names depend on how the checkout is installed."""
     return [
@@ -321,6 +345,10 @@ def test_imports_between_rooms_are_relative() -> None:
     assert_holds(imports_between_rooms_are_relative)
 
 
+def test_features_stand_beside_one_another() -> None:
+    assert_holds(features_stand_beside_one_another)
+
+
 def test_every_room_of_the_tables_exists() -> None:
     files = [path.relative_to(ROOT).as_posix() for room in ROOMS for path in (ROOT / room).rglob("*.py")]
     patterns = {pattern for _, patterns in CONCERNS.values() for pattern in patterns}
@@ -349,6 +377,9 @@ def test_concerns_stay_in_their_rooms() -> None:
         (imports_point_down, "engine/worker/x.py", "from ..... import anything"),
         (imports_point_down, "engine/x.py", "import jax\nfrom .core import config"),
         (imports_point_down, "server/text/x.py", "from ..generation.service import Service"),
+        (imports_point_down, "server/http/x.py", "from ..features.states.routes import router"),
+        (features_stand_beside_one_another, "server/app.py", "from .features.states.routes import router"),
+        (features_stand_beside_one_another, "server/features/states/x.py", "from ..native.abort import router"),
         (imports_between_rooms_are_relative, "server/x.py", "import roost.engine"),
         (imports_between_rooms_are_relative, "server/x.py", "from roost.engine import AsyncEngine"),
         (imports_between_rooms_are_relative, "server/x.py", "from roost import engine"),
@@ -356,7 +387,7 @@ def test_concerns_stay_in_their_rooms() -> None:
         (concerns_stay_in_their_rooms, "engine/x.py", "import fastapi"),
         (concerns_stay_in_their_rooms, "engine/x.py", "from pydantic.fields import Field"),
         (concerns_stay_in_their_rooms, "engine/x.py", "import sentencepiece as spm"),
-        (concerns_stay_in_their_rooms, "server/generation/output_constraint.py", "from llguidance import LLMatcher"),
+        (concerns_stay_in_their_rooms, "server/constraints/output_constraint.py", "from llguidance import LLMatcher"),
         (concerns_stay_in_their_rooms, "server/app.py", "from prometheus_client import Counter"),
         (concerns_stay_in_their_rooms, "engine/engine_core.py", "import threading"),
         (concerns_stay_in_their_rooms, "server/app.py", "from threading import Lock"),
@@ -366,7 +397,11 @@ def test_concerns_stay_in_their_rooms() -> None:
         (concerns_stay_in_their_rooms, "server/app.py", "if True:\n    from flax import nnx"),
         (concerns_stay_in_their_rooms, "engine/checkpoint/weights.py", "from safetensors import safe_open"),
         (concerns_stay_in_their_rooms, "engine/checkpoint/source.py", "from huggingface_hub import snapshot_download"),
-        (concerns_stay_in_their_rooms, "server/bench/serve/benchmark.py", "from matplotlib.figure import Figure"),
+        (
+            concerns_stay_in_their_rooms,
+            "server/commands/bench/serve/benchmark.py",
+            "from matplotlib.figure import Figure",
+        ),
         (concerns_stay_in_their_rooms, "server/app.py", "from pydantic_settings import BaseSettings"),
         (concerns_stay_in_their_rooms, "server/app.py", "import os\nkey = os.environ['KEY']"),
         (concerns_stay_in_their_rooms, "kernels/x.py", "import os as system\nsystem.getenv('KEY')"),
@@ -381,7 +416,7 @@ def test_rule_reports_a_violation(rule: Rule, path: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("path", "text"),
     [
-        ("server/api/x.py", "from ...engine import AsyncEngine\nfrom .. import errors\nimport fastapi"),
+        ("server/openai/x.py", "from ...engine import AsyncEngine\nfrom .. import errors\nimport fastapi"),
         ("server/text/x.py", "from ... import configs\nfrom ...configs import presets"),
         ("server/settings/sources.py", "import os, pydantic_settings\nos.environ.get('KEY')"),
         (

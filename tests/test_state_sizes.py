@@ -9,8 +9,8 @@ from roost.engine import DeviceFacts, EngineConfig, open_model
 from roost.engine.core.snapshot import Snapshot, SnapshotFormat
 from roost.engine.model.config import PRESETS, ModelConfig
 from roost.engine.prefix_cache.saved_state import SavedState, SavedStateFormat
-from roost.server.cli.plan import print_plan
-from roost.server.lifecycle.startup_message import summary
+from roost.server.commands.plan import print_plan
+from roost.server.run.startup_message import summary
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [

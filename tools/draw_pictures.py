@@ -31,10 +31,15 @@ type Edges = Mapping[str, set[str]]
 
 
 def room_of(module: str) -> str:
-    """Returns the room of a module, both as paths from the root: a folder of `server` or `engine`, or a file there."""
+    """Returns the room of a module, both as paths from the root: a folder of `server` or `engine`, or a file there.
+
+    Each feature is a room of its own. Its command stands on the server, and so above the rest of it.
+    """
     parts = module.split("/")
     if parts[0] == "kernels":
         return "kernels"
+    if parts[:2] == ["server", "features"] and parts[2:] not in ([], ["index"]):
+        return "/".join(parts[:4] if parts[3:4] == ["command"] else parts[:3])
     return "/".join(parts[:2]) if len(parts) > 1 else f"{parts[0]} (door)"
 
 

@@ -16,14 +16,14 @@ from typing import Any, Final, cast
 from prometheus_client import CollectorRegistry
 from roost.engine import EngineStats
 from roost.server.app import create_app
-from roost.server.error_kinds import ErrorKind
-from roost.server.error_responses import anthropic_type
+from roost.server.errors.kinds import ErrorKind
+from roost.server.features.index import load_features
 from roost.server.generation.service import Service
+from roost.server.http.error_responses import anthropic_type
+from roost.server.http.open_connections import OpenConnections
 from roost.server.observability.metrics import Metrics
 from roost.server.settings import SettingReference, settings_reference
-from roost.server.store import StoreStats
 from roost.server.terminal.failure import EXIT_STATUSES
-from roost.server.transport.open_connections import OpenConnections
 
 FOLDER: Final = Path(__file__).parents[1] / "docs" / "reference"
 
@@ -281,6 +281,9 @@ def _error_row(kind: ErrorKind) -> str:
 
 def metrics_page() -> str:
     """Returns the page of all metrics, under Roost's names and under vLLM's."""
+    metrics = Metrics(EngineStats, tenants=("TENANT",), connections=OpenConnections(lambda: 1).counts_by_port)
+    for collector in (each for feature in load_features() for each in feature.unused_collectors()):
+        metrics.registry.register(collector)
     lines = [
         _NOTE,
         "",
@@ -291,16 +294,7 @@ def metrics_page() -> str:
         "",
         "## Roost's names",
         "",
-        *_metric_rows(
-            Metrics(
-                EngineStats,
-                tenants=("TENANT",),
-                store=StoreStats(),
-                batches=lambda: None,
-                connections=OpenConnections(lambda: 1).counts_by_port,
-            ).registry,
-            "roost_",
-        ),
+        *_metric_rows(metrics.registry, "roost_"),
         "",
         "## vLLM's names",
         "",

@@ -22,12 +22,12 @@ from environments import HERE
 from jobs import Job, Range, equal_jobs, mixed_jobs, outcome
 from models import LLAMA, hf_tokenizer
 from protocol import Command, answer_all
-from roost.server.bench.latency import RequestTrace
-from roost.server.bench.serve.load_generator import Send, send_at, send_in_turn
-from roost.server.bench.serve.stream_recorder import StreamRecorder
-from roost.server.bench.workload import poisson_times
 from roost.server.client.http_client import Address, ClientError, HttpClient
 from roost.server.client.openai_server import first_model
+from roost.server.commands.bench.latency import RequestTrace
+from roost.server.commands.bench.serve.load_generator import Send, send_at, send_in_turn
+from roost.server.commands.bench.serve.stream_recorder import StreamRecorder
+from roost.server.commands.bench.workload import poisson_times
 
 POLL_S = 0.02
 

@@ -25,7 +25,7 @@ from measure import Found, Options, expected_seconds, measure, pin
 from page import draw, draw_targets, markdown, tables
 from plan import FAMILIES
 from rich.console import Console
-from roost.server.bench.report import opening
+from roost.server.commands.bench.report import opening
 
 sys.path.append(str(HERE.parent))
 from tree import commit

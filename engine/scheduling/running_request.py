@@ -9,15 +9,7 @@ from typing import Final
 from ..core.config import MAX_TOKENS
 from ..core.errors import ConstraintError, NumericError, RoostError
 from ..core.output_constraint import TokenMask
-from ..core.request import (
-    FinishReason,
-    Replay,
-    Request,
-    RowResult,
-    TokenLogprobs,
-    TokenOutput,
-    error_output,
-)
+from ..core.request import FinishReason, Replay, Request, RowResult, TokenLogprobs, TokenOutput, error_output
 from ..core.sampling_params import NO_CHOICE
 from ..core.snapshot import Snapshot
 from ..core.tenant_store import TenantStore

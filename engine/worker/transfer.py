@@ -11,14 +11,7 @@ from ..core.arrays import HostArray
 from ..core.config import PREFILL_BLOCK
 from ..core.output_constraint import TokenMask, mask_of_ids
 from ..core.request import PrefillChunk, ReplayedRow, Request
-from ..core.sampling_params import (
-    NO_LIMIT,
-    NO_TOKEN,
-    NUMBER_COLUMNS,
-    PENALTY_WINDOW,
-    SAMPLING_COLUMNS,
-    SamplingState,
-)
+from ..core.sampling_params import NO_LIMIT, NO_TOKEN, NUMBER_COLUMNS, PENALTY_WINDOW, SAMPLING_COLUMNS, SamplingState
 from ..core.snapshot import BlockState, Snapshot
 from ..model.state import BlockStates
 from ..sampling.state import TokenMemory

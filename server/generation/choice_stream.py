@@ -8,13 +8,13 @@ from io import StringIO
 from typing import Final, Protocol, runtime_checkable
 
 from ...engine import FinishReason, TokenLogprobs, TokenOutput
-from ..errors import client_too_slow, request_aborted
+from ..constraints.tools import CallJoiner, CallReader, join_calls
+from ..errors.request_errors import client_too_slow, request_aborted
 from ..observability.request_metrics import RequestRecord
 from ..text.detokenizer import Detokenizer
 from ..text.tokenizer import Tokenizer
 from .delta import Delta
 from .spec import Choice
-from .tools import CallJoiner, CallReader, join_calls
 
 MAX_UNREAD_BYTES: Final = 256 * 2**10
 """Maximum estimated memory of a choice's deltas that the client does not read: some 10,000 tokens, or 100 with 20

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from ...engine import FinishReason, TokenLogprobs
+from ..constraints.tools import CallPiece
 from ..observability.request_metrics import NEVER, Times
-from .tools import CallPiece
 
 
 @dataclass(slots=True)  # a frozen one takes three times as long to construct, and there is one per event

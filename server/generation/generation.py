@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from ...engine import AsyncEngine, EngineDeadError, Request, SamplingParams
-from ..errors import request_aborted
+from ..constraints.grammar import Grammar, GrammarConstraint
+from ..errors.request_errors import request_aborted
 from ..observability.request_metrics import RequestRecord, RequestTracker
-from ..text.grammar import Grammar, GrammarConstraint
 from ..text.tokenizer import Tokenizer
 from .choice_stream import MAX_UNREAD_BYTES, ChoiceStream, DeltaJoiner
 from .delta import Delta

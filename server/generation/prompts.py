@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from ...engine import MAX_TOKENS, SavedState
-from ..errors import bad_value
-from ..middleware.request_body import is_large, keep
+from ..constraints.tools import call_text, described, result_text, tools_text
+from ..errors.request_errors import bad_value
+from ..tenancy.request_memory import is_large, keep
 from ..tenancy.workers import Workers
 from ..text.chat_template import ChatFormatError, Message
+from ..text.conversation import Conversation, ConversationMessage, FunctionTool
 from ..text.served_model import ServedModel
 from ..text.tokenizer import TextUnavailableError, Tokenizer
-from .conversation import Conversation, ConversationMessage, FunctionTool
-from .tools import call_text, described, result_text, tools_text
 
 _LONG: Final = 8192
 """Number of characters or token ids from which on a worker thread encodes: it takes a millisecond or two."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from ...engine import SamplingParams
-from ..errors import ApiError, response_too_large
+from ..errors.request_errors import ApiError, response_too_large
 from ..text.tokenizer import Tokenizer
 from .spec import GenerationSpec
 

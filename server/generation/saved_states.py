@@ -4,8 +4,8 @@ from dataclasses import replace
 from uuid import uuid4
 
 from ...engine import MAX_TOKENS, SavedState, UnknownRequestError
-from ..error_kinds import ErrorKind
-from ..errors import ApiError, bad_value
+from ..errors.kinds import ErrorKind
+from ..errors.request_errors import ApiError, bad_value
 from ..tenancy.tenant import tenant
 from .service import Service
 from .state_store import StoredState
@@ -40,7 +40,7 @@ async def save_state(service: Service, request_id: str, index: int) -> StoredSta
 
 async def export_state(service: Service, stored: StoredState) -> bytes:
     """Returns a state as a file, signed if the service has a key."""
-    return await service.files.run(lambda: service.engine.state_format.export(stored.state, service.state_key))
+    return await service.workers.run(lambda: service.engine.state_format.export(stored.state, service.state_key))
 
 
 async def import_state(service: Service, data: bytes) -> StoredState:
@@ -50,7 +50,7 @@ async def import_state(service: Service, data: bytes) -> StoredState:
       StateFileError: The file is broken, of another model, or not signed with the service's key.
       ApiError: There is no room for the state.
     """
-    state = await service.files.run(lambda: service.engine.state_format.load(data, service.state_key))
+    state = await service.workers.run(lambda: service.engine.state_format.load(data, service.state_key))
     return _keep(service, replace(state, salt=f"import-{uuid4().hex}"))  # a secret, so that no other request shares it
 
 

@@ -10,30 +10,25 @@ from typing import Final
 from uuid import uuid4
 
 from ...engine import AsyncEngine, EngineDeadError, QueueFullError, RequestTimeoutError, SamplingParams
-from ..errors import bad_value, grammars_busy, not_generating, prompt_too_long
-from ..middleware.request_body import is_large, keep
+from ..constraints.grammar import Grammar, GrammarBusyError, GrammarCompiler, GrammarError
+from ..constraints.output_constraint import OutputConstraint
+from ..errors.request_errors import bad_value, grammars_busy, not_generating, prompt_too_long
+from ..errors.request_warnings import warn
 from ..observability.logging import request_id
 from ..observability.metrics import Metrics
-from ..request_warnings import warn
 from ..tenancy.batch_line import is_batch_line
 from ..tenancy.open_requests import OpenRequests
+from ..tenancy.request_memory import is_large, keep
 from ..tenancy.tenant import tenant
 from ..tenancy.tenant_locks import TenantLocks
 from ..tenancy.workers import Workers
-from ..text.grammar import Grammar, GrammarBusyError, GrammarCompiler, GrammarError
 from ..text.served_model import ServedModel
 from ..text.stop_strings import StopStringsBuilder
-from .background import Background
-from .batches import BatchStore
 from .choice_stream import MAX_UNREAD_BYTES
 from .generation import Generation, collect
-from .memory_responses import MemoryResponses
-from .output_constraint import OutputConstraint
 from .prompts import Prompt, PromptEncoder
 from .response_size import response_size
-from .response_store import ResponseStore
 from .spec import Choice, GenerationSpec, PromptCopies, SchedulingParameters
-from .state_files import StateFiles
 from .state_store import StateStore, StoredState
 from .tracked_responses import TrackedResponses
 
@@ -54,12 +49,9 @@ class Service:
       salt_by_key: Whether each tenant has prefix cache entries of its own.
       state_key: Key that signs exported states and verifies imported ones.
       saves: Turns of saving a state, one per tenant at a time, since each takes a part of an engine step.
-      files: Memory of state files that are being sent or received.
       tracked: Running responses, and the tokens that clients have received.
       workers: Threads for long work.
-      store_address: Address of the store of responses, without a password.
       max_unread_bytes: Maximum estimated memory of a choice's deltas that a slow reader leaves unread.
-      batches: Files and batches; None without a database.
     """
 
     engine: AsyncEngine
@@ -73,30 +65,20 @@ class Service:
     proof_s: float = 10.0
     request_timeout_s: float = math.inf
     salt_by_key: bool = False
-    responses: ResponseStore = field(default_factory=MemoryResponses)
-    background: Background = field(default_factory=Background)
     state_key: bytes | None = field(default=None, repr=False)
     states: StateStore = field(default_factory=StateStore)
     saves: TenantLocks = field(default_factory=TenantLocks)
-    files: StateFiles = field(default_factory=StateFiles)
     tracked: TrackedResponses = field(default_factory=TrackedResponses)
     stop_strings: StopStringsBuilder = field(default_factory=StopStringsBuilder)
     open_requests: OpenRequests = field(default_factory=OpenRequests)
     workers: Workers = field(default_factory=Workers)
-    store_address: str = "memory:"
     max_unread_bytes: int = MAX_UNREAD_BYTES
-    batches: BatchStore | None = None
 
     @property
     def engine_identity(self) -> str | None:
         """Identity of the engine, whose tokens only the same one repeats bit for bit; None if it has no checkpoints."""
         formats = self.engine.checkpoint_format
         return None if formats is None else formats.engine
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether a request is open, or a response is generated in the background."""
-        return self.open_requests.count > 0 or self.background.is_busy
 
     def check_alive(self) -> None:
         """Checks that the engine runs.

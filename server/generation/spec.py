@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...engine import Replay, SamplingParams, Snapshot
-from ..text.grammar import Grammar
-from .output_constraint import OutputConstraint
+from ..constraints.grammar import Grammar
+from ..constraints.output_constraint import OutputConstraint
 from .prompts import Prompt
 from .state_store import StoredState
 

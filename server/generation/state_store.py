@@ -7,8 +7,8 @@ from typing import Any, Final
 from uuid import uuid4
 
 from ...engine import SavedState, TenantStore
-from ..error_kinds import ErrorKind
-from ..errors import ApiError
+from ..errors.kinds import ErrorKind
+from ..errors.request_errors import ApiError
 
 MAX_STATES: Final = 10_000
 """Maximum number of states of all tenants together, so that a page of a list is found quickly."""

@@ -11,8 +11,6 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from ...engine import EngineStats
-from ..store import StoreStats
-from ..store.batch_records import BatchStatus, BatchTotals
 from .request_metrics import LatencyMetrics, Observer, RequestRecord, RequestTracker
 from .vllm_metrics import VllmMetrics
 
@@ -56,7 +54,6 @@ class Metrics:
       tenants: Tenants whose requests are counted by name, which bounds the number of series.
       vllm_model: Name of the model for vLLM's metrics; None leaves these out.
       observers: Further observers of requests.
-      store: Counts of the store of responses; None if it is in memory.
       simulated: Device that is simulated; None if the model runs.
       connections: Returns the counts of each port's connections; None without ports.
 
@@ -72,18 +69,12 @@ class Metrics:
         tenants: Sequence[str] = (),
         vllm_model: str | None = None,
         observers: Sequence[Observer] = (),
-        store: StoreStats | None = None,
-        batches: Callable[[], BatchTotals | None] | None = None,
         simulated: str | None = None,
         connections: Callable[[], Mapping[str, ConnectionCounts]] | None = None,
     ) -> None:
         self._clock = clock
         self.registry = CollectorRegistry()
         self.registry.register(_EngineCollector(stats))
-        if store is not None:
-            self.registry.register(_StoreCollector(store))
-        if batches is not None:
-            self.registry.register(_BatchCollector(batches))
         if connections is not None:
             self.registry.register(_ConnectionCollector(connections))
         if simulated is not None:
@@ -226,84 +217,3 @@ class _ConnectionCollector(Collector):
             dropped.add_metric([port], counts.num_dropped)
             refused.add_metric([port], counts.num_refused)
         yield from (opened, busy, limit, dropped, refused)
-
-
-class _StoreCollector(Collector):
-    """Reads the counts of a store of responses in a database."""
-
-    def __init__(self, stats: StoreStats) -> None:
-        self._stats = stats
-
-    def collect(self) -> Iterator[Metric]:
-        stats = self._stats
-        running = GaugeMetricFamily(
-            "roost_store_responses_running",
-            "Background responses of all replicas that have not ended, by whether a live replica owns them.",
-            labels=["owned"],
-        )
-        running.add_metric(["yes"], stats.running - stats.orphaned)
-        running.add_metric(["no"], stats.orphaned)
-        yield running
-        yield GaugeMetricFamily(
-            "roost_store_responses_unattended",
-            "Background responses that this replica owns in the database, though none of its tasks runs them.",
-            stats.unattended,
-        )
-        ended = CounterMetricFamily(
-            "roost_store_responses_ended", "Background responses that this replica ended, by status.", labels=["status"]
-        )
-        for status in ("completed", "incomplete", "failed", "cancelled"):
-            ended.add_metric([status], stats.ended[status])
-        yield ended
-        yield CounterMetricFamily(
-            "roost_store_adoptions", "Background responses of other replicas that this one continued.", stats.adoptions
-        )
-        yield CounterMetricFamily(
-            "roost_store_handovers",
-            "Streams in the foreground that this replica left to others when it stopped.",
-            stats.handovers,
-        )
-        yield CounterMetricFamily(
-            "roost_store_fencing_refusals",
-            "Writes of this replica that were refused since another one owned the response, or it was cancelled.",
-            stats.refusals,
-        )
-        yield CounterMetricFamily(
-            "roost_store_checkpoints", "Checkpoints of running responses that were written.", stats.checkpoints
-        )
-        yield CounterMetricFamily("roost_store_checkpoint_bytes", "Bytes of those checkpoints.", stats.checkpoint_bytes)
-        yield CounterMetricFamily(
-            "roost_store_checkpoint_seconds", "Seconds spent on writing checkpoints.", stats.checkpoint_seconds
-        )
-        yield CounterMetricFamily(
-            "roost_store_checkpoint_errors",
-            "Checkpoints that could not be written or read.",
-            stats.checkpoint_errors,
-        )
-        if stats.evacuation_seconds is not None:
-            yield GaugeMetricFamily(
-                "roost_store_evacuation_seconds",
-                "Estimated seconds for checkpoints of all slots, to compare with --evacuate-seconds.",
-                stats.evacuation_seconds,
-            )
-
-
-class _BatchCollector(Collector):
-    """Reads the counts of batches in a database."""
-
-    def __init__(self, totals: Callable[[], BatchTotals | None]) -> None:
-        self._totals = totals
-
-    def collect(self) -> Iterator[Metric]:
-        totals = self._totals() or BatchTotals({}, 0, 0, 0.0)
-        batches = GaugeMetricFamily("roost_batches", "Batches of all replicas, by status.", labels=["status"])
-        for status in BatchStatus:
-            batches.add_metric([status.value], totals.batches.get(status.value, 0))
-        yield batches
-        lines = GaugeMetricFamily(
-            "roost_batch_lines", "Lines of batches in progress that have not ended, by state.", labels=["state"]
-        )
-        lines.add_metric(["claimed"], totals.running_lines)
-        lines.add_metric(["waiting"], max(totals.waiting_lines - totals.running_lines, 0))
-        yield lines
-        yield GaugeMetricFamily("roost_batch_age_seconds", "Age of the oldest batch in progress.", totals.oldest_s)

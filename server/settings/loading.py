@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..validation_errors import describe
+from ..errors.validation_errors import describe
 from .fields import is_secret
 from .names import Labels, flag_name
 from .settings import Settings

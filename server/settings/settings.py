@@ -6,6 +6,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, PrivateAttr, SecretStr, model_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from ..database.address import StoreAddress
 from .fields import (
     AUTO,
     LOCAL_FOLDER,
@@ -329,6 +330,11 @@ class Settings(BaseSettings):
     def rename(self, text: str) -> str:
         """Returns an error about settings with their names as they were written where their values come from."""
         return self._labels.rename(text, type(self).model_fields)
+
+    @property
+    def store_address(self) -> StoreAddress:
+        """Address of the store."""
+        return StoreAddress.parse(self.store.get_secret_value())
 
     @model_validator(mode="after")
     def _check_related_settings(self) -> "Settings":

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import pytest
 import typer
-from roost.server.cli.main import app
+from roost.server.commands.main import app
 from roost.server.settings import Settings, load_settings
 
 SET_VARIABLES: Final = {"LWS_LEADER_ADDRESS": "roost-0.roost-0.default", "LWS_GROUP_SIZE": "2"}

@@ -12,7 +12,7 @@ import yaml
 from crd_schemas import SPECS, schema
 from deploy_tools import load, missing, program, run, templated
 from kubernetes_objects import CHART, DEPLOY, GROUPS, PRESETS, container, objects, one, pod, pod_templates
-from roost.server.lifecycle.lifecycle import STOP_TIMEOUT_S
+from roost.server.run.lifecycle import STOP_TIMEOUT_S
 from serve_settings import settings_of
 
 pytestmark = pytest.mark.deploy

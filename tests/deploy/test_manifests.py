@@ -18,12 +18,12 @@ from kubernetes_objects import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 from roost.engine import CacheStats, EngineStats
-from roost.server.api.native.health import router
-from roost.server.lifecycle.engine_config import engine_config
-from roost.server.lifecycle.lifecycle import STOP_TIMEOUT_S
+from roost.server.assembly.engine_config import engine_config
+from roost.server.features.responses.stats import StoreStats
+from roost.server.http.health import router
 from roost.server.observability.metrics import Metrics
+from roost.server.run.lifecycle import STOP_TIMEOUT_S
 from roost.server.settings import Settings
-from roost.server.store import StoreStats
 from serve_settings import settings_of
 
 STATS = EngineStats(

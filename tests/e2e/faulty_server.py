@@ -17,8 +17,8 @@ import numpy as np
 from roost.engine import ModelRunner, builder
 from roost.engine.worker.runner import PendingDecode
 from roost.server.__main__ import main
-from roost.server.store.dialects import Connection, Sqlite
-from roost.server.text.grammar import process
+from roost.server.constraints.grammar import process
+from roost.server.database.dialects import Connection, Sqlite
 
 CALLS_BEFORE = 3
 """Number of calls that succeed before the fault, so that streams are running."""

@@ -5,9 +5,9 @@ import sys
 import time
 from typing import Final
 
-from roost.server.text.grammar_worker import follow
-from roost.server.text.grammar_worker.__main__ import main
-from roost.server.text.grammar_worker.frames import Frame
+from roost.server.constraints.grammar_worker import follow
+from roost.server.constraints.grammar_worker.__main__ import main
+from roost.server.constraints.grammar_worker.frames import Frame
 
 SLOW_S: Final = 0.03
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import orjson
 import pytest
-from roost.server.cli.batch.input_file import InputFile
-from roost.server.cli.batch.local_backend import LocalBackend
-from roost.server.cli.batch.output_file import OutputFile
-from roost.server.cli.batch.run import BatchRun, Counts
+from roost.server.features.batches.command.input_file import InputFile
+from roost.server.features.batches.command.local_backend import LocalBackend
+from roost.server.features.batches.command.output_file import OutputFile
+from roost.server.features.batches.command.run import BatchRun, Counts
 from roost.server.settings import load_settings
 from server_process import API_KEY, MAX_QUEUE, SHAPES, ServerProcess, start
 from shared_programs import compiled_once

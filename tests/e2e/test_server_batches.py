@@ -31,7 +31,7 @@ MIB = 2**20
 
 PATIENT = """
 from roost.server.__main__ import main
-from roost.server.transport.connection import LimitedConnection
+from roost.server.http.connection import LimitedConnection
 
 LimitedConnection.body_s = 600.0
 main()

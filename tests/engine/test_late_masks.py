@@ -15,7 +15,7 @@ from roost.engine.core.request import Replay
 from roost.engine.prefix_cache.request_checkpoint import CheckpointFormat
 from roost.engine.scheduling import slots
 from roost.engine.scheduling.scheduler import Scheduler
-from roost.server.text.grammar.constraint import GrammarConstraint
+from roost.server.constraints.grammar.constraint import GrammarConstraint
 
 SLOTS, VOCABULARY, WORDS = 4, 320, 10
 MAX_TOKENS = 9

@@ -3,24 +3,25 @@
 import asyncio
 import math
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
 import httpx
 import uvicorn
 from fake_engine import FakeEngine
-from roost.server.app import create_app
+from roost.server.app import create_app, open_features
+from roost.server.constraints.grammar import GrammarCompiler
+from roost.server.feature import OpenFeature, Opening
 from roost.server.generation.prompts import PromptEncoder
 from roost.server.generation.service import Service
+from roost.server.http.connection import LimitedConnection
+from roost.server.http.open_connections import OpenConnections
 from roost.server.observability.metrics import Metrics
 from roost.server.text.chat_template import load_chat_format
 from roost.server.text.generation_defaults import GenerationDefaults
-from roost.server.text.grammar import GrammarCompiler
 from roost.server.text.served_model import ServedModel
 from roost.server.text.tokenizer import Tokenizer
-from roost.server.transport.connection import LimitedConnection
-from roost.server.transport.open_connections import OpenConnections
 
 VOCAB_SIZE = 512
 
@@ -53,11 +54,20 @@ def make_service(
     )
 
 
+def features_with(service: Service, *own: OpenFeature) -> list[OpenFeature]:
+    """Returns all features, open, some of which are the test's own."""
+    kinds = set(map(type, own))
+    return [*own, *(each for each in open_features(Opening(service)) if type(each) not in kinds)]
+
+
 @asynccontextmanager
-async def live(service: Service, stall_s: float | None = None) -> AsyncIterator[httpx.AsyncClient]:
+async def live(
+    service: Service, stall_s: float | None = None, features: Sequence[OpenFeature] | None = None
+) -> AsyncIterator[httpx.AsyncClient]:
     """Runs uvicorn on a loopback port; gives a client of it.
 
     Args:
+      features: Open features of the application.
       stall_s: after which clients that read nothing are dropped; the system's buffers are small then.
     """
     connections = OpenConnections(lambda: 4096)
@@ -65,7 +75,8 @@ async def live(service: Service, stall_s: float | None = None) -> AsyncIterator[
     listener = socket.create_server(("127.0.0.1", 0))
     if stall_s is not None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    server = uvicorn.Server(uvicorn.Config(create_app(service), http=http, lifespan="off", log_config=None))  # type: ignore[arg-type]
+    app = create_app(service, features=features)
+    server = uvicorn.Server(uvicorn.Config(app, http=http, lifespan="off", log_config=None))  # type: ignore[arg-type]
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     try:

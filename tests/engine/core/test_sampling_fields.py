@@ -4,13 +4,7 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
-from roost.engine.core.sampling_params import (
-    NUMBER_COLUMNS,
-    SAMPLING_COLUMNS,
-    SAMPLING_FIELDS,
-    Range,
-    SamplingParams,
-)
+from roost.engine.core.sampling_params import NUMBER_COLUMNS, SAMPLING_COLUMNS, SAMPLING_FIELDS, Range, SamplingParams
 from roost.engine.sampling.state import zero_sampling_state
 
 

@@ -10,10 +10,7 @@ import pytest
 from hypothesis import given
 from roost.engine.core.sampling_params import NO_TOKEN, PENALTY_WINDOW, SamplingParams
 from roost.engine.sampling.reference import reference_distribution
-from roost.engine.sampling.state import (
-    no_tokens,
-    record_tokens,
-)
+from roost.engine.sampling.state import no_tokens, record_tokens
 from sampler_cases import (
     PROMPT,
     ROWS,

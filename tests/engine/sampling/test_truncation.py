@@ -13,10 +13,7 @@ from roost.engine.core.sampling_params import SamplingParams
 from roost.engine.sampling.draw import draw_from_candidates
 from roost.engine.sampling.reference import reference_distribution
 from roost.engine.sampling.sampler import sample
-from roost.engine.sampling.state import (
-    zero_sampling_state,
-    zero_token_memory,
-)
+from roost.engine.sampling.state import zero_sampling_state, zero_token_memory
 from sampler_cases import (
     DRAWS,
     FILTERS,

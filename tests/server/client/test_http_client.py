@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from roost.server.bench.latency import RequestTrace
-from roost.server.bench.serve.stream_recorder import StreamRecorder
 from roost.server.client.http_client import Address, ClientError, HttpClient, UrlError
+from roost.server.commands.bench.latency import RequestTrace
+from roost.server.commands.bench.serve.stream_recorder import StreamRecorder
 from scripted_server import HEAD, USAGE, Script, chunk, error, event, scripted, streamed, text
 
 

@@ -14,19 +14,19 @@ from fake_server import served_model
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from roost.engine import FinishReason, SamplingParams
-from roost.server.api.anthropic.message_builder import MessageBuilder
-from roost.server.api.common.streaming import ResponseBuilder
-from roost.server.api.native.generate import TokensResponseBuilder
-from roost.server.api.openai.chat_completions import ChatResponseBuilder
-from roost.server.api.openai.completions import CompletionResponseBuilder
-from roost.server.api.openai.responses_body import ResponseBody
-from roost.server.api.openai.responses_builder import ResponsesBuilder
-from roost.server.api.openai.schemas import ChatBody, CompletionBody, GenerateBody
+from roost.server.constraints.tools import CallReader, call_text
+from roost.server.features.anthropic.builder import MessageBuilder
+from roost.server.features.native.generate import TokensResponseBuilder
+from roost.server.features.responses.body import ResponseBody
+from roost.server.features.responses.builder import ResponsesBuilder
 from roost.server.generation.choice_stream import DeltaJoiner
 from roost.server.generation.delta import Delta
 from roost.server.generation.prompts import Prompt
-from roost.server.generation.tools import CallReader, call_text
+from roost.server.http.streaming import ResponseBuilder
 from roost.server.observability.request_metrics import Times
+from roost.server.openai.chat_completions import ChatResponseBuilder
+from roost.server.openai.completions import CompletionResponseBuilder
+from roost.server.openai.schemas import ChatBody, CompletionBody, GenerateBody
 from roost.server.text.detokenizer import Detokenizer
 from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
 

@@ -10,23 +10,15 @@ from typing import Any
 import pytest
 from fake_engine import FakeEngine
 from fake_server import until
-from roost.engine import (
-    EngineDeadError,
-    FinishReason,
-    OutputSink,
-    Request,
-    SamplingParams,
-    TokenLogprobs,
-    TokenOutput,
-)
-from roost.server.errors import ApiError
+from roost.engine import EngineDeadError, FinishReason, OutputSink, Request, SamplingParams, TokenLogprobs, TokenOutput
+from roost.server.constraints.tools import call_text
+from roost.server.errors.request_errors import ApiError
 from roost.server.generation import choice_stream
 from roost.server.generation.choice_stream import ChoiceStream
 from roost.server.generation.delta import Delta
 from roost.server.generation.generation import Generation, Mailbox, collect
 from roost.server.generation.prompts import Prompt
 from roost.server.generation.spec import Choice
-from roost.server.generation.tools import call_text
 from roost.server.observability.logging import request_id
 from roost.server.observability.metrics import Metrics
 from roost.server.observability.request_metrics import Observer, RequestRecord, RequestTracker

@@ -5,9 +5,9 @@ import threading
 from typing import Literal
 
 import pytest
-from roost.server.errors import ApiError
-from roost.server.generation.conversation import Conversation, ConversationMessage
+from roost.server.errors.request_errors import ApiError
 from roost.server.generation.prompts import Prompt, PromptEncoder
+from roost.server.text.conversation import Conversation, ConversationMessage
 from roost.server.text.served_model import ServedModel
 from roost.server.text.tokenizer import Tokenizer
 

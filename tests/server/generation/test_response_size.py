@@ -14,18 +14,18 @@ from fake_engine import FakeEngine
 from fake_server import make_service, served_model
 from fastapi import FastAPI
 from pydantic import field_validator
-from roost.server.api.common.body_check import BodyCheck
-from roost.server.api.common.response_parts import large_to_json, to_json
-from roost.server.api.common.routes import JsonRoute
-from roost.server.api.common.schema_base import Fields
-from roost.server.api.native.generate import generate_spec
-from roost.server.api.openai.chat_completions import chat_spec
-from roost.server.api.openai.completions import completion_spec
-from roost.server.api.openai.schemas import ChatBody, CompletionBody, GenerateBody
 from roost.server.app import create_app
+from roost.server.features.native.generate import generate_spec
 from roost.server.generation.response_size import MAX_RESPONSE_BYTES, response_size
 from roost.server.generation.service import Service
-from roost.server.middleware.request_body import BodyLimit
+from roost.server.http.body_check import BodyCheck
+from roost.server.http.request_body import BodyLimit
+from roost.server.http.response_parts import large_to_json, to_json
+from roost.server.http.routes import JsonRoute
+from roost.server.http.schema_base import Fields
+from roost.server.openai.chat_completions import chat_spec
+from roost.server.openai.completions import completion_spec
+from roost.server.openai.schemas import ChatBody, CompletionBody, GenerateBody
 from roost.server.text.piece_tokenizer import SentencePieceTokenizer
 from roost.server.text.tokenizer import Tokenizer
 from starlette.types import Message, Scope

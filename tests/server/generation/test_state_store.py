@@ -6,7 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from roost.engine import SavedState, Snapshot
-from roost.server.errors import ApiError
+from roost.server.errors.request_errors import ApiError
 from roost.server.generation import state_store
 from roost.server.generation.state_store import StateStore
 

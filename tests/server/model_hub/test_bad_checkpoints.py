@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from roost.engine import CheckpointError
 from roost.engine.checkpoint.source import DEMO_DIRECTORY
-from roost.server.cli.main import app
+from roost.server.commands.main import app
 from roost.server.text import special_tokens
 from roost.server.text.special_tokens import check_special_tokens
 from roost.server.text.tokenizer_loading import load_tokenizer

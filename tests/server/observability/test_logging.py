@@ -12,14 +12,14 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 import pytest
 from fake_engine import FakeEngine
-from roost.server.api.common.body_check import BodyCheck
-from roost.server.api.openai.schemas import CompletionBody
 from roost.server.app import create_app
 from roost.server.generation.service import Service
-from roost.server.middleware.api_keys import ApiKeys
-from roost.server.middleware.auth import Access
-from roost.server.middleware.request_id import RequestScope
+from roost.server.http.api_keys import ApiKeys
+from roost.server.http.auth import Access
+from roost.server.http.body_check import BodyCheck
+from roost.server.http.request_id import RequestScope
 from roost.server.observability.logging import ACCESS_LOGGER, log_warnings_and_uncaught, request_id, say, set_up_logging
+from roost.server.openai.schemas import CompletionBody
 from starlette.types import Receive, Scope, Send
 
 KEY = {"authorization": "Bearer topsecretkey"}
@@ -67,7 +67,7 @@ async def test_line_is_a_json_object(locked: httpx.AsyncClient, capsys: pytest.C
     assert str(line.pop("message")).startswith("GET /v1/models 200 ")
     assert line == {
         "level": "info",
-        "logger": "roost.server.middleware.request_id",
+        "logger": "roost.server.http.request_id",
         "request_id": "r-1",
         "tenant": "alice",
         "method": "GET",

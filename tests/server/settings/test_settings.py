@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from roost.engine import ConfigError
-from roost.server.lifecycle.engine_config import engine_config
+from roost.server.assembly.engine_config import engine_config
 from roost.server.settings import (
     Group,
     Settings,

@@ -1,1 +1,0 @@
-"""HTTP APIs: OpenAI's, Anthropic's and Roost's own."""

@@ -1,1 +1,0 @@
-"""Parts of requests and responses that the APIs share."""

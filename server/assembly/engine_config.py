@@ -1,0 +1,75 @@
+"""Converts the settings of `roost serve` into the engine's configuration."""
+
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal
+
+import platformdirs
+
+from ...engine import DEVICES, ConfigError, EngineConfig, HostGroup, MeshShape, Simulation
+from ..settings import Settings, mesh_sizes
+
+
+def engine_config(settings: Settings) -> EngineConfig:
+    """Returns the engine's part of the settings.
+
+    Raises:
+      ConfigError: A setting is wrong; the text names the flag, the variable or the file that it came from.
+    """
+    try:
+        return EngineConfig(**_shared_settings(settings), **_converted_settings(settings))
+    except ConfigError as error:
+        raise ConfigError(settings.rename(str(error))) from None
+
+
+def _shared_settings(settings: Settings) -> dict[str, Any]:
+    """Returns the settings that `EngineConfig` has under the same name, unless they need conversion."""
+    names = {field.name for field in fields(EngineConfig)} - {"state_key", "compile_cache", "simulate"}
+    return settings.model_dump(include=names)
+
+
+def _converted_settings(settings: Settings) -> dict[str, Any]:
+    sizes = mesh_sizes(settings.mesh)
+    key = settings.state_key
+    return {
+        "state_key": None if key is None else key.get_secret_value().encode(),
+        # A follower compiles what its leader calls, but isn't given the leader's store.
+        "checkpoints": settings.num_hosts > 1 or settings.store_address.kind != "memory",
+        "compile_cache": _compile_cache(settings.compile_cache),
+        "shards": None if sizes is None else MeshShape(*sizes),
+        "hosts": _hosts(settings),
+        "simulate": None if settings.simulate is None else _simulation(settings.simulate),
+    }
+
+
+def _simulation(text: str) -> Simulation:
+    simulation = Simulation.parse(text)
+    if simulation.device not in DEVICES:
+        raise ConfigError(f"simulate takes one of {', '.join(DEVICES)}, not {simulation.device!r}")
+    return simulation
+
+
+def _hosts(settings: Settings) -> HostGroup | None:
+    if settings.coordinator is None:
+        return None
+    leader, port = settings.coordinator.rsplit(":", 1)
+    return HostGroup(leader, int(port), settings.num_hosts, settings.host_index)
+
+
+def _compile_cache(setting: Literal["auto", "off"] | Path) -> Path | None:
+    """Returns the folder for compiled programs. The default folder is left out if it is not writable."""
+    if isinstance(setting, Path):
+        return setting
+    folder = platformdirs.user_cache_path("roost", appauthor=False) / "programs"
+    if setting == "auto" and _is_writable(folder):
+        return folder
+    return None
+
+
+def _is_writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)

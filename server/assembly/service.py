@@ -1,0 +1,38 @@
+"""Builds the service that HTTP and the Python API share."""
+
+import math
+
+from ...engine import AsyncEngine, EngineConfig
+from ..constraints.grammar import GrammarCompiler
+from ..generation.prompts import PromptEncoder
+from ..generation.service import Service
+from ..generation.state_store import StateStore
+from ..observability.metrics import Metrics
+from ..settings import Settings
+from ..tenancy.workers import Workers
+from ..text.served_model import ServedModel
+
+
+def make_service(
+    settings: Settings,
+    config: EngineConfig,
+    engine: AsyncEngine,
+    model: ServedModel,
+    metrics: Metrics,
+) -> Service:
+    """Returns the service of an engine, which need not be started."""
+    workers = Workers(tenants=config.tenants)
+    return Service(
+        engine=engine,
+        model=model,
+        metrics=metrics,
+        prompts=PromptEncoder(model, workers),
+        workers=workers,
+        grammars=GrammarCompiler(model.tokenizer, model.end_token_ids, tenants=config.tenants),
+        max_choices=config.max_queue,
+        request_timeout_s=math.inf if settings.request_timeout is None else settings.request_timeout,
+        max_prompt_tokens=settings.max_prompt_tokens,
+        salt_by_key=settings.cache_salt_by_key,
+        state_key=config.state_key,
+        states=StateStore(config.tenants),
+    )

@@ -1,0 +1,229 @@
+"""Commands of `roost bench`. Slow imports happen when a command runs."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ...settings import SettingsError, load_settings
+from ...terminal.failure import USAGE_STATUS, exit_on_error
+from ...terminal.help import CommandGroup, model_argument, setting_option
+
+app = typer.Typer(
+    cls=CommandGroup,
+    help="Measure an engine, a server, or how speed depends on length.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+class Workload(StrEnum):
+    """Workloads of the engine benchmark."""
+
+    prefill = "prefill"
+    decode = "decode"
+    mixed = "mixed"
+
+
+Model = Annotated[str | None, model_argument()]
+Slots = Annotated[str | None, setting_option("slots")]
+Dtype = Annotated[str | None, setting_option("dtype")]
+Quantize = Annotated[str | None, setting_option("quantize")]
+KvDtype = Annotated[str | None, setting_option("kv_dtype")]
+PrefillChunk = Annotated[int | None, setting_option("prefill_chunk")]
+Seed = Annotated[int | None, setting_option("seed", "Seed of random weights and of prompts.")]
+Config = Annotated[Path | None, setting_option("config", "TOML file of settings, as `roost serve` reads it.")]
+JsonFile = Annotated[
+    str | None,
+    typer.Option("--json", help="Write everything as JSON; - is stdout.", metavar="FILE", show_default=False),
+]
+SvgFile = Annotated[
+    Path | None,
+    typer.Option("--svg", help="Draw it; needs pip install '.\\[bench]'.", metavar="FILE", show_default=False),
+]
+
+
+@app.command()
+def engine(
+    model: Model = None,
+    workload: Annotated[
+        list[Workload] | None,
+        typer.Option(help="May be given several times.", show_default="all three"),
+    ] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Requests that run at the same time.", show_default="the slots")
+    ] = None,
+    input_len: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 512,
+    output_len: Annotated[int, typer.Option(min=1, help="Tokens to generate for each.")] = 128,
+    num_prompts: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Requests of a run of prefill or mixed; decode has one per slot in use.",
+            show_default="twice the concurrency",
+        ),
+    ] = None,
+    request_rate: Annotated[
+        str | None,
+        typer.Option(
+            help="For mixed: arrivals per second, as a Poisson process.",
+            show_default="at the pace that keeps all slots in use busy",
+            metavar="R",
+        ),
+    ] = None,
+    repeat: Annotated[int, typer.Option(min=1, help="Runs of each workload; the table has medians.")] = 3,
+    slots: Slots = None,
+    dtype: Dtype = None,
+    quantize: Quantize = None,
+    kv_dtype: KvDtype = None,
+    prefill_chunk: PrefillChunk = None,
+    seed: Seed = None,
+    config: Config = None,
+    json: JsonFile = None,
+) -> None:
+    """Run MODEL without HTTP: prefill, decode, and both at once.
+
+    prefill generates one token per prompt; decode lets all requests decode together; mixed lets requests arrive
+    while others decode.
+    """
+    with exit_on_error(USAGE_STATUS):
+        numbers = {"dtype": dtype, "quantize": quantize, "kv_dtype": kv_dtype, "seed": seed}
+        flags = {"slots": slots, "prefill_chunk": prefill_chunk, **numbers}
+        settings = load_settings({"model": model, "config": config, **flags})
+        from .engine.benchmark import Options, bench_engine
+        from .report import Outputs
+        from .workload import parse_rate
+
+        rate = None if request_rate is None else parse_rate("--request-rate", request_rate)
+        workloads = [name.value for name in Workload if name in (workload or Workload)]
+        options = Options(settings, workloads, concurrency, input_len, output_len, num_prompts, rate, repeat)
+        status = bench_engine(options, Outputs(json))
+    raise typer.Exit(status)
+
+
+@app.command()
+def serve(
+    limits: Annotated[
+        list[str] | None, typer.Argument(help="Further limits of --goodput.", metavar="NAME:MS", hidden=True)
+    ] = None,
+    url: Annotated[str, typer.Option(help="The server, with or without /v1.")] = "http://127.0.0.1:8000",
+    model: Annotated[
+        str | None,
+        typer.Option(help="Id of the model.", show_default="the first that the server lists", metavar="NAME"),
+    ] = None,
+    endpoint: Annotated[Literal["completions", "chat"], typer.Option(help="API to use.")] = "completions",
+    request_rate: Annotated[
+        str | None,
+        typer.Option(
+            help="Requests per second, as a Poisson process, whether or not others have ended.",
+            show_default="inf: all at once",
+            metavar="R",
+        ),
+    ] = None,
+    concurrency: Annotated[
+        int | None,
+        typer.Option(min=1, help="Instead of a rate: number of open requests.", show_default=False),
+    ] = None,
+    num_prompts: Annotated[int, typer.Option(min=1, help="Requests to measure.")] = 100,
+    input_len: Annotated[
+        str, typer.Option(help="Tokens (or words) of a prompt: 512, or 100:900 for any between.", metavar="N|LOW:HIGH")
+    ] = "512",
+    output_len: Annotated[str, typer.Option(help="max_tokens, in the same way.", metavar="N|LOW:HIGH")] = "128",
+    prompt_text: Annotated[
+        bool, typer.Option("--prompt-text", help="Send words, for servers that accept no token ids.")
+    ] = False,
+    vocab_size: Annotated[int, typer.Option(min=2, help="Bound above all token ids of prompts.")] = 256,
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", help="Request the full length; Roost, vLLM and SGLang support it.")
+    ] = False,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 always takes the most likely token.")] = 0.0,
+    api_key: Annotated[
+        str | None, typer.Option(help="Sent as a bearer token.", metavar="KEY", show_default=False)
+    ] = None,
+    warmup: Annotated[int, typer.Option(min=0, help="Requests before the measurement, one after the other.")] = 1,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds that a request may take.")] = 600.0,
+    goodput: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Also count the requests within limits in ms: ttft:500 itl:50 tpot:50 e2e:5000.",
+            metavar="'NAME:MS ...'",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of prompts, lengths and arrival times.")] = 0,
+    json: JsonFile = None,
+    svg: SvgFile = None,
+) -> None:
+    """Measure any server that speaks OpenAI's API, by streams.
+
+    The server counts tokens; times are those of its chunks.
+    """
+    with exit_on_error(USAGE_STATUS):
+        if limits and not goodput:
+            raise SettingsError(f"{limits[0]!r}: no argument is expected; a server is given by --url")
+        if concurrency is not None and request_rate is not None:
+            raise SettingsError("--concurrency and --request-rate: give one of them")
+        from ...client.http_client import Address, UrlError
+        from .report import Outputs
+        from .serve.benchmark import bench_serve
+        from .serve.goodput import Objective
+        from .serve.options import Options
+        from .workload import LengthRange, parse_rate
+
+        try:
+            address = Address.parse(url)
+        except UrlError as error:
+            raise SettingsError(f"--url {error}") from None
+        options = Options(
+            address=address,
+            url=url,
+            model=model,
+            endpoint=endpoint,
+            request_rate=parse_rate("--request-rate", request_rate or "inf"),
+            concurrency=concurrency,
+            num_prompts=num_prompts,
+            input_len=LengthRange.parse("--input-len", input_len),
+            output_len=LengthRange.parse("--output-len", output_len),
+            prompt_text=prompt_text,
+            vocab_size=vocab_size,
+            ignore_eos=ignore_eos,
+            temperature=temperature,
+            api_key=api_key,
+            warmup=warmup,
+            timeout_s=timeout,
+            goodput=Objective.parse("--goodput", [*(goodput or ()), *(limits or ())]),
+            seed=seed,
+        )
+        status = bench_serve(options, Outputs(json, svg))
+    raise typer.Exit(status)
+
+
+@app.command()
+def length(
+    model: Model = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Sequences that grow at the same time.")] = 8,
+    input_len: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 16,
+    max_length: Annotated[int, typer.Option(min=2, help="Tokens to generate for each.")] = 16384,
+    slots: Annotated[
+        str | None, typer.Option(help="Number of slots.", show_default="the concurrency", metavar="N")
+    ] = None,
+    dtype: Dtype = None,
+    quantize: Quantize = None,
+    kv_dtype: KvDtype = None,
+    prefill_chunk: PrefillChunk = None,
+    seed: Seed = None,
+    config: Config = None,
+    json: JsonFile = None,
+    svg: SvgFile = None,
+) -> None:
+    """Let sequences grow, and report speed and memory at every doubling of their length."""
+    with exit_on_error(USAGE_STATUS):
+        numbers = {"dtype": dtype, "quantize": quantize, "kv_dtype": kv_dtype, "seed": seed}
+        flags = {"slots": slots, "prefill_chunk": prefill_chunk, **numbers}
+        settings = load_settings({"model": model, "config": config, **flags})
+        from .engine.length import Options, bench_length
+        from .report import Outputs
+
+        status = bench_length(Options(settings, concurrency, input_len, max_length), Outputs(json, svg))
+    raise typer.Exit(status)

@@ -1,0 +1,104 @@
+"""Random prompts, lengths and arrival times of requests."""
+
+import math
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ...settings import SettingsError
+
+FIRST_ID: Final = 4
+"""First token id that prompts contain. Lower ids are padding and the beginning and end of a text in most vocabularies.
+"""
+
+_WORDS: Final = (
+    *("the", "of", "and", "to", "in", "is", "it", "you", "that", "he", "was", "for", "on", "are", "with", "as"),
+    *("his", "they", "at", "be", "this", "from", "have", "or", "by", "one", "had", "not", "but", "what", "all"),
+    *("were", "when", "we", "there", "can", "an", "your", "which", "their", "said", "if", "do", "will", "each"),
+)
+"""Common words, most of which are one token each in most vocabularies."""
+
+
+def draw_token_ids(length: int, vocab_size: int, rng: random.Random) -> Sequence[int]:
+    """Returns random token ids from `FIRST_ID` up; a vocabulary without such ids gives its last one.
+
+    The content of a prompt makes no difference to speed.
+    """
+    first = min(FIRST_ID, vocab_size - 1)
+    return rng.choices(range(first, vocab_size), k=length)
+
+
+def draw_text(num_words: int, rng: random.Random) -> str:
+    """Returns random common words."""
+    return " ".join(rng.choices(_WORDS, k=num_words))
+
+
+@dataclass(frozen=True, slots=True)
+class LengthRange:
+    """Uniform distribution of lengths from `low` to `high`, both included."""
+
+    low: int
+    high: int
+
+    def __str__(self) -> str:
+        return str(self.low) if self.low == self.high else f"{self.low}:{self.high}"
+
+    @classmethod
+    def parse(cls, option: str, text: str) -> "LengthRange":
+        """Parses `512` or `100:900`.
+
+        Raises:
+          SettingsError: The text is neither.
+        """
+        found = re.fullmatch(r"(\d{1,9})(?::(\d{1,9}))?", text)
+        low, high = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+        if not 1 <= low <= high:
+            raise SettingsError(f"{option} {text!r}: give a length such as 512, or the ends of a range such as 100:900")
+        return cls(low, high)
+
+    def draw(self, rng: random.Random) -> int:
+        """Returns a random length."""
+        return rng.randint(self.low, self.high)
+
+
+def parse_rate(option: str, text: str) -> float:
+    """Parses requests per second, or `inf`.
+
+    Raises:
+      SettingsError: The text is not a positive number.
+    """
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not rate > 0:
+        raise SettingsError(f"{option} {text!r}: give requests per second, above 0, or inf to send all at once")
+    return rate
+
+
+def poisson_times(rate: float, count: int, rng: random.Random) -> Sequence[float]:
+    """Returns arrival times of a Poisson process, in seconds from the first.
+
+    Args:
+      rate: Arrivals per second; infinity lets all requests arrive at once.
+      count: Number of arrivals.
+      rng: Source of randomness.
+    """
+    if math.isinf(rate):
+        return [0.0] * count
+    times, now = [], 0.0
+    for _ in range(count):
+        times.append(now)
+        now += rng.expovariate(rate)
+    return times
+
+
+def balanced_interval(input_len: int, output_len: int, concurrency: int, prefill_chunk: int) -> int:
+    """Returns the model rounds between two arrivals that keep about `concurrency` requests running.
+
+    A request needs one round per chunk of its prompt, in which the others wait, and shares `output_len` rounds with
+    them.
+    """
+    return math.ceil(input_len / prefill_chunk) + math.ceil(output_len / concurrency)

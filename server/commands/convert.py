@@ -1,0 +1,42 @@
+"""`roost convert`: writes a checkpoint in another format or precision."""
+
+from pathlib import Path
+from typing import Literal
+
+from ...engine import CHECKPOINT_FORMATS, ConfigError, convert, shown_bytes
+from ..assembly.engine_loading import LoadProgress
+from ..model_hub import find_model
+from ..terminal.text import print_status
+
+
+def run(model: str, destination: Path, dtype: str | None, quantize: str | None, to: str) -> None:
+    """Converts a checkpoint and prints its size and fingerprint.
+
+    Raises:
+      ConfigError: An option is not known.
+      CheckpointError: The source cannot be read, or the destination cannot be written.
+    """
+    if dtype not in (None, "float32", "bfloat16"):
+        raise ConfigError(f"dtype must be float32 or bfloat16, not {dtype!r}")
+    source = find_model(model)
+    progress = LoadProgress()
+    try:
+        done = convert(
+            source, destination, dtype=dtype, quantize=_quantize(quantize), to=_format(to), progress=progress
+        )
+    finally:
+        progress.close()
+    print_status(f"{destination}: {shown_bytes(done.num_bytes)}, fingerprint {done.fingerprint}")
+
+
+def _quantize(name: str | None) -> Literal["int8"] | None:
+    match name:
+        case None | "int8":
+            return name
+    raise ConfigError(f"quantize must be int8, not {name!r}")
+
+
+def _format(name: str) -> str:
+    if name not in CHECKPOINT_FORMATS:
+        raise ConfigError(f"format must be {' or '.join(CHECKPOINT_FORMATS)}, not {name!r}")
+    return name

@@ -1,0 +1,80 @@
+"""Model in this process, for commands that generate without a server."""
+
+import secrets
+from collections.abc import AsyncGenerator
+from contextlib import closing
+from dataclasses import replace
+
+from ...engine import AsyncEngine, ConfigError, ModelSource, SamplingParams
+from ..assembly.engine_config import engine_config
+from ..assembly.engine_loading import LoadProgress, exit_while_loading, is_loading, make_engine
+from ..generation.delta import Delta
+from ..generation.generation import Generation
+from ..generation.spec import Choice
+from ..model_hub import find_model
+from ..observability.metrics import Metrics
+from ..settings import Settings
+from ..text.served_model import ServedModel, open_served_model
+from .sampling_options import SamplingOptions
+
+
+def sampling_params(sampling: SamplingOptions, model: ServedModel) -> SamplingParams:
+    """Returns sampling parameters, with the checkpoint's defaults for options that are None.
+
+    Raises:
+      ConfigError: A value is out of range.
+    """
+    defaults = model.defaults
+    try:
+        return SamplingParams(
+            **{**defaults.sampling, **sampling.numbers()},
+            max_tokens=defaults.max_tokens if sampling.max_tokens is None else sampling.max_tokens,
+            seed=secrets.randbits(64) if sampling.seed is None else sampling.seed % 2**64,
+            end_token_ids=model.end_token_ids,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+class LocalModel:
+    """Model with one slot. The constructor reads everything but the weights; `start` loads them.
+
+    Attributes:
+      state_key: Key that signs saved states; None signs nothing.
+      source: Checkpoint.
+      model: Tokenizer, chat template and defaults.
+      engine: Engine, which `start` starts.
+
+    Raises:
+      RoostError: A setting is wrong, or the model cannot be opened.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        config = replace(engine_config(settings), slots=1)
+        self.state_key = config.state_key
+        self.source: ModelSource = find_model(settings.model)
+        self.model = open_served_model(self.source, config)
+        self._progress = LoadProgress()
+        self.engine: AsyncEngine = make_engine(self.source, config, self._progress)
+        self._metrics = Metrics(lambda: self.engine.stats)
+
+    async def start(self) -> None:
+        """Loads the weights and compiles.
+
+        Raises:
+          RoostError: The weights do not match the model, or the model does not fit the memory.
+        """
+        self.engine.start()
+        await self.engine.wait_ready()
+
+    def exit_if_loading(self, status: int) -> None:
+        """Ends the process with `status` if the engine is loading, which nothing else can interrupt."""
+        if is_loading(self.engine):
+            exit_while_loading(self._progress, status)
+
+    async def generate(self, request_id: str, choice: Choice) -> AsyncGenerator[Delta]:
+        """Yields the deltas of a choice."""
+        started = Generation.start(self.engine, self.model.tokenizer, self._metrics.requests, request_id, [choice])
+        with closing(started) as generation:
+            async for delta in generation:
+                yield delta

@@ -1,0 +1,187 @@
+"""`roost serve`: one process, from its settings to its exit status."""
+
+import asyncio
+import gc
+import logging
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+from typing import Final
+
+from ...engine import (
+    SIMULATED,
+    AsyncEngine,
+    DeviceFacts,
+    EngineConfig,
+    EngineDeadError,
+    ModelSource,
+    RoostError,
+    device_facts,
+    follow,
+)
+from ..app import create_app, open_features
+from ..assembly.engine_config import engine_config
+from ..assembly.engine_loading import LoadProgress, exit_while_loading, is_loading, make_engine
+from ..assembly.service import make_service
+from ..feature import Opening
+from ..generation.service import Service
+from ..http.auth import Access, load_access
+from ..http.open_connections import OpenConnections
+from ..model_hub import find_model
+from ..observability.logging import is_json, log_warnings_and_uncaught, say, set_up_logging
+from ..observability.metrics import Metrics
+from ..observability.telemetry import Telemetry, open_telemetry
+from ..run.connection_limit import ConnectionLimit, raise_file_limit
+from ..run.http_server import HttpServer, Listeners, uvicorn_config
+from ..run.lifecycle import Lifecycle, Timeouts, serve_until_stopped
+from ..run.startup_message import greeting, summary
+from ..settings import Settings, chosen_platforms
+from ..terminal.signals import Signals, exit_now
+from ..text.served_model import ServedModel, open_served_model
+from .accelerators import unused_accelerator
+
+_SWITCH_INTERVAL_S: Final = 0.0005
+"""Seconds that a thread keeps the interpreter while others wait: a tenth of Python's default, since the event loop and
+the engine wait that long for each worker thread."""
+
+_logger = logging.getLogger(__name__)
+
+
+def serve(settings: Settings) -> int:
+    """Serves until a signal comes or the engine dies.
+
+    Returns:
+      The exit status.
+
+    Raises:
+      RoostError: A setting is wrong, the model cannot be loaded, or the port is in use.
+    """
+    signals = _prepare_process(settings)
+    config, source = engine_config(settings), find_model(settings.model)
+    if config.hosts is not None and not config.hosts.is_leader:
+        return _follow(source, config)
+    model = open_served_model(source, config, settings.served_model_name, settings.max_tokens_limit)
+    listeners = Listeners.bind(settings)
+    access = load_access(settings, listeners.admin_port)
+    config = replace(config, tenants=max(len(access.keys.owners), 1))
+    telemetry = open_telemetry(settings, model.id)
+    progress = LoadProgress(config.compile_cache)
+    engine = make_engine(source, config, progress)
+    limit = ConnectionLimit(settings, lambda: engine.stats.slots, raise_file_limit())
+    connections = OpenConnections(limit, listeners.admin_port)
+    metrics = _metrics(settings, engine, model, access, telemetry, connections)
+    service = make_service(settings, config, engine, model, metrics)
+    features = open_features(Opening(service, settings, telemetry.observers, config.tenants))
+    make_app = partial(
+        create_app, service, features=features, max_body_bytes=settings.max_body_bytes, strict=settings.strict
+    )
+    app = make_app(access, trace=telemetry.trace)
+    server = HttpServer(uvicorn_config(app, settings, connections), signals)
+
+    def start() -> None:
+        for feature in features:
+            feature.start(make_app)
+        _announce(settings, source, config, service, listeners.url(settings), limit)
+
+    timeouts = Timeouts(settings.drain_lag, settings.drain_timeout, settings.step_timeout)
+    lifecycle = Lifecycle(service, signals, timeouts, on_ready=start, features=features)
+    with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+        failure = runner.run(serve_until_stopped(lifecycle, server, listeners.sockets(), features))
+        if is_loading(engine):
+            exit_while_loading(progress, 0)
+    telemetry.close()
+    is_stuck = engine.is_stuck or any(feature.is_stuck for feature in features)
+    return _exit_status(failure, is_stuck=is_stuck)
+
+
+def _prepare_process(settings: Settings) -> Signals:
+    """Sets what a process has once: thread switching, signal handlers and logging."""
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    signals = Signals()
+    signals.install()
+    as_json = settings.log_format == "json"
+    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+    set_up_logging(level, as_json=as_json, access_log=settings.access_log)
+    if as_json:
+        log_warnings_and_uncaught()
+    _logger.debug("imports and settings: %.2f s of processor time", time.process_time())
+    for warning in settings.warnings:
+        _logger.warning("%s", warning)
+    return signals
+
+
+def _metrics(
+    settings: Settings,
+    engine: AsyncEngine,
+    model: ServedModel,
+    access: Access,
+    telemetry: Telemetry,
+    connections: OpenConnections,
+) -> Metrics:
+    return Metrics(
+        lambda: engine.stats,
+        tenants=access.keys.owners,
+        vllm_model=model.id if settings.metrics_compat == "vllm" else None,
+        observers=telemetry.observers,
+        connections=connections.counts_by_port,
+        simulated=model.simulated,
+    )
+
+
+def _announce(
+    settings: Settings,
+    source: ModelSource,
+    config: EngineConfig,
+    service: Service,
+    url: str,
+    limit: ConnectionLimit,
+) -> None:
+    """Prints the address and what is served, and warns of an accelerator that is not used and of too few files."""
+    gc.freeze()  # a full collection would visit all objects of the libraries and the model, which takes 100 ms and more
+    device = _device_facts(config)
+    lines = summary(
+        source, config, service.engine.stats.slots, service.model.id, url, device, str(settings.store_address)
+    )
+    if is_json():
+        say(greeting(url), fields=dict(line.split(maxsplit=1) for line in lines))
+    else:
+        say("\n".join(["", greeting(url), "", *lines, ""]))
+    if warning := unused_accelerator(device.platform, chosen_platforms()):
+        _logger.warning("%s", warning)
+    if limit.warning is not None:
+        _logger.warning("%s", limit.warning)
+
+
+def _device_facts(config: EngineConfig) -> DeviceFacts:
+    """Returns facts about the devices; a simulation does not ask JAX, which would take an accelerator for itself."""
+    if config.simulate is None:
+        return device_facts()
+    _logger.warning("simulating %s: no model runs; times are made up, and so are texts", config.simulate.text)
+    return DeviceFacts(config.simulate.text, 1 if config.shards is None else config.shards.count, None, SIMULATED)
+
+
+def _follow(source: ModelSource, config: EngineConfig) -> int:
+    """Serves as one of the leader's hosts. The leader ends the process, also after a signal."""
+    try:
+        follow(source, config, partial(exit_now, 1), LoadProgress(config.compile_cache))
+    except EngineDeadError as error:
+        _logger.critical("%s", error)
+        exit_now(1)  # devices may be waiting for those of the leader
+    return 0
+
+
+def _exit_status(failure: BaseException | None, *, is_stuck: bool) -> int:
+    """Returns the exit status; ends the process at once if a thread is stuck.
+
+    Raises:
+      RoostError: The engine's failure, if a user can fix it.
+    """
+    if isinstance(failure, RoostError) and not isinstance(failure, EngineDeadError):
+        raise failure
+    if failure is not None:
+        _logger.critical("the engine died: %s", failure, exc_info=None if isinstance(failure, RoostError) else failure)
+    status = 0 if failure is None else 1
+    if is_stuck:
+        exit_now(status)
+    return status

@@ -1,0 +1,1 @@
+"""Output constraints: grammars, the processes that follow them, and tools."""

@@ -1,0 +1,293 @@
+"""Server side of the processes that compile and follow grammars.
+
+llguidance is native code whose parsers recurse, and a mask of a hostile grammar can take minutes. Its own limits bound
+neither, so each grammar has a process of its own, which the system ends when it overflows its stack or exceeds the CPU
+time or memory of `grammar_worker.limits`. The end of a process ends only the outputs that follow its grammar.
+"""
+
+import fcntl
+import itertools
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from io import FileIO
+from typing import Final
+
+from ...text.tokenizer import Tokenizer
+from .. import grammar_worker
+from ..grammar_worker.frames import COST, TOKEN, Frame, FrameReader, Kind
+from ..grammar_worker.limits import Limits
+from ..grammar_worker.vocabulary import SIZE_BYTES
+from .spec import GrammarError, GrammarSpec, one_line
+from .vocabulary import TokenBytes
+
+_READ_BYTES: Final = 64 * 1024
+"""Maximum bytes of one read from a process."""
+
+_PIPE_BYTES: Final = 2**20
+"""Capacity of the pipe of masks, by which a process may be ahead of the engine."""
+
+_DIED: Final = "computing the next token mask takes too much work"
+"""Error message for outputs whose process has ended."""
+
+type Tokenize = Callable[[bytes], Sequence[int]]
+
+
+class GrammarProcess:
+    """Process of one grammar. One thread at a time may use it, but any thread may drop followers.
+
+    A follower is the grammar's state along one output.
+
+    Args:
+      commands: Pipe to the process.
+      replies: Pipe from the process.
+      tokenize: Returns the token ids of a text.
+      limits: Resource limits of the process.
+
+    Attributes:
+      cpu_s: CPU seconds of the compilation; its limit until the grammar is compiled.
+      num_bytes: Bytes of memory that the grammar holds.
+    """
+
+    def __init__(self, commands: FileIO, replies: FileIO, tokenize: Tokenize, limits: Limits) -> None:
+        self.cpu_s = limits.compile_cpu_s
+        self._limits = limits
+        self.num_bytes = 0
+        self._commands, self._replies = commands, replies
+        self._tokenize = tokenize
+        self._reader = FrameReader()
+        self._poll_replies, self._poll_both = select.poll(), select.poll()
+        self._poll_replies.register(replies, select.POLLIN)
+        self._poll_both.register(replies, select.POLLIN)
+        self._poll_both.register(commands, select.POLLOUT)
+        self._numbers = itertools.count(1)
+        self._followers: dict[int, _Follower] = {}
+        self._dropped: deque[int] = deque()
+        self._unsent: deque[bytes] = deque()
+        self._sending = threading.Lock()
+        self._is_dead = False
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process is running. Callable on any thread."""
+        poll = select.poll()  # two threads cannot share one
+        poll.register(self._replies, 0)
+        hung_up = bool(poll.poll(0))
+        return not self._is_dead and not hung_up
+
+    def compile(self, spec: GrammarSpec) -> None:
+        """Compiles the grammar, before any other message.
+
+        Raises:
+          GrammarError: The grammar is wrong, uses an unsupported feature, or exceeds the limits.
+        """
+        kind = Kind.COMPILE_GBNF if spec.is_gbnf else Kind.COMPILE
+        self._followers[0] = _Follower(num_awaited=1)
+        self._send(Frame(kind, payload=spec.source.encode()))
+        os.set_blocking(self._commands.fileno(), False)  # from here on, a process must not block the engine
+        self.wait(0, None)
+        result = self._followers.pop(0).result
+        if result is None:
+            raise GrammarError(_too_complex(self._limits))
+        self.cpu_s, self.num_bytes = COST.unpack_from(result.payload)
+        if result.kind is Kind.REFUSED:
+            raise GrammarError(one_line(result.payload[COST.size :].decode()))
+
+    def new_follower(self) -> int:
+        """Returns the number of a new follower, which has to be dropped in the end."""
+        return next(self._numbers)
+
+    def request_mask(self, follower: int, token_ids: Sequence[int] = ()) -> None:
+        """Requests a follower's next mask, and returns at once.
+
+        Args:
+          follower: Number of the follower.
+          token_ids: Tokens that advance the follower; none for the first mask.
+        """
+        self._followers.setdefault(follower, _Follower()).num_awaited += 1
+        self._send(Frame(Kind.NEXT, follower, b"".join(map(TOKEN.pack, token_ids))))
+
+    def wait(self, follower: int, seconds: float | None) -> bool:
+        """Waits for the reply to the last request, and returns whether it is there, or the process has ended."""
+        while self._followers[follower].num_awaited and not self._is_dead:
+            if not self._wait_for_io(seconds):
+                return False
+        return True
+
+    def result(self, follower: int) -> Frame:
+        """Waits for and returns the reply to the last request: a mask, or the first failure of the follower."""
+        self.wait(follower, None)
+        state = self._followers[follower]
+        is_over = state.result is not None and (not state.num_awaited or state.result.kind is Kind.FAILED)
+        return state.result if is_over and state.result else Frame(Kind.FAILED, follower, _DIED.encode())
+
+    def drop(self, follower: int) -> None:
+        """Drops a follower. Callable on any thread."""
+        self._dropped.append(follower)
+        self._send(Frame(Kind.DROP, follower))
+
+    def _wait_for_io(self, seconds: float | None) -> bool:
+        """Waits until a pipe can be used, and reads and writes what it can; returns False after the timeout."""
+        self._flush()
+        poll = self._poll_both if self._unsent else self._poll_replies
+        ready = poll.poll(None if seconds is None else 1e3 * seconds)
+        if any(descriptor == self._replies.fileno() for descriptor, _ in ready):
+            self._receive()
+        return bool(ready)
+
+    def _send(self, frame: Frame) -> None:
+        self._unsent.append(frame.to_bytes())
+        self._flush()
+
+    def _flush(self) -> None:
+        """Writes as much as the process takes now. Another thread that writes already writes all of it."""
+        while self._unsent and self._sending.acquire(blocking=False):
+            try:
+                is_blocked = self._write()
+            finally:
+                self._sending.release()
+            if is_blocked:
+                return
+
+    def _write(self) -> bool:
+        """Writes waiting messages; returns whether the pipe is full before the end."""
+        while self._unsent:
+            data = self._unsent[0]
+            try:
+                sent = len(data) if self._commands.closed else self._commands.write(data)
+            except BrokenPipeError:
+                self._is_dead, sent = True, len(data)
+            if sent is None:
+                return True
+            if sent < len(data):
+                self._unsent[0] = data[sent:]
+            else:
+                self._unsent.popleft()
+        return False
+
+    def _receive(self) -> None:
+        data = self._replies.read(_READ_BYTES)
+        if not data:
+            self._is_dead = True
+            return
+        while self._dropped:
+            self._followers.pop(self._dropped.popleft(), None)
+        for frame in self._reader.feed(data):
+            if frame.kind is Kind.TOKENIZE:
+                token_ids = self._tokenize(frame.payload)
+                self._send(Frame(Kind.TOKENS, payload=b"".join(map(TOKEN.pack, token_ids))))
+            elif frame.follower in self._followers:
+                self._followers[frame.follower].add(frame)
+
+
+@dataclass(slots=True)
+class _Follower:
+    """Replies to a follower's requests, which come in their order.
+
+    Attributes:
+      num_awaited: Number of requests without a reply.
+      result: Latest reply, or the first failure. It is of no use while another reply is awaited.
+    """
+
+    num_awaited: int = 0
+    result: Frame | None = None
+
+    def add(self, reply: Frame) -> None:
+        self.num_awaited -= 1
+        if self.result is None or self.result.kind is not Kind.FAILED:
+            self.result = reply
+
+
+class GrammarProcessFactory:
+    """Starts grammar processes as forks of one worker process, which holds the vocabulary.
+
+    The worker is started with the first grammar.
+
+    Args:
+      tokenizer: Tokenizer of the model.
+      end_token_ids: All tokens that end a generation.
+      limits: Resource limits of each grammar.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, end_token_ids: Sequence[int], limits: Limits) -> None:
+        self._limits = limits
+        self._tokenizer = tokenizer
+        self._end_token_ids = end_token_ids
+        self._lock = threading.Lock()
+        self._tokens: TokenBytes | None = None
+        self._control: socket.socket | None = None
+
+    def new_process(self) -> GrammarProcess:
+        """Returns a new process without a grammar. Callable on any thread.
+
+        Raises:
+          GrammarError: The tokenizer is not suitable for grammars.
+        """
+        with self._lock:
+            if self._tokens is None:  # takes half a second for a large vocabulary
+                self._tokens = TokenBytes(self._tokenizer, self._end_token_ids)
+            try:
+                return self._fork(self._tokens, self._control or self._start(self._tokens))
+            except BrokenPipeError:  # the worker was killed
+                return self._fork(self._tokens, self._start(self._tokens))
+
+    def _start(self, tokens: TokenBytes) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            number = theirs.fileno()
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", grammar_worker.__name__, str(number), json.dumps(asdict(self._limits))],
+                pass_fds=(number,),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        weakref.finalize(self, _end, ours, process)
+        data = tokens.vocabulary.to_bytes()
+        ours.sendall(len(data).to_bytes(SIZE_BYTES) + data)
+        self._control = ours
+        return ours
+
+    def _fork(self, tokens: TokenBytes, control: socket.socket) -> GrammarProcess:
+        commands, our_commands = os.pipe()
+        our_replies, replies = os.pipe()
+        with suppress(AttributeError, OSError):  # Linux only, and limited per user
+            fcntl.fcntl(replies, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        ours = FileIO(our_commands, "w"), FileIO(our_replies)
+        try:
+            socket.send_fds(control, [b"g"], [commands, replies])
+        except BaseException:
+            _close(*ours)
+            raise
+        finally:
+            os.close(commands)
+            os.close(replies)
+        process = GrammarProcess(*ours, tokens.token_ids, self._limits)
+        weakref.finalize(process, _close, *ours)
+        return process
+
+
+def _too_complex(limits: Limits) -> str:
+    return (
+        f"it is too complex: compiling it takes more than {limits.compile_cpu_s:g} s of CPU time, "
+        f"{limits.memory >> 20} MiB of memory, or a deeper stack than there is; make it smaller or less nested"
+    )
+
+
+def _close(*files: FileIO) -> None:
+    for file in files:
+        file.close()
+
+
+def _end(control: socket.socket, process: "subprocess.Popen[bytes]") -> None:
+    control.close()
+    process.wait()

@@ -1,0 +1,1 @@
+"""Errors and warnings that requests can end with."""

@@ -1,0 +1,109 @@
+"""Features: a record of what is fixed in one, and an object for as long as a server runs."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import APIRouter, Request
+from prometheus_client.registry import Collector
+from starlette.types import ASGIApp
+
+from .database.schema import Tables
+from .generation.service import Service
+from .observability.request_metrics import Observer
+from .settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """Means with which a feature is opened.
+
+    Attributes:
+      service: Service that generates; its engine need not be ready.
+      settings: Settings of the server; None opens the feature without a database and other means.
+      observers: Observers of what the feature does.
+      num_tenants: Number of tenants.
+    """
+
+    service: Service
+    settings: Settings | None = None
+    observers: Sequence[Observer] = ()
+    num_tenants: int = 1
+
+
+class OpenFeature:
+    """A feature of a running server. What a feature doesn't override does nothing.
+
+    Attributes:
+      collectors: Collectors of its metrics.
+      facts: Its entries in `/server_info`.
+    """
+
+    collectors: Sequence[Collector] = ()
+    facts: Mapping[str, Any] = {}
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether work is unfinished that no open request waits for."""
+        return False
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether a thread would delay the end of the process."""
+        return False
+
+    def start(self, make_app: Callable[[], ASGIApp]) -> None:
+        """Begins tasks, once the engine is ready.
+
+        Args:
+          make_app: Returns an application that trusts its caller, for requests that the server sends to itself.
+        """
+
+    async def evacuate(self) -> None:
+        """Saves unfinished work for other replicas, before the engine stops."""
+
+    async def close(self) -> None:
+        """Closes what it has opened, once all connections are closed."""
+
+
+def _open_nothing(_: Opening) -> OpenFeature:
+    return OpenFeature()
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """A folder of `features`, as the rest of the server knows it.
+
+    Attributes:
+      name: Name of the folder.
+      requires: Names of other features that it uses.
+      routers: Routes.
+      admin_routers: Routes that need an admin key, and that are missing without one.
+      public_paths: Paths that need no API key.
+      unlimited_paths: Paths whose routes limit bodies themselves.
+      events: Models of the events of its streams, for `/openapi.json`.
+      tables: Its tables in a database; None if it has none.
+      open: Opens it for a server.
+      unused_collectors: Returns collectors that have counted nothing, for the reference of metrics.
+    """
+
+    name: str
+    requires: Sequence[str] = ()
+    routers: Sequence[APIRouter] = ()
+    admin_routers: Sequence[APIRouter] = ()
+    public_paths: frozenset[str] = frozenset()
+    unlimited_paths: frozenset[str] = frozenset()
+    events: Sequence[Any] = ()
+    tables: Tables | None = None
+    open: Callable[[Opening], OpenFeature] = _open_nothing
+    unused_collectors: Callable[[], Sequence[Collector]] = field(default=tuple)
+
+
+def opened[Kind: OpenFeature](kind: type[Kind]) -> Callable[[Request], Kind]:
+    """Returns a dependency of routes: the application's open feature of a kind."""
+
+    async def find(request: Request) -> Kind:
+        features: Sequence[OpenFeature] = request.app.state.features
+        return next(each for each in features if isinstance(each, kind))
+
+    return find  # type: ignore[return-value]

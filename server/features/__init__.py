@@ -1,0 +1,1 @@
+"""Features: a folder each, known to the rest by one record."""

@@ -1,0 +1,135 @@
+"""Builds Anthropic's messages, which consist of blocks."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+from uuid import uuid4
+
+from ....engine import PREFILL_BLOCK, FinishReason
+from ...constraints.tools import CallPiece
+from ...errors.request_errors import ApiError
+from ...generation.delta import Delta
+from ...generation.prompts import Prompt
+from ...http.error_responses import anthropic_body
+from ...http.response_parts import PINGED_EVENTS
+from ...http.streaming import ResponseBuilder
+from ...text.served_model import ServedModel
+
+_EMPTY_TEXT: Final = {"type": "text", "text": ""}
+
+
+class MessageBuilder(ResponseBuilder):
+    """Builds messages and their events.
+
+    Args:
+      counts_cache: Whether whole blocks of the prompt that were not cached count as added to the prefix cache.
+    """
+
+    sse = PINGED_EVENTS
+
+    def __init__(self, model: ServedModel, prompt: Prompt, *, counts_cache: bool = False) -> None:
+        self._counts_cache = counts_cache
+        self.id = f"msg_{uuid4().hex}"
+        self._model = model
+        self._prompt = prompt
+        self._num_tokens = 0
+        self._num_cached = 0
+        self._num_blocks = 0
+        self._end = Delta(0)
+
+    def whole(self, choices: Sequence[Delta]) -> dict[str, Any]:
+        (choice,) = choices
+        self._num_cached = choice.num_cached
+        calls = [_tool_use(call, _parsed(call.arguments)) for call in choice.calls]
+        content = calls or [{"type": "text", "text": choice.text}]
+        return {**self._message(content, len(choice.token_ids)), **_stop(choice)}
+
+    def opening(self) -> Iterator[dict[str, Any]]:
+        yield {"type": "message_start", "message": self._message([], 0)}
+        yield {"type": "ping"}
+
+    def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
+        """Yields the events of a delta. A block begins when its type is known."""
+        self._num_tokens += len(delta.token_ids)
+        self._num_cached += delta.num_cached
+        self._end = delta
+        if delta.text:
+            if not self._num_blocks:
+                yield from self._begin(_EMPTY_TEXT)
+            yield self._block_delta({"type": "text_delta", "text": delta.text})
+        for piece in delta.calls:
+            if piece.id is not None:
+                yield from self._begin(_tool_use(piece, {}))
+            if piece.arguments:
+                yield self._block_delta({"type": "input_json_delta", "partial_json": piece.arguments})
+
+    def closing(self) -> Iterator[dict[str, Any]]:
+        if not self._num_blocks:
+            yield from self._begin(_EMPTY_TEXT)
+        yield self._stopped_block()
+        yield {"type": "message_delta", "delta": _stop(self._end), "usage": self._usage(self._num_tokens)}
+        yield {"type": "message_stop"}
+
+    def failure(self, error: ApiError) -> Iterator[Mapping[str, Any]]:
+        yield anthropic_body(error)
+
+    def _begin(self, block: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """Yields the start of the next block, and the end of the one before it."""
+        if self._num_blocks:
+            yield self._stopped_block()
+        yield {"type": "content_block_start", "index": self._num_blocks, "content_block": block}
+        self._num_blocks += 1
+
+    def _block_delta(self, delta: dict[str, str]) -> dict[str, Any]:
+        return {"type": "content_block_delta", "index": self._num_blocks - 1, "delta": delta}
+
+    def _stopped_block(self) -> dict[str, Any]:
+        return {"type": "content_block_stop", "index": self._num_blocks - 1}
+
+    def _message(self, content: list[dict[str, Any]], output_tokens: int) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "type": "message",
+            "role": "assistant",
+            "model": self._model.id,
+            "content": content,
+            "stop_reason": None,
+            "stop_sequence": None,
+            "usage": self._usage(output_tokens),
+        }
+
+    def _usage(self, output_tokens: int) -> dict[str, int]:
+        """Returns the usage. `input_tokens` are those that were neither served from the prefix cache nor added to it.
+
+        The number of cached tokens is unknown before the first token.
+        """
+        num_read = len(self._prompt.token_ids) - self._num_cached
+        num_added = num_read // PREFILL_BLOCK * PREFILL_BLOCK if self._counts_cache else 0
+        return {
+            "input_tokens": num_read - num_added,
+            "cache_creation_input_tokens": num_added,
+            "cache_read_input_tokens": self._num_cached,
+            "output_tokens": output_tokens,
+        }
+
+
+def _tool_use(call: CallPiece, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "tool_use", "id": call.id, "name": call.name, "input": arguments}
+
+
+def _parsed(arguments: str) -> dict[str, Any]:
+    """Returns a call's arguments; empty if the output was cut short within them, as they must be an object."""
+    try:
+        parsed: dict[str, Any] = json.loads(arguments)
+    except ValueError:
+        return {}
+    return parsed
+
+
+def _stop(delta: Delta) -> dict[str, str | None]:
+    if delta.called:
+        return {"stop_reason": "tool_use", "stop_sequence": None}
+    if isinstance(delta.stop_reason, str):
+        return {"stop_reason": "stop_sequence", "stop_sequence": delta.stop_reason}
+    cut = delta.finish_reason is FinishReason.LENGTH
+    return {"stop_reason": "max_tokens" if cut else "end_turn", "stop_sequence": None}

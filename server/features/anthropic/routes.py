@@ -1,0 +1,92 @@
+"""`/v1/messages`: Anthropic's way to chat. The header `anthropic-version` is ignored."""
+
+from fastapi import APIRouter, Request, Response
+
+from ....engine import SamplingParams
+from ...constraints.output_constraint import OutputConstraint, constraint, json_constraint, with_tools
+from ...errors.request_errors import bad_value
+from ...errors.request_warnings import warn_all
+from ...generation.service import Service
+from ...generation.spec import GenerationSpec
+from ...http.openapi import ANTHROPIC_ERRORS, streamable
+from ...http.response_parts import PINGED_EVENTS
+from ...http.routes import AnyService, JsonRoute, ReadyService
+from ...http.streaming import respond
+from ...openai.sampling_fields import sampling_params
+from ...text.chat_template import Ending
+from ...text.conversation import Conversation, ToolOptions
+from .builder import MessageBuilder
+from .response_schemas import MessageEvent, MessageObject, TokenCount
+from .schemas import AnthropicOtherTool, CountTokensBody, MessagesBody
+
+router = APIRouter(route_class=JsonRoute)
+
+
+@router.post("/v1/messages", responses=streamable(MessageObject, MessageEvent, PINGED_EVENTS) | ANTHROPIC_ERRORS)
+async def create_message(body: MessagesBody, request: Request, service: ReadyService) -> Response:
+    """Returns the assistant's next message."""
+    warn_all(body.dropped)
+    spec = await messages_spec(body, service)
+    counts_cache = body.wants_cache and service.engine.stats.cache.budget > 0
+    builder = MessageBuilder(service.model, spec.prompts[0], counts_cache=counts_cache)
+    return await respond(service, request, spec, builder, stream=body.stream, report_warnings=body.return_warnings)
+
+
+@router.post("/v1/messages/count_tokens", responses=ANTHROPIC_ERRORS)
+async def count_tokens(body: CountTokensBody, service: AnyService) -> TokenCount:
+    """Returns the number of tokens of the prompt."""
+    prompt = await service.prompts.chat(await service.prepare(lambda: _conversation(body, _tool_options(body))))
+    return TokenCount(input_tokens=len(prompt.token_ids))
+
+
+async def messages_spec(body: MessagesBody, service: Service) -> GenerationSpec:
+    """Converts a body to a spec.
+
+    Raises:
+      ApiError: The body cannot be converted.
+    """
+
+    def convert() -> tuple[Conversation, list[SamplingParams], OutputConstraint | None]:
+        options, params = _tool_options(body), sampling_params(body, service.model, body.max_tokens)
+        return _conversation(body, options), params, with_tools(_text_constraint(body), options)
+
+    conversation, params, output_constraint = await service.prepare(convert)
+    prompt = await service.prompts.chat(conversation)
+    return GenerationSpec(
+        [prompt],
+        params,
+        output_constraint,
+        stop=body.stop_sequences,
+        ignore_eos=body.ignore_eos,
+        may_call=conversation.tools is not None and bool(conversation.tools.introduced),
+        holds_output=not body.stream,
+        limit_param="max_tokens",
+        cache_salt=body.cache_salt,
+        priority=body.priority,
+        queue_timeout_s=body.queue_timeout,
+        timeout_s=body.timeout,
+    )
+
+
+def _text_constraint(body: MessagesBody) -> OutputConstraint | None:
+    requested, param = body.output_config.format or body.output_format, "output_config.format"
+    if requested is None:
+        return None
+    return constraint(param, lambda: json_constraint(param, requested.schema_, close_objects=True))
+
+
+def _tool_options(body: CountTokensBody) -> ToolOptions:
+    """Returns the tools and the tool choice.
+
+    Raises:
+      ApiError: The only tool to call is one that the server cannot run.
+    """
+    for tool in body.tools:
+        if isinstance(tool, AnthropicOtherTool) and body.tool_choice.name == tool.name:
+            raise bad_value("tool_choice", f"tool_choice: this server runs no tools of the type {tool.type[:60]!r}")
+    return body.tool_choice.as_options([tool.as_tool() for tool in body.functions])
+
+
+def _conversation(body: CountTokensBody, tools: ToolOptions) -> Conversation:
+    ending = Ending(add_header=not body.continues_message, stay_open=body.continues_message)
+    return Conversation(body.as_messages(), ending, tools)

@@ -1,0 +1,331 @@
+"""Schemas of Anthropic's `/v1/messages`. Fields that no schema names are checked by `body_check`."""
+
+import json
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Final, Literal, get_args
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from ...http.field_rules import (
+    CALL_RULES,
+    COUNT_TOKENS_RULES,
+    LEFT_OUT,
+    MESSAGES_RULES,
+    OUTPUT_OPTIONS_RULES,
+    PART_RULES,
+    RESULT_RULES,
+    TOOL_RULES,
+    FieldRules,
+)
+from ...http.schema_base import TEXT_OR_LIST, Body, CacheSalt, Fields, Several, Text
+from ...openai.sampling_fields import SamplingFields, with_numbers
+from ...openai.schemas import StopStringList
+from ...openai.tool_schemas import MAX_TOOLS, FunctionName, OtherTool
+from ...text.conversation import ConversationMessage, FunctionCall, FunctionTool, ToolOptions
+
+
+class TextBlock(Fields):
+    """A text. `cache_control` and `citations` are ignored."""
+
+    field_rules: ClassVar[FieldRules] = PART_RULES
+
+    type: Literal["text"]
+    """Kind of block."""
+
+    text: str
+    """Text of the block."""
+
+
+Content = Annotated[Text | Annotated[Several[TextBlock], Tag("<list>")], TEXT_OR_LIST]
+
+
+class ToolUseBlock(Fields):
+    """A call that an assistant's message made."""
+
+    field_rules: ClassVar[FieldRules] = CALL_RULES
+
+    type: Literal["tool_use"]
+    """Kind of block."""
+
+    id: str
+    """Id of the call, which its result names."""
+
+    name: FunctionName
+    """Name of the function."""
+
+    input: dict[str, Any]
+    """Arguments of the call."""
+
+    def as_call(self) -> FunctionCall:
+        """Returns the call with its arguments as JSON text."""
+        return FunctionCall(self.id, self.name, json.dumps(self.input, ensure_ascii=False))
+
+
+class ToolResultBlock(Fields):
+    """The result of a call. `is_error` is ignored, as the content says what went wrong."""
+
+    field_rules: ClassVar[FieldRules] = RESULT_RULES
+
+    type: Literal["tool_result"]
+    """Kind of block."""
+
+    tool_use_id: str
+    """Id of the call whose result this is."""
+
+    content: Content = ""
+    """Result as text."""
+
+    def as_message(self) -> ConversationMessage:
+        """Returns a message with the result."""
+        return ConversationMessage("tool", _content(self.content), call_id=self.tool_use_id)
+
+
+class OtherBlock(Fields):
+    """A block that is left out: how a model thought, or what another server's tools did."""
+
+    field_rules: ClassVar[FieldRules] = LEFT_OUT
+
+    type: Literal[
+        "bash_code_execution_tool_result",
+        "code_execution_tool_result",
+        "compaction",
+        "mcp_tool_result",
+        "mcp_tool_use",
+        "redacted_thinking",
+        "server_tool_use",
+        "text_editor_code_execution_tool_result",
+        "thinking",
+        "tool_search_tool_result",
+        "web_fetch_tool_result",
+        "web_search_tool_result",
+    ]
+    """Kind of block, which is left out and, unless it is thinking, reported."""
+
+
+_THINKING: Final = ("redacted_thinking", "thinking")
+_BLOCK_TAGS: Final = {
+    "tool_use": "<tool_use>",
+    "tool_result": "<tool_result>",
+    **dict.fromkeys(get_args(OtherBlock.model_fields["type"].annotation), "<other>"),
+}
+
+
+def _kind_of_block(value: Any) -> str:
+    kind = value.get("type") if isinstance(value, dict) else None
+    return _BLOCK_TAGS.get(kind, "<text>") if isinstance(kind, str) else "<text>"
+
+
+Block = Annotated[
+    Annotated[TextBlock, Tag("<text>")]
+    | Annotated[ToolUseBlock, Tag("<tool_use>")]
+    | Annotated[ToolResultBlock, Tag("<tool_result>")]
+    | Annotated[OtherBlock, Tag("<other>")],
+    Discriminator(_kind_of_block),
+]
+
+
+class AnthropicMessage(Fields):
+    """A message."""
+
+    role: Literal["user", "assistant", "system"]
+    """Role of the author, in any order. If the last one is the assistant, the output continues its message."""
+
+    content: Annotated[Text | Annotated[Several[Block], Tag("<list>")], TEXT_OR_LIST]
+    """Text, or blocks of text, calls and results."""
+
+    def as_messages(self) -> list[ConversationMessage]:
+        """Returns a message of its own for each result of a call, and one with the texts and calls."""
+        if isinstance(self.content, str):
+            return [ConversationMessage(self.role, self.content)]
+        results = [block.as_message() for block in self.content if isinstance(block, ToolResultBlock)]
+        texts = [block for block in self.content if isinstance(block, TextBlock)]
+        calls = tuple(block.as_call() for block in self.content if isinstance(block, ToolUseBlock))
+        if results and not texts and not calls:
+            return results
+        return [*results, ConversationMessage(self.role, _content(texts), calls)]
+
+
+class AnthropicTool(Fields):
+    """A function."""
+
+    field_rules: ClassVar[FieldRules] = TOOL_RULES
+
+    type: Literal["custom"] = "custom"
+    """Kind of tool."""
+
+    name: FunctionName
+    """Name of the function."""
+
+    description: str | None = None
+    """Purpose of the function, which the model reads."""
+
+    input_schema: dict[str, Any]
+    """JSON schema of the arguments, an object."""
+
+    strict: bool = False
+    """Whether a keyword of `input_schema` that cannot be enforced is a 400. Otherwise it is dropped and reported."""
+
+    def as_tool(self) -> FunctionTool:
+        """Returns the tool that the function is."""
+        return FunctionTool(self.name, self.description, self.input_schema, self.strict)
+
+
+class AnthropicOtherTool(OtherTool):
+    """A tool that Anthropic's servers run or its models know."""
+
+    name: str = ""
+    """Name of the tool."""
+
+
+def _kind_of_tool(value: Any) -> str:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return "<other>" if isinstance(kind, str) and kind != "custom" else "<custom>"
+
+
+AnyAnthropicTool = Annotated[
+    Annotated[AnthropicTool, Tag("<custom>")] | Annotated[AnthropicOtherTool, Tag("<other>")],
+    Discriminator(_kind_of_tool),
+]
+
+
+class OutputFormat(Fields):
+    """A JSON schema of the text."""
+
+    type: Literal["json_schema"]
+    """Kind of format."""
+
+    schema_: dict[str, Any] = Field(alias="schema")
+    """JSON schema of the text."""
+
+
+class OutputConfig(Fields):
+    """Constraint on the output. `effort` is ignored."""
+
+    field_rules: ClassVar[FieldRules] = OUTPUT_OPTIONS_RULES
+
+    format: OutputFormat | None = None
+    """Format of the text; any text by default."""
+
+
+class AnthropicToolChoice(Fields):
+    """Whether and which tools the model may call."""
+
+    type: Literal["auto", "any", "tool", "none"] = "auto"
+    """Whether the model may (`auto`), must (`any`) or must not call a function, or must call the one named."""
+
+    name: FunctionName | None = None
+    """Name of the function, for the type `tool`."""
+
+    disable_parallel_tool_use: bool = False
+    """Whether a response may hold only one call."""
+
+    @model_validator(mode="after")
+    def _names_its_tool(self) -> "AnthropicToolChoice":
+        if self.type == "tool" and self.name is None:
+            raise ValueError("the type tool needs name")
+        return self
+
+    def as_options(self, tools: list[FunctionTool]) -> ToolOptions:
+        """Returns the choice among these tools."""
+        parallel = not self.disable_parallel_tool_use
+        match self.type:
+            case "tool":
+                return ToolOptions(tools, "required", [self.name or ""], parallel=False)
+            case "any":
+                return ToolOptions(tools, "required", parallel=parallel)
+            case "auto" | "none":
+                return ToolOptions(tools, self.type, parallel=parallel)
+
+
+class CountTokensBody(Body):
+    """Body of `POST /v1/messages/count_tokens`."""
+
+    field_rules: ClassVar[FieldRules] = COUNT_TOKENS_RULES
+
+    messages: Annotated[Several[AnthropicMessage], Field(min_length=1)]
+    """Messages of the conversation, oldest first."""
+
+    system: Content | None = None
+    """System text in front of the conversation."""
+
+    tools: list[AnyAnthropicTool] = Field(default_factory=list, max_length=MAX_TOOLS)
+    """Functions that the model may call. Anthropic's own tools are left out and reported."""
+
+    tool_choice: AnthropicToolChoice = AnthropicToolChoice()
+    """Whether the model may or must call a function, or which one."""
+
+    cache_control: dict[str, Any] | None = None
+    """Accepted: every prefix is cached. If present, `usage` counts cached tokens as Anthropic does."""
+
+    def as_messages(self) -> list[ConversationMessage]:
+        """Returns the system text and all messages."""
+        system = [] if self.system is None else [ConversationMessage("system", _content(self.system))]
+        return [*system, *(each for message in self.messages for each in message.as_messages())]
+
+    @property
+    def functions(self) -> list[AnthropicTool]:
+        """The tools that the model may call; the server runs none itself."""
+        return [tool for tool in self.tools if isinstance(tool, AnthropicTool)]
+
+    @property
+    def dropped(self) -> Iterator[str]:
+        """Names of what is left out, for warnings. Thinking is left out without one, as in Anthropic's own API."""
+        for index, tool in enumerate(self.tools):
+            if isinstance(tool, AnthropicOtherTool):
+                yield f"tools[{index}]: {tool.type}"
+        for index, message in enumerate(self.messages):
+            for block in message.content if isinstance(message.content, list) else ():
+                if isinstance(block, OtherBlock) and block.type not in _THINKING:
+                    yield f"messages[{index}]: {block.type}"
+
+    @property
+    def wants_cache(self) -> bool:
+        """Whether the client marks a prefix to be cached, and so reads the counts of cached tokens."""
+        contents = [self.system, *(message.content for message in self.messages)]
+        blocks = [block for content in contents if isinstance(content, list) for block in content]
+        marked = ("cache_control" in (part.model_extra or {}) for part in (*blocks, *self.tools))
+        return self.cache_control is not None or any(marked)
+
+    @property
+    def continues_message(self) -> bool:
+        """Whether the last message is the assistant's, and the output continues it."""
+        return self.messages[-1].role == "assistant"
+
+
+@with_numbers("top_p", "min_p")
+class MessagesBody(CountTokensBody, SamplingFields):
+    """Body of `POST /v1/messages`. `min_p` and the fields of `SamplingFields` are extensions, as in chat.
+
+    The bounds of `temperature` and `top_k` are Anthropic's.
+    """
+
+    field_rules: ClassVar[FieldRules] = MESSAGES_RULES
+
+    max_tokens: Annotated[int, Field(ge=1, lt=2**31)]
+    """Maximum number of tokens to generate."""
+
+    stream: bool = False
+    """Whether the response is a stream of server-sent events."""
+
+    output_config: OutputConfig = OutputConfig()
+    """Constraint of the output to a JSON schema."""
+
+    output_format: OutputFormat | None = None
+    """Constraint of the output to a JSON schema; Anthropic's older name."""
+
+    stop_sequences: StopStringList = Field(default_factory=list)
+    """Strings at which the output ends. They are cut off."""
+
+    temperature: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Divisor of the logits; 0 always takes the most likely token. The default is the checkpoint's, or 1."""
+
+    top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    """Number of most likely tokens to keep, with ties of the last; 0 keeps all. The default is the checkpoint's, or
+    0."""
+
+    cache_salt: CacheSalt = ""
+    """Name of a separate prefix cache: requests reuse states only of requests with the same salt."""
+
+
+def _content(content: str | list[TextBlock]) -> str | tuple[str, ...]:
+    return content if isinstance(content, str) else tuple(block.text for block in content)

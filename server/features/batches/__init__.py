@@ -1,0 +1,1 @@
+"""Files, and batches whose lines run when no other request wants the slots."""

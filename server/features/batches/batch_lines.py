@@ -1,0 +1,225 @@
+"""Lines of batch files in OpenAI's format: requests of an input file, and lines of output and error files."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import orjson
+
+from ...http.json_limits import MAX_CONTAINERS, has_too_many_containers, size_of
+
+BatchUrl = Literal["/v1/chat/completions", "/v1/completions", "/v1/responses"]
+
+URLS: Final[tuple[BatchUrl, ...]] = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+"""Endpoints that a line may name."""
+
+MAX_LINE_BYTES: Final = 16 * 2**20
+"""Maximum bytes of a line, whatever the limit of its body is."""
+
+MAX_CUSTOM_ID: Final = 512
+"""Maximum characters of a `custom_id`."""
+
+_BESIDE_BODY_BYTES: Final = 8 * 2**10
+"""Bytes that a line may have beside its body: a `custom_id` of escaped characters takes 6 KiB."""
+
+_LEADING_ID: Final = re.compile(rb'\s*\{\s*"custom_id"\s*:\s*("(?:[^"\\]|\\.)*+")')
+
+_PREFIX_BYTES: Final = 256
+"""Bytes of a prompt by which lines are grouped: about as many as a block of the prefix cache has tokens of text."""
+
+_BYTES_PER_TOKEN: Final = 4
+_UNKNOWN_TOKENS: Final = 256
+"""Estimates of a prompt's tokens, and of the generated tokens of a request without a limit."""
+
+_LIMITS: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+
+_WHOLE_ONLY: Final = ("stream", "background")
+"""Fields that ask for something else than one whole response."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLine:
+    """Request of an input file.
+
+    Attributes:
+      number: Number of its line in the file, from 1.
+      custom_id: The client's id, unique in the file.
+      url: Endpoint.
+      body: JSON of the request's body.
+    """
+
+    number: int
+    custom_id: str
+    url: BatchUrl
+    body: bytes
+
+
+class LineError(ValueError):
+    """A line is not a request.
+
+    Args:
+      message: Reason, for the client.
+      custom_id: The line's id, if it has a valid one.
+      param: Field that is wrong.
+    """
+
+    def __init__(self, message: str, custom_id: str | None = None, param: str | None = None) -> None:
+        super().__init__(message)
+        self.custom_id = custom_id
+        self.param = param
+
+
+@dataclass(frozen=True, slots=True)
+class LineFacts:
+    """Facts that decide when a line runs.
+
+    Attributes:
+      prefix: First bytes of its prompt, by which lines that may share a prefix are found.
+      num_tokens: Estimate of its prompt tokens and generated tokens.
+    """
+
+    prefix: bytes
+    num_tokens: int
+
+
+def max_line_bytes(max_body_bytes: int) -> int:
+    """Returns the maximum bytes of a line whose body may have `max_body_bytes`."""
+    return min(max_body_bytes + _BESIDE_BODY_BYTES, MAX_LINE_BYTES)
+
+
+def too_long(max_body_bytes: int) -> str:
+    """Returns the message about a line that is longer than `max_line_bytes`."""
+    reason = f", as --max-body-bytes is {max_body_bytes}" if max_body_bytes < MAX_LINE_BYTES else ""
+    return f"the line is longer than {max_line_bytes(max_body_bytes)} bytes{reason}"
+
+
+def parse_line(raw: bytes, number: int, max_body_bytes: int = MAX_LINE_BYTES) -> tuple[BatchLine, LineFacts]:
+    """Returns the request of a line, and the facts that decide when it runs.
+
+    Args:
+      raw: Bytes of the line.
+      number: Number of the line in its file, from 1.
+      max_body_bytes: Maximum bytes of its body.
+
+    Raises:
+      LineError: The line is not a request.
+    """
+    line, body = _parsed(raw, number, max_body_bytes)
+    return line, LineFacts(_prefix(body), len(line.body) // _BYTES_PER_TOKEN + _max_tokens(body))
+
+
+def parse_measured(raw: bytes, number: int, max_body_bytes: int) -> tuple[BatchLine, int]:
+    """Returns the request of a line, and the bytes of memory that its body takes once it is parsed.
+
+    Args:
+      raw: Bytes of the line.
+      number: Number of the line in its file, from 1.
+      max_body_bytes: Maximum bytes of its body.
+
+    Raises:
+      LineError: The line is not a request.
+    """
+    line, body = _parsed(raw, number, max_body_bytes)
+    return line, size_of(body)
+
+
+def leading_custom_id(raw: bytes) -> str | None:
+    """Returns the `custom_id` that a line begins with, without parsing the line; None if it begins otherwise."""
+    found = _LEADING_ID.match(raw[:_BESIDE_BODY_BYTES])
+    try:
+        return None if found is None else _custom_id({"custom_id": orjson.loads(found[1])})
+    except ValueError:
+        return None
+
+
+def _parsed(raw: bytes, number: int, max_body_bytes: int) -> tuple[BatchLine, Mapping[str, Any]]:
+    """Returns the request of a line, and its parsed body."""
+    if len(raw) > max_line_bytes(max_body_bytes):
+        raise LineError(too_long(max_body_bytes), leading_custom_id(raw))
+    if has_too_many_containers(raw):
+        raise LineError(f"the line has more than {MAX_CONTAINERS} arrays and objects", leading_custom_id(raw))
+    try:
+        fields = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise LineError(f"the line is not valid JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise LineError("the line must be a JSON object")
+    custom_id, body = _custom_id(fields), fields.get("body")
+    if (method := fields.get("method")) != "POST":
+        raise LineError(f'method must be "POST", got {_shown(method)}', custom_id, "method")
+    url = next((each for each in URLS if each == fields.get("url")), None)
+    if url is None:
+        raise LineError(f"url must be one of {', '.join(URLS)}, got {_shown(fields.get('url'))}", custom_id, "url")
+    if not isinstance(body, dict):
+        raise LineError("body must be an object", custom_id, "body")
+    for name in _WHOLE_ONLY:
+        if body.get(name):
+            raise LineError(f"body.{name} must be left out: a batch has whole responses", custom_id, f"body.{name}")
+    try:
+        line = BatchLine(number, custom_id, url, orjson.dumps(body))
+    except orjson.JSONEncodeError:
+        raise LineError("body is nested too deeply", custom_id, "body") from None
+    if len(line.body) > max_body_bytes:
+        raise LineError(f"body is longer than --max-body-bytes, {max_body_bytes}", custom_id, "body")
+    return line, body
+
+
+def _custom_id(fields: Mapping[str, Any]) -> str:
+    custom_id = fields.get("custom_id")
+    if not isinstance(custom_id, str) or not 0 < len(custom_id) <= MAX_CUSTOM_ID:
+        raise LineError(f"custom_id must be a string of 1 to {MAX_CUSTOM_ID} characters", None, "custom_id")
+    return custom_id
+
+
+def _prefix(body: Mapping[str, Any]) -> bytes:
+    prompt = [body.get(name) for name in ("instructions", "messages", "prompt", "input")]
+    return orjson.dumps([part for part in prompt if part is not None])[:_PREFIX_BYTES]
+
+
+def _max_tokens(body: Mapping[str, Any]) -> int:
+    limits = [body[name] for name in _LIMITS if isinstance(body.get(name), int)]
+    return min(max(limits[0], 0), 2**20) if limits else _UNKNOWN_TOKENS
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = orjson.dumps(value).decode()
+    except orjson.JSONEncodeError:
+        return "a value that is nested too deeply"
+    return text if len(text) <= 60 else f"{text[:59]}…"
+
+
+def line_id(number: int, batch: str = "") -> str:
+    """Returns the id of a line in output files.
+
+    Args:
+      number: Number of the line in the input file.
+      batch: The batch's own part of its id; empty for a file that no server keeps.
+    """
+    return f"batch_req_{batch}_{number}" if batch else f"batch_req_{number}"
+
+
+def response_line(id: str, custom_id: str | None, status: int, request_id: str, body: bytes) -> bytes:
+    """Returns the output line of a request that got a response, whatever its status, with the newline.
+
+    Args:
+      id: Id from `line_id`.
+      status: HTTP status of the response.
+      request_id: Value of the response's header `x-request-id`.
+      body: JSON of the response's body.
+    """
+    response = {"status_code": status, "request_id": request_id, "body": orjson.Fragment(body)}
+    return _encoded(id, custom_id, response, None)
+
+
+def error_line(id: str, custom_id: str | None, code: str, message: str) -> bytes:
+    """Returns the output line of a request that got no response, with the newline."""
+    return _encoded(id, custom_id, None, {"code": code, "message": message})
+
+
+def _encoded(
+    id: str, custom_id: str | None, response: Mapping[str, Any] | None, error: Mapping[str, Any] | None
+) -> bytes:
+    line = {"id": id, "custom_id": custom_id, "response": response, "error": error}
+    return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)

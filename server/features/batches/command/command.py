@@ -1,0 +1,118 @@
+"""Runs `roost batch`, from its options to its exit status."""
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ....settings import SettingsError, load_settings
+from ....terminal.failure import INTERRUPTED_STATUS
+from ....terminal.signals import Signals
+from ....terminal.text import print_status
+from .backend import Backend
+from .input_file import InputFile
+from .output_file import OutputFile
+from .progress import BatchProgress
+from .run import BatchRun, Counts
+
+_CONCURRENCY: Final = 64
+"""Default number of lines that each server works on at the same time; servers refuse what they have no room for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Options of `roost batch`.
+
+    Attributes:
+      input: File of requests.
+      output: File of responses, and the record of progress.
+      sort: Whether the output gets the order of the input at the end.
+      urls: Addresses of servers, separated by commas; None loads a model into this process.
+      api_key: Key of the servers; None sends none.
+      concurrency: Number of lines that each server works on at the same time.
+      model_settings: Settings of a model in this process; None leaves one to its default.
+    """
+
+    input: Path
+    output: Path
+    sort: bool
+    urls: str | None
+    api_key: str | None
+    concurrency: int | None
+    model_settings: dict[str, Any]
+
+
+def batch(options: Options) -> int:
+    """Runs all lines that have no response in the output yet.
+
+    Returns:
+      The exit status.
+
+    Raises:
+      SettingsError: An option cannot be used.
+      CommandError: A file cannot be used, or there are no more responses.
+      RoostError: The model cannot be loaded.
+    """
+    signals = Signals()
+    signals.install()
+    with InputFile(options.input) as source, OutputFile(options.output, source.index) as output:
+        num_done = int(output.is_done.sum())
+        if num_done:
+            print_status(f"{options.output} has {num_done:,} of {len(source.index):,} lines already")
+        if num_done < len(source.index):
+            backend = _backend(options, signals)
+            with BatchProgress(len(source.index), num_done) as progress:
+                counts = asyncio.run(_run(backend, source, output, signals, progress))
+            print_status(_summary(counts, progress.speed(counts)))
+        output.save()
+        if not output.is_done.all():
+            left = int((~output.is_done).sum())
+            print_status(f"interrupted with {left:,} lines left; run the same command again to go on")
+            return INTERRUPTED_STATUS
+        if options.sort:
+            output.sort()
+    return 0
+
+
+async def _run(
+    backend: Backend, source: InputFile, output: OutputFile, signals: Signals, progress: BatchProgress
+) -> Counts:
+    try:
+        await backend.start()
+        progress.begin()
+        lines = source.lines(output.is_done)
+        run = BatchRun(backend, lines, output, lambda: signals.first is not None, progress.show)
+        await run.run()
+        return run.counts
+    finally:
+        await backend.close()
+
+
+def _summary(counts: Counts, speed: float) -> str:
+    failed = f", {counts.num_failed:,} of them with errors" if counts.num_failed else ""
+    tokens = f"{counts.prompt_tokens:,} prompt tokens and {counts.generated_tokens:,} generated"
+    return f"{counts.num_lines:,} lines{failed}; {tokens}, {speed:,.0f} per second"
+
+
+def _backend(options: Options, signals: Signals) -> Backend:
+    """Imports and opens a backend. The client of servers does not import JAX, which takes seconds."""
+    if options.urls is None:
+        if options.concurrency is not None:
+            raise SettingsError("--concurrency is for servers: give --url, or --slots for a model that is loaded here")
+        from .local_backend import LocalBackend
+
+        settings = load_settings({**options.model_settings, "itl_target_ms": 0, "request_timeout": "off"})
+        return LocalBackend(settings, lambda: signals.first is not None)
+    from ....client.http_client import Address, UrlError
+    from .server_backend import ServerBackend
+
+    for name, value in options.model_settings.items():
+        if value is not None:
+            raise SettingsError(f"--{name.replace('_', '-')} is for a model that is loaded here, not with --url")
+    try:
+        addresses = [Address.parse(url.strip()) for url in options.urls.split(",")]
+    except UrlError as error:
+        raise SettingsError(f"--url {error}") from None
+    if options.api_key is not None and not (options.api_key.isascii() and options.api_key.isprintable()):
+        raise SettingsError("--api-key must be printable ASCII in one line")
+    return ServerBackend(addresses, options.api_key, options.concurrency or _CONCURRENCY)

@@ -1,0 +1,71 @@
+"""Batch backend of a model in this process: the application that `roost serve` serves, without a socket."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from ....app import create_app
+from ....assembly.engine_config import engine_config
+from ....assembly.engine_loading import LoadProgress, exit_while_loading, make_engine
+from ....assembly.service import make_service
+from ....http.in_process import post_json
+from ....model_hub import find_model
+from ....observability.metrics import Metrics
+from ....settings import Settings
+from ....terminal.failure import INTERRUPTED_STATUS, CommandError
+from ....terminal.text import print_status
+from ....text.served_model import open_served_model
+from ..batch_lines import BatchLine
+from .backend import LineResponse
+
+_TICK_S: Final = 0.1
+"""Seconds between two looks for a signal while the model loads."""
+
+
+class LocalBackend:
+    """Runs lines on a model in this process, with twice as many lines open as there are slots.
+
+    The constructor reads everything but the weights.
+
+    Args:
+      settings: Settings of the engine and the model.
+      is_stopping: Returns whether the command was interrupted, which ends the process while the model loads.
+
+    Raises:
+      RoostError: A setting is wrong, or the model cannot be opened.
+    """
+
+    def __init__(self, settings: Settings, is_stopping: Callable[[], bool]) -> None:
+        config = engine_config(settings)
+        source = find_model(settings.model)
+        model = open_served_model(source, config, settings.served_model_name, settings.max_tokens_limit)
+        self._progress = LoadProgress(config.compile_cache)
+        self._engine = engine = make_engine(source, config, self._progress)
+        self._is_stopping = is_stopping
+        service = make_service(settings, config, engine, model, Metrics(lambda: engine.stats))
+        self._app = create_app(service, max_body_bytes=settings.max_body_bytes, strict=settings.strict)
+        if source.is_random:
+            print_status(f"{model.id} has random weights: its answers are noise")
+
+    @property
+    def concurrency(self) -> int:
+        return 2 * self._engine.stats.slots
+
+    async def start(self) -> None:
+        self._engine.start()
+        ready = asyncio.ensure_future(self._engine.wait_ready())
+        while not (await asyncio.wait([ready], timeout=_TICK_S))[0]:
+            if self._is_stopping():
+                exit_while_loading(self._progress, INTERRUPTED_STATUS)
+        await ready
+
+    async def send(self, line: BatchLine) -> LineResponse:
+        response = await post_json(self._app, line.url, line.body)
+        if self._engine.error is not None:
+            raise CommandError(f"the engine died ({self._engine.error}); run the same command again to go on")
+        retry_after = response.headers.get("retry-after")
+        retry_after_s = None if retry_after is None else float(retry_after)
+        return LineResponse(response.status, response.body, response.headers.get("x-request-id", ""), retry_after_s)
+
+    async def close(self) -> None:
+        await self._engine.stop()

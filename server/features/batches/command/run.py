@@ -1,0 +1,173 @@
+"""Sends the lines of a batch, a limited number at a time, and sends a line again while servers are busy or away."""
+
+import asyncio
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import orjson
+
+from ....terminal.failure import CommandError
+from ..batch_lines import BatchLine, error_line, line_id, response_line
+from .backend import Backend, LineResponse, NoResponseError
+from .input_file import InvalidLine
+from .output_file import OutputFile
+
+_BUSY: Final = frozenset({429, 502, 503})
+"""Statuses after which a line is sent again: a full queue, and a server that starts, drains or is away."""
+
+_FIRST_PAUSE_S: Final = 0.25
+_LONGEST_PAUSE_S: Final = 30.0
+"""Bounds of the pause before a line is sent again, which doubles each time."""
+
+_GIVE_UP_S: Final = 600.0
+"""Seconds without a response from any server after which a batch ends."""
+
+_TICK_S: Final = 0.1
+"""Seconds between two looks for a signal while a line waits to be sent again."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """Totals of a run so far.
+
+    Attributes:
+      num_lines: Number of lines that have ended.
+      num_failed: Number of those that ended with an error.
+      prompt_tokens: Total prompt tokens.
+      generated_tokens: Total generated tokens.
+    """
+
+    num_lines: int = 0
+    num_failed: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+
+
+class BatchRun:
+    """One run over the lines that are not done.
+
+    Attributes:
+      counts: Its totals so far.
+
+    Args:
+      backend: Backend that has started.
+      lines: Places and lines, in the order in which they are sent.
+      output: File that gets a line for each of them.
+      is_stopping: Returns whether no more lines should be sent.
+      on_end: Called after each line that has ended.
+      give_up_s: Seconds without any response after which the run ends.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        lines: Iterator[tuple[int, BatchLine | InvalidLine]],
+        output: OutputFile,
+        is_stopping: Callable[[], bool],
+        on_end: Callable[[Counts], None],
+        give_up_s: float = _GIVE_UP_S,
+    ) -> None:
+        self.counts = Counts()
+        self._backend = backend
+        self._lines = lines
+        self._output = output
+        self._is_stopping = is_stopping
+        self._on_end = on_end
+        self._give_up_s = give_up_s
+        self._num_open = 0
+        self._heard_at = 0.0
+
+    async def run(self) -> None:
+        """Returns when all lines have ended, or those that were sent before `is_stopping`.
+
+        Raises:
+          CommandError: There are no more responses, or the output cannot be written.
+        """
+        self._heard_at = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self._backend.concurrency):
+                    group.create_task(self._send_lines())
+        except* CommandError as errors:
+            raise errors.exceptions[0] from None
+
+    async def _send_lines(self) -> None:
+        """Sends one line after the other; other tasks take from the same lines."""
+        while not self._is_stopping() and (entry := next(self._lines, None)) is not None:
+            place, line = entry
+            if isinstance(line, InvalidLine):
+                text = f"line {line.number}: {line.message}"
+                self._end(place, error_line(line_id(line.number), line.custom_id, "invalid_line", text), None)
+            elif (response := await self._response(line)) is not None:
+                id, request_id = line_id(line.number), response.request_id
+                written = response_line(id, line.custom_id, response.status, request_id, response.body)
+                self._end(place, written, response)
+
+    async def _response(self, line: BatchLine) -> LineResponse | None:
+        """Returns the response to a line, which is sent again while servers are busy or away; None if it was stopped.
+
+        Raises:
+          CommandError: No line got any response for too long.
+        """
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            wait_s = None
+            try:
+                response = await self._send(line)
+                if response.status not in _BUSY:
+                    return response
+                wait_s = response.retry_after_s
+            except NoResponseError as error:
+                self._check_hope(error)
+            if not await self._pause(random.uniform(0.5, 1.0) * pause_s if wait_s is None else wait_s):
+                return None
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def _send(self, line: BatchLine) -> LineResponse:
+        self._num_open += 1
+        try:
+            response = await self._backend.send(line)
+        finally:
+            self._num_open -= 1
+        self._heard_at = asyncio.get_running_loop().time()
+        return response
+
+    def _check_hope(self, error: NoResponseError) -> None:
+        """Ends the run if no server responds, and none works on a line, which may take longer than any limit."""
+        if not self._num_open and asyncio.get_running_loop().time() - self._heard_at > self._give_up_s:
+            raise CommandError(f"no response for {self._give_up_s:g} s ({error}); run the same command to go on")
+
+    async def _pause(self, seconds: float) -> bool:
+        """Waits, unless the run is stopped meanwhile; returns whether it goes on."""
+        now = asyncio.get_running_loop().time
+        end = now() + min(seconds, _LONGEST_PAUSE_S)
+        while not self._is_stopping():
+            if (left := end - now()) <= 0:
+                return True
+            await asyncio.sleep(min(left, _TICK_S))
+        return False
+
+    def _end(self, place: int, written: bytes, response: LineResponse | None) -> None:
+        self._output.append(place, written)
+        self.counts.num_lines += 1
+        self.counts.num_failed += response is None or response.status >= 400
+        if response is not None:
+            prompt_tokens, generated_tokens = _usage(response.body)
+            self.counts.prompt_tokens += prompt_tokens
+            self.counts.generated_tokens += generated_tokens
+        self._on_end(self.counts)
+
+
+def _usage(body: bytes) -> tuple[int, int]:
+    """Returns the prompt tokens and the generated tokens that a response reports, by the names of any of the APIs."""
+    try:
+        usage = orjson.loads(body).get("usage") or {}
+        prompt, generated = (
+            next((int(usage[name]) for name in names if name in usage), 0)
+            for names in (("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens"))
+        )
+    except (ValueError, TypeError, AttributeError):
+        return 0, 0
+    return prompt, generated

@@ -1,0 +1,105 @@
+"""Batch backend of servers that speak OpenAI's API."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
+import orjson
+
+from ....client.http_client import Address, ClientError, HttpClient, Response
+from ....client.openai_server import first_model
+from ....terminal.failure import CommandError
+from ..batch_lines import BatchLine
+from .backend import LineResponse, NoResponseError
+
+_TIMEOUT_S: Final = 24 * 3600.0
+"""Timeout of a whole response: servers have limits of their own, and the user has Ctrl-C."""
+
+_AWAY_S: Final = 2.0
+"""Seconds for which a server that cannot be reached gets no more lines, if another one can."""
+
+
+class _Server:
+    """A server, with the number of lines that it works on.
+
+    Attributes:
+      num_open: Number of lines that were sent to it and have no response yet.
+      away_until: Time until which other servers are preferred, on the event loop's clock.
+    """
+
+    def __init__(self, address: Address, api_key: str | None) -> None:
+        self.address = address
+        self.client = HttpClient(address, api_key, _TIMEOUT_S)
+        self.num_open = 0
+        self.away_until = 0.0
+
+
+class ServerBackend:
+    """Sends each line to the server with the fewest open lines.
+
+    Attributes:
+      concurrency: Number of lines to send at the same time to all servers together.
+
+    Args:
+      addresses: Addresses of the servers, which serve the same model.
+      api_key: Key of all servers; None sends none.
+      concurrency: Number of lines to send to each server at the same time.
+    """
+
+    def __init__(self, addresses: Sequence[Address], api_key: str | None, concurrency: int) -> None:
+        self.concurrency = concurrency * len(addresses)
+        self._servers = [_Server(address, api_key) for address in addresses]
+
+    async def start(self) -> None:
+        """Asks the servers for their models, to find a wrong key or address early. One of them has to respond."""
+        results = await asyncio.gather(
+            *(first_model(server.client) for server in self._servers), return_exceptions=True
+        )
+        errors = [result for result in results if isinstance(result, BaseException)]
+        if len(errors) == len(results):
+            raise errors[0]
+
+    async def send(self, line: BatchLine) -> LineResponse:
+        server = self._next()
+        pieces: list[bytes] = []
+        server.num_open += 1
+        try:
+            response = await server.client.post(
+                line.url, orjson.Fragment(line.body), lambda piece, _: pieces.append(piece)
+            )
+        except ClientError as error:
+            server.away_until = asyncio.get_running_loop().time() + _AWAY_S
+            raise NoResponseError(f"{server.address.authority}: {error}") from None
+        finally:
+            server.num_open -= 1
+        if response.status == 401:
+            raise CommandError(f"{server.address.authority} refuses the key; give it in ROOST_API_KEY")
+        return _line_response(response, b"".join(pieces))
+
+    async def close(self) -> None:
+        for server in self._servers:
+            await server.client.close()
+
+    def _next(self) -> _Server:
+        now = asyncio.get_running_loop().time()
+        return min(self._servers, key=lambda server: (server.away_until > now, server.num_open))
+
+
+def _line_response(response: Response, body: bytes) -> LineResponse:
+    """Returns the response to a line. A body that is not JSON, as a proxy's may be, becomes an error's message."""
+    body = body or response.body
+    try:
+        orjson.loads(body)
+    except orjson.JSONDecodeError:
+        message = body.decode(errors="replace")[:1000]
+        body = orjson.dumps({"error": {"message": message, "type": "api_error", "param": None, "code": None}})
+    return LineResponse(
+        response.status, body, response.headers.get(b"x-request-id", b"").decode("latin-1"), _seconds(response)
+    )
+
+
+def _seconds(response: Response) -> float | None:
+    try:
+        return max(float(response.headers[b"retry-after"]), 0.0)
+    except (KeyError, ValueError):  # or a date, which no server that generates text sends
+        return None

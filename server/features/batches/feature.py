@@ -1,0 +1,18 @@
+"""OpenAI's files and batches: `/v1/files` and `/v1/batches`."""
+
+from typing import Final
+
+from ...feature import Feature
+from . import file_routes, routes
+from .collector import BatchCollector
+from .open_batches import open_batches
+from .tables import TABLES
+
+FEATURE: Final = Feature(
+    "batches",
+    routers=(file_routes.router, routes.router),
+    unlimited_paths=frozenset({file_routes.PATH}),
+    tables=TABLES,
+    open=open_batches,
+    unused_collectors=lambda: (BatchCollector(lambda: None),),
+)

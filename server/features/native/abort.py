@@ -1,0 +1,28 @@
+"""`POST /abort_request`: ends a request from outside."""
+
+from typing import Annotated
+
+from fastapi import APIRouter
+from pydantic import Field
+
+from ...http.routes import AnyService, JsonRoute
+from ...http.schema_base import Fields
+from .response_schemas import AbortedRequests
+
+router = APIRouter(route_class=JsonRoute)
+
+
+class AbortBody(Fields):
+    """`POST /abort_request`."""
+
+    request_id: Annotated[str, Field(min_length=1)]
+    """Id of the response that is to end, or the request's `x-request-id`."""
+
+
+@router.post("/abort_request")
+async def abort_request(body: AbortBody, service: AnyService) -> AbortedRequests:
+    """Ends all choices of a request, by the response's id or its `x-request-id`, and returns how many still ran.
+
+    An unknown id, or one whose request has ended, is no error.
+    """
+    return AbortedRequests(aborted=service.tracked.abort(body.request_id))

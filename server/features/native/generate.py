@@ -1,0 +1,79 @@
+"""`POST /generate`: token ids in, token ids out, without any text."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from fastapi import APIRouter, Request, Response
+
+from ...generation.delta import Delta
+from ...generation.logprobs import token_logprobs
+from ...generation.prompts import ID_BYTES, Prompt
+from ...generation.service import Service
+from ...generation.spec import GenerationSpec, PromptCopies
+from ...http.openapi import streamable
+from ...http.response_parts import Report, ResponseKind, choice_end
+from ...http.routes import JsonRoute, ReadyService
+from ...http.streaming import ResponseBuilder, respond
+from ...openai.conversion import generate_params, report_options, spec_of
+from ...openai.schemas import GenerateBody
+from ...tenancy.request_memory import is_large, keep
+from ...text.served_model import ServedModel
+from .response_schemas import Tokens, TokensChunk
+
+router = APIRouter(route_class=JsonRoute)
+
+_KIND: Final = ResponseKind("gen", "tokens", "tokens.chunk")
+
+
+@router.post("/generate", responses=streamable(Tokens, TokensChunk))
+async def generate(body: GenerateBody, request: Request, service: ReadyService) -> Response:
+    """Returns continuations of the token ids."""
+    spec = await generate_spec(body, service)
+    builder = TokensResponseBuilder(body, service.model, spec.prompts[0])
+    return await respond(service, request, spec, builder, stream=body.stream, report_warnings=body.return_warnings)
+
+
+async def generate_spec(body: GenerateBody, service: Service) -> GenerationSpec:
+    """Converts a body to a spec.
+
+    Raises:
+      ApiError: The body cannot be converted.
+    """
+    spec = await service.prepare(lambda: spec_of(body, generate_params(body, service.model)))
+    encoded = await service.prepare(lambda: service.prompts.token_ids(body.token_ids, param="token_ids"))
+    prompt = service.prompts.truncated(encoded, body.truncate_prompt_tokens, body.truncation_side)
+    state = service.saved_state(body.from_state)
+    keep(ID_BYTES * len(prompt.token_ids))
+    if state is not None:
+        (prompt,) = await service.prompts.after(state.state, [prompt])
+    copies = PromptCopies(body.num_candidates if body.return_token_ids else 0, body.prompt_logprobs)
+    return replace(spec, prompts=[prompt], state=state, sends_ids=True, copies=copies)
+
+
+class TokensResponseBuilder(ResponseBuilder):
+    """Builds responses of token ids. Whole responses and chunks have one shape."""
+
+    def __init__(self, body: GenerateBody, model: ServedModel, prompt: Prompt) -> None:
+        self._report = Report(_KIND, model, [prompt], body.n, report_options(body))
+        self.id = self._report.id
+        self._body = body
+
+    def whole(self, choices: Sequence[Delta]) -> dict[str, Any]:
+        return self._report.whole([self._choice(choice) for choice in choices], choices)
+
+    def repeats_much(self, delta: Delta) -> bool:
+        return delta.prompt_logprobs is not None and is_large()
+
+    def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
+        return self._report.chunks(delta, [self._choice(delta)])
+
+    def _choice(self, delta: Delta) -> dict[str, Any]:
+        reports_logprobs, reports_prompt = self._body.logprobs is not None, delta.prompt_logprobs is not None
+        return {
+            "index": delta.index,
+            **choice_end(delta, with_ids=self._body.return_token_ids),
+            "token_ids": delta.token_ids,
+            "logprobs": token_logprobs(delta.logprobs) if reports_logprobs else None,
+            **({"prompt_logprobs": token_logprobs(delta.prompt_logprobs or ())} if reports_prompt else {}),
+        }

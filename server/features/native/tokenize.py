@@ -1,0 +1,91 @@
+"""`/tokenize`, `/detokenize` and `/tokenizer_info`, in vLLM's shapes."""
+
+from functools import partial
+
+from fastapi import APIRouter, Response
+
+from ...errors.request_errors import bad_value
+from ...generation.prompts import Prompt
+from ...generation.response_size import text_response_bytes
+from ...generation.service import Service
+from ...http.json_response import json_response, made_json_response
+from ...http.openapi import success
+from ...http.routes import AnyService, JsonRoute
+from ...http.schema_base import Body, TokenIds
+from ...openai.conversion import conversation_of
+from ...openai.schemas import Messages, TemplateFields
+from ...tenancy.request_memory import keep
+from .response_schemas import DetokenizedPrompt, TokenizedPrompt, TokenizerInfo
+
+router = APIRouter(route_class=JsonRoute)
+
+
+class TokenizeBody(TemplateFields):
+    """`POST /tokenize`, with either `prompt` or `messages`."""
+
+    prompt: str | None = None
+    """Text to tokenize. A request has either this or `messages`."""
+
+    messages: Messages | None = None
+    """Messages of a chat, whose prompt is tokenized."""
+
+    add_special_tokens: bool = True
+    """Whether a BOS is put in front of `prompt`."""
+
+
+class DetokenizeBody(Body):
+    """`POST /detokenize`."""
+
+    tokens: TokenIds
+    """Token ids to turn into text."""
+
+
+@router.post("/tokenize", responses=success(TokenizedPrompt))
+async def tokenize(body: TokenizeBody, service: AnyService) -> Response:
+    """Returns the token ids of a text or a chat."""
+    token_ids = (await _encode(body, service)).token_ids
+    return await made_json_response(
+        service, lambda: {"tokens": token_ids, "count": len(token_ids), "max_model_len": None}
+    )
+
+
+@router.post("/detokenize", responses=success(DetokenizedPrompt))
+async def detokenize(body: DetokenizeBody, service: AnyService) -> Response:
+    """Returns the text of token ids: control tokens are spelled out, except for a leading BOS."""
+    tokenizer = service.model.tokenizer
+    if not tokenizer.has_text:
+        raise bad_value("tokens", "this checkpoint has no tokenizer, so its tokens have no text")
+    if not body.tokens:
+        return json_response({"prompt": ""})
+    keep(text_response_bytes(body.tokens, tokenizer))
+
+    def detokenized() -> dict[str, str]:
+        token_ids = service.prompts.token_ids(body.tokens, param="tokens").token_ids
+        prompt = Prompt(token_ids, from_text=True, adds_bos=token_ids[0] == tokenizer.bos_id)
+        return {"prompt": prompt.text(tokenizer)}
+
+    return await made_json_response(service, detokenized)
+
+
+@router.get("/tokenizer_info")
+async def tokenizer_info(service: AnyService) -> TokenizerInfo:
+    """Returns what evaluation harnesses need to work without a tokenizer of their own."""
+    tokenizer = service.model.tokenizer
+    ends = tokenizer.end_token_ids
+    return {
+        "tokenizer_class": service.model.tokenizer_class,
+        "vocab_size": tokenizer.vocab_size,
+        "bos_token": None if tokenizer.bos_id is None else tokenizer.token_text(tokenizer.bos_id),
+        "eos_token": tokenizer.token_text(ends[0]) if ends else None,
+        "chat_template": None,
+    }
+
+
+async def _encode(body: TokenizeBody, service: Service) -> Prompt:
+    if (body.prompt is None) == (body.messages is None):
+        raise bad_value("prompt", "send either prompt or messages")
+    if body.messages is not None:
+        conversation = await service.prepare(partial(conversation_of, body, body.messages))
+        return await service.prompts.chat(conversation)
+    assert body.prompt is not None
+    return (await service.prompts.completions([body.prompt], add_bos=body.add_special_tokens))[0]

@@ -1,0 +1,46 @@
+"""Tasks that outlive the HTTP request that started them."""
+
+import asyncio
+from collections.abc import Coroutine
+from functools import partial
+from typing import Any
+
+from ...tenancy.request_memory import hold
+from ...tenancy.tenant import tenant
+
+
+class Background:
+    """Keeps references to running tasks, since the event loop itself keeps weak ones only."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
+
+    def start(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Runs a coroutine as a task, and returns that.
+
+        Args:
+          name: Name of the task, unique among the tenant's running tasks.
+        """
+        task, key = asyncio.create_task(work), (tenant.get(), name)
+        self._tasks[key] = task
+        task.add_done_callback(partial(self._forget, key))
+        release = hold()
+        task.add_done_callback(lambda _: release())
+        return task
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether any task runs."""
+        return bool(self._tasks)
+
+    def is_running(self, name: str) -> bool:
+        """Returns whether the tenant has a running task of this name."""
+        return (tenant.get(), name) in self._tasks
+
+    async def wait(self, name: str) -> None:
+        """Returns when the tenant's running task of this name has ended."""
+        await asyncio.wait([self._tasks[tenant.get(), name]])
+
+    def _forget(self, key: tuple[str, str], task: asyncio.Task[None]) -> None:
+        if self._tasks.get(key) is task:  # or else a response that was given up has been adopted again
+            del self._tasks[key]

@@ -1,0 +1,154 @@
+"""Background responses: they are generated without a client, and may be continued by another replica."""
+
+import asyncio
+import logging
+from array import array
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from ....engine import EngineDeadError, QueueFullError, SamplingParams
+from ...database.errors import FencedError, StoreUnavailableError
+from ...errors.request_errors import ApiError, from_exception
+from ...generation.choice_stream import DeltaJoiner
+from ...generation.delta import Delta
+from ...generation.generation import Generation
+from ...generation.prompts import Prompt
+from ...generation.service import Service
+from ...generation.spec import Choice
+from ...http.response_parts import TYPED_EVENTS, to_json
+from .background import Background
+from .body import ResponseBody
+from .builder import NO_OUTPUT, ResponsesBuilder
+from .records import Job
+from .response_store import ResponseLog
+
+_UNSEEN_S: Final = 0.25
+"""Seconds between two writes to a log whose events no client follows."""
+
+_logger: Final = logging.getLogger(__name__)
+
+
+def job_of(body: ResponseBody, prompt: Prompt, params: SamplingParams, service: Service) -> Job:
+    """Returns all that another replica needs to continue a response, but for the log."""
+    seeded = body.model_copy(update={"seed": params.seed})
+    request = seeded.model_dump_json(by_alias=True, exclude_unset=True, exclude={"input"}).encode()
+    token_ids = array("i", prompt.token_ids).tobytes()
+    return Job(service.model.identity, request, token_ids, service.engine_identity)
+
+
+def body_of(job: Job) -> ResponseBody:
+    """Returns the body of a job, without its input, which is in the prompt."""
+    return ResponseBody.model_validate({**orjson.loads(job.request), "input": "-"})
+
+
+def prompt_ids(job: Job) -> tuple[int, ...]:
+    """Returns the token ids of a job's prompt."""
+    return tuple(array("i", job.prompt))
+
+
+@dataclass(frozen=True, slots=True)
+class BackgroundRun:
+    """Generation of a background response, from its first or any later event to its end in the store.
+
+    Attributes:
+      log: Log of the response, which this replica owns.
+      is_pending: Whether the response has no event yet.
+      is_adopted: Whether another replica started it.
+    """
+
+    service: Service
+    builder: ResponsesBuilder
+    choice: Choice
+    log: ResponseLog
+    is_pending: bool = True
+    is_adopted: bool = False
+
+    def start(self, background: Background) -> None:
+        """Generates the response in a task, which holds its log."""
+        self.log.hold(background.start(self.builder.id, self.run()))
+
+    async def run(self) -> None:
+        """Generates the response. It has ended when this returns, or is for the next owner."""
+        try:
+            await self._run()
+        except FencedError as error:
+            _logger.info("%s", error)
+        except StoreUnavailableError as error:
+            _logger.warning("%s is left to other replicas: %s", self.builder.id, error)
+        except Exception:
+            _logger.exception("%s cannot be ended here", self.builder.id)
+
+    async def _run(self) -> None:
+        try:
+            async with self.service.generation(self.builder.id, [self.choice]) as generation:
+                await self._generate(generation)
+        except (FencedError, StoreUnavailableError):
+            raise
+        except Exception as error:
+            if not (self._is_for_others(error) and await self.log.release()):
+                await self._fail(from_exception(error), error)
+
+    def _is_for_others(self, error: Exception) -> bool:
+        """Returns whether the error is this replica's, so that others may continue."""
+        return isinstance(error, EngineDeadError) or (self.is_adopted and isinstance(error, QueueFullError))
+
+    async def _generate(self, generation: Generation) -> None:
+        builder = self.builder
+        if self.is_pending:
+            await self.log.append(_encoded(builder.opening()))
+        last: list[bytes] = []
+        async with aclosing(self._deltas(generation)) as deltas:
+            async for delta in deltas:
+                last = _encoded(builder.chunks(delta))
+                if delta.finish_reason is None and (last or delta.token_ids):
+                    await self.log.append(last, delta)
+        await self._end([*last, *_encoded(builder.closing())])
+
+    async def _deltas(self, generation: Generation) -> AsyncGenerator[Delta]:
+        """Yields the deltas to log. Without followers, those of a moment are one."""
+        if self.log.is_streamed:
+            async for delta in generation:
+                yield delta
+            return
+        now, unlogged = asyncio.get_running_loop().time, DeltaJoiner()
+        logged_at = now()
+        with suppress(StopAsyncIteration):
+            while True:
+                newest = await generation.next_within(_UNSEEN_S)
+                if newest is not None:
+                    unlogged.add(newest)
+                is_last = newest is not None and newest.finish_reason is not None
+                if unlogged and (is_last or newest is None or now() - logged_at >= _UNSEEN_S):
+                    yield unlogged.take()
+                    logged_at = now()
+
+    async def _fail(self, error: ApiError, cause: Exception) -> None:
+        if error.status_code == 500:
+            _logger.error("a background response failed", exc_info=cause)
+        await self._end(_encoded(self.builder.failure(error)))
+
+    async def _end(self, events: Sequence[bytes]) -> None:
+        assert self.builder.ended is not None
+        response, output = self.builder.ended
+        await self.log.end(events, to_json(response), output, response["status"])
+
+
+async def end_early(log: ResponseLog, number: int, pending: bytes, **changes: Any) -> None:
+    """Ends a response that another replica started, without generating anything.
+
+    Args:
+      number: Number of its next event.
+      pending: JSON of the unfinished response.
+      changes: Fields of the final response.
+    """
+    response = {**orjson.loads(pending), **changes}
+    event = {"type": "response.failed", "sequence_number": number, "response": response}
+    await log.end(_encoded([event]), to_json(response), NO_OUTPUT, response["status"])
+
+
+def _encoded(chunks: Iterable[Mapping[str, Any]]) -> list[bytes]:
+    return [TYPED_EVENTS.encode(chunk) for chunk in chunks]

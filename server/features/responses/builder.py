@@ -1,0 +1,275 @@
+"""Builds OpenAI's responses, which grow event by event."""
+
+import itertools
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+from uuid import uuid4
+
+from ....engine import FinishReason, SamplingParams
+from ...constraints.tools import CallJoiner, CallPiece
+from ...errors.request_errors import ApiError
+from ...generation.choice_stream import DeltaJoiner
+from ...generation.delta import Delta
+from ...generation.logprobs import response_delta_logprobs, response_logprobs
+from ...generation.prompts import Prompt
+from ...http.response_parts import TYPED_EVENTS
+from ...http.streaming import ResponseBuilder
+from ...openai.sampling_fields import requested_numbers
+from ...text.conversation import ConversationMessage, FunctionCall
+from ...text.served_model import ServedModel
+from .body import ResponseBody, ResponseTool
+
+_TEXT_PLACE: Final = {"output_index": 0, "content_index": 0}
+"""Place of the text: the output is one message with one text, or calls."""
+
+NO_OUTPUT: Final = ConversationMessage("assistant", "")
+
+
+class ResponsesBuilder(ResponseBuilder):
+    """Builds responses and their events.
+
+    Args:
+      params: Sampling parameters; the response shows those that the client left to the server.
+      keep: Stores the final response and its message before the client gets them.
+      pending: Unfinished response that another replica started; None for a new one.
+
+    Attributes:
+      ended: The final response and its message; None before the end.
+    """
+
+    sse = TYPED_EVENTS
+
+    def __init__(
+        self,
+        body: ResponseBody,
+        model: ServedModel,
+        prompt: Prompt,
+        params: SamplingParams,
+        keep: Callable[[dict[str, Any], ConversationMessage], Awaitable[None]] | None = None,
+        pending: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.id = f"resp_{uuid4().hex}" if pending is None else str(pending["id"])
+        self._item_id = self.id.replace("resp_", "msg_")  # the store finds items by their response's id
+        self._created = int(time.time()) if pending is None else int(pending["created_at"])
+        self._is_inexact = False
+        self._body = body
+        self._model = model
+        self._prompt = prompt
+        self._params = params
+        self._keep = keep
+        self._numbers = itertools.count()
+        self._output = DeltaJoiner()
+        self._unsent = DeltaJoiner()
+        self._call = CallJoiner()
+        self._has_message = False
+        self._call_item_id = ""
+        self.ended: tuple[dict[str, Any], ConversationMessage] | None = None
+
+    def whole(self, choices: Sequence[Delta]) -> dict[str, Any]:
+        (choice,) = choices
+        response = self._finished(choice)
+        self.ended = response, _message(choice)
+        return response
+
+    async def finish(self) -> None:
+        if self.ended is not None and self._keep is not None:
+            await self._keep(*self.ended)
+
+    def opening(self) -> Iterator[dict[str, Any]]:
+        yield self._event("response.created", response=self.in_progress())
+        yield self._event("response.in_progress", response=self.in_progress())
+
+    def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
+        """Yields the events of a delta. An item begins when it is known whether it is a message or a call."""
+        self._output.add(delta)
+        for piece in delta.calls:
+            yield from self._call_chunks(piece)
+        if delta.text or (self._body.wants_logprobs and not delta.calls):
+            self._unsent.add(delta)
+        if delta.text or (self._has_message and delta.token_ids and self._body.wants_logprobs):
+            yield from self._text_chunks()
+
+    def closing(self) -> Iterator[dict[str, Any]]:
+        choice = self._output.take()
+        response = self._finished(choice)
+        if choice.calls:
+            yield from self._ended_call(choice.calls[-1], response["output"][-1])
+        else:
+            yield from self._ended_message(choice, response["output"][0])
+        self.ended = response, _message(choice)
+        yield self._event(f"response.{response['status']}", response=response)
+
+    def failure(self, error: ApiError) -> Iterator[dict[str, Any]]:
+        """Yields the event about an error. A cancelled background response has the same event, as there is no other."""
+        is_cancelled = self._body.background and error.body["error"]["code"] == "request_aborted"
+        response = self._response("cancelled") if is_cancelled else self._failed(error)
+        self.ended = response, NO_OUTPUT
+        yield self._event("response.failed", response=response)
+
+    def replay(self, deltas: Sequence[Delta], num_events: int, *, is_exact: bool) -> None:
+        """Takes deltas whose events were sent by another replica, and continues with the number after theirs.
+
+        Args:
+          is_exact: Whether the response goes on as on that replica. If not, it is marked as inexact, unless it has no
+            output yet.
+        """
+        self._is_inexact = bool(deltas) and not is_exact
+        for delta in deltas:
+            for _ in self.chunks(delta):
+                pass
+        self._numbers = itertools.count(num_events)
+
+    def in_progress(self) -> dict[str, Any]:
+        """Returns the response before it has any output."""
+        return self._response("in_progress")
+
+    def _failed(self, error: ApiError) -> dict[str, Any]:
+        code = "rate_limit_exceeded" if error.status_code == 429 else "server_error"
+        return self._response("failed", error={"code": code, "message": error.body["error"]["message"]})
+
+    def _finished(self, choice: Delta) -> dict[str, Any]:
+        cut = choice.finish_reason is FinishReason.LENGTH
+        status = "incomplete" if cut else "completed"
+        return self._response(
+            status,
+            incomplete_details={"reason": "max_output_tokens"} if cut else None,
+            completed_at=None if cut else int(time.time()),
+            output=self._call_items(choice.calls, status) or [self._item(status, [self._part(choice)])],
+            usage=self._usage(choice),
+        )
+
+    def _text_chunks(self) -> Iterator[dict[str, Any]]:
+        """Yields the events about the unsent part of the text; first of all, that the text begins."""
+        if not self._has_message:
+            self._has_message = True
+            yield self._event("response.output_item.added", output_index=0, item=self._item("in_progress", []))
+            yield self._text_event("response.content_part.added", part=self._part(Delta(0)))
+        unsent = self._unsent.take() if self._unsent else Delta(0)
+        if unsent.text or (unsent.token_ids and self._body.wants_logprobs):
+            logprobs = self._delta_logprobs(unsent)
+            yield self._text_event("response.output_text.delta", delta=unsent.text, logprobs=logprobs)
+
+    def _ended_message(self, choice: Delta, item: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        yield from self._text_chunks()
+        logprobs = self._delta_logprobs(choice)
+        yield self._text_event("response.output_text.done", text=choice.text, logprobs=logprobs)
+        yield self._text_event("response.content_part.done", part=item["content"][0])
+        yield self._event("response.output_item.done", output_index=0, item=item)
+
+    def _call_chunks(self, piece: CallPiece) -> Iterator[dict[str, Any]]:
+        if piece.id is not None:
+            if piece.index:
+                (before,) = self._call.joined()
+                yield from self._ended_call(before, self._call_item(before, "completed"))
+            self._call = CallJoiner()
+            item = self._call_item(replace(piece, arguments=""), "in_progress")
+            self._call_item_id = item["id"]
+            yield self._event("response.output_item.added", output_index=piece.index, item=item)
+        self._call.add(piece)
+        if piece.arguments:
+            place = {"item_id": self._call_item_id, "output_index": piece.index}
+            yield self._event("response.function_call_arguments.delta", **place, delta=piece.arguments)
+
+    def _ended_call(self, call: CallPiece, item: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        place = {"item_id": item["id"], "output_index": call.index}
+        yield self._event("response.function_call_arguments.done", **place, arguments=call.arguments)
+        yield self._event("response.output_item.done", output_index=call.index, item=item)
+
+    def _response(self, status: str, **changes: Any) -> dict[str, Any]:
+        body, numbers = self._body, requested_numbers(self._body)
+        return {
+            "id": self.id,
+            "object": "response",
+            "created_at": self._created,
+            "status": status,
+            "background": body.background,
+            "error": None,
+            "incomplete_details": None,
+            "instructions": body.instructions,
+            "max_output_tokens": self._params.max_tokens,
+            "metadata": body.metadata,
+            "model": self._model.id,
+            "output": [],
+            "parallel_tool_calls": body.parallel_tool_calls,
+            "previous_response_id": body.previous_response_id,
+            "prompt_cache_key": body.prompt_cache_key,
+            "reasoning": {"effort": None, "summary": None},
+            "safety_identifier": body.safety_identifier,
+            "service_tier": "default",
+            "temperature": numbers.get("temperature", self._params.temperature),
+            "text": {"format": body.text.format.model_dump(by_alias=True, exclude_unset=True)},
+            "tool_choice": body.tool_choice if isinstance(body.tool_choice, str) else body.tool_choice.model_dump(),
+            "tools": [_described(tool) for tool in body.functions],
+            "top_logprobs": body.top_logprobs or 0,
+            "top_p": numbers.get("top_p", self._params.top_p),
+            "truncation": body.truncation,
+            "usage": None,
+            "user": body.user,
+            **({"inexact": True} if self._is_inexact else {}),
+            **changes,
+        }
+
+    def _call_items(self, calls: Sequence[CallPiece], status: str) -> list[dict[str, Any]]:
+        """Returns the items of calls. Output that was cut short ended within the last call."""
+        last = len(calls) - 1
+        return [self._call_item(call, status if call.index == last else "completed") for call in calls]
+
+    def _call_item(self, call: CallPiece, status: str) -> dict[str, Any]:
+        return {
+            "type": "function_call",
+            "id": f"{self.id.replace('resp_', 'fc_')}_c{call.index}",
+            "call_id": call.id,
+            "name": call.name,
+            "arguments": call.arguments,
+            "status": status,
+        }
+
+    def _item(self, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"type": "message", "id": self._item_id, "status": status, "role": "assistant", "content": content}
+
+    def _part(self, choice: Delta) -> dict[str, Any]:
+        logprobs = (
+            response_logprobs(self._model.tokenizer, choice.token_ids, choice.logprobs)
+            if self._body.wants_logprobs
+            else []
+        )
+        return {"type": "output_text", "text": choice.text, "annotations": [], "logprobs": logprobs}
+
+    def _delta_logprobs(self, delta: Delta) -> list[Any]:
+        if not self._body.wants_logprobs:
+            return []
+        return list(response_delta_logprobs(self._model.tokenizer, delta.token_ids, delta.logprobs))
+
+    def _usage(self, choice: Delta) -> dict[str, Any]:
+        input_tokens, output_tokens = len(self._prompt.token_ids), len(choice.token_ids)
+        return {
+            "input_tokens": input_tokens,
+            "input_tokens_details": {"cached_tokens": choice.num_cached, "cache_write_tokens": 0},
+            "output_tokens": output_tokens,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": input_tokens + output_tokens,
+        }
+
+    def _text_event(self, kind: str, **fields: Any) -> dict[str, Any]:
+        return self._event(kind, item_id=self._item_id, **_TEXT_PLACE, **fields)
+
+    def _event(self, kind: str, **fields: Any) -> dict[str, Any]:
+        return {"type": kind, "sequence_number": next(self._numbers), **fields}
+
+
+def _message(choice: Delta) -> ConversationMessage:
+    """Returns the message that a conversation continues with."""
+    calls = tuple(FunctionCall(call.id or "", call.name or "", call.arguments) for call in choice.calls)
+    return ConversationMessage("assistant", choice.text, calls)
+
+
+def _described(tool: ResponseTool) -> dict[str, Any]:
+    return {
+        "type": "function",
+        "name": tool.name,
+        "description": tool.description,
+        "parameters": tool.parameters,
+        "strict": tool.strict,
+    }

@@ -1,0 +1,145 @@
+"""Files of checkpoints, in a folder that replicas share."""
+
+import asyncio
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from ....engine import CheckpointFormat, RequestCheckpoint, StateFileError
+from .stats import StoreStats
+
+_NUM_THREADS: Final = 2
+"""Number of files that are written at a time."""
+
+_SUFFIX: Final = ".checkpoint"
+
+_TEMPORARY: Final = ".new-"
+"""Prefix of files that are being written."""
+
+_logger: Final = logging.getLogger(__name__)
+
+
+class CheckpointFiles:
+    """Reads and writes checkpoints. A file that cannot be used costs the work since the response's start, nothing else.
+
+    Args:
+      folder: The folder. Only replicas with the same database may share it.
+      key: Key that signs files; None adds a digest that only detects accidents.
+      stats: Counts for metrics.
+    """
+
+    def __init__(self, folder: Path, key: bytes | None, stats: StoreStats) -> None:
+        self._folder = folder
+        self._key = key
+        self._stats = stats
+        self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="checkpoints")
+        self._unused: frozenset[str] = frozenset()
+        self._is_failing = False
+
+    async def write(self, name: str, formats: CheckpointFormat, checkpoint: RequestCheckpoint) -> int:
+        """Writes a file, which appears whole, and returns its size in bytes; 0 if it cannot be written."""
+        start = time.monotonic()
+        try:
+            num_bytes = await self._export(name, formats, checkpoint)
+        except OSError as error:
+            self._stats.checkpoint_errors += 1
+            self._note(error)
+            return 0
+        self._note(None)
+        self._stats.checkpoints += 1
+        self._stats.checkpoint_bytes += num_bytes
+        self._stats.checkpoint_seconds += time.monotonic() - start
+        return num_bytes
+
+    async def read(self, name: str, formats: CheckpointFormat) -> RequestCheckpoint | None:
+        """Returns the checkpoint in a file; None if there is no usable one."""
+        try:
+            return await self._run(lambda: formats.load(self._path(name).read_bytes(), name, self._key))
+        except FileNotFoundError:
+            reason = "is missing"
+        except StateFileError as error:
+            reason = str(error)
+        except OSError as error:
+            reason = f"cannot be read ({error.strerror})"
+        self._stats.checkpoint_errors += 1
+        _logger.warning("checkpoint %s %s: the response is decoded again from its start", name, reason)
+        return None
+
+    async def delete(self, name: str) -> None:
+        """Deletes a file, if it is there."""
+        with suppress(OSError):
+            await self._run(self._path(name).unlink)
+
+    async def sweep(self, used: Collection[str]) -> None:
+        """Deletes files that no response referred to at this call and at the one before.
+
+        Args:
+          used: Names of the files that running responses refer to. A file is written a moment before.
+        """
+        with suppress(OSError):
+            found = await self._run(lambda: {path.name for path in self._folder.iterdir()})
+            unused = frozenset(each for each in found if _is_ours(each)) - {each + _SUFFIX for each in used}
+            for each in unused & self._unused:
+                await self._run((self._folder / each).unlink)
+            self._unused = unused
+
+    async def measure(self, formats: CheckpointFormat) -> float | None:
+        """Writes files of the largest size, and returns the seconds per file; None if the folder cannot be written."""
+        checkpoint, start = formats.example(), time.monotonic()
+        names = [f"measure-{os.getpid()}-{number}" for number in range(_NUM_THREADS)]
+        try:
+            await asyncio.gather(*(self._export(name, formats, checkpoint) for name in names))
+        except OSError as error:
+            self._note(error)
+            return None
+        finally:
+            for name in names:
+                await self.delete(name)
+        return (time.monotonic() - start) / len(names)
+
+    def close(self) -> None:
+        """Takes no more work."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _export(self, name: str, formats: CheckpointFormat, checkpoint: RequestCheckpoint) -> int:
+        return await self._run(lambda: self._write(name, formats.export(checkpoint, name, self._key)))
+
+    async def _run[T](self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def _write(self, name: str, data: bytes) -> int:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=self._folder, prefix=_TEMPORARY)
+        try:
+            with open(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self._path(name))
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
+        return len(data)
+
+    def _path(self, name: str) -> Path:
+        return self._folder / (name + _SUFFIX)
+
+    def _note(self, error: OSError | None) -> None:
+        """Logs once when the folder cannot be written any more, and once when it can be again."""
+        if error is not None and not self._is_failing:
+            text = "checkpoints cannot be written to %s (%s): adopted responses are decoded again from their start"
+            _logger.warning(text, self._folder, error.strerror)
+        elif error is None and self._is_failing:
+            _logger.info("checkpoints can be written to %s again", self._folder)
+        self._is_failing = error is not None
+
+
+def _is_ours(name: str) -> bool:
+    return name.endswith(_SUFFIX) or name.startswith(_TEMPORARY)

@@ -1,0 +1,190 @@
+"""Checkpoints of this replica's running responses: from time to time, and before it ends."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ....engine import AsyncEngine, CheckpointFormat, EngineDeadError, RequestCheckpoint, UnknownRequestError
+from ...database.errors import FencedError, StoreUnavailableError
+from ...generation.generation import engine_request_id
+from ...observability.request_metrics import Fact, Observer, observed
+from .checkpoint_files import CheckpointFiles
+from .durable_responses import DurableLog, DurableResponses
+from .records import Checkpoint
+
+_POLL_S: Final = 0.5
+"""Seconds between two looks for responses without a recent checkpoint."""
+
+_LOG_S: Final = 10.0
+"""Seconds for which a checkpoint waits until the log has its tokens."""
+
+_AT_A_TIME: Final = 8
+"""Number of checkpoints in memory during an evacuation."""
+
+_READERS_S: Final = 0.05
+"""Seconds in which open streams send their last tokens, so that no checkpoint is ahead of them."""
+
+_logger: Final = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointSettings:
+    """When checkpoints are taken.
+
+    Attributes:
+      interval_s: Minimum seconds between two checkpoints of a response.
+      max_bytes_per_s: Maximum bytes per second of all periodic checkpoints together.
+      evacuation_s: Maximum seconds for the checkpoints before the end of the process.
+    """
+
+    interval_s: float
+    max_bytes_per_s: float
+    evacuation_s: float
+
+
+class Checkpointer:
+    """Takes checkpoints of responses that another replica could continue.
+
+    Args:
+      engine: Engine with checkpoints.
+      responses: Responses of this replica.
+      files: Files of checkpoints.
+      settings: When checkpoints are taken.
+      observers: Observers of checkpoints and of the evacuation.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        responses: DurableResponses,
+        files: CheckpointFiles,
+        settings: CheckpointSettings,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        self._engine = engine
+        self._responses = responses
+        self._files = files
+        self._settings = settings
+        self._observers = observers
+        self._taken_at: dict[DurableLog, float] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begins, once the engine is ready."""
+        self._task = asyncio.create_task(self._run())
+
+    async def evacuate(self) -> None:
+        """Takes a last checkpoint of every response, as far as there is time. Nothing is generated any more."""
+        if self._task is not None:
+            self._task.cancel()
+        if not (self._exact_logs() or self._responses.streams) or not self._engine.is_ready:
+            return
+        try:
+            with observed(self._observers, "evacuation") as facts:
+                async with asyncio.timeout(self._settings.evacuation_s):
+                    await self._save_all(facts)
+        except TimeoutError:
+            text = "not all of %d responses were checkpointed before the end: see --evacuate-seconds"
+            _logger.warning(text, len(self._exact_logs()))
+        except EngineDeadError as error:
+            _logger.warning("%s", error)
+
+    async def _save_all(self, facts: dict[str, Fact]) -> None:
+        """Stops the engine's stepping, and takes a checkpoint of every response, open streams included.
+
+        Args:
+          facts: Receives what was done.
+        """
+        start = time.monotonic()
+        await self._engine.pause()
+        await asyncio.sleep(_READERS_S)
+        await self._responses.hand_over_streams()
+        logs, turns = self._exact_logs(), asyncio.Semaphore(_AT_A_TIME)
+        facts["responses"] = len(logs)
+        taken = await asyncio.gather(*(self._take_in_turn(log, turns) for log in logs))
+        facts["checkpoints"] = num_taken = sum(map(bool, taken))
+        seconds = time.monotonic() - start
+        _logger.info("checkpointed %d of %d responses in %.1f s", num_taken, len(logs), seconds)
+
+    async def _run(self) -> None:
+        await self._measure()
+        while True:
+            try:
+                await self._look()
+            except EngineDeadError:
+                return
+            except Exception:
+                _logger.exception("checkpoints were not taken")
+            await asyncio.sleep(_POLL_S)
+
+    async def _measure(self) -> None:
+        """Estimates how long an evacuation of all slots takes, and warns if there is less time."""
+        seconds = await self._files.measure(self._formats)
+        if seconds is None:
+            return
+        limit, slots = self._settings.evacuation_s, self._engine.stats.slots
+        self._responses.stats.evacuation_seconds = slots * seconds
+        if slots * seconds > limit:
+            _logger.warning(
+                "checkpoints of all %d slots take %.1f s, and --evacuate-seconds is %g: "
+                "responses that are left then continue from an earlier checkpoint",
+                slots,
+                slots * seconds,
+                limit,
+            )
+
+    async def _look(self) -> None:
+        """Takes checkpoints that are due, oldest first, within the limit of bytes per second."""
+        now, logs = time.monotonic(), self._exact_logs()
+        self._taken_at = {log: self._taken_at.get(log, now) for log in logs}
+        for log in sorted(logs, key=self._taken_at.__getitem__):
+            start = time.monotonic()
+            if start - self._taken_at[log] < self._settings.interval_s:
+                return
+            self._taken_at[log] = start
+            num_bytes = await self._take(log)
+            await asyncio.sleep(max(num_bytes / self._settings.max_bytes_per_s - (time.monotonic() - start), 0))
+
+    async def _take_in_turn(self, log: DurableLog, turns: asyncio.Semaphore) -> int:
+        async with turns:
+            return await self._take(log)
+
+    async def _take(self, log: DurableLog) -> int:
+        """Takes a checkpoint of a response, and returns the size of its file; 0 if it has none."""
+        with observed(self._observers, "checkpoint", response=log.lease.id) as facts:
+            try:
+                checkpoint = await self._engine.checkpoint(engine_request_id(log.lease.id, 0))
+            except UnknownRequestError:
+                return 0  # it has no token yet, or has ended
+            num_bytes = await self._keep(log, checkpoint)
+            facts.update(tokens=checkpoint.num_tokens, bytes=num_bytes)
+            return num_bytes
+
+    async def _keep(self, log: DurableLog, checkpoint: RequestCheckpoint) -> int:
+        """Writes a checkpoint's file and refers to it, and returns the file's size; 0 if it cannot be written."""
+        name = f"{log.lease.id}-{log.lease.fence}-{checkpoint.num_tokens}"
+        if not (num_bytes := await self._files.write(name, self._formats, checkpoint)):
+            return 0
+        try:
+            async with asyncio.timeout(_LOG_S):
+                await self._responses.set_checkpoint(log, Checkpoint(name, checkpoint.num_tokens))
+        except FencedError:
+            await self._files.delete(name)
+        except (
+            StoreUnavailableError,
+            TimeoutError,
+        ) as error:  # which may still commit; the file is swept if it does not
+            _logger.debug("the checkpoint %s may be lost: %s", name, error)
+        return num_bytes
+
+    def _exact_logs(self) -> Sequence[DurableLog]:
+        return [log for log in self._responses.running_logs if log.is_exact]
+
+    @property
+    def _formats(self) -> CheckpointFormat:
+        formats = self._engine.checkpoint_format
+        assert formats is not None
+        return formats

@@ -1,0 +1,89 @@
+"""Converts a body of `/v1/responses` to a spec."""
+
+from collections.abc import Mapping, Sequence
+
+from ....engine import SamplingParams
+from ...constraints.grammar import OBJECT_SCHEMA
+from ...constraints.output_constraint import OutputConstraint, constraint, json_constraint, with_tools
+from ...errors.request_errors import bad_value
+from ...generation.prompts import Prompt
+from ...generation.service import Service
+from ...generation.spec import GenerationSpec
+from ...openai.sampling_fields import sampling_params
+from ...openai.tool_schemas import OtherTool
+from ...text.conversation import ConversationMessage, ToolOptions
+from .body import LOGPROBS, ResponseBody
+from .input_items import ItemReference
+
+
+def generation_options(
+    body: ResponseBody, service: Service
+) -> tuple[Sequence[SamplingParams], OutputConstraint | None]:
+    """Returns the sampling parameters and the output constraint of a body.
+
+    Raises:
+      ApiError: The body asks for what cannot be done.
+    """
+    return _params(body, service), with_tools(_text_constraint(body), body.tool_options)
+
+
+def generation_spec(
+    body: ResponseBody, prompt: Prompt, params: Sequence[SamplingParams], constraint: OutputConstraint | None
+) -> GenerationSpec:
+    """Returns the spec of a body, given what was prepared for it."""
+    return GenerationSpec(
+        [prompt],
+        params,
+        constraint,
+        ignore_eos=body.ignore_eos,
+        may_call=bool(body.tool_options.introduced),
+        limit_param=None if body.max_output_tokens is None else "max_output_tokens",
+        cache_salt=body.cache_salt,
+        priority=body.priority,
+        queue_timeout_s=body.queue_timeout,
+        timeout_s=body.timeout,
+    )
+
+
+def input_messages(body: ResponseBody, referred: Mapping[str, ConversationMessage]) -> list[ConversationMessage]:
+    """Returns the messages of the input.
+
+    Args:
+      referred: Messages of the stored items that the input refers to, by the items' ids.
+    """
+    if isinstance(body.input, str):
+        return [ConversationMessage("user", body.input)]
+    return [
+        message
+        for item in body.input
+        for message in ([referred[item.id]] if isinstance(item, ItemReference) else item.as_messages())
+    ]
+
+
+def tool_options(body: ResponseBody) -> ToolOptions:
+    """Returns the tools and the tool choice.
+
+    Raises:
+      ApiError: The body asks for what cannot be done.
+    """
+    if body.top_logprobs is not None and not body.wants_logprobs:
+        raise bad_value("top_logprobs", f'top_logprobs needs include: ["{LOGPROBS}"]')
+    if isinstance(body.tool_choice, OtherTool):
+        kind = body.tool_choice.type
+        raise bad_value("tool_choice", f"tool_choice: this server runs no tools of the type {kind[:60]!r}")
+    return body.tool_options
+
+
+def _text_constraint(body: ResponseBody) -> OutputConstraint | None:
+    requested, param = body.text.format, "text.format"
+    if requested.type == "text":
+        return None
+    schema = OBJECT_SCHEMA if requested.schema_ is None or requested.type == "json_object" else requested.schema_
+    is_strict = requested.strict and requested.type == "json_schema"
+    return constraint(param, lambda: json_constraint(param, schema, is_strict=is_strict, close_objects=True))
+
+
+def _params(body: ResponseBody, service: Service) -> list[SamplingParams]:
+    max_tokens = body.max_output_tokens or service.model.defaults.max_tokens
+    logprobs = (body.top_logprobs or 0) if body.wants_logprobs else None
+    return sampling_params(body, service.model, max_tokens, logprobs=logprobs)

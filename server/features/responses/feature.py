@@ -1,0 +1,20 @@
+"""OpenAI's responses: `/v1/responses`."""
+
+from typing import Final
+
+from ...feature import Feature
+from ...openai.response_schemas import ResponseEvent
+from .collector import StoreCollector
+from .open_responses import open_responses
+from .routes import router
+from .stats import StoreStats
+from .tables import TABLES
+
+FEATURE: Final = Feature(
+    "responses",
+    routers=(router,),
+    events=(ResponseEvent,),
+    tables=TABLES,
+    open=open_responses,
+    unused_collectors=lambda: (StoreCollector(StoreStats(evacuation_seconds=0.0)),),
+)

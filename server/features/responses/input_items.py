@@ -1,0 +1,230 @@
+"""Input items of responses: their schemas, and the items of a stored response's input."""
+
+import json
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Final, Literal, get_args
+
+from pydantic import Discriminator, Tag
+
+from ...generation.prompts import message_text
+from ...http.field_rules import ITEM_RULES, LEFT_OUT, PART_RULES, FieldRules
+from ...http.paging import Order
+from ...http.paging import page as page_of
+from ...http.schema_base import TEXT_OR_LIST, Fields, JsonObject, Several, Text
+from ...openai.schemas import RefusalPart, kind_of_part
+from ...openai.tool_schemas import FunctionName
+from ...text.conversation import ConversationMessage, FunctionCall
+from .response_store import StoredResponse
+
+
+class ResponseTextPart(JsonObject):
+    """A text, of either side."""
+
+    field_rules: ClassVar[FieldRules] = PART_RULES
+
+    type: Literal["input_text", "output_text"]
+    """Side that wrote the part."""
+
+    text: str
+    """Text of the part."""
+
+
+ResponsePart = Annotated[
+    Annotated[ResponseTextPart, Tag("<text>")] | Annotated[RefusalPart, Tag("<refusal>")],
+    Discriminator(kind_of_part),
+]
+
+PartedText = Annotated[Text | Annotated[Several[ResponsePart], Tag("<list>")], TEXT_OR_LIST]
+
+
+class MessageItem(Fields):
+    """A message; items of responses may be sent back as they are."""
+
+    field_rules: ClassVar[FieldRules] = ITEM_RULES
+
+    type: Literal["message"] = "message"
+    """Kind of item."""
+
+    role: str
+    """Role of the author: system, developer, user or assistant."""
+
+    content: PartedText
+    """Text, or parts of a text."""
+
+    def as_messages(self) -> list[ConversationMessage]:
+        """Returns the message."""
+        return [ConversationMessage(self.role, _content(self.content))]
+
+
+class CallItem(Fields):
+    """A call of a function."""
+
+    field_rules: ClassVar[FieldRules] = ITEM_RULES
+
+    type: Literal["function_call"]
+    """Kind of item."""
+
+    call_id: str
+    """Id of the call, which its result names."""
+
+    name: FunctionName
+    """Name of the function."""
+
+    arguments: str
+    """Arguments as JSON text."""
+
+    def as_messages(self) -> list[ConversationMessage]:
+        """Returns a message with the call."""
+        return [ConversationMessage("assistant", calls=(FunctionCall(self.call_id, self.name, self.arguments),))]
+
+
+class CallOutputItem(Fields):
+    """The result of a call."""
+
+    field_rules: ClassVar[FieldRules] = ITEM_RULES
+
+    type: Literal["function_call_output", "custom_tool_call_output"]
+    """Kind of item."""
+
+    call_id: str
+    """Id of the call whose result this is."""
+
+    output: PartedText
+    """Result as text."""
+
+    def as_messages(self) -> list[ConversationMessage]:
+        """Returns a message with the result."""
+        return [ConversationMessage("tool", _content(self.output), call_id=self.call_id)]
+
+
+class CustomCallItem(Fields):
+    """A call of a tool that takes any text, made by another server."""
+
+    field_rules: ClassVar[FieldRules] = ITEM_RULES
+
+    type: Literal["custom_tool_call"]
+    """Kind of item."""
+
+    call_id: str
+    """Id of the call, which its result names."""
+
+    name: FunctionName
+    """Name of the tool."""
+
+    input: str
+    """Text that the tool was given."""
+
+    def as_messages(self) -> list[ConversationMessage]:
+        """Returns a message with the call; its input is an argument."""
+        arguments = json.dumps({"input": self.input}, ensure_ascii=False)
+        return [ConversationMessage("assistant", calls=(FunctionCall(self.call_id, self.name, arguments),))]
+
+
+class ItemReference(Fields):
+    """An item of a stored response, by its id."""
+
+    field_rules: ClassVar[FieldRules] = ITEM_RULES
+
+    type: Literal["item_reference"]
+    """Kind of item."""
+
+    id: str
+    """Id of an item of a stored response of the same API key."""
+
+
+class OtherItem(Fields):
+    """An item that is left out: what another server's tools did, or how a model reasoned."""
+
+    field_rules: ClassVar[FieldRules] = LEFT_OUT
+
+    type: Literal[
+        "apply_patch_call",
+        "apply_patch_call_output",
+        "code_interpreter_call",
+        "compaction",
+        "computer_call",
+        "computer_call_output",
+        "file_search_call",
+        "image_generation_call",
+        "local_shell_call",
+        "local_shell_call_output",
+        "mcp_approval_request",
+        "mcp_approval_response",
+        "mcp_call",
+        "mcp_list_tools",
+        "reasoning",
+        "shell_call",
+        "shell_call_output",
+        "tool_search_call",
+        "tool_search_output",
+        "web_search_call",
+    ]
+    """Kind of item, which is left out and, unless it is reasoning, reported."""
+
+    def as_messages(self) -> list[ConversationMessage]:
+        """Returns no message."""
+        return []
+
+
+_OTHER_ITEMS: Final = frozenset(get_args(OtherItem.model_fields["type"].annotation))
+_ITEM_TAGS: Final = {
+    "function_call": "<function_call>",
+    "function_call_output": "<function_call_output>",
+    "custom_tool_call": "<custom_tool_call>",
+    "custom_tool_call_output": "<function_call_output>",
+    "item_reference": "<item_reference>",
+    **dict.fromkeys(_OTHER_ITEMS, "<other>"),
+}
+
+
+def _kind_of_item(value: Any) -> str:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return _ITEM_TAGS.get(kind, "<message>") if isinstance(kind, str) else "<message>"
+
+
+ResponseItem = Annotated[
+    Annotated[MessageItem, Tag("<message>")]
+    | Annotated[CallItem, Tag("<function_call>")]
+    | Annotated[CallOutputItem, Tag("<function_call_output>")]
+    | Annotated[CustomCallItem, Tag("<custom_tool_call>")]
+    | Annotated[ItemReference, Tag("<item_reference>")]
+    | Annotated[OtherItem, Tag("<other>")],
+    Discriminator(_kind_of_item),
+]
+
+
+def page(stored: StoredResponse, limit: int, order: Order, after: str | None) -> dict[str, Any]:
+    """Returns one page of the items, those of previous responses included. The ids are always the same.
+
+    Raises:
+      ApiError: There is no item with the id `after`.
+    """
+    suffix = stored.id.removeprefix("resp_")
+    items = [item for message in stored.input_messages() for item in _items(message)]
+    named = [{**item, "id": f"{item['id']}_{suffix}_{place}"} for place, item in enumerate(items)]
+    return page_of(named, limit, order, after, id_of=lambda item: str(item["id"]), describe=lambda item: item)
+
+
+def _items(message: ConversationMessage) -> Iterator[dict[str, Any]]:
+    """Yields the items of a message, one for each of its calls. Their ids are prefixes only."""
+    done = {"status": "completed"}
+    if message.role == "tool":
+        call_id = message.call_id
+        yield {"id": "fco", "type": "function_call_output", "call_id": call_id, "output": message_text(message), **done}
+        return
+    if message_text(message) or not message.calls:
+        yield {"id": "msg", "type": "message", "role": message.role, "content": _shown_content(message), **done}
+    for call in message.calls:
+        function = {"name": call.name, "arguments": call.arguments}
+        yield {"id": "fc", "type": "function_call", "call_id": call.id, **function, **done}
+
+
+def _shown_content(message: ConversationMessage) -> list[dict[str, Any]]:
+    texts = [message.content] if isinstance(message.content, str) else message.content or ()
+    if message.role == "assistant":
+        return [{"type": "output_text", "text": text, "annotations": []} for text in texts]
+    return [{"type": "input_text", "text": text} for text in texts]
+
+
+def _content(content: str | list[ResponseTextPart | RefusalPart]) -> str | tuple[str, ...]:
+    return content if isinstance(content, str) else tuple(part.text for part in content)

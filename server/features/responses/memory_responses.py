@@ -1,0 +1,140 @@
+"""Responses in memory: the newest ones, until the process ends."""
+
+import asyncio
+import sys
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ....engine import TenantStore
+from ...generation.delta import Delta
+from ...tenancy.tenant import tenant
+from ...text.conversation import ConversationMessage
+from .event_log import EventLog
+from .records import Job
+from .response_store import ResponseLog, ResponseStore, StoredResponse, pack
+
+type _Key = tuple[str, str]
+"""Tenant and response id."""
+
+MAX_RESPONSES: Final = 1000
+MAX_BYTES: Final = 64 * 2**20
+
+_OBJECT_BYTES: Final = 1024
+"""Memory of an entry beside its JSON and its events: the objects, its id, and its places in dictionaries."""
+
+_LOG_BYTES: Final = 2048
+"""Memory of a log beside its events."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A response and the log of its stream, if that may be followed again."""
+
+    stored: StoredResponse
+    events: EventLog | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the response now. Messages of earlier responses count too, as those may be gone."""
+        sizes = map(sys.getsizeof, (self.stored.response, self.stored.history, self.stored.output))
+        events = 0 if self.events is None else self.events.num_bytes + _LOG_BYTES
+        return sum(sizes) + events + _OBJECT_BYTES
+
+
+class MemoryResponses(ResponseStore):
+    """Keeps the newest responses. The oldest of the tenant that holds most are evicted for others."""
+
+    def __init__(self, max_responses: int = MAX_RESPONSES, max_bytes: int = MAX_BYTES) -> None:
+        super().__init__()
+        self._stored = TenantStore[_Key, _Entry](max_responses, max_bytes)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all responses."""
+        return self._stored.num_bytes
+
+    async def keep(self, response_id: str, response: bytes, history: bytes, output: ConversationMessage) -> None:
+        self.put(StoredResponse(response_id, _copied(response), history, pack([output])))
+
+    async def open(self, pending: StoredResponse, job: Job) -> ResponseLog:
+        events = EventLog() if pending.is_streamed else None
+        self.put(pending, events)
+        return _MemoryLog(self, pending, events)
+
+    async def find(self, response_id: str) -> StoredResponse | None:
+        entry = self._stored.get(_key(response_id))
+        return None if entry is None else entry.stored
+
+    async def seize(self, response_id: str) -> None:
+        """Returns None: there are no other replicas."""
+
+    async def remove(self, response_id: str) -> None:
+        _shrink_logs(self._stored.pop(_key(response_id)))
+
+    def follow(self, stored: StoredResponse, number: int, pause_s: float) -> AsyncGenerator[bytes | None]:
+        entry = self._stored.get(_key(stored.id))
+        assert entry is not None
+        assert entry.events is not None
+        entry.events.check(number)
+        return entry.events.follow(number, pause_s)
+
+    def put(self, stored: StoredResponse, events: EventLog | None = None) -> None:
+        """Stores a response, in place of an earlier state of the same response."""
+        entry = _Entry(stored, events)
+        _shrink_logs(*self._stored.put(_key(stored.id), tenant.get(), entry, entry.num_bytes))
+
+    def log(self, response_id: str, log: EventLog, event: bytes) -> None:
+        """Appends an event to the log of a response. The log counts as long as the response is stored."""
+        log.append(event)
+        key = _key(response_id)
+        entry = self._stored.get(key)
+        if entry is not None and entry.events is log:
+            _shrink_logs(*self._stored.resize(key, entry.num_bytes))
+
+
+class _MemoryLog(ResponseLog):
+    """Log of a response in memory, which is kept only if the response is streamed."""
+
+    def __init__(self, store: MemoryResponses, pending: StoredResponse, events: EventLog | None) -> None:
+        self._store = store
+        self._pending = pending
+        self._events = events
+        self.is_streamed = events is not None
+
+    def hold(self, task: asyncio.Task[Any]) -> None:
+        """Does nothing: there are no other replicas."""
+
+    async def append(self, events: Sequence[bytes], delta: Delta | None = None) -> None:
+        if self._events is not None:
+            for event in events:
+                self._store.log(self._pending.id, self._events, event)
+
+    async def end(self, events: Sequence[bytes], response: bytes, output: ConversationMessage, status: str) -> None:
+        pending = self._pending
+        ended = StoredResponse(
+            pending.id, _copied(response), pending.history, pack([output]), True, pending.is_streamed
+        )
+        self._store.put(ended, self._events)
+        await self.append(events)
+        if self._events is not None:
+            self._events.close()
+
+    async def release(self) -> bool:
+        return False
+
+
+def _copied(response: bytes) -> bytes:
+    """Returns the bytes in a buffer of their own, since the JSON encoder's may be twelve times as large."""
+    return bytes(memoryview(response))
+
+
+def _shrink_logs(*gone: _Entry | None) -> None:
+    """Shrinks the logs of responses that are gone, as no new client can follow them."""
+    for entry in gone:
+        if entry is not None and entry.events is not None:
+            entry.events.shrink()
+
+
+def _key(response_id: str) -> _Key:
+    return tenant.get(), response_id

@@ -1,0 +1,172 @@
+"""Streams of stored responses, which other replicas continue if this one stops in the midst of them."""
+
+import asyncio
+from array import array
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+from ....engine import EngineDeadError
+from ...constraints.tools import CallPiece
+from ...errors.request_errors import ApiError, stream_moved
+from ...generation.delta import Delta
+from ...generation.service import Service
+from ...generation.spec import GenerationSpec
+from ...http.response_parts import TYPED_EVENTS, to_json
+from ...tenancy.tenant import tenant
+from ...text.conversation import ConversationMessage
+from .background_responses import job_of
+from .body import ResponseBody
+from .builder import ResponsesBuilder
+from .durable_responses import DurableLog, DurableResponses
+from .logged_delta import pack_delta
+from .records import LogEntry, ResponseRecord
+from .response_store import pack
+
+
+class ResumableBuilder(ResponsesBuilder):
+    """Builds the events of a stream that other replicas with the same database can continue.
+
+    A response in the foreground is stored at its end. If the engine stops before, its request, tokens and events are
+    stored, and it becomes a background response, which another replica adopts. The stream ends with an error that says
+    how to follow it there.
+
+    Args:
+      responses: The service's store.
+      spec: Spec of the body.
+      history: Messages before the response's own, from `pack`.
+      keep: Stores the final response and its message before the client gets them.
+    """
+
+    def __init__(
+        self,
+        body: ResponseBody,
+        service: Service,
+        responses: DurableResponses,
+        spec: GenerationSpec,
+        history: bytes,
+        keep: Callable[[dict[str, Any], ConversationMessage], Awaitable[None]],
+    ) -> None:
+        super().__init__(body, service.model, spec.prompts[0], spec.params[0], keep)
+        self._service = service
+        self._responses = responses
+        self._history = history
+        self._tenant = tenant.get()
+        self._sizes = DeltaSizes()
+        self._has_finished = False
+        self._handover: asyncio.Task[DurableLog] | None = None
+        self._log: DurableLog | None = None
+        self._task: asyncio.Task[Any] | None = None
+
+    def opening(self) -> Iterator[dict[str, Any]]:
+        self._task = asyncio.current_task()
+        self._responses.streams.add(self)
+        return super().opening()
+
+    def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
+        if self._handover is not None:
+            return iter(())  # another replica generates these tokens again
+        self._sizes.add(delta)
+        self._has_finished = delta.finish_reason is not None
+        return super().chunks(delta)
+
+    def closing(self) -> Iterator[dict[str, Any]]:
+        if self._handover is not None:
+            raise EngineDeadError("the engine was stopped")
+        return super().closing()
+
+    async def hand_over(self) -> None:
+        """Stores the response as it is now, for other replicas to continue, unless it has all of its tokens.
+
+        Nothing more is sent of it. This replica keeps the lease until the engine has stopped or the client has left.
+
+        Raises:
+          StoreUnavailableError: The database is away, full or too slow.
+        """
+        if self._handover is None and not self._has_finished:
+            output = self._output.take() if self._output else Delta(0)
+            self._handover = asyncio.create_task(self._store(output))
+        if self._handover is not None:
+            self._log = await asyncio.shield(self._handover)
+
+    async def interrupt(self, error: Exception) -> None:
+        if isinstance(error, EngineDeadError):
+            await self.hand_over()
+            if self._log is not None:
+                await self._log.release()
+
+    def failure(self, error: ApiError) -> Iterator[dict[str, Any]]:
+        if self._log is None:
+            yield from super().failure(error)
+            return
+        last = next(self._numbers) - 1
+        resume = f"/v1/responses/{self.id}?stream=true&starting_after={last}"
+        detail = stream_moved(resume).body["error"]
+        about = {"code": detail["code"], "message": detail["message"], "param": None}
+        yield {"type": "error", "sequence_number": last, **about, "response_id": self.id, "resume": resume}
+
+    def close(self) -> None:
+        self._responses.streams.discard(self)
+
+    async def _store(self, output: Delta) -> DurableLog:
+        """Stores the response with its log, of which this replica is the owner until the stream's task ends.
+
+        Args:
+          output: All of its deltas, joined.
+        """
+        assert self._task is not None
+        events = await self._service.workers.run(lambda: self._events(output))
+        response = bytes(memoryview(to_json({**self.in_progress(), "background": True})))
+        record = ResponseRecord(
+            self._tenant,
+            self.id,
+            response,
+            self._history,
+            pack([]),
+            is_background=True,
+            is_streamed=True,
+            is_running=True,
+        )
+        num_tokens = len(output.token_ids)
+        delta = pack_delta(output) if num_tokens else b""
+        entry = LogEntry(0, 0, len(events), 0, num_tokens, delta, b"".join(events))
+        body = self._body.model_copy(update={"background": True})
+        job = job_of(body, self._prompt, self._params, self._service)
+        return await self._responses.hand_over(record, job, entry, self._task)
+
+    def _events(self, output: Delta) -> list[bytes]:
+        """Returns all events so far: the same deltas make the same events again."""
+        again = ResponsesBuilder(self._body, self._model, self._prompt, self._params, pending=self.in_progress())
+        chunks = list(again.opening())
+        for delta in self._sizes.split(output):
+            chunks += again.chunks(delta)
+        return [TYPED_EVENTS.encode(chunk) for chunk in chunks]
+
+
+class DeltaSizes:
+    """Sizes of deltas that are joined, from which they can be split again. It takes eight bytes for most deltas."""
+
+    def __init__(self) -> None:
+        self._num_tokens = array("I")
+        self._num_chars = array("I")
+        self._calls: dict[int, tuple[CallPiece, ...]] = {}
+
+    def add(self, delta: Delta) -> None:
+        """Notes the next delta."""
+        if delta.calls:
+            self._calls[len(self._num_tokens)] = delta.calls
+        self._num_tokens.append(len(delta.token_ids))
+        self._num_chars.append(len(delta.text))
+
+    def split(self, joined: Delta) -> Iterator[Delta]:
+        """Yields the deltas that were joined: their texts, tokens, log-probabilities and calls."""
+        token = char = 0
+        for number, (num_tokens, num_chars) in enumerate(zip(self._num_tokens, self._num_chars, strict=True)):
+            tokens, chars = slice(token, token + num_tokens), slice(char, char + num_chars)
+            token, char = tokens.stop, chars.stop
+            yield Delta(
+                0,
+                text=joined.text[chars],
+                calls=self._calls.get(number, ()),
+                token_ids=joined.token_ids[tokens],
+                logprobs=joined.logprobs[tokens],
+            )

@@ -1,0 +1,1 @@
+"""Routes of saved states, and their transfer as files."""

@@ -1,0 +1,88 @@
+"""`/v1/states`: saves the state of a request under an id, to be continued, exported and imported."""
+
+from contextlib import AsyncExitStack
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Request, Response
+from pydantic import Field
+
+from ....engine import StateFileError
+from ...errors.request_errors import bad_value
+from ...generation import saved_states
+from ...http.paging import After, Limit, QueryOrder, page
+from ...http.routes import AnyService, JsonRoute, ReadyService
+from ...http.schema_base import Body, Count
+from ...openai.response_schemas import DeletedObject
+from ...tenancy.tenant import tenant
+from .open_states import States
+from .response_schemas import StateList, StateObject
+from .transfer import StateFileResponse, receive_file
+
+IMPORT_PATH: Final = "/v1/states/import"
+
+router = APIRouter(route_class=JsonRoute)
+
+
+class StateBody(Body):
+    """`POST /v1/states`; `index` is the choice's."""
+
+    request_id: Annotated[str, Field(min_length=1)]
+    """Id of the response whose state is saved."""
+
+    index: Count = 0
+    """Index of the choice whose state is saved."""
+
+
+@router.post("/v1/states", response_model=StateObject)
+async def save_state(body: StateBody, service: ReadyService) -> dict[str, Any]:
+    """Saves the state of a choice that runs or ended lately, up to the tokens whose text was sent whole."""
+    return (await saved_states.save_state(service, body.request_id, body.index)).described()
+
+
+@router.get("/v1/states", response_model=StateList)
+async def list_states(
+    service: AnyService,
+    limit: Limit = 20,
+    order: QueryOrder = "desc",
+    after: After = None,
+) -> dict[str, Any]:
+    """Lists the tenant's states, page by page."""
+    states = service.states.of(tenant.get())
+    return page(states, limit, order, after, id_of=lambda stored: stored.id, describe=lambda stored: stored.described())
+
+
+@router.get("/v1/states/{state_id}", response_model=StateObject)
+async def get_state(state_id: str, service: AnyService) -> dict[str, Any]:
+    """Describes a state."""
+    return service.states.get(state_id, tenant.get()).described()
+
+
+@router.delete("/v1/states/{state_id}")
+async def delete_state(state_id: str, service: AnyService) -> DeletedObject:
+    """Deletes a state."""
+    service.states.delete(state_id, tenant.get())
+    return DeletedObject(id=state_id, object="state", deleted=True)
+
+
+@router.get("/v1/states/{state_id}/export")
+async def export_state(state_id: str, service: ReadyService, states: States) -> Response:
+    """Returns a file in the safetensors format, which any server with this model imports."""
+    stored, kind = service.states.get(state_id, tenant.get()), service.engine.state_format
+    async with AsyncExitStack() as resources:
+        transfer = await resources.enter_async_context(states.files.transfer())
+        transfer.may_give_way = False
+        states.files.grow(transfer, stored.num_bytes, kind.max_file_bytes)
+        data = await saved_states.export_state(service, stored)
+        return StateFileResponse(data, f"{state_id}.safetensors", transfer, resources.pop_all())
+
+
+@router.post(IMPORT_PATH, response_model=StateObject)
+async def import_state(request: Request, service: ReadyService, states: States) -> dict[str, Any]:
+    """Saves a state from the file of an export, which is the body."""
+    kind = service.engine.state_format
+    async with states.files.transfer() as transfer:
+        data = await receive_file(request, states.files, transfer, kind.max_file_bytes)
+        try:
+            return (await saved_states.import_state(service, bytes(data))).described()
+        except StateFileError as error:
+            raise bad_value(None, f"the file {error}") from None

@@ -1,0 +1,124 @@
+"""Memory of state files that are being sent or received: each has tens of megabytes, and some clients are slow."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+from ....engine import TenantStore
+from ...errors.kinds import ErrorKind
+from ...errors.request_errors import ApiError, too_many_bytes
+from ...tenancy.tenant import tenant
+
+FILES_AT_A_TIME: Final = 8
+"""Number of the largest files that fit into memory together; more of smaller ones do."""
+
+GRACE_S: Final = 5.0
+"""Seconds after which a transfer may be ended for another one when memory is short."""
+
+
+@dataclass(eq=False, slots=True)
+class Transfer:
+    """Transfer of one file.
+
+    Attributes:
+      owner: Tenant that the file belongs to.
+      started: Start of the transfer, in seconds of the clock.
+      scope: Timeout that ends the transfer.
+      num_bytes: Memory that the file takes.
+      may_give_way: Whether the transfer waits for its client, and may be ended for another one.
+      gave_way: Whether the transfer was ended for another one.
+    """
+
+    owner: str
+    started: float
+    scope: asyncio.Timeout
+    num_bytes: int = 0
+    may_give_way: bool = True
+    gave_way: bool = False
+
+
+@dataclass(slots=True)
+class StateFiles:
+    """Memory for files that are being received, checked or sent.
+
+    Only the received part of a file takes memory, so a slow client holds no more than it has sent. If there is no room
+    for another piece, the oldest transfer of the tenant that holds most is ended, unless it began within `GRACE_S`.
+
+    Attributes:
+      num_tenants: Number of tenants. Among several, none may hold more than it leaves free.
+      clock: Monotonic clock in seconds.
+    """
+
+    num_tenants: int = 1
+    clock: Callable[[], float] = time.monotonic
+    _transfers: TenantStore[Transfer, Transfer] = field(default_factory=TenantStore)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that all files take."""
+        return self._transfers.num_bytes
+
+    @asynccontextmanager
+    async def transfer(self) -> AsyncGenerator[Transfer]:
+        """Counts the memory of a file while the `with` block runs.
+
+        Raises:
+          ApiError: The transfer was ended for another one.
+        """
+        transfer = None
+        try:
+            async with asyncio.timeout(None) as scope:
+                transfer = Transfer(tenant.get(), self.clock(), scope)
+                self._transfers.put(transfer, transfer.owner, transfer, 0)
+                yield transfer
+        except TimeoutError:
+            if transfer is None or not transfer.gave_way:
+                raise
+            raise _gave_way() from None
+        finally:
+            if transfer is not None:
+                self._transfers.pop(transfer)
+
+    def grow(self, transfer: Transfer, num_bytes: int, limit: int) -> None:
+        """Reserves memory for more of a file.
+
+        Args:
+          limit: Maximum size of one file.
+
+        Raises:
+          ApiError: There is no room.
+        """
+        while not self._has_room(transfer, num_bytes, FILES_AT_A_TIME * limit):
+            self._end(self._oldest_beside(transfer, num_bytes, FILES_AT_A_TIME * limit))
+        transfer.num_bytes += num_bytes
+        self._transfers.resize(transfer, transfer.num_bytes)
+
+    def _has_room(self, transfer: Transfer, num_bytes: int, limit: int) -> bool:
+        return self._transfers.has_room(transfer.owner, num_bytes, limit, is_shared=self.num_tenants > 1)
+
+    def _oldest_beside(self, transfer: Transfer, num_bytes: int, limit: int) -> Transfer:
+        """Returns the transfer to end for another one: of the same tenant, if its share is used up.
+
+        Raises:
+          ApiError: All transfers began within `GRACE_S`.
+        """
+        is_full = not self._transfers.has_room(transfer.owner, num_bytes, limit, is_shared=False)
+        owner = self._transfers.largest() if is_full else transfer.owner
+        latest = self.clock() - GRACE_S
+        for other in self._transfers.of(owner):
+            if other is not transfer and other.may_give_way and other.num_bytes and other.started <= latest:
+                return other
+        raise too_many_bytes()
+
+    def _end(self, transfer: Transfer) -> None:
+        transfer.gave_way = True
+        transfer.scope.reschedule(0)
+        self._transfers.pop(transfer)
+
+
+def _gave_way() -> ApiError:
+    message = f"the file did not arrive within {GRACE_S:g} s, and others needed its memory: send it faster, or later"
+    return ApiError(ErrorKind.REQUEST_TOO_SLOW, message)

@@ -1,0 +1,145 @@
+"""Access control: API keys, the admin port, and origins of web pages."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ..errors.kinds import ErrorKind
+from ..errors.request_errors import ApiError, invalid_api_key
+from ..settings import Settings, SettingsError
+from ..tenancy.tenant import tenant
+from .api_keys import ApiKeys, KeyFormatError, read_key_file
+from .error_responses import send_error
+
+_DEBUG: Final = "/debug/"
+"""Prefix of paths that require an admin key."""
+
+_ADMIN_ONLY: Final = ("/metrics", _DEBUG)
+"""Prefixes of paths that an admin port takes off the main port."""
+
+_ON_ADMIN_PORT: Final = ("/health", *_ADMIN_ONLY)
+"""Prefixes of paths that the admin port serves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Access control of one server.
+
+    Attributes:
+      keys: API keys; if there are none, every path is public.
+      admin_keys: Keys for `/debug/`, which does not exist without them.
+      admin_port: Port that serves metrics and `/debug/` instead of the main port; None serves all on the main port.
+      allowed_origins: Origins of web pages that may use the API from a browser; "*" allows all.
+    """
+
+    keys: ApiKeys = field(default_factory=ApiKeys)
+    admin_keys: ApiKeys = field(default_factory=ApiKeys)
+    admin_port: int | None = None
+    allowed_origins: tuple[str, ...] = ()
+
+
+def load_access(settings: Settings, admin_port: int | None) -> Access:
+    """Returns the access control that the settings ask for.
+
+    Args:
+      settings: Settings of the server.
+      admin_port: Port that the admin listener is bound to, if there is one.
+
+    Raises:
+      SettingsError: A key is malformed, or the key file cannot be read.
+    """
+    in_file = [] if settings.api_key_file is None else _read_keys(settings.api_key_file)
+    given = [key.get_secret_value() for key in settings.api_key or ()]
+    return Access(
+        keys=_keys("api_key" if given else f"api_key_file {settings.api_key_file}", [*given, *in_file]),
+        admin_keys=_keys("admin_key", [key.get_secret_value() for key in settings.admin_key or ()]),
+        admin_port=admin_port,
+        allowed_origins=settings.allow_origin,
+    )
+
+
+def _read_keys(path: Path) -> list[str]:
+    try:
+        entries = read_key_file(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"api_key_file {path}: cannot be read ({error})") from None
+    if not entries:
+        raise SettingsError(f"api_key_file {path}: has no key; add a line KEY or NAME:KEY")
+    return entries
+
+
+def _keys(name: str, entries: Sequence[str]) -> ApiKeys:
+    try:
+        return ApiKeys(entries)
+    except KeyFormatError as error:
+        raise SettingsError(f"{name}: {error}") from None
+
+
+def needs_admin_key(path: str) -> bool:
+    """Returns whether a path requires an admin key."""
+    return path.startswith(_DEBUG)
+
+
+def needs_key(path: str, public_paths: Collection[str]) -> bool:
+    """Returns whether a path requires an API key."""
+    return path not in public_paths and not needs_admin_key(path)
+
+
+class KeyAuthentication:
+    """Responds 401 where a path requires a key and the request has none; sets the tenant to the key's owner.
+
+    Args:
+      app: Wrapped application.
+      keys: Accepted keys.
+      is_protected: Returns whether a path requires a key.
+    """
+
+    def __init__(self, app: ASGIApp, keys: ApiKeys, is_protected: Callable[[str], bool]) -> None:
+        self._app = app
+        self._keys = keys
+        self._is_protected = is_protected
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and self._is_protected(scope["path"]):
+            owner = self._keys.owner(_presented_keys(Headers(scope=scope)))
+            if owner is None:
+                await send_error(invalid_api_key(), scope, receive, send)
+                return
+            tenant.set(owner)
+        await self._app(scope, receive, send)
+
+
+class PortSplit:
+    """Responds 404 to paths that the request's port does not serve.
+
+    Args:
+      app: Wrapped application.
+      admin_port: Port that serves the admin paths.
+    """
+
+    def __init__(self, app: ASGIApp, admin_port: int) -> None:
+        self._app = app
+        self._admin_port = admin_port
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not self._is_served(scope):
+            error = ApiError(ErrorKind.NO_SUCH_URL, "no such URL on this port")
+            await send_error(error, scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _is_served(self, scope: Mapping[str, object]) -> bool:
+        server, path = scope["server"], str(scope["path"])
+        on_admin_port = isinstance(server, tuple) and server[1] == self._admin_port
+        return path.startswith(_ON_ADMIN_PORT) if on_admin_port else not path.startswith(_ADMIN_ONLY)
+
+
+def _presented_keys(headers: Headers) -> list[bytes]:
+    """Returns the keys of `authorization` (OpenAI's clients) and `x-api-key` (Anthropic's)."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    given = [token.strip() if scheme.lower() == "bearer" else "", headers.get("x-api-key", "").strip()]
+    return [key.encode("latin-1") for key in given]

@@ -1,0 +1,139 @@
+"""The check of a body that fits its schema: the model that it names, and the fields that no schema names."""
+
+import difflib
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+import orjson
+
+from ..errors.request_errors import ApiError, bad_value, unknown_model
+from ..errors.request_warnings import warn
+from ..errors.validation_errors import path_of
+from .field_rules import Refusal
+from .schema_base import Body, JsonObject
+
+_MAX_NAMES: Final = 100
+"""Maximum number of unknown names that are logged, so that made-up names fill neither the log nor the memory."""
+
+_MAX_UNNAMED: Final = 100
+"""Maximum number of different fields without a name in the schema that are looked at, apart from those to refuse."""
+
+_MAX_GUESSES: Final = 4
+"""Maximum number of unknown names of a request that are compared with the known ones; each takes a millisecond."""
+
+_logger = logging.getLogger(__name__)
+
+type _Place = tuple[str | int, ...]
+"""Names and indexes that lead from a body to an object within it."""
+
+
+class UnnamedField(NamedTuple):
+    """A field that the schema of its object does not name, and that may have an effect elsewhere.
+
+    Attributes:
+      kind: Schema of the object.
+      place: Place of the object; empty for the body.
+    """
+
+    kind: type[JsonObject]
+    place: _Place
+    name: str
+
+    @property
+    def path(self) -> str:
+        """The field's path, such as `messages[0].contnt`."""
+        return f"{path_of(self.place)}.{self.name}" if self.place else self.name
+
+    @property
+    def param(self) -> str:
+        """The field of the body that holds this field."""
+        return str(self.place[0]) if self.place else self.name
+
+    @property
+    def pattern(self) -> str:
+        """The path without indexes, which is the same for all messages of a conversation."""
+        return ".".join((*(step for step in self.place if isinstance(step, str)), self.name))
+
+
+class BodyCheck:
+    """Refuses other models and fields without effect here, and reports unknown names: in a header, and once in the log.
+
+    It runs where a body is parsed, on a worker thread if the body is large.
+
+    Args:
+      model_id: Name of the served model.
+      strict: Whether unknown names are refused as well.
+    """
+
+    def __init__(self, model_id: str, *, strict: bool = False) -> None:
+        self._model_id = model_id
+        self._strict = strict
+        self._logged: set[str] = set()
+
+    def __call__(self, body: JsonObject) -> None:
+        """Checks a body and the objects within it.
+
+        Raises:
+          ApiError: The model is another one, a field would change the response and has no effect here, or a field is
+            unknown and the check is strict.
+        """
+        if isinstance(body, Body) and body.model is not None and body.model != self._model_id:
+            raise unknown_model(body.model, self._model_id)
+        fields = _unnamed_fields(body)
+        for field in fields:
+            if (refusal := field.kind.field_rules.refused.get(field.name)) is not None:
+                raise _refused(field, refusal)
+        for index, field in enumerate(fields):
+            self._report(field, closest_field(field.kind, field.name) if index < _MAX_GUESSES else None)
+
+    def _report(self, field: UnnamedField, guess: str | None) -> None:
+        hint = "" if guess is None else f"; did you mean {guess}?"
+        if self._strict:
+            raise bad_value(field.param, f"the field {field.path[:120]!r} is unknown{hint}")
+        warn(field.path if guess is None else f"{field.path} ({guess}?)")
+        if field.pattern not in self._logged and len(self._logged) < _MAX_NAMES:
+            self._logged.add(field.pattern)
+            _logger.warning("the unknown field %.60r was ignored%s; this is logged once", field.path, hint)
+
+
+def _unnamed_fields(body: JsonObject) -> Sequence[UnnamedField]:
+    """Returns the first of each field that no schema names, in a body and in the objects within it."""
+    found = dict[tuple[type[JsonObject], str], UnnamedField]()
+    for field in _all_unnamed(body, ()):
+        if len(found) < _MAX_UNNAMED or field.name in field.kind.field_rules.refused:
+            found.setdefault((field.kind, field.name), field)
+    return tuple(found.values())
+
+
+def _all_unnamed(item: JsonObject, place: _Place) -> Iterator[UnnamedField]:
+    """Yields fields that are neither ignored nor neutral, those of an object before those within it."""
+    kind = type(item)
+    rules = kind.field_rules
+    if rules.ignores_all:
+        return
+    for name, value in (item.__pydantic_extra__ or {}).items():
+        if rules.has_effect(name, value):
+            yield UnnamedField(kind, place, name)
+    for name, value in item.__dict__.items():
+        if isinstance(value, JsonObject):
+            yield from _all_unnamed(value, (*place, name))
+        elif isinstance(value, list) and value and isinstance(value[0], JsonObject):
+            for index, each in enumerate(value):
+                yield from _all_unnamed(each, (*place, name, index))
+
+
+@lru_cache(maxsize=1024)
+def closest_field(kind: type[JsonObject], name: str) -> str | None:
+    """Returns the known field that a misspelt name is closest to, if any is close."""
+    rules = kind.field_rules
+    named = (field.alias or name for name, field in kind.model_fields.items())
+    known: Iterable[str] = {*named, *rules.refused, *rules.ignored}
+    return next(iter(difflib.get_close_matches(name[:60], sorted(known), n=1, cutoff=0.8)), None)
+
+
+def _refused(field: UnnamedField, refusal: Refusal) -> ApiError:
+    values = " or ".join(orjson.dumps(value).decode() for value in refusal.neutral)
+    leave_out = f"leave it out, or send {values}" if values else "leave it out"
+    return bad_value(field.param, f"{field.path} is not supported: {refusal.instead or leave_out}")

@@ -1,0 +1,289 @@
+"""uvicorn's HTTP connection with streams for HTTP/1.0, and with limits on what a client sends and fails to read.
+
+uvicorn limits only the size of a head and the number of connections, and drops offenders without a JSON error. It has
+no timeout for clients that stop reading, and signals a disconnect only to the last pipelined request.
+"""
+
+import asyncio
+import logging
+import secrets
+import socket
+import struct
+from functools import partial
+from typing import Any, Final
+
+import httptools
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from ..errors.request_errors import ApiError, head_too_large, host_missing, not_http, too_many_connections, too_slow
+from .error_responses import error_response
+from .open_connections import OpenConnections
+from .streaming import BODY_WRITER
+
+MAX_HEAD_BYTES: Final = 64 * 2**10
+"""Maximum bytes of the URL and all headers together."""
+
+HEAD_S: Final = 20.0
+"""Seconds from the start of a request or connection to the end of the headers."""
+
+BODY_S: Final = 60.0
+"""Seconds from the end of the headers to the end of the body."""
+
+MAX_PIPELINED: Final = 64
+"""Maximum number of requests that wait behind the running one. Thousands of them fit in one packet, and parsing those
+would block the event loop."""
+
+_LINGER_S: Final = 1.0
+"""Seconds to read on after an error response; a client that is still sending would otherwise lose the response."""
+
+_NO_LINGER: Final = struct.pack("ii", 1, 0)
+"""SO_LINGER of 0 s: the system resets the connection instead of keeping unsent bytes."""
+
+_logger = logging.getLogger(__name__)
+
+
+async def _until_close(app: ASGIApp, cycle: RequestResponseCycle, scope: Scope, receive: Receive, send: Send) -> None:
+    """Serves HTTP/1.0, which has no chunked encoding: a body of unknown length ends with the connection."""
+    is_open_ended = False
+
+    async def send_plain(message: Message) -> None:
+        nonlocal is_open_ended
+        if message["type"] == "http.response.start":
+            is_open_ended = all(name.lower() != b"content-length" for name, _ in message.get("headers", ()))
+            cycle.chunked_encoding = False if is_open_ended else None
+        elif is_open_ended:
+            cycle.expected_content_length = len(message.get("body", b""))
+        await send(message)
+
+    await app(scope, receive, send_plain)
+
+
+class _ChunkWriter:
+    """Writes chunks of a response; see `BodyWriter`. Middleware and the coroutines of `send` take time for each one."""
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+
+    @property
+    def is_open(self) -> bool:
+        cycle = self._cycle
+        is_sending = cycle.response_started and not cycle.response_complete and cycle.chunked_encoding
+        return bool(is_sending) and not cycle.flow.write_paused and not cycle.disconnected
+
+    def write(self, data: bytes) -> None:
+        self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+
+class Connection(HttpToolsProtocol):
+    """A connection that is reset when its client reads nothing of a full write buffer for `stall_s`.
+
+    The request's task then sees a client disconnect.
+
+    Args:
+      stall_s: Write timeout in seconds.
+    """
+
+    def __init__(self, *args: Any, stall_s: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._stall_s = stall_s
+        self._write_timer: asyncio.TimerHandle | None = None
+        self._running: RequestResponseCycle | None = None
+
+    def pause_writing(self) -> None:
+        """Called by the transport when its buffer is full."""
+        super().pause_writing()
+        self._write_timer = self.loop.call_later(self._stall_s, self._reset)
+
+    def resume_writing(self) -> None:
+        """Called by the transport when most of its buffer has been taken."""
+        self._stop_write_timer()
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Signals the disconnect to the running request; uvicorn signals it to the last one only."""
+        self._stop_write_timer()
+        self.pipeline.clear()
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
+        super().connection_lost(exc)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        cycle.scope["extensions"] = {BODY_WRITER: {"writer": _ChunkWriter(cycle)}}
+        is_old = cycle.scope["http_version"] == "1.0"
+        super()._start_asgi_task(cycle, partial(_until_close, app, cycle) if is_old else app)
+
+    def close_after_response(self) -> None:
+        """Closes the connection once the running request has its response."""
+        if self._running is None or self._running.response_complete:
+            self.transport.close()
+        else:
+            self._running.keep_alive = False
+
+    def _stop_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+    def _reset(self) -> None:
+        _logger.info("connection reset: the client has read nothing for %g s", self._stall_s)
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        self.transport.abort()
+
+
+class LimitedConnection(Connection):
+    """A connection that responds with an error, if it still can, and closes when its client exceeds a limit.
+
+    Args:
+      connections: Open connections of the server.
+
+    Attributes:
+      max_head_bytes: See `MAX_HEAD_BYTES`.
+      head_s: See `HEAD_S`.
+      body_s: See `BODY_S`.
+    """
+
+    max_head_bytes = MAX_HEAD_BYTES
+    head_s = HEAD_S
+    body_s = BODY_S
+
+    def __init__(self, *args: Any, connections: OpenConnections, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._open_connections = connections
+        self._port_connections = connections.of(None)
+        self._reads_head = True
+        self._unparsed_bytes = 0
+        self._head_bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._refusal: ApiError | None = None
+        self._is_closing = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._port_connections = self._open_connections.of(self.server[1] if self.server else None)
+        if self._port_connections.open(self):
+            self._start_timer(self.head_s, "a request")
+        else:
+            self._refuse(too_many_connections())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        self._port_connections.close(self)
+        super().connection_lost(exc)
+
+    def drop(self) -> None:
+        """Closes the connection at once; an idle client expects no response."""
+        self._stop_timer()
+        self.transport.abort()  # `close` waits for clients that have left a part of a response unread
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_closing or self.transport.is_closing():
+            return
+        if self._reads_head:
+            self._unparsed_bytes += len(data)
+            if self._timer is None:
+                self._start_timer(self.head_s, "the headers")
+        super().data_received(data)
+        if self._reads_head and self._unparsed_bytes > self.max_head_bytes and not self._is_closing:
+            self._refuse(head_too_large(self.max_head_bytes))  # one endless header, which the parser buffers
+
+    def on_message_begin(self) -> None:
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise httptools.HttpParserError("too many pipelined requests")
+        self._head_bytes = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value) + 4)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if self.parser.get_http_version() == "1.1" and sum(name == b"host" for name, _ in self.headers) != 1:
+            self._refusal = host_missing()
+            raise httptools.HttpParserError("no Host header, or several")
+        if not self._port_connections.begin(self, self.url.partition(b"?")[0]):
+            self._refusal = too_many_connections()
+            raise httptools.HttpParserError("too many connections")
+        self._reads_head, self._unparsed_bytes = False, 0
+        self._start_timer(self.body_s, "the body")
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._stop_timer()
+        self._reads_head = True
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self.pipeline and not self._is_responding:
+            self._port_connections.end(self)
+
+    def send_400_response(self, msg: str) -> None:
+        """Responds to a request that the parser rejects."""
+        self._refuse(self._refusal or not_http())
+
+    def _count(self, num_bytes: int) -> None:
+        self._head_bytes += num_bytes
+        if self._head_bytes > self.max_head_bytes:
+            self._refusal = head_too_large(self.max_head_bytes)
+            raise httptools.HttpParserError("the head is too large")
+
+    def _start_timer(self, seconds: float, what: str) -> None:
+        self._stop_timer()
+        self._timer = self.loop.call_later(seconds, self._time_out, seconds, what)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _time_out(self, seconds: float, what: str) -> None:
+        self._timer = None
+        if self._is_closing or self.transport.is_closing():
+            return
+        if self.pipeline or (self._reads_head and self._is_responding):
+            self._start_timer(seconds, what)  # the server is slow: an earlier request is still running
+        elif self._reads_head and not self._unparsed_bytes:
+            self.transport.close()  # an idle client expects no response
+        else:
+            self._refuse(too_slow(what, seconds))
+
+    @property
+    def _is_responding(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _refuse(self, error: ApiError) -> None:
+        """Responds with an error, unless another response has started, and closes the connection."""
+        self._stop_timer()
+        self._is_closing = True
+        if self.pipeline:  # an earlier response is being sent
+            self.pipeline.clear()
+            self.close_after_response()
+            return
+        waits_for_body = self._is_responding and self.cycle.more_body and not self.cycle.response_started
+        if waits_for_body or not self._is_responding:
+            self.transport.write(_raw(error))
+        if self._is_responding:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+            self.flow.resume_reading()
+            self.loop.call_later(_LINGER_S, self.transport.close)
+        else:
+            self.transport.close()
+
+
+def _raw(error: ApiError) -> bytes:
+    """Returns the bytes of a complete response, with a request id like every response."""
+    response = error_response(error, "")
+    own_id = f"req_{secrets.token_hex(16)}".encode()
+    headers = [*response.raw_headers, (b"x-request-id", own_id), (b"request-id", own_id), (b"connection", b"close")]
+    lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
+    return STATUS_LINE[error.status_code] + lines + b"\r\n" + bytes(response.body)

@@ -1,0 +1,221 @@
+"""Routes: the service that they depend on, strict parsing of JSON bodies, and HEAD and OPTIONS on every path."""
+
+import codecs
+import gc
+from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
+from typing import Annotated, Any, Final
+
+from fastapi import Depends, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from pydantic import ValidationError
+from pydantic_core import from_json
+from starlette.datastructures import Headers
+from starlette.routing import BaseRoute, Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..errors.request_errors import ApiError, bad_value, encoded_body, from_exception, model_loading
+from ..generation.service import Service
+from ..tenancy.request_memory import request_memory
+from ..tenancy.workers import Workers
+from .body_check import BodyCheck
+from .json_limits import LONG_BYTES, MAX_CONTAINERS, has_too_many_containers, size_of
+from .schema_base import JsonObject
+
+_METHODS: Final = ("DELETE", "GET", "POST")
+
+
+async def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+async def _ready_service(request: Request) -> Service:
+    service = await _service(request)
+    if not service.engine.is_ready:
+        service.check_alive()
+        raise model_loading()
+    return service
+
+
+AnyService = Annotated[Service, Depends(_service)]
+"""Service of routes that respond in every phase of the lifecycle."""
+
+ReadyService = Annotated[Service, Depends(_ready_service)]
+"""Service of routes that need the model: 503 while it loads and when the engine is dead."""
+
+
+class JsonRoute(APIRoute):
+    """Parses JSON more strictly than Python: no NaN, no lone surrogates, no nesting deeper than 200.
+
+    The body is validated and checked before FastAPI sees it, so that a worker thread can do it and only the model stays
+    in memory.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+        model: Any = None if self.body_field is None else self.body_field.field_info.annotation
+
+        async def handle_json(request: Request) -> Response:
+            refuse_encoding(request.headers)
+            return await handle(_JsonRequest(request, model))
+
+        return handle_json
+
+
+class _JsonRequest(Request):
+    """A request whose body is parsed on first use.
+
+    Args:
+      request: Request as Starlette made it.
+      model: Model of the body; None if the route takes no body.
+    """
+
+    def __init__(self, request: Request, model: type[JsonObject] | None) -> None:
+        super().__init__(request.scope, request.receive)
+        self._model = model
+        self._raw = bytearray()
+
+    async def body(self) -> bytes:
+        """Reads the body and returns its first byte.
+
+        FastAPI only tests whether there is a body, but keeps the returned bytes until the response ends.
+        """
+        async for chunk in self.stream():
+            self._raw += chunk
+        return bytes(self._raw[:1])
+
+    async def json(self) -> Any:
+        raw, self._raw = self._raw, bytearray()
+        memory = request_memory.get()
+        parse = partial(_parse, raw, self._model, self.app.state.check_body)
+        if len(raw) < LONG_BYTES:
+            parsed, num_bytes = parse()
+        else:
+            workers: Workers = self.app.state.service.workers
+            parsed, num_bytes = await workers.run(parse)
+        if memory is not None:
+            memory.replace_raw(num_bytes)
+        return parsed
+
+
+def refuse_encoding(headers: Headers) -> None:
+    """Checks that a request's body is not compressed.
+
+    Raises:
+      ApiError: The `content-encoding` header names an encoding.
+    """
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise encoded_body(encoding)
+
+
+def _parse(raw: bytearray, model: type[JsonObject] | None, check: BodyCheck) -> tuple[Any, int]:
+    """Returns a body as its model, and the bytes of memory that the model takes.
+
+    Raises:
+      ApiError: The body is not JSON, is nested too deeply, does not fit the model, or does not pass the check.
+    """
+    _check_containers(raw)
+    was_enabled = gc.isenabled()
+    gc.disable()  # a million new objects would trigger many collections, each of which stops all threads
+    try:
+        parsed = parse_json(raw)
+        if model is None:
+            return parsed, size_of(parsed)
+        body = _validated(parsed, model)
+        check(body)
+        return body, size_of(body)
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _check_containers(raw: bytes | bytearray) -> None:
+    """Bounds the number of containers: millions of empty arrays are a small body, but take seconds to parse.
+
+    Raises:
+      ApiError: The body has too many arrays and objects.
+    """
+    if has_too_many_containers(raw):
+        raise bad_value(None, f"the body must have at most {MAX_CONTAINERS} arrays and objects")
+
+
+def _validated(parsed: Any, model: type[JsonObject]) -> JsonObject:
+    try:
+        return model.model_validate(parsed)
+    except ValidationError as error:
+        details = [{**detail, "loc": ("body", *detail["loc"])} for detail in error.errors(include_url=False)]
+        raise from_exception(RequestValidationError(details, body=parsed)) from None
+
+
+def parse_json(body: bytes | bytearray) -> Any:
+    """Returns the value of JSON in UTF-8, with or without a byte order mark.
+
+    Raises:
+      ApiError: The body is not JSON, or is nested too deeply.
+    """
+    try:
+        return from_json(body.removeprefix(codecs.BOM_UTF8), allow_inf_nan=False, cache_strings="keys")
+    except ValueError as error:
+        raise _not_json(str(error)) from None
+
+
+def _not_json(reason: str) -> ApiError:
+    return bad_value(None, f"the body is not valid JSON: {reason}")
+
+
+class HeadAndOptions:
+    """Middleware that responds to HEAD like GET without the body, and to OPTIONS with the methods of a path.
+
+    Load balancers probe with them.
+
+    Args:
+      app: Wrapped application.
+      routes: Routes of the application; later additions count.
+    """
+
+    def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute]) -> None:
+        self._app = app
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        method = scope.get("method")
+        if method == "OPTIONS" and (methods := self._methods(scope)):
+            allow = ", ".join(sorted({*methods, "OPTIONS"})).encode()
+            await send({"type": "http.response.start", "status": 204, "headers": [(b"allow", allow)]})
+            await send({"type": "http.response.body", "body": b""})
+        elif method == "HEAD" and "GET" in self._methods(scope):
+            head = _HeadOnly(receive, send)
+            await self._app({**scope, "method": "GET"}, head.receive, head.send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _methods(self, scope: Scope) -> set[str]:
+        if scope["path"] == "*":
+            return set(_METHODS)
+        methods = {method for method in _METHODS if self._has_route({**scope, "method": method})}
+        return methods | {"HEAD"} if "GET" in methods else methods
+
+    def _has_route(self, scope: Scope) -> bool:
+        return any(route.matches(scope)[0] is Match.FULL for route in self._routes)
+
+
+class _HeadOnly:
+    """Sends a response's head without the body; the application then sees a client that disconnected."""
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
+        self._is_sent = False
+
+    async def receive(self) -> Message:
+        return {"type": "http.disconnect"} if self._is_sent else await self._receive()
+
+    async def send(self, message: Message) -> None:
+        if message["type"] != "http.response.start":
+            return
+        await self._send(message)
+        await self._send({"type": "http.response.body", "body": b""})
+        self._is_sent = True

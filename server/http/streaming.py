@@ -1,0 +1,364 @@
+"""From choices to an HTTP response: whole, or as a stream of events with keep-alives between them."""
+
+import asyncio
+import logging
+import math
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from types import MappingProxyType
+from typing import Any, Final, Protocol, runtime_checkable
+
+from fastapi import Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from ..database.errors import StoreUnavailableError as StoreError
+from ..errors.request_errors import ApiError, from_exception
+from ..errors.request_warnings import request_warnings
+from ..generation.delta import Delta
+from ..generation.generation import Generation, collect
+from ..generation.service import Service
+from ..generation.spec import Choice, GenerationSpec
+from ..tenancy.workers import Workers
+from .json_response import made_json_response
+from .response_parts import CHUNKS, SseEncoder
+
+FIRST_TOKEN_TIMEOUT_S: Final = 1.0
+"""Seconds that a stream waits for its first token before it sends status 200: a full queue is known by then."""
+
+_HEADERS: Final = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+
+_logger = logging.getLogger(__name__)
+
+
+class ResponseBuilder(ABC):
+    """Builds one response from deltas, either whole or as the chunks of a stream.
+
+    Attributes:
+      id: Id of the response, by which clients and the engine know it.
+      sse: Encoder of the chunks.
+    """
+
+    id: str
+    sse: SseEncoder = CHUNKS
+
+    @abstractmethod
+    def whole(self, choices: Sequence[Delta]) -> Mapping[str, Any]:
+        """Returns the response to a request that does not stream."""
+
+    async def finish(self) -> None:  # noqa: B027 - most builders have nothing to do
+        """Runs on the event loop before the response, or a stream's last event, is sent."""
+
+    def repeats_much(self, delta: Delta) -> bool:
+        """Returns whether the chunks of a delta repeat so much of a prompt that a worker thread builds them."""
+        return False
+
+    def order(self, choices: Sequence[Delta]) -> Sequence[int]:
+        """Returns the indices of the choices that `whole` returns, in the order of the response."""
+        return range(len(choices))
+
+    def opening(self) -> Iterator[Mapping[str, Any]]:
+        """Yields the chunks before any token."""
+        yield from ()
+
+    @abstractmethod
+    def chunks(self, delta: Delta) -> Iterator[Mapping[str, Any]]:
+        """Yields the chunks of a delta; none if there is nothing to report yet."""
+
+    def text_event(self, index: int, text: str, num_tokens: int) -> bytes | None:
+        """Returns the event of a delta of text alone if it differs from the choice's other ones by its text only.
+
+        It is faster than `chunks`, and counts the delta as `chunks` does. None, and nothing is counted, for all other
+        deltas.
+
+        Args:
+          index: Index of the choice.
+          text: New text.
+          num_tokens: Number of new tokens.
+        """
+        return None
+
+    def closing(self) -> Iterator[Mapping[str, Any]]:
+        """Yields the chunks after the end of the last choice that `chunks` has not yielded."""
+        yield from ()
+
+    async def interrupt(self, error: Exception) -> None:  # noqa: B027 - most builders have nothing to do
+        """Runs before `failure`; a builder may leave its response to another server.
+
+        Args:
+          error: Error of the generation.
+        """
+
+    def failure(self, error: ApiError) -> Iterator[Mapping[str, Any]]:
+        """Yields the chunks that end a stream with an error."""
+        yield error.body
+
+    def close(self) -> None:  # noqa: B027 - most builders have nothing to do
+        """Runs when a stream has ended, however it did."""
+
+
+@runtime_checkable
+class BodyWriter(Protocol):
+    """Writes parts of a response's body straight to its connection: `writer` of the ASGI extension `BODY_WRITER`."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the response has started and not ended, and its client takes what is written."""
+
+    def write(self, data: bytes) -> None:
+        """Writes a part of the body; `is_open` must be true."""
+
+
+BODY_WRITER: Final = "roost.body_writer"
+
+
+@asynccontextmanager
+async def until_disconnect(receive: Receive) -> AsyncGenerator[None]:
+    """Cancels the `with` block when the client disconnects; uvicorn by itself would let it run on.
+
+    Args:
+      receive: ASGI channel of the request, whose body must have been read.
+
+    Raises:
+      ClientDisconnect: The client disconnected, and the block was cancelled.
+    """
+    task, is_gone = asyncio.current_task(), False
+    assert task is not None
+    num_cancelled = task.cancelling()
+
+    async def watch() -> None:
+        nonlocal is_gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        is_gone = True
+        task.cancel()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not is_gone or task.cancelling() > num_cancelled + 1:  # something else cancelled the task, too
+            raise
+        raise ClientDisconnect from None
+    finally:
+        if is_gone:
+            task.uncancel()
+        watcher.cancel()
+        await asyncio.gather(watcher, return_exceptions=True)
+
+
+class EventStream(StreamingResponse):
+    """A stream that releases its resources however it ends, above all when the client disconnects.
+
+    Args:
+      resources: The generation that the events come from, and what depends on it.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[bytes], resources: AsyncExitStack) -> None:
+        super().__init__(events, headers=_HEADERS)
+        self._events = events
+        self._resources = resources
+
+    async def stream_response(self, send: Send) -> None:
+        """Sends the events. Starlette's own method checks the type of each one, which takes a while."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async for event in self._events:
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with self._resources, aclosing(self._events), until_disconnect(receive):
+                # In a task of its own: an event would otherwise resume the coroutines of all middleware, one by one.
+                await asyncio.create_task(self.stream_response(send))
+        except ClientDisconnect:
+            _logger.debug("the client closed the stream")
+
+
+async def respond(
+    service: Service,
+    request: Request,
+    spec: GenerationSpec,
+    builder: ResponseBuilder,
+    *,
+    stream: bool,
+    report_warnings: bool = False,
+) -> Response:
+    """Generates for as long as the client stays connected.
+
+    Args:
+      report_warnings: Whether the body lists what was dropped or ignored of the request.
+
+    Raises:
+      ApiError: The spec cannot be generated, or the engine refused a choice, and nothing has been sent yet.
+      ClientDisconnect: The client disconnected before the response began.
+    """
+    choices = await choices_of(service, request, spec)
+    report = {"warnings": tuple(request_warnings.get([]))} if report_warnings else {}
+    async with AsyncExitStack() as resources:
+        generation = await resources.enter_async_context(service.generation(builder.id, choices))
+        async with until_disconnect(request.receive):
+            if not stream:
+                return await _whole(service, generation, builder, report)
+            first = await first_delta(generation, FIRST_TOKEN_TIMEOUT_S)
+        writer = request.scope.get("extensions", {}).get(BODY_WRITER, {}).get("writer")
+        events = stream_events(generation, first, builder, service.keep_alive_s, service.workers, report, writer)
+        return EventStream(events, resources.pop_all())  # from here on the response closes them
+
+
+async def choices_of(service: Service, request: Request, spec: GenerationSpec) -> Sequence[Choice]:
+    """Returns the choices of a spec. No grammar is compiled for a client that has disconnected.
+
+    Raises:
+      ApiError: See `Service.choices`.
+      ClientDisconnect: The client disconnected.
+    """
+    if spec.constraint is None:
+        return await service.choices(spec)
+    async with until_disconnect(request.receive):
+        return await service.choices(spec)
+
+
+async def _whole(
+    service: Service, generation: Generation, builder: ResponseBuilder, report: Mapping[str, Any]
+) -> Response:
+    choices = await collect(generation)
+    generation.sent.reorder(builder.order(choices))
+    num_values = sum(_num_values(choice) for choice in choices)
+    response = await made_json_response(service, lambda: {**builder.whole(choices), **report}, num_values=num_values)
+    await builder.finish()
+    return response
+
+
+def _num_values(choice: Delta) -> int:
+    """Returns the number of tokens of a choice, and of their alternatives."""
+    return len(choice.token_ids) + sum(len(entry.top) + len(entry.named) for entry in choice.logprobs)
+
+
+async def first_delta(generation: Generation, timeout_s: float) -> Delta | None:
+    """Returns the first delta, or None after the timeout. Errors until then become a status.
+
+    Raises:
+      Exception: Any error of the generation.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await anext(generation)
+    except TimeoutError:
+        return None
+
+
+async def stream_events(
+    generation: Generation,
+    first: Delta | None,
+    builder: ResponseBuilder,
+    keep_alive_s: float | None,
+    workers: Workers | None = None,
+    report: Mapping[str, Any] = MappingProxyType({}),
+    writer: BodyWriter | None = None,
+) -> AsyncGenerator[bytes]:
+    """Yields the bytes of a stream. If the generation fails, the stream ends with the builder's chunks about the error.
+
+    Args:
+      first: Delta that has been taken from the generation already.
+      keep_alive_s: Seconds that the stream may be silent, though tokens without text may come; None sends no
+        keep-alives.
+      workers: Threads for chunks that repeat much of a prompt.
+      report: Further fields of the first chunk.
+      writer: Takes events of text at once while the stream waits, so that no task has to wake for them.
+    """
+    timeout_s = math.inf if keep_alive_s is None else keep_alive_s
+    encoder, now = _ChunkEncoder(builder, workers, report), asyncio.get_running_loop().time
+    silent_since = now()
+
+    def write_text(index: int, text: str, num_tokens: int) -> bool:
+        nonlocal silent_since
+        if writer is None or not writer.is_open or (event := encoder.text_event(index, text, num_tokens)) is None:
+            return False
+        writer.write(event)
+        silent_since = now()
+        return True
+
+    try:
+        for event in [encoder.encode(chunk) for chunk in builder.opening()]:
+            yield event
+        if first is not None:
+            for event in await encoder.encode_large(first) if encoder.is_large(first) else encoder.encode_delta(first):
+                yield event
+        silent_since = now()
+        while True:
+            try:
+                delta = await generation.next_within(keep_alive_s, write_text)
+            except StopAsyncIteration:
+                break
+            if delta is None:
+                events = []
+            elif encoder.is_large(delta):
+                events = await encoder.encode_large(delta)
+            else:
+                events = encoder.encode_delta(delta)
+            if not events and (delta is None or now() - silent_since >= timeout_s):
+                events = [builder.sse.keep_alive]
+            for event in events:
+                yield event
+            if events:
+                silent_since = now()
+        events = [encoder.encode(chunk) for chunk in builder.closing()]
+        await builder.finish()
+        for event in events:
+            yield event
+        yield builder.sse.end
+    except Exception as error:
+        api_error = from_exception(error)
+        if api_error.status_code == 500:
+            _logger.exception("a stream failed")
+        with suppress(StoreError):  # the client learns of the first error
+            await builder.interrupt(error)
+        events = [encoder.encode(chunk) for chunk in builder.failure(api_error)]
+        with suppress(StoreError):
+            await builder.finish()
+        for event in events:
+            yield event
+    finally:
+        builder.close()
+
+
+class _ChunkEncoder:
+    """Encodes a stream's chunks; see `stream_events`."""
+
+    def __init__(self, builder: ResponseBuilder, workers: Workers | None, report: Mapping[str, Any]) -> None:
+        self._builder = builder
+        self._workers = workers
+        self._report = report
+
+    def encode(self, chunk: Mapping[str, Any]) -> bytes:
+        """Returns the bytes of a chunk."""
+        return self._builder.sse.encode(self._reported(chunk))
+
+    def is_large(self, delta: Delta) -> bool:
+        """Returns whether a worker thread encodes a delta."""
+        return self._workers is not None and self._builder.repeats_much(delta)
+
+    def encode_delta(self, delta: Delta) -> list[bytes]:
+        """Returns the bytes of the chunks of a delta."""
+        return [self.encode(chunk) for chunk in self._builder.chunks(delta)]
+
+    def text_event(self, index: int, text: str, num_tokens: int) -> bytes | None:
+        """Returns the only event of a delta of text if its builder has a quick way to encode it."""
+        return None if self._report else self._builder.text_event(index, text, num_tokens)
+
+    async def encode_large(self, delta: Delta) -> list[bytes]:
+        """Returns the bytes of the chunks of a large delta, encoded by a worker thread."""
+        assert self._workers is not None
+        encode = self._builder.sse.encode_large
+        return await self._workers.run(lambda: [encode(self._reported(chunk)) for chunk in self._builder.chunks(delta)])
+
+    def _reported(self, chunk: Mapping[str, Any]) -> Mapping[str, Any]:
+        if not self._report:
+            return chunk
+        report, self._report = self._report, {}
+        return {**chunk, **report}

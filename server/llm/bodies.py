@@ -1,0 +1,169 @@
+"""Converts prompts, messages and parameters to the bodies of HTTP requests that mean the same.
+
+From there on the way is HTTP's own, so checks, defaults and results are the same.
+"""
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any, NotRequired, SupportsIndex, TypedDict, cast
+
+from pydantic import BaseModel, ValidationError
+
+from ..errors.validation_errors import describe
+from ..openai.schemas import ChatBody, CompletionBody
+from .errors import RequestError
+from .sampling_params import SamplingParams
+
+
+class TextPrompt(TypedDict):
+    """A prompt as text, in vLLM's envelope."""
+
+    prompt: str
+
+
+class TokensPrompt(TypedDict):
+    """A prompt as token ids, in vLLM's envelope."""
+
+    prompt_token_ids: Sequence[int]
+
+
+type Prompt = str | Sequence[int] | TextPrompt | TokensPrompt
+"""Text, to which a BOS is added, or token ids, to which nothing is added."""
+
+
+class ChatMessage(TypedDict):
+    """A message of a conversation, as in OpenAI's API."""
+
+    role: str
+    content: NotRequired[str | Sequence[Mapping[str, Any]] | None]
+    tool_calls: NotRequired[Sequence[Mapping[str, Any]]]
+    tool_call_id: NotRequired[str]
+
+
+type Conversation = Sequence[ChatMessage]
+"""Messages, oldest first."""
+
+
+class ChatOptions(TypedDict, total=False):
+    """Options of a chat's prompt, which are fields of `/v1/chat/completions` and mean the same.
+
+    Attributes:
+      add_generation_prompt: Whether the prompt ends with the header of an assistant's message.
+      continue_final_message: Whether the output continues the last message instead of answering it.
+      chat_template_kwargs: Variables for the checkpoint's chat template.
+      tools: Functions that the model may call.
+      tool_choice: Whether the model may or must call a function, or which one.
+    """
+
+    add_generation_prompt: bool
+    continue_final_message: bool
+    chat_template_kwargs: Mapping[str, Any] | None
+    tools: Sequence[Mapping[str, Any]] | None
+    tool_choice: str | Mapping[str, Any]
+
+
+def prompts_of(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """Returns one prompt or several as a list."""
+    if isinstance(prompts, str | Mapping) or (len(prompts) and isinstance(prompts[0], SupportsIndex)):
+        return [cast(Prompt, prompts)]
+    return list(cast(Sequence[Prompt], prompts))
+
+
+def as_conversation(prompt: Prompt | Conversation) -> Conversation | None:
+    """Returns the messages, unless they are a text, token ids or a dict."""
+    if isinstance(prompt, str | Mapping):
+        return None
+    first: object = next(iter(prompt), None)
+    return cast(Conversation, prompt) if isinstance(first, Mapping) else None
+
+
+def conversations_of(messages: Conversation | Sequence[Conversation]) -> list[Conversation]:
+    """Returns one conversation or several as a list."""
+    if messages and isinstance(messages[0], Mapping):
+        return [cast(Conversation, messages)]
+    return list(cast(Sequence[Conversation], messages))
+
+
+def params_of(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
+    """Returns the parameters of each of `count` requests.
+
+    Raises:
+      RequestError: There are several parameters, but not one for each request.
+    """
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * count
+    if len(params) != count:
+        raise RequestError(f"sampling_params must be one for all or one for each of {count} prompts, got {len(params)}")
+    return list(params)
+
+
+def completion_body(prompt: Prompt, params: SamplingParams, state_id: str | None = None) -> CompletionBody:
+    """Returns the body of `/v1/completions`.
+
+    Args:
+      state_id: Id of a saved state that the prompt continues.
+
+    Raises:
+      RequestError: The prompt or a parameter has the wrong type or is out of range.
+    """
+    return _checked(CompletionBody, {**params.body_fields(), "prompt": prompt_content(prompt), "from_state": state_id})
+
+
+def chat_body(messages: Conversation, params: SamplingParams, options: ChatOptions) -> ChatBody:
+    """Returns the body of `/v1/chat/completions`.
+
+    Raises:
+      RequestError: A message, a parameter or an option has the wrong type or is out of range.
+      TypeError: An option is unknown.
+    """
+    for name in options:
+        if name not in ChatOptions.__annotations__:
+            raise TypeError(f"chat() has no option {name!r}; it has {', '.join(ChatOptions.__annotations__)}")
+    fields = params.body_fields()
+    if (num_top := fields.pop("logprobs", None)) is not None:
+        fields |= {"logprobs": True, "top_logprobs": num_top}
+    return _checked(ChatBody, {**fields, "messages": _plain(messages), **_plain(options)})
+
+
+def prompt_content(prompt: Prompt, param: str = "prompt", *, may_be_empty: bool = False) -> str | list[int]:
+    """Returns the text or the token ids of a prompt.
+
+    Args:
+      param: Name of the parameter in errors.
+      may_be_empty: Whether there may be no token ids.
+
+    Raises:
+      RequestError: The prompt has the wrong type or no token ids.
+    """
+    if isinstance(prompt, Mapping):
+        found: Any = prompt.get("prompt_token_ids", prompt.get("prompt"))
+        if found is None:
+            raise RequestError(f"{param}: a dict must have the key prompt or prompt_token_ids", param)
+        return prompt_content(found, param, may_be_empty=may_be_empty)
+    if isinstance(prompt, str):
+        return prompt
+    try:
+        token_ids = [operator.index(token_id) for token_id in prompt]  # also NumPy's integers
+    except TypeError:
+        raise RequestError(f"{param} must be text or token ids", param) from None
+    if not token_ids and not may_be_empty:
+        raise RequestError(f"{param}: the list of token ids is empty", param)
+    return token_ids
+
+
+def _plain(value: Any) -> Any:
+    """Returns a value of JSON types, with other mappings and sequences as dicts and lists."""
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(each) for each in value]
+    return value
+
+
+def _checked[Body: BaseModel](kind: type[Body], fields: Mapping[str, Any]) -> Body:
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        detail = error.errors(include_url=False)[0]
+        param = str(detail["loc"][0]) if detail["loc"] else None
+        raise RequestError(describe(detail, detail["loc"]), param) from None

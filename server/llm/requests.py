@@ -1,0 +1,152 @@
+"""Requests in this process: from a prompt to outputs, on the service that HTTP uses too."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Final
+from uuid import uuid4
+
+from ..errors.request_warnings import request_warnings
+from ..generation.service import Service
+from ..generation.spec import Choice, GenerationSpec
+from ..http.body_check import BodyCheck
+from ..openai.chat_completions import chat_spec
+from ..openai.completions import completion_spec
+from ..openai.schemas import ChatBody
+from .bodies import ChatOptions, Conversation, Prompt, chat_body, completion_body
+from .errors import python_errors
+from .outputs import OutputBuilder, RequestOutput
+from .sampling_params import RequestOutputKind, SamplingParams
+from .states import State
+
+_check_body: Final = BodyCheck("")
+"""Check of bodies, which name no model here."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """A request whose prompt is not encoded yet.
+
+    Attributes:
+      spec: Returns the spec.
+      id: Id of the request.
+    """
+
+    spec: Callable[[Service], Awaitable[GenerationSpec]]
+    id: str
+
+
+def completion(
+    prompt: Prompt, params: SamplingParams, request_id: str | None = None, state: State | None = None
+) -> GenerationRequest:
+    """Returns the request to continue a prompt, and the state before it if there is one.
+
+    Raises:
+      RequestError: The prompt or a parameter has the wrong type or is out of range.
+    """
+    body = completion_body(prompt, params, None if state is None else state.id)
+    return GenerationRequest(lambda service: completion_spec(body, service), request_id or f"cmpl-{uuid4().hex}")
+
+
+def chat(
+    messages: Conversation, params: SamplingParams, options: ChatOptions, request_id: str | None = None
+) -> GenerationRequest:
+    """Returns the request for the next message of a conversation.
+
+    Raises:
+      RequestError: A message, a parameter or an option has the wrong type or is out of range.
+    """
+    body = chat_body(messages, params, options)
+    return GenerationRequest(lambda service: _chat_spec(body, service), request_id or f"chatcmpl-{uuid4().hex}")
+
+
+async def _chat_spec(body: ChatBody, service: Service) -> GenerationSpec:
+    """Returns the spec of a chat, whose messages and tools may have fields that no schema names."""
+    _check_body(body)
+    return await chat_spec(body, service)
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRequest:
+    """A request that can be generated."""
+
+    spec: GenerationSpec
+    choices: Sequence[Choice]
+    warnings: tuple[str, ...]
+
+
+async def outputs(
+    service: Service, request: GenerationRequest, kind: RequestOutputKind
+) -> AsyncGenerator[RequestOutput]:
+    """Yields the outputs of a request.
+
+    Args:
+      kind: Content of the outputs.
+
+    Raises:
+      RequestError: The request is invalid.
+      RoostError: The request failed for another reason.
+    """
+    with python_errors():
+        prepared = await asyncio.create_task(prepare(service, request))
+        (prompt,) = prepared.spec.prompts
+        num_prompt_logprobs = prepared.spec.copies.logprobs
+        num_choices, tokenizer = len(prepared.choices), service.model.tokenizer
+        builder = OutputBuilder(request.id, prompt, num_choices, num_prompt_logprobs, tokenizer, prepared.warnings)
+        async with service.generation(request.id, prepared.choices) as generation:
+            async for delta in generation:
+                builder.add(delta)
+                if kind is not RequestOutputKind.FINAL_ONLY:
+                    yield builder.news() if kind is RequestOutputKind.DELTA else builder.so_far()
+        if kind is RequestOutputKind.FINAL_ONLY:
+            yield builder.so_far()
+
+
+async def prepare(service: Service, request: GenerationRequest) -> PreparedRequest:
+    """Encodes a request's prompt. To be run as a task, since the warnings belong to its context.
+
+    Raises:
+      ApiError: The request is invalid.
+    """
+    warnings: list[str] = []
+    request_warnings.set(warnings)
+    spec = await request.spec(service)
+    choices = await service.choices(spec)
+    return PreparedRequest(spec, choices, tuple(warnings))
+
+
+async def final_output(service: Service, request: GenerationRequest) -> RequestOutput:
+    """Returns the whole output of a request; see `outputs`."""
+    async with aclosing(outputs(service, request, RequestOutputKind.FINAL_ONLY)) as generated:
+        return await anext(generated)
+
+
+async def run_all[Result](
+    jobs: Sequence[Callable[[], Awaitable[Result]]], max_running: int, on_finished: Callable[[], None] = lambda: None
+) -> list[Result]:
+    """Returns the results of jobs, in their order. The first error ends the others.
+
+    Args:
+      max_running: Maximum number of jobs at the same time.
+      on_finished: Called after each job.
+
+    Raises:
+      Exception: Any error of a job.
+    """
+    found: dict[int, Result] = {}
+    pending = iter(enumerate(jobs))
+
+    async def work() -> None:
+        for index, job in pending:
+            found[index] = await job()
+            on_finished()
+
+    tasks = [asyncio.create_task(work()) for _ in range(min(max_running, len(jobs)))]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return [found[index] for index in range(len(jobs))]

@@ -1,0 +1,315 @@
+"""Converts the fields that chat, completions and `/generate` share to a `GenerationSpec` and sampling parameters."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from ...engine import SamplingParams
+from ..constraints.grammar import (
+    OBJECT_SCHEMA,
+    GrammarError,
+    GrammarSpec,
+    choice_spec,
+    json_spec,
+    lark_spec,
+    regex_spec,
+)
+from ..constraints.output_constraint import OutputConstraint, constraint, json_constraint, with_tools
+from ..errors.request_errors import bad_value
+from ..generation.spec import GenerationSpec, PromptCopies
+from ..http.response_parts import ReportOptions
+from ..text.chat_template import Ending
+from ..text.conversation import Conversation, ConversationMessage
+from ..text.served_model import ServedModel
+from ..text.tokenizer import TextUnavailableError
+from .response_format_schemas import ResponseFormat, StructuredFields, StructuredOutputs
+from .sampling_fields import sampling_params
+from .schemas import (
+    MAX_BAD_WORD_CHARACTERS,
+    ChatBody,
+    ChatMessage,
+    CompletionBody,
+    GenerateBody,
+    GenerationBody,
+    TemplateFields,
+)
+from .tool_schemas import tool_options
+
+_DEFAULT_COMPLETION_TOKENS: Final = 16
+"""Default of `max_tokens` in `/v1/completions` only; OpenAI's."""
+
+type _Made = GrammarSpec | OutputConstraint
+
+type _Draft = tuple[str, Callable[[], _Made]]
+"""A field, and the function that returns its constraint."""
+
+
+def spec_of(body: GenerationBody, params: Sequence[SamplingParams]) -> GenerationSpec:
+    """Returns the part of a request's spec that the three endpoints share, without prompts.
+
+    Args:
+      params: Sampling parameters of the choices of each prompt.
+
+    Raises:
+      ApiError: The output constraint is invalid.
+    """
+    return GenerationSpec(
+        (),
+        params,
+        constraint_of(body),
+        stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
+        include_stop=body.include_stop_str_in_output,
+        ignore_eos=body.ignore_eos,
+        holds_output=not body.stream,
+        cache_salt=body.cache_salt,
+        priority=body.priority,
+        queue_timeout_s=body.queue_timeout,
+        timeout_s=body.timeout,
+        limit_param=None if body.max_tokens is None else "max_tokens",
+    )
+
+
+def report_options(body: GenerationBody) -> ReportOptions:
+    """Returns the reports that a request asks for."""
+    stream = body.stream_options
+    if stream is None:
+        return ReportOptions(timings=body.return_timings)
+    return ReportOptions(stream.include_usage, stream.continuous_usage_stats, body.return_timings)
+
+
+def constraint_of(body: StructuredFields) -> OutputConstraint | None:
+    """Returns the output constraint of a request.
+
+    Raises:
+      ApiError: Several fields ask for one, or the constraint is invalid.
+    """
+    drafts = list(_drafts(body))
+    if not drafts:
+        return None
+    (param, make), *others = drafts
+    if others:
+        raise bad_value(others[0][0], f"{param} and {others[0][0]} exclude each other")
+    return constraint(param, make)
+
+
+def _drafts(body: StructuredFields) -> Iterator[_Draft]:
+    if body.response_format is not None and body.response_format.type != "text":
+        requested = body.response_format
+        yield "response_format", lambda: _format_constraint(requested)
+    if body.structured_outputs is not None:
+        yield _draft_within("structured_outputs", body.structured_outputs)
+    yield from _drafts_by_kind("guided_", body.guided_json, body.guided_regex, body.guided_choice, body.guided_grammar)
+    yield from _drafts_by_kind("", None, body.regex or None, None, body.grammar or None)
+    if body.json_schema:
+        schema = body.json_schema
+        yield "json_schema", lambda: json_constraint("json_schema", schema)
+    if body.ebnf:
+        ebnf = body.ebnf
+        yield "ebnf", lambda: lark_spec(ebnf)
+
+
+def _draft_within(param: str, requested: StructuredOutputs) -> _Draft:
+    """Returns the draft of an object that holds exactly one constraint. Errors name the whole object."""
+    drafts = list(_drafts_by_kind("", requested.json_, requested.regex, requested.choice, requested.grammar, param))
+    if requested.json_object:
+        drafts.append((param, lambda: json_spec(OBJECT_SCHEMA)))
+    if not drafts:
+        raise bad_value(param, f"{param} must have one of json, regex, choice, grammar and json_object")
+    if len(drafts) > 1:
+        raise bad_value(param, f"{param} must have only one of json, regex, choice, grammar and json_object")
+    return drafts[0]
+
+
+def _drafts_by_kind(
+    prefix: str,
+    schema: str | Mapping[str, Any] | None,
+    regex: str | None,
+    choices: list[str] | None,
+    lark: str | None,
+    param: str | None = None,
+) -> Iterator[_Draft]:
+    """Yields the drafts of fields that are named by the kind of constraint.
+
+    Args:
+      prefix: Prefix of the fields' names.
+      param: Field that holds all of them, and that errors name instead.
+    """
+    json_param, regex_param, choice_param, grammar_param = (
+        param or f"{prefix}{kind}" for kind in ("json", "regex", "choice", "grammar")
+    )
+    if schema is not None:
+        yield json_param, lambda: json_constraint(json_param, schema)
+    if regex is not None:
+        yield regex_param, lambda: regex_spec(regex)
+    if choices is not None:
+        yield choice_param, lambda: choice_spec(choices)
+    if lark is not None:
+        yield grammar_param, lambda: lark_spec(lark)
+
+
+def _format_constraint(requested: ResponseFormat) -> _Made:
+    """Returns the constraint of OpenAI's `json_schema`, llama.cpp's `schema` or TGI's `value`."""
+    beside = requested.value if requested.schema_ is None else requested.schema_
+    if requested.type == "regex":
+        if not isinstance(beside, str):
+            raise GrammarError("the type regex needs the field value, a string")
+        return regex_spec(beside)
+    if requested.type == "json_schema" and requested.json_schema is None and beside is None:
+        raise GrammarError("the type json_schema needs the field json_schema")
+    named = requested.json_schema
+    schema = beside if named is None or named.schema_ is None else named.schema_
+    is_strict = named is not None and named.strict
+    wanted = OBJECT_SCHEMA if schema is None else schema
+    return json_constraint("response_format", wanted, is_strict=is_strict, close_objects=True)
+
+
+def chat_conversion(body: ChatBody, model: ServedModel) -> tuple[GenerationSpec, Conversation]:
+    """Returns the spec of a chat without its prompt, and the conversation that becomes the prompt.
+
+    Raises:
+      ApiError: Fields contradict each other or do not fit the model.
+    """
+    spec, conversation = spec_of(body, chat_params(body, model)), chat_conversation(body)
+    spec = replace(spec, copies=PromptCopies(int(body.return_token_ids), body.prompt_logprobs))
+    if body.max_completion_tokens is not None:
+        spec = replace(spec, limit_param="max_completion_tokens")
+    if (tools := conversation.tools) is not None:
+        spec = replace(spec, constraint=with_tools(spec.constraint, tools), may_call=bool(tools.introduced))
+    return spec, conversation
+
+
+def chat_conversation(body: ChatBody) -> Conversation:
+    """Returns the conversation of a chat."""
+    return conversation_of(body, body.messages, parallel_calls=body.parallel_tool_calls)
+
+
+def conversation_of(
+    body: TemplateFields, messages: Sequence[ChatMessage], *, parallel_calls: bool = True
+) -> Conversation:
+    """Returns messages as a conversation, in the form that all APIs share.
+
+    Args:
+      body: Body with the fields that decide how messages become a prompt.
+      messages: Messages of the body.
+      parallel_calls: Whether a response may hold several calls.
+    """
+    default = not body.continue_final_message
+    add_header = default if body.add_generation_prompt is None else body.add_generation_prompt
+    ending = Ending(add_header, body.continue_final_message, body.chat_template_kwargs)
+    has_tools = body.tools or body.tool_choice != "auto"
+    tools = tool_options(body.tools, body.tool_choice, parallel=parallel_calls) if has_tools else None
+    return Conversation([_conversation_message(message) for message in messages], ending, tools)
+
+
+def _conversation_message(message: ChatMessage) -> ConversationMessage:
+    calls = tuple(call.as_call() for call in message.tool_calls or ())
+    return ConversationMessage(message.role, _content(message), calls, message.tool_call_id)
+
+
+def _content(message: ChatMessage) -> str | tuple[str, ...] | None:
+    """Returns the text of a message or its parts; a refusal is the last of them."""
+    content, refusal = message.content, message.refusal
+    if refusal is None:
+        return tuple(part.text for part in content) if isinstance(content, list) else content
+    texts = [content] if isinstance(content, str) else [part.text for part in content or ()]
+    return (*texts, refusal)
+
+
+def chat_params(body: ChatBody, model: ServedModel) -> list[SamplingParams]:
+    """Returns the parameters of each of the `n` choices, which differ in their seeds.
+
+    Raises:
+      ApiError: Fields contradict each other or do not fit the model.
+    """
+    if body.top_logprobs is not None and not body.logprobs:
+        raise bad_value("top_logprobs", "top_logprobs needs logprobs: true")
+    max_tokens = body.max_completion_tokens or body.max_tokens or model.defaults.max_tokens
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    _check_prompt_logprobs(body)
+    return _params(body, model, body.n, max_tokens, logprobs, body.prompt_logprobs)
+
+
+def completion_params(body: CompletionBody, model: ServedModel) -> list[SamplingParams]:
+    """Returns the parameters of each candidate of a prompt; see `chat_params`."""
+    if body.num_candidates < body.n:
+        raise bad_value("best_of", f"best_of must be at least n, which is {body.n}")
+    if body.num_candidates > body.n and body.stream:
+        raise bad_value("best_of", "best_of larger than n cannot be streamed: which is best is known at the end")
+    max_tokens = _DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
+    compares_logprobs = body.num_candidates > body.n and body.logprobs is None
+    _check_prompt_logprobs(body)
+    counts = [body.prompt_logprobs, body.logprobs if body.echo else None]
+    prompt_logprobs = max((count for count in counts if count is not None), default=None)
+    logprobs = 0 if compares_logprobs else body.logprobs
+    return _params(body, model, body.num_candidates, max_tokens, logprobs, prompt_logprobs)
+
+
+def generate_params(body: GenerateBody, model: ServedModel) -> list[SamplingParams]:
+    """Returns the parameters of each choice; see `chat_params`."""
+    max_tokens = model.defaults.max_tokens if body.max_tokens is None else body.max_tokens
+    return _params(body, model, body.n, max_tokens, body.logprobs, body.prompt_logprobs)
+
+
+def _params(
+    body: GenerationBody,
+    model: ServedModel,
+    num_choices: int,
+    max_tokens: int | None,
+    logprobs: int | None,
+    prompt_logprobs: int | None,
+) -> list[SamplingParams]:
+    if body.truncate_prompt_tokens == 0:
+        raise bad_value("truncate_prompt_tokens", "truncate_prompt_tokens must be at least 1, or -1 for no limit")
+    if body.logprob_token_ids and logprobs is None:
+        raise bad_value("logprob_token_ids", "logprob_token_ids needs logprobs")
+    return sampling_params(
+        body,
+        model,
+        max_tokens,
+        num_choices,
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+        bad_words=_bad_words(body, model),
+        **_token_lists(body, model.tokenizer.vocab_size),
+    )
+
+
+def _check_prompt_logprobs(body: ChatBody | CompletionBody) -> None:
+    if body.prompt_logprobs is not None and body.stream:
+        raise bad_value("prompt_logprobs", "prompt_logprobs cannot be streamed, but for those of echo with logprobs")
+
+
+def _token_lists(body: GenerationBody, vocab_size: int) -> dict[str, Any]:
+    """Returns the fields of `SamplingParams` that hold ids of the request, all within the vocabulary."""
+    logit_bias = _logit_bias(body)
+    allowed = None if body.allowed_token_ids is None else tuple(body.allowed_token_ids)
+    lists = {
+        "stop_token_ids": tuple(body.stop_token_ids),
+        "allowed_token_ids": allowed,
+        "logprob_token_ids": tuple(body.logprob_token_ids),
+    }
+    for name, ids in (*lists.items(), ("logit_bias", [token_id for token_id, _ in logit_bias])):
+        if len(ids or ()) > vocab_size:
+            raise bad_value(name, f"{name} must hold at most {vocab_size} ids, as many as the vocabulary has")
+        if (highest := max(ids or (), default=0)) >= vocab_size:
+            raise bad_value(name, f"{name}: the id {highest} is outside the vocabulary of {vocab_size} tokens")
+    return {**lists, "logit_bias": logit_bias}
+
+
+def _logit_bias(body: GenerationBody) -> tuple[tuple[int, float], ...]:
+    """Returns pairs of id and bias. Keys of a JSON object are strings."""
+    for key in body.logit_bias:
+        if not (key.isascii() and key.isdecimal() and len(key) < 10):
+            raise bad_value("logit_bias", f'logit_bias: the key {key[:60]!r} must be a token id, such as "42"')
+    return tuple({int(key): bias for key, bias in body.logit_bias.items()}.items())
+
+
+def _bad_words(body: GenerationBody, model: ServedModel) -> tuple[tuple[int, ...], ...]:
+    """Returns tokens of each bad word at the start of a text and after a space, which its first token then holds."""
+    if sum(map(len, body.bad_words)) > MAX_BAD_WORD_CHARACTERS:
+        raise bad_value("bad_words", f"bad_words must be at most {MAX_BAD_WORD_CHARACTERS} characters in total")
+    try:
+        encoded = [model.tokenizer.encode(start + word) for word in body.bad_words for start in ("", " ")]
+    except TextUnavailableError as error:
+        raise bad_value("bad_words", str(error)) from None
+    return tuple(dict.fromkeys(tuple(ids) for ids in encoded if ids))

@@ -1,0 +1,61 @@
+"""`GET /v1/models`: the served model, in OpenAI's or Anthropic's shape."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Response
+
+from ..errors.request_errors import unknown_model
+from ..http.json_response import json_response
+from ..http.openapi import success
+from ..http.routes import ReadyService
+from ..text.served_model import ServedModel
+from .response_schemas import AnthropicModelList, AnthropicModelObject, ModelList, ModelObject
+
+router = APIRouter()
+
+AnthropicVersion = Annotated[str | None, Header()]
+"""Header `anthropic-version`, which Anthropic's clients send and no others."""
+
+
+@router.get("/v1/models", responses=success(ModelList | AnthropicModelList))
+async def list_models(service: ReadyService, anthropic_version: AnthropicVersion = None) -> Response:
+    """Lists the served model."""
+    model_id = service.model.id
+    if anthropic_version is None:
+        return json_response({"object": "list", "data": [_describe(service.model)]})
+    listed = {"data": [_describe_to_anthropic(service.model)], "has_more": False}
+    return json_response({**listed, "first_id": model_id, "last_id": model_id})
+
+
+@router.get("/v1/models/{model_id:path}", responses=success(ModelObject | AnthropicModelObject))
+async def get_model(model_id: str, service: ReadyService, anthropic_version: AnthropicVersion = None) -> Response:
+    """Describes the served model."""
+    if model_id != service.model.id:
+        raise unknown_model(model_id, service.model.id)
+    describe = _describe if anthropic_version is None else _describe_to_anthropic
+    return json_response(describe(service.model))
+
+
+def _describe(model: ServedModel) -> dict[str, Any]:
+    """Describes a model. `max_model_len` is null since a request's state has a fixed size at any length."""
+    return {
+        "id": model.id,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "roost",
+        "max_model_len": None,
+    }
+
+
+def _describe_to_anthropic(model: ServedModel) -> dict[str, Any]:
+    """Describes a model to Anthropic's clients. Limits are null where there are none."""
+    return {
+        "type": "model",
+        "id": model.id,
+        "display_name": model.id,
+        "created_at": datetime.fromtimestamp(model.created, UTC).isoformat(),
+        "lifecycle": "active",
+        "max_input_tokens": None,
+        "max_tokens": model.max_tokens_limit,
+    }

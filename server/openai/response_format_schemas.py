@@ -1,0 +1,114 @@
+"""Schemas of the fields that constrain the output."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, Tag, model_validator
+
+from ..constraints.grammar import MAX_CHOICES
+from ..http.schema_base import TEXT_OR_OBJECT, Body, Fields, Text
+
+Choices = Annotated[list[str], Field(fail_fast=True, min_length=1, max_length=MAX_CHOICES)]
+Schema = Annotated[
+    Text | Annotated[dict[str, Any], Tag("<object>")],
+    TEXT_OR_OBJECT,
+]
+
+
+class JsonSchema(Fields):
+    """With `strict`, a keyword that cannot be enforced is an error; without, it is dropped and reported."""
+
+    name: str | None = None
+    """Name of the schema, without effect."""
+
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    """JSON schema of the output. Any object by default."""
+
+    description: str | None = None
+    """Description of the schema, without effect: put it into a message."""
+
+    strict: bool = False
+    """Whether a keyword that cannot be enforced is a 400. Otherwise it is dropped and reported."""
+
+
+class ResponseFormat(Fields):
+    """OpenAI's constraint to JSON. `schema` beside the type is llama.cpp's form, `value` TGI's."""
+
+    type: Literal["text", "json_object", "json_schema", "json", "regex"]
+    """Kind of constraint. `json_object` is any JSON object, `json` and `regex` are TGI's names."""
+
+    json_schema: JsonSchema | None = None
+    """Schema for the type `json_schema`, in OpenAI's envelope."""
+
+    schema_: Schema | None = Field(default=None, alias="schema")
+    """Schema without an envelope, as llama.cpp takes it."""
+
+    value: Schema | None = None
+    """Schema, or regular expression for the type `regex`, as TGI takes it."""
+
+    @model_validator(mode="after")
+    def _takes_its_schema(self) -> "ResponseFormat":
+        if self.type == "text" and (self.json_schema or self.schema_ is not None or self.value is not None):
+            raise ValueError("the type text takes no schema: use the type json_schema")
+        return self
+
+
+class StructuredOutputs(Fields):
+    """vLLM's constraints, of which a request has exactly one. White space is never free here."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    json_: Schema | None = Field(default=None, alias="json")
+    """JSON schema, as an object or as text."""
+
+    json_object: bool = False
+    """Whether the output is any JSON object."""
+
+    regex: str | None = None
+    """Regular expression that the whole output matches."""
+
+    choice: Choices | None = None
+    """Strings of which the output is one."""
+
+    grammar: str | None = None
+    """Grammar in Lark's notation or in GBNF."""
+
+    disable_any_whitespace: bool = True
+    """Accepted without effect: whitespace in JSON is always fixed."""
+
+
+class StructuredFields(Body):
+    """Constraints on the output, of which a request has at most one.
+
+    `guided_*` are vLLM's older names, `json_schema` and `grammar` are llama.cpp's, `regex` and `ebnf` are SGLang's.
+    Empty texts of the latter four constrain nothing.
+    """
+
+    response_format: ResponseFormat | None = None
+    """OpenAI's constraint of the output to JSON; text by default."""
+
+    structured_outputs: StructuredOutputs | None = None
+    """vLLM's constraint of the output: one of JSON, a regular expression, a choice or a grammar."""
+
+    guided_json: Schema | None = None
+    """JSON schema of the output, as an object or as text; vLLM's older name."""
+
+    guided_regex: str | None = None
+    """Regular expression that the whole output matches; vLLM's older name."""
+
+    guided_choice: Choices | None = None
+    """Strings of which the output is one; vLLM's older name."""
+
+    guided_grammar: str | None = None
+    """Grammar of the output in Lark's notation or in GBNF; vLLM's older name."""
+
+    json_schema: Schema | None = None
+    """JSON schema of the output, as an object or as text; llama.cpp's name."""
+
+    grammar: str | None = None
+    """Grammar of the output in Lark's notation or in GBNF; llama.cpp's name. An empty text constrains nothing."""
+
+    regex: str | None = None
+    """Regular expression that the whole output matches; SGLang's name. An empty text constrains nothing."""
+
+    ebnf: str | None = None
+    """Grammar of the output in Lark's notation or in GBNF; SGLang's name. An empty text constrains nothing."""

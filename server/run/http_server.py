@@ -1,0 +1,158 @@
+"""Listens for connections and runs uvicorn beside the lifecycle."""
+
+import asyncio
+import contextlib
+import select
+import socket
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from functools import partial
+from types import FrameType
+from typing import Final, cast
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from ...engine import ConfigError
+from ..http.connection import LimitedConnection
+from ..http.open_connections import OpenConnections
+from ..settings import Settings
+from ..terminal.signals import Signals
+from .lifecycle import STOP_TIMEOUT_S
+
+_KEEP_ALIVE_S: Final = 75
+"""Seconds until an idle connection is closed: longer than proxies keep theirs, so that the proxy closes first."""
+
+_LAST_REQUEST_TIMEOUT_S: Final = 0.5
+"""Seconds that clients have to send a request, if they connect during shutdown."""
+
+_POLL_INTERVAL_S: Final = 0.01
+
+
+class HttpServer(uvicorn.Server):
+    """Leaves signals to the lifecycle, and responds to every client that has connected before the port is closed."""
+
+    def __init__(self, config: uvicorn.Config, signals: Signals) -> None:
+        super().__init__(config)
+        self._signals = signals
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._signals(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Shuts down once connections in the system's backlog are accepted and have sent a request.
+
+        uvicorn would reset them without a response.
+        """
+        before = set(self.server_state.connections)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_REQUEST_TIMEOUT_S):
+                await _accept_backlog(sockets or [])
+                for listener in self.servers:
+                    listener.close()
+                while self._has_idle_connection(before):  # noqa: ASYNC110 - connections have no event to wait for
+                    await asyncio.sleep(_POLL_INTERVAL_S)
+        await super().shutdown(sockets)
+
+    def _has_idle_connection(self, before: AbstractSet[object]) -> bool:
+        """Returns whether a connection that is not in `before` has not sent a request yet."""
+        new = self.server_state.connections - before
+        return any(isinstance(each, HttpToolsProtocol) and each.cycle is None for each in new)
+
+
+async def _accept_backlog(listeners: Sequence[socket.socket]) -> None:
+    """Waits until the event loop has accepted all connections in the system's backlog, which takes no new ones."""
+    poll = select.poll()
+    for listener in listeners:
+        listener.listen(0)
+        poll.register(listener, select.POLLIN)
+    while poll.poll(0):  # noqa: ASYNC110 - the event loop accepts, without an event to wait for
+        await asyncio.sleep(_POLL_INTERVAL_S)
+
+
+def uvicorn_config(app: ASGIApp, settings: Settings, connections: OpenConnections) -> uvicorn.Config:
+    """Returns uvicorn's configuration.
+
+    Args:
+      connections: Open connections of the server.
+
+    Raises:
+      ConfigError: The certificate or its key cannot be used.
+    """
+    protocol = partial(LimitedConnection, stall_s=settings.stall_timeout, connections=connections)
+    config = uvicorn.Config(
+        app,
+        http=cast(type[asyncio.Protocol], protocol),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=int(STOP_TIMEOUT_S),
+        ssl_certfile=settings.ssl_certfile,
+        ssl_keyfile=settings.ssl_keyfile,
+    )
+    try:
+        config.load()
+    except OSError as error:  # a missing file, or ssl.SSLError
+        reason = error.strerror or error
+        raise ConfigError(f"ssl_certfile {settings.ssl_certfile}, ssl_keyfile: cannot be used ({reason})") from None
+    return config
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Binds a port, so that a port in use is reported before anything slow.
+
+    Raises:
+      ConfigError: The port is in use, or the address is not one of this machine's.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        is_dual_stack = host == "::" and socket.has_dualstack_ipv6()
+        return socket.create_server(address, family=family, backlog=2048, dualstack_ipv6=is_dual_stack)
+    except OSError as error:
+        reason = str(error.strerror).partition(" (while")[0]  # the rest repeats the address
+        raise ConfigError(f"cannot listen on {host}:{port}: {reason}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """Bound ports.
+
+    Attributes:
+      public: Port of the API.
+      admin: Port of metrics and debugging; None serves them on the public one.
+    """
+
+    public: socket.socket
+    admin: socket.socket | None
+
+    @classmethod
+    def bind(cls, settings: Settings) -> "Listeners":
+        """Binds the ports of the settings.
+
+        Raises:
+          ConfigError: A port is in use, or the address is not one of this machine's.
+        """
+        public = listen(settings.host, settings.port)
+        admin = None if settings.admin_port is None else listen(settings.host, settings.admin_port)
+        return cls(public, admin)
+
+    @property
+    def admin_port(self) -> int | None:
+        """Number of the admin port, also where port 0 was requested."""
+        return None if self.admin is None else int(self.admin.getsockname()[1])
+
+    def url(self, settings: Settings) -> str:
+        """Returns the address that clients connect to."""
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        scheme = "http" if settings.ssl_certfile is None else "https"
+        return f"{scheme}://{host}:{self.public.getsockname()[1]}"
+
+    def sockets(self) -> list[socket.socket]:
+        """Returns the bound sockets."""
+        return [self.public] if self.admin is None else [self.public, self.admin]

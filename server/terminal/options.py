@@ -1,0 +1,20 @@
+"""Options that several commands have."""
+
+from typing import Annotated
+
+import typer
+
+from .help import setting_option
+
+Dtype = Annotated[str | None, setting_option("dtype")]
+Quantize = Annotated[str | None, setting_option("quantize")]
+KvDtype = Annotated[str | None, setting_option("kv_dtype")]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        help="Key of the server; other users can read it here, but not in ROOST_API_KEY.",
+        envvar="ROOST_API_KEY",
+        metavar="KEY",
+        show_default=False,
+    ),
+]

@@ -1,1 +1,0 @@
-"""Connection limits on top of uvicorn's protocols."""

@@ -1,0 +1,233 @@
+"""`roost bench engine` and `length` on a fake engine."""
+
+from typing import Any
+
+import pytest
+from roost.engine import EngineCore, EngineStats, FinishReason, Request, TokenOutput
+from roost.server.commands.bench.engine import benchmark as engine_module
+from roost.server.commands.bench.engine.benchmark import Bench, Options, Plan
+from roost.server.commands.bench.engine.driver import Driver, Step, run_at, run_by_rounds, run_in_turn
+from roost.server.commands.bench.engine.length import measure
+from roost.server.commands.bench.engine.loading import make_request
+from roost.server.commands.bench.engine.result import full_batch_rate, summarize
+from roost.server.settings import Settings, SettingsError
+
+SLOTS, CHUNK = 4, 64
+
+
+class Ticks:
+    """Clock that advances by a second whenever it is read."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+class CountingCore(EngineCore):
+    """An engine that reads one prompt in a step, or else gives every request that runs one token.
+
+    Args:
+      rounds: tokens that a decode step gives each request.
+      fails_at: the step in which somebody presses Ctrl-C.
+    """
+
+    def __init__(self, rounds: int = 1, fails_at: int | None = None) -> None:
+        self._rounds = rounds
+        self._fails_at = fails_at
+        self._left: dict[str, int] = {}
+        self._unread: list[Request] = []
+        self._results: list[tuple[str, int]] = []
+        self._read = 0
+        self.steps: list[str] = []
+        self.most = 0
+
+    @property
+    def is_idle(self) -> bool:
+        return not (self._left or self._unread or self._results)
+
+    @property
+    def stats(self) -> EngineStats:
+        return EngineStats(slots=SLOTS, prompt_tokens=self._read)
+
+    def add(self, request: Request) -> None:
+        self._unread.append(request)
+
+    def abort(self, request_id: str) -> bool:
+        return self._left.pop(request_id, None) is not None
+
+    def step(self) -> list[tuple[str, TokenOutput]]:
+        """Returns the outputs of the step before, as the real engine does."""
+        last, self._results = self._results, self._plan()
+        outputs = []
+        for request_id, count in last:
+            if request_id not in self._left:
+                continue
+            count = min(count, self._left[request_id])
+            self._left[request_id] -= count
+            reason = None if self._left[request_id] else FinishReason.LENGTH
+            if reason:
+                del self._left[request_id]
+            outputs.append((request_id, TokenOutput((7,) * count, finish_reason=reason)))
+        return outputs
+
+    def _plan(self) -> list[tuple[str, int]]:
+        self.steps.append("prefill" if self._unread else "decode")
+        if len(self.steps) == self._fails_at:
+            raise KeyboardInterrupt
+        if self._unread:
+            request = self._unread.pop(0)
+            limit = request.params.max_tokens
+            self._left[request.id] = 10**9 if limit is None else limit
+            self._read += len(request.prompt_token_ids)
+            return [(request.id, 1)]
+        self.most = max(self.most, len(self._left))
+        return [(request_id, self._rounds) for request_id in self._left]
+
+
+@pytest.fixture
+def core() -> CountingCore:
+    return CountingCore()
+
+
+def requests(count: int, prompt_len: int = 3, max_tokens: int | None = 5) -> list[Request]:
+    return [make_request(f"r{place}", [5] * prompt_len, max_tokens) for place in range(count)]
+
+
+def test_a_closed_loop_keeps_to_its_concurrency(core: CountingCore) -> None:
+    driver = Driver(core)
+    run_in_turn(driver, requests(7), 3)
+    assert core.most == 3
+    assert (driver.prompt_tokens, driver.generated_tokens) == (7 * 3, 7 * 5)
+    assert [len(trace.token_times_s) for trace in driver.traces()] == [5] * 7
+
+
+def test_arrivals_by_rounds_make_the_same_steps_each_time() -> None:
+    seen = []
+    for _ in range(2):
+        core = CountingCore()
+        driver = Driver(core)
+        run_by_rounds(driver, requests(6), 3)
+        seen.append(core.steps)
+        assert driver.generated_tokens == 6 * 5
+    assert seen[0] == seen[1]
+    assert seen[0][:5] == ["prefill", "decode", "decode", "prefill", "decode"]
+
+
+def test_a_step_of_several_rounds_is_several_tokens_and_one_piece() -> None:
+    driver = Driver(CountingCore(rounds=4), clock=Ticks())
+    run_in_turn(driver, requests(1, max_tokens=9), 1)
+    (trace,) = driver.traces()
+    assert (len(trace.token_times_s), trace.output_tokens) == (3, 9)
+    assert summarize("mixed", driver)["decode_step_ms"]["p50"] == 250.0
+
+
+def test_arrivals_in_time_wait_for_it_and_count_from_when_they_were_due(core: CountingCore) -> None:
+    clock, naps = Ticks(), []
+
+    def sleep(seconds: float) -> None:
+        naps.append(seconds)
+        clock.now += seconds
+
+    driver = Driver(core, clock=clock)
+    run_at(driver, requests(2), [0.0, 1000.0], sleep)
+    assert naps
+    assert driver.generated_tokens == 10
+    second = driver.traces()[1]
+    assert second.sent_s >= 1000.0
+    assert second.ttft_s is not None
+    assert second.ttft_s < 20
+
+
+def test_only_steps_without_a_prompt_near_are_decode_steps(core: CountingCore) -> None:
+    driver = Driver(core, clock=Ticks())
+    run_in_turn(driver, requests(1), 1)
+    first, second = Step(1.0, 0, 0, 0, False), Step(1.0, 1, 1, 1, False)
+    assert driver.steps[:3] == [first, second, Step(1.0, 1, 1, 1, True)]
+
+
+def test_the_rate_is_that_of_full_batches() -> None:
+    steps = [Step(1.0, 1, 1, 1, True), Step(0.5, 4, 4, 1, True), Step(1.5, 4, 12, 3, True), Step(2.0, 3, 3, 1, True)]
+    assert full_batch_rate(steps) == 8.0
+    assert full_batch_rate([]) is None
+
+
+@pytest.mark.parametrize("workload", ["prefill", "decode", "mixed"])
+def test_each_workload_reports_what_it_measures(core: CountingCore, workload: str) -> None:
+    driver = Driver(core, clock=Ticks())
+    run_in_turn(driver, requests(3), 3)
+    result = summarize(workload, driver)
+    assert (result["prompt_tokens"], result["generated_tokens"]) == (9, 15)
+    assert (result["prompt_tokens_per_s"] is None) == (workload == "decode")
+    assert (result["generated_tokens_per_s"] is None) == (workload == "prefill")
+    assert result["decode_step_ms"]["p50"] == 1000.0
+
+
+def options(**changes: Any) -> Options:
+    given = {
+        "settings": Settings(prefill_chunk=CHUNK),
+        "workloads": ("prefill", "decode", "mixed"),
+        "concurrency": None,
+        "input_len": 70,
+        "output_len": 8,
+        "num_prompts": None,
+        "request_rate": None,
+        "repeat": 2,
+    }
+    return Options(**{**given, **changes})
+
+
+def test_a_plan_fills_the_slots() -> None:
+    assert Plan.of(options(), SLOTS) == Plan(concurrency=4, num_prompts=8, interval=2 + 2)
+
+
+def test_more_requests_than_slots_are_refused() -> None:
+    with pytest.raises(SettingsError, match=r"--concurrency 5: .*--slots 5"):
+        Plan.of(options(concurrency=5), SLOTS)
+
+
+def test_a_benchmark_repeats_every_workload(core: CountingCore) -> None:
+    bench = Bench(options(), Plan.of(options(), SLOTS), vocab_size=100, core=core)
+    assert bench.run()
+    workloads = bench.result()["workloads"]
+    tokens = {name: [run["generated_tokens"] for run in found["runs"]] for name, found in workloads.items()}
+    assert tokens == {"prefill": [8, 8], "decode": [32, 32], "mixed": [64, 64]}
+    assert core.is_idle
+    assert workloads["mixed"]["median"]["prompt_tokens"] == 8 * 70
+
+
+def test_ctrl_c_keeps_the_measurements() -> None:
+    core = CountingCore(fails_at=40)
+    bench = Bench(options(), Plan.of(options(), SLOTS), vocab_size=100, core=core)
+    assert not bench.run()
+    workloads = bench.result()["workloads"]
+    assert len(workloads["prefill"]["runs"]) == 2
+    assert workloads["decode"]["runs"][-1]["generated_tokens"] < 32
+
+
+def test_ctrl_c_before_anything_was_measured_leaves_nothing() -> None:
+    core = CountingCore(fails_at=1)
+    bench = Bench(options(), Plan.of(options(), SLOTS), vocab_size=100, core=core)
+    assert not bench.run()
+    assert bench.result()["workloads"] == {}
+    assert engine_module.table(
+        {
+            "model": {"name": "m", "dtype": "float32", "quantize": None, "slots": SLOTS},
+            "device": {"kind": "cpu"},
+            "options": {"input_len": 1, "output_len": 1, "repeat": 1},
+            "interrupted": True,
+            "result": bench.result(),
+        }
+    )
+
+
+def test_stretches_hold_all_tokens_and_sequences_are_aborted(core: CountingCore) -> None:
+    advanced: list[int] = []
+    stretches = list(measure(core, requests(3, max_tokens=None), [4, 8, 11], Ticks(), advanced.append))
+    assert [stretch.length for stretch in stretches] == [4, 8, 11]
+    assert [stretch.tokens for stretch in stretches] == [3 * 3, 3 * 4, 3 * 3]
+    assert all(stretch.resident_bytes > 0 for stretch in stretches)
+    assert stretches[0].tokens_per_s == 9.0
+    assert core.is_idle

@@ -1,0 +1,180 @@
+"""`roost bench serve` against the real routes over a fake engine, and against servers that fail."""
+
+import asyncio
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fake_engine import FakeEngine
+from fake_server import live
+from roost.server.client.http_client import Address
+from roost.server.commands.bench.latency import RequestTrace
+from roost.server.commands.bench.report import Outputs
+from roost.server.commands.bench.serve.benchmark import Run, bench_serve
+from roost.server.commands.bench.serve.goodput import Objective
+from roost.server.commands.bench.serve.options import Options
+from roost.server.commands.bench.serve.result import draw, summarize, tables
+from roost.server.commands.bench.workload import LengthRange
+from roost.server.generation.service import Service
+from roost.server.terminal.failure import CommandError
+from scripted_server import Script, error, scripted, streamed
+
+OPTIONS = Options(
+    address=Address("127.0.0.1", 1),
+    url="http://127.0.0.1:1",
+    model=None,
+    endpoint="completions",
+    request_rate=float("inf"),
+    concurrency=None,
+    num_prompts=12,
+    input_len=LengthRange(3, 9),
+    output_len=LengthRange(2, 6),
+    prompt_text=False,
+    vocab_size=200,
+    ignore_eos=True,
+    temperature=0.0,
+    api_key=None,
+    warmup=0,
+    timeout_s=30.0,
+    goodput=None,
+    seed=3,
+)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="all at once"),
+        pytest.param({"request_rate": 2000.0}, id="at a rate"),
+        pytest.param({"concurrency": 3}, id="some at a time"),
+        pytest.param({"prompt_text": True}, id="text"),
+        pytest.param({"endpoint": "chat"}, id="chat"),
+    ],
+)
+async def test_tokens_are_what_the_engine_counted(
+    service: Service, engine: FakeEngine, changes: dict[str, object]
+) -> None:
+    async with live(service) as client:
+        options = replace(OPTIONS, address=Address.parse(str(client.base_url)), **changes)
+        run = Run(options)
+        await run.all()
+    result = summarize(run.traces, run.seconds(), options)
+    assert run.server["model"] == "counter"
+    assert result["failures"] == {}
+    assert result["requests"]["completed"] == 12
+    assert result["input_tokens"] == sum(len(request.prompt_token_ids) for request in engine.requests)
+    assert result["output_tokens"] == sum(request.params.max_tokens or 0 for request in engine.requests)
+    assert result["ttft_ms"]["count"] == 12
+
+
+async def test_the_same_seed_sends_the_same_requests(service: Service, engine: FakeEngine) -> None:
+    async with live(service) as client:
+        options = replace(OPTIONS, address=Address.parse(str(client.base_url)), concurrency=1)
+        for _ in range(2):
+            await Run(options).all()
+    asked = [(request.prompt_token_ids, request.params.max_tokens) for request in engine.requests]
+    assert asked[:12] == asked[12:]
+    assert len(set(asked)) == 12
+
+
+async def test_failures_are_counted_by_their_reasons() -> None:
+    async with scripted(Script([error("429 Too Many Requests", b'{"error":{"message":"full"}}')])) as address:
+        run = Run(replace(OPTIONS, address=address, model="m"))
+        await run.all()
+    result = summarize(run.traces, run.seconds(), run.options)
+    assert result["failures"] == {"HTTP 429: full": 12}
+    assert (result["requests"]["completed"], result["requests"]["failed"]) == (0, 12)
+    assert result["ttft_ms"] is None
+
+
+async def test_a_failed_first_request_ends_the_benchmark() -> None:
+    async with scripted(Script([error("400 Bad Request", b'{"message":"prompt must be text"}')])) as address:
+        with pytest.raises(CommandError, match=r"HTTP 400: prompt must be text; see --vocab-size, and --prompt-text"):
+            await Run(replace(OPTIONS, address=address, model="m", warmup=1)).all()
+
+
+@pytest.mark.parametrize(
+    ("answer", "option"),
+    [
+        (error("401 No", b""), "--api-key"),
+        (error("404 No", b""), "--model"),
+        (error("200 OK", b'{"data":[]}'), "--model"),
+        (error("200 OK", b"<html>"), "--model"),
+    ],
+)
+async def test_a_server_that_tells_no_model_needs_an_option(answer: bytes, option: str) -> None:
+    async with scripted(Script([answer])) as address:
+        with pytest.raises(CommandError, match=option):
+            await Run(replace(OPTIONS, address=address)).all()
+
+
+def test_an_unreachable_server_is_named() -> None:
+    with pytest.raises(CommandError, match=r"cannot be reached: .*--url"):
+        bench_serve(OPTIONS, Outputs())
+
+
+def trace(end_s: float, failure: str | None = None, output_tokens: int | None = 2) -> RequestTrace:
+    return RequestTrace(0.0, (0.1, 0.2), end_s, 10, output_tokens, failure=failure)
+
+
+def test_rates_count_successful_requests() -> None:
+    traces = [trace(1.0), trace(4.0), trace(2.0, "HTTP 500")]
+    result = summarize(traces, 4.0, replace(OPTIONS, goodput=Objective({"e2e": 2000.0})))
+    assert result["requests"] == {"planned": 12, "completed": 2, "failed": 1, "unfinished": 9, "without_usage": 0}
+    assert (result["requests_per_s"], result["input_tokens_per_s"], result["output_tokens_per_s"]) == (0.5, 5.0, 1.0)
+    assert result["goodput"] == {
+        "objective": "e2e:2000",
+        "requests": 1,
+        "share": pytest.approx(1 / 3),
+        "requests_per_s": 0.25,
+    }
+
+
+def test_tokens_are_unknown_without_usage() -> None:
+    result = summarize([trace(1.0), trace(1.0, output_tokens=None)], 1.0, OPTIONS)
+    assert result["output_tokens_per_s"] is None
+    assert result["requests"]["without_usage"] == 1
+
+
+def test_options_as_json_can_be_read_and_hide_the_key() -> None:
+    text = json.dumps(replace(OPTIONS, api_key="sesame", goodput=Objective({"itl": 5.0})).as_json())
+    assert "sesame" not in text
+    assert json.loads(text)["goodput"] == "itl:5"
+    assert json.loads(text)["input_len"] == "3:9"
+
+
+def test_curves_are_drawn_and_are_the_same_for_the_same_numbers() -> None:
+    pytest.importorskip("matplotlib")
+    svg = draw("title", [trace(float(seconds)) for seconds in range(1, 2000)])
+    assert svg is not None
+    assert b"</svg>" in svg
+    assert len(svg) < 200_000
+    assert svg == draw("title", [trace(float(seconds)) for seconds in range(1, 2000)])
+
+
+def test_nothing_has_no_curves() -> None:
+    assert draw("title", [trace(1.0, "HTTP 500")]) is None
+
+
+def test_tables_show_brackets_and_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    late = replace(trace(1.0, "HTTP 400: prompt[a] is wrong"), lag_s=0.5)
+    result = summarize([late, trace(1.0, output_tokens=None)], 1.0, OPTIONS)
+    Outputs().console().print(tables("a title [bold]", result, interrupted=True))
+    printed = re.sub(r"\s+", " ", capsys.readouterr().out)
+    for words in ("a title [bold]", "1 × HTTP 400: prompt[a] is wrong", "`usage`", "500 ms late", "interrupted"):
+        assert words in printed
+
+
+async def test_a_whole_benchmark_leaves_its_files(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    files = Outputs(str(tmp_path / "x.json"), tmp_path / "x.svg")
+    async with scripted(Script([streamed()])) as address:
+        status = await asyncio.to_thread(bench_serve, replace(OPTIONS, address=address, model="m"), files)
+    document = json.loads((tmp_path / "x.json").read_text())
+    assert status == 0
+    assert document["result"]["output_tokens"] == 24
+    assert document["machine"]["cpus"] >= 1
+    assert {"roost", "jax", "python"} <= document["versions"].keys()
+    assert b"</svg>" in (tmp_path / "x.svg").read_bytes()

@@ -1,0 +1,63 @@
+"""Prompt tokens that a conversation with a model in this process costs."""
+
+import json
+from pathlib import Path
+
+import pytest
+from roost.engine import PREFILL_BLOCK
+from roost.server.commands.chat.backend import Message
+from roost.server.commands.chat.local_backend import LocalBackend
+from roost.server.commands.local_model import LocalModel
+from roost.server.commands.sampling_options import SamplingOptions
+from roost.server.settings import load_settings
+from roost.server.terminal.failure import CommandError
+from shared_programs import compiled_once
+
+TINY = {
+    "model_type": "recurrent_gemma",
+    "vocab_size": 512,
+    "hidden_size": 32,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "lru_width": 32,
+    "attention_window_size": 64,
+    "dtype": "float32",
+}
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> LocalModel:
+    (tmp_path / "config.json").write_text(json.dumps(TINY))
+    return LocalModel(load_settings({"model": f"random:{tmp_path}/config.json", "prefill_chunk": 64}))
+
+
+async def test_a_turn_prefills_only_what_is_new(local: LocalModel) -> None:
+    """Prefilled are the last prompt's rest after its last block boundary, the response, the message and turn tokens."""
+    backend = LocalBackend(local, SamplingOptions(max_tokens=4, seed=1))
+    with compiled_once("one-slot"):
+        await backend.start()
+    messages: list[Message] = []
+    lengths, read = [], []
+    try:
+        for turn in range(6):
+            pieces: list[str] = []
+            before = local.engine.stats
+            messages.append(Message("user", f"{turn} is a number of many " * 4))
+            await backend.respond(messages, pieces.append)
+            messages.append(Message("assistant", "".join(pieces)))
+            after = local.engine.stats
+            read.append(after.prompt_tokens - before.prompt_tokens)
+            lengths.append(read[-1] + after.cache.hit_tokens - before.cache.hit_tokens)
+    finally:
+        await backend.close()
+    for turn in range(1, 6):
+        assert read[turn] == lengths[turn] - lengths[turn - 1] // PREFILL_BLOCK * PREFILL_BLOCK
+    assert lengths[5] > 4 * lengths[0] > 4 * PREFILL_BLOCK
+
+
+def test_a_model_without_turn_tokens_cannot_chat() -> None:
+    """The error comes before anything is loaded."""
+    plain = Path(__file__).parents[2] / "golden" / "tiny-a" / "hf"
+    with pytest.raises(CommandError, match="cannot chat: "):
+        LocalBackend(LocalModel(load_settings({"model": str(plain)})), SamplingOptions())

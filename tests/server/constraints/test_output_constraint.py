@@ -1,0 +1,298 @@
+"""Structured output in all its spellings, through HTTP. The engine counts, or takes the first token that is allowed."""
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+from client_types import checked, events
+from fake_engine import FakeEngine
+from fake_server import VOCAB_SIZE, live, make_service, served_model, until
+from openai.types.responses import Response, ResponseStreamEvent
+from roost.server.app import create_app
+from roost.server.constraints.grammar import Compilation, GrammarCompiler, GrammarError, GrammarSpec
+from roost.server.generation.service import Service
+from roost.server.text.served_model import ServedModel
+from roost.server.text.tokenizer import TokenIdsOnly
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"ok": {"type": "boolean"}},
+    "required": ["ok"],
+    "additionalProperties": False,
+}
+FORMAT = {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA, "strict": True}}
+ANSWERS = ('{"ok": true}', '{"ok": false}')
+
+PATHS: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
+    "/v1/completions": {"prompt": "a", "max_tokens": 100},
+}
+CONSTRAINTS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
+    ({"response_format": FORMAT}, ANSWERS),
+    ({"guided_json": SCHEMA}, ANSWERS),
+    ({"guided_json": json.dumps(SCHEMA)}, ANSWERS),
+    ({"structured_outputs": {"json": SCHEMA}}, ANSWERS),
+    ({"guided_regex": "[x]{3}"}, ("xxx",)),
+    ({"structured_outputs": {"regex": "[x]{3}"}}, ("xxx",)),
+    ({"guided_choice": ["yes", "no"]}, ("yes", "no")),
+    ({"structured_outputs": {"choice": ["yes", "no"]}}, ("yes", "no")),
+    ({"guided_grammar": 'start: "a" "b"'}, ("ab",)),
+    ({"structured_outputs": {"grammar": 'start: "a" "b"'}}, ("ab",)),
+    ({"response_format": {"type": "json_object", "schema": SCHEMA}}, ANSWERS),
+    ({"response_format": {"type": "json_schema", "schema": SCHEMA}}, ANSWERS),
+    ({"response_format": {"type": "json", "value": SCHEMA}}, ANSWERS),
+    ({"response_format": {"type": "json_object", "value": json.dumps(SCHEMA)}}, ANSWERS),
+    ({"response_format": {"type": "regex", "value": "[x]{3}"}}, ("xxx",)),
+    ({"json_schema": SCHEMA}, ANSWERS),
+    ({"json_schema": json.dumps(SCHEMA)}, ANSWERS),
+    ({"grammar": 'root ::= "a" "b"'}, ("ab",)),
+    ({"regex": "[x]{3}"}, ("xxx",)),
+    ({"ebnf": 'root ::= "a" "b"'}, ("ab",)),
+]
+OVERLAPPING = {"oneOf": [{"type": "integer"}, {"type": "number"}]}
+
+
+def strictly(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
+
+
+def loosely(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+
+
+async def text_of(client: httpx.AsyncClient, path: str, **fields: Any) -> str:
+    response = await client.post(path, json={**PATHS[path], **fields})
+    assert response.status_code == 200, response.text
+    (choice,) = response.json()["choices"]
+    assert choice["finish_reason"] == "stop"
+    text: str = choice["text"] if "text" in choice else choice["message"]["content"]
+    return text
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(("fields", "answers"), CONSTRAINTS)
+async def test_every_spelling(
+    client: httpx.AsyncClient, path: str, fields: dict[str, Any], answers: tuple[str]
+) -> None:
+    assert await text_of(client, path, **fields) in answers
+
+
+async def test_any_object(client: httpx.AsyncClient, engine: FakeEngine, tokenizer: Any) -> None:
+    for fields in ({"response_format": {"type": "json_object"}}, {"structured_outputs": {"json_object": True}}):
+        engine.says = tokenizer.encode('{"a": [1, "b"]}')
+        assert await text_of(client, "/v1/chat/completions", **fields) == '{"a": [1, "b"]}'
+
+
+OPEN = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+ENDLESS = '{"a": 1, "b": 2}'
+
+
+@pytest.mark.parametrize("how", [strictly, loosely])
+async def test_an_objects_other_keys_are_not_allowed(
+    client: httpx.AsyncClient, engine: FakeEngine, tokenizer: Any, how: Any
+) -> None:
+    """Models would add keys, and the program that calls f(**arguments) would fail."""
+    engine.says = tokenizer.encode(ENDLESS)
+    answer = await text_of(client, "/v1/completions", response_format=how(OPEN))
+    assert json.loads(answer).keys() == {"a"}
+
+
+async def test_raw_schemas_keep_their_own_meaning(
+    client: httpx.AsyncClient, engine: FakeEngine, tokenizer: Any
+) -> None:
+    engine.says = tokenizer.encode(ENDLESS)
+    for fields in ({"guided_json": OPEN}, {"structured_outputs": {"json": OPEN}}, {"json_schema": OPEN}):
+        assert await text_of(client, "/v1/completions", **fields) == ENDLESS
+
+
+@pytest.mark.parametrize(
+    ("fields", "warnings"),
+    [
+        ({"response_format": loosely({"type": "integer", "not": {"const": 5}})}, "response_format%3A not"),
+        ({"guided_json": {"type": "array", "maxItems": 0, "uniqueItems": True}}, "guided_json%3A uniqueItems"),
+        ({"guided_json": {**OVERLAPPING, "maximum": 9, "minimum": 0}}, "guided_json%3A oneOf"),
+    ],
+)
+async def test_what_is_not_enforced_is_reported(
+    client: httpx.AsyncClient, fields: dict[str, Any], warnings: str
+) -> None:
+    response = await client.post("/v1/completions", json={**PATHS["/v1/completions"], **fields})
+    assert response.status_code == 200, response.text
+    assert response.headers["x-roost-warnings"] == warnings
+
+
+async def test_empty_grammars_ask_for_nothing(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    """llama.cpp's page sends them with every request."""
+    body = {**PATHS["/v1/chat/completions"], "max_tokens": 2, "grammar": "", "json_schema": {}, "regex": ""}
+    assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
+    assert engine.requests[0].constraint is None
+
+
+async def test_plain_text_is_not_constrained(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    await text_of(client, "/v1/chat/completions", response_format={"type": "text"})
+    assert engine.requests[0].constraint is None
+
+
+async def test_token_ids_can_be_constrained_too(client: httpx.AsyncClient, tokenizer: Any) -> None:
+    body = {"token_ids": [4], "guided_choice": ["yes"], "max_tokens": 10}
+    (choice,) = (await client.post("/generate", json=body)).json()["choices"]
+    assert tokenizer.decode(choice["token_ids"]) == "yes"
+
+
+async def test_each_choice_has_a_constraint_of_its_own(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    body = {**PATHS["/v1/chat/completions"], "n": 3, "response_format": FORMAT, "logprobs": True}
+    answer = (await client.post("/v1/chat/completions", json=body)).json()
+    assert len({choice["message"]["content"] for choice in answer["choices"]} & set(ANSWERS)) == 1
+    assert len({id(request.constraint) for request in engine.requests}) == 3
+    assert all(choice["logprobs"]["content"] for choice in answer["choices"])
+
+
+async def test_it_streams_and_stops(client: httpx.AsyncClient) -> None:
+    body = {**PATHS["/v1/chat/completions"], "stream": True, "response_format": FORMAT, "stop": ":"}
+    lines = (await client.post("/v1/chat/completions", json=body)).text.split("\n\n")[:-2]
+    choices = [json.loads(line.removeprefix("data: "))["choices"][0] for line in lines]
+    assert "".join(choice["delta"].get("content", "") for choice in choices) == '{"ok"'
+    assert choices[-1]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_responses_have_a_format_of_their_own(client: httpx.AsyncClient, stream: bool) -> None:
+    text = {"format": {"type": "json_schema", "name": "answer", "schema": SCHEMA, "strict": True}}
+    got = await client.post("/v1/responses", json={"input": "hi", "text": text, "stream": stream})
+    if stream:
+        for _, event in events(got.text):
+            checked(ResponseStreamEvent, event)
+        response = checked(Response, events(got.text)[-1][1]["response"])
+    else:
+        response = checked(Response, got.text)
+    assert response.output_text in ANSWERS
+    assert response.text is not None
+    assert response.text.format is not None
+    assert response.text.format.type == "json_schema"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "named"),
+    [
+        ({"response_format": {"type": "xml"}}, "response_format", "type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format", "json_schema"),
+        ({"guided_json": {"not": {}}}, "guided_json", "no text can satisfy it"),
+        ({"response_format": strictly({"not": {"type": "null"}})}, "response_format", "keyword: not"),
+        ({"response_format": strictly({"uniqueItems": True})}, "response_format", "keyword: uniqueItems"),
+        ({"response_format": strictly(OVERLAPPING)}, "response_format", "oneOf"),
+        ({"response_format": {"type": "regex", "value": {}}}, "response_format", "value"),
+        ({"guided_json": {"$ref": "#/$defs/none"}}, "guided_json", "has no target"),
+        ({"grammar": 'root ::= "a"', "regex": "a"}, "grammar", "exclude each other"),
+        ({"json_schema": SCHEMA, "response_format": FORMAT}, "json_schema", "exclude each other"),
+        ({"guided_json": "{"}, "guided_json", "JSON"),
+        ({"guided_json": "[]"}, "guided_json", "object"),
+        ({"guided_json": 5}, "guided_json", "object"),
+        ({"guided_regex": "("}, "guided_regex", "unclosed group"),
+        ({"guided_choice": []}, "guided_choice", "1"),
+        ({"guided_choice": [5]}, "guided_choice", "[0]"),
+        ({"guided_grammar": "start: x"}, "guided_grammar", '"x"'),
+        ({"structured_outputs": {}}, "structured_outputs", "one of"),
+        ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs", "only one of"),
+        ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs", "structural_tag"),
+        ({"structured_outputs": {"json": {"not": {}}}}, "structured_outputs", "no text can satisfy it"),
+        ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_choice", "guided_regex"),
+        ({"response_format": {"type": "json_object"}, "guided_regex": "a"}, "guided_regex", "response_format"),
+        ({"guided_regex": "a", "ignore_eos": True, "max_tokens": 5}, "ignore_eos", "guided_regex"),
+        ({"guided_regex": "a", "min_tokens": 1}, "min_tokens", "guided_regex"),
+    ],
+)
+async def test_what_cannot_be_done_is_named(
+    client: httpx.AsyncClient, engine: FakeEngine, fields: dict[str, Any], param: str, named: str
+) -> None:
+    for path, given in PATHS.items():
+        response = await client.post(path, json={**given, **fields})
+        assert response.status_code == 400, response.text
+        error = response.json()["error"]
+        assert error["param"] == param
+        assert named in error["message"]
+        assert "\n" not in error["message"]
+    assert not engine.requests
+
+
+async def test_a_grammar_that_fails_on_the_way(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    engine.constraint_error = "the grammar cannot be followed any further"
+    body = {**PATHS["/v1/chat/completions"], "response_format": FORMAT}
+    whole = await client.post("/v1/chat/completions", json=body)
+    assert (whole.status_code, whole.json()["error"]["code"]) == (400, "constraint_failed")
+    last = (await client.post("/v1/chat/completions", json={**body, "stream": True})).text.split("\n\n")[-2]
+    assert json.loads(last.removeprefix("data: "))["error"] == whole.json()["error"]
+
+
+async def test_a_model_without_a_tokenizer_cannot_do_it(engine: FakeEngine) -> None:
+    app = create_app(make_service(engine, served_model(TokenIdsOnly(VOCAB_SIZE))))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as client:
+        response = await client.post("/v1/completions", json={"prompt": [4], "guided_regex": "a"})
+    assert response.status_code == 400
+    assert "no tokenizer" in response.json()["error"]["message"]
+
+
+class Bench:
+    """A compiler whose compilations wait until they are released, and then fail."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.may_end = threading.Event()
+
+    def __call__(self, spec: GrammarSpec) -> Compilation:
+        self.begun.append(spec.source)
+        assert self.may_end.wait(30)
+        return Compilation(GrammarError("no"), 1.0)
+
+
+@asynccontextmanager
+async def with_grammars(
+    engine: FakeEngine, model: ServedModel, bench: Bench, **options: Any
+) -> AsyncIterator[tuple[httpx.AsyncClient, Service]]:
+    """A client of a server whose grammars are compiled elsewhere, and the server."""
+    grammars = GrammarCompiler(model.tokenizer, model.end_token_ids, compile_=bench, **options)
+    service = replace(make_service(engine, model), grammars=grammars)
+    async with live(service) as client:
+        try:
+            yield client, service
+        finally:
+            bench.may_end.set()
+
+
+def posts(client: httpx.AsyncClient, count: int) -> list["asyncio.Task[httpx.Response]"]:
+    bodies = [{"prompt": "a", "guided_regex": f"a{index}"} for index in range(count)]
+    return [asyncio.create_task(client.post("/v1/completions", json=body)) for body in bodies]
+
+
+async def test_waiting_for_other_grammars_is_a_503(engine: FakeEngine, model: ServedModel) -> None:
+    bench = Bench()
+    async with with_grammars(engine, model, bench, wait_s=0.0) as (client, _):
+        slow = posts(client, 2)
+        await until(lambda: len(bench.begun) == 2)
+        response = await client.post("/v1/completions", json={"prompt": "a", "guided_regex": "x"})
+        assert response.status_code == 503
+        assert response.json()["error"]["code"] == "overloaded"
+        assert response.json()["error"]["message"].startswith("guided_regex: ")
+        assert int(response.headers["retry-after"]) >= 1
+        bench.may_end.set()
+        assert [(await each).status_code for each in slow] == [400, 400]
+
+
+async def test_nothing_is_compiled_for_clients_that_hang_up(engine: FakeEngine, model: ServedModel) -> None:
+    bench = Bench()
+    async with with_grammars(engine, model, bench) as (client, service):
+        requests = posts(client, 16)
+        await until(lambda: len(bench.begun) == 2)
+        for each in requests:
+            each.cancel()
+        await asyncio.gather(*requests, return_exceptions=True)
+        await until(lambda: service.open_requests.count == 0)
+        bench.may_end.set()
+        response = await client.post("/v1/completions", json={"prompt": "a", "guided_regex": "x"})
+        assert response.status_code == 400
+        assert len(bench.begun) == 3

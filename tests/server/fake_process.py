@@ -1,0 +1,52 @@
+"""A server and its lifecycle, around the fake engine."""
+
+import asyncio
+import socket
+from collections.abc import Callable, Sequence
+
+import httpx
+import uvicorn
+from roost.server.app import create_app, open_features
+from roost.server.feature import OpenFeature, Opening
+from roost.server.generation.service import Service
+from roost.server.run.lifecycle import Lifecycle, Timeouts, serve_until_stopped
+from roost.server.terminal.signals import Signals
+
+LONG = {"prompt": "a", "max_tokens": 1_000_000, "ignore_eos": True}
+
+
+class Process:
+    """A server and its lifecycle, as `roost serve` runs them."""
+
+    def __init__(
+        self,
+        service: Service,
+        announce: Callable[[], None] = lambda: None,
+        lag_s: float = 0.0,
+        drain_s: float = 5.0,
+        step_s: float = 60.0,
+        features: Sequence[OpenFeature] | None = None,
+    ) -> None:
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        self.signals = Signals()
+        features = open_features(Opening(service)) if features is None else features
+        app = create_app(service, features=features)
+        server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None))
+        lifecycle = Lifecycle(service, self.signals, Timeouts(lag_s, drain_s, step_s), announce, features)
+        self.task = asyncio.create_task(serve_until_stopped(lifecycle, server, [listener], features))
+
+    async def last_event(self, fail: Callable[[], None]) -> str:
+        """Starts a stream, calls `fail` after its first event, and returns its last event."""
+        async with (
+            httpx.AsyncClient(base_url=self.url) as client,
+            client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as response,
+        ):
+            lines = response.aiter_lines()
+            await anext(lines)
+            fail()
+            return [line async for line in lines][-2]
+
+    async def end(self) -> BaseException | None:
+        async with asyncio.timeout(5):
+            return await self.task

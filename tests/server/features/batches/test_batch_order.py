@@ -1,0 +1,30 @@
+"""Lines with common prefixes run next to each other, and long and short ones in turn."""
+
+import numpy as np
+import pytest
+from roost.server.features.batches import batch_input
+from roost.server.features.batches.batch_input import InputCheck
+from roost.server.features.batches.batch_order import run_order
+
+
+def test_lines_of_a_group_are_neighbours_and_mix_lengths() -> None:
+    groups = np.array([7, 9, 7, 7, 9, 7, 1], np.uint64)
+    num_tokens = np.array([10, 5, 40, 20, 6, 30, 1], np.uint64)
+    assert run_order(groups, num_tokens).tolist() == [2, 0, 5, 3, 4, 1, 6]
+    assert run_order(groups[:0], num_tokens[:0]).tolist() == []
+
+
+def test_an_upload_is_ordered_by_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_input, "SEGMENT_LINES", 4)
+    check = InputCheck(1000)
+    prompts = ["a", "b", "a", "b", "c", "a", "c"]
+    lines = [
+        b'{"custom_id": "%d", "method": "POST", "url": "/v1/completions", "body": {"prompt": "%s", "max_tokens": %d}}\n'
+        % (number, prompt.encode(), number + 1)
+        for number, prompt in enumerate(prompts)
+    ]
+    assert check.add(lines[:3]) == []
+    assert check.add(lines[3:6]) == [[2, 0, 3, 1]]
+    assert check.add(lines[6:]) == []
+    assert check.finish() == ("/v1/completions", [2, 0, 1])
+    assert (check.num_lines, check.num_bytes) == (7, sum(map(len, lines)))

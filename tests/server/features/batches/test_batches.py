@@ -1,0 +1,448 @@
+"""Files and batches as OpenAI's client uses them, with lines run by workers on the fake engine and on SQLite."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from databases import opened
+from fake_engine import FakeEngine
+from fake_server import VOCAB_SIZE, features_with, make_service
+from fastapi import FastAPI
+from roost.server.app import create_app
+from roost.server.database import schema
+from roost.server.database.database import Database
+from roost.server.database.dialects import Sqlite
+from roost.server.errors.request_errors import ApiError
+from roost.server.features.batches.batch_input import LineSplitter
+from roost.server.features.batches.batch_store import BatchStore
+from roost.server.features.batches.batch_worker import _MAX_EXPIRED, BatchWorker
+from roost.server.features.batches.open_batches import OpenBatches
+from roost.server.features.batches.tables import TABLES
+from roost.server.http.api_keys import ApiKeys
+from roost.server.http.auth import Access
+from roost.server.http.request_body import MAX_BODY_BYTES
+from roost.server.text.served_model import ServedModel
+
+
+def line(custom_id: str, url: str = "/v1/completions", method: str = "POST", **body: Any) -> bytes:
+    return json.dumps({"custom_id": custom_id, "method": method, "url": url, "body": body}).encode()
+
+
+def lines(count: int) -> bytes:
+    return b"\n".join(line(f"line {number}", prompt=[number + 5], max_tokens=3) for number in range(count))
+
+
+@pytest.fixture
+async def batches(engine: FakeEngine, model: ServedModel, tmp_path: Path) -> AsyncIterator[OpenBatches]:
+    database = opened(f"sqlite://{tmp_path / 'store.db'}")
+    store = BatchStore(database, 1000.0)
+    yield OpenBatches(make_service(engine, model), store)
+    store.close()
+
+
+def app_of(batches: OpenBatches, access: Access | None = None, max_body_bytes: int = MAX_BODY_BYTES) -> FastAPI:
+    features = features_with(batches.service, batches)
+    return create_app(batches.service, access or Access(), features, max_body_bytes=max_body_bytes)
+
+
+@asynccontextmanager
+async def working(batches: OpenBatches) -> AsyncIterator[BatchWorker]:
+    """Runs a replica's worker in the background of a test."""
+    assert batches.store is not None
+    worker = BatchWorker(batches.service, app_of(batches), batches.store)
+    task = asyncio.create_task(worker.run())
+    try:
+        yield worker
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.fixture
+async def api(batches: OpenBatches) -> AsyncIterator[openai.AsyncOpenAI]:
+    transport = httpx.ASGITransport(app_of(batches))
+    async with (
+        httpx.AsyncClient(transport=transport) as client,
+        openai.AsyncOpenAI(base_url="http://roost/v1", api_key="none", http_client=client, max_retries=0) as api,
+    ):
+        yield api
+
+
+def change(batches: OpenBatches, columns: str) -> None:
+    """Changes columns of all batches."""
+    assert batches.store is not None
+    batches.store._database.run_now(lambda each: each.execute(f"UPDATE roost_batches SET {columns}"), writes=True)
+
+
+async def ended(api: openai.AsyncOpenAI, batch_id: str) -> Any:
+    async with asyncio.timeout(20):
+        while (batch := await api.batches.retrieve(batch_id)).status == "in_progress":
+            await asyncio.sleep(0.02)
+    return batch
+
+
+async def started(api: openai.AsyncOpenAI, content: bytes, window: Any = "24h") -> Any:
+    file = await api.files.create(file=("in.jsonl", content), purpose="batch")
+    return await api.batches.create(
+        input_file_id=file.id, endpoint="/v1/completions", completion_window=window, metadata={"job": "night"}
+    )
+
+
+async def outputs(api: openai.AsyncOpenAI, file_id: str) -> list[dict[str, Any]]:
+    return [json.loads(each) for each in (await api.files.content(file_id)).text.splitlines()]
+
+
+async def test_openais_example_runs_unchanged(api: openai.AsyncOpenAI, batches: OpenBatches, tmp_path: Path) -> None:
+    """Upload, create, poll, download; then list and delete."""
+    path = tmp_path / "requests.jsonl"
+    path.write_bytes(b"\n\n".join([lines(5), line("wrong", prompt=[5], max_tokens=-1)]))
+    file = await api.files.create(file=path, purpose="batch")
+    assert (file.bytes, file.filename, file.purpose, file.object) == (
+        len(path.read_bytes()),
+        "requests.jsonl",
+        "batch",
+        "file",
+    )
+    batch = await api.batches.create(
+        input_file_id=file.id, endpoint="/v1/completions", completion_window="24h", metadata={"job": "night"}
+    )
+    assert (batch.status, batch.output_file_id, batch.metadata) == ("in_progress", None, {"job": "night"})
+    assert batch.expires_at == batch.created_at + 86400
+    async with working(batches):
+        batch = await ended(api, batch.id)
+    assert batch.status == "completed"
+    assert batch.completed_at is not None
+    assert batch.request_counts is not None
+    assert batch.request_counts.model_dump() == {"total": 6, "completed": 5, "failed": 1}
+    assert batch.output_file_id is not None
+    assert batch.error_file_id is not None
+    done = await outputs(api, batch.output_file_id)
+    assert [each["custom_id"] for each in done] == [f"line {number}" for number in range(5)]
+    assert [each["response"]["status_code"] for each in done] == [200] * 5
+    assert done[0]["response"]["body"]["choices"][0]["finish_reason"] == "length"
+    (failed,) = await outputs(api, batch.error_file_id)
+    assert (failed["custom_id"], failed["response"]["status_code"]) == ("wrong", 400)
+    assert [each.id async for each in api.batches.list()] == [batch.id]
+    files = {each.id: each async for each in api.files.list()}
+    assert files.keys() == {file.id, batch.output_file_id, batch.error_file_id}
+    assert files[batch.output_file_id].purpose == "batch_output"
+    assert (await api.files.delete(file.id)).deleted
+    with pytest.raises(openai.NotFoundError):
+        await api.files.retrieve(file.id)
+
+
+async def test_two_replicas_share_a_batch(api: openai.AsyncOpenAI, batches: OpenBatches, model: ServedModel) -> None:
+    engines = [FakeEngine(VOCAB_SIZE), FakeEngine(VOCAB_SIZE)]
+    batch = await started(api, lines(60))
+    async with AsyncExitStack() as stack:
+        for engine in engines:
+            assert batches.store is not None
+            store = BatchStore(batches.store._database, 1000.0)
+            await stack.enter_async_context(working(OpenBatches(make_service(engine, model), store)))
+        batch = await ended(api, batch.id)
+    found = await outputs(api, batch.output_file_id)
+    assert [each["custom_id"] for each in found] == [f"line {number}" for number in range(60)]
+    assert sum(len(engine.requests) for engine in engines) == 60
+    assert all(engine.requests for engine in engines)
+    assert all(request.is_batch for engine in engines for request in engine.requests)
+
+
+async def test_a_cancelled_batch_keeps_what_it_has(
+    api: openai.AsyncOpenAI, batches: OpenBatches, engine: FakeEngine
+) -> None:
+    batch = await started(api, lines(40))
+    async with working(batches) as worker:
+        while not (await api.batches.retrieve(batch.id)).request_counts.completed:  # type: ignore[union-attr]
+            await asyncio.sleep(0.01)
+        engine.gate.clear()
+        batch = await api.batches.cancel(batch.id)
+        assert (batch.status, batch.cancelled_at is not None) == ("cancelled", True)
+        worker._renewed_at = 0.0
+        async with asyncio.timeout(5):
+            while engine.running:
+                await asyncio.sleep(0.02)
+        engine.gate.set()
+    assert len(await outputs(api, batch.output_file_id)) == batch.request_counts.completed < 40
+
+
+async def test_an_expired_batch_says_so_of_each_line(api: openai.AsyncOpenAI, batches: OpenBatches) -> None:
+    batch = await started(api, lines(3), "1h")
+    change(batches, "expires = 0")
+    async with working(batches):
+        batch = await ended(api, batch.id)
+    assert (batch.status, batch.output_file_id, batch.request_counts.failed) == ("expired", None, 3)
+    found = await outputs(api, batch.error_file_id)
+    assert {(each["error"]["code"], each["error"]["message"]) for each in found} == {
+        ("batch_expired", "the batch expired before this line ran")
+    }
+
+
+async def test_a_batch_expires_if_nobody_serves_its_model(
+    api: openai.AsyncOpenAI, batches: OpenBatches, engine: FakeEngine
+) -> None:
+    """Even more lines than end at a time, and while other requests have all slots."""
+    engine.running |= {str(number) for number in range(4)}
+    batch = await started(api, lines(_MAX_EXPIRED + 3), "1h")
+    change(batches, "model = 'another', expires = 0")
+    async with working(batches):
+        batch = await ended(api, batch.id)
+    assert (batch.status, batch.request_counts.failed) == ("expired", _MAX_EXPIRED + 3)
+    found = await outputs(api, batch.error_file_id)
+    assert {each["error"]["message"] for each in found} == {
+        "the batch expired before a server with its model ran this line"
+    }
+    assert len({each["custom_id"] for each in found}) == _MAX_EXPIRED + 3
+
+
+async def test_lines_with_a_common_prefix_run_next_to_each_other(api: openai.AsyncOpenAI, batches: OpenBatches) -> None:
+    prompts = [[5 + number % 3] for number in range(12)]
+    batch = await started(api, b"\n".join(line(str(at), prompt=prompt) for at, prompt in enumerate(prompts)))
+    assert batches.store is not None
+    claims = [claim for _ in range(4) for claim in await batches.store.claim(batches.service.model.identity, 3)]
+    assert [json.loads(claim.data)["body"]["prompt"] for claim in claims] == [[5]] * 4 + [[6]] * 4 + [[7]] * 4
+    await batches.store.release([claim.lease for claim in claims])
+    async with working(batches):
+        batch = await ended(api, batch.id)
+    found = await outputs(api, batch.output_file_id)
+    assert [each["custom_id"] for each in found] == [str(place) for place in range(12)]
+
+
+class SmallDisk(Sqlite):
+    """A database on a disk that is full while `max_pages` is not 0: the file may not have more pages."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.max_pages = 0
+
+    def connect(self) -> Any:
+        connection = super().connect()
+        disk = self
+
+        class Limited:
+            def execute(self, sql: str, values: Any = ()) -> Any:
+                if sql.startswith("BEGIN"):
+                    connection.execute(f"PRAGMA max_page_count = {disk.max_pages or 2**30}")
+                return connection.execute(sql, values)
+
+            def close(self) -> None:
+                connection.close()
+
+        return Limited()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> SmallDisk:
+    return SmallDisk(str(tmp_path / "store.db"))
+
+
+@pytest.fixture
+def database(disk: SmallDisk) -> Iterator[Database]:
+    database = Database(disk)
+    database.run_now(lambda each: schema.upgrade(each, disk, TABLES), writes=True)
+    yield database
+    database.close()
+
+
+async def test_a_full_disk_stops_uploads_and_lets_batches_wait(
+    engine: FakeEngine, model: ServedModel, disk: SmallDisk, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing half-written is served, and a batch goes on when there is room again."""
+    monkeypatch.setattr("roost.server.features.batches.batch_store._REPLY_S", 1.5)
+    batches = OpenBatches(make_service(engine, model), BatchStore(database, 1000.0))
+    transport = httpx.ASGITransport(app_of(batches))
+    async with (
+        httpx.AsyncClient(transport=transport) as client,
+        openai.AsyncOpenAI(base_url="http://roost/v1", api_key="none", http_client=client, max_retries=0) as api,
+    ):
+        batch = await started(api, lines(30))
+        ((num_pages,),) = database.run_now(lambda each: each.rows("PRAGMA page_count"))
+        disk.max_pages = num_pages
+        with pytest.raises(openai.APIStatusError, match="full") as failure:
+            await api.files.create(file=("in.jsonl", lines(5000)), purpose="batch")
+        assert failure.value.status_code == 507
+        assert [each.id async for each in api.files.list()] == [batch.input_file_id]
+        async with working(batches):
+            await asyncio.sleep(2.0)
+            batch = await api.batches.retrieve(batch.id)
+            assert (batch.status, batch.output_file_id) == ("in_progress", None)
+            disk.max_pages = 0
+            batch = await ended(api, batch.id)
+        found = await outputs(api, batch.output_file_id)
+    assert (batch.status, [each["custom_id"] for each in found]) == (
+        "completed",
+        [f"line {number}" for number in range(30)],
+    )
+
+
+async def test_a_busy_replica_claims_nothing(api: openai.AsyncOpenAI, batches: OpenBatches, engine: FakeEngine) -> None:
+    engine.running |= {str(number) for number in range(4)}  # all slots are taken
+    batch = await started(api, lines(3))
+    async with working(batches):
+        await asyncio.sleep(0.3)
+        assert not engine.requests
+        engine.running.clear()
+        assert (await ended(api, batch.id)).status == "completed"
+
+
+async def test_a_draining_replica_leaves_its_lines_to_others(
+    api: openai.AsyncOpenAI, batches: OpenBatches, engine: FakeEngine, model: ServedModel
+) -> None:
+    engine.gate.clear()
+    batch = await started(api, lines(8))
+    async with working(batches):
+        async with asyncio.timeout(5):
+            while len(engine.running) < 8:
+                await asyncio.sleep(0.02)
+        batches.service.open_requests.is_draining = True
+        async with asyncio.timeout(5):
+            while engine.running or batches.service.open_requests.count:
+                await asyncio.sleep(0.02)
+        assert batches.store is not None
+        other = BatchStore(batches.store._database, 1000.0)
+        async with working(OpenBatches(make_service(FakeEngine(VOCAB_SIZE), model), other)):
+            assert (await ended(api, batch.id)).request_counts.completed == 8
+
+
+async def test_tenants_see_their_own_only(batches: OpenBatches) -> None:
+    access = Access(ApiKeys(["a:key-of-a", "b:key-of-b"]))
+    transport = httpx.ASGITransport(app_of(batches, access))
+    async with httpx.AsyncClient(transport=transport) as client:
+        a, b = (
+            openai.AsyncOpenAI(base_url="http://roost/v1", api_key=f"key-of-{name}", http_client=client, max_retries=0)
+            for name in "ab"
+        )
+        batch = await started(a, lines(2))
+        async with working(batches):
+            batch = await ended(a, batch.id)
+        for work in (
+            lambda: b.batches.retrieve(batch.id),
+            lambda: b.batches.cancel(batch.id),
+            lambda: b.files.content(batch.output_file_id),
+            lambda: b.files.delete(batch.input_file_id),
+        ):
+            with pytest.raises(openai.NotFoundError):
+                await work()
+        with pytest.raises(openai.BadRequestError, match="there is no file with the id"):
+            await b.batches.create(
+                input_file_id=batch.input_file_id, endpoint="/v1/completions", completion_window="24h"
+            )
+        assert [each.id async for each in b.files.list()] == []
+        assert len(await outputs(a, batch.output_file_id)) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "file: has no line"),
+        (b"{", "file: line 1 of the requests: the line is not valid JSON"),
+        (line("a", prompt="x") + b"\n" + line("a", prompt="y"), "line 2 of the requests: custom_id is that of line 1"),
+        (line("a", url="/v1/embeddings"), "line 1 of the requests: url must be one of"),
+        (line("a", method="GET"), 'line 1 of the requests: method must be "POST", got "GET"'),
+        (line("a", stream=True), "line 1 of the requests: body.stream must be left out"),
+    ],
+)
+async def test_a_file_is_checked_when_it_is_uploaded(
+    api: openai.AsyncOpenAI, batches: OpenBatches, content: bytes, message: str
+) -> None:
+    with pytest.raises(openai.BadRequestError, match=message):
+        await api.files.create(file=("in.jsonl", content), purpose="batch")
+    assert [each.id async for each in api.files.list()] == []
+    assert batches.store is not None
+    rows = batches.store._database.run_now(lambda each: each.rows("SELECT count(*) FROM roost_file_lines"))
+    assert rows == [(0,)]
+
+
+async def test_other_requests_are_refused(api: openai.AsyncOpenAI) -> None:
+    file = await api.files.create(file=("in.jsonl", lines(1)), purpose="batch")
+    with pytest.raises(openai.BadRequestError, match="purpose must be \"batch\", got 'fine-tune'"):
+        await api.files.create(file=("in.jsonl", lines(1)), purpose="fine-tune")
+    with pytest.raises(openai.BadRequestError, match=r"the lines of .* name /v1/completions, not /v1/responses"):
+        await api.batches.create(input_file_id=file.id, endpoint="/v1/responses", completion_window="24h")
+    expiry: Any = {"anchor": "created_at", "seconds": 3600}
+    with pytest.raises(openai.BadRequestError, match="expires_after is not supported: files are kept for --store-days"):
+        await api.files.create(file=("in.jsonl", lines(1)), purpose="batch", expires_after=expiry)
+    with pytest.raises(openai.BadRequestError, match="output_expires_after is not supported: files are kept for"):
+        await api.batches.create(
+            input_file_id=file.id,
+            endpoint="/v1/completions",
+            completion_window="24h",
+            extra_body={"output_expires_after": expiry},
+        )
+    window: Any = "soon"
+    with pytest.raises(openai.BadRequestError, match="completion_window"):
+        await api.batches.create(input_file_id=file.id, endpoint="/v1/completions", completion_window=window)
+    batch = await api.batches.create(input_file_id=file.id, endpoint="/v1/completions", completion_window="24h")
+    with pytest.raises(openai.BadRequestError, match="is the input of a batch in progress"):
+        await api.files.delete(file.id)
+    with pytest.raises(openai.NotFoundError):
+        await api.batches.retrieve(batch.id + "0")
+
+
+@pytest.mark.parametrize(
+    ("headers", "content", "message"),
+    [
+        ({}, b"", "send the file as multipart/form-data"),
+        ({"content-type": "multipart/form-data; boundary=x"}, b"nothing", "the body is not multipart/form-data"),
+        (
+            {"content-type": "multipart/form-data; boundary=x"},
+            b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--x--\r\n',
+            "the form has no field file",
+        ),
+    ],
+)
+async def test_a_body_that_is_no_form(
+    batches: OpenBatches, headers: dict[str, str], content: bytes, message: str
+) -> None:
+    transport = httpx.ASGITransport(app_of(batches))
+    async with httpx.AsyncClient(transport=transport, base_url="http://roost") as client:
+        response = await client.post("/v1/files", headers=headers, content=content)
+    assert response.status_code == 400
+    assert message in response.json()["error"]["message"]
+
+
+async def test_a_server_without_a_database_says_so(engine: FakeEngine, model: ServedModel) -> None:
+    transport = httpx.ASGITransport(create_app(make_service(engine, model)))
+    async with httpx.AsyncClient(transport=transport, base_url="http://roost") as client:
+        response = await client.get("/v1/batches")
+    assert response.status_code == 404
+    assert "start the server with --store" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+def test_lines_are_split_wherever_pieces_are_cut(size: int) -> None:
+    content, splitter = b"one\n\ntwo\r\n \nthree", LineSplitter(1000)
+    found: list[bytes] = []
+    for start in range(0, len(content), size):
+        found += splitter.feed(content[start : start + size])
+    assert [*found, *splitter.end()] == [b"one\n", b"two\r\n", b"three\n"]
+
+
+def test_a_line_without_an_end_is_refused() -> None:
+    splitter = LineSplitter(10)
+    splitter.feed(b"12345\n678")
+    with pytest.raises(ApiError, match="line 2 of the requests: the line is longer than 8202 bytes"):
+        splitter.feed(b"9" * 8200)
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        (1000, "file: line 3 of the requests: body is longer than --max-body-bytes, 1000"),
+        (9200, "file: line 3 of the requests: the line is longer than 9192 bytes, as --max-body-bytes is 1000"),
+    ],
+)
+async def test_a_line_that_no_request_may_have_is_refused_by_its_number(
+    batches: OpenBatches, size: int, message: str
+) -> None:
+    transport = httpx.ASGITransport(app_of(batches, max_body_bytes=1000))
+    content = b"\n\n".join([lines(2), line("long", prompt="a" * size), line("last", prompt="a")])
+    async with httpx.AsyncClient(transport=transport, base_url="http://roost") as client:
+        response = await client.post("/v1/files", data={"purpose": "batch"}, files={"file": content})
+        assert (response.status_code, response.json()["error"]["message"]) == (400, message)
+        assert (await client.get("/v1/files")).json()["data"] == []

@@ -1,0 +1,90 @@
+"""Names of uploaded files, as clients of all kinds send them, on both databases."""
+
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+from databases import opened
+from fake_engine import FakeEngine
+from fake_server import features_with, make_service
+from roost.server.app import create_app
+from roost.server.features.batches.batch_store import BatchStore
+from roost.server.features.batches.open_batches import OpenBatches
+from roost.server.text.served_model import ServedModel
+
+LINE = b'{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x"}}'
+
+
+@pytest.fixture
+async def client(engine: FakeEngine, model: ServedModel, address: str) -> AsyncIterator[httpx.AsyncClient]:
+    store = BatchStore(opened(address), 1000.0)
+    service = make_service(engine, model)
+    app = create_app(service, features=features_with(service, OpenBatches(service, store)))
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://roost") as client:
+        yield client
+    store.close()
+
+
+async def upload(client: httpx.AsyncClient, parameters: bytes, field: bytes = b'name="file"') -> httpx.Response:
+    """Sends a file with these parameters of its header."""
+    purpose = b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+    head = b"--x\r\nContent-Disposition: form-data; " + field + parameters + b"\r\n\r\n"
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    return await client.post("/v1/files", headers=headers, content=purpose + head + LINE + b"\r\n--x--\r\n")
+
+
+NAMES = (
+    (b'; filename="in.jsonl"', "in.jsonl"),
+    (b"; filename=in.jsonl", "in.jsonl"),
+    (b';filename = "a; b=\\"c\\".jsonl"', 'a; b="c".jsonl'),
+    (b'; FileName="in.jsonl"', "in.jsonl"),
+    (b'; filename="%22a%22.jsonl"', "%22a%22.jsonl"),  # as browsers quote it
+    ('; filename="Grüße.jsonl"'.encode(), "Grüße.jsonl"),
+    ('; filename="Grüße.jsonl"'.encode("latin-1"), "Grüße.jsonl"),
+    (b"; filename*=UTF-8''Gr%C3%BC%C3%9Fe.jsonl", "Grüße.jsonl"),
+    (b"; filename*=iso-8859-1'de'Gr%FC%DFe.jsonl", "Grüße.jsonl"),
+    (b"; filename=\"Gru.jsonl\"; filename*=utf-8''Gr%C3%BC.jsonl", "Grü.jsonl"),
+    (b'; filename*0="a"; filename*=b; filename="in.jsonl"', "in.jsonl"),
+    (b"; filename*0=a; filename*1=b", "file"),
+    (b'; filename=""', "file"),
+    (b"", "file"),
+)
+"""Parameters of a header, and the name that they give a file."""
+
+NO_NAMES = (
+    b"; filename*=unicode_escape''%5Cx",
+    b"; filename*=idna''a..b",
+    b"; filename*=undefined''a",
+    b"; filename*=a\0b''c",
+    b"; filename*=rot13''a",
+    b"; filename*=utf-8''%FF",
+    b"; filename*=utf-8''a%00b",
+    b"; filename*=latin-1''a%85b",
+    b'; filename="a\0b"',
+    b'; filename="a\x1bb"',
+    b'; filename="a\xff\x85b"',
+)
+"""Parameters of a header whose name no system has."""
+
+
+async def test_a_file_keeps_its_name(client: httpx.AsyncClient) -> None:
+    for parameters, name in NAMES:
+        response = await upload(client, parameters)
+        assert (response.status_code, response.json().get("filename"), parameters) == (200, name, parameters)
+        assert (await client.get(f"/v1/files/{response.json()['id']}")).json()["filename"] == name
+
+
+async def test_a_name_that_no_system_has_is_refused(client: httpx.AsyncClient) -> None:
+    for parameters in NO_NAMES:
+        response = await upload(client, parameters)
+        assert (response.status_code, parameters) == (400, parameters)
+        assert response.json()["error"]["param"] == "file"
+        assert "UTF-8 or Latin-1 without control characters" in response.json()["error"]["message"]
+    assert (await client.get("/v1/files")).json()["data"] == []
+
+
+async def test_a_field_of_another_name_is_not_the_file(client: httpx.AsyncClient) -> None:
+    for field in (b"name*=idna''file", b"name*=utf-8''file", b'name="a\0"', b"name*0=a; name*=b"):
+        response = await upload(client, b'; filename="in.jsonl"', field)
+        assert (response.status_code, response.json()["error"]["message"]) == (400, "the form has no field file")

@@ -1,0 +1,194 @@
+"""Writes that share a transaction, and databases that go away, are slow or full."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from databases import PostgresqlServer, opened, postgresql_server
+from roost.server.database.address import StoreAddress
+from roost.server.database.database import Database, Transaction
+from roost.server.database.dialects import Sqlite, dialect_of
+from roost.server.database.errors import FencedError, StoreFullError, StoreUnavailableError
+from roost.server.database.group_commit import INTERVAL_S, GroupCommit
+from roost.server.features.responses import response_table
+from roost.server.features.responses.appends import Append, run_all
+from roost.server.features.responses.records import Job, LogEntry, ResponseRecord
+
+
+def record(number: int) -> ResponseRecord:
+    return ResponseRecord("", f"r{number}", b"{}", b"[]", b"[]")
+
+
+@pytest.fixture
+async def database(address: str) -> AsyncIterator[Database]:
+    database = opened(address)
+    yield database
+    database.close()
+
+
+def num_stored(database: Database) -> int:
+    ((count,),) = database.run_now(lambda each: each.rows("SELECT count(*) FROM roost_responses"))
+    return int(count)
+
+
+async def test_writes_of_a_moment_share_a_transaction(database: Database) -> None:
+    commits, began = GroupCommit(database, INTERVAL_S, run_all), time.monotonic()
+    transactions = set()
+
+    def work(number: int, transaction: Transaction) -> int:
+        transactions.add(id(transaction))
+        response_table.put(transaction, record(number))
+        return number
+
+    first = asyncio.create_task(commits.write(lambda each: work(0, each), 5.0))
+    await asyncio.sleep(0.02)
+    later = [commits.write(lambda each, n=n: work(n, each), 5.0) for n in range(1, 50)]  # type: ignore[misc]
+    assert await asyncio.gather(first, *later) == list(range(50))
+    assert len(transactions) <= 3
+    assert time.monotonic() - began >= 0.05
+    assert num_stored(database) == 50
+
+
+async def test_a_refused_write_leaves_the_others_alone(database: Database) -> None:
+    commits = GroupCommit(database, INTERVAL_S, run_all)
+
+    def refuse(_: Transaction) -> None:
+        raise FencedError("not mine")
+
+    def fail(transaction: Transaction) -> None:
+        transaction.execute("SELECT nothing FROM nowhere_at_all WHERE 1 = 1 / (SELECT 0)")
+        raise AssertionError
+
+    results = await asyncio.gather(
+        commits.write(lambda each: response_table.put(each, record(1)), 5.0),
+        commits.write(refuse, 5.0),
+        commits.write(lambda each: response_table.put(each, record(2)), 5.0),
+        return_exceptions=True,
+    )
+    assert [type(each) for each in results] == [type(None), FencedError, type(None)]
+    assert num_stored(database) == 2
+
+
+async def test_appends_of_a_moment_take_two_statements(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of a former owner is refused alone; one that is repeated changes nothing."""
+    commits, job = GroupCommit(database, INTERVAL_S, run_all), Job("model", b"{}", b"")
+    records = [replace(record(number), is_background=True, is_running=True) for number in range(5)]
+    leases = [
+        await commits.write(partial(response_table.insert, record=each, job=job, owner="me"), 5.0) for each in records
+    ]
+    await commits.write(lambda each: response_table.seize(each, "other", "", "r3"), 5.0)
+    statements: list[str] = []
+    execute = Transaction.execute
+
+    def noted(self: Transaction, sql: str, *values: Any) -> Any:
+        statements.append(sql)
+        return execute(self, sql, *values)
+
+    monkeypatch.setattr(Transaction, "execute", noted)
+    entries = [LogEntry(0, 0, 1, 0, 10**number, b"delta", b"event") for number in range(5)]
+    for _ in range(2):
+        statements.clear()
+        appends = [Append(lease, entry) for lease, entry in zip(leases, entries, strict=True)]
+        results = await asyncio.gather(*(commits.write(each, 5.0) for each in appends), return_exceptions=True)
+        assert [type(each) for each in results] == [type(None)] * 3 + [FencedError, type(None)]
+        assert len(statements) == 2
+    for number, entry in enumerate(entries):
+        logged = database.run_now(lambda each, n=number: response_table.entries(each, "", f"r{n}"))  # type: ignore[misc]
+        assert logged == ([] if number == 3 else [entry])
+
+
+async def test_a_bug_in_a_write_leaves_the_others_alone(database: Database) -> None:
+    commits = GroupCommit(database, INTERVAL_S, run_all)
+
+    def break_down(_: Transaction) -> None:
+        raise KeyError("bug")
+
+    writes = [commits.write(lambda each: response_table.put(each, record(1)), 5.0), commits.write(break_down, 5.0)]
+    results = await asyncio.gather(*writes, return_exceptions=True)
+    assert [type(each) for each in results] == [type(None), KeyError]
+    assert num_stored(database) == 1
+
+
+async def test_a_full_database_says_so(tmp_path: Path) -> None:
+    database = opened(f"sqlite://{tmp_path / 'store.db'}")
+    big = ResponseRecord("", "big", bytes(2**20), b"", b"")
+
+    def limited(transaction: Transaction) -> None:
+        transaction.execute("PRAGMA max_page_count = 40")
+        response_table.put(transaction, big)
+
+    with pytest.raises(StoreFullError, match="full"):
+        await GroupCommit(database, INTERVAL_S, run_all).write(limited, 0.2)
+    assert num_stored(database) == 0
+    database.close()
+
+
+async def test_a_full_database_that_becomes_slow_says_that_it_is_full(tmp_path: Path) -> None:
+    """The last attempt has what is left of the write's time, which is too little on a busy machine."""
+    database = opened(f"sqlite://{tmp_path / 'store.db'}")
+    attempts: list[None] = []
+
+    def limited(transaction: Transaction) -> None:
+        attempts.append(None)
+        if len(attempts) > 1:
+            time.sleep(0.5)
+        transaction.execute("PRAGMA max_page_count = 40")
+        response_table.put(transaction, ResponseRecord("", "big", bytes(2**20), b"", b""))
+
+    with pytest.raises(StoreFullError, match="full"):
+        await GroupCommit(database, INTERVAL_S, run_all).write(limited, 0.4)
+    assert len(attempts) == 2
+    database.close()
+
+
+async def test_a_folder_that_is_missing_says_so(tmp_path: Path) -> None:
+    database = Database(Sqlite(str(tmp_path / "missing" / "store.db")))
+    with pytest.raises(StoreUnavailableError, match="unable to open"):
+        await database.run(lambda each: num_stored(database))
+    database.close()
+
+
+async def test_a_slow_database_is_given_up(database: Database) -> None:
+    """The transaction goes on; what waits for it does not."""
+    began = time.monotonic()
+    with pytest.raises(StoreUnavailableError, match=r"not responded within 0\.1 s"):
+        await database.run(lambda _: time.sleep(0.5), timeout_s=0.1)
+    assert time.monotonic() - began < 0.4
+    assert database.is_stuck
+    await asyncio.sleep(0.6)
+    assert not database.is_stuck
+
+
+async def test_writes_wait_for_a_database_that_comes_back() -> None:
+    with postgresql_server() as server:
+        database = opened(server.url)
+        commits = GroupCommit(database, INTERVAL_S, run_all)
+        await commits.write(lambda each: response_table.put(each, record(0)), 5.0)
+        server.stop()
+        kept = asyncio.create_task(commits.write(lambda each: response_table.put(each, record(1)), 30.0))
+        began = time.monotonic()
+        with pytest.raises(StoreUnavailableError, match="cannot be used"):
+            await commits.write(lambda each: response_table.put(each, record(2)), 0.5)
+        with pytest.raises(StoreUnavailableError) as caught:
+            await database.run(lambda each: response_table.find(each, "", "r0"))
+        assert time.monotonic() - began < 5
+        assert "sesame" not in str(caught.value)
+        assert not kept.done()
+        await asyncio.to_thread(server.start)
+        await kept
+        assert await database.run(lambda each: response_table.find(each, "", "r1")) == record(1)
+        assert await database.run(lambda each: response_table.find(each, "", "r2")) is None
+        database.close()
+
+
+def test_a_wrong_password_is_not_shown(postgresql: PostgresqlServer) -> None:
+    address = StoreAddress.parse(postgresql.url.replace("sesame", "a-wrong-one"))
+    with pytest.raises(StoreUnavailableError) as caught:
+        Database(dialect_of(address)).run_now(lambda each: each.rows("SELECT 1"))
+    assert "a-wrong-one" not in str(caught.value)
+    assert caught.value.__cause__ is None

@@ -1,0 +1,38 @@
+"""Deltas that were joined are split again; test_durable_responses.py continues whole streams."""
+
+import pytest
+from roost.engine import TokenLogprobs
+from roost.server.constraints.tools import CallPiece
+from roost.server.features.responses.resumable_stream import DeltaSizes
+from roost.server.generation.choice_stream import DeltaJoiner
+from roost.server.generation.delta import Delta
+
+
+def logprobs(*token_ids: int) -> tuple[TokenLogprobs, ...]:
+    return tuple(TokenLogprobs(-float(token_id), (), ()) for token_id in token_ids)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [],
+        [Delta(0, text="ö", token_ids=(1,)), Delta(0, token_ids=(2, 3)), Delta(0, text="🦜 two", token_ids=(4,))],
+        [
+            Delta(0, token_ids=(1,), logprobs=logprobs(1)),
+            Delta(0, text="a", token_ids=(2, 3), logprobs=logprobs(2, 3)),
+            Delta(0, text="b"),
+        ],
+        [
+            Delta(0, token_ids=(1,)),
+            Delta(0, token_ids=(2, 3), calls=(CallPiece(0, "id", "f", "{"),)),
+            Delta(0, token_ids=(4,), calls=(CallPiece(0, arguments="}"), CallPiece(1, "other", "g"))),
+        ],
+    ],
+    ids=["none", "texts", "log-probabilities", "calls"],
+)
+def test_joined_deltas_are_split_again(parts: list[Delta]) -> None:
+    sizes, joiner = DeltaSizes(), DeltaJoiner()
+    for part in parts:
+        sizes.add(part)
+        joiner.add(part)
+    assert list(sizes.split(joiner.take() if joiner else Delta(0))) == parts

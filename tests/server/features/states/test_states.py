@@ -1,0 +1,551 @@
+"""`/v1/states`: who may see what, what is said of it, and how requests go on from it."""
+
+import asyncio
+import dataclasses
+import json
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import httpx
+import pytest
+from fake_engine import STATE_FORMAT, FakeEngine
+from fake_server import features_with, until
+from roost.engine import CacheStats, EngineStats, SavedState, SavedStateFormat
+from roost.server.app import create_app
+from roost.server.features.states.open_states import OpenStates
+from roost.server.features.states.state_files import FILES_AT_A_TIME, StateFiles
+from roost.server.generation.service import Service
+from roost.server.generation.state_store import StateStore
+from roost.server.http.api_keys import ApiKeys
+from roost.server.http.auth import Access
+from roost.server.text.tokenizer import Tokenizer
+
+LONG = [5 + i % 20 for i in range(150)]
+WHOLE = (*LONG, 15, 16)
+"""Prompt and the two tokens of the response."""
+
+FILE = STATE_FORMAT.export(SavedState.of((5, 6)))
+
+
+@pytest.fixture(autouse=True)
+def roomy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeEngine, "stats", EngineStats(slots=4, cache=CacheStats(budget=10**6)))
+
+
+async def say(client: httpx.AsyncClient, token_ids: list[int], **fields: Any) -> Any:
+    response = await client.post("/generate", json={"token_ids": token_ids, "max_tokens": 2, **fields})
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+async def save(client: httpx.AsyncClient, token_ids: list[int] = LONG, **fields: Any) -> Any:
+    answer = await say(client, token_ids, **fields)
+    response = await client.post("/v1/states", json={"request_id": answer["id"]})
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+async def test_a_state_is_kept_told_and_forgotten(client: httpx.AsyncClient) -> None:
+    state = await save(client)
+    assert (state["object"], state["tokens"], state["read_tokens"]) == ("state", 152, 128)
+    assert (await client.get(f"/v1/states/{state['id']}")).json() == state
+    listed = {"object": "list", "data": [state], "first_id": state["id"], "last_id": state["id"], "has_more": False}
+    assert (await client.get("/v1/states")).json() == listed
+    deleted = (await client.delete(f"/v1/states/{state['id']}")).json()
+    assert deleted == {"id": state["id"], "object": "state", "deleted": True}
+    for response in (
+        await client.get(f"/v1/states/{state['id']}"),
+        await client.delete(f"/v1/states/{state['id']}"),
+        await client.get(f"/v1/states/{state['id']}/export"),
+        await client.post("/generate", json={"token_ids": [7], "from_state": state["id"]}),
+        await client.post("/v1/states", json={"request_id": "gen-unknown"}),
+    ):
+        assert response.status_code == 404, response.text
+
+
+async def test_requests_go_on_from_a_state(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    """Any number of requests continue it by either path, with the salt of its request; BOS comes once."""
+    state = await save(client, cache_salt="mine")
+    answer = await say(client, [7, 9], from_state=state["id"], n=3)
+    assert answer["usage"]["prompt_tokens"] == 154
+    body = {"prompt": "ab", "from_state": state["id"], "max_tokens": 1}
+    assert (await client.post("/v1/completions", json=body)).status_code == 200
+    first, *forks, completion = engine.requests
+    assert len(forks) == 3
+    for request in forks:
+        assert request.prompt_token_ids == (*WHOLE, 7, 9)
+        assert request.state is not None
+        assert request.state.length == 128
+        assert request.cache_salt == first.cache_salt
+    assert completion.prompt_token_ids == (*WHOLE, 4, 5)
+
+
+async def test_truncation_is_of_what_is_new(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    state = await save(client)
+    await say(client, [7, 8, 9], from_state=state["id"], truncate_prompt_tokens=2)
+    assert engine.requests[-1].prompt_token_ids == (*WHOLE, 8, 9)
+
+
+async def test_a_file_goes_from_server_to_server(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    state = await save(client)
+    file = await client.get(f"/v1/states/{state['id']}/export")
+    assert file.headers["content-disposition"] == f'attachment; filename="{state["id"]}.safetensors"'
+    response = await client.post("/v1/states/import", content=file.content)
+    imported = response.json()
+    assert {**imported, "id": 0, "created": 0, "bytes": 0} == {**state, "id": 0, "created": 0, "bytes": 0}
+    await say(client, [7], from_state=imported["id"])
+    assert engine.requests[-1].prompt_token_ids == (*WHOLE, 7)
+    assert engine.requests[-1].cache_salt != engine.requests[0].cache_salt, "its continuations are not shared"
+    assert imported["id"] not in engine.requests[-1].cache_salt, "whose salt no client can name"
+
+
+async def test_what_came_from_a_file_is_known_as_such(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    """States that continue an imported one stay marked, so that their errors are not taken for the model's."""
+    own = await save(client)
+    file = await client.get(f"/v1/states/{own['id']}/export")
+    state = (await client.post("/v1/states/import", content=file.content)).json()
+    await say(client, [7], from_state=own["id"])
+    for _ in range(2):
+        state = await save(client, [7], from_state=state["id"])
+    assert [request.state_is_imported for request in engine.requests] == [False, False, True, True]
+    assert len({request.cache_salt for request in engine.requests[2:]}) == 1
+
+
+@pytest.fixture
+async def small(service: Service) -> AsyncIterator[httpx.AsyncClient]:
+    """Takes bodies of 1,000 bytes."""
+    transport = httpx.ASGITransport(create_app(service, max_body_bytes=1000))
+    async with httpx.AsyncClient(transport=transport, base_url="http://roost") as client:
+        yield client
+
+
+async def test_a_file_may_be_larger_than_a_request(small: httpx.AsyncClient) -> None:
+    state = await save(small)
+    file = (await small.get(f"/v1/states/{state['id']}/export")).content
+    assert len(file) > 2000, "more than the small server takes of anything else"
+    assert (await small.post("/v1/states/import", content=file)).json()["tokens"] == 152
+    assert (await small.post("/v1/completions", content=file)).status_code == 413
+
+
+async def test_a_file_is_not_read_beyond_what_a_state_can_have(small: httpx.AsyncClient) -> None:
+    limit, piece, sent = STATE_FORMAT.max_file_bytes, 2**20, 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while True:
+            sent += piece
+            yield bytes(piece)
+
+    for content in (endless(), bytes(limit + 1)):
+        response = await small.post("/v1/states/import", content=content)
+        assert response.status_code == 413
+        assert response.json()["error"]["message"] == f"the body is larger than {limit} bytes"
+    assert limit < sent <= limit + piece
+    assert (await small.post("/v1/states/import", content=bytes(limit))).status_code == 400, "read, and no state"
+
+
+def piece() -> bytes:
+    """A quarter of the largest file."""
+    return bytes(STATE_FORMAT.max_file_bytes // 4)
+
+
+class Sender:
+    """Sends files in pieces, when it is told to; none is a whole state."""
+
+    def __init__(self, client: httpx.AsyncClient, key: str) -> None:
+        self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._headers = {"x-api-key": key}
+        self._task = asyncio.create_task(self._post(client))
+
+    async def send(self, data: bytes) -> None:
+        self._pieces.put_nowait(data)
+        async with asyncio.timeout(10):
+            while not self._pieces.empty() and not self._task.done():
+                await asyncio.sleep(0)
+
+    async def answer(self) -> httpx.Response:
+        self._pieces.put_nowait(None)
+        async with asyncio.timeout(10):
+            return await self._task
+
+    async def _post(self, client: httpx.AsyncClient) -> httpx.Response:
+        async def body() -> AsyncIterator[bytes]:
+            while (data := await self._pieces.get()) is not None:
+                yield data
+
+        return await client.post("/v1/states/import", content=body(), headers=self._headers)
+
+
+@dataclass
+class Clock:
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def test_slow_senders_hold_what_they_have_sent(service: Service) -> None:
+    """Many more of them than there is room for whole files; the file of another gets through."""
+    files = StateFiles()
+    async with clients(service, files) as client:
+        slow = [Sender(client, "11") for _ in range(3 * FILES_AT_A_TIME)]
+        for sender in slow:
+            await sender.send(piece())
+        assert files.num_bytes == len(slow) * len(piece())
+        assert (await client.post("/v1/states/import", content=FILE)).status_code == 200
+        for sender in slow:
+            assert (await sender.answer()).status_code == 400
+        assert files.num_bytes == 0
+
+
+async def test_a_tenant_leaves_room_for_the_files_of_others(service: Service) -> None:
+    files = StateFiles(num_tenants=2)
+    async with clients(service, files) as client:
+        greedy = [Sender(client, "11") for _ in range(FILES_AT_A_TIME)]
+        for sender in greedy:
+            for _ in range(3):
+                await sender.send(piece())
+        assert files.num_bytes <= FILES_AT_A_TIME * STATE_FORMAT.max_file_bytes / 2
+        response = await client.post("/v1/states/import", content=FILE, headers={"x-api-key": "22"})
+        assert response.status_code == 200
+        answers = [await sender.answer() for sender in greedy]
+        refused = [answer for answer in answers if answer.status_code == 503]
+        assert {answer.json()["error"]["code"] for answer in refused} == {"overloaded"}
+        assert {answer.status_code for answer in answers} == {400, 503}
+
+
+async def test_what_had_its_time_gives_way_where_room_is_short(service: Service) -> None:
+    clock = Clock()
+    files = StateFiles(clock=clock)
+    async with clients(service, files) as client:
+        stalled = [Sender(client, "11") for _ in range(FILES_AT_A_TIME + 1)]
+        for sender in stalled:
+            for _ in range(3):
+                await sender.send(piece())
+        brisk = Sender(client, "11")
+        for _ in range(3):
+            await brisk.send(piece())
+        assert (await client.post("/v1/states/import", content=FILE)).status_code == 200
+        await brisk.send(piece()[:-1000])
+        clock.now = 100.0
+        late = [Sender(client, "11") for _ in range(2)]
+        for sender in late:
+            for _ in range(4):
+                await sender.send(piece()[:-1000])
+        assert [(await sender.answer()).status_code for sender in late] == [400, 400], "no states, but they came"
+        answers = [(await sender.answer()) for sender in stalled]
+        ended = [answer.json()["error"]["code"] for answer in answers if answer.status_code == 408]
+        assert ended
+        assert set(ended) == {"request_too_slow"}
+        assert (await brisk.answer()).status_code in (400, 408)
+        assert files.num_bytes == 0
+
+
+async def test_files_on_their_way_out_count_too(service: Service) -> None:
+    """Files count until the client has them; those of clients that do not read are ended for others."""
+    clock = Clock()
+    service, files = replace(service, states=StateStore()), StateFiles(clock=clock)
+    big = SavedState.of((5,) * 2**20)
+    stored = service.states.keep(big, "", 2**30)
+    path = f"/v1/states/{stored.id}/export"
+    async with asgi_client(create_app(service, features=features_with(service, OpenStates(files)))) as get:
+        begun: list[int] = []
+        unread = [asyncio.create_task(get(path, begun)) for _ in range(FILES_AT_A_TIME)]
+        await until(lambda: len(begun) == FILES_AT_A_TIME)
+        assert (await get(path))[0] == 503
+        clock.now = 100.0
+        status, size = await get(path)
+        assert status == 200
+        assert size > stored.num_bytes - 10_000
+        done, pending = await asyncio.wait(unread, return_when=asyncio.FIRST_COMPLETED, timeout=10)
+        assert len(done) == 1
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+        assert files.num_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        (b"nonsense", "the file is no whole state file"),
+        (replace(STATE_FORMAT, model="other").export(SavedState.of((5, 6))), "the file is of another model (other; "),
+    ],
+)
+async def test_files_that_are_refused(client: httpx.AsyncClient, file: bytes, message: str) -> None:
+    response = await client.post("/v1/states/import", content=file)
+    assert response.status_code == 400
+    assert message in response.json()["error"]["message"]
+
+
+class NotingFormat(SavedStateFormat):
+    """Notes on which threads files are made and checked."""
+
+    threads: ClassVar[list[threading.Thread]] = []
+
+    def export(self, state: SavedState, key: bytes | None = None) -> bytes:
+        self.threads.append(threading.current_thread())
+        return super().export(state, key)
+
+    def load(self, data: bytes, key: bytes | None = None) -> SavedState:
+        self.threads.append(threading.current_thread())
+        return super().load(data, key)
+
+
+async def test_files_are_made_and_checked_beside_the_event_loop(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = {field.name: getattr(STATE_FORMAT, field.name) for field in dataclasses.fields(STATE_FORMAT)}
+    noting = NotingFormat(**fields)
+    monkeypatch.setattr(FakeEngine, "state_format", noting)
+    state = await save(client)
+    file = (await client.get(f"/v1/states/{state['id']}/export")).content
+    assert (await client.post("/v1/states/import", content=file)).status_code == 200
+    assert len(noting.threads) == 2
+    assert threading.current_thread() not in noting.threads
+
+
+async def test_with_a_key_only_signed_files_are_taken(service: Service) -> None:
+    service = replace(service, state_key=b"sesame")
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(service)), base_url="http://roost") as client:
+        state = await save(client)
+        signed = (await client.get(f"/v1/states/{state['id']}/export")).content
+        assert (await client.post("/v1/states/import", content=signed)).status_code == 200
+        for file in (STATE_FORMAT.export(SavedState.of((5, 6))), STATE_FORMAT.export(SavedState.of((5, 6)), b"other")):
+            response = await client.post("/v1/states/import", content=file)
+            assert response.status_code == 400
+            assert "sign" in response.json()["error"]["message"]
+
+
+async def test_there_is_an_end_to_room(
+    client: httpx.AsyncClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await save(client)
+    stats = EngineStats(slots=4, cache=CacheStats(budget=5000))
+    monkeypatch.setattr(FakeEngine, "stats", stats)
+    answer = await say(client, LONG)
+    response = await client.post("/v1/states", json={"request_id": answer["id"]})
+    assert response.status_code == 507
+    assert "delete one" in response.json()["error"]["message"]
+
+
+@asynccontextmanager
+async def clients(service: Service, files: StateFiles | None = None) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a server with two keys; without a header it uses the first."""
+    features = features_with(service, OpenStates(files or StateFiles()))
+    transport = httpx.ASGITransport(create_app(service, Access(ApiKeys(["one:11", "two:22"])), features))
+    async with httpx.AsyncClient(transport=transport, base_url="http://roost", headers={"x-api-key": "11"}) as client:
+        yield client
+
+
+@asynccontextmanager
+async def asgi_client(app: Any) -> AsyncIterator[Callable[..., Awaitable[tuple[int, int]]]]:
+    """Gives a function that fetches a path, and gives its status and the size of its body.
+
+    With a list it appends the size of a body's first piece to that, and takes no other.
+    """
+
+    async def get(path: str, begun: list[int] | None = None) -> tuple[int, int]:
+        status, size, over = 0, 0, asyncio.Event()
+        request = {"type": "http.request", "body": b"", "more_body": False}
+
+        async def receive() -> Any:
+            nonlocal request
+            if request:
+                message, request = request, {}
+                return message
+            await over.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            nonlocal status, size
+            status = message.get("status", status)
+            size += len(message.get("body", b""))
+            if size and begun is not None:
+                begun.append(size)
+                await over.wait()
+
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": "GET",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "root_path": "",
+            "scheme": "http",
+            "headers": [],
+            "server": ("roost", 80),
+            "client": ("client", 1),
+        }
+        await app(scope, receive, send)
+        return status, size
+
+    yield get
+
+
+@pytest.fixture
+async def by_key(service: Service) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(create_app(service, Access(ApiKeys(["one:11", "two:22"]))))
+    async with httpx.AsyncClient(transport=transport, base_url="http://roost", headers={"x-api-key": "11"}) as client:
+        yield client
+
+
+async def test_keys_do_not_see_each_others_states(by_key: httpx.AsyncClient) -> None:
+    answer = await say(by_key, LONG)
+    state = (await by_key.post("/v1/states", json={"request_id": answer["id"]})).json()
+    by_key.headers["x-api-key"] = "22"
+    assert (await by_key.get("/v1/states")).json()["data"] == []
+    assert (await by_key.get(f"/v1/states/{state['id']}")).status_code == 404
+    assert (await by_key.post("/v1/states", json={"request_id": answer["id"]})).status_code == 404
+
+
+async def test_a_list_comes_in_pages(client: httpx.AsyncClient) -> None:
+    ids = [(await save(client))["id"] for _ in range(5)]
+
+    async def listed(**params: Any) -> tuple[list[str], bool]:
+        response = await client.get("/v1/states", params=params)
+        assert response.status_code == 200, response.text
+        body = response.json()
+        found = [state["id"] for state in body["data"]]
+        assert (body["first_id"], body["last_id"]) == ((found[0], found[-1]) if found else ("", ""))
+        return found, body["has_more"]
+
+    assert await listed() == (ids[::-1], False)
+    assert await listed(limit=2) == ([ids[4], ids[3]], True)
+    assert await listed(limit=2, after=ids[3]) == ([ids[2], ids[1]], True)
+    assert await listed(limit=2, after=ids[1]) == ([ids[0]], False)
+    assert await listed(order="asc", limit=3, after=ids[0]) == (ids[1:4], True)
+    assert await listed(after=ids[0]) == ([], False)
+    for params in ({"limit": 0}, {"limit": 101}, {"order": "up"}, {"after": "state_unknown"}):
+        response = await client.get("/v1/states", params=params)
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] in (*params, None)
+
+
+async def of_state(client: httpx.AsyncClient, engine: FakeEngine, request_id: str, index: int = 0) -> tuple[int, ...]:
+    """The token history of the state of a choice: what a request that goes on from it begins with."""
+    response = await client.post("/v1/states", json={"request_id": request_id, "index": index})
+    assert response.status_code == 200, response.text
+    await say(client, [500], from_state=response.json()["id"])
+    assert response.json()["tokens"] == len(engine.requests[-1].prompt_token_ids) - 1
+    return engine.requests[-1].prompt_token_ids[:-1]
+
+
+async def test_the_state_of_a_choice_is_the_one_that_the_client_saw(
+    client: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    """Two prompts have five candidates each, of which the two with the lowest ids are the most likely."""
+    ids = [90, 40, 70, 50, 60, 45, 80, 95, 42, 77]
+    engine.says_by_index = {number: [first, 30 + number] for number, first in enumerate(ids)}
+    body = {"prompt": [[7], [9]], "n": 2, "best_of": 5, "max_tokens": 2, "return_token_ids": True}
+    answer = (await client.post("/v1/completions", json=body)).json()
+    assert [choice["token_ids"] for choice in answer["choices"]] == [[40, 31], [50, 33], [45, 35], [42, 38]]
+    for choice in answer["choices"]:
+        prompt = (7,) if choice["index"] < 2 else (9,)
+        history = await of_state(client, engine, answer["id"], choice["index"])
+        assert history == (*prompt, *choice["token_ids"])
+    response = await client.post("/v1/states", json={"request_id": answer["id"], "index": 4})
+    assert response.status_code == 404
+
+
+def token_of(tokenizer: Tokenizer, text: str) -> int:
+    return next(each for each in range(tokenizer.vocab_size) if tokenizer.token_bytes(each) == text.encode())
+
+
+def chat_answer(response: httpx.Response, *, stream: bool) -> tuple[str, str]:
+    """Id and text."""
+    if not stream:
+        answer = response.json()
+        return answer["id"], answer["choices"][0]["message"]["content"]
+    lines = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: {")]
+    events = [json.loads(line) for line in lines]
+    return events[0]["id"], "".join(event["choices"][0]["delta"].get("content", "") for event in events)
+
+
+@pytest.mark.parametrize(
+    ("says", "stop", "text", "num_kept"),
+    [
+        ("abcdef", ["d"], "abc", 3),
+        ("abcdef", ["cde"], "ab", 2),
+        (["he", "li", "fa"], ["i"], "hel", 1),
+        (["he", "li", "fa"], ["el"], "h", 0),
+        (["he", "li", "fa"], ["x", "if", "a"], "hel", 1),
+        (["he", "li", "fa"], ["lifa", "fax"], "he", 1),
+        ("abcdef", ["x"], "abcdef", 7),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_state_of_an_answer_that_a_stop_string_ended(
+    client: httpx.AsyncClient,
+    engine: FakeEngine,
+    tokenizer: Tokenizer,
+    says: list[str] | str,
+    stop: list[str],
+    text: str,
+    num_kept: int,
+    stream: bool,
+) -> None:
+    """It holds the tokens whose text was sent whole; and the token that ended it, if it was a token."""
+    engine.says = [token_of(tokenizer, piece) for piece in says]
+    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 20, "stop": stop}
+    response = await client.post("/v1/chat/completions", json={**body, "stream": stream})
+    answer_id, got = chat_answer(response, stream=stream)
+    assert got == text
+    prompt = engine.requests[-1].prompt_token_ids
+    ended = (*engine.says, *engine.requests[-1].params.end_token_ids[:1])
+    engine.says = ()
+    assert await of_state(client, engine, answer_id) == (*prompt, *ended[:num_kept])
+
+
+async def test_a_stop_string_that_is_shown_is_a_part_of_the_state(
+    client: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    body = {"prompt": "a", "max_tokens": 9, "stop": "de", "include_stop_str_in_output": True}
+    answer = (await client.post("/v1/completions", json=body)).json()
+    assert answer["choices"][0]["text"] == "bcde"
+    assert await of_state(client, engine, answer["id"]) == (2, 4, 5, 6, 7, 8)
+
+
+async def test_the_state_of_ids_is_all_that_were_sent(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    answer = await say(client, [7], max_tokens=9, stop="kl")
+    (choice,) = answer["choices"]
+    assert choice["stop_reason"] == "kl"
+    assert await of_state(client, engine, answer["id"]) == (7, *choice["token_ids"])
+
+
+async def test_a_tenant_saves_one_state_at_a_time(service: Service, engine: FakeEngine) -> None:
+    """Another tenant then waits for few steps, however many states the first one saves."""
+    async with clients(service) as client:
+        answer = await say(client, LONG)
+        engine.gate.clear()
+        body = {"request_id": answer["id"]}
+        many = [asyncio.create_task(client.post("/v1/states", json=body)) for _ in range(20)]
+        await until(lambda: engine.num_saving)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert engine.num_saving == 1
+        engine.gate.set()
+        assert {(await task).status_code for task in many} <= {200, 507}
+
+
+async def test_a_small_request_does_not_ask_for_a_long_history_many_times(service: Service) -> None:
+    states = StateStore()
+    stored = states.keep(SavedState.of((5,) * 2**19), "", 2**30)
+    service = replace(service, states=states)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(service)), base_url="http://roost") as client:
+        body = {"from_state": stored.id, "max_tokens": 1}
+        response = await client.post("/v1/completions", json={**body, "prompt": ["a"] * 3})
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == "prompt"
+        assert (await client.post("/v1/completions", json={**body, "prompt": ["a"] * 2})).status_code == 200
+
+
+async def test_a_request_that_continues_an_unknown_state_is_told_the_field(client: httpx.AsyncClient) -> None:
+    response = await client.post("/generate", json={"token_ids": [7], "from_state": "state_0"})
+    assert response.status_code == 404
+    assert response.json()["error"]["param"] == "from_state"

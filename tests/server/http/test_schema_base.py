@@ -1,0 +1,219 @@
+"""Fields that no schema names: honoured, refused, ignored or reported, the same for every endpoint."""
+
+import json
+import urllib.parse
+from typing import Any
+
+import httpx
+import pytest
+from roost.server.app import create_app
+from roost.server.features.anthropic.schemas import MessagesBody
+from roost.server.features.responses.body import ResponseBody
+from roost.server.generation.service import Service
+from roost.server.http.schema_base import Fields
+from roost.server.openai.schemas import ChatBody, CompletionBody, GenerateBody
+
+HI = [{"role": "user", "content": "hi"}]
+ROUTES: dict[type[Fields], tuple[str, dict[str, Any]]] = {
+    ChatBody: ("/v1/chat/completions", {"messages": HI, "max_tokens": 1}),
+    CompletionBody: ("/v1/completions", {"prompt": "a", "max_tokens": 1}),
+    GenerateBody: ("/generate", {"token_ids": [5], "max_tokens": 1}),
+    ResponseBody: ("/v1/responses", {"input": "hi", "max_output_tokens": 1}),
+    MessagesBody: ("/v1/messages", {"messages": HI, "max_tokens": 1}),
+}
+KINDS = list(ROUTES)
+
+
+async def post(client: httpx.AsyncClient, kind: type[Fields], **fields: Any) -> httpx.Response:
+    path, body = ROUTES[kind]
+    return await client.post(path, json=body | fields)
+
+
+def warnings_of(response: httpx.Response) -> list[str]:
+    header = response.headers.get("x-roost-warnings", "")
+    return [urllib.parse.unquote(each) for each in header.split(", ")] if header else []
+
+
+def refused_by(kind: type[Fields]) -> list[str]:
+    return sorted(kind.field_rules.refused.keys() - kind.model_fields.keys())
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in KINDS for name in refused_by(kind)])
+async def test_what_would_change_the_answer_is_refused_unless_neutral(
+    client: httpx.AsyncClient, kind: type[Fields], name: str
+) -> None:
+    response = await post(client, kind, **{name: {"something": "else"}})
+    assert response.status_code == 400
+    message = response.json()["error"]["message"]
+    assert f"{name} is not supported: " in message
+    assert "yet" not in message
+    for value in kind.field_rules.refused[name].neutral:
+        response = await post(client, kind, **{name: value})
+        assert response.status_code == 200, (name, value, response.text)
+        assert warnings_of(response) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_what_changes_nothing_passes_whatever_it_holds(client: httpx.AsyncClient, kind: type[Fields]) -> None:
+    names = kind.field_rules.ignored - kind.model_fields.keys()
+    response = await post(client, kind, **{name: {"any": ["thing"]} for name in names})
+    assert response.status_code == 200
+    assert warnings_of(response) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_unknown_names_pass_and_are_reported(client: httpx.AsyncClient, kind: type[Fields]) -> None:
+    response = await post(client, kind, brand_new=1, temprature=0.5, **{"späße, \r\nx-evil": 2})
+    assert response.status_code == 200
+    assert warnings_of(response) == ["brand_new", "temprature (temperature?)", "späße, \r\nx-evil"]
+    assert "x-evil" not in response.headers
+    assert "warnings" not in response.json()
+
+
+async def test_reports_are_bounded(client: httpx.AsyncClient) -> None:
+    response = await post(client, ChatBody, **{f"{index:03}{'x' * 100}": 1 for index in range(200)})
+    reported = warnings_of(response)
+    assert len(reported) == 16
+    assert all(len(each) == 60 for each in reported)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_reports_stand_in_the_body_on_request(client: httpx.AsyncClient, kind: type[Fields]) -> None:
+    body = (await post(client, kind, brand_new=1, return_warnings=True)).json()
+    assert body["warnings"] == ["brand_new"]
+    assert (await post(client, kind, return_warnings=True)).json()["warnings"] == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_reports_stand_in_a_streams_first_chunk_on_request(client: httpx.AsyncClient, kind: type[Fields]) -> None:
+    for asks in (True, False):
+        response = await post(client, kind, brand_new=1, return_warnings=asks, stream=True)
+        assert warnings_of(response) == ["brand_new"]
+        lines = [line for line in response.text.split("\n") if line.startswith("data: {")]
+        first, *others = [json.loads(line.removeprefix("data: ")) for line in lines]
+        assert first.get("warnings") == (["brand_new"] if asks else None)
+        assert not any("warnings" in each for each in others)
+
+
+FUNCTION = {"name": "f", "parameters": {"type": "object"}}
+WITHIN: list[tuple[type[Fields], dict[str, Any], str]] = [
+    (ChatBody, {"stream_options": {"include_usge": True}}, "stream_options.include_usge (include_usage?)"),
+    (
+        ChatBody,
+        {"response_format": {"type": "json_schema", "json_schema": {"schemaa": {}}}},
+        "response_format.json_schema.schemaa (schema?)",
+    ),
+    (ChatBody, {"tools": [{"type": "function", "function": {**FUNCTION, "new": 1}}]}, "tools[0].function.new"),
+    (ChatBody, {"messages": [*HI, {"role": "user", "content": "a", "new": 1}]}, "messages[1].new"),
+    (
+        ChatBody,
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "new": 1}]}]},
+        "messages[0].content[0].new",
+    ),
+    (ResponseBody, {"input": [{"role": "user", "content": "a", "new": 1}]}, "input[0].new"),
+    (ResponseBody, {"text": {"format": {"type": "text", "new": 1}}}, "text.format.new"),
+    (ResponseBody, {"tools": [{"type": "function", **FUNCTION, "new": 1}]}, "tools[0].new"),
+    (MessagesBody, {"output_config": {"efort": "low"}}, "output_config.efort (effort?)"),
+    (
+        MessagesBody,
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "new": 1}]}]},
+        "messages[0].content[0].new",
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "fields", "reported"), WITHIN)
+async def test_unknown_names_within_objects_are_reported_or_refused(
+    client: httpx.AsyncClient, service: Service, kind: type[Fields], fields: dict[str, Any], reported: str
+) -> None:
+    response = await post(client, kind, **fields)
+    assert response.status_code == 200
+    assert warnings_of(response) == [reported]
+    app = create_app(service, strict=True)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as strict:
+        response = await post(strict, kind, **fields)
+    assert response.status_code == 400
+    assert f"the field '{reported.split()[0]}' is unknown" in response.json()["error"]["message"]
+
+
+async def test_a_name_that_all_messages_have_is_reported_once(client: httpx.AsyncClient) -> None:
+    messages = [{"role": "user", "content": "a", "new": 1, "name": "Ann", "cache_control": {}}] * 50
+    assert warnings_of(await post(client, ChatBody, messages=messages)) == ["messages[0].new"]
+
+
+async def test_objects_that_are_left_out_are_not_looked_into(client: httpx.AsyncClient) -> None:
+    tools = [{"type": "web_search", "new": 1}]
+    items = [{"type": "reasoning", "summary": [], "new": 1}, {"role": "user", "content": "a"}]
+    assert warnings_of(await post(client, ResponseBody, tools=tools, input=items)) == ["tools[0]: web_search"]
+
+
+@pytest.mark.parametrize("name", ["audio", "function_call", "images"])
+async def test_parts_of_messages_that_would_get_lost_are_refused(client: httpx.AsyncClient, name: str) -> None:
+    response = await post(client, ChatBody, messages=[*HI, {"role": "assistant", name: {"id": "a"}}])
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, "messages")
+    assert error["message"].startswith(f"messages[1].{name} is not supported: ")
+    assert (await post(client, ChatBody, messages=[*HI, {"role": "assistant", name: None}])).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "instead"),
+    [
+        (ResponseBody, "max_tokens", 5, "use max_output_tokens"),
+        (ResponseBody, "response_format", {"type": "json_object"}, "use text.format"),
+        (ResponseBody, "stop", ["a"], "use it in /v1/chat/completions"),
+        (ResponseBody, "repeat_penalty", 2, "use repetition_penalty in /v1/chat/completions"),
+        (MessagesBody, "stop", ["a"], "use stop_sequences"),
+        (MessagesBody, "n", 2, "use it in /v1/chat/completions"),
+        (MessagesBody, "response_format", {"type": "json_object"}, "use output_config.format"),
+        (ChatBody, "stop_sequences", ["a"], "use stop"),
+        (ChatBody, "system", "a", "send it as a message of the role system"),
+        (CompletionBody, "messages", HI, "use it in /v1/chat/completions"),
+        (CompletionBody, "max_completion_tokens", 5, "use max_tokens"),
+        (GenerateBody, "prompt", "a", "use it in /v1/completions"),
+    ],
+)
+async def test_a_field_of_another_endpoint_is_refused_with_what_to_use(
+    client: httpx.AsyncClient, kind: type[Fields], name: str, value: Any, instead: str
+) -> None:
+    response = await post(client, kind, **{name: value})
+    assert response.status_code == 400
+    assert f"{name} is not supported: {instead}" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("kind", [ResponseBody, MessagesBody])
+def test_each_field_of_a_chat_is_known_to_the_other_apis(kind: type[Fields]) -> None:
+    known = {*kind.model_fields, *kind.field_rules.refused, *kind.field_rules.ignored}
+    assert not ChatBody.model_fields.keys() - known
+
+
+async def test_tokens_of_a_whole_messages_body_are_counted(client: httpx.AsyncClient) -> None:
+    body = {
+        "messages": HI,
+        "max_tokens": 5,
+        "stop_sequences": ["a"],
+        "temperature": 1,
+        "output_config": {"effort": "low"},
+    }
+    response = await client.post("/v1/messages/count_tokens", json=body)
+    assert response.status_code == 200
+    assert warnings_of(response) == []
+
+
+async def test_one_request_does_not_see_the_reports_of_another(client: httpx.AsyncClient) -> None:
+    await post(client, ChatBody, brand_new=1)
+    assert warnings_of(await post(client, ChatBody)) == []
+
+
+async def test_a_strict_server_says_which_field_was_meant(service: Service) -> None:
+    app = create_app(service, strict=True)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as client:
+        error = (await post(client, ChatBody, frequncy_penalty=1)).json()["error"]
+        assert error["message"] == "the field 'frequncy_penalty' is unknown; did you mean frequency_penalty?"
+        assert error["param"] == "frequncy_penalty"
+        assert (await post(client, ChatBody, mirostat=0, user="u")).status_code == 200
+
+
+async def test_names_are_no_words_of_the_log(client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
+    await post(client, ChatBody, **{"a\nINFO forged": json.loads("1")})
+    assert not any("\n" in record.getMessage() for record in caplog.records)

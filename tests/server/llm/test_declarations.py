@@ -1,0 +1,45 @@
+"""The Python API has what HTTP has: a new field of a body or a setting is added here, or left out knowingly."""
+
+from dataclasses import fields
+
+from roost.server.llm.bodies import ChatOptions
+from roost.server.llm.sampling_params import SamplingParams, StructuredOutputsParams
+from roost.server.llm.settings import ModelSettings
+from roost.server.openai.response_format_schemas import StructuredOutputs
+from roost.server.openai.schemas import ChatBody, CompletionBody, GenerationBody
+from roost.server.settings import Settings
+
+LEFT_OUT = {
+    "model": "there is only one",
+    "stream": "a method decides",
+    "stream_options": "outputs hold the counts",
+    "return_token_ids": "outputs always hold them",
+    "return_timings": "the caller has a clock",
+    "return_warnings": "outputs always hold them",
+    "truncation_side": "vLLM's parameters have no such thing",
+    "queue_timeout": "nobody else is in the queue",
+    **dict.fromkeys(
+        ("response_format", "guided_json", "guided_regex", "guided_choice", "guided_grammar"), "structured_outputs"
+    ),
+    **dict.fromkeys(("json_schema", "grammar", "regex", "ebnf"), "structured_outputs"),
+}
+
+
+def test_every_field_of_a_request_is_a_parameter() -> None:
+    names = {each.name for each in fields(SamplingParams)} - {"output_kind"}
+    assert names - CompletionBody.model_fields.keys() == set()
+    assert GenerationBody.model_fields.keys() - names == LEFT_OUT.keys()
+
+
+def test_every_constraint_is_one_of_https() -> None:
+    aliases = {field.alias or name for name, field in StructuredOutputs.model_fields.items()}
+    assert {each.name for each in fields(StructuredOutputsParams)} == aliases - {"disable_any_whitespace"}
+
+
+def test_every_option_of_a_chat_is_a_field() -> None:
+    assert ChatOptions.__annotations__.keys() <= ChatBody.model_fields.keys()
+
+
+def test_every_setting_is_one_of_the_servers() -> None:
+    assert ModelSettings.__annotations__.keys() <= Settings.model_fields.keys()
+    assert "coordinator" not in ModelSettings.__annotations__

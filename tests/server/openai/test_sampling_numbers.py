@@ -1,0 +1,64 @@
+"""Numbers of request bodies, generated from the table of sampling fields."""
+
+from typing import Any
+
+import httpx
+import pytest
+from fake_engine import FakeEngine
+from pydantic import ValidationError
+from roost.engine import SAMPLING_FIELDS
+from roost.server.features.anthropic.schemas import MessagesBody
+from roost.server.features.responses.body import ResponseBody
+from roost.server.openai.sampling_fields import NUMBERS, SamplingFields, requested_numbers, with_numbers
+from roost.server.openai.schemas import ChatBody, CompletionBody, GenerateBody
+
+MESSAGES = [{"role": "user", "content": "a"}]
+
+
+@with_numbers("top_p", "presence_penalty")
+class Sample(SamplingFields):
+    """A body of two numbers."""
+
+
+def test_body_gets_the_numbers_that_it_names() -> None:
+    assert set(Sample.model_fields) - set(SamplingFields.model_fields) == {"top_p", "presence_penalty"}
+    assert (Sample.__name__, Sample.__doc__) == ("Sample", "A body of two numbers.")
+    assert Sample().model_dump(include={"top_p", "presence_penalty"}) == {"top_p": None, "presence_penalty": 0.0}
+
+
+@pytest.mark.parametrize("fields", [{"top_p": -0.1}, {"top_p": 1.1}, {"presence_penalty": 2.1}, {"top_p": "1"}])
+def test_bounds_are_those_of_the_table(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Sample.model_validate(fields)
+
+
+def test_only_numbers_that_the_body_has_are_requested() -> None:
+    body = Sample.model_validate({"top_p": 0.5, "temperature": 2, "min_p": "x"})
+    assert requested_numbers(body) == {"top_p": 0.5, "presence_penalty": 0.0}
+
+
+def test_bodies_and_their_numbers() -> None:
+    assert set(NUMBERS) == {name for name, row in SAMPLING_FIELDS.items() if row.request is not None}
+    for body in (ChatBody, CompletionBody, GenerateBody):
+        assert set(NUMBERS) <= body.model_fields.keys()
+    assert set(NUMBERS) & ResponseBody.model_fields.keys() == {"temperature", "top_p", "top_k", "min_p"}
+    assert set(NUMBERS) & MessagesBody.model_fields.keys() == {"temperature", "top_p", "top_k", "min_p"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/responses", {"input": "a", "max_output_tokens": 1}),
+        ("/v1/messages", {"messages": MESSAGES, "max_tokens": 1}),
+    ],
+)
+async def test_numbers_of_other_apis_are_refused_unless_neutral(
+    client: httpx.AsyncClient, engine: FakeEngine, path: str, body: dict[str, Any]
+) -> None:
+    neutral = {"typical_p": 1, "frequency_penalty": 0, "presence_penalty": 0.0, "repetition_penalty": 1.0}
+    assert (await client.post(path, json={**body, "top_k": 5, **neutral})).status_code == 200
+    assert engine.requests[-1].params.top_k == 5
+    for name in neutral:
+        response = await client.post(path, json={**body, name: 0.5})
+        assert response.status_code == 400
+        assert f"{name} is not supported: use it in /v1/chat/completions" in response.text

@@ -1,0 +1,237 @@
+"""Values that a request may have, and the field that is named where it may not."""
+
+from typing import Any
+
+import httpx
+import pytest
+from fake_engine import FakeEngine
+from roost.server.app import create_app
+from roost.server.generation.service import Service
+from roost.server.openai.conversion import chat_conversation
+from roost.server.openai.schemas import ChatBody, CompletionBody
+
+HI = [{"role": "user", "content": "hi"}]
+
+
+async def post(client: httpx.AsyncClient, kind: str, **fields: Any) -> httpx.Response:
+    path = {"chat": "/v1/chat/completions", "completion": "/v1/completions"}[kind]
+    given = {"messages": HI, "max_tokens": 2} if kind == "chat" else {"prompt": "a", "max_tokens": 2}
+    return await client.post(path, json={**given, **fields})
+
+
+BOTH: list[tuple[str, Any]] = [
+    ("temperature", -0.1),
+    ("temperature", 2.1),
+    ("temperature", "1"),
+    ("top_p", -0.1),
+    ("top_p", 1.1),
+    ("top_k", -2),
+    ("top_k", 1.5),
+    ("min_p", 2),
+    ("typical_p", 0),
+    ("typical_p", 1e-40),
+    ("n", 0),
+    ("n", 129),
+    ("n", True),
+    ("seed", "x"),
+    ("seed", 1.5),
+    ("stop", 5),
+    ("stop", ""),
+    ("stop", ["a", ""]),
+    ("stop", ["a", 5]),
+    ("stop", ["a"] * 65),
+    ("stop_token_ids", [512]),
+    ("stop_token_ids", [-1]),
+    ("stop_token_ids", list(range(70))),
+    ("stop_token_ids", list(range(64))),
+    ("stop_token_ids", [5] * 65),
+    ("min_tokens", -1),
+    ("min_tokens", 3),
+    ("max_tokens", -1),
+    ("max_tokens", "2"),
+    ("max_tokens", 2**31),
+    ("stream", "yes"),
+    ("model", 5),
+    ("logprobs", "x"),
+    ("ignore_eos", 1),
+    ("frequency_penalty", 2.5),
+    ("presence_penalty", "1"),
+    ("repetition_penalty", 0),
+    ("repetition_penalty", 1e-40),
+    ("repetition_penalty", 10.5),
+    ("logit_bias", {"5": 101}),
+    ("logit_bias", {"five": 1}),
+    ("logit_bias", {"-5": 1}),
+    ("logit_bias", {"512": 1}),
+    ("logit_bias", {str(i): 1 for i in range(301)}),
+    ("logit_bias", [5]),
+    ("allowed_token_ids", []),
+    ("allowed_token_ids", [512]),
+    ("allowed_token_ids", [5] * 513),
+    ("bad_words", [""]),
+    ("bad_words", "x"),
+    ("bad_words", ["x" * 4096] * 3),
+    ("bad_words", ["\u00e9" * 1500]),
+    ("logprob_token_ids", [5]),
+    # known, and not there yet
+    ("tools", [{"type": "function"}]),
+    ("suffix", "x"),
+]
+
+CHAT: list[tuple[str, Any]] = [
+    ("messages", []),
+    ("messages", "hi"),
+    ("messages", [{"content": "hi"}]),
+    ("messages", [{"role": "user"}]),
+    ("messages", [{"role": "user", "content": None}]),
+    ("messages", [{"role": "user", "content": 5}]),
+    ("messages", [{"role": "tool", "content": "5"}]),
+    ("messages", [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]),
+    ("messages", [*HI, {"role": "assistant", "content": None, "tool_calls": [{}]}, *HI]),
+    ("max_tokens", 0),
+    ("max_completion_tokens", 0),
+    ("top_logprobs", 2),
+    ("logprobs", 1),
+]
+
+COMPLETION: list[tuple[str, Any]] = [
+    ("prompt", None),
+    ("prompt", []),
+    ("prompt", [[]]),
+    ("prompt", 5),
+    ("prompt", {"text": "a"}),
+    ("prompt", [4, "a"]),
+    ("prompt", ["a", 4]),
+    ("prompt", [[4], []]),
+    ("prompt", [4, 512]),
+    ("prompt", [[4], [512]]),
+    ("prompt", [-1]),
+    ("prompt", [True]),
+    ("prompt", ["a"] * 257),
+    ("logprobs", 21),
+    ("logprobs", True),
+    ("echo", "yes"),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "param", "value"),
+    [
+        *(("chat", *case) for case in BOTH + CHAT),
+        *(("completion", *case) for case in BOTH + COMPLETION),
+    ],
+)
+async def test_a_bad_value_is_a_400_that_names_it(
+    client: httpx.AsyncClient, engine: FakeEngine, kind: str, param: str, value: Any
+) -> None:
+    response = await post(client, kind, **{param: value})
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", param, None)
+    assert "\n" not in error["message"]
+    assert not engine.requests
+
+
+@pytest.mark.parametrize(
+    ("message", "fields"),
+    [
+        ("messages[1].content[0].type", {"messages": [*HI, {"role": "user", "content": [{"type": "x"}]}]}),
+        ("stop[1]", {"stop": ["a", ""]}),
+        ("stream_options.include_usage", {"stream": True, "stream_options": {"include_usage": 5}}),
+    ],
+)
+async def test_the_message_says_where(client: httpx.AsyncClient, message: str, fields: dict[str, Any]) -> None:
+    assert (await post(client, "chat", **fields)).json()["error"]["message"].startswith(message)
+
+
+HARMLESS: dict[str, Any] = {
+    "store": True,
+    "metadata": {"a": "b"},
+    "user": "u",
+    "service_tier": "auto",
+    "parallel_tool_calls": True,
+    "modalities": ["text"],
+    "reasoning_effort": "low",
+    "frequency_penalty": 0,
+    "presence_penalty": 0.0,
+    "logit_bias": {},
+    "response_format": {"type": "text"},
+    "tools": [],
+    "tool_choice": "none",
+    "best_of": 1,
+    "something_new": 5,
+}
+
+
+@pytest.mark.parametrize("kind", ["chat", "completion"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        HARMLESS,
+        dict.fromkeys({*ChatBody.model_fields, *HARMLESS} - {"messages"}) | {"max_tokens": 2},
+        {"top_k": -1, "top_p": 1, "min_p": 0, "temperature": 2, "seed": -(2**70)},
+        {"stop": ["1", "2", "3", "4", "5", "6"]},
+    ],
+)
+async def test_harmless_values_are_taken(client: httpx.AsyncClient, kind: str, fields: dict[str, Any]) -> None:
+    assert (await post(client, kind, **fields)).status_code == 200
+
+
+async def test_a_named_service_tier_is_answered(client: httpx.AsyncClient) -> None:
+    assert (await post(client, "chat", service_tier="auto")).json()["service_tier"] == "default"
+    assert "service_tier" not in (await post(client, "chat")).json()
+
+
+async def test_unknown_fields_are_logged_once(client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(3):
+        await post(client, "chat", brand_new=1, user="known")
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == ["the unknown field 'brand_new' was ignored; this is logged once"]
+
+
+async def test_a_strict_server_refuses_unknown_fields_by_name(service: Service) -> None:
+    app = create_app(service, strict=True)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as client:
+        for path, good in (
+            ("/v1/chat/completions", {"messages": HI, "max_tokens": 1}),
+            ("/v1/responses", {"input": "hi", "max_output_tokens": 1}),
+            ("/v1/messages", {"messages": HI, "max_tokens": 1}),
+            ("/tokenize", {"prompt": "a"}),
+            ("/abort_request", {"request_id": "x"}),
+        ):
+            assert (await client.post(path, json=good)).status_code == 200
+            response = await client.post(path, json={**good, "brand_new": 1})
+            assert response.status_code == 400
+            assert "the field 'brand_new' is unknown" in response.json()["error"]["message"]
+
+
+async def test_made_up_names_fill_no_memory(client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
+    await post(client, "chat", **{f"name_{i}": i for i in range(200)})
+    assert sum(record.levelname == "WARNING" for record in caplog.records) == 100
+
+
+def test_the_newer_name_of_the_limit_wins() -> None:
+    body = ChatBody.model_validate({"messages": HI, "max_tokens": 5, "max_completion_tokens": 7})
+    assert (body.max_completion_tokens, body.max_tokens) == (7, 5)
+
+
+def test_parts_of_text_are_joined_by_line_breaks() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "refusal", "refusal": "b"}]
+    body = ChatBody.model_validate({"messages": [{"role": "user", "content": parts}]})
+    assert chat_conversation(body).messages[0].content == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("content", "texts"), [(None, ("no",)), ("a", ("a", "no")), ([{"type": "text", "text": "a"}], ("a", "no"))]
+)
+def test_a_refusal_is_the_last_part_of_a_message(content: Any, texts: tuple[str, ...]) -> None:
+    message = {"role": "assistant", "content": content, "refusal": "no"}
+    assert chat_conversation(ChatBody.model_validate({"messages": [*HI, message]})).messages[1].content == texts
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prompts"),
+    [("a", ["a"]), (["a", "b"], ["a", "b"]), ([1, 2], [[1, 2]]), ([[1], [2]], [[1], [2]])],
+)
+def test_prompts_come_one_by_one(prompt: Any, prompts: list[Any]) -> None:
+    assert list(CompletionBody.model_validate({"prompt": prompt}).prompts) == prompts

@@ -1,0 +1,78 @@
+"""Ports, and clients that connect while the server shuts down."""
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable
+
+import pytest
+import uvicorn
+from fake_engine import FakeEngine
+from fake_server import until
+from roost.engine import ConfigError
+from roost.server.app import create_app
+from roost.server.generation.service import Service
+from roost.server.run.http_server import HttpServer, listen
+from roost.server.run.lifecycle import Lifecycle, Timeouts, serve_until_stopped
+from roost.server.terminal.signals import Signals
+
+
+def test_a_port_in_use_is_refused() -> None:
+    with listen("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"^cannot listen on 127\.0\.0\.1:{port}: Address already in use$"):
+            listen("127.0.0.1", port)
+
+
+def test_an_address_of_another_machine_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"cannot listen on 192\.0\.2\.1:8000"):
+        listen("192.0.2.1", 8000)
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="the system has no socket for both")
+def test_the_ipv6_wildcard_accepts_ipv4_too() -> None:
+    with listen("::", 0) as listener:
+        socket.create_connection(("127.0.0.1", listener.getsockname()[1]), timeout=5).close()
+
+
+class LateClients(HttpServer):
+    """Connects clients just before the port is closed, so that their connections are in the system's backlog."""
+
+    def __init__(self, service: Service, url: Callable[[], tuple[str, int]]) -> None:
+        config = uvicorn.Config(create_app(service), lifespan="off", log_config=None)
+        super().__init__(config, Signals())
+        self.clients: list[socket.socket] = []
+        self._url = url
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for _ in range(20):
+            client = socket.create_connection(self._url(), timeout=10)
+            client.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: roost\r\ncontent-length: 0\r\n\r\n")
+            self.clients.append(client)
+        await super().shutdown(sockets)
+
+
+@pytest.mark.parametrize("is_ready", [True, False])
+async def test_clients_that_connect_during_shutdown_get_a_response(
+    engine: FakeEngine, service: Service, is_ready: bool
+) -> None:
+    """Clients get one while the model is loading, too."""
+    if not is_ready:
+        engine.ready.clear()
+    listener = socket.create_server(("127.0.0.1", 0))
+    address = listener.getsockname()
+    server, signals = LateClients(service, lambda: address), Signals()
+    announced = asyncio.Event()
+    lifecycle = Lifecycle(service, signals, Timeouts(0.0, 5.0, 60.0), announced.set)
+    running = asyncio.create_task(serve_until_stopped(lifecycle, server, [listener]))
+    await (announced.wait() if is_ready else until(lambda: server.started))
+    signals.first = signal.SIGINT
+    async with asyncio.timeout(10):
+        assert await running is None
+    for client in server.clients:
+        with client:
+            answer = await asyncio.to_thread(client.recv, 65536)
+            assert answer.startswith(b"HTTP/1.1 503 ")
+            assert b"shutting_down" in answer
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address, timeout=10)
