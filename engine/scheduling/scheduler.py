@@ -14,7 +14,8 @@ from .plan import Commit, FinishedState, Plan, RequestOutput
 from .prefetcher import Fetch, Prefetcher
 from .prefill_budget import PrefillBudget, StepTimes
 from .running_request import RunningRequest, TokenHistories, TokenHistory, book_result
-from .slots import SlotAssignment, SlotPool, SlotReserve
+from .slot_assignment import SlotAssignment
+from .slots import SlotPool, SlotReserve
 from .token_constraint import MASK_WAIT_S
 from .waiting_queue import WaitingQueue
 

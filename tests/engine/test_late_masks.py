@@ -13,7 +13,7 @@ from played_grammar import LateMasks, PlayedProcess, played
 from roost.engine import EngineCore, ModelRunner, PrefixCache, Request, SamplingParams
 from roost.engine.core.request import Replay
 from roost.engine.prefix_cache.request_checkpoint import CheckpointFormat
-from roost.engine.scheduling import slots
+from roost.engine.scheduling import slot_assignment
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.server.constraints.grammar.constraint import GrammarConstraint
 
@@ -100,7 +100,7 @@ def test_a_preempted_line_waits_for_its_mask(
     runner: ModelRunner, other: PlayedProcess, num_turns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It loses its slot after every number of tokens, also while its mask or a replayed token is awaited."""
-    monkeypatch.setattr(slots, "_LINGER_S", 0.0)
+    monkeypatch.setattr(slot_assignment, "_LINGER_S", 0.0)
     tokens = whole(runner, other)
     for count in range(1, MAX_TOKENS - 1):
         for replayed in {0, count // 2}:

@@ -7,7 +7,7 @@ import pytest
 from roost.engine import EngineCore, ModelRunner, PrefixCache, Request, SamplingParams
 from roost.engine.core.errors import QueueFullError
 from roost.engine.prefix_cache.request_checkpoint import CheckpointFormat
-from roost.engine.scheduling import slots
+from roost.engine.scheduling import slot_assignment
 from roost.engine.scheduling.scheduler import Scheduler
 
 SLOTS = 4
@@ -39,7 +39,7 @@ def test_a_preempted_request_has_the_tokens_of_an_undisturbed_one(
     runner: ModelRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Others come again and again, so that each line loses its slot several times, in prefill too."""
-    monkeypatch.setattr(slots, "_LINGER_S", 0.0)
+    monkeypatch.setattr(slot_assignment, "_LINGER_S", 0.0)
     lines = [request(f"line {number}", 20 + 60 * number, 60, is_batch=True, seed=number or None) for number in range(6)]
     alone: dict[str, list[int]] = {}
     for line in lines:
