@@ -237,20 +237,20 @@ class EngineCore:
         return [output for output in outputs if output[0] != CANARY_ID] if has_canary else outputs
 
     def _preempt(self) -> None:
-        """Takes slots from batch requests for others that can start. Their states are copied to the host."""
-        if not self.stats.num_batch_running:
+        """Takes slots from preemptible requests for others that can start. Their states are copied to the host."""
+        if not self.stats.num_preemptible_running:
             return
-        can_replay = self.checkpoint_format is not None
-        if not self._scheduler.victims(can_replay=can_replay):
+        preemption, can_replay = self._scheduler.preemption, self.checkpoint_format is not None
+        if not preemption.victims(can_replay=can_replay):
             return
         in_flight, self._in_flight = self._in_flight, None
         self._committed += self._commit(in_flight)
-        for running in self._scheduler.victims(can_replay=can_replay):
+        for running in preemption.victims(can_replay=can_replay):
             length = len(running.request.prompt_token_ids) + running.num_tokens - 1
             snapshot = None
             if running.num_tokens:  # a slot whose state is not restored yet has another one
                 snapshot = running.restore or self._runner.snapshot(running.slot, length)
-            self._scheduler.preempt(running, snapshot)
+            self._committed += preemption.preempt(running, snapshot)
 
     def _start_fetches(self, fetches: Sequence[Fetch]) -> None:
         """Starts searches on disk; each calls back from another thread."""

@@ -165,6 +165,15 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
     ),
 }
 
+MAX_PREEMPTION_LINES = 15
+PREEMPTION = re.compile("preempt|victim", re.IGNORECASE)
+"""Words about requests that give their slots up; at most so many lines of scheduling outside one file have them."""
+
+BATCH_FILES = re.compile(
+    r"\b(is|num|takes)_batch|\bof lines|\blines? of (a )?batch|\bof no batch\b|\bbatch (request|file)s?"
+)
+"""Words about files of requests, which only `server` knows: to the engine, a batch is what a step runs."""
+
 type Sources = Mapping[str, str]
 """Python files: path from the root, with slashes, to text."""
 
@@ -358,6 +367,37 @@ def test_every_room_of_the_tables_exists() -> None:
 
 def test_concerns_stay_in_their_rooms() -> None:
     assert_holds(concerns_stay_in_their_rooms)
+
+
+# --- preemption
+
+
+def lines_with(pattern: re.Pattern[str], files: Sources, room: str) -> list[str]:
+    """Returns the lines of a room's files that contain a pattern."""
+    return [
+        f"{path}:{number}: {line.strip()}"
+        for path, text in files.items()
+        if path.startswith(f"{room}/")
+        for number, line in enumerate(text.splitlines(), 1)
+        if pattern.search(line)
+    ]
+
+
+def test_preemption_has_a_file_of_its_own() -> None:
+    """The rest of scheduling asks it, on few lines."""
+    files = {path: text for path, text in sources().items() if path != "engine/scheduling/preemption.py"}
+    found = lines_with(PREEMPTION, files, "engine/scheduling")
+    assert 0 < len(found) <= MAX_PREEMPTION_LINES, "\n".join(["", *found])
+
+
+def test_the_engine_knows_no_batch_files() -> None:
+    found = lines_with(BATCH_FILES, sources(), "engine")
+    assert not found, "\n".join(["", *found])
+
+
+@pytest.mark.parametrize("text", ["x.is_batch", "num_batch_slots = 4", "# prompts of lines", "a line of a batch"])
+def test_a_batch_file_in_the_engine_is_seen(text: str) -> None:
+    assert BATCH_FILES.search(text)
 
 
 @pytest.mark.parametrize(

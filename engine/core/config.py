@@ -168,10 +168,10 @@ class EngineStats:
     Attributes:
       num_waiting: Number of requests without a slot.
       num_running: Number of requests with a slot.
-      num_batch_running: Number of those that are of a batch.
-      num_batch_waiting: Number of batch requests without a slot, which `num_waiting` leaves out.
-      num_batch_slots: Number of slots that batch requests may get beside the others that run.
-      preemptions: Total times that a batch request gave its slot up.
+      num_preemptible_running: Number of those that are preemptible.
+      num_preemptible_waiting: Number of preemptible requests without a slot, which `num_waiting` leaves out.
+      num_preemptible_slots: Number of slots that preemptible requests may get beside the others that run.
+      preemptions: Total times that a preemptible request gave its slot up.
       waiting_tokens: Total prompt tokens of waiting requests.
       slots: Number of slots.
       prompt_tokens: Total prompt tokens that were prefilled.
@@ -185,9 +185,9 @@ class EngineStats:
 
     num_waiting: int = 0
     num_running: int = 0
-    num_batch_running: int = 0
-    num_batch_waiting: int = 0
-    num_batch_slots: int = 0
+    num_preemptible_running: int = 0
+    num_preemptible_waiting: int = 0
+    num_preemptible_slots: int = 0
     preemptions: int = 0
     waiting_tokens: int = 0
     slots: int = 0

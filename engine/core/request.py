@@ -55,8 +55,8 @@ class Request:
       priority: Requests of a tenant with a lower number get a slot first.
       start_by: Time until which the request must have a slot, in seconds of `time.monotonic`.
       deadline: Time until which the request must be done, in seconds of `time.monotonic`.
-      is_batch: Whether the request takes only slots that no other request wants, and gives its slot up when one does.
-        It counts neither for its tenant's share nor for the queue's limits.
+      preemptible: Whether the request takes only slots that no other request wants, gives its slot up when one does,
+        and goes on later. It counts neither for its tenant's share nor for the queue's limits.
       cache_salt: Salt of the prefix cache. Requests with other salts share no snapshots with this one.
       state: Snapshot of the prompt's first tokens at a block boundary, if the caller has one.
       state_is_imported: Whether `state` came from a file, directly or through earlier requests. Non-finite activations
@@ -77,7 +77,7 @@ class Request:
     priority: int = 0
     start_by: float = math.inf
     deadline: float = math.inf
-    is_batch: bool = False
+    preemptible: bool = False
     cache_salt: str = ""
     state: Snapshot | None = None
     state_is_imported: bool = False

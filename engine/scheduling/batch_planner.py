@@ -6,6 +6,7 @@ from typing import Final
 
 from ..core.config import MAX_PREFILL_ROWS, PREFILL_BLOCK, StepLimits
 from ..core.request import Batch, DecodeBatch, PrefillBatch, PrefillChunk, ReplayedRow, RestoreBatch
+from .preemption import Demand, Preemption
 from .prefill_budget import PrefillBudget
 from .running_request import RunningRequest
 from .slots import SlotPool
@@ -13,6 +14,9 @@ from .waiting_queue import FairShares
 
 _OLDEST_EVERY: Final = 4
 """Number of a tenant's turns, one of which goes to its oldest prompt, so that shorter prompts cannot starve it."""
+
+type Planned = tuple[Batch, Sequence[RunningRequest]]
+"""A batch, and the requests of its rows."""
 
 
 class BatchPlanner:
@@ -27,6 +31,7 @@ class BatchPlanner:
       limits: Compiled sizes of a step.
       pool: Pool of the slots.
       budget: Time for prefill between two decode steps.
+      precedence: Decides for whom a step may run.
       extend_restored: Restores more of a prompt that is about to be prefilled, if more of it is cached by now.
     """
 
@@ -35,91 +40,75 @@ class BatchPlanner:
         limits: StepLimits,
         pool: SlotPool,
         budget: PrefillBudget,
+        precedence: Preemption,
         extend_restored: Callable[[RunningRequest], None],
     ) -> None:
         self._extend_restored = extend_restored
         self._limits = limits
         self._pool = pool
         self._budget = budget
+        self._precedence = precedence
         self._order = _PrefillOrder()
         self._in_progress: tuple[RunningRequest, ...] = ()  # requests whose chunks have passed some of the layers
         self._last_slice: PrefillBatch | None = None
         self._in_flight: tuple[RunningRequest, ...] = ()  # requests of the last batch, if it has left snapshots
 
-    def plan(self, running: Mapping[str, RunningRequest]) -> tuple[Batch, Sequence[RunningRequest]] | None:
+    def plan(self, running: Mapping[str, RunningRequest]) -> Planned | None:
         """Plans the next batch.
 
         Args:
           running: All requests with a slot by id, oldest first.
 
         Returns:
-          The batch, and the requests of its rows; None if there is nothing to run.
+          The batch; None if there is nothing to run.
         """
-        requests = running.values()
-        awaited = {each.parent for each in requests if not each.may_sample}  # a fork needs its mask with the prompt
-        new = [each for each in requests if not each.num_tokens_dispatched]
-        candidates = [each for each in new if _needs_prefill(each) and each not in awaited]
-        decoding = [each for each in requests if _can_decode(each) and each not in self._in_progress]
-        num_others = sum(not each.request.is_batch for each in decoding)
-        urgent = [each for each in candidates if not each.request.is_batch]
-        if urgent or (num_others and self._budget.is_in_debt):
-            candidates = urgent
-        in_flight, self._in_flight = self._in_flight, ()
-        ready = [each for each in candidates if not any(_shares_chunk(each, other) for other in in_flight)]
-        if (planned := self._plan_prefill(ready, running, decoding)) is not None:
-            self._in_flight = tuple(planned[1]) if planned[0].is_last_slice else ()
-            is_for_lines = all(each.request.is_batch for each in planned[1])
-            self._budget.spend(planned[0], len(decoding), num_others if is_for_lines else 0)
-            return planned
-        beside_prefill = self._budget.renew() or bool(candidates or self._in_progress)
-        if not decoding:
-            return None
-        batch = self._plan_decode(decoding, requests, beside_prefill=beside_prefill)
-        self._budget.repay(len(decoding), batch.steps)
-        return batch, decoding
+        demand = self._demand(running.values())
+        planned = self._plan_prefill(demand, running) or self._plan_decode(demand, running.values())
+        if planned is not None:
+            self._precedence.book(*planned, demand)
+        return planned
 
     def drop_unless_wanted(self, running: Iterable[RunningRequest]) -> None:
         """Gives up the prefill batch in progress if none of its requests is still running."""
         if self._last_slice is not None and set(self._in_progress).isdisjoint(running):
             self._end_slices()
 
-    def _plan_prefill(
-        self,
-        candidates: Sequence[RunningRequest],
-        running: Mapping[str, RunningRequest],
-        decoding: Sequence[RunningRequest],
-    ) -> tuple[PrefillBatch, Sequence[RunningRequest]] | None:
-        """Plans the next slice of the batch in progress, or else a new batch, if the budget allows it.
+    def _demand(self, running: Collection[RunningRequest]) -> Demand:
+        awaited = {each.parent for each in running if not each.may_sample}  # a fork needs its mask with the prompt
+        new = [each for each in running if not each.num_tokens_dispatched]
+        prompts = [each for each in new if _needs_prefill(each) and each not in awaited]
+        decoding = [each for each in running if _can_decode(each) and each not in self._in_progress]
+        return self._precedence.demand(prompts, decoding)
 
-        Args:
-          candidates: Requests that need prefill, oldest first: lines of batches only if there are no others.
-          running: All requests with a slot, by id.
-          decoding: Requests that decode.
-        """
-        if self._last_slice is None and not candidates:
+    def _plan_prefill(self, demand: Demand, running: Mapping[str, RunningRequest]) -> Planned | None:
+        """Plans the next slice of the batch in progress, or else a new batch, if the budget allows it."""
+        in_flight, self._in_flight = self._in_flight, ()
+        ready = [each for each in demand.prompts if not any(_shares_chunk(each, other) for other in in_flight)]
+        if self._last_slice is None and not ready:
             return None
-        num_decoding, num_batch = len(decoding), sum(each.request.is_batch for each in decoding)
+        load = (len(demand.decoding), demand.num_waiting(ready, self._in_progress), demand.num_streams)
         if self._last_slice is not None:
             rows = self._in_progress
             index = self._last_slice.layer_slice + 1
             is_last = index == self._limits.prefill_layer_slices - 1
             batch = replace(self._last_slice, layer_slice=index, is_last_slice=is_last)
-            num_waiting = max(_num_waiting(candidates, decoding), _num_waiting(rows, decoding))
-            if not self._budget.allows(batch, num_decoding, num_waiting, num_batch):
+            if not self._budget.allows(batch, *load):
                 return None
         else:
-            num_waiting = _num_waiting(candidates, decoding)
-            most = self._budget.max_tokens(num_decoding, num_waiting, num_batch)
+            most = self._budget.max_tokens(*load)
             if not most:
                 return None
-            batch = self._plan_chunks(self._order.next(candidates), running, most)
+            batch = self._plan_chunks(self._order.next(ready), running, most, is_urgent=demand.is_urgent)
             rows = tuple(running[row.request.id] for row in batch.rows)
-            self._order.charge(batch)
+            if demand.is_urgent:
+                self._order.charge(batch)
         if not batch.is_last_slice:
             self._last_slice, self._in_progress = batch, rows
             self._pool.pin(row.slot for row in batch.rows)
         elif self._last_slice is not None:
             self._end_slices()
+        self._in_flight = rows if batch.is_last_slice else ()
+        self._budget.spend(batch, len(demand.decoding))
         return batch, rows
 
     def _end_slices(self) -> None:
@@ -127,7 +116,7 @@ class BatchPlanner:
         self._pool.unpin()
 
     def _plan_chunks(
-        self, ordered: Sequence[RunningRequest], running: Mapping[str, RunningRequest], most: int
+        self, ordered: Sequence[RunningRequest], running: Mapping[str, RunningRequest], most: int, *, is_urgent: bool
     ) -> PrefillBatch:
         """Plans a chunk of the first prompt, and of as many others as fit a compiled shape without padding rows.
 
@@ -135,6 +124,7 @@ class BatchPlanner:
           ordered: Requests that need prefill, in order; at least one.
           running: All requests with a slot, by id.
           most: Maximum number of tokens.
+          is_urgent: Whether a short prompt may wait for no longer than a block of another one.
         """
         first, requests = ordered[0], running.values()
         for each in ordered[: self._limits.prefill_rows]:
@@ -143,7 +133,7 @@ class BatchPlanner:
             restored = [each for each in ordered if not _num_left(each)][:MAX_PREFILL_ROWS]
             return RestoreBatch(tuple(_take_chunk(each, 0, requests) for each in restored))
         ordered = [each for each in ordered if _num_left(each)]
-        is_urgent = self._limits.itl_target_s != 0 and not first.request.is_batch
+        is_urgent = is_urgent and self._limits.itl_target_s != 0
         if is_urgent and any(_blocks_left(each) < _blocks_left(first) for each in ordered):
             most = PREFILL_BLOCK
         length = _chunk_length(_num_left(first), most)
@@ -162,16 +152,15 @@ class BatchPlanner:
         count = _floor_power_of_two(min(most, max(map(len, shards.values()))))
         return [each for shard in shards.values() for each in shard[:count]]
 
-    def _plan_decode(
-        self, requests: Sequence[RunningRequest], running: Collection[RunningRequest], *, beside_prefill: bool
-    ) -> DecodeBatch:
-        """Plans tokens for some requests, and books them as dispatched.
+    def _plan_decode(self, demand: Demand, running: Collection[RunningRequest]) -> Planned | None:
+        """Plans tokens for all requests that decode, and books them as dispatched.
 
-        Args:
-          requests: Requests that get tokens; at least one.
-          running: All requests with a slot, oldest first.
-          beside_prefill: Whether a prefill step comes before or after it. Then each request gets one token only.
+        Each gets one token only if a prefill step comes before or after it.
         """
+        beside_prefill = self._budget.renew() or bool(demand.prompts or self._in_progress)
+        requests = demand.decoding
+        if not requests:
+            return None
         moves = () if self._in_progress else self._compact(requests, running)
         steps = 1 if beside_prefill else self._max_steps(running)
         replays = tuple(_take_replayed(each) for each in requests if each.request.replay and _replays_next(each))
@@ -179,7 +168,8 @@ class BatchPlanner:
         masks = tuple((each.slot, mask) for each in requests if (mask := each.mask) is not None)
         for request in requests:
             request.num_tokens_dispatched += steps
-        return DecodeBatch(tuple(each.request for each in requests), slots, steps, moves, masks, replays)
+        batch = DecodeBatch(tuple(each.request for each in requests), slots, steps, moves, masks, replays)
+        return batch, requests
 
     def _max_steps(self, running: Collection[RunningRequest]) -> int:
         """Returns the number of tokens per request; one token if the host has to see each before the next."""
@@ -231,8 +221,8 @@ class _PrefillOrder:
         return [first, *sorted((each for each in requests if each is not first), key=_blocks_left)]
 
     def charge(self, batch: PrefillBatch) -> None:
-        """Charges tenants for a batch, but not for lines of batch files; a chunk that only restores costs a block."""
-        for chunk in (each for each in batch.chunks if not each.request.is_batch):
+        """Charges tenants for a batch; a chunk that only restores costs a block."""
+        for chunk in batch.chunks:
             self._shares.charge(chunk.request.tenant, max(chunk.length, PREFILL_BLOCK))
 
     def _first_of(self, tenant: str, requests: Sequence[RunningRequest]) -> RunningRequest:
@@ -312,17 +302,6 @@ def _take_replayed(running: RunningRequest) -> ReplayedRow:
     row = ReplayedRow(running.request, running.slot, running.num_tokens_dispatched, running.mask, running.restore)
     running.restore = None
     return row
-
-
-def _num_waiting(requests: Sequence[RunningRequest], decoding: Sequence[RunningRequest]) -> int:
-    """Returns the number of requests for which tokens of others may wait longer: beside others, lines count as one.
-
-    Args:
-      requests: Requests that need prefill.
-      decoding: Requests that decode.
-    """
-    is_for_throughput = all(each.request.is_batch for each in decoding)
-    return max(1, sum(is_for_throughput or not each.request.is_batch for each in requests))
 
 
 def _chunk_length(num_tokens: int, budget: int) -> int:

@@ -1,4 +1,4 @@
-"""Decides how much prefill, and how many lines of batches, run beside other requests, by the durations of steps."""
+"""Decides how much prefill runs between two decode steps, by the durations of steps."""
 
 import math
 from collections import Counter
@@ -22,15 +22,6 @@ _OVERRUN_STEP: Final = 0.1
 
 _OVERRUNS: Final = (1.05, 2.0)
 """Bounds of that estimate."""
-
-_MAX_DELAY: Final = 1.15
-"""Maximum ratio of a decode step with lines of batches to one without them, beside other requests."""
-
-_ENTRY_DELAY: Final = 1.05
-"""The same ratio for further lines, so that none comes and goes with the noise of the durations."""
-
-_LINES_SHARE: Final = 1 / 10
-"""Maximum time for prompts of lines beside other requests that decode, as a share of their decode steps."""
 
 _STREAMS_PER_PROMPT: Final = 8
 """Number of decoding requests that wait as long as the target for each further prompt that waits."""
@@ -66,96 +57,56 @@ class PrefillBudget:
         self._sizes = _sizes(limits.prefill_chunk)
         self._spent = 0.0
         self._has_delayed = False
-        self._debt = 0.0  # of lines to other requests that decode, in seconds
 
-    @property
-    def is_in_debt(self) -> bool:
-        """Whether prompts of lines have taken more than their share beside other requests that decode."""
-        return self._debt > 0
-
-    def spend(self, batch: PrefillBatch, num_decoding: int, num_delayed: int = 0) -> None:
-        """Books a prefill step, for which some requests wait; one of unknown duration takes the whole budget.
-
-        Args:
-          num_delayed: Number of requests of no batch that decode, if the step is for lines of batches.
-        """
-        seconds = self._times.step(batch)
-        self._spent += seconds or math.inf
+    def spend(self, batch: PrefillBatch, num_decoding: int) -> None:
+        """Books a prefill step, for which some requests wait; one of unknown duration takes the whole budget."""
+        self._spent += self._times.step(batch) or math.inf
         self._has_delayed |= num_decoding > 0
-        if num_delayed:
-            self._debt += seconds or 0.0
-
-    def repay(self, num_rows: int, steps: int) -> None:
-        """Books a decode step with the share of its time that prompts of lines may take."""
-        self._debt = max(self._debt - _LINES_SHARE * steps * (self._times.decode(num_rows) or math.inf), 0.0)
 
     def renew(self) -> bool:
         """Starts anew with a decode step; returns whether requests that decode have waited for prefill before it."""
         has_delayed, self._spent, self._has_delayed = self._has_delayed, 0.0, False
         return has_delayed
 
-    def allows(self, next_slice: PrefillBatch, num_decoding: int, num_waiting: int, num_batch: int = 0) -> bool:
+    def allows(self, batch: PrefillBatch, num_decoding: int, num_waiting: int, num_streams: int | None = None) -> bool:
         """Returns whether the next slice of a batch in progress may run before the next decode step.
 
         Args:
-          num_decoding, num_waiting, num_batch: See `max_tokens`.
+          num_decoding, num_waiting, num_streams: See `max_tokens`.
         """
         if not self._spent or not num_decoding:
             return True
-        return (self._times.step(next_slice) or math.inf) <= self._left(num_decoding, num_waiting, num_batch)
+        return (self._times.step(batch) or math.inf) <= self._left(num_decoding, num_waiting, num_streams)
 
-    def max_tokens(self, num_decoding: int, num_waiting: int, num_batch: int = 0) -> int:
+    def max_tokens(self, num_decoding: int, num_waiting: int, num_streams: int | None = None) -> int:
         """Returns the maximum number of tokens of a new prefill batch now; 0 if a decode step comes first.
 
         Args:
           num_decoding: Number of requests that decode.
           num_waiting: Number of requests that need prefill; at least one.
-          num_batch: Number of decoding requests that are lines of batches. No target holds for their tokens.
+          num_streams: Number of decoding requests for whose tokens the target holds; None stands for all.
         """
         if not num_decoding:
             return self._sizes[0]
-        left = self._left(num_decoding, num_waiting, num_batch)
+        left = self._left(num_decoding, num_waiting, num_streams)
         if (fitting := next((size for size in self._sizes if self._seconds(size) <= left), 0)) or self._spent:
             return fitting
-        return self._sizes[0 if self._own_target_s(num_decoding, num_batch) == 0 else -1]
+        return self._sizes[0 if self._target_s(num_streams) == 0 else -1]
 
-    def max_rows(self, num_others: int, slots: int, *, is_entry: bool = False) -> int:
-        """Returns the number of rows that a decode step may have if lines of batches fill it up.
+    def _left(self, num_decoding: int, num_waiting: int, num_streams: int | None) -> float:
+        target_s = self._target_s(num_streams)
+        return prefill_seconds(target_s, self._times, num_decoding, num_waiting, num_streams) - self._spent
 
-        Rows that are computed anyway cost nothing. While it is unknown what a step takes without lines, those that run
-        stay, since each would copy its state, and no others come, until the step is measured.
+    def _target_s(self, num_streams: int | None) -> float | None:
+        return 0.0 if num_streams == 0 else self._limits.itl_target_s
 
-        Args:
-          num_others: Number of requests with a slot that are no lines.
-          slots: Number of slots.
-          is_entry: Whether further lines are to get slots, rather than those that run to keep theirs.
-        """
-        target_s = self._limits.itl_target_s
-        if not num_others or target_s == 0:
-            return slots
-        sizes = [rows for rows in (*self._limits.decode_rows, slots) if rows >= num_others]
-        if not self._times.has_decode(num_others):
-            return sizes[0] if is_entry else slots
-        room = (_ENTRY_DELAY if is_entry else _MAX_DELAY) * (self._times.decode(num_others) or 0.0)
-        if target_s is not None:
-            room = max(room, target_s / self._times.overrun - self._seconds(PREFILL_BLOCK, unknown=0.0))
-        fitting = (rows for rows in reversed(sizes) if (self._times.decode(rows) or 0.0) <= room)
-        return next(fitting, sizes[0])
-
-    def _left(self, num_decoding: int, num_waiting: int, num_batch: int) -> float:
-        target_s = self._own_target_s(num_decoding, num_batch)
-        return prefill_seconds(target_s, self._times, num_decoding, num_waiting, num_batch) - self._spent
-
-    def _own_target_s(self, num_decoding: int, num_batch: int) -> float | None:
-        return self._limits.itl_target_s if num_batch < num_decoding else 0.0
-
-    def _seconds(self, size: int, unknown: float = math.inf) -> float:
+    def _seconds(self, size: int) -> float:
         """Returns the seconds of the first step of a new batch."""
-        return self._times.prefill(size) or unknown
+        return self._times.prefill(size) or math.inf
 
 
 def prefill_seconds(
-    target_s: float | None, times: "StepTimes", num_decoding: int, num_waiting: int, num_batch: int = 0
+    target_s: float | None, times: "StepTimes", num_decoding: int, num_waiting: int, num_streams: int | None = None
 ) -> float:
     """Returns the time for prefill between two decode steps; 0 or less if a decode step alone takes all of it.
 
@@ -168,15 +119,15 @@ def prefill_seconds(
       times: Durations of steps.
       num_decoding: Number of requests that decode; at least one.
       num_waiting: Number of requests that need prefill; at least one.
-      num_batch: Number of decoding requests that are lines of batches. The promise is not made to them, and they must
-        not weaken it; so there are other requests that decode, or the target is 0.
+      num_streams: Number of decoding requests to which the promise is made; None stands for all. Without any, the
+        target is 0.
     """
     step = times.decode(num_decoding)
     if step is None:
         return 0.0
     if target_s == 0:
         return _THROUGHPUT_STEPS * step
-    num_streams = num_decoding - num_batch
+    num_streams = num_decoding if num_streams is None else num_streams
     quiet = times.quiet(num_streams)
     assert quiet is not None
     num_targets = max(1.0, _STREAMS_PER_PROMPT * (num_waiting - 1) / num_streams, num_waiting - _FEW_PROMPTS)

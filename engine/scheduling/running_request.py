@@ -2,14 +2,14 @@
 
 import sys
 from array import array
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Final
 
 from ..core.config import MAX_TOKENS
 from ..core.errors import ConstraintError, NumericError, RoostError
 from ..core.output_constraint import TokenMask
-from ..core.request import FinishReason, Replay, Request, RowResult, TokenLogprobs, TokenOutput, error_output
+from ..core.request import FinishReason, Request, RowResult, TokenLogprobs, TokenOutput, error_output
 from ..core.sampling_params import NO_CHOICE
 from ..core.snapshot import Snapshot
 from ..core.tenant_store import TenantStore
@@ -75,8 +75,8 @@ class RunningRequest:
 
     @property
     def keeps_tokens(self) -> bool:
-        """Whether `token_ids` has the generated tokens: for the prefix cache, and to go on after a preemption."""
-        return self.key is not None or self.request.is_batch
+        """Whether `token_ids` has the generated tokens: for the prefix cache, and to go on in another slot."""
+        return self.key is not None or self.request.preemptible
 
     @property
     def awaits_mask(self) -> bool:
@@ -127,41 +127,10 @@ class RunningRequest:
         self.token_ids = list(self.request.replay.token_ids[: self.num_tokens]) if self.keeps_tokens else []
         self.restore = snapshot
 
-    def preempted(self, snapshot: Snapshot | None) -> "PreemptedRequest":
-        """Returns the request as it waits for another slot, after all tokens that were read back.
-
-        Args:
-          snapshot: State after the prompt and all generated tokens but the last one; None if there is no token.
-        """
-        replay = self.request.replay
-        if snapshot is not None:
-            left = () if replay is None else replay.token_ids[self.num_tokens :]
-            replay = Replay((*self.token_ids, *left), snapshot)
-        return PreemptedRequest(replace(self.request, replay=replay), self)
-
     def resume(self, last: "RunningRequest") -> None:
-        """Goes on with what a preempted request has besides its tokens."""
+        """Goes on with what the request had in its last slot besides its tokens."""
         self.started_at, self.num_cached, self.has_output = last.started_at, last.num_cached, last.has_output
         self.constraint = last.constraint
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class PreemptedRequest:
-    """A request that has lost its slot, and waits for another one.
-
-    Attributes:
-      request: The request, to be replayed.
-      last: The request as it was when it lost its slot.
-    """
-
-    request: Request
-    last: RunningRequest
-
-    @property
-    def num_bytes(self) -> int:
-        """Host memory that its state takes."""
-        replay = self.request.replay
-        return 0 if replay is None or replay.snapshot is None else replay.snapshot.num_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
 
 from ..core.config import CacheStats, EngineStats, StepLimits
 from ..core.errors import ConstraintError, QueueFullError, QueueTimeoutError, RequestTimeoutError, RoostError
@@ -11,6 +13,7 @@ from ..prefix_cache.cache import PrefixCache
 from ..prefix_cache.tree import PrefixKey
 from .batch_planner import BatchPlanner
 from .plan import Commit, FinishedState, Plan, RequestOutput
+from .preemption import Preemption
 from .prefetcher import Fetch, Prefetcher
 from .prefill_budget import PrefillBudget, StepTimes
 from .running_request import RunningRequest, TokenHistories, TokenHistory, book_result
@@ -66,7 +69,8 @@ class Scheduler:
 
     Attributes:
       slots: Pool of the slots.
-      queue: Requests without a slot.
+      preemption: Preemptible requests.
+      queue: All other requests without a slot.
       cache: The prefix cache, if there is one.
 
     Args:
@@ -94,20 +98,15 @@ class Scheduler:
         self.cache = cache
         self.queue = WaitingQueue(max_queue, max_queue_tokens, tenants)
         self._prefetcher = Prefetcher(self.queue, cache) if cache is not None and cache.max_fetches else None
-        self._times = StepTimes(limits)
-        budget = PrefillBudget(limits, self._times)
-        self._assignment = SlotAssignment(
-            self.slots,
-            SlotReserve(slots, reserved_slots),
-            self.queue,
-            cache,
-            self._prefetcher,
-            limits.mask_words,
-            budget,
-        )
+        self._times = times = StepTimes(limits)
+        reserve, max_bytes = SlotReserve(slots, reserved_slots), 0 if cache is None else cache.stats.budget
+        self._assignment = SlotAssignment(self.slots, reserve, self.queue, cache, self._prefetcher, limits.mask_words)
+        self.preemption = Preemption(self._assignment, limits, times, max_bytes)
+        self._queues = (self.queue, self.preemption.queue)
         self._running = self._assignment.running
         self._timeouts = Timeouts()
-        self._planner = BatchPlanner(limits, self.slots, budget, self._assignment.extend_restored)
+        budget, extend_restored = PrefillBudget(limits, times), self._assignment.extend_restored
+        self._planner = BatchPlanner(limits, self.slots, budget, self.preemption, extend_restored)
         self._histories = TokenHistories()
         self._now = 0.0
         self._failed: list[RequestOutput] = []  # found by `add`, reported by the next plan
@@ -118,8 +117,8 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        """Number of requests without a slot that are of no batch."""
-        return self.queue.num_requests
+        """Number of requests in `queue`."""
+        return len(self.queue)
 
     @property
     def num_running(self) -> int:
@@ -129,13 +128,10 @@ class Scheduler:
     @property
     def stats(self) -> EngineStats:
         """Statistics of requests, slots and the cache. Those of steps are left at 0."""
-        return EngineStats(
+        return replace(
+            self.preemption.stats,
             num_waiting=self.num_waiting,
             num_running=self.num_running,
-            num_batch_running=self._assignment.num_batch_running,
-            num_batch_waiting=self.queue.num_batch,
-            num_batch_slots=self._assignment.num_batch_slots,
-            preemptions=self._assignment.num_preempted,
             waiting_tokens=self.queue.num_tokens,
             slots=self.slots.size,
             cache=CacheStats() if self.cache is None else self.cache.stats,
@@ -149,8 +145,9 @@ class Scheduler:
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to plan and nothing to report."""
-        is_waited_for = self.num_waiting or self.queue.num_batch or self._assignment.probes
-        return not (is_waited_for or self._running or self._failed)
+        return not (
+            any(len(queue) for queue in self._queues) or self._assignment.probes or self._running or self._failed
+        )
 
     @property
     def next_timeout(self) -> float | None:
@@ -160,7 +157,7 @@ class Scheduler:
         """
         if self.is_idle:
             return math.inf
-        all_held = self.num_waiting == self.queue.num_held and not self.queue.num_batch
+        all_held = sum(len(queue) for queue in self._queues) == self.queue.num_held
         if self._prefetcher is None or not all_held or self._running or self._failed or self._assignment.probes:
             return None
         return min(self._timeouts.next, self._prefetcher.timeout) if self._prefetcher.is_planned else None
@@ -176,16 +173,17 @@ class Scheduler:
           QueueFullError: The queue is full, and no slot is free for this request.
           ValueError: The id is in use.
         """
-        if request.id in self._running:
+        if any(request.id in requests for requests in (self._running, *self._queues)):
             raise ValueError(f"request id {request.id!r} is in use")
         self._now = now
+        queue = self.preemption.queue if request.preemptible else self.queue
         try:
-            self.queue.put(request)
+            queue.check_room(request)
         except QueueFullError:
-            self._failed += self._assignment.assign(now)
+            self._failed += self.preemption.assign(now)
             self._assignment.check_room(request, now)
-            self.queue.add(request)
-        if self._prefetcher is not None and not request.is_batch and self._assignment.parent_of(request) is None:
+        queue.add(request)
+        if self._prefetcher is not None and queue is self.queue and self._assignment.parent_of(request) is None:
             self._prefetcher.offer(request)
         self._timeouts.watch(request)
 
@@ -200,26 +198,7 @@ class Scheduler:
             return True
         if self._prefetcher is not None:
             self._prefetcher.take(request_id)
-        return self.queue.remove(request_id)
-
-    def victims(self, *, can_replay: bool) -> Sequence[RunningRequest]:
-        """Returns the batch requests that should give their slots up before the next batch is planned.
-
-        Args:
-          can_replay: Whether requests can go on that have generated a token.
-        """
-        return self._assignment.victims(can_replay=can_replay)
-
-    def preempt(self, running: RunningRequest, snapshot: Snapshot | None) -> None:
-        """Takes the slot of one of the `victims`; no batch may be in flight.
-
-        Args:
-          snapshot: State of the slot if the request has generated a token.
-        """
-        error = self._assignment.preempt(running, snapshot)
-        if error is not None:
-            self._failed.append((running.request.id, error_output(error)))
-        self._planner.drop_unless_wanted(self._running.values())
+        return any(queue.remove(request_id) for queue in self._queues)
 
     def commit_fetch(self, fetch: Fetch, found: Snapshot | None) -> None:
         """Books the result of a search on disk; its request may get a slot from now on."""
@@ -235,7 +214,7 @@ class Scheduler:
         self._now = now
         failed, self._failed = self._end_expired(now) + self._failed, []
         fetches = () if self._prefetcher is None else self._prefetcher.plan(now)
-        failed += self._assignment.assign(now)
+        failed += self.preemption.assign(now)
         failed += self._update_masks([running for running in self._running.values() if running.awaits_mask])
         planned = self._planner.plan(self._running)
         return Plan(None if planned is None else self._book_dispatch(*planned), tuple(failed), tuple(fetches))
@@ -270,7 +249,8 @@ class Scheduler:
         return self._histories.get(request_id) if running is None else running.history
 
     def _end_expired(self, now: float) -> list[RequestOutput]:
-        expired = self._timeouts.expired(now, self.queue, (running.request for running in self._running.values()))
+        running = (running.request for running in self._running.values())
+        expired = self._timeouts.expired(now, chain(*self._queues), running)
         for request, _ in expired:
             self.abort(request.id)
         return [(request.id, error_output(error)) for request, error in expired]

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Set
 from contextlib import suppress
-from itertools import islice
+from itertools import chain
 from typing import Final
 
 from ..core.errors import QueueFullError, RequestFailedError, RoostError
@@ -13,42 +13,26 @@ from ..prefix_cache.cache import PrefixCache
 from ..prefix_cache.tree import PrefixKey
 from .plan import RequestOutput
 from .prefetcher import Fetch, Prefetcher
-from .prefill_budget import PrefillBudget
 from .retry_after import RetryAfterEstimator
 from .running_request import RunningRequest
 from .slots import SlotPool, SlotReserve
 from .token_constraint import TokenConstraint
-from .waiting_queue import Waiting, WaitingQueue
-
-_MAX_PREEMPTIONS: Final = 8
-"""Maximum number of slots that batch requests give up in one step, since the states are copied to the host."""
-
-_LINGER_S: Final = 0.25
-"""Seconds for which batch requests leave room for others that have ended, since the next ones often follow at once."""
-
-_NO_MEMORY: Final = (
-    "a request with precedence got the slot of this line of a batch, whose state has no room in host memory; "
-    "give --state-cache-gib more memory"
-)
+from .waiting_queue import WaitingQueue
 
 _NOT_STARTED: Final = "the engine could not start the request; others are not affected"
 
 
 class SlotAssignment:
-    """Assigns slots in the queue's order. A request keeps its slot until it ends, unless it is of a batch.
-
-    Batch requests take slots that are free when no other request can start, whatever is reserved, and give them up when
-    one can, or when a step with all of them takes the others too long.
+    """Assigns slots in the queue's order. A request from the queue keeps its slot until it ends.
 
     A request that gets a slot restores the longest prefix of its prompt that is in memory: files were read while it
     waited. When its prefill begins, it restores more if another request has prefilled more of the same prefix since.
 
     Attributes:
       running: Requests with a slot by id, oldest first.
+      queued: Those of them that have come from the queue, by id.
+      pool: Free and used slots.
       probes: Requests of the engine's own, which get slots ahead of all others. They use no prefix cache.
-      num_batch_running: Number of batch requests with a slot.
-      num_batch_slots: Number of slots that batch requests may get beside the others that run, by the last assignment.
-      num_preempted: Total times that a batch request gave its slot up.
 
     Args:
       pool: Free and used slots.
@@ -57,7 +41,6 @@ class SlotAssignment:
       cache: The prefix cache; None restores only snapshots that come with a request.
       prefetcher: Searches on disk for waiting requests, if the cache has a tier on disk.
       mask_words: Number of words of a token mask.
-      budget: Bounds the number of requests that may run if some are of batches.
     """
 
     def __init__(
@@ -68,30 +51,33 @@ class SlotAssignment:
         cache: PrefixCache | None,
         prefetcher: Prefetcher | None,
         mask_words: int,
-        budget: PrefillBudget,
     ) -> None:
         self.running: dict[str, RunningRequest] = {}
-        self._pool = pool
+        self.queued: dict[str, RunningRequest] = {}
+        self.pool = pool
         self._reserve = reserve
         self._queue = queue
         self._prefetcher = prefetcher
         self._cache = cache
         self._mask_words = mask_words
-        self._budget = budget
-        self._max_bytes = 0 if cache is None else cache.stats.budget  # of preempted states: as much again as the cache
         self._retry_after = RetryAfterEstimator(pool.size)
         self.probes: deque[Request] = deque()
-        self._probe_ids: set[str] = set()  # of those that run
-        self._num_expected = 0  # the most others that have run at a time lately
-        self._expected_until = 0.0
-        self.num_batch_running = 0
-        self.num_batch_slots = pool.size
-        self.num_preempted = 0
+        self._running_probes: dict[str, RunningRequest] = {}
+
+    @property
+    def num_lent(self) -> int:
+        """Number of requests with a slot that `start` was called for, and that give it up to others."""
+        return len(self.running) - len(self.queued) - len(self._running_probes)
 
     @property
     def num_open(self) -> int:
-        """Number of slots that any tenant may take: those that are free, or that batch requests have."""
-        return self._reserve.num_open(self._pool.num_used - self.num_batch_running)
+        """Number of slots that any tenant may take: those that are free or lent."""
+        return self._reserve.num_open(self.pool.num_used - self.num_lent)
+
+    @property
+    def num_ready(self) -> int:
+        """Number of requests in the queue that would get slots if enough were free."""
+        return self._queue.num_ready(self._blocked_tenants())
 
     def assign(self, now: float) -> list[RequestOutput]:
         """Gives slots to as many requests as possible.
@@ -99,80 +85,20 @@ class SlotAssignment:
         Returns:
           Last outputs of requests that could not be started.
         """
-        while self.probes and self._pool.num_free:
+        while self.probes and self.pool.num_free:
             probe = self.probes.popleft()
-            self.running[probe.id] = RunningRequest(probe, self._pool.claim(), now)
-            self._probe_ids.add(probe.id)
-        self._expect(now)
+            running = RunningRequest(probe, self.pool.claim(), now)
+            self.running[probe.id] = self._running_probes[probe.id] = running
         failed = []
-        while self._pool.num_free and (waiting := self._pop()) is not None:
-            request, last = (waiting, None) if isinstance(waiting, Request) else (waiting.request, waiting.last)
-            error = self._start(request, now, last)
-            if error is not None:
-                failed.append((request.id, error_output(error)))
-        num_others = self._num_others
-        self.num_batch_slots = self._budget.max_rows(num_others, self._pool.size, is_entry=True) - num_others
+        while self.pool.num_free and (request := self._queue.pop(self._blocked_tenants())) is not None:
+            failures = self.start(request, None, now)
+            if failures:
+                failed += failures
+                self._queue.correct_cost(request, 0)
+            else:
+                self.queued[request.id] = self.running[request.id]
+                self._retry_after.assigned(now)
         return failed
-
-    def _pop(self) -> Waiting | None:
-        takes_batch = self._queue.num_batch > 0 and self._num_lines_over(is_entry=True) < 0
-        return self._queue.pop(self._blocked_tenants(), takes_batch=takes_batch)
-
-    def victims(self, *, can_replay: bool) -> list[RunningRequest]:
-        """Returns the batch requests that should give their slots up, the newest first.
-
-        A batch request gives its slot up for another request that can start, and when a decode step with all batch
-        requests takes the others too long.
-
-        Args:
-          can_replay: Whether requests can go on that have generated a token.
-        """
-        num_wanted = self._queue.num_ready(self._blocked_tenants()) - self._pool.num_free
-        num_wanted = min(num_wanted, max(self.num_open - self._pool.num_free, 1))
-        num_wanted = min(max(num_wanted, self._num_lines_over()), _MAX_PREEMPTIONS)
-        found = (each for each in reversed(self.running.values()) if self._is_preemptible(each, can_replay=can_replay))
-        return list(islice(found, max(num_wanted, 0)))
-
-    def preempt(self, running: RunningRequest, snapshot: Snapshot | None) -> RoostError | None:
-        """Takes the slot of a batch request, which waits for another one ahead of all other batch requests.
-
-        Args:
-          snapshot: State of its slot if it has generated a token; see `RunningRequest.preempted`.
-
-        Returns:
-          The error that ends the request instead if its state has no room in memory; None if it waits.
-        """
-        self._free(running)
-        self.num_preempted += 1
-        preempted = running.preempted(snapshot)
-        if preempted.num_bytes and preempted.num_bytes + self._queue.num_preempted_bytes > self._max_bytes:
-            return QueueFullError(_NO_MEMORY)
-        self._queue.put_back(preempted)
-        return None
-
-    @property
-    def _num_others(self) -> int:
-        """Number of requests with a slot that are neither of a batch nor the engine's own."""
-        return len(self.running) - self.num_batch_running - len(self._probe_ids)
-
-    def _expect(self, now: float) -> None:
-        num_others = self._num_others
-        if num_others >= self._num_expected or now >= self._expected_until:
-            self._num_expected, self._expected_until = num_others, now + _LINGER_S
-
-    def _num_lines_over(self, *, is_entry: bool = False) -> int:
-        """Returns by how many the batch requests with a slot are too many beside the others; negative: too few.
-
-        Args:
-          is_entry: Whether further ones are to get slots; see `PrefillBudget.max_rows`.
-        """
-        num_others = max(self._num_others, self._num_expected)
-        most = self._budget.max_rows(num_others, self._pool.size, is_entry=is_entry)
-        return num_others + self.num_batch_running - most
-
-    def _is_preemptible(self, running: RunningRequest, *, can_replay: bool) -> bool:
-        is_free_to_go = running.request.is_batch and not self._pool.is_pinned(running.slot)
-        return is_free_to_go and (can_replay or not running.num_tokens_dispatched)
 
     def check_room(self, request: Request, now: float) -> None:
         """Checks whether a request may wait, unless it is about to get a slot.
@@ -183,7 +109,7 @@ class SlotAssignment:
         Raises:
           QueueFullError: There is no room for the request in the queue.
         """
-        num_free = self._pool.num_free + self.num_batch_running
+        num_free = self.pool.num_free + self.num_lent
         if self._queue.num_held < num_free and request.tenant not in self._blocked_tenants():
             return
         try:
@@ -201,36 +127,38 @@ class SlotAssignment:
 
     def release(self, running: RunningRequest, now: float) -> None:
         """Takes a request's slot back, and charges its tenant for what the request really cost."""
-        was_queued = running.request.id not in self._probe_ids
-        self._free(running)
-        if was_queued and not running.request.is_batch:
+        was_queued = running.request.id in self.queued
+        self.free(running)
+        if was_queued:
             self._queue.correct_cost(running.request, running.num_prompt_dispatched + running.num_tokens)
             self._retry_after.released(running.assigned_at, now)
-        if not self._num_others:
-            self.num_batch_slots = self._pool.size
-            if not self._queue.num_requests:
-                self._retry_after.forget_refused()
+        if not self.queued and not len(self._queue):
+            self._retry_after.forget_refused()
 
-    def _free(self, running: RunningRequest) -> None:
+    def free(self, running: RunningRequest) -> None:
+        """Takes a request's slot back, and charges nobody."""
         del self.running[running.request.id]
-        self._probe_ids.discard(running.request.id)
-        self._pool.release(running.slot)
-        self.num_batch_running -= running.request.is_batch
+        self.queued.pop(running.request.id, None)
+        self._running_probes.pop(running.request.id, None)
+        self.pool.release(running.slot)
         self._replace_parent(running)
 
     def _blocked_tenants(self) -> Set[str]:
         """Returns the tenants that may not take a free slot."""
         if self.num_open:
             return frozenset()
-        return {each.request.tenant for each in self.running.values() if not each.request.is_batch}
+        return {each.request.tenant for each in chain(self.queued.values(), self._running_probes.values())}
 
-    def _start(self, request: Request, now: float, last: RunningRequest | None) -> RoostError | None:
-        """Gives a request a slot. Returns the error that ends the request instead; no other request is affected.
+    def start(self, request: Request, last: RunningRequest | None, now: float) -> list[RequestOutput]:
+        """Gives a request a slot.
 
         Args:
           last: The request as it was when it lost its last slot, if it has had one.
+
+        Returns:
+          The last output of a request that could not be started. No other request is affected.
         """
-        slot = self._pool.claim()
+        slot = self.pool.claim()
         fetch = self._take_fetch(request.id)
         try:
             running = RunningRequest(request, slot, now, self.parent_of(request))
@@ -240,15 +168,11 @@ class SlotAssignment:
             elif request.constraint is not None or request.params.bad_phrases is not None:
                 running.constraint = TokenConstraint(request, self._mask_words)
         except Exception as error:
-            self._pool.release(slot)
-            if not request.is_batch:
-                self._queue.correct_cost(request, 0)
-            return error if isinstance(error, RoostError) else RequestFailedError(_NOT_STARTED)
+            self.pool.release(slot)
+            reason = error if isinstance(error, RoostError) else RequestFailedError(_NOT_STARTED)
+            return [(request.id, error_output(reason))]
         self.running[request.id] = running
-        self.num_batch_running += request.is_batch
-        if not request.is_batch:
-            self._retry_after.assigned(now)
-        return None
+        return []
 
     def _take_fetch(self, request_id: str) -> Fetch | None:
         """Returns the search on disk for a request that no longer waits, if there was one."""

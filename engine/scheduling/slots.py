@@ -95,7 +95,7 @@ class SlotReserve:
 
     A tenant with a running request may take a slot only while more than the reserve is free; a tenant without one may
     take any. A new tenant thus gets a slot at once, however long the requests of others run, unless `size` other
-    tenants have used up the reserve. No request is preempted.
+    tenants have used up the reserve. No request loses its slot for that.
 
     Args:
       slots: Number of slots.

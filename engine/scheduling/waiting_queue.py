@@ -1,4 +1,4 @@
-"""Queue of requests without a slot: bounded, fair between tenants, ordered by priority within one; then batches."""
+"""Queue of requests without a slot: bounded, fair between tenants, ordered by priority within one."""
 
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator
@@ -8,16 +8,12 @@ from typing import Final
 
 from ..core.errors import QueueFullError
 from ..core.request import Request
-from .running_request import PreemptedRequest
 
 OLDEST_EVERY: Final = 8
 """Number of a tenant's requests that get a slot, one of which is its oldest, so that none waits forever."""
 
 _EXPECTED_TOKENS: Final = 256
 """Maximum number of tokens that a request is expected to generate. Its tenant is charged for the real number later."""
-
-type Waiting = Request | PreemptedRequest
-"""A request without a slot; a batch request may have had one before."""
 
 
 class FairShares:
@@ -63,13 +59,9 @@ class WaitingQueue:
     `priority`, then the highest age. With several tenants, none may take more of the queue than it leaves free, so that
     there is room for another. A held request keeps its place, but is passed over until it is released.
 
-    Batch requests wait behind all others. They belong to no tenant's share, and the limits don't count them.
-
     Attributes:
-      num_requests: Number of requests that are of no batch.
-      num_tokens: Total prompt tokens of these requests.
-      num_held: Number of these requests that are held.
-      num_batch: Number of batch requests.
+      num_tokens: Total prompt tokens of the requests.
+      num_held: Number of requests that are held.
 
     Args:
       max_requests: Maximum number of requests.
@@ -84,25 +76,21 @@ class WaitingQueue:
         self._is_shared = tenants > 1
         self._tenants: dict[str, _TenantQueue] = {}
         self._requests: dict[str, Request] = {}
-        self._batch: OrderedDict[str, Waiting] = OrderedDict()
         self._num_added = 0
-        self.num_requests = 0
-        self.num_batch = 0
         self.num_tokens = 0
         self.num_held = 0
 
     def __len__(self) -> int:
-        return self.num_requests + self.num_batch
+        return len(self._requests)
 
     def __contains__(self, request_id: object) -> bool:
-        return request_id in self._requests or request_id in self._batch
+        return request_id in self._requests
 
     def __iter__(self) -> Iterator[Request]:
-        yield from chain.from_iterable(self._tenants.values())
-        yield from (_request_of(each) for each in self._batch.values())
+        return chain.from_iterable(self._tenants.values())
 
     def get(self, request_id: str) -> Request | None:
-        """Returns a waiting request that is of no batch; None if none has this id."""
+        """Returns a waiting request; None if none has this id."""
         return self._requests.get(request_id)
 
     def hold(self, request_id: str) -> None:
@@ -123,19 +111,13 @@ class WaitingQueue:
         request = self._requests.get(request_id)
         return request is not None and self._tenants[request.tenant].is_held(request)
 
-    @property
-    def num_preempted_bytes(self) -> int:
-        """Host memory of the states of batch requests that have lost their slots."""
-        return sum(each.num_bytes for each in self._batch.values() if isinstance(each, PreemptedRequest))
-
     def num_ready(self, blocked: Collection[str] = ()) -> int:
-        """Returns the number of requests of no batch that `pop` could return one after the other.
+        """Returns the number of requests that `pop` could return one after the other.
 
         Args:
           blocked: Tenants whose requests may not start now.
         """
-        queues = ((tenant, queue) for tenant, queue in self._tenants.items() if tenant not in blocked)
-        return sum(queue.num_requests - queue.num_held for _, queue in queues)
+        return sum(each.num_requests - each.num_held for tenant, each in self._tenants.items() if tenant not in blocked)
 
     def held_in_rounds(self) -> Iterator[list[Request]]:
         """Yields each tenant's first held request, then each tenant's second, and so on.
@@ -154,7 +136,7 @@ class WaitingQueue:
           QueueFullError: The queue is full, or the request's tenant takes too much of it.
         """
         own, num_tokens = self._tenants.get(request.tenant) or _TenantQueue(), len(request.prompt_token_ids)
-        requests_left, tokens_left = self._max_requests - self.num_requests, (self._max_tokens or 0) - self.num_tokens
+        requests_left, tokens_left = self._max_requests - len(self), (self._max_tokens or 0) - self.num_tokens
         if requests_left <= 0:
             raise QueueFullError(f"the queue is full ({self._max_requests} requests wait); try again later")
         if self._max_tokens is not None and num_tokens > tokens_left:
@@ -165,46 +147,21 @@ class WaitingQueue:
         if self._is_shared and is_greedy:
             raise QueueFullError(f"too many requests of this API key wait ({own.num_requests}); try again later")
 
-    def put(self, request: Request) -> None:
-        """Adds a request if there is room for it. There is always room for batch requests.
-
-        Raises:
-          QueueFullError: See `check_room`.
-          ValueError: A waiting request has the same id.
-        """
-        if request.id in self:
-            raise ValueError(f"request id {request.id!r} is in use")
-        if not request.is_batch:
-            self.check_room(request)
-        self.add(request)
-
     def add(self, request: Request) -> None:
-        """Adds a request with a new id, whether or not there is room for it."""
-        if request.is_batch:
-            self._batch[request.id] = request
-            self.num_batch += 1
-            return
+        """Adds a request with a new id, whether or not there is room for it; see `check_room`."""
         if request.tenant not in self._tenants:
             self._tenants[request.tenant] = _TenantQueue()
             self._shares.enter(request.tenant)
         self._tenants[request.tenant].add(_Entry(request, self._num_added))
         self._requests[request.id] = request
         self._num_added += 1
-        self.num_requests += 1
         self.num_tokens += len(request.prompt_token_ids)
 
-    def put_back(self, preempted: PreemptedRequest) -> None:
-        """Adds a batch request that has lost its slot, ahead of all other batch requests."""
-        self._batch[preempted.request.id] = preempted
-        self._batch.move_to_end(preempted.request.id, last=False)
-        self.num_batch += 1
-
-    def pop(self, blocked: Collection[str] = (), *, takes_batch: bool = True) -> Waiting | None:
-        """Removes the next request, and charges its tenant for the expected cost unless it is of a batch.
+    def pop(self, blocked: Collection[str] = ()) -> Request | None:
+        """Removes the next request, and charges its tenant for the expected cost.
 
         Args:
-          blocked: Tenants whose requests may not start now, but for batch requests.
-          takes_batch: Whether a batch request may start now.
+          blocked: Tenants whose requests may not start now.
 
         Returns:
           The request, or None if every waiting request is held or may not start.
@@ -212,7 +169,7 @@ class WaitingQueue:
         ready = (tenant for tenant, queue in self._tenants.items() if queue.num_requests > queue.num_held)
         tenants = [tenant for tenant in ready if tenant not in blocked]
         if not tenants:
-            return self._pop_batch() if takes_batch else None
+            return None
         tenant = self._shares.first(tenants)
         request = self._tenants[tenant].pop()
         self._shares.charge(tenant, expected_tokens(request))
@@ -230,9 +187,6 @@ class WaitingQueue:
 
     def remove(self, request_id: str) -> bool:
         """Removes a request; returns whether it was waiting."""
-        if self._batch.pop(request_id, None) is not None:
-            self.num_batch -= 1
-            return True
         request = self._requests.get(request_id)
         if request is None:
             return False
@@ -241,22 +195,11 @@ class WaitingQueue:
         self._forget(request)
         return True
 
-    def _pop_batch(self) -> Waiting | None:
-        if not self._batch:
-            return None
-        self.num_batch -= 1
-        return self._batch.popitem(last=False)[1]
-
     def _forget(self, request: Request) -> None:
         del self._requests[request.id]
-        self.num_requests -= 1
         self.num_tokens -= len(request.prompt_token_ids)
         if not self._tenants[request.tenant].num_requests:
             del self._tenants[request.tenant]
-
-
-def _request_of(waiting: Waiting) -> Request:
-    return waiting if isinstance(waiting, Request) else waiting.request
 
 
 @dataclass(frozen=True, slots=True)

@@ -181,7 +181,7 @@ def _request(choice: Choice, request_id: str) -> Request:
         priority=choice.scheduling.priority,
         start_by=choice.scheduling.start_by,
         deadline=choice.scheduling.deadline,
-        is_batch=choice.scheduling.is_batch,
+        preemptible=choice.scheduling.preemptible,
         cache_salt=choice.cache_salt,
         state=choice.state,
         state_is_imported=choice.state_is_imported,

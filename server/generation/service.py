@@ -180,10 +180,10 @@ class Service:
         """
         now = time.monotonic()
         start_by = math.inf if spec.queue_timeout_s is None else now + spec.queue_timeout_s
-        is_batch = is_batch_line.get()
-        longest_s = math.inf if is_batch else self.request_timeout_s
+        preemptible = is_batch_line.get()
+        longest_s = math.inf if preemptible else self.request_timeout_s
         timeout_s = min(math.inf if spec.timeout_s is None else spec.timeout_s, longest_s)
-        return SchedulingParameters(tenant.get(), spec.priority, start_by, now + timeout_s, is_batch)
+        return SchedulingParameters(tenant.get(), spec.priority, start_by, now + timeout_s, preemptible)
 
     async def _grammar(self, spec: GenerationSpec, constraint: OutputConstraint, deadline: float) -> Grammar:
         """Returns the compiled grammar. It ends the output, so no other field may ask for more."""

@@ -77,7 +77,7 @@ class SchedulingParameters:
     priority: int = 0
     start_by: float = math.inf
     deadline: float = math.inf
-    is_batch: bool = False
+    preemptible: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,8 +149,8 @@ class _EngineCollector(Collector):
             ("slots", "Maximum number of requests that run at the same time.", stats.slots),
             ("slots_used", "Slots in use.", stats.num_running),
             ("state_cache_snapshots", "Snapshots in the prefix cache.", stats.cache.snapshots),
-            ("batch_requests_running", "Lines of batches that have a slot.", stats.num_batch_running),
-            ("batch_requests_waiting", "Lines of batches that wait here for a slot.", stats.num_batch_waiting),
+            ("batch_requests_running", "Lines of batches that have a slot.", stats.num_preemptible_running),
+            ("batch_requests_waiting", "Lines of batches that wait here for a slot.", stats.num_preemptible_waiting),
         )
         counters: tuple[tuple[str, str, float], ...] = (
             (

@@ -13,7 +13,7 @@ from played_grammar import LateMasks, PlayedProcess, played
 from roost.engine import EngineCore, ModelRunner, PrefixCache, Request, SamplingParams
 from roost.engine.core.request import Replay
 from roost.engine.prefix_cache.request_checkpoint import CheckpointFormat
-from roost.engine.scheduling import slot_assignment
+from roost.engine.scheduling import preemption
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.server.constraints.grammar.constraint import GrammarConstraint
 
@@ -96,21 +96,21 @@ def test_an_adopted_request_waits_for_its_mask(
 
 
 @pytest.mark.parametrize("num_turns", [0, 2])
-def test_a_preempted_line_waits_for_its_mask(
+def test_a_preempted_request_waits_for_its_mask(
     runner: ModelRunner, other: PlayedProcess, num_turns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It loses its slot after every number of tokens, also while its mask or a replayed token is awaited."""
-    monkeypatch.setattr(slot_assignment, "_LINGER_S", 0.0)
+    monkeypatch.setattr(preemption, "_LINGER_S", 0.0)
     tokens = whole(runner, other)
     for count in range(1, MAX_TOKENS - 1):
         for replayed in {0, count // 2}:
             core, masks = make_core(runner), LateMasks(other, allowed, WORDS, num_turns)
             replay = Replay(tuple(tokens[:replayed])) if replayed else None
-            core.add(request("line", other, is_batch=True, replay=replay))
-            come = run(core, masks, until={"line": count - replayed})["line"]
+            core.add(request("background", other, preemptible=True, replay=replay))
+            come = run(core, masks, until={"background": count - replayed})["background"]
             for number in range(SLOTS):
                 core.add(request(f"other {number}", None, length=9))
-            assert [*come, *run(core, masks)["line"]] == tokens[replayed:]
+            assert [*come, *run(core, masks)["background"]] == tokens[replayed:]
             assert core.stats.preemptions >= 1
 
 

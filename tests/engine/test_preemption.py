@@ -1,4 +1,4 @@
-"""Batch requests give their slots up to others, and have the same tokens as without that."""
+"""Preemptible requests give their slots up to others, and have the same tokens as without that."""
 
 from dataclasses import replace
 
@@ -7,23 +7,23 @@ import pytest
 from roost.engine import EngineCore, ModelRunner, PrefixCache, Request, SamplingParams
 from roost.engine.core.errors import QueueFullError
 from roost.engine.prefix_cache.request_checkpoint import CheckpointFormat
-from roost.engine.scheduling import slot_assignment
+from roost.engine.scheduling import preemption
 from roost.engine.scheduling.scheduler import Scheduler
 
 SLOTS = 4
 
 
 def make_core(runner: ModelRunner, budget: int = 10**9) -> EngineCore:
-    """Returns a core that serves for throughput: lines have all free slots, however long a step takes with them."""
+    """Returns a core that serves for throughput: preemptible requests have all free slots."""
     limits = replace(runner.limits, itl_target_s=0.0)
     scheduler = Scheduler(SLOTS, 100, limits, cache=PrefixCache(runner.window, budget))
     return EngineCore(scheduler, runner, checkpoint_format=CheckpointFormat("test", runner.state_format.snapshot))
 
 
-def request(name: str, length: int, max_tokens: int, *, is_batch: bool = False, seed: int | None = None) -> Request:
+def request(name: str, length: int, max_tokens: int, *, preemptible: bool = False, seed: int | None = None) -> Request:
     prompt = tuple(np.random.default_rng(length).integers(3, 320, length).tolist())
     params = SamplingParams(max_tokens=max_tokens, temperature=0.0 if seed is None else 1.2, seed=seed or 0)
-    return Request(name, prompt, params, is_batch=is_batch)
+    return Request(name, prompt, params, preemptible=preemptible)
 
 
 def run(core: EngineCore, tokens: dict[str, list[int]], steps: int = 2000) -> None:
@@ -38,53 +38,56 @@ def run(core: EngineCore, tokens: dict[str, list[int]], steps: int = 2000) -> No
 def test_a_preempted_request_has_the_tokens_of_an_undisturbed_one(
     runner: ModelRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Others come again and again, so that each line loses its slot several times, in prefill too."""
-    monkeypatch.setattr(slot_assignment, "_LINGER_S", 0.0)
-    lines = [request(f"line {number}", 20 + 60 * number, 60, is_batch=True, seed=number or None) for number in range(6)]
+    """Others come again and again, so that each request loses its slot several times, in prefill too."""
+    monkeypatch.setattr(preemption, "_LINGER_S", 0.0)
+    background = [
+        request(f"background {number}", 20 + 60 * number, 60, preemptible=True, seed=number or None)
+        for number in range(6)
+    ]
     alone: dict[str, list[int]] = {}
-    for line in lines:
+    for each in background:
         core = make_core(runner)
-        core.add(replace(line, is_batch=False))
+        core.add(replace(each, preemptible=False))
         run(core, alone)
     core, together = make_core(runner), dict[str, list[int]]()
-    for line in lines:
-        core.add(line)
+    for each in background:
+        core.add(each)
     for number in range(24):
         run(core, together, steps=6 if number % 2 else 0)
         core.add(request(f"other {number}", 9, 6))
     run(core, together)
-    assert core.stats.preemptions > len(lines)
-    assert {line.id: together[line.id] for line in lines} == alone
+    assert core.stats.preemptions > len(background)
+    assert {each.id: together[each.id] for each in background} == alone
     assert all(len(together[f"other {number}"]) == 6 for number in range(24))
 
 
-def test_other_requests_get_slots_before_batch_requests(runner: ModelRunner) -> None:
+def test_other_requests_get_slots_before_preemptible_ones(runner: ModelRunner) -> None:
     core = make_core(runner)
     for number in range(9):
-        core.add(request(f"line {number}", 9, 50, is_batch=True))
+        core.add(request(f"background {number}", 9, 50, preemptible=True))
     core.step()
-    assert (core.stats.num_batch_running, core.stats.num_batch_waiting) == (SLOTS, 9 - SLOTS)
+    assert (core.stats.num_preemptible_running, core.stats.num_preemptible_waiting) == (SLOTS, 9 - SLOTS)
     for number in range(SLOTS + 2):
         core.add(request(f"other {number}", 9, 50))
     for _ in range(4):
         core.step()
-    assert (core.stats.num_batch_running, core.stats.num_running, core.stats.num_waiting) == (0, SLOTS, 2)
+    assert (core.stats.num_preemptible_running, core.stats.num_running, core.stats.num_waiting) == (0, SLOTS, 2)
     assert core.stats.preemptions == SLOTS
-    core.abort("line 0")
-    assert core.stats.num_batch_waiting == 8
+    core.abort("background 0")
+    assert core.stats.num_preemptible_waiting == 8
     with pytest.raises(ValueError, match="in use"):
-        core.add(request("line 1", 9, 5, is_batch=True))
+        core.add(request("background 1", 9, 5, preemptible=True))
     tokens: dict[str, list[int]] = {}
     run(core, tokens)
     assert core.is_idle
 
 
 def test_states_of_preempted_requests_have_a_bound(runner: ModelRunner) -> None:
-    """It is the size of the prefix cache. A line whose state has no room ends with an error that says so."""
+    """It is the size of the prefix cache. A request whose state has no room ends with an error that says so."""
     size = runner.snapshot(0, 20).num_bytes
     core, errors, tokens = make_core(runner, budget=2 * size), dict[str, str](), dict[str, list[int]]()
     for number in range(SLOTS):
-        core.add(request(f"line {number}", 9, 50, is_batch=True))
+        core.add(request(f"background {number}", 9, 50, preemptible=True))
     run(core, tokens, steps=8)
     for number in range(SLOTS):
         core.add(request(f"other {number}", 9, 5))
@@ -98,4 +101,4 @@ def test_states_of_preempted_requests_have_a_bound(runner: ModelRunner) -> None:
     assert len(errors) == SLOTS - 2
     assert all("give --state-cache-gib more memory" in error for error in errors.values())
     assert [len(tokens[f"other {number}"]) for number in range(SLOTS)] == [5] * SLOTS
-    assert [len(tokens[name]) for name in tokens if name.startswith("line") and name not in errors] == [50, 50]
+    assert [len(tokens[name]) for name in tokens if name.startswith("background") and name not in errors] == [50, 50]

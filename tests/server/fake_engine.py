@@ -109,10 +109,10 @@ class FakeEngine(AsyncEngine):
     @property
     def stats(self) -> EngineStats:
         cache = CacheStats(budget=4000, num_bytes=1000, hit_tokens=7)
-        num_others = len(self.running - {request.id for request in self.requests if request.is_batch})
+        num_others = len(self.running - {request.id for request in self.requests if request.preemptible})
         return EngineStats(
             num_running=len(self.running),
-            num_batch_slots=max(4 - num_others, 0),
+            num_preemptible_slots=max(4 - num_others, 0),
             slots=4,
             prompt_tokens=30,
             generated_tokens=20,

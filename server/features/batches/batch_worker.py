@@ -168,7 +168,7 @@ class BatchWorker:
     def _num_wanted(self) -> tuple[int, int]:
         """Returns how many more lines to claim, and how many to have: none where other requests leave no slot."""
         stats = self._service.engine.stats
-        room = 2 * max(stats.num_batch_slots - stats.num_waiting, 0)
+        room = 2 * max(stats.num_preemptible_slots - stats.num_waiting, 0)
         return room - len(self._open), room
 
     def _num_fitting(self) -> int:

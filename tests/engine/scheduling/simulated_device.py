@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from roost.engine.core.config import StepLimits
-from roost.engine.core.request import Batch, DecodeBatch, Request, RowResult
+from roost.engine.core.request import Batch, DecodeBatch, PrefillBatch, PrefillChunk, Request, RowResult
 from roost.engine.core.sampling_params import SamplingParams
 from roost.engine.core.snapshot import Snapshot
+from roost.engine.scheduling.prefill_budget import StepTimes
 from roost.engine.scheduling.scheduler import Scheduler
 
 LIMITS = StepLimits(512, prefill_rows=1, prefill_layer_slices=6, decode_steps=2, decode_rows=(4, 8, 16, 32))
@@ -15,6 +16,9 @@ LIMITS = StepLimits(512, prefill_rows=1, prefill_layer_slices=6, decode_steps=2,
 DECODE = {4: 0.006, 8: 0.008, 16: 0.014, 32: 0.026}
 PREFILL = {64: 0.030, 128: 0.048, 256: 0.086, 512: 0.163}
 """Seconds by rows and by tokens: about those of the model "small" in int8 on two cores."""
+
+
+REQUEST = Request("a", (1,) * 4096)
 
 
 def seconds_of(
@@ -25,6 +29,29 @@ def seconds_of(
         return batch.steps * decode[next(rows for rows in decode if rows > max(batch.slots))]
     tokens = next(size for size in PREFILL if size >= max(chunk.length for chunk in batch.chunks))
     return PREFILL[tokens] / layer_slices
+
+
+def prefill(tokens: int, layer_slice: int = 0) -> PrefillBatch:
+    return PrefillBatch((PrefillChunk(REQUEST, 0, 0, tokens, is_last=False),), layer_slice)
+
+
+def decode(rows: int, steps: int = 1) -> DecodeBatch:
+    return DecodeBatch((REQUEST,) * rows, tuple(range(rows)), steps)
+
+
+def measured(limits: StepLimits = LIMITS) -> StepTimes:
+    """Returns the durations of the simulated device, all measured."""
+    times = StepTimes(limits)
+    record_all(times, limits)
+    return times
+
+
+def record_all(times: StepTimes, limits: StepLimits = LIMITS, decode_s: Mapping[int, float] = DECODE) -> None:
+    """Measures all steps of the simulated device."""
+    slices = limits.prefill_layer_slices
+    chunks = [prefill(tokens, index) for tokens in PREFILL for index in range(slices)]
+    for batch in (*chunks, *map(decode, decode_s), *(decode(rows, 8) for rows in decode_s)):
+        times.record(batch, seconds_of(batch, slices, decode_s))
 
 
 @dataclass
@@ -46,9 +73,9 @@ class Simulation:
     noise: Callable[[], float] = lambda: 1.0
     _in_flight: Batch | None = None
 
-    def add(self, name: str, prompt: int, new: int, *, is_batch: bool = False) -> None:
+    def add(self, name: str, prompt: int, new: int, *, preemptible: bool = False) -> None:
         self.arrivals[name] = []
-        request = Request(name, (1,) * prompt, SamplingParams(max_tokens=new), is_batch=is_batch)
+        request = Request(name, (1,) * prompt, SamplingParams(max_tokens=new), preemptible=preemptible)
         self.scheduler.add(request, self.now)
 
     def step(self) -> bool:
@@ -70,14 +97,16 @@ class Simulation:
             self.arrivals[name].append(self.now)
 
     def _preempt(self) -> None:
-        if self.scheduler.victims(can_replay=True):
+        preemption = self.scheduler.preemption
+        if preemption.victims(can_replay=True):
             self._commit()
-        for running in self.scheduler.victims(can_replay=True):
+        for running in preemption.victims(can_replay=True):
             length = len(running.request.prompt_token_ids) + running.num_tokens - 1
-            self.scheduler.preempt(running, Snapshot(length, (), ()) if running.num_tokens else None)
+            failed = preemption.preempt(running, Snapshot(length, (), ()) if running.num_tokens else None)
+            assert not failed
 
     def run(self) -> "Simulation":
-        """Runs to the end. Lines may wait for a moment that no step takes."""
+        """Runs to the end. Preemptible requests may wait for a moment that no step takes."""
         while self.step() or not self.scheduler.is_idle:
             if self._in_flight is None:
                 self.now += 0.01

@@ -3,46 +3,28 @@
 import math
 import random
 import statistics
-from collections.abc import Mapping
 from dataclasses import replace
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
-from roost.engine.core.config import StepLimits
-from roost.engine.core.request import DecodeBatch, PrefillBatch, PrefillChunk, Request
+from roost.engine.core.request import DecodeBatch
 from roost.engine.scheduling.prefill_budget import PrefillBudget, StepTimes, prefill_seconds
 from roost.engine.scheduling.scheduler import Scheduler
-from simulated_device import DECODE, LIMITS, PREFILL, Simulation, seconds_of
-
-REQUEST = Request("a", (1,) * 4096)
-
-
-def prefill(tokens: int, layer_slice: int = 0) -> PrefillBatch:
-    return PrefillBatch((PrefillChunk(REQUEST, 0, 0, tokens, is_last=False),), layer_slice)
-
-
-def decode(rows: int, steps: int = 1) -> DecodeBatch:
-    return DecodeBatch((REQUEST,) * rows, tuple(range(rows)), steps)
-
+from simulated_device import (
+    DECODE,
+    LIMITS,
+    PREFILL,
+    REQUEST,
+    Simulation,
+    measured,
+    prefill,
+    record_all,
+    seconds_of,
+)
 
 LINGER_S = 0.3
-"""More than the seconds for which lines leave room for others that have ended."""
-
-
-def measured(limits: StepLimits = LIMITS) -> StepTimes:
-    """Returns the durations of the simulated device, all measured."""
-    times = StepTimes(limits)
-    record_all(times, limits)
-    return times
-
-
-def record_all(times: StepTimes, limits: StepLimits = LIMITS, decode_s: Mapping[int, float] = DECODE) -> None:
-    """Measures all steps of the simulated device."""
-    slices = limits.prefill_layer_slices
-    chunks = [prefill(tokens, index) for tokens in PREFILL for index in range(slices)]
-    for batch in (*chunks, *map(decode, decode_s), *(decode(rows, 8) for rows in decode_s)):
-        times.record(batch, seconds_of(batch, slices, decode_s))
+"""More than the seconds for which slots of others that have ended stay free."""
 
 
 @pytest.mark.parametrize(
@@ -63,62 +45,13 @@ def test_time_between_decode_steps(target_s: float | None, decoding: int, waitin
     assert prefill_seconds(target_s, measured(), decoding, waiting) == pytest.approx(seconds)
 
 
-def test_lines_of_batches_do_not_weaken_the_target() -> None:
-    """It is that of the other requests alone, though all rows are in the step."""
-    assert prefill_seconds(None, measured(), 16, 1, num_batch=8) == pytest.approx(0.85 * 2.9 * 0.008 - 0.014)
-    assert prefill_seconds(0.1, measured(), 16, 3, num_batch=12) == pytest.approx(0.85 * 0.1 * 4 - 0.014)
+def test_the_target_is_that_of_streams_alone() -> None:
+    """Though all rows are in the step."""
+    assert prefill_seconds(None, measured(), 16, 1, num_streams=8) == pytest.approx(0.85 * 2.9 * 0.008 - 0.014)
+    assert prefill_seconds(0.1, measured(), 16, 3, num_streams=4) == pytest.approx(0.85 * 0.1 * 4 - 0.014)
     budget = PrefillBudget(replace(LIMITS, itl_target_s=0.001), measured())
-    assert budget.max_tokens(8, 1, num_batch=7) == 64
-    assert budget.max_tokens(8, 1, num_batch=8) == 512  # nobody waits for tokens
-
-
-@pytest.mark.parametrize(
-    ("target_s", "others", "rows"),
-    [
-        (None, 0, 32),
-        (None, 3, 4),
-        (None, 4, 4),
-        (None, 6, 8),
-        (None, 20, 32),
-        (0.001, 6, 8),
-        (0.04, 1, 32),
-        (0.03, 4, 16),
-        (0.0, 4, 32),
-    ],
-)
-def test_lines_take_rows_that_delay_others_little(target_s: float | None, others: int, rows: int) -> None:
-    """Or for which a step and a slice of a prompt keep a target that was set. Rows of padding cost nothing."""
-    budget = PrefillBudget(replace(LIMITS, itl_target_s=target_s), measured())
-    assert budget.max_rows(others, 32) == budget.max_rows(others, 32, is_entry=True) == rows
-
-
-def test_lines_neither_come_nor_go_where_they_delay_others_by_a_tenth() -> None:
-    times = StepTimes(LIMITS)
-    for rows, seconds in ((4, 0.006), (8, 0.0066), (16, 0.02)):
-        times.record(decode(rows), seconds)
-    budget = PrefillBudget(LIMITS, times)
-    assert (budget.max_rows(2, 16), budget.max_rows(2, 16, is_entry=True)) == (8, 4)
-
-
-def test_no_line_comes_beside_others_before_a_step_without_lines_is_measured() -> None:
-    times = StepTimes(LIMITS)
-    times.record(decode(32), 0.026)
-    budget = PrefillBudget(LIMITS, times)
-    assert (budget.max_rows(3, 32), budget.max_rows(3, 32, is_entry=True)) == (32, 4)
-    times.record(decode(4), 0.025)
-    assert (budget.max_rows(3, 32), budget.max_rows(3, 32, is_entry=True)) == (32, 32)
-
-
-def test_prompts_of_lines_take_a_tenth_of_the_time_of_decode_steps() -> None:
-    budget = PrefillBudget(LIMITS, measured())
-    budget.spend(prefill(64), num_decoding=4)
-    assert not budget.is_in_debt  # a prompt of another request
-    budget.spend(prefill(64), num_decoding=4, num_delayed=4)  # 5 ms
-    for _ in range(4):
-        budget.repay(4, steps=2)  # of 6 ms each
-        assert budget.is_in_debt
-    budget.repay(4, steps=1)
-    assert not budget.is_in_debt
+    assert budget.max_tokens(8, 1, num_streams=1) == 64
+    assert budget.max_tokens(8, 1, num_streams=0) == 512  # nobody waits for tokens
 
 
 def test_a_step_with_free_slots_between_is_one_of_more_rows() -> None:
@@ -181,11 +114,11 @@ def test_chunks_stay_within_the_limit(chunk: int) -> None:
 # --- with a scheduler
 
 
-def burst(target_s: float | None, *, is_batch: bool = False) -> Simulation:
+def burst(target_s: float | None, *, preemptible: bool = False) -> Simulation:
     """Runs 32 requests of 512 + 128 tokens that arrive at once."""
     simulation = Simulation(Scheduler(32, 100, replace(LIMITS, itl_target_s=target_s)))
     for number in range(32):
-        simulation.add(str(number), 512, 128, is_batch=is_batch)
+        simulation.add(str(number), 512, 128, preemptible=preemptible)
     return simulation.run()
 
 
@@ -195,9 +128,9 @@ def test_time_of_a_burst_is_near_that_of_its_phases() -> None:
     assert burst(None).now <= 1.10 * phases
 
 
-def test_lines_of_batches_run_for_throughput() -> None:
+def test_preemptible_requests_run_for_throughput() -> None:
     """If no other request decodes, whatever the target."""
-    assert burst(0.01, is_batch=True).now == burst(0.0).now < burst(0.01).now
+    assert burst(0.01, preemptible=True).now == burst(0.0).now < burst(0.01).now
 
 
 FLAT = {4: 0.006, 8: 0.0062, 16: 0.0065, 32: 0.0068}
@@ -209,20 +142,20 @@ FLAT = {4: 0.006, 8: 0.0062, 16: 0.0065, 32: 0.0068}
     target_s=st.none() | st.sampled_from([0.03, 0.06]),
     table=st.sampled_from([DECODE, FLAT]),
     streams=st.lists(st.tuples(st.integers(1, 300), st.integers(20, 200)), min_size=1, max_size=6),
-    lines=st.lists(st.tuples(st.integers(1, 600), st.integers(1, 80)), min_size=1, max_size=50),
+    background=st.lists(st.tuples(st.integers(1, 600), st.integers(1, 80)), min_size=1, max_size=50),
 )
-def test_lines_delay_streams_little(
+def test_preemptible_requests_delay_streams_little(
     target_s: float | None,
     table: dict[int, float],
     streams: list[tuple[int, int]],
-    lines: list[tuple[int, int]],
+    background: list[tuple[int, int]],
 ) -> None:
-    """Or keep a target that was set. Every line ends, and prompts of lines take a tenth of the time of decode steps."""
+    """Or keep a target that was set. Every request ends; preemptible prompts take a tenth of the decode time."""
     simulation = Simulation(Scheduler(32, 100, replace(LIMITS, itl_target_s=target_s)), decode=table)
     record_all(simulation.scheduler._times, decode_s=table)
-    for kind, requests in (("stream", streams), ("line", lines)):
+    for kind, requests in (("stream", streams), ("background", background)):
         for number, (prompt, new) in enumerate(requests):
-            simulation.add(f"{kind} {number}", prompt, new, is_batch=kind == "line")
+            simulation.add(f"{kind} {number}", prompt, new, preemptible=kind == "background")
     simulation.run()
     assert all(simulation.arrivals.values())
     spans = [
@@ -244,7 +177,7 @@ def test_lines_delay_streams_little(
             steps += is_beside * (end - start)
         else:
             is_between_slices = not batch.is_last_slice
-            prompts += is_beside * batch.rows[0].request.is_batch * (end - start)
+            prompts += is_beside * batch.rows[0].request.preemptible * (end - start)
     assert prompts <= 0.1 * steps + PREFILL[512]
 
 

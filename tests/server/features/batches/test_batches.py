@@ -150,7 +150,7 @@ async def test_two_replicas_share_a_batch(api: openai.AsyncOpenAI, batches: Open
     assert [each["custom_id"] for each in found] == [f"line {number}" for number in range(60)]
     assert sum(len(engine.requests) for engine in engines) == 60
     assert all(engine.requests for engine in engines)
-    assert all(request.is_batch for engine in engines for request in engine.requests)
+    assert all(request.preemptible for engine in engines for request in engine.requests)
 
 
 async def test_a_cancelled_batch_keeps_what_it_has(

@@ -1,0 +1,118 @@
+"""Preemptible requests: which enter, which give way, and whose prompts are next."""
+
+from dataclasses import replace
+
+import pytest
+from roost.engine.core.config import StepLimits
+from roost.engine.core.request import DecodeBatch, Request
+from roost.engine.scheduling.preemption import Preemption
+from roost.engine.scheduling.prefill_budget import StepTimes
+from roost.engine.scheduling.running_request import RunningRequest
+from roost.engine.scheduling.slot_assignment import SlotAssignment
+from roost.engine.scheduling.slots import SlotPool, SlotReserve
+from roost.engine.scheduling.waiting_queue import WaitingQueue
+from simulated_device import LIMITS, decode, measured, prefill
+
+
+def preemption_of(slots: int, times: StepTimes, limits: StepLimits = LIMITS) -> Preemption:
+    assignment = SlotAssignment(SlotPool(slots), SlotReserve(slots, 0), WaitingQueue(10), None, None, 0)
+    return Preemption(assignment, limits, times, 0)
+
+
+def test_preemptible_requests_leave_room_for_others_and_for_a_moment_after_them() -> None:
+    """Beside others, four requests may run in all, as more take too long. Probes are the engine's own, and count for
+    none."""
+    limits = StepLimits(512, decode_rows=(4, 8))
+    times, queue = StepTimes(limits), WaitingQueue(10)
+    for rows, seconds in ((4, 0.01), (8, 1.0)):
+        times.record(DecodeBatch((Request("a", (1,)),) * rows, tuple(range(rows))), seconds)
+    slots = SlotAssignment(SlotPool(8), SlotReserve(8, 0), queue, None, None, 0)
+    preemption = Preemption(slots, limits, times, 0)
+    slots.probes.append(Request("probe", (1,)))
+    for number in range(10):
+        preemption.queue.add(Request(f"{number}", (1,), preemptible=True))
+    preemption.assign(0.0)
+    assert preemption.stats.num_preemptible_running == 7
+    slots.release(slots.running["probe"], 0.0)
+    queue.add(Request("other", (1,)))
+    assert preemption.victims(can_replay=True) == []  # a slot is free
+    preemption.assign(0.1)
+    over = preemption.victims(can_replay=True)
+    assert [running.request.id for running in over] == ["6", "5", "4", "3"]
+    assert preemption.stats.num_preemptible_slots == 3
+    for running in over:
+        preemption.preempt(running, None)
+    preemption.assign(0.2)
+    assert (preemption.stats.num_preemptible_running, preemption.victims(can_replay=True)) == (3, [])
+    slots.release(slots.running["other"], 0.3)
+    assert preemption.stats.num_preemptible_slots == 8, "no other request runs"
+    preemption.assign(0.4)
+    assert preemption.stats.num_preemptible_running == 3
+    preemption.assign(0.5)
+    assert preemption.stats.num_preemptible_running == 8
+
+
+@pytest.mark.parametrize(
+    ("target_s", "others", "rows"),
+    [
+        (None, 0, 32),
+        (None, 3, 4),
+        (None, 4, 4),
+        (None, 6, 8),
+        (None, 20, 32),
+        (0.001, 6, 8),
+        (0.04, 1, 32),
+        (0.03, 4, 16),
+        (0.0, 4, 32),
+    ],
+)
+def test_preemptible_requests_take_rows_that_delay_others_little(
+    target_s: float | None, others: int, rows: int
+) -> None:
+    """Or for which a step and a slice of a prompt keep a target that was set. Rows of padding cost nothing."""
+    preemption = preemption_of(32, measured(), replace(LIMITS, itl_target_s=target_s))
+    assert preemption.max_rows(others) == preemption.max_rows(others, is_entry=True) == rows
+
+
+def test_none_comes_or_goes_where_they_delay_others_by_a_tenth() -> None:
+    times = StepTimes(LIMITS)
+    for rows, seconds in ((4, 0.006), (8, 0.0066), (16, 0.02)):
+        times.record(decode(rows), seconds)
+    preemption = preemption_of(16, times)
+    assert (preemption.max_rows(2), preemption.max_rows(2, is_entry=True)) == (8, 4)
+
+
+def test_none_comes_beside_others_before_a_step_without_any_is_measured() -> None:
+    times = StepTimes(LIMITS)
+    times.record(decode(32), 0.026)
+    preemption = preemption_of(32, times)
+    assert (preemption.max_rows(3), preemption.max_rows(3, is_entry=True)) == (32, 4)
+    times.record(decode(4), 0.025)
+    assert (preemption.max_rows(3), preemption.max_rows(3, is_entry=True)) == (32, 32)
+
+
+def test_preemptible_prompts_take_a_tenth_of_the_time_of_decode_steps() -> None:
+    preemption = preemption_of(8, measured())
+    streams = [RunningRequest(Request(str(slot), (1,)), slot) for slot in range(4)]
+    other, prompt = (RunningRequest(Request(str(slot), (1,), preemptible=slot == 5), slot) for slot in (4, 5))
+    demand = preemption.demand([prompt], streams)
+    preemption.book(prefill(64), [other], demand)
+    assert preemption.demand([prompt], streams).prompts == [prompt]
+    preemption.book(prefill(64), [prompt], demand)  # 5 ms
+    for _ in range(4):
+        preemption.book(decode(4, 2), streams, demand)  # of 6 ms each
+        assert preemption.demand([prompt], streams).prompts == []
+    assert preemption.demand([prompt], []).prompts == [prompt]  # nobody waits for tokens
+    preemption.book(decode(4), streams, demand)
+    assert preemption.demand([prompt], streams).prompts == [prompt]
+
+
+def test_prompts_of_other_requests_go_before_preemptible_ones() -> None:
+    preemption = preemption_of(8, measured())
+    urgent, *background = (RunningRequest(Request(str(slot), (1,), preemptible=slot > 0), slot) for slot in range(4))
+    demand = preemption.demand([*background, urgent], [])
+    assert (demand.prompts, demand.is_urgent) == ([urgent], True)
+    assert demand.num_waiting([*background, urgent]) == 4  # nobody waits for tokens
+    demand = preemption.demand(background, [urgent])
+    assert (demand.prompts, demand.is_urgent, demand.num_streams) == (background, False, 1)
+    assert demand.num_waiting(background) == 1  # none delays the stream
