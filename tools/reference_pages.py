@@ -281,7 +281,7 @@ def _error_row(kind: ErrorKind) -> str:
 
 def metrics_page() -> str:
     """Returns the page of all metrics, under Roost's names and under vLLM's."""
-    metrics = Metrics(EngineStats, tenants=("TENANT",), connections=OpenConnections(lambda: 1).counts_by_port)
+    metrics = Metrics(EngineStats, tenants=("TENANT",), connections=OpenConnections(1).counts_by_port)
     for collector in (each for feature in load_features() for each in feature.unused_collectors()):
         metrics.registry.register(collector)
     lines = [

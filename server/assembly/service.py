@@ -4,6 +4,7 @@ import math
 
 from ...engine import AsyncEngine, EngineConfig
 from ..constraints.grammar import GrammarCompiler
+from ..generation.limits import Limits
 from ..generation.prompts import PromptEncoder
 from ..generation.service import Service
 from ..generation.state_store import StateStore
@@ -29,9 +30,11 @@ def make_service(
         prompts=PromptEncoder(model, workers),
         workers=workers,
         grammars=GrammarCompiler(model.tokenizer, model.end_token_ids, tenants=config.tenants),
-        max_choices=config.max_queue,
-        request_timeout_s=math.inf if settings.request_timeout is None else settings.request_timeout,
-        max_prompt_tokens=settings.max_prompt_tokens,
+        limits=Limits(
+            max_choices=config.max_queue,
+            request_timeout_s=math.inf if settings.request_timeout is None else settings.request_timeout,
+            max_prompt_tokens=settings.max_prompt_tokens,
+        ),
         salt_by_key=settings.cache_salt_by_key,
         state_key=config.state_key,
         states=StateStore(config.tenants),

@@ -68,8 +68,8 @@ def serve(settings: Settings) -> int:
     telemetry = open_telemetry(settings, model.id)
     progress = LoadProgress(config.compile_cache)
     engine = make_engine(source, config, progress)
-    limit = ConnectionLimit(settings, lambda: engine.stats.slots, raise_file_limit())
-    connections = OpenConnections(limit, listeners.admin_port)
+    max_files = raise_file_limit()
+    connections = OpenConnections(ConnectionLimit.of(settings, 0, max_files).number, listeners.admin_port)
     metrics = _metrics(settings, engine, model, access, telemetry, connections)
     service = make_service(settings, config, engine, model, metrics)
     features = open_features(Opening(service, settings, telemetry.observers, config.tenants))
@@ -80,6 +80,8 @@ def serve(settings: Settings) -> int:
     server = HttpServer(uvicorn_config(app, settings, connections), signals)
 
     def start() -> None:
+        limit = ConnectionLimit.of(settings, engine.stats.slots, max_files)
+        connections.public.limit = limit.number
         for feature in features:
             feature.start(make_app)
         _announce(settings, source, config, service, listeners.url(settings), limit)

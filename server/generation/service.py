@@ -24,8 +24,8 @@ from ..tenancy.tenant_locks import TenantLocks
 from ..tenancy.workers import Workers
 from ..text.served_model import ServedModel
 from ..text.stop_strings import StopStringsBuilder
-from .choice_stream import MAX_UNREAD_BYTES
 from .generation import Generation, collect
+from .limits import Limits
 from .prompts import Prompt, PromptEncoder
 from .response_size import response_size
 from .spec import Choice, GenerationSpec, PromptCopies, SchedulingParameters
@@ -41,17 +41,12 @@ class Service:
     """The model, the engine and the stores that the routes of every API work with.
 
     Attributes:
-      max_prompt_tokens: Maximum tokens of a prompt; None is no limit beside the body's.
-      max_choices: Maximum number of choices of one request; more could never be admitted together.
-      keep_alive_s: Seconds of silence after which a stream sends a keep-alive.
-      proof_s: Timeout of a health check's generation, in seconds.
-      request_timeout_s: Maximum time of any request, in seconds.
+      limits: Limits of every request.
       salt_by_key: Whether each tenant has prefix cache entries of its own.
       state_key: Key that signs exported states and verifies imported ones.
       saves: Turns of saving a state, one per tenant at a time, since each takes a part of an engine step.
       tracked: Running responses, and the tokens that clients have received.
       workers: Threads for long work.
-      max_unread_bytes: Maximum estimated memory of a choice's deltas that a slow reader leaves unread.
     """
 
     engine: AsyncEngine
@@ -59,11 +54,7 @@ class Service:
     metrics: Metrics
     prompts: PromptEncoder
     grammars: GrammarCompiler
-    max_choices: int = 256
-    max_prompt_tokens: int | None = None
-    keep_alive_s: float = 15.0
-    proof_s: float = 10.0
-    request_timeout_s: float = math.inf
+    limits: Limits = field(default_factory=Limits)
     salt_by_key: bool = False
     state_key: bytes | None = field(default=None, repr=False)
     states: StateStore = field(default_factory=StateStore)
@@ -72,7 +63,6 @@ class Service:
     stop_strings: StopStringsBuilder = field(default_factory=StopStringsBuilder)
     open_requests: OpenRequests = field(default_factory=OpenRequests)
     workers: Workers = field(default_factory=Workers)
-    max_unread_bytes: int = MAX_UNREAD_BYTES
 
     @property
     def engine_identity(self) -> str | None:
@@ -99,10 +89,13 @@ class Service:
         prompt = Prompt((self.model.tokenizer.bos_id or 0,))
         choice = Choice(0, prompt, SamplingParams(max_tokens=1))
         try:
-            async with asyncio.timeout(self.proof_s), self.generation(f"health-{uuid4().hex}", [choice]) as generation:
+            async with (
+                asyncio.timeout(self.limits.proof_s),
+                self.generation(f"health-{uuid4().hex}", [choice]) as generation,
+            ):
                 await collect(generation)
         except TimeoutError:
-            raise not_generating(f"no token came within {self.proof_s:g} s") from None
+            raise not_generating(f"no token came within {self.limits.proof_s:g} s") from None
         except QueueFullError as error:
             raise not_generating(str(error)) from None
 
@@ -113,8 +106,10 @@ class Service:
           ApiError: The request asks for too many choices.
         """
         requested = num_prompts * num_candidates
-        if requested > self.max_choices:
-            limit = f"one request may ask for at most {self.max_choices} choices (prompts times n), got {requested}"
+        if requested > self.limits.max_choices:
+            limit = (
+                f"one request may ask for at most {self.limits.max_choices} choices (prompts times n), got {requested}"
+            )
             raise bad_value("prompt" if num_prompts > 1 else "n", limit)
 
     async def prepare[T](self, work: Callable[[], T]) -> T:
@@ -130,8 +125,8 @@ class Service:
         """
         self.check_count(len(spec.prompts), len(spec.params))
         longest = max(len(prompt.token_ids) for prompt in spec.prompts)
-        if self.max_prompt_tokens is not None and longest > self.max_prompt_tokens:
-            raise prompt_too_long(longest, self.max_prompt_tokens)
+        if self.limits.max_prompt_tokens is not None and longest > self.limits.max_prompt_tokens:
+            raise prompt_too_long(longest, self.limits.max_prompt_tokens)
         scheduling = self._scheduling(spec)
         params = spec.params
         if spec.holds_output or spec.copies != PromptCopies():
@@ -181,7 +176,7 @@ class Service:
         now = time.monotonic()
         start_by = math.inf if spec.queue_timeout_s is None else now + spec.queue_timeout_s
         preemptible = is_batch_line.get()
-        longest_s = math.inf if preemptible else self.request_timeout_s
+        longest_s = math.inf if preemptible else self.limits.request_timeout_s
         timeout_s = min(math.inf if spec.timeout_s is None else spec.timeout_s, longest_s)
         return SchedulingParameters(tenant.get(), spec.priority, start_by, now + timeout_s, preemptible)
 
@@ -226,7 +221,7 @@ class Service:
           response_id: Id by which clients and the engine know the choices.
         """
         started = Generation.start(
-            self.engine, self.model.tokenizer, self.metrics.requests, response_id, choices, self.max_unread_bytes
+            self.engine, self.model.tokenizer, self.metrics.requests, response_id, choices, self.limits.max_unread_bytes
         )
         with closing(started) as generation, self.tracked.track(generation, response_id, request_id.get()):
             yield generation

@@ -75,7 +75,7 @@ async def server_info(request: Request, service: AnyService) -> ServerInfo:
         "has_text": model.tokenizer.has_text,
         "ready": service.engine.is_ready,
         "slots": service.engine.stats.slots,
-        "max_choices": service.max_choices,
+        "max_choices": service.limits.max_choices,
         "max_model_len": None,
         "state_cache_bytes": service.engine.stats.cache.budget,
         "simulated": model.simulated,

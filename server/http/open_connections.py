@@ -1,6 +1,6 @@
 """Counts the open connections of each port, and closes idle ones to make room for new ones."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Final, Protocol
 
 from ..observability.metrics import ConnectionCounts
@@ -30,12 +30,12 @@ class PortConnections:
     Beyond that, a new connection takes the place of the oldest that is silent or idle: otherwise clients that send
     nothing would keep all others out.
 
-    Args:
-      limit: Returns the maximum number of busy connections.
+    Attributes:
+      limit: Maximum number of busy connections.
     """
 
-    def __init__(self, limit: Callable[[], int]) -> None:
-        self._limit = limit
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
         self._silent: dict[Droppable, None] = {}  # oldest first
         self._idle: dict[Droppable, None] = {}
         self._busy: set[Droppable] = set()
@@ -46,12 +46,12 @@ class PortConnections:
     def counts(self) -> ConnectionCounts:
         """Counts for metrics."""
         num_open = len(self._silent) + len(self._idle) + len(self._busy)
-        return ConnectionCounts(num_open, len(self._busy), self._limit(), self._num_dropped, self._num_refused)
+        return ConnectionCounts(num_open, len(self._busy), self.limit, self._num_dropped, self._num_refused)
 
     def open(self, connection: Droppable) -> bool:
         """Adds a new connection; returns False if there is no room and no other connection can be closed for it."""
         num_open = len(self._silent) + len(self._idle) + len(self._busy)
-        has_room = num_open < self._limit() + RESERVED_CONNECTIONS or self._drop_oldest()
+        has_room = num_open < self.limit + RESERVED_CONNECTIONS or self._drop_oldest()
         self._silent[connection] = None  # without room, too: it is closed for the next one
         self._num_refused += not has_room
         return has_room
@@ -61,7 +61,7 @@ class PortConnections:
         if connection in self._busy:
             return True
         is_probe = path in _ALWAYS_SERVED
-        if not is_probe and len(self._busy) >= self._limit():
+        if not is_probe and len(self._busy) >= self.limit:
             self._num_refused += 1
             return False
         self.close(connection)
@@ -101,21 +101,24 @@ class PortConnections:
 class OpenConnections:
     """Open connections of all ports of a server.
 
+    Attributes:
+      public: Connections of the public port.
+
     Args:
-      limit: Returns the maximum number of busy connections of the public port.
+      limit: Maximum number of busy connections of the public port.
       admin_port: Number of the admin port, which has a limit of its own; None if there is none.
     """
 
-    def __init__(self, limit: Callable[[], int], admin_port: int | None = None) -> None:
-        self._public = PortConnections(limit)
-        self._admin = PortConnections(lambda: MAX_ADMIN_CONNECTIONS)
+    def __init__(self, limit: int, admin_port: int | None = None) -> None:
+        self.public = PortConnections(limit)
+        self._admin = PortConnections(MAX_ADMIN_CONNECTIONS)
         self._admin_port = admin_port
 
     def of(self, port: int | None) -> PortConnections:
         """Returns the connections of a port, which is None for a Unix socket."""
-        return self._public if port is None or port != self._admin_port else self._admin
+        return self.public if port is None or port != self._admin_port else self._admin
 
     def counts_by_port(self) -> Mapping[str, ConnectionCounts]:
         """Counts by port: "public", and "admin" if there is one."""
-        ports = {"public": self._public} if self._admin_port is None else {"public": self._public, "admin": self._admin}
+        ports = {"public": self.public} if self._admin_port is None else {"public": self.public, "admin": self._admin}
         return {name: each.counts for name, each in ports.items()}

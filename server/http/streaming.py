@@ -206,7 +206,7 @@ async def respond(
                 return await _whole(service, generation, builder, report)
             first = await first_delta(generation, FIRST_TOKEN_TIMEOUT_S)
         writer = request.scope.get("extensions", {}).get(BODY_WRITER, {}).get("writer")
-        events = stream_events(generation, first, builder, service.keep_alive_s, service.workers, report, writer)
+        events = stream_events(generation, first, builder, service.limits.keep_alive_s, service.workers, report, writer)
         return EventStream(events, resources.pop_all())  # from here on the response closes them
 
 

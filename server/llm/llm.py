@@ -166,7 +166,7 @@ class LLM:
         """
         service = self._service
         jobs = [partial(score, service, context, continuation) for context, continuation in pairs]
-        return self._run_all(jobs, service.max_choices, is_shown=use_tqdm)
+        return self._run_all(jobs, service.limits.max_choices, is_shown=use_tqdm)
 
     def save_state(self, request: RequestOutput | str, index: int = 0) -> State:
         """Saves the state of a choice that was generated lately, or is being streamed, so that requests continue it.
@@ -221,7 +221,7 @@ class LLM:
         self, requests: Sequence[GenerationRequest], params: Sequence[SamplingParams], *, use_tqdm: bool
     ) -> list[RequestOutput]:
         service = self._service
-        max_running = service.max_choices // max((each.n for each in params), default=1)
+        max_running = service.limits.max_choices // max((each.n for each in params), default=1)
         jobs = [partial(final_output, service, request) for request in requests]
         return self._run_all(jobs, max(max_running, 1), is_shown=use_tqdm)
 

@@ -43,4 +43,4 @@ def open_service(model: str, given: Mapping[str, Any], defaults: Mapping[str, An
     engine = make_engine(source, config, LoadProgress(config.compile_cache))
     metrics = Metrics(lambda: engine.stats)
     service = make_service(settings, config, engine, served, metrics)
-    return replace(service, max_unread_bytes=sys.maxsize)
+    return replace(service, limits=replace(service.limits, max_unread_bytes=sys.maxsize))

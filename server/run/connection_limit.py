@@ -1,7 +1,7 @@
 """Maximum number of connections, which follows the settings, the slots, and the files that the process may open."""
 
 import resource
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 from ..http.open_connections import MAX_ADMIN_CONNECTIONS, RESERVED_CONNECTIONS
@@ -14,37 +14,37 @@ _RESERVED_FILES: Final = RESERVED_CONNECTIONS + MAX_ADMIN_CONNECTIONS + RESERVED
 """Number of files that the limit leaves: reserved connections of both ports, grammars' pipes, caches and devices."""
 
 
+@dataclass(frozen=True, slots=True)
 class ConnectionLimit:
     """Maximum number of connections of the public port with a request.
 
-    Args:
-      settings: Settings of the server.
-      slots: Returns the number of slots, which is 0 before the model is loaded.
+    Attributes:
+      wanted: Number of connections that the settings ask for.
       max_files: Maximum number of files that the process may open.
     """
 
-    def __init__(self, settings: Settings, slots: Callable[[], int], max_files: int) -> None:
-        self._settings = settings
-        self._slots = slots
-        self._max_files = max_files
+    wanted: int
+    max_files: int
 
-    def __call__(self) -> int:
-        reserved = min(_RESERVED_FILES, self._max_files // 2)
-        return min(self._wanted, self._max_files - reserved)
+    @classmethod
+    def of(cls, settings: Settings, slots: int, max_files: int) -> "ConnectionLimit":
+        """Returns the limit of a server with a number of slots, which is 0 before the model is loaded."""
+        return cls(settings.max_connections or slots + settings.max_queue + SPARE_CONNECTIONS, max_files)
+
+    @property
+    def number(self) -> int:
+        """Number of connections."""
+        return min(self.wanted, self.max_files - min(_RESERVED_FILES, self.max_files // 2))
 
     @property
     def warning(self) -> str | None:
         """Advice for a process that may open too few files; None if it may open enough."""
-        if self() == self._wanted:
+        if self.number == self.wanted:
             return None
         return (
-            f"the process may open {self._max_files} files, which is enough for {self()} connections, not "
-            f"{self._wanted}: raise the limit (ulimit -n) to {self._wanted + _RESERVED_FILES}"
+            f"the process may open {self.max_files} files, which is enough for {self.number} connections, not "
+            f"{self.wanted}: raise the limit (ulimit -n) to {self.wanted + _RESERVED_FILES}"
         )
-
-    @property
-    def _wanted(self) -> int:
-        return self._settings.max_connections or self._slots() + self._settings.max_queue + SPARE_CONNECTIONS
 
 
 def raise_file_limit() -> int:

@@ -13,6 +13,7 @@ from fake_engine import FakeEngine
 from roost.server.app import create_app, open_features
 from roost.server.constraints.grammar import GrammarCompiler
 from roost.server.feature import OpenFeature, Opening
+from roost.server.generation.limits import Limits
 from roost.server.generation.prompts import PromptEncoder
 from roost.server.generation.service import Service
 from roost.server.http.connection import LimitedConnection
@@ -49,8 +50,7 @@ def make_service(
         metrics=Metrics(lambda: engine.stats),
         prompts=PromptEncoder(model),
         grammars=GrammarCompiler(model.tokenizer, model.end_token_ids),
-        keep_alive_s=keep_alive_s,
-        request_timeout_s=request_timeout_s,
+        limits=Limits(keep_alive_s=keep_alive_s, request_timeout_s=request_timeout_s),
     )
 
 
@@ -70,7 +70,7 @@ async def live(
       features: Open features of the application.
       stall_s: after which clients that read nothing are dropped; the system's buffers are small then.
     """
-    connections = OpenConnections(lambda: 4096)
+    connections = OpenConnections(4096)
     http = partial(LimitedConnection, stall_s=60.0 if stall_s is None else stall_s, connections=connections)
     listener = socket.create_server(("127.0.0.1", 0))
     if stall_s is not None:

@@ -140,7 +140,7 @@ async def _end(responses: OpenResponses, response_id: str) -> None:
 
 
 async def _follow(responses: OpenResponses, stored: StoredResponse, number: int) -> Response:
-    events = responses.store.follow(stored, number, responses.service.keep_alive_s)
+    events = responses.store.follow(stored, number, responses.service.limits.keep_alive_s)
     return EventStream(replay(events, number), AsyncExitStack())
 
 

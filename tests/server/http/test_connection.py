@@ -11,6 +11,7 @@ import httpx
 import pytest
 from fake_engine import FakeEngine
 from fake_server import live, until
+from roost.server.generation.limits import Limits
 from roost.server.generation.service import Service
 
 
@@ -64,7 +65,7 @@ async def test_client_that_reads_slowly_is_served(engine: FakeEngine, service: S
 
 async def test_unread_output_is_bounded_in_bytes(engine: FakeEngine, service: Service) -> None:
     """The slot is freed before the timeout; a client that resumes reads without a gap, and then the error."""
-    async with live(replace(service, max_unread_bytes=1000), stall_s=60.0) as client:
+    async with live(replace(service, limits=Limits(max_unread_bytes=1000)), stall_s=60.0) as client:
         endless = {"prompt": "a", "stream": True, "max_tokens": 10**9, "return_token_ids": True, "ignore_eos": True}
         with send_without_reading(client.base_url, endless) as reader:
             await until(lambda: engine.running)

@@ -6,6 +6,7 @@ import httpx
 import pytest
 from fake_engine import FakeEngine
 from roost.server.app import create_app
+from roost.server.generation.limits import Limits
 from roost.server.generation.service import Service
 
 
@@ -23,7 +24,7 @@ async def test_a_token_proves_health(service: Service, engine: FakeEngine) -> No
 
 async def test_a_token_that_does_not_come_is_a_reason(service: Service, engine: FakeEngine) -> None:
     engine.gate.clear()
-    response = await prove(replace(service, proof_s=0.02))
+    response = await prove(replace(service, limits=Limits(proof_s=0.02)))
     assert (response.status_code, response.json()["error"]["message"]) == (503, "no token came within 0.02 s")
     assert not engine.running
 

@@ -60,7 +60,7 @@ async def serving(
 @pytest.fixture
 async def port(service: Service) -> AsyncIterator[int]:
     listener = socket.create_server(("127.0.0.1", 0))
-    async with serving(service, ShortLimits, OpenConnections(lambda: 20), listener):
+    async with serving(service, ShortLimits, OpenConnections(20), listener):
         yield listener.getsockname()[1]
 
 
@@ -80,7 +80,7 @@ class Ports:
 async def ports(service: Service) -> AsyncIterator[Ports]:
     listeners = [socket.create_server(("127.0.0.1", 0), backlog=1024) for _ in range(2)]
     public, admin = (each.getsockname()[1] for each in listeners)
-    connections = OpenConnections(lambda: MAX_BUSY, admin)
+    connections = OpenConnections(MAX_BUSY, admin)
     async with serving(service, PatientLimits, connections, *listeners):
         yield Ports(public, admin, connections)
 

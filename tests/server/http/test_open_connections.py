@@ -30,7 +30,7 @@ def dropped(connections: list[Opened]) -> list[int]:
 
 def test_probes_whose_responses_nobody_reads_make_room() -> None:
     """They take no key, and so must not hold what is reserved for others."""
-    port = PortConnections(lambda: LIMIT)
+    port = PortConnections(LIMIT)
     busy = opened(port, LIMIT, b"/v1/completions")
     probes = opened(port, RESERVED_CONNECTIONS, b"/metrics")
     assert not dropped(probes)
@@ -40,7 +40,7 @@ def test_probes_whose_responses_nobody_reads_make_room() -> None:
 
 
 def test_a_probe_of_a_busy_connection_leaves_it_busy() -> None:
-    port = PortConnections(lambda: LIMIT)
+    port = PortConnections(LIMIT)
     (connection,) = opened(port, 1, b"/v1/completions")
     assert port.begin(connection, b"/health")
     assert port.counts.num_busy == 1
@@ -51,9 +51,9 @@ def test_a_probe_of_a_busy_connection_leaves_it_busy() -> None:
 def test_nothing_is_open_beyond_the_reserve() -> None:
     """A connection that is refused is closed for the next one, if its client leaves it open."""
     limit = LIMIT + RESERVED_CONNECTIONS
-    port = PortConnections(lambda: limit)
+    port = PortConnections(limit)
     opened(port, limit, b"/v1/completions")
-    limit = LIMIT  # as if the process could open fewer files
+    port.limit = LIMIT  # as if the process could open fewer files
     refused = [Opened() for _ in range(3)]
     assert [port.open(each) for each in refused] == [False, True, True]
     assert dropped(refused) == [0, 1]
@@ -62,20 +62,20 @@ def test_nothing_is_open_beyond_the_reserve() -> None:
 
 def test_a_limit_that_rises_is_followed() -> None:
     limit = LIMIT
-    port = PortConnections(lambda: limit)
+    port = PortConnections(limit)
     opened(port, LIMIT, b"/generate")
     late = Opened()
     port.open(late)
     assert not port.begin(late, b"/generate")
-    limit += 1
+    port.limit += 1
     assert port.begin(late, b"/generate")
 
 
 def test_ports_are_counted_apart() -> None:
-    connections = OpenConnections(lambda: LIMIT, admin_port=9090)
+    connections = OpenConnections(LIMIT, admin_port=9090)
     opened(connections.of(9090), 2)
     opened(connections.of(8000), 1)
     opened(connections.of(None), 1)
     counts = connections.counts_by_port()
     assert {name: each.num_open for name, each in counts.items()} == {"public": 2, "admin": 2}
-    assert OpenConnections(lambda: LIMIT).counts_by_port().keys() == {"public"}
+    assert OpenConnections(LIMIT).counts_by_port().keys() == {"public"}

@@ -10,6 +10,7 @@ import httpx
 import pytest
 from roost.server.app import create_app
 from roost.server.errors.request_errors import ApiError
+from roost.server.generation.limits import Limits
 from roost.server.generation.service import Service
 from roost.server.http.json_limits import MAX_CONTAINERS
 from roost.server.http.routes import parse_json
@@ -104,7 +105,7 @@ async def test_too_many_messages_are_refused(client: httpx.AsyncClient) -> None:
 
 
 async def test_prompt_over_the_maximum_length_is_refused(service: Service) -> None:
-    app = create_app(replace(service, max_prompt_tokens=4))
+    app = create_app(replace(service, limits=Limits(max_prompt_tokens=4)))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as client:
         assert (await client.post("/v1/completions", json={"prompt": [[4], [5] * 4]})).status_code == 200
         error = (await client.post("/v1/completions", json={"prompt": [[4], [5] * 5]})).json()["error"]
