@@ -414,7 +414,7 @@ def escaped_references() -> Body:
     """Returns a chain of 6,000 definitions, whose references a search for `$ref` does not find."""
     chain = ", ".join(f'"d{i}": {{"\\u0024ref": "#/$defs/d{i + 1}"}}' for i in range(6000))
     schema = f'{{"$defs": {{{chain}, "d6000": {{"type": "integer"}}}}, "\\u0024ref": "#/$defs/d0"}}'
-    return {"prompt": "a", "max_tokens": 4, "guided_grammar": f"start: %json {schema}\n"}
+    return {"prompt": "a", "max_tokens": 4, "grammar": f"start: %json {schema}\n"}
 
 
 def chained_rules(separator: str) -> Callable[[], Body]:
@@ -423,7 +423,7 @@ def chained_rules(separator: str) -> Callable[[], Body]:
     def body() -> Body:
         rules = [f"a{i}: a{i + 1}" for i in range(6000)]
         grammar = separator.join(["start: a0", *rules, 'a6000: "a"', ""])
-        return {"prompt": "a", "max_tokens": 4, "guided_grammar": grammar}
+        return {"prompt": "a", "max_tokens": 4, "grammar": grammar}
 
     return body
 
@@ -433,30 +433,30 @@ def nested_grammars() -> Body:
     grammar = 'start: "a"'
     for _ in range(400):
         grammar = f"start: %lark {{\n{grammar}\n}}"
-    return {"prompt": "a", "max_tokens": 4, "guided_grammar": grammar}
+    return {"prompt": "a", "max_tokens": 4, "grammar": grammar}
 
 
 def nested_json_text() -> Body:
     """Returns a schema 5,000 levels deep inside of a grammar's text, which the bound on bodies does not reach."""
     schema = '{"type":"array","items":' * 5_000 + "{}" + "}" * 5_000
-    return {"prompt": "a", "max_tokens": 4, "guided_grammar": f"start: %json {schema}\n"}
+    return {"prompt": "a", "max_tokens": 4, "grammar": f"start: %json {schema}\n"}
 
 
 def nested_regex() -> Body:
-    return {"prompt": "a", "max_tokens": 4, "guided_regex": "(" * 8000 + "a" + ")" * 8000}
+    return {"prompt": "a", "max_tokens": 4, "regex": "(" * 8000 + "a" + ")" * 8000}
 
 
 def nested_quantifiers() -> Body:
     pattern = "a"
     for _ in range(4000):
         pattern = f"({pattern})?"
-    return {"prompt": "a", "max_tokens": 4, "guided_regex": pattern}
+    return {"prompt": "a", "max_tokens": 4, "regex": pattern}
 
 
 def large_schema(seed: int) -> Body:
     """Returns a schema that takes seconds to compile: all properties are optional, so any may follow any."""
     schema = {"type": "object", "properties": {f"p{seed}_{i}": {"type": "integer"} for i in range(6000)}}
-    return {"messages": [{"role": "user", "content": "a"}], "max_tokens": 64, "guided_json": schema}
+    return {"messages": [{"role": "user", "content": "a"}], "max_tokens": 64, "json_schema": schema}
 
 
 async def leave_grammars(attacker: Attacker) -> None:
@@ -473,17 +473,17 @@ async def leave_grammars(attacker: Attacker) -> None:
 def ambiguous_grammar() -> Body:
     """Returns a grammar whose parser has more work for each further token."""
     grammar = 'start: s{100}\ns: "a" | "b" | s s | s s s\n'
-    return {"prompt": "a", "max_tokens": 2000, "n": 8, "guided_grammar": grammar}
+    return {"prompt": "a", "max_tokens": 2000, "n": 8, "grammar": grammar}
 
 
 def counted_regex() -> Body:
     """Returns a grammar where any two tokens lead to a state of their own."""
-    return {"prompt": "a", "max_tokens": 2000, "n": 8, "guided_regex": "(.{0,300}a.{0,300}b){100}"}
+    return {"prompt": "a", "max_tokens": 2000, "n": 8, "regex": "(.{0,300}a.{0,300}b){100}"}
 
 
 def states_explosion() -> Body:
     """Returns a grammar whose full automaton has 2^24 states."""
-    return {"prompt": "a", "max_tokens": 2000, "n": 8, "guided_regex": "([a-z ]*a[a-z ]{24}){50}"}
+    return {"prompt": "a", "max_tokens": 2000, "n": 8, "regex": "([a-z ]*a[a-z ]{24}){50}"}
 
 
 # --- load on the event loop

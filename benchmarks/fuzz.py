@@ -101,8 +101,8 @@ GOOD: Sequence[tuple[str, Mapping[str, Any]]] = (
     ("/v1/completions", {"prompt": "ab", "max_tokens": 2, "echo": True, "logprobs": 2, "best_of": 2}),
     ("/v1/completions", {"prompt": ["a", "b"], "stream": True, **SAMPLING}),
     ("/v1/completions", {"prompt": [[4, 5], [6]], "structured_outputs": {"regex": "[ab]{1,3}"}}),
-    ("/v1/completions", {"prompt": "a", "guided_choice": ["a", "bc"], "max_tokens": 3}),
-    ("/v1/completions", {"prompt": "a", "guided_grammar": 'start: "a" | "b" start', "max_tokens": 3}),
+    ("/v1/completions", {"prompt": "a", "structured_outputs": {"choice": ["a", "bc"]}, "max_tokens": 3}),
+    ("/v1/completions", {"prompt": "a", "grammar": 'start: "a" | "b" start', "max_tokens": 3}),
     ("/v1/responses", {"input": "ab", "instructions": "s", "max_output_tokens": 2, "metadata": {"a": "b"}}),
     (
         "/v1/responses",

@@ -107,6 +107,10 @@ _GENERATION_REFUSED: Final[Mapping[str, Refusal]] = {
     "functions": Refusal(([],), "use tools"),
     "grammar_lazy": Refusal(_OFF),
     "grammar_triggers": Refusal(([],)),
+    "guided_choice": Refusal(([],), "use structured_outputs.choice"),
+    "guided_grammar": Refusal(("",), "use structured_outputs.grammar"),
+    "guided_json": Refusal(("",), "use structured_outputs.json"),
+    "guided_regex": Refusal(("",), "use structured_outputs.regex"),
     "guided_whitespace_pattern": Refusal(("",)),
     "image_data": Refusal(([],)),
     "images": Refusal(([],)),
@@ -211,10 +215,6 @@ _CHAT_FIELDS: Final[Mapping[str, Refusal]] = {
     "ebnf": Refusal(("",)),
     "frequency_penalty": Refusal((0,)),
     "grammar": Refusal(("",)),
-    "guided_choice": Refusal(([],)),
-    "guided_grammar": Refusal(("",)),
-    "guided_json": Refusal(("",)),
-    "guided_regex": Refusal(("",)),
     "include_stop_str_in_output": Refusal(_OFF),
     "json_schema": Refusal(("",)),
     "logit_bias": Refusal(({},)),
@@ -247,7 +247,11 @@ def _with_hints(hints: Mapping[str, str]) -> Mapping[str, Refusal]:
     there = "in /v1/chat/completions"
     rules = dict[str, Refusal]()
     for name, rule in {**_GENERATION_REFUSED, **_CHAT_FIELDS}.items():
-        of_chat = rule.instead.removeprefix("use ") in (*_CHAT_FIELDS, "response_format", "top_logprobs")
+        of_chat = rule.instead.removeprefix("use ").partition(".")[0] in (
+            *_CHAT_FIELDS,
+            "response_format",
+            "top_logprobs",
+        )
         default = f"{rule.instead} {there}" if of_chat else rule.instead
         rules[name] = Refusal(rule.neutral, hints.get(name, f"use it {there}" if name in _CHAT_FIELDS else default))
     return rules

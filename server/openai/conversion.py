@@ -1,7 +1,8 @@
 """Converts the fields that chat, completions and `/generate` share to a `GenerationSpec` and sampling parameters."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 from ...engine import SamplingParams
@@ -98,53 +99,37 @@ def _drafts(body: StructuredFields) -> Iterator[_Draft]:
         yield "response_format", lambda: _format_constraint(requested)
     if body.structured_outputs is not None:
         yield _draft_within("structured_outputs", body.structured_outputs)
-    yield from _drafts_by_kind("guided_", body.guided_json, body.guided_regex, body.guided_choice, body.guided_grammar)
-    yield from _drafts_by_kind("", None, body.regex or None, None, body.grammar or None)
+    if body.regex:
+        yield "regex", partial(regex_spec, body.regex)
+    if body.grammar:
+        yield "grammar", partial(lark_spec, body.grammar)
     if body.json_schema:
-        schema = body.json_schema
-        yield "json_schema", lambda: json_constraint("json_schema", schema)
+        yield "json_schema", partial(json_constraint, "json_schema", body.json_schema)
     if body.ebnf:
-        ebnf = body.ebnf
-        yield "ebnf", lambda: lark_spec(ebnf)
+        yield "ebnf", partial(lark_spec, body.ebnf)
 
 
 def _draft_within(param: str, requested: StructuredOutputs) -> _Draft:
     """Returns the draft of an object that holds exactly one constraint. Errors name the whole object."""
-    drafts = list(_drafts_by_kind("", requested.json_, requested.regex, requested.choice, requested.grammar, param))
-    if requested.json_object:
-        drafts.append((param, lambda: json_spec(OBJECT_SCHEMA)))
-    if not drafts:
+    found = list(_makers(param, requested))
+    if not found:
         raise bad_value(param, f"{param} must have one of json, regex, choice, grammar and json_object")
-    if len(drafts) > 1:
+    if len(found) > 1:
         raise bad_value(param, f"{param} must have only one of json, regex, choice, grammar and json_object")
-    return drafts[0]
+    return param, found[0]
 
 
-def _drafts_by_kind(
-    prefix: str,
-    schema: str | Mapping[str, Any] | None,
-    regex: str | None,
-    choices: list[str] | None,
-    lark: str | None,
-    param: str | None = None,
-) -> Iterator[_Draft]:
-    """Yields the drafts of fields that are named by the kind of constraint.
-
-    Args:
-      prefix: Prefix of the fields' names.
-      param: Field that holds all of them, and that errors name instead.
-    """
-    json_param, regex_param, choice_param, grammar_param = (
-        param or f"{prefix}{kind}" for kind in ("json", "regex", "choice", "grammar")
-    )
-    if schema is not None:
-        yield json_param, lambda: json_constraint(json_param, schema)
-    if regex is not None:
-        yield regex_param, lambda: regex_spec(regex)
-    if choices is not None:
-        yield choice_param, lambda: choice_spec(choices)
-    if lark is not None:
-        yield grammar_param, lambda: lark_spec(lark)
+def _makers(param: str, requested: StructuredOutputs) -> Iterator[Callable[[], _Made]]:
+    if requested.json_ is not None:
+        yield partial(json_constraint, param, requested.json_)
+    if requested.regex is not None:
+        yield partial(regex_spec, requested.regex)
+    if requested.choice is not None:
+        yield partial(choice_spec, requested.choice)
+    if requested.grammar is not None:
+        yield partial(lark_spec, requested.grammar)
+    if requested.json_object:
+        yield partial(json_spec, OBJECT_SCHEMA)
 
 
 def _format_constraint(requested: ResponseFormat) -> _Made:

@@ -79,8 +79,8 @@ class StructuredOutputs(Fields):
 class StructuredFields(Body):
     """Constraints on the output, of which a request has at most one.
 
-    `guided_*` are vLLM's older names, `json_schema` and `grammar` are llama.cpp's, `regex` and `ebnf` are SGLang's.
-    Empty texts of the latter four constrain nothing.
+    `json_schema` and `grammar` are llama.cpp's, `regex` and `ebnf` are SGLang's; empty texts of these four constrain
+    nothing.
     """
 
     response_format: ResponseFormat | None = None
@@ -88,18 +88,6 @@ class StructuredFields(Body):
 
     structured_outputs: StructuredOutputs | None = None
     """vLLM's constraint of the output: one of JSON, a regular expression, a choice or a grammar."""
-
-    guided_json: Schema | None = None
-    """JSON schema of the output, as an object or as text; vLLM's older name."""
-
-    guided_regex: str | None = None
-    """Regular expression that the whole output matches; vLLM's older name."""
-
-    guided_choice: Choices | None = None
-    """Strings of which the output is one; vLLM's older name."""
-
-    guided_grammar: str | None = None
-    """Grammar of the output in Lark's notation or in GBNF; vLLM's older name."""
 
     json_schema: Schema | None = None
     """JSON schema of the output, as an object or as text; llama.cpp's name."""

@@ -62,8 +62,8 @@ def test_a_stream_says_the_same(client: openai.OpenAI) -> None:
 @pytest.mark.parametrize(
     ("wish", "pattern"),
     [
-        ({"guided_choice": ["Paris", "Rome"]}, "Paris|Rome"),
-        ({"guided_regex": "[0-9]{3}-[a-z]{2}"}, "[0-9]{3}-[a-z]{2}"),
+        ({"structured_outputs": {"choice": ["Paris", "Rome"]}}, "Paris|Rome"),
+        ({"regex": "[0-9]{3}-[a-z]{2}"}, "[0-9]{3}-[a-z]{2}"),
         ({"structured_outputs": {"grammar": 'start: "x" "y"{1,3} "z"'}}, "xy{1,3}z"),
     ],
 )
@@ -128,7 +128,7 @@ def test_a_hostile_grammar_ends_its_own_request(client: openai.OpenAI) -> None:
     with client.completions.create(**free, stream=True, extra_body={"ignore_eos": True}) as stream:
         for grammar, said in hostile_grammars():
             with pytest.raises(openai.BadRequestError, match=said):
-                client.chat.completions.create(**CHAT, extra_body={"guided_grammar": grammar})
+                client.chat.completions.create(**CHAT, extra_body={"grammar": grammar})
         assert sum(len(chunk.choices) for chunk in stream) > 0
     answer = client.chat.completions.create(**CHAT, response_format=FORMAT)
     jsonschema.validate(json.loads(answer.choices[0].message.content or ""), PERSON)

@@ -35,14 +35,10 @@ PATHS: dict[str, dict[str, Any]] = {
 }
 CONSTRAINTS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"response_format": FORMAT}, ANSWERS),
-    ({"guided_json": SCHEMA}, ANSWERS),
-    ({"guided_json": json.dumps(SCHEMA)}, ANSWERS),
     ({"structured_outputs": {"json": SCHEMA}}, ANSWERS),
-    ({"guided_regex": "[x]{3}"}, ("xxx",)),
+    ({"structured_outputs": {"json": json.dumps(SCHEMA)}}, ANSWERS),
     ({"structured_outputs": {"regex": "[x]{3}"}}, ("xxx",)),
-    ({"guided_choice": ["yes", "no"]}, ("yes", "no")),
     ({"structured_outputs": {"choice": ["yes", "no"]}}, ("yes", "no")),
-    ({"guided_grammar": 'start: "a" "b"'}, ("ab",)),
     ({"structured_outputs": {"grammar": 'start: "a" "b"'}}, ("ab",)),
     ({"response_format": {"type": "json_object", "schema": SCHEMA}}, ANSWERS),
     ({"response_format": {"type": "json_schema", "schema": SCHEMA}}, ANSWERS),
@@ -107,7 +103,7 @@ async def test_raw_schemas_keep_their_own_meaning(
     client: httpx.AsyncClient, engine: FakeEngine, tokenizer: Any
 ) -> None:
     engine.says = tokenizer.encode(ENDLESS)
-    for fields in ({"guided_json": OPEN}, {"structured_outputs": {"json": OPEN}}, {"json_schema": OPEN}):
+    for fields in ({"structured_outputs": {"json": OPEN}}, {"json_schema": OPEN}):
         assert await text_of(client, "/v1/completions", **fields) == ENDLESS
 
 
@@ -115,8 +111,8 @@ async def test_raw_schemas_keep_their_own_meaning(
     ("fields", "warnings"),
     [
         ({"response_format": loosely({"type": "integer", "not": {"const": 5}})}, "response_format%3A not"),
-        ({"guided_json": {"type": "array", "maxItems": 0, "uniqueItems": True}}, "guided_json%3A uniqueItems"),
-        ({"guided_json": {**OVERLAPPING, "maximum": 9, "minimum": 0}}, "guided_json%3A oneOf"),
+        ({"json_schema": {"type": "array", "maxItems": 0, "uniqueItems": True}}, "json_schema%3A uniqueItems"),
+        ({"json_schema": {**OVERLAPPING, "maximum": 9, "minimum": 0}}, "json_schema%3A oneOf"),
     ],
 )
 async def test_what_is_not_enforced_is_reported(
@@ -140,7 +136,7 @@ async def test_plain_text_is_not_constrained(client: httpx.AsyncClient, engine: 
 
 
 async def test_token_ids_can_be_constrained_too(client: httpx.AsyncClient, tokenizer: Any) -> None:
-    body = {"token_ids": [4], "guided_choice": ["yes"], "max_tokens": 10}
+    body = {"token_ids": [4], "structured_outputs": {"choice": ["yes"]}, "max_tokens": 10}
     (choice,) = (await client.post("/generate", json=body)).json()["choices"]
     assert tokenizer.decode(choice["token_ids"]) == "yes"
 
@@ -182,29 +178,29 @@ async def test_responses_have_a_format_of_their_own(client: httpx.AsyncClient, s
     [
         ({"response_format": {"type": "xml"}}, "response_format", "type"),
         ({"response_format": {"type": "json_schema"}}, "response_format", "json_schema"),
-        ({"guided_json": {"not": {}}}, "guided_json", "no text can satisfy it"),
+        ({"json_schema": {"not": {}}}, "json_schema", "no text can satisfy it"),
         ({"response_format": strictly({"not": {"type": "null"}})}, "response_format", "keyword: not"),
         ({"response_format": strictly({"uniqueItems": True})}, "response_format", "keyword: uniqueItems"),
         ({"response_format": strictly(OVERLAPPING)}, "response_format", "oneOf"),
         ({"response_format": {"type": "regex", "value": {}}}, "response_format", "value"),
-        ({"guided_json": {"$ref": "#/$defs/none"}}, "guided_json", "has no target"),
+        ({"json_schema": {"$ref": "#/$defs/none"}}, "json_schema", "has no target"),
         ({"grammar": 'root ::= "a"', "regex": "a"}, "grammar", "exclude each other"),
         ({"json_schema": SCHEMA, "response_format": FORMAT}, "json_schema", "exclude each other"),
-        ({"guided_json": "{"}, "guided_json", "JSON"),
-        ({"guided_json": "[]"}, "guided_json", "object"),
-        ({"guided_json": 5}, "guided_json", "object"),
-        ({"guided_regex": "("}, "guided_regex", "unclosed group"),
-        ({"guided_choice": []}, "guided_choice", "1"),
-        ({"guided_choice": [5]}, "guided_choice", "[0]"),
-        ({"guided_grammar": "start: x"}, "guided_grammar", '"x"'),
+        ({"json_schema": "{"}, "json_schema", "JSON"),
+        ({"json_schema": "[]"}, "json_schema", "object"),
+        ({"json_schema": 5}, "json_schema", "object"),
+        ({"regex": "("}, "regex", "unclosed group"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs", "1"),
+        ({"structured_outputs": {"choice": [5]}}, "structured_outputs", "[0]"),
+        ({"grammar": "start: x"}, "grammar", '"x"'),
         ({"structured_outputs": {}}, "structured_outputs", "one of"),
         ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs", "only one of"),
         ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs", "structural_tag"),
         ({"structured_outputs": {"json": {"not": {}}}}, "structured_outputs", "no text can satisfy it"),
-        ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_choice", "guided_regex"),
-        ({"response_format": {"type": "json_object"}, "guided_regex": "a"}, "guided_regex", "response_format"),
-        ({"guided_regex": "a", "ignore_eos": True, "max_tokens": 5}, "ignore_eos", "guided_regex"),
-        ({"guided_regex": "a", "min_tokens": 1}, "min_tokens", "guided_regex"),
+        ({"json_schema": SCHEMA, "ebnf": "a"}, "ebnf", "json_schema"),
+        ({"response_format": {"type": "json_object"}, "regex": "a"}, "regex", "response_format"),
+        ({"regex": "a", "ignore_eos": True, "max_tokens": 5}, "ignore_eos", "regex"),
+        ({"regex": "a", "min_tokens": 1}, "min_tokens", "regex"),
     ],
 )
 async def test_what_cannot_be_done_is_named(
@@ -232,7 +228,7 @@ async def test_a_grammar_that_fails_on_the_way(client: httpx.AsyncClient, engine
 async def test_a_model_without_a_tokenizer_cannot_do_it(engine: FakeEngine) -> None:
     app = create_app(make_service(engine, served_model(TokenIdsOnly(VOCAB_SIZE))))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as client:
-        response = await client.post("/v1/completions", json={"prompt": [4], "guided_regex": "a"})
+        response = await client.post("/v1/completions", json={"prompt": [4], "regex": "a"})
     assert response.status_code == 400
     assert "no tokenizer" in response.json()["error"]["message"]
 
@@ -265,7 +261,7 @@ async def with_grammars(
 
 
 def posts(client: httpx.AsyncClient, count: int) -> list["asyncio.Task[httpx.Response]"]:
-    bodies = [{"prompt": "a", "guided_regex": f"a{index}"} for index in range(count)]
+    bodies = [{"prompt": "a", "regex": f"a{index}"} for index in range(count)]
     return [asyncio.create_task(client.post("/v1/completions", json=body)) for body in bodies]
 
 
@@ -274,10 +270,10 @@ async def test_waiting_for_other_grammars_is_a_503(engine: FakeEngine, model: Se
     async with with_grammars(engine, model, bench, wait_s=0.0) as (client, _):
         slow = posts(client, 2)
         await until(lambda: len(bench.begun) == 2)
-        response = await client.post("/v1/completions", json={"prompt": "a", "guided_regex": "x"})
+        response = await client.post("/v1/completions", json={"prompt": "a", "regex": "x"})
         assert response.status_code == 503
         assert response.json()["error"]["code"] == "overloaded"
-        assert response.json()["error"]["message"].startswith("guided_regex: ")
+        assert response.json()["error"]["message"].startswith("regex: ")
         assert int(response.headers["retry-after"]) >= 1
         bench.may_end.set()
         assert [(await each).status_code for each in slow] == [400, 400]
@@ -293,6 +289,6 @@ async def test_nothing_is_compiled_for_clients_that_hang_up(engine: FakeEngine, 
         await asyncio.gather(*requests, return_exceptions=True)
         await until(lambda: service.open_requests.count == 0)
         bench.may_end.set()
-        response = await client.post("/v1/completions", json={"prompt": "a", "guided_regex": "x"})
+        response = await client.post("/v1/completions", json={"prompt": "a", "regex": "x"})
         assert response.status_code == 400
         assert len(bench.begun) == 3

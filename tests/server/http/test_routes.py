@@ -65,7 +65,7 @@ async def test_error_of_a_body_parsed_on_a_worker_thread(client: httpx.AsyncClie
         ("/v1/chat/completions", b'{"messages":[{"role":"assistant","content":"a","tool_calls":['),
         ("/v1/chat/completions", b'{"stop":['),
         ("/v1/chat/completions", b'{"tools":['),
-        ("/v1/chat/completions", b'{"guided_choice":['),
+        ("/v1/chat/completions", b'{"structured_outputs":{"choice":['),
         ("/v1/completions", b'{"prompt":["a",'),
         ("/v1/completions", b'{"prompt":[[1],'),
         ("/v1/completions", b'{"prompt":"a","bad_words":['),

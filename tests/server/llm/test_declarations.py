@@ -18,10 +18,7 @@ LEFT_OUT = {
     "return_warnings": "outputs always hold them",
     "truncation_side": "vLLM's parameters have no such thing",
     "queue_timeout": "nobody else is in the queue",
-    **dict.fromkeys(
-        ("response_format", "guided_json", "guided_regex", "guided_choice", "guided_grammar"), "structured_outputs"
-    ),
-    **dict.fromkeys(("json_schema", "grammar", "regex", "ebnf"), "structured_outputs"),
+    **dict.fromkeys(("response_format", "json_schema", "grammar", "regex", "ebnf"), "structured_outputs"),
 }
 
 

@@ -93,7 +93,7 @@ async def test_prompts_outputs_and_keys_are_never_logged(
         ("/v1/completions", {"prompt": "topsecret", "echo": True}),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "topsecret"}], "unknown": "topsecret"}),
         ("/v1/completions", {"prompt": "a", "stop": ["topsecret", 1]}),
-        ("/v1/completions", {"prompt": "a", "guided_regex": "topsecret("}),
+        ("/v1/completions", {"prompt": "a", "regex": "topsecret("}),
         ("/v1/completions?q=topsecret", {"prompt": "topsecret", "stream": True}),
     ):
         for breaks_after in (None, 1):
@@ -166,7 +166,7 @@ async def test_errors_shorten_values_of_clients(client: httpx.AsyncClient) -> No
             {"prompt": "a", "truncation_side": "topsecret"},
             'truncation_side must be "left" or "right"',
         ),
-        ("/v1/completions", {"prompt": "a", "guided_regex": "topsecret("}, "guided_regex was refused (invalid_requ"),
+        ("/v1/completions", {"prompt": "a", "regex": "topsecret("}, "regex was refused (invalid_requ"),
         (
             "/v1/chat/completions",
             {"messages": [{"role": "topsecret" * 50, "content": None}]},

@@ -238,7 +238,7 @@ async def test_a_format_is_for_the_text(client: httpx.AsyncClient, say: Any) -> 
         ({"tool_choice": allowed_tools("auto", "g")}, "tool_choice", "'g'"),
         ({"tool_choice": allowed_tools("required")}, "tool_choice", "required needs a tool"),
         ({"tools": [], "tool_choice": "required"}, "tool_choice", "required needs a tool"),
-        ({"guided_regex": "a"}, "guided_regex", "JSON"),
+        ({"regex": "a"}, "regex", "JSON"),
         ({"min_tokens": 2}, "min_tokens", "tools"),
         ({"messages": [*HI, {"role": "tool", "content": "x", "tool_call_id": "c9"}]}, "messages", "c9"),
         (
