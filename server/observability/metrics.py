@@ -1,9 +1,9 @@
-"""Prometheus metrics under the names `roost_*`; `vllm_metrics.py` has those of vLLM."""
+"""Prometheus metrics under the names `roost_*` and their aliases under vLLM's; `vllm_metrics.py` has vLLM's others."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -74,7 +74,8 @@ class Metrics:
     ) -> None:
         self._clock = clock
         self.registry = CollectorRegistry()
-        self.registry.register(_EngineCollector(stats))
+        vllm_labels = None if vllm_model is None else {"model_name": vllm_model, "engine": "0"}
+        self.registry.register(_EngineCollector(stats, vllm_labels))
         if connections is not None:
             self.registry.register(_ConnectionCollector(connections))
         if simulated is not None:
@@ -82,12 +83,11 @@ class Metrics:
                 "roost_simulated", "1 on a server that simulates its device.", ["device"], registry=self.registry
             )
             gauge.labels(simulated).set(1)
-        latencies = LatencyMetrics(self.registry)
-        all_observers: list[Observer] = [latencies, *observers]
+        all_observers: list[Observer] = [LatencyMetrics(self.registry, vllm_labels), *observers]
         if tenants:
             all_observers.append(_TenantMetrics(self.registry, tenants))
-        if vllm_model is not None:
-            all_observers.append(VllmMetrics(self.registry, stats, vllm_model, latencies))
+        if vllm_labels is not None:
+            all_observers.append(VllmMetrics(self.registry, stats, vllm_labels))
         self.requests = RequestTracker(all_observers, clock)
         self._page: tuple[float, bytes] | None = None
 
@@ -134,56 +134,88 @@ class _TenantMetrics(Observer):
             self._prompt_tokens.labels(tenant).inc(len(record.request.prompt_token_ids))
 
 
-class _EngineCollector(Collector):
-    """Reads the engine's statistics whenever metrics are collected."""
+class _Row(NamedTuple):
+    """A value of the engine's statistics.
 
-    def __init__(self, stats: Callable[[], EngineStats]) -> None:
+    Attributes:
+      name: Roost's name of the metric, without its prefix; empty if only vLLM has it.
+      text: Description.
+      value: The value.
+      vllm: vLLM's name of the metric, without its prefix; empty if only Roost has it.
+    """
+
+    name: str
+    text: str
+    value: float
+    vllm: str = ""
+
+
+def _gauges(stats: EngineStats) -> Iterator[_Row]:
+    running, waiting = "num_requests_running", "num_requests_waiting"
+    yield _Row(running, "Running requests, each of which has a slot.", stats.num_running, running)
+    yield _Row(waiting, "Requests that wait for a slot.", stats.num_waiting, waiting)
+    yield _Row("waiting_prompt_tokens", "Total prompt tokens of waiting requests.", stats.waiting_tokens)
+    yield _Row("slots", "Maximum number of requests that run at the same time.", stats.slots)
+    yield _Row("slots_used", "Slots in use.", stats.num_running)
+    usage = stats.num_running / max(stats.slots, 1)
+    yield _Row("", "Share of slots in use, from 0 to 1.", usage, "kv_cache_usage_perc")
+    yield _Row("state_cache_snapshots", "Snapshots in the prefix cache.", stats.cache.snapshots)
+    yield _Row("batch_requests_running", "Lines of batches that have a slot.", stats.num_preemptible_running)
+    yield _Row("batch_requests_waiting", "Lines of batches that wait here for a slot.", stats.num_preemptible_waiting)
+
+
+def _counters(stats: EngineStats) -> Iterator[_Row]:
+    cache = stats.cache
+    looked_up = stats.prompt_tokens + cache.hit_tokens
+    computed = "Prompt tokens processed, without those served from the prefix cache."
+    yield _Row("prompt_tokens", computed, stats.prompt_tokens)
+    yield _Row("", "Prompt tokens, including those served from the prefix cache.", looked_up, "prompt_tokens")
+    yield _Row("generation_tokens", "Tokens generated.", stats.generated_tokens, "generation_tokens")
+    preempted = "Times that a line of a batch gave its slot to another request."
+    yield _Row("batch_preemptions", preempted, stats.preemptions, "num_preemptions")
+    yield _Row("engine_steps", "Engine steps run on the device.", stats.steps)
+    yield _Row("compiles_since_ready", "Compilations after warm-up; must stay 0.", stats.compiles_since_ready)
+    yield _Row("state_cache_queries", "Prompts looked up in the prefix cache.", cache.queries)
+    yield _Row("", "Prompt tokens looked up in the prefix cache.", looked_up, "prefix_cache_queries")
+    yield _Row("state_cache_hits", "Prompts with a hit in the prefix cache.", cache.hits)
+    saved = "Prompt tokens served from the prefix cache."
+    yield _Row("state_cache_hit_tokens", saved, cache.hit_tokens, "prefix_cache_hits")
+    yield _Row("state_cache_disk_hits", "Prompts with a longer hit on disk than in memory.", cache.disk_hits)
+    broken = "Snapshot files that were corrupt or could not be written."
+    yield _Row("state_cache_disk_errors", broken, cache.disk_errors)
+    yield _Row("state_cache_evictions", "Snapshots evicted from the prefix cache.", cache.evictions)
+    restored = "Seconds spent on restoring snapshots into slots."
+    yield _Row("state_cache_restore_seconds", restored, stats.restore_seconds)
+
+
+class _EngineCollector(Collector):
+    """Reads the engine's statistics whenever metrics are collected.
+
+    Args:
+      stats: Returns the engine's latest statistics.
+      vllm_labels: Labels of vLLM's metrics; None leaves these out.
+    """
+
+    def __init__(self, stats: Callable[[], EngineStats], vllm_labels: Mapping[str, str] | None) -> None:
         self._stats = stats
+        self._vllm_labels = vllm_labels
 
     def collect(self) -> Iterator[Metric]:
         stats = self._stats()
-        gauges = (
-            ("num_requests_running", "Running requests, each of which has a slot.", stats.num_running),
-            ("num_requests_waiting", "Requests that wait for a slot.", stats.num_waiting),
-            ("waiting_prompt_tokens", "Total prompt tokens of waiting requests.", stats.waiting_tokens),
-            ("slots", "Maximum number of requests that run at the same time.", stats.slots),
-            ("slots_used", "Slots in use.", stats.num_running),
-            ("state_cache_snapshots", "Snapshots in the prefix cache.", stats.cache.snapshots),
-            ("batch_requests_running", "Lines of batches that have a slot.", stats.num_preemptible_running),
-            ("batch_requests_waiting", "Lines of batches that wait here for a slot.", stats.num_preemptible_waiting),
-        )
-        counters: tuple[tuple[str, str, float], ...] = (
-            (
-                "prompt_tokens",
-                "Prompt tokens processed, without those served from the prefix cache.",
-                stats.prompt_tokens,
-            ),
-            ("generation_tokens", "Tokens generated.", stats.generated_tokens),
-            ("batch_preemptions", "Times that a line of a batch gave its slot to another request.", stats.preemptions),
-            ("engine_steps", "Engine steps run on the device.", stats.steps),
-            ("compiles_since_ready", "Compilations after warm-up; must stay 0.", stats.compiles_since_ready),
-            ("state_cache_queries", "Prompts looked up in the prefix cache.", stats.cache.queries),
-            ("state_cache_hits", "Prompts with a hit in the prefix cache.", stats.cache.hits),
-            ("state_cache_hit_tokens", "Prompt tokens served from the prefix cache.", stats.cache.hit_tokens),
-            ("state_cache_disk_hits", "Prompts with a longer hit on disk than in memory.", stats.cache.disk_hits),
-            (
-                "state_cache_disk_errors",
-                "Snapshot files that were corrupt or could not be written.",
-                stats.cache.disk_errors,
-            ),
-            ("state_cache_evictions", "Snapshots evicted from the prefix cache.", stats.cache.evictions),
-            ("state_cache_restore_seconds", "Seconds spent on restoring snapshots into slots.", stats.restore_seconds),
-        )
-        for name, text, value in gauges:
-            yield GaugeMetricFamily(f"roost_{name}", text, value)
+        for kind, rows in ((GaugeMetricFamily, _gauges(stats)), (CounterMetricFamily, _counters(stats))):
+            for row in rows:
+                if row.name:
+                    yield kind(f"roost_{row.name}", row.text, row.value)
+                if row.vllm and self._vllm_labels is not None:
+                    family = kind(f"vllm:{row.vllm}", row.text, labels=tuple(self._vllm_labels))
+                    family.add_metric(tuple(self._vllm_labels.values()), row.value)
+                    yield family
         bytes_used = GaugeMetricFamily(
             "roost_state_cache_bytes", "Bytes of snapshots in the prefix cache, by tier.", labels=["tier"]
         )
         bytes_used.add_metric(["host"], stats.cache.num_bytes)
         bytes_used.add_metric(["disk"], stats.cache.disk_bytes)
         yield bytes_used
-        for name, text, total in counters:
-            yield CounterMetricFamily(f"roost_{name}", text, total)
 
 
 class _ConnectionCollector(Collector):

@@ -24,6 +24,14 @@ _FIRST_TOKEN_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10
 _NEXT_TOKEN_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2, 5)
 _REQUEST_S: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)
 
+_VLLM_FIRST_TOKEN_S: Final = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
+    *(1, 2.5, 5, 7.5, 10, 20, 40, 80),
+)
+VLLM_NEXT_TOKEN_S: Final = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40)
+VLLM_REQUEST_S: Final = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
+"""Buckets of vLLM, which are those of its dashboards."""
+
 
 @dataclass(frozen=True, slots=True)
 class Times:
@@ -293,31 +301,60 @@ class Histogram(Collector):
 class LatencyMetrics(Observer):
     """Latencies and outcomes of requests.
 
-    Attributes:
-      first_token: Seconds from a request's arrival to its first token.
-      next_token: Seconds between consecutive tokens of a request.
+    Args:
+      registry: Registry that the metrics are added to.
+      vllm_labels: Labels of vLLM's metrics of the same names; None leaves these out.
     """
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        def histogram(name: str, text: str, bounds: Sequence[float | int]) -> Histogram:
-            return Histogram(f"roost_{name}_seconds", text, bounds, registry)
+    def __init__(self, registry: CollectorRegistry, vllm_labels: Mapping[str, str] | None = None) -> None:
+        def histogram(
+            name: str,
+            text: str,
+            bounds: Sequence[float | int],
+            vllm_bounds: Sequence[float | int],
+            vllm_text: str | None = None,
+        ) -> Histogram:
+            made = Histogram(f"roost_{name}_seconds", text, bounds, registry)
+            if vllm_labels is not None:
+                made.show_as(f"vllm:{name}_seconds", vllm_text or text, vllm_bounds, vllm_labels)
+            return made
 
-        self.first_token = histogram(
-            "time_to_first_token", "Seconds from a request's arrival to its first token.", _FIRST_TOKEN_S
+        self._first_token = histogram(
+            "time_to_first_token",
+            "Seconds from a request's arrival to its first token.",
+            _FIRST_TOKEN_S,
+            _VLLM_FIRST_TOKEN_S,
         )
-        self.next_token = histogram(
-            "inter_token_latency", "Seconds between consecutive tokens of a request.", _NEXT_TOKEN_S
+        self._next_token = histogram(
+            "inter_token_latency",
+            "Seconds between consecutive tokens of a request.",
+            _NEXT_TOKEN_S,
+            VLLM_NEXT_TOKEN_S,
         )
         self._whole = histogram(
-            "e2e_request_latency", "Seconds from a request's arrival to its last token.", _REQUEST_S
+            "e2e_request_latency",
+            "Seconds from a request's arrival to its last token.",
+            _REQUEST_S,
+            VLLM_REQUEST_S,
+            "Seconds from a request's arrival to its end.",
         )
         self._queue = histogram(
-            "request_queue_time", "Seconds from a request's arrival to the start of its prefill.", _FIRST_TOKEN_S
+            "request_queue_time",
+            "Seconds from a request's arrival to the start of its prefill.",
+            _FIRST_TOKEN_S,
+            VLLM_REQUEST_S,
+            "Seconds for which a request waited for a slot.",
         )
         self._prefill = histogram(
-            "request_prefill_time", "Seconds from the start of a request's prefill to its first token.", _FIRST_TOKEN_S
+            "request_prefill_time",
+            "Seconds from the start of a request's prefill to its first token.",
+            _FIRST_TOKEN_S,
+            VLLM_REQUEST_S,
+            "Seconds from a request's slot to its first token.",
         )
-        self._decode = histogram("request_decode_time", "Seconds from a request's first token to its last.", _REQUEST_S)
+        self._decode = histogram(
+            "request_decode_time", "Seconds from a request's first token to its last.", _REQUEST_S, VLLM_REQUEST_S
+        )
         self._ended = Counter("roost_requests", "Requests that have ended, by reason.", ["reason"], registry=registry)
         for reason in REASONS:
             self._ended.labels(reason)
@@ -325,9 +362,9 @@ class LatencyMetrics(Observer):
     def on_tokens(self, record: RequestRecord, count: int, gap_s: float) -> None:
         """Observes tokens that arrived together as if they had arrived at equal intervals."""
         if record.last_token is None:
-            self.first_token.observe(gap_s)
+            self._first_token.observe(gap_s)
             return
-        self.next_token.observe(gap_s / count, count)
+        self._next_token.observe(gap_s / count, count)
 
     def on_end(self, record: RequestRecord) -> None:
         self._ended.labels(record.reason).inc()

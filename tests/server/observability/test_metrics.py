@@ -214,6 +214,22 @@ def test_metrics_under_vllms_names(clock: Clock) -> None:
     assert {name: samples[name] for name in expected} == expected
 
 
+def test_both_families_have_the_same_latencies(clock: Clock) -> None:
+    """A request that only reads its prompt has waited too, though it has no first token."""
+    metrics = Metrics(lambda: STATS, clock, vllm_model="m")
+    run_one(metrics, clock, REQUEST)
+    (record,) = metrics.requests.track([REQUEST])
+    clock.now += 2.0
+    record.add(TokenOutput(started_at=clock.now - 1.5), 0, clock.now, FinishReason.LENGTH)
+    record.end()
+    samples = read(metrics, clock)
+    assert samples["roost_request_queue_time_seconds_count"] == 2
+    for name in VLLM:
+        for part in ("count", "sum"):
+            if (ours := samples.get(f"roost_{name}_{part}")) is not None:
+                assert samples[f"vllm:{name}_{part} 0 m"] == ours, name
+
+
 def test_longest_choice_of_a_prompt_is_observed_once(clock: Clock) -> None:
     """It is observed once all choices of the prompt have ended; other prompts don't matter."""
     metrics = Metrics(lambda: STATS, clock, vllm_model="m")
