@@ -106,7 +106,8 @@ def create_app(
     if access.admin_keys:
         for router in (router for feature in FEATURES for router in feature.admin_routers):
             app.include_router(router)
-    install_error_handlers(app)
+    shapes = {prefix: shape for feature in FEATURES for prefix, shape in feature.error_shapes.items()}
+    install_error_handlers(app, shapes)
     app.add_middleware(HeadAndOptions, routes=app.routes)
     tenants = len(access.keys.owners)
     app.add_middleware(

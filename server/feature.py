@@ -10,6 +10,7 @@ from starlette.types import ASGIApp
 
 from .database.schema import Tables
 from .generation.service import Service
+from .http.error_responses import ErrorShapes
 from .observability.request_metrics import Observer
 from .settings import Settings
 
@@ -82,6 +83,7 @@ class Feature:
       public_paths: Paths that need no API key.
       unlimited_paths: Paths whose routes limit bodies themselves.
       events: Models of the events of its streams, for `/openapi.json`.
+      error_shapes: Bodies of errors on its paths, if they have another shape than OpenAI's.
       tables: Its tables in a database; None if it has none.
       open: Opens it for a server.
       unused_collectors: Returns collectors that have counted nothing, for the reference of metrics.
@@ -94,6 +96,7 @@ class Feature:
     public_paths: frozenset[str] = frozenset()
     unlimited_paths: frozenset[str] = frozenset()
     events: Sequence[Any] = ()
+    error_shapes: ErrorShapes = field(default_factory=dict)
     tables: Tables | None = None
     open: Callable[[Opening], OpenFeature] = _open_nothing
     unused_collectors: Callable[[], Sequence[Collector]] = field(default=tuple)

@@ -16,10 +16,10 @@ from typing import Any, Final, cast
 from prometheus_client import CollectorRegistry
 from roost.engine import EngineStats
 from roost.server.app import create_app
-from roost.server.errors.kinds import ErrorKind
+from roost.server.errors.kinds import KINDS, ErrorKind
+from roost.server.features.anthropic.errors import anthropic_type
 from roost.server.features.index import load_features
 from roost.server.generation.service import Service
-from roost.server.http.error_responses import anthropic_type
 from roost.server.http.open_connections import OpenConnections
 from roost.server.observability.metrics import Metrics
 from roost.server.settings import SettingReference, settings_reference
@@ -243,7 +243,7 @@ _RETRIES: Final = """
 
 def errors_page() -> str:
     """Returns the page of all errors of the API, and of the exit statuses of commands."""
-    kinds = sorted(ErrorKind, key=lambda each: each.status)
+    kinds = sorted(KINDS, key=lambda each: each.status)
     lines = [_NOTE, *_ERRORS_START.splitlines()]
     for title in dict.fromkeys(each.type for each in kinds):
         head = _row("code", "status", "headers", "when", "what to do")

@@ -1,8 +1,8 @@
-"""Table of all errors of the API: status, code, when each one occurs, and what a client can do about it."""
+"""Table of the core's errors: status, code, when each one occurs, and what a client can do about it."""
 
 import math
 from collections.abc import Mapping
-from enum import Enum
+from dataclasses import dataclass, field
 from typing import Final
 
 
@@ -11,27 +11,26 @@ def retry_after(seconds: float) -> Mapping[str, str]:
     return {"retry-after": str(math.ceil(seconds)), "retry-after-ms": str(math.ceil(seconds * 1000))}
 
 
-_RETRY: Final = retry_after(1.0)
+RETRY: Final = retry_after(1.0)
 """Headers for a retry at an unknown time; clients increase the second by themselves."""
 
-_CLOSE: Final = {**_RETRY, "connection": "close"}
+CLOSE: Final = {**RETRY, "connection": "close"}
 """Headers for a retry on another connection, and so perhaps at another server."""
 
-_NO_RETRY: Final = {"x-should-retry": "false"}
+NO_RETRY: Final = {"x-should-retry": "false"}
 """Headers that keep clients from repeating by themselves what will fail again."""
-
-_NO_HEADERS: Final[Mapping[str, str]] = {}
 
 _INVALID_REQUEST: Final = "invalid_request_error"
 _RATE_LIMIT: Final = "rate_limit_error"
-_SERVER_ERROR: Final = "server_error"
+SERVER_ERROR: Final = "server_error"
 
 _SMALLER: Final = "Send fewer or shorter prompts at a time."
 _LATER: Final = "Send it again later, or to another server."
 
 
-class ErrorKind(Enum):
-    """A row of the table. `docs/reference/errors.md` is written from it.
+@dataclass(frozen=True, slots=True)
+class ErrorKind:
+    """A row of a table of errors. `docs/reference/errors.md` is written from them.
 
     Attributes:
       status: HTTP status.
@@ -42,226 +41,225 @@ class ErrorKind(Enum):
       type: OpenAI's class of the error.
     """
 
-    INVALID_REQUEST = (
-        400,
-        None,
-        "The body is not a JSON object, or the value of a field is missing, invalid or unsupported.",
-        "Correct the field that `param` names. The message says what is accepted.",
-    )
-    CONTEXT_TOO_LONG = (
-        400,
-        "context_length_exceeded",
-        "The prompt has more tokens than `--max-prompt-tokens`.",
-        "Shorten the prompt, or raise the setting.",
-    )
-    CONSTRAINT_FAILED = (
-        400,
-        "constraint_failed",
-        "No token can continue the output under the request's schema, regex or grammar.",
-        "Correct the schema, regex or grammar.",
-    )
-    NO_PREVIOUS_RESPONSE = (
-        400,
-        "previous_response_not_found",
-        "The server does not hold the response that `previous_response_id` names.",
-        "Send the whole conversation as `input`.",
-    )
-    NOT_HTTP = (400, None, "The bytes are not an HTTP request.", "Check the client, and `http://` against `https://`.")
-    HOST_MISSING = (400, None, "The request has no `Host` header, or several.", "Send exactly one `Host` header.")
-    INVALID_API_KEY = (
-        401,
-        "invalid_api_key",
-        "The API key is missing or wrong.",
-        "Send `Authorization: Bearer KEY` or `x-api-key: KEY`.",
-        {"www-authenticate": "Bearer"},
-    )
-    NO_SUCH_URL = (404, None, "The path does not exist on this port.", "`GET /v1` lists the endpoints.")
-    NO_SUCH_MODEL = (
-        404,
-        "model_not_found",
-        "`model` is not the name of the served model.",
-        "Use the name from `GET /v1/models`, or leave `model` out.",
-    )
-    NO_SUCH_OBJECT = (
-        404,
-        None,
-        "The response, item, state or running request does not exist, or belongs to another API key.",
-        "Check the id. A restart loses states, and responses without `--store`; the oldest responses are dropped.",
-    )
-    WRONG_METHOD = (
-        405,
-        "method_not_supported",
-        "The path exists, but not with this method.",
-        "Use a method from the header `allow`.",
-    )
-    REQUEST_TOO_SLOW = (
-        408,
-        "request_too_slow",
-        "The head or body of the request did not arrive in time; the connection is closed.",
-        "Send it again over a faster connection.",
-    )
-    CLIENT_TOO_SLOW = (
-        408,
-        "client_too_slow",
-        "The client left too much of a stream unread.",
-        "Read the stream as it comes.",
-        _NO_RETRY,
-    )
-    REQUEST_ABORTED = (
-        409,
-        "request_aborted",
-        "`POST /abort_request` or a cancellation ended the request.",
-        "Nothing: this is what was asked for.",
-        _NO_RETRY,
-    )
-    PROFILE_IN_PROGRESS = (
-        409,
-        "profile_in_progress",
-        "Another profile is being recorded.",
-        "Wait for its end.",
-    )
-    REQUEST_TOO_LARGE = (
-        413,
-        "request_too_large",
-        "The body is larger than `--max-body-bytes`, or the request would hold more memory than all requests may.",
-        _SMALLER,
-    )
-    BODY_ENCODED = (415, None, "The body is compressed.", "Send the body uncompressed, without `content-encoding`.")
-    QUEUE_FULL = (
-        429,
-        "rate_limit_exceeded",
-        "All slots are taken and the waiting queue, or the API key's share of it, is full.",
-        "Send it again after `retry-after`, which is estimated from the running requests.",
-        _RETRY,
-        _RATE_LIMIT,
-    )
-    TENANT_MEMORY_FULL = (
-        429,
-        "rate_limit_exceeded",
-        "The requests of this API key hold the key's share of the server's memory.",
-        "Wait for some of them, or send smaller ones.",
-        _RETRY,
-        _RATE_LIMIT,
-    )
-    HEAD_TOO_LARGE = (
-        431,
-        "request_too_large",
-        "The URL and the headers are together larger than 64 KiB.",
-        "Send fewer or shorter headers.",
-    )
-    INTERNAL_ERROR = (
-        500,
-        None,
-        "A bug. The log has the details under the request's `x-request-id`.",
-        "Report it with the log.",
-        _NO_HEADERS,
-        _SERVER_ERROR,
-    )
-    NUMERIC_ERROR = (
-        500,
-        "numeric_error",
-        "The model's activations for this request are not finite. Other requests go on.",
-        "If it continues an imported state, import a sound one. Otherwise check the checkpoint.",
-        _NO_HEADERS,
-        _SERVER_ERROR,
-    )
-    OVERLOADED = (
-        503,
-        "overloaded",
-        "Other requests hold all connections, the memory for bodies, or the queue for grammars.",
-        _LATER,
-        _RETRY,
-        _SERVER_ERROR,
-    )
-    QUEUE_TIMEOUT = (
-        503,
-        "queue_timeout",
-        "The request got no slot within `queue_timeout` seconds.",
-        _LATER,
-        _RETRY,
-        _SERVER_ERROR,
-    )
-    MODEL_LOADING = (
-        503,
-        "model_loading",
-        "The model is being loaded or compiled.",
-        "Wait until `GET /health/ready` returns 200.",
-        _RETRY,
-        _SERVER_ERROR,
-    )
-    SHUTTING_DOWN = (
-        503,
-        "shutting_down",
-        "The server drains before it stops.",
-        "Send it to another server; the connection is closed.",
-        _CLOSE,
-        _SERVER_ERROR,
-    )
-    ENGINE_UNAVAILABLE = (
-        503,
-        "engine_unavailable",
-        "The engine failed or was stopped. The process exits.",
-        "Send it to another server. The log says why the engine failed.",
-        _RETRY,
-        _SERVER_ERROR,
-    )
-    STREAM_MOVED = (
-        503,
-        "stream_moved",
-        "The server stopped in the midst of a stream. Other servers with the same `--store` continue the response.",
-        "`GET` the path in `resume` at another server: it returns the events that follow.",
-        _CLOSE,
-        _SERVER_ERROR,
-    )
-    STORE_UNAVAILABLE = (
-        503,
-        "store_unavailable",
-        "The database of `--store` cannot be reached, does not respond in time, or refuses reads or writes.",
-        "Send it again later, or with `store: false` if the response need not be kept. The log says what is wrong.",
-        _RETRY,
-        _SERVER_ERROR,
-    )
-    NOT_GENERATING = (
-        503,
-        "not_generating",
-        "`GET /health_generate` got no token in time.",
-        "Check the log and the metrics for a stuck step.",
-        _RETRY,
-        _SERVER_ERROR,
-    )
-    REQUEST_TIMEOUT = (
-        504,
-        "request_timeout",
-        "The request was not done within `timeout` or `--request-timeout` seconds.",
-        "Ask for fewer tokens, or allow more time.",
-        _NO_RETRY,
-        _SERVER_ERROR,
-    )
-    STORE_FULL = (
-        507,
-        None,
-        "The database of `--store` has no room left.",
-        "Make room, or lower `--store-days`.",
-    )
-    STATE_STORE_FULL = (
-        507,
-        None,
-        "There is no room for another saved state, or the API key has its share of them.",
-        "Delete a state, or raise `--state-cache-gib`.",
-    )
+    status: int
+    code: str | None
+    when: str
+    fix: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    type: str = _INVALID_REQUEST
 
-    def __init__(
-        self,
-        status: int,
-        code: str | None,
-        when: str,
-        fix: str,
-        headers: Mapping[str, str] = _NO_HEADERS,
-        type: str = _INVALID_REQUEST,
-    ) -> None:
-        self.status = status
-        self.code = code
-        self.when = when
-        self.fix = fix
-        self.headers = headers
-        self.type = type
+
+INVALID_REQUEST: Final = ErrorKind(
+    400,
+    None,
+    "The body is not a JSON object, or the value of a field is missing, invalid or unsupported.",
+    "Correct the field that `param` names. The message says what is accepted.",
+)
+CONTEXT_TOO_LONG: Final = ErrorKind(
+    400,
+    "context_length_exceeded",
+    "The prompt has more tokens than `--max-prompt-tokens`.",
+    "Shorten the prompt, or raise the setting.",
+)
+CONSTRAINT_FAILED: Final = ErrorKind(
+    400,
+    "constraint_failed",
+    "No token can continue the output under the request's schema, regex or grammar.",
+    "Correct the schema, regex or grammar.",
+)
+NO_PREVIOUS_RESPONSE: Final = ErrorKind(
+    400,
+    "previous_response_not_found",
+    "The server does not hold the response that `previous_response_id` names.",
+    "Send the whole conversation as `input`.",
+)
+NOT_HTTP: Final = ErrorKind(
+    400, None, "The bytes are not an HTTP request.", "Check the client, and `http://` against `https://`."
+)
+HOST_MISSING: Final = ErrorKind(
+    400, None, "The request has no `Host` header, or several.", "Send exactly one `Host` header."
+)
+INVALID_API_KEY: Final = ErrorKind(
+    401,
+    "invalid_api_key",
+    "The API key is missing or wrong.",
+    "Send `Authorization: Bearer KEY` or `x-api-key: KEY`.",
+    {"www-authenticate": "Bearer"},
+)
+NO_SUCH_URL: Final = ErrorKind(404, None, "The path does not exist on this port.", "`GET /v1` lists the endpoints.")
+NO_SUCH_MODEL: Final = ErrorKind(
+    404,
+    "model_not_found",
+    "`model` is not the name of the served model.",
+    "Use the name from `GET /v1/models`, or leave `model` out.",
+)
+NO_SUCH_OBJECT: Final = ErrorKind(
+    404,
+    None,
+    "The response, item, state or running request does not exist, or belongs to another API key.",
+    "Check the id. A restart loses states, and responses without `--store`; the oldest responses are dropped.",
+)
+WRONG_METHOD: Final = ErrorKind(
+    405,
+    "method_not_supported",
+    "The path exists, but not with this method.",
+    "Use a method from the header `allow`.",
+)
+REQUEST_TOO_SLOW: Final = ErrorKind(
+    408,
+    "request_too_slow",
+    "The head or body of the request did not arrive in time; the connection is closed.",
+    "Send it again over a faster connection.",
+)
+CLIENT_TOO_SLOW: Final = ErrorKind(
+    408,
+    "client_too_slow",
+    "The client left too much of a stream unread.",
+    "Read the stream as it comes.",
+    NO_RETRY,
+)
+REQUEST_ABORTED: Final = ErrorKind(
+    409,
+    "request_aborted",
+    "`POST /abort_request` or a cancellation ended the request.",
+    "Nothing: this is what was asked for.",
+    NO_RETRY,
+)
+PROFILE_IN_PROGRESS: Final = ErrorKind(
+    409,
+    "profile_in_progress",
+    "Another profile is being recorded.",
+    "Wait for its end.",
+)
+REQUEST_TOO_LARGE: Final = ErrorKind(
+    413,
+    "request_too_large",
+    "The body is larger than `--max-body-bytes`, or the request would hold more memory than all requests may.",
+    _SMALLER,
+)
+BODY_ENCODED: Final = ErrorKind(
+    415, None, "The body is compressed.", "Send the body uncompressed, without `content-encoding`."
+)
+QUEUE_FULL: Final = ErrorKind(
+    429,
+    "rate_limit_exceeded",
+    "All slots are taken and the waiting queue, or the API key's share of it, is full.",
+    "Send it again after `retry-after`, which is estimated from the running requests.",
+    RETRY,
+    _RATE_LIMIT,
+)
+TENANT_MEMORY_FULL: Final = ErrorKind(
+    429,
+    "rate_limit_exceeded",
+    "The requests of this API key hold the key's share of the server's memory.",
+    "Wait for some of them, or send smaller ones.",
+    RETRY,
+    _RATE_LIMIT,
+)
+HEAD_TOO_LARGE: Final = ErrorKind(
+    431,
+    "request_too_large",
+    "The URL and the headers are together larger than 64 KiB.",
+    "Send fewer or shorter headers.",
+)
+INTERNAL_ERROR: Final = ErrorKind(
+    500,
+    None,
+    "A bug. The log has the details under the request's `x-request-id`.",
+    "Report it with the log.",
+    type=SERVER_ERROR,
+)
+NUMERIC_ERROR: Final = ErrorKind(
+    500,
+    "numeric_error",
+    "The model's activations for this request are not finite. Other requests go on.",
+    "If it continues an imported state, import a sound one. Otherwise check the checkpoint.",
+    type=SERVER_ERROR,
+)
+OVERLOADED: Final = ErrorKind(
+    503,
+    "overloaded",
+    "Other requests hold all connections, the memory for bodies, or the queue for grammars.",
+    _LATER,
+    RETRY,
+    SERVER_ERROR,
+)
+QUEUE_TIMEOUT: Final = ErrorKind(
+    503,
+    "queue_timeout",
+    "The request got no slot within `queue_timeout` seconds.",
+    _LATER,
+    RETRY,
+    SERVER_ERROR,
+)
+MODEL_LOADING: Final = ErrorKind(
+    503,
+    "model_loading",
+    "The model is being loaded or compiled.",
+    "Wait until `GET /health/ready` returns 200.",
+    RETRY,
+    SERVER_ERROR,
+)
+SHUTTING_DOWN: Final = ErrorKind(
+    503,
+    "shutting_down",
+    "The server drains before it stops.",
+    "Send it to another server; the connection is closed.",
+    CLOSE,
+    SERVER_ERROR,
+)
+ENGINE_UNAVAILABLE: Final = ErrorKind(
+    503,
+    "engine_unavailable",
+    "The engine failed or was stopped. The process exits.",
+    "Send it to another server. The log says why the engine failed.",
+    RETRY,
+    SERVER_ERROR,
+)
+STREAM_MOVED: Final = ErrorKind(
+    503,
+    "stream_moved",
+    "The server stopped in the midst of a stream. Other servers with the same `--store` continue the response.",
+    "`GET` the path in `resume` at another server: it returns the events that follow.",
+    CLOSE,
+    SERVER_ERROR,
+)
+STORE_UNAVAILABLE: Final = ErrorKind(
+    503,
+    "store_unavailable",
+    "The database of `--store` cannot be reached, does not respond in time, or refuses reads or writes.",
+    "Send it again later, or with `store: false` if the response need not be kept. The log says what is wrong.",
+    RETRY,
+    SERVER_ERROR,
+)
+NOT_GENERATING: Final = ErrorKind(
+    503,
+    "not_generating",
+    "`GET /health_generate` got no token in time.",
+    "Check the log and the metrics for a stuck step.",
+    RETRY,
+    SERVER_ERROR,
+)
+REQUEST_TIMEOUT: Final = ErrorKind(
+    504,
+    "request_timeout",
+    "The request was not done within `timeout` or `--request-timeout` seconds.",
+    "Ask for fewer tokens, or allow more time.",
+    NO_RETRY,
+    SERVER_ERROR,
+)
+STORE_FULL: Final = ErrorKind(
+    507,
+    None,
+    "The database of `--store` has no room left.",
+    "Make room, or lower `--store-days`.",
+)
+STATE_STORE_FULL: Final = ErrorKind(
+    507,
+    None,
+    "There is no room for another saved state, or the API key has its share of them.",
+    "Delete a state, or raise `--state-cache-gib`.",
+)
+
+KINDS: Final = tuple(each for each in tuple(globals().values()) if isinstance(each, ErrorKind))
+"""All kinds of this table."""

@@ -1,12 +1,8 @@
-"""Errors of the API: every exception becomes a status and one line of text here."""
+"""Errors of requests: every exception of the core becomes a status and one line of text here."""
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypedDict
-
-from fastapi import HTTPException
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException as StarletteHTTPException
+from collections.abc import Mapping
+from typing import Final, TypedDict
 
 from ...engine import (
     ConstraintError,
@@ -18,8 +14,8 @@ from ...engine import (
     RoostError,
 )
 from ..database.errors import StoreFullError, StoreUnavailableError
+from . import kinds
 from .kinds import ErrorKind, retry_after
-from .validation_errors import describe, path_of
 
 CLIENT_CLOSED_REQUEST: Final = 499
 """Status in the log (nginx's number) of a request whose client has disconnected."""
@@ -46,7 +42,7 @@ class ErrorBody(TypedDict):
     error: ErrorDetail
 
 
-class ApiError(HTTPException):
+class ApiError(Exception):
     """An error that clients receive.
 
     Args:
@@ -67,11 +63,23 @@ class ApiError(HTTPException):
         headers: Mapping[str, str] | None = None,
         is_private: bool = False,
     ) -> None:
-        message = _one_line(message)
-        super().__init__(kind.status, message, kind.headers if headers is None else headers)
+        self.kind = kind
+        self.message = _one_line(message)
+        self.param = None if param is None else _one_line(param)
+        self.headers = kind.headers if headers is None else headers
         self.is_private = is_private
-        param = None if param is None else _one_line(param)
-        self.body = ErrorBody(error=ErrorDetail(message=message, type=kind.type, param=param, code=kind.code))
+        super().__init__(self.message)
+
+    @property
+    def status_code(self) -> int:
+        """HTTP status."""
+        return self.kind.status
+
+    @property
+    def body(self) -> ErrorBody:
+        """The error in OpenAI's shape."""
+        detail = ErrorDetail(message=self.message, type=self.kind.type, param=self.param, code=self.kind.code)
+        return ErrorBody(error=detail)
 
 
 def _one_line(text: str, most: int = _MAX_MESSAGE) -> str:
@@ -82,59 +90,59 @@ def _one_line(text: str, most: int = _MAX_MESSAGE) -> str:
 
 def bad_value(param: str | None, message: str, *, is_private: bool = False) -> ApiError:
     """Returns a 400 for an invalid value of a request."""
-    return ApiError(ErrorKind.INVALID_REQUEST, message, param=param, is_private=is_private)
+    return ApiError(kinds.INVALID_REQUEST, message, param=param, is_private=is_private)
 
 
 def unknown_model(name: str, served: str) -> ApiError:
     """Returns a 404 for another model than the served one."""
     message = f"the model {name!r:.100} does not exist: this server has {served}"
-    return ApiError(ErrorKind.NO_SUCH_MODEL, message, param="model")
+    return ApiError(kinds.NO_SUCH_MODEL, message, param="model")
 
 
 def invalid_api_key() -> ApiError:
     """Returns a 401 for a missing or wrong key."""
     message = "missing or wrong API key: send the header Authorization: Bearer KEY, or x-api-key: KEY"
-    return ApiError(ErrorKind.INVALID_API_KEY, message)
+    return ApiError(kinds.INVALID_API_KEY, message)
 
 
 def prompt_too_long(num_tokens: int, limit: int) -> ApiError:
     """Returns a 400 for a prompt with more tokens than the operator allows."""
     message = f"the prompt has {num_tokens} tokens, and this server takes {limit}"
-    return ApiError(ErrorKind.CONTEXT_TOO_LONG, message)
+    return ApiError(kinds.CONTEXT_TOO_LONG, message)
 
 
 def body_too_large(limit: int) -> ApiError:
     """Returns a 413 for a body of more than `limit` bytes."""
-    return ApiError(ErrorKind.REQUEST_TOO_LARGE, f"the body is larger than {limit} bytes")
+    return ApiError(kinds.REQUEST_TOO_LARGE, f"the body is larger than {limit} bytes")
 
 
 def request_too_large(limit: int) -> ApiError:
     """Returns a 413 for a request that would take more memory than all requests may hold together."""
     message = f"the request would hold more than {limit / 2**20:.0f} MiB of memory: send fewer or shorter prompts"
-    return ApiError(ErrorKind.REQUEST_TOO_LARGE, message)
+    return ApiError(kinds.REQUEST_TOO_LARGE, message)
 
 
 def encoded_body(encoding: str) -> ApiError:
     """Returns a 415 for a compressed body."""
     message = f"content-encoding {encoding[:60]!r} is not supported: send the body uncompressed"
-    return ApiError(ErrorKind.BODY_ENCODED, message)
+    return ApiError(kinds.BODY_ENCODED, message)
 
 
 def host_missing() -> ApiError:
     """Returns a 400 for a request without a `Host` header, or with several."""
-    return ApiError(ErrorKind.HOST_MISSING, "an HTTP/1.1 request needs exactly one Host header")
+    return ApiError(kinds.HOST_MISSING, "an HTTP/1.1 request needs exactly one Host header")
 
 
 def too_many_bytes() -> ApiError:
     """Returns a 503 for a request that comes while others hold all memory."""
     message = "too many large requests at a time: try again later"
-    return ApiError(ErrorKind.OVERLOADED, message)
+    return ApiError(kinds.OVERLOADED, message)
 
 
 def tenant_holds_too_much() -> ApiError:
     """Returns a 429 for a request of a tenant that holds its share of the memory already."""
     message = "this API key's requests hold too much memory at a time: wait for some of them, or send smaller ones"
-    return ApiError(ErrorKind.TENANT_MEMORY_FULL, message)
+    return ApiError(kinds.TENANT_MEMORY_FULL, message)
 
 
 def response_too_large(param: str, num_bytes: int, limit: int, fix: str) -> ApiError:
@@ -145,71 +153,70 @@ def response_too_large(param: str, num_bytes: int, limit: int, fix: str) -> ApiE
 
 def grammars_busy(reason: str) -> ApiError:
     """Returns a 503 for a grammar that other grammars leave no room for."""
-    return ApiError(ErrorKind.OVERLOADED, reason)
+    return ApiError(kinds.OVERLOADED, reason)
 
 
 def too_many_connections() -> ApiError:
     """Returns a 503 for a connection beyond the limit."""
-    return ApiError(ErrorKind.OVERLOADED, "too many connections")
+    return ApiError(kinds.OVERLOADED, "too many connections")
 
 
 def not_http() -> ApiError:
     """Returns a 400 for bytes that are no HTTP request."""
-    return ApiError(ErrorKind.NOT_HTTP, "this is no HTTP request")
+    return ApiError(kinds.NOT_HTTP, "this is no HTTP request")
 
 
 def head_too_large(limit: int) -> ApiError:
     """Returns a 431 for a URL and headers of more than `limit` bytes together."""
-    return ApiError(ErrorKind.HEAD_TOO_LARGE, f"the URL and the headers are together larger than {limit} bytes")
+    return ApiError(kinds.HEAD_TOO_LARGE, f"the URL and the headers are together larger than {limit} bytes")
 
 
 def too_slow(what: str, seconds: float) -> ApiError:
     """Returns a 408 for a part of a request that took too long; the connection is closed then."""
-    return ApiError(ErrorKind.REQUEST_TOO_SLOW, f"{what} did not arrive within {seconds:g} s")
+    return ApiError(kinds.REQUEST_TOO_SLOW, f"{what} did not arrive within {seconds:g} s")
 
 
 def model_loading() -> ApiError:
     """Returns a 503 while the model loads."""
-    return ApiError(ErrorKind.MODEL_LOADING, "the model is still loading")
+    return ApiError(kinds.MODEL_LOADING, "the model is still loading")
 
 
 def shutting_down() -> ApiError:
     """Returns a 503 while the server drains."""
-    return ApiError(ErrorKind.SHUTTING_DOWN, "the server is shutting down")
+    return ApiError(kinds.SHUTTING_DOWN, "the server is shutting down")
 
 
 def stream_moved(path: str) -> ApiError:
     """Returns the error that ends a stream which other servers continue."""
-    return ApiError(ErrorKind.STREAM_MOVED, f"this server stops: continue with GET {path}, at any server")
+    return ApiError(kinds.STREAM_MOVED, f"this server stops: continue with GET {path}, at any server")
 
 
 def not_generating(reason: str) -> ApiError:
     """Returns a 503 for a health check whose token did not come."""
-    return ApiError(ErrorKind.NOT_GENERATING, reason)
+    return ApiError(kinds.NOT_GENERATING, reason)
 
 
 def request_aborted() -> ApiError:
     """Returns a 409 for a request that another request aborted."""
-    return ApiError(ErrorKind.REQUEST_ABORTED, "the request was aborted")
+    return ApiError(kinds.REQUEST_ABORTED, "the request was aborted")
 
 
 def client_too_slow() -> ApiError:
     """Returns a 408 for a stream of which the client has left too much unread."""
-    return ApiError(ErrorKind.CLIENT_TOO_SLOW, "the stream was read too slowly")
+    return ApiError(kinds.CLIENT_TOO_SLOW, "the stream was read too slowly")
 
 
 def internal_error() -> ApiError:
     """Returns a 500 without details, which go to the log."""
-    return ApiError(ErrorKind.INTERNAL_ERROR, "internal server error")
+    return ApiError(kinds.INTERNAL_ERROR, "internal server error")
 
 
 def log_reason(error: ApiError) -> str:
     """Returns the reason of a refusal as one short line for the log, without values that the client sent."""
-    detail = error.body["error"]
     if error.is_private:
-        param = _one_line(detail["param"] or "the request", _MAX_REASON)
-        return f"{param} was refused ({detail['code'] or detail['type']})"
-    return _one_line(_without_quotes(detail["message"].partition(", got ")[0]), _MAX_REASON)
+        param = _one_line(error.param or "the request", _MAX_REASON)
+        return f"{param} was refused ({error.kind.code or error.kind.type})"
+    return _one_line(_without_quotes(error.message.partition(", got ")[0]), _MAX_REASON)
 
 
 def _without_quotes(text: str) -> str:
@@ -232,64 +239,23 @@ def from_exception(error: Exception) -> ApiError:
     match error:
         case ApiError():
             return error
-        case RequestValidationError():
-            return _from_validation(error)
-        case StarletteHTTPException():
-            return from_http(error)
         case QueueFullError():
-            return ApiError(ErrorKind.QUEUE_FULL, str(error), headers=retry_after(error.retry_after_s))
+            return ApiError(kinds.QUEUE_FULL, str(error), headers=retry_after(error.retry_after_s))
         case QueueTimeoutError():
-            return ApiError(ErrorKind.QUEUE_TIMEOUT, str(error))
+            return ApiError(kinds.QUEUE_TIMEOUT, str(error))
         case RequestTimeoutError():
-            return ApiError(ErrorKind.REQUEST_TIMEOUT, str(error))
+            return ApiError(kinds.REQUEST_TIMEOUT, str(error))
         case ConstraintError():  # no output can match the constraint
-            return ApiError(ErrorKind.CONSTRAINT_FAILED, str(error), is_private=True)
+            return ApiError(kinds.CONSTRAINT_FAILED, str(error), is_private=True)
         case EngineDeadError():
-            return ApiError(ErrorKind.ENGINE_UNAVAILABLE, str(error))
+            return ApiError(kinds.ENGINE_UNAVAILABLE, str(error))
         case NumericError():
-            return ApiError(ErrorKind.NUMERIC_ERROR, str(error))
+            return ApiError(kinds.NUMERIC_ERROR, str(error))
         case StoreFullError():
-            return ApiError(ErrorKind.STORE_FULL, "the store of responses is full")
+            return ApiError(kinds.STORE_FULL, "the store of responses is full")
         case StoreUnavailableError():
-            return ApiError(ErrorKind.STORE_UNAVAILABLE, "the store of responses is not available")
+            return ApiError(kinds.STORE_UNAVAILABLE, "the store of responses is not available")
         case RoostError():
-            return ApiError(ErrorKind.INTERNAL_ERROR, str(error))
+            return ApiError(kinds.INTERNAL_ERROR, str(error))
         case _:
             return internal_error()
-
-
-def from_http(error: StarletteHTTPException, where: str = "") -> ApiError:
-    """Returns the error for one of Starlette's own: no such route, no such method, a body that cannot be read.
-
-    Args:
-      where: Method and path, as the end of the message.
-    """
-    if isinstance(error, ApiError):
-        return error
-    match error.status_code:
-        case 404:
-            return ApiError(ErrorKind.NO_SUCH_URL, f"no such URL{where}")
-        case 405:
-            return ApiError(ErrorKind.WRONG_METHOD, f"no such method here{where}", headers=error.headers)
-        case status:
-            kind = ErrorKind.INVALID_REQUEST if status < 500 else ErrorKind.INTERNAL_ERROR
-            return ApiError(kind, error.detail, headers=error.headers)
-
-
-def _from_validation(error: RequestValidationError) -> ApiError:
-    first = error.errors()[0]
-    location: Sequence[str | int] = first["loc"]
-    if first["type"] == "json_invalid":
-        return bad_value(None, f"the body is not valid JSON: {first['ctx']['error']} at {location[-1]}")
-    if len(location) < 2:
-        return bad_value(None, _about_body(error.body))
-    param = path_of(location[1:]).partition(".")[0].partition("[")[0]
-    return bad_value(param, describe(first, location[1:]))
-
-
-def _about_body(body: Any) -> str:
-    if body is None:
-        return "a body is missing: send a JSON object"
-    if isinstance(body, bytes):
-        return "send the body as JSON, with Content-Type: application/json"
-    return "the body must be a JSON object"

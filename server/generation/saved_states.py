@@ -4,7 +4,7 @@ from dataclasses import replace
 from uuid import uuid4
 
 from ...engine import MAX_TOKENS, SavedState, UnknownRequestError
-from ..errors.kinds import ErrorKind
+from ..errors import kinds
 from ..errors.request_errors import ApiError, bad_value
 from ..tenancy.tenant import tenant
 from .service import Service
@@ -22,7 +22,7 @@ async def save_state(service: Service, request_id: str, index: int) -> StoredSta
       ApiError: There is no such choice, or no room for its state.
     """
     message = f"no request with the id {request_id!r} and a choice {index} runs, or has ended lately"
-    unknown = ApiError(ErrorKind.NO_SUCH_OBJECT, message, param="request_id")
+    unknown = ApiError(kinds.NO_SUCH_OBJECT, message, param="request_id")
     async with service.saves.hold():
         sent = service.tracked.find(request_id, index)
         if sent is None:

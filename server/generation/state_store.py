@@ -7,7 +7,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from ...engine import SavedState, TenantStore
-from ..errors.kinds import ErrorKind
+from ..errors import kinds
 from ..errors.request_errors import ApiError
 
 MAX_STATES: Final = 10_000
@@ -102,7 +102,7 @@ class StateStore:
         """
         stored = self._stored.get(state_id)
         if stored is None or stored.owner != owner:
-            raise ApiError(ErrorKind.NO_SUCH_OBJECT, f"there is no state with the id {state_id!r}", param=param)
+            raise ApiError(kinds.NO_SUCH_OBJECT, f"there is no state with the id {state_id!r}", param=param)
         return stored
 
     def of(self, owner: str) -> Sequence[StoredState]:
@@ -119,4 +119,4 @@ class StateStore:
 
 
 def _full(message: str) -> ApiError:
-    return ApiError(ErrorKind.STATE_STORE_FULL, message)
+    return ApiError(kinds.STATE_STORE_FULL, message)

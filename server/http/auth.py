@@ -8,7 +8,7 @@ from typing import Final
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..errors.kinds import ErrorKind
+from ..errors import kinds
 from ..errors.request_errors import ApiError, invalid_api_key
 from ..settings import Settings, SettingsError
 from ..tenancy.tenant import tenant
@@ -127,7 +127,7 @@ class PortSplit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not self._is_served(scope):
-            error = ApiError(ErrorKind.NO_SUCH_URL, "no such URL on this port")
+            error = ApiError(kinds.NO_SUCH_URL, "no such URL on this port")
             await send_error(error, scope, receive, send)
         else:
             await self._app(scope, receive, send)

@@ -282,7 +282,7 @@ class LimitedConnection(Connection):
 
 def _raw(error: ApiError) -> bytes:
     """Returns the bytes of a complete response, with a request id like every response."""
-    response = error_response(error, "")
+    response = error_response(error)
     own_id = f"req_{secrets.token_hex(16)}".encode()
     headers = [*response.raw_headers, (b"x-request-id", own_id), (b"request-id", own_id), (b"connection", b"close")]
     lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)

@@ -1,7 +1,7 @@
-"""Responses to errors, in the shape of each API."""
+"""Responses to errors, in the shape of each API, and the errors behind exceptions of FastAPI and Starlette."""
 
-from collections.abc import Mapping
-from typing import Final, TypedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -11,79 +11,45 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from ...engine import RoostError
-from ..errors.kinds import ErrorKind
-from ..errors.request_errors import CLIENT_CLOSED_REQUEST, ApiError, from_exception, from_http, log_reason
-from ..observability.logging import error_reason, request_id
+from ..errors import kinds
+from ..errors.request_errors import CLIENT_CLOSED_REQUEST, ApiError, bad_value, from_exception, log_reason
+from ..errors.validation_errors import describe, path_of
+from ..observability.logging import error_reason
 
-ANTHROPIC_PATH: Final = "/v1/messages"
-"""Prefix of the paths of Anthropic's API."""
+type ErrorShapes = Mapping[str, Callable[[ApiError], Any]]
+"""Functions that return an error's body in another shape than OpenAI's, by the prefix of an API's paths."""
 
 _API_ROOT: Final = "/v1"
 
-_ANTHROPIC_TYPES: Final[Mapping[int, str]] = {
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    503: "overloaded_error",
-    504: "timeout_error",
-}
 
-
-class AnthropicErrorDetail(TypedDict):
-    """An error in Anthropic's shape."""
-
-    type: str
-    message: str
-
-
-class AnthropicErrorBody(TypedDict):
-    """Body of every status from 400 on, and event about an error in a stream, in Anthropic's shape."""
-
-    type: str
-    error: AnthropicErrorDetail
-    request_id: str
-
-
-def anthropic_type(status: int) -> str:
-    """Returns Anthropic's class of the errors of an HTTP status."""
-    return _ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
-
-
-def anthropic_body(error: ApiError) -> AnthropicErrorBody:
-    """Returns an error in Anthropic's shape. It has no place for the field that caused it, so the message names it."""
-    detail = error.body["error"]
-    message, param = detail["message"], detail["param"]
-    return AnthropicErrorBody(
-        type="error",
-        error=AnthropicErrorDetail(
-            type=anthropic_type(error.status_code),
-            message=message if param is None or param in message else f"{param}: {message}",
-        ),
-        request_id=request_id.get(),
-    )
-
-
-def error_response(error: ApiError, path: str) -> Response:
+def error_response(error: ApiError, scope: Scope | None = None) -> Response:
     """Returns the response to an error, and logs its reason.
 
     Args:
-      path: Path of the request, which decides the shape.
+      scope: Scope of the request, whose path decides the shape; None if no request could be read.
     """
     error_reason.get([]).append(log_reason(error))
-    body = anthropic_body(error) if path.startswith(ANTHROPIC_PATH) else error.body
-    return JSONResponse(body, error.status_code, error.headers)
+    return JSONResponse(_shaped(error, scope), error.status_code, error.headers)
+
+
+def _shaped(error: ApiError, scope: Scope | None) -> Any:
+    """Returns the body of an error in the shape of the API that a path belongs to."""
+    if scope is None or "app" not in scope:
+        return error.body
+    shapes: ErrorShapes = scope["app"].state.error_shapes
+    found = (shape(error) for prefix, shape in shapes.items() if scope["path"].startswith(prefix))
+    return next(found, error.body)
 
 
 async def send_error(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
     """Sends the response to an error from a middleware."""
-    await error_response(error, scope["path"])(scope, receive, send)
+    await error_response(error, scope)(scope, receive, send)
 
 
-def install_error_handlers(app: FastAPI) -> None:
+def install_error_handlers(app: FastAPI, shapes: ErrorShapes) -> None:
     """Installs handlers of all known exceptions; a middleware handles the unknown ones."""
-    for kind in (HTTPException, RequestValidationError, RoostError):
+    app.state.error_shapes = shapes
+    for kind in (ApiError, HTTPException, RequestValidationError, RoostError):
         app.add_exception_handler(kind, _respond)
     app.add_exception_handler(ClientDisconnect, _no_response)
 
@@ -92,9 +58,57 @@ async def _respond(request: Request, error: Exception) -> Response:
     path = request.url.path
     if path.rstrip("/") == _API_ROOT:
         return _directions(request)
-    if isinstance(error, HTTPException) and error.status_code in (404, 405):
-        return error_response(from_http(error, f" ({request.method} {path})"), path)
-    return error_response(from_exception(error), path)
+    match error:
+        case RequestValidationError():
+            api_error = from_validation(error.errors(), error.body)
+        case HTTPException():
+            api_error = _from_http(error, f" ({request.method} {path})")
+        case _:
+            api_error = from_exception(error)
+    return error_response(api_error, request.scope)
+
+
+def _from_http(error: HTTPException, where: str) -> ApiError:
+    """Returns the error for one of Starlette's own: no such route, no such method, a body that cannot be read.
+
+    Args:
+      where: Method and path, as the end of the message.
+    """
+    if isinstance(error.__cause__, ApiError):  # raised while FastAPI read the body
+        return error.__cause__
+    match error.status_code:
+        case 404:
+            return ApiError(kinds.NO_SUCH_URL, f"no such URL{where}")
+        case 405:
+            return ApiError(kinds.WRONG_METHOD, f"no such method here{where}", headers=error.headers)
+        case status:
+            kind = kinds.INVALID_REQUEST if status < 500 else kinds.INTERNAL_ERROR
+            return ApiError(kind, error.detail, headers=error.headers)
+
+
+def from_validation(details: Sequence[Any], body: Any) -> ApiError:
+    """Returns the error for a request that a schema refuses.
+
+    Args:
+      details: Entries of pydantic's `errors()`, whose places begin with the part of the request.
+      body: Body of the request, as far as it was parsed.
+    """
+    first = details[0]
+    location: Sequence[str | int] = first["loc"]
+    if first["type"] == "json_invalid":
+        return bad_value(None, f"the body is not valid JSON: {first['ctx']['error']} at {location[-1]}")
+    if len(location) < 2:
+        return bad_value(None, _about_body(body))
+    param = path_of(location[1:]).partition(".")[0].partition("[")[0]
+    return bad_value(param, describe(first, location[1:]))
+
+
+def _about_body(body: Any) -> str:
+    if body is None:
+        return "a body is missing: send a JSON object"
+    if isinstance(body, bytes):
+        return "send the body as JSON, with Content-Type: application/json"
+    return "the body must be a JSON object"
 
 
 def _directions(request: Request) -> Response:
@@ -104,7 +118,7 @@ def _directions(request: Request) -> Response:
         f"no such URL ({request.method} {request.url.path}): this is the base URL for API clients, such as "
         f'OpenAI(base_url="{page}v1"); the page to chat on is {page}'
     )
-    error = ApiError(ErrorKind.NO_SUCH_URL, message)
+    error = ApiError(kinds.NO_SUCH_URL, message)
     error_reason.get([]).append(log_reason(error))
     return JSONResponse({**error.body, "chat_page": page, "endpoints": request.app.state.endpoints}, 404)
 

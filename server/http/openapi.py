@@ -8,13 +8,11 @@ from pydantic import ConfigDict, TypeAdapter, with_config
 from pydantic.json_schema import GenerateJsonSchema
 
 from ..errors.request_errors import ErrorBody
-from .error_responses import AnthropicErrorBody
 from .response_parts import CHUNKS, DONE, SseEncoder
 
 type Responses = dict[int | str, dict[str, Any]]
 
 ERRORS: Final[Responses] = {"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}}
-ANTHROPIC_ERRORS: Final[Responses] = {"4XX": {"model": AnthropicErrorBody}, "5XX": {"model": AnthropicErrorBody}}
 
 PLAIN_TEXT: Final[Responses] = {200: {"content": {"text/plain": {}}}}
 

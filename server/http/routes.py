@@ -7,7 +7,6 @@ from functools import partial
 from typing import Annotated, Any, Final
 
 from fastapi import Depends, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import ValidationError
 from pydantic_core import from_json
@@ -15,11 +14,12 @@ from starlette.datastructures import Headers
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..errors.request_errors import ApiError, bad_value, encoded_body, from_exception, model_loading
+from ..errors.request_errors import ApiError, bad_value, encoded_body, model_loading
 from ..generation.service import Service
 from ..tenancy.request_memory import request_memory
 from ..tenancy.workers import Workers
 from .body_check import BodyCheck
+from .error_responses import from_validation
 from .json_limits import LONG_BYTES, MAX_CONTAINERS, has_too_many_containers, size_of
 from .schema_base import JsonObject
 
@@ -147,7 +147,7 @@ def _validated(parsed: Any, model: type[JsonObject]) -> JsonObject:
         return model.model_validate(parsed)
     except ValidationError as error:
         details = [{**detail, "loc": ("body", *detail["loc"])} for detail in error.errors(include_url=False)]
-        raise from_exception(RequestValidationError(details, body=parsed)) from None
+        raise from_validation(details, parsed) from None
 
 
 def parse_json(body: bytes | bytearray) -> Any:

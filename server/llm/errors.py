@@ -31,7 +31,6 @@ def python_errors() -> Iterator[None]:
     try:
         yield
     except ApiError as error:
-        detail = error.body["error"]
         if error.status_code < 500:
-            raise RequestError(detail["message"], detail["param"]) from None
-        raise RoostError(detail["message"]) from None
+            raise RequestError(error.message, error.param) from None
+        raise RoostError(error.message) from None

@@ -10,10 +10,10 @@ from ...constraints.tools import CallPiece
 from ...errors.request_errors import ApiError
 from ...generation.delta import Delta
 from ...generation.prompts import Prompt
-from ...http.error_responses import anthropic_body
 from ...http.response_parts import PINGED_EVENTS
 from ...http.streaming import ResponseBuilder
 from ...text.served_model import ServedModel
+from .errors import anthropic_body
 
 _EMPTY_TEXT: Final = {"type": "text", "text": ""}
 

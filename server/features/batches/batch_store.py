@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from ...database.database import Database
 from ...database.group_commit import GroupCommit
-from ...errors.kinds import ErrorKind
+from ...errors import kinds
 from ...errors.request_errors import ApiError, bad_value
 from ...tenancy.tenant import tenant
 from ...tenancy.tenant_locks import TenantLocks
@@ -79,7 +79,7 @@ class BatchStore:
         total = await self._database.run(lambda each: file_table.total_bytes(each, owner), timeout_s=_REPLY_S)
         if total >= MAX_TOTAL_BYTES:
             message = f"the files of this API key take {total} bytes, and may take {MAX_TOTAL_BYTES}: delete some"
-            raise ApiError(ErrorKind.STORE_FULL, message)
+            raise ApiError(kinds.STORE_FULL, message)
         begin = partial(file_table.begin, tenant=owner, file_id=file_id, purpose="batch", name=name)
         await self._commits.write(begin, _REPLY_S)
         return file_id
@@ -262,9 +262,9 @@ def _found(batch_id: str, batch: BatchRecord | None) -> BatchRecord:
 
 
 def _no_batch(batch_id: str) -> ApiError:
-    return ApiError(ErrorKind.NO_SUCH_OBJECT, f"there is no batch with the id {batch_id!r}")
+    return ApiError(kinds.NO_SUCH_OBJECT, f"there is no batch with the id {batch_id!r}")
 
 
 def _no_file(file_id: str, param: str | None = None) -> ApiError:
-    kind = ErrorKind.NO_SUCH_OBJECT if param is None else ErrorKind.INVALID_REQUEST
+    kind = kinds.NO_SUCH_OBJECT if param is None else kinds.INVALID_REQUEST
     return ApiError(kind, f"there is no file with the id {file_id!r}", param=param)

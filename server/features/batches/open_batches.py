@@ -7,7 +7,7 @@ from fastapi import Depends
 from starlette.types import ASGIApp
 
 from ...database.opening import open_database
-from ...errors.kinds import ErrorKind
+from ...errors import kinds
 from ...errors.request_errors import ApiError
 from ...feature import OpenFeature, Opening, opened
 from ...generation.service import Service
@@ -65,7 +65,7 @@ def open_batches(opening: Opening) -> OpenBatches:
 
 async def _store(batches: Annotated[OpenBatches, Depends(opened(OpenBatches))]) -> BatchStore:
     if batches.store is None:
-        raise ApiError(ErrorKind.NO_SUCH_URL, "files and batches need a database: start the server with --store")
+        raise ApiError(kinds.NO_SUCH_URL, "files and batches need a database: start the server with --store")
     return batches.store
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Query, Response
 
 from ....engine import record_profile
-from ...errors.kinds import ErrorKind
+from ...errors import kinds
 from ...errors.request_errors import ApiError
 from ...http.routes import ReadyService
 
@@ -24,7 +24,7 @@ _ONE: Final = asyncio.Lock()
 async def profile(service: ReadyService, seconds: Annotated[float, Query(gt=0, le=60)] = 2.0) -> Response:
     """Records what the host and the device do, and returns files for xprof and Perfetto, zipped."""
     if _ONE.locked():
-        raise ApiError(ErrorKind.PROFILE_IN_PROGRESS, "a profile is being recorded; wait for its end")
+        raise ApiError(kinds.PROFILE_IN_PROGRESS, "a profile is being recorded; wait for its end")
     async with _ONE:
         content = await asyncio.to_thread(_record, seconds)
     headers = {"content-disposition": 'attachment; filename="profile.zip"'}

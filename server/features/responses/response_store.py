@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from pydantic import TypeAdapter
 
-from ...errors.kinds import ErrorKind
+from ...errors import kinds
 from ...errors.request_errors import ApiError
 from ...generation.delta import Delta
 from ...tenancy.tenant_locks import TenantLocks
@@ -148,7 +148,7 @@ class ResponseStore(ABC):
         """
         stored = await self.find(response_id)
         if stored is None:
-            raise ApiError(ErrorKind.NO_SUCH_OBJECT, f"there is no stored response with the id {response_id!r}")
+            raise ApiError(kinds.NO_SUCH_OBJECT, f"there is no stored response with the id {response_id!r}")
         return stored
 
     async def previous(self, previous_response_id: str | None) -> StoredResponse | None:
@@ -162,7 +162,7 @@ class ResponseStore(ABC):
         stored = await self.find(previous_response_id)
         if stored is None:
             raise ApiError(
-                ErrorKind.NO_PREVIOUS_RESPONSE,
+                kinds.NO_PREVIOUS_RESPONSE,
                 f"there is no stored response with the id {previous_response_id!r}",
                 param="previous_response_id",
             )
@@ -243,4 +243,4 @@ def _message_of(item: Mapping[str, Any], message: ConversationMessage) -> Conver
 
 
 def _no_item(item_id: str) -> ApiError:
-    return ApiError(ErrorKind.NO_SUCH_OBJECT, f"there is no stored item with the id {item_id[:100]!r}", param="input")
+    return ApiError(kinds.NO_SUCH_OBJECT, f"there is no stored item with the id {item_id[:100]!r}", param="input")

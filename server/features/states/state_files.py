@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ....engine import TenantStore
-from ...errors.kinds import ErrorKind
+from ...errors import kinds
 from ...errors.request_errors import ApiError, too_many_bytes
 from ...tenancy.tenant import tenant
 
@@ -121,4 +121,4 @@ class StateFiles:
 
 def _gave_way() -> ApiError:
     message = f"the file did not arrive within {GRACE_S:g} s, and others needed its memory: send it faster, or later"
-    return ApiError(ErrorKind.REQUEST_TOO_SLOW, message)
+    return ApiError(kinds.REQUEST_TOO_SLOW, message)

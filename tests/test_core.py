@@ -1,0 +1,55 @@
+"""The core without HTTP: what generates text works where no web framework is installed."""
+
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+
+import pytest
+
+ROOMS = ("errors",)
+"""Rooms of the server that import no web framework, not even through others."""
+
+WEB = ("fastapi", "starlette", "uvicorn")
+
+FORBIDDING = """
+import sys
+from importlib.abc import MetaPathFinder
+
+class Forbidden(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {names!r}:
+            raise ModuleNotFoundError("this program must not import " + name)
+
+sys.meta_path.insert(0, Forbidden())
+"""
+"""Start of a program that cannot import some packages."""
+
+
+def run(program: str, *forbidden: str) -> subprocess.CompletedProcess[str]:
+    """Runs a program in a process that cannot import some packages."""
+    text = FORBIDDING.format(names=forbidden) + program
+    return subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False, timeout=300)
+
+
+def modules_of(room: str) -> Iterator[str]:
+    """Yields the names of all modules of a room, except programs."""
+    package = import_module(f"roost.server.{room}")
+    yield package.__name__
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        if not module.name.endswith("__main__"):
+            yield module.name
+
+
+def test_the_core_imports_no_web_framework() -> None:
+    modules = [module for room in ROOMS for module in modules_of(room)]
+    found = run("".join(f"import {module}\n" for module in modules), *WEB)
+    assert found.returncode == 0, found.stderr
+
+
+@pytest.mark.parametrize("module", ["starlette.types", "roost.server.app"])
+def test_an_import_of_a_web_framework_is_seen(module: str) -> None:
+    found = run(f"import {module}", *WEB)
+    assert found.returncode != 0
+    assert "must not import" in found.stderr
