@@ -11,8 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from .errors.request_warnings import HEADER as WARNINGS_HEADER
-from .feature import Feature, OpenFeature, Opening
-from .features.index import load_features
+from .feature import Feature, OpenFeature, Opening, load_features
 from .generation.service import Service
 from .http import health
 from .http.auth import Access, KeyAuthentication, PortSplit, needs_admin_key, needs_key

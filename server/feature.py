@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -9,6 +10,7 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp
 
 from .database.schema import Tables
+from .features.index import modules_of
 from .generation.service import Service
 from .http.error_responses import ErrorShapes
 from .observability.request_metrics import Observer
@@ -30,6 +32,12 @@ class Opening:
     settings: Settings | None = None
     observers: Sequence[Observer] = ()
     num_tenants: int = 1
+
+    def settings_of[Kind: Settings](self, kind: type[Kind]) -> Kind | None:
+        """Returns the settings with a feature's own ones; None if it is opened without settings."""
+        if self.settings is None or isinstance(self.settings, kind):
+            return self.settings
+        raise TypeError(f"settings lack those of {kind.__name__}: use all_settings()")
 
 
 class OpenFeature:
@@ -100,6 +108,12 @@ class Feature:
     tables: Tables | None = None
     open: Callable[[Opening], OpenFeature] = _open_nothing
     unused_collectors: Callable[[], Sequence[Collector]] = field(default=tuple)
+
+
+@cache
+def load_features() -> tuple[Feature, ...]:
+    """Returns the records of all features."""
+    return tuple(module.FEATURE for module in modules_of("feature"))
 
 
 def opened[Kind: OpenFeature](kind: type[Kind]) -> Callable[[Request], Kind]:

@@ -197,7 +197,7 @@ def opened(address: str, *, clocked: bool = False) -> "Database":
     from roost.server.database.address import StoreAddress
     from roost.server.database.database import Database
     from roost.server.database.dialects import dialect_of
-    from roost.server.features.index import load_features
+    from roost.server.feature import load_features
 
     dialect = dialect_of(StoreAddress.parse(address))
     if clocked:

@@ -43,6 +43,7 @@ LEVELS = (
     "server/observability",
     "server/tenancy",
     "server/settings",
+    "server/features/index.py",
     "server/errors",
     "server/database",
     "server/__init__.py",

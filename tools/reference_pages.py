@@ -17,8 +17,8 @@ from prometheus_client import CollectorRegistry
 from roost.engine import EngineStats
 from roost.server.app import create_app
 from roost.server.errors.kinds import KINDS, ErrorKind
+from roost.server.feature import load_features
 from roost.server.features.anthropic.errors import anthropic_type
-from roost.server.features.index import load_features
 from roost.server.generation.service import Service
 from roost.server.http.open_connections import OpenConnections
 from roost.server.observability.metrics import Metrics
@@ -43,7 +43,7 @@ def settings_page() -> str:
     ]
     for group, settings in itertools.groupby(settings_reference(), lambda each: each.group):
         head = _row("flag", "environment, TOML key", "default", "meaning")
-        lines += ["", f"## {group.value}", "", *_wide_table(head, map(_setting_row, settings))]
+        lines += ["", f"## {group}", "", *_wide_table(head, map(_setting_row, settings))]
     return _page(lines)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..features.index import add_commands
+from ..features.index import modules_of
 from ..settings import is_json_wanted, load_settings
 from ..terminal.failure import FAILURE_STATUS, exit_on_error
 from ..terminal.help import MODEL_HELP, CommandGroup, setting_option, takes_settings
@@ -140,7 +140,8 @@ def chat(
     raise typer.Exit(status)
 
 
-add_commands(app)
+for _module in modules_of("command.declaration"):
+    app.command()(_module.command)
 
 
 @app.command()

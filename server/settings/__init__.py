@@ -1,14 +1,14 @@
 """Settings of `roost serve`: their declarations, where their values come from, and how errors name them.
 
-`settings.py` declares each setting once. Flags, environment variables, keys of the config file, `--help` and the
-settings reference follow from that declaration.
+`settings.py` declares each setting of the core once, and a feature's `settings.py` its own. Flags, environment
+variables, keys of the config file, `--help` and the settings reference follow from that declaration.
 """
 
 from .fields import Group, mesh_sizes
 from .loading import is_json_wanted, load_settings
 from .names import flag_name
 from .reference import SettingReference, setting_reference, settings_reference
-from .settings import MODEL_CHOICES, Settings
+from .settings import MODEL_CHOICES, Settings, all_settings
 from .sources import SettingsError, chosen_platforms
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "SettingReference",
     "Settings",
     "SettingsError",
+    "all_settings",
     "chosen_platforms",
     "flag_name",
     "is_json_wanted",

@@ -31,14 +31,14 @@ class Option:
     """Describes a setting in `--help` and in the settings reference. Annotates a field of `Settings`.
 
     Attributes:
-      group: Title under which the option is listed.
+      group: Title under which the option is listed: a `Group`, or one of a feature's own, which is listed last.
       help: Description in plain text.
       metavar: Placeholder of the value; None shows its type. A placeholder with alternatives, such as "auto|N", makes
         the command line take any text.
       default: Description of the default, for a value that does not speak for itself.
     """
 
-    group: Group
+    group: str
     help: str
     metavar: str | None = None
     default: str | None = None

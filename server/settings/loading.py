@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from ..errors.validation_errors import describe
 from .fields import is_secret
 from .names import Labels, flag_name
-from .settings import Settings
+from .settings import Settings, all_settings
 from .sources import SettingsError, config_path, read_environment, read_file, variable_value
 
 
@@ -26,11 +26,11 @@ def load_settings(flags: Mapping[str, Any], flag_label: Callable[[str], str] = f
         variable's name is almost a setting's.
     """
     given = {name: value for name, value in flags.items() if value not in (None, [], ())}
-    environment = read_environment(Settings.model_fields)
+    environment = read_environment(all_settings().model_fields)
     if environment.mistakes:
         raise SettingsError("; ".join(environment.mistakes))
     try:
-        settings = Settings(**given)
+        settings = all_settings()(**given)
     except ValidationError as error:
         raise SettingsError(_error_line(error, _labels(given, environment.given, flag_label))) from None
     settings.remember_sources(_labels(given, environment.given, flag_label), environment.warnings)
@@ -44,7 +44,7 @@ def is_json_wanted(log_format: str | None) -> bool:
 
 def _labels(flags: Mapping[str, Any], variables: frozenset[str], flag_label: Callable[[str], str]) -> Labels:
     path = config_path(flags)
-    in_file = read_file(path, Settings.model_fields)
+    in_file = read_file(path, all_settings().model_fields)
     return Labels(frozenset(flags), variables, None if path is None else str(path), frozenset(in_file), flag_label)
 
 
@@ -60,7 +60,7 @@ def _sentence(detail: Mapping[str, Any], labels: Labels) -> str:
     """Returns a sentence that begins with the label of the setting that is wrong."""
     rule = str(detail["msg"]).removeprefix("Value error, ")
     if not detail["loc"]:
-        return labels.rename(rule, Settings.model_fields)
+        return labels.rename(rule, all_settings().model_fields)
     name = str(detail["loc"][0])
     if detail["type"] == "value_error":
         detail = {**detail, "type": "wrong_kind", "msg": rule}
@@ -69,7 +69,8 @@ def _sentence(detail: Mapping[str, Any], labels: Labels) -> str:
 
 
 def _must_hide(name: str) -> bool:
-    return name in Settings.model_fields and is_secret(Settings.model_fields[name].annotation)
+    field = all_settings().model_fields.get(name)
+    return field is not None and is_secret(field.annotation)
 
 
 def _as_written(value: Any) -> Any:

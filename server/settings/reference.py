@@ -8,7 +8,7 @@ from pydantic.fields import FieldInfo
 
 from .fields import Group, Option, plain_type
 from .names import flag_name, variable_name
-from .settings import Settings
+from .settings import all_settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,18 +33,19 @@ class SettingReference:
     metavar: str | None
     default: str
     help: str
-    group: Group
+    group: str
 
 
 def settings_reference() -> tuple[SettingReference, ...]:
     """Returns every setting, in the order of `--help`."""
-    groups = list(Group)
-    return tuple(sorted(map(setting_reference, Settings.model_fields), key=lambda each: groups.index(each.group)))
+    settings = [setting_reference(name) for name in all_settings().model_fields]
+    groups = list(dict.fromkeys([*Group, *(each.group for each in settings)]))
+    return tuple(sorted(settings, key=lambda each: groups.index(each.group)))
 
 
 def setting_reference(name: str) -> SettingReference:
     """Returns the description of one setting."""
-    field = Settings.model_fields[name]
+    field = all_settings().model_fields[name]
     option = next(each for each in field.metadata if isinstance(each, Option))
     return SettingReference(
         name=name,

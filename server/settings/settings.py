@@ -1,12 +1,14 @@
 """The declaration of every setting."""
 
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, PrivateAttr, SecretStr, model_validator
+from pydantic import Field, PrivateAttr, SecretStr, create_model, model_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from ..database.address import StoreAddress
+from ..features.index import modules_of
 from .fields import (
     AUTO,
     LOCAL_FOLDER,
@@ -35,7 +37,7 @@ MODEL_CHOICES: Final = (
 
 
 class Settings(BaseSettings):
-    """Settings of `roost serve`.
+    """Settings of `roost serve` without those of features, which `all_settings` adds.
 
     Each field is a flag (`--max-queue`), an environment variable (`ROOST_MAX_QUEUE`) and a key of the config file
     (`max_queue`). A flag overrides a variable, which overrides the file, which overrides the default. A field that
@@ -256,32 +258,6 @@ class Settings(BaseSettings):
     store_days: Annotated[
         PositiveFloat, Option(Group.STORE, "Days after which a response in a database is deleted.", "DAYS")
     ] = 30.0
-    adopt_after: Annotated[
-        NonNegativeFloat,
-        Option(
-            Group.STORE,
-            "Seconds for which an interrupted response waits for a replica that continues it bit for bit, before one "
-            "with other hardware or another version does so inexactly.",
-            "SECONDS",
-        ),
-    ] = 60.0
-    state_store: Annotated[
-        Path | None,
-        LOCAL_FOLDER,
-        Option(
-            Group.STORE,
-            "Folder for checkpoints of running background responses, from which another replica continues them. All "
-            "replicas share it; a mounted bucket will do.",
-            "DIR",
-        ),
-    ] = None
-    checkpoint_seconds: Annotated[
-        PositiveFloat, Option(Group.STORE, "Seconds between two checkpoints of a response.", "SECONDS")
-    ] = 10.0
-    checkpoint_mib_per_s: Annotated[
-        PositiveFloat,
-        Option(Group.STORE, "Maximum MiB per second of checkpoints; with more to write, they come later.", "MIB"),
-    ] = 100.0
 
     request_timeout: Annotated[
         PositiveFloat | None, OFF, Option(Group.SHUTDOWN, "Seconds that a request may take.", "SECONDS|off")
@@ -306,14 +282,6 @@ class Settings(BaseSettings):
         NonNegativeFloat,
         Option(Group.SHUTDOWN, "Seconds after SIGTERM in which new requests are still accepted.", "SECONDS"),
     ] = 2.0
-    evacuate_seconds: Annotated[
-        NonNegativeFloat,
-        Option(
-            Group.SHUTDOWN,
-            "Seconds after the drain in which background responses are saved to --state-store for other replicas.",
-            "SECONDS",
-        ),
-    ] = 5.0
 
     _labels: Labels = PrivateAttr(default_factory=Labels)
     _warnings: tuple[str, ...] = PrivateAttr(default=())
@@ -344,8 +312,6 @@ class Settings(BaseSettings):
             raise ValueError("several hosts need both coordinator and num_hosts")
         if self.host_index >= self.num_hosts:
             raise ValueError(f"host_index must be less than num_hosts ({self.num_hosts}), not {self.host_index}")
-        if self.state_store is not None and self.store.get_secret_value() == "memory:":
-            raise ValueError("state_store needs a store that replicas share, such as postgresql://…")
         return self
 
     @classmethod
@@ -361,3 +327,10 @@ class Settings(BaseSettings):
         variables = environment_values(env_settings(), cls.model_fields)
         file = read_file(config_path(init_settings()), cls.model_fields)
         return init_settings, InitSettingsSource(settings_cls, variables), InitSettingsSource(settings_cls, file)
+
+
+@cache
+def all_settings() -> type[Settings]:
+    """Returns the settings of `roost serve`: the core's, and those that modules `settings` of features declare."""
+    kinds: list[type[Settings]] = [module.SETTINGS for module in modules_of("settings")]
+    return create_model("AllSettings", __base__=(*reversed(kinds), Settings))

@@ -3,9 +3,9 @@
 import asyncio
 import logging
 import re
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final
 from uuid import uuid4
 
 from ....engine import CheckpointFormat, RequestCheckpoint
@@ -49,17 +49,6 @@ _RESPONSE_ID: Final = re.compile("resp_[0-9a-f]{32}")
 _logger = logging.getLogger(__name__)
 
 
-class OpenStream(Protocol):
-    """Stream of a stored response in the foreground, which other replicas can continue."""
-
-    async def hand_over(self) -> None:
-        """Stores what another replica needs to continue.
-
-        Raises:
-          StoreUnavailableError: The database is away, full or too slow.
-        """
-
-
 class DurableResponses(ResponseStore):
     """Keeps responses in a database that other replicas may share.
 
@@ -71,7 +60,7 @@ class DurableResponses(ResponseStore):
 
     Attributes:
       stats: Counts for metrics.
-      streams: Open streams in the foreground.
+      streams: For each open stream in the foreground, a function that stores what another replica needs to go on.
     """
 
     def __init__(
@@ -85,7 +74,7 @@ class DurableResponses(ResponseStore):
         super().__init__()
         self.stats = stats or StoreStats()
         self.files = files
-        self.streams: set[OpenStream] = set()
+        self.streams: set[Callable[[], Awaitable[None]]] = set()
         self._database = database
         self._commits = GroupCommit(database, INTERVAL_S, run_all)
         self._retention_s = retention_s
@@ -147,7 +136,7 @@ class DurableResponses(ResponseStore):
     async def hand_over_streams(self) -> None:
         """Stores the responses of all open streams, which nothing is sent of any more."""
         streams = list(self.streams)
-        results = await asyncio.gather(*(stream.hand_over() for stream in streams), return_exceptions=True)
+        results = await asyncio.gather(*(hand_over() for hand_over in streams), return_exceptions=True)
         if failures := [result for result in results if isinstance(result, Exception)]:
             text = "%d of %d streams cannot be continued by other replicas: %s"
             _logger.warning(text, len(failures), len(streams), failures[0])

@@ -10,7 +10,6 @@ from ...database.address import StoreAddress
 from ...database.opening import open_database
 from ...feature import OpenFeature, Opening, opened
 from ...generation.service import Service
-from ...settings import Settings
 from .adoption import Adopter
 from .background import Background
 from .checkpoint_files import CheckpointFiles
@@ -19,6 +18,7 @@ from .collector import StoreCollector
 from .durable_responses import DurableResponses
 from .memory_responses import MemoryResponses
 from .response_store import ResponseStore
+from .settings import ResponsesSettings
 from .stats import StoreStats
 from .tables import TABLES
 
@@ -85,7 +85,7 @@ def open_responses(opening: Opening) -> OpenResponses:
     Raises:
       StoreUnavailableError: The database cannot be used.
     """
-    service, settings = opening.service, opening.settings
+    service, settings = opening.service, opening.settings_of(ResponsesSettings)
     if settings is None or settings.store_address.kind == "memory":
         return OpenResponses(service)
     address = settings.store_address
@@ -98,13 +98,13 @@ def open_responses(opening: Opening) -> OpenResponses:
     return OpenResponses(service, store, str(address), checkpointer)
 
 
-def _open_durable(address: StoreAddress, settings: Settings) -> DurableResponses:
+def _open_durable(address: StoreAddress, settings: ResponsesSettings) -> DurableResponses:
     database, stats = open_database(address, TABLES), StoreStats()
     files = _checkpoint_files(settings, stats)
     return DurableResponses(database, settings.store_days * _DAY_S, settings.adopt_after, files, stats)
 
 
-def _checkpoint_files(settings: Settings, stats: StoreStats) -> CheckpointFiles | None:
+def _checkpoint_files(settings: ResponsesSettings, stats: StoreStats) -> CheckpointFiles | None:
     if settings.state_store is None:
         return None
     key = settings.state_key

@@ -59,7 +59,7 @@ class ResumableBuilder(ResponsesBuilder):
 
     def opening(self) -> Iterator[dict[str, Any]]:
         self._task = asyncio.current_task()
-        self._responses.streams.add(self)
+        self._responses.streams.add(self.hand_over)
         return super().opening()
 
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
@@ -105,7 +105,7 @@ class ResumableBuilder(ResponsesBuilder):
         yield {"type": "error", "sequence_number": last, **about, "response_id": self.id, "resume": resume}
 
     def close(self) -> None:
-        self._responses.streams.discard(self)
+        self._responses.streams.discard(self.hand_over)
 
     async def _store(self, output: Delta) -> DurableLog:
         """Stores the response with its log, of which this replica is the owner until the stream's task ends.

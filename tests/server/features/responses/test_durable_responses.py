@@ -719,7 +719,8 @@ def streaming(replica: Replica, **fields: Any) -> "asyncio.Task[httpx.Response]"
 async def num_tokens_streamed(replica: Replica, count: int) -> None:
     """Waits until the only stream has so many tokens in its events."""
     await until(lambda: replica.responses.streams)
-    (stream,) = replica.responses.streams
+    (hand_over,) = replica.responses.streams
+    stream = getattr(hand_over, "__self__", None)
     assert isinstance(stream, ResumableBuilder)
     await until(lambda: sum(stream._sizes._num_tokens) == count)
 
