@@ -46,6 +46,10 @@ for _router in _ROUTERS:
 _EVENTS: Final = (ChatCompletionChunk, Completion, *(event for feature in FEATURES for event in feature.events))
 """Models of the events of streams, for `/openapi.json`."""
 
+_ERROR_SHAPES: Final = {path: shape for feature in FEATURES for path, shape in feature.error_shapes.items()}
+
+_FIELDS: Final = {name: path for feature in FEATURES for name, path in feature.fields.items()}
+
 _OPEN_TO_ALL: Final = Access()
 
 _PUBLIC_PATHS: Final = frozenset({"/v1", "/v1/", "/health", "/health/ready", "/metrics"}).union(
@@ -98,15 +102,14 @@ def create_app(
     )
     app.state.service = service
     app.state.features = open_features(Opening(service)) if features is None else features
-    app.state.check_body = BodyCheck(service.model.id, strict=strict)
+    app.state.check_body = BodyCheck(service.model.id, _FIELDS, strict=strict)
     app.state.max_body_bytes = max_body_bytes
     app.openapi = with_events(app, _EVENTS)  # type: ignore[method-assign]
     app.state.endpoints = tuple(each for router in _ROUTERS for each in _endpoints(router))
     if access.admin_keys:
         for router in (router for feature in FEATURES for router in feature.admin_routers):
             app.include_router(router)
-    shapes = {prefix: shape for feature in FEATURES for prefix, shape in feature.error_shapes.items()}
-    install_error_handlers(app, shapes)
+    install_error_handlers(app, _ERROR_SHAPES)
     app.add_middleware(HeadAndOptions, routes=app.routes)
     tenants = len(access.keys.owners)
     app.add_middleware(

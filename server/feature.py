@@ -90,6 +90,7 @@ class Feature:
       admin_routers: Routes that need an admin key, and that are missing without one.
       public_paths: Paths that need no API key.
       unlimited_paths: Paths whose routes limit bodies themselves.
+      fields: Fields of its bodies that others refuse, and the path that takes each, for errors.
       events: Models of the events of its streams, for `/openapi.json`.
       error_shapes: Bodies of errors on its paths, if they have another shape than OpenAI's.
       tables: Its tables in a database; None if it has none.
@@ -103,6 +104,7 @@ class Feature:
     admin_routers: Sequence[APIRouter] = ()
     public_paths: frozenset[str] = frozenset()
     unlimited_paths: frozenset[str] = frozenset()
+    fields: Mapping[str, str] = field(default_factory=dict)
     events: Sequence[Any] = ()
     error_shapes: ErrorShapes = field(default_factory=dict)
     tables: Tables | None = None

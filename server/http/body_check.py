@@ -2,8 +2,9 @@
 
 import difflib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 import orjson
@@ -64,11 +65,15 @@ class BodyCheck:
 
     Args:
       model_id: Name of the served model.
+      elsewhere: Fields that other endpoints take, and the path of each.
       strict: Whether unknown names are refused as well.
     """
 
-    def __init__(self, model_id: str, *, strict: bool = False) -> None:
+    def __init__(
+        self, model_id: str, elsewhere: Mapping[str, str] = MappingProxyType({}), *, strict: bool = False
+    ) -> None:
         self._model_id = model_id
+        self._elsewhere = elsewhere
         self._strict = strict
         self._logged: set[str] = set()
 
@@ -84,7 +89,7 @@ class BodyCheck:
         fields = _unnamed_fields(body)
         for field in fields:
             if (refusal := field.kind.field_rules.refused.get(field.name)) is not None:
-                raise _refused(field, refusal)
+                raise _refused(field, refusal, self._elsewhere.get(field.name))
         for index, field in enumerate(fields):
             self._report(field, closest_field(field.kind, field.name) if index < _MAX_GUESSES else None)
 
@@ -133,7 +138,11 @@ def closest_field(kind: type[JsonObject], name: str) -> str | None:
     return next(iter(difflib.get_close_matches(name[:60], sorted(known), n=1, cutoff=0.8)), None)
 
 
-def _refused(field: UnnamedField, refusal: Refusal) -> ApiError:
+def _refused(field: UnnamedField, refusal: Refusal, elsewhere: str | None) -> ApiError:
     values = " or ".join(orjson.dumps(value).decode() for value in refusal.neutral)
     leave_out = f"leave it out, or send {values}" if values else "leave it out"
-    return bad_value(field.param, f"{field.path} is not supported: {refusal.instead or leave_out}")
+    instead = refusal.instead
+    if elsewhere is not None:
+        other = f"use it in {elsewhere}"
+        instead = instead.replace("use it in", f"{other} or") or other
+    return bad_value(field.param, f"{field.path} is not supported: {instead or leave_out}")

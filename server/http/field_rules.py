@@ -94,7 +94,7 @@ _SAMPLER_DETAILS: Final = frozenset(
 _GENERATION_REFUSED: Final[Mapping[str, Refusal]] = {
     **_SAMPLERS,
     "adapter_id": Refusal(_NONE),
-    "background": Refusal(_OFF, "use it in /v1/responses"),
+    "background": Refusal(_OFF),
     "best_of": Refusal((1,), "use it in /v1/completions"),
     "chat_template": Refusal(("",), "put the template beside the checkpoint as chat_template.jinja"),
     "custom_logit_processor": Refusal(_NONE),
@@ -102,7 +102,7 @@ _GENERATION_REFUSED: Final[Mapping[str, Refusal]] = {
     "early_stopping": Refusal(_OFF),
     "echo": Refusal(_OFF, "use it in /v1/completions"),
     "format": Refusal(("",), "use response_format"),
-    "from_state": Refusal((), "use it in /v1/completions or /generate"),
+    "from_state": Refusal((), "use it in /v1/completions"),
     "function_call": Refusal(("none", "auto"), "use tool_choice"),
     "functions": Refusal(([],), "use tools"),
     "grammar_lazy": Refusal(_OFF),
@@ -114,8 +114,8 @@ _GENERATION_REFUSED: Final[Mapping[str, Refusal]] = {
     "guided_whitespace_pattern": Refusal(("",)),
     "image_data": Refusal(([],)),
     "images": Refusal(([],)),
-    "input": Refusal((), "use it in /v1/responses"),
-    "instructions": Refusal(("",), "use it in /v1/responses"),
+    "input": Refusal(),
+    "instructions": Refusal(("",)),
     "length_penalty": Refusal((1,)),
     "logits_processors": Refusal(([],)),
     "lora": Refusal(_NONE),
@@ -141,7 +141,7 @@ _GENERATION_REFUSED: Final[Mapping[str, Refusal]] = {
     "output_config": Refusal(({},), "use response_format"),
     "output_format": Refusal(({},), "use response_format"),
     "plugins": Refusal(([],)),
-    "previous_response_id": Refusal((), "use it in /v1/responses"),
+    "previous_response_id": Refusal(),
     "prompt": Refusal(_NONE, "use it in /v1/completions"),
     "prompt_embeds": Refusal(_NONE),
     "response_fields": Refusal(([],)),
@@ -157,7 +157,7 @@ _GENERATION_REFUSED: Final[Mapping[str, Refusal]] = {
     "suffix": Refusal(("",), "the model was not trained to fill in"),
     "system": Refusal(_NONE, "send it as a message of the role system"),
     "t_max_predict_ms": Refusal(_OFF, "use timeout"),
-    "token_ids": Refusal(([],), "use it in /generate"),
+    "token_ids": Refusal(([],)),
     "tool_choice": Refusal(("none", "auto"), "use it in /v1/chat/completions"),
     "tools": Refusal(([],), "use them in /v1/chat/completions"),
     "top_logprobs": Refusal(_OFF, "use logprobs"),
@@ -238,7 +238,7 @@ _CHAT_FIELDS: Final[Mapping[str, Refusal]] = {
 """Fields of chat completions that responses and messages lack."""
 
 
-def _with_hints(hints: Mapping[str, str]) -> Mapping[str, Refusal]:
+def with_hints(hints: Mapping[str, str]) -> Mapping[str, Refusal]:
     """Returns the rules of an endpoint that has fewer fields than chat completions.
 
     Args:
@@ -257,7 +257,7 @@ def _with_hints(hints: Mapping[str, str]) -> Mapping[str, Refusal]:
     return rules
 
 
-_LENGTHS: Final = (
+LENGTH_FIELDS: Final = (
     "max_completion_tokens",
     "max_length",
     "max_new_tokens",
@@ -266,73 +266,20 @@ _LENGTHS: Final = (
     "n_predict",
     "num_predict",
 )
-_SCHEMAS: Final = ("format", "guided_json", "json_schema", "response_format", "structured_outputs")
+"""Names of the maximum number of tokens."""
 
-_RESPONSES_REFUSED: Final[Mapping[str, Refusal]] = {
-    **_with_hints(
-        dict.fromkeys(_LENGTHS, "use max_output_tokens")
-        | dict.fromkeys((*_SCHEMAS, "output_config", "output_format"), "use text.format")
-        | dict.fromkeys(("logprobs", "n_probs"), 'use include: ["message.output_text.logprobs"]')
-        | {"messages": "use input", "system": "use instructions"}
-    ),
-    "context_management": Refusal(([],)),
-    "conversation": Refusal((), "use previous_response_id"),
-    "max_tokens": Refusal((), "use max_output_tokens"),
-    "prompt": Refusal((), "send the text as instructions and input"),
-}
-
-_RESPONSES_IGNORED: Final = frozenset({"access_programs", "background_options", "image", "max_tool_calls"})
-
-_MESSAGES_REFUSED: Final[Mapping[str, Refusal]] = {
-    **_with_hints(
-        dict.fromkeys(_LENGTHS, "use max_tokens")
-        | dict.fromkeys(_SCHEMAS, "use output_config.format")
-        | dict.fromkeys(("input", "prompt"), "use messages")
-        | {"instructions": "use system", "stop": "use stop_sequences"}
-        | dict.fromkeys(("n_probs", "top_logprobs"), "use it in /v1/chat/completions")
-    ),
-    "compaction": Refusal((), "send the whole conversation"),
-    "container": Refusal(),
-    "mcp_servers": Refusal(([],), "the server calls nobody"),
-    "parallel_tool_calls": Refusal((True,), "use tool_choice.disable_parallel_tool_use"),
-    "thread": Refusal((), "send the whole conversation"),
-}
-
-_MESSAGES_IGNORED: Final = frozenset(
-    {
-        "billing_policy",
-        "context_management",
-        "diagnostics",
-        "fallback_credit_token",
-        "fallbacks",
-        "inference_geo",
-        "speed",
-        "stream_options",
-        "user_profile_id",
-        "workspace_id",
-    }
-)
+SCHEMA_FIELDS: Final = ("format", "guided_json", "json_schema", "response_format", "structured_outputs")
+"""Names of the schema of an output."""
 
 NO_RULES: Final = FieldRules()
 """Rules of objects without fields of other servers: every name that the schema lacks is unknown."""
 
 GENERATION_RULES: Final = FieldRules(_GENERATION_REFUSED, _GENERATION_IGNORED)
-RESPONSES_RULES: Final = FieldRules(_RESPONSES_REFUSED, _GENERATION_IGNORED | _RESPONSES_IGNORED)
-MESSAGES_RULES: Final = FieldRules(
-    _MESSAGES_REFUSED, (_GENERATION_IGNORED | _MESSAGES_IGNORED) - {"parallel_tool_calls"}
-)
-
-COUNT_TOKENS_RULES: Final = FieldRules(
-    {name: _MESSAGES_REFUSED[name] for name in ("container", "mcp_servers")},
-    MESSAGES_RULES.ignored
-    | {"max_tokens", "output_config", "output_format", "stop_sequences", "stream", "temperature", "top_k", "top_p"},
-)
-"""Rules of bodies whose tokens are counted, which may have all fields of a message's body."""
 
 LEFT_OUT: Final = FieldRules(ignores_all=True)
 """Rules of objects that are left out of the prompt as a whole."""
 
-_MARKS: Final = frozenset({"cache_control", "provider_specific_fields"})
+MARKS: Final = frozenset({"cache_control", "provider_specific_fields"})
 """Fields that clients put into any part of a conversation."""
 
 MESSAGE_RULES: Final = FieldRules(
@@ -341,19 +288,10 @@ MESSAGE_RULES: Final = FieldRules(
         "function_call": Refusal((), "use tool_calls"),
         "images": Refusal(([],), "the model reads text"),
     },
-    _MARKS
-    | {"annotations", "name", "parsed", "reasoning", "reasoning_content", "reasoning_details", "thinking_blocks"},
+    MARKS | {"annotations", "name", "parsed", "reasoning", "reasoning_content", "reasoning_details", "thinking_blocks"},
 )
 PART_RULES: Final = FieldRules(
-    ignored=_MARKS | {"annotations", "citations", "logprobs", "parsed", "prompt_cache_breakpoint"}
+    ignored=MARKS | {"annotations", "citations", "logprobs", "parsed", "prompt_cache_breakpoint"}
 )
-CALL_RULES: Final = FieldRules(
-    ignored=_MARKS | {"caller", "extra_content", "index", "parsed_arguments", "toolset_name"}
-)
-RESULT_RULES: Final = FieldRules(ignored=_MARKS | {"is_error", "toolset_name"})
-TOOL_RULES: Final = FieldRules(ignored=_MARKS | {"allowed_callers", "defer_loading", "eager_input_streaming"})
-ITEM_RULES: Final = FieldRules(
-    ignored=_MARKS | {"async", "caller", "created_by", "id", "name", "namespace", "parsed_arguments", "phase", "status"}
-)
-TEXT_OPTIONS_RULES: Final = FieldRules(ignored=frozenset({"verbosity"}))
-OUTPUT_OPTIONS_RULES: Final = FieldRules(ignored=frozenset({"effort", "task_budget"}))
+CALL_RULES: Final = FieldRules(ignored=MARKS | {"caller", "extra_content", "index", "parsed_arguments", "toolset_name"})
+TOOL_RULES: Final = FieldRules(ignored=MARKS | {"allowed_callers", "defer_loading", "eager_input_streaming"})

@@ -67,7 +67,7 @@ class ServerInfo(TypedDict):
     """Number of token ids."""
 
     has_text: bool
-    """Whether the checkpoint has a tokenizer. Without one, only `/generate` works."""
+    """Whether the checkpoint has a tokenizer. Without one, prompts and outputs are token ids only."""
 
     ready: bool
     """Whether the model is loaded and compiled."""

@@ -1,4 +1,4 @@
-"""Parts of responses: the fields that chat, completions and `/generate` share, and the encoding as JSON and events."""
+"""Parts of responses: the fields that several endpoints share, and the encoding as JSON and events."""
 
 import json
 import time
@@ -312,9 +312,3 @@ class SseEncoder:
 
 CHUNKS: Final = SseEncoder(is_named=False, end=DONE)
 """Encoder of OpenAI's chat completions and completions."""
-
-TYPED_EVENTS: Final = SseEncoder(is_named=True)
-"""Encoder of OpenAI's responses."""
-
-PINGED_EVENTS: Final = SseEncoder(is_named=True, keep_alive=b'event: ping\ndata: {"type":"ping"}\n\n')
-"""Encoder of Anthropic's messages."""

@@ -1,4 +1,4 @@
-"""Converts the fields that chat, completions and `/generate` share to a `GenerationSpec` and sampling parameters."""
+"""Converts the fields that several endpoints share to a `GenerationSpec` and sampling parameters."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -30,7 +30,6 @@ from .schemas import (
     ChatBody,
     ChatMessage,
     CompletionBody,
-    GenerateBody,
     GenerationBody,
     TemplateFields,
 )
@@ -211,7 +210,7 @@ def chat_params(body: ChatBody, model: ServedModel) -> list[SamplingParams]:
     max_tokens = body.max_completion_tokens or body.max_tokens or model.defaults.max_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     _check_prompt_logprobs(body)
-    return _params(body, model, body.n, max_tokens, logprobs, body.prompt_logprobs)
+    return params_of(body, model, body.n, max_tokens, logprobs, body.prompt_logprobs)
 
 
 def completion_params(body: CompletionBody, model: ServedModel) -> list[SamplingParams]:
@@ -226,16 +225,10 @@ def completion_params(body: CompletionBody, model: ServedModel) -> list[Sampling
     counts = [body.prompt_logprobs, body.logprobs if body.echo else None]
     prompt_logprobs = max((count for count in counts if count is not None), default=None)
     logprobs = 0 if compares_logprobs else body.logprobs
-    return _params(body, model, body.num_candidates, max_tokens, logprobs, prompt_logprobs)
+    return params_of(body, model, body.num_candidates, max_tokens, logprobs, prompt_logprobs)
 
 
-def generate_params(body: GenerateBody, model: ServedModel) -> list[SamplingParams]:
-    """Returns the parameters of each choice; see `chat_params`."""
-    max_tokens = model.defaults.max_tokens if body.max_tokens is None else body.max_tokens
-    return _params(body, model, body.n, max_tokens, body.logprobs, body.prompt_logprobs)
-
-
-def _params(
+def params_of(
     body: GenerationBody,
     model: ServedModel,
     num_choices: int,
@@ -243,6 +236,7 @@ def _params(
     logprobs: int | None,
     prompt_logprobs: int | None,
 ) -> list[SamplingParams]:
+    """Returns the parameters of each choice; see `chat_params`."""
     if body.truncate_prompt_tokens == 0:
         raise bad_value("truncate_prompt_tokens", "truncate_prompt_tokens must be at least 1, or -1 for no limit")
     if body.logprob_token_ids and logprobs is None:

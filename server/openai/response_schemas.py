@@ -2,12 +2,12 @@
 
 from typing import Any, Literal, NotRequired, TypedDict
 
-from ..generation.logprobs import ChatLogprobs, CompletionLogprobs, PromptLogprob, ResponseTokenLogprob
+from ..generation.logprobs import ChatLogprobs, CompletionLogprobs, PromptLogprob
 from ..http.response_parts import ChoiceEnd, Timings, Usage
 
 
 class ReportFields(TypedDict):
-    """Fields that chat completions, completions and responses of `/generate` have in common."""
+    """Fields that several responses have in common."""
 
     id: str
     created: int
@@ -106,95 +106,6 @@ class Completion(ReportFields):
     object: Literal["text_completion"]
     choices: list[CompletionChoice]
     usage: NotRequired[Usage | None]
-
-
-class OutputText(TypedDict):
-    """Text of an output message."""
-
-    type: Literal["output_text"]
-    text: str
-    annotations: list[Any]
-    logprobs: list[ResponseTokenLogprob]
-
-
-class OutputMessage(TypedDict):
-    """Output item with a text."""
-
-    type: Literal["message"]
-    id: str
-    status: str
-    role: Literal["assistant"]
-    content: list[OutputText]
-
-
-class OutputFunctionCall(TypedDict):
-    """Output item with a call."""
-
-    type: Literal["function_call"]
-    id: str
-    call_id: str
-    name: str
-    arguments: str
-    status: str
-
-
-class ResponseUsage(TypedDict):
-    """Numbers of tokens of a response."""
-
-    input_tokens: int
-    input_tokens_details: dict[str, int]
-    output_tokens: int
-    output_tokens_details: dict[str, int]
-    total_tokens: int
-
-
-class StoredError(TypedDict):
-    """Error of a failed response."""
-
-    code: str
-    message: str
-
-
-class ResponseObject(TypedDict):
-    """Response of `/v1/responses`."""
-
-    id: str
-    object: Literal["response"]
-    created_at: int
-    completed_at: NotRequired[int | None]
-    status: Literal["in_progress", "completed", "incomplete", "failed", "cancelled"]
-    background: bool
-    error: StoredError | None
-    incomplete_details: dict[str, str] | None
-    instructions: str | None
-    max_output_tokens: int | None
-    metadata: dict[str, str]
-    model: str
-    output: list[OutputMessage | OutputFunctionCall]
-    parallel_tool_calls: bool
-    previous_response_id: str | None
-    prompt_cache_key: str | None
-    reasoning: dict[str, str | None]
-    safety_identifier: str | None
-    service_tier: str
-    temperature: float
-    text: dict[str, Any]
-    tool_choice: str | dict[str, Any]
-    tools: list[dict[str, Any]]
-    top_logprobs: int
-    top_p: float
-    truncation: str
-    usage: ResponseUsage | None
-    user: str | None
-    inexact: NotRequired[bool]
-    warnings: NotRequired[list[str]]
-
-
-class ResponseEvent(TypedDict):
-    """Event of a streamed response. Further fields depend on its type."""
-
-    type: str
-    sequence_number: int
 
 
 class ItemList(TypedDict):

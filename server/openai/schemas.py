@@ -105,7 +105,7 @@ class StreamOptions(Fields):
 
 @with_numbers(*NUMBERS)
 class GenerationBody(StructuredFields, SamplingFields):
-    """Fields that chat, completions and `/generate` share. None means the checkpoint's default, or else OpenAI's."""
+    """Fields that several endpoints share. None means the checkpoint's default, or else OpenAI's."""
 
     field_rules: ClassVar[FieldRules] = GENERATION_RULES
 
@@ -129,7 +129,7 @@ class GenerationBody(StructuredFields, SamplingFields):
     """The only token ids that may be chosen; all by default."""
 
     prompt_logprobs: TopLogprobs | None = None
-    """Number of alternatives to report for each prompt token. Not with `stream`, except in `/generate`."""
+    """Number of alternatives to report for each prompt token. Not with `stream`."""
 
     bad_words: list[StopString] = Field(default_factory=list, fail_fast=True, max_length=MAX_BAD_WORDS)
     """Strings whose tokens are never generated in sequence, with and without a space in front."""
@@ -201,19 +201,6 @@ class CompletionBody(GenerationBody):
         if isinstance(self.prompt[0], int):
             return [self.prompt]
         return cast(Sequence[str | list[int]], self.prompt)
-
-
-class GenerateBody(GenerationBody):
-    """`POST /generate`."""
-
-    token_ids: Annotated[TokenIds, Field(min_length=1)]
-    """Token ids of the prompt, to which nothing is added."""
-
-    logprobs: TopLogprobs | None = None
-    """Number of alternatives to report for each token; 0 reports only the token's own, the default nothing."""
-
-    from_state: str | None = None
-    """Id of a saved state that the prompt continues."""
 
 
 class TextPart(JsonObject):

@@ -10,10 +10,13 @@ from ...constraints.tools import CallPiece
 from ...errors.request_errors import ApiError
 from ...generation.delta import Delta
 from ...generation.prompts import Prompt
-from ...http.response_parts import PINGED_EVENTS
+from ...http.response_parts import SseEncoder
 from ...http.streaming import ResponseBuilder
 from ...text.served_model import ServedModel
 from .errors import anthropic_body
+
+PINGED_EVENTS: Final = SseEncoder(is_named=True, keep_alive=b'event: ping\ndata: {"type":"ping"}\n\n')
+"""Encoder of messages."""
 
 _EMPTY_TEXT: Final = {"type": "text", "text": ""}
 

@@ -9,13 +9,12 @@ from ...errors.request_warnings import warn_all
 from ...generation.service import Service
 from ...generation.spec import GenerationSpec
 from ...http.openapi import streamable
-from ...http.response_parts import PINGED_EVENTS
 from ...http.routes import AnyService, JsonRoute, ReadyService
 from ...http.streaming import respond
 from ...openai.sampling_fields import sampling_params
 from ...text.chat_template import Ending
 from ...text.conversation import Conversation, ToolOptions
-from .builder import MessageBuilder
+from .builder import PINGED_EVENTS, MessageBuilder
 from .errors import ANTHROPIC_ERRORS
 from .response_schemas import MessageEvent, MessageObject, TokenCount
 from .schemas import AnthropicOtherTool, CountTokensBody, MessagesBody

@@ -8,12 +8,8 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from ...http.field_rules import (
     CALL_RULES,
-    COUNT_TOKENS_RULES,
     LEFT_OUT,
-    MESSAGES_RULES,
-    OUTPUT_OPTIONS_RULES,
     PART_RULES,
-    RESULT_RULES,
     TOOL_RULES,
     FieldRules,
 )
@@ -22,6 +18,7 @@ from ...openai.sampling_fields import SamplingFields, with_numbers
 from ...openai.schemas import StopStringList
 from ...openai.tool_schemas import MAX_TOOLS, FunctionName, OtherTool
 from ...text.conversation import ConversationMessage, FunctionCall, FunctionTool, ToolOptions
+from .field_rules import COUNT_TOKENS_RULES, MESSAGES_RULES, OUTPUT_OPTIONS_RULES, RESULT_RULES
 
 
 class TextBlock(Fields):

@@ -10,5 +10,6 @@ FEATURE: Final = Feature(
     "native",
     routers=(generate.router, tokenize.router, render.router, abort.router),
     admin_routers=(debug.router,),
+    fields=dict.fromkeys(("from_state", "token_ids"), "/generate"),
     events=(TokensChunk,),
 )

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 
+from ....engine import SamplingParams
 from ...generation.delta import Delta
 from ...generation.logprobs import token_logprobs
 from ...generation.prompts import ID_BYTES, Prompt
@@ -15,11 +16,11 @@ from ...http.openapi import streamable
 from ...http.response_parts import Report, ResponseKind, choice_end
 from ...http.routes import JsonRoute, ReadyService
 from ...http.streaming import ResponseBuilder, respond
-from ...openai.conversion import generate_params, report_options, spec_of
-from ...openai.schemas import GenerateBody
+from ...openai.conversion import params_of, report_options, spec_of
 from ...tenancy.request_memory import is_large, keep
 from ...text.served_model import ServedModel
 from .response_schemas import Tokens, TokensChunk
+from .schemas import GenerateBody
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -49,6 +50,12 @@ async def generate_spec(body: GenerateBody, service: Service) -> GenerationSpec:
         (prompt,) = await service.prompts.after(state.state, [prompt])
     copies = PromptCopies(body.num_candidates if body.return_token_ids else 0, body.prompt_logprobs)
     return replace(spec, prompts=[prompt], state=state, sends_ids=True, copies=copies)
+
+
+def generate_params(body: GenerateBody, model: ServedModel) -> list[SamplingParams]:
+    """Returns the parameters of each choice."""
+    max_tokens = model.defaults.max_tokens if body.max_tokens is None else body.max_tokens
+    return params_of(body, model, body.n, max_tokens, body.logprobs, body.prompt_logprobs)
 
 
 class TokensResponseBuilder(ResponseBuilder):

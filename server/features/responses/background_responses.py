@@ -19,10 +19,10 @@ from ...generation.generation import Generation
 from ...generation.prompts import Prompt
 from ...generation.service import Service
 from ...generation.spec import Choice
-from ...http.response_parts import TYPED_EVENTS, to_json
+from ...http.response_parts import to_json
 from .background import Background
 from .body import ResponseBody
-from .builder import NO_OUTPUT, ResponsesBuilder
+from .builder import NO_OUTPUT, TYPED_EVENTS, ResponsesBuilder
 from .records import Job
 from .response_store import ResponseLog
 

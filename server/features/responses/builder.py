@@ -14,12 +14,15 @@ from ...generation.choice_stream import DeltaJoiner
 from ...generation.delta import Delta
 from ...generation.logprobs import response_delta_logprobs, response_logprobs
 from ...generation.prompts import Prompt
-from ...http.response_parts import TYPED_EVENTS
+from ...http.response_parts import SseEncoder
 from ...http.streaming import ResponseBuilder
 from ...openai.sampling_fields import requested_numbers
 from ...text.conversation import ConversationMessage, FunctionCall
 from ...text.served_model import ServedModel
 from .body import ResponseBody, ResponseTool
+
+TYPED_EVENTS: Final = SseEncoder(is_named=True)
+"""Encoder of events."""
 
 _TEXT_PLACE: Final = {"output_index": 0, "content_index": 0}
 """Place of the text: the output is one message with one text, or calls."""

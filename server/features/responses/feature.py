@@ -3,9 +3,9 @@
 from typing import Final
 
 from ...feature import Feature
-from ...openai.response_schemas import ResponseEvent
 from .collector import StoreCollector
 from .open_responses import open_responses
+from .response_schemas import ResponseEvent
 from .routes import router
 from .stats import StoreStats
 from .tables import TABLES
@@ -13,6 +13,7 @@ from .tables import TABLES
 FEATURE: Final = Feature(
     "responses",
     routers=(router,),
+    fields=dict.fromkeys(("background", "input", "instructions", "previous_response_id"), "/v1/responses"),
     events=(ResponseEvent,),
     tables=TABLES,
     open=open_responses,

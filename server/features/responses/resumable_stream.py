@@ -11,12 +11,12 @@ from ...errors.request_errors import ApiError, stream_moved
 from ...generation.delta import Delta
 from ...generation.service import Service
 from ...generation.spec import GenerationSpec
-from ...http.response_parts import TYPED_EVENTS, to_json
+from ...http.response_parts import to_json
 from ...tenancy.tenant import tenant
 from ...text.conversation import ConversationMessage
 from .background_responses import job_of
 from .body import ResponseBody
-from .builder import ResponsesBuilder
+from .builder import TYPED_EVENTS, ResponsesBuilder
 from .durable_responses import DurableLog, DurableResponses
 from .logged_delta import pack_delta
 from .records import LogEntry, ResponseRecord

@@ -13,18 +13,19 @@ from ...generation.spec import GenerationSpec
 from ...http.json_response import json_response
 from ...http.openapi import streamable, success
 from ...http.paging import After, Limit, QueryOrder
-from ...http.response_parts import TYPED_EVENTS, to_json
+from ...http.response_parts import to_json
 from ...http.routes import JsonRoute, ReadyService
 from ...http.streaming import EventStream, choices_of, respond
-from ...openai.response_schemas import DeletedObject, ItemList, ResponseEvent, ResponseObject
+from ...openai.response_schemas import DeletedObject, ItemList
 from ...text.conversation import Conversation, ConversationMessage
 from .background_responses import BackgroundRun, end_early, job_of
 from .body import ResponseBody
-from .builder import ResponsesBuilder
+from .builder import TYPED_EVENTS, ResponsesBuilder
 from .conversion import generation_options, generation_spec, input_messages, tool_options
 from .durable_responses import DurableResponses
 from .input_items import page
 from .open_responses import OpenResponses, Responses
+from .response_schemas import ResponseEvent, ResponseObject
 from .response_store import StoredResponse, pack
 from .resumable_stream import ResumableBuilder
 

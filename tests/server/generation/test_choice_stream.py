@@ -17,6 +17,7 @@ from roost.engine import FinishReason, SamplingParams
 from roost.server.constraints.tools import CallReader, call_text
 from roost.server.features.anthropic.builder import MessageBuilder
 from roost.server.features.native.generate import TokensResponseBuilder
+from roost.server.features.native.schemas import GenerateBody
 from roost.server.features.responses.body import ResponseBody
 from roost.server.features.responses.builder import ResponsesBuilder
 from roost.server.generation.choice_stream import DeltaJoiner
@@ -26,7 +27,7 @@ from roost.server.http.streaming import ResponseBuilder
 from roost.server.observability.request_metrics import Times
 from roost.server.openai.chat_completions import ChatResponseBuilder
 from roost.server.openai.completions import CompletionResponseBuilder
-from roost.server.openai.schemas import ChatBody, CompletionBody, GenerateBody
+from roost.server.openai.schemas import ChatBody, CompletionBody
 from roost.server.text.detokenizer import Detokenizer
 from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
 

@@ -17,13 +17,14 @@ from hypothesis import strategies as st
 from roost.server.app import create_app
 from roost.server.errors.request_errors import ApiError
 from roost.server.features.anthropic.schemas import MessagesBody
+from roost.server.features.native.schemas import GenerateBody
 from roost.server.features.responses.body import ResponseBody
 from roost.server.generation.service import Service
 from roost.server.http.api_keys import ApiKeys
 from roost.server.http.auth import Access
 from roost.server.http.json_limits import size_of
 from roost.server.http.routes import parse_json
-from roost.server.openai.schemas import ChatBody, CompletionBody, GenerateBody
+from roost.server.openai.schemas import ChatBody, CompletionBody
 from roost.server.tenancy.request_memory import ByteBudget
 
 JSON = {"content-type": "application/json"}

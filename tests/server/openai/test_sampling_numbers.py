@@ -8,9 +8,10 @@ from fake_engine import FakeEngine
 from pydantic import ValidationError
 from roost.engine import SAMPLING_FIELDS
 from roost.server.features.anthropic.schemas import MessagesBody
+from roost.server.features.native.schemas import GenerateBody
 from roost.server.features.responses.body import ResponseBody
 from roost.server.openai.sampling_fields import NUMBERS, SamplingFields, requested_numbers, with_numbers
-from roost.server.openai.schemas import ChatBody, CompletionBody, GenerateBody
+from roost.server.openai.schemas import ChatBody, CompletionBody
 
 MESSAGES = [{"role": "user", "content": "a"}]
 

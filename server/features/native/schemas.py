@@ -1,0 +1,24 @@
+"""Schema of the bodies of `/generate`."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from ...http.schema_base import TokenIds, TopLogprobs
+from ...openai.schemas import GenerationBody
+
+
+class GenerateBody(GenerationBody):
+    """`POST /generate`."""
+
+    token_ids: Annotated[TokenIds, Field(min_length=1)]
+    """Token ids of the prompt, to which nothing is added."""
+
+    logprobs: TopLogprobs | None = None
+    """Number of alternatives to report for each token; 0 reports only the token's own, the default nothing."""
+
+    prompt_logprobs: TopLogprobs | None = None
+    """Number of alternatives to report for each prompt token."""
+
+    from_state: str | None = None
+    """Id of a saved state that the prompt continues."""
