@@ -40,12 +40,20 @@ DATA: Final = (
     "roost/configs/demo/model.safetensors",
     "roost/kernels/native/csrc/handlers.cc",
     "roost/kernels/native/csrc/threads.h",
-    "roost/server/api/native/chat_page/index.html",
+    "roost/server/features/chat_page/index.html",
     "roost/server/py.typed",
 )
 """Files without which an installation would not work, or not as said: one of each kind."""
 
-SDIST_FILES: Final = ("CHANGELOG.md", "CITATION.cff", "LICENSE", "README.md", "SECURITY.md", "pyproject.toml")
+SDIST_FILES: Final = (
+    "CHANGELOG.md",
+    "CITATION.cff",
+    "LICENSE",
+    "README.md",
+    "SECURITY.md",
+    "pyproject.toml",
+    "setup.py",
+)
 
 
 class ReleaseError(Exception):
