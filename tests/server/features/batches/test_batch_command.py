@@ -4,6 +4,8 @@ import asyncio
 import os
 import random
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -29,6 +31,14 @@ def request(custom_id: str, url: str = "/v1/completions", **body: Any) -> bytes:
 
 def written(path: Path) -> list[dict[str, Any]]:
     return [orjson.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def test_a_client_of_servers_does_not_import_jax() -> None:
+    """It takes a second and more."""
+    batch = "roost.server.features.batches.command"
+    script = f"import sys, {batch}.command, {batch}.server_backend\nprint('jax' in sys.modules)"
+    found = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout == "False\n"
 
 
 @pytest.fixture
