@@ -2,15 +2,15 @@
 
 import importlib.metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
 from ..features.index import modules_of
 from ..settings import is_json_wanted, load_settings
 from ..terminal.failure import FAILURE_STATUS, exit_on_error
-from ..terminal.help import MODEL_HELP, CommandGroup, setting_option, takes_settings
-from ..terminal.options import ApiKey, Dtype, KvDtype, Quantize
+from ..terminal.help import MODEL_HELP, CommandGroup, takes_model_options, takes_settings
+from ..terminal.options import ApiKey
 from .bench.cli import app as bench
 from .sampling_options import MaxTokens, SamplingOptions, SamplingSeed, Temperature, TopK, TopP
 
@@ -24,6 +24,8 @@ app = typer.Typer(
 )
 
 app.add_typer(bench, name="bench")
+
+_AS_IN_SERVE: Final = "With --verify: as in serve."
 
 
 def _print_version(wanted: bool) -> bool:
@@ -58,6 +60,7 @@ def serve(**flags: Any) -> None:
 
 
 @app.command(options_metavar="[OPTIONS] [MODEL]")
+@takes_model_options("dtype", "quantize", "kv_dtype")
 def generate(
     words: Annotated[
         list[str],
@@ -73,15 +76,13 @@ def generate(
     top_p: TopP = None,
     top_k: TopK = None,
     seed: SamplingSeed = None,
-    dtype: Dtype = None,
-    quantize: Quantize = None,
-    kv_dtype: KvDtype = None,
     load_state: Annotated[
         Path | None, typer.Option(help="Continue from a saved state.", metavar="FILE", show_default=False)
     ] = None,
     save_state: Annotated[
         Path | None, typer.Option(help="Save the state at the end.", metavar="FILE", show_default=False)
     ] = None,
+    **model_options: Any,
 ) -> None:
     """Generate a response to PROMPT without a server. Only the response goes to stdout."""
     if len(words) > 2:
@@ -91,14 +92,14 @@ def generate(
         from .generate import generate as run
 
         *model, prompt = words
-        flags = {"model": model[0] if model else "demo", "dtype": dtype, "quantize": quantize}
-        settings = load_settings({**flags, "kv_dtype": kv_dtype})
+        settings = load_settings({"model": model[0] if model else "demo", **model_options})
         sampling = SamplingOptions(max_tokens, temperature, top_p, top_k, seed)
         status = run(Options(settings, prompt, raw, sampling, load_state, save_state))
     raise typer.Exit(status)
 
 
 @app.command()
+@takes_model_options("dtype", "quantize", "kv_dtype")
 def chat(
     model: Annotated[
         str | None,
@@ -123,9 +124,7 @@ def chat(
     top_p: TopP = None,
     top_k: TopK = None,
     seed: SamplingSeed = None,
-    dtype: Dtype = None,
-    quantize: Quantize = None,
-    kv_dtype: KvDtype = None,
+    **model_options: Any,
 ) -> None:
     """Chat with a model that is loaded here, or with a running server. /help lists the commands.
 
@@ -136,7 +135,7 @@ def chat(
         from .chat.command import chat as run
 
         sampling = SamplingOptions(max_tokens, temperature, top_p, top_k, seed)
-        status = run(Options(model, url, api_key, system, sampling, dtype, quantize, kv_dtype))
+        status = run(Options(model, url, api_key, system, sampling, model_options))
     raise typer.Exit(status)
 
 
@@ -145,6 +144,7 @@ for _module in modules_of("command.declaration"):
 
 
 @app.command()
+@takes_model_options("quantize", "kv_dtype", "slots", "prefill_chunk", slots=_AS_IN_SERVE, prefill_chunk=_AS_IN_SERVE)
 def plan(
     model: Annotated[str, typer.Argument(help=MODEL_HELP, metavar="MODEL", show_default=False)],
     device: Annotated[
@@ -152,8 +152,6 @@ def plan(
         typer.Option(help="TPU v4, v5e, v5p, v6e; GPU a100, a100-40gb, h100, h200, l4, l40s, a6000, rtx4090; or cpu."),
     ] = "v5e",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
-    quantize: Quantize = None,
-    kv_dtype: KvDtype = None,
     mesh: Annotated[
         str, typer.Option(help="Chips that share slots (data) and the weights (model).", metavar="data=N,model=M")
     ] = "data=1,model=1",
@@ -163,9 +161,8 @@ def plan(
             "--verify", help="Compile the programs of serve for v5e, v5p, v6e, a100, b200, h100 or l4; takes minutes."
         ),
     ] = False,
-    slots: Annotated[str | None, setting_option("slots", help="With --verify: as in serve.")] = None,
-    prefill_chunk: Annotated[int | None, setting_option("prefill_chunk", help="With --verify: as in serve.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="With --verify: print one JSON object.")] = False,
+    **model_options: Any,
 ) -> None:
     """Show what MODEL needs on one device or several, how many requests fit, and what the roofline allows.
 
@@ -177,23 +174,23 @@ def plan(
         from .plan_verification import print_verification
 
         if verify:
-            flags = {"model": model, "dtype": dtype, "quantize": quantize, "mesh": mesh, "slots": slots}
-            settings = load_settings({**flags, "kv_dtype": kv_dtype, "prefill_chunk": prefill_chunk})
+            settings = load_settings({"model": model, "dtype": dtype, "mesh": mesh, **model_options})
             fits = print_verification(settings, device, as_json=as_json)
             raise typer.Exit(0 if fits else FAILURE_STATUS)
-        print_plan(model, device, dtype, quantize, mesh, kv_dtype)
+        print_plan(model, device, dtype, model_options["quantize"], mesh, model_options["kv_dtype"])
 
 
 @app.command()
+@takes_model_options("quantize")
 def convert(
     model: Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False, metavar="SRC")],
     destination: Annotated[Path, typer.Argument(help="New folder.", metavar="DST")],
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.", show_default="each tensor's own")] = None,
-    quantize: Quantize = None,
     to: Annotated[str, typer.Option("--format", help="hf (safetensors) or orbax (the official one).")] = "hf",
+    **model_options: Any,
 ) -> None:
     """Convert the checkpoint SRC to DST, in another format or precision, and verify it."""
     with exit_on_error():
         from .convert import run
 
-        run(model, destination, dtype, quantize, to)
+        run(model, destination, dtype, model_options["quantize"], to)

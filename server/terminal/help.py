@@ -1,21 +1,39 @@
 """Command-line options of settings, and how `--help` shows them."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final, cast
 
 import typer
 from rich.markup import escape
 from typer.core import TyperGroup, TyperOption
 
-from ..settings import MODEL_CHOICES, SettingReference, setting_reference, settings_reference
+from ..settings import MODEL_CHOICES, setting_reference, settings_reference
 
 MODEL_HELP: Final = escape(f"A{MODEL_CHOICES[1:]}.")
 """Values of MODEL, escaped for rich, which would take `[@revision]` for a style."""
 
+_CONFIG_HELP: Final = "TOML file of settings, as `roost serve` reads it."
 
-def setting_option(name: str, help: str | None = None, *, is_grouped: bool = False) -> Any:
-    """Returns the option of a setting.
+
+def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command, which takes any keyword arguments, MODEL and the option of every setting."""
+    return _with_options(command, {each.name: _option(each.name, is_grouped=True) for each in settings_reference()})
+
+
+def takes_model_options(*names: str, **helps: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command, which takes any keyword arguments, the options of some settings after its own.
+
+    Args:
+      names: Names of the settings.
+      helps: Descriptions by name, where the setting's own does not fit the command.
+    """
+    texts = {"config": _CONFIG_HELP, **helps}
+    return lambda command: _with_options(command, {name: _option(name, texts.get(name)) for name in names})
+
+
+def _option(name: str, help: str | None = None, *, is_grouped: bool = False) -> Any:
+    """Returns the option of a setting, or the argument MODEL, which may be left out.
 
     Args:
       name: Name of the setting.
@@ -23,6 +41,8 @@ def setting_option(name: str, help: str | None = None, *, is_grouped: bool = Fal
       is_grouped: Whether `--help` lists the option under the title of its group.
     """
     setting = setting_reference(name)
+    if name == "model":
+        return typer.Argument(help=MODEL_HELP, show_default=setting.default, metavar="MODEL")
     return typer.Option(
         setting.flag,
         help=escape(help or setting.help),
@@ -32,22 +52,21 @@ def setting_option(name: str, help: str | None = None, *, is_grouped: bool = Fal
     )
 
 
-def model_argument() -> Any:
-    """Returns the argument MODEL, which may be left out."""
-    return typer.Argument(help=MODEL_HELP, show_default=setting_reference("model").default, metavar="MODEL")
-
-
-def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command, which takes any keyword arguments, MODEL and the option of every setting."""
-    cast(Any, command).__signature__ = inspect.Signature([_parameter(each) for each in settings_reference()])
+def _with_options(command: Callable[..., None], options: Mapping[str, Any]) -> Callable[..., None]:
+    """Adds options that default to None, so that the environment and the config file come next."""
+    signature = inspect.signature(command)
+    own = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    given = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=cast(Any, Annotated)[setting_reference(name).kind | None, option],
+        )
+        for name, option in options.items()
+    ]
+    cast(Any, command).__signature__ = signature.replace(parameters=[*own, *given])
     return command
-
-
-def _parameter(setting: SettingReference) -> inspect.Parameter:
-    """Returns a parameter that defaults to None, so that the environment and the config file come next."""
-    option = model_argument() if setting.name == "model" else setting_option(setting.name, is_grouped=True)
-    annotation = cast(Any, Annotated)[setting.kind | None, option]
-    return inspect.Parameter(setting.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
 class CommandGroup(TyperGroup):

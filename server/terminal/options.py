@@ -4,11 +4,6 @@ from typing import Annotated
 
 import typer
 
-from .help import setting_option
-
-Dtype = Annotated[str | None, setting_option("dtype")]
-Quantize = Annotated[str | None, setting_option("quantize")]
-KvDtype = Annotated[str | None, setting_option("kv_dtype")]
 ApiKey = Annotated[
     str | None,
     typer.Option(

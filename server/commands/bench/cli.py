@@ -2,13 +2,13 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Final, Literal
 
 import typer
 
 from ...settings import SettingsError, load_settings
 from ...terminal.failure import USAGE_STATUS, exit_on_error
-from ...terminal.help import CommandGroup, model_argument, setting_option
+from ...terminal.help import CommandGroup, takes_model_options
 
 app = typer.Typer(
     cls=CommandGroup,
@@ -26,14 +26,6 @@ class Workload(StrEnum):
     mixed = "mixed"
 
 
-Model = Annotated[str | None, model_argument()]
-Slots = Annotated[str | None, setting_option("slots")]
-Dtype = Annotated[str | None, setting_option("dtype")]
-Quantize = Annotated[str | None, setting_option("quantize")]
-KvDtype = Annotated[str | None, setting_option("kv_dtype")]
-PrefillChunk = Annotated[int | None, setting_option("prefill_chunk")]
-Seed = Annotated[int | None, setting_option("seed", "Seed of random weights and of prompts.")]
-Config = Annotated[Path | None, setting_option("config", "TOML file of settings, as `roost serve` reads it.")]
 JsonFile = Annotated[
     str | None,
     typer.Option("--json", help="Write everything as JSON; - is stdout.", metavar="FILE", show_default=False),
@@ -43,10 +35,13 @@ SvgFile = Annotated[
     typer.Option("--svg", help="Draw it; needs pip install '.\\[bench]'.", metavar="FILE", show_default=False),
 ]
 
+_MODEL_OPTIONS: Final = ("model", "dtype", "quantize", "kv_dtype", "prefill_chunk", "seed", "config")
+_SEED_HELP: Final = "Seed of random weights and of prompts."
+
 
 @app.command()
+@takes_model_options(*_MODEL_OPTIONS, "slots", seed=_SEED_HELP)
 def engine(
-    model: Model = None,
     workload: Annotated[
         list[Workload] | None,
         typer.Option(help="May be given several times.", show_default="all three"),
@@ -73,14 +68,8 @@ def engine(
         ),
     ] = None,
     repeat: Annotated[int, typer.Option(min=1, help="Runs of each workload; the table has medians.")] = 3,
-    slots: Slots = None,
-    dtype: Dtype = None,
-    quantize: Quantize = None,
-    kv_dtype: KvDtype = None,
-    prefill_chunk: PrefillChunk = None,
-    seed: Seed = None,
-    config: Config = None,
     json: JsonFile = None,
+    **model_options: Any,
 ) -> None:
     """Run MODEL without HTTP: prefill, decode, and both at once.
 
@@ -88,9 +77,7 @@ def engine(
     while others decode.
     """
     with exit_on_error(USAGE_STATUS):
-        numbers = {"dtype": dtype, "quantize": quantize, "kv_dtype": kv_dtype, "seed": seed}
-        flags = {"slots": slots, "prefill_chunk": prefill_chunk, **numbers}
-        settings = load_settings({"model": model, "config": config, **flags})
+        settings = load_settings(model_options)
         from .engine.benchmark import Options, bench_engine
         from .report import Outputs
         from .workload import parse_rate
@@ -200,28 +187,21 @@ def serve(
 
 
 @app.command()
+@takes_model_options(*_MODEL_OPTIONS, seed=_SEED_HELP)
 def length(
-    model: Model = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Sequences that grow at the same time.")] = 8,
     input_len: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 16,
     max_length: Annotated[int, typer.Option(min=2, help="Tokens to generate for each.")] = 16384,
     slots: Annotated[
         str | None, typer.Option(help="Number of slots.", show_default="the concurrency", metavar="N")
     ] = None,
-    dtype: Dtype = None,
-    quantize: Quantize = None,
-    kv_dtype: KvDtype = None,
-    prefill_chunk: PrefillChunk = None,
-    seed: Seed = None,
-    config: Config = None,
     json: JsonFile = None,
     svg: SvgFile = None,
+    **model_options: Any,
 ) -> None:
     """Let sequences grow, and report speed and memory at every doubling of their length."""
     with exit_on_error(USAGE_STATUS):
-        numbers = {"dtype": dtype, "quantize": quantize, "kv_dtype": kv_dtype, "seed": seed}
-        flags = {"slots": slots, "prefill_chunk": prefill_chunk, **numbers}
-        settings = load_settings({"model": model, "config": config, **flags})
+        settings = load_settings({"slots": slots, **model_options})
         from .engine.length import Options, bench_length
         from .report import Outputs
 

@@ -2,7 +2,9 @@
 
 import asyncio
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from ...settings import SettingsError, load_settings
 from ...terminal.failure import INTERRUPTED_STATUS
@@ -23,7 +25,7 @@ class Options:
       api_key: Key of the server; None sends none.
       system: System prompt; empty sends none.
       sampling: Sampling options.
-      dtype, quantize, kv_dtype: Settings of a model in this process.
+      model_settings: Settings of a model in this process; None leaves one to its default.
     """
 
     model: str | None = None
@@ -31,9 +33,7 @@ class Options:
     api_key: str | None = None
     system: str = ""
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    dtype: str | None = None
-    quantize: str | None = None
-    kv_dtype: str | None = None
+    model_settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def chat(options: Options) -> int:
@@ -75,14 +75,13 @@ def _backend(options: Options) -> Backend:
         from ..local_model import LocalModel
         from .local_backend import LocalBackend
 
-        flags = {"model": options.model or "demo", "dtype": options.dtype, "quantize": options.quantize}
-        settings = load_settings({**flags, "kv_dtype": options.kv_dtype})
+        settings = load_settings({"model": options.model or "demo", **options.model_settings})
         return LocalBackend(LocalModel(settings), options.sampling)
     from ...client.http_client import Address, UrlError
     from .server_backend import ServerBackend
 
-    for name in ("dtype", "quantize", "kv_dtype"):
-        if getattr(options, name) is not None:
+    for name, value in options.model_settings.items():
+        if value is not None:
             raise SettingsError(f"--{name.replace('_', '-')} is for a model that is loaded here, not with --url")
     try:
         address = Address.parse(options.url)

@@ -1,15 +1,16 @@
 """Declares `roost batch`. Importing it costs little."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ....terminal.failure import exit_on_error
-from ....terminal.help import MODEL_HELP, setting_option
-from ....terminal.options import ApiKey, Dtype, KvDtype, Quantize
+from ....terminal.help import MODEL_HELP, takes_model_options
+from ....terminal.options import ApiKey
 
 
+@takes_model_options("slots", "prefill_chunk", "dtype", "quantize", "kv_dtype", "config")
 def batch(
     input: Annotated[
         Path, typer.Argument(help="Requests, one a line, in the format of OpenAI's Batch API.", metavar="IN.jsonl")
@@ -38,14 +39,7 @@ def batch(
         typer.Option(min=1, help="With --url: lines that each server works on at a time.", show_default="64"),
     ] = None,
     sort: Annotated[bool, typer.Option("--sort", help="Bring OUT into the order of IN at the end.")] = False,
-    slots: Annotated[str | None, setting_option("slots")] = None,
-    prefill_chunk: Annotated[int | None, setting_option("prefill_chunk")] = None,
-    dtype: Dtype = None,
-    quantize: Quantize = None,
-    kv_dtype: KvDtype = None,
-    config: Annotated[
-        Path | None, setting_option("config", "TOML file of settings, as `roost serve` reads it.")
-    ] = None,
+    **model_options: Any,
 ) -> None:
     """Run the requests in IN, on a model that is loaded here or on servers, and write the responses to OUT.
 
@@ -56,9 +50,8 @@ def batch(
         from .command import Options
         from .command import batch as run
 
-        numbers = {"dtype": dtype, "quantize": quantize, "kv_dtype": kv_dtype}
-        flags = {"model": model, "slots": slots, "prefill_chunk": prefill_chunk, "config": config, **numbers}
-        status = run(Options(input, output, sort, url, api_key, concurrency, flags))
+        settings = {"model": model, **model_options}
+        status = run(Options(input, output, sort, url, api_key, concurrency, settings))
     raise typer.Exit(status)
 
 
