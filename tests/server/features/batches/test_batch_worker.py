@@ -36,7 +36,7 @@ class WideEngine(FakeEngine):
 
     @property
     def stats(self) -> EngineStats:
-        return replace(super().stats, num_batch_slots=SLOTS, slots=SLOTS)
+        return replace(super().stats, num_preemptible_slots=SLOTS, slots=SLOTS)
 
 
 @pytest.fixture

@@ -614,6 +614,7 @@ async def test_what_nobody_adopts_is_reported_once(
     await first.dies()
     second.adopter._service = replace(second.service, model=replace(second.service.model, identity="another"))
     caplog.set_level(logging.WARNING)
+    caplog.clear()
     expire_leases(address, seconds_ago=80.0)
     await second.adopter.look()
     assert not caplog.text
