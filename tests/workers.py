@@ -34,7 +34,12 @@ _SERVER: Final = (
 GROUPS: Final = (_SAMPLERS, _GOLDEN_RUNNER, _SERVER)
 """Paths, or their beginnings, of the files of each process. What they share takes seconds to compile or to start."""
 
-APART: Final = ("tests/e2e/test_adoptions.py", "tests/e2e/test_durable.py", "tests/e2e/test_server_batches.py")
+APART: Final = (
+    "tests/e2e/test_adoptions.py",
+    "tests/e2e/test_durable.py",
+    "tests/e2e/test_features.py",
+    "tests/e2e/test_server_batches.py",
+)
 """Paths of the files whose tests each start servers of their own."""
 
 FIRST: Final = "tests/e2e/test_soak.py"

@@ -60,7 +60,7 @@ def _setting_row(setting: SettingReference) -> str:
 def endpoints_page() -> str:
     """Returns the page of all endpoints, of their parameters, and of the fields of their bodies."""
     service = SimpleNamespace(open_requests=None, model=SimpleNamespace(id=""))
-    document = create_app(cast(Service, service)).openapi()
+    document = create_app(cast(Service, service), features=()).openapi()
     schemas: Mapping[str, Any] = document["components"]["schemas"]
     operations = {
         f"{method.upper()} {path}": operation

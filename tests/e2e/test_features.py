@@ -1,0 +1,208 @@
+"""A feature can be deleted, and one be added, without edits elsewhere: the server's core knows none of them."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import httpx
+import pytest
+from fastapi.routing import APIRoute
+from roost.server.feature import Feature, load_features
+from roost.server.features.index import NAMES
+from server_process import SHAPES, serving
+from sweeps import swept
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+FEATURES: Final = {feature.name: feature for feature in load_features()}
+
+CHAT: Final = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+
+SHARED: Final = ("server/errors/kinds.py",)
+"""Files of the core that may name features' paths: one table has the kinds of errors of all."""
+
+
+def core_sources() -> Iterator[tuple[str, str]]:
+    """Yields the path and the text of every file of the server outside the features."""
+    for path in sorted((ROOT / "server").rglob("*.py")):
+        name = path.relative_to(ROOT).as_posix()
+        if not name.startswith("server/features/") and name not in SHARED:
+            yield name, path.read_text()
+
+
+def own_paths(feature: Feature) -> set[str]:
+    """Returns the URL paths of a feature's endpoints, without parameters."""
+    routes = (route for router in (*feature.routers, *feature.admin_routers) for route in router.routes)
+    return {route.path.partition("/{")[0] for route in routes if isinstance(route, APIRoute) and len(route.path) > 1}
+
+
+def own_tables(feature: Feature) -> set[str]:
+    """Returns the names of a feature's tables and indexes."""
+    upgrades = () if feature.tables is None else feature.tables.upgrades
+    return {name for upgrade in upgrades for text in upgrade.statements for name in re.findall(r"roost_\w+", text)}
+
+
+def mentions(text: str, feature: Feature) -> list[str]:
+    """Returns the names of a feature that a text has: those of its folder, paths and tables."""
+    words = {f"features/{feature.name}", f"features.{feature.name}", *own_paths(feature), *own_tables(feature)}
+    return sorted(word for word in words if re.search(rf"(?<!\w){re.escape(word)}(?![\w-])", text))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_core_names_no_feature(name: str) -> None:
+    found = [f"{path}: {word}" for path, text in core_sources() for word in mentions(text, FEATURES[name])]
+    assert not found, "\n".join(["", *found])
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("responses", 'instead = "use it in /v1/responses"'),
+        ("batches", 'execute("SELECT * FROM roost_batches")'),
+        ("native", "from .features.native import abort"),
+    ],
+)
+def test_a_name_of_a_feature_is_seen(name: str, text: str) -> None:
+    assert mentions(text, FEATURES[name])
+    assert not mentions("/v1/responses_of_others roost_batcheses", FEATURES[name])
+
+
+# --- copies of the tree
+
+
+class Tree:
+    """A copy of the project in a temporary folder, which `path` makes importable as `roost`.
+
+    Args:
+      folder: Empty folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.root, self.path = folder / "tree", folder / "path"
+        listed = subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True)
+        for name in listed.splitlines():
+            if (ROOT / name).is_file():
+                (self.root / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(ROOT / name, self.root / name)
+        self.path.mkdir()
+        (self.path / "roost").symlink_to(self.root)
+
+    @property
+    def index(self) -> Path:
+        """File that names the features."""
+        return self.root / "server" / "features" / "index.py"
+
+    def delete(self, name: str) -> None:
+        """Deletes a feature, those that require it, and their tests."""
+        for other in (other for other, feature in FEATURES.items() if name in feature.requires):
+            self.delete(other)
+        shutil.rmtree(self.root / "server" / "features" / name)
+        for test in (self.root / "tests").rglob("test_*.py"):
+            if f"/features/{name}/" in test.as_posix() or mentions(test.read_text(), FEATURES[name]):
+                test.unlink()
+        self.index.write_text(re.sub(rf'"{name}"(, )?', "", self.index.read_text()))
+
+    def run(self, *command: str, **environment: str) -> str:
+        """Runs Python in the tree and returns what it wrote; a status other than 0 fails the test."""
+        environment = {**os.environ, "PYTHONPATH": str(self.path), "MYPYPATH": str(self.path), **environment}
+        done = subprocess.run(
+            [sys.executable, "-P", *command],
+            cwd=self.root,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    def check_architecture(self) -> None:
+        """Runs the tests of the floor plan."""
+        self.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_architecture.py")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    return Tree(tmp_path)
+
+
+# --- deletion
+
+
+@pytest.mark.parametrize("name", ["batches", "anthropic", *swept("responses", "native", "states", "chat_page")])
+@pytest.mark.timeout(900)
+def test_the_server_works_without_a_feature(tree: Tree, tiny_config: Path, name: str) -> None:
+    tree.delete(name)
+    with serving(f"random:{tiny_config}", *SHAPES, programs="tiny", PYTHONPATH=str(tree.path)) as server:
+        answer = httpx.post(f"{server.url}/v1/chat/completions", json=CHAT, timeout=120)
+        assert answer.json()["usage"]["completion_tokens"] == 2
+        for path in own_paths(FEATURES[name]):
+            assert httpx.post(f"{server.url}{path}").status_code == 404
+    tree.check_architecture()
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.timeout(1800)
+def test_types_and_other_tests_pass_without_a_feature(tree: Tree, name: str) -> None:
+    tree.delete(name)
+    tree.run("-m", "mypy", "-p", "roost.server")
+    tree.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/server")
+
+
+# --- addition
+
+TOY: Final = Path(__file__).with_name("toy_feature")
+
+OLD_DATABASE: Final = """
+import sys
+from roost.server.database.address import StoreAddress
+from roost.server.database.opening import open_database
+from roost.server.database.schema import Tables
+from roost.server.features.toy.tables import TABLES
+
+database = open_database(StoreAddress.parse(sys.argv[1]), Tables("toy", TABLES.upgrades[:1]))
+database.run_now(lambda each: each.execute("INSERT INTO roost_toys VALUES ('bear')"), writes=True)
+database.close()
+"""
+"""Program that makes a database of the toys' first version, with a row."""
+
+
+@pytest.fixture
+def tree_with_toy(tree: Tree) -> Tree:
+    """A tree with one more folder, and with one name in the index."""
+    shutil.copytree(TOY, tree.root / "server" / "features" / "toy", ignore=shutil.ignore_patterns("__pycache__"))
+    tree.index.write_text(tree.index.read_text().replace("NAMES: Final = (", 'NAMES: Final = ("toy", '))
+    return tree
+
+
+@pytest.mark.timeout(900)
+def test_a_feature_is_a_folder_and_a_name(tree_with_toy: Tree, tiny_config: Path, tmp_path: Path) -> None:
+    tree, store = tree_with_toy, f"sqlite://{tmp_path / 'store.db'}"
+    tree.run("-c", OLD_DATABASE, store)
+    settings = ("--store", store, "--toy-greeting", "good morning")
+    with serving(f"random:{tiny_config}", "--simulate", "v5e", *settings, PYTHONPATH=str(tree.path)) as server:
+        toys = httpx.get(f"{server.url}/toys").json()
+        assert toys == {"greeting": "good morning", "toys": [["bear", "red"]]}
+        assert "roost_toy_windings_total 1.0" in httpx.get(f"{server.url}/metrics").text
+        assert httpx.post(f"{server.url}/v1/chat/completions", json=CHAT).status_code == 200
+    assert tree.run("-m", "roost.server", "toy") == "a toy greets\n"
+    program = "from roost.server.settings import load_settings; print(load_settings({}).toy_greeting)"
+    assert tree.run("-c", program, ROOST_TOY_GREETING="good evening") == "good evening\n"
+    tree.run("tools/reference_pages.py", "--folder", str(tmp_path))
+    assert (
+        "| `--toy-greeting TEXT` | `ROOST_TOY_GREETING`, `toy_greeting` | hello |"
+        in (tmp_path / "settings.md").read_text()
+    )
+    assert "| `roost_toy_windings_total` |" in (tmp_path / "metrics.md").read_text()
+    tree.check_architecture()
+
+
+@pytest.mark.sweep
+@pytest.mark.timeout(900)
+def test_types_of_a_new_feature(tree_with_toy: Tree) -> None:
+    tree_with_toy.run("-m", "mypy", "-p", "roost.server")

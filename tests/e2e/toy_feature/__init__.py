@@ -1,0 +1,1 @@
+"""A feature to try out how one is added."""

@@ -1,0 +1,9 @@
+"""Declares `roost toy`."""
+
+
+def toy() -> None:
+    """Greet."""
+    print("a toy greets")
+
+
+command = toy
