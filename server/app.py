@@ -15,7 +15,6 @@ from .feature import Feature, OpenFeature, Opening, load_features
 from .generation.service import Service
 from .http import health
 from .http.auth import Access, KeyAuthentication, PortSplit, needs_admin_key, needs_key
-from .http.body_check import BodyCheck
 from .http.error_responses import install_error_handlers
 from .http.openapi import ERRORS, with_events
 from .http.request_body import MAX_BODY_BYTES, MAX_KEPT_BYTES, BodyLimit
@@ -24,6 +23,7 @@ from .http.routes import HeadAndOptions
 from .openai import chat_completions as chat
 from .openai import completions, models
 from .openai.response_schemas import ChatCompletionChunk, Completion
+from .schemas.body_check import BodyCheck
 
 FEATURES: Final = load_features()
 

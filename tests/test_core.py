@@ -1,36 +1,14 @@
 """The core without HTTP: what generates text works where no web framework is installed."""
 
 import pkgutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from importlib import import_module
 
 import pytest
+from forbidden_imports import WEB, run
 
-ROOMS = ("errors",)
+ROOMS = ("constraints", "errors", "generation", "llm", "schemas", "text")
 """Rooms of the server that import no web framework, not even through others."""
-
-WEB = ("fastapi", "starlette", "uvicorn")
-
-FORBIDDING = """
-import sys
-from importlib.abc import MetaPathFinder
-
-class Forbidden(MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {names!r}:
-            raise ModuleNotFoundError("this program must not import " + name)
-
-sys.meta_path.insert(0, Forbidden())
-"""
-"""Start of a program that cannot import some packages."""
-
-
-def run(program: str, *forbidden: str) -> subprocess.CompletedProcess[str]:
-    """Runs a program in a process that cannot import some packages."""
-    text = FORBIDDING.format(names=forbidden) + program
-    return subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False, timeout=300)
 
 
 def modules_of(room: str) -> Iterator[str]:

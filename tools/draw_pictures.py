@@ -154,7 +154,7 @@ class Step(NamedTuple):
 
 STEPS: Final[Sequence[Step]] = (
     Step(0, "1  limits, request id, key, body", "transport, middleware"),
-    Step(0, "2  body to GenerationSpec", "api/openai"),
+    Step(0, "2  body to GenerationSpec", "openai, generation"),
     Step(0, "3  messages to token ids", "text"),
     Step(0, "4  choices, each an engine request", "generation"),
     Step(1, "5  waiting queue, then a slot", "scheduling"),

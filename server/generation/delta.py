@@ -39,3 +39,8 @@ class Delta:
     num_cached: int = 0
     times: Times = NEVER
     num_sent: int = 0
+
+    @property
+    def reported_reason(self) -> str | None:
+        """Why the choice ended, in OpenAI's words."""
+        return "tool_calls" if self.called else self.finish_reason and self.finish_reason.value

@@ -77,8 +77,7 @@ class Timings(TypedDict):
 
 def choice_end(delta: Delta, *, with_ids: bool) -> ChoiceEnd:
     """Returns the fields about a choice's end, with its token ids if they are requested."""
-    finish_reason = "tool_calls" if delta.called else delta.finish_reason
-    end = ChoiceEnd(finish_reason=finish_reason, stop_reason=delta.stop_reason)
+    end = ChoiceEnd(finish_reason=delta.reported_reason, stop_reason=delta.stop_reason)
     if with_ids:
         end["token_ids"] = list(delta.token_ids)
     return end

@@ -16,12 +16,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors.request_errors import ApiError, bad_value, encoded_body, model_loading
 from ..generation.service import Service
+from ..schemas.base import JsonObject
+from ..schemas.body_check import BodyCheck
 from ..tenancy.request_memory import request_memory
 from ..tenancy.workers import Workers
-from .body_check import BodyCheck
 from .error_responses import from_validation
 from .json_limits import LONG_BYTES, MAX_CONTAINERS, has_too_many_containers, size_of
-from .schema_base import JsonObject
 
 _METHODS: Final = ("DELETE", "GET", "POST")
 

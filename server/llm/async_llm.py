@@ -9,9 +9,9 @@ from types import TracebackType
 from typing import Unpack
 
 from . import states
-from .bodies import ChatOptions, Conversation, Prompt
 from .local_service import STOP_TIMEOUT_S, open_service
 from .outputs import RequestOutput
+from .prompts import ChatOptions, Conversation, Prompt
 from .requests import GenerationRequest, chat, completion, outputs
 from .sampling_params import RequestOutputKind, SamplingParams
 from .scoring import Score, score

@@ -14,11 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ...engine import AsyncEngine, EngineDeadError
 from . import states
-from .bodies import ChatOptions, Conversation, Prompt, as_conversation, conversations_of, params_of, prompts_of
 from .errors import RequestError
 from .event_loop import EventLoopThread
 from .local_service import STOP_TIMEOUT_S, open_service
 from .outputs import RequestOutput
+from .prompts import ChatOptions, Conversation, Prompt, as_conversation, conversations_of, params_of, prompts_of
 from .requests import GenerationRequest, chat, completion, final_output, outputs, run_all
 from .sampling_params import RequestOutputKind, SamplingParams
 from .scoring import Score, score

@@ -9,7 +9,6 @@ from ..generation.choice_stream import DeltaJoiner
 from ..generation.delta import Delta
 from ..generation.logprobs import alternatives, with_top
 from ..generation.prompts import Prompt
-from ..http.response_parts import choice_end
 from ..text.tokenizer import Tokenizer
 
 
@@ -155,7 +154,6 @@ class OutputBuilder:
         )
 
     def _choice(self, delta: Delta) -> CompletionOutput:
-        end = choice_end(delta, with_ids=False)
         has_logprobs = bool(delta.logprobs)
         return CompletionOutput(
             delta.index,
@@ -163,8 +161,8 @@ class OutputBuilder:
             delta.token_ids,
             math.fsum(entry.logprob for entry in delta.logprobs) if has_logprobs else None,
             tuple(map(self._by_id, delta.token_ids, delta.logprobs)) if has_logprobs else None,
-            None if end["finish_reason"] is None else str(end["finish_reason"]),
-            end["stop_reason"],
+            delta.reported_reason,
+            delta.stop_reason,
             tuple(ToolCall(call.id or "", call.name or "", call.arguments) for call in delta.calls),
         )
 

@@ -8,20 +8,18 @@ from typing import Final
 from uuid import uuid4
 
 from ..errors.request_warnings import request_warnings
+from ..generation import requests
 from ..generation.service import Service
 from ..generation.spec import Choice, GenerationSpec
-from ..http.body_check import BodyCheck
-from ..openai.chat_completions import chat_spec
-from ..openai.completions import completion_spec
-from ..openai.schemas import ChatBody
-from .bodies import ChatOptions, Conversation, Prompt, chat_body, completion_body
+from ..schemas.body_check import BodyCheck
 from .errors import python_errors
 from .outputs import OutputBuilder, RequestOutput
+from .prompts import ChatOptions, Conversation, Prompt, chat_fields, completion_fields
 from .sampling_params import RequestOutputKind, SamplingParams
 from .states import State
 
-_check_body: Final = BodyCheck("")
-"""Check of bodies, which name no model here."""
+_check: Final = BodyCheck("")
+"""Check of fields, which name no model here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +43,8 @@ def completion(
     Raises:
       RequestError: The prompt or a parameter has the wrong type or is out of range.
     """
-    body = completion_body(prompt, params, None if state is None else state.id)
-    return GenerationRequest(lambda service: completion_spec(body, service), request_id or f"cmpl-{uuid4().hex}")
+    fields = completion_fields(prompt, params, None if state is None else state.id)
+    return GenerationRequest(lambda service: requests.completion(fields, service), request_id or f"cmpl-{uuid4().hex}")
 
 
 def chat(
@@ -57,14 +55,13 @@ def chat(
     Raises:
       RequestError: A message, a parameter or an option has the wrong type or is out of range.
     """
-    body = chat_body(messages, params, options)
-    return GenerationRequest(lambda service: _chat_spec(body, service), request_id or f"chatcmpl-{uuid4().hex}")
+    fields = chat_fields(messages, params, options)
 
+    async def spec(service: Service) -> GenerationSpec:
+        _check(fields)  # messages and tools may have fields that no schema names
+        return await requests.chat(fields, service)
 
-async def _chat_spec(body: ChatBody, service: Service) -> GenerationSpec:
-    """Returns the spec of a chat, whose messages and tools may have fields that no schema names."""
-    _check_body(body)
-    return await chat_spec(body, service)
+    return GenerationRequest(spec, request_id or f"chatcmpl-{uuid4().hex}")
 
 
 @dataclass(frozen=True, slots=True)

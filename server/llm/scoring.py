@@ -9,8 +9,8 @@ from uuid import uuid4
 from ..generation.generation import collect
 from ..generation.service import Service
 from ..text.tokenizer import TextUnavailableError, Tokenizer
-from .bodies import Prompt, prompt_content
 from .errors import RequestError, python_errors
+from .prompts import Prompt, prompt_content
 from .requests import completion, prepare
 from .sampling_params import SamplingParams
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
@@ -11,6 +10,7 @@ from ..constraints.tools import CallPiece
 from ..generation.delta import Delta
 from ..generation.logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
 from ..generation.prompts import Prompt
+from ..generation.requests import chat
 from ..generation.service import Service
 from ..generation.spec import GenerationSpec
 from ..http.openapi import streamable
@@ -18,9 +18,8 @@ from ..http.response_parts import Report, ResponseKind, choice_end
 from ..http.routes import JsonRoute, ReadyService
 from ..http.streaming import ResponseBuilder, respond
 from ..text.served_model import ServedModel
-from .conversion import chat_conversion, report_options
 from .response_schemas import ChatCompletion, ChatCompletionChunk
-from .schemas import ChatBody
+from .schemas import ChatBody, check_stream
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -41,18 +40,15 @@ async def chat_spec(body: ChatBody, service: Service) -> GenerationSpec:
     Raises:
       ApiError: The body cannot be converted.
     """
-    spec, conversation = await service.prepare(partial(chat_conversion, body, service.model))
-    prompt = await service.prompts.chat(conversation)
-    if body.truncate_prompt_tokens is not None:
-        prompt = service.prompts.truncated(prompt, body.truncate_prompt_tokens, body.truncation_side)
-    return replace(spec, prompts=[prompt])
+    check_stream(body)
+    return replace(await chat(body, service), holds_output=not body.stream)
 
 
 class ChatResponseBuilder(ResponseBuilder):
     """Builds chat completions and their chunks."""
 
     def __init__(self, body: ChatBody, model: ServedModel, prompt: Prompt) -> None:
-        options = replace(report_options(body), service_tier="service_tier" in (body.model_extra or {}))
+        options = replace(body.reports, service_tier="service_tier" in (body.model_extra or {}))
         self._report = Report(_KIND, model, [prompt], body.n, options)
         self.id = self._report.id
         self._body = body

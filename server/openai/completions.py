@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 
+from ..errors.request_errors import bad_value
 from ..generation.delta import Delta
 from ..generation.logprobs import (
     CompletionLogprobs,
@@ -15,8 +16,9 @@ from ..generation.logprobs import (
     with_top,
 )
 from ..generation.prompts import Prompt
+from ..generation.requests import completion
 from ..generation.service import Service
-from ..generation.spec import GenerationSpec, PromptCopies
+from ..generation.spec import GenerationSpec
 from ..http.openapi import streamable
 from ..http.response_parts import Report, ResponseKind, choice_end
 from ..http.routes import JsonRoute, ReadyService
@@ -24,9 +26,8 @@ from ..http.streaming import ResponseBuilder, respond
 from ..tenancy.request_memory import is_large
 from ..text.served_model import ServedModel
 from ..text.tokenizer import Tokenizer
-from .conversion import completion_params, report_options, spec_of
 from .response_schemas import Completion
-from .schemas import CompletionBody
+from .schemas import CompletionBody, check_stream
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -48,16 +49,10 @@ async def completion_spec(body: CompletionBody, service: Service) -> GenerationS
     Raises:
       ApiError: The body cannot be converted.
     """
-    spec = await service.prepare(lambda: spec_of(body, completion_params(body, service.model)))
-    state = service.saved_state(body.from_state)
-    encoded = await service.prompts.completions(body.prompts, add_bos=body.add_special_tokens and state is None)
-    limit, side = body.truncate_prompt_tokens, body.truncation_side
-    prompts = [service.prompts.truncated(prompt, limit, side) for prompt in encoded]
-    if state is not None:
-        prompts = await service.prompts.after(state.state, prompts)
-    id_copies = body.num_candidates if body.return_token_ids else 0
-    copies = PromptCopies(id_copies, body.prompt_logprobs, body.echo, body.logprobs)
-    return replace(spec, prompts=prompts, state=state, copies=copies)
+    check_stream(body)
+    if body.num_candidates > body.n and body.stream:
+        raise bad_value("best_of", "best_of larger than n cannot be streamed: which is best is known at the end")
+    return replace(await completion(body, service), holds_output=not body.stream)
 
 
 class CompletionResponseBuilder(ResponseBuilder):
@@ -65,7 +60,7 @@ class CompletionResponseBuilder(ResponseBuilder):
 
     def __init__(self, body: CompletionBody, model: ServedModel, prompts: Sequence[Prompt]) -> None:
         num_choices = len(prompts) * body.num_candidates
-        self._report = Report(_KIND, model, prompts, num_choices, report_options(body))
+        self._report = Report(_KIND, model, prompts, num_choices, body.reports)
         self.id = self._report.id
         self._body = body
         self._reports_tokens = body.logprobs is not None or body.return_token_ids

@@ -1,93 +1,9 @@
-"""Schemas of OpenAI's chat completions and completions, and of the fields that other endpoints share with them.
+"""Schemas of the bodies of OpenAI's chat completions and completions."""
 
-Null means the same as leaving a field out. Fields that no schema names are checked by `body_check`.
-"""
-
-from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Final, Literal, cast
-
-from pydantic import AfterValidator, Discriminator, Field, Tag
-
-from ...engine import MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS
-from ..http.field_rules import GENERATION_RULES, MESSAGE_RULES, PART_RULES, FieldRules
-from ..http.schema_base import (
-    MAX_STOP_CHARACTERS,
-    Body,
-    CacheSalt,
-    Count,
-    Fields,
-    JsonObject,
-    Several,
-    Text,
-    TokenIds,
-    TopLogprobs,
-    is_list,
-    union,
-)
-from .response_format_schemas import StructuredFields
-from .sampling_fields import NUMBERS, SamplingFields, with_numbers
-from .tool_schemas import MAX_TOOLS, Tool, ToolCall, ToolChoice
-
-MAX_STOP_STRINGS: Final = 64
-"""Maximum number of stop strings; OpenAI allows 4."""
-
-MAX_TOTAL_STOP_CHARACTERS: Final = 4 * MAX_STOP_CHARACTERS
-"""Characters of all stop strings of a request together. Their tables take about 20 ms and 400 kB."""
-
-MAX_BAD_WORDS: Final = 128
-"""Maximum number of bad words. Each is encoded in two ways, with and without a space before it."""
-
-MAX_BAD_WORD_CHARACTERS: Final = 8192
-"""Characters of all bad words together, which are tokenized on the event loop."""
-
-
-def _kind_of_prompt(value: Any) -> str | None:
-    """Returns the kind by the first entry, so that a long list is validated only once."""
-    match value:
-        case str():
-            return "<text>"
-        case [str(), *_]:
-            return "<texts>"
-        case [int(), *_]:
-            return "<ids>"
-        case [list(), *_]:
-            return "<id lists>"
-        case _:
-            return None
-
-
-def kind_of_part(value: Any) -> str:
-    return "<refusal>" if isinstance(value, dict) and value.get("type") == "refusal" else "<text>"
-
-
-def _within_total(strings: list[str]) -> list[str]:
-    total = sum(map(len, strings))
-    if total > MAX_TOTAL_STOP_CHARACTERS:
-        raise ValueError(
-            f"stop strings may have {MAX_TOTAL_STOP_CHARACTERS} characters together, got {total}: send fewer or shorter"
-        )
-    return strings
-
-
-StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
-StopStringList = Annotated[
-    list[StopString], Field(fail_fast=True, max_length=MAX_STOP_STRINGS), AfterValidator(_within_total)
-]
-Stop = Annotated[
-    Annotated[StopString, Tag("<text>")] | Annotated[StopStringList, Tag("<list>")],
-    union(is_list, "must be a string or an array of strings"),
-]
-
-Prompt = Annotated[
-    Text
-    | Annotated[list[str], Field(fail_fast=True), Tag("<texts>")]
-    | Annotated[TokenIds, Tag("<ids>")]
-    | Annotated[list[Annotated[TokenIds, Field(min_length=1)]], Field(fail_fast=True), Tag("<id lists>")],
-    union(
-        _kind_of_prompt,
-        "must be a string, a non-empty array of token ids, or a non-empty array of either",
-    ),
-]
+from ..errors.request_errors import bad_value
+from ..http.response_parts import ReportOptions
+from ..schemas.base import Body, Fields
+from ..schemas.generation_fields import ChatFields, CompletionFields
 
 
 class StreamOptions(Fields):
@@ -103,14 +19,8 @@ class StreamOptions(Fields):
     """Accepted without effect: nothing is obfuscated."""
 
 
-@with_numbers(*NUMBERS)
-class GenerationBody(StructuredFields, SamplingFields):
-    """Fields that several endpoints share. None means the checkpoint's default, or else OpenAI's."""
-
-    field_rules: ClassVar[FieldRules] = GENERATION_RULES
-
-    n: Annotated[int, Field(ge=1, le=128)] = 1
-    """Number of choices for each prompt. The prompt is prefilled once, and each choice has a slot of its own."""
+class StreamingFields(Body):
+    """Fields about the form of the response."""
 
     stream: bool = False
     """Whether the response is a stream of server-sent events."""
@@ -118,189 +28,29 @@ class GenerationBody(StructuredFields, SamplingFields):
     stream_options: StreamOptions | None = None
     """Options of the stream. They have no effect without `stream`."""
 
-    max_tokens: Count | None = None
-    """Maximum number of tokens to generate. The default is 16 in `/v1/completions`, and no limit elsewhere unless the
-    checkpoint has one."""
-
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict, max_length=MAX_BIASES)
-    """Number to add to the logit of each token id, before penalties. Keys are ids as strings."""
-
-    allowed_token_ids: Annotated[TokenIds, Field(min_length=1)] | None = None
-    """The only token ids that may be chosen; all by default."""
-
-    prompt_logprobs: TopLogprobs | None = None
-    """Number of alternatives to report for each prompt token. Not with `stream`."""
-
-    bad_words: list[StopString] = Field(default_factory=list, fail_fast=True, max_length=MAX_BAD_WORDS)
-    """Strings whose tokens are never generated in sequence, with and without a space in front."""
-
-    logprob_token_ids: TokenIds = Field(default_factory=list, max_length=MAX_LOGPROBS)
-    """Token ids whose log-probabilities are reported with each generated token. It needs `logprobs`."""
-
-    stop: Stop | None = None
-    """String or strings at which the output ends. They are cut off, unless `include_stop_str_in_output` is set."""
-
-    stop_token_ids: TokenIds = Field(default_factory=list, max_length=MAX_STOP_IDS)
-    """Token ids at which the output ends, beside the checkpoint's own end tokens."""
-
-    include_stop_str_in_output: bool = False
-    """Whether the text keeps the stop string that ended it."""
-
-    truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
-    """Maximum number of prompt tokens to keep; -1 keeps all, as by default. BOS is always kept."""
-
-    truncation_side: Literal["left", "right"] = "left"
-    """Side from which a prompt is cut by `truncate_prompt_tokens`; `left` keeps the last tokens."""
-
-    return_token_ids: bool = False
-    """Whether the response has the token ids of the prompt and of each choice."""
-
     return_timings: bool = False
     """Whether the response has the field `timings`, in milliseconds and under llama.cpp's names."""
 
-    cache_salt: CacheSalt = ""
-    """Name of a separate prefix cache: requests reuse states only of requests with the same salt."""
-
     @property
-    def num_candidates(self) -> int:
-        """Number of choices to generate for each prompt."""
-        return self.n
+    def reports(self) -> ReportOptions:
+        """Reports that the request asks for."""
+        stream = self.stream_options or StreamOptions()
+        return ReportOptions(stream.include_usage, stream.continuous_usage_stats, self.return_timings)
 
 
-class CompletionBody(GenerationBody):
+def check_stream(body: "CompletionBody | ChatBody") -> None:
+    """Checks that a stream can have what is requested.
+
+    Raises:
+      ApiError: It cannot.
+    """
+    if body.prompt_logprobs is not None and body.stream:
+        raise bad_value("prompt_logprobs", "prompt_logprobs cannot be streamed, but for those of echo with logprobs")
+
+
+class CompletionBody(CompletionFields, StreamingFields):
     """`POST /v1/completions`."""
 
-    prompt: Prompt
-    """Prompt or prompts: a string, strings, token ids or lists of token ids."""
 
-    echo: bool = False
-    """Whether the text begins with the prompt. With `logprobs`, the prompt's tokens are scored too."""
-
-    logprobs: TopLogprobs | None = None
-    """Number of alternatives to report for each token; 0 reports only the token's own, the default nothing."""
-
-    best_of: Annotated[int, Field(ge=1, le=128)] | None = None
-    """Number of candidates, of which the `n` most likely are returned; `n` by default. Not more with `stream`."""
-
-    add_special_tokens: bool = True
-    """Whether a BOS is put in front of prompts that are texts."""
-
-    from_state: str | None = None
-    """Id of a saved state that the prompt continues."""
-
-    @property
-    def num_candidates(self) -> int:
-        """Number of choices to generate for each prompt; the response holds the `n` most likely."""
-        return self.best_of or self.n
-
-    @property
-    def prompts(self) -> Sequence[str | list[int]]:
-        """The prompts, one by one."""
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        if isinstance(self.prompt[0], int):
-            return [self.prompt]
-        return cast(Sequence[str | list[int]], self.prompt)
-
-
-class TextPart(JsonObject):
-    field_rules: ClassVar[FieldRules] = PART_RULES
-
-    type: Literal["text"]
-    """Kind of part."""
-
-    text: str
-    """Text of the part."""
-
-
-class RefusalPart(JsonObject):
-    field_rules: ClassVar[FieldRules] = PART_RULES
-
-    type: Literal["refusal"]
-    """Kind of part."""
-
-    refusal: str
-    """Text of the refusal, which becomes part of the prompt."""
-
-    @property
-    def text(self) -> str:
-        """The refusal's text."""
-        return self.refusal
-
-
-ContentPart = Annotated[
-    Annotated[TextPart, Tag("<text>")] | Annotated[RefusalPart, Tag("<refusal>")],
-    Discriminator(kind_of_part),
-]
-
-
-class ChatMessage(JsonObject):
-    """A message. Parts of text are joined by line breaks; `name` and the like are let pass."""
-
-    field_rules: ClassVar[FieldRules] = MESSAGE_RULES
-
-    role: str
-    """Role of the author: system, developer, user, assistant or tool, in any order."""
-
-    content: (
-        Annotated[
-            Text | Annotated[Several[ContentPart], Tag("<list>")],
-            union(is_list, "must be a string or an array of parts"),
-        ]
-        | None
-    ) = None
-    """Text, or parts of a text."""
-
-    refusal: str | None = None
-    """Text of the assistant's refusal, which becomes part of the prompt like `content`."""
-
-    tool_calls: Several[ToolCall] | None = None
-    """Calls that the assistant made."""
-
-    tool_call_id: str | None = None
-    """Id of the call whose result the message is, for the role tool."""
-
-
-Messages = Annotated[Several[ChatMessage], Field(min_length=1)]
-
-
-class TemplateFields(Body):
-    """Fields that decide how messages become a prompt."""
-
-    add_generation_prompt: bool | None = None
-    """Whether the prompt ends with the header of an assistant's message; the default is yes, unless
-    `continue_final_message` is set."""
-
-    continue_final_message: bool = False
-    """Whether the output continues the last message instead of answering it."""
-
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Variables for the checkpoint's chat template. Gemma's own format has none."""
-
-    tools: list[Tool] = Field(default_factory=list, max_length=MAX_TOOLS)
-    """Functions that the model may call."""
-
-    tool_choice: ToolChoice = "auto"
-    """Whether the model may or must call a function, or which one."""
-
-
-class ChatBody(GenerationBody, TemplateFields):
+class ChatBody(ChatFields, StreamingFields):
     """`POST /v1/chat/completions`."""
-
-    messages: Messages
-    """Messages of the conversation, oldest first."""
-
-    max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
-    """Maximum number of tokens to generate; OpenAI's older name for `max_completion_tokens`."""
-
-    max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
-    """Maximum number of tokens to generate. The default is the checkpoint's, or no limit."""
-
-    logprobs: bool = False
-    """Whether to report the log-probability of each generated token, before temperature and masks."""
-
-    top_logprobs: TopLogprobs | None = None
-    """Number of alternatives to report for each token. It needs `logprobs`."""
-
-    parallel_tool_calls: bool = True
-    """Whether a response may hold several calls."""

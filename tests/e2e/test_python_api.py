@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from forbidden_imports import WEB, run
 from roost import (
     LLM,
     AsyncLLM,
@@ -342,3 +343,18 @@ def test_importing_roost_loads_neither_jax_nor_the_server() -> None:
     program = "import sys, roost; print(roost.__version__, *{'jax', 'fastapi', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "0.1.0\n"
+
+
+def test_it_needs_neither_http_nor_a_database_nor_a_command_line(llm: LLM, tiny_config: Path) -> None:
+    program = f"""
+from roost import LLM, SamplingParams
+
+with LLM("random:{tiny_config}", slots={SLOTS}, prefill_chunk=128) as llm:
+    print(llm.generate([5, 6, 7], SamplingParams(max_tokens=4, seed=7))[0].outputs[0].token_ids)
+    print(llm.chat({QUESTION!r}, SamplingParams(max_tokens=4, seed=7))[0].outputs[0].token_ids)
+"""
+    params = SamplingParams(max_tokens=4, seed=7)
+    expected = [llm.generate([5, 6, 7], params), llm.chat(QUESTION, params)]
+    found = run(program, *WEB, "psycopg", "typer")
+    assert found.returncode == 0, found.stderr
+    assert found.stdout == "".join(f"{output.outputs[0].token_ids}\n" for (output,) in expected)

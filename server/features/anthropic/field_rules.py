@@ -3,7 +3,15 @@
 from collections.abc import Mapping
 from typing import Final
 
-from ...http.field_rules import GENERATION_RULES, LENGTH_FIELDS, MARKS, SCHEMA_FIELDS, FieldRules, Refusal, with_hints
+from ...schemas.field_rules import (
+    GENERATION_RULES,
+    LENGTH_FIELDS,
+    MARKS,
+    SCHEMA_FIELDS,
+    FieldRules,
+    Refusal,
+    with_hints,
+)
 
 _MESSAGES_REFUSED: Final[Mapping[str, Refusal]] = {
     **with_hints(

@@ -11,7 +11,7 @@ from ...generation.spec import GenerationSpec
 from ...http.openapi import streamable
 from ...http.routes import AnyService, JsonRoute, ReadyService
 from ...http.streaming import respond
-from ...openai.sampling_fields import sampling_params
+from ...schemas.sampling_fields import sampling_params
 from ...text.chat_template import Ending
 from ...text.conversation import Conversation, ToolOptions
 from .builder import PINGED_EVENTS, MessageBuilder

@@ -6,17 +6,17 @@ from typing import Annotated, Any, ClassVar, Final, Literal, get_args
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from ...http.field_rules import (
+from ...schemas.base import TEXT_OR_LIST, Body, CacheSalt, Fields, Several, Text
+from ...schemas.field_rules import (
     CALL_RULES,
     LEFT_OUT,
     PART_RULES,
     TOOL_RULES,
     FieldRules,
 )
-from ...http.schema_base import TEXT_OR_LIST, Body, CacheSalt, Fields, Several, Text
-from ...openai.sampling_fields import SamplingFields, with_numbers
-from ...openai.schemas import StopStringList
-from ...openai.tool_schemas import MAX_TOOLS, FunctionName, OtherTool
+from ...schemas.generation_fields import StopStringList
+from ...schemas.sampling_fields import SamplingFields, with_numbers
+from ...schemas.tools import MAX_TOOLS, FunctionName, OtherTool
 from ...text.conversation import ConversationMessage, FunctionCall, FunctionTool, ToolOptions
 from .field_rules import COUNT_TOKENS_RULES, MESSAGES_RULES, OUTPUT_OPTIONS_RULES, RESULT_RULES
 

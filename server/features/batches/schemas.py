@@ -4,9 +4,9 @@ from typing import Annotated, ClassVar, Literal, TypedDict
 
 from pydantic import Field
 
-from ...http.field_rules import FieldRules, Refusal
 from ...http.openapi import described
-from ...http.schema_base import Fields
+from ...schemas.base import Fields
+from ...schemas.field_rules import FieldRules, Refusal
 from .batch_lines import BatchUrl
 
 

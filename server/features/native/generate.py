@@ -10,13 +10,13 @@ from ....engine import SamplingParams
 from ...generation.delta import Delta
 from ...generation.logprobs import token_logprobs
 from ...generation.prompts import ID_BYTES, Prompt
+from ...generation.requests import choice_params, spec_of
 from ...generation.service import Service
 from ...generation.spec import GenerationSpec, PromptCopies
 from ...http.openapi import streamable
 from ...http.response_parts import Report, ResponseKind, choice_end
 from ...http.routes import JsonRoute, ReadyService
 from ...http.streaming import ResponseBuilder, respond
-from ...openai.conversion import params_of, report_options, spec_of
 from ...tenancy.request_memory import is_large, keep
 from ...text.served_model import ServedModel
 from .response_schemas import Tokens, TokensChunk
@@ -41,7 +41,7 @@ async def generate_spec(body: GenerateBody, service: Service) -> GenerationSpec:
     Raises:
       ApiError: The body cannot be converted.
     """
-    spec = await service.prepare(lambda: spec_of(body, generate_params(body, service.model)))
+    spec = await service.prepare(lambda: spec_of(body, _params(body, service.model)))
     encoded = await service.prepare(lambda: service.prompts.token_ids(body.token_ids, param="token_ids"))
     prompt = service.prompts.truncated(encoded, body.truncate_prompt_tokens, body.truncation_side)
     state = service.saved_state(body.from_state)
@@ -49,20 +49,19 @@ async def generate_spec(body: GenerateBody, service: Service) -> GenerationSpec:
     if state is not None:
         (prompt,) = await service.prompts.after(state.state, [prompt])
     copies = PromptCopies(body.num_candidates if body.return_token_ids else 0, body.prompt_logprobs)
-    return replace(spec, prompts=[prompt], state=state, sends_ids=True, copies=copies)
+    return replace(spec, prompts=[prompt], state=state, sends_ids=True, holds_output=not body.stream, copies=copies)
 
 
-def generate_params(body: GenerateBody, model: ServedModel) -> list[SamplingParams]:
-    """Returns the parameters of each choice."""
+def _params(body: GenerateBody, model: ServedModel) -> list[SamplingParams]:
     max_tokens = model.defaults.max_tokens if body.max_tokens is None else body.max_tokens
-    return params_of(body, model, body.n, max_tokens, body.logprobs, body.prompt_logprobs)
+    return choice_params(body, model, body.n, max_tokens, body.logprobs, body.prompt_logprobs)
 
 
 class TokensResponseBuilder(ResponseBuilder):
     """Builds responses of token ids. Whole responses and chunks have one shape."""
 
     def __init__(self, body: GenerateBody, model: ServedModel, prompt: Prompt) -> None:
-        self._report = Report(_KIND, model, [prompt], body.n, report_options(body))
+        self._report = Report(_KIND, model, [prompt], body.n, body.reports)
         self.id = self._report.id
         self._body = body
 

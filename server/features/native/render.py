@@ -7,12 +7,12 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from ...generation.prompts import Prompt
+from ...generation.requests import chat_conversation
 from ...generation.response_size import text_response_bytes
 from ...generation.service import Service
 from ...http.json_response import made_json_response
 from ...http.openapi import success
 from ...http.routes import AnyService, JsonRoute
-from ...openai.conversion import chat_conversation
 from ...openai.schemas import ChatBody, CompletionBody
 from ...tenancy.request_memory import keep
 from .response_schemas import RenderedPrompt

@@ -4,11 +4,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from ...http.schema_base import TokenIds, TopLogprobs
-from ...openai.schemas import GenerationBody
+from ...openai.schemas import StreamingFields
+from ...schemas.base import TokenIds, TopLogprobs
+from ...schemas.generation_fields import GenerationFields
 
 
-class GenerateBody(GenerationBody):
+class GenerateBody(GenerationFields, StreamingFields):
     """`POST /generate`."""
 
     token_ids: Annotated[TokenIds, Field(min_length=1)]
@@ -16,9 +17,6 @@ class GenerateBody(GenerationBody):
 
     logprobs: TopLogprobs | None = None
     """Number of alternatives to report for each token; 0 reports only the token's own, the default nothing."""
-
-    prompt_logprobs: TopLogprobs | None = None
-    """Number of alternatives to report for each prompt token."""
 
     from_state: str | None = None
     """Id of a saved state that the prompt continues."""

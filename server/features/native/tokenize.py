@@ -6,14 +6,14 @@ from fastapi import APIRouter, Response
 
 from ...errors.request_errors import bad_value
 from ...generation.prompts import Prompt
+from ...generation.requests import conversation_of
 from ...generation.response_size import text_response_bytes
 from ...generation.service import Service
 from ...http.json_response import json_response, made_json_response
 from ...http.openapi import success
 from ...http.routes import AnyService, JsonRoute
-from ...http.schema_base import Body, TokenIds
-from ...openai.conversion import conversation_of
-from ...openai.schemas import Messages, TemplateFields
+from ...schemas.base import Body, TokenIds
+from ...schemas.generation_fields import Messages, TemplateFields
 from ...tenancy.request_memory import keep
 from .response_schemas import DetokenizedPrompt, TokenizedPrompt, TokenizerInfo
 

@@ -5,10 +5,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from ...http.field_rules import FieldRules
-from ...http.schema_base import TEXT_OR_LIST, CacheSalt, Fields, Several, Text, TopLogprobs, union
-from ...openai.sampling_fields import SamplingFields, with_numbers
-from ...openai.tool_schemas import MAX_TOOLS, Function, NamedFunction, OtherTool
+from ...schemas.base import TEXT_OR_LIST, CacheSalt, Fields, Several, Text, TopLogprobs, union
+from ...schemas.field_rules import FieldRules
+from ...schemas.sampling_fields import SamplingFields, with_numbers
+from ...schemas.tools import MAX_TOOLS, Function, NamedFunction, OtherTool
 from ...text.conversation import ToolOptions
 from .field_rules import RESPONSES_RULES, TEXT_OPTIONS_RULES
 from .input_items import ItemReference, OtherItem, ResponseItem

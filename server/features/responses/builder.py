@@ -16,7 +16,7 @@ from ...generation.logprobs import response_delta_logprobs, response_logprobs
 from ...generation.prompts import Prompt
 from ...http.response_parts import SseEncoder
 from ...http.streaming import ResponseBuilder
-from ...openai.sampling_fields import requested_numbers
+from ...schemas.sampling_fields import requested_numbers
 from ...text.conversation import ConversationMessage, FunctionCall
 from ...text.served_model import ServedModel
 from .body import ResponseBody, ResponseTool

@@ -9,8 +9,8 @@ from ...errors.request_errors import bad_value
 from ...generation.prompts import Prompt
 from ...generation.service import Service
 from ...generation.spec import GenerationSpec
-from ...openai.sampling_fields import sampling_params
-from ...openai.tool_schemas import OtherTool
+from ...schemas.sampling_fields import sampling_params
+from ...schemas.tools import OtherTool
 from ...text.conversation import ConversationMessage, ToolOptions
 from .body import LOGPROBS, ResponseBody
 from .input_items import ItemReference

@@ -7,12 +7,12 @@ from typing import Annotated, Any, ClassVar, Final, Literal, get_args
 from pydantic import Discriminator, Tag
 
 from ...generation.prompts import message_text
-from ...http.field_rules import LEFT_OUT, PART_RULES, FieldRules
 from ...http.paging import Order
 from ...http.paging import page as page_of
-from ...http.schema_base import TEXT_OR_LIST, Fields, JsonObject, Several, Text
-from ...openai.schemas import RefusalPart, kind_of_part
-from ...openai.tool_schemas import FunctionName
+from ...schemas.base import TEXT_OR_LIST, Fields, JsonObject, Several, Text
+from ...schemas.field_rules import LEFT_OUT, PART_RULES, FieldRules
+from ...schemas.generation_fields import RefusalPart, kind_of_part
+from ...schemas.tools import FunctionName
 from ...text.conversation import ConversationMessage, FunctionCall
 from .field_rules import ITEM_RULES
 from .response_store import StoredResponse

@@ -19,14 +19,14 @@ from roost.server.features.native.generate import generate_spec
 from roost.server.features.native.schemas import GenerateBody
 from roost.server.generation.response_size import MAX_RESPONSE_BYTES, response_size
 from roost.server.generation.service import Service
-from roost.server.http.body_check import BodyCheck
 from roost.server.http.request_body import BodyLimit
 from roost.server.http.response_parts import large_to_json, to_json
 from roost.server.http.routes import JsonRoute
-from roost.server.http.schema_base import Fields
 from roost.server.openai.chat_completions import chat_spec
 from roost.server.openai.completions import completion_spec
 from roost.server.openai.schemas import ChatBody, CompletionBody
+from roost.server.schemas.base import Fields
+from roost.server.schemas.body_check import BodyCheck
 from roost.server.text.piece_tokenizer import SentencePieceTokenizer
 from roost.server.text.tokenizer import Tokenizer
 from starlette.types import Message, Scope

@@ -14,7 +14,7 @@ from roost.server.generation.limits import Limits
 from roost.server.generation.service import Service
 from roost.server.http.json_limits import MAX_CONTAINERS
 from roost.server.http.routes import parse_json
-from roost.server.http.schema_base import MAX_MESSAGES
+from roost.server.schemas.base import MAX_MESSAGES
 
 JSON = {"content-type": "application/json"}
 

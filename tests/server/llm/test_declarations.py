@@ -2,19 +2,16 @@
 
 from dataclasses import fields
 
-from roost.server.llm.bodies import ChatOptions
+from roost.server.llm.prompts import ChatOptions
 from roost.server.llm.sampling_params import SamplingParams, StructuredOutputsParams
 from roost.server.llm.settings import ModelSettings
-from roost.server.openai.response_format_schemas import StructuredOutputs
-from roost.server.openai.schemas import ChatBody, CompletionBody, GenerationBody
+from roost.server.schemas.generation_fields import ChatFields, CompletionFields, GenerationFields
+from roost.server.schemas.output_formats import StructuredOutputs
 from roost.server.settings import all_settings
 
 LEFT_OUT = {
     "model": "there is only one",
-    "stream": "a method decides",
-    "stream_options": "outputs hold the counts",
     "return_token_ids": "outputs always hold them",
-    "return_timings": "the caller has a clock",
     "return_warnings": "outputs always hold them",
     "truncation_side": "vLLM's parameters have no such thing",
     "queue_timeout": "nobody else is in the queue",
@@ -24,8 +21,8 @@ LEFT_OUT = {
 
 def test_every_field_of_a_request_is_a_parameter() -> None:
     names = {each.name for each in fields(SamplingParams)} - {"output_kind"}
-    assert names - CompletionBody.model_fields.keys() == set()
-    assert GenerationBody.model_fields.keys() - names == LEFT_OUT.keys()
+    assert names - CompletionFields.model_fields.keys() == set()
+    assert GenerationFields.model_fields.keys() - names == LEFT_OUT.keys()
 
 
 def test_every_constraint_is_one_of_https() -> None:
@@ -34,7 +31,7 @@ def test_every_constraint_is_one_of_https() -> None:
 
 
 def test_every_option_of_a_chat_is_a_field() -> None:
-    assert ChatOptions.__annotations__.keys() <= ChatBody.model_fields.keys()
+    assert ChatOptions.__annotations__.keys() <= ChatFields.model_fields.keys()
 
 
 def test_every_setting_is_one_of_the_servers() -> None:

@@ -16,10 +16,10 @@ from roost.server.app import create_app
 from roost.server.generation.service import Service
 from roost.server.http.api_keys import ApiKeys
 from roost.server.http.auth import Access
-from roost.server.http.body_check import BodyCheck
 from roost.server.http.request_id import RequestScope
 from roost.server.observability.logging import ACCESS_LOGGER, log_warnings_and_uncaught, request_id, say, set_up_logging
 from roost.server.openai.schemas import CompletionBody
+from roost.server.schemas.body_check import BodyCheck
 from starlette.types import Receive, Scope, Send
 
 KEY = {"authorization": "Bearer topsecretkey"}

@@ -15,8 +15,8 @@ from openai.types.responses import response_create_params
 from pydantic import BaseModel, ConfigDict
 from roost.server.features.anthropic.schemas import CountTokensBody, MessagesBody
 from roost.server.features.responses.body import ResponseBody
-from roost.server.http.schema_base import Fields
 from roost.server.openai.schemas import ChatBody, CompletionBody
+from roost.server.schemas.base import Fields
 
 HI = [{"role": "user", "content": "hi"}]
 OURS = frozenset({"stop_reason", "token_ids", "prompt_token_ids", "prompt_logprobs", "timings"})

@@ -6,8 +6,8 @@ import httpx
 import pytest
 from fake_engine import FakeEngine
 from roost.server.app import create_app
+from roost.server.generation.requests import chat_conversation
 from roost.server.generation.service import Service
-from roost.server.openai.conversion import chat_conversation
 from roost.server.openai.schemas import ChatBody, CompletionBody
 
 HI = [{"role": "user", "content": "hi"}]

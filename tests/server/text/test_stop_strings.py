@@ -14,7 +14,7 @@ from roost.engine import SamplingParams
 from roost.server.generation.prompts import Prompt
 from roost.server.generation.service import Service
 from roost.server.generation.spec import GenerationSpec
-from roost.server.openai.schemas import MAX_TOTAL_STOP_CHARACTERS
+from roost.server.schemas.generation_fields import MAX_TOTAL_STOP_CHARACTERS
 from roost.server.text.detokenizer import Detokenizer
 from roost.server.text.stop_strings import StopStrings, StopStringsBuilder
 from roost.server.text.tokenizer import Tokenizer

@@ -12,8 +12,8 @@ import orjson
 from ..errors.request_errors import ApiError, bad_value, unknown_model
 from ..errors.request_warnings import warn
 from ..errors.validation_errors import path_of
+from .base import Body, JsonObject
 from .field_rules import Refusal
-from .schema_base import Body, JsonObject
 
 _MAX_NAMES: Final = 100
 """Maximum number of unknown names that are logged, so that made-up names fill neither the log nor the memory."""

@@ -1,4 +1,4 @@
-"""Converts the fields that several endpoints share to a `GenerationSpec` and sampling parameters."""
+"""Converts the fields of completions and chats to a `GenerationSpec`, for HTTP and the Python API alike."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -17,23 +17,23 @@ from ..constraints.grammar import (
 )
 from ..constraints.output_constraint import OutputConstraint, constraint, json_constraint, with_tools
 from ..errors.request_errors import bad_value
-from ..generation.spec import GenerationSpec, PromptCopies
-from ..http.response_parts import ReportOptions
+from ..schemas.generation_fields import (
+    MAX_BAD_WORD_CHARACTERS,
+    ChatFields,
+    ChatMessage,
+    CompletionFields,
+    GenerationFields,
+    TemplateFields,
+)
+from ..schemas.output_formats import ResponseFormat, StructuredFields, StructuredOutputs
+from ..schemas.sampling_fields import sampling_params
+from ..schemas.tools import tool_options
 from ..text.chat_template import Ending
 from ..text.conversation import Conversation, ConversationMessage
 from ..text.served_model import ServedModel
 from ..text.tokenizer import TextUnavailableError
-from .response_format_schemas import ResponseFormat, StructuredFields, StructuredOutputs
-from .sampling_fields import sampling_params
-from .schemas import (
-    MAX_BAD_WORD_CHARACTERS,
-    ChatBody,
-    ChatMessage,
-    CompletionBody,
-    GenerationBody,
-    TemplateFields,
-)
-from .tool_schemas import tool_options
+from .service import Service
+from .spec import GenerationSpec, PromptCopies
 
 _DEFAULT_COMPLETION_TOKENS: Final = 16
 """Default of `max_tokens` in `/v1/completions` only; OpenAI's."""
@@ -44,7 +44,7 @@ type _Draft = tuple[str, Callable[[], _Made]]
 """A field, and the function that returns its constraint."""
 
 
-def spec_of(body: GenerationBody, params: Sequence[SamplingParams]) -> GenerationSpec:
+def spec_of(body: GenerationFields, params: Sequence[SamplingParams]) -> GenerationSpec:
     """Returns the part of a request's spec that the three endpoints share, without prompts.
 
     Args:
@@ -60,21 +60,12 @@ def spec_of(body: GenerationBody, params: Sequence[SamplingParams]) -> Generatio
         stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
         include_stop=body.include_stop_str_in_output,
         ignore_eos=body.ignore_eos,
-        holds_output=not body.stream,
         cache_salt=body.cache_salt,
         priority=body.priority,
         queue_timeout_s=body.queue_timeout,
         timeout_s=body.timeout,
         limit_param=None if body.max_tokens is None else "max_tokens",
     )
-
-
-def report_options(body: GenerationBody) -> ReportOptions:
-    """Returns the reports that a request asks for."""
-    stream = body.stream_options
-    if stream is None:
-        return ReportOptions(timings=body.return_timings)
-    return ReportOptions(stream.include_usage, stream.continuous_usage_stats, body.return_timings)
 
 
 def constraint_of(body: StructuredFields) -> OutputConstraint | None:
@@ -147,7 +138,38 @@ def _format_constraint(requested: ResponseFormat) -> _Made:
     return json_constraint("response_format", wanted, is_strict=is_strict, close_objects=True)
 
 
-def chat_conversion(body: ChatBody, model: ServedModel) -> tuple[GenerationSpec, Conversation]:
+async def completion(body: CompletionFields, service: Service) -> GenerationSpec:
+    """Returns the spec of continuations of each prompt.
+
+    Raises:
+      ApiError: Fields contradict each other or do not fit the model.
+    """
+    spec = await service.prepare(lambda: spec_of(body, completion_params(body, service.model)))
+    state = service.saved_state(body.from_state)
+    encoded = await service.prompts.completions(body.prompts, add_bos=body.add_special_tokens and state is None)
+    limit, side = body.truncate_prompt_tokens, body.truncation_side
+    prompts = [service.prompts.truncated(prompt, limit, side) for prompt in encoded]
+    if state is not None:
+        prompts = await service.prompts.after(state.state, prompts)
+    id_copies = body.num_candidates if body.return_token_ids else 0
+    copies = PromptCopies(id_copies, body.prompt_logprobs, body.echo, body.logprobs)
+    return replace(spec, prompts=prompts, state=state, copies=copies)
+
+
+async def chat(body: ChatFields, service: Service) -> GenerationSpec:
+    """Returns the spec of the next message of a conversation.
+
+    Raises:
+      ApiError: Fields contradict each other or do not fit the model.
+    """
+    spec, conversation = await service.prepare(lambda: _chat_conversion(body, service.model))
+    prompt = await service.prompts.chat(conversation)
+    if body.truncate_prompt_tokens is not None:
+        prompt = service.prompts.truncated(prompt, body.truncate_prompt_tokens, body.truncation_side)
+    return replace(spec, prompts=[prompt])
+
+
+def _chat_conversion(body: ChatFields, model: ServedModel) -> tuple[GenerationSpec, Conversation]:
     """Returns the spec of a chat without its prompt, and the conversation that becomes the prompt.
 
     Raises:
@@ -162,7 +184,7 @@ def chat_conversion(body: ChatBody, model: ServedModel) -> tuple[GenerationSpec,
     return spec, conversation
 
 
-def chat_conversation(body: ChatBody) -> Conversation:
+def chat_conversation(body: ChatFields) -> Conversation:
     """Returns the conversation of a chat."""
     return conversation_of(body, body.messages, parallel_calls=body.parallel_tool_calls)
 
@@ -199,7 +221,7 @@ def _content(message: ChatMessage) -> str | tuple[str, ...] | None:
     return (*texts, refusal)
 
 
-def chat_params(body: ChatBody, model: ServedModel) -> list[SamplingParams]:
+def chat_params(body: ChatFields, model: ServedModel) -> list[SamplingParams]:
     """Returns the parameters of each of the `n` choices, which differ in their seeds.
 
     Raises:
@@ -209,27 +231,23 @@ def chat_params(body: ChatBody, model: ServedModel) -> list[SamplingParams]:
         raise bad_value("top_logprobs", "top_logprobs needs logprobs: true")
     max_tokens = body.max_completion_tokens or body.max_tokens or model.defaults.max_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    _check_prompt_logprobs(body)
-    return params_of(body, model, body.n, max_tokens, logprobs, body.prompt_logprobs)
+    return choice_params(body, model, body.n, max_tokens, logprobs, body.prompt_logprobs)
 
 
-def completion_params(body: CompletionBody, model: ServedModel) -> list[SamplingParams]:
+def completion_params(body: CompletionFields, model: ServedModel) -> list[SamplingParams]:
     """Returns the parameters of each candidate of a prompt; see `chat_params`."""
     if body.num_candidates < body.n:
         raise bad_value("best_of", f"best_of must be at least n, which is {body.n}")
-    if body.num_candidates > body.n and body.stream:
-        raise bad_value("best_of", "best_of larger than n cannot be streamed: which is best is known at the end")
     max_tokens = _DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
     compares_logprobs = body.num_candidates > body.n and body.logprobs is None
-    _check_prompt_logprobs(body)
     counts = [body.prompt_logprobs, body.logprobs if body.echo else None]
     prompt_logprobs = max((count for count in counts if count is not None), default=None)
     logprobs = 0 if compares_logprobs else body.logprobs
-    return params_of(body, model, body.num_candidates, max_tokens, logprobs, prompt_logprobs)
+    return choice_params(body, model, body.num_candidates, max_tokens, logprobs, prompt_logprobs)
 
 
-def params_of(
-    body: GenerationBody,
+def choice_params(
+    body: GenerationFields,
     model: ServedModel,
     num_choices: int,
     max_tokens: int | None,
@@ -253,12 +271,7 @@ def params_of(
     )
 
 
-def _check_prompt_logprobs(body: ChatBody | CompletionBody) -> None:
-    if body.prompt_logprobs is not None and body.stream:
-        raise bad_value("prompt_logprobs", "prompt_logprobs cannot be streamed, but for those of echo with logprobs")
-
-
-def _token_lists(body: GenerationBody, vocab_size: int) -> dict[str, Any]:
+def _token_lists(body: GenerationFields, vocab_size: int) -> dict[str, Any]:
     """Returns the fields of `SamplingParams` that hold ids of the request, all within the vocabulary."""
     logit_bias = _logit_bias(body)
     allowed = None if body.allowed_token_ids is None else tuple(body.allowed_token_ids)
@@ -275,7 +288,7 @@ def _token_lists(body: GenerationBody, vocab_size: int) -> dict[str, Any]:
     return {**lists, "logit_bias": logit_bias}
 
 
-def _logit_bias(body: GenerationBody) -> tuple[tuple[int, float], ...]:
+def _logit_bias(body: GenerationFields) -> tuple[tuple[int, float], ...]:
     """Returns pairs of id and bias. Keys of a JSON object are strings."""
     for key in body.logit_bias:
         if not (key.isascii() and key.isdecimal() and len(key) < 10):
@@ -283,7 +296,7 @@ def _logit_bias(body: GenerationBody) -> tuple[tuple[int, float], ...]:
     return tuple({int(key): bias for key, bias in body.logit_bias.items()}.items())
 
 
-def _bad_words(body: GenerationBody, model: ServedModel) -> tuple[tuple[int, ...], ...]:
+def _bad_words(body: GenerationFields, model: ServedModel) -> tuple[tuple[int, ...], ...]:
     """Returns tokens of each bad word at the start of a text and after a space, which its first token then holds."""
     if sum(map(len, body.bad_words)) > MAX_BAD_WORD_CHARACTERS:
         raise bad_value("bad_words", f"bad_words must be at most {MAX_BAD_WORD_CHARACTERS} characters in total")

@@ -1,6 +1,6 @@
-"""Converts prompts, messages and parameters to the bodies of HTTP requests that mean the same.
+"""Prompts, messages and parameters, and the fields that they become.
 
-From there on the way is HTTP's own, so checks, defaults and results are the same.
+They are the fields that HTTP's bodies consist of, so checks, defaults and results are the same.
 """
 
 import operator
@@ -10,7 +10,7 @@ from typing import Any, NotRequired, SupportsIndex, TypedDict, cast
 from pydantic import BaseModel, ValidationError
 
 from ..errors.validation_errors import describe
-from ..openai.schemas import ChatBody, CompletionBody
+from ..schemas.generation_fields import ChatFields, CompletionFields
 from .errors import RequestError
 from .sampling_params import SamplingParams
 
@@ -97,8 +97,8 @@ def params_of(params: SamplingParams | Sequence[SamplingParams] | None, count: i
     return list(params)
 
 
-def completion_body(prompt: Prompt, params: SamplingParams, state_id: str | None = None) -> CompletionBody:
-    """Returns the body of `/v1/completions`.
+def completion_fields(prompt: Prompt, params: SamplingParams, state_id: str | None = None) -> CompletionFields:
+    """Returns the fields of a completion.
 
     Args:
       state_id: Id of a saved state that the prompt continues.
@@ -106,11 +106,13 @@ def completion_body(prompt: Prompt, params: SamplingParams, state_id: str | None
     Raises:
       RequestError: The prompt or a parameter has the wrong type or is out of range.
     """
-    return _checked(CompletionBody, {**params.body_fields(), "prompt": prompt_content(prompt), "from_state": state_id})
+    return _checked(
+        CompletionFields, {**params.body_fields(), "prompt": prompt_content(prompt), "from_state": state_id}
+    )
 
 
-def chat_body(messages: Conversation, params: SamplingParams, options: ChatOptions) -> ChatBody:
-    """Returns the body of `/v1/chat/completions`.
+def chat_fields(messages: Conversation, params: SamplingParams, options: ChatOptions) -> ChatFields:
+    """Returns the fields of a chat.
 
     Raises:
       RequestError: A message, a parameter or an option has the wrong type or is out of range.
@@ -122,7 +124,7 @@ def chat_body(messages: Conversation, params: SamplingParams, options: ChatOptio
     fields = params.body_fields()
     if (num_top := fields.pop("logprobs", None)) is not None:
         fields |= {"logprobs": True, "top_logprobs": num_top}
-    return _checked(ChatBody, {**fields, "messages": _plain(messages), **_plain(options)})
+    return _checked(ChatFields, {**fields, "messages": _plain(messages), **_plain(options)})
 
 
 def prompt_content(prompt: Prompt, param: str = "prompt", *, may_be_empty: bool = False) -> str | list[int]:
@@ -160,7 +162,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _checked[Body: BaseModel](kind: type[Body], fields: Mapping[str, Any]) -> Body:
+def _checked[Checked: BaseModel](kind: type[Checked], fields: Mapping[str, Any]) -> Checked:
     try:
         return kind.model_validate(fields)
     except ValidationError as error:

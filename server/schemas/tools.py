@@ -5,9 +5,9 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import Field, Tag
 
-from ..http.field_rules import CALL_RULES, LEFT_OUT, TOOL_RULES, FieldRules
-from ..http.schema_base import Fields, union
 from ..text.conversation import FunctionCall, FunctionTool, ToolOptions
+from .base import Fields, union
+from .field_rules import CALL_RULES, LEFT_OUT, TOOL_RULES, FieldRules
 
 MAX_TOOLS: Final = 128
 """Maximum number of tools, as in OpenAI's API."""

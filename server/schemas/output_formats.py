@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, Tag, model_validator
 
 from ..constraints.grammar import MAX_CHOICES
-from ..http.schema_base import TEXT_OR_OBJECT, Body, Fields, Text
+from .base import TEXT_OR_OBJECT, Body, Fields, Text
 
 Choices = Annotated[list[str], Field(fail_fast=True, min_length=1, max_length=MAX_CHOICES)]
 Schema = Annotated[

@@ -1,0 +1,1 @@
+"""Schemas of what a request consists of, and their checks: HTTP and the Python API share them."""
