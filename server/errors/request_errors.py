@@ -68,18 +68,10 @@ class ApiError(Exception):
         self.param = None if param is None else _one_line(param)
         self.headers = kind.headers if headers is None else headers
         self.is_private = is_private
+        self.status_code = kind.status
+        detail = ErrorDetail(message=self.message, type=kind.type, param=self.param, code=kind.code)
+        self.body = ErrorBody(error=detail)
         super().__init__(self.message)
-
-    @property
-    def status_code(self) -> int:
-        """HTTP status."""
-        return self.kind.status
-
-    @property
-    def body(self) -> ErrorBody:
-        """The error in OpenAI's shape."""
-        detail = ErrorDetail(message=self.message, type=self.kind.type, param=self.param, code=self.kind.code)
-        return ErrorBody(error=detail)
 
 
 def _one_line(text: str, most: int = _MAX_MESSAGE) -> str:
@@ -99,38 +91,9 @@ def unknown_model(name: str, served: str) -> ApiError:
     return ApiError(kinds.NO_SUCH_MODEL, message, param="model")
 
 
-def invalid_api_key() -> ApiError:
-    """Returns a 401 for a missing or wrong key."""
-    message = "missing or wrong API key: send the header Authorization: Bearer KEY, or x-api-key: KEY"
-    return ApiError(kinds.INVALID_API_KEY, message)
-
-
-def prompt_too_long(num_tokens: int, limit: int) -> ApiError:
-    """Returns a 400 for a prompt with more tokens than the operator allows."""
-    message = f"the prompt has {num_tokens} tokens, and this server takes {limit}"
-    return ApiError(kinds.CONTEXT_TOO_LONG, message)
-
-
 def body_too_large(limit: int) -> ApiError:
     """Returns a 413 for a body of more than `limit` bytes."""
     return ApiError(kinds.REQUEST_TOO_LARGE, f"the body is larger than {limit} bytes")
-
-
-def request_too_large(limit: int) -> ApiError:
-    """Returns a 413 for a request that would take more memory than all requests may hold together."""
-    message = f"the request would hold more than {limit / 2**20:.0f} MiB of memory: send fewer or shorter prompts"
-    return ApiError(kinds.REQUEST_TOO_LARGE, message)
-
-
-def encoded_body(encoding: str) -> ApiError:
-    """Returns a 415 for a compressed body."""
-    message = f"content-encoding {encoding[:60]!r} is not supported: send the body uncompressed"
-    return ApiError(kinds.BODY_ENCODED, message)
-
-
-def host_missing() -> ApiError:
-    """Returns a 400 for a request without a `Host` header, or with several."""
-    return ApiError(kinds.HOST_MISSING, "an HTTP/1.1 request needs exactly one Host header")
 
 
 def too_many_bytes() -> ApiError:
@@ -139,46 +102,14 @@ def too_many_bytes() -> ApiError:
     return ApiError(kinds.OVERLOADED, message)
 
 
-def tenant_holds_too_much() -> ApiError:
-    """Returns a 429 for a request of a tenant that holds its share of the memory already."""
-    message = "this API key's requests hold too much memory at a time: wait for some of them, or send smaller ones"
-    return ApiError(kinds.TENANT_MEMORY_FULL, message)
-
-
-def response_too_large(param: str, num_bytes: int, limit: int, fix: str) -> ApiError:
-    """Returns a 400 for a request whose response could never be held in memory."""
-    size = f"{num_bytes / 2**20:.0f} MiB, and at most {limit / 2**20:.0f} MiB are allowed"
-    return bad_value(param, f"{param}: the answer could take {size}: {fix}")
-
-
-def grammars_busy(reason: str) -> ApiError:
-    """Returns a 503 for a grammar that other grammars leave no room for."""
-    return ApiError(kinds.OVERLOADED, reason)
-
-
 def too_many_connections() -> ApiError:
     """Returns a 503 for a connection beyond the limit."""
     return ApiError(kinds.OVERLOADED, "too many connections")
 
 
-def not_http() -> ApiError:
-    """Returns a 400 for bytes that are no HTTP request."""
-    return ApiError(kinds.NOT_HTTP, "this is no HTTP request")
-
-
 def head_too_large(limit: int) -> ApiError:
     """Returns a 431 for a URL and headers of more than `limit` bytes together."""
     return ApiError(kinds.HEAD_TOO_LARGE, f"the URL and the headers are together larger than {limit} bytes")
-
-
-def too_slow(what: str, seconds: float) -> ApiError:
-    """Returns a 408 for a part of a request that took too long; the connection is closed then."""
-    return ApiError(kinds.REQUEST_TOO_SLOW, f"{what} did not arrive within {seconds:g} s")
-
-
-def model_loading() -> ApiError:
-    """Returns a 503 while the model loads."""
-    return ApiError(kinds.MODEL_LOADING, "the model is still loading")
 
 
 def shutting_down() -> ApiError:
@@ -189,11 +120,6 @@ def shutting_down() -> ApiError:
 def stream_moved(path: str) -> ApiError:
     """Returns the error that ends a stream which other servers continue."""
     return ApiError(kinds.STREAM_MOVED, f"this server stops: continue with GET {path}, at any server")
-
-
-def not_generating(reason: str) -> ApiError:
-    """Returns a 503 for a health check whose token did not come."""
-    return ApiError(kinds.NOT_GENERATING, reason)
 
 
 def request_aborted() -> ApiError:

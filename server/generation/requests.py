@@ -231,7 +231,7 @@ def chat_params(body: ChatFields, model: ServedModel) -> list[SamplingParams]:
         raise bad_value("top_logprobs", "top_logprobs needs logprobs: true")
     max_tokens = body.max_completion_tokens or body.max_tokens or model.defaults.max_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    return choice_params(body, model, body.n, max_tokens, logprobs, body.prompt_logprobs)
+    return choice_params(body, model, max_tokens, logprobs, body.prompt_logprobs)
 
 
 def completion_params(body: CompletionFields, model: ServedModel) -> list[SamplingParams]:
@@ -243,13 +243,12 @@ def completion_params(body: CompletionFields, model: ServedModel) -> list[Sampli
     counts = [body.prompt_logprobs, body.logprobs if body.echo else None]
     prompt_logprobs = max((count for count in counts if count is not None), default=None)
     logprobs = 0 if compares_logprobs else body.logprobs
-    return choice_params(body, model, body.num_candidates, max_tokens, logprobs, prompt_logprobs)
+    return choice_params(body, model, max_tokens, logprobs, prompt_logprobs)
 
 
 def choice_params(
     body: GenerationFields,
     model: ServedModel,
-    num_choices: int,
     max_tokens: int | None,
     logprobs: int | None,
     prompt_logprobs: int | None,
@@ -263,7 +262,7 @@ def choice_params(
         body,
         model,
         max_tokens,
-        num_choices,
+        body.num_candidates,
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
         bad_words=_bad_words(body, model),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from ...engine import SamplingParams
-from ..errors.request_errors import ApiError, response_too_large
+from ..errors.request_errors import ApiError, bad_value
 from ..text.tokenizer import Tokenizer
 from .spec import GenerationSpec
 
@@ -67,7 +67,7 @@ def response_size(spec: GenerationSpec, tokenizer: Tokenizer) -> ResponseSize:
     parts, params = _prompt_parts(spec, tokenizer), spec.params
     prompt_bytes = sum(part.num_bytes for part in parts)
     if prompt_bytes > MAX_RESPONSE_BYTES:
-        raise _too_large(max(parts), prompt_bytes)
+        raise _too_large(max(parts).param, prompt_bytes, max(parts).fix)
     if not spec.holds_output:
         return ResponseSize(prompt_bytes, list(params))
     first = params[0]
@@ -78,7 +78,7 @@ def response_size(spec: GenerationSpec, tokenizer: Tokenizer) -> ResponseSize:
     requested = limit if has_logprobs and limit is not None and spec.limit_param is not None else first.min_tokens
     if requested > room:
         part = _generated(spec, is_min=requested == first.min_tokens)
-        raise _too_large(part, prompt_bytes + requested * num_choices * per_token)
+        raise _too_large(part.param, prompt_bytes + requested * num_choices * per_token, part.fix)
     if limit is None or limit > room:
         return ResponseSize(prompt_bytes, [replace(each, max_tokens=max(room, 1)) for each in params])
     return ResponseSize(prompt_bytes, list(params))
@@ -92,7 +92,7 @@ def text_response_bytes(token_ids: Sequence[int], tokenizer: Tokenizer) -> int:
     """
     num_bytes = len(token_ids) * (_ID_BYTES + 3 * tokenizer.max_token_bytes)
     if num_bytes > MAX_RESPONSE_BYTES:
-        raise response_too_large("tokens", num_bytes, MAX_RESPONSE_BYTES, "send fewer tokens at a time")
+        raise _too_large("tokens", num_bytes, "send fewer tokens at a time")
     return num_bytes
 
 
@@ -132,5 +132,7 @@ def _entry_bytes(num_alternatives: int, tokenizer: Tokenizer) -> int:
     return _ALTERNATIVE_BYTES * (num_alternatives + 1) + _NAME_BYTES * tokenizer.max_token_bytes
 
 
-def _too_large(part: _Part, num_bytes: int) -> ApiError:
-    return response_too_large(part.param, num_bytes, MAX_RESPONSE_BYTES, part.fix)
+def _too_large(param: str, num_bytes: int, fix: str) -> ApiError:
+    """Returns a 400 for a request whose response could never be held in memory."""
+    size = f"{num_bytes / 2**20:.0f} MiB, and at most {MAX_RESPONSE_BYTES / 2**20:.0f} MiB are allowed"
+    return bad_value(param, f"{param}: the answer could take {size}: {fix}")

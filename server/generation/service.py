@@ -12,7 +12,8 @@ from uuid import uuid4
 from ...engine import AsyncEngine, EngineDeadError, QueueFullError, RequestTimeoutError, SamplingParams
 from ..constraints.grammar import Grammar, GrammarBusyError, GrammarCompiler, GrammarError
 from ..constraints.output_constraint import OutputConstraint
-from ..errors.request_errors import bad_value, grammars_busy, not_generating, prompt_too_long
+from ..errors import kinds
+from ..errors.request_errors import ApiError, bad_value
 from ..errors.request_warnings import warn
 from ..observability.logging import request_id
 from ..observability.metrics import Metrics
@@ -95,9 +96,9 @@ class Service:
             ):
                 await collect(generation)
         except TimeoutError:
-            raise not_generating(f"no token came within {self.limits.proof_s:g} s") from None
+            raise ApiError(kinds.NOT_GENERATING, f"no token came within {self.limits.proof_s:g} s") from None
         except QueueFullError as error:
-            raise not_generating(str(error)) from None
+            raise ApiError(kinds.NOT_GENERATING, str(error)) from None
 
     def check_count(self, num_prompts: int, num_candidates: int = 1) -> None:
         """Checks the number of choices of one request.
@@ -125,8 +126,10 @@ class Service:
         """
         self.check_count(len(spec.prompts), len(spec.params))
         longest = max(len(prompt.token_ids) for prompt in spec.prompts)
-        if self.limits.max_prompt_tokens is not None and longest > self.limits.max_prompt_tokens:
-            raise prompt_too_long(longest, self.limits.max_prompt_tokens)
+        most = self.limits.max_prompt_tokens
+        if most is not None and longest > most:
+            message = f"the prompt has {longest} tokens, and this server takes {most}"
+            raise ApiError(kinds.CONTEXT_TOO_LONG, message)
         scheduling = self._scheduling(spec)
         params = spec.params
         if spec.holds_output or spec.copies != PromptCopies():
@@ -193,7 +196,7 @@ class Service:
         except GrammarError as error:
             raise constraint.refused(error) from None
         except GrammarBusyError as error:
-            raise grammars_busy(f"{constraint.param}: {error}") from None
+            raise ApiError(kinds.OVERLOADED, f"{constraint.param}: {error}") from None
         except TimeoutError:
             raise RequestTimeoutError(f"{constraint.param} took longer to compile than the request had time") from None
 

@@ -9,7 +9,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..errors import kinds
-from ..errors.request_errors import ApiError, invalid_api_key
+from ..errors.request_errors import ApiError
 from ..settings import Settings, SettingsError
 from ..tenancy.tenant import tenant
 from .api_keys import ApiKeys, KeyFormatError, read_key_file
@@ -107,7 +107,8 @@ class KeyAuthentication:
         if scope["type"] == "http" and self._is_protected(scope["path"]):
             owner = self._keys.owner(_presented_keys(Headers(scope=scope)))
             if owner is None:
-                await send_error(invalid_api_key(), scope, receive, send)
+                message = "missing or wrong API key: send the header Authorization: Bearer KEY, or x-api-key: KEY"
+                await send_error(ApiError(kinds.INVALID_API_KEY, message), scope, receive, send)
                 return
             tenant.set(owner)
         await self._app(scope, receive, send)

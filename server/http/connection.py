@@ -16,7 +16,8 @@ import httptools
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from ..errors.request_errors import ApiError, head_too_large, host_missing, not_http, too_many_connections, too_slow
+from ..errors import kinds
+from ..errors.request_errors import ApiError, head_too_large, too_many_connections
 from .error_responses import error_response
 from .open_connections import OpenConnections
 from .streaming import BODY_WRITER
@@ -205,7 +206,7 @@ class LimitedConnection(Connection):
 
     def on_headers_complete(self) -> None:
         if self.parser.get_http_version() == "1.1" and sum(name == b"host" for name, _ in self.headers) != 1:
-            self._refusal = host_missing()
+            self._refusal = ApiError(kinds.HOST_MISSING, "an HTTP/1.1 request needs exactly one Host header")
             raise httptools.HttpParserError("no Host header, or several")
         if not self._port_connections.begin(self, self.url.partition(b"?")[0]):
             self._refusal = too_many_connections()
@@ -226,7 +227,7 @@ class LimitedConnection(Connection):
 
     def send_400_response(self, msg: str) -> None:
         """Responds to a request that the parser rejects."""
-        self._refuse(self._refusal or not_http())
+        self._refuse(self._refusal or ApiError(kinds.NOT_HTTP, "this is no HTTP request"))
 
     def _count(self, num_bytes: int) -> None:
         self._head_bytes += num_bytes
@@ -252,7 +253,7 @@ class LimitedConnection(Connection):
         elif self._reads_head and not self._unparsed_bytes:
             self.transport.close()  # an idle client expects no response
         else:
-            self._refuse(too_slow(what, seconds))
+            self._refuse(ApiError(kinds.REQUEST_TOO_SLOW, f"{what} did not arrive within {seconds:g} s"))
 
     @property
     def _is_responding(self) -> bool:

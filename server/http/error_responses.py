@@ -60,7 +60,8 @@ async def _respond(request: Request, error: Exception) -> Response:
         return _directions(request)
     match error:
         case RequestValidationError():
-            api_error = from_validation(error.errors(), error.body)
+            detail = error.errors()[0]
+            api_error = refusal(detail, detail["loc"][1:], error.body)
         case HTTPException():
             api_error = _from_http(error, f" ({request.method} {path})")
         case _:
@@ -86,21 +87,18 @@ def _from_http(error: HTTPException, where: str) -> ApiError:
             return ApiError(kind, error.detail, headers=error.headers)
 
 
-def from_validation(details: Sequence[Any], body: Any) -> ApiError:
-    """Returns the error for a request that a schema refuses.
+def refusal(detail: Mapping[str, Any], location: Sequence[str | int], body: Any) -> ApiError:
+    """Returns the error for a value that a schema refuses.
 
     Args:
-      details: Entries of pydantic's `errors()`, whose places begin with the part of the request.
+      detail: Entry of pydantic's `errors()`.
+      location: Place of the value in the body or among the parameters.
       body: Body of the request, as far as it was parsed.
     """
-    first = details[0]
-    location: Sequence[str | int] = first["loc"]
-    if first["type"] == "json_invalid":
-        return bad_value(None, f"the body is not valid JSON: {first['ctx']['error']} at {location[-1]}")
-    if len(location) < 2:
+    if not location:
         return bad_value(None, _about_body(body))
-    param = path_of(location[1:]).partition(".")[0].partition("[")[0]
-    return bad_value(param, describe(first, location[1:]))
+    param = path_of(location).partition(".")[0].partition("[")[0]
+    return bad_value(param, describe(detail, location))
 
 
 def _about_body(body: Any) -> str:

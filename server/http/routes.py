@@ -14,13 +14,14 @@ from starlette.datastructures import Headers
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..errors.request_errors import ApiError, bad_value, encoded_body, model_loading
+from ..errors import kinds
+from ..errors.request_errors import ApiError, bad_value
 from ..generation.service import Service
 from ..schemas.base import JsonObject
 from ..schemas.body_check import BodyCheck
 from ..tenancy.request_memory import request_memory
 from ..tenancy.workers import Workers
-from .error_responses import from_validation
+from .error_responses import refusal
 from .json_limits import LONG_BYTES, MAX_CONTAINERS, has_too_many_containers, size_of
 
 _METHODS: Final = ("DELETE", "GET", "POST")
@@ -35,7 +36,7 @@ async def _ready_service(request: Request) -> Service:
     service = await _service(request)
     if not service.engine.is_ready:
         service.check_alive()
-        raise model_loading()
+        raise ApiError(kinds.MODEL_LOADING, "the model is still loading")
     return service
 
 
@@ -108,7 +109,8 @@ def refuse_encoding(headers: Headers) -> None:
     """
     encoding = headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
-        raise encoded_body(encoding)
+        message = f"content-encoding {encoding[:60]!r} is not supported: send the body uncompressed"
+        raise ApiError(kinds.BODY_ENCODED, message)
 
 
 def _parse(raw: bytearray, model: type[JsonObject] | None, check: BodyCheck) -> tuple[Any, int]:
@@ -146,8 +148,8 @@ def _validated(parsed: Any, model: type[JsonObject]) -> JsonObject:
     try:
         return model.model_validate(parsed)
     except ValidationError as error:
-        details = [{**detail, "loc": ("body", *detail["loc"])} for detail in error.errors(include_url=False)]
-        raise from_validation(details, parsed) from None
+        detail = error.errors(include_url=False)[0]
+        raise refusal(detail, detail["loc"], parsed) from None
 
 
 def parse_json(body: bytes | bytearray) -> Any:
@@ -159,11 +161,7 @@ def parse_json(body: bytes | bytearray) -> Any:
     try:
         return from_json(body.removeprefix(codecs.BOM_UTF8), allow_inf_nan=False, cache_strings="keys")
     except ValueError as error:
-        raise _not_json(str(error)) from None
-
-
-def _not_json(reason: str) -> ApiError:
-    return bad_value(None, f"the body is not valid JSON: {reason}")
+        raise bad_value(None, f"the body is not valid JSON: {error}") from None
 
 
 class HeadAndOptions:

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Final
 
-from ..errors.request_errors import request_too_large, tenant_holds_too_much, too_many_bytes
+from ..errors import kinds
+from ..errors.request_errors import ApiError, too_many_bytes
 from .tenant import tenant
 
 _LARGE: Final = 64 * 2**10
@@ -39,12 +40,17 @@ class ByteBudget:
             share. Nothing is reserved then.
         """
         if num_bytes > self._max_bytes:
-            raise request_too_large(self._max_bytes)
+            size = f"{self._max_bytes / 2**20:.0f} MiB"
+            message = f"the request would hold more than {size} of memory: send fewer or shorter prompts"
+            raise ApiError(kinds.REQUEST_TOO_LARGE, message)
         free, held = self._max_bytes - self.num_bytes, self._held[owner]
         if num_bytes > free:
             raise too_many_bytes()
         if self._is_shared and held and held + num_bytes > free:
-            raise tenant_holds_too_much()
+            message = (
+                "this API key's requests hold too much memory at a time: wait for some of them, or send smaller ones"
+            )
+            raise ApiError(kinds.TENANT_MEMORY_FULL, message)
         self._add(owner, num_bytes)
 
     def release(self, owner: str, num_bytes: int) -> None:

@@ -1,9 +1,10 @@
 """Errors in Anthropic's shape."""
 
 from collections.abc import Mapping
-from typing import Any, Final, TypedDict
+from typing import Final, TypedDict
 
 from ...errors.request_errors import ApiError
+from ...http.openapi import Responses
 from ...observability.logging import request_id
 
 _ANTHROPIC_TYPES: Final[Mapping[int, str]] = {
@@ -50,8 +51,5 @@ def anthropic_body(error: ApiError) -> AnthropicErrorBody:
     )
 
 
-ANTHROPIC_ERRORS: Final[dict[int | str, dict[str, Any]]] = {
-    "4XX": {"model": AnthropicErrorBody},
-    "5XX": {"model": AnthropicErrorBody},
-}
+ANTHROPIC_ERRORS: Final[Responses] = {"4XX": {"model": AnthropicErrorBody}, "5XX": {"model": AnthropicErrorBody}}
 """Responses of routes, for `/openapi.json`."""

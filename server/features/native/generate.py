@@ -54,7 +54,7 @@ async def generate_spec(body: GenerateBody, service: Service) -> GenerationSpec:
 
 def _params(body: GenerateBody, model: ServedModel) -> list[SamplingParams]:
     max_tokens = model.defaults.max_tokens if body.max_tokens is None else body.max_tokens
-    return choice_params(body, model, body.n, max_tokens, body.logprobs, body.prompt_logprobs)
+    return choice_params(body, model, max_tokens, body.logprobs, body.prompt_logprobs)
 
 
 class TokensResponseBuilder(ResponseBuilder):
