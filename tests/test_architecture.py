@@ -439,7 +439,7 @@ def test_a_batch_file_in_the_engine_is_seen(text: str) -> None:
         (features_stand_beside_one_another, "server/features/toys/x.py", "from ..dolls.routes import router"),
         (imports_point_down, "server/llm/x.py", "from ..http.routes import JsonRoute"),
         (imports_point_down, "server/llm/x.py", "from ..openai.schemas import ChatBody"),
-        (imports_point_down, "server/llm/x.py", "from ..features.index import load_features"),
+        (imports_point_down, "server/llm/x.py", "from ..feature import load_features"),
         (imports_between_rooms_are_relative, "server/x.py", "import roost.engine"),
         (imports_between_rooms_are_relative, "server/x.py", "from roost.engine import AsyncEngine"),
         (imports_between_rooms_are_relative, "server/x.py", "from roost import engine"),

@@ -70,7 +70,7 @@ def test_metadata_of_every_annotation_can_be_hashed() -> None:
     for name in server_modules():
         annotations.update(annotations_of(importlib.import_module(name)))
     assert len(annotations) > 500, "the walk has lost its way"
-    assert "roost.server.openai.response_format_schemas.StructuredOutputs.choice" in annotations
+    assert "roost.server.schemas.output_formats.StructuredOutputs.choice" in annotations
     assert unhashable_metadata(annotations) == []
 
 

@@ -91,7 +91,7 @@ Prompt = Annotated[
 
 @with_numbers(*NUMBERS)
 class GenerationFields(StructuredFields, SamplingFields):
-    """Fields that chats, completions and `/generate` share. None means the checkpoint's default, or else OpenAI's."""
+    """Fields that all requests share which generate. None means the checkpoint's default, or else OpenAI's."""
 
     field_rules: ClassVar[FieldRules] = GENERATION_RULES
 
@@ -109,7 +109,7 @@ class GenerationFields(StructuredFields, SamplingFields):
     """The only token ids that may be chosen; all by default."""
 
     prompt_logprobs: TopLogprobs | None = None
-    """Number of alternatives to report for each prompt token. Not with `stream`, except in `/generate`."""
+    """Number of alternatives to report for each prompt token. Not with `stream`, except for token ids."""
 
     bad_words: list[StopString] = Field(default_factory=list, fail_fast=True, max_length=MAX_BAD_WORDS)
     """Strings whose tokens are never generated in sequence, with and without a space in front."""

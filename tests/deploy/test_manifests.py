@@ -19,7 +19,7 @@ from kubernetes_objects import (
 from prometheus_client.parser import text_string_to_metric_families
 from roost.engine import CacheStats, EngineStats
 from roost.server.assembly.engine_config import engine_config
-from roost.server.features.responses.stats import StoreStats
+from roost.server.feature import load_features
 from roost.server.http.health import router
 from roost.server.observability.metrics import Metrics
 from roost.server.run.lifecycle import STOP_TIMEOUT_S
@@ -209,7 +209,10 @@ def test_the_tutorial_forwards_the_port_of_the_service() -> None:
 
 
 def told_by_the_server() -> set[str]:
-    families = text_string_to_metric_families(Metrics(lambda: STATS, store=StoreStats()).page().decode())
+    metrics = Metrics(lambda: STATS)
+    for collector in (each for feature in load_features() for each in feature.unused_collectors()):
+        metrics.registry.register(collector)
+    families = text_string_to_metric_families(metrics.page().decode())
     return {sample.name for family in families for sample in family.samples}
 
 

@@ -958,7 +958,8 @@ async def test_responses_outlast_a_fault_of_the_database(
         await until(lambda: not first.responses.running_logs)
         await until(lambda: first.responses.stats.running == 0)
         assert first.responses.stats.unattended == 0
-        assert first.responses.stats.adoptions == (4 if owner_s < 1 else 0)
+        num_adopted = 4 if owner_s < 1 else 0
+        assert first.responses.stats.adoptions - num_adopted in (0, 1), "the refused one may have been stored late"
         assert (await first.client.post("/v1/responses", json=body)).status_code == 200
     assert not [record for record in caplog.records if record.exc_info]
 
