@@ -136,7 +136,7 @@ class SlotAssignment:
             self._retry_after.forget_refused()
 
     def free(self, running: RunningRequest) -> None:
-        """Takes a request's slot back, and charges nobody."""
+        """Takes a request's slot back without a charge."""
         del self.running[running.request.id]
         self.queued.pop(running.request.id, None)
         self._running_probes.pop(running.request.id, None)

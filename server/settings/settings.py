@@ -304,6 +304,11 @@ class Settings(BaseSettings):
         """Address of the store."""
         return StoreAddress.parse(self.store.get_secret_value())
 
+    @property
+    def retention_s(self) -> float:
+        """Seconds after which what is stored in a database is deleted."""
+        return self.store_days * 86400.0
+
     @model_validator(mode="after")
     def _check_related_settings(self) -> "Settings":
         if self.ssl_keyfile is not None and self.ssl_certfile is None:

@@ -177,7 +177,7 @@ class BatchWorker:
         return max(_MAX_LONGEST * longest - self._num_bytes, 0) // longest
 
     async def _claim(self, wanted: int) -> None:
-        """Claims and begins lines, some at a time, since nobody knows how long they are."""
+        """Claims and begins lines, some at a time, since their lengths are unknown."""
         while limit := min(wanted, self._num_fitting()):
             claims = await self._batches.claim(self._service.model.identity, limit)
             for claim in claims:

@@ -1,7 +1,7 @@
 """The files and batches of a running server, and the worker that runs lines."""
 
 from collections.abc import Callable
-from typing import Annotated, Final
+from typing import Annotated
 
 from fastapi import Depends
 from starlette.types import ASGIApp
@@ -16,8 +16,6 @@ from .batch_store import BatchStore
 from .batch_worker import BatchWorker
 from .collector import BatchCollector
 from .tables import TABLES
-
-_DAY_S: Final = 86400.0
 
 
 class OpenBatches(OpenFeature):
@@ -59,7 +57,7 @@ def open_batches(opening: Opening) -> OpenBatches:
     settings = opening.settings
     if settings is None or settings.store_address.kind == "memory":
         return OpenBatches(opening.service)
-    store = BatchStore(open_database(settings.store_address, TABLES), settings.store_days * _DAY_S)
+    store = BatchStore(open_database(settings.store_address, TABLES), settings.retention_s)
     return OpenBatches(opening.service, store, settings.max_body_bytes)
 
 

@@ -1,7 +1,7 @@
 """The stored responses of a running server, and the tasks that generate them."""
 
 from collections.abc import Callable
-from typing import Annotated, Final
+from typing import Annotated
 
 from fastapi import Depends
 from starlette.types import ASGIApp
@@ -21,8 +21,6 @@ from .response_store import ResponseStore
 from .settings import ResponsesSettings
 from .stats import StoreStats
 from .tables import TABLES
-
-_DAY_S: Final = 86400.0
 
 
 class OpenResponses(OpenFeature):
@@ -101,7 +99,7 @@ def open_responses(opening: Opening) -> OpenResponses:
 def _open_durable(address: StoreAddress, settings: ResponsesSettings) -> DurableResponses:
     database, stats = open_database(address, TABLES), StoreStats()
     files = _checkpoint_files(settings, stats)
-    return DurableResponses(database, settings.store_days * _DAY_S, settings.adopt_after, files, stats)
+    return DurableResponses(database, settings.retention_s, settings.adopt_after, files, stats)
 
 
 def _checkpoint_files(settings: ResponsesSettings, stats: StoreStats) -> CheckpointFiles | None:
