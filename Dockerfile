@@ -20,11 +20,11 @@ WORKDIR /src
 COPY requirements requirements
 
 FROM builder AS build-cpu
-RUN /opt/roost/bin/pip install --no-deps --require-hashes -r requirements/cpu.txt -r requirements/gcs.txt -r requirements/otel.txt
+RUN /opt/roost/bin/pip install --no-deps --require-hashes -r requirements/cpu.txt -r requirements/buckets.txt -r requirements/otel.txt
 FROM builder AS build-tpu
-RUN /opt/roost/bin/pip install --no-deps --require-hashes -r requirements/tpu.txt -r requirements/gcs.txt -r requirements/otel.txt
+RUN /opt/roost/bin/pip install --no-deps --require-hashes -r requirements/tpu.txt -r requirements/buckets.txt -r requirements/otel.txt
 FROM builder AS build-cuda
-RUN /opt/roost/bin/pip install --no-deps --require-hashes -r requirements/cuda13.txt -r requirements/gcs.txt -r requirements/otel.txt
+RUN /opt/roost/bin/pip install --no-deps --require-hashes -r requirements/cuda13.txt -r requirements/buckets.txt -r requirements/otel.txt
 
 # Then Roost itself, its C++ kernels compiled; what only installs and compiles stays behind.
 FROM build-cpu AS whole-cpu
@@ -37,17 +37,20 @@ FROM build-cuda AS whole-cuda
 COPY . .
 RUN /opt/roost/bin/pip install --no-deps --no-build-isolation . && /opt/roost/bin/pip uninstall --yes setuptools pip
 
-# --- what runs: Python, the packages, and a user who owns nothing
+# --- what runs: Python, the packages, and a user who owns nothing. Any other user of group 0, as OpenShift's, may take its place.
 FROM ${BASE} AS runtime
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin roost \
-    && install --directory --owner=roost --group=roost /cache
-ENV PATH=/opt/roost/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    && install --directory --owner=roost --group=root --mode=0775 /cache
+ENV PATH=/opt/roost/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp \
     XDG_CACHE_HOME=/cache HF_HOME=/cache/huggingface
 USER 10001:10001
 WORKDIR /tmp
 EXPOSE 8000
 ENTRYPOINT ["roost"]
 CMD ["serve", "--host", "0.0.0.0"]
+# Docker and Compose ask for it; Kubernetes has probes of its own. Weights may be downloaded and compiled for during the start.
+HEALTHCHECK --interval=15s --timeout=5s --start-period=30m --start-interval=5s \
+    CMD ["python3", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/health/ready', timeout=4)"]
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="Roost" \
     org.opencontainers.image.description="An inference server for RecurrentGemma and other Griffin models" \

@@ -9,11 +9,13 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from .engine import RoostError
+    from .engine import CheckpointError, ConfigError, EngineDeadError, RoostError
     from .server.llm.async_llm import AsyncLLM
+    from .server.llm.engine_args import EngineArgs
     from .server.llm.errors import RequestError
     from .server.llm.llm import LLM
     from .server.llm.outputs import CompletionOutput, Logprob, RequestOutput, ToolCall
+    from .server.llm.prompts import TextPrompt, TokensPrompt
     from .server.llm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
     from .server.llm.scoring import Score
     from .server.llm.states import State
@@ -23,7 +25,11 @@ if TYPE_CHECKING:
 __all__ = [
     "LLM",
     "AsyncLLM",
+    "CheckpointError",
     "CompletionOutput",
+    "ConfigError",
+    "EngineArgs",
+    "EngineDeadError",
     "Logprob",
     "RequestError",
     "RequestOutput",
@@ -33,6 +39,8 @@ __all__ = [
     "Score",
     "State",
     "StructuredOutputsParams",
+    "TextPrompt",
+    "TokensPrompt",
     "ToolCall",
     "__version__",
 ]
@@ -40,7 +48,11 @@ __all__ = [
 _MODULES: Final = {
     "LLM": "server.llm.llm",
     "AsyncLLM": "server.llm.async_llm",
+    "CheckpointError": "engine",
     "CompletionOutput": "server.llm.outputs",
+    "ConfigError": "engine",
+    "EngineArgs": "server.llm.engine_args",
+    "EngineDeadError": "engine",
     "Logprob": "server.llm.outputs",
     "RequestError": "server.llm.errors",
     "RequestOutput": "server.llm.outputs",
@@ -50,6 +62,8 @@ _MODULES: Final = {
     "Score": "server.llm.scoring",
     "State": "server.llm.states",
     "StructuredOutputsParams": "server.llm.sampling_params",
+    "TextPrompt": "server.llm.prompts",
+    "TokensPrompt": "server.llm.prompts",
     "ToolCall": "server.llm.outputs",
 }
 """Module of each public name."""

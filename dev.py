@@ -1,20 +1,22 @@
 #!/usr/bin/env python3
 """One way in, from a bare checkout: `python3 dev.py serve`, `python3 dev.py test`.
 
-Any Python 3.8 or later can run this file; it finds one that can run Roost, makes a virtual environment,
-installs exactly what `requirements/` locks, and becomes the job. When nothing has changed since the last
-time, it goes straight to the job.
+Python 3.8 or later runs this file. It installs uv if uv is missing, and lets it find or download a Python for Roost,
+create a virtual environment and install the packages that `requirements/` locks. Then the job replaces this process.
+If nothing has changed since the last time, the job starts immediately.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
 from typing import NamedTuple, NoReturn
@@ -22,17 +24,19 @@ from typing import NamedTuple, NoReturn
 ROOT = Path(__file__).resolve().parent
 FLOOR = (3, 12)
 VERSIONS = ("3.13", "3.14", "3.12")  # the one Roost is tested on comes first
-SYSTEM_FOLDERS = ("/usr/bin", "/usr/local/bin", "/opt/homebrew/bin")
 NATIVE = [*sorted((ROOT / "kernels/native").glob("csrc/*")), ROOT / "kernels/native/build.py"]  # compiled with Roost
 UNFINISHED = "unfinished"
 SPINNER = "|/-\\"
 TICK_S = 0.2  # between two looks of the spinner on a terminal
 LINE_EVERY_S = 10.0  # between two lines where there is no terminal
+UV = "uv"
 DOCS = "docs"
 GPU_COMPILE = "gpu-compile"
 CLIENTS = ("clients", "clients-openai2")  # locks that are installed without Roost, each for some of tests/clients
 NO_TESTS = 5  # how pytest ends that was left without a test
 NODE_CLIENTS = ROOT / "tests" / "clients" / "node"
+SCRIPTS = ("tests", "benchmarks", "tools", "examples")  # whose types are checked beside those of the packages
+UNCHECKED = ("tests/clients/", "tests/e2e/toy_feature/")  # they need another environment, or a place in the package
 
 USAGE = """\
 usage: python3 dev.py <job> [arguments]
@@ -49,8 +53,9 @@ usage: python3 dev.py <job> [arguments]
   test-deploy  check the Helm chart, manifests, alerts and Dockerfile (Linux x86-64); arguments go to pytest
   manifests    render deploy/manifests anew from the Helm chart (Linux x86-64)
   release      build the sdist and wheels of this commit into dist/ and try them; --tag vX.Y.Z checks a tag
-  docs         build the documentation into site/; --serve shows it and follows changes
+  docs         write the reference from the code and build the documentation into site/; --serve shows it
   lint         ruff and mypy
+  coverage     run the tests that compile no model, and print which share of lines and branches they reach
   lock         resolve requirements/*.txt anew; arguments go to `uv pip compile`, such as --upgrade
 """
 
@@ -68,63 +73,9 @@ class Job(NamedTuple):
     checkout: bool = True  # whether Roost itself is installed
 
 
-class Interpreter(NamedTuple):
-    """A Python that was run and told its version."""
-
-    path: str
-    version: tuple[int, int]
-    makes_venvs: bool
-
-
 def say(text: str) -> None:
     """Tells what is being done; on stderr, as stdout belongs to the job."""
     print(f"dev.py: {text}", file=sys.stderr, flush=True)
-
-
-# --- a Python that can run Roost
-
-
-def candidates(folders: Sequence[str]) -> Iterator[str]:
-    """Yields every file that may be a fitting Python, the most wanted first."""
-    for name in (*(f"python{version}" for version in VERSIONS), "python3"):
-        for folder in folders:
-            path = os.path.join(folder, name)
-            if os.access(path, os.X_OK):
-                yield path
-
-
-def probe(path: str) -> Interpreter | None:
-    """Runs a candidate, since a name proves nothing: pyenv's shims exist for versions that do not."""
-    program = (
-        "import sys; from importlib.util import find_spec as has; "
-        "print(*sys.version_info[:2], int(bool(has('venv') and has('ensurepip'))))"
-    )
-    command = [path, "-I", "-c", program]
-    try:
-        answer = subprocess.run(command, stdout=PIPE, stderr=DEVNULL, timeout=20, check=True)
-        major, minor, makes_venvs = map(int, answer.stdout.split())
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return None
-    return Interpreter(path, (major, minor), bool(makes_venvs))
-
-
-def find_interpreter(folders: Sequence[str]) -> Interpreter | None:
-    """Returns the first Python at or above the floor, one that can make environments if there is any."""
-    second_best = None
-    for path in candidates(folders):
-        found = probe(path)
-        if found is None or found.version < FLOOR:
-            continue
-        if found.makes_venvs:
-            return found
-        second_best = second_best or found
-    return second_best
-
-
-def search_folders() -> list[str]:
-    """Returns PATH, then the places where systems keep their Pythons."""
-    on_path = [folder for folder in os.environ.get("PATH", "").split(os.pathsep) if folder]
-    return list(dict.fromkeys([*on_path, *SYSTEM_FOLDERS]))
 
 
 # --- an environment that holds what is locked
@@ -161,78 +112,81 @@ def is_current(venv: Path, locks: tuple[str, ...]) -> bool:
     return stamp_of(venv).read_text() in map(fingerprint, enough)
 
 
-def is_usable(venv: Path, uv: str | None) -> bool:
-    """Tells whether an environment can be installed into: whole, young enough, and with an installer."""
-    if stamp_of(venv).exists() and stamp_of(venv).read_text() == UNFINISHED:
-        return False
-    found = probe(str(python_of(venv)))
-    return found is not None and found.version >= FLOOR and (uv is not None or has_pip(venv))
-
-
-def has_pip(venv: Path) -> bool:
-    """Tells whether the environment has its own pip; those that uv makes have none."""
-    command = [str(python_of(venv)), "-I", "-c", "import pip"]
-    return subprocess.run(command, stdout=DEVNULL, stderr=DEVNULL).returncode == 0
-
-
-def make_venv(venv: Path, uv: str | None) -> None:
-    """Makes an empty environment, in place of a broken one if need be."""
-    found = find_interpreter(search_folders())
-    if uv:
-        python = found.path if found else VERSIONS[0]  # which uv finds or fetches
-        command = [uv, "venv", "--quiet", "--clear", "--python", python, str(venv)]
-    else:
-        python = able(found).path
-        command = [python, "-m", "venv", "--clear", str(venv)]
-    say(f"{'repairing' if venv.exists() else 'making'} {venv.name} with {python}")
-    call(command, f"could not make {venv.name} with {python}; the lines above say why")
-
-
-def able(found: Interpreter | None) -> Interpreter:
-    """Returns the interpreter if it can make environments, or explains what to install."""
-    floor = ".".join(map(str, FLOOR))
-    if found is None:
-        raise Problem(
-            f"no Python {floor} or later here. Install one from your system or python.org, "
-            "or install uv (https://docs.astral.sh/uv), which brings its own"
-        )
-    if not found.makes_venvs:
-        package = f"python{found.version[0]}.{found.version[1]}-venv"
-        raise Problem(f"{found.path} has no venv module. On Debian or Ubuntu: apt-get install {package}")
-    return found
-
-
-def install(venv: Path, locks: tuple[str, ...], uv: str | None, checkout: bool = True) -> None:
-    """Installs the locked packages, each checked against its hash, then the checkout itself if it is wanted."""
-    files = [str(lock_file(lock).relative_to(ROOT)) for lock in locks]
-    say(f"installing {' and '.join(files)} with {'uv' if uv else 'pip, which takes a minute or two'}")
-    installer = installer_of(venv, uv)
-    wanted = [word for file in files for word in ("--requirement", file)]
-    failed = f"could not install {' and '.join(files)}; the lines above say why. The same command tries again"
-    call([*installer, "--no-deps", "--require-hashes", *wanted], failed)  # a lock names all that is needed
-    if checkout:
-        call([*installer, "--no-deps", "--no-build-isolation", "--editable", "."], failed)
-
-
-def installer_of(venv: Path, uv: str | None) -> list[str]:
-    """Returns the start of an installer's command line: uv is a matter of seconds, pip comes with Python."""
-    if uv:
-        return [uv, "pip", "install", "--quiet", "--python", str(python_of(venv))]
-    return [str(python_of(venv)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-
-
 def prepare(venv: Path, locks: tuple[str, ...], checkout: bool = True) -> Path:
     """Brings the environment up to date if it is not, and returns its interpreter."""
     if is_current(venv, locks):
         return python_of(venv)
-    uv = shutil.which("uv")
-    if not is_usable(venv, uv):
+    uv = find_uv()
+    if not is_usable(venv):
         make_venv(venv, uv)
     stamp = stamp_of(venv)
     stamp.write_text(UNFINISHED)
     install(venv, locks, uv, checkout)
     stamp.write_text(fingerprint(locks))
     return python_of(venv)
+
+
+def find_uv() -> str:
+    """Returns the path of uv: of the one on PATH, or else of one that pip installs as requirements/uv.txt locks it."""
+    on_path = shutil.which("uv")
+    venv = ROOT / f".venv-{UV}"
+    if on_path is None and not is_current(venv, (UV,)):
+        say(f"installing requirements/{UV}.txt with pip")
+        advice = "the lines above say why. On Debian or Ubuntu, pip comes with: apt-get install python3-venv"
+        call([sys.executable, "-m", "venv", "--clear", str(venv)], f"could not make {venv.name}; {advice}")
+        pip = [str(python_of(venv)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        call([*pip, "--require-hashes", "--requirement", str(lock_file(UV))], f"could not install uv; {advice}")
+        stamp_of(venv).write_text(fingerprint((UV,)))
+    return on_path or str(venv / "bin" / "uv")
+
+
+def is_usable(venv: Path) -> bool:
+    """Tells whether an environment can be installed into: whole, and of a Python that Roost takes."""
+    if not stamp_of(venv).exists() or stamp_of(venv).read_text() == UNFINISHED:
+        return False
+    program = f"import sys; sys.exit(sys.version_info < {FLOOR})"
+    return runs(python_of(venv), program)
+
+
+def runs(python: Path | str, program: str) -> bool:
+    """Tells whether an interpreter is there and runs a program without an error."""
+    try:
+        return subprocess.run([str(python), "-I", "-c", program], stdout=DEVNULL, stderr=DEVNULL).returncode == 0
+    except OSError:
+        return False
+
+
+def make_venv(venv: Path, uv: str) -> None:
+    """Makes an empty environment with pip, in place of a broken one if need be."""
+    found = (find_python(uv, version) for version in VERSIONS)
+    python = next(filter(None, found), VERSIONS[0])  # which uv downloads
+    say(f"{'repairing' if venv.exists() else 'making'} {venv.name} with {python}")
+    command = [uv, "venv", "--quiet", "--clear", "--seed", "--python", python, str(venv)]
+    call(command, f"could not make {venv.name} with {python}; the lines above say why")
+
+
+def find_python(uv: str, version: str, folders: Sequence[str] = ()) -> str | None:
+    """Returns the path of a Python of this version on the machine, such as 3.12, if uv finds one that runs.
+
+    Args:
+      folders: Folders to look in before those of PATH.
+    """
+    command = [uv, "python", "find", "--system", "--no-project", "--no-python-downloads", version]
+    environment = {**tool_environment(), "PATH": os.pathsep.join([*folders, os.environ.get("PATH", "")])}
+    done = subprocess.run(command, env=environment, stdout=PIPE, stderr=DEVNULL, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def install(venv: Path, locks: tuple[str, ...], uv: str, checkout: bool) -> None:
+    """Installs the locked packages, each checked against its hash, then the checkout itself if it is wanted."""
+    files = [str(lock_file(lock).relative_to(ROOT)) for lock in locks]
+    say(f"installing {' and '.join(files)}")
+    installer = [uv, "pip", "install", "--quiet", "--python", str(python_of(venv)), "--no-deps"]
+    wanted = [word for file in files for word in ("--requirement", file)]
+    failed = f"could not install {' and '.join(files)}; the lines above say why. The same command tries again"
+    call([*installer, "--require-hashes", *wanted], failed)  # a lock names all that is needed
+    if checkout:
+        call([*installer, "--no-build-isolation", "--editable", "."], failed)
 
 
 def call(command: Sequence[str], failed: str) -> None:
@@ -268,8 +222,22 @@ def wait(process: subprocess.Popen[bytes]) -> None:
 
 
 def tool_environment() -> dict[str, str]:
-    """Returns our environment, with uv trusting the certificates that the system trusts, as pip does."""
-    return {"UV_SYSTEM_CERTS": "1", **os.environ}
+    """Returns our environment. uv gets the index of pip, whose settings it ignores, and trusts as the system does."""
+    environment = {"UV_SYSTEM_CERTS": "1", **os.environ}
+    if "UV_DEFAULT_INDEX" not in environment and (index := index_of_pip()):
+        environment["UV_DEFAULT_INDEX"] = index
+    return environment
+
+
+@functools.lru_cache(maxsize=None)  # noqa: UP033 (functools.cache came with Python 3.9)
+def index_of_pip() -> str:
+    """Returns the package index that pip is set to take; empty for PyPI, or without pip."""
+    if index := os.environ.get("PIP_INDEX_URL"):
+        return index
+    command = [sys.executable, "-m", "pip", "config", "list"]  # since "get" finds nothing in some versions of pip
+    settings = subprocess.run(command, stdout=PIPE, stderr=DEVNULL, text=True).stdout
+    found = re.search(r"^(?:global|install)\.index-url='(.*)'$", settings, re.MULTILINE)
+    return found[1] if found else ""
 
 
 # --- the jobs
@@ -290,6 +258,9 @@ BY_FILE = ("--numprocesses", "3", "--dist", "loadfile", "--no-loadscope-reorder"
 """How pytest runs a suite on two cores: a third process works while others wait for servers, databases and timers. A
 file's tests share what they start, so they stay in one process. Files keep their order, since those with the fewest
 tests take longest: the servers' come early, and no worker idles at the end."""
+
+COVERED = ("tests/server", *(f"tests/engine/{name}" for name in ("types", "planning", "scheduling", "simulation")))
+"""Folders of the tests that compile no model. `tool.coverage` in pyproject.toml names the packages that they test."""
 
 BY_TEST = ("--numprocesses", "2", "--dist", "worksteal")
 """The same for tests that compile, never wait, share nothing, and take up to a minute."""
@@ -360,7 +331,7 @@ def install_node_clients(folder: Path) -> None:
 
 def test_robust(python: Path, arguments: Sequence[str]) -> int:
     """Runs the tests that put load on servers and do them harm."""
-    return test(python, ["-m", "robust", *(arguments or ("tests/e2e", *BY_FILE))])
+    return test(python, ["-m", "robust", *(arguments or ("tests/e2e", "tests/robust", *BY_FILE))])
 
 
 def test_mesh(python: Path, arguments: Sequence[str]) -> int:
@@ -383,24 +354,21 @@ def release(python: Path, arguments: Sequence[str]) -> int:
     built = subprocess.run([str(python), "tools/build_release.py", *arguments], cwd=ROOT)
     if built.returncode != 0:
         return built.returncode
-    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
-    folders = [*search_folders(), *sorted(map(str, pyenv.glob("versions/*/bin")))]
-    found = {version: find_version(version, folders) for version in sorted(VERSIONS)}
-    for version in (version for version, interpreter in found.items() if interpreter is None):
+    uv, pyenv = find_uv(), Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    folders = sorted(map(str, pyenv.glob("versions/*/bin")))
+    found = {version: find_python(uv, version, folders) for version in sorted(VERSIONS)}
+    fit = {version: python for version, python in found.items() if python and runs(python, "import ensurepip, venv")}
+    for version in sorted(set(VERSIONS) - set(fit)):
         say(f"there is no Python {version} that makes environments here, so the wheels are not tried on it")
-    named = [word for interpreter in found.values() if interpreter for word in ("--python", interpreter.path)]
+    named = [word for path in fit.values() for word in ("--python", path)]
     return subprocess.run([str(python), "tools/check_release.py", *named], cwd=ROOT).returncode
 
 
-def find_version(version: str, folders: Sequence[str]) -> Interpreter | None:
-    """Returns the first Python of exactly this version, such as 3.12, that makes environments."""
-    probed = (probe(path) for path in candidates(folders) if Path(path).name == f"python{version}")
-    wanted = tuple(map(int, version.split(".")))
-    return next((found for found in probed if found and found.version == wanted and found.makes_venvs), None)
-
-
 def docs(python: Path, arguments: Sequence[str]) -> int:
-    """Builds the site, and fails on a warning such as a link that leads nowhere; or shows it."""
+    """Writes what follows from the code, and builds the site; a warning, such as a link to nowhere, is an error."""
+    roost = prepare(ROOT / ".venv", ("cpu",))
+    for tool in ("tools/reference_pages.py", "tools/draw_pictures.py"):
+        call([str(roost), "-P", tool], f"{tool} failed; the lines above say why")
     program = [str(python.with_name("zensical"))]
     if "--serve" in arguments:
         command = [*program, "serve", *(word for word in arguments if word != "--serve")]
@@ -409,30 +377,64 @@ def docs(python: Path, arguments: Sequence[str]) -> int:
     return subprocess.run(command, cwd=ROOT).returncode
 
 
+def coverage(python: Path, _: Sequence[str]) -> int:
+    """Runs the tests that compile no model, and prints what they reach; fails below coverage's `fail_under`."""
+    report = ROOT / "build" / "covered.json"
+    report.parent.mkdir(exist_ok=True)
+    run = [str(python), "-P", "-m", "coverage"]
+    for command in (
+        [*run, "erase"],
+        [*run, "run", "-m", "pytest", *COVERED, *BY_FILE],
+        [*run, "combine", "--quiet"],
+        [*run, "json", "--quiet", "--fail-under", "0", "-o", str(report)],
+        [str(python), "tools/coverage_by_package.py", str(report)],
+        [*run, "report", "--format", "total"],
+    ):
+        status = subprocess.run(command, cwd=ROOT).returncode
+        if status != 0:
+            return status
+    return 0
+
+
 def lint(python: Path, _: Sequence[str]) -> int:
     """Checks style, format and types; runs all three even if the first complains."""
-    show_mypy_the_namespace()
-    packages = [word for name in ("server", "engine", "kernels") for word in ("-p", f"roost.{name}")]
-    checks = (["ruff", "check"], ["ruff", "format", "--check"], ["mypy", *packages])
-    environment = {**os.environ, "MYPYPATH": ".types"}
+    files = checked_files()
+    folders = [".types", *sorted({os.path.dirname(file) for file in files if file.endswith(".py")})]
+    checks = (["ruff", "check"], ["ruff", "format", "--check"], ["mypy", *files])
+    environment = {**os.environ, "MYPYPATH": os.pathsep.join(filter(None, folders))}
     run = [[str(python), "-P", "-m", *check] for check in checks]
     return max(subprocess.run(command, cwd=ROOT, env=environment).returncode for command in run)
 
 
-def show_mypy_the_namespace() -> None:
-    """Makes `.types/roost` a link to the checkout, so that mypy finds `engine/` as `roost.engine`."""
-    link = ROOT / ".types" / "roost"
-    link.parent.mkdir(exist_ok=True)
+def checked_files() -> list[str]:
+    """Returns what mypy checks: the packages, which `.types/roost` shows it as parts of `roost`, and all scripts.
+
+    Scripts are no packages, so their names have to differ. Those of `conftest.py` are links with their folder's name.
+    """
+    show_mypy(ROOT, "roost")
+    files = ["dev.py", *(f".types/roost/{name}" for name in ("server", "engine", "kernels"))]
+    for path in sorted(path for folder in SCRIPTS for path in (ROOT / folder).rglob("*.py")):
+        file = str(path.relative_to(ROOT))
+        if file.startswith(UNCHECKED):
+            continue
+        is_conftest = path.name == "conftest.py"
+        files.append(show_mypy(path, f"conftests/{file.replace('/', '_')}") if is_conftest else file)
+    return files
+
+
+def show_mypy(path: Path, name: str) -> str:
+    """Makes `.types/NAME` a link to a path of the checkout, and returns it."""
+    link = ROOT / ".types" / name
+    link.parent.mkdir(parents=True, exist_ok=True)
     if not link.is_symlink():
-        link.symlink_to(os.pardir, target_is_directory=True)
+        link.symlink_to(os.path.relpath(path, link.parent), target_is_directory=path.is_dir())
+    return str(link.relative_to(ROOT))
 
 
 def lock(_: Path, arguments: Sequence[str]) -> int:
     """Resolves every lock for all platforms; `dev` goes first and the others keep to its versions."""
-    uv = shutil.which("uv")
-    if uv is None:
-        raise Problem("lock needs uv: pip install uv")
-    for name in ("dev", "cpu", "tpu", "cuda13", "gcs", "otel", "compat", "deploy", GPU_COMPILE, DOCS, *CLIENTS):
+    uv = find_uv()
+    for name in (UV, "dev", "cpu", "tpu", "cuda13", "buckets", "otel", "compat", "deploy", GPU_COMPILE, DOCS, *CLIENTS):
         say(f"locking requirements/{name}.txt")
         call([uv, *lock_arguments(name), *arguments], f"could not lock {name}; the lines above say why")
     return 0
@@ -449,7 +451,7 @@ def lock_arguments(name: str) -> list[str]:
         inputs = ["requirements/deploy.in", "--no-deps", *constraint]
     if name == GPU_COMPILE:  # at the versions with which programs run
         inputs = [f"requirements/{name}.in", "--no-deps", "--constraint", "requirements/cuda13.txt"]
-    if name in (DOCS, *CLIENTS):
+    if name in (UV, DOCS, *CLIENTS):
         inputs = [f"requirements/{name}.in"]  # they share no environment with Roost, whose versions some cannot take
     return ["pip", "compile", "--quiet", *inputs, *how, *header, "--output-file", f"requirements/{name}.txt"]
 
@@ -469,6 +471,7 @@ JOBS = {
     "release": Job(("dev", "deploy"), release, venv=".venv-deploy"),
     "docs": Job((DOCS,), docs, venv=".venv-docs", checkout=False),
     "lint": Job(("dev",), lint),
+    "coverage": Job(("dev",), coverage),
     "lock": Job((), lock),
 }
 

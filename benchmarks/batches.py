@@ -40,12 +40,15 @@ from typing import Any, Final
 import httpx
 import orjson
 import served
+from git_commit import commit
 from markdown_page import table
-from peers.models import SMALL
 from roost.server.client.http_client import Address, HttpClient
 from roost.server.commands.bench.environment import machine, now
 from roost.server.commands.bench.latency import percentile
-from tree import commit
+
+sys.path.append(str(Path(__file__).resolve().parent / "peers"))
+
+from models import SMALL
 
 URL: Final = "/v1/completions"
 MIN_SPEED: Final = 0.97

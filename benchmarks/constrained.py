@@ -16,7 +16,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +24,7 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 from roost.engine import EngineCore, Request, SamplingParams, open_model
-from roost.engine.core.output_constraint import Constraint, TokenMask, words_of_mask
+from roost.engine.types.output_constraint import Constraint, TokenMask, words_of_mask
 from roost.server.commands.bench.engine.driver import Driver, run_together
 from roost.server.commands.bench.engine.loading import load
 from roost.server.constraints.grammar import Grammar, GrammarCompiler, json_spec
@@ -163,7 +163,7 @@ def num_free(constraints: Sequence[Constraint | None]) -> int:
 def measure_neighbours(core: EngineCore, grammar: Grammar, options: argparse.Namespace) -> Iterator[Neighbours]:
     """Returns the medians of alternating rounds, after one round that is not counted."""
     free, constrained = options.requests - options.constrained, options.constrained
-    kinds = {
+    kinds: dict[str, Callable[[], list[Constraint | None]]] = {
         "none": lambda: [None] * options.requests,
         "anything": lambda: [Anything()] * constrained + [None] * free,
         "JSON schema": lambda: [grammar.constraint() for _ in range(constrained)] + [None] * free,
@@ -202,8 +202,9 @@ def main() -> int:
     core = load(settings, source, max_queue=options.requests, slots=options.requests)
     neighbours = list(measure_neighbours(core, grammar, options))
     if options.json:
-        for measure in (*masks, *neighbours):
-            print(orjson.dumps(measure._asdict()).decode())
+        rows: list[Any] = [*masks, *neighbours]
+        for row in rows:
+            print(orjson.dumps(row._asdict()).decode())
         return 0
     console = Console(width=120)
     console.print(as_table(masks, "masks, per token"))

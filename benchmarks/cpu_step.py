@@ -30,13 +30,14 @@ import numpy as np
 import orjson
 from roost.engine.builder import load_runner
 from roost.engine.checkpoint.source import open_model
-from roost.engine.core.config import EngineConfig
-from roost.engine.model.quantization import PackedMatrix
-from roost.engine.model.state import AttentionState
+from roost.engine.model.layer_kinds import AttentionState
+from roost.engine.types.config import EngineConfig
 from roost.engine.worker.executor import Executor
 from roost.engine.worker.programs import PrefillShape
 from roost.engine.worker.steps import PrefillInput
 from roost.kernels import native
+from roost.kernels.matrices import PackedMatrix
+from roost.kernels.matrices.packed import packed_shape
 
 sys.path[:0] = [str(Path(__file__).resolve().parent / "peers")]
 
@@ -225,7 +226,7 @@ def need_of_step(executor: Executor, rows: int, filled: int) -> Need:
 
 def measured_rates(quantize: str | None) -> Rates:
     def fastest(rows: int, outputs: int, inputs: int) -> float:
-        packed = native.packed_shape((outputs, inputs), jnp.dtype(quantize or "bfloat16"))
+        packed = packed_shape((outputs, inputs), jnp.dtype(quantize or "bfloat16"))
         values = jnp.zeros(packed.shape, packed.dtype)
         x, f32 = jnp.ones((rows, inputs), jnp.bfloat16), jnp.dtype("float32")
         if quantize:

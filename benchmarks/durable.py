@@ -29,9 +29,9 @@ from typing import Any, Final, NamedTuple
 
 import httpx
 import served
+from git_commit import commit
 from rich.console import Console
 from roost.server.commands.bench.environment import machine, now, versions
-from tree import commit
 
 HERE: Final = Path(__file__).parent
 sys.path.append(str(HERE.parent / "tests"))
@@ -90,8 +90,7 @@ def stores(stack: ExitStack, folder: Path) -> dict[str, str]:
 def generate(client: httpx.Client, tokens: int, number: int, **fields: Any) -> dict[str, Any]:
     """Sends a request for a number of tokens, and returns the response."""
     body = {"input": PROMPT, "max_output_tokens": tokens, "ignore_eos": True, "seed": number, **fields}
-    response: dict[str, Any] = client.post("/v1/responses", json=body).raise_for_status().json()
-    return response
+    return client.post("/v1/responses", json=body).raise_for_status().json()
 
 
 def run_ordinary(client: httpx.Client, requests: int, tokens: int, *, store: bool) -> int:

@@ -32,13 +32,13 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import uvicorn
+from git_commit import commit
 from markdown_page import paragraph, table, where
 from roost.server.commands.bench.environment import machine, now
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
-from tree import commit
 
 TICKS: Final = os.sysconf("SC_CLK_TCK")
 MODEL: Final = "random:2b"

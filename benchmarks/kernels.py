@@ -25,18 +25,16 @@ import numpy as np
 import orjson
 from rich.console import Console
 from rich.table import Table
-from roost.engine.platform import gpu_sizes
+from roost.engine.devices.platform import gpu_sizes
 from roost.kernels.backend import Backend
 from roost.kernels.backends import BACKENDS, gpu_backend
 from roost.kernels.causal_conv1d import causal_conv1d
 from roost.kernels.causal_conv1d.reference import causal_conv1d_reference
 from roost.kernels.gated_mlp.pallas_tpu import gated_mlp_tpu
 from roost.kernels.gated_mlp.reference import gated_mlp_reference
-from roost.kernels.precision import product_precision
-from roost.kernels.recurrent_block.pallas_gpu import recurrent_step_gpu
-from roost.kernels.recurrent_block.pallas_tpu import recurrent_chunk_tpu, recurrent_step_tpu
+from roost.kernels.recurrent_block import RecurrentWeights, recurrent_block
 from roost.kernels.recurrent_block.reference import recurrent_block_reference
-from roost.kernels.rg_lru import log_decay_of, rg_lru
+from roost.kernels.rg_lru import rg_lru
 from roost.kernels.rg_lru.reference import rg_lru_reference
 from roost.kernels.rg_lru.sequential import decay_and_input, rg_lru_sequential
 from roost.kernels.window_attention import decode_attention, prefill_attention
@@ -240,44 +238,13 @@ def block_reference(*arguments: np.ndarray) -> list[np.ndarray]:
     return [out, h]
 
 
-def recurrent_step(kernel: Function, xy: Any, *arguments: Any) -> Any:
-    *weights, positions = arguments
-    out, _, h = kernel(xy[:, 0], *weights, positions[:, 0])
-    return [out[:, None], h]
-
-
-def recurrent_chunk(*arguments: Any) -> Any:
-    return recurrent_chunk_tpu(*arguments, every=QUERY_BLOCK)[:2]
-
-
-def separate_operations(
-    xy: Any, conv_weight: Any, conv_bias: Any, gate_weight: Any, gate_bias: Any, a_param: Any, conv: Any, h: Any,
-    positions: Any, backend: Backend,
-) -> Any:  # fmt: skip
-    """The recurrent block without a kernel of its own: the convolution, the gates, the RG-LRU and the gelu product."""
-    x, y = jnp.split(xy, 2, axis=-1)
-    c, _ = causal_conv1d(x, conv_weight, conv_bias, conv, positions)
-    blocks, size = gate_weight.shape[:2]
-    kind = jnp.float32 if jax.default_backend() == "cpu" else gate_weight.dtype  # XLA for CPUs has only float32
-    gates = jnp.einsum(
-        "rni,nio->rno",
-        c.reshape(-1, blocks, size).astype(gate_weight.dtype).astype(kind),
-        gate_weight.astype(kind),
-        precision=product_precision(gate_weight.dtype),
-        preferred_element_type=jnp.float32,
-    )
-    input_gate, recurrence_gate = (gate.reshape(c.shape) for gate in jnp.split(gates + gate_bias, 2, axis=2))
-    states, last = rg_lru(c, input_gate, recurrence_gate, log_decay_of(a_param), h, positions, backend)
-    return [(states * jax.nn.gelu(y.astype(jnp.float32), approximate=True)).astype(xy.dtype), last]
-
-
-def block_ways(**kernels: Function) -> Callable[[str], dict[str, Function]]:
-    """Returns the ways to compute a recurrent block, given the kernels of the backends that have one."""
-
-    def on(backend: str) -> dict[str, Function]:
-        return {name: kernels.get(name, way) for name, way in ways(backend, separate_operations).items()}
-
-    return on
+def block(xy: Any, *arguments: Any, backend: Backend) -> Any:
+    *weights, gate_weight, gate_bias, a_param, conv, h, positions = arguments
+    if jax.default_backend() == "cpu":
+        gate_weight = gate_weight.astype(jnp.float32)  # XLA for CPUs has only float32
+    weights = RecurrentWeights(*weights, gate_weight, gate_bias, a_param)
+    found = recurrent_block(lambda dtype: xy, weights, conv, h, positions, QUERY_BLOCK, 1, backend)
+    return [found.mixed.reshape(*positions.shape, -1), found.h]
 
 
 def draw_mlp(rng: np.random.Generator, shape: Shape, dtype: Any) -> Arrays:
@@ -313,13 +280,8 @@ KERNELS = {
     "causal_conv1d": Kernel(
         draw_conv, lambda *a: list(causal_conv1d_reference(*a)), lambda backend: {"xla": causal_conv1d}
     ),
-    "recurrent step": Kernel(
-        draw_block,
-        block_reference,
-        block_ways(tpu=partial(recurrent_step, recurrent_step_tpu), gpu=partial(recurrent_step, recurrent_step_gpu)),
-        one_step=True,
-    ),
-    "recurrent chunk": Kernel(draw_block, block_reference, block_ways(tpu=recurrent_chunk)),
+    "recurrent step": Kernel(draw_block, block_reference, lambda backend: ways(backend, block), one_step=True),
+    "recurrent chunk": Kernel(draw_block, block_reference, lambda backend: ways(backend, block)),
     "gated_mlp": Kernel(draw_mlp, mlp_reference, on_tpus(mlp), one_step=True),
 }
 

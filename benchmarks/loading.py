@@ -27,16 +27,16 @@ import numpy as np
 import orjson
 from rich.console import Console
 from rich.table import Table
+from roost.engine.capacity.roofline import DEVICES, compute_roofline
 from roost.engine.checkpoint import open_tensors, orbax, tensors
 from roost.engine.checkpoint.conversion import convert
 from roost.engine.checkpoint.griffin_config import NAME, griffin_fields
 from roost.engine.checkpoint.layout import tensor_specs
 from roost.engine.checkpoint.source import open_model
 from roost.engine.checkpoint.tensors import BFLOAT16, ReadRows, StoredTensor
-from roost.engine.core.arrays import HostArray
+from roost.engine.devices.platform import CPU
 from roost.engine.model.config import PRESETS, ModelConfig
-from roost.engine.platform import CPU
-from roost.engine.roofline import DEVICES, compute_roofline
+from roost.engine.types.arrays import HostArray
 
 SAMPLE_S: Final = 0.002
 
@@ -124,7 +124,7 @@ def convert_to(source: Path, destination: Path, **options: Any) -> None:
 def limit(config: ModelConfig, dtype: str, quantize: str | None) -> int:
     """Returns the memory for loading like `roost plan`, except that gates are float32 on a CPU."""
     sizes = {"float32": 4, "bfloat16": 2}
-    roofline = compute_roofline(config, DEVICES["v5e"], sizes[dtype], is_quantized=quantize is not None)
+    roofline = compute_roofline(config, DEVICES["v5e"], sizes[dtype], quantize=quantize)
     gates = 2 * config.block_types.count("recurrent") * config.lru_width**2 // config.num_heads
     return replace(roofline, weight_bytes=roofline.weight_bytes + gates * (4 - sizes[dtype])).loading_bytes
 

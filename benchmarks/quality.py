@@ -33,9 +33,9 @@ from roost.engine import EngineConfig, Request, SamplingParams, load_engine
 from roost.engine.checkpoint import open_tensors
 from roost.engine.checkpoint.source import ModelSource, open_model
 from roost.engine.checkpoint.weights import Checkpoint, load_params
+from roost.engine.devices.platform import CPU, CPU_OPTIONS
 from roost.engine.model.griffin import abstract_model
 from roost.engine.model.state import zero_state
-from roost.engine.platform import CPU, CPU_OPTIONS
 from roost.kernels.window_attention import decode_attention, quantize
 from roost.kernels.window_attention.reference import window_attention_reference
 from roost.server.text.chat_template import Ending, Message, load_chat_format
@@ -61,6 +61,8 @@ PRECISIONS: Final = (
     Precision("bfloat16", "bfloat16"),
     Precision("int8, else float32", "float32", "int8"),
     Precision("int8, else bfloat16", "bfloat16", "int8"),
+    Precision("int4, else float32", "float32", "int4"),
+    Precision("int4, else bfloat16", "bfloat16", "int4"),
     Precision("float32, window in int8", "float32", kv_dtype="int8"),
     Precision("bfloat16, window in int8", "bfloat16", kv_dtype="int8"),
     Precision("int8, else bfloat16, window in int8", "bfloat16", "int8", "int8"),
@@ -137,7 +139,7 @@ def _forward(graph: Any, params: Any, tokens: jax.Array, positions: jax.Array, s
 
 def distance(exact: Model, other: Model, texts: Sequence[Sequence[int]]) -> Distance:
     divergence, same, tokens = 0.0, 0, 0
-    for batch in itertools.batched(texts, ROWS, strict=False):
+    for batch in itertools.batched(texts, ROWS):
         wanted, found = exact(batch), other(batch)
         for row, text in enumerate(batch):
             p, q = (x[row, : len(text)].astype(np.float64) for x in (wanted, found))
@@ -177,8 +179,8 @@ def attention_error(precision: Precision, outlier: float) -> float:
     )
 
     def stored(x: np.ndarray) -> Any:
-        x = jnp.asarray(x, dtype)
-        return quantize(x) if precision.kv_dtype == "int8" else x
+        found = jnp.asarray(x, dtype)
+        return quantize(found) if precision.kv_dtype == "int8" else found
 
     k, v, ring_k, ring_v = map(stored, (keys[:, -1], values[:, -1], keys[:, :-1], values[:, :-1]))
     found, _ = jax.jit(decode_attention)(q[:, 0], k, v, (((ring_k, ring_v),),), where[:, 0])
@@ -268,7 +270,8 @@ def main() -> None:
         distances = [distance(exact, model, texts) for texts in (talks, tales, generated)]
         errors = [attention_error(precision, outlier) for outlier in (1, OUTLIER)]
         answers = scores(precision, options.corpus / "demo-eval-public.jsonl")
-        measured.append(Quality(precision.name, model.weight_bytes, *distances, *errors, answers))
+        row: Any = (precision.name, model.weight_bytes, *distances, *errors, answers)
+        measured.append(Quality(*row))
         if options.json:
             print(json.dumps(asdict(measured[-1])), flush=True)
     if not options.json:

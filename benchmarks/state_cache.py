@@ -26,17 +26,17 @@ from typing import Any, NamedTuple
 import httpx
 import ml_dtypes
 import numpy as np
+from git_commit import commit
 from roost.engine import EngineConfig, EngineCore, Request, SamplingParams, TokenLogprobs, load_runner, open_model
-from roost.engine.core.config import PREFILL_BLOCK
-from roost.engine.core.snapshot import BlockState
 from roost.engine.model.config import PRESETS
 from roost.engine.prefix_cache.cache import PrefixCache
 from roost.engine.prefix_cache.tree import PrefixKey
 from roost.engine.scheduling.scheduler import Scheduler
+from roost.engine.types.config import PREFILL_BLOCK
+from roost.engine.types.snapshot import BlockState
 from roost.server.commands.bench.environment import machine, now, resident_bytes, versions
 from roost.server.text.served_model import open_tokenizer
 from served import serving
-from tree import commit
 
 SYSTEM_TOKENS, QUESTION_TOKENS = 4000, 32
 REPLY_TOKENS, NEW_TOKENS = 32, 32
@@ -62,6 +62,7 @@ SMALL: dict[str, Any] = {
     "intermediate_size": 4608,
     "num_hidden_layers": 12,
     "num_attention_heads": 6,
+    "num_key_value_heads": 1,
     "lru_width": 768,
     "attention_window_size": 2048,
     "dtype": "float32",
@@ -138,8 +139,7 @@ class Asker:
         self._vocab_size = vocab_size
 
     def tokens(self, count: int) -> list[int]:
-        ids: list[int] = self._rng.integers(10, self._vocab_size, count).tolist()
-        return ids
+        return self._rng.integers(10, self._vocab_size, count).tolist()
 
     def first_token_ms(self, prompt: list[int], *, cached: range) -> float:
         """Checks the number of cached tokens."""
@@ -332,7 +332,6 @@ def page(
     busy: float,
 ) -> str:
     facts, packages = machine(), versions()
-    mib = 2**20
     return "\n".join(
         [
             "# The prefix cache: what it saves, and what it costs",
@@ -369,15 +368,7 @@ def page(
             f"{', '.join(f'{ms:.1f} ms for {count}' for count, ms in tokenizing)} tokens.",
             "",
             *_inexact_table(inexact),
-            f"## Memory of {memory.states} neighbouring states of the 2B model's shape",
-            "",
-            "Each takes [0.44 + 0.50 MiB](../docs/explanation/constant-size-state.md): its recurrent part, and the",
-            f"keys and values of {PREFILL_BLOCK} tokens.",
-            "",
-            f"The process took {memory.taken / mib:.0f} MiB, the cache counts {memory.counted / mib:.0f} MiB, and "
-            f"arithmetic says {memory.arithmetic / mib:.0f} MiB (states, each block of keys and values once, ends of "
-            f"prompts): {100 * (memory.taken / memory.arithmetic - 1):+.1f} %.",
-            "",
+            *_memory_lines(memory),
             f"## Throughput when every prompt is new: {MISS_PROMPT} prompt tokens and {MISS_TOKENS} generated ones",
             "",
             "| model | cache off, tokens/s | cache on, tokens/s | cost |",
@@ -391,6 +382,21 @@ def page(
             "full, so every new snapshot evicts others.",
             "",
         ]
+    )
+
+
+def _memory_lines(memory: Memory) -> Iterator[str]:
+    mib = 2**20
+    yield from (
+        f"## Memory of {memory.states} neighbouring states of the 2B model's shape",
+        "",
+        "Each takes [0.44 + 0.50 MiB](../docs/explanation/constant-size-state.md): its recurrent part, and the",
+        f"keys and values of {PREFILL_BLOCK} tokens.",
+        "",
+        f"The process took {memory.taken / mib:.0f} MiB, the cache counts {memory.counted / mib:.0f} MiB, and "
+        f"arithmetic says {memory.arithmetic / mib:.0f} MiB (states, each block of keys and values once, ends of "
+        f"prompts): {100 * (memory.taken / memory.arithmetic - 1):+.1f} %.",
+        "",
     )
 
 

@@ -1,16 +1,53 @@
-"""Public interface of the engine: token ids in, token ids out. Nothing here knows text or HTTP."""
+"""Public interface of the engine: token ids in, token ids out. The engine does not know text or HTTP."""
 
 from .async_engine import AsyncEngine, OutputSink
 from .builder import Progress, follow, load_engine, load_runner
-from .checkpoint import FORMATS as CHECKPOINT_FORMATS
+from .capacity.roofline import (
+    CPU,
+    DEVICES,
+    Roofline,
+    Setup,
+    compute_roofline,
+    device_named,
+    find_device,
+    setups_that_fit,
+)
+from .capacity.verification import Verification, VerifiedProgram, verify_plan
+from .checkpoint import WRITABLE_FORMATS as CHECKPOINT_FORMATS
+from .checkpoint.calibration import TEXT_TOKENS
 from .checkpoint.conversion import convert
+from .checkpoint.lora import Adapter, open_adapter
 from .checkpoint.source import ModelSource, open_model
-from .core.config import MAX_TOKENS, PREFILL_BLOCK, STEP_TOKEN_BOUNDS, CacheStats, EngineConfig, EngineStats
-from .core.errors import (
+from .devices.platform import DeviceFacts, device_facts, device_limit_bytes, device_peak_bytes
+from .engine_core import EngineCore
+from .kernel_checks.checks import KernelCheck, check_kernels
+from .kernel_checks.compilation import compile_kernel_checks
+from .model.config import ModelConfig
+from .model.state_layout import state_bytes
+from .planning.load import ExpectedLoad, Targets
+from .planning.replicas import MODEL_ERROR, LoadPlan, plan_load
+from .planning.saturation import saturated_requests_per_s
+from .prefix_cache.cache import PrefixCache
+from .prefix_cache.request_snapshot import RequestSnapshot, RequestSnapshotFormat
+from .prefix_cache.saved_state import SavedState, SavedStateFormat
+from .scheduling.scheduler import Scheduler
+from .types.config import (
+    MAX_TOKENS,
+    PREFILL_BLOCK,
+    QUANTIZATIONS,
+    STEP_TOKEN_BOUNDS,
+    CacheStats,
+    EngineConfig,
+    EngineStats,
+    Quantization,
+)
+from .types.errors import (
     CheckpointError,
     ConfigError,
     ConstraintError,
+    ConstraintLostError,
     EngineDeadError,
+    EngineStoppedError,
     NumericError,
     ParameterError,
     QueueFullError,
@@ -20,52 +57,56 @@ from .core.errors import (
     StateFileError,
     UnknownRequestError,
 )
-from .core.mesh import HostGroup, MeshShape
-from .core.output_constraint import Constraint, TokenMask, mask_of_ids, words_of_mask
-from .core.request import FinishReason, Replay, Request, TokenLogprobs, TokenOutput
-from .core.sampling_params import MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS, SAMPLING_FIELDS, SamplingParams
-from .core.simulation import SIMULATED, Simulation
-from .core.snapshot import Snapshot
-from .core.tenant_store import TenantStore
-from .core.units import shown_bytes
-from .engine_core import EngineCore
-from .model.config import ModelConfig
-from .platform import DeviceFacts, device_facts
-from .prefix_cache.cache import PrefixCache
-from .prefix_cache.request_checkpoint import CheckpointFormat, RequestCheckpoint
-from .prefix_cache.saved_state import SavedState, SavedStateFormat
-from .roofline import CPU, DEVICES, Roofline, Setup, compute_roofline, find_device, setups_that_fit
-from .scheduling.scheduler import Scheduler
-from .verification import Verification, VerifiedProgram, verify_plan
-from .worker.profiling import record_profile
+from .types.mesh import HostGroup, MeshShape
+from .types.output_constraint import Constraint, TokenMask, mask_of_ids, words_of_mask
+from .types.request import FinishReason, Replay, Request, TokenLogprobs, TokenOutput
+from .types.sampling_params import MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS, SAMPLING_FIELDS, SamplingParams
+from .types.simulation import SIMULATED, Simulation
+from .types.snapshot import Snapshot
+from .types.speculation import NO_DRAFTS, DraftCounts, Speculation, history_bytes
+from .types.tenant_store import TenantStore
+from .types.token_ids import ID_BYTES, id_bytes, ids_in, pack_ids
+from .types.units import shown_bytes
+from .worker.profiling import longest_operations, profiled, record_profile
 from .worker.runner import ModelRunner
 
 __all__ = [
     "CHECKPOINT_FORMATS",
     "CPU",
     "DEVICES",
+    "ID_BYTES",
     "MAX_BIASES",
     "MAX_LOGPROBS",
     "MAX_STOP_IDS",
     "MAX_TOKENS",
+    "MODEL_ERROR",
+    "NO_DRAFTS",
     "PREFILL_BLOCK",
+    "QUANTIZATIONS",
     "SAMPLING_FIELDS",
     "SIMULATED",
     "STEP_TOKEN_BOUNDS",
+    "TEXT_TOKENS",
+    "Adapter",
     "AsyncEngine",
     "CacheStats",
     "CheckpointError",
-    "CheckpointFormat",
     "ConfigError",
     "Constraint",
     "ConstraintError",
+    "ConstraintLostError",
     "DeviceFacts",
+    "DraftCounts",
     "EngineConfig",
     "EngineCore",
     "EngineDeadError",
     "EngineStats",
+    "EngineStoppedError",
+    "ExpectedLoad",
     "FinishReason",
     "HostGroup",
+    "KernelCheck",
+    "LoadPlan",
     "MeshShape",
     "ModelConfig",
     "ModelRunner",
@@ -75,11 +116,13 @@ __all__ = [
     "ParameterError",
     "PrefixCache",
     "Progress",
+    "Quantization",
     "QueueFullError",
     "QueueTimeoutError",
     "Replay",
     "Request",
-    "RequestCheckpoint",
+    "RequestSnapshot",
+    "RequestSnapshotFormat",
     "RequestTimeoutError",
     "Roofline",
     "RoostError",
@@ -90,7 +133,9 @@ __all__ = [
     "Setup",
     "Simulation",
     "Snapshot",
+    "Speculation",
     "StateFileError",
+    "Targets",
     "TenantStore",
     "TokenLogprobs",
     "TokenMask",
@@ -98,18 +143,33 @@ __all__ = [
     "UnknownRequestError",
     "Verification",
     "VerifiedProgram",
+    "check_kernels",
+    "compile_kernel_checks",
     "compute_roofline",
     "convert",
     "device_facts",
+    "device_limit_bytes",
+    "device_named",
+    "device_peak_bytes",
     "find_device",
     "follow",
+    "history_bytes",
+    "id_bytes",
+    "ids_in",
     "load_engine",
     "load_runner",
+    "longest_operations",
     "mask_of_ids",
+    "open_adapter",
     "open_model",
+    "pack_ids",
+    "plan_load",
+    "profiled",
     "record_profile",
+    "saturated_requests_per_s",
     "setups_that_fit",
     "shown_bytes",
+    "state_bytes",
     "verify_plan",
     "words_of_mask",
 ]

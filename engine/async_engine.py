@@ -1,4 +1,4 @@
-"""Runs the engine on a thread of its own, and delivers outputs on the event loop."""
+"""Runs the engine on a separate thread, and delivers outputs on the event loop."""
 
 import asyncio
 import math
@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, runtime_checkable
 
-from .core.config import EngineStats
-from .core.errors import EngineDeadError, QueueFullError, UnknownRequestError
-from .core.request import FinishReason, Request, TokenOutput, join_outputs
 from .engine_core import EngineCore
-from .prefix_cache.request_checkpoint import CheckpointFormat, RequestCheckpoint
+from .prefix_cache.request_snapshot import RequestSnapshot, RequestSnapshotFormat
 from .prefix_cache.saved_state import SavedState, SavedStateFormat
+from .types.config import EngineStats
+from .types.errors import EngineDeadError, EngineStoppedError, QueueFullError, UnknownRequestError
+from .types.request import FinishReason, Request, TokenOutput, join_outputs
 
 type Item = TokenOutput | Exception
 """An output of a request, or the error that ended it."""
@@ -29,9 +29,9 @@ class OutputSink(Protocol):
     """Receives the outputs of one request, on the event loop."""
 
     def put(self, item: Item) -> None:
-        """Takes the next output. It returns soon and raises nothing.
+        """Receives the next output. It must return soon and raise nothing.
 
-        An exception, and an output with a finish reason, is the last item.
+        An exception, or an output with a finish reason, is the last item.
         """
 
 
@@ -51,7 +51,7 @@ class _Abort:
 
 @dataclass(frozen=True, slots=True)
 class _Read[Result]:
-    """Reads the state of a request."""
+    """Reads or adds a state."""
 
     read: Callable[[EngineCore], Result]
     future: "asyncio.Future[Result]"
@@ -73,17 +73,17 @@ type _Command = _Add | _Abort | _Read[Any] | _Pause | _Wake | _Stop
 
 
 class AsyncEngine:
-    """Runs an `EngineCore` on a thread of its own.
+    """Runs an `EngineCore` on a separate thread.
 
     Commands reach the thread through one queue: an idle thread waits for it, a busy one polls it between steps. The
     outputs of a step reach the event loop in one call, which puts them into the sinks of their requests. Only the event
     loop uses the sinks, and only the thread uses the core.
 
     Attributes:
-      error: Error that the engine died of; None while it is alive.
+      error: Error that ended the engine; None while it is alive.
 
     Args:
-      build: Builds the core. It is slow, as it loads and compiles, and is called on the thread.
+      build: Builds the core. It is slow, since it loads and compiles, and is called on the thread.
     """
 
     def __init__(self, build: Callable[[], EngineCore]) -> None:
@@ -95,7 +95,7 @@ class AsyncEngine:
         self._reads: set[asyncio.Future[Any]] = set()
         self._pending_reads: deque[_Read[Any]] = deque()
         self._state_format: SavedStateFormat | None = None
-        self._checkpoint_format: CheckpointFormat | None = None
+        self._request_snapshot_format: RequestSnapshotFormat | None = None
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ready: asyncio.Future[None] | None = None
@@ -117,7 +117,7 @@ class AsyncEngine:
 
     @property
     def is_stuck(self) -> bool:
-        """Whether the thread still runs though the engine is dead; then only the end of the process ends it."""
+        """Whether the thread is still running although the engine is dead. Only the process's exit then ends it."""
         return self.error is not None and self._thread is not None and self._thread.is_alive()
 
     @property
@@ -127,19 +127,19 @@ class AsyncEngine:
         return self._state_format
 
     @property
-    def checkpoint_format(self) -> CheckpointFormat | None:
-        """Format of files of checkpoints; None if there are no checkpoints, or the engine is not ready yet."""
-        return self._checkpoint_format
+    def request_snapshot_format(self) -> RequestSnapshotFormat | None:
+        """Format of request snapshots as files; None without them, or if the engine is not ready yet."""
+        return self._request_snapshot_format
 
     def start(self) -> None:
-        """Starts the thread; to be called once, on the event loop on which requests are submitted."""
+        """Starts the thread. Call it once, on the event loop on which requests are submitted."""
         self._loop = asyncio.get_running_loop()
         self._ready = self._loop.create_future()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     async def wait_ready(self) -> None:
-        """Returns once every shape is compiled.
+        """Waits until every shape is compiled.
 
         Raises:
           Exception: Any error of `build`.
@@ -148,19 +148,19 @@ class AsyncEngine:
         await asyncio.shield(self._ready)
 
     async def stop(self, timeout_s: float | None = None) -> None:
-        """Ends the thread after the step it is in; unfinished requests end with `EngineDeadError`.
+        """Ends the thread after its current step; unfinished requests end with `EngineDeadError`.
 
         Args:
-          timeout_s: Seconds after which the requests are ended though the step has not; None waits for the step.
+          timeout_s: Seconds after which the requests end even if the step has not; None waits for the step.
         """
         if self._thread is None:
             return
         await asyncio.to_thread(self.join, timeout_s)
         if self._thread.is_alive():
-            self.fail(EngineDeadError("the engine was stopped"))
+            self.fail(EngineStoppedError("the engine was stopped"))
 
     def join(self, timeout_s: float | None = None) -> None:
-        """Ends the thread after the step it is in, and waits for that. Callable on any thread and more than once.
+        """Ends the thread after its current step, and waits for that. Callable on any thread and more than once.
 
         Args:
           timeout_s: Maximum seconds to wait; None waits for the step.
@@ -170,15 +170,15 @@ class AsyncEngine:
             self._thread.join(timeout_s)
 
     def fail(self, error: BaseException) -> None:
-        """Ends every request, whatever the thread does. To be called on the event loop."""
+        """Ends every request immediately, even if the thread is in a step. Call it on the event loop."""
         self._inbox.put(_Stop())
         self._on_death(error)
 
     def check(self) -> int | None:
-        """Ends the engine if another host has been lost, which a step that waits for that host cannot notice.
+        """Ends the engine if another host has been lost. A step that waits for that host cannot notice this.
 
         Returns:
-          Number of the step that the thread is in; None between steps.
+          Number of the thread's current step; None between steps.
         """
         hosts = None if self._core is None else self._core.hosts
         if hosts is not None and hosts.failure is not None and self.error is None:
@@ -193,7 +193,7 @@ class AsyncEngine:
           ValueError: The id is in use.
         """
         if not self.is_ready:
-            raise EngineDeadError("the engine is not running")
+            raise EngineStoppedError("the engine is not running")
         if request.id in self._sinks:
             raise ValueError(f"request id {request.id!r} is in use")
         self._sinks[request.id] = sink
@@ -220,31 +220,39 @@ class AsyncEngine:
         """Returns the token history of a request with its longest snapshot; see `EngineCore.save`.
 
         Raises:
-          UnknownRequestError: No request with this id runs or ended recently.
+          UnknownRequestError: No request with this id is running or ended recently.
           EngineDeadError: The engine died or was stopped.
         """
         return await self._read(lambda core: core.save(request_id, num_generated))
 
-    async def checkpoint(self, request_id: str) -> RequestCheckpoint:
-        """Returns the state of a running request, from which it can go on; see `EngineCore.checkpoint`.
-
-        Outputs with all tokens that the checkpoint counts reach the sink before or soon after it is returned.
+    async def insert(self, state: SavedState) -> None:
+        """Adds a state's snapshot to the prefix cache; see `EngineCore.insert`.
 
         Raises:
-          UnknownRequestError: No such request runs, or it has not generated a token yet.
           EngineDeadError: The engine died or was stopped.
         """
-        return await self._read(lambda core: core.checkpoint(request_id))
+        await self._read(lambda core: core.insert(state))
 
-    async def _read[Result](self, read: Callable[[EngineCore], Result]) -> Result:
-        """Reads a request's state on the thread. At most one is read per engine step, as each takes time.
+    async def snapshot_request(self, request_id: str) -> RequestSnapshot:
+        """Returns the state of a running request, from which it can continue; see `EngineCore.snapshot_request`.
+
+        Outputs with all tokens that the snapshot covers reach the sink before or soon after it is returned.
 
         Raises:
-          UnknownRequestError: There is no such request.
+          UnknownRequestError: No request with this id is running, or it has not generated a token yet.
+          EngineDeadError: The engine died or was stopped.
+        """
+        return await self._read(lambda core: core.snapshot_request(request_id))
+
+    async def _read[Result](self, read: Callable[[EngineCore], Result]) -> Result:
+        """Reads or adds a state on the thread: at most one per engine step, since each takes time.
+
+        Raises:
+          UnknownRequestError: No request has this id.
           EngineDeadError: The engine died or was stopped.
         """
         if not self.is_ready:
-            raise EngineDeadError("the engine is not running")
+            raise EngineStoppedError("the engine is not running")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._reads.add(future)
         self._inbox.put(_Read(read, future))
@@ -256,15 +264,15 @@ class AsyncEngine:
     def _run(self) -> None:
         try:
             self._core = core = self._build()
-            self._state_format, self._checkpoint_format = core.state_format, core.checkpoint_format
+            self._state_format, self._request_snapshot_format = core.state_format, core.request_snapshot_format
             core.wake = lambda: self._inbox.put(_Wake())
             self._call(self._on_ready)
             while self._take_commands(core):
                 if not self._is_paused:
                     self._step(core)
             core.close()
-            self._call(self._on_death, EngineDeadError("the engine was stopped"))
-        except BaseException as error:  # the state was donated to the step that failed, so no other step can run
+            self._call(self._on_death, EngineStoppedError("the engine was stopped"))
+        except BaseException as error:  # the state was donated to the failed step, so no other step can run
             self._call(self._on_death, error)
 
     def _step(self, core: EngineCore) -> None:
@@ -278,7 +286,7 @@ class AsyncEngine:
     def _take_commands(self, core: EngineCore) -> bool:
         """Applies queued commands, and waits for one if there is nothing else to do. Returns False on `_Stop`.
 
-        A step waits for `_MAX_COMMANDS` at most, so that clients that connect and disconnect quickly don't delay all
+        A step waits for at most `_MAX_COMMANDS`, so that clients that connect and disconnect quickly don't delay all
         others. Reads take turns: one of them is served before each step.
         """
         for _ in range(_MAX_COMMANDS):
@@ -320,7 +328,7 @@ class AsyncEngine:
         return self._inbox.get(timeout=None if timeout == math.inf else max(0.0, timeout - time.monotonic()))
 
     def _serve_read(self, core: EngineCore) -> None:
-        """Serves the oldest pending read that is still waited for."""
+        """Serves the oldest pending read whose caller is still waiting."""
         while self._pending_reads:
             command = self._pending_reads.popleft()
             if command.future.cancelled():
@@ -342,15 +350,15 @@ class AsyncEngine:
         self._ready.set_result(None)
 
     def _hand_over(self, items: Sequence[tuple[str, Item]]) -> None:
-        """Schedules a delivery, unless one is due: a busy event loop gets the outputs of several steps at once."""
+        """Schedules a delivery, unless one is due: a busy event loop gets the outputs of several steps in one call."""
         self._outbox.append(items)
         if not self._is_delivery_due:
             self._is_delivery_due = True
             self._call(self._deliver)
 
     def _deliver(self) -> None:
-        """Puts everything that was handed over into the sinks."""
-        self._is_delivery_due = False  # before the outbox is read, so that what comes later is delivered again
+        """Puts all scheduled items into the sinks."""
+        self._is_delivery_due = False  # before the outbox is read, so that later items schedule another delivery
         if len(self._outbox) == 1:  # the event loop keeps up
             for request_id, item in self._outbox.popleft():
                 self._put(request_id, item)
@@ -384,7 +392,7 @@ class AsyncEngine:
         self.error = error
         if not self._ready.done():
             self._ready.set_exception(error)
-            self._ready.exception()  # marks it as retrieved, since `wait_ready` need not have been called
+            self._ready.exception()  # marks it as retrieved, since `wait_ready` may not have been called
         reported = error if isinstance(error, EngineDeadError) else EngineDeadError("the engine died")
         for request_id in list(self._sinks):
             self._put(request_id, reported)
@@ -393,7 +401,7 @@ class AsyncEngine:
 
 
 def _joined(items: Sequence[Item]) -> Sequence[Item]:
-    """Returns the items of one request with consecutive outputs joined, since a reader pays for each output.
+    """Returns the items of one request with consecutive outputs joined, since each output has a cost for its reader.
 
     An abort or an error is not joined, so that earlier tokens don't become part of it.
     """

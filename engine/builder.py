@@ -4,26 +4,20 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from .capacity.fitting import Attempt, estimated_slots, fit_slots, memory_of_served
 from .checkpoint.identity import model_identity
 from .checkpoint.source import ModelSource
-from .core.config import EngineConfig
-from .core.errors import ConfigError
-from .core.host_memory import available_memory, release_freed_memory
-from .core.simulation import SIMULATED
-from .core.units import shown_bytes
-from .distributed.hosts import Leader, connect_followers, connect_leader, join, min_over_hosts
-from .engine_core import EngineCore
-from .model.collectives import Collectives
-from .model.config import ModelConfig
-from .model.griffin import Params
-from .model.sharding_rules import matrices_without_kernel, slot_bytes
-from .platform import (
+from .devices.hosts import Leader, connect_followers, connect_leader, join, min_over_hosts
+from .devices.platform import (
+    Platform,
     affordable_slots,
     choose_mesh_shape,
     choose_platform,
@@ -33,33 +27,40 @@ from .platform import (
     open_mesh,
     without_kernels,
 )
+from .devices.startup import configure_jax, report_full_cache
+from .engine_core import EngineCore
+from .model.collectives import Collectives
+from .model.config import ModelConfig
+from .model.griffin import Params
+from .model.sharding_rules import matrices_without_kernel
+from .model.state_layout import state_bytes
 from .prefix_cache.cache import PrefixCache
-from .prefix_cache.disk import DiskTier
-from .prefix_cache.request_checkpoint import CheckpointFormat
+from .prefix_cache.disk import DiskTier, make_folder
+from .prefix_cache.request_snapshot import RequestSnapshotFormat
 from .scheduling.scheduler import Scheduler
 from .simulation.loading import simulated_runner
 from .simulation.runner import SimulatedRunner
-from .startup import configure_jax
+from .types.config import CPU_ONLY, EngineConfig
+from .types.errors import CheckpointError, ConfigError
+from .types.host_memory import available_memory, release_freed_memory
+from .types.simulation import SIMULATED
+from .types.speculation import NO_DRAFTS, Speculation, history_bytes
+from .types.units import shown_bytes
 from .worker.compilation import CompileCounter, CompiledPrograms, compile_served
 from .worker.executor import DeviceArrays, Executor
-from .worker.fitting import Attempt, estimated_slots, fit_slots, memory_of_served
 from .worker.known_slots import read_slots, slots_key, write_slots
 from .worker.loading import OpenWeights, open_weights
 from .worker.lowering import pool_partition_specs, shard_shapes
 from .worker.program_memory import KernelRefusedError
-from .worker.programs import new_pool
 from .worker.runner import ModelRunner
-from .worker.served import DeviceLayout, Devices, served_programs, state_format, step_limits
+from .worker.served import DeviceLayout, Devices, pool_of, served_programs, state_format, step_limits
 from .worker.steps import StatePool
 from .worker.trace_cache import open_trace_cache
 
 _logger = logging.getLogger(__name__)
 
 type Progress = Callable[[str, int, int], None]
-"""Called with a stage ("weights", "compile"), how much of it is done, and how much there is; by several threads."""
-
-_BYTES_PER_WEIGHT: Final = {None: 2, "int8": 1}
-"""Approximate bytes of a weight, by quantization."""
+"""Called with a stage ("weights", "compile"), the number of finished steps, and of all steps; by several threads."""
 
 _DISPATCH_SECONDS: Final = 0.02
 """Maximum duration of a decode dispatch of several tokens."""
@@ -72,8 +73,6 @@ def load_engine(source: ModelSource, config: EngineConfig, progress: Progress | 
     """Returns an engine that is ready to serve.
 
     Args:
-      source: The model.
-      config: Settings of the engine.
       progress: Called while weights are loaded and programs are compiled.
 
     Raises:
@@ -82,6 +81,8 @@ def load_engine(source: ModelSource, config: EngineConfig, progress: Progress | 
     """
     if config.simulate is not None:
         return _engine(config, simulated_runner(source, config, config.simulate), SIMULATED)
+    if config.state_cache_dir is not None:
+        make_folder(config.state_cache_dir)
     runner = load_runner(source, config, progress)
     return _engine(config, runner, numerics(), runner.executor.leader)
 
@@ -92,9 +93,8 @@ def _engine(
     """Returns an engine around a runner.
 
     Args:
-      config: Settings of the engine.
       runner: Runs batches.
-      bits: Name of what decides the last bits of states; see `numerics`.
+      bits: Identifies everything that affects the last bits of states; see `numerics`.
       leader: Connections to other hosts, if there are any.
     """
     scheduler = Scheduler(
@@ -106,8 +106,14 @@ def _engine(
         reserved_slots=_reserved_slots(config, runner.slots),
         cache=_prefix_cache(config, runner, bits),
     )
-    checkpoint_format = _checkpoint_format(runner, bits) if config.checkpoints else None
-    return EngineCore(scheduler, runner, runner.state_format, leader, checkpoint_format)
+    identity = _engine_identity(runner, bits)
+    request_snapshot_format = (
+        RequestSnapshotFormat(identity, runner.state_format.snapshot) if config.request_snapshots else None
+    )
+    state_format = replace(
+        runner.state_format, engine=f"{identity}-inexact" if config.state_cache_inexact else identity
+    )
+    return EngineCore(scheduler, runner, state_format, leader, request_snapshot_format)
 
 
 def load_runner(source: ModelSource, config: EngineConfig, progress: Progress | None = None) -> ModelRunner:
@@ -127,8 +133,8 @@ def follow(
     """Runs this process as a follower of several hosts, until the leader shuts down.
 
     Args:
-      source: The model, as the leader has it.
-      config: Settings of the engine, as the leader has them.
+      source: The same model as the leader's.
+      config: The same settings of the engine as the leader's.
       on_loss: Called by another thread if the leader is lost.
       progress: Called while weights are loaded and programs are compiled.
 
@@ -148,13 +154,19 @@ def _no_progress(stage: str, done: int, total: int) -> None:
 
 def _load_executor(source: ModelSource, config: EngineConfig, report: Progress) -> Executor:
     hosts = config.hosts
-    configure_jax(config.compile_cache, has_hosts=hosts is not None)
+    keeps_programs = configure_jax(config.compile_cache, has_hosts=hosts is not None)
     if hosts is not None:
         join(hosts)
     shards = _mesh_shape(source, config)
-    platform, mesh = choose_platform(shards), open_mesh(shards)
+    platform = choose_platform(shards, config.without_kernels)
+    if config.speculation is not None:
+        _check_speculation(config.speculation, source.config, platform)
+    mesh = open_mesh(shards)
+    _check_quantization(source, config, platform)
     devices = Devices(platform, shards, mesh)
     params, compiled = _with_kernels_or_xla(devices, partial(_load_and_compile, source, config, report))
+    if config.compile_cache is not None and keeps_programs:
+        report_full_cache(config.compile_cache)
     layout, programs = compiled.served.layout, compiled.served.programs
     pool = _allocate_pool(layout)
     leader = connect_followers(hosts) if hosts is not None and hosts.is_leader else None
@@ -163,13 +175,43 @@ def _load_executor(source: ModelSource, config: EngineConfig, report: Progress) 
     return Executor(layout, programs, compiled.outcomes, DeviceArrays(params, pool), compiles, leader)
 
 
+def _check_speculation(speculation: Speculation, model: ModelConfig, platform: Platform) -> None:
+    """Checks that tokens can be drafted.
+
+    Raises:
+      ConfigError: They cannot on this platform, or a round would be longer than the window.
+    """
+    if platform.window_block is None:
+        raise ConfigError(NO_DRAFTS)
+    if speculation.num_tokens >= model.window:
+        raise ConfigError(
+            f"num_speculative_tokens must be below the attention window of {model.window}, got {speculation.num_tokens}"
+        )
+
+
+def _check_quantization(source: ModelSource, config: EngineConfig, platform: Platform) -> None:
+    """Checks that the devices and the checkpoint go with the format of the matrices.
+
+    Raises:
+      ConfigError: The format is for CPUs and the devices are others, or the checkpoint is stored in another format.
+    """
+    stored, wanted = source.config.quantize, config.quantize
+    if (stored or wanted) in CPU_ONLY and not platform.uses_host_memory:
+        raise ConfigError(
+            f"quantize {stored or wanted} is for CPUs alone, and the device is a {platform.name}; use int8"
+        )
+    if stored is not None and wanted not in (None, stored):
+        raise CheckpointError(f"{source.name}: is stored in {stored}; take the original weights for quantize {wanted}")
+
+
 def _mesh_shape(source: ModelSource, config: EngineConfig) -> Collectives:
-    shape = config.shards or choose_mesh_shape(source.config.num_parameters * _BYTES_PER_WEIGHT[config.quantize])
+    bytes_per_weight = jnp.dtype(config.quantize or "bfloat16").itemsize  # approximately: scales are few
+    shape = config.shards or choose_mesh_shape(source.config.num_parameters * bytes_per_weight)
     return Collectives(shape.data, shape.model)
 
 
 def _allocate_pool(layout: DeviceLayout) -> StatePool:
-    make = partial(new_pool, layout.model, layout.rows, layout.dtype, layout.platform, layout.shards)
+    make = partial(pool_of, layout)
     if layout.mesh is None:
         return make()
     shapes = jax.eval_shape(make)
@@ -179,7 +221,7 @@ def _allocate_pool(layout: DeviceLayout) -> StatePool:
 
 
 def _with_kernels_or_xla[Result](devices: Devices, load: Callable[[Devices], Result]) -> Result:
-    """Loads with the platform's kernels, and with XLA in the place of those that the compiler refuses."""
+    """Loads with the platform's kernels, and with XLA instead of kernels that the compiler refuses."""
     try:
         return load(devices)
     except KernelRefusedError as error:
@@ -220,7 +262,7 @@ def _load_and_compile(
 
 
 def _warn_of_odd_matrices(weights: OpenWeights, devices: Devices) -> None:
-    """Logs which int8 matrices XLA multiplies because no kernel takes their sizes."""
+    """Logs which int8 matrices XLA multiplies because no kernel supports their sizes."""
     odd = matrices_without_kernel(weights.abstract, weights.specs, devices.shards, devices.platform.kernels)
     if odd:
         _logger.warning(
@@ -248,7 +290,7 @@ def _compile_to_fit(
     """Compiles programs for a number of slots that fits the devices' memory; hosts agree on it."""
     agree = min_over_hosts if config.hosts is not None else int
     if limit_bytes is None:
-        each = slot_bytes(model, devices.shards, weights.dtype.itemsize)
+        each = state_bytes(model, weights.dtype.itemsize, devices.shards.model) + history_bytes(config.speculation)
         return compile_for(agree(config.slots or affordable_slots(each, weights.num_bytes, devices.platform)))
     if config.slots is not None:
         return _check_slots(compile_for(agree(config.slots)), limit_bytes)
@@ -268,10 +310,10 @@ def _compile_to_fit(
 
 
 def _check_slots(compiled: CompiledPrograms, limit_bytes: int) -> CompiledPrograms:
-    """Returns the programs for the number of slots that the config asks for.
+    """Returns the programs for the number of slots that the config requests.
 
     Raises:
-      ConfigError: They need more memory than a device has.
+      ConfigError: The programs need more memory than a device has.
     """
     if not (excess := compiled.excess_bytes(limit_bytes)):
         return compiled
@@ -291,12 +333,11 @@ def _affordable_steps(executor: Executor) -> int:
     return max(1, min(int(_DISPATCH_SECONDS / min(times)), executor.layout.step_shapes.decode_steps))
 
 
-def _checkpoint_format(runner: ModelRunner | SimulatedRunner, bits: str) -> CheckpointFormat:
-    """Returns the format of checkpoints, which only engines read whose states have the same bits."""
-    layout, formats = runner.layout, runner.state_format
+def _engine_identity(runner: ModelRunner | SimulatedRunner, bits: str) -> str:
+    """Returns an identity that is the same for engines whose states have the same bits."""
+    layout = runner.layout
     mesh = f"data={layout.shards.data},model={layout.shards.model}"
-    engine = f"{formats.model}-{bits}-{mesh}-{layout.platform.name}"
-    return CheckpointFormat(engine, formats.snapshot)
+    return f"{runner.state_format.model}-{bits}-{mesh}-{layout.platform.name}"
 
 
 def _reserved_slots(config: EngineConfig, slots: int) -> int:

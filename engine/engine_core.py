@@ -1,4 +1,4 @@
-"""The engine without its thread: runs what the scheduler plans, one step at a time."""
+"""The engine without its thread: runs the scheduler's plans, one step at a time."""
 
 import time
 from bisect import bisect_left
@@ -8,20 +8,21 @@ from dataclasses import replace
 from functools import partial
 from typing import Final, NamedTuple, Protocol, runtime_checkable
 
-from .core.config import STEP_TOKEN_BOUNDS, EngineStats
-from .core.errors import EngineDeadError, NumericError, UnknownRequestError
-from .core.request import Batch, PrefillBatch, Request, RowResult
-from .core.sampling_params import NO_TOKEN, SamplingParams
-from .core.snapshot import Snapshot
-from .prefix_cache.request_checkpoint import CheckpointFormat, RequestCheckpoint
+from .prefix_cache.request_snapshot import RequestSnapshot, RequestSnapshotFormat
 from .prefix_cache.saved_state import SavedState, SavedStateFormat
 from .prefix_cache.tree import PrefixKey
 from .scheduling.plan import RequestOutput
 from .scheduling.prefetcher import Fetch
 from .scheduling.scheduler import Scheduler
+from .types.config import STEP_TOKEN_BOUNDS, EngineStats
+from .types.errors import EngineDeadError, NumericError, UnknownRequestError
+from .types.request import Batch, PrefillBatch, Request, RowResult
+from .types.sampling_params import NO_TOKEN, SamplingParams
+from .types.snapshot import Snapshot
+from .types.token_ids import ID_BYTES
 
 _NEXT_TOKEN: Final = PrefixKey.of([NO_TOKEN], "").tokens
-"""A token after a history. The prefix cache leaves at least one token to prefill, and this one lets it cover the whole
+"""A token after a history. The prefix cache leaves at least one token to prefill, so this token lets it cover the whole
 history."""
 
 CANARY_ID: Final = "roost-canary"
@@ -31,8 +32,8 @@ _CANARY_REQUEST: Final = Request(CANARY_ID, (1, 2, 3), SamplingParams(max_tokens
 """A request that fails only if the model's parameters are broken: a prefill and a decode step, without a snapshot."""
 
 _MAX_FAILURES: Final = 8
-"""Number of requests in a row with non-finite activations after which the engine checks itself. Rows are independent of
-each other, so fewer failures are likely caused by the requests' own tokens or states."""
+"""Number of consecutive requests with non-finite activations after which the engine checks itself. Rows are independent
+of each other, so fewer failures are likely caused by the requests' tokens or states."""
 
 
 @runtime_checkable
@@ -56,7 +57,7 @@ class Runner(Protocol):
         """Total time spent on restoring snapshots."""
 
     def run(self, batch: Batch) -> Pending:
-        """Dispatches a batch and returns at once. Batches run in the order of these calls."""
+        """Dispatches a batch, without waiting for it. Batches run in the order of these calls."""
 
     def close(self) -> None:
         """Releases the other hosts, if there are any."""
@@ -74,7 +75,6 @@ class _Dispatched(NamedTuple):
     """A batch in flight.
 
     Attributes:
-      batch: The batch.
       pending: The batch on the device, which starts it once the one before has ended.
       start: Time at which it was dispatched, in seconds.
     """
@@ -96,11 +96,11 @@ class Hosts(Protocol):
 
 
 class EngineCore:
-    """Runs one step after the other, with one batch in flight: the host plans and reads while the device computes.
+    """Runs steps one after the other, with one batch in flight: the host plans and reads while the device computes.
 
     Attributes:
       state_format: Format of saved states; None if states cannot be saved.
-      checkpoint_format: Format of checkpoints' files; None if there are no checkpoints.
+      request_snapshot_format: Format of request snapshots as files; None without them.
       hosts: Other hosts, if there are any.
       stats: Statistics after the last call. Any thread may read them.
       wake: Called on another thread when a search on disk has ended, so that the next step has something to do.
@@ -116,18 +116,18 @@ class EngineCore:
         runner: Runner,
         state_format: SavedStateFormat | None = None,
         hosts: Hosts | None = None,
-        checkpoint_format: CheckpointFormat | None = None,
+        request_snapshot_format: RequestSnapshotFormat | None = None,
     ) -> None:
         self.state_format = state_format
-        self.checkpoint_format = checkpoint_format
+        self.request_snapshot_format = request_snapshot_format
         self.hosts = hosts
         self.wake: Callable[[], None] = lambda: None
         self._arrived: deque[tuple[Fetch, Snapshot | None]] = deque()
         self._scheduler = scheduler
         self._runner = runner
         self._in_flight: _Dispatched | None = None
-        self._last_end = 0.0
-        self._committed: list[RequestOutput] = []  # by `checkpoint`, reported by the next step
+        self._last_end = self._wait_seconds = 0.0
+        self._committed: list[RequestOutput] = []  # outputs committed by `snapshot_request`, reported by the next step
         self._canary = Canary()
         self._steps = 0
         self._step_tokens = [0] * (len(STEP_TOKEN_BOUNDS) + 1)
@@ -144,7 +144,7 @@ class EngineCore:
     def next_timeout(self) -> float | None:
         """Time at which a step has something to do if nothing arrives, in seconds of `time.monotonic`.
 
-        None if it has something to do already; infinite if it is idle. All requests may be waiting for the disk.
+        None if it already has something to do; infinite if it is idle. All requests may be waiting for the disk.
         """
         is_due = self._in_flight is not None or self._arrived or self._committed
         return None if is_due else self._scheduler.next_timeout
@@ -160,37 +160,43 @@ class EngineCore:
         self.stats = self._current_stats()
 
     def abort(self, request_id: str) -> bool:
-        """Ends a request at once and frees its slot; returns whether it was waiting or running."""
+        """Ends a request and immediately frees its slot; returns whether it was waiting or running."""
         was_open = self._scheduler.abort(request_id)
         self.stats = self._current_stats()
         return was_open
 
     def save(self, request_id: str, num_generated: int | None = None) -> SavedState:
-        """Returns the token history of a request that runs or ended lately, with the longest snapshot of it.
+        """Returns the token history of a request that is running or ended recently, with its longest snapshot.
 
         Args:
-          request_id: Id of the request.
           num_generated: Number of generated tokens that the history includes; None includes all.
 
         Raises:
-          UnknownRequestError: No such request runs or ended lately, or there is no prefix cache.
+          UnknownRequestError: No request with this id is running or ended recently, or there is no prefix cache.
         """
         history, cache = self._scheduler.history_of(request_id), self._scheduler.cache
         if history is None or cache is None:
-            raise UnknownRequestError(f"no request with the id {request_id!r} is running or ended lately")
+            raise UnknownRequestError(f"no request with the id {request_id!r} is running or ended recently")
         tokens, salt = history.tokens(num_generated), history.salt
         snapshot = cache.match_prefix(PrefixKey(salt, tokens + _NEXT_TOKEN), at_block_boundary=True)
         self.stats = self._current_stats()
         return SavedState(tokens, snapshot, salt, history.tenant, history.is_imported)
 
-    def checkpoint(self, request_id: str) -> RequestCheckpoint:
-        """Returns the state of a running request, from which it can go on; waits for the batch in flight.
+    def insert(self, state: SavedState) -> None:
+        """Adds a state's snapshot to the prefix cache, under the state's salt."""
+        cache, snapshot = self._scheduler.cache, state.snapshot
+        if cache is not None and snapshot is not None:
+            cache.insert_one(PrefixKey(state.salt, state.tokens[: snapshot.length * ID_BYTES]), snapshot)
+            self.stats = self._current_stats()
+
+    def snapshot_request(self, request_id: str) -> RequestSnapshot:
+        """Returns the state of a running request, from which it can continue; waits for the batch in flight.
 
         Args:
           request_id: Id of a request that has generated a token.
 
         Raises:
-          UnknownRequestError: No such request runs, or it has not generated a token yet.
+          UnknownRequestError: No request with this id is running, or it has not generated a token yet.
         """
         in_flight, self._in_flight = self._in_flight, None
         self._committed += self._commit(in_flight)
@@ -198,7 +204,7 @@ class EngineCore:
         if running is None:
             raise UnknownRequestError(f"no request with the id {request_id!r} is generating tokens")
         length = len(running.request.prompt_token_ids) + running.num_tokens - 1
-        return RequestCheckpoint(running.num_tokens, self._runner.snapshot(running.slot, length))
+        return RequestSnapshot(running.num_tokens, self._runner.snapshot(running.slot, length))
 
     def settle(self) -> list[RequestOutput]:
         """Commits the batch in flight without dispatching another one; returns the requests' new outputs."""
@@ -209,7 +215,7 @@ class EngineCore:
         return [output for output in outputs if output[0] != CANARY_ID]
 
     def close(self) -> None:
-        """Closes the runner, and writes what the prefix cache still has to write."""
+        """Closes the runner, and completes the writes of the prefix cache."""
         self._runner.close()
         if self._scheduler.cache is not None:
             self._scheduler.cache.close()
@@ -237,10 +243,10 @@ class EngineCore:
         return [output for output in outputs if output[0] != CANARY_ID] if has_canary else outputs
 
     def _preempt(self) -> None:
-        """Takes slots from preemptible requests for others that can start. Their states are copied to the host."""
+        """Preempts requests so that others can start. Their states are copied to the host."""
         if not self.stats.num_preemptible_running:
             return
-        preemption, can_replay = self._scheduler.preemption, self.checkpoint_format is not None
+        preemption, can_replay = self._scheduler.preemption, self.request_snapshot_format is not None
         if not preemption.victims(can_replay=can_replay):
             return
         in_flight, self._in_flight = self._in_flight, None
@@ -248,7 +254,7 @@ class EngineCore:
         for running in preemption.victims(can_replay=can_replay):
             length = len(running.request.prompt_token_ids) + running.num_tokens - 1
             snapshot = None
-            if running.num_tokens:  # a slot whose state is not restored yet has another one
+            if running.num_tokens:  # until its snapshot is restored, the slot has another state
                 snapshot = running.restore or self._runner.snapshot(running.slot, length)
             self._committed += preemption.preempt(running, snapshot)
 
@@ -259,7 +265,7 @@ class EngineCore:
             self._scheduler.cache.fetch(fetch.key, fetch.above, partial(self._on_arrival, fetch))
 
     def _on_arrival(self, fetch: Fetch, found: Snapshot | None) -> None:
-        """Takes the result of a search on disk, on another thread."""
+        """Receives the result of a search on disk, on another thread."""
         self._arrived.append((fetch, found))
         self.wake()
 
@@ -271,15 +277,17 @@ class EngineCore:
         return _Dispatched(batch, self._runner.run(batch), start)
 
     def _commit(self, in_flight: _Dispatched | None) -> Sequence[RequestOutput]:
-        """Waits for a batch, and books its results. Snapshots finished requests before their slots are reused."""
+        """Waits for a batch, and records its results. Snapshots finished requests before their slots are reused."""
         if in_flight is None:
             return ()
+        wait_start = time.monotonic()
         results = in_flight.pending.wait()
         start, self._last_end = max(in_flight.start, self._last_end), time.monotonic()
+        self._wait_seconds += self._last_end - wait_start
         commit = self._scheduler.commit(in_flight.batch, results, self._last_end - start)
         for state in commit.finished:
             assert self._scheduler.cache is not None
-            self._scheduler.cache.insert_end(state.history, self._runner.snapshot(state.slot, len(state.history)))
+            self._scheduler.cache.insert_one(state.history, self._runner.snapshot(state.slot, len(state.history)))
         return commit.outputs
 
     def _current_stats(self) -> EngineStats:
@@ -291,6 +299,7 @@ class EngineCore:
             step_tokens=tuple(self._step_tokens),
             compiles_since_ready=self._runner.compiles_since_ready,
             restore_seconds=self._runner.restore_seconds,
+            wait_seconds=self._wait_seconds,
         )
 
     def _count_tokens(self, num_prompt: int, num_generated: int) -> None:
@@ -312,7 +321,7 @@ def _num_tokens(outputs: Sequence[RequestOutput]) -> int:
 
 
 class Canary:
-    """Runs a request of the engine's own if one request after the other fails with a `NumericError`.
+    """Runs one of the engine's own requests if consecutive requests fail with a `NumericError`.
 
     Attributes:
       is_running: Whether the engine's own request has not ended.
@@ -323,13 +332,13 @@ class Canary:
         self._num_failures = 0
 
     def check(self, outputs: Sequence[RequestOutput]) -> Request | None:
-        """Books the outputs of a step; returns a request that the engine has to run, if it is time to check.
+        """Records the outputs of a step; returns a request that the engine must run, if it is time to check.
 
         Raises:
           EngineDeadError: The engine's own request failed as well, so the parameters are broken.
         """
         if not self._num_failures and not self.is_running and all(output.error is None for _, output in outputs):
-            return None  # as after nearly every step
+            return None  # the usual case
         for request_id, output in outputs:
             error = output.error if isinstance(output.error, NumericError) else None
             if request_id == CANARY_ID:

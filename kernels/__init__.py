@@ -6,10 +6,14 @@ Every kernel that walks along a chunk takes `positions: int32[B, T]`, each token
 Position 0 begins a document: nothing before it has an effect. A negative position is padding: it changes no state, and
 its output is undefined. The tokens of a row come before its padding.
 
+Each package is an op, or a few that belong together. Its `__init__.py` has the op's entry, a function that dispatches
+to an implementation: `Backend.dispatch` chooses the first kernel that takes the arguments, or XLA. Each implementation
+has its own file. `roost.kernels.backends` has a record of each backend's kernels.
+
 The caller passes a `Backend`, because JAX reports the machine that compiles, not the one that programs are compiled
-for. `roost.kernels.backends` has a record of each backend's kernels; XLA computes what a backend has no kernel for.
+for.
 """
 
-from .backend import XLA, Backend, GpuSizes
+from .backend import XLA, Backend, GpuSizes, Kernel
 
-__all__ = ["XLA", "Backend", "GpuSizes"]
+__all__ = ["XLA", "Backend", "GpuSizes", "Kernel"]

@@ -1,82 +1,83 @@
-"""Record of a backend's kernels."""
+"""Backends: for each op, the kernels that compute it, and the one way to choose between them."""
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
-_FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
-    "rg_lru": ("rg_lru",),
-    "window_attention_decode": ("decode_attention", "decode_attention_int8"),
-    "window_attention_prefill": ("prefill_attention",),
-    "recurrent_step": ("recurrent_step", "recurrent_chunk"),
-    "recurrent_chunk": ("recurrent_step", "recurrent_chunk"),
-    "gated_mlp": ("gated_mlp", "gated_mlp_rows"),
-    "int8_product": ("int8_product",),
-    "int8_gated_mlp": ("int8_gated_mlp",),
-    "sample": ("sample",),
-}
-"""Fields of a backend by the name that a kernel has in compiled programs; those of one block go together."""
+NATIVE: Final = "native"
+"""Name of all native kernels together."""
+
+
+def takes_all(*arguments: Any) -> bool:
+    """Returns that a kernel computes its op for any arguments."""
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """Implementation of an op for a backend.
+
+    Attributes:
+      op: Name of the op: that of its entry, a function of one of the packages in `roost.kernels`.
+      names: Names that it has in compiled programs, and by which it can be left out. A kernel without a name is written
+        in JAX, and stays.
+      run: Computes the op from the arguments that the entry dispatches.
+      takes: Returns whether `run` supports these arguments, by their types, shapes and dtypes.
+    """
+
+    op: str
+    names: tuple[str, ...]
+    run: Callable[..., Any] = field(repr=False)  # a function's address differs between processes, as no key may
+    takes: Callable[..., bool] = field(default=takes_all, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """Kernels of a backend, one row of `roost.kernels.backends`; XLA computes operations without a kernel.
+    """Kernels of a backend, one row of `roost.kernels.backends`.
 
     Attributes:
       name: Name of the backend.
-      rg_lru: Scan of several steps; see `roost.kernels.rg_lru.rg_lru`.
-      decode_attention: Attention of one query per row to rings in one block, and the write of its key; see
-        `decode_attention_tpu`.
-      ring_multiple: Number of which the windows of `decode_attention` are multiples.
-      decode_attention_int8, ring_multiple_int8: The same for rings in int8; see `decode_attention_int8_tpu`.
-      prefill_attention: Attention of a chunk per row to rings in one block, which are only read; see
-        `prefill_attention_tpu`.
-      prefills_int8: Whether `prefill_attention` takes rings in int8.
-      recurrent_step: Recurrent block of a decode step; see `recurrent_step_tpu`.
-      step_takes_sums: Whether `recurrent_step` takes its projections as float32 sums and rounds them itself, where XLA
-        would do so in an operation of its own.
-      recurrent_chunk: Recurrent block of a prefill chunk; see `recurrent_chunk_tpu`.
-      gated_mlp: Gated MLP of a decode step; see `gated_mlp_tpu`.
-      gated_mlp_rows: Maximum number of rows of `gated_mlp`.
-      int8_product: Product of rows, quantised to int8, and an int8 matrix; see `int8_product_tpu`.
-      int8_gated_mlp: Gated MLP with int8 matrices; see `int8_gated_mlp_tpu`.
-      sample: Choice of a token per row, from a whole vocabulary's logits; see `sample_tpu`.
-      top_k: The k largest elements of each row; see `top_k_by_blocks`.
+      kernels: Kernels in the order in which they are tried; XLA computes the ops, and the arguments, that they leave.
       sampled_rows: Maximum number of rows that XLA samples at a time, since it keeps several copies of their logits;
         None for all rows.
-      is_native: Whether matrix products and decode attention use `roost.kernels.native`.
     """
 
     name: str
-    rg_lru: Callable[..., Any] | None = None
-    decode_attention: Callable[..., Any] | None = None
-    ring_multiple: int = 1
-    decode_attention_int8: Callable[..., Any] | None = None
-    ring_multiple_int8: int = 1
-    prefill_attention: Callable[..., Any] | None = None
-    prefills_int8: bool = False
-    recurrent_step: Callable[..., Any] | None = None
-    step_takes_sums: bool = False
-    recurrent_chunk: Callable[..., Any] | None = None
-    gated_mlp: Callable[..., Any] | None = None
-    gated_mlp_rows: int = 0
-    int8_product: Callable[..., Any] | None = None
-    int8_gated_mlp: Callable[..., Any] | None = None
-    sample: Callable[..., Any] | None = None
-    top_k: Callable[..., Any] | None = None
+    kernels: tuple[Kernel, ...] = ()
     sampled_rows: int | None = None
-    is_native: bool = False
 
-    def without(self, kernels: Collection[str]) -> "Backend":
-        """Returns the backend with XLA in the place of some kernels, and of all if one of them is not known.
+    def dispatch[Result](self, op: str, xla: Callable[..., Result], *arguments: Any) -> Result:
+        """Computes an op with the first kernel that takes the arguments, or else with XLA.
 
         Args:
-          kernels: Names of the kernels in compiled programs.
+          op: Name of the op.
+          xla: Implementation for any backend and any arguments.
+          *arguments: Arguments of every implementation. A kernel looks at their types, shapes and dtypes, in tracing.
         """
-        if not set(kernels) <= _FIELDS.keys():
+        kernel = next((each for each in self.kernels if each.op == op and each.takes(*arguments)), None)
+        result: Result = xla(*arguments) if kernel is None else kernel.run(*arguments)
+        return result
+
+    @property
+    def packs_weights(self) -> bool:
+        """Whether weights are packed when they are loaded; see `roost.kernels.matrices.packed`."""
+        return NATIVE in self.names
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of its kernels in compiled programs; all that is native counts as one."""
+        return tuple(dict.fromkeys(name for kernel in self.kernels for name in kernel.names))
+
+    def only(self, name: str) -> "Backend":
+        """Returns the backend with the kernels of one name, and XLA for the rest; `XLA` if none has that name."""
+        if name not in self.names:
             return XLA
-        fields = {field for kernel in kernels for field in _FIELDS[kernel]}
-        return replace(self, **{field: getattr(XLA, field) for field in fields})
+        return replace(self, kernels=tuple(each for each in self.kernels if not each.names or name in each.names))
+
+    def without(self, names: Collection[str]) -> "Backend":
+        """Returns the backend without the kernels of these names; `XLA` if it lacks one of the names."""
+        rest = tuple(each for each in self.kernels if not {*names} & {*each.names})
+        return replace(self, kernels=rest) if rest and set(names) <= set(self.names) else XLA
 
 
 class GpuSizes(NamedTuple):
@@ -92,4 +93,4 @@ class GpuSizes(NamedTuple):
 
 
 XLA: Final = Backend("xla")
-"""XLA on every platform. On CPUs its results have the same bits however a batch or a prompt is split."""
+"""XLA on every platform. On CPUs the split of a batch or a prompt changes no bit of the results."""

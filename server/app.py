@@ -8,18 +8,21 @@ from typing import Final
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from .errors.request_warnings import HEADER as WARNINGS_HEADER
 from .feature import Feature, OpenFeature, Opening, load_features
 from .generation.service import Service
-from .http import health
+from .http import docs_page, health
 from .http.auth import Access, KeyAuthentication, PortSplit, needs_admin_key, needs_key
 from .http.error_responses import install_error_handlers
 from .http.openapi import ERRORS, with_events
-from .http.request_body import MAX_BODY_BYTES, MAX_KEPT_BYTES, BodyLimit
+from .http.request_body import BodyLimit
 from .http.request_id import Drain, RequestScope
+from .http.root_path import RootPath
 from .http.routes import HeadAndOptions
+from .observability.store_metrics import DatabaseCollector
 from .openai import chat_completions as chat
 from .openai import completions, models
 from .openai.response_schemas import ChatCompletionChunk, Completion
@@ -32,13 +35,14 @@ _ROUTERS: Final = (
     completions.router,
     models.router,
     health.router,
+    docs_page.router,
     *(router for feature in FEATURES for router in feature.routers),
 )
-"""Routers of all endpoints, in the order of `/openapi.json`; features' own endpoints for admins need an admin key."""
+"""Routers of all endpoints, in the order of `/openapi.json`. Admin endpoints of features need an admin key."""
 
 _ROUTES: Final = APIRouter(responses=ERRORS)
-"""Routes of all endpoints, which the applications of a process share: FastAPI prepares a router's routes when it first
-looks for one there, which takes milliseconds."""
+"""Routes of all endpoints, shared by the applications of a process: FastAPI prepares a router's routes on first use,
+which takes milliseconds."""
 
 for _router in _ROUTERS:
     _ROUTES.include_router(_router)
@@ -52,19 +56,25 @@ _FIELDS: Final = {name: path for feature in FEATURES for name, path in feature.f
 
 _OPEN_TO_ALL: Final = Access()
 
-_PUBLIC_PATHS: Final = frozenset({"/v1", "/v1/", "/health", "/health/ready", "/metrics"}).union(
+_PUBLIC_PATHS: Final = frozenset({"/v1", "/v1/", "/docs", "/health", "/health/ready", "/metrics"}).union(
     *(feature.public_paths for feature in FEATURES)
 )
-"""Paths that need no API key: the API's root, probes, metrics, and what features add."""
+"""Paths that need no API key: the API's root and documentation, probes, metrics, and public paths of features."""
 
 
 def open_features(opening: Opening, features: Sequence[Feature] = FEATURES) -> list[OpenFeature]:
-    """Opens features, and adds their metrics to the service's.
+    """Opens features, and adds their metrics and observers to the service's.
 
     Raises:
       RoostError: A feature cannot be opened.
     """
     opened = [feature.open(opening) for feature in features]
+    for each in opened:
+        opening.service.metrics.observe(each.observers)
+    databases = [each.database for each in opened if each.database is not None]
+    opening.service.metrics.registry.register(
+        DatabaseCollector(lambda: {database.name: database.is_available for database in databases})
+    )
     for collector in (collector for each in opened for collector in each.collectors):
         opening.service.metrics.registry.register(collector)
     return opened
@@ -75,9 +85,8 @@ def create_app(
     access: Access = _OPEN_TO_ALL,
     features: Sequence[OpenFeature] | None = None,
     *,
-    max_body_bytes: int = MAX_BODY_BYTES,
-    max_kept_bytes: int = MAX_KEPT_BYTES,
     strict: bool = False,
+    root_path: str = "",
     trace: Callable[[ASGIApp], ASGIApp] | None = None,
 ) -> FastAPI:
     """Returns the application.
@@ -86,9 +95,8 @@ def create_app(
       service: Service of all routes; its engine need not be ready.
       access: API keys, admin keys and allowed origins.
       features: Open features; None opens them without settings.
-      max_body_bytes: Maximum bytes of a request's body; files of saved states have a limit of their own.
-      max_kept_bytes: Maximum bytes that all requests may hold together until their responses end.
       strict: Whether unknown fields of bodies are errors.
+      root_path: Path under which a proxy offers the server; empty for the root.
       trace: Middleware that traces requests.
     """
     app = FastAPI(
@@ -102,36 +110,39 @@ def create_app(
     )
     app.state.service = service
     app.state.features = open_features(Opening(service)) if features is None else features
+    app.state.chat_keeper = next(
+        (each.chat_keeper for each in app.state.features if each.chat_keeper is not None), None
+    )
     app.state.check_body = BodyCheck(service.model.id, _FIELDS, strict=strict)
-    app.state.max_body_bytes = max_body_bytes
     app.openapi = with_events(app, _EVENTS)  # type: ignore[method-assign]
     app.state.endpoints = tuple(each for router in _ROUTERS for each in _endpoints(router))
-    if access.admin_keys:
-        for router in (router for feature in FEATURES for router in feature.admin_routers):
-            app.include_router(router)
+    admin_routers = [router for feature in FEATURES for router in feature.admin_routers] if access.admin_keys else []
+    for router in admin_routers:
+        app.include_router(router)
     install_error_handlers(app, _ERROR_SHAPES)
     app.add_middleware(HeadAndOptions, routes=app.routes)
-    tenants = len(access.keys.owners)
-    app.add_middleware(
-        BodyLimit,
-        max_bytes=max_body_bytes,
-        exempt_paths=frozenset().union(*(feature.unlimited_paths for feature in FEATURES)),
-        tenants=tenants,
-        max_kept_bytes=max_kept_bytes,
+    unlimited = frozenset[str]().union(*(feature.unlimited_paths for feature in FEATURES))
+    app.add_middleware(BodyLimit, admissions=service.admissions, exempt_paths=unlimited)
+    admin_paths = frozenset(
+        route.path for router in admin_routers for route in router.routes if isinstance(route, Route)
     )
+    needs_admin = partial(needs_admin_key, admin_paths=admin_paths)
     if access.keys:
-        is_protected = partial(needs_key, public_paths=_PUBLIC_PATHS)
+        is_protected = partial(needs_key, public_paths=_PUBLIC_PATHS | admin_paths)
         app.add_middleware(KeyAuthentication, keys=access.keys, is_protected=is_protected)
     if access.admin_keys:
-        app.add_middleware(KeyAuthentication, keys=access.admin_keys, is_protected=needs_admin_key)
+        app.add_middleware(KeyAuthentication, keys=access.admin_keys, is_protected=needs_admin)
     app.add_middleware(Drain, open_requests=service.open_requests)
     if access.admin_port is not None:
-        app.add_middleware(PortSplit, admin_port=access.admin_port)
+        app.add_middleware(PortSplit, admin_port=access.admin_port, admin_paths=admin_paths)
     if access.allowed_origins:
         _allow_origins(app, access.allowed_origins)
     if trace is not None:
         app.add_middleware(trace)
-    app.add_middleware(RequestScope)  # the last one added is the outermost
+    routes = [route for router in (*_ROUTERS, *admin_routers) for route in router.routes if isinstance(route, Route)]
+    app.add_middleware(RequestScope, metrics=service.metrics.http, routes=routes, model=service.model.id)
+    if root_path:
+        app.add_middleware(RootPath, prefix=root_path)  # the last one added is the outermost
     return app
 
 
@@ -143,7 +154,7 @@ def _endpoints(router: APIRouter) -> Iterator[str]:
 
 
 def _allow_origins(app: FastAPI, origins: Sequence[str]) -> None:
-    """Lets pages of these origins read responses. Browsers ask for that in advance, without a key."""
+    """Lets pages of these origins read responses. Browsers send a preflight request for that, without a key."""
     app.add_middleware(
         CORSMiddleware,
         allow_origins=origins,

@@ -1,4 +1,4 @@
-"""Features: a record of what is fixed in one, and an object for as long as a server runs."""
+"""Features: a record of the fixed parts of a feature, and an object that exists while a server runs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,22 +9,24 @@ from fastapi import APIRouter, Request
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp
 
+from .database.database import Database
 from .database.schema import Tables
 from .features.index import modules_of
 from .generation.service import Service
 from .http.error_responses import ErrorShapes
 from .observability.request_metrics import Observer
+from .openai.chat_completions import ChatKeeper
 from .settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """Means with which a feature is opened.
+    """Resources with which a feature is opened.
 
     Attributes:
       service: Service that generates; its engine need not be ready.
-      settings: Settings of the server; None opens the feature without a database and other means.
-      observers: Observers of what the feature does.
+      settings: Settings of the server; None opens the feature without a database and similar resources.
+      observers: Observers of the feature's work.
       num_tenants: Number of tenants.
     """
 
@@ -41,28 +43,34 @@ class Opening:
 
 
 class OpenFeature:
-    """A feature of a running server. What a feature doesn't override does nothing.
+    """A feature of a running server. The default methods do nothing.
 
     Attributes:
       collectors: Collectors of its metrics.
+      database: Its database, without which most of its requests fail; None if it has none.
+      observers: Observers of all requests of the engine.
       facts: Its entries in `/server_info`.
+      chat_keeper: Keeper of chat completions whose requests have `store: true`; None if it keeps none.
     """
 
     collectors: Sequence[Collector] = ()
+    database: Database | None = None
+    observers: Sequence[Observer] = ()
     facts: Mapping[str, Any] = {}
+    chat_keeper: ChatKeeper | None = None
 
     @property
     def is_busy(self) -> bool:
-        """Whether work is unfinished that no open request waits for."""
+        """Whether the feature has unfinished work that no open request is waiting for."""
         return False
 
     @property
     def is_stuck(self) -> bool:
-        """Whether a thread would delay the end of the process."""
+        """Whether a thread would delay the exit of the process."""
         return False
 
     def start(self, make_app: Callable[[], ASGIApp]) -> None:
-        """Begins tasks, once the engine is ready.
+        """Starts the feature's tasks. The engine must be ready.
 
         Args:
           make_app: Returns an application that trusts its caller, for requests that the server sends to itself.
@@ -72,7 +80,7 @@ class OpenFeature:
         """Saves unfinished work for other replicas, before the engine stops."""
 
     async def close(self) -> None:
-        """Closes what it has opened, once all connections are closed."""
+        """Closes the feature's resources. All connections must be closed before."""
 
 
 def _open_nothing(_: Opening) -> OpenFeature:
@@ -87,7 +95,7 @@ class Feature:
       name: Name of the folder.
       requires: Names of other features that it uses.
       routers: Routes.
-      admin_routers: Routes that need an admin key, and that are missing without one.
+      admin_routers: Routes that need an admin key, and that are missing without one. Their paths have no parameters.
       public_paths: Paths that need no API key.
       unlimited_paths: Paths whose routes limit bodies themselves.
       fields: Fields of its bodies that others refuse, and the path that takes each, for errors.

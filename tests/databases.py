@@ -4,20 +4,21 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from ports import free_port
 
 if TYPE_CHECKING:
     from roost.server.database.database import Database, Transaction
+    from roost.server.database.schema import Tables
 
 KINDS = ("sqlite", "postgresql")
 
@@ -71,9 +72,9 @@ class PostgresqlServer:
 
     def stop(self) -> None:
         """Stops the server at once, as if its machine had gone."""
-        assert self.process is not None
-        self.process.send_signal(signal.SIGQUIT)
-        self.process.wait(30)
+        if self.process is not None:
+            self.process.send_signal(signal.SIGQUIT)
+            self.process.wait(30)
 
     def _accepts(self) -> bool:
         import psycopg
@@ -92,7 +93,7 @@ def postgresql_server(*, waits_for_disk: bool = False) -> Iterator[PostgresqlSer
     Its folder lies apart from pytest's, which each run of pytest closes to the user that PostgreSQL runs as.
     """
     with tempfile.TemporaryDirectory(prefix="roost-postgresql-") as folder:
-        server = _made(Path(folder))
+        server = made_server(Path(folder))
         server.waits_for_disk = waits_for_disk
         server.start()
         try:
@@ -101,7 +102,7 @@ def postgresql_server(*, waits_for_disk: bool = False) -> Iterator[PostgresqlSer
             server.stop()
 
 
-def _made(folder: Path) -> PostgresqlServer:
+def made_server(folder: Path) -> PostgresqlServer:
     """Returns a server with an empty database in a folder."""
     initdb = postgresql_program("initdb")
     if initdb is None:
@@ -115,9 +116,7 @@ def _made(folder: Path) -> PostgresqlServer:
     password.chmod(0o644)
     options = ["-U", "roost", "-A", "scram-sha-256", "--pwfile", str(password), "--no-sync", "--no-instructions"]
     subprocess.run([initdb, "-D", str(data), *options], user=user, check=True, capture_output=True, cwd="/")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    return PostgresqlServer(data, port)
+    return PostgresqlServer(data, free_port())
 
 
 FAULTS = {
@@ -185,6 +184,32 @@ def table_names(transaction: "Transaction", address: str) -> list[str]:
     else:
         rows = transaction.rows("SELECT tablename FROM pg_tables WHERE tablename LIKE 'roost%%'")
     return [name for (name,) in rows]
+
+
+def drop_tables(address: str) -> None:
+    """Drops all tables of the store."""
+    from roost.server.database.address import StoreAddress  # only where Roost is installed
+    from roost.server.database.database import Database
+    from roost.server.database.dialects import dialect_of
+
+    database = Database(dialect_of(StoreAddress.parse(address)))
+    for name in database.run_now(lambda each: table_names(each, address)):
+        database.run_now(lambda each, name=name: each.execute(f"DROP TABLE {name}"), writes=True)
+    database.close()
+
+
+def upgrade_further(address: str, tables: "Tables", *statements: str, oldest: int) -> None:
+    """Upgrades a feature's tables to the version after this code's, as a server of a later release does.
+
+    Args:
+      oldest: Oldest version of the code that may use the database afterwards.
+    """
+    from roost.server.database.address import StoreAddress  # only where Roost is installed
+    from roost.server.database.opening import open_database
+    from roost.server.database.schema import Upgrade
+
+    later = replace(tables, upgrades=(*tables.upgrades, Upgrade(statements, oldest)))
+    open_database(StoreAddress.parse(address), later).close()
 
 
 def opened(address: str, *, clocked: bool = False) -> "Database":

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import FileIO
 
-from roost.engine.core.output_constraint import mask_of_ids
+from roost.engine.types.output_constraint import mask_of_ids
 from roost.server.constraints.grammar.process import GrammarProcess
 from roost.server.constraints.grammar_worker.frames import TOKEN, Frame, FrameReader, Kind
-from roost.server.constraints.grammar_worker.limits import Limits
+from roost.server.constraints.grammar_worker.limits import GrammarLimits
 
 
 class PlayedProcess:
@@ -19,9 +19,9 @@ class PlayedProcess:
       process: The server's side.
     """
 
-    def __init__(self, process: GrammarProcess, commands: int, replies: int) -> None:
+    def __init__(self, process: GrammarProcess, commands: int, replies: int, status: int) -> None:
         self.process = process
-        self._commands, self._replies = commands, replies
+        self._commands, self._replies, self._status = commands, replies, status
         self._reader = FrameReader()
         os.set_blocking(commands, False)
 
@@ -41,8 +41,9 @@ class PlayedProcess:
         """Sends a reply."""
         os.write(self._replies, frame.to_bytes())
 
-    def end(self) -> None:
-        """Ends the process: the server's side sees its pipe close."""
+    def end(self, signal_number: int = 0) -> None:
+        """Ends the process by a signal, or without one: the server's side sees its pipe close."""
+        os.write(self._status, bytes([signal_number]))
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, self._replies)
         os.close(null)
@@ -57,13 +58,14 @@ def played() -> Iterator[PlayedProcess]:
     """Yields a process that has compiled a grammar."""
     commands, our_commands = os.pipe()
     our_replies, replies = os.pipe()
+    our_status, status = os.pipe()
     os.set_blocking(our_commands, False)
-    ours = FileIO(our_commands, "w"), FileIO(our_replies)
-    yield PlayedProcess(GrammarProcess(*ours, list, Limits()), commands, replies)
+    ours = FileIO(our_commands, "w"), FileIO(our_replies), FileIO(our_status)
+    yield PlayedProcess(GrammarProcess(*ours, list, GrammarLimits()), commands, replies, status)
     for file in ours:
         file.close()
-    os.close(commands)
-    os.close(replies)
+    for pipe in (commands, replies, status):
+        os.close(pipe)
 
 
 class LateMasks:

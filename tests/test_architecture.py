@@ -43,29 +43,29 @@ LEVELS = (
     "server/model_hub",
     "server/terminal",
     "server/observability",
-    "server/tenancy",
     "server/settings",
     "server/features/index.py",
     "server/errors",
     "server/database",
+    "server/tenancy",
     "server/__init__.py",
     "engine/__init__.py",
     "engine/async_engine.py",
     "engine/builder.py",
     "engine/engine_core.py",
+    "engine/planning",
     "engine/simulation",
-    "engine/roofline.py",
-    "engine/verification.py",
+    "engine/kernel_checks",
+    "engine/capacity",
     "engine/worker",
-    "engine/distributed",
+    "engine/speculation",
     "engine/scheduling",
     "engine/prefix_cache",
     "engine/sampling",
     "engine/checkpoint",
     "engine/model",
-    "engine/platform.py",
-    "engine/startup.py",
-    "engine/core",
+    "engine/devices",
+    "engine/types",
     "kernels",
     "configs",
 )
@@ -90,7 +90,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
     ),
     "schemas": ({"pydantic"}, ("server/*",)),
     "text": ({"sentencepiece", "tokenizers", "jinja2"}, ("server/*",)),
-    "grammars": ({"llguidance"}, ("server/constraints/grammar/*", "server/constraints/grammar_worker/*")),
+    "grammars": ({"llguidance"}, ("server/constraints/grammar_worker/*",)),
     "metrics": (
         {"prometheus_client"},
         ("server/observability/*metrics.py", "server/feature.py", "server/features/*/collector.py"),
@@ -100,8 +100,9 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
         {"threading", "_thread", "queue"},
         (
             "engine/async_engine.py",
-            "engine/distributed/hosts.py",
+            "engine/devices/hosts.py",
             "engine/prefix_cache/disk.py",
+            "server/database/call.py",  # a caller on the event loop interrupts a statement on its thread
             "server/llm/event_loop.py",
             "server/constraints/grammar/process.py",
             "server/observability/logging.py",  # the hook for what threads raise
@@ -113,7 +114,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
             "server/*",
             "engine/async_engine.py",
             "engine/builder.py",
-            "engine/verification.py",
+            "engine/capacity/verification.py",
             "engine/worker/compilation.py",
             "engine/checkpoint/weights.py",
             "engine/prefix_cache/disk.py",
@@ -123,35 +124,17 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
         {"jax", "jaxlib", "flax", "optax"},
         (
             "kernels/*",
-            "engine/model/*",
-            "engine/sampling/array_ops.py",
-            "engine/sampling/draw.py",
-            "engine/sampling/logits_processors.py",
-            "engine/sampling/logprobs.py",
-            "engine/sampling/sampler.py",
-            "engine/sampling/state.py",
-            "engine/sampling/truncation.py",
-            "engine/worker/steps.py",
-            "engine/worker/leaves.py",
-            "engine/worker/programs.py",
-            "engine/worker/lowering.py",
-            "engine/worker/compilation.py",
-            "engine/worker/served.py",
-            "engine/worker/trace_cache.py",
-            "engine/worker/fitting.py",
-            "engine/verification.py",
-            "engine/worker/aot.py",
-            "engine/worker/gpu_cards.py",
-            "engine/worker/loading.py",
-            "engine/worker/executor.py",
-            "engine/distributed/hosts.py",
             "engine/builder.py",
-            "engine/platform.py",
-            "engine/startup.py",
-            "engine/worker/profiling.py",
-            "engine/worker/transfer.py",
+            "engine/capacity/*",
+            "engine/checkpoint/calibration.py",  # runs layers
+            "engine/checkpoint/sharded_placement.py",  # what a device gets of a checkpoint that was read without JAX
             "engine/checkpoint/weights.py",
-            "engine/checkpoint/sharded_placement.py",
+            "engine/devices/*",
+            "engine/kernel_checks/*",
+            "engine/model/*",
+            "engine/sampling/*",
+            "engine/speculation/*",
+            "engine/worker/*",
         ),
     ),
     "the time of day, which may jump": (  # for people to read; whatever is measured or waited for is time.monotonic's
@@ -159,6 +142,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
         (
             "server/http/response_parts.py",
             "server/features/*/builder.py",
+            "server/features/*/days.py",
             "server/openai/models.py",
             "server/text/served_model.py",
             "server/generation/state_store.py",
@@ -167,19 +151,47 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
             "server/observability/tracing.py",
         ),
     ),
-    "databases": ({"sqlite3", "psycopg"}, ("server/database/dialects.py",)),
+    "databases": ({"sqlite3", "psycopg"}, ("server/database/dialects.py", "server/database/hosts.py")),
     "checkpoint formats": (
         {"safetensors", "tensorstore", "orbax"},
         ("engine/checkpoint/safetensors_files.py", "engine/checkpoint/orbax.py", "engine/prefix_cache/state_file.py"),
     ),
-    "downloads": ({"huggingface_hub", "kagglehub", "google", "google_crc32c", "requests"}, ("server/model_hub/*",)),
+    "downloads": ({"huggingface_hub", "kagglehub", "obstore", "requests"}, ("server/model_hub/*",)),
+    "JSON decoders": (  # of clients' and of stored JSON: only an admission decodes it, see `generation/admission.py`
+        {"orjson.loads", "json.loads", "json.load", "pydantic_core.from_json"},
+        (
+            "engine/*",
+            "server/schemas/json_limits.py",
+            "server/settings/speculation.py",  # a flag of the operator's
+            "server/text/*",  # files of a checkpoint
+            "server/constraints/output_constraint.py",  # a schema's text, short by its limit
+            "server/constraints/grammar_worker/*",  # what the server sends to its own processes
+            "server/features/*/builder.py",  # arguments that the model has generated
+            "server/client/*",  # what servers have sent
+            "server/features/*/client.py",
+            "server/model_hub/bucket_folder.py",  # the listing that it has written itself
+            "server/commands/*",
+            "server/features/*/command/*",
+        ),
+    ),
     "plots": ({"matplotlib"}, ("server/commands/bench/plot.py",)),
     "settings": ({"pydantic_settings"}, ("server/settings/*",)),
     "environment variables": (
         {"os.environ", "os.environb", "os.getenv", "os.putenv", "os.unsetenv"},
-        ("server/settings/sources.py", "engine/worker/aot.py", "engine/startup.py"),
+        ("server/settings/sources.py", "engine/capacity/aot.py", "engine/devices/startup.py"),
     ),
 }
+
+DOORS: dict[str, tuple[str, ...]] = {
+    r"\.validate_json\(": (),
+    r"\bdecode_(own_)?json\(": (
+        "server/schemas/json_limits.py",
+        "server/generation/admission.py",
+        "server/features/*/batch_lines.py",  # of a line's `custom_id`, of at most 8 KiB
+    ),
+    r"engine\.submit\(": ("server/generation/generation.py",),
+}
+"""Calls that only an admission makes, or that need one, and the files of `server` that may make them."""
 
 MAX_PREEMPTION_LINES = 15
 PREEMPTION = re.compile("preempt|victim", re.IGNORECASE)
@@ -189,6 +201,28 @@ BATCH_FILES = re.compile(
     r"\b(is|num|takes)_batch|\bof lines|\blines? of (a )?batch|\bof no batch\b|\bbatch (request|file)s?"
 )
 """Words about files of requests, which only `server` knows: to the engine, a batch is what a step runs."""
+
+STATE_FILES = (
+    "engine/model/layer_kinds.py",  # declares them
+    "engine/model/layers.py",  # computes them
+    "engine/model/attention.py",  # likewise
+    "engine/model/verified_states.py",  # keeps those of accepted tokens
+    "engine/model/config.py",  # has the sizes
+    "engine/checkpoint/griffin_config.py",  # reads the sizes of official checkpoints
+    "engine/checkpoint/layout.py",  # names the tensors of these sizes
+)
+"""The files of the engine that know what a layer's state consists of; all others derive it from `LAYER_KINDS`."""
+
+STATE_NAMES = re.compile(r"(^|_)(taps|rings?)(_|$)|^(h|conv)$|lru_width")
+"""Names of the parts of Griffin's states and of their sizes."""
+
+KERNEL_CHOICES = re.compile(
+    r"isinstance\([^()]*\b(Int8Matrix|Packed\w+)\b|\bis_native\b|\bhas_(int8_)?kernel\b|pallas_[a-z]+ import"
+)
+"""Questions by which code chooses an implementation, as only `kernels` does: the engine calls ops."""
+
+SHARED_NAMES = {"SamplingParams", "ToolCall"}
+"""Classes of the Python API that share their name, which is the field's, with one class of the server or the engine."""
 
 type Sources = Mapping[str, str]
 """Python files: path from the root, with slashes, to text."""
@@ -339,6 +373,56 @@ def concerns_stay_in_their_rooms(files: Sources) -> list[str]:
     ]
 
 
+def work_has_an_admission(files: Sources) -> list[str]:
+    """Only some files of `server` decode JSON of clients, or submit requests to the engine: work needs an admission."""
+    return [
+        f"{path}:{number} calls {pattern}: use an admission, and `Generation.start`"
+        for path, text in files.items()
+        if path.startswith("server/")
+        for pattern, allowed in DOORS.items()
+        if not any(fnmatch.fnmatch(path, room) for room in allowed)
+        for number, line in enumerate(text.splitlines(), 1)
+        if re.search(pattern, line)
+    ]
+
+
+def few_files_know_the_parts_of_a_state(files: Sources) -> list[str]:
+    """Only the files of `STATE_FILES` know the parts of a layer's state; a new kind of layer touches no others."""
+    return [
+        f"{path} knows {name}: derive it from LAYER_KINDS"
+        for path, text in files.items()
+        if path.startswith("engine/") and path not in STATE_FILES
+        for name in sorted(set(identifiers(path, text)))
+        if STATE_NAMES.search(name)
+    ]
+
+
+def public_classes_have_names_of_their_own(files: Sources) -> list[str]:
+    """A public class has a name that no other class has, so that a name says which class is meant."""
+    homes: dict[str, list[str]] = {}
+    for path, text in files.items():
+        for node in ast.parse(text, path).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(path)
+    return [
+        f"{name} is a class of {' and of '.join(paths)}: rename one of them"
+        for name, paths in homes.items()
+        if len(paths) > 1 and name not in SHARED_NAMES
+    ]
+
+
+def identifiers(path: str, text: str) -> Iterator[str]:
+    """Yields the names in a file's code, and its strings of one word."""
+    for node in ast.walk(ast.parse(text, path)):
+        match node:
+            case ast.Name(id=name) | ast.Attribute(attr=name) | ast.arg(arg=name) | ast.keyword(arg=str(name)):
+                yield name
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.alias(name=name):
+                yield name
+            case ast.Constant(value=str(name)) if name.isidentifier():
+                yield name
+
+
 def assert_holds(rule: Rule) -> None:
     """Fails with every violation of a rule, one a line."""
     found = sorted(set(rule(sources())))
@@ -374,6 +458,16 @@ def test_features_stand_beside_one_another() -> None:
     assert_holds(features_stand_beside_one_another)
 
 
+def test_work_has_an_admission() -> None:
+    assert_holds(work_has_an_admission)
+
+
+def test_few_files_know_the_parts_of_a_state() -> None:
+    assert_holds(few_files_know_the_parts_of_a_state)
+    assert len(STATE_FILES) <= 7
+    assert all(any(map(STATE_NAMES.search, identifiers(path, (ROOT / path).read_text()))) for path in STATE_FILES)
+
+
 def test_every_room_of_the_tables_exists() -> None:
     files = [path.relative_to(ROOT).as_posix() for room in ROOMS for path in (ROOT / room).rglob("*.py")]
     patterns = {pattern for _, patterns in CONCERNS.values() for pattern in patterns}
@@ -400,16 +494,38 @@ def lines_with(pattern: re.Pattern[str], files: Sources, room: str) -> list[str]
     ]
 
 
-def test_preemption_has_a_file_of_its_own() -> None:
+def test_preemption_has_two_files_of_its_own() -> None:
     """The rest of scheduling asks it, on few lines."""
-    files = {path: text for path, text in sources().items() if path != "engine/scheduling/preemption.py"}
+    own = ("engine/scheduling/preemption.py", "engine/scheduling/preemptible_queue.py")
+    files = {path: text for path, text in sources().items() if path not in own}
     found = lines_with(PREEMPTION, files, "engine/scheduling")
     assert 0 < len(found) <= MAX_PREEMPTION_LINES, "\n".join(["", *found])
+
+
+def test_public_classes_have_names_of_their_own() -> None:
+    assert_holds(public_classes_have_names_of_their_own)
 
 
 def test_the_engine_knows_no_batch_files() -> None:
     found = lines_with(BATCH_FILES, sources(), "engine")
     assert not found, "\n".join(["", *found])
+
+
+def test_the_engine_chooses_no_kernel() -> None:
+    found = lines_with(KERNEL_CHOICES, sources(), "engine")
+    assert not found, "\n".join(["", *found])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "if isinstance(down, Int8Matrix):",
+        "if platform.kernels.is_native:",
+        "from ...kernels.gated_mlp.pallas_tpu import gated_mlp_tpu",
+    ],
+)
+def test_a_choice_of_a_kernel_in_the_engine_is_seen(text: str) -> None:
+    assert KERNEL_CHOICES.search(text)
 
 
 @pytest.mark.parametrize("text", ["x.is_batch", "num_batch_slots = 4", "# prompts of lines", "a line of a batch"])
@@ -420,11 +536,11 @@ def test_a_batch_file_in_the_engine_is_seen(text: str) -> None:
 @pytest.mark.parametrize(
     ("rule", "path", "text"),
     [
-        (imports_point_down, "kernels/rg_lru/x.py", "from ...engine import core"),
-        (imports_point_down, "kernels/rg_lru/x.py", "from ...engine.core.errors import RoostError"),
+        (imports_point_down, "kernels/rg_lru/x.py", "from ...engine import types"),
+        (imports_point_down, "kernels/rg_lru/x.py", "from ...engine.types.errors import RoostError"),
         (imports_point_down, "engine/model/x.py", "from ..scheduling.scheduler import Scheduler"),
         (imports_point_down, "engine/model/x.py", "from .. import scheduling"),
-        (imports_point_down, "engine/core/x.py", "from ..model.config import ModelConfig"),
+        (imports_point_down, "engine/types/x.py", "from ..model.config import ModelConfig"),
         (imports_point_down, "engine/scheduling/x.py", "from ..worker.runner import ModelRunner"),
         (imports_point_down, "engine/worker/x.py", "from ..scheduling.slots import SlotPool"),
         (imports_point_down, "engine/worker/x.py", "from .. import engine_core"),
@@ -432,7 +548,7 @@ def test_a_batch_file_in_the_engine_is_seen(text: str) -> None:
         (imports_point_down, "engine/worker/x.py", "def late():\n    from ...server import app"),
         (imports_point_down, "engine/worker/x.py", "from ... import server"),
         (imports_point_down, "engine/worker/x.py", "from ..... import anything"),
-        (imports_point_down, "engine/x.py", "import jax\nfrom .core import config"),
+        (imports_point_down, "engine/x.py", "import jax\nfrom .types import config"),
         (imports_point_down, "server/text/x.py", "from ..generation.service import Service"),
         (imports_point_down, "server/http/x.py", "from ..features.toys.routes import router"),
         (features_stand_beside_one_another, "server/app.py", "from .features.toys.routes import router"),
@@ -445,6 +561,10 @@ def test_a_batch_file_in_the_engine_is_seen(text: str) -> None:
         (imports_between_rooms_are_relative, "server/x.py", "from roost import engine"),
         (imports_between_rooms_are_relative, "engine/x.py", "from kernels import rg_lru"),
         (concerns_stay_in_their_rooms, "engine/x.py", "import fastapi"),
+        (concerns_stay_in_their_rooms, "server/http/x.py", "import orjson\nbody = orjson.loads(raw)"),
+        (work_has_an_admission, "server/http/x.py", "body = decode_json(raw)"),
+        (work_has_an_admission, "server/features/x/y.py", "messages = _MESSAGES.validate_json(raw)"),
+        (work_has_an_admission, "server/generation/service.py", "self.engine.submit(request, sink)"),
         (concerns_stay_in_their_rooms, "server/errors/x.py", "from starlette.exceptions import HTTPException"),
         (concerns_stay_in_their_rooms, "engine/x.py", "from pydantic.fields import Field"),
         (concerns_stay_in_their_rooms, "engine/x.py", "import sentencepiece as spm"),
@@ -468,6 +588,11 @@ def test_a_batch_file_in_the_engine_is_seen(text: str) -> None:
         (concerns_stay_in_their_rooms, "kernels/x.py", "import os as system\nsystem.getenv('KEY')"),
         (concerns_stay_in_their_rooms, "engine/x.py", "from os import environ"),
         (concerns_stay_in_their_rooms, "engine/async_engine.py", "import time\nnow = time.time()"),
+        (few_files_know_the_parts_of_a_state, "engine/worker/x.py", "h, window = arrays"),
+        (few_files_know_the_parts_of_a_state, "engine/worker/x.py", "names = {'conv': 1}"),
+        (few_files_know_the_parts_of_a_state, "engine/worker/x.py", "def ring_rows(x): ..."),
+        (few_files_know_the_parts_of_a_state, "engine/x.py", "width = config.lru_width"),
+        (public_classes_have_names_of_their_own, "engine/x.py", "class Plan: ...\nclass Plan: ..."),
     ],
 )
 def test_rule_reports_a_violation(rule: Rule, path: str, text: str) -> None:
@@ -486,7 +611,7 @@ def test_rule_reports_a_violation(rule: Rule, path: str, text: str) -> None:
         ),
         (
             "engine/model/x.py",
-            "from ..core.errors import CheckpointError\nfrom ...kernels.rg_lru import rg_lru\nimport jax",
+            "from ..types.errors import CheckpointError\nfrom ...kernels.rg_lru import rg_lru\nimport jax",
         ),
         ("engine/worker/transfer.py", "import jax"),
         ("engine/async_engine.py", "import queue, threading"),

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def load_dev():
+def load_dev() -> ModuleType:
     """Imports dev.py, which is no part of any package."""
     spec = importlib.util.spec_from_file_location("dev", ROOT / "dev.py")
     assert spec
@@ -28,76 +29,93 @@ def load_dev():
 dev = load_dev()
 
 
-# --- which Python
+# --- uv, and which Python
 
 
 def script(path: Path, text: str) -> str:
-    """Writes a shell script that poses as a Python, and returns its path."""
+    """Writes a shell script that poses as a program, and returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
     return str(path)
 
 
-def test_a_python_that_runs_tells_its_version() -> None:
-    found = dev.probe(sys.executable)
-    assert found.path == sys.executable
-    assert found.version == sys.version_info[:2]
+def finds(tmp_path: Path, *versions: str) -> str:
+    """Returns a uv that finds Pythons of these versions only."""
+    return script(
+        tmp_path / "uv",
+        f'for last; do :; done; case "$last" in {"|".join(versions)}) echo /at/$last;; *) exit 2;; esac',
+    )
+
+
+def test_a_python_of_each_version_is_found_or_none(tmp_path: Path) -> None:
+    uv = finds(tmp_path, "3.12")
+    assert dev.find_python(uv, "3.12") == "/at/3.12"
+    assert dev.find_python(uv, "3.13") is None
+
+
+@pytest.mark.parametrize("source", ["variable", "file"])
+def test_uv_takes_the_index_that_pip_takes(source: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(dev, "index_of_pip", dev.index_of_pip.__wrapped__)  # which has no cache
+    index, own = ((tmp_path / name).as_uri() for name in ("index", "own"))
+    for name in ("UV_DEFAULT_INDEX", "PIP_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "pip.conf").write_text(f"[global]\nindex-url = {index}\n")
+    if source == "file":
+        monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    else:
+        monkeypatch.setenv("PIP_INDEX_URL", index)
+    assert dev.tool_environment()["UV_DEFAULT_INDEX"] == index
+    monkeypatch.setenv("UV_DEFAULT_INDEX", own)
+    assert dev.tool_environment()["UV_DEFAULT_INDEX"] == own
+
+
+def test_folders_come_before_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    assert dev.find_python(script(tmp_path / "uv", "echo $PATH"), "3.12", ["/first"]) == "/first:/usr/bin:/bin"
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        pytest.param("echo 'pyenv: not found' >&2; exit 127", id="a shim for a version that is not there"),
-        pytest.param("echo hello", id="something else under this name"),
-        pytest.param("kill -9 $$", id="crashes"),
-    ],
+    ("versions", "taken"),
+    [(("3.12", "3.13"), "/at/3.13"), (("3.12",), "/at/3.12"), (("3.11",), "3.13")],
+    ids=["the tested version first", "another that fits", "uv downloads one"],
 )
-def test_a_python_that_does_not_run_is_none(tmp_path: Path, text: str) -> None:
-    assert dev.probe(script(tmp_path / "python3.12", text)) is None
+def test_which_python_an_environment_gets(
+    tmp_path: Path, venv: Path, commands: "Commands", versions: tuple[str, ...], taken: str
+) -> None:
+    dev.make_venv(venv, finds(tmp_path, *versions))
+    assert commands[0][commands[0].index("--python") + 1] == taken
 
 
-def test_a_missing_python_is_none(tmp_path: Path) -> None:
-    assert dev.probe(str(tmp_path / "python3.12")) is None
+def test_an_interpreter_runs_a_program_or_does_not(tmp_path: Path) -> None:
+    assert dev.runs(sys.executable, "import sys")
+    assert not dev.runs(sys.executable, "import roost_has_no_such_module")
+    assert not dev.runs(tmp_path / "python", "import sys")
+    assert not dev.runs(script(tmp_path / "python", "kill -9 $$"), "import sys")
 
 
-def test_shims_and_old_pythons_are_passed_over(tmp_path: Path) -> None:
-    script(tmp_path / "shims" / "python3.13", "exit 127")
-    script(tmp_path / "old" / "python3", "echo 3 11 1")
-    good = script(tmp_path / "good" / "python3.12", "echo 3 12 1")
-    found = dev.find_interpreter([str(tmp_path / name) for name in ("shims", "old", "good")])
-    assert found == (good, (3, 12), True)
+def test_uv_on_path_is_taken(venv: Path, commands: "Commands", monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dev.shutil, "which", lambda _: "/bin/uv")
+    assert dev.find_uv() == "/bin/uv"
+    assert commands == []
 
 
-def test_the_tested_version_wins_over_an_earlier_folder(tmp_path: Path) -> None:
-    script(tmp_path / "a" / "python3.12", "echo 3 12 1")
-    best = script(tmp_path / "b" / f"python{dev.VERSIONS[0]}", "echo 3 13 1")
-    assert dev.find_interpreter([str(tmp_path / "a"), str(tmp_path / "b")]).path == best
+def test_without_uv_pip_installs_the_locked_one_once(venv: Path, commands: "Commands") -> None:
+    for _ in range(2):
+        assert dev.find_uv() == str(dev.ROOT / ".venv-uv" / "bin" / "uv")
+    make, install = commands
+    assert make[:3] == [sys.executable, "-m", "venv"]
+    assert install[-3:] == ["--require-hashes", "--requirement", str(dev.ROOT / "requirements" / "uv.txt")]
 
 
-def test_a_python_that_makes_environments_wins_over_one_that_does_not(tmp_path: Path) -> None:
-    script(tmp_path / "python3.13", "echo 3 13 0")
-    whole = script(tmp_path / "python3.12", "echo 3 12 1")
-    assert dev.find_interpreter([str(tmp_path)]).path == whole
-
-
-def test_no_python_is_explained(tmp_path: Path) -> None:
-    script(tmp_path / "python3", "echo 3 11 1")
-    with pytest.raises(dev.Problem, match=r"no Python 3\.12 or later here\. Install one"):
-        dev.able(dev.find_interpreter([str(tmp_path)]))
-
-
-def test_a_missing_venv_module_is_explained(tmp_path: Path) -> None:
-    script(tmp_path / "python3", "echo 3 13 0")
-    with pytest.raises(dev.Problem, match=r"has no venv module.*apt-get install python3\.13-venv"):
-        dev.able(dev.find_interpreter([str(tmp_path)]))
-
-
-def test_path_comes_before_the_system_folders(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/first::/usr/bin")
-    folders = dev.search_folders()
-    assert folders[:2] == ["/first", "/usr/bin"]
-    assert len(folders) == len(set(folders))
+@pytest.mark.parametrize("step", ["venv", "pip"])
+def test_a_uv_that_was_not_installed_is_explained(venv: Path, commands: "Commands", step: str) -> None:
+    commands.fail_at = step
+    with pytest.raises(dev.Problem, match=r"^could not .*apt-get install python3-venv$"):
+        dev.find_uv()
+    commands.fail_at = ""
+    dev.find_uv()
+    assert commands[-1][2] == "pip"
 
 
 # --- when it installs
@@ -106,8 +124,7 @@ def test_path_comes_before_the_system_folders(monkeypatch: pytest.MonkeyPatch) -
 class Commands(list[list[str]]):
     """Stands in for dev.call: notes each command; making an environment leaves a Python there."""
 
-    def __init__(self, venv: Path) -> None:
-        self.venv = venv
+    def __init__(self) -> None:
         self.fail_at = ""
 
     def __call__(self, command: list[str], failed: str) -> None:
@@ -115,7 +132,8 @@ class Commands(list[list[str]]):
         if self.fail_at and self.fail_at in command:
             raise dev.Problem(failed)
         if "venv" in command:
-            script(self.venv / "bin" / "python", "echo 3 13 1")
+            folder = next(Path(word) for word in command if Path(word).name.startswith(".venv"))
+            script(folder / "bin" / "python", "exit 0")
 
     def made_venvs(self) -> int:
         return sum("venv" in command for command in self)
@@ -128,12 +146,10 @@ class Commands(list[list[str]]):
 def venv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout with locks and no environment yet; returns where the environment goes."""
     (tmp_path / "requirements").mkdir()
-    for lock in ("cpu", "dev"):
+    for lock in ("cpu", "dev", "uv"):
         (tmp_path / "requirements" / f"{lock}.txt").write_text(f"{lock}==1\n")
     (tmp_path / "pyproject.toml").write_text("[project]\n")
-    script(tmp_path / "system" / "python3.13", "echo 3 13 1")
     monkeypatch.setattr(dev, "ROOT", tmp_path)
-    monkeypatch.setattr(dev, "search_folders", lambda: [str(tmp_path / "system")])
     monkeypatch.setattr(dev.shutil, "which", lambda _: None)
     return tmp_path / ".venv"
 
@@ -141,27 +157,37 @@ def venv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def commands(venv: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
     """The commands that dev.py would have run."""
-    noted = Commands(venv)
+    noted = Commands()
     monkeypatch.setattr(dev, "call", noted)
     return noted
 
 
-def test_first_run_makes_the_environment_and_installs(venv: Path, commands: Commands) -> None:
+@pytest.fixture
+def uv(venv: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A uv on PATH, which finds a Python 3.13."""
+    path = finds(venv.parent, "3.13")
+    monkeypatch.setattr(dev.shutil, "which", lambda _: path)
+    return path
+
+
+def test_first_run_makes_the_environment_and_installs(venv: Path, commands: Commands, uv: str) -> None:
     assert dev.prepare(venv, ("cpu",)) == venv / "bin" / "python"
     make, packages, checkout = commands
-    assert make[1:3] == ["-m", "venv"]
+    assert make[:2] == [uv, "venv"]
     assert "--require-hashes" in packages
     assert {"--no-deps", "--no-build-isolation", "--editable"} < set(checkout)
 
 
+@pytest.mark.usefixtures("uv")
 def test_second_run_does_nothing(venv: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     dev.prepare(venv, ("cpu",))
     commands.clear()
-    monkeypatch.setattr(dev, "probe", lambda path: pytest.fail(f"ran {path}"))
+    monkeypatch.setattr(dev, "runs", lambda *words: pytest.fail(f"ran {words}"))
     dev.prepare(venv, ("cpu",))
     assert commands == []
 
 
+@pytest.mark.usefixtures("uv")
 @pytest.mark.parametrize("changed", ["requirements/cpu.txt", "pyproject.toml"])
 def test_a_changed_file_installs_again_in_place(venv: Path, commands: Commands, changed: str) -> None:
     dev.prepare(venv, ("cpu",))
@@ -183,6 +209,7 @@ def test_a_moved_checkout_installs_again(venv: Path, monkeypatch: pytest.MonkeyP
     assert dev.fingerprint(("cpu",)) != before
 
 
+@pytest.mark.usefixtures("uv")
 def test_an_environment_without_the_checkout_gets_packages_alone(venv: Path, commands: Commands) -> None:
     dev.prepare(venv, ("cpu",), checkout=False)
     assert commands.locks() == ["cpu"]
@@ -250,6 +277,7 @@ def test_clients_fail_where_either_environment_does(
     assert all(command[-2:] == ["-k", "chat"] for command in runs)
 
 
+@pytest.mark.usefixtures("uv")
 def test_the_test_environment_serves_too_but_not_the_other_way(venv: Path, commands: Commands) -> None:
     dev.prepare(venv, ("cpu",))
     dev.prepare(venv, ("dev",))
@@ -257,6 +285,7 @@ def test_the_test_environment_serves_too_but_not_the_other_way(venv: Path, comma
     assert commands.locks() == ["cpu", "dev"]
 
 
+@pytest.mark.usefixtures("uv")
 def test_an_interrupted_installation_starts_over(venv: Path, commands: Commands) -> None:
     commands.fail_at = "--require-hashes"
     with pytest.raises(dev.Problem, match=r"could not install requirements/cpu\.txt"):
@@ -267,6 +296,7 @@ def test_an_interrupted_installation_starts_over(venv: Path, commands: Commands)
     assert dev.is_current(venv, ("cpu",))
 
 
+@pytest.mark.usefixtures("uv")
 def test_a_half_made_environment_is_repaired(venv: Path, commands: Commands) -> None:
     (venv / "bin").mkdir(parents=True)
     (venv / "bin" / "python").symlink_to(venv / "gone")
@@ -274,33 +304,19 @@ def test_a_half_made_environment_is_repaired(venv: Path, commands: Commands) -> 
     assert commands.made_venvs() == 1
 
 
+@pytest.mark.usefixtures("uv")
 def test_an_environment_whose_python_is_gone_is_not_current(venv: Path, commands: Commands) -> None:
     dev.prepare(venv, ("cpu",))
     (venv / "bin" / "python").unlink()
     assert not dev.is_current(venv, ("cpu",))
 
 
-def test_an_environment_without_pip_is_remade_unless_there_is_uv(venv: Path) -> None:
-    script(venv / "bin" / "python", 'case "$*" in *"import pip"*) exit 1;; *) echo 3 13 1;; esac')
-    assert not dev.is_usable(venv, uv=None)
-    assert dev.is_usable(venv, uv="uv")
-
-
-def test_an_environment_of_an_older_python_is_remade(venv: Path) -> None:
-    script(venv / "bin" / "python", "echo 3 11 1")
-    assert not dev.is_usable(venv, uv="uv")
-
-
-def test_uv_is_used_where_it_is(venv: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dev.shutil, "which", lambda _: "uv")
+@pytest.mark.usefixtures("uv")
+def test_an_environment_of_an_older_python_is_remade(venv: Path, commands: Commands) -> None:
     dev.prepare(venv, ("cpu",))
-    assert [command[:2] for command in commands] == [["uv", "venv"], ["uv", "pip"], ["uv", "pip"]]
-
-
-def test_uv_brings_a_python(venv: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dev, "search_folders", list)
-    dev.make_venv(venv, "uv")
-    assert dev.VERSIONS[0] in commands[0]
+    script(venv / "bin" / "python", "exit 1")
+    dev.prepare(venv, ("dev",))
+    assert commands.made_venvs() == 2
 
 
 # --- what it says
@@ -318,14 +334,13 @@ def test_without_a_job_it_lists_them() -> None:
     assert run_dev("--help").returncode == 0
 
 
-@pytest.mark.usefixtures("venv")
-def test_a_problem_is_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(dev, "search_folders", list)
+@pytest.mark.usefixtures("uv")
+def test_a_problem_is_one_line(commands: Commands, capfd: pytest.CaptureFixture[str]) -> None:
+    commands.fail_at = "--require-hashes"
     assert dev.main(["serve"]) == 1
-    assert capfd.readouterr().err.splitlines() == [
-        "dev.py: no Python 3.12 or later here. Install one from your system or python.org, "
-        "or install uv (https://docs.astral.sh/uv), which brings its own"
-    ]
+    assert capfd.readouterr().err.splitlines()[-1] == (
+        "dev.py: could not install requirements/cpu.txt; the lines above say why. The same command tries again"
+    )
 
 
 def test_a_failing_tool_is_a_problem(venv: Path) -> None:
@@ -385,7 +400,7 @@ def pins(lock: str) -> dict[str, str]:
     return dict(re.findall(r"^([\w.-]+)(?:\[[\w,-]+\])?==([^\s;]+)", text, re.MULTILINE))
 
 
-@pytest.mark.parametrize("lock", ["cpu", "tpu", "cuda13", "gcs", "otel", "compat", "deploy"])
+@pytest.mark.parametrize("lock", ["cpu", "tpu", "cuda13", "buckets", "otel", "compat", "deploy"])
 def test_locks_agree_with_the_one_that_is_tested(lock: str) -> None:
     tested, locked = pins("dev"), pins(lock)
     assert {name: version for name, version in locked.items() if tested.get(name, version) != version} == {}
@@ -403,7 +418,7 @@ def test_every_direct_dependency_is_locked() -> None:
         "dev": extras["dev"],
         "tpu": extras["tpu"],
         "cuda13": extras["cuda13"],
-        "gcs": extras["gcs"],
+        "buckets": extras["buckets"],
         "otel": extras["otel"],
         "compat": extras["compat"],
     }.items():
@@ -411,7 +426,7 @@ def test_every_direct_dependency_is_locked() -> None:
         assert names <= pins(lock).keys(), f"requirements/{lock}.txt is stale: python3 dev.py lock"
 
 
-@pytest.mark.parametrize("lock", [dev.DOCS, *dev.CLIENTS])
+@pytest.mark.parametrize("lock", [dev.UV, dev.DOCS, *dev.CLIENTS])
 def test_every_client_is_locked(lock: str) -> None:
     lines = (ROOT / "requirements" / f"{lock}.in").read_text().splitlines()
     names = {re.split(r"[\[<>=]", line)[0] for line in lines if not line.startswith("#")}

@@ -6,7 +6,6 @@ are those of the environment in which the tests run. Servers listen on ports tha
 
 import functools
 import importlib.util
-import json
 import os
 import re
 import shlex
@@ -22,9 +21,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from doc_commands import Block, blocks, commands, words
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,20 +34,25 @@ NOT_RUN = {
     "pip install '.[otel]'": "downloads OpenTelemetry",
     "python3 -m venv": "makes the environment that dev.py has made",
     "python benchmarks/kernels.py": "takes minutes",
-    "python benchmarks/fleet.py": "takes minutes; tests/benchmarks/test_fleet.py has its model",
+    "python tools/fleet/fleet.py": "takes minutes; tests/tools/fleet/test_fleet.py has its model",
     "ROOST_SLOTS=64 roost serve google/": "downloads weights, with an account",
     "roost serve --config": "wants the file that is shown below it; tests/server/settings/test_settings.py reads one",
     "roost serve --otlp": "wants a collector; tests/server/observability/test_tracing.py has one",
-    "curl -s localhost:8000/v1/states/$state": "wants a variable; tests/server/features/states/test_states.py exports",
-    "curl -s localhost:8001/": "wants a second server; tests/server/features/states/test_states.py imports",
     "roost serve google/": "downloads weights, with an account",
     "roost serve kaggle:": "downloads weights, with an account",
     "roost serve gs://": "downloads weights, with an account",
+    "roost serve s3://": "downloads weights, with an account",
     "roost serve random:2b": "takes 5 GiB and minutes",
     "roost plan random:2b --device v5e --verify": "takes minutes; tests/tpu/test_served_programs.py does most",
     "roost plan random:9b --device v5e --quantize int8 --verify": "takes minutes, as above",
     "roost plan random:2b --device l4 --verify": "takes minutes; tests/gpu/test_gpu_programs.py verifies a small model",
     "roost bench engine": "takes minutes; tests/server/commands/bench/test_bench_engine.py runs a small one",
+    "roost convert SRC CALIBRATED": "takes minutes; tests/server/commands/test_cli.py calibrates for a short text",
+    "roost report": "takes minutes; tests/e2e/test_report.py makes small ones",
+    "pip download ": "downloads packages",
+    "hf download ": "downloads weights, with an account",
+    "pip install --no-index": "wants what pip has downloaded",
+    "HF_HUB_OFFLINE=1 roost serve": "wants weights; tests/server/model_hub/test_huggingface.py serves from the cache",
     "roost bench length": "takes minutes; tests/server/commands/bench/test_bench_engine.py runs a small one",
     "python examples/ray_data.py": "wants Ray; tests/e2e/test_compat_ray.py runs it",
     "python examples/lm_eval_model.py": "wants lm-eval and a task; tests/e2e/test_compat_lm_eval.py runs it",
@@ -59,6 +63,14 @@ NOT_RUN = {
     "pip install openai anthropic": "downloads packages that the tests' environment has",
     "helm ": "needs a cluster",
     "kubectl ": "needs a cluster",
+    "python3 -m sqlite3 ": "wants a file in /var/lib/roost; tests/e2e/test_backups.py has one",
+    "sync /var/": "as above",
+    "rm -f /var/": "as above",
+    "install -m 600 /var/": "as above",
+    "psql ": "wants a database; tests/e2e/test_backups.py has one",
+    "pg_dump ": "as above",
+    "createdb ": "as above",
+    "pg_restore ": "as above",
 }
 """Beginnings of commands, and why they are not run here."""
 
@@ -78,52 +90,6 @@ FOR_THE_REST = "source "
 """Beginning of commands that change the shell for all that is typed after them."""
 
 READY_WITHIN = 240.0
-
-
-class Block(NamedTuple):
-    """A fenced block, without its fences."""
-
-    section: str
-    language: str
-    text: str
-
-
-def blocks(text: str) -> list[Block]:
-    """Returns the fenced blocks of a Markdown file that name a language, under the headings that they follow."""
-    found, section = [], ""
-    for match in re.finditer(r"^#+ (?P<heading>[^\n]*)$|^```(?P<language>\w+)\n(?P<text>.*?)^```$", text, re.M | re.S):
-        if match["heading"]:
-            section = match["heading"]
-        else:
-            found.append(Block(section, match["language"], match["text"]))
-    return found
-
-
-def commands(block: str) -> list[str]:
-    """Splits a block into commands: of several lines where a quote or a backslash goes on, or where a variable is set
-    for the next command."""
-    found, started = [], ""
-    for line in block.splitlines():
-        started += line
-        if is_whole(started):
-            found.append(started.strip())
-            started = ""
-        else:
-            started += "\n"
-    assert not started.strip(), f"unfinished: {started}"
-    return [command for command in found if words(command)]
-
-
-def is_whole(text: str) -> bool:
-    """Returns whether a shell would run a text, that would come to anything, and no here-document lacks its end."""
-    if text.endswith("\\") or (text.endswith(")") and re.match(r"\w+=\$\(", text)):
-        return False
-    done = subprocess.run(["bash", "-n", "-c", text], capture_output=True)
-    return done.returncode == 0 and b"here-document" not in done.stderr
-
-
-def words(command: str) -> list[str]:
-    return shlex.split(command, comments=True)
 
 
 def reason_not_to_run(command: str) -> str | None:
@@ -154,13 +120,17 @@ class Newcomer:
     def environment(self, **more: str) -> dict[str, str]:
         """Returns variables without our own environment, and those that keep the network out.
 
-        Folders with uv are left out of PATH as well: it would not see the packages that are lent.
+        `home/bin` has uv.
         """
-        folders = os.environ["PATH"].split(os.pathsep)
-        hidden = [folder for folder in folders if shutil.which("roost", path=folder) or shutil.which("uv", path=folder)]
-        path = os.pathsep.join(folder for folder in folders if folder not in hidden)
+        folders = [folder for folder in os.environ["PATH"].split(os.pathsep) if not shutil.which("roost", path=folder)]
+        path = os.pathsep.join([str(self.home / "bin"), *folders])
         kept = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
-        offline = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+        offline = {
+            "UV_OFFLINE": "1",
+            "PIP_NO_INDEX": "1",
+            "PIP_NO_BUILD_ISOLATION": "0",
+            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        }
         small = {"ROOST_SLOTS": "4", "ROOST_PREFILL_CHUNK": "128", "ROOST_DRAIN_LAG": "0"}  # few programs to compile
         return {**kept, **offline, **small, "PATH": path, "CURL_HOME": str(self.home), **more}
 
@@ -168,21 +138,12 @@ class Newcomer:
         return "\n".join(["set -eo pipefail", *self.typed, self.concrete(command)])
 
     def concrete(self, command: str) -> str:
-        """Returns a command with README's placeholders filled in, and its port replaced."""
-        command = command.replace("REPOSITORY", shlex.quote(str(ROOT))).replace(":8000", f":{self.port}")
-        if "cmpl-…" in command:
-            command = command.replace("cmpl-…", self.finished_completion())
+        """Returns a command with README's placeholders filled in, and its ports replaced by that of the one server."""
+        command = command.replace("REPOSITORY", shlex.quote(str(ROOT)))
+        command = command.replace(":8000", f":{self.port}").replace(":8001", f":{self.port}")
         if command.startswith("roost bench serve"):  # its default is README's port
             command = command.replace("bench serve", f"bench serve --url http://127.0.0.1:{self.port}")
         return command
-
-    def finished_completion(self) -> str:
-        """Returns the id of an answer that the server has given."""
-        body = json.dumps({"prompt": "Once", "max_tokens": 4}).encode()
-        headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/v1/completions", body, headers)
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return str(json.load(answer)["id"])
 
     def type(self, command: str, folder: Path | None = None) -> str:
         """Runs a command to its end, which has to be good, and returns what it printed."""
@@ -239,7 +200,12 @@ def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Newcomer:
         pytest.skip("this is no git checkout, which could be cloned")
     if importlib.util.find_spec("ensurepip") is None:
         pytest.skip("this Python makes no environments with pip")
+    uv = shutil.which("uv", path=os.pathsep.join([os.environ["PATH"], str(ROOT / ".venv-uv" / "bin")]))
+    if uv is None:
+        pytest.skip("there is no uv: python3 dev.py test brings it")
     person = Newcomer(tmp_path_factory.mktemp("home"), free_port())
+    (person.home / "bin").mkdir()
+    (person.home / "bin" / "uv").symlink_to(uv)
     (person.home / ".curlrc").write_text("fail-with-body\n")
     person.type(first(CLONE), person.home)
     bring_uncommitted(person.clone)
@@ -271,10 +237,16 @@ def bring_uncommitted(clone: Path) -> None:
 
 
 def lend_packages(environment: Path) -> None:
-    """Makes an environment that sees the packages of ours, but not our Roost, so that pip need not download them."""
+    """Makes an environment that sees the packages of ours, but not our Roost, so that nothing is downloaded: uv and pip
+    find their metadata, and Python finds their modules in our environment."""
     venv.create(environment, with_pip=True)
-    packages = sysconfig.get_path("purelib", vars={"base": str(environment), "platbase": str(environment)})
-    (Path(packages) / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    ours = Path(sysconfig.get_path("purelib"))
+    packages = Path(sysconfig.get_path("purelib", vars={"base": str(environment), "platbase": str(environment)}))
+    (packages / "lent.pth").write_text(f"{ours}\n")
+    for metadata in ours.glob("*.dist-info"):
+        if not metadata.name.startswith(("roost-", "pip-")):
+            shutil.copytree(metadata, packages / metadata.name)
+    (environment / "roost-stamp").write_text("lent")
 
 
 @pytest.fixture(scope="module")

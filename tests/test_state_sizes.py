@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from roost.engine import DeviceFacts, EngineConfig, open_model
-from roost.engine.core.snapshot import Snapshot, SnapshotFormat
+from roost.engine import DeviceFacts, EngineConfig, open_model, state_bytes
 from roost.engine.model.config import PRESETS, ModelConfig
 from roost.engine.prefix_cache.saved_state import SavedState, SavedStateFormat
-from roost.server.commands.plan import print_plan
+from roost.engine.types.snapshot import Snapshot, SnapshotFormat
+from roost.server.commands.plan import compute_plan, print_plan
 from roost.server.run.startup_message import summary
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,7 +34,7 @@ def window_bytes(config: ModelConfig, dtype_bytes: int) -> int:
 
 def sizes(config: ModelConfig, dtype_bytes: int) -> tuple[str, str, str]:
     """The recurrent part, the window and the whole state, as the documentation writes them."""
-    whole, window = config.state_bytes(dtype_bytes), window_bytes(config, dtype_bytes)
+    whole, window = state_bytes(config, dtype_bytes), window_bytes(config, dtype_bytes)
     return f"{(whole - window) / MIB:.2f}", f"{window / MIB:.2f}", f"{whole / MIB:.1f}"
 
 
@@ -83,7 +83,7 @@ def test_the_banner_and_the_plan_say_the_same(model: str, capsys: pytest.Capture
     whole = f"{sizes(PRESETS[model], 2)[2]} MiB"
     lines = summary(open_model(f"random:{model}"), EngineConfig(), 8, model, "", DeviceFacts("cpu", 1, None))
     assert any(whole in line for line in lines)
-    print_plan(f"random:{model}", "v5p", "bfloat16")
+    print_plan(compute_plan(f"random:{model}", "v5p", "bfloat16", None, "data=1,model=1", None))
     assert whole in capsys.readouterr().out
 
 
@@ -97,9 +97,11 @@ def test_an_exported_file_has_the_state_the_tokens_and_a_header(length: int, kep
     block = np.zeros((64, rings, 2, config.head_dim), np.float16)
     shapes = [(array.shape, array.dtype.name) for array in (h, conv)]
     hidden = ((config.width,), "float16")
-    snapshot_format = SnapshotFormat(config.window, *shapes, (block.shape[1:], "float16"), hidden)
+    snapshot_format = SnapshotFormat(
+        config.window, dict(zip(("h", "conv"), shapes, strict=True)), (block.shape[1:], "float16"), hidden
+    )
     kind = SavedStateFormat("demo", config.vocab_size, snapshot_format)
     window = min(kept, config.window)
     state = SavedState.of([1] * length, Snapshot(length, (h, conv), (block,) * (window // 64)))
-    expected = config.state_bytes(2) - window_bytes(config, 2) * (config.window - window) // config.window + 4 * length
+    expected = state_bytes(config, 2) - window_bytes(config, 2) * (config.window - window) // config.window + 4 * length
     assert 0 < len(kind.export(state)) - expected < 1500

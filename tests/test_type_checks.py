@@ -1,5 +1,6 @@
 """Types and shapes are checked in tests, in functions of every call too."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,16 @@ def test_roosts_functions_are_checked() -> None:
         logprobs(jnp.zeros((2, 8)), jnp.zeros(3, jnp.int32), jnp.zeros((2, 0), jnp.int32))
     with pytest.raises(TypeCheckError):
         max_last([1.0])  # type: ignore[arg-type]
+
+
+def test_all_modules_with_shapes_are_checked(pytestconfig: pytest.Config) -> None:
+    """Other modules are left out: a check takes longer than most of the scheduler's functions."""
+    root = pytestconfig.rootpath
+    *packages, _ = pytestconfig.getoption("jaxtyping_packages").split(",")
+    for path in (each for room in ("engine", "kernels", "server") for each in (root / room).rglob("*.py")):
+        module = ".".join(("roost", *path.relative_to(root).with_suffix("").parts))
+        if re.search(r"^from jaxtyping import", path.read_text(), re.MULTILINE):
+            assert any(f"{module}.".startswith(f"{package}.") for package in packages), module
 
 
 def test_each_time_a_function_is_defined() -> None:

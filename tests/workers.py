@@ -42,7 +42,7 @@ APART: Final = (
 )
 """Paths of the files whose tests each start servers of their own."""
 
-FIRST: Final = "tests/e2e/test_soak.py"
+FIRST: Final = "tests/robust/test_soak.py"
 """Path of a file that takes two minutes on any machine, and so would end last."""
 
 

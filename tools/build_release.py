@@ -36,6 +36,7 @@ PLATFORM: Final = "manylinux_2_34_x86_64"
 NATIVE: Final = "roost/kernels/native/_cpu.abi3.so"
 DATA: Final = (
     "roost/__init__.py",
+    "roost/configs/calibration/text.txt",
     "roost/configs/demo/config.json",
     "roost/configs/demo/model.safetensors",
     "roost/kernels/native/csrc/handlers.cc",
@@ -123,7 +124,7 @@ def builder(epoch: int) -> dict[str, str]:
 
 def build(tree: Path, folder: Path, epoch: int, *options: str) -> Path:
     """Builds one file from a tree, with the locked tools of this environment, and returns it."""
-    command = [sys.executable, "-P", "-m", "build", "--no-isolation", "--outdir", folder, *options, tree]
+    command = [sys.executable, "-P", "-m", "build", "--no-isolation", "--outdir", str(folder), *options, str(tree)]
     run(command, folder=tree.parent, environment=builder(epoch))
     (built,) = folder.iterdir()
     return built

@@ -1,4 +1,4 @@
-"""Draws the documentation's pictures: the rooms and their imports, a request's way, and a state beside KV caches.
+"""Draws the documentation's pictures: what Roost is, the rooms and their imports, a request's way, sizes and speeds.
 
     python tools/draw_pictures.py
 
@@ -8,16 +8,19 @@ from the code.
 
 import ast
 import itertools
+import json
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from roost.engine.model.config import PRESETS
+from roost.engine.model.state_layout import state_bytes
 
 sys.path.append(str(Path(__file__).parent))  # for an interpreter with -P
+from draw_overview import draw_overview
 from svg import arrow, box, picture, text
 
 ROOT: Final = Path(__file__).parents[1]
@@ -111,7 +114,7 @@ def levels(edges: Edges) -> list[list[str]]:
 
 
 def draw_rooms() -> str:
-    """Returns the picture of the rooms: arrows are imports, and all of them point down."""
+    """Returns the picture of the rooms: arrows are imports, and all of them point down. Features have short names."""
     edges = without_detours(room_imports())
     width, step, y0 = 1080.0, 58.0, 60.0
     centres: dict[str, tuple[float, float]] = {}
@@ -127,8 +130,9 @@ def draw_rooms() -> str:
             (x1, y1), (x2, y2) = centres[name], centres[target]
             parts.append(arrow(x1, y1 + 26, x2, y2))
     for name, (x, y) in centres.items():
-        size = 8 * len(name) + 16
-        parts += [box(x - size / 2, y, size, 26), text(x, y + 18, name, anchor="middle")]
+        label = name.removeprefix("server/features/")
+        size = 7 * len(label) + 14
+        parts += [box(x - size / 2, y, size, 26), text(x, y + 18, label, anchor="middle")]
     height = max(y for _, y in centres.values()) + 50
     return picture(
         width, height, "Rooms of Roost; an arrow is an import, without those that a longer way replaces", parts
@@ -197,27 +201,26 @@ def draw_request() -> str:
 
 def draw_state() -> str:
     """Returns bars, to scale, of the state of 2B and of a transformer's KV cache at several lengths."""
-    state = PRESETS["2b"].state_bytes(2) / 2**20
+    state = state_bytes(PRESETS["2b"], 2) / 2**20
     per_token = 18 * 2 * 256 * 2  # Gemma 2B: 18 layers, one head of 256 for keys and one for values, bfloat16
     lengths = {"1 K tokens": 2**10, "8 K tokens": 2**13, "100 K tokens": 100_000}
     bars = [("RecurrentGemma 2B, any length", state, "mark")]
     bars += [(f"Gemma 2B, {name}", count * per_token / 2**20, "other") for name, count in lengths.items()]
-    scale = 700 / max(size for _, size, _ in bars)
+    scale = 330 / max(size for _, size, _ in bars)
     parts = []
     for number, (name, size, kind) in enumerate(bars):
         y = 58 + number * 46
         parts += [text(20, y, name), box(20, y + 8, max(size * scale, 1), 16, kind)]
         parts.append(text(28 + size * scale, y + 21, f"{size:,.1f} MiB", "small"))
-    parts.append(
-        text(20, 250, "Memory of one request in bfloat16, to scale. Computed from the models' shapes.", "small")
-    )
-    return picture(840, 265, "A state of fixed size beside a KV cache", parts)
+    parts.append(text(20, 250, "Memory of one request in bfloat16, to scale.", "small"))
+    parts.append(text(20, 266, "Computed from the models' shapes.", "small"))
+    return picture(440, 280, "A state of fixed size beside a KV cache", parts)
 
 
 # --- speed against length
 
-_CHART: Final = (70.0, 90.0, 560.0, 260.0)
-"""Left, top, width and height of the chart's plane."""
+_CHART: Final = (48.0, 88.0, 300.0, 230.0)
+"""Left, top, width and height of the chart's plane, which leave its words readable on a phone."""
 
 
 def draw_lengths(document: Mapping[str, Any]) -> str:
@@ -236,22 +239,40 @@ def draw_lengths(document: Mapping[str, Any]) -> str:
     def y_of(speed: float) -> float:
         return top + height * (1 - speed / levels[-1])
 
-    parts = [text(20, 52, f"Tokens per second of {options['rows']} streams together", "small")]
+    parts = [text(20, 50, f"Tokens per second of {options['rows']} streams together", "small")]
+    parts += _owners(document["curves"])
     for level in levels:
         parts.append(f'<path class="grid" d="M{left:g},{y_of(level):.1f} h{width:g}"/>')
         parts.append(text(left - 8, y_of(level) + 4, f"{level:,.0f}", "small", "end"))
     for x, length in zip(xs, options["lengths"], strict=True):
         parts.append(text(x, top + height + 18, f"{length:,}", "small", "middle"))
-    parts.append(text(left + width / 2, top + height + 38, "tokens of each stream", "small", "middle"))
+    parts.append(text(left + width / 2, top + height + 36, "tokens of each stream", "small", "middle"))
     ends = _apart({name: y_of(curve[-1]) for name, curve in document["curves"].items()}, 16)
     for name, curve in document["curves"].items():
-        kind = "ours" if name.startswith("Roost") else "theirs"
         points = " L".join(f"{x:.1f},{y_of(speed):.1f}" for x, speed in zip(xs, curve, strict=True))
-        parts.append(f'<path class="curve {kind}" d="M{points}"/>')
-        parts.append(text(left + width + 10, ends[name] + 4, f"{name}: {curve[-1]:,.0f}"))
-    where = f"{machine['cpu']}, {options['threads']} cores; {document['started'][:10]}, tree {document['tree']}"
-    parts.append(text(20, top + height + 62, where, "small"))
-    return picture(left + width + 240, top + height + 78, "Speed against generated length", parts)
+        parts.append(f'<path class="curve {_kind(name)}" d="M{points}"/>')
+        parts.append(text(left + width + 8, ends[name] - 4, f"{name.partition(', ')[2]}: {curve[-1]:,.0f}"))
+    parts.append(text(20, top + height + 58, f"{machine['cpu']}, {options['threads']} cores", "small"))
+    parts.append(text(20, top + height + 74, f"{document['started'][:10]}, tree {document['tree']}", "small"))
+    return picture(440, top + height + 88, "Speed against generated length", parts)
+
+
+def _owners(names: Iterable[str]) -> Iterator[str]:
+    """Yields the legend: who is measured, each in the colour of its curves."""
+    x = 20.0
+    for owner in dict.fromkeys(name.partition(", ")[0] for name in names):
+        yield f'<path class="curve {_kind(owner)}" d="M{x:g},68 h20"/>'
+        yield text(x + 26, 72, owner)
+        x += 60 + 8 * len(owner)
+
+
+def _kind(name: str) -> str:
+    return "ours" if name.startswith("Roost") else "theirs"
+
+
+def draw_measured_lengths() -> str:
+    """Returns the chart of what `benchmarks/length.json` holds."""
+    return draw_lengths(json.loads((ROOT / "benchmarks" / "length.json").read_text()))
 
 
 def _round_step(step: float) -> float:
@@ -268,7 +289,13 @@ def _apart(places: Mapping[str, float], gap: float) -> Mapping[str, float]:
     return moved
 
 
-PICTURES: Final = {"rooms.svg": draw_rooms, "request.svg": draw_request, "state.svg": draw_state}
+PICTURES: Final = {
+    "roost.svg": draw_overview,
+    "rooms.svg": draw_rooms,
+    "request.svg": draw_request,
+    "state.svg": draw_state,
+    "length.svg": draw_measured_lengths,
+}
 
 
 def main() -> None:

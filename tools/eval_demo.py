@@ -115,16 +115,14 @@ async def ask_all(url: str, questions: Sequence[Question], concurrency: int) -> 
 async def _first_model(client: httpx.AsyncClient) -> str:
     response = await client.get("/v1/models")
     response.raise_for_status()
-    model: str = response.json()["data"][0]["id"]
-    return model
+    return response.json()["data"][0]["id"]
 
 
 async def _ask(client: httpx.AsyncClient, model: str, question: Question) -> str:
     body = {"model": model, "messages": question.messages, "temperature": 0, "max_tokens": MAX_TOKENS}
     response = await client.post("/v1/chat/completions", json=body)
     response.raise_for_status()
-    answer: str = response.json()["choices"][0]["message"]["content"]
-    return answer
+    return response.json()["choices"][0]["message"]["content"]
 
 
 TOTALS: Final[Mapping[str, Callable[[Question], bool]]] = {

@@ -1,4 +1,4 @@
-"""Writes the pages of docs/reference/ that follow from the code: settings, endpoints, errors and metrics.
+"""Writes the pages of docs/reference/ that follow from the code: settings, endpoints, commands, Python names …
 
     python tools/reference_pages.py
 
@@ -8,22 +8,31 @@
 import argparse
 import itertools
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final, cast
 
 from prometheus_client import CollectorRegistry
-from roost.engine import EngineStats
+from roost.engine import DraftCounts, EngineStats
 from roost.server.app import create_app
 from roost.server.errors.kinds import KINDS, ErrorKind
 from roost.server.feature import load_features
 from roost.server.features.anthropic.errors import anthropic_type
+from roost.server.generation.admissions import Admissions
 from roost.server.generation.service import Service
 from roost.server.http.open_connections import OpenConnections
 from roost.server.observability.metrics import Metrics
-from roost.server.settings import SettingReference, settings_reference
+from roost.server.observability.store_metrics import DatabaseCollector
+from roost.server.settings import SettingReference, foreign_flags, settings_reference
 from roost.server.terminal.failure import EXIT_STATUSES
+
+sys.path.append(str(Path(__file__).parent))  # for an interpreter with -P
+from markdown_tables import code, row, rule, wide_table
+from reference_commands import commands_page
+from reference_python import python_page
 
 FOLDER: Final = Path(__file__).parents[1] / "docs" / "reference"
 
@@ -42,8 +51,25 @@ def settings_page() -> str:
         "of them matter.",
     ]
     for group, settings in itertools.groupby(settings_reference(), lambda each: each.group):
-        head = _row("flag", "environment, TOML key", "default", "meaning")
-        lines += ["", f"## {group}", "", *_wide_table(head, map(_setting_row, settings))]
+        head = row("flag", "environment, TOML key", "default", "meaning")
+        lines += ["", f"## {group}", "", *wide_table(head, map(_setting_row, settings))]
+    return _page(lines)
+
+
+def other_servers_page() -> str:
+    """Returns the page of flags of other servers."""
+    lines = [
+        _NOTE,
+        "",
+        "# Flags of vLLM and llama.cpp",
+        "",
+        "What to do instead of each. `roost serve` says the same in one line. `LLM` and `EngineArgs` of the Python API",
+        "take vLLM's keywords where a value means the same or changes nothing. A context length, memory for a growing",
+        "cache, and preemption have no flags here, because a request's state has one size.",
+    ]
+    for owner, flags in foreign_flags().items():
+        lines += ["", f"## {owner}", "", row("flag", "here"), rule(2)]
+        lines += [row(f"`{flag}`", instead) for flag, instead in sorted(flags.items())]
     return _page(lines)
 
 
@@ -51,15 +77,15 @@ def _setting_row(setting: SettingReference) -> str:
     words = [setting.flag]
     if setting.kind is not bool and setting.metavar and setting.metavar != setting.flag:
         words.append(setting.metavar)
-    flag = " ".join(words)
-    # A bar would end the cell, and not all renderers take an escape within backticks.
-    flag = f"<code>{flag.replace('|', '&#124;')}</code>" if "|" in flag else f"`{flag}`"
-    return _row(flag, f"`{setting.variable}`, `{setting.name}`", setting.default or "–", setting.help)
+    return row(code(" ".join(words)), f"`{setting.variable}`, `{setting.name}`", setting.default or "–", setting.help)
 
 
 def endpoints_page() -> str:
     """Returns the page of all endpoints, of their parameters, and of the fields of their bodies."""
-    service = SimpleNamespace(open_requests=None, model=SimpleNamespace(id=""))
+    metrics = SimpleNamespace(http=None)
+    service = SimpleNamespace(
+        open_requests=None, model=SimpleNamespace(id=""), admissions=Admissions(), metrics=metrics
+    )
     document = create_app(cast(Service, service), features=()).openapi()
     schemas: Mapping[str, Any] = document["components"]["schemas"]
     operations = {
@@ -76,9 +102,9 @@ def endpoints_page() -> str:
         "out, and what happens to fields that aren't listed here. [Errors](errors.md) lists the statuses. `null` means",
         "the same as leaving a field out.",
         "",
-        *_wide_table(
-            _row("path", "meaning"),
-            (_row(f"`{name}`", _first_line(operation)) for name, operation in operations.items()),
+        *wide_table(
+            row("path", "meaning"),
+            (row(f"`{name}`", _first_line(operation)) for name, operation in operations.items()),
         ),
     ]
     bodies: dict[str, list[str]] = {}
@@ -101,14 +127,14 @@ def _field_rows(schema: Mapping[str, Any], schemas: Mapping[str, Any]) -> Iterat
     rows = []
     for name, field in sorted(schema.get("properties", {}).items(), key=lambda each: each[0] not in required):
         default = "required" if name in required else _default(field)
-        rows.append(_row(f"`{name}`", _type(field, schemas), default, field.get("description", "")))
-    return _wide_table(_row("field", "type", "default", "meaning"), rows)
+        rows.append(row(f"`{name}`", _type(field, schemas), default, field.get("description", "")))
+    return wide_table(row("field", "type", "default", "meaning"), rows)
 
 
 def _parameters(operations: Mapping[str, Any], schemas: Mapping[str, Any]) -> Iterator[str]:
     """Yields the section about parameters in URLs. Ids in paths need no words."""
     rows = [
-        _row(
+        row(
             f"`{each['name']}`",
             _type(each["schema"], schemas),
             _default(each["schema"]),
@@ -120,7 +146,7 @@ def _parameters(operations: Mapping[str, Any], schemas: Mapping[str, Any]) -> It
         if each["in"] == "query"
     ]
     yield from ("", "## Parameters in the URL", "")
-    yield from _wide_table(_row("parameter", "type", "default", "meaning", "endpoint"), rows)
+    yield from wide_table(row("parameter", "type", "default", "meaning", "endpoint"), rows)
 
 
 def _responses(operations: Mapping[str, Any], schemas: Mapping[str, Any]) -> Iterator[str]:
@@ -136,9 +162,9 @@ def _responses(operations: Mapping[str, Any], schemas: Mapping[str, Any]) -> Ite
                     endpoints.setdefault(each, []).append(name)
     for schema, names in endpoints.items():
         yield from ("", f"### {schema}", "", f"In the response of {', '.join(f'`{each}`' for each in names)}:")
-        yield from ("", _row("field", "type", "meaning"), _rule(3))
+        yield from ("", row("field", "type", "meaning"), rule(3))
         for name, field in schemas[schema]["properties"].items():
-            yield _row(f"`{name}`", _type(field, schemas), field["description"])
+            yield row(f"`{name}`", _type(field, schemas), field["description"])
 
 
 def _objects_in(bodies: Iterable[str], schemas: Mapping[str, Any]) -> Sequence[str]:
@@ -246,9 +272,9 @@ def errors_page() -> str:
     kinds = sorted(KINDS, key=lambda each: each.status)
     lines = [_NOTE, *_ERRORS_START.splitlines()]
     for title in dict.fromkeys(each.type for each in kinds):
-        head = _row("code", "status", "headers", "when", "what to do")
+        head = row("code", "status", "headers", "when", "what to do")
         rows = [_error_row(each) for each in kinds if each.type == title]
-        lines += ["", f"## `{title}`", "", *_wide_table(head, rows)]
+        lines += ["", f"## `{title}`", "", *wide_table(head, rows)]
     lines += [
         *_RETRIES.splitlines(),
         "",
@@ -256,10 +282,10 @@ def errors_page() -> str:
         "",
         "`/v1/messages` returns the same errors in Anthropic's shape. Their `type` follows from the status:",
         "",
-        _row("status", "type"),
-        _rule(2),
+        row("status", "type"),
+        rule(2),
     ]
-    lines += [_row(str(each), f"`{anthropic_type(each)}`") for each in dict.fromkeys(kind.status for kind in kinds)]
+    lines += [row(str(each), f"`{anthropic_type(each)}`") for each in dict.fromkeys(kind.status for kind in kinds)]
     lines += [
         "",
         "## Exit statuses of commands",
@@ -267,23 +293,26 @@ def errors_page() -> str:
         "A command that fails prints one line, `roost: …`, on stderr, or one JSON object with `--log-format json`. A",
         "traceback is a bug.",
         "",
-        _row("status", "meaning"),
-        _rule(2),
+        row("status", "meaning"),
+        rule(2),
     ]
-    return _page([*lines, *(_row(str(status), meaning) for status, meaning in EXIT_STATUSES.items())])
+    return _page([*lines, *(row(str(status), meaning) for status, meaning in EXIT_STATUSES.items())])
 
 
 def _error_row(kind: ErrorKind) -> str:
     shown = {"x-should-retry": "x-should-retry: false", "connection": "connection: close"}
     headers = ", ".join(f"`{shown.get(each, each)}`" for each in kind.headers if each != "retry-after-ms")
-    return _row(f"`{kind.code}`" if kind.code else "–", str(kind.status), headers or "–", kind.when, kind.fix)
+    return row(f"`{kind.code}`" if kind.code else "–", str(kind.status), headers or "–", kind.when, kind.fix)
 
 
 def metrics_page() -> str:
     """Returns the page of all metrics, under Roost's names and under vLLM's."""
-    metrics = Metrics(EngineStats, tenants=("TENANT",), connections=OpenConnections(1).counts_by_port)
+    stats = partial(EngineStats, drafts=DraftCounts(accepted=(0,)))
+    metrics = Metrics(stats, tenants=("TENANT",), connections=OpenConnections(1).counts_by_port)
     for collector in (each for feature in load_features() for each in feature.unused_collectors()):
         metrics.registry.register(collector)
+    metrics.http.count("PATH", "GET", 200)
+    metrics.registry.register(DatabaseCollector(lambda: {"FEATURE": True}))
     lines = [
         _NOTE,
         "",
@@ -296,16 +325,22 @@ def metrics_page() -> str:
         "",
         *_metric_rows(metrics.registry, "roost_"),
         "",
+        "## HTTP and the process",
+        "",
+        "Under the names of prometheus-fastapi-instrumentator and of Prometheus' own clients:",
+        "",
+        *_metric_rows(metrics.registry, ("http_", "process_")),
+        "",
         "## vLLM's names",
         "",
         "With `--metrics-compat vllm`, for its dashboards and autoscalers and for the Gateway API Inference Extension:",
         "",
-        *_metric_rows(Metrics(EngineStats, vllm_model="MODEL").registry, "vllm:"),
+        *_metric_rows(Metrics(stats, vllm_model="MODEL").registry, "vllm:"),
     ]
     return _page(lines)
 
 
-def _metric_rows(registry: CollectorRegistry, prefix: str) -> Iterator[str]:
+def _metric_rows(registry: CollectorRegistry, prefix: str | tuple[str, ...]) -> Iterator[str]:
     rows = []
     for metric in sorted(registry.collect(), key=lambda each: each.name):
         if not metric.name.startswith(prefix):
@@ -313,22 +348,9 @@ def _metric_rows(registry: CollectorRegistry, prefix: str) -> Iterator[str]:
         name = f"{metric.name}_total" if metric.type == "counter" else metric.name
         labels = sorted({label for sample in metric.samples for label in sample.labels} - {"le"})
         rows.append(
-            _row(f"`{name}`", metric.type, ", ".join(f"`{each}`" for each in labels) or "–", metric.documentation)
+            row(f"`{name}`", metric.type, ", ".join(f"`{each}`" for each in labels) or "–", metric.documentation)
         )
-    return _wide_table(_row("metric", "type", "labels", "meaning"), rows)
-
-
-def _wide_table(head: str, rows: Iterable[str]) -> Iterator[str]:
-    """Yields a table of which the site shows each row as a block where the screen is narrow."""
-    yield from ('<div class="wide" markdown>', "", head, _rule(head.count(" | ") + 1), *rows, "", "</div>")
-
-
-def _rule(columns: int) -> str:
-    return "|" + " --- |" * columns
-
-
-def _row(*cells: str) -> str:
-    return f"| {' | '.join(cell.replace(chr(10), ' ') for cell in cells)} |"
+    return wide_table(row("metric", "type", "labels", "meaning"), rows)
 
 
 def _page(lines: Iterable[str]) -> str:
@@ -340,6 +362,9 @@ PAGES: Final = {
     "endpoints.md": endpoints_page,
     "errors.md": errors_page,
     "metrics.md": metrics_page,
+    "other-servers.md": other_servers_page,
+    "commands.md": lambda: _page([_NOTE, *commands_page()]),
+    "python.md": lambda: _page([_NOTE, *python_page()]),
 }
 
 

@@ -28,7 +28,7 @@ import httpx
 import roost.server
 from roost.server.__main__ import main as run_roost
 
-ROOT: Final = os.path.dirname(os.path.dirname(os.path.realpath(roost.server.__file__)))
+ROOT: Final = os.path.dirname(os.path.dirname(os.path.abspath(roost.server.__file__)))  # as code objects name it
 ROOMS: Final = tuple(os.path.join(ROOT, room, "") for room in ("server", "engine", "kernels"))
 
 _TOOL: Final = sys.monitoring.PROFILER_ID

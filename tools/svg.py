@@ -13,6 +13,8 @@ text { font: 13px system-ui, sans-serif; fill: #1f2328; }
 .other { fill: #afb8c1; }
 .line { stroke: #8c959f; fill: none; }
 .head { fill: #8c959f; }
+.inside { fill: #ffffff; font-weight: 600; }
+.step { fill: #ddf4ff; stroke: #54aeff; }
 .curve { fill: none; stroke-width: 2.5; }
 .ours { stroke: #0969da; }
 .theirs { stroke: #8c959f; }
@@ -21,10 +23,12 @@ text { font: 13px system-ui, sans-serif; fill: #1f2328; }
   text { fill: #e6edf3; }
   .small { fill: #9198a1; }
   .box { fill: #21262d; stroke: #6e7681; }
-  .mark { fill: #4493f8; }
+  .mark { fill: #1f6feb; }
   .other { fill: #484f58; }
   .line { stroke: #6e7681; }
   .head { fill: #6e7681; }
+  .inside { fill: #ffffff; }
+  .step { fill: #121d2f; stroke: #1f6feb; }
   .ours { stroke: #4493f8; }
   .theirs { stroke: #9198a1; }
   .grid { stroke: #3d444d; }
@@ -33,10 +37,11 @@ text { font: 13px system-ui, sans-serif; fill: #1f2328; }
 
 
 def picture(width: float, height: float, title: str, parts: Iterable[str]) -> str:
-    """Returns an SVG with a title."""
+    """Returns an SVG with a title. Pages show it at its own size, or smaller where they are narrower."""
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" role="img">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}" height="{height:g}" '
+            f'viewBox="0 0 {width:g} {height:g}" role="img">',
             f"<title>{html.escape(title)}</title>",
             f"<style>\n{_STYLE}</style>",
             '<defs><marker id="head" markerWidth="8" markerHeight="8" refX="7" refY="3" orient="auto">'

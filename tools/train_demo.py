@@ -29,7 +29,7 @@ from typing import Any, Final, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax  # type: ignore[import-untyped]
+import optax
 import sentencepiece
 from flax import nnx
 from rich.console import Console

@@ -18,7 +18,7 @@ from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
 PAD = 0
 
 
-class Clock(transformers.StoppingCriteria):  # type: ignore[misc]
+class Clock(transformers.StoppingCriteria):
     """Records when each token arrived, and stops nothing."""
 
     def __init__(self) -> None:

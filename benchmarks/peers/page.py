@@ -14,8 +14,8 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
 from svg import box, picture, text
 
 HEAD = ("", "ours", "theirs", "ratio", "goal", "stretch", "")
-BAR = 24.0
-"""Height of a bar in the picture, with the space below it."""
+BAR = 34.0
+"""Height of a bar in the picture, with its name above it and the space below."""
 
 # --- numbers for readers
 
@@ -312,15 +312,19 @@ def draw(document: Mapping[str, Any]) -> str | None:
     for title, found in panels.items():
         parts.append(text(20, y, f"{title}: tokens per second"))
         for place, (name, value) in enumerate(found.items()):
-            top, kind = y + 12 + BAR * place, "mark" if name.startswith("Roost") else "other"
-            width = 380 * value / max(found.values())
-            parts += [text(390, top + 14, name, anchor="end"), box(400, top, max(width, 1), 18, kind)]
-            parts.append(text(408 + width, top + 14, f"{value:,.0f}", "small"))
+            top, kind = y + 22 + BAR * place, "mark" if name.startswith("Roost") else "other"
+            width = 340 * value / max(found.values())
+            parts += [text(20, top, name, "small"), box(20, top + 5, max(width, 1), 12, kind)]
+            parts.append(text(28 + width, top + 15, f"{value:,.0f}", "small"))
         y += 46 + BAR * len(found)
     machine = f"{document['machine']['cpu']}, {document['options']['threads']} cores"
-    where = f"{machine}; {document['started'][:10]}, tree {document['tree']}"
-    parts += [text(20, 46, "More is better.", "small"), text(20, y - 10, where, "small")]
-    return picture(860, y + 4, "Roost beside its peers", parts)
+    where = f"{document['started'][:10]}, tree {document['tree']}"
+    parts += [
+        text(20, 46, "More is better.", "small"),
+        text(20, y - 10, machine, "small"),
+        text(20, y + 6, where, "small"),
+    ]
+    return picture(440, y + 20, "Roost beside its peers", parts)
 
 
 def draw_targets(document: Mapping[str, Any]) -> str | None:

@@ -1,31 +1,39 @@
 """Checkpoints: their formats and layouts on disk, and loading, placing and converting them."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from ..model.config import ModelConfig
-from .format import CheckpointFormat
+from .flax_msgpack import FLAX_MSGPACK
+from .format import CheckpointFormat, WritableFormat
+from .lora import Adapter, merged
 from .orbax import ORBAX
 from .safetensors_files import SAFETENSORS
 from .tensors import Tensors
 
-__all__ = ["FORMATS", "Tensors", "open_tensors"]
+__all__ = ["FORMATS", "WRITABLE_FORMATS", "Tensors", "open_tensors"]
 
-FORMATS: Final[Mapping[str, CheckpointFormat]] = {kind.name: kind for kind in (SAFETENSORS, ORBAX)}
+WRITABLE_FORMATS: Final[Mapping[str, WritableFormat]] = {kind.name: kind for kind in (SAFETENSORS, ORBAX)}
+"""Formats of `roost convert`, by name."""
+
+FORMATS: Final[Mapping[str, CheckpointFormat]] = {**WRITABLE_FORMATS, FLAX_MSGPACK.name: FLAX_MSGPACK}
 """Supported formats by name. The first one that finds a checkpoint in a folder opens it."""
 
 
-def open_tensors(weights: Sequence[Path], config: ModelConfig) -> AbstractContextManager[Tensors]:
-    """Opens the tensors of a checkpoint in any format.
+@contextmanager
+def open_tensors(weights: Sequence[Path], config: ModelConfig, adapters: Sequence[Adapter] = ()) -> Iterator[Tensors]:
+    """Yields the tensors of a checkpoint in any format, which are read on demand.
 
     Args:
       weights: The checkpoint's files or folders, from `ModelSource`.
       config: The model's config.
+      adapters: Adapters that are merged into the tensors, in order.
 
     Raises:
-      CheckpointError: On entering the context, if a file is broken.
+      CheckpointError: A file is broken, or an adapter does not fit the checkpoint.
     """
     kind = next(kind for kind in FORMATS.values() if kind.owns(weights))
-    return kind.open(weights, config)
+    with kind.open(weights, config) as tensors, merged(tensors, config, adapters) as sums:
+        yield sums

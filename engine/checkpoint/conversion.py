@@ -4,22 +4,24 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import ml_dtypes
 import numpy as np
 
-from ..core.errors import CheckpointError
-from ..core.units import shown_bytes
 from ..model.config import ModelConfig
-from . import FORMATS, open_tensors
-from .format import CheckpointFormat
-from .layout import tensor_specs
-from .precision import in_precision
+from ..model.griffin import check_int4_inputs
+from ..types.config import Quantization
+from ..types.errors import CheckpointError
+from ..types.units import shown_bytes
+from . import WRITABLE_FORMATS, open_tensors
+from .calibration import Calibration
+from .format import WritableFormat
+from .precision import in_dtype, in_int4, in_int8
 from .source import ModelSource
 from .tensors import StoredTensor, Tensors, bytes_of
 from .weights import Checkpoint
@@ -62,31 +64,35 @@ def convert(
     destination: Path,
     *,
     dtype: str | None = None,
-    quantize: Literal["int8"] | None = None,
+    quantize: Quantization | None = None,
+    texts: Sequence[Sequence[int]] | None = None,
     to: str = "hf",
     progress: Progress | None = None,
 ) -> Converted:
-    """Writes a checkpoint in another format or precision; the destination appears only if it is whole and verified.
+    """Writes a checkpoint in another format or precision. The destination appears only once it is complete and
+    verified.
 
     Args:
-      source: Model to convert.
       destination: Folder that does not exist yet.
       dtype: "float32" or "bfloat16"; None keeps each tensor's dtype.
-      quantize: "int8" or None.
-      to: Name of the format, one of `FORMATS`.
+      quantize: "int8", "int4" or None. Without texts, int4 gives the bytes that loading with it does.
+      texts: Token ids of sample texts, `TEXT_TOKENS` of each, for whose activations int4 is calibrated; None searches
+        scales without data, as loading does.
+      to: Name of the format, one of `WRITABLE_FORMATS`.
       progress: Callback for progress.
 
     Raises:
+      ConfigError: Int4 does not take the sizes of the model's matrices.
       CheckpointError: The source cannot be read, the destination cannot be written, or the written tensors differ when
         read again.
     """
-    kind = FORMATS[to]
+    kind = WRITABLE_FORMATS[to]
     _check_options(source, dtype, quantize, kind)
     report = progress or (lambda stage, done, total: None)
-    with open_tensors(source.weights, source.config) as stored:
+    with open_tensors(source.weights, source.config, source.adapters) as stored:
         checkpoint = Checkpoint(source.config, stored)
         target = None if dtype is None else _DTYPES[dtype]
-        tensors = in_precision(stored, tensor_specs(source.config), target, int8=quantize is not None)
+        tensors = _converted(checkpoint, stored, source.config, target, quantize, texts)
         config = replace(source.config, dtype=dtype or checkpoint.dtype, quantize=quantize or source.config.quantize)
         with _new_folder(destination, sum(t.num_bytes for t in tensors.values())) as folder:
             written = _write(folder, tensors, config, kind, report)
@@ -96,24 +102,45 @@ def convert(
     return Converted(written, sum(t.num_bytes for t in tensors.values()))
 
 
+def _converted(
+    checkpoint: Checkpoint,
+    tensors: Tensors,
+    config: ModelConfig,
+    dtype: np.dtype[Any] | None,
+    quantize: Quantization | None,
+    texts: Sequence[Sequence[int]] | None,
+) -> Tensors:
+    if quantize == "int4":
+        return in_int4(
+            tensors, config, dtype, None if texts is None else Calibration(checkpoint, config, texts).quantize
+        )
+    return (in_dtype if quantize is None else in_int8)(tensors, config, dtype)
+
+
 def fingerprint(digests: Mapping[str, str]) -> str:
     """Returns the hash of all tensors' digests, by name."""
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _check_options(source: ModelSource, dtype: str | None, quantize: str | None, kind: CheckpointFormat) -> None:
+def _check_options(source: ModelSource, dtype: str | None, quantize: str | None, kind: WritableFormat) -> None:
     if source.is_random:
         raise CheckpointError(f"{source.name}: random weights are no checkpoint that could be converted")
-    is_int8 = source.config.quantize is not None
-    if is_int8 and (dtype is not None or quantize is not None):
-        raise CheckpointError(f"{source.name}: is stored in int8 already; convert the original checkpoint instead")
-    if not kind.has_int8 and (is_int8 or quantize is not None):
-        raise CheckpointError(f"{kind.title} has no int8; use --format hf")
+    stored = source.config.quantize
+    if stored is not None and (dtype is not None or quantize is not None):
+        raise CheckpointError(f"{source.name}: is stored in {stored} already; convert the original checkpoint instead")
+    if quantize == "int4":
+        check_int4_inputs(source.config)
+    if not kind.has_key_heads and source.config.num_key_heads > 1:
+        raise CheckpointError(
+            f"{kind.title} has one key head, but num_key_value_heads is {source.config.num_key_heads}; use --format hf"
+        )
+    if not kind.has_quantized and (stored or quantize) is not None:
+        raise CheckpointError(f"{kind.title} has no {stored or quantize}; use --format hf")
 
 
 @contextmanager
 def _new_folder(destination: Path, num_bytes: int) -> Iterator[Path]:
-    """Yields a folder beside the destination that is renamed to it on success and deleted on failure."""
+    """Yields a new folder, which is renamed to the destination on success, and deleted on failure."""
     if destination.exists():
         raise CheckpointError(f"{destination}: is there already; name a folder that does not exist")
     parent = destination.resolve().parent
@@ -132,7 +159,7 @@ def _new_folder(destination: Path, num_bytes: int) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write(folder: Path, tensors: Tensors, config: ModelConfig, kind: CheckpointFormat, report: Progress) -> str:
+def _write(folder: Path, tensors: Tensors, config: ModelConfig, kind: WritableFormat, report: Progress) -> str:
     """Writes the tensors and returns their fingerprint."""
     digests: dict[str, str] = {}
     hashed = {name: _hashed(tensor, digests) for name, tensor in tensors.items()}
@@ -141,7 +168,7 @@ def _write(folder: Path, tensors: Tensors, config: ModelConfig, kind: Checkpoint
     return fingerprint(digests)
 
 
-def _read_again(folder: Path, kind: CheckpointFormat, report: Progress) -> str:
+def _read_again(folder: Path, kind: WritableFormat, report: Progress) -> str:
     """Returns the fingerprint of the written checkpoint, found and opened as a server would."""
     found = kind.find(folder)
     assert found is not None
@@ -174,7 +201,7 @@ def _hashed(tensor: StoredTensor, digests: dict[str, str]) -> StoredTensor:
     return replace(tensor, open=open_tensor)
 
 
-def _write_other_files(folder: Path, source: ModelSource, config: ModelConfig, kind: CheckpointFormat) -> None:
+def _write_other_files(folder: Path, source: ModelSource, config: ModelConfig, kind: WritableFormat) -> None:
     """Writes the config, and copies the tokenizer and generation defaults."""
     for name in _TEXT_FILES:
         if source.directory is not None and (source.directory / name).is_file():
@@ -184,7 +211,7 @@ def _write_other_files(folder: Path, source: ModelSource, config: ModelConfig, k
 
 
 def _with_token_ids(fields: Mapping[str, Any], source: ModelSource) -> dict[str, Any]:
-    """Returns config fields with the special tokens that the source's own config names."""
+    """Returns config fields with the special tokens that the source's config names."""
     path = None if source.directory is None else source.directory / "config.json"
     if path is None or not path.is_file():
         return dict(fields)

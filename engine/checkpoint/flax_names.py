@@ -1,12 +1,17 @@
 """Names and layouts of official Flax checkpoints, as views of their arrays in Hugging Face's layout."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Literal
 
-from ..model.config import BlockType, ModelConfig
+import numpy as np
+
+from ..model.config import ModelConfig
+from ..types.errors import CheckpointError
 from .layout import TensorSpec, tensor_specs
+from .tensors import BFLOAT16
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,12 +21,12 @@ class FlaxView:
     Attributes:
       key: Name of the array: its path joined by dots.
       index: Index into the leading axes of an array that holds two tensors, such as [2, D, F] or [2, 1, 1, F].
-      turn: Difference of the layouts: none, transposed, or taps, where [K, E] stands for [E, 1, K].
+      turn: Difference of the layouts: none, transposed, or depthwise, where [K, E] stands for [E, 1, K].
     """
 
     key: str
     index: tuple[int, ...] = ()
-    turn: Literal["none", "transposed", "taps"] = "none"
+    turn: Literal["none", "transposed", "depthwise"] = "none"
 
     def of(self, array: Any) -> Any:
         """Returns the tensor as a view of the array, which may be NumPy's or TensorStore's.
@@ -32,7 +37,14 @@ class FlaxView:
         part = array[self.index] if self.index else array
         if self.turn == "none":
             return part
-        return part.T[:, None] if self.turn == "taps" else part.T
+        return part.T[:, None] if self.turn == "depthwise" else part.T
+
+    def shape_of(self, array: Any) -> tuple[int, ...]:
+        """Returns the shape of the tensor; the array's own if it has too few axes."""
+        try:
+            return tuple(self.of(array).shape)
+        except (IndexError, ValueError):
+            return tuple(array.shape)
 
     def array_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the shape of the whole array for a tensor of this shape."""
@@ -52,12 +64,12 @@ _SHARED: Final[Mapping[str, FlaxView]] = {
     "mlp_block.down_proj.bias": FlaxView("mlp_block.ffw_down.bias"),
 }
 
-_BLOCKS: Final[Mapping[BlockType, Mapping[str, FlaxView]]] = {
+_BLOCKS: Final[Mapping[str, Mapping[str, FlaxView]]] = {
     "recurrent": {
         **{f"{name}.weight": FlaxView(f"{name}.kernel", turn="transposed") for name in ("linear_x", "linear_y")},
         "linear_out.weight": FlaxView("linear_out.kernel", turn="transposed"),
         **{f"{name}.bias": FlaxView(f"{name}.bias") for name in ("linear_x", "linear_y", "linear_out")},
-        "conv_1d.weight": FlaxView("conv_1d.w", turn="taps"),
+        "conv_1d.weight": FlaxView("conv_1d.w", turn="depthwise"),
         "conv_1d.bias": FlaxView("conv_1d.b"),
         "rg_lru.recurrent_param": FlaxView("rg_lru.a_param"),
         "rg_lru.input_gate_weight": FlaxView("rg_lru.input_gate.w"),
@@ -76,6 +88,40 @@ _ENDS: Final[Mapping[str, FlaxView]] = {
     "model.embed_tokens.weight": FlaxView("embedder.input_embedding"),
     "model.final_norm.weight": FlaxView("final_norm.scale"),
 }
+
+
+ARRAY_DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
+    dtype.name: dtype for dtype in (np.dtype("float32"), BFLOAT16, np.dtype("float16"))
+}
+"""Dtypes that arrays may have, by name."""
+
+_ROOT: Final = "params."
+"""Key under which the official package saves the tree; published checkpoints have the tree at the root."""
+
+
+def without_root[Array](arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Returns arrays by their names in the tree of parameters."""
+    rooted = all(name.startswith(_ROOT) for name in arrays)
+    return {name.removeprefix(_ROOT) if rooted else name: array for name, array in arrays.items()}
+
+
+def check_dtype(place: Path, key: str, dtype: str) -> None:
+    """Checks the dtype of an array.
+
+    Raises:
+      CheckpointError: It is not one of `ARRAY_DTYPES`.
+    """
+    if dtype not in ARRAY_DTYPES:
+        raise CheckpointError(
+            f"{place}: array {key} is of type {dtype}, which is not supported, only {', '.join(ARRAY_DTYPES)}"
+        )
+
+
+def views_of(arrays: Collection[str], config: ModelConfig) -> dict[str, FlaxView]:
+    """Returns the views of the arrays that exist, by Hugging Face's names; unknown arrays keep their own names."""
+    views = {spec.name: view for spec, view in flax_views(config) if view.key in arrays}
+    known = {view.key for view in views.values()}
+    return views | {key: FlaxView(key) for key in arrays if key not in known}
 
 
 def flax_views(config: ModelConfig) -> list[tuple[TensorSpec, FlaxView]]:

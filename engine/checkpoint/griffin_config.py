@@ -1,15 +1,15 @@
-"""Config of an official checkpoint: sizes come from its arrays, the rest from `griffin_config.json` or a preset."""
+"""Config of an official checkpoint: sizes come from its arrays, other fields from `griffin_config.json` or a preset."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from ..core.errors import CheckpointError
-from ..model.config import PRESETS, BlockType, ModelConfig
+from ..model.config import PRESETS, ModelConfig
+from ..types.errors import CheckpointError
 
 NAME: Final = "griffin_config.json"
-"""Name of the config file that Roost writes beside an official checkpoint."""
+"""Name of the config file that Roost writes next to an official checkpoint."""
 
 FIELDS: Final[Mapping[str, str]] = {
     "vocab_size": "vocab_size",
@@ -38,13 +38,12 @@ def config_of_arrays(directory: Path, shapes: Mapping[str, tuple[int, ...]], dty
     """Returns the config of the checkpoint in a folder.
 
     Args:
-      directory: Folder of the checkpoint; it or its parent may hold a `griffin_config.json`.
+      directory: Folder of the checkpoint; it or its parent may contain a `griffin_config.json`.
       shapes: Shapes of the arrays, by their official names.
-      dtype: Dtype of the arrays.
 
     Raises:
       CheckpointError: An array that determines a size is missing, the file is invalid or disagrees with the arrays, or
-        there is no file and no preset has these sizes.
+        neither a file nor a preset has the other fields.
     """
     try:
         sizes = _sizes(shapes)
@@ -80,7 +79,7 @@ def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """
     vocab_size, width = shapes["embedder.input_embedding"]
     _, _, mlp_width = shapes["blocks.0.mlp_block.ffw_up.w"]
-    block_types: list[BlockType] = []
+    block_types: list[str] = []
     while f"blocks.{len(block_types)}.temporal_pre_norm.scale" in shapes:
         attends = f"blocks.{len(block_types)}.attention_block.proj_k.kernel" in shapes
         block_types.append("attention" if attends else "recurrent")

@@ -1,13 +1,18 @@
-"""Layout of the model's parameters: the tensors of a Hugging Face checkpoint that each parameter is joined from."""
+"""Layout of the model's parameters: the tensors of a Hugging Face checkpoint that are joined to each parameter."""
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 
-from ..core.arrays import HostArray
 from ..model.config import ModelConfig, ParamPath
+from ..types.arrays import HostArray
+
+EMBEDDING: Final = "model.embed_tokens.weight"
+"""Name of the embedding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +29,40 @@ class TensorSpec:
 
     @property
     def is_matrix(self) -> bool:
-        """Whether int8 quantises the tensor: the embedding and all matrices except gates."""
+        """Whether int8 and int4 quantise the tensor: the embedding and all matrices except gates."""
         return len(self.shape) == 2 and self.name.endswith(".weight")
 
     @property
+    def is_embedding(self) -> bool:
+        """Whether the tensor is the embedding."""
+        return self.name == EMBEDDING
+
+    @property
     def scale(self) -> "TensorSpec":
-        """Tensor of the row scales of a matrix stored in int8, named as compressed-tensors does."""
+        """Tensor of the row scales of a matrix stored in int8, with the name that compressed-tensors uses."""
         return TensorSpec(f"{self.name}_scale", (self.shape[0], 1))
+
+    @property
+    def packed(self) -> "TensorSpec":
+        """Tensor of a matrix's values in a checkpoint in int4: 32-bit words of 8 inputs, of 4 for the embedding."""
+        outputs, inputs = self.shape
+        return TensorSpec(f"{self.name}_packed", (outputs, inputs // (4 if self.is_embedding else 8)))
+
+    @property
+    def packed_shape(self) -> "TensorSpec":
+        """Tensor with the shape of a matrix in a checkpoint in int4."""
+        return TensorSpec(f"{self.name}_shape", (2,))
+
+    def group_scale(self, largest: int) -> "TensorSpec":
+        """Returns the tensor of the scales of a matrix in a checkpoint in int4; the embedding has one for each row.
+
+        Args:
+          largest: Largest number of inputs that share a scale.
+        """
+        if self.is_embedding:
+            return self.scale
+        outputs, inputs = self.shape
+        return replace(self.scale, shape=(outputs, inputs // math.gcd(inputs, largest)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +90,7 @@ class ParamSpec:
 def checkpoint_layout(config: ModelConfig) -> dict[ParamPath, ParamSpec]:
     """Returns the composition of every parameter of the model, by its path."""
     layout: dict[ParamPath, ParamSpec] = {
-        ("embedding",): _spec("model.embed_tokens.weight", (config.vocab_size, config.width)),
+        ("embedding",): _spec(EMBEDDING, (config.vocab_size, config.width)),
         ("final_norm", "scale"): _spec("model.final_norm.weight", (config.width,)),
     }
     for index, kind in enumerate(config.block_types):
@@ -110,8 +142,8 @@ def _recurrent_layout(config: ModelConfig) -> dict[ParamPath, ParamSpec]:
 
 
 def _attention_layout(config: ModelConfig) -> dict[ParamPath, ParamSpec]:
-    d, size, t = config.width, config.head_dim, "temporal_block."
-    qkv = tuple(TensorSpec(f"{t}{name}_proj.weight", (rows, d)) for name, rows in (("q", d), ("k", size), ("v", size)))
+    d, keys, t = config.width, config.key_width, "temporal_block."
+    qkv = tuple(TensorSpec(f"{t}{name}_proj.weight", (rows, d)) for name, rows in (("q", d), ("k", keys), ("v", keys)))
     return {
         ("temporal", "qkv"): ParamSpec(qkv),
         ("temporal", "out", "weight"): _spec(f"{t}o_proj.weight", (d, d)),

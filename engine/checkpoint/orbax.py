@@ -1,4 +1,4 @@
-"""Official checkpoints, as Orbax writes them: Zarr arrays, each in its own folder or all in one OCDBT store.
+"""Official checkpoints, as Orbax writes them: Zarr arrays, each in a separate folder or all in one OCDBT store.
 
 TensorStore reads them slice by slice. Orbax itself restores whole arrays, and its versions name the tree differently;
 the stored form is the same in all of them.
@@ -11,25 +11,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import tensorstore
 
-from ..core.arrays import HostArray
-from ..core.errors import CheckpointError
 from ..model.config import ModelConfig
-from .flax_names import FlaxView, flax_views
-from .format import TOKENIZER_FILES, CheckpointFormat, FoundCheckpoint
+from ..types.arrays import HostArray
+from ..types.errors import CheckpointError
+from .flax_names import FlaxView, check_dtype, flax_views, views_of, without_root
+from .format import FoundCheckpoint, WritableFormat, tokenizer_directory
 from .griffin_config import NAME as GRIFFIN_CONFIG
 from .griffin_config import config_of_arrays, griffin_fields
-from .tensors import BFLOAT16, ReadRows, StoredTensor, Tensors
-
-_DTYPES: Final = (np.dtype("float32"), BFLOAT16, np.dtype("float16"))
+from .tensors import ReadRows, StoredTensor, Tensors
 
 _ZARR: Final[Mapping[str, str]] = {".zarray": "zarr", "zarr.json": "zarr3"}
 """TensorStore's driver by the name of a file that every array has."""
-
-_ROOT: Final = "params."
-"""Key under which the official package saves the tree; published checkpoints have the tree at the root."""
 
 
 def is_orbax(directory: Path) -> bool:
@@ -42,7 +36,7 @@ def open_arrays(directory: Path) -> dict[str, tensorstore.TensorStore]:
     """Returns the arrays by their official names, without reading them.
 
     Raises:
-      CheckpointError: There are none, or one cannot be opened.
+      CheckpointError: The folder has no arrays, or one cannot be opened.
     """
     try:
         specs = _specs(directory.resolve())
@@ -54,21 +48,18 @@ def open_arrays(directory: Path) -> dict[str, tensorstore.TensorStore]:
         raise CheckpointError(
             f"{directory}: looks like an Orbax checkpoint, but holds no arrays; download all of it again"
         )
-    rooted = all(name.startswith(_ROOT) for name in opened)
-    return {name.removeprefix(_ROOT) if rooted else name: array for name, array in opened.items()}
+    return without_root(opened)
 
 
 @contextmanager
 def open_orbax(directory: Path, config: ModelConfig) -> Iterator[Tensors]:
-    """Yields the tensors of a checkpoint with Hugging Face's names and shapes; unknown arrays keep their own.
+    """Yields the tensors of a checkpoint with Hugging Face's names and shapes. Unknown arrays keep theirs.
 
     Raises:
       CheckpointError: An array cannot be opened, or has an unsupported dtype.
     """
     arrays = open_arrays(directory)
-    views = {spec.name: view for spec, view in flax_views(config) if view.key in arrays}
-    known = {view.key for view in views.values()}
-    views |= {key: FlaxView(key) for key in arrays.keys() - known}
+    views = views_of(arrays, config)
     yield {name: _stored(directory, name, view, arrays[view.key]) for name, view in views.items()}
 
 
@@ -101,16 +92,8 @@ def _may_omit_zeros(directory: Path) -> bool:
 
 def _stored(directory: Path, name: str, view: FlaxView, array: tensorstore.TensorStore) -> StoredTensor:
     dtype = array.dtype.numpy_dtype
-    if dtype not in _DTYPES:
-        raise CheckpointError(
-            f"{directory}: array {view.key} is of type {dtype}, which is not supported, only "
-            f"{', '.join(d.name for d in _DTYPES)}"
-        )
-    try:
-        shape = tuple(view.of(array).shape)
-    except (IndexError, ValueError):
-        shape = tuple(array.shape)
-    return StoredTensor(name, directory, shape, dtype, lambda: _reader(directory, view, array))
+    check_dtype(directory, view.key, dtype.name)
+    return StoredTensor(name, directory, view.shape_of(array), dtype, lambda: _reader(directory, view, array))
 
 
 def _reader(directory: Path, view: FlaxView, array: tensorstore.TensorStore) -> ReadRows:
@@ -166,13 +149,13 @@ def write_orbax(folder: Path, tensors: Tensors, config: ModelConfig, report: Cal
 
 
 _COMMIT_BYTES: Final = 2**26
-"""Minimum bytes per commit, each of which makes several files."""
+"""Minimum bytes per commit. A commit creates several files."""
 
 _HANDLER: Final = "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"
 
 
 def _is_row_by_row(view: FlaxView) -> bool:
-    """Returns whether the tensor's rows are the array's rows, which is so for all large tensors."""
+    """Returns whether the tensor's rows are the array's rows, which is true for all large tensors."""
     return not view.index and view.turn == "none"
 
 
@@ -236,16 +219,10 @@ def _found(directory: Path) -> FoundCheckpoint:
     shapes = {key: tuple(array.shape) for key, array in arrays.items()}
     embedding = arrays.get("embedder.input_embedding")
     config = config_of_arrays(directory, shapes, "float32" if embedding is None else embedding.dtype.name)
-    return FoundCheckpoint(config, _tokenizer_directory(directory), (directory,))
+    return FoundCheckpoint(config, tokenizer_directory(directory), (directory,))
 
 
-def _tokenizer_directory(directory: Path) -> Path:
-    """Returns the folder of the tokenizer: the checkpoint's, its parent if that has one, else the checkpoint's."""
-    places = (directory, directory.resolve().parent)
-    return next((place for place in places for file in TOKENIZER_FILES if (place / file).is_file()), directory)
-
-
-ORBAX: Final = CheckpointFormat(
+ORBAX: Final = WritableFormat(
     name="orbax",
     title="the official format",
     find=_find,

@@ -1,36 +1,91 @@
 """Checkpoint tensors in another precision, converted while they are read."""
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from ..core.arrays import HostArray
-from ..model.quantization import quantize_on_host
-from .layout import TensorSpec
+from ...kernels.matrices import Int4Matrix
+from ...kernels.matrices.int8 import quantize_on_host
+from ..model.config import ModelConfig
+from ..types.arrays import HostArray
+from .layout import TensorSpec, tensor_specs
+from .stored_matrices import stored_specs, words_of
 from .tensors import ReadRows, StoredTensor, Tensors
 
+type Quantize = Callable[[StoredTensor], Int4Matrix]
+"""Reads a whole matrix and quantises it to 4 bits."""
 
-def in_precision(tensors: Tensors, specs: Iterable[TensorSpec], dtype: np.dtype[Any] | None, *, int8: bool) -> Tensors:
-    """Returns tensors that convert to another precision when read.
+
+def in_dtype(tensors: Tensors, config: ModelConfig, dtype: np.dtype[Any] | None) -> Tensors:
+    """Returns tensors that convert to another dtype when read.
+
+    Args:
+      tensors: Tensors of the checkpoint, by name. Quantised matrices stay as they are, and the embedding beside int4
+        becomes 8 bits.
+      config: The model's config.
+      dtype: Dtype of floating-point tensors; None keeps each tensor's own.
+    """
+    converted: dict[str, StoredTensor] = {}
+    for spec in tensor_specs(config):
+        if config.quantize == "int4" and spec.is_embedding and spec.name in tensors:  # as other tools leave it
+            converted |= {t.name: t for t in _embedding_in_8_bits(tensors[spec.name], spec)}
+            continue
+        for stored, _ in stored_specs(spec, config, tensors):
+            tensor = tensors[stored.name]
+            is_kept = config.quantize is not None and spec.is_matrix
+            wanted = tensor.dtype if is_kept else dtype or tensor.kept_dtype or tensor.dtype
+            converted[stored.name] = tensor if wanted == tensor.dtype else _cast(tensor, wanted)
+    return converted
+
+
+def in_int8(tensors: Tensors, config: ModelConfig, dtype: np.dtype[Any] | None) -> Tensors:
+    """Returns tensors whose matrices become int8 when read, with an additional tensor of row scales for each.
 
     Args:
       tensors: Tensors of the checkpoint, by name.
-      specs: Tensors to return, in this order.
-      dtype: Dtype of floating-point tensors; None keeps each tensor's own.
-      int8: Whether matrices become int8, with an additional tensor of row scales for each.
+      config: The model's config.
+      dtype: Dtype of all other tensors; None keeps each tensor's own.
     """
     converted: dict[str, StoredTensor] = {}
-    for spec in specs:
+    others = in_dtype(tensors, config, dtype)
+    for spec in tensor_specs(config):
         tensor = tensors[spec.name]
-        if int8 and spec.is_matrix:
-            converted |= {t.name: t for t in (_values(tensor), _scale(tensor, spec))}
-        elif tensor.dtype == np.int8:
-            converted |= {name: tensors[name] for name in (spec.name, spec.scale.name)}
-        else:
-            converted[spec.name] = tensor if dtype is None or dtype == tensor.dtype else _cast(tensor, dtype)
+        new = [_values(tensor), _scale(tensor, spec)] if spec.is_matrix else [others[spec.name]]
+        converted |= {t.name: t for t in new}
     return converted
+
+
+def in_int4(
+    tensors: Tensors, config: ModelConfig, dtype: np.dtype[Any] | None, quantize: Quantize | None = None
+) -> Tensors:
+    """Returns tensors whose matrices become int4 when read, and the embedding 8 bits; see `stored_matrices`.
+
+    Args:
+      tensors: Tensors of the checkpoint, by name.
+      config: The model's config.
+      dtype: Dtype of all other tensors; None keeps each tensor's own.
+      quantize: Quantises a matrix of a layer; None searches scales without data.
+    """
+    converted: dict[str, StoredTensor] = {}
+    others, last = in_dtype(tensors, config, dtype), lru_cache(1)(quantize or _searched)
+    for spec in tensor_specs(config):
+        tensor = tensors[spec.name]
+        if spec.is_embedding:
+            new = _embedding_in_8_bits(tensor, spec)
+        elif spec.is_matrix:
+            new = [_packed(tensor, spec, last), _group_scale(tensor, spec, last, config), _shape(tensor, spec)]
+        else:
+            new = [others[spec.name]]
+        converted |= {t.name: t for t in new}
+    return converted
+
+
+def _searched(tensor: StoredTensor) -> Int4Matrix:
+    parts = [Int4Matrix.quantize(piece) for _, piece in tensor.pieces()]
+    return Int4Matrix(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def _cast(tensor: StoredTensor, dtype: np.dtype[Any]) -> StoredTensor:
@@ -50,13 +105,13 @@ def _values(tensor: StoredTensor) -> StoredTensor:
 
 
 def _scale(tensor: StoredTensor, spec: TensorSpec) -> StoredTensor:
-    """Returns the row scales of a quantised matrix, which is read once more for them."""
+    """Returns the row scales of a quantised matrix, which is read a second time for them."""
 
     def open_tensor() -> ReadRows:
         read = tensor.reader()
 
         def scale(rows: slice) -> HostArray:
-            # The scales' own pieces would span too many rows of the matrix, so it is read in its own pieces.
+            # The scales' pieces would span too many rows of the matrix, so the matrix is read in its pieces.
             parts = [
                 quantize_on_host(read(slice(start, min(start + tensor.rows_per_piece, rows.stop)))).scale
                 for start in range(rows.start, rows.stop, tensor.rows_per_piece)
@@ -65,5 +120,34 @@ def _scale(tensor: StoredTensor, spec: TensorSpec) -> StoredTensor:
 
         return scale
 
-    name, shape = spec.scale.name, spec.scale.shape
-    return replace(tensor, name=name, shape=shape, dtype=np.dtype("float32"), open=open_tensor)
+    return _like(tensor, spec.scale, "float32", open_tensor)
+
+
+def _embedding_in_8_bits(tensor: StoredTensor, spec: TensorSpec) -> list[StoredTensor]:
+    """Returns the tensors of the embedding in a checkpoint in int4."""
+
+    def open_tensor() -> ReadRows:
+        read = tensor.reader()
+        return lambda rows: words_of(quantize_on_host(read(rows)).values)
+
+    return [_like(tensor, spec.packed, "int32", open_tensor), _scale(tensor, spec), _shape(tensor, spec)]
+
+
+def _packed(tensor: StoredTensor, spec: TensorSpec, quantize: Quantize) -> StoredTensor:
+    """Returns the words of a matrix in 4 bits."""
+    return _like(tensor, spec.packed, "int32", lambda: lambda rows: words_of(quantize(tensor).values[rows]))
+
+
+def _group_scale(tensor: StoredTensor, spec: TensorSpec, quantize: Quantize, config: ModelConfig) -> StoredTensor:
+    """Returns the scales of a matrix in 4 bits, which is still known from reading its words."""
+    scale = spec.group_scale(config.int4_group_size)
+    return _like(tensor, scale, "float16", lambda: lambda rows: quantize(tensor).scale[rows])
+
+
+def _shape(tensor: StoredTensor, spec: TensorSpec) -> StoredTensor:
+    return _like(tensor, spec.packed_shape, "int64", lambda: np.array(spec.shape, np.int64).__getitem__)
+
+
+def _like(tensor: StoredTensor, spec: TensorSpec, dtype: str, open_tensor: Callable[[], ReadRows]) -> StoredTensor:
+    """Returns a tensor of the file of another."""
+    return replace(tensor, name=spec.name, shape=spec.shape, dtype=np.dtype(dtype), open=open_tensor, kept_dtype=None)

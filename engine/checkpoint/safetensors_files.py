@@ -13,10 +13,10 @@ from typing import Any, Final
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from ..core.arrays import HostArray
-from ..core.errors import CheckpointError
 from ..model.config import ModelConfig, config_to_hf, read_config
-from .format import CheckpointFormat, FoundCheckpoint
+from ..types.arrays import HostArray
+from ..types.errors import CheckpointError
+from .format import FoundCheckpoint, WritableFormat
 from .tensors import BFLOAT16, ReadRows, StoredTensor, Tensors, bytes_of
 
 INDEX: Final = "model.safetensors.index.json"
@@ -26,12 +26,14 @@ DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
     "BF16": BFLOAT16,
     "F16": np.dtype("float16"),
     "I8": np.dtype("int8"),
+    "I32": np.dtype("int32"),
+    "I64": np.dtype("int64"),
 }
 """Supported dtypes by their names in the format."""
 
 
 def find_files(directory: Path) -> tuple[Path, ...]:
-    """Returns the checkpoint's files: those that the index names or, without an index, all in the folder.
+    """Returns the checkpoint's files: the files that the index names or, without an index, all in the folder.
 
     Raises:
       CheckpointError: The index is invalid, or a file that it names is missing.
@@ -50,7 +52,7 @@ def open_files(files: Sequence[Path]) -> Iterator[Tensors]:
     """Yields the tensors of files, which are memory-mapped and read on demand.
 
     Raises:
-      CheckpointError: A file is missing, truncated or empty, two files hold the same tensor, or the index beside them
+      CheckpointError: A file is missing, truncated or empty, two files hold the same tensor, or the index next to them
         names other tensors.
     """
     tensors: dict[str, StoredTensor] = {}
@@ -126,7 +128,6 @@ def write_files(folder: Path, tensors: Tensors, report: Callable[[], object]) ->
     """Writes tensors into files of up to `_SHARD_BYTES`, with an index if there are several.
 
     Args:
-      folder: Folder for the files.
       tensors: Tensors by name.
       report: Called after each tensor.
     """
@@ -188,7 +189,7 @@ def _write(folder: Path, tensors: Tensors, config: ModelConfig, report: Callable
 
 _CONFIG: Final = "config.json"
 
-SAFETENSORS: Final = CheckpointFormat(
+SAFETENSORS: Final = WritableFormat(
     name="hf",
     title="the Hugging Face format",
     find=_find,
@@ -197,5 +198,6 @@ SAFETENSORS: Final = CheckpointFormat(
     write=_write,
     config_file=_CONFIG,
     config_fields=config_to_hf,
-    has_int8=True,
+    has_quantized=True,
+    has_key_heads=True,
 )

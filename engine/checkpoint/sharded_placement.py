@@ -6,11 +6,12 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding
 
-from ..core.arrays import HostArray
-from ..core.mesh import MeshShape
+from ...kernels.matrices import QuantizedMatrix
 from ..model.config import ModelConfig
-from ..model.quantization import QuantizedMatrix
-from ..model.sharding_rules import ShardingRule, leaf_rules
+from ..model.segments import ShardingRule
+from ..model.sharding_rules import leaf_rules
+from ..types.arrays import HostArray
+from ..types.mesh import MeshShape
 
 type HostParam = HostArray | QuantizedMatrix
 """A parameter in host memory."""
@@ -18,7 +19,7 @@ type HostParam = HostArray | QuantizedMatrix
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Puts each shard of a parameter on its devices; a process places the shards of its own devices only.
+    """Places each shard of a parameter on its devices. A process places only the shards of its own devices.
 
     Attributes:
       mesh: The devices.

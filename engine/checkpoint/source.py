@@ -1,13 +1,15 @@
 """Model references: `open_model` finds the config and files of the model that a command line names."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from ..core.errors import CheckpointError
 from ..model.config import PRESETS, ModelConfig, read_config
+from ..model.quantization_config import INT4_GROUP_SIZE
+from ..types.errors import CheckpointError
 from . import FORMATS
+from .lora import Adapter
 
 DEMO_DIRECTORY: Final = Path(__file__).parents[2] / "configs" / "demo"
 """Folder of the bundled model."""
@@ -20,15 +22,17 @@ class ModelSource:
     Attributes:
       name: Default id of the model in the API; never a path.
       config: The model's config.
-      directory: Folder of the tokenizer, the chat template and the generation defaults, as far as there are any; None
-        without a folder.
+      directory: Folder of the tokenizer, the chat template and the generation defaults, if there are any; None without
+        a folder.
       weights: Files or folders with the weights, ordered by name; empty for random weights.
+      adapters: Adapters that are merged into the weights, in order.
     """
 
     name: str
     config: ModelConfig
     directory: Path | None
     weights: tuple[Path, ...]
+    adapters: tuple[Adapter, ...] = ()
 
     @property
     def is_random(self) -> bool:
@@ -36,8 +40,25 @@ class ModelSource:
         return not self.weights
 
     def with_kv_dtype(self, kv_dtype: str | None) -> "ModelSource":
-        """Returns the model with its window's keys and values in a dtype of their own; None for the activations'."""
+        """Returns the model with the given dtype of its window's keys and values; None uses the activations' dtype."""
         return replace(self, config=replace(self.config, kv_dtype=kv_dtype))
+
+    def with_adapters(self, adapters: Sequence[Adapter]) -> "ModelSource":
+        """Returns the model with adapters merged into its weights, in order.
+
+        Raises:
+          CheckpointError: The weights are random.
+        """
+        if adapters and self.is_random:
+            raise CheckpointError(f"{self.name}: random weights take no adapter; give a checkpoint")
+        for adapter in adapters:
+            adapter.warn_unless_of(self.name)
+        return replace(self, adapters=(*self.adapters, *adapters))
+
+    @property
+    def merged(self) -> tuple[str, ...]:
+        """Content and scale of each adapter; part of all identities of the model."""
+        return tuple(f"{adapter.digest}*{adapter.scale}" for adapter in self.adapters)
 
     @property
     def files(self) -> Iterator[Path]:
@@ -52,10 +73,10 @@ def open_model(reference: str, name: str | None = None) -> ModelSource:
     Args:
       reference: `demo`, `random:2b`, `random:9b`, `random:CONFIG.json`, or a folder with a checkpoint in one of
         `FORMATS`.
-      name: Name of the model if the folder's own name is not one.
+      name: Name of the model if the folder's name is not a model's name.
 
     Raises:
-      CheckpointError: There is no such model, or its config is invalid; the message names the file and the fix.
+      CheckpointError: The model does not exist, or its config is invalid; the message names the file and the fix.
     """
     if reference.startswith("random:"):
         return _open_random(reference.removeprefix("random:"))
@@ -80,6 +101,7 @@ CHOICES: Final = (
 
 
 _PICKLES: Final = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
+_GGUF: Final = ".gguf"
 
 
 def _why_no_file(file: Path) -> str:
@@ -89,14 +111,19 @@ def _why_no_file(file: Path) -> str:
             f"{file}: is a pickle, which could run any program when opened; use the same model's safetensors "
             "(Hugging Face) or Flax checkpoint (Kaggle)"
         )
+    if file.name.lower().endswith(_GGUF):
+        return (
+            f"{file}: is a GGUF file, which only llama.cpp and its like read; use the model that it was made from, "
+            "such as google/recurrentgemma-2b-it"
+        )
     return f"{file}: is a file; give its folder, or random:{file} if it is a config"
 
 
 def _why_not(directory: Path) -> str:
     """Returns why a folder holds no checkpoint and what to do, for an error message."""
     files = sorted(p.name for p in directory.iterdir())
-    if pickles := [name for name in files if name.endswith(_PICKLES)]:
-        return _why_no_file(directory / pickles[0])
+    if others := [name for name in files if name.endswith((*_PICKLES, _GGUF))]:
+        return _why_no_file(directory / others[0])
     if not files:
         return f"{directory}: is empty; put config.json and the .safetensors files there, or an official checkpoint"
     hint = f" (random:{directory}/config.json draws weights)" if "config.json" in files else ""
@@ -111,4 +138,5 @@ def _open_random(reference: str) -> ModelSource:
         sizes = " or ".join(PRESETS)
         raise CheckpointError(f"random:{reference}: is no size and no file; give {sizes}, or the path of a config.json")
     name = path.resolve().parent.name if path.name == "config.json" else path.stem
-    return ModelSource(f"{name}-random", read_config(path), path.parent, ())
+    config = replace(read_config(path), int4_group_size=INT4_GROUP_SIZE)  # weights are quantised as they are drawn
+    return ModelSource(f"{name}-random", config, path.parent, ())

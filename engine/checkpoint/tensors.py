@@ -9,11 +9,11 @@ from typing import Any, Final
 import ml_dtypes
 import numpy as np
 
-from ..core.arrays import HostArray
-from ..core.errors import CheckpointError
+from ..types.arrays import HostArray
+from ..types.errors import CheckpointError
 
 type ReadRows = Callable[[slice], HostArray]
-"""Function that reads some of a tensor's rows, along its first axis; it owns any cache."""
+"""Function that reads a slice of a tensor's rows, along its first axis. It may have a cache."""
 
 BFLOAT16: Final = np.dtype(ml_dtypes.bfloat16)
 
@@ -23,14 +23,15 @@ _PIECE: Final = 2**22
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """Tensor on disk that is read on demand, some rows at a time.
+    """Tensor on disk that is read on demand, several rows at a time.
 
     Attributes:
       name: Hugging Face's name of the tensor.
       file: File or folder of the tensor, for messages.
       shape: Shape in Hugging Face's layout.
-      dtype: Stored dtype.
+      dtype: Dtype of the values that are read.
       open: Returns a reader that does not check values.
+      kept_dtype: Dtype in which the tensor is stored again, if `dtype` is a wider one that it was computed in.
     """
 
     name: str
@@ -38,6 +39,7 @@ class StoredTensor:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     open: Callable[[], ReadRows]
+    kept_dtype: np.dtype[Any] | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -99,4 +101,4 @@ def bytes_of(array: HostArray) -> memoryview:
 def _is_finite(array: HostArray) -> bool:
     if array.dtype == BFLOAT16:  # by the exponent's bits, because NumPy widens bfloat16 one element at a time
         return bool(((array.view(np.uint16) & 0x7F80) != 0x7F80).all())
-    return array.dtype == np.int8 or bool(np.isfinite(array).all())
+    return array.dtype.kind in "iu" or bool(np.isfinite(array).all())

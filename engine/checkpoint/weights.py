@@ -9,15 +9,17 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from ..core.arrays import HostArray
-from ..core.errors import CheckpointError
+from ...kernels.matrices import FORMATS, QuantizedMatrix, is_quantized, table_dtype
 from ..model.config import ModelConfig, ParamPath
 from ..model.griffin import Params
-from ..model.quantization import QuantizedMatrix, is_quantized, quantize_on_host
-from .layout import TensorSpec, checkpoint_layout
+from ..types.arrays import HostArray
+from ..types.errors import CheckpointError
+from .layout import EMBEDDING, TensorSpec, checkpoint_layout
 from .sharded_placement import HostParam
+from .stored_matrices import read_matrix, stored_specs
 from .tensors import StoredTensor, Tensors
 
 type AbstractParam = jax.ShapeDtypeStruct | QuantizedMatrix
@@ -28,8 +30,6 @@ type Put = Callable[[tuple[Any, ...], HostParam], Any]
 
 type Progress = Callable[[int, int], None]
 """Called with the number of placed parameters and of all parameters."""
-
-_INT8: Final = np.dtype("int8")
 
 
 class Checkpoint:
@@ -52,64 +52,75 @@ class Checkpoint:
     @property
     def dtype(self) -> str:
         """Default dtype of activations: the stored embedding's, or the config's if that is int8; never float16."""
-        stored = self._tensors["model.embed_tokens.weight"].dtype
-        if stored == _INT8:
+        stored = self._tensors.get(EMBEDDING)
+        if stored is None or stored.dtype == np.int8:
             return "bfloat16" if self._config.dtype == "bfloat16" else "float32"
-        return "float32" if stored == np.float16 else stored.name
+        return "float32" if stored.dtype == np.float16 else stored.dtype.name
 
     def read(self, path: ParamPath, like: AbstractParam) -> HostParam:
-        """Returns a parameter in host memory, joined from its tensors some rows at a time.
+        """Returns a parameter in host memory, joined from its tensors several rows at a time.
 
         Args:
           path: Path of the parameter.
-          like: Shape and dtype; a `QuantizedMatrix` quantises the parameter.
+          like: Shape and dtype; a quantised matrix quantises the parameter.
 
         Raises:
           CheckpointError: A tensor cannot be read, or holds NaN or an infinite number.
         """
         spec = self._layout[path]
-        if isinstance(like, QuantizedMatrix):
-            matrix = QuantizedMatrix(_empty(like.values), _empty(like.scale))
+        if spec.tensors[0].is_matrix:
+            self._check_format(path, like)
+        if is_quantized(like):
+            matrix = type(like)(*map(_empty, like))
             stops = np.cumsum([t.shape[0] for t in spec.tensors])[:-1]
             for tensor, *views in zip(spec.tensors, *(np.split(part, stops) for part in matrix), strict=True):
-                self._read_quantized(tensor, QuantizedMatrix(*views))
+                read_matrix(tensor, self._tensors, type(like)(*views))
             return matrix
-        if any(self._tensors[t.name].dtype == _INT8 for t in spec.tensors):
-            raise CheckpointError("this checkpoint is stored in int8 and can be loaded with quantize int8 only")
         parameter = _empty(like)
         for tensor, view in zip(spec.tensors, spec.views(parameter), strict=True):
             for rows, piece in self._tensors[tensor.name].pieces():
                 view[rows] = piece
         return parameter
 
-    def _read_quantized(self, spec: TensorSpec, into: QuantizedMatrix) -> None:
-        tensor = self._tensors[spec.name]
-        for rows, piece in tensor.pieces():
-            if tensor.dtype == _INT8:
-                into.values[rows] = piece
-            else:
-                into.values[rows], into.scale[rows] = quantize_on_host(piece)
-        if tensor.dtype == _INT8:
-            into.scale[:] = self._tensors[spec.scale.name].whole()[:, 0]
+    def read_embeddings(self, tokens: HostArray) -> HostArray:
+        """Returns the embeddings of token ids `[*shape]` in float32, `[*shape, D]`, of a model that is not quantised.
+
+        Raises:
+          CheckpointError: The embedding cannot be read, or holds NaN or an infinite number.
+        """
+        wanted, places = np.unique(tokens, return_inverse=True)
+        found = np.empty((len(wanted), self._config.width), np.float32)
+        for rows, piece in self._tensors[EMBEDDING].pieces():
+            here = slice(*np.searchsorted(wanted, (rows.start, rows.stop)))
+            found[here] = piece[wanted[here] - rows.start]
+        return found[places.reshape(tokens.shape)]
+
+    def _check_format(self, path: ParamPath, like: AbstractParam) -> None:
+        stored = self._config.quantize
+        if stored is None:
+            return
+        kept = table_dtype(jnp.dtype(stored)).name if path == ("embedding",) else stored
+        if not isinstance(like, FORMATS[kept]):
+            raise CheckpointError(
+                f"this checkpoint is stored in {stored} and can be loaded with quantize {stored} only"
+            )
 
     def _check(self) -> None:
-        wanted = [t for spec in self._layout.values() for t in spec.tensors]
-        is_int8 = self._config.quantize == "int8"
-        scales = [t.scale for t in wanted if is_int8 and t.is_matrix]
-        for tensor in [*wanted, *scales]:
+        whole = [t for spec in self._layout.values() for t in spec.tensors]
+        wanted = [pair for t in whole for pair in stored_specs(t, self._config, self._tensors)]
+        for tensor, numbers in wanted:
             stored = self._stored(tensor)
             if stored.shape != tensor.shape:
                 raise CheckpointError(
                     f"{stored.file}: tensor {tensor.name} has shape {list(stored.shape)}, but the config asks for "
                     f"{list(tensor.shape)}; use the config that belongs to these weights"
                 )
-            if (stored.dtype == _INT8) != (is_int8 and tensor.is_matrix):
-                expected = "a floating-point type" if stored.dtype == _INT8 else "int8"
+            if stored.dtype not in numbers.dtypes:
                 raise CheckpointError(
                     f"{stored.file}: tensor {tensor.name} is stored as {stored.dtype}, but the config asks for "
-                    f"{expected}; use the config that belongs to these weights"
+                    f"{numbers.title}; use the config that belongs to these weights"
                 )
-        names = {t.name for t in [*wanted, *scales]} | {"lm_head.weight"}  # tied: a copy of the embedding
+        names = {tensor.name for tensor, _ in wanted} | {"lm_head.weight"}  # tied: a copy of the embedding
         if surplus := sorted(self._tensors.keys() - names):
             raise CheckpointError(
                 f"{self._tensors[surplus[0]].file}: tensor {surplus[0]} does not belong to this model "
@@ -137,7 +148,6 @@ def load_params(
     """Reads a checkpoint's parameters and places them on devices, one at a time.
 
     Args:
-      checkpoint: Checkpoint of the model.
       abstract: Shapes and dtypes of the parameters, from `abstract_model`.
       progress: Callback for progress.
       put: Places a parameter, given with its path; None places it on the default device.
@@ -179,7 +189,6 @@ def random_params(abstract: Params, seed: int, progress: Progress | None = None,
 
     Args:
       abstract: Shapes and dtypes of the parameters, from `abstract_model`.
-      seed: Seed of the random numbers.
       progress: Callback for progress.
       put: Places a parameter, given with its path; None places it on the default device.
     """
@@ -187,11 +196,12 @@ def random_params(abstract: Params, seed: int, progress: Progress | None = None,
     def draw(path: ParamPath, leaf: AbstractParam) -> HostParam:
         rng = np.random.default_rng([seed, zlib.crc32("/".join(map(str, path)).encode())])
         name = str(path[-1])
-        if isinstance(leaf, QuantizedMatrix):
-            values, scale = _empty(leaf.values), _empty(leaf.scale)
-            for rows, piece in _draw(name, values.shape, rng):
-                values[rows], scale[rows] = quantize_on_host(piece)
-            return QuantizedMatrix(values, scale)
+        if is_quantized(leaf):
+            matrix = type(leaf)(*map(_empty, leaf))
+            for rows, piece in _draw(name, leaf.shape, rng):
+                for part, quantized in zip(matrix, leaf.quantize(piece), strict=True):
+                    part[rows] = quantized
+            return matrix
         drawn = _empty(leaf)
         for rows, piece in _draw(name, leaf.shape, rng):
             drawn[rows] = piece
@@ -205,7 +215,7 @@ _PIECE: Final = 2**22
 
 
 def _draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> Iterator[tuple[slice, HostArray]]:
-    """Yields a parameter in float32, some rows at a time; the values do not depend on the number of rows at a time."""
+    """Yields a parameter in float32, several rows at a time. The values do not depend on that number of rows."""
     if name == "a_param":
         a = np.sqrt(rng.uniform(0.9**2, 0.999**2, shape))
         yield slice(None), np.asarray(np.log(np.expm1(-np.log(a) / 8.0)), np.float32)
@@ -228,9 +238,9 @@ def _place(
     progress: Progress | None,
     put: Put | None,
 ) -> Params:
-    """Makes parameters on two threads and places each on its devices; only a few are in host memory at a time.
+    """Creates parameters on two threads and places each on its devices. Only a few are in host memory at a time.
 
-    The largest are made first, so that host memory peaks before the others are placed.
+    The largest are created first, so that host memory peaks before the others are placed.
     """
     leaves, tree = jax.tree_util.tree_flatten_with_path(abstract, is_leaf=is_quantized)
     order = sorted(range(len(leaves)), key=lambda index: -_num_bytes(leaves[index][1]))

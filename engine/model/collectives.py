@@ -1,4 +1,4 @@
-"""Collectives between the devices of a mesh, and the partition specs of what the devices hold.
+"""Collectives between the devices of a mesh, and the partition specs of the arrays that the devices hold.
 
 A mesh has two axes. Along `model` every matrix is sharded: the first of a pair of products by its outputs (heads,
 RG-LRU channels, MLP channels), the second by its inputs, so that a pair costs one psum. The embedding is sharded by
@@ -6,11 +6,13 @@ tokens. Along `data` slots are sharded. Steps run under `jax.shard_map`: each de
 runs the kernels that a single device would run, and calls collectives where it needs what others hold:
 
 - A recurrent block, an MLP and an embedding lookup take one psum each.
-- Attention of one token per row computes heads apart, but rings are sharded by slots over both axes, because the one
+- Attention of one token per row computes heads apart, but windows are sharded by slots over both axes, because a
   key and value head that all queries share cannot be sharded. An all-to-all turns "this shard's heads of all rows"
-  into "all heads of this shard's rows", so that each ring is read by the one device that holds it; a second one turns
-  the outputs back. The output projection adds a psum.
-- Attention over a chunk: a psum hands a row's ring to all devices, and each computes its own heads.
+  into "all heads of this shard's rows", so that each window is read by the one device that holds it; a second one
+  turns the outputs back. The output projection adds a psum. Keys and values of several heads that divide evenly are
+  computed by heads, and join the first all-to-all; otherwise each shard computes all of them.
+- Attention over a chunk: a psum hands a row's window to all devices, and each computes its own heads. Keys and values
+  that are computed by heads are gathered first.
 - Logits take an all-to-all, from "this shard's tokens of all rows" to "all tokens of this shard's rows". Each shard
   then samples its rows.
 
@@ -28,7 +30,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Int32, Shaped
 
-from ..core.mesh import DATA, MODEL, MeshShape
+from ...kernels.row_groups import first_rows, with_first_rows
+from ..types.mesh import DATA, MODEL, MeshShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,26 +65,14 @@ class Collectives(MeshShape):
         Args:
           x: Array with a row for each slot of this data shard.
           rows: Number of rows to return, a multiple of M.
-          axis: Axis of the rows.
         """
-        if rows == x.shape[axis]:
-            return x
-        first = jax.lax.slice_in_dim(self._by_device(x, axis), 0, rows // self.model, axis=axis + 1)
-        return first.reshape(*x.shape[:axis], rows, *x.shape[axis + 1 :])
+        return first_rows(x, rows, self.model, axis)
 
     def with_first_rows(
         self, x: Shaped[Array, "*slots"], new: Shaped[Array, "*rows"], axis: int = 0
     ) -> Shaped[Array, "*slots"]:
         """Returns an array with the rows that `first_rows` returns replaced by others; the rest is not copied."""
-        if new.shape == x.shape:
-            return new
-        whole = self._by_device(x, axis)
-        written: Array = jax.lax.dynamic_update_slice(whole, self._by_device(new, axis), (0,) * whole.ndim)
-        return written.reshape(x.shape)
-
-    def _by_device(self, x: Array, axis: int) -> Array:
-        """Returns rows `[M * n, …]` as `[M, n, …]`."""
-        return x.reshape(*x.shape[:axis], self.model, x.shape[axis] // self.model, *x.shape[axis + 1 :])
+        return with_first_rows(x, new, self.model, axis)
 
     def all_gather_rows(self, tree: Any) -> Any:
         """Gathers the parts that `local_rows` returns, over `model`."""
@@ -102,7 +93,7 @@ class Collectives(MeshShape):
           x: This shard's channels.
           count: Number of channels of the model; the padding behind them is dropped.
         """
-        if self.model == 1:
+        if self.model == 1 or not x.size:  # XLA gathers no empty arrays
             return x
         gathered: Array = _all_gather(x, MODEL, self.model, x.ndim - 1)
         return gathered[..., :count]
@@ -123,21 +114,26 @@ class Collectives(MeshShape):
         """Returns the first slot of this data shard, where each holds `count`."""
         return 0 if self.data == 1 else jax.lax.axis_index(DATA) * count
 
-    def ring_offset(self, count: int) -> Int32[Array, ""] | int:
-        """Returns the slot of this device's first ring, where each device holds `count` rings."""
+    def window_offset(self, count: int) -> Int32[Array, ""] | int:
+        """Returns the slot of this device's first window, where each device holds `count` windows of a layer."""
         if self.count == 1:
             return 0
         return (jax.lax.axis_index(DATA) * self.model + jax.lax.axis_index(MODEL)) * count
 
+    @property
+    def shard_index(self) -> Int32[Array, ""] | int:
+        """Index of this device along `model`."""
+        return 0 if self.model == 1 else jax.lax.axis_index(MODEL)
+
     def token_offset(self, count: int) -> Int32[Array, ""] | int:
         """Returns the first token id of this shard's part of the vocabulary, where each holds `count`."""
-        return 0 if self.model == 1 else jax.lax.axis_index(MODEL) * count
+        return self.shard_index * count
 
     def psum_slots(self, tree: Any) -> Any:
         """Hands arrays that are zeros on all data shards but one to all of them."""
         return tree if self.data == 1 else jax.tree.map(lambda x: _psum(x, (DATA,)), tree)
 
-    def psum_rings(self, tree: Any, *, over_data: bool) -> Any:
+    def psum_windows(self, tree: Any, *, over_data: bool) -> Any:
         """Hands arrays that are zeros on all devices but one to all devices along `model`, or of the whole mesh."""
         axes = (DATA, MODEL) if over_data else (MODEL,)
         return tree if self.count == 1 else jax.tree.map(lambda x: _psum(x, axes), tree)
@@ -151,8 +147,8 @@ class Collectives(MeshShape):
 SLOTS: Final = PartitionSpec(DATA)
 """Partition spec of arrays with a row for each slot."""
 
-RINGS: Final = PartitionSpec((DATA, MODEL))
-"""Partition spec of rings: slots over the whole mesh."""
+WINDOWS: Final = PartitionSpec((DATA, MODEL))
+"""Partition spec of windows: slots over the whole mesh."""
 
 REPLICATED: Final = PartitionSpec()
 """Partition spec of what every device holds whole."""

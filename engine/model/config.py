@@ -1,22 +1,21 @@
 """Config of a Griffin model, read from a Hugging Face `config.json` or a preset. This module does not import JAX."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from ..core.errors import CheckpointError
-from ..core.snapshot import SCALE_BYTES
+from ..types.errors import CheckpointError
+from .quantization_config import INT4_GROUP_SIZE, INT8, StoredQuantization, int4_fields, read_quantization
 
-BlockType = Literal["recurrent", "attention"]
 type ParamPath = tuple[str | int, ...]
 """Path of a parameter in the model's tree of parameters, such as `("blocks", 0, "mlp", "down", "weight")`."""
 
-_CYCLE: Final[tuple[BlockType, ...]] = ("recurrent", "recurrent", "attention")
+_CYCLE: Final[tuple[str, ...]] = ("recurrent", "recurrent", "attention")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class ModelConfig:
     """Sizes and constants of a Griffin model; `docs/reference/model.md` has the equations.
 
@@ -34,9 +33,12 @@ class ModelConfig:
       rope_theta: Base of the RoPE frequencies.
       rms_norm_eps: Constant added to the mean square in RMSNorm.
       dtype: Dtype in which the config declares the checkpoint to be stored.
-      quantize: "int8" if the config declares the checkpoint's matrices to be stored in int8.
+      quantize: Format in which the config declares the checkpoint's matrices to be stored; None if not quantised.
       kv_dtype: "int8" if the window's keys and values are kept in int8; None for the activations' dtype. It is a choice
         of the engine's settings, which no checkpoint declares, and not part of the config's text form.
+      num_key_heads: G, number of key heads, and of value heads; a divisor of N. N / G query heads share each.
+      int4_group_size: Largest number of inputs that share a scale in int4. A matrix takes the largest power of two up
+        to that, which divides its inputs.
     """
 
     vocab_size: int
@@ -44,7 +46,7 @@ class ModelConfig:
     mlp_width: int
     num_heads: int
     lru_width: int
-    block_types: tuple[BlockType, ...]
+    block_types: tuple[str, ...]
     window: int = 2048
     conv_width: int = 4
     logits_soft_cap: float = 30.0
@@ -52,8 +54,19 @@ class ModelConfig:
     rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-6
     dtype: str = "float32"
-    quantize: Literal["int8"] | None = None
+    quantize: Literal["int8", "int4"] | None = None
     kv_dtype: str | None = field(default=None, repr=False)
+    num_key_heads: int = 1
+    int4_group_size: int = INT4_GROUP_SIZE
+
+    def __repr__(self) -> str:
+        """Returns the text form, of which identities of models are made: without a field that all models once lacked,
+        where it has the value of those."""
+        shown = {each.name: getattr(self, each.name) for each in fields(self) if each.repr}
+        for name, value in (("num_key_heads", 1), ("int4_group_size", INT4_GROUP_SIZE)):
+            if shown[name] == value:
+                del shown[name]
+        return f"ModelConfig({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "width", "mlp_width", "num_heads", "lru_width", "window"):
@@ -67,6 +80,11 @@ class ModelConfig:
             raise CheckpointError(
                 f"config: hidden_size {self.width} must be num_attention_heads ({self.num_heads}) times a "
                 "head size that is a multiple of 4"
+            )
+        if self.num_key_heads < 1 or self.num_heads % self.num_key_heads:
+            raise CheckpointError(
+                f"config: num_key_value_heads must be a divisor of num_attention_heads ({self.num_heads}), "
+                f"got {self.num_key_heads}"
             )
         if self.lru_width % self.num_heads:
             raise CheckpointError(
@@ -84,33 +102,22 @@ class ModelConfig:
         return self.width // self.num_heads
 
     @property
+    def key_width(self) -> int:
+        """Width of a token's keys, and of its values."""
+        return self.num_key_heads * self.head_dim
+
+    @property
     def num_parameters(self) -> int:
         """Number of parameters, with the tied embedding counted once."""
         d, e, f, n = self.width, self.lru_width, self.mlp_width, self.num_heads
         mlp = 2 * (d * f + f) + f * d + d
         recurrent = 2 * (d * e + e) + e * d + d + (self.conv_width + 1) * e + 2 * (e * e // n + e) + e
-        attention = d * d + 2 * d * self.head_dim + d * d + d
+        attention = d * d + 2 * d * self.key_width + d * d + d
         blocks = {"recurrent": recurrent, "attention": attention}
         return self.vocab_size * d + sum(2 * d + mlp + blocks[b] for b in self.block_types) + d
 
-    def state_bytes(self, activation_bytes: int) -> int:
-        """Returns the bytes of one slot's state: h in float32, all else in the activations' dtype, or rings in int8.
 
-        Args:
-          activation_bytes: Itemsize of the activations' dtype.
-        """
-        recurrent = self.lru_width * 4 + (self.conv_width - 1) * self.lru_width * activation_bytes
-        attention = self.window * self.token_bytes(activation_bytes)
-        return sum(recurrent if b == "recurrent" else attention for b in self.block_types)
-
-    def token_bytes(self, activation_bytes: int) -> int:
-        """Returns the bytes of one token's key and value in an attention layer, scales included."""
-        if self.kv_dtype is None:
-            return 2 * self.head_dim * activation_bytes
-        return 2 * (self.head_dim + SCALE_BYTES)
-
-
-def cycle(pattern: Sequence[BlockType], depth: int) -> tuple[BlockType, ...]:
+def cycle(pattern: Sequence[str], depth: int) -> tuple[str, ...]:
     """Returns the first `depth` layers of `pattern`, repeated."""
     return tuple(pattern[i % len(pattern)] for i in range(depth))
 
@@ -127,16 +134,30 @@ def read_config(path: Path) -> ModelConfig:
     Raises:
       CheckpointError: The file is missing, is not JSON, is of another architecture, or lacks a field.
     """
+    return read_fields(path, config_from_hf)
+
+
+def read_fields[Config](path: Path, parse: Callable[[Mapping[str, Any]], Config], hint: str = "") -> Config:
+    """Reads a JSON object from a file and parses its fields.
+
+    Args:
+      path: The file.
+      parse: Function that raises `CheckpointError` for fields that cannot be used.
+      hint: End of the message for a file that cannot be read.
+
+    Raises:
+      CheckpointError: The file is missing or not a JSON object, or `parse` refuses it; the message names the file.
+    """
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}){hint}") from None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is not valid JSON ({error})") from None
     if not isinstance(fields, dict):
         raise CheckpointError(f"{path}: must hold a JSON object")
     try:
-        return config_from_hf(fields)
+        return parse(fields)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
 
@@ -152,6 +173,8 @@ def config_from_hf(fields: Mapping[str, Any]) -> ModelConfig:
     width, heads = _integer(fields, "hidden_size"), _integer(fields, "num_attention_heads")
     _check_supported(fields, width, heads)
     rope = fields.get("rope_parameters") or fields
+    declared = fields.get("quantization_config")
+    stored = StoredQuantization(None) if declared is None else read_quantization(declared)
     intermediate = _integer(fields, "intermediate_size")
     if intermediate % 2:
         raise CheckpointError(f"intermediate_size must be even (twice the MLP's width), got {intermediate}")
@@ -169,7 +192,9 @@ def config_from_hf(fields: Mapping[str, Any]) -> ModelConfig:
         rope_theta=_number(rope, "rope_theta", 10000.0),
         rms_norm_eps=_number(fields, "rms_norm_eps", 1e-6),
         dtype=str(fields.get("dtype") or fields.get("torch_dtype") or "float32"),
-        quantize=None if fields.get("quantization_config") is None else "int8",
+        quantize=stored.name,
+        num_key_heads=_integer(fields, "num_key_value_heads", default=heads),
+        int4_group_size=stored.group_size,
     )
 
 
@@ -183,7 +208,7 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
         "intermediate_size": 2 * config.mlp_width,
         "num_hidden_layers": config.depth,
         "num_attention_heads": config.num_heads,
-        "num_key_value_heads": 1,
+        "num_key_value_heads": config.num_key_heads,
         "head_dim": config.head_dim,
         "lru_width": config.lru_width,
         "_block_types": list(config.block_types),
@@ -202,35 +227,32 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
         "pad_token_id": 0,
         "torch_dtype": config.dtype,
     }
-    return fields if config.quantize is None else fields | {"quantization_config": INT8}
+    return fields | _quantization_fields(config)
 
 
-INT8: Final[Mapping[str, Any]] = {
-    "quant_method": "compressed-tensors",
-    "format": "int-quantized",
-    "config_groups": {
-        "group_0": {
-            "targets": ["Linear", "Embedding"],
-            "weights": {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel", "dynamic": False},
-            "input_activations": {
-                "num_bits": 8,
-                "type": "int",
-                "symmetric": True,
-                "strategy": "token",
-                "dynamic": True,
-            },
-        }
-    },
-}
-"""The `quantization_config` of a checkpoint in int8, as compressed-tensors writes it."""
+def _quantization_fields(config: ModelConfig) -> dict[str, Any]:
+    if config.quantize is None:
+        return {}
+    if config.quantize == "int8":
+        return {"quantization_config": INT8}
+    inputs = dict.fromkeys(_MATRICES_OF_WIDTH, config.width)
+    inputs |= {"linear_out": config.lru_width, "down_proj": config.mlp_width}
+    return {"quantization_config": int4_fields(inputs, config.int4_group_size)}
+
+
+_MATRICES_OF_WIDTH: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "linear_x", "linear_y", "gate_proj", "up_proj")
+"""Modules whose matrices have D inputs."""
+
+
+_ACTIVATIONS: Final = ("gelu_pytorch_tanh", "gelu_fast", "gelu_new")
+"""Names of one function: the GELU with a tanh."""
 
 
 def _check_supported(fields: Mapping[str, Any], width: int, heads: int) -> None:
     rope = fields.get("rope_parameters") or fields
     fixed: tuple[tuple[str, Any, Any], ...] = (
-        ("num_key_value_heads", fields.get("num_key_value_heads"), 1),
         ("head_dim", fields.get("head_dim"), width // max(heads, 1)),
-        ("hidden_activation", fields.get("hidden_activation"), "gelu_pytorch_tanh"),
+        ("tie_word_embeddings", fields.get("tie_word_embeddings"), True),
         ("partial_rotary_factor", rope.get("partial_rotary_factor"), 0.5),
         ("rope_type", rope.get("rope_type"), "default"),
         ("attention_bias", fields.get("attention_bias"), False),
@@ -238,30 +260,11 @@ def _check_supported(fields: Mapping[str, Any], width: int, heads: int) -> None:
     for name, value, supported in fixed:
         if value is not None and value != supported:
             raise CheckpointError(f"{name} {value!r} is not supported, only {supported!r}")
-    quantization = fields.get("quantization_config")
-    if quantization is not None and not _is_int8(quantization):
-        method = quantization.get("quant_method") if isinstance(quantization, Mapping) else quantization
-        raise CheckpointError(
-            f"quantization_config: {method!r} in this form is not supported; take the original weights, and "
-            "--quantize int8"
-        )
+    if (activation := fields.get("hidden_activation")) not in (None, *_ACTIVATIONS):
+        raise CheckpointError(f"hidden_activation {activation!r} is not supported, only {', '.join(_ACTIVATIONS)}")
 
 
-def _is_int8(quantization: Any) -> bool:
-    try:
-        groups = quantization["config_groups"].values()
-        mine = INT8["config_groups"]["group_0"]["weights"]
-        same_weights = all(
-            group["weights"][key] == mine[key]
-            for group in groups
-            for key in ("num_bits", "type", "symmetric", "strategy")
-        )
-        return bool(same_weights) and all(quantization[key] == INT8[key] for key in ("quant_method", "format"))
-    except (KeyError, TypeError, AttributeError):
-        return False
-
-
-def _block_types(fields: Mapping[str, Any]) -> tuple[BlockType, ...]:
+def _block_types(fields: Mapping[str, Any]) -> tuple[str, ...]:
     pattern = fields.get("block_types") or fields.get("_block_types") or _CYCLE
     if not isinstance(pattern, list | tuple) or any(b not in ("recurrent", "attention") for b in pattern):
         raise CheckpointError(f"block_types must list 'recurrent' and 'attention', got {pattern!r}")

@@ -9,14 +9,20 @@ from flax import nnx
 from jax.sharding import AbstractMesh, use_abstract_mesh
 from jaxtyping import Array, Float, Float32, Int32
 
-from ...kernels import native
-from ..core.sampling_params import NO_TOKEN
-from ..platform import PORTABLE, Platform
+from ...kernels import output_layer
+from ...kernels.matrices import Int4Matrix, gather_rows, is_quantized, table_dtype, takes_inputs
+from ...kernels.product import product
+from ..devices.platform import PORTABLE, Platform
+from ..types.errors import ConfigError
 from .collectives import Collectives
 from .config import ModelConfig
-from .layers import ResidualBlock, RMSNorm, dot, matrix
-from .quantization import PackedMatrix, gather_rows
-from .state import BlockStates, LayerBlockStates, LayerState, ModelState, stack_block_states
+from .dense import matrix
+from .layer_kinds import LayerState, layer_matrices
+from .layers import ResidualBlock, RMSNorm
+from .pairs import Pairs
+from .state import BlockStates, LayerBlockStates, ModelState, stack_block_states
+from .state_layout import state_layout
+from .verified_states import VerifiedStates
 
 type Params = Any
 """Parameters of a model as a pytree of arrays."""
@@ -29,7 +35,8 @@ class Griffin(nnx.Module):
       config: The model's config.
       dtype: Dtype of the activations and, by default, of the matrices.
       platform: Platform that the model is compiled for.
-      matrix_dtype: Dtype of the matrices except gates; None means `dtype`, int8 quantises them.
+      matrix_dtype: Dtype of the matrices except gates; None means `dtype`, int8 and int4 quantise them. The
+        embedding is int8 beside matrices in int4.
       collectives: Collectives of the mesh over which the model is sharded. Methods then run under `jax.shard_map`, on
         one shard's parameters and state.
     """
@@ -47,7 +54,7 @@ class Griffin(nnx.Module):
         self.dtype = dtype
         self.platform = platform
         matrices, gates = matrix_dtype or dtype, jnp.dtype(platform.gate_dtype or dtype)
-        self.embedding = matrix(config.vocab_size, config.width, matrices)
+        self.embedding = matrix(config.vocab_size, config.width, table_dtype(matrices))
         self.blocks = nnx.List(
             ResidualBlock(config, kind, matrices, gates, platform.kernels, self.collectives)
             for kind in config.block_types
@@ -90,7 +97,32 @@ class Griffin(nnx.Module):
           and the states at its block boundaries.
         """
         x, new_state, block_states = self._run_layers(x, positions, state, block, layers)
-        return x, new_state, stack_block_states(block_states, block)
+        layout, kinds = state_layout(self.config, self.dtype.name), self.config.block_types[layers.start : layers.stop]
+        return x, new_state, stack_block_states(layout, kinds, block_states, block)
+
+    def verify(
+        self, tokens: Int32[Array, " M"], positions: Int32[Array, " M"], state: ModelState, pairs: Pairs, depth: int
+    ) -> tuple[Float[Array, "M D"], tuple[VerifiedStates, ...]]:
+        """Runs all layers on several tokens of each row, with the bits of as many decode steps.
+
+        Matrices are read once for all tokens; only what depends on a row's earlier tokens is computed token by token.
+        A single device is assumed.
+
+        Args:
+          tokens: Token of each pair.
+          positions: Position of each pair; negative in padding.
+          state: State of the rows before their first token; see `__call__`.
+          pairs: Rows and positions of the tokens.
+          depth: Maximum number of tokens of a row, at most the window.
+
+        Returns:
+          The activations after the final norm, and the states from which `keep` takes those of accepted tokens.
+        """
+        x, states = self.embed(tokens[:, None]), []
+        for layer, layer_state in zip(self.blocks, state, strict=True):
+            x, verified = _verify_layer(*nnx.split(layer), x, layer_state, positions[:, None], pairs, depth)
+            states.append(verified)
+        return self.final_norm(x)[:, 0], tuple(states)
 
     def _run_layers(
         self, x: Float[Array, "B T D"], positions: Int32[Array, "B T"], state: ModelState, block: int, layers: range
@@ -111,10 +143,7 @@ class Griffin(nnx.Module):
 
     def embed(self, tokens: Int32[Array, "B T"]) -> Float[Array, "B T D"]:
         """Returns the scaled embeddings, which are the first layer's input."""
-        x = self._look_up(tokens)
-        if self.config.scale_embeddings:
-            x *= jnp.asarray(self.config.width**0.5, jnp.bfloat16).astype(x.dtype)
-        return x
+        return scaled_embeddings(self.config, self._look_up(tokens))
 
     def _look_up(self, tokens: Int32[Array, "B T"]) -> Float[Array, "B T D"]:
         table = self.embedding.get_value()
@@ -129,33 +158,33 @@ class Griffin(nnx.Module):
     def logits(self, x: Float[Array, "*rows D"]) -> Float32[Array, "*own V"]:
         """Returns next-token logits after the soft cap, for all rows or, on a mesh, for this shard's rows."""
         table, cap = self.embedding.get_value(), self.config.logits_soft_cap
-        if isinstance(table, PackedMatrix):
-            native_logits = native.logits(x.reshape(-1, x.shape[-1]), table.values, table.scale, cap)
-            return native_logits.reshape(*x.shape[:-1], -1)
-        logits = self.collectives.all_to_all(dot(x, table), split_axis=0, concat_axis=1)
-        logits = logits[..., : self.config.vocab_size]
-        return cap * jnp.tanh(logits / cap) if cap else logits
+        if self.collectives.model == 1:
+            return output_layer.logits(x, table, cap, self.platform.kernels)
+        own = self.collectives.all_to_all(product(x, table), split_axis=0, concat_axis=1)
+        return output_layer.soft_cap(own[..., : self.config.vocab_size], cap)
 
     @property
     def skips_logits(self) -> bool:
         """Whether a step of greedy rows takes `argmax` without materializing the logits."""
-        return self.platform.skips_logits or isinstance(self.embedding.get_value(), PackedMatrix)
+        return self.platform.skips_logits or output_layer.has_argmax_without_logits(self.embedding.get_value())
 
     def argmax(self, x: Float[Array, "B D"]) -> Int32[Array, " B"]:
-        """Returns the token with the largest logit for each of all rows; the lowest id among equals."""
+        """Returns the token with the largest logit for every row of all shards; the lowest id among equals."""
         table = self.embedding.get_value()
-        if isinstance(table, PackedMatrix):
-            tokens, largest = native.argmax(x, table.values, table.scale, self.config.logits_soft_cap)
-            return jnp.where(jnp.isfinite(largest), tokens, NO_TOKEN)  # as the sampler does
         if self.collectives.model == 1:
-            return jnp.argmax(self.logits(x), axis=-1).astype(jnp.int32)
-        logits = dot(x, self.embedding.get_value())  # the soft cap keeps the order
+            return output_layer.argmax(x, table, self.config.logits_soft_cap, self.platform.kernels)
+        logits = product(x, table)  # the soft cap keeps the order
         first = self.collectives.token_offset(logits.shape[-1])
         is_token = first + jnp.arange(logits.shape[-1]) < self.config.vocab_size
         logits = jnp.where(is_token, logits, -jnp.inf)
         best, token = jnp.max(logits, axis=-1), first + jnp.argmax(logits, axis=-1).astype(jnp.int32)
         each, tokens = self.collectives.all_gather_rows((best[None], token[None]))  # [M, B]
         return jnp.take_along_axis(tokens, jnp.argmax(each, axis=0)[None], axis=0)[0]
+
+
+def scaled_embeddings(config: ModelConfig, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    """Returns the first layer's input, given rows of the embedding."""
+    return x * jnp.asarray(config.width**0.5, jnp.bfloat16).astype(x.dtype) if config.scale_embeddings else x
 
 
 @partial(jax.jit, static_argnames=("graph", "block"))
@@ -172,6 +201,32 @@ def _call_layer(
     return layer(x, state, positions, block)
 
 
+@partial(jax.jit, static_argnames=("graph", "depth"))
+def _verify_layer(
+    graph: nnx.GraphDef[ResidualBlock],
+    params: Params,
+    x: Float[Array, "M 1 D"],
+    state: LayerState,
+    positions: Int32[Array, "M 1"],
+    pairs: Pairs,
+    depth: int,
+) -> tuple[Float[Array, "M 1 D"], VerifiedStates]:
+    """Calls `ResidualBlock.verify` as a jitted function, so that layers of the same kind are traced once."""
+    layer: ResidualBlock = nnx.merge(graph, params)
+    return layer.verify(x, state, positions, pairs, depth)
+
+
+def check_int4_inputs(config: ModelConfig) -> None:
+    """Checks that int4 takes the sizes of the model's matrices.
+
+    Raises:
+      ConfigError: It does not take the inputs of a matrix.
+    """
+    odd = next((inputs for _, inputs in layer_matrices(config) if not takes_inputs(inputs)), None)
+    if odd is not None:
+        raise ConfigError(f"quantize int4 takes widths that are multiples of 32, and the model has {odd}; use int8")
+
+
 def abstract_model(
     config: ModelConfig,
     dtype: jnp.dtype,
@@ -179,8 +234,23 @@ def abstract_model(
     matrix_dtype: jnp.dtype | None = None,
     collectives: Collectives | None = None,
 ) -> tuple[nnx.GraphDef[Griffin], Params]:
-    """Returns the graph of a model (see `Griffin`) and the shapes of its unsharded parameters; allocates nothing."""
+    """Returns the graph of a model (see `Griffin`) and the shapes of its unsharded parameters; allocates nothing.
+
+    Raises:
+      ConfigError: Int4 does not take the sizes of the model's matrices.
+    """
+    if matrix_dtype is not None and matrix_dtype.name == "int4":
+        check_int4_inputs(config)
     with use_abstract_mesh(AbstractMesh((), ())):  # within another one, `nnx.eval_shape` drops the scales of matrices
         model = nnx.eval_shape(lambda: Griffin(config, dtype, platform, matrix_dtype, collectives))
     graph, params = nnx.split(model)
-    return graph, nnx.to_pure_dict(params)
+    return graph, _in_groups(nnx.to_pure_dict(params), config.int4_group_size)
+
+
+def _in_groups(params: Params, largest: int) -> Params:
+    """Returns shapes of parameters with at most `largest` inputs to a scale in int4."""
+
+    def regrouped(leaf: Any) -> Any:
+        return leaf.in_groups(largest) if isinstance(leaf, Int4Matrix) else leaf
+
+    return jax.tree.map(regrouped, params, is_leaf=is_quantized)

@@ -1,8 +1,8 @@
 """States of all slots, behind one interface with two memory layouts.
 
 `ContiguousStates` is one array per part of the state, which may be sharded over a mesh; kernels read only the first
-slots of it. `BlockedStates` splits slots into groups and rings into blocks, so that a step on a CPU, through XLA, reads
-only the first slots and the filled part of rings.
+slots of it. `BlockedStates` splits slots into groups and windows into blocks, so that a step on a CPU, through XLA,
+reads only the first slots and the filled part of windows.
 """
 
 from abc import ABC, abstractmethod
@@ -10,26 +10,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate, pairwise
-from typing import Any, Final
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Float32, Int32, Shaped
+from jaxtyping import Array, Bool, Int32
 
-from ...kernels.window_attention import Blocks, block_sizes, join_ring, split_ring
+from ...kernels.window_attention import block_sizes
 from .collectives import Collectives
 from .config import ModelConfig
-from .sharding_rules import padded_lru_width
-from .state import (
-    AttentionState,
-    LayerState,
-    ModelState,
-    RecurrentState,
-    RowArrays,
-    arrays_of_row,
-    state_of_row,
-    zero_state,
-)
+from .layer_kinds import LAYER_KINDS, AttentionState, LayerState, num_rows, slot_axes
+from .state import ModelState, RowArrays, arrays_of_row, state_of_row, zero_state
+from .state_layout import StackedArray, StateLayout
 
 
 class SlotStates(ABC):
@@ -44,7 +36,7 @@ class SlotStates(ABC):
 
     @abstractmethod
     def with_layers(self, layers: range, new: "SlotStates") -> "SlotStates":
-        """Replaces consecutive layers by those of `new`."""
+        """Replaces consecutive layers by the layers of `new`."""
 
     @property
     @abstractmethod
@@ -61,39 +53,31 @@ class SlotStates(ABC):
 
     @abstractmethod
     def with_first(self, rows: int, state: ModelState) -> "SlotStates":
-        """Replaces the states of the first slots by what a decode step made of `first`."""
+        """Replaces the states of the first slots by the result of a decode step on `first`."""
 
     @abstractmethod
     def gather(self, slots: Int32[Array, " R"], fresh: Bool[Array, " R"], *, over_data: bool = False) -> ModelState:
-        """Returns copies of some slots' states, with rings in one block and replicated over `model`.
+        """Returns copies of some slots' states, with windows in one block and replicated over `model`.
 
         Args:
-          slots: Slots of each row.
           fresh: Rows that are zeros instead of copies.
           over_data: Whether slots of any data shard are gathered, not only of this one.
         """
 
     @abstractmethod
     def scatter(self, slots: Int32[Array, " R"], state: ModelState) -> "SlotStates":
-        """Writes rows of a state as `gather` returns it into slots, one slice each, as far as this device has them."""
+        """Writes rows of a state as `gather` returns it into the slots that this device holds, one slice each."""
 
     @abstractmethod
-    def read(self, slots: Int32[Array, " 1"], lru_width: int) -> RowArrays:
+    def read(self, layout: StateLayout, slots: Int32[Array, " 1"]) -> RowArrays:
         """Returns the whole state of one slot on every device.
 
         Args:
-          slots: The slot.
-          lru_width: Width of the RG-LRU without padding.
+          layout: Layout of the model's state.
         """
 
     @abstractmethod
-    def restore(
-        self,
-        slots: Int32[Array, " 1"],
-        h: Float32[Array, "L E"],
-        conv: Float[Array, "L K1 E"],
-        ring: Shaped[Array, "W A 2 d"],
-    ) -> "SlotStates":
+    def restore(self, layout: StateLayout, slots: Int32[Array, " 1"], arrays: RowArrays) -> "SlotStates":
         """Writes a state as `read` returns it into one slot."""
 
     def layers(self, layers: range) -> "SlotStates":
@@ -112,10 +96,9 @@ class ContiguousStates(SlotStates):
     """States of all slots in one array per part, each sharded over the mesh.
 
     Attributes:
-      state: State of all slots, or of this device's under `jax.shard_map`. RG-LRU states are sharded by slots along
-        `data` and by channels along `model`, rings by slots along both.
-      collectives: Collectives of the mesh.
-      part_rows: Numbers of slots of the decode steps beside that of all slots.
+      state: State of all slots, or of this device's under `jax.shard_map`; `sharding_rules.state_partition_specs` says
+        how it is sharded.
+      part_rows: Numbers of slots of the decode steps that take some slots only.
     """
 
     state: ModelState
@@ -138,11 +121,11 @@ class ContiguousStates(SlotStates):
           slots: Number of slots of the whole mesh.
           dtype: Dtype of the activations.
           collectives: Collectives of the mesh; None for a single device.
-          part_rows: Numbers of slots of the decode steps beside that of all slots.
+          part_rows: Numbers of slots of the decode steps that take some slots only.
         """
         collectives = collectives or Collectives()
-        width = padded_lru_width(config, collectives)
-        return cls(zero_state(config, slots, dtype, lru_width=width), collectives, part_rows)
+        state = zero_state(config, slots, dtype, model_shards=collectives.model)
+        return cls(state, collectives, part_rows)
 
     def map(self, function: Callable[[ModelState], ModelState]) -> "ContiguousStates":
         return replace(self, state=function(self.state))
@@ -153,7 +136,7 @@ class ContiguousStates(SlotStates):
 
     @property
     def decode_rows(self) -> tuple[int, ...]:
-        return (*self.part_rows, _num_rows(self.state))
+        return (*self.part_rows, num_rows(self.state[0]))
 
     def first(self, rows: int) -> ModelState:
         return self.state
@@ -172,12 +155,9 @@ class ContiguousStates(SlotStates):
 
     def _replicated(self, layer: LayerState, *, over_data: bool) -> LayerState:
         """Hands rows that other devices have zeros for to all of them."""
-        replicated: LayerState
         if isinstance(layer, AttentionState):
-            replicated = self.collectives.psum_rings(layer, over_data=over_data)
-        else:
-            replicated = self.collectives.psum_slots(layer) if over_data else layer
-        return replicated
+            return self.collectives.psum_windows(layer, over_data=over_data)
+        return self.collectives.psum_slots(layer) if over_data else layer
 
     def scatter(self, slots: Int32[Array, " R"], state: ModelState) -> "ContiguousStates":
         local, axes = self._local(slots), _axes(self.state)
@@ -190,30 +170,34 @@ class ContiguousStates(SlotStates):
 
         return replace(self, state=_scatter_each(scatter_one, slots, self.state))
 
-    def read(self, slots: Int32[Array, " 1"], lru_width: int) -> RowArrays:
-        h, conv, ring = arrays_of_row(self.gather(slots, jnp.zeros(1, jnp.bool), over_data=True))
-        h, conv = (self.collectives.all_gather_channels(x, lru_width) for x in (h, conv))
-        return h, conv, ring
+    def read(self, layout: StateLayout, slots: Int32[Array, " 1"]) -> RowArrays:
+        arrays = arrays_of_row(layout, self.gather(slots, jnp.zeros(1, jnp.bool), over_data=True))
 
-    def restore(
-        self,
-        slots: Int32[Array, " 1"],
-        h: Float32[Array, "L E"],
-        conv: Float[Array, "L K1 E"],
-        ring: Shaped[Array, "W A 2 d"],
-    ) -> "ContiguousStates":
-        width = next((layer.h.shape[1] for layer in self.state if isinstance(layer, RecurrentState)), 0)
-        h, conv = (self.collectives.local_channels(x, width) for x in (h, conv))
-        return self.scatter(slots, state_of_row(self.state, h, conv, ring))
+        def whole(stacked: StackedArray, x: Array) -> Array:
+            return self.collectives.all_gather_channels(x, stacked.shape[-1]) if stacked.is_sharded else x
+
+        return *map(whole, layout.recurrent, arrays), arrays[-1]
+
+    def restore(self, layout: StateLayout, slots: Int32[Array, " 1"], arrays: RowArrays) -> "ContiguousStates":
+        def local(stacked: StackedArray, x: Array) -> Array:
+            return self.collectives.local_channels(x, self._width(stacked)) if stacked.is_sharded else x
+
+        local_arrays = (*map(local, layout.recurrent, arrays), arrays[-1])
+        return self.scatter(slots, state_of_row(layout, self.state, local_arrays))
+
+    def _width(self, stacked: StackedArray) -> int:
+        """Returns the size of the last axis of an array on this device; 0 without a layer of its kind."""
+        kind = LAYER_KINDS[stacked.kind].state
+        return next((layer[stacked.index].shape[-1] for layer in self.state if isinstance(layer, kind)), 0)
 
     def _local(self, slots: Int32[Array, "*R"]) -> Any:
-        """Returns, for each array, the rows of slots in this device's part; those of other devices are outside it."""
+        """Returns, for each array, the rows of slots in this device's part, outside of it for other devices' slots."""
         if self.collectives.count == 1:
             return jax.tree.map(lambda _: slots, self.state)
 
         def layer(part: LayerState) -> Any:
-            is_ring = isinstance(part, AttentionState)
-            offset = (self.collectives.ring_offset if is_ring else self.collectives.slot_offset)(_num_rows((part,)))
+            is_spread = isinstance(part, AttentionState)
+            offset = (self.collectives.window_offset if is_spread else self.collectives.slot_offset)(num_rows(part))
             return jax.tree.map(lambda _: slots - offset, part)
 
         return tuple(map(layer, self.state))
@@ -222,7 +206,7 @@ class ContiguousStates(SlotStates):
 @partial(jax.tree_util.register_dataclass, data_fields=("groups",), meta_fields=())
 @dataclass(frozen=True, slots=True)
 class BlockedStates(SlotStates):
-    """States of all slots on one device, with slots in groups and rings in blocks.
+    """States of all slots on one device, with slots in groups and windows in blocks.
 
     Attributes:
       groups: States of consecutive groups of slots.
@@ -238,10 +222,9 @@ class BlockedStates(SlotStates):
 
         Args:
           config: The model's config.
-          slots: Number of slots.
           dtype: Dtype of the activations.
-          part_rows: Numbers of slots of the decode steps beside that of all slots: at each of them a group ends.
-          first_block: Ring rows of the first block; each following block doubles the total.
+          part_rows: Numbers of slots of the decode steps that take some slots only; a group ends at each.
+          first_block: Window rows of the first block; each following block doubles the total.
         """
         blocks = block_sizes(config.window, first_block)
         sizes = [end - start for start, end in pairwise((0, *part_rows, slots))]
@@ -257,14 +240,14 @@ class BlockedStates(SlotStates):
 
     @property
     def decode_rows(self) -> tuple[int, ...]:
-        return tuple(accumulate(map(_num_rows, self.groups)))
+        return tuple(accumulate(num_rows(group[0]) for group in self.groups))
 
     def first(self, rows: int) -> ModelState:
         return _join(self.groups[: self._num_groups(rows)])
 
     def with_first(self, rows: int, state: ModelState) -> "BlockedStates":
         count = self._num_groups(rows)
-        sizes = [_num_rows(group) for group in self.groups[:count]]
+        sizes = [num_rows(group[0]) for group in self.groups[:count]]
         return replace(self, groups=(*_split(state, sizes), *self.groups[count:]))
 
     def _num_groups(self, rows: int) -> int:
@@ -278,7 +261,7 @@ class BlockedStates(SlotStates):
         if len(self.groups) == 1:
             (group,) = self.groups
             row: ModelState = jax.tree.map(lambda axis, x: _row_if_local(fresh, axis, slot, x), _axes(group), group)
-            return _map_rings(_joined, row)
+            return _joined(row)
         ends = self.decode_rows
         place = jnp.where(fresh, len(ends), jnp.sum(slot >= jnp.array(ends)))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(_read_row, self.groups[0], slot))
@@ -288,8 +271,7 @@ class BlockedStates(SlotStates):
         return gathered
 
     def scatter(self, slots: Int32[Array, " R"], state: ModelState) -> "BlockedStates":
-        sizes, axes = _ring_blocks(self.groups[0]), _axes(self.groups[0])
-        new, starts = _map_rings(lambda blocks: split_ring(blocks[0], sizes), state), (0, *self.decode_rows[:-1])
+        new, axes, starts = _split_windows(state, self.groups[0]), _axes(self.groups[0]), (0, *self.decode_rows[:-1])
 
         def scatter_one(i: Any, groups: tuple[ModelState, ...]) -> tuple[ModelState, ...]:
             def put(group: ModelState, start: int) -> ModelState:
@@ -302,32 +284,16 @@ class BlockedStates(SlotStates):
 
         return replace(self, groups=_scatter_each(scatter_one, slots, self.groups))
 
-    def read(self, slots: Int32[Array, " 1"], lru_width: int) -> RowArrays:
-        return arrays_of_row(self.gather(slots, jnp.zeros(1, jnp.bool)))
+    def read(self, layout: StateLayout, slots: Int32[Array, " 1"]) -> RowArrays:
+        return arrays_of_row(layout, self.gather(slots, jnp.zeros(1, jnp.bool)))
 
-    def restore(
-        self,
-        slots: Int32[Array, " 1"],
-        h: Float32[Array, "L E"],
-        conv: Float[Array, "L K1 E"],
-        ring: Shaped[Array, "W A 2 d"],
-    ) -> "BlockedStates":
-        return self.scatter(slots, state_of_row(self.groups[0], h, conv, ring))
-
-
-_RECURRENT_AXES: Final = RecurrentState(h=0, conv=1)  # type: ignore[arg-type]
-"""Axis of the rows in each array of a recurrent state."""
+    def restore(self, layout: StateLayout, slots: Int32[Array, " 1"], arrays: RowArrays) -> "BlockedStates":
+        return self.scatter(slots, state_of_row(layout, self.groups[0], arrays))
 
 
 def _axes(state: ModelState) -> Any:
     """Returns the axis of the rows in each array."""
-    return tuple(_RECURRENT_AXES if isinstance(s, RecurrentState) else jax.tree.map(lambda _: 0, s) for s in state)
-
-
-def _num_rows(state: ModelState) -> int:
-    """Returns the number of rows of a state that is one group."""
-    first = state[0]
-    return first.h.shape[0] if isinstance(first, RecurrentState) else first.rings[0][0][0].shape[0]
+    return tuple(map(slot_axes, state))
 
 
 def _with_layers(state: ModelState, layers: range, new: ModelState) -> ModelState:
@@ -357,7 +323,7 @@ def _scatter_each[Tree](scatter_one: Callable[[Any, Tree], Tree], slots: Int32[A
 
 def _read_row(group: ModelState, row: Int32[Array, ""]) -> ModelState:
     state: ModelState = jax.tree.map(lambda axis, x: _row(x, row, axis), _axes(group), group)
-    return _map_rings(_joined, state)
+    return _joined(state)
 
 
 def _row_if_local(fresh: Bool[Array, ""], axis: int, row: Int32[Array, ""], x: Array) -> Array:
@@ -383,13 +349,12 @@ def _put_row(
 
 
 def _join(groups: Sequence[ModelState]) -> ModelState:
-    """Returns groups as one state; rings stay separate arrays."""
+    """Returns groups as one state; their windows stay separate arrays."""
 
     def layer(*parts: LayerState) -> LayerState:
         if isinstance(parts[0], AttentionState):
-            return AttentionState(tuple(rings for part in parts for rings in part.rings))  # type: ignore[union-attr]
-        joined: LayerState = jax.tree.map(lambda axis, *x: jnp.concatenate(x, axis), _RECURRENT_AXES, *parts)
-        return joined
+            return AttentionState.of_groups(parts)
+        return jax.tree.map(lambda axis, *x: jnp.concatenate(x, axis), slot_axes(parts[0]), *parts)
 
     return groups[0] if len(groups) == 1 else tuple(layer(*parts) for parts in zip(*groups, strict=True))
 
@@ -400,11 +365,10 @@ def _split(state: ModelState, sizes: Sequence[int]) -> tuple[ModelState, ...]:
     def group(index: int, start: int, size: int) -> ModelState:
         def layer(whole: LayerState) -> LayerState:
             if isinstance(whole, AttentionState):
-                return AttentionState((whole.rings[index],))
-            part: LayerState = jax.tree.map(
-                lambda axis, x: jax.lax.slice_in_dim(x, start, start + size, axis=axis), _RECURRENT_AXES, whole
+                return whole.groups[index]
+            return jax.tree.map(
+                lambda axis, x: jax.lax.slice_in_dim(x, start, start + size, axis=axis), slot_axes(whole), whole
             )
-            return part
 
         return tuple(layer(whole) for whole in state)
 
@@ -414,18 +378,15 @@ def _split(state: ModelState, sizes: Sequence[int]) -> tuple[ModelState, ...]:
     return tuple(group(i, start, size) for i, (start, size) in enumerate(zip(starts, sizes, strict=True)))
 
 
-def _ring_blocks(state: ModelState) -> tuple[int, ...]:
-    """Returns the ring rows of each block."""
-    rings = [blocks for layer in state if isinstance(layer, AttentionState) for blocks in layer.rings]
-    return tuple(keys.shape[1] for keys, _ in rings[0]) if rings else ()
+def _joined(state: ModelState) -> ModelState:
+    """Returns a state with windows in one block."""
+    return tuple(layer.joined() if isinstance(layer, AttentionState) else layer for layer in state)
 
 
-def _joined(blocks: Blocks) -> Blocks:
-    return (join_ring(blocks),)
+def _split_windows(state: ModelState, like: ModelState) -> ModelState:
+    """Returns a state with windows in the blocks of another state's."""
 
+    def layer(whole: LayerState, like: LayerState) -> LayerState:
+        return whole.split(like.block_sizes) if isinstance(whole, AttentionState) else whole
 
-def _map_rings(change: Callable[[Blocks], Blocks], state: ModelState) -> ModelState:
-    def layer(s: LayerState) -> LayerState:
-        return AttentionState(tuple(map(change, s.rings))) if isinstance(s, AttentionState) else s
-
-    return tuple(layer(s) for s in state)
+    return tuple(map(layer, state, like))

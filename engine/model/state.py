@@ -1,171 +1,152 @@
-"""Recurrent state of a batch of rows: a pytree of fixed size, whatever the number of tokens behind it.
+"""States of a batch of rows on the device: a pytree of fixed size at any number of tokens.
 
 `docs/explanation/constant-size-state.md` lists its parts and their sizes. `roost.engine.model.slot_states` holds the
-states of all slots.
+states of all slots. Arrays and their order follow from `LAYER_KINDS`.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, Shaped
+from jaxtyping import Array, Float, Shaped
 
-from ...kernels.window_attention import Blocks, Int8Vectors, Vectors, pack, unpack, zero_ring
+from ...kernels.window_attention import Int8Vectors, pack
 from .config import ModelConfig
-
-
-class RecurrentState(NamedTuple):
-    """State of a recurrent layer.
-
-    Attributes:
-      h: RG-LRU state after the last token.
-      conv: Last K - 1 inputs of the convolution, oldest first. Rows are the second axis, so that each tap is one
-        contiguous `[B, E]` array on a TPU.
-    """
-
-    h: Float32[Array, "B E"]
-    conv: Float[Array, "K1 B E"]
-
-
-class AttentionState(NamedTuple):
-    """State of an attention layer.
-
-    Attributes:
-      rings: Keys (after RoPE) and values of the last W tokens, for consecutive groups of rows; each group's rings may
-        be split into blocks.
-    """
-
-    rings: tuple[Blocks, ...]
-
-
-class RecurrentBlockStates(NamedTuple):
-    """States of a recurrent layer at the M block boundaries of a chunk; padding changes nothing.
-
-    Attributes:
-      h: RG-LRU states.
-      conv: Last K - 1 inputs of the convolution.
-    """
-
-    h: Float32[Array, "B M E"]
-    conv: Float[Array, "B M K1 E"]
+from .layer_kinds import LAYER_KINDS, AttentionState, LayerKind, LayerState, StateArray, kind_of
+from .state_layout import StackedArray, StateLayout, padded_channels
 
 
 class AttentionBlockStates(NamedTuple):
-    """Keys and values that an attention layer adds to its rings in a chunk.
+    """Keys and values that an attention layer adds to its window in a chunk.
 
     Attributes:
-      k: Keys, after RoPE, as the rings hold them.
+      k: Keys, after RoPE, as the window holds them.
       v: Values, likewise.
     """
 
-    k: Float[Array, "B T d"] | Int8Vectors
-    v: Float[Array, "B T d"] | Int8Vectors
+    k: Float[Array, "B *G T d"] | Int8Vectors
+    v: Float[Array, "B *G T d"] | Int8Vectors
 
 
 class BlockStates(NamedTuple):
     """States of all layers at the block boundaries of a chunk, from which a sequence can be restored.
 
-    Letters: M blocks of a chunk, L recurrent layers, A attention layers. Without layers of a kind, its axis has size 0.
+    Letters: M blocks of a chunk, L layers of a kind, A layers with a window, G key heads if there are several. Without
+    layers of a kind, its axes have size 0.
 
     Attributes:
-      h: RG-LRU states after each block.
-      conv: Convolution inputs after each block.
+      recurrent: Arrays `[B, M, L, ...]` after each block, in the order of `StateLayout.recurrent`.
       window: Keys and values of each token; in int8, d + 4 bytes each, of which the last are the scale.
     """
 
-    h: Float32[Array, "B M L E"]
-    conv: Float[Array, "B M L K1 E"]
-    window: Shaped[Array, "B T A 2 d"]
+    recurrent: tuple[Shaped[Array, "B M L ..."], ...]
+    window: Shaped[Array, "B T A 2 *G d"]
 
 
-type LayerState = RecurrentState | AttentionState
-"""State of one layer."""
-
-type LayerBlockStates = RecurrentBlockStates | AttentionBlockStates
-"""States of one layer at the block boundaries of a chunk."""
+type LayerBlockStates = AttentionBlockStates | tuple[Array, ...]
+"""States of one layer at the M block boundaries of a chunk: an array `[B, M, ...]` for each array of its kind, or keys
+and values. Padding changes nothing."""
 
 type ModelState = tuple[LayerState, ...]
 """States of consecutive layers."""
 
-type RowArrays = tuple[Float32[Array, "L E"], Float[Array, "L K1 E"], Shaped[Array, "W A 2 d"]]
-"""State of one row, stacked by kind of layer: h, convolution inputs, and keys and values as in `BlockStates`."""
+type RowArrays = tuple[Shaped[Array, "..."], ...]
+"""State of one row, as `StateLayout.formats` lists its arrays."""
 
 
 def zero_state(
-    config: ModelConfig, rows: int, dtype: jnp.dtype, blocks: Sequence[int] = (), lru_width: int | None = None
+    config: ModelConfig, rows: int, dtype: jnp.dtype, blocks: Sequence[int] = (), model_shards: int = 1
 ) -> ModelState:
     """Returns the state before the first token.
 
     Args:
       config: The model's config.
-      rows: Number of rows.
       dtype: Dtype of the activations.
-      blocks: Ring rows of each block; empty for rings in one block.
-      lru_width: Width of the RG-LRU with the padding of a mesh; None for the config's.
+      blocks: Window rows of each block; empty for windows in one block.
+      model_shards: Number of shards along `model`, whose padding the arrays have.
     """
-    width = config.lru_width if lru_width is None else lru_width
-    kv_dtype = jnp.dtype(config.kv_dtype or dtype)
 
-    def ring(size: int) -> Vectors:
-        return zero_ring(rows, size, config.head_dim, kv_dtype)
+    def zeros(array: StateArray) -> Array:
+        shape, own_dtype = array.format(config)
+        shape = (*shape[:-1], padded_channels(array, config, model_shards))
+        return jnp.zeros((*shape[: array.slot_axis], rows, *shape[array.slot_axis :]), own_dtype or dtype)
 
-    def layer(kind: str) -> LayerState:
-        if kind == "attention":
-            return AttentionState((tuple((ring(size), ring(size)) for size in blocks or [config.window]),))
-        h = jnp.zeros((rows, width), jnp.float32)
-        return RecurrentState(h, jnp.zeros((config.conv_width - 1, rows, width), dtype))
+    def layer(kind: LayerKind) -> LayerState:
+        if kind.window is not None:
+            return AttentionState.zeros(config, rows, dtype, blocks)
+        return kind.state(*map(zeros, kind.arrays))
 
-    return tuple(layer(kind) for kind in config.block_types)
+    return tuple(layer(LAYER_KINDS[kind]) for kind in config.block_types)
 
 
-def stack_block_states(layers: Sequence[LayerBlockStates | None], block: int) -> BlockStates:
+def stack_block_states(
+    layout: StateLayout, kinds: Sequence[str], layers: Sequence[LayerBlockStates | None], block: int
+) -> BlockStates:
     """Returns the layers' block states, stacked by kind of layer.
 
     Args:
-      layers: Block states of each layer.
+      layout: Layout of the model's state.
+      kinds: Kind of each layer.
       block: Tokens per block.
     """
-    recurrent = [layer for layer in layers if isinstance(layer, RecurrentBlockStates)]
-    attention = [layer for layer in layers if isinstance(layer, AttentionBlockStates)]
-    windows = [jnp.stack([pack(layer.k), pack(layer.v)], axis=2) for layer in attention]
-    if not recurrent:
-        rows, steps = windows[0].shape[:2]
-        empty = jnp.zeros((rows, steps // block, 0, 0))
-        return BlockStates(empty, empty[..., None], jnp.stack(windows, axis=2))
-    h, conv = (jnp.stack(parts, axis=2) for parts in zip(*recurrent, strict=True))
-    if not attention:
-        return BlockStates(h, conv, jnp.zeros((h.shape[0], h.shape[1] * block, 0, 2, 0), conv.dtype))
-    return BlockStates(h, conv, jnp.stack(windows, axis=2))
+    windows = [jnp.stack([pack(x.k), pack(x.v)], axis=2) for x in layers if isinstance(x, AttentionBlockStates)]
+    rows, steps = (windows[0].shape[0], windows[0].shape[1]) if windows else _rows_and_steps(layers, block)
+
+    def stack(array: StackedArray) -> Array:
+        parts: list[Any] = [x[array.index] for kind, x in zip(kinds, layers, strict=True) if x and kind == array.kind]
+        empty = (rows, steps // block, *[0] * len(array.shape))
+        return jnp.stack(parts, axis=2) if parts else jnp.zeros(empty, array.dtype)
+
+    recurrent = tuple(map(stack, layout.recurrent))
+    shape, dtype = layout.window
+    empty_window = (rows, steps, 0, *shape[2:-1], 0)
+    return BlockStates(recurrent, jnp.stack(windows, axis=2) if windows else jnp.zeros(empty_window, dtype))
 
 
-def state_of_row(
-    layers: ModelState, h: Float32[Array, "L E"], conv: Float[Array, "L K1 E"], ring: Shaped[Array, "W A 2 d"]
-) -> ModelState:
-    """Returns the state of one row, with rings in one block.
+def _rows_and_steps(layers: Sequence[LayerBlockStates | None], block: int) -> tuple[int, int]:
+    """Returns the numbers of rows and tokens of a chunk in layers without a window."""
+    first: Any = next(x for x in layers if x is not None)
+    return first[0].shape[0], first[0].shape[1] * block
+
+
+def state_of_row(layout: StateLayout, layers: ModelState, arrays: RowArrays) -> ModelState:
+    """Returns the state of one row, with windows in one block.
 
     Args:
+      layout: Layout of the model's state.
       layers: State of any rows, whose kinds of layers the result has.
-      h: RG-LRU states.
-      conv: Convolution inputs.
-      ring: Keys and values by row of the ring.
     """
-    recurrent, attention = iter(range(h.shape[0])), iter(range(ring.shape[1]))
+    *recurrent, windows = arrays
+    of_kind: dict[str, list[tuple[int, Array]]] = {}
+    for stacked, array in zip(layout.recurrent, recurrent, strict=True):
+        of_kind.setdefault(stacked.kind, []).append((stacked.slot_axis, array))
 
-    def layer(kind: LayerState) -> LayerState:
-        if isinstance(kind, AttentionState):
-            at = next(attention)
-            return AttentionState((((unpack(ring[None, :, at, 0]), unpack(ring[None, :, at, 1])),),))
-        at = next(recurrent)
-        return RecurrentState(h[at, None], conv[at, :, None])
+    def layer(like: LayerState, at: int) -> LayerState:
+        if isinstance(like, AttentionState):
+            return AttentionState.of_row(windows, at)
+        return type(like)(*(x[(at, *[slice(None)] * axis, None)] for axis, x in of_kind[kind_of(like)]))
 
-    return tuple(map(layer, layers))
+    return tuple(map(layer, layers, _places(layers)))
 
 
-def arrays_of_row(state: ModelState) -> RowArrays:
-    """Returns the arrays of one row's state, the inverse of `state_of_row`; axes of missing layers have size 0."""
-    recurrent = [layer for layer in state if isinstance(layer, RecurrentState)]
-    rings = [layer.rings[0][0] for layer in state if isinstance(layer, AttentionState)]
-    h = jnp.stack([layer.h[0] for layer in recurrent]) if recurrent else jnp.zeros((0, 0))
-    conv = jnp.stack([layer.conv[:, 0] for layer in recurrent]) if recurrent else jnp.zeros((0, 1, 0))
-    pairs = [jnp.stack([pack(keys)[0], pack(values)[0]], axis=1) for keys, values in rings]
-    return h, conv, jnp.stack(pairs, axis=1) if pairs else jnp.zeros((1, 0, 2, 0), conv.dtype)
+def _places(layers: ModelState) -> Iterator[int]:
+    """Yields the index of each layer among those whose states are stacked with its own."""
+    seen: Counter[type[Any]] = Counter()
+    for state in layers:
+        yield seen[type(state)]
+        seen[type(state)] += 1
+
+
+def arrays_of_row(layout: StateLayout, state: ModelState) -> RowArrays:
+    """Returns the arrays of one row's state, the inverse of `state_of_row`."""
+
+    def stack(array: StackedArray) -> Array:
+        first = (*[slice(None)] * array.slot_axis, 0)
+        own = LAYER_KINDS[array.kind].state
+        rows = [layer[array.index][first] for layer in state if isinstance(layer, own)]
+        return jnp.stack(rows) if rows else jnp.zeros(array.shape, array.dtype)
+
+    recurrent = tuple(map(stack, layout.recurrent))
+    windows = [layer.row for layer in state if isinstance(layer, AttentionState)]
+    return *recurrent, jnp.stack(windows, axis=1) if windows else jnp.zeros(*layout.window)

@@ -1,1 +1,3 @@
-"""Prefix cache: maps token prefixes to state snapshots, in memory and on disk. Also the files of saved states."""
+"""Prefix cache: maps token prefixes to state snapshots, in memory and on disk. Also has the file format of saved
+states.
+"""

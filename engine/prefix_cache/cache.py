@@ -7,8 +7,8 @@ import heapq
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
-from ..core.config import CacheStats
-from ..core.snapshot import BlockState, Snapshot, chunk_snapshots
+from ..types.config import CacheStats
+from ..types.snapshot import BlockState, Snapshot, chunk_snapshots
 from .tree import Entry, PrefixKey, RadixTree
 
 
@@ -16,8 +16,8 @@ class EvictionQueue:
     """Finds the entry that saves the least prefill for its bytes and was not used for the longest time.
 
     An entry's priority is the queue's age at its last use plus its gain: the tokens that would have to be prefilled
-    again, per byte that its eviction frees. The age is the priority of the last entry that was evicted. So a long
-    history is thinned out before it vanishes: with each entry that goes, its neighbours save more tokens.
+    again, per byte that its eviction frees. The age is the priority of the last evicted entry. A long history is
+    therefore thinned out before it disappears: with each evicted entry, its neighbours save more tokens.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class EvictionQueue:
         self._age = 0.0
 
     def use(self, entry: Entry) -> None:
-        """Adds an entry, or notes that it was used."""
+        """Adds an entry, or marks it as used."""
         entry.age = self._age
         self._push(entry)
         if len(self._heap) > self._max_heap:
@@ -36,12 +36,12 @@ class EvictionQueue:
             self._max_heap = 2 * len(self._heap) + 64
 
     def pop(self) -> Entry:
-        """Takes out the entry with the lowest priority."""
+        """Removes and returns the entry with the lowest priority."""
         while True:
             priority, ticket, entry = heapq.heappop(self._heap)
             if entry.ticket != ticket:
                 continue
-            if entry.priority > priority:  # its neighbours were evicted since
+            if entry.priority > priority:  # its neighbours were evicted, which raised its priority
                 self._push(entry)
                 continue
             self._age = max(self._age, priority)
@@ -61,7 +61,7 @@ class CacheTier(Protocol):
     """A tier below memory, whose snapshots outlive the process.
 
     Attributes:
-      max_fetches: Maximum number of keys whose fetches run, or whose results are held, at a time.
+      max_fetches: Maximum number of keys whose fetches are running, or whose results are held, at a time.
       num_errors: Number of operations that failed.
     """
 
@@ -70,19 +70,19 @@ class CacheTier(Protocol):
 
     @property
     def num_bytes(self) -> int:
-        """Size of what the tier holds."""
+        """Size of the stored snapshots."""
 
     def fetch(self, key: PrefixKey, above: int, done: Callable[[Snapshot | None], None]) -> None:
-        """Starts a search for the longest cached prefix with more than `above` tokens, and returns at once.
+        """Starts a search for the longest cached prefix with more than `above` tokens, without waiting for it.
 
         Another thread calls `done` with the snapshot, or with None.
         """
 
     def store(self, key: PrefixKey, snapshots: Sequence[Snapshot]) -> None:
-        """Starts to store snapshots of prefixes of a key, and returns at once."""
+        """Starts to store snapshots of prefixes of a key, without waiting for it."""
 
     def close(self) -> None:
-        """Returns once everything is stored."""
+        """Waits until all snapshots are stored."""
 
 
 class PrefixCache:
@@ -91,9 +91,10 @@ class PrefixCache:
     Attributes:
       tree: The snapshots.
       evictions: Order in which they are evicted.
-      is_inexact: Whether requests are also restored between two block boundaries, and from states that `insert_end`
-        has added. Both give other bits than prefilling the whole prompt.
-      num_inserts: Number of times that snapshots were added, without which no look-up finds more than the last one.
+      is_inexact: Whether requests are also restored between two block boundaries, and from states that `insert_one` has
+        added. Both give other bits than prefilling the whole prompt.
+      num_inserts: Number of times that snapshots were added. While it is unchanged, a look-up finds no more than the
+        last one.
 
     Args:
       window: Number of tokens that attention looks back on.
@@ -140,7 +141,9 @@ class PrefixCache:
         return 0 if self._disk is None else self._disk.max_fetches
 
     def matched_length(self, key: PrefixKey) -> int:
-        """Returns the number of tokens that `match_prefix` would restore from memory. Nothing is counted as used."""
+        """Returns the number of tokens that `match_prefix` would restore from memory. It does not mark an entry as
+        used.
+        """
         entry = self._find(key)
         return 0 if entry is None else entry.snapshot.length
 
@@ -154,8 +157,8 @@ class PrefixCache:
     ) -> Snapshot | None:
         """Returns the snapshot of the longest cached prefix.
 
-        It covers the whole key if it has `hidden`, and else leaves at least one token to prefill. Such a prefix ends at
-        a block boundary, unless the cache is inexact.
+        It covers the whole key if it has `hidden`; otherwise it leaves at least one token to prefill. Such a prefix
+        ends at a block boundary, unless the cache is inexact.
 
         Args:
           fetched: Snapshot that the tier below has found; it is inserted if it is longer.
@@ -177,9 +180,10 @@ class PrefixCache:
         return found
 
     def extend_match(self, key: PrefixKey, matched: int) -> Snapshot | None:
-        """Returns the snapshot of a longer cached prefix than the one that `match_prefix` has found; None if none is.
+        """Returns the snapshot of a longer cached prefix than the one that `match_prefix` has found; None if there is
+        none.
 
-        It counts as if `match_prefix` had found it.
+        It is counted as if `match_prefix` had found it.
 
         Args:
           matched: Number of tokens of the prefix that was found; 0 for none.
@@ -194,13 +198,15 @@ class PrefixCache:
         return entry.snapshot
 
     def insert(self, key: PrefixKey, snapshots: Sequence[Snapshot]) -> None:
-        """Adds snapshots of prefixes of a key, shortest first, here and below; entries that exist count as used."""
+        """Adds snapshots of prefixes of a key, shortest first, here and to the tier below. Existing entries are marked
+        as used.
+        """
         if self._disk is not None:
             self._disk.store(key, snapshots)
         self._insert(key, snapshots)
 
     def insert_chunk(self, key: PrefixKey, last: Snapshot | None, block_states: Sequence[BlockState]) -> Snapshot:
-        """Adds what prefilling a chunk has produced, and returns the snapshot at its end.
+        """Adds the states that prefilling a chunk has produced, and returns the snapshot at its end.
 
         Args:
           key: The prompt.
@@ -211,12 +217,15 @@ class PrefixCache:
         self.insert(key, snapshots)
         return snapshots[-1]
 
-    def insert_end(self, key: PrefixKey, snapshot: Snapshot) -> None:
-        """Adds the state at the end of a generated history. The tier below does not get it."""
+    def insert_one(self, key: PrefixKey, snapshot: Snapshot) -> None:
+        """Adds the state at the end of a key. The tier below does not receive it.
+
+        The state belongs to a generated history, or comes without the window blocks of earlier snapshots.
+        """
         self._insert(key, [snapshot])
 
     def close(self) -> None:
-        """Returns once the tier below has stored everything."""
+        """Waits until the tier below has stored everything."""
         if self._disk is not None:
             self._disk.close()
 

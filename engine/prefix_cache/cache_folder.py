@@ -1,6 +1,6 @@
 """A folder of files that several processes write to, read from and remove from, each at any time.
 
-Files appear whole, by renaming, and the folder is kept below a limit by evicting the least recently used files. If
+Files appear atomically, by renaming, and the folder is kept below a limit by evicting the least recently used files. If
 another process removes a file during an operation, the result is as if the file had been removed before. diskcache
 keeps its index in SQLite, which must not be shared over a network file system.
 """
@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from ..core.errors import StateFileError
+from ..types.errors import StateFileError
 
 _TEMPORARY: Final = ".new-"
 """Prefix of files that are being written."""
@@ -22,14 +22,14 @@ _MAX_TEMPORARY_AGE_NS: Final = 3600 * 10**9
 """Age after which a temporary file is considered a leftover of a process that crashed."""
 
 _KEPT_SHARE: Final = 0.9
-"""Share of the limit that is kept when files are evicted."""
+"""Share of the limit to which eviction reduces the folder."""
 
 _RECOUNT_SHARE: Final = 1 / 16
-"""Share of the limit that this process writes before it measures the folder again, since others write to it too."""
+"""Share of the limit that this process writes before it measures the folder again, since others also write to it."""
 
 
 class _File(NamedTuple):
-    """One file. Files sort in order of eviction: empty ones follow those that were used at the same time."""
+    """One file. Files sort in order of eviction. Of files with the same time of use, empty ones come last."""
 
     used_ns: int
     is_empty: bool
@@ -45,14 +45,13 @@ class CacheFolder:
     """Files by name and kind, within a limit of bytes.
 
     Attributes:
-      root: The folder.
       is_writable: Whether files can be added and removed.
-      num_bytes: Size of all files, as far as this process knows.
+      num_bytes: Size of all files known to this process.
 
     Args:
-      path: The folder; created if it is missing, and again if it vanishes.
+      path: The folder; created if it is missing, and again if it disappears.
       limit: Maximum number of bytes.
-      on_error: Called with a path and an error that was survived, such as a file that cannot be removed.
+      on_error: Called with a path and a tolerated error, such as a file that cannot be removed.
 
     Raises:
       OSError: The folder is missing and cannot be created.
@@ -75,11 +74,11 @@ class CacheFolder:
             self._remove_leftovers(files, self._now_ns())
 
     def read(self, name: str, kind: str, max_bytes: int) -> bytes | None:
-        """Returns a file's content, or None if there is no such file.
+        """Returns a file's content; None if the file does not exist.
 
         Raises:
           OSError: The file cannot be read.
-          StateFileError: The file is larger than `max_bytes`, or no regular file.
+          StateFileError: The file is larger than `max_bytes`, or not a regular file.
         """
         try:  # a pipe of this name must not block the reader
             file = os.open(self.path(name, kind), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -100,7 +99,7 @@ class CacheFolder:
         """Adds or replaces a file, then evicts others if the limit was reached.
 
         Raises:
-          OSError: The file cannot be written; no part of it is left behind.
+          OSError: The file cannot be written; no part of it remains.
         """
         path = self.path(name, kind)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,7 +118,7 @@ class CacheFolder:
             self._make_room(path)
 
     def touch_or_create(self, name: str, kind: str) -> None:
-        """Adds an empty file, or notes that it was used.
+        """Adds an empty file, or marks it as used.
 
         Raises:
           OSError: The file cannot be written.
@@ -129,7 +128,7 @@ class CacheFolder:
         path.touch()
 
     def exists(self, name: str, kind: str) -> bool:
-        """Returns whether there is such a file."""
+        """Returns whether the file exists."""
         path = self.path(name, kind)
         try:
             os.stat(path)
@@ -141,7 +140,7 @@ class CacheFolder:
         return True
 
     def touch(self, name: str, kind: str) -> None:
-        """Notes that a file was used."""
+        """Marks a file as used."""
         if not self.is_writable:
             return
         path = self.path(name, kind)
@@ -196,7 +195,7 @@ class CacheFolder:
             return 0
 
     def _unlink(self, path: Path) -> bool:
-        """Returns whether a file is gone."""
+        """Removes a file, and returns whether it is gone."""
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
@@ -205,7 +204,7 @@ class CacheFolder:
         return True
 
     def _files(self) -> Iterator[_File]:
-        """Yields all files except those that vanish meanwhile."""
+        """Yields all files, except those that are removed during the iteration."""
         for folder in self._entries(self.root):
             for entry in self._entries(Path(folder.path)):
                 try:

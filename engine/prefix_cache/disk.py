@@ -1,9 +1,10 @@
 """Disk tier of the prefix cache: snapshots outlive the process, and other processes may read them.
 
-A file is named by a hash of the salt and of all tokens of its prefix, so that it holds no text, and is found without an
-index. A snapshot at a block boundary needs two kinds of files: the recurrent state, and the keys and values of the last
-blocks, which neighbouring snapshots share. Each file states its model, kind and name under its digest. A file that is
-not valid counts as an error and as missing. Threads of this tier read and write all files, never its caller.
+A file is named by a hash of the salt and of all tokens of its prefix. It therefore contains no text, and is found
+without an index. A snapshot at a block boundary needs two kinds of files: the recurrent state, and the keys and values
+of the last blocks, which neighbouring snapshots share. Each file states its model, kind and name under its digest. A
+file that is not valid counts as an error and as missing. Threads of this tier read and write all files; its caller
+never does.
 """
 
 import hashlib
@@ -15,26 +16,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ..core.arrays import ArrayFormat, HostArray
-from ..core.config import PREFILL_BLOCK
-from ..core.errors import ConfigError, StateFileError
-from ..core.snapshot import Snapshot, SnapshotFormat, first_block, is_finite, num_bytes
+from ..types.arrays import ArrayFormat, HostArray
+from ..types.config import PREFILL_BLOCK
+from ..types.errors import ConfigError, StateFileError
+from ..types.snapshot import Snapshot, SnapshotFormat, first_block, is_finite, num_bytes
 from .cache_folder import CacheFolder
 from .state_file import pack, unpack
 from .tree import PrefixKey
 
 _MAX_WRITE_BYTES: Final = 256 * 2**20
-"""Maximum size of snapshots that wait to be written. Further ones are dropped, as the disk is too slow for them."""
+"""Maximum size of snapshots that wait to be written. Further ones are dropped, since the disk is too slow for them."""
 
 _MAX_READ_BYTES: Final = 512 * 2**20
 """Maximum size of snapshots that are being read, or were read for requests that wait for a slot."""
 
 _READERS: Final = 2
-"""Number of threads that read. Verifying takes longer than reading, and the machine has other work."""
+"""Number of threads that read. Verifying takes longer than reading, and the CPU has other work."""
 
 _SPAN: Final = 64
-"""Number of blocks that one marker file stands for. Spans without a marker hold no snapshots, so that only a few names
-of a long prompt have to be tried."""
+"""Number of blocks that one marker file covers. Spans without a marker have no snapshots, so only a few names of a long
+prompt need to be tried."""
 
 _HEADER_BYTES: Final = 16 * 2**10
 """Maximum size of a file's header."""
@@ -56,16 +57,28 @@ class _StateFile:
     arrays: Mapping[str, HostArray]
 
 
+def make_folder(folder: Path) -> None:
+    """Creates the folder of a `DiskTier`, before slow steps.
+
+    Raises:
+      ConfigError: The folder cannot be created.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"state_cache_dir {folder}: cannot be made ({error.strerror})") from None
+
+
 class DiskTier:
     """Snapshots in a folder of files; see `CacheTier`.
 
     Attributes:
-      max_fetches: Maximum number of keys whose fetches run, or whose results are held, at a time.
-      num_errors: Number of files that were not valid and of operations that failed.
+      max_fetches: Maximum number of keys whose fetches are running, or whose results are held, at a time.
+      num_errors: Number of invalid files and failed operations.
 
     Args:
-      folder: Created if it is missing; read only if it cannot be written to.
-      model: Identity of the model, and of how it computes. Files of other models are in folders of their own.
+      folder: Created if it is missing; only read if it is not writable.
+      model: Identity of the model, and of how it computes. Files of other models are in separate folders.
       formats: Shapes and dtypes of the model's snapshots.
       limit: Maximum number of bytes of this model's files; the least recently used ones are evicted.
       key: Key that signs the files.
@@ -92,11 +105,11 @@ class DiskTier:
 
     @property
     def num_bytes(self) -> int:
-        """Size of this model's files, as far as this process knows."""
+        """Size of this model's files known to this process."""
         return self._folder.num_bytes
 
     def close(self) -> None:
-        """Returns once every stored snapshot is on disk. Pending fetches are cancelled."""
+        """Waits until every stored snapshot is on disk. Pending fetches are cancelled."""
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._writer.shutdown()
 
@@ -115,10 +128,10 @@ class DiskTier:
         return None
 
     def store(self, key: PrefixKey, snapshots: Sequence[Snapshot]) -> None:
-        """Writes snapshots on another thread, unless too many wait already."""
+        """Writes snapshots on another thread, unless too many are already waiting."""
         if not self._folder.is_writable:
             return
-        files = [file for snapshot in snapshots for file in _files_of(snapshot)]
+        files = [file for snapshot in snapshots for file in _files_of(snapshot, self._formats)]
         size = len(key.tokens) + sum(array.nbytes for file in files for array in file.arrays.values())
         with self._lock:
             is_full = self._pending_bytes > 0 and self._pending_bytes + size > _MAX_WRITE_BYTES
@@ -132,12 +145,12 @@ class DiskTier:
         found = None
         try:
             found = self.find(key, above)
-        except Exception as error:  # a file may make a library raise anything, and the request can do without it
+        except Exception as error:  # a library may raise anything for a file, and the request can continue without it
             self._report_error(self._folder.root, error)
         done(found)
 
     def _blocks(self, key: PrefixKey, above: int) -> Iterator[int]:
-        """Yields the block boundaries whose files exist, the last one first."""
+        """Yields the block boundaries whose files exist, last one first."""
         first, last = above // PREFILL_BLOCK + 1, (len(key) - 1) // PREFILL_BLOCK
         for span in range((last - 1) // _SPAN, (first - 1) // _SPAN - 1, -1) if first <= last else ():
             start = span * _SPAN
@@ -153,7 +166,7 @@ class DiskTier:
             return None
         self._touch_span(key, length)
         blocks = (*window, end["window"]) if length % PREFILL_BLOCK else tuple(window)
-        return Snapshot(length, (end["h"], end["conv"]), blocks, end["hidden"])
+        return Snapshot(length, self._formats.recurrent_of(end), blocks, end["hidden"])
 
     def _read_boundary(self, key: PrefixKey, block: int, missing: set[int]) -> Snapshot | None:
         """Returns the snapshot at a block boundary, or None if a file is missing.
@@ -171,7 +184,7 @@ class DiskTier:
         if (window := self._read_window(key, length, missing)) is None:
             return None
         self._touch_span(key, length)
-        return Snapshot(length, (state["h"], state["conv"]), tuple(window))
+        return Snapshot(length, self._formats.recurrent_of(state), tuple(window))
 
     def _read_window(self, key: PrefixKey, length: int, missing: set[int] | None = None) -> list[HostArray] | None:
         """Returns the whole blocks of a window, or None if a block is missing."""
@@ -191,7 +204,7 @@ class DiskTier:
             arrays = self._load(name, kind, length)
         except (OSError, StateFileError) as error:
             self._report_error(self._folder.path(name, kind), error)
-            if isinstance(error, StateFileError):  # otherwise every search would meet it again
+            if isinstance(error, StateFileError):  # otherwise every search would read it again
                 self._folder.remove(name, kind)
             return None
         if arrays is not None:
@@ -199,7 +212,7 @@ class DiskTier:
         return arrays
 
     def _load(self, name: str, kind: str, length: int) -> dict[str, HostArray] | None:
-        """Returns a file's arrays; None if there is no such file.
+        """Returns a file's arrays; None if the file does not exist.
 
         Raises:
           OSError: The file cannot be read.
@@ -221,11 +234,10 @@ class DiskTier:
         return arrays
 
     def _formats_of(self, kind: str, length: int) -> dict[str, ArrayFormat]:
-        """Returns the formats of the arrays that a file has to hold."""
+        """Returns the formats of the arrays that a file must contain."""
         formats, rest = self._formats, length % PREFILL_BLOCK
-        shape, dtype = formats.token
-        window: dict[str, ArrayFormat] = {"window": ((rest or PREFILL_BLOCK, *shape), dtype)}
-        recurrent = {"h": formats.h, "conv": formats.conv}
+        window: dict[str, ArrayFormat] = {"window": formats.tokens(rest or PREFILL_BLOCK)}
+        recurrent = dict(formats.recurrent)
         if kind == "window":
             return window
         if kind == "state":
@@ -233,7 +245,7 @@ class DiskTier:
         return recurrent | {"hidden": formats.hidden} | (window if rest else {})
 
     def _facts(self, name: str, kind: str) -> dict[str, str]:
-        """Returns the metadata that ties a file to its place; the name stands for the salt and all tokens."""
+        """Returns the metadata that binds a file to its place. The name stands for the salt and all tokens."""
         return {"model": self._model, "kind": kind, "name": name}
 
     def _write_all(self, key: PrefixKey, files: Sequence[_StateFile], size: int) -> None:
@@ -253,7 +265,7 @@ class DiskTier:
                 raise StateFileError("would hold values that are not finite; it is not written")
             if not self._is_whole(name, file):
                 self._folder.write(name, file.kind, pack(file.arrays, self._facts(name, file.kind), self._sign_key))
-        except Exception as error:  # later files may still be written
+        except Exception as error:  # later files may still succeed
             self._report_error(self._folder.path(name, file.kind), error)
 
     def _touch_span(self, key: PrefixKey, length: int) -> None:
@@ -289,15 +301,15 @@ def _name(key: PrefixKey, kind: str, length: int) -> str:
     return link.hex() if kind != "end" else hashlib.sha256(link + b" ends " + key.partial_block(length)).hexdigest()
 
 
-def _files_of(snapshot: Snapshot) -> Iterator[_StateFile]:
+def _files_of(snapshot: Snapshot, formats: SnapshotFormat) -> Iterator[_StateFile]:
     """Yields the files of a snapshot; earlier blocks of its window belong to earlier snapshots."""
-    length, (h, conv), last = snapshot.length, snapshot.recurrent, snapshot.window[-1]
+    length, recurrent, last = snapshot.length, formats.named(snapshot), snapshot.window[-1]
     rest = length % PREFILL_BLOCK
-    if len(last) != (rest or PREFILL_BLOCK):  # restored from a ring that held only part of this block
+    if len(last) != (rest or PREFILL_BLOCK):  # restored from a slot that held only part of this block
         return
     if not rest:
         yield _StateFile("window", length, {"window": last})
-        yield _StateFile("state", length, {"h": h, "conv": conv})
+        yield _StateFile("state", length, recurrent)
     if snapshot.hidden is not None:
-        end = {"h": h, "conv": conv, "hidden": snapshot.hidden}
+        end = recurrent | {"hidden": snapshot.hidden}
         yield _StateFile("end", length, end | ({"window": last} if rest else {}))

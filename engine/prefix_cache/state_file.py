@@ -11,10 +11,10 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from ..core.arrays import ArrayFormat, HostArray
-from ..core.config import MAX_TOKENS
-from ..core.errors import StateFileError
-from ..core.snapshot import is_finite
+from ..types.arrays import ArrayFormat, HostArray
+from ..types.config import MAX_TOKENS
+from ..types.errors import StateFileError
+from ..types.snapshot import is_finite
 
 FORMAT: Final = "roost-state-1"
 INT8_FORMAT: Final = "roost-state-2"
@@ -25,7 +25,7 @@ MAX_HEADER_BYTES: Final = 16 * 2**10
 its size."""
 
 _LONGEST_FACT: Final = 100
-"""Maximum number of characters of a file's own text in an error message."""
+"""Maximum number of characters of a file's text in an error message."""
 
 _CHECKSUM_KEY: Final = b"roost"
 """Key of the digest in files that are not signed."""
@@ -47,8 +47,8 @@ def pack(
     Args:
       arrays: Arrays by name.
       facts: Further metadata.
-      key: Key of the signature; None adds a digest that only detects accidents.
-      name: Name of the format; None names that of saved states.
+      key: Key of the signature; None adds a digest that only detects accidental damage.
+      name: Name of the format; None means the format of saved states.
     """
     facts = {
         **facts,
@@ -66,7 +66,7 @@ def unpack(
     """Returns the arrays and the metadata of a file; see `pack`.
 
     Raises:
-      StateFileError: The data is no such file, has another version, was changed, or is not signed with the key.
+      StateFileError: The data has another format or version, was changed, or is not signed with the key.
     """
     header_bytes = int.from_bytes(data[:8], "little")
     if header_bytes > MAX_HEADER_BYTES:
@@ -95,7 +95,7 @@ def check_arrays(arrays: Mapping[str, HostArray], expected: Mapping[str, ArrayFo
     """Checks the arrays of a file.
 
     Raises:
-      StateFileError: One is missing, has another shape or dtype, or holds a value that is not finite.
+      StateFileError: An array is missing, has another shape or dtype, or contains a non-finite value.
     """
     for name, wanted in expected.items():
         array = arrays.get(name)
@@ -110,7 +110,7 @@ def parse_length(fact: str) -> int:
     """Returns a number of tokens from a file's metadata.
 
     Raises:
-      StateFileError: The text is no whole number, or larger than any length.
+      StateFileError: The text is not a whole number, or is larger than any length.
     """
     if not (fact.isascii() and fact.isdecimal() and len(fact) <= len(str(MAX_TOKENS))):
         raise StateFileError(f"has the length {shown(fact)!r}")
@@ -118,7 +118,7 @@ def parse_length(fact: str) -> int:
 
 
 def shown(fact: str | None) -> str | None:
-    """Returns a file's own text, shortened for an error message."""
+    """Returns a file's text, shortened for an error message."""
     return fact if fact is None or len(fact) <= _LONGEST_FACT else f"{fact[:_LONGEST_FACT]}…"
 
 

@@ -1,23 +1,20 @@
-"""Radix tree of snapshots: edges are blocks of `PREFILL_BLOCK` tokens, and each salt has a root of its own.
+"""Radix tree of snapshots: edges are blocks of `PREFILL_BLOCK` tokens, and each salt has a separate root.
 
-A node stands for a block boundary. It holds the snapshot at that boundary, and those of prefixes that end less than a
-block behind it. A block's keys and values are stored once, in the node at the block's end, and shared by all snapshots
-whose attention window includes the block. Keys of the tree are token prefixes, cut into blocks.
+A node stands for a block boundary. It holds the snapshot at that boundary, and the snapshots of prefixes that end less
+than a block after it. A block's keys and values are stored once, in the node at the block's end, and shared by all
+snapshots whose attention window includes the block. Keys of the tree are token prefixes, split into blocks.
 """
 
 import hashlib
 import json
-from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from ..core.arrays import HostArray
-from ..core.config import PREFILL_BLOCK
-from ..core.snapshot import Snapshot
-
-ID_BYTES: Final = array("i").itemsize
-"""Size of a token id."""
+from ..types.arrays import HostArray
+from ..types.config import PREFILL_BLOCK
+from ..types.snapshot import Snapshot
+from ..types.token_ids import ID_BYTES, id_bytes
 
 BLOCK_BYTES: Final = ID_BYTES * PREFILL_BLOCK
 """Size of a block's token ids."""
@@ -42,13 +39,13 @@ class PrefixKey:
     @classmethod
     def of(cls, token_ids: Sequence[int], salt: str) -> "PrefixKey":
         """Returns the key of these tokens."""
-        return cls(salt, array("i", token_ids).tobytes())
+        return cls(salt, id_bytes(token_ids))
 
     def __len__(self) -> int:
         return len(self.tokens) // ID_BYTES
 
     def shares(self, other: "PrefixKey", length: int) -> bool:
-        """Returns whether the first `length` tokens, and the salt, are also those of another key."""
+        """Returns whether the salt and the first `length` tokens are the same as another key's."""
         end = length * ID_BYTES
         return self.salt == other.salt and self.tokens[:end] == other.tokens[:end]
 
@@ -63,7 +60,7 @@ class PrefixKey:
     def block_hash(self, count: int) -> bytes:
         """Returns a hash of the salt and the first `count` blocks, chained block by block.
 
-        Each hash is computed once. Any thread may call this: two at the same time compute the same.
+        Each hash is computed once. Any thread may call this: concurrent calls compute the same hash.
         """
         hashes = self._hashes[0]
         if count >= len(hashes):
@@ -79,12 +76,12 @@ class Node:
     """A block boundary of at least one cached prefix.
 
     Attributes:
-      edge: Tokens of the block that ends here.
+      edge: Tokens of the block that ends at the boundary.
       length: Number of tokens up to this boundary.
-      entries: Snapshots, by their tokens behind this boundary.
-      window: Keys and values of the block that ends here.
+      entries: Snapshots, by their tokens after this boundary.
+      window: Keys and values of the block that ends at the boundary.
       num_users: Number of snapshots that include `window`.
-      salt: Salt of the keys; set at a root only.
+      salt: Salt of the keys; set only at a root.
     """
 
     parent: "Node | None"
@@ -97,7 +94,7 @@ class Node:
     salt: str = ""
 
     def child(self, edge: bytes) -> "Node":
-        """Returns the node behind one more block; it is created if it is missing."""
+        """Returns the node after one more block, which is created if it is missing."""
         child = self.children.get(edge)
         if child is None:
             child = self.children[edge] = Node(self, edge, self.length + PREFILL_BLOCK)
@@ -116,9 +113,9 @@ class Entry:
     """A snapshot in the tree.
 
     Attributes:
-      rest: Its tokens behind its node's boundary.
+      rest: Its tokens after its node's boundary.
       snapshot: The snapshot; whole blocks of its window are arrays of the tree.
-      own_bytes: Size of the arrays that no other entry shares: all but the whole blocks of the window.
+      own_bytes: Size of the arrays that no other entry shares: all except the whole blocks of the window.
       is_reused: Whether a request was restored from it, or is likely to be.
       age: Age of the eviction queue when the entry was last used.
       ticket: Number of its valid place in the eviction queue; 0 if it has none.
@@ -139,7 +136,7 @@ class Entry:
 
     @property
     def num_tokens_saved(self) -> int:
-        """Number of tokens since the snapshot before, which a request would have to prefill without this one."""
+        """Number of tokens since the previous snapshot, which a request would have to prefill without this one."""
         node = self.node if self.rest else self.node.parent
         while node is not None and b"" not in node.entries:
             node = node.parent
@@ -153,7 +150,7 @@ class Entry:
             if node.num_users == 1 and node.window is not None:
                 freed += node.window.nbytes
         weight = 1.0 if self.is_reused or self.is_branch_point else _UNUSED_WEIGHT
-        return self.age + weight * self.num_tokens_saved / freed
+        return self.age + weight * self.num_tokens_saved / max(freed, 1)  # if all its arrays are shared, none is freed
 
     def window_nodes(self) -> list[Node]:
         """Returns the nodes that hold the whole blocks of its window, latest first."""
@@ -191,10 +188,10 @@ class RadixTree:
         """Returns the entry of the longest prefix: the key itself, if its snapshot has `hidden`, or a shorter one.
 
         Args:
-          at_block_boundary: Whether a shorter prefix has to end at a block boundary.
+          at_block_boundary: Whether a shorter prefix must end at a block boundary.
         """
         found, length = None, len(key)
-        for node in self._path(key):  # a long conversation has thousands of nodes, so little is done for each
+        for node in self._path(key):  # a long conversation has thousands of nodes, so each must be cheap
             if node.length < length:
                 found = node.entries.get(b"", found)
                 found = found if at_block_boundary else node.longest_partial(key) or found
@@ -207,7 +204,7 @@ class RadixTree:
     def insert(self, key: PrefixKey, snapshots: Sequence[Snapshot]) -> Iterator[Entry]:
         """Stores snapshots of prefixes of a key, shortest first, and yields the entry of each.
 
-        An entry that exists is yielded as it is, or replaced by one that adds `hidden`.
+        An existing entry is yielded unchanged, or replaced by one that adds `hidden`.
         """
         path = self._path(key) or [self.roots.setdefault(key.salt, Node(None, b"", 0, salt=key.salt))]
         for snapshot in snapshots:
@@ -216,7 +213,7 @@ class RadixTree:
             yield self._insert_at(path[: snapshot.length // PREFILL_BLOCK + 1], key, snapshot)
 
     def remove(self, entry: Entry) -> None:
-        """Removes an entry, and the nodes that nothing hangs from any more."""
+        """Removes an entry, and the nodes that have no entries or children left."""
         self._detach(entry)
         node = entry.node
         while not (node.children or node.entries) and node.parent is not None:
@@ -226,7 +223,7 @@ class RadixTree:
             del self.roots[node.salt]
 
     def _path(self, key: PrefixKey) -> list[Node]:
-        """Returns the nodes along a key from the root on; none if its salt has no root."""
+        """Returns the nodes along a key, beginning with the root; none if its salt has no root."""
         node, tokens = self.roots.get(key.salt), key.tokens
         path = [] if node is None else [node]
         for end in range(BLOCK_BYTES, len(tokens) + 1 if path else 0, BLOCK_BYTES):
@@ -253,7 +250,9 @@ class RadixTree:
         return entry
 
     def _share_window(self, path: list[Node], snapshot: Snapshot) -> Snapshot:
-        """Returns the snapshot with the tree's arrays as whole blocks of its window; missing ones are added."""
+        """Returns the snapshot with the tree's arrays as whole blocks of its window. Missing ones are added to the
+        tree.
+        """
         window = list(snapshot.window)
         whole = [index for index, block in enumerate(window) if len(block) == PREFILL_BLOCK]
         for index, node in zip(whole, path[len(path) - len(whole) :], strict=True):

@@ -1,8 +1,8 @@
 """Random draw of a token per row: inverse transform sampling from the truncated distribution.
 
-A row whose threshold lies among its candidates, its few most likely tokens, is drawn from those. Only other rows pay
-for the whole vocabulary. Which way a row takes depends on that row alone, and so its token does not depend on its
-neighbours. Letters in shapes: R rows, V vocabulary, K weights to pick from.
+The candidates of a row are its few most likely tokens. A row whose threshold is among its candidates is drawn from
+them; only other rows incur the cost of the whole vocabulary. Which method a row takes depends only on that row, so its
+token does not depend on its neighbours. Letters in shapes: R rows, V vocabulary, K weights to pick from.
 """
 
 from typing import Final
@@ -12,12 +12,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int32
 
 from ...kernels import XLA, Backend
-from ..core.sampling_params import SamplingState
-from .array_ops import column_of, top_k, when
+from ...kernels.sampling.top_k import top_k
+from ..types.sampling_params import SamplingState
+from .array_ops import column_of, when
 from .truncation import candidate_threshold, may_fit_candidates, truncate, without_truncation
 
 _CANDIDATES: Final = 64
-"""Number of most likely tokens that are looked at first."""
+"""Number of most likely tokens that are examined first."""
 
 _LANE: Final = 128
 """Weights that are summed together before one of them is picked."""
@@ -34,8 +35,7 @@ def draw(
 
     Args:
       logits: Processed logits.
-      state: Sampling state of the rows.
-      positions: Positions of the tokens, which with a row's seed are all its randomness.
+      positions: Positions of the tokens, which together with a row's seed determine all its randomness.
       random: Rows to draw for; the token of other rows is arbitrary.
       backend: Backend of the kernels.
     """
@@ -64,7 +64,7 @@ def uniform_numbers(state: SamplingState[Array], positions: Int32[Array, " R"]) 
 def draw_from_candidates(
     logits: Float32[Array, "R V"], state: SamplingState[Array], uniform: Float32[Array, " R"], backend: Backend = XLA
 ) -> tuple[Int32[Array, " R"], Bool[Array, " R"]]:
-    """Returns a token of each row's candidates, and whether the candidates hold every token that the row keeps."""
+    """Returns a token of each row's candidates, and whether the candidates include every token that the row keeps."""
     count = min(_CANDIDATES, logits.shape[1])
     best, ids = top_k(logits, count, backend)
     temperature = state.temperature[:, None]
@@ -89,7 +89,7 @@ def _draw_from_vocabulary(
 
 
 def invert(weights: Float32[Array, "R V"], uniform: Float32[Array, " R"]) -> Int32[Array, " R"]:
-    """Returns the token at which the running sum of weights passes `uniform` of the whole.
+    """Returns the token at which the running sum of weights exceeds the share `uniform` of their total.
 
     The lane is picked first and then the token in it. The token of a row without weights is arbitrary.
     """
@@ -104,10 +104,12 @@ def invert(weights: Float32[Array, "R V"], uniform: Float32[Array, " R"]) -> Int
 def _pick(
     weights: Float32[Array, "R K"], target: Float32[Array, " R"]
 ) -> tuple[Int32[Array, " R"], Float32[Array, " R"]]:
-    """Returns the first index whose running sum exceeds the target, never one of weight 0, and the target's rest."""
+    """Returns the first index whose running sum exceeds the target, never one of weight 0, and the remainder of the
+    target.
+    """
     running = jnp.cumsum(weights, axis=-1)
     hit = (running > target[:, None]) & (weights > 0)
-    last = weights.shape[1] - 1 - jnp.argmax(weights[:, ::-1] > 0, axis=-1)  # if rounding leaves the target over
+    last = weights.shape[1] - 1 - jnp.argmax(weights[:, ::-1] > 0, axis=-1)  # if rounding leaves a remainder
     index = jnp.where(jnp.any(hit, axis=-1), jnp.argmax(hit, axis=-1), last)
     before = jnp.take_along_axis(running - weights, index[:, None], axis=-1)[:, 0]
     return index.astype(jnp.int32), target - before

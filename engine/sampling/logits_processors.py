@@ -1,9 +1,10 @@
 """Logits processors: biases, penalties and token masks, in this order.
 
-Masks come last: nothing is computed with the -inf of a masked token, so a masked token cannot become NaN or allowed.
+Masks come last, so that nothing is computed with the -inf of a masked token, which can therefore not become NaN or
+allowed.
 
-A row without processors keeps its logits bit for bit, whatever the rows beside it have; a processor that no row has
-is not computed. Letters in shapes: see `state`; S ids of a list.
+A row without processors keeps its logits bit for bit, independent of the processors of other rows. A processor that no
+row has is not computed. Letters in shapes: see `state`; S ids of a list.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int32, UInt32
 
-from ..core.sampling_params import SamplingState
+from ..types.sampling_params import SamplingState
 from .state import TokenMemory
 
 
@@ -27,11 +28,9 @@ def process_logits(
     """Returns the logits from which tokens are chosen; -inf where a token is masked.
 
     Args:
-      logits: The model's own.
-      state: Sampling state of the rows.
-      memory: Token memory of the rows.
+      logits: The model's logits.
       positions: Positions of the tokens to be chosen.
-      active: Rows whose logits are used. The others may keep the model's own.
+      active: Rows whose logits are used. Other rows may keep the model's logits.
     """
     biased, penalized, masked, early = processed_rows(state, positions, active)
 
@@ -51,7 +50,6 @@ class ProcessedRows(NamedTuple):
     """Rows that each processor changes.
 
     Attributes:
-      biased: Rows with biases.
       penalized: Rows with penalties.
       masked: Rows with a token mask.
       early: Rows in which stop ids are masked.
@@ -120,7 +118,9 @@ def _add_biases(
 def _penalize(
     logits: Float32[Array, "R V"], state: SamplingState[Array], memory: TokenMemory, rows: Bool[Array, " R"]
 ) -> Float32[Array, "R V"]:
-    """Applies frequency and presence penalties to generated tokens, and the repetition penalty to the prompt's too."""
+    """Applies frequency and presence penalties to generated tokens, and the repetition penalty also to the prompt's
+    tokens.
+    """
     ids = jnp.where(rows[:, None], memory.recent, -1)
     counts = jnp.zeros_like(logits).at[_rows(ids), _inside(ids, logits)].add(1.0, mode="drop")
     frequency, presence, repetition = (

@@ -11,21 +11,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
 from ...kernels import XLA, Backend
-from ..core.sampling_params import MAX_LOGPROBS
-from .array_ops import top_k
+from ...kernels.sampling.top_k import top_k
+from ..types.sampling_params import MAX_LOGPROBS
 
 _BLOCK: Final = 64
 """Maximum number of rows whose log-probabilities are computed together if memory is scarce."""
 
 
 class Logprobs(NamedTuple):
-    """Natural log-probabilities under the model's own logits; zeros if no row wants them.
+    """Natural log-probabilities under the model's logits; zeros if no row wants them.
 
     Attributes:
-      chosen: Those of the chosen tokens.
+      chosen: Log-probabilities of the chosen tokens.
       top_ids: The most likely tokens, best first.
-      top: Those of `top_ids`.
-      named: Those of the tokens that the row names.
+      top: Log-probabilities of `top_ids`.
+      named: Log-probabilities of the tokens that the row names.
     """
 
     chosen: Float32[Array, "*rows"]
@@ -43,7 +43,7 @@ def logprobs(
     """Returns log softmax at the chosen, the most likely and the named tokens.
 
     Args:
-      logits: The model's own.
+      logits: The model's logits.
       chosen: Chosen tokens.
       named: Named tokens; the result is arbitrary at unused places of the list.
       backend: Backend of the kernels.

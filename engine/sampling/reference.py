@@ -1,11 +1,11 @@
-"""Reference of the sampler: the distribution that a row is drawn from, in float64, by sorting."""
+"""Reference of the sampler: the distribution from which a row is drawn, in float64, by sorting."""
 
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Float
 
-from ..core.sampling_params import PENALTY_WINDOW, SamplingParams
+from ..types.sampling_params import PENALTY_WINDOW, SamplingParams
 
 
 def reference_distribution(
@@ -19,7 +19,7 @@ def reference_distribution(
     """Returns the probabilities of the next token; all zero if no token is allowed.
 
     Args:
-      logits: The model's own.
+      logits: The model's logits.
       params: Sampling parameters of the request.
       num_tokens: Number of tokens generated so far. Below `min_tokens`, no stop id is chosen.
       prompt: Tokens of the prompt, for the repetition penalty.
@@ -53,7 +53,7 @@ def _penalized(
 def _masked(
     params: SamplingParams, vocab_size: int, num_tokens: int, generated: Sequence[int], allowed: Iterable[int] | None
 ) -> set[int]:
-    """Returns the ids that may not be chosen, whatever their logits are."""
+    """Returns the ids that may not be chosen, independent of their logits."""
     masked = {word[-1] for word in params.bad_words if [*generated][len(generated) - len(word) + 1 :] == [*word[:-1]]}
     for ids in (params.allowed_token_ids, allowed):
         if ids is not None:
@@ -62,7 +62,7 @@ def _masked(
 
 
 def _truncated(weights: Float[np.ndarray, " V"], params: SamplingParams) -> Float[np.ndarray, " V"]:
-    """Returns the probabilities that are left of weights, of which the largest is 1."""
+    """Returns the probabilities of the tokens that truncation keeps, from weights of which the largest is 1."""
     ordered = np.sort(weights)[::-1]
     if params.top_k:
         weights[weights < ordered[min(params.top_k, len(ordered)) - 1]] = 0

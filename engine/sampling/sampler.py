@@ -1,11 +1,10 @@
 """Sampler: logits processors, then temperature, truncation and the draw; one token per row.
 
-A row's token depends on its logits, its parameters and (seed, position) alone. Work that no row needs is skipped.
+A row's token depends only on its logits, its parameters and (seed, position). Work that no row needs is skipped.
 
 Letters in shapes: R rows, V vocabulary.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -14,9 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int32
 
 from ...kernels import XLA, Backend
-from ...kernels.sampling import NUMBERS, SamplingInputs
-from ..core.sampling_params import NO_CHOICE, NO_TOKEN, NUMBER_COLUMNS, SamplingState
-from .array_ops import column_of, top_k, when
+from ...kernels.sampling import SamplingInputs, choose_tokens, reads_logits_once
+from ...kernels.sampling.top_k import top_k
+from ..types.sampling_params import NO_CHOICE, NO_TOKEN, NUMBER_COLUMNS, SamplingState
+from .array_ops import column_of, when
 from .draw import draw, uniform_numbers
 from .logits_processors import has_processors, process_logits, processed_rows
 from .logprobs import Logprobs, logprobs, logprobs_by_block, no_logprobs
@@ -28,7 +28,7 @@ class Sampled(NamedTuple):
     """Result of one step.
 
     Attributes:
-      tokens: Chosen tokens. `NO_CHOICE` if a row's masks leave none, `NO_TOKEN` if its logits are not numbers.
+      tokens: Chosen tokens. `NO_CHOICE` if a row's masks leave none, `NO_TOKEN` if its logits are NaN.
       logprobs: Their log-probabilities.
     """
 
@@ -47,10 +47,8 @@ def sample(
     """Chooses a token for every row.
 
     Args:
-      logits: The model's own.
-      state: Sampling state of the rows.
-      memory: Token memory of the rows.
-      positions: Positions of the tokens to be chosen; with a row's seed they are all its randomness.
+      logits: The model's logits.
+      positions: Positions of the tokens to be chosen, which together with a row's seed determine all its randomness.
       active: Rows whose result is read. The others cost nothing, and their result is arbitrary.
       backend: Backend of the kernels.
     """
@@ -60,7 +58,7 @@ def sample(
     inputs = (logits, state, memory, positions, active)
 
     def sample_block(i: Array, results: Sampled) -> Sampled:
-        start = jnp.minimum(i * at_a_time, rows - at_a_time)  # the last block takes some rows a second time
+        start = jnp.minimum(i * at_a_time, rows - at_a_time)  # the last block processes some rows a second time
         take = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=at_a_time)
         block: tuple[Array, SamplingState[Array], TokenMemory, Array, Array] = jax.tree.map(take, inputs)
         own_logits, own_state, own_memory, own_positions, own_active = block
@@ -83,12 +81,15 @@ def _sample(
     backend: Backend,
 ) -> Sampled:
     """Chooses a token for every row, all at a time; see `sample`."""
-    if backend.sample is None or not NUMBER_COLUMNS.keys() <= NUMBERS:
-        logprobs_of: Callable[..., Logprobs] = partial(logprobs, backend=backend)
-        tokens, best = _choose(logits, state, memory, positions, active, backend)
-    else:
-        logprobs_of = logprobs_by_block
-        tokens, best = backend.sample(logits, kernel_inputs(state, memory, positions, active, logits.shape[1]))
+    tokens, best = choose_tokens(
+        logits,
+        NUMBER_COLUMNS,
+        partial(kernel_inputs, state, memory, positions, active, logits.shape[1]),
+        partial(_choose, logits, state, memory, positions, active, backend),
+        backend,
+    )
+    by_block = reads_logits_once(backend)
+    logprobs_of = logprobs_by_block if by_block else partial(logprobs, backend=backend)
     wanted = jnp.any(active & state.wants_logprobs)
     return Sampled(
         _mark_invalid(tokens, best),
@@ -110,7 +111,7 @@ def _choose(
 ) -> tuple[Int32[Array, " R"], Float32[Array, " R"]]:
     """Returns a token of every row, and its highest logit after the logits processors."""
     processed = process_logits(logits, state, memory, positions, active)
-    greedy = top_k(processed, 1, backend)[1][:, 0]  # a third of what argmax takes on a CPU
+    greedy = top_k(processed, 1, backend)[1][:, 0]  # takes a third of argmax's time on a CPU
     random = active & (state.temperature > 0)
     drawn = when(jnp.any(random), lambda: draw(processed, state, positions, random, backend), lambda: greedy)
     return jnp.where(random, drawn, greedy), column_of(processed, greedy)
@@ -148,7 +149,7 @@ def needs_logits(state: SamplingState[Array], positions: Int32[Array, " R"]) -> 
 
 
 def _mark_invalid(tokens: Int32[Array, " R"], best: Float32[Array, " R"]) -> Int32[Array, " R"]:
-    """Replaces tokens of rows without a choice or without numbers.
+    """Replaces tokens of rows without an allowed token, and of rows with NaN.
 
     Args:
       tokens: Chosen tokens.

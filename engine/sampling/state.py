@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int32, UInt32
 
-from ..core.output_constraint import words_of_mask
-from ..core.sampling_params import NO_TOKEN, PENALTY_WINDOW, SAMPLING_COLUMNS, SamplingState
+from ..types.output_constraint import words_of_mask
+from ..types.sampling_params import NO_TOKEN, PENALTY_WINDOW, SAMPLING_COLUMNS, SamplingState
 
 jax.tree_util.register_dataclass(SamplingState)
 
@@ -19,9 +19,9 @@ class TokenMemory(NamedTuple):
     """Sets of tokens and recent tokens of every row. Its size does not grow with a row's number of tokens.
 
     Attributes:
-      in_prompt: Bits of the tokens that are in the prompt; only kept of penalized rows.
-      allowed: Bits of the tokens that may come next; only kept of masked rows.
-      recent: Last generated tokens, the one at position p in column p mod K; only kept of penalized rows.
+      in_prompt: Bits of the tokens that are in the prompt; only maintained for penalized rows.
+      allowed: Bits of the tokens that may come next; only maintained for masked rows.
+      recent: Last generated tokens, the one at position p in column p mod K; only maintained for penalized rows.
     """
 
     in_prompt: UInt32[Array, "R W"]
@@ -57,6 +57,6 @@ def no_tokens(rows: int) -> Int32[Array, "R K"]:
 def record_tokens(
     recent: Int32[Array, "M K"], tokens: Int32[Array, " R"], positions: Int32[Array, " R"], rows: Bool[Array, " R"]
 ) -> Int32[Array, "M K"]:
-    """Returns `recent` with a token more of each of the first R slots that `rows` selects, in place of the oldest."""
+    """Returns `recent` with a new token for every slot that `rows` selects among the first R, instead of the oldest."""
     row = jnp.where(rows, jnp.arange(tokens.shape[0]), recent.shape[0])
     return recent.at[row, positions % recent.shape[1]].set(tokens, mode="drop")

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int32
 
-from ..core.sampling_params import SamplingState
+from ..types.sampling_params import SamplingState
 from .array_ops import column_of, when
 
 _ONE_BITS: Final = 0x3F800000
@@ -41,18 +41,17 @@ def without_truncation(state: SamplingState[Array], rows: Bool[Array, " R"], voc
 
 
 def may_fit_candidates(state: SamplingState[Array], rows: Bool[Array, " R"]) -> Bool[Array, " R"]:
-    """Returns which of the rows may keep nothing but candidates: those with a threshold on weights alone."""
+    """Returns which of the rows may keep only candidates: rows whose thresholds are all on weights."""
     return rows & ((state.top_k > 0) | (state.top_p < 1) | (state.min_p > 0)) & (state.typical_p >= 1)
 
 
 def candidate_threshold(
     weights: Float32[Array, "R C"], state: SamplingState[Array], total: Callable[[], Float32[Array, " R"]]
 ) -> Float32[Array, " R"]:
-    """Returns the weight below which top-k, top-p and min-p drop tokens; 0 if it lies below all candidates.
+    """Returns the weight below which top-k, top-p and min-p drop tokens; 0 if it is below all candidates.
 
     Args:
       weights: Weights of the candidates, in descending order.
-      state: Sampling state of the rows.
       total: Computes the sum of all weights of the vocabulary.
     """
     count = weights.shape[1]
@@ -70,7 +69,7 @@ def candidate_threshold(
 def truncate(
     weights: Float32[Array, "R V"], state: SamplingState[Array], rows: Bool[Array, " R"]
 ) -> Float32[Array, "R V"]:
-    """Returns the weights with those of dropped tokens set to 0; arbitrary outside `rows`."""
+    """Returns the weights, with 0 for dropped tokens; arbitrary outside `rows`."""
     top_k, top_p = jnp.where(rows, state.top_k, 0), jnp.where(rows, state.top_p, 1.0)
     weights = when(jnp.any(top_k > 0), lambda: _keep_top_k(weights, top_k), lambda: weights)
     weights = when(jnp.any(top_p < 1), lambda: _keep_top_p(weights, top_p), lambda: weights)
@@ -80,7 +79,7 @@ def truncate(
 
 
 def _keep_top_k(weights: Float32[Array, "R V"], k: Int32[Array, " R"]) -> Float32[Array, "R V"]:
-    """Keeps the k largest weights and ties of the last; all where k is 0."""
+    """Keeps the k largest weights and ties of the last; all if k is 0."""
     full = jnp.where(k > 0, jnp.minimum(k, weights.shape[1]), weights.shape[1])
     return _keep_largest(weights, lambda kept: jnp.sum(kept, axis=-1) >= full)
 
@@ -116,7 +115,7 @@ def _keep_largest(weights: Float32[Array, "R V"], is_enough: _IsEnough) -> Float
 
 
 def _threshold(bits: Int32[Array, "R V"], most: int, is_enough: _IsEnough) -> Int32[Array, " R"]:
-    """Returns the highest number from 0 to `most` such that enough bits are no lower, found by bisection."""
+    """Returns the highest number from 0 to `most` for which enough bits are at or above it, found by bisection."""
 
     def halve(_: Int32[Array, ""], bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds  # low keeps enough, high does not

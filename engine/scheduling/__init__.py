@@ -1,1 +1,1 @@
-"""Decides which requests run and what the next device step does. Pure host Python."""
+"""Decides which requests run and what the next device step is. Pure host Python."""

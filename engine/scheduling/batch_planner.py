@@ -4,8 +4,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from ..core.config import MAX_PREFILL_ROWS, PREFILL_BLOCK, StepLimits
-from ..core.request import Batch, DecodeBatch, PrefillBatch, PrefillChunk, ReplayedRow, RestoreBatch
+from ..types.config import MAX_PREFILL_ROWS, PREFILL_BLOCK, StepLimits
+from ..types.request import Batch, DecodeBatch, PrefillBatch, PrefillChunk, ReplayedRow, RestoreBatch
+from .compaction import Compaction
+from .draft_switch import DraftSwitch
 from .preemption import Demand, Preemption
 from .prefill_budget import PrefillBudget
 from .running_request import RunningRequest
@@ -13,26 +15,26 @@ from .slots import SlotPool
 from .waiting_queue import FairShares
 
 _OLDEST_EVERY: Final = 4
-"""Number of a tenant's turns, one of which goes to its oldest prompt, so that shorter prompts cannot starve it."""
+"""Interval, in turns of a tenant, at which its oldest prompt goes first, so that shorter prompts cannot starve it."""
 
 type Planned = tuple[Batch, Sequence[RunningRequest]]
 """A batch, and the requests of its rows."""
 
 
 class BatchPlanner:
-    """Plans one batch after the other, and books what is dispatched.
+    """Plans batches one after the other, and records what is dispatched.
 
-    While some requests need prefill and others decode, prefill steps run between two decode steps for as long as the
-    target for the time between two tokens allows, but at least one. A prefill batch in progress is completed before
-    another one starts. Its slots are pinned: if a request ends meanwhile, its slot is reused after the last slice only,
+    While some requests need prefill and others decode, at least one prefill step runs between two decode steps, and
+    more if the target for the inter-token latency permits. A prefill batch in progress is completed before another one
+    starts. Its slots are pinned: if a request ends before the last slice, its slot is reused only after that slice,
     since the device still writes to it.
 
     Args:
       limits: Compiled sizes of a step.
-      pool: Pool of the slots.
       budget: Time for prefill between two decode steps.
-      precedence: Decides for whom a step may run.
-      extend_restored: Restores more of a prompt that is about to be prefilled, if more of it is cached by now.
+      precedence: Decides for which requests a step may run.
+      extend_restored: Restores more of a prompt that is about to be prefilled, if more of it has been cached.
+      draft_switch: Decides which batches have drafts.
     """
 
     def __init__(
@@ -42,16 +44,19 @@ class BatchPlanner:
         budget: PrefillBudget,
         precedence: Preemption,
         extend_restored: Callable[[RunningRequest], None],
+        draft_switch: DraftSwitch,
     ) -> None:
+        self._draft_switch = draft_switch
         self._extend_restored = extend_restored
         self._limits = limits
         self._pool = pool
         self._budget = budget
         self._precedence = precedence
-        self._order = _PrefillOrder()
-        self._in_progress: tuple[RunningRequest, ...] = ()  # requests whose chunks have passed some of the layers
+        self._compaction = Compaction(limits.idle_rows_per_move)
+        self._orders = {is_urgent: _PrefillOrder() for is_urgent in (False, True)}
+        self._in_progress: tuple[RunningRequest, ...] = ()  # requests whose chunks have passed only the first layers
         self._last_slice: PrefillBatch | None = None
-        self._in_flight: tuple[RunningRequest, ...] = ()  # requests of the last batch, if it has left snapshots
+        self._in_flight: tuple[RunningRequest, ...] = ()  # requests of the last batch, if it produces snapshots
 
     def plan(self, running: Mapping[str, RunningRequest]) -> Planned | None:
         """Plans the next batch.
@@ -69,7 +74,7 @@ class BatchPlanner:
         return planned
 
     def drop_unless_wanted(self, running: Iterable[RunningRequest]) -> None:
-        """Gives up the prefill batch in progress if none of its requests is still running."""
+        """Abandons the prefill batch in progress if none of its requests is still running."""
         if self._last_slice is not None and set(self._in_progress).isdisjoint(running):
             self._end_slices()
 
@@ -81,12 +86,12 @@ class BatchPlanner:
         return self._precedence.demand(prompts, decoding)
 
     def _plan_prefill(self, demand: Demand, running: Mapping[str, RunningRequest]) -> Planned | None:
-        """Plans the next slice of the batch in progress, or else a new batch, if the budget allows it."""
+        """Plans the next slice of the batch in progress, or a new batch if the budget permits one."""
         in_flight, self._in_flight = self._in_flight, ()
         ready = [each for each in demand.prompts if not any(_shares_chunk(each, other) for other in in_flight)]
         if self._last_slice is None and not ready:
             return None
-        load = (len(demand.decoding), demand.num_waiting(ready, self._in_progress), demand.num_streams)
+        load = (len(demand.decoding), demand.num_waiting(ready, self._in_progress), demand.num_awaited)
         if self._last_slice is not None:
             rows = self._in_progress
             index = self._last_slice.layer_slice + 1
@@ -98,10 +103,10 @@ class BatchPlanner:
             most = self._budget.max_tokens(*load)
             if not most:
                 return None
-            batch = self._plan_chunks(self._order.next(ready), running, most, is_urgent=demand.is_urgent)
+            order = self._orders[demand.is_urgent]
+            batch = self._plan_chunks(order.next(ready), running, most, is_urgent=demand.is_urgent)
             rows = tuple(running[row.request.id] for row in batch.rows)
-            if demand.is_urgent:
-                self._order.charge(batch)
+            order.charge(batch)
         if not batch.is_last_slice:
             self._last_slice, self._in_progress = batch, rows
             self._pool.pin(row.slot for row in batch.rows)
@@ -124,7 +129,7 @@ class BatchPlanner:
           ordered: Requests that need prefill, in order; at least one.
           running: All requests with a slot, by id.
           most: Maximum number of tokens.
-          is_urgent: Whether a short prompt may wait for no longer than a block of another one.
+          is_urgent: Whether a short prompt may wait for at most a block of another one.
         """
         first, requests = ordered[0], running.values()
         for each in ordered[: self._limits.prefill_rows]:
@@ -142,7 +147,7 @@ class BatchPlanner:
         return PrefillBatch(chunks, is_last_slice=self._limits.prefill_layer_slices == 1)
 
     def _choose_rows(self, ordered: Sequence[RunningRequest], most: int) -> list[RunningRequest]:
-        """Returns the first requests of each shard, a power of two; one whose prompt tokens are scored goes alone."""
+        """Returns the first requests of each shard, a power of two. A request with scored prompt tokens is alone."""
         if ordered[0].request.params.prompt_logprobs is not None:
             return [ordered[0]]
         shards: dict[int, list[RunningRequest]] = {}
@@ -153,9 +158,9 @@ class BatchPlanner:
         return [each for shard in shards.values() for each in shard[:count]]
 
     def _plan_decode(self, demand: Demand, running: Collection[RunningRequest]) -> Planned | None:
-        """Plans tokens for all requests that decode, and books them as dispatched.
+        """Plans tokens for all requests that decode, and records them as dispatched.
 
-        Each gets one token only if a prefill step comes before or after it.
+        Each request gets only one token if a prefill step comes before or after this step.
         """
         beside_prefill = self._budget.renew() or bool(demand.prompts or self._in_progress)
         requests = demand.decoding
@@ -164,15 +169,21 @@ class BatchPlanner:
         moves = () if self._in_progress else self._compact(requests, running)
         steps = 1 if beside_prefill else self._max_steps(running)
         replays = tuple(_take_replayed(each) for each in requests if each.request.replay and _replays_next(each))
-        slots = tuple(each.slot for each in requests)
+        slots, drafts = tuple(each.slot for each in requests), self._drafts(requests, steps)
         masks = tuple((each.slot, mask) for each in requests if (mask := each.mask) is not None)
         for request in requests:
             request.num_tokens_dispatched += steps
-        batch = DecodeBatch(tuple(each.request for each in requests), slots, steps, moves, masks, replays)
+        batch = DecodeBatch(tuple(each.request for each in requests), slots, steps, moves, masks, replays, drafts)
         return batch, requests
 
+    def _drafts(self, requests: Sequence[RunningRequest], steps: int) -> tuple[int, ...]:
+        """Returns the maximum number of drafted tokens of each request; empty if none may have drafts."""
+        most = self._limits.max_drafts if self._draft_switch.is_on(len(requests), steps) else 0
+        drafts = tuple(0 if _is_stepwise(each) else most for each in requests) if most else ()
+        return drafts if any(drafts) else ()
+
     def _max_steps(self, running: Collection[RunningRequest]) -> int:
-        """Returns the number of tokens per request; one token if the host has to see each before the next."""
+        """Returns the number of tokens per request: 1 if the host must see each token before the next."""
         if self._limits.decode_steps == 1:
             return 1
         return 1 if any(map(_is_stepwise, running)) else self._limits.decode_steps
@@ -180,17 +191,25 @@ class BatchPlanner:
     def _compact(
         self, requests: Sequence[RunningRequest], running: Collection[RunningRequest]
     ) -> tuple[tuple[int, int], ...]:
-        """Moves states to earlier slots if this step and later ones then need fewer rows; returns source and target."""
-        rows = next((rows for rows in self._limits.decode_rows if rows >= len(running)), self._pool.size)
-        if rows == self._pool.size or max(self._pool.rank(each.slot) for each in requests) < rows:
+        """Moves states to earlier slots if it is due; returns source and target of each.
+
+        This step and later ones then need fewer rows.
+        """
+        fewest, rows = self._rows(len(running)), self._rows(1 + max(self._pool.rank(each.slot) for each in requests))
+        moved = [each for each in running if self._pool.rank(each.slot) >= fewest]
+        if not self._compaction.is_due(rows, fewest, len(moved)):
             return ()
-        moves = []
-        for each in running:
-            if self._pool.rank(each.slot) >= rows:
-                source, each.slot = each.slot, self._pool.claim()
-                self._pool.release(source)
-                moves.append((source, each.slot))
-        return tuple(moves)
+        return tuple(map(self._move, moved))
+
+    def _move(self, running: RunningRequest) -> tuple[int, int]:
+        """Gives a request the first free slot; returns its old slot and the new one."""
+        source, running.slot = running.slot, self._pool.claim()
+        self._pool.release(source)
+        return source, running.slot
+
+    def _rows(self, num_slots: int) -> int:
+        """Returns the number of rows of the step that is compiled for the first slots."""
+        return next((rows for rows in self._limits.decode_rows if rows >= num_slots), self._pool.size)
 
 
 class _PrefillOrder:
@@ -221,7 +240,7 @@ class _PrefillOrder:
         return [first, *sorted((each for each in requests if each is not first), key=_blocks_left)]
 
     def charge(self, batch: PrefillBatch) -> None:
-        """Charges tenants for a batch; a chunk that only restores costs a block."""
+        """Charges tenants for a batch. A chunk that only restores costs a block."""
         for chunk in batch.chunks:
             self._shares.charge(chunk.request.tenant, max(chunk.length, PREFILL_BLOCK))
 
@@ -232,18 +251,18 @@ class _PrefillOrder:
 
 
 def _needs_prefill(new: RunningRequest) -> bool:
-    """Returns whether a new request's own prompt has to be prefilled or restored, and its first token sampled."""
+    """Returns whether a new request's own prompt must be prefilled or restored, and its first token sampled."""
     return new.parent is None and new.may_sample
 
 
 def _can_decode(running: RunningRequest) -> bool:
-    """Returns whether one more token may be dispatched, though others may be in flight."""
+    """Returns whether one more token may be dispatched, even if others are in flight."""
     limit, dispatched = running.request.params.max_tokens, running.num_tokens_dispatched
     return dispatched > 0 and (limit is None or dispatched < limit) and running.may_sample
 
 
 def _is_stepwise(running: RunningRequest) -> bool:
-    """Returns whether the host has to see each token of a request before the next."""
+    """Returns whether the host must see each token of a request before the next."""
     return running.request.stepwise or running.constraint is not None or _replays_next(running)
 
 
@@ -258,7 +277,9 @@ def _num_left(running: RunningRequest) -> int:
 
 
 def _shares_chunk(running: RunningRequest, other: RunningRequest) -> bool:
-    """Returns whether the next block of a prompt is in the last chunk of another one, whose snapshots come soon."""
+    """Returns whether the next block of a prompt is in the last chunk of another one, whose snapshots will be available
+    soon.
+    """
     key, other_key, is_scored = running.key, other.key, running.request.params.prompt_logprobs is not None
     if running is other or key is None or other_key is None or is_scored:
         return False
@@ -267,12 +288,12 @@ def _shares_chunk(running: RunningRequest, other: RunningRequest) -> bool:
 
 
 def _blocks_left(running: RunningRequest) -> int:
-    """Returns the number of blocks that are left of a prompt, which is the cost of its prefill."""
+    """Returns the number of remaining blocks of a prompt, which is the cost of its prefill."""
     return -(-_num_left(running) // PREFILL_BLOCK)
 
 
 def _take_chunk(running: RunningRequest, most: int, others: Iterable[RunningRequest]) -> PrefillChunk:
-    """Returns the next chunk of a prompt, up to a maximum length, and books it as dispatched.
+    """Returns the next chunk of a prompt, up to a maximum length, and records it as dispatched.
 
     Args:
       running: Request with the prompt.
@@ -298,7 +319,7 @@ def _book_chunk(running: RunningRequest, start: int, length: int, *, is_last: bo
 
 
 def _take_replayed(running: RunningRequest) -> ReplayedRow:
-    """Returns the row that the next decode step processes. A mask counts after the last replayed token only."""
+    """Returns the row that the next decode step processes. A mask applies only after the last replayed token."""
     row = ReplayedRow(running.request, running.slot, running.num_tokens_dispatched, running.mask, running.restore)
     running.restore = None
     return row
@@ -308,14 +329,14 @@ def _chunk_length(num_tokens: int, budget: int) -> int:
     """Returns the length of a compiled shape for the next chunk of a prompt.
 
     Args:
-      num_tokens: Number of tokens that are left of the prompt.
+      num_tokens: Number of remaining tokens of the prompt.
       budget: Maximum number of tokens in a step.
     """
     length = PREFILL_BLOCK
     while length < min(num_tokens, budget):
         length *= 2
     if length >= 4 * PREFILL_BLOCK and 8 * num_tokens <= 5 * length:
-        length //= 2  # two steps, the second of which is short, pad less than one
+        length //= 2  # two steps, the second of which is short, need less padding than one
     return length
 
 

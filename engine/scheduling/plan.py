@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from ..core.request import Batch, TokenOutput
 from ..prefix_cache.tree import PrefixKey
+from ..types.request import Batch, TokenOutput
 from .prefetcher import Fetch
 
 type RequestOutput = tuple[str, TokenOutput]
@@ -16,9 +16,9 @@ class Plan:
 
     Attributes:
       batch: Next batch for the device; None if there is nothing to run.
-      failed: Last outputs of requests that ended with an error before they could be part of the batch: requests that
-        timed out, could not be started, or whose output constraint failed.
-      fetches: Prompts of waiting requests that are to be searched for on disk.
+      failed: Last outputs of requests that ended with an error before they could be part of the batch: they timed out,
+        could not be started, or their output constraint failed.
+      fetches: Searches on disk that are to begin, for prompts of waiting requests.
     """
 
     batch: Batch | None
@@ -28,7 +28,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class FinishedState:
-    """State of a request that has just ended. It lies in the slot until the next batch is planned.
+    """State of a request that has just ended. The state stays in the slot until the next batch is planned.
 
     Attributes:
       history: All tokens that the state covers.
@@ -45,7 +45,7 @@ class Commit:
 
     Attributes:
       outputs: Outputs of the batch's requests, in the order of its rows.
-      finished: States of requests that ended, as far as an inexact prefix cache takes them in.
+      finished: States of requests that ended, if the prefix cache keeps inexact states.
     """
 
     outputs: tuple[RequestOutput, ...]

@@ -1,39 +1,53 @@
-"""Preemptible requests: whose prompts are next, which may enter, which give way, and which tenants are charged.
+"""Preemptible requests: whose prompts are next, which requests may enter or must yield, and which tenants are charged.
 
-A preemptible request takes only slots and time that no other request wants. It gives its slot up when one does, and
-goes on later.
+A preemptible request takes only slots and time that no other request needs. It yields its slot when another request
+needs one, or when its tenant has had more slots than another tenant for a while, and continues later.
 """
 
 import math
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Final, NamedTuple
 
-from ..core.config import PREFILL_BLOCK, EngineStats, StepLimits
-from ..core.errors import QueueFullError
-from ..core.request import Batch, DecodeBatch, Replay, Request, error_output
-from ..core.snapshot import Snapshot
+from ..types.config import PREFILL_BLOCK, EngineStats, StepLimits
+from ..types.errors import QueueFullError
+from ..types.request import Batch, DecodeBatch, Replay, Request, error_output
+from ..types.snapshot import Snapshot
 from .plan import RequestOutput
+from .preemptible_queue import PreemptibleQueue
 from .prefill_budget import StepTimes
 from .running_request import RunningRequest
 from .slot_assignment import SlotAssignment
 
 _MAX_PREEMPTIONS: Final = 8
-"""Maximum number of slots that requests give up in one step, since the states are copied to the host."""
+"""Maximum number of slots that requests yield in one step, since their states are copied to the host."""
 
 _LINGER_S: Final = 0.25
-"""Seconds for which slots of other requests that have ended stay free, since the next ones often follow at once."""
+"""Seconds for which slots of other requests stay free after their end, since the next requests often follow
+immediately."""
 
 _MAX_DELAY: Final = 1.15
-"""Maximum ratio of a decode step with preemptible requests to one without them, beside other requests."""
+"""Maximum ratio of the duration of a decode step with preemptible requests to one without them, while other requests
+run."""
 
 _ENTRY_DELAY: Final = 1.05
-"""The same ratio for further ones, so that none comes and goes with the noise of the durations."""
+"""The same ratio for admitting further requests, so that noise in the durations does not admit and preempt the same
+ones."""
+
+_TURN_S: Final = 2.0
+"""Seconds for which a tenant keeps a slot while a tenant that holds one slot less is waiting for it."""
+
+_LOOK_S: Final = 0.1
+"""Minimum seconds between two transfers of slots from one tenant to another."""
+
+_MAX_STARTED_TOKENS: Final = 2**18
+"""Number of prompt tokens of preemptible requests that got slots in a step, after which no further request gets one.
+Looking up a long prompt takes the engine's time."""
 
 _PROMPTS_SHARE: Final = 1 / 10
-"""Maximum time for preemptible prompts beside other requests that decode, as a share of their decode steps."""
+"""Maximum time for preemptible prompts while other requests decode, as a share of their decode steps."""
 
 _NO_MEMORY: Final = (
     "a request with precedence got the slot of this one, whose state has no room in host memory; "
@@ -44,16 +58,16 @@ _NO_MEMORY: Final = (
 class Preemption:
     """Runs preemptible requests in the slots and the time that other requests leave.
 
-    A preemptible request gets a slot that is free when no other request can start, whatever is reserved. It gives the
-    slot up when another request can start, or when a step with all preemptible requests takes the others too long. Its
-    tenant is charged for nothing, and the limits of the queue don't hold for it.
+    A preemptible request gets a free slot when no other request can start, even if the slot is reserved. It yields the
+    slot when another request can start, or when a step with all preemptible requests delays the others too much. Its
+    tenant is not charged, and the queue's limits don't apply to it.
 
     Attributes:
       queue: Preemptible requests without a slot.
 
     Args:
       assignment: Assigns slots to all other requests.
-      limits: Compiled sizes of a step, and the target for the time between two tokens.
+      limits: Compiled sizes of a step, and the target for the inter-token latency.
       times: Durations of steps.
       max_bytes: Maximum host memory of the states of requests that have lost their slots.
     """
@@ -65,15 +79,18 @@ class Preemption:
         self._limits = limits
         self._times = times
         self._max_bytes = max_bytes
-        self._num_expected = 0  # the most others that have run at a time lately
+        self._num_expected = 0  # recent maximum of other requests that ran at the same time
         self._expected_until = 0.0
-        self._debt = 0.0  # of preemptible prompts to others that decode, in seconds
+        self._debt = 0.0  # seconds that preemptible prompts owe to other requests that decode
+        self._now = self._next_look = 0.0
+        self._looks = False
+        self._passed = list[str]()  # tenants whose slots are given to others by the next assignment
         self._num_slots = 0  # by the last assignment
         self._num_preempted = 0
 
     @property
     def stats(self) -> EngineStats:
-        """Statistics of preemptible requests. All others are left at 0."""
+        """Statistics of preemptible requests. The other fields are 0."""
         return EngineStats(
             num_preemptible_running=self._assignment.num_lent,
             num_preemptible_waiting=len(self.queue),
@@ -82,45 +99,98 @@ class Preemption:
         )
 
     def assign(self, now: float) -> list[RequestOutput]:
-        """Gives slots to as many requests as possible, to preemptible ones last.
+        """Gives slots to as many requests as possible. Preemptible requests come last.
 
         Returns:
           Last outputs of requests that could not be started.
         """
+        self._now, self._looks = now, now >= self._next_look
+        if self._looks:
+            self._next_look = now + _LOOK_S
         num_others = len(self._assignment.queued)
         if num_others >= self._num_expected or now >= self._expected_until:
             self._num_expected, self._expected_until = num_others, now + _LINGER_S
         failed = self._assignment.assign(now)
-        while self._pool.num_free and len(self.queue) and self._num_over(is_entry=True) < 0:
-            failed += self._assignment.start(*self.queue.pop(), now)
+        if self._may_lend:
+            failed += self._lend(now)
+        self._passed.clear()
         num_others = len(self._assignment.queued)
         self._num_slots = self.max_rows(num_others, is_entry=True) - num_others
         return failed
 
+    @property
+    def _may_lend(self) -> bool:
+        if not (self._pool.num_free and len(self.queue)):
+            return False
+        return bool(self._passed) or self._num_over(is_entry=True) < 0
+
+    @property
+    def _held(self) -> Counter[str]:
+        """Number of slots of preemptible requests, by tenant."""
+        return Counter(each.request.tenant for each in self._assignment.running.values() if each.request.preemptible)
+
+    def _lend(self, now: float) -> list[RequestOutput]:
+        """Gives free slots to preemptible requests; returns the last outputs of requests that could not be started."""
+        failed, num_tokens, held = list[RequestOutput](), 0, self._held + Counter(self._passed)
+        while self._may_lend and num_tokens < _MAX_STARTED_TOKENS:
+            found = self.queue.pop(held)
+            failed += self._assignment.start(*found, now)
+            held[found.request.tenant] += 1
+            num_tokens += len(found.request.prompt_token_ids)
+            del self._passed[:1]
+        return failed
+
     def victims(self, *, can_replay: bool) -> list[RunningRequest]:
-        """Returns the requests that should give their slots up before the next batch is planned, the newest first.
+        """Returns the requests that should yield their slots before the next batch is planned, newest first.
 
         Args:
-          can_replay: Whether requests can go on that have generated a token.
+          can_replay: Whether requests that have generated a token can continue later.
         """
-        num_free = self._pool.num_free
-        num_wanted = self._assignment.num_ready - num_free
-        num_wanted = min(num_wanted, max(self._assignment.num_open - num_free, 1))
-        num_wanted = min(max(num_wanted, self._num_over()), _MAX_PREEMPTIONS)
         running = (each for each in reversed(self._assignment.running.values()) if each.request.preemptible)
         found = (each for each in running if can_replay or not each.num_tokens_dispatched)
         found = (each for each in found if not self._pool.is_pinned(each.slot))
-        return list(islice(found, max(num_wanted, 0)))
+        num_wanted = self._num_wanted
+        return list(islice(found, num_wanted)) if num_wanted > 0 else self._next_to_pass(found)
 
-    def preempt(self, running: RunningRequest, snapshot: Snapshot | None) -> list[RequestOutput]:
-        """Takes the slot of one of the `victims`, which waits for another one; no batch may be in flight.
+    @property
+    def _num_wanted(self) -> int:
+        """Number of slots that other requests need from preemptible ones; 0 or less if they need none."""
+        num_free = self._pool.num_free
+        num_wanted = self._assignment.num_ready - num_free
+        num_wanted = min(num_wanted, max(self._assignment.num_open - num_free, 1))
+        return min(max(num_wanted, self._num_over()), _MAX_PREEMPTIONS)
+
+    def _next_to_pass(self, candidates: Iterable[RunningRequest]) -> list[RunningRequest]:
+        """Returns the request whose slot is given to a tenant that holds fewer, if one is waiting and no slot is free.
+
+        A slot is given immediately to a tenant that holds at least two fewer. Between tenants that differ by one slot,
+        it alternates every `_TURN_S`.
 
         Args:
-          snapshot: State after the prompt and all generated tokens but the last one; None if there is no token.
+          candidates: Requests that may yield their slots, newest first.
+        """
+        tenants = self.queue.tenants
+        if not (self._looks and tenants) or self._may_lend or 2 * self.queue.num_bytes > self._max_bytes:
+            return []
+        held = self._held
+        tenant, most = max(held.items(), key=lambda item: item[1], default=("", 0))
+        num_more = most - min(held[each] for each in tenants)
+        own = [each for each in candidates if each.request.tenant == tenant and _keeps_progress(each)]
+        if num_more == 1:
+            own = [each for each in own if self._now - each.assigned_at >= _TURN_S]
+        return own[:1] if num_more > 1 else own[-1:] if num_more == 1 else []
+
+    def preempt(self, running: RunningRequest, snapshot: Snapshot | None) -> list[RequestOutput]:
+        """Takes the slot of one of the `victims`, which then waits for another slot. No batch may be in flight.
+
+        Args:
+          snapshot: State after the prompt and all generated tokens except the last; None if no token was generated.
 
         Returns:
-          The last output of the request if its state has no room in memory.
+          The last output of the request if its state does not fit in memory.
         """
+        if self._num_wanted <= 0:
+            self._passed.append(running.request.tenant)
         self._assignment.free(running)
         self._num_preempted += 1
         self.queue.put_back(_replayed(running, snapshot), running)
@@ -130,7 +200,9 @@ class Preemption:
         return [(running.request.id, error_output(QueueFullError(_NO_MEMORY)))]
 
     def demand(self, prompts: Sequence[RunningRequest], decoding: Sequence[RunningRequest]) -> "Demand":
-        """Returns for whom the next step may run. Preemptible prompts wait for all others, and while they are in debt.
+        """Returns the requests for which the next step may run.
+
+        Preemptible prompts wait for all other prompts, and while they owe time.
 
         Args:
           prompts: Requests that need prefill, oldest first.
@@ -139,12 +211,15 @@ class Preemption:
         num_streams = sum(not each.request.preemptible for each in decoding)
         urgent = [each for each in prompts if not each.request.preemptible]
         is_for_urgent = bool(urgent) or (num_streams > 0 and self._debt > 0)
-        return Demand(urgent if is_for_urgent else prompts, decoding, num_streams, is_urgent=is_for_urgent)
+        is_shared = len({each.request.tenant for each in (*prompts, *decoding)}) > 1
+        num_awaited = len(decoding) if is_shared and not num_streams else num_streams
+        return Demand(urgent if is_for_urgent else prompts, decoding, num_streams, num_awaited, is_urgent=is_for_urgent)
 
     def book(self, batch: Batch, rows: Sequence[RunningRequest], demand: "Demand") -> None:
-        """Books the time of a planned step.
+        """Records the time of a planned step.
 
-        Preemptible prompts are in debt to others that decode, which pay it off with a share of their own time.
+        Preemptible prompts owe their time to other requests that decode. Decode steps pay it off with a share of their
+        time.
         """
         if isinstance(batch, DecodeBatch):
             share = _PROMPTS_SHARE * batch.steps * (self._times.decode(len(rows)) or math.inf)
@@ -153,14 +228,15 @@ class Preemption:
             self._debt += self._times.step(batch) or 0.0
 
     def max_rows(self, num_others: int, *, is_entry: bool = False) -> int:
-        """Returns the number of rows that a decode step may have if preemptible requests fill it up.
+        """Returns the maximum number of rows of a decode step that preemptible requests fill up.
 
-        Rows that are computed anyway cost nothing. While it is unknown what a step takes with the others alone, those
-        that run stay, since each would copy its state, and no others come, until the step is measured.
+        Rows that are computed anyway cost nothing. Until the duration of a step with only the other requests is
+        measured, running preemptible requests stay, since preempting one copies its state, but no further ones are
+        admitted.
 
         Args:
           num_others: Number of other requests with a slot.
-          is_entry: Whether further preemptible requests are to get slots, rather than those that run to keep theirs.
+          is_entry: Whether further preemptible requests are to get slots, as opposed to running ones keeping theirs.
         """
         target_s, slots = self._limits.itl_target_s, self._pool.size
         if not num_others or target_s == 0:
@@ -175,10 +251,10 @@ class Preemption:
         return next(fitting, sizes[0])
 
     def _num_over(self, *, is_entry: bool = False) -> int:
-        """Returns by how many the requests with a slot are too many beside the others; negative: too few.
+        """Returns the number of requests with a slot beyond the maximum; negative if more fit.
 
         Args:
-          is_entry: Whether further ones are to get slots; see `max_rows`.
+          is_entry: Whether further requests are to get slots; see `max_rows`.
         """
         num_others = max(len(self._assignment.queued), self._num_expected)
         return num_others + self._assignment.num_lent - self.max_rows(num_others, is_entry=is_entry)
@@ -188,84 +264,41 @@ class Demand(NamedTuple):
     """Requests for which the next step may run.
 
     Attributes:
-      prompts: Requests whose prompts may be prefilled, oldest first; all or none of them are preemptible.
+      prompts: Requests whose prompts may be prefilled, oldest first; either all or none are preemptible.
       decoding: Requests that decode.
-      num_streams: Number of those that are not preemptible, for which the target for the time between two tokens holds.
-      is_urgent: Whether the prompts are not preemptible: tenants are charged for them, and short ones go first.
+      num_streams: Number of decoding requests that are not preemptible.
+      num_awaited: Number of decoding requests to which the target for the inter-token latency applies: the streams, or
+        all if there are no streams and several tenants.
+      is_urgent: Whether the prompts are not preemptible. Tenants take turns separately for either kind.
     """
 
     prompts: Sequence[RunningRequest]
     decoding: Sequence[RunningRequest]
     num_streams: int
+    num_awaited: int
     is_urgent: bool
 
     def num_waiting(self, *groups: Iterable[RunningRequest]) -> int:
-        """Returns the most prompts of a group for which tokens may wait longer: beside streams, all but preemptible."""
-        return max(1, *(sum(not (self.num_streams and each.request.preemptible) for each in group) for group in groups))
-
-
-class _Waiting(NamedTuple):
-    """A preemptible request without a slot.
-
-    Attributes:
-      request: The request, to be replayed if it has had a slot.
-      last: The request as it was when it lost its slot.
-    """
-
-    request: Request
-    last: RunningRequest | None
-
-
-class PreemptibleQueue:
-    """Preemptible requests without a slot, oldest first; those that have lost one are ahead of all others."""
-
-    def __init__(self) -> None:
-        self._waiting: OrderedDict[str, _Waiting] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def __contains__(self, request_id: object) -> bool:
-        return request_id in self._waiting
-
-    def __iter__(self) -> Iterator[Request]:
-        return (each.request for each in self._waiting.values())
-
-    @property
-    def num_bytes(self) -> int:
-        """Host memory of the states of requests that have lost their slots."""
-        replays = (each.request.replay for each in self._waiting.values() if each.last is not None)
-        return sum(each.snapshot.num_bytes for each in replays if each is not None and each.snapshot is not None)
-
-    def check_room(self, request: Request) -> None:
-        """Does nothing: there is always room."""
-
-    def add(self, request: Request) -> None:
-        """Adds a request with a new id."""
-        self._waiting[request.id] = _Waiting(request, None)
-
-    def put_back(self, request: Request, last: RunningRequest) -> None:
-        """Adds a request that has lost its slot.
-
-        Args:
-          last: The request as it was when it lost its slot.
+        """Returns the largest number of prompts in a group for which tokens may wait longer; preemptible ones if none
+        is awaited.
         """
-        self._waiting[request.id] = _Waiting(request, last)
-        self._waiting.move_to_end(request.id, last=False)
-
-    def pop(self) -> _Waiting:
-        """Removes the next request; there is at least one."""
-        return self._waiting.popitem(last=False)[1]
-
-    def remove(self, request_id: str) -> bool:
-        """Removes a request; returns whether it was waiting."""
-        return self._waiting.pop(request_id, None) is not None
+        return max(1, *(sum(not (self.num_awaited and each.request.preemptible) for each in group) for group in groups))
 
 
 def _replayed(running: RunningRequest, snapshot: Snapshot | None) -> Request:
-    """Returns a request as it waits for another slot, after all tokens that were read back."""
+    """Returns the request to queue for another slot, which replays all tokens that were read back.
+
+    Args:
+      snapshot: State after the prompt and all generated tokens except the last; None if no token was generated.
+    """
     replay = running.request.replay
-    if snapshot is not None:
-        left = () if replay is None else replay.token_ids[running.num_tokens :]
-        replay = Replay((*running.token_ids, *left), snapshot)
-    return replace(running.request, replay=replay)
+    if snapshot is None:
+        return replace(running.request, state=running.last_snapshot or running.request.state)
+    left = () if replay is None else replay.token_ids[running.num_tokens :]
+    return replace(running.request, replay=Replay((*running.token_ids, *left), snapshot))
+
+
+def _keeps_progress(running: RunningRequest) -> bool:
+    """Returns whether a request that loses its slot keeps its progress, except a chunk of its prompt."""
+    can_resume = running.last_snapshot is not None and running.request.params.prompt_logprobs is None
+    return running.num_tokens > 0 or can_resume or not running.num_prompt_dispatched

@@ -5,14 +5,14 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
-from ..core.request import Request
-from ..core.snapshot import Snapshot
 from ..prefix_cache.cache import PrefixCache
 from ..prefix_cache.tree import PrefixKey
+from ..types.request import Request
+from ..types.snapshot import Snapshot
 from .waiting_queue import WaitingQueue
 
 _MAX_SECONDS: Final = 5.0
-"""Seconds after which requests don't wait for a search any longer, as prefill would have been faster."""
+"""Seconds after which requests no longer wait for a search, since prefill would have been faster."""
 
 
 @dataclass(eq=False, slots=True)
@@ -35,11 +35,12 @@ class Fetch:
 
 
 class Prefetcher:
-    """Holds requests in the queue, where they keep their places, until their prompts were searched for on disk.
+    """Holds requests at their places in the queue until their prompts have been searched for on disk.
 
-    Searches begin in about the order in which requests will get slots, as many at a time as the cache allows. Half of
-    them are for tenants that have none. Memory is looked up when a request gets its slot, so that snapshots of requests
-    that ended meanwhile are found, too. If a search takes too long, no request is held until it ends.
+    Searches begin approximately in the order in which requests will get slots, up to the cache's limit of concurrent
+    searches. Half of them are for tenants that have none. Memory is searched when a request gets its slot, so that
+    snapshots of requests that ended during the search are found, too. If a search takes too long, requests are not held
+    until it ends.
 
     Args:
       waiting: Requests without a slot.
@@ -59,17 +60,17 @@ class Prefetcher:
 
     @property
     def is_planned(self) -> bool:
-        """Whether nothing has happened since `plan`, so that it has nothing to do before `timeout`."""
+        """Whether nothing has changed since `plan`, so that `plan` has nothing to do before `timeout`."""
         return self._is_planned
 
     @property
     def timeout(self) -> float:
-        """Time at which the oldest search takes too long, in seconds; infinite if no request is held by one."""
+        """Time at which the oldest search takes too long, in seconds; infinite if no search holds a request."""
         started = [] if self._is_stuck else [fetch.started for fetch in self._running]
         return min(started, default=math.inf) + _MAX_SECONDS
 
     def offer(self, request: Request) -> None:
-        """Holds a request that was just queued, if the disk may have a longer prefix of its prompt than memory."""
+        """Holds a newly queued request, if the disk may have a longer prefix of its prompt than memory."""
         if self._is_stuck or request.params.prompt_logprobs is not None:
             return
         parent = request.fork_of
@@ -87,7 +88,7 @@ class Prefetcher:
         self._is_planned = False
 
     def plan(self, now: float) -> list[Fetch]:
-        """Returns the searches that are to begin, and books them as running.
+        """Returns the searches that are to begin, and records them as running.
 
         Args:
           now: Current time, in seconds of `time.monotonic`.
@@ -100,7 +101,7 @@ class Prefetcher:
         return self._begin(now) if self._queued else []
 
     def commit(self, fetch: Fetch, found: Snapshot | None) -> None:
-        """Books the result of a search, and releases its request."""
+        """Records the result of a search, and releases its request."""
         self._is_planned = False
         del self._running[fetch]
         if self._waiting.get(fetch.request.id) is fetch.request:
@@ -109,7 +110,7 @@ class Prefetcher:
             self._release(fetch.request.id)
 
     def take(self, request_id: str) -> Fetch | None:
-        """Forgets a request that no longer waits; returns its search if one has ended."""
+        """Removes a request that is no longer waiting; returns its search if the search has ended."""
         self._is_planned = False
         self._release(request_id)
         return self._done.pop(request_id, None)
@@ -132,12 +133,12 @@ class Prefetcher:
                 else:
                     self._done[request.id] = fetch
                     self._release(request.id)
-            if taken.total() >= self._max_fetches // 2:  # every tenant of a later round has searches by now
+            if taken.total() >= self._max_fetches // 2:  # every tenant of a later round already has searches
                 break
         return started
 
     def _needs_search(self, fetch: Fetch) -> bool:
-        """Returns whether the disk may have a longer prefix than memory has by now."""
+        """Returns whether the disk may have a longer prefix than memory has now."""
         state = fetch.request.state
         fetch.above = max(self._cache.matched_length(fetch.key), 0 if state is None else state.length)
         return fetch.above < len(fetch.key)

@@ -1,34 +1,34 @@
-"""Decides how much prefill runs between two decode steps, by the durations of steps."""
+"""Decides how much prefill runs between two decode steps, from the durations of steps."""
 
 import math
 from collections import Counter
 from typing import Final, NamedTuple
 
-from ..core.config import PREFILL_BLOCK, StepLimits
-from ..core.request import Batch, DecodeBatch, PrefillBatch, RestoreBatch
+from ..types.config import PREFILL_BLOCK, StepLimits
+from ..types.request import Batch, DecodeBatch, PrefillBatch, RestoreBatch
 
 _DEFAULT_TARGET: Final = 2.9
-"""Default target for the time between two tokens, in decode steps with nothing beside."""
+"""Default target for the inter-token latency, in decode steps without other work."""
 
 _PUNCTUAL: Final = 0.995
-"""Share of the times between two tokens beside prefill that are planned to keep a target, so that the 99th percentile
+"""Share of the inter-token latencies during prefill that are planned to meet the target, so that the 99th percentile
 does."""
 
 _OVERRUN: Final = 1 / 0.85
 """First estimate of `Overrun.ratio`."""
 
 _OVERRUN_STEP: Final = 0.1
-"""Growth of that estimate by a time that exceeds it, less what all others take off."""
+"""Step size with which the estimate is updated."""
 
 _OVERRUNS: Final = (1.05, 2.0)
-"""Bounds of that estimate."""
+"""Bounds of the estimate."""
 
 _STREAMS_PER_PROMPT: Final = 8
-"""Number of decoding requests that wait as long as the target for each further prompt that waits."""
+"""Number of decoding requests with which each further waiting prompt adds one target."""
 
 _FEW_PROMPTS: Final = 2
-"""Number of waiting prompts beyond which each further one adds a target, however many requests decode. With 2, a burst
-of 32 prompts is prefilled in long chunks until the last three."""
+"""Number of waiting prompts beyond which each further one adds a target, for any number of decoding requests. With 2, a
+burst of 32 prompts is prefilled in long chunks until the last three."""
 
 _THROUGHPUT_STEPS: Final = 32
 """Maximum duration of prefill between two decode steps at throughput, in decode steps."""
@@ -37,14 +37,14 @@ _WEIGHT: Final = 1 / 8
 """Weight of a new duration in the mean."""
 
 _MAX_GROWTH: Final = 2.0
-"""Maximum ratio of a duration to its estimate that counts, so that a single hiccup changes little."""
+"""Maximum ratio of a duration to its estimate that counts, so that a single outlier changes little."""
 
 
 class PrefillBudget:
     """Time for prefill since the last decode step.
 
     At least one prefill step runs between two decode steps, so that neither kind starves. More of them, and longer
-    chunks, run as long as the target for the time between two tokens allows by the measured durations.
+    chunks, run if the measured durations fit into the target for the inter-token latency.
 
     Args:
       limits: Compiled sizes of a step, and the target.
@@ -59,12 +59,14 @@ class PrefillBudget:
         self._has_delayed = False
 
     def spend(self, batch: PrefillBatch, num_decoding: int) -> None:
-        """Books a prefill step, for which some requests wait; one of unknown duration takes the whole budget."""
+        """Records a prefill step for which requests that decode are waiting. A step of unknown duration takes the whole
+        budget.
+        """
         self._spent += self._times.step(batch) or math.inf
         self._has_delayed |= num_decoding > 0
 
     def renew(self) -> bool:
-        """Starts anew with a decode step; returns whether requests that decode have waited for prefill before it."""
+        """Resets the budget at a decode step; returns whether decoding requests have waited for prefill before it."""
         has_delayed, self._spent, self._has_delayed = self._has_delayed, 0.0, False
         return has_delayed
 
@@ -84,7 +86,7 @@ class PrefillBudget:
         Args:
           num_decoding: Number of requests that decode.
           num_waiting: Number of requests that need prefill; at least one.
-          num_streams: Number of decoding requests for whose tokens the target holds; None stands for all.
+          num_streams: Number of decoding requests to which the target applies; None stands for all.
         """
         if not num_decoding:
             return self._sizes[0]
@@ -108,19 +110,19 @@ class PrefillBudget:
 def prefill_seconds(
     target_s: float | None, times: "StepTimes", num_decoding: int, num_waiting: int, num_streams: int | None = None
 ) -> float:
-    """Returns the time for prefill between two decode steps; 0 or less if a decode step alone takes all of it.
+    """Returns the seconds for prefill between two decode steps; 0 or less if a decode step alone takes all the time.
 
-    A target is a promise to requests that decode. A single prompt at a time keeps it. The target grows with the number
-    of prompts that wait, as they wait longer than any token does: soon where few requests decode, and from the third
-    prompt on however many do.
+    The target is a limit for requests that decode, and holds while at most one prompt is waiting. It grows with the
+    number of waiting prompts, because they wait longer than any token does: earlier if few requests decode, and beyond
+    `_FEW_PROMPTS` prompts for any number of decoding requests.
 
     Args:
       target_s: Seconds between two tokens of a request; 0 stands for throughput, None for the default.
       times: Durations of steps.
       num_decoding: Number of requests that decode; at least one.
       num_waiting: Number of requests that need prefill; at least one.
-      num_streams: Number of decoding requests to which the promise is made; None stands for all. Without any, the
-        target is 0.
+      num_streams: Number of decoding requests to which the target applies; None stands for all. If it is 0, so is the
+        target.
     """
     step = times.decode(num_decoding)
     if step is None:
@@ -135,11 +137,11 @@ def prefill_seconds(
 
 
 def _target_s(target_s: float | None, quiet: float) -> float:
-    """Returns the target for the time between two tokens, in seconds.
+    """Returns the target for the inter-token latency, in seconds.
 
     Args:
-      target_s: The target that was set; None stands for the default.
-      quiet: Seconds of a decode step with nothing beside.
+      target_s: The configured target; None stands for the default.
+      quiet: Seconds of a decode step without other work.
     """
     return _DEFAULT_TARGET * quiet if target_s is None else target_s
 
@@ -167,10 +169,10 @@ class _Prefill(NamedTuple):
 
 
 class Overrun:
-    """Estimates by how much the time between two tokens exceeds what was planned.
+    """Estimates the ratio of measured inter-token latencies to planned ones.
 
-    The estimate is a percentile by stochastic approximation: a time that exceeds it adds nearly a step, and each other
-    takes off so little that both balance where the share `_PUNCTUAL` of all times lies below.
+    The estimate is a percentile by stochastic approximation: a sample above it adds nearly a step, and each other
+    sample subtracts a small amount, so that the share `_PUNCTUAL` of all samples is below it.
 
     Attributes:
       ratio: Percentile of the ratio of the time from one decode step to the next, with prefill between them, to the sum
@@ -183,7 +185,7 @@ class Overrun:
         self._has_prefill = False
 
     def add(self, batch: Batch, planned: float | None, taken: float) -> None:
-        """Takes the next step into account.
+        """Adds the next step.
 
         Args:
           planned: Mean duration of steps of its kind, in seconds; None if it is the first one.
@@ -207,9 +209,9 @@ class Overrun:
 class StepTimes:
     """Durations of steps by size, as exponentially weighted means of the served steps.
 
-    They decide when chunks are prefilled and how long the chunks are, but no bit of a result: states at block
-    boundaries don't depend on how a prompt is split. What was never measured is estimated from the nearest size, and
-    twice its tokens are expected to take no longer, so that the next larger size is tried.
+    They decide when chunks are prefilled and how long the chunks are, but don't affect results: states at block
+    boundaries don't depend on how a prompt is split. Unmeasured sizes are estimated from the nearest size, as if twice
+    the tokens took no longer, so that the next larger size is tried.
 
     Args:
       limits: Compiled sizes of a step.
@@ -230,7 +232,7 @@ class StepTimes:
         return self._overrun.ratio
 
     def record(self, batch: Batch, seconds: float) -> None:
-        """Takes the duration of a batch into account."""
+        """Adds the duration of a batch."""
         self._overrun.add(batch, self._mean(batch), seconds)
         match batch:
             case DecodeBatch(steps=1):
@@ -250,7 +252,7 @@ class StepTimes:
         return self._decode.get(rows) or self._quiet.get(rows) or self.quiet(num_requests)
 
     def quiet(self, num_requests: int) -> float | None:
-        """Returns the seconds per token of each request with nothing beside; None if no decode step was measured."""
+        """Returns the seconds per token of each request without other work; None if no decode step was measured."""
         rows = self._rows(num_requests)
         return self._quiet.get(rows) or _nearest(self._decode, rows) or _nearest(self._quiet, rows)
 
@@ -274,7 +276,7 @@ class StepTimes:
         return self._estimate(self._kind(batch))
 
     def _mean(self, batch: Batch) -> float | None:
-        """Returns the mean duration of steps of the same kind; None if there was none."""
+        """Returns the mean duration of steps of the same kind; None if none was measured."""
         match batch:
             case DecodeBatch():
                 return self._decode.get(self._rows_of(batch))
@@ -307,11 +309,11 @@ class StepTimes:
         return _Prefill(rows * length, batch.layer_slice, samples)
 
     def _rows_of(self, batch: DecodeBatch) -> int:
-        """Returns the number of rows of a step, which may have free slots between those of its requests."""
+        """Returns the number of rows of a step, including free slots between the slots of its requests."""
         return self._rows(1 + max(self._rank.get(slot, slot) for slot in batch.slots))
 
     def _rows(self, num_requests: int) -> int:
-        """Returns the number of rows of the step that is compiled for some requests."""
+        """Returns the number of rows of the step that is compiled for this number of requests."""
         return next((rows for rows in self._limits.decode_rows if rows >= num_requests), num_requests)
 
 

@@ -1,55 +1,55 @@
-"""A request that owns a slot, the tokens it has sampled, and the token histories of those that have ended."""
+"""A request with a slot, its sampled tokens, and the token histories of ended requests."""
 
 import sys
-from array import array
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Final
 
-from ..core.config import MAX_TOKENS
-from ..core.errors import ConstraintError, NumericError, RoostError
-from ..core.output_constraint import TokenMask
-from ..core.request import FinishReason, Request, RowResult, TokenLogprobs, TokenOutput, error_output
-from ..core.sampling_params import NO_CHOICE
-from ..core.snapshot import Snapshot
-from ..core.tenant_store import TenantStore
 from ..prefix_cache.tree import PrefixKey
+from ..types.config import MAX_TOKENS
+from ..types.errors import ConstraintError, NumericError, RoostError
+from ..types.output_constraint import TokenMask
+from ..types.request import FinishReason, Request, RowResult, TokenLogprobs, TokenOutput, error_output
+from ..types.sampling_params import NO_CHOICE
+from ..types.snapshot import Snapshot
+from ..types.tenant_store import TenantStore
+from ..types.token_ids import ID_BYTES, id_bytes
 from .token_constraint import NO_CHOICE_TEXT, TokenConstraint
 
 MAX_BYTES: Final = 16 * 2**20
 MAX_HISTORIES: Final = 1000
 """Limits of the histories of all ended requests together: bytes of memory, and their number."""
 
-_ID_BYTES: Final = 4
 
 _OBJECT_BYTES: Final = 1024
-"""Memory of a history besides token ids and strings: its objects, and entries of three dictionaries."""
+"""Memory of a history in addition to token ids and strings: its objects, and entries of three dictionaries."""
 
 _NOT_FINITE: Final = "the model's activations are not finite; the request was ended"
 
 
 @dataclass(eq=False, slots=True)
 class RunningRequest:
-    """A request from the moment it has a slot until it ends. Only the engine's thread touches it.
+    """A request from the moment it has a slot until it ends. Only the engine's thread accesses it.
 
     Attributes:
       request: The request itself.
-      slot: Slot in which its state lies; slot compaction changes it.
+      slot: Slot that holds its state; slot compaction changes it.
       assigned_at: Time at which it got the slot, in seconds.
       parent: Request with the same prompt whose state it copies when that prompt is prefilled; None if it prefills its
         prompt itself.
       num_prompt_dispatched: Number of prompt tokens that are restored, or in batches dispatched to the device.
-      num_tokens_dispatched: Maximum number of tokens that dispatched batches will have generated.
+      num_tokens_dispatched: Number of tokens that dispatched batches will have generated, unless the request ends
+        before. Accepted drafts are added when they are read back.
       num_tokens: Number of generated tokens that were read back.
       started_at: Time at which its first batch was dispatched, in seconds.
       token_ids: Generated tokens, if there is a prefix cache.
       prompt_logprobs: Log-probabilities of prompt tokens after the first so far, if requested.
-      key: Prompt as a key of the prefix cache; None if there is none, and for the engine's own requests.
+      key: Prompt as a key of the prefix cache; None without a cache, and for the engine's own requests.
       looked_up_at: `PrefixCache.num_inserts` when the prompt was last looked up.
       restore: Snapshot that is restored into the slot with the first chunk, or before the first replayed token.
       num_cached: Number of prompt tokens that the snapshot covers.
       last_snapshot: Snapshot of the last committed chunk, or the restored one.
-      is_finite: Whether every committed chunk left finite values. If not, no more snapshots are taken.
+      is_finite: Whether every committed chunk produced finite values. If not, no more snapshots are taken.
       constraint: Output constraint that follows the generated tokens, if there is one.
       has_output: Whether an output has been returned.
     """
@@ -75,7 +75,7 @@ class RunningRequest:
 
     @property
     def keeps_tokens(self) -> bool:
-        """Whether `token_ids` has the generated tokens: for the prefix cache, and to go on in another slot."""
+        """Whether `token_ids` has the generated tokens, for the prefix cache or for continuing in another slot."""
         return self.key is not None or self.request.preemptible
 
     @property
@@ -85,9 +85,10 @@ class RunningRequest:
 
     @property
     def may_sample(self) -> bool:
-        """Whether one more token may be sampled: a constraint must have seen all tokens before, and given their mask.
+        """Whether one more token may be sampled. A constraint must have received all tokens before it, and computed
+        their mask.
 
-        A token that is replayed needs no mask.
+        A replayed token needs no mask.
         """
         if self.constraint is None or self.num_tokens_dispatched < self.request.num_replayed:
             return True
@@ -95,7 +96,7 @@ class RunningRequest:
 
     @property
     def mask(self) -> TokenMask | None:
-        """Mask of the next token to dispatch; None if no constraint decides it, or has not given it yet."""
+        """Mask of the next token to dispatch; None without a constraint, or if the mask is not computed yet."""
         constraint = self.constraint
         if constraint is None or constraint.num_tokens != self.num_tokens_dispatched:
             return None
@@ -108,10 +109,10 @@ class RunningRequest:
 
     @property
     def history(self) -> "TokenHistory | None":
-        """Token history so far; None if no key is known."""
+        """Token history so far; None if the prompt has no key."""
         if self.key is None:
             return None
-        request, generated = self.request, array("i", self.token_ids).tobytes()
+        request, generated = self.request, id_bytes(self.token_ids)
         return TokenHistory(self.key.tokens, generated, self.key.salt, request.tenant, request.state_is_imported)
 
     def restore_from(self, snapshot: Snapshot) -> None:
@@ -120,7 +121,7 @@ class RunningRequest:
         self.num_cached = self.num_prompt_dispatched = snapshot.length
 
     def replay_from(self, snapshot: Snapshot) -> None:
-        """Goes on after a snapshot of the prompt and some replayed tokens."""
+        """Continues after a snapshot of the prompt and some replayed tokens."""
         assert self.request.replay is not None
         self.num_prompt_dispatched = len(self.request.prompt_token_ids)
         self.num_tokens = self.num_tokens_dispatched = snapshot.length - self.num_prompt_dispatched + 1
@@ -128,7 +129,7 @@ class RunningRequest:
         self.restore = snapshot
 
     def resume(self, last: "RunningRequest") -> None:
-        """Goes on with what the request had in its last slot besides its tokens."""
+        """Continues with the values, other than tokens, that the request had in its last slot."""
         self.started_at, self.num_cached, self.has_output = last.started_at, last.num_cached, last.has_output
         self.constraint = last.constraint
 
@@ -152,7 +153,7 @@ class TokenHistory:
     is_imported: bool = False
 
     def __len__(self) -> int:
-        return (len(self.prompt) + len(self.generated)) // _ID_BYTES
+        return (len(self.prompt) + len(self.generated)) // ID_BYTES
 
     @property
     def num_bytes(self) -> int:
@@ -166,7 +167,7 @@ class TokenHistory:
         Args:
           num_generated: Number of generated tokens to include; None includes all.
         """
-        end = None if num_generated is None else num_generated * _ID_BYTES
+        end = None if num_generated is None else num_generated * ID_BYTES
         return self.prompt + self.generated[:end]
 
 
@@ -193,13 +194,12 @@ class TokenHistories:
 
 
 def book_result(running: RunningRequest, result: RowResult) -> list[TokenOutput]:
-    """Books a row's tokens up to the one that ends the request; the device stopped there too.
+    """Records a row's tokens up to the one that ends the request. The device also stopped there.
 
     Tokens before a sentinel, which stands for non-finite activations or for masks without a token, are valid. Their
     output comes before the error.
 
     Args:
-      running: Request of the row.
       result: Result with at least one token or sentinel.
 
     Returns:
@@ -207,7 +207,7 @@ def book_result(running: RunningRequest, result: RowResult) -> list[TokenOutput]
     """
     if running.request.replay is not None and running.num_tokens < running.request.num_replayed:
         return _book_replayed(running, result.token_ids[0])
-    if min(result.token_ids) >= 0:  # as in nearly every row
+    if min(result.token_ids) >= 0:  # the usual case
         return [_book_constrained(running, result.token_ids, result.logprobs)]
     valid = tuple(takewhile(lambda token_id: token_id >= 0, result.token_ids))
     outputs = []
@@ -219,7 +219,7 @@ def book_result(running: RunningRequest, result: RowResult) -> list[TokenOutput]
 
 
 def _book_replayed(running: RunningRequest, sampled: int) -> list[TokenOutput]:
-    """Books the next replayed token, whatever was sampled in its place. It returns an output only for an error."""
+    """Records the next replayed token instead of the sampled one. It returns an output only for an error."""
     assert running.request.replay is not None
     if sampled < 0:
         return [error_output(_sentinel_error(running, sampled))]
@@ -233,12 +233,12 @@ def _book_replayed(running: RunningRequest, sampled: int) -> list[TokenOutput]:
 def _book_constrained(
     running: RunningRequest, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...] | None
 ) -> TokenOutput:
-    """Returns the output of valid tokens, or an error's if a constraint refuses the token or fails after it."""
+    """Returns the output of valid tokens, or of an error if a constraint refuses the token or fails after it."""
     constraint = running.constraint
     if constraint is None:
         return _book_tokens(running, token_ids, logprobs)
     try:
-        (token_id,) = token_ids  # more are not dispatched before the constraint has seen this one
+        (token_id,) = token_ids  # no more are dispatched before the constraint has received this one
         constraint.take(token_id)
         output = _book_tokens(running, token_ids, logprobs)
         if output.finish_reason is None:
@@ -279,7 +279,7 @@ def _count_until_end(running: RunningRequest, token_ids: tuple[int, ...]) -> tup
     """Returns the number of tokens that belong to the request, and why it ends with them if it does."""
     params, count = running.request.params, len(token_ids)
     most = count + 1 if params.max_tokens is None else params.max_tokens - running.num_tokens
-    if params.stop_ids.isdisjoint(token_ids):  # as in nearly every row
+    if params.stop_ids.isdisjoint(token_ids):  # the usual case
         return (count, None) if count < most else (most, FinishReason.LENGTH)
     count = 1 + next(place for place, token_id in enumerate(token_ids) if token_id in params.stop_ids)
     return (count, FinishReason.STOP) if count <= most else (most, FinishReason.LENGTH)
@@ -293,7 +293,7 @@ def _stop_reason(running: RunningRequest, token_ids: tuple[int, ...]) -> int | N
 
 
 def _sentinel_error(running: RunningRequest, sentinel: int) -> RoostError:
-    """Returns the error that a sampled `NO_CHOICE` or `NO_TOKEN` stands for."""
+    """Returns the error for a sampled `NO_CHOICE` or `NO_TOKEN`."""
     if sentinel == NO_CHOICE:
         return ConstraintError(NO_CHOICE_TEXT)
     return NumericError(_NOT_FINITE, from_imported_state=running.request.state_is_imported)

@@ -1,17 +1,20 @@
-"""Decides what the device does next, and books what it did. Pure host Python: no clock, no thread, no JAX, no files."""
+"""Plans device steps, and records their results. Pure host Python: no clock, no thread, no JAX, no files."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 
-from ..core.config import CacheStats, EngineStats, StepLimits
-from ..core.errors import ConstraintError, QueueFullError, QueueTimeoutError, RequestTimeoutError, RoostError
-from ..core.request import Batch, FinishReason, Request, RowResult, TokenOutput, error_output
-from ..core.snapshot import BlockState, Snapshot
 from ..prefix_cache.cache import PrefixCache
 from ..prefix_cache.tree import PrefixKey
+from ..types.config import CacheStats, EngineStats, StepLimits
+from ..types.errors import ConstraintError, QueueFullError, QueueTimeoutError, RequestTimeoutError, RoostError
+from ..types.request import Batch, DecodeBatch, FinishReason, Request, RowResult, TokenOutput, error_output
+from ..types.snapshot import BlockState, Snapshot
+from ..types.speculation import DraftCounts
+from ..types.token_ids import pack_ids
 from .batch_planner import BatchPlanner
+from .draft_switch import DraftSwitch
 from .plan import Commit, FinishedState, Plan, RequestOutput
 from .preemption import Preemption
 from .prefetcher import Fetch, Prefetcher
@@ -23,25 +26,25 @@ from .token_constraint import MASK_WAIT_S
 from .waiting_queue import WaitingQueue
 
 
-class Timeouts:
-    """Watches the `start_by` and `deadline` of requests; looks at all of them only when the earliest has passed."""
+class RequestTimeouts:
+    """Tracks the `start_by` and `deadline` of requests. All of them are examined only when the earliest has passed."""
 
     def __init__(self) -> None:
         self._next = math.inf
 
     @property
     def next(self) -> float:
-        """Earliest time at which a request may have run out of time, in seconds of `time.monotonic`."""
+        """Earliest time at which a request may time out, in seconds of `time.monotonic`."""
         return self._next
 
     def watch(self, request: Request) -> None:
-        """Takes a request that was just queued into account."""
+        """Adds a newly queued request."""
         self._next = min(self._next, request.start_by, request.deadline)
 
     def expired(
         self, now: float, waiting: Iterable[Request], running: Iterable[Request]
     ) -> list[tuple[Request, RoostError]]:
-        """Returns requests that have run out of time, each with its error. The caller ends them.
+        """Returns requests that have timed out, each with its error. The caller ends them.
 
         Args:
           now: Current time, in seconds of `time.monotonic`.
@@ -65,7 +68,7 @@ def _timeout_error(request: Request, start_by: float, now: float) -> RoostError 
 
 
 class Scheduler:
-    """Continuous batching: plans one batch after the other, and books each batch's results.
+    """Continuous batching: plans batches one after the other, and records each batch's results.
 
     Attributes:
       slots: Pool of the slots.
@@ -79,7 +82,7 @@ class Scheduler:
       limits: Compiled sizes of a step.
       max_queue_tokens: Maximum number of prompt tokens that wait; None sets no limit.
       tenants: Number of tenants that share the queue.
-      reserved_slots: Number of slots kept free for tenants with nothing running; see `SlotReserve`.
+      reserved_slots: Number of slots kept free for tenants without a running request; see `SlotReserve`.
       cache: Prefix cache; None prefills every prompt as a whole.
     """
 
@@ -104,10 +107,12 @@ class Scheduler:
         self.preemption = Preemption(self._assignment, limits, times, max_bytes)
         self._queues = (self.queue, self.preemption.queue)
         self._running = self._assignment.running
-        self._timeouts = Timeouts()
+        self._timeouts = RequestTimeouts()
         budget, extend_restored = PrefillBudget(limits, times), self._assignment.extend_restored
-        self._planner = BatchPlanner(limits, self.slots, budget, self.preemption, extend_restored)
+        self._draft_switch = DraftSwitch()
+        self._planner = BatchPlanner(limits, self.slots, budget, self.preemption, extend_restored, self._draft_switch)
         self._histories = TokenHistories()
+        self._drafts = DraftCounts(accepted=(0,) * limits.max_drafts) if limits.max_drafts else None
         self._now = 0.0
         self._failed: list[RequestOutput] = []  # found by `add`, reported by the next plan
         self._in_flight: dict[Batch, tuple[RunningRequest, ...]] = {}
@@ -121,13 +126,18 @@ class Scheduler:
         return len(self.queue)
 
     @property
+    def _num_queued(self) -> int:
+        """Number of all requests without a slot."""
+        return len(self.queue) + len(self.preemption.queue)
+
+    @property
     def num_running(self) -> int:
         """Number of requests with a slot."""
         return len(self._running)
 
     @property
     def stats(self) -> EngineStats:
-        """Statistics of requests, slots and the cache. Those of steps are left at 0."""
+        """Statistics of requests, slots and the cache. Statistics of steps are 0."""
         return replace(
             self.preemption.stats,
             num_waiting=self.num_waiting,
@@ -135,6 +145,7 @@ class Scheduler:
             waiting_tokens=self.queue.num_tokens,
             slots=self.slots.size,
             cache=CacheStats() if self.cache is None else self.cache.stats,
+            drafts=self._drafts,
         )
 
     @property
@@ -145,19 +156,17 @@ class Scheduler:
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to plan and nothing to report."""
-        return not (
-            any(len(queue) for queue in self._queues) or self._assignment.probes or self._running or self._failed
-        )
+        return not (self._num_queued or self._assignment.probes or self._running or self._failed)
 
     @property
     def next_timeout(self) -> float | None:
         """Time at which there will be something to plan if nothing happens, in seconds of `time.monotonic`.
 
-        None if there is something to plan already; infinite if the scheduler is idle.
+        None if there is already something to plan; infinite if the scheduler is idle.
         """
         if self.is_idle:
             return math.inf
-        all_held = sum(len(queue) for queue in self._queues) == self.queue.num_held
+        all_held = self._num_queued == self.queue.num_held
         if self._prefetcher is None or not all_held or self._running or self._failed or self._assignment.probes:
             return None
         return min(self._timeouts.next, self._prefetcher.timeout) if self._prefetcher.is_planned else None
@@ -188,11 +197,11 @@ class Scheduler:
         self._timeouts.watch(request)
 
     def probe(self, request: Request) -> None:
-        """Gives a request of the engine's own the next free slot, ahead of the queue. It uses no prefix cache."""
+        """Gives one of the engine's own requests the next free slot, ahead of the queue. It uses no prefix cache."""
         self._assignment.probes.append(request)
 
     def abort(self, request_id: str) -> bool:
-        """Ends a request at once and frees its slot; returns whether it was waiting or running."""
+        """Ends a request and immediately frees its slot; returns whether it was waiting or running."""
         if request_id in self._running:
             self._release(self._running[request_id])
             return True
@@ -201,12 +210,12 @@ class Scheduler:
         return any(queue.remove(request_id) for queue in self._queues)
 
     def commit_fetch(self, fetch: Fetch, found: Snapshot | None) -> None:
-        """Books the result of a search on disk; its request may get a slot from now on."""
+        """Records the result of a search on disk. Its request may then get a slot."""
         assert self._prefetcher is not None
         self._prefetcher.commit(fetch, found)
 
     def schedule(self, now: float) -> Plan:
-        """Plans the next batch and searches on disk, and books both as started.
+        """Plans the next batch and searches on disk, and records both as started.
 
         Args:
           now: Current time, in seconds of `time.monotonic`.
@@ -220,7 +229,7 @@ class Scheduler:
         return Plan(None if planned is None else self._book_dispatch(*planned), tuple(failed), tuple(fetches))
 
     def commit(self, batch: Batch, results: Sequence[RowResult], seconds: float) -> Commit:
-        """Books the results of a batch. Tokens of requests that have ended since it was planned are dropped.
+        """Records the results of a batch. Tokens of requests that have ended since it was planned are dropped.
 
         Args:
           batch: A batch of `schedule`; each is committed once.
@@ -228,9 +237,17 @@ class Scheduler:
           seconds: Time that the device took for it.
         """
         self._times.record(batch, seconds)
+        if self._drafts is not None and isinstance(batch, DecodeBatch):
+            has_drafts = any(result.drafts is not None for result in results)
+            counts = [len(result.token_ids) for result in results]
+            self._draft_switch.record(batch.steps, counts, seconds, has_drafts=has_drafts)
         outputs: list[RequestOutput] = []
         finished: list[FinishedState] = []
         for running, result in zip(self._in_flight.pop(batch), results, strict=True):
+            if self._drafts is not None and result.drafts is not None:
+                self._drafts = self._drafts.plus(result.drafts)
+            if isinstance(batch, DecodeBatch):
+                running.num_tokens_dispatched += max(0, len(result.token_ids) - batch.steps)
             booked = self._commit_row(running, result)
             outputs += [(running.request.id, output) for output in booked]
             if booked and booked[-1].finish_reason is not None:
@@ -239,12 +256,12 @@ class Scheduler:
         return Commit(tuple(outputs), tuple(finished))
 
     def generating(self, request_id: str) -> RunningRequest | None:
-        """Returns a running request whose slot has the state of its prompt and generated tokens; None if none has."""
+        """Returns a running request whose slot has the state of its prompt and generated tokens; None if it has not."""
         running = self._running.get(request_id)
         return None if running is None or not running.num_tokens or running.restore is not None else running
 
     def history_of(self, request_id: str) -> TokenHistory | None:
-        """Returns the token history of a request that runs, or ended lately; None without a prefix cache."""
+        """Returns the token history of a request that is running or ended recently; None without a prefix cache."""
         running = self._running.get(request_id)
         return self._histories.get(request_id) if running is None else running.history
 
@@ -256,7 +273,7 @@ class Scheduler:
         return [(request.id, error_output(error)) for request, error in expired]
 
     def _update_masks(self, waiting: Sequence[RunningRequest]) -> list[RequestOutput]:
-        """Updates masks that were not computed yet. Waits for one constraint at most, to keep the step short.
+        """Updates masks that were not computed yet. Waits for at most one constraint, to keep the step short.
 
         Returns:
           Last outputs of requests whose constraint failed.
@@ -284,7 +301,7 @@ class Scheduler:
         return batch
 
     def _commit_row(self, running: RunningRequest, result: RowResult) -> Sequence[TokenOutput]:
-        """Books a row's result; returns its outputs, none for a request that has ended since."""
+        """Records a row's result; returns its outputs, none for a request that has already ended."""
         if result.block_states:
             self._insert(running, result.block_states)
         if self._running.get(running.request.id) is not running:
@@ -294,7 +311,7 @@ class Scheduler:
         return book_result(running, result) if result.token_ids else ()
 
     def _insert(self, running: RunningRequest, block_states: Sequence[BlockState]) -> None:
-        """Inserts the states that a chunk has left, as long as all states of the request were finite.
+        """Inserts the states that a chunk produced, if all states of the request were finite.
 
         The request may have ended: its states are computed, and another request may use them.
         """
@@ -303,7 +320,7 @@ class Scheduler:
             running.last_snapshot = self.cache.insert_chunk(running.key, running.last_snapshot, block_states)
 
     def _finished_state(self, running: RunningRequest, output: TokenOutput) -> Sequence[FinishedState]:
-        """Returns the state that an ended request has left in its slot, if an inexact cache takes it in.
+        """Returns the state that an ended request has left in its slot, if the cache keeps inexact states.
 
         The last token was sampled, but never processed. After the first token, the state is that of the prompt.
         """
@@ -311,11 +328,11 @@ class Scheduler:
         if not is_whole or self.cache is None or not self.cache.is_inexact:
             return ()
         request = running.request
-        tokens = request.prompt_token_ids + tuple(running.token_ids[:-1])
+        tokens = pack_ids(request.prompt_token_ids, running.token_ids[:-1])
         return (FinishedState(PrefixKey.of(tokens, request.cache_salt), running.slot),)
 
     def _release(self, running: RunningRequest) -> None:
-        """Ends a running request, whatever the reason."""
+        """Ends a running request for any reason."""
         self._assignment.release(running, self._now)
         self._planner.drop_unless_wanted(self._running.values())
         self._histories.keep(running)

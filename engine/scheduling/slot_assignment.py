@@ -1,4 +1,4 @@
-"""Assigns slots to waiting requests, and restores what is cached of their prompts."""
+"""Assigns slots to waiting requests, and restores the cached prefixes of their prompts."""
 
 from collections import deque
 from collections.abc import Set
@@ -6,11 +6,11 @@ from contextlib import suppress
 from itertools import chain
 from typing import Final
 
-from ..core.errors import QueueFullError, RequestFailedError, RoostError
-from ..core.request import Request, error_output
-from ..core.snapshot import Snapshot
 from ..prefix_cache.cache import PrefixCache
 from ..prefix_cache.tree import PrefixKey
+from ..types.errors import QueueFullError, RequestFailedError, RoostError
+from ..types.request import Request, error_output
+from ..types.snapshot import Snapshot
 from .plan import RequestOutput
 from .prefetcher import Fetch, Prefetcher
 from .retry_after import RetryAfterEstimator
@@ -25,18 +25,18 @@ _NOT_STARTED: Final = "the engine could not start the request; others are not af
 class SlotAssignment:
     """Assigns slots in the queue's order. A request from the queue keeps its slot until it ends.
 
-    A request that gets a slot restores the longest prefix of its prompt that is in memory: files were read while it
-    waited. When its prefill begins, it restores more if another request has prefilled more of the same prefix since.
+    A request that gets a slot restores the longest prefix of its prompt in memory; files were read while it waited.
+    When its prefill begins, it restores more if another request has prefilled more of the same prefix since then.
 
     Attributes:
       running: Requests with a slot by id, oldest first.
-      queued: Those of them that have come from the queue, by id.
+      queued: Running requests that came from the queue, by id.
       pool: Free and used slots.
-      probes: Requests of the engine's own, which get slots ahead of all others. They use no prefix cache.
+      probes: The engine's own requests, which get slots ahead of all others. They use no prefix cache.
 
     Args:
       pool: Free and used slots.
-      reserve: Slots kept free for tenants with nothing running.
+      reserve: Slots kept free for tenants without a running request.
       queue: Requests without a slot.
       cache: The prefix cache; None restores only snapshots that come with a request.
       prefetcher: Searches on disk for waiting requests, if the cache has a tier on disk.
@@ -66,12 +66,12 @@ class SlotAssignment:
 
     @property
     def num_lent(self) -> int:
-        """Number of requests with a slot that `start` was called for, and that give it up to others."""
+        """Number of slots of requests that `start` was called for, which yield them to requests from the queue."""
         return len(self.running) - len(self.queued) - len(self._running_probes)
 
     @property
     def num_open(self) -> int:
-        """Number of slots that any tenant may take: those that are free or lent."""
+        """Number of slots that any tenant may take: free and lent ones."""
         return self._reserve.num_open(self.pool.num_used - self.num_lent)
 
     @property
@@ -107,7 +107,7 @@ class SlotAssignment:
           now: Current time, in seconds.
 
         Raises:
-          QueueFullError: There is no room for the request in the queue.
+          QueueFullError: The queue has no room for the request.
         """
         num_free = self.pool.num_free + self.num_lent
         if self._queue.num_held < num_free and request.tenant not in self._blocked_tenants():
@@ -126,7 +126,7 @@ class SlotAssignment:
         return (parent.parent or parent) if is_same else None
 
     def release(self, running: RunningRequest, now: float) -> None:
-        """Takes a request's slot back, and charges its tenant for what the request really cost."""
+        """Takes a request's slot back, and charges its tenant for the request's actual cost."""
         was_queued = running.request.id in self.queued
         self.free(running)
         if was_queued:
@@ -153,7 +153,7 @@ class SlotAssignment:
         """Gives a request a slot.
 
         Args:
-          last: The request as it was when it lost its last slot, if it has had one.
+          last: The request at the time when it lost its last slot; None if it had none.
 
         Returns:
           The last output of a request that could not be started. No other request is affected.
@@ -175,7 +175,7 @@ class SlotAssignment:
         return []
 
     def _take_fetch(self, request_id: str) -> Fetch | None:
-        """Returns the search on disk for a request that no longer waits, if there was one."""
+        """Returns the search on disk for a request that is no longer waiting, if there was one."""
         return None if self._prefetcher is None else self._prefetcher.take(request_id)
 
     def _replace_parent(self, ended: RunningRequest) -> None:
@@ -187,7 +187,8 @@ class SlotAssignment:
                 self._restore(fork, self._take_fetch(fork.request.id))
 
     def _restore(self, running: RunningRequest, fetch: Fetch | None) -> None:
-        """Restores the longest known prefix of a request's prompt, unless its prompt tokens are scored or it is a fork.
+        """Restores the longest cached prefix of a request's prompt, unless its prompt tokens are scored or it is a
+        fork.
 
         Args:
           running: Request that just got its slot, or whose parent has ended.
@@ -206,7 +207,7 @@ class SlotAssignment:
             running.restore_from(longest)
 
     def extend_restored(self, running: RunningRequest) -> None:
-        """Restores more of a prompt of which nothing is prefilled yet, if another request has prefilled that since."""
+        """Restores a longer prefix of a prompt before its prefill starts, if another request has prefilled one."""
         if self._cache is None or running.key is None or running.looked_up_at == self._cache.num_inserts:
             return
         num_restored = 0 if running.restore is None else running.restore.length
@@ -226,7 +227,9 @@ class SlotAssignment:
 
 
 def _key_of(running: RunningRequest, fetch: Fetch | None) -> PrefixKey:
-    """Returns the key of a request's prompt, with the parent's or the search's bytes where there are any."""
+    """Returns the key of a request's prompt, which shares the bytes of the parent's or the search's key if there is
+    one.
+    """
     request, parent = running.request, running.parent
     if parent is not None and parent.key is not None:
         return PrefixKey(request.cache_salt, parent.key.tokens)
@@ -236,7 +239,7 @@ def _key_of(running: RunningRequest, fetch: Fetch | None) -> PrefixKey:
 
 
 def _own_snapshot(running: RunningRequest) -> Snapshot | None:
-    """Returns the snapshot that came with the request, if it leaves at least one token to prefill."""
+    """Returns the snapshot that came with the request, if at least one token remains to prefill."""
     snapshot = running.request.state
     is_useful = snapshot is not None and snapshot.length < len(running.request.prompt_token_ids)
     return snapshot if is_useful else None

@@ -1,22 +1,21 @@
-"""Slots: which are free, and which are kept for tenants with nothing running.
+"""Slots: which are free, and which are kept for tenants without a running request.
 
-A slot is a row of the state pool, named by its index.
+A slot is a row of the state pool, identified by its index.
 """
 
 import heapq
 from collections.abc import Iterable, Sequence
 
-from ..core.errors import ConfigError
+from ..types.errors import ConfigError
 
 
 class SlotPool:
-    """Hands out the first free slot in a fixed order, so that slots in use stay close together.
+    """Claims the first free slot in a fixed order, so that slots in use stay close together.
 
     Free and used slots are disjoint, and together they are all slots.
 
     Args:
-      size: Number of slots.
-      order: All slots, the first to be taken in front; None stands for ascending order.
+      order: All slots, in the order in which they are claimed; None stands for ascending order.
     """
 
     def __init__(self, size: int, order: Sequence[int] | None = None) -> None:
@@ -51,7 +50,7 @@ class SlotPool:
         return self._rank[slot]
 
     def claim(self) -> int:
-        """Takes the first free slot.
+        """Claims the first free slot.
 
         Raises:
           IndexError: No slot is free.
@@ -61,7 +60,7 @@ class SlotPool:
         return slot
 
     def release(self, slot: int) -> None:
-        """Gives a slot back; a pinned one is retained until `unpin`.
+        """Frees a slot; a pinned one is retained until `unpin`.
 
         Raises:
           ValueError: The slot has no owner.
@@ -91,14 +90,13 @@ class SlotPool:
 
 
 class SlotReserve:
-    """Keeps the last free slots for tenants with nothing running.
+    """Keeps the last free slots for tenants without a running request.
 
-    A tenant with a running request may take a slot only while more than the reserve is free; a tenant without one may
-    take any. A new tenant thus gets a slot at once, however long the requests of others run, unless `size` other
-    tenants have used up the reserve. No request loses its slot for that.
+    A tenant with a running request may take a slot only while more slots than the reserve are free; a tenant without
+    one may take any. A new tenant thus immediately gets a slot, independent of how long the requests of others run,
+    unless `size` other tenants have used up the reserve. No request loses its slot for that.
 
     Args:
-      slots: Number of slots.
       size: Number of slots in reserve, less than `slots`.
 
     Raises:

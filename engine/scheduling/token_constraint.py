@@ -1,16 +1,17 @@
-"""The output constraint of a running request, and the masks that it gives tokens."""
+"""The output constraint of a running request, and its token masks."""
 
 from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 
-from ..core.errors import ConstraintError
-from ..core.output_constraint import TokenMask, joined_constraint
-from ..core.request import Request
+from ..types.errors import ConstraintError, ConstraintLostError
+from ..types.output_constraint import TokenMask, joined_constraint
+from ..types.request import Request
 
 MASK_WAIT_S: Final = 0.002
-"""Seconds that a step may wait for a mask. Most take a tenth of a millisecond, those of hostile grammars minutes."""
+"""Seconds for which a step may wait for a mask. Most masks take a tenth of a millisecond, masks of hostile grammars
+minutes."""
 
 NO_CHOICE_TEXT: Final = "no token is allowed to come next"
 """Error of a request whose constraint and masks leave no token."""
@@ -23,11 +24,12 @@ class TokenConstraint:
     """Masks tokens by a request's constraint, its bad words and its allowed tokens. Any failure is a `ConstraintError`.
 
     Args:
-      request: Request with a constraint, or with bad words of several tokens. Its replayed tokens are taken at once.
+      request: Request with a constraint, or with bad words of several tokens. Its replayed tokens are processed
+        immediately.
       words: Number of words of a mask.
 
     Attributes:
-      num_tokens: Number of tokens that the constraint has taken.
+      num_tokens: Number of tokens that the constraint has processed.
       mask: Mask of the token after them; None if it is not computed yet.
     """
 
@@ -55,11 +57,13 @@ class TokenConstraint:
         try:
             if self.mask is None and self._constraint.is_ready(wait_s):
                 self.mask = self._compute_mask()
+        except ConstraintLostError:
+            raise
         except Exception as error:  # a constraint may raise anything; only this request depends on it
             raise ConstraintError(str(error)) from error
 
     def take(self, token_id: int) -> None:
-        """Takes a token that was sampled under the mask.
+        """Processes a token that was sampled under the mask.
 
         Raises:
           ConstraintError: The mask does not allow the token, or the constraint failed.

@@ -6,21 +6,22 @@ from dataclasses import dataclass
 from itertools import chain, zip_longest
 from typing import Final
 
-from ..core.errors import QueueFullError
-from ..core.request import Request
+from ..types.errors import QueueFullError
+from ..types.request import Request
 
 OLDEST_EVERY: Final = 8
-"""Number of a tenant's requests that get a slot, one of which is its oldest, so that none waits forever."""
+"""Interval, in requests of a tenant that get a slot, at which its oldest request goes first, so that none waits
+forever."""
 
 _EXPECTED_TOKENS: Final = 256
-"""Maximum number of tokens that a request is expected to generate. Its tenant is charged for the real number later."""
+"""Maximum number of tokens that a request is expected to generate. Its tenant later pays for the actual number."""
 
 
 class FairShares:
-    """Number of tokens that each tenant was served, on a common scale (start-time fair queueing).
+    """Number of tokens that were served to each tenant, on a common scale (start-time fair queueing).
 
-    The scale's zero follows the tenant that is served. A tenant that comes back after a pause is not compensated for
-    the pause, but is served before all tenants that have had more since.
+    The scale's zero follows the tenant that is served. A tenant that returns after a pause is not compensated for the
+    pause, but is served before all tenants that have had more since.
     """
 
     def __init__(self) -> None:
@@ -32,7 +33,7 @@ class FairShares:
         self._used[tenant] = max(self._used.get(tenant, 0), self._zero)
 
     def first(self, tenants: Iterable[str]) -> str:
-        """Returns the tenant that was served the fewest tokens; among equals, the first."""
+        """Returns the tenant with the fewest served tokens; among equals, the first."""
         tenant = min(tenants, key=self.used)
         self._zero = max(self._zero, self._used[tenant])
         return tenant
@@ -55,18 +56,16 @@ def expected_tokens(request: Request) -> int:
 class WaitingQueue:
     """Requests without a slot.
 
-    The next request belongs to the tenant that was served the fewest tokens; among its requests it has the lowest
+    The next request belongs to the tenant with the fewest served tokens; among its requests it has the lowest
     `priority`, then the highest age. With several tenants, none may take more of the queue than it leaves free, so that
-    there is room for another. A held request keeps its place, but is passed over until it is released.
+    another tenant has room. A held request keeps its place, but is skipped until it is released.
 
     Attributes:
       num_tokens: Total prompt tokens of the requests.
-      num_held: Number of requests that are held.
 
     Args:
       max_requests: Maximum number of requests.
       max_tokens: Maximum number of prompt tokens; None sets no limit.
-      tenants: Number of tenants.
     """
 
     def __init__(self, max_requests: int, max_tokens: int | None = None, tenants: int = 1) -> None:
@@ -100,7 +99,7 @@ class WaitingQueue:
         self._tenants[request.tenant].hold(request)
 
     def release(self, request_id: str) -> None:
-        """Ends `hold`; does nothing if the request is not held, or no longer waits."""
+        """Ends `hold`; has no effect if the request is not held, or no longer waiting."""
         if self.is_held(request_id):
             request = self._requests[request_id]
             self.num_held -= 1
@@ -122,7 +121,8 @@ class WaitingQueue:
     def held_in_rounds(self) -> Iterator[list[Request]]:
         """Yields each tenant's first held request, then each tenant's second, and so on.
 
-        This is about the order in which they would be popped. The tenant that was served the fewest tokens is in front.
+        This is approximately the order in which they would be popped. The tenant with the fewest served tokens is
+        first.
         """
         tenants = [tenant for tenant, queue in self._tenants.items() if queue.num_held]
         tenants.sort(key=self._shares.used)
@@ -148,7 +148,7 @@ class WaitingQueue:
             raise QueueFullError(f"too many requests of this API key wait ({own.num_requests}); try again later")
 
     def add(self, request: Request) -> None:
-        """Adds a request with a new id, whether or not there is room for it; see `check_room`."""
+        """Adds a request with a new id, even if the queue is full; see `check_room`."""
         if request.tenant not in self._tenants:
             self._tenants[request.tenant] = _TenantQueue()
             self._shares.enter(request.tenant)
@@ -177,7 +177,7 @@ class WaitingQueue:
         return request
 
     def correct_cost(self, request: Request, num_tokens: int) -> None:
-        """Charges the tenant of a popped request for its real cost instead of the expected one.
+        """Charges the tenant of a popped request for its actual cost instead of the expected one.
 
         Args:
           request: Request that has ended.
@@ -214,7 +214,6 @@ class _TenantQueue:
     """Requests of one tenant, by priority, then by age.
 
     Attributes:
-      num_requests: Number of requests.
       num_tokens: Total prompt tokens of the requests.
     """
 
@@ -230,11 +229,11 @@ class _TenantQueue:
 
     @property
     def num_held(self) -> int:
-        """Number of held requests, which `pop` passes over."""
+        """Number of held requests, which `pop` skips."""
         return len(self._held)
 
     def add(self, entry: _Entry) -> None:
-        """Adds a request behind all others of its priority."""
+        """Adds a request after all others of its priority."""
         self._by_priority.setdefault(entry.request.priority, OrderedDict())[entry.request.id] = entry
         self._count(entry.request, 1)
 
@@ -243,7 +242,7 @@ class _TenantQueue:
         self._held.add(request.id)
 
     def release(self, request: Request) -> None:
-        """Ends `hold`; does nothing if the request is not held."""
+        """Ends `hold`; has no effect if the request is not held."""
         self._held.discard(request.id)
 
     def is_held(self, request: Request) -> bool:

@@ -1,1 +1,1 @@
-"""A device that isn't there: takes the time of a real one, and makes tokens without a model."""
+"""A simulated device, which has the timing of a real one and draws tokens without a model."""

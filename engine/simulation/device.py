@@ -4,8 +4,8 @@ import random
 import time
 from typing import Final
 
-from ..core.errors import EngineDeadError
-from ..core.simulation import FaultKind, Simulation
+from ..types.errors import EngineDeadError
+from ..types.simulation import FaultKind, Simulation
 
 _SLOWDOWN: Final = 10.0
 """Factor of all durations on a slow device."""
@@ -15,7 +15,7 @@ _MAX_SLEEP_S: Final = 3600.0
 
 
 class SimulatedDevice:
-    """Runs steps one after the other, each as soon as it is dispatched and the one before has ended.
+    """Runs steps in sequence, each as soon as it is dispatched and the previous one has ended.
 
     Args:
       simulation: Jitter and faults.

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from ..core.simulation import Simulation
-from ..roofline import Roofline
+from ..capacity.roofline import Roofline
+from ..types.simulation import Simulation
 
 
 class Efficiency(NamedTuple):
@@ -20,12 +20,16 @@ class Efficiency(NamedTuple):
     prefill: float
 
 
-EFFICIENCIES: Final[Mapping[str, Efficiency]] = {"v5e": Efficiency(0.62, 0.92), "v6e": Efficiency(0.66, 0.71)}
+EFFICIENCIES: Final[Mapping[str, Efficiency]] = {"v5e": Efficiency(0.62, 0.92), "v6e": Efficiency(0.62, 0.71)}
 """Efficiencies of 2B by device, for decode steps of all slots and prefill steps of 512 tokens, from the schedules of
-the TPU's compiler (benchmarks/tpu-programs.md). Decode steps of few slots are quicker: 0.88 for 8 slots of a v5e."""
+the TPU's compiler (benchmarks/tpu-programs.md). Decode steps of few slots are faster: 0.88 for 8 slots of a v5e."""
+
+INT8_EFFICIENCIES: Final[Mapping[str, Efficiency]] = {"v5e": Efficiency(0.51, 0.80), "v6e": Efficiency(0.47, 0.62)}
+"""The same with matrices and windows in int8. The prefill of a v6e was not measured: it is as much lower as a v5e's."""
 
 _OTHERS: Final = Efficiency(0.62, 0.71)
-"""Efficiency of devices whose schedules were not measured: the lower one of the measured devices in each."""
+_INT8_OTHERS: Final = Efficiency(0.47, 0.62)
+"""Efficiencies of devices whose schedules were not measured: the lower one of the measured devices in each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,7 @@ class StepDurations:
         """Returns the duration of a decode step.
 
         Args:
-          rows: Number of slots that the step takes, also those without a request.
+          rows: Number of slots that the step takes, including those without a request.
           window_tokens: Total tokens in the attention windows of its requests.
         """
         if self.simulation.step_ms is not None:
@@ -68,4 +72,7 @@ class StepDurations:
     def _efficiency(self) -> Efficiency:
         if self.simulation.efficiency is not None:
             return Efficiency(self.simulation.efficiency, self.simulation.efficiency)
-        return EFFICIENCIES.get(self.simulation.device, _OTHERS)
+        device = self.simulation.device
+        if self.roofline.quantize == self.roofline.config.kv_dtype == "int8":
+            return INT8_EFFICIENCIES.get(device, _INT8_OTHERS)
+        return EFFICIENCIES.get(device, _OTHERS)

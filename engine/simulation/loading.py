@@ -1,17 +1,17 @@
-"""Builds the runner of a simulated device, from shapes alone."""
+"""Builds the runner of a simulated device from shapes."""
 
 import numpy as np
 
+from ..capacity.roofline import Roofline, compute_roofline, find_device
 from ..checkpoint.identity import model_identity
 from ..checkpoint.source import ModelSource
-from ..core.config import EngineConfig
-from ..core.errors import ConfigError
-from ..core.mesh import ONE_DEVICE
-from ..core.simulation import SIMULATED, Simulation
-from ..core.units import shown_bytes
+from ..devices.platform import TPU
 from ..model.collectives import Collectives
-from ..platform import TPU
-from ..roofline import Roofline, compute_roofline, find_device
+from ..types.config import EngineConfig
+from ..types.errors import ConfigError
+from ..types.mesh import ONE_DEVICE
+from ..types.simulation import SIMULATED, Simulation
+from ..types.units import shown_bytes
 from ..worker.programs import part_rows
 from ..worker.served import Devices, device_layout, state_format, step_limits
 from .device import SimulatedDevice
@@ -20,12 +20,10 @@ from .runner import SimulatedRunner
 
 
 def simulated_runner(source: ModelSource, config: EngineConfig, simulation: Simulation) -> SimulatedRunner:
-    """Returns a runner with the shapes of a TPU's programs, whatever the device.
+    """Returns a runner with the shapes of a TPU's programs, for any device.
 
     Args:
       source: The model, whose weights are not read.
-      config: Settings of the engine.
-      simulation: The device.
 
     Raises:
       ConfigError: The device is unknown, or the model does not fit it.
@@ -38,7 +36,7 @@ def simulated_runner(source: ModelSource, config: EngineConfig, simulation: Simu
         source.config,
         find_device(simulation.device),
         np.dtype(dtype).itemsize,
-        is_quantized=quantize is not None,
+        quantize=quantize,
         shards=shards,
         chunk=config.prefill_chunk,
     )
@@ -59,7 +57,8 @@ def simulated_runner(source: ModelSource, config: EngineConfig, simulation: Simu
 
 
 def _slots(roofline: Roofline, simulation: Simulation) -> int:
-    """
+    """Returns the number of slots that fit the device.
+
     Raises:
       ConfigError: The model does not fit the device.
     """

@@ -1,4 +1,4 @@
-"""Runs batches on a simulated device: the real scheduler's, with states of the true size that hold nothing."""
+"""Runs batches of the real scheduler on a simulated device. States have the true size, but no content."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from ..core.arrays import ArrayFormat, HostArray
-from ..core.config import PREFILL_BLOCK, StepLimits
-from ..core.mesh import decode_places
-from ..core.request import Batch, DecodeBatch, PrefillBatch, PrefillChunk, Request, RowResult, TokenLogprobs
-from ..core.snapshot import BlockState, Snapshot
 from ..prefix_cache.saved_state import SavedStateFormat
+from ..types.arrays import ArrayFormat, HostArray
+from ..types.config import PREFILL_BLOCK, StepLimits
+from ..types.mesh import decode_places
+from ..types.request import Batch, DecodeBatch, PrefillBatch, PrefillChunk, Request, RowResult, TokenLogprobs
+from ..types.snapshot import BlockState, Snapshot, window_edges
 from ..worker.served import DeviceLayout
 from .device import SimulatedDevice, wait_until
 from .durations import StepDurations
@@ -38,13 +38,11 @@ class SimulatedBatch:
 
 
 class SimulatedRunner:
-    """Stands in for `ModelRunner`; `simulated_runner` builds one.
+    """Replaces `ModelRunner`; `simulated_runner` builds one.
 
     Args:
       layout: The model's place on its devices.
-      limits: Limits of a step.
       state_format: Format of saved states.
-      durations: Durations of steps.
       device: Clock of the device.
       output_tokens: Mean length of texts.
       keeps_snapshots: Whether prefill steps return block states for the prefix cache.
@@ -83,10 +81,10 @@ class SimulatedRunner:
         return self.state_format.snapshot.window
 
     def close(self) -> None:
-        """Does nothing: there is nothing to release."""
+        """Does nothing: the runner holds no resources."""
 
     def run(self, batch: Batch) -> SimulatedBatch:
-        """Dispatches a batch to the device and returns at once.
+        """Dispatches a batch to the device, without waiting for it.
 
         Raises:
           EngineDeadError: The device is lost, by a fault of the simulation.
@@ -95,10 +93,8 @@ class SimulatedRunner:
 
     def snapshot(self, slot: int, length: int) -> Snapshot:
         """Returns a state of the size of the slot's after `length` tokens."""
-        formats, oldest = self.state_format.snapshot, max(0, length - self.window)
-        starts = range(oldest // PREFILL_BLOCK * PREFILL_BLOCK + PREFILL_BLOCK, length, PREFILL_BLOCK)
-        blocks = (self._window(end - start) for start, end in pairwise((oldest, *starts, length)))
-        return Snapshot(length, (_unfilled(formats.h), _unfilled(formats.conv)), tuple(blocks))
+        edges = pairwise(window_edges(length, self.window))
+        return Snapshot(length, self._recurrent(), tuple(self._window(end - start) for start, end in edges))
 
     def _run_decode(self, batch: DecodeBatch) -> SimulatedBatch:
         for source, target in batch.moves:
@@ -128,7 +124,7 @@ class SimulatedRunner:
         return SimulatedBatch(tuple(results), self._device.dispatch(seconds))
 
     def _padded_tokens(self, chunks: Sequence[PrefillChunk]) -> int:
-        """Returns the number of tokens of the compiled shape that takes the chunks; 0 if all are restored."""
+        """Returns the number of tokens of the compiled shape that fits the chunks; 0 if all are restored."""
         length = max(chunk.length for chunk in chunks)
         if not length:
             return 0
@@ -154,7 +150,7 @@ class SimulatedRunner:
         if not self._keeps_snapshots:
             return ()
         formats = self.state_format.snapshot
-        recurrent = _unfilled(formats.h), _unfilled(formats.conv)
+        recurrent = self._recurrent()
         ends = [min(start + PREFILL_BLOCK, chunk.length) for start in range(0, chunk.length, PREFILL_BLOCK)]
         hidden = _unfilled(formats.hidden) if chunk.is_last else None
         return tuple(
@@ -162,13 +158,15 @@ class SimulatedRunner:
             for start, end in pairwise((0, *ends))
         )
 
+    def _recurrent(self) -> tuple[HostArray, ...]:
+        return tuple(map(_unfilled, self.state_format.snapshot.recurrent.values()))
+
     def _window(self, tokens: int) -> HostArray:
-        shape, dtype = self.state_format.snapshot.token
-        return _unfilled(((tokens, *shape), dtype))
+        return _unfilled(self.state_format.snapshot.tokens(tokens))
 
 
 def _unfilled(of: ArrayFormat) -> HostArray:
-    """Returns zeros that count as many bytes as an array of this format, and take a few."""
+    """Returns zeros that count as many bytes as an array of this format, but take only a few."""
     shape, dtype = of
     zero: Any = np.zeros((), dtype)
     return np.broadcast_to(zero, shape)

@@ -4,15 +4,15 @@ Letters in shapes: R rows, W words of a token mask.
 """
 
 import hashlib
-from array import array
 from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Int
 
-from ..core.output_constraint import TokenMask, mask_of_ids, words_of_mask
-from ..core.request import Request
-from ..core.sampling_params import NO_TOKEN
+from ..types.output_constraint import TokenMask, mask_of_ids, words_of_mask
+from ..types.request import Request
+from ..types.sampling_params import NO_TOKEN
+from ..types.token_ids import id_bytes
 
 _WEYL: Final = np.uint64(0x9E3779B97F4A7C15)
 _MIX: Final = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
@@ -28,11 +28,10 @@ class SlotTokens:
     """Draws the next tokens of slots.
 
     A token is drawn from the middle of the vocabulary, where Gemma's words are. Texts end with a geometric distribution
-    of their lengths, unless the request ignores ends. Temperature, biases and penalties have no effect, but for greedy
-    requests, which don't depend on their seed.
+    of their lengths, unless the request ignores ends. Temperature, biases and penalties have no effect, except that
+    greedy requests don't depend on their seed.
 
     Args:
-      rows: Number of slots.
       vocab_size: Number of token ids.
       output_tokens: Mean length of texts.
     """
@@ -53,7 +52,6 @@ class SlotTokens:
         """Sets a slot's state.
 
         Args:
-          slot: The slot.
           request: Request that owns it.
           position: Position of the last token so far.
           mask: Mask of the next token, if an output constraint decides it.
@@ -105,7 +103,7 @@ class SlotTokens:
 
 
 def _allowed(token: int, end: int, draw: int, mask: TokenMask) -> int:
-    """Returns the token if the mask allows it, else the end if that is allowed, else another allowed token."""
+    """Returns the token if the mask allows it; otherwise the end if it is allowed; otherwise another allowed token."""
     for each in (token, end):
         if each != NO_TOKEN and mask[each // 32] >> np.uint32(each % 32) & 1:
             return each
@@ -119,7 +117,7 @@ def _allowed(token: int, end: int, draw: int, mask: TokenMask) -> int:
 
 def _key(request: Request) -> int:
     """Returns 64 bits for a prompt, and the seed if tokens are sampled."""
-    digest = hashlib.blake2b(array("i", request.prompt_token_ids).tobytes(), digest_size=8)
+    digest = hashlib.blake2b(id_bytes(request.prompt_token_ids), digest_size=8)
     if request.params.temperature > 0:
         digest.update(request.params.seed.to_bytes(8, "little"))
     return int.from_bytes(digest.digest(), "little")

@@ -12,13 +12,13 @@ from typing import Any, Final, NamedTuple
 import jax
 import jax.monitoring
 
-from .fitting import demands
 from .leaves import Leaves
 from .lowering import idle_bytes, lower
 from .program_memory import (
     KernelRefusedError,
     OutOfMemoryError,
     ProgramMemory,
+    demands,
     parse_overflow,
     parse_refused_kernel,
     program_memory,
@@ -58,7 +58,6 @@ class CompiledPrograms(NamedTuple):
     """Served programs and what became of their compilation.
 
     Attributes:
-      served: The programs.
       outcomes: Compiled program by label, or why the compiler refused it.
     """
 
@@ -86,7 +85,6 @@ def compile_served(
     """Compiles all programs of a served model with the options of its platform.
 
     Args:
-      served: The programs.
       executor: Threads that compile.
       report: Called with the number of compiled programs and of all.
       check: Called after each program; may raise what ends the start.
@@ -128,12 +126,12 @@ def compile_all(
     executor: Executor,
     report: Callable[[int, int], None],
 ) -> dict[str, Future[CompiledProgram]]:
-    """Traces one program after the other, while those before it are compiled.
+    """Traces the programs one by one; earlier ones are compiled at the same time.
 
     Args:
       lowerings: Function that traces each program, by label; see `lowering.lower`.
       compile_one: Function that compiles a traced program.
-      executor: Threads that compile. Shutting it down cancels what is left.
+      executor: Threads that compile. Shutting it down cancels the remaining compilations.
       report: Called with the number of compiled programs and of all.
     """
     num_done = itertools.count(1)

@@ -13,18 +13,19 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
-from ..core.arrays import HostArray
-from ..core.output_constraint import TokenMask
-from ..distributed.hosts import Leader
+from ..devices.hosts import Leader
 from ..model.collectives import REPLICATED
 from ..model.griffin import Params
 from ..model.state import BlockStates, RowArrays
 from ..sampling.logprobs import Logprobs
 from ..sampling.sampler import Sampled
+from ..types.arrays import HostArray
+from ..types.output_constraint import TokenMask
 from .compilation import CompileCounter, CompiledProgram
 from .leaves import ArrayName, Leaves, leaf_slices, leaf_structures, used_leaves
 from .programs import DevicePrograms, PrefillShape, Program
 from .served import DeviceLayout
+from .speculative_steps import Speculated
 from .steps import FirstTokenInput, PrefillInput, ReplayInput, StatePool
 
 
@@ -43,12 +44,11 @@ class PrefillResult(NamedTuple):
 class DeviceArrays:
     """Arrays that stay on the devices from one program to the next.
 
-    Beside parameters and state pool these are `hidden`, the activations of all tokens of the last prefill step, and
-    `last`, those of each row's last token of the last prefill step, or of restored prompts.
+    They are the parameters, the state pool, and two arrays of activations: `hidden` of all tokens of the last prefill
+    step, and `last` of each row's last token in that step, or of restored prompts.
 
     Args:
       params: Parameters of the model.
-      pool: State pool.
     """
 
     def __init__(self, params: Params, pool: StatePool) -> None:
@@ -62,7 +62,7 @@ class DeviceArrays:
         return tuple([leaves[index] for index in indices])
 
     def replace(self, indices: tuple[int, ...], arrays: tuple[Array, ...]) -> None:
-        """Replaces the leaves with these indices by those that a program returned."""
+        """Replaces the leaves with these indices by a program's results."""
         leaves = self._leaves
         for index, array in zip(indices, arrays, strict=True):
             leaves[index] = array
@@ -100,7 +100,7 @@ class DeviceArrays:
 
 
 class Executor:
-    """Runs the compiled programs one after the other. Calls return at once, with arrays that may not be ready yet.
+    """Runs the compiled programs one after the other. Calls don't wait, and return arrays that may not be ready yet.
 
     Args:
       layout: The model's place on its devices.
@@ -141,13 +141,23 @@ class Executor:
         """Generates tokens in the active slots.
 
         Args:
-          active: Whether each of the first R slots gets tokens, device by device; R is one of `programs.decode`.
+          active: Whether each slot of the first R gets tokens, device by device; R is one of `programs.decode`.
           steps: Maximum number of tokens per slot.
 
         Returns:
           Tokens `[K, R]` for the K of the program, of which the first `steps` are meant.
         """
         return self._run(self.programs.decode[len(active)], active, np.int32(steps))
+
+    def speculate(self, active: Bool[np.ndarray, " R"], limits: Int[np.ndarray, " R"], steps: int) -> Speculated:
+        """Generates tokens in the active slots, with drafts.
+
+        Args:
+          active: See `decode`; R is one of `programs.speculate`.
+          limits: Maximum number of drafted tokens of each slot and round.
+          steps: Maximum number of rounds.
+        """
+        return self._run(self.programs.speculate[len(active)], active, limits, np.int32(steps))
 
     def prefill(self, shape: PrefillShape, inputs: PrefillInput, layer_slice: int = 0) -> PrefillResult:
         """Prefills chunks with one slice of the layers.
@@ -182,7 +192,7 @@ class Executor:
         self._run(self.programs.copy_slot, _slot(source), _slot(target))
 
     def restore(self, slot: int, state: Iterable[HostArray]) -> None:
-        """Scatters a snapshot's arrays into a slot, in the order of `RowArrays`."""
+        """Scatters a snapshot's arrays into a slot, in the order of `StateLayout.formats`."""
         self._run(self.programs.restore, _slot(slot), *state)
 
     def read_slot(self, slot: int) -> RowArrays:

@@ -1,4 +1,4 @@
-"""Files beside the compiled programs, which later starts may read while others write them."""
+"""Files in the folder of compiled programs. One start may read a file while another writes it."""
 
 import contextlib
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def keep_file(path: Path, content: bytes) -> None:
-    """Writes a file whole, or leaves nothing behind if its folder takes no files."""
+    """Writes a whole file; does nothing if its folder is not writable."""
     temporary = path.with_name(f"{path.name}-{uuid.uuid4().hex}")
     try:
         temporary.write_bytes(content)

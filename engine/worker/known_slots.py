@@ -1,11 +1,11 @@
-"""Numbers of slots that earlier starts found to fit, kept beside the compiled programs."""
+"""Numbers of slots that earlier starts found to fit, kept in the folder of compiled programs."""
 
 import hashlib
 from pathlib import Path
 
-from ..core.config import EngineConfig
-from ..core.mesh import MeshShape
 from ..model.config import ModelConfig
+from ..types.config import EngineConfig
+from ..types.mesh import MeshShape
 from .kept_file import keep_file
 
 
@@ -15,11 +15,8 @@ def slots_key(
     """Returns a name for everything that decides the number of slots.
 
     Args:
-      numerics: Digest of the versions and of the device; see `roost.engine.platform.numerics`.
-      model: Shape of the model.
-      settings: Settings of the engine.
+      numerics: Digest of the versions and of the device; see `roost.engine.devices.platform.numerics`.
       dtype: Dtype of the activations.
-      shards: Shape of the mesh.
       limit_bytes: Memory of a device.
     """
     chosen = (settings.quantize, settings.kv_dtype, settings.prefill_chunk, settings.state_cache_inexact)
@@ -39,7 +36,7 @@ def read_slots(folder: Path | None, key: str) -> int | None:
 
 
 def write_slots(folder: Path | None, key: str, slots: int) -> None:
-    """Keeps a number of slots for later starts, unless the folder takes no files."""
+    """Keeps a number of slots for later starts, if the folder is writable."""
     if folder is not None:
         keep_file(_file(folder, key), f"{slots}\n".encode())
 

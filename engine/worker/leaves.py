@@ -17,10 +17,9 @@ type ArrayName = Literal["params", "pool", "hidden", "last"]
 @partial(jax.tree_util.register_dataclass, data_fields=("arrays",), meta_fields=("indices",))
 @dataclass(frozen=True, slots=True)
 class Leaves:
-    """Some of the leaves of `executor.DeviceArrays`, as an argument or a result of a compiled program.
+    """Leaves of `executor.DeviceArrays`, as an argument or a result of a compiled program.
 
     Attributes:
-      arrays: The leaves.
       indices: Index of each among all leaves when the program was traced; `Program.moves` says which are passed.
     """
 
@@ -52,7 +51,7 @@ class UsedLeaves(NamedTuple):
     Attributes:
       kept: Leaves that it only reads.
       donated: Leaves that it reads and replaces.
-      written: Leaves that it returns: the donated ones, and those that it does not read.
+      written: Leaves that it returns: the donated leaves, and leaves that it does not read.
     """
 
     kept: tuple[int, ...]
@@ -60,7 +59,7 @@ class UsedLeaves(NamedTuple):
     written: tuple[int, ...]
 
     def moved(self, moves: Mapping[int, int]) -> "UsedLeaves":
-        """Returns the leaves that are used in the place of these; see `leaf_moves`."""
+        """Returns the leaves after `moves`, a mapping of indices from `leaf_moves`."""
         return UsedLeaves(*(tuple(moves.get(index, index) for index in indices) for indices in self))
 
 

@@ -11,17 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from ...kernels.matrices import pack_param, pack_shapes
 from ..checkpoint import open_tensors
 from ..checkpoint.sharded_placement import HostParam, Placement
 from ..checkpoint.source import ModelSource
 from ..checkpoint.weights import Checkpoint, Put, load_params, random_params
-from ..core.config import EngineConfig
+from ..devices.platform import Platform
 from ..model.collectives import Collectives
 from ..model.config import ModelConfig
 from ..model.griffin import Params, abstract_model
-from ..model.quantization import pack_param, pack_shapes
 from ..model.sharding_rules import bytes_per_device, shard_params
-from ..platform import Platform
+from ..types.config import EngineConfig
 from .steps import Graph
 
 
@@ -53,7 +53,6 @@ def open_weights(
     """Opens a source's weights and checks what can be checked without reading them.
 
     Args:
-      source: The model.
       config: Settings of dtype, quantization and seed.
       shards: Mesh over which the parameters are sharded.
       platform: Platform of the devices.
@@ -62,20 +61,20 @@ def open_weights(
     Raises:
       CheckpointError: The weights do not fit the model.
     """
-    put: Put | None = _put_packed if platform.kernels.is_native else None
+    put: Put | None = _put_packed if platform.kernels.packs_weights else None
     if mesh is not None:
         put = Placement(mesh, source.config, shards).put
     if source.is_random:
         dtype, graph, whole = _abstract(source.config, config, shards, source.config.dtype, platform)
         read: Callable[..., Params] = partial(random_params, whole, config.seed, put=put)
-        yield _open(source.config, shards, dtype, graph, whole, read, is_packed=platform.kernels.is_native)
+        yield _open(source.config, shards, dtype, graph, whole, read, is_packed=platform.kernels.packs_weights)
         return
-    with open_tensors(source.weights, source.config) as tensors:
+    with open_tensors(source.weights, source.config, source.adapters) as tensors:
         checkpoint = Checkpoint(source.config, tensors)
         config = replace(config, quantize=source.config.quantize or config.quantize)
         dtype, graph, whole = _abstract(source.config, config, shards, checkpoint.dtype, platform)
         read = partial(load_params, checkpoint, whole, put=put)
-        yield _open(source.config, shards, dtype, graph, whole, read, is_packed=platform.kernels.is_native)
+        yield _open(source.config, shards, dtype, graph, whole, read, is_packed=platform.kernels.packs_weights)
 
 
 def _open(

@@ -1,8 +1,8 @@
 """Lowering of device programs to functions of just the leaves that they use.
 
 A program's step takes and returns whole arrays, such as the state pool. A call of a compiled program costs the host
-time for every leaf, and on a CPU the threads that compute wait meanwhile. So a program is traced first, which shows
-the leaves that it reads and those that it returns as they were; compiled is a function of the others.
+time for every leaf, during which a CPU's compute threads are idle. So a program is first traced, which shows the
+leaves that it reads, and the leaves that it returns unchanged. The compiled function takes and returns only the others.
 """
 
 import math
@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jax.interpreters import partial_eval
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from ..core.config import MAX_PREFILL_ROWS
 from ..model.collectives import REPLICATED, SLOTS
 from ..model.sharding_rules import state_partition_specs
+from ..types.config import MAX_PREFILL_ROWS
 from .leaves import ArrayName, Leaves, leaf_slices, leaf_structures, used_leaves
 from .programs import ModelShapes, Program
 from .steps import StatePool
@@ -26,12 +26,11 @@ from .trace_cache import Step, TraceCache, TracedStep, is_written, on_leaves
 def lower(program: Program[Any], model: ModelShapes, traces: TraceCache | None = None) -> Any:
     """Traces a program, ready to be compiled.
 
-    What is compiled takes two `Leaves` of `DeviceArrays` and then the program's inputs: leaves that it only reads, and
-    donated ones, which it reads and replaces. It returns `Leaves` that it replaces, and the result or None.
+    The compiled function takes two `Leaves` of `DeviceArrays` and then the program's inputs: leaves that it only reads,
+    and donated leaves, which it reads and replaces. It returns the replaced `Leaves`, and the result or None.
 
     Args:
       program: Program to trace.
-      model: Model of the program.
       traces: Traced programs of earlier starts, if they are kept; only on a single device.
     """
     leaves, inputs = _device_leaves(program, model), _placed(model, program.inputs, REPLICATED)
@@ -80,8 +79,8 @@ def _lower_used(traced: TracedStep, leaves: list[Any], inputs: tuple[Any, ...]) 
 def _step_on_leaves(program: Program[Any], model: ModelShapes) -> Step:
     """Returns the program's step as a function of the leaves of `DeviceArrays` and the inputs.
 
-    It takes None in the place of a leaf that the program does not take. It returns a list of all leaves, with None in
-    the place of those that stay as they are, and the result or None.
+    Leaves that the program does not read may be None. The step returns a list of all leaves, with None for unchanged
+    leaves, and the result or None.
     """
     slices, structures = leaf_slices(model.params, model.pool), leaf_structures(model.params, model.pool)
 
@@ -105,7 +104,7 @@ def _step_on_leaves(program: Program[Any], model: ModelShapes) -> Step:
 
 
 def _device_leaves(program: Program[Any], model: ModelShapes) -> list[Any]:
-    """Returns the shapes of the leaves of `DeviceArrays`, with None in the place of arrays that the program leaves."""
+    """Returns the shapes of the leaves of `DeviceArrays`, with None for arrays that the program does not read."""
     slices = leaf_slices(model.params, model.pool)
     leaves: list[Any] = [None] * slices["last"].stop
     for name in program.reads:

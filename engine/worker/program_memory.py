@@ -3,9 +3,9 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from ..core.errors import ConfigError
+from ..types.errors import ConfigError
 
 _OVERFLOW: Final = (
     re.compile(r"Used (?P<used>[\d.]+[KMGT]?) of (?P<limit>[\d.]+[KMGT]?) hbm"),
@@ -26,8 +26,7 @@ class OutOfMemoryError(Exception):
     """The compiler refuses a program that needs more memory than a device has.
 
     Attributes:
-      used_bytes: Bytes that the program needs, as far as the compiler counted.
-      limit_bytes: Bytes that there are.
+      used_bytes: Bytes that the program needs, by the compiler's count.
     """
 
     def __init__(self, used_bytes: int, limit_bytes: int) -> None:
@@ -55,8 +54,8 @@ class ProgramMemory:
 
     Attributes:
       argument_bytes: Arguments that the program reads.
-      output_bytes: Outputs, those in place of a donated argument included.
-      alias_bytes: Outputs in place of a donated argument.
+      output_bytes: All outputs, including those that reuse the memory of a donated argument.
+      alias_bytes: Outputs that reuse the memory of a donated argument.
       temp_bytes: Temporaries of all memories, whether or not they exist at the same time.
       code_bytes: Machine code, which stays on the device as long as the program can run.
       allocated_bytes: Allocations in the main memory, code excluded: arguments, new outputs, and temporaries that share
@@ -78,7 +77,7 @@ class ProgramMemory:
 
     @property
     def new_bytes(self) -> int:
-        """Outputs that take memory of their own."""
+        """Outputs that need new memory."""
         return self.output_bytes - self.alias_bytes
 
 
@@ -117,3 +116,40 @@ def _bytes(shown: str) -> int:
     """Returns the bytes of a number in the compiler's notation: "16.45G"."""
     unit = shown[-1] if shown[-1] in _UNITS else ""
     return int(float(shown.removesuffix(unit)) * _UNITS[unit])
+
+
+class MemoryDemand(NamedTuple):
+    """Memory of a device while one program runs.
+
+    Attributes:
+      hbm_bytes: Memory of the program and of all other data on the device.
+      fits: Whether the compiler accepts the program and the device has that much.
+    """
+
+    hbm_bytes: int
+    fits: bool
+
+
+def demands(programs: Mapping[str, ProgramMemory | OutOfMemoryError], limit_bytes: int) -> dict[str, MemoryDemand]:
+    """Returns the memory of a device while each program runs, by label.
+
+    A device also holds the weights and slots that the program does not take, the code of the other programs, and the
+    outputs of two earlier steps: the step whose results the host reads, and the last prefill.
+
+    Args:
+      programs: Memory of all programs, or why the compiler refused them.
+      limit_bytes: Memory of the device.
+    """
+    compiled = [memory for memory in programs.values() if isinstance(memory, ProgramMemory)]
+    arguments = max((memory.argument_bytes for memory in compiled), default=0)
+    outputs = 2 * max((memory.new_bytes for memory in compiled), default=0)
+    code = sum(memory.code_bytes for memory in compiled)
+
+    def demand(memory: ProgramMemory | OutOfMemoryError) -> MemoryDemand:
+        if isinstance(memory, OutOfMemoryError):
+            return MemoryDemand(memory.used_bytes + outputs + code, fits=False)
+        own = memory.hbm_bytes - memory.argument_bytes - memory.code_bytes
+        total = arguments + outputs + code + own
+        return MemoryDemand(total, total <= limit_bytes)
+
+    return {label: demand(memory) for label, memory in programs.items()}

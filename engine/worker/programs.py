@@ -10,18 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from ..core.config import MAX_PREFILL_ROWS, PREFILL_BLOCK
-from ..core.snapshot import SCALE_BYTES
+from ..devices.platform import Platform
 from ..model.collectives import Collectives
 from ..model.config import ModelConfig
 from ..model.griffin import Params
 from ..model.slot_states import BlockedStates, ContiguousStates
 from ..model.state import BlockStates, RowArrays
-from ..platform import Platform
+from ..model.state_layout import state_layout
 from ..sampling.logprobs import Logprobs
 from ..sampling.sampler import Sampled
 from ..sampling.state import zero_sampling_state, zero_token_memory
+from ..speculation.drafter import zero_draft_state
+from ..types.config import MAX_PREFILL_ROWS, PREFILL_BLOCK
+from ..types.mesh import MeshShape
+from ..types.speculation import Speculation
 from .leaves import ArrayName, leaf_moves
+from .speculative_steps import Speculated, pair_sizes, speculative_step
 from .steps import (
     Graph,
     SlotState,
@@ -41,31 +45,38 @@ from .transfer import first_token_input, prefill_input, replay_input
 
 
 def new_pool(
-    model: ModelConfig, rows: int, dtype: np.dtype[Any], platform: Platform, shards: Collectives | None = None
+    model: ModelConfig,
+    rows: int,
+    dtype: np.dtype[Any],
+    platform: Platform,
+    shards: Collectives | None = None,
+    *,
+    drafts: bool = False,
 ) -> StatePool:
     """Returns an empty state pool in the platform's layout.
 
     Args:
-      model: Shape of the model.
       rows: Number of slots of all shards, a multiple of the number of shards.
       dtype: Dtype of the activations.
       platform: Platform of the devices.
       shards: Mesh over which the slots are sharded; None for a single device.
+      drafts: Whether tokens are drafted.
     """
     tokens, positions = jnp.zeros(rows, jnp.int32), jnp.zeros(rows, jnp.int32)
     memory = zero_token_memory(rows, model.vocab_size)
-    slots = SlotState(tokens, positions, jnp.ones(rows, jnp.bool), zero_sampling_state(rows), memory)
+    draft_state = zero_draft_state(rows) if drafts else None
+    slots = SlotState(tokens, positions, jnp.ones(rows, jnp.bool), zero_sampling_state(rows), memory, draft_state)
     parts = part_rows(platform, rows, shards or Collectives())
-    if platform.ring_block is None:
+    if platform.window_block is None:
         return StatePool(ContiguousStates.zeros(model, rows, dtype, shards, parts), slots)
-    return StatePool(BlockedStates.zeros(model, rows, dtype, parts, platform.ring_block), slots)
+    return StatePool(BlockedStates.zeros(model, rows, dtype, parts, platform.window_block), slots)
 
 
-def part_rows(platform: Platform, rows: int, shards: Collectives) -> tuple[int, ...]:
-    """Returns the numbers of slots of the decode steps beside that of all slots, in rising order.
+def part_rows(platform: Platform, rows: int, shards: MeshShape) -> tuple[int, ...]:
+    """Returns the numbers of slots of the decode steps that take some slots only, in rising order.
 
     A step takes the same number of first slots of each device, a multiple of the platform's smallest step. Along
-    `model` the devices' slots lie one after the other, and the multiple has to divide them too.
+    `model` the devices' slots lie one after the other, and the multiple must divide them too.
 
     Args:
       platform: Platform of the devices.
@@ -101,7 +112,6 @@ class StepShapes(NamedTuple):
 
     Attributes:
       decode_steps: Maximum number of tokens per row of a decode dispatch.
-      prefill: Shapes of prefill steps.
       layer_slices: Layers of each step of a prefill batch.
     """
 
@@ -124,7 +134,6 @@ def step_shapes(model: ModelConfig, chunk: int, platform: Platform) -> StepShape
     """Returns the shapes that are worth a program on the platform.
 
     Args:
-      model: Shape of the model.
       chunk: Maximum number of tokens of a prefill step, per data shard.
       platform: Platform of the devices.
     """
@@ -165,7 +174,6 @@ class ModelShapes(NamedTuple):
     """Shapes and dtypes of a model and its state pool, and their place on a mesh.
 
     Attributes:
-      config: Shape of the model.
       graph: Code of the model.
       params: Parameters of all shards side by side.
       pool: Slots of all shards.
@@ -197,7 +205,7 @@ class Program[Result]:
         `replaces`, then the result, if there is one.
       inputs: Inputs from the host, as arrays or their shapes.
       reads: Device arrays that the step takes.
-      replaces: Device arrays that the step returns anew.
+      replaces: Device arrays that the step replaces.
       has_result: Whether the step returns a `Result`.
       equal: Program that is compiled in this one's place, and differs in its layers only; None without one.
       moves: Leaf of this program's layers, by that of the layers of `equal`.
@@ -232,7 +240,8 @@ class DevicePrograms:
       restore: Scatters a snapshot's state into a slot.
       set_last: Replaces `last` by the activations of restored prompts.
       read_slot: Gathers a slot's state; None if no snapshots are taken after decoding.
-      replay: Sets the decoding state of some slots; None if no request goes on after tokens generated before.
+      replay: Sets the decoding state of some slots; None if no request continues after tokens generated before.
+      speculate: Generates tokens with drafts, by the number of slots; empty without speculation, or past its rows.
     """
 
     decode: Mapping[int, Program[Sampled]]
@@ -245,6 +254,7 @@ class DevicePrograms:
     set_last: Program[None]
     read_slot: Program[RowArrays] | None = None
     replay: Program[None] | None = None
+    speculate: Mapping[int, Program[Speculated]] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Program[Any]]:
         """Yields every program."""
@@ -255,28 +265,35 @@ class DevicePrograms:
         yield from self.score.values()
         yield from (self.set_mask, self.copy_slot, self.restore, self.set_last)
         yield from filter(None, (self.read_slot, self.replay))
+        yield from self.speculate.values()
 
     @property
     def traced(self) -> tuple[Program[Any], ...]:
-        """Programs that are traced and compiled: all but those that have an equal one."""
+        """Programs that are traced and compiled: every program without an equal one."""
         return tuple(program for program in self if program.equal is None)
 
 
 def device_programs(
-    model: ModelShapes, shapes: StepShapes, *, reads_slots: bool = False, replays: bool = False
+    model: ModelShapes,
+    shapes: StepShapes,
+    *,
+    reads_slots: bool = False,
+    replays: bool = False,
+    speculation: Speculation | None = None,
 ) -> DevicePrograms:
     """Returns all programs of a model.
 
     Args:
       model: Shapes with which the programs are traced.
-      shapes: Shapes of the steps.
       reads_slots: Whether there is a program that reads a slot's state.
       replays: Whether there is a program that sets slots' decoding states.
+      speculation: Settings of drafted tokens; None drafts none.
     """
     config, shards, words = model.config, model.shards, model.pool.slots.memory.allowed.shape[1]
     masks = jax.ShapeDtypeStruct((MAX_PREFILL_ROWS, words), jnp.uint32)
     last = jax.ShapeDtypeStruct((shards.data * MAX_PREFILL_ROWS, config.width), model.dtype)
-    slot, snapshot = _int32(1), snapshot_shapes(config, model.dtype)
+    slot, layout = _int32(1), state_layout(config, model.dtype.name)
+    snapshot = [jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)) for shape, dtype in layout.formats]
     return DevicePrograms(
         decode={rows: _decode_program(model, shapes, rows) for rows in decode_rows(model.pool)},
         first_token=_first_token_program(model),
@@ -284,10 +301,11 @@ def device_programs(
         score={shape.length: _score_program(model, shape.length) for shape in shapes.prefill if shape.rows == 1},
         set_mask=_pool_program("mask", partial(mask_step, shards), _int32(MAX_PREFILL_ROWS), masks),
         copy_slot=_pool_program("copy", partial(copy_step, shards), slot, slot),
-        restore=_pool_program("restore", restore_step, slot, *snapshot),
+        restore=_pool_program("restore", partial(restore_step, layout), slot, *snapshot),
         set_last=Program("set last", lambda x: x, (last,), (), ("last",), has_result=False),
-        read_slot=Program("read", partial(read_step, config.lru_width), (slot,), ("pool",)) if reads_slots else None,
+        read_slot=Program("read", partial(read_step, layout), (slot,), ("pool",)) if reads_slots else None,
         replay=_replay_program(model) if replays else None,
+        speculate={} if speculation is None else _speculative_programs(model, shapes, speculation),
     )
 
 
@@ -297,9 +315,22 @@ def _decode_program(model: ModelShapes, shapes: StepShapes, rows: int) -> Progra
     return Program(f"decode {rows}", step, inputs, ("params", "pool"), ("pool",))
 
 
+def _speculative_programs(
+    model: ModelShapes, shapes: StepShapes, settings: Speculation
+) -> dict[int, Program[Speculated]]:
+    """Returns a program for each number of slots that leaves room for drafts."""
+
+    def program(rows: int) -> Program[Speculated]:
+        step = partial(speculative_step, model.graph, settings, shapes.decode_steps)
+        inputs = (jax.ShapeDtypeStruct((rows,), jnp.bool), _int32(rows), _int32())
+        return Program(f"speculate {rows}", step, inputs, ("params", "pool"), ("pool",))
+
+    return {rows: program(rows) for rows in decode_rows(model.pool) if pair_sizes(rows, settings)}
+
+
 def _first_token_program(model: ModelShapes) -> Program[Sampled]:
     slots, words = model.pool.slots.tokens.shape[0], model.pool.slots.memory.allowed.shape[1]
-    inputs = first_token_input((), first_token_rows(model.shards), slots, words)
+    inputs = first_token_input((), first_token_rows(model.shards), slots, words, drafts=_has_drafts(model))
     step = partial(first_token_step, model.graph)
     return Program("first token", step, (inputs,), ("params", "pool", "last"), ("pool",))
 
@@ -332,8 +363,12 @@ def _score_program(model: ModelShapes, length: int) -> Program[Logprobs]:
 
 def _replay_program(model: ModelShapes) -> Program[None]:
     slots, words = model.pool.slots.tokens.shape[0], model.pool.slots.memory.allowed.shape[1]
-    inputs = replay_input((), MAX_PREFILL_ROWS, slots, words)
+    inputs = replay_input((), MAX_PREFILL_ROWS, slots, words, drafts=_has_drafts(model))
     return _pool_program("replay", partial(replay_step, model.shards), inputs)
+
+
+def _has_drafts(model: ModelShapes) -> bool:
+    return model.pool.slots.drafts is not None
 
 
 def _pool_program(label: str, step: Callable[..., StatePool], *inputs: Any) -> Program[None]:
@@ -343,23 +378,6 @@ def _pool_program(label: str, step: Callable[..., StatePool], *inputs: Any) -> P
 def first_token_rows(shards: Collectives) -> int:
     """Returns the number of first tokens that are sampled in one step, a multiple of the number of model shards."""
     return -(-MAX_PREFILL_ROWS // shards.model) * shards.model
-
-
-def snapshot_shapes(
-    model: ModelConfig, dtype: np.dtype[Any]
-) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-    """Returns the shapes of `RowArrays`, which are the same on all meshes."""
-    recurrent, attention = (model.block_types.count(kind) for kind in ("recurrent", "attention"))
-    width, taps = (model.lru_width, model.conv_width - 1) if recurrent else (0, 0)
-    window, size = (model.window, model.head_dim) if attention else (1, 0)
-    kv_dtype = dtype
-    if model.kv_dtype is not None and attention:
-        kv_dtype, size = np.dtype(model.kv_dtype), size + SCALE_BYTES
-    return (
-        jax.ShapeDtypeStruct((recurrent, width), jnp.float32),
-        jax.ShapeDtypeStruct((recurrent, taps, width), dtype),
-        jax.ShapeDtypeStruct((window, attention, 2, size), kv_dtype),
-    )
 
 
 def _int32(*shape: int) -> jax.ShapeDtypeStruct:

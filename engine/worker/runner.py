@@ -8,9 +8,13 @@ from itertools import batched
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..core.config import MAX_PREFILL_ROWS, StepLimits
-from ..core.mesh import decode_places
-from ..core.request import (
+from ..model.state import BlockStates
+from ..prefix_cache.saved_state import SavedStateFormat
+from ..sampling.logprobs import Logprobs
+from ..sampling.sampler import Sampled
+from ..types.config import MAX_PREFILL_ROWS, StepLimits
+from ..types.mesh import decode_places
+from ..types.request import (
     Batch,
     DecodeBatch,
     PrefillBatch,
@@ -21,13 +25,11 @@ from ..core.request import (
     RowResult,
     TokenLogprobs,
 )
-from ..core.snapshot import Snapshot
-from ..model.state import BlockStates
-from ..prefix_cache.saved_state import SavedStateFormat
-from ..sampling.logprobs import Logprobs
-from ..sampling.sampler import Sampled
+from ..types.snapshot import Snapshot, window_rows
+from ..types.speculation import DraftCounts
 from .executor import Executor
 from .programs import first_token_rows
+from .speculative_steps import Speculated
 from .transfer import (
     first_token_input,
     mask_columns,
@@ -35,7 +37,6 @@ from .transfer import (
     read_block_states,
     read_slot,
     replay_input,
-    ring_rows,
     score_targets,
 )
 
@@ -45,7 +46,6 @@ class PendingDecode:
     """Decode steps on the device.
 
     Attributes:
-      batch: The batch.
       places: Row of each request in the steps.
       sampled: Tokens of the steps.
     """
@@ -66,16 +66,45 @@ class PendingDecode:
 
 
 @dataclass(frozen=True, slots=True)
+class PendingSpeculation:
+    """Decode steps with drafts on the device.
+
+    Attributes:
+      batch: The batch.
+      places: Row of each request in the steps.
+      result: Tokens of the steps.
+    """
+
+    batch: DecodeBatch
+    places: tuple[int, ...]
+    result: Speculated
+
+    def wait(self) -> tuple[RowResult, ...]:
+        """Waits for the device and returns one result per request."""
+        return tuple(map(self._row, self.batch.requests, self.places))
+
+    def _row(self, request: Request, place: int) -> RowResult:
+        is_own = np.asarray(self.result.rows) == place
+        tokens, places = np.asarray(self.result.sampled.tokens)[is_own].tolist(), np.argwhere(is_own).tolist()
+        row = _row_result(request, tuple(tokens), self.result.sampled.logprobs, list(map(tuple, places)))
+        drafts, drafted = (int(np.asarray(x)[place]) for x in (self.result.drafts, self.result.drafted))
+        if not drafts:
+            return row
+        return row._replace(
+            drafts=DraftCounts(drafts, drafted, tuple(np.asarray(self.result.accepted)[place].tolist()))
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class PendingPrefill:
     """A prefill step on the device.
 
     Attributes:
-      batch: The batch.
       places: Row of each chunk in the step.
       ends: Row of each chunk's last token in `last`.
       last: Activations of last tokens. Every prefill has them, so that the host never runs ahead of the device.
       sampled: First tokens of the prompts that end in this batch and of their forks, `MAX_PREFILL_ROWS` at a time.
-      scores: Log-probabilities of the token after each of the chunks' tokens, if a request wants them.
+      scores: Log-probabilities of the token after each token of the chunks, if a request wants them.
       block_states: States at the chunks' block boundaries, per layer slice, if there is a prefix cache.
     """
 
@@ -120,7 +149,6 @@ class PendingSlice:
     """A layer slice of a prefill step on the device, but not the last one.
 
     Attributes:
-      batch: The batch.
       last: Activations after the slice.
     """
 
@@ -159,7 +187,6 @@ class ModelRunner:
 
     Args:
       executor: The model's compiled programs.
-      limits: Limits of a step.
       state_format: Format of saved states.
       keeps_snapshots: Whether prefill steps return block states for the prefix cache.
 
@@ -184,6 +211,7 @@ class ModelRunner:
         self.layout = executor.layout
         self._first_token_rows = first_token_rows(executor.layout.shards)
         self._block_states: tuple[BlockStates, ...] = ()
+        self._has_drafts = executor.layout.speculation is not None
 
     @property
     def slots(self) -> int:
@@ -204,8 +232,8 @@ class ModelRunner:
         """Stops counting compilations; the device's memory goes with the last reference."""
         self.executor.close()
 
-    def run(self, batch: Batch) -> PendingDecode | PendingPrefill | PendingSlice:
-        """Dispatches a batch to the device and returns at once."""
+    def run(self, batch: Batch) -> PendingDecode | PendingSpeculation | PendingPrefill | PendingSlice:
+        """Dispatches a batch to the device without waiting for it."""
         if isinstance(batch, DecodeBatch):
             return self._run_decode(batch)
         for chunk in batch.chunks:
@@ -220,7 +248,7 @@ class ModelRunner:
         """Returns the state of a slot that has processed `length` tokens, after all batches so far; waits for them."""
         return read_slot(self.executor.read_slot(slot), length)
 
-    def _run_decode(self, batch: DecodeBatch) -> PendingDecode:
+    def _run_decode(self, batch: DecodeBatch) -> PendingDecode | PendingSpeculation:
         for source, target in batch.moves:
             self.executor.copy_slot(source, target)
         self._replay(batch.replays)
@@ -230,6 +258,10 @@ class ModelRunner:
         rows, places = decode_places(batch.slots, sizes, layout.rows, layout.shards.count)
         active = np.zeros(rows, np.bool)
         active[list(places)] = True
+        if batch.drafts and rows in self.executor.programs.speculate:
+            limits = np.zeros(rows, np.int32)
+            limits[list(places)] = batch.drafts
+            return PendingSpeculation(batch, places, self.executor.speculate(active, limits, batch.steps))
         return PendingDecode(batch, places, self.executor.decode(active, batch.steps))
 
     def _replay(self, rows: Sequence[ReplayedRow]) -> None:
@@ -238,7 +270,8 @@ class ModelRunner:
             if row.snapshot is not None:
                 self._restore(row.slot, row.snapshot)
         for some in batched(rows, MAX_PREFILL_ROWS):
-            inputs = replay_input(some, MAX_PREFILL_ROWS, self.layout.rows, self.limits.mask_words)
+            rows_and_words = self.layout.rows, self.limits.mask_words
+            inputs = replay_input(some, MAX_PREFILL_ROWS, *rows_and_words, drafts=self._has_drafts)
             self.executor.replay(inputs)
 
     def _run_prefill(self, batch: PrefillBatch) -> PendingPrefill | PendingSlice:
@@ -279,13 +312,13 @@ class ModelRunner:
         sampled = []
         for start in range(0, len(firsts), MAX_PREFILL_ROWS):
             some = firsts[start : start + MAX_PREFILL_ROWS]
-            inputs = first_token_input(some, rows, self.layout.rows, mask_words)
+            inputs = first_token_input(some, rows, self.layout.rows, mask_words, drafts=self._has_drafts)
             sampled.append(self.executor.first_token(inputs))
         return tuple(sampled)
 
     def _restore(self, slot: int, snapshot: Snapshot) -> None:
         start = time.perf_counter()
-        self.executor.restore(slot, (*snapshot.recurrent, ring_rows(snapshot, self.window)))
+        self.executor.restore(slot, (*snapshot.recurrent, window_rows(snapshot, self.window)))
         self.restore_seconds += time.perf_counter() - start
 
 

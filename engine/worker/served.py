@@ -1,7 +1,7 @@
 """The programs that serving a model takes, as shapes: nothing is allocated, read or compiled yet.
 
-A start and a compilation ahead of time both begin here, so that the programs that are measured are those that are
-served.
+A start of the server and a compilation ahead of time both begin here, so that the measured programs are the served
+programs.
 """
 
 from collections.abc import Iterable
@@ -13,16 +13,19 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ..core.config import EngineConfig, StepLimits
-from ..core.mesh import slot_order
-from ..core.output_constraint import words_of_mask
-from ..core.snapshot import SnapshotFormat
+from ..devices.platform import Platform
 from ..model.collectives import Collectives
 from ..model.config import ModelConfig
-from ..platform import Platform
+from ..model.state_layout import state_layout
 from ..prefix_cache.saved_state import SavedStateFormat
+from ..types.config import EngineConfig, StepLimits
+from ..types.mesh import slot_order
+from ..types.output_constraint import words_of_mask
+from ..types.snapshot import SnapshotFormat
+from ..types.speculation import Speculation
 from .loading import OpenWeights
-from .programs import DevicePrograms, ModelShapes, StepShapes, device_programs, new_pool, snapshot_shapes, step_shapes
+from .programs import DevicePrograms, ModelShapes, StepShapes, device_programs, new_pool, step_shapes
+from .steps import StatePool
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,6 @@ class DeviceLayout:
     """A model's place on its devices.
 
     Attributes:
-      model: Shape of the model.
       dtype: Dtype of the activations.
       platform: Platform of the devices.
       shards: Mesh over which the model and its slots are sharded.
@@ -38,6 +40,7 @@ class DeviceLayout:
       slots: Number of requests that run at a time.
       rows: Number of rows of the state pool: the slots, with padding so that every shard has as many.
       step_shapes: Shapes for which programs are compiled.
+      speculation: Settings of drafted tokens; None drafts none.
     """
 
     model: ModelConfig
@@ -48,6 +51,7 @@ class DeviceLayout:
     slots: int
     rows: int
     step_shapes: StepShapes
+    speculation: Speculation | None = None
 
 
 class ServedPrograms(NamedTuple):
@@ -56,7 +60,6 @@ class ServedPrograms(NamedTuple):
     Attributes:
       layout: The model's place on its devices.
       model: Shapes with which the programs are traced.
-      programs: The programs.
     """
 
     layout: DeviceLayout
@@ -69,7 +72,6 @@ class Devices(NamedTuple):
 
     Attributes:
       platform: Decisions that depend on their hardware.
-      shards: Shape of the mesh.
       mesh: The devices; None for a single one.
       device: The single device, which need not exist here; None for JAX's default device, or on a mesh.
     """
@@ -86,14 +88,13 @@ def served_programs(
     """Returns the programs that the engine runs with these settings.
 
     Args:
-      config: Shape of the model.
       settings: Settings of the engine; `slots` is not read.
       weights: Weights of the model, not read yet.
       devices: Devices that the programs run on.
       slots: Number of requests that run at a time.
     """
     layout = device_layout(config, settings, weights.dtype, devices, slots)
-    pool = jax.eval_shape(partial(new_pool, config, layout.rows, layout.dtype, layout.platform, layout.shards))
+    pool = jax.eval_shape(partial(pool_of, layout))
     model = ModelShapes(
         config,
         weights.graph,
@@ -105,9 +106,21 @@ def served_programs(
         devices.mesh,
         devices.device,
     )
-    reads_slots = settings.state_cache_inexact or settings.checkpoints
-    programs = device_programs(model, layout.step_shapes, reads_slots=reads_slots, replays=settings.checkpoints)
+    reads_slots = settings.state_cache_inexact or settings.request_snapshots
+    programs = device_programs(
+        model,
+        layout.step_shapes,
+        reads_slots=reads_slots,
+        replays=settings.request_snapshots,
+        speculation=layout.speculation,
+    )
     return ServedPrograms(layout, model, programs)
+
+
+def pool_of(layout: DeviceLayout) -> StatePool:
+    """Returns an empty state pool of a model's place."""
+    has_drafts = layout.speculation is not None
+    return new_pool(layout.model, layout.rows, layout.dtype, layout.platform, layout.shards, drafts=has_drafts)
 
 
 def device_layout(
@@ -117,7 +130,8 @@ def device_layout(
     count = devices.shards.count
     rows = -(-max(slots, 2) // count) * count  # a step of one row takes another path, slow and with other bits
     steps = step_shapes(config, settings.prefill_chunk, devices.platform)
-    return DeviceLayout(config, dtype, devices.platform, devices.shards, devices.mesh, slots, rows, steps)
+    speculation = settings.speculation
+    return DeviceLayout(config, dtype, devices.platform, devices.shards, devices.mesh, slots, rows, steps, speculation)
 
 
 def state_format(layout: DeviceLayout, identity: str) -> SavedStateFormat:
@@ -127,9 +141,11 @@ def state_format(layout: DeviceLayout, identity: str) -> SavedStateFormat:
       layout: The model's place on its devices.
       identity: Identity of the model; see `model_identity`.
     """
-    h, conv, ring = ((x.shape, x.dtype.name) for x in snapshot_shapes(layout.model, layout.dtype))
-    window, token = ring[0][0], (ring[0][1:], ring[1])
-    snapshot = SnapshotFormat(window, h, conv, token, ((layout.model.width,), layout.dtype.name))
+    state = state_layout(layout.model, layout.dtype.name)
+    recurrent = {array.name: (array.shape, array.dtype) for array in state.recurrent}
+    (window, *token), window_dtype = state.window
+    hidden = (layout.model.width,), layout.dtype.name
+    snapshot = SnapshotFormat(window, recurrent, (tuple(token), window_dtype), hidden)
     return SavedStateFormat(identity, layout.model.vocab_size, snapshot)
 
 
@@ -141,7 +157,6 @@ def step_limits(
     Args:
       layout: The model's place on its devices.
       decode_rows: Numbers of rows of the decode programs, in rising order.
-      config: Settings of the engine.
       decode_steps: Maximum number of tokens per request and dispatch.
     """
     shapes, shards = layout.step_shapes, layout.shards
@@ -151,8 +166,10 @@ def step_limits(
         prefill_layer_slices=len(shapes.layer_slices),
         decode_steps=decode_steps,
         decode_rows=tuple(decode_rows),
+        idle_rows_per_move=layout.platform.idle_rows_per_move,
         mask_words=words_of_mask(layout.model.vocab_size),
         slot_order=slot_order(layout.slots, layout.rows, shards.data, shards.model),
         shard_rows=layout.rows // shards.data,
         itl_target_s=None if config.itl_target_ms is None else config.itl_target_ms / 1e3,
+        max_drafts=0 if layout.speculation is None else layout.speculation.num_tokens,
     )

@@ -13,24 +13,27 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Float32, Int32, Shaped, UInt32
+from jaxtyping import Array, Bool, Float, Int32, Shaped, UInt32
 
-from ..core.config import MAX_PREFILL_ROWS, PREFILL_BLOCK
-from ..core.sampling_params import MAX_LOGPROBS, NO_TOKEN, SamplingState
 from ..model.collectives import Collectives
 from ..model.griffin import Griffin, Params
 from ..model.slot_states import SlotStates
 from ..model.state import BlockStates, ModelState, RowArrays
+from ..model.state_layout import StateLayout, state_layout
 from ..sampling.logits_processors import is_penalized
 from ..sampling.logprobs import Logprobs, logprobs, no_logprobs, score
 from ..sampling.sampler import Sampled, needs_logits, sample
 from ..sampling.state import TokenMemory, no_tokens, record_tokens
+from ..speculation.drafter import DraftState, new_draft_state
+from ..speculation.history import record
+from ..types.config import MAX_PREFILL_ROWS, PREFILL_BLOCK
+from ..types.sampling_params import MAX_LOGPROBS, NO_TOKEN, SamplingState
 
 type Graph = nnx.GraphDef[Griffin]
 
 
 class SlotState(NamedTuple):
-    """Decoding state of each slot, beside the model's state.
+    """Decoding state of each slot, without the model's state.
 
     Attributes:
       tokens: Last token, which the next decode step processes.
@@ -38,6 +41,7 @@ class SlotState(NamedTuple):
       goes_on: Whether the request has not ended; after its last token a slot's state stays as it is.
       sampling: Sampling parameters of the request, set after prefill.
       memory: Tokens that penalties and masks refer to.
+      drafts: What decides on drafted tokens; None without speculation.
     """
 
     tokens: Int32[Array, " R"]
@@ -45,6 +49,7 @@ class SlotState(NamedTuple):
     goes_on: Bool[Array, " R"]
     sampling: SamplingState[Array]
     memory: TokenMemory
+    drafts: DraftState | None = None
 
 
 class StatePool(NamedTuple):
@@ -86,6 +91,7 @@ class FirstTokenInput(NamedTuple):
       lengths: Length of each prompt, which is the position of the token to sample.
       sampling: Sampling parameters of the requests.
       in_prompt, allowed: See `TokenMemory`.
+      history: See `DraftState`; without the token to sample.
     """
 
     rows: Int32[Array, " R"]
@@ -94,17 +100,18 @@ class FirstTokenInput(NamedTuple):
     sampling: SamplingState[Array]
     in_prompt: UInt32[Array, "R W"]
     allowed: UInt32[Array, "R W"]
+    history: Int32[Array, "R H"] | None = None
 
 
 class ReplayInput(NamedTuple):
-    """Slots that go on after a token generated before. Padding rows have a slot past the pool.
+    """Slots that continue after a token generated before. Padding rows have a slot past the pool.
 
     Attributes:
-      slots: Slots.
       tokens: Last token of each, which the next decode step processes.
       positions: Position of that token.
       sampling: Sampling parameters of the requests.
       memory: Tokens that penalties and masks refer to.
+      history: See `DraftState`.
     """
 
     slots: Int32[Array, " R"]
@@ -112,6 +119,7 @@ class ReplayInput(NamedTuple):
     positions: Int32[Array, " R"]
     sampling: SamplingState[Array]
     memory: TokenMemory
+    history: Int32[Array, "R H"] | None = None
 
 
 def decode_step(
@@ -131,7 +139,7 @@ def decode_step(
       max_steps: K, the maximum of `steps`.
       params: Parameters of the model.
       pool: All slots.
-      active: Whether each of the first R slots gets tokens; R is one of `SlotStates.decode_rows`.
+      active: Whether each slot of the first R gets tokens; R is one of `SlotStates.decode_rows`.
       steps: Number of tokens per row. A row that ends earlier stays as its last token left it.
 
     Returns:
@@ -148,18 +156,18 @@ def decode_step(
         return (carry.done < steps) & jnp.any(active & carry.slots.goes_on)
 
     def step(carry: _Carry) -> _Carry:
-        layers, slots, result = _decode_once(model, carry.layers, carry.slots, active)
+        layers, slots, result = decode_once(model, carry.layers, carry.slots, active)
         results = jax.tree.map(lambda all, one: all.at[carry.done].set(one), carry.results, result)
         return _Carry(carry.done + 1, layers, slots, results)
 
     carry = _Carry(jnp.zeros((), jnp.int32), layers, slots, results)
     carry = step(carry) if max_steps == 1 else jax.lax.while_loop(is_wanted, step, carry)
     states = pool.states.with_first(active.shape[0], carry.layers)
-    pool = StatePool(states, _with_progress(pool.slots, carry.slots, model.collectives))
+    pool = StatePool(states, with_progress(pool.slots, carry.slots, model.collectives))
     return pool, model.collectives.all_gather_slots(carry.results, axis=1)
 
 
-def _with_progress(slots: SlotState, first: SlotState, shards: Collectives) -> SlotState:
+def with_progress(slots: SlotState, first: SlotState, shards: Collectives) -> SlotState:
     """Returns all slots, with the fields that decoding changes taken from the first ones; the others are not copied."""
     put = shards.with_first_rows
     return slots._replace(
@@ -167,6 +175,7 @@ def _with_progress(slots: SlotState, first: SlotState, shards: Collectives) -> S
         positions=put(slots.positions, first.positions),
         goes_on=put(slots.goes_on, first.goes_on),
         memory=slots.memory._replace(recent=put(slots.memory.recent, first.memory.recent)),
+        drafts=jax.tree.map(put, slots.drafts, first.drafts),
     )
 
 
@@ -179,18 +188,22 @@ class _Carry(NamedTuple):
     results: Sampled
 
 
-def _decode_once(
+def decode_once(
     model: Griffin, layers: ModelState, slots: SlotState, active: Bool[Array, " R"]
 ) -> tuple[ModelState, SlotState, Sampled]:
+    """Generates a token in the active rows that go on."""
     live = active & slots.goes_on
     hidden, layers = model(slots.tokens[:, None], jnp.where(live, slots.positions, -1)[:, None], layers, PREFILL_BLOCK)
     positions = slots.positions + live
     result = mark_broken(sample_or_greedy(model, hidden[:, 0], slots, live), hidden[:, 0])
     tokens = jnp.where(live, result.tokens, slots.tokens)
-    goes_on = slots.goes_on & ~(live & _is_last(tokens, positions, slots.sampling))
+    goes_on = slots.goes_on & ~(live & is_last(tokens, positions, slots.sampling))
     recent = record_tokens(slots.memory.recent, tokens, positions, live & is_penalized(slots.sampling))
     memory = slots.memory._replace(recent=recent)
-    return layers, SlotState(tokens, positions, goes_on, slots.sampling, memory), result
+    drafts = slots.drafts
+    if drafts is not None:
+        drafts = drafts._replace(history=record(drafts.history, tokens[:, None], positions, live.astype(jnp.int32)))
+    return layers, SlotState(tokens, positions, goes_on, slots.sampling, memory, drafts), result
 
 
 def sample_or_greedy(model: Griffin, hidden: Float[Array, "R D"], slots: SlotState, live: Bool[Array, " R"]) -> Sampled:
@@ -239,7 +252,7 @@ def mark_broken(sampled: Sampled, hidden: Float[Array, "R D"]) -> Sampled:
     return sampled._replace(tokens=jnp.where(is_broken, NO_TOKEN, sampled.tokens))
 
 
-def _is_last(
+def is_last(
     tokens: Int32[Array, " R"], positions: Int32[Array, " R"], sampling: SamplingState[Array]
 ) -> Bool[Array, " R"]:
     """Returns whether each request ends with this token: at a stop id, at its limit, or for lack of a token."""
@@ -260,9 +273,9 @@ def prefill_step(
       layers: First slice of the layers; None for all layers.
 
     Returns:
-      The pool; the activations of all tokens of this data shard's rows; those of each row's last token, for
-      `MAX_PREFILL_ROWS` rows per data shard; and what the chunks add to the state of these layers. Before the
-      model's last layer, activations are what the next one takes.
+      The pool; the activations of all tokens of this data shard's rows; the activations of each row's last token, for
+      `MAX_PREFILL_ROWS` rows per data shard; and the block states that the chunks add to these layers. Activations
+      before the model's last layer are inputs of the next layer.
     """
     model = nnx.merge(graph, params)
     inputs = model.collectives.local_slots(inputs)
@@ -302,8 +315,12 @@ def _prefill(
     hidden, state, block_states = model.prefill(x, positions, state, PREFILL_BLOCK, layers)
     last = jnp.take_along_axis(hidden, jnp.maximum(inputs.lengths - 1, 0)[:, None, None], axis=1)[:, 0]
     last = jnp.pad(last, ((0, MAX_PREFILL_ROWS - last.shape[0]), (0, 0)))
-    h, conv = (shards.all_gather_channels(x, model.config.lru_width) for x in (block_states.h, block_states.conv))
-    block_states = BlockStates(h, conv, block_states.window)
+    layout = state_layout(model.config, model.dtype.name)
+    recurrent = tuple(
+        shards.all_gather_channels(x, array.shape[-1]) if array.is_sharded else x
+        for array, x in zip(layout.recurrent, block_states.recurrent, strict=True)
+    )
+    block_states = BlockStates(recurrent, block_states.window)
     pool = pool._replace(states=pool.states.with_layers(layers, states.scatter(inputs.slots, state)))
     return pool, hidden, *shards.all_gather_slots((last, block_states))
 
@@ -318,16 +335,21 @@ def first_token_step(
     memory = TokenMemory(inputs.in_prompt, inputs.allowed, no_tokens(slots.shape[0]))
     hidden = hidden[inputs.rows]
     sampled = mark_broken(_sample(model, hidden, sampling, memory, inputs.lengths, active), hidden)
-    goes_on = ~_is_last(sampled.tokens, inputs.lengths, sampling)
+    goes_on = ~is_last(sampled.tokens, inputs.lengths, sampling)
     recent = record_tokens(memory.recent, sampled.tokens, inputs.lengths, is_penalized(sampling))
-    new = SlotState(sampled.tokens, inputs.lengths, goes_on, sampling, memory._replace(recent=recent))
+    drafts = None
+    if inputs.history is not None:
+        one = jnp.ones_like(slots)
+        drafts = new_draft_state(record(inputs.history, sampled.tokens[:, None], inputs.lengths, one))
+    new = SlotState(sampled.tokens, inputs.lengths, goes_on, sampling, memory._replace(recent=recent), drafts)
     return pool._replace(slots=_scatter(pool.slots, slots, new, model.collectives)), sampled
 
 
 def replay_step(shards: Collectives, pool: StatePool, inputs: ReplayInput) -> StatePool:
     """Sets the decoding state of some slots; their model state is that of the tokens before."""
     goes_on = jnp.ones(inputs.slots.shape, jnp.bool)
-    new = SlotState(inputs.tokens, inputs.positions, goes_on, inputs.sampling, inputs.memory)
+    drafts = None if inputs.history is None else new_draft_state(inputs.history)
+    new = SlotState(inputs.tokens, inputs.positions, goes_on, inputs.sampling, inputs.memory, drafts)
     return pool._replace(slots=_scatter(pool.slots, inputs.slots, new, shards))
 
 
@@ -366,19 +388,15 @@ def copy_step(
 
 
 def restore_step(
-    pool: StatePool,
-    slots: Int32[Array, " 1"],
-    h: Float32[Array, "L E"],
-    conv: Float[Array, "L K1 E"],
-    ring: Shaped[Array, "W A 2 d"],
+    layout: StateLayout, pool: StatePool, slots: Int32[Array, " 1"], *arrays: Shaped[Array, "..."]
 ) -> StatePool:
     """Scatters a snapshot's state, as `read_step` returns it, into a slot."""
-    return pool._replace(states=pool.states.restore(slots, h, conv, ring))
+    return pool._replace(states=pool.states.restore(layout, slots, arrays))
 
 
-def read_step(lru_width: int, pool: StatePool, slots: Int32[Array, " 1"]) -> RowArrays:
+def read_step(layout: StateLayout, pool: StatePool, slots: Int32[Array, " 1"]) -> RowArrays:
     """Gathers a slot's state, as `restore_step` takes it."""
-    return pool.states.read(slots, lru_width)
+    return pool.states.read(layout, slots)
 
 
 def mask_step(

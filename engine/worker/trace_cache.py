@@ -1,4 +1,4 @@
-"""Traced programs of earlier starts, kept beside the compiled ones.
+"""Traced programs of earlier starts, kept in the folder of compiled programs.
 
 Tracing a model in Python takes longer than reading its compiled programs. What tracing yields, a program in StableHLO,
 is therefore kept in a file that `jax.export` defines, and a later start only compiles the call of that program.
@@ -16,15 +16,16 @@ import jax
 from jax import export
 
 from ...kernels import native
+from ..devices.platform import numerics
 from ..model.state import BlockStates
-from ..platform import numerics
 from ..sampling.logprobs import Logprobs
 from ..sampling.sampler import Sampled
 from .kept_file import keep_file
 from .served import DeviceLayout
+from .speculative_steps import Speculated
 
 type Step = Callable[..., tuple[list[Any], Any]]
-"""A function that returns a list of arrays, with None in the place of those that it does not change, and a result."""
+"""A function that returns a list of arrays, with None for unchanged arrays, and a result."""
 
 _PACKAGES: Final = ("flax", "jax", "jaxlib", "numpy")
 """Packages whose code runs while a program is traced."""
@@ -34,7 +35,7 @@ _SOURCES: Final = ("engine", "kernels")
 
 _DIGEST_BYTES: Final = 32
 
-for _result in (BlockStates, Logprobs, Sampled):
+for _result in (BlockStates, Logprobs, Sampled, Speculated):
     export.register_namedtuple_serialization(_result, serialized_name=f"roost.{_result.__name__}")
 
 
@@ -43,7 +44,7 @@ class TracedStep(NamedTuple):
 
     Attributes:
       step: The step, as a function of the leaves of its arguments.
-      used: Indices of the leaves that decide on what it returns.
+      used: Indices of the leaves on which its outputs depend.
       is_written: Whether there is an array in each place of the list that it returns.
     """
 
@@ -59,7 +60,6 @@ class TraceCache:
     and the arguments' shapes. A file that is torn or was not written for its name is ignored, and replaced.
 
     Args:
-      folder: The folder.
       layout: Layout of the model, on a single device.
     """
 
@@ -122,7 +122,7 @@ def _versions() -> tuple[str, ...]:
 
 
 def _flags() -> list[tuple[str, str]]:
-    """Returns JAX's flags, except those of the cache of compiled programs, on which no traced program depends."""
+    """Returns JAX's flags, except for the flags of the compilation cache, which do not affect traced programs."""
     return [(name, repr(value)) for name, value in sorted(jax.config.values.items()) if "cache" not in name]
 
 

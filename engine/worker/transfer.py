@@ -1,20 +1,20 @@
 """Copies between the host and the device: inputs of device programs as arrays of a compiled shape, and states."""
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ..core.arrays import HostArray
-from ..core.config import PREFILL_BLOCK
-from ..core.output_constraint import TokenMask, mask_of_ids
-from ..core.request import PrefillChunk, ReplayedRow, Request
-from ..core.sampling_params import NO_LIMIT, NO_TOKEN, NUMBER_COLUMNS, PENALTY_WINDOW, SAMPLING_COLUMNS, SamplingState
-from ..core.snapshot import BlockState, Snapshot
-from ..model.state import BlockStates
+from ..model.state import BlockStates, RowArrays
 from ..sampling.state import TokenMemory
+from ..types.arrays import HostArray
+from ..types.config import PREFILL_BLOCK
+from ..types.output_constraint import TokenMask, mask_of_ids
+from ..types.request import PrefillChunk, ReplayedRow, Request
+from ..types.sampling_params import NO_LIMIT, NO_TOKEN, NUMBER_COLUMNS, PENALTY_WINDOW, SAMPLING_COLUMNS, SamplingState
+from ..types.snapshot import BlockState, Snapshot, snapshot_of
+from ..types.speculation import HISTORY
 from .steps import FirstTokenInput, PrefillInput, ReplayInput
 
 _SMALLEST_NORMAL: Final = float(np.finfo(np.float32).tiny)
@@ -74,7 +74,6 @@ def prefill_input(
       places: Row of each chunk.
       rows: Number of rows of the compiled shape, on all data shards.
       length: Number of tokens per row of the compiled shape.
-      pool_rows: Number of rows of the state pool.
     """
     columns: dict[str, Any] = {
         "tokens": np.zeros((rows, length), np.int32),
@@ -93,7 +92,7 @@ def prefill_input(
 def score_targets(
     chunks: Sequence[PrefillChunk], places: Sequence[int], rows: int, length: int
 ) -> Int[np.ndarray, "R T"]:
-    """Returns the token that follows each of the chunks' tokens in its prompt; see `prefill_input`."""
+    """Returns the token that follows each token of the chunks in its prompt; see `prefill_input`."""
     targets = np.zeros((rows, length), np.int32)
     for row, chunk in zip(places, chunks, strict=True):
         following = chunk.request.prompt_token_ids[chunk.start + 1 : chunk.start + chunk.length + 1]
@@ -102,15 +101,14 @@ def score_targets(
 
 
 def first_token_input(
-    ends: Sequence[tuple[int, PrefillChunk]], rows: int, pool_rows: int, mask_words: int
+    ends: Sequence[tuple[int, PrefillChunk]], rows: int, pool_rows: int, mask_words: int, *, drafts: bool = False
 ) -> FirstTokenInput:
     """Returns the input of a step that samples first tokens.
 
     Args:
       ends: Last chunks of prompts and their forks, each with the row of its last token in the activations.
       rows: Number of rows of the compiled shape.
-      pool_rows: Number of rows of the state pool.
-      mask_words: Number of words of a token mask.
+      drafts: Whether tokens are drafted.
     """
     columns: dict[str, Any] = {
         "rows": np.zeros(rows, np.int32),
@@ -121,17 +119,20 @@ def first_token_input(
         columns["rows"][row], columns["slots"][row] = source, chunk.slot
         columns["lengths"][row] = chunk.start + chunk.length
     sampling, masks = _sampling_and_masks([(chunk.request, chunk.mask) for _, chunk in ends], rows, mask_words)
-    return FirstTokenInput(sampling=SamplingState(**sampling), **masks, **columns)
+    history = _histories([chunk.request.prompt_token_ids for _, chunk in ends], rows) if drafts else None
+    return FirstTokenInput(sampling=SamplingState(**sampling), history=history, **masks, **columns)
 
 
-def replay_input(rows: Sequence[ReplayedRow], size: int, pool_rows: int, mask_words: int) -> ReplayInput:
+def replay_input(
+    rows: Sequence[ReplayedRow], size: int, pool_rows: int, mask_words: int, *, drafts: bool = False
+) -> ReplayInput:
     """Returns the input of a step that sets slots' decoding states.
 
     Args:
       rows: Slots and their requests.
       size: Number of rows of the compiled shape.
-      pool_rows: Number of rows of the state pool.
       mask_words: Number of words of a token mask.
+      drafts: Whether tokens are drafted.
     """
     columns: dict[str, Any] = {
         "slots": np.full(size, pool_rows, np.int32),
@@ -148,7 +149,23 @@ def replay_input(rows: Sequence[ReplayedRow], size: int, pool_rows: int, mask_wo
         recent[place, np.arange(position - len(last) + 1, position + 1) % PENALTY_WINDOW] = last
     sampling, masks = _sampling_and_masks([(row.request, row.mask) for row in rows], size, mask_words)
     memory = TokenMemory(recent=recent, **masks)
-    return ReplayInput(sampling=SamplingState(**sampling), memory=memory, **columns)
+    history = _histories([_tokens_of(row) for row in rows], size) if drafts else None
+    return ReplayInput(sampling=SamplingState(**sampling), memory=memory, history=history, **columns)
+
+
+def _tokens_of(row: ReplayedRow) -> Sequence[int]:
+    """Returns all tokens before the one that the row's step samples."""
+    assert row.request.replay is not None
+    return (*row.request.prompt_token_ids, *row.request.replay.token_ids[: row.num_tokens])
+
+
+def _histories(tokens: Sequence[Sequence[int]], rows: int) -> Any:
+    """Returns `DraftState.history` `[R, H]` of requests with these tokens; the other rows have none."""
+    histories = np.full((rows, HISTORY), NO_TOKEN, np.int32)
+    for row, own in enumerate(tokens):
+        first = max(0, len(own) - HISTORY)
+        histories[row, np.arange(first, len(own)) % HISTORY] = own[first:]
+    return histories
 
 
 def _sampling_and_masks(
@@ -158,7 +175,6 @@ def _sampling_and_masks(
 
     Args:
       requests: Requests of the first rows, each with the mask of its output constraint.
-      rows: Number of rows.
       mask_words: Number of words of a token mask.
     """
     sampling: dict[str, Any] = sampling_columns([request for request, _ in requests], rows)
@@ -195,7 +211,7 @@ def read_block_states(
     places: Sequence[int],
     ends: Sequence[int],
 ) -> Iterator[tuple[BlockState, ...]]:
-    """Waits for the device and yields the states of each of a batch's chunks.
+    """Waits for the device and yields the states of a batch's chunks, one by one.
 
     They are copies without the device arrays' padding, which is most of those.
 
@@ -205,15 +221,16 @@ def read_block_states(
       chunks: The chunks that were prefilled.
       places, ends: Row of each chunk in `block_states` and in `last`.
     """
-    h, conv, window = map(_all_layers, zip(*block_states, strict=True))
+    recurrent = [_all_layers(parts) for parts in zip(*(each.recurrent for each in block_states), strict=True)]
+    window = _all_layers([each.window for each in block_states])
     hidden = np.asarray(last)
 
     def block_state(row: int, end_row: int, block: int, chunk: PrefillChunk) -> BlockState:
         start = block * PREFILL_BLOCK
         end = min(start + PREFILL_BLOCK, chunk.length)
         is_end = chunk.is_last and end == chunk.length
-        recurrent = (h[row, block].copy(), conv[row, block].copy())
-        return BlockState(recurrent, window[row, start:end].copy(), hidden[end_row].copy() if is_end else None)
+        kept = tuple(array[row, block].copy() for array in recurrent)
+        return BlockState(kept, window[row, start:end].copy(), hidden[end_row].copy() if is_end else None)
 
     for row, end_row, chunk in zip(places, ends, chunks, strict=True):
         yield tuple(block_state(row, end_row, block, chunk) for block in range(-(-chunk.length // PREFILL_BLOCK)))
@@ -226,39 +243,12 @@ def _all_layers(slices: Sequence[Array]) -> HostArray:
     return some[0] if len(some) == 1 else np.concatenate(some, axis=2)  # which would copy
 
 
-def read_slot(arrays: tuple[Array, Array, Array], length: int) -> Snapshot:
+def read_slot(arrays: RowArrays, length: int) -> Snapshot:
     """Waits for the device and returns the snapshot of a slot.
 
     Args:
       arrays: Results of `read_step`.
       length: Number of tokens that led to the state.
     """
-    h, conv, ring = map(np.asarray, arrays)
-    return from_ring(length, (h, conv), ring)
-
-
-def from_ring(length: int, recurrent: tuple[HostArray, ...], ring: HostArray) -> Snapshot:
-    """Returns the snapshot of a slot after `length` tokens; the inverse of `ring_rows`."""
-    oldest = max(0, length - len(ring))
-    edges = [oldest, *range(oldest // PREFILL_BLOCK * PREFILL_BLOCK + PREFILL_BLOCK, length, PREFILL_BLOCK), length]
-    blocks = (ring[np.arange(start, end) % len(ring)] for start, end in pairwise(edges))
-    return Snapshot(length, recurrent, tuple(blocks))
-
-
-def ring_rows(snapshot: Snapshot, window: int) -> HostArray:
-    """Returns a snapshot's keys and values as a ring `[window, ...]`.
-
-    Position p is in row p mod `window`; rows without a position are zeros.
-    """
-    first = snapshot.window[0]
-    ring = np.zeros((window, *first.shape[1:]), first.dtype)
-    position = snapshot.length - sum(map(len, snapshot.window))
-    oldest = max(0, snapshot.length - window)
-    for block in snapshot.window:
-        rows = block[max(0, oldest - position) :]
-        start = max(position, oldest) % window
-        fits = min(len(rows), window - start)
-        ring[start : start + fits] = rows[:fits]
-        ring[: len(rows) - fits] = rows[fits:]
-        position += len(block)
-    return ring
+    *recurrent, window = map(np.asarray, arrays)
+    return snapshot_of(length, tuple(recurrent), window)

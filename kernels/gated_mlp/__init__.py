@@ -2,22 +2,37 @@
 
 On a TPU one kernel reads the weights once and keeps intermediate results in on-chip memory. On other devices, and for
 the many rows of a prefill, separate matrix products are as fast. The kernel for int8 matrices takes any number of rows,
-because it also quantises them on the chip.
+because it also quantises them on the chip. CPUs have native kernels for packed matrices.
 """
 
-import jax.numpy as jnp
+from functools import partial
+
+from jaxtyping import Array, Float, Float32
 
 from ..backend import Backend
-from ..int8_product import fills_registers
+from ..matrices import Matrix
+from .separate import gated_mlp_separate
 
-__all__ = ["has_int8_kernel", "has_kernel"]
-
-
-def has_kernel(backend: Backend, rows: int, dtype: jnp.dtype) -> bool:
-    """Returns whether the backend has a kernel for this number of rows and dtype of the weights."""
-    return rows <= backend.gated_mlp_rows and jnp.issubdtype(dtype, jnp.floating)
+__all__ = ["gated_mlp"]
 
 
-def has_int8_kernel(backend: Backend, gate_up: tuple[int, ...], down: tuple[int, ...]) -> bool:
-    """Returns whether the backend has a kernel for int8 matrices of these shapes."""
-    return backend.int8_gated_mlp is not None and fills_registers(gate_up, down)
+def gated_mlp(
+    x: Float[Array, "*rows D"],
+    gate_up: Matrix,
+    gate_up_bias: Float32[Array, " F2"],
+    down: Matrix,
+    down_bias: Float32[Array, " D"] | None,
+    backend: Backend,
+) -> Float[Array, "*rows D"]:
+    """Returns down(gelu(gate(x)) * up(x)), in the dtype of x.
+
+    Args:
+      x: Inputs.
+      gate_up: Weights of the gate, then of the value.
+      gate_up_bias: Biases of both.
+      down: Weights of the output projection.
+      down_bias: Bias of the output projection; None for none, as in partial sums over shards.
+      backend: Backend of the kernels.
+    """
+    separate = partial(gated_mlp_separate, backend=backend)
+    return backend.dispatch("gated_mlp", separate, x, gate_up, gate_up_bias, down, down_bias)

@@ -1,5 +1,6 @@
 """Gated MLP for TPUs: weights stream through on-chip memory, activations stay there."""
 
+import math
 from typing import Any, Final
 
 import jax
@@ -8,21 +9,27 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Float32
 
+from ..matrices import Matrix
 from ..precision import product_precision
 
 MAX_ROWS: Final = 640
-"""Maximum number of rows that fit in on-chip memory beside the weights."""
+"""Maximum number of rows that fit in on-chip memory together with the weights."""
+
+
+def takes(x: Array, gate_up: Matrix, gate_up_bias: Array, down: Matrix, down_bias: Array | None) -> bool:
+    """Returns whether `gated_mlp_tpu` supports these: few rows, and matrices in a floating-point dtype."""
+    return math.prod(x.shape[:-1]) <= MAX_ROWS and isinstance(down, Array)
 
 
 def gated_mlp_tpu(
-    x: Float[Array, "B D"],
+    x: Float[Array, "*rows D"],
     gate_up: Float[Array, "F2 D"],
     gate_up_bias: Float32[Array, " F2"],
     down: Float[Array, "D F"],
-    down_bias: Float32[Array, " D"],
+    down_bias: Float32[Array, " D"] | None,
     *,
     interpret: Any = False,
-) -> Float[Array, "B D"]:
+) -> Float[Array, "*rows D"]:
     """Computes down(gelu(gate(x)) * up(x)), in the dtype of x.
 
     Args:
@@ -30,9 +37,21 @@ def gated_mlp_tpu(
       gate_up: Weights of the gate, then of the value.
       gate_up_bias: Biases of both.
       down: Weights of the output projection.
-      down_bias: Bias of the output projection.
+      down_bias: Bias of the output projection, or None.
       interpret: See `pallas_call`.
     """
+    down_bias = jnp.zeros(down.shape[0], jnp.float32) if down_bias is None else down_bias
+    return _gated_mlp(x.reshape(-1, x.shape[-1]), gate_up, gate_up_bias, down, down_bias, interpret).reshape(x.shape)
+
+
+def _gated_mlp(
+    x: Float[Array, "R D"],
+    gate_up: Float[Array, "F2 D"],
+    gate_up_bias: Float32[Array, " F2"],
+    down: Float[Array, "D F"],
+    down_bias: Float32[Array, " D"],
+    interpret: Any,
+) -> Float[Array, "R D"]:
     rows, width = x.shape
     hidden = down.shape[1]
     block = next((n for n in (256, 128) if hidden % n == 0), hidden)

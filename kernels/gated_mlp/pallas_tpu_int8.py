@@ -9,7 +9,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Float32, Int8
 
-from ..int8_product.pallas_tpu import (
+from ..matrices import Int8Matrix, Matrix
+from ..product import fills_registers
+from ..product.int8_pallas_tpu import (
     add_to_maxima,
     block_of_rows,
     compiler_params,
@@ -25,17 +27,22 @@ _TILE: Final = 256
 """Maximum number of rows of a tile of each matrix."""
 
 
+def takes_int8(x: Array, gate_up: Matrix, gate_up_bias: Array, down: Matrix, down_bias: Array | None) -> bool:
+    """Returns whether `int8_gated_mlp_tpu` supports these: int8 matrices of whole vector registers."""
+    if not (isinstance(gate_up, Int8Matrix) and isinstance(down, Int8Matrix)):
+        return False
+    return fills_registers(gate_up.shape, down.shape)
+
+
 def int8_gated_mlp_tpu(
-    x: Float[Array, "R D"],
-    gate_up: Int8[Array, "F2 D"],
-    gate_up_scale: Float32[Array, " F2"],
+    x: Float[Array, "*rows D"],
+    gate_up: Int8Matrix,
     gate_up_bias: Float32[Array, " F2"],
-    down: Int8[Array, "D F"],
-    down_scale: Float32[Array, " D"],
-    down_bias: Float32[Array, " D"],
+    down: Int8Matrix,
+    down_bias: Float32[Array, " D"] | None,
     *,
     interpret: Any = False,
-) -> Float[Array, "R D"]:
+) -> Float[Array, "*rows D"]:
     """Computes down(gelu(gate(x)) * up(x)) in the dtype of x, with rows quantised to int8 before each product.
 
     The grid walks over blocks of rows and, within one, first over tiles of the gate and the value, then over tiles of
@@ -44,14 +51,28 @@ def int8_gated_mlp_tpu(
 
     Args:
       x: Inputs.
-      gate_up: Values of the gate's weights, then of the value's.
-      gate_up_scale: Scale of each row of both.
+      gate_up: Weights of the gate, then of the value.
       gate_up_bias: Biases of both.
-      down: Values of the output projection's weights.
-      down_scale: Scale of each of its rows.
-      down_bias: Bias of the output projection.
+      down: Weights of the output projection.
+      down_bias: Bias of the output projection, or None.
       interpret: See `pallas_call`.
     """
+    bias = jnp.zeros_like(down.scale) if down_bias is None else down_bias
+    rows = x.reshape(-1, x.shape[-1])
+    y = _int8_gated_mlp(rows, *gate_up, gate_up_bias, *down, bias, interpret)
+    return y.reshape(x.shape)
+
+
+def _int8_gated_mlp(
+    x: Float[Array, "R D"],
+    gate_up: Int8[Array, "F2 D"],
+    gate_up_scale: Float32[Array, " F2"],
+    gate_up_bias: Float32[Array, " F2"],
+    down: Int8[Array, "D F"],
+    down_scale: Float32[Array, " D"],
+    down_bias: Float32[Array, " D"],
+    interpret: Any,
+) -> Float[Array, "R D"]:
     (rows, width), hidden, size = x.shape, down.shape[1], x.dtype.itemsize
     tile, out_tile = math.gcd(hidden, _TILE), math.gcd(width, _TILE)
     steps = hidden // tile
@@ -112,7 +133,7 @@ def _kernel(
     down_scale: Any, down_bias: Any, out: Any, inputs: Any, input_scale: Any, largest_input: Any, products: Any,
     hidden: Any, hidden_scale: Any, largest: Any,
 ) -> None:  # fmt: skip
-    """Kernel of `int8_gated_mlp_tpu`: `products` are those of gate and value by tile, `hidden` the quantised ones."""
+    """Kernel of `int8_gated_mlp_tpu`: `products` are gate times value by tile, `hidden` the same quantised."""
     step, (steps, _, tile) = pl.program_id(1), products.shape
 
     @pl.when(step == 0)

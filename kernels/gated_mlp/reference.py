@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float, Int8
 
-from ..int8_product.reference import int8_product_reference
+from ..product.reference import int8_product_reference
 
 
 def gated_mlp_reference(

@@ -7,7 +7,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, BFloat16, Float32, Int32
 
+from ..window_attention.int8 import Int8Vectors, Vectors
+from ..window_attention.ring import Blocks, Rings, write_ring
 from .library import Products, call, in_pairs
+
+
+def takes_decode(q: Array, k: Vectors, v: Vectors, rings: tuple[Blocks, ...], positions: Array) -> bool:
+    """Returns whether `decode_attention` supports these: bfloat16, with a head size that is a multiple of 16."""
+    return _takes(q, rings[0][0][0])
+
+
+def takes_prefill(q: Array, k: Vectors, v: Vectors, rings: Rings, positions: Array) -> bool:
+    """Returns whether `prefill_attention` supports these, as `takes_decode` does."""
+    return _takes(q, rings[0])
+
+
+def _takes(q: Array, keys: Vectors) -> bool:
+    return {q.dtype, keys.dtype} == {jnp.dtype(jnp.bfloat16)} and q.shape[-1] % 16 == 0
 
 
 def decode_attention(
@@ -69,3 +85,19 @@ def prefill_attention(
     """
     inputs = (q, k, v, ring_k, ring_v, positions)
     return call("roost_prefill_attention", q.shape, q.dtype, *inputs, in_pairs=in_pairs(products))
+
+
+def prefill_and_write(
+    q: BFloat16[Array, "B T N d"],
+    k: BFloat16[Array, "B T d"],
+    v: BFloat16[Array, "B T d"],
+    rings: Rings,
+    positions: Int32[Array, "B T"],
+) -> tuple[BFloat16[Array, "B T N d"], Rings]:
+    """Attends as `prefill_attention` does, then writes the chunk into the rings."""
+    ring_k, ring_v = rings
+    assert not isinstance(ring_k, Int8Vectors)
+    assert not isinstance(ring_v, Int8Vectors)
+    mixed = prefill_attention(q, k, v, ring_k, ring_v, positions)
+    mixed, k, v = jax.lax.optimization_barrier((mixed, k, v))  # reads before writes: no copy of the rings
+    return mixed, write_ring(rings, k, v, positions, positions[:, 0])

@@ -27,7 +27,7 @@ _OPTIONS: Final = ("-O3", "-g0", "-std=c++20", "-Wall")
 class BuildNative(build_ext):
     """Setuptools command that adds the folder of jaxlib's headers, known only on the machine that builds.
 
-    It keeps what it compiles in `build/native`, where the installs of other environments find it.
+    It keeps the compiled library in `build/native`, where the installs of other environments find it.
     """
 
     def build_extension(self, ext: Extension) -> None:

@@ -14,6 +14,7 @@ from jaxtyping import Array
 
 CALLS: Final = (
     "roost_int8_product",
+    "roost_int4_product",
     "roost_bf16_product",
     "roost_int8_logits",
     "roost_int8_argmax",
@@ -30,10 +31,10 @@ CALLS: Final = (
 )
 """Names of the custom calls."""
 
-CALLS_VERSION: Final = 3
+CALLS_VERSION: Final = 5
 """Version of the calls' arguments and of their results' bits, raised together with that in csrc/handlers.cc.
 
-An editable install keeps what it compiled.
+An editable install keeps the library that it compiled.
 """
 
 _CPUINFO: Final = Path("/proc/cpuinfo")
@@ -59,7 +60,7 @@ def why_unavailable() -> str | None:
     if version is None or version() != CALLS_VERSION:
         return "they were compiled from other sources; `pip install --no-deps -e .` compiles them again"
     if not library.roost_supported():
-        return "this processor lacks AVX-512 VNNI or BF16"
+        return "this processor lacks AVX-512 VNNI"
     for name in CALLS:
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     return None
@@ -90,22 +91,35 @@ class Products(StrEnum):
     """Ways to compute products in bfloat16, whose results differ in the last bits."""
 
     PAIRS = "pairs"
-    """The instruction for pairs is the faster way on AMD's processors."""
+    """The instruction of AVX-512 BF16 for pairs is the faster way on AMD's processors."""
 
     WIDE = "wide"
-    """Products in float32 are the faster way on Intel's processors."""
+    """Products in float32 are the faster way on Intel's processors, and the only one without that instruction."""
 
 
 @cache
+def possible_products() -> tuple[Products, ...]:
+    """Returns the ways to compute products in bfloat16 here, the faster one first; none without native kernels."""
+    if not is_available():
+        return ()
+    if not _library().roost_has_pairs():
+        return (Products.WIDE,)
+    return (Products.PAIRS, Products.WIDE) if _library().roost_is_pair_fast() else (Products.WIDE, Products.PAIRS)
+
+
 def chosen_products() -> Products | None:
     """Returns how this processor computes products in bfloat16; None without native kernels."""
-    if not is_available():
-        return None
-    return Products.PAIRS if _library().roost_is_pair_fast() else Products.WIDE
+    return next(iter(possible_products()), None)
 
 
 def in_pairs(products: Products | None) -> bool:
-    """Returns whether products in bfloat16 are computed in pairs; None stands for the faster way here."""
+    """Returns whether products in bfloat16 are computed in pairs; None stands for the faster way here.
+
+    Raises:
+      ValueError: This processor cannot compute products in this way.
+    """
+    if products is not None and products not in possible_products():
+        raise ValueError(f"this processor has no {products.value} products")
     return (products or chosen_products()) is Products.PAIRS
 
 

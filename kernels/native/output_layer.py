@@ -1,14 +1,35 @@
 """Output layer with a packed matrix: logits, or only their argmax."""
 
-from typing import Any
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, BFloat16, Float, Float32, Int32, UInt8
 
+from ..matrices import Matrix, PackedMatrix
+from ..matrices.packed import STRIP_OUTPUTS
 from .library import Products, in_pairs
-from .packing import STRIP_OUTPUTS
+
+_NO_TOKEN: Final = -1
+"""Token of a row whose largest logit is not finite."""
+
+
+def takes(x: Array, weight: Matrix, cap: float | None) -> bool:
+    """Returns whether the output layer supports the matrix: a packed one."""
+    return isinstance(weight, PackedMatrix)
+
+
+def logits_of_rows(x: Float[Array, "*rows D"], weight: PackedMatrix, cap: float | None) -> Float32[Array, "*rows V"]:
+    """Computes the logits of any rows; see `roost.kernels.output_layer`."""
+    y = logits(x.reshape(-1, x.shape[-1]), weight.values, weight.scale, cap)
+    return y.reshape(*x.shape[:-1], -1)
+
+
+def finite_argmax(x: Float[Array, "R D"], weight: PackedMatrix, cap: float | None) -> Int32[Array, " R"]:
+    """Returns the argmax of each row, -1 if its largest logit is not finite; see `roost.kernels.output_layer`."""
+    tokens, largest = argmax(x, weight.values, weight.scale, cap)
+    return jnp.where(jnp.isfinite(largest), tokens, _NO_TOKEN)
 
 
 def logits(
@@ -23,7 +44,7 @@ def logits(
     Args:
       x: Activations, in bfloat16 if the matrix is.
       values: Packed matrix, in int8 or bfloat16.
-      scale: Scale of each of the matrix's rows in int8; None in bfloat16.
+      scale: Scale of each row of the matrix in int8; None in bfloat16.
       cap: Soft cap; None for the products themselves.
       products: Way to compute products in bfloat16; None for the faster one here.
     """

@@ -3,8 +3,45 @@
 import jax.numpy as jnp
 from jaxtyping import Array, BFloat16, Float, Float32, UInt8
 
+from ..matrices import Matrix, PackedMatrix
+from ..matrices.packed import STRIP_OUTPUTS
 from .library import Products, call, in_pairs
-from .packing import STRIP_OUTPUTS
+
+
+def takes_product(x: Array, weight: Matrix, *others: Array | jnp.dtype | None) -> bool:
+    """Returns whether `product` supports the matrix: a packed one."""
+    return isinstance(weight, PackedMatrix)
+
+
+def product(
+    x: Float[Array, "R I"], weight: PackedMatrix, bias: Float32[Array, " O"] | None, dtype: jnp.dtype
+) -> Float[Array, "R O"]:
+    """Computes x · weightᵀ + bias; see `roost.kernels.product`."""
+    if weight.scale is None:
+        return bf16_product(x, weight.values, bias, dtype)
+    return int8_product(x, weight.values, weight.scale, bias, dtype)
+
+
+def takes_gated_mlp(x: Array, gate_up: Matrix, gate_up_bias: Array, down: Matrix, down_bias: Array | None) -> bool:
+    """Returns whether `gated_mlp` supports the matrices: packed, with whole strips of the gate and of the value."""
+    return isinstance(gate_up, PackedMatrix) and isinstance(down, PackedMatrix) and gate_up.num_strips % 2 == 0
+
+
+def gated_mlp(
+    x: Float[Array, "*rows D"],
+    gate_up: PackedMatrix,
+    gate_up_bias: Float32[Array, " F2"],
+    down: PackedMatrix,
+    down_bias: Float32[Array, " D"],
+) -> Float[Array, "*rows D"]:
+    """Computes down(gelu(gate(x)) * up(x)); see `roost.kernels.gated_mlp`."""
+    rows = x.reshape(-1, x.shape[-1])
+    if gate_up.scale is None or down.scale is None:
+        y = bf16_gated_mlp(rows, gate_up.values, gate_up_bias, down.values, down_bias)
+    else:
+        scales = gate_up.scale, down.scale
+        y = int8_gated_mlp(rows, gate_up.values, scales[0], gate_up_bias, down.values, scales[1], down_bias)
+    return y.reshape(x.shape)
 
 
 def int8_product(
@@ -19,7 +56,7 @@ def int8_product(
     Args:
       x: Activations in float32 or bfloat16.
       values: Packed int8 values of the matrix.
-      scale: Scale of each of the matrix's rows.
+      scale: Scale of each row of the matrix.
       bias: Bias of each output, or None.
       dtype: Dtype of the result, float32 or bfloat16.
     """

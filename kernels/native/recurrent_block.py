@@ -1,30 +1,39 @@
 """Recurrent block (arXiv 2402.19427, section 2.3) between its projections: convolution, gates, RG-LRU, gelu product."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int32
 
+from ..matrices import PackedGates
+from ..recurrent_block.weights import Recurrence, RecurrentWeights
 from ..rg_lru.sequential import log_decay_of
 
 
-class RecurrentWeights(NamedTuple):
-    """Weights of a recurrent block between its projections.
+def takes(
+    project: Callable[..., Array], weights: RecurrentWeights, conv: Array, h: Array, *others: Array | int
+) -> bool:
+    """Returns whether `recurrent_block` supports these weights: packed gates."""
+    return isinstance(weights.gate_weight, PackedGates)
 
-    Attributes:
-      conv_weight: Taps; see `causal_conv1d`.
-      conv_bias: Bias of the convolution.
-      gates: Packed weights of the gates; see `pack_gates`.
-      gate_bias: Biases of the gates.
-      a_param: Λ of the RG-LRU.
-    """
 
-    conv_weight: Float32[Array, "K E"]
-    conv_bias: Float32[Array, " E"]
-    gates: Float32[Array, "N S e 32"]
-    gate_bias: Float32[Array, "N e2"]
-    a_param: Float32[Array, " E"]
+def recurrent_block(
+    project: Callable[[jnp.dtype | None], Float[Array, "B T E2"]],
+    weights: RecurrentWeights,
+    conv: Float[Array, "K1 B E"],
+    h: Float32[Array, "B E"],
+    positions: Int32[Array, "B T"],
+    every: int,
+    groups: int,
+) -> Recurrence:
+    """Computes a step or a chunk per row; see `roost.kernels.recurrent_block`."""
+    xy = project(None)
+    if xy.shape[1] == 1:
+        return Recurrence(*recurrent_step(xy[:, 0], weights, conv, h, positions[:, 0]))
+    return Recurrence(*recurrent_chunk(xy, weights, conv, h, positions, every))
 
 
 def recurrent_step(
@@ -38,7 +47,7 @@ def recurrent_step(
 
     Args:
       xy: Input projections of the block, x first, in float32 or bfloat16.
-      weights: Weights of the block.
+      weights: Weights of the block, with packed gates.
       conv: State of the convolution, in the dtype of xy.
       h: State of the RG-LRU.
       positions: Positions of the tokens; rows with a negative position keep their state, and their output is 0.
@@ -70,7 +79,7 @@ def recurrent_chunk(
 
     Args:
       xy: Input projections of the block, x first, in float32 or bfloat16.
-      weights: Weights of the block.
+      weights: Weights of the block, with packed gates.
       conv: State of the convolution before the chunk, in the dtype of xy.
       h: State of the RG-LRU before the chunk.
       positions: Positions of the tokens; padding, with negative positions, comes last.
@@ -101,5 +110,6 @@ def _inputs(
     h: Float32[Array, "B E"],
     positions: Int32[Array, "*tokens"],
 ) -> tuple[Array, ...]:
-    *others, a_param = weights
-    return (xy, *others, log_decay_of(a_param), conv, h, positions)
+    conv_weight, conv_bias, gates, gate_bias, a_param = weights
+    assert isinstance(gates, PackedGates)
+    return xy, conv_weight, conv_bias, gates.values, gate_bias, log_decay_of(a_param), conv, h, positions

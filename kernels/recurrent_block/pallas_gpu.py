@@ -5,6 +5,7 @@ one tile and the channels of one gate block: first gates and h, from the inputs 
 and only then the new state of the convolution, which replaces the old one in place.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
@@ -14,8 +15,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Float32, Int32
 
+from ..matrices import PackedGates
 from ..precision import product_precision
 from ..rg_lru.sequential import decay_and_input, log_decay_of
+from .weights import Recurrence, RecurrentWeights
 
 ROWS: Final = 16
 """Rows of a program, the fewest of a product on tensor cores: programs for 128 rows about fill a GPU."""
@@ -33,13 +36,35 @@ STAGES: Final = 2
 """Blocks of weights in flight: the one that is multiplied, and the next."""
 
 
+def takes(
+    project: Callable[..., Array],
+    weights: RecurrentWeights,
+    conv: Array,
+    h: Array,
+    positions: Int32[Array, "B T"],
+    *others: int,
+) -> bool:
+    """Returns whether `recurrent_block_gpu` supports these: a single step, with gate blocks of multiples of 128."""
+    return positions.shape[1] == 1 and weights.gate_block % 128 == 0
+
+
+def recurrent_block_gpu(
+    project: Callable[[jnp.dtype | None], Float[Array, "B 1 E2"]],
+    weights: RecurrentWeights,
+    conv: Float[Array, "K1 P E"],
+    h: Float32[Array, "P E"],
+    positions: Int32[Array, "B 1"],
+    every: int,
+    groups: int,
+) -> Recurrence:
+    """Computes a step per row with one kernel; see `recurrent_block`."""
+    xy = project(jnp.dtype("float32"))[:, 0]
+    return Recurrence(*recurrent_step_gpu(xy, weights, conv, h, positions[:, 0], groups=groups))
+
+
 def recurrent_step_gpu(
     xy: Float[Array, "B E2"],
-    conv_weight: Float32[Array, "K E"],
-    conv_bias: Float32[Array, " E"],
-    gate_weight: Float[Array, "N e e2"],
-    gate_bias: Float32[Array, "N e2"],
-    a_param: Float32[Array, " E"],
+    weights: RecurrentWeights,
     conv: Float[Array, "K1 P E"],
     h: Float32[Array, "P E"],
     positions: Int32[Array, " B"],
@@ -49,9 +74,11 @@ def recurrent_step_gpu(
 ) -> tuple[Float[Array, "B E"], Float[Array, "K1 P E"], Float32[Array, "P E"]]:
     """Computes gelu(y) * RG-LRU(conv(x)) for one token per row; the state is updated in place.
 
-    Arguments and results are those of `recurrent_step_tpu`, with any numbers of rows; e is a multiple of 64. xy may be
-    float32, whatever the dtype of conv: it is rounded to that one, which is also that of the output.
+    Takes and returns the same as `recurrent_step_tpu`, with any numbers of rows; e is a multiple of 64. xy may be
+    float32 in any case: it is rounded to the dtype of conv, which is also that of the output.
     """
+    conv_weight, conv_bias, gate_weight, gate_bias, a_param = weights
+    assert not isinstance(gate_weight, PackedGates)
     rows, (pool, width) = xy.shape[0], h.shape
     blocks, size = gate_weight.shape[:2]
     own, elements = rows // groups, rows * width

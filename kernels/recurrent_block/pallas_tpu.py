@@ -11,11 +11,17 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Float32, Int32
 
+from ..causal_conv1d import next_state, states_at_boundaries
+from ..matrices import PackedGates
 from ..precision import product_precision
 from ..rg_lru.sequential import log_decay_of
+from .weights import Recurrence, RecurrentWeights
 
-_ROWS: Final = 128
-"""Maximum rows per block: with blocks of these, on-chip memory does not depend on the size of the batch."""
+_ELEMENTS: Final = 256 * 256
+"""Maximum elements of a block, so that on-chip memory does not depend on the size of the batch."""
+
+_CUT_ROWS: Final = 128
+"""Rows of blocks of which the last reaches past the end of a state."""
 
 _TILE: Final = 8
 """Time steps in a vector register."""
@@ -26,13 +32,35 @@ _LEAST: Final = 1e-37
 """Square of which a root is taken instead of 0."""
 
 
+def takes(
+    project: Callable[..., Array], weights: RecurrentWeights, conv: Array, h: Array, *others: Array | int
+) -> bool:
+    """Returns whether `recurrent_block_tpu` supports these weights: gate blocks of whole vector registers."""
+    return weights.gate_block % 128 == 0
+
+
+def recurrent_block_tpu(
+    project: Callable[[jnp.dtype | None], Float[Array, "B T E2"]],
+    weights: RecurrentWeights,
+    conv: Float[Array, "K1 P E"],
+    h: Float32[Array, "P E"],
+    positions: Int32[Array, "B T"],
+    every: int,
+    groups: int,
+) -> Recurrence:
+    """Computes a step or a chunk per row with one kernel; see `recurrent_block`."""
+    xy = project(None)
+    if xy.shape[1] == 1:
+        return Recurrence(*recurrent_step_tpu(xy[:, 0], weights, conv, h, positions[:, 0], groups=groups))
+    mixed, new_h, kept_h = recurrent_chunk_tpu(xy, weights, conv, h, positions, every=every)
+    x = xy[..., : h.shape[1]]
+    kept_conv = states_at_boundaries(x, conv, positions, every)
+    return Recurrence(mixed, next_state(x, conv, positions), new_h, kept_conv, kept_h)
+
+
 def recurrent_step_tpu(
     xy: Float[Array, "B E2"],
-    conv_weight: Float32[Array, "K E"],
-    conv_bias: Float32[Array, " E"],
-    gate_weight: Float[Array, "N e e2"],
-    gate_bias: Float32[Array, "N e2"],
-    a_param: Float32[Array, " E"],
+    weights: RecurrentWeights,
     conv: Float[Array, "K1 P E"],
     h: Float32[Array, "P E"],
     positions: Int32[Array, " B"],
@@ -42,16 +70,12 @@ def recurrent_step_tpu(
 ) -> tuple[Float[Array, "B E"], Float[Array, "K1 P E"], Float32[Array, "P E"]]:
     """Computes gelu(y) * RG-LRU(conv(x)) for one token per row; the state is updated in place.
 
-    Of a state with P > B rows, only those of the tokens are read and written: the first B / G of each of G groups of
-    P / G rows. B / G and, with several groups, P / G are then multiples of 8.
+    A state may have P > B rows, in G groups of P / G rows. The kernel then reads and writes the first B / G rows of
+    every group. B / G and, with several groups, P / G are multiples of 8.
 
     Args:
       xy: Input projections of the block, x first.
-      conv_weight: Taps; see `causal_conv1d`.
-      conv_bias: Bias of the convolution.
-      gate_weight: Weights of the N diagonal gate blocks, the input gate's columns first.
-      gate_bias: Biases of the gates.
-      a_param: Λ of the RG-LRU.
+      weights: Weights of the block.
       conv: State of the convolution.
       h: State of the RG-LRU.
       positions: Positions of the tokens; rows with a negative position keep their state, and their output is undefined.
@@ -61,10 +85,12 @@ def recurrent_step_tpu(
     Returns:
       Inputs of the output projection, in the dtype of xy; the new conv; the new h.
     """
+    conv_weight, conv_bias, gate_weight, gate_bias, a_param = weights
+    assert not isinstance(gate_weight, PackedGates)
     rows, width = xy.shape[0], h.shape[1]
     blocks, size = gate_weight.shape[:2]
     taps = conv_weight.shape[0]
-    block, place = _row_blocks(rows, h.shape[0], groups)
+    block, place = _row_blocks(rows, h.shape[0], groups, size)
     channels = pl.BlockSpec((block, size), lambda n, b: (b, n))
     gate = pl.BlockSpec((block, size), lambda n, b: (b, blocks + n))
     state = pl.BlockSpec((block, size), lambda n, b: (place(b), n))
@@ -110,21 +136,29 @@ def recurrent_step_tpu(
     return out, new_conv, new_h
 
 
-def _row_blocks(rows: int, pool: int, groups: int) -> tuple[int, Callable[[Any], Any]]:
+def _row_blocks(rows: int, pool: int, groups: int, size: int) -> tuple[int, Callable[[Any], Any]]:
     """Returns the rows per grid step of `recurrent_step_tpu`, and a function from a step to its block of the state.
 
-    The last block of a whole state may reach past its end. That of some rows may not: it would write rows behind them.
+    Blocks divide the rows. If only small ones do, the last block of a whole state reaches past its end instead. That of
+    some rows may not: it would write rows behind them.
     """
+    most = max(_ELEMENTS // size, 8) // 8 * 8
     if rows == pool:
-        return min(rows, _ROWS), lambda b: b
+        block = _divisor(rows, most)
+        return (block if block >= min(rows, most // 4) else _CUT_ROWS), lambda b: b
     own, group = rows // groups, pool // groups
-    block = math.gcd(own, _ROWS) if groups == 1 else math.gcd(own, group, _ROWS)
+    block = _divisor(own if groups == 1 else math.gcd(own, group), most)
 
     def place(b: Any) -> Any:
         count = jnp.int32(own // block)
         return jax.lax.div(b, count) * (group // block) + jax.lax.rem(b, count)
 
     return block, place
+
+
+def _divisor(rows: int, most: int) -> int:
+    """Returns `rows` up to `most`, and of more rows the largest divisor that is a multiple of 8; 0 if there is none."""
+    return rows if rows <= most else next((n for n in range(most, 0, -8) if rows % n == 0), 0)
 
 
 def _step_kernel(
@@ -152,11 +186,7 @@ def _step_kernel(
 
 def recurrent_chunk_tpu(
     xy: Float[Array, "B T E2"],
-    conv_weight: Float32[Array, "K E"],
-    conv_bias: Float32[Array, " E"],
-    gate_weight: Float[Array, "N e e2"],
-    gate_bias: Float32[Array, "N e2"],
-    a_param: Float32[Array, " E"],
+    weights: RecurrentWeights,
     conv: Float[Array, "K1 B E"],
     h: Float32[Array, "B E"],
     positions: Int32[Array, "B T"],
@@ -173,11 +203,7 @@ def recurrent_chunk_tpu(
 
     Args:
       xy: Input projections of the block, x first.
-      conv_weight: Taps; see `causal_conv1d`.
-      conv_bias: Bias of the convolution.
-      gate_weight: Weights of the N diagonal gate blocks, the input gate's columns first.
-      gate_bias: Biases of the gates.
-      a_param: Λ of the RG-LRU.
+      weights: Weights of the block.
       conv: State of the convolution.
       h: State of the RG-LRU.
       positions: Positions of the tokens; see `roost.kernels`. No document begins inside a row.
@@ -188,6 +214,8 @@ def recurrent_chunk_tpu(
       Inputs of the output projection, in the dtype of xy; the new h; and h after every `every` steps, with
       M = ceil(T / every).
     """
+    conv_weight, conv_bias, gate_weight, gate_bias, a_param = weights
+    assert not isinstance(gate_weight, PackedGates)
     rows, steps, width = xy.shape[0], xy.shape[1], h.shape[1]
     blocks, size = gate_weight.shape[:2]
     taps = conv_weight.shape[0]

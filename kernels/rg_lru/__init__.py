@@ -36,6 +36,7 @@ def rg_lru(
     Returns:
       h of every step, and the last h of each row.
     """
-    scan = rg_lru_sequential if backend.rg_lru is None or x.shape[1] == 1 else backend.rg_lru
-    result: tuple[Array, Array] = scan(x, input_gate, recurrence_gate, log_decay, h0, positions)
-    return result
+    inputs = (x, input_gate, recurrence_gate, log_decay, h0, positions)
+    if x.shape[1] == 1:
+        return rg_lru_sequential(*inputs)
+    return backend.dispatch("rg_lru", rg_lru_sequential, *inputs)

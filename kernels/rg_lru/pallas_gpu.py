@@ -27,7 +27,7 @@ STEPS: Final = 16
 """Steps of a segment. Their inputs and composed maps take 113 of a thread's 255 registers."""
 
 MAX_WARPS: Final = 8
-"""Maximum number of warps of a program: two for each of a multiprocessor's four schedulers."""
+"""Maximum number of warps of a program: two for each scheduler of a multiprocessor, which has four."""
 
 type _Map = tuple[Array, Array]
 """The maps h -> a * h + b of all segments and channels, as a and b of shape `[S, C]`."""

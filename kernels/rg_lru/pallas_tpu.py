@@ -73,7 +73,7 @@ def _kernel(
     positions: Any, x: Any, input_gate: Any, recurrence_gate: Any, log_decay: Any, h0: Any, y: Any, last: Any,
     decay: Any, gated: Any, *, block: int,
 ) -> None:  # fmt: skip
-    """Computes a block's coefficients at once, then one multiply-add per step; `last` carries h between blocks."""
+    """Computes all coefficients of a block, then one multiply-add per step; `last` carries h between blocks."""
     row, block_index = pl.program_id(0), pl.program_id(2)
     first = (row * pl.num_programs(2) + block_index) * block
 

@@ -1,4 +1,4 @@
-"""RG-LRU as a loop over time: the same bits however a sequence is split, and the fastest form measured on CPUs."""
+"""RG-LRU as a loop over time: bits that no split of a sequence changes, and the fastest form measured on CPUs."""
 
 from typing import Final
 

@@ -7,12 +7,14 @@ Letters in shapes: R rows, V vocabulary, W words of a token mask (32 tokens each
 places of a list.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final, NamedTuple
 
 from jaxtyping import Array, Bool, Float32, Int32, UInt32
 
-__all__ = ["NUMBERS", "SamplingInputs"]
+from ..backend import Backend
+
+__all__ = ["NUMBERS", "Choice", "SamplingInputs", "choose_tokens", "reads_logits_once"]
 
 NUMBERS: Final = frozenset(
     {
@@ -27,6 +29,10 @@ NUMBERS: Final = frozenset(
     }
 )
 """Names of the sampling fields that the kernel reads. While there is another one, XLA chooses all tokens."""
+
+type Choice = tuple[Int32[Array, " R"], Float32[Array, " R"]]
+"""The tokens; and the highest logits after the logits processors, which are not finite if one of a row is NaN or
+infinity, and -inf if no token may be chosen. Both are arbitrary in rows that are not active."""
 
 
 class SamplingInputs(NamedTuple):
@@ -59,3 +65,27 @@ class SamplingInputs(NamedTuple):
     in_prompt: UInt32[Array, "R W"]
     is_masked: Bool[Array, " R"]
     allowed: UInt32[Array, "R W"]
+
+
+def choose_tokens(
+    logits: Float32[Array, "R V"],
+    fields: Collection[str],
+    inputs: Callable[[], SamplingInputs],
+    xla: Callable[[], Choice],
+    backend: Backend,
+) -> Choice:
+    """Chooses a token for every row.
+
+    Args:
+      logits: The model's own.
+      fields: Names of the sampling fields that decide about tokens.
+      inputs: Returns everything but logits that decides which token a row gets.
+      xla: Chooses with XLA.
+      backend: Backend of the kernels.
+    """
+    return backend.dispatch("sample", lambda *_: xla(), logits, fields, inputs)
+
+
+def reads_logits_once(backend: Backend) -> bool:
+    """Returns whether a kernel chooses the tokens, so that the step keeps no copies of the logits."""
+    return "sample" in backend.names

@@ -89,7 +89,7 @@ def invert(weights: Tiles, cut: Column, uniform: Column, running: Any) -> Tokens
 
 
 def _pick_lane(sums: Tile, uniform: Column) -> tuple[Tokens, Column]:
-    """Returns the lane at which the running sum of lanes passes `uniform` of the whole, and what is left of that."""
+    """Returns the lane at which the running sum of lanes passes `uniform` of the whole, and the rest of that."""
     running = sums
     for distance in (1, 2, 4, 8, 16, 32, 64):
         running = running + jnp.where(lanes() >= distance, pltpu.roll(running, distance, 1), 0.0)
@@ -103,7 +103,7 @@ def _pick_lane(sums: Tile, uniform: Column) -> tuple[Tokens, Column]:
 
 
 def _pick_chunk(running: Any, chunks: int, left: Column, in_lane: Array) -> tuple[Tokens, Column]:
-    """Returns the chunk of the lane at which its running sum passes `left`, and what is left of that."""
+    """Returns the chunk of the lane at which its running sum passes `left`, and the rest of that."""
     wide = widened(left)
 
     def pass_over(chunk: Index, state: tuple[Tile, Tile]) -> tuple[Tile, Tile]:

@@ -1,6 +1,6 @@
 """Sampler for TPUs: reads the logits once, 8 rows at a time, and does the rest in on-chip memory."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from enum import IntEnum
 from functools import partial
 from typing import Any, Final
@@ -11,7 +11,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float32, Int32, UInt32
 
-from . import SamplingInputs
+from . import NUMBERS, Choice, SamplingInputs
 from .draw import Tokens, copy_and_summarize, invert, most_likely, weigh
 from .processors import IdLists, add_biases, apply_token_mask, lane_masks, mask_stop_ids, penalize
 from .tiles import LANES, ROWS, Column, Tile, Tiles, num_chunks, padded_size
@@ -44,19 +44,25 @@ class _Need(IntEnum):
     PROCESSORS = 10
 
 
-def sample_tpu(
-    logits: Float32[Array, "R V"], inputs: SamplingInputs, *, interpret: Any = False
-) -> tuple[Int32[Array, " R"], Float32[Array, " R"]]:
+def takes_fields(logits: Array, fields: Collection[str], inputs: Callable[[], SamplingInputs]) -> bool:
+    """Returns whether the kernel reads all of these sampling fields."""
+    return NUMBERS.issuperset(fields)
+
+
+def choose_tokens_tpu(
+    logits: Float32[Array, "R V"], fields: Collection[str], inputs: Callable[[], SamplingInputs]
+) -> Choice:
+    """Chooses a token for every row; see `choose_tokens`."""
+    return sample_tpu(logits, inputs())
+
+
+def sample_tpu(logits: Float32[Array, "R V"], inputs: SamplingInputs, *, interpret: Any = False) -> Choice:
     """Chooses a token for every row.
 
     Args:
       logits: The model's own.
       inputs: Everything else that decides about the tokens.
       interpret: See `pallas_call`.
-
-    Returns:
-      The tokens; and the highest logits after the logits processors, which are not finite if one of a row is NaN or
-      infinity, and -inf if no token may be chosen. Both are arbitrary in rows that are not active.
     """
     count, vocab = logits.shape
     width = padded_size(vocab)

@@ -127,9 +127,9 @@ class Tiles:
         """Reduces over tiles, lane by lane.
 
         Args:
-          value: Computes what a tile adds to the result.
+          value: Computes a tile's share of the result.
           combine: Combines two results.
-          neutral: Result of no tiles.
+          neutral: Result without tiles.
         """
 
         def step(chunk: Index, results: tuple[Any, ...]) -> tuple[Any, ...]:

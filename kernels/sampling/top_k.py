@@ -1,4 +1,4 @@
-"""The k largest elements of long rows without sorting the rows, for GPUs, where XLA sorts whole rows for them."""
+"""The k largest elements of rows; on GPUs without sorting long rows, as XLA does there."""
 
 from typing import Final
 
@@ -6,8 +6,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, Int32
 
+from ..backend import XLA, Backend
+
 _BLOCK: Final = 64
 """Elements of a block: with as many as k, a vocabulary of 256,000 has about as many blocks as candidates."""
+
+
+def top_k(
+    x: Float32[Array, "*rows C"], k: int, backend: Backend = XLA
+) -> tuple[Float32[Array, "*rows k"], Int32[Array, "*rows k"]]:
+    """Returns the k largest elements and their places; of equal ones, the first.
+
+    The barrier hides the use of the result. Otherwise XLA for TPUs merges it with a following slice, and then
+    sorts whole rows.
+    """
+    largest, places = jax.lax.optimization_barrier(tuple(backend.dispatch("top_k", jax.lax.top_k, x, k)))
+    return largest, places
 
 
 def top_k_by_blocks(x: Float32[Array, "*rows C"], k: int) -> tuple[Float32[Array, "*rows k"], Int32[Array, "*rows k"]]:
@@ -16,7 +30,7 @@ def top_k_by_blocks(x: Float32[Array, "*rows C"], k: int) -> tuple[Float32[Array
     With k = 1, NaN is the largest; with more, the result is arbitrary in rows with NaN.
 
     The k blocks with the largest maxima, of equal ones the first, hold all of them: for an element of another block,
-    each of these has one that is larger, or equal and before it.
+    every one of these blocks has one that is larger, or equal and before it.
 
     Args:
       x: Rows.

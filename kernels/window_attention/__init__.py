@@ -1,19 +1,38 @@
-"""Local multi-query attention (arXiv 2402.19427, section 2.3) over a ring of keys and values.
+"""Local attention (arXiv 2402.19427, section 2.3) over a ring of keys and values, with one key head or several.
 
 A ring is `[B, W, d]`: the key of position p is in row p mod W. A query at position p sees the W + 1 keys of positions
 p - W … p, both included. A decode step therefore attends first, and then writes its own key over that of p - W.
+
+With G > 1 key heads, keys, values and rings have an axis of G after that of the rows, and query heads n N / G to
+(n + 1) N / G - 1 share key head n. Kernels get the key heads as rows; see `key_heads`.
 """
 
-from collections.abc import Callable
+from functools import partial
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
-from .. import native
 from ..backend import XLA, Backend
-from .int8 import Int8Vectors, Vectors, pack, quantize, unpack, with_token_axis
-from .ring import Blocks, Rings, block_sizes, first_rings, join_ring, split_ring, write_blocks, write_ring, zero_ring
+from .int8 import Int8Vectors, Vectors, pack, quantize, unpack
+from .key_heads import (
+    for_each_head,
+    heads_as_rows,
+    num_key_heads,
+    outputs_of_rows,
+    queries_by_key_head,
+    rows_as_heads,
+)
+from .ring import (
+    Blocks,
+    Rings,
+    block_sizes,
+    join_ring,
+    put_tokens,
+    read_blocks,
+    split_ring,
+    write_blocks,
+    write_ring,
+    zero_ring,
+)
 from .xla import decode_attention_xla, prefill_attention_xla
 
 __all__ = [
@@ -23,20 +42,28 @@ __all__ = [
     "Vectors",
     "block_sizes",
     "decode_attention",
+    "for_each_head",
+    "heads_as_rows",
     "join_ring",
+    "num_key_heads",
     "pack",
     "prefill_attention",
+    "put_tokens",
     "quantize",
+    "read_blocks",
+    "rows_as_heads",
     "split_ring",
     "unpack",
+    "write_blocks",
+    "write_window",
     "zero_ring",
 ]
 
 
 def decode_attention(
     q: Float[Array, "B N d"],
-    k: Float[Array, "B d"] | Int8Vectors,
-    v: Float[Array, "B d"] | Int8Vectors,
+    k: Float[Array, "B *G d"] | Int8Vectors,
+    v: Float[Array, "B *G d"] | Int8Vectors,
     rings: tuple[Blocks, ...],
     positions: Int32[Array, " B"],
     backend: Backend = XLA,
@@ -57,46 +84,17 @@ def decode_attention(
     Returns:
       Outputs of the heads, in float32 or the dtype of q, and the rings.
     """
-    kernel, multiple = backend.decode_attention, backend.ring_multiple
-    if isinstance(k, Int8Vectors):
-        kernel, multiple = backend.decode_attention_int8, backend.ring_multiple_int8
-    if kernel is not None and rings[0][0][0].shape[1] % multiple == 0:
-        ((whole,),) = rings
-        out, whole = kernel(q, k, v, *whole, positions)
-        return out, ((whole,),)
-    if _has_native_kernel(backend, q, rings[0][0][0]):
-        attend: Callable[..., tuple[Array, tuple[Blocks, ...]]] = native.decode_attention
-        return attend(q, k, v, rings, positions)
-    sizes = [blocks[0][0].shape[0] for blocks in rings]
-    starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    rows = [slice(start, start + size) for start, size in zip(starts, sizes, strict=True)]
-    parts = [
-        decode_attention_xla(q[r], _rows(k, r), _rows(v, r), first_rings(blocks, q[r].shape[0]), positions[r])
-        for r, blocks in zip(rows, rings, strict=True)
-    ]
-    out = parts[0] if len(parts) == 1 else jnp.concatenate(parts)
-    out, k, v = jax.lax.optimization_barrier((out, k, v))  # reads before writes: no copy of the rings
-    new_k, new_v = with_token_axis(k), with_token_axis(v)
-    written = [
-        write_blocks(blocks, _rows(new_k, r), _rows(new_v, r), positions[r, None], positions[r])
-        for r, blocks in zip(rows, rings, strict=True)
-    ]
-    return out, tuple(written)
-
-
-def _rows[Tree](tree: Tree, rows: slice) -> Tree:
-    taken: Tree = jax.tree.map(lambda x: x[rows], tree)
-    return taken
-
-
-def _has_native_kernel(backend: Backend, q: Float[Array, "*rows N d"], keys: Vectors) -> bool:
-    return backend.is_native and {q.dtype, keys.dtype} == {jnp.dtype(jnp.bfloat16)} and q.shape[-1] % 16 == 0
+    heads = num_key_heads(rings[0][0][0])
+    k, v, rings = heads_as_rows((k, v, rings), heads)
+    rows = queries_by_key_head(q, heads), k, v, rings, for_each_head(positions, heads)
+    mixed, written = backend.dispatch("decode_attention", decode_attention_xla, *rows)
+    return outputs_of_rows(mixed, heads), rows_as_heads(written, heads)
 
 
 def prefill_attention(
     q: Float[Array, "B T N d"],
-    k: Float[Array, "B T d"] | Int8Vectors,
-    v: Float[Array, "B T d"] | Int8Vectors,
+    k: Float[Array, "B *G T d"] | Int8Vectors,
+    v: Float[Array, "B *G T d"] | Int8Vectors,
     rings: Rings,
     positions: Int32[Array, "B T"],
     block: int,
@@ -117,12 +115,17 @@ def prefill_attention(
     Returns:
       Outputs of the heads, in float32 or the dtype of q, and the rings.
     """
-    if _has_native_kernel(backend, q, rings[0]):
-        attend: Callable[..., Array] = native.prefill_attention
-        mixed = attend(q, k, v, *rings, positions)
-        mixed, k, v = jax.lax.optimization_barrier((mixed, k, v))  # reads before writes: no copy of the rings
-        return mixed, write_ring(rings, k, v, positions, positions[:, 0])
-    if backend.prefill_attention is None or (isinstance(k, Int8Vectors) and not backend.prefills_int8):
-        return prefill_attention_xla(q, k, v, rings, positions, block)
-    out = backend.prefill_attention(q, k, v, *rings, positions)
-    return out, write_ring(rings, k, v, positions, positions[:, 0])
+    xla = partial(prefill_attention_xla, block=block)
+    heads = num_key_heads(rings[0])
+    k, v, rings = heads_as_rows((k, v, rings), heads)
+    rows = queries_by_key_head(q, heads), k, v, rings, for_each_head(positions, heads)
+    mixed, written = backend.dispatch("prefill_attention", xla, *rows)
+    return outputs_of_rows(mixed, heads), rows_as_heads(written, heads)
+
+
+def write_window(rings: Rings, k: Vectors, v: Vectors, positions: Int32[Array, "B T"]) -> Rings:
+    """Writes a chunk into the rings as `prefill_attention` does, without attending."""
+    heads = num_key_heads(rings[0])
+    rings, k, v = heads_as_rows((rings, k, v), heads)
+    each = for_each_head(positions, heads)
+    return rows_as_heads(write_ring(rings, k, v, each, each[:, 0]), heads)

@@ -18,11 +18,11 @@ SCALE_BYTES: Final = 4
 
 
 class Int8Vectors(NamedTuple):
-    """Keys or values of tokens in int8, with their scales. The one head has an axis in the scales only.
+    """Keys or values of tokens in int8, with their scales. A single key head has an axis in the scales only.
 
     Attributes:
-      values: Vectors: `[B, d]` for one token per row, `[B, T, d]` for several.
-      scale: Factors of the vectors: `[B, 1]` or `[B, 1, T]`. Tokens are the last axis, as they are in scores.
+      values: Vectors: `[B, d]` for one token per row, `[B, T, d]` for several. G > 1 key heads are an axis after B.
+      scale: Factors of the vectors: `[B, 1]` or `[B, 1, T]`, likewise. Tokens are the last axis, as they are in scores.
     """
 
     values: Int8[Array, "*rows d"]
@@ -46,25 +46,33 @@ type Vectors = Float[Array, "..."] | Int8Vectors
 
 
 def quantize(x: Float[Array, "*rows d"]) -> Int8Vectors:
-    """Quantises vectors `[B, d]` or `[B, T, d]`; see `round_to_int8`."""
+    """Quantises vectors `[B, d]` or `[B, T, d]` of one key head; see `round_to_int8`."""
     values, scale = round_to_int8(x)
     return Int8Vectors(values, scale if x.ndim == 2 else jnp.swapaxes(scale, 1, 2))
 
 
 def pack(x: Vectors) -> Array:
-    """Returns vectors of several tokens as one array; int8 vectors have the bytes of their scale behind them."""
-    if not isinstance(x, Int8Vectors):
-        return x
-    scale = jax.lax.bitcast_convert_type(x.scale[:, 0], jnp.int8)
+    """Returns vectors of several tokens as one array; int8 vectors have the bytes of their scale behind them.
+
+    Returns:
+      Array `[B, T, ...]`; with G > 1 key heads, `[B, T, G, ...]`.
+    """
+    packed = x if not isinstance(x, Int8Vectors) else _with_scale_bytes(x)
+    return packed if packed.ndim == 3 else jnp.swapaxes(packed, 1, 2)
+
+
+def _with_scale_bytes(x: Int8Vectors) -> Int8[Array, "*rows T d_plus_4"]:
+    scale = jax.lax.bitcast_convert_type(x.scale[..., 0, :], jnp.int8)
     return jnp.concatenate([x.values, scale], axis=-1)
 
 
 def unpack(packed: Array) -> Vectors:
     """Returns the vectors of an array from `pack`."""
-    if packed.dtype != jnp.int8:
-        return packed
-    values, scale = packed[..., :-SCALE_BYTES], packed[..., -SCALE_BYTES:]
-    return Int8Vectors(values, jax.lax.bitcast_convert_type(scale, jnp.float32)[:, None])
+    vectors = packed if packed.ndim == 3 else jnp.swapaxes(packed, 1, 2)
+    if vectors.dtype != jnp.int8:
+        return vectors
+    values, scale = vectors[..., :-SCALE_BYTES], vectors[..., -SCALE_BYTES:]
+    return Int8Vectors(values, jax.lax.bitcast_convert_type(scale, jnp.float32)[..., None, :])
 
 
 def with_token_axis(x: Vectors) -> Vectors:
@@ -79,9 +87,10 @@ def map_tokens(function: Callable[..., Any], first: Vectors, *others: Vectors) -
       function: Takes the axis of the tokens, then arrays.
       first, others: Vectors of several tokens, all of one kind.
     """
+    axis = len(first.shape) - 2
     if not isinstance(first, Int8Vectors):
-        return function(1, first, *others)
+        return function(axis, first, *others)
     rest = [other for other in others if isinstance(other, Int8Vectors)]
     assert len(rest) == len(others)
-    values = function(1, first.values, *(other.values for other in rest))
-    return Int8Vectors(values, function(2, first.scale, *(other.scale for other in rest)))
+    values = function(axis, first.values, *(other.values for other in rest))
+    return Int8Vectors(values, function(axis + 1, first.scale, *(other.scale for other in rest)))

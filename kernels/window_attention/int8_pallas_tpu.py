@@ -18,6 +18,9 @@ from .tpu_grid import RingWalk, block_of, busy_rows_first, row_index
 INT8_RING_MULTIPLE: Final = 128
 """Number of which windows are multiples: a copied tile of scales has that many."""
 
+MAX_INT8_RING_BLOCK: Final = 1024
+"""Maximum rows of a block in which decode attention reads a ring."""
+
 _TILE: Final = 32
 """Rows of a ring that are copied together: on-chip memory holds whole tiles, in int8 of 32 rows."""
 
@@ -55,7 +58,7 @@ def decode_attention_int8_tpu(
     """
     rows, heads, size = q.shape
     window = ring_k.shape[1]
-    walk, scalars = RingWalk.over(window, 1024), busy_rows_first(positions)
+    walk, scalars = RingWalk.over(window, MAX_INT8_RING_BLOCK), busy_rows_first(positions)
     tile, lanes = (n if window % n == 0 else window for n in (_TILE, INT8_RING_MULTIPLE))
     query, own = (pl.BlockSpec((1, n, size), row_index) for n in (heads, 1))
     ring = pl.BlockSpec((1, walk.block, size), walk.ring_index)
@@ -177,4 +180,7 @@ def _kernel(
     @pl.when(works & (j == pl.num_programs(1) - 1))
     def finish() -> None:
         out[0] = (mixed[...] / total[...]).astype(out.dtype)
-        pl.when(i == count[0] - 1)(wait)
+
+    @pl.when((i == count[0] - 1) & (j == pl.num_programs(1) - 1))
+    def wait_for_last() -> None:
+        wait()

@@ -38,13 +38,13 @@ STAGES: Final = 2
 """Blocks of keys and values in flight: the one that is computed with, and the next."""
 
 SCRATCH_BYTES: Final = 4 * 1024
-"""Bytes of shared memory beside queries, keys and values, which reductions and changes of layout take."""
+"""Bytes of shared memory, in addition to queries, keys and values, which reductions and changes of layout take."""
 
 PROGRAMS_PER_MULTIPROCESSOR: Final = 2
 """Minimum number of programs in decode per multiprocessor; with few rows, several programs share a ring."""
 
 MIN_SPAN: Final = 128
-"""Minimum keys of a program's span of a ring, so that it writes at most an eighth of what it reads (up to 16 heads)."""
+"""Minimum keys of a program's span of a ring, so that with up to 16 heads it writes at most an eighth of its reads."""
 
 
 def decode_attention_gpu(

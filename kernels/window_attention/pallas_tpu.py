@@ -23,6 +23,9 @@ _MAX_QUERY_BYTES: Final = 2560 * 256 * 2
 _LANES: Final = 128
 """Lanes of a vector register."""
 
+MAX_RING_BLOCK: Final = 512
+"""Maximum rows of a block in which decode attention reads a ring."""
+
 RING_TILE: Final = 16
 """Rows of a ring that are copied together: on-chip memory holds whole tiles, in bfloat16 of 16 rows."""
 
@@ -61,7 +64,7 @@ def decode_attention_tpu(
     """
     rows, heads, size = q.shape
     window = ring_k.shape[1]
-    walk, scalars = RingWalk.over(window, 512), busy_rows_first(positions)
+    walk, scalars = RingWalk.over(window, MAX_RING_BLOCK), busy_rows_first(positions)
     tile = RING_TILE if window % RING_TILE == 0 else window
     query, own = (pl.BlockSpec((1, n, size), row_index) for n in (heads, 1))
     ring = pl.BlockSpec((1, walk.block, size), walk.ring_index)
@@ -150,7 +153,10 @@ def _decode_kernel(
     @pl.when(works & (j == pl.num_programs(1) - 1))
     def finish() -> None:
         out[0] = (mixed[...] / total[...]).astype(out.dtype)
-        pl.when(i == count[0] - 1)(wait)
+
+    @pl.when((i == count[0] - 1) & (j == pl.num_programs(1) - 1))
+    def wait_for_last() -> None:
+        wait()
 
 
 def iota(shape: tuple[int, ...], axis: int) -> Array:
@@ -243,7 +249,7 @@ def prefill_attention_tpu(
 def _prefill_kernel(begin: Any, q: Any, keys: Any, values: Any, *refs: Any, window: int) -> None:
     """Kernel of `prefill_attention_tpu`: an online softmax over `queries` tokens with all their heads.
 
-    Blocks that all queries see need no mask of their own. A query that sees no key of its first blocks collects values
+    Blocks that all queries see need no mask. A query that sees no key of its first blocks collects values
     with a weight that its first visible key makes 0.
     """
     *scales, out, top, total, mixed = refs

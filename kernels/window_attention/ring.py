@@ -9,17 +9,28 @@ from jaxtyping import Array, Float, Int32
 
 from .int8 import Int8Vectors, Vectors, map_tokens
 
-Rings = tuple[Float[Array, "P W d"] | Int8Vectors, Float[Array, "P W d"] | Int8Vectors]
-"""Keys and values of whole rings; a decode step takes P ≥ B rings, of which the first B belong to its rows."""
+Rings = tuple[Float[Array, "P *G W d"] | Int8Vectors, Float[Array, "P *G W d"] | Int8Vectors]
+"""Keys and values of whole rings; a decode step takes P ≥ B rings, of which the first B belong to its rows.
 
-Blocks = tuple[tuple[Float[Array, "_ _ d"] | Int8Vectors, Float[Array, "_ _ d"] | Int8Vectors], ...]
+Only outside kernels, rings of several key heads have an axis of them; see `key_heads`."""
+
+Blocks = tuple[tuple[Float[Array, "_ ... d"] | Int8Vectors, Float[Array, "_ ... d"] | Int8Vectors], ...]
 """Keys and values of rings split along W, so that blocks not filled yet need not be read."""
 
 
-def zero_ring(rows: int, size: int, head_dim: int, dtype: jnp.dtype) -> Vectors:
-    """Returns empty keys or values of rings `[rows, size, head_dim]`, with scales if `dtype` is int8."""
-    zeros = jnp.zeros((rows, size, head_dim), dtype)
-    return Int8Vectors(zeros, jnp.zeros((rows, 1, size), jnp.float32)) if dtype == jnp.int8 else zeros
+def zero_ring(rows: int, size: int, head_dim: int, dtype: jnp.dtype, heads: int = 1) -> Vectors:
+    """Returns empty keys or values of rings, with scales if `dtype` is int8.
+
+    Args:
+      rows: Number of rings of each key head.
+      size: Rows of a ring.
+      head_dim: Size of a head.
+      dtype: Dtype of the rings.
+      heads: Number of key heads, which have an axis if there are several.
+    """
+    rings = (rows,) if heads == 1 else (rows, heads)
+    zeros = jnp.zeros((*rings, size, head_dim), dtype)
+    return Int8Vectors(zeros, jnp.zeros((*rings, 1, size), jnp.float32)) if dtype == jnp.int8 else zeros
 
 
 def block_sizes(length: int, first: int) -> tuple[int, ...]:
@@ -109,6 +120,41 @@ def write_blocks(
 
     starts = [sum(keys.shape[1] for keys, _ in blocks[:i]) for i in range(len(blocks))]
     return tuple((write(keys, k, at), write(values, v, at)) for (keys, values), at in zip(blocks, starts, strict=True))
+
+
+def read_blocks(blocks: Blocks, start: Int32[Array, " B"], count: int) -> tuple[Vectors, Vectors]:
+    """Returns what rings split into blocks hold for `count` positions: keys and values as `write_blocks` takes them.
+
+    Args:
+      blocks: Rings of the rows and maybe of others behind them.
+      start: First position of each row.
+      count: Number of positions, at most W.
+    """
+    sizes = [keys.shape[1] for keys, _ in blocks]
+    slot, row = (start[:, None] + jnp.arange(count)) % sum(sizes), jnp.arange(start.shape[0])[:, None]
+
+    def read(axis: int, *parts: Array) -> Array:
+        taken, at = None, 0
+        for part, size in zip(parts, sizes, strict=True):
+            local = jnp.clip(slot - at, 0, size - 1)
+            own = part[row, local] if axis == 1 else part[row, 0, local][:, None]
+            is_here = (slot >= at)[..., None] if axis == 1 else (slot >= at)[:, None]
+            taken, at = own if taken is None else jnp.where(is_here, own, taken), at + size
+        assert taken is not None
+        return taken
+
+    keys, values = zip(*blocks, strict=True)
+    return map_tokens(read, *keys), map_tokens(read, *values)
+
+
+def put_tokens(vectors: Vectors, new: Vectors, at: Int32[Array, ""]) -> Vectors:
+    """Returns vectors of several tokens with those from index `at` on replaced."""
+
+    def put(axis: int, vectors: Array, new: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(vectors, new, at, axis)
+
+    replaced: Vectors = map_tokens(put, vectors, new)
+    return replaced
 
 
 def in_order(ring: Vectors, new: Vectors, start: Int32[Array, " B"], multiple: int) -> Any:

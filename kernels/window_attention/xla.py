@@ -10,8 +10,17 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from ..precision import product_precision
 from ..tree_reduce import max_last, sum_last
-from .int8 import Int8Vectors, Vectors, map_tokens
-from .ring import Blocks, Rings, block_sizes, concatenate_rings, slice_ring, write_ring
+from .int8 import Int8Vectors, Vectors, map_tokens, with_token_axis
+from .ring import (
+    Blocks,
+    Rings,
+    block_sizes,
+    concatenate_rings,
+    first_rings,
+    slice_ring,
+    write_blocks,
+    write_ring,
+)
 from .softmax import MASKED
 
 _FIRST_ROWS: Final = 256
@@ -22,16 +31,46 @@ def decode_attention_xla(
     q: Float[Array, "B N d"],
     k: Float[Array, "B d"] | Int8Vectors,
     v: Float[Array, "B d"] | Int8Vectors,
+    rings: tuple[Blocks, ...],
+    positions: Int32[Array, " B"],
+) -> tuple[Float32[Array, "B N d"], tuple[Blocks, ...]]:
+    """Returns outputs of one query per row, and the rings with the new keys; see `decode_attention`."""
+    sizes = [blocks[0][0].shape[0] for blocks in rings]
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    rows = [slice(start, start + size) for start, size in zip(starts, sizes, strict=True)]
+    parts = [
+        _attend_group(q[r], _rows(k, r), _rows(v, r), first_rings(blocks, q[r].shape[0]), positions[r])
+        for r, blocks in zip(rows, rings, strict=True)
+    ]
+    out = parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+    out, k, v = jax.lax.optimization_barrier((out, k, v))  # reads before writes: no copy of the rings
+    new_k, new_v = with_token_axis(k), with_token_axis(v)
+    written = [
+        write_blocks(blocks, _rows(new_k, r), _rows(new_v, r), positions[r, None], positions[r])
+        for r, blocks in zip(rows, rings, strict=True)
+    ]
+    return out, tuple(written)
+
+
+def _rows[Tree](tree: Tree, rows: slice) -> Tree:
+    taken: Tree = jax.tree.map(lambda x: x[rows], tree)
+    return taken
+
+
+def _attend_group(
+    q: Float[Array, "B N d"],
+    k: Float[Array, "B d"] | Int8Vectors,
+    v: Float[Array, "B d"] | Int8Vectors,
     blocks: Blocks,
     positions: Int32[Array, " B"],
 ) -> Float32[Array, "B N d"]:
-    """Returns outputs of one query per row; see `decode_attention`. Blocks that are empty in every row are not read.
+    """Returns outputs of one query per row of a group. Blocks that are empty in every row are not read.
 
     Rows that are not filled are masked and add exactly 0, so a result does not depend on the rest of the batch.
     """
     ends = [sum(keys.shape[1] for keys, _ in blocks[: i + 1]) for i in range(len(blocks))]
     branches = [partial(_attend_blocks, q, k, v, blocks[: i + 1], positions) for i in range(len(blocks))]
-    return jax.lax.switch(jnp.sum(jnp.max(positions) > jnp.array(ends[:-1], jnp.int32)), branches)  # type: ignore[no-any-return]
+    return jax.lax.switch(jnp.sum(jnp.max(positions) > jnp.array(ends[:-1], jnp.int32)), branches)
 
 
 def _attend_blocks(
@@ -154,7 +193,7 @@ def _attend_filled(
     window = rings[0].shape[1]
     ends = list(accumulate(block_sizes(window, _FIRST_ROWS)))
     branches = [partial(_attend_block, q, k, v, rings, positions, start, end) for end in ends]
-    return jax.lax.switch(jnp.sum(start[0] > jnp.array(ends[:-1], jnp.int32)), branches)  # type: ignore[no-any-return]
+    return jax.lax.switch(jnp.sum(start[0] > jnp.array(ends[:-1], jnp.int32)), branches)
 
 
 def _attend_block(

@@ -1,1 +1,1 @@
-"""Server lifecycle: loading, ready, draining, stopped."""
+"""Assembly of a server: the engine's configuration, its loading, and the service."""

@@ -3,12 +3,19 @@
 import os
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import platformdirs
 
-from ...engine import DEVICES, ConfigError, EngineConfig, HostGroup, MeshShape, Simulation
+from ...engine import DEVICES, ConfigError, EngineConfig, HostGroup, MeshShape, Simulation, Speculation
 from ..settings import Settings, mesh_sizes
+
+_SPECULATION: Final = {
+    "num_speculative_tokens": "num_tokens",
+    "prompt_lookup_min": "min_match",
+    "prompt_lookup_max": "max_match",
+}
+"""Fields of `Speculation` by vLLM's names."""
 
 
 def engine_config(settings: Settings) -> EngineConfig:
@@ -25,7 +32,7 @@ def engine_config(settings: Settings) -> EngineConfig:
 
 def _shared_settings(settings: Settings) -> dict[str, Any]:
     """Returns the settings that `EngineConfig` has under the same name, unless they need conversion."""
-    names = {field.name for field in fields(EngineConfig)} - {"state_key", "compile_cache", "simulate"}
+    names = {field.name for field in fields(EngineConfig)} - {"state_key", "compile_cache", "simulate", "speculation"}
     return settings.model_dump(include=names)
 
 
@@ -35,12 +42,29 @@ def _converted_settings(settings: Settings) -> dict[str, Any]:
     return {
         "state_key": None if key is None else key.get_secret_value().encode(),
         # A follower compiles what its leader calls, but isn't given the leader's store.
-        "checkpoints": settings.num_hosts > 1 or settings.store_address.kind != "memory",
+        "request_snapshots": settings.num_hosts > 1 or settings.store_address.kind != "memory",
         "compile_cache": _compile_cache(settings.compile_cache),
         "shards": None if sizes is None else MeshShape(*sizes),
         "hosts": _hosts(settings),
         "simulate": None if settings.simulate is None else _simulation(settings.simulate),
+        "speculation": speculation_of(settings),
     }
+
+
+def speculation_of(settings: Settings) -> Speculation | None:
+    """Returns the settings of drafted tokens; None without speculation.
+
+    Raises:
+      ConfigError: A number is out of range.
+    """
+    given = settings.speculative_config
+    if given is None:
+        return None
+    numbers = {field: given[name] for name, field in _SPECULATION.items() if name in given}
+    try:
+        return Speculation(**numbers)
+    except ConfigError as error:
+        raise ConfigError(f"speculative_config: {error}") from None
 
 
 def _simulation(text: str) -> Simulation:

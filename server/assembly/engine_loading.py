@@ -1,4 +1,4 @@
-"""Loads an engine, shows progress on stderr, and ends the process while loading."""
+"""Loads an engine, shows progress on stderr, and exits the process while loading."""
 
 import logging
 import time
@@ -21,17 +21,18 @@ _VERBS: Final = {"weights": "loading weights", "compile": "compiling"}
 
 
 class LoadProgress:
-    """Shows the progress of loading on stderr: a bar per stage on a terminal, else a line from time to time.
+    """Shows the progress of loading on stderr: a bar per stage on a terminal, otherwise a line from time to time.
 
     Calls may come from several threads. `close` may be called more than once.
 
     Args:
-      compile_cache: Folder that compiled programs are kept in; None if they are not kept.
+      compile_cache: Folder of compiled programs; None if they are not cached.
     """
 
     def __init__(self, compile_cache: Path | None = None) -> None:
         self._compile_cache = compile_cache
         self._num_cached = _num_programs(compile_cache)
+        self._steps: dict[str, str] = {}
         self._console = Console(stderr=True)
         self._bars: dict[str, TaskID] = {}
         self._last_line = time.monotonic()
@@ -46,6 +47,7 @@ class LoadProgress:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Shows that `done` of `total` steps of a stage are done."""
+        self._steps[stage] = f"{_VERBS.get(stage, stage)}: {done} of {total}"
         if stage == "compile":
             self._explain_first_compile()
         if self._progress.disable:
@@ -56,12 +58,17 @@ class LoadProgress:
             self._bars[stage] = self._progress.add_task(_VERBS.get(stage, stage), total=total)
         self._progress.update(self._bars[stage], completed=done)
 
+    @property
+    def text(self) -> str:
+        """Progress of each stage, such as "loading weights: 3 of 8, compiling: 2 of 23"."""
+        return ", ".join(list(self._steps.values()))
+
     def close(self) -> None:
-        """Leaves the terminal as it was."""
+        """Restores the terminal."""
         self._progress.stop()
 
     def _explain_first_compile(self) -> None:
-        """Says once that later starts are quicker, if a program was added to the cache."""
+        """Prints once that later starts are faster, if a program was added to the cache."""
         if self._compile_cache is None or _num_programs(self._compile_cache) == self._num_cached:
             return
         folder, self._compile_cache = self._compile_cache, None
@@ -75,7 +82,7 @@ class LoadProgress:
         now = time.monotonic()
         if done == total or now - self._last_line >= _LINE_INTERVAL_S:
             self._last_line = now
-            say(f"{_VERBS.get(stage, stage)}: {done} of {total}", fields={"stage": stage, "done": done, "total": total})
+            say(self._steps[stage], fields={"stage": stage, "done": done, "total": total})
 
 
 def _num_programs(folder: Path | None) -> int:
@@ -105,6 +112,6 @@ def is_loading(engine: AsyncEngine) -> bool:
 
 
 def exit_while_loading(progress: LoadProgress, status: int) -> NoReturn:
-    """Ends the process at once, with the terminal as it was."""
+    """Exits the process immediately, after restoring the terminal."""
     progress.close()
     exit_now(status)

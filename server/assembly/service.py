@@ -4,13 +4,13 @@ import math
 
 from ...engine import AsyncEngine, EngineConfig
 from ..constraints.grammar import GrammarCompiler
+from ..generation.admissions import Admissions
 from ..generation.limits import Limits
 from ..generation.prompts import PromptEncoder
 from ..generation.service import Service
 from ..generation.state_store import StateStore
 from ..observability.metrics import Metrics
 from ..settings import Settings
-from ..tenancy.workers import Workers
 from ..text.served_model import ServedModel
 
 
@@ -22,16 +22,17 @@ def make_service(
     metrics: Metrics,
 ) -> Service:
     """Returns the service of an engine, which need not be started."""
-    workers = Workers(tenants=config.tenants)
+    admissions = Admissions(settings.max_body_bytes, tenants=config.tenants)
     return Service(
         engine=engine,
         model=model,
         metrics=metrics,
-        prompts=PromptEncoder(model, workers),
-        workers=workers,
+        prompts=PromptEncoder(model, admissions.workers),
+        admissions=admissions,
         grammars=GrammarCompiler(model.tokenizer, model.end_token_ids, tenants=config.tenants),
         limits=Limits(
-            max_choices=config.max_queue,
+            max_choices=config.max_queue if config.tenants == 1 else -(-config.max_queue // 2),
+            max_choices_tokens=config.max_queue_tokens,
             request_timeout_s=math.inf if settings.request_timeout is None else settings.request_timeout,
             max_prompt_tokens=settings.max_prompt_tokens,
         ),

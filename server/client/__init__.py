@@ -1,1 +1,1 @@
-"""Client for servers that speak OpenAI's API."""
+"""Client for servers with OpenAI's API."""

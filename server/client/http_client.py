@@ -1,6 +1,6 @@
 """HTTP/1.1 client for streamed responses, fast enough not to limit a benchmark: httptools and one call per piece.
 
-httpx lacks a parser in C. This client follows no redirects, decompresses nothing and uses no proxy.
+httpx has no parser in C. This client follows no redirects, decompresses nothing and uses no proxy.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ class UrlError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """Status, body and headers of a response; the body is empty if a sink received it, names are in lower case."""
+    """Status, body and headers of a response. The body is empty if a sink received it; header names are lower-case."""
 
     status: int
     body: bytes
@@ -68,7 +68,7 @@ class Address:
         except ValueError as error:
             raise UrlError(f"{url!r}: {error}") from None
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise UrlError(f"{url!r} is no URL of a server; write it as http://127.0.0.1:8000")
+            raise UrlError(f"{url!r} is not the URL of a server; write it as http://127.0.0.1:8000")
         return cls._from_parts(parts, port)
 
     @classmethod
@@ -85,7 +85,7 @@ class Address:
 
 
 class HttpClient:
-    """Keeps connections open and reuses them; each carries one exchange at a time.
+    """Keeps connections open and reuses them. Each connection carries one exchange at a time.
 
     Args:
       address: Address of the server.
@@ -103,14 +103,16 @@ class HttpClient:
         self._headers = f"Host: {address.authority}\r\nUser-Agent: roost-bench\r\n{key}"
 
     async def get(self, path: str) -> Response:
-        """Fetches a small response.
+        """Fetches a response with its whole body.
 
         Raises:
           ClientError: The exchange failed.
         """
-        pieces: list[bytes] = []
-        response = await self._exchange(self._head("GET", path), lambda piece, now: pieces.append(piece))
-        return Response(response.status, response.body or b"".join(pieces), response.headers)
+        return await self._whole("GET", path)
+
+    async def delete(self, path: str) -> Response:
+        """Deletes a resource; see `get`."""
+        return await self._whole("DELETE", path)
 
     async def post(
         self,
@@ -127,10 +129,11 @@ class HttpClient:
         Raises:
           ClientError: The exchange failed; the sink may have received pieces before.
         """
-        data = orjson.dumps(body)
-        further = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        head = f"{further}Content-Type: application/json\r\nContent-Length: {len(data)}\r\n"
-        return await self._exchange(self._head("POST", path, head) + data, sink)
+        return await self._post(path, orjson.dumps(body), "application/json", sink, headers)
+
+    async def post_file(self, path: str, data: bytes, sink: Sink) -> Response:
+        """Sends bytes; see `post`."""
+        return await self._post(path, data, "application/octet-stream", sink)
 
     async def close(self) -> None:
         """Closes every connection."""
@@ -138,6 +141,18 @@ class HttpClient:
         for connection in tuple(self._open):
             connection.close()
             await connection.lost
+
+    async def _post(
+        self, path: str, data: bytes, kind: str, sink: Sink, headers: Mapping[str, str] = MappingProxyType({})
+    ) -> Response:
+        further = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        head = f"{further}Content-Type: {kind}\r\nContent-Length: {len(data)}\r\n"
+        return await self._exchange(self._head("POST", path, head) + data, sink)
+
+    async def _whole(self, method: str, path: str) -> Response:
+        pieces: list[bytes] = []
+        response = await self._exchange(self._head(method, path), lambda piece, now: pieces.append(piece))
+        return Response(response.status, response.body or b"".join(pieces), response.headers)
 
     def _head(self, method: str, path: str, headers: str = "") -> bytes:
         return f"{method} {self._address.prefix}{path} HTTP/1.1\r\n{self._headers}{headers}\r\n".encode()
@@ -150,7 +165,7 @@ class HttpClient:
             raise ClientError(f"no end within the timeout of {self._timeout_s:g} s") from None
 
     async def _attempt(self, request: bytes, sink: Sink) -> Response:
-        """Uses an idle connection; tries the next one if the server has closed it meanwhile."""
+        """Uses an idle connection, or the next one if the server has closed it."""
         while connection := self._take_idle():
             try:
                 return await self._carry(connection, request, sink)
@@ -198,7 +213,7 @@ class _StaleConnection(Exception):
 
 
 class _Connection(asyncio.Protocol):
-    """One connection. httptools calls the methods from `on_header` on.
+    """One connection. httptools calls the methods after `on_header`, including that one.
 
     Attributes:
       lost: Future that is done once the connection is closed.
@@ -227,7 +242,7 @@ class _Connection(asyncio.Protocol):
         return await self._response
 
     def close(self) -> None:
-        """Closes the connection at once."""
+        """Closes the connection immediately."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -243,7 +258,7 @@ class _Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError as error:
-            self._fail(cast(Exception, error.__context__))  # raised by the sink, so a bug
+            self._fail(cast(Exception, error.__context__))  # raised by the sink, which is a bug
         except httptools.HttpParserError:
             self._fail(ClientError("the answer is not HTTP/1.1"))
 

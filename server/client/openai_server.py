@@ -1,4 +1,4 @@
-"""Queries of a server that speaks OpenAI's API, and the text of its errors."""
+"""Queries of a server with OpenAI's API, and the text of its errors."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -9,7 +9,7 @@ from ..terminal.failure import CommandError
 from .http_client import ClientError, HttpClient, Response
 
 _MAX_MESSAGE: Final = 160
-"""Characters of a server's error that are repeated."""
+"""Maximum characters of a server's error that are repeated."""
 
 
 async def server_version(client: HttpClient) -> str | None:
@@ -41,7 +41,7 @@ async def first_model(client: HttpClient) -> str:
     except (KeyError, IndexError, TypeError):
         reason = http_failure(response) if response.status != 200 else "it lists none"
         fix = "give its key with --api-key or ROOST_API_KEY" if response.status == 401 else "name one with --model"
-        raise CommandError(f"the server does not tell its models ({reason}); {fix}") from None
+        raise CommandError(f"the server does not list its models ({reason}); {fix}") from None
 
 
 def http_failure(response: Response) -> str:
@@ -55,7 +55,7 @@ def http_failure(response: Response) -> str:
 
 
 def error_message(body: Mapping[str, Any]) -> str:
-    """Returns the text of an error in OpenAI's shape, or in one of those that other servers use."""
+    """Returns the text of an error in OpenAI's shape, or in another server's shape."""
     error = body.get("error") or body
     text = error.get("message") or error.get("detail") or "" if isinstance(error, dict) else error
     return " ".join(str(text).split())[:_MAX_MESSAGE]

@@ -13,7 +13,7 @@ class EventParser:
         self._data: list[bytes] = []
 
     def feed(self, piece: bytes) -> list[bytes]:
-        """Returns the events that a piece completes; pieces may be cut anywhere."""
+        """Returns the events that a piece completes. Pieces may end anywhere."""
         if self._ended_in_cr and piece:
             piece = piece.removeprefix(b"\n")
             self._ended_in_cr = False

@@ -6,8 +6,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ...engine import AsyncEngine, ConfigError, SavedState, StateFileError, shown_bytes
-from ..generation.prompts import Prompt
+from ...engine import AsyncEngine, ConfigError, SavedState, StateFileError, pack_ids, shown_bytes
+from ..generation.prompts import Prompt, without_end_token
 from ..generation.spec import Choice
 from ..settings import Settings
 from ..terminal.failure import INTERRUPTED_STATUS
@@ -20,7 +20,7 @@ from .sampling_options import SamplingOptions
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class GenerateOptions:
     """Options of `roost generate`.
 
     Attributes:
@@ -28,8 +28,8 @@ class Options:
       prompt: Prompt.
       raw: Whether to continue the prompt instead of applying the chat template.
       sampling: Sampling options.
-      load_state: File of a saved state to continue from; None starts anew.
-      save_state: File that the state is saved in at the end; None saves none.
+      load_state: File of a saved state to continue from; None starts without a state.
+      save_state: File in which the state is saved at the end; None saves none.
     """
 
     settings: Settings
@@ -40,8 +40,8 @@ class Options:
     save_state: Path | None = None
 
 
-def generate(options: Options) -> int:
-    """Streams generated text to stdout, and everything else to stderr.
+def generate(options: GenerateOptions) -> int:
+    """Streams generated text to stdout. All other output goes to stderr.
 
     Returns:
       The exit status.
@@ -52,7 +52,9 @@ def generate(options: Options) -> int:
     local = LocalModel(options.settings)
     model = local.model
     if options.load_state is not None and not options.load_state.is_file():
-        raise ConfigError(f"{options.load_state}: no such file")
+        raise ConfigError(f"--load-state {options.load_state}: no such file")
+    if options.save_state is not None and not options.save_state.absolute().parent.is_dir():
+        raise ConfigError(f"--save-state {options.save_state}: give a file in a folder that exists")
     choice = Choice(0, _prompt(model, options), sampling_params(options.sampling, model))
     if local.source.is_random:
         print_status(f"{model.id} has random weights: its answer is noise")
@@ -64,7 +66,7 @@ def generate(options: Options) -> int:
     return 0
 
 
-async def _run(local: LocalModel, choice: Choice, options: Options) -> None:
+async def _run(local: LocalModel, choice: Choice, options: GenerateOptions) -> None:
     await local.start()
     try:
         await _stream(local, choice, options)
@@ -72,11 +74,11 @@ async def _run(local: LocalModel, choice: Choice, options: Options) -> None:
         await local.engine.stop()
 
 
-async def _stream(local: LocalModel, choice: Choice, options: Options) -> None:
+async def _stream(local: LocalModel, choice: Choice, options: GenerateOptions) -> None:
     """Streams the text, then saves the state and prints the speed."""
     engine, key = local.engine, local.state_key
     if options.load_state is not None:
-        choice = _after(choice, _load(engine, options.load_state, key), local.model, raw=options.raw)
+        choice = _after(choice, _load(engine, options.load_state, key), local.model, options.prompt)
     began, num_tokens, num_sent = time.perf_counter(), 0, 0
     with StreamWriter() as writer:
         async with aclosing(local.generate("cli", choice)) as deltas:
@@ -100,14 +102,19 @@ def _load(engine: AsyncEngine, path: Path, key: bytes | None) -> SavedState:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _after(choice: Choice, state: SavedState, model: ServedModel, *, raw: bool) -> Choice:
-    """Continues a choice from a saved state: drops a second BOS, and ends the line of a chat turn that has ended."""
+def _after(choice: Choice, state: SavedState, model: ServedModel, text: str) -> Choice:
+    """Continues a choice from a saved state. In a chat, the state's last message is closed; otherwise a second BOS is
+    dropped.
+    """
     new, token_ids = choice.prompt.token_ids, state.token_ids
-    if new[0] == model.tokenizer.bos_id:
+    if choice.prompt.is_chat:
+        new = model.chat_format.encode_after_reply([Message("user", text)])
+        token_ids = without_end_token(state, model.end_token_ids)
+    elif new[0] == model.tokenizer.bos_id:
         new = new[1:]
-    if not raw and token_ids[-1] in model.end_token_ids:
-        new = (*model.tokenizer.encode("\n"), *new)
-    return replace(choice, prompt=Prompt(token_ids + new), state=state.snapshot, state_is_imported=state.is_imported)
+    return replace(
+        choice, prompt=Prompt(pack_ids(token_ids, new)), state=state.snapshot, state_is_imported=state.is_imported
+    )
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -118,12 +125,12 @@ def _write(path: Path, data: bytes) -> None:
     print_status(f"the state is in {path}, {shown_bytes(len(data))}")
 
 
-def _prompt(model: ServedModel, options: Options) -> Prompt:
-    """Returns a chat of one message if the checkpoint has a chat template, else the text after BOS."""
+def _prompt(model: ServedModel, options: GenerateOptions) -> Prompt:
+    """Returns a chat of one message if the checkpoint has a chat template; otherwise the text after BOS."""
     tokenizer = model.tokenizer
     if not options.raw:
         try:
-            return Prompt(tuple(model.chat_format.encode([Message("user", options.prompt)])))
+            return Prompt(model.chat_format.encode([Message("user", options.prompt)]), is_chat=True)
         except ChatFormatError as error:
             print_status(f"continuing the prompt as it stands: {error}")
     try:

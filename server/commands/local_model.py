@@ -8,6 +8,7 @@ from dataclasses import replace
 from ...engine import AsyncEngine, ConfigError, ModelSource, SamplingParams
 from ..assembly.engine_config import engine_config
 from ..assembly.engine_loading import LoadProgress, exit_while_loading, is_loading, make_engine
+from ..generation.admission import Admission
 from ..generation.delta import Delta
 from ..generation.generation import Generation
 from ..generation.spec import Choice
@@ -37,7 +38,7 @@ def sampling_params(sampling: SamplingOptions, model: ServedModel) -> SamplingPa
 
 
 class LocalModel:
-    """Model with one slot. The constructor reads everything but the weights; `start` loads them.
+    """Model with one slot. The constructor reads everything except the weights; `start` loads them.
 
     Attributes:
       state_key: Key that signs saved states; None signs nothing.
@@ -52,7 +53,7 @@ class LocalModel:
     def __init__(self, settings: Settings) -> None:
         config = replace(engine_config(settings), slots=1)
         self.state_key = config.state_key
-        self.source: ModelSource = find_model(settings.model)
+        self.source: ModelSource = find_model(settings.model, settings.lora)
         self.model = open_served_model(self.source, config)
         self._progress = LoadProgress()
         self.engine: AsyncEngine = make_engine(self.source, config, self._progress)
@@ -68,13 +69,15 @@ class LocalModel:
         await self.engine.wait_ready()
 
     def exit_if_loading(self, status: int) -> None:
-        """Ends the process with `status` if the engine is loading, which nothing else can interrupt."""
+        """Exits the process with `status` if the engine is loading, since loading cannot be interrupted otherwise."""
         if is_loading(self.engine):
             exit_while_loading(self._progress, status)
 
     async def generate(self, request_id: str, choice: Choice) -> AsyncGenerator[Delta]:
         """Yields the deltas of a choice."""
-        started = Generation.start(self.engine, self.model.tokenizer, self._metrics.requests, request_id, [choice])
+        started = Generation.start(
+            Admission(), self.engine, self.model.tokenizer, self._metrics.requests, request_id, [choice]
+        )
         with closing(started) as generation:
             async for delta in generation:
                 yield delta

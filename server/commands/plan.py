@@ -1,27 +1,38 @@
 """`roost plan`: prints whether a model fits a device, and the roofline of its speed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Final, NamedTuple
 
+import orjson
 from rich.console import Console
 from rich.table import Table
 
 from ...engine import (
     CPU,
+    QUANTIZATIONS,
     ConfigError,
+    ExpectedLoad,
     MeshShape,
     Roofline,
     Setup,
+    Speculation,
     compute_roofline,
     find_device,
+    saturated_requests_per_s,
     setups_that_fit,
     shown_bytes,
 )
 from ..model_hub import find_model
 from ..settings import mesh_sizes
 
+_INT8_OPTIONS: Final = "--quantize int8 --kv-dtype int8"
+
 _LIMITS_NOTE = (
-    "Limits are theoretical upper bounds (a roofline of the datasheet's bandwidth and FLOP/s), not measurements. "
-    "Measure with: roost bench engine"
+    "Limits are theoretical upper bounds (a roofline of the datasheet's bandwidths and FLOP/s), not measurements. "
+    "Requests/s are estimates: step times are the roofline's times a factor, compiled for v5e and v6e and guessed for "
+    "others. Measure with: roost bench engine"
 )
 _CPU_NOTE = (
     "Memory is what this machine has available now. No limits: a CPU's rates are in no datasheet. "
@@ -29,28 +40,87 @@ _CPU_NOTE = (
 )
 
 
-def print_plan(
+_LOAD: Final = ExpectedLoad(512, 128, 1.0)
+"""Lengths of the requests whose number per second is shown."""
+
+_MAX_SLOTS: Final = 16_384
+"""Number of slots beyond which requests per second are left out: only tiny models have more, and it takes seconds."""
+
+
+class RequestRates(NamedTuple):
+    """Requests of `_LOAD` per second while all slots are busy, on all data shards together.
+
+    Attributes:
+      default: At the default target for the inter-token latency.
+      throughput: With `--itl-target-ms 0`.
+    """
+
+    default: float
+    throughput: float
+
+
+@dataclass(frozen=True)
+class ShownPlan:
+    """A model on devices.
+
+    Attributes:
+      title: Title of the plan.
+      setup: The device, and the model's precision and mesh on it.
+      roofline: Its roofline.
+    """
+
+    title: str
+    setup: Setup
+    roofline: Roofline
+
+    @cached_property
+    def rates(self) -> RequestRates | None:
+        """Requests per second; None for a device without a datasheet, or for no slots or more than `_MAX_SLOTS`."""
+        return _rates(self.roofline, self.setup.device)
+
+    @cached_property
+    def int8(self) -> tuple[Roofline, RequestRates] | None:
+        """The model with matrices and windows in int8, if it then ends more requests per second on a TPU."""
+        roofline, setup = self.roofline, self.setup
+        if self.rates is None or not setup.device.startswith("v") or setup.dtype_bytes != 2:
+            return None
+        config = replace(roofline.config, kv_dtype="int8")
+        found = compute_roofline(config, roofline.device, setup.dtype_bytes, quantize="int8", shards=setup.shards)
+        rates = _rates(found, setup.device)
+        return (found, rates) if rates is not None and rates.throughput > self.rates.throughput else None
+
+
+def _rates(roofline: Roofline, device: str) -> RequestRates | None:
+    shards = roofline.shards
+    slots = roofline.slots // shards.data
+    if roofline.device.peak is None or not 0 < slots <= _MAX_SLOTS:
+        return None
+    one = replace(roofline, shards=MeshShape(1, shards.model), slots=slots)
+    rates = (shards.data * saturated_requests_per_s(_LOAD, one, device, target_s) for target_s in (None, 0.0))
+    return RequestRates(*rates)
+
+
+def compute_plan(
     model: str,
     device: str,
     dtype: str,
-    quantize: str | None = None,
-    mesh: str = "data=1,model=1",
-    kv_dtype: str | None = None,
-) -> None:
-    """Prints the memory that a model needs on a device or a mesh of devices, and the limits of its speed.
-
-    If not one slot fits, prints the options that make it fit.
+    quantize: str | None,
+    mesh: str,
+    kv_dtype: str | None,
+    speculation: Speculation | None = None,
+) -> ShownPlan:
+    """Returns the roofline of a model on a device or a mesh of devices.
 
     Raises:
-      ConfigError: The device, a dtype, the quantisation or the mesh is not known.
+      ConfigError: The device, a dtype, the quantisation or the mesh is not known, or the device drafts no tokens.
       CheckpointError: The model does not exist.
     """
     found = find_device(device)
     sizes = {"float32": 4, "bfloat16": 2}
     if dtype not in sizes:
         raise ConfigError(f"dtype must be float32 or bfloat16, not {dtype!r}")
-    if quantize not in (None, "int8"):
-        raise ConfigError(f"quantize must be int8, not {quantize!r}")
+    if quantize not in (None, *QUANTIZATIONS):
+        raise ConfigError(f"quantize must be {', '.join(QUANTIZATIONS)}, not {quantize!r}")
     if kv_dtype not in (None, "int8"):
         raise ConfigError(f"kv_dtype must be int8, not {kv_dtype!r}")
     shards = _shards(mesh)
@@ -58,22 +128,88 @@ def print_plan(
         raise ConfigError(f"mesh must be data=1,model=1 for device {CPU}, which is one device, not {mesh!r}")
     source = find_model(model).with_kv_dtype(kv_dtype)
     quantize = quantize or source.config.quantize
-    roofline = compute_roofline(source.config, found, sizes[dtype], is_quantized=quantize is not None, shards=shards)
-    console = Console(highlight=False)
+    roofline = compute_roofline(
+        source.config, found, sizes[dtype], quantize=quantize, shards=shards, speculation=speculation
+    )
     numbers = f"{dtype}, quantised to {quantize}" if quantize else dtype
     numbers += f", window in {kv_dtype}" if kv_dtype else ""
-    console.print(_title(roofline, source.name, device, numbers), style="italic", markup=False)
+    setup = Setup(device, sizes[dtype], quantize, shards, speculation)
+    return ShownPlan(_title(roofline, source.name, device, numbers), setup, roofline)
+
+
+def print_plan(plan: ShownPlan, *, as_json: bool = False) -> None:
+    """Prints the memory that a model needs on a device or a mesh of devices, and the limits of its speed.
+
+    If no slot fits, prints the options with which one fits.
+
+    Args:
+      as_json: Whether to print a JSON object.
+    """
+    if as_json:
+        print(orjson.dumps(as_object(plan)).decode())
+        return
+    roofline = plan.roofline
+    console = Console(highlight=False)
+    console.print(plan.title, style="italic", markup=False)
     table = Table("", "", show_header=False)
     table.columns[1].justify = "right"
-    for row in _rows(roofline):
+    for row in (*_rows(roofline), *_rate_rows(plan)):
         table.add_row(*row)
     console.print(table)
+    if plan.int8 is not None and plan.rates is not None:
+        found, rates = plan.int8
+        gain = rates.throughput / plan.rates.throughput
+        line = f"{found.slots:,} slots, {_shown_rate(rates.default)} requests/s, {gain:.2f} times as many."
+        console.print(f"Recommended: {_INT8_OPTIONS}: {line}", markup=False)
     if roofline.slots:
         console.print(_LIMITS_NOTE if roofline.device.peak else _CPU_NOTE, style="dim", markup=False)
         return
-    setup = Setup(device, sizes[dtype], quantize is not None, shards)
-    for line in _advice(setup, setups_that_fit(source.config, setup)):
+    for line in _advice(plan.setup, setups_that_fit(roofline.config, plan.setup)):
         console.print(line, markup=False)
+
+
+def as_object(plan: ShownPlan) -> dict[str, Any]:
+    """Returns a plan as a JSON object. For a CPU, and if no slot fits, it has no limits of speed."""
+    roofline, setup = plan.roofline, plan.setup
+    shown = _shown_slots(roofline)
+    fitting = () if roofline.slots else setups_that_fit(roofline.config, setup)
+    return {
+        "title": plan.title,
+        "device": setup.device,
+        "mesh": {"data": setup.shards.data, "model": setup.shards.model},
+        "memory_bytes": roofline.device.memory_bytes,
+        "weight_bytes": roofline.weight_bytes,
+        "loading_bytes": roofline.loading_bytes,
+        "slot_bytes": roofline.slot_bytes,
+        "slots": roofline.slots,
+        "decode_tokens_per_s": {str(slots): roofline.decode_tokens_per_second(slots) for slots in shown},
+        "all_reduce_ms": {str(slots): 1e3 * roofline.all_reduce_seconds(slots) for slots in shown},
+        "prefill_tokens_per_s": roofline.prefill_tokens_per_second() if shown else None,
+        "requests_per_s": None if plan.rates is None else {"load": "512+128", **plan.rates._asdict()},
+        "recommended": None if plan.int8 is None else _recommended(*plan.int8),
+        "would_fit": [{"options": _options(setup, other), "slots": found.slots} for other, found in fitting],
+    }
+
+
+def _recommended(roofline: Roofline, rates: RequestRates) -> dict[str, Any]:
+    return {"options": _INT8_OPTIONS, "slots": roofline.slots, "requests_per_s": rates._asdict()}
+
+
+def _rate_rows(plan: ShownPlan) -> Iterator[tuple[str, str]]:
+    if plan.rates is None:
+        return
+    yield "512 + 128 tokens, all slots busy", f"{_shown_rate(plan.rates.default)} requests/s"
+    yield "  with --itl-target-ms 0", f"{_shown_rate(plan.rates.throughput)} requests/s"
+
+
+def _shown_rate(per_s: float) -> str:
+    return f"{per_s:,.1f}" if per_s < 1000 else f"{per_s:,.0f}"
+
+
+def _shown_slots(roofline: Roofline) -> Sequence[int]:
+    """Returns the numbers of slots whose limits are shown; none for a device without a datasheet."""
+    slots = roofline.slots
+    return [] if roofline.device.peak is None or not slots else sorted({1, min(32, slots), min(128, slots), slots})
 
 
 def _shards(mesh: str) -> MeshShape:
@@ -108,9 +244,12 @@ def _rows(roofline: Roofline) -> Iterator[tuple[str, str]]:
     yield f"memory used with all of them{each}", shown_bytes(roofline.memory_bytes(roofline.slots))
     if roofline.device.peak is None:
         return
-    for slots in sorted({1, min(32, roofline.slots), min(128, roofline.slots), roofline.slots}):
+    for slots in _shown_slots(roofline):
         noun = "slot" if slots == 1 else "slots"
         yield f"decode limit, {slots:,} {noun}", f"{roofline.decode_tokens_per_second(slots):,.0f} tokens/s"
+    if roofline.shards.model > 1:
+        all_reduce, step = roofline.all_reduce_seconds(slots), roofline.decode_seconds(slots)
+        yield f"  of which all-reduces, {slots:,} slots", f"{1e3 * all_reduce:.1f} of {1e3 * step:.1f} ms a step"
     yield "prefill limit", f"{roofline.prefill_tokens_per_second():,.0f} tokens/s"
 
 
@@ -132,7 +271,7 @@ def _options(setup: Setup, other: Setup) -> str:
         return f"--device {other.device}"
     if other.dtype_bytes != setup.dtype_bytes:
         return "--dtype bfloat16"
-    if other.is_quantized != setup.is_quantized:
-        return "--quantize int8"
+    if other.quantize != setup.quantize:
+        return f"--quantize {other.quantize}"
     data = f"data={other.shards.data}," if other.shards.data > 1 else ""
     return f"--mesh {data}model={other.shards.model}"

@@ -41,7 +41,7 @@ def print_verification(settings: Settings, device: str, *, as_json: bool) -> boo
 
 
 def as_object(found: Verification) -> dict[str, object]:
-    """Returns a verification as JSON has it."""
+    """Returns a verification as a JSON object."""
     names = ("name", "rows", "hbm_bytes", "temp_bytes", "custom_calls", "fits")
     programs = [{name: asdict(program)[name] for name in names} for program in found.programs]
     return {"slots": found.slots, "hbm_limit_bytes": found.hbm_limit_bytes, "programs": programs}

@@ -1,7 +1,7 @@
 """Sampling options of the command line. Does not import the engine, which a client of a server does not need."""
 
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from dataclasses import asdict, dataclass, fields
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -36,3 +36,7 @@ class SamplingOptions:
         """Returns the options that are set, without `max_tokens` and `seed`."""
         options = asdict(self).items()
         return {name: value for name, value in options if value is not None and name not in ("max_tokens", "seed")}
+
+
+SAMPLING_NAMES: Final = tuple(each.name for each in fields(SamplingOptions))
+"""Names of the options, for errors."""

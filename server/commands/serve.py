@@ -1,4 +1,4 @@
-"""`roost serve`: one process, from its settings to its exit status."""
+"""`roost serve` in one process, from its settings to its exit status."""
 
 import asyncio
 import gc
@@ -32,18 +32,22 @@ from ..model_hub import find_model
 from ..observability.logging import is_json, log_warnings_and_uncaught, say, set_up_logging
 from ..observability.metrics import Metrics
 from ..observability.telemetry import Telemetry, open_telemetry
+from ..observability.throughput import ThroughputLog
 from ..run.connection_limit import ConnectionLimit, raise_file_limit
+from ..run.file_reloads import FileReloads
+from ..run.file_sources import file_sources
 from ..run.http_server import HttpServer, Listeners, uvicorn_config
 from ..run.lifecycle import Lifecycle, Timeouts, serve_until_stopped
-from ..run.startup_message import greeting, summary
+from ..run.startup_message import VALUE_COLUMN, greeting, summary
 from ..settings import Settings, chosen_platforms
 from ..terminal.signals import Signals, exit_now
+from ..terminal.text import hang
 from ..text.served_model import ServedModel, open_served_model
 from .accelerators import unused_accelerator
 
 _SWITCH_INTERVAL_S: Final = 0.0005
-"""Seconds that a thread keeps the interpreter while others wait: a tenth of Python's default, since the event loop and
-the engine wait that long for each worker thread."""
+"""Seconds for which a thread keeps the interpreter lock while others wait. This is a tenth of Python's default, since
+the event loop and the engine wait that long for each worker thread."""
 
 _logger = logging.getLogger(__name__)
 
@@ -58,7 +62,7 @@ def serve(settings: Settings) -> int:
       RoostError: A setting is wrong, the model cannot be loaded, or the port is in use.
     """
     signals = _prepare_process(settings)
-    config, source = engine_config(settings), find_model(settings.model)
+    config, source = engine_config(settings), find_model(settings.model, settings.lora)
     if config.hosts is not None and not config.hosts.is_leader:
         return _follow(source, config)
     model = open_served_model(source, config, settings.served_model_name, settings.max_tokens_limit)
@@ -71,13 +75,15 @@ def serve(settings: Settings) -> int:
     max_files = raise_file_limit()
     connections = OpenConnections(ConnectionLimit.of(settings, 0, max_files).number, listeners.admin_port)
     metrics = _metrics(settings, engine, model, access, telemetry, connections)
-    service = make_service(settings, config, engine, model, metrics)
+    service = replace(make_service(settings, config, engine, model, metrics), loading=lambda: progress.text)
     features = open_features(Opening(service, settings, telemetry.observers, config.tenants))
     make_app = partial(
-        create_app, service, features=features, max_body_bytes=settings.max_body_bytes, strict=settings.strict
+        create_app, service, features=features, strict=settings.strict, root_path=settings.root_path or ""
     )
     app = make_app(access, trace=telemetry.trace)
     server = HttpServer(uvicorn_config(app, settings, connections), signals)
+    reloads = FileReloads(file_sources(settings, access, server.config), signals, metrics.reloads)
+    tasks = (reloads.run, ThroughputLog(lambda: engine.stats).run)
 
     def start() -> None:
         limit = ConnectionLimit.of(settings, engine.stats.slots, max_files)
@@ -89,16 +95,17 @@ def serve(settings: Settings) -> int:
     timeouts = Timeouts(settings.drain_lag, settings.drain_timeout, settings.step_timeout)
     lifecycle = Lifecycle(service, signals, timeouts, on_ready=start, features=features)
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
-        failure = runner.run(serve_until_stopped(lifecycle, server, listeners.sockets(), features))
+        failure = runner.run(serve_until_stopped(lifecycle, server, listeners.sockets(), features, tasks))
         if is_loading(engine):
             exit_while_loading(progress, 0)
     telemetry.close()
+    listeners.close(settings)
     is_stuck = engine.is_stuck or any(feature.is_stuck for feature in features)
     return _exit_status(failure, is_stuck=is_stuck)
 
 
 def _prepare_process(settings: Settings) -> Signals:
-    """Sets what a process has once: thread switching, signal handlers and logging."""
+    """Sets the process-wide state: thread switching, signal handlers and logging."""
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     signals = Signals()
     signals.install()
@@ -139,8 +146,8 @@ def _announce(
     url: str,
     limit: ConnectionLimit,
 ) -> None:
-    """Prints the address and what is served, and warns of an accelerator that is not used and of too few files."""
-    gc.freeze()  # a full collection would visit all objects of the libraries and the model, which takes 100 ms and more
+    """Prints the address and the served model, and warns about an unused accelerator and a low limit of open files."""
+    gc.freeze()  # a full collection would visit all objects of the libraries and the model, which takes at least 100 ms
     device = _device_facts(config)
     lines = summary(
         source, config, service.engine.stats.slots, service.model.id, url, device, str(settings.store_address)
@@ -148,7 +155,7 @@ def _announce(
     if is_json():
         say(greeting(url), fields=dict(line.split(maxsplit=1) for line in lines))
     else:
-        say("\n".join(["", greeting(url), "", *lines, ""]))
+        say("\n".join(["", greeting(url), "", *(hang(line, VALUE_COLUMN) for line in lines), ""]))
     if warning := unused_accelerator(device.platform, chosen_platforms()):
         _logger.warning("%s", warning)
     if limit.warning is not None:
@@ -156,7 +163,7 @@ def _announce(
 
 
 def _device_facts(config: EngineConfig) -> DeviceFacts:
-    """Returns facts about the devices; a simulation does not ask JAX, which would take an accelerator for itself."""
+    """Returns facts about the devices. A simulation does not use JAX, which would reserve an accelerator."""
     if config.simulate is None:
         return device_facts()
     _logger.warning("simulating %s: no model runs; times are made up, and so are texts", config.simulate.text)
@@ -164,17 +171,17 @@ def _device_facts(config: EngineConfig) -> DeviceFacts:
 
 
 def _follow(source: ModelSource, config: EngineConfig) -> int:
-    """Serves as one of the leader's hosts. The leader ends the process, also after a signal."""
+    """Serves as one of the leader's hosts. The leader ends the process, even after a signal."""
     try:
         follow(source, config, partial(exit_now, 1), LoadProgress(config.compile_cache))
     except EngineDeadError as error:
         _logger.critical("%s", error)
-        exit_now(1)  # devices may be waiting for those of the leader
+        exit_now(1)  # devices may be waiting for the leader's devices
     return 0
 
 
 def _exit_status(failure: BaseException | None, *, is_stuck: bool) -> int:
-    """Returns the exit status; ends the process at once if a thread is stuck.
+    """Returns the exit status; exits the process immediately if a thread is stuck.
 
     Raises:
       RoostError: The engine's failure, if a user can fix it.

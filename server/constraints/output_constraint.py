@@ -4,12 +4,14 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 from typing import Any, Final
 
 from ..errors.request_errors import ApiError, bad_value
 from ..errors.request_warnings import warn, warn_all
 from ..text.conversation import FunctionTool, ToolOptions
-from .grammar import GrammarError, GrammarSpec, json_spec, prepare
+from .grammar import GrammarError, GrammarSpec, json_spec
+from .json_schema import prepare
 from .tools import calls_spec, parameters, text_or_calls_spec
 
 _ANY_ARGUMENTS: Final[Mapping[str, Any]] = {"type": "object"}
@@ -20,11 +22,12 @@ class Fallback:
     """A wider grammar, used if the requested one cannot be compiled.
 
     Attributes:
-      warning: Name of what the wider grammar does not enforce.
+      make: Returns the grammar; raises `GrammarError` if it is too large.
+      warnings: Names of the keywords that the wider grammar does not enforce.
     """
 
-    spec: GrammarSpec
-    warning: str
+    make: Callable[[], GrammarSpec]
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ class OutputConstraint:
     """A grammar that the output of every choice matches.
 
     Attributes:
-      param: Field of the request that asks for the constraint.
+      param: Field of the request that requests the constraint.
       fallbacks: Grammars to try in this order if `spec` cannot be compiled.
     """
 
@@ -41,12 +44,12 @@ class OutputConstraint:
     fallbacks: tuple[Fallback, ...] = ()
 
     def refused(self, error: GrammarError) -> ApiError:
-        """Returns the response to a constraint that cannot be compiled."""
+        """Returns the error for a constraint that cannot be compiled."""
         return _refused(self.param, error)
 
 
 def constraint(param: str, make: Callable[[], GrammarSpec | OutputConstraint]) -> OutputConstraint:
-    """Returns the constraint that a field asks for.
+    """Returns the constraint that a field requests.
 
     Args:
       make: Returns the grammar or constraint; may raise `GrammarError`.
@@ -69,32 +72,34 @@ def json_constraint(
     Args:
       schema: JSON schema, as an object or as JSON text.
       is_strict: Whether a keyword that cannot be enforced is an error. Otherwise it is dropped and reported.
-      close_objects: Whether objects have no properties but those that the schema names.
+      close_objects: Whether objects may only have the properties that the schema names.
 
     Raises:
-      GrammarError: The schema is too large, or has keywords that cannot be enforced but must be.
+      GrammarError: The schema is too large, or is strict and has keywords that cannot be enforced.
     """
-    enforceable = _enforceable(param, _parsed(schema), is_strict=is_strict, close_objects=close_objects)
-    spec = json_spec(enforceable)
-    if is_strict or "oneOf" not in spec.source:
-        return OutputConstraint(param, spec)
-    return OutputConstraint(param, spec, (Fallback(json_spec(enforceable, coerce_one_of=True), f"{param}: oneOf"),))
+    prepared = _Prepared(param, _parsed(schema), is_strict=is_strict, close_objects=close_objects)
+    prepared.warn()
+    return _with_fallbacks(
+        param,
+        lambda extent, coerces: json_spec(prepared.schema(extent), coerce_one_of=coerces),
+        [prepared],
+    )
 
 
 def with_tools(text: OutputConstraint | None, options: ToolOptions) -> OutputConstraint | None:
     """Returns the constraint of output that may call tools.
 
     Args:
-      text: Constraint of output that is text. Calls have constraints of their own.
+      text: Constraint of output that is text. Calls have separate constraints.
 
     Raises:
-      ApiError: A tool is requested that is not there, two tools have one name, or the tools are too large.
+      ApiError: The requested tool does not exist, two tools have the same name, or the tools are too large.
     """
     tools, is_forced = _callable_tools(options)
     if not tools or not options.introduced:
         return text
     if not is_forced and text is not None and text.spec.schema is None:
-        raise bad_value(text.param, f"beside tools, {text.param} cannot ask for anything but JSON")
+        raise bad_value(text.param, f"with tools, {text.param} can only request JSON")
     if is_forced:
         return constraint("tools", lambda: _forced_calls(tools, parallel=options.parallel))
     schema = None if text is None else text.spec.schema
@@ -105,7 +110,7 @@ def _callable_tools(options: ToolOptions) -> tuple[list[FunctionTool], bool]:
     """Returns the tools that the model may call, and whether it must call one.
 
     Raises:
-      ApiError: A tool is requested that is not there, or two tools have one name.
+      ApiError: The requested tool does not exist, or two tools have the same name.
     """
     tools = {tool.name: tool for tool in options.tools}
     if len(tools) < len(options.tools):
@@ -121,67 +126,146 @@ def _callable_tools(options: ToolOptions) -> tuple[list[FunctionTool], bool]:
 
 
 def _forced_calls(tools: Sequence[FunctionTool], *, parallel: bool) -> OutputConstraint:
-    tools = [_enforceable_tool(tool) for tool in tools]
-    spec, coerced = (calls_spec(tools, parallel=parallel, coerce_one_of=coerces) for coerces in (False, True))
-    may_coerce = not any(tool.strict for tool in tools) and "oneOf" in spec.source
-    return OutputConstraint("tools", spec, (Fallback(coerced, "tools: oneOf"),) if may_coerce else ())
+    enforceable = [_EnforceableTool(tool) for tool in tools]
+    for each in enforceable:
+        each.warn()
+    return _calls(enforceable, lambda tools, coerces: calls_spec(tools, parallel=parallel, coerce_one_of=coerces))
 
 
 def _possible_calls(tools: Sequence[FunctionTool], schema: str | None, *, parallel: bool) -> OutputConstraint:
-    """Returns the constraint to text or calls. Tools that are not strict may fall back to any arguments."""
+    """Returns the constraint to text or calls. Tools that are not strict may fall back to arbitrary arguments."""
 
-    def spec(tools: Sequence[FunctionTool], *, coerces: bool = False) -> GrammarSpec:
+    def spec(tools: Sequence[FunctionTool], coerces: bool) -> GrammarSpec:
         return text_or_calls_spec(tools, schema, parallel=parallel, coerce_one_of=coerces)
 
-    known = [_known_tool(tool) for tool in tools]
-    requested, fallbacks = spec(known), []
-    if not any(tool.strict for tool in tools):
-        if "oneOf" in requested.source:
-            fallbacks.append(Fallback(spec(known, coerces=True), "tools: oneOf"))
-        any_arguments = [replace(tool, parameters=_ANY_ARGUMENTS) for tool in tools]
-        fallbacks.append(Fallback(spec(any_arguments), "tools: parameters"))
-    return OutputConstraint("tools", requested, tuple(fallbacks))
+    made = _calls([_known_tool(tool) for tool in tools], spec)
+    if any(tool.strict for tool in tools):
+        return made
+    any_arguments = [replace(tool, parameters=_ANY_ARGUMENTS) for tool in tools]
+    last = Fallback(lambda: spec(any_arguments, False), ("tools: parameters",))
+    return replace(made, fallbacks=(*made.fallbacks, last))
 
 
-def _known_tool(tool: FunctionTool) -> FunctionTool:
-    """Returns the tool with a schema that can be enforced, or with any arguments if there is none.
+def _known_tool(tool: FunctionTool) -> "_EnforceableTool":
+    """Returns the tool with a schema that can be enforced, or with arbitrary arguments if it has no such schema.
 
     Raises:
       GrammarError: The tool is strict, and its schema cannot be enforced.
     """
     try:
-        return _enforceable_tool(tool)
+        made = _EnforceableTool(tool)
+        made.warn()
     except GrammarError:
         if tool.strict:
             raise
         warn(f"tools.{tool.name}: parameters")
-        return replace(tool, parameters=_ANY_ARGUMENTS)
+        return _EnforceableTool(replace(tool, parameters=_ANY_ARGUMENTS))
+    return made
 
 
-def _enforceable_tool(tool: FunctionTool) -> FunctionTool:
-    """Returns the tool with a schema that can be enforced.
+def _calls(
+    tools: "Sequence[_EnforceableTool]", spec: Callable[[Sequence[FunctionTool], bool], GrammarSpec]
+) -> OutputConstraint:
+    return _with_fallbacks("tools", lambda extent, coerces: spec([tool.tool(extent) for tool in tools], coerces), tools)
+
+
+def _with_fallbacks(
+    param: str, spec: "Callable[[_Extent, bool], GrammarSpec]", schemas: "Sequence[_Prepared]"
+) -> OutputConstraint:
+    """Returns a constraint that falls back to wider grammars, unless a schema is strict.
+
+    Args:
+      spec: Returns a grammar, given the extent to which schemas are enforced and whether `oneOf` is treated as `anyOf`.
 
     Raises:
-      GrammarError: The parameters are no schema of an object, or have a keyword that cannot be enforced but must be.
+      GrammarError: Each grammar is too large.
     """
-    schema = parameters(tool)
-    if schema["type"] != "object":
-        raise GrammarError(f"the parameters of {tool.name} must be of the type object")
-    schema_param = f"tools.{tool.name}"
-    return replace(tool, parameters=_enforceable(schema_param, schema, is_strict=tool.strict, close_objects=True))
+    rewritten = [warning for schema in schemas for warning in schema.rewritten]
+    wider = [Fallback(lambda: spec(_Extent.PLAIN, True), tuple(rewritten))] if rewritten else []
+    opened = [f"{schema.param}: additionalProperties" for schema in schemas if schema.closes]
+    if opened:
+        wider.append(Fallback(lambda: spec(_Extent.OPEN, True), (*rewritten, *opened)))
+    try:
+        made = spec(_Extent.WHOLE, False)
+    except GrammarError:
+        if not rewritten or any(schema.is_strict for schema in schemas):
+            raise
+        warn_all(rewritten)
+        return OutputConstraint(param, spec(_Extent.PLAIN, True), tuple(wider[1:]))
+    if any(schema.is_strict for schema in schemas):
+        return OutputConstraint(param, made)
+    coerced = Fallback(lambda: spec(_Extent.WHOLE, True), (f"{param}: oneOf",))
+    return OutputConstraint(param, made, (*([coerced] if "oneOf" in made.source else []), *wider))
 
 
-def _enforceable(param: str, schema: Mapping[str, Any], *, is_strict: bool, close_objects: bool) -> Mapping[str, Any]:
-    """Returns the schema without the keywords that cannot be enforced, which are reported.
+class _Extent(Enum):
+    """Extent to which a schema is enforced.
+
+    Attributes:
+      WHOLE: All keywords that llguidance can enforce.
+      PLAIN: Without keywords that would become unions, in case these are too much for llguidance.
+      OPEN: As `PLAIN`, with other properties wherever the schema itself allows them.
+    """
+
+    WHOLE = auto()
+    PLAIN = auto()
+    OPEN = auto()
+
+
+class _Prepared:
+    """A schema that can be enforced.
+
+    Args:
+      schema: JSON schema.
+
+    Attributes:
+      param: Name of the schema in warnings.
+      is_strict: Whether a keyword that cannot be enforced is an error.
+      closes: Whether objects may only have the properties that the schema names.
+      rewritten: Warnings about the keywords that became unions, used if these keywords are dropped.
+    """
+
+    def __init__(self, param: str, schema: Mapping[str, Any], *, is_strict: bool, close_objects: bool) -> None:
+        self.param, self.is_strict, self.closes = param, is_strict, close_objects
+        self._schema = schema
+        self._prepared = prepare(schema, close_objects=close_objects)
+        self.rewritten = [f"{param}: {keyword}" for keyword in self._prepared.rewritten]
+
+    def warn(self) -> None:
+        """Reports the keywords that cannot be enforced.
+
+        Raises:
+          GrammarError: The request requires that all keywords are enforced.
+        """
+        if self.is_strict and self._prepared.dropped:
+            raise GrammarError(f"unsupported keyword: {', '.join(self._prepared.dropped)}")
+        warn_all(f"{self.param}: {keyword}" for keyword in self._prepared.dropped)
+
+    def schema(self, extent: _Extent) -> Mapping[str, Any]:
+        """Returns the schema for llguidance."""
+        if extent is _Extent.WHOLE:
+            return self._prepared.schema
+        closes = self.closes and extent is _Extent.PLAIN
+        return prepare(self._schema, close_objects=closes, rewrites=False).schema
+
+
+class _EnforceableTool(_Prepared):
+    """A tool whose arguments can be enforced.
 
     Raises:
-      GrammarError: There are such keywords, and the request demands that all are enforced.
+      GrammarError: The parameters are not a schema of an object.
     """
-    prepared = prepare(schema, close_objects=close_objects)
-    if is_strict and prepared.dropped:
-        raise GrammarError(f"unsupported keyword: {', '.join(prepared.dropped)}")
-    warn_all(f"{param}: {keyword}" for keyword in prepared.dropped)
-    return prepared.schema
+
+    def __init__(self, tool: FunctionTool) -> None:
+        schema = parameters(tool)
+        if schema["type"] != "object":
+            raise GrammarError(f"the parameters of {tool.name} must be of the type object")
+        super().__init__(f"tools.{tool.name}", schema, is_strict=tool.strict, close_objects=True)
+        self._tool = tool
+
+    def tool(self, extent: _Extent) -> FunctionTool:
+        """Returns the tool with a schema for llguidance."""
+        return replace(self._tool, parameters=self.schema(extent))
 
 
 def _parsed(schema: str | Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,5 +1,5 @@
-"""Databases: SQLite and PostgreSQL, transactions, and the upgrades of their tables. It has no table of its own.
+"""Databases: SQLite and PostgreSQL, transactions, and the upgrades of features' tables.
 
-What several replicas share stands in a feature's tables. A row that one of them works on belongs to it for as long as
-its lease lasts, which ends by the database's clock.
+Data that several replicas share is in the tables of a feature. A row that a replica works on belongs to that replica
+until its lease ends, by the database's clock.
 """

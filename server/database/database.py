@@ -1,24 +1,41 @@
-"""Transactions on worker threads, with a limit on time: a database that is away must not block the event loop."""
+"""Transactions on threads, with a time limit, so that an unavailable database does not block the event loop."""
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from enum import Enum
 from typing import Any, Final
 
+from ..tenancy.workers import Workers, WorkersClosedError
+from .call import Call
+from .connections import Connections
 from .dialects import STATEMENT_TIMEOUT_S, Connection, Cursor, Dialect
-from .errors import StoreUnavailableError
-
-_NUM_THREADS: Final = 4
-"""Number of threads: one commits, the others read."""
+from .errors import StoreClosedError, StoreOutdatedError, StoreUnavailableError, StoreUnusableError
+from .fence import Fence
 
 TIMEOUT_S: Final = 2.0 * STATEMENT_TIMEOUT_S
-"""Seconds after which a caller gets an error, whatever the database does."""
+"""Seconds after which a caller gets an error, even if the database does not respond."""
 
 
 _logger: Final = logging.getLogger(__name__)
+
+
+class Lane(Enum):
+    """Kinds of transactions. Each kind has separate threads and connections, so that no kind waits for another.
+
+    Attributes:
+      READS: Reads. Tenants take turns, and no tenant occupies all threads.
+      COMMITS: Writes, one transaction at a time.
+      LEASES: Claims and renewals of leases, one transaction at a time.
+    """
+
+    READS = "read"
+    COMMITS = "commit"
+    LEASES = "lease"
+
+
+_NUM_READERS: Final = 3
+"""Number of threads for reads."""
 
 
 def placeholders(rows: int, columns: int) -> str:
@@ -27,14 +44,16 @@ def placeholders(rows: int, columns: int) -> str:
 
 
 class Transaction:
-    """One transaction, whose statements have `?` for values and the dialect's words in braces."""
+    """One transaction. Its statements have `?` for values, and the dialect's words in braces."""
 
-    def __init__(self, connection: Connection, dialect: Dialect) -> None:
+    def __init__(self, connection: Connection, dialect: Dialect, call: Call) -> None:
         self._connection = connection
         self._dialect = dialect
+        self._call = call
 
     def execute(self, sql: str, *values: Any) -> Cursor:
         """Runs one statement."""
+        self._call.check()
         return self._connection.execute(self._dialect.sql(sql), values)
 
     def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
@@ -42,121 +61,193 @@ class Transaction:
         return self.execute(sql, *values).fetchall()
 
 
+def _workers(lane: Lane) -> Workers:
+    """Returns the threads of a kind of transactions."""
+    if lane is Lane.READS:  # the server itself also reads, and counts as a tenant
+        return Workers(tenants=2, num_threads=_NUM_READERS, name="store-read")
+    return Workers(num_threads=1, name=f"store-{lane.value}")
+
+
 class Database:
     """A database, with as many connections as transactions run at a time.
 
     Args:
       dialect: Kind and address of the database.
+      prepare: Creates and upgrades tables before the first other transaction; None if they exist. It is repeated while
+        the database is unavailable.
+      name: Name of its tables for metrics and readiness.
+      fence: Checked by each transaction once the tables exist; None uses tables of any version.
+
+    Attributes:
+      outdated: Why this server may no longer use the database; None while it may.
     """
 
-    def __init__(self, dialect: Dialect) -> None:
+    def __init__(
+        self,
+        dialect: Dialect,
+        prepare: Callable[[Transaction], None] | None = None,
+        name: str = "store",
+        fence: Fence | None = None,
+    ) -> None:
+        self.name = name
+        self.outdated: str | None = None
+        self._fence = fence
         self._dialect = dialect
-        self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="store")
-        self._idle: deque[Connection] = deque()
-        self._running: set[object] = set()
-        self._is_closed = False
-        self._num_errors = 0
-        self._failing: set[bool] = set()
+        self._prepare = prepare
+        self._preparing: asyncio.Task[None] | None = None
+        self._workers = {lane: _workers(lane) for lane in Lane}
+        self._connections = {lane: Connections(dialect) for lane in Lane}
+        self._running: set[Call] = set()
+        self._failing: set[Lane] = set()
 
     @property
     def is_stuck(self) -> bool:
-        """Whether a transaction is still running on a thread, which would delay the end of the process."""
+        """Whether a transaction is still running on a thread, which would delay the exit of the process."""
         return bool(self._running)
 
+    @property
+    def is_available(self) -> bool:
+        """Whether the tables exist, and the last transaction of each kind reached the database."""
+        return self._prepare is None and self.outdated is None and not self._failing
+
     async def run[T](
-        self, work: Callable[[Transaction], T], *, writes: bool = False, timeout_s: float = TIMEOUT_S
+        self,
+        work: Callable[[Transaction], T],
+        *,
+        timeout_s: float = TIMEOUT_S,
+        lane: Lane = Lane.READS,
     ) -> T:
-        """Runs a transaction on a thread. It may still commit after the timeout, so writes have to be idempotent.
+        """Runs a transaction on a thread of its kind. It may write in all kinds except `Lane.READS`.
+
+        If the caller is cancelled or the time is over, the transaction never begins or its statement is interrupted. A
+        commit is not interrupted, so writes must be idempotent.
 
         Raises:
-          StoreUnavailableError: The database is away, full, too slow, or refuses the transaction for now.
+          StoreUnavailableError: The database is unavailable, full, too slow or closed, or refuses the transaction for
+            now.
+          StoreOutdatedError: A newer server has upgraded the tables. No later transaction runs.
         """
-        loop = asyncio.get_running_loop()
+        if self.outdated is not None:
+            raise StoreOutdatedError(self.outdated)
+        call = Call(self._dialect)
         try:
             async with asyncio.timeout(timeout_s):
-                return await loop.run_in_executor(self._threads, lambda: self.run_now(work, writes=writes))
+                if self._prepare is not None:
+                    await asyncio.shield(self._prepared())
+                return await self._workers[lane].run(lambda: self._run(work, lane, call))
+        except WorkersClosedError:
+            raise StoreClosedError("the store's database was closed") from None
+        except StoreOutdatedError as outdated:
+            self._give_up(outdated)
+            raise
         except TimeoutError:
-            raise StoreUnavailableError(f"the store's database has not responded within {timeout_s:g} s") from None
+            error = StoreUnavailableError(f"the store's database has not responded within {timeout_s:g} s")
+            if call.has_begun:
+                self._note(error, lane)
+            raise error from None
+        finally:
+            call.abandon()
+
+    def prepare_now(self) -> None:
+        """Creates and upgrades the tables on the current thread.
+
+        Raises:
+          StoreUnavailableError: The database is unavailable, or its tables cannot be created. The next transaction
+            tries again.
+        """
+        if self._prepare is not None:
+            self.run_now(self._prepare, writes=True)
+            self._prepare = None
+
+    def _prepared(self) -> asyncio.Task[None]:
+        """Returns the task that creates the tables. A caller's timeout does not end it: an upgrade may take minutes."""
+        if self._preparing is None or self._preparing.done():
+            self._preparing = asyncio.create_task(self._workers[Lane.COMMITS].run(self.prepare_now))
+            self._preparing.add_done_callback(
+                lambda task: task.cancelled() or task.exception()
+            )  # callers get the exception, too
+        return self._preparing
 
     def run_now[T](self, work: Callable[[Transaction], T], *, writes: bool = False) -> T:
         """Runs a transaction on the current thread.
 
         Raises:
-          StoreUnavailableError: The database is away, full, too slow, or refuses the transaction for now.
+          StoreUnavailableError: The database is unavailable, full, too slow, or refuses the transaction for now.
         """
-        token, num_errors = object(), self._num_errors
-        self._running.add(token)
+        return self._run(work, Lane.COMMITS if writes else Lane.READS, Call(self._dialect))
+
+    def close(self) -> None:
+        """Refuses new transactions, fails waiting ones, and closes all connections that are not in use."""
+        for lane in Lane:
+            self._workers[lane].close()
+            self._connections[lane].close()
+
+    def _run[T](self, work: Callable[[Transaction], T], lane: Lane, call: Call) -> T:
+        """Runs a transaction for a call."""
+        call.begin()
+        self._running.add(call)
         try:
-            connection = self._begin(self._dialect.begin_write if writes else "BEGIN")
-            try:
-                result = work(Transaction(connection, self._dialect))
-                connection.execute("COMMIT")
-            except BaseException:
-                self._drop(connection)
-                raise
-            self._put_back(connection, num_errors)
-            self._note(None, writes=writes)
+            result = self._transact(work, lane, call)
+            self._note(None, lane)
             return result
+        except StoreOutdatedError:
+            raise
+        except StoreUnusableError as error:
+            self._note(error, lane)
+            raise
         except self._dialect.errors as error:
+            call.check()
             unavailable = self._dialect.unavailable(error)
             if unavailable is None:
                 raise
-            self._num_errors += 1
-            self._drop_idle()
-            self._note(unavailable, writes=writes)
+            for connections in self._connections.values():
+                connections.fail()
+            self._note(unavailable, lane)
             raise unavailable from None
         finally:
-            self._running.discard(token)
+            call.end()
+            self._running.discard(call)
 
-    def close(self) -> None:
-        """Takes no more transactions, and closes all connections that are not in use."""
-        self._is_closed = True
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        self._drop_idle()
-
-    def _begin(self, statement: str) -> Connection:
-        """Begins a transaction on an idle connection, or on a new one if that was lost meanwhile."""
-        with suppress(IndexError):  # other threads pop, too
-            connection = self._idle.pop()
-            try:
-                connection.execute(statement)
-            except self._dialect.errors:
-                self._drop(connection)
-            else:
-                return connection
-        connection = self._dialect.connect()
+    def _transact[T](self, work: Callable[[Transaction], T], lane: Lane, call: Call) -> T:
+        connections = self._connections[lane]
+        num_errors = connections.num_errors
+        begin = self._dialect.begin(writes=lane is not Lane.READS)
+        fence = self._fence if self._prepare is None else None
+        connection, first = connections.begin(*begin, *(() if fence is None else (fence.query,)))
         try:
-            connection.execute(statement)
+            call.use(connection)
+            if fence is not None:
+                fence.check(first.fetchall())
+            result = work(Transaction(connection, self._dialect, call))
+            call.end()  # a COMMIT that is interrupted while it waits for a standby is not undone
+            call.check()
+            connection.execute("COMMIT")
         except BaseException:
-            self._drop(connection)
+            call.end()
+            connections.drop(connection)
             raise
-        return connection
+        connections.put_back(connection, num_errors)
+        return result
 
-    def _note(self, error: StoreUnavailableError | None, *, writes: bool) -> None:
-        """Logs once when the database goes away, and once when it is back: one that can be read may refuse writes."""
+    def _give_up(self, error: StoreOutdatedError) -> None:
+        """Stops using the database, and logs the reason once."""
+        if self.outdated is None:
+            self.outdated = str(error)
+            _logger.error("%s; this server accepts no more work that needs them, and is not ready", error)
+            for connections in self._connections.values():
+                connections.close()
+
+    def _note(self, error: StoreUnavailableError | None, lane: Lane) -> None:
+        """Logs once when the database becomes unavailable, and once when it is available again.
+
+        Lanes are tracked separately: a database that can be read may refuse writes, and one that grants leases may have
+        no room for a commit.
+        """
         if error is not None:
             if not self._failing:
                 _logger.warning("%s", error)
-            self._failing.add(writes)
+            self._failing.add(lane)
         elif self._failing:
-            self._failing -= {False, writes}
+            self._failing -= {Lane.READS, lane}
             if not self._failing:
                 _logger.info("the store's database can be used again")
-
-    def _put_back(self, connection: Connection, num_errors: int) -> None:
-        """Keeps a connection for later, unless the database has failed since `num_errors` was read."""
-        if self._is_closed or num_errors != self._num_errors:
-            self._drop(connection)
-        else:
-            self._idle.append(connection)
-
-    def _drop_idle(self) -> None:
-        """Closes all idle connections: each may still lead to a server that was demoted, or to a read-only session."""
-        with suppress(IndexError):  # other threads pop, too
-            while True:
-                self._drop(self._idle.pop())
-
-    def _drop(self, connection: Connection) -> None:
-        """Closes a connection, which rolls back."""
-        with suppress(*self._dialect.errors):
-            connection.close()

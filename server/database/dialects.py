@@ -1,7 +1,9 @@
 """Differences between SQLite and PostgreSQL. All statements are written once, with `?` for values."""
 
+import os
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final, Protocol, runtime_checkable
 
 from .address import StoreAddress
@@ -9,7 +11,7 @@ from .errors import StoreFullError, StoreUnavailableError
 
 CONNECT_TIMEOUT_S: Final = 3
 STATEMENT_TIMEOUT_S: Final = 5
-"""Maximum time of a statement, waiting for locks included."""
+"""Maximum seconds of a statement, including waiting for locks."""
 
 _ABANDONED_S: Final = 5
 """Seconds after which PostgreSQL ends a transaction whose client has stopped in the middle of it."""
@@ -25,6 +27,9 @@ class Cursor(Protocol):
 
     def fetchall(self) -> list[tuple[Any, ...]]:
         """Returns all rows."""
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        """Yields the rows. SQLite computes each row when it is fetched."""
 
 
 @runtime_checkable
@@ -44,67 +49,102 @@ class Dialect(Protocol):
 
     Attributes:
       words: Replacements for the names in braces in statements: `{now}` (seconds since 1970 by the database's clock),
-        `{skip_locked}` (locks the selected rows, leaving out locked ones), `{lock}` (locks them, waiting), `{bytes}`.
+        `{skip_locked}` (locks the selected rows, and skips locked ones), `{lock}` (locks them, waiting), `{bytes}`,
+        `{has_table}` (whether a table exists whose name is the next value).
     """
 
     words: Mapping[str, str]
 
     @property
-    def begin_write(self) -> str:
-        """Statement that begins a transaction that writes."""
+    def lock_schema(self) -> Sequence[str]:
+        """Statements that let one process at a time upgrade the schema, until the upgrade has ended."""
 
     @property
-    def lock_schema(self) -> str | None:
-        """Statement that lets one process at a time upgrade the schema; None if `begin_write` does."""
+    def lock_fence(self) -> Sequence[str]:
+        """Statements that wait for all transactions that have passed the fence, and block others until the commit."""
 
     @property
     def errors(self) -> tuple[type[Exception], ...]:
-        """All exceptions of the driver."""
+        """All exception types of the driver."""
+
+    @property
+    def denials(self) -> tuple[type[Exception], ...]:
+        """Exception types of the driver about a role that may not create or change tables."""
 
     def connect(self) -> Connection:
         """Returns a new connection."""
 
+    def begin(self, *, writes: bool) -> Sequence[str]:
+        """Returns the statements that begin a transaction."""
+
+    def run_all(self, connection: Any, statements: Sequence[str]) -> Cursor:
+        """Runs statements without values in one round trip, and returns the last one's result."""
+
+    def interrupt(self, connection: Any) -> None:
+        """Ends the statement that another thread runs on a connection; it has no effect between statements."""
+
     def sql(self, text: str) -> str:
-        """Returns a statement in the words of this database."""
+        """Returns a statement with the words of this database."""
 
     def unavailable(self, error: Exception) -> StoreUnavailableError | None:
         """Returns the store's error for one of `errors`, without passwords.
 
-        None if the statement or its values are wrong, which is a bug: no database would take them later.
+        None if the statement or its values are wrong. That is a bug, and repeating the statement would not help.
         """
 
 
 class Sqlite:
     """SQLite in WAL mode, which several processes of one machine may share.
 
-    A transaction that writes begins immediately: the file has one writer at a time, so no row has to be locked.
+    A transaction that writes begins immediately: the file has one writer at a time, so rows need not be locked.
     """
 
-    begin_write = "BEGIN IMMEDIATE"
-    lock_schema = None
+    lock_schema = ()
+    lock_fence = ()
     errors = (sqlite3.Error,)
+    denials: tuple[type[Exception], ...] = ()
     _bugs = (sqlite3.ProgrammingError, sqlite3.DataError, sqlite3.IntegrityError, sqlite3.NotSupportedError)
 
     def __init__(self, path: str) -> None:
         self._path = path
         now = "((julianday('now') - 2440587.5) * 86400.0)"
-        self.words: Mapping[str, str] = {"now": now, "skip_locked": "", "lock": "", "bytes": "BLOB"}
+        has_table = "EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?)"
+        words = {"now": now, "skip_locked": "", "lock": "", "bytes": "BLOB", "has_table": has_table}
+        self.words: Mapping[str, str] = words
 
     def connect(self) -> Connection:
-        """Returns a new connection. Each commit reaches the disk before it returns."""
+        """Returns a new connection. Each commit reaches the disk before it returns.
+
+        Only the owner may read and write a new file. SQLite gives its companion files the same permissions.
+        """
+        with suppress(OSError):  # the file exists, or SQLite reports why it cannot be created
+            os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         connection = sqlite3.connect(
             self._path, timeout=STATEMENT_TIMEOUT_S, isolation_level=None, check_same_thread=False
         )
         try:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
-        except sqlite3.Error:  # the file is no database, or cannot be written
+        except sqlite3.Error:  # the file is not a database, or cannot be written
             connection.close()
             raise
         return connection
 
+    def begin(self, *, writes: bool) -> Sequence[str]:
+        """Returns the statement that begins a transaction."""
+        return ("BEGIN IMMEDIATE" if writes else "BEGIN",)
+
+    def run_all(self, connection: Any, statements: Sequence[str]) -> Cursor:
+        """Runs statements in sequence, and returns the last one's result."""
+        results: list[Cursor] = [connection.execute(each) for each in statements]
+        return results[-1]
+
+    def interrupt(self, connection: Any) -> None:
+        """Ends the statement that another thread runs on a connection, unless it waits for the file's lock."""
+        connection.interrupt()
+
     def sql(self, text: str) -> str:
-        """Returns a statement in SQLite's words."""
+        """Returns a statement with SQLite's words."""
         return text.format_map(self.words)
 
     def unavailable(self, error: Exception) -> StoreUnavailableError | None:
@@ -117,16 +157,22 @@ class Sqlite:
 
 
 class Postgresql:
-    """PostgreSQL 13 or later."""
+    """PostgreSQL 13 or later, and poolers that give each transaction another session.
 
-    begin_write = "BEGIN"
-    lock_schema = "SELECT pg_advisory_xact_lock(7304201)"
+    Therefore statements are not prepared, locks do not outlast a transaction, and settings are set per transaction:
+    poolers refuse settings of a session.
+    """
+
+    lock_schema = ("SET LOCAL statement_timeout = 0", "SELECT pg_advisory_xact_lock(7304201)")
+    lock_fence = ("LOCK TABLE roost_schemas IN ACCESS EXCLUSIVE MODE",)  # each transaction reads the table first
 
     def __init__(self, url: str) -> None:
-        import psycopg  # which takes 100 ms, and which other stores don't need
+        import psycopg  # takes 100 ms to import, and other stores don't need it
+
+        from . import hosts
 
         self._url = url
-        self._connect: Callable[..., Any] = psycopg.connect
+        self._connect: Callable[..., Any] = hosts.connect
         self._full: type[Exception] = psycopg.errors.DiskFull
         self._bugs: tuple[type[Exception], ...] = (
             psycopg.DataError,
@@ -135,42 +181,68 @@ class Postgresql:
         )
         self._misuse: type[Exception] = psycopg.ProgrammingError
         self.errors: tuple[type[Exception], ...] = (psycopg.Error,)
-        now = "(extract(epoch from clock_timestamp())::float8)"
-        skip_locked, lock = "FOR UPDATE SKIP LOCKED", "FOR UPDATE"
-        self.words: Mapping[str, str] = {"now": now, "skip_locked": skip_locked, "lock": lock, "bytes": "BYTEA"}
+        self.denials: tuple[type[Exception], ...] = (
+            psycopg.errors.InsufficientPrivilege,
+            psycopg.errors.InvalidSchemaName,
+        )
+        now = "(SELECT extract(epoch from clock_timestamp())::float8)"  # computed once, so that indexes can be used
+        words = {"now": now, "skip_locked": "FOR UPDATE SKIP LOCKED", "lock": "FOR UPDATE", "bytes": "BYTEA"}
+        self.words: Mapping[str, str] = {**words, "has_table": "to_regclass(?) IS NOT NULL"}
 
     def connect(self) -> Connection:
-        """Returns a new connection. The database itself ends statements and transactions that take too long."""
-        options = f"-c statement_timeout={STATEMENT_TIMEOUT_S}s -c idle_in_transaction_session_timeout={_ABANDONED_S}s"
-        connection: Connection = self._connect(
+        """Returns a new connection.
+
+        A server that has disappeared is noticed after at most two keep-alives, since a commit that waits for a standby
+        is not interrupted.
+        """
+        return self._connect(
             self._url,
             autocommit=True,
-            prepare_threshold=None,  # a pooler between may give each transaction another session
+            prepare_threshold=None,
             connect_timeout=CONNECT_TIMEOUT_S,
             tcp_user_timeout=STATEMENT_TIMEOUT_S * 1000,
             keepalives_idle=STATEMENT_TIMEOUT_S,
+            keepalives_interval=STATEMENT_TIMEOUT_S,
             application_name="roost",
-            options=options,
         )
-        return connection
+
+    def begin(self, *, writes: bool) -> Sequence[str]:
+        """Returns the statements that begin a transaction. The database ends the transaction if it takes too long."""
+        return (
+            "BEGIN",
+            f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT_S}s'",
+            f"SET LOCAL idle_in_transaction_session_timeout = '{_ABANDONED_S}s'",
+        )
+
+    def run_all(self, connection: Any, statements: Sequence[str]) -> Cursor:
+        """Sends statements as one message, and returns the last one's result."""
+        results = connection.execute("; ".join(statements))
+        while results.nextset():
+            pass
+        return results
+
+    def interrupt(self, connection: Any) -> None:
+        """Requests the server to end the statement that another thread runs on a connection."""
+        connection.cancel_safe(timeout=CONNECT_TIMEOUT_S)
 
     def sql(self, text: str) -> str:
-        """Returns a statement in PostgreSQL's words and psycopg's placeholders."""
+        """Returns a statement with PostgreSQL's words and psycopg's placeholders."""
         return text.format_map(self.words).replace("?", "%s")
 
     def unavailable(self, error: Exception) -> StoreUnavailableError | None:
-        """Returns the store's error. The driver's text may name host and user, which are for the log only.
+        """Returns the store's error. The driver's text may name host and user, and is only logged.
 
-        Servers that are read-only, have lost a table or refuse a role raise an `InternalError` or a `ProgrammingError`,
-        which pass when the server is put right. Only the driver itself raises a `ProgrammingError` without a code.
+        Servers that are read-only, have lost a table or refuse a role raise an `InternalError` or a `ProgrammingError`.
+        These errors end when the server is repaired. Only the driver itself raises a `ProgrammingError` without a code.
         """
         is_drivers = isinstance(error, self._misuse) and getattr(error, "sqlstate", None) is None
         if is_drivers or isinstance(error, self._bugs):
             return None
         kind = StoreFullError if isinstance(error, self._full) else StoreUnavailableError
-        return kind(f"the store's database cannot be used: {' '.join(str(error).split())[:300]}")
+        diagnosis = getattr(getattr(error, "diag", None), "message_primary", None)  # without the statement's text
+        return kind(f"the store's database cannot be used: {' '.join((diagnosis or str(error)).split())[:300]}")
 
 
 def dialect_of(address: StoreAddress) -> Dialect:
-    """Returns the dialect of an address, which must not be memory."""
+    """Returns the dialect of an address. The address must not be memory."""
     return Sqlite(address.target) if address.kind == "sqlite" else Postgresql(address.target)

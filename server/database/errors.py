@@ -8,7 +8,19 @@ class StoreUnavailableError(RoostError):
 
 
 class StoreFullError(StoreUnavailableError):
-    """The database has no room left."""
+    """The database has no space left."""
+
+
+class StoreUnusableError(StoreUnavailableError):
+    """The database's administrator must change something before this server can use its tables."""
+
+
+class StoreClosedError(StoreUnavailableError):
+    """This process has closed the database, and does not open it again."""
+
+
+class StoreOutdatedError(StoreUnusableError, StoreClosedError):
+    """A newer server has upgraded the tables, and this server may never use them again."""
 
 
 class FencedError(RoostError):

@@ -1,1 +1,1 @@
-"""Errors and warnings that requests can end with."""
+"""Errors and warnings of requests."""

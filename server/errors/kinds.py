@@ -1,4 +1,4 @@
-"""Table of the core's errors: status, code, when each one occurs, and what a client can do about it."""
+"""Table of the core's errors: status, code, cause and fix."""
 
 import math
 from collections.abc import Mapping
@@ -12,13 +12,13 @@ def retry_after(seconds: float) -> Mapping[str, str]:
 
 
 RETRY: Final = retry_after(1.0)
-"""Headers for a retry at an unknown time; clients increase the second by themselves."""
+"""Headers for a retry at an unknown time. Clients increase the delay of one second by themselves."""
 
 CLOSE: Final = {**RETRY, "connection": "close"}
-"""Headers for a retry on another connection, and so perhaps at another server."""
+"""Headers for a retry on another connection, which may reach another server."""
 
 NO_RETRY: Final = {"x-should-retry": "false"}
-"""Headers that keep clients from repeating by themselves what will fail again."""
+"""Headers that keep clients from retrying a request that will fail again."""
 
 _INVALID_REQUEST: Final = "invalid_request_error"
 _RATE_LIMIT: Final = "rate_limit_error"
@@ -30,13 +30,13 @@ _LATER: Final = "Send it again later, or to another server."
 
 @dataclass(frozen=True, slots=True)
 class ErrorKind:
-    """A row of a table of errors. `docs/reference/errors.md` is written from them.
+    """A row of a table of errors. `docs/reference/errors.md` is written from these rows.
 
     Attributes:
       status: HTTP status.
       code: Identifier for programs, or None.
       when: Sentence that says when the error occurs.
-      fix: Sentence that says what the client or the operator can do.
+      fix: Sentence with the action that the client or the operator can take.
       headers: Headers of the response.
       type: OpenAI's class of the error.
     """
@@ -73,6 +73,12 @@ NO_PREVIOUS_RESPONSE: Final = ErrorKind(
     "The server does not hold the response that `previous_response_id` names.",
     "Send the whole conversation as `input`.",
 )
+CONVERSATION_LOCKED: Final = ErrorKind(
+    400,
+    "conversation_locked",
+    "Another response is running in the conversation.",
+    "Wait for its end, or cancel it.",
+)
 NOT_HTTP: Final = ErrorKind(
     400, None, "The bytes are not an HTTP request.", "Check the client, and `http://` against `https://`."
 )
@@ -86,6 +92,14 @@ INVALID_API_KEY: Final = ErrorKind(
     "Send `Authorization: Bearer KEY` or `x-api-key: KEY`.",
     {"www-authenticate": "Bearer"},
 )
+QUOTA_EXCEEDED: Final = ErrorKind(
+    403,
+    "quota_exceeded",
+    "The API key, or the server if it has no keys, has reached its limit of files, lines, bytes or running batches, "
+    "or a conversation its limit of items.",
+    "Delete files, wait for batches, or create another conversation. The message names the limit.",
+    NO_RETRY,
+)
 NO_SUCH_URL: Final = ErrorKind(404, None, "The path does not exist on this port.", "`GET /v1` lists the endpoints.")
 NO_SUCH_MODEL: Final = ErrorKind(
     404,
@@ -96,8 +110,9 @@ NO_SUCH_MODEL: Final = ErrorKind(
 NO_SUCH_OBJECT: Final = ErrorKind(
     404,
     None,
-    "The response, item, state or running request does not exist, or belongs to another API key.",
-    "Check the id. A restart loses states, and responses without `--store`; the oldest responses are dropped.",
+    "The response, chat completion, conversation, item, state or running request does not exist, or belongs to another "
+    "API key.",
+    "Check the id. A restart loses states, and without `--store` all stored objects; the oldest are evicted.",
 )
 WRONG_METHOD: Final = ErrorKind(
     405,
@@ -122,7 +137,7 @@ REQUEST_ABORTED: Final = ErrorKind(
     409,
     "request_aborted",
     "`POST /abort_request` or a cancellation ended the request.",
-    "Nothing: this is what was asked for.",
+    "Nothing: the request was aborted on purpose.",
     NO_RETRY,
 )
 PROFILE_IN_PROGRESS: Final = ErrorKind(
@@ -138,7 +153,10 @@ REQUEST_TOO_LARGE: Final = ErrorKind(
     _SMALLER,
 )
 BODY_ENCODED: Final = ErrorKind(
-    415, None, "The body is compressed.", "Send the body uncompressed, without `content-encoding`."
+    415,
+    None,
+    "The body is compressed.",
+    "Send the body uncompressed: no `content-encoding`, and no `transfer-encoding` except `chunked`.",
 )
 QUEUE_FULL: Final = ErrorKind(
     429,
@@ -153,6 +171,22 @@ TENANT_MEMORY_FULL: Final = ErrorKind(
     "rate_limit_exceeded",
     "The requests of this API key hold the key's share of the server's memory.",
     "Wait for some of them, or send smaller ones.",
+    RETRY,
+    _RATE_LIMIT,
+)
+TOO_MANY_RUNNING: Final = ErrorKind(
+    429,
+    "rate_limit_exceeded",
+    "The API key has reached its limit of running background responses, or of their bytes, in one `--store`.",
+    "Wait for some of them to end, or cancel them.",
+    RETRY,
+    _RATE_LIMIT,
+)
+TOO_MANY_FOLLOWERS: Final = ErrorKind(
+    429,
+    "rate_limit_exceeded",
+    "The API key has reached its limit of followed streams of background responses on this server.",
+    "Close some of the streams, and continue after the last event that was received.",
     RETRY,
     _RATE_LIMIT,
 )
@@ -172,14 +206,15 @@ INTERNAL_ERROR: Final = ErrorKind(
 NUMERIC_ERROR: Final = ErrorKind(
     500,
     "numeric_error",
-    "The model's activations for this request are not finite. Other requests go on.",
+    "The model's activations for this request are not finite. Other requests continue.",
     "If it continues an imported state, import a sound one. Otherwise check the checkpoint.",
     type=SERVER_ERROR,
 )
 OVERLOADED: Final = ErrorKind(
     503,
     "overloaded",
-    "Other requests hold all connections, the memory for bodies, or the queue for grammars.",
+    "Other requests hold all connections, the memory for bodies, or the queue for grammars; or the system, short of "
+    "memory, has ended the process of a grammar.",
     _LATER,
     RETRY,
     SERVER_ERROR,
@@ -219,8 +254,8 @@ ENGINE_UNAVAILABLE: Final = ErrorKind(
 STREAM_MOVED: Final = ErrorKind(
     503,
     "stream_moved",
-    "The server stopped in the midst of a stream. Other servers with the same `--store` continue the response.",
-    "`GET` the path in `resume` at another server: it returns the events that follow.",
+    "The server stopped during a stream. Other servers with the same `--store` continue the response.",
+    "`GET` the path in `resume` at another server: it returns the remaining events.",
     CLOSE,
     SERVER_ERROR,
 )
@@ -228,8 +263,16 @@ STORE_UNAVAILABLE: Final = ErrorKind(
     503,
     "store_unavailable",
     "The database of `--store` cannot be reached, does not respond in time, or refuses reads or writes.",
-    "Send it again later, or with `store: false` if the response need not be kept. The log says what is wrong.",
+    "Send it again later, or with `store: false` if the response need not be kept. The log has the reason.",
     RETRY,
+    SERVER_ERROR,
+)
+STORE_OUTDATED: Final = ErrorKind(
+    503,
+    "store_outdated",
+    "A newer server has upgraded the database of `--store` so that this one may not use it. The server is not ready.",
+    "Send it to another server. This one's log has both versions: replace it, or restore a backup.",
+    CLOSE,
     SERVER_ERROR,
 )
 NOT_GENERATING: Final = ErrorKind(
@@ -244,21 +287,23 @@ REQUEST_TIMEOUT: Final = ErrorKind(
     504,
     "request_timeout",
     "The request was not done within `timeout` or `--request-timeout` seconds.",
-    "Ask for fewer tokens, or allow more time.",
+    "Request fewer tokens, or allow more time.",
     NO_RETRY,
     SERVER_ERROR,
 )
 STORE_FULL: Final = ErrorKind(
     507,
     None,
-    "The database of `--store` has no room left.",
-    "Make room, or lower `--store-days`.",
+    "The database of `--store` is full.",
+    "Free space, or lower `--store-days`.",
+    type=SERVER_ERROR,
 )
 STATE_STORE_FULL: Final = ErrorKind(
     507,
     None,
-    "There is no room for another saved state, or the API key has its share of them.",
+    "The memory for saved states is full, or the API key has used its share of it.",
     "Delete a state, or raise `--state-cache-gib`.",
+    type=SERVER_ERROR,
 )
 
 KINDS: Final = tuple(each for each in tuple(globals().values()) if isinstance(each, ErrorKind))

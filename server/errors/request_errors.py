@@ -1,4 +1,4 @@
-"""Errors of requests: every exception of the core becomes a status and one line of text here."""
+"""Errors of requests: converts every exception of the core to a status and one line of text."""
 
 import re
 from collections.abc import Mapping
@@ -6,6 +6,7 @@ from typing import Final, TypedDict
 
 from ...engine import (
     ConstraintError,
+    ConstraintLostError,
     EngineDeadError,
     NumericError,
     QueueFullError,
@@ -13,15 +14,18 @@ from ...engine import (
     RequestTimeoutError,
     RoostError,
 )
-from ..database.errors import StoreFullError, StoreUnavailableError
+from ..database.errors import StoreFullError, StoreOutdatedError, StoreUnavailableError
 from . import kinds
 from .kinds import ErrorKind, retry_after
+
+BUSY_STATUSES: Final = frozenset({429, 503})
+"""Statuses that concern only one replica at one time: another replica, or a later attempt, may succeed."""
 
 CLIENT_CLOSED_REQUEST: Final = 499
 """Status in the log (nginx's number) of a request whose client has disconnected."""
 
 _MAX_MESSAGE: Final = 1000
-"""Maximum characters of a message to a client, which may quote what the client sent."""
+"""Maximum characters of a message to a client, which may quote the client's input."""
 
 _MAX_REASON: Final = 160
 """Maximum characters of an error's message in the log."""
@@ -37,7 +41,7 @@ class ErrorDetail(TypedDict):
 
 
 class ErrorBody(TypedDict):
-    """Body of every status from 400 on, and event about an error in a stream, in OpenAI's shape."""
+    """Body of responses with a status of 400 or above, and event about an error in a stream, in OpenAI's shape."""
 
     error: ErrorDetail
 
@@ -49,9 +53,9 @@ class ApiError(Exception):
       kind: Status, class, code and headers.
       message: One line for people.
       param: Field of the request that caused the error.
-      headers: Headers in place of those of the kind.
-      is_private: Whether the message may repeat what the client sent in a form that cannot be removed, as a compiler's
-        message about a grammar does. Such a message is not logged.
+      headers: Headers that replace the kind's headers.
+      is_private: Whether the message may repeat the client's input in a form that cannot be removed, such as a
+        compiler's message about a grammar. Such a message is not logged.
     """
 
     def __init__(
@@ -75,7 +79,7 @@ class ApiError(Exception):
 
 
 def _one_line(text: str, most: int = _MAX_MESSAGE) -> str:
-    """Returns printable text of at most this length. A name that a client sent may be long and hold line breaks."""
+    """Returns printable text of at most this length. A name from a client may be long and contain line breaks."""
     short = text if len(text) <= most else text[: most - 1] + "…"
     return "".join(char if char.isprintable() else " " for char in short)
 
@@ -86,18 +90,19 @@ def bad_value(param: str | None, message: str, *, is_private: bool = False) -> A
 
 
 def unknown_model(name: str, served: str) -> ApiError:
-    """Returns a 404 for another model than the served one."""
+    """Returns a 404 for a model other than the served one."""
     message = f"the model {name!r:.100} does not exist: this server has {served}"
     return ApiError(kinds.NO_SUCH_MODEL, message, param="model")
 
 
-def body_too_large(limit: int) -> ApiError:
-    """Returns a 413 for a body of more than `limit` bytes."""
-    return ApiError(kinds.REQUEST_TOO_LARGE, f"the body is larger than {limit} bytes")
+def body_too_large(limit: int, flag: str | None = None) -> ApiError:
+    """Returns a 413 for a body of more than `limit` bytes, which `flag` sets."""
+    fix = "" if flag is None else f": send less, or raise {flag}"
+    return ApiError(kinds.REQUEST_TOO_LARGE, f"the body is larger than {limit} bytes{fix}")
 
 
 def too_many_bytes() -> ApiError:
-    """Returns a 503 for a request that comes while others hold all memory."""
+    """Returns a 503 for a request that arrives while others hold all memory."""
     message = "too many large requests at a time: try again later"
     return ApiError(kinds.OVERLOADED, message)
 
@@ -117,6 +122,11 @@ def shutting_down() -> ApiError:
     return ApiError(kinds.SHUTTING_DOWN, "the server is shutting down")
 
 
+def store_outdated() -> ApiError:
+    """Returns a 503 once a newer server has excluded this one from the database."""
+    return ApiError(kinds.STORE_OUTDATED, "a newer server has upgraded the store: this one may not use it any more")
+
+
 def stream_moved(path: str) -> ApiError:
     """Returns the error that ends a stream which other servers continue."""
     return ApiError(kinds.STREAM_MOVED, f"this server stops: continue with GET {path}, at any server")
@@ -128,7 +138,7 @@ def request_aborted() -> ApiError:
 
 
 def client_too_slow() -> ApiError:
-    """Returns a 408 for a stream of which the client has left too much unread."""
+    """Returns a 408 for a stream whose client has left too much unread."""
     return ApiError(kinds.CLIENT_TOO_SLOW, "the stream was read too slowly")
 
 
@@ -138,7 +148,7 @@ def internal_error() -> ApiError:
 
 
 def log_reason(error: ApiError) -> str:
-    """Returns the reason of a refusal as one short line for the log, without values that the client sent."""
+    """Returns the reason of a refusal as one short line for the log, without values from the client."""
     if error.is_private:
         param = _one_line(error.param or "the request", _MAX_REASON)
         return f"{param} was refused ({error.kind.code or error.kind.type})"
@@ -146,10 +156,10 @@ def log_reason(error: ApiError) -> str:
 
 
 def _without_quotes(text: str) -> str:
-    """Returns the text without all between its first and last quotation mark, if a client's text may be there.
+    """Returns the text without everything between its first and last quotation mark, if it may contain a client's text.
 
-    Such a text is there as Python's `repr`, which has a single quotation mark somewhere unless it was cut. A mark
-    within a word is an apostrophe. Double ones in pairs are a field's own choices.
+    A client's text is quoted by Python's `repr`, so it has an unpaired quotation mark only if it was truncated. A mark
+    within a word is an apostrophe. Paired double quotation marks enclose the valid values of a field.
     """
     if "'" not in text and text.count('"') % 2 == 0:
         return text
@@ -171,6 +181,8 @@ def from_exception(error: Exception) -> ApiError:
             return ApiError(kinds.QUEUE_TIMEOUT, str(error))
         case RequestTimeoutError():
             return ApiError(kinds.REQUEST_TIMEOUT, str(error))
+        case ConstraintLostError():
+            return ApiError(kinds.OVERLOADED, str(error))
         case ConstraintError():  # no output can match the constraint
             return ApiError(kinds.CONSTRAINT_FAILED, str(error), is_private=True)
         case EngineDeadError():
@@ -179,6 +191,8 @@ def from_exception(error: Exception) -> ApiError:
             return ApiError(kinds.NUMERIC_ERROR, str(error))
         case StoreFullError():
             return ApiError(kinds.STORE_FULL, "the store of responses is full")
+        case StoreOutdatedError():
+            return store_outdated()
         case StoreUnavailableError():
             return ApiError(kinds.STORE_UNAVAILABLE, "the store of responses is not available")
         case RoostError():

@@ -18,7 +18,7 @@ request_warnings: Final[ContextVar[list[str]]] = ContextVar("request_warnings")
 
 
 def warn(text: str) -> None:
-    """Adds a warning, unless it is there already or there are `MAX_WARNINGS`; longer ones are cut."""
+    """Adds a warning, unless it is a duplicate or there are `MAX_WARNINGS` already. Long warnings are truncated."""
     warnings, text = request_warnings.get([]), text[:MAX_LENGTH]
     if text not in warnings and len(warnings) < MAX_WARNINGS:
         warnings.append(text)

@@ -1,1 +1,1 @@
-"""Features: a folder each, known to the rest by one record."""
+"""Features: one folder each, which the rest of the server knows by one record."""

@@ -1,4 +1,4 @@
-"""All features. A name here and a folder are all that the rest of the server knows of one."""
+"""All features. The rest of the server knows a feature only by its name here and its folder."""
 
 from collections.abc import Iterator
 from importlib import import_module
@@ -6,14 +6,28 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Final
 
-NAMES: Final = ("responses", "batches", "anthropic", "native", "states", "chat_page")
-"""Names of the folders, in the order of `/openapi.json`."""
+NAMES: Final = (
+    "responses",
+    "batches",
+    "anthropic",
+    "message_batches",
+    "native",
+    "stored_chats",
+    "states",
+    "usage",
+    "chat_page",
+)
+"""Names of the folders, in the order of `/openapi.json`.
+
+A path is served by the first feature that has it, so a path with a parameter must come after a fixed path that it
+matches.
+"""
 
 
 def modules_of(name: str) -> Iterator[ModuleType]:
-    """Yields the features' modules of a name, such as `command.declaration`, of those features that have one.
+    """Yields the modules of a name, such as `command.declaration`, of all features that have one.
 
-    Importing `settings` and `command.declaration` must cost little: the command line does so each time.
+    Importing `settings` and `command.declaration` must be fast, since the command line imports them on every start.
     """
     first = name.partition(".")[0]
     for feature in NAMES:

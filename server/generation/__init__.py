@@ -1,1 +1,1 @@
-"""From a parsed request to choices: prompts, constraints, streams, stored responses and saved states."""
+"""From a parsed request to choices: admission, prompts, the service, streams of choices, and saved states."""

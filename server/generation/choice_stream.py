@@ -20,8 +20,9 @@ MAX_UNREAD_BYTES: Final = 256 * 2**10
 """Maximum estimated memory of a choice's deltas that the client does not read: some 10,000 tokens, or 100 with 20
 logprobs each. A choice that exceeds it ends, which frees its slot.
 
-A reader that waits for its turn on the event loop is not to blame for what comes meanwhile. One that has taken a delta
-is sending it: if it does not come back, its client does not read."""
+Deltas that arrive while the reader waits for its turn on the event loop do not count. A reader that has taken a delta
+is sending it: if it does not return, its client does not read.
+"""
 
 _TOKEN_BYTES: Final = 8
 _LOGPROBS_BYTES: Final = 128
@@ -43,7 +44,7 @@ class Reader(Protocol):
         """Adds a stream that has a delta to take, or an error."""
 
     def offer(self, index: int, text: str, num_tokens: int, num_sent: int) -> bool:
-        """Lets a reader that waits take a delta of text alone at once; returns whether it has.
+        """Offers a delta that has only text to a waiting reader, which takes it immediately; returns whether it did.
 
         Args:
           index: Index of the choice.
@@ -54,9 +55,9 @@ class Reader(Protocol):
 
 
 class ChoiceStream:
-    """Sink of one choice's outputs: decodes them as they come, and joins the deltas that were not taken yet.
+    """Sink of one choice's outputs: decodes them on arrival, and joins the deltas that were not taken yet.
 
-    Decoding does not wait for the reader, since a stop string has to free the slot at once.
+    Decoding does not wait for the reader, since a stop string must free the slot immediately.
 
     Attributes:
       is_open: Whether more deltas may come.
@@ -65,7 +66,7 @@ class ChoiceStream:
       choice: Choice to decode.
       tokenizer: Tokenizer of the model.
       record: Record of the engine's request.
-      inbox: Mailbox of the request's reader; gets this stream when there is a delta to take, and errors.
+      inbox: Mailbox of the request's reader; receives errors, and this stream when it has a delta to take.
       abort: Ends the engine's request.
       max_unread_bytes: Maximum estimated memory of deltas that a slow reader leaves unread.
     """
@@ -87,7 +88,7 @@ class ChoiceStream:
         self._abort = abort
         self._max_unread_bytes = max_unread_bytes
         self._unread = DeltaJoiner()
-        self._context = copy_context()  # of the HTTP request, which the spans of its choices belong to
+        self._context = copy_context()  # context of the HTTP request, which is the parent of its choices' spans
 
     def put(self, item: TokenOutput | Exception) -> None:
         """Takes the engine's next output; see `OutputSink`."""
@@ -107,7 +108,7 @@ class ChoiceStream:
         return self._unread.take()
 
     def close(self) -> None:
-        """Ends the choice, which has to be open, and frees its slot."""
+        """Ends the choice, which must be open, and frees its slot."""
         self._end()
         self._abort()
 
@@ -136,7 +137,7 @@ class ChoiceStream:
         """Returns the delta of an output; None if the reader has taken it already."""
         received_at = self._record.clock()
         text = self._decoder.decode_text(output)
-        if text is not None:  # no delta is made for it, as it is nearly every output
+        if text is not None:  # the usual case, for which no delta is built
             self._record.add(output, len(output.token_ids), received_at)
             if self._inbox.offer(self._index, text, len(output.token_ids), self._decoder.num_sent):
                 return None
@@ -175,13 +176,13 @@ class _ChoiceDecoder:
         self._detokenizer = Detokenizer(tokenizer, choice.stop, include_stop=choice.include_stop)
         self._calls = CallReader() if choice.may_call else None
         self._num_tokens = 0
-        if choice.earlier_ids:  # another replica has sent what they decode to
+        if choice.earlier_ids:  # another replica has sent their text
             self.decode(TokenOutput(choice.earlier_ids))
 
     def decode_text(self, output: TokenOutput) -> str | None:
-        """Returns the text of an output whose delta has nothing but text and the ids of its tokens.
+        """Returns the text of an output whose delta has only text and the ids of its tokens.
 
-        None, and nothing is decoded, for all other outputs, and for choices that look for stop strings or tool calls.
+        Returns None, and decodes nothing, for all other outputs, and for choices with stop strings or tool calls.
         """
         if not self._has_text_only or output.finish_reason is not None or output.num_cached:
             return None
@@ -192,7 +193,7 @@ class _ChoiceDecoder:
         return text
 
     def decode(self, output: TokenOutput) -> Delta:
-        """Returns the delta of an output. It has a finish reason if a stop string is complete, too."""
+        """Returns the delta of an output. It also has a finish reason if a stop string is complete."""
         delta = self._detokenize(output)
         self._num_tokens += len(delta.token_ids)
         if self._choice.sends_ids:
@@ -231,7 +232,7 @@ class _ChoiceDecoder:
     def _text_until_stop(self, visible: tuple[int, ...], num_tokens: int) -> tuple[str, int]:
         """Returns the text of an output's visible tokens, and how many of its tokens belong to the choice.
 
-        Tokens are taken one by one, so that tokens behind a stop string don't count.
+        Tokens are decoded one by one, so that tokens after a stop string don't count.
         """
         text, num_taken = "", 0
         while num_taken < num_tokens and self._detokenizer.stop_string is None:
@@ -249,19 +250,19 @@ class _ChoiceDecoder:
 
 
 class DeltaJoiner:
-    """Joins consecutive deltas of one choice, without keeping each of them."""
+    """Joins consecutive deltas of one choice, without keeping all of them."""
 
     def __init__(self) -> None:
         self._first: Delta | None = None
         self._joined: _JoinedDeltas | None = None
 
     def __bool__(self) -> bool:
-        """Whether anything was added since the last `take`."""
+        """Whether a delta was added since the last `take`."""
         return self._first is not None
 
     @property
     def num_bytes(self) -> int:
-        """Estimated memory of what was added since the last `take`."""
+        """Estimated memory of the deltas added since the last `take`."""
         if self._joined is not None:
             return self._joined.num_bytes
         return 0 if self._first is None else _num_bytes(self._first)
@@ -276,7 +277,7 @@ class DeltaJoiner:
         self._joined.add(delta)
 
     def take(self) -> Delta:
-        """Returns what was added since the last `take` as one delta. At least one delta must have been added."""
+        """Returns the deltas added since the last `take` as one. At least one delta must have been added."""
         first, joined = self._first, self._joined
         assert first is not None
         self._first = self._joined = None
@@ -286,7 +287,7 @@ class DeltaJoiner:
 
 
 class _JoinedDeltas:
-    """Joined deltas, in no more memory than their content takes."""
+    """Joined deltas, which take no more memory than their content."""
 
     def __init__(self, first: Delta) -> None:
         self.num_bytes = 0
@@ -328,7 +329,7 @@ class _JoinedDeltas:
 
 
 def _is_text(delta: Delta) -> bool:
-    """Returns whether there is nothing but text, which may be empty, and the ids of its tokens."""
+    """Returns whether a delta has only text, which may be empty, and the ids of its tokens."""
     has_more = delta.calls or delta.logprobs or delta.prompt_logprobs or delta.num_cached
     return delta.finish_reason is None and not has_more
 

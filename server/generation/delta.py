@@ -7,20 +7,20 @@ from ..constraints.tools import CallPiece
 from ..observability.request_metrics import NEVER, Times
 
 
-@dataclass(slots=True)  # a frozen one takes three times as long to construct, and there is one per event
+@dataclass(slots=True)  # a frozen one takes three times as long to construct, and each event has one
 class Delta:
-    """Part of a choice that was generated since the delta before; a whole choice is one delta, too.
+    """Part of a choice that was generated since the previous delta. A whole choice is also one delta.
 
     Attributes:
       index: Index of the choice.
       text: New text; empty while half a character, or a possible stop string or tool call, is held back.
-      calls: New pieces of tool calls; there is no text then.
+      calls: New pieces of tool calls. The text is empty then.
       called: Whether the choice consists of complete tool calls; on the last delta only.
       token_ids: New tokens, including the one that ended the choice.
       logprobs: One entry per new token, if requested.
       prompt_logprobs: Entries of the prompt's tokens, if requested; on the first delta only.
       finish_reason: Why the choice ended; on the last delta only.
-      stop_reason: The stop string or stop token that ended the choice, if one did.
+      stop_reason: The stop string or stop token that ended the choice, if any.
       num_cached: Prompt tokens served from the prefix cache; on the first delta only. 0 for a fork of another choice,
         which reports them for both.
       times: Times of the request; on the last delta only.
@@ -42,5 +42,5 @@ class Delta:
 
     @property
     def reported_reason(self) -> str | None:
-        """Why the choice ended, in OpenAI's words."""
+        """Reason why the choice ended, as OpenAI's `finish_reason`."""
         return "tool_calls" if self.called else self.finish_reason and self.finish_reason.value

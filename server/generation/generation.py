@@ -7,18 +7,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from ...engine import AsyncEngine, EngineDeadError, Request, SamplingParams
+from ...engine import AsyncEngine, EngineDeadError, Request, SamplingParams, pack_ids
 from ..constraints.grammar import Grammar, GrammarConstraint
 from ..errors.request_errors import request_aborted
 from ..observability.request_metrics import RequestRecord, RequestTracker
 from ..text.tokenizer import Tokenizer
+from .admission import Admission
 from .choice_stream import MAX_UNREAD_BYTES, ChoiceStream, DeltaJoiner
 from .delta import Delta
 from .spec import Choice
 
 type TakeText = Callable[[int, str, int], bool]
-"""Returns whether it has taken a choice's new text: the choice's index, the text and the number of its tokens. It is
-called on the event loop."""
+"""Takes a choice's new text, given the choice's index, the text and the number of its tokens, and returns whether it
+was taken. It is called on the event loop."""
 
 
 @dataclass(slots=True)
@@ -26,35 +27,37 @@ class SentResponse:
     """Part of one response that the client has received.
 
     Attributes:
-      num_tokens: Number of generated tokens whose text was sent whole, for each of the engine's requests.
-      order: Index of the engine's request behind each choice of the response; None if they are the same, as in all
-        responses without `best_of`.
+      num_tokens: Number of generated tokens whose text was sent whole, by engine request.
+      order: Index of the engine's request behind each choice of the response; None if they are in the same order, as in
+        all responses without `best_of`.
     """
 
     num_tokens: "array[int]"
     order: "array[int] | None" = None
 
     def reorder(self, order: Sequence[int]) -> None:
-        """Records which of the engine's requests the response's choices are."""
+        """Records which of the engine's requests became the response's choices."""
         if list(order) != list(range(len(self.num_tokens))):
             self.order = array("i", order)
 
 
 class Generation:
-    """Choices that run side by side; an iterator over their deltas in the order in which they come.
+    """Choices that run concurrently; an iterator over their deltas in order of arrival.
 
-    Deltas of a choice that come while an earlier one waits for the reader are joined with it: a reader that falls
-    behind gets fewer, larger ones. A reader that is cancelled while it waits loses nothing. A generation has to be
-    closed, which frees the slots of all unfinished choices.
+    Deltas of a choice that arrive while an earlier one waits for the reader are joined with it: a slow reader gets
+    fewer, larger deltas. A reader that is cancelled while it waits loses nothing. A generation must be closed, which
+    frees the slots of all unfinished choices.
 
     Args:
       num_choices: Number of choices.
+      release: Releases the memory of the work.
 
     Attributes:
-      sent: What the reader has taken.
+      sent: Part of the response that the reader has taken.
     """
 
-    def __init__(self, num_choices: int) -> None:
+    def __init__(self, num_choices: int, release: Callable[[], None]) -> None:
+        self._release = release
         self.sent = SentResponse(array("i", bytes(4 * num_choices)))
         self._inbox = _Inbox(self.sent)
         self._choices: list[ChoiceStream] = []
@@ -62,6 +65,7 @@ class Generation:
     @classmethod
     def start(
         cls,
+        own: Admission,
         engine: AsyncEngine,
         tokenizer: Tokenizer,
         tracker: RequestTracker,
@@ -69,16 +73,18 @@ class Generation:
         choices: Sequence[Choice],
         max_unread_bytes: int = MAX_UNREAD_BYTES,
     ) -> "Generation":
-        """Submits choices to the engine.
+        """Submits choices to the engine. No other function does.
 
         Args:
+          own: Admission of the work, whose memory stays charged until the generation is closed.
           tracker: Records the engine's requests.
-          request_id: Id of all choices together.
+          request_id: Id of the request, which has all choices.
           max_unread_bytes: Maximum estimated memory of a choice's deltas that a slow reader leaves unread.
         """
-        generation = cls(len(choices))
-        records = tracker.track([_request(choice, request_id) for choice in choices])
+        generation = cls(len(choices), own.hold())
+        records = tracker.track([_request(own, choice, request_id) for choice in choices])
         for choice, record in zip(choices, records, strict=True):
+            record.num_earlier, record.is_chat = len(choice.earlier_ids), choice.prompt.is_chat
             generation._start(engine, tokenizer, choice, record, max_unread_bytes)
         return generation
 
@@ -96,7 +102,7 @@ class Generation:
 
         Args:
           timeout_s: Seconds to wait, the same in all calls; None waits forever.
-          take: Callback that is offered each delta of text alone before the waiting reader is woken for it.
+          take: Callback that is offered each text-only delta before the waiting reader is woken for it.
 
         Raises:
           StopAsyncIteration: All choices have ended.
@@ -134,6 +140,7 @@ class Generation:
         """Ends the unfinished choices."""
         self._inbox.close()
         self._end()
+        self._release()
 
     def _end(self) -> int:
         unfinished = [choice for choice in self._choices if choice.is_open]
@@ -159,29 +166,30 @@ class Generation:
 
 
 def engine_request_id(response_id: str, index: int) -> str:
-    """Returns the id of the engine's request behind a choice of a response."""
+    """Returns the id of the engine's request for a choice of a response."""
     return f"{response_id}-{index}"
 
 
-def _request(choice: Choice, request_id: str) -> Request:
+def _request(own: Admission, choice: Choice, request_id: str) -> Request:
     """Returns the engine's request for a choice.
 
     Args:
-      request_id: Id of all choices together.
+      own: Admission of the work.
+      request_id: Id of the request, which has all choices.
     """
-    read = choice.earlier_ids if choice.replay is None else ()
+    prompt_ids, read = choice.prompt.token_ids, choice.earlier_ids if choice.replay is None else ()
     return Request(
         engine_request_id(request_id, choice.index),
-        choice.prompt.token_ids + read,
+        pack_ids(prompt_ids, read) if read else prompt_ids,
         _remaining(choice.params, len(read)),
         stepwise=bool(choice.stop),
         fork_of=None if choice.fork_of is None else engine_request_id(request_id, choice.fork_of),
         constraint=None if choice.grammar is None else _constraint(choice.grammar, read),
-        tenant=choice.scheduling.tenant,
+        tenant=own.owner,
         priority=choice.scheduling.priority,
         start_by=choice.scheduling.start_by,
         deadline=choice.scheduling.deadline,
-        preemptible=choice.scheduling.preemptible,
+        preemptible=own.preemptible,
         cache_salt=choice.cache_salt,
         state=choice.state,
         state_is_imported=choice.state_is_imported,
@@ -190,7 +198,7 @@ def _request(choice: Choice, request_id: str) -> Request:
 
 
 def _remaining(params: SamplingParams, num_generated: int) -> SamplingParams:
-    """Returns the parameters of what is left to generate."""
+    """Returns the sampling parameters for the remaining tokens."""
     if not num_generated:
         return params
     max_tokens = None if params.max_tokens is None else params.max_tokens - num_generated
@@ -198,7 +206,7 @@ def _remaining(params: SamplingParams, num_generated: int) -> SamplingParams:
 
 
 def _constraint(grammar: Grammar, generated: Sequence[int]) -> GrammarConstraint:
-    """Returns the constraint after the tokens that were generated already."""
+    """Returns the constraint after the tokens that were already generated."""
     constraint = grammar.constraint()
     for token_id in generated:
         constraint.advance(token_id)
@@ -206,7 +214,7 @@ def _constraint(grammar: Grammar, generated: Sequence[int]) -> GrammarConstraint
 
 
 async def collect(generation: Generation) -> list[Delta]:
-    """Returns all choices whole, in order of their index, once they have ended."""
+    """Waits until all choices have ended, and returns them whole, in order of their index."""
     choices: defaultdict[int, DeltaJoiner] = defaultdict(DeltaJoiner)
     async for delta in generation:
         choices[delta.index].add(delta)
@@ -216,8 +224,8 @@ async def collect(generation: Generation) -> list[Delta]:
 class Mailbox[Item]:
     """Queue between callbacks and one reader on the same event loop. A cancelled reader loses nothing.
 
-    `asyncio.Queue` with `asyncio.timeout` does the same, but sets a timer for each item. Here one timer serves all
-    waits of a reader.
+    `asyncio.Queue` with `asyncio.timeout` does the same, but sets a timer for each item. This class uses one timer for
+    all waits of a reader.
 
     Attributes:
       has_reader: Whether the reader waits for an item, or was cancelled while it did.
@@ -240,9 +248,9 @@ class Mailbox[Item]:
         self._wake()
 
     async def get(self, timeout_s: float | None) -> Item | None:
-        """Takes the next item, or returns None after the timeout, which is the same in all calls; None waits forever.
+        """Returns the next item, or None after the timeout, which is the same in all calls; None waits forever.
 
-        If there is an item already, other tasks get a turn first: a reader that has fallen behind must not block them.
+        If an item is already there, other tasks get a turn first: a reader that has fallen behind must not block them.
         """
         self.has_reader = True
         if self._items:
@@ -273,7 +281,7 @@ class Mailbox[Item]:
         self._timer = asyncio.get_running_loop().call_later(seconds, self._on_timer, timeout_s)
 
     def _on_timer(self, timeout_s: float) -> None:
-        """Wakes a reader that has waited for the timeout; sets the timer again for one that has waited less."""
+        """Wakes a reader that has waited for the timeout; otherwise sets the timer again."""
         self._timer = None
         if self._waiter is None:
             return
@@ -288,10 +296,10 @@ class _Inbox(Mailbox[ChoiceStream | Exception]):
     """Mailbox of a generation's reader.
 
     Args:
-      sent: Counts what `take` takes.
+      sent: Counts the tokens that `take` takes.
 
     Attributes:
-      take: Takes text at once, if it can; see `Generation.next_within`.
+      take: Takes text immediately, if it can; see `Generation.next_within`.
     """
 
     def __init__(self, sent: SentResponse) -> None:
@@ -300,9 +308,9 @@ class _Inbox(Mailbox[ChoiceStream | Exception]):
         self._sent = sent
 
     def offer(self, index: int, text: str, num_tokens: int, num_sent: int) -> bool:
-        """Offers text to `take` if the reader waits, which it does for an empty mailbox only.
+        """Offers text to `take` if the reader waits, in which case the mailbox is empty.
 
-        The timeout begins anew if the text is taken. See `choice_stream.Reader`.
+        The timeout starts over if the text is taken. See `choice_stream.Reader`.
         """
         waiter, take = self._waiter, self.take
         if take is None or waiter is None or waiter.done() or not take(index, text, num_tokens):

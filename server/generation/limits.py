@@ -1,4 +1,4 @@
-"""Limits that hold for every request."""
+"""Limits that apply to every request."""
 
 import math
 from dataclasses import dataclass
@@ -8,11 +8,13 @@ from .choice_stream import MAX_UNREAD_BYTES
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits that hold for every request.
+    """Limits that apply to every request.
 
     Attributes:
       max_choices: Maximum number of choices of one request; more could never be admitted together.
-      max_prompt_tokens: Maximum tokens of a prompt; None is no limit beside the body's.
+      max_choices_tokens: Maximum prompt tokens of all choices of a request that needs more slots than exist; more could
+        never wait together. None sets no limit.
+      max_prompt_tokens: Maximum tokens of a prompt; None leaves only the limit on the body.
       keep_alive_s: Seconds of silence after which a stream sends a keep-alive.
       proof_s: Timeout of a health check's generation, in seconds.
       request_timeout_s: Maximum time of any request, in seconds.
@@ -20,6 +22,7 @@ class Limits:
     """
 
     max_choices: int = 256
+    max_choices_tokens: int | None = None
     max_prompt_tokens: int | None = None
     keep_alive_s: float = 15.0
     proof_s: float = 10.0

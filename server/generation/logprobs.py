@@ -9,7 +9,7 @@ from ...engine import TokenLogprobs
 from ..text.tokenizer import Tokenizer
 
 _LEAST: Final = -9999.0
-"""Stand-in for minus infinity, which JSON does not have."""
+"""Replacement for minus infinity, which JSON does not have."""
 
 
 class TopLogprob(TypedDict):
@@ -36,7 +36,7 @@ class ChatLogprobs(TypedDict):
 class CompletionLogprobs(TypedDict):
     """Log-probabilities of a completion's choice, as lists of equal length.
 
-    The entries of a prompt's first token are null, as nothing comes before it.
+    The entries of a prompt's first token are null, since no token precedes it.
     """
 
     tokens: list[str]
@@ -45,12 +45,27 @@ class CompletionLogprobs(TypedDict):
     text_offset: list[int]
 
 
-def chat_logprobs(tokenizer: Tokenizer, token_ids: Sequence[int], entries: Sequence[TokenLogprobs]) -> ChatLogprobs:
+class TokenNames:
+    """Names of tokens in log-probabilities.
+
+    Args:
+      by_id: Whether a token is named by its id, such as `token_id:5`, rather than by its text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, by_id: bool = False) -> None:
+        self.tokenizer = tokenizer
+        self._by_id = by_id
+
+    def __call__(self, token_id: int) -> str:
+        return f"token_id:{token_id}" if self._by_id else self.tokenizer.token_text(token_id)
+
+
+def chat_logprobs(names: TokenNames, token_ids: Sequence[int], entries: Sequence[TokenLogprobs]) -> ChatLogprobs:
     """Returns log-probabilities in the shape of chat completions."""
     content = [
         ChatTokenLogprob(
-            **_top_logprob(tokenizer, token_id, entry.logprob),
-            top_logprobs=[_top_logprob(tokenizer, *alternative) for alternative in alternatives(entry)],
+            **_top_logprob(names, token_id, entry.logprob),
+            top_logprobs=[_top_logprob(names, *alternative) for alternative in alternatives(entry)],
         )
         for token_id, entry in zip(token_ids, entries, strict=True)
     ]
@@ -76,19 +91,6 @@ class ResponseTokenLogprob(ResponseTopLogprob):
     top_logprobs: list[ResponseTopLogprob]
 
 
-class ResponseDeltaTopLogprob(TypedDict):
-    """An alternative in an event of a response."""
-
-    token: str
-    logprob: float
-
-
-class ResponseDeltaLogprob(ResponseDeltaTopLogprob):
-    """A token with its alternatives, in an event of a response."""
-
-    top_logprobs: list[ResponseDeltaTopLogprob]
-
-
 def response_logprobs(
     tokenizer: Tokenizer, token_ids: Sequence[int], entries: Sequence[TokenLogprobs]
 ) -> list[ResponseTokenLogprob]:
@@ -97,19 +99,7 @@ def response_logprobs(
         ResponseTokenLogprob(
             **_with_bytes(each), top_logprobs=[_with_bytes(alternative) for alternative in each["top_logprobs"]]
         )
-        for each in chat_logprobs(tokenizer, token_ids, entries)["content"]
-    ]
-
-
-def response_delta_logprobs(
-    tokenizer: Tokenizer, token_ids: Sequence[int], entries: Sequence[TokenLogprobs]
-) -> list[ResponseDeltaLogprob]:
-    """Returns log-probabilities in the shape of responses' events, which have no bytes."""
-    return [
-        ResponseDeltaLogprob(
-            **_without_bytes(each), top_logprobs=[_without_bytes(alternative) for alternative in each["top_logprobs"]]
-        )
-        for each in chat_logprobs(tokenizer, token_ids, entries)["content"]
+        for each in chat_logprobs(TokenNames(tokenizer), token_ids, entries)["content"]
     ]
 
 
@@ -117,7 +107,7 @@ class IdLogprobs(TypedDict):
     """Log-probabilities by position.
 
     Attributes:
-      own: Log-probability of each token; null if nothing comes before it.
+      own: Log-probability of each token; null if no token precedes it.
       top: [id, logprob] of the most likely tokens.
     """
 
@@ -147,7 +137,7 @@ class PromptLogprob(TypedDict):
 def prompt_logprobs(
     tokenizer: Tokenizer, token_ids: Sequence[int], entries: Sequence[TokenLogprobs | None], num_top: int
 ) -> list[dict[str, PromptLogprob] | None]:
-    """Returns a prompt's log-probabilities by position and id; null where nothing comes before the token.
+    """Returns a prompt's log-probabilities by position and id; null for a token without a preceding one.
 
     Args:
       num_top: Number of most likely tokens at each position, to which the prompt's own token is added.
@@ -177,14 +167,10 @@ def _with_bytes(entry: TopLogprob) -> ResponseTopLogprob:
     return ResponseTopLogprob(token=entry["token"], logprob=entry["logprob"], bytes=entry["bytes"] or [])
 
 
-def _without_bytes(entry: TopLogprob) -> ResponseDeltaTopLogprob:
-    return ResponseDeltaTopLogprob(token=entry["token"], logprob=entry["logprob"])
-
-
-def _top_logprob(tokenizer: Tokenizer, token_id: int, logprob: float) -> TopLogprob:
-    data = tokenizer.token_bytes(token_id)
+def _top_logprob(names: TokenNames, token_id: int, logprob: float) -> TopLogprob:
+    data = names.tokenizer.token_bytes(token_id)
     return TopLogprob(
-        token=tokenizer.token_text(token_id),
+        token=names(token_id),
         logprob=max(logprob, _LEAST),
         bytes=list(data) if data else None,
     )
@@ -193,8 +179,9 @@ def _top_logprob(tokenizer: Tokenizer, token_id: int, logprob: float) -> TopLogp
 class CompletionLogprobsBuilder:
     """Builds the lists of one choice, piece by piece, and counts where each token begins in the text."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, names: TokenNames) -> None:
+        self._names = names
+        self._tokenizer = names.tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._offset = 0
 
@@ -213,31 +200,33 @@ class CompletionLogprobsBuilder:
         if pieces is not None:
             self._offset += len(self._decoder.decode(b"", final=True))
         return CompletionLogprobs(
-            tokens=[self._tokenizer.token_text(token_id) for token_id in token_ids],
+            tokens=[self._names(token_id) for token_id in token_ids],
             token_logprobs=[None if entry is None else max(entry.logprob, _LEAST) for entry in entries],
             top_logprobs=[self._top(*pair) for pair in zip(token_ids, entries, strict=True)],
             text_offset=offsets,
         )
 
     def _top(self, token_id: int, entry: TokenLogprobs | None) -> dict[str, float] | None:
-        """Returns alternatives by text, with the token itself. Of ids with one text, the most likely is kept."""
+        """Returns alternatives by text, with the token itself. Of several ids with the same text, the most likely is
+        kept.
+        """
         if entry is None:
             return None
         top: dict[str, float] = {}
         for alternative, logprob in (*alternatives(entry), (token_id, entry.logprob)):
-            name = self._tokenizer.token_text(alternative)
+            name = self._names(alternative)
             top[name] = max(logprob, top.get(name, _LEAST))
         return top
 
     def _advance(self, piece: bytes) -> int:
-        """Returns the offset of a piece. One within a character has the character's offset."""
+        """Returns the offset of a piece. A piece within a character has the character's offset."""
         offset = self._offset
         self._offset += len(self._decoder.decode(piece))
         return offset
 
 
 def join_logprobs(first: CompletionLogprobs, second: CompletionLogprobs) -> CompletionLogprobs:
-    """Returns the lists of both, one after the other."""
+    """Returns the concatenated lists of both."""
     return CompletionLogprobs(
         tokens=first["tokens"] + second["tokens"],
         token_logprobs=first["token_logprobs"] + second["token_logprobs"],

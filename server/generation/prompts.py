@@ -6,27 +6,22 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
-from ...engine import MAX_TOKENS, SavedState
+from ...engine import ID_BYTES, MAX_TOKENS, SavedState, pack_ids
 from ..constraints.tools import call_text, described, result_text, tools_text
 from ..errors.request_errors import bad_value
-from ..tenancy.request_memory import is_large, keep
 from ..tenancy.workers import Workers
 from ..text.chat_template import ChatFormatError, Message
 from ..text.conversation import Conversation, ConversationMessage, FunctionTool
 from ..text.served_model import ServedModel
 from ..text.tokenizer import TextUnavailableError, Tokenizer
+from .admission import admission
+from .state_store import StoredState
 
 _LONG: Final = 8192
-"""Number of characters or token ids from which on a worker thread encodes: it takes a millisecond or two."""
+"""Number of characters or token ids above which a worker thread encodes them, which takes a millisecond or two."""
 
 _MANY: Final = 64
-"""Number of messages from which on a worker thread encodes."""
-
-_TEXT_ID_BYTES: Final = 40
-"""Memory of a token id that was encoded from text, and of its place in the prompt."""
-
-ID_BYTES: Final = 8
-"""Memory of a token id's place in a prompt, if the id itself is held elsewhere."""
+"""Number of messages above which a worker thread encodes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +29,23 @@ class Prompt:
     """Token ids that a generation begins with.
 
     Attributes:
-      token_ids: At least one id, each within the vocabulary.
-      from_text: Whether the ids were encoded from text. Control tokens among them were spelled out there.
+      token_ids: At least one id, each within the vocabulary, packed by `pack_ids`.
+      from_text: Whether the ids were encoded from text, in which control tokens were spelled out.
       adds_bos: Whether the first id is a BOS that the client did not send.
+      is_chat: Whether the prompt is a conversation.
     """
 
-    token_ids: tuple[int, ...]
+    token_ids: Sequence[int]
     from_text: bool = False
     adds_bos: bool = False
+    is_chat: bool = False
 
-    def after(self, token_ids: tuple[int, ...]) -> "Prompt":
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "token_ids", pack_ids(self.token_ids))
+
+    def after(self, token_ids: Sequence[int]) -> "Prompt":
         """Returns the prompt with these ids in front of it."""
-        return replace(self, token_ids=token_ids + self.token_ids)
+        return replace(self, token_ids=pack_ids(token_ids, self.token_ids))
 
     def pieces(self, tokenizer: Tokenizer) -> list[bytes]:
         """Returns the bytes of each token in the prompt's text; joined, they are the text that was sent."""
@@ -70,11 +70,12 @@ class Prompt:
 
 
 class PromptEncoder:
-    """Encodes prompts, long ones on worker threads, and books their memory for the current request."""
+    """Encodes prompts, long ones on worker threads, and charges their memory to the current admission."""
 
     def __init__(self, model: ServedModel, workers: Workers | None = None) -> None:
         self._tokenizer = model.tokenizer
         self._chat_format = model.chat_format
+        self._end_token_ids = model.end_token_ids
         self._workers = workers or Workers()
 
     async def completions(self, prompts: Sequence[str | list[int]], *, add_bos: bool) -> list[Prompt]:
@@ -85,7 +86,7 @@ class PromptEncoder:
           add_bos: Whether a BOS is put in front of texts.
 
         Raises:
-          ApiError: There is no tokenizer for a text, or a prompt has no tokens or one outside the vocabulary.
+          ApiError: The model has no tokenizer for a text, or a prompt has no tokens or one outside the vocabulary.
         """
 
         def encode() -> list[Prompt]:
@@ -95,7 +96,7 @@ class PromptEncoder:
 
         encoded = await self._off_loop(sum(map(len, prompts)), encode)
         for prompt in encoded:
-            keep(len(prompt.token_ids) * (_TEXT_ID_BYTES if prompt.from_text else ID_BYTES))
+            await admission.get().keep(len(prompt.token_ids) * ID_BYTES)
         return encoded
 
     def token_ids(self, token_ids: Sequence[int], param: str = "prompt") -> Prompt:
@@ -112,53 +113,72 @@ class PromptEncoder:
                 param,
                 f"token id {max(token_ids)} is outside the vocabulary of {self._tokenizer.vocab_size} tokens",
             )
-        return Prompt(tuple(token_ids))
+        return Prompt(token_ids)
 
-    async def after(self, state: SavedState, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """Returns the prompts, each behind the token history of a saved state.
+    async def after(self, state: StoredState | None, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+        """Returns the prompts, each after the token history of a saved state; unchanged without a state.
+
+        A chat closes the state's last message itself, so an end token of that message is left out.
 
         Raises:
           ApiError: The prompts would have too many tokens together.
         """
-        num_tokens = state.num_tokens * len(prompts)
+        if state is None:
+            return prompts
+        history = state.state
+        num_tokens = history.num_tokens * len(prompts)
         if num_tokens > MAX_TOKENS:
             message = (
-                f"prompt: {len(prompts)} prompts behind a state of {state.num_tokens} tokens are more than"
+                f"prompt: {len(prompts)} prompts after a state of {history.num_tokens} tokens are more than"
                 f" {MAX_TOKENS} tokens: send fewer in one request"
             )
             raise bad_value("prompt", message)
 
-        keep(ID_BYTES * num_tokens)
+        await admission.get().keep(ID_BYTES * num_tokens)
 
         def put_behind() -> list[Prompt]:
-            token_ids = state.token_ids
-            return [prompt.after(token_ids) for prompt in prompts]
+            token_ids, without_end = history.token_ids, without_end_token(history, self._end_token_ids)
+            return [prompt.after(without_end if prompt.is_chat else token_ids) for prompt in prompts]
 
         return await self._off_loop(num_tokens, put_behind)
 
-    async def chat(self, conversation: Conversation, *, param: str = "messages") -> Prompt:
-        """Encodes a conversation.
+    async def chat(
+        self, conversation: Conversation, *, param: str = "messages", state: StoredState | None = None
+    ) -> Prompt:
+        """Encodes a conversation, or the messages after a saved state.
 
         Args:
           param: Field that holds the messages.
+          state: Saved state that the conversation continues. The prompt begins with the markup that closes the state's
+            last message; `after` puts the state's tokens in front.
 
         Raises:
           ApiError: The messages cannot be encoded as a prompt.
         """
         messages = conversation.messages
         length = _LONG if len(messages) >= _MANY else sum(map(_num_characters, messages))
+        prompt = await self._off_loop(length, lambda: self.encoded_chat(conversation, param=param, state=state))
+        await admission.get().keep(len(prompt.token_ids) * ID_BYTES)
+        return prompt
+
+    def encoded_chat(
+        self, conversation: Conversation, *, param: str = "messages", state: StoredState | None = None
+    ) -> Prompt:
+        """Returns the prompt of `chat`, encoded on the calling thread. No memory is charged.
+
+        Raises:
+          ApiError: The messages cannot be encoded as a prompt.
+        """
         try:
-            token_ids = await self._off_loop(length, lambda: self._chat(conversation, param))
+            return self._chat(conversation, param, state)
         except ChatFormatError as error:
             raise bad_value(param, str(error), is_private=True) from None
-        keep(len(token_ids) * _TEXT_ID_BYTES)
-        return Prompt(token_ids, from_text=True)
 
     def truncated(self, prompt: Prompt, limit: int | None, side: Literal["left", "right"] = "left") -> Prompt:
-        """Returns the prompt with at most `limit` tokens. A leading BOS stays, and counts.
+        """Returns the prompt with at most `limit` tokens. A leading BOS is kept, and counts.
 
         Args:
-          limit: Maximum number of tokens; None or -1 is no limit.
+          limit: Maximum number of tokens; None or -1 sets no limit.
           side: `left` drops the first tokens, `right` the last.
         """
         if limit is None or limit == -1 or len(prompt.token_ids) <= limit:
@@ -167,22 +187,23 @@ class PromptEncoder:
         front, rest = prompt.token_ids[:num_in_front], prompt.token_ids[num_in_front:]
         room = limit - num_in_front
         kept = rest[:room] if side == "right" else rest[len(rest) - room :]
-        return replace(prompt, token_ids=front + kept)
+        return replace(prompt, token_ids=pack_ids(front, kept))
 
-    def _chat(self, conversation: Conversation, param: str) -> tuple[int, ...]:
-        _check_results(conversation.messages, param)
+    def _chat(self, conversation: Conversation, param: str, state: StoredState | None) -> Prompt:
+        _check_results(conversation.messages, param, has_earlier=state is not None)
         plain = [_plain(message, param) for message in conversation.messages]
         ending, tools = conversation.ending, () if conversation.tools is None else conversation.tools.introduced
         if tools and self._chat_format.takes_tools:
             ending = ending.with_variable("tools", self._described(tools))
-        elif tools:
+        elif tools and state is None:  # the state's tokens introduce the tools
             plain = _with_tools_text(tools, plain)
-        return tuple(self._chat_format.encode(plain, ending))
+        encode = self._chat_format.encode if state is None else self._chat_format.encode_after_reply
+        return Prompt(encode(plain, ending), from_text=True, is_chat=True)
 
     def _described(self, tools: Sequence[FunctionTool]) -> list[dict[str, Any]]:
         """Returns the tools as a template's variable.
 
-        Control tokens in them are refused: text that a template writes itself is encoded as markup.
+        Control tokens in them are refused, because text that a template writes is encoded as markup.
         """
         described_tools = [described(tool) for tool in tools]
         token_ids = self._tokenizer.encode(json.dumps(described_tools, ensure_ascii=False))
@@ -200,12 +221,19 @@ class PromptEncoder:
             token_ids = [bos_id, *token_ids]
         if not token_ids:
             raise bad_value("prompt", "the prompt is empty: it has no tokens")
-        return Prompt(tuple(token_ids), from_text=True, adds_bos=bos_id is not None)
+        return Prompt(token_ids, from_text=True, adds_bos=bos_id is not None)
 
     async def _off_loop[T](self, length: int, encode: Callable[[], T]) -> T:
-        if length < _LONG and not is_large():
+        if length < _LONG and not admission.get().is_large:
             return encode()
         return await self._workers.run(encode)
+
+
+def without_end_token(state: SavedState, end_token_ids: Sequence[int]) -> Sequence[int]:
+    """Returns a state's tokens without an end token, unless its snapshot covers that too."""
+    num_covered = 0 if state.snapshot is None else state.snapshot.length
+    token_ids = state.token_ids
+    return token_ids[:-1] if token_ids[-1] in end_token_ids and len(token_ids) > num_covered else token_ids
 
 
 def message_text(message: ConversationMessage) -> str:
@@ -219,19 +247,23 @@ def _num_characters(message: ConversationMessage) -> int:
     return len(message_text(message)) + sum(len(call.arguments) for call in message.calls)
 
 
-def _check_results(messages: Sequence[ConversationMessage], param: str) -> None:
-    """Raises an error for a result without a call before it, which would read as a user's text."""
+def _check_results(messages: Sequence[ConversationMessage], param: str, *, has_earlier: bool) -> None:
+    """Raises an error for a result without a call before it, which would read as text of a user.
+
+    Args:
+      has_earlier: Whether tokens before the messages may contain calls.
+    """
     call_ids: set[str | None] = set()
     for message in messages:
         if message.role == "tool" and message.call_id is None:
             raise bad_value(param, f"{param}: a message of the role 'tool' needs tool_call_id")
-        if message.role == "tool" and message.call_id not in call_ids:
+        if message.role == "tool" and message.call_id not in call_ids and not has_earlier:
             raise bad_value(param, f"{param}: no call before it has the id of the result, {message.call_id!r:.100}")
         call_ids.update(call.id for call in message.calls)
 
 
 def _plain(message: ConversationMessage, param: str) -> Message:
-    """Returns a message with its calls or result as text: no chat format has a place of its own for them."""
+    """Returns a message with its calls or result as text, since chat formats have no separate place for them."""
     if message.content is None and message.role != "assistant":
         raise bad_value(param, f"a message of the role {message.role!r:.100} needs content")
     if message.role == "tool":
@@ -245,7 +277,7 @@ def _plain(message: ConversationMessage, param: str) -> Message:
 
 
 def _with_tools_text(tools: Sequence[FunctionTool], messages: Sequence[Message]) -> list[Message]:
-    """Returns the messages with the tools introduced behind the leading system texts."""
+    """Returns the messages with the tools introduced after the leading system texts."""
     leading = itertools.takewhile(lambda message: message.role in ("system", "developer"), messages)
     position = sum(1 for _ in leading)
     return [*messages[:position], Message("system", tools_text(tools)), *messages[position:]]

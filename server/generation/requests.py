@@ -1,4 +1,4 @@
-"""Converts the fields of completions and chats to a `GenerationSpec`, for HTTP and the Python API alike."""
+"""Converts the fields of completions and chats to a `GenerationSpec`, for HTTP and the Python API."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -32,8 +32,11 @@ from ..text.chat_template import Ending
 from ..text.conversation import Conversation, ConversationMessage
 from ..text.served_model import ServedModel
 from ..text.tokenizer import TextUnavailableError
+from .admission import admission
+from .prompts import Prompt
 from .service import Service
 from .spec import GenerationSpec, PromptCopies
+from .state_store import StoredState
 
 _DEFAULT_COMPLETION_TOKENS: Final = 16
 """Default of `max_tokens` in `/v1/completions` only; OpenAI's."""
@@ -72,7 +75,7 @@ def constraint_of(body: StructuredFields) -> OutputConstraint | None:
     """Returns the output constraint of a request.
 
     Raises:
-      ApiError: Several fields ask for one, or the constraint is invalid.
+      ApiError: Several fields request one, or the constraint is invalid.
     """
     drafts = list(_drafts(body))
     if not drafts:
@@ -144,16 +147,23 @@ async def completion(body: CompletionFields, service: Service) -> GenerationSpec
     Raises:
       ApiError: Fields contradict each other or do not fit the model.
     """
-    spec = await service.prepare(lambda: spec_of(body, completion_params(body, service.model)))
+    spec = await admission.get().run(lambda: spec_of(body, completion_params(body, service.model)))
     state = service.saved_state(body.from_state)
-    encoded = await service.prompts.completions(body.prompts, add_bos=body.add_special_tokens and state is None)
-    limit, side = body.truncate_prompt_tokens, body.truncation_side
-    prompts = [service.prompts.truncated(prompt, limit, side) for prompt in encoded]
-    if state is not None:
-        prompts = await service.prompts.after(state.state, prompts)
+    prompts = await completion_prompts(body, state, service)
     id_copies = body.num_candidates if body.return_token_ids else 0
     copies = PromptCopies(id_copies, body.prompt_logprobs, body.echo, body.logprobs)
     return replace(spec, prompts=prompts, state=state, copies=copies)
+
+
+async def completion_prompts(body: CompletionFields, state: StoredState | None, service: Service) -> Sequence[Prompt]:
+    """Returns the prompts of a completion, each behind the tokens of the state that it continues.
+
+    Raises:
+      ApiError: A prompt cannot be encoded, or the prompts have too many tokens together.
+    """
+    encoded = await service.prompts.completions(body.prompts, add_bos=body.add_special_tokens and state is None)
+    limit, side = body.truncate_prompt_tokens, body.truncation_side
+    return await service.prompts.after(state, [service.prompts.truncated(prompt, limit, side) for prompt in encoded])
 
 
 async def chat(body: ChatFields, service: Service) -> GenerationSpec:
@@ -162,11 +172,22 @@ async def chat(body: ChatFields, service: Service) -> GenerationSpec:
     Raises:
       ApiError: Fields contradict each other or do not fit the model.
     """
-    spec, conversation = await service.prepare(lambda: _chat_conversion(body, service.model))
-    prompt = await service.prompts.chat(conversation)
-    if body.truncate_prompt_tokens is not None:
-        prompt = service.prompts.truncated(prompt, body.truncate_prompt_tokens, body.truncation_side)
-    return replace(spec, prompts=[prompt])
+    spec, conversation = await admission.get().run(lambda: _chat_conversion(body, service.model))
+    state = service.saved_state(body.from_state)
+    return replace(spec, prompts=await chat_prompts(body, conversation, state, service), state=state)
+
+
+async def chat_prompts(
+    body: ChatFields, conversation: Conversation, state: StoredState | None, service: Service
+) -> Sequence[Prompt]:
+    """Returns the prompt of a chat, after the tokens of the state that it continues.
+
+    Raises:
+      ApiError: The messages cannot be encoded as a prompt.
+    """
+    prompt = await service.prompts.chat(conversation, state=state)
+    new = service.prompts.truncated(prompt, body.truncate_prompt_tokens, body.truncation_side)
+    return await service.prompts.after(state, [new])
 
 
 def _chat_conversion(body: ChatFields, model: ServedModel) -> tuple[GenerationSpec, Conversation]:
@@ -195,7 +216,7 @@ def conversation_of(
     """Returns messages as a conversation, in the form that all APIs share.
 
     Args:
-      body: Body with the fields that decide how messages become a prompt.
+      body: Body with the fields that determine how messages become a prompt.
       messages: Messages of the body.
       parallel_calls: Whether a response may hold several calls.
     """
@@ -222,7 +243,7 @@ def _content(message: ChatMessage) -> str | tuple[str, ...] | None:
 
 
 def chat_params(body: ChatFields, model: ServedModel) -> list[SamplingParams]:
-    """Returns the parameters of each of the `n` choices, which differ in their seeds.
+    """Returns the sampling parameters for `n` choices, which differ only in their seeds.
 
     Raises:
       ApiError: Fields contradict each other or do not fit the model.
@@ -296,7 +317,9 @@ def _logit_bias(body: GenerationFields) -> tuple[tuple[int, float], ...]:
 
 
 def _bad_words(body: GenerationFields, model: ServedModel) -> tuple[tuple[int, ...], ...]:
-    """Returns tokens of each bad word at the start of a text and after a space, which its first token then holds."""
+    """Returns the tokens of each bad word at the start of a text and after a space, which its first token then
+    includes.
+    """
     if sum(map(len, body.bad_words)) > MAX_BAD_WORD_CHARACTERS:
         raise bad_value("bad_words", f"bad_words must be at most {MAX_BAD_WORD_CHARACTERS} characters in total")
     try:

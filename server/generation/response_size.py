@@ -1,6 +1,6 @@
 """Maximum memory of a response, computed before any of it is generated.
 
-All sizes cover everything that one token needs on its way: the engine's output, the response's objects, and JSON.
+All sizes include everything that one token needs: the engine's output, the response's objects, and JSON.
 """
 
 from collections.abc import Sequence
@@ -37,8 +37,8 @@ class _Part(NamedTuple):
     """A part of a response.
 
     Attributes:
-      param: Field that asks for the part.
-      fix: How to ask for less.
+      param: Field that requests the part.
+      fix: How to request less.
     """
 
     num_bytes: int
@@ -115,7 +115,7 @@ def _prompt_parts(spec: GenerationSpec, tokenizer: Tokenizer) -> list[_Part]:
 
 
 def _generated(spec: GenerationSpec, *, is_min: bool) -> _Part:
-    """Returns the generated part, whose size an error states by itself."""
+    """Returns the generated part. Its errors state the size separately."""
     param = "min_tokens" if is_min else spec.limit_param or "max_tokens"
     fewer = " or logprobs" if spec.params[0].logprobs is not None else ""
     return _Part(0, param, f"send a lower {param}, n{fewer}, or stream: true")

@@ -1,4 +1,4 @@
-"""Saves states of requests under ids, and turns them into files and back."""
+"""Saves states of requests under ids, and converts them to files and back."""
 
 from dataclasses import replace
 from uuid import uuid4
@@ -7,21 +7,22 @@ from ...engine import MAX_TOKENS, SavedState, UnknownRequestError
 from ..errors import kinds
 from ..errors.request_errors import ApiError, bad_value
 from ..tenancy.tenant import tenant
+from .imported_prefixes import Prefix
 from .service import Service
 from .state_store import StoredState
 
 
 async def save_state(service: Service, request_id: str, index: int) -> StoredState:
-    """Saves the state of a choice that runs or ended lately, up to the tokens whose text was sent whole.
+    """Saves the state of a choice that is running or ended recently, up to the tokens whose text was sent whole.
 
     Args:
       request_id: Id of the response.
       index: Index of the choice.
 
     Raises:
-      ApiError: There is no such choice, or no room for its state.
+      ApiError: The choice does not exist, or its state has no room.
     """
-    message = f"no request with the id {request_id!r} and a choice {index} runs, or has ended lately"
+    message = f"no request with the id {request_id!r} and a choice {index} is running or ended recently"
     unknown = ApiError(kinds.NO_SUCH_OBJECT, message, param="request_id")
     async with service.saves.hold():
         sent = service.tracked.find(request_id, index)
@@ -43,17 +44,33 @@ async def export_state(service: Service, stored: StoredState) -> bytes:
     return await service.workers.run(lambda: service.engine.state_format.export(stored.state, service.state_key))
 
 
-async def import_state(service: Service, data: bytes) -> StoredState:
-    """Saves the state in a file.
+async def import_state(service: Service, data: bytes, cache_salt: str = "") -> StoredState:
+    """Saves the state in a file. Prompts of the tenant that begin with its tokens restore it.
+
+    A state that is signed with the service's key also enters the prefix cache that the tenant's requests use. Snapshots
+    after any other state are kept separate, under a salt that no other request shares.
+
+    Args:
+      cache_salt: `cache_salt` of the requests that may restore the state.
 
     Raises:
-      StateFileError: The file is broken, of another model, or not signed with the service's key.
-      ApiError: There is no room for the state.
+      StateFileError: The file is broken, belongs to another model, or is not signed with the service's key.
+      ApiError: The state has no room.
     """
-    state = await service.workers.run(lambda: service.engine.state_format.load(data, service.state_key))
-    return _keep(service, replace(state, salt=f"import-{uuid4().hex}"))  # a secret, so that no other request shares it
+
+    def load() -> tuple[SavedState, Prefix | None]:
+        state = service.engine.state_format.load(data, service.state_key)
+        return state, Prefix.of(state, cache_salt)
+
+    state, prefix = await service.workers.run(load)
+    salt = f"import-{uuid4().hex}" if state.is_imported else service.salt(cache_salt)
+    stored = _keep(service, replace(state, salt=salt), prefix)
+    if not state.is_imported:
+        async with service.saves.hold():
+            await service.engine.insert(stored.state)
+    return stored
 
 
-def _keep(service: Service, state: SavedState) -> StoredState:
+def _keep(service: Service, state: SavedState, prefix: Prefix | None = None) -> StoredState:
     """Stores a state. All states together take at most as much memory as the prefix cache may take."""
-    return service.states.keep(state, tenant.get(), service.engine.stats.cache.budget)
+    return service.states.keep(state, tenant.get(), service.engine.stats.cache.budget, prefix)

@@ -1,4 +1,4 @@
-"""The service behind every API: a model, the engine that runs it, and the way from a spec to a generation."""
+"""The service behind every API: a model, the engine that runs it, and the steps from a spec to a generation."""
 
 import asyncio
 import math
@@ -9,22 +9,22 @@ from dataclasses import dataclass, field
 from typing import Final
 from uuid import uuid4
 
-from ...engine import AsyncEngine, EngineDeadError, QueueFullError, RequestTimeoutError, SamplingParams
+from ...engine import AsyncEngine, EngineStoppedError, QueueFullError, RequestTimeoutError, SamplingParams
 from ..constraints.grammar import Grammar, GrammarBusyError, GrammarCompiler, GrammarError
 from ..constraints.output_constraint import OutputConstraint
 from ..errors import kinds
 from ..errors.request_errors import ApiError, bad_value
-from ..errors.request_warnings import warn
+from ..errors.request_warnings import warn_all
 from ..observability.logging import request_id
 from ..observability.metrics import Metrics
-from ..tenancy.batch_line import is_batch_line
 from ..tenancy.open_requests import OpenRequests
-from ..tenancy.request_memory import is_large, keep
 from ..tenancy.tenant import tenant
 from ..tenancy.tenant_locks import TenantLocks
 from ..tenancy.workers import Workers
 from ..text.served_model import ServedModel
 from ..text.stop_strings import StopStringsBuilder
+from .admission import admission
+from .admissions import Admissions
 from .generation import Generation, collect
 from .limits import Limits
 from .prompts import Prompt, PromptEncoder
@@ -34,20 +34,21 @@ from .state_store import StateStore, StoredState
 from .tracked_responses import TrackedResponses
 
 _LONGEST_WAIT_S: Final = 3600.0
-"""Maximum time for a grammar, since an event loop's timer cannot be endless."""
+"""Maximum seconds for compiling a grammar, since a timer of the event loop must be finite."""
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """The model, the engine and the stores that the routes of every API work with.
+    """The model, the engine and the stores that the routes of every API use.
 
     Attributes:
       limits: Limits of every request.
-      salt_by_key: Whether each tenant has prefix cache entries of its own.
+      salt_by_key: Whether each tenant has separate prefix cache entries.
       state_key: Key that signs exported states and verifies imported ones.
-      saves: Turns of saving a state, one per tenant at a time, since each takes a part of an engine step.
+      saves: Turns of saving or caching a state, one per tenant at a time, since each takes a part of an engine step.
       tracked: Running responses, and the tokens that clients have received.
-      workers: Threads for long work.
+      admissions: Admissions of all work, with the threads for long work.
+      loading: Returns the progress of loading the model as text; empty if it is unknown.
     """
 
     engine: AsyncEngine
@@ -63,22 +64,30 @@ class Service:
     tracked: TrackedResponses = field(default_factory=TrackedResponses)
     stop_strings: StopStringsBuilder = field(default_factory=StopStringsBuilder)
     open_requests: OpenRequests = field(default_factory=OpenRequests)
-    workers: Workers = field(default_factory=Workers)
+    admissions: Admissions = field(default_factory=Admissions)
+    loading: Callable[[], str] = str
+
+    @property
+    def workers(self) -> Workers:
+        """Threads for long work."""
+        return self.admissions.workers
 
     @property
     def engine_identity(self) -> str | None:
-        """Identity of the engine, whose tokens only the same one repeats bit for bit; None if it has no checkpoints."""
-        formats = self.engine.checkpoint_format
+        """Identity of the engine. Only the same engine repeats its tokens bit for bit. None if the engine has no
+        checkpoints.
+        """
+        formats = self.engine.request_snapshot_format
         return None if formats is None else formats.engine
 
     def check_alive(self) -> None:
         """Checks that the engine runs.
 
         Raises:
-          EngineDeadError: The engine has stopped for good.
+          EngineStoppedError: The engine has stopped permanently.
         """
         if self.engine.error is not None:
-            raise EngineDeadError("the engine has stopped")
+            raise EngineStoppedError("the engine has stopped")
 
     async def check_generates(self) -> None:
         """Generates one token, as for any other request.
@@ -104,7 +113,7 @@ class Service:
         """Checks the number of choices of one request.
 
         Raises:
-          ApiError: The request asks for too many choices.
+          ApiError: The request has too many choices.
         """
         requested = num_prompts * num_candidates
         if requested > self.limits.max_choices:
@@ -113,9 +122,17 @@ class Service:
             )
             raise bad_value("prompt" if num_prompts > 1 else "n", limit)
 
-    async def prepare[T](self, work: Callable[[], T]) -> T:
-        """Runs `work` on a worker thread if the current request is large, otherwise at once."""
-        return await self.workers.run(work) if is_large() else work()
+    def _check_total(self, spec: GenerationSpec) -> None:
+        """Checks that all choices can wait together, unless there are slots for all.
+
+        Raises:
+          ApiError: They have more prompt tokens than the queue takes.
+        """
+        num_choices, most = len(spec.prompts) * len(spec.params), self.limits.max_choices_tokens
+        total = sum(len(prompt.token_ids) for prompt in spec.prompts) * len(spec.params)
+        if most is not None and total > most and num_choices > max(self.engine.stats.slots, 1):
+            message = f"one request may have at most {most} prompt tokens in all its choices, got {total}"
+            raise bad_value("prompt" if len(spec.prompts) > 1 else "n", message)
 
     async def choices(self, spec: GenerationSpec) -> list[Choice]:
         """Returns the choices of a spec, prompt by prompt.
@@ -125,6 +142,7 @@ class Service:
           RequestTimeoutError: The constraint took too long to compile.
         """
         self.check_count(len(spec.prompts), len(spec.params))
+        self._check_total(spec)
         longest = max(len(prompt.token_ids) for prompt in spec.prompts)
         most = self.limits.max_prompt_tokens
         if most is not None and longest > most:
@@ -133,12 +151,14 @@ class Service:
         scheduling = self._scheduling(spec)
         params = spec.params
         if spec.holds_output or spec.copies != PromptCopies():
-            size = await self.prepare(lambda: response_size(spec, self.model.tokenizer))
-            keep(size.prompt_bytes)
+            size = await admission.get().run(lambda: response_size(spec, self.model.tokenizer))
+            await admission.get().keep(size.prompt_bytes)
             params = size.params
+        await admission.get().settle()
         stop = await self.stop_strings.build(spec.stop) if spec.stop else ()
         grammar = None if spec.constraint is None else await self._grammar(spec, spec.constraint, scheduling.deadline)
-        pairs = [(prompt, each) for prompt in spec.prompts for each in params]
+        found = [(prompt, self.restored_state(spec, prompt)) for prompt in spec.prompts]
+        pairs = [(prompt, state, each) for prompt, state in found for each in params]
         return [
             Choice(
                 index,
@@ -150,41 +170,43 @@ class Service:
                 grammar=grammar,
                 may_call=spec.may_call,
                 scheduling=scheduling,
-                cache_salt=self._salt(spec),
-                state=None if spec.state is None else spec.state.state.snapshot,
-                state_is_imported=spec.state is not None and spec.state.state.is_imported,
+                cache_salt=self.salt(spec.cache_salt) if state is None else state.state.salt,
+                state=None if state is None else state.state.snapshot,
+                state_is_imported=state is not None and state.state.is_imported,
                 sends_ids=spec.sends_ids,
             )
-            for index, (prompt, each) in enumerate(pairs)
+            for index, (prompt, state, each) in enumerate(pairs)
         ]
 
     def saved_state(self, state_id: str | None) -> StoredState | None:
         """Returns the saved state that a request continues, if it names one.
 
         Raises:
-          ApiError: There is no state of this id.
+          ApiError: No state has this id.
         """
         return None if state_id is None else self.states.get(state_id, tenant.get(), "from_state")
 
-    def _salt(self, spec: GenerationSpec) -> str:
-        if spec.state is not None:
-            return spec.state.state.salt
-        return f"{tenant.get()}\n{spec.cache_salt}" if self.salt_by_key else spec.cache_salt
+    def salt(self, cache_salt: str) -> str:
+        """Returns the salt of the prefix cache for the tenant's requests with a `cache_salt`."""
+        return f"{tenant.get()}\n{cache_salt}" if self.salt_by_key else cache_salt
+
+    def restored_state(self, spec: GenerationSpec, prompt: Prompt) -> StoredState | None:
+        """Returns the saved state that a prompt continues: its spec's, or an imported one that it begins with."""
+        return spec.state or self.states.imported(tenant.get(), spec.cache_salt, prompt.token_ids)
 
     def _scheduling(self, spec: GenerationSpec) -> SchedulingParameters:
-        """Returns the scheduling parameters, with times from now on.
+        """Returns the scheduling parameters, with times relative to now.
 
-        The operator's timeout holds for every request but lines of batches, which may wait for hours.
+        The operator's timeout applies to every request except lines of batches, which may wait for hours.
         """
         now = time.monotonic()
         start_by = math.inf if spec.queue_timeout_s is None else now + spec.queue_timeout_s
-        preemptible = is_batch_line.get()
-        longest_s = math.inf if preemptible else self.limits.request_timeout_s
+        longest_s = math.inf if admission.get().preemptible else self.limits.request_timeout_s
         timeout_s = min(math.inf if spec.timeout_s is None else spec.timeout_s, longest_s)
-        return SchedulingParameters(tenant.get(), spec.priority, start_by, now + timeout_s, preemptible)
+        return SchedulingParameters(spec.priority, start_by, now + timeout_s)
 
     async def _grammar(self, spec: GenerationSpec, constraint: OutputConstraint, deadline: float) -> Grammar:
-        """Returns the compiled grammar. It ends the output, so no other field may ask for more."""
+        """Returns the compiled grammar. The grammar ends the output, so other fields must not require more tokens."""
         for name, is_set in (("ignore_eos", spec.ignore_eos), ("min_tokens", spec.params[0].min_tokens > 0)):
             if is_set:
                 raise bad_value(
@@ -201,30 +223,37 @@ class Service:
             raise RequestTimeoutError(f"{constraint.param} took longer to compile than the request had time") from None
 
     async def _compiled(self, constraint: OutputConstraint) -> Grammar:
-        """Returns the requested grammar, or else the first fallback that can be compiled, which is reported.
+        """Returns the requested grammar, or the first fallback that can be compiled, which is reported.
 
         Raises:
-          GrammarError: The requested grammar cannot be compiled, and neither can a fallback.
+          GrammarError: Neither the requested grammar nor a fallback can be compiled.
         """
         try:
             return await self.grammars.compile(constraint.spec)
         except GrammarError:
             for fallback in constraint.fallbacks:
                 with suppress(GrammarError):
-                    grammar = await self.grammars.compile(fallback.spec)
-                    warn(fallback.warning)
+                    spec = await admission.get().run(fallback.make)
+                    grammar = await self.grammars.compile(spec)
+                    warn_all(fallback.warnings)
                     return grammar
             raise
 
     @asynccontextmanager
     async def generation(self, response_id: str, choices: Sequence[Choice]) -> AsyncGenerator[Generation]:
-        """Runs the choices until the end of the `with` block. Meanwhile they can be aborted by id.
+        """Runs the choices until the end of the `with` block, during which they can be aborted by id.
 
         Args:
           response_id: Id by which clients and the engine know the choices.
         """
         started = Generation.start(
-            self.engine, self.model.tokenizer, self.metrics.requests, response_id, choices, self.limits.max_unread_bytes
+            admission.get(),
+            self.engine,
+            self.model.tokenizer,
+            self.metrics.requests,
+            response_id,
+            choices,
+            self.limits.max_unread_bytes,
         )
         with closing(started) as generation, self.tracked.track(generation, response_id, request_id.get()):
             yield generation

@@ -1,4 +1,4 @@
-"""The request for a generation, independent of the API that it came through, and the choices that it becomes."""
+"""The request for a generation, independent of the API that received it, and its choices."""
 
 import math
 from collections.abc import Sequence
@@ -41,12 +41,12 @@ class GenerationSpec:
       ignore_eos: Whether end tokens do not end the output.
       may_call: Whether the output may consist of tool calls.
       sends_ids: Whether clients receive token ids instead of text.
-      holds_output: Whether the whole output is held until the response ends, as opposed to streamed and forgotten.
-      limit_param: Field that limits the number of tokens; None if the request has no limit of its own.
+      holds_output: Whether the whole output is held until the response ends, as opposed to streamed and discarded.
+      limit_param: Field that limits the number of tokens; None if the request sets no limit.
       copies: Parts of the prompts that the response repeats.
-      state: Saved state that all prompts continue; its token history is part of them already.
-      cache_salt: Requests share cached states only with those of the same salt.
-      priority: Scheduling priority; lower values go first.
+      state: Saved state that all prompts continue. The prompts already include its token history.
+      cache_salt: Name of a separate prefix cache: requests share cached states only with the same salt.
+      priority: Scheduling priority; lower values are scheduled first.
       queue_timeout_s: Maximum time without a slot, in seconds.
       timeout_s: Maximum time until the last token, in seconds.
     """
@@ -71,13 +71,11 @@ class GenerationSpec:
 
 @dataclass(frozen=True, slots=True)
 class SchedulingParameters:
-    """Scheduling parameters of a request; see `engine.Request`."""
+    """Scheduling parameters of a request; see `engine.Request`. Its admission has the others."""
 
-    tenant: str = ""
     priority: int = 0
     start_by: float = math.inf
     deadline: float = math.inf
-    preemptible: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +91,9 @@ class Choice:
       may_call: Whether the output may consist of tool calls, which are then parsed.
       scheduling: Scheduling parameters of the request.
       cache_salt, state, state_is_imported: See `engine.Request`.
-      sends_ids: Whether clients receive token ids instead of text; then each token counts as sent at once.
-      earlier_ids: Tokens of the choice that another replica has generated. They are read as part of the prompt,
-        so what follows may differ from what that replica would have generated.
+      sends_ids: Whether clients receive token ids instead of text; then each token counts as sent immediately.
+      earlier_ids: Tokens of the choice that another replica has generated. They are prefilled as part of the prompt, so
+        the remaining tokens may differ from those of that replica.
       replay: The same tokens, decoded again on an engine like that replica's, so that nothing differs; None otherwise.
     """
 

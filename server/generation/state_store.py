@@ -1,4 +1,4 @@
-"""Saved states under ids. They are kept in memory; an export keeps them for longer."""
+"""Saved states under ids. They are kept in memory; an export can outlive the process."""
 
 import time
 from collections.abc import Sequence
@@ -9,12 +9,13 @@ from uuid import uuid4
 from ...engine import SavedState, TenantStore
 from ..errors import kinds
 from ..errors.request_errors import ApiError
+from .imported_prefixes import ImportedPrefixes, Prefix
 
 MAX_STATES: Final = 10_000
 """Maximum number of states of all tenants together, so that a page of a list is found quickly."""
 
 _OBJECT_BYTES: Final = 1024
-"""Memory of an entry apart from its state: the object, its id, and its places in dictionaries."""
+"""Memory of an entry in addition to its state: the object, its id, and its dictionary entries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +23,17 @@ class StoredState:
     """A saved state under an id.
 
     Attributes:
-      owner: The tenant that saved it, and the only one that sees it.
+      owner: The tenant that saved it. No other tenant sees it.
       state: The state.
       num_bytes: Memory that the entry takes.
+      prefix: Tokens by which prompts find the state; None if it was not imported, or has no snapshot.
     """
 
     id: str
     owner: str
     state: SavedState
     num_bytes: int
+    prefix: Prefix | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     def described(self) -> dict[str, Any]:
@@ -47,40 +50,49 @@ class StoredState:
 
 
 class StateStore:
-    """Keeps states until they are deleted: none is evicted for another.
+    """Keeps states until they are deleted. None is evicted.
 
     Args:
-      num_tenants: Number of tenants. Among several, none may hold more than it leaves free.
+      num_tenants: Number of tenants. With several tenants, none may hold more than it leaves free.
     """
 
     def __init__(self, num_tenants: int = 1) -> None:
         self._is_shared = num_tenants > 1
         self._stored: TenantStore[str, StoredState] = TenantStore()
+        self._imported = ImportedPrefixes()
 
     @property
     def num_bytes(self) -> int:
         """Memory that all states take."""
         return self._stored.num_bytes
 
-    def keep(self, state: SavedState, owner: str, limit: int) -> StoredState:
+    def keep(self, state: SavedState, owner: str, limit: int, prefix: Prefix | None = None) -> StoredState:
         """Stores a state under a new id.
 
         Args:
           limit: Maximum bytes of all states together.
+          prefix: Tokens by which the owner's prompts find the state; None if it is found only by its id.
 
         Raises:
-          ApiError: There is no room, or the owner would hold more than it leaves free for others.
+          ApiError: The store is full, or the owner would hold more than it leaves free for others.
         """
-        stored = StoredState(f"state_{uuid4().hex}", owner, state, state.num_bytes + _OBJECT_BYTES)
+        stored = StoredState(f"state_{uuid4().hex}", owner, state, state.num_bytes + _OBJECT_BYTES, prefix)
         self._check_room(stored, limit)
         self._stored.put(stored.id, owner, stored, stored.num_bytes)
+        if prefix is not None:
+            self._imported.add(owner, prefix, stored.id)
         return stored
+
+    def imported(self, owner: str, cache_salt: str, token_ids: Sequence[int]) -> StoredState | None:
+        """Returns the owner's imported state that covers the most tokens of a prompt, but not all of them."""
+        state_id = self._imported.longest(owner, cache_salt, token_ids)
+        return None if state_id is None else self._stored.get(state_id)
 
     def _check_room(self, stored: StoredState, limit: int) -> None:
         """Checks that a state fits.
 
         Raises:
-          ApiError: There is no room.
+          ApiError: The state does not fit.
         """
         store, owner = self._stored, stored.owner
         if len(store) >= MAX_STATES or not store.has_room(owner, stored.num_bytes, limit, is_shared=False):
@@ -98,7 +110,7 @@ class StateStore:
           param: Field of the request that names the state.
 
         Raises:
-          ApiError: There is none with this id, or it is another tenant's.
+          ApiError: No state has this id, or it belongs to another tenant.
         """
         stored = self._stored.get(state_id)
         if stored is None or stored.owner != owner:
@@ -115,7 +127,10 @@ class StateStore:
         Raises:
           ApiError: See `get`.
         """
-        self._stored.pop(self.get(state_id, owner).id)
+        stored = self.get(state_id, owner)
+        self._stored.pop(stored.id)
+        if stored.prefix is not None:
+            self._imported.remove(owner, stored.prefix, stored.id)
 
 
 def _full(message: str) -> ApiError:

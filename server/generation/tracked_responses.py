@@ -1,4 +1,4 @@
-"""Responses by id: running ones, which clients may abort, and what clients have received, which they may save."""
+"""Responses by id: running responses, which clients may abort, and the tokens that clients have received."""
 
 import sys
 from collections import defaultdict
@@ -18,7 +18,7 @@ MAX_BYTES: Final = 4 * 2**20
 """Maximum memory of the records of ended responses."""
 
 _OBJECT_BYTES: Final = 1024
-"""Memory of a record apart from its arrays: the objects, the id, and the places in dictionaries."""
+"""Memory of a record in addition to its arrays: the objects, the id, and the dictionary entries."""
 
 type _Key = tuple[str, str]
 """Tenant and id."""
@@ -29,7 +29,7 @@ class SentChoice:
     """Part of one choice that the client has received.
 
     Attributes:
-      request_id: Id of the engine's request behind the choice.
+      request_id: Id of the engine's request for the choice.
       num_tokens: Number of its generated tokens whose text was sent whole.
     """
 
@@ -39,10 +39,10 @@ class SentChoice:
 
 @dataclass(slots=True)
 class TrackedResponses:
-    """Running responses, and records of the newest that ended. Each tenant sees its own only.
+    """Running responses, and records of recently ended ones. Each tenant sees only its own.
 
-    A running response is known by two ids: its own, and that of its HTTP request. Clients may choose the latter, so
-    several may share one.
+    A running response has two ids: its own, and the id of its HTTP request. Clients may choose the latter, so several
+    responses may share one.
     """
 
     _running: defaultdict[_Key, set[Generation]] = field(default_factory=lambda: defaultdict(set))
@@ -56,7 +56,9 @@ class TrackedResponses:
 
     @contextmanager
     def track(self, generation: Generation, response_id: str, request_id: str) -> Iterator[None]:
-        """Finds a generation by its ids while the `with` block runs, and what was sent of it for some time after it."""
+        """Makes a generation findable by its ids while the `with` block runs, and its sent tokens for some time after
+        it.
+        """
         key = tenant.get(), response_id
         keys = {key, (key[0], request_id)}
         self._sent[key] = generation.sent
@@ -69,14 +71,16 @@ class TrackedResponses:
                 self._running[each].discard(generation)
                 if not self._running[each]:
                     del self._running[each]
-            self._end(key, self._sent.pop(key))
+            if self._sent.get(key) is generation.sent:  # otherwise a response that was given up is running again
+                del self._sent[key]
+            self._end(key, generation.sent)
 
     def abort(self, any_id: str) -> int:
         """Aborts all of the tenant's generations with an id, and returns the number of choices that were unfinished."""
         return sum(generation.abort() for generation in self._running.get((tenant.get(), any_id), ()))
 
     def find(self, response_id: str, index: int) -> SentChoice | None:
-        """Returns what was sent of a choice, by its index in a response; None if there is none."""
+        """Returns the sent part of a choice, by its index in a response; None if it does not exist."""
         key = tenant.get(), response_id
         sent = self._sent.get(key) or self._ended.get(key)
         if sent is None:

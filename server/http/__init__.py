@@ -1,1 +1,1 @@
-"""ASGI middleware: request ids, authentication, drain, body limits, disconnects."""
+"""HTTP: connections, middleware, access control, routes, streaming and health checks."""

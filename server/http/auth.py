@@ -19,7 +19,7 @@ _DEBUG: Final = "/debug/"
 """Prefix of paths that require an admin key."""
 
 _ADMIN_ONLY: Final = ("/metrics", _DEBUG)
-"""Prefixes of paths that an admin port takes off the main port."""
+"""Prefixes of paths that move from the main port to the admin port, if there is one."""
 
 _ON_ADMIN_PORT: Final = ("/health", *_ADMIN_ONLY)
 """Prefixes of paths that the admin port serves."""
@@ -30,9 +30,9 @@ class Access:
     """Access control of one server.
 
     Attributes:
-      keys: API keys; if there are none, every path is public.
-      admin_keys: Keys for `/debug/`, which does not exist without them.
-      admin_port: Port that serves metrics and `/debug/` instead of the main port; None serves all on the main port.
+      keys: API keys; if there are none, every path is public. `reload_keys` replaces them in place.
+      admin_keys: Keys for operators' paths, such as `/debug/`, which do not exist without them.
+      admin_port: Port that serves metrics and operators' paths instead; None serves all on the main port.
       allowed_origins: Origins of web pages that may use the API from a browser; "*" allows all.
     """
 
@@ -43,7 +43,7 @@ class Access:
 
 
 def load_access(settings: Settings, admin_port: int | None) -> Access:
-    """Returns the access control that the settings ask for.
+    """Returns the access control that the settings define.
 
     Args:
       settings: Settings of the server.
@@ -52,14 +52,28 @@ def load_access(settings: Settings, admin_port: int | None) -> Access:
     Raises:
       SettingsError: A key is malformed, or the key file cannot be read.
     """
-    in_file = [] if settings.api_key_file is None else _read_keys(settings.api_key_file)
-    given = [key.get_secret_value() for key in settings.api_key or ()]
-    return Access(
-        keys=_keys("api_key" if given else f"api_key_file {settings.api_key_file}", [*given, *in_file]),
+    access = Access(
         admin_keys=_keys("admin_key", [key.get_secret_value() for key in settings.admin_key or ()]),
         admin_port=admin_port,
         allowed_origins=settings.allow_origin,
     )
+    reload_keys(access, settings)
+    return access
+
+
+def reload_keys(access: Access, settings: Settings) -> None:
+    """Reads the key file again, and replaces the accepted keys by the file's and the settings' keys.
+
+    Raises:
+      SettingsError: A key is malformed, or the key file cannot be read. The keys are unchanged.
+    """
+    in_file = [] if settings.api_key_file is None else _read_keys(settings.api_key_file)
+    given = [key.get_secret_value() for key in settings.api_key or ()]
+    try:
+        access.keys.replace([*given, *in_file])
+    except KeyFormatError as error:
+        name = "api_key" if given else f"api_key_file {settings.api_key_file}"
+        raise SettingsError(f"{name}: {error}") from None
 
 
 def _read_keys(path: Path) -> list[str]:
@@ -79,14 +93,14 @@ def _keys(name: str, entries: Sequence[str]) -> ApiKeys:
         raise SettingsError(f"{name}: {error}") from None
 
 
-def needs_admin_key(path: str) -> bool:
+def needs_admin_key(path: str, admin_paths: Collection[str]) -> bool:
     """Returns whether a path requires an admin key."""
-    return path.startswith(_DEBUG)
+    return path.startswith(_DEBUG) or path in admin_paths
 
 
 def needs_key(path: str, public_paths: Collection[str]) -> bool:
     """Returns whether a path requires an API key."""
-    return path not in public_paths and not needs_admin_key(path)
+    return path not in public_paths and not path.startswith(_DEBUG)
 
 
 class KeyAuthentication:
@@ -120,11 +134,13 @@ class PortSplit:
     Args:
       app: Wrapped application.
       admin_port: Port that serves the admin paths.
+      admin_paths: Further paths that need an admin key.
     """
 
-    def __init__(self, app: ASGIApp, admin_port: int) -> None:
+    def __init__(self, app: ASGIApp, admin_port: int, admin_paths: Collection[str] = ()) -> None:
         self._app = app
         self._admin_port = admin_port
+        self._admin_paths = admin_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not self._is_served(scope):
@@ -136,6 +152,8 @@ class PortSplit:
     def _is_served(self, scope: Mapping[str, object]) -> bool:
         server, path = scope["server"], str(scope["path"])
         on_admin_port = isinstance(server, tuple) and server[1] == self._admin_port
+        if path in self._admin_paths:
+            return on_admin_port
         return path.startswith(_ON_ADMIN_PORT) if on_admin_port else not path.startswith(_ADMIN_ONLY)
 
 

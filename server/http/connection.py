@@ -1,7 +1,8 @@
-"""uvicorn's HTTP connection with streams for HTTP/1.0, and with limits on what a client sends and fails to read.
+"""uvicorn's HTTP connection with streams for HTTP/1.0, and with limits on senders and slow readers.
 
-uvicorn limits only the size of a head and the number of connections, and drops offenders without a JSON error. It has
-no timeout for clients that stop reading, and signals a disconnect only to the last pipelined request.
+uvicorn limits only the size of a head and the number of connections, and closes connections beyond a limit without a
+JSON error. It has no timeout for clients that stop reading, and signals a disconnect only to the last pipelined
+request.
 """
 
 import asyncio
@@ -32,11 +33,12 @@ BODY_S: Final = 60.0
 """Seconds from the end of the headers to the end of the body."""
 
 MAX_PIPELINED: Final = 64
-"""Maximum number of requests that wait behind the running one. Thousands of them fit in one packet, and parsing those
-would block the event loop."""
+"""Maximum number of requests that wait behind the running one. Thousands of requests fit in one packet, and parsing
+them would block the event loop."""
 
 _LINGER_S: Final = 1.0
-"""Seconds to read on after an error response; a client that is still sending would otherwise lose the response."""
+"""Seconds for which the connection reads on after an error response. Otherwise a client that is still sending would
+lose the response."""
 
 _NO_LINGER: Final = struct.pack("ii", 1, 0)
 """SO_LINGER of 0 s: the system resets the connection instead of keeping unsent bytes."""
@@ -60,8 +62,32 @@ async def _until_close(app: ASGIApp, cycle: RequestResponseCycle, scope: Scope, 
     await app(scope, receive, send_plain)
 
 
+async def _read_rest(app: ASGIApp, cycle: RequestResponseCycle, scope: Scope, receive: Receive, send: Send) -> None:
+    """Reads the rest of a body before closing a connection that is not kept alive.
+
+    A client that is still sending would otherwise lose an early response, such as a 413.
+    """
+    if not cycle.more_body:  # the usual case: the response needs no wrapper
+        await app(scope, receive, send)
+        return
+    expects = any(name == b"expect" for name, _ in scope["headers"])
+
+    async def send_and_read(message: Message) -> None:
+        is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
+        if is_last and cycle.more_body and not cycle.keep_alive and not expects:
+            await send({**message, "more_body": True})
+            while (rest := await receive())["type"] == "http.request" and rest["more_body"]:
+                pass
+            message = {"type": "http.response.body"}
+        await send(message)
+
+    await app(scope, receive, send_and_read)
+
+
 class _ChunkWriter:
-    """Writes chunks of a response; see `BodyWriter`. Middleware and the coroutines of `send` take time for each one."""
+    """Writes chunks of a response; see `BodyWriter`. It avoids the cost of middleware and `send` coroutines for each
+    chunk.
+    """
 
     def __init__(self, cycle: RequestResponseCycle) -> None:
         self._cycle = cycle
@@ -76,8 +102,8 @@ class _ChunkWriter:
         self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
 
-class Connection(HttpToolsProtocol):
-    """A connection that is reset when its client reads nothing of a full write buffer for `stall_s`.
+class ClientConnection(HttpToolsProtocol):
+    """A connection that is reset when its client does not read from a full write buffer for `stall_s`.
 
     The request's task then sees a client disconnect.
 
@@ -92,17 +118,17 @@ class Connection(HttpToolsProtocol):
         self._running: RequestResponseCycle | None = None
 
     def pause_writing(self) -> None:
-        """Called by the transport when its buffer is full."""
+        """Starts the write timeout. The transport calls this when its buffer is full."""
         super().pause_writing()
         self._write_timer = self.loop.call_later(self._stall_s, self._reset)
 
     def resume_writing(self) -> None:
-        """Called by the transport when most of its buffer has been taken."""
+        """Stops the write timeout. The transport calls this when its buffer has drained."""
         self._stop_write_timer()
         super().resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Signals the disconnect to the running request; uvicorn signals it to the last one only."""
+        """Signals the disconnect to the running request. uvicorn signals it only to the last one."""
         self._stop_write_timer()
         self.pipeline.clear()
         if self._running is not None and not self._running.response_complete:
@@ -114,7 +140,8 @@ class Connection(HttpToolsProtocol):
         self._running = cycle
         cycle.scope["extensions"] = {BODY_WRITER: {"writer": _ChunkWriter(cycle)}}
         is_old = cycle.scope["http_version"] == "1.0"
-        super()._start_asgi_task(cycle, partial(_until_close, app, cycle) if is_old else app)
+        whole = partial(_read_rest, partial(_until_close, app, cycle) if is_old else app, cycle)
+        super()._start_asgi_task(cycle, whole)
 
     def close_after_response(self) -> None:
         """Closes the connection once the running request has its response."""
@@ -134,7 +161,7 @@ class Connection(HttpToolsProtocol):
         self.transport.abort()
 
 
-class LimitedConnection(Connection):
+class LimitedConnection(ClientConnection):
     """A connection that responds with an error, if it still can, and closes when its client exceeds a limit.
 
     Args:
@@ -175,9 +202,9 @@ class LimitedConnection(Connection):
         super().connection_lost(exc)
 
     def drop(self) -> None:
-        """Closes the connection at once; an idle client expects no response."""
+        """Closes the connection immediately. An idle client expects no response."""
         self._stop_timer()
-        self.transport.abort()  # `close` waits for clients that have left a part of a response unread
+        self.transport.abort()  # `close` would wait for clients that have not read all of a response
 
     def data_received(self, data: bytes) -> None:
         if self._is_closing or self.transport.is_closing():
@@ -188,7 +215,7 @@ class LimitedConnection(Connection):
                 self._start_timer(self.head_s, "the headers")
         super().data_received(data)
         if self._reads_head and self._unparsed_bytes > self.max_head_bytes and not self._is_closing:
-            self._refuse(head_too_large(self.max_head_bytes))  # one endless header, which the parser buffers
+            self._refuse(head_too_large(self.max_head_bytes))  # an endless header, which the parser buffers
 
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= MAX_PIPELINED:
@@ -208,6 +235,11 @@ class LimitedConnection(Connection):
         if self.parser.get_http_version() == "1.1" and sum(name == b"host" for name, _ in self.headers) != 1:
             self._refusal = ApiError(kinds.HOST_MISSING, "an HTTP/1.1 request needs exactly one Host header")
             raise httptools.HttpParserError("no Host header, or several")
+        codings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
+        if codings not in ([], [b"chunked"]):
+            message = "transfer-encoding may only be chunked: send the body uncompressed"
+            self._refusal = ApiError(kinds.BODY_ENCODED, message)
+            raise httptools.HttpParserError("another transfer encoding than chunked")
         if not self._port_connections.begin(self, self.url.partition(b"?")[0]):
             self._refusal = too_many_connections()
             raise httptools.HttpParserError("too many connections")

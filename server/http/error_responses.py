@@ -6,8 +6,10 @@ from typing import Any, Final
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from ...engine import RoostError
@@ -15,6 +17,7 @@ from ..errors import kinds
 from ..errors.request_errors import CLIENT_CLOSED_REQUEST, ApiError, bad_value, from_exception, log_reason
 from ..errors.validation_errors import describe, path_of
 from ..observability.logging import error_reason
+from .wrong_urls import right_path
 
 type ErrorShapes = Mapping[str, Callable[[ApiError], Any]]
 """Functions that return an error's body in another shape than OpenAI's, by the prefix of an API's paths."""
@@ -26,7 +29,7 @@ def error_response(error: ApiError, scope: Scope | None = None) -> Response:
     """Returns the response to an error, and logs its reason.
 
     Args:
-      scope: Scope of the request, whose path decides the shape; None if no request could be read.
+      scope: Scope of the request, whose path determines the shape; None if no request could be read.
     """
     error_reason.get([]).append(log_reason(error))
     return JSONResponse(_shaped(error, scope), error.status_code, error.headers)
@@ -47,7 +50,7 @@ async def send_error(error: ApiError, scope: Scope, receive: Receive, send: Send
 
 
 def install_error_handlers(app: FastAPI, shapes: ErrorShapes) -> None:
-    """Installs handlers of all known exceptions; a middleware handles the unknown ones."""
+    """Installs handlers of all known exceptions. A middleware handles unknown ones."""
     app.state.error_shapes = shapes
     for kind in (ApiError, HTTPException, RequestValidationError, RoostError):
         app.add_exception_handler(kind, _respond)
@@ -63,28 +66,37 @@ async def _respond(request: Request, error: Exception) -> Response:
             detail = error.errors()[0]
             api_error = refusal(detail, detail["loc"][1:], error.body)
         case HTTPException():
-            api_error = _from_http(error, f" ({request.method} {path})")
+            api_error = _from_http(error, request)
         case _:
             api_error = from_exception(error)
     return error_response(api_error, request.scope)
 
 
-def _from_http(error: HTTPException, where: str) -> ApiError:
-    """Returns the error for one of Starlette's own: no such route, no such method, a body that cannot be read.
-
-    Args:
-      where: Method and path, as the end of the message.
-    """
+def _from_http(error: HTTPException, request: Request) -> ApiError:
+    """Returns the error for one of Starlette's errors: unknown route, unknown method, or unreadable body."""
     if isinstance(error.__cause__, ApiError):  # raised while FastAPI read the body
         return error.__cause__
+    where = f" ({request.method} {request.url.path})"
     match error.status_code:
         case 404:
-            return ApiError(kinds.NO_SUCH_URL, f"no such URL{where}")
+            return ApiError(kinds.NO_SUCH_URL, f"no such URL{where}: {_directions_to(request)}")
         case 405:
-            return ApiError(kinds.WRONG_METHOD, f"no such method here{where}", headers=error.headers)
+            allowed = Headers(error.headers or {}).get("allow", "")
+            hint = f": use {allowed.replace(', ', ' or ')}" if allowed else ""
+            return ApiError(kinds.WRONG_METHOD, f"no such method here{where}{hint}", headers=error.headers)
         case status:
             kind = kinds.INVALID_REQUEST if status < 500 else kinds.INTERNAL_ERROR
             return ApiError(kind, error.detail, headers=error.headers)
+
+
+def _directions_to(request: Request) -> str:
+    """Returns a hint about the right path for a path without a route."""
+
+    def exists(path: str) -> bool:
+        return any(route.matches({**request.scope, "path": path})[0] is not Match.NONE for route in request.app.routes)
+
+    right = right_path(request.scope["path"], exists)
+    return "GET /v1 lists the endpoints" if right is None else f"use {request.scope.get('root_path', '')}{right}"
 
 
 def refusal(detail: Mapping[str, Any], location: Sequence[str | int], body: Any) -> ApiError:
@@ -93,7 +105,7 @@ def refusal(detail: Mapping[str, Any], location: Sequence[str | int], body: Any)
     Args:
       detail: Entry of pydantic's `errors()`.
       location: Place of the value in the body or among the parameters.
-      body: Body of the request, as far as it was parsed.
+      body: Body of the request, or the part that was parsed.
     """
     if not location:
         return bad_value(None, _about_body(body))

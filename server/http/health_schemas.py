@@ -10,7 +10,18 @@ class Status(TypedDict):
     """Response of health checks."""
 
     status: str
-    """`ok` or `ready`."""
+    """`ok`."""
+
+
+@described
+class Readiness(TypedDict):
+    """Response of `/health/ready`."""
+
+    status: str
+    """`ready`, or `degraded` while a database is unavailable and requests that need it get 503."""
+
+    store_unavailable: NotRequired[list[str]]
+    """Features whose database is unavailable."""
 
 
 @described
@@ -61,13 +72,13 @@ class ServerInfo(TypedDict):
     """Id of the served model."""
 
     fingerprint: str
-    """Changes with all that may change outputs; the same as `system_fingerprint` in responses."""
+    """Changes with everything that may change outputs; the same as `system_fingerprint` in responses."""
 
     vocab_size: int
     """Number of token ids."""
 
     has_text: bool
-    """Whether the checkpoint has a tokenizer. Without one, prompts and outputs are token ids only."""
+    """Whether the checkpoint has a tokenizer. Without one, prompts and outputs are only token ids."""
 
     ready: bool
     """Whether the model is loaded and compiled."""
@@ -81,6 +92,9 @@ class ServerInfo(TypedDict):
     max_model_len: None
     """Always null, since nothing limits the length."""
 
+    max_tokens_limit: int | None
+    """Maximum number of tokens that a request may generate, set by `--max-tokens-limit`; null without a limit."""
+
     state_cache_bytes: int
     """Budget of the prefix cache in bytes of host memory."""
 
@@ -88,4 +102,4 @@ class ServerInfo(TypedDict):
     """Address of the store of responses, without a password."""
 
     simulated: str | None
-    """Device that is simulated instead of running the model, as `--simulate` says; null if the model runs."""
+    """Device that is simulated instead of running the model, set by `--simulate`; null if the model runs."""

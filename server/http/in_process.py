@@ -7,7 +7,8 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message
 
-from ..tenancy.batch_line import SCOPE_KEY
+from ..generation.admission import Admission
+from .request_body import ADMISSION
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +26,16 @@ class InProcessResponse:
     body: bytes
 
 
-async def post_json(app: ASGIApp, path: str, body: bytes, batch_tenant: str | None = None) -> InProcessResponse:
-    """Sends JSON to an application, and returns its response. Cancelling it is a client that disconnects.
+async def post_json(app: ASGIApp, path: str, body: bytes, own: Admission | None = None) -> InProcessResponse:
+    """Sends JSON to an application, and returns its response. Cancelling it acts like a client's disconnect.
 
     Args:
       path: Path of the route.
       body: JSON of the body.
-      batch_tenant: Tenant of the batch whose line is sent; None for a request of its own.
+      own: Admission of the work; None lets the application open one.
     """
     exchange = _Exchange(body)
-    scope = _scope(path, len(body)) | ({} if batch_tenant is None else {SCOPE_KEY: batch_tenant})
+    scope = _scope(path, len(body)) | ({} if own is None else {ADMISSION: own})
     await app(scope, exchange.receive, exchange.send)
     return exchange.response()
 
@@ -67,7 +68,7 @@ class _Exchange:
         self._pieces: list[bytes] = []
 
     async def receive(self) -> Message:
-        """Returns the body, and then never anything: this client stays connected."""
+        """Returns the body on the first call. Later calls never return, since this client stays connected."""
         body, self._body = self._body, None
         if body is None:
             await asyncio.Event().wait()

@@ -6,19 +6,19 @@ from typing import Any, Final
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
+from ..generation.admission import admission
 from ..generation.service import Service
-from ..tenancy.request_memory import is_large
 from .response_parts import large_to_json, to_json
 
 _MANY_VALUES: Final = 1024
-"""Number of tokens and alternatives of a response that take some milliseconds to write."""
+"""Number of tokens and alternatives above which a response takes some milliseconds to encode."""
 
 _SLICE: Final = 256 * 2**10
-"""Number of bytes that are handed to a connection at a time."""
+"""Number of bytes that are passed to a connection at a time."""
 
 
 class SlicedResponse(Response):
-    """A large JSON response, sent in slices so that its memory stays booked until the client has it."""
+    """A large JSON response, sent in slices so that its memory stays charged until the client has received it."""
 
     media_type = "application/json"
 
@@ -36,11 +36,11 @@ def json_response(content: Any) -> Response:
 
 
 async def made_json_response(service: Service, make: Callable[[], Any], *, num_values: int = 0) -> Response:
-    """Returns a response with the content that `make` returns; a large one is made on a worker thread.
+    """Returns a response with the content from `make`. Large content is built on a worker thread.
 
     Args:
       num_values: Number of tokens and alternatives that were generated for the content.
     """
-    if is_large() or num_values >= _MANY_VALUES:
+    if admission.get().is_large or num_values >= _MANY_VALUES:
         return SlicedResponse(await service.workers.run(lambda: large_to_json(make())))
     return json_response(make())

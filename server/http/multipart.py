@@ -19,7 +19,7 @@ _PARAMETER: Final = re.compile(rb';[ \t]*([^\s;="]+)[ \t]*=[ \t]*("(?:[^"\\]|\\.
 """A parameter of a header, such as `; filename="in.jsonl"`."""
 
 _CHARSETS: Final = {"utf-8": "utf-8", "iso-8859-1": "latin-1", "latin-1": "latin-1"}
-"""Codecs of the charsets of `filename*` (RFC 8187). Python has others that are no charsets, and that fail."""
+"""Codecs of the charsets of `filename*` (RFC 8187). Python's other codecs may not be charsets, and may fail."""
 
 
 class UploadReader:
@@ -105,7 +105,7 @@ class _Part:
     Attributes:
       name: Name of its field, once its headers are complete.
       filename: Name of its file, if it has one.
-      is_file: Whether it is the file.
+      is_file: Whether the part is the file.
     """
 
     def __init__(self) -> None:
@@ -150,7 +150,7 @@ class _Part:
 
 
 def _parameters(header: bytes) -> dict[str, bytes]:
-    """Returns the parameters of a header by their names in lower case; their values have no quotation marks."""
+    """Returns the parameters of a header by their lower-case names. The values have no quotation marks."""
     found: dict[str, bytes] = {}
     for name, value in _PARAMETER.findall(header):
         text = re.sub(rb"\\(.)", rb"\1", value[1:-1]) if value.startswith(b'"') else value.strip()
@@ -178,7 +178,7 @@ def _filename(parameters: Mapping[str, bytes]) -> str | None:
 
 
 def _decoded(value: bytes) -> str:
-    """Returns text in UTF-8, or in Latin-1 from clients of old."""
+    """Returns text in UTF-8, or in Latin-1 from old clients."""
     try:
         return value.decode()
     except UnicodeDecodeError:

@@ -9,7 +9,7 @@ MAX_ADMIN_CONNECTIONS: Final = 64
 """Maximum number of connections of the admin port with a request."""
 
 RESERVED_CONNECTIONS: Final = 64
-"""Number of connections of a port beyond its limit, for probes and for clients that are asked to come back."""
+"""Number of connections of a port beyond its limit, for probes and for clients that get a 503."""
 
 _ALWAYS_SERVED: Final = frozenset({b"/health", b"/health/ready", b"/metrics"})
 """Paths of probes, which are served beyond the limit, since a server that does not respond to them is restarted."""
@@ -19,16 +19,16 @@ class Droppable(Protocol):
     """A connection."""
 
     def drop(self) -> None:
-        """Closes the connection at once."""
+        """Closes the connection immediately."""
 
 
 class PortConnections:
     """Open connections of one port.
 
-    A connection is silent until its first request, busy during each one, and idle afterwards. Probes leave it idle, so
-    that none can occupy the server. At most `limit` connections are busy, and `RESERVED_CONNECTIONS` more are open.
-    Beyond that, a new connection takes the place of the oldest that is silent or idle: otherwise clients that send
-    nothing would keep all others out.
+    A connection is silent until its first request, busy during each request, and idle afterwards. Probes leave it idle,
+    so that they cannot occupy the server. At most `limit` connections are busy, and `RESERVED_CONNECTIONS` more are
+    open. Beyond that, a new connection replaces the oldest silent or idle one: otherwise clients that send nothing
+    would block all others.
 
     Attributes:
       limit: Maximum number of busy connections.
@@ -49,7 +49,7 @@ class PortConnections:
         return ConnectionCounts(num_open, len(self._busy), self.limit, self._num_dropped, self._num_refused)
 
     def open(self, connection: Droppable) -> bool:
-        """Adds a new connection; returns False if there is no room and no other connection can be closed for it."""
+        """Adds a new connection; returns False if the port is full and no other connection can be closed for it."""
         num_open = len(self._silent) + len(self._idle) + len(self._busy)
         has_room = num_open < self.limit + RESERVED_CONNECTIONS or self._drop_oldest()
         self._silent[connection] = None  # without room, too: it is closed for the next one
@@ -57,7 +57,7 @@ class PortConnections:
         return has_room
 
     def begin(self, connection: Droppable, path: bytes) -> bool:
-        """Makes a connection busy, unless the path is that of a probe; returns False if too many are busy."""
+        """Makes a connection busy, except for the path of a probe; returns False if too many are busy."""
         if connection in self._busy:
             return True
         is_probe = path in _ALWAYS_SERVED
@@ -86,7 +86,7 @@ class PortConnections:
     def _drop_oldest(self) -> bool:
         """Closes the oldest connection without a request. Returns False if there is none.
 
-        Silent ones come first, but for the latest, whose requests may be on their way.
+        Silent connections come first, except the latest, whose requests may be on their way.
         """
         waiting = self._silent if len(self._silent) > RESERVED_CONNECTIONS or not self._idle else self._idle
         oldest = next(iter(waiting), None)
@@ -106,7 +106,7 @@ class OpenConnections:
 
     Args:
       limit: Maximum number of busy connections of the public port.
-      admin_port: Number of the admin port, which has a limit of its own; None if there is none.
+      admin_port: Number of the admin port, which has a separate limit; None if there is none.
     """
 
     def __init__(self, limit: int, admin_port: int | None = None) -> None:
@@ -115,7 +115,7 @@ class OpenConnections:
         self._admin_port = admin_port
 
     def of(self, port: int | None) -> PortConnections:
-        """Returns the connections of a port, which is None for a Unix socket."""
+        """Returns the connections of a port; None stands for a Unix socket."""
         return self.public if port is None or port != self._admin_port else self._admin
 
     def counts_by_port(self) -> Mapping[str, ConnectionCounts]:

@@ -35,10 +35,10 @@ def streamable(model: Any, event: type, sse: SseEncoder = CHUNKS) -> Responses:
 
 
 def _item_schema(event: type, sse: SseEncoder) -> dict[str, Any]:
-    """Returns the JSON schema of one server-sent event, as OpenAPI 3.2 has it and FastAPI writes it."""
+    """Returns the JSON schema of one server-sent event, in the form of OpenAPI 3.2 and FastAPI."""
     content: dict[str, Any] = _reference(event)
     if not sse.is_named:
-        content = {"anyOf": [content, _reference(ErrorBody)]}  # named events have errors among them
+        content = {"anyOf": [content, _reference(ErrorBody)]}  # named events include errors
     data: dict[str, Any] = {"type": "string", "contentMediaType": "application/json", "contentSchema": content}
     if sse.end == DONE:
         data = {"anyOf": [{"const": "[DONE]"}, data]}
@@ -51,7 +51,7 @@ def _reference(model: type) -> dict[str, Any]:
 
 
 def with_events(app: FastAPI, events: Sequence[type]) -> Callable[[], dict[str, Any]]:
-    """Returns the app's function for `/openapi.json`, which describes these events of streams too."""
+    """Returns the app's function for `/openapi.json`, extended by these events of streams."""
     describe = app.openapi
 
     def openapi() -> dict[str, Any]:

@@ -1,11 +1,12 @@
-"""Lists in pages, as OpenAI's API has them."""
+"""Lists in pages, in the form of OpenAI's API."""
 
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import Query
 
-from ..errors.request_errors import bad_value
+from ..database.pages import Page, PageSpec, slice_page
+from ..errors.request_errors import ApiError, bad_value
 
 Order = Literal["asc", "desc"]
 
@@ -23,26 +24,34 @@ def page[Item](
     id_of: Callable[[Item], str],
     describe: Callable[[Item], dict[str, Any]],
 ) -> dict[str, Any]:
-    """One page of a list.
+    """Returns one page of a list.
 
     Args:
-      items: All of them, oldest first.
+      items: All items, oldest first.
       after: Id of the item that the page follows; None begins with the first.
 
     Raises:
       ApiError: No item has the id `after`.
     """
-    ordered = items if order == "asc" else items[::-1]
-    start = 0
-    if after is not None:
-        start = 1 + next((place for place, item in enumerate(ordered) if id_of(item) == after), -1)
-        if not start:
-            raise bad_value("after", f"after: the list has no item with the id {after!r}")
-    chosen = ordered[start : start + limit]
+    found = slice_page(items, PageSpec(limit, after, order == "desc"), id_of)
+    if found is None:
+        raise no_such_entry(after)
+    return described(found, id_of=id_of, describe=describe)
+
+
+def described[Item](
+    found: Page[Item], *, id_of: Callable[[Item], str], describe: Callable[[Item], Any]
+) -> dict[str, Any]:
+    """Returns a page in the form that clients receive."""
     return {
         "object": "list",
-        "data": [describe(item) for item in chosen],
-        "first_id": id_of(chosen[0]) if chosen else "",
-        "last_id": id_of(chosen[-1]) if chosen else "",
-        "has_more": start + limit < len(ordered),
+        "data": [describe(item) for item in found.items],
+        "first_id": id_of(found.items[0]) if found.items else "",
+        "last_id": id_of(found.items[-1]) if found.items else "",
+        "has_more": found.has_more,
     }
+
+
+def no_such_entry(after: str | None) -> ApiError:
+    """Returns a 400 for a page that follows an entry which the list does not have."""
+    return bad_value("after", f"after: the list has no item with the id {after!r}")

@@ -1,25 +1,33 @@
-"""Request ids, the access log, responses for requests that raise, and draining of requests on shutdown."""
+"""Request ids, the access log and metrics of requests, responses to unhandled exceptions, and draining on shutdown."""
 
 import logging
 import re
 import secrets
 import time
 import urllib.parse
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors.request_errors import CLIENT_CLOSED_REQUEST, internal_error, shutting_down
 from ..errors.request_warnings import HEADER, header_value, request_warnings
+from ..generation.admission import Admission
+from ..observability.access_log import RequestTokens, request_tokens
+from ..observability.http_metrics import UNKNOWN_HANDLER, HttpMetrics
 from ..observability.logging import ACCESS_LOGGER, error_reason, request_id
-from ..tenancy.batch_line import SCOPE_KEY, is_batch_line
 from ..tenancy.open_requests import OpenRequests
 from ..tenancy.tenant import tenant
 from .error_responses import send_error
+from .request_body import ADMISSION
 
 _SAFE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 """A request id that is safe in logs and headers."""
+
+_ADDRESS: Final = re.compile(r"[0-9A-Za-z.:%_-]{1,64}")
+"""Pattern of a client's address or name. Proxies copy it from clients' headers unchecked."""
 
 _MAX_PATH: Final = 200
 """Maximum characters of a path in a log line."""
@@ -34,10 +42,20 @@ _logger = logging.getLogger(ACCESS_LOGGER)
 
 
 class RequestScope:
-    """Gives each request an id, a log line, and a response even if the application raises. The outermost middleware."""
+    """Outermost middleware: gives each request an id, a log line, and a response even if the application raises.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Args:
+      app: Wrapped application.
+      metrics: Counts the requests.
+      routes: Routes of the application's endpoints.
+      model: Name of the model for log lines.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: HttpMetrics, routes: Sequence[Route], model: str) -> None:
         self._app = app
+        self._metrics = metrics
+        self._routes = routes
+        self._model = model
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -46,9 +64,10 @@ class RequestScope:
         request_id.set(_request_id(scope))
         request_warnings.set([])
         error_reason.set([])
-        batch_tenant: str | None = scope.get(SCOPE_KEY)
-        is_batch_line.set(batch_tenant is not None)
-        tenant.set(batch_tenant or "")  # a pipelined request starts in the context of the previous one
+        tokens = RequestTokens()
+        request_tokens.set(tokens)
+        own: Admission | None = scope.get(ADMISSION)
+        tenant.set("" if own is None else own.owner)  # a pipelined request starts in the context of the previous one
         exchange = _Exchange(scope, receive, send)
         try:
             await self._app(scope, exchange.receive, exchange.send)
@@ -58,7 +77,16 @@ class RequestScope:
                 raise  # the response has started: only closing the connection signals the error
             await send_error(internal_error(), scope, receive, exchange.send)
         finally:
-            exchange.log()
+            exchange.log(tokens.fields(self._model))
+            if own is None and exchange.final_status is not None and scope["path"] not in _UNCOUNTED:
+                self._metrics.count(self._handler(scope), scope["method"], exchange.final_status)
+
+    def _handler(self, scope: Scope) -> str:
+        """Returns the path template of a request's endpoint, even if the request did not reach it."""
+        if "route" in scope:
+            return str(scope["route"].path)
+        found = (route.path for route in self._routes if route.matches(scope)[0] is not Match.NONE)
+        return next(found, UNKNOWN_HANDLER)
 
 
 class _Exchange:
@@ -96,18 +124,30 @@ class _Exchange:
             self._complete = not message.get("more_body", False)
         await self._send(message)
 
-    def log(self) -> None:
-        """Writes the request's line in the access log."""
+    @property
+    def final_status(self) -> int | None:
+        """Status for log and metrics; None if there was no response."""
+        return CLIENT_CLOSED_REQUEST if self._client_disconnected else self.status
+
+    def log(self, tokens: Mapping[str, Any]) -> None:
+        """Writes the request's line in the access log.
+
+        Args:
+          tokens: Fields about the tokens of the request.
+        """
         level = logging.DEBUG if self._scope["path"] in _QUIET else logging.INFO
-        status = CLIENT_CLOSED_REQUEST if self._client_disconnected else self.status
+        status = self.final_status
         client_id = Headers(scope=self._scope).get("x-client-request-id", "")
         client_id = client_id if _SAFE_ID.fullmatch(client_id) else ""
         reason = (error_reason.get([]) or [""])[-1] if status is not None and status >= 400 else ""
-        note = (f" client-id={client_id}" if client_id else "") + (f": {reason}" if reason else "")
+        about: dict[str, Any] = {"client": _client(self._scope), **tokens}
+        notes = {**about, "client-id": client_id}
+        note = "".join(f" {name}={value}" for name, value in notes.items() if value != "")
+        note += f": {reason}" if reason else ""
         path = _path(self._scope)
         method, seconds = self._scope["method"], round(self._elapsed(), 3)
         fields = {"method": method, "path": path, "status": status, "seconds": seconds, "client_id": client_id}
-        fields |= {"error": reason} if reason else {}
+        fields |= about | ({"error": reason} if reason else {})
         _logger.log(level, "%s %s %s %.3f s%s", method, path, status, seconds, note, extra={"fields": fields})
 
     def _elapsed(self) -> float:
@@ -139,12 +179,18 @@ class Drain:
             await send_error(shutting_down(), scope, receive, send)
 
 
+def _client(scope: Scope) -> str:
+    """Returns the client's address from the connection or from a trusted proxy's header; empty for a Unix socket."""
+    host = str((scope.get("client") or ("",))[0])
+    return host if _ADDRESS.fullmatch(host) else ""
+
+
 def _path(scope: Scope) -> str:
-    """Returns the path as it is logged: quoted, since it may contain line breaks, and cut to `_MAX_PATH` characters."""
+    """Returns the path for the log: quoted, since it may contain line breaks, and at most `_MAX_PATH` characters."""
     return urllib.parse.quote(scope["path"][:_MAX_PATH])[:_MAX_PATH]
 
 
 def _request_id(scope: Scope) -> str:
-    """Returns the client's id if it is safe, so that it identifies the request across servers, or else a new id."""
+    """Returns the client's id if it is safe, so that it identifies the request across servers; otherwise a new id."""
     given = Headers(scope=scope).get("x-request-id", "")
     return given if _SAFE_ID.fullmatch(given) else f"req_{secrets.token_hex(16)}"

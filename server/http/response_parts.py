@@ -15,7 +15,7 @@ from ..observability.request_metrics import Times
 from ..text.served_model import ServedModel
 
 _DEPTH: Final = 5
-"""Depth down to which lists are written in slices: response, choices, choice, log-probabilities, list by token."""
+"""Depth to which lists are written in slices: response, choices, choice, log-probabilities, list by token."""
 
 _ENTRIES: Final = 512
 """Number of entries of a long list that are written at a time."""
@@ -24,7 +24,7 @@ KEEP_ALIVE: Final = b": keep-alive\n\n"
 DONE: Final = b"data: [DONE]\n\n"
 
 _MARK: Final = uuid4().hex
-"""Text in whose place an event gets others."""
+"""Placeholder for the text of an event."""
 
 
 class PromptTokensDetails(TypedDict):
@@ -40,7 +40,7 @@ class CompletionTokensDetails(TypedDict):
 
 
 class Usage(TypedDict):
-    """Numbers of tokens of a response. Each prompt counts once, however many choices it has."""
+    """Numbers of tokens of a response. Each prompt counts once, even if it has several choices."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -50,7 +50,7 @@ class Usage(TypedDict):
 
 
 class ChoiceEnd(TypedDict):
-    """Fields of every choice, streamed or whole, about its end."""
+    """Fields about the end of a choice, in streams and whole responses."""
 
     finish_reason: str | None
     stop_reason: int | str | None
@@ -58,10 +58,10 @@ class ChoiceEnd(TypedDict):
 
 
 class Timings(TypedDict):
-    """Times of a response, in llama.cpp's names.
+    """Times of a response, with llama.cpp's names.
 
     `prompt_n` tokens were prefilled and `cache_n` were served from the prefix cache. `prompt_ms` runs from the
-    request's arrival to its first token. Its part `queue_ms` ends when the prompt's first chunk is handed to the
+    request's arrival to its first token. Its part `queue_ms` ends when the prompt's first chunk is dispatched to the
     device.
     """
 
@@ -84,12 +84,12 @@ def choice_end(delta: Delta, *, with_ids: bool) -> ChoiceEnd:
 
 
 @dataclass(frozen=True, slots=True)
-class ReportOptions:
+class RequestedReports:
     """Reports that a request asks for.
 
     Attributes:
       usage: Whether a stream ends with a chunk about usage.
-      continuous_usage: Whether the other chunks hold the usage so far too.
+      continuous_usage: Whether the other chunks also hold the usage so far.
       timings: Whether the response holds `Timings`.
       service_tier: Whether the response names the service tier.
     """
@@ -131,7 +131,7 @@ class Report:
         model: ServedModel,
         prompts: Sequence[Prompt],
         num_choices: int,
-        options: ReportOptions,
+        options: RequestedReports,
     ) -> None:
         self.id = f"{kind.id_prefix}-{uuid4().hex}"
         self._kind = kind
@@ -150,7 +150,7 @@ class Report:
         self._around_text: dict[int, tuple[bytes, bytes]] = {}
 
     def whole(self, choices: Sequence[Any], deltas: Sequence[Delta]) -> dict[str, Any]:
-        """Returns a response that is no stream.
+        """Returns the response to a request that does not stream.
 
         Args:
           choices: Choices of the response.
@@ -158,6 +158,10 @@ class Report:
         """
         for delta in deltas:
             self._count(delta)
+        return self.ended(choices)
+
+    def ended(self, choices: Sequence[Any]) -> dict[str, Any]:
+        """Returns a whole response. All deltas must have been counted."""
         return {**self._fields(self._kind.whole, choices), "usage": self._usage(), **self._timings_field()}
 
     def chunk(self, choice: Any) -> dict[str, Any]:
@@ -170,11 +174,12 @@ class Report:
     def chunks(self, delta: Delta, choices: Sequence[Any]) -> Iterator[dict[str, Any]]:
         """Counts a delta, and yields its chunks.
 
-        After the end of the last choice, its last chunk holds the timings and one about usage follows, if requested.
+        After the end of the last choice, its last chunk holds the timings and a chunk about usage follows, if
+        requested.
 
         Args:
           delta: Next delta of a choice.
-          choices: What the delta adds to the choice, for one chunk each.
+          choices: Parts that the delta adds to the choice, one for each chunk.
         """
         self._count(delta)
         for place, choice in enumerate(choices, start=1):
@@ -183,15 +188,16 @@ class Report:
             yield {**self._fields(self._kind.chunk, []), "usage": self._usage()}
 
     def text_event(self, index: int, text: str, num_tokens: int, choice: Callable[[Delta], Any]) -> bytes | None:
-        """Counts a delta of text alone, and returns the event of its chunk, the bytes around the text encoded once.
+        """Counts a delta that has only text, and returns the event of its chunk. The bytes around the text are encoded
+        once.
 
-        None, and nothing is counted, if chunks differ by more than their text.
+        Returns None, and counts nothing, if chunks differ by more than their text.
 
         Args:
           index: Index of the choice.
           text: New text.
           num_tokens: Number of new tokens.
-          choice: Returns what a delta of text alone adds to the choice.
+          choice: Returns the part that a delta of text adds to the choice.
         """
         if self._options.continuous_usage:
             return None
@@ -248,22 +254,28 @@ def _rate(count: int, seconds: float) -> float:
 
 
 def to_json(value: Any) -> bytes:
-    """Returns the JSON of a value."""
+    """Returns the JSON of a value, which may contain packed token ids."""
     try:
-        return orjson.dumps(value)
+        return orjson.dumps(value, _unpacked)
     except TypeError:  # an integer of more than 64 bits, which the client sent and gets back
-        return json.dumps(value).encode()
+        return json.dumps(value, default=_unpacked).encode()
+
+
+def _unpacked(value: Any) -> list[int]:
+    if isinstance(value, memoryview):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} has no JSON")
 
 
 def large_to_json(value: Any) -> bytes:
-    """Returns the same as `to_json`, but releases the interpreter to other threads between slices."""
+    """Returns the same as `to_json`, but lets other threads run between slices."""
     written = bytearray()
     _write(written, value, 0)
     return bytes(written)
 
 
 def _write(written: bytearray, value: Any, depth: int) -> None:
-    is_list = isinstance(value, list | tuple)
+    is_list = isinstance(value, list | tuple | memoryview)
     if depth < _DEPTH and isinstance(value, dict):
         for place, (key, each) in enumerate(value.items()):
             written += (b"," if place else b"{") + to_json(key) + b":"
@@ -288,9 +300,9 @@ class SseEncoder:
     """Encodes events.
 
     Attributes:
-      is_named: Whether an event's type stands in a line of its own too.
+      is_named: Whether an event's type is also sent as the SSE field `event`.
       keep_alive: Bytes that a silent stream sends, so that proxies and clients see that it is alive.
-      end: Bytes behind the last event of a stream that ended well.
+      end: Bytes after the last event of a stream that ended without an error.
     """
 
     is_named: bool

@@ -1,7 +1,5 @@
 """Routes: the service that they depend on, strict parsing of JSON bodies, and HEAD and OPTIONS on every path."""
 
-import codecs
-import gc
 from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from typing import Annotated, Any, Final
@@ -9,34 +7,32 @@ from typing import Annotated, Any, Final
 from fastapi import Depends, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import ValidationError
-from pydantic_core import from_json
 from starlette.datastructures import Headers
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import kinds
-from ..errors.request_errors import ApiError, bad_value
+from ..errors.request_errors import ApiError
+from ..generation.admission import admission
 from ..generation.service import Service
 from ..schemas.base import JsonObject
 from ..schemas.body_check import BodyCheck
-from ..tenancy.request_memory import request_memory
-from ..tenancy.workers import Workers
 from .error_responses import refusal
-from .json_limits import LONG_BYTES, MAX_CONTAINERS, has_too_many_containers, size_of
 
 _METHODS: Final = ("DELETE", "GET", "POST")
 
 
 async def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service
+    return request.app.state.service
 
 
 async def _ready_service(request: Request) -> Service:
     service = await _service(request)
     if not service.engine.is_ready:
         service.check_alive()
-        raise ApiError(kinds.MODEL_LOADING, "the model is still loading")
+        progress = f" ({text})" if (text := service.loading()) else ""
+        message = f"the model is still loading{progress}: GET /health/ready is 200 once it is ready"
+        raise ApiError(kinds.MODEL_LOADING, message)
     return service
 
 
@@ -69,8 +65,8 @@ class _JsonRequest(Request):
     """A request whose body is parsed on first use.
 
     Args:
-      request: Request as Starlette made it.
-      model: Model of the body; None if the route takes no body.
+      request: Request from Starlette.
+      model: Model of the body; None if the route has no body.
     """
 
     def __init__(self, request: Request, model: type[JsonObject] | None) -> None:
@@ -89,16 +85,7 @@ class _JsonRequest(Request):
 
     async def json(self) -> Any:
         raw, self._raw = self._raw, bytearray()
-        memory = request_memory.get()
-        parse = partial(_parse, raw, self._model, self.app.state.check_body)
-        if len(raw) < LONG_BYTES:
-            parsed, num_bytes = parse()
-        else:
-            workers: Workers = self.app.state.service.workers
-            parsed, num_bytes = await workers.run(parse)
-        if memory is not None:
-            memory.replace_raw(num_bytes)
-        return parsed
+        return await admission.get().parse(raw, partial(_built, self._model, self.app.state.check_body))
 
 
 def refuse_encoding(headers: Headers) -> None:
@@ -113,35 +100,17 @@ def refuse_encoding(headers: Headers) -> None:
         raise ApiError(kinds.BODY_ENCODED, message)
 
 
-def _parse(raw: bytearray, model: type[JsonObject] | None, check: BodyCheck) -> tuple[Any, int]:
-    """Returns a body as its model, and the bytes of memory that the model takes.
+def _built(model: type[JsonObject] | None, check: BodyCheck, parsed: Any) -> Any:
+    """Returns a body as its model.
 
     Raises:
-      ApiError: The body is not JSON, is nested too deeply, does not fit the model, or does not pass the check.
+      ApiError: The body does not fit the model, or does not pass the check.
     """
-    _check_containers(raw)
-    was_enabled = gc.isenabled()
-    gc.disable()  # a million new objects would trigger many collections, each of which stops all threads
-    try:
-        parsed = parse_json(raw)
-        if model is None:
-            return parsed, size_of(parsed)
-        body = _validated(parsed, model)
-        check(body)
-        return body, size_of(body)
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-def _check_containers(raw: bytes | bytearray) -> None:
-    """Bounds the number of containers: millions of empty arrays are a small body, but take seconds to parse.
-
-    Raises:
-      ApiError: The body has too many arrays and objects.
-    """
-    if has_too_many_containers(raw):
-        raise bad_value(None, f"the body must have at most {MAX_CONTAINERS} arrays and objects")
+    if model is None:
+        return parsed
+    body = _validated(parsed, model)
+    check(body)
+    return body
 
 
 def _validated(parsed: Any, model: type[JsonObject]) -> JsonObject:
@@ -150,18 +119,6 @@ def _validated(parsed: Any, model: type[JsonObject]) -> JsonObject:
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
         raise refusal(detail, detail["loc"], parsed) from None
-
-
-def parse_json(body: bytes | bytearray) -> Any:
-    """Returns the value of JSON in UTF-8, with or without a byte order mark.
-
-    Raises:
-      ApiError: The body is not JSON, or is nested too deeply.
-    """
-    try:
-        return from_json(body.removeprefix(codecs.BOM_UTF8), allow_inf_nan=False, cache_strings="keys")
-    except ValueError as error:
-        raise bad_value(None, f"the body is not valid JSON: {error}") from None
 
 
 class HeadAndOptions:
@@ -201,7 +158,7 @@ class HeadAndOptions:
 
 
 class _HeadOnly:
-    """Sends a response's head without the body; the application then sees a client that disconnected."""
+    """Sends a response's head without the body. The application then sees a client that disconnected."""
 
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive = receive

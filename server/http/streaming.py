@@ -1,4 +1,4 @@
-"""From choices to an HTTP response: whole, or as a stream of events with keep-alives between them."""
+"""Turns choices into an HTTP response: whole, or as a stream of events with keep-alives between them."""
 
 import asyncio
 import logging
@@ -26,7 +26,8 @@ from .json_response import made_json_response
 from .response_parts import CHUNKS, SseEncoder
 
 FIRST_TOKEN_TIMEOUT_S: Final = 1.0
-"""Seconds that a stream waits for its first token before it sends status 200: a full queue is known by then."""
+"""Seconds for which a stream waits for its first token before it sends status 200. A full queue is reported before
+that."""
 
 _HEADERS: Final = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
@@ -52,7 +53,7 @@ class ResponseBuilder(ABC):
         """Runs on the event loop before the response, or a stream's last event, is sent."""
 
     def repeats_much(self, delta: Delta) -> bool:
-        """Returns whether the chunks of a delta repeat so much of a prompt that a worker thread builds them."""
+        """Returns whether the chunks of a delta repeat so much of a prompt that a worker thread should build them."""
         return False
 
     def order(self, choices: Sequence[Delta]) -> Sequence[int]:
@@ -68,10 +69,11 @@ class ResponseBuilder(ABC):
         """Yields the chunks of a delta; none if there is nothing to report yet."""
 
     def text_event(self, index: int, text: str, num_tokens: int) -> bytes | None:
-        """Returns the event of a delta of text alone if it differs from the choice's other ones by its text only.
+        """Returns the event of a delta that has only text, if it differs from the choice's other events only by its
+        text.
 
-        It is faster than `chunks`, and counts the delta as `chunks` does. None, and nothing is counted, for all other
-        deltas.
+        This is faster than `chunks`, and counts the delta as `chunks` does. Returns None, and counts nothing, for all
+        other deltas.
 
         Args:
           index: Index of the choice.
@@ -81,11 +83,11 @@ class ResponseBuilder(ABC):
         return None
 
     def closing(self) -> Iterator[Mapping[str, Any]]:
-        """Yields the chunks after the end of the last choice that `chunks` has not yielded."""
+        """Yields the remaining chunks after the end of the last choice."""
         yield from ()
 
     async def interrupt(self, error: Exception) -> None:  # noqa: B027 - most builders have nothing to do
-        """Runs before `failure`; a builder may leave its response to another server.
+        """Runs before `failure`. A builder may leave its response to another server.
 
         Args:
           error: Error of the generation.
@@ -96,16 +98,16 @@ class ResponseBuilder(ABC):
         yield error.body
 
     def close(self) -> None:  # noqa: B027 - most builders have nothing to do
-        """Runs when a stream has ended, however it did."""
+        """Runs when a stream has ended, with or without an error."""
 
 
 @runtime_checkable
 class BodyWriter(Protocol):
-    """Writes parts of a response's body straight to its connection: `writer` of the ASGI extension `BODY_WRITER`."""
+    """Writes parts of a response's body directly to its connection: `writer` of the ASGI extension `BODY_WRITER`."""
 
     @property
     def is_open(self) -> bool:
-        """Whether the response has started and not ended, and its client takes what is written."""
+        """Whether the response has started and not ended, and the connection accepts writes."""
 
     def write(self, data: bytes) -> None:
         """Writes a part of the body; `is_open` must be true."""
@@ -116,7 +118,7 @@ BODY_WRITER: Final = "roost.body_writer"
 
 @asynccontextmanager
 async def until_disconnect(receive: Receive) -> AsyncGenerator[None]:
-    """Cancels the `with` block when the client disconnects; uvicorn by itself would let it run on.
+    """Cancels the `with` block when the client disconnects, which uvicorn does not do.
 
     Args:
       receive: ASGI channel of the request, whose body must have been read.
@@ -150,10 +152,10 @@ async def until_disconnect(receive: Receive) -> AsyncGenerator[None]:
 
 
 class EventStream(StreamingResponse):
-    """A stream that releases its resources however it ends, above all when the client disconnects.
+    """A stream that releases its resources at its end, including when the client disconnects.
 
     Args:
-      resources: The generation that the events come from, and what depends on it.
+      resources: The generation that the events come from, and objects that depend on it.
     """
 
     media_type = "text/event-stream"
@@ -163,8 +165,12 @@ class EventStream(StreamingResponse):
         self._events = events
         self._resources = resources
 
+    def hold(self, resources: AsyncExitStack) -> None:
+        """Releases further resources when the stream has ended."""
+        self._resources.push_async_exit(resources)
+
     async def stream_response(self, send: Send) -> None:
-        """Sends the events. Starlette's own method checks the type of each one, which takes a while."""
+        """Sends the events. Starlette's method also checks the type of each event, which is slow."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async for event in self._events:
             await send({"type": "http.response.body", "body": event, "more_body": True})
@@ -173,7 +179,7 @@ class EventStream(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             async with self._resources, aclosing(self._events), until_disconnect(receive):
-                # In a task of its own: an event would otherwise resume the coroutines of all middleware, one by one.
+                # In a separate task: otherwise an event would resume the coroutines of all middleware, one by one.
                 await asyncio.create_task(self.stream_response(send))
         except ClientDisconnect:
             _logger.debug("the client closed the stream")
@@ -191,10 +197,10 @@ async def respond(
     """Generates for as long as the client stays connected.
 
     Args:
-      report_warnings: Whether the body lists what was dropped or ignored of the request.
+      report_warnings: Whether the body lists the parts of the request that were dropped or ignored.
 
     Raises:
-      ApiError: The spec cannot be generated, or the engine refused a choice, and nothing has been sent yet.
+      ApiError: The spec cannot be generated, or the engine refused a choice before anything was sent.
       ClientDisconnect: The client disconnected before the response began.
     """
     choices = await choices_of(service, request, spec)
@@ -207,7 +213,7 @@ async def respond(
             first = await first_delta(generation, FIRST_TOKEN_TIMEOUT_S)
         writer = request.scope.get("extensions", {}).get(BODY_WRITER, {}).get("writer")
         events = stream_events(generation, first, builder, service.limits.keep_alive_s, service.workers, report, writer)
-        return EventStream(events, resources.pop_all())  # from here on the response closes them
+        return EventStream(events, resources.pop_all())  # the response closes them
 
 
 async def choices_of(service: Service, request: Request, spec: GenerationSpec) -> Sequence[Choice]:
@@ -240,7 +246,7 @@ def _num_values(choice: Delta) -> int:
 
 
 async def first_delta(generation: Generation, timeout_s: float) -> Delta | None:
-    """Returns the first delta, or None after the timeout. Errors until then become a status.
+    """Returns the first delta, or None after the timeout. Errors raised here can still set the response's status.
 
     Raises:
       Exception: Any error of the generation.
@@ -264,12 +270,12 @@ async def stream_events(
     """Yields the bytes of a stream. If the generation fails, the stream ends with the builder's chunks about the error.
 
     Args:
-      first: Delta that has been taken from the generation already.
-      keep_alive_s: Seconds that the stream may be silent, though tokens without text may come; None sends no
+      first: Delta that was already taken from the generation.
+      keep_alive_s: Seconds for which the stream may be silent, even if tokens without text arrive; None sends no
         keep-alives.
       workers: Threads for chunks that repeat much of a prompt.
       report: Further fields of the first chunk.
-      writer: Takes events of text at once while the stream waits, so that no task has to wake for them.
+      writer: Takes events of text while the stream waits, so that no task has to be woken for them.
     """
     timeout_s = math.inf if keep_alive_s is None else keep_alive_s
     encoder, now = _ChunkEncoder(builder, workers, report), asyncio.get_running_loop().time
@@ -316,7 +322,7 @@ async def stream_events(
         api_error = from_exception(error)
         if api_error.status_code == 500:
             _logger.exception("a stream failed")
-        with suppress(StoreError):  # the client learns of the first error
+        with suppress(StoreError):  # the client gets the first error
             await builder.interrupt(error)
         events = [encoder.encode(chunk) for chunk in builder.failure(api_error)]
         with suppress(StoreError):
@@ -348,7 +354,7 @@ class _ChunkEncoder:
         return [self.encode(chunk) for chunk in self._builder.chunks(delta)]
 
     def text_event(self, index: int, text: str, num_tokens: int) -> bytes | None:
-        """Returns the only event of a delta of text if its builder has a quick way to encode it."""
+        """Returns the event of a delta of text if its builder can encode it quickly; otherwise None."""
         return None if self._report else self._builder.text_event(index, text, num_tokens)
 
     async def encode_large(self, delta: Delta) -> list[bytes]:

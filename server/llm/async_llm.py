@@ -1,6 +1,7 @@
 """`AsyncLLM`: a model in this process, for programs with an event loop."""
 
 import asyncio
+import os
 import weakref
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -9,7 +10,7 @@ from types import TracebackType
 from typing import Unpack
 
 from . import states
-from .local_service import STOP_TIMEOUT_S, open_service
+from .local_service import STOP_TIMEOUT_S, check_usable, description, open_service
 from .outputs import RequestOutput
 from .prompts import ChatOptions, Conversation, Prompt
 from .requests import GenerationRequest, chat, completion, outputs
@@ -17,20 +18,21 @@ from .sampling_params import RequestOutputKind, SamplingParams
 from .scoring import Score, score
 from .settings import ModelSettings
 from .states import State
+from .tokenizer import LLMTokenizer
 
 
 class AsyncLLM:
     """A model in this process, for programs with an event loop.
 
-    The model is loaded by the first request, or on entering `async with`; all requests have to be made on one event
-    loop. Requests run side by side, in the batches in which `roost serve` would run them, and give the same results.
+    The model is loaded by the first request, or on entering `async with`; all requests must be made on one event loop.
+    Requests run concurrently, in the batches in which `roost serve` would run them, and give the same results.
 
         async with AsyncLLM("demo") as llm:
             async for output in llm.chat([{"role": "user", "content": "Hello!"}]):
                 print(output.outputs[0].text)
 
     Args:
-      model: A directory, a name on Hugging Face, `random:2b` or `demo`: whatever `roost serve` takes.
+      model: A directory, a name on Hugging Face, `random:2b` or `demo`, as for `roost serve`.
       settings: Settings of `roost serve` under their names.
 
     Raises:
@@ -38,6 +40,7 @@ class AsyncLLM:
     """
 
     def __init__(self, model: str, **settings: Unpack[ModelSettings]) -> None:
+        self._pid = os.getpid()
         self._service = open_service(model, settings)
         self._loading: asyncio.Future[None] | None = None
         self._stop_engine = weakref.finalize(self, self._service.engine.join, STOP_TIMEOUT_S)
@@ -50,15 +53,15 @@ class AsyncLLM:
         *,
         from_state: State | None = None,
     ) -> AsyncGenerator[RequestOutput]:
-        """Yields what the model generates after a prompt; `SamplingParams.output_kind` decides what an output holds.
+        """Yields the model's output after a prompt; `SamplingParams.output_kind` decides what an output holds.
 
         Breaking out of the loop ends the request once the generator is closed.
 
         Args:
           prompt: Text, to which a BOS is added, or token ids.
-          sampling_params: Parameters. By default at most 16 tokens, as in vLLM, but with the temperature and the like
-            of `generation_config.json`.
-          request_id: Id of the request, which no other has. Random by default.
+          sampling_params: Parameters. By default at most 16 tokens, as in vLLM, but with the temperature and other
+            values of `generation_config.json`.
+          request_id: Unique id of the request. Random by default.
           from_state: Saved state that the prompt continues, without a BOS between them.
 
         Raises:
@@ -76,6 +79,8 @@ class AsyncLLM:
         messages: Conversation,
         sampling_params: SamplingParams | None = None,
         request_id: str | None = None,
+        *,
+        from_state: State | None = None,
         **options: Unpack[ChatOptions],
     ) -> AsyncGenerator[RequestOutput]:
         """Yields the model's next message of a conversation; see `generate`.
@@ -84,7 +89,8 @@ class AsyncLLM:
           messages: Messages, oldest first.
           sampling_params: Parameters. Without `max_tokens` the model decides when to end, unless the checkpoint sets a
             limit; vLLM's default is 16 tokens.
-          request_id: Id of the request, which no other has. Random by default.
+          request_id: Unique id of the request. Random by default.
+          from_state: Saved state that the conversation continues; `messages` are only the messages after the state.
           options: Options of the prompt, such as tools.
 
         Raises:
@@ -92,7 +98,8 @@ class AsyncLLM:
           RoostError: The model cannot be loaded, or the request failed.
         """
         params = sampling_params or SamplingParams()
-        async with aclosing(self._outputs(chat(messages, params, options, request_id), params.output_kind)) as found:
+        request = chat(messages, params, options, request_id, from_state)
+        async with aclosing(self._outputs(request, params.output_kind)) as found:
             async for output in found:
                 yield output
 
@@ -102,11 +109,13 @@ class AsyncLLM:
         return await score(self._service, context, continuation)
 
     async def save_state(self, request: RequestOutput | str, index: int = 0) -> State:
-        """Saves the state of a choice that runs or ended lately; see `LLM.save_state`."""
+        """Saves the state of a choice that is running or ended recently; see `LLM.save_state`."""
+        self._check()
         return await states.save(self._service, request, index)
 
     async def export_state(self, state: State, path: str | Path) -> None:
         """Writes a state into a file; see `LLM.export_state`."""
+        self._check()
         await states.export(self._service, state, Path(path))
 
     async def load_state(self, path: str | Path) -> State:
@@ -118,12 +127,22 @@ class AsyncLLM:
         """Deletes a state; see `LLM.delete_state`."""
         states.delete(self._service, state)
 
+    async def get_tokenizer(self) -> LLMTokenizer:
+        """Returns the model's tokenizer, which needs no weights."""
+        return LLMTokenizer(self._service)
+
+    def __repr__(self) -> str:
+        """Returns the model and the number of its slots."""
+        return description("AsyncLLM", self._service, is_open=self._stop_engine.alive)
+
     async def start(self) -> None:
         """Loads the weights and compiles, if that has not been done.
 
         Raises:
           RoostError: The weights do not match the model, or the model does not fit the memory.
+          EngineDeadError: The instance was closed, or the process was forked.
         """
+        self._check()
         if self._loading is None:
             self._service.engine.start()
             self._loading = asyncio.ensure_future(self._service.engine.wait_ready())
@@ -148,3 +167,10 @@ class AsyncLLM:
         async with aclosing(outputs(self._service, request, kind)) as found:
             async for output in found:
                 yield output
+
+    def _check(self) -> None:
+        """
+        Raises:
+          EngineDeadError: The instance was closed, or the process was forked.
+        """
+        check_usable("AsyncLLM", self._pid, is_open=self._stop_engine.alive)

@@ -1,10 +1,14 @@
-"""Errors of the Python API. The service's own are made for HTTP."""
+"""Errors of the Python API, converted from the service's errors for HTTP."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
 
 from ...engine import RoostError
 from ..errors.request_errors import ApiError
+from ..errors.validation_errors import describe
 
 
 class RequestError(RoostError, ValueError):
@@ -34,3 +38,17 @@ def python_errors() -> Iterator[None]:
         if error.status_code < 500:
             raise RequestError(error.message, error.param) from None
         raise RoostError(error.message) from None
+
+
+def checked[Checked: BaseModel](kind: type[Checked], fields: Mapping[str, Any]) -> Checked:
+    """Returns fields of an HTTP body as their schema.
+
+    Raises:
+      RequestError: A field has the wrong type or is out of range.
+    """
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        detail = error.errors(include_url=False)[0]
+        param = str(detail["loc"][0]) if detail["loc"] else None
+        raise RequestError(describe(detail, detail["loc"]), param) from None

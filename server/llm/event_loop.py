@@ -1,4 +1,4 @@
-"""Event loop on a thread of its own, for callers without one and for notebooks, whose own loop is busy."""
+"""Event loop on a separate thread, for callers without one and for notebooks, whose own loop is busy."""
 
 import asyncio
 import queue
@@ -10,11 +10,11 @@ from typing import Any
 
 
 class _End:
-    """Mark behind the last item."""
+    """Marker after the last item."""
 
 
 class EventLoopThread:
-    """Runs coroutines on an event loop of its own."""
+    """Runs coroutines on an event loop in a separate thread."""
 
     def __init__(self) -> None:
         self._started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
@@ -62,7 +62,7 @@ class EventLoopThread:
             reading.cancel()
 
     def stop(self) -> None:
-        """Cancels what runs, and ends the thread. Callable more than once."""
+        """Cancels running coroutines, and ends the thread. Callable more than once."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._stopped.set)
         if threading.current_thread() is not self._thread:

@@ -1,5 +1,6 @@
 """`LLM`: a model in this process, for scripts and notebooks."""
 
+import os
 import weakref
 from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
@@ -9,21 +10,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Unpack, cast
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from ...engine import AsyncEngine, EngineDeadError
 from . import states
-from .errors import RequestError
 from .event_loop import EventLoopThread
-from .local_service import STOP_TIMEOUT_S, open_service
+from .local_service import STOP_TIMEOUT_S, check_usable, closed_error, description, open_service
 from .outputs import RequestOutput
+from .progress import progress_bar
 from .prompts import ChatOptions, Conversation, Prompt, as_conversation, conversations_of, params_of, prompts_of
 from .requests import GenerationRequest, chat, completion, final_output, outputs, run_all
 from .sampling_params import RequestOutputKind, SamplingParams
 from .scoring import Score, score
 from .settings import ModelSettings
 from .states import State
+from .tokenizer import LLMTokenizer
 
 _DEFAULTS: Final[Mapping[str, Any]] = {"itl_target_ms": 0.0}
 """Settings with another default than HTTP's: a batch needs throughput, not a short time between two tokens."""
@@ -36,12 +35,12 @@ class LLM:
         for output in llm.generate(["Once upon a time", "The sea is"], SamplingParams(max_tokens=32)):
             print(output.outputs[0].text)
 
-    The constructor loads the model. Prompts of one call run side by side, in the batches in which `roost serve` would
+    The constructor loads the model. Prompts of one call run concurrently, in the batches in which `roost serve` would
     run them, and give the same results. Several threads may use one instance. The end of the process, or of a `with`
     block, stops the engine.
 
     Args:
-      model: A directory, a name on Hugging Face, `random:2b` or `demo`: whatever `roost serve` takes.
+      model: A directory, a name on Hugging Face, `random:2b` or `demo`, as for `roost serve`.
       settings: Settings of `roost serve` under their names.
 
     Raises:
@@ -49,6 +48,7 @@ class LLM:
     """
 
     def __init__(self, model: str, **settings: Unpack[ModelSettings]) -> None:
+        self._pid = os.getpid()
         self._service = open_service(model, settings, _DEFAULTS)
         self._loop = EventLoopThread()
         self._stop = weakref.finalize(self, _stop, self._service.engine, self._loop)
@@ -62,13 +62,13 @@ class LLM:
         use_tqdm: bool = True,
         from_state: State | None = None,
     ) -> list[RequestOutput]:
-        """Returns what the model generates after each prompt, in the order of the prompts.
+        """Returns the model's output for each prompt, in the order of the prompts.
 
         Args:
           prompts: One prompt or several; each is text, to which a BOS is added, or token ids.
-          sampling_params: Parameters of all prompts, or of each. By default at most 16 tokens, as in vLLM, but with the
-            temperature and the like of `generation_config.json`.
-          use_tqdm: Whether a terminal shows a progress bar.
+          sampling_params: Parameters of all prompts, or a list with one for each. By default at most 16 tokens, as in
+            vLLM, but with the temperature and other values of `generation_config.json`.
+          use_tqdm: Whether a terminal or a notebook shows a progress bar.
           from_state: Saved state that each prompt continues, without a BOS between them.
 
         Raises:
@@ -86,15 +86,17 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: bool = True,
+        from_state: State | None = None,
         **options: Unpack[ChatOptions],
     ) -> list[RequestOutput]:
         """Returns the model's next message of each conversation, in the order of the conversations.
 
         Args:
           messages: Messages of a conversation, oldest first, or several conversations.
-          sampling_params: Parameters of all conversations, or of each. Without `max_tokens` the model decides when to
-            end, unless the checkpoint sets a limit; vLLM's default is 16 tokens.
-          use_tqdm: Whether a terminal shows a progress bar.
+          sampling_params: Parameters of all conversations, or a list with one for each. Without `max_tokens` the model
+            decides when to end, unless the checkpoint sets a limit; vLLM's default is 16 tokens.
+          use_tqdm: Whether a terminal or a notebook shows a progress bar.
+          from_state: Saved state that each conversation continues; `messages` are only the messages after the state.
           options: Options of the prompts, such as tools.
 
         Raises:
@@ -103,7 +105,7 @@ class LLM:
         """
         listed = conversations_of(messages)
         params = params_of(sampling_params, len(listed))
-        requests = [chat(each, own, options) for each, own in zip(listed, params, strict=True)]
+        requests = [chat(each, own, options, state=from_state) for each, own in zip(listed, params, strict=True)]
         return self._finish(requests, params, use_tqdm=use_tqdm)
 
     def stream(
@@ -114,14 +116,14 @@ class LLM:
         from_state: State | None = None,
         **options: Unpack[ChatOptions],
     ) -> Generator[RequestOutput]:
-        """Yields what the model generates, as it comes; each output holds what is new.
+        """Yields the model's output as it is generated. Each item holds only the new text and tokens.
 
         Closing the generator, which leaving the loop does in CPython, ends the request.
 
         Args:
           prompt: Text or token ids as for `generate`, or the messages of a conversation as for `chat`.
           sampling_params: Parameters, with the defaults of `generate` or `chat`.
-          from_state: Saved state that a prompt continues; not for a conversation.
+          from_state: Saved state that the prompt or the conversation continues.
           options: Options of a conversation's prompt.
 
         Raises:
@@ -132,10 +134,8 @@ class LLM:
         conversation = as_conversation(prompt)
         if conversation is None:
             request = completion(cast(Prompt, prompt), params, state=from_state)
-        elif from_state is None:
-            request = chat(conversation, params, options)
         else:
-            raise RequestError("from_state: a conversation cannot continue a state: its prefix is cached anyway")
+            request = chat(conversation, params, options, state=from_state)
         with self._open():
             yield from self._loop.iterate(outputs(self._service, request, RequestOutputKind.DELTA))
 
@@ -147,18 +147,19 @@ class LLM:
         *,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
-        """Continues a state with each prompt on its own; see `generate`. The state stays as it is."""
+        """Continues a state with each prompt separately; see `generate`. The state is unchanged."""
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, from_state=state)
 
     def score(self, pairs: Sequence[tuple[Prompt, Prompt]], *, use_tqdm: bool = True) -> list[Score]:
         """Returns the log-likelihood of a continuation after a context, for each pair, as lm-eval defines it.
 
         A pair of texts is encoded as one text, and white space at the context's end counts for the continuation. A BOS
-        is put in front of every pair; `("", text)` scores a whole text. vLLM's method of this name compares embeddings.
+        is put in front of every pair; `("", text)` scores a whole text. vLLM's method of the same name compares
+        embeddings.
 
         Args:
           pairs: Context and continuation, both text or both token ids.
-          use_tqdm: Whether a terminal shows a progress bar.
+          use_tqdm: Whether a terminal or a notebook shows a progress bar.
 
         Raises:
           RequestError: A pair is invalid.
@@ -169,20 +170,20 @@ class LLM:
         return self._run_all(jobs, service.limits.max_choices, is_shown=use_tqdm)
 
     def save_state(self, request: RequestOutput | str, index: int = 0) -> State:
-        """Saves the state of a choice that was generated lately, or is being streamed, so that requests continue it.
+        """Saves the state of a recent or streaming choice, so that later requests can continue it.
 
         Args:
           request: Output of the request, or its id.
           index: Index of the choice.
 
         Raises:
-          RequestError: There is no such choice any more.
-          RoostError: There is no room for the state.
+          RequestError: The choice does not exist any more.
+          RoostError: The state has no room.
         """
         return self._run(states.save(self._service, request, index))
 
     def export_state(self, state: State, path: str | Path) -> None:
-        """Writes a state into a file, which `load_state`, `roost serve` and `roost generate` take.
+        """Writes a state into a file, which `load_state`, `roost serve` and `roost generate` accept.
 
         Raises:
           RoostError: The state was deleted, or the file cannot be written.
@@ -193,7 +194,7 @@ class LLM:
         """Saves the state in a file.
 
         Raises:
-          RoostError: The file cannot be read, is broken, of another model, or not signed with `state_key`.
+          RoostError: The file cannot be read, is broken, belongs to another model, or is not signed with `state_key`.
         """
         return self._run(states.load(self._service, Path(path)))
 
@@ -204,6 +205,19 @@ class LLM:
           RequestError: The state was deleted before.
         """
         states.delete(self._service, state)
+
+    def get_tokenizer(self) -> LLMTokenizer:
+        """Returns the model's tokenizer."""
+        return LLMTokenizer(self._service)
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """Returns the parameters that the checkpoint's `generation_config.json` sets, which are also the defaults."""
+        defaults = self._service.model.defaults
+        return SamplingParams(**defaults.sampling, max_tokens=defaults.max_tokens)
+
+    def __repr__(self) -> str:
+        """Returns the model and the number of its slots."""
+        return description("LLM", self._service, is_open=self._stop.alive)
 
     def close(self) -> None:
         """Ends unfinished requests with an error and frees the model's memory. Callable more than once."""
@@ -228,7 +242,7 @@ class LLM:
     def _run_all[Result](
         self, jobs: Sequence[Callable[[], Coroutine[Any, Any, Result]]], max_running: int, *, is_shown: bool
     ) -> list[Result]:
-        with _progress_bar(len(jobs), is_shown=is_shown) as advance:
+        with progress_bar(len(jobs), is_shown=is_shown) as advance:
             return self._run(run_all(jobs, max_running, advance))
 
     def _run[T](self, work: Coroutine[Any, Any, T]) -> T:
@@ -241,16 +255,16 @@ class LLM:
 
     @contextmanager
     def _open(self) -> Iterator[None]:
-        """
+        """Checks that the instance is open when the `with` block begins and ends.
+
         Raises:
-          EngineDeadError: The instance was closed before or meanwhile.
+          EngineDeadError: The instance was closed before or during the block, or the process was forked.
         """
-        if not self._stop.alive:
-            raise EngineDeadError("this LLM was closed")
+        check_usable("LLM", self._pid, is_open=self._stop.alive)
         try:
             yield
         except CancelledError:
-            raise EngineDeadError("this LLM was closed") from None
+            raise closed_error("LLM") from None
 
 
 async def _load(engine: AsyncEngine) -> None:
@@ -261,13 +275,3 @@ async def _load(engine: AsyncEngine) -> None:
 def _stop(engine: AsyncEngine, loop: EventLoopThread) -> None:
     engine.join(STOP_TIMEOUT_S)
     loop.stop()
-
-
-@contextmanager
-def _progress_bar(total: int, *, is_shown: bool) -> Iterator[Callable[[], None]]:
-    """Shows a bar on stderr if it is a terminal; yields a function that advances it by one, on any thread."""
-    columns = (TextColumn("prompts"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not (is_shown and console.is_terminal)) as progress:
-        bar = progress.add_task("", total=total)
-        yield lambda: progress.advance(bar)

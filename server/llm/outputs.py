@@ -17,7 +17,8 @@ class Logprob:
     """Natural log-probability of a token at one position, before temperature and masks.
 
     Attributes:
-      rank: Place among the most likely tokens, from 1; None if the token is not among those that are reported.
+      logprob: The log-probability.
+      rank: Place among the most likely tokens, from 1; None if the token is not among the reported ones.
       decoded_token: Printable name of the token.
     """
 
@@ -31,6 +32,8 @@ class ToolCall:
     """A call of a function by the model.
 
     Attributes:
+      id: Id of the call, which the message with its result names.
+      name: Name of the function.
       arguments: JSON text.
     """
 
@@ -50,7 +53,7 @@ class CompletionOutput:
       cumulative_logprob: Sum of the tokens' log-probabilities; None without `SamplingParams.logprobs`.
       logprobs: Log-probabilities by token id, for each generated token; None without `SamplingParams.logprobs`.
       finish_reason: `stop`, `length` or `tool_calls`; None while the choice is unfinished.
-      stop_reason: The stop string or stop token that ended the choice, if one did.
+      stop_reason: The stop string or stop token that ended the choice, if any.
       tool_calls: Calls of tools.
     """
 
@@ -131,21 +134,21 @@ class OutputBuilder:
             self._num_unfinished -= 1
 
     def so_far(self) -> RequestOutput:
-        """Returns everything that was added."""
+        """Returns an output of all deltas so far."""
         deltas = [joiner.take() if joiner else Delta(index) for index, joiner in enumerate(self._choices)]
         for joiner, delta in zip(self._choices, deltas, strict=True):
             joiner.add(delta)
         return self._output(deltas)
 
     def news(self) -> RequestOutput:
-        """Returns what was added since the last call; something must have been."""
+        """Returns an output of the deltas added since the last call. At least one delta must have been added."""
         return self._output([joiner.take() for joiner in self._choices if joiner])
 
     def _output(self, deltas: Sequence[Delta]) -> RequestOutput:
         return RequestOutput(
             self._request_id,
             self._prompt_text,
-            self._prompt.token_ids,
+            tuple(self._prompt.token_ids),
             self._prompt_logprobs(deltas[0]),
             tuple(map(self._choice, deltas)),
             not self._num_unfinished,

@@ -1,28 +1,33 @@
-"""Prompts, messages and parameters, and the fields that they become.
+"""Prompts, messages and parameters, and their conversion to fields.
 
-They are the fields that HTTP's bodies consist of, so checks, defaults and results are the same.
+The fields are those of HTTP bodies, so checks, defaults and results are the same.
 """
 
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any, NotRequired, SupportsIndex, TypedDict, cast
+from typing import Any, Final, SupportsIndex, TypedDict, cast
 
-from pydantic import BaseModel, ValidationError
-
-from ..errors.validation_errors import describe
 from ..schemas.generation_fields import ChatFields, CompletionFields
-from .errors import RequestError
+from .errors import RequestError, checked
 from .sampling_params import SamplingParams
 
 
 class TextPrompt(TypedDict):
-    """A prompt as text, in vLLM's envelope."""
+    """A prompt as text, in vLLM's envelope.
+
+    Attributes:
+      prompt: The text, to which a BOS is added.
+    """
 
     prompt: str
 
 
 class TokensPrompt(TypedDict):
-    """A prompt as token ids, in vLLM's envelope."""
+    """A prompt as token ids, in vLLM's envelope.
+
+    Attributes:
+      prompt_token_ids: The ids, to which nothing is added.
+    """
 
     prompt_token_ids: Sequence[int]
 
@@ -31,21 +36,12 @@ type Prompt = str | Sequence[int] | TextPrompt | TokensPrompt
 """Text, to which a BOS is added, or token ids, to which nothing is added."""
 
 
-class ChatMessage(TypedDict):
-    """A message of a conversation, as in OpenAI's API."""
-
-    role: str
-    content: NotRequired[str | Sequence[Mapping[str, Any]] | None]
-    tool_calls: NotRequired[Sequence[Mapping[str, Any]]]
-    tool_call_id: NotRequired[str]
-
-
-type Conversation = Sequence[ChatMessage]
-"""Messages, oldest first."""
+type Conversation = Sequence[Mapping[str, Any]]
+"""Messages as in OpenAI's API, oldest first."""
 
 
 class ChatOptions(TypedDict, total=False):
-    """Options of a chat's prompt, which are fields of `/v1/chat/completions` and mean the same.
+    """Options of a chat's prompt, which have the same meaning as in `/v1/chat/completions`.
 
     Attributes:
       add_generation_prompt: Whether the prompt ends with the header of an assistant's message.
@@ -60,6 +56,10 @@ class ChatOptions(TypedDict, total=False):
     chat_template_kwargs: Mapping[str, Any] | None
     tools: Sequence[Mapping[str, Any]] | None
     tool_choice: str | Mapping[str, Any]
+
+
+_NEUTRAL: Final = (("chat_template", None), ("chat_template_content_format", "auto"), ("lora_request", None))
+"""Options of vLLM's `chat` with values that have no effect here."""
 
 
 def prompts_of(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
@@ -85,10 +85,10 @@ def conversations_of(messages: Conversation | Sequence[Conversation]) -> list[Co
 
 
 def params_of(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
-    """Returns the parameters of each of `count` requests.
+    """Returns a list of `count` parameters, one for each request.
 
     Raises:
-      RequestError: There are several parameters, but not one for each request.
+      RequestError: `params` is a list whose length is not `count`.
     """
     if params is None or isinstance(params, SamplingParams):
         return [params or SamplingParams()] * count
@@ -106,25 +106,29 @@ def completion_fields(prompt: Prompt, params: SamplingParams, state_id: str | No
     Raises:
       RequestError: The prompt or a parameter has the wrong type or is out of range.
     """
-    return _checked(
-        CompletionFields, {**params.body_fields(), "prompt": prompt_content(prompt), "from_state": state_id}
-    )
+    return checked(CompletionFields, {**params.body_fields(), "prompt": prompt_content(prompt), "from_state": state_id})
 
 
-def chat_fields(messages: Conversation, params: SamplingParams, options: ChatOptions) -> ChatFields:
+def chat_fields(
+    messages: Conversation, params: SamplingParams, options: ChatOptions, state_id: str | None = None
+) -> ChatFields:
     """Returns the fields of a chat.
+
+    Args:
+      state_id: Id of a saved state that the conversation continues.
 
     Raises:
       RequestError: A message, a parameter or an option has the wrong type or is out of range.
       TypeError: An option is unknown.
     """
+    options = cast(ChatOptions, {name: value for name, value in options.items() if (name, value) not in _NEUTRAL})
     for name in options:
         if name not in ChatOptions.__annotations__:
             raise TypeError(f"chat() has no option {name!r}; it has {', '.join(ChatOptions.__annotations__)}")
     fields = params.body_fields()
     if (num_top := fields.pop("logprobs", None)) is not None:
         fields |= {"logprobs": True, "top_logprobs": num_top}
-    return _checked(ChatFields, {**fields, "messages": _plain(messages), **_plain(options)})
+    return checked(ChatFields, {**fields, "messages": _plain(messages), **_plain(options), "from_state": state_id})
 
 
 def prompt_content(prompt: Prompt, param: str = "prompt", *, may_be_empty: bool = False) -> str | list[int]:
@@ -132,7 +136,7 @@ def prompt_content(prompt: Prompt, param: str = "prompt", *, may_be_empty: bool 
 
     Args:
       param: Name of the parameter in errors.
-      may_be_empty: Whether there may be no token ids.
+      may_be_empty: Whether the list of token ids may be empty.
 
     Raises:
       RequestError: The prompt has the wrong type or no token ids.
@@ -160,12 +164,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_plain(each) for each in value]
     return value
-
-
-def _checked[Checked: BaseModel](kind: type[Checked], fields: Mapping[str, Any]) -> Checked:
-    try:
-        return kind.model_validate(fields)
-    except ValidationError as error:
-        detail = error.errors(include_url=False)[0]
-        param = str(detail["loc"][0]) if detail["loc"] else None
-        raise RequestError(describe(detail, detail["loc"]), param) from None

@@ -1,4 +1,4 @@
-"""Requests in this process: from a prompt to outputs, on the service that HTTP uses too."""
+"""Requests in this process, from a prompt to outputs, on the same service as HTTP."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -19,7 +19,7 @@ from .sampling_params import RequestOutputKind, SamplingParams
 from .states import State
 
 _check: Final = BodyCheck("")
-"""Check of fields, which name no model here."""
+"""Check of fields, in which no model is named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class GenerationRequest:
 def completion(
     prompt: Prompt, params: SamplingParams, request_id: str | None = None, state: State | None = None
 ) -> GenerationRequest:
-    """Returns the request to continue a prompt, and the state before it if there is one.
+    """Returns the request to continue a prompt, after a saved state if one is given.
 
     Raises:
       RequestError: The prompt or a parameter has the wrong type or is out of range.
@@ -48,14 +48,18 @@ def completion(
 
 
 def chat(
-    messages: Conversation, params: SamplingParams, options: ChatOptions, request_id: str | None = None
+    messages: Conversation,
+    params: SamplingParams,
+    options: ChatOptions,
+    request_id: str | None = None,
+    state: State | None = None,
 ) -> GenerationRequest:
-    """Returns the request for the next message of a conversation.
+    """Returns the request for the next message of a conversation, after a saved state if one is given.
 
     Raises:
       RequestError: A message, a parameter or an option has the wrong type or is out of range.
     """
-    fields = chat_fields(messages, params, options)
+    fields = chat_fields(messages, params, options, None if state is None else state.id)
 
     async def spec(service: Service) -> GenerationSpec:
         _check(fields)  # messages and tools may have fields that no schema names
@@ -101,7 +105,7 @@ async def outputs(
 
 
 async def prepare(service: Service, request: GenerationRequest) -> PreparedRequest:
-    """Encodes a request's prompt. To be run as a task, since the warnings belong to its context.
+    """Encodes a request's prompt. Run it as a task, since the warnings belong to its context.
 
     Raises:
       ApiError: The request is invalid.
@@ -122,7 +126,7 @@ async def final_output(service: Service, request: GenerationRequest) -> RequestO
 async def run_all[Result](
     jobs: Sequence[Callable[[], Awaitable[Result]]], max_running: int, on_finished: Callable[[], None] = lambda: None
 ) -> list[Result]:
-    """Returns the results of jobs, in their order. The first error ends the others.
+    """Returns the results of jobs, in their order. The first error cancels the remaining jobs.
 
     Args:
       max_running: Maximum number of jobs at the same time.

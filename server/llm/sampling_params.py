@@ -5,13 +5,16 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any
 
+from ..schemas.generation_fields import CompletionFields
+from .errors import checked
+
 
 class RequestOutputKind(StrEnum):
     """Content of the outputs that `AsyncLLM` yields for one request.
 
     Attributes:
       CUMULATIVE: Each output holds everything generated so far.
-      DELTA: Each output holds what is new.
+      DELTA: Each output holds only the new text and tokens.
       FINAL_ONLY: There is one output, at the end.
     """
 
@@ -22,7 +25,7 @@ class RequestOutputKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StructuredOutputsParams:
-    """Constraint of the output, of which exactly one attribute is set.
+    """Constraint of the output. Exactly one attribute must be set.
 
     Attributes:
       json: JSON schema, as an object or as text.
@@ -39,14 +42,14 @@ class StructuredOutputsParams:
     json_object: bool | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class SamplingParams:
-    """Parameters of a request. None, the default, means what leaving a field out of an HTTP request means.
+    """Parameters of a request. None, the default, is equivalent to omitting the field in an HTTP request.
 
-    So the defaults of `temperature`, `top_k`, `top_p`, `min_p` and `typical_p` are those of the checkpoint's
-    `generation_config.json`, also for parameters that set other values; vLLM then takes its own defaults. `max_tokens`
-    is 16 for `generate`, as in vLLM, but without limit for `chat`, where vLLM's is 16 too. Values are checked when a
-    request is made.
+    So the defaults of `temperature`, `top_k`, `top_p`, `min_p` and `typical_p` are taken from the checkpoint's
+    `generation_config.json`, even if other values are set; vLLM takes its own defaults in that case. `max_tokens` is 16
+    for `generate`, as in vLLM, but unlimited for `chat`, where vLLM's default is 16 too. Types and ranges are checked
+    when an object is made, and again when a request is.
 
     Attributes:
       n: Number of choices. The prompt is prefilled once.
@@ -55,20 +58,20 @@ class SamplingParams:
       temperature: Divisor of the logits; 0 always takes the most likely token.
       top_p: Probability mass to keep.
       top_k: Number of most likely tokens to keep; 0 and -1 keep all.
-      min_p: Probability, relative to that of the most likely token, below which tokens are dropped.
+      min_p: Minimum probability of a token, relative to the most likely token. Less likely tokens are dropped.
       typical_p: Probability mass to keep by locally typical sampling.
       presence_penalty: Number to subtract once from the logit of each token that was generated.
       frequency_penalty: Number to subtract from a token's logit for each time it was generated.
       repetition_penalty: Divisor of positive and factor of negative logits of tokens in the prompt or the output.
       seed: Seed of all randomness; choice i of n has the seed plus i. Random by default.
       stop: String or strings at which the output ends.
-      stop_token_ids: Token ids at which the output ends, beside the checkpoint's own end tokens.
+      stop_token_ids: Token ids at which the output ends, in addition to the checkpoint's end tokens.
       bad_words: Strings whose tokens are never generated in sequence.
       include_stop_str_in_output: Whether the text keeps the stop string that ended it.
-      ignore_eos: Whether generation goes on past end tokens.
+      ignore_eos: Whether generation continues past end tokens.
       logit_bias: Number to add to the logit of each token id, before penalties.
       allowed_token_ids: The only token ids that may be chosen.
-      logprobs: Number of alternatives to report for each generated token; 0 reports only the token's own.
+      logprobs: Number of alternatives to report for each generated token; 0 reports only the token itself.
       logprob_token_ids: Token ids whose log-probabilities are reported with each token. It needs `logprobs`.
       prompt_logprobs: Number of alternatives to report for each prompt token.
       structured_outputs: Constraint of the output.
@@ -108,8 +111,15 @@ class SamplingParams:
     cache_salt: str | None = None
     output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
 
+    def __post_init__(self) -> None:
+        """
+        Raises:
+          RequestError: A parameter has the wrong type or is out of range.
+        """
+        checked(CompletionFields, {**self.body_fields(), "prompt": ""})
+
     def body_fields(self) -> dict[str, Any]:
-        """Returns the fields of an HTTP request that mean the same, as JSON types, without those that are None."""
+        """Returns the equivalent fields of an HTTP request, as JSON types, except fields that are None."""
         return {name: _as_json(value) for name, value in _items(self) if name != "output_kind"}
 
 

@@ -21,9 +21,9 @@ class Score:
 
     Attributes:
       logprob: Natural log-probability of the whole continuation.
-      is_greedy: Whether each of its tokens is the most likely one at its place.
+      is_greedy: Whether all of its tokens are the most likely ones at their positions.
       token_ids: Tokens of the continuation.
-      token_logprobs: Log-probability of each of them.
+      token_logprobs: Log-probabilities of these tokens.
     """
 
     logprob: float
@@ -47,13 +47,13 @@ async def score(service: Service, context: Prompt, continuation: Prompt) -> Scor
 
 
 def _encode_pair(tokenizer: Tokenizer, context: Prompt, continuation: Prompt) -> tuple[list[int], list[int]]:
-    """Returns the tokens of both, BOS in front.
+    """Returns the tokens of both, with BOS in front.
 
-    Texts are encoded together, so that the tokens are those of the whole text. White space at the context's end belongs
-    to the continuation, whose first token would hold it.
+    Texts are encoded together, so that their tokens are the whole text's. White space at the context's end belongs
+    to the continuation, whose first token would include it.
 
     Raises:
-      RequestError: One of them has no tokens, or they are not of one kind.
+      RequestError: One of them has no tokens, or one is text and the other token ids.
     """
     first, second = prompt_content(context, "context", may_be_empty=True), prompt_content(continuation, "continuation")
     if isinstance(first, str) and isinstance(second, str):

@@ -1,4 +1,4 @@
-"""Saved states: kept in memory under an id, and moved as files."""
+"""Saved states: kept in memory under an id, and stored as files."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,7 +62,7 @@ def _state(stored: StoredState) -> State:
 
 @contextmanager
 def _file_errors(path: Path, done: str) -> Iterator[None]:
-    """Names the file in errors about it."""
+    """Adds the name of the file to errors about it."""
     try:
         yield
     except StateFileError as error:

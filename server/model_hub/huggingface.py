@@ -20,9 +20,9 @@ _UNWANTED: Final = ["*.pt", "*.pth", "*.ckpt", "*.bin", "*.gguf", "*.h5", "*.onn
 
 
 def fetch(repo: str, revision: str | None = None, api: HfApi | None = None, cache: Path | None = None) -> Path:
-    """Returns a folder with a repository's files, from the cache of huggingface_hub as far as they are there.
+    """Returns a folder with a repository's files. Files in the cache of huggingface_hub are reused.
 
-    Partial downloads are resumed, and an unreachable hub leaves the cache.
+    Partial downloads are resumed. If the hub is unreachable, the cache is used.
 
     Args:
       repo: `owner/name`.

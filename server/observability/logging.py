@@ -1,6 +1,6 @@
-"""Log lines as text or JSON, each with the id of its request; uvicorn's lines included.
+"""Log lines as text or JSON, each with the id of its request, including uvicorn's lines.
 
-python-json-logger would replace `_JsonFormatter` only; it has no text format whose lines clients cannot forge.
+python-json-logger could only replace `_JsonFormatter`. It has no text format that is safe against forged lines.
 """
 
 import json
@@ -8,6 +8,7 @@ import logging
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import TracebackType
@@ -28,7 +29,7 @@ ACCESS_LOGGER: Final = "roost.server.http.request_id"
 
 
 def set_up_logging(level: int = logging.INFO, *, as_json: bool = False, access_log: bool = True) -> None:
-    """Logs to stderr: Roost's records from `level` on, and warnings of other libraries.
+    """Configures logging to stderr: Roost's records at `level` or above, and warnings of other libraries.
 
     Args:
       level: Lowest level of Roost's records.
@@ -69,7 +70,7 @@ def say(
     *,
     as_json: bool | None = None,
 ) -> None:
-    """Prints a line to stderr for the user of a command, whatever the log level is.
+    """Prints a line to stderr for the user of a command, independent of the log level.
 
     Args:
       text: The line.
@@ -81,7 +82,8 @@ def say(
         record = logging.LogRecord("roost", level, "", 0, "%s", (text,), None)
         record.fields = fields or {}
         text = _JsonFormatter().format(record)
-    print(f"{text}\n", end="", file=sys.stderr, flush=True)
+    with suppress(OSError):  # a terminal that was closed must not keep the server from draining
+        print(f"{text}\n", end="", file=sys.stderr, flush=True)
 
 
 class _TextFormatter(logging.Formatter):

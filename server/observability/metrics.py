@@ -1,16 +1,24 @@
-"""Prometheus metrics under the names `roost_*` and their aliases under vLLM's; `vllm_metrics.py` has vLLM's others."""
+"""Prometheus metrics with the names `roost_*`, and their aliases with vLLM's names. `vllm_metrics.py` has vLLM's other
+metrics.
+"""
 
+import asyncio
+import importlib.metadata
+import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import prometheus_client
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ...engine import EngineStats
+from ...engine import DraftCounts, EngineStats
+from .access_log import AccessLogObserver
+from .http_metrics import HttpMetrics
+from .reload_metrics import ReloadMetrics
 from .request_metrics import LatencyMetrics, Observer, RequestRecord, RequestTracker
 from .vllm_metrics import VllmMetrics
 
@@ -18,7 +26,7 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 """Media type of Prometheus' text format."""
 
 _CACHE_S: Final = 0.2
-"""Seconds for which a rendered page is reused, however often it is scraped."""
+"""Seconds between two renderings of the page, however often it is scraped and however many requests end."""
 
 # Creation times would double the number of series; the library can only disable them globally.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -43,6 +51,19 @@ class ConnectionCounts:
     num_refused: int
 
 
+class _RenderedPage(NamedTuple):
+    """A rendered page.
+
+    Attributes:
+      at: Time at which it was rendered, in seconds of the clock.
+      num_ended: Number of requests that had ended by then.
+    """
+
+    at: float
+    num_ended: int
+    content: bytes
+
+
 class Metrics:
     """Metrics of one server.
 
@@ -59,6 +80,8 @@ class Metrics:
 
     Attributes:
       requests: Makes the records of requests.
+      reloads: Records reloads of files.
+      http: Counts HTTP requests.
     """
 
     def __init__(
@@ -72,8 +95,11 @@ class Metrics:
         simulated: str | None = None,
         connections: Callable[[], Mapping[str, ConnectionCounts]] | None = None,
     ) -> None:
-        self._clock = clock
         self.registry = CollectorRegistry()
+        self.reloads = ReloadMetrics(self.registry)
+        self.http = HttpMetrics(self.registry)
+        ProcessCollector(registry=self.registry)
+        _add_build_info(self.registry)
         vllm_labels = None if vllm_model is None else {"model_name": vllm_model, "engine": "0"}
         self.registry.register(_EngineCollector(stats, vllm_labels))
         if connections is not None:
@@ -83,20 +109,59 @@ class Metrics:
                 "roost_simulated", "1 on a server that simulates its device.", ["device"], registry=self.registry
             )
             gauge.labels(simulated).set(1)
-        all_observers: list[Observer] = [LatencyMetrics(self.registry, vllm_labels), *observers]
+        self._page = _Page(self.registry, clock)
+        all_observers: list[Observer] = [
+            self._page,
+            LatencyMetrics(self.registry, vllm_labels),
+            AccessLogObserver(),
+            *observers,
+        ]
         if tenants:
             all_observers.append(_TenantMetrics(self.registry, tenants))
         if vllm_labels is not None:
             all_observers.append(VllmMetrics(self.registry, stats, vllm_labels))
+        self._observers = all_observers
         self.requests = RequestTracker(all_observers, clock)
-        self._page: tuple[float, bytes] | None = None
 
-    def page(self) -> bytes:
-        """Returns all metrics as text, at most `_CACHE_S` old."""
-        now = self._clock()
-        if self._page is None or now - self._page[0] >= _CACHE_S:
-            self._page = (now, prometheus_client.generate_latest(self.registry))
-        return self._page[1]
+    def observe(self, observers: Iterable[Observer]) -> None:
+        """Adds observers of all requests that are tracked after this call."""
+        self._observers += observers
+
+    async def page(self) -> bytes:
+        """Returns all metrics as text, at most `_CACHE_S` old. Each request that has ended is counted."""
+        return await self._page.rendered()
+
+
+class _Page(Observer):
+    """The rendered metrics, which take milliseconds to render: they are rendered every `_CACHE_S` at most."""
+
+    def __init__(self, registry: CollectorRegistry, clock: Callable[[], float]) -> None:
+        self._registry = registry
+        self._clock = clock
+        self._num_ended = 0
+        self._rendered: _RenderedPage | None = None
+
+    async def rendered(self) -> bytes:
+        """Returns the page. A client that has its response finds its tokens counted, if need be after a wait."""
+        num_ended, page = self._num_ended, self._rendered
+        if page is not None and (age := self._clock() - page.at) < _CACHE_S:
+            if page.num_ended < num_ended:
+                await asyncio.sleep(_CACHE_S - age)
+                page = self._rendered
+            if page is not None and page.num_ended >= num_ended:  # also one that another client has waited for
+                return page.content
+        content = prometheus_client.generate_latest(self._registry)
+        self._rendered = _RenderedPage(self._clock(), self._num_ended, content)
+        return content
+
+    def on_end(self, record: RequestRecord) -> None:
+        self._num_ended += 1
+
+
+def _add_build_info(registry: CollectorRegistry) -> None:
+    versions = {name: importlib.metadata.version(name) for name in ("roost", "jax")}
+    facts = {"version": versions["roost"], "jax": versions["jax"], "python": platform.python_version()}
+    Gauge("roost_build_info", "1, with versions as labels.", tuple(facts), registry=registry).labels(**facts).set(1)
 
 
 class _TenantMetrics(Observer):
@@ -184,8 +249,16 @@ def _counters(stats: EngineStats) -> Iterator[_Row]:
     broken = "Snapshot files that were corrupt or could not be written."
     yield _Row("state_cache_disk_errors", broken, cache.disk_errors)
     yield _Row("state_cache_evictions", "Snapshots evicted from the prefix cache.", cache.evictions)
+    yield from () if stats.drafts is None else _draft_counters(stats.drafts)
     restored = "Seconds spent on restoring snapshots into slots."
     yield _Row("state_cache_restore_seconds", restored, stats.restore_seconds)
+
+
+def _draft_counters(drafts: DraftCounts) -> Iterator[_Row]:
+    rounds, accepted = "spec_decode_num_drafts", "spec_decode_num_accepted_tokens"
+    yield _Row(rounds, "Steps with drafted tokens, for each request separately.", drafts.drafts, rounds)
+    yield _Row("spec_decode_num_draft_tokens", "Drafted tokens.", drafts.tokens, "spec_decode_num_draft_tokens")
+    yield _Row(accepted, "Drafted tokens that were accepted.", sum(drafts.accepted), accepted)
 
 
 class _EngineCollector(Collector):

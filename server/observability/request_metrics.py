@@ -1,4 +1,4 @@
-"""Timelines of engine requests, which metrics, traces and responses read, and the metrics of their latencies."""
+"""Timelines of engine requests for metrics, traces and responses, and the metrics of their latencies."""
 
 import math
 import time
@@ -15,7 +15,15 @@ from prometheus_client.metrics_core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from ...engine import FinishReason, QueueFullError, QueueTimeoutError, Request, RequestTimeoutError, TokenOutput
+from ...engine import (
+    EngineDeadError,
+    FinishReason,
+    QueueFullError,
+    QueueTimeoutError,
+    Request,
+    RequestTimeoutError,
+    TokenOutput,
+)
 
 REASONS: Final = ("stop", "length", "abort", "rejected", "timeout", "error")
 """Reasons for which requests end."""
@@ -30,7 +38,7 @@ _VLLM_FIRST_TOKEN_S: Final = (
 )
 VLLM_NEXT_TOKEN_S: Final = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40)
 VLLM_REQUEST_S: Final = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
-"""Buckets of vLLM, which are those of its dashboards."""
+"""Buckets of vLLM, which its dashboards expect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +67,11 @@ type Fact = str | bool | int | float
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """Work for responses in a database that is done beside their generation.
+class StoreWork:
+    """Database work for responses that runs in addition to their generation.
 
     Attributes:
-      name: What was done, such as "checkpoint".
+      name: Kind of work, such as "checkpoint".
       began: Monotonic time in seconds.
       ended: Monotonic time in seconds.
       facts: Values that describe it, by name.
@@ -84,8 +92,8 @@ class Observer:
         """Called when a prompt arrives.
 
         Args:
-          record: Record of the prompt's first request; the others are its forks.
-          num_choices: Number of the prompt's choices, each of which is a request.
+          record: Record of the prompt's first request. The other requests are its forks.
+          num_choices: Number of the prompt's choices. Every choice is a request.
         """
 
     def on_tokens(self, record: "RequestRecord", count: int, gap_s: float) -> None:
@@ -100,7 +108,7 @@ class Observer:
     def on_end(self, record: "RequestRecord") -> None:
         """Called when a request has ended; `record.reason` is set."""
 
-    def on_work(self, work: Work) -> None:
+    def on_work(self, work: StoreWork) -> None:
         """Called when work for responses in a database has ended."""
 
 
@@ -114,13 +122,13 @@ def observed(observers: Sequence[Observer], name: str, **facts: Fact) -> Iterato
         error = type(raised).__name__
         raise
     finally:
-        work = Work(name, began, time.monotonic(), facts, error)
+        work = StoreWork(name, began, time.monotonic(), facts, error)
         for observer in observers:
             observer.on_work(work)
 
 
 class RequestRecord:
-    """Timeline of one engine request, which has to be ended.
+    """Timeline of one engine request. The caller must end it.
 
     Attributes:
       request: The engine request.
@@ -130,6 +138,11 @@ class RequestRecord:
       first_token: Time of the first token; None before that.
       last_token: Time of the last token so far; None before the first.
       num_tokens: Number of tokens so far.
+      num_cached: Number of prompt tokens that were served from the prefix cache.
+      num_earlier: Number of tokens that another replica has generated.
+      is_chat: Whether the prompt is a conversation.
+      is_left: Whether the request ended with its engine, or is a line of a batch that was given back, so that another
+        replica may run it.
       detokenize_s: Seconds spent on detokenization.
       reason: One of `REASONS`, once the request has ended.
       has_finished: Whether the request ended with all of its output.
@@ -143,7 +156,8 @@ class RequestRecord:
         self.started: float | None = None
         self.first_token: float | None = None
         self.last_token: float | None = None
-        self.num_tokens = 0
+        self.num_tokens = self.num_cached = self.num_earlier = 0
+        self.is_chat = self.is_left = False
         self.detokenize_s = 0.0
         self.reason = ""
         self.has_finished = False
@@ -159,7 +173,7 @@ class RequestRecord:
         Args:
           num_tokens: Number of its tokens that belong to the request.
           received_at: Time at which the output was received and its detokenization started.
-          finish_reason: Why the request ended with all of its output, if it did.
+          finish_reason: Reason why the request ended with all of its output; None if it did not.
 
         Returns:
           Times of the request if it ended; `NEVER` before that.
@@ -169,7 +183,7 @@ class RequestRecord:
         if self._first_output is None:
             self._first_output = now
         if self.started is None:
-            self.started = output.started_at
+            self.started, self.num_cached = output.started_at, output.num_cached
         if num_tokens:
             self._add_tokens(num_tokens, now)
         if finish_reason is None:
@@ -186,6 +200,8 @@ class RequestRecord:
         """
         self.ended = self.clock()
         self.reason = self.reason or _reason(error)
+        given_back = self.request.preemptible and self.reason == "abort"
+        self.is_left = isinstance(error, EngineDeadError) or given_back
         for observer in self._observers:
             observer.on_end(self)
 
@@ -212,7 +228,7 @@ class RequestTracker:
     clock: Callable[[], float]
 
     def track(self, requests: Sequence[Request]) -> list[RequestRecord]:
-        """Returns the records of the choices of one or several prompts, of which each has equally many."""
+        """Returns the records of the choices of one or several prompts, which all have the same number of choices."""
         records = [RequestRecord(request, self.observers, self.clock) for request in requests]
         firsts = [record for record in records if record.request.fork_of is None]
         for first in firsts:
@@ -222,7 +238,7 @@ class RequestTracker:
 
 
 def _reason(error: BaseException | None) -> str:
-    """Returns why a request ended early; a client's disconnect is no `Exception`."""
+    """Returns why a request ended early. A client's disconnect is not an `Exception`."""
     match error:
         case QueueFullError():
             return "rejected"
@@ -251,12 +267,12 @@ class _Series(NamedTuple):
 
 
 class Histogram(Collector):
-    """A histogram that a single thread observes and collects. The library's takes two locks for each observation.
+    """A histogram that a single thread observes and collects. The library's histogram takes two locks per observation.
 
     Args:
       name: Name of the metric.
       text: Description.
-      bounds: Upper bounds of the buckets but the last, in rising order.
+      bounds: Upper bounds of all buckets except the last, in rising order.
       registry: Registry that collects it.
       labels: Labels of its only series.
     """
@@ -278,7 +294,7 @@ class Histogram(Collector):
     def show_as(
         self, name: str, text: str, bounds: Sequence[float | int], labels: Mapping[str, str] = MappingProxyType({})
     ) -> None:
-        """Shows the values in another metric too; to be called before the first one is observed."""
+        """Also shows the values in another metric. Call it before the first value is observed."""
         self._series.append(_Series(name, text, tuple(bounds), labels))
         self._bounds = sorted({*self._bounds, *bounds})
         self._counts = [0] * (len(self._bounds) + 1)

@@ -1,4 +1,4 @@
-"""Opens and closes the telemetry that the settings ask for besides metrics: OpenTelemetry traces."""
+"""Opens and closes the telemetry that the settings request in addition to metrics: OpenTelemetry traces."""
 
 import importlib.metadata
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class Telemetry:
     Attributes:
       observers: Observers of engine requests.
       trace: ASGI middleware that traces HTTP requests; None without tracing.
-      close: Sends what is still buffered; called at shutdown.
+      close: Sends buffered data; called at shutdown.
     """
 
     observers: tuple[Observer, ...] = ()
@@ -31,10 +31,10 @@ class Telemetry:
 
 
 def open_telemetry(settings: Settings, model_id: str) -> Telemetry:
-    """Returns the telemetry that the settings ask for.
+    """Returns the telemetry that the settings request.
 
     Raises:
-      ConfigError: The settings ask for traces, but OpenTelemetry is not installed.
+      ConfigError: The settings request traces, but OpenTelemetry is not installed.
     """
     endpoint = settings.otlp_traces_endpoint
     if endpoint is None:

@@ -1,4 +1,4 @@
-"""OpenTelemetry spans of HTTP requests, of their engine requests, of the phases of these, and of durable work.
+"""OpenTelemetry spans of HTTP requests, of their engine requests and their phases, and of durable work.
 
 Spans have names, numbers and times, but no prompt or output text.
 """
@@ -10,7 +10,7 @@ from typing import Any, Final
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
@@ -19,7 +19,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .logging import request_id
-from .request_metrics import Observer, RequestRecord, Work
+from .request_metrics import Observer, RequestRecord, StoreWork
 
 _QUIET: Final = ("/", "/health", "/health/ready", "/health_generate", "/load", "/metrics")
 """Paths that are polled every few seconds and not traced."""
@@ -75,7 +75,7 @@ class Tracing(Observer):
             created.end(int((max(begin_s, end_s) + epoch_s) * 1e9))
             return created
 
-        request = span(f"text_completion {self._model}", record.arrived, record.ended, self._attributes(record))
+        request = span(f"{_operation(record)} {self._model}", record.arrived, record.ended, self._attributes(record))
         started = record.ended if record.started is None else record.started
         span("queue", record.arrived, started, {}, request)
         if record.started is None:
@@ -87,8 +87,8 @@ class Tracing(Observer):
             together = {"roost.sum": True}  # the sum of many short intervals, as one
             span("detokenize", first_token, first_token + record.detokenize_s, together, request)
 
-    def on_work(self, work: Work) -> None:
-        """Creates a span of work for responses in a database, in a trace of its own."""
+    def on_work(self, work: StoreWork) -> None:
+        """Creates a span of database work for responses, in a separate trace."""
         epoch_s = time.time() - time.monotonic()
         attributes = {f"roost.{name}": value for name, value in work.facts.items()}
         if work.error is not None:
@@ -101,13 +101,13 @@ class Tracing(Observer):
         span.end(int((work.ended + epoch_s) * 1e9))
 
     def shut_down(self) -> None:
-        """Exports the spans that are still buffered."""
+        """Exports the buffered spans."""
         self._provider.shutdown()
 
     def _attributes(self, record: RequestRecord) -> dict[str, Any]:
         params, finish_reasons = record.request.params, [record.reason] if record.has_finished else []
         attributes = {
-            "gen_ai.operation.name": "text_completion",
+            "gen_ai.operation.name": _operation(record),
             "gen_ai.request.model": self._model,
             "gen_ai.response.model": self._model,
             "gen_ai.response.id": record.request.id,
@@ -123,6 +123,11 @@ class Tracing(Observer):
         return {name: value for name, value in attributes.items() if value is not None}
 
 
+def _operation(record: RequestRecord) -> str:
+    """Returns the name of an operation by OpenTelemetry's conventions for generative AI."""
+    return "chat" if record.is_chat else "text_completion"
+
+
 def open_tracing(endpoint: str, model: str, version: str) -> Tracing:
     """Returns tracing that exports spans to a collector over HTTP, in batches.
 
@@ -131,7 +136,9 @@ def open_tracing(endpoint: str, model: str, version: str) -> Tracing:
       model: Name of the model.
       version: Version of Roost.
     """
-    provider = TracerProvider(resource=Resource.create({"service.name": "roost", "service.version": version}))
+    own = Resource({"service.name": "roost", "service.version": version})
+    given = OTELResourceDetector().detect()  # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES
+    provider = TracerProvider(resource=Resource.create().merge(own).merge(given))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
     return Tracing(provider, model)
 

@@ -1,9 +1,9 @@
 """Prometheus metrics that only vLLM has, for dashboards, autoscalers and the Gateway API Inference Extension.
 
-Those that Roost has under another name are aliases in `metrics.py` and `request_metrics.py`.
+Metrics that Roost has under another name are aliases in `metrics.py` and `request_metrics.py`.
 
-Slots stand for the KV cache: a slot is all that a request needs, so the share of slots in use is exact, and no request
-but a batch's is ever preempted.
+Slots stand for the KV cache: a request needs only a slot, so the share of slots in use is exact, and only requests of
+batches are ever preempted.
 """
 
 from collections import OrderedDict
@@ -13,15 +13,15 @@ from itertools import accumulate
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter
-from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ...engine import PREFILL_BLOCK, STEP_TOKEN_BOUNDS, EngineStats
+from ...engine import PREFILL_BLOCK, STEP_TOKEN_BOUNDS, DraftCounts, EngineStats
 from .request_metrics import VLLM_NEXT_TOKEN_S, VLLM_REQUEST_S, Histogram, Observer, RequestRecord
 
 _TOKENS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000)
 _FINISHED: Final = ("stop", "length", "abort", "error")
-"""Reasons that vLLM counts as success; it includes aborts and errors."""
+"""Reasons that vLLM counts as success, including aborts and errors."""
 
 _MAX_OPEN: Final = 4096
 """Maximum number of prompts with open choices that are tracked."""
@@ -129,6 +129,8 @@ class _EngineCollector(Collector):
         yield self._step_tokens(stats)
         yield self._waiting_by_reason(stats)
         yield self._config(stats)
+        if stats.drafts is not None:
+            yield self._accepted_by_place(stats.drafts)
 
     def _step_tokens(self, stats: EngineStats) -> Metric:
         family = HistogramMetricFamily(
@@ -148,8 +150,19 @@ class _EngineCollector(Collector):
         family.add_metric((*self._values, "deferred"), 0)
         return family
 
+    def _accepted_by_place(self, drafts: DraftCounts) -> Metric:
+        """Returns the accepted tokens by their place in the draft, from 0 on."""
+        family = CounterMetricFamily(
+            "vllm:spec_decode_num_accepted_tokens_per_pos",
+            "Drafted tokens that were accepted, by place in the draft.",
+            labels=(*self._labels, "position"),
+        )
+        for place, count in enumerate(drafts.accepted):
+            family.add_metric((*self._values, str(place)), count)
+        return family
+
     def _config(self, stats: EngineStats) -> Metric:
-        """Returns the cache's configuration; `block_size` is the distance of snapshots, as there are no KV blocks."""
+        """Returns the cache's configuration. `block_size` is the distance of snapshots, as KV blocks do not exist."""
         facts = {
             "block_size": str(PREFILL_BLOCK),
             "num_gpu_blocks": "0",

@@ -1,4 +1,4 @@
-"""`POST /v1/completions`: raw text or token ids, also for scoring a prompt with `echo` and `logprobs`."""
+"""`POST /v1/completions`: raw text or token ids, including scoring a prompt with `echo` and `logprobs`."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -7,10 +7,12 @@ from typing import Any, Final
 from fastapi import APIRouter, Request, Response
 
 from ..errors.request_errors import bad_value
+from ..generation.admission import admission
 from ..generation.delta import Delta
 from ..generation.logprobs import (
     CompletionLogprobs,
     CompletionLogprobsBuilder,
+    TokenNames,
     join_logprobs,
     prompt_logprobs,
     with_top,
@@ -23,7 +25,6 @@ from ..http.openapi import streamable
 from ..http.response_parts import Report, ResponseKind, choice_end
 from ..http.routes import JsonRoute, ReadyService
 from ..http.streaming import ResponseBuilder, respond
-from ..tenancy.request_memory import is_large
 from ..text.served_model import ServedModel
 from ..text.tokenizer import Tokenizer
 from .response_schemas import Completion
@@ -69,7 +70,7 @@ class CompletionResponseBuilder(ResponseBuilder):
         ]
 
     def repeats_much(self, delta: Delta) -> bool:
-        return is_large() and self._choices[delta.index].is_new
+        return admission.get().is_large and self._choices[delta.index].is_new
 
     def whole(self, choices: Sequence[Delta]) -> dict[str, Any]:
         kept = enumerate(most_likely(choices, self._body.n, self._body.num_candidates))
@@ -111,13 +112,13 @@ def _mean_logprob(choice: Delta) -> float:
 
 
 class ChoiceBuilder:
-    """Builds one choice. Fields about the prompt come with the first delta."""
+    """Builds one choice. Fields about the prompt are part of the first delta."""
 
     def __init__(self, body: CompletionBody, tokenizer: Tokenizer, prompt: Prompt) -> None:
         self._tokenizer = tokenizer
         self._body = body
         self._prompt: Prompt | None = prompt
-        self._logprobs = CompletionLogprobsBuilder(self._tokenizer)
+        self._logprobs = CompletionLogprobsBuilder(TokenNames(tokenizer, by_id=body.return_tokens_as_token_ids))
         self._reports_tokens = body.logprobs is not None or body.return_token_ids
 
     @property

@@ -15,7 +15,7 @@ from .response_schemas import AnthropicModelList, AnthropicModelObject, ModelLis
 router = APIRouter()
 
 AnthropicVersion = Annotated[str | None, Header()]
-"""Header `anthropic-version`, which Anthropic's clients send and no others."""
+"""Header `anthropic-version`, which only Anthropic's clients send."""
 
 
 @router.get("/v1/models", responses=success(ModelList | AnthropicModelList))
@@ -44,6 +44,8 @@ def _describe(model: ServedModel) -> dict[str, Any]:
         "object": "model",
         "created": model.created,
         "owned_by": "roost",
+        "root": model.root or model.id,
+        "parent": model.parent,
         "max_model_len": None,
     }
 

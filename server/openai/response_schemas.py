@@ -1,4 +1,4 @@
-"""Schemas of the responses of OpenAI's API, for `/openapi.json`; the builders write them without validation."""
+"""Schemas of the responses of OpenAI's API, for `/openapi.json`. The builders write responses without validation."""
 
 from typing import Any, Literal, NotRequired, TypedDict
 
@@ -18,7 +18,7 @@ class ReportFields(TypedDict):
 
 
 class CalledFunctionPart(TypedDict):
-    """A called function. The name comes with a call's first chunk only."""
+    """A called function. Only a call's first chunk has the name."""
 
     name: NotRequired[str]
     arguments: str
@@ -133,6 +133,8 @@ class ModelObject(TypedDict):
     object: Literal["model"]
     created: int
     owned_by: str
+    root: str
+    parent: str | None
     max_model_len: None
 
 

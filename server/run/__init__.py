@@ -1,1 +1,1 @@
-"""The life of a serving process: sockets, signals, drain."""
+"""Running a server process: sockets, lifecycle, connection limits and file reloads."""

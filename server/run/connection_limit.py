@@ -1,4 +1,4 @@
-"""Maximum number of connections, which follows the settings, the slots, and the files that the process may open."""
+"""Maximum number of connections, which depends on the settings, the slots, and the limit of open files."""
 
 import resource
 from dataclasses import dataclass
@@ -8,10 +8,11 @@ from ..http.open_connections import MAX_ADMIN_CONNECTIONS, RESERVED_CONNECTIONS
 from ..settings import Settings
 
 SPARE_CONNECTIONS: Final = 4096
-"""Number of connections beside those of running and waiting requests: idle ones, uploads, and followed responses."""
+"""Number of connections in addition to those of running and waiting requests, for idle clients, uploads, and followed
+responses."""
 
 _RESERVED_FILES: Final = RESERVED_CONNECTIONS + MAX_ADMIN_CONNECTIONS + RESERVED_CONNECTIONS + 1024
-"""Number of files that the limit leaves: reserved connections of both ports, grammars' pipes, caches and devices."""
+"""Number of files for other uses: connections beyond the limits, grammars' pipes, caches and devices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,7 @@ class ConnectionLimit:
     """Maximum number of connections of the public port with a request.
 
     Attributes:
-      wanted: Number of connections that the settings ask for.
+      wanted: Number of connections that the settings request.
       max_files: Maximum number of files that the process may open.
     """
 
@@ -38,7 +39,7 @@ class ConnectionLimit:
 
     @property
     def warning(self) -> str | None:
-        """Advice for a process that may open too few files; None if it may open enough."""
+        """Advice for a process whose limit of open files is too low; None if it is high enough."""
         if self.number == self.wanted:
             return None
         return (
@@ -48,10 +49,10 @@ class ConnectionLimit:
 
 
 def raise_file_limit() -> int:
-    """Raises the number of files that the process may open as far as the system allows, and returns it."""
+    """Raises the process's limit of open files to the system's maximum, and returns it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (ValueError, OSError):  # macOS calls its limit infinite, and refuses that
+    except (ValueError, OSError):  # macOS reports an infinite limit, and refuses to set it
         return soft
     return hard if hard != resource.RLIM_INFINITY else 2**31

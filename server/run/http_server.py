@@ -1,13 +1,15 @@
-"""Listens for connections and runs uvicorn beside the lifecycle."""
+"""Listens for connections, and runs uvicorn alongside the lifecycle."""
 
 import asyncio
 import contextlib
 import select
 import socket
+import ssl
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import Final, cast
 
@@ -15,7 +17,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from ...engine import ConfigError
+from ...engine import ConfigError, RoostError
 from ..http.connection import LimitedConnection
 from ..http.open_connections import OpenConnections
 from ..settings import Settings
@@ -23,16 +25,24 @@ from ..terminal.signals import Signals
 from .lifecycle import STOP_TIMEOUT_S
 
 _KEEP_ALIVE_S: Final = 75
-"""Seconds until an idle connection is closed: longer than proxies keep theirs, so that the proxy closes first."""
+"""Seconds after which an idle connection is closed. Proxies use shorter timeouts, so that they close first."""
 
 _LAST_REQUEST_TIMEOUT_S: Final = 0.5
-"""Seconds that clients have to send a request, if they connect during shutdown."""
+"""Seconds for which shutdown waits for the first request of a client that connects during it."""
 
 _POLL_INTERVAL_S: Final = 0.01
 
+_BACKLOG: Final = 2048
+"""Number of connections that wait to be accepted."""
+
+_UDS_MODE: Final = 0o666
+"""Permissions of a Unix socket, which are uvicorn's: a proxy has another user."""
+
 
 class HttpServer(uvicorn.Server):
-    """Leaves signals to the lifecycle, and responds to every client that has connected before the port is closed."""
+    """uvicorn server that leaves signals to the lifecycle, and responds to all clients that connected before the port
+    closed.
+    """
 
     def __init__(self, config: uvicorn.Config, signals: Signals) -> None:
         super().__init__(config)
@@ -63,7 +73,7 @@ class HttpServer(uvicorn.Server):
 
 
 async def _accept_backlog(listeners: Sequence[socket.socket]) -> None:
-    """Waits until the event loop has accepted all connections in the system's backlog, which takes no new ones."""
+    """Waits until the event loop has accepted all connections in the system's backlog, which is closed to new ones."""
     poll = select.poll()
     for listener in listeners:
         listener.listen(0)
@@ -90,7 +100,8 @@ def uvicorn_config(app: ASGIApp, settings: Settings, connections: OpenConnection
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=False,
+        proxy_headers=bool(settings.forwarded_allow_ips),
+        forwarded_allow_ips=list(settings.forwarded_allow_ips),
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=int(STOP_TIMEOUT_S),
         ssl_certfile=settings.ssl_certfile,
@@ -99,24 +110,66 @@ def uvicorn_config(app: ASGIApp, settings: Settings, connections: OpenConnection
     try:
         config.load()
     except OSError as error:  # a missing file, or ssl.SSLError
-        reason = error.strerror or error
-        raise ConfigError(f"ssl_certfile {settings.ssl_certfile}, ssl_keyfile: cannot be used ({reason})") from None
+        raise _bad_certificate(settings, error) from None
     return config
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Binds a port, so that a port in use is reported before anything slow.
+def reload_certificate(config: uvicorn.Config, settings: Settings) -> None:
+    """Reads the certificate and its key again. New connections use them; open connections keep the old ones.
 
     Raises:
-      ConfigError: The port is in use, or the address is not one of this machine's.
+      ConfigError: The certificate or its key cannot be used. The server keeps the old ones.
+    """
+    assert config.ssl is not None
+    try:
+        for context in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), config.ssl):  # a failure may leave half of a pair
+            context.load_cert_chain(settings.ssl_certfile or "", settings.ssl_keyfile, password=lambda: b"")
+    except OSError as error:
+        raise _bad_certificate(settings, error) from None
+
+
+def _bad_certificate(settings: Settings, error: OSError) -> ConfigError:
+    reason = error.strerror or error
+    return ConfigError(f"ssl_certfile {settings.ssl_certfile}, ssl_keyfile: cannot be used ({reason})")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Binds a port early, so that a port in use is reported before slow steps.
+
+    Raises:
+      RoostError: The port is in use, or the address does not belong to this machine.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         is_dual_stack = host == "::" and socket.has_dualstack_ipv6()
-        return socket.create_server(address, family=family, backlog=2048, dualstack_ipv6=is_dual_stack)
+        return socket.create_server(address, family=family, backlog=_BACKLOG, dualstack_ipv6=is_dual_stack)
     except OSError as error:
         reason = str(error.strerror).partition(" (while")[0]  # the rest repeats the address
-        raise ConfigError(f"cannot listen on {host}:{port}: {reason}") from None
+        raise RoostError(f"cannot listen on {host}:{port}: {reason}") from None
+
+
+def listen_on_path(path: Path) -> socket.socket:
+    """Binds a Unix socket, and replaces one that a killed server has left. Every user of the machine may connect.
+
+    Raises:
+      RoostError: Another server listens on this path, or the socket cannot be created.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.is_socket() and not _is_in_use(path):
+            path.unlink()
+        listener.bind(str(path))
+        path.chmod(_UDS_MODE)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise RoostError(f"uds {path}: cannot listen there: {error.strerror or error}") from None
+    return listener
+
+
+def _is_in_use(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,22 +189,29 @@ class Listeners:
         """Binds the ports of the settings.
 
         Raises:
-          ConfigError: A port is in use, or the address is not one of this machine's.
+          RoostError: A port is in use, or the address does not belong to this machine.
         """
-        public = listen(settings.host, settings.port)
+        public = listen(settings.host, settings.port) if settings.uds is None else listen_on_path(settings.uds)
         admin = None if settings.admin_port is None else listen(settings.host, settings.admin_port)
         return cls(public, admin)
 
     @property
     def admin_port(self) -> int | None:
-        """Number of the admin port, also where port 0 was requested."""
+        """Number of the admin port. If port 0 was requested, it is the port that the system chose."""
         return None if self.admin is None else int(self.admin.getsockname()[1])
 
     def url(self, settings: Settings) -> str:
         """Returns the address that clients connect to."""
+        if settings.uds is not None:
+            return f"unix:{settings.uds}"
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         scheme = "http" if settings.ssl_certfile is None else "https"
         return f"{scheme}://{host}:{self.public.getsockname()[1]}"
+
+    def close(self, settings: Settings) -> None:
+        """Removes the Unix socket, if there is one."""
+        if settings.uds is not None:
+            settings.uds.unlink(missing_ok=True)
 
     def sockets(self) -> list[socket.socket]:
         """Returns the bound sockets."""

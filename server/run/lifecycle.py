@@ -5,9 +5,9 @@ import contextlib
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import uvicorn
 
@@ -18,12 +18,12 @@ from ..observability.logging import say
 from ..terminal.signals import Signals
 
 STOP_TIMEOUT_S: Final = 2.0
-"""Seconds that the engine may take to stop, and then the connections to close, before they are cut off."""
+"""Maximum seconds in which the engine stops, and then the connections close. After that, they are cut off."""
 
 _POLL_INTERVAL_S: Final = 0.05
 
 _MAX_INTERVAL_S: Final = 1.0
-"""Maximum time counted between two checks: while the whole process is frozen, a step cannot advance either."""
+"""Maximum seconds counted between two checks: while the whole process is frozen, a step cannot advance either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Timeouts:
 
 
 class Lifecycle:
-    """Takes a service from loading to the end of its last request.
+    """Manages a service from loading to the end of its last request.
 
     Args:
       service: Service whose engine is not started yet.
@@ -130,7 +130,7 @@ class Lifecycle:
         return self._timeouts.drain_lag_s if self._signals.first == signal.SIGTERM else 0.0
 
     async def _watch(self) -> BaseException | None:
-        """Waits a moment, then checks the engine's thread. Returns the engine's failure, if any."""
+        """Waits until the next check, then checks the engine's thread. Returns the engine's failure, if any."""
         await asyncio.sleep(_POLL_INTERVAL_S)
         if self._watchdog.is_stuck(self._engine.check(), time.monotonic()):
             self._engine.fail(EngineDeadError(f"a step has taken more than {self._timeouts.step_s:g} s"))
@@ -142,11 +142,13 @@ async def serve_until_stopped(
     server: uvicorn.Server,
     listeners: list[socket.socket],
     features: Sequence[OpenFeature] = (),
+    tasks: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
 ) -> BaseException | None:
-    """Accepts requests from before the engine is ready until its lifecycle ends.
+    """Accepts requests, even before the engine is ready, until the engine's lifecycle ends.
 
     Args:
-      features: Open features, which are closed once all connections are.
+      features: Open features, which are closed after all connections.
+      tasks: Coroutines that run until the end, when they are cancelled.
 
     Returns:
       The engine's failure, if any.
@@ -154,6 +156,8 @@ async def serve_until_stopped(
     async with contextlib.AsyncExitStack() as stack:
         for feature in reversed(features):
             stack.push_async_callback(feature.close)
+        for task in tasks:
+            stack.callback(asyncio.create_task(task()).cancel)
         serving = asyncio.create_task(server.serve(sockets=listeners))
         try:
             return await lifecycle.run()
@@ -167,7 +171,7 @@ def _drain_message(num_requests: int, is_busy: bool, seconds: float) -> str:
         return "shutting down: no request is open"
     requests = "1 open request" if num_requests == 1 else f"{num_requests} open requests"
     work = requests if num_requests else "responses in the background"
-    return f"shutting down: draining {work} for at most {seconds:g} s; a second Ctrl-C or SIGTERM ends them at once"
+    return f"shutting down: draining {work} for at most {seconds:g} s; a second Ctrl-C or SIGTERM ends them immediately"
 
 
 class Watchdog:

@@ -4,15 +4,22 @@ import importlib.metadata
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
-from ...engine import DeviceFacts, EngineConfig, MeshShape, ModelSource, shown_bytes
+from ...engine import DeviceFacts, EngineConfig, MeshShape, ModelSource, history_bytes, shown_bytes, state_bytes
+
+VALUE_COLUMN: Final = 12
+"""Column of the values of `summary`."""
 
 
 def greeting(address: str) -> str:
     """Returns the first line that a server prints once it is ready."""
+    started = f"Roost {importlib.metadata.version('roost')} is ready"
+    if address.startswith("unix:"):
+        return f"{started} on {address}"
     scheme, _, rest = address.partition("://")
     host = re.sub(r"^(?:0\.0\.0\.0|\[::\])", "localhost", rest)  # browsers cannot open a wildcard address
-    return f"Roost {importlib.metadata.version('roost')} is ready. Chat in a browser: {scheme}://{host}/"
+    return f"{started}. Chat in a browser: {scheme}://{host}/"
 
 
 def summary(
@@ -24,27 +31,28 @@ def summary(
     device: DeviceFacts,
     store: str = "memory:",
 ) -> Sequence[str]:
-    """Returns what is served and how, in lines of a name and a value."""
+    """Returns a summary of the served model and its settings, as lines of a name and a value."""
     dtype = source.config.dtype if config.dtype == "auto" else config.dtype
-    state_bytes = source.with_kv_dtype(config.kv_dtype).config.state_bytes(4 if dtype == "float32" else 2)
+    slot_bytes = state_bytes(source.with_kv_dtype(config.kv_dtype).config, 4 if dtype == "float32" else 2)
+    slot_bytes += history_bytes(config.speculation)
     quantize = config.quantize or source.config.quantize
     quantized = f", quantised to {quantize}" if quantize else ""
     window = f", window in {config.kv_dtype}" if config.kv_dtype else ""
     is_simulated = config.simulate is not None
     noise = "  (random weights: its answers are noise)" if source.is_random else f", {_folder(source)}"
     noise = "  (simulated: no model runs, and its answers are noise)" if is_simulated else noise
-    programs = config.compile_cache or "not kept: every start compiles anew (--compile-cache)"
+    programs = config.compile_cache or "not kept: every start compiles again (--compile-cache)"
     return (
-        f"address     {address}/v1",
+        f"address     {address if address.startswith('unix:') else f'{address}/v1'}",
         f"model       {model_id}{noise}",
         f"parameters  {_millions(source.config.num_parameters)}, {dtype}{quantized}{window}",
-        f"slots       {slots}, {shown_bytes(state_bytes)} of state each, {shown_bytes(slots * state_bytes)} together",
+        f"slots       {slots}, {shown_bytes(slot_bytes)} of state each, {shown_bytes(slots * slot_bytes)} together",
         f"capacity    {slots} requests at a time, {config.max_queue} more may wait",
         f"device      {_device(device, config.shards)}",
         f"programs    {'none are compiled' if is_simulated else programs}",
         f"prefixes    {_prefix_cache(config)}",
         f"responses   kept in {'memory, until the server stops' if store == 'memory:' else store}",
-        "stop        Ctrl-C finishes open requests first; a second one stops at once",
+        "stop        Ctrl-C finishes open requests first; a second one stops immediately",
     )
 
 

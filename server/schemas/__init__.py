@@ -1,1 +1,1 @@
-"""Schemas of what a request consists of, and their checks: HTTP and the Python API share them."""
+"""Schemas of the parts of a request, and their checks, shared by HTTP and the Python API."""

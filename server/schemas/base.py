@@ -1,6 +1,6 @@
 """Types and base classes of all schemas.
 
-Null means the same as leaving a field out.
+Null is equivalent to omitting a field.
 """
 
 from typing import Annotated, Any, ClassVar, Final
@@ -20,7 +20,7 @@ MAX_FIELDS: Final = 256
 """Maximum number of fields of an object, unknown ones included."""
 
 type Several[T] = Annotated[list[T], Field(fail_fast=True, max_length=MAX_MESSAGES)]
-"""A list whose first invalid entry ends validation, or millions of errors would be written down."""
+"""A list whose first invalid entry ends validation. Otherwise millions of errors might be collected."""
 
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 TokenId = Annotated[int, Field(ge=0)]
@@ -38,7 +38,7 @@ def _is_object(value: Any) -> str | None:
 
 
 def union(discriminate: Any, message: str) -> Discriminator:
-    """Returns a discriminator with an error message of its own.
+    """Returns a discriminator with a custom error message.
 
     Args:
       discriminate: Returns the tag of a value, or None.
@@ -67,21 +67,48 @@ class JsonObject(BaseModel):
     field_rules: ClassVar[FieldRules] = NO_RULES
 
 
-class Fields(JsonObject):
-    """An object in which null means absent, and whose number of fields is bounded."""
+_MEDIA: Final = frozenset(
+    {"audio_url", "document", "file", "image", "image_url", "input_audio", "input_file", "input_image", "video_url"}
+)
+"""Types of parts that are not text, in the APIs of OpenAI, Anthropic and vLLM."""
+
+
+class TextOnly(JsonObject):
+    """A part of a message where other servers also accept images, audio and files."""
 
     @model_validator(mode="before")
     @classmethod
-    def _null_is_absent(cls, data: Any) -> Any:
+    def _check_text(cls, data: Any) -> Any:
+        kind = data.get("type") if isinstance(data, dict) else None
+        if isinstance(kind, str) and kind in _MEDIA:
+            raise ValueError(f"the model reads text, and no {kind}")
+        return data
+
+
+class Fields(JsonObject):
+    """An object in which null means absent and 16.0 means 16, and whose number of fields is bounded."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _normalized(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
         if len(data) > MAX_FIELDS:
             raise ValueError(f"an object has {len(data)} fields, and at most {MAX_FIELDS} are allowed")
-        return {name: value for name, value in data.items() if value is not None}
+        return {name: _with_whole_numbers(value) for name, value in data.items() if value is not None}
+
+
+def _with_whole_numbers(value: Any) -> Any:
+    """Returns a number, or the numbers in lists, as integers if they are whole: JSON Schema's integers include 16.0."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
+    if not isinstance(value, list) or not value or not {*map(type, value)} & {float, list}:
+        return value
+    return [_with_whole_numbers(each) for each in value]
 
 
 CacheSalt = Annotated[str, Field(max_length=256)]
-"""Requests share cached states only with those of the same salt."""
+"""Name of a separate prefix cache: requests share cached states only with the same salt."""
 
 
 class Body(Fields):
@@ -97,8 +124,8 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class SchedulingFields(Body):
     """Scheduling parameters of a request, and `return_warnings`. A lower priority goes first, as in vLLM.
 
-    `queue_timeout` limits the time without a slot, `timeout` the whole time. `return_warnings` reports in the body what
-    was dropped or ignored of the request.
+    `queue_timeout` limits the time without a slot, `timeout` the whole time. `return_warnings` reports in the body
+    which parts of the request were dropped or ignored.
     """
 
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
@@ -111,4 +138,5 @@ class SchedulingFields(Body):
     """Maximum seconds for the whole request, after which it gets a 504. `--request-timeout` is the upper limit."""
 
     return_warnings: bool = False
-    """Whether the response's field `warnings` lists what was dropped or ignored, as `x-roost-warnings` does."""
+    """Whether the response's field `warnings` lists the dropped or ignored parts of the request, as `x-roost-warnings`
+    does."""

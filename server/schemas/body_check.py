@@ -1,9 +1,9 @@
-"""The check of a body that fits its schema: the model that it names, and the fields that no schema names."""
+"""Checks a body that fits its schema: the model that it names, and the fields that no schema names."""
 
 import difflib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -19,10 +19,16 @@ _MAX_NAMES: Final = 100
 """Maximum number of unknown names that are logged, so that made-up names fill neither the log nor the memory."""
 
 _MAX_UNNAMED: Final = 100
-"""Maximum number of different fields without a name in the schema that are looked at, apart from those to refuse."""
+"""Maximum number of different fields missing from the schema that are examined, in addition to refused ones."""
+
+_MIN_NEAR_MISS: Final = 6
+"""Minimum letters of an unknown name that is refused because it is one edit away from a known one."""
 
 _MAX_GUESSES: Final = 4
 """Maximum number of unknown names of a request that are compared with the known ones; each takes a millisecond."""
+
+_MAX_NAME: Final = 60
+"""Maximum characters of a name that is compared with known ones."""
 
 _logger = logging.getLogger(__name__)
 
@@ -59,14 +65,14 @@ class UnnamedField(NamedTuple):
 
 
 class BodyCheck:
-    """Refuses other models and fields without effect here, and reports unknown names: in a header, and once in the log.
+    """Refuses other models, fields without effect and near misses; reports unknown names in a header and in the log.
 
     It runs where a body is parsed, on a worker thread if the body is large.
 
     Args:
       model_id: Name of the served model.
-      elsewhere: Fields that other endpoints take, and the path of each.
-      strict: Whether unknown names are refused as well.
+      elsewhere: Fields of other endpoints, and the path of the endpoint.
+      strict: Whether all unknown names are refused.
     """
 
     def __init__(
@@ -82,7 +88,7 @@ class BodyCheck:
 
         Raises:
           ApiError: The model is another one, a field would change the response and has no effect here, or a field is
-            unknown and the check is strict.
+            unknown and is either almost a known one or found by a strict check.
         """
         if isinstance(body, Body) and body.model is not None and body.model != self._model_id:
             raise unknown_model(body.model, self._model_id)
@@ -95,7 +101,7 @@ class BodyCheck:
 
     def _report(self, field: UnnamedField, guess: str | None) -> None:
         hint = "" if guess is None else f"; did you mean {guess}?"
-        if self._strict:
+        if self._strict or is_near_miss(field.kind, field.name):
             raise bad_value(field.param, f"the field {field.path[:120]!r} is unknown{hint}")
         warn(field.path if guess is None else f"{field.path} ({guess}?)")
         if field.pattern not in self._logged and len(self._logged) < _MAX_NAMES:
@@ -113,7 +119,7 @@ def _unnamed_fields(body: JsonObject) -> Sequence[UnnamedField]:
 
 
 def _all_unnamed(item: JsonObject, place: _Place) -> Iterator[UnnamedField]:
-    """Yields fields that are neither ignored nor neutral, those of an object before those within it."""
+    """Yields fields that are neither ignored nor neutral. An object's fields precede those of objects within it."""
     kind = type(item)
     rules = kind.field_rules
     if rules.ignores_all:
@@ -130,12 +136,42 @@ def _all_unnamed(item: JsonObject, place: _Place) -> Iterator[UnnamedField]:
 
 
 @lru_cache(maxsize=1024)
+def is_near_miss(kind: type[JsonObject], name: str) -> bool:
+    """Returns whether a name is one edit away from a field of its object, and no API has a field of this name."""
+    if not _MIN_NEAR_MISS <= len(name) <= _MAX_NAME or name in _all_names():
+        return False
+    return any(_is_one_edit(name, field.alias or own) for own, field in kind.model_fields.items())
+
+
+@cache
+def _all_names() -> frozenset[str]:
+    """Returns the fields of all APIs, and the fields of other servers that rules name."""
+    kinds, names = [JsonObject], set[str]()
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+        names.update(field.alias or name for name, field in kind.model_fields.items())
+        names.update(kind.field_rules.refused, kind.field_rules.ignored)
+    return frozenset(names)
+
+
+def _is_one_edit(a: str, b: str) -> bool:
+    """Returns whether one letter more, less or changed, or two neighbours swapped, turn one name into the other."""
+    if abs(len(a) - len(b)) > 1:
+        return False
+    if len(a) != len(b):
+        short, long = sorted((a, b), key=len)
+        return any(long[:place] + long[place + 1 :] == short for place in range(len(long)))
+    first, *others = [place for place, (x, y) in enumerate(zip(a, b, strict=True)) if x != y]
+    return not others or (others == [first + 1] and a[first : first + 2] == b[first : first + 2][::-1])
+
+
+@lru_cache(maxsize=1024)
 def closest_field(kind: type[JsonObject], name: str) -> str | None:
     """Returns the known field that a misspelt name is closest to, if any is close."""
     rules = kind.field_rules
     named = (field.alias or name for name, field in kind.model_fields.items())
     known: Iterable[str] = {*named, *rules.refused, *rules.ignored}
-    return next(iter(difflib.get_close_matches(name[:60], sorted(known), n=1, cutoff=0.8)), None)
+    return next(iter(difflib.get_close_matches(name[:_MAX_NAME], sorted(known), n=1, cutoff=0.8)), None)
 
 
 def _refused(field: UnnamedField, refusal: Refusal, elsewhere: str | None) -> ApiError:

@@ -1,6 +1,6 @@
-"""Fields that no schema names: those that are refused, and those that change nothing.
+"""Rules for fields that no schema names: some are refused, and some are ignored.
 
-Names are those of OpenAI, Anthropic, vLLM, SGLang, llama.cpp, TGI, Ollama and OpenRouter.
+The names come from OpenAI, Anthropic, vLLM, SGLang, llama.cpp, TGI, Ollama and OpenRouter.
 """
 
 from collections.abc import Mapping
@@ -10,11 +10,11 @@ from typing import Any, Final
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A field that would change the response, and whose effect does not exist here.
+    """A field that would change the response, but whose effect is not supported.
 
     Attributes:
-      neutral: Values that would change nothing; many clients send them.
-      instead: What to do instead, as the end of a sentence; empty if there is nothing.
+      neutral: Values without effect, which many clients send.
+      instead: Alternative for the client, as the end of a sentence; empty if there is none.
     """
 
     neutral: tuple[Any, ...] = ()
@@ -27,8 +27,8 @@ class FieldRules:
 
     Attributes:
       refused: Fields that are refused unless they hold a neutral value.
-      ignored: Fields that change nothing here, whatever they hold.
-      ignores_all: Whether all fields change nothing, since their object is left out.
+      ignored: Fields that have no effect here with any value.
+      ignores_all: Whether all fields are ignored, since their object is left out.
     """
 
     refused: Mapping[str, Refusal] = field(default_factory=dict)
@@ -36,7 +36,7 @@ class FieldRules:
     ignores_all: bool = False
 
     def has_effect(self, name: str, value: Any) -> bool:
-        """Returns whether a field is unknown, or holds what is refused."""
+        """Returns whether a field is unknown, or holds a refused value."""
         if value is None or name in self.ignored:
             return False
         refusal = self.refused.get(name)
@@ -89,20 +89,19 @@ _SAMPLER_DETAILS: Final = frozenset(
         "xtc_threshold",
     }
 )
-"""Parameters of those samplers, which mean nothing while the sampler is disabled."""
+"""Parameters of the samplers above, which have no effect while the sampler is disabled."""
 
 _GENERATION_REFUSED: Final[Mapping[str, Refusal]] = {
     **_SAMPLERS,
     "adapter_id": Refusal(_NONE),
     "background": Refusal(_OFF),
     "best_of": Refusal((1,), "use it in /v1/completions"),
-    "chat_template": Refusal(("",), "put the template beside the checkpoint as chat_template.jinja"),
+    "chat_template": Refusal(("",), "put the template into the checkpoint's folder as chat_template.jinja"),
     "custom_logit_processor": Refusal(_NONE),
     "documents": Refusal(([],), "put them into a message"),
     "early_stopping": Refusal(_OFF),
     "echo": Refusal(_OFF, "use it in /v1/completions"),
     "format": Refusal(("",), "use response_format"),
-    "from_state": Refusal((), "use it in /v1/completions"),
     "function_call": Refusal(("none", "auto"), "use tool_choice"),
     "functions": Refusal(([],), "use tools"),
     "grammar_lazy": Refusal(_OFF),
@@ -147,10 +146,11 @@ _GENERATION_REFUSED: Final[Mapping[str, Refusal]] = {
     "response_fields": Refusal(([],)),
     "return_hidden_states": Refusal(_OFF),
     "return_tokens": Refusal(_OFF, "use return_token_ids"),
-    "return_tokens_as_token_ids": Refusal(_OFF, "use return_token_ids"),
+    "return_tokens_as_token_ids": Refusal(_OFF, "use it in /v1/completions"),
     "sampling_params": Refusal(({},), "send its fields at the top of the body"),
     "session_params": Refusal(({},), "use from_state"),
     "skip_special_tokens": Refusal((True,)),
+    "state": Refusal((), "use from_state in /v1/completions"),
     "stop_regex": Refusal(_NONE, "use stop"),
     "stop_sequences": Refusal(([],), "use stop"),
     "structural_tag": Refusal(("",), "use tools or structured_outputs"),
@@ -164,7 +164,7 @@ _GENERATION_REFUSED: Final[Mapping[str, Refusal]] = {
     "transforms": Refusal(([],)),
     "use_beam_search": Refusal(_OFF),
     "vllm_xargs": Refusal(({},)),
-    "web_search_options": Refusal((), "the server calls nobody"),
+    "web_search_options": Refusal((), "the server calls no other servers"),
 }
 
 _GENERATION_IGNORED: Final = _SAMPLER_DETAILS | {
@@ -280,7 +280,7 @@ LEFT_OUT: Final = FieldRules(ignores_all=True)
 """Rules of objects that are left out of the prompt as a whole."""
 
 MARKS: Final = frozenset({"cache_control", "provider_specific_fields"})
-"""Fields that clients put into any part of a conversation."""
+"""Fields that clients add to any part of a conversation."""
 
 MESSAGE_RULES: Final = FieldRules(
     {

@@ -1,6 +1,6 @@
-"""Fields of completions and chats, which bodies of HTTP requests and calls of the Python API consist of.
+"""Fields of completions and chats, used by bodies of HTTP requests and calls of the Python API.
 
-Null means the same as leaving a field out. Fields that no schema names are checked by `body_check`.
+Null is equivalent to omitting a field. `body_check` checks fields that no schema names.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from .base import (
     JsonObject,
     Several,
     Text,
+    TextOnly,
     TokenIds,
     TopLogprobs,
     is_list,
@@ -91,12 +92,14 @@ Prompt = Annotated[
 
 @with_numbers(*NUMBERS)
 class GenerationFields(StructuredFields, SamplingFields):
-    """Fields that all requests share which generate. None means the checkpoint's default, or else OpenAI's."""
+    """Fields of all requests that generate. None means the checkpoint's default, or OpenAI's if the checkpoint has
+    none.
+    """
 
     field_rules: ClassVar[FieldRules] = GENERATION_RULES
 
     n: Annotated[int, Field(ge=1, le=128)] = 1
-    """Number of choices for each prompt. The prompt is prefilled once, and each choice has a slot of its own."""
+    """Number of choices for each prompt. The prompt is prefilled once, and each choice takes a separate slot."""
 
     max_tokens: Count | None = None
     """Maximum number of tokens to generate. The default is 16 in `/v1/completions`, and no limit elsewhere unless the
@@ -121,7 +124,7 @@ class GenerationFields(StructuredFields, SamplingFields):
     """String or strings at which the output ends. They are cut off, unless `include_stop_str_in_output` is set."""
 
     stop_token_ids: TokenIds = Field(default_factory=list, max_length=MAX_STOP_IDS)
-    """Token ids at which the output ends, beside the checkpoint's own end tokens."""
+    """Token ids at which the output ends, in addition to the checkpoint's end tokens."""
 
     include_stop_str_in_output: bool = False
     """Whether the text keeps the stop string that ended it."""
@@ -130,7 +133,7 @@ class GenerationFields(StructuredFields, SamplingFields):
     """Maximum number of prompt tokens to keep; -1 keeps all, as by default. BOS is always kept."""
 
     truncation_side: Literal["left", "right"] = "left"
-    """Side from which a prompt is cut by `truncate_prompt_tokens`; `left` keeps the last tokens."""
+    """Side from which `truncate_prompt_tokens` removes tokens; `left` keeps the last tokens."""
 
     return_token_ids: bool = False
     """Whether the response has the token ids of the prompt and of each choice."""
@@ -180,7 +183,7 @@ class CompletionFields(GenerationFields):
         return cast(Sequence[str | list[int]], self.prompt)
 
 
-class TextPart(JsonObject):
+class TextPart(TextOnly):
     field_rules: ClassVar[FieldRules] = PART_RULES
 
     type: Literal["text"]
@@ -212,7 +215,7 @@ ContentPart = Annotated[
 
 
 class ChatMessage(JsonObject):
-    """A message. Parts of text are joined by line breaks; `name` and the like are let pass."""
+    """A message. Parts of text are joined by line breaks; fields such as `name` are ignored."""
 
     field_rules: ClassVar[FieldRules] = MESSAGE_RULES
 
@@ -281,3 +284,6 @@ class ChatFields(GenerationFields, TemplateFields):
 
     parallel_tool_calls: bool = True
     """Whether a response may hold several calls."""
+
+    from_state: str | None = None
+    """Id of a saved state that the messages continue. `messages` are only the messages after the state."""

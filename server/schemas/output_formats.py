@@ -31,7 +31,7 @@ class JsonSchema(Fields):
 
 
 class ResponseFormat(Fields):
-    """OpenAI's constraint to JSON. `schema` beside the type is llama.cpp's form, `value` TGI's."""
+    """OpenAI's constraint to JSON. `schema` next to the type is llama.cpp's form, `value` TGI's."""
 
     type: Literal["text", "json_object", "json_schema", "json", "regex"]
     """Kind of constraint. `json_object` is any JSON object, `json` and `regex` are TGI's names."""
@@ -53,7 +53,7 @@ class ResponseFormat(Fields):
 
 
 class StructuredOutputs(Fields):
-    """vLLM's constraints, of which a request has exactly one. White space is never free here."""
+    """vLLM's constraints, of which a request has exactly one. White space is always fixed here."""
 
     model_config = ConfigDict(extra="forbid")
 

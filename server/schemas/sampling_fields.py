@@ -1,4 +1,4 @@
-"""Sampling fields of bodies, generated from the engine's table, and the engine's parameters that they become."""
+"""Sampling fields of bodies, generated from the engine's table, and their conversion to the engine's parameters."""
 
 import secrets
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class SamplingFields(SchedulingFields):
     """Seed of all randomness: on CPU, the same request with the same seed gives the same tokens. Random by default."""
 
     ignore_eos: bool = False
-    """Whether generation goes on past end tokens. It then needs a limit of tokens."""
+    """Whether generation continues past end tokens. It then needs a limit of tokens."""
 
     min_tokens: Count = 0
     """Number of tokens before which no end or stop token is chosen."""
@@ -39,7 +39,7 @@ def with_numbers[B: BaseModel](*names: str) -> Callable[[type[B]], type[B]]:
 
 
 def _number(name: str) -> tuple[Any, Any]:
-    """Returns the type and default of a field. It is None if the checkpoint may have another default."""
+    """Returns the type and default of a field. The default is None if the checkpoint may have another default."""
     row = SAMPLING_FIELDS[name]
     bounds = {} if row.request is None else row.request.bounds
     if row.checkpoint is None:
@@ -84,11 +84,11 @@ def sampling_params(
 
 
 def _numbers(body: SamplingFields, model: ServedModel) -> dict[str, Any]:
-    """Returns the request's numbers, with the checkpoint's for those that it leaves out."""
+    """Returns the request's numbers, and the checkpoint's for fields that the request omits."""
     numbers = {**model.defaults.sampling, **requested_numbers(body)}
     if numbers.get("top_p") == 0:  # clients mean the most likely token alone
         numbers |= {"temperature": 0.0, "top_p": 1.0}
-    if numbers.get("top_k") == -1:  # vLLM's way to say off
+    if numbers.get("top_k") == -1:  # vLLM's value for off
         numbers["top_k"] = 0
     return numbers
 

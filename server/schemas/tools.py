@@ -28,7 +28,9 @@ def _kind_of_choice(value: Any) -> str | None:
 
 
 class Function(Fields):
-    """With `strict`, a keyword of `parameters` that cannot be enforced is an error, else it is dropped and reported."""
+    """With `strict`, a keyword of `parameters` that cannot be enforced is an error; otherwise it is dropped and
+    reported.
+    """
 
     field_rules: ClassVar[FieldRules] = TOOL_RULES
 
@@ -45,7 +47,7 @@ class Function(Fields):
     """Whether a keyword of `parameters` that cannot be enforced is a 400. Otherwise it is dropped and reported."""
 
     def as_tool(self) -> FunctionTool:
-        """Returns the tool that the function is."""
+        """Returns the tool."""
         return FunctionTool(self.name, self.description, self.parameters, self.strict)
 
 
@@ -53,7 +55,7 @@ class Tool(Fields):
     field_rules: ClassVar[FieldRules] = TOOL_RULES
 
     type: Literal["function"]
-    """Kind of tool; the server knows functions only."""
+    """Kind of tool; only functions are supported."""
 
     function: Function
     """Function that the model may call."""
@@ -111,7 +113,7 @@ class NamedTool(Fields):
 
 
 class AllowedFunctions(Fields):
-    """Some of the tools; those of types that the server cannot run don't matter, as they are none of `tools` either."""
+    """Tools that may be called. Entries of types that the server cannot run are ignored, as in `tools`."""
 
     mode: Literal["auto", "required"] = "auto"
     """Whether one of the tools may or must be called."""
@@ -125,7 +127,7 @@ class AllowedFunctions(Fields):
 
 
 class AllowedTools(Fields):
-    """Lets only some of the tools be called, while the prompt, and so its cached prefix, has all of them."""
+    """Restricts which tools may be called, while the prompt, and so its cached prefix, has all tools."""
 
     type: Literal["allowed_tools"]
     """Kind of choice."""

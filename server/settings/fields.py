@@ -15,6 +15,7 @@ _MAX_DEVICES_PER_AXIS: Final = 64
 class Group(StrEnum):
     """Titles under which `roost serve --help` lists its options, in this order."""
 
+    COMMON = "Most used"
     MODEL = "Model"
     CAPACITY = "Capacity"
     DEVICES = "Devices and hosts"
@@ -31,11 +32,11 @@ class Option:
     """Describes a setting in `--help` and in the settings reference. Annotates a field of `Settings`.
 
     Attributes:
-      group: Title under which the option is listed: a `Group`, or one of a feature's own, which is listed last.
+      group: Title under which the option is listed: a `Group`, or a title of a feature, which is listed last.
       help: Description in plain text.
       metavar: Placeholder of the value; None shows its type. A placeholder with alternatives, such as "auto|N", makes
-        the command line take any text.
-      default: Description of the default, for a value that does not speak for itself.
+        the command line accept any text.
+      default: Description of the default, for a value that needs an explanation.
     """
 
     group: str
@@ -44,19 +45,19 @@ class Option:
     default: str | None = None
 
 
-def _none_if(word: str) -> BeforeValidator:
-    return BeforeValidator(lambda value: None if value == word else value)
+def _none_if(*words: str) -> BeforeValidator:
+    return BeforeValidator(lambda value: None if value in words else value)
 
 
 AUTO: Final = _none_if("auto")
 """Reads the word "auto" as None."""
 
-OFF: Final = _none_if("off")
-"""Reads the word "off" as None."""
+OFF: Final = _none_if("off", "false")
+"""Reads the word "off" as None, and also "false", to which YAML converts it."""
 
 
 def _check_local_folder(value: Any) -> Any:
-    """Refuses a bucket's address, which `Path` would take for a relative folder called `gs:`."""
+    """Refuses a bucket's address, which `Path` would read as a relative folder called `gs:`."""
     if re.match(r"[a-z][a-z0-9]+:/", str(value)):
         raise ValueError("must be a folder; mount the bucket, as by GCS FUSE, and name the folder it is mounted on")
     return value
@@ -71,7 +72,7 @@ def _split(value: Any) -> Any:
 
 
 def _check_not_empty(value: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Refuses an empty variable: a secret that got lost must not leave the server open."""
+    """Refuses an empty variable, so that a missing secret does not leave the server without access control."""
     if not value:
         raise ValueError("must not be empty")
     return value

@@ -1,4 +1,4 @@
-"""Loads the settings from all sources and turns what is wrong with them into one line."""
+"""Loads the settings from all sources, and reports invalid ones in one line."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -38,7 +38,7 @@ def load_settings(flags: Mapping[str, Any], flag_label: Callable[[str], str] = f
 
 
 def is_json_wanted(log_format: str | None) -> bool:
-    """Returns whether the flag or its variable asks for JSON, for errors that occur before the settings are loaded."""
+    """Returns whether the flag or its variable selects JSON, for errors that occur before the settings are loaded."""
     return "json" in (log_format, variable_value("log_format"))
 
 
@@ -74,7 +74,7 @@ def _must_hide(name: str) -> bool:
 
 
 def _as_written(value: Any) -> Any:
-    """Returns the value of a flag or a variable as it was written: a path as text, a number without quotes."""
+    """Returns the value of a flag or a variable as the user wrote it: a path as text, a number without quotes."""
     if isinstance(value, Path):
         return str(value)
     is_number = isinstance(value, str) and re.fullmatch(r"-?\d{1,18}", value)

@@ -9,7 +9,7 @@ from typing import Final
 PREFIX: Final = "ROOST_"
 
 _MIN_SIMILARITY: Final = 0.75
-"""Similarity, as difflib's ratio, from which an unknown name counts as a misspelt setting."""
+"""Similarity, as difflib's ratio, above which an unknown name counts as a misspelt setting."""
 
 
 def flag_name(name: str) -> str:
@@ -23,14 +23,14 @@ def variable_name(name: str) -> str:
 
 
 def closest(name: str, names: Collection[str]) -> str | None:
-    """Returns the setting that an unknown name was probably meant to be, if any."""
+    """Returns the setting that was probably meant by an unknown name, if any."""
     matches = difflib.get_close_matches(name.lower().replace("-", "_"), sorted(names), 1, _MIN_SIMILARITY)
     return next(iter(matches), None)
 
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """Names each setting the way it is written where its value comes from.
+    """Names each setting as it is written in the source of its value.
 
     Attributes:
       flags, variables: Names of the settings given on the command line and by environment variables.

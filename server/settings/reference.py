@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -19,11 +19,12 @@ class SettingReference:
       name: Name in the config file.
       flag: Name on the command line.
       variable: Environment variable.
-      kind: Type that the command line parses a value into, before it is checked; `bool` makes the flag a switch.
+      kind: Type to which the command line converts a value before it is checked; `bool` makes the flag a switch.
       metavar: Placeholder of the value; None shows the type.
       default: Description of the default; empty if there is none.
       help: Description in plain text.
       group: Title under which `--help` lists the setting.
+      values: Valid words, for completion in a shell; empty if other values are valid, too.
     """
 
     name: str
@@ -34,6 +35,7 @@ class SettingReference:
     default: str
     help: str
     group: str
+    values: tuple[str, ...]
 
 
 def settings_reference() -> tuple[SettingReference, ...]:
@@ -56,6 +58,7 @@ def setting_reference(name: str) -> SettingReference:
         default=_shown_default(field.default) if option.default is None else option.default,
         help=option.help,
         group=option.group,
+        values=_values(field, option),
     )
 
 
@@ -72,3 +75,12 @@ def _shown_default(value: Any) -> str:
     if value is None or value is False or value == ():
         return ""
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _values(field: FieldInfo, option: Option) -> tuple[str, ...]:
+    """Returns the values of a literal, and the words among a placeholder's alternatives, such as "off"."""
+    members = (field.annotation, *get_args(field.annotation))
+    literals = (value for each in members if get_origin(each) is Literal for value in get_args(each))
+    alternatives = (option.metavar or "").split("|") if "|" in (option.metavar or "") else ()
+    words = (*literals, *(word for word in alternatives if word.islower() and word.isalpha()))
+    return tuple(dict.fromkeys(map(str, words)))

@@ -4,7 +4,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, PrivateAttr, SecretStr, create_model, model_validator
+from pydantic import Field, PrivateAttr, SecretStr, create_model, field_validator, model_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from ..database.address import StoreAddress
@@ -27,28 +27,33 @@ from .fields import (
 )
 from .names import PREFIX, Labels
 from .sources import config_path, environment_values, read_file
+from .speculation import SpeculativeConfig
 
 MODEL_CHOICES: Final = (
     "a directory (safetensors with config.json, or an official Flax checkpoint), owner/name[@revision] on Hugging "
-    "Face, kaggle:google/recurrentgemma/flax/2b-it, gs://bucket/path, random:2b, random:9b, random:CONFIG.json, or "
-    "demo"
+    "Face, kaggle:google/recurrentgemma/flax/2b-it, gs:// or s3://bucket/path, random:2b, random:9b, "
+    "random:CONFIG.json, or demo"
 )
 """Values that MODEL may have, for help texts and errors."""
 
 
+_OWN_PATHS: Final = frozenset({"debug", "health", "metrics", "v1"})
+"""First parts of paths with access control. A prefix must not begin with them."""
+
+
 class Settings(BaseSettings):
-    """Settings of `roost serve` without those of features, which `all_settings` adds.
+    """Settings of `roost serve` without features' settings, which `all_settings` adds.
 
     Each field is a flag (`--max-queue`), an environment variable (`ROOST_MAX_QUEUE`) and a key of the config file
-    (`max_queue`). A flag overrides a variable, which overrides the file, which overrides the default. A field that
-    `EngineConfig` has too sets that one.
+    (`max_queue`). A flag overrides a variable, which overrides the file, which overrides the default. A field whose
+    name is also a field of `EngineConfig` sets that field.
     """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
     model: Annotated[str, Option(Group.MODEL, f"A{MODEL_CHOICES[1:]}.", "MODEL")] = "demo"
     config: Annotated[
-        Path | None, Option(Group.MODEL, "TOML file with any of these settings, such as max_queue = 64.", "FILE")
+        Path | None, Option(Group.COMMON, "TOML file with any of these settings, such as max_queue = 64.", "FILE")
     ] = None
     served_model_name: Annotated[
         Annotated[str, Field(min_length=1)] | None,
@@ -59,11 +64,12 @@ class Settings(BaseSettings):
         Option(Group.MODEL, "auto (the checkpoint's own), float32 or bfloat16.", "DTYPE"),
     ] = "auto"
     quantize: Annotated[
-        Literal["int8"] | None,
+        Literal["int8", "int4"] | None,
         Option(
-            Group.MODEL,
-            "int8: weights take half the memory, and steps less time; answers are almost the same.",
-            "int8",
+            Group.COMMON,
+            "int8: weights take half the memory, and steps less time; answers are almost the same. int4, on CPUs: "
+            "matrices take half of int8's memory, but answers differ more, and native kernels alone are quicker.",
+            "FORMAT",
         ),
     ] = None
     kv_dtype: Annotated[
@@ -75,7 +81,35 @@ class Settings(BaseSettings):
             default="as activations",
         ),
     ] = None
+    speculative_config: Annotated[
+        SpeculativeConfig,
+        Option(
+            Group.MODEL,
+            'Speculative decoding on CPUs, spelt as by vLLM, such as {"method": "ngram", "num_speculative_tokens": 7}; '
+            "copies of earlier text take fewer steps, and tokens stay the same.",
+            "JSON|null",
+            default="null",
+        ),
+    ] = None
     seed: Annotated[int, Field(ge=0, lt=2**32), Option(Group.MODEL, "Seed of random weights.")] = 0
+    without_kernels: Annotated[
+        Words,
+        Option(
+            Group.MODEL,
+            "Kernels to replace by XLA, because roost report found them wrong on this device.",
+            "NAME",
+            default="none",
+        ),
+    ] = ()
+    lora: Annotated[
+        Words,
+        Option(
+            Group.MODEL,
+            "LoRA adapter by PEFT to merge into the weights: a directory, or a repository on Hugging Face.",
+            "ADAPTER[=SCALE]",
+            default="none",
+        ),
+    ] = ()
     max_tokens_limit: Annotated[
         PositiveInt | None, Option(Group.MODEL, "Maximum number of tokens that a request may generate.")
     ] = None
@@ -84,8 +118,27 @@ class Settings(BaseSettings):
     )
     strict: Annotated[bool, Option(Group.MODEL, "Refuse requests with unknown fields.")] = False
 
-    host: Annotated[str, Option(Group.HTTP, "Address to listen on; 0.0.0.0 is all.", "ADDRESS")] = "127.0.0.1"
-    port: Annotated[Port, Option(Group.HTTP, "Port to listen on; 0 takes a free one.")] = 8000
+    host: Annotated[str, Option(Group.COMMON, "Address to listen on; 0.0.0.0 is all.", "ADDRESS")] = "127.0.0.1"
+    port: Annotated[Port, Option(Group.COMMON, "Port to listen on; 0 takes a free one.")] = 8000
+    uds: Annotated[
+        Path | None,
+        Option(Group.HTTP, "Unix socket to listen on instead of --host and --port, for a local proxy.", "PATH"),
+    ] = None
+    root_path: Annotated[
+        Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)+$")] | None,
+        Option(
+            Group.HTTP, "Path prefix under which a proxy offers this server; the proxy may remove it or not.", "PATH"
+        ),
+    ] = None
+    forwarded_allow_ips: Annotated[
+        Words,
+        Option(
+            Group.HTTP,
+            "Proxies whose X-Forwarded-For and X-Forwarded-Proto are trusted: addresses, networks, or *.",
+            "ADDRESS",
+            default="none",
+        ),
+    ] = ()
     admin_port: Annotated[Port | None, Option(Group.HTTP, "Serve metrics and /debug on this port instead.")] = None
     allow_origin: Annotated[
         Words,
@@ -113,13 +166,13 @@ class Settings(BaseSettings):
     api_key: Annotated[
         Secrets | None,
         Option(
-            Group.SECURITY,
-            "Require this key, or one of several. Other users of this machine can read it here, but not in "
+            Group.COMMON,
+            "Require this key, or one of several. Other users of this machine can read a command line, but not "
             "ROOST_API_KEY.",
             "[NAME:]KEY",
         ),
     ] = None
-    api_key_file: Annotated[Path | None, Option(Group.SECURITY, "File with such keys, one a line.", "FILE")] = None
+    api_key_file: Annotated[Path | None, Option(Group.SECURITY, "File with API keys, one per line.", "FILE")] = None
     admin_key: Annotated[
         Secrets | None,
         Option(Group.SECURITY, "Offer /debug to clients with this key; better in ROOST_ADMIN_KEY.", "KEY"),
@@ -138,7 +191,7 @@ class Settings(BaseSettings):
 
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
-        Option(Group.LOGS, "Least level of log lines: debug, info, warning or error.", "LEVEL"),
+        Option(Group.LOGS, "Minimum level of log lines: debug, info, warning or error.", "LEVEL"),
     ] = "info"
     log_format: Annotated[
         Literal["text", "json"],
@@ -150,14 +203,14 @@ class Settings(BaseSettings):
     ] = None
     otlp_traces_endpoint: Annotated[
         Annotated[str, Field(pattern="^https?://")] | None,
-        Option(Group.LOGS, "Send OpenTelemetry spans there; the path is /v1/traces.", "URL"),
+        Option(Group.LOGS, "Collector of OpenTelemetry spans; the path is /v1/traces.", "URL"),
     ] = None
 
     slots: Annotated[
         PositiveInt | None,
         AUTO,
         Option(
-            Group.CAPACITY,
+            Group.COMMON,
             "Requests that run at the same time: a number, or auto for what memory allows.",
             "auto|N",
             default="auto",
@@ -168,15 +221,15 @@ class Settings(BaseSettings):
         AUTO,
         Option(
             Group.CAPACITY,
-            "Slots kept free for API keys with nothing running.",
+            "Slots kept free for API keys without running requests.",
             "auto|N",
             default="1 with several keys, else 0",
         ),
     ] = None
-    max_queue: Annotated[PositiveInt, Option(Group.CAPACITY, "Requests that may wait for a slot.")] = 256
+    max_queue: Annotated[PositiveInt, Option(Group.CAPACITY, "Maximum number of requests that wait for a slot.")] = 256
     max_queue_tokens: Annotated[
         PositiveInt | None,
-        Option(Group.CAPACITY, "Prompt tokens of waiting requests together.", default="no limit"),
+        Option(Group.CAPACITY, "Maximum total number of prompt tokens of waiting requests.", default="no limit"),
     ] = None
     prefill_chunk: Annotated[PositiveInt, Option(Group.CAPACITY, "Maximum number of prompt tokens in one step.")] = 512
     itl_target_ms: Annotated[
@@ -184,7 +237,7 @@ class Settings(BaseSettings):
         AUTO,
         Option(
             Group.CAPACITY,
-            "Milliseconds between two tokens of a request that prompts of others should keep; 0 for throughput.",
+            "Target for milliseconds between two tokens while prompts are prefilled; 0 for throughput.",
             "auto|MS",
             default="2.9 decode steps",
         ),
@@ -202,7 +255,7 @@ class Settings(BaseSettings):
         str | None,
         Option(
             Group.DEVICES,
-            "Run no model, but take the time that it takes on this device, with options such as step_ms, "
+            "Simulate the timing of this device without running a model, with options such as step_ms, "
             "prefill_tokens_per_s, efficiency, jitter, output_tokens or fault; for load tests.",
             "DEVICE[,OPTION=VALUE…]",
         ),
@@ -239,7 +292,7 @@ class Settings(BaseSettings):
         LOCAL_FOLDER,
         Option(
             Group.CACHE,
-            "Folder for compiled programs, which make later starts quicker; off keeps none.",
+            "Folder for compiled programs, which make later starts faster; off keeps none.",
             "DIR|off",
             default="the user's cache folder",
         ),
@@ -248,7 +301,7 @@ class Settings(BaseSettings):
     store: Annotated[
         Store,
         Option(
-            Group.STORE,
+            Group.COMMON,
             "Where responses are kept: memory:, sqlite:///FILE for one machine, or postgresql://USER:PASSWORD@HOST/DB "
             "for several. Background responses then survive the server. A password is better in ROOST_STORE.",
             "URL",
@@ -264,7 +317,9 @@ class Settings(BaseSettings):
     ] = 3600.0
     stall_timeout: Annotated[
         PositiveFloat,
-        Option(Group.SHUTDOWN, "Seconds until a client that reads nothing of its response is dropped.", "SECONDS"),
+        Option(
+            Group.SHUTDOWN, "Seconds after which a client that does not read its response is disconnected.", "SECONDS"
+        ),
     ] = 60.0
     step_timeout: Annotated[
         PositiveFloat,
@@ -292,11 +347,11 @@ class Settings(BaseSettings):
         return self._warnings
 
     def remember_sources(self, labels: Labels, warnings: tuple[str, ...]) -> None:
-        """Keeps where the values come from, and what was ignored."""
+        """Records the sources of the values, and the ignored variables."""
         self._labels, self._warnings = labels, warnings
 
     def rename(self, text: str) -> str:
-        """Returns an error about settings with their names as they were written where their values come from."""
+        """Returns an error about settings, with their names as they appear in the sources of their values."""
         return self._labels.rename(text, type(self).model_fields)
 
     @property
@@ -306,7 +361,7 @@ class Settings(BaseSettings):
 
     @property
     def retention_s(self) -> float:
-        """Seconds after which what is stored in a database is deleted."""
+        """Seconds after which stored objects are deleted from a database."""
         return self.store_days * 86400.0
 
     @model_validator(mode="after")
@@ -318,6 +373,13 @@ class Settings(BaseSettings):
         if self.host_index >= self.num_hosts:
             raise ValueError(f"host_index must be less than num_hosts ({self.num_hosts}), not {self.host_index}")
         return self
+
+    @field_validator("root_path")
+    @classmethod
+    def _check_root_path(cls, value: str | None) -> str | None:
+        if value is not None and value.split("/")[1] in _OWN_PATHS:
+            raise ValueError(f"must not begin with a path of the server's own: {', '.join(sorted(_OWN_PATHS))}")
+        return value
 
     @classmethod
     def settings_customise_sources(
@@ -336,6 +398,6 @@ class Settings(BaseSettings):
 
 @cache
 def all_settings() -> type[Settings]:
-    """Returns the settings of `roost serve`: the core's, and those that modules `settings` of features declare."""
+    """Returns the settings of `roost serve`: the core's settings, and those in the modules `settings` of features."""
     kinds: list[type[Settings]] = [module.SETTINGS for module in modules_of("settings")]
     return create_model("AllSettings", __base__=(*reversed(kinds), Settings))

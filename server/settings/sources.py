@@ -30,7 +30,7 @@ class Environment:
     """Environment variables that begin with `ROOST_`, sorted.
 
     Attributes:
-      given: Names of the settings that a variable gives a value to.
+      given: Names of the settings that have a value from a variable.
       ignored: Names of the settings whose variable holds a Service's address.
       warnings: One line for each variable that has no effect but looks as if it should.
       mistakes: One line for each variable whose name is almost a setting's.
@@ -77,7 +77,7 @@ def environment_values(values: Mapping[str, Any], names: Collection[str]) -> dic
 
 
 def variable_value(name: str) -> str | None:
-    """Returns the environment variable of one setting, for what is needed before all settings are loaded."""
+    """Returns the environment variable of one setting, for use before all settings are loaded."""
     return next((value for key, value in os.environ.items() if key.upper() == variable_name(name)), None)
 
 
@@ -123,5 +123,5 @@ def _with_hint(key: str, value: Any, names: Collection[str]) -> str:
 
 
 def chosen_platforms() -> str:
-    """Returns JAX's own variable for the devices to use; an empty text leaves the choice to JAX."""
+    """Returns JAX's environment variable for the devices to use; an empty text leaves the choice to JAX."""
     return os.environ.get("JAX_PLATFORMS", "")

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class OpenRequests:
-    """Number of open requests, and how far shutdown has come.
+    """Number of open requests, and the progress of shutdown.
 
-    Shutdown has two steps, so that load balancers stop routing here before requests are refused: first readiness
-    fails, then new requests do.
+    Shutdown has two steps, so that load balancers stop routing here before requests are refused: first readiness fails,
+    then new requests are refused.
 
     Attributes:
       is_draining: Whether shutdown has begun, so that readiness fails.

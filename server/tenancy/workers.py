@@ -1,19 +1,25 @@
-"""Worker threads for work that would block the event loop, shared fairly by tenants.
+"""Worker threads for work that would block the event loop, shared fairly between tenants.
 
-`ThreadPoolExecutor` alone runs functions in order of submission, whoever submits them.
+`ThreadPoolExecutor` alone runs functions in order of submission, independent of the tenant.
 """
 
 import asyncio
-from collections import Counter, OrderedDict, deque
+from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import copy_context
 from typing import Any, Final
 
 from .tenant import tenant
+from .turns import Turns
 
 _NUM_THREADS: Final = 3
 """Number of threads. They share one interpreter, so more threads would only take more memory."""
+
+
+class WorkersClosedError(RuntimeError):
+    """The workers were closed before the function started."""
 
 
 class Workers:
@@ -24,55 +30,70 @@ class Workers:
     Args:
       tenants: Number of tenants.
       num_threads: Number of functions that run at the same time.
+      name: Prefix of the threads' names.
     """
 
-    def __init__(self, tenants: int = 1, num_threads: int = _NUM_THREADS) -> None:
-        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="worker")
+    def __init__(self, tenants: int = 1, num_threads: int = _NUM_THREADS, name: str = "worker") -> None:
+        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix=name)
         self._num_free = num_threads
         self._max_per_tenant = num_threads - 1 if tenants > 1 else num_threads
         self._running: Counter[str] = Counter()
-        self._waiting: OrderedDict[str, deque[tuple[asyncio.Future[Any], Callable[[], Any]]]] = OrderedDict()
+        self._waiting: Turns[tuple[asyncio.Future[Any], Callable[[], Any]]] = Turns()
+        self._is_closed = False
 
     async def run[T](self, work: Callable[[], T]) -> T:
         """Runs a function on a thread and returns its result. A call cancelled before it starts never runs.
 
         Raises:
           Exception: The exception that `work` raised.
+          WorkersClosedError: The workers were closed before `work` started.
         """
+        if self._is_closed:
+            raise WorkersClosedError
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         context = copy_context()
-        self._waiting.setdefault(tenant.get(), deque()).append((done, lambda: context.run(work)))
+        self._waiting.add(tenant.get(), (done, lambda: context.run(work)))
         self._start()
         return await done
 
+    def close(self) -> None:
+        """Fails waiting and later calls. Running functions continue."""
+        self._is_closed = True
+        while found := self._waiting.take():
+            _, (done, _) = found
+            if not done.done():
+                done.set_exception(WorkersClosedError())
+        self._threads.shutdown(wait=False)
+
     def _start(self) -> None:
-        while self._num_free and (owner := self._next()) is not None:
-            done, work = self._waiting[owner].popleft()
-            self._waiting.move_to_end(owner)
-            if not self._waiting[owner]:
-                del self._waiting[owner]
+        while self._num_free and (found := self._waiting.take(self._may_run)) is not None:
+            owner, (done, work) = found
             if not done.done():
                 self._submit(owner, done, work)
 
-    def _next(self) -> str | None:
-        return next((owner for owner in self._waiting if self._running[owner] < self._max_per_tenant), None)
+    def _may_run(self, owner: str) -> bool:
+        return self._running[owner] < self._max_per_tenant
 
     def _submit(self, owner: str, done: asyncio.Future[Any], work: Callable[[], Any]) -> None:
+        loop = asyncio.get_running_loop()
         self._num_free -= 1
         self._running[owner] += 1
 
-        def finish(result: asyncio.Future[Any]) -> None:
-            self._num_free += 1
-            self._running[owner] -= 1
-            if not self._running[owner]:
-                del self._running[owner]
-            error = result.exception()
-            if done.done():
-                pass  # the caller was cancelled
-            elif error is not None:
-                done.set_exception(error)
-            else:
-                done.set_result(result.result())
-            self._start()
+        def report(result: Future[Any]) -> None:
+            with suppress(RuntimeError):  # the loop was closed before the result arrived
+                loop.call_soon_threadsafe(self._finish, owner, done, result)
 
-        asyncio.get_running_loop().run_in_executor(self._threads, work).add_done_callback(finish)
+        self._threads.submit(work).add_done_callback(report)
+
+    def _finish(self, owner: str, done: asyncio.Future[Any], result: Future[Any]) -> None:
+        self._num_free += 1
+        self._running[owner] -= 1
+        if not self._running[owner]:
+            del self._running[owner]
+        if done.done():
+            pass  # the caller was cancelled
+        elif (error := result.exception()) is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(result.result())
+        self._start()

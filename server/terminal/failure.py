@@ -2,63 +2,109 @@
 
 import contextlib
 import logging
+import re
 import signal
-from collections.abc import Iterator, Mapping
-from typing import Final
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Final
 
 import typer
 
 from ..observability.logging import say
-from ..settings import SettingsError
+from ..settings import SettingsError, flag_name, is_json_wanted
 
 FAILURE_STATUS: Final = 1
 """Exit status of a command that failed."""
 
 USAGE_STATUS: Final = 2
-"""Exit status for options that cannot be used, which is Click's too."""
+"""Exit status for options and settings that cannot be used, which is also Typer's."""
 
 INTERRUPTED_STATUS: Final = 130
 """Exit status after Ctrl-C."""
 
 EXIT_STATUSES: Final[Mapping[int, str]] = {
     0: "The command is done. `roost serve` was stopped by a signal, and has drained.",
-    FAILURE_STATUS: "The command failed, and the last line on stderr says why and what to do. `roost serve` ends so if "
-    "the value of a setting or a checkpoint cannot be used and if the engine fails, `roost bench serve` if no request "
-    "completed.",
-    USAGE_STATUS: "A flag or an argument is unknown or missing, or not of its type. `roost bench` ends so for each "
-    "option that cannot be used.",
+    FAILURE_STATUS: "The command failed, and the last line on stderr says why and what to do: the model cannot be "
+    "loaded, the port is in use, the engine failed. `roost batch` ends so if every line failed, and `roost bench "
+    "serve` if no request completed.",
+    USAGE_STATUS: "A flag, an argument or a setting is unknown, missing or has a value that cannot be used; the last "
+    "line on stderr names it.",
     INTERRUPTED_STATUS: "Ctrl-C ended the command, or a second one ended `roost serve` before it had drained.",
     128 + signal.SIGTERM: "A second signal, SIGTERM, ended `roost serve` before it had drained.",
 }
-"""Exit statuses of all commands, and what they mean. `docs/reference/errors.md` is written from them."""
+"""Exit statuses of all commands, and their meanings. `docs/reference/errors.md` is written from them."""
+
+_UsageError: Final[type[Any]] = typer.BadParameter.__bases__[0]
+"""Base class of Typer's usage errors, which Typer does not export."""
 
 
 class CommandError(Exception):
-    """A command cannot continue; the text is one line that says what is wrong and what to do."""
+    """A command cannot continue. The text is one line with the problem and its fix."""
 
 
 @contextlib.contextmanager
-def exit_on_error(usage_status: int = FAILURE_STATUS, *, as_json: bool | None = None) -> Iterator[None]:
+def exit_on_error(*options: str, as_json: bool | None = None) -> Iterator[None]:
     """Prints an error that a user can fix as one line, and exits. Other errors are bugs and keep their trace.
 
     Args:
-      usage_status: Exit status if an option or a setting cannot be used.
+      options: Options that errors name without dashes, at their beginning.
       as_json: Whether the line is a JSON object; None follows the format of log lines.
     """
     try:
         yield
     except SettingsError as error:
-        _fail(error, usage_status, as_json)
+        _fail(str(error), USAGE_STATUS, as_json)
     except CommandError as error:
-        _fail(error, FAILURE_STATUS, as_json)
+        _fail(str(error), FAILURE_STATUS, as_json)
     except Exception as error:
-        from ...engine import RoostError
+        from ...engine import CheckpointError, ConfigError, RoostError
 
         if not isinstance(error, RoostError):
             raise
-        _fail(error, FAILURE_STATUS, as_json)
+        is_usage = isinstance(error, ConfigError) and not isinstance(error, CheckpointError)
+        _fail(_with_flag(str(error), options), USAGE_STATUS if is_usage else FAILURE_STATUS, as_json)
 
 
-def _fail(error: Exception, status: int, as_json: bool | None) -> None:
-    say(f"roost: {error}", logging.ERROR, as_json=as_json)
+def _with_flag(text: str, options: Collection[str]) -> str:
+    """Returns an error whose first word, if it is an option, is written as a flag."""
+    name, space, rest = text.partition(" ")
+    return f"{flag_name(name)}{space}{rest}" if name in options else text
+
+
+def _fail(text: str, status: int, as_json: bool | None) -> None:
+    say(f"roost: {text}", logging.ERROR, as_json=as_json)
     raise typer.Exit(status) from None
+
+
+@contextlib.contextmanager
+def exit_on_usage_error() -> Iterator[None]:
+    """Prints Typer's usage errors as one line, and exits."""
+    try:
+        yield
+    except _UsageError as error:
+        if type(error).__name__ != "NoArgsIsHelpError":  # whose help has been printed
+            _fail(_usage_line(error), USAGE_STATUS, is_json_wanted(None) or None)
+        raise
+
+
+def _usage_line(error: Any) -> str:
+    """Returns Typer's message with the option in front, and how to list all options."""
+    text = error.format_message().rstrip(".")
+    for pattern, wording in _WORDINGS.items():
+        text = re.sub(pattern, wording, text, flags=re.DOTALL)
+    if error.ctx is None:
+        return " ".join(text.split())
+    path = re.sub(r"^\S+", "roost", error.ctx.command_path)
+    return f"{' '.join(text.split())}; {path} --help says what it takes"
+
+
+_WORDINGS: Final[Mapping[str, str]] = {
+    r"^Invalid value for '?([^\s':]+)'?(?: / '.+?')*: (.*)": r"\1: \2",
+    r": (?:Value error, )?Input should be (.*?)(?:, unable.*)?$": r" must be \1",
+    r": Value error, ": ": ",
+    r"^No such (?:option|command):? '?([^\s']+)'?": r"\1 is unknown",
+    r"^Missing (?:argument|option) '([^\s']+).*": r"\1 is missing",
+    r"^Option '(.+?)' requires an argument": r"\1 needs a value",
+    r"^Got unexpected extra argument(?:s|\(s\))? \((.*)\)": r"unexpected argument: \1",
+    r" \(Possible options: (--[a-z-]+).*\)": r"; did you mean \1?",
+}
+"""Typer's messages, and their replacements."""

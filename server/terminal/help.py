@@ -6,9 +6,11 @@ from typing import Annotated, Any, Final, cast
 
 import typer
 from rich.markup import escape
-from typer.core import TyperGroup, TyperOption
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from ..settings import MODEL_CHOICES, setting_reference, settings_reference
+from ..settings import MODEL_CHOICES, foreign_flag_hint, setting_reference, settings_reference
+from .failure import exit_on_usage_error
+from .options import completion
 
 MODEL_HELP: Final = escape(f"A{MODEL_CHOICES[1:]}.")
 """Values of MODEL, escaped for rich, which would take `[@revision]` for a style."""
@@ -17,16 +19,17 @@ _CONFIG_HELP: Final = "TOML file of settings, as `roost serve` reads it."
 
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command, which takes any keyword arguments, MODEL and the option of every setting."""
+    """Adds MODEL and the option of every setting to a command, which must accept any keyword arguments."""
     return _with_options(command, {each.name: _option(each.name, is_grouped=True) for each in settings_reference()})
 
 
 def takes_model_options(*names: str, **helps: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command, which takes any keyword arguments, the options of some settings after its own.
+    """Adds the options of some settings to a command, after its own options. The command must accept any keyword
+    arguments.
 
     Args:
       names: Names of the settings.
-      helps: Descriptions by name, where the setting's own does not fit the command.
+      helps: Descriptions by name, for settings whose own description does not fit the command.
     """
     texts = {"config": _CONFIG_HELP, **helps}
     return lambda command: _with_options(command, {name: _option(name, texts.get(name)) for name in names})
@@ -49,6 +52,7 @@ def _option(name: str, help: str | None = None, *, is_grouped: bool = False) -> 
         show_default=setting.default,
         metavar=setting.metavar,
         rich_help_panel=setting.group if is_grouped else None,
+        autocompletion=completion(setting.values),
     )
 
 
@@ -70,7 +74,7 @@ def _with_options(command: Callable[..., None], options: Mapping[str, Any]) -> C
 
 
 class CommandGroup(TyperGroup):
-    """Commands whose `--help` shows no `<bool>` beside switches, and described defaults without parentheses."""
+    """Commands whose `--help` is complete and tidy, and whose usage errors are one line."""
 
     def get_params(self, ctx: Any) -> Any:
         return _tidied(super().get_params(ctx))
@@ -79,7 +83,33 @@ class CommandGroup(TyperGroup):
         command = super().get_command(ctx, cmd_name)
         if command is not None:
             _tidied(command.get_params(ctx))
+            if doc := inspect.getdoc(command.callback):
+                command.help = _prose(doc)
         return command
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with exit_on_usage_error():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: Any) -> Any:
+        with exit_on_usage_error():
+            return super().invoke(ctx)
+
+
+class ServeCommand(TyperCommand):
+    """A command that answers flags of vLLM and llama.cpp with Roost's own."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        own = {name for param in self.get_params(ctx) for name in param.opts}
+        for flag in (word.partition("=")[0] for word in args if word.startswith("-")):
+            if flag not in own and (hint := foreign_flag_hint(flag)) is not None:
+                ctx.fail(hint)
+        return super().parse_args(ctx, args)
+
+
+def _prose(doc: str) -> str:
+    """Returns a docstring for Rich: paragraphs without line breaks, and square brackets that are not styles."""
+    return escape("\n\n".join(" ".join(paragraph.split()) for paragraph in doc.split("\n\n")))
 
 
 def _tidied(params: Any) -> Any:

@@ -1,5 +1,6 @@
-"""Options that several commands have."""
+"""Options that several commands share."""
 
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
@@ -13,3 +14,8 @@ ApiKey = Annotated[
         show_default=False,
     ),
 ]
+
+
+def completion(values: Sequence[str]) -> Callable[..., list[str]] | None:
+    """Returns the function that completes a value in a shell; None completes it as a path."""
+    return (lambda incomplete: [value for value in values if value.startswith(incomplete)]) if values else None

@@ -1,1 +1,1 @@
-"""Text side of a model: tokenizer, chat template, grammars, defaults."""
+"""Text side of a model: tokenizer, chat template, detokenizer, stop strings, defaults."""

@@ -1,4 +1,4 @@
-"""Conversations with their tools and tool choice, in the form that every API converts its bodies to."""
+"""Conversations with their tools and tool choice, in a form that is common to all APIs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ class ConversationMessage:
       role: Role that the chat format knows, or `tool` for the result of a call.
       content: Text, or the texts of the message's parts; None without text.
       calls: Function calls, in an assistant's message.
-      call_id: Id of the call that this message is the result of.
+      call_id: Id of the call whose result this message is.
     """
 
     role: str

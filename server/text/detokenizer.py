@@ -9,12 +9,13 @@ from .tokenizer import Tokenizer
 
 
 class Detokenizer:
-    """Turns token ids into text deltas, which joined equal the whole text up to the first stop string.
+    """Converts token ids to text deltas. Joined, these equal the whole text up to the first stop string.
 
     A delta never ends inside of a character's bytes or of a possible stop string: these are held back until more tokens
     arrive. The first stop string is the one that is *complete* first, so that generation can end there; of several that
-    complete together, the longest. So a stop string that contains a shorter one before its end is never found. The
-    result does not depend on how ids are grouped into pushes, and the cost of a token not on the length of the text.
+    complete together, the longest. A stop string that contains a shorter one before its end is therefore never found.
+    The result does not depend on how ids are grouped into pushes. The cost of a token does not depend on the length of
+    the text.
 
     Args:
       tokenizer: Tokenizer of the model.
@@ -50,7 +51,7 @@ class Detokenizer:
             return ""
         if self._stop is None and not self._ends and len(token_ids) == 1:
             piece = self._tokenizer.token_bytes(token_ids[0])
-            if piece.isascii():  # it is whole, and is sent at once
+            if piece.isascii():  # the text is complete, and is sent immediately
                 self._num_decoded += len(piece)
                 self._num_returned += len(piece)
                 self.num_sent += 1
@@ -58,7 +59,7 @@ class Detokenizer:
         return self._count_sent(self._advance("".join(map(self._decode, token_ids))))
 
     def finish(self) -> str:
-        """Returns the text that was held back, after the last id; an incomplete character becomes U+FFFD."""
+        """Returns the text that was held back, after the last id. An incomplete character becomes U+FFFD."""
         if self.stop_string is not None:
             return ""
         text = self._advance(self._decoder.decode(b"", final=True))
@@ -83,7 +84,9 @@ class Detokenizer:
         return text
 
     def _advance(self, new: str) -> str:
-        """Matches new text and returns what can be sent; the node stands for the held text, so that is not copied."""
+        """Matches new text and returns the text that can be sent. The node represents the held text, which is not
+        copied.
+        """
         stop = self._stop
         if stop is None:
             return new

@@ -13,12 +13,12 @@ from ...engine import SAMPLING_FIELDS, CheckpointError
 
 @dataclass(frozen=True, slots=True)
 class GenerationDefaults:
-    """Values for fields that a request leaves out.
+    """Defaults for fields that a request omits.
 
     Attributes:
       sampling: Fields of `SamplingParams` that the checkpoint sets, by name.
       max_tokens: Maximum number of tokens of a chat's output; None generates until the model stops.
-      end_token_ids: End tokens that the checkpoint names beside the tokenizer's.
+      end_token_ids: End tokens that the checkpoint names in addition to the tokenizer's.
     """
 
     sampling: Mapping[str, Any] = field(default_factory=dict)
@@ -27,7 +27,7 @@ class GenerationDefaults:
 
 
 class _KnownFields(BaseModel):
-    """Fields beside those of the sampling table. Null leaves a default in place, as in transformers."""
+    """Fields in addition to the sampling table. Null keeps the default, as in transformers."""
 
     model_config = ConfigDict(strict=True)
 

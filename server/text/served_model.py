@@ -1,4 +1,4 @@
-"""A model as the server sees it: name, tokenizer, chat format and defaults, without weights."""
+"""A model without its weights: name, tokenizer, chat format and defaults."""
 
 import hashlib
 import importlib.metadata
@@ -17,19 +17,21 @@ from .tokenizer_loading import load_tokenizer, read_tokenizer_config
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """Everything about a served model but its weights.
+    """All facts about a served model except its weights.
 
     Attributes:
       id: Name of the model in the API.
+      root: Name of the weights: the adapter's if one was merged, else the model's.
+      parent: Name of the model that an adapter was merged into; None without one.
       created: Time at which it was opened, in seconds since 1970.
       fingerprint: Changes with everything that may change outputs: weights, dtype, quantization, seed, versions.
-      identity: Is the same wherever the same model is served, whatever the machine, its paths and its versions.
+      identity: Identifies the model across machines, paths and versions.
       tokenizer: Tokenizer of the model.
       chat_format: Format of chat prompts.
       defaults: Sampling defaults of the checkpoint.
       max_tokens_limit: Maximum tokens that any request may generate; None sets no limit.
       tokenizer_class: Hugging Face's name of the tokenizer; None if there is none.
-      simulated: Device that is simulated, as `--simulate` says; None if the model runs.
+      simulated: Simulated device, from `--simulate`; None if the model runs.
       end_token_ids: Tokens that end a generation by default.
     """
 
@@ -43,6 +45,8 @@ class ServedModel:
     tokenizer_class: str | None = None
     identity: str = ""
     simulated: str | None = None
+    root: str = ""
+    parent: str | None = None
     end_token_ids: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -53,12 +57,12 @@ class ServedModel:
 def open_served_model(
     source: ModelSource, config: EngineConfig, name: str | None = None, max_tokens_limit: int | None = None
 ) -> ServedModel:
-    """Loads everything about a model but its weights.
+    """Loads everything about a model except its weights.
 
     Args:
       source: Checkpoint, or a config with random weights.
-      config: Engine configuration, which the fingerprint depends on.
-      name: Name of the model in the API; None takes the source's.
+      config: Engine configuration, which affects the fingerprint.
+      name: Name of the model in the API; None uses the source's name.
       max_tokens_limit: Maximum tokens that any request may generate.
 
     Raises:
@@ -76,15 +80,18 @@ def open_served_model(
         max_tokens_limit=max_tokens_limit,
         tokenizer_class=_tokenizer_class(source.directory, tokenizer),
         simulated=None if config.simulate is None else config.simulate.text,
+        root=source.adapters[-1].name if source.adapters else source.name,
+        parent=source.name if source.adapters else None,
     )
 
 
 def _default_name(source: ModelSource, config: EngineConfig) -> str:
-    return source.name if config.simulate is None else f"{source.name}-{SIMULATED}"
+    name = source.adapters[-1].name if source.adapters else source.name
+    return name if config.simulate is None else f"{name}-{SIMULATED}"
 
 
 def _tokenizer_class(directory: Path | None, tokenizer: Tokenizer) -> str | None:
-    """Returns the class that the checkpoint names, or else that of RecurrentGemma's checkpoints."""
+    """Returns the class that the checkpoint names; otherwise the class of RecurrentGemma's checkpoints."""
     named = None if directory is None else read_tokenizer_config(directory).get("tokenizer_class")
     return named if isinstance(named, str) else "GemmaTokenizer" if tokenizer.has_text else None
 
@@ -109,11 +116,11 @@ def _fingerprint(source: ModelSource, config: EngineConfig) -> str:
     versions = [f"{package} {importlib.metadata.version(package)}" for package in ("roost", "jaxlib")]
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in source.files]
     numbers = (config.dtype, config.seed, config.quantize, *([] if config.kv_dtype is None else [config.kv_dtype]))
-    facts = repr((versions, source.config, files, *numbers))
+    facts = repr((versions, source.config, files, *numbers, *source.merged))
     return ("fp_" if config.simulate is None else f"fp_{SIMULATED}_") + hashlib.sha256(facts.encode()).hexdigest()[:12]
 
 
 def _identity(source: ModelSource, config: EngineConfig) -> str:
     files = [(path.name, path.stat().st_size) for path in source.files]
-    facts = repr((source.config, sorted(files), config.dtype, config.seed, config.quantize))
+    facts = repr((source.config, sorted(files), config.dtype, config.seed, config.quantize, *source.merged))
     return ("model_" if config.simulate is None else f"{SIMULATED}_") + hashlib.sha256(facts.encode()).hexdigest()[:24]

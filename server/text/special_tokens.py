@@ -1,4 +1,4 @@
-"""Checks that a tokenizer's special tokens are those that the model was trained with."""
+"""Checks that a tokenizer's special tokens match the model's config."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Matches all stop strings of a request at once, character by character (Aho and Corasick, 1975)."""
+"""Matches all stop strings of a request in one pass, character by character (Aho and Corasick, 1975)."""
 
 import asyncio
 from array import array
@@ -12,14 +12,14 @@ ROOT: Final = 0
 _NONE: Final = -1
 
 _LONG: Final = 512
-"""Total characters from which on a thread builds the tables, since that takes about half a millisecond."""
+"""Total characters above which a thread builds the tables, which takes about half a millisecond."""
 
 
 class StopStrings(Sequence[str]):
     """Stop strings with their Aho-Corasick automaton. Immutable, so that choices of a request can share one.
 
-    A node stands for a prefix of one or several stop strings. The current node of a text is the longest prefix that
-    the text ends with. A character takes constant time on average, whatever the number and length of stop strings. A
+    A node stands for a prefix of one or several stop strings. The current node of a text is the longest prefix that the
+    text ends with. A character takes constant time on average, independent of the number and length of stop strings. A
     node takes 24 bytes.
 
     Args:

@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ...engine.core.errors import CheckpointError
+from ...engine.types.errors import CheckpointError
 from .piece_tokenizer import HFTokenizer, SentencePieceTokenizer, TokenizerConfig
 from .tokenizer import TokenIdsOnly, Tokenizer
 
 
 def load_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
-    """Returns the tokenizer of `tokenizer.model` or else `tokenizer.json`, or a `TokenIdsOnly` without either.
+    """Returns the tokenizer of `tokenizer.model` or `tokenizer.json`, in this order; a `TokenIdsOnly` without either.
 
     Args:
       directory: Folder of the checkpoint.
@@ -33,7 +33,7 @@ def load_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
 
 
 def read_tokenizer_config(directory: Path) -> dict[str, Any]:
-    """Returns the content of `tokenizer_config.json`; empty if there is no such file.
+    """Returns the content of `tokenizer_config.json`; empty if the file does not exist.
 
     Raises:
       CheckpointError: The file does not contain a JSON object.

@@ -1,14 +1,9 @@
 """The benchmark of batches compares ways within a round, and names the goals that were missed."""
 
 import argparse
-import sys
-from pathlib import Path
 
 import orjson
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
 from batches import Figures, Workload, page
 
 WORKLOAD = Workload(["demo"], 60, 300, group=20)

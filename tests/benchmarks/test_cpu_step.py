@@ -1,12 +1,6 @@
 """The report of a step or a chunk on a CPU counts every instruction once, and names what limits the step."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
 from cpu_step import Need, Rates, operations, page, total_of
 
 PROGRAM = """

@@ -6,15 +6,13 @@ Neither a server nor llama.cpp runs here.
 from pathlib import Path
 from typing import Any
 
+import draw_pictures
+import length_chart
 import orjson
 import pytest
-from benchmark_scripts import load
+import roost_at_length
 
-draw_pictures, length_chart, roost_at_length = load(
-    ["benchmarks", "benchmarks/peers", "tools"], "draw_pictures", "length_chart", "roost_at_length"
-)
-
-DOCUMENT = {
+DOCUMENT: dict[str, Any] = {
     "started": "2026-11-26T12:00:00+00:00",
     "tree": "0123456789",
     "machine": {"cpu": "A <CPU>", "load_average": 0.1},
@@ -63,8 +61,10 @@ def test_curves_of_an_earlier_run_are_kept_if_its_options_are_the_same(tmp_path:
 def test_the_chart_names_curves_machine_date_and_tree() -> None:
     drawn = draw_pictures.draw_lengths(DOCUMENT)
     for text in (
-        "Roost, int8: 99",
-        "Llama in llama.cpp, Q8_0: 30",
+        "Roost",
+        "int8: 99",
+        "Llama in llama.cpp",
+        "Q8_0: 30",
         "A &lt;CPU&gt;",
         "2026-11-26",
         "0123456789",

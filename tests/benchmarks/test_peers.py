@@ -8,21 +8,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import contestants
+import environments
+import http_server
+import jobs
+import judge
+import measure
+import models
 import orjson
+import page
+import plan
+import protocol
 import pytest
-from benchmark_scripts import load
+import roost_http
+import run
 from hypothesis import given
 from hypothesis import strategies as st
 from roost.engine.model.config import config_from_hf
 from roost.server.commands.bench.latency import percentile
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "peers"
-
-contestants, environments, http_server, jobs, judge, measure, models, page, plan, protocol, roost_http, run = load(
-    ["benchmarks/peers"],
-    *("contestants", "environments", "http_server", "jobs", "judge", "measure"),
-    *("models", "page", "plan", "protocol", "roost_http", "run"),
-)
 
 ECHO = """
 from protocol import answer_all
@@ -153,7 +158,9 @@ def test_percentiles_are_those_of_roost_bench(seconds: list[float]) -> None:
 
 def test_requests_arrive_at_a_share_of_the_best_peers_newest_capacity() -> None:
     peers = [plan.Ref("closed 32", name, "requests_per_s") for name in ("one", "other", "absent")]
-    runs = {"closed 32": {"one": [{"requests_per_s": 9.0}, {"requests_per_s": 1.0}], "other": [{"requests_per_s": 2}]}}
+    runs: dict[str, Any] = {
+        "closed 32": {"one": [{"requests_per_s": 9.0}, {"requests_per_s": 1.0}], "other": [{"requests_per_s": 2}]}
+    }
     assert measure.arrival_rate(runs, peers) == pytest.approx(1.6)
     with pytest.raises(contestants.ContestantError, match="none was measured"):
         measure.arrival_rate({}, peers)

@@ -38,5 +38,4 @@ def run_program(name: str, server: ServerProcess, **environment: str) -> dict[st
         timeout=120,
     )
     assert run.returncode == 0, run.stderr[-4000:]
-    found: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
-    return found
+    return json.loads(run.stdout.splitlines()[-1])

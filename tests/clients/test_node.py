@@ -33,6 +33,8 @@ def test_openais(server: ServerProcess) -> None:
     check_city(found["responseParsed"])
     check_calls(found["calls"])
     assert found["afterTool"]
+    assert found["conversation"] == [True, "user", "user", "assistant"]
+    assert found["stored"] == [True, "What is the capital of Spain?"]
     assert found["models"] == ["demo"]
     assert found["failure"] == [404, "model_not_found"]
 
@@ -61,6 +63,18 @@ def test_anthropics(server: ServerProcess) -> None:
     check_city(found["parsed"])
     assert found["thinking"]
     assert found["failure"] == [404, "not_found_error"]
+
+
+def test_anthropics_batch(server: ServerProcess) -> None:
+    found = run_program("anthropic-batch.mjs", server)
+    assert found["status"] == "ended"
+    assert found["counts"] == {"processing": 0, "succeeded": 2, "errored": 0, "canceled": 0, "expired": 0}
+    assert sorted(name for name, _, _ in found["results"]) == ["request-1", "request-2"]
+    assert all(kind == "succeeded" and ANSWER in text for _, kind, text in found["results"])
+    assert found["cancelled"] in ("canceling", "ended")
+    assert found["listed"] == ["second", "first"]
+    assert found["deleted"] == "message_batch_deleted"
+    assert found["gone"] == 404
 
 
 @pytest.mark.parametrize("provider", ["openai-compatible", "openai-chat", "openai-responses", "anthropic"])

@@ -7,6 +7,7 @@ from agents import (
     Agent,
     ModelSettings,
     OpenAIChatCompletionsModel,
+    OpenAIConversationsSession,
     OpenAIResponsesModel,
     Runner,
     SQLiteSession,
@@ -26,10 +27,7 @@ SETTINGS = ModelSettings(temperature=0, max_tokens=200)
 @pytest.fixture(params=[OpenAIChatCompletionsModel, OpenAIResponsesModel])
 def model(request: pytest.FixtureRequest, base_url: str) -> Model:
     """Model of the demo server through one of the APIs."""
-    made: Model = request.param(
-        model="demo", openai_client=AsyncOpenAI(base_url=base_url, api_key=API_KEY, max_retries=0)
-    )
-    return made
+    return request.param(model="demo", openai_client=AsyncOpenAI(base_url=base_url, api_key=API_KEY, max_retries=0))
 
 
 def test_chat(model: Model) -> None:
@@ -105,6 +103,23 @@ def test_session(model: Model) -> None:
 
     assert all(asyncio.run(turns()))
     assert len(asyncio.run(session.get_items())) == 4
+
+
+def test_conversation(base_url: str) -> None:
+    """The server keeps the session as a conversation: the SDK lists its items, and adds new ones."""
+    client = AsyncOpenAI(base_url=base_url, api_key=API_KEY)
+    model = OpenAIResponsesModel(model="demo", openai_client=client)
+    agent = Agent(name="Guide", model=model, model_settings=SETTINGS)
+
+    async def turns() -> tuple[str, int]:
+        session = OpenAIConversationsSession(openai_client=client)
+        await Runner.run(agent, "My name is Anna.", session=session)
+        second = await Runner.run(agent, "What is my name?", session=session)
+        return str(second.final_output), len(await session.get_items())
+
+    text, num_items = asyncio.run(turns())
+    assert text
+    assert num_items == 4
 
 
 def test_previous_response(base_url: str) -> None:

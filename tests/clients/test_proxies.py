@@ -3,8 +3,6 @@
 import json
 import re
 import socket
-import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -15,73 +13,13 @@ import httpx
 import pytest
 from ports import free_port
 from programs import program
+from proxies import caddy, haproxy, nginx, running
 from questions import ANSWER, QUESTION
 from server_process import API_KEY, ServerProcess
 
 HEADERS = {"authorization": f"Bearer {API_KEY}"}
-DOCUMENTATION = Path(__file__).parents[2] / "docs" / "how-to" / "reverse-proxies.md"
 LONG = {"max_tokens": 100_000, "min_tokens": 100_000}
 """Options of a generation that no test waits for, but that the server accepts."""
-
-
-def documented(name: str, server: ServerProcess, port: int) -> str:
-    """Returns the configuration that docs/how-to/reverse-proxies.md shows, for another server and port."""
-    text = DOCUMENTATION.read_text()
-    found = re.search(rf"<!-- {name} -->\n```\w*\n(.*?)```", text, re.DOTALL)
-    assert found, f"docs/how-to/reverse-proxies.md has no configuration for {name}"
-    return found[1].replace("127.0.0.1:8000", server.url.removeprefix("http://")).replace("8080", str(port))
-
-
-@contextmanager
-def nginx(server: ServerProcess, folder: Path, port: int) -> Iterator[None]:
-    config = folder / "nginx.conf"
-    paths = "".join(
-        f"{name}_temp_path {folder}/{name};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    http = f"access_log off;\n{paths}{documented('nginx', server, port)}"
-    config.write_text(
-        f"daemon off;\nmaster_process off;\npid {folder}/pid;\nerror_log stderr;\nevents {{}}\nhttp {{\n{http}}}\n"
-    )
-    with running([program("nginx", "nginx-light"), "-p", str(folder), "-e", "stderr", "-c", str(config)], port):
-        yield
-
-
-@contextmanager
-def haproxy(server: ServerProcess, folder: Path, port: int) -> Iterator[None]:
-    config = folder / "haproxy.cfg"
-    config.write_text(documented("haproxy", server, port))
-    with running([program("haproxy", "haproxy"), "-db", "-f", str(config)], port):
-        yield
-
-
-@contextmanager
-def caddy(server: ServerProcess, folder: Path, port: int) -> Iterator[None]:
-    config = folder / "Caddyfile"
-    config.write_text(f"{{\n\tadmin off\n\tauto_https off\n}}\n{documented('caddy', server, port)}")
-    command = [program("caddy", "caddy"), "run", "--adapter", "caddyfile", "--config", str(config)]
-    with running(command, port):
-        yield
-
-
-@contextmanager
-def running(command: list[str], port: int) -> Iterator[None]:
-    """Runs a proxy and waits until it accepts connections."""
-    with tempfile.TemporaryFile("w+") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
-        try:
-            deadline = time.monotonic() + 30
-            while not accepts(port):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    log.seek(0)
-                    pytest.fail(f"{command[0]} did not start:\n{log.read()}")
-                time.sleep(0.05)
-            yield
-        finally:
-            process.kill()
-
-
-def accepts(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.fixture(params=[nginx, haproxy, caddy], ids=lambda proxy: proxy.__name__, scope="module")
@@ -90,7 +28,7 @@ def proxy(
 ) -> Iterator[str]:
     """Yields the address of a proxy."""
     port = free_port()
-    with request.param(server, tmp_path_factory.mktemp("proxy"), port):
+    with request.param([server.url.removeprefix("http://")], tmp_path_factory.mktemp("proxy"), port):
         yield f"http://127.0.0.1:{port}"
 
 

@@ -31,6 +31,7 @@ POD_TEMPLATE = thing({"metadata": thing({"labels": LABELS}, {"annotations": WORD
 """What is in the spec, is for the validator of Kubernetes' own objects."""
 
 COUNT_OR_SHARE = {"anyOf": [COUNT, {"type": "string", "pattern": "^(100|[0-9]{1,2})%$"}]}
+TLS = thing({"insecureSkipVerify": {"type": "boolean"}})
 RULES = thing(
     {
         "groups": things(
@@ -62,6 +63,31 @@ SPECS: dict[tuple[str, str], dict[str, Any]] = {
                 },
             ),
         }
+    ),
+    ("gateway.networking.k8s.io/v1", "HTTPRoute"): thing(
+        {
+            "parentRefs": things(
+                thing(
+                    {"name": TEXT}, {"group": TEXT, "kind": TEXT, "namespace": TEXT, "sectionName": TEXT, "port": PORT}
+                )
+            ),
+            "rules": things(
+                thing(
+                    {
+                        "backendRefs": things(
+                            thing({"name": TEXT}, {"group": TEXT, "kind": TEXT, "port": PORT, "weight": COUNT})
+                        )
+                    },
+                    {
+                        "name": TEXT,
+                        "matches": things({"type": "object"}),
+                        "filters": things({"type": "object"}),
+                        "timeouts": thing({}, {"request": DURATION, "backendRequest": DURATION}),
+                    },
+                )
+            ),
+        },
+        {"hostnames": things(TEXT)},
     ),
     ("keda.sh/v1alpha1", "ScaledObject"): thing(
         {
@@ -129,7 +155,7 @@ SPECS: dict[tuple[str, str], dict[str, Any]] = {
             "endpoints": things(
                 thing(
                     {"port": {"type": ["string", "integer"]}, "interval": DURATION},
-                    {"path": TEXT, "scheme": {"enum": ["http", "https"]}, "timeout": DURATION},
+                    {"path": TEXT, "scheme": {"enum": ["http", "https"]}, "timeout": DURATION, "tls": TLS},
                 )
             ),
         },
@@ -147,6 +173,7 @@ SPECS: dict[tuple[str, str], dict[str, Any]] = {
                         "interval": DURATION,
                         "scrapeTimeout": DURATION,
                         "scheme": {"enum": ["http", "https"]},
+                        "tlsConfig": TLS,
                     },
                 )
             ),

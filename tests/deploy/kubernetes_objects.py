@@ -42,8 +42,7 @@ def pod_templates(among: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def pod(among: list[dict[str, Any]]) -> dict[str, Any]:
     """The spec of the Pods that serve."""
-    spec: dict[str, Any] = pod_templates(among)[0]["spec"]
-    return spec
+    return pod_templates(among)[0]["spec"]
 
 
 def container(among: list[dict[str, Any]]) -> dict[str, Any]:
@@ -58,8 +57,7 @@ def alert_rules() -> list[dict[str, Any]]:
 
 
 def dashboard() -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((CHART / "files/dashboard.json").read_text())
-    return content
+    return json.loads((CHART / "files/dashboard.json").read_text())
 
 
 def expressions() -> Iterator[str]:

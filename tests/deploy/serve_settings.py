@@ -12,6 +12,14 @@ SET_VARIABLES: Final = {"LWS_LEADER_ADDRESS": "roost-0.roost-0.default", "LWS_GR
 """What the controller of a LeaderWorkerSet puts into every container, besides LWS_WORKER_INDEX."""
 
 
+SECRETS: Final = {
+    "ROOST_STORE": "postgresql://database/roost",
+    "ROOST_ADMIN_KEY": "admin",
+    "ROOST_STATE_KEY": "0123456789abcdef",
+}
+"""What secrets hold, by the variables that get it."""
+
+
 def settings_of(container: dict[str, Any], monkeypatch: pytest.MonkeyPatch, index: int = 0) -> Settings:
     """From its arguments and its environment; a flag that there is none of, or a value that is wrong, raises.
 
@@ -22,8 +30,7 @@ def settings_of(container: dict[str, Any], monkeypatch: pytest.MonkeyPatch, inde
     """
     for variable in container["env"]:
         if variable["name"].startswith("ROOST_"):
-            value = variable.get("value", "postgresql://database/roost")  # the only one that a secret holds
-            monkeypatch.setenv(variable["name"], value)
+            monkeypatch.setenv(variable["name"], variable.get("value") or SECRETS[variable["name"]])
     variables = SET_VARIABLES | {"LWS_WORKER_INDEX": str(index)}
     arguments = [re.sub(r"\$\((\w+)\)", lambda found: variables[found[1]], each) for each in container["args"]]
     assert arguments[0] == "serve"

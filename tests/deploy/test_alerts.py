@@ -90,6 +90,13 @@ def has_scraped(url: str) -> bool:
     return any(target["health"] == "up" for target in targets)
 
 
+def complete(url: str) -> None:
+    """Sends a request, of which there are metrics then."""
+    headers = {"authorization": "Bearer sesame", "content-type": "application/json"}
+    body = json.dumps({"prompt": "a", "max_tokens": 1}).encode()
+    urllib.request.urlopen(urllib.request.Request(f"{url}/v1/completions", body, headers), timeout=60).close()
+
+
 @pytest.fixture(scope="module")
 def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a Prometheus that has scraped the demo server's metrics."""
@@ -98,8 +105,13 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     program("prometheus", HOW)
     folder = tmp_path_factory.mktemp("prometheus")
     options = ("--slots", "2", "--store", f"sqlite:///{folder / 'responses.db'}")
-    with launched("demo", *options) as server, prometheus(folder, server.url.removeprefix("http://")) as url:
+    with (
+        launched("demo", *options, ROOST_API_KEY="sesame") as server,
+        prometheus(folder, server.url.removeprefix("http://")) as url,
+    ):
+        complete(server.url)
         wait_until(lambda: has_scraped(url))
+        wait_until(lambda: "http_requests_total" in get(f"{url}/api/v1/label/__name__/values"))
         yield url
 
 

@@ -24,10 +24,12 @@ HELM = "python3 dev.py test-deploy brings it"
 EVERYTHING: dict[str, dict[str, Any]] = {
     "google": {
         "spot": True,
-        "image": {"digest": f"sha256:{'0' * 64}", "pullSecrets": ["pull"]},
+        "image": {"digest": f"sha256:{'0' * 64}"},
+        "imagePullSecrets": [{"name": "pull"}],
         "model": {"name": "/models/2b-it", "volume": {"bucket": "weights"}, "servedName": "gemma"},
         "cache": {"programs": {"bucket": "programs"}, "states": {"size": "20Gi"}},
         "apiKeys": {"secret": "keys"},
+        "adminKey": {"secret": "admin"},
         "store": {"secret": "database", "states": {"bucket": "checkpoints"}},
         "settings": {
             "otlp_traces_endpoint": "http://otel:4318/v1/traces",
@@ -44,6 +46,7 @@ EVERYTHING: dict[str, dict[str, Any]] = {
         "cache": {"programs": {"claim": "shared"}, "states": {"claim": "states"}, "downloads": {"claim": "hub"}},
         "serviceAccount": {"annotations": {"iam.gke.io/gcp-service-account": "roost@example.iam"}},
         "autoscaling": {"kind": "keda"},
+        "tls": {"secret": "certificate"},
         "monitoring": {"kind": "serviceMonitor", "alerts": True, "labels": {"release": "prometheus"}},
         "nodeSelector": {"pool": "inference"},
         "tolerations": [{"key": "inference", "operator": "Exists"}],
@@ -52,6 +55,56 @@ EVERYTHING: dict[str, dict[str, Any]] = {
             "clients": [{"namespaceSelector": {}}],
             "egressHttps": False,
             "egress": [{"ports": [{"port": 4318}]}],
+        },
+    },
+    "platform": {
+        "apiKeys": {"value": "us:key-1\nthem:key-2\n"},
+        "stateKey": {"value": "0123456789abcdef"},
+        "tls": {"certificate": "-----BEGIN CERTIFICATE-----\n", "privateKey": "-----BEGIN PRIVATE KEY-----\n"},
+        "monitoring": {"kind": "podMonitoring"},
+        "host": "::",
+        "commonLabels": {"kueue.x-k8s.io/queue-name": "chips"},
+        "podLabels": {"team": "models"},
+        "podAnnotations": {"example.org/owner": "us"},
+        "env": [
+            {"name": "HTTPS_PROXY", "value": "http://proxy:3128"},
+            {"name": "SSL_CERT_FILE", "value": "/etc/ca/ca.crt"},
+        ],
+        "envFrom": [{"secretRef": {"name": "hub-credentials"}}],
+        "volumes": [{"name": "ca", "configMap": {"name": "company-ca"}}],
+        "volumeMounts": [{"name": "ca", "mountPath": "/etc/ca", "readOnly": True}],
+        "initContainers": [{"name": "wait", "image": "busybox:1.37", "command": ["true"]}],
+        "resourceClaims": [{"name": "chip", "resourceClaimTemplateName": "one-chip"}],
+        "resources": {"claims": [{"name": "chip"}]},
+        "podSecurityContext": {"runAsUser": None, "runAsGroup": None, "fsGroup": None, "supplementalGroups": [44]},
+        "securityContext": {"procMount": "Default"},
+        "affinity": {
+            "nodeAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": {
+                    "nodeSelectorTerms": [{"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}]}]
+                }
+            }
+        },
+        "topologySpreadConstraints": [
+            {"maxSkew": 2, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {}}
+        ],
+        "priorityClassName": "serving",
+        "runtimeClassName": "nvidia",
+        "schedulerName": "volcano",
+        "serviceAccount": {"create": False, "name": "models"},
+        "service": {"annotations": {"cloud.google.com/neg": "{}"}},
+        "ingress": {
+            "enabled": True,
+            "className": "nginx",
+            "annotations": {"nginx.ingress.kubernetes.io/proxy-read-timeout": "3600"},
+            "hosts": [{"host": "roost.example.org", "paths": [{"path": "/", "pathType": "Prefix"}]}],
+            "tls": [{"secretName": "roost-tls", "hosts": ["roost.example.org"]}],
+        },
+        "httpRoute": {
+            "enabled": True,
+            "annotations": {"example.org/owner": "us"},
+            "parentRefs": [{"name": "gateway", "namespace": "gateways", "sectionName": "https"}],
+            "hostnames": ["roost.example.org"],
         },
     },
 }
@@ -114,7 +167,7 @@ def test_kubernetes_takes_each_object(made: list[dict[str, Any]]) -> None:
         {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "of-a-set"}, "template": template}
         for template in pod_templates(made)
     )
-    assert len(own) >= 7
+    assert len(own) >= 6
     for each, version in itertools.product(own, VERSIONS):
         validate()(each, version, strict=True)
 
@@ -177,7 +230,17 @@ def test_kustomize_builds_the_manifests(preset: str) -> None:
         ({"rollout": {"maxSurge": 0, "maxUnavailable": 0}}, "rollout"),
         ({"spot": True, "drain": {"timeoutSeconds": 30}}, "spot nodes give a Pod 15 s"),
         ({"drain": {"lagSeconds": 90}}, "drain.lagSeconds"),
-        ({"store": {"states": {"claim": "states"}}}, "secret"),
+        ({"store": {"states": {"claim": "states"}}}, "store.states needs the database: store.secret or store.value"),
+        ({"ingress": {"enabled": True}}, "at '/ingress/hosts'"),
+        ({"httpRoute": {"enabled": True}}, "at '/httpRoute/parentRefs'"),
+        ({"httpRoute": {"rules": [{"backendRefs": []}]}}, "at '/httpRoute/rules/0/backendRefs'"),
+        ({"volumes": [{"name": "tmp", "emptyDir": {}}]}, "at '/volumes/0/name'"),
+        ({"env": [{"value": "1"}]}, "at '/env/0': missing property 'name'"),
+        ({"env": [{"name": "HF_HOME", "value": "/x"}]}, "env must not have HF_HOME, which the chart sets"),
+        (
+            {"settings": {"slots": 4}, "env": [{"name": "ROOST_SLOTS", "value": "8"}]},
+            "env must not have ROOST_SLOTS, which the chart sets",
+        ),
     ],
 )
 def test_values_that_make_no_sense_are_refused(values: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -217,20 +280,11 @@ def test_privileges_for_tpus_are_a_switch(tmp_path: Path) -> None:
     assert pod(made)["securityContext"]["runAsUser"] == 0
 
 
-def test_keys_come_from_a_secret(tmp_path: Path) -> None:
-    made = made_with(tmp_path, {"apiKeys": {"secret": "mine", "key": "list"}})
-    (volume,) = (each for each in pod(made)["volumes"] if each["name"] == "keys")
-    assert volume["secret"] == {"secretName": "mine", "items": [{"key": "list", "path": "keys"}]}
-    assert "--api-key-file=/etc/roost/keys" in container(made)["args"]
-
-
-def test_a_database_comes_from_a_secret_and_may_be_reached(tmp_path: Path) -> None:
-    made = made_with(tmp_path, {"store": {"secret": "database", "port": 6543}})
-    (variable,) = (each for each in container(made)["env"] if each["name"] == "ROOST_STORE")
-    assert variable["valueFrom"] == {"secretKeyRef": {"name": "database", "key": "url"}}
+@pytest.mark.parametrize("store", [{"secret": "database"}, {"value": "postgresql://database/roost"}])
+def test_a_database_may_be_reached(store: dict[str, str], tmp_path: Path) -> None:
+    made = made_with(tmp_path, {"store": {**store, "port": 6543}})
     (policy,) = (each for each in made if each["kind"] == "NetworkPolicy")
     assert {"ports": [{"port": 6543}]} in policy["spec"]["egress"]
-    assert not any(each["name"] == "ROOST_STORE" for each in container(made_with(tmp_path, {}))["env"])
 
 
 def test_a_pool_reads_metrics_where_it_sends_requests(tmp_path: Path) -> None:
@@ -241,9 +295,7 @@ def test_a_pool_reads_metrics_where_it_sends_requests(tmp_path: Path) -> None:
     probes = (container(made)[f"{name}Probe"]["httpGet"]["port"] for name in ("startup", "readiness", "liveness"))
     assert set(probes) == {"http"}
     (picker,) = (each for each in made if each["metadata"]["name"] == "roost-picker")
-    config = yaml.safe_load(picker["data"]["roost.yaml"])
-    plugins = {plugin["type"] for plugin in config["plugins"]}
-    assert {each["pluginRef"] for each in config["schedulingProfiles"][0]["plugins"]} <= plugins
+    assert yaml.safe_load(picker["data"]["roost.yaml"]) == yaml.safe_load((CHART / "files" / "picker.yaml").read_text())
 
 
 def test_an_autoscaler_decides_on_replicas(tmp_path: Path) -> None:
@@ -251,6 +303,12 @@ def test_an_autoscaler_decides_on_replicas(tmp_path: Path) -> None:
     assert "replicas" not in one("Deployment", made)["spec"]
     query = one("ScaledObject", made)["spec"]["triggers"][0]["metadata"]["query"]
     assert query == ('sum(roost_num_requests_waiting{namespace="default",pod=~"roost-[a-z0-9]+-[a-z0-9]{5}"})')
+
+
+@pytest.mark.parametrize(("preset", "kind"), [("cpu", "Deployment"), (GROUPS[0], "LeaderWorkerSet")])
+def test_replicas_may_be_left_to_kubectl_scale(preset: str, kind: str, tmp_path: Path) -> None:
+    assert "replicas" not in one(kind, made_with(tmp_path, {"replicas": None}, preset))["spec"]
+    assert one(kind, made_with(tmp_path, {"replicas": 3}, preset))["spec"]["replicas"] == 3
 
 
 @pytest.mark.parametrize(
@@ -284,19 +342,3 @@ def test_groups_are_scaled_as_a_whole(kind: str, tmp_path: Path) -> None:
     if kind == "keda":
         query = scaler["spec"]["triggers"][0]["metadata"]["query"]
         assert query == 'sum(roost_num_requests_waiting{namespace="default",pod=~"roost-[0-9]+"})'
-
-
-def test_followers_get_no_secrets_of_the_api(tmp_path: Path) -> None:
-    values = {
-        "apiKeys": {"secret": "mine"},
-        "cache": {"states": {"claim": "states"}},
-        "store": {"secret": "database", "states": {"claim": "checkpoints"}},
-    }
-    leader, follower = pod_templates(made_with(tmp_path, values, GROUPS[0]))
-    names = [{volume["name"] for volume in each["spec"]["volumes"]} for each in (leader, follower)]
-    assert names[0] - names[1] == {"keys", "states", "checkpoints"}
-    for template, volumes in zip((leader, follower), names, strict=True):
-        (only,) = template["spec"]["containers"]
-        assert {mount["name"] for mount in only["volumeMounts"]} == volumes
-        has_store = any(each["name"] == "ROOST_STORE" for each in only["env"])
-        assert has_store == (template is leader)

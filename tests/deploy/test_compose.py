@@ -63,7 +63,7 @@ def test_the_server_takes_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
     environment = [{"name": name, "value": value} for name, value in server["environment"].items()]
     settings = settings_of({"args": server["command"], "env": environment}, monkeypatch)
     scraped = read("prometheus", "/etc/prometheus/prometheus.yml")["scrape_configs"][0]["static_configs"][0]
-    assert [TARGET.fullmatch(target)[1] for target in scraped["targets"]] == [str(settings.admin_port)]  # type: ignore[index]
+    assert [TARGET.fullmatch(target)[1] for target in scraped["targets"]] == [str(settings.admin_port)]
     assert settings.slots == 8
     assert server["build"] == {"context": "../..", "target": "cpu"}
     assert int(server["stop_grace_period"].removesuffix("s")) > settings.drain_lag + settings.drain_timeout

@@ -1,12 +1,18 @@
 """The Dockerfile, without building it."""
 
+import json
 import re
+import subprocess
+import sys
+import threading
 import tomllib
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 from deploy_tools import program, run
 from kubernetes_objects import DEPLOY, PRESETS, committed, container, pod
+from roost.server.http.health import router
 
 ROOT = DEPLOY.parent
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -25,6 +31,39 @@ def test_images_are_those_of_the_manifests() -> None:
 def test_the_user_is_that_of_the_manifests() -> None:
     users = {pod(committed(preset))["securityContext"]["runAsUser"] for preset in PRESETS}
     assert re.findall(r"^USER (\d+):\d+$", DOCKERFILE, re.MULTILINE) == [str(user) for user in users]
+
+
+def test_any_user_of_group_0_may_write_to_the_cache() -> None:
+    """OpenShift's users are of that group, and have no entry that names a home."""
+    assert re.search(r"install --directory .*--group=root --mode=0775 /cache$", DOCKERFILE, re.MULTILINE)
+    assert re.search(r"^ENV .*\bHOME=/tmp\b", DOCKERFILE, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("status", "is_healthy"), [(200, True), (503, False)])
+def test_health_is_readiness_on_the_images_port(status: int, is_healthy: bool) -> None:
+    (written,) = re.findall(r"^HEALTHCHECK .*\\\n *CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    (port,) = re.findall(r"^EXPOSE (\d+)$", DOCKERFILE, re.MULTILINE)
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        python, *arguments = json.loads(written.replace(f"127.0.0.1:{port}/", f"127.0.0.1:{server.server_port}/"))
+        assert python == "python3"
+        ended = subprocess.run([sys.executable, *arguments], capture_output=True)
+        thread.join()
+    assert (ended.returncode == 0) == is_healthy
+    assert asked == ["/health/ready"]
+    assert asked[0] in {getattr(route, "path", "") for route in router.routes}
 
 
 def test_all_is_installed_by_hashes() -> None:

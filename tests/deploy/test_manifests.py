@@ -1,5 +1,7 @@
 """The manifests as they are committed, against the server that they start; nothing but files is needed."""
 
+import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,11 +19,12 @@ from kubernetes_objects import (
     pod_templates,
 )
 from prometheus_client.parser import text_string_to_metric_families
-from roost.engine import CacheStats, EngineStats
+from roost.engine import CacheStats, EngineStats, Request, SamplingParams
 from roost.server.assembly.engine_config import engine_config
 from roost.server.feature import load_features
 from roost.server.http.health import router
 from roost.server.observability.metrics import Metrics
+from roost.server.observability.store_metrics import DatabaseCollector
 from roost.server.run.lifecycle import STOP_TIMEOUT_S
 from roost.server.settings import Settings
 from serve_settings import settings_of
@@ -92,7 +95,15 @@ def test_what_is_written_to_is_a_volume(manifest: list[dict[str, Any]], settings
     variables = {each["name"]: each.get("value") for each in here["env"]}
     assert here["securityContext"]["readOnlyRootFilesystem"]
     assert set(mounts.values()) == {volume["name"] for volume in spec["volumes"]}
-    assert {"/tmp", str(settings.compile_cache), variables["XDG_CACHE_HOME"]} <= set(mounts)
+    assert {"/tmp", variables["XDG_CACHE_HOME"]} <= set(mounts)
+
+
+def test_compiled_programs_are_in_a_folder_that_the_server_makes(settings: Settings, manifest: Any) -> None:
+    """It refuses one that others may write to, as they may to the root of an emptyDir."""
+    mounts = {mount["mountPath"] for mount in container(manifest)["volumeMounts"]}
+    assert isinstance(settings.compile_cache, Path)
+    assert str(settings.compile_cache.parent) in mounts
+    assert str(settings.compile_cache) not in mounts
 
 
 def test_containers_are_nobody_special(manifest: list[dict[str, Any]]) -> None:
@@ -209,10 +220,13 @@ def test_the_tutorial_forwards_the_port_of_the_service() -> None:
 
 
 def told_by_the_server() -> set[str]:
-    metrics = Metrics(lambda: STATS)
+    metrics = Metrics(lambda: STATS, tenants=("TENANT",))
+    metrics.http.count("/v1/completions", "POST", 200)
+    metrics.requests.track([Request("a", (1,), SamplingParams(), tenant="TENANT")])[0].end()
+    metrics.registry.register(DatabaseCollector(lambda: {"responses": True}))
     for collector in (each for feature in load_features() for each in feature.unused_collectors()):
         metrics.registry.register(collector)
-    families = text_string_to_metric_families(metrics.page().decode())
+    families = text_string_to_metric_families(asyncio.run(metrics.page()).decode())
     return {sample.name for family in families for sample in family.samples}
 
 

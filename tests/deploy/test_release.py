@@ -1,11 +1,13 @@
 """A release of this checkout: built twice, looked into, and served from an environment without a compiler."""
 
+import os
 import shutil
 import subprocess
 import sys
 import sysconfig
 import zipfile
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 from deploy_tools import load, program
@@ -20,11 +22,23 @@ PURE = f"roost-{VERSION}-py3-none-any.whl"
 NATIVE = f"roost-{VERSION}-cp312-abi3-manylinux_2_34_x86_64.whl"
 
 
-def commit() -> str:
-    """Returns a commit of the tracked files as they are now; it is on no branch."""
+def commit(folder: Path) -> str:
+    """Returns a commit of the tracked files as they are now, on no branch.
+
+    Git's index is copied to `folder` first, since other programs lock the checkout's own: `git describe --dirty` does.
+    """
     author = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
-    made = subprocess.run(["git", *author, "stash", "create"], cwd=ROOT, capture_output=True, text=True, check=True)
-    return made.stdout.strip() or "HEAD"
+    index = folder / "index"
+    environment = {**os.environ, "GIT_INDEX_FILE": str(index)}
+
+    def git(*arguments: str) -> str:
+        command = ["git", *author, *arguments]
+        return subprocess.run(command, cwd=ROOT, env=environment, stdout=PIPE, text=True, check=True).stdout.strip()
+
+    own = subprocess.run(["git", "rev-parse", "--git-path", "index"], cwd=ROOT, stdout=PIPE, text=True, check=True)
+    shutil.copy(ROOT / own.stdout.strip(), index)
+    git("add", "--update")
+    return git("commit-tree", git("write-tree"), "-p", "HEAD", "-m", "The tracked files as they are now")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +48,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("this is no git checkout, of which a release could be built")
     program("g++", "install a C++ compiler")
     built = tmp_path_factory.mktemp("dist")
-    for path in build_release.build_all(commit(), tmp_path_factory.mktemp("build")):
+    commit_of_now = commit(tmp_path_factory.mktemp("index"))
+    for path in build_release.build_all(commit_of_now, tmp_path_factory.mktemp("build")):
         shutil.copy(path, built)
     return built
 

@@ -17,8 +17,7 @@ PINNED = re.compile(r"uses: [\w./-]+@[0-9a-f]{40} # v[\d.]+")
 
 def workflow(name: str) -> dict[str, Any]:
     """Returns a workflow."""
-    content: dict[str, Any] = yaml.safe_load((ROOT / ".github/workflows" / f"{name}.yml").read_text())
-    return content
+    return yaml.safe_load((ROOT / ".github/workflows" / f"{name}.yml").read_text())
 
 
 def commands(content: dict[str, Any]) -> list[str]:

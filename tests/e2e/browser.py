@@ -45,8 +45,7 @@ class Browser:
 
     def text(self, selector: str) -> str:
         """Returns the visible text of an element."""
-        text: str = self._session.get(f"element/{self._find(selector)}/text").json()["value"]
-        return text
+        return self._session.get(f"element/{self._find(selector)}/text").json()["value"]
 
     def until(self, script: str, seconds: float = 10.0) -> Any:
         """Waits until an expression is true and returns its value."""
@@ -71,6 +70,19 @@ class Browser:
         """Grants a permission that a user would be prompted for."""
         self._devtools("Browser.grantPermissions", permissions=permissions)
 
+    def forget(self, origin: str) -> None:
+        """Deletes what an origin has stored."""
+        self._devtools("Storage.clearDataForOrigin", origin=origin, storageTypes="all")
+
+    def download_to(self, folder: Path) -> None:
+        """Lets downloads go to a folder without asking."""
+        self._devtools("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+
+    def limit_storage(self, origin: str, num_bytes: int | None) -> None:
+        """Limits what an origin may store; None restores the usual limit."""
+        limit = {} if num_bytes is None else {"quotaSize": num_bytes}
+        self._devtools("Storage.overrideQuotaForOrigin", origin=origin, **limit)
+
     def resize(self, width: int, height: int) -> None:
         self._post("window/rect", width=width, height=height)
 
@@ -91,8 +103,7 @@ class Browser:
         self._post("goog/cdp/execute", cmd=command, params=params)
 
     def _find(self, selector: str) -> str:
-        found: str = self._post("element", using="css selector", value=selector)[_ELEMENT]
-        return found
+        return self._post("element", using="css selector", value=selector)[_ELEMENT]
 
     def _post(self, command: str, **fields: Any) -> Any:
         answer = self._session.post(command, json=fields)

@@ -6,6 +6,7 @@ scheduling are real.
 
 import importlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from roost.engine import ModelRunner, builder
+from roost.engine import AsyncEngine, ModelRunner, Request, builder
+from roost.engine.async_engine import OutputSink
 from roost.engine.worker.runner import PendingDecode
 from roost.server.__main__ import main
 from roost.server.constraints.grammar import process
@@ -23,8 +25,8 @@ from roost.server.database.dialects import Connection, Sqlite
 CALLS_BEFORE = 3
 """Number of calls that succeed before the fault, so that streams are running."""
 
-MAX_PAGES = 60
-"""Pages of 4 KiB of a database that is soon full; its empty tables take about half of them."""
+MAX_PAGES = 95
+"""Pages of 4 KiB of a database that is soon full; its empty tables take about two thirds of them."""
 
 
 def fail(*_: Any) -> Any:
@@ -98,14 +100,26 @@ def limit_database() -> None:
         connection.execute(f"PRAGMA max_page_count = {MAX_PAGES}")
         return connection
 
-    Sqlite.connect = connect_limited  # type: ignore[method-assign]
+    Sqlite.connect = connect_limited
 
 
 def slow_grammars() -> None:
     """Lets every mask come late."""
     folder = Path(__file__).parent
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
-    process.grammar_worker = importlib.import_module("slow_grammar_worker")
+    vars(process)["grammar_worker"] = importlib.import_module("slow_grammar_worker")
+
+
+def die_of_seed(seed: int) -> None:
+    """Kills the process when the engine gets a request with a seed."""
+    submit = AsyncEngine.submit
+
+    def submit_or_die(self: AsyncEngine, request: Request, sink: OutputSink) -> None:
+        if request.params.seed == seed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        submit(self, request, sink)
+
+    AsyncEngine.submit = submit_or_die
 
 
 def install(fault: str) -> None:
@@ -113,6 +127,8 @@ def install(fault: str) -> None:
         limit_database()
     elif fault == "grammar":
         slow_grammars()
+    elif fault.startswith("seed-"):
+        die_of_seed(int(fault.removeprefix("seed-")))
     elif fault == "clock":
         jump_clock()
     elif fault == "numbers":
@@ -120,7 +136,7 @@ def install(fault: str) -> None:
     elif fault == "stuck":
         after_loading(break_program("decode", hang))
     elif fault == "read":
-        PendingDecode.wait = later(PendingDecode.wait, fail)  # type: ignore[method-assign]
+        PendingDecode.wait = later(PendingDecode.wait, fail)
     else:
         after_loading(break_program(fault, fail))
 

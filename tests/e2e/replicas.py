@@ -56,6 +56,8 @@ class Replicas:
         self.running.remove(server)
         server.process.send_signal(number)
         server.ends()
+        written = server.log.read_text()
+        assert "Traceback" not in written, written[written.index("Traceback") :]
 
 
 def read_events(url: str, response_id: str, after: int, most: int | None = None) -> list[dict[str, Any]]:

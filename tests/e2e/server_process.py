@@ -32,6 +32,7 @@ TINY: dict[str, Any] = {
     "intermediate_size": 96,
     "num_hidden_layers": 3,
     "num_attention_heads": 2,
+    "num_key_value_heads": 1,
     "lru_width": 32,
     "attention_window_size": 64,
     "dtype": "float32",
@@ -65,7 +66,7 @@ def start(
     stdin: int | None = None,
     program: Sequence[str] = PROGRAM,
     wrapper: Sequence[str] = (),
-    **environment: str,
+    **environment: Any,
 ) -> subprocess.Popen[str]:
     """Starts `roost` as a user does.
 
@@ -85,11 +86,13 @@ def launched(
     program: Sequence[str] = PROGRAM,
     wrapper: Sequence[str] = (),
     programs: str = "",
-    **environment: str,
+    port: int = 0,
+    **environment: Any,
 ) -> Iterator[ServerProcess]:
     """Yields a server that is ready, and kills it afterwards if it still runs.
 
     Args:
+      port: Port to listen on; 0 for any free one.
       programs: Name of its compiled programs, if other servers have the same; see `compiled_once`.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -97,7 +100,7 @@ def launched(
         with ExitStack() as stack:
             with compiled_once(programs) if programs else nullcontext():
                 with log.open("w") as stderr:
-                    arguments = ("serve", *arguments, "--port", "0")
+                    arguments = ("serve", *arguments, "--port", str(port))
                     process = start(*arguments, stderr=stderr, program=program, wrapper=wrapper, **environment)
                 stack.callback(process.communicate)
                 stack.callback(process.kill)
@@ -107,7 +110,7 @@ def launched(
 
 @contextmanager
 def serving(
-    *arguments: str, wrapper: Sequence[str] = (), programs: str = "", **environment: str
+    *arguments: str, wrapper: Sequence[str] = (), programs: str = "", **environment: Any
 ) -> Iterator[ServerProcess]:
     """Yields a server that is ready, and checks that it exits cleanly on SIGTERM; see `launched`."""
     with launched(*arguments, wrapper=wrapper, programs=programs, **environment) as server:

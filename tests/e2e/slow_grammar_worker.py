@@ -19,7 +19,7 @@ def slow_down() -> None:
         time.sleep(draw.uniform(0, SLOW_S))
         write(self, frame)
 
-    follow.Server.write = late  # type: ignore[method-assign]
+    follow.Server.write = late
 
 
 if __name__ == "__main__":

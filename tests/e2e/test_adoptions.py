@@ -165,7 +165,7 @@ def test_adopted_responses_equal_undisturbed_ones(replicas: Replicas, is_slow: b
         replicas.end(other, signal.SIGKILL)
         is_over.set()
         cases = sorted(set(begun.values()))
-        contents = threads.map(lambda case: undisturbed(left, *case, num_items), cases)
+        contents = threads.map(lambda case: undisturbed(left, case[0], case[1], num_items), cases)
         alone = dict(zip(cases, contents, strict=True))
         for response_id, (kind, seed) in begun.items():
             final = httpx.get(f"{left.url}/v1/responses/{response_id}", timeout=60).json()

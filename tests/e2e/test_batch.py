@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 import pytest
 from roost.server.features.batches.command.input_file import InputFile
-from roost.server.features.batches.command.local_backend import LocalBackend
+from roost.server.features.batches.command.local_backend import LocalBatch
 from roost.server.features.batches.command.output_file import OutputFile
 from roost.server.features.batches.command.run import BatchRun, Counts
 from roost.server.settings import load_settings
@@ -28,7 +28,7 @@ def requests(count: int) -> list[bytes]:
     """Returns lines for all endpoints, greedy and seeded."""
     lines = []
     for number in range(count):
-        sampling = {"temperature": 0} if number % 2 else {"seed": number}
+        sampling: dict[str, Any] = {"temperature": 0} if number % 2 else {"seed": number}
         tokens, text = number % 7 + 2, f"the number {number} is a number of many"
         lines.append(
             (
@@ -63,7 +63,7 @@ async def test_lines_run_on_a_model_in_this_process(tiny_config: Path, tmp_path:
     settings = load_settings({"model": f"random:{tiny_config}", "slots": SHAPES[1], "prefill_chunk": SHAPES[3]})
     (tmp_path / "in.jsonl").write_bytes(b"".join([*requests(14), request("wrong", prompt="a", max_tokens=-1)]))
     whole, half = tmp_path / "whole.jsonl", tmp_path / "half.jsonl"
-    backend = LocalBackend(settings, lambda: False)
+    backend = LocalBatch(settings, lambda: False)
     with compiled_once("tiny"):
         await backend.start()
     try:
@@ -78,7 +78,7 @@ async def test_lines_run_on_a_model_in_this_process(tiny_config: Path, tmp_path:
     assert contents(whole) == contents(half)
 
 
-async def run(backend: LocalBackend, source: InputFile, path: Path) -> Counts:
+async def run(backend: LocalBatch, source: InputFile, path: Path) -> Counts:
     with OutputFile(path, source.index) as output:
         batch = BatchRun(backend, source.lines(output.is_done), output, lambda: False, lambda counts: None)
         await batch.run()
@@ -121,7 +121,7 @@ def test_a_batch_that_is_killed_gives_what_an_undisturbed_one_gives(tmp_path: Pa
         process.send_signal(end)
         _, err = process.communicate(timeout=60)
         assert process.returncode == (130 if end == signal.SIGINT else -end), err
-    assert err.endswith("lines left; run the same command again to go on\n")
+    assert err.endswith("lines left; run the same command again to continue\n")
     process = begun("out.jsonl")
     _, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
@@ -131,3 +131,12 @@ def test_a_batch_that_is_killed_gives_what_an_undisturbed_one_gives(tmp_path: Pa
 
 def num_lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def test_a_batch_whose_lines_all_fail_fails(server: ServerProcess, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_bytes(request("a", prompt="a", max_tokens=-1) + request("b", max_tokens=1))
+    process = start(
+        *("batch", str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"), "--url", server.url), ROOST_API_KEY=API_KEY
+    )
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err.split(";")[0]) == (1, "2 lines, 2 of them with errors")

@@ -17,8 +17,7 @@ def bench(*arguments: str) -> dict[str, Any]:
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "Traceback" not in err
-    found: dict[str, Any] = json.loads(out)
-    return found
+    return json.loads(out)
 
 
 def counters(server: ServerProcess) -> dict[str, float]:

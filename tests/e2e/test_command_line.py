@@ -3,11 +3,12 @@
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from server_process import API_KEY, ServerProcess, start
 from shared_programs import compiled_once
 
-ONE_SLOT = {"ROOST_PREFILL_CHUNK": "64"}
+ONE_SLOT: dict[str, Any] = {"ROOST_PREFILL_CHUNK": "64"}
 """Settings of models in the command's own process, for few programs, which `test_local_model.py` shares."""
 
 
@@ -69,7 +70,7 @@ def test_a_chat_with_a_server(server: ServerProcess) -> None:
         assert process.returncode == status, err
         if status:
             assert out == ""
-            assert err.startswith("roost: the server does not tell its models (HTTP 401")
+            assert err.startswith("roost: the server does not list its models (HTTP 401")
             assert err.endswith("; give its key with --api-key or ROOST_API_KEY\n")
             assert err.count("\n") == 1
         else:
@@ -122,3 +123,13 @@ def test_plan_prints_what_fits_without_loading_anything() -> None:
     assert process.returncode == 0, err
     assert "576" in out
     assert "25.0 MiB" in out
+
+
+def test_a_folder_that_cannot_be_is_found_before_the_model_is_loaded(tmp_path: Path, tiny_config: Path) -> None:
+    (tmp_path / "file").touch()
+    process = start("serve", f"random:{tiny_config}", "--port", "0", "--state-cache-dir", str(tmp_path / "file"))
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (
+        2,
+        f"roost: --state-cache-dir {tmp_path / 'file'}: cannot be made (File exists)\n",
+    )

@@ -81,8 +81,7 @@ def loglikelihood(client: httpx.Client, context: str, continuation: str) -> floa
 
     def ids(text: str) -> list[int]:
         body = {"prompt": text, "add_special_tokens": False}
-        found: list[int] = client.post("/tokenize", json=body).raise_for_status().json()["tokens"]
-        return found
+        return client.post("/tokenize", json=body).raise_for_status().json()["tokens"]
 
     body = {"token_ids": ids(context + continuation), "prompt_logprobs": 0, "max_tokens": 0}
     choice = client.post("/generate", json=body).raise_for_status().json()["choices"][0]

@@ -17,7 +17,8 @@ from roost.engine import (
     load_runner,
     open_model,
 )
-from roost.engine.model.state import ModelState, RecurrentState
+from roost.engine.model.layer_kinds import RecurrentState
+from roost.engine.model.state import ModelState
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.server.text.chat_template import Message, load_chat_format
 from roost.server.text.tokenizer import Tokenizer

@@ -32,8 +32,7 @@ def client() -> Iterator[httpx.Client]:
 def complete(client: httpx.Client, prompt: Any, **fields: Any) -> list[dict[str, Any]]:
     response = client.post("/v1/completions", json={"prompt": prompt, "logprobs": 20, **fields})
     assert response.status_code == 200, response.text
-    choices: list[dict[str, Any]] = response.json()["choices"]
-    return choices
+    return response.json()["choices"]
 
 
 def log_softmax(logits: Any) -> Any:

@@ -49,8 +49,7 @@ def group(model: str, count: int, mesh: str, *options: str) -> Iterator[tuple[Se
 def chat(url: str, **fields: Any) -> str:
     body = {"model": "demo", "messages": [{"role": "user", "content": "My name is Ann. What is my name?"}], **fields}
     reply = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=120).raise_for_status().json()
-    content: str = reply["choices"][0]["message"]["content"]
-    return content
+    return reply["choices"][0]["message"]["content"]
 
 
 def test_a_chat_over_two_hosts_is_that_of_one_device() -> None:

@@ -40,7 +40,7 @@ def metric(raw: httpx.Client, name: str) -> float:
     return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
 
 
-def wait_until_idle(raw: httpx.Client, seconds: float = 5.0) -> None:
+def wait_until_idle(raw: httpx.Client, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while metric(raw, "roost_slots_used") or metric(raw, "roost_num_requests_waiting"):
         assert time.monotonic() < deadline, "slots are still taken"
@@ -157,6 +157,52 @@ def test_a_conversation_of_responses(client: openai.OpenAI) -> None:
     client.responses.delete(first.id)
     with pytest.raises(openai.NotFoundError):
         client.responses.retrieve(first.id)
+
+
+def test_a_stored_conversation(client: openai.OpenAI) -> None:
+    conversation = client.conversations.create(
+        metadata={"topic": "sea"}, items=[{"type": "message", "role": "user", "content": "hi"}]
+    )
+    first = client.responses.create(model=MODEL, input="one", max_output_tokens=8, conversation=conversation.id)
+    assert first.conversation is not None
+    assert first.conversation.id == conversation.id
+    stream = client.responses.create(
+        model=MODEL, input="two", max_output_tokens=8, conversation={"id": conversation.id}, stream=True
+    )
+    last = list(stream)[-1]
+    assert last.type == "response.incomplete"
+    second = last.response
+    items = client.conversations.items
+    found = list(items.list(conversation.id, order="asc", limit=2))
+    texts = [each.content[0].text for each in found if each.type == "message" and each.content[0].type != "refusal"]
+    assert texts == ["hi", "one", first.output_text, "two", second.output_text]
+    assert items.retrieve(str(found[2].id), conversation_id=conversation.id) == found[2]
+    assert found[2].id == first.output[0].id
+    assert items.delete(str(found[2].id), conversation_id=conversation.id) == conversation
+    added = items.create(conversation.id, items=[{"role": "user", "content": "three"}])
+    assert [each.id for each in items.list(conversation.id, limit=1)][:1] == [added.last_id]
+    assert client.conversations.update(conversation.id, metadata={}).metadata == {}
+    assert client.conversations.delete(conversation.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.responses.create(model=MODEL, input="one", conversation=conversation.id)
+
+
+def test_stored_chats(client: openai.OpenAI) -> None:
+    metadata = {"topic": "sea"}
+    made = [
+        client.chat.completions.create(model=MODEL, messages=HI, max_tokens=4, store=True, metadata=metadata)
+        for _ in range(3)
+    ]
+    chats = client.chat.completions
+    assert [each.id for each in chats.list(metadata=metadata, model=MODEL, limit=2)] == [each.id for each in made]
+    assert chats.retrieve(made[0].id).choices == made[0].choices
+    assert chats.update(made[0].id, metadata={"topic": "land"}).id == made[0].id
+    assert [each.id for each in chats.list(metadata={"topic": "land"})] == [made[0].id]
+    assert [each.content for each in chats.messages.list(made[0].id)] == ["hi"]
+    for each in made:
+        assert chats.delete(each.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        chats.retrieve(made[0].id)
 
 
 def test_a_streamed_response(client: openai.OpenAI) -> None:

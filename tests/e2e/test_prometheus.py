@@ -85,8 +85,7 @@ def prometheus(server: ServerProcess, page: str, tmp_path_factory: pytest.TempPa
 
 def ask(client: httpx.Client, query: str) -> list[dict[str, Any]]:
     answer = client.get("/api/v1/query", params={"query": query}).json()
-    result: list[dict[str, Any]] = answer["data"]["result"]
-    return result
+    return answer["data"]["result"]
 
 
 def _wait_until_up(client: httpx.Client, log: Path) -> None:

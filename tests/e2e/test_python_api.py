@@ -3,7 +3,8 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from roost import (
     LLM,
     AsyncLLM,
     CompletionOutput,
+    EngineArgs,
+    EngineDeadError,
     Logprob,
     RequestError,
     RequestOutputKind,
@@ -21,8 +24,9 @@ from roost import (
     SamplingParams,
     State,
     StructuredOutputsParams,
+    TextPrompt,
+    TokensPrompt,
 )
-from roost.engine import EngineDeadError
 from server_process import API_KEY, SLOTS, ServerProcess
 from shared_programs import compiled_once
 
@@ -47,8 +51,7 @@ def client(server: ServerProcess) -> Iterator[httpx.Client]:
 def choices_over_http(client: httpx.Client, path: str, **body: Any) -> list[dict[str, Any]]:
     response = client.post(path, json={"return_token_ids": True, **body})
     assert response.status_code == 200, response.text
-    choices: list[dict[str, Any]] = response.json()["choices"]
-    return choices
+    return response.json()["choices"]
 
 
 def own_logprobs(output: CompletionOutput) -> list[float]:
@@ -57,7 +60,7 @@ def own_logprobs(output: CompletionOutput) -> list[float]:
 
 
 def test_completions_equal_https_bit_for_bit(llm: LLM, client: httpx.Client) -> None:
-    prompts = ["the boat", [5, 6, 7], {"prompt_token_ids": [9] * 200}, {"prompt": "a"}]
+    prompts: list[Any] = ["the boat", [5, 6, 7], {"prompt_token_ids": [9] * 200}, {"prompt": "a"}]
     outputs = llm.generate(prompts, SEEDED)
     fields = SEEDED.body_fields()
     for output, prompt in zip(outputs, ["the boat", [5, 6, 7], [9] * 200, "a"], strict=True):
@@ -139,10 +142,13 @@ def test_output_matches_its_constraint(llm: LLM) -> None:
 
 def test_unknown_and_refused_fields_of_a_message_are_https(llm: LLM) -> None:
     params = SamplingParams(max_tokens=1)
-    (output,) = llm.chat([{"role": "user", "content": "a", "contnt": "b"}], params)  # type: ignore[typeddict-unknown-key]
-    assert output.warnings == ("messages[0].contnt (content?)",)
+    (output,) = llm.chat([{"role": "user", "content": "a", "cntnt": "b"}], params)
+    assert output.warnings == ("messages[0].cntnt (content?)",)
+    with pytest.raises(RequestError, match=r"^the field 'messages\[0\].contnt' is unknown; did you mean content\?$"):
+        llm.chat([{"role": "user", "content": "a", "contnt": "b"}], params)
+    called: Any = {"role": "assistant", "function_call": {"name": "f"}}
     with pytest.raises(RequestError, match=r"^messages\[1\].function_call is not supported: use tool_calls$"):
-        llm.chat([*QUESTION, {"role": "assistant", "function_call": {"name": "f"}}], params)  # type: ignore[typeddict-unknown-key]
+        llm.chat([*QUESTION, called], params)
 
 
 def test_a_called_tool_is_an_output(llm: LLM) -> None:
@@ -193,7 +199,7 @@ def test_a_state_is_continued_as_its_history_would_be(llm: LLM, tmp_path: Path) 
 
 
 def test_a_state_that_cannot_be_is_one_line(llm: LLM, tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="no request with the id 'cmpl-1' and a choice 0 runs"):
+    with pytest.raises(RequestError, match="no request with the id 'cmpl-1' and a choice 0 is running"):
         llm.save_state("cmpl-1")
     file = tmp_path / "no.state"
     with pytest.raises(RoostError, match="cannot be read"):
@@ -201,8 +207,19 @@ def test_a_state_that_cannot_be_is_one_line(llm: LLM, tmp_path: Path) -> None:
     file.write_bytes(b"nothing")
     with pytest.raises(RoostError, match=f"^{file} "):
         llm.load_state(file)
-    with pytest.raises(RequestError, match="a conversation cannot continue a state"):
+    with pytest.raises(RequestError, match="there is no state with the id 'state_1'"):
         next(llm.stream(QUESTION, from_state=State("state_1", 1, 1)))
+
+
+def test_a_conversation_continues_a_state(llm: LLM) -> None:
+    (first,) = llm.chat(QUESTION, SEEDED)
+    state = llm.save_state(first)
+    (second,) = llm.chat(QUESTION, SEEDED, from_state=state)
+    prompt, history = list(second.prompt_token_ids), [*first.prompt_token_ids, *first.outputs[0].token_ids]
+    assert prompt[: len(history)] == history
+    assert len(prompt) > len(history) + len(first.prompt_token_ids) - 2
+    streamed = list(llm.stream(QUESTION, SEEDED, from_state=state))
+    assert sum((piece.outputs[0].token_ids for piece in streamed), ()) == second.outputs[0].token_ids
 
 
 def test_scores_are_the_log_probabilities_over_http(llm: LLM, client: httpx.Client) -> None:
@@ -239,27 +256,29 @@ def test_texts_are_scored_as_one_text(llm: LLM) -> None:
 @pytest.mark.parametrize(
     ("prompt", "params", "message"),
     [
-        ("a", SamplingParams(temperature=-1.0), "temperature must be at least 0"),
-        ("a", SamplingParams(n=0), "n must be at least 1"),
-        ([], SamplingParams(), None),
-        ([10**6], SamplingParams(), "token id 1000000 is outside the vocabulary of 512 tokens"),
-        ({"text": "a"}, SamplingParams(), "prompt: a dict must have the key prompt or prompt_token_ids"),
-        ("a", SamplingParams(structured_outputs=StructuredOutputsParams(regex="(")), "structured_outputs"),
-        ("a", SamplingParams(stop="x" * 5000), "stop must have at most 4096 characters"),
+        ("a", {"temperature": -1.0}, "temperature must be at least 0"),
+        ("a", {"n": 0}, "n must be at least 1"),
+        ([], {}, None),
+        ([10**6], {}, "token id 1000000 is outside the vocabulary of 512 tokens"),
+        ({"text": "a"}, {}, "prompt: a dict must have the key prompt or prompt_token_ids"),
+        ("a", {"structured_outputs": StructuredOutputsParams(regex="(")}, "structured_outputs"),
+        ("a", {"stop": "x" * 5000}, "stop must have at most 4096 characters"),
     ],
 )
-def test_what_is_wrong_is_one_line(llm: LLM, prompt: Any, params: SamplingParams, message: str | None) -> None:
+def test_what_is_wrong_is_one_line(llm: LLM, prompt: Any, params: dict[str, Any], message: str | None) -> None:
     if message is None:
-        assert llm.generate(prompt, params) == []
+        assert llm.generate(prompt, SamplingParams(**params)) == []
         return
     with pytest.raises(RequestError) as caught:
-        llm.generate(prompt, params)
+        llm.generate(prompt, SamplingParams(**params))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value, ValueError)
 
 
 def test_unknown_names_are_errors() -> None:
+    with pytest.raises(TypeError, match="tensor_parallel_size is vLLM's name: use mesh, such as data=1,model=2"):
+        LLM("demo", tensor_parallel_size=2)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="max_num_seqs is vLLM's name: use slots"):
         LLM("demo", max_num_seqs=4)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="there is no setting 'slot'; did you mean slots"):
@@ -293,8 +312,29 @@ async def test_async_outputs_are_cumulative_deltas_or_final(llm: LLM, tiny_confi
         params = SamplingParams(max_tokens=1)
         (forked,) = [output async for output in async_llm.generate([5], params, from_state=state)]
         assert len(forked.prompt_token_ids) == state.num_tokens + 1
-    with pytest.raises(RoostError):
+    with pytest.raises(EngineDeadError, match=r"^this AsyncLLM was closed$"):
         [output async for output in async_llm.generate("a")]
+
+
+async def test_an_async_llm_shows_whether_it_is_loaded(tiny_config: Path) -> None:
+    async_llm = AsyncLLM(f"random:{tiny_config}", slots=SLOTS, prefill_chunk=128)
+    assert repr(async_llm) == "<AsyncLLM 'tiny-random', not loaded>"
+    with compiled_once("tiny"):
+        await async_llm.start()
+    assert repr(async_llm) == f"<AsyncLLM 'tiny-random', slots={SLOTS}>"
+    await async_llm.close()
+    assert repr(async_llm) == "<AsyncLLM 'tiny-random', closed>"
+
+
+async def test_an_async_llms_tokenizer_is_that_of_an_llm(llm: LLM, tiny_config: Path) -> None:
+    """It is there before the model is loaded, and used on the event loop."""
+    async_llm = AsyncLLM(f"random:{tiny_config}", slots=SLOTS, prefill_chunk=128)
+    tokenizer, other = await async_llm.get_tokenizer(), llm.get_tokenizer()
+    assert tokenizer.encode("the boat") == other.encode("the boat")
+    template = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True)
+    assert template == list(llm.chat(QUESTION, SamplingParams(max_tokens=1))[0].prompt_token_ids)
+    with pytest.raises(RequestError, match=r"^messages"):
+        tokenizer.apply_chat_template([{"role": "tool", "content": "a"}])
 
 
 def test_a_logprob_has_rank_and_name(llm: LLM) -> None:
@@ -317,6 +357,168 @@ def test_a_closed_llm_says_so(tiny_config: Path) -> None:
     with pytest.raises(EngineDeadError):
         list(stream)
     llm.close()
+
+
+STORY = SamplingParams(temperature=0.8, top_p=0.95, max_tokens=4)
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+
+
+def form_prompts(llm: LLM) -> None:
+    for output in llm.generate(["Hello, my name is", "The capital of France is"], STORY):
+        assert output.prompt is not None
+        assert isinstance(output.outputs[0].text, str)
+
+
+def form_one_prompt(llm: LLM) -> None:
+    assert llm.generate("Hello", sampling_params=STORY, use_tqdm=False)[0].outputs[0].finish_reason == "length"
+
+
+def form_conversation(llm: LLM) -> None:
+    conversation = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+    assert llm.chat(conversation, STORY, use_tqdm=False)[0].finished
+
+
+def form_conversations(llm: LLM) -> None:
+    conversations = [[{"role": "user", "content": f"Number {number}"}] for number in range(3)]
+    outputs = llm.chat(messages=conversations, sampling_params=STORY, chat_template=None, use_tqdm=True)  # type: ignore[call-arg]
+    assert len(outputs) == 3
+
+
+def form_default_params(llm: LLM) -> None:
+    params = llm.get_default_sampling_params()
+    params.max_tokens, params.temperature = 3, 0.0
+    assert len(llm.generate("Hello", params)[0].outputs[0].token_ids) <= 3
+
+
+def form_token_ids(llm: LLM) -> None:
+    prompts = [TokensPrompt(prompt_token_ids=[5, 6]), TokensPrompt(prompt_token_ids=[7])]
+    assert [output.prompt_token_ids for output in llm.generate(prompts, STORY)] == [(5, 6), (7,)]
+
+
+def form_text_prompts(llm: LLM) -> None:
+    prompts: list[Any] = [TextPrompt(prompt="a"), {"prompt": "b"}]
+    assert llm.generate(prompts, STORY)[1].prompt == "b"
+
+
+def form_chat_template(llm: LLM) -> None:
+    tokenizer = llm.get_tokenizer()
+    text = tokenizer.apply_chat_template(QUESTION, tokenize=False, add_generation_prompt=True)
+    assert isinstance(text, str)
+    assert llm.generate(text, STORY)[0].prompt_token_ids == llm.chat(QUESTION, STORY)[0].prompt_token_ids
+    token_ids = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True)
+    assert token_ids == tokenizer.encode(text) == list(llm.chat(QUESTION, STORY)[0].prompt_token_ids)
+
+
+def form_tokenizer(llm: LLM) -> None:
+    tokenizer = llm.get_tokenizer()
+    token_ids = tokenizer.encode("the boat")
+    assert token_ids[0] == tokenizer.bos_token_id
+    assert tokenizer.decode(token_ids[1:]) == tokenizer.decode(token_ids, skip_special_tokens=True) == "the boat"
+    assert tokenizer.encode("the boat", add_special_tokens=False) == token_ids[1:]
+    assert len(tokenizer) == tokenizer.vocab_size == 512
+    params = SamplingParams(max_tokens=2, stop_token_ids=[tokenizer.eos_token_id or 0])
+    assert llm.generate("the boat", params)[0].prompt_token_ids == tuple(token_ids)
+
+
+def form_tools(llm: LLM) -> None:
+    messages: list[dict[str, Any]] = [{"role": "user", "content": "Call f."}]
+    (output,) = llm.chat(messages, SamplingParams(max_tokens=32), tools=[TOOL], use_tqdm=False)
+    messages += [{"role": "assistant", "content": output.outputs[0].text or "-"}, {"role": "user", "content": "b"}]
+    assert llm.chat(messages, STORY, tools=[TOOL])[0].finished
+
+
+def form_choice(llm: LLM) -> None:
+    wanted = StructuredOutputsParams(choice=["Positive", "Negative"])
+    (output,) = llm.generate("The sea is", SamplingParams(structured_outputs=wanted))
+    assert output.outputs[0].text in ("Positive", "Negative")
+
+
+def form_schema(llm: LLM) -> None:
+    wanted = StructuredOutputsParams(json={"type": "object", "properties": {"a": {"enum": ["b"]}}, "required": ["a"]})
+    (output,) = llm.generate("JSON:", SamplingParams(structured_outputs=wanted, max_tokens=60))
+    assert output.outputs[0].text.startswith("{")
+
+
+def form_seed(llm: LLM) -> None:
+    params = SamplingParams(temperature=0.9, seed=42, max_tokens=8)
+    assert llm.generate("Hello", params)[0].outputs == llm.generate("Hello", params)[0].outputs
+
+
+def form_logprobs(llm: LLM) -> None:
+    (output,) = llm.generate("Hello", SamplingParams(n=2, max_tokens=2, logprobs=1, prompt_logprobs=1, temperature=1.0))
+    assert len(output.outputs) == 2
+    assert output.prompt_logprobs is not None
+
+
+def form_params_of_each(llm: LLM) -> None:
+    params = [SamplingParams(max_tokens=1), SamplingParams(max_tokens=2, min_tokens=2)]
+    assert [len(output.outputs[0].token_ids) for output in llm.generate(["a", "b"], params)] == [1, 2]
+
+
+def form_penalties_and_words(llm: LLM) -> None:
+    params = SamplingParams(
+        presence_penalty=0.5,
+        frequency_penalty=0.5,
+        repetition_penalty=1.1,
+        bad_words=["bad"],
+        stop=["\n"],
+        max_tokens=4,
+    )
+    assert llm.generate("Hello", params)[0].finished
+
+
+FORMS = [each for name, each in list(globals().items()) if name.startswith("form_")]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_form_of_vllms_offline_examples_runs(llm: LLM, form: Callable[[LLM], None]) -> None:
+    """Calls that vLLM's examples of offline inference make, in our own words."""
+    form(llm)
+
+
+def test_an_llm_of_engine_args_shows_what_it_is(tiny_config: Path) -> None:
+    args = EngineArgs(
+        model=f"random:{tiny_config}",
+        max_num_seqs=SLOTS,
+        max_num_batched_tokens=128,
+        tensor_parallel_size=1,
+        enable_prefix_caching=True,
+        enforce_eager=True,
+        trust_remote_code=False,
+        gpu_memory_utilization=0.4,
+    )
+    with compiled_once("tiny"), LLM(**asdict(args)) as llm:
+        assert repr(llm) == f"<LLM 'tiny-random', slots={SLOTS}>"
+        assert llm.generate("a", STORY)[0].finished
+    assert repr(llm) == "<LLM 'tiny-random', closed>"
+
+
+FORKED = """
+import asyncio, os, warnings
+warnings.simplefilter("ignore")
+from roost import LLM, AsyncLLM, EngineDeadError
+llm = {kind}({model!r}, slots=4, prefill_chunk=128)
+async def generate():
+    return [output async for output in llm.generate([5])]
+if {kind} is AsyncLLM:
+    asyncio.run(generate())
+child = os.fork()
+if not child:
+    try:
+        asyncio.run(generate()) if {kind} is AsyncLLM else llm.generate([5])
+    except EngineDeadError as error:
+        print(error, flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.parametrize("kind", ["LLM", "AsyncLLM"])
+def test_a_forked_process_is_told_to_make_its_own(kind: str, tiny_config: Path) -> None:
+    script = FORKED.format(kind=kind, model=f"random:{tiny_config}")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    said = f"this {kind} runs in the parent process: make one in each process, started by spawn\n"
+    assert (done.returncode, done.stdout) == (0, said), done.stderr
 
 
 SCRIPT = """
@@ -345,7 +547,7 @@ def test_importing_roost_loads_neither_jax_nor_the_server() -> None:
     assert done.stdout == "0.1.0\n"
 
 
-def test_it_needs_neither_http_nor_a_database_nor_a_command_line(llm: LLM, tiny_config: Path) -> None:
+def test_it_needs_neither_http_nor_a_database_nor_grammars_nor_a_command_line(llm: LLM, tiny_config: Path) -> None:
     program = f"""
 from roost import LLM, SamplingParams
 
@@ -355,6 +557,6 @@ with LLM("random:{tiny_config}", slots={SLOTS}, prefill_chunk=128) as llm:
 """
     params = SamplingParams(max_tokens=4, seed=7)
     expected = [llm.generate([5, 6, 7], params), llm.chat(QUESTION, params)]
-    found = run(program, *WEB, "psycopg", "typer")
+    found = run(program, *WEB, "psycopg", "typer", "llguidance")
     assert found.returncode == 0, found.stderr
     assert found.stdout == "".join(f"{output.outputs[0].token_ids}\n" for (output,) in expected)

@@ -68,8 +68,7 @@ def begin(server: ServerProcess, file_id: str) -> str:
 
 
 def look(server: ServerProcess, batch_id: str) -> dict[str, Any]:
-    found: dict[str, Any] = httpx.get(f"{server.url}/v1/batches/{batch_id}", timeout=30).json()
-    return found
+    return httpx.get(f"{server.url}/v1/batches/{batch_id}", timeout=30).json()
 
 
 def wait_for(server: ServerProcess, batch_id: str, num_lines: int, seconds: float = 600) -> None:
@@ -150,6 +149,7 @@ def test_lines_give_way_and_have_the_texts_of_undisturbed_ones(tiny_config: Path
 def test_batches_are_cancelled_at_random_moments(tiny_config: Path, address: str) -> None:
     """What had ended is kept, no line ends later, and the slots become free."""
     draw, lines = random.Random(5), [line(number, 2 + number % 60) for number in range(200)]
+    lines += [line(number, 1_000_000) for number in range(200, 200 + 2 * SLOTS)]  # no batch ends before it is cancelled
     with replica(tiny_config, address) as server:
         file_id = upload(server, lines)
         for _ in range(8):

@@ -35,8 +35,7 @@ def client(simulated: ServerProcess) -> Iterator[httpx.Client]:
 def chat(client: httpx.Client, **fields: Any) -> dict[str, Any]:
     response = client.post("/v1/chat/completions", json={"messages": ASK, "temperature": 0, **fields})
     response.raise_for_status()
-    found: dict[str, Any] = response.json()
-    return found
+    return response.json()
 
 
 def test_all_of_it_says_that_it_simulates(client: httpx.Client, simulated: ServerProcess) -> None:

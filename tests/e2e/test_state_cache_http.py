@@ -132,6 +132,26 @@ def test_a_conversation_survives_a_restart(tiny_config: Path, tmp_path: Path) ->
         assert num_cached == before // 64 * 64
 
 
+def test_a_stored_conversation_survives_a_restart(tiny_config: Path, tmp_path: Path) -> None:
+    """The server holds its items in the database and its state on the disk, so a turn prefills what is new."""
+    stores = ("--store", f"sqlite://{tmp_path / 'store.db'}", "--state-cache-dir", str(tmp_path / "states"))
+    arguments = [f"random:{tiny_config}", *SHAPES, *stores]
+    counts, conversation = list[tuple[int, int]](), ""
+    for _ in range(2):
+        with serving(*arguments, programs="tiny") as server, httpx.Client(base_url=server.url, timeout=60) as client:
+            if not conversation:
+                items = [{"role": "user", "content": "Tell me of the sea. " * 50}]
+                conversation = client.post("/v1/conversations", json={"items": items}).json()["id"]
+            for _ in range(2):
+                body = {"input": "And then?", "conversation": conversation, "max_output_tokens": 8}
+                usage = client.post("/v1/responses", json=body).json()["usage"]
+                counts.append((usage["input_tokens"], usage["input_tokens_details"]["cached_tokens"]))
+    assert counts[0][0] >= 256
+    assert counts[0][1] == 0
+    for (before, _), (_, num_cached) in itertools.pairwise(counts):
+        assert num_cached == before // 64 * 64, "all but the last reply and what is new"
+
+
 def test_a_state_is_saved_gone_on_from_and_moved(client: httpx.Client) -> None:
     """The output equals that of the whole prompt, whichever server restores the state."""
     tokens = prompt(300)

@@ -19,7 +19,7 @@ def golden_runner() -> Iterator[ModelRunner]:
     `e2e/test_golden_http.py` shares the other programs through the compile cache.
     """
     programs = folder()
-    config = EngineConfig(SLOTS, prefill_chunk=128, dtype="float32", checkpoints=True, compile_cache=programs)
+    config = EngineConfig(SLOTS, prefill_chunk=128, dtype="float32", request_snapshots=True, compile_cache=programs)
     with compiled_once("golden"), restored():
         runner = load_runner(open_model(str(TINY / "hf")), config)
     yield runner

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from roost.engine.core.request import Batch, DecodeBatch, PrefillBatch, PrefillChunk, RowResult
-from roost.engine.core.snapshot import Snapshot
-from roost.engine.worker.transfer import from_ring
+from roost.engine.types.request import Batch, DecodeBatch, PrefillBatch, PrefillChunk, RowResult
+from roost.engine.types.snapshot import Snapshot, snapshot_of
 
 
 @dataclass
@@ -62,7 +61,7 @@ class FakeRunner:
 
     def snapshot(self, slot: int, length: int) -> Snapshot:
         """Returns the slot's last token, which was not processed yet, as its state."""
-        return from_ring(length, (np.array([self._last[slot]]),), np.zeros((1, 1), np.int32))
+        return snapshot_of(length, (np.array([self._last[slot]]),), np.zeros((1, 1), np.int32))
 
     def _decode(self, slot: int, steps: int = 1) -> RowResult:
         first = self._last[slot] + 1

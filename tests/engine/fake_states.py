@@ -1,14 +1,21 @@
 """States whose arrays say which tokens they stand for, and prefill with a prefix cache as the engine does it."""
 
 import queue
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-from roost.engine.core.config import PREFILL_BLOCK
-from roost.engine.core.snapshot import BlockState, Snapshot, SnapshotFormat, chunk_snapshots
 from roost.engine.prefix_cache.cache import PrefixCache
 from roost.engine.prefix_cache.tree import PrefixKey
-from roost.engine.worker.transfer import from_ring, ring_rows
+from roost.engine.types.config import PREFILL_BLOCK
+from roost.engine.types.snapshot import (
+    BlockState,
+    Snapshot,
+    SnapshotFormat,
+    chunk_snapshots,
+    snapshot_of,
+    window_rows,
+)
 
 STATE_BYTES, TOKEN_BYTES, HIDDEN_BYTES = 400, 4, 40
 
@@ -22,19 +29,19 @@ def text(*parts: tuple[int, int]) -> tuple[int, ...]:
     return tuple(1000 * kind + i for kind, count in parts for i in range(count))
 
 
-def number(tokens: tuple[int, ...]) -> int:
+def number(tokens: Sequence[int]) -> int:
     """Returns a number that stands for some tokens."""
-    return hash(tokens) & 0x7FFFFFFF
+    return hash(tuple(tokens)) & 0x7FFFFFFF
 
 
-def block_state(tokens: tuple[int, ...], start: int, end: int, *, is_end: bool) -> BlockState:
+def block_state(tokens: Sequence[int], start: int, end: int, *, is_end: bool) -> BlockState:
     """Returns a state whose arrays say which tokens they stand for."""
     h, conv = (np.full(STATE_BYTES // 8, number(tokens[:end]), np.int32) for _ in range(2))
     window = np.array([number(tokens[: i + 1]) for i in range(start, end)], np.int32)
     return BlockState((h, conv), window, np.full(HIDDEN_BYTES // 4, number(tokens[:end]), np.int32) if is_end else None)
 
 
-def block_states(tokens: tuple[int, ...], start: int = 0, end: int | None = None) -> list[BlockState]:
+def block_states(tokens: Sequence[int], start: int = 0, end: int | None = None) -> list[BlockState]:
     """Returns the states at every block boundary and at the end."""
     end = len(tokens) if end is None else end
     next_boundary = start // PREFILL_BLOCK * PREFILL_BLOCK + PREFILL_BLOCK
@@ -45,8 +52,7 @@ def block_states(tokens: tuple[int, ...], start: int = 0, end: int | None = None
 def format_of(window: int) -> SnapshotFormat:
     return SnapshotFormat(
         window,
-        ((STATE_BYTES // 8,), "int32"),
-        ((STATE_BYTES // 8,), "int32"),
+        dict.fromkeys(("h", "conv"), ((STATE_BYTES // 8,), "int32")),
         ((), "int32"),
         ((HIDDEN_BYTES // 4,), "int32"),
     )
@@ -63,7 +69,7 @@ def fetch(cache: PrefixCache, key: PrefixKey) -> Snapshot | None:
 
 
 def prefill(
-    cache: PrefixCache, tokens: tuple[int, ...], salt: str = "", window: int = 128, end: int | None = None
+    cache: PrefixCache, tokens: Sequence[int], salt: str = "", window: int = 128, end: int | None = None
 ) -> int:
     """Restores and prefills a prompt as the engine does, up to token `end`; returns the number of restored tokens."""
     key = PrefixKey.of(tokens, salt)
@@ -76,18 +82,18 @@ def prefill(
     return length
 
 
-def left_behind(tokens: tuple[int, ...], window: int) -> Snapshot:
+def left_behind(tokens: Sequence[int], window: int) -> Snapshot:
     """Returns the snapshot of a slot whose last tokens were decoded one by one."""
     last = chunk_snapshots(None, block_states(tokens), window)[-1]
-    return from_ring(len(tokens), last.recurrent, ring_rows(last, window))
+    return snapshot_of(len(tokens), last.recurrent, window_rows(last, window))
 
 
-def check(found: Snapshot, tokens: tuple[int, ...], window: int) -> None:
+def check(found: Snapshot, tokens: Sequence[int], window: int) -> None:
     """Checks that a snapshot and every row of its ring stand for these tokens."""
     length = found.length
     assert all((array == number(tokens[:length])).all() for array in found.recurrent)
     assert length < len(tokens) or found.hidden is not None
-    ring = ring_rows(found, window)
+    ring = window_rows(found, window)
     for position in range(max(0, length - window), length):
         assert ring[position % window] == number(tokens[: position + 1])
     assert not ring[length:].any()

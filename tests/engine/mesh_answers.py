@@ -1,9 +1,10 @@
 """Prints a model's results on a mesh as JSON; a program, since a process has one number of CPU devices.
 
-JAX_NUM_CPU_DEVICES=8 python mesh_answers.py DATA MODEL CHUNK [int8|window|parts]
+JAX_NUM_CPU_DEVICES=8 python mesh_answers.py DATA MODEL CHUNK [int8|int4|window|parts|heads G]
 
 "int8" is the dtype of matrices, and of the attention window with "window". With "parts" there are decode steps of some
-slots of each device, as on TPUs.
+slots of each device, as on TPUs. "int4" is the dtype of the matrices of a wider model with random weights. With "heads"
+a model with G key heads and random weights replaces the golden one.
 """
 
 import json
@@ -16,15 +17,16 @@ from roost.engine import (
     EngineConfig,
     EngineCore,
     MeshShape,
+    ModelSource,
     PrefixCache,
     Request,
     SamplingParams,
     load_runner,
     open_model,
-    platform,
 )
-from roost.engine.core.output_constraint import TokenMask, mask_of_ids
+from roost.engine.devices import platform
 from roost.engine.scheduling.scheduler import Scheduler
+from roost.engine.types.output_constraint import TokenMask, mask_of_ids
 from test_resume import TINY_MODEL, Received, prompt, run
 
 SLOTS = 5
@@ -72,12 +74,30 @@ def as_lists(told: Received) -> list[Any]:
     return [told.tokens, [entry and [entry.logprob, [list(pair) for pair in entry.top]] for entry in told.logprobs]]
 
 
-def answers(shards: MeshShape, chunk: int, quantize: str | None = None, kv_dtype: str | None = None) -> dict[str, Any]:
+def with_key_heads(heads: int) -> ModelSource:
+    """Returns the golden model's shape with several key heads, and random weights."""
+    return ModelSource("many", replace(open_model(str(TINY_MODEL)).config, num_key_heads=heads), None, ())
+
+
+def wide() -> ModelSource:
+    """Returns a model with widths of whole groups of int4 on each of two devices, and random weights."""
+    config = replace(open_model(str(TINY_MODEL)).config, width=128, lru_width=128, mlp_width=256)
+    return ModelSource("wide", config, None, ())
+
+
+def answers(
+    shards: MeshShape,
+    chunk: int,
+    quantize: str | None = None,
+    kv_dtype: str | None = None,
+    *,
+    source: ModelSource | None = None,
+) -> dict[str, Any]:
     """Returns tokens and log-probabilities of all requests together, then of some again, from the prefix cache."""
     config = EngineConfig(
         SLOTS, prefill_chunk=chunk, dtype="float32", shards=shards, quantize=quantize, kv_dtype=kv_dtype
     )
-    runner = load_runner(open_model(str(TINY_MODEL)), config)
+    runner = load_runner(source or open_model(str(TINY_MODEL)), config)
     cache = PrefixCache(runner.window, 10**9)
     core = EngineCore(Scheduler(runner.slots, 100, runner.limits, cache=cache), runner)
     told = run(core, *requests(), stagger=1)
@@ -107,6 +127,10 @@ if __name__ == "__main__":
             found = answers_in_parts(shape, chunk)
         case ["window"]:
             found = answers(shape, chunk, kv_dtype="int8")
+        case ["int4"]:
+            found = answers(shape, chunk, "int4", source=wide())
+        case ["heads", heads]:
+            found = answers(shape, chunk, source=with_key_heads(int(heads)))
         case _:
             found = answers(shape, chunk, *more)
     print(json.dumps(found))

@@ -66,11 +66,15 @@ def _recurrent(config: ModelConfig, weights: Weights, u: np.ndarray) -> np.ndarr
 def _attention(config: ModelConfig, weights: Weights, u: np.ndarray) -> np.ndarray:
     steps, size = len(u), config.head_dim
     positions = np.arange(steps)[None]
-    q, k, v = np.split(u @ weights["qkv"].T, [config.width, config.width + size], axis=-1)
+    keys = config.num_key_heads * size
+    q, k, v = np.split(u @ weights["qkv"].T, [config.width, config.width + keys], axis=-1)
     q = _rope(config, q.reshape(1, steps, config.num_heads, size))
-    k = _rope(config, k.reshape(1, steps, 1, size))[:, :, 0]
-    ring = np.zeros((1, config.window, size))
-    mixed, *_ = window_attention_reference(q, k, v[None], ring, ring, positions)
+    k = _rope(config, k.reshape(1, steps, -1, size))
+    ring, group = np.zeros((1, config.window, size)), config.num_heads // config.num_key_heads
+    mixed = np.zeros(q.shape)
+    for head, own_v in enumerate(np.split(v[None], config.num_key_heads, axis=-1)):
+        own = slice(head * group, (head + 1) * group)
+        mixed[:, :, own], *_ = window_attention_reference(q[:, :, own], k[:, :, head], own_v, ring, ring, positions)
     return _dense(weights["out"], mixed.reshape(steps, -1))
 
 

@@ -10,23 +10,24 @@ from dataclasses import dataclass
 import pytest
 from fake_runner import FakePending, FakeRunner
 from roost.engine.async_engine import AsyncEngine
-from roost.engine.core.config import StepLimits
-from roost.engine.core.errors import (
-    EngineDeadError,
-    QueueFullError,
-    QueueTimeoutError,
-    RequestTimeoutError,
-    UnknownRequestError,
-)
-from roost.engine.core.request import Batch, FinishReason, Request, TokenOutput
-from roost.engine.core.sampling_params import SamplingParams
-from roost.engine.core.snapshot import Snapshot
 from roost.engine.engine_core import EngineCore
 from roost.engine.prefix_cache.cache import PrefixCache
 from roost.engine.prefix_cache.saved_state import SavedState
 from roost.engine.prefix_cache.tree import PrefixKey
 from roost.engine.scheduling.plan import Plan
 from roost.engine.scheduling.scheduler import Scheduler
+from roost.engine.types.config import StepLimits
+from roost.engine.types.errors import (
+    EngineDeadError,
+    EngineStoppedError,
+    QueueFullError,
+    QueueTimeoutError,
+    RequestTimeoutError,
+    UnknownRequestError,
+)
+from roost.engine.types.request import Batch, FinishReason, Request, TokenOutput
+from roost.engine.types.sampling_params import SamplingParams
+from roost.engine.types.snapshot import Snapshot
 
 
 class SlowRunner(FakeRunner):
@@ -90,7 +91,7 @@ async def collect(engine: AsyncEngine, request: Request) -> list[int]:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Waits for the engine's thread to get there."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.001)
 
@@ -420,7 +421,7 @@ class GatedRunner(FakeRunner):
 
     def run(self, batch: Batch) -> FakePending:
         self._log.append("step")
-        assert self.gate.wait(10)
+        assert self.gate.wait(60)
         return super().run(batch)
 
 
@@ -452,7 +453,7 @@ async def test_step_waits_for_one_save() -> None:
     del log[:]
     runner.gate.set()
     states = await asyncio.gather(*saves)
-    assert [state.token_ids for state in states] == [(1, 2)] * 20
+    assert [tuple(state.token_ids) for state in states] == [(1, 2)] * 20
     with pytest.raises(UnknownRequestError):
         await unknown
     await stream.aclose()
@@ -460,7 +461,7 @@ async def test_step_waits_for_one_save() -> None:
     assert "save save" not in " ".join(log)
     await until(lambda: engine.stats.num_running == 0)
     ended = await asyncio.gather(*(engine.save("endless") for _ in range(20)))
-    assert {state.token_ids[:2] for state in ended} == {(1, 2)}
+    assert {tuple(state.token_ids[:2]) for state in ended} == {(1, 2)}
     await engine.stop()
 
 
@@ -522,19 +523,23 @@ async def test_cancelled_save_is_skipped() -> None:
 
 
 async def test_checkpoints_lose_no_token() -> None:
+    """The request has no end of its own, so that it runs at each checkpoint."""
     engine = AsyncEngine(lambda: LoggingCore([], GatedRunner([])))
     engine.start()
     await engine.wait_ready()
-    stream = generate(engine, Request("long", (1,), SamplingParams(max_tokens=300)))
-    tokens = [*(await anext(stream)).token_ids]
-    counts = []
+    stream = generate(engine, Request("endless", (1,), SamplingParams(max_tokens=None)))
+    tokens: list[int] = []
+    counts: list[int] = []
     async for output in stream:
         tokens += output.token_ids
-        if output.finish_reason is None and len(counts) < 20:
-            counts.append((await engine.checkpoint("long")).num_tokens)
+        if len(counts) < 20:
+            counts.append((await engine.snapshot_request("endless")).num_tokens)
+        elif len(tokens) > counts[-1]:
+            break
+    await stream.aclose()
     with pytest.raises(UnknownRequestError):
-        await engine.checkpoint("long")
-    assert tokens == list(range(2, 302))
+        await engine.snapshot_request("endless")
+    assert tokens == list(range(2, 2 + len(tokens)))
     assert counts == sorted(counts)
     await engine.stop()
 
@@ -552,10 +557,10 @@ async def test_a_paused_engine_delivers_its_last_step_and_serves_reads() -> None
             item = sink.items.get_nowait()
             assert isinstance(item, TokenOutput)
             tokens += item.token_ids
-        checkpoint = await engine.checkpoint("endless")
+        checkpoint = await engine.snapshot_request("endless")
         assert tokens == [2 + k for k in range(checkpoint.num_tokens)]
         for _ in range(3):
-            assert (await engine.checkpoint("endless")).num_tokens == checkpoint.num_tokens
+            assert (await engine.snapshot_request("endless")).num_tokens == checkpoint.num_tokens
         assert sink.items.empty()
 
 
@@ -575,5 +580,5 @@ async def test_stop_ends_pending_saves() -> None:
     runner.gate.set()
     results = await asyncio.gather(*saves, return_exceptions=True)
     await stopping
-    assert {type(result) for result in results} <= {EngineDeadError, SavedState}
-    assert any(isinstance(result, EngineDeadError) for result in results)
+    assert {type(result) for result in results} <= {EngineStoppedError, SavedState}
+    assert any(isinstance(result, EngineStoppedError) for result in results)

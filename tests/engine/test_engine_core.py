@@ -1,15 +1,19 @@
 """The engine's steps under random traffic, with tokens that are known in advance."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import hypothesis.strategies as st
 import pytest
-from fake_runner import FakeRunner
+from fake_runner import FakePending, FakeRunner
 from hypothesis import given
-from roost.engine.core.config import StepLimits
-from roost.engine.core.errors import EngineDeadError, NumericError
-from roost.engine.core.request import (
+from roost.engine.engine_core import EngineCore
+from roost.engine.scheduling.scheduler import Scheduler
+from roost.engine.types.config import StepLimits
+from roost.engine.types.errors import EngineDeadError, NumericError
+from roost.engine.types.request import (
+    Batch,
     DecodeBatch,
     FinishReason,
     PrefillBatch,
@@ -18,9 +22,7 @@ from roost.engine.core.request import (
     RowResult,
     TokenOutput,
 )
-from roost.engine.core.sampling_params import NO_TOKEN, SamplingParams
-from roost.engine.engine_core import EngineCore
-from roost.engine.scheduling.scheduler import Scheduler
+from roost.engine.types.sampling_params import NO_TOKEN, SamplingParams
 
 PROMPT_LENGTHS = st.integers(1, 200)
 
@@ -238,3 +240,40 @@ def run_out(core: EngineCore) -> list[tuple[str, TokenOutput]]:
             return outputs
         outputs += core.step()
     raise AssertionError("the engine never comes to rest")
+
+
+@dataclass
+class TimedPending(FakePending):
+    """A batch for which the host has to wait, as its runner sums up."""
+
+    runner: "TimedRunner"
+
+    def wait(self) -> Sequence[RowResult]:
+        start = time.monotonic()
+        while time.monotonic() == start:
+            pass
+        self.runner.waited_s += time.monotonic() - start
+        return self.results
+
+
+class TimedRunner(FakeRunner):
+    """A runner whose batches take at least a tick of the clock."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waited_s = 0.0
+
+    def run(self, batch: Batch) -> TimedPending:
+        return TimedPending(super().run(batch).results, self)
+
+
+def test_the_time_of_waiting_for_the_device_is_counted() -> None:
+    runner = TimedRunner()
+    core = EngineCore(Scheduler(1, 1, StepLimits(prefill_chunk=128)), runner)
+    core.add(Request("a", (1, 2, 3), SamplingParams(max_tokens=3)))
+    stepped_s = 0.0
+    while not core.is_idle:
+        start = time.monotonic()
+        core.step()
+        stepped_s += time.monotonic() - start
+    assert 0 < runner.waited_s <= core.stats.wait_seconds <= stepped_s

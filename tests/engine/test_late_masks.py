@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from played_grammar import LateMasks, PlayedProcess, played
 from roost.engine import EngineCore, ModelRunner, PrefixCache, Request, SamplingParams
-from roost.engine.core.request import Replay
-from roost.engine.prefix_cache.request_checkpoint import CheckpointFormat
+from roost.engine.prefix_cache.request_snapshot import RequestSnapshotFormat
 from roost.engine.scheduling import preemption
 from roost.engine.scheduling.scheduler import Scheduler
+from roost.engine.types.request import Replay
 from roost.server.constraints.grammar.constraint import GrammarConstraint
 
 SLOTS, VOCABULARY, WORDS = 4, 320, 10
@@ -38,7 +38,10 @@ def make_core(runner: ModelRunner) -> EngineCore:
     limits = replace(runner.limits, itl_target_s=0.0)
     scheduler = Scheduler(SLOTS, 100, limits, cache=PrefixCache(runner.window, 10**9))
     return EngineCore(
-        scheduler, runner, runner.state_format, checkpoint_format=CheckpointFormat("test", runner.state_format.snapshot)
+        scheduler,
+        runner,
+        runner.state_format,
+        request_snapshot_format=RequestSnapshotFormat("test", runner.state_format.snapshot),
     )
 
 
@@ -86,7 +89,7 @@ def test_an_adopted_request_waits_for_its_mask(
         core = make_core(runner)
         core.add(request("r", other))
         run(core, masks, until={"r": place})
-        checkpoint = core.checkpoint("r")
+        checkpoint = core.snapshot_request("r")
         place, snapshot = checkpoint.num_tokens, checkpoint.snapshot
     for count in range(place or 1, MAX_TOKENS):
         core = make_core(runner)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mesh_answers import answers
+from mesh_answers import answers, wide, with_key_heads
 from roost.engine import ConfigError, EngineConfig, MeshShape, load_runner, open_model
 from test_resume import TINY_MODEL
 
@@ -24,14 +24,12 @@ def on_mesh(data: int, model: int, chunk: int, *more: str) -> dict[str, Any]:
     command = [sys.executable, str(SCRIPT), *map(str, (data, model, chunk)), *more]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
 def alone() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(json.dumps(answers(MeshShape(), 128)))
-    return found
+    return json.loads(json.dumps(answers(MeshShape(), 128)))
 
 
 def difference(one: Any, other: Any) -> float:
@@ -63,16 +61,39 @@ def test_steps_of_some_slots_of_each_device(alone: dict[str, Any], data: int, mo
         assert difference(found["answers"][name], told) < 1e-4, name
 
 
+@pytest.mark.parametrize(("heads", "meshes"), [(2, [(1, 2), (2, 4), (1, 3)]), (4, [(2, 2), (1, 3)])])
+def test_with_several_key_heads(heads: int, meshes: list[tuple[int, int]]) -> None:
+    """The key heads of four heads divide evenly among the shards, or are whole on each of them."""
+    alone = json.loads(json.dumps(answers(MeshShape(), 64, source=with_key_heads(heads))))
+    for data, model in meshes:
+        found = on_mesh(data, model, 64, "heads", str(heads))
+        assert found["cached"] == alone["cached"]
+        assert found["compiles"] == 0
+        for name, told in alone["answers"].items():
+            assert difference(found["answers"][name], told) < 1e-4, (data, model, name)
+
+
 def test_in_int8_they_are_as_near_as_rounding_allows(alone: dict[str, Any]) -> None:
     """Each shard rounds its part of a row by itself, which gives other numbers of the same accuracy."""
-
-    def errors(quantized: dict[str, Any]) -> list[float]:
-        pairs = zip(quantized["answers"]["scored"][1], alone["answers"]["scored"][1], strict=True)
-        return [abs(found[0] - exact[0]) for found, exact in pairs if exact]
-
-    on_one, on_four = (np.array(errors(run)) for run in (answers(MeshShape(), 64, "int8"), on_mesh(2, 2, 64, "int8")))
+    runs = answers(MeshShape(), 64, "int8"), on_mesh(2, 2, 64, "int8")
+    on_one, on_four = (errors(run, alone) for run in runs)
     assert 0 < on_four.mean() < 1.25 * on_one.mean()
     assert (on_one != on_four).any()
+
+
+def test_in_int4_two_devices_cut_between_groups() -> None:
+    """Their parts of the matrices have the bits of one device's, and only activations are rounded otherwise."""
+    exact = answers(MeshShape(), 64, source=wide())
+    on_one = errors(answers(MeshShape(), 64, "int4", source=wide()), exact)
+    on_two = errors(on_mesh(1, 2, 64, "int4"), exact)
+    assert 0 < on_two.mean() < 1.25 * on_one.mean()
+    assert np.abs(on_two - on_one).mean() < 0.25 * on_one.mean()
+
+
+def errors(quantized: dict[str, Any], exact: dict[str, Any]) -> np.ndarray:
+    """Returns the error of each prompt token's log-probability."""
+    pairs = zip(quantized["answers"]["scored"][1], exact["answers"]["scored"][1], strict=True)
+    return np.array([abs(found[0] - right[0]) for found, right in pairs if right])
 
 
 def test_with_a_window_in_int8_answers_are_those_of_one_device() -> None:

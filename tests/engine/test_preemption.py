@@ -1,14 +1,15 @@
 """Preemptible requests give their slots up to others, and have the same tokens as without that."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from roost.engine import EngineCore, ModelRunner, PrefixCache, Request, SamplingParams
-from roost.engine.core.errors import QueueFullError
-from roost.engine.prefix_cache.request_checkpoint import CheckpointFormat
+from roost.engine.prefix_cache.request_snapshot import RequestSnapshotFormat
 from roost.engine.scheduling import preemption
 from roost.engine.scheduling.scheduler import Scheduler
+from roost.engine.types.errors import QueueFullError
 
 SLOTS = 4
 
@@ -17,7 +18,9 @@ def make_core(runner: ModelRunner, budget: int = 10**9) -> EngineCore:
     """Returns a core that serves for throughput: preemptible requests have all free slots."""
     limits = replace(runner.limits, itl_target_s=0.0)
     scheduler = Scheduler(SLOTS, 100, limits, cache=PrefixCache(runner.window, budget))
-    return EngineCore(scheduler, runner, checkpoint_format=CheckpointFormat("test", runner.state_format.snapshot))
+    return EngineCore(
+        scheduler, runner, request_snapshot_format=RequestSnapshotFormat("test", runner.state_format.snapshot)
+    )
 
 
 def request(name: str, length: int, max_tokens: int, *, preemptible: bool = False, seed: int | None = None) -> Request:
@@ -35,6 +38,16 @@ def run(core: EngineCore, tokens: dict[str, list[int]], steps: int = 2000) -> No
             tokens.setdefault(name, []).extend(output.token_ids)
 
 
+def undisturbed(runner: ModelRunner, requests: Sequence[Request]) -> dict[str, list[int]]:
+    """Returns the tokens of each request when it runs alone."""
+    tokens: dict[str, list[int]] = {}
+    for each in requests:
+        core = make_core(runner)
+        core.add(replace(each, preemptible=False))
+        run(core, tokens)
+    return tokens
+
+
 def test_a_preempted_request_has_the_tokens_of_an_undisturbed_one(
     runner: ModelRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -44,11 +57,7 @@ def test_a_preempted_request_has_the_tokens_of_an_undisturbed_one(
         request(f"background {number}", 20 + 60 * number, 60, preemptible=True, seed=number or None)
         for number in range(6)
     ]
-    alone: dict[str, list[int]] = {}
-    for each in background:
-        core = make_core(runner)
-        core.add(replace(each, preemptible=False))
-        run(core, alone)
+    alone = undisturbed(runner, background)
     core, together = make_core(runner), dict[str, list[int]]()
     for each in background:
         core.add(each)
@@ -61,7 +70,29 @@ def test_a_preempted_request_has_the_tokens_of_an_undisturbed_one(
     assert all(len(together[f"other {number}"]) == 6 for number in range(24))
 
 
-def test_other_requests_get_slots_before_preemptible_ones(runner: ModelRunner) -> None:
+def test_requests_whose_slots_pass_between_tenants_have_the_tokens_of_undisturbed_ones(
+    runner: ModelRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slots pass before each step, so that prompts of several chunks are read in several slots."""
+    monkeypatch.setattr(preemption, "_TURN_S", 0.0)
+    monkeypatch.setattr(preemption, "_LOOK_S", 0.0)
+    lines = [
+        replace(request(f"{number}", 20 + 90 * number, 12, preemptible=True, seed=number), tenant="abc"[number % 3])
+        for number in range(9)
+    ]
+    alone = undisturbed(runner, lines)
+    core, together = make_core(runner), dict[str, list[int]]()
+    for number in (0, 3, 6, 1, 4, 7, 2, 5, 8):
+        core.add(lines[number])
+        run(core, together, steps=1)
+    run(core, together)
+    assert core.is_idle
+    assert core.stats.preemptions > len(lines)
+    assert together == alone
+
+
+def test_other_requests_get_slots_before_preemptible_ones(runner: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preemption, "_LINGER_S", 0.0)  # by the clock, in which a fast machine makes 2,000 empty steps
     core = make_core(runner)
     for number in range(9):
         core.add(request(f"background {number}", 9, 50, preemptible=True))

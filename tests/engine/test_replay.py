@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from roost.engine import EngineCore, ModelRunner, PrefixCache, Request, SamplingParams
-from roost.engine.core.errors import StateFileError, UnknownRequestError
-from roost.engine.core.output_constraint import TokenMask, mask_of_ids
-from roost.engine.core.request import FinishReason, Replay
-from roost.engine.prefix_cache.request_checkpoint import CheckpointFormat, RequestCheckpoint
+from roost.engine.prefix_cache.request_snapshot import RequestSnapshot, RequestSnapshotFormat
 from roost.engine.scheduling.scheduler import Scheduler
+from roost.engine.types.errors import StateFileError, UnknownRequestError
+from roost.engine.types.output_constraint import TokenMask, mask_of_ids
+from roost.engine.types.request import FinishReason, Replay
 
 SLOTS = 4
 KEY = b"a key"
@@ -65,10 +65,10 @@ def outputs(core: EngineCore, name: str, until: int | None = None) -> tuple[list
     raise AssertionError("the request has not ended")
 
 
-def checkpoint_of(core: EngineCore, name: str) -> RequestCheckpoint | None:
+def checkpoint_of(core: EngineCore, name: str) -> RequestSnapshot | None:
     """Returns a request's checkpoint; None if the batch in flight has ended it."""
     try:
-        return core.checkpoint(name)
+        return core.snapshot_request(name)
     except UnknownRequestError:
         return None
 
@@ -150,10 +150,10 @@ def test_only_a_generating_request_has_a_checkpoint(runner: ModelRunner) -> None
     core = make_core(runner)
     core.add(request("a", 5, {"max_tokens": 3}))
     with pytest.raises(UnknownRequestError):
-        core.checkpoint("a")
+        core.snapshot_request("a")
     outputs(core, "a")
     with pytest.raises(UnknownRequestError):
-        core.checkpoint("a")
+        core.snapshot_request("a")
 
 
 def test_replayed_tokens_are_no_output_and_count_for_the_limit(runner: ModelRunner) -> None:
@@ -171,7 +171,7 @@ def test_a_snapshot_of_other_tokens_is_refused(runner: ModelRunner) -> None:
     core = make_core(runner)
     core.add(request("a", 70, {"max_tokens": 60, "temperature": 0.0}))
     outputs(core, "a", until=4)
-    checkpoint = core.checkpoint("a")
+    checkpoint = core.snapshot_request("a")
     short, long = (replace(checkpoint.snapshot, length=length) for length in (69, 73))
     with pytest.raises(ValueError, match="before token 4 of 3"):
         request("b", 70, {"max_tokens": 9}, Replay((5, 6, 7), long))
@@ -185,8 +185,8 @@ def test_a_file_holds_the_checkpoint(runner: ModelRunner, length: int, key: byte
     core = make_core(runner)
     core.add(request("a", length, {"max_tokens": 60, "temperature": 0.0}))
     outputs(core, "a", until=5)
-    checkpoint = core.checkpoint("a")
-    formats = CheckpointFormat("model-numerics", runner.state_format.snapshot)
+    checkpoint = core.snapshot_request("a")
+    formats = RequestSnapshotFormat("model-numerics", runner.state_format.snapshot)
     loaded = formats.load(formats.export(checkpoint, "file", key), "file", key)
     assert (loaded.num_tokens, loaded.snapshot.length) == (checkpoint.num_tokens, checkpoint.snapshot.length)
     for ours, theirs in zip(loaded.snapshot.recurrent, checkpoint.snapshot.recurrent, strict=True):
@@ -200,7 +200,10 @@ def test_a_file_that_is_not_ours_is_refused(runner: ModelRunner) -> None:
     core = make_core(runner)
     core.add(request("a", 70, {"max_tokens": 60, "temperature": 0.0}))
     outputs(core, "a", until=2)
-    checkpoint, formats = core.checkpoint("a"), CheckpointFormat("model-numerics", runner.state_format.snapshot)
+    checkpoint, formats = (
+        core.snapshot_request("a"),
+        RequestSnapshotFormat("model-numerics", runner.state_format.snapshot),
+    )
     data = formats.export(checkpoint, "file", KEY)
     for broken, message in (
         (data[:-1], "no whole state file"),
@@ -208,7 +211,7 @@ def test_a_file_that_is_not_ours_is_refused(runner: ModelRunner) -> None:
         (formats.export(checkpoint, "file"), "not signed"),
         (formats.export(checkpoint, "other", KEY), "is another file \\(other\\)"),
         (replace(formats, engine="other").export(checkpoint, "file", KEY), "of another engine"),
-        (formats.export(RequestCheckpoint(0, checkpoint.snapshot), "file", KEY), "0 generated tokens"),
+        (formats.export(RequestSnapshot(0, checkpoint.snapshot), "file", KEY), "0 generated tokens"),
         (runner.state_format.export(core.save("a"), KEY), "expected 'roost-checkpoint-1'"),
     ):
         with pytest.raises(StateFileError, match=message):

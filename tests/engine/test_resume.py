@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from roost.engine import EngineCore, ModelRunner, PrefixCache, Request, SamplingParams
-from roost.engine.core.request import TokenOutput
 from roost.engine.scheduling.scheduler import Scheduler
+from roost.engine.types.request import TokenOutput
 from sweeps import examples
 
 SLOTS = 4

@@ -7,7 +7,7 @@ import pytest
 from roost.engine import EngineCore, ModelRunner, PrefixCache, Request, SamplingParams
 from roost.engine.prefix_cache.tree import PrefixKey
 from roost.engine.scheduling.scheduler import Scheduler
-from roost.engine.worker.transfer import ring_rows
+from roost.engine.types.snapshot import window_rows
 
 SLOTS, PLENTY = 4, 10**9
 NEAR = {"rtol": 1e-4, "atol": 1e-4}
@@ -57,7 +57,7 @@ def check_end(core: CachingCore, tokens: tuple[int, ...], runner: ModelRunner) -
     assert read.length == len(tokens)
     for left, wanted in zip(found.recurrent, read.recurrent, strict=True):
         np.testing.assert_allclose(left, wanted, **NEAR)
-    np.testing.assert_allclose(ring_rows(found, runner.window), ring_rows(read, runner.window), **NEAR)
+    np.testing.assert_allclose(window_rows(found, runner.window), window_rows(read, runner.window), **NEAR)
 
 
 @pytest.mark.parametrize(("length", "count"), [(1, 2), (1, 200), (40, 26), (64, 3), (300, 2), (300, 200)])

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from roost.engine.capacity.verification import verify_plan
 from roost.engine.checkpoint.source import open_model
-from roost.engine.core.config import EngineConfig
-from roost.engine.core.errors import ConfigError
-from roost.engine.core.mesh import MeshShape
-from roost.engine.verification import verify_plan
+from roost.engine.types.config import EngineConfig
+from roost.engine.types.errors import ConfigError
+from roost.engine.types.mesh import MeshShape
 
 pytestmark = [
     pytest.mark.gpu_compile,
@@ -35,7 +35,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_launches_of_a_small_model(config: Path) -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_programs.py"), "--model", str(config), "--json"]
+    command = [sys.executable, str(ROOT / "tools" / "programs" / "gpu_programs.py"), "--model", str(config), "--json"]
     options = ["--card", "l4", "--slots", "32", "--prefill-chunk", "128", "--programs", "decode-8", "prefill-1x128"]
     done = subprocess.run([*command, *options], capture_output=True, text=True, check=True, timeout=280)
     decode, prefill = (json.loads(line) for line in done.stdout.splitlines())
@@ -47,13 +47,19 @@ def test_launches_of_a_small_model(config: Path) -> None:
         assert (row["while_loops"], row["copies_of_pool"], row["full_sorts"]) == (0, 0, 0)
         assert all(kernel["registers"] > 0 and kernel["spilled_bytes"] == 0 for kernel in row["kernels"])
         assert all(kernel["blocks_per_multiprocessor"] > 0 for kernel in row["kernels"])
+        assert sum(part["launches"] for part in row["parts"]) == row["launches"], "each launch is estimated"
+        assert {"products", "others", *(kernel["name"] for kernel in row["kernels"])} == {
+            p["name"] for p in row["parts"]
+        }
+        bound = max(row["memory_seconds"], row["tensor_seconds"], row["launch_seconds"])
+        assert sum(part["seconds"] for part in row["parts"]) > bound
     assert [kernel["name"] for kernel in decode["kernels"]] == ["recurrent_step", "window_attention_decode"]
     assert [kernel["name"] for kernel in prefill["kernels"]] == ["rg_lru", "window_attention_prefill"]
 
 
 def test_int8_matrices_are_multiplied_in_int8(config: Path) -> None:
     """All products of layers, and those of the logits with and without a sampler."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_programs.py"), "--model", str(config), "--json"]
+    command = [sys.executable, str(ROOT / "tools" / "programs" / "gpu_programs.py"), "--model", str(config), "--json"]
     options = ["--card", "h100", "--slots", "32", "--quantize", "int8", "--programs", "decode-8"]
     done = subprocess.run([*command, *options], capture_output=True, text=True, check=True, timeout=280)
     layers = len(open_model(f"random:{config}").config.block_types)

@@ -2,7 +2,7 @@
 
 import hypothesis.strategies as st
 import numpy as np
-from roost.engine.platform import CPU_OPTIONS
+from roost.engine.devices.platform import CPU_OPTIONS
 
 __all__ = ["CPU_OPTIONS", "SEEDS", "cut", "positions"]
 

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental.pallas import triton as plgpu
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
-from roost.kernels import GpuSizes, gated_mlp, recurrent_block
+from roost.kernels import GpuSizes
 from roost.kernels.backends import gpu_backend
+from roost.kernels.gated_mlp import gated_mlp
+from roost.kernels.recurrent_block import RecurrentWeights, recurrent_block
 from roost.kernels.rg_lru import rg_lru
 from roost.kernels.rg_lru.pallas_gpu import rg_lru_gpu
 from roost.kernels.window_attention import decode_attention, prefill_attention
@@ -38,7 +40,11 @@ def _on_an_h100() -> Iterator[None]:
 
 def kernels_in(function: Callable[..., Any], *shapes: tuple[Any, ...]) -> list[str]:
     """Returns the names of the Triton kernels in a function; arguments are given as (dtype, *shape)."""
-    arguments = [jax.ShapeDtypeStruct(shape, dtype) for dtype, *shape in shapes]
+    return kernels_for(function, *(jax.ShapeDtypeStruct(shape, dtype) for dtype, *shape in shapes))
+
+
+def kernels_for(function: Callable[..., Any], *arguments: Any) -> list[str]:
+    """Returns the names of the Triton kernels in a function of arguments of these shapes."""
     text = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
     calls = text.split(f"@{plgpu.CUSTOM_CALL_TARGET_NAME}(")[1:]
     return [call.split(' name = "')[1].split('"')[0] for call in calls]
@@ -87,7 +93,23 @@ def test_the_backend_takes_them() -> None:
     assert kernels_in(prefill, (F32, 2, 8, 4, 48), (F32, 2, 8, 48), ring, (INT, 2, 8)) == ["window_attention_prefill"]
 
 
-def test_what_only_tpus_have_is_not_promised_to_gpus() -> None:
-    assert recurrent_block.has_kernel(GPU, 1, 128)
-    assert not recurrent_block.has_kernel(GPU, 64, 128)
-    assert not gated_mlp.has_kernel(GPU, 1, jnp.dtype("bfloat16"))
+def test_gpus_have_a_kernel_of_the_block_for_single_steps() -> None:
+    def block(xy: jax.Array, weights: RecurrentWeights, conv: jax.Array, h: jax.Array, positions: jax.Array) -> Any:
+        return recurrent_block(lambda dtype: xy, weights, conv, h, positions, 64, 1, GPU)
+
+    def kernels(steps: int) -> list[str]:
+        weights = RecurrentWeights(*map(float32, ((4, 128), (128,), (1, 128, 256), (1, 256), (128,))))
+        state = float32((3, 8, 128)), float32((8, 128))
+        return kernels_for(block, float32((8, steps, 256)), weights, *state, jax.ShapeDtypeStruct((8, steps), INT))
+
+    assert kernels(1) == ["recurrent_step"]
+    assert kernels(64) == ["rg_lru"]
+
+
+def float32(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, F32)
+
+
+def test_gpus_have_no_kernel_of_the_mlp() -> None:
+    weights = ((BF16, 256, 128), (F32, 256), (BF16, 128, 128), (F32, 128))
+    assert kernels_in(partial(gated_mlp, backend=GPU), (BF16, 8, 128), *weights) == []

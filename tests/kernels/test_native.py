@@ -1,6 +1,7 @@
 """Native kernels against XLA's products, bit for bit, or against float64; rows are independent of each other."""
 
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,15 @@ import numpy as np
 import pytest
 from chunk_cases import CPU_OPTIONS, SEEDS
 from hypothesis import example, given
-from roost.engine.model.quantization import QuantizedMatrix, quantize_on_host, quantized_dot
 from roost.kernels import XLA, Backend, native
 from roost.kernels.backends import CPU
 from roost.kernels.gated_mlp.reference import gated_mlp_reference
+from roost.kernels.matrices import Int4Matrix, Int8Matrix, PackedGates
+from roost.kernels.matrices import packed as packing
+from roost.kernels.matrices.int8 import quantize_on_host, quantized_dot
 from roost.kernels.native import library
+from roost.kernels.product import product
+from roost.kernels.recurrent_block import RecurrentWeights
 from roost.kernels.recurrent_block.reference import recurrent_block_reference
 from roost.kernels.window_attention import decode_attention, join_ring, split_ring
 from roost.kernels.window_attention.reference import window_attention_reference
@@ -25,7 +30,7 @@ from sweeps import examples, swept
 
 pytestmark = pytest.mark.skipif(
     not native.is_available(),
-    reason="the native kernels are not compiled, or this processor lacks AVX-512 VNNI or BF16",
+    reason="the native kernels are not compiled, or this processor lacks AVX-512 VNNI",
 )
 
 ROWS = st.sampled_from([1, 2, 3, 4, 5, 8, 13, 32, 40, 70])
@@ -44,7 +49,7 @@ write = jax.jit(write_ring)
 
 
 def packed(matrix: jax.Array | np.ndarray) -> jax.Array:
-    return jnp.asarray(native.pack(np.array(matrix)))
+    return jnp.asarray(packing.pack(np.array(matrix)))
 
 
 def int8(
@@ -54,8 +59,7 @@ def int8(
     bias: jax.Array | None,
     dtype: jnp.dtype,
 ) -> jax.Array:
-    product: jax.Array = int8_product(x, packed(values), scale, bias, dtype)
-    return product
+    return int8_product(x, packed(values), scale, bias, dtype)
 
 
 def bf16(
@@ -65,8 +69,7 @@ def bf16(
     dtype: jnp.dtype,
     products: native.Products | None = None,
 ) -> jax.Array:
-    product: jax.Array = bf16_product(x, packed(weight), bias, dtype, products)
-    return product
+    return bf16_product(x, packed(weight), bias, dtype, products)
 
 
 def draw(seed: int, *shape: int) -> np.ndarray:
@@ -103,16 +106,31 @@ def test_products_of_many_rows_in_int8_are_those_of_each_row(rows: int, outputs:
     product = np.asarray(int8(x, weight, scale, bias, f32))
     alone = [int8(row[None], weight, scale, bias, f32) for row in x]
     np.testing.assert_array_equal(product, np.concatenate(alone))
-    expected = compiled(quantized_dot, jnp.asarray(x), QuantizedMatrix(jnp.asarray(weight), scale)) + bias
+    expected = compiled(quantized_dot, jnp.asarray(x), Int8Matrix(jnp.asarray(weight), scale)) + bias
     np.testing.assert_array_equal(product, np.asarray(expected))
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 13, *swept(32, 70)])
+@pytest.mark.parametrize(("outputs", "inputs"), [(16, 64), (48, 96), (208, 192), (112, 7680)])
+def test_products_in_int4_are_xlas(rows: int, outputs: int, inputs: int, kind: str) -> None:
+    """Bit for bit, in groups of 64 and of 32, with whole and partial groups of rows and of strips."""
+    matrix = Int4Matrix.quantize(draw(inputs, outputs, inputs).astype(np.float32))
+    weight = jax.tree.map(jnp.array, matrix)
+    x, bias = jnp.asarray(draw(rows, rows, inputs), kind), jnp.asarray(draw(2, outputs), jnp.float32)
+    dtype, packed = jnp.dtype(kind), jax.tree.map(jnp.asarray, packing.pack_param(matrix))
+    for added in (None, bias):
+        expected = compiled(partial(product, dtype=dtype), x, weight, added)
+        found = compiled(partial(product, dtype=dtype, backend=CPU), x, packed, added)
+        np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
 
 
 @pytest.mark.parametrize("dtype", ["int8", "bfloat16"])
 @pytest.mark.parametrize(("outputs", "inputs"), [(16, 4), (48, 260), (32, 16400)])
 def test_a_packed_matrix_has_its_elements_by_strip_and_group(outputs: int, inputs: int, dtype: str) -> None:
     matrix = np.asarray(jnp.asarray(np.random.default_rng(inputs).integers(-128, 128, (outputs, inputs)), dtype))
-    shape = native.packed_shape(matrix.shape, jnp.dtype(dtype))
-    packed = native.pack(matrix.copy())
+    shape = packing.packed_shape(matrix.shape, jnp.dtype(dtype))
+    packed = packing.pack(matrix.copy())
     assert (packed.shape, packed.dtype) == (shape.shape, shape.dtype)
     group = 4 // matrix.itemsize
     expected = matrix.reshape(outputs // 16, 16, inputs // group, group).transpose(0, 2, 1, 3)
@@ -123,8 +141,8 @@ def test_a_packed_matrix_has_its_elements_by_strip_and_group(outputs: int, input
 @pytest.mark.parametrize(("count", "inputs"), [(1, 16), (3, 48)])
 def test_packed_gates_have_strips_of_both(count: int, inputs: int) -> None:
     weight = np.random.default_rng(inputs).normal(size=(count, inputs, 2 * inputs)).astype(np.float32)
-    packed = native.pack_gates(weight.copy())
-    assert packed.shape == native.packed_gates_shape(weight.shape)
+    packed = packing.pack_gates(weight.copy())
+    assert packed.shape == packing.packed_gates_shape(weight.shape)
     for strip in range(inputs // 16):
         of_strip = slice(16 * strip, 16 * strip + 16)
         both = [weight[:, :, of_strip], weight[:, :, inputs:][:, :, of_strip]]
@@ -133,10 +151,10 @@ def test_packed_gates_have_strips_of_both(count: int, inputs: int) -> None:
 
 @pytest.mark.parametrize(("shape", "dtype"), [((15, 8), "int8"), ((16, 6), "int8"), ((16, 3), "bfloat16")])
 def test_a_matrix_of_partial_strips_or_groups_is_not_packed(shape: tuple[int, int], dtype: str) -> None:
-    assert not native.can_pack(shape, jnp.dtype(dtype))
+    assert not packing.can_pack(shape, jnp.dtype(dtype))
 
 
-EACH_WAY = st.sampled_from(native.Products)
+EACH_WAY = st.sampled_from(native.possible_products() or tuple(native.Products))
 
 
 @given(seed=SEEDS, rows=ROWS, outputs=OUTPUTS, inputs=INPUTS, has_bias=st.booleans(), products=EACH_WAY)
@@ -156,6 +174,25 @@ def test_products_in_bfloat16_are_summed_in_float32(
     assert np.max(np.abs(actual - expected) / (sizes + np.abs(expected))) < 1e-6
     rounded = bf16(x, weight, bias, jnp.dtype("bfloat16"), products)
     np.testing.assert_array_equal(np.asarray(rounded), np.asarray(jnp.asarray(actual, jnp.float32).astype("bfloat16")))
+
+
+def test_results_are_rounded_to_the_nearest_bfloat16() -> None:
+    kept = [0x3F800000, 0x3F808000, 0x3F818000, 0x3F808001, 0x3F817FFF, 0xBF808000, 0x7F7F8000, 0x7F7F7FFF]
+    special = [0x7F800000, 0xFF800000, 0x7F800001, 0xFFFFFFFF, 0x7FC00000, 0x00000000, 0x80000000, 0x00800000]
+    bias = np.array(kept + special, np.uint32).view(np.float32)
+    nothing = jnp.zeros((1, 16), "bfloat16"), jnp.zeros((16, 16), "bfloat16")
+    rounded = np.asarray(bf16(*nothing, jnp.asarray(bias), jnp.dtype("bfloat16")))[0]
+    nearest = np.asarray(jnp.asarray(bias).astype("bfloat16"))
+    np.testing.assert_array_equal(rounded.astype(np.float32), nearest.astype(np.float32))
+
+
+def test_products_that_a_processor_lacks_are_refused() -> None:
+    missing = set(native.Products) - set(native.possible_products())
+    nothing = jnp.zeros((1, 16), "bfloat16"), jnp.zeros((16, 16), "bfloat16")
+    for products in missing:
+        with pytest.raises(ValueError, match="this processor has no pairs products"):
+            bf16(*nothing, None, jnp.dtype("float32"), products)
+    assert native.chosen_products() == native.possible_products()[0]
 
 
 def block_inputs(seed: int, tokens: tuple[int, ...], blocks: int, size: int, kind: str) -> list[np.ndarray]:
@@ -184,8 +221,8 @@ def run_block(
     call: Callable[..., Any], inputs: list[np.ndarray], positions: np.ndarray, kind: str, *options: int
 ) -> list[np.ndarray]:
     xy, weight, bias, gates, gate_bias, a_param, conv, h = map(jnp.asarray, inputs)
-    gates = jnp.asarray(native.pack_gates(np.array(gates)))
-    weights = native.RecurrentWeights(weight, bias, gates, gate_bias, a_param)
+    gates = PackedGates(jnp.asarray(packing.pack_gates(np.array(gates))))
+    weights = RecurrentWeights(weight, bias, gates, gate_bias, a_param)
     of_kind = (xy.astype(kind), weights, conv.astype(kind), h, jnp.asarray(positions, jnp.int32))
     return [np.asarray(x, np.float64) for x in call(*of_kind, *options)]
 
@@ -487,7 +524,7 @@ def places(inputs: int) -> list[int]:
 @pytest.mark.parametrize("inputs", [8, 64, 100])
 def test_a_row_that_is_not_of_numbers_has_no_products_in_int8(rows: int, inputs: int, kind: str) -> None:
     """A row with a non-finite number gives NaN, as zeros would give meaningless tokens; other rows keep their bits."""
-    weight = QuantizedMatrix(*map(jnp.asarray, quantize_on_host(draw(inputs, 48, inputs).astype(np.float32))))
+    weight = Int8Matrix(*map(jnp.asarray, quantize_on_host(draw(inputs, 48, inputs).astype(np.float32))))
     bias, f32 = jnp.ones(48, jnp.float32), jnp.dtype("float32")
     good = draw(rows, rows, inputs).astype(np.float32)
     clean = np.asarray(int8(jnp.asarray(good, kind), weight.values, weight.scale, bias, f32))
@@ -505,7 +542,7 @@ def test_a_product_in_int8_beyond_float32_is_xlas(inputs: int) -> None:
     """Rows of the largest and smallest numbers, whose sums overflow in both directions."""
     largest = np.float32(np.finfo(np.float32).max)
     x = np.stack([np.full(inputs, v, np.float32) for v in (largest, -largest, 1e38, 1e-30, 1e-38, 1e-45, 0.0)])
-    weight = QuantizedMatrix(
+    weight = Int8Matrix(
         jnp.asarray([[127] * inputs, *[[-127] * inputs] * 14, [0] * inputs], jnp.int8), jnp.ones(16) * 9
     )
     actual = int8(jnp.asarray(x), weight.values, weight.scale, None, jnp.dtype("float32"))

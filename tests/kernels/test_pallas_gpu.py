@@ -10,6 +10,7 @@ import pytest
 from chunk_cases import SEEDS
 from hypothesis import given, settings
 from interpreted import interpreted
+from roost.kernels.recurrent_block import RecurrentWeights
 from roost.kernels.recurrent_block.pallas_gpu import recurrent_step_gpu
 from roost.kernels.recurrent_block.reference import recurrent_block_reference
 
@@ -34,7 +35,7 @@ def test_recurrent_step(rows: int, pool: int, groups: int, blocks: int, taps: in
     weights = (draw(taps, width), draw(width), draw(blocks, size, 2 * size) / size**0.5, draw(blocks, 2 * size))
     a_param = 2 * draw(width) - 2
     own = [group * (pool // groups) + row for group in range(groups) for row in range(rows // groups)]
-    out, new_conv, new_h = step_of_groups(groups)(xy, *weights, a_param, conv, h, where)
+    out, new_conv, new_h = step_of_groups(groups)(xy, RecurrentWeights(*weights, a_param), conv, h, where)
     expected, expected_conv, expected_h = recurrent_block_reference(
         xy[:, None], *weights, a_param, conv[:, own], h[own], where[:, None]
     )
@@ -55,7 +56,8 @@ def test_a_recurrent_step_rounds_sums_of_projections() -> None:
     sums, conv, h = draw(rows, 2 * width), jnp.asarray(draw(3, rows, width), jnp.bfloat16), draw(rows, width)
     where = np.array([-1, 0, 1, 3, 50], np.int32)
     from_sums, from_rounded = (
-        step_of_groups(1)(xy, *weights, conv, h, where) for xy in (sums, jnp.asarray(sums, jnp.bfloat16))
+        step_of_groups(1)(xy, RecurrentWeights(*weights), conv, h, where)
+        for xy in (sums, jnp.asarray(sums, jnp.bfloat16))
     )
     assert from_sums[0].dtype == from_sums[1].dtype == jnp.bfloat16
     for one, other in zip(from_sums, from_rounded, strict=True):

@@ -1,5 +1,6 @@
 """Operations with Pallas kernels for TPUs only, interpreted on a CPU, against the references."""
 
+import re
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -11,16 +12,19 @@ import numpy as np
 import pytest
 from chunk_cases import SEEDS, positions
 from hypothesis import given
+from int8_cases import as_floats, draw_float32, int8, int8_matrix
 from interpreted import interpreted
-from roost.engine.model.quantization import QuantizedMatrix, quantized_dot
 from roost.kernels.gated_mlp.pallas_tpu import gated_mlp_tpu
 from roost.kernels.gated_mlp.pallas_tpu_int8 import int8_gated_mlp_tpu
 from roost.kernels.gated_mlp.reference import gated_mlp_reference, int8_gated_mlp_reference
-from roost.kernels.int8_product.pallas_tpu import block_of_rows, int8_product_tpu
-from roost.kernels.int8_product.reference import int8_product_reference
+from roost.kernels.matrices import Int8Matrix
+from roost.kernels.matrices.int8 import quantized_dot
+from roost.kernels.product.int8_pallas_tpu import block_of_rows, int8_product_tpu
+from roost.kernels.product.reference import int8_product_reference
+from roost.kernels.recurrent_block import RecurrentWeights
 from roost.kernels.recurrent_block.pallas_tpu import recurrent_chunk_tpu, recurrent_step_tpu
 from roost.kernels.recurrent_block.reference import recurrent_block_reference
-from roost.kernels.window_attention import Int8Vectors, quantize
+from roost.kernels.window_attention import Int8Vectors
 from roost.kernels.window_attention.int8_pallas_tpu import decode_attention_int8_tpu
 from roost.kernels.window_attention.pallas_tpu import prefill_attention_tpu
 from roost.kernels.window_attention.reference import window_attention_reference
@@ -51,7 +55,7 @@ def step_of_groups(groups: int) -> Callable[..., Any]:
     return interpreted(partial(recurrent_step_tpu, groups=groups))
 
 
-@pytest.mark.parametrize(("rows", "pool", "groups"), [(8, 21, 1), (48, 96, 2), (16, 48, 2)])
+@pytest.mark.parametrize(("rows", "pool", "groups"), [(8, 21, 1), (48, 96, 2), *swept((16, 48, 2))])
 @given(seed=SEEDS)
 @examples(3, sweep=10)
 def test_recurrent_step_of_some_rows_of_a_state(rows: int, pool: int, groups: int, seed: int) -> None:
@@ -59,16 +63,19 @@ def test_recurrent_step_of_some_rows_of_a_state(rows: int, pool: int, groups: in
     rng = np.random.default_rng(seed)
     draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
     where = rng.choice([-1, 0, 1, 50], rows).astype(np.int32)
-    inputs = (draw(rows, 32), draw(4, 16), draw(16), draw(2, 8, 16), draw(2, 16), 2 * draw(16) - 2)
+    weights = RecurrentWeights(draw(4, 16), draw(16), draw(2, 8, 16), draw(2, 16), 2 * draw(16) - 2)
+    xy = draw(rows, 32)
     conv, h = draw(3, pool, 16), draw(pool, 16)
     own = [group * (pool // groups) + row for group in range(groups) for row in range(rows // groups)]
-    out, new_conv, new_h = step_of_groups(groups)(*inputs, conv, h, where)
-    expected, conv[:, own], h[own] = step(*inputs, conv[:, own], h[own], where)
+    out, new_conv, new_h = step_of_groups(groups)(xy, weights, conv, h, where)
+    expected, conv[:, own], h[own] = step(xy, weights, conv[:, own], h[own], where)
     for found, wanted in zip((out, new_conv, new_h), (expected, conv, h), strict=True):
         np.testing.assert_array_equal(found, wanted)
 
 
-@pytest.mark.parametrize(("rows", "blocks", "size", "taps"), [(ROWS, 2, 12, 4), (256, 1, 128, 2), (200, 1, 128, 2)])
+@pytest.mark.parametrize(
+    ("rows", "blocks", "size", "taps"), [(ROWS, 2, 12, 4), (268, 1, 256, 2), *swept((304, 1, 256, 2))]
+)
 @given(seed=SEEDS)
 @examples(3, sweep=10)
 def test_recurrent_step(rows: int, blocks: int, size: int, taps: int, seed: int) -> None:
@@ -79,7 +86,7 @@ def test_recurrent_step(rows: int, blocks: int, size: int, taps: int, seed: int)
     xy, conv, h = draw(rows, 2 * width), draw(taps - 1, rows, width), draw(rows, width)
     weights = (draw(taps, width), draw(width), draw(blocks, size, 2 * size), draw(blocks, 2 * size))
     a_param = 2 * draw(width) - 2
-    out, new_conv, new_h = step(xy, *weights, a_param, conv, h, where)
+    out, new_conv, new_h = step(xy, RecurrentWeights(*weights, a_param), conv, h, where)
     expected, expected_conv, expected_h = recurrent_block_reference(
         xy[:, None], *weights, a_param, conv, h, where[:, None]
     )
@@ -88,6 +95,21 @@ def test_recurrent_step(rows: int, blocks: int, size: int, taps: int, seed: int)
     np.testing.assert_allclose(new_h, expected_h, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(np.asarray(new_h)[~busy], h[~busy])
     np.testing.assert_array_equal(new_conv, expected_conv.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("rows", "pool", "num_blocks"), [(608, 608, 4), (1512, 1512, 7), (3000, 3000, 15), (512, 1512, 2), (1112, 1112, 9)]
+)
+def test_blocks_of_rows_divide_the_rows(rows: int, pool: int, num_blocks: int) -> None:
+    """Default numbers of slots have divisors of 128 to 256. Of 1,112 the largest is 8, so the last block is cut."""
+    size = 256
+    shapes = ((4, size), (size,), (1, size, 2 * size), (1, 2 * size), (size,))
+    weights = RecurrentWeights(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((rows, 2 * size), (3, pool, size), (pool, size))]
+    positions = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    jaxpr = jax.make_jaxpr(recurrent_step_tpu)(arrays[0], weights, *arrays[1:], positions)
+    (call,) = (each for each in jaxpr.jaxpr.eqns if each.primitive.name == "pallas_call")
+    assert call.params["grid_mapping"].grid == (1, num_blocks)
 
 
 @pytest.mark.parametrize(("steps", "blocks", "size", "taps"), [(5, 2, 12, 4), (300, 1, 128, 2)])
@@ -101,7 +123,7 @@ def test_recurrent_chunk(steps: int, blocks: int, size: int, taps: int, data: st
     xy, conv, h = draw(ROWS, steps, 2 * width), draw(taps - 1, ROWS, width), draw(ROWS, width)
     weights = (draw(taps, width), draw(width), draw(blocks, size, 2 * size), draw(blocks, 2 * size))
     a_param = 4 * draw(width) - 2
-    out, new_h, between = chunk(xy, *weights, a_param, conv, h, where)
+    out, new_h, between = chunk(xy, RecurrentWeights(*weights, a_param), conv, h, where)
     expected, _, expected_h = recurrent_block_reference(xy, *weights, a_param, conv, h, where)
     assert between.shape == (ROWS, -(-steps // EVERY), width)
     for place in sorted({0, between.shape[1] // 2, between.shape[1] - 1}):
@@ -123,15 +145,6 @@ def test_gated_mlp(rows: int, width: int, hidden: int, seed: int) -> None:
     draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
     x, weights = draw(rows, width), (draw(2 * hidden, width), draw(2 * hidden), draw(width, hidden), draw(width))
     np.testing.assert_allclose(mlp(x, *weights), gated_mlp_reference(x, *weights), rtol=2e-4, atol=2e-3)
-
-
-def int8(x: np.ndarray) -> Int8Vectors:
-    return jax.tree.map(np.asarray, jax.jit(quantize)(x))
-
-
-def as_floats(x: Int8Vectors) -> np.ndarray:
-    """The vectors that queries attend to."""
-    return x.values * (np.swapaxes(x.scale, 1, 2) if x.values.ndim == 3 else x.scale)
 
 
 def keys_with_outliers(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -180,7 +193,9 @@ def test_decode_attention_over_rings_in_int8(
         jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
-@pytest.mark.parametrize(("steps", "window", "heads", "size"), [(12, 5, 2, 8), (300, 50, 3, 8), (20, 300, 10, 48)])
+@pytest.mark.parametrize(
+    ("steps", "window", "heads", "size"), [(300, 50, 3, 8), (20, 300, 10, 48), *swept((12, 5, 2, 8))]
+)
 @given(seed=SEEDS, data=st.data())
 @examples(3, sweep=8)
 def test_prefill_attention_over_rings_in_int8(
@@ -200,16 +215,6 @@ def test_prefill_attention_over_rings_in_int8(
     assert np.isfinite(out).all()
 
 
-def int8_matrix(rng: np.random.Generator, outputs: int, inputs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draws values, scales and biases, so that products are about as large as their inputs."""
-    values = rng.integers(-127, 128, (outputs, inputs), np.int8)
-    return values, (rng.uniform(0.5, 1.5, outputs) / 64 / inputs**0.5).astype(np.float32), draw_float32(rng, outputs)
-
-
-def draw_float32(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    return rng.normal(size=shape).astype(np.float32)
-
-
 def with_outliers(rng: np.random.Generator, rows: int, width: int) -> np.ndarray:
     """Draws activations with a few large channels, as models have them, and a row of zeros."""
     x = draw_float32(rng, rows, width) * np.exp(draw_float32(rng, width))
@@ -227,10 +232,10 @@ def test_int8_product(rows: int, width: int, outputs: int, seed: int) -> None:
     """
     rng = np.random.default_rng(seed)
     x, (values, scale, bias) = with_outliers(rng, rows, width), int8_matrix(rng, outputs, width)
-    found = np.asarray(int8_product(x, values, scale, bias))
+    found = np.asarray(int8_product(x, Int8Matrix(values, scale), bias))
     one_step = np.abs(x).max(axis=1, keepdims=True) * scale  # of an input, times the largest weight
     assert (np.abs(found - int8_product_reference(x, values, scale, bias)) <= one_step + 1e-5).all()
-    np.testing.assert_allclose(found, xla_product(x, QuantizedMatrix(values, scale)) + bias, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found, xla_product(x, Int8Matrix(values, scale)) + bias, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("rows", "width", "hidden"), [(1, 16, 24), (5, 256, 512)])
@@ -247,8 +252,45 @@ def test_int8_gated_mlp(rows: int, width: int, hidden: int, seed: int) -> None:
     gate_up, down = int8_matrix(rng, 2 * hidden, width), int8_matrix(rng, width, hidden)
     expected, products = int8_gated_mlp_reference(x, *gate_up, *down)
     few_steps = 3 * np.abs(products).max(axis=1, keepdims=True) * down[1]
-    found = np.asarray(int8_mlp(x, *gate_up, *down))
+    (*both, both_bias), (*out, out_bias) = gate_up, down
+    found = np.asarray(int8_mlp(x, Int8Matrix(*both), both_bias, Int8Matrix(*out), out_bias))
     assert (np.abs(found - expected) <= few_steps + 1e-4).all()
+
+
+@pytest.mark.parametrize("spoiled", [np.nan, -np.nan, np.inf])
+def test_int8_rows_with_a_nan_or_infinity_give_no_finite_number(spoiled: float) -> None:
+    """So do XLA, which GPUs use, and the reference. Other rows are those without it."""
+    rng = np.random.default_rng(0)
+    x, (values, scale, bias) = draw_float32(rng, 5, 256), int8_matrix(rng, 24, 256)
+    mlp_weights = Int8Matrix(*int8_matrix(rng, 48, 256)[:2]), np.zeros(48, np.float32)
+    dirty = x.copy()
+    dirty[2, 77] = spoiled
+
+    def gated(x: np.ndarray) -> Any:
+        return int8_mlp(x, *mlp_weights, Int8Matrix(*int8_matrix(np.random.default_rng(1), 256, 24)[:2]), None)
+
+    with np.errstate(invalid="ignore"):
+        for multiply in (
+            lambda x: int8_product(x, Int8Matrix(values, scale), bias),
+            lambda x: xla_product(x, Int8Matrix(values, scale)) + bias,
+            lambda x: int8_product_reference(x, values, scale, bias),
+            gated,
+        ):
+            found, expected = np.asarray(multiply(dirty)), np.asarray(multiply(x))
+            assert not np.isfinite(found[2]).any()
+            np.testing.assert_array_equal(np.delete(found, 2, axis=0), np.delete(expected, 2, axis=0))
+            assert np.isnan(found[2]).all() or spoiled == np.inf
+
+
+@pytest.mark.parametrize("kernel", [partial(int8_product_tpu, dtype=jnp.dtype("bfloat16")), int8_gated_mlp_tpu])
+def test_int8_kernels_take_no_maximum_of_floats(kernel: Callable[..., Any]) -> None:
+    """A chip may return the number as the maximum of a number and a NaN; a row's NaN would be lost."""
+    matrix = Int8Matrix(jnp.zeros((256, 128), jnp.int8), jnp.zeros(256))
+    down = (Int8Matrix(jnp.zeros((128, 128), jnp.int8), jnp.zeros(128)), jnp.zeros(128))
+    arguments = (matrix, jnp.zeros(256)) if isinstance(kernel, partial) else (matrix, jnp.zeros(256), *down)
+    traced = str(jax.make_jaxpr(kernel)(jnp.zeros((8, 128), jnp.bfloat16), *arguments))
+    assert re.search(r":i32\[[\d,]*\] = max ", traced)
+    assert not re.search(r":b?f\d+\[[\d,]*\] = (?:reduce_)?max\b", traced)
 
 
 @pytest.mark.parametrize("rows", [1, 640, 2048])

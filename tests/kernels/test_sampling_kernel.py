@@ -12,45 +12,20 @@ import numpy as np
 import pytest
 from hypothesis import given
 from interpreted import interpreted
-from roost.engine.core.output_constraint import mask_of_ids, words_of_mask
-from roost.engine.core.sampling_params import SamplingParams
 from roost.engine.sampling.reference import reference_distribution
+from roost.engine.types.output_constraint import mask_of_ids, words_of_mask
+from roost.engine.types.sampling_params import SamplingParams
 from roost.kernels.sampling import SamplingInputs
 from roost.kernels.sampling.pallas_tpu import sample_tpu
 from roost.kernels.sampling.processors import lane_masks
 from roost.kernels.sampling.tiles import LANES, ROWS, num_chunks, padded_size
+from sampling_cases import inputs_of
 from sweeps import examples, swept
 
 LONG = 10_500
 """Size of a vocabulary of 83 tiles, padded to 96: two chunks of 48."""
 
-NEUTRAL = {
-    "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0, "frequency_penalty": 0.0,
-    "presence_penalty": 0.0, "repetition_penalty": 1.0,
-}  # fmt: skip
-
 sample = interpreted(sample_tpu)
-
-
-def inputs_of(rows: int, vocab: int, uniform: Any = 0.5, **numbers: Any) -> SamplingInputs:
-    """Returns the inputs of rows that are drawn with these numbers, without logits processors."""
-    words, ids = np.zeros((rows, words_of_mask(vocab)), np.uint32), np.full((rows, 4), -1, np.int32)
-    columns = {name: np.broadcast_to(np.float32(number), rows) for name, number in (NEUTRAL | numbers).items()}
-    no_rows = np.zeros(rows, np.bool)
-    return SamplingInputs(
-        is_active=~no_rows,
-        is_random=columns["temperature"] > 0,
-        numbers=columns,
-        uniform=np.broadcast_to(np.float32(uniform), rows),
-        bias_ids=ids,
-        biases=np.zeros((rows, 4), np.float32),
-        stop_ids=ids,
-        is_penalized=no_rows,
-        recent=ids,
-        in_prompt=words,
-        is_masked=no_rows,
-        allowed=words,
-    )
 
 
 def drawn(logits: np.ndarray, inputs: SamplingInputs) -> np.ndarray:

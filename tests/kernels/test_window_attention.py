@@ -1,7 +1,9 @@
 """Window attention against its float64 reference: rings, the W + 1 visible keys, padding and chunking."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import hypothesis.strategies as st
 import jax
@@ -306,3 +308,34 @@ def test_rows_do_not_depend_on_their_number(shape: tuple[int, int, int, str]) ->
     pair = replace(case, qkv=case.qkv[:2], rings=first_rows(case.rings, 2), groups=(2,))
     np.testing.assert_array_equal(pair.prefill(positions[:2])[0], case.prefill(positions)[0][:2])
     np.testing.assert_array_equal(pair.decode(positions[:2], 0)[0], case.decode(positions, 0)[0][:2])
+
+
+def with_heads(each: Sequence[Any]) -> Any:
+    """Returns arrays of several key heads with an axis of them after the rows."""
+    return jax.tree.map(lambda *x: np.stack(x, axis=1), *each)
+
+
+@pytest.mark.parametrize("kind", ["float32", "int8"])
+def test_several_key_heads_are_each_as_one_alone(kind: str) -> None:
+    """Bit for bit: outputs of the query heads that share a key head, and its ring."""
+    cases = [Case.of(seed, (5, 2, 4, kind)) for seed in (1, 2, 3)]
+    rings = tuple(with_heads([case.rings[side] for case in cases]) for side in range(2))
+    places = np.array([np.arange(STEPS), np.arange(STEPS) + 7, [3, 4, *[-1] * (STEPS - 2)]], np.int32)
+    q = np.concatenate([case.qkv[:, :, :-2] for case in cases], axis=2)
+    k, v = (with_heads([stored(case.qkv[:, :, side], kind) for case in cases]) for side in (-2, -1))
+    out, new = prefill(q, k, v, rings, places, 4)
+    expected = [case.prefill(places) for case in cases]
+    valid = places >= 0
+    np.testing.assert_array_equal(np.asarray(out)[valid], np.concatenate([e for e, _ in expected], axis=2)[valid])
+    jax.tree.map(
+        np.testing.assert_array_equal, new, tuple(with_heads([e[side] for _, e in expected]) for side in range(2))
+    )
+    k, v = (with_heads([stored(case.qkv[:, 0, side], kind) for case in cases]) for side in (-2, -1))
+    out, (blocks,) = decode(q[:, 0], k, v, (split(rings, block_sizes(5, 2)),), places[:, 0])
+    expected = [replace(case, first=2).decode(places, 0) for case in cases]
+    np.testing.assert_array_equal(out, np.concatenate([e for e, _ in expected], axis=1))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        join_ring(blocks),
+        tuple(with_heads([e[side] for _, e in expected]) for side in range(2)),
+    )

@@ -6,6 +6,9 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
+OPEN_RESPONSES = frozenset({"frequency_penalty", "presence_penalty", "store"})
+"""Fields of a response in Open Responses' specification that OpenAI's package does not know."""
+
 
 def checked[T](kind: type[T] | Any, answer: Any, ours: frozenset[str] = frozenset()) -> T:
     """The answer as the client's own object.
@@ -17,7 +20,7 @@ def checked[T](kind: type[T] | Any, answer: Any, ours: frozenset[str] = frozense
     """
     text = answer if isinstance(answer, str | bytes) else json.dumps(answer)
     value: T = TypeAdapter(kind).validate_json(text, strict=True)
-    unknown = set(_extras(value)) - ours
+    unknown = set(_extras(value)) - ours - OPEN_RESPONSES
     assert not unknown, f"the client does not know {unknown} in {text!r}"
     return value
 

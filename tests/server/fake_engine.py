@@ -11,15 +11,16 @@ import numpy as np
 from roost.engine import (
     AsyncEngine,
     CacheStats,
-    CheckpointFormat,
     ConstraintError,
     EngineDeadError,
     EngineStats,
+    EngineStoppedError,
     FinishReason,
     OutputSink,
     QueueFullError,
     Request,
-    RequestCheckpoint,
+    RequestSnapshot,
+    RequestSnapshotFormat,
     RoostError,
     SavedState,
     SavedStateFormat,
@@ -28,8 +29,8 @@ from roost.engine import (
     TokenOutput,
     UnknownRequestError,
 )
-from roost.engine.core.output_constraint import words_of_mask
-from roost.engine.core.snapshot import SnapshotFormat
+from roost.engine.types.output_constraint import words_of_mask
+from roost.engine.types.snapshot import SnapshotFormat
 
 TURNS_PER_TOKEN = 16
 """Turns of the event loop before each token, so that a stream keeps up and sends one event per token."""
@@ -37,11 +38,16 @@ TURNS_PER_TOKEN = 16
 STATE_FORMAT = SavedStateFormat(
     "counter",
     512,
-    SnapshotFormat(64, ((1, 2), "float32"), ((1, 3, 2), "float32"), ((1, 2, 2), "float32"), ((2,), "float32")),
+    SnapshotFormat(
+        64,
+        {"h": ((1, 2), "float32"), "conv": ((1, 3, 2), "float32")},
+        ((1, 2, 2), "float32"),
+        ((2,), "float32"),
+    ),
 )
 
 
-def snapshot_of(token_ids: tuple[int, ...]) -> Snapshot | None:
+def snapshot_of(token_ids: Sequence[int]) -> Snapshot | None:
     """As nothing is thought here, there is nothing to know."""
     length = len(token_ids) // 64 * 64
     arrays = np.zeros((1, 2), np.float32), np.zeros((1, 3, 2), np.float32)
@@ -76,6 +82,7 @@ class FakeEngine(AsyncEngine):
       num_cached: what it says of every prompt.
       constraint_error: what ends every request that has a constraint, after its first token.
       checkpoints: format of its checkpoints, if it has any.
+      inserted: states that were put into its prefix cache.
       ready, failure, step: what the engine says of itself.
       lost: what is wrong though the engine has not noticed.
     """
@@ -98,7 +105,8 @@ class FakeEngine(AsyncEngine):
         self.breaks_after: int | None = None
         self.constraint_error: str | None = None
         self.num_cached = 0
-        self.checkpoints: CheckpointFormat | None = None
+        self.inserted: list[SavedState] = []
+        self.checkpoints: RequestSnapshotFormat | None = None
         self.ready = asyncio.Event()
         self.ready.set()
         self.failure: BaseException | None = None
@@ -147,7 +155,7 @@ class FakeEngine(AsyncEngine):
 
     async def stop(self, timeout_s: float | None = None) -> None:
         self.stopped = True
-        self.failure = EngineDeadError("the engine was stopped")
+        self.failure = EngineStoppedError("the engine was stopped")
         self.gate.set()
 
     def submit(self, request: Request, sink: OutputSink) -> None:
@@ -169,7 +177,8 @@ class FakeEngine(AsyncEngine):
             async for output in self._count(request):
                 await self.gate.wait()
                 if self.failure is not None:
-                    raise EngineDeadError("the engine died")
+                    is_own = isinstance(self.failure, EngineDeadError)
+                    raise self.failure if is_own else EngineDeadError("the engine died")
                 if output.finish_reason is not None:
                     self._forget(request)
                 sink.put(output)
@@ -182,7 +191,7 @@ class FakeEngine(AsyncEngine):
         self._serving.pop(request.id, None)
 
     @property
-    def checkpoint_format(self) -> CheckpointFormat | None:
+    def request_snapshot_format(self) -> RequestSnapshotFormat | None:
         return self.checkpoints
 
     @property
@@ -199,16 +208,19 @@ class FakeEngine(AsyncEngine):
         self.num_saving -= 1
         return SavedState.of(
             (*request.prompt_token_ids, *self.given.get(request_id, [])[:num_generated]),
-            snapshot_of(request.prompt_token_ids),
+            snapshot_of(tuple(request.prompt_token_ids)),
             request.cache_salt,
             request.tenant,
             request.state_is_imported,
         )
 
+    async def insert(self, state: SavedState) -> None:
+        self.inserted.append(state)
+
     async def pause(self) -> None:
         self.gate.clear()
 
-    async def checkpoint(self, request_id: str) -> RequestCheckpoint:
+    async def snapshot_request(self, request_id: str) -> RequestSnapshot:
         """Zeros, as nothing is thought here, after the tokens that were given."""
         request = next((r for r in self.requests if r.id == request_id and r.id in self.running), None)
         given = [] if request is None else self.given.get(request_id, [])
@@ -218,7 +230,7 @@ class FakeEngine(AsyncEngine):
         length = len(request.prompt_token_ids) + num_tokens - 1
         arrays = np.zeros((1, 2), np.float32), np.zeros((1, 3, 2), np.float32)
         window = np.zeros((min(length, 64), 1, 2, 2), np.float32)
-        return RequestCheckpoint(num_tokens, Snapshot(length, arrays, (window,)))
+        return RequestSnapshot(num_tokens, Snapshot(length, arrays, (window,)))
 
     async def _count(self, request: Request) -> AsyncGenerator[TokenOutput]:
         params = request.params

@@ -48,5 +48,5 @@ class Process:
             return [line async for line in lines][-2]
 
     async def end(self) -> BaseException | None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             return await self.task

@@ -5,6 +5,7 @@ import math
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 
 import httpx
@@ -13,9 +14,11 @@ from fake_engine import FakeEngine
 from roost.server.app import create_app, open_features
 from roost.server.constraints.grammar import GrammarCompiler
 from roost.server.feature import OpenFeature, Opening
+from roost.server.generation.admissions import Admissions
 from roost.server.generation.limits import Limits
 from roost.server.generation.prompts import PromptEncoder
 from roost.server.generation.service import Service
+from roost.server.http.auth import Access
 from roost.server.http.connection import LimitedConnection
 from roost.server.http.open_connections import OpenConnections
 from roost.server.observability.metrics import Metrics
@@ -54,6 +57,11 @@ def make_service(
     )
 
 
+def limited(service: Service, max_body_bytes: int, tenants: int = 1) -> Service:
+    """Returns a service with budgets of the smallest size for bodies of this size."""
+    return replace(service, admissions=Admissions(max_body_bytes, max_kept_bytes=0, tenants=tenants))
+
+
 def features_with(service: Service, *own: OpenFeature) -> list[OpenFeature]:
     """Returns all features, open, some of which are the test's own."""
     kinds = set(map(type, own))
@@ -62,20 +70,24 @@ def features_with(service: Service, *own: OpenFeature) -> list[OpenFeature]:
 
 @asynccontextmanager
 async def live(
-    service: Service, stall_s: float | None = None, features: Sequence[OpenFeature] | None = None
+    service: Service,
+    stall_s: float | None = None,
+    features: Sequence[OpenFeature] | None = None,
+    access: Access | None = None,
 ) -> AsyncIterator[httpx.AsyncClient]:
     """Runs uvicorn on a loopback port; gives a client of it.
 
     Args:
       features: Open features of the application.
       stall_s: after which clients that read nothing are dropped; the system's buffers are small then.
+      access: Keys of the application; None for none.
     """
     connections = OpenConnections(4096)
     http = partial(LimitedConnection, stall_s=60.0 if stall_s is None else stall_s, connections=connections)
     listener = socket.create_server(("127.0.0.1", 0))
     if stall_s is not None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    app = create_app(service, features=features)
+    app = create_app(service, access or Access(), features)
     server = uvicorn.Server(uvicorn.Config(app, http=http, lifespan="off", log_config=None))  # type: ignore[arg-type]
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -87,7 +99,7 @@ async def live(
         await serving
 
 
-async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     """Waits for something that another task brings about."""
     async with asyncio.timeout(seconds):
         while not condition():

@@ -1,6 +1,7 @@
 """A server that answers with the bytes it was given, cut where the test wants."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -86,5 +87,6 @@ async def scripted(script: Script) -> AsyncIterator[Address]:
         yield Address("127.0.0.1", server.sockets[0].getsockname()[1])
     finally:
         server.close()
-        server.close_clients()
+        if sys.version_info >= (3, 13):
+            server.close_clients()
         await server.wait_closed()

@@ -24,8 +24,7 @@ async def complete(client: httpx.AsyncClient, prompt: Any, **fields: Any) -> htt
 
 def choices(response: httpx.Response) -> list[dict[str, Any]]:
     assert response.status_code == 200, response.text
-    found: list[dict[str, Any]] = response.json()["choices"]
-    return found
+    return response.json()["choices"]
 
 
 def chunks(response: httpx.Response) -> list[dict[str, Any]]:
@@ -184,12 +183,12 @@ async def test_bos_is_added_to_text_only(client: httpx.AsyncClient, engine: Fake
     await complete(client, "a")
     await complete(client, "a", add_special_tokens=False)
     await complete(client, [4])
-    assert [request.prompt_token_ids for request in engine.requests] == [(2, 4), (4,), (4,)]
+    assert [tuple(request.prompt_token_ids) for request in engine.requests] == [(2, 4), (4,), (4,)]
 
 
 async def test_an_empty_text_is_bos_alone(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     assert (await complete(client, "")).status_code == 200
-    assert engine.requests[0].prompt_token_ids == (2,)
+    assert tuple(engine.requests[0].prompt_token_ids) == (2,)
     assert (await complete(client, "", add_special_tokens=False)).status_code == 400
 
 
@@ -256,6 +255,8 @@ async def test_models(client: httpx.AsyncClient) -> None:
         "object": "model",
         "created": 1_700_000_000,
         "owned_by": "roost",
+        "root": "counter",
+        "parent": None,
         "max_model_len": None,
     }
     assert (await client.get("/v1/models")).json() == {"object": "list", "data": [model]}
@@ -371,7 +372,7 @@ async def test_a_prompt_has_one_end(client: httpx.AsyncClient) -> None:
 async def test_prompts_are_cut_on_demand(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     await complete(client, ["abc", "xyz"], truncate_prompt_tokens=2)
     response = await chat(client, truncate_prompt_tokens=4, truncation_side="right")
-    assert [request.prompt_token_ids for request in engine.requests] == [(2, 6), (2, 29), (2, 106, 24, 469)]
+    assert [tuple(request.prompt_token_ids) for request in engine.requests] == [(2, 6), (2, 29), (2, 106, 24, 469)]
     assert response.json()["usage"]["prompt_tokens"] == 4
     error = (await complete(client, "a", truncate_prompt_tokens=0)).json()["error"]
     assert error["param"] == "truncate_prompt_tokens"

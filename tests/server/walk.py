@@ -4,7 +4,7 @@ import functools
 import random
 
 import numpy as np
-from roost.engine.core.output_constraint import Constraint, words_of_mask
+from roost.engine.types.output_constraint import Constraint, words_of_mask
 from roost.server.text.tokenizer import Tokenizer
 
 _CLOSERS = frozenset(b'"}],: 0123456789')

@@ -1,5 +1,6 @@
 """Pages and pictures that are written from the code agree with it, and every page is in the navigation."""
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -7,30 +8,46 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import draw_pictures
 import pytest
+import reference_commands
+import roost
+from roost.server.commands.main import app
+from typer.main import get_command
 
 ROOT = Path(__file__).parents[2]
-
-sys.path.insert(0, str(ROOT / "tools"))
-try:
-    import draw_pictures
-finally:
-    sys.path.remove(str(ROOT / "tools"))
 
 
 def test_reference_pages_are_those_of_the_code(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-P", ROOT / "tools" / "reference_pages.py", "--folder", tmp_path], check=True)
     written = {path.name: path.read_text() for path in tmp_path.iterdir()}
-    assert written.keys() == {"settings.md", "endpoints.md", "errors.md", "metrics.md"}
+    names = {"settings", "endpoints", "errors", "metrics", "other-servers", "commands", "python"}
+    assert written.keys() == {f"{name}.md" for name in names}
     for name, text in written.items():
         assert (ROOT / "docs" / "reference" / name).read_text() == text, (
             "write it anew: python tools/reference_pages.py"
         )
 
 
-def test_each_field_has_a_meaning() -> None:
-    rows = (ROOT / "docs" / "reference" / "endpoints.md").read_text().splitlines()
-    assert [row for row in rows if row.startswith("| `") and row.endswith("|  |")] == []
+@pytest.mark.parametrize("page", ["endpoints.md", "commands.md", "python.md"])
+def test_each_field_has_a_meaning(page: str) -> None:
+    rows = (ROOT / "docs" / "reference" / page).read_text().splitlines()
+    assert [row for row in rows if row.startswith("| ") and row.endswith(("|  |", "| – |"))] == []
+
+
+def test_every_public_name_has_a_section() -> None:
+    text = (ROOT / "docs" / "reference" / "python.md").read_text()
+    sections = set(re.findall(r"^### (\w+)$", text, re.MULTILINE))
+    assert sections - {"LLMTokenizer", "ChatOptions"} == {*roost.__all__} - {"__version__"}
+
+
+def test_every_option_of_the_parser_is_listed() -> None:
+    pages = [(ROOT / "docs" / "reference" / name).read_text() for name in ("commands.md", "settings.md")]
+    for path, command in reference_commands.commands(get_command(app), "roost"):
+        section = pages[0].partition(f"## {path}\n")[2].partition("\n## ")[0]
+        listed = section + (pages[1] if path == "roost serve" else "")
+        options = [name for param in command.params if param.param_type_name == "option" for name in param.opts]
+        assert [name for name in options if f">{name}" not in listed and f"`{name}" not in listed] == [], path
 
 
 @pytest.mark.parametrize(("name", "draw"), draw_pictures.PICTURES.items())

@@ -285,7 +285,12 @@ def test_the_loss_falls(trainer: Any, sources: Mapping[str, Sequence[Any]], tmp_
 def test_the_whole_tool_leaves_a_checkpoint_that_the_server_takes(tmp_path: Path) -> None:
     corpus, out = tmp_path / "corpus", tmp_path / "out"
     corpus.mkdir()
-    parts = {"tinystories-train": STORIES, "tinystories-val": STORIES, "chat-train": DIALOGUES, "chat-val": DIALOGUES}
+    parts: dict[str, Any] = {
+        "tinystories-train": STORIES,
+        "tinystories-val": STORIES,
+        "chat-train": DIALOGUES,
+        "chat-val": DIALOGUES,
+    }
     for name, rows in (parts | {"ccby-stories": BOOKS}).items():
         with lzma.open(corpus / f"{name}.jsonl.xz", "wt", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
+from roost.engine.capacity.aot import CHIPS, AheadOfTime, compile_for_chips, open_chips, served_on
 from roost.engine.checkpoint.source import open_model
-from roost.engine.core.config import EngineConfig
-from roost.engine.core.errors import ConfigError
-from roost.engine.core.mesh import MeshShape
-from roost.engine.worker.aot import CHIPS, AheadOfTime, compile_for_chips, open_chips, served_on
+from roost.engine.types.config import EngineConfig
+from roost.engine.types.errors import ConfigError
+from roost.engine.types.mesh import MeshShape
 from roost.engine.worker.program_memory import OutOfMemoryError
 
 pytestmark = pytest.mark.tpu_compile

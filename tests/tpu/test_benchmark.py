@@ -14,24 +14,33 @@ ROOT = Path(__file__).parents[2]
 
 
 def measured(*options: str) -> list[dict[str, Any]]:
-    command = [sys.executable, str(ROOT / "benchmarks" / "tpu_programs.py"), *options, "--json"]
+    command = [sys.executable, str(ROOT / "tools" / "programs" / "tpu_programs.py"), *options, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=280)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def test_rows_of_a_tiny_model() -> None:
     config = ROOT / "tests" / "golden" / "tiny-a" / "hf" / "config.json"
-    rows = measured("--model", str(config), "--slots", "32", "--rows", "32", "--prefill-chunk", "128")
-    assert [row["program"] for row in rows] == ["decode", "decode", "decode", "prefill"]
-    greedy, sampled, quarter, prefill = rows
-    assert [row["sampling"] for row in rows] == ["greedy", "sampled", "greedy", "greedy"]
+    options = ("--slots", "32", "--rows", "32", "--busy", "20", "--prefill-chunk", "512")
+    rows = measured("--model", str(config), *options)
+    programs = ["decode", "decode", "decode", "decode", "prefill", "first token", "decode", "mixed"]
+    assert [row["program"] for row in rows] == programs
+    greedy, sampled, quarter, some, prefill, first, step, request = rows
+    assert [row["sampling"] for row in rows[:4]] == ["greedy", "sampled", "greedy", "greedy"]
     assert (greedy["rows"], greedy["window"], quarter["window"]) == (32, "full", "quarter")
-    assert (greedy["kv_dtype"], greedy["quantize"], prefill["tokens"]) == ("bfloat16", None, 128)
+    assert (greedy["kv_dtype"], greedy["quantize"], prefill["tokens"]) == ("bfloat16", None, 512)
     rings = 32 * 2 * 2 * 16 * 16 * 2  # slots, layers, keys and values, window, head size, bytes
     assert greedy["floor_bytes"] - quarter["floor_bytes"] == 3 * rings // 4
+    assert (some["rows"], some["busy"], some["tokens"]) == (32, 20, 20)
+    assert some["scheduled_seconds"] < greedy["scheduled_seconds"], "attention skips idle rows"
+    assert some["floor_bytes"] < greedy["floor_bytes"], "rings of idle rows are not read"
+    assert some["temp_bytes"] == greedy["temp_bytes"], "one program"
+    parts = [part["optimal_seconds"] for part in (prefill, first)]
+    assert request["optimal_seconds"] == pytest.approx(sum(parts) + 128 / 32 * step["optimal_seconds"])
     assert sampled["scheduled_seconds"] > greedy["scheduled_seconds"] > 0
     assert sampled["temp_bytes"] == greedy["temp_bytes"], "one program"
     assert all(row["fits"] for row in rows)
+    assert all(row["without_bundles"] == 0 for row in rows), "every call of a kernel counts by a schedule"
     assert all(0 < row["optimal_seconds"] < 1e-3 for row in rows)
 
 
@@ -43,6 +52,7 @@ def test_8_rows_of_many_move_weights_and_their_own_states() -> None:
     assert greedy["floor_bytes"] < greedy["bytes_accessed"] < 1.1 * greedy["floor_bytes"]
     assert greedy["custom_calls"] == 2 * 26 + 1, "a temporal block and an MLP each, and the sampler"
     assert prefill["custom_calls"] == 2 * 26
+    assert greedy["without_bundles"] == prefill["without_bundles"] == 0
     assert prefill["floor_bytes"] < prefill["bytes_accessed"]
     for row in rows:
         assert row["tokens"] / 60e3 < max(row["optimal_seconds"], row["scheduled_seconds"]) < 0.02

@@ -10,7 +10,9 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 from roost.kernels.gated_mlp.pallas_tpu import gated_mlp_tpu
 from roost.kernels.gated_mlp.pallas_tpu_int8 import int8_gated_mlp_tpu
-from roost.kernels.int8_product.pallas_tpu import int8_product_tpu
+from roost.kernels.matrices import Int8Matrix
+from roost.kernels.product.int8_pallas_tpu import int8_product_tpu
+from roost.kernels.recurrent_block import RecurrentWeights
 from roost.kernels.recurrent_block.pallas_tpu import recurrent_chunk_tpu, recurrent_step_tpu
 from roost.kernels.rg_lru.pallas_tpu import rg_lru_tpu
 from roost.kernels.window_attention import Int8Vectors
@@ -29,6 +31,11 @@ def compile_kernel(chip: SingleDeviceSharding, kernel: Callable[..., Any], *shap
     compiled = lowered.compile(compiler_options={"xla_vf_vmem_memory_space_assignment": "false"})
     assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 1
     return compiled.cost_analysis()["bytes accessed"]
+
+
+def with_weights(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a kernel of the recurrent block as a function of the arrays of its weights, after its first argument."""
+    return lambda xy, *arrays: kernel(xy, RecurrentWeights(*arrays[:5]), *arrays[5:])
 
 
 @pytest.mark.parametrize(("rows", "steps", "width"), [(1, 2048, 2560), (1, 512, 4096), (8, 64, 192), (2, 70, 100)])
@@ -117,14 +124,21 @@ def test_prefill_attention(
 
 @pytest.mark.parametrize(
     ("dtype", "rows", "blocks", "size"),
-    [(BF16, 512, 10, 256), (BF16, 3000, 10, 256), (BF16, 8, 16, 256), (F32, 1112, 2, 128), (BF16, 6, 1, 128)],
+    [
+        (BF16, 608, 10, 256),
+        (BF16, 3000, 10, 256),
+        (BF16, 8, 16, 256),
+        (F32, 512, 2, 256),
+        (F32, 1112, 2, 128),
+        (BF16, 6, 1, 128),
+    ],
 )
 def test_recurrent_step(chip: SingleDeviceSharding, dtype: Any, rows: int, blocks: int, size: int) -> None:
-    """Rows of 2B up to a v6e's slots with windows in int8, which fill no whole number of blocks, and others."""
+    """Rows of 2B: a v5e's slots, and a v6e's with windows in int8; and others, which may fill no whole blocks."""
     width = blocks * size
     counted = compile_kernel(
         chip,
-        recurrent_step_tpu,
+        with_weights(recurrent_step_tpu),
         (dtype, rows, 2 * width),
         (F32, 4, width),
         (F32, width),
@@ -146,7 +160,7 @@ def test_recurrent_chunk(chip: SingleDeviceSharding, dtype: Any, rows: int, step
     width = blocks * size
     counted = compile_kernel(
         chip,
-        partial(recurrent_chunk_tpu, every=64),
+        with_weights(partial(recurrent_chunk_tpu, every=64)),
         (dtype, rows, steps, 2 * width),
         (F32, 4, width),
         (F32, width),
@@ -175,7 +189,10 @@ def test_gated_mlp(chip: SingleDeviceSharding, dtype: Any, rows: int, width: int
 )
 def test_int8_product(chip: SingleDeviceSharding, dtype: Any, rows: int, inputs: int, outputs: int) -> None:
     """Projections of a decode step and of a long prefill, and logits."""
-    kernel = partial(int8_product_tpu, dtype=dtype)
+
+    def kernel(x: jax.Array, values: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+        return int8_product_tpu(x, Int8Matrix(values, scale), bias, dtype)
+
     weights = ((INT8, outputs, inputs), (F32, outputs), (F32, outputs))
     counted = compile_kernel(chip, kernel, (dtype, rows, inputs), *weights)
     assert counted >= outputs * inputs + rows * (inputs + outputs) * dtype.itemsize, "the matrix, inputs and outputs"
@@ -188,5 +205,9 @@ def test_int8_product(chip: SingleDeviceSharding, dtype: Any, rows: int, inputs:
 def test_int8_gated_mlp(chip: SingleDeviceSharding, dtype: Any, rows: int, width: int, hidden: int) -> None:
     gate_up = ((INT8, 2 * hidden, width), (F32, 2 * hidden), (F32, 2 * hidden))
     down = ((INT8, width, hidden), (F32, width), (F32, width))
-    counted = compile_kernel(chip, int8_gated_mlp_tpu, (dtype, rows, width), *gate_up, *down)
+
+    def kernel(x: jax.Array, *arrays: jax.Array) -> jax.Array:
+        return int8_gated_mlp_tpu(x, Int8Matrix(*arrays[:2]), arrays[2], Int8Matrix(*arrays[3:5]), arrays[5])
+
+    counted = compile_kernel(chip, kernel, (dtype, rows, width), *gate_up, *down)
     assert counted >= 3 * width * hidden, "the weights"

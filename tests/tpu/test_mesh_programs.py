@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 from jax.experimental import topologies
 from jax.sharding import Mesh
-from roost.engine.core.sampling_params import MAX_LOGPROBS
-from roost.engine.model.collectives import DATA, MODEL, Collectives
+from roost.engine.capacity.roofline import DEVICES
+from roost.engine.devices.platform import TPU
+from roost.engine.model.collectives import Collectives
 from roost.engine.model.config import PRESETS, ModelConfig, cycle
 from roost.engine.model.griffin import abstract_model
 from roost.engine.model.sharding_rules import shard_params
-from roost.engine.platform import TPU
-from roost.engine.roofline import DEVICES
+from roost.engine.types.mesh import DATA, MODEL
+from roost.engine.types.sampling_params import MAX_LOGPROBS
 from roost.engine.worker.lowering import lower
 from roost.engine.worker.programs import (
     DevicePrograms,

@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import SingleDeviceSharding
-from roost.engine.core.config import MAX_PREFILL_ROWS
-from roost.engine.core.output_constraint import words_of_mask
+from roost.engine.capacity.roofline import DEVICES, compute_roofline
+from roost.engine.devices.platform import TPU
 from roost.engine.model.collectives import Collectives
 from roost.engine.model.config import PRESETS, ModelConfig, cycle
 from roost.engine.model.griffin import abstract_model
-from roost.engine.platform import TPU
-from roost.engine.roofline import DEVICES, compute_roofline
+from roost.engine.model.state_layout import state_bytes
+from roost.engine.types.config import MAX_PREFILL_ROWS
+from roost.engine.types.output_constraint import words_of_mask
 from roost.engine.worker import steps
 from roost.engine.worker.programs import new_pool
 from roost.engine.worker.transfer import first_token_input, prefill_input
@@ -88,6 +89,19 @@ def test_prefill(chip: SingleDeviceSharding, model: ModelConfig, pool: Any, leng
     check(compile_step(chip, model, steps.prefill_step, pool, inputs), pool, *kernels)
 
 
+@pytest.mark.parametrize("heads", [2, 10])
+@pytest.mark.parametrize("kv_dtype", [None, "int8"])
+def test_several_key_heads(chip: SingleDeviceSharding, heads: int, kv_dtype: str | None) -> None:
+    """Some query heads share a key head, or each has its own; rings are updated in place all the same."""
+    model = replace(LAYERS, block_types=("attention",), num_key_heads=heads, kv_dtype=kv_dtype)
+    pool = jax.eval_shape(lambda: new_pool(model, ROWS, BF16, TPU))
+    active = jax.ShapeDtypeStruct((ROWS,), jnp.bool)
+    compiled = compile_step(chip, model, decode_one, pool, active, jax.ShapeDtypeStruct((), jnp.int32))
+    check(compiled, pool, "window_attention_decode", "gated_mlp", "sample")
+    compiled = compile_step(chip, model, steps.prefill_step, pool, prefill_input((), (), 1, 512, ROWS))
+    check(compiled, pool, "window_attention_prefill", "gated_mlp")
+
+
 def test_first_token(chip: SingleDeviceSharding, model: ModelConfig, pool: Any) -> None:
     hidden = jax.ShapeDtypeStruct((MAX_PREFILL_ROWS, LAYERS.width), BF16)
     inputs = first_token_input((), MAX_PREFILL_ROWS, ROWS, words_of_mask(LAYERS.vocab_size))
@@ -105,7 +119,7 @@ def test_slots_are_copied_in_place(chip: SingleDeviceSharding, model: ModelConfi
     )
     memory = lowered.compile().memory_analysis()
     assert memory.alias_size_in_bytes >= sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pool.states))
-    assert memory.temp_size_in_bytes < 4 * model.state_bytes(2)
+    assert memory.temp_size_in_bytes < 4 * state_bytes(model, 2)
 
 
 def test_the_roofline_knows_the_memory_of_a_step(chip: SingleDeviceSharding, model: ModelConfig, pool: Any) -> None:

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import SingleDeviceSharding
-from roost.engine.core.output_constraint import words_of_mask
-from roost.engine.core.sampling_params import NUMBER_COLUMNS, SAMPLING_COLUMNS
+from roost.engine.devices.platform import TPU
 from roost.engine.model.config import PRESETS, ModelConfig, cycle
 from roost.engine.model.griffin import abstract_model
-from roost.engine.platform import TPU
 from roost.engine.sampling.state import zero_token_memory
+from roost.engine.types.output_constraint import words_of_mask
+from roost.engine.types.sampling_params import NUMBER_COLUMNS, SAMPLING_COLUMNS
 from roost.engine.worker.lowering import lower
 from roost.engine.worker.programs import ModelShapes, device_programs, new_pool, step_shapes
 from roost.kernels.sampling import SamplingInputs

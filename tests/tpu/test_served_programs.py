@@ -7,13 +7,14 @@ import re
 from typing import NamedTuple
 
 import pytest
+from roost.engine.capacity.aot import CHIPS, AheadOfTime, compile_for_chips, hbm_limit, open_chips
+from roost.engine.capacity.fitting import MemoryModel, estimated_slots, memory_of_served
+from roost.engine.capacity.roofline import DEVICES, compute_roofline
 from roost.engine.checkpoint.source import open_model
-from roost.engine.core.config import EngineConfig
-from roost.engine.core.mesh import ONE_DEVICE, MeshShape
-from roost.engine.roofline import DEVICES, compute_roofline
-from roost.engine.worker.aot import CHIPS, AheadOfTime, compile_for_chips, hbm_limit, open_chips
-from roost.engine.worker.fitting import MemoryModel, demands, estimated_slots, memory_of_served
+from roost.engine.types.config import EngineConfig
+from roost.engine.types.mesh import ONE_DEVICE, MeshShape
 from roost.engine.worker.loading import open_weights
+from roost.engine.worker.program_memory import demands
 from roost.engine.worker.programs import PrefillShape
 from roost.engine.worker.served import served_programs
 from roost.kernels import XLA, Backend, backends
@@ -82,8 +83,7 @@ def start(model: str, chip: str, shards: MeshShape, settings: EngineConfig) -> S
         memory = memory_of_served(source.config, settings, weights, devices, limit)
         slots = estimated_slots(memory, devices.shards)
         served = served_programs(source.config, settings, weights, devices, slots)
-    is_quantized = settings.quantize is not None
-    roofline = compute_roofline(source.config, DEVICES[chip], 2, is_quantized=is_quantized, shards=shards)
+    roofline = compute_roofline(source.config, DEVICES[chip], 2, quantize=settings.quantize, shards=shards)
     assert slots == roofline.slots, "roost plan and a start give the same number"
     programs = (served.programs.decode[slots], served.programs.prefill[PrefillShape(1, 512)][0])
     compiled = {program.label: compile_for_chips(served, program) for program in programs}

@@ -1,5 +1,22 @@
+{{/* The chart's name, or its alias in a chart of charts. */}}
+{{- define "roost.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
+{{- end }}
+
+{{/* The name of every object, or its start: that of the release, with the chart's where the release's does not contain it. */}}
+{{- define "roost.fullname" -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- $full := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) -}}
+{{- default $full .Values.fullnameOverride | trunc 63 | trimSuffix "-" -}}
+{{- end }}
+
+{{/* Takes root and suffix; a name that is not too long with it. */}}
+{{- define "roost.suffixedName" -}}
+{{- printf "%s-%s" (include "roost.fullname" .root | trunc (int (sub 62 (len .suffix))) | trimSuffix "-") .suffix -}}
+{{- end }}
+
 {{- define "roost.selector" -}}
-app.kubernetes.io/name: roost
+app.kubernetes.io/name: {{ include "roost.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
@@ -14,6 +31,13 @@ app.kubernetes.io/component: leader
 {{- define "roost.labels" -}}
 {{ include "roost.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "roost.serviceAccountName" -}}
+{{ .Values.serviceAccount.name | default (ternary (include "roost.fullname" .) "default" .Values.serviceAccount.create) }}
 {{- end }}
 
 {{- define "roost.image" -}}
@@ -52,6 +76,19 @@ evacuate: {{ $evacuate }}
 grace: {{ $grace }}
 {{- end }}
 
+{{/* A setting's value as a variable has it. Helm reads a number of YAML as a float, which would become 1e+06 from 1000000 on. */}}
+{{- define "roost.text" -}}
+{{- if kindIs "slice" . -}}
+{{ join "," . }}
+{{- else if kindIs "map" . -}}
+{{ toJson . }}
+{{- else if and (kindIs "float64" .) (eq (floor .) .) -}}
+{{ printf "%.0f" . }}
+{{- else -}}
+{{ toString . }}
+{{- end -}}
+{{- end }}
+
 {{/* A volume's source, from {claim}, {bucket} or {size}. */}}
 {{- define "roost.volume" -}}
 {{- $volume := .volume -}}
@@ -67,11 +104,45 @@ csi:
   readOnly: {{ .readOnly }}
   volumeAttributes:
     bucketName: {{ $volume.bucket }}
-    mountOptions: {{ ternary "implicit-dirs,file-cache:enable-parallel-downloads:true" "implicit-dirs,uid=10001,gid=10001" .readOnly | quote }}
+    mountOptions: {{ ternary "implicit-dirs,file-cache:enable-parallel-downloads:true" (include "roost.writableMount" .root) .readOnly | quote }}
 {{- else -}}
 emptyDir:
   sizeLimit: {{ $volume.size }}
 {{- end -}}
+{{- end }}
+
+{{/* Options of a bucket that is written to: its files belong to the container's user. */}}
+{{- define "roost.writableMount" -}}
+implicit-dirs
+{{- with .Values.podSecurityContext.runAsUser -}},uid={{ int . }}{{- end -}}
+{{- with .Values.podSecurityContext.runAsGroup -}},gid={{ int . }}{{- end -}}
+{{- end }}
+
+{{/* A security context without what null has taken away, and with what accelerator.privileged needs. */}}
+{{- define "roost.podSecurityContext" -}}
+{{- $context := deepCopy .Values.podSecurityContext -}}
+{{- if .Values.accelerator.privileged -}}
+{{- $context = set (omit $context "runAsNonRoot" "runAsGroup") "runAsUser" 0 -}}
+{{- end -}}
+{{- include "roost.withoutNull" $context -}}
+{{- end }}
+
+{{- define "roost.securityContext" -}}
+{{- $context := deepCopy .Values.securityContext -}}
+{{- if .Values.accelerator.privileged -}}
+{{- $context = set (omit $context "allowPrivilegeEscalation" "capabilities") "privileged" true -}}
+{{- end -}}
+{{- include "roost.withoutNull" $context -}}
+{{- end }}
+
+{{- define "roost.withoutNull" -}}
+{{- $kept := dict -}}
+{{- range $key, $value := . -}}
+{{- if not (kindIs "invalid" $value) -}}
+{{- $_ := set $kept $key $value -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $kept -}}
 {{- end }}
 
 {{- define "roost.usesGcsFuse" -}}
@@ -115,7 +186,62 @@ kind: LeaderWorkerSet
 apiVersion: apps/v1
 kind: Deployment
 {{- end }}
-name: {{ .Release.Name }}
+name: {{ include "roost.fullname" . }}
+{{- end }}
+
+{{/* Secrets by the names of their entries in the chart's own Secret. */}}
+{{- define "roost.secrets" -}}
+{{- dict "api-keys" .Values.apiKeys "admin-key" .Values.adminKey "state-key" .Values.stateKey "store" .Values.store "hub-token" .Values.model.hubToken | toJson -}}
+{{- end }}
+
+{{/* Takes root, entry and given; the name of the Secret that has it, and its key there. */}}
+{{- define "roost.secretKey" -}}
+name: {{ .given.secret | default (include "roost.fullname" .root) }}
+key: {{ ternary .given.key .entry (not (empty .given.secret)) }}
+{{- end }}
+
+{{/* Secrets that the server reads from variables: entries of the chart's own Secret. Those of `model` are all hosts'. */}}
+{{- define "roost.secretVariables" -}}
+{{- $variables := dict -}}
+{{- $secrets := include "roost.secrets" . | fromJson -}}
+{{- range $variable, $entry := dict "HF_TOKEN" "hub-token" "ROOST_STORE" "store" "ROOST_ADMIN_KEY" "admin-key" "ROOST_STATE_KEY" "state-key" -}}
+{{- if include "roost.isSecret" (get $secrets $entry) -}}
+{{- $_ := set $variables $variable $entry -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $variables -}}
+{{- end }}
+
+{{- define "roost.isSecret" -}}
+{{- if or .secret .value -}}true{{- end -}}
+{{- end }}
+
+{{- define "roost.hasTls" -}}
+{{- if or .Values.tls.secret .Values.tls.certificate -}}true{{- end -}}
+{{- end }}
+
+{{/* What the schema cannot say of secrets without showing them; makes nothing. */}}
+{{- define "roost.checkSecrets" -}}
+{{- range $name, $given := dict "apiKeys" .Values.apiKeys "adminKey" .Values.adminKey "stateKey" .Values.stateKey "store" .Values.store "model.hubToken" .Values.model.hubToken -}}
+{{- if and $given.secret $given.value -}}
+{{- fail (printf "%s has both secret and value; set one of them to \"\"" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.tls.secret (or .Values.tls.certificate .Values.tls.privateKey) -}}
+{{- fail "tls has both secret and certificate or privateKey; set one of them to \"\"" -}}
+{{- end -}}
+{{- if ne (empty .Values.tls.certificate) (empty .Values.tls.privateKey) -}}
+{{- fail "tls must have certificate and privateKey together" -}}
+{{- end -}}
+{{- if and (include "roost.hasTls" .) .Values.inferencePool.enabled -}}
+{{- fail "tls must be empty with inferencePool.enabled: the picker reads Pods without TLS; end it at the gateway" -}}
+{{- end -}}
+{{- if and .Values.stateKey.value (lt (len .Values.stateKey.value) 16) -}}
+{{- fail "stateKey.value must have at least 16 characters" -}}
+{{- end -}}
+{{- if and .Values.store.states (not (include "roost.isSecret" .Values.store)) -}}
+{{- fail "store.states needs the database: store.secret or store.value" -}}
+{{- end -}}
 {{- end }}
 
 {{/* What the schema cannot say of chips, hosts and the mesh; makes nothing. */}}
@@ -146,6 +272,19 @@ name: {{ .Release.Name }}
 {{- end -}}
 {{- else if and (gt $hosts 1) (eq $mesh "") (not (kindIs "invalid" .Values.accelerator.mesh)) -}}
 {{- fail "accelerator.mesh must not be empty where hosts.count is more than 1: without a mesh only one device is used" -}}
+{{- end -}}
+{{- include "roost.checkSecrets" . -}}
+{{- $own := list "HOME" "XDG_CACHE_HOME" "HF_HOME" -}}
+{{- range $variable, $given := include "roost.secretVariables" . | fromJson -}}
+{{- $own = append $own $variable -}}
+{{- end -}}
+{{- range $name, $_ := .Values.settings -}}
+{{- $own = append $own (printf "ROOST_%s" (upper $name)) -}}
+{{- end -}}
+{{- range .Values.env -}}
+{{- if has .name $own -}}
+{{- fail (printf "env must not have %s, which the chart sets; see its other values" .name) -}}
+{{- end -}}
 {{- end -}}
 {{- end }}
 

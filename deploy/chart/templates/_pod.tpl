@@ -10,6 +10,9 @@ metadata:
     {{- if ne $.role "alone" }}
     app.kubernetes.io/component: {{ $.role }}
     {{- end }}
+    {{- with .Values.podLabels }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
   {{- if or .Values.podAnnotations (include "roost.usesGcsFuse" .) }}
   annotations:
     {{- if include "roost.usesGcsFuse" . }}
@@ -20,27 +23,22 @@ metadata:
     {{- end }}
   {{- end }}
 spec:
-  serviceAccountName: {{ .Release.Name }}
+  serviceAccountName: {{ include "roost.serviceAccountName" . }}
   automountServiceAccountToken: false
   enableServiceLinks: false
   terminationGracePeriodSeconds: {{ $drain.grace }}
+  {{- range $name := list "priorityClassName" "runtimeClassName" "schedulerName" }}
+  {{- with get $.root.Values $name }}
+  {{ $name }}: {{ . }}
+  {{- end }}
+  {{- end }}
   securityContext:
-    {{- if .Values.accelerator.privileged }}
-    runAsUser: 0
-    {{- else }}
-    runAsNonRoot: true
-    runAsUser: 10001
-    runAsGroup: 10001
-    {{- end }}
-    fsGroup: 10001
-    fsGroupChangePolicy: OnRootMismatch
-    seccompProfile:
-      type: RuntimeDefault
-  {{- with .Values.image.pullSecrets }}
-  imagePullSecrets:
-    {{- range . }}
-    - name: {{ . }}
-    {{- end }}
+    {{- include "roost.podSecurityContext" . | nindent 4 }}
+  {{- range $name := list "imagePullSecrets" "resourceClaims" "initContainers" }}
+  {{- with get $.root.Values $name }}
+  {{ $name }}:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
   {{- end }}
   containers:
     - name: roost
@@ -50,7 +48,7 @@ spec:
         - serve
         - {{ .Values.model.name | quote }}
         {{- if ne $.role "follower" }}
-        - --host=0.0.0.0
+        - {{ printf "--host=%s" .Values.host | quote }}
         - --port=8000
         {{- if .Values.inferencePool.enabled }}
         - --metrics-compat=vllm
@@ -60,8 +58,12 @@ spec:
         {{- with .Values.model.servedName }}
         - {{ printf "--served-model-name=%s" . | quote }}
         {{- end }}
-        {{- if .Values.apiKeys.secret }}
+        {{- if include "roost.isSecret" .Values.apiKeys }}
         - --api-key-file=/etc/roost/keys
+        {{- end }}
+        {{- if include "roost.hasTls" . }}
+        - --ssl-certfile=/etc/roost-tls/tls.crt
+        - --ssl-keyfile=/etc/roost-tls/tls.key
         {{- end }}
         {{- end }}
         {{- with include "roost.mesh" . }}
@@ -73,12 +75,13 @@ spec:
         - --num-hosts=$(LWS_GROUP_SIZE)
         - --host-index=$(LWS_WORKER_INDEX)
         {{- end }}
-        - --compile-cache=/cache/programs
+        # A folder of the server's own in the volume, to whose root others may write, as to that of every emptyDir.
+        - --compile-cache=/cache/programs/compiled
         {{- if ne $.role "follower" }}
-        - --state-cache-gib={{ .Values.cache.memoryGib }}
+        - --state-cache-gib={{ include "roost.text" .Values.cache.memoryGib }}
         {{- if .Values.cache.states }}
         - --state-cache-dir=/cache/states
-        - --state-cache-dir-gib={{ .Values.cache.statesGib }}
+        - --state-cache-dir-gib={{ include "roost.text" .Values.cache.statesGib }}
         {{- end }}
         - --drain-lag={{ $drain.lag }}
         - --drain-timeout={{ $drain.timeout }}
@@ -99,24 +102,28 @@ spec:
         - name: JAX_PLATFORMS
           value: {{ ternary "tpu,cpu" "cuda,cpu" (eq .Values.accelerator.kind "tpu") }}
         {{- end }}
-        {{- if .Values.model.hubTokenSecret.name }}
-        - name: HF_TOKEN
+        {{- $secrets := include "roost.secrets" . | fromJson }}
+        {{- range $variable, $entry := include "roost.secretVariables" . | fromJson }}
+        {{- if or (ne $.role "follower") (eq $variable "HF_TOKEN") }}
+        - name: {{ $variable }}
           valueFrom:
             secretKeyRef:
-              name: {{ .Values.model.hubTokenSecret.name }}
-              key: {{ .Values.model.hubTokenSecret.key }}
+              {{- include "roost.secretKey" (dict "root" $.root "given" (get $secrets $entry) "entry" $entry) | nindent 14 }}
         {{- end }}
-        {{- if and .Values.store.secret (ne $.role "follower") }}
-        - name: ROOST_STORE
-          valueFrom:
-            secretKeyRef:
-              name: {{ .Values.store.secret }}
-              key: {{ .Values.store.key }}
         {{- end }}
         {{- range $name, $value := .Values.settings }}
+        {{- if not (kindIs "invalid" $value) }}
         - name: ROOST_{{ upper $name }}
-          value: {{ toString $value | quote }}
+          value: {{ include "roost.text" $value | quote }}
         {{- end }}
+        {{- end }}
+        {{- with .Values.env }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
+      {{- with .Values.envFrom }}
+      envFrom:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
       {{- if ne $.role "follower" }}
       ports:
         - name: http
@@ -129,14 +136,22 @@ spec:
       resources:
         requests:
           {{- toYaml .Values.resources.requests | nindent 10 }}
+          {{- if not .Values.resources.claims }}
           {{- with include "roost.chips" . }}
           {{- . | nindent 10 }}
+          {{- end }}
           {{- end }}
         limits:
           {{- toYaml .Values.resources.limits | nindent 10 }}
+          {{- if not .Values.resources.claims }}
           {{- with include "roost.chips" . }}
           {{- . | nindent 10 }}
           {{- end }}
+          {{- end }}
+        {{- with .Values.resources.claims }}
+        claims:
+          {{- toYaml . | nindent 10 }}
+        {{- end }}
       {{- if ne $.role "follower" }}
       # Probes use the admin port, if there is one, which floods of connections from clients don't reach.
       # Nothing listens while weights are downloaded; then /health/ready is 503 until all is compiled.
@@ -144,6 +159,9 @@ spec:
         httpGet:
           path: /health/ready
           port: {{ ternary "http" "metrics" .Values.inferencePool.enabled }}
+          {{- if include "roost.hasTls" . }}
+          scheme: HTTPS
+          {{- end }}
         periodSeconds: 5
         timeoutSeconds: 5
         failureThreshold: {{ div (add .Values.probes.startupSeconds 4) 5 }}
@@ -151,6 +169,9 @@ spec:
         httpGet:
           path: /health/ready
           port: {{ ternary "http" "metrics" .Values.inferencePool.enabled }}
+          {{- if include "roost.hasTls" . }}
+          scheme: HTTPS
+          {{- end }}
         periodSeconds: 5
         timeoutSeconds: 5
         failureThreshold: 2
@@ -159,6 +180,9 @@ spec:
         httpGet:
           path: /health
           port: {{ ternary "http" "metrics" .Values.inferencePool.enabled }}
+          {{- if include "roost.hasTls" . }}
+          scheme: HTTPS
+          {{- end }}
         periodSeconds: 10
         timeoutSeconds: 10
         failureThreshold: 3
@@ -170,14 +194,7 @@ spec:
       {{- end }}
       {{- end }}
       securityContext:
-        readOnlyRootFilesystem: true
-        {{- if .Values.accelerator.privileged }}
-        privileged: true
-        {{- else }}
-        allowPrivilegeEscalation: false
-        capabilities:
-          drop: [ALL]
-        {{- end }}
+        {{- include "roost.securityContext" . | nindent 8 }}
       volumeMounts:
         - name: tmp
           mountPath: /tmp
@@ -198,38 +215,60 @@ spec:
           mountPath: /models
           readOnly: true
         {{- end }}
-        {{- if and .Values.apiKeys.secret (ne $.role "follower") }}
+        {{- if and (include "roost.isSecret" .Values.apiKeys) (ne $.role "follower") }}
         - name: keys
           mountPath: /etc/roost
           readOnly: true
+        {{- end }}
+        {{- if and (include "roost.hasTls" .) (ne $.role "follower") }}
+        - name: tls
+          mountPath: /etc/roost-tls
+          readOnly: true
+        {{- end }}
+        {{- with .Values.volumeMounts }}
+        {{- toYaml . | nindent 8 }}
         {{- end }}
   volumes:
     - name: tmp
       emptyDir:
         sizeLimit: 1Gi
     - name: downloads
-      {{- include "roost.volume" (dict "volume" .Values.cache.downloads "readOnly" false) | nindent 6 }}
+      {{- include "roost.volume" (dict "root" . "volume" .Values.cache.downloads "readOnly" false) | nindent 6 }}
     - name: programs
-      {{- include "roost.volume" (dict "volume" .Values.cache.programs "readOnly" false) | nindent 6 }}
+      {{- include "roost.volume" (dict "root" . "volume" .Values.cache.programs "readOnly" false) | nindent 6 }}
     {{- if and .Values.cache.states (ne $.role "follower") }}
     - name: states
-      {{- include "roost.volume" (dict "volume" .Values.cache.states "readOnly" false) | nindent 6 }}
+      {{- include "roost.volume" (dict "root" . "volume" .Values.cache.states "readOnly" false) | nindent 6 }}
     {{- end }}
     {{- if and .Values.store.states (ne $.role "follower") }}
     - name: checkpoints
-      {{- include "roost.volume" (dict "volume" .Values.store.states "readOnly" false) | nindent 6 }}
+      {{- include "roost.volume" (dict "root" . "volume" .Values.store.states "readOnly" false) | nindent 6 }}
     {{- end }}
     {{- if .Values.model.volume }}
     - name: models
-      {{- include "roost.volume" (dict "volume" .Values.model.volume "readOnly" true) | nindent 6 }}
+      {{- include "roost.volume" (dict "root" . "volume" .Values.model.volume "readOnly" true) | nindent 6 }}
     {{- end }}
-    {{- if and .Values.apiKeys.secret (ne $.role "follower") }}
+    {{- if and (include "roost.isSecret" .Values.apiKeys) (ne $.role "follower") }}
     - name: keys
+      {{- $keys := include "roost.secretKey" (dict "root" . "given" .Values.apiKeys "entry" "api-keys") | fromYaml }}
       secret:
-        secretName: {{ .Values.apiKeys.secret }}
+        secretName: {{ $keys.name }}
         items:
-          - key: {{ .Values.apiKeys.key }}
+          - key: {{ $keys.key }}
             path: keys
+    {{- end }}
+    {{- if and (include "roost.hasTls" .) (ne $.role "follower") }}
+    - name: tls
+      secret:
+        secretName: {{ .Values.tls.secret | default (include "roost.fullname" .) }}
+        items:
+          - key: tls.crt
+            path: tls.crt
+          - key: tls.key
+            path: tls.key
+    {{- end }}
+    {{- with .Values.volumes }}
+    {{- toYaml . | nindent 4 }}
     {{- end }}
   {{- with include "roost.nodeSelector" . | fromYaml }}
   nodeSelector:
@@ -239,6 +278,11 @@ spec:
   tolerations:
     {{- . | nindent 4 }}
   {{- end }}
+  {{- with .Values.affinity }}
+  affinity:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- if kindIs "invalid" .Values.topologySpreadConstraints }}
   topologySpreadConstraints:
     - maxSkew: 1
       topologyKey: kubernetes.io/hostname
@@ -246,5 +290,9 @@ spec:
       labelSelector:
         matchLabels:
           {{- include "roost.selector" . | nindent 10 }}
+  {{- else if .Values.topologySpreadConstraints }}
+  topologySpreadConstraints:
+    {{- toYaml .Values.topologySpreadConstraints | nindent 4 }}
+  {{- end }}
 {{- end -}}
 {{- end }}

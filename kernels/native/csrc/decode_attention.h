@@ -2,7 +2,7 @@
 // key, which is then written into the ring. N heads of queries share one head of keys and values; all are in bfloat16.
 //
 // A ring is `[W, d]`, and may be split into blocks along W. Rows come in groups with blocks `[B, length, d]` of their
-// own. Holds the call `decode_attention`. Instruction sets: AVX-512 F, BW and BF16.
+// own. Holds the call `decode_attention`. Instruction sets: AVX-512 F, and those of dot_products.h.
 
 #pragma once
 
@@ -115,7 +115,8 @@ void MixHeads(int64_t heads, const float* weights, int64_t stride, const uint16_
 
 constexpr int64_t kMixBytes = 16384;  // bytes of values that stay in the L1 cache for all heads and elements
 
-// A row's attention: N query heads and one head of keys and values.
+// A row's attention: N query heads and one head of keys and values. `K` computes products, as in dot_products.h.
+template <typename K>
 struct AttentionRow {
   const uint16_t* q;
   const uint16_t* key;  // the token's own
@@ -152,7 +153,7 @@ struct AttentionRow {
     int64_t before = 0;
     for (const RingBlock& block : blocks) {
       const auto ahead = [&](const uint16_t* at) { return reading.Ahead(at, 2 * (before * size + (at - block.keys))); };
-      Product<Bf16>(block.keys, block.length, q, heads, size, scores + before, stride, ScaledProducts(), ahead);
+      Product<K>(block.keys, block.length, q, heads, size, scores + before, stride, ScaledProducts(), ahead);
       before += block.length;
     }
   }
@@ -163,7 +164,8 @@ struct AttentionRow {
     const uint16_t* keys[16];
     const uint16_t* const queries[1] = {query};
     for (auto& k : keys) k = key;
-    _mm512_store_ps(lanes, ScaledProducts().Numbers<16>(Tile<Bf16, 16, 1, false>(keys, queries, size, 0), 0, 16, 0));
+    const __m512 products = Tile<K, 16, 1, false>(keys, queries, size, 0);
+    _mm512_store_ps(lanes, ScaledProducts().template Numbers<16>(products, 0, 16, 0));
     __m512 largest = _mm512_set1_ps(lanes[0]);
     for (int64_t w = 0; w < filled; w += 16) {
       const __mmask16 mask = (1u << std::min<int64_t>(16, filled - w)) - 1;
@@ -217,6 +219,7 @@ struct DecodeAttention {
   int64_t rows, heads, size, window;
   float* out;
 
+  template <typename K>
   void Run(ffi::ThreadPool& pool) const {
     ForEach(pool, rows, [&](int64_t b) {
       float* const to = out + b * heads * size;
@@ -228,7 +231,7 @@ struct DecodeAttention {
       Reading reading;
       reading.Add(blocks, size);
       if (b + 1 < rows) reading.Add(Filled(b + 1), size);
-      AttentionRow{q + b * heads * size, k + b * size, v + b * size, blocks, reading, heads, size, to}.Attend();
+      AttentionRow<K>{q + b * heads * size, k + b * size, v + b * size, blocks, reading, heads, size, to}.Attend();
       Write(b);
     });
   }
@@ -287,9 +290,9 @@ ffi::Error DecodeAttentionImpl(ffi::ThreadPool pool, int64_t window, Bf16Buffer 
     blocks.emplace_back(**keys, **values);
   }
   const auto sizes = q.dimensions();
-  DecodeAttention{Bf16Of(q), Bf16Of(k), Bf16Of(v), positions.typed_data(), blocks, sizes[0], sizes[1], sizes[2], window,
-                  out->typed_data()}
-      .Run(pool);
+  const DecodeAttention attention{Bf16Of(q), Bf16Of(k), Bf16Of(v), positions.typed_data(), blocks,
+                                  sizes[0],  sizes[1],  sizes[2],  window,                 out->typed_data()};
+  HasPairs() ? attention.Run<InPairs>(pool) : attention.Run<Widened>(pool);
   return ffi::Error::Success();
 }
 

@@ -2,7 +2,7 @@
 // rows of a matrix `[O, I]` that is not packed.
 //
 // A register of a row and one of the matrix are multiplied lane by lane. Sixteen such sums are in registers at a time,
-// and their lanes are added at the end. Instruction sets: AVX-512 F, BW and BF16.
+// and their lanes are added at the end. Instruction sets: AVX-512 F and BW, and BF16 for `InPairs`.
 
 #pragma once
 
@@ -29,7 +29,18 @@ struct Bf16 {
     return _mm512_maskz_loadu_epi16((uint32_t{1} << count) - 1, p);
   }
   ROOST_INLINE static __m512 Zero() { return _mm512_setzero_ps(); }
-  ROOST_INLINE static __m512 MultiplyAdd(__m512 sum, __m512i w, __m512i x) { return AddBf16(sum, w, x); }
+};
+
+// Products of bfloat16 by the instruction for pairs.
+struct InPairs : Bf16 {
+  ROOST_INLINE static __m512 MultiplyAdd(__m512 sum, __m512i w, __m512i x) { return AddPairs(sum, w, x); }
+};
+
+// Products of bfloat16 widened to float32, in which they are exact.
+struct Widened : Bf16 {
+  ROOST_INLINE static __m512 MultiplyAdd(__m512 sum, __m512i w, __m512i x) {
+    return _mm512_fmadd_ps(WidenEven(x), WidenEven(w), _mm512_fmadd_ps(WidenOdd(x), WidenOdd(w), sum));
+  }
 };
 
 // Computes sixteen dot products: lane r * Outputs + o of the result is row r of x times row o of the matrix. With

@@ -9,6 +9,7 @@
 
 #include "products.h"
 #include "gated_mlp.h"
+#include "int4_product.h"
 #include "output_layer.h"
 #include "rms_norm.h"
 #include "recurrent_block.h"
@@ -21,6 +22,15 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_int8_product, Int8ProductImpl,
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::Buffer<ffi::U8>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::AnyBuffer>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_int4_product, Int4ProductImpl,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::U8>>()
+                                  .Arg<ffi::Buffer<ffi::F16>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::AnyBuffer>());
 
@@ -172,16 +182,19 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_prefill_attention, PrefillAttentionImpl,
                                   .Ret<ffi::Buffer<ffi::BF16>>());
 
 // Returns the version of the calls' arguments and bits, which is `CALLS_VERSION` in library.py.
-extern "C" int roost_calls_version() { return 3; }
+extern "C" int roost_calls_version() { return 5; }
 
-// Returns whether `PairKernel` is faster than `WideKernel` on this processor.
+// Returns whether this processor can run `PairKernel`.
+extern "C" int roost_has_pairs() { return HasPairs(); }
+
+// Returns whether `PairKernel` is faster than `WideKernel` on this processor, if it can run it.
 extern "C" int roost_is_pair_fast() { return __builtin_cpu_is("amd") != 0; }
 
 // Returns whether this processor has the instruction sets of target.h.
 extern "C" int roost_supported() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
+         __builtin_cpu_supports("avx512vnni");
 }
 
 #else

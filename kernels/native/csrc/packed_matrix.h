@@ -37,7 +37,7 @@ struct Int8Sums {
 // Sums of products of two bfloat16 each.
 struct Bf16Sums {
   using Lanes = __m512;
-  ROOST_INLINE static Lanes Add(Lanes sum, __m512i w, __m512i x) { return AddBf16(sum, w, x); }
+  ROOST_INLINE static Lanes Add(Lanes sum, __m512i w, __m512i x) { return AddPairs(sum, w, x); }
 };
 
 // Products by an instruction that adds those of a whole group of 32 bits.
@@ -66,7 +66,7 @@ using Int8Kernel = GroupKernel<int8_t, Int8Sums>;
 // Products of bfloat16 by the instruction for pairs: twice as fast as `WideKernel` on AMD, half as fast on Intel.
 using PairKernel = GroupKernel<uint16_t, Bf16Sums>;
 
-// Products of bfloat16 widened to float32, in which they are exact.
+// Products of bfloat16 widened to float32, in which they are exact. Every processor with AVX-512 computes them.
 struct WideKernel {
   struct W {
     __m512 even, odd;
@@ -78,8 +78,7 @@ struct WideKernel {
   ROOST_INLINE static __m512 Zero() { return _mm512_setzero_ps(); }
   ROOST_INLINE static W Load(const uint8_t* w) {
     const __m512i pairs = _mm512_loadu_si512(w);
-    return {_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)),
-            _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(0xffff0000)))};
+    return {WidenEven(pairs), WidenOdd(pairs)};
   }
   template <int Parts>
   ROOST_INLINE static void Add(__m512 (&sums)[Parts], const W (&w)[Parts], const float* x) {

@@ -50,7 +50,7 @@ struct FinishInt8 {
   ROOST_INLINE __m512 operator()(__m512i sums, int64_t o, int64_t r) const {
     const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(row_scales[r]), _mm512_loadu_ps(scales + o));
     const __m512i exact = _mm512_sub_epi32(sums, _mm512_set1_epi32(offsets[r]));
-    // Bounded as in `quantized_dot` in engine/model/quantization.py. The maximum returns its second operand if that is
+    // Bounded as in `quantized_dot` in kernels/matrices/int8.py. The maximum returns its second operand if that is
     // NaN, and keeps product and sum apart, which as one instruction would round once where XLA rounds twice.
     const __m512 lowest = _mm512_set1_ps(std::numeric_limits<float>::lowest());
     return AddBias(_mm512_max_ps(lowest, _mm512_mul_ps(_mm512_cvtepi32_ps(exact), scale)), bias, o);

@@ -34,7 +34,7 @@ ROOST_INLINE int32_t LargestBits(const X* x, int64_t inputs) {
   return largest;
 }
 
-// Quantises a row, with the bits of `quantize_rows` in engine/model/quantization.py. `offset` is 128 times the sum of
+// Quantises a row, with the bits of `quantize_rows` in kernels/matrices/int8.py. `offset` is 128 times the sum of
 // the row, by which the sums of `Int8Kernel` are too large. A row with a NaN or an infinity gets the scale NaN, so that
 // all its products are NaN.
 template <typename X>

@@ -2,7 +2,7 @@
 // and E channels (arXiv 2402.19427, section 2.3).
 //
 // xy is `[B, T, 2 E]`, the state of the convolution `[K - 1, B, E]`, and that of the RG-LRU `[B, E]`. Holds the calls
-// `recurrent_step`, where T is 1, and `recurrent_chunk`. Instruction sets: AVX-512 F and DQ, and BF16 to round results.
+// `recurrent_step`, where T is 1, and `recurrent_chunk`. Instruction sets: AVX-512 F, DQ and VL.
 
 #pragma once
 

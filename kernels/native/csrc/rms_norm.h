@@ -1,6 +1,6 @@
 // RMSNorm of rows `[R, D]` in bfloat16, alone or of the sum of two arrays; D is a multiple of 16.
 //
-// Holds the calls `rms_norm` and `add_rms_norm`. Instruction sets: AVX-512 F and BF16.
+// Holds the calls `rms_norm` and `add_rms_norm`. Instruction sets: AVX-512 F and VL.
 
 #pragma once
 

@@ -1,7 +1,7 @@
 // Vectors of sixteen 32-bit lanes: loads and stores that convert between bfloat16 and float32, sums of products of
 // bfloat16, and sums over lanes.
 //
-// Instruction sets: AVX-512 F, VL and BF16.
+// Instruction sets: AVX-512 F and VL, and BF16 for `AddPairs`.
 
 #pragma once
 
@@ -15,9 +15,15 @@ namespace {
 
 // Adds the products of 32 bfloat16, in pairs, to sixteen sums. Inline assembly, because GCC's intrinsics move every sum
 // to another register and back.
-ROOST_INLINE __m512 AddBf16(__m512 sum, __m512i w, __m512i x) {
+ROOST_INLINE __m512 AddPairs(__m512 sum, __m512i w, __m512i x) {
   asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(x), "v"(w));
   return sum;
+}
+
+// The even or odd ones of 32 bfloat16, as float32.
+ROOST_INLINE __m512 WidenEven(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
+ROOST_INLINE __m512 WidenOdd(__m512i pairs) {
+  return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(0xffff0000)));
 }
 
 // Prefetches the cache line `ahead` bytes after p.
@@ -25,9 +31,16 @@ ROOST_INLINE void Prefetch(const void* p, int64_t ahead) {
   _mm_prefetch(static_cast<const char*>(p) + ahead, _MM_HINT_T0);
 }
 
-// Stores sixteen numbers in float32, or rounded to bfloat16.
+// Stores sixteen numbers in float32, or rounded to the nearest bfloat16, of two equally near ones to the even one.
 ROOST_INLINE void Store(float* p, __m512 x) { _mm512_storeu_ps(p, x); }
-ROOST_INLINE void Store(uint16_t* p, __m512 x) { _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh(x)); }
+ROOST_INLINE void Store(uint16_t* p, __m512 x) {
+  const __m512i bits = _mm512_castps_si512(x), high = _mm512_srli_epi32(bits, 16);
+  const __m512i half = _mm512_add_epi32(_mm512_and_si512(high, _mm512_set1_epi32(1)), _mm512_set1_epi32(0x7fff));
+  const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, half), 16);
+  const __m512i quiet = _mm512_or_si512(high, _mm512_set1_epi32(0x40));  // a NaN, which rounding might make infinite
+  const __m512i of_all = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), quiet);
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(of_all));
+}
 
 // Loads sixteen numbers in float32 or bfloat16 as float32.
 ROOST_INLINE __m512 Widen(const uint16_t* p) {

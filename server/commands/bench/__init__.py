@@ -1,1 +1,1 @@
-"""`roost bench`: how fast an engine, a server and a long text are."""
+"""`roost bench`: benchmarks of an engine, of a server, and of long sequences."""

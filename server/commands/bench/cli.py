@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal
 import typer
 
 from ...settings import SettingsError, load_settings
-from ...terminal.failure import USAGE_STATUS, exit_on_error
+from ...terminal.failure import exit_on_error
 from ...terminal.help import CommandGroup, takes_model_options
 
 app = typer.Typer(
@@ -71,20 +71,20 @@ def engine(
     json: JsonFile = None,
     **model_options: Any,
 ) -> None:
-    """Run MODEL without HTTP: prefill, decode, and both at once.
+    """Run MODEL without HTTP: prefill, decode, and a mix of both.
 
-    prefill generates one token per prompt; decode lets all requests decode together; mixed lets requests arrive
-    while others decode.
+    prefill generates one token per prompt; decode lets all requests decode together; mixed lets requests arrive while
+    others decode.
     """
-    with exit_on_error(USAGE_STATUS):
+    with exit_on_error():
         settings = load_settings(model_options)
-        from .engine.benchmark import Options, bench_engine
+        from .engine.benchmark import EngineBenchOptions, bench_engine
         from .report import Outputs
         from .workload import parse_rate
 
         rate = None if request_rate is None else parse_rate("--request-rate", request_rate)
         workloads = [name.value for name in Workload if name in (workload or Workload)]
-        options = Options(settings, workloads, concurrency, input_len, output_len, num_prompts, rate, repeat)
+        options = EngineBenchOptions(settings, workloads, concurrency, input_len, output_len, num_prompts, rate, repeat)
         status = bench_engine(options, Outputs(json))
     raise typer.Exit(status)
 
@@ -142,11 +142,11 @@ def serve(
     json: JsonFile = None,
     svg: SvgFile = None,
 ) -> None:
-    """Measure any server that speaks OpenAI's API, by streams.
+    """Measure any server with OpenAI's API, by streaming responses.
 
-    The server counts tokens; times are those of its chunks.
+    Token counts are the server's; times are when its chunks arrive.
     """
-    with exit_on_error(USAGE_STATUS):
+    with exit_on_error():
         if limits and not goodput:
             raise SettingsError(f"{limits[0]!r}: no argument is expected; a server is given by --url")
         if concurrency is not None and request_rate is not None:
@@ -155,14 +155,14 @@ def serve(
         from .report import Outputs
         from .serve.benchmark import bench_serve
         from .serve.goodput import Objective
-        from .serve.options import Options
+        from .serve.options import ServeBenchOptions
         from .workload import LengthRange, parse_rate
 
         try:
             address = Address.parse(url)
         except UrlError as error:
             raise SettingsError(f"--url {error}") from None
-        options = Options(
+        options = ServeBenchOptions(
             address=address,
             url=url,
             model=model,
@@ -200,10 +200,10 @@ def length(
     **model_options: Any,
 ) -> None:
     """Let sequences grow, and report speed and memory at every doubling of their length."""
-    with exit_on_error(USAGE_STATUS):
+    with exit_on_error():
         settings = load_settings({"slots": slots, **model_options})
-        from .engine.length import Options, bench_length
+        from .engine.length import LengthBenchOptions, bench_length
         from .report import Outputs
 
-        status = bench_length(Options(settings, concurrency, input_len, max_length), Outputs(json, svg))
+        status = bench_length(LengthBenchOptions(settings, concurrency, input_len, max_length), Outputs(json, svg))
     raise typer.Exit(status)

@@ -108,13 +108,13 @@ def percentile(ordered: Sequence[float], percent: int) -> float:
 
 
 def in_ms(seconds: Iterable[float]) -> dict[str, Any] | None:
-    """Returns the distribution of times, given in seconds, in milliseconds; None if there are no times."""
+    """Returns the distribution of times in milliseconds, from times in seconds; None if the list is empty."""
     found = Distribution.of(value * 1e3 for value in seconds)
     return None if found is None else asdict(found)
 
 
 def median_of(results: Sequence[Any]) -> Any:
-    """Returns the median of each number over results of the same form; results that are None are left out."""
+    """Returns the median of each number over results of the same form. Results that are None are skipped."""
     given = [result for result in results if result is not None]
     if not given:
         return None

@@ -19,7 +19,7 @@ from .plot import require_matplotlib
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """Outputs besides the tables.
+    """Outputs in addition to the tables.
 
     Attributes:
       json: File, or "-" for stdout, which moves the tables to stderr; None writes no JSON.
@@ -102,7 +102,7 @@ def report(title: str, tables: Sequence[Table], notes: Sequence[str]) -> Group:
 
 def interruption(was_interrupted: bool) -> Sequence[str]:
     """Returns the note about an interruption, if there was one."""
-    return ["interrupted: this is what was measured so far"] if was_interrupted else []
+    return ["interrupted: these are the measurements so far"] if was_interrupted else []
 
 
 def rate(value: float | None) -> str:

@@ -24,7 +24,7 @@ _WORDS: Final = (
 def draw_token_ids(length: int, vocab_size: int, rng: random.Random) -> Sequence[int]:
     """Returns random token ids from `FIRST_ID` up; a vocabulary without such ids gives its last one.
 
-    The content of a prompt makes no difference to speed.
+    The content of a prompt does not affect speed.
     """
     first = min(FIRST_ID, vocab_size - 1)
     return rng.choices(range(first, vocab_size), k=length)
@@ -82,7 +82,7 @@ def poisson_times(rate: float, count: int, rng: random.Random) -> Sequence[float
     """Returns arrival times of a Poisson process, in seconds from the first.
 
     Args:
-      rate: Arrivals per second; infinity lets all requests arrive at once.
+      rate: Arrivals per second; with infinity, all requests arrive at time 0.
       count: Number of arrivals.
       rng: Source of randomness.
     """

@@ -10,13 +10,13 @@ from ...settings import SettingsError, load_settings
 from ...terminal.failure import INTERRUPTED_STATUS
 from ...terminal.text import print_status, printable, replace_unencodable_characters
 from ..sampling_options import SamplingOptions
-from .backend import Backend
+from .backend import ChatBackend
 from .line_input import line_reader
 from .session import Session
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class ChatSessionOptions:
     """Options of `roost chat`.
 
     Attributes:
@@ -25,7 +25,7 @@ class Options:
       api_key: Key of the server; None sends none.
       system: System prompt; empty sends none.
       sampling: Sampling options.
-      model_settings: Settings of a model in this process; None leaves one to its default.
+      model_settings: Settings of a model in this process; a value of None selects the setting's default.
     """
 
     model: str | None = None
@@ -36,7 +36,7 @@ class Options:
     model_settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def chat(options: Options) -> int:
+def chat(options: ChatSessionOptions) -> int:
     """Chats until the input ends.
 
     Returns:
@@ -56,7 +56,7 @@ def chat(options: Options) -> int:
             runner.run(backend.close())
 
 
-def _run(runner: asyncio.Runner, backend: Backend, options: Options) -> int:
+def _run(runner: asyncio.Runner, backend: ChatBackend, options: ChatSessionOptions) -> int:
     try:
         name = runner.run(backend.start())
     except KeyboardInterrupt:
@@ -69,16 +69,16 @@ def _run(runner: asyncio.Runner, backend: Backend, options: Options) -> int:
     return Session(runner, backend, line_reader(), is_interactive=is_interactive, system=options.system).run()
 
 
-def _backend(options: Options) -> Backend:
+def _backend(options: ChatSessionOptions) -> ChatBackend:
     """Imports and opens a backend. The client of a server does not import JAX, which takes seconds."""
     if options.url is None:
         from ..local_model import LocalModel
-        from .local_backend import LocalBackend
+        from .local_backend import LocalChat
 
         settings = load_settings({"model": options.model or "demo", **options.model_settings})
-        return LocalBackend(LocalModel(settings), options.sampling)
+        return LocalChat(LocalModel(settings), options.sampling)
     from ...client.http_client import Address, UrlError
-    from .server_backend import ServerBackend
+    from .server_backend import ServerChat
 
     for name, value in options.model_settings.items():
         if value is not None:
@@ -90,4 +90,4 @@ def _backend(options: Options) -> Backend:
     if options.api_key is not None and not (options.api_key.isascii() and options.api_key.isprintable()):
         raise SettingsError("--api-key must be printable ASCII in one line")
     fields = {name: value for name, value in asdict(options.sampling).items() if value is not None}
-    return ServerBackend(address, options.api_key, options.model, fields)
+    return ServerChat(address, options.api_key, options.model, fields)

@@ -63,7 +63,7 @@ def _read_plain_line(prompt: str) -> str:
 class _TerminalLines:
     """Reads lines with `input`, and with readline if Python has it.
 
-    Each line is written to the history file at once. Errors of the file are ignored.
+    Each line is written to the history file immediately. Errors of the file are ignored.
     """
 
     def __init__(self, path: Path) -> None:

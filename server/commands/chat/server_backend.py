@@ -1,24 +1,26 @@
-"""Chat backend of a server that speaks OpenAI's API."""
+"""Chat backend of a server with OpenAI's API."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import asdict
+from types import ModuleType
 from typing import Any, Final
 
 import orjson
 
-from ...client.http_client import Address, ClientError, HttpClient
+from ...client.http_client import Address, ClientError, HttpClient, Response
 from ...client.openai_server import first_model, http_failure
 from ...client.sse import EventParser
+from ...features.index import modules_of
 from ...terminal.failure import CommandError
-from .backend import Message
+from .backend import ChatTurn, LoadedState, Reply
 
 _TIMEOUT_S: Final = 24 * 3600.0
-"""Timeout of a whole response: the server has limits of its own, and the user has Ctrl-C."""
+"""Timeout of a whole response: the server has its own limits, and the user can press Ctrl-C."""
 
 _DONE: Final = b"[DONE]"
 
 
-class ServerBackend:
+class ServerChat:
     """Streams `/v1/chat/completions`.
 
     Args:
@@ -34,21 +36,26 @@ class ServerBackend:
         self._fields = fields
 
     async def start(self) -> str:
-        """Queries the server's models, also if one is named, to find a wrong key or address early."""
+        """Requests the server's models, even if one is named, to find a wrong key or address early."""
         first = await first_model(self._client)
         self._model = self._model or first
         return self._model
 
-    async def respond(self, messages: Sequence[Message], show: Callable[[str], None]) -> bool:
+    async def respond(self, messages: Sequence[ChatTurn], reply: Reply, state_id: str | None = None) -> None:
         body = {"model": self._model, "messages": [asdict(each) for each in messages], "stream": True, **self._fields}
-        reader = _StreamReader(show)
-        try:
-            response = await self._client.post("/v1/chat/completions", body, reader.feed)
-        except ClientError as error:
-            raise CommandError(f"the server did not answer: {error}") from None
-        if response.status != 200:
-            raise CommandError(http_failure(response))
-        return reader.is_truncated()
+        reader = _StreamReader(reply)
+        await self._exchange(
+            self._client.post(
+                "/v1/chat/completions", body if state_id is None else {**body, "from_state": state_id}, reader.feed
+            )
+        )
+        reader.end()
+
+    async def save(self, reply: Reply) -> bytes:
+        return await _states().save(self._client, self._exchange, reply.id)
+
+    async def load(self, data: bytes) -> LoadedState:
+        return LoadedState(*await _states().load(self._client, self._exchange, data))
 
     async def close(self) -> None:
         await self._client.close()
@@ -56,12 +63,33 @@ class ServerBackend:
     def exit_if_loading(self, status: int) -> None:
         pass
 
+    async def _exchange(self, exchange: Awaitable[Response]) -> Response:
+        try:
+            response = await exchange
+        except ClientError as error:
+            raise CommandError(f"the server did not answer: {error}") from None
+        if response.status != 200:
+            raise CommandError(http_failure(response))
+        return response
+
+
+def _states() -> ModuleType:
+    """Returns the client of the feature that saves states.
+
+    Raises:
+      CommandError: The feature does not exist.
+    """
+    found = next(modules_of("client"), None)
+    if found is None:
+        raise CommandError("this version saves no states")
+    return found
+
 
 class _StreamReader:
-    """Parses a stream of chunks and shows their text."""
+    """Parses a stream of chunks into a reply."""
 
-    def __init__(self, show: Callable[[str], None]) -> None:
-        self._show = show
+    def __init__(self, reply: Reply) -> None:
+        self._reply = reply
         self._events = EventParser()
         self._finish_reason: str | None = None
         self._error: str | None = None
@@ -71,8 +99,8 @@ class _StreamReader:
             if event != _DONE and self._error is None:
                 self._read(event)
 
-    def is_truncated(self) -> bool:
-        """Returns whether the token limit ended the response. Call it after the last piece.
+    def end(self) -> None:
+        """Ends the reply after the last piece.
 
         Raises:
           CommandError: The stream contained an error, or ended before the response did.
@@ -81,7 +109,7 @@ class _StreamReader:
             self._error = "the stream ended before the response did"
         if self._error is not None:
             raise CommandError(self._error)
-        return self._finish_reason == "length"
+        self._reply.is_truncated = self._finish_reason == "length"
 
     def _read(self, event: bytes) -> None:
         try:
@@ -89,9 +117,10 @@ class _StreamReader:
             if "error" in chunk:
                 self._error = " ".join(str(chunk["error"]["message"]).split())
                 return
+            self._reply.id = chunk.get("id") or self._reply.id
             for choice in chunk["choices"]:
                 self._finish_reason = choice.get("finish_reason") or self._finish_reason
                 if text := choice.get("delta", {}).get("content"):
-                    self._show(str(text))
+                    self._reply.show(str(text))
         except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError):
             self._error = "the server does not stream OpenAI's chunks; see --url"

@@ -3,21 +3,46 @@
 import asyncio
 import signal
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
 from ...terminal.failure import INTERRUPTED_STATUS, CommandError
 from ...terminal.text import StreamWriter, print_status, printable
-from .backend import Backend, Message
+from .backend import ChatBackend, ChatTurn, LoadedState, Reply
 from .line_input import ReadLine, read_message
 
 HELP: Final = '''\
 /system TEXT  set the system prompt; without TEXT, remove it
 /retry        answer the last question anew
 /reset        forget the conversation, but not the system prompt
+/fork [N]     keep the conversation as it is here; with N, go back to fork N
+/save FILE    save the state after the last answer
+/load FILE    go on after a saved state
 /help         show this
 /exit         leave, as Ctrl-D does
 """           begins and ends a text of several lines
 Ctrl-C        stop the answer; what there is of it stays in the conversation'''
+
+
+@dataclass(frozen=True, slots=True)
+class ChatState:
+    """A conversation at one point.
+
+    Attributes:
+      system: System prompt; empty sends none.
+      state: Saved state that the turns continue; None begins a new conversation.
+      turns: Messages of the user and the assistant.
+      before, last_message: The last message of the user, and the turns before it; None without one.
+      reply: The last response; None if there is none.
+    """
+
+    system: str = ""
+    state: LoadedState | None = None
+    turns: Sequence[ChatTurn] = ()
+    before: Sequence[ChatTurn] = ()
+    last_message: str | None = None
+    reply: Reply | None = None
 
 
 class Session:
@@ -25,28 +50,35 @@ class Session:
 
     Args:
       runner: Event loop of the backend.
-      backend: Backend that responds.
+      backend: ChatBackend that responds.
       read_line: Reads a line of the user.
       is_interactive: Whether a user is at the terminal. If not, the first error ends the session.
       system: System prompt; empty sends none.
     """
 
     def __init__(
-        self, runner: asyncio.Runner, backend: Backend, read_line: ReadLine, *, is_interactive: bool, system: str = ""
+        self,
+        runner: asyncio.Runner,
+        backend: ChatBackend,
+        read_line: ReadLine,
+        *,
+        is_interactive: bool,
+        system: str = "",
     ) -> None:
         self._runner = runner
         self._backend = backend
         self._read_line = read_line
         self._is_interactive = is_interactive
-        self._system = system
-        self._turns: Sequence[Message] = ()
-        self._before: Sequence[Message] = ()
-        self._last_message: str | None = None
+        self._conversation = ChatState(system)
+        self._forks: list[ChatState] = []
         self._commands: dict[str, Callable[[str], None]] = {
             "/help": lambda _: print_status(HELP),
             "/system": self._set_system,
             "/retry": self._retry,
             "/reset": self._reset,
+            "/fork": self._fork,
+            "/save": self._save,
+            "/load": self._load,
         }
 
     def run(self) -> int:
@@ -84,41 +116,78 @@ class Session:
                 )
             self._commands[name](argument.strip())
         elif text.strip():
-            self._send(text, self._turns)
+            self._send(text, self._conversation.turns)
 
-    def _send(self, message: str, before: Sequence[Message]) -> None:
-        """Responds to a message that follows `before`. Both join the conversation once there is a response."""
-        self._last_message, self._before = message, before
-        system = [Message("system", self._system)] if self._system else []
-        messages = [*before, Message("user", message)]
+    def _send(self, message: str, before: Sequence[ChatTurn]) -> None:
+        """Responds to a message that follows `before`. Both are added to the conversation once there is a response."""
+        self._conversation = now = replace(self._conversation, last_message=message, before=before)
+        system = [ChatTurn("system", now.system)] if now.system else []
+        messages = [*before, ChatTurn("user", message)]
         writer = StreamWriter()
+        reply = Reply(writer.write)
         try:
             with writer:
-                is_truncated = self._runner.run(
-                    _interruptible(self._backend.respond([*system, *messages], writer.write))
-                )
+                state_id = None if now.state is None else now.state.id
+                self._runner.run(_interruptible(self._backend.respond([*system, *messages], reply, state_id)))
         except asyncio.CancelledError:
             if not self._is_interactive:
                 raise KeyboardInterrupt from None
             print_status("(stopped)" if writer.text else "\n(stopped)")
-            is_truncated = False
         if writer.text:
-            self._turns = [*messages, Message("assistant", writer.text)]
-        if is_truncated:
+            self._conversation = replace(now, turns=[*messages, ChatTurn("assistant", writer.text)], reply=reply)
+        if reply.is_truncated:
             print_status("(cut off at the limit of tokens; see --max-tokens)")
 
     def _set_system(self, text: str) -> None:
-        self._system = text
+        self._conversation = replace(self._conversation, system=text)
         self._note("the system prompt is set" if text else "there is no system prompt")
 
     def _retry(self, _: str) -> None:
-        if self._last_message is None:
+        if self._conversation.last_message is None:
             raise CommandError("/retry: there is no question yet")
-        self._send(self._last_message, self._before)
+        self._send(self._conversation.last_message, self._conversation.before)
 
     def _reset(self, _: str) -> None:
-        self._turns, self._last_message = (), None
+        self._conversation = ChatState(self._conversation.system)
         self._note("the conversation is forgotten")
+
+    def _fork(self, number: str) -> None:
+        """Keeps the conversation, or returns to one that was kept."""
+        if not number:
+            self._forks.append(self._conversation)
+            self._note(f"this is fork {len(self._forks)}: /fork {len(self._forks)} comes back to it")
+        elif number.isdecimal() and 0 < int(number) <= len(self._forks):
+            self._conversation = self._forks[int(number) - 1]
+            self._note(f"this is fork {number}, with {len(self._conversation.turns)} messages")
+        else:
+            raise CommandError(
+                f"/fork {number}: there is no such fork; /fork keeps one, and there are {len(self._forks)}"
+            )
+
+    def _save(self, file: str) -> None:
+        reply = self._conversation.reply
+        if not file:
+            raise CommandError("/save: name the file, as in /save boat.state")
+        if reply is None or reply.id is None:
+            raise CommandError("/save: there is no answer yet")
+        data = self._runner.run(self._backend.save(reply))
+        try:
+            Path(file).expanduser().write_bytes(data)
+        except OSError as error:
+            raise CommandError(f"/save: {file} cannot be written ({error.strerror})") from None
+        self._note(f"the state is in {file}, {len(data):,} bytes")
+
+    def _load(self, file: str) -> None:
+        """Continues from a state file. The state replaces the conversation and its system prompt."""
+        if not file:
+            raise CommandError("/load: name the file, as in /load boat.state")
+        try:
+            data = Path(file).expanduser().read_bytes()
+        except OSError as error:
+            raise CommandError(f"/load: {file} cannot be read ({error.strerror})") from None
+        state = self._runner.run(self._backend.load(data))
+        self._conversation = ChatState(state=state)
+        self._note(f"the conversation continues after the {state.num_tokens} tokens of {file}")
 
     def _note(self, text: str) -> None:
         if self._is_interactive:
@@ -129,7 +198,7 @@ async def _interruptible[T](work: Coroutine[Any, Any, T]) -> T:
     """Awaits `work`; Ctrl-C cancels it.
 
     `asyncio.Runner` handles SIGINT in a plain signal handler, which does not wake a loop that is about to wait for
-    events: the answer would go on until its next token. A handler of the loop's own wakes it.
+    events: the response would continue until its next token. A signal handler of the event loop wakes it.
 
     Raises:
       CancelledError: The user pressed Ctrl-C.

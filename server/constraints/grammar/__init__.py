@@ -1,9 +1,8 @@
 """Structured output: compiles schemas, regular expressions, choices and grammars to token masks."""
 
-from ..grammar_worker.limits import Limits
+from ..grammar_worker.limits import GrammarLimits
 from .compiler import Compilation, GrammarCompiler
 from .constraint import Grammar, GrammarConstraint, GrammarFailedError
-from .json_schema import PreparedSchema, prepare
 from .spec import (
     MAX_CHOICES,
     OBJECT_SCHEMA,
@@ -29,15 +28,13 @@ __all__ = [
     "GrammarConstraint",
     "GrammarError",
     "GrammarFailedError",
+    "GrammarLimits",
     "GrammarSpec",
-    "Limits",
-    "PreparedSchema",
     "choice_spec",
     "grammar_spec",
     "json_spec",
     "lark_spec",
     "lark_text",
-    "prepare",
     "regex_spec",
     "schema_text",
 ]

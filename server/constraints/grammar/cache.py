@@ -1,4 +1,4 @@
-"""Cache of compiled grammars, shared fairly by tenants; cachetools has no cache whose entries belong to tenants."""
+"""Cache of compiled grammars, shared fairly between tenants. cachetools has no caches with entries of tenants."""
 
 import weakref
 from collections import OrderedDict
@@ -13,8 +13,8 @@ type Evicted = tuple[GrammarSpec, weakref.ref[Grammar]]
 class GrammarCache:
     """Least-recently-used cache per tenant.
 
-    A full cache evicts a grammar of the tenant that holds most, so that no tenant can evict another's by requesting
-    many.
+    A full cache evicts a grammar of the tenant that holds the most, so that no tenant can evict another's grammars by
+    requesting many.
 
     Args:
       max_grammars: Maximum number of grammars.

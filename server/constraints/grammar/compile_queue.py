@@ -20,8 +20,8 @@ class QueueEntry:
 class CompileQueue:
     """Queue of grammars. The oldest grammar of the tenant that has used the least CPU time is next.
 
-    If there are several tenants, none may hold more of the queue, or of the lanes, than it leaves free. The queue uses
-    neither clocks nor threads.
+    With several tenants, none may hold more of the queue, or of the lanes, than it leaves free. The queue uses neither
+    clocks nor threads.
 
     Args:
       lanes: Number of grammars that are compiled at the same time.

@@ -1,4 +1,4 @@
-"""Compiles each grammar once, in a process of its own, and fairly to tenants."""
+"""Compiles each grammar once, in a separate process, and fairly between tenants."""
 
 import asyncio
 import weakref
@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from ...tenancy.tenant import tenant
 from ...text.tokenizer import Tokenizer
-from ..grammar_worker.limits import Limits
+from ..grammar_worker.limits import GrammarLimits
 from .cache import Evicted, GrammarCache
 from .compile_queue import CompileQueue, QueueEntry
 from .constraint import Grammar
@@ -60,6 +60,8 @@ def _compile(factory: GrammarProcessFactory, spec: GrammarSpec) -> Compilation:
         process.compile(spec)
     except GrammarError as error:
         return Compilation(error, process.cpu_s)
+    except GrammarBusyError as error:
+        return Compilation(error, 0.0)
     return Compilation(Grammar(process), process.cpu_s)
 
 
@@ -105,7 +107,7 @@ class GrammarCompiler:
         max_cached: int = MAX_CACHED,
         max_grammars: int = MAX_GRAMMARS,
         wait_s: float = WAIT_S,
-        limits: Limits = Limits(),  # noqa: B008 - a frozen value
+        limits: GrammarLimits = GrammarLimits(),  # noqa: B008 - a frozen value
         compile_: Compile | None = None,
     ) -> None:
         self._compile = compile_ or partial(_compile, GrammarProcessFactory(tokenizer, end_token_ids, limits))
@@ -124,7 +126,7 @@ class GrammarCompiler:
         Cancellation removes a waiting grammar from the queue, unless other requests wait for it.
 
         Raises:
-          GrammarError: The grammar is wrong, uses an unsupported feature or exceeds the limits, or there is no
+          GrammarError: The grammar is wrong, uses an unsupported feature or exceeds the limits, or the model has no
             suitable tokenizer.
           GrammarBusyError: Too many grammars wait or are in use.
         """

@@ -4,8 +4,8 @@ import weakref
 
 import numpy as np
 
-from ....engine import RoostError
-from ....engine.core.output_constraint import TokenMask
+from ....engine import ConstraintLostError, RoostError
+from ....engine.types.output_constraint import TokenMask
 from ..grammar_worker.frames import Kind
 from .process import GrammarProcess
 from .spec import one_line
@@ -37,7 +37,7 @@ class GrammarConstraint:
         self._is_requested = False
 
     def is_ready(self, wait_s: float) -> bool:
-        """Waits up to `wait_s` seconds, and returns whether `fill_mask` would return at once."""
+        """Waits up to `wait_s` seconds, and returns whether `fill_mask` would return without waiting."""
         self._request()
         return self._process.wait(self._follower, wait_s)
 
@@ -49,16 +49,19 @@ class GrammarConstraint:
 
         Raises:
           GrammarFailedError: The mask takes too much work, or the last token was not allowed.
+          ConstraintLostError: The system has ended the grammar's process.
         """
         self._request()
         result = self._process.result(self._follower)
         if result.kind is not Kind.MASK:
+            if self._process.was_killed:
+                raise ConstraintLostError("the system has ended the process of the grammar: send the request again")
             reason = one_line(result.payload.decode())
             raise GrammarFailedError(f"the grammar cannot be followed any further: {reason}")
         mask[:] = np.frombuffer(result.payload, np.uint32)[: mask.size]
 
     def _request(self) -> None:
-        """Requests the mask after all tokens, unless that was done."""
+        """Requests the mask after all tokens, unless it was already requested."""
         if not self._is_requested:
             self._process.request_mask(self._follower, self._unsent)
             self._unsent.clear()

@@ -1,7 +1,7 @@
 """Server side of the processes that compile and follow grammars.
 
-llguidance is native code whose parsers recurse, and a mask of a hostile grammar can take minutes. Its own limits bound
-neither, so each grammar has a process of its own, which the system ends when it overflows its stack or exceeds the CPU
+llguidance is native code whose parsers recurse, and a mask of a hostile grammar can take minutes. Its limits bound
+neither, so each grammar has a separate process, which the system ends when it overflows its stack or exceeds the CPU
 time or memory of `grammar_worker.limits`. The end of a process ends only the outputs that follow its grammar.
 """
 
@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -19,22 +20,32 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from io import FileIO
 from typing import Final
 
 from ...text.tokenizer import Tokenizer
 from .. import grammar_worker
 from ..grammar_worker.frames import COST, TOKEN, Frame, FrameReader, Kind
-from ..grammar_worker.limits import Limits
+from ..grammar_worker.limits import GrammarLimits
 from ..grammar_worker.vocabulary import SIZE_BYTES
-from .spec import GrammarError, GrammarSpec, one_line
+from .spec import GrammarBusyError, GrammarError, GrammarSpec, one_line
 from .vocabulary import TokenBytes
+
+_LIBRARY: Final = "llguidance"
+"""Package that compiles grammars, which only the worker process imports."""
 
 _READ_BYTES: Final = 64 * 1024
 """Maximum bytes of one read from a process."""
 
 _PIPE_BYTES: Final = 2**20
-"""Capacity of the pipe of masks, by which a process may be ahead of the engine."""
+"""Capacity of the pipe of masks, which lets a process run ahead of the engine."""
+
+_KILLED: Final = frozenset({signal.SIGKILL, signal.SIGTERM})
+"""Signals that no limit of a grammar sends."""
+
+_STATUS_MS: Final = 250
+"""Milliseconds to wait for the status of a process that has ended."""
 
 _DIED: Final = "computing the next token mask takes too much work"
 """Error message for outputs whose process has ended."""
@@ -50,6 +61,7 @@ class GrammarProcess:
     Args:
       commands: Pipe to the process.
       replies: Pipe from the process.
+      status: Pipe with one byte after the end of the process: the signal that ended it, or 0.
       tokenize: Returns the token ids of a text.
       limits: Resource limits of the process.
 
@@ -58,11 +70,13 @@ class GrammarProcess:
       num_bytes: Bytes of memory that the grammar holds.
     """
 
-    def __init__(self, commands: FileIO, replies: FileIO, tokenize: Tokenize, limits: Limits) -> None:
+    def __init__(
+        self, commands: FileIO, replies: FileIO, status: FileIO, tokenize: Tokenize, limits: GrammarLimits
+    ) -> None:
         self.cpu_s = limits.compile_cpu_s
         self._limits = limits
         self.num_bytes = 0
-        self._commands, self._replies = commands, replies
+        self._commands, self._replies, self._status = commands, replies, status
         self._tokenize = tokenize
         self._reader = FrameReader()
         self._poll_replies, self._poll_both = select.poll(), select.poll()
@@ -75,6 +89,7 @@ class GrammarProcess:
         self._unsent: deque[bytes] = deque()
         self._sending = threading.Lock()
         self._is_dead = False
+        self._signal: int | None = None
 
     @property
     def is_alive(self) -> bool:
@@ -84,30 +99,44 @@ class GrammarProcess:
         hung_up = bool(poll.poll(0))
         return not self._is_dead and not hung_up
 
+    @property
+    def was_killed(self) -> bool:
+        """Whether the system or an operator ended the process, and not one of its limits."""
+        if not self._is_dead:
+            return False
+        if self._signal is None:
+            poll = select.poll()
+            poll.register(self._status, select.POLLIN)
+            found = self._status.read(1) if poll.poll(_STATUS_MS) else b""
+            self._signal = found[0] if found else signal.SIGKILL  # without a byte, the worker was killed as well
+        return self._signal in _KILLED
+
     def compile(self, spec: GrammarSpec) -> None:
         """Compiles the grammar, before any other message.
 
         Raises:
           GrammarError: The grammar is wrong, uses an unsupported feature, or exceeds the limits.
+          GrammarBusyError: The system has ended the process.
         """
-        kind = Kind.COMPILE_GBNF if spec.is_gbnf else Kind.COMPILE
         self._followers[0] = _Follower(num_awaited=1)
-        self._send(Frame(kind, payload=spec.source.encode()))
-        os.set_blocking(self._commands.fileno(), False)  # from here on, a process must not block the engine
+        self._send(Frame(Kind.COMPILE, payload=bytes([spec.notation]) + spec.source.encode()))
+        os.set_blocking(self._commands.fileno(), False)  # after the compilation, a process must not block the engine
         self.wait(0, None)
         result = self._followers.pop(0).result
         if result is None:
+            if self.was_killed:
+                raise GrammarBusyError("the system has ended the process that compiled it; try again later")
             raise GrammarError(_too_complex(self._limits))
         self.cpu_s, self.num_bytes = COST.unpack_from(result.payload)
         if result.kind is Kind.REFUSED:
             raise GrammarError(one_line(result.payload[COST.size :].decode()))
 
     def new_follower(self) -> int:
-        """Returns the number of a new follower, which has to be dropped in the end."""
+        """Returns the number of a new follower. The caller must drop it in the end."""
         return next(self._numbers)
 
     def request_mask(self, follower: int, token_ids: Sequence[int] = ()) -> None:
-        """Requests a follower's next mask, and returns at once.
+        """Requests a follower's next mask, without waiting for it.
 
         Args:
           follower: Number of the follower.
@@ -117,7 +146,7 @@ class GrammarProcess:
         self._send(Frame(Kind.NEXT, follower, b"".join(map(TOKEN.pack, token_ids))))
 
     def wait(self, follower: int, seconds: float | None) -> bool:
-        """Waits for the reply to the last request, and returns whether it is there, or the process has ended."""
+        """Waits for the reply to the last request, and returns whether it has arrived, or the process has ended."""
         while self._followers[follower].num_awaited and not self._is_dead:
             if not self._wait_for_io(seconds):
                 return False
@@ -136,7 +165,7 @@ class GrammarProcess:
         self._send(Frame(Kind.DROP, follower))
 
     def _wait_for_io(self, seconds: float | None) -> bool:
-        """Waits until a pipe can be used, and reads and writes what it can; returns False after the timeout."""
+        """Waits until a pipe is ready, then reads and writes without blocking; returns False after the timeout."""
         self._flush()
         poll = self._poll_both if self._unsent else self._poll_replies
         ready = poll.poll(None if seconds is None else 1e3 * seconds)
@@ -149,7 +178,7 @@ class GrammarProcess:
         self._flush()
 
     def _flush(self) -> None:
-        """Writes as much as the process takes now. Another thread that writes already writes all of it."""
+        """Writes as much as the process accepts now. If another thread is writing, that thread writes everything."""
         while self._unsent and self._sending.acquire(blocking=False):
             try:
                 is_blocked = self._write()
@@ -191,11 +220,11 @@ class GrammarProcess:
 
 @dataclass(slots=True)
 class _Follower:
-    """Replies to a follower's requests, which come in their order.
+    """Replies to a follower's requests, in the order of the requests.
 
     Attributes:
       num_awaited: Number of requests without a reply.
-      result: Latest reply, or the first failure. It is of no use while another reply is awaited.
+      result: Latest reply, or the first failure. It is outdated while another reply is awaited.
     """
 
     num_awaited: int = 0
@@ -218,7 +247,7 @@ class GrammarProcessFactory:
       limits: Resource limits of each grammar.
     """
 
-    def __init__(self, tokenizer: Tokenizer, end_token_ids: Sequence[int], limits: Limits) -> None:
+    def __init__(self, tokenizer: Tokenizer, end_token_ids: Sequence[int], limits: GrammarLimits) -> None:
         self._limits = limits
         self._tokenizer = tokenizer
         self._end_token_ids = end_token_ids
@@ -230,10 +259,11 @@ class GrammarProcessFactory:
         """Returns a new process without a grammar. Callable on any thread.
 
         Raises:
-          GrammarError: The tokenizer is not suitable for grammars.
+          GrammarError: The tokenizer is not suitable for grammars, or their library is missing.
         """
         with self._lock:
             if self._tokens is None:  # takes half a second for a large vocabulary
+                _require_library()
                 self._tokens = TokenBytes(self._tokenizer, self._end_token_ids)
             try:
                 return self._fork(self._tokens, self._control or self._start(self._tokens))
@@ -260,23 +290,30 @@ class GrammarProcessFactory:
     def _fork(self, tokens: TokenBytes, control: socket.socket) -> GrammarProcess:
         commands, our_commands = os.pipe()
         our_replies, replies = os.pipe()
+        our_status, status = os.pipe()
         with suppress(AttributeError, OSError):  # Linux only, and limited per user
             fcntl.fcntl(replies, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-        ours = FileIO(our_commands, "w"), FileIO(our_replies)
+        ours = FileIO(our_commands, "w"), FileIO(our_replies), FileIO(our_status)
         try:
-            socket.send_fds(control, [b"g"], [commands, replies])
+            socket.send_fds(control, [b"g"], [commands, replies, status])
         except BaseException:
             _close(*ours)
             raise
         finally:
-            os.close(commands)
-            os.close(replies)
+            for pipe in (commands, replies, status):
+                os.close(pipe)
         process = GrammarProcess(*ours, tokens.token_ids, self._limits)
         weakref.finalize(process, _close, *ours)
         return process
 
 
-def _too_complex(limits: Limits) -> str:
+def _require_library() -> None:
+    """Raises `GrammarError` if the library that the worker process imports is not installed."""
+    if find_spec(_LIBRARY) is None:
+        raise GrammarError(f"output constraints need the package {_LIBRARY}, which is missing: pip install {_LIBRARY}")
+
+
+def _too_complex(limits: GrammarLimits) -> str:
     return (
         f"it is too complex: compiling it takes more than {limits.compile_cpu_s:g} s of CPU time, "
         f"{limits.memory >> 20} MiB of memory, or a deeper stack than there is; make it smaller or less nested"

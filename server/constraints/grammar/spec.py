@@ -1,4 +1,4 @@
-"""Specifications of output languages as sources for llguidance, within limits of size."""
+"""Specifications of output languages: sources of grammars, within limits of size."""
 
 import json
 import re
@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from llguidance import LLMatcher
-
 from ....engine import RoostError
+from ..grammar_worker.frames import Notation
 
-MAX_SOURCE: Final = 256 * 1024
-"""Maximum characters of a schema, of a grammar, or of all choices together."""
+MAX_SOURCE: Final = 2**20
+"""Maximum characters of a schema, of all tools' schemas, or of all choices together."""
+
+MAX_GRAMMAR: Final = 256 * 1024
+"""Maximum characters of a client's grammar."""
 
 MAX_REGEX: Final = 16 * 1024
 """Maximum characters of a regular expression."""
@@ -35,7 +37,7 @@ class GrammarError(ValueError):
 
 
 class GrammarBusyError(RoostError):
-    """There is no room for another grammar at the moment."""
+    """The server has no room for another grammar at the moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +45,14 @@ class GrammarSpec:
     """An output language. Equal specifications are compiled once.
 
     Attributes:
-      source: Grammar in one of llguidance's notations, mostly Lark, or in GBNF.
+      source: Grammar.
       schema: JSON schema, if the language is the JSON of one schema.
-      is_gbnf: Whether the source is GBNF, which the compiler translates to Lark.
+      notation: Notation of the source.
     """
 
     source: str
     schema: str | None = None
-    is_gbnf: bool = False
+    notation: Notation = Notation.LARK
 
     @property
     def num_bytes(self) -> int:
@@ -96,14 +98,14 @@ def regex_spec(pattern: str) -> GrammarSpec:
       GrammarError: The regular expression is too long.
     """
     _check_length("the regular expression", pattern, MAX_REGEX)
-    return GrammarSpec(LLMatcher.grammar_from_regex(pattern))
+    return GrammarSpec(pattern, notation=Notation.REGEX)
 
 
 def choice_spec(choices: Sequence[str]) -> GrammarSpec:
-    """Returns the language of a few texts.
+    """Returns the language of several fixed texts.
 
     Raises:
-      GrammarError: There are no choices, too many, or they are too long.
+      GrammarError: The list of choices is empty, or the choices are too many or too long.
     """
     if not 1 <= len(choices) <= MAX_CHOICES:
         raise GrammarError(f"there must be 1 to {MAX_CHOICES} choices")
@@ -131,8 +133,9 @@ def lark_spec(grammar: str) -> GrammarSpec:
     Raises:
       GrammarError: The grammar is too large.
     """
-    _check_length("the grammar", grammar, MAX_SOURCE)
-    return GrammarSpec(grammar, is_gbnf=_GBNF_RULE.search(grammar) is not None)
+    _check_length("the grammar", grammar, MAX_GRAMMAR)
+    is_gbnf = _GBNF_RULE.search(grammar) is not None
+    return GrammarSpec(grammar, notation=Notation.GBNF if is_gbnf else Notation.LARK)
 
 
 def lark_text(text: str) -> str:

@@ -18,7 +18,7 @@ class TokenBytes:
       end_token_ids: All tokens that end a generation; they are allowed only where a grammar may end.
 
     Raises:
-      GrammarError: The tokens cannot spell every text, or none of them ends a generation.
+      GrammarError: The tokens cannot spell every text, or no token ends a generation.
     """
 
     def __init__(self, tokenizer: Tokenizer, end_token_ids: Sequence[int]) -> None:
@@ -43,7 +43,8 @@ class TokenBytes:
         self._longest = max(map(len, self._ids))
 
     def token_ids(self, text: bytes) -> list[int]:
-        """Returns the token ids of a text as the tokenizer encodes it, or else by the longest match.
+        """Returns the token ids of a text from the tokenizer, or by the longest match if their bytes are not the
+        text's.
 
         The library requires tokens with exactly the text's bytes, which a dummy prefix or a normalizer would change.
         """

@@ -3,21 +3,21 @@
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
-from .frames import COST, TOKEN, Frame, FrameReader, Kind
-from .limits import Allowance, Limits, TooMuchWorkError, cpu_limit, limit_memory, resident
-from .vocabulary import WorkerTokenizer
+from .frames import COST, TOKEN, Frame, FrameReader, Kind, Notation
+from .limits import Allowance, GrammarLimits, TooMuchWorkError, cpu_limit, limit_memory, resident
+from .tokenizer import WorkerTokenizer
 
 _MAX_MESSAGE: Final = 16 * 1024
 """Maximum characters of an error message, since the library quotes the grammar in it."""
 
 _LIMITS: Final = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
-"""The library's limits, except for lexer states: one takes up to 2 kB, and every follower has its own."""
+"""The library's limits, except for lexer states: a state takes up to 2 kB, and every follower has separate states."""
 
 
 class GrammarFailure(Exception):
@@ -53,7 +53,7 @@ class Server:
             data = data[os.write(self._replies, data) :]
 
     def tokenize(self, text: bytes) -> list[int]:
-        """Requests the token ids of a text from the server; commands that arrive meanwhile stay for `read`."""
+        """Requests the token ids of a text from the server. Commands that arrive first are kept for `read`."""
         self.write(Frame(Kind.TOKENIZE, payload=text))
         waiting: deque[Frame] = deque(self._frames)
         self._frames.clear()
@@ -71,15 +71,16 @@ class Server:
         return self._frames.popleft()
 
 
-def run(tokenizer: WorkerTokenizer, server: Server, limits: Limits) -> None:
+def run(tokenizer: WorkerTokenizer, server: Server, limits: GrammarLimits) -> None:
     """Serves one grammar until the server closes its pipe."""
     before = resident()
     limit_memory(limits)
     tokenizer.tokenize = server.tokenize
-    command = server.read()
+    command = server.read().payload
+    notation, source = Notation(command[0]), command[1:].decode()
     try:
         with cpu_limit(limits.compile_cpu_s):
-            matcher = compile_grammar(tokenizer.library, command.payload.decode(), command.kind is Kind.COMPILE_GBNF)
+            matcher = compile_grammar(tokenizer.library, notation, source)
     except GrammarFailure as error:
         cost = COST.pack(time.process_time(), 0)
         server.write(Frame(Kind.REFUSED, payload=cost + str(error)[:_MAX_MESSAGE].encode()))
@@ -89,24 +90,24 @@ def run(tokenizer: WorkerTokenizer, server: Server, limits: Limits) -> None:
     follow(matcher, server, limits)
 
 
-def compile_grammar(tokenizer: LLTokenizer, source: str, is_gbnf: bool) -> LLMatcher:
+def compile_grammar(tokenizer: LLTokenizer, notation: Notation, source: str) -> LLMatcher:
     """Returns a matcher at the start of the grammar.
 
     Args:
       tokenizer: Tokenizer of the library.
-      source: Grammar in one of llguidance's notations, or in GBNF.
-      is_gbnf: Whether the source is GBNF.
+      notation: Notation of the source.
+      source: Grammar.
 
     Raises:
       GrammarFailure: The grammar is wrong, or uses an unsupported feature.
     """
-    matcher = LLMatcher(tokenizer, _translated(source) if is_gbnf else source, log_level=0, limits=_LIMITS)
+    matcher = LLMatcher(tokenizer, _TRANSLATIONS[notation](source), log_level=0, limits=_LIMITS)
     _check(matcher)
     _try_first_steps(matcher, tokenizer)
     return matcher
 
 
-def follow(matcher: LLMatcher, server: Server, limits: Limits) -> None:
+def follow(matcher: LLMatcher, server: Server, limits: GrammarLimits) -> None:
     """Computes masks of followers until the server closes the pipe.
 
     Args:
@@ -171,10 +172,18 @@ def _check(matcher: LLMatcher) -> None:
         raise GrammarFailure(matcher.get_error())
 
 
-def _translated(source: str) -> str:
+def _from_gbnf(source: str) -> str:
     try:
         return gbnf_to_lark(source)
     except RecursionError:
         raise GrammarFailure("the grammar is nested too deeply") from None
     except Exception as error:  # the library has no common error class
         raise GrammarFailure(f"invalid GBNF: {error}") from None
+
+
+_TRANSLATIONS: Final[Mapping[Notation, Callable[[str], str]]] = {
+    Notation.LARK: str,
+    Notation.GBNF: _from_gbnf,
+    Notation.REGEX: LLMatcher.grammar_from_regex,
+}
+"""Functions that translate a source to what the library takes."""

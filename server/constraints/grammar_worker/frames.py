@@ -12,32 +12,44 @@ COST: Final = struct.Struct("<dQ")
 """Cost of a compilation: CPU seconds, and bytes of memory that the grammar holds."""
 
 
+class Notation(IntEnum):
+    """Notations of a grammar's source, which the grammar's process translates.
+
+    Attributes:
+      LARK: llguidance's dialect of Lark.
+      GBNF: llama.cpp's EBNF.
+      REGEX: One regular expression.
+    """
+
+    LARK = 0
+    GBNF = 1
+    REGEX = 2
+
+
 class Kind(IntEnum):
     """Kinds of messages.
 
     Attributes:
-      COMPILE: To the process, first: source of the grammar in one of llguidance's notations.
-      COMPILE_GBNF: To the process, first: source of the grammar in GBNF.
+      COMPILE: To the process, first: a byte with the `Notation`, then the source of the grammar.
       NEXT: To the process: tokens that advance a follower, none for its first mask. The reply is MASK or FAILED.
       DROP: To the process: a follower has ended.
       TOKENS: To the process: token ids, the reply to TOKENIZE.
-      COMPILED: To the server: cost of the compilation, which has succeeded.
+      COMPILED: To the server: cost of the successful compilation.
       REFUSED: To the server: cost of the compilation, and the reason for its failure.
       MASK: To the server: token mask of a follower, one bit per token.
-      FAILED: To the server: reason for which an output cannot be followed further.
+      FAILED: To the server: reason why an output cannot be followed further.
       TOKENIZE: To the server: text whose token ids are needed.
     """
 
     COMPILE = 0
-    COMPILE_GBNF = 1
-    NEXT = 2
-    DROP = 3
-    TOKENS = 4
-    COMPILED = 5
-    REFUSED = 6
-    MASK = 7
-    FAILED = 8
-    TOKENIZE = 9
+    NEXT = 1
+    DROP = 2
+    TOKENS = 3
+    COMPILED = 4
+    REFUSED = 5
+    MASK = 6
+    FAILED = 7
+    TOKENIZE = 8
 
 
 class Frame(NamedTuple):

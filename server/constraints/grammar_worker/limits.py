@@ -10,12 +10,12 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class GrammarLimits:
     """Limits of one grammar.
 
     Attributes:
-      compile_cpu_s: Maximum CPU seconds of a compilation, the first masks included.
-      follow_cpu_s: CPU seconds of an output's allowance at its start, and maximum of the allowance.
+      compile_cpu_s: Maximum CPU seconds of a compilation, including the first masks.
+      follow_cpu_s: Initial and maximum CPU seconds of an output's allowance.
       token_cpu_s: CPU seconds that each token adds to the allowance; most masks take 1% of it.
       memory: Maximum bytes of address space that a grammar process adds to the vocabulary's.
       stack: Maximum bytes of stack; 8 MiB suffice for a chain of about 2,000 definitions.
@@ -35,16 +35,16 @@ class TooMuchWorkError(Exception):
 class Allowance:
     """Allowance of CPU time of one output."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: GrammarLimits) -> None:
         self._limits = limits
         self._left_s = limits.follow_cpu_s
 
     @contextlib.contextmanager
     def spend(self, num_tokens: int = 1) -> Iterator[None]:
-        """Subtracts the CPU time of the `with` block, in which the system ends a process that exceeds the allowance.
+        """Subtracts the CPU time of the `with` block. The system ends a process that exceeds the allowance within it.
 
         Args:
-          num_tokens: Number of tokens that the block follows; all but the first one add to its allowance.
+          num_tokens: Number of tokens that the block follows; every token after the first adds to its allowance.
 
         Raises:
           TooMuchWorkError: The allowance is used up afterwards.
@@ -61,7 +61,7 @@ class Allowance:
 
 @contextlib.contextmanager
 def cpu_limit(seconds: float) -> Iterator[None]:
-    """Ends this process after `seconds` of CPU time in the `with` block; native code heeds no gentler limit."""
+    """Ends this process after `seconds` of CPU time in the `with` block. Native code ignores gentler limits."""
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
@@ -69,7 +69,7 @@ def cpu_limit(seconds: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-def limit_memory(limits: Limits) -> None:
+def limit_memory(limits: GrammarLimits) -> None:
     """Limits this process's stack and, if the system reports its size, the growth of its address space."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     hard = resource.getrlimit(resource.RLIMIT_STACK)[1]

@@ -1,7 +1,7 @@
 """Text form of tools, calls and results in prompts, and of calls in model output.
 
-The form is the one that most models with tools were trained on: a call is a JSON object with `name` and `arguments`, on
-a line between the marks `<tool_call>` and `</tool_call>`. Several calls follow each other line by line.
+Most models with tools were trained on this form: a call is a JSON object with `name` and `arguments`, on a line between
+the marks `<tool_call>` and `</tool_call>`. Consecutive calls are on consecutive lines.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any, Final
 from ...text.conversation import FunctionTool
 
 MARK: Final = "<tool_call>"
-"""Start of output that consists of calls. Any other output is text, whatever else it holds."""
+"""Start of output that consists of calls. Any other output is text."""
 
 CALL_END: Final = "}\n</tool_call>"
 BETWEEN_CALLS: Final = "\n"

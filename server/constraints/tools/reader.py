@@ -30,7 +30,7 @@ class CallPiece:
 
 
 class CallJoiner:
-    """Joins the pieces of calls as they come, without keeping each of them."""
+    """Joins the pieces of calls on arrival, without keeping all of them."""
 
     def __init__(self) -> None:
         self._calls: list[tuple[CallPiece, StringIO]] = []
@@ -55,7 +55,7 @@ def join_calls(pieces: Sequence[CallPiece]) -> tuple[CallPiece, ...]:
 
 
 class _Place(Enum):
-    """Place of the reader in the output."""
+    """Position of the reader in the output."""
 
     BEGINNING = auto()
     TEXT = auto()
@@ -65,9 +65,9 @@ class _Place(Enum):
 
 
 class CallReader:
-    """Separates text from calls in output that comes piece by piece.
+    """Separates text from calls in output that arrives piece by piece.
 
-    A grammar ensures that output which begins with `MARK` has the form of calls. If the output is cut short, the last
+    A grammar ensures that output which begins with `MARK` has the form of calls. If the output is truncated, the last
     call is incomplete.
 
     Attributes:
@@ -104,7 +104,7 @@ class CallReader:
         return shown, tuple(pieces)
 
     def _step(self) -> list[CallPiece]:
-        """Advances within one place as far as the held text allows."""
+        """Advances to the next place if the held text is sufficient, and returns the pieces of calls that are found."""
         match self._place:
             case _Place.BEGINNING if not MARK.startswith(self._held[: len(MARK)]):
                 self._place = _Place.TEXT
@@ -137,7 +137,7 @@ class CallReader:
 
 
 class _ObjectEnd:
-    """Finds the end of a JSON object that comes in pieces."""
+    """Finds the end of a JSON object that arrives in pieces."""
 
     def __init__(self) -> None:
         self._depth = 0

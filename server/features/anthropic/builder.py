@@ -102,7 +102,8 @@ class MessageBuilder(ResponseBuilder):
         }
 
     def _usage(self, output_tokens: int) -> dict[str, int]:
-        """Returns the usage. `input_tokens` are those that were neither served from the prefix cache nor added to it.
+        """Returns the usage. `input_tokens` counts tokens that were neither served from the prefix cache nor added to
+        it.
 
         The number of cached tokens is unknown before the first token.
         """
@@ -121,7 +122,7 @@ def _tool_use(call: CallPiece, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parsed(arguments: str) -> dict[str, Any]:
-    """Returns a call's arguments; empty if the output was cut short within them, as they must be an object."""
+    """Returns a call's arguments, which must be an object; empty if the output was truncated within them."""
     try:
         parsed: dict[str, Any] = json.loads(arguments)
     except ValueError:

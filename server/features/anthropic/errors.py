@@ -1,7 +1,7 @@
 """Errors in Anthropic's shape."""
 
 from collections.abc import Mapping
-from typing import Final, TypedDict
+from typing import Any, Final, NotRequired, TypedDict
 
 from ...errors.request_errors import ApiError
 from ...http.openapi import Responses
@@ -18,15 +18,20 @@ _ANTHROPIC_TYPES: Final[Mapping[int, str]] = {
 }
 
 
+_NO_THREADS: Final[dict[str, Any]] = {"error_code": "thread_unsupported_request", "unsupported": []}
+"""Details of the error after which Anthropic's tool runners send the whole conversation without a thread."""
+
+
 class AnthropicErrorDetail(TypedDict):
     """An error in Anthropic's shape."""
 
     type: str
     message: str
+    details: NotRequired[dict[str, Any]]
 
 
 class AnthropicErrorBody(TypedDict):
-    """Body of every status from 400 on, and event about an error in a stream, in Anthropic's shape."""
+    """Body of responses with a status of 400 or above, and event about an error in a stream, in Anthropic's shape."""
 
     type: str
     error: AnthropicErrorDetail
@@ -39,16 +44,17 @@ def anthropic_type(status: int) -> str:
 
 
 def anthropic_body(error: ApiError) -> AnthropicErrorBody:
-    """Returns an error in Anthropic's shape. It has no place for the field that caused it, so the message names it."""
+    """Returns an error in Anthropic's shape. It has no field for the request field that caused it, so the message names
+    it.
+    """
     message, param = error.message, error.param
-    return AnthropicErrorBody(
-        type="error",
-        error=AnthropicErrorDetail(
-            type=anthropic_type(error.status_code),
-            message=message if param is None or param in message else f"{param}: {message}",
-        ),
-        request_id=request_id.get(),
+    detail = AnthropicErrorDetail(
+        type=anthropic_type(error.status_code),
+        message=message if param is None or param in message else f"{param}: {message}",
     )
+    if param == "thread":
+        detail["details"] = _NO_THREADS
+    return AnthropicErrorBody(type="error", error=detail, request_id=request_id.get())
 
 
 ANTHROPIC_ERRORS: Final[Responses] = {"4XX": {"model": AnthropicErrorBody}, "5XX": {"model": AnthropicErrorBody}}

@@ -1,4 +1,4 @@
-"""Fields of messages' bodies that their schemas don't name."""
+"""Rules for fields of messages' bodies that their schemas don't name."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -23,9 +23,9 @@ _MESSAGES_REFUSED: Final[Mapping[str, Refusal]] = {
     ),
     "compaction": Refusal((), "send the whole conversation"),
     "container": Refusal(),
-    "mcp_servers": Refusal(([],), "the server calls nobody"),
+    "mcp_servers": Refusal(([],), "the server calls no other servers"),
     "parallel_tool_calls": Refusal((True,), "use tool_choice.disable_parallel_tool_use"),
-    "thread": Refusal((), "send the whole conversation"),
+    "thread": Refusal((), "send the whole conversation, and give thread: false to a tool runner of Anthropic's SDKs"),
 }
 
 _MESSAGES_IGNORED: Final = frozenset(
@@ -52,7 +52,7 @@ COUNT_TOKENS_RULES: Final = FieldRules(
     MESSAGES_RULES.ignored
     | {"max_tokens", "output_config", "output_format", "stop_sequences", "stream", "temperature", "top_k", "top_p"},
 )
-"""Rules of bodies whose tokens are counted, which may have all fields of a message's body."""
+"""Rules of bodies whose tokens are counted, which may contain all fields of a message's body."""
 
 RESULT_RULES: Final = FieldRules(ignored=MARKS | {"is_error", "toolset_name"})
 OUTPUT_OPTIONS_RULES: Final = FieldRules(ignored=frozenset({"effort", "task_budget"}))

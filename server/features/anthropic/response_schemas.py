@@ -1,4 +1,4 @@
-"""Schemas of the responses of Anthropic's API, for `/openapi.json`; the builder writes them without validation."""
+"""Schemas of the responses of Anthropic's API, for `/openapi.json`. The builder writes responses without validation."""
 
 from typing import Any, Literal, NotRequired, TypedDict
 

@@ -1,4 +1,4 @@
-"""`/v1/messages`: Anthropic's way to chat. The header `anthropic-version` is ignored."""
+"""`/v1/messages`: Anthropic's chat API. The header `anthropic-version` is ignored."""
 
 from fastapi import APIRouter, Request, Response
 
@@ -6,6 +6,7 @@ from ....engine import SamplingParams
 from ...constraints.output_constraint import OutputConstraint, constraint, json_constraint, with_tools
 from ...errors.request_errors import bad_value
 from ...errors.request_warnings import warn_all
+from ...generation.admission import admission
 from ...generation.service import Service
 from ...generation.spec import GenerationSpec
 from ...http.openapi import streamable
@@ -35,7 +36,9 @@ async def create_message(body: MessagesBody, request: Request, service: ReadySer
 @router.post("/v1/messages/count_tokens", responses=ANTHROPIC_ERRORS)
 async def count_tokens(body: CountTokensBody, service: AnyService) -> TokenCount:
     """Returns the number of tokens of the prompt."""
-    prompt = await service.prompts.chat(await service.prepare(lambda: _conversation(body, _tool_options(body))))
+    conversation = await admission.get().run(lambda: _conversation(body, _tool_options(body)))
+    state = service.saved_state(body.from_state)
+    (prompt,) = await service.prompts.after(state, [await service.prompts.chat(conversation, state=state)])
     return TokenCount(input_tokens=len(prompt.token_ids))
 
 
@@ -50,10 +53,10 @@ async def messages_spec(body: MessagesBody, service: Service) -> GenerationSpec:
         options, params = _tool_options(body), sampling_params(body, service.model, body.max_tokens)
         return _conversation(body, options), params, with_tools(_text_constraint(body), options)
 
-    conversation, params, output_constraint = await service.prepare(convert)
-    prompt = await service.prompts.chat(conversation)
+    conversation, params, output_constraint = await admission.get().run(convert)
+    state = service.saved_state(body.from_state)
     return GenerationSpec(
-        [prompt],
+        await service.prompts.after(state, [await service.prompts.chat(conversation, state=state)]),
         params,
         output_constraint,
         stop=body.stop_sequences,
@@ -61,6 +64,7 @@ async def messages_spec(body: MessagesBody, service: Service) -> GenerationSpec:
         may_call=conversation.tools is not None and bool(conversation.tools.introduced),
         holds_output=not body.stream,
         limit_param="max_tokens",
+        state=state,
         cache_salt=body.cache_salt,
         priority=body.priority,
         queue_timeout_s=body.queue_timeout,

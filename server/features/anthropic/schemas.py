@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, get_args
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from ...schemas.base import TEXT_OR_LIST, Body, CacheSalt, Fields, Several, Text
+from ...schemas.base import TEXT_OR_LIST, Body, CacheSalt, Fields, Several, Text, TextOnly
 from ...schemas.field_rules import (
     CALL_RULES,
     LEFT_OUT,
@@ -21,7 +21,7 @@ from ...text.conversation import ConversationMessage, FunctionCall, FunctionTool
 from .field_rules import COUNT_TOKENS_RULES, MESSAGES_RULES, OUTPUT_OPTIONS_RULES, RESULT_RULES
 
 
-class TextBlock(Fields):
+class TextBlock(TextOnly, Fields):
     """A text. `cache_control` and `citations` are ignored."""
 
     field_rules: ClassVar[FieldRules] = PART_RULES
@@ -131,7 +131,7 @@ class AnthropicMessage(Fields):
     """Text, or blocks of text, calls and results."""
 
     def as_messages(self) -> list[ConversationMessage]:
-        """Returns a message of its own for each result of a call, and one with the texts and calls."""
+        """Returns a separate message for each result of a call, and one message with the texts and calls."""
         if isinstance(self.content, str):
             return [ConversationMessage(self.role, self.content)]
         results = [block.as_message() for block in self.content if isinstance(block, ToolResultBlock)]
@@ -163,7 +163,7 @@ class AnthropicTool(Fields):
     """Whether a keyword of `input_schema` that cannot be enforced is a 400. Otherwise it is dropped and reported."""
 
     def as_tool(self) -> FunctionTool:
-        """Returns the tool that the function is."""
+        """Returns the tool."""
         return FunctionTool(self.name, self.description, self.input_schema, self.strict)
 
 
@@ -254,6 +254,9 @@ class CountTokensBody(Body):
     cache_control: dict[str, Any] | None = None
     """Accepted: every prefix is cached. If present, `usage` counts cached tokens as Anthropic does."""
 
+    from_state: str | None = None
+    """Id of a saved state that the messages continue. `messages` are only the messages after the state."""
+
     def as_messages(self) -> list[ConversationMessage]:
         """Returns the system text and all messages."""
         system = [] if self.system is None else [ConversationMessage("system", _content(self.system))]
@@ -261,12 +264,14 @@ class CountTokensBody(Body):
 
     @property
     def functions(self) -> list[AnthropicTool]:
-        """The tools that the model may call; the server runs none itself."""
+        """The tools that the model may call. The server does not run tools itself."""
         return [tool for tool in self.tools if isinstance(tool, AnthropicTool)]
 
     @property
     def dropped(self) -> Iterator[str]:
-        """Names of what is left out, for warnings. Thinking is left out without one, as in Anthropic's own API."""
+        """Names of the parts that are left out, for warnings. Thinking is left out without a warning, as in Anthropic's
+        API.
+        """
         for index, tool in enumerate(self.tools):
             if isinstance(tool, AnthropicOtherTool):
                 yield f"tools[{index}]: {tool.type}"

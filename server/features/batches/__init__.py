@@ -1,1 +1,1 @@
-"""Files, and batches whose lines run when no other request wants the slots."""
+"""Files, and batches whose lines run in slots that no other request needs."""

@@ -7,7 +7,7 @@ from hashlib import blake2b
 import numpy as np
 
 from ...errors.request_errors import ApiError, bad_value
-from .batch_lines import LineError, max_line_bytes, parse_line, too_long
+from .batch_lines import URLS, LineError, Parse, max_line_bytes, parse_line, too_long
 from .batch_order import SegmentOrder
 from .file_table import SEGMENT_LINES
 
@@ -57,22 +57,27 @@ class LineSplitter:
 
 
 class InputCheck:
-    """Checks that every line is a request, and that each `custom_id` occurs once; decides in which order they run.
+    """Checks that every line is a request and that each `custom_id` occurs once, and decides the order in which lines
+    run.
 
     Attributes:
       num_lines: Number of lines so far.
       num_bytes: Size of these lines.
-      urls: Endpoints that they name.
+      urls: Endpoints that these lines name.
 
     Args:
       max_body_bytes: Maximum bytes of a line's body.
+      parse: See `parse_line`.
+      accepts: Endpoints that a line may name.
     """
 
-    def __init__(self, max_body_bytes: int) -> None:
+    def __init__(self, max_body_bytes: int, parse: Parse, accepts: Sequence[str] = URLS) -> None:
         self.num_lines = 0
         self.num_bytes = 0
         self.urls: set[str] = set()
         self._max_body_bytes = max_body_bytes
+        self._parse = parse
+        self._accepts = accepts
         self._hashes = array("Q")
         self._order = SegmentOrder(SEGMENT_LINES)
 
@@ -87,7 +92,7 @@ class InputCheck:
             self.num_lines += 1
             self.num_bytes += len(raw)
             try:
-                line, facts = parse_line(raw, self.num_lines, self._max_body_bytes)
+                line, facts = parse_line(raw, self.num_lines, self._max_body_bytes, self._parse, self._accepts)
             except LineError as error:
                 raise line_error(self.num_lines, str(error)) from None
             self.urls.add(line.url)
@@ -102,7 +107,7 @@ class InputCheck:
         """Returns the endpoint of all lines, empty if they name several, and the order of the last segment.
 
         Raises:
-          ApiError: There is no line, or a `custom_id` occurs twice.
+          ApiError: The file has no line, or a `custom_id` occurs twice.
         """
         if not self.num_lines:
             raise bad_value("file", "file: has no line")
@@ -116,5 +121,5 @@ class InputCheck:
 
 
 def line_error(number: int, message: str) -> ApiError:
-    """Returns the error about a line of an upload; lines that are not empty have numbers from 1."""
+    """Returns the error about a line of an upload. Lines are numbered from 1; empty lines are not counted."""
     return bad_value("file", f"file: line {number} of the requests: {message}")

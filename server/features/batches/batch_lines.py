@@ -1,41 +1,47 @@
 """Lines of batch files in OpenAI's format: requests of an input file, and lines of output and error files."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import orjson
 
-from ...http.json_limits import MAX_CONTAINERS, has_too_many_containers, size_of
+from ...schemas.json_limits import JsonError, decode_json
 
 BatchUrl = Literal["/v1/chat/completions", "/v1/completions", "/v1/responses"]
 
 URLS: Final[tuple[BatchUrl, ...]] = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
-"""Endpoints that a line may name."""
+"""Endpoints that a line of an uploaded file may name."""
+
+MESSAGES_URL: Final = "/v1/messages"
+"""Endpoint that the lines of Anthropic's batches name."""
 
 MAX_LINE_BYTES: Final = 16 * 2**20
-"""Maximum bytes of a line, whatever the limit of its body is."""
+"""Maximum bytes of a line, independent of the limit on its body."""
 
 MAX_CUSTOM_ID: Final = 512
 """Maximum characters of a `custom_id`."""
 
 _BESIDE_BODY_BYTES: Final = 8 * 2**10
-"""Bytes that a line may have beside its body: a `custom_id` of escaped characters takes 6 KiB."""
+"""Bytes that a line may have in addition to its body: a `custom_id` of escaped characters takes 6 KiB."""
 
 _LEADING_ID: Final = re.compile(rb'\s*\{\s*"custom_id"\s*:\s*("(?:[^"\\]|\\.)*+")')
 
 _PREFIX_BYTES: Final = 256
-"""Bytes of a prompt by which lines are grouped: about as many as a block of the prefix cache has tokens of text."""
+"""Number of leading prompt bytes by which lines are grouped: about one block of the prefix cache."""
 
 _BYTES_PER_TOKEN: Final = 4
 _UNKNOWN_TOKENS: Final = 256
-"""Estimates of a prompt's tokens, and of the generated tokens of a request without a limit."""
+"""Estimates of the bytes of a prompt token, and of the generated tokens of a request without a limit."""
 
 _LIMITS: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
 _WHOLE_ONLY: Final = ("stream", "background")
-"""Fields that ask for something else than one whole response."""
+"""Fields that request something other than one whole response."""
+
+
+type Parse = Callable[[bytes], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +57,7 @@ class BatchLine:
 
     number: int
     custom_id: str
-    url: BatchUrl
+    url: str
     body: bytes
 
 
@@ -61,7 +67,7 @@ class LineError(ValueError):
     Args:
       message: Reason, for the client.
       custom_id: The line's id, if it has a valid one.
-      param: Field that is wrong.
+      param: The invalid field.
     """
 
     def __init__(self, message: str, custom_id: str | None = None, param: str | None = None) -> None:
@@ -94,63 +100,56 @@ def too_long(max_body_bytes: int) -> str:
     return f"the line is longer than {max_line_bytes(max_body_bytes)} bytes{reason}"
 
 
-def parse_line(raw: bytes, number: int, max_body_bytes: int = MAX_LINE_BYTES) -> tuple[BatchLine, LineFacts]:
+def parse_line(
+    raw: bytes,
+    number: int,
+    max_body_bytes: int = MAX_LINE_BYTES,
+    parse: Parse = decode_json,
+    urls: Sequence[str] = URLS,
+) -> tuple[BatchLine, LineFacts]:
     """Returns the request of a line, and the facts that decide when it runs.
 
     Args:
       raw: Bytes of the line.
       number: Number of the line in its file, from 1.
       max_body_bytes: Maximum bytes of its body.
+      parse: Returns the value of JSON, or raises a `JsonError`. A server passes the parser of an admission.
+      urls: Endpoints that the line may name.
 
     Raises:
       LineError: The line is not a request.
     """
-    line, body = _parsed(raw, number, max_body_bytes)
+    line, body = _parsed(raw, number, max_body_bytes, parse, urls)
     return line, LineFacts(_prefix(body), len(line.body) // _BYTES_PER_TOKEN + _max_tokens(body))
-
-
-def parse_measured(raw: bytes, number: int, max_body_bytes: int) -> tuple[BatchLine, int]:
-    """Returns the request of a line, and the bytes of memory that its body takes once it is parsed.
-
-    Args:
-      raw: Bytes of the line.
-      number: Number of the line in its file, from 1.
-      max_body_bytes: Maximum bytes of its body.
-
-    Raises:
-      LineError: The line is not a request.
-    """
-    line, body = _parsed(raw, number, max_body_bytes)
-    return line, size_of(body)
 
 
 def leading_custom_id(raw: bytes) -> str | None:
     """Returns the `custom_id` that a line begins with, without parsing the line; None if it begins otherwise."""
     found = _LEADING_ID.match(raw[:_BESIDE_BODY_BYTES])
     try:
-        return None if found is None else _custom_id({"custom_id": orjson.loads(found[1])})
+        return None if found is None else _custom_id({"custom_id": decode_json(found[1])})
     except ValueError:
         return None
 
 
-def _parsed(raw: bytes, number: int, max_body_bytes: int) -> tuple[BatchLine, Mapping[str, Any]]:
+def _parsed(
+    raw: bytes, number: int, max_body_bytes: int, parse: Parse, urls: Sequence[str]
+) -> tuple[BatchLine, Mapping[str, Any]]:
     """Returns the request of a line, and its parsed body."""
     if len(raw) > max_line_bytes(max_body_bytes):
         raise LineError(too_long(max_body_bytes), leading_custom_id(raw))
-    if has_too_many_containers(raw):
-        raise LineError(f"the line has more than {MAX_CONTAINERS} arrays and objects", leading_custom_id(raw))
     try:
-        fields = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise LineError(f"the line is not valid JSON: {error}") from None
+        fields = parse(raw)
+    except JsonError as error:
+        raise LineError(f"the line {error}", leading_custom_id(raw)) from None
     if not isinstance(fields, dict):
         raise LineError("the line must be a JSON object")
     custom_id, body = _custom_id(fields), fields.get("body")
     if (method := fields.get("method")) != "POST":
         raise LineError(f'method must be "POST", got {_shown(method)}', custom_id, "method")
-    url = next((each for each in URLS if each == fields.get("url")), None)
+    url = next((each for each in urls if each == fields.get("url")), None)
     if url is None:
-        raise LineError(f"url must be one of {', '.join(URLS)}, got {_shown(fields.get('url'))}", custom_id, "url")
+        raise LineError(f"url must be one of {', '.join(urls)}, got {_shown(fields.get('url'))}", custom_id, "url")
     if not isinstance(body, dict):
         raise LineError("body must be an object", custom_id, "body")
     for name in _WHOLE_ONLY:
@@ -159,7 +158,7 @@ def _parsed(raw: bytes, number: int, max_body_bytes: int) -> tuple[BatchLine, Ma
     try:
         line = BatchLine(number, custom_id, url, orjson.dumps(body))
     except orjson.JSONEncodeError:
-        raise LineError("body is nested too deeply", custom_id, "body") from None
+        raise LineError("body has a number beyond 64 bits, or is nested too deeply", custom_id, "body") from None
     if len(line.body) > max_body_bytes:
         raise LineError(f"body is longer than --max-body-bytes, {max_body_bytes}", custom_id, "body")
     return line, body
@@ -173,7 +172,7 @@ def _custom_id(fields: Mapping[str, Any]) -> str:
 
 
 def _prefix(body: Mapping[str, Any]) -> bytes:
-    prompt = [body.get(name) for name in ("instructions", "messages", "prompt", "input")]
+    prompt = [body.get(name) for name in ("instructions", "system", "messages", "prompt", "input")]
     return orjson.dumps([part for part in prompt if part is not None])[:_PREFIX_BYTES]
 
 
@@ -195,13 +194,13 @@ def line_id(number: int, batch: str = "") -> str:
 
     Args:
       number: Number of the line in the input file.
-      batch: The batch's own part of its id; empty for a file that no server keeps.
+      batch: Part of the id that identifies the batch; empty for a file that is not stored on a server.
     """
     return f"batch_req_{batch}_{number}" if batch else f"batch_req_{number}"
 
 
 def response_line(id: str, custom_id: str | None, status: int, request_id: str, body: bytes) -> bytes:
-    """Returns the output line of a request that got a response, whatever its status, with the newline.
+    """Returns the output line of a request that got a response with any status. The line ends with a newline.
 
     Args:
       id: Id from `line_id`.
@@ -214,7 +213,7 @@ def response_line(id: str, custom_id: str | None, status: int, request_id: str, 
 
 
 def error_line(id: str, custom_id: str | None, code: str, message: str) -> bytes:
-    """Returns the output line of a request that got no response, with the newline."""
+    """Returns the output line of a request that got no response. The line ends with a newline."""
     return _encoded(id, custom_id, None, {"code": code, "message": message})
 
 

@@ -10,14 +10,14 @@ import numpy as np
 from .batch_lines import LineFacts
 
 type Column = np.ndarray[Any, np.dtype[Any]]
-"""A value for each line of an input."""
+"""Array with one value for each line of an input."""
 
 
 def run_order(groups: Column, num_tokens: Column) -> Column:
-    """Returns the places of all lines in the order in which they should run.
+    """Returns the indices of all lines in the order in which they should run.
 
     Lines of a group are neighbours, so that the prefix cache serves their common prefix. Groups keep the order of the
-    file. Within a group, long and short lines alternate, so that slots do not become free all at once.
+    file. Within a group, long and short lines alternate, so that slots are freed at different times.
 
     Args:
       groups: Hash of the beginning of each line's prompt; see `group_hash`.
@@ -50,7 +50,7 @@ class SegmentOrder:
 
     @property
     def is_full(self) -> bool:
-        """Whether a segment is complete. It must be taken before the next line is added."""
+        """Whether a segment is complete. `take` must be called before the next line is added."""
         return len(self._groups) == self._size
 
     def add(self, facts: LineFacts) -> None:

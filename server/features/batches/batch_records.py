@@ -2,10 +2,17 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final, NamedTuple
+
+SUSPECT_DEATHS: Final = 2
+"""Number of deaths of a line's owners at which the line is a suspect and runs alone."""
+
+MAX_LONE_DEATHS: Final = 3
+"""Number of deaths of owners that ran a line alone, after which the line fails."""
 
 
 class BatchStatus(StrEnum):
-    """Status of a batch, in OpenAI's words."""
+    """Status of a batch, with OpenAI's values."""
 
     IN_PROGRESS = "in_progress"
     COMPLETED = "completed"
@@ -23,7 +30,8 @@ class FileRecord:
       name: Name that the client gave.
       num_bytes: Size of all lines.
       num_lines: Number of lines.
-      url: Endpoint of all lines of an input; empty for an output, and if they name several.
+      url: Endpoint of all lines of an input; empty for an output, and for an input whose lines name several.
+      expires: Deletion time, in seconds since 1970; None applies the store's retention period.
     """
 
     tenant: str
@@ -34,6 +42,33 @@ class FileRecord:
     num_bytes: int
     num_lines: int
     url: str = ""
+    expires: float | None = None
+
+
+def models_of(identity: str) -> tuple[str, str]:
+    """Returns the model identities of a model's batches: one for OpenAI's endpoints and one for messages.
+
+    Replicas that predate batches of messages would end such lines with errors. The separate identity keeps them from
+    claiming these lines.
+    """
+    return identity, f"{identity} for messages"
+
+
+class TokenUsage(NamedTuple):
+    """Token counts of the responses of lines.
+
+    Attributes:
+      input: Prompt tokens, including those served from the prefix cache.
+      cached: Prompt tokens served from the prefix cache.
+      output: Generated tokens.
+    """
+
+    input: int = 0
+    cached: int = 0
+    output: int = 0
+
+
+NO_USAGE: Final = TokenUsage()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +76,20 @@ class BatchRecord:
     """A batch.
 
     Attributes:
-      model: Identity of the model; only replicas that serve the same one run its lines.
+      model: Identity of the model; only replicas that serve the same model run the batch's lines.
       url: Endpoint of its lines.
-      input_file, output_file, error_file: Ids of its files. The last two exist once the batch has ended, if they have
-        a line.
+      input_file, output_file, error_file: Ids of its files. After the batch has ended, the output and error files exist
+      if they have a line.
       window: The client's `completion_window`.
       metadata: JSON of the client's metadata.
       created, expires: Times, in seconds since 1970.
-      ended: Time at which it reached its last status; None before.
+      ended: Time at which it reached its final status; None while it is in progress.
       num_lines: Number of lines of its input.
       num_completed: Number of lines with a successful response.
       num_failed: Number of lines with an error.
+      output_expires_s: Seconds between the batch's end and the deletion of its files; None applies the store's
+        retention period.
+      usage: Token counts of the responses of its lines.
     """
 
     tenant: str
@@ -70,6 +108,8 @@ class BatchRecord:
     num_lines: int
     num_completed: int = 0
     num_failed: int = 0
+    output_expires_s: float | None = None
+    usage: TokenUsage = NO_USAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +118,18 @@ class LineLease:
 
     Attributes:
       number: Number of the line in the input, from 1.
-      fence: Fencing number. Each new owner gets a higher one, and writes with a lower one are refused.
+      fence: Fencing number. Each new owner gets a higher number, and writes with a lower one are refused.
     """
 
     tenant: str
     batch: str
     number: int
     fence: int
+
+    @property
+    def values(self) -> tuple[str, str, int, int]:
+        """Values that identify the lease in a statement."""
+        return self.tenant, self.batch, self.number, self.fence
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +139,34 @@ class LineClaim:
     Attributes:
       data: The line of the input.
       model: Identity of its batch's model.
-      num_claims: Number of replicas that have claimed it, this one included.
-      is_expired: Whether its batch has passed its completion window, so that it is not run any more.
+      is_expired: Whether its batch has passed its completion window. Such a line does not run any more.
+      num_deaths: Number of replicas whose leases on the line ended without the line being given back.
+      num_lone_deaths: Number of these replicas that ran no other line at that time.
     """
 
     lease: LineLease
     data: bytes
     model: str
-    num_claims: int
     is_expired: bool
+    num_deaths: int = 0
+    num_lone_deaths: int = 0
+
+    @property
+    def may_be_deadly(self) -> bool:
+        """Whether the line may have caused the deaths of its owners. Such a line is parsed only while no other line is
+        open.
+        """
+        return self.num_deaths >= SUSPECT_DEATHS
+
+    @property
+    def is_deadly(self) -> bool:
+        """Whether the line has reached the maximum number of lone deaths, and must not run again."""
+        return self.num_lone_deaths >= MAX_LONE_DEATHS
+
+    @property
+    def runs_alone(self) -> bool:
+        """Whether the line must run while no other line is open."""
+        return self.may_be_deadly and not self.is_deadly and not self.is_expired
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,22 +175,24 @@ class LineResult:
 
     Attributes:
       line: Line of the output file or the error file.
-      is_failed: Whether it belongs to the error file.
+      is_failed: Whether the line belongs to the error file.
+      usage: Token counts of its response.
     """
 
     line: bytes
     is_failed: bool
+    usage: TokenUsage = NO_USAGE
 
 
 @dataclass(frozen=True, slots=True)
 class BatchTotals:
-    """Batches of all replicas and tenants, for metrics.
+    """Counts of batches of all replicas and tenants, for metrics.
 
     Attributes:
       batches: Number of batches by status.
       waiting_lines: Number of lines of batches in progress that have not ended.
-      running_lines: Number of those that a replica has claimed.
-      oldest_s: Age of the oldest batch in progress, in seconds; 0 without one.
+      running_lines: Number of these lines that a replica has claimed.
+      oldest_s: Age of the oldest batch in progress, in seconds; 0 if no batch is in progress.
     """
 
     batches: dict[str, int]

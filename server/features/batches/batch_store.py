@@ -3,66 +3,97 @@
 import asyncio
 import re
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Final
 from uuid import uuid4
 
-from ...database.database import Database
+from ...database.database import Database, Lane, Transaction
+from ...database.errors import StoreClosedError, StoreUnavailableError
 from ...database.group_commit import GroupCommit
+from ...database.pages import Page, PageSpec
 from ...errors import kinds
 from ...errors.request_errors import ApiError, bad_value
 from ...tenancy.tenant import tenant
 from ...tenancy.tenant_locks import TenantLocks
-from . import batch_table, file_table
-from .batch_records import BatchRecord, BatchStatus, BatchTotals, FileRecord, LineClaim, LineLease, LineResult
-
-MAX_TOTAL_BYTES: Final = 16 * 2**30
-"""Maximum bytes of all files of a tenant."""
+from . import batch_table, file_table, line_claims, line_leases, quotas
+from .batch_records import (
+    BatchRecord,
+    BatchStatus,
+    BatchTotals,
+    FileRecord,
+    LineClaim,
+    LineLease,
+    LineResult,
+    models_of,
+)
+from .tenant_turns import Places
 
 _REPLY_S: Final = 5.0
-"""Seconds after which a client gets an error while the database is away."""
+"""Seconds after which a client gets an error while the database is unavailable."""
 
-_OWNER_S: Final = 2 * batch_table.LEASE_S
-"""Seconds for which the end of a line is written. Its lease has ended by then, so others may claim the line."""
+_OWNER_S: Final = 2 * line_leases.LEASE_S
+"""Timeout of writing a line's result, in seconds. Its lease has ended by then, so others may claim the line."""
 
 _INTERVAL_S: Final = 0.01
-"""Minimum seconds between the beginnings of two transactions. An upload waits for several, one after the other."""
+"""Minimum seconds between the beginnings of two transactions. An upload waits for several in sequence."""
 
 _PAGE_LINES: Final = 1000
 """Maximum number of lines that are read at a time."""
 
+_OUTAGE_S: Final = 30.0
+"""Seconds for which a download waits for an unavailable database."""
+
+_RETRY_S: Final = 0.25
+"""Seconds before a download retries to read lines."""
+
+_SHRINK: Final = 8
+"""Factor by which the bytes of a read are reduced after a failure."""
+
 _FILE_ID: Final = re.compile("file-[0-9a-f]{32}")
 _BATCH_ID: Final = re.compile("batch_[0-9a-f]{32}")
-"""Patterns of ids. Other texts of clients don't reach the database: PostgreSQL refuses some characters."""
+"""Patterns of ids. Other strings from clients never reach the database: PostgreSQL refuses some characters."""
 
 
 class BatchStore:
-    """Files and batches of all tenants. Clients' methods see those of the current tenant only.
+    """Files and batches of all tenants. Methods that serve clients see only the current tenant's.
 
     Attributes:
       uploads: Turns of receiving a file, one per tenant at a time.
       has_work: Set when a batch was created here, and by a worker when it has room for lines.
-      totals: Counts of all replicas at the last look; None before it.
-      num_refused: Total writes of this replica that were refused by their fencing number.
+      totals: Counts of all replicas from the last `look`; None before the first.
+      retention_s: Age in seconds after which files and ended batches are deleted.
+      num_refused: Total writes of this replica that were refused because of their fencing number.
+      num_given_back: Total lines that this replica gave back because it could not run them.
 
     Args:
       database: Database with the store's tables.
-      retention_s: Age from which on files and ended batches are deleted.
+      retention_s: Age in seconds after which files and ended batches are deleted.
+      max_bytes: Maximum bytes of the files of a tenant and of the output of its batches in progress.
     """
 
-    def __init__(self, database: Database, retention_s: float) -> None:
+    def __init__(self, database: Database, retention_s: float, max_bytes: int = 16 * 2**30) -> None:
         self.uploads = TenantLocks()
         self.has_work = asyncio.Event()
         self.totals: BatchTotals | None = None
         self.num_refused = 0
+        self.num_given_back = 0
         self._database = database
         self._commits = GroupCommit(database, _INTERVAL_S)
-        self._retention_s = retention_s
+        self._leases = GroupCommit(database, _INTERVAL_S, lane=Lane.LEASES)
+        self.retention_s = retention_s
+        self._max_bytes = max_bytes
         self._replica = uuid4().hex
+        self._takes_messages_first = True
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether a newer server has excluded this one from the database."""
+        return self._database.outdated is not None
 
     @property
     def is_stuck(self) -> bool:
-        """Whether a transaction would delay the end of the process."""
+        """Whether a transaction would delay the exit of the process."""
         return self._database.is_stuck
 
     def close(self) -> None:
@@ -73,45 +104,66 @@ class BatchStore:
         """Stores an empty file for the lines of a batch, and returns its id.
 
         Raises:
-          ApiError: The tenant's files have their maximum size.
+          ApiError: The tenant has reached its limit of files, lines or bytes.
         """
         owner, file_id = tenant.get(), f"file-{uuid4().hex}"
-        total = await self._database.run(lambda each: file_table.total_bytes(each, owner), timeout_s=_REPLY_S)
-        if total >= MAX_TOTAL_BYTES:
-            message = f"the files of this API key take {total} bytes, and may take {MAX_TOTAL_BYTES}: delete some"
-            raise ApiError(kinds.STORE_FULL, message)
-        begin = partial(file_table.begin, tenant=owner, file_id=file_id, purpose="batch", name=name)
-        await self._commits.write(begin, _REPLY_S)
+
+        def begin(transaction: Transaction) -> str | None:
+            excess = (quotas.usage(transaction, owner) + quotas.NEW_FILE).excess(self._max_bytes)
+            if excess is None:
+                file_table.begin(transaction, owner, file_id, "batch", name)
+            return excess
+
+        _check_quota(await self._commits.write(begin, _REPLY_S))
         return file_id
 
-    async def add_lines(self, file_id: str, first: int, lines: Sequence[bytes]) -> None:
-        """Adds lines to a file from `begin_file`; the first one has the number `first`."""
-        add = partial(file_table.add_lines, tenant=tenant.get(), file_id=file_id, first=first, lines=lines)
-        await self._commits.write(add, _REPLY_S)
+    async def add_lines(self, file_id: str, first: int, lines: Sequence[bytes], num_bytes: int) -> None:
+        """Adds lines to a file from `begin_file`.
+
+        Args:
+          first: Number of the first line, from 1.
+          num_bytes: Size of the file with these lines.
+
+        Raises:
+          ApiError: The lines would exceed the tenant's limit of lines or bytes.
+        """
+        owner, num_lines = tenant.get(), first - 1 + len(lines)
+
+        def add(transaction: Transaction) -> str | None:
+            file_table.grow(transaction, owner, file_id, num_lines, num_bytes)
+            excess = quotas.usage(transaction, owner).excess(self._max_bytes)
+            if excess is None:
+                file_table.add_lines(transaction, owner, file_id, first, lines)
+            return excess
+
+        _check_quota(await self._commits.write(add, _REPLY_S))
 
     async def put_order(self, file_id: str, segment: int, offsets: Sequence[int]) -> None:
         """Stores the order in which the lines of a segment of a file run; see `file_table.put_order`."""
         put = partial(file_table.put_order, tenant=tenant.get(), file_id=file_id, segment=segment, offsets=offsets)
         await self._commits.write(put, _REPLY_S)
 
-    async def finish_file(self, file_id: str, num_lines: int, num_bytes: int, url: str) -> FileRecord:
-        """Makes a file whole, and returns it.
+    async def finish_file(
+        self, file_id: str, num_lines: int, num_bytes: int, url: str, expires_s: float | None = None
+    ) -> FileRecord:
+        """Marks a file as complete, and returns it.
 
         Args:
           num_lines: Number of its lines.
           num_bytes: Size of all its lines.
           url: Endpoint of all its lines; empty if they name several.
+          expires_s: Seconds between its creation and its deletion; None applies the store's retention period.
         """
         owner = tenant.get()
         record = await self._commits.write(
-            lambda each: file_table.finish(each, owner, file_id, num_lines, num_bytes, url), _REPLY_S
+            lambda each: file_table.finish(each, owner, file_id, num_lines, num_bytes, url, expires_s), _REPLY_S
         )
         if record is None:
             raise _no_file(file_id)
         return record
 
     async def drop_file(self, file_id: str) -> None:
-        """Deletes an upload that has failed; the next `look` of a replica deletes what is left of a large one."""
+        """Deletes a failed upload. If this is interrupted, the next `look` of a replica deletes the remaining lines."""
         owner = tenant.get()
         await self._commits.write(lambda each: file_table.hide(each, owner, file_id), _REPLY_S)
         await self._commits.write(lambda each: file_table.remove(each, owner, file_id), _REPLY_S)
@@ -120,7 +172,7 @@ class BatchStore:
         """Deletes a file.
 
         Raises:
-          ApiError: There is no such file, or a batch in progress reads it.
+          ApiError: The file does not exist, or a batch in progress reads it.
         """
         owner = tenant.get()
         await self.file(file_id)
@@ -130,8 +182,11 @@ class BatchStore:
     async def file(self, file_id: str, param: str | None = None) -> FileRecord:
         """Returns a file.
 
+        Args:
+          param: Name of the request field that has the id, for the error.
+
         Raises:
-          ApiError: There is no such file. `param` names the field with its id.
+          ApiError: The file does not exist.
         """
         if not _FILE_ID.fullmatch(file_id):
             raise _no_file(file_id, param)
@@ -141,31 +196,67 @@ class BatchStore:
             raise _no_file(file_id, param)
         return found
 
-    async def files(self) -> Sequence[FileRecord]:
-        """Returns all files, oldest first."""
-        owner = tenant.get()
-        return await self._database.run(lambda each: file_table.every(each, owner), timeout_s=_REPLY_S)
+    async def files(self, spec: PageSpec, purpose: str | None = None) -> Page[FileRecord] | None:
+        """Returns a page of the files, or of the files with one purpose; None if `spec.after` names no file."""
+        if spec.after is not None and not _FILE_ID.fullmatch(spec.after):
+            return None
+        read = partial(file_table.read_list, tenant=tenant.get(), spec=spec, purpose=purpose)
+        return await self._database.run(read, timeout_s=_REPLY_S)
 
     async def content(self, record: FileRecord) -> AsyncGenerator[bytes]:
-        """Yields the lines of a file, some at a time."""
-        after = 0
-        read = partial(file_table.lines, tenant=record.tenant, file_id=record.id, limit=_PAGE_LINES)
-        while lines := await self._database.run(partial(read, after=after)):
-            yield b"".join(line for _, line in lines)
+        """Yields the lines of a file, several at a time. Waits if the database is unavailable for a moment.
+
+        Raises:
+          StoreUnavailableError: The database is unavailable, or the file was deleted. The lines so far are not the
+            whole file.
+        """
+        after, num_bytes = 0, 0
+        while num_bytes < record.num_bytes:
+            lines = await self._next_lines(record, after)
+            if not lines:
+                raise StoreUnavailableError(f"{record.id} was deleted while it was sent")
             after = lines[-1][0]
+            num_bytes += sum(len(line) for _, line in lines)
+            yield b"".join(line for _, line in lines)
+
+    async def _next_lines(self, record: FileRecord, after: int) -> Sequence[tuple[int, bytes]]:
+        """Reads the next lines of a file. When the database is slow, it reads fewer lines, down to one."""
+        now = asyncio.get_running_loop().time
+        give_up_at, max_bytes = now() + _OUTAGE_S, file_table.MAX_PAGE_BYTES
+        read = partial(file_table.lines, tenant=record.tenant, file_id=record.id, after=after, limit=_PAGE_LINES)
+        while True:
+            try:
+                return await self._database.run(partial(read, max_bytes=max_bytes))
+            except StoreClosedError:
+                raise
+            except StoreUnavailableError:
+                if now() >= give_up_at:
+                    raise
+            max_bytes //= _SHRINK
+            await asyncio.sleep(_RETRY_S)
 
     async def create(
-        self, source: FileRecord, model: str, window: str, window_s: float, metadata: bytes
+        self,
+        source: FileRecord,
+        model: str,
+        window: str,
+        window_s: float,
+        metadata: bytes,
+        output_expires_s: float | None = None,
     ) -> BatchRecord:
-        """Stores a new batch, whose lines replicas claim from now on.
+        """Stores a new batch, whose lines replicas may then claim.
 
         Args:
           model: Identity of the model.
-          window: The client's `completion_window`, which is `window_s` seconds.
+          window: The client's `completion_window`.
+          window_s: The same window, in seconds.
           metadata: JSON of the client's metadata.
+          output_expires_s: Seconds between the batch's end and the deletion of its files; None applies the store's
+            retention period.
 
         Raises:
-          ApiError: The file was deleted meanwhile.
+          ApiError: The file was deleted during the call, or the tenant has reached its limit of batches, files, lines
+            or bytes.
         """
         name = uuid4().hex
         batch = BatchRecord(
@@ -183,18 +274,34 @@ class BatchStore:
             expires=0.0,
             ended=None,
             num_lines=source.num_lines,
+            output_expires_s=output_expires_s,
         )
-        stored = await self._commits.write(partial(batch_table.insert, batch=batch, window_s=window_s), _REPLY_S)
+
+        def insert(transaction: Transaction) -> tuple[str | None, BatchRecord | None]:
+            more = quotas.new_batch(batch.num_lines)
+            excess = (quotas.usage(transaction, batch.tenant) + more).excess(self._max_bytes)
+            return excess, None if excess else batch_table.insert(transaction, batch, window_s)
+
+        excess, stored = await self._commits.write(insert, _REPLY_S)
+        _check_quota(excess)
         if stored is None:
             raise _no_file(source.id, "input_file_id")
         self.has_work.set()
         return stored
 
+    async def shortage(self, batch: BatchRecord) -> str | None:
+        """Returns why the lines of a batch in progress wait until its tenant deletes files; None if they run."""
+        if batch.status != BatchStatus.IN_PROGRESS:
+            return None
+        owner = batch.tenant
+        sizes = await self._database.run(lambda each: quotas.sizes(each, [owner]), timeout_s=_REPLY_S)
+        return quotas.full(sizes[owner], self._max_bytes) if sizes[owner] >= self._max_bytes else None
+
     async def batch(self, batch_id: str) -> BatchRecord:
         """Returns a batch.
 
         Raises:
-          ApiError: There is no such batch.
+          ApiError: The batch does not exist.
         """
         if not _BATCH_ID.fullmatch(batch_id):
             raise _no_batch(batch_id)
@@ -204,51 +311,89 @@ class BatchStore:
             await self._database.run(lambda each: batch_table.find(each, owner, batch_id), timeout_s=_REPLY_S),
         )
 
-    async def batches(self) -> Sequence[BatchRecord]:
-        """Returns all batches, oldest first."""
-        owner = tenant.get()
-        return await self._database.run(lambda each: batch_table.every(each, owner), timeout_s=_REPLY_S)
+    async def batches(self, spec: PageSpec, url: str | None = None) -> Page[BatchRecord] | None:
+        """Returns a page of the batches, or of the batches for one endpoint; None if `spec.after` names no batch."""
+        if spec.after is not None and not _BATCH_ID.fullmatch(spec.after):
+            return None
+        read = partial(batch_table.read_list, tenant=tenant.get(), spec=spec, url=url)
+        return await self._database.run(read, timeout_s=_REPLY_S)
 
     async def cancel(self, batch_id: str) -> BatchRecord:
-        """Ends a batch, unless it has ended, and returns it. What its lines have ended with until now is kept.
+        """Cancels a batch unless it has ended, and returns it. Results of its lines so far are kept.
 
         Raises:
-          ApiError: There is no such batch.
+          ApiError: The batch does not exist.
         """
         if not _BATCH_ID.fullmatch(batch_id):
             raise _no_batch(batch_id)
         cancel = partial(batch_table.cancel, tenant=tenant.get(), batch_id=batch_id)
         return _found(batch_id, await self._commits.write(cancel, _REPLY_S))
 
-    async def claim(self, model: str | None, limit: int) -> Sequence[LineClaim]:
-        """Claims lines of any tenant for this replica.
+    async def delete(self, batch: BatchRecord) -> bool:
+        """Deletes a batch that has ended, with its files; returns whether it had ended."""
+        delete = partial(batch_table.delete, tenant=batch.tenant, batch_id=batch.id)
+        return await self._commits.write(delete, _REPLY_S)
+
+    async def claim(self, model: str, places: Places) -> Sequence[LineClaim]:
+        """Claims lines of any tenant for this replica, or a single line that must run alone.
+
+        Lines of messages and lines of other endpoints take turns to be claimed first.
 
         Args:
-          model: Identity of the served model; None claims lines of batches that have expired, whatever their model.
+          model: Identity of the served model.
+          places: Room for lines.
+        """
+        self._takes_messages_first = not self._takes_messages_first
+        models = models_of(model)[:: -1 if self._takes_messages_first else 1]
+
+        def claim(transaction: Transaction) -> list[LineClaim]:
+            claims: list[LineClaim] = []
+            for each in models:
+                num_free = places.num_free - len(claims)
+                if num_free and not any(line.may_be_deadly for line in claims):
+                    rest = replace(places, num_free=num_free, takes_suspect=places.takes_suspect and not claims)
+                    claims += line_claims.claim(transaction, self._replica, each, rest, self._max_bytes)
+            return claims
+
+        return await self._leases.write(claim, _REPLY_S)
+
+    async def claim_expired(self, limit: int) -> Sequence[LineClaim]:
+        """Claims lines of expired batches of any model.
+
+        Args:
           limit: Maximum number of lines.
         """
-        claim = partial(batch_table.claim, owner=self._replica, model=model, limit=limit)
-        return await self._commits.write(claim, _REPLY_S)
+        claim = partial(line_claims.claim_expired, owner=self._replica, limit=limit)
+        return await self._leases.write(claim, _REPLY_S)
+
+    async def mark_alone(self, lease: LineLease) -> bool:
+        """Records that this replica runs only this line; returns whether it still owns the line."""
+        return await self._commits.write(lambda each: line_leases.mark_alone(each, lease), _REPLY_S)
 
     async def renew(self) -> Sequence[LineLease]:
         """Extends the leases of this replica's lines, and returns them."""
-        return await self._commits.write(lambda each: batch_table.renew(each, self._replica), _REPLY_S)
+        return await self._leases.write(lambda each: line_leases.renew(each, self._replica), _REPLY_S)
 
     async def release(self, leases: Iterable[LineLease]) -> None:
-        """Leaves lines to other replicas."""
-        await self._commits.write(partial(batch_table.release, leases=list(leases)), 1.0)
+        """Gives lines back to other replicas."""
+        await self._leases.write(partial(line_leases.release, leases=list(leases)), 1.0)
+
+    async def refuse(self, leases: Sequence[LineLease]) -> None:
+        """Gives back lines that this replica could not run now. Other replicas may claim them after a pause."""
+        self.num_given_back += len(leases)
+        await self._leases.write(partial(line_leases.refuse, leases=leases), 1.0)
 
     async def end(self, results: Mapping[LineLease, LineResult]) -> None:
-        """Stores what lines have ended with, but for lines that belong to another replica by now, or to none."""
-        held = await self._commits.write(partial(batch_table.end, results=results), _OWNER_S)
+        """Stores the results of lines, except lines that another replica or no replica owns now."""
+        held = await self._commits.write(partial(batch_table.end, results=results), _OWNER_S, waits_for_room=True)
         self.num_refused += len(results) - len(held)
 
     async def look(self) -> None:
-        """Counts for metrics, and deletes what is too old and files that were deleted by clients."""
+        """Updates the counts for metrics, and removes expired batches and files, and files deleted by clients."""
         self.totals = await self._database.run(batch_table.totals)
-        await self._commits.write(lambda each: batch_table.expire(each, self._retention_s), _REPLY_S)
+        await self._commits.write(lambda each: batch_table.expire(each, self.retention_s), _REPLY_S)
         for owner, file_id in await self._commits.write(
-            lambda each: file_table.expired(each, self._retention_s), _REPLY_S
+            lambda each: file_table.expired(each, self.retention_s), _REPLY_S
         ):
             remove = partial(file_table.remove, tenant=owner, file_id=file_id)
             while await self._commits.write(remove, _REPLY_S):
@@ -259,6 +404,16 @@ def _found(batch_id: str, batch: BatchRecord | None) -> BatchRecord:
     if batch is None:
         raise _no_batch(batch_id)
     return batch
+
+
+def _check_quota(excess: str | None) -> None:
+    """Checks that a tenant is within its limits.
+
+    Raises:
+      ApiError: 403, with the message of `quotas`.
+    """
+    if excess is not None:
+        raise ApiError(kinds.QUOTA_EXCEEDED, excess)
 
 
 def _no_batch(batch_id: str) -> ApiError:

@@ -1,34 +1,34 @@
-"""All statements on batches and on claims to their lines, as functions of a transaction.
+"""All statements on batches, as functions of a transaction.
 
-Lines have places in the order in which they run. Those before the place `next_line` were claimed, and only claimed
-lines that have not ended have rows of their own. `claim` gives a replica the next lines, and lines whose leases have
-ended, under the next fencing number. `end` checks the number, removes the claim and stores the output line in one
-transaction, so that each line of the input has one line of output. The end of a batch's last line makes its files
-whole.
+The lines of a batch are numbered by their places in run order. Lines before the place `next_line` were claimed, and
+only claimed lines that have not ended have rows in `roost_batch_claims`; see `line_claims`. `end` checks a line's
+fencing number, removes the claim and stores the output line in one transaction, so that each line of the input has one
+line of output. The end of a batch's last line completes the batch's files.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from ...database.database import Transaction, placeholders
+from ...database.pages import Page, PageSpec, read_page
 from . import file_table
-from .batch_records import BatchRecord, BatchStatus, BatchTotals, LineClaim, LineLease, LineResult
+from .batch_records import BatchRecord, BatchStatus, BatchTotals, LineLease, LineResult, TokenUsage
 
-LEASE_S: Final = 15.0
-"""Seconds after the last renewal from which on others may claim a line."""
+_MAX_EXPIRED: Final = 1000
+"""Maximum number of batches that one transaction deletes."""
 
-_MAX_BATCHES: Final = 4
-"""Maximum number of batches from which a replica claims lines at a time."""
+_MAX_COUNTED: Final = 100_000
+"""Maximum number of rows that are counted for a metric."""
 
 _BATCH: Final = (
     "tenant, id, status, model, url, input_file, output_file, error_file, time_window, metadata, created, expires, "
     "ended, num_lines, num_completed, num_failed"
 )
-_HELD: Final = "tenant = ? AND batch = ? AND number = ? AND fence = ?"
+_READ: Final = f"{_BATCH}, output_expires_s, input_tokens, cached_tokens, output_tokens"
 
 
 def insert(transaction: Transaction, batch: BatchRecord, window_s: float) -> BatchRecord | None:
-    """Stores a new batch, whose lines may be claimed from now on, and returns it with its times.
+    """Stores a new batch, whose lines may then be claimed, and returns it with its times.
 
     Args:
       window_s: Seconds until it expires.
@@ -40,8 +40,8 @@ def insert(transaction: Transaction, batch: BatchRecord, window_s: float) -> Bat
         return None
     transaction.execute(
         f"""
-        INSERT INTO roost_batches ({_BATCH}, next_line, claimed)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {{now}}, {{now}} + ?, NULL, ?, 0, 0, 1, 0)
+        INSERT INTO roost_batches ({_BATCH}, next_line, claimed, output_expires_s)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {{now}}, {{now}} + ?, NULL, ?, 0, 0, 1, 0, ?)
         ON CONFLICT (tenant, id) DO NOTHING
         """,
         batch.tenant,
@@ -56,41 +56,49 @@ def insert(transaction: Transaction, batch: BatchRecord, window_s: float) -> Bat
         batch.metadata,
         window_s,
         batch.num_lines,
+        batch.output_expires_s,
     )
     return find(transaction, batch.tenant, batch.id)
 
 
 def find(transaction: Transaction, tenant: str, batch_id: str) -> BatchRecord | None:
-    """Returns a batch; None if there is none."""
-    rows = transaction.rows(f"SELECT {_BATCH} FROM roost_batches WHERE tenant = ? AND id = ?", tenant, batch_id)
+    """Returns a batch; None if it does not exist."""
+    rows = transaction.rows(f"SELECT {_READ} FROM roost_batches WHERE tenant = ? AND id = ?", tenant, batch_id)
     return _record(rows[0]) if rows else None
 
 
-def every(transaction: Transaction, tenant: str) -> list[BatchRecord]:
-    """Returns all batches of a tenant, oldest first."""
-    query = f"SELECT {_BATCH} FROM roost_batches WHERE tenant = ? ORDER BY created, id"
-    return [_record(row) for row in transaction.rows(query, tenant)]
+def read_list(
+    transaction: Transaction, tenant: str, spec: PageSpec, url: str | None = None
+) -> Page[BatchRecord] | None:
+    """Returns a page of a tenant's batches, or of its batches for one endpoint; None if `spec.after` is not in the
+    list.
+    """
+    source, values = "roost_batches WHERE tenant = ?", [tenant]
+    if url is not None:
+        source, values = f"{source} AND url = ?", [tenant, url]
+    found = read_page(transaction, _READ, source, values, spec)
+    return None if found is None else found.map(_record)
 
 
 def hide_file(transaction: Transaction, tenant: str, file_id: str) -> bool:
     """Hides a file unless a batch in progress reads it; returns whether it is hidden."""
-    query = "SELECT 1 FROM roost_batches WHERE tenant = ? AND input_file = ? AND status = ?"
-    if _locked_file(transaction, tenant, file_id) and transaction.rows(
-        query, tenant, file_id, BatchStatus.IN_PROGRESS.value
-    ):
+    query = "SELECT 1 FROM roost_batches WHERE tenant = ? AND input_file = ? AND status = 'in_progress' LIMIT 1"
+    if _locked_file(transaction, tenant, file_id) and transaction.rows(query, tenant, file_id):
         return False
     file_table.hide(transaction, tenant, file_id)
     return True
 
 
 def _locked_file(transaction: Transaction, tenant: str, file_id: str) -> bool:
-    """Locks a whole file, so that it is not deleted while a batch of it is created; returns whether there is one."""
+    """Locks a complete file, so that it is not deleted while a batch of it is created; returns whether it exists."""
     query = "SELECT 1 FROM roost_files WHERE tenant = ? AND id = ? AND is_whole = 1 {lock}"
     return bool(transaction.rows(query, tenant, file_id))
 
 
 def cancel(transaction: Transaction, tenant: str, batch_id: str) -> BatchRecord | None:
-    """Ends a batch that is in progress, and returns it; None if there is none. Writes for its lines are refused."""
+    """Cancels a batch that is in progress, and returns it; None if it does not exist. Later writes for its lines are
+    refused.
+    """
     locked = transaction.rows("SELECT status FROM roost_batches WHERE tenant = ? AND id = ? {lock}", tenant, batch_id)
     if locked and locked[0][0] == BatchStatus.IN_PROGRESS:
         transaction.execute("DELETE FROM roost_batch_claims WHERE tenant = ? AND batch = ?", tenant, batch_id)
@@ -98,139 +106,33 @@ def cancel(transaction: Transaction, tenant: str, batch_id: str) -> BatchRecord 
     return find(transaction, tenant, batch_id)
 
 
-def claim(transaction: Transaction, owner: str, model: str | None, limit: int) -> list[LineClaim]:
-    """Makes a replica the owner of lines: of those whose leases have ended, then of the next lines of batches.
-
-    Batches take turns. Rows that another replica has locked are left to it.
-
-    Args:
-      owner: Name of the replica.
-      model: Identity of the model that it serves; None claims lines of all batches that have expired, whatever their
-        model, since they do not run any more.
-      limit: Maximum number of lines.
-    """
-    leases = _lost_leases(transaction, owner, model, limit)
-    leases += _new_leases(transaction, owner, model, limit - len(leases))
-    return _claims(transaction, leases)
-
-
-def _lost_leases(transaction: Transaction, owner: str, model: str | None, limit: int) -> list[LineLease]:
-    is_expired = """
-        EXISTS (SELECT 1 FROM roost_batches WHERE roost_batches.tenant = roost_batch_claims.tenant
-            AND id = roost_batch_claims.batch AND expires < {now})
-    """
+def delete(transaction: Transaction, tenant: str, batch_id: str) -> bool:
+    """Deletes a batch that has ended, and hides its files; returns whether it had ended."""
     rows = transaction.rows(
-        f"""
-        SELECT tenant, batch, number, fence FROM roost_batch_claims
-        WHERE lease_until < {{now}} AND {is_expired if model is None else "model = ?"}
-        ORDER BY lease_until LIMIT ? {{skip_locked}}
+        """
+        DELETE FROM roost_batches WHERE tenant = ? AND id = ? AND status <> 'in_progress'
+        RETURNING input_file, output_file, error_file
         """,
-        *([] if model is None else [model]),
-        limit,
+        tenant,
+        batch_id,
     )
-    for row in rows:
-        transaction.execute(
-            f"""
-            UPDATE roost_batch_claims SET owner = ?, fence = fence + 1, num_claims = num_claims + 1,
-                lease_until = {{now}} + {LEASE_S}
-            WHERE {_HELD}
-            """,
-            owner,
-            *row,
-        )
-    return [LineLease(tenant, batch, number, fence + 1) for tenant, batch, number, fence in rows]
-
-
-def _new_leases(transaction: Transaction, owner: str, model: str | None, limit: int) -> list[LineLease]:
-    rows = transaction.rows(
-        f"""
-        SELECT tenant, id, model, input_file, next_line, num_lines FROM roost_batches
-        WHERE status = 'in_progress' AND next_line <= num_lines
-            AND {"expires < {now}" if model is None else "model = ?"}
-        ORDER BY claimed, created, tenant, id LIMIT ? {{skip_locked}}
-        """,
-        *([] if model is None else [model]),
-        min(limit, _MAX_BATCHES),
-    )
-    leases: list[LineLease] = []
-    for turn, (tenant, batch, batch_model, input_file, first, last) in enumerate(rows):
-        share = -(-(limit - len(leases)) // (len(rows) - turn))
-        end = min(first + share, last + 1)
-        transaction.execute(
-            "UPDATE roost_batches SET next_line = ?, claimed = {now} + ? WHERE tenant = ? AND id = ?",
-            end,
-            1e-6 * (turn or len(rows)),  # the first of them, which got the most, is the last of them next time
-            tenant,
-            batch,
-        )
-        numbers = file_table.numbers_at(transaction, tenant, input_file, first, end)
-        transaction.execute(
-            f"""
-            INSERT INTO roost_batch_claims (tenant, batch, number, model, owner, fence, num_claims, lease_until)
-            VALUES {", ".join([f"(?, ?, ?, ?, ?, 1, 1, {{now}} + {LEASE_S})"] * len(numbers))}
-            """,
-            *(value for number in numbers for value in (tenant, batch, number, batch_model, owner)),
-        )
-        leases += [LineLease(tenant, batch, number, 1) for number in numbers]
-    return leases
-
-
-def _claims(transaction: Transaction, leases: Sequence[LineLease]) -> list[LineClaim]:
-    """Returns the lines of some leases, but for those whose batch or file was deleted."""
-    if not leases:
-        return []
-    rows = transaction.rows(
-        f"""
-        SELECT roost_batch_claims.tenant, batch, roost_batch_claims.number, line, roost_batches.model, num_claims,
-            expires < {{now}} FROM roost_batch_claims
-        JOIN roost_batches ON roost_batches.tenant = roost_batch_claims.tenant AND id = batch
-        JOIN roost_file_lines ON roost_file_lines.tenant = roost_batch_claims.tenant AND file = input_file
-            AND roost_file_lines.number = roost_batch_claims.number
-        WHERE (roost_batch_claims.tenant, batch, roost_batch_claims.number)
-            IN (VALUES {placeholders(len(leases), 3)})
-        """,
-        *(value for lease in leases for value in (lease.tenant, lease.batch, lease.number)),
-    )
-    found = {
-        (tenant, batch, number): (bytes(line), model, num_claims, bool(is_expired))
-        for tenant, batch, number, line, model, num_claims, is_expired in rows
-    }
-    known = ((lease, found.get((lease.tenant, lease.batch, lease.number))) for lease in leases)
-    return [LineClaim(lease, *fields) for lease, fields in known if fields is not None]
-
-
-def renew(transaction: Transaction, owner: str) -> list[LineLease]:
-    """Extends all leases of a replica, and returns them."""
-    query = f"""
-        UPDATE roost_batch_claims SET lease_until = {{now}} + {LEASE_S} WHERE owner = ?
-        RETURNING tenant, batch, number, fence
-    """
-    return [LineLease(*row) for row in transaction.rows(query, owner)]
-
-
-def release(transaction: Transaction, leases: Iterable[LineLease]) -> None:
-    """Ends leases, so that others may claim the lines at once. The claims do not count as attempts."""
-    for lease in leases:
-        transaction.execute(
-            f"""
-            UPDATE roost_batch_claims SET owner = NULL, lease_until = 0, num_claims = num_claims - 1 WHERE {_HELD}
-            """,
-            *_values(lease),
-        )
+    for file_id in (each for row in rows for each in row):
+        file_table.hide(transaction, tenant, file_id)
+    return bool(rows)
 
 
 def end(transaction: Transaction, results: Mapping[LineLease, LineResult]) -> set[LineLease]:
-    """Stores what lines have ended with. A batch ends with its last line.
+    """Stores the results of lines. A batch ends with its last line.
 
-    All lines take few statements together: after each statement its thread has to wait for the interpreter, which the
-    engine's thread uses most of the time.
+    All lines share a few statements: after each statement, this thread waits for the interpreter lock, which the
+    engine's thread holds most of the time.
 
     Args:
       results: At least one result.
 
     Returns:
-      The leases whose holders were still the owners. Nothing is stored for the others, whose lines other replicas have
-      claimed, or whose batches have ended.
+      The leases whose holders were still the owners. Other results are not stored: another replica has claimed the
+      line, or the batch has ended.
     """
     names = sorted({(lease.tenant, lease.batch) for lease in results})
     # Batches are locked in one order, and before claims as in `cancel`, so that replicas never block each other.
@@ -259,22 +161,24 @@ def _delete_claims(transaction: Transaction, leases: Sequence[LineLease]) -> set
         DELETE FROM roost_batch_claims WHERE (tenant, batch, number, fence) IN (VALUES {placeholders(len(leases), 4)})
         RETURNING tenant, batch, number, fence
         """,
-        *(value for lease in leases for value in _values(lease)),
+        *(value for lease in leases for value in lease.values),
     )
     return {LineLease(*row) for row in rows}
 
 
 def _count(transaction: Transaction, tenant: str, batch_id: str, results: Sequence[LineResult]) -> None:
-    """Counts results of a batch, and ends the batch if they are the last."""
+    """Adds results to the counts of a batch, and ends the batch if they are the last."""
     sizes = {failed: [len(each.line) for each in results if each.is_failed is failed] for failed in (False, True)}
     ((is_over, status),) = transaction.rows(
         """
         UPDATE roost_batches SET num_completed = num_completed + ?, output_bytes = output_bytes + ?,
-            num_failed = num_failed + ?, error_bytes = error_bytes + ?
+            num_failed = num_failed + ?, error_bytes = error_bytes + ?,
+            input_tokens = input_tokens + ?, cached_tokens = cached_tokens + ?, output_tokens = output_tokens + ?
         WHERE tenant = ? AND id = ?
         RETURNING num_completed + num_failed = num_lines, CASE WHEN expires < {now} THEN 'expired' ELSE 'completed' END
         """,
         *(value for each in sizes.values() for value in (len(each), sum(each))),
+        *map(sum, zip(*(each.usage for each in results), strict=True)),
         tenant,
         batch_id,
     )
@@ -283,41 +187,60 @@ def _count(transaction: Transaction, tenant: str, batch_id: str, results: Sequen
 
 
 def _close(transaction: Transaction, tenant: str, batch_id: str, status: BatchStatus) -> None:
-    """Ends a batch, and makes the files whole that have a line."""
+    """Ends a batch, and completes its files that have at least one line."""
     transaction.execute(
         "UPDATE roost_batches SET status = ?, ended = {now} WHERE tenant = ? AND id = ?", status.value, tenant, batch_id
     )
     for kind, count in (("output", "num_completed"), ("error", "num_failed")):
-        query = f"SELECT {kind}_file, {count}, {kind}_bytes FROM roost_batches WHERE tenant = ? AND id = ?"
-        ((file_id, num_lines, num_bytes),) = transaction.rows(query, tenant, batch_id)
+        query = f"""
+            SELECT {kind}_file, {count}, {kind}_bytes, output_expires_s FROM roost_batches WHERE tenant = ? AND id = ?
+        """
+        ((file_id, num_lines, num_bytes, expires_s),) = transaction.rows(query, tenant, batch_id)
         if num_lines:
             file_table.begin(transaction, tenant, file_id, "batch_output", f"{batch_id}_{kind}.jsonl")
-            file_table.finish(transaction, tenant, file_id, num_lines, num_bytes)
+            file_table.finish(transaction, tenant, file_id, num_lines, num_bytes, expires_s=expires_s)
 
 
 def expire(transaction: Transaction, max_age_s: float) -> None:
-    """Deletes batches of this age that have ended."""
-    transaction.execute("DELETE FROM roost_batches WHERE status <> 'in_progress' AND created < {now} - ?", max_age_s)
+    """Deletes the oldest ended batches of at least this age, a limited number at a time."""
+    transaction.execute(
+        """
+        WITH old AS (
+            SELECT tenant, id FROM roost_batches WHERE status <> 'in_progress' AND created < {now} - ?
+            ORDER BY created LIMIT ? {skip_locked})
+        DELETE FROM roost_batches WHERE (tenant, id) IN (SELECT tenant, id FROM old)
+        """,  # PostgreSQL may run a subquery of IN several times, and each time finds other unlocked rows
+        max_age_s,
+        _MAX_EXPIRED,
+    )
 
 
 def totals(transaction: Transaction) -> BatchTotals:
-    """Returns the counts for metrics."""
-    statuses = transaction.rows("SELECT status, count(*) FROM roost_batches GROUP BY status")
+    """Returns the counts for metrics. Each count stops at 100,000, which bounds the time of the statements."""
+    query = "(SELECT count(*) FROM (SELECT 1 FROM roost_batches WHERE status = '{}' LIMIT {}) AS counted)"
+    counts = ", ".join(query.format(status, _MAX_COUNTED) for status in BatchStatus)
+    (statuses,) = transaction.rows(f"SELECT {counts}")
     ((lines, oldest),) = transaction.rows(
         """
-        SELECT coalesce(sum(num_lines - num_completed - num_failed), 0), coalesce(max({now} - created), 0)
-        FROM roost_batches WHERE status = 'in_progress'
-        """
+        SELECT coalesce(sum(num_lines - num_completed - num_failed), 0), coalesce(max({now} - created), 0) FROM (
+            SELECT num_lines, num_completed, num_failed, created FROM roost_batches WHERE status = 'in_progress'
+            LIMIT ?) AS unfinished
+        """,
+        _MAX_COUNTED,
     )
-    ((running,),) = transaction.rows("SELECT count(*) FROM roost_batch_claims WHERE lease_until >= {now}")
-    return BatchTotals({status: int(count) for status, count in statuses}, int(lines), int(running), float(oldest))
-
-
-def _values(lease: LineLease) -> tuple[Any, ...]:
-    return lease.tenant, lease.batch, lease.number, lease.fence
+    query = """
+        SELECT count(*) FROM (
+            SELECT 1 FROM roost_batch_claims WHERE owner > '' AND lease_until >= {now} LIMIT ?) AS counted
+    """
+    ((running,),) = transaction.rows(query, _MAX_COUNTED)
+    found = {status.value: int(count) for status, count in zip(BatchStatus, statuses, strict=True) if count}
+    return BatchTotals(found, int(lines), int(running), float(oldest))
 
 
 def _record(row: Sequence[Any]) -> BatchRecord:
     tenant, batch_id, status, model, url, input_file, output_file, error_file, window, metadata, *rest = row
     ids = (input_file, output_file, error_file)
-    return BatchRecord(tenant, batch_id, BatchStatus(status), model, url, *ids, window, bytes(metadata), *rest)
+    *counts, expires_s, input_tokens, cached_tokens, output_tokens = rest
+    usage = TokenUsage(input_tokens, cached_tokens, output_tokens)
+    facts = (window, bytes(metadata), *counts, expires_s, usage)
+    return BatchRecord(tenant, batch_id, BatchStatus(status), model, url, *ids, *facts)

@@ -2,28 +2,43 @@
 
 from collections.abc import Callable, Iterator
 
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from .batch_records import BatchStatus, BatchTotals
 
 
 class BatchCollector(Collector):
-    """Reads the counts of batches in a database."""
+    """Reads the counts of batches in a database, and of this replica.
 
-    def __init__(self, totals: Callable[[], BatchTotals | None]) -> None:
+    Args:
+      totals: Returns the counts of all replicas; None before they are known.
+      num_given_back: Returns how many lines this replica gave back because it could not run them.
+    """
+
+    def __init__(self, totals: Callable[[], BatchTotals | None], num_given_back: Callable[[], int]) -> None:
         self._totals = totals
+        self._num_given_back = num_given_back
 
     def collect(self) -> Iterator[Metric]:
         totals = self._totals() or BatchTotals({}, 0, 0, 0.0)
-        batches = GaugeMetricFamily("roost_batches", "Batches of all replicas, by status.", labels=["status"])
+        batches = GaugeMetricFamily(
+            "roost_batches", "Batches of all replicas, by status, up to 100,000 each.", labels=["status"]
+        )
         for status in BatchStatus:
             batches.add_metric([status.value], totals.batches.get(status.value, 0))
         yield batches
         lines = GaugeMetricFamily(
-            "roost_batch_lines", "Lines of batches in progress that have not ended, by state.", labels=["state"]
+            "roost_batch_lines",
+            "Lines of batches in progress that have not ended, by state; of at most 100,000 batches.",
+            labels=["state"],
         )
         lines.add_metric(["claimed"], totals.running_lines)
         lines.add_metric(["waiting"], max(totals.waiting_lines - totals.running_lines, 0))
         yield lines
         yield GaugeMetricFamily("roost_batch_age_seconds", "Age of the oldest batch in progress.", totals.oldest_s)
+        yield CounterMetricFamily(
+            "roost_batch_lines_given_back",
+            "Lines of batches that this server could not run, and left to be run later.",
+            self._num_given_back(),
+        )

@@ -1,6 +1,6 @@
-"""`/v1/files`: input of batches, and what they have ended with."""
+"""`/v1/files`: inputs of batches, and their results."""
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Annotated, Any, Final, Literal
 
@@ -8,17 +8,20 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from ...database.errors import StoreUnavailableError
+from ...database.pages import PageSpec
 from ...errors.request_errors import bad_value
-from ...errors.request_warnings import warn
+from ...errors.request_warnings import warn_all
+from ...generation.admission import admission
 from ...generation.service import Service
 from ...http.multipart import UploadReader
-from ...http.paging import After, QueryOrder, page
+from ...http.paging import After, QueryOrder, described, no_such_entry
 from ...http.routes import AnyService, JsonRoute, refuse_encoding
 from ...openai.response_schemas import DeletedObject
 from .batch_input import InputCheck, LineSplitter
 from .batch_records import FileRecord
 from .batch_store import BatchStore
-from .file_table import SEGMENT_LINES
+from .expiry import EXPIRY_FIELDS, form_expiry, kept_s
+from .line_upload import add_lines, finish_lines
 from .open_batches import Batches
 from .schemas import FileList, FileObject
 
@@ -26,6 +29,8 @@ PATH: Final = "/v1/files"
 
 MAX_FILE_BYTES: Final = 2 * 2**30
 """Maximum bytes of an uploaded file."""
+
+_JSONL: Final = "application/jsonl"
 
 _WRITE_BYTES: Final = 2**20
 """Bytes of lines that are checked and written at a time."""
@@ -47,6 +52,8 @@ router = APIRouter(route_class=JsonRoute)
                         "properties": {
                             "purpose": {"type": "string", "enum": ["batch"], "description": "Use of the file."},
                             "file": {"type": "string", "format": "binary", "description": "Requests, one a line."},
+                            "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+                            "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2_592_000},
                         },
                     }
                 }
@@ -72,8 +79,10 @@ async def list_files(
     ] = None,
 ) -> dict[str, Any]:
     """Lists the tenant's files, page by page."""
-    files = [each for each in await batches.files() if purpose in (None, each.purpose)]
-    return page(files, limit, order, after, id_of=lambda each: each.id, describe=_described)
+    found = await batches.files(PageSpec(limit, after, order == "desc"), purpose)
+    if found is None:
+        raise no_such_entry(after)
+    return described(found, id_of=lambda each: each.id, describe=_described)
 
 
 @router.get("/v1/files/{file_id}", response_model=FileObject)
@@ -82,12 +91,25 @@ async def get_file(file_id: str, batches: Batches) -> dict[str, Any]:
     return _described(await batches.file(file_id))
 
 
-@router.get("/v1/files/{file_id}/content")
+@router.get(
+    "/v1/files/{file_id}/content",
+    response_class=StreamingResponse,
+    responses={200: {"description": "Lines of the file.", "content": {_JSONL: {"schema": {"type": "string"}}}}},
+)
 async def get_file_content(file_id: str, batches: Batches) -> Response:
     """Returns the lines of a file."""
     record = await batches.file(file_id)
+    pieces = batches.content(record)
+    first = await anext(pieces, b"")  # before the status, so that an unavailable database is a 503
     headers = {"content-length": str(record.num_bytes)}
-    return StreamingResponse(batches.content(record), headers=headers, media_type="application/jsonl")
+    return StreamingResponse(prepended(first, pieces), headers=headers, media_type=_JSONL)
+
+
+async def prepended(first: bytes, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yields a piece that was taken from an iterator, then the iterator's remaining pieces."""
+    yield first
+    async for piece in pieces:
+        yield piece
 
 
 @router.delete("/v1/files/{file_id}")
@@ -98,14 +120,14 @@ async def delete_file(file_id: str, batches: Batches) -> DeletedObject:
 
 
 async def _receive(request: Request, service: Service, batches: BatchStore) -> FileRecord:
-    """Writes the lines of an upload to the store. What was written is deleted if the upload fails.
+    """Writes the lines of an upload to the store. If the upload fails, the written lines are deleted.
 
     Raises:
-      ApiError: The body is not a form with a file of requests.
+      ApiError: The body is not a form with a file of requests, or the tenant has no room for it.
     """
     reader = UploadReader(request.headers.get("content-type", ""), MAX_FILE_BYTES)
-    max_body_bytes: int = request.app.state.max_body_bytes
-    splitter, check, file_id = LineSplitter(max_body_bytes), InputCheck(max_body_bytes), ""
+    max_body_bytes = service.admissions.max_body_bytes
+    splitter, check, file_id = LineSplitter(max_body_bytes), InputCheck(max_body_bytes, admission.get().parse_now), ""
     lines: list[bytes] = []
     try:
         async for piece in reader.pieces(request):
@@ -114,14 +136,15 @@ async def _receive(request: Request, service: Service, batches: BatchStore) -> F
                 file_id = await batches.begin_file(reader.filename or "file")
             lines += splitter.feed(piece)
             if sum(map(len, lines)) >= _WRITE_BYTES:
-                await _add(service, batches, file_id, check, lines)
+                await add_lines(service, batches, file_id, check, lines)
                 lines = []
         lines += splitter.end()
         file_id = file_id or await batches.begin_file(reader.filename or "file")
-        await _add(service, batches, file_id, check, lines)
+        await add_lines(service, batches, file_id, check, lines)
         _check_purpose(reader.fields.get("purpose"))
-        _check_others(reader.fields.keys() - {"purpose"})
-        return await _finish(service, batches, file_id, check)
+        warn_all(sorted(reader.fields.keys() - {"purpose", *EXPIRY_FIELDS}))
+        expires_s = kept_s(form_expiry(reader.fields), batches.retention_s, "expires_after")
+        return await finish_lines(service, batches, file_id, check, expires_s)
     except BaseException:
         if file_id:
             with suppress(StoreUnavailableError):
@@ -134,39 +157,13 @@ def _check_purpose(purpose: str | None) -> None:
         raise bad_value("purpose", f'purpose must be "batch", got {purpose!r}')
 
 
-def _check_others(names: Iterable[str]) -> None:
-    """Reports fields of the form that are unknown.
-
-    Raises:
-      ApiError: A field asks for the file's end, which is the same for all files.
-    """
-    for name in sorted(names):
-        if name.startswith("expires_after"):
-            raise bad_value("expires_after", "expires_after is not supported: files are kept for --store-days")
-        warn(name)
-
-
-async def _add(service: Service, batches: BatchStore, file_id: str, check: InputCheck, lines: list[bytes]) -> None:
-    first = check.num_lines + 1
-    segments = await service.workers.run(lambda: check.add(lines))
-    await batches.add_lines(file_id, first, lines)
-    for index, offsets in enumerate(segments, (first - 1) // SEGMENT_LINES):
-        await batches.put_order(file_id, index, offsets)
-
-
-async def _finish(service: Service, batches: BatchStore, file_id: str, check: InputCheck) -> FileRecord:
-    url, offsets = await service.workers.run(check.finish)
-    if offsets:
-        await batches.put_order(file_id, check.num_lines // SEGMENT_LINES, offsets)
-    return await batches.finish_file(file_id, check.num_lines, check.num_bytes, url)
-
-
 def _described(record: FileRecord) -> dict[str, Any]:
     return {
         "id": record.id,
         "object": "file",
         "bytes": record.num_bytes,
         "created_at": int(record.created),
+        "expires_at": None if record.expires is None else int(record.expires),
         "filename": record.name,
         "purpose": record.purpose,
         "status": "processed",

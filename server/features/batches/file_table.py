@@ -1,7 +1,7 @@
 """All statements on stored files, as functions of a transaction. A file is a sequence of numbered lines.
 
-The lines of an input run in an order of their own, which is stored by segments: for each place of a segment, the line's
-offset from the segment's first line, in two bytes.
+The run order of an input's lines is stored by segments: for each place of a segment, the line's offset from the
+segment's first line, in two bytes.
 """
 
 import struct
@@ -10,18 +10,22 @@ from itertools import batched
 from typing import Any, Final
 
 from ...database.database import Transaction, placeholders
+from ...database.pages import Page, PageSpec, read_page
 from .batch_records import FileRecord
 
 SEGMENT_LINES: Final = 2**16
 """Number of lines of a segment. Lines run in the segments' order."""
 
-_FILE: Final = "tenant, id, created, purpose, name, num_bytes, num_lines, url"
+_FILE: Final = "tenant, id, created, purpose, name, num_bytes, num_lines, url, expires"
+
+_IS_FOUND: Final = "is_whole = 1 AND (expires IS NULL OR expires >= {now})"
+"""Condition of files that clients can find."""
 
 _ABANDONED_S: Final = 3600.0
-"""Seconds after which a file is deleted whose upload has not ended."""
+"""Seconds after which an unfinished upload is deleted."""
 
-_MAX_BYTES: Final = 2**20
-"""Maximum bytes of lines that are read at a time, but for the first line."""
+MAX_PAGE_BYTES: Final = 2**20
+"""Number of bytes after which a page of lines ends."""
 
 _MAX_INSERTED: Final = 1000
 """Maximum number of lines that one statement adds; SQLite takes 32,766 values, and PostgreSQL 65,535."""
@@ -31,7 +35,7 @@ _MAX_DELETED: Final = 2000
 
 
 def begin(transaction: Transaction, tenant: str, file_id: str, purpose: str, name: str) -> None:
-    """Stores an empty file, which is found only once it is whole."""
+    """Stores an empty file, which is found only after it is complete."""
     transaction.execute(
         """
         INSERT INTO roost_files (tenant, id, created, purpose, name, num_bytes, num_lines, url, is_whole)
@@ -46,7 +50,7 @@ def begin(transaction: Transaction, tenant: str, file_id: str, purpose: str, nam
 
 
 def add_lines(transaction: Transaction, tenant: str, file_id: str, first: int, lines: Sequence[bytes]) -> None:
-    """Adds lines to a file that is not whole. Repeating it changes nothing.
+    """Adds lines to an incomplete file. Calling it again has no effect.
 
     Args:
       first: Number of the first line, from 1.
@@ -55,8 +59,24 @@ def add_lines(transaction: Transaction, tenant: str, file_id: str, first: int, l
     put_lines(transaction, tenant, [(file_id, number, line) for number, line in enumerate(lines, first)])
 
 
+def grow(transaction: Transaction, tenant: str, file_id: str, num_lines: int, num_bytes: int) -> None:
+    """Stores the current size of an incomplete file. Calling it again has no effect.
+
+    Args:
+      num_lines: Number of its lines.
+      num_bytes: Size of all its lines.
+    """
+    transaction.execute(
+        "UPDATE roost_files SET num_lines = ?, num_bytes = ? WHERE tenant = ? AND id = ?",
+        num_lines,
+        num_bytes,
+        tenant,
+        file_id,
+    )
+
+
 def put_lines(transaction: Transaction, tenant: str, lines: Sequence[tuple[str, int, bytes]]) -> None:
-    """Adds lines with their newlines, each unless its file has a line of its number.
+    """Adds lines with their newlines. A line is skipped if its file already has a line with its number.
 
     Args:
       lines: Each line with its file and its number.
@@ -72,7 +92,7 @@ def put_lines(transaction: Transaction, tenant: str, lines: Sequence[tuple[str, 
 
 
 def put_order(transaction: Transaction, tenant: str, file_id: str, segment: int, offsets: Sequence[int]) -> None:
-    """Stores the order in which the lines of a segment run. Without it they run in the file's order.
+    """Stores the order in which the lines of a segment run. The default is the file's order.
 
     Args:
       segment: Index of the segment.
@@ -116,21 +136,30 @@ def numbers_at(transaction: Transaction, tenant: str, file_id: str, first: int, 
 
 
 def finish(
-    transaction: Transaction, tenant: str, file_id: str, num_lines: int, num_bytes: int, url: str = ""
+    transaction: Transaction,
+    tenant: str,
+    file_id: str,
+    num_lines: int,
+    num_bytes: int,
+    url: str = "",
+    expires_s: float | None = None,
 ) -> FileRecord | None:
-    """Makes a file whole and returns it; None if it was deleted meanwhile.
+    """Marks a file as complete and returns it; None if it was deleted before.
 
     Args:
       num_lines: Number of its lines.
-      num_bytes: Size of all its lines. Adding it up here would take longer than a transaction may.
+      num_bytes: Size of all its lines. Summing it here would exceed the time limit of a transaction.
       url: Endpoint of all lines of an input.
+      expires_s: Seconds between its creation and its deletion; None applies the store's retention period.
     """
     transaction.execute(
-        "UPDATE roost_files SET is_whole = 1, num_lines = ?, num_bytes = ?, url = ? "
-        "WHERE tenant = ? AND id = ? AND created > 0",  # unless it was hidden meanwhile
+        "UPDATE roost_files SET is_whole = 1, num_lines = ?, num_bytes = ?, url = ?, "
+        "expires = created + CAST(? AS DOUBLE PRECISION) "
+        "WHERE tenant = ? AND id = ? AND created > 0",  # unless it was hidden before
         num_lines,
         num_bytes,
         url,
+        expires_s,
         tenant,
         file_id,
     )
@@ -138,59 +167,83 @@ def finish(
 
 
 def find(transaction: Transaction, tenant: str, file_id: str) -> FileRecord | None:
-    """Returns a whole file; None if there is none."""
+    """Returns a complete file; None if it does not exist."""
     rows = transaction.rows(
-        f"SELECT {_FILE} FROM roost_files WHERE tenant = ? AND id = ? AND is_whole = 1", tenant, file_id
+        f"SELECT {_FILE} FROM roost_files WHERE tenant = ? AND id = ? AND {_IS_FOUND}", tenant, file_id
     )
     return _record(rows[0]) if rows else None
 
 
-def every(transaction: Transaction, tenant: str) -> list[FileRecord]:
-    """Returns all whole files of a tenant, oldest first."""
-    query = f"SELECT {_FILE} FROM roost_files WHERE tenant = ? AND is_whole = 1 ORDER BY created, id"
-    return [_record(row) for row in transaction.rows(query, tenant)]
+def read_list(
+    transaction: Transaction, tenant: str, spec: PageSpec, purpose: str | None = None
+) -> Page[FileRecord] | None:
+    """Returns a page of a tenant's complete files; None if `spec.after` is not in the list.
+
+    Args:
+      purpose: Purpose of the listed files; None lists all files.
+    """
+    source, values = f"roost_files WHERE tenant = ? AND {_IS_FOUND}", [tenant]
+    if purpose is not None:
+        source, values = f"{source} AND purpose = ?", [tenant, purpose]
+    found = read_page(transaction, _FILE, source, values, spec)
+    return None if found is None else found.map(_record)
 
 
-def total_bytes(transaction: Transaction, tenant: str) -> int:
-    """Returns the size of all whole files of a tenant."""
-    query = "SELECT coalesce(sum(num_bytes), 0) FROM roost_files WHERE tenant = ? AND is_whole = 1"
-    ((num_bytes,),) = transaction.rows(query, tenant)
-    return int(num_bytes)
-
-
-def lines(transaction: Transaction, tenant: str, file_id: str, after: int, limit: int) -> list[tuple[int, bytes]]:
+def lines(
+    transaction: Transaction, tenant: str, file_id: str, after: int, limit: int, max_bytes: int = MAX_PAGE_BYTES
+) -> list[tuple[int, bytes]]:
     """Returns the next lines of a file with their numbers; none at its end.
 
     Args:
-      after: Number of the line that they follow.
+      after: Number of the line before the first line to return.
       limit: Maximum number of lines.
+      max_bytes: Number of bytes after which the page ends.
     """
+    last = _last_of_page(transaction, tenant, file_id, after, limit, max_bytes)
     rows = transaction.rows(
         """
-        SELECT number, line FROM (
-            SELECT number, line, sum(length(line)) OVER (ORDER BY number) - length(line) AS size_before FROM (
-                SELECT number, line FROM roost_file_lines WHERE tenant = ? AND file = ? AND number > ?
-                ORDER BY number LIMIT ?
-            ) AS following
-        ) AS counted
-        WHERE size_before < ? ORDER BY number
+        SELECT number, line FROM roost_file_lines WHERE tenant = ? AND file = ? AND number > ? AND number <= ?
+        ORDER BY number
+        """,
+        tenant,
+        file_id,
+        after,
+        last,
+    )
+    return [(int(number), bytes(line)) for number, line in rows]
+
+
+def _last_of_page(transaction: Transaction, tenant: str, file_id: str, after: int, limit: int, max_bytes: int) -> int:
+    """Returns the number of the last line of a page.
+
+    Both databases know the length of a value without reading it. A separate column for the length would be stored after
+    the line, and SQLite would read the line to find it.
+    """
+    lengths = transaction.execute(
+        """
+        SELECT number, length(line) FROM roost_file_lines WHERE tenant = ? AND file = ? AND number > ?
+        ORDER BY number LIMIT ?
         """,
         tenant,
         file_id,
         after,
         limit,
-        _MAX_BYTES,
     )
-    return [(int(number), bytes(line)) for number, line in rows]
+    last, num_bytes = after, 0
+    for number, length in lengths:
+        last, num_bytes = int(number), num_bytes + length
+        if num_bytes >= max_bytes:
+            break
+    return last
 
 
 def hide(transaction: Transaction, tenant: str, file_id: str) -> None:
-    """Lets a file not be found any more. `remove` deletes it; `expired` names it if that was interrupted."""
+    """Hides a file from clients. `remove` then deletes it; `expired` returns it if that was interrupted."""
     transaction.execute("UPDATE roost_files SET is_whole = 0, created = 0 WHERE tenant = ? AND id = ?", tenant, file_id)
 
 
 def remove(transaction: Transaction, tenant: str, file_id: str, limit: int = _MAX_DELETED) -> bool:
-    """Deletes the next lines of a hidden file, then the file; returns whether some are left."""
+    """Deletes the next lines of a hidden file, then the file; returns whether lines are left."""
     deleted = transaction.execute(
         """
         DELETE FROM roost_file_lines WHERE tenant = ? AND file = ? AND number IN (
@@ -210,23 +263,35 @@ def remove(transaction: Transaction, tenant: str, file_id: str, limit: int = _MA
 
 
 def expired(transaction: Transaction, max_age_s: float, limit: int = 8) -> list[tuple[str, str]]:
-    """Hides the oldest files and uploads that were given up; returns tenants and ids of hidden files.
+    """Hides files that are too old or have expired, and abandoned uploads; returns their tenants and ids.
 
     Args:
-      max_age_s: Age from which on files are deleted, unless a batch in progress reads them.
+      max_age_s: Age in seconds after which files are deleted, unless a batch in progress reads them.
       limit: Maximum number of files to delete at a time.
     """
     rows = transaction.rows(
+        "SELECT tenant, id FROM roost_files WHERE is_whole = 0 AND created < {now} - ? ORDER BY created LIMIT ?",
+        min(max_age_s, _ABANDONED_S),
+        limit,
+    )
+    rows += transaction.rows(
         """
-        SELECT tenant, id FROM roost_files
-        WHERE (created < {now} - ? OR (is_whole = 0 AND created < {now} - ?)) AND NOT EXISTS (
+        SELECT tenant, id FROM roost_files WHERE is_whole = 1 AND created < {now} - ? AND NOT EXISTS (
             SELECT 1 FROM roost_batches WHERE roost_batches.tenant = roost_files.tenant
             AND roost_batches.input_file = roost_files.id AND roost_batches.status = 'in_progress')
         ORDER BY created LIMIT ?
         """,
         max_age_s,
-        _ABANDONED_S,
-        limit,
+        limit - len(rows),
+    )
+    rows += transaction.rows(
+        """
+        SELECT tenant, id FROM roost_files WHERE is_whole = 1 AND expires < {now} AND NOT EXISTS (
+            SELECT 1 FROM roost_batches WHERE roost_batches.tenant = roost_files.tenant
+            AND roost_batches.input_file = roost_files.id AND roost_batches.status = 'in_progress')
+        ORDER BY expires LIMIT ?
+        """,
+        limit - len(rows),
     )
     for tenant, file_id in rows:
         hide(transaction, tenant, file_id)

@@ -11,10 +11,10 @@ from ...errors import kinds
 from ...errors.request_errors import ApiError
 from ...feature import OpenFeature, Opening, opened
 from ...generation.service import Service
-from ...http.request_body import MAX_BODY_BYTES
 from .batch_store import BatchStore
 from .batch_worker import BatchWorker
 from .collector import BatchCollector
+from .settings import BatchesSettings
 from .tables import TABLES
 
 
@@ -26,14 +26,15 @@ class OpenBatches(OpenFeature):
       store: Store of files and batches; None without a database.
 
     Args:
-      max_body_bytes: Maximum bytes of a line's body.
+      tenants: Number of tenants.
     """
 
-    def __init__(self, service: Service, store: BatchStore | None = None, max_body_bytes: int = MAX_BODY_BYTES) -> None:
+    def __init__(self, service: Service, store: BatchStore | None = None, tenants: int = 1) -> None:
         self.store = store
-        self.collectors = () if store is None else (BatchCollector(lambda: store.totals),)
+        self.collectors = () if store is None else (BatchCollector(lambda: store.totals, lambda: store.num_given_back),)
         self.service = service
-        self._max_body_bytes = max_body_bytes
+        self._tenants = tenants
+        self._worker: BatchWorker | None = None
 
     @property
     def is_stuck(self) -> bool:
@@ -41,7 +42,12 @@ class OpenBatches(OpenFeature):
 
     def start(self, make_app: Callable[[], ASGIApp]) -> None:
         if self.store is not None:
-            BatchWorker(self.service, make_app(), self.store, self._max_body_bytes).start()
+            self._worker = BatchWorker(self.service, make_app(), self.store, self._tenants)
+            self._worker.start()
+
+    async def evacuate(self) -> None:
+        if self._worker is not None:
+            await self._worker.stop()
 
     async def close(self) -> None:
         if self.store is not None:
@@ -54,11 +60,14 @@ def open_batches(opening: Opening) -> OpenBatches:
     Raises:
       StoreUnavailableError: The database cannot be used.
     """
-    settings = opening.settings
+    settings = opening.settings_of(BatchesSettings)
     if settings is None or settings.store_address.kind == "memory":
         return OpenBatches(opening.service)
-    store = BatchStore(open_database(settings.store_address, TABLES), settings.retention_s)
-    return OpenBatches(opening.service, store, settings.max_body_bytes)
+    database = open_database(settings.store_address, TABLES)
+    store = BatchStore(database, settings.retention_s, int(settings.store_gib * 2**30))
+    batches = OpenBatches(opening.service, store, opening.num_tenants)
+    batches.database = database
+    return batches
 
 
 async def _store(batches: Annotated[OpenBatches, Depends(opened(OpenBatches))]) -> BatchStore:

@@ -5,10 +5,14 @@ from typing import Any, Final
 import orjson
 from fastapi import APIRouter
 
+from ...database.pages import PageSpec
+from ...errors import kinds
 from ...errors.request_errors import bad_value
-from ...http.paging import After, Limit, QueryOrder, page
+from ...generation.admission import admission
+from ...http.paging import After, Limit, QueryOrder, described, no_such_entry
 from ...http.routes import AnyService, JsonRoute
 from .batch_records import BatchRecord, BatchStatus
+from .expiry import kept_s
 from .open_batches import Batches
 from .schemas import BatchBody, BatchList, BatchObject
 
@@ -27,10 +31,24 @@ async def create_batch(body: BatchBody, service: AnyService, batches: Batches) -
     if source.url != body.endpoint:
         named = source.url or "several endpoints"
         raise bad_value("endpoint", f"endpoint: the lines of {source.id} name {named}, not {body.endpoint}")
-    window = body.completion_window
-    window_s = int(window[:-1]) * _UNIT_S[window[-1]]
+    window_s = _seconds(body.completion_window, batches.retention_s)
     metadata = orjson.dumps(body.metadata)
-    return _described(await batches.create(source, service.model.identity, window, window_s, metadata))
+    expires_s = kept_s(body.output_expires_after, batches.retention_s, "output_expires_after")
+    identity, window = service.model.identity, body.completion_window
+    return _described(await batches.create(source, identity, window, window_s, metadata, expires_s))
+
+
+def _seconds(window: str, most_s: float) -> float:
+    """Returns the seconds of a `completion_window`.
+
+    Raises:
+      ApiError: The window is longer than `most_s`, for which its files are kept.
+    """
+    window_s = int(window[:-1]) * _UNIT_S[window[-1]]
+    if window_s > most_s:
+        days = f"{most_s / _UNIT_S['d']:g} days (--store-days)"
+        raise bad_value("completion_window", f"completion_window must be at most {days}, got {window}")
+    return window_s
 
 
 @router.get("/v1/batches", response_model=BatchList)
@@ -41,22 +59,26 @@ async def list_batches(
     after: After = None,
 ) -> dict[str, Any]:
     """Lists the tenant's batches, page by page."""
-    return page(await batches.batches(), limit, order, after, id_of=lambda each: each.id, describe=_described)
+    found = await batches.batches(PageSpec(limit, after, order == "desc"))
+    if found is None:
+        raise no_such_entry(after)
+    return described(found, id_of=lambda each: each.id, describe=_described)
 
 
 @router.get("/v1/batches/{batch_id}", response_model=BatchObject)
 async def get_batch(batch_id: str, batches: Batches) -> dict[str, Any]:
-    """Describes a batch."""
-    return _described(await batches.batch(batch_id))
+    """Describes a batch. `errors` says why its lines wait, if they do."""
+    batch = await batches.batch(batch_id)
+    return _described(batch, await batches.shortage(batch))
 
 
 @router.post("/v1/batches/{batch_id}/cancel", response_model=BatchObject)
 async def cancel_batch(batch_id: str, batches: Batches) -> dict[str, Any]:
-    """Ends a batch at once, and keeps what its lines have ended with; one that has ended stays as it is."""
+    """Cancels a batch, and keeps the results of its lines so far; a batch that has ended is unchanged."""
     return _described(await batches.cancel(batch_id))
 
 
-def _described(batch: BatchRecord) -> dict[str, Any]:
+def _described(batch: BatchRecord, shortage: str | None = None) -> dict[str, Any]:
     ended = None if batch.ended is None else int(batch.ended)
 
     def ended_as(*statuses: BatchStatus) -> int | None:
@@ -66,7 +88,7 @@ def _described(batch: BatchRecord) -> dict[str, Any]:
         "id": batch.id,
         "object": "batch",
         "endpoint": batch.url,
-        "errors": None,
+        "errors": None if shortage is None else _errors(shortage),
         "input_file_id": batch.input_file,
         "completion_window": batch.window,
         "status": batch.status.value,
@@ -86,5 +108,18 @@ def _described(batch: BatchRecord) -> dict[str, Any]:
             "completed": batch.num_completed,
             "failed": batch.num_failed,
         },
-        "metadata": orjson.loads(batch.metadata),
+        "usage": {
+            "input_tokens": batch.usage.input,
+            "input_tokens_details": {"cached_tokens": batch.usage.cached},
+            "output_tokens": batch.usage.output,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": batch.usage.input + batch.usage.output,
+        },
+        "metadata": admission.get().parse_stored(batch.metadata),
     }
+
+
+def _errors(message: str) -> dict[str, Any]:
+    """Returns the errors of a batch whose tenant has reached its limit of bytes."""
+    error = {"code": kinds.QUOTA_EXCEEDED.code, "message": message, "param": None, "line": None}
+    return {"object": "list", "data": [error]}

@@ -1,21 +1,27 @@
 """Schemas of `/v1/files` and `/v1/batches`."""
 
-from typing import Annotated, ClassVar, Literal, TypedDict
+from typing import Annotated, Literal, TypedDict
 
 from pydantic import Field
 
 from ...http.openapi import described
 from ...schemas.base import Fields
-from ...schemas.field_rules import FieldRules, Refusal
+from ...schemas.metadata import Metadata
 from .batch_lines import BatchUrl
+
+
+class ExpiresAfter(Fields):
+    """Lifetime of a file."""
+
+    anchor: Literal["created_at"]
+    """Time from which the seconds count."""
+
+    seconds: Annotated[int, Field(ge=3600, le=2_592_000)]
+    """Seconds for which the file is kept, at most `--store-days`."""
 
 
 class BatchBody(Fields):
     """`POST /v1/batches`."""
-
-    field_rules: ClassVar[FieldRules] = FieldRules(
-        {"output_expires_after": Refusal((), "files are kept for --store-days")}
-    )
 
     input_file_id: Annotated[str, Field(min_length=1)]
     """Id of an uploaded file of requests."""
@@ -24,10 +30,13 @@ class BatchBody(Fields):
     """Endpoint that all lines of the file name."""
 
     completion_window: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,3}[hd]$")]
-    """Time after which lines that have not run get an error, in hours (`24h`) or days (`7d`)."""
+    """Hours (`24h`) or days (`7d`), at most `--store-days`, after which lines that have not run get an error."""
 
-    metadata: Annotated[dict[str, str], Field(max_length=16)] = Field(default_factory=dict)
-    """Up to 16 strings of the client's own."""
+    output_expires_after: ExpiresAfter | None = None
+    """Lifetime of the batch's files; `--store-days` after their creation by default."""
+
+    metadata: Metadata = Field(default_factory=dict)
+    """Up to 16 names and values of the client's own, of at most 64 and 512 characters."""
 
 
 @described
@@ -46,11 +55,14 @@ class FileObject(TypedDict):
     created_at: int
     """Time of its upload, or of its batch's end, in seconds since 1970."""
 
+    expires_at: int | None
+    """Time at which it is deleted, in seconds since 1970; null if it is kept for `--store-days`."""
+
     filename: str
     """Name of the file."""
 
     purpose: Literal["batch", "batch_output"]
-    """`batch` for requests, `batch_output` for what they have ended with."""
+    """`batch` for requests, `batch_output` for results."""
 
     status: Literal["processed"]
     """Every line of the file was checked."""
@@ -91,6 +103,70 @@ class RequestCounts(TypedDict):
 
 
 @described
+class InputTokensDetails(TypedDict):
+    """Parts of the input tokens."""
+
+    cached_tokens: int
+    """Prompt tokens served from the prefix cache."""
+
+
+@described
+class OutputTokensDetails(TypedDict):
+    """Parts of the output tokens."""
+
+    reasoning_tokens: int
+    """Always 0: the model does not reason."""
+
+
+@described
+class BatchUsage(TypedDict):
+    """Tokens of the responses of a batch."""
+
+    input_tokens: int
+    """Prompt tokens."""
+
+    input_tokens_details: InputTokensDetails
+    """Parts of the prompt tokens."""
+
+    output_tokens: int
+    """Generated tokens."""
+
+    output_tokens_details: OutputTokensDetails
+    """Parts of the generated tokens."""
+
+    total_tokens: int
+    """Sum of both."""
+
+
+@described
+class BatchError(TypedDict):
+    """A reason why the lines of a batch wait."""
+
+    code: str
+    """Identifier for programs."""
+
+    message: str
+    """The reason, and what to do."""
+
+    param: None
+    """Always null: no field is wrong."""
+
+    line: None
+    """Always null: the error is not about a single line."""
+
+
+@described
+class BatchErrors(TypedDict):
+    """Reasons why the lines of a batch wait."""
+
+    object: Literal["list"]
+    """Kind of object."""
+
+    data: list[BatchError]
+    """Reasons."""
+
+
+@described
 class BatchObject(TypedDict):
     """A batch."""
 
@@ -103,8 +179,8 @@ class BatchObject(TypedDict):
     endpoint: str
     """Endpoint of all its lines."""
 
-    errors: None
-    """Always null: a file is checked when it is uploaded."""
+    errors: BatchErrors | None
+    """Why its lines wait, if the files of the API key leave no room for their output; only of a single batch."""
 
     input_file_id: str
     """Id of the file of requests."""
@@ -150,6 +226,9 @@ class BatchObject(TypedDict):
 
     request_counts: RequestCounts
     """Numbers of its lines."""
+
+    usage: BatchUsage
+    """Tokens of the lines that have ended until now."""
 
     metadata: dict[str, str]
     """The client's own strings."""

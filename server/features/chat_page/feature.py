@@ -1,4 +1,4 @@
-"""The page to chat on, which asks for the API key itself."""
+"""The chat page, which prompts for the API key."""
 
 from typing import Final
 
@@ -6,4 +6,4 @@ from ...feature import Feature
 from . import FILES
 from .routes import router
 
-FEATURE: Final = Feature("chat_page", routers=(router,), public_paths=frozenset({"/", *FILES}))
+FEATURE: Final = Feature("chat_page", routers=(router,), public_paths=frozenset({"/", "/favicon.ico", *FILES}))

@@ -2,14 +2,17 @@
 // a sanitizer that knows only the tags that Markdown makes.
 
 import { Marked } from "./vendor/marked.esm.js";
-import "./vendor/purify.min.js";
+import { colour } from "./code.js";
 import { copyButton, create } from "./dom.js";
+import { formulaRules, mayHaveFormulas, showFormula } from "./formulas.js";
+import { blocksOf } from "./lexer.js";
+import { LANGUAGE, cleanMarkdown } from "./sanitizer.js";
 
 const MAX_LENGTH = 200_000; // longer text is shown as it is, so that no answer keeps the browser busy
 
 const escape = (text) => text.replace(/[&<>"']/g, (character) => `&#${character.charCodeAt(0)};`);
 
-const marked = new Marked({
+const OPTIONS = {
   gfm: true,
   breaks: true,
   renderer: {
@@ -17,25 +20,10 @@ const marked = new Marked({
     image: ({ href, text }) => `<a href="${escape(href)}">${escape(text || href)}</a>`, // nothing loads by itself
     checkbox: ({ checked }) => (checked ? "☑ " : "☐ "),
   },
-});
-
-const SANITIZER = {
-  ALLOWED_TAGS: ["a", "blockquote", "br", "code", "del", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "li", "ol", "p",
-    "pre", "strong", "table", "tbody", "td", "th", "thead", "tr", "ul"],
-  ALLOWED_ATTR: ["align", "class", "href", "start", "title"],
-  ADD_URI_SAFE_ATTR: ["align", "start"],
-  ALLOW_ARIA_ATTR: false,
-  ALLOW_DATA_ATTR: false,
-  ALLOWED_URI_REGEXP: /^(?:https?|mailto):/i,
-  RETURN_DOM_FRAGMENT: true,
 };
 
-const LANGUAGE = /^language-([\w+#.-]{1,30})$/;
-
-// The only class is the language of a code block.
-DOMPurify.addHook("uponSanitizeAttribute", (element, attribute) => {
-  if (attribute.attrName === "class") attribute.keepAttr = element.nodeName === "CODE" && LANGUAGE.test(attribute.attrValue);
-});
+const plain = new Marked(OPTIONS);
+const withFormulas = new Marked(OPTIONS, { extensions: formulaRules });
 
 // Shows growing text in an element. Blocks that have not changed keep their elements, and with them a reader's selection.
 export class MarkdownView {
@@ -48,19 +36,20 @@ export class MarkdownView {
   show(text) {
     try {
       if (text.length > MAX_LENGTH) throw new RangeError("too long");
-      this.showBlocks(marked.lexer(text));
+      const parser = mayHaveFormulas(text) ? withFormulas : plain;
+      this.showBlocks(blocksOf(text, parser), parser);
     } catch { // too long, or too deeply nested for the parser
-      this.element.replaceChildren(create("p", { className: "plain" }, text));
+      this.element.replaceChildren(create("p", { className: "plain", dir: "auto" }, text));
       this.blocks = [];
     }
   }
 
-  showBlocks(tokens) {
+  showBlocks(tokens, parser) {
     const links = JSON.stringify(tokens.links); // a definition at the end changes references before it
     const blocks = tokens.filter((token) => token.type !== "space" && token.type !== "def");
     let same = 0;
     if (links === this.links) while (same < blocks.length && blocks[same].raw === this.blocks[same]) same += 1;
-    const added = blocks.slice(same).map((token) => create("div", {}, rendered(token)));
+    const added = blocks.slice(same).map((token) => create("div", {}, rendered(parser.parser([token]))));
     for (const old of [...this.element.children].slice(same)) old.remove();
     this.element.append(...added);
     this.blocks = blocks.map((token) => token.raw);
@@ -68,26 +57,38 @@ export class MarkdownView {
   }
 }
 
-function rendered(token) {
-  const fragment = DOMPurify.sanitize(marked.parser([token]), SANITIZER);
+function rendered(html) {
+  const fragment = cleanMarkdown(html);
   for (const link of fragment.querySelectorAll("a")) {
     link.target = "_blank";
     link.rel = "noopener noreferrer";
   }
+  for (const block of fragment.children) block.dir = "auto"; // Arabic and Hebrew run from the right
   for (const code of fragment.querySelectorAll("pre")) frameCode(code);
+  for (const code of fragment.querySelectorAll(":not(pre) > .language-formula")) showFormula(code, false);
+  for (const code of fragment.querySelectorAll(":not(pre) > .language-display-formula")) frameFormula(code);
   for (const table of fragment.querySelectorAll("table")) frameTable(table);
   return fragment;
 }
 
 function frameCode(code) {
   const language = LANGUAGE.exec(code.firstElementChild?.className ?? "")?.[1] ?? "";
-  const frame = create("div", { className: "frame code" });
+  const frame = create("div", { className: "frame code", dir: "ltr" });
   code.replaceWith(frame);
   frame.append(
     create("div", { className: "frame-head" }, create("span", {}, language), copyButton(() => code.textContent, "Copy code")),
     code,
   );
   makeScrollable(code, language ? `Code, ${language}` : "Code");
+  if (language) colour(code.firstElementChild, language);
+}
+
+function frameFormula(code) {
+  const frame = create("span", { className: "display-formula" });
+  code.replaceWith(frame);
+  frame.append(code);
+  makeScrollable(frame, "Formula");
+  showFormula(code, true);
 }
 
 function frameTable(table) {
@@ -100,6 +101,6 @@ function frameTable(table) {
 // Wide content scrolls by the keyboard, too.
 function makeScrollable(element, label) {
   element.tabIndex = 0;
-  element.setAttribute("role", "region");
+  element.setAttribute("role", "group"); // no region: of these, each would need a name of its own
   element.setAttribute("aria-label", label);
 }

@@ -1,15 +1,15 @@
-"""`GET /`: the chat page, which talks to this server only, and its files."""
+"""`GET /`: the chat page, which sends requests only to this server, and its files."""
 
 from collections.abc import Awaitable, Callable
 from typing import Final
 
 from fastapi import APIRouter, Response
 
-from . import FILES, PAGE
+from . import FILES, ICON, PAGE
 
 router = APIRouter()
 
-_MEDIA_TYPES: Final = {"css": "text/css", "js": "text/javascript"}
+_MEDIA_TYPES: Final = {"css": "text/css", "js": "text/javascript", "mjs": "text/javascript", "woff2": "font/woff2"}
 
 _PAGE_HEADERS: Final = {
     "cache-control": "no-cache",
@@ -18,6 +18,7 @@ _PAGE_HEADERS: Final = {
             "default-src 'none'",
             "script-src 'self'",
             "style-src 'self'",
+            "font-src 'self'",
             "connect-src 'self'",
             "img-src data:",
             "base-uri 'none'",
@@ -31,6 +32,8 @@ _PAGE_HEADERS: Final = {
     "x-content-type-options": "nosniff",
 }
 
+_ICON_HEADERS: Final = {"cache-control": "public, max-age=86400", "x-content-type-options": "nosniff"}
+
 _FILE_HEADERS: Final = {
     "cache-control": "public, max-age=31536000, immutable",
     "cross-origin-resource-policy": "same-origin",
@@ -42,6 +45,12 @@ _FILE_HEADERS: Final = {
 async def page() -> Response:
     """Returns the chat page."""
     return Response(PAGE, media_type="text/html", headers=_PAGE_HEADERS)
+
+
+@router.get("/favicon.ico", include_in_schema=False)
+async def icon() -> Response:
+    """Returns the icon that browsers show for addresses without one of their own."""
+    return Response(ICON, media_type="image/svg+xml", headers=_ICON_HEADERS)
 
 
 def _file(path: str, content: bytes) -> Callable[[], Awaitable[Response]]:

@@ -9,7 +9,8 @@ const WRONG_KEY = "The server refused the API key: change it under Settings.";
 
 export async function request(path, options = {}) {
   const key = apiKey();
-  const headers = { "content-type": "application/json", ...(key ? { authorization: `Bearer ${key}` } : {}) };
+  const own = { "content-type": "application/json", ...(key ? { authorization: `Bearer ${key}` } : {}) };
+  const headers = { ...own, ...options.headers };
   let response;
   try {
     response = await fetch(path, { ...options, headers });

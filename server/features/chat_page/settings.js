@@ -1,32 +1,36 @@
-// The settings: the browser keeps them, except for the API key, which only the tab keeps.
+// The settings of the chat that is shown, and the API key, which only the tab keeps.
 
 import { $ } from "./dom.js";
 
-const DEFAULTS = { system: "", temperature: "0.7", "top-p": "", seed: "", "max-tokens": "512" };
-const STORED = "roost";
+const DEFAULTS = { system: "", temperature: "0.7", "top-p": "", seed: "", "max-tokens": "" };
+const KEY = "roost";
+const FOR_NEW = "roost-settings"; // not "roost", where earlier versions stored a limit of 512 that nobody had chosen
 
-export function loadSettings() {
+// Returns the settings that a new chat begins with.
+export function settingsForNew() {
   let stored = {};
-  try { stored = JSON.parse(localStorage.getItem(STORED)) || {}; } catch { /* broken or forbidden: the defaults */ }
-  for (const [id, value] of Object.entries({ ...DEFAULTS, ...stored })) if (id in DEFAULTS) $(id).value = value;
-  try { $("key").value = sessionStorage.getItem(STORED) || ""; } catch { /* forbidden */ }
+  try { stored = JSON.parse(localStorage.getItem(FOR_NEW)) || {}; } catch { /* broken or forbidden: the defaults */ }
+  return { ...DEFAULTS, ...stored };
+}
+
+export function showSettings(chat) {
+  const settings = { ...settingsForNew(), ...chat.settings };
+  for (const id of Object.keys(DEFAULTS)) $(id).value = settings[id];
   showTemperature();
 }
 
-export function storeSettings() {
-  const values = Object.fromEntries(Object.keys(DEFAULTS).map((id) => [id, $(id).value]));
-  try {
-    localStorage.setItem(STORED, JSON.stringify(values));
-    sessionStorage.setItem(STORED, $("key").value);
-  } catch { /* forbidden: they last as long as the page */ }
+// Gives a chat the settings that are shown, and new chats, too, if that is wanted.
+export function takeSettings(chat) {
+  chat.settings = Object.fromEntries(Object.keys(DEFAULTS).map((id) => [id, $(id).value]));
+  if (!$("for-new").checked) return;
+  $("for-new").checked = false;
+  try { localStorage.setItem(FOR_NEW, JSON.stringify(chat.settings)); } catch { /* forbidden */ }
 }
 
 export function showTemperature() {
   const value = Number($("temperature").value);
   $("temperature-now").value = value === 0 ? "0, always the likeliest" : value.toFixed(2);
 }
-
-export const apiKey = () => $("key").value.trim();
 
 // Fields of a chat completion request. An empty setting is left out, so that the server's default applies.
 export function requestFields(messages) {
@@ -37,6 +41,34 @@ export function requestFields(messages) {
     temperature: Number($("temperature").value),
     top_p: number("top-p"),
     seed: number("seed"),
-    max_tokens: number("max-tokens") ?? null,
+    max_tokens: number("max-tokens") ?? Number($("max-tokens").placeholder),
   };
+}
+
+// Takes the server's limit of an answer, if it has one, in place of the page's own.
+export function showTokenLimit(limit) {
+  if (limit) $("max-tokens").placeholder = limit;
+}
+
+export const apiKey = () => $("key").value.trim();
+
+export function loadKey() {
+  try { $("key").value = sessionStorage.getItem(KEY) || ""; } catch { /* forbidden */ }
+}
+
+export function storeKey() {
+  try { sessionStorage.setItem(KEY, $("key").value); } catch { /* forbidden: it lasts as long as the page */ }
+}
+
+// Says in the dialog what is wrong with the key.
+export function showKeyProblem(problem) {
+  $("key-problem").textContent = problem;
+  $("key-problem").hidden = !problem;
+  $("key").setAttribute("aria-invalid", Boolean(problem));
+}
+
+export function askForKey() {
+  showKeyProblem(apiKey() ? "The server refuses this key." : "The server wants a key.");
+  if (!$("settings").open) $("settings").showModal();
+  $("key").focus();
 }

@@ -1,1 +1,1 @@
-"""Roost's own endpoints, and those of llama.cpp and vLLM."""
+"""Roost's native endpoints, and endpoints of llama.cpp and vLLM."""

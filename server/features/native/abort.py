@@ -1,4 +1,4 @@
-"""`POST /abort_request`: ends a request from outside."""
+"""`POST /abort_request`: aborts a running request."""
 
 from typing import Annotated
 
@@ -16,13 +16,13 @@ class AbortBody(Fields):
     """`POST /abort_request`."""
 
     request_id: Annotated[str, Field(min_length=1)]
-    """Id of the response that is to end, or the request's `x-request-id`."""
+    """Id of the response to end, or the request's `x-request-id`."""
 
 
 @router.post("/abort_request")
 async def abort_request(body: AbortBody, service: AnyService) -> AbortedRequests:
-    """Ends all choices of a request, by the response's id or its `x-request-id`, and returns how many still ran.
+    """Aborts all choices of a request, by the response's id or its `x-request-id`, and returns how many were running.
 
-    An unknown id, or one whose request has ended, is no error.
+    An unknown id, or the id of a request that has ended, is not an error.
     """
     return AbortedRequests(aborted=service.tracked.abort(body.request_id))

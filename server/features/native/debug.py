@@ -22,7 +22,7 @@ _ONE: Final = asyncio.Lock()
 
 @router.post("/debug/profile", response_class=Response, responses={200: {"content": {"application/zip": {}}}})
 async def profile(service: ReadyService, seconds: Annotated[float, Query(gt=0, le=60)] = 2.0) -> Response:
-    """Records what the host and the device do, and returns files for xprof and Perfetto, zipped."""
+    """Records a profile of the host and the device, and returns files for xprof and Perfetto, zipped."""
     if _ONE.locked():
         raise ApiError(kinds.PROFILE_IN_PROGRESS, "a profile is being recorded; wait for its end")
     async with _ONE:

@@ -1,4 +1,4 @@
-"""Roost's own endpoints: tokens in and out, templates, aborts, profiles."""
+"""Roost's native endpoints: tokens in and out, templates, aborts, profiles."""
 
 from typing import Final
 
@@ -10,6 +10,6 @@ FEATURE: Final = Feature(
     "native",
     routers=(generate.router, tokenize.router, render.router, abort.router),
     admin_routers=(debug.router,),
-    fields=dict.fromkeys(("from_state", "token_ids"), "/generate"),
+    fields={"token_ids": "/generate"},
     events=(TokensChunk,),
 )

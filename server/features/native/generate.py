@@ -6,10 +6,11 @@ from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 
-from ....engine import SamplingParams
+from ....engine import ID_BYTES, SamplingParams
+from ...generation.admission import admission
 from ...generation.delta import Delta
 from ...generation.logprobs import token_logprobs
-from ...generation.prompts import ID_BYTES, Prompt
+from ...generation.prompts import Prompt
 from ...generation.requests import choice_params, spec_of
 from ...generation.service import Service
 from ...generation.spec import GenerationSpec, PromptCopies
@@ -17,7 +18,7 @@ from ...http.openapi import streamable
 from ...http.response_parts import Report, ResponseKind, choice_end
 from ...http.routes import JsonRoute, ReadyService
 from ...http.streaming import ResponseBuilder, respond
-from ...tenancy.request_memory import is_large, keep
+from ...openai.schemas import check_stream_options
 from ...text.served_model import ServedModel
 from .response_schemas import Tokens, TokensChunk
 from .schemas import GenerateBody
@@ -41,15 +42,15 @@ async def generate_spec(body: GenerateBody, service: Service) -> GenerationSpec:
     Raises:
       ApiError: The body cannot be converted.
     """
-    spec = await service.prepare(lambda: spec_of(body, _params(body, service.model)))
-    encoded = await service.prepare(lambda: service.prompts.token_ids(body.token_ids, param="token_ids"))
-    prompt = service.prompts.truncated(encoded, body.truncate_prompt_tokens, body.truncation_side)
+    check_stream_options(stream=body.stream, options=body.stream_options)
+    spec = await admission.get().run(lambda: spec_of(body, _params(body, service.model)))
+    encoded = await admission.get().run(lambda: service.prompts.token_ids(body.token_ids, param="token_ids"))
+    new = service.prompts.truncated(encoded, body.truncate_prompt_tokens, body.truncation_side)
     state = service.saved_state(body.from_state)
-    keep(ID_BYTES * len(prompt.token_ids))
-    if state is not None:
-        (prompt,) = await service.prompts.after(state.state, [prompt])
+    await admission.get().keep(ID_BYTES * len(new.token_ids))
+    prompts = await service.prompts.after(state, [new])
     copies = PromptCopies(body.num_candidates if body.return_token_ids else 0, body.prompt_logprobs)
-    return replace(spec, prompts=[prompt], state=state, sends_ids=True, holds_output=not body.stream, copies=copies)
+    return replace(spec, prompts=prompts, state=state, sends_ids=True, holds_output=not body.stream, copies=copies)
 
 
 def _params(body: GenerateBody, model: ServedModel) -> list[SamplingParams]:
@@ -69,7 +70,7 @@ class TokensResponseBuilder(ResponseBuilder):
         return self._report.whole([self._choice(choice) for choice in choices], choices)
 
     def repeats_much(self, delta: Delta) -> bool:
-        return delta.prompt_logprobs is not None and is_large()
+        return delta.prompt_logprobs is not None and admission.get().is_large
 
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
         return self._report.chunks(delta, [self._choice(delta)])

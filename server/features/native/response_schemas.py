@@ -1,4 +1,4 @@
-"""Schemas of the responses of Roost's own endpoints, for `/openapi.json`."""
+"""Schemas of the responses of Roost's native endpoints, for `/openapi.json`."""
 
 from typing import Literal, NotRequired, TypedDict
 
@@ -93,4 +93,4 @@ class AbortedRequests(TypedDict):
     """Number of choices that an abort has ended."""
 
     aborted: int
-    """Number of choices that still ran."""
+    """Number of choices that were still running."""

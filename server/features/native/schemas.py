@@ -16,7 +16,7 @@ class GenerateBody(GenerationFields, StreamingFields):
     """Token ids of the prompt, to which nothing is added."""
 
     logprobs: TopLogprobs | None = None
-    """Number of alternatives to report for each token; 0 reports only the token's own, the default nothing."""
+    """Number of alternatives to report for each token; 0 reports only the token itself, the default nothing."""
 
     from_state: str | None = None
     """Id of a saved state that the prompt continues."""

@@ -5,6 +5,7 @@ from functools import partial
 from fastapi import APIRouter, Response
 
 from ...errors.request_errors import bad_value
+from ...generation.admission import admission
 from ...generation.prompts import Prompt
 from ...generation.requests import conversation_of
 from ...generation.response_size import text_response_bytes
@@ -14,7 +15,6 @@ from ...http.openapi import success
 from ...http.routes import AnyService, JsonRoute
 from ...schemas.base import Body, TokenIds
 from ...schemas.generation_fields import Messages, TemplateFields
-from ...tenancy.request_memory import keep
 from .response_schemas import DetokenizedPrompt, TokenizedPrompt, TokenizerInfo
 
 router = APIRouter(route_class=JsonRoute)
@@ -57,7 +57,7 @@ async def detokenize(body: DetokenizeBody, service: AnyService) -> Response:
         raise bad_value("tokens", "this checkpoint has no tokenizer, so its tokens have no text")
     if not body.tokens:
         return json_response({"prompt": ""})
-    keep(text_response_bytes(body.tokens, tokenizer))
+    await admission.get().keep(text_response_bytes(body.tokens, tokenizer))
 
     def detokenized() -> dict[str, str]:
         token_ids = service.prompts.token_ids(body.tokens, param="tokens").token_ids
@@ -69,7 +69,7 @@ async def detokenize(body: DetokenizeBody, service: AnyService) -> Response:
 
 @router.get("/tokenizer_info")
 async def tokenizer_info(service: AnyService) -> TokenizerInfo:
-    """Returns what evaluation harnesses need to work without a tokenizer of their own."""
+    """Returns the facts that evaluation harnesses need to work without a tokenizer."""
     tokenizer = service.model.tokenizer
     ends = tokenizer.end_token_ids
     return {
@@ -85,7 +85,7 @@ async def _encode(body: TokenizeBody, service: Service) -> Prompt:
     if (body.prompt is None) == (body.messages is None):
         raise bad_value("prompt", "send either prompt or messages")
     if body.messages is not None:
-        conversation = await service.prepare(partial(conversation_of, body, body.messages))
+        conversation = await admission.get().run(partial(conversation_of, body, body.messages))
         return await service.prompts.chat(conversation)
     assert body.prompt is not None
     return (await service.prompts.completions([body.prompt], add_bos=body.add_special_tokens))[0]

@@ -5,18 +5,18 @@ from collections.abc import Coroutine
 from functools import partial
 from typing import Any
 
-from ...tenancy.request_memory import hold
+from ...generation.admission import admission
 from ...tenancy.tenant import tenant
 
 
 class Background:
-    """Keeps references to running tasks, since the event loop itself keeps weak ones only."""
+    """Keeps references to running tasks, since the event loop keeps only weak ones."""
 
     def __init__(self) -> None:
         self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     def start(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Runs a coroutine as a task, and returns that.
+        """Runs a coroutine as a task, and returns the task.
 
         Args:
           name: Name of the task, unique among the tenant's running tasks.
@@ -24,13 +24,13 @@ class Background:
         task, key = asyncio.create_task(work), (tenant.get(), name)
         self._tasks[key] = task
         task.add_done_callback(partial(self._forget, key))
-        release = hold()
+        release = admission.get().hold()
         task.add_done_callback(lambda _: release())
         return task
 
     @property
     def is_busy(self) -> bool:
-        """Whether any task runs."""
+        """Whether any task is running."""
         return bool(self._tasks)
 
     def is_running(self, name: str) -> bool:
@@ -38,9 +38,9 @@ class Background:
         return (tenant.get(), name) in self._tasks
 
     async def wait(self, name: str) -> None:
-        """Returns when the tenant's running task of this name has ended."""
+        """Waits until the tenant's running task of this name has ended."""
         await asyncio.wait([self._tasks[tenant.get(), name]])
 
     def _forget(self, key: tuple[str, str], task: asyncio.Task[None]) -> None:
-        if self._tasks.get(key) is task:  # or else a response that was given up has been adopted again
+        if self._tasks.get(key) is task:  # otherwise a response that was given up has been adopted again
             del self._tasks[key]

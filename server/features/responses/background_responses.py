@@ -1,18 +1,24 @@
-"""Background responses: they are generated without a client, and may be continued by another replica."""
+"""Background responses, which are generated without a client and may be continued by another replica."""
 
 import asyncio
 import logging
-from array import array
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-import orjson
-
-from ....engine import EngineDeadError, QueueFullError, SamplingParams
+from ....engine import (
+    ConstraintLostError,
+    EngineDeadError,
+    EngineStoppedError,
+    QueueFullError,
+    SamplingParams,
+    id_bytes,
+    ids_in,
+)
 from ...database.errors import FencedError, StoreUnavailableError
 from ...errors.request_errors import ApiError, from_exception
+from ...generation.admission import Admission, admission
 from ...generation.choice_stream import DeltaJoiner
 from ...generation.delta import Delta
 from ...generation.generation import Generation
@@ -23,40 +29,48 @@ from ...http.response_parts import to_json
 from .background import Background
 from .body import ResponseBody
 from .builder import NO_OUTPUT, TYPED_EVENTS, ResponsesBuilder
+from .conversations.items import output_items
 from .records import Job
 from .response_store import ResponseLog
 
 _UNSEEN_S: Final = 0.25
-"""Seconds between two writes to a log whose events no client follows."""
+"""Seconds between two writes to a log whose events no client is following."""
 
 _logger: Final = logging.getLogger(__name__)
 
 
-def job_of(body: ResponseBody, prompt: Prompt, params: SamplingParams, service: Service) -> Job:
-    """Returns all that another replica needs to continue a response, but for the log."""
+def job_of(
+    body: ResponseBody, prompt: Prompt, params: SamplingParams, service: Service, *, state_is_imported: bool
+) -> Job:
+    """Returns what another replica needs to continue a response, except the log.
+
+    Args:
+      state_is_imported: Whether the prompt continues a state of another engine, which its tokens do not repeat.
+    """
     seeded = body.model_copy(update={"seed": params.seed})
     request = seeded.model_dump_json(by_alias=True, exclude_unset=True, exclude={"input"}).encode()
-    token_ids = array("i", prompt.token_ids).tobytes()
-    return Job(service.model.identity, request, token_ids, service.engine_identity)
+    token_ids = id_bytes(prompt.token_ids)
+    engine = None if state_is_imported else service.engine_identity
+    return Job(service.model.identity, request, token_ids, engine)
 
 
-def body_of(job: Job) -> ResponseBody:
-    """Returns the body of a job, without its input, which is in the prompt."""
-    return ResponseBody.model_validate({**orjson.loads(job.request), "input": "-"})
+def body_of(own: Admission, job: Job) -> ResponseBody:
+    """Returns the body of a job, without its input, which is part of the prompt."""
+    return ResponseBody.model_validate({**own.parse_stored(job.request), "input": "-"})
 
 
-def prompt_ids(job: Job) -> tuple[int, ...]:
+def prompt_ids(job: Job) -> Sequence[int]:
     """Returns the token ids of a job's prompt."""
-    return tuple(array("i", job.prompt))
+    return ids_in(job.prompt)
 
 
 @dataclass(frozen=True, slots=True)
 class BackgroundRun:
-    """Generation of a background response, from its first or any later event to its end in the store.
+    """Generation of a background response, from its first or any later event until its end is stored.
 
     Attributes:
       log: Log of the response, which this replica owns.
-      is_pending: Whether the response has no event yet.
+      is_pending: Whether the response has no event yet, such as a response that an older server has queued.
       is_adopted: Whether another replica started it.
     """
 
@@ -64,15 +78,17 @@ class BackgroundRun:
     builder: ResponsesBuilder
     choice: Choice
     log: ResponseLog
-    is_pending: bool = True
+    is_pending: bool = False
     is_adopted: bool = False
 
-    def start(self, background: Background) -> None:
-        """Generates the response in a task, which holds its log."""
-        self.log.hold(background.start(self.builder.id, self.run()))
+    def start(self, background: Background) -> asyncio.Task[None]:
+        """Generates the response in a task, which holds its log, and returns the task."""
+        task = background.start(self.builder.id, self.run())
+        self.log.hold(task)
+        return task
 
     async def run(self) -> None:
-        """Generates the response. It has ended when this returns, or is for the next owner."""
+        """Generates the response. When this returns, the response has ended or is left to another owner."""
         try:
             await self._run()
         except FencedError as error:
@@ -89,27 +105,29 @@ class BackgroundRun:
         except (FencedError, StoreUnavailableError):
             raise
         except Exception as error:
-            if not (self._is_for_others(error) and await self.log.release()):
+            if not (self._is_for_others(error) and await self.log.release(is_death=is_death(error))):
                 await self._fail(from_exception(error), error)
 
     def _is_for_others(self, error: Exception) -> bool:
-        """Returns whether the error is this replica's, so that others may continue."""
-        return isinstance(error, EngineDeadError) or (self.is_adopted and isinstance(error, QueueFullError))
+        """Returns whether the error is specific to this replica, so that others may continue the response."""
+        if isinstance(error, QueueFullError):
+            return self.is_adopted
+        return isinstance(error, EngineDeadError | ConstraintLostError)
 
     async def _generate(self, generation: Generation) -> None:
         builder = self.builder
         if self.is_pending:
-            await self.log.append(_encoded(builder.opening()))
+            await self.log.append(encoded(builder.opening()))
         last: list[bytes] = []
         async with aclosing(self._deltas(generation)) as deltas:
             async for delta in deltas:
-                last = _encoded(builder.chunks(delta))
+                last = encoded(builder.chunks(delta))
                 if delta.finish_reason is None and (last or delta.token_ids):
                     await self.log.append(last, delta)
-        await self._end([*last, *_encoded(builder.closing())])
+        await self._end([*last, *encoded(builder.closing())])
 
     async def _deltas(self, generation: Generation) -> AsyncGenerator[Delta]:
-        """Yields the deltas to log. Without followers, those of a moment are one."""
+        """Yields the deltas to log. Without followers, deltas are joined for up to `_UNSEEN_S` seconds."""
         if self.log.is_streamed:
             async for delta in generation:
                 yield delta
@@ -129,26 +147,32 @@ class BackgroundRun:
     async def _fail(self, error: ApiError, cause: Exception) -> None:
         if error.status_code == 500:
             _logger.error("a background response failed", exc_info=cause)
-        await self._end(_encoded(self.builder.failure(error)))
+        await self._end(encoded(self.builder.failure(error)))
 
     async def _end(self, events: Sequence[bytes]) -> None:
         assert self.builder.ended is not None
         response, output = self.builder.ended
-        await self.log.end(events, to_json(response), output, response["status"])
+        await self.log.end(events, to_json(response), output, response["status"], output_items(response))
+
+
+def is_death(error: Exception) -> bool:
+    """Returns whether an error ended the engine or a grammar process, which the response may have caused."""
+    return isinstance(error, EngineDeadError | ConstraintLostError) and not isinstance(error, EngineStoppedError)
 
 
 async def end_early(log: ResponseLog, number: int, pending: bytes, **changes: Any) -> None:
     """Ends a response that another replica started, without generating anything.
 
     Args:
-      number: Number of its next event.
+      number: Number of the response's next event.
       pending: JSON of the unfinished response.
       changes: Fields of the final response.
     """
-    response = {**orjson.loads(pending), **changes}
+    response = {**admission.get().parse_stored(pending), **changes}
     event = {"type": "response.failed", "sequence_number": number, "response": response}
-    await log.end(_encoded([event]), to_json(response), NO_OUTPUT, response["status"])
+    await log.end(encoded([event]), to_json(response), NO_OUTPUT, response["status"])
 
 
-def _encoded(chunks: Iterable[Mapping[str, Any]]) -> list[bytes]:
+def encoded(chunks: Iterable[Mapping[str, Any]]) -> list[bytes]:
+    """Returns events in the encoding of a log."""
     return [TYPED_EVENTS.encode(chunk) for chunk in chunks]

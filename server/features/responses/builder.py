@@ -1,4 +1,4 @@
-"""Builds OpenAI's responses, which grow event by event."""
+"""Builds OpenAI's responses event by event."""
 
 import itertools
 import time
@@ -12,31 +12,38 @@ from ...constraints.tools import CallJoiner, CallPiece
 from ...errors.request_errors import ApiError
 from ...generation.choice_stream import DeltaJoiner
 from ...generation.delta import Delta
-from ...generation.logprobs import response_delta_logprobs, response_logprobs
+from ...generation.logprobs import ResponseTokenLogprob, response_logprobs
 from ...generation.prompts import Prompt
 from ...http.response_parts import SseEncoder
 from ...http.streaming import ResponseBuilder
 from ...schemas.sampling_fields import requested_numbers
 from ...text.conversation import ConversationMessage, FunctionCall
 from ...text.served_model import ServedModel
-from .body import ResponseBody, ResponseTool
+from .body import ResponseBody
+from .tools import ResponseTool
 
 TYPED_EVENTS: Final = SseEncoder(is_named=True)
 """Encoder of events."""
 
 _TEXT_PLACE: Final = {"output_index": 0, "content_index": 0}
-"""Place of the text: the output is one message with one text, or calls."""
+"""Place of the text. The output is either one message with one text, or calls."""
 
 NO_OUTPUT: Final = ConversationMessage("assistant", "")
+
+
+def new_response_id() -> str:
+    """Returns the id of a new response."""
+    return f"resp_{uuid4().hex}"
 
 
 class ResponsesBuilder(ResponseBuilder):
     """Builds responses and their events.
 
     Args:
-      params: Sampling parameters; the response shows those that the client left to the server.
+      params: Sampling parameters; the response reports the values of fields that the client left out.
       keep: Stores the final response and its message before the client gets them.
       pending: Unfinished response that another replica started; None for a new one.
+      response_id: Id of a new response; None makes one.
 
     Attributes:
       ended: The final response and its message; None before the end.
@@ -52,8 +59,9 @@ class ResponsesBuilder(ResponseBuilder):
         params: SamplingParams,
         keep: Callable[[dict[str, Any], ConversationMessage], Awaitable[None]] | None = None,
         pending: Mapping[str, Any] | None = None,
+        response_id: str | None = None,
     ) -> None:
-        self.id = f"resp_{uuid4().hex}" if pending is None else str(pending["id"])
+        self.id = response_id or new_response_id() if pending is None else str(pending["id"])
         self._item_id = self.id.replace("resp_", "msg_")  # the store finds items by their response's id
         self._created = int(time.time()) if pending is None else int(pending["created_at"])
         self._is_inexact = False
@@ -81,7 +89,7 @@ class ResponsesBuilder(ResponseBuilder):
             await self._keep(*self.ended)
 
     def opening(self) -> Iterator[dict[str, Any]]:
-        yield self._event("response.created", response=self.in_progress())
+        yield self._event("response.created", response=self.queued() if self._body.background else self.in_progress())
         yield self._event("response.in_progress", response=self.in_progress())
 
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
@@ -105,24 +113,30 @@ class ResponsesBuilder(ResponseBuilder):
         yield self._event(f"response.{response['status']}", response=response)
 
     def failure(self, error: ApiError) -> Iterator[dict[str, Any]]:
-        """Yields the event about an error. A cancelled background response has the same event, as there is no other."""
+        """Yields the event about an error. A cancelled background response has the same event, since OpenAI's API has
+        no other.
+        """
         is_cancelled = self._body.background and error.body["error"]["code"] == "request_aborted"
         response = self._response("cancelled") if is_cancelled else self._failed(error)
         self.ended = response, NO_OUTPUT
         yield self._event("response.failed", response=response)
 
     def replay(self, deltas: Sequence[Delta], num_events: int, *, is_exact: bool) -> None:
-        """Takes deltas whose events were sent by another replica, and continues with the number after theirs.
+        """Replays deltas whose events another replica has sent, and continues with the next event number.
 
         Args:
-          is_exact: Whether the response goes on as on that replica. If not, it is marked as inexact, unless it has no
-            output yet.
+          is_exact: Whether the response continues exactly as on that replica. If not, it is marked as inexact, unless
+            it has no output yet.
         """
         self._is_inexact = bool(deltas) and not is_exact
         for delta in deltas:
             for _ in self.chunks(delta):
                 pass
         self._numbers = itertools.count(num_events)
+
+    def queued(self) -> dict[str, Any]:
+        """Returns a background response as its client first receives it."""
+        return self._response("queued")
 
     def in_progress(self) -> dict[str, Any]:
         """Returns the response before it has any output."""
@@ -144,19 +158,19 @@ class ResponsesBuilder(ResponseBuilder):
         )
 
     def _text_chunks(self) -> Iterator[dict[str, Any]]:
-        """Yields the events about the unsent part of the text; first of all, that the text begins."""
+        """Yields the events about the unsent part of the text, beginning with the event that starts the text."""
         if not self._has_message:
             self._has_message = True
             yield self._event("response.output_item.added", output_index=0, item=self._item("in_progress", []))
             yield self._text_event("response.content_part.added", part=self._part(Delta(0)))
         unsent = self._unsent.take() if self._unsent else Delta(0)
         if unsent.text or (unsent.token_ids and self._body.wants_logprobs):
-            logprobs = self._delta_logprobs(unsent)
+            logprobs = self._logprobs(unsent)
             yield self._text_event("response.output_text.delta", delta=unsent.text, logprobs=logprobs)
 
     def _ended_message(self, choice: Delta, item: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from self._text_chunks()
-        logprobs = self._delta_logprobs(choice)
+        logprobs = self._logprobs(choice)
         yield self._text_event("response.output_text.done", text=choice.text, logprobs=logprobs)
         yield self._text_event("response.content_part.done", part=item["content"][0])
         yield self._event("response.output_item.done", output_index=0, item=item)
@@ -186,23 +200,28 @@ class ResponsesBuilder(ResponseBuilder):
             "id": self.id,
             "object": "response",
             "created_at": self._created,
+            "completed_at": None,
             "status": status,
             "background": body.background,
             "error": None,
+            "frequency_penalty": numbers["frequency_penalty"],
             "incomplete_details": None,
             "instructions": body.instructions,
             "max_output_tokens": self._params.max_tokens,
+            "max_tool_calls": body.max_tool_calls,
             "metadata": body.metadata,
             "model": self._model.id,
             "output": [],
             "parallel_tool_calls": body.parallel_tool_calls,
+            "presence_penalty": numbers["presence_penalty"],
             "previous_response_id": body.previous_response_id,
             "prompt_cache_key": body.prompt_cache_key,
             "reasoning": {"effort": None, "summary": None},
             "safety_identifier": body.safety_identifier,
             "service_tier": "default",
+            "store": body.store,
             "temperature": numbers.get("temperature", self._params.temperature),
-            "text": {"format": body.text.format.model_dump(by_alias=True, exclude_unset=True)},
+            "text": {"format": body.text.format.described()},
             "tool_choice": body.tool_choice if isinstance(body.tool_choice, str) else body.tool_choice.model_dump(),
             "tools": [_described(tool) for tool in body.functions],
             "top_logprobs": body.top_logprobs or 0,
@@ -210,12 +229,13 @@ class ResponsesBuilder(ResponseBuilder):
             "truncation": body.truncation,
             "usage": None,
             "user": body.user,
+            **({} if body.conversation_id is None else {"conversation": {"id": body.conversation_id}}),
             **({"inexact": True} if self._is_inexact else {}),
             **changes,
         }
 
     def _call_items(self, calls: Sequence[CallPiece], status: str) -> list[dict[str, Any]]:
-        """Returns the items of calls. Output that was cut short ended within the last call."""
+        """Returns the items of calls. Truncated output ended within the last call."""
         last = len(calls) - 1
         return [self._call_item(call, status if call.index == last else "completed") for call in calls]
 
@@ -233,17 +253,13 @@ class ResponsesBuilder(ResponseBuilder):
         return {"type": "message", "id": self._item_id, "status": status, "role": "assistant", "content": content}
 
     def _part(self, choice: Delta) -> dict[str, Any]:
-        logprobs = (
-            response_logprobs(self._model.tokenizer, choice.token_ids, choice.logprobs)
-            if self._body.wants_logprobs
-            else []
-        )
+        logprobs = self._logprobs(choice)
         return {"type": "output_text", "text": choice.text, "annotations": [], "logprobs": logprobs}
 
-    def _delta_logprobs(self, delta: Delta) -> list[Any]:
+    def _logprobs(self, delta: Delta) -> list[ResponseTokenLogprob]:
         if not self._body.wants_logprobs:
             return []
-        return list(response_delta_logprobs(self._model.tokenizer, delta.token_ids, delta.logprobs))
+        return response_logprobs(self._model.tokenizer, delta.token_ids, delta.logprobs)
 
     def _usage(self, choice: Delta) -> dict[str, Any]:
         input_tokens, output_tokens = len(self._prompt.token_ids), len(choice.token_ids)
@@ -263,7 +279,7 @@ class ResponsesBuilder(ResponseBuilder):
 
 
 def _message(choice: Delta) -> ConversationMessage:
-    """Returns the message that a conversation continues with."""
+    """Returns the message with which a conversation continues."""
     calls = tuple(FunctionCall(call.id or "", call.name or "", call.arguments) for call in choice.calls)
     return ConversationMessage("assistant", choice.text, calls)
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from ....engine import CheckpointFormat, RequestCheckpoint, StateFileError
+from ....engine import RequestSnapshot, RequestSnapshotFormat, StateFileError
 from .stats import StoreStats
 
 _NUM_THREADS: Final = 2
@@ -26,11 +26,11 @@ _logger: Final = logging.getLogger(__name__)
 
 
 class CheckpointFiles:
-    """Reads and writes checkpoints. A file that cannot be used costs the work since the response's start, nothing else.
+    """Reads and writes checkpoints. If a file cannot be used, the response is decoded again from its start.
 
     Args:
       folder: The folder. Only replicas with the same database may share it.
-      key: Key that signs files; None adds a digest that only detects accidents.
+      key: Key that signs files; None adds a digest that only detects accidental damage.
       stats: Counts for metrics.
     """
 
@@ -42,8 +42,8 @@ class CheckpointFiles:
         self._unused: frozenset[str] = frozenset()
         self._is_failing = False
 
-    async def write(self, name: str, formats: CheckpointFormat, checkpoint: RequestCheckpoint) -> int:
-        """Writes a file, which appears whole, and returns its size in bytes; 0 if it cannot be written."""
+    async def write(self, name: str, formats: RequestSnapshotFormat, checkpoint: RequestSnapshot) -> int:
+        """Writes a file atomically, and returns its size in bytes; 0 if it cannot be written."""
         start = time.monotonic()
         try:
             num_bytes = await self._export(name, formats, checkpoint)
@@ -57,8 +57,8 @@ class CheckpointFiles:
         self._stats.checkpoint_seconds += time.monotonic() - start
         return num_bytes
 
-    async def read(self, name: str, formats: CheckpointFormat) -> RequestCheckpoint | None:
-        """Returns the checkpoint in a file; None if there is no usable one."""
+    async def read(self, name: str, formats: RequestSnapshotFormat) -> RequestSnapshot | None:
+        """Returns the checkpoint in a file; None if the file cannot be used."""
         try:
             return await self._run(lambda: formats.load(self._path(name).read_bytes(), name, self._key))
         except FileNotFoundError:
@@ -80,7 +80,8 @@ class CheckpointFiles:
         """Deletes files that no response referred to at this call and at the one before.
 
         Args:
-          used: Names of the files that running responses refer to. A file is written a moment before.
+          used: Names of the files that running responses refer to. A file is written shortly before its response refers
+            to it.
         """
         with suppress(OSError):
             found = await self._run(lambda: {path.name for path in self._folder.iterdir()})
@@ -89,7 +90,7 @@ class CheckpointFiles:
                 await self._run((self._folder / each).unlink)
             self._unused = unused
 
-    async def measure(self, formats: CheckpointFormat) -> float | None:
+    async def measure(self, formats: RequestSnapshotFormat) -> float | None:
         """Writes files of the largest size, and returns the seconds per file; None if the folder cannot be written."""
         checkpoint, start = formats.example(), time.monotonic()
         names = [f"measure-{os.getpid()}-{number}" for number in range(_NUM_THREADS)]
@@ -104,10 +105,10 @@ class CheckpointFiles:
         return (time.monotonic() - start) / len(names)
 
     def close(self) -> None:
-        """Takes no more work."""
+        """Stops the threads, and drops queued work."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _export(self, name: str, formats: CheckpointFormat, checkpoint: RequestCheckpoint) -> int:
+    async def _export(self, name: str, formats: RequestSnapshotFormat, checkpoint: RequestSnapshot) -> int:
         return await self._run(lambda: self._write(name, formats.export(checkpoint, name, self._key)))
 
     async def _run[T](self, work: Callable[[], T]) -> T:
@@ -132,7 +133,7 @@ class CheckpointFiles:
         return self._folder / (name + _SUFFIX)
 
     def _note(self, error: OSError | None) -> None:
-        """Logs once when the folder cannot be written any more, and once when it can be again."""
+        """Logs once when the folder becomes unwritable, and once when it is writable again."""
         if error is not None and not self._is_failing:
             text = "checkpoints cannot be written to %s (%s): adopted responses are decoded again from their start"
             _logger.warning(text, self._folder, error.strerror)

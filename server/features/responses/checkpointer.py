@@ -1,4 +1,4 @@
-"""Checkpoints of this replica's running responses: from time to time, and before it ends."""
+"""Periodic and final checkpoints of this replica's running responses."""
 
 import asyncio
 import logging
@@ -7,19 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ....engine import AsyncEngine, CheckpointFormat, EngineDeadError, RequestCheckpoint, UnknownRequestError
+from ....engine import AsyncEngine, EngineDeadError, RequestSnapshot, RequestSnapshotFormat, UnknownRequestError
 from ...database.errors import FencedError, StoreUnavailableError
 from ...generation.generation import engine_request_id
 from ...observability.request_metrics import Fact, Observer, observed
 from .checkpoint_files import CheckpointFiles
 from .durable_responses import DurableLog, DurableResponses
-from .records import Checkpoint
+from .records import CheckpointReference
 
 _POLL_S: Final = 0.5
 """Seconds between two looks for responses without a recent checkpoint."""
 
 _LOG_S: Final = 10.0
-"""Seconds for which a checkpoint waits until the log has its tokens."""
+"""Seconds for which a checkpoint waits until its tokens are in the log."""
 
 _AT_A_TIME: Final = 8
 """Number of checkpoints in memory during an evacuation."""
@@ -32,12 +32,12 @@ _logger: Final = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class CheckpointSettings:
-    """When checkpoints are taken.
+    """Intervals and limits of checkpoints.
 
     Attributes:
       interval_s: Minimum seconds between two checkpoints of a response.
       max_bytes_per_s: Maximum bytes per second of all periodic checkpoints together.
-      evacuation_s: Maximum seconds for the checkpoints before the end of the process.
+      evacuation_s: Maximum seconds for the checkpoints before the process exits.
     """
 
     interval_s: float
@@ -52,7 +52,7 @@ class Checkpointer:
       engine: Engine with checkpoints.
       responses: Responses of this replica.
       files: Files of checkpoints.
-      settings: When checkpoints are taken.
+      settings: Intervals and limits of checkpoints.
       observers: Observers of checkpoints and of the evacuation.
     """
 
@@ -73,11 +73,11 @@ class Checkpointer:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begins, once the engine is ready."""
+        """Starts the checkpointer's task. The engine must be ready."""
         self._task = asyncio.create_task(self._run())
 
     async def evacuate(self) -> None:
-        """Takes a last checkpoint of every response, as far as there is time. Nothing is generated any more."""
+        """Takes a last checkpoint of as many responses as the time limit permits. Generation has stopped afterwards."""
         if self._task is not None:
             self._task.cancel()
         if not (self._exact_logs() or self._responses.streams) or not self._engine.is_ready:
@@ -93,10 +93,10 @@ class Checkpointer:
             _logger.warning("%s", error)
 
     async def _save_all(self, facts: dict[str, Fact]) -> None:
-        """Stops the engine's stepping, and takes a checkpoint of every response, open streams included.
+        """Pauses the engine, and takes a checkpoint of every response, including open streams.
 
         Args:
-          facts: Receives what was done.
+          facts: Receives the numbers of responses and checkpoints.
         """
         start = time.monotonic()
         await self._engine.pause()
@@ -156,27 +156,27 @@ class Checkpointer:
         """Takes a checkpoint of a response, and returns the size of its file; 0 if it has none."""
         with observed(self._observers, "checkpoint", response=log.lease.id) as facts:
             try:
-                checkpoint = await self._engine.checkpoint(engine_request_id(log.lease.id, 0))
+                checkpoint = await self._engine.snapshot_request(engine_request_id(log.lease.id, 0))
             except UnknownRequestError:
                 return 0  # it has no token yet, or has ended
             num_bytes = await self._keep(log, checkpoint)
             facts.update(tokens=checkpoint.num_tokens, bytes=num_bytes)
             return num_bytes
 
-    async def _keep(self, log: DurableLog, checkpoint: RequestCheckpoint) -> int:
+    async def _keep(self, log: DurableLog, checkpoint: RequestSnapshot) -> int:
         """Writes a checkpoint's file and refers to it, and returns the file's size; 0 if it cannot be written."""
         name = f"{log.lease.id}-{log.lease.fence}-{checkpoint.num_tokens}"
         if not (num_bytes := await self._files.write(name, self._formats, checkpoint)):
             return 0
         try:
             async with asyncio.timeout(_LOG_S):
-                await self._responses.set_checkpoint(log, Checkpoint(name, checkpoint.num_tokens))
+                await self._responses.set_checkpoint(log, CheckpointReference(name, checkpoint.num_tokens))
         except FencedError:
             await self._files.delete(name)
         except (
             StoreUnavailableError,
             TimeoutError,
-        ) as error:  # which may still commit; the file is swept if it does not
+        ) as error:  # the write may still commit; the file is swept if it does not
             _logger.debug("the checkpoint %s may be lost: %s", name, error)
         return num_bytes
 
@@ -184,7 +184,7 @@ class Checkpointer:
         return [log for log in self._responses.running_logs if log.is_exact]
 
     @property
-    def _formats(self) -> CheckpointFormat:
-        formats = self._engine.checkpoint_format
+    def _formats(self) -> RequestSnapshotFormat:
+        formats = self._engine.request_snapshot_format
         assert formats is not None
         return formats

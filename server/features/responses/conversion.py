@@ -9,11 +9,13 @@ from ...errors.request_errors import bad_value
 from ...generation.prompts import Prompt
 from ...generation.service import Service
 from ...generation.spec import GenerationSpec
+from ...generation.state_store import StoredState
 from ...schemas.sampling_fields import sampling_params
 from ...schemas.tools import OtherTool
 from ...text.conversation import ConversationMessage, ToolOptions
 from .body import LOGPROBS, ResponseBody
-from .input_items import ItemReference
+from .input_items import ItemReference, ResponseItem
+from .prompt_fields import PromptFields
 
 
 def generation_options(
@@ -22,15 +24,23 @@ def generation_options(
     """Returns the sampling parameters and the output constraint of a body.
 
     Raises:
-      ApiError: The body asks for what cannot be done.
+      ApiError: The body requests something that the server cannot do.
     """
     return _params(body, service), with_tools(_text_constraint(body), body.tool_options)
 
 
 def generation_spec(
-    body: ResponseBody, prompt: Prompt, params: Sequence[SamplingParams], constraint: OutputConstraint | None
+    body: ResponseBody,
+    prompt: Prompt,
+    params: Sequence[SamplingParams],
+    constraint: OutputConstraint | None,
+    state: StoredState | None = None,
 ) -> GenerationSpec:
-    """Returns the spec of a body, given what was prepared for it."""
+    """Returns the spec of a body from its prepared parts.
+
+    Args:
+      state: Saved state that the prompt begins with; None prefills the whole prompt.
+    """
     return GenerationSpec(
         [prompt],
         params,
@@ -38,6 +48,7 @@ def generation_spec(
         ignore_eos=body.ignore_eos,
         may_call=bool(body.tool_options.introduced),
         limit_param=None if body.max_output_tokens is None else "max_output_tokens",
+        state=state,
         cache_salt=body.cache_salt,
         priority=body.priority,
         queue_timeout_s=body.queue_timeout,
@@ -45,7 +56,7 @@ def generation_spec(
     )
 
 
-def input_messages(body: ResponseBody, referred: Mapping[str, ConversationMessage]) -> list[ConversationMessage]:
+def input_messages(body: PromptFields, referred: Mapping[str, ConversationMessage]) -> list[ConversationMessage]:
     """Returns the messages of the input.
 
     Args:
@@ -53,21 +64,26 @@ def input_messages(body: ResponseBody, referred: Mapping[str, ConversationMessag
     """
     if isinstance(body.input, str):
         return [ConversationMessage("user", body.input)]
+    return messages_of(body.input, referred)
+
+
+def messages_of(
+    items: Sequence[ResponseItem], referred: Mapping[str, ConversationMessage]
+) -> list[ConversationMessage]:
+    """Returns the messages of items; see `input_messages`."""
     return [
         message
-        for item in body.input
+        for item in items
         for message in ([referred[item.id]] if isinstance(item, ItemReference) else item.as_messages())
     ]
 
 
-def tool_options(body: ResponseBody) -> ToolOptions:
+def tool_options(body: PromptFields) -> ToolOptions:
     """Returns the tools and the tool choice.
 
     Raises:
-      ApiError: The body asks for what cannot be done.
+      ApiError: The only tool to call is one that the server cannot run.
     """
-    if body.top_logprobs is not None and not body.wants_logprobs:
-        raise bad_value("top_logprobs", f'top_logprobs needs include: ["{LOGPROBS}"]')
     if isinstance(body.tool_choice, OtherTool):
         kind = body.tool_choice.type
         raise bad_value("tool_choice", f"tool_choice: this server runs no tools of the type {kind[:60]!r}")
@@ -84,6 +100,8 @@ def _text_constraint(body: ResponseBody) -> OutputConstraint | None:
 
 
 def _params(body: ResponseBody, service: Service) -> list[SamplingParams]:
+    if body.top_logprobs is not None and not body.wants_logprobs:
+        raise bad_value("top_logprobs", f'top_logprobs needs include: ["{LOGPROBS}"]')
     max_tokens = body.max_output_tokens or service.model.defaults.max_tokens
     logprobs = (body.top_logprobs or 0) if body.wants_logprobs else None
     return sampling_params(body, service.model, max_tokens, logprobs=logprobs)

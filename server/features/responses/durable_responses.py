@@ -1,48 +1,58 @@
-"""Responses in a database, which survive their replica."""
+"""Responses in a database, which outlive their replica."""
 
 import asyncio
 import logging
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from itertools import batched
 from typing import Any, Final
 from uuid import uuid4
 
-from ....engine import CheckpointFormat, RequestCheckpoint
-from ...database.database import Database
+from ....engine import RequestSnapshot, RequestSnapshotFormat
+from ...database.database import Database, Lane, Transaction
 from ...database.errors import FencedError
 from ...database.errors import StoreUnavailableError as UnavailableError
 from ...database.group_commit import INTERVAL_S, GroupCommit
+from ...errors import kinds
+from ...errors.request_errors import ApiError
 from ...generation.delta import Delta
 from ...tenancy.tenant import tenant
 from ...text.conversation import ConversationMessage
-from . import response_table
+from . import claim_table, event_table, expiry_table, response_table
 from .appends import Append, run_all
 from .checkpoint_files import CheckpointFiles
+from .conversations.durable_conversations import DurableConversations
+from .conversations.records import Item, Turn
+from .conversations.store import locked
+from .log_followers import LogFollowers
 from .logged_delta import pack_delta
-from .records import Checkpoint, Claim, Job, Lease, LogEntry, ResponseRecord
+from .records import CheckpointReference, Claim, Job, Lease, LogEnd, LogEntry, ResponseRecord
 from .response_store import ResponseLog, ResponseStore, StoredResponse, pack
 from .response_table import LEASE_S
 from .stats import StoreStats
 
 MAX_RESPONSES: Final = 10_000
 MAX_BYTES: Final = 2**30
-"""Bounds of the responses that each tenant has in the database, beside those that are running."""
+"""Limits on the responses that each tenant has in the database, in addition to running responses."""
+
+MAX_RUNNING: Final = 1000
+MAX_RUNNING_BYTES: Final = 2**30
+"""Limits on each tenant's running responses in the database, and on the bytes of these responses and their logs. Beyond
+these limits, the tenant cannot start background responses."""
+
+_MAX_DELETED: Final = 20
+"""Number of responses that are deleted in one transaction: each may have a long log."""
 
 REPLY_S: Final = 5.0
-"""Seconds after which a client gets an error while the database is away."""
+"""Seconds after which a client gets an error while the database is unavailable."""
 
 _LAST_S: Final = 1.0
-"""Seconds for the last writes of a replica that stops."""
+"""Seconds for the last writes of a replica that is shutting down."""
 
 _OWNER_S: Final = 2 * LEASE_S
 """Seconds for which an owner tries to write. Its lease has ended by then, so others may continue the response."""
-
-_POLL_S: Final = 0.1
-"""Seconds between two looks for events that another replica may have written."""
-
-_OUTAGE_S: Final = 30.0
-"""Seconds for which a follower waits for a database that is away."""
 
 _RESPONSE_ID: Final = re.compile("resp_[0-9a-f]{32}")
 
@@ -54,14 +64,17 @@ class DurableResponses(ResponseStore):
 
     Args:
       database: Database with the store's tables.
-      retention_s: Age from which on responses are deleted.
-      files: Files of checkpoints; None if none are taken.
-      adopt_after_s: Seconds for which a response without an owner is left to replicas that continue it exactly.
+      retention_s: Age in seconds after which responses are deleted.
+      files: Files of checkpoints; None if no checkpoints are taken.
+      adopt_after_s: Seconds for which a response without an owner is reserved for replicas that can continue it
+        exactly.
 
     Attributes:
       stats: Counts for metrics.
-      streams: For each open stream in the foreground, a function that stores what another replica needs to go on.
+      streams: For each open foreground stream, a function that stores what another replica needs to continue it.
     """
+
+    conversations: DurableConversations
 
     def __init__(
         self,
@@ -71,21 +84,25 @@ class DurableResponses(ResponseStore):
         files: CheckpointFiles | None = None,
         stats: StoreStats | None = None,
     ) -> None:
-        super().__init__()
+        self._commits = GroupCommit(database, INTERVAL_S, run_all)
+        self._leases = GroupCommit(database, INTERVAL_S, lane=Lane.LEASES)
+        super().__init__(DurableConversations(database, self._commits, self._leases))
         self.stats = stats or StoreStats()
         self.files = files
         self.streams: set[Callable[[], Awaitable[None]]] = set()
         self._database = database
-        self._commits = GroupCommit(database, INTERVAL_S, run_all)
         self._retention_s = retention_s
         self._adopt_after_s = adopt_after_s
         self._replica = uuid4().hex
+        self._last_turn = ""
         self._logs: dict[tuple[str, str], DurableLog] = {}
         self._changed: dict[tuple[str, str], asyncio.Event] = {}
+        self._taken: set[tuple[str, str]] = set()
+        self._followers = LogFollowers(database, self._changed.get)
 
     @property
     def is_stuck(self) -> bool:
-        """Whether a transaction would delay the end of the process."""
+        """Whether a transaction would delay the exit of the process."""
         return self._database.is_stuck
 
     @property
@@ -93,11 +110,22 @@ class DurableResponses(ResponseStore):
         """Logs of the responses that this replica owns."""
         return list(self._logs.values())
 
-    async def keep(self, response_id: str, response: bytes, history: bytes, output: ConversationMessage) -> None:
+    async def keep(
+        self, response_id: str, response: bytes, history: bytes, output: ConversationMessage, turn: Turn | None = None
+    ) -> None:
         record = ResponseRecord(tenant.get(), response_id, bytes(response), history, pack([output]))
-        await self._commits.write(lambda each: response_table.put(each, record), REPLY_S)
+        end = None if turn is None else self.conversations.ending(turn)
 
-    async def open(self, pending: StoredResponse, job: Job) -> ResponseLog:
+        def put(transaction: Transaction) -> bool:
+            had_turn = end is None or end(transaction)
+            if had_turn:
+                response_table.put(transaction, record)
+            return had_turn
+
+        if not await self._commits.write(put, REPLY_S) and turn is not None:
+            raise locked(turn.conversation, "conversation")
+
+    async def open(self, pending: StoredResponse, job: Job, events: Sequence[bytes]) -> ResponseLog:
         record = ResponseRecord(
             tenant.get(),
             pending.id,
@@ -107,34 +135,42 @@ class DurableResponses(ResponseStore):
             is_background=True,
             is_streamed=pending.is_streamed,
             is_running=True,
+            turn=pending.turn,
         )
-        insert = partial(response_table.insert, record=record, job=job, owner=self._replica)
-        lease = await self._commits.write(insert, REPLY_S)
-        return self._log(lease, is_streamed=pending.is_streamed, is_exact=job.engine is not None)
+        first = LogEntry(0, 0, len(events), 0, 0, events=b"".join(events) if pending.is_streamed else b"")
+        insert = partial(_insert_within_quota, record=record, job=job, owner=self._replica, entry=first)
+        with self._taking(record.tenant, record.id):
+            lease = await self._commits.write(insert, REPLY_S)
+        if isinstance(lease, str):
+            raise ApiError(kinds.TOO_MANY_RUNNING, f"{lease}: wait for some of them to end, or cancel them")
+        log = self._log(lease, is_streamed=pending.is_streamed, is_exact=job.engine is not None)
+        log.go_on(LogEnd().after(first))
+        return log
 
     async def hand_over(
         self, record: ResponseRecord, job: Job, entry: LogEntry, task: asyncio.Task[Any]
     ) -> "DurableLog":
-        """Stores a response that another replica is to continue.
+        """Stores a response that another replica will continue.
 
         Args:
           entry: All of its events and tokens so far.
           task: Task until whose end this replica stays the owner.
 
         Raises:
-          StoreUnavailableError: The database is away, full or too slow.
+          StoreUnavailableError: The database is unavailable, full or too slow.
         """
         insert = partial(response_table.insert, record=record, job=job, owner=self._replica, entry=entry)
-        lease = await self._commits.write(insert, _LAST_S)
+        with self._taking(record.tenant, record.id):
+            lease = await self._commits.write(insert, _LAST_S)
         self.stats.handovers += 1
         log = self._log(lease, is_streamed=True, is_exact=job.engine is not None)
-        log.skip([entry])
+        log.go_on(LogEnd().after(entry))
         log.is_left = True
         log.hold(task)
         return log
 
     async def hand_over_streams(self) -> None:
-        """Stores the responses of all open streams, which nothing is sent of any more."""
+        """Stores the responses of all open streams. Nothing is sent on these streams afterwards."""
         streams = list(self.streams)
         results = await asyncio.gather(*(hand_over() for hand_over in streams), return_exceptions=True)
         if failures := [result for result in results if isinstance(result, Exception)]:
@@ -149,8 +185,9 @@ class DurableResponses(ResponseStore):
         return None if found is None else stored_response(found)
 
     async def seize(self, response_id: str) -> "tuple[DurableLog, int] | None":
-        seize = partial(response_table.seize, owner=self._replica, tenant=tenant.get(), response_id=response_id)
-        claim = await self._commits.write(seize, REPLY_S)
+        seize = partial(claim_table.seize, owner=self._replica, tenant=tenant.get(), response_id=response_id)
+        with self._taking(tenant.get(), response_id):
+            claim = await self._commits.write(seize, REPLY_S)
         if claim is None:
             return None
         log, task = self.log_of(claim), asyncio.current_task()
@@ -158,37 +195,24 @@ class DurableResponses(ResponseStore):
         log.hold(task)
         return log, log.num_events
 
+    @contextmanager
+    def _taking(self, owner: str, response_id: str) -> Iterator[None]:
+        """Keeps `renew` from ending a lease that a write has stored but no task holds yet."""
+        self._taken.add((owner, response_id))
+        try:
+            yield
+        finally:
+            self._taken.discard((owner, response_id))
+
     async def remove(self, response_id: str) -> None:
         owner = tenant.get()
         await self._commits.write(lambda each: response_table.delete(each, owner, response_id), REPLY_S)
 
     async def follow(self, stored: StoredResponse, number: int, pause_s: float) -> AsyncGenerator[bytes | None]:
-        loop = asyncio.get_running_loop()
-        key, silent_since = (tenant.get(), stored.id), loop.time()
-        while True:
-            changed = self._changed.get(key)
-            entries, is_running = await self._following(key, number)
-            for event in _events(entries, number):
-                yield event
-                number, silent_since = number + 1, loop.time()
-            if not is_running:
-                return
-            if not entries:
-                await _wait(changed)
-            if loop.time() - silent_since >= pause_s:
-                silent_since = loop.time()
-                yield None
-
-    async def _following(self, key: tuple[str, str], number: int) -> tuple[Sequence[LogEntry], bool]:
-        """Reads the next events. A database that is away for a moment is waited for."""
-        give_up_at = asyncio.get_running_loop().time() + _OUTAGE_S
-        while True:
-            try:
-                return await self._database.run(lambda each: response_table.follow(each, *key, number))
-            except UnavailableError:
-                if asyncio.get_running_loop().time() >= give_up_at:
-                    raise
-                await asyncio.sleep(_POLL_S)
+        key = tenant.get(), stored.id
+        if number:
+            await self._followers.check(key, number)
+        return self._followers.follow(key, number, pause_s)
 
     async def claim(self, model: str, limit: int, engine: str | None) -> Sequence[Claim]:
         """Adopts responses without a live owner.
@@ -199,42 +223,79 @@ class DurableResponses(ResponseStore):
           engine: Identity of the engine; None if it cannot continue responses exactly.
         """
         claim = partial(
-            response_table.claim,
+            claim_table.claim,
             owner=self._replica,
             model=model,
             limit=limit,
             engine=engine,
             after_s=self._adopt_after_s,
+            after=self._last_turn,
         )
-        claims = await self._commits.write(claim, REPLY_S)
+        claims = await self._leases.write(claim, REPLY_S)
+        if claims:
+            self._last_turn = claims[-1].lease.tenant
         self.stats.adoptions += len(claims)
         return claims
+
+    async def set_alone(self, log: "DurableLog", *, is_alone: bool) -> None:
+        """Records whether this replica runs no other adopted response together with a suspect.
+
+        It is recorded before the suspect begins, and before others join it.
+
+        Raises:
+          FencedError: The response has ended, or another replica owns it.
+          StoreUnavailableError: The database is unavailable.
+        """
+        lease = log.lease
+        await self._commits.write(lambda each: claim_table.set_alone(each, lease, is_alone=is_alone), REPLY_S)
+
+    async def deltas(self, claim: Claim) -> list[bytes]:
+        """Returns the packed deltas in the log of an adopted response. Its former owners cannot write to it any more.
+
+        Raises:
+          StoreUnavailableError: The database is unavailable.
+        """
+        found: list[bytes] = []
+        key, place = (claim.lease.tenant, claim.lease.id), 0
+        while place < claim.log.num_entries:
+            read = partial(event_table.deltas, tenant=key[0], response_id=key[1], place=place)
+            some, after = await self._database.run(read)
+            if after == place:
+                break  # the response was deleted
+            found += some
+            place = after
+        return found
 
     def log_of(self, claim: Claim) -> "DurableLog":
         """Returns the log of an adopted response, after its last entry. No task holds it yet."""
         log = self._log(claim.lease, is_streamed=claim.record.is_streamed, is_exact=claim.is_exact)
-        log.skip(claim.entries)
+        log.go_on(claim.log)
         log.checkpoint = claim.checkpoint
         return log
 
     async def renew(self) -> Sequence[tuple[str, str]]:
-        """Extends the leases that tasks of this replica hold, ends its other ones, and counts running responses.
+        """Extends the leases that tasks of this replica hold, ends its other leases, and counts running responses.
 
         Returns:
-          Tenants and ids of responses that this replica still generates, but owns no more.
+          Tenants and ids of responses that this replica still generates but no longer owns.
         """
         written = {key: log.lease for key, log in self._logs.items()}
         renew = partial(response_table.renew, owner=self._replica, leases=list(written.values()))
-        held = set(await self._commits.write(renew, REPLY_S))
-        strays = held - {log.lease for log in self._logs.values()}  # their tasks have ended early, or never began
+        held = set(await self._leases.write(renew, REPLY_S))
+        known = {
+            *written.values(),
+            *(log.lease for log in self._logs.values()),
+        }  # a response may begin or end during the write
+        strays = {lease for lease in held - known if (lease.tenant, lease.id) not in self._taken}
         self.stats.unattended = len(strays)
         if strays:
-            await self._commits.write(lambda each: response_table.release(each, strays), REPLY_S)
+            await self._leases.write(lambda each: response_table.release(each, strays), REPLY_S)
+        await self.conversations.renew()
         await self._count_running()
         return [key for key, lease in written.items() if lease not in held and key in self._logs]
 
     async def _count_running(self) -> None:
-        """Counts running responses for metrics, and says when more of them than before wait in vain."""
+        """Counts running responses for metrics, and logs when the number of abandoned ones has grown."""
         patience_s = self._adopt_after_s + 2 * LEASE_S
         count = partial(response_table.count_running, patience_s=patience_s)
         earlier = self.stats.abandoned
@@ -246,11 +307,13 @@ class DurableResponses(ResponseStore):
             _logger.warning(text, self.stats.abandoned, patience_s)
 
     async def expire(self) -> None:
-        """Deletes responses beyond the bounds, and files of checkpoints that no response refers to."""
-        expire = partial(
-            response_table.expire, max_age_s=self._retention_s, max_responses=MAX_RESPONSES, max_bytes=MAX_BYTES
+        """Deletes responses and conversations beyond the limits, and checkpoint files that no response refers to."""
+        expired = partial(
+            expiry_table.expired, max_age_s=self._retention_s, max_responses=MAX_RESPONSES, max_bytes=MAX_BYTES
         )
-        await self._commits.write(expire, REPLY_S)
+        for names in batched(await self._database.run(expired), _MAX_DELETED):
+            await self._commits.write(partial(expiry_table.delete_all, names=names), REPLY_S)
+        await self.conversations.expire(self._retention_s)
         if self.files is not None:
             await self.files.sweep(await self._database.run(response_table.checkpoint_names, timeout_s=REPLY_S))
 
@@ -266,19 +329,23 @@ class DurableResponses(ResponseStore):
         if self.files is not None:
             self.files.close()
 
-    async def write_entry(self, log: "DurableLog", entry: LogEntry, final: tuple[bytes, bytes] | None = None) -> None:
-        """Commits an entry of a log, and with the last one the final response and its packed message.
+    async def write_entry(
+        self, log: "DurableLog", entry: LogEntry, final: tuple[bytes, bytes, Sequence[Item]] | None = None
+    ) -> None:
+        """Commits an entry of a log, and with the last entry the final response, its packed message and its items.
 
         Raises:
           FencedError: Another replica owns the response, or it was deleted.
-          UnavailableError: The database was away for too long.
+          UnavailableError: The database was unavailable for too long.
         """
-        lease = log.lease
+        lease, log_bytes = log.lease, log.num_bytes
         try:
             if final is None:
-                await self._commits.write(Append(lease, entry), _OWNER_S)
+                await self._commits.write(Append(lease, entry, log_bytes), _OWNER_S, waits_for_room=True)
             else:
-                await self._commits.write(lambda each: response_table.end(each, lease, entry, *final), _OWNER_S)
+                end = partial(response_table.end, lease=lease, entry=entry, log_bytes=log_bytes)
+                last = partial(end, response=final[0], output=final[1], items=final[2])
+                await self._commits.write(last, _OWNER_S, waits_for_room=True)
         except FencedError:
             self.stats.refusals += 1
             self._forget(log)
@@ -292,12 +359,13 @@ class DurableResponses(ResponseStore):
             self._forget(log)
             await self._replace_checkpoint(log, None)
 
-    async def set_checkpoint(self, log: "DurableLog", checkpoint: Checkpoint) -> None:
-        """Refers to the file of a checkpoint once the log has all of its tokens, and deletes the one before.
+    async def set_checkpoint(self, log: "DurableLog", checkpoint: CheckpointReference) -> None:
+        """Stores the reference to a checkpoint's file once the log has all of its tokens, and deletes the previous
+        file.
 
         Raises:
           FencedError: The response has ended, or another replica owns it.
-          UnavailableError: The database is away.
+          UnavailableError: The database is unavailable.
         """
         while log.num_committed < checkpoint.num_tokens:
             if self._logs.get(log.key) is not log or log.is_left:
@@ -307,27 +375,32 @@ class DurableResponses(ResponseStore):
         await self._commits.write(lambda each: response_table.set_checkpoint(each, lease, checkpoint), REPLY_S)
         await self._replace_checkpoint(log, checkpoint)
 
-    async def checkpoint_of(self, claim: Claim, formats: CheckpointFormat) -> RequestCheckpoint | None:
-        """Returns the latest checkpoint of an adopted response; None if there is no usable one."""
+    async def checkpoint_of(self, claim: Claim, formats: RequestSnapshotFormat) -> RequestSnapshot | None:
+        """Returns the latest checkpoint of an adopted response; None if it has no usable one."""
         if self.files is None or claim.checkpoint is None:
             return None
         return await self.files.read(claim.checkpoint.name, formats)
 
-    async def _replace_checkpoint(self, log: "DurableLog", checkpoint: Checkpoint | None) -> None:
+    async def _replace_checkpoint(self, log: "DurableLog", checkpoint: CheckpointReference | None) -> None:
         earlier, log.checkpoint = log.checkpoint, checkpoint
         if self.files is not None and earlier is not None and earlier != checkpoint:
             await self.files.delete(earlier.name)
 
-    async def give_up(self, log: "DurableLog") -> None:
-        """Ends the lease of a log, so that others may adopt its response at once."""
+    async def give_up(self, log: "DurableLog", *, is_death: bool) -> None:
+        """Ends the lease of a log, so that others may adopt its response immediately."""
         self._forget(log)
-        await self._commits.write(lambda each: response_table.release(each, [log.lease]), _LAST_S)
+        release = partial(response_table.release, leases=[log.lease], is_death=is_death)
+        await self._commits.write(release, _LAST_S)
 
     def hold(self, log: "DurableLog", task: asyncio.Task[Any]) -> None:
-        """Renews the lease of a log until a task has ended, whatever ends it. Leases of no task are never renewed."""
+        """Renews the lease of a log until a task has ended for any reason. A lease that no task holds is never renewed.
+
+        A later task replaces an earlier one, whose end then has no effect.
+        """
         self._logs[log.key] = log
         self._changed.setdefault(log.key, asyncio.Event())
-        task.add_done_callback(lambda _: self._forget(log))
+        log.holder = task
+        task.add_done_callback(lambda ended: self._forget(log) if log.holder is ended else None)
 
     def _log(self, lease: Lease, *, is_streamed: bool, is_exact: bool) -> "DurableLog":
         return DurableLog(self, lease, is_streamed=is_streamed, is_exact=is_exact)
@@ -347,90 +420,93 @@ class DurableLog(ResponseLog):
     """Log of a response that this replica owns.
 
     Attributes:
-      lease: Lease that all writes are checked against.
+      lease: Lease against which all writes are checked.
       key: Tenant and response id.
-      is_exact: Whether one engine decodes all tokens, so that a checkpoint is of use.
-      num_events: Number of events so far.
+      is_exact: Whether one engine decodes all tokens, so that a checkpoint is useful.
       num_committed: Number of tokens in the database.
       checkpoint: Latest checkpoint in the database; None if there is none.
       is_left: Whether only other replicas append to the log.
+      holder: Task for which the log is held; None before the first.
     """
 
     def __init__(self, store: DurableResponses, lease: Lease, *, is_streamed: bool, is_exact: bool) -> None:
         self.lease = lease
         self.key = lease.tenant, lease.id
         self.is_exact = is_exact
-        self.num_events = 0
         self.num_committed = 0
-        self.checkpoint: Checkpoint | None = None
+        self.checkpoint: CheckpointReference | None = None
         self.is_left = False
+        self.holder: asyncio.Task[Any] | None = None
         self._store = store
         self.is_streamed = is_streamed
-        self._num_entries = 0
-        self._num_tokens = 0
+        self._end = LogEnd()
+
+    @property
+    def num_events(self) -> int:
+        """Number of events so far."""
+        return self._end.num_events
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the log so far."""
+        return self._end.num_bytes
 
     def hold(self, task: asyncio.Task[Any]) -> None:
         self._store.hold(self, task)
 
-    def skip(self, entries: Sequence[LogEntry]) -> None:
+    def go_on(self, end: LogEnd) -> None:
         """Continues after the entries of earlier owners."""
-        if entries:
-            self._count(entries[-1])
-            self.num_committed = self._num_tokens
+        self._end = end
+        self.num_committed = end.num_tokens
 
     async def append(self, events: Sequence[bytes], delta: Delta | None = None) -> None:
         await self._store.write_entry(self, self._next(events, delta))
 
-    async def end(self, events: Sequence[bytes], response: bytes, output: ConversationMessage, status: str) -> None:
-        await self._store.write_entry(self, self._next(events, None), (bytes(response), pack([output])))
+    async def end(
+        self,
+        events: Sequence[bytes],
+        response: bytes,
+        output: ConversationMessage,
+        status: str,
+        items: Sequence[Item] = (),
+    ) -> None:
+        await self._store.write_entry(self, self._next(events, None), (bytes(response), pack([output]), items))
         self._store.stats.ended[status] += 1
 
-    async def release(self) -> bool:
-        await self._store.give_up(self)
+    async def release(self, *, is_death: bool = False) -> bool:
+        await self._store.give_up(self, is_death=is_death)
         return True
 
     def _next(self, events: Sequence[bytes], delta: Delta | None) -> LogEntry:
-        num_tokens = 0 if delta is None else len(delta.token_ids)
+        end = self._end
         entry = LogEntry(
-            self._num_entries,
-            self.num_events,
+            end.num_entries,
+            end.num_events,
             len(events),
-            self._num_tokens,
-            num_tokens,
+            end.num_tokens,
+            0 if delta is None else len(delta.token_ids),
             b"" if delta is None else pack_delta(delta),
             b"".join(events) if self.is_streamed else b"",
         )
-        self._count(entry)
+        self._end = end.after(entry)
         return entry
-
-    def _count(self, last: LogEntry) -> None:
-        self._num_entries = last.number + 1
-        self.num_events = last.first_event + last.num_events
-        self._num_tokens = last.first_token + last.num_tokens
 
 
 def stored_response(record: ResponseRecord) -> StoredResponse:
-    """Returns a record as the API reads it."""
+    """Returns a record in the form that the API reads."""
     return StoredResponse(
         record.id, record.response, record.history, record.output, record.is_background, record.is_streamed
     )
 
 
-async def _wait(changed: asyncio.Event | None) -> None:
-    """Waits for this replica's next commit to a log, or for a moment if another one may write it."""
-    if changed is None:
-        await asyncio.sleep(_POLL_S)
-        return
-    try:
-        async with asyncio.timeout(1.0):
-            await changed.wait()
-    except TimeoutError:
-        pass
-
-
-def _events(entries: Sequence[LogEntry], number: int) -> Iterator[bytes]:
-    """Yields the events from a number on. An event ends with an empty line, and has none within."""
-    for entry in entries:
-        events = entry.events.split(b"\n\n")[:-1]
-        for event in events[max(number - entry.first_event, 0) :]:
-            yield event + b"\n\n"
+def _insert_within_quota(
+    transaction: Transaction, record: ResponseRecord, job: Job, owner: str, entry: LogEntry
+) -> Lease | str:
+    """Stores a response that its owner begins to generate, or returns the limit that its tenant has reached."""
+    count, num_bytes = response_table.running_of(transaction, record.tenant, MAX_RUNNING)
+    if count >= MAX_RUNNING:
+        return f"this API key has {MAX_RUNNING} background responses running, which is the limit"
+    if num_bytes >= MAX_RUNNING_BYTES:
+        size = f"{MAX_RUNNING_BYTES / 2**20:.0f} MiB"
+        return f"this API key's running background responses and their events take {size}, which is the limit"
+    return response_table.insert(transaction, record, job, owner, entry)

@@ -1,9 +1,10 @@
-"""OpenAI's responses: `/v1/responses`."""
+"""OpenAI's responses and conversations: `/v1/responses` and `/v1/conversations`."""
 
 from typing import Final
 
 from ...feature import Feature
 from .collector import StoreCollector
+from .conversations.routes import router as conversations
 from .open_responses import open_responses
 from .response_schemas import ResponseEvent
 from .routes import router
@@ -12,8 +13,10 @@ from .tables import TABLES
 
 FEATURE: Final = Feature(
     "responses",
-    routers=(router,),
-    fields=dict.fromkeys(("background", "input", "instructions", "previous_response_id"), "/v1/responses"),
+    routers=(router, conversations),
+    fields=dict.fromkeys(
+        ("background", "conversation", "input", "instructions", "previous_response_id"), "/v1/responses"
+    ),
     events=(ResponseEvent,),
     tables=TABLES,
     open=open_responses,

@@ -9,7 +9,7 @@ from pydantic import Discriminator, Tag
 from ...generation.prompts import message_text
 from ...http.paging import Order
 from ...http.paging import page as page_of
-from ...schemas.base import TEXT_OR_LIST, Fields, JsonObject, Several, Text
+from ...schemas.base import TEXT_OR_LIST, Fields, Several, Text, TextOnly
 from ...schemas.field_rules import LEFT_OUT, PART_RULES, FieldRules
 from ...schemas.generation_fields import RefusalPart, kind_of_part
 from ...schemas.tools import FunctionName
@@ -18,8 +18,8 @@ from .field_rules import ITEM_RULES
 from .response_store import StoredResponse
 
 
-class ResponseTextPart(JsonObject):
-    """A text, of either side."""
+class ResponseTextPart(TextOnly):
+    """A text of the user or of the assistant."""
 
     field_rules: ClassVar[FieldRules] = PART_RULES
 
@@ -122,7 +122,7 @@ class CustomCallItem(Fields):
 
 
 class ItemReference(Fields):
-    """An item of a stored response, by its id."""
+    """An item of a stored conversation or response, by its id."""
 
     field_rules: ClassVar[FieldRules] = ITEM_RULES
 
@@ -130,7 +130,7 @@ class ItemReference(Fields):
     """Kind of item."""
 
     id: str
-    """Id of an item of a stored response of the same API key."""
+    """Id of an item of a conversation, or of the input or output of a stored response, of the same API key."""
 
 
 class OtherItem(Fields):
@@ -195,19 +195,24 @@ ResponseItem = Annotated[
 
 
 def page(stored: StoredResponse, limit: int, order: Order, after: str | None) -> dict[str, Any]:
-    """Returns one page of the items, those of previous responses included. The ids are always the same.
+    """Returns one page of the items, including items of previous responses. The ids are always the same.
 
     Raises:
-      ApiError: There is no item with the id `after`.
+      ApiError: No item has the id `after`.
     """
+    items = input_items(stored)
+    return page_of(items, limit, order, after, id_of=lambda item: str(item["id"]), describe=lambda item: item)
+
+
+def input_items(stored: StoredResponse) -> list[dict[str, Any]]:
+    """Returns the items, those of previous responses included."""
     suffix = stored.id.removeprefix("resp_")
-    items = [item for message in stored.input_messages() for item in _items(message)]
-    named = [{**item, "id": f"{item['id']}_{suffix}_{place}"} for place, item in enumerate(items)]
-    return page_of(named, limit, order, after, id_of=lambda item: str(item["id"]), describe=lambda item: item)
+    items = [item for message in stored.input_messages() for item in items_of_message(message)]
+    return [{**item, "id": f"{item['id']}_{suffix}_{place}"} for place, item in enumerate(items)]
 
 
-def _items(message: ConversationMessage) -> Iterator[dict[str, Any]]:
-    """Yields the items of a message, one for each of its calls. Their ids are prefixes only."""
+def items_of_message(message: ConversationMessage) -> Iterator[dict[str, Any]]:
+    """Yields the items of a message, one per call. Their ids are only prefixes."""
     done = {"status": "completed"}
     if message.role == "tool":
         call_id = message.call_id

@@ -6,6 +6,7 @@ import orjson
 
 from ....engine import TokenLogprobs
 from ...constraints.tools import CallPiece
+from ...generation.admission import Admission
 from ...generation.delta import Delta
 
 
@@ -24,9 +25,9 @@ def pack_delta(delta: Delta) -> bytes:
     return orjson.dumps({name: value for name, value in fields.items() if value})
 
 
-def unpack_delta(packed: bytes) -> Delta:
-    """Returns the delta that `pack_delta` has packed."""
-    fields: dict[str, Any] = orjson.loads(packed)
+def unpack_delta(own: Admission, packed: bytes) -> Delta:
+    """Returns the delta from the result of `pack_delta`."""
+    fields: dict[str, Any] = own.parse_stored(packed)
     return Delta(
         0,
         text=fields.get("text", ""),

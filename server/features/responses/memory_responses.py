@@ -1,4 +1,4 @@
-"""Responses in memory: the newest ones, until the process ends."""
+"""Responses in memory: the newest ones, until the process exits."""
 
 import asyncio
 import sys
@@ -10,6 +10,9 @@ from ....engine import TenantStore
 from ...generation.delta import Delta
 from ...tenancy.tenant import tenant
 from ...text.conversation import ConversationMessage
+from .conversations.memory_conversations import MemoryConversations
+from .conversations.records import Item, Turn
+from .conversations.store import locked
 from .event_log import EventLog
 from .records import Job
 from .response_store import ResponseLog, ResponseStore, StoredResponse, pack
@@ -21,32 +24,34 @@ MAX_RESPONSES: Final = 1000
 MAX_BYTES: Final = 64 * 2**20
 
 _OBJECT_BYTES: Final = 1024
-"""Memory of an entry beside its JSON and its events: the objects, its id, and its places in dictionaries."""
+"""Memory of an entry in addition to its JSON and its events: the objects, its id, and its dictionary entries."""
 
 _LOG_BYTES: Final = 2048
-"""Memory of a log beside its events."""
+"""Memory of a log in addition to its events."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A response and the log of its stream, if that may be followed again."""
+    """A response, and the log of its stream if clients may follow it again."""
 
     stored: StoredResponse
     events: EventLog | None = None
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the response now. Messages of earlier responses count too, as those may be gone."""
+        """Current memory of the response. Messages of earlier responses count, since those responses may be gone."""
         sizes = map(sys.getsizeof, (self.stored.response, self.stored.history, self.stored.output))
         events = 0 if self.events is None else self.events.num_bytes + _LOG_BYTES
         return sum(sizes) + events + _OBJECT_BYTES
 
 
 class MemoryResponses(ResponseStore):
-    """Keeps the newest responses. The oldest of the tenant that holds most are evicted for others."""
+    """Keeps the newest responses, and evicts the oldest ones of the tenant that holds the most."""
+
+    conversations: MemoryConversations
 
     def __init__(self, max_responses: int = MAX_RESPONSES, max_bytes: int = MAX_BYTES) -> None:
-        super().__init__()
+        super().__init__(MemoryConversations())
         self._stored = TenantStore[_Key, _Entry](max_responses, max_bytes)
 
     @property
@@ -54,25 +59,31 @@ class MemoryResponses(ResponseStore):
         """Memory of all responses."""
         return self._stored.num_bytes
 
-    async def keep(self, response_id: str, response: bytes, history: bytes, output: ConversationMessage) -> None:
+    async def keep(
+        self, response_id: str, response: bytes, history: bytes, output: ConversationMessage, turn: Turn | None = None
+    ) -> None:
+        if turn is not None and not await self.conversations.end(turn):
+            raise locked(turn.conversation, "conversation")
         self.put(StoredResponse(response_id, _copied(response), history, pack([output])))
 
-    async def open(self, pending: StoredResponse, job: Job) -> ResponseLog:
-        events = EventLog() if pending.is_streamed else None
-        self.put(pending, events)
-        return _MemoryLog(self, pending, events)
+    async def open(self, pending: StoredResponse, job: Job, events: Sequence[bytes]) -> ResponseLog:
+        event_log = EventLog() if pending.is_streamed else None
+        self.put(pending, event_log)
+        log = _MemoryLog(self, pending, event_log)
+        await log.append(events)
+        return log
 
     async def find(self, response_id: str) -> StoredResponse | None:
         entry = self._stored.get(_key(response_id))
         return None if entry is None else entry.stored
 
     async def seize(self, response_id: str) -> None:
-        """Returns None: there are no other replicas."""
+        """Returns None: responses in memory have no other replicas."""
 
     async def remove(self, response_id: str) -> None:
         _shrink_logs(self._stored.pop(_key(response_id)))
 
-    def follow(self, stored: StoredResponse, number: int, pause_s: float) -> AsyncGenerator[bytes | None]:
+    async def follow(self, stored: StoredResponse, number: int, pause_s: float) -> AsyncGenerator[bytes | None]:
         entry = self._stored.get(_key(stored.id))
         assert entry is not None
         assert entry.events is not None
@@ -80,7 +91,7 @@ class MemoryResponses(ResponseStore):
         return entry.events.follow(number, pause_s)
 
     def put(self, stored: StoredResponse, events: EventLog | None = None) -> None:
-        """Stores a response, in place of an earlier state of the same response."""
+        """Stores a response, and replaces an earlier version of the same response."""
         entry = _Entry(stored, events)
         _shrink_logs(*self._stored.put(_key(stored.id), tenant.get(), entry, entry.num_bytes))
 
@@ -103,15 +114,26 @@ class _MemoryLog(ResponseLog):
         self.is_streamed = events is not None
 
     def hold(self, task: asyncio.Task[Any]) -> None:
-        """Does nothing: there are no other replicas."""
+        """Keeps the response's turn in its conversation, if it has one. Other replicas cannot adopt it."""
+        if self._pending.turn is not None:
+            self._store.conversations.hold(self._pending.turn, task)
 
     async def append(self, events: Sequence[bytes], delta: Delta | None = None) -> None:
         if self._events is not None:
             for event in events:
                 self._store.log(self._pending.id, self._events, event)
 
-    async def end(self, events: Sequence[bytes], response: bytes, output: ConversationMessage, status: str) -> None:
+    async def end(
+        self,
+        events: Sequence[bytes],
+        response: bytes,
+        output: ConversationMessage,
+        status: str,
+        items: Sequence[Item] = (),
+    ) -> None:
         pending = self._pending
+        if pending.turn is not None:
+            await self._store.conversations.end(pending.turn.ended(items))
         ended = StoredResponse(
             pending.id, _copied(response), pending.history, pack([output]), True, pending.is_streamed
         )
@@ -120,17 +142,17 @@ class _MemoryLog(ResponseLog):
         if self._events is not None:
             self._events.close()
 
-    async def release(self) -> bool:
+    async def release(self, *, is_death: bool = False) -> bool:
         return False
 
 
 def _copied(response: bytes) -> bytes:
-    """Returns the bytes in a buffer of their own, since the JSON encoder's may be twelve times as large."""
+    """Returns a copy of the bytes, since the JSON encoder's buffer may be twelve times as large."""
     return bytes(memoryview(response))
 
 
 def _shrink_logs(*gone: _Entry | None) -> None:
-    """Shrinks the logs of responses that are gone, as no new client can follow them."""
+    """Shrinks the logs of responses that are gone, since new clients cannot follow them."""
     for entry in gone:
         if entry is not None and entry.events is not None:
             entry.events.shrink()

@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import Depends
 from starlette.types import ASGIApp
 
-from ...database.address import StoreAddress
+from ...database.database import Database
 from ...database.opening import open_database
 from ...feature import OpenFeature, Opening, opened
 from ...generation.service import Service
@@ -16,6 +16,7 @@ from .checkpoint_files import CheckpointFiles
 from .checkpointer import Checkpointer, CheckpointSettings
 from .collector import StoreCollector
 from .durable_responses import DurableResponses
+from .followers import Followers
 from .memory_responses import MemoryResponses
 from .response_store import ResponseStore
 from .settings import ResponsesSettings
@@ -30,6 +31,7 @@ class OpenResponses(OpenFeature):
       service: Service that generates them.
       store: Store of the responses.
       background: Tasks that generate responses without a client.
+      followers: Counts the streams of stored responses.
 
     Args:
       address: Address of the store, without a password.
@@ -46,6 +48,7 @@ class OpenResponses(OpenFeature):
         self.service = service
         self.store = MemoryResponses() if store is None else store
         self.background = Background()
+        self.followers = Followers()
         self.facts = {"store": address}
         durable = self.store if isinstance(self.store, DurableResponses) else None
         self.collectors = () if durable is None else (StoreCollector(durable.stats),)
@@ -78,7 +81,7 @@ class OpenResponses(OpenFeature):
 
 
 def open_responses(opening: Opening) -> OpenResponses:
-    """Returns the feature of a server, with a store whose tables exist and are of this version or a later one.
+    """Returns the feature of a server, with a store if the settings name one.
 
     Raises:
       StoreUnavailableError: The database cannot be used.
@@ -87,17 +90,20 @@ def open_responses(opening: Opening) -> OpenResponses:
     if settings is None or settings.store_address.kind == "memory":
         return OpenResponses(service)
     address = settings.store_address
-    store = _open_durable(address, settings)
+    database = open_database(address, TABLES)
+    store = _durable(database, settings)
     checkpointer = None
     if store.files is not None:
         rate = settings.checkpoint_mib_per_s * 2**20
         limits = CheckpointSettings(settings.checkpoint_seconds, rate, settings.evacuate_seconds)
         checkpointer = Checkpointer(service.engine, store, store.files, limits, opening.observers)
-    return OpenResponses(service, store, str(address), checkpointer)
+    responses = OpenResponses(service, store, str(address), checkpointer)
+    responses.database = database
+    return responses
 
 
-def _open_durable(address: StoreAddress, settings: ResponsesSettings) -> DurableResponses:
-    database, stats = open_database(address, TABLES), StoreStats()
+def _durable(database: Database, settings: ResponsesSettings) -> DurableResponses:
+    stats = StoreStats()
     files = _checkpoint_files(settings, stats)
     return DurableResponses(database, settings.retention_s, settings.adopt_after, files, stats)
 

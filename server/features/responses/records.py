@@ -1,19 +1,28 @@
 """Rows of the store, as frozen values."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Final
+
+from .conversations.records import Turn
+
+SUSPECT_DEATHS: Final = 2
+"""Number of deaths of its owners at which a response runs without other adopted responses on its replica."""
+
+MAX_LONE_DEATHS: Final = 3
+"""Number of owners that die while they run a response alone, after which it fails."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Request of a response, in the form in which a replica can generate it.
+    """Request of a response, in a form from which a replica can generate it.
 
     Attributes:
-      model: Identity of the model; only replicas that serve the same one may adopt the response.
+      model: Identity of the model; only replicas that serve the same model may adopt the response.
       request: JSON of the request, without its input.
       prompt: Token ids of the prompt, as little-endian int32.
-      engine: Identity of the engine that generates it. Only the same one repeats its tokens bit for bit. None if the
-        engine has no checkpoints, or a replica of an older version stored the job.
+      engine: Identity of the engine that generates it. Only the same engine repeats its tokens bit for bit. None if the
+        engine has no checkpoints, the prompt continues an imported state, or a replica of an older version stored the
+        job.
     """
 
     model: str
@@ -27,12 +36,13 @@ class ResponseRecord:
     """A stored response.
 
     Attributes:
-      response: JSON of the response as clients see it.
+      response: JSON of the response as clients receive it.
       history: JSON of the messages before the response's own.
       output: JSON of the response's own message in a list, which is empty until the response has ended.
       is_background: Whether the response is or was generated in the background.
       is_streamed: Whether the log keeps the events of its stream.
       is_running: Whether the response has not ended.
+      turn: Turn in its conversation; None if it has none, and in every record that was read from the database.
     """
 
     tenant: str
@@ -43,6 +53,7 @@ class ResponseRecord:
     is_background: bool = False
     is_streamed: bool = False
     is_running: bool = False
+    turn: Turn | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +61,7 @@ class Lease:
     """Right of one owner to write to a running response.
 
     Attributes:
-      fence: Fencing number. Each new owner gets a higher one, and writes with a lower one are refused.
+      fence: Fencing number. Each new owner gets a higher number, and writes with a lower one are refused.
     """
 
     tenant: str
@@ -80,9 +91,40 @@ class LogEntry:
     delta: bytes = b""
     events: bytes = b""
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that the entry takes."""
+        return len(self.delta) + len(self.events)
+
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
+class LogEnd:
+    """Counts at the end of a log.
+
+    Attributes:
+      num_entries: Number of its next entry.
+      num_events: Number of its next event.
+      num_tokens: Number of generated tokens.
+      num_bytes: Bytes of all entries.
+    """
+
+    num_entries: int = 0
+    num_events: int = 0
+    num_tokens: int = 0
+    num_bytes: int = 0
+
+    def after(self, entry: LogEntry) -> "LogEnd":
+        """Returns the log's end after its next entry."""
+        return LogEnd(
+            entry.number + 1,
+            entry.first_event + entry.num_events,
+            entry.first_token + entry.num_tokens,
+            self.num_bytes + entry.num_bytes,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointReference:
     """Reference to a saved state of the engine.
 
     Attributes:
@@ -95,20 +137,43 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Deaths:
+    """Counts of a response's owners whose process or engine died, or that could not continue it.
+
+    Attributes:
+      num_deaths: Number of these owners.
+      num_alone: Number of these owners that ran no other adopted response.
+    """
+
+    num_deaths: int = 0
+    num_alone: int = 0
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether the response may have caused the deaths of its owners, so that it runs alone."""
+        return self.num_deaths >= SUSPECT_DEATHS
+
+    @property
+    def is_guilty(self) -> bool:
+        """Whether the response has reached the maximum number of lone deaths, and must not run again."""
+        return self.num_alone >= MAX_LONE_DEATHS
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """A running response that a replica has adopted.
 
     Attributes:
-      num_stalls: Number of adoptions since the last token or checkpoint, this one included.
-      is_exact: Whether every logged token was decoded by an engine like the claiming replica's, one after the other.
-      checkpoint: Latest saved state; None if there is none.
-      entries: The whole log.
+      deaths: Deaths of its owners.
+      log: End of its log.
+      is_exact: Whether all logged tokens were decoded one after the other by an engine like the claiming replica's.
+      checkpoint: Latest saved state; None if it has none.
     """
 
     lease: Lease
     record: ResponseRecord
     job: Job
-    num_stalls: int
+    deaths: Deaths
+    log: LogEnd
     is_exact: bool = False
-    checkpoint: Checkpoint | None = None
-    entries: Sequence[LogEntry] = field(default=())
+    checkpoint: CheckpointReference | None = None

@@ -1,4 +1,4 @@
-"""Schemas of responses, for `/openapi.json`; the builder writes them without validation."""
+"""Schemas of responses, for `/openapi.json`. The builder writes responses without validation."""
 
 from typing import Any, Literal, NotRequired, TypedDict
 
@@ -52,28 +52,38 @@ class StoredError(TypedDict):
     message: str
 
 
+class ResponseConversation(TypedDict):
+    """Conversation that a response continues."""
+
+    id: str
+
+
 class ResponseObject(TypedDict):
     """Response of `/v1/responses`."""
 
     id: str
     object: Literal["response"]
     created_at: int
-    completed_at: NotRequired[int | None]
-    status: Literal["in_progress", "completed", "incomplete", "failed", "cancelled"]
+    completed_at: int | None
+    status: Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
     background: bool
     error: StoredError | None
+    frequency_penalty: float
     incomplete_details: dict[str, str] | None
     instructions: str | None
     max_output_tokens: int | None
+    max_tool_calls: int | None
     metadata: dict[str, str]
     model: str
     output: list[OutputMessage | OutputFunctionCall]
     parallel_tool_calls: bool
+    presence_penalty: float
     previous_response_id: str | None
     prompt_cache_key: str | None
     reasoning: dict[str, str | None]
     safety_identifier: str | None
     service_tier: str
+    store: bool
     temperature: float
     text: dict[str, Any]
     tool_choice: str | dict[str, Any]
@@ -83,8 +93,16 @@ class ResponseObject(TypedDict):
     truncation: str
     usage: ResponseUsage | None
     user: str | None
+    conversation: NotRequired[ResponseConversation]
     inexact: NotRequired[bool]
     warnings: NotRequired[list[str]]
+
+
+class InputTokens(TypedDict):
+    """Response of `/v1/responses/input_tokens`."""
+
+    object: Literal["response.input_tokens"]
+    input_tokens: int
 
 
 class ResponseEvent(TypedDict):

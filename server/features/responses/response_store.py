@@ -1,27 +1,30 @@
-"""Stored responses, which clients may fetch or continue. Each tenant sees its own only."""
+"""Stored responses, which clients may fetch or continue. Each tenant sees only its own."""
 
 import asyncio
-import json
-import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from pydantic import TypeAdapter
 
 from ...errors import kinds
 from ...errors.request_errors import ApiError
+from ...generation.admission import admission
 from ...generation.delta import Delta
 from ...tenancy.tenant_locks import TenantLocks
 from ...text.conversation import ConversationMessage
+from .conversations.records import Item, Turn
+from .conversations.store import ConversationStore
 from .records import Job
 
 _LONG: Final = 64 * 2**10
-"""Bytes of JSON from which on a worker thread parses: it takes a millisecond or so."""
+"""Bytes of JSON above which a worker thread parses it, which takes about a millisecond."""
 
-_ITEM_ID: Final = re.compile("(?:msg|fc)_([0-9a-f]{32})(?:_c[0-9]+)?")
+STATE_ROLE: Final = "state"
+"""Role of a history's first message if its content is the id of a saved state, which the other messages continue."""
+
 _MESSAGES: Final = TypeAdapter(list[ConversationMessage])
 
 
@@ -30,11 +33,13 @@ class StoredResponse:
     """A response as JSON, which takes up to thirty times less memory than parsed objects.
 
     Attributes:
-      response: Response as the client saw it.
-      history: All messages before the response's own, packed; instructions are no part of them.
+      response: Response as the client received it.
+      history: All messages before the response's own, packed, without instructions. The first has `STATE_ROLE` if the
+        others continue a saved state.
       output: List with the response's message, packed; empty while it is being generated.
       is_background: Whether the response was generated in the background, and may be cancelled.
       is_streamed: Whether its events may be followed again.
+      turn: Turn in its conversation while it runs; None if it has none.
     """
 
     id: str
@@ -43,14 +48,31 @@ class StoredResponse:
     output: bytes
     is_background: bool = False
     is_streamed: bool = False
+    turn: Turn | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the messages before its own."""
+        return len(self.history)
 
     def input_messages(self) -> list[ConversationMessage]:
-        """Returns all messages before the response's own."""
-        return _MESSAGES.validate_json(self.history)
+        """Returns all messages before the response's own, except those in a saved state."""
+        return [message for message in _unpack(self.history) if message.role != STATE_ROLE]
 
     def conversation(self) -> list[ConversationMessage]:
-        """Returns the messages that another response continues."""
-        return [*self.input_messages(), *_MESSAGES.validate_json(self.output)]
+        """Returns the messages that another response continues. The first may have `STATE_ROLE`."""
+        return [*_unpack(self.history), *_unpack(self.output)]
+
+
+class Earlier(Protocol):
+    """Messages of a stored response or of a conversation that a new response continues."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of their JSON."""
+
+    def conversation(self) -> list[ConversationMessage]:
+        """Returns the messages."""
 
 
 class ResponseLog(ABC):
@@ -64,61 +86,89 @@ class ResponseLog(ABC):
 
     @abstractmethod
     def hold(self, task: asyncio.Task[Any]) -> None:
-        """Keeps other replicas from the response until a task has ended, whatever ends it. Nothing else keeps them."""
+        """Keeps other replicas from adopting the response until a task has ended for any reason. Only this does so."""
 
     @abstractmethod
     async def append(self, events: Sequence[bytes], delta: Delta | None = None) -> None:
-        """Appends events, and the delta that they were built from. When this returns, they may be sent.
+        """Appends events, and the delta from which they were built. After this returns, the events may be sent.
 
         Raises:
           FencedError: The response was adopted, ended or deleted by another replica.
-          StoreUnavailableError: The store was away for too long.
+          StoreUnavailableError: The store was unavailable for too long.
         """
 
     @abstractmethod
-    async def end(self, events: Sequence[bytes], response: bytes, output: ConversationMessage, status: str) -> None:
-        """Appends the last events, and stores the final response and its message.
+    async def end(
+        self,
+        events: Sequence[bytes],
+        response: bytes,
+        output: ConversationMessage,
+        status: str,
+        items: Sequence[Item] = (),
+    ) -> None:
+        """Appends the last events, stores the final response and its message, and adds to its conversation.
 
         Args:
           status: Status of the response.
+          items: Items that its output adds to its conversation; none if it has failed or has no conversation.
 
         Raises:
           FencedError, StoreUnavailableError: See `append`.
         """
 
     @abstractmethod
-    async def release(self) -> bool:
-        """Leaves the response to other replicas. Returns whether there may be any."""
+    async def release(self, *, is_death: bool = False) -> bool:
+        """Leaves the response to other replicas. Returns whether there may be other replicas.
+
+        Args:
+          is_death: Whether the response may have ended this replica's work on it, which then counts as a death.
+        """
 
 
 class ResponseStore(ABC):
-    """Keeps responses, in memory or in a database."""
+    """Keeps responses, in memory or in a database.
 
-    def __init__(self) -> None:
-        self._locks = TenantLocks()
+    Attributes:
+      conversations: Conversations, which are kept in the same place.
+      locks: Locks under which a tenant's long conversations are unpacked, one at a time.
+    """
+
+    def __init__(self, conversations: ConversationStore) -> None:
+        self.conversations = conversations
+        self.locks = TenantLocks()
 
     @abstractmethod
-    async def keep(self, response_id: str, response: bytes, history: bytes, output: ConversationMessage) -> None:
-        """Stores a response that has ended.
+    async def keep(
+        self, response_id: str, response: bytes, history: bytes, output: ConversationMessage, turn: Turn | None = None
+    ) -> None:
+        """Stores a response that has ended, and adds to its conversation.
 
         Args:
           response: JSON of the response.
           history: Messages before the response's own, from `pack`.
           output: The response's own message.
+          turn: Its ended turn in a conversation; None if it has none.
+
+        Raises:
+          ApiError: Another response has taken the turn.
         """
 
     @abstractmethod
-    async def open(self, pending: StoredResponse, job: Job) -> ResponseLog:
+    async def open(self, pending: StoredResponse, job: Job, events: Sequence[bytes]) -> ResponseLog:
         """Stores a background response before its first token.
 
         Args:
           pending: The response without output.
           job: All that another replica needs to generate it.
+          events: First events, which are stored in the same transaction as the response.
+
+        Raises:
+          StoreUnavailableError: The store is unavailable or full.
         """
 
     @abstractmethod
     async def find(self, response_id: str) -> StoredResponse | None:
-        """Returns a response of the current tenant; None if there is none."""
+        """Returns a response of the current tenant; None if it does not exist."""
 
     @abstractmethod
     async def seize(self, response_id: str) -> tuple[ResponseLog, int] | None:
@@ -130,14 +180,14 @@ class ResponseStore(ABC):
 
     @abstractmethod
     async def remove(self, response_id: str) -> None:
-        """Deletes a response, if there is one."""
+        """Deletes a response, if it exists."""
 
     @abstractmethod
-    def follow(self, stored: StoredResponse, number: int, pause_s: float) -> AsyncGenerator[bytes | None]:
+    async def follow(self, stored: StoredResponse, number: int, pause_s: float) -> AsyncGenerator[bytes | None]:
         """Returns the event of this number and all later ones, and None whenever the next takes longer than `pause_s`.
 
         Raises:
-          ApiError: The event is not kept any more.
+          ApiError: The event is no longer kept, or the event before it does not exist yet.
         """
 
     async def get(self, response_id: str) -> StoredResponse:
@@ -155,7 +205,7 @@ class ResponseStore(ABC):
         """Returns the response that another continues.
 
         Raises:
-          ApiError: 400, there is no response of this id.
+          ApiError: 400, no response has this id.
         """
         if previous_response_id is None:
             return None
@@ -169,78 +219,33 @@ class ResponseStore(ABC):
         return stored
 
     @asynccontextmanager
-    async def unpacked(self, previous: StoredResponse | None) -> AsyncGenerator[list[ConversationMessage]]:
-        """Yields the messages of a stored response, or none without one, for as long as the `with` block needs them.
+    async def unpacked(self, previous: Earlier | None) -> AsyncGenerator[list[ConversationMessage]]:
+        """Yields the messages that a response continues, or none, for as long as the `with` block needs them.
 
         A tenant has at most one long conversation unpacked at a time, since a small request may name one.
         """
         if previous is None:
             yield []
-        elif len(previous.history) < _LONG:
+        elif previous.num_bytes < _LONG:
             yield previous.conversation()
         else:
-            async with self._locks.hold():
-                yield await asyncio.to_thread(previous.conversation)
-
-    async def items(self, item_ids: Sequence[str]) -> dict[str, ConversationMessage]:
-        """Returns the messages of stored output items, by the items' ids.
-
-        Raises:
-          ApiError: The tenant has no stored response with one of the items.
-        """
-        if not item_ids:
-            return {}
-        async with self._locks.hold():
-            holders = await self._holders(item_ids)
-            return await asyncio.to_thread(_messages_of, holders)
-
-    async def _holders(self, item_ids: Sequence[str]) -> dict[str, StoredResponse]:
-        """Returns the response of each output item, whose id holds the response's. Each response is read once."""
-        read: dict[str, StoredResponse] = {}
-        holders = {}
-        for item_id in item_ids:
-            parts = _ITEM_ID.fullmatch(item_id)
-            response_id = "" if parts is None else f"resp_{parts[1]}"
-            stored = read.get(response_id) or await self.find(response_id)
-            if stored is None:
-                raise _no_item(item_id)
-            holders[item_id] = read[response_id] = stored
-        return holders
+            async with self.locks.hold():
+                yield await admission.get().run(previous.conversation, is_long=True)
 
     async def delete(self, response_id: str) -> None:
         """Deletes a response.
 
         Raises:
-          ApiError: There is no response of this id.
+          ApiError: No response has this id.
         """
         await self.get(response_id)
         await self.remove(response_id)
 
 
 def pack(messages: Sequence[ConversationMessage]) -> bytes:
-    """Returns messages in the form in which they are stored."""
+    """Returns messages in the encoding in which they are stored."""
     return _MESSAGES.dump_json(list(messages), exclude_defaults=True)
 
 
-def _messages_of(holders: Mapping[str, StoredResponse]) -> dict[str, ConversationMessage]:
-    """Returns the messages of items by id. Each response is parsed once."""
-    messages = {}
-    for stored in {each.id: each for each in holders.values()}.values():
-        output = {item["id"]: item for item in json.loads(stored.response)["output"]}
-        own_messages = _MESSAGES.validate_json(stored.output)
-        for item_id in (item_id for item_id, each in holders.items() if each is stored):
-            if item_id not in output or not own_messages:
-                raise _no_item(item_id)
-            messages[item_id] = _message_of(output[item_id], own_messages[0])
-    return messages
-
-
-def _message_of(item: Mapping[str, Any], message: ConversationMessage) -> ConversationMessage:
-    """Returns the part of a response's message that an output item holds."""
-    if item["type"] == "message":
-        return message
-    return ConversationMessage("assistant", calls=tuple(call for call in message.calls if call.id == item["call_id"]))
-
-
-def _no_item(item_id: str) -> ApiError:
-    return ApiError(kinds.NO_SUCH_OBJECT, f"there is no stored item with the id {item_id[:100]!r}", param="input")
+def _unpack(packed: bytes) -> list[ConversationMessage]:
+    return _MESSAGES.validate_python(admission.get().parse_stored(packed))

@@ -1,11 +1,11 @@
-"""Streams of stored responses, which other replicas continue if this one stops in the midst of them."""
+"""Streams of stored responses, which other replicas continue if this one stops before their end."""
 
 import asyncio
 from array import array
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
-from ....engine import EngineDeadError
+from ....engine import EngineDeadError, EngineStoppedError
 from ...constraints.tools import CallPiece
 from ...errors.request_errors import ApiError, stream_moved
 from ...generation.delta import Delta
@@ -14,9 +14,10 @@ from ...generation.spec import GenerationSpec
 from ...http.response_parts import to_json
 from ...tenancy.tenant import tenant
 from ...text.conversation import ConversationMessage
-from .background_responses import job_of
+from .background_responses import is_death, job_of
 from .body import ResponseBody
 from .builder import TYPED_EVENTS, ResponsesBuilder
+from .conversations.records import Turn
 from .durable_responses import DurableLog, DurableResponses
 from .logged_delta import pack_delta
 from .records import LogEntry, ResponseRecord
@@ -35,6 +36,8 @@ class ResumableBuilder(ResponsesBuilder):
       spec: Spec of the body.
       history: Messages before the response's own, from `pack`.
       keep: Stores the final response and its message before the client gets them.
+      response_id: Id of the response.
+      turn: Turn in its conversation; None if it has none.
     """
 
     def __init__(
@@ -45,8 +48,13 @@ class ResumableBuilder(ResponsesBuilder):
         spec: GenerationSpec,
         history: bytes,
         keep: Callable[[dict[str, Any], ConversationMessage], Awaitable[None]],
+        response_id: str | None = None,
+        turn: Turn | None = None,
     ) -> None:
-        super().__init__(body, service.model, spec.prompts[0], spec.params[0], keep)
+        super().__init__(body, service.model, spec.prompts[0], spec.params[0], keep, response_id=response_id)
+        state = service.restored_state(spec, spec.prompts[0])
+        self._state_is_imported = state is not None and state.state.is_imported
+        self._turn = turn
         self._service = service
         self._responses = responses
         self._history = history
@@ -71,16 +79,17 @@ class ResumableBuilder(ResponsesBuilder):
 
     def closing(self) -> Iterator[dict[str, Any]]:
         if self._handover is not None:
-            raise EngineDeadError("the engine was stopped")
+            raise EngineStoppedError("the engine was stopped")
         return super().closing()
 
     async def hand_over(self) -> None:
-        """Stores the response as it is now, for other replicas to continue, unless it has all of its tokens.
+        """Stores the current state of the response for other replicas to continue, unless it has all of its tokens.
 
-        Nothing more is sent of it. This replica keeps the lease until the engine has stopped or the client has left.
+        Nothing more of it is sent. This replica keeps the lease until the engine has stopped or the client has
+        disconnected.
 
         Raises:
-          StoreUnavailableError: The database is away, full or too slow.
+          StoreUnavailableError: The database is unavailable, full or too slow.
         """
         if self._handover is None and not self._has_finished:
             output = self._output.take() if self._output else Delta(0)
@@ -92,7 +101,7 @@ class ResumableBuilder(ResponsesBuilder):
         if isinstance(error, EngineDeadError):
             await self.hand_over()
             if self._log is not None:
-                await self._log.release()
+                await self._log.release(is_death=is_death(error))
 
     def failure(self, error: ApiError) -> Iterator[dict[str, Any]]:
         if self._log is None:
@@ -108,7 +117,7 @@ class ResumableBuilder(ResponsesBuilder):
         self._responses.streams.discard(self.hand_over)
 
     async def _store(self, output: Delta) -> DurableLog:
-        """Stores the response with its log, of which this replica is the owner until the stream's task ends.
+        """Stores the response with its log. This replica owns it until the stream's task ends.
 
         Args:
           output: All of its deltas, joined.
@@ -125,16 +134,17 @@ class ResumableBuilder(ResponsesBuilder):
             is_background=True,
             is_streamed=True,
             is_running=True,
+            turn=self._turn,
         )
         num_tokens = len(output.token_ids)
         delta = pack_delta(output) if num_tokens else b""
         entry = LogEntry(0, 0, len(events), 0, num_tokens, delta, b"".join(events))
         body = self._body.model_copy(update={"background": True})
-        job = job_of(body, self._prompt, self._params, self._service)
+        job = job_of(body, self._prompt, self._params, self._service, state_is_imported=self._state_is_imported)
         return await self._responses.hand_over(record, job, entry, self._task)
 
     def _events(self, output: Delta) -> list[bytes]:
-        """Returns all events so far: the same deltas make the same events again."""
+        """Returns all events so far. The same deltas produce the same events again."""
         again = ResponsesBuilder(self._body, self._model, self._prompt, self._params, pending=self.in_progress())
         chunks = list(again.opening())
         for delta in self._sizes.split(output):
@@ -143,7 +153,7 @@ class ResumableBuilder(ResponsesBuilder):
 
 
 class DeltaSizes:
-    """Sizes of deltas that are joined, from which they can be split again. It takes eight bytes for most deltas."""
+    """Sizes of joined deltas, by which they can be split again. Most deltas take eight bytes."""
 
     def __init__(self) -> None:
         self._num_tokens = array("I")
@@ -151,7 +161,7 @@ class DeltaSizes:
         self._calls: dict[int, tuple[CallPiece, ...]] = {}
 
     def add(self, delta: Delta) -> None:
-        """Notes the next delta."""
+        """Records the size of the next delta."""
         if delta.calls:
             self._calls[len(self._num_tokens)] = delta.calls
         self._num_tokens.append(len(delta.token_ids))

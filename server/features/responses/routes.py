@@ -1,7 +1,8 @@
-"""`/v1/responses`: OpenAI's newer way to chat, in which the server stores responses."""
+"""`/v1/responses`: OpenAI's newer chat API, in which the server stores responses."""
 
-from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -9,7 +10,10 @@ from fastapi import APIRouter, Query, Request, Response
 from ...database.errors import StoreUnavailableError
 from ...errors.request_errors import ApiError, bad_value, from_exception
 from ...errors.request_warnings import warn_all
+from ...generation.admission import admission
+from ...generation.prompts import Prompt
 from ...generation.spec import GenerationSpec
+from ...generation.state_store import StoredState
 from ...http.json_response import json_response
 from ...http.openapi import streamable, success
 from ...http.paging import After, Limit, QueryOrder
@@ -17,16 +21,23 @@ from ...http.response_parts import to_json
 from ...http.routes import JsonRoute, ReadyService
 from ...http.streaming import EventStream, choices_of, respond
 from ...openai.response_schemas import DeletedObject, ItemList
+from ...openai.schemas import check_stream_options
+from ...text.chat_template import Ending
 from ...text.conversation import Conversation, ConversationMessage
-from .background_responses import BackgroundRun, end_early, job_of
+from .background_responses import BackgroundRun, encoded, end_early, job_of
 from .body import ResponseBody
-from .builder import TYPED_EVENTS, ResponsesBuilder
+from .builder import TYPED_EVENTS, ResponsesBuilder, new_response_id
+from .conversations.items import StoredItems, new_items, output_items
+from .conversations.records import Turn
+from .conversations.store import locked, no_conversation
 from .conversion import generation_options, generation_spec, input_messages, tool_options
 from .durable_responses import DurableResponses
 from .input_items import page
 from .open_responses import OpenResponses, Responses
-from .response_schemas import ResponseEvent, ResponseObject
-from .response_store import StoredResponse, pack
+from .prompt_fields import InputTokensBody, PromptFields
+from .referenced_items import referenced_messages
+from .response_schemas import InputTokens, ResponseEvent, ResponseObject
+from .response_store import STATE_ROLE, Earlier, StoredResponse, pack
 from .resumable_stream import ResumableBuilder
 
 router = APIRouter(route_class=JsonRoute)
@@ -36,40 +47,77 @@ router = APIRouter(route_class=JsonRoute)
 async def create_response(
     body: ResponseBody, request: Request, service: ReadyService, responses: Responses
 ) -> Response:
-    """Returns the assistant's next message, after those of a previous response if one is named."""
+    """Returns the assistant's next message, which continues a previous response if one is named."""
     if body.background and not body.store:
         raise bad_value("background", "background needs store: true, as the answer is fetched later")
-    spec, history = await _prepare(body, responses)
-    if body.background:
-        return await _create_background(body, responses, spec, history, request)
-    builder = _builder(body, responses, spec, history)
-    return await respond(service, request, spec, builder, stream=body.stream, report_warnings=body.return_warnings)
+    check_stream_options(stream=body.stream, options=body.stream_options)
+    response_id = new_response_id()
+    async with AsyncExitStack() as resources:
+        await resources.enter_async_context(responses.store.conversations.locked(body.conversation_id, response_id))
+        prepared = await _prepare(body, responses, response_id)
+        if body.background:
+            return await _create_background(body, responses, prepared, request)
+        builder, spec = _builder(body, responses, prepared), prepared.spec
+        warns = body.return_warnings
+        response = await respond(service, request, spec, builder, stream=body.stream, report_warnings=warns)
+        if isinstance(response, EventStream):
+            response.hold(resources.pop_all())
+        return response
 
 
-def _builder(body: ResponseBody, responses: OpenResponses, spec: GenerationSpec, history: bytes) -> ResponsesBuilder:
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A response that is about to be generated.
+
+    Attributes:
+      history: Messages before its own, packed; empty if it is not stored.
+      turn: Turn in its conversation; None if it has none.
+    """
+
+    id: str
+    spec: GenerationSpec
+    history: bytes
+    turn: Turn | None
+
+
+def _builder(body: ResponseBody, responses: OpenResponses, prepared: _Prepared) -> ResponsesBuilder:
     """Returns the builder of a response in the foreground."""
-    service, store = responses.service, responses.store
+    service, store, spec, turn = responses.service, responses.store, prepared.spec, prepared.turn
 
     async def keep(response: dict[str, Any], output: ConversationMessage) -> None:
-        await store.keep(response["id"], to_json(response), history, output)
+        ended = None if turn is None else turn.ended(output_items(response))
+        if body.store:
+            await store.keep(response["id"], to_json(response), prepared.history, output, ended)
+        elif ended is not None and not await store.conversations.end(ended):
+            raise locked(ended.conversation, "conversation")
 
     if body.store and body.stream and isinstance(store, DurableResponses):
-        return ResumableBuilder(body, service, store, spec, history, keep)
-    return ResponsesBuilder(body, service.model, spec.prompts[0], spec.params[0], keep if body.store else None)
+        return ResumableBuilder(body, service, store, spec, prepared.history, keep, prepared.id, turn)
+    keeps = body.store or turn is not None
+    return ResponsesBuilder(
+        body, service.model, spec.prompts[0], spec.params[0], keep if keeps else None, response_id=prepared.id
+    )
 
 
 async def _create_background(
-    body: ResponseBody, responses: OpenResponses, spec: GenerationSpec, history: bytes, request: Request
+    body: ResponseBody, responses: OpenResponses, prepared: _Prepared, request: Request
 ) -> Response:
-    """Starts a background response, which is in the store before the client learns its id."""
-    service = responses.service
+    """Starts a background response, which is stored before the client receives its id."""
+    service, spec = responses.service, prepared.spec
     (choice,) = await choices_of(service, request, spec)
-    builder = ResponsesBuilder(body, service.model, spec.prompts[0], spec.params[0])
-    response = to_json(builder.in_progress())
-    pending = StoredResponse(builder.id, bytes(memoryview(response)), history, pack([]), True, body.stream)
-    log = await responses.store.open(pending, job_of(body, choice.prompt, choice.params, service))
-    BackgroundRun(service, builder, choice, log).start(responses.background)
-    return await _follow(responses, pending, 0) if body.stream else Response(response, media_type="application/json")
+    builder = ResponsesBuilder(body, service.model, spec.prompts[0], spec.params[0], response_id=prepared.id)
+    response = bytes(memoryview(to_json(builder.in_progress())))
+    pending = StoredResponse(builder.id, response, prepared.history, pack([]), True, body.stream, turn=prepared.turn)
+    job = job_of(body, choice.prompt, choice.params, service, state_is_imported=choice.state_is_imported)
+    async with AsyncExitStack() as resources:
+        if body.stream:
+            resources.enter_context(responses.followers.hold())
+        log = await responses.store.open(pending, job, encoded(builder.opening()))
+        BackgroundRun(service, builder, choice, log).start(responses.background)
+        if body.stream:
+            events = await responses.store.follow(pending, 0, service.limits.keep_alive_s)
+            return EventStream(replay(events, 0), resources.pop_all())
+    return json_response(builder.queued())
 
 
 @router.get("/v1/responses/{response_id}", responses=streamable(ResponseObject, ResponseEvent, TYPED_EVENTS))
@@ -86,7 +134,7 @@ async def get_response(
         ),
     ] = None,
 ) -> Response:
-    """Returns a stored response as it is now, or its events, those to come included."""
+    """Returns the current version of a stored response, or its events, including future ones."""
     stored = await responses.store.get(response_id)
     if not stream:
         if starting_after is not None:
@@ -112,7 +160,7 @@ async def list_input_items(
 
 @router.post("/v1/responses/{response_id}/cancel", responses=success(ResponseObject))
 async def cancel_response(response_id: str, responses: Responses) -> Response:
-    """Cancels a background response; one that has ended already stays as it is."""
+    """Cancels a background response; a response that has ended is unchanged."""
     if not (await responses.store.get(response_id)).is_background:
         message = "only background responses can be cancelled: close the connection of others, or POST /abort_request"
         raise bad_value(None, message)
@@ -122,7 +170,7 @@ async def cancel_response(response_id: str, responses: Responses) -> Response:
 
 @router.delete("/v1/responses/{response_id}")
 async def delete_response(response_id: str, responses: Responses) -> DeletedObject:
-    """Deletes a response; one that still runs in the background is cancelled first."""
+    """Deletes a response. A response that is running in the background is cancelled first."""
     await responses.store.get(response_id)
     await _end(responses, response_id)
     await responses.store.delete(response_id)
@@ -130,7 +178,7 @@ async def delete_response(response_id: str, responses: Responses) -> DeletedObje
 
 
 async def _end(responses: OpenResponses, response_id: str) -> None:
-    """Cancels a response, whichever replica generates it."""
+    """Cancels a response on whichever replica generates it."""
     if responses.background.is_running(response_id):
         responses.service.tracked.abort(response_id)
         await responses.background.wait(response_id)
@@ -141,14 +189,16 @@ async def _end(responses: OpenResponses, response_id: str) -> None:
 
 
 async def _follow(responses: OpenResponses, stored: StoredResponse, number: int) -> Response:
-    events = responses.store.follow(stored, number, responses.service.limits.keep_alive_s)
-    return EventStream(replay(events, number), AsyncExitStack())
+    async with AsyncExitStack() as resources:
+        resources.enter_context(responses.followers.hold())
+        events = await responses.store.follow(stored, number, responses.service.limits.keep_alive_s)
+        return EventStream(replay(events, number), resources.pop_all())
 
 
 async def replay(events: AsyncGenerator[bytes | None], number: int) -> AsyncGenerator[bytes]:
     """Yields the bytes of a stored stream, which an error may end.
 
-    An error has the number of the last event before it, so that a client which goes on after it misses nothing.
+    An error carries the number of the last event before it, so that a client that continues after it misses nothing.
 
     Args:
       number: Number of the first event.
@@ -163,24 +213,97 @@ async def replay(events: AsyncGenerator[bytes | None], number: int) -> AsyncGene
         yield TYPED_EVENTS.encode({"type": "error", "sequence_number": number - 1, **about})
 
 
-async def _prepare(body: ResponseBody, responses: OpenResponses) -> tuple[GenerationSpec, bytes]:
-    """Converts a body to a spec, and packs the messages before the response's own if they are to be stored.
+@router.post("/v1/responses/input_tokens", responses=success(InputTokens))
+async def count_input_tokens(body: InputTokensBody, responses: Responses) -> InputTokens:
+    """Counts the prompt tokens of a response that the same request would create."""
+    async with _prompt(body, responses) as found:
+        return InputTokens(object="response.input_tokens", input_tokens=len(found.prompt.token_ids))
 
-    Unpacked messages, of which a small body may name many, are released when this returns.
+
+async def _prepare(body: ResponseBody, responses: OpenResponses, response_id: str) -> _Prepared:
+    """Converts a body to a spec, and packs the messages before the response's own if they are to be stored.
 
     Raises:
       ApiError: The body cannot be converted.
     """
-    service, store = responses.service, responses.store
+    service, turn = responses.service, None
+    async with _prompt(body, responses) as found:
+        params, constraint = await admission.get().run(lambda: generation_options(body, service))
+        history = await service.workers.run(lambda: pack(found.messages)) if body.store else b""
+        if body.conversation_id is not None:
+            turn = Turn(body.conversation_id, response_id, await admission.get().run(lambda: new_items(found.own)))
+    spec = generation_spec(body, found.prompt, params, constraint, found.state)
+    return _Prepared(response_id, spec, history, turn)
+
+
+@dataclass(frozen=True, slots=True)
+class _Input:
+    """Input of a response.
+
+    Attributes:
+      prompt: Whole prompt.
+      state: Saved state that the prompt begins with; None without one.
+      messages: All messages to store. The first has `STATE_ROLE` if the others continue a saved state.
+      own: Messages of the body's input.
+    """
+
+    prompt: Prompt
+    state: StoredState | None
+    messages: Sequence[ConversationMessage]
+    own: Sequence[ConversationMessage]
+
+
+@asynccontextmanager
+async def _prompt(body: PromptFields, responses: OpenResponses) -> AsyncGenerator[_Input]:
+    """Yields the input of a body.
+
+    A small body may name many messages, so unpacked messages are released at the end of the `with` block.
+
+    Raises:
+      ApiError: The body cannot be converted.
+    """
     warn_all(body.dropped)
-    previous = await store.previous(body.previous_response_id)
-    referred = await store.items(body.references)
-    async with store.unpacked(previous) as earlier:
-        messages = [*earlier, *await service.prepare(lambda: input_messages(body, referred))]
-        options = tool_options(body)
-        params, constraint = await service.prepare(lambda: generation_options(body, service))
+    service = responses.service
+    continued = await _continued(body, responses)
+    referred = await referenced_messages(responses.store, body.references)
+    async with responses.store.unpacked(continued) as earlier:
+        own = await admission.get().run(lambda: input_messages(body, referred))
+        state = service.saved_state(_state_id(body, earlier))
+        new = [message for message in (*earlier, *own) if message.role != STATE_ROLE]
         instructions = [ConversationMessage("system", body.instructions)] if body.instructions else []
-        conversation = Conversation([*instructions, *messages], tools=options)
-        prompt = await service.prompts.chat(conversation, param="input")
-        history = await service.workers.run(lambda: pack(messages)) if body.store else b""
-    return generation_spec(body, prompt, params, constraint), history
+        ending = Ending(variables=body.chat_template_kwargs)
+        conversation = Conversation([*instructions, *new], ending, tool_options(body))
+        encoded = await service.prompts.chat(conversation, param="input", state=state)
+        (prompt,) = await service.prompts.after(state, [encoded])
+        yield _Input(prompt, state, new if state is None else [ConversationMessage(STATE_ROLE, state.id), *new], own)
+
+
+def _state_id(body: PromptFields, earlier: Sequence[ConversationMessage]) -> str | None:
+    """Returns the id of the state that a body continues, either directly or through the previous response.
+
+    Raises:
+      ApiError: The body names both a state and something else to continue.
+    """
+    if body.from_state is not None:
+        for name in ("previous_response_id", "conversation"):
+            if getattr(body, name) is not None:
+                raise bad_value("from_state", f"from_state and {name} exclude each other: send one of them")
+    if earlier and earlier[0].role == STATE_ROLE:
+        return str(earlier[0].content)
+    return body.from_state
+
+
+async def _continued(body: PromptFields, responses: OpenResponses) -> Earlier | None:
+    """Returns the messages that a response continues; None if it continues nothing.
+
+    Raises:
+      ApiError: The response or conversation does not exist, or both are named.
+    """
+    if body.conversation_id is None:
+        return await responses.store.previous(body.previous_response_id)
+    if body.previous_response_id is not None:
+        raise bad_value("conversation", "conversation and previous_response_id exclude each other: send one of them")
+    texts = await responses.store.conversations.texts(body.conversation_id)
+    if texts is None:
+        raise no_conversation(body.conversation_id, "conversation")
+    return StoredItems(texts)

@@ -27,7 +27,7 @@ class ResponsesSettings(Settings):
         Option(
             Group.STORE,
             "Folder for checkpoints of running background responses, from which another replica continues them. All "
-            "replicas share it; a mounted bucket will do.",
+            "replicas share it; it may be a mounted bucket.",
             "DIR",
         ),
     ] = None
@@ -36,7 +36,7 @@ class ResponsesSettings(Settings):
     ] = 10.0
     checkpoint_mib_per_s: Annotated[
         PositiveFloat,
-        Option(Group.STORE, "Maximum MiB per second of checkpoints; with more to write, they come later.", "MIB"),
+        Option(Group.STORE, "Maximum MiB per second of checkpoints; beyond that, they are delayed.", "MIB"),
     ] = 100.0
     evacuate_seconds: Annotated[
         NonNegativeFloat,

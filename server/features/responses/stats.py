@@ -6,19 +6,19 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class StoreStats:
-    """Counts of one replica, and what the database held at the last look.
+    """Counts of one replica, and the counts of the database from the last look.
 
     Attributes:
       ended: Number of background responses that this replica ended, by status.
       adoptions: Number of responses that this replica adopted.
       handovers: Number of this replica's streams that were left to others.
-      refusals: Number of this replica's writes that were refused by their fencing number.
+      refusals: Number of this replica's writes that were refused because of their fencing number.
       running: Number of running responses of all replicas.
-      orphaned: Number of those without a live owner.
-      abandoned: Number of those that should have been adopted long ago.
-      unattended: Number of those that belong to this replica in the database, though none of its tasks runs them.
+      orphaned: Number of running responses without a live owner.
+      abandoned: Number of running responses that have had no live owner for too long.
+      unattended: Number of running responses that this replica owns in the database, but that none of its tasks runs.
       checkpoints: Number of checkpoint files that this replica wrote.
-      checkpoint_bytes: Bytes of those files.
+      checkpoint_bytes: Bytes of these files.
       checkpoint_seconds: Seconds spent on writing them.
       checkpoint_errors: Number of checkpoint files that could not be written or read.
       evacuation_seconds: Estimated seconds for checkpoints of all slots; None without a folder for them.

@@ -58,4 +58,65 @@ _EXACT: Final = Upgrade(
     oldest=1,
 )
 
-TABLES: Final = Tables("responses", (_FIRST, _EXACT), common_versions=(0, 1, 2, 2, 2))
+_NEIGHBOURS: Final = Upgrade(
+    (
+        # log_bytes is NULL until an owner of this version has written it.
+        "ALTER TABLE roost_responses ADD COLUMN log_bytes BIGINT",
+        "ALTER TABLE roost_responses ADD COLUMN num_deaths INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE roost_responses ADD COLUMN num_lone_deaths INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE roost_responses ADD COLUMN is_alone INTEGER NOT NULL DEFAULT 0",
+        """
+        CREATE INDEX roost_responses_running ON roost_responses (tenant, lease_until, num_bytes, log_bytes)
+        WHERE is_running = 1
+        """,
+        "CREATE INDEX roost_responses_owners ON roost_responses (owner) WHERE is_running = 1",
+        "CREATE INDEX roost_responses_ended ON roost_responses (tenant, created, num_bytes) WHERE is_running = 0",
+        "CREATE INDEX roost_responses_old ON roost_responses (created) WHERE is_running = 0",
+        "DROP INDEX roost_responses_age",
+    ),
+    oldest=1,
+)
+
+_CONVERSATIONS: Final = Upgrade(
+    (
+        """
+        CREATE TABLE roost_conversations (
+            tenant TEXT NOT NULL,
+            id TEXT NOT NULL,
+            created BIGINT NOT NULL,
+            updated DOUBLE PRECISION NOT NULL,
+            metadata {bytes} NOT NULL,
+            num_items BIGINT NOT NULL,
+            num_bytes BIGINT NOT NULL,
+            holder TEXT,
+            locked_until DOUBLE PRECISION NOT NULL,
+            PRIMARY KEY (tenant, id)
+        )
+        """,
+        "CREATE INDEX roost_conversations_age ON roost_conversations (updated)",
+        "CREATE INDEX roost_conversations_sizes ON roost_conversations (tenant, updated, num_bytes)",
+        """
+        CREATE TABLE roost_conversation_items (
+            tenant TEXT NOT NULL,
+            conversation TEXT NOT NULL,
+            id TEXT NOT NULL,
+            position BIGINT NOT NULL,
+            item {bytes} NOT NULL,
+            PRIMARY KEY (tenant, conversation, id)
+        )
+        """,
+        "CREATE INDEX roost_conversation_items_list ON roost_conversation_items (tenant, conversation, position)",
+        "ALTER TABLE roost_responses ADD COLUMN conversation TEXT",
+        "ALTER TABLE roost_responses ADD COLUMN input_items {bytes}",
+    ),
+    oldest=1,
+)
+
+_ITEM_IDS: Final = Upgrade(
+    ("CREATE INDEX roost_conversation_items_ids ON roost_conversation_items (tenant, id)",),
+    oldest=1,
+)
+
+TABLES: Final = Tables(
+    "responses", (_FIRST, _EXACT, _NEIGHBOURS, _CONVERSATIONS, _ITEM_IDS), common_versions=(0, 1, 2, 2, 2)
+)

@@ -1,4 +1,4 @@
-"""Memory for files of saved states, for as long as a server runs."""
+"""Memory for transfers of state files, while a server runs."""
 
 from typing import Annotated
 
@@ -9,7 +9,7 @@ from .state_files import StateFiles
 
 
 class OpenStates(OpenFeature):
-    """Transfers of state files. The states themselves are the service's.
+    """Transfers of state files. The service keeps the states themselves.
 
     Args:
       files: Memory of the files.

@@ -1,9 +1,9 @@
-"""`/v1/states`: saves the state of a request under an id, to be continued, exported and imported."""
+"""`/v1/states`: saves the state of a request under an id, so that it can be continued, exported and imported."""
 
 from contextlib import AsyncExitStack
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
 
 from ....engine import StateFileError
@@ -35,7 +35,7 @@ class StateBody(Body):
 
 @router.post("/v1/states", response_model=StateObject)
 async def save_state(body: StateBody, service: ReadyService) -> dict[str, Any]:
-    """Saves the state of a choice that runs or ended lately, up to the tokens whose text was sent whole."""
+    """Saves the state of a choice that is running or ended recently, up to the tokens whose text was sent whole."""
     return (await saved_states.save_state(service, body.request_id, body.index)).described()
 
 
@@ -77,12 +77,19 @@ async def export_state(state_id: str, service: ReadyService, states: States) -> 
 
 
 @router.post(IMPORT_PATH, response_model=StateObject)
-async def import_state(request: Request, service: ReadyService, states: States) -> dict[str, Any]:
-    """Saves a state from the file of an export, which is the body."""
+async def import_state(
+    request: Request,
+    service: ReadyService,
+    states: States,
+    cache_salt: Annotated[
+        str, Query(max_length=256, description="`cache_salt` of the requests that restore the state by their prompts.")
+    ] = "",
+) -> dict[str, Any]:
+    """Saves a state from an exported file, which is the body. Prompts that begin with the state's tokens restore it."""
     kind = service.engine.state_format
     async with states.files.transfer() as transfer:
         data = await receive_file(request, states.files, transfer, kind.max_file_bytes)
         try:
-            return (await saved_states.import_state(service, bytes(data))).described()
+            return (await saved_states.import_state(service, bytes(data), cache_salt)).described()
         except StateFileError as error:
             raise bad_value(None, f"the file {error}") from None

@@ -1,4 +1,4 @@
-"""Memory of state files that are being sent or received: each has tens of megabytes, and some clients are slow."""
+"""Memory of state files that are being sent or received. Each has tens of megabytes, and some clients are slow."""
 
 import asyncio
 import time
@@ -13,7 +13,7 @@ from ...errors.request_errors import ApiError, too_many_bytes
 from ...tenancy.tenant import tenant
 
 FILES_AT_A_TIME: Final = 8
-"""Number of the largest files that fit into memory together; more of smaller ones do."""
+"""Number of the largest files that fit into memory together. More files fit if they are smaller."""
 
 GRACE_S: Final = 5.0
 """Seconds after which a transfer may be ended for another one when memory is short."""
@@ -28,8 +28,8 @@ class Transfer:
       started: Start of the transfer, in seconds of the clock.
       scope: Timeout that ends the transfer.
       num_bytes: Memory that the file takes.
-      may_give_way: Whether the transfer waits for its client, and may be ended for another one.
-      gave_way: Whether the transfer was ended for another one.
+      may_give_way: Whether the transfer waits for its client, and may be ended to free memory for another one.
+      gave_way: Whether the transfer was ended to free memory for another one.
     """
 
     owner: str
@@ -44,11 +44,11 @@ class Transfer:
 class StateFiles:
     """Memory for files that are being received, checked or sent.
 
-    Only the received part of a file takes memory, so a slow client holds no more than it has sent. If there is no room
-    for another piece, the oldest transfer of the tenant that holds most is ended, unless it began within `GRACE_S`.
+    Only the received part of a file takes memory, so a slow client holds no more than it has sent. If another piece has
+    no room, the oldest transfer of the tenant that holds the most is ended, unless it began within `GRACE_S`.
 
     Attributes:
-      num_tenants: Number of tenants. Among several, none may hold more than it leaves free.
+      num_tenants: Number of tenants. With several tenants, none may hold more than it leaves free.
       clock: Monotonic clock in seconds.
     """
 
@@ -66,7 +66,7 @@ class StateFiles:
         """Counts the memory of a file while the `with` block runs.
 
         Raises:
-          ApiError: The transfer was ended for another one.
+          ApiError: The transfer was ended to free memory for another one.
         """
         transfer = None
         try:
@@ -89,7 +89,7 @@ class StateFiles:
           limit: Maximum size of one file.
 
         Raises:
-          ApiError: There is no room.
+          ApiError: The memory is full.
         """
         while not self._has_room(transfer, num_bytes, FILES_AT_A_TIME * limit):
             self._end(self._oldest_beside(transfer, num_bytes, FILES_AT_A_TIME * limit))
@@ -100,7 +100,7 @@ class StateFiles:
         return self._transfers.has_room(transfer.owner, num_bytes, limit, is_shared=self.num_tenants > 1)
 
     def _oldest_beside(self, transfer: Transfer, num_bytes: int, limit: int) -> Transfer:
-        """Returns the transfer to end for another one: of the same tenant, if its share is used up.
+        """Returns the transfer to end for another one; a transfer of the same tenant if its share is used up.
 
         Raises:
           ApiError: All transfers began within `GRACE_S`.

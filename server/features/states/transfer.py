@@ -1,4 +1,4 @@
-"""Bodies of requests and responses that are state files."""
+"""Bodies of requests and responses that carry state files."""
 
 import logging
 from collections.abc import AsyncGenerator
@@ -29,7 +29,7 @@ async def receive_file(request: Request, files: StateFiles, transfer: Transfer, 
       limit: Maximum size.
 
     Raises:
-      ApiError: The body is, or is announced as, larger than the limit; or it is compressed; or there is no room.
+      ApiError: The body or its announced size exceeds the limit, the body is compressed, or the memory is full.
     """
     refuse_encoding(request.headers)
     announced = request.headers.get("content-length", "0")
@@ -72,6 +72,6 @@ class StateFileResponse(StreamingResponse):
 
 
 async def _pieces(data: bytes) -> AsyncGenerator[bytes]:
-    """Yields a file in pieces, so that a connection buffers no more than one."""
+    """Yields a file in pieces, so that a connection buffers at most one."""
     for start in range(0, len(data), _PIECE_BYTES):
         yield data[start : start + _PIECE_BYTES]

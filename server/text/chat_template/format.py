@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Final, NamedTuple
+from uuid import uuid4
 
 from ..tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer
 
@@ -74,7 +75,7 @@ type Layout = Callable[[Sequence[Message], Ending], list[Part]]
 """Lays out messages (roles system, user, assistant; in any order) as a prompt."""
 
 type Writer = Callable[[Sequence[Message], bool], list[Part]]
-"""Writes messages, each of them closed; the flag adds the header of an assistant's turn."""
+"""Writes messages, all of them closed; the flag adds the header of an assistant's turn."""
 
 
 class ChatFormat:
@@ -101,16 +102,16 @@ class ChatFormat:
         Raises:
           ChatFormatError: The messages cannot be formatted as a prompt.
         """
-        bos_id = self._tokenizer.bos_id
-        encode_markup = cache(self._tokenizer.encode)  # every message has the same markup
-        ids = [
-            token_id
-            for text, markup in self._parts(messages, ending)
-            if text
-            for token_id in (encode_markup(text) if markup else self._tokenizer.encode(text, control_tokens=False))
-            if token_id != bos_id
-        ]
+        ids, bos_id = self._encoded(self._parts(messages, ending)), self._tokenizer.bos_id
         return ids if bos_id is None else [bos_id, *ids]
+
+    def encode_after_reply(self, messages: Sequence[Message], ending: Ending = NEW_TURN) -> list[int]:
+        """Returns the ids that follow the text of an assistant's message: the markup that closes it, then new messages.
+
+        Raises:
+          ChatFormatError: The messages cannot be formatted, or begin with an assistant's.
+        """
+        return self._encoded(self._parts_after_reply(messages, ending))
 
     def render(self, messages: Sequence[Message], ending: Ending = NEW_TURN) -> str:
         """Returns the prompt as text for display; `encode` keeps messages and markup apart.
@@ -120,6 +121,29 @@ class ChatFormat:
         """
         text = "".join(part.text for part in self._parts(messages, ending))
         return bos_name(self._tokenizer) + text.removeprefix(bos_name(self._tokenizer))
+
+    def _encoded(self, parts: Iterable[Part]) -> list[int]:
+        """Returns the ids of parts without BOS."""
+        encode_markup = cache(self._tokenizer.encode)  # every message has the same markup
+        return [
+            token_id
+            for text, markup in parts
+            if text
+            for token_id in (encode_markup(text) if markup else self._tokenizer.encode(text, control_tokens=False))
+            if token_id != self._tokenizer.bos_id
+        ]
+
+    def _parts_after_reply(self, messages: Sequence[Message], ending: Ending) -> list[Part]:
+        """Returns the parts after the text of an assistant's message that precedes the messages."""
+        if normalized(messages)[0].role == "assistant":
+            raise ChatFormatError(
+                "the first message after a state must not be the assistant's: its own is the last one"
+            )
+        reply = Part(uuid4().hex, markup=False)  # a text that no message has
+        parts = self._parts([Message("user", "-"), Message("assistant", reply.text), *messages], ending)
+        if reply not in parts:
+            raise ChatFormatError("the checkpoint's chat template does not keep an assistant's message as it is")
+        return parts[parts.index(reply) + 1 :]
 
     def _parts(self, messages: Sequence[Message], ending: Ending) -> list[Part]:
         trimmed = normalized(messages)
@@ -167,10 +191,10 @@ def _open_end(parts: list[Part], text: str) -> list[Part]:
 
 
 def normalized(messages: Sequence[Message]) -> list[Message]:
-    """Returns messages with stripped texts and the roles system, user and assistant only.
+    """Returns messages with stripped texts and only the roles system, user and assistant.
 
     Raises:
-      ChatFormatError: A role is unknown, or there are no messages.
+      ChatFormatError: A role is unknown, or the list of messages is empty.
     """
     if not messages:
         raise ChatFormatError("there must be at least one message")

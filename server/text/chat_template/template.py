@@ -1,4 +1,4 @@
-"""Chat formats of checkpoints: layout by a Jinja template, or else Gemma's turns."""
+"""Chat formats of checkpoints: layout by a Jinja template, or Gemma's turns without one."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,7 @@ import jinja2
 import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from ....engine.core.errors import CheckpointError
+from ....engine.types.errors import CheckpointError
 from ..tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer
 from ..tokenizer_loading import read_tokenizer_config
 from .format import (
@@ -120,7 +120,7 @@ class ChatTemplate:
         return [_Form(str, fold), _Form(_as_parts, fold)]  # the template may need a variable of the request
 
     def _takes(self, form: _Form, roles: Sequence[str]) -> bool:
-        """Returns whether the template accepts messages of these roles, and keeps their order."""
+        """Returns whether the template accepts messages with these roles, and keeps their order."""
         probe = form.fold([Message(role, str(position)) for position, role in enumerate(roles)])
         try:
             parts = self._write(form, {}, probe, True)
@@ -193,7 +193,7 @@ def _raise_exception(message: str) -> Never:
 
 
 def load_chat_format(directory: Path | None, tokenizer: Tokenizer) -> ChatFormat:
-    """Returns the chat format of a checkpoint: its template if it has one, or else Gemma's turns.
+    """Returns the chat format of a checkpoint: its template, or Gemma's turns if it has none.
 
     If the tokenizer has no text, or no marks for Gemma's turns, the format refuses all messages.
 
@@ -251,7 +251,7 @@ def _read_text(path: Path) -> str:
 
 
 def _default_template(path: Path, value: object) -> str | None:
-    """Returns the template in tokenizer_config.json, which has none, one, or a list of named ones."""
+    """Returns the template in tokenizer_config.json, which may have none, one, or a list of named ones."""
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, list):

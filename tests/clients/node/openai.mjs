@@ -60,6 +60,26 @@ found.afterTool = after.choices[0].message.content;
 found.models = [];
 for await (const model of client.models.list()) found.models.push(model.id);
 
+const conversation = await client.conversations.create({ items: [{ role: "user", content: "My name is Anna." }] });
+const turn = await client.responses.create({
+  model: "demo",
+  input: "What is the capital of Spain?",
+  conversation: conversation.id,
+  max_output_tokens: 200,
+  temperature: 0,
+});
+found.conversation = [turn.conversation.id === conversation.id];
+for await (const item of client.conversations.items.list(conversation.id, { order: "asc", limit: 2 }))
+  found.conversation.push(item.role);
+await client.conversations.delete(conversation.id);
+
+const stored = await client.chat.completions.create({ ...ask, store: true, metadata: { topic: "Spain" } });
+found.stored = [];
+for await (const each of client.chat.completions.list({ metadata: { topic: "Spain" } }))
+  found.stored.push(each.id === stored.id);
+for await (const each of client.chat.completions.messages.list(stored.id)) found.stored.push(each.content);
+await client.chat.completions.delete(stored.id);
+
 found.failure = await client.chat.completions
   .create({ ...ask, model: "gpt-5" })
   .catch((error) => [error.status, error.code]);

@@ -13,15 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint
 import pytest
-from roost.engine.checkpoint import FORMATS, open_tensors
+from roost.engine.checkpoint import WRITABLE_FORMATS, open_tensors
 from roost.engine.checkpoint.conversion import Converted, convert
 from roost.engine.checkpoint.safetensors_files import INDEX
 from roost.engine.checkpoint.source import DEMO_DIRECTORY, ModelSource, open_model
 from roost.engine.checkpoint.weights import Checkpoint, load_params
-from roost.engine.core.errors import CheckpointError
+from roost.engine.devices.platform import CPU
 from roost.engine.model.config import config_from_hf
 from roost.engine.model.griffin import Params, abstract_model
-from roost.engine.platform import CPU
+from roost.engine.types.errors import CheckpointError
 from safetensors.numpy import load_file, save_file
 from small_models import TINY_A
 
@@ -182,9 +182,18 @@ def test_a_disk_that_lies_is_found_out(tmp_path: Path, monkeypatch: pytest.Monke
         wrong["model.final_norm.weight"][7] += 1
         save_file(wrong, folder / "model.safetensors")
 
-    faulty = {"hf": replace(FORMATS["hf"], write=write)}
-    monkeypatch.setattr("roost.engine.checkpoint.conversion.FORMATS", faulty)
+    faulty = {"hf": replace(WRITABLE_FORMATS["hf"], write=write)}
+    monkeypatch.setattr("roost.engine.checkpoint.conversion.WRITABLE_FORMATS", faulty)
     assert "what was written is not what is read again" in refusal(open_model(HF), tmp_path / "it")
+
+
+def test_several_key_heads_are_kept_and_have_no_official_form(tmp_path: Path) -> None:
+    source = open_model(str(TINY_A.parent / "key-heads" / "grouped"))
+    convert(source, tmp_path / "int8", quantize="int8")
+    assert open_model(str(tmp_path / "int8")).config.num_key_heads == 2
+    assert "the official format has one key head, but num_key_value_heads is 2; use --format hf" in refusal(
+        source, tmp_path / "it", to="orbax"
+    )
 
 
 def test_int8_is_where_it_ends(tmp_path: Path) -> None:
@@ -207,7 +216,7 @@ def test_other_quantisations_are_refused(tmp_path: Path) -> None:
     fields = json.loads((tmp_path / "int8" / "config.json").read_text())
     for other in ({"quant_method": "gptq", "bits": 4}, fields["quantization_config"] | {"format": "pack-quantized"}, 3):
         with pytest.raises(
-            CheckpointError, match=r"quantization_config: .* is not supported; take the original weights"
+            CheckpointError, match=r"quantization_config: .* is not supported.*; take the original weights"
         ):
             config_from_hf(fields | {"quantization_config": other})
 

@@ -9,9 +9,9 @@ import pytest
 from roost.engine.checkpoint import open_tensors
 from roost.engine.checkpoint.layout import tensor_specs
 from roost.engine.checkpoint.weights import Checkpoint, checkpoint_tensors, load_params, random_params
+from roost.engine.devices.platform import CPU
 from roost.engine.model.config import ModelConfig
 from roost.engine.model.griffin import abstract_model
-from roost.engine.platform import CPU
 from safetensors.numpy import save_file
 
 CONFIG = ModelConfig(

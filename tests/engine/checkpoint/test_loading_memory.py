@@ -7,14 +7,14 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from roost.engine.capacity.roofline import DEVICES, compute_roofline
 from roost.engine.checkpoint import open_tensors, tensors
 from roost.engine.checkpoint.conversion import convert
 from roost.engine.checkpoint.source import ModelSource, open_model
 from roost.engine.checkpoint.weights import Checkpoint, checkpoint_tensors, load_params, random_params
-from roost.engine.model import quantization as quantize
 from roost.engine.model.config import ModelConfig, config_to_hf, cycle
 from roost.engine.model.griffin import abstract_model
-from roost.engine.roofline import DEVICES, compute_roofline
+from roost.kernels.matrices import int8
 from safetensors.numpy import save_file
 
 CONFIG = ModelConfig(4096, 128, 384, 2, 128, cycle(("recurrent", "recurrent", "attention"), 6), dtype="bfloat16")
@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes pieces as small, relative to this model, as they are for a large one."""
     monkeypatch.setattr(tensors, "_PIECE", 2**12)
-    monkeypatch.setattr(quantize, "_PIECE", 2**12)
+    monkeypatch.setattr(int8, "_PIECE", 2**12)
 
 
 def peak_of_loading(source: ModelSource, dtype: str, matrices: str | None) -> int:
@@ -62,9 +62,7 @@ PRECISIONS = [("float32", None), ("bfloat16", None), ("bfloat16", "int8")]
     [*((name, *precision) for name in ("hf", "orbax") for precision in PRECISIONS), ("int8", "bfloat16", "int8")],
 )
 def test_loading_keeps_to_the_plan(folder: Path, name: str, dtype: str, matrices: str | None) -> None:
-    roofline = compute_roofline(
-        CONFIG, DEVICES["v5e"], np.dtype(jnp.dtype(dtype)).itemsize, is_quantized=matrices is not None
-    )
+    roofline = compute_roofline(CONFIG, DEVICES["v5e"], np.dtype(jnp.dtype(dtype)).itemsize, quantize=matrices)
     peak = roofline.loading_bytes
     for _ in range(3):  # other threads of this process and caches that are filled once only add to it
         if peak >= roofline.loading_bytes:

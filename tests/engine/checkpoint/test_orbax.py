@@ -16,7 +16,7 @@ from roost.engine.checkpoint.orbax import open_arrays
 from roost.engine.checkpoint.safetensors_files import find_files
 from roost.engine.checkpoint.source import ModelSource, open_model
 from roost.engine.checkpoint.weights import Checkpoint
-from roost.engine.core.errors import CheckpointError
+from roost.engine.types.errors import CheckpointError
 from small_models import TINY_A, counting, ragged, read_model
 
 ORBAX = TINY_A / "orbax"

@@ -12,7 +12,7 @@ from roost.engine.checkpoint import open_tensors
 from roost.engine.checkpoint.safetensors_files import INDEX
 from roost.engine.checkpoint.source import open_model
 from roost.engine.checkpoint.weights import Checkpoint
-from roost.engine.core.errors import CheckpointError
+from roost.engine.types.errors import CheckpointError
 from safetensors.numpy import load_file, save_file
 from small_models import TINY_A
 

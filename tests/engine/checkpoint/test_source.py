@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from roost.engine.checkpoint.source import DEMO_DIRECTORY, open_model
-from roost.engine.core.errors import CheckpointError
 from roost.engine.model.config import PRESETS
+from roost.engine.types.errors import CheckpointError
 
 TINY_A = Path(__file__).parents[2] / "golden" / "tiny-a" / "hf"
 

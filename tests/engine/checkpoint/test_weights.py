@@ -14,9 +14,9 @@ from roost.engine.checkpoint import open_tensors
 from roost.engine.checkpoint import weights as weights_module
 from roost.engine.checkpoint.layout import checkpoint_layout
 from roost.engine.checkpoint.weights import Checkpoint, load_params, random_params
-from roost.engine.core.errors import CheckpointError
 from roost.engine.model.config import ModelConfig
 from roost.engine.model.griffin import Params, abstract_model
+from roost.engine.types.errors import CheckpointError
 from safetensors.numpy import save_file
 
 CONFIG = ModelConfig(

@@ -1,12 +1,14 @@
 """Hugging Face configs in all their spellings, the presets' sizes, and errors that name the file and the field."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from roost.engine.core.errors import CheckpointError
-from roost.engine.model.config import PRESETS, ModelConfig, config_from_hf, cycle, read_config
+from roost.engine.model.config import PRESETS, ModelConfig, config_from_hf, config_to_hf, cycle, read_config
+from roost.engine.model.state_layout import state_bytes, window_bytes
+from roost.engine.types.errors import CheckpointError
 
 TINY_A = Path(__file__).parents[2] / "golden" / "tiny-a" / "hf"
 
@@ -81,9 +83,13 @@ def test_a_missing_field_is_named(field: str) -> None:
     ("fields", "named"),
     [
         ({"model_type": "gemma2"}, "model_type"),
-        ({"num_key_value_heads": 4}, "num_key_value_heads 4 is not supported, only 1"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads must be a divisor of num_attention_heads (4), got 3"),
+        ({"num_key_value_heads": 8}, "num_key_value_heads must be a divisor of num_attention_heads (4), got 8"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads must be a divisor of num_attention_heads (4), got 0"),
+        ({"num_key_value_heads": "1"}, "num_key_value_heads must be a whole number, got '1'"),
         ({"head_dim": 32}, "head_dim 32 is not supported, only 16"),
-        ({"hidden_activation": "silu"}, "hidden_activation"),
+        ({"hidden_activation": "silu"}, "hidden_activation 'silu' is not supported, only gelu_pytorch_tanh, gelu_fast"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings False is not supported, only True"),
         ({"attention_bias": True}, "attention_bias"),
         ({"partial_rotary_factor": 1.0}, "partial_rotary_factor"),
         ({"rope_parameters": {"rope_type": "linear"}}, "rope_type"),
@@ -149,8 +155,41 @@ def test_presets_have_the_sizes_of_the_published_models(
     assert config.vocab_size * config.width == embedding
     assert (config.depth, config.block_types.count("attention")) == (depth, attention_layers)
     assert config.block_types[-2:] == ("recurrent", "recurrent")
-    assert config.state_bytes(2) == state_bf16 - 4 * attention_layers
-    assert config.state_bytes(4) == state_f32 - 4 * attention_layers
+    assert state_bytes(config, 2) == state_bf16 - 4 * attention_layers
+    assert state_bytes(config, 4) == state_f32 - 4 * attention_layers
+
+
+@pytest.mark.parametrize(
+    ("fields", "heads"), [({}, 4), *(({"num_key_value_heads": given}, given or 4) for given in (None, 1, 2, 4))]
+)
+def test_key_heads_are_as_many_as_heads_unless_a_number_is_given(fields: dict[str, Any], heads: int) -> None:
+    """A missing field and null mean what they mean in transformers."""
+    config = changed(**fields)
+    assert config.num_key_heads == heads
+    assert config_to_hf(config)["num_key_value_heads"] == heads
+    assert config_from_hf(config_to_hf(config)) == config
+
+
+def test_key_heads_count_as_parameters_and_as_state() -> None:
+    one = PRESETS["2b"]
+    five = replace(one, num_key_heads=5)
+    layers = one.block_types.count("attention")
+    assert five.num_parameters - one.num_parameters == layers * 2 * 4 * one.head_dim * one.width
+    assert state_bytes(five, 2) - state_bytes(one, 2) == layers * 2 * 4 * one.head_dim * one.window * 2
+    int8 = replace(five, kv_dtype="int8")
+    assert window_bytes(int8, 2) == layers * 2 * 5 * (one.head_dim + 4) * one.window
+
+
+def test_identities_name_key_heads_only_where_there_are_several() -> None:
+    """The text form of a config is part of the identity of saved states, which had no key heads at first."""
+    text = (
+        "ModelConfig(vocab_size=8, width=8, mlp_width=8, num_heads=2, lru_width=8, block_types=('attention',), "
+        "window=2, conv_width=4, logits_soft_cap=30.0, scale_embeddings=True, rope_theta=10000.0, rms_norm_eps=1e-06, "
+        "dtype='float32', quantize=None"
+    )
+    config = ModelConfig(8, 8, 8, 2, 8, ("attention",), window=2)
+    assert repr(config) == f"{text})"
+    assert repr(replace(config, num_key_heads=2)) == f"{text}, num_key_heads=2)"
 
 
 def test_cycle_repeats_and_cuts() -> None:

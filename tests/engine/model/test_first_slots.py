@@ -10,23 +10,36 @@ import numpy as np
 import pytest
 from flax import nnx
 from roost.engine.checkpoint.weights import random_params
+from roost.engine.devices.platform import TPU
 from roost.engine.model.collectives import Collectives
 from roost.engine.model.config import ModelConfig
 from roost.engine.model.griffin import abstract_model
-from roost.engine.model.state import ModelState, RecurrentState, zero_state
-from roost.engine.platform import TPU
-from roost.kernels import XLA, backends
+from roost.engine.model.layer_kinds import RecurrentState
+from roost.engine.model.state import ModelState, zero_state
+from roost.kernels import XLA, Backend, Kernel
+from roost.kernels.recurrent_block import Recurrence
+from roost.kernels.recurrent_block.pallas_tpu import recurrent_step_tpu
+from roost.kernels.window_attention.pallas_tpu import decode_attention_tpu
+from roost.kernels.window_attention.whole_rings import decode_with
 
 FLOAT32 = jnp.dtype("float32")
 POOL, FIRST, IDLE = 24, 8, 3
 CONFIG = ModelConfig(64, 128, 128, 1, 128, ("recurrent", "attention"), window=16)  # gate blocks that have a kernel
 
-INTERPRETED = replace(
-    backends.TPU,
-    decode_attention=partial(backends.decode_attention_tpu, interpret=True),
-    recurrent_step=partial(backends.recurrent_step_tpu, interpret=True),
-    gated_mlp=None,
-    gated_mlp_rows=0,
+
+def interpreted_block(
+    project: Any, weights: Any, conv: jax.Array, h: jax.Array, positions: jax.Array, every: int, groups: int
+) -> Recurrence:
+    step = partial(recurrent_step_tpu, groups=groups, interpret=True)
+    return Recurrence(*step(project(None)[:, 0], weights, conv, h, positions[:, 0]))
+
+
+INTERPRETED = Backend(
+    "tpu",
+    (
+        Kernel("decode_attention", (), decode_with(partial(decode_attention_tpu, interpret=True))),
+        Kernel("recurrent_block", (), interpreted_block),
+    ),
 )
 
 
@@ -56,7 +69,7 @@ def test_a_step_of_the_first_slots_is_that_of_a_pool_of_them(kernels: Any) -> No
     @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def step(state: ModelState) -> tuple[jax.Array, ModelState]:
         model = nnx.merge(graph, random_params(abstract, 0))
-        return model(jnp.arange(FIRST)[:, None], jnp.asarray(positions)[:, None], state, 1)  # type: ignore[no-any-return]
+        return model(jnp.arange(FIRST)[:, None], jnp.asarray(positions)[:, None], state, 1)
 
     (hidden, found), (expected, alone) = step(state), step(rows_of(state, slice(FIRST)))
     busy = positions >= 0

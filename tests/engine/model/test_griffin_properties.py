@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis.extra import numpy as hnp
 from reference_griffin import reference_logits
-from roost.engine.core.config import PREFILL_BLOCK
 from roost.engine.model.config import ModelConfig, cycle
-from roost.engine.model.layers import rope_angles
+from roost.engine.model.layer_kinds import RecurrentState
+from roost.engine.model.rope import rope_angles
 from roost.engine.model.slot_states import BlockedStates, ContiguousStates, SlotStates
-from roost.engine.model.state import ModelState, RecurrentState, zero_state
+from roost.engine.model.state import ModelState, zero_state
+from roost.engine.types.config import PREFILL_BLOCK
 from small_models import CPU_OPTIONS, SmallModel, counting, noisy_model, ragged, row_of
 from sweeps import examples, swept
 
@@ -42,6 +43,8 @@ VARIANTS = {
     "no cap, unscaled": replace(
         BASE, block_types=("attention", "recurrent"), logits_soft_cap=0.0, scale_embeddings=False
     ),
+    "two key heads of four": replace(BASE, block_types=("attention", "recurrent"), num_heads=4, num_key_heads=2),
+    "as many key heads as heads": replace(BASE, block_types=("attention", "recurrent"), num_key_heads=2),
 }
 
 LENGTHS = st.lists(st.integers(0, STEPS), min_size=ROWS, max_size=ROWS)

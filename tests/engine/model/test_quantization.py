@@ -16,25 +16,24 @@ import pytest
 from flax import nnx
 from hypothesis import given
 from hypothesis.extra import numpy as hnp
+from roost.engine.capacity.gpu_cards import tracing_for
+from roost.engine.checkpoint.source import open_model
 from roost.engine.checkpoint.weights import checkpoint_tensors, random_params
-from roost.engine.core.errors import CheckpointError
+from roost.engine.devices import platform
+from roost.engine.devices.platform import PORTABLE
 from roost.engine.model.config import ModelConfig, cycle
 from roost.engine.model.griffin import abstract_model
-from roost.engine.model.layers import dot
-from roost.engine.model.quantization import (
-    QuantizedMatrix,
-    gather_rows,
-    is_quantized,
-    pack_param,
-    pack_shapes,
-    quantize_on_host,
-    quantize_rows,
-)
 from roost.engine.model.state import zero_state
-from roost.engine.platform import PORTABLE
-from roost.engine.worker.gpu_cards import tracing_for
-from roost.kernels import XLA, Backend, backends, native
-from small_models import CPU_OPTIONS, SmallModel, counting, ragged, tiny_a
+from roost.engine.types.errors import CheckpointError
+from roost.kernels import XLA, Backend, Kernel, native
+from roost.kernels.backends import CPU
+from roost.kernels.gated_mlp import pallas_tpu_int8
+from roost.kernels.matrices import Int8Matrix, gather_rows, is_quantized, pack_param, pack_shapes
+from roost.kernels.matrices.int8 import quantize_on_host, quantize_rows
+from roost.kernels.product import product as dot
+from roost.kernels.product import takes_int8
+from roost.kernels.product.int8_pallas_tpu import int8_product_tpu
+from small_models import CPU_OPTIONS, TINY_A, SmallModel, counting, ragged, tiny_a
 from sweeps import swept
 
 INT8 = jnp.dtype("int8")
@@ -54,11 +53,11 @@ jit_dot, jit_rows = jit(dot), jit(quantize_rows)
 MATRICES = hnp.arrays(np.float32, (3, 40), elements=st.floats(-(2.0**20), 2.0**20, width=32))
 
 
-def on_device(matrix: QuantizedMatrix) -> QuantizedMatrix:
-    return QuantizedMatrix(*map(jnp.asarray, matrix))
+def on_device(matrix: Int8Matrix) -> Int8Matrix:
+    return Int8Matrix(*map(jnp.asarray, matrix))
 
 
-def product(rows: int, inputs: int, outputs: int, dtype: str = "float32") -> tuple[jax.Array, QuantizedMatrix]:
+def product(rows: int, inputs: int, outputs: int, dtype: str = "float32") -> tuple[jax.Array, Int8Matrix]:
     """Draws activations with a few large channels, as models have them, and a weight."""
     rng = np.random.default_rng([rows, inputs])
     x = rng.normal(size=(rows, inputs)) * np.exp(rng.normal(size=inputs))
@@ -137,8 +136,8 @@ def test_a_row_of_dot_has_the_same_bits_in_any_batch(inputs: int, dtype: str) ->
 @pytest.mark.parametrize("rows", [1, 5, 64])
 def test_a_packed_matrix_has_the_products_and_rows_of_the_matrix(rows: int, dtype: str) -> None:
     x, weight = product(rows, 768, 96, dtype)
-    packed = jax.tree.map(jnp.asarray, pack_param(QuantizedMatrix(*(np.array(part) for part in weight))))
-    np.testing.assert_array_equal(jit_dot(x, packed), jit_dot(x, weight))
+    packed = jax.tree.map(jnp.asarray, pack_param(Int8Matrix(*(np.array(part) for part in weight))))
+    np.testing.assert_array_equal(jit(partial(dot, backend=CPU))(x, packed), jit_dot(x, weight))
     tokens = jnp.asarray([[0, 95, 17], [16, 15, 95]], jnp.int32)
     kind = jnp.dtype(dtype)
     np.testing.assert_array_equal(gather_rows(packed, tokens, kind), gather_rows(weight, tokens, kind))
@@ -163,6 +162,14 @@ def test_dot_is_close_to_that_of_floats() -> None:
     assert np.abs(np.asarray(jit_dot(x, weight)) - exact).mean() < 0.05 * np.abs(exact).mean()
 
 
+def three_layers() -> SmallModel:
+    """Returns a model with the first layers of tiny-a's config and random weights, whose programs compile soon."""
+    whole = open_model(str(TINY_A / "hf")).config
+    config, kind = replace(whole, block_types=whole.block_types[:3]), jnp.dtype("float32")
+    graph, abstract = abstract_model(config, kind, platform.CPU, matrix_dtype=INT8)
+    return SmallModel(config, graph, jax.tree.map(jnp.asarray, random_params(abstract, 0)), kind, block=16)
+
+
 @pytest.fixture(scope="module", params=[*swept("float32"), "bfloat16"])
 def quantized(request: pytest.FixtureRequest) -> SmallModel:
     return tiny_a(request.param, matrices="int8")
@@ -178,8 +185,18 @@ def test_the_golden_model_stays_close_to_float32(quantized: SmallModel) -> None:
     assert (logits.argmax(axis=-1) == expected.argmax(axis=-1)).mean() >= 0.85
 
 
+def test_the_golden_model_in_four_bits_stays_near_float32() -> None:
+    exact, four = tiny_a(), tiny_a(matrices="int4")
+    with np.load(Path(__file__).parents[2] / "golden" / "tiny-a" / "golden.npz") as golden:
+        tokens = golden["full_tokens"][0]
+    tokens, positions = ragged([tokens], 112), counting([len(tokens)], 112)
+    logits, expected = (model.run(tokens, positions, model.zero(1))[0][0, :100] for model in (four, exact))
+    assert np.abs(logits - expected).mean() <= 0.5 * np.abs(expected).mean()
+    assert (logits.argmax(axis=-1) == expected.argmax(axis=-1)).mean() >= 0.4
+
+
 def test_decode_steps_and_chunks_of_any_batch_give_a_row_the_same_bits() -> None:
-    quantized, rng, rows, steps = tiny_a(matrices="int8"), np.random.default_rng(0), 5, 16
+    quantized, rng, rows, steps = three_layers(), np.random.default_rng(0), 5, 16
     tokens = rng.integers(0, quantized.config.vocab_size, (rows, steps), np.int32)
     positions = counting([steps] * rows, steps)
     logits, state = quantized.run(tokens, positions, quantized.zero(rows))
@@ -215,7 +232,7 @@ def test_matrices_have_scales_in_programs_that_are_compiled_for_a_card() -> None
     expected = quantized_abstract(CONFIG)
     with tracing_for("h100"):
         assert quantized_abstract(CONFIG) == expected
-    assert isinstance(expected["embedding"], QuantizedMatrix)
+    assert isinstance(expected["embedding"], Int8Matrix)
 
 
 def test_kernels_for_tpus_compute_projections_and_mlps() -> None:
@@ -223,14 +240,21 @@ def test_kernels_for_tpus_compute_projections_and_mlps() -> None:
     config = ModelConfig(128, 128, 256, 1, 128, cycle(("recurrent", "attention"), 2), window=16)
     names = []
 
-    def interpreted(name: str) -> Callable[..., Any]:
-        def kernel(*arguments: Any) -> Any:
-            names.append(name)
-            return getattr(backends.TPU, name)(*arguments, interpret=True)
+    def interpreted(kernel: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            names.append(kernel.__name__)
+            return kernel(*arguments, interpret=True)
 
-        return kernel
+        return run
 
-    kernels = Backend("tpu", **{name: interpreted(name) for name in ("int8_product", "int8_gated_mlp")})
+    mlp = pallas_tpu_int8.int8_gated_mlp_tpu
+    kernels = Backend(
+        "tpu",
+        (
+            Kernel("product", ("int8_product",), interpreted(int8_product_tpu), takes_int8),
+            Kernel("gated_mlp", ("int8_gated_mlp",), interpreted(mlp), pallas_tpu_int8.takes_int8),
+        ),
+    )
     tokens = jnp.arange(24, dtype=jnp.int32).reshape(2, 12)
     positions = jnp.broadcast_to(jnp.arange(12, dtype=jnp.int32), tokens.shape)
 
@@ -243,15 +267,14 @@ def test_kernels_for_tpus_compute_projections_and_mlps() -> None:
         def run(params: Any) -> jax.Array:
             model = nnx.merge(graph, params)
             x, _ = model(tokens, positions, zero_state(config, 2, jnp.dtype("float32")), 12)
-            found: jax.Array = model.logits(x)
-            return found
+            return model.logits(x)
 
         return np.asarray(run(params))
 
     expected = logits(XLA)
     assert not names
     np.testing.assert_allclose(logits(kernels), expected, atol=0.02 * np.abs(expected).max())
-    assert Counter(names) == {"int8_product": 4, "int8_gated_mlp": 2}
+    assert Counter(names) == {"int8_product_tpu": 4, "int8_gated_mlp_tpu": 2}
 
 
 def test_random_parameters_are_those_of_float32_quantised() -> None:

@@ -32,6 +32,7 @@ def log_probabilities(demo: ModelSource, tokens: list[int], dtype: str, matrices
     return wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True))
 
 
+@pytest.mark.sweep
 def test_distributions_stay_close_to_those_in_float32(demo: ModelSource) -> None:
     """Bounds are above the measured KL of 0.0014 (bfloat16: 0.0001) and below the measured agreement of 97 %."""
     assert demo.directory is not None

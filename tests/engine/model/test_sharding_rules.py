@@ -1,5 +1,6 @@
 """Sharding rules: the shards of a parameter together hold all of it, and zeros."""
 
+from dataclasses import replace
 from typing import Any
 
 import hypothesis.strategies as st
@@ -12,16 +13,18 @@ from jax.sharding import PartitionSpec
 from roost.engine.model.collectives import Collectives
 from roost.engine.model.config import PRESETS, ModelConfig, cycle
 from roost.engine.model.griffin import abstract_model
+from roost.engine.model.layer_kinds import LAYER_KINDS
+from roost.engine.model.segments import Segment, ShardingRule
 from roost.engine.model.sharding_rules import (
-    Segment,
-    ShardingRule,
     matrices_without_kernel,
-    padded_lru_width,
     quantized_rule,
     shard_params,
     sharding_rule,
 )
+from roost.engine.model.state_layout import padded_channels
+from roost.engine.types.errors import ConfigError
 from roost.kernels import XLA, backends
+from roost.kernels.matrices import Int4Matrix, Int8Matrix, PackedMatrix, pack_shapes
 
 SMALL = ModelConfig(50, 24, 36, 6, 30, cycle(("recurrent", "attention"), 2))
 
@@ -33,7 +36,7 @@ SMALL = ModelConfig(50, 24, 36, 6, 30, cycle(("recurrent", "attention"), 2))
         (Segment(2560, 256), 4, 768),  # 10 heads become 12
         (Segment(2560, 256), 8, 512),  # 16
         (Segment(2560, 256), 16, 256),  # 16 heads, of which 6 are padding
-        (Segment(512, is_sharded=False), 4, 512),
+        (Segment(512, 512, is_padded=False), 4, 512),
     ],
 )
 def test_units_stay_whole(segment: Segment, shards: int, local: int) -> None:
@@ -42,7 +45,7 @@ def test_units_stay_whole(segment: Segment, shards: int, local: int) -> None:
 
 def test_shards_by_hand() -> None:
     """Two heads of two rows, and a row that all shards need; the third shard's head is padding."""
-    rule = ShardingRule(0, (Segment(4, 2), Segment(1, is_sharded=False)))
+    rule = ShardingRule(0, (Segment(4, 2), Segment(1, is_padded=False)))
     whole = np.arange(1, 6)[:, None]
     assert [rule.shard(whole, i, 3).ravel().tolist() for i in range(3)] == [[1, 2, 5], [3, 4, 5], [0, 0, 5]]
     assert rule.global_shape((5, 1), 3) == (9, 1)
@@ -86,21 +89,51 @@ def test_every_parameter_lies_on_the_mesh(kind: str | None) -> None:
 
 
 def test_scales_go_with_their_outputs() -> None:
-    by_outputs, by_inputs = (quantized_rule(ShardingRule(axis, (Segment(8),))) for axis in (0, 1))
+    matrix = Int8Matrix(np.zeros((8, 8), np.int8), np.zeros(8, np.float32))
+    by_outputs, by_inputs = (quantized_rule(ShardingRule(axis, (Segment(8),)), matrix) for axis in (0, 1))
     assert by_outputs.scale == by_outputs.values
     assert by_inputs.scale == ShardingRule()
+
+
+WIDE = ModelConfig(96, 128, 256, 2, 128, cycle(("recurrent", "attention"), 2), window=16)
+"""A model whose hidden widths are whole groups of 64 on each of two shards."""
+
+
+def test_int4_is_sharded_between_groups() -> None:
+    """The parts of a row's values and scales, side by side, are the whole row's."""
+    _, abstract = abstract_model(WIDE, jnp.dtype("float32"), matrix_dtype=jnp.dtype("int4"))
+    for name, shape in (("down", (128, 256)), ("out", (128, 128))):
+        where = ("temporal", name, "weight") if name == "out" else ("mlp", name, "weight")
+        matrix = Int4Matrix.quantize(np.random.default_rng(0).normal(size=shape).astype(np.float32))
+        rules = quantized_rule(sharding_rule(("blocks", 0, *where), WIDE), matrix)
+        for rule, whole in zip(rules, matrix, strict=True):
+            parts = [rule.shard(whole, index, 2) for index in range(2)]
+            np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
+            assert rule.global_shape(whole.shape, 2) == whole.shape
+    shapes, _ = shard_params(abstract, WIDE, Collectives(1, 2))
+    assert shapes["blocks"][0]["mlp"]["down"]["weight"].scale.shape == (128, 4)
+
+
+def test_a_mesh_that_splits_groups_is_refused_in_one_line() -> None:
+    _, abstract = abstract_model(WIDE, jnp.dtype("float32"), matrix_dtype=jnp.dtype("int4"))
+    with pytest.raises(
+        ConfigError,
+        match=r"\Amesh model=4 splits groups of 64 inputs, .* in int4, in blocks\.0\.[a-z.]+; .* or quantize int8\Z",
+    ):
+        shard_params(abstract, replace(WIDE, num_heads=4), Collectives(1, 4))
 
 
 @pytest.mark.parametrize(
     ("model", "shards", "wide"), [("2b", 4, 3072), ("2b", 8, 4096), ("9b", 8, 4096), ("2b", 1, 2560)]
 )
-def test_padded_lru_width(model: str, shards: int, wide: int) -> None:
-    assert padded_lru_width(PRESETS[model], Collectives(1, shards)) == wide
+def test_channels_of_states_are_padded(model: str, shards: int, wide: int) -> None:
+    arrays = LAYER_KINDS["recurrent"].arrays
+    assert [padded_channels(array, PRESETS[model], shards) for array in arrays] == [wide, wide]
 
 
 def test_queries_are_sharded_by_heads_and_their_key_and_value_are_replicated() -> None:
     rule: Any = sharding_rule(("blocks", 1, "temporal", "qkv"), SMALL)
-    assert rule == ShardingRule(0, (Segment(24, 4), Segment(8, is_sharded=False)))
+    assert rule == ShardingRule(0, (Segment(24, 4), Segment(4, 4, is_padded=False), Segment(4, 4, is_padded=False)))
 
 
 @pytest.mark.parametrize(("shards", "odd"), [(1, {}), (4, {}), (8, {"mlp.down": "2560 x 960"})])
@@ -114,3 +147,15 @@ def test_int8_matrices_without_a_kernel_are_named(shards: int, odd: dict[str, st
     shapes, specs = shard_params(whole, config, mesh)
     assert matrices_without_kernel(shapes, specs, mesh, backends.TPU) == odd
     assert matrices_without_kernel(shapes, specs, mesh, XLA) == {}
+
+
+def test_packed_matrices_have_a_kernel() -> None:
+    """Native kernels pack the shapes, but not the specs."""
+    mesh, config = Collectives(1, 1), replace(SMALL, width=32, mlp_width=48, lru_width=48, num_heads=2)
+    _, whole = abstract_model(config, jnp.dtype("bfloat16"), matrix_dtype=jnp.dtype("int8"))
+    shapes, specs = shard_params(whole, config, mesh)
+    packed = pack_shapes(shapes)
+    assert any(
+        isinstance(x, PackedMatrix) for x in jax.tree.leaves(packed, is_leaf=lambda x: isinstance(x, PackedMatrix))
+    )
+    assert matrices_without_kernel(packed, specs, mesh, backends.CPU) == {}

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from fake_states import block_states, check, fetch, format_of, prefill, text
 from hypothesis import given, settings
-from roost.engine.core.errors import ConfigError, StateFileError
-from roost.engine.core.snapshot import BlockState, Snapshot, SnapshotFormat, chunk_snapshots
 from roost.engine.prefix_cache.cache import PrefixCache
 from roost.engine.prefix_cache.disk import DiskTier
 from roost.engine.prefix_cache.state_file import pack, unpack
 from roost.engine.prefix_cache.tree import PrefixKey
+from roost.engine.types.errors import ConfigError, StateFileError
+from roost.engine.types.snapshot import BlockState, Snapshot, SnapshotFormat, chunk_snapshots
 
 PLENTY, WINDOW = 10**9, 128
 
@@ -249,7 +249,7 @@ def test_running_process_removes_leftovers(tmp_path: Path) -> None:
 class Vanishing:
     """Lists a folder as `os.scandir` does, but removes every other file before its `stat`."""
 
-    real = staticmethod(os.scandir)
+    real: Any = staticmethod(os.scandir)
     num_gone = 0
 
     def __init__(self, path: str | Path = ".") -> None:
@@ -349,12 +349,13 @@ def test_processes_keep_a_shared_folder_below_its_limit(tmp_path: Path) -> None:
 
 # --- whose a file is, and what it may hold
 
-FLOATS = SnapshotFormat(WINDOW, ((5,), "float32"), ((2, 5), "float32"), ((3,), "float32"), ((4,), "float32"))
+RECURRENT = {"h": ((5,), "float32"), "conv": ((2, 5), "float32")}
+FLOATS = SnapshotFormat(WINDOW, RECURRENT, ((3,), "float32"), ((4,), "float32"))
 
 
 def float_states(tokens: tuple[int, ...], value: float = 1.0) -> list[Snapshot]:
     """Returns snapshots at every block boundary and at the end."""
-    full = [np.full(shape, value, np.float32) for shape, _ in (FLOATS.h, FLOATS.conv, FLOATS.hidden)]
+    full = [np.full(shape, value, np.float32) for shape, _ in (*RECURRENT.values(), FLOATS.hidden)]
     lengths = [min(64, len(tokens) - start) for start in range(0, len(tokens), 64)]
     found = [BlockState((full[0], full[1]), np.full((n, 3), value, np.float32), None) for n in lengths]
     return chunk_snapshots(None, [*found[:-1], BlockState(found[-1].recurrent, found[-1].window, full[2])], WINDOW)

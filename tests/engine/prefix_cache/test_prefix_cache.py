@@ -1,14 +1,16 @@
 """Tests of the prefix cache against a set of everything that was ever inserted."""
 
+from dataclasses import replace
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 from fake_states import HIDDEN_BYTES, STATE_BYTES, TOKEN_BYTES, block_states, check, left_behind, prefill, text
 from hypothesis import given
-from roost.engine.core.config import PREFILL_BLOCK
-from roost.engine.core.snapshot import chunk_snapshots, first_block
 from roost.engine.prefix_cache.cache import PrefixCache
 from roost.engine.prefix_cache.tree import Entry, Node, PrefixKey
+from roost.engine.types.config import PREFILL_BLOCK
+from roost.engine.types.snapshot import chunk_snapshots, first_block
 
 PLENTY = 10**9
 
@@ -66,6 +68,18 @@ def test_longest_prefix_is_found_without_eviction(
         check_counts(cache)
 
 
+def test_snapshots_that_share_all_their_arrays_are_kept() -> None:
+    """Layers of attention keep only windows, so that evicting the first of two boundaries frees nothing."""
+    window, budget = 500, 250 * TOKEN_BYTES
+    cache = PrefixCache(window, budget)
+    for tokens in (text((1, 200)), text((2, 100))):
+        states = [replace(state, recurrent=(), hidden=None) for state in block_states(tokens)]
+        cache.insert(PrefixKey.of(tokens, ""), chunk_snapshots(None, states, window))
+        assert cache.matched_length(PrefixKey.of(tokens, "")) == len(tokens) // PREFILL_BLOCK * PREFILL_BLOCK
+        assert cache.stats.num_bytes <= budget
+        check_counts(cache)
+
+
 @given(traffic=TRAFFIC, window=st.sampled_from([16, 100, 128, 500]), budget=st.integers(0, 12_000))
 def test_no_wrong_prefix_is_found_within_a_budget(
     traffic: list[tuple[list[tuple[int, int]], str, bool]], window: int, budget: int
@@ -93,7 +107,7 @@ def test_inexact_cache_restores_any_prefix(
         seen |= {(salt, tokens[:n]) for n in (*points, len(tokens))} | {(salt, (*tokens, -1))}
         if is_answered:
             answered = text(*parts, (9, 40 * len(parts)))
-            cache.insert_end(PrefixKey.of(answered, salt), left_behind(answered, window))
+            cache.insert_one(PrefixKey.of(answered, salt), left_behind(answered, window))
             seen.add((salt, answered))
         check_counts(cache)
         assert cache.stats.num_bytes <= budget
@@ -103,7 +117,7 @@ def test_exact_cache_does_not_match_generated_tokens() -> None:
     for is_inexact, spared in ((False, 64), (True, 100)):
         cache, tokens = PrefixCache(128, PLENTY, is_inexact=is_inexact), text((1, 70), (2, 30), (3, 10))
         prefill(cache, tokens[:70])
-        cache.insert_end(PrefixKey.of(tokens[:100], ""), left_behind(tokens[:100], 128))
+        cache.insert_one(PrefixKey.of(tokens[:100], ""), left_behind(tokens[:100], 128))
         found = cache.match_prefix(PrefixKey.of(tokens, ""))
         assert found is not None
         assert found.length == spared

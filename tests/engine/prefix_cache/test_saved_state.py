@@ -20,11 +20,11 @@ from roost.engine import (
     StateFileError,
     UnknownRequestError,
 )
-from roost.engine.core.config import MAX_TOKENS
-from roost.engine.core.snapshot import SnapshotFormat
 from roost.engine.model.config import PRESETS
 from roost.engine.prefix_cache.state_file import pack, unpack
 from roost.engine.scheduling.scheduler import Scheduler
+from roost.engine.types.config import MAX_TOKENS
+from roost.engine.types.snapshot import SnapshotFormat
 
 SLOTS, PLENTY = 4, 10**9
 PROMPT = tuple(np.random.default_rng(3).integers(3, 320, 300).tolist())
@@ -49,19 +49,19 @@ def ask(core: EngineCore, name: str, prompt: tuple[int, ...], **fields: Any) -> 
 
 def resume(runner: ModelRunner, state: SavedState) -> tuple[tuple[int, ...], int]:
     """Resumes a state in an engine with an empty cache."""
-    return ask(make_core(runner), "b", state.token_ids + MORE, state=state.snapshot)
+    return ask(make_core(runner), "b", (*state.token_ids, *MORE), state=state.snapshot)
 
 
 def test_resuming_equals_prefilling_everything(runner: ModelRunner) -> None:
     core = make_core(runner)
     answer, _ = ask(core, "a", PROMPT)
     state = core.save("a")
-    assert state.token_ids == PROMPT + answer
+    assert tuple(state.token_ids) == PROMPT + answer
     assert state.snapshot is not None
     assert state.snapshot.length == 256
     tokens, num_cached = resume(runner, state)
     assert num_cached == 256
-    assert tokens == ask(make_core(runner), "b", state.token_ids + MORE)[0]
+    assert tokens == ask(make_core(runner), "b", (*state.token_ids, *MORE))[0]
     assert state.num_bytes > 1000
 
 
@@ -72,7 +72,7 @@ def test_running_request_is_saved_up_to_its_last_token(runner: ModelRunner) -> N
     while len(told) < 5:
         told += tuple(token for _, output in core.step() for token in output.token_ids)
     state = core.save("a")
-    assert state.token_ids == PROMPT + told
+    assert tuple(state.token_ids) == PROMPT + told
     core.abort("a")
     assert core.save("a").token_ids[: len(state.token_ids)] == state.token_ids, "also when it has been aborted"
 
@@ -88,10 +88,10 @@ def test_history_is_cut_after_num_generated(runner: ModelRunner, num_generated: 
         answer += tuple(token for name, output in core.step() for token in output.token_ids if name == "b")
     for name in "ab":
         state = core.save(name, num_generated)
-        assert state.token_ids == PROMPT + answer[:num_generated]
+        assert tuple(state.token_ids) == PROMPT + answer[:num_generated]
         assert state.snapshot is not None
         assert state.snapshot.length == 256
-    assert resume(runner, state)[0] == ask(make_core(runner), "b", state.token_ids + MORE)[0]
+    assert resume(runner, state)[0] == ask(make_core(runner), "b", (*state.token_ids, *MORE))[0]
 
 
 def test_request_that_resumes_a_file_is_imported(runner: ModelRunner) -> None:
@@ -100,8 +100,37 @@ def test_request_that_resumes_a_file_is_imported(runner: ModelRunner) -> None:
     assert not core.save("a").is_imported
     loaded = runner.state_format.load(runner.state_format.export(core.save("a")))
     assert loaded.is_imported
-    ask(core, "b", loaded.token_ids + MORE, state=loaded.snapshot, state_is_imported=loaded.is_imported)
+    ask(core, "b", (*loaded.token_ids, *MORE), state=loaded.snapshot, state_is_imported=loaded.is_imported)
     assert core.save("b").is_imported
+
+
+def test_signed_file_of_the_same_engine_is_its_own_state(runner: ModelRunner) -> None:
+    """A file of another engine, without a signature or of an older version isn't, nor what another engine resumed."""
+    core, kind, key = make_core(runner), replace(runner.state_format, engine="cpu"), b"sesame"
+    ask(core, "a", PROMPT)
+    state, other = core.save("a"), replace(kind, engine="gpu")
+    assert not kind.load(kind.export(state, key), key).is_imported
+    assert kind.load(kind.export(state)).is_imported
+    assert other.load(kind.export(state, key), key).is_imported
+    resumed = other.export(other.load(kind.export(state, key), key), key)
+    assert kind.load(resumed, key).is_imported
+    assert other.load(resumed, key).is_imported
+    arrays, facts = unpack(kind.export(state, key), key)
+    del facts["engine"]
+    older = kind.load(pack(arrays, facts, key), key)
+    assert older.is_imported
+    assert resume(runner, older) == resume(runner, state)
+
+
+def test_inserted_state_is_a_cached_prefix_of_its_salt(runner: ModelRunner) -> None:
+    core, other = make_core(runner), make_core(runner)
+    ask(core, "a", PROMPT)
+    state = core.save("a")
+    whole = (*PROMPT, *MORE)
+    other.insert(state)
+    assert ask(other, "b", whole, cache_salt="other")[1] == 0
+    assert ask(other, "c", whole) == (ask(make_core(runner), "c", whole)[0], 256)
+    other.insert(SavedState.of(PROMPT))
 
 
 def test_short_history_has_no_snapshot(runner: ModelRunner) -> None:
@@ -162,8 +191,10 @@ def test_file_size_of_large_models(config: str, mib: int) -> None:
         vocab_size=shape.vocab_size,
         snapshot=SnapshotFormat(
             window=shape.window,
-            h=((recurrent, shape.lru_width), "float32"),
-            conv=((recurrent, shape.conv_width - 1, shape.lru_width), "bfloat16"),
+            recurrent={
+                "h": ((recurrent, shape.lru_width), "float32"),
+                "conv": ((recurrent, shape.conv_width - 1, shape.lru_width), "bfloat16"),
+            },
             token=((attention, 2, shape.head_dim), "bfloat16"),
             hidden=((shape.width,), "bfloat16"),
         ),

@@ -1,6 +1,6 @@
 """Rows to sample and what their tokens are compared with."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -10,14 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxtyping import Array
-from roost.engine.core.output_constraint import mask_of_ids, words_of_mask
-from roost.engine.core.request import Request
-from roost.engine.core.sampling_params import PENALTY_WINDOW, SamplingParams, SamplingState
-from roost.engine.platform import CPU_OPTIONS
+from roost.engine.devices.platform import CPU_OPTIONS
 from roost.engine.sampling.sampler import Sampled, sample
 from roost.engine.sampling.state import TokenMemory, no_tokens
+from roost.engine.types.output_constraint import mask_of_ids, words_of_mask
+from roost.engine.types.request import Request
+from roost.engine.types.sampling_params import PENALTY_WINDOW, SamplingParams, SamplingState
 from roost.engine.worker.transfer import sampling_columns
-from roost.kernels.backends import TPU
+from roost.kernels import Backend, Kernel
+from roost.kernels.sampling import Choice, SamplingInputs
 from roost.kernels.sampling.pallas_tpu import sample_tpu
 from sweeps import examples
 
@@ -43,8 +44,13 @@ jitted = jax.jit(sample, compiler_options=CPU_OPTIONS)
 
 type Sampler = Callable[..., Sampled]
 
+
+def interpreted_choice(logits: Array, fields: Collection[str], inputs: Callable[[], SamplingInputs]) -> Choice:
+    return sample_tpu(logits, inputs(), interpret=True)
+
+
 on_tpu: Sampler = jax.jit(
-    partial(sample, backend=replace(TPU, sample=partial(sample_tpu, interpret=True))),
+    partial(sample, backend=Backend("tpu", (Kernel("sample", ("sample",), interpreted_choice),))),
     compiler_options={"xla_backend_optimization_level": 0},  # an interpreted kernel is a large program
 )
 """The sampler with the TPU's kernel, interpreted."""

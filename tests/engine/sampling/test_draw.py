@@ -5,9 +5,9 @@ import jax
 import numpy as np
 import pytest
 from hypothesis import given
-from roost.engine.core.sampling_params import SamplingParams
-from roost.engine.platform import CPU_OPTIONS
+from roost.engine.devices.platform import CPU_OPTIONS
 from roost.engine.sampling.draw import invert
+from roost.engine.types.sampling_params import SamplingParams
 from sampler_cases import DRAWS, ROWS, VOCAB, Sampler, counts, every_sampler, run
 
 inverted = jax.jit(invert, compiler_options=CPU_OPTIONS)

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 from hypothesis import given
-from roost.engine.core.sampling_params import NO_TOKEN, PENALTY_WINDOW, SamplingParams
 from roost.engine.sampling.reference import reference_distribution
 from roost.engine.sampling.state import no_tokens, record_tokens
+from roost.engine.types.sampling_params import NO_TOKEN, PENALTY_WINDOW, SamplingParams
 from sampler_cases import (
     PROMPT,
     ROWS,
@@ -121,7 +121,8 @@ def test_values_that_no_request_may_have_still_keep_to_the_mask(
 ) -> None:
     """Below the range of float32, where -inf * 0 is NaN."""
     params = SamplingParams(temperature=temperature, allowed_token_ids=(5, 200), repetition_penalty=1.5)
-    state = replace(state_of([params] * ROWS), **{field: np.full(ROWS, value, np.float32)})
+    changed: dict[str, Any] = {field: np.full(ROWS, value, np.float32)}
+    state = replace(state_of([params] * ROWS), **changed)
     logits = np.abs(quantised(11, ROWS * VOCAB, 2.0).reshape(ROWS, VOCAB)).astype(np.float32)
     memory = memory_of([params] * ROWS, VOCAB, range(VOCAB))
     tokens = sampler(logits, state, memory, np.full(ROWS, PROMPT, np.int32), np.ones(ROWS, np.bool)).tokens

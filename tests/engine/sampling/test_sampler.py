@@ -1,6 +1,5 @@
 """The sampler as a whole: rows are independent, and broken or masked rows are reported."""
 
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -9,17 +8,17 @@ import jax
 import numpy as np
 import pytest
 from hypothesis import assume, given
-from roost.engine.core.errors import ParameterError
-from roost.engine.core.sampling_params import NO_CHOICE, NO_TOKEN, SamplingParams
-from roost.engine.platform import CPU_OPTIONS
-from roost.engine.sampling import sampler as sampler_module
+from roost.engine.devices.platform import CPU_OPTIONS
 from roost.engine.sampling.reference import reference_distribution
 from roost.engine.sampling.sampler import sample
-from roost.kernels import XLA
-from roost.kernels.backends import TPU
+from roost.engine.types.errors import ParameterError
+from roost.engine.types.sampling_params import NO_CHOICE, NO_TOKEN, SamplingParams
+from roost.kernels import Backend, Kernel
+from roost.kernels.sampling import NUMBERS, pallas_tpu
+from roost.kernels.sampling.pallas_tpu import takes_fields
 from roost.kernels.sampling.top_k import top_k_by_blocks
 from sampler_cases import FILTERS, ROWS, VOCAB, Sampler, every_sampler, memory_of, quantised, run
-from sweeps import examples
+from sweeps import examples, swept
 
 REQUESTS = st.lists(
     st.fixed_dictionaries(
@@ -105,7 +104,8 @@ def test_blocks_of_rows_and_of_candidates_give_the_same_tokens() -> None:
     ]
     requests = [SamplingParams(seed=seed, logprobs=3, **fields) for seed, fields in enumerate(narrowings)]
     logits = quantised(3, len(requests) * vocab, 2.0).reshape(-1, vocab)
-    backend = replace(XLA, top_k=top_k_by_blocks, sampled_rows=4)  # the second block of rows overlaps the first
+    rows = 4  # the second block of rows overlaps the first
+    backend = Backend("blocks", (Kernel("top_k", (), top_k_by_blocks),), sampled_rows=rows)
     by_blocks = jax.jit(partial(sample, backend=backend), compiler_options=CPU_OPTIONS)
     for num_tokens in range(8):
         expected = run(logits, requests, num_tokens)
@@ -117,7 +117,7 @@ def test_blocks_of_rows_and_of_candidates_give_the_same_tokens() -> None:
     "narrowing",
     [{"temperature": 0.0}, {}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 1.0}, {"typical_p": 0.5}, {"logprobs": 3}],
 )
-@pytest.mark.parametrize("vocab", [12, VOCAB])
+@pytest.mark.parametrize("vocab", [*swept(12), VOCAB])
 def test_a_row_in_which_nothing_is_allowed_says_so(vocab: int, narrowing: dict[str, Any], sampler: Sampler) -> None:
     """Every allowed id is a stop id, and none may come yet, with biases and penalties on them. The other rows go on."""
     banned = tuple((i,) for i in range(12, vocab))
@@ -187,8 +187,9 @@ def test_xla_samples_while_the_kernel_does_not_read_every_field(monkeypatch: pyt
     def kernel(*arguments: Any) -> Any:
         raise KernelCalledError
 
-    traced = partial(jax.eval_shape, partial(sample, backend=replace(TPU, sample=kernel)))
+    backend = Backend("tpu", (Kernel("sample", ("sample",), kernel, takes_fields),))
+    traced = partial(jax.eval_shape, partial(sample, backend=backend))
     with pytest.raises(KernelCalledError):
         run(np.zeros((1, VOCAB)), [SamplingParams()], sampler=traced)
-    monkeypatch.setattr(sampler_module, "NUMBERS", sampler_module.NUMBERS - {"min_p"})
+    monkeypatch.setattr(pallas_tpu, "NUMBERS", NUMBERS - {"min_p"})
     assert run(np.zeros((1, VOCAB)), [SamplingParams()], sampler=traced).tokens.shape == (1,)

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from roost.engine.core.sampling_params import MAX_LOGPROBS, SamplingParams
 from roost.engine.sampling.logprobs import Logprobs, block_size, logprobs, score
+from roost.engine.types.sampling_params import MAX_LOGPROBS, SamplingParams
 from sampler_cases import (
     ROWS,
     VOCAB,
@@ -17,6 +17,7 @@ from sampler_cases import (
     quantised,
     run,
 )
+from sweeps import swept
 
 
 @every_sampler
@@ -28,7 +29,7 @@ def test_named_tokens_have_their_logprobs(sampler: Sampler) -> None:
 
 
 @every_sampler
-@pytest.mark.parametrize("vocab", [12, VOCAB])
+@pytest.mark.parametrize("vocab", [*swept(12), VOCAB])
 def test_logprobs_are_the_models_own(vocab: int, sampler: Sampler) -> None:
     """Whatever the request makes of the logits; alternatives stand best first, ties by id, and as many as there are."""
     logits = quantised(3, ROWS * vocab, 2.0).reshape(ROWS, vocab)

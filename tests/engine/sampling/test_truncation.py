@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import assume, given
-from roost.engine.core.sampling_params import SamplingParams
 from roost.engine.sampling.draw import draw_from_candidates
 from roost.engine.sampling.reference import reference_distribution
 from roost.engine.sampling.sampler import sample
 from roost.engine.sampling.state import zero_sampling_state, zero_token_memory
+from roost.engine.types.sampling_params import SamplingParams
 from sampler_cases import (
     DRAWS,
     FILTERS,
@@ -156,7 +156,9 @@ def test_candidates_end_at_no_token_of_note(top_k: int) -> None:
     logits = np.random.default_rng(6).permutation(VOCAB) * 1e-3
     params = SamplingParams(top_k=top_k)
     check_frequencies(counts(logits, params), reference_distribution(logits, params))
-    _, found = jax.jit(draw_from_candidates)(logits[None].astype(np.float32), state_of([params]), np.float32([0.5]))
+    _, found = jax.jit(draw_from_candidates)(
+        logits[None].astype(np.float32), state_of([params]), np.array([0.5], np.float32)
+    )
     assert bool(found[0]) == (top_k < 64)
 
 

@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from roost.engine.core.config import StepLimits
-from roost.engine.core.request import Batch, DecodeBatch, PrefillBatch, PrefillChunk, Request, RowResult
-from roost.engine.core.sampling_params import SamplingParams
-from roost.engine.core.snapshot import Snapshot
 from roost.engine.scheduling.prefill_budget import StepTimes
 from roost.engine.scheduling.scheduler import Scheduler
+from roost.engine.types.config import StepLimits
+from roost.engine.types.request import Batch, DecodeBatch, PrefillBatch, PrefillChunk, Request, RowResult
+from roost.engine.types.sampling_params import SamplingParams
+from roost.engine.types.snapshot import Snapshot
 
 LIMITS = StepLimits(512, prefill_rows=1, prefill_layer_slices=6, decode_steps=2, decode_rows=(4, 8, 16, 32))
 
@@ -49,8 +49,9 @@ def measured(limits: StepLimits = LIMITS) -> StepTimes:
 def record_all(times: StepTimes, limits: StepLimits = LIMITS, decode_s: Mapping[int, float] = DECODE) -> None:
     """Measures all steps of the simulated device."""
     slices = limits.prefill_layer_slices
-    chunks = [prefill(tokens, index) for tokens in PREFILL for index in range(slices)]
-    for batch in (*chunks, *map(decode, decode_s), *(decode(rows, 8) for rows in decode_s)):
+    chunks: list[PrefillBatch | DecodeBatch] = [prefill(tokens, index) for tokens in PREFILL for index in range(slices)]
+    steps = [decode(rows, num_steps) for num_steps in (1, 8) for rows in decode_s]
+    for batch in chunks + steps:
         times.record(batch, seconds_of(batch, slices, decode_s))
 
 
@@ -73,9 +74,10 @@ class Simulation:
     noise: Callable[[], float] = lambda: 1.0
     _in_flight: Batch | None = None
 
-    def add(self, name: str, prompt: int, new: int, *, preemptible: bool = False) -> None:
+    def add(self, name: str, prompt: int, new: int, *, preemptible: bool = False, tenant: str = "") -> None:
         self.arrivals[name] = []
-        request = Request(name, (1,) * prompt, SamplingParams(max_tokens=new), preemptible=preemptible)
+        params = SamplingParams(max_tokens=new)
+        request = Request(name, (1,) * prompt, params, preemptible=preemptible, tenant=tenant)
         self.scheduler.add(request, self.now)
 
     def step(self) -> bool:

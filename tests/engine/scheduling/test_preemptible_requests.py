@@ -1,17 +1,19 @@
 """Preemptible requests: which enter, which give way, and whose prompts are next."""
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
-from roost.engine.core.config import StepLimits
-from roost.engine.core.request import DecodeBatch, Request
 from roost.engine.scheduling.preemption import Preemption
 from roost.engine.scheduling.prefill_budget import StepTimes
 from roost.engine.scheduling.running_request import RunningRequest
+from roost.engine.scheduling.scheduler import Scheduler
 from roost.engine.scheduling.slot_assignment import SlotAssignment
 from roost.engine.scheduling.slots import SlotPool, SlotReserve
 from roost.engine.scheduling.waiting_queue import WaitingQueue
-from simulated_device import LIMITS, decode, measured, prefill
+from roost.engine.types.config import StepLimits
+from roost.engine.types.request import DecodeBatch, Request
+from simulated_device import LIMITS, Simulation, decode, measured, prefill
 
 
 def preemption_of(slots: int, times: StepTimes, limits: StepLimits = LIMITS) -> Preemption:
@@ -116,3 +118,93 @@ def test_prompts_of_other_requests_go_before_preemptible_ones() -> None:
     demand = preemption.demand(background, [urgent])
     assert (demand.prompts, demand.is_urgent, demand.num_streams) == (background, False, 1)
     assert demand.num_waiting(background) == 1  # none delays the stream
+
+
+def test_tenants_take_turns_at_slots_for_preemptible_requests() -> None:
+    """Requests that have lost a slot are ahead of all others of their tenant."""
+    preemption = preemption_of(2, StepTimes(LIMITS))
+    for name in ("a1", "a2", "a3", "b1", "b2", "c1"):
+        preemption.queue.add(lent(name))
+    for name in ("a5", "a4"):
+        preemption.queue.put_back(lent(name), RunningRequest(lent(name), 0))
+    order = [preemption.queue.pop({}).request.id for _ in range(8)]
+    assert order == ["a4", "b1", "c1", "a5", "b2", "a1", "a2", "a3"]
+    preemption.queue.add(lent("b3"))
+    preemption.queue.add(lent("a6"))
+    assert preemption.queue.pop({}).request.id == "b3"
+
+
+def test_a_tenant_whose_requests_run_for_long_leaves_slots_to_others() -> None:
+    """The next slot is of the tenant that holds fewer, so that short requests do not wait for long ones in turn."""
+    preemption = preemption_of(4, StepTimes(LIMITS))
+    slots = preemption._assignment
+    for name in ("a1", "a2", "a3", "a4", "a5", "a6", "b1", "b2", "b3", "b4"):
+        preemption.queue.add(lent(name))
+    preemption.assign(0.0)
+    assert list(slots.running) == ["a1", "b1", "a2", "b2"]
+    for name, started in (("b1", "b3"), ("b3", "b4"), ("b2", "a3"), ("b4", "a4")):
+        slots.release(slots.running[name], 0.0)
+        preemption.assign(0.0)
+        assert list(slots.running)[-1] == started
+
+
+def test_slots_pass_to_a_tenant_that_holds_fewer() -> None:
+    """At once while it holds two fewer, and then each in turn after two seconds."""
+    preemption = preemption_of(3, StepTimes(LIMITS))
+    for name in ("a1", "a2", "a3", "a4"):
+        preemption.queue.add(lent(name))
+    assert [step(preemption, now) for now in (0.0, 0.2)] == ["a1 a2 a3"] * 2, "nobody else waits"
+    preemption.queue.add(lent("b1"))
+    preemption.queue.add(lent("b2"))
+    seen = [step(preemption, now) for now in (0.4, 2.1, 2.3, 2.5, 2.7)]
+    assert seen == ["a1 a2 b1", "a1 a2 b1", "a2 b1 b2", "a2 b1 b2", "a2 b2 a1"]
+    for now in range(3, 40):
+        held = Counter(name[0] for name in step(preemption, float(now)).split())
+        assert held in ({"a": 1, "b": 2}, {"a": 2, "b": 1})
+
+
+def test_a_single_slot_goes_round() -> None:
+    preemption = preemption_of(1, StepTimes(LIMITS))
+    for name in ("a1", "a2", "b1", "c1"):
+        preemption.queue.add(lent(name))
+    seen = [step(preemption, float(now)) for now in range(13)]
+    assert seen == [*["a1"] * 3, *["b1"] * 3, *["c1"] * 3, *["a1"] * 3, "b1"]
+
+
+def step(preemption: Preemption, now: float) -> str:
+    """Takes and assigns slots as the engine does before each step; returns the names of those that have one."""
+    for running in preemption.victims(can_replay=True):
+        preemption.preempt(running, None)
+    preemption.assign(now)
+    return " ".join(preemption._assignment.running)
+
+
+def test_endless_lines_of_one_tenant_let_others_run() -> None:
+    """In slots that a stream leaves, too. No line of either is lost."""
+    simulation = Simulation(Scheduler(8, 100, LIMITS))
+    simulation.add("stream", 64, 3000)
+    for number in range(12):
+        simulation.add(f"endless {number}", 64, 3000, preemptible=True, tenant="endless")
+    while simulation.now < 2:
+        simulation.step()
+    for number in range(4):
+        simulation.add(f"short {number}", 64, 8, preemptible=True, tenant="short")
+    simulation.run()
+    ends = {name: arrivals[-1] for name, arrivals in simulation.arrivals.items()}
+    assert max(ends[f"short {number}"] for number in range(4)) < 4
+    assert min(ends[f"endless {number}"] for number in range(12)) > 15
+
+
+def test_one_long_prompt_gets_a_slot_in_a_step() -> None:
+    """To look it up takes the engine's time, for which others wait."""
+    preemption = preemption_of(8, StepTimes(LIMITS))
+    for name, length in (("short", 1), ("a", 2**18), ("b", 2**18), ("c", 2**18)):
+        preemption.queue.add(Request(name, (1,) * length, preemptible=True))
+    for num_running in (2, 3, 4):
+        preemption.assign(0.0)
+        assert preemption.stats.num_preemptible_running == num_running
+
+
+def lent(name: str) -> Request:
+    """Returns a preemptible request of the tenant that its name begins with."""
+    return Request(name, (1,), tenant=name[0], preemptible=True)

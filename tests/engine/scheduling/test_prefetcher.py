@@ -5,15 +5,15 @@ from dataclasses import replace
 
 import pytest
 from fake_states import block_states, text
-from roost.engine.core.config import StepLimits
-from roost.engine.core.errors import QueueFullError
-from roost.engine.core.request import DecodeBatch, Request, RowResult
-from roost.engine.core.sampling_params import SamplingParams
-from roost.engine.core.snapshot import Snapshot, chunk_snapshots
 from roost.engine.prefix_cache.cache import PrefixCache
 from roost.engine.prefix_cache.tree import PrefixKey
 from roost.engine.scheduling.prefetcher import Fetch
 from roost.engine.scheduling.scheduler import Scheduler
+from roost.engine.types.config import StepLimits
+from roost.engine.types.errors import QueueFullError
+from roost.engine.types.request import DecodeBatch, Request, RowResult
+from roost.engine.types.sampling_params import SamplingParams
+from roost.engine.types.snapshot import Snapshot, chunk_snapshots
 
 LIMITS = StepLimits(512, itl_target_s=0.0)
 WINDOW = 128
@@ -219,7 +219,7 @@ def test_found_snapshots_count_until_they_are_restored() -> None:
             scheduler.commit_fetch(fetch, state(fetch.request))
             found += 1
         if plan.batch is not None:
-            order += [row.request.id for row in plan.batch.rows]  # type: ignore[union-attr]
+            order += [row.request.id for row in plan.batch.rows]
             scheduler.commit(plan.batch, [RowResult((7,))], 1.0)
         assert found - len(order) <= 2
     assert order == [str(index) for index in range(20)]

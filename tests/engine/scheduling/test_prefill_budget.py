@@ -8,9 +8,9 @@ from dataclasses import replace
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
-from roost.engine.core.request import DecodeBatch
 from roost.engine.scheduling.prefill_budget import PrefillBudget, StepTimes, prefill_seconds
 from roost.engine.scheduling.scheduler import Scheduler
+from roost.engine.types.request import DecodeBatch
 from simulated_device import (
     DECODE,
     LIMITS,
@@ -131,6 +131,21 @@ def test_time_of_a_burst_is_near_that_of_its_phases() -> None:
 def test_preemptible_requests_run_for_throughput() -> None:
     """If no other request decodes, whatever the target."""
     assert burst(0.01, preemptible=True).now == burst(0.0).now < burst(0.01).now
+
+
+def seconds_beside_long_prompts(tenant: str) -> float:
+    """Returns when a tenant's short preemptible requests end beside long preemptible prompts of the tenant "long"."""
+    simulation = Simulation(Scheduler(32, 100, LIMITS))
+    for number in range(16):
+        simulation.add(f"long {number}", 4096, 2, preemptible=True, tenant="long")
+    for number in range(8):
+        simulation.add(f"short {number}", 64, 32, preemptible=True, tenant=tenant)
+    simulation.run()
+    return max(simulation.arrivals[f"short {number}"][-1] for number in range(8))
+
+
+def test_long_prompts_of_one_tenant_let_the_lines_of_others_decode() -> None:
+    assert seconds_beside_long_prompts("short") < 0.1 * seconds_beside_long_prompts("long")
 
 
 FLAT = {4: 0.006, 8: 0.0062, 16: 0.0065, 32: 0.0068}

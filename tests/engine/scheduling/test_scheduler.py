@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from counted_ids import CountedIds
 from fake_states import block_states, prefill
-from roost.engine.core.config import StepLimits
-from roost.engine.core.errors import ConfigError, ConstraintError, NumericError, QueueFullError, RequestFailedError
-from roost.engine.core.output_constraint import TokenMask, mask_of_ids
-from roost.engine.core.request import Batch, DecodeBatch, FinishReason, PrefillBatch, Request, RowResult, TokenLogprobs
-from roost.engine.core.sampling_params import NO_CHOICE, NO_TOKEN, SamplingParams
-from roost.engine.core.snapshot import BlockState, Snapshot
 from roost.engine.prefix_cache.cache import PrefixCache
 from roost.engine.scheduling.plan import RequestOutput
 from roost.engine.scheduling.scheduler import Scheduler
+from roost.engine.types.config import StepLimits
+from roost.engine.types.errors import ConfigError, ConstraintError, NumericError, QueueFullError, RequestFailedError
+from roost.engine.types.output_constraint import TokenMask, mask_of_ids
+from roost.engine.types.request import Batch, DecodeBatch, FinishReason, PrefillBatch, Request, RowResult, TokenLogprobs
+from roost.engine.types.sampling_params import NO_CHOICE, NO_TOKEN, SamplingParams
+from roost.engine.types.snapshot import BlockState, Snapshot
 
 LIMITS = StepLimits(64)
 
@@ -266,12 +266,15 @@ def test_long_prompt_advances_while_short_ones_keep_arriving() -> None:
     assert len(shapes) == 37, "its last block is as short as theirs, and older"
 
 
-def test_tenants_prefill_the_same_number_of_tokens() -> None:
-    """The number of their prompts does not matter."""
+@pytest.mark.parametrize("preemptible", [False, True])
+def test_tenants_prefill_the_same_number_of_tokens(preemptible: bool) -> None:
+    """The number of their prompts does not matter, nor that of prompts of the other kind."""
     scheduler = Scheduler(9, 9, StepLimits(64, prefill_rows=1))
+    add(scheduler, replace(request("b0", prompt=2000, max_tokens=1), tenant="b", preemptible=not preemptible))
+    prefill_until_first_token(scheduler, "b0")
     for number in range(6):
-        add(scheduler, replace(request(f"a{number}", prompt=3000), tenant="a"))
-    add(scheduler, replace(request("b", prompt=1280), tenant="b"))
+        add(scheduler, replace(request(f"a{number}", prompt=3000), tenant="a", preemptible=preemptible))
+    add(scheduler, replace(request("b", prompt=1280), tenant="b", preemptible=preemptible))
     shapes = prefill_until_first_token(scheduler, "b")
     assert sum(name == "b" for batch in shapes for name, _ in batch) == 20
     assert len(shapes) <= 42

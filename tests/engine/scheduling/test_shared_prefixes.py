@@ -7,11 +7,11 @@ from itertools import pairwise
 import hypothesis.strategies as st
 from fake_states import block_states, text
 from hypothesis import given, settings
-from roost.engine.core.config import PREFILL_BLOCK, StepLimits
-from roost.engine.core.request import Batch, DecodeBatch, PrefillBatch, Request, RowResult
-from roost.engine.core.sampling_params import SamplingParams
 from roost.engine.prefix_cache.cache import PrefixCache
 from roost.engine.scheduling.scheduler import Scheduler
+from roost.engine.types.config import PREFILL_BLOCK, StepLimits
+from roost.engine.types.request import Batch, DecodeBatch, PrefillBatch, Request, RowResult
+from roost.engine.types.sampling_params import SamplingParams
 
 LIMITS = StepLimits(256, prefill_rows=1)
 
@@ -100,7 +100,7 @@ def test_every_prompt_is_read_to_its_end(prompts: list[list[tuple[int, int]]], s
     requests = [make(str(number), *parts) for number, parts in enumerate(prompts)]
     chunks, blocks = run(scheduler, requests), set[tuple[int, ...]]()
     for request in requests:
-        tokens, own = request.prompt_token_ids, chunks[request.id]
+        tokens, own = tuple(request.prompt_token_ids), chunks[request.id]
         assert all(start + length == after for (start, length), (after, _) in pairwise(own))
         assert not own or sum(own[-1]) == len(tokens)
         prefixes = [

@@ -1,12 +1,12 @@
 """Which requests get slots, and what of their prompts is restored."""
 
 from fake_states import prefill, text
-from roost.engine.core.request import Request
 from roost.engine.prefix_cache.cache import PrefixCache
 from roost.engine.prefix_cache.tree import Entry, PrefixKey
 from roost.engine.scheduling.slot_assignment import SlotAssignment
 from roost.engine.scheduling.slots import SlotPool, SlotReserve
 from roost.engine.scheduling.waiting_queue import WaitingQueue
+from roost.engine.types.request import Request
 
 
 def test_a_prompt_is_looked_up_again_only_after_snapshots_were_added() -> None:
@@ -23,7 +23,7 @@ def test_a_prompt_is_looked_up_again_only_after_snapshots_were_added() -> None:
         num_finds += 1
         return looked_up(key, at_block_boundary=at_block_boundary)
 
-    num_finds, cache.tree.find = 0, find  # type: ignore[method-assign]
+    num_finds, cache.tree.find = 0, find
     slots.extend_restored(running)
     assert (num_finds, running.num_cached) == (0, 128)
     prefill(cache, tokens[:256])

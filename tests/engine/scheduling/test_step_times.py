@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Iterable
 
 import pytest
-from roost.engine.core.config import StepLimits
-from roost.engine.core.request import DecodeBatch, PrefillBatch, PrefillChunk, Request, RestoreBatch
 from roost.engine.scheduling.prefill_budget import StepTimes
+from roost.engine.types.config import StepLimits
+from roost.engine.types.request import DecodeBatch, PrefillBatch, PrefillChunk, Request, RestoreBatch
 
 REQUEST = Request("a", (1,) * 4096)
 LIMITS = StepLimits(512, decode_rows=(4, 8, 16), prefill_layer_slices=3)

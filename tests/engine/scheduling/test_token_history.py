@@ -5,10 +5,10 @@ import tracemalloc
 from array import array
 
 import pytest
-from roost.engine.core.request import Request
 from roost.engine.prefix_cache.tree import PrefixKey
 from roost.engine.scheduling import running_request as recent
 from roost.engine.scheduling.running_request import RunningRequest, TokenHistories, TokenHistory
+from roost.engine.types.request import Request
 
 
 def packed(token_ids: list[int]) -> bytes:

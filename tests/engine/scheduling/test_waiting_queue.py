@@ -5,10 +5,10 @@ from collections import Counter
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
-from roost.engine.core.errors import QueueFullError
-from roost.engine.core.request import Request
-from roost.engine.core.sampling_params import SamplingParams
 from roost.engine.scheduling.waiting_queue import OLDEST_EVERY, FairShares, WaitingQueue, expected_tokens
+from roost.engine.types.errors import QueueFullError
+from roost.engine.types.request import Request
+from roost.engine.types.sampling_params import SamplingParams
 
 TENANTS = st.sampled_from("abc")
 
@@ -24,8 +24,14 @@ def queue_of(*requests: Request, max_requests: int = 10_000) -> WaitingQueue:
     return queue
 
 
+def pop(queue: WaitingQueue) -> Request:
+    popped = queue.pop()
+    assert popped is not None
+    return popped
+
+
 def drain(queue: WaitingQueue) -> list[Request]:
-    return [queue.pop() for _ in range(len(queue))]
+    return [pop(queue) for _ in range(len(queue))]
 
 
 def test_first_come_first_served() -> None:
@@ -74,7 +80,7 @@ def test_expected_costs_are_corrected() -> None:
     queue = queue_of(*(request(f"{t}{i}", t, max_tokens=99) for i in range(60) for t in "ab"))
     served: Counter[str] = Counter()
     for _ in range(44):
-        popped = queue.pop()
+        popped = pop(queue)
         served[popped.tenant] += 1
         queue.correct_cost(popped, 10 if popped.tenant == "a" else 100)
     assert served == {"a": 40, "b": 4}
@@ -165,7 +171,7 @@ def test_tenants_that_always_wait_get_equal_shares(work: list[tuple[str, int]], 
     waiting = Counter(r.tenant for r in queue)
     had: Counter[str] = Counter()
     while len(queue):
-        popped = queue.pop()
+        popped = pop(queue)
         had[popped.tenant] += expected_tokens(popped)
         waiting[popped.tenant] -= 1
         still = [tenant for tenant in "abc" if waiting[tenant]]

@@ -83,7 +83,9 @@ def test_snapshots_count_their_true_size_and_take_none() -> None:
     saved, formats = core.save("a"), core.state_format
     assert formats is not None
     assert saved.snapshot is not None
-    assert (saved.snapshot.recurrent[0].shape, saved.snapshot.recurrent[0].dtype.name) == formats.snapshot.h
+    assert (saved.snapshot.recurrent[0].shape, saved.snapshot.recurrent[0].dtype.name) == formats.snapshot.recurrent[
+        "h"
+    ]
     assert set(saved.snapshot.recurrent[0].strides) == {0}
     blocks = len(PROMPT) // 64 + 1
     recurrent = sum(array.nbytes for array in saved.snapshot.recurrent)
@@ -115,13 +117,13 @@ def test_a_folder_of_snapshots_serves_later_simulations(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_goes_on_in_another_engine() -> None:
-    core = engine(checkpoints=True)
+    core = engine(request_snapshots=True)
     core.add(request(max_tokens=30))
     while len(core.step()) != 1:
         pass
     for _ in range(8):
         core.step()
-    checkpoint = core.checkpoint("a")
+    checkpoint = core.snapshot_request("a")
     assert checkpoint.snapshot.length == len(PROMPT) + checkpoint.num_tokens - 1
     assert sum(len(block) for block in checkpoint.snapshot.window) == min(
         checkpoint.snapshot.length, core.state_format.snapshot.window if core.state_format else 0

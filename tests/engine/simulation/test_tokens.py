@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from roost.engine.core.output_constraint import TokenMask, mask_of_ids, words_of_mask
-from roost.engine.core.request import Request
-from roost.engine.core.sampling_params import NO_TOKEN, SamplingParams
 from roost.engine.simulation.tokens import SlotTokens
+from roost.engine.types.output_constraint import TokenMask, mask_of_ids, words_of_mask
+from roost.engine.types.request import Request
+from roost.engine.types.sampling_params import NO_TOKEN, SamplingParams
 
 VOCAB = 4096
 WORDS = words_of_mask(VOCAB)

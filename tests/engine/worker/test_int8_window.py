@@ -21,11 +21,13 @@ from roost.engine import (
     open_model,
 )
 from roost.engine.checkpoint.identity import model_identity
-from roost.engine.core.errors import ConfigError
-from roost.engine.core.snapshot import Snapshot, is_finite
 from roost.engine.model.config import PRESETS
+from roost.engine.model.state_layout import state_bytes
 from roost.engine.prefix_cache.state_file import unpack
 from roost.engine.scheduling.scheduler import Scheduler
+from roost.engine.types.errors import ConfigError
+from roost.engine.types.mesh import ONE_DEVICE
+from roost.engine.types.snapshot import Snapshot, is_finite
 from roost.engine.worker.known_slots import slots_key
 from sweeps import swept
 from test_resume import (  # noqa: F401 - collected here again, with this module's runner
@@ -100,7 +102,7 @@ def test_a_scale_that_is_no_number_is_refused(runner: ModelRunner) -> None:
     state = runner.state_format.load(saved(runner))
     assert state.snapshot is not None
     first = state.snapshot.window[0].copy()
-    first[3, 0, 1, -4:] = np.float32([np.nan]).view(np.int8)
+    first[3, 0, 1, -4:] = np.array([np.nan], np.float32).view(np.int8)
     spoiled = Snapshot(256, state.snapshot.recurrent, (first, *state.snapshot.window[1:]))
     assert is_finite(state.snapshot.window[0])
     assert not is_finite(first)
@@ -115,7 +117,7 @@ def test_a_window_in_int8_makes_another_model() -> None:
     assert model_identity(source, "bfloat16", None, 0) != model_identity(int8, "bfloat16", None, 0)
     assert repr(source.config) == repr(int8.config), "files of states in bfloat16 keep their model's identity"
     keys = {
-        slots_key("12345678", PRESETS["2b"], EngineConfig(kv_dtype=kind), "bfloat16", EngineConfig().shards, 10**9)
+        slots_key("12345678", PRESETS["2b"], EngineConfig(kv_dtype=kind), "bfloat16", ONE_DEVICE, 10**9)
         for kind in (None, "int8")
     }
     assert len(keys) == 2
@@ -127,7 +129,7 @@ def test_the_window_takes_a_byte_per_number_and_four_per_scale(model: str, activ
     int8 = replace(plain, kv_dtype="int8")
     vectors = 2 * plain.window * plain.block_types.count("attention")
     saved = vectors * (plain.head_dim * (activations - 1) - 4)
-    assert plain.state_bytes(activations) - int8.state_bytes(activations) == saved
+    assert state_bytes(plain, activations) - state_bytes(int8, activations) == saved
 
 
 def test_another_dtype_is_refused_in_one_line() -> None:

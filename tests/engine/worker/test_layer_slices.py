@@ -1,7 +1,7 @@
 """Layer slices of equal layers are one compiled program, with the bits of one slice of all layers."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from cache_settings import restored
 from roost.engine import EngineConfig, ModelRunner, Request, SamplingParams, builder, load_runner, open_model
+from roost.engine.devices.platform import Platform, choose_platform
 from roost.engine.model.collectives import Collectives
-from roost.engine.platform import Platform
 from roost.engine.worker.programs import PrefillShape, equal_slices
 from test_runner import SLOTS, TINY, serve, states_of
 
@@ -54,10 +54,8 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
 
 @contextmanager
 def sliced(layers: int) -> Iterator[None]:
-    choose = builder.choose_platform
-
-    def choose_sliced(shards: Collectives) -> Platform:
-        return replace(choose(shards), layers_per_slice=layers)
+    def choose_sliced(shards: Collectives, without: Collection[str]) -> Platform:
+        return replace(choose_platform(shards, without), layers_per_slice=layers)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(builder, "choose_platform", choose_sliced)

@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from roost.engine.core.config import EngineConfig
+from roost.engine.devices.platform import CPU, PORTABLE, Platform
 from roost.engine.model.config import ModelConfig
 from roost.engine.model.griffin import abstract_model
-from roost.engine.platform import CPU, PORTABLE, Platform
+from roost.engine.types.config import EngineConfig
 from roost.engine.worker import compilation
 from roost.engine.worker.executor import DeviceArrays
 from roost.engine.worker.leaves import leaf_slices, used_leaves
@@ -57,7 +57,7 @@ def stays(served: ServedPrograms) -> set[str]:
 
 @pytest.mark.parametrize("platform", [CPU, PORTABLE], ids=["groups", "one array"])
 def test_a_step_of_all_slots_takes_all_parameters_and_the_whole_pool(platform: Platform) -> None:
-    """From its arguments follows the memory of everything that stays on a device; see `fitting.demands`."""
+    """From its arguments follows the memory of everything that stays on a device; see `program_memory.demands`."""
     served = served_on(platform)
     kept, donated = taken(served, served.programs.decode[8])
     assert kept | donated == stays(served)

@@ -7,8 +7,10 @@ import pytest
 from roost.engine.worker.compilation import compile_lowered
 from roost.engine.worker.program_memory import (
     KernelRefusedError,
+    MemoryDemand,
     OutOfMemoryError,
     ProgramMemory,
+    demands,
     parse_overflow,
     parse_refused_kernel,
 )
@@ -75,3 +77,26 @@ def test_other_failures_of_the_compiler_keep_their_trace() -> None:
 
     with pytest.raises(jax.errors.JaxRuntimeError, match="a bug"):
         compile_lowered(Lowered(), {})
+
+
+def program(arguments: int, outputs: int, temporaries: int, code: int) -> ProgramMemory:
+    return ProgramMemory(arguments, outputs, 0, temporaries, code)
+
+
+def test_a_program_needs_its_own_memory_and_what_stays_beside_it() -> None:
+    """Two earlier steps' outputs and all programs' code are there whichever program runs; so are weights and slots."""
+    programs = {"decode": program(1000, 5, 300, 20), "score": program(100, 10, 50, 7)}
+    beside = 1000 + 2 * 10 + 27
+    assert demands(programs, 1352) == {
+        "decode": MemoryDemand(beside + 305, True),
+        "score": MemoryDemand(beside + 60, True),
+    }
+    assert [demand.fits for demand in demands(programs, 1351).values()] == [False, True]
+
+
+def test_a_refused_program_needs_what_the_compiler_says() -> None:
+    programs: dict[str, ProgramMemory | OutOfMemoryError] = {
+        "decode": OutOfMemoryError(5000, 4000),
+        "score": program(100, 10, 50, 7),
+    }
+    assert demands(programs, 4000)["decode"] == MemoryDemand(5000 + 20 + 7, False)

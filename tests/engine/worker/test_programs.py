@@ -1,16 +1,20 @@
 """Shapes of the device programs, and the slots that they read and copy."""
 
+import re
 from functools import partial
 from itertools import accumulate
 
 import jax
 import jax.numpy as jnp
 import pytest
-from roost.engine.core.config import MAX_PREFILL_ROWS
+from roost.engine.devices.platform import CPU, CPU_MESH, CPU_OPTIONS, TPU
 from roost.engine.model.collectives import Collectives
 from roost.engine.model.config import ModelConfig
 from roost.engine.model.griffin import abstract_model
-from roost.engine.platform import CPU, CPU_MESH, CPU_OPTIONS, TPU
+from roost.engine.model.state_layout import state_bytes
+from roost.engine.types.config import MAX_PREFILL_ROWS
+from roost.engine.types.speculation import Speculation
+from roost.engine.worker.lowering import lower
 from roost.engine.worker.programs import (
     ModelShapes,
     decode_rows,
@@ -71,6 +75,33 @@ def test_labels_are_unique() -> None:
     assert {"decode 4", "decode 6", "prefill 1x64 slice 2", "prefill 1x128 slice 2", "score 64", "replay"} < set(labels)
 
 
+def test_drafts_take_a_program_for_each_number_of_slots_that_leaves_room_for_them() -> None:
+    """Without speculation there are no such programs, and slots keep nothing for them."""
+    model, dtype = ModelConfig(64, 64, 64, 1, 64, ("recurrent", "attention")), jnp.dtype("float32")
+    graph, params = abstract_model(model, dtype, CPU)
+    pools = [jax.eval_shape(partial(new_pool, model, 40, dtype, CPU, drafts=drafts)) for drafts in (False, True)]
+    programs = [
+        device_programs(
+            ModelShapes(model, graph, params, pool, dtype), step_shapes(model, 128, CPU), speculation=settings
+        )
+        for pool, settings in zip(pools, (None, Speculation()), strict=True)
+    ]
+    assert [list(each.speculate) for each in programs] == [[], [4, 8, 16, 32]]
+    assert len(jax.tree.leaves(pools[1])) == len(jax.tree.leaves(pools[0])) + 2
+
+
+@pytest.mark.sweep
+def test_a_round_with_drafts_copies_no_ring() -> None:
+    """It writes rejected tokens into rings, and restores what was there, in place."""
+    model, dtype = ModelConfig(64, 64, 64, 1, 64, ("recurrent", "attention")), jnp.dtype("float32")
+    graph, params = abstract_model(model, dtype, CPU)
+    pool = jax.eval_shape(partial(new_pool, model, 4, dtype, CPU, drafts=True))
+    shapes = ModelShapes(model, graph, params, pool, dtype)
+    program = device_programs(shapes, step_shapes(model, 128, CPU), speculation=Speculation(1)).speculate[4]
+    compiled = lower(program, shapes).compile(compiler_options=CPU_OPTIONS)
+    assert re.findall(r"f32\[4,(?:512|1024|2048),64\]\S* copy\(", compiled.as_text()) == []
+
+
 @pytest.mark.parametrize(
     ("rows", "groups"), [(2, (2,)), (4, (4,)), (6, (4, 2)), (32, (4, 4, 8, 16)), (33, (4, 4, 8, 16, 1))]
 )
@@ -85,10 +116,11 @@ def test_groups_of_slots(rows: int, groups: tuple[int, ...]) -> None:
     [
         (8, (1, 1), (8,)),
         (9, (1, 1), (8, 9)),
-        (542, (1, 1), (8, 32, 128, 542)),
+        (542, (1, 1), (8, 32, 128, 256, 512, 542)),
+        (512, (1, 1), (8, 32, 128, 256, 512)),
         (256, (4, 1), (32, 128, 256)),
-        (1024, (1, 8), (64, 128, 1024)),
-        (1152, (2, 4), (64, 128, 1152)),
+        (1024, (1, 8), (64, 128, 256, 512, 1024)),
+        (1152, (2, 4), (64, 128, 256, 512, 1024, 1152)),
         (1128, (2, 4), (1128,)),  # 141 slots of each device, which blocks of 8 do not divide
     ],
 )
@@ -106,4 +138,4 @@ def test_a_slot_is_copied_in_place_in_a_pool_of_groups() -> None:
     compiled = (
         jax.jit(partial(copy_step, Collectives()), donate_argnums=0).lower(pool, slot, slot).compile(dict(CPU_OPTIONS))
     )
-    assert compiled.memory_analysis().temp_size_in_bytes < 4 * config.state_bytes(2)
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * state_bytes(config, 2)

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from roost.engine import EngineCore, ModelRunner, Request, SamplingParams
-from roost.engine.core.config import StepLimits
-from roost.engine.core.errors import ConstraintError, NumericError
-from roost.engine.core.output_constraint import TokenMask, mask_of_ids
-from roost.engine.core.request import Batch, FinishReason, PrefillBatch, RowResult, TokenOutput
 from roost.engine.scheduling.plan import Commit
 from roost.engine.scheduling.scheduler import Scheduler
+from roost.engine.types.config import StepLimits
+from roost.engine.types.errors import ConstraintError, NumericError
+from roost.engine.types.output_constraint import TokenMask, mask_of_ids
+from roost.engine.types.request import Batch, FinishReason, PrefillBatch, RowResult, TokenOutput
 from sweeps import examples
 
 TINY = Path(__file__).parents[2] / "golden" / "tiny-a"

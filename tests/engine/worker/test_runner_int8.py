@@ -23,11 +23,11 @@ from roost.engine import (
     load_runner,
     open_model,
 )
-from roost.engine.core.errors import ConfigError, NumericError
+from roost.engine.devices.platform import CPU
 from roost.engine.model.collectives import Collectives
-from roost.engine.model.quantization import QuantizedMatrix
-from roost.engine.platform import CPU
+from roost.engine.types.errors import ConfigError, NumericError
 from roost.engine.worker.loading import open_weights
+from roost.kernels.matrices import Int8Matrix
 from sweeps import swept
 from test_runner import SLOTS, TINY, ids, put_states, serve, states_of, uncounted_compiles
 
@@ -118,10 +118,10 @@ def test_a_checkpoint_in_int8_is_run_so(tmp_path: Path) -> None:
     """The config need not say so; parameters equal those of quantising at load (tests/engine/model)."""
     convert(open_model(str(TINY / "orbax")), tmp_path / "int8", quantize="int8")
     with open_weights(open_model(str(tmp_path / "int8")), EngineConfig(), Collectives(), CPU, None) as weights:
-        assert isinstance(weights.abstract["embedding"], QuantizedMatrix)
+        assert isinstance(weights.abstract["embedding"], Int8Matrix)
         assert weights.dtype == "bfloat16"
 
 
 def test_another_quantisation_is_refused_in_one_line() -> None:
-    with pytest.raises(ConfigError, match=r"\Aquantize must be int8 or None, got 'int4'\Z"):
-        EngineConfig(quantize="int4")
+    with pytest.raises(ConfigError, match=r"\Aquantize must be int8, int4 or None, got 'int2'\Z"):
+        EngineConfig(quantize="int2")

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from cache_settings import restored
 from roost.engine import EngineConfig, ModelRunner, open_model
+from roost.engine.devices.platform import CPU, TPU
 from roost.engine.model.config import ModelConfig
-from roost.engine.platform import CPU, TPU
 from roost.engine.worker import trace_cache
 from roost.engine.worker.compilation import compile_lowered
 from roost.engine.worker.loading import open_weights
@@ -23,6 +23,7 @@ from roost.engine.worker.program_memory import program_memory
 from roost.engine.worker.served import Devices, device_layout, served_programs
 from roost.engine.worker.trace_cache import TraceCache, open_trace_cache
 from roost.kernels import native
+from roost.kernels.matrices import packed
 
 TINY = Path(__file__).parents[2] / "golden" / "tiny-a"
 SLOTS = 4
@@ -89,7 +90,7 @@ def test_another_program_has_another_file(changed: dict[str, Any], tmp_path: Pat
     [
         lambda patch: patch.setattr(trace_cache, "source_fingerprint", lambda: "changed"),
         lambda patch: patch.setattr(trace_cache, "numerics", lambda: "12345678"),
-        lambda patch: patch.setattr(trace_cache.importlib.metadata, "version", lambda package: "0"),
+        lambda patch: patch.setattr("importlib.metadata.version", lambda package: "0"),
         lambda patch: patch.setitem(trace_cache.__dict__, "_flags", lambda: [("jax_enable_x64", "True")]),
     ],
     ids=["source", "numerics", "versions", "flags"],
@@ -174,7 +175,7 @@ def test_native_calls_are_kept(tmp_path: Path) -> None:
     matrix = random.integers(-127, 128, (32, 64), np.int8)
     arguments = (
         jnp.asarray(random.normal(size=(4, 64)), jnp.bfloat16),
-        jnp.asarray(native.pack(matrix)),
+        jnp.asarray(packed.pack(matrix)),
         jnp.asarray(random.uniform(size=32), jnp.float32),
     )
 
@@ -191,7 +192,7 @@ def test_native_calls_are_kept(tmp_path: Path) -> None:
 def test_served_programs_have_the_bits_and_the_memory_of_direct_ones(label: str, golden_runner: ModelRunner) -> None:
     """The shared runner's programs were traced with a folder; the same without one is compiled here."""
     executor = golden_runner.executor
-    layout, settings = executor.layout, EngineConfig(SLOTS, prefill_chunk=128, dtype="float32", checkpoints=True)
+    layout, settings = executor.layout, EngineConfig(SLOTS, prefill_chunk=128, dtype="float32", request_snapshots=True)
     source, devices = open_model(str(TINY / "hf")), Devices(layout.platform)
     with open_weights(source, settings, layout.shards, layout.platform, None) as weights:
         served = served_programs(source.config, settings, weights, devices, SLOTS)

@@ -119,9 +119,9 @@ async def test_an_error_status_is_the_reason(body: bytes, failure: str) -> None:
         (b"220 mail.example.org ESMTP\r\n", "the answer is not HTTP/1.1"),
         (streamed(event(text("a"))), "the stream ended without [DONE]"),
         (streamed(event(b'{"error":{"message":"died"}}')), "error in the stream: died"),
-        (streamed(event(b"{"), event(b"[DONE]")), "an event of the stream is no completion chunk"),
-        (streamed(event(b"[1]"), event(b"[DONE]")), "an event of the stream is no completion chunk"),
-        (streamed(event(b'{"choices":[7]}'), event(b"[DONE]")), "an event of the stream is no completion chunk"),
+        (streamed(event(b"{"), event(b"[DONE]")), "an event of the stream is not a completion chunk"),
+        (streamed(event(b"[1]"), event(b"[DONE]")), "an event of the stream is not a completion chunk"),
+        (streamed(event(b'{"choices":[7]}'), event(b"[DONE]")), "an event of the stream is not a completion chunk"),
     ],
 )
 async def test_a_stream_that_goes_wrong_is_a_failure(answer: bytes, failure: str) -> None:

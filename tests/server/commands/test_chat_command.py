@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 import pytest
-from roost.server.commands.chat.backend import Message
+from roost.server.commands.chat.backend import ChatTurn, LoadedState, Reply
 from roost.server.commands.chat.line_input import read_message
 from roost.server.commands.chat.session import Session
 from roost.server.commands.main import app
@@ -391,18 +391,18 @@ async def test_an_unreachable_server_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--url", "localhost:8000"], "--url 'localhost:8000' is no URL"),
+        (["--url", "localhost:8000"], "--url 'localhost:8000' is not the URL"),
         (["--url", "http://127.0.0.1:1", "--dtype", "float32"], "--dtype is for a model that is loaded here"),
         (["--url", "http://127.0.0.1:1", "--quantize", "int8"], "--quantize is for a model"),
         (["--url", "http://127.0.0.1:1", "--api-key", "a\r\nb"], "--api-key "),
         (["--dtype", "half"], "--dtype must be "),
-        (["demo", "--temperature", "-1"], "temperature must be"),
-        (["demo", "--max-tokens", "-1"], "max_tokens must be"),
+        (["demo", "--temperature", "-1"], "--temperature must be"),
+        (["demo", "--max-tokens", "-1"], "--max-tokens must be"),
     ],
 )
 def test_an_error_that_a_user_can_fix_is_one_line(arguments: list[str], message: str) -> None:
     result = CliRunner().invoke(app, ["chat", *arguments])
-    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert result.stderr.startswith(f"roost: {message}")
 
 
@@ -415,21 +415,30 @@ class Echo:
 
     Attributes:
       interrupts: how many of the next answers a Ctrl-C stops before their first word.
+      after: states that the messages continue.
     """
 
     interrupts: int = 0
     asked: list[list[str]] = field(default_factory=list)
+    after: list[str | None] = field(default_factory=list)
 
     async def start(self) -> str:
         return "echo"
 
-    async def respond(self, messages: Sequence[Message], show: Any) -> bool:
+    async def respond(self, messages: Sequence[ChatTurn], reply: Reply, state_id: str | None = None) -> None:
         self.asked.append([message.content for message in messages])
+        self.after.append(state_id)
+        reply.id = str(len(self.asked))
         if self.interrupts:
             self.interrupts -= 1
             raise KeyboardInterrupt
-        show(str(len(messages)))
-        return False
+        reply.show(str(len(messages)))
+
+    async def save(self, reply: Reply) -> bytes:
+        return f"state of {reply.id}".encode()
+
+    async def load(self, data: bytes) -> LoadedState:
+        return LoadedState(data.decode(), 7)
 
     async def close(self) -> None:
         pass
@@ -471,6 +480,43 @@ def test_a_failed_retry_keeps_the_previous_response() -> None:
     with asyncio.Runner() as runner:
         Session(runner, backend, read_line, is_interactive=True).run()
     assert backend.asked == [["a"], ["a"], ["a", "1", "b"]]
+
+
+def test_a_conversation_forks_and_goes_back() -> None:
+    """A fork keeps the question that /retry repeats."""
+    backend = Echo()
+    assert talk(backend, "a", "/fork", "b", "/fork 1", "c", "/fork 1", "/retry") == 0
+    assert backend.asked == [["a"], ["a", "1", "b"], ["a", "1", "c"], ["a"]]
+
+
+def test_a_state_is_saved_and_loaded(tmp_path: Path) -> None:
+    """What follows is the whole conversation; the system prompt before it is in the state."""
+    backend, file = Echo(), tmp_path / "boat.state"
+    assert (
+        talk(backend, "/system S", "a", "b", f"/save {file}", "/reset", f"/load {file}", "c", "d", "/reset", "e") == 0
+    )
+    assert file.read_text() == "state of 2"
+    assert backend.asked[2:] == [["c"], ["c", "1", "d"], ["e"]]
+    assert backend.after == [None, None, "state of 2", "state of 2", None]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["/save x"], "/save: there is no answer yet"),
+        (["a", "/reset", "/save x"], "/save: there is no answer yet"),
+        (["a", "/save"], "/save: name the file"),
+        (["a", "/save /dev/null/x"], "/save: /dev/null/x cannot be written"),
+        (["/load"], "/load: name the file"),
+        (["/load /dev/null/x"], "/load: /dev/null/x cannot be read"),
+        (["/fork 1"], "/fork 1: there is no such fork"),
+        (["/fork", "/fork 2"], "/fork 2: there is no such fork"),
+        (["/fork x"], "/fork x: there is no such fork"),
+    ],
+)
+def test_a_command_that_cannot_be_is_one_line(lines: list[str], message: str) -> None:
+    with pytest.raises(CommandError, match=message):
+        talk(Echo(), *lines, is_interactive=False)
 
 
 def test_ctrl_c_in_a_pipe_is_the_end() -> None:

@@ -1,21 +1,24 @@
 """The command line: what it passes on, and one line for what a user can put right."""
 
+import inspect
 import json
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from roost.engine import CheckpointError
+from roost.engine import CHECKPOINT_FORMATS, CPU, DEVICES, CheckpointError
 from roost.server.commands import generate as generate_module
 from roost.server.commands import serve as serve_module
-from roost.server.commands.generate import Options
+from roost.server.commands.generate import GenerateOptions
 from roost.server.commands.main import app
 from roost.server.model_hub import huggingface
-from roost.server.settings import Group, Settings
+from roost.server.settings import Group, Settings, all_settings, foreign_flag_hint
+from roost.server.settings.foreign_names import llama_cpp_names, vllm_names
 from typer.core import TyperGroup
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -32,8 +35,8 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
 
 
 @pytest.fixture
-def generated(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
-    calls: list[Options] = []
+def generated(monkeypatch: pytest.MonkeyPatch) -> list[GenerateOptions]:
+    calls: list[GenerateOptions] = []
     monkeypatch.setattr(generate_module, "generate", lambda options: calls.append(options) or 0)
     return calls
 
@@ -63,6 +66,8 @@ def test_every_setting_of_the_core_is_a_flag(served: list[Settings]) -> None:
         "--quantize": "int8",
         "--kv-dtype": "int8",
         "--seed": "2",
+        "--without-kernels": "rg_lru",
+        "--lora": "pirate=0.5",
         "--slots": "3",
         "--max-queue": "4",
         "--prefill-chunk": "64",
@@ -77,6 +82,9 @@ def test_every_setting_of_the_core_is_a_flag(served: list[Settings]) -> None:
         "--step-timeout": "9",
         "--stall-timeout": "10",
         "--admin-port": "6",
+        "--uds": "roost.sock",
+        "--root-path": "/llm",
+        "--forwarded-allow-ips": "10.0.0.5",
         "--api-key-file": "keys",
         "--admin-key": "root",
         "--ssl-certfile": "cert",
@@ -101,6 +109,7 @@ def test_every_setting_of_the_core_is_a_flag(served: list[Settings]) -> None:
         "--num-hosts": "2",
         "--host-index": "1",
         "--simulate": "v5e",
+        "--speculative-config": '{"method": "ngram"}',
     }
     switches = ["--strict", "--cache-salt-by-key", "--state-cache-inexact"]
     arguments = [*(word for pair in flags.items() for word in pair), *switches]
@@ -120,6 +129,8 @@ def test_every_setting_of_the_core_is_a_flag(served: list[Settings]) -> None:
         "quantize": "int8",
         "kv_dtype": "int8",
         "seed": 2,
+        "without_kernels": ("rg_lru",),
+        "lora": ("pirate=0.5",),
         "slots": 3,
         "max_queue": 4,
         "prefill_chunk": 64,
@@ -127,6 +138,9 @@ def test_every_setting_of_the_core_is_a_flag(served: list[Settings]) -> None:
         "compile_cache": "off",
         "max_tokens_limit": 5,
         "admin_port": 6,
+        "uds": Path("roost.sock"),
+        "root_path": "/llm",
+        "forwarded_allow_ips": ("10.0.0.5",),
         "api_key_file": Path("keys"),
         "ssl_certfile": Path("cert"),
         "ssl_keyfile": Path("key"),
@@ -158,6 +172,7 @@ def test_every_setting_of_the_core_is_a_flag(served: list[Settings]) -> None:
         "num_hosts": 2,
         "host_index": 1,
         "simulate": "v5e",
+        "speculative_config": {"method": "ngram"},
     }
 
 
@@ -168,13 +183,13 @@ def test_serve_needs_no_arguments(served: list[Settings]) -> None:
 
 @pytest.mark.parametrize(("words", "model", "prompt"), [(["hi"], "demo", "hi"), (["m", "hi"], "m", "hi")])
 def test_one_word_is_the_prompt_and_two_name_a_model(
-    generated: list[Options], words: list[str], model: str, prompt: str
+    generated: list[GenerateOptions], words: list[str], model: str, prompt: str
 ) -> None:
     assert runner.invoke(app, ["generate", *words, "--temperature", "0"]).exit_code == 0
     assert (generated[0].settings.model, generated[0].prompt, generated[0].sampling.temperature) == (model, prompt, 0)
 
 
-def test_three_words_lack_quotes(generated: list[Options]) -> None:
+def test_three_words_lack_quotes(generated: list[GenerateOptions]) -> None:
     result = runner.invoke(app, ["generate", "m", "hello", "world"])
     assert result.exit_code == 2
     assert not generated
@@ -186,15 +201,15 @@ def test_three_words_lack_quotes(generated: list[Options]) -> None:
 )
 def test_an_error_that_a_user_can_fix_is_one_line(arguments: list[str]) -> None:
     result = runner.invoke(app, ["serve", *arguments])
-    assert result.exit_code == 1
+    assert result.exit_code == (1 if arguments == ["/nowhere"] else 2)
     assert result.stderr.startswith("roost: ")
     assert result.stderr.count("\n") == 1
 
 
 def test_a_state_that_is_missing_is_named() -> None:
     result = runner.invoke(app, ["generate", "demo", "hello", "--load-state", "nowhere"])
-    assert result.exit_code == 1
-    assert result.stderr == "roost: nowhere: no such file\n"
+    assert result.exit_code == 2
+    assert result.stderr == "roost: --load-state nowhere: no such file\n"
 
 
 def test_convert_says_what_came_of_it(tmp_path: Path) -> None:
@@ -205,12 +220,42 @@ def test_convert_says_what_came_of_it(tmp_path: Path) -> None:
     assert "quantised to int8" in runner.invoke(app, ["plan", str(tmp_path / "it")]).output
 
 
-@pytest.mark.parametrize("options", [["--format", "gguf"], ["--quantize", "int4"], ["--dtype", "half"], []])
+def test_convert_calibrates_for_a_text(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog, and the dog sleeps. " * 400)
+    options = ["--quantize", "int4", "--calibrate"]
+    result = runner.invoke(app, ["convert", "demo", str(tmp_path / "it"), *options, str(text)])
+    assert result.exit_code == 0, result.stderr
+    searched = runner.invoke(app, ["convert", "demo", str(tmp_path / "searched"), *options[:2]])
+    sizes = [re.search(r"(\S+ MiB), fingerprint (\S+)", each.stderr) for each in (result, searched)]
+    assert sizes[0] is not None
+    assert sizes[1] is not None
+    assert sizes[0][1] == sizes[1][1]
+    assert sizes[0][2] != sizes[1][2]
+
+
+def test_calibrate_refuses_what_it_cannot_read_in_one_line(tmp_path: Path) -> None:
+    short, binary, missing = (tmp_path / name for name in ("short.txt", "binary.txt", "missing.txt"))
+    short.write_text("Too short.")
+    binary.write_bytes(b"\xff\xfe\x00")
+    for options, said in (
+        (["--quantize", "int8", "--calibrate", "default"], "--calibrate takes quantize int4"),
+        (["--quantize", "int4", "--calibrate", str(missing)], f"--calibrate cannot read {missing} (No such file or di"),
+        (["--quantize", "int4", "--calibrate", str(binary)], "--calibrate takes text in UTF-8"),
+        (["--quantize", "int4", "--calibrate", str(short)], "--calibrate takes at least 4088 tokens of text, and "),
+    ):
+        result = runner.invoke(app, ["convert", "demo", str(tmp_path / "it"), *options])
+        assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+        assert result.stderr.startswith(f"roost: {said}")
+        assert not (tmp_path / "it").exists()
+
+
+@pytest.mark.parametrize("options", [["--format", "gguf"], ["--quantize", "int3"], ["--dtype", "half"], []])
 def test_convert_refuses_in_one_line(tmp_path: Path, options: list[str]) -> None:
     """Without options, since the destination is there."""
     destination = tmp_path / "it" if options else tmp_path
     result = runner.invoke(app, ["convert", "demo", str(destination), *options])
-    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert (result.exit_code, result.stderr.count("\n")) == (2 if options else 1, 1)
     assert result.stderr.startswith("roost: ")
 
 
@@ -256,12 +301,13 @@ def test_an_error_is_an_object_where_log_lines_are(arguments: list[str], monkeyp
     monkeypatch.setattr(serve_module, "log_warnings_and_uncaught", lambda: None)
     for result in (given, runner.invoke(app, ["serve", *arguments])):
         line = json.loads(result.stderr)
-        assert (result.exit_code, line["level"]) == (1, "error")
+        assert (result.exit_code, line["level"]) == (1 if "nowhere" in line["message"] else 2, "error")
         assert line["message"].startswith("roost: ")
 
 
-def commands(group: TyperGroup, *path: str) -> Iterator[tuple[str, ...]]:
+def commands(group: object, *path: str) -> Iterator[tuple[str, ...]]:
     """The words of every command."""
+    assert isinstance(group, TyperGroup)
     for name, command in group.commands.items():
         yield (*path, name)
         if isinstance(command, TyperGroup):
@@ -279,13 +325,125 @@ def test_help_is_readable(words: tuple[str, ...], columns: int, monkeypatch: pyt
     assert "owner/name on" not in " ".join(result.output.replace("│", "").split())
 
 
+def text_of(output: str) -> str:
+    """Returns an output without frames and line breaks."""
+    return " ".join(re.sub(r"[│╭╮╰╯─]", " ", output).split())
+
+
+@pytest.mark.parametrize("words", [words for words in commands(get_command(app)) if words != ("bench",)], ids=" ".join)
+@pytest.mark.parametrize("columns", [80, 120])
+def test_help_has_every_word_of_the_docstring(words: tuple[str, ...], columns: int) -> None:
+    command: Any = get_command(app)
+    for word in words:
+        command = command.commands[word]
+    output = runner.invoke(app, [*words, "--help"], env={"COLUMNS": str(columns)}).output
+    for paragraph in inspect.getdoc(command.callback).split("\n\n"):
+        assert " ".join(paragraph.split()) in text_of(output)
+    prose = output[: output.index("╭")].strip("\n").splitlines()[2:]
+    assert all(len(line) > columns / 2 for line, after in pairwise(prose) if line.strip() and after.strip())
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("serve --no-such-flag", "--no-such-flag is unknown; roost serve --help says what it takes"),
+        (
+            "serve --max-queu 3",
+            "--max-queu is unknown; did you mean --max-queue?; roost serve --help says what it takes",
+        ),
+        ("serve --port many", "--port must be a valid integer; roost serve --help says what it takes"),
+        ("serve --port 70000", "--port must be at most 65535, got 70000"),
+        ("serve --port", "--port needs a value\n"),
+        ("serve a b", "unexpected argument: b; roost serve --help says what it takes"),
+        ("plan", "MODEL is missing; roost plan --help says what it takes"),
+        ("plan demo --device v99", "--device 'v99' is not known; give one of "),
+        ("plan demo --dtype half", "--dtype must be float32 or bfloat16, not 'half'"),
+        ("convert demo it --format gguf", "--format must be hf or orbax, not 'gguf'"),
+        ("chat demo --temperature -1", "--temperature must be at least 0"),
+        ("generate demo hi --save-state /nowhere/x", "--save-state /nowhere/x: give a file in a folder that exists"),
+        ("generate a b c", "PROMPT: put the prompt in quotes; roost generate --help says what it takes"),
+        ("bench engine --repeat 0", "--repeat must be greater than or equal to 1; roost bench engine --help says"),
+        ("nope", "nope is unknown; roost --help says what it takes"),
+        ("--nope", "--nope is unknown; roost --help says what it takes"),
+    ],
+)
+def test_a_wrong_value_is_one_line_with_the_status_of_usage(words: str, line: str) -> None:
+    result = runner.invoke(app, words.split())
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"roost: {line}")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("--max-num-seqs 4", "--max-num-seqs is vLLM's flag: use --slots"),
+        ("--tensor-parallel-size=2", "--tensor-parallel-size is vLLM's flag: use --mesh, such as data=1,model=2"),
+        ("-tp 2", "-tp is vLLM's flag: use --mesh, such as data=1,model=2"),
+        ("--gpu-memory-utilization 0.9", "--gpu-memory-utilization is vLLM's flag: use --slots, or "),
+        ("--max-model-len 8192", "--max-model-len is vLLM's flag: a state has the same size at any length: "),
+        ("-ngl 99", "-ngl is llama.cpp's flag: leave it out: the whole model runs on the accelerator"),
+        ("-c 4096", "-c is llama.cpp's flag: a state has the same size at any length: --max-prompt-tokens and "),
+        ("--parallel 4", "--parallel is llama.cpp's flag: use --slots"),
+        ("-m it.gguf", "-m is llama.cpp's flag: give MODEL as the first argument, without a flag"),
+        ("--model it", "--model is llama.cpp's flag: give MODEL as the first argument, without a flag"),
+    ],
+)
+def test_flags_of_other_servers_are_answered_with_ours(words: str, line: str) -> None:
+    result = runner.invoke(app, ["serve", *words.split()])
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"roost: {line}")
+    assert result.stderr.count("\n") == 1
+
+
+def test_hints_name_flags_that_exist_for_names_that_do_not() -> None:
+    settings = all_settings().model_fields
+    for name in (*vllm_names(), *llama_cpp_names()):
+        hint = foreign_flag_hint(f"--{name.replace('_', '-')}")
+        assert hint is not None
+        assert name not in settings or name == "model"
+        flags = re.findall(r"--[a-z-]+", hint.partition(": ")[2])
+        assert {flag.removeprefix("--").replace("-", "_") for flag in flags} <= settings.keys()
+
+
+def test_a_gguf_file_says_what_to_do(tmp_path: Path) -> None:
+    file = tmp_path / "it.gguf"
+    file.touch()
+    for model in (file, tmp_path):
+        result = runner.invoke(app, ["serve", str(model), "--port", "0"])
+        assert result.exit_code == 1
+        assert result.stderr.startswith(f"roost: {file}: is a GGUF file, which only llama.cpp and its like read; use ")
+    missing = runner.invoke(app, ["serve", "other.gguf"]).stderr
+    assert missing.startswith(
+        "roost: other.gguf: no such file; MODEL is the folder of a model's safetensors (not GGUF)"
+    )
+
+
+def test_a_prompt_may_come_from_stdin(generated: list[GenerateOptions]) -> None:
+    assert runner.invoke(app, ["generate", "m", "-"], input="two\nlines\n").exit_code == 0
+    assert generated[0].prompt == "two\nlines\n"
+
+
+def test_a_shell_completes_values() -> None:
+    for words, values in (
+        ("serve --dtype ", {"auto", "float32", "bfloat16"}),
+        ("serve --log-level w", {"warning"}),
+        ("plan --device ", {*DEVICES, CPU}),
+        ("plan --dtype b", {"bfloat16"}),
+        ("convert --dtype f", {"float32"}),
+        ("convert --format ", set(CHECKPOINT_FORMATS)),
+    ):
+        env = {"_ROOST_COMPLETE": "complete_bash", "COMP_WORDS": f"roost {words}", "COMP_CWORD": "3"}
+        assert set(runner.invoke(app, [], env=env, prog_name="roost").output.split()) == values
+
+
 def test_serve_groups_its_flags() -> None:
     output = runner.invoke(app, ["serve", "-h"], env={"COLUMNS": "120"}).output
     titles = re.findall(r"^╭─ (.+?) ─", output, re.MULTILINE)
     assert titles == ["Arguments", "Options", *Group]
     assert "owner/name[@revision]" in output
     assert "[default: 8000]" in output
-    options = output[output.index("╭─ Options") : output.index(f"╭─ {Group.MODEL}")]
+    options = output[output.index("╭─ Options") : output.index(f"╭─ {Group.COMMON}")]
     assert re.findall(r"--[\w-]+", options) == ["--help"]
 
 

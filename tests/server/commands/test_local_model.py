@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from roost.engine import PREFILL_BLOCK
-from roost.server.commands.chat.backend import Message
-from roost.server.commands.chat.local_backend import LocalBackend
+from roost.server.commands.chat.backend import ChatTurn, Reply
+from roost.server.commands.chat.local_backend import LocalChat
 from roost.server.commands.local_model import LocalModel
 from roost.server.commands.sampling_options import SamplingOptions
 from roost.server.settings import load_settings
@@ -20,6 +20,7 @@ TINY = {
     "intermediate_size": 96,
     "num_hidden_layers": 3,
     "num_attention_heads": 2,
+    "num_key_value_heads": 1,
     "lru_width": 32,
     "attention_window_size": 64,
     "dtype": "float32",
@@ -34,23 +35,35 @@ def local(tmp_path: Path) -> LocalModel:
 
 async def test_a_turn_prefills_only_what_is_new(local: LocalModel) -> None:
     """Prefilled are the last prompt's rest after its last block boundary, the response, the message and turn tokens."""
-    backend = LocalBackend(local, SamplingOptions(max_tokens=4, seed=1))
+    backend = LocalChat(local, SamplingOptions(max_tokens=4, seed=1))
     with compiled_once("one-slot"):
         await backend.start()
-    messages: list[Message] = []
+    messages: list[ChatTurn] = []
     lengths, read = [], []
     try:
         for turn in range(6):
             pieces: list[str] = []
             before = local.engine.stats
-            messages.append(Message("user", f"{turn} is a number of many " * 4))
-            await backend.respond(messages, pieces.append)
-            messages.append(Message("assistant", "".join(pieces)))
+            messages.append(ChatTurn("user", f"{turn} is a number of many " * 4))
+            reply = Reply(pieces.append)
+            await backend.respond(messages, reply)
+            messages.append(ChatTurn("assistant", "".join(pieces)))
             after = local.engine.stats
             read.append(after.prompt_tokens - before.prompt_tokens)
             lengths.append(read[-1] + after.cache.hit_tokens - before.cache.hit_tokens)
+        file, states = await backend.save(reply), []
+        for _ in range(2):
+            state = await backend.load(file)
+            before, again = local.engine.stats, Reply(lambda _: None)
+            await backend.respond([ChatTurn("user", "more")], again, state.id)
+            states.append((state.num_tokens, local.engine.stats.prompt_tokens - before.prompt_tokens))
+        with pytest.raises(CommandError, match="the file is no whole state file"):
+            await backend.load(file[:-9])
     finally:
         await backend.close()
+    assert {num_tokens for num_tokens, _ in states} == {lengths[5] + 4}
+    new = lengths[0] - len(local.model.tokenizer.encode("0 is a number of many " * 4)) + 20
+    assert all(num_read < PREFILL_BLOCK + 4 + new for _, num_read in states), "the state's rest, and what is new"
     for turn in range(1, 6):
         assert read[turn] == lengths[turn] - lengths[turn - 1] // PREFILL_BLOCK * PREFILL_BLOCK
     assert lengths[5] > 4 * lengths[0] > 4 * PREFILL_BLOCK
@@ -60,4 +73,4 @@ def test_a_model_without_turn_tokens_cannot_chat() -> None:
     """The error comes before anything is loaded."""
     plain = Path(__file__).parents[2] / "golden" / "tiny-a" / "hf"
     with pytest.raises(CommandError, match="cannot chat: "):
-        LocalBackend(LocalModel(load_settings({"model": str(plain)})), SamplingOptions())
+        LocalChat(LocalModel(load_settings({"model": str(plain)})), SamplingOptions())

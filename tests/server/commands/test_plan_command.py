@@ -1,5 +1,8 @@
 """Output of `roost plan` at 80 columns, as in a pipe."""
 
+import json
+from pathlib import Path
+
 import pytest
 from roost.server.commands.main import app
 from typer.testing import CliRunner
@@ -51,11 +54,68 @@ def test_a_plan_for_a_mesh() -> None:
     assert "3,328" in out
 
 
+@pytest.mark.parametrize(("key_heads", "state"), [({"num_key_value_heads": 1}, "2.0 MiB"), ({}, "16.0 MiB")])
+def test_a_slot_holds_the_keys_of_all_key_heads(key_heads: dict[str, int], state: str, tmp_path: Path) -> None:
+    """Without `num_key_value_heads`, each of eight heads has one."""
+    fields = {"model_type": "recurrent_gemma", "vocab_size": 32000, "hidden_size": 512, "intermediate_size": 3072}
+    fields |= {"num_hidden_layers": 12, "num_attention_heads": 8, **key_heads}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(fields))
+    line = next(line for line in printed(f"random:{path}", "--device", "v5e").splitlines() if "state of a slot" in line)
+    assert line.split()[-3:-1] == state.split()
+
+
+NGRAM = ("--speculative-config", '{"method": "ngram"}')
+
+
+def test_with_speculation_a_slot_holds_the_last_tokens_too() -> None:
+    sizes = [
+        json.loads(runner.invoke(app, ["plan", "demo", "--device", "cpu", "--json", *more]).output)["slot_bytes"]
+        for more in ((), NGRAM)
+    ]
+    assert sizes[1] - sizes[0] == 4 * 4096
+
+
+@pytest.mark.parametrize("more", [(), ("--verify",)])
+def test_chips_draft_no_tokens(more: tuple[str, ...]) -> None:
+    result = runner.invoke(app, ["plan", "demo", "--device", "v5e", *NGRAM, *more])
+    assert result.exit_code == 2
+    assert "works on one CPU device only" in " ".join(result.stderr.split())
+
+
 def test_limits_are_called_theoretical() -> None:
     out = printed("random:2b", "--device", "a100")
     assert "decode limit, 1 slot " in out
     assert "theoretical" in out
     assert "not measurements" in " ".join(out.split())
+
+
+def test_a_mesh_over_model_shows_its_all_reduces() -> None:
+    arguments = ("random:9b", "--device", "v5e", "--mesh", "data=1,model=4")
+    assert "of which all-reduces, 1,664 slots │ 15.7 of 52.8 ms a step" in " ".join(printed(*arguments).split())
+    as_json = runner.invoke(app, ["plan", *arguments, "--json"]).output
+    assert json.loads(as_json)["all_reduce_ms"]["1664"] == pytest.approx(15.74, abs=0.01)
+    assert "all-reduces" not in printed("random:2b", "--device", "v5e", "--mesh", "data=4,model=1")
+
+
+def test_requests_per_second_recommend_int8_where_it_ends_more() -> None:
+    out = " ".join(printed("random:2b", "--device", "v5e").split())
+    assert "512 + 128 tokens, all slots busy │ 51.3 requests/s" in out
+    assert "with --itl-target-ms 0 │ 51.3 requests/s" in out
+    assert "Recommended: --quantize int8 --kv-dtype int8: 1,360 slots, 84.0 requests/s, 1.64 times as many." in out
+    int8 = printed("random:2b", "--device", "v5e", "--quantize", "int8", "--kv-dtype", "int8")
+    assert "84.0 requests/s" in int8
+    assert "Recommended" not in int8
+    assert "Recommended" not in printed("random:2b", "--device", "h100"), "GPUs have no kernel for windows in int8"
+
+
+def test_data_shards_end_requests_side_by_side() -> None:
+    one, four = (
+        json.loads(runner.invoke(app, ["plan", "random:2b", "--device", "v5e", "--mesh", mesh, "--json"]).output)
+        for mesh in ("data=1", "data=4")
+    )
+    assert four["requests_per_s"]["throughput"] == pytest.approx(4 * one["requests_per_s"]["throughput"])
+    assert one["recommended"]["options"] == "--quantize int8 --kv-dtype int8"
 
 
 def test_small_models_have_small_units() -> None:
@@ -85,20 +145,30 @@ def test_this_machine_has_no_datasheet() -> None:
 )
 def test_an_unknown_value_is_one_line(arguments: tuple[str, ...], field: str) -> None:
     result = runner.invoke(app, ["plan", "demo", *arguments])
-    assert result.exit_code == 1
-    assert result.stderr.startswith(f"roost: {field} ")
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"roost: --{field} ")
     assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("mesh", ["auto", "data=2,rows=4"])
 def test_a_mesh_must_be_numbers(mesh: str) -> None:
     result = runner.invoke(app, ["plan", "random:9b", "--mesh", mesh])
-    assert result.exit_code == 1
-    assert result.stderr == f"roost: mesh must be like \"data=2,model=4\", not '{mesh}'\n"
+    assert result.exit_code == 2
+    assert result.stderr == f"roost: --mesh must be like \"data=2,model=4\", not '{mesh}'\n"
 
 
 def test_an_unknown_device_names_those_that_are_known() -> None:
     result = runner.invoke(app, ["plan", "random:9b", "--device", "v99"])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     known = "v4, v5e, v5p, v6e, a100, a100-40gb, h100, h200, l4, l40s, a6000, rtx4090 or cpu"
-    assert result.stderr == f"roost: device 'v99' is not known; give one of {known}\n"
+    assert result.stderr == f"roost: --device 'v99' is not known; give one of {known}\n"
+
+
+def test_json_is_one_object_of_what_the_table_shows() -> None:
+    found = json.loads(runner.invoke(app, ["plan", "random:2b", "--json"]).stdout)
+    assert (found["device"], found["mesh"]) == ("v5e", {"data": 1, "model": 1})
+    assert list(found["decode_tokens_per_s"]) == ["1", "32", "128", str(found["slots"])]
+    assert f"{found['prefill_tokens_per_s']:,.0f} tokens/s" in printed("random:2b")
+    large = json.loads(runner.invoke(app, ["plan", "random:9b", "--json"]).stdout)
+    assert (large["slots"], large["decode_tokens_per_s"], large["prefill_tokens_per_s"]) == (0, {}, None)
+    assert large["would_fit"][0]["options"] == "--quantize int8"

@@ -84,6 +84,6 @@ def test_the_options_of_serve_are_taken(monkeypatch: pytest.MonkeyPatch) -> None
 def test_options_that_cannot_be_used_are_named(monkeypatch: pytest.MonkeyPatch, option: str, value: str) -> None:
     monkeypatch.setattr(plan_verification, "verify_plan", Compiler(DECODE))
     result = CliRunner().invoke(app, ["plan", "random:2b", "--verify", option, value])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert option.removeprefix("--") in result.stderr
     assert len(result.stderr.splitlines()) == 1

@@ -4,14 +4,13 @@ import logging
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Barrier
 
 import psycopg
 import pytest
 from databases import FAULTS, FaultyDatabase, PostgresqlServer, faulty_database, opened
 from roost.server.database.database import Database, Transaction
 from roost.server.database.errors import StoreUnavailableError
-from roost.server.features.responses import response_table
+from roost.server.features.responses import claim_table, response_table
 from roost.server.features.responses.records import Job, LogEntry, ResponseRecord
 from roost.server.features.responses.response_table import LEASE_S
 
@@ -33,7 +32,7 @@ def database(faulty: FaultyDatabase) -> Iterator[Database]:
 
 def write(transaction: Transaction) -> None:
     lease = response_table.insert(transaction, RECORD, Job("model", b"", b""), "me")
-    assert response_table.append_all(transaction, [(lease, LogEntry(0, 0, 1, 0, 1))]) == {lease}
+    assert response_table.append_all(transaction, [(lease, LogEntry(0, 0, 1, 0, 1), 0)]) == {lease}
 
 
 def read(transaction: Transaction) -> list[object]:
@@ -57,14 +56,8 @@ def test_a_fault_of_the_server_is_unavailability(database: Database, faulty: Fau
 def test_one_error_ends_all_connections_of_before(database: Database, faulty: FaultyDatabase) -> None:
     """A session that began while the database was read-only stays so for ever."""
     faulty.make("read-only")
-    barrier = Barrier(2)
-
-    def read_together() -> None:
-        database.run_now(lambda each: (read(each), barrier.wait(10)))
-
-    for reading in [database._threads.submit(read_together) for _ in range(2)]:
-        reading.result()
-    assert len(database._idle) == 2
+    database.run_now(read)
+    database.run_now(read, writes=True)
     faulty.mend("read-only")
 
     def write_beside_a_reader(_: Transaction) -> None:
@@ -72,7 +65,7 @@ def test_one_error_ends_all_connections_of_before(database: Database, faulty: Fa
             database.run_now(write, writes=True)
 
     database.run_now(write_beside_a_reader)
-    assert not database._idle, "neither the reader's"
+    assert not any(each._idle for each in database._connections.values()), "neither the reader's"
     database.run_now(write, writes=True)
 
 
@@ -88,31 +81,29 @@ def test_a_database_that_can_only_be_read_is_logged_once(
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "cannot execute INSERT in a read-only transaction" in caplog.text
     faulty.mend("read-only")
-    with pytest.raises(StoreUnavailableError):
-        database.run_now(write, writes=True)  # in a session that has begun before
     database.run_now(write, writes=True)
     assert [record.message for record in caplog.records][1:] == ["the store's database can be used again"]
 
 
 def test_a_response_whose_log_cannot_be_written_is_not_adopted(database: Database, faulty: FaultyDatabase) -> None:
-    """It would be an adoption without progress, of which few are allowed."""
+    """It would be an adoption in vain."""
     database.run_now(write, writes=True)
-    database.run_now(lambda each: each.execute("UPDATE roost_responses SET owner = NULL"), writes=True)
+    database.run_now(lambda each: each.execute("UPDATE roost_responses SET owner = NULL, lease_until = 0"), writes=True)
     faulty.make("no privilege for the log")
     for _ in range(3):
         with pytest.raises(StoreUnavailableError, match="permission denied"):
-            database.run_now(lambda each: response_table.claim(each, "me", "model", 1), writes=True)
+            database.run_now(lambda each: claim_table.claim(each, "me", "model", 1), writes=True)
     faulty.mend("no privilege for the log")
-    (claim,) = database.run_now(lambda each: response_table.claim(each, "me", "model", 1), writes=True)
-    assert claim.num_stalls == 1
+    (claim,) = database.run_now(lambda each: claim_table.claim(each, "me", "model", 1), writes=True)
+    assert claim.lease.fence == 2
 
 
 def test_a_file_that_is_no_database_is_unavailability(tmp_path: Path) -> None:
     path = tmp_path / "store.db"
     database = opened(f"sqlite://{path}")
     database.run_now(read)
-    while database._idle:
-        database._drop(database._idle.pop())
+    for connections in database._connections.values():
+        connections.fail()
     whole = path.read_bytes()
     path.write_bytes(b"something else" * 1000)
     for _ in range(2):
@@ -164,4 +155,20 @@ def test_leases_without_a_running_task_are_not_extended(address: str) -> None:
         lambda each: each.rows("SELECT lease_until, count(*) FROM roost_responses GROUP BY lease_until ORDER BY 1")
     )
     assert until == [(1000 + LEASE_S, 50), (1010 + LEASE_S, 550)]
+    database.close()
+
+
+def test_a_renewal_does_not_wait_for_appends(postgresql: PostgresqlServer) -> None:
+    """They extend leases themselves. SQLite has one writer at a time."""
+    database = opened(postgresql.url)
+    record = ResponseRecord("", "r1", b"{}", b"[]", b"[]", is_running=True)
+    lease = database.run_now(
+        lambda each: response_table.insert(each, record, Job("model", b"", b""), "me"), writes=True
+    )
+
+    def append_and_renew(transaction: Transaction) -> list[object]:
+        response_table.append_all(transaction, [(lease, LogEntry(0, 0, 1, 0, 1), 1)])
+        return list(database.run_now(lambda each: response_table.renew(each, "me", [lease]), writes=True))
+
+    assert database.run_now(append_and_renew, writes=True) == [lease]
     database.close()

@@ -7,7 +7,7 @@ import pytest
 from databases import opened, table_names
 from roost.server.database import schema
 from roost.server.database.address import StoreAddress
-from roost.server.database.database import Database
+from roost.server.database.database import Database, Transaction
 from roost.server.database.dialects import dialect_of
 from roost.server.database.errors import StoreUnavailableError
 from roost.server.database.schema import Tables, Upgrade
@@ -49,7 +49,10 @@ def test_old_and_new_replicas_share_an_upgraded_database(address: str, database:
 
 def test_a_replica_that_is_too_old_refuses_to_start(address: str, database: Database) -> None:
     upgrade(address, database, FIRST, SECOND, HARMFUL)
-    with pytest.raises(StoreUnavailableError, match="tables of toys have version 3, and this server knows up to 2"):
+    with pytest.raises(
+        StoreUnavailableError,
+        match="tables of toys have version 3, for servers that know 3 or more, and this server knows 2",
+    ):
         upgrade(address, database, FIRST, SECOND)
 
 
@@ -74,3 +77,20 @@ def test_tables_of_a_common_version_are_upgraded_from_there(
     (row,) = database.run_now(lambda each: each.rows("SELECT * FROM roost_toys"))
     assert len(row) == columns
     assert versions(database) == [(2, 1)]
+
+
+def test_current_tables_are_not_touched(address: str, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A role without the right to make tables can use them."""
+    upgrade(address, database, FIRST, SECOND)
+    dialect, tables = dialect_of(StoreAddress.parse(address)), Tables("toys", (FIRST, SECOND))
+    statements: list[str] = []
+
+    def run(transaction: Transaction) -> None:
+        execute = transaction.execute
+        monkeypatch.setattr(
+            transaction, "execute", lambda sql, *values: statements.append(sql) or execute(sql, *values)
+        )
+        schema.upgrade(transaction, dialect, tables)
+
+    database.run_now(run, writes=True)
+    assert not [each for each in statements if each.split()[0] in ("CREATE", "ALTER", "DELETE", "INSERT")]

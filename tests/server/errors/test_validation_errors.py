@@ -31,7 +31,7 @@ async def message(client: httpx.AsyncClient, path: str, **fields: Any) -> str:
         ({"messages": [{"content": "x"}]}, "messages[0].role is required"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-            'messages[0].content[0].type must be "text", got "image_url"',
+            "messages[0].content[0]: the model reads text, and no image_url",
         ),
         ({"temperature": 3}, "temperature must be at most 2, got 3"),
         ({"temperature": "hot"}, 'temperature must be a number, got "hot"'),

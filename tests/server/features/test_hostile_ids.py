@@ -28,7 +28,7 @@ TEXTS = ("\0", "a\0b", "file-\0", "x" * 5000, "resp_" + "0" * 31 + "\0", "file-"
 @pytest.fixture
 async def client(engine: FakeEngine, model: ServedModel, address: str) -> AsyncIterator[httpx.AsyncClient]:
     database = opened(address)
-    store, responses = BatchStore(database, 1000.0), DurableResponses(database, 1000.0)
+    store, responses = BatchStore(database, 86400.0), DurableResponses(database, 1000.0)
     service = make_service(engine, model)
     own = OpenBatches(service, store), OpenResponses(service, responses)
     app = create_app(service, features=features_with(service, *own))
@@ -39,6 +39,7 @@ async def client(engine: FakeEngine, model: ServedModel, address: str) -> AsyncI
 
 
 async def test_an_id_in_a_path_is_unknown(client: httpx.AsyncClient) -> None:
+    conversation = f"/v1/conversations/{(await client.post('/v1/conversations', json={})).json()['id']}"
     paths = (
         ("GET", "/v1/files/{}"),
         ("GET", "/v1/files/{}/content"),
@@ -49,13 +50,20 @@ async def test_an_id_in_a_path_is_unknown(client: httpx.AsyncClient) -> None:
         ("GET", "/v1/responses/{}/input_items"),
         ("POST", "/v1/responses/{}/cancel"),
         ("DELETE", "/v1/responses/{}"),
+        ("GET", "/v1/conversations/{}"),
+        ("POST", "/v1/conversations/{}"),
+        ("DELETE", "/v1/conversations/{}"),
+        ("GET", "/v1/conversations/{}/items"),
+        ("GET", f"{conversation}/items/{{}}"),
+        ("DELETE", f"{conversation}/items/{{}}"),
         ("GET", "/v1/states/{}"),
         ("GET", "/v1/states/{}/export"),
         ("DELETE", "/v1/states/{}"),
         ("GET", "/v1/models/{}"),
     )
     for unknown, (method, path) in itertools.product(IDS, paths):
-        response = await client.request(method, path.format(unknown))
+        body = {"metadata": {}} if path == "/v1/conversations/{}" and method == "POST" else None
+        response = await client.request(method, path.format(unknown), json=body)
         assert (response.status_code, method, path, unknown) == (404, method, path, unknown)
         assert re.match("there is no|the model .* does not exist", response.json()["error"]["message"])
 
@@ -65,9 +73,12 @@ async def test_an_id_in_a_path_is_unknown(client: httpx.AsyncClient) -> None:
     [
         ("/v1/batches", "input_file_id", {"endpoint": "/v1/completions", "completion_window": "24h"}, 400),
         ("/v1/responses", "previous_response_id", {"input": "a"}, 400),
+        ("/v1/responses", "conversation", {"input": "a"}, 404),
         ("/v1/responses", "model", {"input": "a"}, 404),
         ("/v1/states", "request_id", {}, 404),
         ("/v1/completions", "from_state", {"prompt": "a"}, 404),
+        ("/v1/chat/completions", "from_state", {"messages": [{"role": "user", "content": "a"}]}, 404),
+        ("/v1/responses", "from_state", {"input": "a"}, 404),
         ("/abort_request", "request_id", {}, 200),
     ],
 )
@@ -87,7 +98,9 @@ async def test_a_reference_to_an_item_is_unknown(client: httpx.AsyncClient) -> N
 
 async def test_a_cursor_is_unknown(client: httpx.AsyncClient) -> None:
     made = (await client.post("/v1/responses", json={"input": "a", "max_output_tokens": 2})).json()
-    paths = ("/v1/files", "/v1/batches", "/v1/states", f"/v1/responses/{made['id']}/input_items")
+    conversation = (await client.post("/v1/conversations", json={})).json()["id"]
+    items = f"/v1/responses/{made['id']}/input_items", f"/v1/conversations/{conversation}/items"
+    paths = ("/v1/files", "/v1/batches", "/v1/states", *items)
     for unknown, path in itertools.product(IDS, paths):
         response = await client.get(f"{path}?after={unknown}")
         assert (response.status_code, path, unknown) == (400, path, unknown)
@@ -117,6 +130,6 @@ async def test_an_event_number_has_a_limit(client: httpx.AsyncClient) -> None:
     async with client.stream("POST", "/v1/responses", json=fields) as stream:
         events = [json.loads(line[6:]) async for line in stream.aiter_lines() if line.startswith("data: ")]
     path = f"/v1/responses/{events[0]['response']['id']}?stream=true&starting_after="
-    assert (await client.get(f"{path}{2**31 - 1}")).status_code == 200
-    for number in (2**31, 2**63, 2**64, 10**4000):
+    assert (await client.get(f"{path}{len(events) - 1}")).status_code == 200
+    for number in (len(events), 2**31 - 1, 2**31, 2**63, 2**64, 10**4000):
         assert (await client.get(f"{path}{number}")).status_code == 400

@@ -23,11 +23,13 @@ from roost.server.features.responses.builder import ResponsesBuilder
 from roost.server.generation.choice_stream import DeltaJoiner
 from roost.server.generation.delta import Delta
 from roost.server.generation.prompts import Prompt
+from roost.server.http.response_parts import to_json
 from roost.server.http.streaming import ResponseBuilder
 from roost.server.observability.request_metrics import Times
 from roost.server.openai.chat_completions import ChatResponseBuilder
 from roost.server.openai.completions import CompletionResponseBuilder
 from roost.server.openai.schemas import ChatBody, CompletionBody
+from roost.server.text.conversation import ConversationMessage
 from roost.server.text.detokenizer import Detokenizer
 from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
 
@@ -131,7 +133,7 @@ LISTS = {
 
 def without_ids(event: Mapping[str, Any]) -> dict[str, Any]:
     """An event but for what is random or counts events."""
-    text = re.sub(r"(resp|msg|call|fc|chatcmpl|cmpl|gen)_?-?[0-9a-f]{32}", r"\1", json.dumps(event))
+    text = re.sub(r"(resp|msg|call|fc|chatcmpl|cmpl|gen)_?-?[0-9a-f]{32}", r"\1", to_json(event).decode())
     return {
         name: value
         for name, value in json.loads(text).items()
@@ -181,10 +183,13 @@ def tokens_builder() -> ResponseBuilder:
     return TokensResponseBuilder(body, MODEL, PROMPT)
 
 
+async def keep_nothing(response: dict[str, Any], message: ConversationMessage) -> None: ...
+
+
 def responses_builder(with_logprobs: bool = True) -> ResponseBuilder:
     include = ["message.output_text.logprobs"] if with_logprobs else []
     body = ResponseBody.model_validate({"input": "hi", "include": include})
-    return ResponsesBuilder(body, MODEL, PROMPT, PARAMS, lambda response, message: None)
+    return ResponsesBuilder(body, MODEL, PROMPT, PARAMS, keep_nothing)
 
 
 BUILDERS: dict[str, tuple[Callable[[], ResponseBuilder], int]] = {

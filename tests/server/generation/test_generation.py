@@ -14,6 +14,7 @@ from roost.engine import EngineDeadError, FinishReason, OutputSink, Request, Sam
 from roost.server.constraints.tools import call_text
 from roost.server.errors.request_errors import ApiError
 from roost.server.generation import choice_stream
+from roost.server.generation.admission import Admission
 from roost.server.generation.choice_stream import ChoiceStream
 from roost.server.generation.delta import Delta
 from roost.server.generation.generation import Generation, Mailbox, collect
@@ -28,7 +29,7 @@ EURO = (270, 174, 216)  # the bytes e2 82 ac
 
 
 def start(engine: FakeEngine, tokenizer: Tokenizer, *choices: Choice, request_id: str = "id") -> Generation:
-    return Generation.start(engine, tokenizer, Metrics(lambda: engine.stats).requests, request_id, choices)
+    return Generation.start(Admission(), engine, tokenizer, Metrics(lambda: engine.stats).requests, request_id, choices)
 
 
 async def run(
@@ -117,7 +118,7 @@ async def test_unread_deltas_are_bounded(engine: FakeEngine, tokenizer: Tokenize
     """Exceeding the bound frees the slots. A client that reads again gets the unread deltas, then the error."""
     choices = [Choice(i, Prompt((4,)), SamplingParams(max_tokens=None)) for i in range(2)]
     tracker = Metrics(lambda: engine.stats).requests
-    generation = Generation.start(engine, tokenizer, tracker, "id", choices, max_unread_bytes=100)
+    generation = Generation.start(Admission(), engine, tokenizer, tracker, "id", choices, max_unread_bytes=100)
     first = await anext(generation)
     await until(lambda: len(engine.requests) == 2 and not engine.running)
     left = [await anext(generation), await anext(generation)]
@@ -199,7 +200,7 @@ async def test_reader_that_catches_up_does_not_block_the_event_loop(tokenizer: T
 
 
 async def test_error_comes_after_earlier_deltas(tokenizer: Tokenizer) -> None:
-    items = [*[TokenOutput((5,))] * 10, RuntimeError("it broke")]
+    items: list[TokenOutput | Exception] = [*[TokenOutput((5,))] * 10, RuntimeError("it broke")]
     generation = start(FloodEngine(items), tokenizer, endless())
     assert (await anext(generation)).text == "b" * 10
     with pytest.raises(RuntimeError, match="it broke"):
@@ -257,7 +258,7 @@ async def test_request_ends_in_the_context_of_its_http_request(tokenizer: Tokeni
     engine, observer = FloodEngine(list(outputs(3, 5))), NotingObserver()
     metrics = Metrics(lambda: engine.stats, observers=[observer])
     token = request_id.set("req-1")
-    generation = Generation.start(engine, tokenizer, metrics.requests, "id", [endless(0), endless(1)])
+    generation = Generation.start(Admission(), engine, tokenizer, metrics.requests, "id", [endless(0), endless(1)])
     request_id.reset(token)
     await read_all(generation)
     assert observer.ids == ["req-1", "req-1"]

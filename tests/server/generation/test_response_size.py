@@ -321,7 +321,9 @@ async def test_a_large_body_becomes_its_model_elsewhere(service: Service) -> Non
     async def count(body: Watched) -> int:
         return len(body.texts)
 
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(BodyLimit(app)), base_url="http://roost") as client:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(BodyLimit(app, service.admissions)), base_url="http://roost"
+    ) as client:
         assert (await client.post("/", json={"texts": [""] * 10})).json() == 10
         assert (await client.post("/", json={"texts": [""] * 10_000})).json() == 10_000
     assert [thread is threading.main_thread() for thread in threads] == [True, False]

@@ -15,7 +15,7 @@ from roost.server.tenancy.tenant import tenant
 @contextmanager
 def tracked(responses: TrackedResponses, response_id: str, num_choices: int) -> Iterator[SentResponse]:
     """Tracks a response without an HTTP request of its own, and gives the record of what was sent."""
-    generation = Generation(num_choices)
+    generation = Generation(num_choices, lambda: None)
     with responses.track(generation, response_id, "-"):
         yield generation.sent
 
@@ -31,6 +31,17 @@ def test_response_is_found_while_it_is_sent_and_afterwards() -> None:
     assert responses.find("a", 0) == SentChoice("a-0", 0)
     assert responses.find("a", 2) is None
     assert responses.find("b", 0) is None
+
+
+def test_a_response_that_was_given_up_may_run_again_before_it_has_ended() -> None:
+    responses = TrackedResponses()
+    earlier = tracked(responses, "a", 1)
+    earlier.__enter__()
+    with tracked(responses, "a", 1) as later:
+        later.num_tokens[0] = 3
+        earlier.__exit__(None, None, None)
+        assert responses.find("a", 0) == SentChoice("a-0", 3)
+    assert responses.find("a", 0) == SentChoice("a-0", 3)
 
 
 def test_choices_may_be_reordered() -> None:

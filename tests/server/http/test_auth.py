@@ -123,7 +123,7 @@ async def locked(service: Service) -> AsyncIterator[httpx.AsyncClient]:
     "given", [None, "", "sesame", "Bearer", "Bearer ", "Bearer sesam", "Basic sesame", "Bearer \u00e9"]
 )
 async def test_request_without_a_known_key_is_refused(locked: httpx.AsyncClient, given: str | None) -> None:
-    headers = {} if given is None else {"authorization": given.encode()}
+    headers = {} if given is None else {b"authorization": given.encode()}
     for path in ("/v1/models", "/version", "/nowhere"):
         response = await locked.get(path, headers=headers)
         assert response.status_code == 401

@@ -1,15 +1,13 @@
-"""Twelve hundred of the bad requests of `benchmarks/fuzz.py`, over a socket; others are sent to a server process."""
+"""Twelve hundred of the bad requests of `tests/robust/fuzz.py`, over a socket; others are sent to a server process."""
 
 import random
 from collections.abc import Mapping
 
+import fuzz
 import pytest
 from fake_engine import FakeEngine
 from fake_server import VOCAB_SIZE, live, make_service, served_model
-from fuzz_tool import load_fuzz
 from roost.server.text.tokenizer import Tokenizer
-
-fuzz = load_fuzz()
 
 
 async def test_nothing_gets_the_better_of_it(tokenizer: Tokenizer) -> None:
@@ -21,7 +19,7 @@ async def test_nothing_gets_the_better_of_it(tokenizer: Tokenizer) -> None:
     assert all(found.statuses[status] for status in ("200", "400", "404", "405"))
 
 
-def answer(status: int, body: bytes = b"") -> object:
+def answer(status: int, body: bytes = b"") -> fuzz.Answer:
     return fuzz.Answer(status, {"x-request-id": "r"}, body, False)
 
 

@@ -6,6 +6,7 @@ import httpx
 import pytest
 from fake_engine import FakeEngine
 from roost.server.app import create_app
+from roost.server.assembly.engine_loading import LoadProgress
 from roost.server.generation.limits import Limits
 from roost.server.generation.service import Service
 
@@ -18,7 +19,7 @@ async def prove(service: Service) -> httpx.Response:
 async def test_a_token_proves_health(service: Service, engine: FakeEngine) -> None:
     assert (await prove(service)).json() == {"status": "ok"}
     (request,) = engine.requests
-    assert (request.prompt_token_ids, request.params.max_tokens) == ((2,), 1)
+    assert (tuple(request.prompt_token_ids), request.params.max_tokens) == ((2,), 1)
     assert not engine.running
 
 
@@ -48,6 +49,20 @@ async def test_without_an_engine_there_is_no_health(service: Service, engine: Fa
     assert "secret" not in response.text
 
 
+async def test_a_request_while_the_model_loads_says_how_far_it_is(service: Service, engine: FakeEngine) -> None:
+    engine.ready.clear()
+    progress = LoadProgress()
+    for step in (("weights", 8, 8), ("compile", 3, 21)):
+        progress(*step)
+    app = create_app(replace(service, loading=lambda: progress.text))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as client:
+        response = await client.post("/v1/completions", json={"prompt": "a"})
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "model_loading")
+    where = "loading weights: 8 of 8, compiling: 3 of 21"
+    message = f"the model is still loading ({where}): GET /health/ready is 200 once it is ready"
+    assert response.json()["error"]["message"] == message
+
+
 async def test_load_and_facts(client: httpx.AsyncClient) -> None:
     assert (await client.get("/load")).json() == {
         "server_load": 0,
@@ -62,4 +77,5 @@ async def test_load_and_facts(client: httpx.AsyncClient) -> None:
     facts = (await client.get("/server_info")).json()
     assert (facts["model"], facts["fingerprint"], facts["slots"]) == ("counter", "fp_test", 4)
     assert facts["state_cache_bytes"] == 4000
+    assert facts["max_tokens_limit"] is None
     assert facts["version"] == (await client.get("/version")).json()["version"]

@@ -102,7 +102,7 @@ async def talk(port: int, *pieces: bytes, pause: float = 0.0) -> bytes:
             if not response.done():
                 writer.write(piece)
                 await asyncio.sleep(pause)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             return await response
 
 
@@ -134,12 +134,25 @@ async def assert_serves(port: int) -> None:
         HEAD + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",  # request smuggling
         HEAD + b"Content-Length: " + b"9" * 500 + b"\r\n\r\n",
         "GET /é HTTP/1.1\r\n\r\n".encode(),
+        HEAD + b"Transfer-Encoding: chunked, chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
         b"CONNECT a:1 HTTP/1.1\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     ],
 )
 async def test_malformed_http_is_refused(port: int, data: bytes) -> None:
     assert error(await talk(port, data))[0] == 400
+    await assert_serves(port)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b"Transfer-Encoding: gzip, chunked\r\n",
+        b"Transfer-Encoding: identity\r\nTransfer-Encoding: chunked\r\n",
+    ],
+)
+async def test_transfer_encodings_but_chunked_are_refused(port: int, lines: bytes) -> None:
+    assert error(await talk(port, HEAD + lines + b"\r\n2\r\n{}\r\n0\r\n\r\n"))[0] == 415
     await assert_serves(port)
 
 
@@ -183,7 +196,7 @@ async def test_idle_connection_stays_open_between_requests(port: int) -> None:
             await reader.readuntil(b"}}}")
             await asyncio.sleep(0.4)  # longer than the head timeout, but no head has started
         writer.write(b"GET ")
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(60):
             assert error(await reader.read()) == (408, "request_too_slow")
 
 
@@ -358,3 +371,18 @@ async def test_disconnect_with_a_pipelined_request_frees_the_slot(port: int, eng
         assert len(engine.running) == 1
         writer.transport.abort()
     await until(lambda: not engine.running)
+
+
+@pytest.mark.parametrize("version", [b"1.1", b"1.0"])
+async def test_a_body_that_is_too_large_is_read_so_that_its_client_sees_why(port: int, version: bytes) -> None:
+    """Clients that close the connection, as urllib does, send all of their body before they read."""
+    size = 64 * 2**20
+    head = HEAD.replace(b"1.1", version) + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % size
+    async with connected(port) as (reader, writer):
+        writer.write(head)
+        for _ in range(size // 2**20):
+            writer.write(bytes(2**20))
+            await writer.drain()
+        response = await reader.read()
+    assert b" 413 " in response.split(b"\r\n")[0]
+    assert b"raise --max-body-bytes" in response

@@ -62,8 +62,7 @@ def check(description: dict[str, Any], method: str, path: str, value: Any, media
 
 
 def content_of(description: dict[str, Any], method: str, path: str, media_type: str) -> dict[str, Any]:
-    content: dict[str, Any] = description["paths"][path][method]["responses"]["200"]["content"][media_type]
-    return content
+    return description["paths"][path][method]["responses"]["200"]["content"][media_type]
 
 
 def check_value(description: dict[str, Any], path: str, value: Any, schema: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import pytest
     [("abc-123_x.y:z", True), ("x" * 128, True), ("x" * 129, False), ("a b", False), ("a\u00e9", False), ("", False)],
 )
 async def test_safe_request_id_is_kept(client: httpx.AsyncClient, sent: str, kept: bool) -> None:
-    response = await client.get("/health", headers={"x-request-id": sent.encode()})
+    response = await client.get("/health", headers={b"x-request-id": sent.encode()})
     request_id = response.headers["x-request-id"]
     assert (request_id == sent) is kept
     assert kept or request_id.startswith("req_")

@@ -6,7 +6,7 @@ from fake_server import VOCAB_SIZE, served_model
 from roost.engine import FinishReason
 from roost.server.generation.delta import Delta
 from roost.server.generation.prompts import Prompt
-from roost.server.http.response_parts import Report, ReportOptions, ResponseKind
+from roost.server.http.response_parts import Report, RequestedReports, ResponseKind
 from roost.server.observability.request_metrics import Times
 from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
 
@@ -15,7 +15,7 @@ PROMPTS = [Prompt((4, 5, 6, 7))]
 
 def report(wanted: bool = True, num_choices: int = 1) -> Report:
     model = served_model(synthetic_tokenizer(VOCAB_SIZE))
-    return Report(ResponseKind("x", "x", "chunk"), model, PROMPTS, num_choices, ReportOptions(timings=wanted))
+    return Report(ResponseKind("x", "x", "chunk"), model, PROMPTS, num_choices, RequestedReports(timings=wanted))
 
 
 def timings_of(report: Report, *choices: Delta) -> Any:

@@ -1,5 +1,6 @@
 """Strict parsing of JSON bodies, limits on what they contain, and HEAD and OPTIONS for existing routes."""
 
+import asyncio
 import codecs
 import gzip
 import json
@@ -10,11 +11,11 @@ import httpx
 import pytest
 from roost.server.app import create_app
 from roost.server.errors.request_errors import ApiError
+from roost.server.generation.admission import Admission
 from roost.server.generation.limits import Limits
 from roost.server.generation.service import Service
-from roost.server.http.json_limits import MAX_CONTAINERS
-from roost.server.http.routes import parse_json
 from roost.server.schemas.base import MAX_MESSAGES
+from roost.server.schemas.json_limits import MAX_CONTAINERS, decode_json
 
 JSON = {"content-type": "application/json"}
 
@@ -39,7 +40,7 @@ JSON = {"content-type": "application/json"}
 )
 def test_malformed_json_is_refused(body: bytes) -> None:
     with pytest.raises(ApiError, match="the body is not valid JSON: ") as caught:
-        parse_json(body)
+        asyncio.run(Admission().parse(body, dict))
     assert caught.value.status_code == 400
     assert len(str(caught.value)) < 200
 
@@ -48,7 +49,7 @@ def test_json_parses_to_the_same_values_as_pythons_parser() -> None:
     text = (
         '{"a": [1, -2.5, 1e3, true, null, "\\u00e9\\ud83d\\ude00", 123456789012345678901234567890], "a": {}, "b": []}'
     )
-    assert parse_json(text.encode()) == json.loads(text)
+    assert decode_json(text.encode()) == json.loads(text)
 
 
 async def test_error_of_a_body_parsed_on_a_worker_thread(client: httpx.AsyncClient) -> None:
@@ -154,7 +155,7 @@ async def test_head_is_get_without_the_body(client: httpx.AsyncClient, path: str
     ("path", "allow"),
     [
         ("/health", "GET, HEAD, OPTIONS"),
-        ("/v1/chat/completions", "OPTIONS, POST"),
+        ("/v1/completions", "OPTIONS, POST"),
         ("/v1/states/some", "DELETE, GET, HEAD, OPTIONS"),
     ],
 )
@@ -166,7 +167,7 @@ async def test_options_lists_the_methods(client: httpx.AsyncClient, path: str, a
 async def test_unknown_paths_stay_unknown(client: httpx.AsyncClient) -> None:
     assert (await client.head("/nothing")).status_code == 404
     assert (await client.options("/nothing")).status_code == 404
-    assert (await client.head("/v1/chat/completions")).status_code == 405
+    assert (await client.head("/v1/completions")).status_code == 405
 
 
 async def test_head_does_not_wait_for_a_stream(client: httpx.AsyncClient, service: Service) -> None:

@@ -3,8 +3,8 @@
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import huggingface_hub.file_download
 import pytest
 from fake_hub import COMMIT, GATED, NO_REPO, REPO, FakeHub, Reply, hub_with, tiny_files
 from huggingface_hub import HfApi, constants
@@ -26,14 +26,14 @@ def hub() -> Iterator[FakeHub]:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No token of the user's, no pause before the library tries again, no bars, and its cut offs are not for us."""
     monkeypatch.setattr(huggingface, "get_token", lambda: None)
-    monkeypatch.setattr(huggingface_hub.file_download.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
 
 
 def fetch(hub: FakeHub, cache: Path, revision: str | None = None, token: str | bool = False) -> Path:
     return huggingface.fetch(REPO, revision, HfApi(endpoint=hub.url, token=token), cache)
 
 
-def refusal(hub: FakeHub, cache: Path, **options: str | None) -> str:
+def refusal(hub: FakeHub, cache: Path, **options: Any) -> str:
     with pytest.raises(CheckpointError) as error:
         fetch(hub, cache, **options)
     text = str(error.value)

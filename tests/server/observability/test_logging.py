@@ -12,11 +12,13 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 import pytest
 from fake_engine import FakeEngine
+from prometheus_client import CollectorRegistry
 from roost.server.app import create_app
 from roost.server.generation.service import Service
 from roost.server.http.api_keys import ApiKeys
 from roost.server.http.auth import Access
 from roost.server.http.request_id import RequestScope
+from roost.server.observability.http_metrics import HttpMetrics
 from roost.server.observability.logging import ACCESS_LOGGER, log_warnings_and_uncaught, request_id, say, set_up_logging
 from roost.server.openai.schemas import CompletionBody
 from roost.server.schemas.body_check import BodyCheck
@@ -74,6 +76,7 @@ async def test_line_is_a_json_object(locked: httpx.AsyncClient, capsys: pytest.C
         "path": "/v1/models",
         "status": 200,
         "client_id": "mine",
+        "client": "127.0.0.1",
     }
 
 
@@ -117,7 +120,8 @@ async def raising(scope: Scope, receive: Receive, send: Send) -> None:
 async def test_client_cannot_forge_a_text_line(capsys: pytest.CaptureFixture[str]) -> None:
     """Paths, exceptions, names of fields and messages of other libraries are escaped."""
     async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(RequestScope(raising)), base_url="http://roost"
+        transport=httpx.ASGITransport(RequestScope(raising, HttpMetrics(CollectorRegistry()), (), "m")),
+        base_url="http://roost",
     ) as client:
         path = "/" + urllib.parse.quote(FORGED.encode("utf-8", "replace"))
         assert (
@@ -136,7 +140,8 @@ async def test_client_cannot_forge_a_text_line(capsys: pytest.CaptureFixture[str
 @pytest.mark.usefixtures("as_json")
 async def test_client_cannot_forge_a_json_line(capsys: pytest.CaptureFixture[str]) -> None:
     async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(RequestScope(raising)), base_url="http://roost"
+        transport=httpx.ASGITransport(RequestScope(raising, HttpMetrics(CollectorRegistry()), (), "m")),
+        base_url="http://roost",
     ) as client:
         await client.get("/" + urllib.parse.quote(FORGED.encode("utf-8", "replace")))
     logging.getLogger("asyncio").error("connection lost: %s", FORGED)
@@ -271,3 +276,33 @@ def test_log_lines_carry_the_request(capsys: pytest.CaptureFixture[str]) -> None
     first, second = capsys.readouterr().err.splitlines()
     assert first.endswith("INFO    - outside")
     assert second.endswith("WARNING req_1 inside")
+
+
+async def test_access_log_has_tokens_model_and_client(
+    locked: httpx.AsyncClient, engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine.num_cached = 2
+    body = {"prompt": "abc", "max_tokens": 5, "n": 2}
+    for path, more in (("/v1/completions", {}), ("/v1/completions", {"stream": True})):
+        await locked.post(path, json={**body, **more}, headers=KEY)
+    await locked.get("/v1/models", headers=KEY)
+    whole, streamed, other = [line for line in lines(capsys) if line["level"] == "info"]
+    for line in (whole, streamed):
+        assert line["client"] == "127.0.0.1"
+        assert line["model"] == "counter"
+        assert (line["prompt_tokens"], line["cached_tokens"], line["completion_tokens"]) == (4, 2, 10)
+        assert isinstance(line["time_to_first_token"], float)
+        assert " client=127.0.0.1 model=counter prompt_tokens=4 cached_tokens=2 completion_tokens=10 " in str(
+            line["message"]
+        )
+    assert "model" not in other
+
+
+@pytest.mark.usefixtures("as_json")
+async def test_access_log_has_addresses_only(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    """A proxy repeats what a client writes into X-Forwarded-For."""
+    for address in ("2001:db8::1", "evil\n2026", "a" * 1000):
+        transport = httpx.ASGITransport(create_app(service), client=(address, 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://roost") as client:
+            await client.get("/v1/models")
+    assert [line["client"] for line in lines(capsys)] == ["2001:db8::1", "", ""]

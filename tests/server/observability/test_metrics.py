@@ -1,10 +1,22 @@
 """Prometheus metrics of requests, tenants and the engine."""
 
+import asyncio
+from dataclasses import replace
+
 import prometheus_client
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
-from roost.engine import CacheStats, EngineDeadError, EngineStats, FinishReason, QueueFullError, Request, TokenOutput
+from roost.engine import (
+    CacheStats,
+    DraftCounts,
+    EngineDeadError,
+    EngineStats,
+    FinishReason,
+    QueueFullError,
+    Request,
+    TokenOutput,
+)
 from roost.server.observability.metrics import ConnectionCounts, Metrics
 from roost.server.observability.request_metrics import Histogram
 
@@ -45,7 +57,7 @@ def metrics(clock: Clock) -> Metrics:
 def read(metrics: Metrics, clock: Clock) -> dict[str, float]:
     """Returns every sample of a fresh page by its name and label values."""
     clock.now += 1
-    families = text_string_to_metric_families(metrics.page().decode())
+    families = text_string_to_metric_families(asyncio.run(metrics.page()).decode())
     return {
         " ".join([sample.name, *sample.labels.values()]): sample.value
         for family in families
@@ -116,12 +128,25 @@ def test_all_reasons_are_exported_from_the_start(metrics: Metrics, clock: Clock)
     assert reasons == {"stop", "length", "abort", "rejected", "timeout", "error"}
 
 
-def test_page_is_rendered_at_most_every_200_ms(metrics: Metrics, clock: Clock) -> None:
-    first = metrics.page()
+async def test_page_is_rendered_at_most_every_200_ms(metrics: Metrics, clock: Clock) -> None:
+    first = await metrics.page()
     clock.now += 0.19
-    assert metrics.page() is first
+    assert await metrics.page() is first
     clock.now += 0.02
-    assert metrics.page() is not first
+    assert await metrics.page() is not first
+
+
+async def test_page_counts_a_request_that_has_just_ended(metrics: Metrics) -> None:
+    """All who ask for it wait for one rendering, however many requests have ended."""
+    (record, other) = metrics.requests.track([REQUEST, Request("s", (1,))])
+    assert b'roost_requests_total{reason="abort"} 0.0' in await metrics.page()
+    record.end(GeneratorExit())
+    asking = [asyncio.create_task(metrics.page()) for _ in range(3)]
+    await asyncio.sleep(0)
+    other.end(GeneratorExit())
+    first, *others = await asyncio.gather(*asking)
+    assert b'roost_requests_total{reason="abort"} 2.0' in first
+    assert all(page is first for page in others)
 
 
 def run_one(metrics: Metrics, clock: Clock, request: Request) -> None:
@@ -212,6 +237,21 @@ def test_metrics_under_vllms_names(clock: Clock) -> None:
         "vllm:request_params_n_sum 0 m": 1,
     }
     assert {name: samples[name] for name in expected} == expected
+
+
+def test_drafts_are_counted_under_vllms_names(clock: Clock) -> None:
+    stats = replace(STATS, drafts=DraftCounts(3, 9, (3, 2, 0)))
+    samples = read(Metrics(lambda: stats, clock, vllm_model="m"), clock)
+    spec = "vllm:spec_decode_num"
+    expected = {
+        f"{spec}_drafts_total 0 m": 3,
+        f"{spec}_draft_tokens_total 0 m": 9,
+        f"{spec}_accepted_tokens_total 0 m": 5,
+        **{f"{spec}_accepted_tokens_per_pos_total 0 m {place}": count for place, count in enumerate((3, 2, 0))},
+    }
+    assert {name: samples.get(name) for name in expected} == expected
+    without = read(Metrics(lambda: STATS, clock, vllm_model="m"), clock)
+    assert not [name for name in without if name.startswith(spec)]
 
 
 def test_both_families_have_the_same_latencies(clock: Clock) -> None:

@@ -20,7 +20,7 @@ from roost.server.http.auth import Access
 from roost.server.observability.metrics import Metrics
 from roost.server.observability.request_metrics import observed
 from roost.server.observability.telemetry import open_telemetry
-from roost.server.observability.tracing import Tracing
+from roost.server.observability.tracing import Tracing, open_tracing
 from roost.server.settings import load_settings
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -126,7 +126,7 @@ async def test_spans_contain_no_text(traced: httpx.AsyncClient, spans: InMemoryS
 async def test_malformed_traceparent_is_ignored(
     traced: httpx.AsyncClient, spans: InMemorySpanExporter, given: str
 ) -> None:
-    headers = {"traceparent": given.encode(), "authorization": "Bearer a"}
+    headers = {b"traceparent": given.encode(), b"authorization": b"Bearer a"}
     assert (await traced.get("/v1/models", headers=headers)).status_code == 200
     assert by_name(spans)["GET /v1/models"].parent is None
 
@@ -182,3 +182,35 @@ def test_no_endpoint_means_no_observers() -> None:
     telemetry = open_telemetry(load_settings({}), "counter")
     assert (telemetry.observers, telemetry.trace) == ((), None)
     telemetry.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}),
+        ("/v1/responses", {"input": "hi", "max_output_tokens": 2}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}),
+    ],
+)
+async def test_a_conversation_is_a_chat(
+    traced: httpx.AsyncClient, spans: InMemorySpanExporter, path: str, body: dict[str, object]
+) -> None:
+    assert (await traced.post(path, json=body, headers=HEADERS)).status_code == 200
+    attributes = by_name(spans)["chat counter"].attributes
+    assert attributes is not None
+    assert attributes["gen_ai.operation.name"] == "chat"
+
+
+@pytest.mark.parametrize(("name", "expected"), [(None, "roost"), ("front", "front")])
+def test_the_service_has_the_name_of_its_variable(
+    monkeypatch: pytest.MonkeyPatch, name: str | None, expected: str
+) -> None:
+    monkeypatch.delenv("OTEL_SERVICE_NAME", raising=False)
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test")
+    if name is not None:
+        monkeypatch.setenv("OTEL_SERVICE_NAME", name)
+    tracing = open_tracing("http://127.0.0.1:9/v1/traces", "counter", "1.2.3")
+    attributes = tracing._provider.resource.attributes
+    tracing.shut_down()
+    found = [attributes[key] for key in ("service.name", "service.version", "deployment.environment.name")]
+    assert found == [expected, "1.2.3", "test"]

@@ -46,8 +46,48 @@ async def test_no_mass_is_the_most_likely_token(client: httpx.AsyncClient, engin
     assert (answer["top_p"], answer["temperature"]) == (0, 1.5)
 
 
-async def test_stream_options_without_a_stream_change_nothing(client: httpx.AsyncClient) -> None:
-    assert (await complete(client, stream_options={"include_usage": True})).status_code == 200
+@pytest.mark.parametrize(
+    ("path", "body", "option"),
+    [
+        ("/v1/completions", {"prompt": "a"}, "include_usage"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}, "include_usage"),
+        ("/generate", {"token_ids": [5]}, "include_usage"),
+        ("/v1/responses", {"input": "a"}, "include_obfuscation"),
+    ],
+)
+async def test_stream_options_need_a_stream(
+    client: httpx.AsyncClient, path: str, body: dict[str, Any], option: str
+) -> None:
+    body = {**body, "max_tokens" if path != "/v1/responses" else "max_output_tokens": 2}
+    response = await client.post(path, json={**body, "stream_options": {option: True}})
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"] == "stream_options"
+    for options in (None, {}):
+        assert (await client.post(path, json={**body, "stream_options": options})).status_code == 200
+
+
+async def test_tokens_may_be_named_by_their_ids(client: httpx.AsyncClient) -> None:
+    fields = {"max_tokens": 2, "return_token_ids": True, "return_tokens_as_token_ids": True}
+    answer = await client.post("/v1/completions", json={"prompt": "a", "logprobs": 1, **fields})
+    (choice,) = answer.json()["choices"]
+    names = [f"token_id:{token_id}" for token_id in choice["token_ids"]]
+    assert choice["logprobs"]["tokens"] == names
+    assert all(name in top for name, top in zip(names, choice["logprobs"]["top_logprobs"], strict=True))
+    body = {"messages": [{"role": "user", "content": "a"}], "logprobs": True, "top_logprobs": 1, **fields}
+    (choice,) = (await client.post("/v1/chat/completions", json=body)).json()["choices"]
+    entries = choice["logprobs"]["content"]
+    assert [entry["token"] for entry in entries] == [f"token_id:{token_id}" for token_id in choice["token_ids"]]
+    assert all(top["token"].startswith("token_id:") for entry in entries for top in entry["top_logprobs"])
+
+
+async def test_responses_have_penalties_and_variables(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    penalties = {"frequency_penalty": 0.5, "presence_penalty": 0.25, "repetition_penalty": 1.5}
+    body = {"input": "a", "max_output_tokens": 2, "chat_template_kwargs": {"mood": "x"}, **penalties}
+    response = await client.post("/v1/responses", json=body)
+    assert response.status_code == 200, response.text
+    assert "x-roost-warnings" not in response.headers
+    params = engine.requests[-1].params
+    assert {name: getattr(params, name) for name in penalties} == penalties
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ async def test_a_signal_prints_what_is_drained(
         assert (await going).status_code == 200
     assert await process.end() is None
     assert (
-        "shutting down: draining 1 open request for at most 5 s; a second Ctrl-C or SIGTERM ends them at once\n"
+        "shutting down: draining 1 open request for at most 5 s; a second Ctrl-C or SIGTERM ends them immediately\n"
         in capsys.readouterr().err
     )
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from roost.engine import DeviceFacts, EngineConfig, MeshShape, open_model
+from roost.engine import DeviceFacts, EngineConfig, MeshShape, Speculation, open_model, shown_bytes, state_bytes
 from roost.engine.checkpoint.source import DEMO_DIRECTORY
 from roost.server.run.startup_message import greeting, summary
 
@@ -35,6 +35,12 @@ def test_the_summary_lists_what_is_served() -> None:
     assert "Ctrl-C" in values["stop"]
     assert summary_of(config=EngineConfig(state_cache_gib=0.0))["prefixes"] == "not cached"
     assert "not kept" in summary_of()["programs"]
+
+
+def test_with_speculation_a_slot_holds_the_last_tokens_too() -> None:
+    values = summary_of("random:2b", EngineConfig(speculation=Speculation()))
+    assert f"{shown_bytes(state_bytes(open_model('random:2b').config, 2) + 4 * 4096)} of state each" in values["slots"]
+    assert values["slots"] != summary_of("random:2b")["slots"]
 
 
 @pytest.mark.parametrize(

@@ -64,9 +64,9 @@ async def test_what_changes_nothing_passes_whatever_it_holds(client: httpx.Async
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_unknown_names_pass_and_are_reported(client: httpx.AsyncClient, kind: type[Fields]) -> None:
-    response = await post(client, kind, brand_new=1, temprature=0.5, **{"späße, \r\nx-evil": 2})
+    response = await post(client, kind, brand_new=1, tempraturre=0.5, **{"späße, \r\nx-evil": 2})
     assert response.status_code == 200
-    assert warnings_of(response) == ["brand_new", "temprature (temperature?)", "späße, \r\nx-evil"]
+    assert warnings_of(response) == ["brand_new", "tempraturre (temperature?)", "späße, \r\nx-evil"]
     assert "x-evil" not in response.headers
     assert "warnings" not in response.json()
 
@@ -98,11 +98,15 @@ async def test_reports_stand_in_a_streams_first_chunk_on_request(client: httpx.A
 
 FUNCTION = {"name": "f", "parameters": {"type": "object"}}
 WITHIN: list[tuple[type[Fields], dict[str, Any], str]] = [
-    (ChatBody, {"stream_options": {"include_usge": True}}, "stream_options.include_usge (include_usage?)"),
     (
         ChatBody,
-        {"response_format": {"type": "json_schema", "json_schema": {"schemaa": {}}}},
-        "response_format.json_schema.schemaa (schema?)",
+        {"stream": True, "stream_options": {"includ_usge": True}},
+        "stream_options.includ_usge (include_usage?)",
+    ),
+    (
+        ChatBody,
+        {"response_format": {"type": "json_schema", "json_schema": {"schemaas": {}}}},
+        "response_format.json_schema.schemaas (schema?)",
     ),
     (ChatBody, {"tools": [{"type": "function", "function": {**FUNCTION, "new": 1}}]}, "tools[0].function.new"),
     (ChatBody, {"messages": [*HI, {"role": "user", "content": "a", "new": 1}]}, "messages[1].new"),
@@ -222,6 +226,101 @@ async def test_a_strict_server_says_which_field_was_meant(service: Service) -> N
         assert (await post(client, ChatBody, mirostat=0, user="u")).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "meant"),
+    [
+        (ChatBody, "temprature", "temperature"),
+        (ChatBody, "temperatrue", "temperature"),
+        (ChatBody, "max_token", "max_tokens"),
+        (ChatBody, "max_tokenss", "max_tokens"),
+        (CompletionBody, "frequency_penalti", "frequency_penalty"),
+        (CompletionBody, "logprob", "logprobs"),
+        (GenerateBody, "from_stat", "from_state"),
+        (ResponseBody, "instruction", "instructions"),
+        (MessagesBody, "stop_sequence", "stop_sequences"),
+    ],
+)
+async def test_a_near_miss_of_a_field_is_refused(
+    client: httpx.AsyncClient, kind: type[Fields], name: str, meant: str
+) -> None:
+    error = (await post(client, kind, **{name: 1})).json()["error"]
+    assert error["message"] == f"the field '{name}' is unknown; did you mean {meant}?"
+    assert (await post(client, kind, **{name: None})).status_code == 200
+
+
+async def test_short_names_and_fields_of_other_apis_are_no_near_misses(client: httpx.AsyncClient) -> None:
+    for name in ("sead", "tpo_p", "min_q", "brand_new"):
+        assert (await post(client, ChatBody, **{name: 1})).status_code == 200
+    for name in {"stream_reasoning", "n_keep", "verbosity"}:
+        assert (await post(client, ChatBody, **{name: 1})).status_code == 200
+
+
+async def test_a_near_miss_within_a_message_names_its_place(client: httpx.AsyncClient) -> None:
+    error = (await post(client, ChatBody, messages=[{"role": "user", "content": "a", "contnet": "b"}])).json()["error"]
+    assert error["message"] == "the field 'messages[0].contnet' is unknown; did you mean content?"
+    assert error["param"] == "messages"
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "part"),
+    [
+        (ChatBody, "messages", {"type": "image_url", "image_url": {"url": "x"}}),
+        (ResponseBody, "input", {"type": "input_image", "image_url": "x"}),
+        (MessagesBody, "messages", {"type": "image", "source": {"type": "url", "url": "x"}}),
+    ],
+)
+async def test_an_image_is_refused_since_the_model_reads_text(
+    client: httpx.AsyncClient, kind: type[Fields], field: str, part: dict[str, Any]
+) -> None:
+    error = (await post(client, kind, **{field: [{"role": "user", "content": [part]}]})).json()["error"]
+    assert error["message"] == f"{field}[0].content[0]: the model reads text, and no {part['type']}"
+
+
+@pytest.mark.parametrize("kind", [ChatBody, CompletionBody])
+async def test_state_names_the_field_that_takes_one(client: httpx.AsyncClient, kind: type[Fields]) -> None:
+    error = (await post(client, kind, state="state_1")).json()["error"]
+    assert error["message"] == "state is not supported: use from_state in /v1/completions"
+
+
 async def test_names_are_no_words_of_the_log(client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
     await post(client, ChatBody, **{"a\nINFO forged": json.loads("1")})
     assert not any("\n" in record.getMessage() for record in caplog.records)
+
+
+WHOLE: dict[type[Fields], dict[str, Any]] = {
+    ChatBody: {"max_tokens": 16.0, "n": 2.0, "seed": 5.0, "top_k": 3.0, "stop_token_ids": [6.0, 7], "priority": -1.0},
+    CompletionBody: {
+        "prompt": [4.0, 5],
+        "max_tokens": 16.0,
+        "n": 22.0,
+        "best_of": 22.0,
+        "logprobs": 1.0,
+        "min_tokens": 1.0,
+    },
+    GenerateBody: {"token_ids": [5.0], "max_tokens": 16.0},
+    ResponseBody: {"max_output_tokens": 16.0, "top_k": 3.0},
+    MessagesBody: {"max_tokens": 16.0, "top_k": 3.0},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whole_numbers_may_have_a_fraction_of_zero(kind: type[Fields]) -> None:
+    _, body = ROUTES[kind]
+    read = kind.model_validate({**body, **WHOLE[kind]})
+    for name, value in WHOLE[kind].items():
+        assert getattr(read, name) == value
+        assert "." not in json.dumps(getattr(read, name)), name
+
+
+async def test_several_prompts_of_whole_numbers(client: httpx.AsyncClient) -> None:
+    body = {"prompt": [[4.0, 5], [6.0]], "max_tokens": 1.0, "n": 1.0, "temperature": 1}
+    response = await client.post("/v1/completions", json=body)
+    assert response.status_code == 200, response.text
+    assert response.json()["usage"]["prompt_tokens"] == 3
+
+
+@pytest.mark.parametrize("value", [16.5, 1e300, "16", True])
+async def test_other_values_are_no_whole_numbers(client: httpx.AsyncClient, value: Any) -> None:
+    response = await client.post("/v1/completions", json={"prompt": "a", "max_tokens": value})
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"] == "max_tokens"

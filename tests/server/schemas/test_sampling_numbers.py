@@ -42,21 +42,23 @@ def test_bodies_and_their_numbers() -> None:
     assert set(NUMBERS) == {name for name, row in SAMPLING_FIELDS.items() if row.request is not None}
     for body in (ChatBody, CompletionBody, GenerateBody):
         assert set(NUMBERS) <= body.model_fields.keys()
-    assert set(NUMBERS) & ResponseBody.model_fields.keys() == {"temperature", "top_p", "top_k", "min_p"}
+    assert set(NUMBERS) - ResponseBody.model_fields.keys() == {"typical_p"}
     assert set(NUMBERS) & MessagesBody.model_fields.keys() == {"temperature", "top_p", "top_k", "min_p"}
 
 
+NEUTRAL = {"typical_p": 1, "frequency_penalty": 0, "presence_penalty": 0.0, "repetition_penalty": 1.0}
+
+
 @pytest.mark.parametrize(
-    ("path", "body"),
+    ("path", "body", "neutral"),
     [
-        ("/v1/responses", {"input": "a", "max_output_tokens": 1}),
-        ("/v1/messages", {"messages": MESSAGES, "max_tokens": 1}),
+        ("/v1/responses", {"input": "a", "max_output_tokens": 1}, {"typical_p": 1}),
+        ("/v1/messages", {"messages": MESSAGES, "max_tokens": 1}, NEUTRAL),
     ],
 )
 async def test_numbers_of_other_apis_are_refused_unless_neutral(
-    client: httpx.AsyncClient, engine: FakeEngine, path: str, body: dict[str, Any]
+    client: httpx.AsyncClient, engine: FakeEngine, path: str, body: dict[str, Any], neutral: dict[str, Any]
 ) -> None:
-    neutral = {"typical_p": 1, "frequency_penalty": 0, "presence_penalty": 0.0, "repetition_penalty": 1.0}
     assert (await client.post(path, json={**body, "top_k": 5, **neutral})).status_code == 200
     assert engine.requests[-1].params.top_k == 5
     for name in neutral:

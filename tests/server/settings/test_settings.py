@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from roost.engine import ConfigError
+from roost.engine import ConfigError, Speculation
 from roost.server.assembly.engine_config import engine_config
 from roost.server.settings import (
     Group,
@@ -55,7 +55,7 @@ def test_slots_are_a_number_or_auto(given: Any, slots: int | None) -> None:
     assert load_settings({"slots": given}).slots == slots
 
 
-@pytest.mark.parametrize(("given", "seconds"), [("off", None), ("0.5", 0.5), (60, 60.0)])
+@pytest.mark.parametrize(("given", "seconds"), [("off", None), ("false", None), ("0.5", 0.5), (60, 60.0)])
 def test_requests_have_a_time_or_none(given: Any, seconds: float | None) -> None:
     assert load_settings({"request_timeout": given}).request_timeout == seconds
 
@@ -91,7 +91,7 @@ def test_a_bucket_is_not_a_folder(name: str, value: str | Path) -> None:
         ("slots", "many"),
         ("slots", "0"),
         ("dtype", "half"),
-        ("quantize", "int4"),
+        ("quantize", "int2"),
         ("seed", -1),
         ("max_queue", 0),
         ("max_queue_tokens", 0),
@@ -239,7 +239,7 @@ def test_the_reference_describes_every_setting() -> None:
     assert {each.name for each in reference} == set(all_settings().model_fields)
     assert all(each.help.endswith(".") for each in reference)
     groups = [each.group for each in reference]
-    assert groups == sorted(groups, key=list(Group).index)
+    assert groups == sorted(groups, key=lambda group: list(Group).index(Group(group)))
 
 
 @pytest.mark.parametrize(
@@ -262,3 +262,52 @@ def test_a_setting_has_one_description(name: str, kind: Any, metavar: str | None
     setting = setting_reference(name)
     assert (setting.flag, setting.variable) == (flag_name(name), f"ROOST_{name.upper()}")
     assert (setting.kind, setting.metavar, setting.default) == (kind, metavar, default)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, None),
+        ("null", None),
+        ('{"method": "ngram"}', Speculation(7, 2, 5)),
+        ({"method": "ngram", "num_speculative_tokens": 3}, Speculation(3, 2, 5)),
+        ('{"method": "ngram", "prompt_lookup_min": 1, "prompt_lookup_max": 4}', Speculation(7, 1, 4)),
+    ],
+)
+def test_speculation_is_spelt_as_vllm_spells_it(given: Any, expected: Speculation | None) -> None:
+    assert engine_config(load_settings({"speculative_config": given})).speculation == expected
+
+
+def test_speculation_is_read_from_a_variable_and_from_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "roost.toml"
+    path.write_text('[speculative_config]\nmethod = "ngram"\nnum_speculative_tokens = 2\n')
+    assert engine_config(load_settings({"config": path})).speculation == Speculation(2)
+    monkeypatch.setenv("ROOST_SPECULATIVE_CONFIG", '{"method": "ngram", "num_speculative_tokens": 4}')
+    assert engine_config(load_settings({"config": path})).speculation == Speculation(4)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("ngram", 'must be JSON, such as {"method": "ngram"}'),
+        ("[]", 'must be an object with "method": "ngram", or null'),
+        ('{"method": "eagle"}', 'must be an object with "method": "ngram", or null'),
+        ('{"num_speculative_tokens": 4}', 'must be an object with "method": "ngram", or null'),
+        ('{"method": "ngram", "model": "x"}', "has an unknown key 'model'"),
+        (
+            '{"method": "ngram", "num_speculative_tokens": "4"}',
+            "num_speculative_tokens must be a whole number, got '4'",
+        ),
+        ('{"method": "ngram", "num_speculative_tokens": 0}', "num_speculative_tokens must be from 1 to 31, got 0"),
+        (
+            '{"method": "ngram", "prompt_lookup_min": 6}',
+            "prompt_lookup_min must be from 1 to prompt_lookup_max (5), got 6",
+        ),
+    ],
+)
+def test_a_wrong_speculation_is_one_line(given: str, message: str) -> None:
+    with pytest.raises((ConfigError, SettingsError)) as error:
+        engine_config(load_settings({"speculative_config": given}))
+    assert str(error.value).startswith("--speculative-config")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)

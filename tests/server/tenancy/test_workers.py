@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from fake_server import until
 from roost.server.tenancy.tenant import tenant
-from roost.server.tenancy.workers import Workers
+from roost.server.tenancy.workers import Workers, WorkersClosedError
 
 
 class Job:
@@ -33,7 +33,7 @@ def run(workers: Workers, owner: str, work: Callable[[], str]) -> "asyncio.Task[
 
 
 async def done(*tasks: Awaitable[str]) -> list[str]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         return list(await asyncio.gather(*tasks))
 
 
@@ -101,3 +101,33 @@ async def test_thread_is_free_after_cancelled_work_ends() -> None:
     first.end.set()
     second.end.set()
     assert await done(run(workers, "", second)) == ["second"]
+
+
+async def test_closed_workers_start_nothing() -> None:
+    started: list[str] = []
+    workers = Workers(num_threads=1)
+    first, second = Job("first", started), Job("second", started)
+    running, waiting = run(workers, "", first), run(workers, "", second)
+    await until(lambda: started == ["first"])
+    workers.close()
+    for task in (waiting, run(workers, "", second)):
+        with pytest.raises(WorkersClosedError):
+            await task
+    first.end.set()
+    assert await done(running) == ["first"]
+    assert started == ["first"]
+
+
+def test_work_may_outlast_its_event_loop(caplog: pytest.LogCaptureFixture) -> None:
+    started: list[str] = []
+    workers, job = Workers(num_threads=1), Job("late", started)
+
+    async def begin() -> None:
+        task = run(workers, "", job)
+        await until(lambda: started == ["late"])
+        task.cancel()
+
+    asyncio.run(begin())
+    job.end.set()
+    workers._threads.shutdown()
+    assert not caplog.records

@@ -9,7 +9,7 @@ import sentencepiece
 from chat_templates import GEMMA_TEMPLATE
 from hypothesis import given
 from hypothesis import strategies as st
-from roost.engine.core.errors import CheckpointError
+from roost.engine.types.errors import CheckpointError
 from roost.server.text.chat_template import ChatFormat, ChatFormatError, Ending, Message, load_chat_format
 from roost.server.text.piece_tokenizer import SentencePieceTokenizer
 from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
@@ -396,6 +396,30 @@ class TestGrowingConversations:
             if side(messages[length]) == "assistant":
                 ids = formats[name].encode(messages[:length])
                 assert formats[name].encode(messages)[: len(ids)] == ids
+
+
+class TestAfterAReply:
+    """New turns behind a saved state, whose last tokens are a reply's."""
+
+    @pytest.mark.parametrize("name", ["built in", "gemma", "system first", "any order"])
+    @pytest.mark.parametrize(
+        "new", [[user("c")], [system("S"), user("c")], [user("c"), assistant("d"), user("e")]], ids=len
+    )
+    def test_equal_the_rest_of_the_whole_conversation(self, formats: Formats, name: str, new: list[Message]) -> None:
+        chat, earlier = formats[name], [user("a"), assistant("b")]
+        history = chat.encode(earlier, Ending(add_header=False, stay_open=True))
+        assert [*history, *chat.encode_after_reply(new)] == chat.encode([*earlier, *new])
+
+    def test_the_last_new_message_may_stay_open(self, gemma: ChatFormat) -> None:
+        new = [user("c"), assistant("d ")]
+        ending = Ending(add_header=False, stay_open=True)
+        rest = gemma.encode_after_reply(new, ending)
+        assert gemma.encode([user("a"), assistant("b"), *new], ending)[-len(rest) :] == rest
+
+    @pytest.mark.parametrize("name", ["built in", "any order"])
+    def test_a_second_reply_is_refused(self, formats: Formats, name: str) -> None:
+        with pytest.raises(ChatFormatError, match="the first message after a state must not be the assistant's"):
+            formats[name].encode_after_reply([assistant("b"), user("c")])
 
 
 def turn_ends(messages: list[Message]) -> list[int]:

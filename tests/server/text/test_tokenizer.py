@@ -8,7 +8,7 @@ import sentencepiece
 import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from roost.engine.core.errors import CheckpointError
+from roost.engine.types.errors import CheckpointError
 from roost.server.text.piece_tokenizer import HFTokenizer, SentencePieceTokenizer, TokenizerConfig
 from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
 from roost.server.text.tokenizer import TextUnavailableError, TokenIdsOnly, Tokenizer

@@ -21,13 +21,13 @@ _MAX_QUEUE: Final = 10**6
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class EngineBenchOptions:
     """Options of `roost bench engine`.
 
     Attributes:
       settings: Settings of the engine; their seed also draws the prompts.
-      workloads: Names out of `prefill`, `decode` and `mixed`.
-      concurrency: Number of running requests; None takes as many as there are slots.
+      workloads: Any of `prefill`, `decode` and `mixed`.
+      concurrency: Number of running requests; None uses all slots.
       input_len, output_len: Tokens of each prompt and of each response.
       num_prompts: Requests of a run of `prefill` or `mixed`; None takes twice the concurrency. `decode` has one request
         per slot in use.
@@ -46,8 +46,8 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """Numbers that depend on how many slots there are.
+class BenchSizes:
+    """Numbers that depend on the number of slots.
 
     Attributes:
       concurrency: Number of running requests.
@@ -60,7 +60,7 @@ class Plan:
     interval: int
 
     @classmethod
-    def of(cls, options: Options, slots: int) -> "Plan":
+    def of(cls, options: EngineBenchOptions, slots: int) -> "BenchSizes":
         """Returns the plan for a number of slots.
 
         Raises:
@@ -74,7 +74,7 @@ class Plan:
         return cls(concurrency, options.num_prompts or 2 * concurrency, interval)
 
 
-def bench_engine(options: Options, outputs: Outputs) -> int:
+def bench_engine(options: EngineBenchOptions, outputs: Outputs) -> int:
     """Measures and reports.
 
     Returns:
@@ -85,10 +85,10 @@ def bench_engine(options: Options, outputs: Outputs) -> int:
       RoostError: The model cannot be loaded.
     """
     outputs.check()
-    source = find_model(options.settings.model)
+    source = find_model(options.settings.model, options.settings.lora)
     document = opening("engine", _as_json(options))
     core = load(options.settings, source, _MAX_QUEUE)
-    plan = Plan.of(options, core.stats.slots)
+    plan = BenchSizes.of(options, core.stats.slots)
     bench = Bench(options, plan, source.config.vocab_size, core)
     interrupted = not bench.run()
     model, device = model_facts(source, options.settings, core), device_facts()
@@ -101,7 +101,7 @@ def bench_engine(options: Options, outputs: Outputs) -> int:
 class Bench:
     """Runs the workloads. Results so far can be read at any time."""
 
-    def __init__(self, options: Options, plan: Plan, vocab_size: int, core: EngineCore) -> None:
+    def __init__(self, options: EngineBenchOptions, plan: BenchSizes, vocab_size: int, core: EngineCore) -> None:
         self._options = options
         self._plan = plan
         self._vocab_size = vocab_size
@@ -161,7 +161,7 @@ class Bench:
         return random.Random(f"{self._options.settings.seed} {names}")
 
 
-def _as_json(options: Options) -> Mapping[str, Any]:
+def _as_json(options: EngineBenchOptions) -> Mapping[str, Any]:
     return {
         **settings_as_json(options.settings),
         "workloads": list(options.workloads),

@@ -15,11 +15,12 @@ type Clock = Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class MeasuredStep:
     """One step of the engine.
 
     Attributes:
       seconds: Duration.
+      host_seconds: Part of it in which the host did not wait for the device: planning, dispatch, booking.
       rows: Number of requests that got tokens.
       tokens: Number of tokens of all requests.
       rounds: Maximum number of tokens of a request; the device may decode several before the host sees them.
@@ -27,6 +28,7 @@ class Step:
     """
 
     seconds: float
+    host_seconds: float
     rows: int
     tokens: int
     rounds: int
@@ -56,7 +58,7 @@ class Driver:
         self._advance = advance
         self.clock = clock
         self.started_s: Final = clock()
-        self.steps: list[Step] = []
+        self.steps: list[MeasuredStep] = []
         self.num_rounds = 0
         self.num_unfinished = 0
         self._arrived: dict[str, tuple[float, Request]] = {}
@@ -95,7 +97,7 @@ class Driver:
 
     def step(self) -> None:
         """Runs one step of the engine."""
-        began = self.clock()
+        began, waited_s = self.clock(), self._core.stats.wait_seconds
         outputs = self._core.step()
         now = self.clock()
         for request_id, output in outputs:
@@ -103,15 +105,16 @@ class Driver:
             if output.token_ids:
                 self._times[request_id].append(now)
                 self._tokens[request_id] += len(output.token_ids)
-        self._record(now - began, [len(output.token_ids) for _, output in outputs])
+        seconds, waited_s = now - began, self._core.stats.wait_seconds - waited_s
+        self._record(seconds, seconds - waited_s, [len(output.token_ids) for _, output in outputs])
 
-    def _record(self, seconds: float, tokens: Sequence[int]) -> None:
+    def _record(self, seconds: float, host_seconds: float, tokens: Sequence[int]) -> None:
         read = self._core.stats.prompt_tokens
         is_prefill, self._prompt_tokens = read > self._prompt_tokens, read
         is_decode = not is_prefill and not self._last_was_prefill
         rounds = max(tokens, default=0)
         if tokens or is_prefill:
-            self.steps.append(Step(seconds, len(tokens), sum(tokens), rounds, is_decode))
+            self.steps.append(MeasuredStep(seconds, host_seconds, len(tokens), sum(tokens), rounds, is_decode))
         self.num_rounds += max(1, rounds)
         self._last_was_prefill = is_prefill
         self._advance(sum(tokens))
@@ -149,7 +152,7 @@ def run_in_turn(driver: Driver, requests: Iterable[Request], concurrency: int) -
 
 
 def run_together(driver: Driver, requests: Iterable[Request], num_tokens: int) -> None:
-    """Runs all requests at once, without an end of their own, until each has `num_tokens` tokens or more."""
+    """Runs all requests concurrently until each has at least `num_tokens` tokens. The requests have no limit."""
     for request in requests:
         driver.add(request)
     while driver.fewest_tokens() < num_tokens:

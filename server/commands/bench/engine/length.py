@@ -21,11 +21,11 @@ from .driver import Clock
 from .loading import load, make_request, model_facts, settings_as_json
 
 _FIRST: Final = 128
-"""Generated tokens at the end of the first stretch. Each other stretch ends at twice as many as the one before."""
+"""Generated tokens at the end of the first stretch. The length doubles with each further stretch."""
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class LengthBenchOptions:
     """Options of `roost bench length`.
 
     Attributes:
@@ -46,11 +46,12 @@ class Stretch:
     """Growth of all sequences from one length to the next.
 
     Attributes:
-      length: Minimum number of generated tokens of a sequence at the end; those prefilled first have a few more.
+      length: Minimum number of generated tokens of a sequence at the end; sequences that were prefilled first have a
+        few more.
       tokens: Number of tokens that all sequences generated.
       seconds: Duration.
       resident_bytes: Memory of the process at the end.
-      device_bytes: Memory of the device at the end; None if it has none of its own.
+      device_bytes: Memory of the device at the end; None if the device has no separate memory.
     """
 
     length: int
@@ -73,7 +74,7 @@ def ends_of_stretches(max_length: int) -> Sequence[int]:
     return [*(end for end in ends if end < max_length), max_length]
 
 
-def bench_length(options: Options, outputs: Outputs) -> int:
+def bench_length(options: LengthBenchOptions, outputs: Outputs) -> int:
     """Measures and reports.
 
     Returns:
@@ -84,7 +85,7 @@ def bench_length(options: Options, outputs: Outputs) -> int:
       RoostError: The model cannot be loaded.
     """
     outputs.check()
-    source = find_model(options.settings.model)
+    source = find_model(options.settings.model, options.settings.lora)
     document = opening("length", _as_json(options))
     core = load(options.settings, source, options.concurrency, slots=options.concurrency)
     if options.concurrency > core.stats.slots:
@@ -106,7 +107,7 @@ def bench_length(options: Options, outputs: Outputs) -> int:
 
 
 def _grow(core: EngineCore, prompts: Sequence[Sequence[int]], max_length: int, stretches: list[Stretch]) -> bool:
-    """Appends every stretch. Returns False if Ctrl-C interrupted it."""
+    """Appends all stretches. Returns False if Ctrl-C interrupted it."""
     requests = [make_request(f"sequence-{place}", prompt, None) for place, prompt in enumerate(prompts)]
     try:
         with progress_bar("tokens", max_length * len(requests)) as advance:
@@ -119,7 +120,7 @@ def _grow(core: EngineCore, prompts: Sequence[Sequence[int]], max_length: int, s
 def measure(
     core: EngineCore, requests: Sequence[Request], ends: Sequence[int], clock: Clock, advance: Advance
 ) -> Iterator[Stretch]:
-    """Lets sequences grow without an end, yields each stretch as soon as it is over, and then aborts them.
+    """Lets sequences grow without a limit, yields each stretch when it ends, and finally aborts the sequences.
 
     The first stretch begins when every sequence has a token, so that no prompt is prefilled in it.
     """
@@ -137,7 +138,7 @@ class _Sequences:
     """Sequences that grow together.
 
     Attributes:
-      num_tokens: Number of tokens that all have generated.
+      num_tokens: Number of tokens that all sequences have generated.
     """
 
     def __init__(self, core: EngineCore, requests: Sequence[Request], advance: Advance) -> None:
@@ -189,7 +190,7 @@ def _draw(title: str, stretches: Sequence[Stretch]) -> bytes:
     return draw_lengths(title, lengths, [stretch.tokens_per_s for stretch in stretches], memory)
 
 
-def _as_json(options: Options) -> Mapping[str, Any]:
+def _as_json(options: LengthBenchOptions) -> Mapping[str, Any]:
     return {
         **settings_as_json(options.settings),
         "concurrency": options.concurrency,

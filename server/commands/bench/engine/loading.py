@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from .....engine import EngineCore, ModelSource, Request, SamplingParams, load_engine
+from .....engine import EngineCore, ModelSource, Request, SamplingParams, load_engine, state_bytes
 from ....assembly.engine_config import engine_config
 from ....assembly.engine_loading import LoadProgress, exit_while_loading
 from ....settings import Settings
@@ -35,7 +35,7 @@ def load(settings: Settings, source: ModelSource, max_queue: int, slots: int | N
 
 
 def make_request(name: str, prompt: Sequence[int], max_tokens: int | None) -> Request:
-    """Returns a greedy request that only its limit ends; None is no limit."""
+    """Returns a greedy request that ends only at its limit; None sets no limit."""
     return Request(name, tuple(prompt), SamplingParams(max_tokens=max_tokens, temperature=0.0))
 
 
@@ -50,18 +50,18 @@ def model_facts(source: ModelSource, settings: Settings, core: EngineCore) -> Ma
         "quantize": settings.quantize or source.config.quantize,
         "kv_dtype": settings.kv_dtype,
         "slots": core.stats.slots,
-        "state_bytes_per_slot": config.state_bytes(4 if dtype == "float32" else 2),
+        "state_bytes_per_slot": state_bytes(config, 4 if dtype == "float32" else 2),
     }
 
 
 def settings_as_json(settings: Settings) -> Mapping[str, Any]:
-    """Returns the settings that matter to an engine; None slots stands for what memory allows."""
+    """Returns the settings that affect an engine; None slots means as many as memory permits."""
     return settings.model_dump(include={"model", "slots", "dtype", "quantize", "kv_dtype", "prefill_chunk", "seed"})
 
 
 @contextlib.contextmanager
 def _exit_on_interrupt(progress: LoadProgress) -> Iterator[None]:
-    """Makes Ctrl-C end the process at once, since a compilation cannot be interrupted."""
+    """Makes Ctrl-C exit the process immediately, since a compilation cannot be interrupted."""
     before = signal.signal(signal.SIGINT, lambda number, frame: exit_while_loading(progress, INTERRUPTED_STATUS))
     try:
         yield

@@ -8,13 +8,13 @@ from rich.console import Group
 
 from ..latency import RequestTrace, in_ms, latencies_ms
 from ..report import interruption, make_table, milliseconds, pick, rate, report
-from .driver import Driver, Step
+from .driver import Driver, MeasuredStep
 
 
 def summarize(workload: str, driver: Driver) -> dict[str, Any]:
     """Returns the numbers of one run.
 
-    Tokens per second are those of the whole run. For `decode` they, and the times between tokens, are those of the
+    Tokens per second cover the whole run, except for `decode`: its tokens per second and times between tokens cover the
     steps in which all requests decode and no prompt is prefilled. Rates that a workload does not measure are None.
     """
     seconds = max(driver.clock() - driver.started_s, 1e-9)
@@ -44,7 +44,7 @@ def gaps_of_all(traces: Sequence[RequestTrace]) -> Iterator[float]:
         yield from (after - before for before, after in pairwise(trace.token_times_s) if before >= start)
 
 
-def full_batch_rate(steps: Sequence[Step]) -> float | None:
+def full_batch_rate(steps: Sequence[MeasuredStep]) -> float | None:
     """Returns the tokens per second over the steps with the maximum number of requests."""
     most = max((step.rows for step in steps), default=0)
     full = [step for step in steps if step.rows == most]

@@ -1,4 +1,4 @@
-"""`roost bench serve`: measures any server that speaks OpenAI's API, as its clients see it."""
+"""`roost bench serve`: measures any server with OpenAI's API from the client's side."""
 
 import asyncio
 import random
@@ -14,7 +14,7 @@ from ..progress import Advance, progress_bar
 from ..report import Outputs, opening, write_file
 from ..workload import poisson_times
 from .load_generator import send_at, send_in_turn
-from .options import Options
+from .options import ServeBenchOptions
 from .requests import request_body
 from .result import draw, summarize, tables
 from .stream_recorder import StreamRecorder
@@ -22,7 +22,7 @@ from .stream_recorder import StreamRecorder
 _PATHS: Final = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
 
 
-def bench_serve(options: Options, outputs: Outputs) -> int:
+def bench_serve(options: ServeBenchOptions, outputs: Outputs) -> int:
     """Measures and reports.
 
     Returns:
@@ -45,7 +45,7 @@ def bench_serve(options: Options, outputs: Outputs) -> int:
         return INTERRUPTED_STATUS
     result = summarize(run.traces, run.seconds(), options)
     document |= {"server": run.server, "interrupted": interrupted, "result": result}
-    title = _title(run.server["model"], options)
+    title = title_of(run.server["model"], options)
     outputs.console().print(tables(title, result, interrupted))
     outputs.write_json(document)
     if outputs.svg is not None and (svg := draw(title, run.traces)) is not None:
@@ -57,13 +57,13 @@ class Run:
     """One run of the benchmark. Its results so far can be read at any time.
 
     Attributes:
-      options: Options of the benchmark.
+      options: ServeBenchOptions of the benchmark.
       traces: Traces of the requests that have ended.
       started_s: Time when the first measured request was due, in seconds of `time.perf_counter`; None before.
       server: Model and version that the server reports.
     """
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: ServeBenchOptions) -> None:
         self.options = options
         self.traces: list[RequestTrace] = []
         self.started_s: float | None = None
@@ -138,8 +138,10 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-def _title(model: str, options: Options) -> str:
+def title_of(model: str, options: ServeBenchOptions) -> str:
+    """Returns a title that describes the load. Random prompts often end early, unless `ignore_eos` is set."""
     load = f"{options.request_rate:g} requests/s"
     if options.concurrency is not None:
         load = f"{options.concurrency} at a time"
-    return f"{model}, {load}, {options.input_len} tokens in, {options.output_len} out"
+    most = "" if options.ignore_eos else "at most "
+    return f"{model}, {load}, {options.input_len} tokens in, {most}{options.output_len} out"

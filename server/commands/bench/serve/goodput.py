@@ -15,8 +15,8 @@ class Objective:
     """Maximum latencies of a request.
 
     Attributes:
-      limits_ms: Limits by name. `ttft` and `e2e` are those of `RequestTrace`; `tpot` is the mean time per token after
-        the first, and `itl` the 99th percentile of the request's own gaps.
+      limits_ms: Limits by name. `ttft` and `e2e` are defined in `RequestTrace`; `tpot` is the mean time per token after
+        the first, and `itl` the 99th percentile of the request's inter-token latencies.
     """
 
     limits_ms: Mapping[str, float]
@@ -35,7 +35,7 @@ class Objective:
         return cls(limits) if limits else None
 
     def is_met_by(self, trace: RequestTrace) -> bool:
-        """Returns whether a request succeeded within every limit. A time that is not known is within any limit."""
+        """Returns whether a request succeeded within every limit. An unknown time counts as within its limit."""
         if trace.failure is not None:
             return False
         gaps = sorted(trace.gaps_s)

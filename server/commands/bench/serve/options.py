@@ -11,25 +11,25 @@ from .goodput import Objective
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class ServeBenchOptions:
     """Options of `roost bench serve`.
 
     Attributes:
       address: Address of the server.
-      url: The same as it was written.
+      url: The address as the user wrote it.
       model: Id of the model; None takes the first that the server lists.
       endpoint: "completions" or "chat".
-      request_rate: Requests per second; infinity sends all at once. Not used with `concurrency`.
+      request_rate: Requests per second; infinity sends all requests immediately. Not used with `concurrency`.
       concurrency: Number of open requests; None sends them at a rate.
       num_prompts: Number of measured requests.
       input_len: Prompt lengths in tokens or words.
       output_len: Values of `max_tokens`.
-      prompt_text: Whether to send words where token ids could be sent.
-      vocab_size: Bound above all token ids.
+      prompt_text: Whether to send words instead of token ids.
+      vocab_size: Exclusive upper bound of the token ids.
       ignore_eos: Whether to request the full length.
       temperature: Sampling temperature.
       api_key: Key that is sent as a bearer token; None sends none.
-      warmup: Number of requests sent one after the other before the measurement.
+      warmup: Number of requests sent sequentially before the measurement.
       timeout_s: Maximum time of each request, in seconds.
       goodput: Latency objective; None reports no goodput.
       seed: Seed of prompts, lengths and arrival times.
@@ -55,7 +55,7 @@ class Options:
     seed: int
 
     def as_json(self) -> Mapping[str, Any]:
-        """Returns the options for a report, with whether there is a key instead of the key."""
+        """Returns the options for a report. It states whether a key was sent, but does not contain the key."""
         texts = {"input_len": str(self.input_len), "output_len": str(self.output_len)}
         rate = str(self.request_rate) if math.isinf(self.request_rate) else self.request_rate
         objective = None if self.goodput is None else str(self.goodput)

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..workload import draw_text, draw_token_ids
-from .options import Options
+from .options import ServeBenchOptions
 
 
-def request_body(options: Options, model: str, rng: random.Random) -> Mapping[str, Any]:
+def request_body(options: ServeBenchOptions, model: str, rng: random.Random) -> Mapping[str, Any]:
     """Returns the body of one request, with a random prompt and lengths."""
     length, max_tokens = options.input_len.draw(rng), options.output_len.draw(rng)
     body: dict[str, Any] = {

@@ -10,10 +10,10 @@ from ..latency import RequestTrace, latencies_ms
 from ..plot import draw_latencies
 from ..report import interruption, make_table, milliseconds, number, pick, rate, report
 from .goodput import Objective
-from .options import Options
+from .options import ServeBenchOptions
 
 _MAX_LAG_MS: Final = 20.0
-"""Lag from which the report warns that the client itself was late."""
+"""Lag in milliseconds above which the report warns that the client itself was late."""
 
 _TIMES: Final = {
     "ttft_ms": "time to first token",
@@ -23,13 +23,13 @@ _TIMES: Final = {
 }
 
 
-def summarize(traces: Sequence[RequestTrace], seconds: float, options: Options) -> dict[str, Any]:
-    """Returns all numbers of a result. Rates and times are those of successful requests.
+def summarize(traces: Sequence[RequestTrace], seconds: float, options: ServeBenchOptions) -> dict[str, Any]:
+    """Returns all numbers of a result. Rates and times include only successful requests.
 
     Args:
       traces: Traces of the requests that have ended, successful or not.
       seconds: Time from the first request to the end of the last one.
-      options: Options of the benchmark.
+      options: ServeBenchOptions of the benchmark.
     """
     done = [trace for trace in traces if trace.failure is None]
     failures = Counter(trace.failure for trace in traces if trace.failure is not None)

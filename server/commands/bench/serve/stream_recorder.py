@@ -15,9 +15,10 @@ _TEXTS: Final = ("text", "content", "reasoning_content", "reasoning")
 
 
 class StreamRecorder:
-    """Receives the pieces of a response as they arrive. The server counts tokens; times are those of its chunks.
+    """Receives the pieces of a response as they arrive. Token counts are the server's; times are when its chunks
+    arrive.
 
-    Only a chunk with text or token ids counts as a piece: the first one of a chat and the one with the usage have
+    Only a chunk with text or token ids counts as a piece. The first chunk of a chat and the chunk with the usage have
     neither.
 
     Args:
@@ -66,7 +67,7 @@ class StreamRecorder:
             if "error" in chunk:
                 self._failure = f"error in the stream: {error_message(chunk)}"
         except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError):
-            self._failure = "an event of the stream is no completion chunk"
+            self._failure = "an event of the stream is not a completion chunk"
 
     def _read_choice(self, choice: Mapping[str, Any], now: float) -> None:
         delta = choice.get("delta") or choice

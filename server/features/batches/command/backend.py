@@ -7,7 +7,7 @@ from ..batch_lines import BatchLine
 
 
 class NoResponseError(Exception):
-    """No server has responded to a line, which should be sent again."""
+    """No server has responded to a line. The line should be sent again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,7 @@ class LineResponse:
       status: HTTP status.
       body: JSON of the body.
       request_id: Value of its header `x-request-id`; empty if it has none.
-      retry_after_s: Seconds that its header `retry-after` asks to wait; None without one.
+      retry_after_s: Seconds to wait according to its header `retry-after`; None without one.
     """
 
     status: int
@@ -28,7 +28,7 @@ class LineResponse:
 
 
 @runtime_checkable
-class Backend(Protocol):
+class BatchBackend(Protocol):
     """Responds to lines. Its coroutines run in one event loop."""
 
     @property
@@ -47,8 +47,8 @@ class Backend(Protocol):
         """Returns the response to a line.
 
         Raises:
-          NoResponseError: There is none, but there may be one if the line is sent again.
-          CommandError: There will not be any more responses.
+          NoResponseError: No response arrived. Sending the line again may succeed.
+          CommandError: No further line will get a response.
         """
 
     async def close(self) -> None:

@@ -6,31 +6,31 @@ from pathlib import Path
 from typing import Any, Final
 
 from ....settings import SettingsError, load_settings
-from ....terminal.failure import INTERRUPTED_STATUS
+from ....terminal.failure import FAILURE_STATUS, INTERRUPTED_STATUS
 from ....terminal.signals import Signals
 from ....terminal.text import print_status
-from .backend import Backend
+from .backend import BatchBackend
 from .input_file import InputFile
 from .output_file import OutputFile
 from .progress import BatchProgress
 from .run import BatchRun, Counts
 
 _CONCURRENCY: Final = 64
-"""Default number of lines that each server works on at the same time; servers refuse what they have no room for."""
+"""Default number of lines that each server works on at the same time. Servers refuse lines if they have no room."""
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class BatchOptions:
     """Options of `roost batch`.
 
     Attributes:
       input: File of requests.
-      output: File of responses, and the record of progress.
-      sort: Whether the output gets the order of the input at the end.
+      output: File of responses, which also records the progress.
+      sort: Whether to sort the output into the order of the input at the end.
       urls: Addresses of servers, separated by commas; None loads a model into this process.
       api_key: Key of the servers; None sends none.
       concurrency: Number of lines that each server works on at the same time.
-      model_settings: Settings of a model in this process; None leaves one to its default.
+      model_settings: Settings of a model in this process; a value of None selects the setting's default.
     """
 
     input: Path
@@ -42,20 +42,21 @@ class Options:
     model_settings: dict[str, Any]
 
 
-def batch(options: Options) -> int:
+def batch(options: BatchOptions) -> int:
     """Runs all lines that have no response in the output yet.
 
     Returns:
-      The exit status.
+      The exit status, which is 1 if every line of this run ended with an error.
 
     Raises:
       SettingsError: An option cannot be used.
-      CommandError: A file cannot be used, or there are no more responses.
+      CommandError: A file cannot be used, or the servers stopped responding.
       RoostError: The model cannot be loaded.
     """
-    signals = Signals()
+    signals, status = Signals(), 0
     signals.install()
     with InputFile(options.input) as source, OutputFile(options.output, source.index) as output:
+        source.check_requests()
         num_done = int(output.is_done.sum())
         if num_done:
             print_status(f"{options.output} has {num_done:,} of {len(source.index):,} lines already")
@@ -64,18 +65,19 @@ def batch(options: Options) -> int:
             with BatchProgress(len(source.index), num_done) as progress:
                 counts = asyncio.run(_run(backend, source, output, signals, progress))
             print_status(_summary(counts, progress.speed(counts)))
+            status = FAILURE_STATUS if 0 < counts.num_lines == counts.num_failed else 0
         output.save()
         if not output.is_done.all():
             left = int((~output.is_done).sum())
-            print_status(f"interrupted with {left:,} lines left; run the same command again to go on")
+            print_status(f"interrupted with {left:,} lines left; run the same command again to continue")
             return INTERRUPTED_STATUS
         if options.sort:
             output.sort()
-    return 0
+    return status
 
 
 async def _run(
-    backend: Backend, source: InputFile, output: OutputFile, signals: Signals, progress: BatchProgress
+    backend: BatchBackend, source: InputFile, output: OutputFile, signals: Signals, progress: BatchProgress
 ) -> Counts:
     try:
         await backend.start()
@@ -94,17 +96,17 @@ def _summary(counts: Counts, speed: float) -> str:
     return f"{counts.num_lines:,} lines{failed}; {tokens}, {speed:,.0f} per second"
 
 
-def _backend(options: Options, signals: Signals) -> Backend:
+def _backend(options: BatchOptions, signals: Signals) -> BatchBackend:
     """Imports and opens a backend. The client of servers does not import JAX, which takes seconds."""
     if options.urls is None:
         if options.concurrency is not None:
             raise SettingsError("--concurrency is for servers: give --url, or --slots for a model that is loaded here")
-        from .local_backend import LocalBackend
+        from .local_backend import LocalBatch
 
         settings = load_settings({**options.model_settings, "itl_target_ms": 0, "request_timeout": "off"})
-        return LocalBackend(settings, lambda: signals.first is not None)
+        return LocalBatch(settings, lambda: signals.first is not None)
     from ....client.http_client import Address, UrlError
-    from .server_backend import ServerBackend
+    from .server_backend import ServerBatch
 
     for name, value in options.model_settings.items():
         if value is not None:
@@ -115,4 +117,4 @@ def _backend(options: Options, signals: Signals) -> Backend:
         raise SettingsError(f"--url {error}") from None
     if options.api_key is not None and not (options.api_key.isascii() and options.api_key.isprintable()):
         raise SettingsError("--api-key must be printable ASCII in one line")
-    return ServerBackend(addresses, options.api_key, options.concurrency or _CONCURRENCY)
+    return ServerBatch(addresses, options.api_key, options.concurrency or _CONCURRENCY)

@@ -10,7 +10,7 @@ from ....terminal.help import MODEL_HELP, takes_model_options
 from ....terminal.options import ApiKey
 
 
-@takes_model_options("slots", "prefill_chunk", "dtype", "quantize", "kv_dtype", "config")
+@takes_model_options("slots", "prefill_chunk", "dtype", "quantize", "kv_dtype", "lora", "config")
 def batch(
     input: Annotated[
         Path, typer.Argument(help="Requests, one a line, in the format of OpenAI's Batch API.", metavar="IN.jsonl")
@@ -43,15 +43,15 @@ def batch(
 ) -> None:
     """Run the requests in IN, on a model that is loaded here or on servers, and write the responses to OUT.
 
-    Run the same command again after Ctrl-C or a crash: OUT is the record of what is done. The first Ctrl-C lets
-    requests that are running end, a second one does not.
+    Run the same command again after Ctrl-C or a crash: OUT records which requests have ended. The first Ctrl-C waits
+    for running requests, a second one does not.
     """
     with exit_on_error():
-        from .command import Options
+        from .command import BatchOptions
         from .command import batch as run
 
         settings = {"model": model, **model_options}
-        status = run(Options(input, output, sort, url, api_key, concurrency, settings))
+        status = run(BatchOptions(input, output, sort, url, api_key, concurrency, settings))
     raise typer.Exit(status)
 
 

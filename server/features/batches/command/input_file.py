@@ -55,7 +55,7 @@ class InputIndex:
 
 
 class InputFile:
-    """A file of requests, of which one line at a time is in memory.
+    """A file of requests. Only one line at a time is in memory.
 
     Attributes:
       path: Path of the file.
@@ -109,6 +109,19 @@ class InputFile:
         for place in order[~is_done[order]]:
             yield int(place), self.line(int(place))
 
+    def check_requests(self) -> None:
+        """Checks that at least one line is a request, before a model is loaded. Usually the first line is.
+
+        Raises:
+          CommandError: No line is a request.
+        """
+        if not len(self.index):
+            raise CommandError(f"{self.path}: has no lines; each has a request, as in OpenAI's Batch API")
+        lines = map(self.line, range(len(self.index)))
+        first = next(lines)
+        if isinstance(first, InvalidLine) and all(isinstance(line, InvalidLine) for line in lines):
+            raise CommandError(f"{self.path}: no line is a request; line {first.number}: {first.message}")
+
     def _check_duplicates(self) -> None:
         order = np.argsort(self.index.hashes, kind="stable")
         ordered = self.index.hashes[order]
@@ -122,11 +135,11 @@ class InputFile:
 
 
 def id_hash(custom_id: str | None, number_id: str) -> int:
-    """Returns the hash by which a line is known in the input and in the output.
+    """Returns the hash by which a line is identified in the input and in the output.
 
     Args:
       custom_id: The line's `custom_id`, if it has a valid one.
-      number_id: Id from `line_id`, which stands for it otherwise.
+      number_id: Id from `line_id`, which is used if there is no valid `custom_id`.
     """
     known_by = (f"\0{number_id}" if custom_id is None else custom_id).encode("utf-8", "surrogatepass")
     return int.from_bytes(blake2b(known_by, digest_size=8).digest())
@@ -145,7 +158,7 @@ def _index(file: BinaryIO) -> InputIndex:
 
 
 def _facts(raw: bytes, number: int) -> tuple[int, int, int]:
-    """Returns the hash of a line's id, that of its prompt's beginning, and the estimate of its tokens."""
+    """Returns the hash of a line's id, the hash of its prompt's beginning, and the estimate of its tokens."""
     try:
         line, facts = parse_line(raw, number)
     except LineError as error:

@@ -1,4 +1,4 @@
-"""Batch backend of a model in this process: the application that `roost serve` serves, without a socket."""
+"""Batch backend of a model in this process: the application of `roost serve`, without a socket."""
 
 import asyncio
 from collections.abc import Callable
@@ -22,14 +22,14 @@ _TICK_S: Final = 0.1
 """Seconds between two looks for a signal while the model loads."""
 
 
-class LocalBackend:
+class LocalBatch:
     """Runs lines on a model in this process, with twice as many lines open as there are slots.
 
-    The constructor reads everything but the weights.
+    The constructor reads everything except the weights.
 
     Args:
       settings: Settings of the engine and the model.
-      is_stopping: Returns whether the command was interrupted, which ends the process while the model loads.
+      is_stopping: Returns whether the command was interrupted, which exits the process while the model loads.
 
     Raises:
       RoostError: A setting is wrong, or the model cannot be opened.
@@ -37,13 +37,13 @@ class LocalBackend:
 
     def __init__(self, settings: Settings, is_stopping: Callable[[], bool]) -> None:
         config = engine_config(settings)
-        source = find_model(settings.model)
+        source = find_model(settings.model, settings.lora)
         model = open_served_model(source, config, settings.served_model_name, settings.max_tokens_limit)
         self._progress = LoadProgress(config.compile_cache)
         self._engine = engine = make_engine(source, config, self._progress)
         self._is_stopping = is_stopping
         service = make_service(settings, config, engine, model, Metrics(lambda: engine.stats))
-        self._app = create_app(service, max_body_bytes=settings.max_body_bytes, strict=settings.strict)
+        self._app = create_app(service, strict=settings.strict)
         if source.is_random:
             print_status(f"{model.id} has random weights: its answers are noise")
 
@@ -62,7 +62,7 @@ class LocalBackend:
     async def send(self, line: BatchLine) -> LineResponse:
         response = await post_json(self._app, line.url, line.body)
         if self._engine.error is not None:
-            raise CommandError(f"the engine died ({self._engine.error}); run the same command again to go on")
+            raise CommandError(f"the engine died ({self._engine.error}); run the same command again to continue")
         retry_after = response.headers.get("retry-after")
         retry_after_s = None if retry_after is None else float(retry_after)
         return LineResponse(response.status, response.body, response.headers.get("x-request-id", ""), retry_after_s)

@@ -13,15 +13,15 @@ from .input_file import InputIndex, id_hash
 
 
 class OutputFile:
-    """A file with one line for each line of the input that is done, in the order in which they ended.
+    """A file with one line for each finished line of the input, in the order in which they ended.
 
-    The constructor reads an earlier run's file, and cuts a last line that was not written as a whole.
+    The constructor reads the file of an earlier run, and removes a last line that was only partly written.
 
     Attributes:
       is_done: Whether each line of the index has its output line.
 
     Args:
-      path: Path of the file, which is made if there is none.
+      path: Path of the file, which is created if it does not exist.
       index: Index of the input.
 
     Raises:
@@ -49,7 +49,8 @@ class OutputFile:
         self._file.close()
 
     def append(self, place: int, line: bytes) -> None:
-        """Appends the output line of the input's line at a place of the index. A killed process keeps it.
+        """Appends the output line of the input's line at a place of the index. The line survives if the process is
+        killed.
 
         Raises:
           CommandError: The disk is full.
@@ -66,7 +67,7 @@ class OutputFile:
         os.fsync(self._file.fileno())
 
     def sort(self) -> None:
-        """Brings the lines into the order of the input. The file is replaced as a whole.
+        """Sorts the lines into the order of the input, and replaces the file atomically.
 
         Raises:
           CommandError: The disk is full.
@@ -85,7 +86,7 @@ class OutputFile:
             raise self._error("sorted", error) from None
 
     def _read(self) -> int:
-        """Books the lines of an earlier run, and returns the place after the last one that is whole."""
+        """Records the lines of an earlier run, and returns the offset after the last complete line."""
         end = 0
         for number, raw in enumerate(self._file, 1):
             if not raw.endswith(b"\n"):
@@ -99,7 +100,7 @@ class OutputFile:
         return end
 
     def _place(self, known_by: int | None) -> int | None:
-        """Returns the place of a line in the index by the hash of its id; None if there is none."""
+        """Returns the place of a line in the index by the hash of its id; None if the index does not have it."""
         if known_by is None:
             return None
         found = int(np.searchsorted(self._index.hashes, np.uint64(known_by), sorter=self._order))
@@ -109,7 +110,9 @@ class OutputFile:
         return place if int(self._index.hashes[place]) == known_by else None
 
     def _error(self, done: str, error: OSError) -> CommandError:
-        return CommandError(f"{self._path}: cannot be {done} ({error.strerror}); run the same command again to go on")
+        return CommandError(
+            f"{self._path}: cannot be {done} ({error.strerror}); run the same command again to continue"
+        )
 
 
 def _known_by(raw: bytes) -> int | None:
@@ -122,14 +125,14 @@ def _known_by(raw: bytes) -> int | None:
 
 
 def _write(descriptor: int, data: bytes, offset: int) -> None:
-    """Writes at a place of a file, past Python's buffers and without moving their position."""
+    """Writes at an offset of a file, bypassing Python's buffers and without moving their position."""
     while data:
         num_written = os.pwrite(descriptor, data, offset)
         data, offset = data[num_written:], offset + num_written
 
 
 def _opened(path: Path) -> BinaryIO:
-    """Opens a file for reading and writing, which no other process may do at the same time."""
+    """Opens a file for reading and writing. Other processes cannot do so at the same time."""
     try:
         file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "rb")  # noqa: SIM115 - OutputFile closes it
     except OSError as error:

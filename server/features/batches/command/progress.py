@@ -1,4 +1,4 @@
-"""Progress of a batch on stderr: a bar on a terminal, else a line from time to time."""
+"""Progress of a batch on stderr: a bar on a terminal, otherwise a line from time to time."""
 
 import time
 from types import TracebackType
@@ -22,7 +22,7 @@ class BatchProgress:
 
     Args:
       total: Number of lines of the input.
-      num_done: Number of those that an earlier run has done.
+      num_done: Number of lines that earlier runs have finished.
     """
 
     def __init__(self, total: int, num_done: int) -> None:
@@ -53,11 +53,11 @@ class BatchProgress:
         self._bar.stop()
 
     def begin(self) -> None:
-        """Measures speeds from now on: the model is loaded."""
+        """Starts the clock for speeds, once the model is loaded."""
         self._began = time.monotonic()
 
     def show(self, counts: Counts) -> None:
-        """Shows what has been done, unless it was shown a moment ago."""
+        """Shows the progress, at most once per interval."""
         now = time.monotonic()
         if now - self._shown_at < (_LINE_S if self._bar.disable else _DRAW_S):
             return

@@ -1,4 +1,4 @@
-"""Sends the lines of a batch, a limited number at a time, and sends a line again while servers are busy or away."""
+"""Sends the lines of a batch, a limited number at a time, and retries a line while servers are busy or unreachable."""
 
 import asyncio
 import random
@@ -10,12 +10,12 @@ import orjson
 
 from ....terminal.failure import CommandError
 from ..batch_lines import BatchLine, error_line, line_id, response_line
-from .backend import Backend, LineResponse, NoResponseError
+from .backend import BatchBackend, LineResponse, NoResponseError
 from .input_file import InvalidLine
 from .output_file import OutputFile
 
 _BUSY: Final = frozenset({429, 502, 503})
-"""Statuses after which a line is sent again: a full queue, and a server that starts, drains or is away."""
+"""Statuses after which a line is sent again: the queue is full, or the server is starting, draining or unreachable."""
 
 _FIRST_PAUSE_S: Final = 0.25
 _LONGEST_PAUSE_S: Final = 30.0
@@ -34,7 +34,7 @@ class Counts:
 
     Attributes:
       num_lines: Number of lines that have ended.
-      num_failed: Number of those that ended with an error.
+      num_failed: Number of these lines that ended with an error.
       prompt_tokens: Total prompt tokens.
       generated_tokens: Total generated tokens.
     """
@@ -46,15 +46,15 @@ class Counts:
 
 
 class BatchRun:
-    """One run over the lines that are not done.
+    """One run over the unfinished lines.
 
     Attributes:
-      counts: Its totals so far.
+      counts: Totals of the run so far.
 
     Args:
-      backend: Backend that has started.
+      backend: BatchBackend that has started.
       lines: Places and lines, in the order in which they are sent.
-      output: File that gets a line for each of them.
+      output: File to which the output line of each request is written.
       is_stopping: Returns whether no more lines should be sent.
       on_end: Called after each line that has ended.
       give_up_s: Seconds without any response after which the run ends.
@@ -62,7 +62,7 @@ class BatchRun:
 
     def __init__(
         self,
-        backend: Backend,
+        backend: BatchBackend,
         lines: Iterator[tuple[int, BatchLine | InvalidLine]],
         output: OutputFile,
         is_stopping: Callable[[], bool],
@@ -80,10 +80,10 @@ class BatchRun:
         self._heard_at = 0.0
 
     async def run(self) -> None:
-        """Returns when all lines have ended, or those that were sent before `is_stopping`.
+        """Sends all lines, and returns when they have ended. Once `is_stopping`, only lines already sent are awaited.
 
         Raises:
-          CommandError: There are no more responses, or the output cannot be written.
+          CommandError: The servers stopped responding, or the output cannot be written.
         """
         self._heard_at = asyncio.get_running_loop().time()
         try:
@@ -94,7 +94,7 @@ class BatchRun:
             raise errors.exceptions[0] from None
 
     async def _send_lines(self) -> None:
-        """Sends one line after the other; other tasks take from the same lines."""
+        """Sends one line after another from the lines that it shares with other tasks."""
         while not self._is_stopping() and (entry := next(self._lines, None)) is not None:
             place, line = entry
             if isinstance(line, InvalidLine):
@@ -106,7 +106,8 @@ class BatchRun:
                 self._end(place, written, response)
 
     async def _response(self, line: BatchLine) -> LineResponse | None:
-        """Returns the response to a line, which is sent again while servers are busy or away; None if it was stopped.
+        """Returns the response to a line, which is sent again while servers are busy or unreachable; None if it was
+        stopped.
 
         Raises:
           CommandError: No line got any response for too long.
@@ -135,12 +136,12 @@ class BatchRun:
         return response
 
     def _check_hope(self, error: NoResponseError) -> None:
-        """Ends the run if no server responds, and none works on a line, which may take longer than any limit."""
+        """Ends the run if no server responds and none works on a line. A line may take longer than any limit."""
         if not self._num_open and asyncio.get_running_loop().time() - self._heard_at > self._give_up_s:
-            raise CommandError(f"no response for {self._give_up_s:g} s ({error}); run the same command to go on")
+            raise CommandError(f"no response for {self._give_up_s:g} s ({error}); run the same command to continue")
 
     async def _pause(self, seconds: float) -> bool:
-        """Waits, unless the run is stopped meanwhile; returns whether it goes on."""
+        """Waits, unless the run is stopped; returns False if it is stopped."""
         now = asyncio.get_running_loop().time
         end = now() + min(seconds, _LONGEST_PAUSE_S)
         while not self._is_stopping():
@@ -161,7 +162,9 @@ class BatchRun:
 
 
 def _usage(body: bytes) -> tuple[int, int]:
-    """Returns the prompt tokens and the generated tokens that a response reports, by the names of any of the APIs."""
+    """Returns the prompt tokens and the generated tokens that a response reports, with the field names of any of the
+    APIs.
+    """
     try:
         usage = orjson.loads(body).get("usage") or {}
         prompt, generated = (

@@ -1,4 +1,4 @@
-"""Batch backend of servers that speak OpenAI's API."""
+"""Batch backend of servers with OpenAI's API."""
 
 import asyncio
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from ..batch_lines import BatchLine
 from .backend import LineResponse, NoResponseError
 
 _TIMEOUT_S: Final = 24 * 3600.0
-"""Timeout of a whole response: servers have limits of their own, and the user has Ctrl-C."""
+"""Timeout of a whole response: servers have their own limits, and the user can press Ctrl-C."""
 
 _AWAY_S: Final = 2.0
-"""Seconds for which a server that cannot be reached gets no more lines, if another one can."""
+"""Seconds for which a server that cannot be reached gets no more lines, if another one can be reached."""
 
 
 class _Server:
@@ -34,7 +34,7 @@ class _Server:
         self.away_until = 0.0
 
 
-class ServerBackend:
+class ServerBatch:
     """Sends each line to the server with the fewest open lines.
 
     Attributes:
@@ -51,7 +51,7 @@ class ServerBackend:
         self._servers = [_Server(address, api_key) for address in addresses]
 
     async def start(self) -> None:
-        """Asks the servers for their models, to find a wrong key or address early. One of them has to respond."""
+        """Requests the servers' models, to find a wrong key or address early. At least one server must respond."""
         results = await asyncio.gather(
             *(first_model(server.client) for server in self._servers), return_exceptions=True
         )
@@ -86,7 +86,7 @@ class ServerBackend:
 
 
 def _line_response(response: Response, body: bytes) -> LineResponse:
-    """Returns the response to a line. A body that is not JSON, as a proxy's may be, becomes an error's message."""
+    """Returns the response to a line. A body that is not JSON, such as a proxy's, becomes the message of an error."""
     body = body or response.body
     try:
         orjson.loads(body)

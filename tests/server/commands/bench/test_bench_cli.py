@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from roost.server.commands.bench import plot
 from roost.server.commands.bench.engine import benchmark as engine_module
 from roost.server.commands.bench.engine import length as length_module
 from roost.server.commands.bench.serve import benchmark as serve_module
@@ -82,7 +81,7 @@ def test_what_typer_refuses_has_the_same_status(words: str) -> None:
 
 
 def test_a_missing_extra_is_named_before_anything_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(plot.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     result = runner.invoke(app, ["bench", "length", "--svg", str(tmp_path / "x.svg")])
     assert result.exit_code == 1
     assert result.stderr == "roost: --svg needs matplotlib; in a clone of Roost, pip install '.[bench]'\n"

@@ -4,12 +4,11 @@ from typing import Any
 
 import pytest
 from roost.engine import EngineCore, EngineStats, FinishReason, Request, TokenOutput
-from roost.server.commands.bench.engine import benchmark as engine_module
-from roost.server.commands.bench.engine.benchmark import Bench, Options, Plan
-from roost.server.commands.bench.engine.driver import Driver, Step, run_at, run_by_rounds, run_in_turn
+from roost.server.commands.bench.engine.benchmark import Bench, BenchSizes, EngineBenchOptions
+from roost.server.commands.bench.engine.driver import Driver, MeasuredStep, run_at, run_by_rounds, run_in_turn
 from roost.server.commands.bench.engine.length import measure
 from roost.server.commands.bench.engine.loading import make_request
-from roost.server.commands.bench.engine.result import full_batch_rate, summarize
+from roost.server.commands.bench.engine.result import full_batch_rate, summarize, table
 from roost.server.settings import Settings, SettingsError
 
 SLOTS, CHUNK = 4, 64
@@ -28,6 +27,8 @@ class Ticks:
 
 class CountingCore(EngineCore):
     """An engine that reads one prompt in a step, or else gives every request that runs one token.
+
+    It waits a quarter of a second for its device in each step.
 
     Args:
       rounds: tokens that a decode step gives each request.
@@ -50,7 +51,7 @@ class CountingCore(EngineCore):
 
     @property
     def stats(self) -> EngineStats:
-        return EngineStats(slots=SLOTS, prompt_tokens=self._read)
+        return EngineStats(slots=SLOTS, prompt_tokens=self._read, wait_seconds=0.25 * len(self.steps))
 
     def add(self, request: Request) -> None:
         self._unread.append(request)
@@ -144,12 +145,13 @@ def test_arrivals_in_time_wait_for_it_and_count_from_when_they_were_due(core: Co
 def test_only_steps_without_a_prompt_near_are_decode_steps(core: CountingCore) -> None:
     driver = Driver(core, clock=Ticks())
     run_in_turn(driver, requests(1), 1)
-    first, second = Step(1.0, 0, 0, 0, False), Step(1.0, 1, 1, 1, False)
-    assert driver.steps[:3] == [first, second, Step(1.0, 1, 1, 1, True)]
+    first, second = MeasuredStep(1.0, 0.75, 0, 0, 0, False), MeasuredStep(1.0, 0.75, 1, 1, 1, False)
+    assert driver.steps[:3] == [first, second, MeasuredStep(1.0, 0.75, 1, 1, 1, True)]
 
 
 def test_the_rate_is_that_of_full_batches() -> None:
-    steps = [Step(1.0, 1, 1, 1, True), Step(0.5, 4, 4, 1, True), Step(1.5, 4, 12, 3, True), Step(2.0, 3, 3, 1, True)]
+    sizes = [(1.0, 1, 1, 1), (0.5, 4, 4, 1), (1.5, 4, 12, 3), (2.0, 3, 3, 1)]
+    steps = [MeasuredStep(seconds, seconds, rows, tokens, rounds, True) for seconds, rows, tokens, rounds in sizes]
     assert full_batch_rate(steps) == 8.0
     assert full_batch_rate([]) is None
 
@@ -165,7 +167,7 @@ def test_each_workload_reports_what_it_measures(core: CountingCore, workload: st
     assert result["decode_step_ms"]["p50"] == 1000.0
 
 
-def options(**changes: Any) -> Options:
+def options(**changes: Any) -> EngineBenchOptions:
     given = {
         "settings": Settings(prefill_chunk=CHUNK),
         "workloads": ("prefill", "decode", "mixed"),
@@ -176,20 +178,20 @@ def options(**changes: Any) -> Options:
         "request_rate": None,
         "repeat": 2,
     }
-    return Options(**{**given, **changes})
+    return EngineBenchOptions(**{**given, **changes})
 
 
 def test_a_plan_fills_the_slots() -> None:
-    assert Plan.of(options(), SLOTS) == Plan(concurrency=4, num_prompts=8, interval=2 + 2)
+    assert BenchSizes.of(options(), SLOTS) == BenchSizes(concurrency=4, num_prompts=8, interval=2 + 2)
 
 
 def test_more_requests_than_slots_are_refused() -> None:
     with pytest.raises(SettingsError, match=r"--concurrency 5: .*--slots 5"):
-        Plan.of(options(concurrency=5), SLOTS)
+        BenchSizes.of(options(concurrency=5), SLOTS)
 
 
 def test_a_benchmark_repeats_every_workload(core: CountingCore) -> None:
-    bench = Bench(options(), Plan.of(options(), SLOTS), vocab_size=100, core=core)
+    bench = Bench(options(), BenchSizes.of(options(), SLOTS), vocab_size=100, core=core)
     assert bench.run()
     workloads = bench.result()["workloads"]
     tokens = {name: [run["generated_tokens"] for run in found["runs"]] for name, found in workloads.items()}
@@ -200,7 +202,7 @@ def test_a_benchmark_repeats_every_workload(core: CountingCore) -> None:
 
 def test_ctrl_c_keeps_the_measurements() -> None:
     core = CountingCore(fails_at=40)
-    bench = Bench(options(), Plan.of(options(), SLOTS), vocab_size=100, core=core)
+    bench = Bench(options(), BenchSizes.of(options(), SLOTS), vocab_size=100, core=core)
     assert not bench.run()
     workloads = bench.result()["workloads"]
     assert len(workloads["prefill"]["runs"]) == 2
@@ -209,10 +211,10 @@ def test_ctrl_c_keeps_the_measurements() -> None:
 
 def test_ctrl_c_before_anything_was_measured_leaves_nothing() -> None:
     core = CountingCore(fails_at=1)
-    bench = Bench(options(), Plan.of(options(), SLOTS), vocab_size=100, core=core)
+    bench = Bench(options(), BenchSizes.of(options(), SLOTS), vocab_size=100, core=core)
     assert not bench.run()
     assert bench.result()["workloads"] == {}
-    assert engine_module.table(
+    assert table(
         {
             "model": {"name": "m", "dtype": "float32", "quantize": None, "slots": SLOTS},
             "device": {"kind": "cpu"},

@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_engine import FakeEngine
@@ -12,16 +13,16 @@ from fake_server import live
 from roost.server.client.http_client import Address
 from roost.server.commands.bench.latency import RequestTrace
 from roost.server.commands.bench.report import Outputs
-from roost.server.commands.bench.serve.benchmark import Run, bench_serve
+from roost.server.commands.bench.serve.benchmark import Run, bench_serve, title_of
 from roost.server.commands.bench.serve.goodput import Objective
-from roost.server.commands.bench.serve.options import Options
+from roost.server.commands.bench.serve.options import ServeBenchOptions
 from roost.server.commands.bench.serve.result import draw, summarize, tables
 from roost.server.commands.bench.workload import LengthRange
 from roost.server.generation.service import Service
 from roost.server.terminal.failure import CommandError
 from scripted_server import Script, error, scripted, streamed
 
-OPTIONS = Options(
+OPTIONS = ServeBenchOptions(
     address=Address("127.0.0.1", 1),
     url="http://127.0.0.1:1",
     model=None,
@@ -54,7 +55,7 @@ OPTIONS = Options(
     ],
 )
 async def test_tokens_are_what_the_engine_counted(
-    service: Service, engine: FakeEngine, changes: dict[str, object]
+    service: Service, engine: FakeEngine, changes: dict[str, Any]
 ) -> None:
     async with live(service) as client:
         options = replace(OPTIONS, address=Address.parse(str(client.base_url)), **changes)
@@ -74,7 +75,7 @@ async def test_the_same_seed_sends_the_same_requests(service: Service, engine: F
         options = replace(OPTIONS, address=Address.parse(str(client.base_url)), concurrency=1)
         for _ in range(2):
             await Run(options).all()
-    asked = [(request.prompt_token_ids, request.params.max_tokens) for request in engine.requests]
+    asked = [(tuple(request.prompt_token_ids), request.params.max_tokens) for request in engine.requests]
     assert asked[:12] == asked[12:]
     assert len(set(asked)) == 12
 
@@ -108,6 +109,11 @@ async def test_a_server_that_tells_no_model_needs_an_option(answer: bytes, optio
     async with scripted(Script([answer])) as address:
         with pytest.raises(CommandError, match=option):
             await Run(replace(OPTIONS, address=address)).all()
+
+
+@pytest.mark.parametrize(("ignore_eos", "length"), [(True, "2:6 out"), (False, "at most 2:6 out")])
+def test_the_title_says_whether_lengths_are_limits(ignore_eos: bool, length: str) -> None:
+    assert title_of("m", replace(OPTIONS, ignore_eos=ignore_eos)) == f"m, inf requests/s, 3:9 tokens in, {length}"
 
 
 def test_an_unreachable_server_is_named() -> None:

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from roost.engine.core.output_constraint import words_of_mask
+from roost.engine.types.output_constraint import words_of_mask
 from roost.server.constraints.grammar import (
     GrammarCompiler,
     GrammarConstraint,
     GrammarError,
     GrammarFailedError,
+    GrammarLimits,
     GrammarSpec,
-    Limits,
     json_spec,
     lark_spec,
     regex_spec,
@@ -23,7 +23,7 @@ from roost.server.text.tokenizer import Tokenizer
 from walk import allowed_ids, spell
 
 HANGS_S = 120
-LIMITS = Limits(compile_cpu_s=0.4, follow_cpu_s=0.2, memory=96 * 2**20)
+LIMITS = GrammarLimits(compile_cpu_s=0.4, follow_cpu_s=0.2, memory=96 * 2**20)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ async def test_too_complex_grammar_ends_only_its_process(
 
 
 async def test_memory_has_a_limit(demo_tokenizer: Tokenizer) -> None:
-    tight = GrammarCompiler(demo_tokenizer, demo_tokenizer.end_token_ids, limits=Limits(memory=32 * 2**20))
+    tight = GrammarCompiler(demo_tokenizer, demo_tokenizer.end_token_ids, limits=GrammarLimits(memory=32 * 2**20))
     with pytest.raises(GrammarError, match="32 MiB"):
         await tight.compile(json_spec({"const": "x" * 250_000}))
     await tight.compile(json_spec({"const": "x"}))

@@ -1,12 +1,22 @@
 """Tests of the server's side of a grammar process, whose other side the test plays."""
 
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from played_grammar import PlayedProcess, played
+from roost.engine import ConstraintLostError
+from roost.server.constraints.grammar import GrammarBusyError, GrammarSpec
 from roost.server.constraints.grammar.constraint import Grammar, GrammarConstraint, GrammarFailedError
+from roost.server.constraints.grammar.process import GrammarProcessFactory
 from roost.server.constraints.grammar_worker.frames import Frame, Kind
+from roost.server.constraints.grammar_worker.limits import GrammarLimits
+from roost.server.text.tokenizer import Tokenizer
 
 WORDS = 8
 
@@ -99,3 +109,81 @@ def test_output_of_a_process_that_ends_fails(other: PlayedProcess) -> None:
     assert constraint.is_ready(0)
     with pytest.raises(GrammarFailedError, match="too much work"):
         allowed(constraint)
+
+
+@pytest.mark.parametrize(
+    ("signal_number", "expected"),
+    [(signal.SIGKILL, ConstraintLostError), (signal.SIGPROF, GrammarFailedError), (0, GrammarFailedError)],
+)
+def test_only_the_system_ends_a_process_without_fault_of_its_grammar(
+    other: PlayedProcess, signal_number: int, expected: type[Exception]
+) -> None:
+    constraint = GrammarConstraint(other.process)
+    assert not constraint.is_ready(0)
+    other.end(signal_number)
+    assert constraint.is_ready(0)
+    with pytest.raises(expected):
+        allowed(constraint)
+
+
+def children(parent: int) -> list[int]:
+    """Returns the processes that a process has started, on whatever thread."""
+    lists = [each.read_text() for each in Path(f"/proc/{parent}/task").glob("*/children")]
+    return [int(each) for text in lists for each in text.split()]
+
+
+def grammar_processes() -> set[int]:
+    """Returns the processes of all grammars of this process."""
+    workers = [
+        each for each in children(os.getpid()) if b"grammar_worker" in Path(f"/proc/{each}/cmdline").read_bytes()
+    ]
+    return {each for worker in workers for each in children(worker)}
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are found in /proc")
+def test_a_killed_process_is_no_fault_of_its_grammar(demo_tokenizer: Tokenizer) -> None:
+    """`test_hostile.py` has grammars that end their processes by their own fault."""
+    factory = GrammarProcessFactory(demo_tokenizer, demo_tokenizer.end_token_ids, GrammarLimits())
+    earlier = grammar_processes()
+    process = factory.new_process()
+    while not (found := grammar_processes() - earlier):
+        assert process.is_alive
+    os.kill(found.pop(), signal.SIGKILL)
+    with pytest.raises(GrammarBusyError, match="try again"):
+        process.compile(GrammarSpec("start: /a/"))
+    assert process.was_killed
+
+
+INTERRUPTED = """
+import os
+import signal
+import time
+from roost.server.constraints.grammar_worker.__main__ import _Children
+
+class Pipes(dict):
+    others = 1
+
+    def pop(self, child):
+        if self.others:
+            self.others = 0
+            (other,) = set(self) - {child}
+            os.kill(other, signal.SIGKILL)
+            while other in self:
+                time.sleep(0.001)  # until its signal has interrupted the report of the first
+        return super().pop(child)
+
+children = _Children()
+children._pipes = Pipes()
+ends = [os.pipe() for _ in range(2)]
+for _, status in ends:
+    if not children.fork(status):
+        signal.pause()
+os.kill(next(iter(children._pipes)), signal.SIGTERM)
+print([os.read(end, 1)[0] for end, _ in ends])
+"""
+"""Two processes end, the second while the end of the first is reported."""
+
+
+def test_processes_may_end_while_the_end_of_another_is_reported() -> None:
+    ended = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=60)
+    assert (ended.stdout, ended.stderr) == (f"[{signal.SIGTERM:d}, {signal.SIGKILL:d}]\n", "")

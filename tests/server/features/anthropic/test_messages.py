@@ -3,17 +3,22 @@
 import asyncio
 from typing import Any
 
+import anthropic
 import httpx
+import httpx2
 import pytest
 from anthropic.types import Message, MessageTokensCount, RawMessageStreamEvent
 from client_types import checked, events
 from fake_engine import FakeEngine
-from fake_server import live, make_service, until
+from fake_server import limited, live, make_service, until
+from roost.engine import SavedState
 from roost.server.app import create_app
+from roost.server.constraints.tools import call_text
 from roost.server.generation.service import Service
 from roost.server.http import streaming
 from roost.server.http.api_keys import ApiKeys
 from roost.server.http.auth import Access
+from roost.server.text.conversation import Conversation, ConversationMessage
 from roost.server.text.served_model import ServedModel
 
 HI = [{"role": "user", "content": "hi"}]
@@ -30,7 +35,7 @@ async def created(client: httpx.AsyncClient, **fields: Any) -> Message:
     return checked(Message, response.text)
 
 
-def text_of(message: Message) -> str:
+def text_of(message: Any) -> str:
     return "".join(block.text for block in message.content if block.type == "text")
 
 
@@ -43,6 +48,55 @@ async def test_a_whole_message(client: httpx.AsyncClient) -> None:
     assert (text_of(message), message.stop_reason, message.stop_sequence) == ("ABC", "max_tokens", None)
     assert (message.usage.input_tokens, message.usage.output_tokens) == (14, 3)
     assert response.headers["request-id"].startswith("req_")
+
+
+async def test_a_message_goes_on_from_a_state(client: httpx.AsyncClient, service: Service, engine: FakeEngine) -> None:
+    history = await service.prompts.chat(Conversation([ConversationMessage("user", "a")]))
+    state = service.states.keep(SavedState.of([*history.token_ids, 4, 5]), "", 10**6)
+    whole = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "ab"}, *HI]
+    await created(client, messages=whole)
+    await created(client, from_state=state.id)
+    assert engine.requests[0].prompt_token_ids == engine.requests[1].prompt_token_ids
+    counts = [
+        (await client.post("/v1/messages/count_tokens", json=body)).json()
+        for body in ({"messages": whole}, {"messages": HI, "from_state": state.id})
+    ]
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("thread", [{"type": "create"}, {"type": "continue", "previous_message_id": "msg_1"}])
+async def test_threads_are_refused_in_a_form_that_tool_runners_know(client: httpx.AsyncClient, thread: Any) -> None:
+    response = await create(client, thread=thread)
+    error = response.json()["error"]
+    assert (response.status_code, error["type"]) == (400, "invalid_request_error")
+    assert "thread: false" in error["message"]
+    assert error["details"] == {"error_code": "thread_unsupported_request", "unsupported": []}
+    assert "details" not in (await create(client, max_tokens=-1)).json()["error"]
+
+
+async def test_tool_runner_goes_on_without_a_thread(service: Service, engine: FakeEngine, tokenizer: Any) -> None:
+    """It sends `thread` with its first request, unless it is told not to."""
+    calls, engine.says = [], tokenizer.encode(call_text("add", '{"a": 1, "b": 2}'), control_tokens=False)
+
+    @anthropic.beta_async_tool
+    async def add(a: int, b: int) -> str:
+        """Adds numbers."""
+        calls.append((a, b))
+        engine.says = tokenizer.encode("It is 3.")
+        return str(a + b)
+
+    transport = httpx2.ASGITransport(create_app(service))
+    async with (
+        httpx2.AsyncClient(transport=transport) as http,
+        anthropic.AsyncAnthropic(base_url="http://roost", api_key="none", http_client=http, max_retries=0) as api,
+    ):
+        runner = api.beta.messages.tool_runner(
+            model=service.model.id, max_tokens=200, messages=[{"role": "user", "content": "1 + 2?"}], tools=[add]
+        )
+        last = await runner.until_done()
+    assert calls == [(1, 2)]
+    assert text_of(last) == "It is 3."
+    assert len(engine.requests) == 2
 
 
 async def test_why_it_stopped(client: httpx.AsyncClient) -> None:
@@ -117,7 +171,7 @@ async def test_tokens_are_counted_as_they_will_be_read(client: httpx.AsyncClient
             {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},
             400,
             "invalid_request_error",
-            "messages[0].content[0].type",
+            "messages[0].content[0]: the model reads text, and no image",
         ),
         (
             {"tools": [{"type": "bash_20250124", "name": "b"}], "tool_choice": {"type": "tool", "name": "b"}},
@@ -144,7 +198,7 @@ async def test_errors_have_anthropics_shape(
 
 
 async def test_errors_of_the_outer_layers_have_it_too(service: Service, engine: FakeEngine) -> None:
-    app = create_app(service, Access(ApiKeys(["sesame"])), max_body_bytes=100)
+    app = create_app(limited(service, 100), Access(ApiKeys(["sesame"])))
     key = {"x-api-key": "sesame"}
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as client:
         answers = [

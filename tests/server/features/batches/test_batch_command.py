@@ -134,7 +134,7 @@ async def test_a_run_goes_on_after_a_torn_line(make_input: Callable[..., InputFi
 
 
 async def test_busy_and_lost_servers_get_a_line_again(make_input: Callable[..., InputFile], tmp_path: Path) -> None:
-    faults = [
+    faults: list[LineResponse | Exception] = [
         LineResponse(429, b"{}", retry_after_s=0.0),
         LineResponse(503, b"{}", retry_after_s=0.01),
         NoResponseError("gone"),
@@ -236,7 +236,7 @@ def test_only_whole_responses_are_written(
     [
         (["--concurrency", "3"], "--concurrency is for servers: give --url, or --slots"),
         (["--url", "http://127.0.0.1:1", "--model", "small"], "--model is for a model that is loaded here"),
-        (["--url", "127.0.0.1:1"], "--url '127.0.0.1:1' is no URL of a server"),
+        (["--url", "127.0.0.1:1"], "--url '127.0.0.1:1' is not the URL of a server"),
         (["--url", "http://127.0.0.1:1"], "the server cannot be asked for its models: connection refused"),
     ],
 )
@@ -244,6 +244,25 @@ def test_only_whole_responses_are_written(
 def test_options_that_do_not_fit_are_one_line(tmp_path: Path, arguments: Sequence[str], message: str) -> None:
     (tmp_path / "in.jsonl").write_bytes(request("a"))
     result = CliRunner().invoke(app, ["batch", str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"), *arguments])
-    assert result.exit_code == 1
+    assert result.exit_code == (1 if "connection" in message else 2)
     assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "has no lines; each has a request"),
+        (b'{"prompt": "a"}\n\n{"prompt": "b"}\n', "no line is a request; line 1: custom_id"),
+    ],
+)
+@pytest.mark.usefixtures("own_signals")
+def test_a_file_without_a_request_is_refused_before_a_model_is_loaded(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    (tmp_path / "in.jsonl").write_bytes(content)
+    arguments = [str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"), "--model", "nowhere"]
+    result = CliRunner().invoke(app, ["batch", *arguments])
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"roost: {tmp_path / 'in.jsonl'}: {message}")
     assert result.stderr.count("\n") == 1

@@ -5,6 +5,7 @@ import pytest
 from roost.server.features.batches import batch_input
 from roost.server.features.batches.batch_input import InputCheck
 from roost.server.features.batches.batch_order import run_order
+from roost.server.schemas.json_limits import decode_json
 
 
 def test_lines_of_a_group_are_neighbours_and_mix_lengths() -> None:
@@ -16,7 +17,7 @@ def test_lines_of_a_group_are_neighbours_and_mix_lengths() -> None:
 
 def test_an_upload_is_ordered_by_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_input, "SEGMENT_LINES", 4)
-    check = InputCheck(1000)
+    check = InputCheck(1000, decode_json)
     prompts = ["a", "b", "a", "b", "c", "a", "c"]
     lines = [
         b'{"custom_id": "%d", "method": "POST", "url": "/v1/completions", "body": {"prompt": "%s", "max_tokens": %d}}\n'

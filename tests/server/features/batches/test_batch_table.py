@@ -6,17 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from databases import opened
+from batch_rows import MODEL, NotHeld, at, claimed, end, make_batch, runner
+from databases import PostgresqlServer, opened
 from roost.server.database.database import Database, Transaction
-from roost.server.features.batches import batch_table, file_table
-from roost.server.features.batches.batch_records import BatchRecord, BatchStatus, LineClaim, LineResult
-from roost.server.features.batches.batch_table import LEASE_S
-
-MODEL = "model"
-
-
-class NotHeld(Exception):
-    """Nothing was stored of a line."""
+from roost.server.database.pages import PageSpec
+from roost.server.features.batches import batch_table, file_table, line_claims, line_leases
+from roost.server.features.batches.batch_records import BatchStatus, LineClaim, LineLease, LineResult, TokenUsage
+from roost.server.features.batches.line_leases import LEASE_S
+from roost.server.features.batches.tenant_turns import Places
 
 
 @pytest.fixture
@@ -28,33 +25,7 @@ def database(address: str) -> Iterator[Database]:
 
 @pytest.fixture
 def run(database: Database) -> Callable[..., Any]:
-    return lambda work, **options: database.run_now(lambda each: work(each, **options), writes=True)
-
-
-def at(database: Database, now: float) -> None:
-    database.run_now(lambda each: each.execute("UPDATE test_clock SET now = ?", now), writes=True)
-
-
-def make_batch(transaction: Transaction, name: str, num_lines: int, tenant: str = "", window_s: float = 1e6) -> None:
-    lines = [b"%d\n" % number for number in range(num_lines)]
-    file_table.begin(transaction, tenant, f"in-{name}", "batch", "in.jsonl")
-    file_table.add_lines(transaction, tenant, f"in-{name}", 1, lines)
-    file_table.finish(transaction, tenant, f"in-{name}", num_lines, sum(map(len, lines)), "/v1/completions")
-    files = f"in-{name}", f"out-{name}", f"err-{name}"
-    batch = BatchRecord(
-        tenant, name, BatchStatus.IN_PROGRESS, MODEL, "/v1/x", *files, "24h", b"{}", 0.0, 0.0, None, num_lines
-    )
-    batch_table.insert(transaction, batch, window_s)
-
-
-def claimed(run: Callable[..., Any], owner: str, limit: int, model: str | None = MODEL) -> list[LineClaim]:
-    return run(batch_table.claim, owner=owner, model=model, limit=limit)  # type: ignore[no-any-return]
-
-
-def end(run: Callable[..., Any], claim: LineClaim, *, fails: bool = False) -> None:
-    """Ends a line, unless it is another replica's by now."""
-    if not run(batch_table.end, results={claim.lease: LineResult(b"done " + claim.data, fails)}):
-        raise NotHeld
+    return runner(database)
 
 
 def output(database: Database, name: str, tenant: str = "") -> list[tuple[int, bytes]]:
@@ -84,16 +55,30 @@ def test_lines_of_a_dead_replica_are_claimed_once_more(database: Database, run: 
     assert claimed(run, "r2", 2) == []
     at(database, 1000.0 + LEASE_S + 1)
     (first, second) = claimed(run, "r2", 2)
-    assert (first.data, first.num_claims, first.lease.fence) == (b"0\n", 2, 2)
+    assert (first.data, first.num_deaths, first.lease.fence) == (b"0\n", 1, 2)
     with pytest.raises(NotHeld):
         end(run, lost[0])
     end(run, first)
     with pytest.raises(NotHeld):
         end(run, first)
-    assert {lease.number for lease in run(batch_table.renew, owner="r2")} == {2}
-    run(batch_table.release, leases=[second.lease])
+    assert {lease.number for lease in run(line_leases.renew, owner="r2")} == {2}
+    run(line_leases.release, leases=[second.lease])
     (again,) = claimed(run, "r1", 2)
-    assert (again.lease.number, again.num_claims) == (2, 2)
+    assert (again.lease.number, again.num_deaths) == (2, 1)
+
+
+def test_a_renewal_leaves_out_lines_that_end(postgresql: PostgresqlServer) -> None:
+    """It runs beside the transaction that ends them, and does not wait for it. SQLite has one writer at a time."""
+    database = opened(postgresql.url)
+    database.run_now(lambda each: make_batch(each, name="b", num_lines=2), writes=True)
+    first, second = database.run_now(lambda each: line_claims.claim(each, "r", MODEL, Places(2, 2), 2**40), writes=True)
+
+    def end_and_renew(transaction: Transaction) -> list[LineLease]:
+        batch_table.end(transaction, {first.lease: LineResult(b"done", is_failed=False)})
+        return database.run_now(lambda each: line_leases.renew(each, "r"), writes=True)
+
+    assert database.run_now(end_and_renew, writes=True) == [second.lease]
+    database.close()
 
 
 def test_batches_take_turns(database: Database, run: Callable[..., Any]) -> None:
@@ -125,9 +110,9 @@ def test_lines_of_an_expired_batch_end_without_its_model(database: Database, run
     assert (lost.lease.batch, lost.model) == ("new", MODEL)
     (lost,) = claimed(run, "dead", 1)
     assert (lost.lease.batch, lost.is_expired) == ("old", False)
-    assert claimed(run, "r", 9, model=None) == []
+    assert run(line_claims.claim_expired, owner="r", limit=9) == []
     at(database, 1000.0 + LEASE_S + 6)
-    claims = claimed(run, "r", 9, model=None)
+    claims = run(line_claims.claim_expired, owner="r", limit=9)
     assert [(claim.lease.number, claim.is_expired) for claim in claims] == [(1, True), (2, True), (3, True)]
     for claim in claims:
         end(run, claim, fails=True)
@@ -213,7 +198,7 @@ def test_lines_of_several_batches_end_together(database: Database, run: Callable
     claims = [claim for _ in range(3) for claim in claimed(run, "r", 3)]
     assert len(claims) == 9
     lost = next(claim for claim in claims if claim.lease.batch == "b")
-    run(batch_table.release, leases=[lost.lease])
+    run(line_leases.release, leases=[lost.lease])
     (again,) = claimed(run, "s", 1)
     run(batch_table.cancel, tenant="x", batch_id="c")
     results = {claim.lease: LineResult(b"%d\n" % claim.lease.number, claim.lease.number == 2) for claim in claims}
@@ -232,6 +217,46 @@ def test_lines_of_several_batches_end_together(database: Database, run: Callable
     end(run, again)
     assert run(batch_table.find, tenant="y", batch_id="b").status == BatchStatus.COMPLETED
     assert run(file_table.find, tenant="y", file_id="out-b").num_lines + 1 == 3
+
+
+def test_tokens_of_a_batch_are_added_up(run: Callable[..., Any]) -> None:
+    run(make_batch, name="b", num_lines=3)
+    first, second, third = (claim.lease for claim in claimed(run, "r", 3))
+    results = {
+        first: LineResult(b"x", is_failed=False, usage=TokenUsage(10, 4, 2)),
+        second: LineResult(b"x", is_failed=True),
+    }
+    run(batch_table.end, results=results)
+    run(batch_table.end, results={third: LineResult(b"x", is_failed=False, usage=TokenUsage(5, 0, 1))})
+    assert run(batch_table.find, tenant="", batch_id="b").usage == TokenUsage(15, 4, 3)
+
+
+def test_file_expires_but_for_a_batch_in_progress(database: Database, run: Callable[..., Any]) -> None:
+    """It is not found from its last second on, whenever it is deleted."""
+    run(make_batch, name="b", num_lines=1)
+    run(file_table.begin, tenant="", file_id="f", purpose="batch", name="x")
+    assert run(file_table.finish, tenant="", file_id="f", num_lines=0, num_bytes=0, expires_s=60.0).expires == 1060.0
+    run(file_table.finish, tenant="", file_id="in-b", num_lines=1, num_bytes=2, expires_s=60.0)
+    at(database, 1060.0)
+    assert run(file_table.find, tenant="", file_id="f") is not None
+    assert run(file_table.expired, max_age_s=1e9) == []
+    at(database, 1061.0)
+    assert run(file_table.find, tenant="", file_id="f") is None
+    assert run(file_table.read_list, tenant="", spec=PageSpec(10)).items == []
+    assert run(file_table.expired, max_age_s=1e9) == [("", "f")]
+    (claim,) = claimed(run, "r", 1)
+    end(run, claim)
+    assert run(file_table.expired, max_age_s=1e9) == [("", "in-b")]
+
+
+def test_output_expires_after_the_end_of_its_batch(database: Database, run: Callable[..., Any]) -> None:
+    run(make_batch, name="b", num_lines=2, output_expires_s=60.0)
+    claims = claimed(run, "r", 2)
+    at(database, 1500.0)
+    for claim in claims:
+        end(run, claim, fails=claim.data == b"1\n")
+    assert [run(file_table.find, tenant="", file_id=name).expires for name in ("out-b", "err-b")] == [1560.0, 1560.0]
+    assert run(file_table.find, tenant="", file_id="in-b").expires is None
 
 
 def test_totals(database: Database, run: Callable[..., Any]) -> None:

@@ -14,15 +14,18 @@ import orjson
 import pytest
 from databases import opened
 from fake_engine import FakeEngine
-from fake_server import VOCAB_SIZE, features_with, make_service, until
+from fake_server import VOCAB_SIZE, features_with, limited, make_service, until
+from pydantic_core import from_json
 from roost.engine import EngineStats
 from roost.server.app import create_app
 from roost.server.features.batches.batch_lines import max_line_bytes
 from roost.server.features.batches.batch_store import BatchStore
-from roost.server.features.batches.batch_worker import _MAX_CLAIMS, _MAX_LONGEST, BatchWorker
+from roost.server.features.batches.batch_worker import BatchWorker
 from roost.server.features.batches.open_batches import OpenBatches
-from roost.server.http import routes
-from roost.server.http.json_limits import LONG_BYTES
+from roost.server.features.batches.open_lines import MAX_LONGEST
+from roost.server.features.batches.tenant_turns import Places
+from roost.server.schemas import json_limits
+from roost.server.schemas.json_limits import LONG_BYTES
 from roost.server.text.served_model import ServedModel
 
 MAX_BODY = 2**16
@@ -46,27 +49,18 @@ def engine() -> FakeEngine:
 
 @pytest.fixture
 async def batches(engine: FakeEngine, model: ServedModel, tmp_path: Path) -> AsyncIterator[OpenBatches]:
-    store = BatchStore(opened(f"sqlite://{tmp_path / 'store.db'}"), 1000.0)
-    yield OpenBatches(make_service(engine, model), store)
+    store = BatchStore(opened(f"sqlite://{tmp_path / 'store.db'}"), 86400.0)
+    yield OpenBatches(limited(make_service(engine, model), MAX_BODY), store)
     store.close()
-
-
-@pytest.fixture
-async def client(batches: OpenBatches) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(
-        create_app(batches.service, features=features_with(batches.service, batches), max_body_bytes=MAX_BODY)
-    )
-    async with httpx.AsyncClient(transport=transport, base_url="http://roost") as client:
-        yield client
 
 
 @asynccontextmanager
 async def working(batches: OpenBatches) -> AsyncIterator[BatchWorker]:
     """Runs a replica's worker in the background of a test."""
     features = features_with(batches.service, batches)
-    app = create_app(batches.service, features=features, max_body_bytes=MAX_BODY, max_kept_bytes=0)
+    app = create_app(batches.service, features=features)
     assert batches.store is not None
-    worker = BatchWorker(batches.service, app, batches.store, MAX_BODY, max_kept_bytes=0)
+    worker = BatchWorker(batches.service, app, batches.store)
     task = asyncio.create_task(worker.run())
     try:
         yield worker
@@ -75,8 +69,8 @@ async def working(batches: OpenBatches) -> AsyncIterator[BatchWorker]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-def line(number: int, prompt: Any) -> bytes:
-    body = {"prompt": prompt, "max_tokens": 2}
+def line(number: int, prompt: Any, **fields: Any) -> bytes:
+    body = {"prompt": prompt, "max_tokens": 2, **fields}
     return orjson.dumps({"custom_id": f"line {number}", "method": "POST", "url": "/v1/completions", "body": body})
 
 
@@ -88,8 +82,7 @@ def long_lines(count: int) -> bytes:
 async def started(client: httpx.AsyncClient, content: bytes, window: str = "24h") -> str:
     file = (await client.post("/v1/files", data={"purpose": "batch"}, files={"file": content})).json()
     body = {"input_file_id": file["id"], "endpoint": "/v1/completions", "completion_window": window}
-    batch: str = (await client.post("/v1/batches", json=body)).json()["id"]
-    return batch
+    return (await client.post("/v1/batches", json=body)).json()["id"]
 
 
 async def ended(client: httpx.AsyncClient, batch_id: str) -> Any:
@@ -124,8 +117,7 @@ def parsing_threads(monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
 
         return noted
 
-    monkeypatch.setattr("orjson.loads", watched(orjson.loads))
-    monkeypatch.setattr(routes, "from_json", watched(routes.from_json))
+    monkeypatch.setattr(json_limits, "from_json", watched(from_json))
     return threads
 
 
@@ -144,33 +136,44 @@ async def test_no_long_line_is_parsed_on_the_event_loop(
 
 
 async def test_lines_wait_for_memory(client: httpx.AsyncClient, batches: OpenBatches, engine: FakeEngine) -> None:
-    """No more lines are claimed than memory takes, and no more sent than it takes when they are parsed."""
+    """No more lines are claimed than memory takes, and no more run than it takes when they are parsed."""
     engine.gate.clear()
     batch = await started(client, long_lines(60))
     async with working(batches) as worker:
-        room = worker._parsed_bytes
-        await until(lambda: room._waiting and len(engine.running) + len(room._waiting) == len(worker._open), 60)
-        await until(lambda: not worker._num_fitting(), 60)
-        assert worker._num_bytes <= _MAX_LONGEST * max_line_bytes(MAX_BODY)
-        assert room.num_bytes <= 256 * MAX_BODY // 2
-        assert 10 <= len(engine.running) < len(worker._open) < 60
+        await until(lambda: len(engine.running) >= 10 and not worker._lines.num_fitting, 60)
+        assert worker._lines.num_bytes <= MAX_LONGEST * max_line_bytes(MAX_BODY)
+        assert len(engine.running) <= len(worker._open) < 60
         engine.gate.set()
         assert (await ended(client, batch))["request_counts"] == {"total": 60, "completed": 60, "failed": 0}
         await until(lambda: not worker._open, 60)
-        assert (worker._num_bytes, room.num_bytes) == (0, 0)
+        assert worker._lines.num_bytes == 0
     assert len(engine.requests) == 60  # none was refused and sent again
+
+
+async def test_no_attempt_is_thrown_away_for_lack_of_memory(
+    client: httpx.AsyncClient, batches: OpenBatches, engine: FakeEngine
+) -> None:
+    """The copies of the prompt in an answer take 6 MB, and all requests together may take 16 MiB."""
+    assert batches.store is not None
+    content = b"\n".join(line(number, [300] * 1500, echo=True, logprobs=5) for number in range(16))
+    batch = await started(client, content)
+    async with working(batches):
+        assert (await ended(client, batch))["request_counts"] == {"total": 16, "completed": 16, "failed": 0}
+    assert batches.store.num_given_back == 0
+    assert len(engine.requests) == 16
 
 
 async def test_a_line_that_ends_replicas_is_not_touched(client: httpx.AsyncClient, batches: OpenBatches) -> None:
     """Not even parsed, which may be what ends them. Its `custom_id` is read if the line begins with it."""
     batch = await started(client, line(0, "a"))
     assert batches.store is not None
-    await batches.store.claim(batches.service.model.identity, 1)
-    change(batches, "UPDATE roost_batch_claims SET owner = 'dead', num_claims = ?, lease_until = 0", _MAX_CLAIMS)
+    await batches.store.claim(batches.service.model.identity, Places(1, 1))
+    deaths = "num_deaths = 4, num_lone_deaths = 2, lone_fence = fence"
+    change(batches, f"UPDATE roost_batch_claims SET owner = 'dead', {deaths}, lease_until = 0")
     change(batches, "UPDATE roost_file_lines SET line = ?", b'{"custom_id": "cut", "body": [[[[')
     async with working(batches):
         found = await failures(client, await ended(client, batch))
-    assert found == [("cut", "server_error", f"{_MAX_CLAIMS} replicas began this line and did not end it")]
+    assert found == [("cut", "server_error", "3 replicas that ran this line alone ended before it did")]
 
 
 async def test_a_long_line_of_another_server_is_not_parsed(

@@ -10,24 +10,28 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from databases import opened
+from databases import opened, upgrade_further
 from fake_engine import FakeEngine
-from fake_server import VOCAB_SIZE, features_with, make_service
+from fake_server import VOCAB_SIZE, features_with, limited, make_service, until
 from fastapi import FastAPI
 from roost.server.app import create_app
 from roost.server.database import schema
+from roost.server.database.address import StoreAddress
 from roost.server.database.database import Database
-from roost.server.database.dialects import Sqlite
+from roost.server.database.opening import open_database
 from roost.server.errors.request_errors import ApiError
 from roost.server.features.batches.batch_input import LineSplitter
 from roost.server.features.batches.batch_store import BatchStore
 from roost.server.features.batches.batch_worker import _MAX_EXPIRED, BatchWorker
 from roost.server.features.batches.open_batches import OpenBatches
 from roost.server.features.batches.tables import TABLES
+from roost.server.features.batches.tenant_turns import Places
 from roost.server.http.api_keys import ApiKeys
 from roost.server.http.auth import Access
-from roost.server.http.request_body import MAX_BODY_BYTES
 from roost.server.text.served_model import ServedModel
+from small_disk import SmallDisk
+
+RETENTION_S = 7 * 86400.0
 
 
 def line(custom_id: str, url: str = "/v1/completions", method: str = "POST", **body: Any) -> bytes:
@@ -41,14 +45,14 @@ def lines(count: int) -> bytes:
 @pytest.fixture
 async def batches(engine: FakeEngine, model: ServedModel, tmp_path: Path) -> AsyncIterator[OpenBatches]:
     database = opened(f"sqlite://{tmp_path / 'store.db'}")
-    store = BatchStore(database, 1000.0)
+    store = BatchStore(database, RETENTION_S)
     yield OpenBatches(make_service(engine, model), store)
     store.close()
 
 
-def app_of(batches: OpenBatches, access: Access | None = None, max_body_bytes: int = MAX_BODY_BYTES) -> FastAPI:
+def app_of(batches: OpenBatches, access: Access | None = None) -> FastAPI:
     features = features_with(batches.service, batches)
-    return create_app(batches.service, access or Access(), features, max_body_bytes=max_body_bytes)
+    return create_app(batches.service, access or Access(), features)
 
 
 @asynccontextmanager
@@ -81,7 +85,7 @@ def change(batches: OpenBatches, columns: str) -> None:
 
 
 async def ended(api: openai.AsyncOpenAI, batch_id: str) -> Any:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (batch := await api.batches.retrieve(batch_id)).status == "in_progress":
             await asyncio.sleep(0.02)
     return batch
@@ -143,7 +147,7 @@ async def test_two_replicas_share_a_batch(api: openai.AsyncOpenAI, batches: Open
     async with AsyncExitStack() as stack:
         for engine in engines:
             assert batches.store is not None
-            store = BatchStore(batches.store._database, 1000.0)
+            store = BatchStore(batches.store._database, RETENTION_S)
             await stack.enter_async_context(working(OpenBatches(make_service(engine, model), store)))
         batch = await ended(api, batch.id)
     found = await outputs(api, batch.output_file_id)
@@ -158,13 +162,13 @@ async def test_a_cancelled_batch_keeps_what_it_has(
 ) -> None:
     batch = await started(api, lines(40))
     async with working(batches) as worker:
-        while not (await api.batches.retrieve(batch.id)).request_counts.completed:  # type: ignore[union-attr]
+        while not (await api.batches.retrieve(batch.id)).request_counts.completed:
             await asyncio.sleep(0.01)
         engine.gate.clear()
         batch = await api.batches.cancel(batch.id)
         assert (batch.status, batch.cancelled_at is not None) == ("cancelled", True)
         worker._renewed_at = 0.0
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while engine.running:
                 await asyncio.sleep(0.02)
         engine.gate.set()
@@ -204,36 +208,15 @@ async def test_lines_with_a_common_prefix_run_next_to_each_other(api: openai.Asy
     prompts = [[5 + number % 3] for number in range(12)]
     batch = await started(api, b"\n".join(line(str(at), prompt=prompt) for at, prompt in enumerate(prompts)))
     assert batches.store is not None
-    claims = [claim for _ in range(4) for claim in await batches.store.claim(batches.service.model.identity, 3)]
+    claims = [
+        claim for _ in range(4) for claim in await batches.store.claim(batches.service.model.identity, Places(3, 3))
+    ]
     assert [json.loads(claim.data)["body"]["prompt"] for claim in claims] == [[5]] * 4 + [[6]] * 4 + [[7]] * 4
     await batches.store.release([claim.lease for claim in claims])
     async with working(batches):
         batch = await ended(api, batch.id)
     found = await outputs(api, batch.output_file_id)
     assert [each["custom_id"] for each in found] == [str(place) for place in range(12)]
-
-
-class SmallDisk(Sqlite):
-    """A database on a disk that is full while `max_pages` is not 0: the file may not have more pages."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__(path)
-        self.max_pages = 0
-
-    def connect(self) -> Any:
-        connection = super().connect()
-        disk = self
-
-        class Limited:
-            def execute(self, sql: str, values: Any = ()) -> Any:
-                if sql.startswith("BEGIN"):
-                    connection.execute(f"PRAGMA max_page_count = {disk.max_pages or 2**30}")
-                return connection.execute(sql, values)
-
-            def close(self) -> None:
-                connection.close()
-
-        return Limited()
 
 
 @pytest.fixture
@@ -254,7 +237,7 @@ async def test_a_full_disk_stops_uploads_and_lets_batches_wait(
 ) -> None:
     """Nothing half-written is served, and a batch goes on when there is room again."""
     monkeypatch.setattr("roost.server.features.batches.batch_store._REPLY_S", 1.5)
-    batches = OpenBatches(make_service(engine, model), BatchStore(database, 1000.0))
+    batches = OpenBatches(make_service(engine, model), BatchStore(database, RETENTION_S))
     transport = httpx.ASGITransport(app_of(batches))
     async with (
         httpx.AsyncClient(transport=transport) as client,
@@ -296,17 +279,45 @@ async def test_a_draining_replica_leaves_its_lines_to_others(
     engine.gate.clear()
     batch = await started(api, lines(8))
     async with working(batches):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while len(engine.running) < 8:
                 await asyncio.sleep(0.02)
         batches.service.open_requests.is_draining = True
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while engine.running or batches.service.open_requests.count:
                 await asyncio.sleep(0.02)
         assert batches.store is not None
-        other = BatchStore(batches.store._database, 1000.0)
+        other = BatchStore(batches.store._database, RETENTION_S)
         async with working(OpenBatches(make_service(FakeEngine(VOCAB_SIZE), model), other)):
             assert (await ended(api, batch.id)).request_counts.completed == 8
+
+
+async def test_a_replica_that_a_newer_one_has_excluded_stops_its_lines(
+    engine: FakeEngine, model: ServedModel, tmp_path: Path
+) -> None:
+    """Other replicas run them when their leases end."""
+    address = f"sqlite://{tmp_path / 'store.db'}"
+    store = BatchStore(open_database(StoreAddress.parse(address), TABLES), RETENTION_S)
+    batches = OpenBatches(make_service(engine, model), store)
+    batches.database = store._database
+    transport = httpx.ASGITransport(app_of(batches))
+    engine.gate.clear()
+    async with (
+        httpx.AsyncClient(transport=transport, base_url="http://roost") as client,
+        openai.AsyncOpenAI(base_url="http://roost/v1", api_key="none", http_client=client, max_retries=0) as api,
+        working(batches),
+    ):
+        batch = await started(api, lines(8))
+        await until(lambda: len(engine.running) == 8)
+        upgrade_further(address, TABLES, oldest=len(TABLES.upgrades) + 1)
+        await until(lambda: not engine.running)
+        with pytest.raises(openai.InternalServerError) as failure:
+            await api.batches.retrieve(batch.id)
+        assert (failure.value.status_code, failure.value.code) == (503, "store_outdated")
+        ready = await client.get("/health/ready")
+        assert (ready.status_code, ready.json()["error"]["code"]) == (503, "store_outdated")
+        assert (await client.get("/health")).status_code == 200
+    store.close()
 
 
 async def test_tenants_see_their_own_only(batches: OpenBatches) -> None:
@@ -358,30 +369,124 @@ async def test_a_file_is_checked_when_it_is_uploaded(
     assert rows == [(0,)]
 
 
+async def test_lists_have_pages(api: openai.AsyncOpenAI) -> None:
+    """Also where the newest file was deleted that a page would follow."""
+    files = [await api.files.create(file=(f"{number}.jsonl", lines(1)), purpose="batch") for number in range(5)]
+    ids = [file.id for file in files]
+    assert [each.id async for each in api.files.list(limit=2)] == ids[::-1]
+    assert [each.id async for each in api.files.list(limit=2, order="asc", purpose="batch")] == ids
+    page = await api.files.list(limit=2, order="asc", after=ids[0])
+    assert ([each.id for each in page.data], page.has_more) == (ids[1:3], True)
+    page = await api.files.list(limit=3, order="asc", after=ids[1])
+    assert ([each.id for each in page.data], page.has_more) == (ids[2:], False)
+    await api.files.delete(ids[4])
+    for after in (ids[4], "\0", "nothing"):
+        for read in (api.files.list, api.batches.list):
+            with pytest.raises(openai.BadRequestError, match="after: the list has no item with the id"):
+                await read(after=after)
+
+
+EXPIRY: Any = {"anchor": "created_at", "seconds": 3600}
+
+
+async def test_files_expire_when_their_client_says(api: openai.AsyncOpenAI, batches: OpenBatches) -> None:
+    file = await api.files.create(file=("in.jsonl", lines(1)), purpose="batch", expires_after=EXPIRY)
+    assert file.expires_at == file.created_at + 3600
+    batch = await api.batches.create(
+        input_file_id=file.id, endpoint="/v1/completions", completion_window="24h", output_expires_after=EXPIRY
+    )
+    async with working(batches):
+        batch = await ended(api, batch.id)
+    output = await api.files.retrieve(batch.output_file_id)
+    assert output.expires_at == output.created_at + 3600
+
+
+@pytest.mark.parametrize(
+    ("expiry", "message"),
+    [
+        ({"anchor": "created_at"}, "seconds is required"),
+        ({"anchor": "now", "seconds": 3600}, 'anchor must be "created_at"'),
+        ({"anchor": "created_at", "seconds": 60}, "seconds must be at least 3600, got 60"),
+        ({"anchor": "created_at", "seconds": "x"}, "seconds must be a whole number"),
+        ({"anchor": "created_at", "seconds": 700_000}, r"seconds must be at most 604800, which is 7 days"),
+    ],
+)
+async def test_expiry_is_checked(api: openai.AsyncOpenAI, expiry: Any, message: str) -> None:
+    with pytest.raises(openai.BadRequestError, match=rf"expires_after\.{message}"):
+        await api.files.create(file=("in.jsonl", lines(1)), purpose="batch", expires_after=expiry)
+    file = await api.files.create(file=("in.jsonl", lines(1)), purpose="batch")
+    with pytest.raises(openai.BadRequestError, match=rf"output_expires_after\.{message}"):
+        await api.batches.create(
+            input_file_id=file.id, endpoint="/v1/completions", completion_window="24h", output_expires_after=expiry
+        )
+
+
+async def test_usage_of_a_batch_is_that_of_its_responses(api: openai.AsyncOpenAI, batches: OpenBatches) -> None:
+    chat = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 2}
+    urls = {"/v1/completions": {"prompt": "a", "max_tokens": 2}, "/v1/chat/completions": chat}
+    for url, body in {**urls, "/v1/responses": {"input": "a", "max_output_tokens": 2}}.items():
+        content = [{"custom_id": f"{number}", "method": "POST", "url": url, "body": body} for number in range(2)]
+        file = await api.files.create(
+            file=("in.jsonl", b"\n".join(json.dumps(each).encode() for each in content)), purpose="batch"
+        )
+        batch = await api.batches.create(input_file_id=file.id, endpoint=url, completion_window="24h")
+        assert batch.usage is not None
+        assert batch.usage.total_tokens == 0
+        async with working(batches):
+            batch = await ended(api, batch.id)
+        usages = [each["response"]["body"]["usage"] for each in await outputs(api, batch.output_file_id)]
+        assert batch.usage is not None
+        assert batch.usage.total_tokens == sum(usage["total_tokens"] for usage in usages) > 0
+        assert batch.usage.output_tokens == 4
+        assert batch.usage.output_tokens_details.reasoning_tokens == 0
+
+
+async def test_openapi_names_the_type_of_a_files_content(api: openai.AsyncOpenAI) -> None:
+    schema: Any = await api.get("/../openapi.json", cast_to=object)
+    assert list(schema["paths"]["/v1/files/{file_id}/content"]["get"]["responses"]["200"]["content"]) == [
+        "application/jsonl"
+    ]
+
+
 async def test_other_requests_are_refused(api: openai.AsyncOpenAI) -> None:
     file = await api.files.create(file=("in.jsonl", lines(1)), purpose="batch")
     with pytest.raises(openai.BadRequestError, match="purpose must be \"batch\", got 'fine-tune'"):
         await api.files.create(file=("in.jsonl", lines(1)), purpose="fine-tune")
     with pytest.raises(openai.BadRequestError, match=r"the lines of .* name /v1/completions, not /v1/responses"):
         await api.batches.create(input_file_id=file.id, endpoint="/v1/responses", completion_window="24h")
-    expiry: Any = {"anchor": "created_at", "seconds": 3600}
-    with pytest.raises(openai.BadRequestError, match="expires_after is not supported: files are kept for --store-days"):
-        await api.files.create(file=("in.jsonl", lines(1)), purpose="batch", expires_after=expiry)
-    with pytest.raises(openai.BadRequestError, match="output_expires_after is not supported: files are kept for"):
-        await api.batches.create(
-            input_file_id=file.id,
-            endpoint="/v1/completions",
-            completion_window="24h",
-            extra_body={"output_expires_after": expiry},
-        )
     window: Any = "soon"
     with pytest.raises(openai.BadRequestError, match="completion_window"):
+        await api.batches.create(input_file_id=file.id, endpoint="/v1/completions", completion_window=window)
+    window = "9999d"
+    with pytest.raises(
+        openai.BadRequestError, match=r"completion_window must be at most 7 days \(--store-days\), got 9999d"
+    ):
         await api.batches.create(input_file_id=file.id, endpoint="/v1/completions", completion_window=window)
     batch = await api.batches.create(input_file_id=file.id, endpoint="/v1/completions", completion_window="24h")
     with pytest.raises(openai.BadRequestError, match="is the input of a batch in progress"):
         await api.files.delete(file.id)
     with pytest.raises(openai.NotFoundError):
         await api.batches.retrieve(batch.id + "0")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({f"n{number}": 1 for number in range(17)}, "metadata must have at most 16 entries, got 17"),
+        ({"n" * 65: "v"}, "a name in metadata must have at most 64 characters, got 65"),
+        ({"name": "v" * 513}, "metadata.name must have at most 512 characters, got 513"),
+        ({"[key]": 1}, r"metadata\.\[key\] must be a string, got 1"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/batches", "/responses"])
+async def test_metadata_is_bounded(api: openai.AsyncOpenAI, path: str, metadata: dict[str, Any], message: str) -> None:
+    body = {"input_file_id": "file-0", "endpoint": "/v1/completions", "completion_window": "24h", "input": "a"}
+    with pytest.raises(openai.BadRequestError, match=message) as failure:
+        await api.post(path, body={**body, "metadata": metadata}, cast_to=dict)
+    assert failure.value.param == "metadata"
+    for allowed in ({f"{number:064}": "v" * 512 for number in range(16)}, {}):
+        with pytest.raises(openai.BadRequestError, match="there is no file"):
+            await api.post("/batches", body={**body, "metadata": allowed}, cast_to=dict)
 
 
 @pytest.mark.parametrize(
@@ -440,7 +545,7 @@ def test_a_line_without_an_end_is_refused() -> None:
 async def test_a_line_that_no_request_may_have_is_refused_by_its_number(
     batches: OpenBatches, size: int, message: str
 ) -> None:
-    transport = httpx.ASGITransport(app_of(batches, max_body_bytes=1000))
+    transport = httpx.ASGITransport(app_of(OpenBatches(limited(batches.service, 1000), batches.store)))
     content = b"\n\n".join([lines(2), line("long", prompt="a" * size), line("last", prompt="a")])
     async with httpx.AsyncClient(transport=transport, base_url="http://roost") as client:
         response = await client.post("/v1/files", data={"purpose": "batch"}, files={"file": content})

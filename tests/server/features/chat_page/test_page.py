@@ -5,17 +5,19 @@ import re
 import warnings
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import httpx
 import pytest
 import roost.server.features.chat_page
 from roost.server.app import create_app
-from roost.server.features.chat_page import FILES
+from roost.server.features.chat_page import FILES, ICON
 from roost.server.generation.service import Service
 from roost.server.http.api_keys import ApiKeys
 from roost.server.http.auth import Access
 
 FOLDER = Path(roost.server.features.chat_page.__file__).parent
+VENDORED = ("highlight", "marked", "purify", "temml")
 OWN_FILES = [path for path in FILES if "/vendor/" not in path]
 
 
@@ -47,6 +49,7 @@ async def test_its_policy_is_strict(client: httpx.AsyncClient) -> None:
         "default-src": "'none'",
         "script-src": "'self'",
         "style-src": "'self'",
+        "font-src": "'self'",
         "connect-src": "'self'",
         "img-src": "data:",
         "base-uri": "'none'",
@@ -69,7 +72,9 @@ async def test_everything_it_loads_is_there(client: httpx.AsyncClient) -> None:
         reached.add(path)
         response = await client.get(path)
         assert response.status_code == 200, path
-        imported = re.findall(r'^import .*?"\./([^"]+)"', response.text, re.MULTILINE) if path in OWN_FILES else []
+        imported = re.findall(r"url\('([^':]+)'\)", response.text) if path.endswith(".css") else []
+        if path in OWN_FILES:
+            imported += re.findall(r'(?:^import .*?|import\(|new URL\()"\./([^"]+)"', response.text, re.MULTILINE)
         pending += [f"{path.rpartition('/')[0]}/{name}" for name in imported]
     assert reached == set(FILES)
 
@@ -78,12 +83,21 @@ async def test_everything_it_loads_is_there(client: httpx.AsyncClient) -> None:
 async def test_its_files_are_kept_for_good(client: httpx.AsyncClient, path: str) -> None:
     """The path changes when a file does, so that an upgrade is seen at once."""
     response = await client.get(path)
-    expected = "text/css; charset=utf-8" if path.endswith(".css") else "text/javascript; charset=utf-8"
-    assert response.headers["content-type"] == expected
+    script = "text/javascript; charset=utf-8"
+    types = {"css": "text/css; charset=utf-8", "js": script, "mjs": script, "woff2": "font/woff2"}
+    assert response.headers["content-type"] == types[path.rpartition(".")[2]]
     assert response.headers["cache-control"] == "public, max-age=31536000, immutable"
     assert response.headers["x-content-type-options"] == "nosniff"
     assert response.headers["cross-origin-resource-policy"] == "same-origin"
     assert (await client.head(path)).headers["content-length"] == str(len(response.content))
+
+
+async def test_browsers_find_its_icon_at_once(client: httpx.AsyncClient) -> None:
+    """They ask for it beside any address that names none, such as `/docs`."""
+    response = await client.get("/favicon.ico")
+    assert (response.status_code, response.headers["content-type"]) == (200, "image/svg+xml")
+    assert ElementTree.fromstring(response.content).tag == "{http://www.w3.org/2000/svg}svg"
+    assert response.content == ICON
 
 
 async def test_it_names_no_other_place(client: httpx.AsyncClient) -> None:
@@ -99,7 +113,7 @@ async def test_it_names_no_other_place(client: httpx.AsyncClient) -> None:
 async def test_it_and_its_files_need_no_key(service: Service) -> None:
     transport = httpx.ASGITransport(create_app(service, Access(ApiKeys(["sesame"]))))
     async with httpx.AsyncClient(transport=transport, base_url="http://roost") as client:
-        for path in ("/", *FILES):
+        for path in ("/", "/favicon.ico", *FILES):
             assert (await client.get(path)).status_code == 200
         folder = next(iter(FILES)).rpartition("/")[0]
         for path in (
@@ -125,16 +139,17 @@ def test_the_vendored_libraries_are_what_their_table_says() -> None:
     rows = re.findall(
         r"^\| `([^`]+)` \|.*\| `([0-9a-f]{64})` \|$", (FOLDER / "vendor/README.md").read_text(), re.MULTILINE
     )
-    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (FOLDER / "vendor").glob("*.js")}
-    assert dict(rows) == digests
-    for name in digests:
-        assert (FOLDER / "vendor" / f"{name.partition('.')[0]}.LICENSE.txt").stat().st_size > 1000
+    files = [path for path in (FOLDER / "vendor").iterdir() if path.suffix not in (".md", ".txt")]
+    assert dict(rows) == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    for path in files:
+        library = re.split(r"[.-]", path.name.lower())[0]
+        assert (FOLDER / "vendor" / f"{library}.LICENSE.txt").stat().st_size > 1000
 
 
 def test_a_wheel_holds_the_page_and_the_licences() -> None:
     """Collects files as setuptools does."""
     dist = pytest.importorskip("setuptools.dist")
-    root = FOLDER.parents[3]
+    root = FOLDER.parents[2]
     if not (root / "pyproject.toml").exists():
         pytest.skip("runs in a checkout only")
     distribution = dist.Distribution({"script_name": "setup.py"})
@@ -146,14 +161,14 @@ def test_a_wheel_holds_the_page_and_the_licences() -> None:
         build.ensure_finalized()
         collected = {Path(name).as_posix() for name in build.get_outputs(include_bytecode=False)}
     shipped = {
-        name.partition("roost/server/api/native/chat_page/")[2]
+        name.partition("roost/server/features/chat_page/")[2]
         for name in collected
-        if "server/features/chat_page/" in name
+        if "roost/server/features/chat_page/" in name
     }
     there = {path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*") if path.is_file()}
     assert shipped == {name for name in there if "__pycache__" not in name}
     licences = set(distribution.metadata.license_files)
-    assert licences >= {f"server/features/chat_page/vendor/{name}.LICENSE.txt" for name in ("marked", "purify")}
+    assert licences >= {f"server/features/chat_page/vendor/{name}.LICENSE.txt" for name in VENDORED}
 
 
 @pytest.mark.parametrize("path", ["/v1", "/v1/"])

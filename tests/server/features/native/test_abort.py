@@ -16,8 +16,7 @@ ENDLESS: dict[str, Any] = {"prompt": "a", "max_tokens": 1_000_000, "ignore_eos":
 async def abort(client: httpx.AsyncClient, request_id: str) -> int:
     response = await client.post("/abort_request", json={"request_id": request_id})
     assert response.status_code == 200, response.text
-    aborted: int = response.json()["aborted"]
-    return aborted
+    return response.json()["aborted"]
 
 
 async def test_a_stream_is_aborted_by_the_id_in_its_chunks(service: Service, engine: FakeEngine) -> None:

@@ -1,6 +1,7 @@
 """Writes that share a transaction, and databases that go away, are slow or full."""
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -10,12 +11,13 @@ from typing import Any
 
 import pytest
 from databases import PostgresqlServer, opened, postgresql_server
+from fake_server import until
 from roost.server.database.address import StoreAddress
 from roost.server.database.database import Database, Transaction
 from roost.server.database.dialects import Sqlite, dialect_of
 from roost.server.database.errors import FencedError, StoreFullError, StoreUnavailableError
 from roost.server.database.group_commit import INTERVAL_S, GroupCommit
-from roost.server.features.responses import response_table
+from roost.server.features.responses import claim_table, event_table, response_table
 from roost.server.features.responses.appends import Append, run_all
 from roost.server.features.responses.records import Job, LogEntry, ResponseRecord
 
@@ -47,7 +49,7 @@ async def test_writes_of_a_moment_share_a_transaction(database: Database) -> Non
 
     first = asyncio.create_task(commits.write(lambda each: work(0, each), 5.0))
     await asyncio.sleep(0.02)
-    later = [commits.write(lambda each, n=n: work(n, each), 5.0) for n in range(1, 50)]  # type: ignore[misc]
+    later = [commits.write(lambda each, n=n: work(n, each), 5.0) for n in range(1, 50)]
     assert await asyncio.gather(first, *later) == list(range(50))
     assert len(transactions) <= 3
     assert time.monotonic() - began >= 0.05
@@ -81,7 +83,7 @@ async def test_appends_of_a_moment_take_two_statements(database: Database, monke
     leases = [
         await commits.write(partial(response_table.insert, record=each, job=job, owner="me"), 5.0) for each in records
     ]
-    await commits.write(lambda each: response_table.seize(each, "other", "", "r3"), 5.0)
+    await commits.write(lambda each: claim_table.seize(each, "other", "", "r3"), 5.0)
     statements: list[str] = []
     execute = Transaction.execute
 
@@ -93,12 +95,12 @@ async def test_appends_of_a_moment_take_two_statements(database: Database, monke
     entries = [LogEntry(0, 0, 1, 0, 10**number, b"delta", b"event") for number in range(5)]
     for _ in range(2):
         statements.clear()
-        appends = [Append(lease, entry) for lease, entry in zip(leases, entries, strict=True)]
+        appends = [Append(lease, entry, entry.num_bytes) for lease, entry in zip(leases, entries, strict=True)]
         results = await asyncio.gather(*(commits.write(each, 5.0) for each in appends), return_exceptions=True)
         assert [type(each) for each in results] == [type(None)] * 3 + [FencedError, type(None)]
         assert len(statements) == 2
     for number, entry in enumerate(entries):
-        logged = database.run_now(lambda each, n=number: response_table.entries(each, "", f"r{n}"))  # type: ignore[misc]
+        logged = database.run_now(lambda each, n=number: event_table.entries(each, "", f"r{n}", 0))
         assert logged == ([] if number == 3 else [entry])
 
 
@@ -132,16 +134,18 @@ async def test_a_full_database_that_becomes_slow_says_that_it_is_full(tmp_path: 
     """The last attempt has what is left of the write's time, which is too little on a busy machine."""
     database = opened(f"sqlite://{tmp_path / 'store.db'}")
     attempts: list[None] = []
+    may_end = threading.Event()
 
     def limited(transaction: Transaction) -> None:
         attempts.append(None)
         if len(attempts) > 1:
-            time.sleep(0.5)
+            may_end.wait()
         transaction.execute("PRAGMA max_page_count = 40")
         response_table.put(transaction, ResponseRecord("", "big", bytes(2**20), b"", b""))
 
     with pytest.raises(StoreFullError, match="full"):
-        await GroupCommit(database, INTERVAL_S, run_all).write(limited, 0.4)
+        await GroupCommit(database, INTERVAL_S, run_all).write(limited, 3.0, waits_for_room=True)
+    may_end.set()
     assert len(attempts) == 2
     database.close()
 
@@ -155,13 +159,18 @@ async def test_a_folder_that_is_missing_says_so(tmp_path: Path) -> None:
 
 async def test_a_slow_database_is_given_up(database: Database) -> None:
     """The transaction goes on; what waits for it does not."""
-    began = time.monotonic()
-    with pytest.raises(StoreUnavailableError, match=r"not responded within 0\.1 s"):
-        await database.run(lambda _: time.sleep(0.5), timeout_s=0.1)
-    assert time.monotonic() - began < 0.4
+    begun, may_end = threading.Event(), threading.Event()
+
+    def work(_: Transaction) -> None:
+        begun.set()
+        may_end.wait()
+
+    with pytest.raises(StoreUnavailableError, match=r"not responded within 1 s"):
+        await database.run(work, timeout_s=1.0)
+    assert begun.is_set()
     assert database.is_stuck
-    await asyncio.sleep(0.6)
-    assert not database.is_stuck
+    may_end.set()
+    await until(lambda: not database.is_stuck)
 
 
 async def test_writes_wait_for_a_database_that_comes_back() -> None:

@@ -19,13 +19,22 @@ import httpx
 import pytest
 from client_types import checked
 from databases import FAULTS, FaultyDatabase, PostgresqlServer, faulty_database, opened
-from fake_engine import STATE_FORMAT, FakeEngine
+from fake_engine import STATE_FORMAT, FakeEngine, snapshot_of
 from fake_server import VOCAB_SIZE, features_with, live, make_service, until
 from openai.types.responses import Response, ResponseErrorEvent
-from roost.engine import CheckpointFormat, EngineDeadError, Request, TokenOutput
+from roost.engine import (
+    CacheStats,
+    ConstraintLostError,
+    EngineDeadError,
+    EngineStats,
+    Request,
+    RequestSnapshotFormat,
+    SavedState,
+    TokenOutput,
+)
 from roost.server.app import create_app
 from roost.server.database.address import StoreAddress
-from roost.server.database.database import Database
+from roost.server.database.database import Database, Lane
 from roost.server.database.dialects import dialect_of
 from roost.server.database.errors import StoreUnavailableError
 from roost.server.features.responses import response_table
@@ -39,7 +48,7 @@ from roost.server.generation.service import Service
 from roost.server.http.api_keys import ApiKeys
 from roost.server.http.auth import Access
 from roost.server.observability.metrics import Metrics
-from roost.server.observability.request_metrics import Observer, Work
+from roost.server.observability.request_metrics import Observer, StoreWork
 from roost.server.text.served_model import ServedModel
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -65,9 +74,9 @@ class PacedEngine(FakeEngine):
 
 class NotingObserver(Observer):
     def __init__(self) -> None:
-        self.works: list[Work] = []
+        self.works: list[StoreWork] = []
 
-    def on_work(self, work: Work) -> None:
+    def on_work(self, work: StoreWork) -> None:
         self.works.append(work)
 
 
@@ -105,7 +114,7 @@ class Replica:
     responses: DurableResponses
     client: httpx.AsyncClient
     adopter: Adopter
-    works: list[Work]
+    works: list[StoreWork]
 
     async def created(self, **fields: Any) -> dict[str, Any]:
         body = {"input": "hi", "max_output_tokens": 10, "background": True, **fields}
@@ -122,7 +131,7 @@ class Replica:
 
     async def ended(self, response_id: str) -> dict[str, Any]:
         """The response, once it has ended on any replica."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while (response := await self.fetched(response_id))["status"] == "in_progress":
                 await asyncio.sleep(0.02)
         checked(Response, json.dumps(response), frozenset({"inexact"}))
@@ -161,10 +170,12 @@ async def replica(address: str, model: ServedModel, access: Access | None = None
     app = create_app(service, access or Access(), features_with(service, feature))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost", timeout=30) as client:
         adopter = Adopter(service, responses, feature.background)
-        yield Replica(service, engine, feature, responses, client, adopter, notes.works)
-    for task in list(feature.background._tasks.values()):
-        task.cancel()
-    await responses.close()
+        try:
+            yield Replica(service, engine, feature, responses, client, adopter, notes.works)
+        finally:
+            for task in list(feature.background._tasks.values()):
+                task.cancel()
+            await responses.close()
 
 
 @pytest.fixture
@@ -229,7 +240,7 @@ async def test_a_background_response_is_fetched_from_another_replica(replicas: t
     first, second = replicas
     first.engine.allowed = 0
     made = await first.created(max_output_tokens=5)
-    assert (await second.fetched(made["id"])) == made
+    assert (await second.fetched(made["id"])) == {**made, "status": "in_progress"}
     first.engine.allowed = 1000
     done = await second.ended(made["id"])
     assert (text_of(done), done["status"], done["background"]) == ("ABCDE", "incomplete", True)
@@ -290,8 +301,8 @@ async def test_an_engine_like_the_owners_continues_exactly(
 ) -> None:
     """Another one leaves the response to such engines for a time, and then reads its tokens as a prompt."""
     first, second = replicas
-    first.engine.checkpoints = CheckpointFormat("x86", STATE_FORMAT.snapshot)
-    second.engine.checkpoints = CheckpointFormat(second_engine, STATE_FORMAT.snapshot)
+    first.engine.checkpoints = RequestSnapshotFormat("x86", STATE_FORMAT.snapshot)
+    second.engine.checkpoints = RequestSnapshotFormat(second_engine, STATE_FORMAT.snapshot)
     first.engine.allowed = 4
     made = await first.created(include=["message.output_text.logprobs"])
     await num_tokens_logged(first, address, 4)
@@ -317,9 +328,50 @@ async def test_an_engine_like_the_owners_continues_exactly(
         assert (len(request.prompt_token_ids), request.params.max_tokens) == (len(prompt) + 4, 6)
 
 
+async def import_state(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Returns the id of a state whose file no key vouches for."""
+    monkeypatch.setattr(PacedEngine, "stats", EngineStats(slots=4, cache=CacheStats(budget=10**6)))
+    tokens = [5 + each % 20 for each in range(70)]
+    file = STATE_FORMAT.export(SavedState.of(tokens, snapshot_of(tokens)))
+    response = await replica.client.post("/v1/states/import", content=file)
+    assert response.status_code == 200, response.text
+    return str(response.json()["id"])
+
+
+@on_sqlite
+@pytest.mark.parametrize("how", ["background", "hand-over"])
+async def test_what_continues_an_imported_state_is_continued_inexactly(
+    replicas: tuple[Replica, Replica], address: str, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Other replicas have the state's tokens alone, even with the same engine, and none waits for a better one."""
+    first, second = replicas
+    for each in replicas:
+        each.engine.checkpoints = RequestSnapshotFormat("x86", STATE_FORMAT.snapshot)
+    state = await import_state(first, monkeypatch)
+    first.engine.allowed = 4
+    if how == "background":
+        response_id = (await first.created(from_state=state))["id"]
+        await num_tokens_logged(first, address, 4)
+        await first.dies()
+    else:
+        reading = streaming(first, from_state=state)
+        await num_tokens_streamed(first, 4)
+        await first.responses.hand_over_streams()
+        await first.engine.stop()
+        first.engine.allowed = 1000
+        response_id = events_of((await reading).text)[-1]["response_id"]
+    assert first.engine.requests[0].state_is_imported
+    expire_leases(address, seconds_ago=1.0)
+    await second.adopter.look()
+    done = await second.ended(response_id)
+    assert done["inexact"] is True
+    (request,) = second.engine.requests
+    assert request.replay is None
+
+
 def with_checkpoints(replica: Replica, folder: Path, evacuation_s: float = 5.0) -> Checkpointer:
     """Gives a replica a folder for checkpoints, and returns what takes them."""
-    replica.engine.checkpoints = CheckpointFormat("x86", STATE_FORMAT.snapshot)
+    replica.engine.checkpoints = RequestSnapshotFormat("x86", STATE_FORMAT.snapshot)
     replica.responses.files = CheckpointFiles(folder, None, replica.responses.stats)
     limits = CheckpointSettings(0.0, 1e9, evacuation_s)
     observers = replica.service.metrics.requests.observers
@@ -347,7 +399,7 @@ async def test_a_response_goes_on_from_its_checkpoint(
         case "torn":
             path.write_bytes(path.read_bytes()[:-5])
         case "of another response":
-            formats = CheckpointFormat("x86", STATE_FORMAT.snapshot)
+            formats = RequestSnapshotFormat("x86", STATE_FORMAT.snapshot)
             path.write_bytes(formats.export(formats.load(path.read_bytes(), path.stem), "other"))
         case "missing":
             path.unlink()
@@ -524,6 +576,24 @@ async def test_a_frozen_owner_writes_nothing_when_it_comes_back(
     assert text_of(done) == LETTERS[:10]
 
 
+async def test_a_replica_that_claims_its_own_response_stops_it_first(
+    replicas: tuple[Replica, Replica], address: str
+) -> None:
+    """Its lease has ended meanwhile, as on a machine with too much to do."""
+    first, _ = replicas
+    first.engine.allowed = 3
+    made = await first.created()
+    await num_tokens_logged(first, address, 3)
+    expire_leases(address)
+    (claim,) = await first.responses.claim(first.service.model.identity, 1, first.service.engine_identity)
+    await first.adopter._adopt(claim, first.responses.log_of(claim))
+    first.engine.allowed = 1000
+    await until(lambda: not first.feature.background.is_busy)
+    assert len(first.engine.requests) == 1
+    await first.adopter.look()
+    assert text_of(await first.ended(made["id"])) == LETTERS[:10]
+
+
 async def test_an_owner_without_tokens_learns_that_it_lost(replicas: tuple[Replica, Replica], address: str) -> None:
     """Its own look finds it, though it has nothing to write."""
     first, second = replicas
@@ -601,7 +671,7 @@ async def test_a_response_that_kills_its_owners_fails(replicas: tuple[Replica, R
         await second.adopter.look()
     failed = await second.ended(made["id"])
     assert (failed["status"], failed["error"]["code"]) == ("failed", "server_error")
-    assert "made no progress" in failed["error"]["message"]
+    assert failed["error"]["message"].startswith("3 replicas died")
 
 
 @on_sqlite
@@ -680,7 +750,7 @@ async def test_a_database_that_is_away_is_an_error(
     """Requests that store nothing are not concerned."""
     first, _ = replicas
     monkeypatch.setattr("roost.server.features.responses.durable_responses.REPLY_S", 0.3)
-    monkeypatch.setattr(first.responses._database, "_begin", _away)
+    monkeypatch.setattr(first.responses._database, "_transact", _away)
     for body in ({"background": True}, {}, {"stream": True}):
         response = await first.client.post("/v1/responses", json={"input": "hi", "max_output_tokens": 3, **body})
         if body.get("stream"):
@@ -695,7 +765,7 @@ async def test_a_database_that_is_away_is_an_error(
     assert (await first.client.get("/v1/responses/resp_" + "0" * 32)).status_code == 503
 
 
-def _away(_: str) -> None:
+def _away(*_: object) -> None:
     import sqlite3
 
     raise sqlite3.OperationalError("secret detail")
@@ -871,7 +941,7 @@ async def test_a_stream_that_cannot_be_stored_fails(
     first.engine.allowed = 4
     reading = streaming(first)
     await num_tokens_streamed(first, 4)
-    monkeypatch.setattr(first.responses._database, "_begin", _away)
+    monkeypatch.setattr(first.responses._database, "_transact", _away)
     await first.responses.hand_over_streams()
     assert "1 of 1 streams cannot be continued by other replicas" in caplog.text
     await first.engine.stop()
@@ -907,9 +977,9 @@ def faulty(postgresql: PostgresqlServer) -> Iterator[FaultyDatabase]:
 
 async def num_errors(replica: Replica, more: int) -> None:
     """Waits until the database has failed so many times more."""
-    database = replica.responses._database
-    before = database._num_errors
-    await until(lambda: database._num_errors >= before + more, 10)
+    connections = replica.responses._database._connections[Lane.COMMITS]
+    before = connections.num_errors
+    await until(lambda: connections.num_errors >= before + more, 10)
 
 
 @pytest.mark.parametrize("owner_s", [30.0, 0.3], ids=["owners wait", "owners give up"])
@@ -958,8 +1028,11 @@ async def test_responses_outlast_a_fault_of_the_database(
         await until(lambda: not first.responses.running_logs)
         await until(lambda: first.responses.stats.running == 0)
         assert first.responses.stats.unattended == 0
-        num_adopted = 4 if owner_s < 1 else 0
-        assert first.responses.stats.adoptions - num_adopted in (0, 1), "the refused one may have been stored late"
+        num_logged = 1 if fault == "no privilege for the log" else 4  # the others may end without another entry
+        num_adopted = num_logged if owner_s < 1 else 0
+        assert first.responses.stats.adoptions >= num_adopted
+        if owner_s > 1:  # else a slow machine may give up again at the end of the fault
+            assert first.responses.stats.adoptions <= 1, "the refused one may have been stored late"
         assert (await first.client.post("/v1/responses", json=body)).status_code == 200
     assert not [record for record in caplog.records if record.exc_info]
 
@@ -1005,7 +1078,7 @@ async def test_a_lease_ends_with_its_task(
     with database_of(address) as database:
         leases = "SELECT lease_until, owner IS NULL FROM roost_responses"
         ((earlier, _),) = database.run_now(lambda each: each.rows(leases))
-        first.adopter._num_free = lambda: 0  # type: ignore[method-assign]  # it leaves the response to the other one
+        first.adopter._num_free = lambda: 0  # it leaves the response to the other one
         await first.adopter.look()
         assert first.responses.stats.unattended == 1
         ((now, is_free),) = database.run_now(lambda each: each.rows(leases))
@@ -1056,7 +1129,210 @@ async def test_a_lease_ends_with_its_stream(replicas: tuple[Replica, Replica]) -
             await first.responses.hand_over_streams()
             (log,) = first.responses.running_logs
         await until(lambda: not first.responses.running_logs)
-    first.adopter._num_free = lambda: 0  # type: ignore[method-assign]
+    first.adopter._num_free = lambda: 0
     await first.adopter.look()
     await second.adopter.look()
     assert text_of(await second.ended(log.lease.id)) == LETTERS[:10]
+
+
+# --- responses that may be what ends their owners, and quotas
+
+
+def states_of(address: str) -> dict[str, tuple[int, int, int]]:
+    """Returns deaths, deaths alone, and whether it runs alone, of each running response."""
+    query = "SELECT id, num_deaths, num_lone_deaths, is_alone FROM roost_responses WHERE is_running = 1"
+    with database_of(address) as database:
+        return {
+            name: (deaths, alone, is_alone)
+            for name, deaths, alone, is_alone in database.run_now(lambda e: e.rows(query))
+        }
+
+
+async def dies_with_all(replica: Replica, address: str) -> None:
+    await replica.dies()
+    await until(lambda: replica.adopter._alone is None)
+    expire_leases(address)
+
+
+@on_sqlite
+async def test_suspects_run_one_after_the_other(replicas: tuple[Replica, Replica], address: str) -> None:
+    """All have lost two owners, of whichever of them. None fails for that, and each has its whole text."""
+    first, second = replicas
+    first.engine.allowed = second.engine.allowed = 2
+    made = [(await first.created())["id"] for _ in range(3)]
+    await num_tokens_logged(first, address, 6)
+    await dies_with_all(first, address)
+    await second.adopter.look()
+    await until(lambda: len(second.engine.running) == 3)
+    assert states_of(address) == dict.fromkeys(made, (1, 0, 0))
+    await dies_with_all(second, address)
+    first.engine.requests.clear()
+    for count in range(1, 4):
+        first.engine.allowed = 0
+        await first.adopter.look()
+        await until(lambda: len(first.engine.running) == 1)
+        await first.adopter.look()
+        assert sorted(states_of(address).values()) == [(1, 0, 0)] * (3 - count) + [(2, 0, 1)]
+        assert len(first.engine.requests) == count
+        first.engine.allowed = 1000
+        await until(lambda: first.adopter._alone is None)
+    assert [text_of(await second.ended(name)) for name in made] == [LETTERS[:10]] * 3
+
+
+@on_sqlite
+async def test_a_suspect_waits_for_lines_of_batches(replicas: tuple[Replica, Replica], address: str) -> None:
+    first, second = replicas
+    first.engine.allowed, second.engine.allowed = 2, 1000
+    suspect = (await first.created())["id"]
+    await num_tokens_logged(first, address, 2)
+    await dies_with_all(first, address)
+    with database_of(address) as database:
+        database.run_now(lambda each: each.execute("UPDATE roost_responses SET num_deaths = 1"), writes=True)
+    line = second.service.admissions.open_preemptible()
+    await second.adopter.look()
+    await until(lambda: second.service.admissions.preemptible.is_barred)
+    assert (states_of(address), second.engine.requests) == ({suspect: (2, 0, 0)}, [])
+    line.release()
+    assert text_of(await second.ended(suspect)) == LETTERS[:10]
+    await until(lambda: not second.service.admissions.preemptible.is_barred)
+
+
+async def lost(replicas: tuple[Replica, Replica], address: str) -> list[str]:
+    """Returns the ids of two responses whose owner has died, the second of which is a suspect."""
+    first, second = replicas
+    first.engine.allowed, second.engine.allowed = 2, 0
+    innocent, suspect = [(await first.created())["id"] for _ in range(2)]
+    await num_tokens_logged(first, address, 4)
+    await dies_with_all(first, address)
+    with database_of(address) as database:
+        mark = "UPDATE roost_responses SET num_deaths = 1, lease_until = lease_until + 1 WHERE id = ?"
+        database.run_now(lambda each: each.execute(mark, suspect), writes=True)
+    return [innocent, suspect]
+
+
+@on_sqlite
+async def test_a_suspect_waits_for_other_adopted_responses(
+    replicas: tuple[Replica, Replica], address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It counts as alone only from then on."""
+    monkeypatch.setattr("roost.server.features.responses.adoption._OTHERS_S", 60.0)
+    _, second = replicas
+    innocent, suspect = await lost(replicas, address)
+    for _ in range(3):
+        await second.adopter.look()
+    assert states_of(address) == {innocent: (1, 0, 0), suspect: (2, 0, 0)}
+    assert len(second.engine.requests) == 1
+    second.engine.allowed = 1000
+    assert text_of(await second.ended(innocent)) == LETTERS[:10]
+    assert text_of(await second.ended(suspect)) == LETTERS[:10]
+    assert len(second.engine.requests) == 2
+
+
+@on_sqlite
+async def test_a_suspect_runs_beside_adopted_responses_that_take_long(
+    replicas: tuple[Replica, Replica], address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its death would not count against it."""
+    monkeypatch.setattr("roost.server.features.responses.adoption._OTHERS_S", 0.01)
+    _, second = replicas
+    innocent, suspect = await lost(replicas, address)
+    for count in (1, 2):
+        await second.adopter.look()
+        await until(lambda count=count: len(second.engine.running) == count)
+    await until(lambda: second.adopter._alone is None)
+    assert states_of(address) == {innocent: (1, 0, 0), suspect: (2, 0, 0)}
+    second.engine.allowed = 1000
+    assert [text_of(await second.ended(name)) for name in (innocent, suspect)] == [LETTERS[:10]] * 2
+
+
+@on_sqlite
+async def test_a_suspect_is_alone_for_a_time(
+    replicas: tuple[Replica, Replica], address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others that have lost two owners do not wait for its end, which may be days away."""
+    monkeypatch.setattr("roost.server.features.responses.adoption._FIRST_ALONE_S", 0.01)
+    first, second = replicas
+    first.engine.allowed, second.engine.allowed = 2, 0
+    made = [(await first.created())["id"] for _ in range(3)]
+    await num_tokens_logged(first, address, 6)
+    await dies_with_all(first, address)
+    with database_of(address) as database:
+        database.run_now(lambda each: each.execute("UPDATE roost_responses SET num_deaths = 1"), writes=True)
+    monkeypatch.setattr("roost.server.features.responses.adoption._OTHERS_S", 0.01)
+    for count in (1, 2, 3):
+        await second.adopter.look()
+        await until(lambda: second.adopter._alone is None)
+        assert len(second.engine.running) == count
+    await second.adopter.look()
+    assert second.responses.stats.unattended == 0
+    assert len(second.engine.requests) == len(second.responses.running_logs) == 3, "each was begun once and goes on"
+    assert states_of(address) == dict.fromkeys(made, (2, 0, 0))
+    assert not second.service.admissions.preemptible.is_barred
+    second.engine.allowed = 1000
+    assert [text_of(await second.ended(name)) for name in made] == [LETTERS[:10]] * 3
+
+
+@on_sqlite
+async def test_a_grammar_that_the_system_ends_is_continued_elsewhere(
+    replicas: tuple[Replica, Replica], address: str
+) -> None:
+    """It counts as a death, or a grammar for which there is never enough memory would be adopted for ever."""
+    first, second = replicas
+    first.engine.fails_after, first.engine.fails_with = 4, ConstraintLostError("killed")
+    first.engine.allowed, second.engine.allowed = 1000, 2
+    made = await first.created()
+    await until(lambda: not first.feature.background.is_busy)
+    await second.adopter.look()
+    await until(lambda: second.engine.running)
+    assert states_of(address) == {made["id"]: (1, 0, 0)}
+    second.engine.allowed = 1000
+    assert text_of(await second.ended(made["id"])) == LETTERS[:10]
+
+
+@on_sqlite
+async def test_a_stop_is_no_death(replicas: tuple[Replica, Replica], address: str) -> None:
+    first, second = replicas
+    first.engine.allowed = 4
+    made = await first.created()
+    await num_tokens_logged(first, address, 4)
+    await first.engine.stop()
+    first.engine.allowed = 1000
+    await until(lambda: not first.feature.background.is_busy)
+    assert states_of(address) == {made["id"]: (0, 0, 0)}
+    second.engine.dies_after = 0
+    await second.adopter.look()
+    await until(lambda: states_of(address) == {made["id"]: (1, 0, 0)})
+
+
+@on_sqlite
+async def test_running_responses_have_a_quota(
+    address: str, model: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened(address).close()
+    room = "roost.server.features.responses.durable_responses"
+    access = Access(keys=ApiKeys(["alice:key-of-alice", "bob:key-of-bob"]))
+    async with replica(address, model, access) as first:
+        first.engine.allowed = 2
+        first.client.headers["authorization"] = "Bearer key-of-alice"
+        body = {"input": "hi", "max_output_tokens": 10, "background": True}
+        for name, value, text in (
+            ("MAX_RUNNING", 2, "has 2 background responses running, which is the limit"),
+            ("MAX_RUNNING_BYTES", 100, "take 0 MiB, which is the limit"),
+        ):
+            made = [await first.created() for _ in range(2 if name == "MAX_RUNNING" else 1)]
+            with monkeypatch.context() as patches:
+                patches.setattr(f"{room}.{name}", value)
+                refused = await first.client.post("/v1/responses", json=body)
+                assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+                assert text in refused.json()["error"]["message"]
+                other = {"authorization": "Bearer key-of-bob"}
+                if name == "MAX_RUNNING":
+                    assert (await first.client.post("/v1/responses", json=body, headers=other)).status_code == 200
+                foreground = await first.client.post("/v1/responses", json={"input": "hi", "max_output_tokens": 1})
+                assert foreground.status_code == 200
+                first.engine.allowed = 1000
+                for each in made:
+                    await first.ended(each["id"])
+                assert (await first.client.post("/v1/responses", json=body)).status_code == 200
+                await until(lambda: not first.feature.background.is_busy)
+            first.engine.allowed = 2

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from fake_engine import FakeEngine
 from fake_process import Process
-from fake_server import features_with, until
+from fake_server import features_with, limited, until
 from roost.server.app import create_app
 from roost.server.database.errors import StoreUnavailableError
 from roost.server.feature import Opening
@@ -46,15 +46,16 @@ async def test_background_work_holds_its_memory_until_it_ends(service: Service, 
     engine.gate.clear()
     headers = {"content-type": "application/json", "x-api-key": "g"}
     body = json.dumps({"input": "a" * 900, "background": True}, separators=(",", ":")).encode()
+    service = limited(service, 1000, tenants=2)
     feature = OpenResponses(service)
     keys = Access(keys=ApiKeys(["greedy:g", "modest:m"]))
-    app = create_app(service, keys, features_with(service, feature), max_body_bytes=1000, max_kept_bytes=0)
+    app = create_app(service, keys, features_with(service, feature))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as client:
         created = []
         while (response := await client.post("/v1/responses", content=body, headers=headers)).status_code == 200:
             created.append(response.json()["id"])
         assert response.status_code == 429
-        assert len(created) < 10
+        assert len(created) < 20
         engine.gate.set()
         await until(lambda: not feature.background.is_busy)
         assert (await client.post("/v1/responses", content=body, headers=headers)).status_code == 200

@@ -41,8 +41,7 @@ def now[T](work: Coroutine[Any, Any, T]) -> T:
     try:
         work.send(None)
     except StopIteration as done:
-        result: T = done.value
-        return result
+        return done.value
     raise AssertionError("it waits")
 
 

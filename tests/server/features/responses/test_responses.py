@@ -1,6 +1,7 @@
 """`/v1/responses`: its objects and events, and what the server remembers."""
 
 import asyncio
+from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx
@@ -8,10 +9,14 @@ import pytest
 from client_types import checked, events
 from fake_engine import FakeEngine
 from fake_server import live, make_service, until
-from openai.types.responses import Response, ResponseStreamEvent
+from openai.types.responses import InputTokenCountResponse, Response, ResponseStreamEvent
 from openai.types.responses.response_item_list import ResponseItemList
+from roost.engine import SavedState
 from roost.server.generation.prompts import Prompt
 from roost.server.generation.service import Service
+from roost.server.http.api_keys import ApiKeys
+from roost.server.http.auth import Access
+from roost.server.text.conversation import Conversation, ConversationMessage
 from roost.server.text.served_model import ServedModel
 
 LOGPROBS = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
@@ -29,7 +34,7 @@ async def created(client: httpx.AsyncClient, said: Any = "hi", **fields: Any) ->
 
 async def ended(client: httpx.AsyncClient, response_id: str) -> Response:
     """A background response, once nobody works on it any more."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while (text := (await client.get(f"/v1/responses/{response_id}")).text) and '"in_progress"' in text:
             await asyncio.sleep(0.005)
     return checked(Response, text)
@@ -37,8 +42,7 @@ async def ended(client: httpx.AsyncClient, response_id: str) -> Response:
 
 async def error_of(response: httpx.Response, status: int = 400) -> dict[str, Any]:
     assert response.status_code == status, response.text
-    error: dict[str, Any] = response.json()["error"]
-    return error
+    return response.json()["error"]
 
 
 async def test_a_large_number_comes_back_as_it_was(client: httpx.AsyncClient) -> None:
@@ -83,7 +87,7 @@ async def test_the_events_of_a_stream(client: httpx.AsyncClient) -> None:
         "response.output_item.done",
         "response.incomplete",
     ]
-    assert [event.sequence_number for event in parsed] == list(range(11))  # type: ignore[attr-defined]
+    assert [event.sequence_number for event in parsed] == list(range(11))
     assert "".join(event["delta"] for name, event in got if name.endswith("delta")) == "ABC"
     last = checked(Response, got[-1][1]["response"])
     assert last.output_text == "ABC"
@@ -99,16 +103,17 @@ async def test_a_stream_that_ends_by_itself_is_completed(client: httpx.AsyncClie
 
 async def test_logprobs_whole_and_streamed(client: httpx.AsyncClient) -> None:
     response = await created(client, max_output_tokens=1, **LOGPROBS)
-    part = response.output[0].content[0]  # type: ignore[union-attr,index]
-    (entry,) = part.logprobs  # type: ignore[union-attr]
+    part = response.output[0].content[0]
+    (entry,) = part.logprobs
     assert (entry.token, entry.logprob, entry.bytes) == ("A", -10.9, [65])
     assert [(top.token, top.logprob) for top in entry.top_logprobs] == [("A", -10.9), ("B", -11.9)]
     got = events((await create(client, stream=True, **LOGPROBS)).text)
     for _, event in got:
-        checked(ResponseStreamEvent, event)
-    deltas = [entry["token"] for name, event in got if name.endswith("delta") for entry in event["logprobs"]]
+        checked(ResponseStreamEvent, event, ours=frozenset({"bytes"}))
+    deltas = [entry for name, event in got if name.endswith("delta") for entry in event["logprobs"]]
     (done,) = [event for name, event in got if name == "response.output_text.done"]
-    assert deltas == [entry["token"] for entry in done["logprobs"]] == ["A", "B", "C"]
+    assert deltas == done["logprobs"] == got[-1][1]["response"]["output"][0]["content"][0]["logprobs"]
+    assert [entry["token"] for entry in deltas] == ["A", "B", "C"]
 
 
 async def test_input_may_be_items_and_instructions_come_first(client: httpx.AsyncClient, engine: FakeEngine) -> None:
@@ -153,6 +158,31 @@ async def test_a_response_goes_on_from_another(client: httpx.AsyncClient, engine
     ]
     await client.post("/v1/chat/completions", json={"messages": chat, "max_tokens": 1})
     assert engine.requests[-1].prompt_token_ids == engine.requests[-2].prompt_token_ids
+
+
+async def test_a_response_goes_on_from_a_state(client: httpx.AsyncClient, service: Service, engine: FakeEngine) -> None:
+    """So do those after it; the input is what follows the state."""
+    history = await service.prompts.chat(Conversation([ConversationMessage("user", "a")]))
+    state = service.states.keep(SavedState.of([*history.token_ids, 4, 5]), "", 10**6)
+    first = await created(client, "one", from_state=state.id)
+    await created(client, "two", previous_response_id=first.id)
+    chat = [
+        {"role": role, "content": text}
+        for role, text in (
+            *(("user", "a"), ("assistant", "ab"), ("user", "one")),
+            *(("assistant", first.output_text), ("user", "two")),
+        )
+    ]
+    await client.post("/v1/chat/completions", json={"messages": chat, "max_tokens": 1})
+    assert engine.requests[-1].prompt_token_ids == engine.requests[-2].prompt_token_ids
+    items = (await client.get(f"/v1/responses/{first.id}/input_items")).json()["data"]
+    assert [item["content"][0]["text"] for item in items] == ["one"]
+    counted = await client.post("/v1/responses/input_tokens", json={"input": "one", "from_state": state.id})
+    assert counted.json()["input_tokens"] == len(engine.requests[0].prompt_token_ids)
+    both = await create(client, "two", previous_response_id=first.id, from_state=state.id)
+    assert (await error_of(both))["param"] == "from_state"
+    service.states.delete(state.id, "")
+    assert state.id in (await error_of(await create(client, "two", previous_response_id=first.id), 404))["message"]
 
 
 async def test_a_tenant_unpacks_one_long_conversation_at_a_time(
@@ -208,7 +238,7 @@ async def test_what_is_not_to_be_stored_is_not(client: httpx.AsyncClient) -> Non
         ({"tools": [{"type": "custom", "name": "x"}], "tool_choice": "required"}, "tool_choice"),
         ({"tools": [{"name": "x"}]}, "tools"),
         ({"input": [{"type": "mesage", "role": "user", "content": "x"}]}, "input"),
-        ({"conversation": "conv_1"}, "conversation"),
+        ({"conversation": 5}, "conversation"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"include": ["everything"]}, "include"),
         ({"truncation": "some"}, "truncation"),
@@ -281,10 +311,74 @@ async def test_a_stream_can_be_aborted(service: Service, engine: FakeEngine) -> 
     assert (name, event["response"]["error"]["message"]) == ("response.failed", "the request was aborted")
 
 
+async def test_input_tokens_are_those_of_the_response(client: httpx.AsyncClient) -> None:
+    tool = {"type": "function", "name": "f", "parameters": {"type": "object"}}
+    first = (await create(client)).json()
+    for fields in (
+        {"input": "hi"},
+        {"input": "hi", "instructions": "Be brief.", "tools": [tool]},
+        {"input": [{"role": "user", "content": "more"}], "previous_response_id": first["id"], "store": False},
+    ):
+        whole = (await client.post("/v1/responses", json={**fields, "max_output_tokens": 1})).json()
+        counted = await client.post("/v1/responses/input_tokens", json={**fields, "max_output_tokens": 1})
+        assert counted.json() == {"object": "response.input_tokens", "input_tokens": whole["usage"]["input_tokens"]}
+        assert "x-roost-warnings" not in counted.headers
+    checked(InputTokenCountResponse, counted.text)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"previous_response_id": "resp_x"}, "previous_response_id"),
+        ({"conversation": {}}, "conversation"),
+        ({"tool_choice": {"type": "web_search"}}, "tool_choice"),
+    ],
+)
+async def test_errors_of_a_count_of_input_tokens(client: httpx.AsyncClient, fields: dict[str, Any], param: str) -> None:
+    response = await client.post("/v1/responses/input_tokens", json={"input": "hi", **fields})
+    assert (await error_of(response))["param"] == param
+
+
+OPEN_RESPONSES = {
+    *("id", "object", "created_at", "completed_at", "status", "error", "incomplete_details", "background", "store"),
+    *("model", "previous_response_id", "instructions", "output", "usage", "metadata", "truncation", "text"),
+    *("tools", "tool_choice", "parallel_tool_calls", "max_tool_calls", "max_output_tokens", "service_tier"),
+    *("temperature", "top_p", "presence_penalty", "frequency_penalty", "top_logprobs", "reasoning"),
+    *("safety_identifier", "prompt_cache_key"),
+}
+"""Required fields of a response, by the specification of Open Responses (openresponses.org)."""
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_responses_have_all_fields_of_open_responses(client: httpx.AsyncClient, stream: bool) -> None:
+    sent = {
+        "store": False,
+        "max_tool_calls": 3,
+        "presence_penalty": 0.5,
+        "frequency_penalty": 0.25,
+        "max_output_tokens": 9,
+    }
+    got = await create(client, stream=stream, **sent)
+    last = events(got.text)[-1][1]["response"] if stream else got.json()
+    assert last.keys() >= OPEN_RESPONSES
+    assert {name: last[name] for name in sent} == sent
+    unset = (await create(client)).json()
+    expected = {"store": True, "max_tool_calls": None, "presence_penalty": 0, "frequency_penalty": 0}
+    assert {name: unset[name] for name in expected} == expected
+
+
+async def test_first_events_of_a_response_have_all_fields_of_open_responses(client: httpx.AsyncClient) -> None:
+    got = events((await create(client, stream=True)).text)
+    assert [name for name, _ in got[:2]] == ["response.created", "response.in_progress"]
+    for _, event in got[:2]:
+        assert event["response"].keys() >= OPEN_RESPONSES
+        assert (event["response"]["status"], event["response"]["completed_at"]) == ("in_progress", None)
+
+
 async def test_a_background_response_is_fetched_later(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     engine.gate.clear()
     begun = await created(client, background=True)
-    assert (begun.status, begun.output) == ("in_progress", [])
+    assert (begun.status, begun.output) == ("queued", [])
     path = f"/v1/responses/{begun.id}"
     assert (await client.get(path)).json()["status"] == "in_progress"
     engine.gate.set()
@@ -340,13 +434,17 @@ async def test_a_background_stream_is_followed_again(client: httpx.AsyncClient) 
     for _, event in got:
         checked(ResponseStreamEvent, event)
     assert [event["sequence_number"] for _, event in got] == list(range(11))
-    assert (got[0][1]["response"]["status"], got[-1][0]) == ("in_progress", "response.incomplete")
+    assert [event["response"]["status"] for _, event in got[:2]] == ["queued", "in_progress"]
+    assert got[-1][0] == "response.incomplete"
     path = f"/v1/responses/{got[0][1]['response']['id']}"
     assert (await client.get(path)).json() == got[-1][1]["response"]
     assert (await client.get(f"{path}?stream=true")).text == text
-    for number in (0, 4, 10, 99):
+    for number in (0, 4, 10):
         again = (await client.get(f"{path}?stream=true&starting_after={number}")).text
         assert (events(again) if again else []) == got[number + 1 :]
+    for number in (11, 10**9):
+        error = await error_of(await client.get(f"{path}?stream=true&starting_after={number}"))
+        assert (error["param"], "send starting_after=10 or less" in error["message"]) == ("starting_after", True)
     await client.delete(path)
     await error_of(await client.get(f"{path}?stream=true"), 404)
 
@@ -361,12 +459,46 @@ async def test_a_background_stream_goes_on_without_its_client(service: Service, 
         (name, event), *_ = events(seen.rpartition("\n\n")[0])
         assert name == "response.created"
         path = f"/v1/responses/{event['response']['id']}"
-        others = [asyncio.create_task(client.get(f"{path}?stream=true&starting_after={n}")) for n in (0, 5)]
+        others = [asyncio.create_task(client.get(f"{path}?stream=true&starting_after={n}")) for n in (-1, 0)]
         await until(lambda: engine.running)
         assert (await client.get(path)).json()["status"] == "in_progress"
         engine.gate.set()
-        for other, number in zip(others, (0, 5), strict=True):
+        for other, number in zip(others, (-1, 0), strict=True):
             assert [event["sequence_number"] for _, event in events((await other).text)] == [*range(number + 1, 11)]
+
+
+async def test_followers_are_limited_for_each_tenant(
+    service: Service, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("roost.server.features.responses.followers.MAX_FOLLOWERS", 2)
+    engine.gate.clear()
+    keys = Access(keys=ApiKeys(["greedy:g", "modest:m"]))
+    body = {"input": "hi", "max_output_tokens": 3, "background": True, "stream": True}
+    greedy, modest = {"x-api-key": "g"}, {"x-api-key": "m"}
+    async with live(service, access=keys) as client, AsyncExitStack() as streams:
+        for _ in range(2):
+            first = await streams.enter_async_context(client.stream("POST", "/v1/responses", json=body, headers=greedy))
+            assert first.status_code == 200
+        reading = first.aiter_text()  # it closes the stream when it is dropped
+        for_one = events((await anext(reading)).rpartition("\n\n")[0])[0][1]["response"]["id"]
+        for refused in (
+            await client.post("/v1/responses", json=body, headers=greedy),
+            await client.get(f"/v1/responses/{for_one}?stream=true", headers=greedy),
+        ):
+            assert "follows 2 streams" in (await error_of(refused, 429))["message"]
+        assert len(engine.requests) <= 2, "what cannot be followed is not begun"
+        following = asyncio.create_task(client.post("/v1/responses", json=body, headers=modest))
+        engine.gate.set()
+        assert events((await following).text)[-1][0] == "response.incomplete"
+        await streams.aclose()
+        await until_status(client, f"/v1/responses/{for_one}?stream=true", greedy)
+
+
+async def until_status(client: httpx.AsyncClient, path: str, headers: dict[str, str]) -> None:
+    """Asks until the streams that were closed count no more."""
+    async with asyncio.timeout(60):
+        while (await client.get(path, headers=headers)).status_code == 429:
+            await asyncio.sleep(0.01)
 
 
 async def test_a_background_stream_that_is_cancelled_ends(client: httpx.AsyncClient, engine: FakeEngine) -> None:

@@ -4,15 +4,15 @@ import asyncio
 import dataclasses
 import json
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import httpx
 import pytest
-from fake_engine import STATE_FORMAT, FakeEngine
-from fake_server import features_with, until
+from fake_engine import STATE_FORMAT, FakeEngine, snapshot_of
+from fake_server import features_with, limited, until
 from roost.engine import CacheStats, EngineStats, SavedState, SavedStateFormat
 from roost.server.app import create_app
 from roost.server.features.states.open_states import OpenStates
@@ -76,17 +76,91 @@ async def test_requests_go_on_from_a_state(client: httpx.AsyncClient, engine: Fa
     first, *forks, completion = engine.requests
     assert len(forks) == 3
     for request in forks:
-        assert request.prompt_token_ids == (*WHOLE, 7, 9)
+        assert tuple(request.prompt_token_ids) == (*WHOLE, 7, 9)
         assert request.state is not None
         assert request.state.length == 128
         assert request.cache_salt == first.cache_salt
-    assert completion.prompt_token_ids == (*WHOLE, 4, 5)
+    assert tuple(completion.prompt_token_ids) == (*WHOLE, 4, 5)
+
+
+async def chatted(client: httpx.AsyncClient, **fields: Any) -> Any:
+    response = await client.post("/v1/chat/completions", json={"max_tokens": 4, **fields})
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+async def test_a_chat_goes_on_from_a_state(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    """Its messages are those after the state, and the prompt is the whole conversation's, with cut replies too."""
+    engine.says = [4, 5]
+    asked, more = {"role": "user", "content": "hi " * 60}, {"role": "user", "content": "more"}
+    for max_tokens in (4, 2):  # with an end token, and cut before it
+        answer = await chatted(client, messages=[asked], max_tokens=max_tokens)
+        state = (await client.post("/v1/states", json={"request_id": answer["id"]})).json()
+        await chatted(client, messages=[asked, answer["choices"][0]["message"], more])
+        second = await chatted(client, messages=[more], from_state=state["id"])
+        whole, request = engine.requests[-2:]
+        assert request.prompt_token_ids == whole.prompt_token_ids
+        assert request.state is not None
+        assert second["usage"]["prompt_tokens"] == len(whole.prompt_token_ids)
+        await chatted(client, messages=[more], from_state=state["id"], truncate_prompt_tokens=3)
+        assert list(engine.requests[-1].prompt_token_ids[-4:-3]) == [5], "all of the state, and three new tokens"
+
+
+async def test_a_rendered_chat_has_the_tokens_of_its_state(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    state = await save(client)
+    body = {"messages": [{"role": "user", "content": "more"}], "from_state": state["id"], "max_tokens": 1}
+    rendered = (await client.post("/v1/chat/completions/render", json=body)).json()
+    await chatted(client, **body)
+    assert rendered["token_ids"] == list(engine.requests[-1].prompt_token_ids)
+
+
+async def test_rendered_completions_have_the_tokens_of_their_state(
+    client: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    state = await save(client)
+    body = {"prompt": [[7, 8, 9], [6, 7]], "from_state": state["id"], "truncate_prompt_tokens": 2, "max_tokens": 1}
+    rendered = (await client.post("/v1/completions/render", json=body)).json()
+    assert [prompt["token_ids"] for prompt in rendered] == [[*WHOLE, 8, 9], [*WHOLE, 6, 7]]
+    assert (await client.post("/v1/completions", json=body)).status_code == 200
+    assert [list(request.prompt_token_ids) for request in engine.requests[-2:]] == [
+        prompt["token_ids"] for prompt in rendered
+    ]
+    text = (await client.post("/v1/completions/render", json={"prompt": "ab", "from_state": state["id"]})).json()
+    assert text[0]["token_ids"] == [*WHOLE, 4, 5], "BOS comes once"
+    unknown = await client.post("/v1/completions/render", json={**body, "from_state": "state_0"})
+    assert (unknown.status_code, unknown.json()["error"]["param"]) == (404, "from_state")
+
+
+async def test_results_of_calls_go_on_from_a_state(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    """The calls and the introduction of the tools are in the state."""
+    state = await save(client)
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    result = {"role": "tool", "tool_call_id": "call_1", "content": "b"}
+    await chatted(client, messages=[result], from_state=state["id"], tools=tools, tool_choice="auto")
+    introduced = len(engine.requests[-1].prompt_token_ids)
+    await chatted(client, messages=[result], from_state=state["id"])
+    assert introduced == len(engine.requests[-1].prompt_token_ids)
+
+
+async def test_what_cannot_follow_a_state_is_refused(client: httpx.AsyncClient) -> None:
+    state = await save(client)
+    for messages, from_state, param in (
+        ([{"role": "assistant", "content": "a"}], state["id"], "messages"),
+        ([{"role": "tool", "content": "a"}], state["id"], "messages"),
+        ([{"role": "user", "content": "a"}], "state_x", "from_state"),
+    ):
+        body = {"messages": messages, "from_state": from_state, "max_tokens": 1}
+        response = await client.post("/v1/chat/completions", json=body)
+        assert (response.status_code, response.json()["error"]["param"]) == (
+            404 if param == "from_state" else 400,
+            param,
+        )
 
 
 async def test_truncation_is_of_what_is_new(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     state = await save(client)
     await say(client, [7, 8, 9], from_state=state["id"], truncate_prompt_tokens=2)
-    assert engine.requests[-1].prompt_token_ids == (*WHOLE, 8, 9)
+    assert tuple(engine.requests[-1].prompt_token_ids) == (*WHOLE, 8, 9)
 
 
 async def test_a_file_goes_from_server_to_server(client: httpx.AsyncClient, engine: FakeEngine) -> None:
@@ -97,7 +171,7 @@ async def test_a_file_goes_from_server_to_server(client: httpx.AsyncClient, engi
     imported = response.json()
     assert {**imported, "id": 0, "created": 0, "bytes": 0} == {**state, "id": 0, "created": 0, "bytes": 0}
     await say(client, [7], from_state=imported["id"])
-    assert engine.requests[-1].prompt_token_ids == (*WHOLE, 7)
+    assert tuple(engine.requests[-1].prompt_token_ids) == (*WHOLE, 7)
     assert engine.requests[-1].cache_salt != engine.requests[0].cache_salt, "its continuations are not shared"
     assert imported["id"] not in engine.requests[-1].cache_salt, "whose salt no client can name"
 
@@ -114,10 +188,90 @@ async def test_what_came_from_a_file_is_known_as_such(client: httpx.AsyncClient,
     assert len({request.cache_salt for request in engine.requests[2:]}) == 1
 
 
+async def import_file(client: httpx.AsyncClient, file: bytes, **params: str) -> Any:
+    response = await client.post("/v1/states/import", content=file, params=params)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+async def test_prompts_find_an_imported_state(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    """The longest that they begin with and the newest of these, by every path, until it is deleted."""
+    short, long, again = [
+        await import_file(client, STATE_FORMAT.export(SavedState.of(tokens, snapshot_of(tokens))))
+        for tokens in (WHOLE[:70], WHOLE, WHOLE)
+    ]
+
+    async def found(token_ids: Sequence[int]) -> tuple[int, str]:
+        await say(client, list(token_ids))
+        request = engine.requests[-1]
+        assert request.state_is_imported == (request.state is not None)
+        return 0 if request.state is None else request.state.length, request.cache_salt
+
+    first, salt = await found(WHOLE)
+    assert (first, await found([*WHOLE[:130], 7])) == (128, (128, salt))
+    assert (await found(WHOLE[:128]))[0] == 64, "one token at least is read"
+    assert await found([6, *WHOLE]) == (0, "")
+    await client.delete(f"/v1/states/{again['id']}")
+    assert (await found(WHOLE))[0] == 128
+    assert engine.requests[-1].cache_salt != salt
+    await client.delete(f"/v1/states/{long['id']}")
+    assert (await found(WHOLE))[0] == 64
+    await client.delete(f"/v1/states/{short['id']}")
+    assert await found(WHOLE) == (0, "")
+
+
+async def test_a_chat_is_moved_by_its_file(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    """The plain chat with the whole conversation restores what was imported."""
+    engine.says = [4, 5]
+    messages = [{"role": "user", "content": "hi " * 60}]
+    answer = await chatted(client, messages=messages)
+    state = (await client.post("/v1/states", json={"request_id": answer["id"]})).json()
+    file = (await client.get(f"/v1/states/{state['id']}/export")).content
+    await client.delete(f"/v1/states/{state['id']}")
+    await import_file(client, file)
+    await chatted(client, messages=[*messages, answer["choices"][0]["message"], {"role": "user", "content": "more"}])
+    request = engine.requests[-1]
+    assert request.state is not None
+    assert request.state.length == state["read_tokens"] > 0
+
+
+async def test_only_its_tenant_and_salt_find_an_imported_state(by_key: httpx.AsyncClient, engine: FakeEngine) -> None:
+    """A forged file changes nobody else's answers, nor those with another salt; what it led to stays apart."""
+    await import_file(by_key, STATE_FORMAT.export(SavedState.of(WHOLE, snapshot_of(WHOLE))), cache_salt="mine")
+    await say(by_key, list(WHOLE), cache_salt="mine")
+    await say(by_key, list(WHOLE))
+    by_key.headers["x-api-key"] = "22"
+    await say(by_key, list(WHOLE), cache_salt="mine")
+    salts = [request.cache_salt for request in engine.requests]
+    assert salts[0].startswith("import-")
+    assert salts[1:] == ["", "mine"]
+    assert [request.state is None for request in engine.requests] == [False, True, True]
+    assert engine.inserted == []
+
+
+async def test_the_shared_cache_takes_what_the_key_vouches_for(
+    service: Service, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the signed files of the same engine, as others' states may have other bits."""
+    kind, state = replace(STATE_FORMAT, engine="cpu"), SavedState.of(WHOLE, snapshot_of(WHOLE))
+    monkeypatch.setattr(FakeEngine, "state_format", kind)
+    service = replace(service, state_key=b"sesame", salt_by_key=True)
+    async with clients(service) as client:
+        await import_file(client, replace(kind, engine="gpu").export(state, b"sesame"))
+        assert engine.inserted == []
+        await import_file(client, kind.export(state, b"sesame"), cache_salt="mine")
+        (inserted,) = engine.inserted
+        assert (inserted.salt, inserted.tokens) == ("one\nmine", state.tokens)
+        await say(client, list(WHOLE), cache_salt="mine")
+    request = engine.requests[-1]
+    assert (request.cache_salt, request.state_is_imported) == ("one\nmine", False)
+    assert request.state is not None
+
+
 @pytest.fixture
 async def small(service: Service) -> AsyncIterator[httpx.AsyncClient]:
     """Takes bodies of 1,000 bytes."""
-    transport = httpx.ASGITransport(create_app(service, max_body_bytes=1000))
+    transport = httpx.ASGITransport(create_app(limited(service, 1000)))
     async with httpx.AsyncClient(transport=transport, base_url="http://roost") as client:
         yield client
 
@@ -162,13 +316,13 @@ class Sender:
 
     async def send(self, data: bytes) -> None:
         self._pieces.put_nowait(data)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not self._pieces.empty() and not self._task.done():
                 await asyncio.sleep(0)
 
     async def answer(self) -> httpx.Response:
         self._pieces.put_nowait(None)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             return await self._task
 
     async def _post(self, client: httpx.AsyncClient) -> httpx.Response:
@@ -253,7 +407,7 @@ async def test_files_on_their_way_out_count_too(service: Service) -> None:
     path = f"/v1/states/{stored.id}/export"
     async with asgi_client(create_app(service, features=features_with(service, OpenStates(files)))) as get:
         begun: list[int] = []
-        unread = [asyncio.create_task(get(path, begun)) for _ in range(FILES_AT_A_TIME)]
+        unread = [asyncio.ensure_future(get(path, begun)) for _ in range(FILES_AT_A_TIME)]
         await until(lambda: len(begun) == FILES_AT_A_TIME)
         assert (await get(path))[0] == 503
         clock.now = 100.0
@@ -328,7 +482,7 @@ async def test_there_is_an_end_to_room(
     monkeypatch.setattr(FakeEngine, "stats", stats)
     answer = await say(client, LONG)
     response = await client.post("/v1/states", json={"request_id": answer["id"]})
-    assert response.status_code == 507
+    assert (response.status_code, response.json()["error"]["type"]) == (507, "server_error")
     assert "delete one" in response.json()["error"]["message"]
 
 
@@ -433,7 +587,7 @@ async def of_state(client: httpx.AsyncClient, engine: FakeEngine, request_id: st
     assert response.status_code == 200, response.text
     await say(client, [500], from_state=response.json()["id"])
     assert response.json()["tokens"] == len(engine.requests[-1].prompt_token_ids) - 1
-    return engine.requests[-1].prompt_token_ids[:-1]
+    return tuple(engine.requests[-1].prompt_token_ids[:-1])
 
 
 async def test_the_state_of_a_choice_is_the_one_that_the_client_saw(

@@ -1,0 +1,434 @@
+"""Roofline of a model on a device: memory, slots and upper bounds of speed, only from datasheets and shapes."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Final, NamedTuple
+
+from ..devices.platform import TPU
+from ..model.config import ModelConfig
+from ..model.layer_kinds import layer_matrices
+from ..model.sharding_rules import weight_bytes
+from ..model.state_layout import state_bytes, window_bytes
+from ..types.config import CPU_ONLY, QUANTIZATIONS, EngineConfig
+from ..types.errors import ConfigError
+from ..types.host_memory import available_memory
+from ..types.mesh import ONE_DEVICE, MeshShape
+from ..types.speculation import NO_DRAFTS, Speculation, history_bytes
+from .fitting import memory_model
+
+FREE_SHARE: Final = 0.08
+"""Share of memory left to programs and their temporaries on devices whose programs were not compiled."""
+
+PREFILL_CHUNK: Final = EngineConfig().prefill_chunk
+"""Maximum number of tokens of a prefill step, unless the settings override it."""
+
+_MAX_MESH: Final = 64
+"""Maximum number of model shards of a proposed mesh."""
+
+_MAX_DEVICES: Final = 3
+"""Maximum number of other devices that are proposed."""
+
+_LOADING_MARGIN: Final = 1.15
+_DTYPES: Final = {2: "bfloat16", 4: "float32"}
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """Peak rates of one chip, from the vendor's datasheet, without structured sparsity.
+
+    Attributes:
+      bytes_per_second: Bandwidth of the main memory.
+      flops_per_second: Floating-point operations per second of bfloat16 matrix products.
+      int8_per_second: Operations per second of int8 matrix products.
+      link_bytes_per_second: Bytes per second that a chip sends to its neighbours in a ring: over two links of a TPU,
+        over all of a GPU's NVLinks, or over PCIe.
+    """
+
+    bytes_per_second: float
+    flops_per_second: float
+    int8_per_second: float
+    link_bytes_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One chip, or this machine's CPU.
+
+    Attributes:
+      memory_bytes: Size of the main memory, by the datasheet.
+      peak: Peak rates; None if no datasheet has them.
+      hbm_bytes: Memory that the device's compiler gives to programs and their arrays; None if it is unknown.
+      cores: Number of cores that share the rates. Kernels that walk their grid in order use one of them: the MLP's, and
+        attention's of a decode step.
+    """
+
+    memory_bytes: int
+    peak: Peak | None = None
+    hbm_bytes: int | None = None
+    cores: int = 1
+
+
+DEVICES: Final[Mapping[str, Device]] = {
+    "v4": Device(32 * 10**9, Peak(1228e9, 275e12, 275e12, 100e9), cores=2),
+    "v5e": Device(16 * 10**9, Peak(819e9, 197e12, 394e12, 100e9), int(15.75 * 2**30)),
+    "v5p": Device(95 * 10**9, Peak(2765e9, 459e12, 918e12, 200e9), int(95.73 * 2**30), cores=2),
+    "v6e": Device(32 * 10**9, Peak(1640e9, 918e12, 1836e12, 200e9), int(31.24 * 2**30)),
+    "a100": Device(80 * 10**9, Peak(2039e9, 312e12, 624e12, 300e9)),
+    "a100-40gb": Device(40 * 10**9, Peak(1555e9, 312e12, 624e12, 300e9)),
+    "h100": Device(80 * 10**9, Peak(3350e9, 989e12, 1979e12, 450e9)),
+    "h200": Device(141 * 10**9, Peak(4800e9, 989e12, 1979e12, 450e9)),
+    "l4": Device(24 * 10**9, Peak(300e9, 121e12, 242e12, 32e9)),
+    "l40s": Device(48 * 10**9, Peak(864e9, 362e12, 733e12, 32e9)),
+    "a6000": Device(48 * 10**9, Peak(768e9, 154.8e12, 309.7e12, 56e9)),
+    "rtx4090": Device(24 * 10**9, Peak(1008e9, 165.2e12, 660.6e12, 32e9)),
+}
+"""Known devices: TPUs from Google Cloud's documentation; GPUs from NVIDIA's datasheets (the SXM modules of A100, H100
+and H200, the RTX A6000 and the GeForce RTX 4090). Links count in one direction."""
+
+_KINDS: Final = (
+    ("TPU v4", "v4"),
+    ("TPU v5 lite", "v5e"),
+    ("TPU v5e", "v5e"),
+    ("TPU v5", "v5p"),
+    ("TPU v6", "v6e"),
+    ("A100-SXM4-40GB", "a100-40gb"),
+    ("A100-PCIE-40GB", "a100-40gb"),
+    ("A100", "a100"),
+    ("H100", "h100"),
+    ("H200", "h200"),
+    ("L40S", "l40s"),
+    ("NVIDIA L4", "l4"),
+    ("RTX A6000", "a6000"),
+    ("RTX 4090", "rtx4090"),
+)
+"""Substrings of JAX's names of devices, and the names of the devices. The first match is used."""
+
+CPU: Final = "cpu"
+
+
+def device_named(kind: str) -> str | None:
+    """Returns the name of the device that JAX calls `kind`, such as "v5e" for "TPU v5 lite"; None if it is unknown."""
+    return next((name for part, name in _KINDS if part in kind), None)
+
+
+def find_device(name: str) -> Device:
+    """Returns the device of this name; "cpu" has the memory that is currently available on this machine.
+
+    Raises:
+      ConfigError: The device is unknown.
+    """
+    if name == CPU:
+        return Device(available_memory())
+    if name not in DEVICES:
+        raise ConfigError(f"device {name!r} is not known; give one of {', '.join(DEVICES)} or {CPU}")
+    return DEVICES[name]
+
+
+class Work(NamedTuple):
+    """Work of a part of a step on one device.
+
+    Attributes:
+      num_bytes: Bytes of main memory.
+      products: Operations of the matrices that may be quantised.
+      others: Other operations of matrix products.
+    """
+
+    num_bytes: float
+    products: float
+    others: float
+
+
+@dataclass(frozen=True, slots=True)
+class Roofline:
+    """Memory and upper bounds of speed of a model on one device, or on a mesh of devices of one kind.
+
+    Attributes:
+      shards: Mesh over which the model and its slots are sharded.
+      weight_bytes: Bytes of the parameters on each device, with their padding.
+      slot_bytes: Bytes of one request's state, with its padding. Each device holds its share of the slots.
+      written_bytes: Bytes of a slot's state that every step writes: all except the attention windows.
+      slots: Number of requests that fit in addition to the weights, on all devices together; 0 if the weights do not
+        fit.
+      quantize: Name of the matrices' format, such as "int8"; None if they are not quantised.
+      dtype_bytes: Bytes of an activation.
+    """
+
+    config: ModelConfig
+    device: Device
+    shards: MeshShape
+    weight_bytes: int
+    slot_bytes: int
+    written_bytes: int
+    slots: int
+    quantize: str | None
+    dtype_bytes: int
+
+    def memory_bytes(self, slots: int) -> int:
+        """Returns the bytes of the weights and of the share of `slots` slots on each device."""
+        return self.weight_bytes + self._share(slots) * self.slot_bytes
+
+    @property
+    def loading_bytes(self) -> int:
+        """Maximum bytes of host memory to load one device's weights, without mapped files (benchmarks/loading.md).
+
+        It is the size of the weights, or of the largest tensor in float32 if that is more, with a margin for pieces in
+        flight.
+        """
+        largest = 4 * self.config.vocab_size * self.config.width
+        return int(_LOADING_MARGIN * max(self.weight_bytes, largest))
+
+    def decode_tokens_per_second(self, slots: int) -> float:
+        """Returns the upper bound of decode throughput with `slots` running requests.
+
+        Each step reads the weights and full states, writes the changed parts, and computes every product. Then shards
+        along `model` sum their parts; see `all_reduce_seconds`.
+
+        Raises:
+          ValueError: The device's peak rates are unknown.
+        """
+        return slots / self.decode_seconds(slots)
+
+    def decode_seconds(self, slots: int, window_tokens: int | None = None) -> float:
+        """Returns the lower bound of the duration of a decode step.
+
+        Args:
+          slots: Number of slots that the step takes.
+          window_tokens: Total tokens in their attention windows, the only part of the windows that is read; None means
+            full windows.
+
+        Raises:
+          ValueError: The device's peak rates are unknown.
+        """
+        share, window = self._share(slots), self.config.window
+        filled = 1.0 if window_tokens is None else window_tokens / (slots * window)
+        windows = share * (self.slot_bytes - self.written_bytes) * filled
+        tokens = slots / self.shards.count
+        whole = Work(
+            self.weight_bytes + windows + 2 * share * self.written_bytes, *self._operations(tokens, logits=True)
+        )
+        mlp = self._mlp(tokens)
+        in_order = Work(mlp.num_bytes + windows, mlp.products, tokens * self._attention_operations)
+        return self._seconds(whole, in_order) + self.all_reduce_seconds(slots)
+
+    def prefill_seconds(self, tokens: int) -> float:
+        """Returns the lower bound of the duration of a prefill step without logits.
+
+        Each step reads the weights, except the embedding, and computes every product.
+
+        Raises:
+          ValueError: The device's peak rates are unknown.
+        """
+        share = tokens / self.shards.count
+        whole = Work(self.weight_bytes * (1 - self._embedding_share), *self._operations(share, logits=False))
+        return self._seconds(whole, self._mlp(share)) + self.all_reduce_seconds(tokens)
+
+    def logits_seconds(self) -> float:
+        """Returns the lower bound of the duration of computing the logits of a few rows: reading the embedding.
+
+        Raises:
+          ValueError: The device's peak rates are unknown.
+        """
+        return self.weight_bytes * self._embedding_share / self._peak.bytes_per_second
+
+    def prefill_tokens_per_second(self) -> float:
+        """Returns the upper bound of prefill throughput by computation; only a prompt's last token has logits."""
+        share = 1 / self.shards.count
+        whole, mlp = Work(0, *self._operations(share, logits=False)), self._mlp(share)
+        return 1 / (self._seconds(whole, mlp._replace(num_bytes=0)) + self.all_reduce_seconds(1))
+
+    def all_reduce_seconds(self, tokens: int) -> float:
+        """Returns the lower bound of the time in which shards along `model` sum their parts; 0 without such shards.
+
+        Every layer sums the outputs of its two blocks, and a step sums the embeddings. The next operation waits for
+        each sum. In a ring of M chips, a chip sends 2 (M - 1) / M of a sum's bytes.
+
+        Args:
+          tokens: Number of tokens of a step, on all data shards together.
+
+        Raises:
+          ValueError: The device's peak rates are unknown.
+        """
+        size = tokens / self.shards.data * self.config.width * self.dtype_bytes
+        sent = 2 * (self.shards.model - 1) / self.shards.model * size
+        return (2 * self.config.depth + 1) * sent / self._peak.link_bytes_per_second
+
+    @property
+    def _peak(self) -> Peak:
+        if self.device.peak is None:
+            raise ValueError("the device's peak rates are unknown")
+        return self.device.peak
+
+    @property
+    def _embedding_share(self) -> float:
+        """Share of the embedding in the parameters."""
+        return self.config.vocab_size * self.config.width / self.config.num_parameters
+
+    def _share(self, slots: int) -> int:
+        return -(-slots // self.shards.count)
+
+    def _operations(self, tokens: float, *, logits: bool) -> tuple[float, float]:
+        """Returns the operations of quantised matrices, and the others, of tokens that see a full window.
+
+        They are two per parameter, with the embedding as the logits' matrix, and those of attention.
+        """
+        config = self.config
+        matrices = sum(outputs * inputs for outputs, inputs in _matrices(config))
+        products = 2 * (matrices if logits else matrices - config.vocab_size * config.width)
+        others = 2 * (config.num_parameters - matrices) + self._attention_operations
+        return tokens * products, tokens * others
+
+    @property
+    def _attention_operations(self) -> float:
+        """Operations of attention to a full window, per token."""
+        config = self.config
+        return 4.0 * config.block_types.count("attention") * config.width * (config.window + 1)
+
+    def _mlp(self, tokens: float) -> Work:
+        """Returns the work of all MLPs on one device."""
+        config = self.config
+        parameters = 3 * config.depth * config.width * config.mlp_width
+        return Work(self.weight_bytes * parameters / config.num_parameters, 2 * parameters * tokens, 0.0)
+
+    def _seconds(self, whole: Work, in_order: Work) -> float:
+        """Returns the lower bound of the duration of a step's work.
+
+        Args:
+          whole: All of its work.
+          in_order: The part in kernels that use one core, which other operations wait for.
+        """
+        peak, cores = self._peak, self.device.cores
+
+        def seconds(work: Work) -> float:
+            speed = peak.int8_per_second if self.quantize else peak.flops_per_second
+            computed = work.products / speed + work.others / peak.flops_per_second
+            return max(work.num_bytes / peak.bytes_per_second, computed)
+
+        if cores == 1:
+            return seconds(whole)
+        rest = Work(*(all_of_it - part for all_of_it, part in zip(whole, in_order, strict=True)))
+        return seconds(rest) + cores * seconds(in_order)
+
+
+def compute_roofline(
+    config: ModelConfig,
+    device: Device,
+    dtype_bytes: int,
+    *,
+    quantize: str | None = None,
+    shards: MeshShape = ONE_DEVICE,
+    chunk: int = PREFILL_CHUNK,
+    speculation: Speculation | None = None,
+) -> Roofline:
+    """Returns the roofline of a model on a device, or on a mesh of devices of its kind.
+
+    Args:
+      dtype_bytes: Bytes of an activation, and of a weight that is not int8: 2 or 4.
+      quantize: Name of the matrices' format, such as "int8"; None if they are not quantised.
+      shards: Mesh over which the model and its slots are sharded.
+      chunk: Maximum number of tokens of a prefill step.
+      speculation: Settings of drafted tokens; None drafts none.
+
+    Raises:
+      ConfigError: The device has no kernels for the matrices' format, or drafts no tokens, or the format does not take
+        the model's sizes.
+    """
+    if quantize in CPU_ONLY and device.peak is not None:
+        raise ConfigError(f"quantize {quantize} is for CPUs alone; use int8")
+    if speculation is not None and device.peak is not None:
+        raise ConfigError(NO_DRAFTS)
+    weights = weight_bytes(config, shards, _DTYPES[dtype_bytes], quantize)
+    whole = state_bytes(config, dtype_bytes, shards.model) + history_bytes(speculation)
+    written = whole - window_bytes(config, dtype_bytes)
+    slots = shards.count * _rows(config, device, weights, dtype_bytes, whole, shards, chunk, quantize)
+    return Roofline(config, device, shards, weights, whole, written, slots, quantize, dtype_bytes)
+
+
+def _rows(
+    config: ModelConfig,
+    device: Device,
+    weights: int,
+    dtype_bytes: int,
+    slot: int,
+    shards: MeshShape,
+    chunk: int,
+    quantize: str | None,
+) -> int:
+    """Returns the number of slots that fit in addition to the weights and the programs on each device."""
+    if device.hbm_bytes is None:
+        return max(0, int(((1 - FREE_SHARE) * device.memory_bytes - weights) // slot))
+    return memory_model(
+        config,
+        TPU,
+        shards,
+        limit_bytes=device.hbm_bytes,
+        weight_bytes=weights,
+        dtype_bytes=dtype_bytes,
+        chunk=chunk,
+        is_quantized=quantize is not None,
+    ).rows
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """A device, and a model's precision and mesh on it.
+
+    Attributes:
+      device: Name of the device.
+      dtype_bytes: Bytes of an activation, and of a weight that is not int8: 2 or 4.
+      quantize: Name of the matrices' format, such as "int8"; None if they are not quantised.
+      shards: Mesh over which the model and its slots are sharded.
+      speculation: Settings of drafted tokens; None drafts none.
+    """
+
+    device: str
+    dtype_bytes: int
+    quantize: str | None
+    shards: MeshShape
+    speculation: Speculation | None = None
+
+
+def setups_that_fit(config: ModelConfig, setup: Setup) -> list[tuple[Setup, Roofline]]:
+    """Returns setups that differ from `setup` in one value and fit the model and a slot, with their rooflines.
+
+    If they exist, these are: bfloat16 instead of float32, weights in int8 or else, on a CPU, in int4, the smallest mesh
+    with more model shards, and the known devices with the least memory.
+    """
+    is_cpu = setup.device == CPU
+    meshes = (2**power for power in range(1, _MAX_MESH.bit_length()) if 2**power > setup.shards.model)
+    by_memory = sorted((name for name in DEVICES if name != setup.device), key=lambda name: DEVICES[name].memory_bytes)
+    ways = (
+        (1, [] if setup.dtype_bytes == 2 else [replace(setup, dtype_bytes=2)]),
+        (1, [replace(setup, quantize=name) for name in _smaller(setup)]),
+        (1, [] if is_cpu else [replace(setup, shards=MeshShape(setup.shards.data, model)) for model in meshes]),
+        (_MAX_DEVICES, [replace(setup, device=name) for name in by_memory]),
+    )
+    return [found for count, way in ways for found in islice(_fitting(config, way), count)]
+
+
+def _fitting(config: ModelConfig, setups: Iterable[Setup]) -> Iterator[tuple[Setup, Roofline]]:
+    for setup in setups:
+        try:
+            roofline = compute_roofline(
+                config,
+                find_device(setup.device),
+                setup.dtype_bytes,
+                quantize=setup.quantize,
+                shards=setup.shards,
+                speculation=setup.speculation,
+            )
+        except ConfigError:  # the device has no drafts, or the format of the matrices does not go with it or the model
+            continue
+        if roofline.slots:
+            yield setup, roofline
+
+
+def _smaller(setup: Setup) -> Sequence[str]:
+    """Returns the formats of matrices that take less memory than a setup's and that its device has."""
+    known = QUANTIZATIONS if setup.device == CPU else tuple(name for name in QUANTIZATIONS if name not in CPU_ONLY)
+    return known if setup.quantize is None else known[QUANTIZATIONS.index(setup.quantize) + 1 :]
+
+
+def _matrices(config: ModelConfig) -> list[tuple[int, int]]:
+    """Returns the outputs and inputs of every matrix that int8 quantises."""
+    return [(config.vocab_size, config.width), *layer_matrices(config)]

@@ -1,0 +1,172 @@
+"""LoRA adapters, as PEFT writes them, merged into a checkpoint's matrices while these are read (arXiv 2106.09685).
+
+A matrix W becomes W + s B A in float32, before it is rounded or quantised.
+"""
+
+import hashlib
+import logging
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from ..model.config import ModelConfig
+from ..types.arrays import HostArray
+from ..types.errors import CheckpointError
+from .adapter_config import NAME, AdapterConfig, read_adapter_config
+from .content import content_pieces
+from .layout import TensorSpec, tensor_specs
+from .safetensors_files import open_files
+from .tensors import ReadRows, StoredTensor, Tensors
+
+_WEIGHTS: Final = "adapter_model.safetensors"
+_PICKLE: Final = "adapter_model.bin"
+
+_FACTOR: Final = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
+"""Name of a factor: A of shape [rank, inputs], B of shape [outputs, rank]."""
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """Adapter on this machine, whose config was checked and whose tensors were not.
+
+    Attributes:
+      name: Name for clients; never a path.
+      directory: Folder with the config and the tensors.
+      scale: Additional factor; 1 merges the adapter as it was trained.
+      config: Ranks and scales.
+      digest: Hash of the files' content.
+    """
+
+    name: str
+    directory: Path
+    scale: float
+    config: AdapterConfig
+    digest: str
+
+    @property
+    def weights(self) -> Path:
+        """File with the tensors."""
+        return self.directory / _WEIGHTS
+
+    def warn_unless_of(self, model: str) -> None:
+        """Logs a warning if the adapter was trained on a model of another name."""
+        base = self.config.base
+        if base is not None and base.rstrip("/").rpartition("/")[2] != model:
+            _logger.warning("%s: this adapter was trained on %s, and is merged into %s", self.name, base, model)
+
+
+def open_adapter(name: str, directory: Path, scale: float = 1.0) -> Adapter:
+    """Finds an adapter in a folder.
+
+    Raises:
+      CheckpointError: A file is missing, the config is invalid, or merging would need more than a sum.
+    """
+    if not math.isfinite(scale):
+        raise CheckpointError(f"{directory}: the scale must be a number, got {scale}")
+    config = read_adapter_config(directory / NAME)
+    weights = directory / _WEIGHTS
+    if not weights.is_file():
+        if (directory / _PICKLE).is_file():
+            raise CheckpointError(
+                f"{directory / _PICKLE}: is a pickle, which could run any program when opened; save the adapter as "
+                "safetensors (PEFT's default)"
+            )
+        raise CheckpointError(f"{weights}: is missing; --lora takes a folder that PEFT has saved an adapter in")
+    digest = hashlib.sha256()
+    for path in (directory / NAME, weights):
+        for piece in content_pieces(path):
+            digest.update(piece)
+    return Adapter(name, directory, scale, config, digest.hexdigest()[:32])
+
+
+@contextmanager
+def merged(tensors: Tensors, config: ModelConfig, adapters: Sequence[Adapter]) -> Iterator[Tensors]:
+    """Yields a checkpoint's tensors with adapters merged into them in order; nothing is read yet.
+
+    Raises:
+      CheckpointError: An adapter's file is broken or belongs to another model, or a matrix is stored quantised.
+    """
+    specs = {spec.name: spec for spec in tensor_specs(config)}
+    with ExitStack() as stack:
+        for adapter in adapters:
+            factors = stack.enter_context(open_files([adapter.weights]))
+            updates = _updates(adapter, factors, specs, tensors)
+            tensors = {**tensors, **{name: update.add_to(tensors[name]) for name, update in updates.items()}}
+        yield tensors
+
+
+@dataclass(frozen=True, slots=True)
+class _Update:
+    """Sum of low rank, `scale` b a, of a matrix [outputs, inputs]."""
+
+    a: StoredTensor
+    b: StoredTensor
+    scale: float
+
+    def add_to(self, matrix: StoredTensor) -> StoredTensor:
+        """Returns the matrix in float32 with this sum added; it is rounded to the matrix's dtype where that is kept."""
+
+        def open_tensor() -> ReadRows:
+            read, read_b, a = matrix.reader(), self.b.reader(), self.a.whole().astype(np.float32)
+
+            def read_sum(rows: slice) -> HostArray:
+                change: HostArray = (read_b(rows).astype(np.float32) @ a) * np.float32(self.scale)
+                change += read(rows)
+                return change
+
+            return read_sum
+
+        return replace(
+            matrix, dtype=np.dtype("float32"), open=open_tensor, kept_dtype=matrix.kept_dtype or matrix.dtype
+        )
+
+
+def _updates(
+    adapter: Adapter, factors: Tensors, specs: Mapping[str, TensorSpec], tensors: Tensors
+) -> dict[str, _Update]:
+    """Returns the updates of an adapter by the names of the matrices."""
+    sides: dict[str, dict[str, StoredTensor]] = {}
+    for name, factor in factors.items():
+        if (found := _FACTOR.fullmatch(name)) is None:
+            raise CheckpointError(f"{factor.file}: tensor {name} is neither lora_A nor lora_B of a matrix")
+        sides.setdefault(found["module"], {})[found["side"]] = factor
+    updates = {}
+    for module, pair in sides.items():
+        spec = specs.get(f"{module}.weight")
+        if spec is None or not spec.is_matrix or spec.is_embedding:
+            raise CheckpointError(f"{adapter.weights}: {module} is no matrix of this model that an adapter can change")
+        _check_not_quantized(spec, tensors)
+        updates[spec.name] = _update(adapter, module, pair, spec)
+    return updates
+
+
+def _check_not_quantized(spec: TensorSpec, tensors: Tensors) -> None:
+    stored = tensors.get(spec.packed.name) or tensors.get(spec.name)
+    if stored is not None and stored.dtype.kind == "i":
+        name = "int8" if stored.dtype == np.int8 else "int4"
+        raise CheckpointError(f"{stored.file}: is stored in {name}; take the original weights for --lora")
+
+
+def _update(adapter: Adapter, module: str, pair: Mapping[str, StoredTensor], spec: TensorSpec) -> _Update:
+    rank, (outputs, inputs) = adapter.config.rank_of(module), spec.shape
+    for side, shape in (("A", (rank, inputs)), ("B", (outputs, rank))):
+        if side not in pair:
+            raise CheckpointError(f"{adapter.weights}: {module} has no lora_{side}; save the adapter again")
+        if pair[side].shape != shape:
+            raise CheckpointError(
+                f"{adapter.weights}: {pair[side].name} has shape {list(pair[side].shape)}, but rank {rank} and this "
+                f"model ask for {list(shape)}; is the adapter of another model?"
+            )
+        if pair[side].dtype.kind == "i":
+            raise CheckpointError(
+                f"{adapter.weights}: {pair[side].name} is stored in {pair[side].dtype}, not as numbers"
+            )
+    return _Update(pair["A"], pair["B"], adapter.scale * adapter.config.scale_of(module))

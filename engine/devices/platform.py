@@ -1,0 +1,324 @@
+"""The platforms that Roost runs on: one record of every decision that depends on the hardware, and the devices.
+
+`choose_platform` picks a record once, when an engine is built; the model, the device programs and the runner read its
+fields, and kernels get them as plain arguments. Nothing else in `engine/` asks which hardware there is. Programs are
+compiled ahead of time for a TPU, on a machine without one, by passing `TPU`.
+"""
+
+import hashlib
+import importlib.metadata
+import logging
+import platform
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from ...kernels import XLA, Backend, GpuSizes, backends, native
+from ...kernels.sampling import reads_logits_once
+from ..types.config import MAX_PREFILL_ROWS
+from ..types.errors import ConfigError
+from ..types.host_memory import available_memory
+from ..types.mesh import DATA, MODEL, MeshShape
+from ..types.units import shown_bytes
+
+CPU_OPTIONS: Final = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
+"""XLA options for CPUs: only single dots go to the fast library. Fused with a reduction or an exponential, they would
+round differently at different numbers of rows, and a request's tokens must not depend on its neighbours."""
+
+MIN_CAPABILITY: Final = (8, 0)
+"""Minimum compute capability of NVIDIA GPUs that have Pallas kernels; Triton refuses older ones."""
+
+MIN_SLOTS: Final = 8
+"""Minimum number of slots that must fit in memory if the config leaves the number open."""
+
+_DOUBLED_ROWS: Final = (512, 1024, 2048, 4096, 8192)
+"""Numbers of slots of the larger decode steps on TPUs and GPUs. A step computes all of its rows, busy or idle, and each
+size below all slots is a program to compile."""
+
+_IDLE_ROWS_PER_MOVE: Final = 64
+"""On TPUs and GPUs. On a v5e an idle row takes 25 µs of a step, and a move of 2B's state 50 µs and a dispatch, so that
+moves pay soon. While a load hovers at 256 of 608 slots, this saves a quarter of the moves for 4 % more rows."""
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """Decisions that depend on the hardware.
+
+    Attributes:
+      kernels: Backend of `roost.kernels`.
+      gate_dtype: Dtype of the RG-LRU's gate matrices; None for the dtype of the activations.
+      uses_host_memory: Whether weights and slots lie in the host's memory, which all devices share.
+      max_slots: Maximum number of slots if the config leaves it open; None for as many as memory allows.
+      decode_rows: Numbers of slots of the decode steps, apart from the step of all slots; ascending multiples of the
+        first.
+      idle_rows_per_move: Number of idle rows, summed over decode steps, that outweigh moving the state of a slot, after
+        which fewer rows suffice; 0 for moves that cost nothing.
+      decode_steps: Maximum number of tokens per row of one decode dispatch.
+      window_block: Number of rows of the first block of a window, after which a step need not read the
+        unfilled ones. Slots are then stored in groups that end at `decode_rows`. None for whole arrays.
+      prefill_rows: Maximum number of prompts in one prefill step.
+      layers_per_slice: Number of layers in one step of a prefill batch; None for all layers.
+      jits_layers: Whether each layer is a jitted function, so that layers of one kind are traced once.
+      has_layer_barrier: Whether an optimization barrier follows every layer of a prefill.
+      has_state_barrier: Whether an optimization barrier separates reads of the state pool from its writes.
+      logits_per_row: Number of arrays of float32 logits that each row adds to a decode step's temporaries, by
+        measurement.
+      skips_logits: Whether a step of greedy rows takes the argmax in a separate branch, without the sampler.
+      compile_options: Options of XLA's compiler, each with its value.
+      exports_programs: Whether traced programs may be kept for later starts. Pallas kernels are lowered in another way
+        when they are exported, which was not measured.
+    """
+
+    name: str
+    kernels: Backend = XLA
+    gate_dtype: str | None = None
+    uses_host_memory: bool = False
+    max_slots: int | None = None
+    decode_rows: tuple[int, ...] = ()
+    idle_rows_per_move: int = 0
+    decode_steps: int = 1
+    window_block: int | None = None
+    prefill_rows: int = MAX_PREFILL_ROWS
+    layers_per_slice: int | None = None
+    jits_layers: bool = True
+    has_layer_barrier: bool = False
+    has_state_barrier: bool = True
+    logits_per_row: float = 4.0
+    skips_logits: bool = False
+    compile_options: tuple[tuple[str, str], ...] = ()
+    exports_programs: bool = False
+
+
+PORTABLE: Final = Platform("portable")
+"""XLA's own kernels, with nothing tuned: the base of the platforms below. Training and shape arithmetic use it."""
+
+GPU: Final = replace(PORTABLE, name="gpu")
+"""GPUs without Pallas kernels: AMD's, and NVIDIA's below `MIN_CAPABILITY`."""
+
+TPU: Final = Platform(
+    "tpu",
+    kernels=backends.TPU,
+    decode_rows=(8, 32, 128, 256, *_DOUBLED_ROWS),  # a step of few rows takes as long as reading the weights
+    idle_rows_per_move=_IDLE_ROWS_PER_MOVE,
+    jits_layers=False,  # the compiler fuses less across functions: 60 MB more per step of 512 rows of 2B
+    has_layer_barrier=True,  # else every layer's output is kept, to be summed at the end
+    has_state_barrier=False,
+    logits_per_row=0.95,
+    skips_logits=True,  # the compiler finds the argmax without writing the logits, a megabyte per row
+)
+
+CPU_MESH: Final = Platform(
+    "cpu-mesh",  # devices share the cores, which native kernels would each take whole
+    gate_dtype="float32",  # no fast path for bfloat16
+    uses_host_memory=True,
+    max_slots=32,  # more rows gain nothing and slow down a lone request
+    has_state_barrier=True,  # else reads stray behind the writes, and the pool is copied
+    compile_options=tuple(CPU_OPTIONS.items()),
+)
+
+CPU: Final = replace(
+    CPU_MESH,
+    name="cpu",
+    decode_rows=(4, 8, 16, 32, 64, 128, 256),
+    decode_steps=8,
+    window_block=512,
+    prefill_rows=1,  # a prompt's tokens fill the cores as well as several prompts'
+    layers_per_slice=3,  # with 128 tokens, they take as long as one decode step of eight slots
+    exports_programs=True,
+)
+
+CPU_NATIVE: Final = replace(CPU, name="cpu-native", kernels=backends.CPU)
+
+
+_SMALL_GPU: Final = GpuSizes(block_memory=101_376, multiprocessors=58)
+"""An L4. Blocks that fit it fit all other GPUs from `MIN_CAPABILITY` on."""
+
+
+def gpu_platform(capability: tuple[int, int], sizes: GpuSizes) -> Platform:
+    """Returns the platform of NVIDIA GPUs of this compute capability and these sizes."""
+    if capability < MIN_CAPABILITY:
+        return GPU
+    # Kernels skip the slots behind a step's, and each number of slots is a program to compile.
+    return replace(
+        GPU,
+        kernels=backends.gpu_backend(sizes),
+        decode_rows=(8, 32, 128, *_DOUBLED_ROWS),
+        idle_rows_per_move=_IDLE_ROWS_PER_MOVE,
+        logits_per_row=2.0,
+        skips_logits=True,  # else a step of greedy rows copies the logits past each processor that it skips
+    )
+
+
+def gpu_warning(kind: str, capability: tuple[int, int]) -> str | None:
+    """Returns what XLA's kernels cost on a GPU that has no others; None if it has."""
+    if capability >= MIN_CAPABILITY:
+        return None
+    least = ".".join(map(str, MIN_CAPABILITY))
+    return (
+        f"{kind} is no NVIDIA GPU of compute capability {least} or above, so XLA computes in the place of kernels: a "
+        "prefill then launches more than 50 kernels for every token, and long prompts take many times longer"
+    )
+
+
+def int8_window_warning(on: Platform) -> str | None:
+    """Returns what attention windows in int8 cost on a GPU, which has no kernel for them; None on other platforms."""
+    if on.name != GPU.name:
+        return None
+    return "attention windows in int8 have no kernel for GPUs, so XLA attends to them, more slowly"
+
+
+def gpu_capability(device: jax.Device) -> tuple[int, int]:
+    """Returns the compute capability of a GPU; (0, 0) if it is not NVIDIA's."""
+    major, _, minor = str(getattr(device, "compute_capability", "")).partition(".")
+    return (int(major), int(minor)) if major.isdecimal() and minor.isdecimal() else (0, 0)
+
+
+def gpu_sizes(device: jax.Device) -> GpuSizes:
+    """Returns the sizes of a GPU of this machine; `_SMALL_GPU` where JAX does not report them."""
+    memory = getattr(device, "shared_memory_per_block_optin", _SMALL_GPU.block_memory)
+    return GpuSizes(memory, getattr(device, "core_count", _SMALL_GPU.multiprocessors))
+
+
+def choose_platform(shards: MeshShape, without: Collection[str] = ()) -> Platform:
+    """Returns the platform of this process's devices for a model on a mesh of this shape.
+
+    Args:
+      without: Names of kernels that XLA replaces, if the platform has them.
+    """
+    found = _platform(shards)
+    own = set(without) & set(found.kernels.names)
+    return without_kernels(found, own) if own else found
+
+
+def _platform(shards: MeshShape) -> Platform:
+    match jax.default_backend():
+        case "tpu":
+            return TPU
+        case "cpu" if shards.count > 1:
+            return CPU_MESH
+        case "cpu":
+            return CPU_NATIVE if native.is_available() else CPU
+        case _:
+            device = jax.local_devices()[0]
+            capability = gpu_capability(device)
+            if warning := gpu_warning(device.device_kind, capability):
+                _logger.warning("%s", warning)
+            return gpu_platform(capability, gpu_sizes(device)) if capability >= MIN_CAPABILITY else GPU
+
+
+def without_kernels(platform: Platform, kernels: Collection[str]) -> Platform:
+    """Returns the platform without some kernels; see `Backend.without`."""
+    rest = platform.kernels.without(kernels)
+    sampled = platform if reads_logits_once(rest) else PORTABLE
+    return replace(platform, kernels=rest, logits_per_row=sampled.logits_per_row)
+
+
+class DeviceFacts(NamedTuple):
+    """The devices that models run on, for reports.
+
+    Attributes:
+      kind: JAX's name of the device, such as "cpu" or "TPU v5 lite".
+      num_devices: Number of devices of this process.
+      bytes_in_use: Bytes in use of the first device's own memory; None if it has none.
+      platform: JAX's name of the platform: "cpu", "gpu" or "tpu".
+      why_no_native_kernels: Why the native kernels for CPUs cannot be used; None if they can, or on other devices.
+    """
+
+    kind: str
+    num_devices: int
+    bytes_in_use: int | None
+    platform: str = "cpu"
+    why_no_native_kernels: str | None = None
+
+
+def device_facts() -> DeviceFacts:
+    """Returns facts about this process's devices as they are now."""
+    devices = jax.local_devices()
+    stats = devices[0].memory_stats() or {}
+    on, in_use = devices[0].platform, stats.get("bytes_in_use")
+    why_not = native.why_unavailable() if on == "cpu" else None
+    return DeviceFacts(devices[0].device_kind, len(devices), in_use, on, why_not)
+
+
+def device_limit_bytes() -> int | None:
+    """Returns the bytes of the first device's own memory; None if it has none."""
+    return _memory_stat("bytes_limit")
+
+
+def device_peak_bytes() -> int | None:
+    """Returns the largest number of bytes of the first device's own memory in use so far; None if it has none."""
+    return _memory_stat("peak_bytes_in_use")
+
+
+def _memory_stat(name: str) -> int | None:
+    found = (jax.local_devices()[0].memory_stats() or {}).get(name)
+    return None if found is None else int(found)
+
+
+def numerics() -> str:
+    """Returns 8 hexadecimal digits for what decides the last bits of a state: versions, device and kernels.
+
+    Hosts with AVX2, AVX-512 or AMX differ, because XLA and the native kernels run different code on them.
+    """
+    versions = [importlib.metadata.version(package) for package in ("roost", "jaxlib")]
+    device = (jax.local_devices()[0].device_kind, platform.machine(), platform.processor(), native.instruction_sets())
+    facts = repr((versions, *device, native.chosen_products(), native.CALLS_VERSION))
+    return hashlib.sha256(facts.encode()).hexdigest()[:8]
+
+
+def open_mesh(shards: MeshShape) -> Mesh | None:
+    """Returns a mesh of the first devices; None for one device, which needs no mesh.
+
+    Raises:
+      ConfigError: There are too few devices.
+    """
+    if shards.count == 1:
+        return None
+    devices = jax.devices()
+    if len(devices) < shards.count:
+        raise ConfigError(
+            f"mesh data={shards.data},model={shards.model} takes {shards.count} devices, but there are {len(devices)}"
+        )
+    return Mesh(np.array(devices[: shards.count]).reshape(shards.data, shards.model), (DATA, MODEL))
+
+
+def choose_mesh_shape(weight_bytes: int) -> MeshShape:
+    """Returns a mesh of all devices, with the fewest model shards whose weights take at most half of a device."""
+    devices, model = jax.devices(), 1
+    memory = (devices[0].memory_stats() or {}).get("bytes_limit", 0)  # a CPU has none of its own
+    while memory and weight_bytes / model > memory / 2 and len(devices) % (2 * model) == 0:
+        model *= 2
+    return MeshShape(len(devices) // model, model)
+
+
+def affordable_slots(slot_bytes: int, weight_bytes: int, on: Platform) -> int:
+    """Returns the number of slots that fit into nine tenths of the host's memory that the weights leave.
+
+    Args:
+      slot_bytes: Bytes of a slot's state.
+      weight_bytes: Bytes that the weights will take.
+      on: Platform whose devices use the host's memory.
+
+    Raises:
+      ConfigError: Fewer than 8 slots fit.
+    """
+    free = available_memory() - weight_bytes
+    slots = int(0.9 * free) // slot_bytes
+    if slots < MIN_SLOTS:
+        raise ConfigError(
+            f"memory left for slots is {shown_bytes(max(free, 0))} and a slot takes {shown_bytes(slot_bytes)}, "
+            f"so not even {MIN_SLOTS} fit; set slots to the number you want to try"
+        )
+    return slots if on.max_slots is None else min(slots, on.max_slots)
+
+
+def device_memory() -> int:
+    """Returns the bytes of the first device's own memory that are free."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return int(stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0))

@@ -1,1 +1,0 @@
-"""One engine over several hosts."""

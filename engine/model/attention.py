@@ -1,0 +1,187 @@
+"""Attention block of Griffin (arXiv 2402.19427, section 2.3), on one device or as one shard of a mesh.
+
+Letters in shapes are those of `layers`; G is the number of key heads.
+"""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int32
+
+from ...kernels import Backend
+from ...kernels.product import product
+from ...kernels.window_attention import (
+    Blocks,
+    Rings,
+    Vectors,
+    decode_attention,
+    for_each_head,
+    heads_as_rows,
+    prefill_attention,
+    quantize,
+    rows_as_heads,
+    write_window,
+)
+from .collectives import Collectives
+from .config import ModelConfig
+from .dense import Dense, matrix
+from .layer_kinds import AttentionState, key_heads
+from .pairs import Pairs
+from .rope import apply_rope
+from .state import AttentionBlockStates
+from .verified_states import AttentionStates, OldRows, no_rows, read_rows
+
+
+class AttentionBlock(nnx.Module):
+    """Local attention whose projections to queries, keys and values are one array.
+
+    With G > 1 key heads, keys and values have an axis of them. On a mesh, they are sharded by heads if these divide
+    evenly among the shards, or else replicated.
+    """
+
+    def __init__(
+        self, config: ModelConfig, dtype: jnp.dtype, gate_dtype: jnp.dtype, backend: Backend, collectives: Collectives
+    ) -> None:
+        self.config = config
+        self.backend = backend
+        self.collectives = collectives
+        self.qkv = matrix(config.width + 2 * config.key_width, config.width, dtype)
+        self.out = Dense(config.width, config.width, dtype, backend, collectives)
+
+    def __call__(
+        self, u: Float[Array, "B T D"], state: AttentionState, positions: Int32[Array, "B T"], block: int
+    ) -> tuple[Float[Array, "B T D"], AttentionState, AttentionBlockStates | None]:
+        block_states = None
+        if u.shape[1] == 1:  # without a time axis, which would change every array's layout on a TPU
+            mixed, rings = self._decode(*self._project(u[:, 0], positions[:, 0]), state.rings, positions)
+        else:
+            ((whole,),) = state.rings
+            q, k, v = self._project(u, positions)
+            held_k, held_v = (self._as_held(self._heads_first(self._all_key_heads(x))) for x in (k, v))
+            mixed, whole = self._prefill(q, held_k, held_v, whole, positions, block)
+            rings, block_states = ((whole,),), AttentionBlockStates(held_k, held_v)
+        rows = mixed.reshape(*mixed.shape[:-2], -1).astype(u.dtype)
+        return self.out(rows).reshape(u.shape), AttentionState(rings), block_states
+
+    def verify(
+        self, u: Float[Array, "M 1 D"], state: AttentionState, positions: Int32[Array, "M 1"], pairs: Pairs, depth: int
+    ) -> tuple[Float[Array, "M 1 D"], AttentionStates]:
+        """Computes several steps of each row, with the bits of single steps; returns the rings, and what they held."""
+        q, k, v = self._project(u[:, 0], positions[:, 0])
+        new, heads = (q, self._as_held(k), self._as_held(v)), self.config.num_key_heads
+
+        def step(
+            offset: Array, carry: tuple[tuple[Blocks, ...], OldRows, Array]
+        ) -> tuple[tuple[Blocks, ...], OldRows, Array]:
+            rings, old, mixed = carry
+            q, k, v = jax.tree.map(partial(pairs.at, offset), new)
+            at = jnp.where(offset < pairs.counts, pairs.at(offset, positions[:, 0]), -1)
+            old = read_rows(heads_as_rows(rings, heads), old, for_each_head(at, heads), offset)
+            old, q, k, v = jax.lax.optimization_barrier((old, q, k, v))  # reads before writes: no copy of the rings
+            out, rings = decode_attention(q, k, v, rings, at, self.backend)
+            return rings, old, mixed.at[offset].set(out.reshape(mixed.shape[1:]).astype(u.dtype))
+
+        mixed = jnp.zeros((depth, pairs.counts.shape[0], math.prod(q.shape[1:])), u.dtype)
+        nothing = no_rows(heads_as_rows(state.rings, heads), heads * pairs.counts.shape[0], depth)
+        rings, old, mixed = jax.lax.fori_loop(0, pairs.depth, step, (state.rings, nothing, mixed))
+        return self.out(pairs.of_offsets(mixed)).reshape(u.shape), AttentionStates(AttentionState(rings), old)
+
+    def _project(
+        self, u: Float[Array, "*rows D"], positions: Int32[Array, "*rows"]
+    ) -> tuple[Float[Array, "*rows N d"], Float[Array, "*rows_and_heads d"], Float[Array, "*rows_and_heads d"]]:
+        """Returns queries, keys and values of every token and of this shard's heads, queries and keys after RoPE."""
+        size, keys = self.config.head_dim, key_heads(self.config).shard_size(self.collectives.model)
+        qkv = product(u, self.qkv.get_value(), None, u.dtype, self.backend)
+        width = qkv.shape[-1] - 2 * keys
+        q, k, v = jnp.split(qkv, [width, width + keys], axis=-1)
+        q = q.reshape(*u.shape[:-1], width // size, size)
+        if self.config.num_key_heads > 1:
+            k, v = (x.reshape(*u.shape[:-1], keys // size, size) for x in (k, v))
+        q, k = apply_rope(q, k, positions, self.config.rope_theta)
+        return q, k, v
+
+    def _decode(
+        self, q: Array, k: Array, v: Array, rings: tuple[Blocks, ...], positions: Int32[Array, "B 1"]
+    ) -> tuple[Float[Array, "B N d"], tuple[Blocks, ...]]:
+        """Attends with all heads of this device's rows, and returns the outputs of this shard's heads of all rows."""
+        count = q.shape[1] * self.collectives.model
+        q, k, v = self._exchange_heads(q, k, v)
+        held_k, held_v = self._as_held(k), self._as_held(v)
+        own_positions = self.collectives.local_rows(positions[:, 0])
+        mixed, rings = decode_attention(q, held_k, held_v, rings, own_positions, self.backend)
+        if missing := count - mixed.shape[1]:
+            mixed = jnp.pad(mixed, [(0, 0), (0, missing), (0, 0)])
+        return self.collectives.all_to_all(mixed, split_axis=1, concat_axis=0), rings
+
+    def _exchange_heads(self, q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
+        """Returns queries, keys and values of all heads of this device's rows.
+
+        Padding behind the queries stays only with one key head, which it may share.
+        """
+        shards, heads = self.collectives.model, self.config.num_heads
+        if not self._shards_keys:
+            k, v = self.collectives.local_rows((k, v))
+            q = self.collectives.all_to_all(q, split_axis=0, concat_axis=1)
+            return q if self.config.num_key_heads == 1 else q[:, :heads], k, v
+        ends = (q.shape[1], q.shape[1] + k.shape[1])
+        joined = self.collectives.all_to_all(jnp.concatenate([q, k, v], axis=1), split_axis=0, concat_axis=1)
+        by_shard = joined.reshape(joined.shape[0], shards, -1, joined.shape[2])
+        q, k, v = (x.reshape(x.shape[0], -1, x.shape[3]) for x in jnp.split(by_shard, ends, axis=2))
+        return q, k, v
+
+    def _prefill(
+        self, q: Array, k: Vectors, v: Vectors, rings: Rings, positions: Int32[Array, "B T"], block: int
+    ) -> tuple[Float[Array, "B T N d"], Rings]:
+        """Attends with this shard's heads, and writes the keys and values of all heads."""
+        if self.collectives.model == 1 or self.config.num_key_heads == 1:
+            return prefill_attention(q, k, v, rings, positions, block, self.backend)
+        own_k, own_v, own_rings = self._shared_key_heads(q.shape[2], (k, v, rings))
+        mixed, _ = prefill_attention(q, own_k, own_v, own_rings, positions, block, self.backend)
+        return mixed, write_window(rings, k, v, positions)
+
+    def _shared_key_heads[Tree](self, queries: int, tree: Tree) -> Tree:
+        """Returns the key heads of this shard's query heads, each for as many of them as evenly share one.
+
+        Args:
+          queries: Number of query heads of a shard, padding included.
+          tree: Arrays with all key heads on their second axis.
+        """
+        group = self.config.num_heads // self.config.num_key_heads
+        together = math.gcd(queries, group)
+        first = self.collectives.shard_index * queries + together * jnp.arange(queries // together)
+        shared = jnp.minimum(first // group, self.config.num_key_heads - 1)
+
+        def take(x: Array) -> Array:
+            taken = jnp.take(x, shared, axis=1)
+            return taken[:, 0] if len(shared) == 1 else taken
+
+        taken: Tree = jax.tree.map(take, tree)
+        return taken
+
+    @property
+    def _shards_keys(self) -> bool:
+        """Whether each shard has the keys and values of some heads only."""
+        shards = self.collectives.model
+        return shards > 1 and key_heads(self.config).is_sharded(shards)
+
+    def _all_key_heads(self, x: Array) -> Array:
+        """Returns keys or values of all heads, given this shard's, in a chunk."""
+        if not self._shards_keys:
+            return x
+        channels = x.reshape(*x.shape[:2], -1)
+        gathered = self.collectives.all_gather_channels(channels, self.config.key_width)
+        return gathered.reshape(*x.shape[:2], -1, x.shape[-1])
+
+    def _heads_first(self, x: Array) -> Array:
+        """Returns a chunk's keys or values with the axis of heads, if there is one, in front of that of tokens."""
+        return x if self.config.num_key_heads == 1 else jnp.swapaxes(x, 1, 2)
+
+    def _as_held(self, x: Float[Array, "B ... d"]) -> Vectors:
+        """Returns keys or values as rings hold them."""
+        if self.config.kv_dtype != "int8":
+            return x
+        heads = self.config.num_key_heads
+        return rows_as_heads(quantize(heads_as_rows(x, heads)), heads)

@@ -1,0 +1,124 @@
+"""States of a layer after each of several positions of a row, of which one is kept.
+
+Letters in shapes: B rows, S positions, E RG-LRU channels, K taps of the convolution. Each key head of a window has rows
+of its own, as in kernels.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int32
+
+from ...kernels.window_attention import (
+    Blocks,
+    Vectors,
+    for_each_head,
+    heads_as_rows,
+    num_key_heads,
+    put_tokens,
+    read_blocks,
+    rows_as_heads,
+    write_blocks,
+    zero_ring,
+)
+from .layer_kinds import AttentionState, RecurrentState
+
+
+class Kept(NamedTuple):
+    """Positions of each row whose tokens are kept.
+
+    Attributes:
+      starts: First position of each row.
+      counts: Number of positions of each row that were computed; 0 for idle rows.
+      last: Offset of the last position that is kept; any for idle rows.
+    """
+
+    starts: Int32[Array, " B"]
+    counts: Int32[Array, " B"]
+    last: Int32[Array, " B"]
+
+
+class RecurrentStates(NamedTuple):
+    """States of a recurrent layer after each position; those past a row's last position are that row's last one.
+
+    Attributes:
+      h: State of the RG-LRU.
+      conv: State of the convolution.
+    """
+
+    h: Float32[Array, "S B E"]
+    conv: Float[Array, "S K1 B E"]
+
+    @classmethod
+    def zeros(cls, state: RecurrentState, steps: int) -> "RecurrentStates":
+        """Returns room for the states after `steps` positions."""
+        return cls(*(jnp.zeros((steps, *x.shape), x.dtype) for x in state))
+
+    def put(self, step: Int32[Array, ""], state: RecurrentState) -> "RecurrentStates":
+        """Returns the states with the one after a position."""
+        return RecurrentStates(*(all_.at[step].set(one) for all_, one in zip(self, state, strict=True)))
+
+    def keep(self, kept: Kept) -> RecurrentState:
+        """Returns each row's state after its last kept position."""
+        rows, last = jnp.arange(self.h.shape[1]), jnp.clip(kept.last, 0, jnp.maximum(kept.counts - 1, 0))
+        conv = jnp.moveaxis(self.conv, 2, 1)[last, rows]
+        return RecurrentState(self.h[last, rows], jnp.moveaxis(conv, 0, 1))
+
+
+class AttentionStates(NamedTuple):
+    """State of an attention layer after all positions, and what its rings held before.
+
+    Attributes:
+      state: State after all positions.
+      old: Keys and values of the positions' ring rows, for each group of rows.
+    """
+
+    state: AttentionState
+    old: "OldRows"
+
+    def keep(self, kept: Kept) -> AttentionState:
+        """Returns rings that have the keys of kept positions only."""
+        heads = num_key_heads(self.state.rings[0][0][0])
+        rings = heads_as_rows(self.state.rings, heads)
+        starts, counts, last = (for_each_head(x, heads) for x in kept)
+        restored, first = [], 0
+        for blocks, (keys, values) in zip(rings, self.old, strict=True):
+            rows = slice(first, first + keys.shape[0])
+            offsets = jnp.arange(keys.shape[1])
+            undone = (offsets > last[rows, None]) & (offsets < counts[rows, None])
+            positions = jnp.where(undone, starts[rows, None] + offsets, -1)
+            restored.append(write_blocks(blocks, keys, values, positions, starts[rows]))
+            first += keys.shape[0]
+        return AttentionState(rows_as_heads(tuple(restored), heads))
+
+
+type OldRows = tuple[tuple[Vectors, Vectors], ...]
+"""Keys and values of several positions of each row, for each group of rows."""
+
+type VerifiedStates = RecurrentStates | AttentionStates
+"""States of one layer after each of several positions."""
+
+
+def no_rows(rings: tuple[Blocks, ...], rows: int, depth: int) -> OldRows:
+    """Returns room for what the rings of each group hold for `depth` positions of each of the first rows."""
+    old, left = [], rows
+    for blocks in rings:
+        keys, _ = blocks[0]
+        count = min(left, keys.shape[0])
+        zeros = zero_ring(count, depth, keys.shape[-1], keys.dtype)
+        old.append((zeros, zeros))
+        left -= count
+    return tuple(old)
+
+
+def read_rows(
+    rings: tuple[Blocks, ...], old: OldRows, positions: Int32[Array, " B"], offset: Int32[Array, ""]
+) -> OldRows:
+    """Returns `old` with what the rings hold for one position of each row, at its offset."""
+    read, first = [], 0
+    for blocks, (keys, values) in zip(rings, old, strict=True):
+        own = positions[first : first + keys.shape[0]]
+        k, v = read_blocks(blocks, own, 1)
+        read.append((put_tokens(keys, k, offset), put_tokens(values, v, offset)))
+        first += keys.shape[0]
+    return tuple(read)

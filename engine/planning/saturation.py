@@ -1,0 +1,28 @@
+"""Computes how many requests per second a replica ends when there are always more of them than slots."""
+
+from ..capacity.roofline import Roofline
+from .load import ExpectedLoad
+from .mix import mix_on
+from .replica import prefill_room_s
+
+
+def saturated_requests_per_s(load: ExpectedLoad, roofline: Roofline, device: str, itl_target_s: float | None) -> float:
+    """Returns the requests of a load that a replica ends per second while others wait for its slots.
+
+    As many requests end as are prefilled, so that each decode step needs the prefill of a share of them. So many slots
+    are in prefill that the scheduler allows that much between two decode steps, and the others decode.
+
+    Args:
+      load: Lengths of the requests; their rate is not read.
+      roofline: Roofline of a replica, with one data shard and at least one slot.
+      device: Name of its device.
+      itl_target_s: Target of the scheduler for the inter-token latency; 0 for throughput, None for the default.
+    """
+    mix = mix_on((load,), roofline, device, itl_target_s)
+    chip, (prompt_s,) = mix.chip, mix.prompts_s
+    for num_prefilling in range(1, chip.slots):
+        num_decoding = chip.slots - num_prefilling
+        ended, step_s = num_decoding / load.output_tokens, chip.decode_s(num_decoding)
+        if prefill_room_s(chip, num_prefilling, num_decoding) >= ended * prompt_s:
+            return ended / (step_s + ended * prompt_s)
+    return 1 / (prompt_s + load.output_tokens * chip.decode_s(1))

@@ -1,0 +1,1 @@
+"""Types that all parts of the engine share: requests, tokens, errors, configuration. Imports no other part."""

@@ -1,0 +1,51 @@
+"""Memory of the host: how much a process may still take, and how it releases freed memory."""
+
+import contextlib
+import ctypes
+import os
+import re
+from pathlib import Path
+from typing import Final
+
+_CGROUPS: Final = (
+    ("sys/fs/cgroup", ("memory.max", "memory.current")),
+    ("sys/fs/cgroup/memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")),
+)
+"""Folder of each version of control groups (2, then 1), and its files of the memory's limit and usage in bytes."""
+
+
+def available_memory(root: Path = Path("/")) -> int:
+    """Returns the bytes that this process may still take, within the machine and its container.
+
+    The file cache counts as available, because the system releases it on demand.
+
+    Args:
+      root: Root of the file system that holds `proc` and `sys`.
+    """
+    left = _left_in_container(root)
+    return _left_on_machine(root) if left is None else min(_left_on_machine(root), left)
+
+
+def _left_on_machine(root: Path) -> int:
+    meminfo = root / "proc/meminfo"
+    if meminfo.is_file() and (found := re.search(r"^MemAvailable: +(\d+) kB$", meminfo.read_text(), re.MULTILINE)):
+        return 1024 * int(found[1])
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _left_in_container(root: Path) -> int | None:
+    """Returns the bytes left below the container's limit; None without a limit."""
+    for folder, names in _CGROUPS:
+        limit, used = (root / folder / name for name in names)
+        try:
+            cached = re.search(r"^(?:total_)?inactive_file (\d+)$", (root / folder / "memory.stat").read_text(), re.M)
+            return int(limit.read_text()) - int(used.read_text()) + (int(cached[1]) if cached else 0)
+        except (OSError, ValueError):  # the file is missing, or has the value "max"
+            continue
+    return None
+
+
+def release_freed_memory() -> None:
+    """Returns freed memory, such as the compiler's, to the system; has no effect if the C library cannot do so."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

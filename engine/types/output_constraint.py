@@ -1,0 +1,206 @@
+"""Output constraints, bad words and token masks: which tokens may come next, decided on the host."""
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, runtime_checkable
+
+import numpy as np
+
+type TokenMask = np.ndarray[Any, np.dtype[np.uint32]]
+"""One bit per token of the vocabulary: token i is allowed if bit i % 32 of word i // 32 is set."""
+
+ALL_ALLOWED: Final = 0xFFFFFFFF
+"""Word of a mask that allows all of its 32 tokens."""
+
+_LITTLE_ENDIAN: Final = np.dtype("<u4")
+
+
+@runtime_checkable
+class Constraint(Protocol):
+    """Follows the tokens of one request, and decides which may come next. Only the engine's thread calls it.
+
+    An exception from any method ends the request with an error; other requests are not affected.
+    """
+
+    def fill_mask(self, mask: TokenMask) -> None:
+        """Writes all words of the mask of the next token, which must allow at least one."""
+
+    def is_ready(self, wait_s: float) -> bool:
+        """Returns whether `fill_mask` would return without waiting. Until then, the request is left out of steps.
+
+        Args:
+          wait_s: Maximum number of seconds to wait for that.
+        """
+
+    def advance(self, token_id: int) -> None:
+        """Advances by one generated token."""
+
+
+def words_of_mask(vocab_size: int) -> int:
+    """Returns the number of words of a `TokenMask`."""
+    return -(-vocab_size // 32)
+
+
+def mask_of_ids(ids: Iterable[int], words: int) -> TokenMask:
+    """Returns the mask that allows these tokens and no others.
+
+    Args:
+      ids: Token ids below `32 * words`.
+    """
+    is_allowed = np.zeros(32 * words, np.bool)
+    is_allowed[np.fromiter(ids, np.int64)] = True
+    return np.packbits(is_allowed, bitorder="little").view(_LITTLE_ENDIAN).astype(np.uint32, copy=False)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StaticMask:
+    """Mask that is the same for all tokens of a request, independent of the size of the vocabulary.
+
+    Attributes:
+      words: Mask of the ids up to the largest one that the request names.
+      allows_others: Whether larger ids are allowed.
+    """
+
+    words: TokenMask
+    allows_others: bool
+
+    @classmethod
+    def of(cls, allowed: Collection[int] | None, banned: Collection[int]) -> "StaticMask":
+        """Returns the mask of the allowed ids without the banned ones.
+
+        Args:
+          allowed: Allowed ids; None allows all.
+          banned: Banned ids.
+        """
+        words = words_of_mask(1 + max(max(allowed or (0,)), max(banned, default=0)))
+        mask = np.full(words, ALL_ALLOWED, np.uint32) if allowed is None else mask_of_ids(allowed, words)
+        return cls(mask & ~mask_of_ids(banned, words), allows_others=allowed is None)
+
+    def is_empty(self, banned: Collection[int] = ()) -> bool:
+        """Returns whether the mask allows no token other than the banned ones, for any size of the vocabulary."""
+        words = len(self.words)
+        return not self.allows_others and not np.any(
+            self.words & ~mask_of_ids((i for i in banned if i < 32 * words), words)
+        )
+
+    def narrow(self, mask: TokenMask) -> None:
+        """Bans the same tokens in another mask, in place."""
+        count = min(len(mask), len(self.words))
+        mask[:count] &= self.words[:count]
+        if not self.allows_others:
+            mask[count:] = 0
+
+    def mask(self, words: int) -> TokenMask:
+        """Returns the mask with this number of words."""
+        mask = np.full(words, ALL_ALLOWED, np.uint32)
+        self.narrow(mask)
+        return mask
+
+
+class PhraseIndex:
+    """Aho-Corasick automaton over phrases without their last tokens.
+
+    Its state is the longest suffix of the generated tokens that is a prefix of a phrase. A token costs one amortised
+    transition, and a visit to each phrase whose last token may come next. The index never changes, and the choices of a
+    request share it.
+
+    Args:
+      phrases: Phrases of two or more tokens.
+    """
+
+    def __init__(self, phrases: Iterable[tuple[int, ...]]) -> None:
+        self._edges: dict[tuple[int, int], int] = {}
+        self._last_tokens: list[list[int]] = [[]]
+        self._depths = [0]
+        for *prefix, last in phrases:
+            self._last_tokens[self._add(prefix)].append(int(last))
+        self._shorter = [0] * len(self._depths)
+        """Suffix links: for each state, the state of the next shorter suffix."""
+        self._next_banning = [0] * len(self._depths)
+        """For each state, the state of the next shorter suffix that bans a token."""
+        self._link()
+
+    def step(self, state: int, token_id: int) -> int:
+        """Returns the state after one more token; generation starts in state 0."""
+        while state and (state, token_id) not in self._edges:
+            state = self._shorter[state]
+        return self._edges.get((state, token_id), 0)
+
+    def banned(self, state: int) -> Iterator[int]:
+        """Yields the tokens that would complete a phrase in this state."""
+        while state:
+            yield from self._last_tokens[state]
+            state = self._next_banning[state]
+
+    def _add(self, prefix: Iterable[int]) -> int:
+        state = 0
+        for token_id in map(int, prefix):
+            edge = (state, token_id)
+            if edge not in self._edges:
+                self._edges[edge] = len(self._depths)
+                self._depths.append(self._depths[state] + 1)
+                self._last_tokens.append([])
+            state = self._edges[edge]
+        return state
+
+    def _link(self) -> None:
+        for (parent, token_id), state in sorted(self._edges.items(), key=lambda edge: self._depths[edge[1]]):
+            shorter = self.step(self._shorter[parent], token_id) if parent else 0
+            self._shorter[state] = shorter
+            self._next_banning[state] = shorter if self._last_tokens[shorter] else self._next_banning[shorter]
+
+
+class BadPhrases:
+    """Constraint that bans the last token of a phrase once the other tokens have been generated.
+
+    Args:
+      index: Automaton of the phrases.
+    """
+
+    def __init__(self, index: PhraseIndex) -> None:
+        self._index = index
+        self._state = 0
+
+    def fill_mask(self, mask: TokenMask) -> None:
+        mask[:] = ALL_ALLOWED
+        for token_id in self._index.banned(self._state):
+            if token_id < 32 * len(mask):
+                mask[token_id >> 5] &= ~(1 << (token_id & 31)) & ALL_ALLOWED
+
+    def is_ready(self, wait_s: float) -> bool:
+        return True
+
+    def advance(self, token_id: int) -> None:
+        self._state = self._index.step(self._state, token_id)
+
+
+def joined_constraint(own: Constraint | None, phrases: PhraseIndex | None) -> Constraint | None:
+    """Returns a request's own constraint and its bad words of several tokens as one constraint, if there are any."""
+    banned = None if phrases is None else BadPhrases(phrases)
+    constraints = [each for each in (own, banned) if each is not None]
+    return AllOf(constraints) if len(constraints) > 1 else next(iter(constraints), None)
+
+
+class AllOf:
+    """Constraint that allows the tokens that all of several constraints allow.
+
+    Args:
+      constraints: At least one constraint.
+    """
+
+    def __init__(self, constraints: Sequence[Constraint]) -> None:
+        self._constraints = constraints
+
+    def fill_mask(self, mask: TokenMask) -> None:
+        self._constraints[0].fill_mask(mask)
+        other = np.zeros_like(mask)
+        for constraint in self._constraints[1:]:
+            constraint.fill_mask(other)
+            mask &= other
+
+    def is_ready(self, wait_s: float) -> bool:
+        return all(constraint.is_ready(wait_s) for constraint in self._constraints)
+
+    def advance(self, token_id: int) -> None:
+        for constraint in self._constraints:
+            constraint.advance(token_id)

@@ -1,0 +1,71 @@
+"""Settings of speculative decoding, and what it counts."""
+
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from .errors import ConfigError
+
+MAX_DRAFTS: Final = 31
+"""Maximum number of drafted tokens of a row and round: with the row's last token, they fill the largest round."""
+
+MAX_MATCH: Final = 16
+"""Maximum number of tokens that are compared to find a match."""
+
+
+HISTORY: Final = 4096
+"""Number of last tokens of a request, its prompt included, in which drafts are looked up."""
+
+NO_DRAFTS: Final = "speculative_config works on one CPU device only; leave it out, or set it to null"
+"""Error of devices that draft no tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speculation:
+    """Settings of drafts that continue an earlier occurrence of a request's last tokens (n-grams).
+
+    Attributes:
+      num_tokens: Maximum number of drafted tokens of a request in one round.
+      min_match: Number of last tokens that must occur earlier in the request.
+      max_match: Number of last tokens beyond which a longer match is no better.
+
+    Raises:
+      ConfigError: A number is out of range.
+    """
+
+    num_tokens: int = 7
+    min_match: int = 2
+    max_match: int = 5
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_tokens <= MAX_DRAFTS:
+            raise ConfigError(f"num_speculative_tokens must be from 1 to {MAX_DRAFTS}, got {self.num_tokens}")
+        if not 1 <= self.min_match <= self.max_match:
+            raise ConfigError(
+                f"prompt_lookup_min must be from 1 to prompt_lookup_max ({self.max_match}), got {self.min_match}"
+            )
+        if self.max_match > MAX_MATCH:
+            raise ConfigError(f"prompt_lookup_max must be at most {MAX_MATCH}, got {self.max_match}")
+
+
+def history_bytes(speculation: Speculation | None) -> int:
+    """Returns the bytes of the last tokens that the device has of each slot; 0 without speculation."""
+    return 0 if speculation is None else 4 * HISTORY
+
+
+class DraftCounts(NamedTuple):
+    """Numbers of drafted and of accepted tokens.
+
+    Attributes:
+      drafts: Number of rounds with drafted tokens, for each request separately.
+      tokens: Number of drafted tokens.
+      accepted: Number of accepted tokens by their place in the draft, for every place.
+    """
+
+    drafts: int = 0
+    tokens: int = 0
+    accepted: tuple[int, ...] = ()
+
+    def plus(self, other: "DraftCounts") -> "DraftCounts":
+        """Returns the sums."""
+        accepted = tuple(a + b for a, b in zip(self.accepted, other.accepted, strict=True))
+        return DraftCounts(self.drafts + other.drafts, self.tokens + other.tokens, accepted)

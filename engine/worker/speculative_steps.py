@@ -1,0 +1,222 @@
+"""Decode steps that draft tokens and verify them: the tokens and bits of `steps.decode_step`, in fewer passes.
+
+A round takes each row's last token and its drafts, computes all of them with the arithmetic of single steps, samples at
+each position with that position's own random number, and keeps the state after the last token that was sampled as
+drafted. Letters in shapes: see `steps`; S maximum number of tokens of a row in a round, M pairs.
+"""
+
+from functools import partial
+from typing import Final, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Int32
+
+from ..model.griffin import Griffin, Params
+from ..model.pairs import Pairs
+from ..model.state import ModelState
+from ..model.verified_states import Kept
+from ..sampling.logits_processors import is_penalized
+from ..sampling.logprobs import no_logprobs
+from ..sampling.sampler import Sampled
+from ..sampling.state import TokenMemory, record_tokens
+from ..speculation.acceptance import Accepted, accept
+from ..speculation.drafter import Drafts, DraftState, learn, propose, within
+from ..speculation.history import record
+from ..types.sampling_params import MAX_LOGPROBS
+from ..types.speculation import Speculation
+from .steps import Graph, SlotState, StatePool, decode_once, is_last, mark_broken, sample_or_greedy, with_progress
+
+_PAIRS: Final = (4, 8, 16, 32)
+"""Numbers of tokens of a round for which code is compiled; products cost as much as a decode step of as many rows."""
+
+
+class Speculated(NamedTuple):
+    """Result of a dispatch.
+
+    Attributes:
+      sampled: Tokens of each round.
+      rows: Row that each token belongs to; R for those that are not kept. A row's tokens are in order.
+      drafts: Number of rounds in which each row had drafts.
+      drafted: Number of drafted tokens of each row.
+      accepted: Number of accepted tokens of each row, by their place in the draft.
+    """
+
+    sampled: Sampled
+    rows: Int32[Array, "K M"]
+    drafts: Int32[Array, " R"]
+    drafted: Int32[Array, " R"]
+    accepted: Int32[Array, "R T"]
+
+
+class _Carry(NamedTuple):
+    """State between two rounds of one dispatch."""
+
+    done: Int32[Array, ""]
+    layers: ModelState
+    slots: SlotState
+    result: Speculated
+
+
+def pair_sizes(rows: int, settings: Speculation) -> tuple[int, ...]:
+    """Returns the numbers of tokens of a round for which code is compiled; none if the rows alone fill the largest."""
+    enough = rows * (1 + settings.num_tokens)
+    sizes = [size for size in _PAIRS if size >= rows]
+    needed = [size for size, before in zip(sizes, [0, *sizes], strict=False) if before < enough]
+    return tuple(needed)
+
+
+def speculative_step(
+    graph: Graph,
+    settings: Speculation,
+    max_steps: int,
+    params: Params,
+    pool: StatePool,
+    active: Bool[Array, " R"],
+    limits: Int32[Array, " R"],
+    steps: Int32[Array, ""],
+) -> tuple[StatePool, Speculated]:
+    """Generates tokens in the active slots among the first R, as `steps.decode_step` does on a single device.
+
+    Args:
+      graph: Code of the model.
+      settings: Lengths of matches and drafts.
+      max_steps: K, the maximum of `steps`.
+      params: Parameters of the model.
+      pool: All slots.
+      active: Whether each slot of the first R gets tokens.
+      limits: Maximum number of drafted tokens of each row and round.
+      steps: Number of rounds, in each of which a row gets a token and its accepted drafts.
+    """
+    model, rows = nnx.merge(graph, params), active.shape[0]
+    slots = jax.tree.map(lambda x: model.collectives.first_rows(x, rows), pool.slots)
+    sizes = pair_sizes(rows, settings)
+    branches = [partial(_plain_round, model, settings, active)]
+    branches += [partial(_verify_round, model, settings, active, size) for size in sizes]
+
+    def is_wanted(carry: _Carry) -> Bool[Array, ""]:
+        return (carry.done < steps) & jnp.any(active & carry.slots.goes_on)
+
+    def run_round(carry: _Carry) -> _Carry:
+        drafts = _draft(settings, active, limits, carry.slots)
+        tokens = jnp.sum(active & carry.slots.goes_on) + jnp.sum(drafts.counts)
+        fitting = 1 + jnp.sum(tokens > jnp.array(sizes, jnp.int32))
+        branch = jnp.where(jnp.any(drafts.counts > 0), fitting, 0)
+        ran: _Carry = jax.lax.switch(branch, branches, carry, drafts)
+        return ran._replace(done=carry.done + 1)
+
+    nothing = _no_tokens(model, rows, (max_steps, sizes[-1]), settings)
+    carry = _Carry(jnp.zeros((), jnp.int32), pool.states.first(rows), slots, nothing)
+    carry = jax.lax.while_loop(is_wanted, run_round, carry)
+    states = pool.states.with_first(rows, carry.layers)
+    return StatePool(states, with_progress(pool.slots, carry.slots, model.collectives)), carry.result
+
+
+def _no_tokens(model: Griffin, rows: int, shape: tuple[int, int], settings: Speculation) -> Speculated:
+    zeros = jnp.zeros(rows, jnp.int32)
+    sampled = Sampled(jnp.zeros(shape, jnp.int32), no_logprobs(shape, model.config.vocab_size, MAX_LOGPROBS))
+    of_rows = jnp.full(shape, rows, jnp.int32)
+    return Speculated(sampled, of_rows, zeros, zeros, jnp.zeros((rows, settings.num_tokens), jnp.int32))
+
+
+def _draft(settings: Speculation, active: Bool[Array, " R"], limits: Int32[Array, " R"], slots: SlotState) -> Drafts:
+    """Returns the drafts of a round. No draft goes past a request's last position, or past the largest round."""
+    assert slots.drafts is not None
+    live = active & slots.goes_on
+    left = slots.sampling.last_position - slots.positions - 1
+    room = pair_sizes(active.shape[0], settings)[-1] - jnp.sum(live, dtype=jnp.int32)
+    most = jnp.where(live & (room > 0), jnp.minimum(limits, left), 0)
+    drafts = propose(slots.drafts, slots.positions, most, settings)
+    return drafts._replace(counts=within(drafts.counts, room))
+
+
+def _plain_round(
+    model: Griffin, settings: Speculation, active: Bool[Array, " R"], carry: _Carry, drafts: Drafts
+) -> _Carry:
+    """Runs a decode step, for rows without drafts."""
+    rows = jnp.where(active & carry.slots.goes_on, jnp.arange(active.shape[0]), active.shape[0])
+    layers, slots, sampled = decode_once(model, carry.layers, carry.slots, active)
+    assert slots.drafts is not None
+    depth = learn(slots.drafts.depth, drafts, sampled.tokens, drafts.counts, settings)
+    slots = slots._replace(drafts=slots.drafts._replace(depth=depth))
+    return carry._replace(layers=layers, slots=slots, result=_put(carry.result, carry.done, sampled, rows))
+
+
+def _put(result: Speculated, done: Int32[Array, ""], sampled: Sampled, rows: Int32[Array, " N"]) -> Speculated:
+    """Returns the result with the tokens of a round, and the row that each belongs to."""
+    count = rows.shape[0]
+    put = partial(jax.tree.map, lambda all_, one: all_.at[done, :count].set(one))
+    return result._replace(sampled=put(result.sampled, sampled), rows=put(result.rows, rows))
+
+
+def _verify_round(
+    model: Griffin, settings: Speculation, active: Bool[Array, " R"], size: int, carry: _Carry, drafts: Drafts
+) -> _Carry:
+    """Verifies drafts: computes the last token and the drafts of each row, `size` tokens in all."""
+    slots, live, depth = carry.slots, active & carry.slots.goes_on, 1 + settings.num_tokens
+    pairs = Pairs.of(jnp.where(live, 1 + drafts.counts, 0), size)
+    tokens = jnp.concatenate([slots.tokens[:, None], drafts.tokens], axis=1)
+    own_tokens = pairs.of_rows(tokens)[jnp.arange(size), jnp.clip(pairs.offsets, 0, settings.num_tokens)]
+    positions = jnp.where(pairs.is_used, pairs.of_rows(slots.positions) + pairs.offsets, -1)
+    hidden, states = model.verify(own_tokens, positions, carry.layers, pairs, depth)
+    sampled = mark_broken(sample_or_greedy(model, hidden, _slots_of(pairs, slots, drafts), pairs.is_used), hidden)
+    by_row = pairs.by_row(sampled.tokens, depth)
+    later = slots.positions[:, None] + 1 + jnp.arange(depth)
+    accepted = accept(drafts, by_row, jax.vmap(is_last, (1, 1, None), 1)(by_row, later, slots.sampling))
+    kept = Kept(slots.positions, pairs.counts, accepted.last)
+    new_slots = _advance(settings, slots, live, drafts, by_row, accepted)
+    result = _add(_put(carry.result, carry.done, sampled, _kept_rows(pairs, accepted)), drafts, accepted)
+    return carry._replace(layers=tuple(each.keep(kept) for each in states), slots=new_slots, result=result)
+
+
+def _slots_of(pairs: Pairs, slots: SlotState, drafts: Drafts) -> SlotState:
+    """Returns the decoding state of each pair: that of its row, as if the drafts before the pair had been accepted."""
+    sampling, in_prompt, allowed, recent, first, drafted = jax.tree.map(
+        pairs.of_rows,
+        (slots.sampling, slots.memory.in_prompt, slots.memory.allowed, slots.memory.recent, slots.positions, drafts),
+    )
+    places = jnp.arange(drafted.tokens.shape[1])
+    columns = jnp.where(
+        places < pairs.offsets[:, None], (first[:, None] + 1 + places) % recent.shape[1], recent.shape[1]
+    )
+    recent = recent.at[jnp.arange(recent.shape[0])[:, None], columns].set(drafted.tokens, mode="drop")
+    memory = TokenMemory(in_prompt, allowed, recent)
+    return SlotState(jnp.zeros_like(first), first + pairs.offsets, pairs.is_used, sampling, memory)
+
+
+def _advance(
+    settings: Speculation,
+    slots: SlotState,
+    live: Bool[Array, " R"],
+    drafts: Drafts,
+    sampled: Int32[Array, "R S"],
+    accepted: Accepted,
+) -> SlotState:
+    """Returns the slots after the tokens that were kept."""
+    assert slots.drafts is not None
+    counts = jnp.where(live, accepted.last + 1, 0)
+    last = jnp.take_along_axis(sampled, accepted.last[:, None], axis=1)[:, 0]
+    tokens, positions = jnp.where(live, last, slots.tokens), slots.positions + counts
+    recent, penalized = slots.memory.recent, live & is_penalized(slots.sampling)
+    for place in range(sampled.shape[1]):
+        recent = record_tokens(recent, sampled[:, place], slots.positions + 1 + place, penalized & (place < counts))
+    history = record(slots.drafts.history, sampled, slots.positions + 1, counts)
+    learnt = DraftState(history, learn(slots.drafts.depth, drafts, sampled[:, 0], accepted.counts, settings))
+    goes_on = slots.goes_on & ~(live & is_last(tokens, positions, slots.sampling))
+    return SlotState(tokens, positions, goes_on, slots.sampling, slots.memory._replace(recent=recent), learnt)
+
+
+def _kept_rows(pairs: Pairs, accepted: Accepted) -> Int32[Array, " M"]:
+    """Returns the row of each pair whose token is kept; R for the others."""
+    return jnp.where(pairs.offsets <= pairs.of_rows(accepted.last), pairs.rows, pairs.counts.shape[0])
+
+
+def _add(result: Speculated, drafts: Drafts, accepted: Accepted) -> Speculated:
+    """Returns the result with the numbers of a round."""
+    places = jnp.arange(result.accepted.shape[1])
+    return result._replace(
+        drafts=result.drafts + (drafts.counts > 0),
+        drafted=result.drafted + drafts.counts,
+        accepted=result.accepted + (places < accepted.counts[:, None]),
+    )

@@ -1,0 +1,101 @@
+"""Objects that several subschemas describe together, which are closed as a whole."""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+UNIONS: Final = ("anyOf", "oneOf")
+BRANCHES: Final = ("allOf", *UNIONS)
+DEFINITIONS: Final = ("$defs", "definitions")
+_ANNOTATIONS: Final = frozenset({"$comment", "default", "deprecated", "description", "examples", "title", "type"})
+
+type Resolve = Callable[[str], Any]
+"""Returns the subschema that a reference points to."""
+
+
+@dataclass(slots=True)
+class Cluster:
+    """Properties of an object that several subschemas describe together.
+
+    Attributes:
+      names: Property names of all subschemas, in order.
+      patterns: Property patterns of all subschemas, in order.
+      required: Property names that a subschema requires, also if another property is present, in order.
+      has_properties: Whether a subschema has `properties`, which may be empty.
+      is_open: Whether a subschema defines additional properties itself.
+    """
+
+    names: dict[str, None] = field(default_factory=dict)
+    patterns: dict[str, None] = field(default_factory=dict)
+    required: dict[str, None] = field(default_factory=dict)
+    has_properties: bool = False
+    is_open: bool = False
+
+    @property
+    def allowed(self) -> list[str]:
+        """Property names of the closed object: those that a subschema names, then those that one only requires."""
+        return [*(self.names | self.required)]
+
+    @property
+    def can_close(self) -> bool:
+        """Whether the object has properties, and no subschema defines additional ones."""
+        return (self.has_properties or bool(self.names)) and not self.is_open
+
+    def collect(self, node: Any, resolve: Resolve, spend: Callable[[], None] = lambda: None) -> None:
+        """Adds the properties that a schema and its branches declare for the object.
+
+        Args:
+          spend: Called for each schema and branch.
+        """
+        self._collect(node, resolve, set(), spend)
+
+    def _collect(self, node: Any, resolve: Resolve, seen: set[str], spend: Callable[[], None]) -> None:
+        if not isinstance(node, dict):
+            return
+        spend()
+        self.is_open |= bool({"additionalProperties", "unevaluatedProperties", "propertyNames"} & node.keys())
+        self.has_properties |= isinstance(node.get("properties"), dict)
+        for key, names in (("properties", self.names), ("patternProperties", self.patterns)):
+            if isinstance(node.get(key), dict):
+                names |= dict.fromkeys(node[key])
+        for listed in _required_lists(node):
+            self.required |= {name: None for name in listed if isinstance(name, str)}
+        pointer = node.get("$ref")
+        if isinstance(pointer, str) and pointer not in seen:
+            seen.add(pointer)
+            self._collect(resolve(pointer), resolve, seen, spend)
+        for branch in _branches(node):
+            self._collect(branch, resolve, seen, spend)
+        condition = Cluster(self.names, self.patterns)  # which requires nothing
+        condition._collect(node.get("if"), resolve, seen, spend)
+
+
+def _required_lists(node: Mapping[str, Any]) -> Iterator[list[Any]]:
+    """Yields the lists of properties that a schema requires, always or beside another property."""
+    rules = (node[key] for key in ("dependencies", "dependentRequired") if isinstance(node.get(key), dict))
+    for names in (node.get("required"), *itertools.chain.from_iterable(rule.values() for rule in rules)):
+        if isinstance(names, list):
+            yield names
+
+
+def _branches(node: Mapping[str, Any]) -> Iterator[Any]:
+    """Yields the subschemas that describe the same value."""
+    for key in BRANCHES:
+        if isinstance(node.get(key), list):
+            yield from node[key]
+    for key in ("then", "else"):
+        yield node.get(key)
+    if isinstance(node.get("dependentSchemas"), dict):
+        yield from node["dependentSchemas"].values()
+
+
+def is_plain_union(node: Mapping[str, Any]) -> bool:
+    """Returns whether a schema is only a union, so that each branch is a separate object."""
+    unions = [key for key in UNIONS if key in node]
+    return len(unions) == 1 and node.keys() - {*unions, *DEFINITIONS, "discriminator"} <= _ANNOTATIONS
+
+
+def is_plain_reference(node: Mapping[str, Any]) -> bool:
+    """Returns whether a schema is only a reference, whose target is a separate object."""
+    return "$ref" in node and node.keys() - {"$ref", *DEFINITIONS} <= _ANNOTATIONS

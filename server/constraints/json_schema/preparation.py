@@ -1,0 +1,349 @@
+"""Rewrites a JSON schema for llguidance: rewrites or drops keywords that it cannot enforce, and closes objects.
+
+llguidance has no negation, so every enforced keyword narrows the language, and dropping one only widens it.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+from ..grammar import GrammarError
+from .closing import BRANCHES, DEFINITIONS, Cluster, is_plain_reference, is_plain_union
+from .complement import Complements, Schema
+from .conditions import DEPENDENCIES, Conditions, num_alternatives
+from .counts import contains, num_properties, unique_items
+from .references import IDENTIFIERS, References, has_only_local_references
+from .shapes import InexactError, Shapes, WorkLimit, required
+
+_UNENFORCEABLE: Final = frozenset(
+    {
+        "$dynamicRef",
+        "$recursiveRef",
+        "contains",
+        "dependencies",
+        "dependentRequired",
+        "dependentSchemas",
+        "else",
+        "if",
+        "maxContains",
+        "minContains",
+        "not",
+        "propertyNames",
+        "then",
+        "unevaluatedItems",
+        "unevaluatedProperties",
+        "uniqueItems",
+    }
+)
+
+_FORMATS: Final = frozenset(
+    {"date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "unknown", "uri", "uuid"}
+)
+"""Formats that llguidance enforces; JSON Schema treats any other format as an annotation."""
+
+_UNENFORCEABLE_PATTERN: Final = re.compile(r"\(\?(?:[=!>#]|<[=!])|\\(?:[1-9]|k<|[bBchNRZ])")
+"""Look-around, back references and similar, which an automaton cannot match."""
+
+_INEXACT: Final = _UNENFORCEABLE | {"maxProperties", "minProperties", "oneOf"}
+"""Keywords that llguidance may enforce only in part."""
+
+_MAX_ALTERNATIVES: Final = 128
+"""Maximum number of alternatives that all rewritten keywords of a schema together may have for one value."""
+
+_COUNTS: Final = ("minProperties", "maxProperties")
+_TOP_LEVEL: Final = (*DEFINITIONS, *IDENTIFIERS, "$schema")
+"""Keywords that belong to a schema as a whole."""
+
+_OF_VALUES: Final = ("items", "additionalItems", "additionalProperties")
+
+_MISSING: Final = object()
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedSchema:
+    """A schema for llguidance.
+
+    Attributes:
+      schema: The rewritten schema.
+      dropped: Keywords that llguidance cannot enforce, each once.
+      rewritten: Keywords that became unions, which llguidance may find too large, each once.
+    """
+
+    schema: Mapping[str, Any]
+    dropped: tuple[str, ...]
+    rewritten: tuple[str, ...] = ()
+
+
+def prepare(schema: Mapping[str, Any], *, close_objects: bool, rewrites: bool = True) -> PreparedSchema:
+    """Returns a schema that llguidance can enforce.
+
+    Args:
+      schema: JSON schema.
+      close_objects: Whether objects with `properties` but without `additionalProperties` allow no others, like the
+        strict mode of other servers. An object described by several subschemas (`allOf`) is closed as a whole.
+        Required properties that it does not declare are allowed, with any value.
+      rewrites: Whether keywords that llguidance lacks become unions if that is exact. Otherwise they are dropped.
+
+    Raises:
+      GrammarError: A `$ref` has no target, or the schema is nested too deeply.
+    """
+    try:
+        closes = close_objects and has_only_local_references(schema)
+        preparation = _Preparation(schema, close_objects=closes, rewrites=rewrites)
+        prepared = preparation.whole()
+    except RecursionError:
+        raise GrammarError("the schema is nested too deeply") from None
+    return PreparedSchema(prepared, tuple(preparation.dropped), tuple(preparation.rewritten))
+
+
+class _Preparation:
+    """Rewrites one schema.
+
+    Referenced definitions are rewritten up to twice: closed, and open for use as a part of a larger object.
+
+    Attributes:
+      dropped: Dropped keywords in order of appearance.
+      rewritten: Keywords that became unions, in order of appearance.
+    """
+
+    def __init__(self, root: Mapping[str, Any], *, close_objects: bool, rewrites: bool) -> None:
+        self.dropped: dict[str, None] = {}
+        self.rewritten: dict[str, None] = {}
+        self._root = root
+        self._closes = close_objects
+        self._moves_definitions = has_only_local_references(root)
+        self._references = References(root)
+        self._resource = root
+        self._names: dict[tuple[int, str, bool, bool], str] = {}
+        self._pending: list[tuple[str, Any, Mapping[str, Any], bool, bool]] = []
+        self._rewrites = rewrites and has_only_local_references(root)
+        self._work = WorkLimit()
+        self._shapes = Shapes(self._target, self._work)
+        complements = Complements(self._shapes, self._target, self.exactly, self._work)
+        self._conditions = Conditions(self, self._shapes, complements)
+
+    def whole(self) -> dict[str, Any]:
+        """Returns the rewritten schema with its definitions."""
+        result = self._schema(self._root, close=self._closes)
+        if not isinstance(result, dict):
+            raise GrammarError("no text can satisfy it")
+        definitions: dict[str, Any] = {}
+        while self._pending:  # a definition may refer to others
+            name, node, self._resource, close, self._closes = self._pending.pop()
+            definitions[name] = self._schema(node, close=close)
+        return {**result, "$defs": definitions} if definitions else result
+
+    def _schema(self, node: Any, *, close: bool) -> Any:
+        if not isinstance(node, dict):
+            return node
+        if node.get("not", _MISSING) in ({}, True):
+            return False
+        outer, self._resource = self._resource, self._references.resource(node, self._resource)
+        result = self._rewritten(node, close=close)
+        self._resource = outer
+        return result
+
+    def _rewritten(self, node: Mapping[str, Any], *, close: bool) -> dict[str, Any]:
+        branches_close = close and is_plain_union(node)
+        unions = self._unions(node, close=close, branches_close=branches_close) if self._rewrites else {}
+        result: dict[str, Any] = {}
+        for key, value in node.items():
+            if key not in unions:
+                result |= self._keyword(node, key, value, close=close, branches_close=branches_close)
+            elif key == "oneOf" and "allOf" not in node:  # keeps its place, which decides the order of properties
+                result["allOf"] = [unions.pop(key)]
+        result |= self._named_properties(node)
+        if added := [each for each in unions.values() if each is not True]:
+            outer: dict[str, Any] = {key: result.pop(key) for key in _TOP_LEVEL if key in result}
+            result = {**outer, "allOf": [result, *added]}
+        if close and not branches_close:
+            self._close(node, result)
+        return result
+
+    def _unions(self, node: Mapping[str, Any], *, close: bool, branches_close: bool) -> dict[str, Schema]:
+        """Returns the unions that replace keywords; True for a keyword that has no effect."""
+        unions: dict[str, Schema] = {}
+        for keys, make in self._rules(node, close=close, branches_close=branches_close):
+            dropped = {**self.dropped}
+            try:
+                made = make()
+                num = num_alternatives(iter((*unions.values(), made)))
+            except (InexactError, AttributeError, TypeError, ValueError):  # or malformed, which llguidance reports
+                self.dropped = dropped
+                continue
+            if num > _MAX_ALTERNATIVES and keys != ("oneOf",):
+                continue
+            first, *others = keys
+            unions |= {first: made, **dict.fromkeys(others, True)}
+            self.rewritten |= dict.fromkeys(keys if made is not True else ())
+        return unions
+
+    def _rules(
+        self, node: Mapping[str, Any], *, close: bool, branches_close: bool
+    ) -> Iterator[tuple[tuple[str, ...], Callable[[], Schema]]]:
+        """Yields the keywords of a schema that may become unions, each with the function that builds the union."""
+        rules, names = self._conditions, ("if", "then", "else")
+        if isinstance(node.get("oneOf"), list):
+            yield ("oneOf",), lambda: rules.one_of(node, close=close, branches_close=branches_close)
+        if "not" in node:
+            yield ("not",), lambda: rules.not_(node)
+        if "if" in node:
+            yield tuple(name for name in names if name in node), lambda: rules.if_(node)
+        for key in DEPENDENCIES:
+            if key in node:
+                yield (key,), partial(rules.dependencies, node, key)
+        if counts := tuple(key for key in _COUNTS if key in node):
+            yield counts, lambda: self._counted(node, close=close)
+        if "contains" in node:
+            yield tuple(key for key in ("contains", "minContains") if key in node), lambda: contains(node, self.exactly)
+        if "uniqueItems" in node:
+            yield ("uniqueItems",), lambda: unique_items(node, self._shapes)
+
+    def _counted(self, node: Mapping[str, Any], *, close: bool) -> Schema:
+        """Returns the union for `minProperties` and `maxProperties`.
+
+        Raises:
+          InexactError: No union exists, or llguidance counts the properties itself, since none of them is optional.
+        """
+        cluster = self._cluster(node, self._work.spend)
+        closes = close and cluster.can_close
+        names = cluster.allowed if closes else [*cluster.names]
+        if {*names} <= {*required(node)}:
+            raise InexactError
+        return num_properties(node, names, is_closed=closes or node.get("additionalProperties") is False)
+
+    def branch(self, node: Any, *, close: bool = False) -> Schema:
+        """Returns the rewritten form of a schema of the same value."""
+        return self._schema(node, close=close)
+
+    def exactly(self, node: Any) -> Schema:
+        """Returns the rewritten form of a schema whose objects stay open.
+
+        Raises:
+          InexactError: A keyword would be dropped.
+        """
+        self._check_exact(node, set())
+        closes, self._closes = self._closes, False
+        result: Schema = self._schema(node, close=False)
+        self._closes = closes
+        return result
+
+    def _check_exact(self, node: Any, seen: set[str]) -> None:
+        self._work.spend()
+        for value in node if isinstance(node, list) else ():
+            self._check_exact(value, seen)
+        for key, value in node.items() if isinstance(node, dict) else ():
+            if key in _INEXACT or (key == "pattern" and _UNENFORCEABLE_PATTERN.search(str(value))):
+                raise InexactError
+            if key == "$ref" and isinstance(value, str) and value not in seen:
+                seen.add(value)
+                self._check_exact(self._target(value), seen)
+            self._check_exact(value, seen)
+
+    def closed(self, node: Mapping[str, Any]) -> Schema:
+        """Returns a schema with the properties that an object has once it is closed; True if it stays open.
+
+        Raises:
+          InexactError: The object has too many subschemas.
+        """
+        cluster = self._cluster(node, self._work.spend)
+        if not cluster.can_close or cluster.patterns or is_plain_reference(node) or is_plain_union(node):
+            return True
+        return {"properties": dict.fromkeys(cluster.allowed, True), "additionalProperties": False}
+
+    def _keyword(
+        self, node: Mapping[str, Any], key: str, value: Any, *, close: bool, branches_close: bool
+    ) -> dict[str, Any]:
+        """Returns the rewritten entry of a keyword; empty if it is dropped."""
+        if key in DEFINITIONS and isinstance(value, dict):
+            kept = {} if self._moves_definitions else {name: self._value(each) for name, each in value.items()}
+            return {key: kept} if kept else {}
+        if key in IDENTIFIERS and self._moves_definitions:
+            return {}
+        if key == "$ref" and isinstance(value, str) and self._moves_definitions:
+            return {key: self._reference(value, close=close and is_plain_reference(node))}
+        if key in ("properties", "patternProperties") and isinstance(value, dict):
+            return {key: {name: self._value(each) for name, each in value.items()}}
+        if key in _OF_VALUES and not isinstance(value, list):
+            return {key: self._value(value)}
+        if key in ("items", "prefixItems") and isinstance(value, list):
+            return {key: [self._value(each) for each in value]}
+        if key in BRANCHES and isinstance(value, list):
+            return {key: [self._schema(each, close=branches_close) for each in value]}
+        if key == "format" and value not in _FORMATS:
+            return {}
+        if self._is_dropped(node, key, value):
+            if not (key == "propertyNames" and self._names_of_properties(node) is not None):
+                self.dropped[key] = None
+            return {}
+        return {key: value}
+
+    def _value(self, node: Any) -> Any:
+        """Rewrites the schema of a separate value, whose objects are closed separately."""
+        return self._schema(node, close=self._closes)
+
+    def _is_dropped(self, node: Mapping[str, Any], key: str, value: Any) -> bool:
+        if key == "pattern":
+            return isinstance(value, str) and _UNENFORCEABLE_PATTERN.search(value) is not None
+        if key in _COUNTS:
+            properties = node.get("properties")
+            return isinstance(properties, dict) and not properties.keys() <= {*required(node)}
+        return key in _UNENFORCEABLE
+
+    def _reference(self, pointer: str, *, close: bool) -> str:
+        """Returns the reference to a definition in the rewritten schema."""
+        node, resource = self._references.target(pointer, self._resource)
+        key = id(resource), pointer, close, self._closes
+        if key not in self._names:
+            self._names[key] = f"d{len(self._names)}"
+            self._pending.append((self._names[key], node, resource, close, self._closes))
+        return f"#/$defs/{self._names[key]}"
+
+    def _named_properties(self, node: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns `propertyNames` with names or a pattern as keywords that llguidance enforces; empty otherwise."""
+        rule = self._names_of_properties(node)
+        if rule is None or "properties" in node or "patternProperties" in node:
+            return {}
+        value = self._value(node.get("additionalProperties", True))
+        if isinstance(rule, str):
+            return {"patternProperties": {rule: value}, "additionalProperties": False}
+        return {"properties": dict.fromkeys(rule, value), "additionalProperties": False}
+
+    def _names_of_properties(self, node: Mapping[str, Any]) -> list[str] | str | None:
+        """Returns the allowed property names or their pattern; None if all are allowed or the rule is unsupported."""
+        rule = node.get("propertyNames") if self._rewrites else None
+        if isinstance(rule, dict) and isinstance(rule.get("$ref"), str) and self._moves_definitions:
+            rule = self._target(rule["$ref"])
+        match rule if isinstance(rule, dict) and not {"properties", "patternProperties"} & node.keys() else None:
+            case {"enum": [*names]} if names and all(isinstance(name, str) for name in names):
+                return names
+            case {"const": str(name)}:
+                return [name]
+            case {"pattern": str(pattern)} if not _UNENFORCEABLE_PATTERN.search(pattern):
+                return pattern
+            case _:
+                return None
+
+    def _close(self, node: Mapping[str, Any], result: dict[str, Any]) -> None:
+        """Allows only the properties that the object's subschemas name or require together."""
+        cluster = self._cluster(node)
+        if is_plain_reference(node) or not cluster.can_close:
+            return
+        own, own_patterns = (result.get(key, {}) for key in ("properties", "patternProperties"))
+        if not isinstance(own, dict) or not isinstance(own_patterns, dict):
+            return  # llguidance reports it
+        others = {name: True for name in cluster.allowed if name not in own}
+        result["properties"] = {**own, **others}
+        if patterns := {pattern: True for pattern in cluster.patterns if pattern not in own_patterns}:
+            result["patternProperties"] = {**own_patterns, **patterns}
+        result["additionalProperties"] = False
+
+    def _cluster(self, node: Mapping[str, Any], spend: Callable[[], None] = lambda: None) -> Cluster:
+        cluster = Cluster()
+        cluster.collect(node, self._target, spend)
+        return cluster
+
+    def _target(self, pointer: str) -> Any:
+        return self._references.target(pointer, self._resource)[0]

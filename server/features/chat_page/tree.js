@@ -1,0 +1,104 @@
+// A conversation as a tree of turns: Edit and Regenerate add siblings, and no turn is ever removed.
+//
+// A chat is { id, updated, title, settings, turns, shown }. A turn is { id, parent, role, content } and, for an answer,
+// how it ended and what the server said of it; see answer.js. `shown` has the visible child of each parent.
+
+export function newId() {
+  return [...crypto.getRandomValues(new Uint32Array(2))].map((part) => part.toString(36)).join("");
+}
+
+export function newChat(fields = {}) {
+  return { id: newId(), updated: Date.now(), title: "", settings: {}, turns: [], shown: {}, ...fields };
+}
+
+// Makes a turn of fields, below another turn or at the beginning, and shows it.
+export function addTurn(chat, parent, fields) {
+  const turn = Object.assign(fields, { id: newId(), parent: parent?.id ?? "" });
+  chat.turns.push(turn);
+  showTurn(chat, turn);
+  return turn;
+}
+
+export function showTurn(chat, turn) {
+  chat.shown[turn.parent] = turn.id;
+}
+
+// Returns a turn and its alternatives, the oldest first.
+export function versions(chat, turn) {
+  return chat.turns.filter((other) => other.parent === turn.parent);
+}
+
+// Returns the turns that are shown, the first one first.
+export function shownTurns(chat) {
+  const turns = [];
+  for (let turn = shownChild(chat, ""); turn; turn = shownChild(chat, turn.id)) turns.push(turn);
+  return turns;
+}
+
+function shownChild(chat, parent) {
+  const children = chat.turns.filter((turn) => turn.parent === parent);
+  return children.find((turn) => turn.id === chat.shown[parent]) ?? children.at(-1);
+}
+
+// Returns the turns from the first one to this one.
+export function turnsTo(chat, turn) {
+  const byId = new Map(chat.turns.map((other) => [other.id, other]));
+  const turns = [];
+  for (let next = turn; next; next = byId.get(next.parent)) turns.unshift(next);
+  return turns;
+}
+
+// Returns a new conversation with the turns up to this one.
+export function forkOf(chat, turn) {
+  const { settings, state } = chat;
+  const turns = turnsTo(chat, turn);
+  return newChat({ title: `${title(chat)} (fork)`, settings, state, turns: structuredClone(turns) });
+}
+
+export const messagesOf = (turns) => turns.map(({ role, content }) => ({ role, content }));
+
+export function chatOf(messages, fields = {}) {
+  const chat = newChat(fields);
+  let last;
+  for (const { role, content } of messages) last = addTurn(chat, last, { role, content });
+  return chat;
+}
+
+export function title(chat) {
+  return chat.title || shownTurns(chat)[0]?.content.trim().slice(0, 80) || "New chat";
+}
+
+const isMessage = (value) => ["user", "assistant"].includes(value?.role) && typeof value.content === "string";
+
+// Returns whether messages, such as those of a file, can become a conversation.
+export const areMessages = (value) => Array.isArray(value) && value.length > 0 && value.every(isMessage);
+
+const isId = (value) => typeof value === "string" && /^\w{1,40}$/.test(value);
+
+// Returns a conversation of a file with all its fields, or null if it is none.
+export function checkedChat(value) {
+  const ids = new Set([""]);
+  const follows = (turn) => ids.has(turn.parent) && !ids.has(turn.id) && Boolean(ids.add(turn.id));
+  const isTurn = (turn) => isMessage(turn) && isId(turn.id) && follows(turn);
+  if (!Array.isArray(value?.turns) || !value.turns.length || !value.turns.every(isTurn)) return null;
+  const { turns, title: name, settings, shown, updated, state } = value;
+  return newChat({
+    turns: turns.map(checkedTurn), updated: Number(updated) || 0, title: typeof name === "string" ? name : "",
+    settings: stringsOf(settings), shown: stringsOf(shown),
+    ...(isId(state?.id) ? { state: { id: state.id, tokens: Number(state.tokens) || 0 } } : {}),
+  });
+}
+
+// Leaves out what only the server knows that the answer came from: its id, and that of its state.
+function checkedTurn({ id, parent, role, content, end, usage, firstMs, rate }) {
+  const turn = { id, parent, role, content, ...(typeof end === "string" ? { end } : {}) };
+  const counts = ["prompt", "cached", "completion", "total"].map((name) => [name, usage?.[name]]);
+  if (counts.every(([, count]) => Number.isFinite(count))) turn.usage = Object.fromEntries(counts);
+  if (Number.isFinite(firstMs)) turn.firstMs = firstMs;
+  if (Number.isFinite(rate)) turn.rate = rate;
+  return turn;
+}
+
+function stringsOf(value) {
+  return Object.fromEntries(Object.entries(value ?? {}).filter(([, each]) => typeof each === "string"));
+}

@@ -1,0 +1,1 @@
+"""Anthropic's message batches: `/v1/messages/batches`."""

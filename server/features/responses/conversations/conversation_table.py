@@ -1,0 +1,203 @@
+"""All statements on conversations, as functions of a transaction.
+
+A response that continues a conversation locks it: `take` makes the response its holder for the duration of a lease. A
+background response has a running row, which then keeps the conversation locked on whichever replica generates it. For
+other responses, their replica extends the lease. `end` adds the items of the turn in the transaction that ends the
+response. Items have ids, so repeating it changes nothing.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import batched
+from typing import Final
+
+from ....database.database import Transaction, placeholders
+from ....database.expiry import BoundedRows
+from ....database.pages import Page, PageSpec, read_page
+from .records import MAX_ITEMS, ConversationRecord, Item, Outcome, Turn, has_room
+
+LEASE_S: Final = 15.0
+"""Seconds after its last extension at which a lease ends, so that another response may take the conversation."""
+
+_MAX_ROWS: Final = 250
+"""Maximum number of rows that a statement stores or extends."""
+
+ROWS: Final = BoundedRows("roost_conversations", age="updated")
+"""Conversations as rows that are bounded."""
+
+_OWN: Final = "tenant = ? AND id = ?"
+_ITEMS: Final = "roost_conversation_items WHERE tenant = ? AND conversation = ?"
+
+
+def insert(transaction: Transaction, tenant: str, record: ConversationRecord, items: Sequence[Item]) -> None:
+    """Stores a new conversation and its first items."""
+    transaction.execute(
+        """
+        INSERT INTO roost_conversations
+            (tenant, id, created, updated, metadata, num_items, num_bytes, holder, locked_until)
+        VALUES (?, ?, ?, {now}, ?, 0, 0, NULL, 0) ON CONFLICT (tenant, id) DO NOTHING
+        """,
+        tenant,
+        record.id,
+        record.created,
+        record.metadata,
+    )
+    _append(transaction, tenant, record.id, items)
+
+
+def find(transaction: Transaction, tenant: str, conversation: str) -> ConversationRecord | None:
+    """Returns a conversation; None if it does not exist."""
+    query = f"SELECT id, created, metadata FROM roost_conversations WHERE {_OWN}"
+    rows = transaction.rows(query, tenant, conversation)
+    return ConversationRecord(rows[0][0], int(rows[0][1]), bytes(rows[0][2])) if rows else None
+
+
+def set_metadata(
+    transaction: Transaction, tenant: str, conversation: str, metadata: bytes
+) -> ConversationRecord | None:
+    """Replaces the metadata of a conversation, and returns it; None if it does not exist."""
+    update = f"UPDATE roost_conversations SET metadata = ?, updated = {{now}} WHERE {_OWN}"
+    transaction.execute(update, metadata, tenant, conversation)
+    return find(transaction, tenant, conversation)
+
+
+def delete(transaction: Transaction, tenant: str, conversation: str) -> None:
+    """Deletes a conversation and its items. A response that is running in it adds nothing any more."""
+    transaction.execute(f"DELETE FROM {_ITEMS}", tenant, conversation)
+    transaction.execute(f"DELETE FROM roost_conversations WHERE {_OWN}", tenant, conversation)
+
+
+def take(transaction: Transaction, tenant: str, conversation: str, response: str) -> Outcome:
+    """Locks a conversation for a response, if it has room for more items."""
+    outcome = _state(transaction, tenant, conversation, response)
+    if outcome is Outcome.DONE:
+        update = f"UPDATE roost_conversations SET holder = ?, locked_until = {{now}} + {LEASE_S}, updated = {{now}}"
+        transaction.execute(f"{update} WHERE {_OWN}", response, tenant, conversation)
+    return outcome
+
+
+def add(transaction: Transaction, tenant: str, conversation: str, items: Sequence[Item]) -> Outcome:
+    """Adds items to a conversation."""
+    outcome = _state(transaction, tenant, conversation)
+    if outcome is Outcome.DONE:
+        _append(transaction, tenant, conversation, items)
+    return outcome
+
+
+def _state(transaction: Transaction, tenant: str, conversation: str, response: str | None = None) -> Outcome:
+    """Locks the row of a conversation, and returns whether it may be changed, by a response if one is named."""
+    query = f"""
+        SELECT holder, locked_until > {{now}}, num_items, num_bytes FROM roost_conversations WHERE {_OWN} {{lock}}
+    """
+    rows = transaction.rows(query, tenant, conversation)
+    if not rows:
+        return Outcome.MISSING
+    ((holder, is_leased, num_items, num_bytes),) = rows
+    if holder not in (None, response) and (is_leased or _is_running(transaction, tenant, holder)):
+        return Outcome.LOCKED
+    return Outcome.DONE if has_room(num_items, num_bytes) else Outcome.FULL
+
+
+def _is_running(transaction: Transaction, tenant: str, response: str) -> bool:
+    query = f"SELECT 1 FROM roost_responses WHERE {_OWN} AND is_running = 1"
+    return bool(transaction.rows(query, tenant, response))
+
+
+def renew(transaction: Transaction, turns: Iterable[tuple[str, str, str]]) -> None:
+    """Extends the leases of turns that have not ended.
+
+    Args:
+      turns: Tenant, id of the conversation, and id of the response of each.
+    """
+    for some in batched(turns, _MAX_ROWS):
+        transaction.execute(
+            f"""
+            UPDATE roost_conversations SET locked_until = {{now}} + {LEASE_S}
+            WHERE (tenant, id, holder) IN (VALUES {placeholders(len(some), 3)}) AND locked_until > {{now}}
+            """,
+            *(value for turn in some for value in turn),
+        )
+
+
+def release(transaction: Transaction, tenant: str, conversation: str, response: str) -> None:
+    """Ends the lease of a response. One that runs in the background keeps the conversation locked."""
+    update = f"UPDATE roost_conversations SET locked_until = 0 WHERE {_OWN} AND holder = ?"
+    transaction.execute(update, tenant, conversation, response)
+
+
+def end(transaction: Transaction, tenant: str, turn: Turn) -> bool:
+    """Adds the items of a turn and ends it. A deleted conversation stays deleted.
+
+    Returns:
+      Whether the response still had the turn, or had nothing to add. If not, nothing is changed.
+    """
+    query = f"SELECT holder FROM roost_conversations WHERE {_OWN} {{lock}}"
+    rows = transaction.rows(query, tenant, turn.conversation)
+    if not rows:
+        return True
+    if rows[0][0] != turn.response:
+        return not turn.items
+    _append(transaction, tenant, turn.conversation, turn.items)
+    release(transaction, tenant, turn.conversation, turn.response)
+    return True
+
+
+def _append(transaction: Transaction, tenant: str, conversation: str, items: Sequence[Item]) -> None:
+    """Adds the items that are not stored yet. The transaction has locked the conversation."""
+    ((first,),) = transaction.rows(f"SELECT coalesce(max(position) + 1, 0) FROM {_ITEMS}", tenant, conversation)
+    sizes: list[int] = []
+    for some in batched(enumerate(items, first), _MAX_ROWS):
+        rows = transaction.rows(
+            f"""
+            INSERT INTO roost_conversation_items (tenant, conversation, id, position, item)
+            VALUES {placeholders(len(some), 5)} ON CONFLICT (tenant, conversation, id) DO NOTHING
+            RETURNING length(item)
+            """,
+            *(value for place, item in some for value in (tenant, conversation, item.id, place, item.text)),
+        )
+        sizes += [size for (size,) in rows]
+    _count(transaction, tenant, conversation, len(sizes), sum(sizes))
+
+
+def _count(transaction: Transaction, tenant: str, conversation: str, num_items: int, num_bytes: int) -> None:
+    """Adds to the counts of a conversation."""
+    update = "UPDATE roost_conversations SET updated = {now}, num_items = num_items + ?, num_bytes = num_bytes + ?"
+    transaction.execute(f"{update} WHERE {_OWN}", num_items, num_bytes, tenant, conversation)
+
+
+def texts(transaction: Transaction, tenant: str, conversation: str) -> list[bytes] | None:
+    """Returns the JSON of all items, oldest first; None if the conversation does not exist.
+
+    The last response's output may exceed the limit of a conversation, so this returns up to twice as many items.
+    """
+    if find(transaction, tenant, conversation) is None:
+        return None
+    query = f"SELECT item FROM {_ITEMS} ORDER BY position LIMIT ?"
+    return [bytes(text) for (text,) in transaction.rows(query, tenant, conversation, 2 * MAX_ITEMS)]
+
+
+def read_list(transaction: Transaction, tenant: str, conversation: str, spec: PageSpec) -> Page[Item] | None:
+    """Returns a page of a conversation's items; None if the conversation has no item `spec.after`."""
+    found = read_page(transaction, "id, item", _ITEMS, [tenant, conversation], spec, key=("position",))
+    return None if found is None else found.map(lambda row: Item(row[0], bytes(row[1])))
+
+
+def item(transaction: Transaction, tenant: str, conversation: str, item_id: str) -> Item | None:
+    """Returns an item; None if it does not exist."""
+    rows = transaction.rows(f"SELECT id, item FROM {_ITEMS} AND id = ?", tenant, conversation, item_id)
+    return Item(rows[0][0], bytes(rows[0][1])) if rows else None
+
+
+def items_of_ids(transaction: Transaction, tenant: str, item_ids: Sequence[str]) -> list[Item]:
+    """Returns those items that are in any of a tenant's conversations."""
+    found: list[Item] = []
+    for some in batched(item_ids, _MAX_ROWS):
+        query = f"SELECT id, item FROM roost_conversation_items WHERE tenant = ? AND id IN {placeholders(1, len(some))}"
+        found += [Item(item_id, bytes(text)) for item_id, text in transaction.rows(query, tenant, *some)]
+    return found
+
+
+def delete_item(transaction: Transaction, tenant: str, conversation: str, item_id: str) -> None:
+    """Deletes an item, if it exists."""
+    query = f"DELETE FROM {_ITEMS} AND id = ? RETURNING length(item)"
+    for (size,) in transaction.rows(query, tenant, conversation, item_id):
+        _count(transaction, tenant, conversation, -1, -size)

@@ -1,0 +1,1 @@
+"""OpenAI's stored chat completions: `store: true`, and the endpoints that list and return them."""

@@ -1,0 +1,1 @@
+"""Usage of each tenant and day, for the server's operator."""

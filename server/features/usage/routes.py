@@ -1,0 +1,47 @@
+"""`GET /v1/usage`: tokens and requests of each tenant and day, for operators with an admin key."""
+
+from functools import partial
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Query
+
+from ...errors.request_errors import bad_value
+from . import usage_table
+from .days import PATTERN, today
+from .open_usage import UsageDatabase
+from .response_schemas import UsageList
+
+_DEFAULT_DAYS: Final = 30
+"""Number of days for which usage is returned by default, in addition to today."""
+
+_MAX_ROWS: Final = 100_000
+"""Maximum number of rows of a response."""
+
+_REPLY_S: Final = 5.0
+"""Seconds after which a client gets an error while the database is unavailable."""
+
+Day = Annotated[str | None, Query(pattern=PATTERN)]
+
+router = APIRouter()
+
+
+@router.get("/v1/usage", response_model=UsageList)
+async def usage(database: UsageDatabase, start: Day = None, end: Day = None) -> dict[str, Any]:
+    """Returns the usage of each tenant and UTC day from `start` to `end`, such as 2026-11-29, both included."""
+    start, end = start or today(_DEFAULT_DAYS), end or today()
+    read = partial(usage_table.read, start=start, end=end, limit=_MAX_ROWS + 1)
+    rows = await database.run(read, timeout_s=_REPLY_S)
+    if len(rows) > _MAX_ROWS:
+        raise bad_value("start", f"start and end must be nearer to each other: there are more than {_MAX_ROWS} rows")
+    data = [
+        {
+            "date": day,
+            "tenant": tenant,
+            "requests": found.num_requests,
+            "prompt_tokens": found.prompt_tokens,
+            "cached_tokens": found.cached_tokens,
+            "completion_tokens": found.completion_tokens,
+        }
+        for day, tenant, found in rows
+    ]
+    return {"object": "list", "start": start, "end": end, "data": data}

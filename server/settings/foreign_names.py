@@ -1,0 +1,191 @@
+"""Names of vLLM and llama.cpp for settings, on their command lines and in vLLM's Python API."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from .names import flag_name
+
+_NO_LIMIT: Final = "a state has the same size at any length: {max_prompt_tokens} and {max_tokens_limit} set limits"
+_MESH: Final = "use {mesh}, such as data=1,model=2"
+_TEMPLATE: Final = "put the template into the checkpoint's folder as chat_template.jinja"
+_ALWAYS: Final = "leave it out: it is always so"
+_NO_ADAPTERS: Final = "merge the adapter into the weights with {lora}"
+_REVISION: Final = "append the revision to {model}: owner/name@revision"
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignName:
+    """A name of another server.
+
+    Attributes:
+      instead: Alternative in Roost, with names of settings in braces.
+      neutral: Values that `LLM` accepts, since they have no effect here.
+      is_harmless: Whether `LLM` accepts every value, since none would change an output.
+    """
+
+    instead: str
+    neutral: tuple[Any, ...] = ()
+    is_harmless: bool = False
+
+
+_VLLM: Final[Mapping[str, ForeignName]] = {
+    "allowed_origins": ForeignName("use {allow_origin}"),
+    "block_size": ForeignName("leave it out: states have no blocks", is_harmless=True),
+    "chat_template": ForeignName(_TEMPLATE),
+    "cpu_offload_gb": ForeignName("leave it out: weights stay on the device", (0,)),
+    "data_parallel_size": ForeignName("use {mesh}, such as data=2,model=1", (1,)),
+    "disable_custom_all_reduce": ForeignName("leave it out", is_harmless=True),
+    "disable_log_requests": ForeignName("use {access_log}", is_harmless=True),
+    "disable_log_stats": ForeignName("leave it out: statistics are at /metrics", is_harmless=True),
+    "download_dir": ForeignName("set the environment variable HF_HOME"),
+    "enable_auto_tool_choice": ForeignName(_ALWAYS, (True,)),
+    "enable_chunked_prefill": ForeignName("leave it out: {prefill_chunk} is the size of a chunk", (True,)),
+    "enable_lora": ForeignName(_NO_ADAPTERS, (False,)),
+    "enable_prefix_caching": ForeignName("use {state_cache_gib}, where 0 turns the prefix cache off", (True,)),
+    "enforce_eager": ForeignName("leave it out: every program is compiled", is_harmless=True),
+    "gpu_memory_utilization": ForeignName(
+        "use {slots}, or the variable XLA_PYTHON_CLIENT_MEM_FRACTION", is_harmless=True
+    ),
+    "kv_cache_dtype": ForeignName("use {kv_dtype}", ("auto",)),
+    "load_format": ForeignName("leave it out: the format is found", ("auto", "safetensors")),
+    "lora_modules": ForeignName(_NO_ADAPTERS),
+    "max_logprobs": ForeignName("leave it out: 20 is the limit", (20,)),
+    "max_lora_rank": ForeignName(_NO_ADAPTERS),
+    "max_loras": ForeignName(_NO_ADAPTERS),
+    "max_model_len": ForeignName(_NO_LIMIT),
+    "max_num_batched_tokens": ForeignName("use {prefill_chunk}"),
+    "max_num_seqs": ForeignName("use {slots}"),
+    "no_enable_prefix_caching": ForeignName("use {state_cache_gib} with 0"),
+    "pipeline_parallel_size": ForeignName(_MESH, (1,)),
+    "quantization": ForeignName("use {quantize}"),
+    "reasoning_parser": ForeignName("leave it out: the model has no reasoning part"),
+    "revision": ForeignName(_REVISION),
+    "runner": ForeignName("leave it out: the server generates", ("auto", "generate")),
+    "skip_tokenizer_init": ForeignName("leave it out: the tokenizer is needed", (False,)),
+    "swap_space": ForeignName("use {state_cache_gib}", is_harmless=True),
+    "task": ForeignName("leave it out: the server generates", ("auto", "generate")),
+    "tensor_parallel_size": ForeignName(_MESH, (1,)),
+    "tokenizer": ForeignName("leave it out: the tokenizer is the checkpoint's"),
+    "tokenizer_mode": ForeignName("leave it out", ("auto", "slow")),
+    "tokenizer_revision": ForeignName(_REVISION),
+    "tool_call_parser": ForeignName("leave it out: tools always work"),
+    "trust_remote_code": ForeignName("leave it out: no code of a checkpoint is run", (False,)),
+    "uvicorn_log_level": ForeignName("use {log_level}"),
+}
+"""vLLM's names: its flags, with underscores."""
+
+_LLAMA_CPP: Final[Mapping[str, ForeignName]] = {
+    "alias": ForeignName("use {served_model_name}"),
+    "batch_size": ForeignName("use {prefill_chunk}"),
+    "cache_type_k": ForeignName("use {kv_dtype}"),
+    "cache_type_v": ForeignName("use {kv_dtype}"),
+    "chat_template_file": ForeignName(_TEMPLATE),
+    "cont_batching": ForeignName(_ALWAYS),
+    "ctx_size": ForeignName(_NO_LIMIT),
+    "flash_attn": ForeignName("leave it out: the attention window always has its own kernels"),
+    "gpu_layers": ForeignName("leave it out: the whole model runs on the accelerator"),
+    "hf_repo": ForeignName("give {model} as owner/name"),
+    "jinja": ForeignName(_ALWAYS),
+    "metrics": ForeignName("leave it out: /metrics is always there"),
+    "mlock": ForeignName("leave it out: weights are copied into memory"),
+    "model": ForeignName("give {model} as the first argument, without a flag"),
+    "model_draft": ForeignName("use {speculative_config}: drafts come from a request's own text, not from a model"),
+    "n_gpu_layers": ForeignName("leave it out: the whole model runs on the accelerator"),
+    "n_predict": ForeignName("use {max_tokens_limit}"),
+    "no_mmap": ForeignName("leave it out: weights are copied into memory"),
+    "parallel": ForeignName("use {slots}"),
+    "slot_save_path": ForeignName("leave it out: clients save states over HTTP"),
+    "ssl_cert_file": ForeignName("use {ssl_certfile}"),
+    "ssl_key_file": ForeignName("use {ssl_keyfile}"),
+    "threads": ForeignName("leave it out: all cores are used; taskset limits them"),
+    "threads_http": ForeignName("leave it out: one thread serves all connections"),
+    "timeout": ForeignName("use {request_timeout}"),
+    "ubatch_size": ForeignName("use {prefill_chunk}"),
+    "verbose": ForeignName("use {log_level}"),
+}
+"""llama.cpp's flags, with underscores."""
+
+_SHORT: Final[Mapping[str, str]] = {
+    "-a": "alias",
+    "-b": "batch_size",
+    "-c": "ctx_size",
+    "-cb": "cont_batching",
+    "-ctk": "cache_type_k",
+    "-ctv": "cache_type_v",
+    "-dp": "data_parallel_size",
+    "-fa": "flash_attn",
+    "-hf": "hf_repo",
+    "-m": "model",
+    "-md": "model_draft",
+    "-n": "n_predict",
+    "-ngl": "n_gpu_layers",
+    "-np": "parallel",
+    "-pp": "pipeline_parallel_size",
+    "-q": "quantization",
+    "-t": "threads",
+    "-to": "timeout",
+    "-tp": "tensor_parallel_size",
+    "-ub": "ubatch_size",
+    "-v": "verbose",
+}
+"""Short flags of both, and their long names."""
+
+
+class _Labels(dict[str, str]):
+    """Formats each name of a setting with `label`."""
+
+    def __init__(self, label: Callable[[str], str]) -> None:
+        self._label = label
+
+    def __missing__(self, name: str) -> str:
+        return self._label(name)
+
+
+def foreign_flag_hint(flag: str) -> str | None:
+    """Returns what to use instead of a flag of vLLM or llama.cpp; None for any other flag."""
+    return _hint(flag, _SHORT.get(flag, flag.removeprefix("--").replace("-", "_")), flag_name)
+
+
+def foreign_name_hint(name: str) -> str | None:
+    """Returns what to use instead of a keyword of vLLM's `LLM`; None for any other name."""
+    return _hint(name, name, str) if name in _VLLM else None
+
+
+def is_neutral(name: str, value: Any) -> bool:
+    """Returns whether a keyword of vLLM's `LLM` has a value that has no effect here. None is like omitting it."""
+    found = _VLLM.get(name)
+    return found is not None and (found.is_harmless or value is None or value in found.neutral)
+
+
+def vllm_names() -> tuple[str, ...]:
+    """Returns the known names of vLLM."""
+    return tuple(_VLLM)
+
+
+def llama_cpp_names() -> tuple[str, ...]:
+    """Returns the known names of llama.cpp."""
+    return tuple(_LLAMA_CPP)
+
+
+def foreign_flags() -> Mapping[str, Mapping[str, str]]:
+    """Returns the alternative to each flag, by server."""
+    shorts = {name: short for short, name in _SHORT.items()}
+    owners = {"vLLM": _VLLM, "llama.cpp": _LLAMA_CPP}
+
+    def flags(name: str) -> str:
+        short = f", {shorts[name]}" if name in shorts else ""
+        return flag_name(name) + short
+
+    return {
+        owner: {flags(name): each.instead.format_map(_Labels(flag_name)) for name, each in names.items()}
+        for owner, names in owners.items()
+    }
+
+
+def _hint(written: str, name: str, label: Callable[[str], str]) -> str | None:
+    owner, found = ("vLLM", _VLLM.get(name)) if name in _VLLM else ("llama.cpp", _LLAMA_CPP.get(name))
+    if found is None:
+        return None
+    noun = "flag" if written.startswith("-") else "name"
+    return f"{written} is {owner}'s {noun}: {found.instead.format_map(_Labels(label))}"

@@ -1,0 +1,146 @@
+"""`roost report` through the command line, with processes of its own for all parts."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from forbidden_imports import FORBIDDING
+from roost.server.commands.report.options import ReportOptions
+from roost.server.commands.report.parts import ReportPart, find_part
+from roost.server.commands.report.process import run_apart
+
+TINY = Path(__file__).parents[1] / "golden" / "tiny-a" / "hf"
+
+WRONG = """
+from dataclasses import replace
+from roost.engine.devices import platform
+from roost.kernels import XLA, Backend, Kernel
+from roost.kernels.rg_lru import rg_lru
+
+def wrong(x, input_gate, recurrence_gate, log_decay, h0, positions):
+    y, last = rg_lru(x, input_gate, recurrence_gate, log_decay, h0, positions, XLA)
+    return 1.1 * y, last
+
+platform.CPU = replace(platform.CPU, kernels=Backend("planted", (Kernel("rg_lru", ("rg_lru",), wrong),)))
+platform.native.is_available = lambda: False
+"""
+"""Start of every process: a kernel that is wrong."""
+
+ALL = ["machine", "kernels", "demo", "speed", "job", "profile"]
+
+
+def reported(folder: Path, *arguments: str, start: str = "") -> tuple[int, Mapping[str, Any], str]:
+    """The status, the JSON file and the page of a report; `start` runs first in each of its processes."""
+    (folder / "start").mkdir()
+    (folder / "start/sitecustomize.py").write_text(start)
+    command = [sys.executable, "-m", "roost.server", "report", *arguments, "--out", str(folder / "out")]
+    paths = [str(folder / "start"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=3300)
+    assert (folder / "out/report.json").is_file(), ended.stderr
+    found = json.loads((folder / "out/report.json").read_text())
+    return ended.returncode, found, (folder / "out/report.md").read_text()
+
+
+def test_a_part_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    part = ReportPart("machine", "The machine", 0.01)
+    found = run_apart(part, ReportOptions({"model": "demo"}, str(tmp_path)), tmp_path / "machine.json")
+    assert found["error"] == "it was ended after 0.01 s"
+
+
+def test_a_part_that_fails_says_why(tmp_path: Path) -> None:
+    options = ReportOptions({"model": str(tmp_path / "missing")}, str(tmp_path))
+    found = run_apart(find_part("speed"), options, tmp_path / "speed.json")
+    assert "missing" in found["error"]
+    assert "\n" not in found["error"]
+
+
+RUNS_SPEED = """
+import sys
+from pathlib import Path
+from roost.server.commands.report.options import ReportOptions
+from roost.server.commands.report.parts import find_part
+from roost.server.commands.report.process import run_apart
+run_apart(find_part("speed"), ReportOptions({"model": "demo"}, sys.argv[1]), Path(sys.argv[1], "speed.json"))
+"""
+"""Runs a part that takes seconds after its first line."""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_a_part_ends_with_its_report(tmp_path: Path) -> None:
+    report = subprocess.Popen([sys.executable, "-c", RUNS_SPEED, str(tmp_path)], stderr=subprocess.PIPE)
+    assert report.stderr is not None
+    report.stderr.readline()  # the part loads weights
+    report.kill()
+    report.communicate()  # until the part, which has the same stderr, has ended too
+    assert not (tmp_path / "speed.json").exists()
+
+
+def test_a_wrong_option_is_one_line(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "roost.server",
+        "report",
+        "demo",
+        "--without-kernels",
+        "magic",
+        "--out",
+        str(tmp_path),
+    ]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert ended.returncode == 2
+    assert "--without-kernels" in ended.stderr
+    assert "'magic'" in ended.stderr
+    assert "rg_lru" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.sweep
+@pytest.mark.timeout(1800)
+def test_a_quick_report_of_a_small_model(tmp_path: Path) -> None:
+    status, found, page = reported(tmp_path, str(TINY), "--quick", "--slots", "16")
+    assert (status, found["problems"]) == (0, [])
+    assert list(found["parts"]) == ALL[:4]
+    assert [row["requests"] for row in found["parts"]["speed"]["decode"]] == [1, 1, 8, 8]
+    assert all(row["tokens_per_s"] > 0 for row in found["parts"]["speed"]["decode"])
+    assert "All checks passed." in page
+
+
+@pytest.mark.sweep
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("model", ["demo", str(TINY)])
+def test_a_whole_report(model: str, tmp_path: Path) -> None:
+    status, found, page = reported(tmp_path, model)
+    assert (status, found["problems"]) == (0, []), page
+    assert list(found["parts"]) == ALL
+    assert found["parts"]["job"]["result"]["requests"]["completed"] == 32
+    assert found["parts"]["profile"]["operations"]
+    assert list((tmp_path / "out/profile").rglob("*.xplane.pb"))
+
+
+@pytest.mark.sweep
+@pytest.mark.timeout(1800)
+def test_a_wrong_kernel_is_named_and_left_out(tmp_path: Path) -> None:
+    """The parts after it, in processes of their own and over HTTP, are right without it."""
+    status, found, page = reported(tmp_path, "demo", start=WRONG)
+    assert status == 1
+    assert found["parts"]["kernels"]["wrong_kernels"] == found["without_kernels"] == ["rg_lru"]
+    assert all(problem.startswith("rg_lru, prefill of ") for problem in found["problems"])
+    assert not any("error" in part for part in found["parts"].values())
+    assert "ran without rg_lru" in page
+
+
+@pytest.mark.sweep
+@pytest.mark.timeout(3600)
+def test_parts_of_the_engine_need_no_web_packages(tmp_path: Path) -> None:
+    web = ("fastapi", "starlette", "uvicorn", "psycopg", "llguidance")
+    status, found, _ = reported(tmp_path, str(TINY), start=FORBIDDING.format(names=web))
+    assert status == 1
+    assert [name for name, part in found["parts"].items() if "error" in part] == ["job"]
+    assert [*found["problems"]] == [problem for problem in found["problems"] if problem.startswith("A job over HTTP: ")]

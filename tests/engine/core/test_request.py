@@ -1,9 +1,0 @@
-"""Requests are valid once built."""
-
-import pytest
-from roost.engine.core.request import Request
-
-
-def test_prompt_must_hold_a_token() -> None:
-    with pytest.raises(ValueError, match="prompt"):
-        Request("r", ())

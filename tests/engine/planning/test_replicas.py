@@ -1,0 +1,111 @@
+"""The search for the rate of a replica, against runs of the model at that rate and at others."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+
+import pytest
+from roost.engine import ConfigError, Roofline, compute_roofline, find_device
+from roost.engine.planning import replicas
+from roost.engine.planning.load import ExpectedLoad, Targets
+from roost.engine.planning.mix import mix_on
+from roost.engine.planning.replica import OVERHEAD_S
+from roost.engine.planning.replicas import MAX_USE, LoadPlan, plan_load, simulate
+from roost.server.model_hub import find_model
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short_runs() -> Iterator[None]:
+    """Counts 200 requests of each run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replicas, "_COUNTED", 200)
+        yield
+
+
+SHORT = ExpectedLoad.parse("512+128@40/s")
+TARGETS = Targets(1.0, 0.06)
+
+
+@cache
+def roofline(slots: int = 8, device: str = "v5e") -> Roofline:
+    """Returns that of 2B with few slots, so that a simulation is short."""
+    return replace(compute_roofline(find_model("random:2b").config, find_device(device), 2), slots=slots)
+
+
+@cache
+def planned(*loads: ExpectedLoad, targets: Targets = TARGETS, slots: int = 8, device: str = "v5e") -> LoadPlan:
+    return plan_load(loads, targets, roofline(slots, device), device)
+
+
+def test_the_rate_of_a_replica_keeps_the_targets_and_one_percent_more_does_not() -> None:
+    rate = planned(SHORT).replica.requests_per_s
+    mix = mix_on((SHORT,), roofline(), "v5e", TARGETS.itl_s)
+    assert all(simulate(mix, rate, seed).keeps(TARGETS) for seed in (1, 2, 3))
+    assert rate < MAX_USE / mix.busy_s
+    assert not all(simulate(mix, 1.01 * rate, seed).keeps(TARGETS) for seed in (1, 2, 3))
+
+
+def test_lax_targets_leave_a_replica_some_idle_time() -> None:
+    mix = mix_on((SHORT,), roofline(), "v5e", 10.0)
+    assert planned(SHORT, targets=Targets(1000.0, 10.0)).replica.requests_per_s == pytest.approx(MAX_USE / mix.busy_s)
+
+
+def test_more_load_never_needs_fewer_replicas() -> None:
+    rates = (0.1, 40.0, 400.0)
+    plans = [planned(replace(SHORT, requests_per_s=rate)) for rate in rates]
+    assert [plan.replicas for plan in plans] == sorted(plan.replicas for plan in plans)
+    assert plans[0].replicas == 1
+    assert all(
+        plan.replicas == math.ceil(rate / plan.replica.requests_per_s) for plan, rate in zip(plans, rates, strict=True)
+    )
+
+
+@pytest.mark.parametrize("longer", [ExpectedLoad(1024, 128, 40.0), ExpectedLoad(512, 256, 40.0)])
+def test_longer_requests_need_more(longer: ExpectedLoad) -> None:
+    assert planned(longer).replica.requests_per_s < planned(SHORT).replica.requests_per_s
+
+
+def test_shorter_targets_need_more() -> None:
+    rates = [
+        planned(SHORT, targets=Targets(*each)).replica.requests_per_s
+        for each in ((0.2, 0.06), (1.0, 0.02), (1.0, 0.06))
+    ]
+    assert max(rates) == rates[2]
+    assert rates[0] < rates[2]
+
+
+def test_loads_are_one_mix_and_a_second_one_needs_no_fewer() -> None:
+    halves = [replace(SHORT, requests_per_s=20.0)] * 2
+    assert planned(*halves).replicas == pytest.approx(planned(SHORT).replicas, abs=1)
+    assert planned(SHORT, ExpectedLoad.parse("2048+16@5/s")).replicas > planned(SHORT).replicas
+
+
+def test_the_targets_hold_for_each_load_of_a_mix() -> None:
+    """One of 200 requests is long, which the 99th percentile of all would not show."""
+    rare = ExpectedLoad.parse("16384+16@0.2/s")
+    mix = mix_on((SHORT, rare), roofline(), "v5e", TARGETS.itl_s)
+    assert max(simulate(mix, 1.0, seed).ttft_p99_s for seed in range(4)) > mix.prompts_s[1] > 20 * mix.prompts_s[0]
+
+
+def test_a_plan_is_the_same_each_time() -> None:
+    assert plan_load([SHORT], TARGETS, roofline(), "v5e") == planned(SHORT)
+
+
+def test_chips_are_those_of_all_replicas() -> None:
+    assert planned(SHORT).chips == planned(SHORT).replicas
+    assert planned(SHORT).is_compiled
+    assert not planned(SHORT, device="h100").is_compiled
+
+
+def test_a_lone_request_takes_its_chunks_and_its_steps() -> None:
+    mix = mix_on((ExpectedLoad.parse("1000+2@1/s"),), roofline(), "v5e", TARGETS.itl_s)
+    lone = simulate(mix, 0.01, 1)
+    assert lone.ttft_p99_s == pytest.approx(OVERHEAD_S + mix.prompts_s[0])
+    assert lone.itl_p99_s == pytest.approx(mix.chip.decode_s(1), abs=1e-4)
+
+
+@pytest.mark.parametrize(("targets", "name"), [(Targets(0.005, 0.06), "ttft-p99"), (Targets(1.0, 0.005), "itl-p99")])
+def test_targets_that_a_lone_request_misses_are_named(targets: Targets, name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{name} must be at least the .*ms that a lone request takes$"):
+        planned(SHORT, targets=targets)

@@ -1,0 +1,118 @@
+"""Which requests may have drafted tokens, and how accepted ones are booked."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from roost.engine.scheduling.scheduler import Scheduler
+from roost.engine.types.config import StepLimits
+from roost.engine.types.output_constraint import TokenMask
+from roost.engine.types.request import Batch, DecodeBatch, FinishReason, Replay, Request, RowResult, TokenOutput
+from roost.engine.types.sampling_params import SamplingParams
+from roost.engine.types.speculation import DraftCounts
+
+LIMITS = StepLimits(64, max_drafts=3, mask_words=1)
+
+
+class AnyToken:
+    """Allows every token."""
+
+    def is_ready(self, wait_s: float) -> bool:
+        return True
+
+    def fill_mask(self, mask: TokenMask) -> None:
+        mask |= 0xFFFFFFFF
+
+    def advance(self, token_id: int) -> None:
+        pass
+
+
+def request(name: str, max_tokens: int = 9, **fields: Any) -> Request:
+    return Request(name, (1, 2, 3), SamplingParams(max_tokens=max_tokens), **fields)
+
+
+def first_decode(requests: Sequence[Request], limits: StepLimits = LIMITS) -> tuple[Scheduler, DecodeBatch]:
+    """Returns a scheduler, and its first batch with a token for each of the requests."""
+    scheduler = Scheduler(len(requests), 9, limits)
+    for each in requests:
+        scheduler.add(each, 0.0)
+    while True:
+        batch = scheduler.schedule(0.0).batch
+        assert batch is not None
+        if isinstance(batch, DecodeBatch) and len(batch.slots) == len(requests):
+            return scheduler, batch
+        rows = batch.slots if isinstance(batch, DecodeBatch) else batch.rows
+        scheduler.commit(batch, [RowResult((7,)) for _ in rows], 1.0)
+
+
+def commit(scheduler: Scheduler, batch: Batch | None, *tokens: int) -> TokenOutput:
+    assert isinstance(batch, DecodeBatch)
+    ((_, output),) = scheduler.commit(batch, [RowResult(tokens)], 1.0).outputs
+    return output
+
+
+@pytest.mark.parametrize(
+    ("fields", "drafts"),
+    [
+        ([{}, {"stepwise": True}], (3, 0)),
+        ([{}, {"constraint": AnyToken()}], (3, 0)),
+        ([{}, {"replay": Replay((5, 6, 7))}], (3, 0)),
+        ([{"stepwise": True}], ()),
+    ],
+)
+def test_drafts_are_for_requests_whose_tokens_the_host_need_not_see(
+    fields: list[dict[str, Any]], drafts: tuple[int, ...]
+) -> None:
+    _, batch = first_decode([request(str(index), **each) for index, each in enumerate(fields)])
+    assert batch.drafts == drafts
+
+
+def test_without_speculation_no_batch_has_drafts() -> None:
+    _, batch = first_decode([request("a")], StepLimits(64))
+    assert batch.drafts == ()
+
+
+def test_accepted_drafts_count_for_the_limit() -> None:
+    scheduler, batch = first_decode([request("a", max_tokens=6)])
+    output = commit(scheduler, batch, 7, 7, 7, 7)
+    assert (len(output.token_ids), output.finish_reason) == (4, None)
+    last = scheduler.schedule(0.0).batch
+    assert scheduler.schedule(0.0).batch is None  # the sixth token is in flight
+    assert commit(scheduler, last, 7).finish_reason is FinishReason.LENGTH
+
+
+def test_a_request_may_end_in_a_round_before_the_one_in_flight() -> None:
+    scheduler, first = first_decode([request("a", max_tokens=5)])
+    second = scheduler.schedule(0.0).batch
+    output = commit(scheduler, first, 7, 7, 7, 7)
+    assert output.finish_reason is FinishReason.LENGTH
+    assert second is not None
+    assert scheduler.commit(second, [RowResult()], 1.0).outputs == ()
+    assert scheduler.is_idle
+
+
+def test_a_stop_id_inside_a_round_ends_the_output_there() -> None:
+    params = SamplingParams(max_tokens=9, stop_token_ids=(8,))
+    scheduler, batch = first_decode([Request("a", (1, 2, 3), params)])
+    output = commit(scheduler, batch, 7, 8)
+    assert (output.token_ids, output.finish_reason, output.stop_reason) == ((7, 8), FinishReason.STOP, 8)
+
+
+def test_drafts_pause_while_they_take_longer_than_they_save() -> None:
+    scheduler, batch = first_decode([request("a", max_tokens=99)])
+    drafted, seconds = RowResult((7, 7), drafts=DraftCounts(1, 3, (1, 0, 0))), []
+    while len(seconds) < 12:
+        seconds.append(3.0 if batch.drafts else 1.0)
+        scheduler.commit(batch, [drafted if batch.drafts else RowResult((7,))], seconds[-1])
+        following = scheduler.schedule(0.0).batch
+        assert isinstance(following, DecodeBatch)
+        batch = following
+    assert seconds == [3.0] * 4 + [1.0] * 2 + [3.0] + [1.0] * 4 + [3.0]
+
+
+def test_drafts_are_counted_also_of_requests_that_have_ended() -> None:
+    scheduler, batch = first_decode([request("a"), request("b")])
+    scheduler.abort("b")
+    kept, dropped = DraftCounts(1, 3, (1, 0, 0)), DraftCounts(1, 2, (0, 0, 0))
+    scheduler.commit(batch, [RowResult((7, 7), drafts=kept), RowResult((7,), drafts=dropped)], 1.0)
+    assert scheduler.stats.drafts == DraftCounts(2, 5, (1, 0, 0))

@@ -1,0 +1,285 @@
+"""Speculation changes no bit: tokens and log-probabilities with drafts equal those without, on a real model."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given
+from roost.engine import (
+    ConfigError,
+    DraftCounts,
+    EngineConfig,
+    EngineCore,
+    ModelRunner,
+    PrefixCache,
+    Request,
+    SamplingParams,
+    Scheduler,
+    Simulation,
+    Speculation,
+    TokenOutput,
+    load_runner,
+    open_model,
+)
+from roost.engine.checkpoint.source import ModelSource
+from roost.engine.types.mesh import MeshShape
+from roost.engine.types.request import Replay
+from roost.kernels import native
+from small_models import TINY_A
+from sweeps import examples, swept
+from test_replay import EvenThenOdd
+
+LEAST, FEW, MANY = (2, 1), (2, 3), (4, 7)
+"""Numbers of slots, and of drafted tokens: rounds of up to 4 tokens, of up to 8, and of up to 32."""
+
+KINDS: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {
+    "float32, small rounds": (LEAST, {"dtype": "float32"}),  # compiles in half the time of the next
+    "float32": (FEW, {"dtype": "float32"}),
+    "float32, large rounds": (MANY, {"dtype": "float32"}),
+    "bfloat16": (MANY, {"dtype": "bfloat16"}),
+    "int8 by native kernels": (FEW, {"dtype": "bfloat16", "quantize": "int8"}),
+    "int8, large rounds": (MANY, {"dtype": "bfloat16", "quantize": "int8"}),
+    "int8 window": (MANY, {"dtype": "bfloat16", "quantize": "int8", "kv_dtype": "int8"}),
+    "bfloat16 by XLA": (MANY, {"dtype": "bfloat16", "without_kernels": ("native",)}),
+    "int4": (MANY, {"dtype": "bfloat16", "quantize": "int4"}),
+    "int4 by XLA": (FEW, {"dtype": "float32", "quantize": "int4", "without_kernels": ("native",)}),
+    "two key heads": (FEW, {"dtype": "float32", "num_key_heads": 2}),
+    "four key heads, int8 window": (MANY, {"dtype": "bfloat16", "kv_dtype": "int8", "num_key_heads": 4}),
+}
+"""Sizes of rounds, and fields of the engine's and, for key heads, of the model's config."""
+
+
+@pytest.fixture(scope="module", params=["float32, small rounds", *swept(*list(KINDS)[1:])])
+def runner(request: pytest.FixtureRequest) -> Iterator[ModelRunner]:
+    if request.param.endswith("native kernels") and not native.is_available():
+        pytest.skip("the native kernels don't run here")
+    (slots, num_tokens), kind = KINDS[request.param]
+    heads = kind.get("num_key_heads", 1)
+    source = open_model(str(TINY_A / "hf"))
+    if heads > 1:
+        source = ModelSource("many", replace(source.config, num_key_heads=heads), None, ())
+    kind = {name: value for name, value in kind.items() if name != "num_key_heads"}
+    settings = Speculation(num_tokens, min_match=1, max_match=3)
+    config = EngineConfig(slots, prefill_chunk=64, request_snapshots=True, speculation=settings, **kind)
+    runner = load_runner(source, config)
+    yield runner
+    assert runner.compiles_since_ready == 0
+    runner.close()
+
+
+def make_core(runner: ModelRunner, *, drafts: bool, **changes: Any) -> EngineCore:
+    most = runner.limits.max_drafts if drafts else 0
+    limits = replace(runner.limits, max_drafts=most, **changes)
+    return EngineCore(Scheduler(runner.slots, 100, limits, cache=PrefixCache(runner.window, 10**8)), runner)
+
+
+def repetitive(seed: int, length: int) -> tuple[int, ...]:
+    """A prompt in which few tokens come again and again."""
+    rng = np.random.default_rng(seed)
+    unit = rng.integers(3, 320, rng.integers(1, 9)).tolist()
+    return tuple((unit * length)[:length])
+
+
+def crowd(fields: Sequence[dict[str, Any]]) -> list[Request]:
+    """Requests with these sampling fields; "constrained", "stepwise" and "fork_of" are fields of the request."""
+    requests = []
+    for index, each in enumerate(fields):
+        params, more = dict(each), {}
+        for name in ("fork_of", "stepwise"):
+            if name in params:
+                more[name] = params.pop(name)
+        if params.pop("constrained", False):
+            more["constraint"] = EvenThenOdd()
+        prompt = repetitive(*params.pop("prompt", (index, 5 + 9 * index)))
+        requests.append(Request(str(index), prompt, SamplingParams(**{"max_tokens": 40, **params}), **more))
+    return requests
+
+
+def serve(core: EngineCore, requests: Sequence[Request]) -> dict[str, TokenOutput]:
+    """Returns the outputs of each request as one."""
+    for request in requests:
+        core.add(request)
+    results: dict[str, list[TokenOutput]] = {request.id: [] for request in requests}
+    while not core.is_idle:
+        for name, output in core.step():
+            assert output.error is None
+            results[name].append(output)
+    return {name: joined(outputs) for name, outputs in results.items()}
+
+
+def joined(outputs: Sequence[TokenOutput]) -> TokenOutput:
+    tokens = tuple(token for output in outputs for token in output.token_ids)
+    logprobs = tuple(entry for output in outputs for entry in output.logprobs or ())
+    return TokenOutput(tokens, logprobs, finish_reason=outputs[-1].finish_reason, stop_reason=outputs[-1].stop_reason)
+
+
+def assert_both(counts: DraftCounts | None) -> None:
+    """Some drafts were accepted and some rejected."""
+    assert counts is not None
+    assert 0 < sum(counts.accepted) < counts.tokens
+
+
+def check(runner: ModelRunner, fields: Sequence[dict[str, Any]]) -> dict[str, TokenOutput]:
+    """Serves a crowd with and without drafts; returns its outputs."""
+    expected = serve(make_core(runner, drafts=False), crowd(fields))
+    core = make_core(runner, drafts=True)
+    assert serve(core, crowd(fields)) == expected
+    assert_both(core.stats.drafts)
+    return expected
+
+
+CROWDS: dict[str, list[dict[str, Any]]] = {
+    "greedy": [{"temperature": 0.0}] * 6,
+    "sampled": [{"temperature": 0.2, "seed": seed} for seed in range(6)],
+    "hot and cold": [{"temperature": temperature, "seed": 3} for temperature in (0.0, 0.1, 0.3, 1.0, 2.0)],
+    "truncated": [
+        {"temperature": 0.4, "seed": 1, **cut}
+        for cut in ({"top_k": 4}, {"top_p": 0.8}, {"min_p": 0.1}, {"typical_p": 0.9}, {"top_k": 9, "top_p": 0.7})
+    ],
+    "penalties": [
+        {"temperature": temperature, "seed": 5, **penalty}
+        for temperature in (0.0, 0.2)
+        for penalty in ({"frequency_penalty": 0.1}, {"presence_penalty": 0.4}, {"repetition_penalty": 1.1})
+    ],
+    "log-probabilities": [
+        {"temperature": 0.2, "seed": seed, "logprobs": 3, "logprob_token_ids": (5, 9)} for seed in range(4)
+    ],
+    "biases and masks": [
+        {"temperature": 0.0, "logit_bias": ((7, 2.0), (8, 2.0))},
+        {"temperature": 0.3, "allowed_token_ids": (5, 6, 7)},
+        {"temperature": 0.3, "min_tokens": 30, "stop_token_ids": tuple(range(3, 60))},
+    ],
+    "ring": [
+        {"temperature": 0.1, "prompt": (seed, length), "max_tokens": 60}
+        for seed, length in enumerate((1, 14, 15, 16, 17))
+    ],
+    "ends": [{"temperature": 0.0, "max_tokens": count, "prompt": (2, 30)} for count in (1, 2, 3, 4, 5, 6, 7, 30)],
+    "no drafts for some": [
+        {"temperature": 0.0},
+        {"temperature": 0.2, "constrained": True},
+        {"temperature": 0.0, "stepwise": True},
+        {"temperature": 0.1},
+    ],
+    "forks": [
+        {"temperature": 0.3, "seed": seed, "prompt": (4, 40), **({"fork_of": "0"} if seed else {})} for seed in range(6)
+    ],
+}
+
+
+@pytest.mark.parametrize("name", CROWDS)
+def test_drafts_change_no_bit(runner: ModelRunner, name: str) -> None:
+    check(runner, CROWDS[name])
+
+
+@examples(5, sweep=60)
+@given(
+    fields=st.lists(
+        st.fixed_dictionaries(
+            {
+                "prompt": st.tuples(st.integers(0, 9), st.integers(1, 70)),
+                "max_tokens": st.integers(1, 60),
+                "temperature": st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+                "seed": st.integers(0, 9),
+                "top_p": st.sampled_from([1.0, 0.9]),
+                "top_k": st.sampled_from([0, 5]),
+                "frequency_penalty": st.sampled_from([0.0, 0.2]),
+                "repetition_penalty": st.sampled_from([1.0, 1.2]),
+                "logprobs": st.sampled_from([None, 2]),
+            }
+        ),
+        max_size=5,
+    )
+)
+def test_no_crowd_gets_other_bits(runner: ModelRunner, fields: list[dict[str, Any]]) -> None:
+    """Two greedy requests, which have accepted and rejected drafts, are always there."""
+    check(runner, [{"temperature": 0.0, "prompt": (1, 14)}, {"temperature": 0.0, "prompt": (2, 23)}, *fields])
+
+
+def test_a_stop_id_inside_a_round_is_the_last_token(runner: ModelRunner) -> None:
+    """Each token of an output in turn ends it, at its first place."""
+    plain = [{"temperature": 0.0, "prompt": (2, 23)}, {"temperature": 0.2, "prompt": (1, 14)}]
+    outputs = check(runner, plain)
+    tokens = list(dict.fromkeys(outputs["0"].token_ids))
+    ended = check(runner, [*plain, *({**plain[0], "stop_token_ids": (token,)} for token in tokens)])
+    for index, token in enumerate(tokens):
+        end = outputs["0"].token_ids.index(token) + 1
+        assert ended[str(2 + index)].token_ids == outputs["0"].token_ids[:end]
+        assert ended[str(2 + index)].stop_reason == token
+
+
+def test_a_cancelled_request_leaves_others_as_they_are(runner: ModelRunner) -> None:
+    fields = [{"temperature": 0.0, "max_tokens": 400 if index == 1 else 40} for index in range(6)]
+    expected = serve(make_core(runner, drafts=False), crowd(fields))
+    core = make_core(runner, drafts=True)
+    for request in crowd(fields):
+        core.add(request)
+    results: dict[str, list[TokenOutput]] = {request.id: [] for request in crowd(fields)}
+    for step in range(1000):
+        if core.is_idle:
+            break
+        for name, output in core.step():
+            results[name].append(output)
+        if step == 9:
+            assert core.abort("1")
+    assert {name: joined(results[name]) for name in results if name != "1"} == {
+        name: output for name, output in expected.items() if name != "1"
+    }
+    assert_both(core.stats.drafts)
+
+
+@pytest.mark.parametrize("until", [20, 30, 40])
+def test_a_state_after_drafts_is_that_of_single_steps(runner: ModelRunner, until: int) -> None:
+    """It is equal bit for bit, the window included, although rejected tokens were written there."""
+    (request,) = crowd([{"temperature": 0.3, "prompt": (1, 14), "max_tokens": 200}])
+    core = make_core(runner, drafts=True, decode_steps=2)
+    steps_until(core, request, until)
+    ours = core.snapshot_request(request.id)
+    single = make_core(runner, drafts=False, decode_steps=1)
+    steps_until(single, request, ours.num_tokens - 1)  # one more is in flight
+    theirs = single.snapshot_request(request.id)
+    assert theirs.num_tokens == ours.num_tokens
+    assert_both(core.stats.drafts)
+    for x, y in zip(ours.snapshot.recurrent, theirs.snapshot.recurrent, strict=True):
+        np.testing.assert_array_equal(x, y)
+    for x, y in zip(ours.snapshot.window, theirs.snapshot.window, strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def steps_until(core: EngineCore, request: Request, num_tokens: int) -> None:
+    """Steps until a request has at least so many tokens."""
+    core.add(request)
+    count = 0
+    while count < num_tokens:
+        count += sum(len(output.token_ids) for _, output in core.step())
+
+
+def test_a_replayed_request_goes_on_with_drafts(runner: ModelRunner) -> None:
+    request = crowd([{"temperature": 0.2, "prompt": (2, 23), "logprobs": 1}])[0]
+    whole = serve(make_core(runner, drafts=False), [request])["0"]
+    for length in (1, 7, 20):
+        core = make_core(runner, drafts=True)
+        rest = serve(core, [replace(request, replay=Replay(whole.token_ids[:length]))])["0"]
+        assert rest.token_ids == whole.token_ids[length:]
+        assert rest.logprobs == (whole.logprobs or ())[length:]
+        assert core.stats.drafts is not None
+        assert core.stats.drafts.tokens
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"speculation": Speculation(16)}, "num_speculative_tokens must be below the attention window of 16, got 16"),
+        ({"speculation": Speculation(), "shards": MeshShape(2, 1)}, "speculative_config works on one CPU device only"),
+    ],
+)
+def test_what_cannot_draft_is_refused_at_start(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_runner(open_model(str(TINY_A / "hf")), EngineConfig(4, **settings))
+
+
+def test_a_simulated_device_drafts_nothing() -> None:
+    with pytest.raises(ConfigError, match="simulate drafts no tokens; leave speculative_config out"):
+        EngineConfig(simulate=Simulation.parse("v5e"), speculation=Speculation())

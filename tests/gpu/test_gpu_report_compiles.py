@@ -1,0 +1,29 @@
+"""What `roost report` runs on a GPU compiles for one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.gpu_compile, pytest.mark.timeout(1800)]
+
+TINY = Path(__file__).parents[1] / "golden" / "tiny-a" / "hf" / "config.json"
+
+KERNELS = ("rg_lru", "window_attention_decode", "window_attention_prefill", "recurrent_step")
+
+
+def test_everything_that_a_report_runs_compiles(tmp_path: Path) -> None:
+    """For a small model with gate blocks that the kernels take: every kernel alone, and the served programs."""
+    fields = {"vocab_size": 1024, "hidden_size": 256, "lru_width": 256, "num_attention_heads": 2, "head_dim": 128}
+    (tmp_path / "config.json").write_text(
+        json.dumps(json.loads(TINY.read_text()) | fields | {"torch_dtype": "bfloat16"})
+    )
+    model = f"random:{tmp_path / 'config.json'}"
+    command = [sys.executable, "-m", "roost.server", "report", model, "--compile-only", "h100"]
+    command += ["--slots", "16", "--prefill-chunk", "64"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1700)
+    assert (done.returncode, done.stdout) == (0, "all that a report runs compiles for h100\n"), done.stderr
+    for kernel in KERNELS:
+        assert f"{kernel}, " in done.stderr

@@ -1,0 +1,199 @@
+"""Cases of the tests for races: a TPU kernel each, in blocks as served and few of them, compared with its reference.
+
+Each is a function of `run`, which interprets a kernel with some arguments and returns arrays of NumPy.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from int8_cases import as_floats, draw_float32, int8, int8_matrix
+from roost.kernels.gated_mlp.pallas_tpu import gated_mlp_tpu
+from roost.kernels.gated_mlp.pallas_tpu_int8 import int8_gated_mlp_tpu
+from roost.kernels.gated_mlp.reference import gated_mlp_reference, int8_gated_mlp_reference
+from roost.kernels.matrices import Int8Matrix
+from roost.kernels.product.int8_pallas_tpu import int8_product_tpu
+from roost.kernels.product.reference import int8_product_reference
+from roost.kernels.recurrent_block import RecurrentWeights
+from roost.kernels.recurrent_block.pallas_tpu import recurrent_chunk_tpu, recurrent_step_tpu
+from roost.kernels.recurrent_block.reference import recurrent_block_reference
+from roost.kernels.rg_lru.pallas_tpu import rg_lru_tpu
+from roost.kernels.rg_lru.reference import rg_lru_reference
+from roost.kernels.sampling.pallas_tpu import sample_tpu
+from roost.kernels.window_attention.int8_pallas_tpu import decode_attention_int8_tpu
+from roost.kernels.window_attention.pallas_tpu import decode_attention_tpu, prefill_attention_tpu
+from roost.kernels.window_attention.reference import window_attention_reference
+from sampling_cases import inputs_of
+
+type Run = Callable[..., Any]
+
+HEADS, SIZE, WIDTH = 10, 256, 2560
+"""Heads, head size and width of 2B. Gate blocks have as many channels as heads."""
+
+close = partial(np.testing.assert_allclose, rtol=0.02, atol=0.03)  # in bfloat16
+
+
+def draw(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(jnp.bfloat16)
+
+
+def wide(*arrays: np.ndarray) -> list[np.ndarray]:
+    return [x.astype(np.float32) for x in arrays]
+
+
+def decode(run: Run) -> None:
+    """Rows with an empty, a filled and a partly filled ring write to both of its blocks; one is idle."""
+    rows, window = 4, 1024
+    where = np.array([700, -1, 0, 5 * window + 3], np.int32)
+    q, k, v = draw(1, rows, HEADS, SIZE), draw(2, rows, SIZE), draw(3, rows, SIZE)
+    rings = draw(4, rows + 1, window, SIZE), draw(5, rows + 1, window, SIZE)
+    out, written = run(decode_attention_tpu, q, k, v, *rings, where)
+    seen = wide(q[:, None], k[:, None], v[:, None], *(ring[:rows] for ring in rings))
+    expected, *expected_rings = window_attention_reference(*seen, where[:, None])
+    close(np.float32(out)[where >= 0], expected[where >= 0, 0])
+    for found, wanted, old in zip(written, expected_rings, rings, strict=True):
+        np.testing.assert_array_equal(np.float32(found), np.concatenate([wanted, *wide(old[rows:])]))
+
+
+def decode_int8(run: Run) -> None:
+    """The same over rings in int8, whose blocks are twice as long."""
+    rows, window = 4, 2048
+    where = np.array([1700, -1, 0, 5 * window + 3], np.int32)
+    busy = np.flatnonzero(where >= 0)
+    q, k, v = draw(1, rows, HEADS, SIZE), *(int8(np.float32(draw(seed, rows, SIZE))) for seed in (2, 3))
+    rings = [int8(np.float32(draw(seed, rows + 1, window, SIZE))) for seed in (4, 5)]
+    out, written = run(decode_attention_int8_tpu, q, k, v, *rings, where)
+    seen = [np.float32(q)[:, None], *(as_floats(x)[:, None] for x in (k, v)), *(as_floats(x)[:rows] for x in rings)]
+    expected, *_ = window_attention_reference(*seen, where[:, None])
+    close(np.float32(out)[busy], expected[busy, 0])
+    for found, old, new in zip(written, rings, (k, v), strict=True):
+        wanted = jax.tree.map(np.copy, old)
+        wanted.values[busy, where[busy] % window] = new.values[busy]
+        wanted.scale[busy, 0, where[busy] % window] = new.scale[busy, 0]
+        jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+def prefill(run: Run) -> None:
+    """Two blocks of queries, which see up to three blocks of keys."""
+    steps, window = 264, 256
+    where = np.arange(500, 500 + steps, dtype=np.int32)[None]
+    q, k, v = draw(1, 1, steps, HEADS, SIZE), draw(2, 1, steps, SIZE), draw(3, 1, steps, SIZE)
+    rings = draw(4, 1, window, SIZE), draw(5, 1, window, SIZE)
+    found = run(prefill_attention_tpu, q, k, v, *rings, where)
+    expected, *_ = window_attention_reference(*wide(q, k, v, *rings), where)
+    close(np.float32(found), expected)
+
+
+def prefill_int8(run: Run) -> None:
+    """The same over rings in int8."""
+    steps, window = 264, 256
+    where = np.arange(500, 500 + steps, dtype=np.int32)[None]
+    q, k, v = draw(1, 1, steps, HEADS, SIZE), *(int8(np.float32(draw(seed, 1, steps, SIZE))) for seed in (2, 3))
+    rings = [int8(np.float32(draw(seed, 1, window, SIZE))) for seed in (4, 5)]
+    found = run(prefill_attention_tpu, q, k, v, *rings, where)
+    expected, *_ = window_attention_reference(np.float32(q), *map(as_floats, (k, v, *rings)), where)
+    close(np.float32(found), expected)
+
+
+def recurrent_weights(blocks: int) -> RecurrentWeights:
+    rng, width = np.random.default_rng(0), blocks * SIZE
+    draw_float32 = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    gates = (draw_float32(blocks, SIZE, 2 * SIZE) / 16).astype(jnp.bfloat16)
+    conv = draw_float32(4, width), draw_float32(width)
+    return RecurrentWeights(*conv, gates, draw_float32(blocks, 2 * SIZE), 2 * draw_float32(width) - 2)
+
+
+def recurrent_step(run: Run) -> None:
+    """Two gate blocks and two blocks of rows, whose states are updated in place; one row in three is idle."""
+    rows, width, weights = 304, 2 * SIZE, recurrent_weights(2)
+    where = (np.arange(rows) % 3 - 1).astype(np.int32)
+    xy, conv, h = draw(1, rows, 2 * width), draw(2, 3, rows, width), np.float32(draw(3, rows, width))
+    out, new_conv, new_h = run(recurrent_step_tpu, xy, weights, conv, h, where)
+    expected, expected_conv, expected_h = recurrent_block_reference(
+        np.float32(xy)[:, None], *wide(*weights), np.float32(conv), h, where[:, None]
+    )
+    close(np.float32(out)[where >= 0], expected[where >= 0, 0])
+    close(new_h, expected_h)
+    np.testing.assert_array_equal(np.float32(new_conv), expected_conv.astype(np.float32))
+
+
+def recurrent_chunk(run: Run) -> None:
+    """Two gate blocks and two blocks of time, the second of which is mostly padding."""
+    steps, every, width, weights = 264, 64, 2 * SIZE, recurrent_weights(2)
+    where = np.arange(steps, dtype=np.int32)[None]
+    xy, conv, h = draw(1, 1, steps, 2 * width), draw(2, 3, 1, width), np.float32(draw(3, 1, width))
+    out, new_h, _ = run(partial(recurrent_chunk_tpu, every=every), xy, weights, conv, h, where)
+    expected, _, expected_h = recurrent_block_reference(np.float32(xy), *wide(*weights), np.float32(conv), h, where)
+    close(np.float32(out), expected)
+    close(new_h, expected_h)
+
+
+def rg_lru(run: Run) -> None:
+    """Two blocks of time of 512 channels."""
+    steps, width = 264, 512
+    where = np.arange(steps, dtype=np.int32)[None]
+    x, input_gate, recurrence_gate = (np.float32(draw(seed, 1, steps, width)) for seed in (1, 2, 3))
+    log_decay, h = -np.exp(np.float32(draw(4, width))), np.float32(draw(5, 1, width))
+    found, found_last = run(rg_lru_tpu, x, input_gate, recurrence_gate, log_decay, h, where)
+    expected, last = rg_lru_reference(x, input_gate, recurrence_gate, log_decay, h, where)
+    close(found, expected)
+    close(found_last, last)
+
+
+def gated_mlp(run: Run) -> None:
+    """Two blocks of hidden channels."""
+    rows, hidden = 8, 512
+    x, gate_up, down = draw(1, rows, WIDTH), draw(2, 2 * hidden, WIDTH) / 50, draw(3, WIDTH, hidden) / 50
+    gate_up, down = gate_up.astype(jnp.bfloat16), down.astype(jnp.bfloat16)
+    biases = np.float32(draw(4, 2 * hidden)), np.float32(draw(5, WIDTH))
+    expected = gated_mlp_reference(*wide(x, gate_up), biases[0], *wide(down), biases[1])
+    close(np.float32(run(gated_mlp_tpu, x, gate_up, biases[0], down, biases[1])), expected)
+
+
+def int8_gated_mlp(run: Run) -> None:
+    """Two tiles of each matrix."""
+    rows, width, hidden = 8, 512, 512
+    rng = np.random.default_rng(0)
+    x = draw_float32(rng, rows, width)  # bfloat16 has halves of steps, which the reference may round to another step
+    gate_up, down = int8_matrix(rng, 2 * hidden, width), int8_matrix(rng, width, hidden)
+    (*both, both_bias), (*out, out_bias) = gate_up, down
+    found = run(int8_gated_mlp_tpu, x, Int8Matrix(*both), both_bias, Int8Matrix(*out), out_bias)
+    close(found, int8_gated_mlp_reference(x, *gate_up, *down)[0])
+
+
+def int8_product(run: Run) -> None:
+    """Two tiles of the matrix, and five pieces of each row."""
+    x, matrix = draw(1, 8, WIDTH), int8_matrix(np.random.default_rng(0), 1024, WIDTH)
+    found = run(partial(int8_product_tpu, dtype=jnp.dtype("float32")), x, Int8Matrix(*matrix[:2]), matrix[2])
+    close(found, int8_product_reference(np.float32(x), *matrix))
+
+
+def sample(run: Run) -> None:
+    """Two blocks of rows with two chunks of logits each; the likeliest of the drawn tokens is the only one left."""
+    vocab = 10_500
+    logits = np.float32(draw(1, 16, vocab))
+    numbers = {"top_k": 1.0, "top_p": 0.9, "min_p": 0.01, "typical_p": 0.9}
+    inputs = inputs_of(16, vocab, temperature=np.arange(16) % 2, **numbers)
+    tokens, best = run(sample_tpu, logits, inputs)
+    np.testing.assert_array_equal(tokens, logits.argmax(axis=1))
+    np.testing.assert_array_equal(best, logits.max(axis=1))
+
+
+COPYING = {"decode": decode, "decode_int8": decode_int8}
+"""Kernels that start copies themselves, and so wait for them."""
+
+STREAMED = {
+    "prefill": prefill,
+    "recurrent_step": recurrent_step,
+    "recurrent_chunk": recurrent_chunk,
+    "gated_mlp": gated_mlp,
+    "int8_gated_mlp": int8_gated_mlp,
+    "int8_product": int8_product,
+}
+"""Kernels whose copies are all made for their blocks."""
+
+LONG = {"prefill_int8": prefill_int8, "rg_lru": rg_lru, "sample": sample}
+"""More of them, which take longer."""

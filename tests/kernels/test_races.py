@@ -1,0 +1,103 @@
+"""TPU kernels in the interpreter that knows copies, semaphores and memory, and raises an error where two accesses race.
+
+On-chip memory and results begin as NaN. Copies happen at once ("eager") or as late as they may ("on_wait").
+"""
+
+from collections.abc import Callable
+from functools import partial
+from itertools import count, product
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from interpreted import compiled
+from jax.experimental.pallas import tpu as pltpu
+from race_cases import COPYING, LONG, STREAMED
+from roost.kernels.backends import TPU
+from sweeps import swept
+
+NOTICED = {"eager": (jax.errors.JaxRuntimeError, "RACE DETECTED"), "on_wait": (AssertionError, "not equal")}
+"""Errors by which the tests notice a missing wait, by the interpreter's mode."""
+
+MODES = tuple(NOTICED)
+
+WAITS_FOR_PREVIOUS, WAITS_FOR_LAST = [0, 1], [4, 5]
+"""Numbers of the copies that `decode_attention_tpu` makes in order to wait for them."""
+
+
+def run_in(mode: str, kernel: Callable[..., Any], *arguments: Any) -> Any:
+    """Returns a kernel's results. The interpreter draws each copy's place in its clocks, and misses races of equals."""
+    np.random.seed(0)
+    params = pltpu.InterpretParams(
+        detect_races=True, dma_execution_mode=mode, uninitialized_memory="nan", vector_clock_size=64
+    )
+    try:
+        return jax.tree.map(np.asarray, compiled(partial(kernel, interpret=params))(*arguments))
+    finally:
+        pltpu.reset_tpu_interpret_mode_state()
+
+
+class Traced(Exception):
+    """Ends a case when its kernel's name is known."""
+
+
+def raise_name(kernel: Callable[..., Any], *arguments: Any) -> Any:
+    """Traces a kernel, and raises its name."""
+    equations = jax.make_jaxpr(kernel)(*arguments).jaxpr.eqns
+    raise Traced(*(each.params["name"] for each in equations if each.primitive.name == "pallas_call"))
+
+
+def test_every_kernel_has_a_case() -> None:
+    names = set()
+    for case in (COPYING | STREAMED | LONG).values():
+        with pytest.raises(Traced) as found:
+            case(raise_name)
+        names |= {*found.value.args}
+    assert names == {*TPU.names}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", COPYING)
+def test_kernels_wait_for_their_copies(name: str, mode: str) -> None:
+    COPYING[name](partial(run_in, mode))
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [*((name, "on_wait") for name in STREAMED), *swept(*((name, "eager") for name in STREAMED), *product(LONG, MODES))],
+)
+def test_blocks_do_not_race(name: str, mode: str) -> None:
+    (STREAMED | LONG)[name](partial(run_in, mode))
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "dropped"),
+    [
+        ("decode", "eager", WAITS_FOR_PREVIOUS),
+        ("decode", "eager", WAITS_FOR_LAST),
+        *swept(
+            ("decode", "on_wait", WAITS_FOR_PREVIOUS),
+            ("decode", "on_wait", WAITS_FOR_LAST),
+            *product(["decode"], MODES, [[0], [1], [4], [5]]),
+            *product(["decode_int8"], MODES, [[0], [1], [2], [3], [8], [9], [10], [11]]),
+        ),
+    ],
+)
+def test_a_missing_wait_is_noticed(name: str, mode: str, dropped: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy that happens at once races with what comes next. One that is late misses the end, or copies a later row.
+
+    A kernel makes each copy again to wait for it: first those of the previous row, then, after the copies of a row,
+    those of the last.
+    """
+    numbers, make = count(), pltpu.make_async_copy
+
+    def make_or_drop(*arguments: Any) -> Any:
+        return SimpleNamespace(wait=lambda: None) if next(numbers) in dropped else make(*arguments)
+
+    monkeypatch.setattr(pltpu, "make_async_copy", make_or_drop)
+    error, message = NOTICED[mode]
+    with pytest.raises(error, match=message):
+        COPYING[name](partial(run_in, mode))
+    assert next(numbers) > max(dropped)

@@ -1,0 +1,64 @@
+"""What llguidance accepts for a schema."""
+
+import itertools
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+
+STYLE = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False, "coerce_one_of": True}
+
+
+class Bytes:
+    """Vocabulary of all bytes for llguidance."""
+
+    eos_token_id = 256
+    bos_token_id = None
+    special_token_ids = (256,)
+    tokens = (*(bytes([byte]) for byte in range(256)), b"<eos>")
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        return list(text if isinstance(text, bytes) else text.encode())
+
+
+TOKENIZER = LLTokenizer(TokenizerWrapper(Bytes()))
+
+
+def orders(value: Any) -> Iterator[Any]:
+    """Yields a value with its properties in every order, since the grammar requires the schema's order."""
+    if isinstance(value, dict):
+        for names in itertools.permutations(value):
+            for values in itertools.product(*(list(orders(value[name])) for name in names)):
+                yield dict(zip(names, values, strict=True))
+    elif isinstance(value, list):
+        yield from map(list, itertools.product(*(list(orders(item)) for item in value)))
+    else:
+        yield value
+
+
+def accepts(schema: Any, value: Any) -> bool:
+    """Returns whether llguidance accepts a value with its properties in their order."""
+    matcher = matcher_of(schema)
+    return matcher is not None and _takes(matcher, value)
+
+
+def allows(schema: Any, value: Any) -> bool:
+    """Returns whether llguidance accepts a value in any order of properties."""
+    matcher = matcher_of(schema)
+    return matcher is not None and any(_takes(matcher, each) for each in orders(value))
+
+
+def matcher_of(schema: Any) -> LLMatcher | None:
+    """Returns a matcher at the start of a schema's grammar; None if no value fits the schema."""
+    source = "start: %json " + json.dumps({**schema, "x-guidance": STYLE}) + "\n"
+    matcher = LLMatcher(TOKENIZER, source, log_level=0)
+    if matcher.is_error():
+        assert "nsatisfiable" in matcher.get_error(), (matcher.get_error(), schema)
+        return None
+    return matcher
+
+
+def _takes(matcher: LLMatcher, value: Any) -> bool:
+    data, trial = json.dumps(value, ensure_ascii=False).encode(), matcher.deep_copy()
+    return trial.try_consume_tokens(list(data)) == len(data) and bool(trial.is_accepting())

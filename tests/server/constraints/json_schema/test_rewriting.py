@@ -1,0 +1,319 @@
+"""Keywords that llguidance lacks become unions, which exactly the values of the schema fit."""
+
+import json
+from contextlib import suppress
+from typing import Any
+
+import jsonschema
+import pytest
+from grammars import accepts, allows
+from hypothesis import given
+from hypothesis import strategies as st
+from roost.server.constraints.grammar import GrammarError
+from roost.server.constraints.json_schema import prepare
+from sweeps import examples
+
+AB = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}}
+KIND = {"type": "object", "properties": {"kind": {"enum": ["x", "y", "z"]}, "size": {"type": "integer"}}}
+CIRCLE, SQUARE = (
+    {"type": "object", "properties": {"kind": {"const": kind}, size: {"type": "integer"}}, "required": ["kind", size]}
+    for kind, size in (("circle", "radius"), ("square", "side"))
+)
+SHAPES = {"$defs": {"circle": CIRCLE, "square": SQUARE}}
+
+CASES = [
+    (
+        "one of two required properties",
+        {**AB, "oneOf": [{"required": ["a"]}, {"required": ["b"]}]},
+        [{"a": 1}, {"b": 1}],
+        [{}, {"a": 1, "b": 1}],
+    ),
+    (
+        "one of several definitions",
+        {"oneOf": [{"$ref": "#/$defs/circle"}, {"$ref": "#/$defs/square"}], **SHAPES},
+        [{"kind": "circle", "radius": 1}, {"kind": "square", "side": 1}],
+        [{"kind": "circle", "side": 1}, {"kind": "x"}],
+    ),
+    ("one of several titles", {"type": "integer", "oneOf": [{"const": 1}, {"const": 2}]}, [1, 2], [3, "x"]),
+    (
+        "one of texts, lists and trees",
+        {
+            "oneOf": [{"type": "string"}, {"$ref": "#/$defs/t"}, {"type": "array", "items": {"$ref": "#/$defs/t"}}],
+            "$defs": {"t": {"type": "object", "properties": {"t": {"$ref": "#"}}, "required": ["t"]}},
+        },
+        ["x", {"t": "x"}, [{"t": {"t": "x"}}]],
+        [1, {}, [1]],
+    ),
+    (
+        "branches that overlap",
+        {"type": "integer", "oneOf": [{"maximum": 5}, {"minimum": 3}]},
+        [2, 6],
+        [3, 4, 5],
+    ),
+    ("not a constant", {"type": "integer", "not": {"const": 5}}, [4, 6, -3], [5]),
+    ("not some texts", {"type": "string", "not": {"enum": ["ab", "b", ""]}}, ["a", "abc", "c", "\n"], ["ab", "b", ""]),
+    ("not a type", {"not": {"type": ["string", "null"]}}, [1, 1.5, True, [], {}], ["x", None]),
+    ("not a property", {**AB, "not": {"required": ["b"]}}, [{}, {"a": 1}], [{"b": 1}, {"a": 1, "b": 1}]),
+    (
+        "none of two properties",
+        {**AB, "not": {"anyOf": [{"required": ["a"]}, {"required": ["b"]}]}},
+        [{}],
+        [{"a": 1}, {"b": 1}],
+    ),
+    ("not both", {**AB, "not": {"required": ["a", "b"]}}, [{}, {"a": 1}, {"b": 1}], [{"a": 1, "b": 1}]),
+    (
+        "a condition on a constant",
+        {**KIND, "if": {"properties": {"kind": {"const": "x"}}, "required": ["kind"]}, "then": {"required": ["size"]}},
+        [{"kind": "x", "size": 1}, {"kind": "y"}, {}],
+        [{"kind": "x"}],
+    ),
+    (
+        "a condition with an else",
+        {
+            **KIND,
+            "if": {"properties": {"kind": {"const": "x"}}},
+            "then": {"properties": {"size": {"maximum": 5}}},
+            "else": {"required": ["size"], "properties": {"size": {"minimum": 6}}},
+        },
+        [{"kind": "x", "size": 5}, {"kind": "x"}, {}, {"kind": "y", "size": 6}],
+        [{"kind": "x", "size": 6}, {"kind": "y", "size": 5}, {"kind": "y"}],
+    ),
+    (
+        "a property that needs another",
+        {**AB, "dependentRequired": {"a": ["b"]}},
+        [{}, {"b": 1}, {"a": 1, "b": 1}],
+        [{"a": 1}],
+    ),
+    (
+        "draft 4's dependencies",
+        {**AB, "dependencies": {"a": ["b"], "b": {"properties": {"b": {"minimum": 5}}}}},
+        [{}, {"b": 5}, {"a": 1, "b": 5}],
+        [{"a": 1}, {"b": 1}],
+    ),
+    ("at least one property", {**AB, "minProperties": 1}, [{"a": 1}, {"b": 1}, {"c": 1}, {"a": 1, "b": 1}], [{}]),
+    (
+        "at most one property",
+        {**AB, "maxProperties": 1},
+        [{}, {"a": 1}, {"b": 1}, {"c": 1}],
+        [{"a": 1, "b": 1}, {"a": 1, "c": 1}],
+    ),
+    (
+        "two of three properties",
+        {
+            "type": "object",
+            "properties": {name: {"type": "integer"} for name in "abc"},
+            "additionalProperties": False,
+            "minProperties": 2,
+            "maxProperties": 2,
+        },
+        [{"a": 1, "b": 1}, {"a": 1, "c": 1}, {"b": 1, "c": 1}],
+        [{}, {"a": 1}, {"a": 1, "b": 1, "c": 1}],
+    ),
+    (
+        "an entry of a short list",
+        {"type": "array", "contains": {"const": "x"}, "maxItems": 3},
+        [["x"], [1, "x"], ["x", 2, 3], [1, 2, "x"]],
+        [[], [1], [1, 2, 3]],
+    ),
+    (
+        "a set of colours",
+        {"type": "array", "items": {"enum": ["red", "blue"]}, "uniqueItems": True},
+        [[], ["red"], ["blue", "red"]],
+        [["red", "red"], ["green"]],
+    ),
+    ("a list without a limit of repetitions", {"type": "array", "uniqueItems": False}, [[1, 1]], [1]),
+]
+
+
+@pytest.mark.parametrize(("schema", "good", "bad"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_keyword_is_enforced_exactly(schema: Any, good: list[Any], bad: list[Any]) -> None:
+    prepared = prepare(schema, close_objects=False)
+    assert prepared.dropped == ()
+    assert '"oneOf"' not in json.dumps(prepared.schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    draft4 = jsonschema.Draft4Validator(schema)
+    for value, is_good in (*((each, True) for each in good), *((each, False) for each in bad)):
+        assert (draft4 if "dependencies" in schema else validator).is_valid(value) == is_good, value
+        assert allows(prepared.schema, value) == is_good, value
+
+
+def test_union_of_closed_objects_keeps_each_closed() -> None:
+    shapes = {"oneOf": [{"properties": {"a": {}}, "required": ["a"]}, {"properties": {"b": {}}, "required": ["b"]}]}
+    prepared = prepare(shapes, close_objects=True)
+    assert all(allows(prepared.schema, value) for value in ({"a": 1}, {"b": 1}))
+    assert not any(allows(prepared.schema, value) for value in ({}, {"a": 1, "b": 1}, {"a": 1, "z": 1}))
+
+
+def test_union_keeps_the_order_of_properties() -> None:
+    """llguidance requires the order of the schema, which models were shown."""
+    branches = [{"properties": {"b": {"const": value}}, "required": ["b"]} for value in (1, 2)]
+    schema = {"type": "object", "oneOf": branches, "properties": {"a": {"type": "integer"}}}
+    source = {**prepare(schema, close_objects=True).schema}
+    assert accepts(source, {"b": 1, "a": 1})
+    assert not accepts(source, {"a": 1, "b": 1})
+
+
+def test_objects_of_a_condition_stay_open() -> None:
+    inner = {"type": "object", "properties": {"k": {"const": 1}}, "required": ["k"]}
+    whole = {"type": "object", "properties": {"k": {"type": "integer"}, "v": {"type": "integer"}}}
+    schema = {
+        "type": "object",
+        "properties": {"x": whole, "y": {"type": "integer"}},
+        "if": {"properties": {"x": inner}, "required": ["x"]},
+        "then": {"required": ["y"]},
+    }
+    prepared = prepare(schema, close_objects=True)
+    assert prepared.dropped == ()
+    assert all(allows(prepared.schema, value) for value in ({"x": {"k": 1, "v": 2}, "y": 3}, {"x": {"k": 2, "v": 2}}))
+    assert not any(allows(prepared.schema, value) for value in ({"x": {"k": 1, "v": 2}}, {"x": {"k": 2, "z": 2}}))
+
+
+def test_work_for_a_hostile_union_is_bounded() -> None:
+    many = {"oneOf": [{"required": [f"p{index}"], "minProperties": index} for index in range(3000)]}
+    assert prepare(many, close_objects=False).rewritten == ()
+
+
+def test_work_for_nested_conditions_is_bounded() -> None:
+    """Each level would look at all those within it."""
+    many: dict[str, Any] = {"enum": [*range(30_000)]}
+    for _ in range(50):
+        many = {"if": {"properties": {"a": many}}, "then": {"required": ["b"]}}
+    prepared = prepare(many, close_objects=False)
+    assert (prepared.dropped, prepared.rewritten) == (("if", "then"), ())
+
+
+def test_work_for_nested_counts_is_bounded() -> None:
+    many: dict[str, Any] = {"allOf": [{"properties": {f"p{index}": {}}} for index in range(25_000)]}
+    for _ in range(20):
+        many = {"allOf": [many], "minProperties": 1}
+    prepared = prepare(many, close_objects=True)
+    assert (prepared.dropped, prepared.rewritten) == ((), ())
+
+
+def test_work_for_long_enumerations_is_bounded() -> None:
+    many = [{"enum": [*range(start, start + 500)]} for start in range(200)]
+    assert prepare({"oneOf": many}, close_objects=False).rewritten == ()
+
+
+def test_long_texts_are_not_excluded() -> None:
+    """The pattern would nest a group for each character, and llguidance refuses many."""
+    schema = {"type": "string", "not": {"const": "a" * 200}}
+    assert prepare(schema, close_objects=False).dropped == ("not",)
+
+
+KEYWORDS = [
+    *("oneOf", "not", "if", "then", "dependencies", "contains", "type", "enum", "required", "properties"),
+    *("$ref", "$id", "minProperties", "maxItems", "uniqueItems", "items", "minimum", "minLength", "allOf"),
+]
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-2, 9), st.sampled_from(["a", "#", "#/x", "object", 1.5])),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(KEYWORDS), inner, max_size=5)),
+    max_leaves=12,
+)
+
+
+@examples(200, sweep=20_000)
+@given(
+    schema=st.dictionaries(st.sampled_from(["oneOf", "not", "if", "then", "properties", "allOf"]), JSON),
+    closes=st.booleans(),
+)
+def test_malformed_schemas_end_in_no_error_of_the_server(schema: Any, closes: bool) -> None:
+    with suppress(GrammarError):
+        prepare(schema, close_objects=closes)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": None, "minProperties": None},
+        {"properties": "a", "allOf": [{"properties": {"b": {}}}]},
+        {"oneOf": [{"allOf": None}]},
+        {"oneOf": None, "not": None, "if": None, "dependencies": None},
+    ],
+)
+def test_wrong_values_of_keywords_are_left_to_llguidance(schema: Any) -> None:
+    assert isinstance(prepare(schema, close_objects=True).schema, dict)
+
+
+def test_complement_of_no_schema_is_dropped() -> None:
+    assert prepare({"not": None}, close_objects=False).dropped == ("not",)
+
+
+def test_numbers_with_a_fraction_are_not_excluded_together() -> None:
+    """llguidance takes 1 for a number above 1 and below 1.5."""
+    several, one = ({"type": "number", "not": {"enum": values}} for values in ([1, 1.5], [1.5]))
+    assert prepare(several, close_objects=False).dropped == ("not",)
+    assert not allows(prepare(one, close_objects=False).schema, 1.5)
+
+
+NAMES = st.sampled_from("ab")
+VALUES = st.recursive(
+    st.one_of(st.integers(0, 3), st.sampled_from(["", "a", "b", "ab"]), st.sampled_from([1.5, None, True])),
+    lambda inner: st.one_of(st.lists(inner, max_size=2), st.dictionaries(st.sampled_from("abc"), inner, max_size=3)),
+    max_leaves=4,
+)
+SCALARS = st.sampled_from([0, 1, 2, 1.5, "a", "b", "ab", "", True, None])
+CONDITIONS = st.recursive(
+    st.one_of(
+        st.builds(lambda kind: {"type": kind}, st.sampled_from(["integer", "string", "object", "array", "null"])),
+        st.builds(lambda value: {"const": value}, SCALARS),
+        st.builds(lambda values: {"enum": values}, st.lists(SCALARS, min_size=1, max_size=3)),
+        st.builds(lambda names: {"required": names}, st.lists(NAMES, min_size=1, max_size=2, unique=True)),
+        st.builds(lambda limit: {"minimum": limit}, st.integers(0, 3)),
+        st.builds(lambda limit: {"type": "string", "maxLength": limit}, st.integers(0, 2)),
+        st.builds(lambda limit: {"type": "array", "minItems": limit}, st.integers(0, 2)),
+    ),
+    lambda inner: st.one_of(
+        st.builds(lambda named: {"properties": named}, st.dictionaries(NAMES, inner, min_size=1, max_size=2)),
+        st.builds(lambda one, two: {"anyOf": [one, two]}, inner, inner),
+        st.builds(lambda one, two: {"allOf": [one, two]}, inner, inner),
+    ),
+    max_leaves=3,
+)
+OBJECTS = st.builds(
+    lambda named, more: {"type": "object", "properties": named, **more},
+    st.dictionaries(NAMES, CONDITIONS, max_size=2),
+    st.sampled_from([{}, {"additionalProperties": False}, {"required": ["a"]}]),
+)
+BASES = st.one_of(OBJECTS, CONDITIONS, st.just({}))
+REWRITTEN = st.one_of(
+    st.builds(lambda base, some: {**base, "oneOf": some}, BASES, st.lists(CONDITIONS, min_size=1, max_size=3)),
+    st.builds(lambda base, one: {**base, "not": one}, BASES, CONDITIONS),
+    st.builds(lambda base, *of: {**base, "if": of[0], "then": of[1], "else": of[2]}, BASES, *[CONDITIONS] * 3),
+    st.builds(
+        lambda base, rules: {**base, "dependentRequired": rules},
+        BASES,
+        st.dictionaries(NAMES, st.lists(NAMES, max_size=1), max_size=2),
+    ),
+    st.builds(lambda base, rules: {**base, "dependentSchemas": rules}, BASES, st.dictionaries(NAMES, CONDITIONS)),
+    st.builds(lambda base, low: {**base, "minProperties": low}, OBJECTS, st.integers(0, 3)),
+    st.builds(lambda base, high: {**base, "maxProperties": high}, OBJECTS, st.integers(0, 3)),
+    st.builds(lambda one: {"type": "array", "maxItems": 2, "contains": one}, CONDITIONS),
+    st.builds(
+        lambda values: {"type": "array", "items": {"enum": values}, "uniqueItems": True},
+        st.lists(SCALARS, min_size=1, max_size=3),
+    ),
+)
+
+
+@examples(80, sweep=3000)
+@given(schema=REWRITTEN, values=st.lists(VALUES, min_size=8, max_size=8))
+def test_rewritten_schema_takes_exactly_the_valid_values(schema: Any, values: list[Any]) -> None:
+    prepared = prepare(schema, close_objects=False)
+    is_exact = not prepared.dropped and '"oneOf"' not in json.dumps(prepared.schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    for value in values:
+        if validator.is_valid(value):
+            assert allows(prepared.schema, value), (prepared.schema, value)
+        elif is_exact:
+            assert not allows(prepared.schema, value), (prepared.schema, value)
+
+
+@examples(60, sweep=2000)
+@given(schema=REWRITTEN, values=st.lists(VALUES, min_size=8, max_size=8))
+def test_closed_rewritten_schema_takes_only_valid_values(schema: Any, values: list[Any]) -> None:
+    prepared = prepare(schema, close_objects=True)
+    if not prepared.dropped and '"oneOf"' not in json.dumps(prepared.schema):
+        validator = jsonschema.Draft202012Validator(schema)
+        for value in values:
+            assert validator.is_valid(value) or not allows(prepared.schema, value), (prepared.schema, value)

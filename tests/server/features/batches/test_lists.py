@@ -1,0 +1,148 @@
+"""Lists of files and batches, and what runs in the background: pages, bounds, and the plans of the statements."""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from databases import opened
+from roost.server.database.database import Database, Transaction
+from roost.server.database.pages import Page, PageSpec
+from roost.server.features.batches import batch_table, file_table, tables
+from roost.server.features.batches.batch_records import BatchRecord, BatchStatus
+
+TENANTS = "ab"
+
+INDEXES = re.findall(r"CREATE INDEX (\w+)", " ".join(tables._INDEXES.statements))
+
+
+@pytest.fixture
+def database(address: str) -> Iterator[Database]:
+    database = opened(address, clocked=True)
+    database.run_now(fill, writes=True)
+    yield database
+    database.close()
+
+
+def fill(transaction: Transaction) -> None:
+    """Stores seven files and batches of each tenant. Some are of the same moment."""
+    for number in range(7):
+        transaction.execute("UPDATE test_clock SET now = ?", 1000.0 + number // 3)
+        for tenant in TENANTS:
+            store(transaction, tenant, number)
+
+
+def store(transaction: Transaction, tenant: str, number: int) -> None:
+    file_id = f"f{number}"
+    file_table.begin(transaction, tenant, file_id, "batch_output" if number % 2 else "batch", "x")
+    if number < 6:
+        file_table.finish(transaction, tenant, file_id, 1, 1)
+    files = file_id, f"out{number}", f"err{number}"
+    times = 0.0, 0.0, None
+    batch = BatchRecord(tenant, f"b{number}", BatchStatus.IN_PROGRESS, "m", "/v1/x", *files, "24h", b"{}", *times, 1)
+    batch_table.insert(transaction, batch, 1e6)
+    if number % 3 == 0:
+        batch_table.cancel(transaction, tenant, f"b{number}")
+
+
+type Read = Callable[..., Page[Any] | None]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 4, 100])
+@pytest.mark.parametrize("newest_first", [False, True])
+@pytest.mark.parametrize(
+    ("read", "options", "ids"),
+    [
+        (file_table.read_list, {}, ["f0", "f1", "f2", "f3", "f4", "f5"]),
+        (file_table.read_list, {"purpose": "batch"}, ["f0", "f2", "f4"]),
+        (file_table.read_list, {"purpose": "batch_output"}, ["f1", "f3", "f5"]),
+        (batch_table.read_list, {}, ["b0", "b1", "b2", "b3", "b4", "b5"]),
+    ],
+)
+def test_pages_follow_one_another(
+    database: Database, read: Read, options: dict[str, Any], ids: list[str], newest_first: bool, limit: int
+) -> None:
+    """Each entry is on one page, also where entries have the same time. An unfinished file is on none."""
+    after, found, has_more = None, list[str](), True
+    while has_more:
+        spec = PageSpec(limit, after, newest_first)
+        page = database.run_now(lambda each, spec=spec: read(each, "a", spec=spec, **options))
+        assert page is not None
+        found += [record.id for record in page.items]
+        has_more, after = page.has_more, found[-1]
+        assert len(page.items) == limit or not has_more
+    assert found == (ids[::-1] if newest_first else ids)
+
+
+def test_a_page_after_an_entry_of_another_list(database: Database) -> None:
+    database.run_now(lambda each: file_table.begin(each, "b", "own", "batch", "x"), writes=True)
+    for after, options in (("own", {}), ("f1", {"purpose": "batch"}), ("f6", {})):
+        spec = PageSpec(1, after)
+        assert database.run_now(lambda each, s=spec, o=options: file_table.read_list(each, "a", s, **o)) is None
+    assert database.run_now(lambda each: batch_table.read_list(each, "c", PageSpec(1, "b1"))) is None
+
+
+def test_ended_batches_are_deleted_some_at_a_time(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_table, "_MAX_EXPIRED", 2)
+    database.run_now(lambda each: each.execute("UPDATE test_clock SET now = 2000"), writes=True)
+    counts = []
+    for _ in range(3):
+        database.run_now(lambda each: batch_table.expire(each, 500.0), writes=True)
+        counts.append(sum(database.run_now(batch_table.totals).batches.values()))
+    assert counts == [10, 8, 8]
+
+
+def test_metrics_are_counted_up_to_a_limit(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_table, "_MAX_COUNTED", 3)
+    totals = database.run_now(batch_table.totals)
+    assert (totals.batches, totals.waiting_lines) == ({"in_progress": 3, "cancelled": 3}, 3)
+
+
+class Explained(Transaction):
+    """A transaction that notes the plans of its statements."""
+
+    def __init__(self, transaction: Transaction, address: str) -> None:
+        super().__init__(transaction._connection, transaction._dialect, transaction._call)
+        self.plans: list[str] = []
+        self._explain = "EXPLAIN" if address.startswith("postgresql") else "EXPLAIN QUERY PLAN"
+
+    def execute(self, sql: str, *values: Any) -> Any:
+        plan = super().execute(f"{self._explain} {sql}", *values).fetchall()
+        self.plans.append("\n".join([sql, *(str(row[-1]) for row in plan)]))
+        return super().execute(sql, *values)
+
+
+def read_all(transaction: Transaction) -> None:
+    """Runs each statement that looks for rows by other columns than their keys."""
+    for newest_first in (False, True):
+        for after in (None, "f1"):
+            file_table.read_list(transaction, "a", PageSpec(2, after, newest_first))
+            file_table.read_list(transaction, "a", PageSpec(2, after, newest_first), "batch_output")
+        for after in (None, "b1"):
+            batch_table.read_list(transaction, "a", PageSpec(2, after, newest_first))
+    batch_table.hide_file(transaction, "a", "f1")
+    batch_table.totals(transaction)
+    file_table.expired(transaction, 1.0)
+    batch_table.expire(transaction, 1.0)
+    file_table.remove(transaction, "a", "f1", 10)
+    batch_table.cancel(transaction, "a", "b1")
+
+
+def test_no_statement_reads_a_whole_table(address: str, database: Database) -> None:
+    """Nor sorts rows. The tests' tables are small, so that PostgreSQL has to be asked not to read them as a whole."""
+
+    def explained(transaction: Transaction) -> list[str]:
+        if address.startswith("postgresql"):
+            for method in ("seqscan", "sort", "bitmapscan"):
+                transaction.execute(f"SET LOCAL enable_{method} = off")
+        explaining = Explained(transaction, address)
+        read_all(explaining)
+        return explaining.plans
+
+    plans = database.run_now(explained, writes=True)
+    assert len(plans) > 25
+    signs = ("SCAN roost_", "USE TEMP B-TREE", "Seq Scan on roost_", "Sort", "Filter: (created")
+    assert [plan for plan in plans if any(sign in plan.partition("\n")[2] for sign in signs)] == []
+    unused = {name for name in INDEXES if not any(name in plan for plan in plans)}
+    by_choice = {"roost_batches_statuses"} if address.startswith("postgresql") else set()  # it may take a partial one
+    assert unused <= by_choice

@@ -1,0 +1,148 @@
+"""Limits on what a tenant keeps and runs, over HTTP and on both databases."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+from batch_workers import working
+from databases import opened
+from fake_engine import FakeEngine
+from fake_server import features_with, make_service, until
+from roost.server.app import create_app
+from roost.server.features.batches import quotas
+from roost.server.features.batches.batch_store import BatchStore
+from roost.server.features.batches.open_batches import OpenBatches
+from roost.server.features.batches.settings import BatchesSettings
+from roost.server.http.api_keys import ApiKeys
+from roost.server.http.auth import Access
+from roost.server.settings import SettingsError, load_settings
+from roost.server.tenancy.tenant import tenant
+from roost.server.text.served_model import ServedModel
+
+MAX_BYTES = 60_000
+
+
+@pytest.fixture
+async def batches(engine: FakeEngine, model: ServedModel, address: str) -> AsyncIterator[OpenBatches]:
+    store = BatchStore(opened(address), 86400.0, MAX_BYTES)
+    yield OpenBatches(make_service(engine, model), store)
+    store.close()
+
+
+@pytest.fixture
+async def client(batches: OpenBatches) -> AsyncIterator[httpx.AsyncClient]:
+    access = Access(ApiKeys(["a:key-of-a", "b:key-of-b"]))
+    transport = httpx.ASGITransport(create_app(batches.service, access, features_with(batches.service, batches)))
+    headers = {"authorization": "Bearer key-of-a"}
+    async with httpx.AsyncClient(transport=transport, base_url="http://roost", headers=headers) as client:
+        yield client
+
+
+def content(num_lines: int, size: int = 0) -> bytes:
+    lines = [
+        {
+            "custom_id": f"{number}",
+            "method": "POST",
+            "url": "/v1/completions",
+            "body": {"prompt": [5], "max_tokens": 2, "user": "u" * size},
+        }
+        for number in range(num_lines)
+    ]
+    return b"\n".join(map(orjson.dumps, lines))
+
+
+async def upload(client: httpx.AsyncClient, content: bytes, **headers: str) -> httpx.Response:
+    return await client.post("/v1/files", data={"purpose": "batch"}, files={"file": content}, headers=headers)
+
+
+async def begin(client: httpx.AsyncClient, file_id: str) -> httpx.Response:
+    body = {"input_file_id": file_id, "endpoint": "/v1/completions", "completion_window": "24h"}
+    return await client.post("/v1/batches", json=body)
+
+
+def message(response: httpx.Response) -> str:
+    """Returns the message of a response that refuses what exceeds a limit."""
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (403, "quota_exceeded"), error
+    assert response.headers["x-should-retry"] == "false"
+    return str(error["message"])
+
+
+async def test_bytes_of_uploads_that_run_elsewhere_count(client: httpx.AsyncClient, store: BatchStore) -> None:
+    """And what a refused upload had stored is deleted. Another tenant has its own limit."""
+    other = BatchStore(store._database, 86400.0, MAX_BYTES)
+    assert "and may take 60,000 (--store-gib): delete some files" in message(await upload(client, content(1, 70_000)))
+    assert await store._database.run(lambda each: each.rows("SELECT * FROM roost_files")) == []
+    assert (await upload(client, content(1, 25_000))).status_code == 200
+    tenant.set("a")
+    running = await other.begin_file("slow")
+    await other.add_lines(running, 1, [b"x" * 20_000], 20_000)
+    tenant.set("")
+    assert "may take 60,000" in message(await upload(client, content(1, 25_000)))
+    assert (await upload(client, content(1, 25_000), authorization="Bearer key-of-b")).status_code == 200
+
+
+async def test_files_lines_and_batches_are_counted(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quotas, "MAX_FILES", 5)
+    monkeypatch.setattr(quotas, "MAX_LINES", 14)
+    monkeypatch.setattr(quotas, "MAX_BATCHES", 2)
+    first = (await upload(client, content(3))).json()["id"]
+    assert (await begin(client, first)).status_code == 200
+    assert "an API key may keep 5 files" in message(
+        await begin(client, (await upload(client, content(1))).json()["id"])
+    )
+    assert (await upload(client, content(1))).status_code == 200
+    assert "an API key may keep 5 files" in message(await upload(client, content(1)))
+    monkeypatch.setattr(quotas, "MAX_FILES", 100)
+    assert (await begin(client, first)).status_code == 200
+    assert "an API key may have 2 batches in progress" in message(await begin(client, first))
+    monkeypatch.setattr(quotas, "MAX_BATCHES", 3)
+    assert "may have 14 lines together" in message(await upload(client, content(4)))
+    assert "may have 14 lines together" in message(await begin(client, (await upload(client, content(2))).json()["id"]))
+
+
+async def test_a_batch_waits_for_room_for_its_output(
+    client: httpx.AsyncClient, batches: OpenBatches, store: BatchStore, engine: FakeEngine
+) -> None:
+    """Its description names the limit, and it goes on when files are deleted."""
+    extra = (await upload(client, content(1, 20_000))).json()["id"]
+    batch = (await begin(client, (await upload(client, content(200))).json()["id"])).json()
+    assert batch["errors"] is None
+
+    async def described() -> Any:
+        return (await client.get(f"/v1/batches/{batch['id']}")).json()
+
+    async with working(batches, tenants=2), asyncio.timeout(60):
+        while not (waiting := await described())["errors"]:
+            assert waiting["status"] == "in_progress"
+            await asyncio.sleep(0.02)
+        (error,) = waiting["errors"]["data"]
+        assert error["code"] == "quota_exceeded"
+        assert "and may take 60,000 (--store-gib): delete some files" in error["message"]
+        await until(lambda: not engine.running)
+        counts = (await described())["request_counts"]
+        assert 0 < counts["completed"] < 200
+        num_requests = len(engine.requests)
+        store.has_work.set()
+        await until(lambda: not store.has_work.is_set())
+        assert "may take 60,000" in message(await upload(client, content(1)))
+        assert "may take 60,000" in message(await begin(client, extra))
+        assert len(engine.requests) == num_requests
+        store._max_bytes = 10 * MAX_BYTES
+        assert (await client.delete(f"/v1/files/{extra}")).status_code == 200
+        while (ended := await described())["status"] == "in_progress":
+            await asyncio.sleep(0.02)
+    assert ended["request_counts"] == {"total": 200, "completed": 200, "failed": 0}
+    assert ended["errors"] is None
+
+
+def test_the_limit_of_bytes_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROOST_STORE_GIB", "0.5")
+    settings = load_settings({})
+    assert isinstance(settings, BatchesSettings)
+    assert settings.store_gib == 0.5
+    with pytest.raises(SettingsError, match="--store-gib"):
+        load_settings({"store_gib": "0"})

@@ -1,0 +1,242 @@
+"""Conversations that two replicas share, of which one goes away in the midst of a response."""
+
+import asyncio
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+from databases import opened
+from fake_server import until
+from query_plans import scans_of
+from roost.server.database.database import Database
+from roost.server.database.expiry import Bounds, expired
+from roost.server.features.responses import response_table
+from roost.server.features.responses.conversations import conversation_table
+from roost.server.features.responses.conversations.conversation_table import LEASE_S
+from roost.server.features.responses.conversations.records import ConversationRecord, Item, Outcome, Turn
+from roost.server.features.responses.records import Job, LogEntry, ResponseRecord
+from test_durable_responses import (  # noqa: F401 - `replicas` is a fixture
+    LETTERS,
+    Replica,
+    database_of,
+    events_of,
+    expire_leases,
+    num_tokens_logged,
+    num_tokens_streamed,
+    replicas,
+    streaming,
+)
+
+JOB = Job("model", b"{}", b"\1\0\0\0", "x86")
+RECORD = ConversationRecord("c", 7, b"{}")
+ITEMS = [Item("msg_1", b'{"id":"msg_1"}'), Item("msg_2", b'{"id":"msg_2"}')]
+
+
+async def created(replica: Replica) -> str:
+    return str((await replica.client.post("/v1/conversations", json={})).json()["id"])
+
+
+async def texts(replica: Replica, conversation: str) -> list[str]:
+    """Returns the texts of all messages, oldest first."""
+    listed = await replica.client.get(f"/v1/conversations/{conversation}/items?order=asc")
+    assert listed.status_code == 200, listed.text
+    return [item["content"][0]["text"] for item in listed.json()["data"]]
+
+
+async def respond(replica: Replica, conversation: str, **fields: Any) -> Any:
+    body = {"input": "next", "max_output_tokens": 2, "conversation": conversation, **fields}
+    return await replica.client.post("/v1/responses", json=body)
+
+
+def expire_turns(address: str) -> None:
+    """Ends the leases of all turns, as if their replica had stopped for long."""
+    with database_of(address) as database:
+        sql = "UPDATE roost_conversations SET locked_until = 0"
+        database.run_now(lambda each: each.execute(sql), writes=True)
+
+
+@pytest.mark.parametrize("num_deaths", [1, 2])
+async def test_an_adopted_response_is_added_once(
+    replicas: tuple[Replica, Replica],  # noqa: F811
+    address: str,
+    num_deaths: int,
+) -> None:
+    first, second = replicas
+    conversation = await created(first)
+    first.engine.allowed = 4
+    made = await first.created(conversation=conversation)
+    await num_tokens_logged(first, address, 4)
+    await first.dies()
+    expire_turns(address)
+    assert (await respond(second, conversation)).json()["error"]["code"] == "conversation_locked"
+    for place in range(num_deaths):
+        adopter, other = (first, second) if place % 2 else (second, first)
+        other.engine.allowed, adopter.engine.allowed = 0, 2 if place + 1 < num_deaths else 1000
+        expire_leases(address)
+        await adopter.adopter.look()
+        if place + 1 < num_deaths:
+            await num_tokens_logged(adopter, address, 6)
+            await adopter.dies()
+    await second.ended(made["id"])
+    first.engine.allowed = second.engine.allowed = 1000
+    for each in replicas:
+        assert await texts(each, conversation) == ["hi", LETTERS[:10]]
+    assert (await respond(first, conversation)).status_code == 200
+    assert await texts(second, conversation) == ["hi", LETTERS[:10], "next", "AB"]
+
+
+async def test_a_stream_that_goes_on_elsewhere_is_added_there(
+    replicas: tuple[Replica, Replica],  # noqa: F811
+) -> None:
+    first, second = replicas
+    conversation = await created(first)
+    first.engine.allowed = 4
+    reading = streaming(first, conversation=conversation)
+    await num_tokens_streamed(first, 4)
+    await first.responses.hand_over_streams()
+    await first.engine.stop()
+    first.engine.allowed = 1000
+    last = events_of((await reading).text)[-1]
+    assert last["code"] == "stream_moved"
+    assert (await respond(second, conversation)).json()["error"]["code"] == "conversation_locked"
+    await second.adopter.look()
+    await second.ended(last["response_id"])
+    assert await texts(second, conversation) == ["hi", LETTERS[:10]]
+
+
+async def test_a_turn_lasts_as_long_as_its_replica_extends_it(
+    replicas: tuple[Replica, Replica],  # noqa: F811
+    address: str,
+) -> None:
+    first, second = replicas
+    conversation = await created(first)
+    first.engine.allowed = 1
+    running = asyncio.create_task(respond(first, conversation, input="hi"))
+    await until(lambda: first.engine.running)
+    with database_of(address) as database:
+        soon = "UPDATE roost_conversations SET locked_until = {now} + 5"
+        database.run_now(lambda each: each.execute(soon), writes=True)
+        await first.adopter.look()
+        left = "SELECT locked_until - {now} FROM roost_conversations"
+        assert database.run_now(lambda each: each.rows(left))[0][0] > 5
+    assert (await respond(second, conversation)).json()["error"]["code"] == "conversation_locked"
+    first.engine.allowed = 1000
+    assert (await running).status_code == 200
+    assert (await respond(second, conversation)).status_code == 200
+    assert await texts(first, conversation) == ["hi", "AB", "next", "AB"]
+
+
+@pytest.mark.parametrize("fields", [{}, {"stream": True}, {"store": False}])
+async def test_a_response_that_has_lost_its_turn_adds_nothing(
+    replicas: tuple[Replica, Replica],  # noqa: F811
+    address: str,
+    fields: dict[str, Any],
+) -> None:
+    """Its replica was frozen for longer than the lease of its turn."""
+    first, second = replicas
+    conversation = await created(first)
+    first.engine.allowed = 1
+    running = asyncio.create_task(respond(first, conversation, input="hi", **fields))
+    await until(lambda: first.engine.running)
+    expire_turns(address)
+    await first.adopter.look()
+    assert (await respond(second, conversation)).status_code == 200
+    first.engine.allowed = 1000
+    lost = await running
+    error = events_of(lost.text)[-1]["response"]["error"] if "stream" in fields else lost.json()["error"]
+    assert "another response is running" in error["message"]
+    assert await texts(first, conversation) == ["next", "AB"]
+
+
+# --- statements
+
+
+@pytest.fixture
+def database(address: str) -> Any:
+    database = opened(address, clocked=True)
+    yield database
+    database.close()
+
+
+def written(database: Database, work: Any, *arguments: Any) -> Any:
+    return database.run_now(lambda each: work(each, *arguments), writes=True)
+
+
+def test_an_end_that_is_repeated_adds_nothing_more(database: Database) -> None:
+    """As after a commit whose answer was lost."""
+    written(database, conversation_table.insert, "", RECORD, ITEMS[:1])
+    written(database, conversation_table.insert, "", RECORD, ITEMS[:1])
+    assert written(database, conversation_table.take, "", "c", "r1") is Outcome.DONE
+    assert written(database, conversation_table.take, "", "c", "r1") is Outcome.DONE
+    assert written(database, conversation_table.take, "", "c", "r2") is Outcome.LOCKED
+    for _ in range(2):
+        assert written(database, conversation_table.end, "", Turn("c", "r1", ITEMS[1:]))
+    assert written(database, conversation_table.texts, "", "c") == [item.text for item in ITEMS]
+    sizes = "SELECT num_items, num_bytes FROM roost_conversations"
+    assert written(database, lambda each: each.rows(sizes)) == [(2, sum(len(item.text) for item in ITEMS))]
+
+
+def test_a_running_response_locks_its_conversation(database: Database) -> None:
+    written(database, conversation_table.insert, "", RECORD, [])
+    written(database, conversation_table.take, "", "c", "r1")
+    record = ResponseRecord("", "r1", b"pending", b"[]", b"[]", True, True, True, Turn("c", "r1", ITEMS[:1]))
+    lease = written(database, response_table.insert, record, JOB, "owner")
+    written(database, conversation_table.release, "", "c", "r1")
+    assert written(database, conversation_table.take, "", "c", "r2") is Outcome.LOCKED
+    end = LogEntry(0, 0, 1, 0, 1, b"", b"")
+    written(database, response_table.end, lease, end, b"done", b"[]", 0, ITEMS[1:])
+    assert written(database, conversation_table.texts, "", "c") == [item.text for item in ITEMS]
+    assert written(database, lambda each: each.rows("SELECT input_items FROM roost_responses")) == [(None,)]
+    assert written(database, conversation_table.take, "", "c", "r2") is Outcome.DONE
+
+
+def test_older_replicas_leave_responses_of_conversations(database: Database) -> None:
+    """They look for the model by its name, and would not add the response to its conversation."""
+    for name, turn in (("r1", Turn("c", "r1")), ("r2", None)):
+        record = ResponseRecord("", name, b"pending", b"[]", b"[]", True, True, True, turn)
+        written(database, response_table.insert, record, JOB, "owner")
+    of_model = "SELECT id FROM roost_responses WHERE model = ?"
+    assert written(database, lambda each: each.rows(of_model, JOB.model)) == [("r2",)]
+
+
+def test_items_are_found_by_their_ids_with_an_index(database: Database) -> None:
+    for tenant in ("a", "b"):
+        written(database, conversation_table.insert, tenant, RECORD, ITEMS)
+    find = partial(conversation_table.items_of_ids, tenant="a", item_ids=["msg_2", "msg_3"])
+    assert written(database, find) == [ITEMS[1]]
+    assert not scans_of(database, find)
+
+
+def test_conversations_beyond_the_bounds_are_deleted(database: Database) -> None:
+    for tenant, names in (("a", "123"), ("b", "4")):
+        for name in names:
+            record = replace(RECORD, id=name)
+            written(database, conversation_table.insert, tenant, record, [Item(f"msg_{name}", bytes(10))])
+            written(database, lambda each: each.execute("UPDATE test_clock SET now = now + 10"))
+    written(database, conversation_table.take, "a", "1", "r")
+
+    def found(max_age_s: float, count: int, size: int) -> list[tuple[str, str]]:
+        return list(written(database, expired, conversation_table.ROWS, Bounds(max_age_s, count, size)))
+
+    assert found(1e6, 3, 1000) == []
+    assert found(1e6, 2, 1000) == [("a", "2")], "the first was just taken"
+    assert found(1e6, 3, 15) == [("a", "2"), ("a", "3")]
+    assert found(15.0, 3, 1000) == [("a", "2"), ("a", "3")]
+    written(database, lambda each: each.execute("UPDATE test_clock SET now = now + ?", LEASE_S))
+    assert sorted(found(1.0, 3, 1000)) == [("a", "1"), ("a", "2"), ("a", "3"), ("b", "4")]
+
+
+async def test_a_replica_deletes_old_conversations(
+    replicas: tuple[Replica, Replica],  # noqa: F811
+    address: str,
+) -> None:
+    first, _ = replicas
+    conversation = await created(first)
+    await first.responses.expire()
+    assert await texts(first, conversation) == []
+    with database_of(address) as database:
+        old = "UPDATE roost_conversations SET updated = {now} - 2000"
+        database.run_now(lambda each: each.execute(old), writes=True)
+    await first.responses.expire()
+    assert (await first.client.get(f"/v1/conversations/{conversation}")).status_code == 404

@@ -1,0 +1,55 @@
+"""Background responses on a database that has room for some of what they store first."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from databases import opened
+from fake_engine import FakeEngine
+from fake_server import VOCAB_SIZE, features_with, make_service, until
+from roost.server.app import create_app
+from roost.server.database.database import Database
+from roost.server.features.responses.durable_responses import DurableResponses
+from roost.server.features.responses.open_responses import OpenResponses
+from roost.server.http.auth import Access
+from roost.server.text.served_model import ServedModel
+from small_disk import SmallDisk
+
+BODY = {"input": "hi", "instructions": "x" * 100_000, "max_output_tokens": 2, "background": True}
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> SmallDisk:
+    path = tmp_path / "store.db"
+    opened(f"sqlite://{path}").close()
+    return SmallDisk(str(path))
+
+
+@pytest.fixture
+async def feature(disk: SmallDisk, model: ServedModel) -> AsyncIterator[OpenResponses]:
+    store = DurableResponses(Database(disk), 1000.0)
+    yield OpenResponses(make_service(FakeEngine(VOCAB_SIZE), model), store)
+    await store.close()
+
+
+def count(disk: SmallDisk, sql: str) -> int:
+    database = Database(disk)
+    ((found,),) = database.run_now(lambda each: each.rows(sql))
+    database.close()
+    return int(found)
+
+
+async def test_a_stream_without_room_for_its_first_events_is_refused(disk: SmallDisk, feature: OpenResponses) -> None:
+    """It is refused at once, and leaves nothing behind."""
+    app = create_app(feature.service, Access(), features_with(feature.service, feature))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost", timeout=30) as client:
+        before = count(disk, "PRAGMA page_count")
+        stored = await client.post("/v1/responses", json=BODY)
+        assert stored.status_code == 200, stored.text
+        await until(lambda: not feature.background.is_busy)
+        after, num_free = count(disk, "PRAGMA page_count"), count(disk, "PRAGMA freelist_count")
+        disk.max_pages = after + (after - before) - num_free  # for another one without events
+        refused = await client.post("/v1/responses", json={**BODY, "stream": True})
+    assert (refused.status_code, refused.json()["error"]["message"]) == (507, "the store of responses is full")
+    assert count(disk, "SELECT count(*) FROM roost_responses") == 1

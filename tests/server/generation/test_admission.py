@@ -1,0 +1,329 @@
+"""Memory budgets, and the bytes that requests hold of them."""
+
+import asyncio
+import gc
+import json
+import tracemalloc
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+from fake_engine import FakeEngine
+from fake_server import limited, until
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from roost.server.app import create_app
+from roost.server.errors.request_errors import ApiError
+from roost.server.features.anthropic.schemas import MessagesBody
+from roost.server.features.native.schemas import GenerateBody
+from roost.server.features.responses.body import ResponseBody
+from roost.server.generation.admissions import Admissions
+from roost.server.generation.byte_budget import ByteBudget
+from roost.server.generation.preemptible_admission import PreemptibleAdmission, PreemptibleWork
+from roost.server.generation.service import Service
+from roost.server.http.api_keys import ApiKeys
+from roost.server.http.auth import Access
+from roost.server.openai.schemas import ChatBody, CompletionBody
+from roost.server.schemas.json_limits import decode_json, size_of
+from roost.server.tenancy.tenant_locks import TenantLocks
+from roost.server.tenancy.workers import Workers
+
+JSON = {"content-type": "application/json"}
+ROOM = 1000
+"""Maximum bytes of a body here. The budgets are 32 times that for bodies and 256 times that for requests."""
+
+NOISE = 8192
+"""Bytes of libraries' caches that a measurement includes, whatever the size of the body."""
+
+
+@asynccontextmanager
+async def shared(service: Service) -> AsyncIterator[httpx.AsyncClient]:
+    """Yields a client of a server with small budgets and two tenants."""
+    app = create_app(limited(service, ROOM, tenants=2), Access(keys=ApiKeys(["greedy:g", "modest:m"])))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as client:
+        yield client
+
+
+def key(name: str) -> dict[str, str]:
+    return {**JSON, "x-api-key": name}
+
+
+def test_single_tenant_may_fill_a_budget() -> None:
+    budget = ByteBudget(100)
+    budget.reserve("", 60)
+    budget.reserve("", 40)
+    with pytest.raises(ApiError) as caught:
+        budget.reserve("", 1)
+    assert caught.value.status_code == 503
+    budget.release("", 60)
+    assert budget.num_bytes == 40
+
+
+def test_tenant_holds_at_most_as_much_as_it_leaves_free() -> None:
+    budget = ByteBudget(100, tenants=2)
+    budget.reserve("greedy", 30)
+    budget.reserve("greedy", 20)
+    with pytest.raises(ApiError) as caught:
+        budget.reserve("greedy", 1)
+    assert caught.value.status_code == 429
+    assert caught.value.headers is not None
+    assert caught.value.headers["retry-after"] == "1"
+    budget.reserve("modest", 25)
+    with pytest.raises(ApiError):
+        budget.reserve("modest", 1)
+    assert budget.num_bytes == 75
+
+
+def test_tenant_that_holds_nothing_may_exceed_its_share() -> None:
+    budget = ByteBudget(100, tenants=2)
+    budget.reserve("greedy", 100)
+    budget.release("greedy", 100)
+    budget.reserve("modest", 100)
+    with pytest.raises(ApiError) as caught:
+        budget.reserve("greedy", 1)
+    assert caught.value.status_code == 503
+
+
+async def turn() -> None:
+    """Lets all tasks go on that can."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_bytes_are_waited_for_by_the_tenant_that_holds_fewest_first() -> None:
+    budget, admitted = ByteBudget(100), list[str]()
+
+    async def wait(owner: str, num_bytes: int) -> None:
+        await budget.wait(owner, num_bytes)
+        admitted.append(f"{owner} {num_bytes}")
+
+    budget.reserve("a", 90)
+    async with asyncio.TaskGroup() as group:
+        for owner, num_bytes in (("a", 20), ("a", 5), ("b", 60), ("b", 1)):
+            group.create_task(wait(owner, num_bytes))
+        await turn()
+        assert admitted == []  # small ones do not pass large ones for ever
+        budget.release("a", 60)
+        await turn()
+        assert admitted == ["b 60"]
+        budget.release("b", 60)
+        await turn()
+    assert admitted == ["b 60", "b 1", "a 20", "a 5"]
+    with pytest.raises(ApiError) as caught:
+        await budget.wait("a", 101)
+    assert caught.value.status_code == 413
+
+
+async def test_a_cancelled_wait_holds_nothing() -> None:
+    budget = ByteBudget(100)
+    budget.reserve("a", 90)
+    tasks = [asyncio.create_task(budget.wait("b", num_bytes)) for num_bytes in (50, 10)]
+    await turn()
+    tasks[0].cancel()  # while it waits
+    budget.release("a", 40)
+    tasks[1].cancel()  # when it has just got them
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert budget.num_bytes == 50
+
+
+async def line_of(budget: ByteBudget, turns: TenantLocks, owner: str, sizes: list[int], ended: list[str]) -> None:
+    """Reserves memory step by step, as a line of a batch does."""
+    memory = PreemptibleAdmission(Workers(), budget, owner, turns, PreemptibleWork())
+    await memory.begin()
+    for size in sizes:
+        await memory.keep(size)
+        await turn()
+    await memory.settle()
+    await turn()
+    ended.append(owner)
+    memory.release()
+
+
+async def test_lines_that_wait_for_memory_never_wait_for_each_other() -> None:
+    """Each needs most of the memory, and holds a part of it when it asks for the rest."""
+    budget, turns, ended = ByteBudget(100), TenantLocks(), list[str]()
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        for owner in "abcabc":
+            group.create_task(line_of(budget, turns, owner, [30, 60], ended))
+    assert sorted(ended) == list("aabbcc")
+    assert budget.num_bytes == 0
+
+
+async def test_lines_take_no_memory_of_requests() -> None:
+    """They wait for room, and so would take all of it, whatever a tenant may hold."""
+    admissions = Admissions(ROOM, 0, tenants=2)
+    line = admissions.open_preemptible()
+    await line.keep(admissions.max_kept_bytes)
+    request = admissions.open()
+    await request.keep(1)
+    request.release()
+    await line.settle()
+    line.release()
+
+
+async def test_parsed_bodies_leave_the_budget_of_bodies(service: Service, engine: FakeEngine) -> None:
+    """Requests that run don't hold the budget of unparsed bodies."""
+    engine.gate.clear()
+    body = b'{"prompt": "a", "stream": true, "max_tokens": 1}'.ljust(ROOM)
+    async with shared(service) as client:
+        slow = [asyncio.create_task(client.post("/v1/completions", content=body, headers=key("g"))) for _ in range(40)]
+        await until(lambda: len(engine.running) == 40)
+        other = asyncio.create_task(client.post("/v1/completions", content=body, headers=key("m")))
+        await until(lambda: len(engine.running) == 41)
+        engine.gate.set()
+        assert {response.status_code for response in await asyncio.gather(*slow, other)} == {200}
+
+
+async def test_slow_bodies_of_a_tenant_leave_room_for_another(service: Service) -> None:
+    """Unparsed bodies of a tenant hold at most as many bytes as they leave free."""
+    arrive = asyncio.Event()
+
+    async def trickle() -> AsyncIterator[bytes]:
+        yield b'{"prompt": "a", '.ljust(ROOM - 100)
+        await arrive.wait()
+        yield b'"max_tokens": 1}'
+
+    async def post(owner: str) -> httpx.Response:
+        return await client.post("/v1/completions", content=trickle(), headers=key(owner))
+
+    async with shared(service) as client:
+        greedy = [asyncio.create_task(post("g")) for _ in range(30)]
+        await until(lambda: any(task.done() for task in greedy))
+        refused = [task for task in greedy if task.done()]
+        assert {task.result().status_code for task in refused} == {429}
+        whole = b'{"prompt": "a", "max_tokens": 1}'.ljust(ROOM)
+        response = await client.post("/v1/completions", content=whole, headers=key("m"))
+        assert response.status_code == 200
+        arrive.set()
+        statuses = [response.status_code for response in await asyncio.gather(*greedy)]
+        assert statuses.count(200) == 17  # the last body that fits leaves less free than it holds
+        assert statuses.count(429) == 13
+
+
+async def test_parsed_requests_are_bounded_until_responses_end(service: Service, engine: FakeEngine) -> None:
+    engine.gate.clear()
+    body = json.dumps({"prompt": [300] * 200, "max_tokens": 1}, separators=(",", ":")).encode()
+    async with shared(service) as client:
+        tasks: list[asyncio.Task[httpx.Response]] = []
+        while not any(task.done() for task in tasks):
+            tasks.append(asyncio.create_task(client.post("/v1/completions", content=body, headers=key("g"))))
+            await until(lambda: len(engine.running) == len(tasks) or tasks[-1].done())
+        assert tasks[-1].result().status_code == 429
+        assert 5 < len(tasks) < 20  # half of 256,000 bytes, at about 12,000 bytes each
+        other = asyncio.create_task(client.post("/v1/completions", content=body, headers=key("m")))
+        await until(lambda: len(engine.running) == len(tasks))
+        engine.gate.set()
+        assert (await other).status_code == 200
+        await asyncio.gather(*tasks)
+        assert (await client.post("/v1/completions", content=body, headers=key("g"))).status_code == 200
+
+
+BODIES: dict[str, tuple[type, dict[str, Any]]] = {
+    "text": (CompletionBody, {"prompt": "hello " * 5000}),
+    "wide text": (CompletionBody, {"prompt": "hello \U0001f600" * 5000}),
+    "texts": (CompletionBody, {"prompt": ["abcdefghi"] * 3000}),
+    "empty texts": (CompletionBody, {"prompt": ["", "a"] * 3000}),
+    "ids": (CompletionBody, {"prompt": [300] * 3000}),
+    "small ids": (CompletionBody, {"prompt": [3] * 3000}),
+    "lists of ids": (CompletionBody, {"prompt": [[300]] * 3000}),
+    "huge numbers": (GenerateBody, {"token_ids": [10**400] * 5000}),
+    "messages": (ChatBody, {"messages": [{"role": "user", "content": "abc"}] * 5000}),
+    "parts": (ChatBody, {"messages": [{"role": "user", "content": [{"type": "text", "text": "abc"}] * 2000}]}),
+    "calls": (
+        ChatBody,
+        {
+            "messages": [
+                {
+                    "role": "assistant",
+                    "tool_calls": [{"id": "abc", "function": {"name": "f", "arguments": "{}"}}] * 3000,
+                }
+            ]
+        },
+    ),
+    "tools": (
+        ChatBody,
+        {
+            "messages": [{"role": "user", "content": "a"}],
+            "tools": [{"type": "function", "function": {"name": "f", "parameters": {"enum": [{"b": [1.5]}] * 5000}}}],
+        },
+    ),
+    "variables": (
+        ChatBody,
+        {
+            "messages": [{"role": "user", "content": "a"}],
+            "chat_template_kwargs": {f"{number:070}": number for number in range(5000)},
+        },
+    ),
+    "input": (ResponseBody, {"input": [{"role": "user", "content": [{"type": "input_text", "text": "abc"}]}] * 3000}),
+    "blocks": (
+        MessagesBody,
+        {"max_tokens": 1, "messages": [{"role": "user", "content": [{"type": "text", "text": "abc"}]}] * 3000},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_size_of_a_body_is_its_memory(name: str) -> None:
+    kind, content = BODIES[name]
+    raw = json.dumps(content).encode()
+    kind.model_validate(decode_json(raw))  # type: ignore[attr-defined]  # fills caches
+    size, num_bytes = _measured(kind, raw)
+    assert num_bytes - NOISE <= size <= 1.25 * num_bytes
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=20) | st.dictionaries(st.text(max_size=80), inner, max_size=20),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=10, deadline=None)
+@given(json_values)
+def test_size_of_any_json_is_its_memory(value: Any) -> None:
+    """Values are repeated, so that objects which happen to be shared don't matter."""
+    content = {"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": {"a": [value] * 50}}
+    raw = json.dumps(content).encode()
+    size, num_bytes = _measured(ChatBody, raw)
+    assert 0.98 * num_bytes - NOISE <= size <= 1.25 * num_bytes + NOISE
+
+
+def _measured(kind: Any, raw: bytes) -> tuple[int, int]:
+    """Returns the estimated size of a body, and its size according to tracemalloc."""
+    gc.collect()  # dictionaries that CPython keeps for reuse would not be counted
+    gc.disable()  # freed garbage would be subtracted
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        body = kind.model_validate(decode_json(raw))
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    return size_of(body), after - before
+
+
+async def test_request_larger_than_the_budget_is_refused(service: Service) -> None:
+    """The response tells clients not to retry."""
+    app = create_app(limited(service, 20_000))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as client:
+        body = {"prompt": [5] * 4000, "echo": True, "logprobs": 20, "max_tokens": 1}
+        response = await client.post("/v1/completions", json=body)
+    assert response.status_code == 413
+    assert response.json()["error"]["code"] == "request_too_large"
+    assert "retry-after" not in response.headers
+
+
+async def test_saved_state_counts_for_each_prompt(service: Service, engine: FakeEngine) -> None:
+    """Each prompt has its own copy of the state's token ids."""
+    app = create_app(limited(service, 700))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as client:
+        response = await client.post("/generate", json={"token_ids": [5] * 150, "max_tokens": 1})
+        saved = (await client.post("/v1/states", json={"request_id": response.json()["id"]})).json()
+        num_requests = len(engine.requests)
+        body = {"prompt": [[5]] * 225, "from_state": saved["id"], "max_tokens": 1}
+        content = json.dumps(body, separators=(",", ":")).encode()
+        assert (await client.post("/v1/completions", content=content, headers=JSON)).status_code == 413
+        assert len(engine.requests) == num_requests

@@ -1,0 +1,74 @@
+"""Hints for URLs that do not exist, and the page that lists those that do."""
+
+import re
+
+import httpx
+import pytest
+from roost.server.app import create_app
+from roost.server.generation.service import Service
+from roost.server.http.api_keys import ApiKeys
+from roost.server.http.auth import Access
+
+
+@pytest.mark.parametrize(
+    ("path", "right"),
+    [
+        ("/chat/completions", "/v1/chat/completions"),
+        ("/completions", "/v1/completions"),
+        ("/models", "/v1/models"),
+        ("/v1/v1/chat/completions", "/v1/chat/completions"),
+        ("/v1/chat/completion", "/v1/chat/completions"),
+        ("/v1/completion", "/v1/completions"),
+        ("/v1/model/demo", "/v1/models/demo"),
+        ("/v1/message", "/v1/messages"),
+        ("/v1/response", "/v1/responses"),
+        ("/v1/batch", "/v1/batches"),
+        ("/v1//chat/completions", "/v1/chat/completions"),
+        ("/v1/chat/completions/", "/v1/chat/completions"),
+        ("/V1/Chat/Completions", "/v1/chat/completions"),
+        ("/openai/v1/models", "/v1/models"),
+        ("/api/v1/chat/completions", "/v1/chat/completions"),
+        ("/v1/metrics", "/metrics"),
+        ("/api/chat", "/v1/chat/completions"),
+        ("/api/generate", "/v1/completions"),
+        ("/api/tags", "/v1/models"),
+        ("/completion", "/v1/completions"),
+        ("/props", "/server_info"),
+        ("/healthz", "/health"),
+    ],
+)
+async def test_a_wrong_url_says_the_right_one(client: httpx.AsyncClient, path: str, right: str) -> None:
+    response = await client.post(f"http://roost{path}", json={})
+    assert response.status_code == 404
+    assert response.json()["error"]["message"] == f"no such URL (POST {path}): use {right}"
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/v1/embeddings", "/" + "v1/" * 200])
+async def test_a_url_without_a_right_one_says_where_all_are(client: httpx.AsyncClient, path: str) -> None:
+    message = (await client.get(path)).json()["error"]["message"]
+    assert message.endswith("): GET /v1 lists the endpoints")
+
+
+async def test_a_hint_has_the_prefix_of_a_proxy(service: Service) -> None:
+    transport = httpx.ASGITransport(create_app(service, root_path="/llm"))
+    async with httpx.AsyncClient(transport=transport, base_url="http://roost") as client:
+        message = (await client.post("/llm/chat/completions", json={})).json()["error"]["message"]
+        assert message.endswith("use /llm/v1/chat/completions")
+        assert 'href="/llm/openapi.json"' in (await client.get("/llm/docs")).text
+
+
+async def test_a_wrong_method_says_the_right_one(client: httpx.AsyncClient) -> None:
+    message = (await client.get("/v1/completions")).json()["error"]["message"]
+    assert message == "no such method here (GET /v1/completions): use POST"
+
+
+async def test_docs_lists_each_endpoint_without_a_key_and_loads_nothing(service: Service) -> None:
+    transport = httpx.ASGITransport(create_app(service, Access(ApiKeys(["key"]))))
+    async with httpx.AsyncClient(transport=transport, base_url="http://roost") as client:
+        response = await client.get("/docs")
+        schema = (await client.get("/openapi.json", headers={"x-api-key": "key"})).json()
+    assert response.headers["content-type"].startswith("text/html")
+    found = re.findall(r"<tr><td>(\w+)</td><td><code>(.+?)</code></td>", response.text)
+    assert found == [(method.upper(), path) for path, methods in schema["paths"].items() for method in methods]
+    assert not re.search(r"<(?:script|link|img|style)|src=", response.text)
+    assert response.headers["content-security-policy"].startswith("default-src 'none'")

@@ -1,0 +1,34 @@
+"""Parameters are checked when they are made."""
+
+from typing import Any
+
+import pytest
+from roost import RequestError, SamplingParams, StructuredOutputsParams
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"temperature": "hot"}, 'temperature must be a number, got "hot"'),
+        ({"max_tokens": "16"}, 'max_tokens must be a whole number, got "16"'),
+        ({"max_tokens": 1.5}, "max_tokens must be a whole number, got 1.5"),
+        ({"top_p": 2}, "top_p must be at most 1, got 2"),
+        ({"stop": 5}, "stop must be a string or an array of strings, got 5"),
+        ({"stop_token_ids": ["a"]}, 'stop_token_ids[0] must be a whole number, got "a"'),
+        ({"seed": "x"}, 'seed must be a whole number, got "x"'),
+        ({"ignore_eos": "yes"}, 'ignore_eos must be true or false, got "yes"'),
+        ({"logit_bias": [5]}, "logit_bias must be an object, got an array"),
+        ({"structured_outputs": StructuredOutputsParams(regex=5)}, "structured_outputs.regex must be a string, got 5"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_wrong_type_or_value_is_refused_at_once(params: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        SamplingParams(**params)
+    assert str(caught.value) == message
+    assert caught.value.param == next(iter(params))
+
+
+def test_a_value_may_be_changed_later() -> None:
+    params = SamplingParams(temperature=0.5)
+    params.max_tokens = 8
+    assert params.body_fields() == {"n": 1, "temperature": 0.5, "max_tokens": 8}

@@ -1,0 +1,64 @@
+"""Launches, loops, sorts and copies are counted in what XLA dumps of a program for a GPU."""
+
+from gpu_thunks import count, count_copies, count_graph_launches, count_launches, count_sorts, parse_thunks
+
+THUNKS = """\
+000: kCommandBuffer [source       | next=528 (1)] 
+    001: kCustomKernel   [source        | next=002 (1)] embed grid: [640, 1, 1] threads: [128, 1, 1]  shared_memory: 0 bytes
+    002: kCublasLtMatmul [prev=001 (1)  | next=003 (3)] kCublasLtMatmul
+    003: kAsyncStart   [source        | sink         ] stream=computation_stream[0], async_id=3
+        004: kDynamicSliceFusion [source | sink] params=1, results=1
+    005: kAsyncDone    [source        | sink         ] async_id=3
+528: kConditional   [prev=000 (1) | next=000 (1)]   
+  false_branch:
+    000: kCommandBuffer [source       | next=526 (1)] 
+        430: kCustomKernel [source       | next=456 (3)] draw grid: [1, 1, 1] threads: [32, 1, 1]  shared_memory: 0 bytes
+        431: kCopy [source | sink] kCopy
+    481: kWhile         [prev=000 (1) | next=488 (1)]               
+condition:
+        482: kCustomKernel [source | sink] compare grid: [1, 1, 1] threads: [1, 1, 1]  shared_memory: 0 bytes
+      body:
+        000: kCommandBuffer [source | sink] 
+            483: kCustomKernel [source | sink] halve grid: [1, 1, 1] threads: [1, 1, 1]  shared_memory: 0 bytes
+  true_branch:
+    No thunks.
+600: kWhile         [prev=000 (1) | next=700 (1)]               
+condition:
+    601: kCustomKernel [source | sink] compare grid: [1, 1, 1] threads: [1, 1, 1]  shared_memory: 0 bytes
+  body:
+    602: kCustomKernel [source | sink] step grid: [1, 1, 1] threads: [1, 1, 1]  shared_memory: 0 bytes
+700: kCopy [source | sink] kCopy
+"""  # noqa: E501, W291
+
+PROGRAM = """
+  %copy.1 = bf16[640,2048,256]{2,1,0} copy(%ring), metadata={op_name="a"}
+  %copy.2 = bf16[640,4]{1,0} copy(%mask)
+  ROOT %sort.1 = (f32[128,4000]{1,0}, s32[128,4000]{1,0}) sort(%param_0, %iota), dimensions={1}, to_apply=%greater
+  %sort.2 = f32[128,256000]{1,0} sort(%logits), dimensions={1}, to_apply=%greater
+  %cub = (f32[256000]{0}, u8[9]{0}) custom-call(%x), custom_call_target="__cub$DeviceRadixSort", metadata={}
+"""
+
+
+def test_launches_of_the_path_of_greedy_rows() -> None:
+    thunks = parse_thunks(THUNKS)
+    assert [thunk.kind for thunk in thunks] == ["kCommandBuffer", "kConditional", "kWhile", "kCopy"]
+    assert count_launches(thunks) == 3 + 0 + 2 + 1, "the graph, an empty branch, a loop once, and the copy"
+    assert count_graph_launches(thunks) == 3
+    assert (count(thunks, "kCommandBuffer"), count(thunks, "kWhile")) == (1, 1)
+
+
+def test_parts_of_branches_and_loops() -> None:
+    branches = parse_thunks(THUNKS)[1].parts
+    assert {label: [thunk.kind for thunk in part] for label, part in branches.items()} == {
+        "false_branch": ["kCommandBuffer", "kWhile"],
+        "true_branch": [],
+    }
+    loop = branches["false_branch"][1].parts
+    assert {label: len(part) for label, part in loop.items()} == {"condition": 1, "body": 1}
+    assert count_launches(branches["false_branch"]) == 2 + 2
+
+
+def test_sorts_and_copies() -> None:
+    assert count_sorts(PROGRAM, 256_000) == 2
+    assert count_sorts(PROGRAM, 4000) == 3
+    assert count_copies(PROGRAM, {"bf16[640,2048,256]", "f32[640,2560]"}) == 1

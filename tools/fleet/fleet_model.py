@@ -1,0 +1,334 @@
+"""Simulates a fleet of replicas by discrete events, up to 10,000 of them; see fleet.py.
+
+A replica is that of `roost plan --load`; routers, clients, the autoscaler and the cloud are added here.
+"""
+
+import hashlib
+import math
+import random
+from bisect import bisect, insort
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from fleet_load import Workload
+from roost.engine.planning.clock import Clock
+from roost.engine.planning.replica import Arrival, Chip, Replica, SimulatedRequest
+
+_POINTS: Final = 16
+"""Points of a replica on the ring of consistent hashing."""
+
+
+# --- routing
+
+
+class Router(Protocol):
+    """Picks replicas."""
+
+    def add(self, replica: Replica) -> None:
+        """Takes a replica that has become ready."""
+
+    def remove(self, replica: Replica) -> None:
+        """Leaves a replica out from now on."""
+
+    def pick(self, job: SimulatedRequest) -> Replica:
+        """Returns the replica for a request; there is at least one."""
+
+
+class RandomRouter:
+    """Picks any replica."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self._random = random.Random(seed)
+        self._replicas: list[Replica] = []
+        self._places: dict[int, int] = {}
+
+    def add(self, replica: Replica) -> None:
+        self._places[replica.number] = len(self._replicas)
+        self._replicas.append(replica)
+
+    def remove(self, replica: Replica) -> None:
+        place, last = self._places.pop(replica.number), self._replicas.pop()
+        if last is not replica:
+            self._replicas[place] = last
+            self._places[last.number] = place
+
+    def pick(self, job: SimulatedRequest) -> Replica:
+        return self.any()
+
+    def any(self) -> Replica:
+        return self._replicas[int(self._random.random() * len(self._replicas))]
+
+
+class InTurn:
+    """Picks one after the other."""
+
+    def __init__(self) -> None:
+        self._replicas: list[Replica] = []
+        self._turn = 0
+
+    def add(self, replica: Replica) -> None:
+        self._replicas.append(replica)
+
+    def remove(self, replica: Replica) -> None:
+        self._replicas.remove(replica)
+
+    def pick(self, job: SimulatedRequest) -> Replica:
+        self._turn += 1
+        return self._replicas[(self._turn - 1) % len(self._replicas)]
+
+
+class LeastOfTwo(RandomRouter):
+    """Picks the one with fewer requests of two."""
+
+    def pick(self, job: SimulatedRequest) -> Replica:
+        return min(self.any(), self.any(), key=lambda replica: replica.load)
+
+
+class PrefixHash:
+    """Picks by consistent hashing of the prefix, as nginx and HAProxy do with a header.
+
+    Args:
+      factor: Maximum load of a replica, in the mean load; the next one on the ring is picked then. Infinity never does.
+    """
+
+    def __init__(self, factor: float = math.inf) -> None:
+        self._factor = factor
+        self._ring: list[tuple[int, int]] = []
+        self._replicas: dict[int, Replica] = {}
+        self._load = 0
+
+    def add(self, replica: Replica) -> None:
+        self._replicas[replica.number] = replica
+        for point in range(_POINTS):
+            insort(self._ring, (_hash(f"{replica.number}-{point}"), replica.number))
+
+    def remove(self, replica: Replica) -> None:
+        del self._replicas[replica.number]
+        for point in range(_POINTS):
+            del self._ring[bisect(self._ring, (_hash(f"{replica.number}-{point}"), -1))]
+
+    def pick(self, job: SimulatedRequest) -> Replica:
+        place = bisect(self._ring, (_hash(f"prefix {job.arrival.prefix}"), -1))
+        most = self._factor * self._mean_load() if self._factor < math.inf else math.inf
+        for step in range(len(self._ring)):
+            replica = self._replicas[self._ring[(place + step) % len(self._ring)][1]]
+            if replica.load <= most:
+                return replica
+        return replica
+
+    def _mean_load(self) -> float:
+        """Returns the mean load with the new request, of a sample where there are many replicas."""
+        sample = self._ring[:: max(1, len(self._ring) // 128)]
+        return 1 + sum(self._replicas[number].load for _, number in sample) / len(sample)
+
+
+class Picker(RandomRouter):
+    """Picks by the scores of the endpoint picker: queue 2, slots 2, prefix 3; see deploy/chart/files/picker.yaml.
+
+    With many replicas, it scores those that got the prefix last, and some others.
+    """
+
+    def __init__(self, seed: int = 0, others: int = 8, holders: int = 8) -> None:
+        super().__init__(seed)
+        self._others, self._num_holders = others, holders
+        self._holders: dict[int, deque[Replica]] = {}
+
+    def pick(self, job: SimulatedRequest) -> Replica:
+        holders = self._holders.setdefault(job.arrival.prefix, deque(maxlen=self._num_holders))
+        few = len(self._replicas) <= self._others
+        others = self._replicas if few else [self.any() for _ in range(self._others)]
+        candidates = {each.number: each for each in (*holders, *others) if each.is_open}
+        queues = [each.waiting for each in candidates.values()]
+        longest, shortest = max(queues), min(queues)
+
+        def score(replica: Replica) -> float:
+            queue = 1.0 if longest == shortest else (longest - replica.waiting) / (longest - shortest)
+            return 2 * queue + 2 * (1 - replica.used) + 3 * replica.has(job.arrival.prefix)
+
+        best = max(candidates.values(), key=score)
+        if best not in holders:
+            holders.append(best)
+        return best
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+# --- the fleet
+
+
+@dataclass(slots=True)
+class Policy:
+    """Behaviour of clients, autoscaler and cloud.
+
+    Attributes:
+      retries: Times that a client sends a request again that was refused or cut.
+      retry_s: Seconds that it waits before, half of it at random.
+      start_s: Seconds from asking for a replica until it is ready.
+      target: Share of slots in use that the autoscaler aims at; 0 keeps the number of replicas.
+      look_s: Seconds between two looks of the autoscaler.
+      reclaims_per_hour: Reclaims of each replica per hour, which are replaced after `start_s`.
+      notice_s: Seconds of notice before a reclaim, in which the replica takes no more requests.
+    """
+
+    retries: int = 3
+    retry_s: float = 1.0
+    start_s: float = 60.0
+    target: float = 0.0
+    look_s: float = 15.0
+    reclaims_per_hour: float = 0.0
+    notice_s: float = 30.0
+
+
+@dataclass(slots=True)
+class Outcome:
+    """Results of a simulated load.
+
+    Attributes:
+      jobs: All requests whose arrival was counted.
+      replicas: Pairs of time and number of ready replicas.
+      num_refused, num_cut: Times that a request was refused, or cut by the end of its replica.
+      replica_seconds: Seconds of all replicas together, from asking for one to its end.
+    """
+
+    jobs: list[SimulatedRequest] = field(default_factory=list)
+    replicas: list[tuple[float, int]] = field(default_factory=list)
+    num_refused: int = 0
+    num_cut: int = 0
+    replica_seconds: float = 0.0
+
+
+class Fleet:
+    """Replicas behind a router, under a load.
+
+    Args:
+      chip: What each replica runs on.
+      workload: Lengths of prompts.
+      router: Picks replicas.
+      policy: Behaviour of clients, autoscaler and cloud.
+      seed: Seed of retries and reclaims.
+    """
+
+    def __init__(
+        self, chip: Chip, workload: Workload, router: Router, policy: Policy | None = None, seed: int = 0
+    ) -> None:
+        self._clock = Clock()
+        self._chip, self._workload, self._router = chip, workload, router
+        self._policy = policy or Policy()
+        self._random = random.Random(seed)
+        self._replicas: dict[int, Replica] = {}
+        self._num_made = 0
+        self._wanted = 0
+        self._asked: dict[int, float] = {}
+        self._outcome = Outcome()
+
+    def run(self, replicas: int, load: Iterable[Arrival], until: float, *, is_warm: bool = False) -> Outcome:
+        """Runs the load on a number of replicas that are ready at the start.
+
+        Args:
+          until: Seconds after which the simulation ends.
+          is_warm: Whether each prefix is in the cache of a replica that the router picks for it.
+        """
+        self._wanted = replicas
+        for _ in range(replicas):
+            self._ready(self._ask())
+        for prefix in range(self._workload.prefixes if is_warm else 0):
+            self._router.pick(SimulatedRequest(Arrival(0.0, prefix, 1))).remember(prefix)
+        self._send(iter(load))
+        if self._policy.target:
+            self._clock.call_later(self._policy.look_s, self._scale)
+        self._clock.run(until)
+        self._outcome.replica_seconds += sum(until - asked for asked in self._asked.values())
+        return self._outcome
+
+    def _send(self, load: Iterator[Arrival]) -> None:
+        """Sends the next request at its time, and then those after it."""
+        if (arrival := next(load, None)) is None:
+            return
+
+        def send() -> None:
+            job = SimulatedRequest(arrival)
+            self._outcome.jobs.append(job)
+            self._try(job)
+            self._send(load)
+
+        self._clock.call_later(max(0.0, arrival.at - self._clock.now), send)
+
+    def _try(self, job: SimulatedRequest) -> None:
+        if not self._replicas:
+            self._retry(job, "no replica")
+        elif not self._router.pick(job).submit(job):
+            self._outcome.num_refused += 1
+            self._retry(job, "refused")
+
+    def _retry(self, job: SimulatedRequest, reason: str) -> None:
+        job.first = None
+        job.tries += reason != "cut"
+        if job.tries > self._policy.retries:
+            job.failure, job.end = reason, self._clock.now
+            return
+        wait = self._policy.retry_s * (0.5 + 0.5 * self._random.random())
+        self._clock.call_later(wait, lambda: self._try(job))
+
+    # --- replicas that come and go
+
+    def _ask(self) -> Replica:
+        self._num_made += 1
+        self._asked[self._num_made] = self._clock.now
+        return Replica(self._clock, self._num_made, self._chip, self._workload)
+
+    def _ready(self, replica: Replica) -> None:
+        if len(self._replicas) >= self._wanted:
+            self._outcome.replica_seconds += self._clock.now - self._asked.pop(replica.number)
+            return
+        self._replicas[replica.number] = replica
+        self._router.add(replica)
+        self._note()
+        if self._policy.reclaims_per_hour:
+            life = self._random.expovariate(self._policy.reclaims_per_hour / 3600)
+            self._clock.call_later(life, lambda: self._reclaim(replica))
+
+    def _start_one(self) -> None:
+        replica = self._ask()
+        self._clock.call_later(self._policy.start_s, lambda: self._ready(replica))
+
+    def _reclaim(self, replica: Replica) -> None:
+        """Announces a reclaim: the replica leaves the router, and a new one is asked for."""
+        if replica.number not in self._replicas:
+            return
+        self._leave(replica)
+        self._start_one()
+        self._clock.call_later(self._policy.notice_s, lambda: self._end(replica))
+
+    def _leave(self, replica: Replica) -> None:
+        del self._replicas[replica.number]
+        self._router.remove(replica)
+        replica.is_open = False
+        self._note()
+
+    def _end(self, replica: Replica) -> None:
+        self._outcome.replica_seconds += self._clock.now - self._asked.pop(replica.number)
+        for job in replica.kill():
+            self._outcome.num_cut += 1
+            self._retry(job, "cut")
+
+    def _scale(self) -> None:
+        """Adds replicas as Kubernetes' autoscaler does: the number times the ratio of use and target, rounded up."""
+        demand = sum(each.load for each in self._replicas.values()) / self._chip.slots
+        wanted = max(self._wanted, math.ceil(demand / self._policy.target - 0.1))
+        for _ in range(wanted - self._wanted):
+            self._start_one()
+        self._wanted = wanted
+        self._clock.call_later(self._policy.look_s, self._scale)
+
+    def _note(self) -> None:
+        self._outcome.replicas.append((self._clock.now, len(self._replicas)))
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Returns a percentile of at least one value."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, math.ceil(len(ordered) * percent / 100) - 1)]

@@ -1,0 +1,558 @@
+"""Simulated replicas, proxies and clients as processes of this machine; see fleet.py."""
+
+import asyncio
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Self
+
+from event_path import cpu_seconds, free_port
+from fleet_load import Workload
+from roost.engine.planning.replica import Arrival, Chip
+from roost.server.client.http_client import Address, ClientError, HttpClient
+from roost.server.client.openai_server import http_failure
+from roost.server.commands.bench.serve.stream_recorder import StreamRecorder
+
+MODEL: Final = "random:2b"
+KEY_HEADER: Final = "x-prefix-key"
+"""Header by which proxies choose a replica."""
+
+_READY_S: Final = 120.0
+_VOCABULARY: Final = 256_000
+_DRAIN_LAG_S: Final = 1.0
+"""Seconds in which a draining replica still takes requests; the proxy notices within them that it is not ready."""
+
+SLOT_METRICS: Final = ("vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
+
+
+class Server:
+    """One `roost serve --simulate`, which may be stopped and started again on its port."""
+
+    def __init__(self, chip: Chip, cache_gib: float, log: Path, options: Sequence[str] = ()) -> None:
+        self.port = free_port()
+        self.log = log
+        pace = f"step_ms={1e3 * chip.step_s:g},prefill_tokens_per_s={chip.prefill_tokens_per_s:g}"
+        slots = ["--slots", str(chip.slots), "--max-queue", str(chip.max_queue), "--state-cache-gib", f"{cache_gib:g}"]
+        pages = ["--metrics-compat", "vllm"]  # what the endpoint picker reads
+        drain = ["--drain-lag", f"{_DRAIN_LAG_S:g}", "--drain-timeout", "60"]
+        options = [
+            "--simulate",
+            pace,
+            *slots,
+            "--port",
+            str(self.port),
+            "--prefill-chunk",
+            str(chip.chunk),
+            *drain,
+            *pages,
+        ]
+        self._command = [sys.executable, "-P", "-m", "roost.server", "serve", MODEL, *options]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._spent = 0.0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def cpu_s(self) -> float:
+        """Processor time of its processes so far."""
+        return self._spent + (sum(cpu_seconds(self._process.pid)) if self._process is not None else 0.0)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory of its process that no other process shares with it."""
+        assert self._process is not None
+        text = Path(f"/proc/{self._process.pid}/smaps_rollup").read_text()
+        return sum(int(kib) * 1024 for kib in re.findall(r"^Private_\w+:\s+(\d+) kB", text, re.MULTILINE))
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
+
+    def wait_ready(self) -> None:
+        """Waits until the server is ready.
+
+        Raises:
+          RuntimeError: It ended, or took too long.
+        """
+        deadline = time.monotonic() + _READY_S
+        while not self.is_ready():
+            if self._process is None or self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"a server did not start:\n{self.log.read_text()[-2000:]}")
+            time.sleep(0.1)
+
+    def is_ready(self) -> bool:
+        try:
+            urllib.request.urlopen(f"{self.url}/health/ready", timeout=5).close()
+        except OSError:
+            return False
+        return True
+
+    def end(self, signal_number: int) -> None:
+        """Sends a signal and waits for the end of the process."""
+        if self._process is not None:
+            self._process.send_signal(signal_number)
+            while self._process.poll() is None:
+                spent = sum(cpu_seconds(self._process.pid))
+                time.sleep(0.01)
+            self._spent += spent
+            self._process = None
+
+    def metrics(self) -> dict[str, float]:
+        """Returns the server's series by name; of several with one name, their sum."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=30) as response:
+            return parse_metrics(response.read().decode())
+
+
+def parse_metrics(page: str) -> dict[str, float]:
+    """Returns the sums of the series of each name."""
+    found: dict[str, float] = {}
+    for name, value in re.findall(r"^([a-z_:]+)(?:\{.*\})? (\S+)$", page, re.MULTILINE):
+        found[name] = found.get(name, 0.0) + float(value)
+    return found
+
+
+@contextmanager
+def serving(count: int, chip: Chip, cache_gib: float, options: Sequence[str] = ()) -> Iterator[list[Server]]:
+    """Yields servers that are ready.
+
+    Args:
+      options: Further options of `roost serve`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        servers = [Server(chip, cache_gib, Path(folder) / f"{number}.log", options) for number in range(count)]
+        try:
+            for server in servers:
+                server.start()
+            for server in servers:
+                server.wait_ready()
+            yield servers
+        finally:
+            for server in servers:
+                server.end(signal.SIGKILL)
+
+
+# --- proxies
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """How a proxy chooses a replica.
+
+    Attributes:
+      nginx, haproxy: Lines of its configuration; None if the proxy can't.
+    """
+
+    nginx: Sequence[str] | None = None
+    haproxy: Sequence[str] | None = None
+
+
+BALANCES: Final[Mapping[str, Balance]] = {
+    "random": Balance(["random;"], ["balance random(1)"]),
+    "least connections": Balance(["least_conn;"], ["balance leastconn"]),
+    "hash of the prefix": Balance(
+        [f"hash $http_{KEY_HEADER.replace('-', '_')} consistent;"],
+        [f"balance hdr({KEY_HEADER})", "hash-type consistent"],
+    ),
+    "hash, bounded load": Balance(
+        None, [f"balance hdr({KEY_HEADER})", "hash-type consistent", "hash-balance-factor 125"]
+    ),
+}
+
+
+def find_program(name: str) -> str | None:
+    """Returns the path of a program, also where only root's PATH has it."""
+    return shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin")
+
+
+def nginx_config(folder: Path, port: int, servers: Sequence[Server], balance: Sequence[str], retries: str) -> str:
+    """Returns a configuration of nginx.
+
+    Args:
+      retries: Failures after which the next server gets the request, as in `proxy_next_upstream`.
+    """
+    upstream = "\n".join([*balance, *(f"server 127.0.0.1:{each.port} max_fails=0;" for each in servers)])
+    paths = "\n".join(
+        f"{name}_temp_path {folder}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    return f"""\
+daemon off;
+worker_processes 1;
+pid {folder}/pid;
+error_log /dev/null;
+events {{ worker_connections 4096; }}
+http {{
+access_log off;
+{paths}
+upstream fleet {{
+{upstream}
+keepalive 256;
+}}
+server {{
+listen 127.0.0.1:{port};
+location / {{
+proxy_pass http://fleet;
+proxy_http_version 1.1;
+proxy_set_header Connection "";
+proxy_next_upstream {retries};
+client_max_body_size 4m;
+}}
+}}
+}}
+"""
+
+
+def haproxy_config(folder: Path, port: int, servers: Sequence[Server], balance: Sequence[str], retries: str) -> str:
+    """Returns a configuration of HAProxy, which asks the servers every 0.2 s whether they are ready.
+
+    Args:
+      retries: Failures after which the next server gets the request, as in `retry-on`.
+    """
+    lines = [f"server s{number} 127.0.0.1:{each.port}" for number, each in enumerate(servers)]
+    backend = "\n    ".join([*balance, "default-server check inter 200ms fall 2 rise 1", *lines])
+    return f"""\
+global
+    nbthread 1
+defaults
+    mode http
+    option abortonclose
+    option http-no-delay
+    option redispatch 1
+    retries 3
+    retry-on {retries}
+    timeout connect 5s
+    timeout client 600s
+    timeout server 600s
+frontend api
+    bind 127.0.0.1:{port}
+    default_backend fleet
+backend fleet
+    option httpchk GET /health/ready
+    {backend}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """A running proxy.
+
+    Attributes:
+      url: Its address.
+      pids: Ids of its processes.
+    """
+
+    url: str
+    pids: Sequence[int]
+
+    @property
+    def cpu_s(self) -> float:
+        """Processor time of its processes so far."""
+        return sum(sum(cpu_seconds(pid)) for pid in self.pids)
+
+
+_RETRIES: Final = {
+    "nginx": {"connections": "error timeout", "429": "error timeout http_429 non_idempotent"},
+    "haproxy": {"connections": "conn-failure empty-response", "429": "conn-failure empty-response 429"},
+}
+
+
+@contextmanager
+def proxying(name: str, servers: Sequence[Server], balance: str, retries: str = "connections") -> Iterator[Proxy]:
+    """Yields a proxy in front of servers.
+
+    Args:
+      name: nginx or haproxy.
+      balance: One of `BALANCES` that the proxy has.
+      retries: connections, or 429 too.
+    """
+    program, port = find_program(name), free_port()
+    assert program is not None
+    with tempfile.TemporaryDirectory() as path:
+        folder = Path(path)
+        lines = getattr(BALANCES[balance], name)
+        make = nginx_config if name == "nginx" else haproxy_config
+        config = folder / "config"
+        config.write_text(make(folder, port, servers, lines, _RETRIES[name][retries]))
+        rest = ["-p", path, "-e", "stderr", "-c", str(config)] if name == "nginx" else ["-db", "-f", str(config)]
+        with tempfile.TemporaryFile("w+") as log, subprocess.Popen([program, *rest], stdout=log, stderr=log) as process:
+            try:
+                _wait_until_listening(process, port, log)
+                yield Proxy(f"http://127.0.0.1:{port}", [process.pid, *_children(process.pid)])
+            finally:
+                process.terminate()
+
+
+def _children(pid: int) -> Sequence[int]:
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _wait_until_listening(process: "subprocess.Popen[bytes]", port: int, log: Any) -> None:
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=5).close()
+            return
+        except OSError:
+            if process.poll() is not None or time.monotonic() > deadline:
+                log.seek(0)
+                raise RuntimeError(f"a proxy did not start: {log.read()}") from None
+            time.sleep(0.05)
+
+
+# --- clients
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Result of one request.
+
+    Attributes:
+      arrival: The request.
+      sent_s: Time when it was first sent, in seconds from the start.
+      ttft_s: Seconds to its first token, over all tries; None without one.
+      e2e_s: Seconds to its end.
+      failures: Why tries failed, in order.
+      is_complete: Whether the last try had its whole reply.
+    """
+
+    arrival: Arrival
+    sent_s: float
+    ttft_s: float | None
+    e2e_s: float
+    failures: tuple[str, ...]
+    is_complete: bool
+
+
+class Clients:
+    """Sends requests and repeats those that were refused.
+
+    Args:
+      urls: Addresses to choose among.
+      load: Lengths of prompts.
+      salt: Prompts with other salts share no prefix.
+      pick: Returns the index of the address for a request, by its number; the first address gets all by default.
+      retries: Times that a request is sent again that failed.
+      waits: Whether a client waits as long as `Retry-After` says before it tries again; without, half a second.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        load: Workload,
+        salt: int = 0,
+        pick: Callable[[int, Arrival], int] | None = None,
+        retries: int = 0,
+        *,
+        waits: bool = True,
+    ) -> None:
+        self._clients = [HttpClient(Address.parse(url), timeout_s=120.0) for url in urls]
+        self._load, self._salt, self._pick = load, salt, pick
+        self._retries, self._waits = retries, waits
+        self._prefixes = [self._tokens(f"{salt} {prefix}", load.prefix_tokens) for prefix in range(load.prefixes)]
+        self.answers: list[Answer] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for client in self._clients:
+            await client.close()
+
+    async def send_all(self, arrivals: Sequence[Arrival]) -> None:
+        """Sends each request when it is due, and waits for all replies."""
+        self._start = time.perf_counter()
+        async with asyncio.TaskGroup() as group:
+            for number, arrival in enumerate(arrivals):
+                if (wait := self._start + arrival.at - time.perf_counter()) > 0:
+                    await asyncio.sleep(wait)
+                group.create_task(self._ask(number, arrival))
+
+    async def _ask(self, number: int, arrival: Arrival) -> None:
+        sent, failures, trace = time.perf_counter(), [], None
+        for turn in range(self._retries + 1):
+            trace, retry_after_s = await self._try(number, arrival)
+            if trace.failure is None:
+                break
+            failures.append(trace.failure)
+            if turn < self._retries:
+                await asyncio.sleep(retry_after_s if self._waits else 0.5)
+        assert trace is not None
+        first = trace.token_times_s[0] - sent if trace.token_times_s else None
+        complete = trace.failure is None
+        self.answers.append(Answer(arrival, sent - self._start, first, trace.end_s - sent, tuple(failures), complete))
+
+    async def _try(self, number: int, arrival: Arrival) -> Any:
+        client = self._clients[0 if self._pick is None else self._pick(number, arrival)]
+        recorder = StreamRecorder(time.perf_counter(), time.perf_counter())
+        headers = {KEY_HEADER: f"{self._salt}-{arrival.prefix}"}
+        try:
+            response = await client.post("/v1/completions", self._body(number, arrival), recorder.feed, headers)
+        except ClientError as error:
+            return recorder.fail(str(error), time.perf_counter()), 0.1
+        wait_s = float(response.headers.get(b"retry-after-ms", b"500")) / 1e3 * (1 + random.random() / 4)
+        if response.status != 200:
+            return recorder.fail(http_failure(response).partition(":")[0], time.perf_counter()), wait_s
+        return recorder.finish(response, time.perf_counter()), wait_s
+
+    def _body(self, number: int, arrival: Arrival) -> Mapping[str, Any]:
+        question = self._tokens(f"{self._salt} question {number}", self._load.question_tokens)
+        fixed = {"stream": True, "temperature": 0, "ignore_eos": True, "max_tokens": arrival.output_tokens}
+        return {"prompt": self._prefixes[arrival.prefix] + question, **fixed}
+
+    def _tokens(self, seed: str, count: int) -> list[int]:
+        return random.Random(seed).choices(range(2000, _VOCABULARY // 2), k=count)
+
+
+class EndpointPicker:
+    """Scores replicas as the endpoint picker of the Gateway API Inference Extension does, by their metrics.
+
+    Args:
+      servers: The replicas.
+      load: Lengths of prompts.
+      every_s: Seconds between two readings of the metrics.
+    """
+
+    def __init__(self, servers: Sequence[Server], load: Workload, every_s: float = 0.25) -> None:
+        self._clients = [HttpClient(Address.parse(server.url)) for server in servers]
+        self._every_s = every_s
+        self._seen: list[Mapping[str, float]] = [{}] * len(servers)
+        self._prefixes: list[dict[int, None]] = [{} for _ in servers]
+        self._most = 4096 * 64 // load.prefix_tokens
+
+    async def watch(self) -> None:
+        """Reads the metrics again and again."""
+        while True:
+            for number, client in enumerate(self._clients):
+                page = await client.get("/metrics")
+                self._seen[number] = parse_metrics(page.body.decode())
+            await asyncio.sleep(self._every_s)
+
+    def pick(self, number: int, arrival: Arrival) -> int:
+        """Returns the index of the replica with the highest score, and notes that it has the prefix now."""
+        waiting, used = ([seen.get(name, 0.0) for seen in self._seen] for name in SLOT_METRICS)
+        longest, shortest = max(waiting), min(waiting)
+
+        def score(index: int) -> float:
+            queue = 1.0 if longest == shortest else (longest - waiting[index]) / (longest - shortest)
+            return 2 * queue + 2 * (1 - used[index]) + 3 * (arrival.prefix in self._prefixes[index])
+
+        best = max(range(len(self._seen)), key=lambda index: (score(index), random.random()))
+        known = self._prefixes[best]
+        known.pop(arrival.prefix, None)
+        known[arrival.prefix] = None
+        while len(known) > self._most:
+            del known[next(iter(known))]
+        return best
+
+    async def close(self) -> None:
+        for client in self._clients:
+            await client.close()
+
+
+@dataclass(slots=True)
+class Run:
+    """One run of a load.
+
+    Attributes:
+      answers: What came of the requests.
+      seconds: Seconds from the first request to the last reply.
+      hit_share: Share of prompt tokens that prefix caches had.
+      cpu_share: Share of the machine's processor time that servers, proxy and clients took.
+      failures: Number of failed tries by their reason.
+    """
+
+    answers: Sequence[Answer]
+    seconds: float
+    hit_share: float
+    cpu_share: float
+    failures: Counter[str] = field(default_factory=Counter)
+
+
+def run_load(
+    servers: Sequence[Server],
+    load: Workload,
+    arrivals: Sequence[Arrival],
+    *,
+    proxy: Proxy | None = None,
+    picks: str = "first",
+    salt: int = 0,
+    retries: int = 0,
+    waits: bool = True,
+    beside: Callable[[], None] | None = None,
+) -> Run:
+    """Sends a load to servers, or to a proxy in front of them.
+
+    Args:
+      picks: Without a proxy, how clients choose a server: "in turn", or "scores" of the endpoint picker.
+      salt: Prompts with other salts share no prefix.
+      retries: Times that a client sends a request again that failed.
+      waits: Whether a client waits for the seconds of `Retry-After` before it tries again.
+      beside: Runs on a thread beside the load.
+    """
+    started, cpu_before = time.perf_counter(), _cpu_s(servers, proxy)
+    cached_before = _cached(servers)
+    clients = asyncio.run(_run(servers, load, arrivals, proxy, picks, salt, retries, waits, beside))
+    seconds = time.perf_counter() - started
+    cpu = (_cpu_s(servers, proxy) - cpu_before) / seconds / len(os.sched_getaffinity(0))
+    hits, all_tokens = (after - before for after, before in zip(_cached(servers), cached_before, strict=True))
+    failures = Counter(reason for answer in clients.answers for reason in answer.failures)
+    return Run(clients.answers, seconds, hits / all_tokens if all_tokens else 0.0, cpu, failures)
+
+
+async def _run(
+    servers: Sequence[Server],
+    load: Workload,
+    arrivals: Sequence[Arrival],
+    proxy: Proxy | None,
+    picks: str,
+    salt: int,
+    retries: int,
+    waits: bool,
+    beside: Callable[[], None] | None,
+) -> Clients:
+    urls = [server.url for server in servers] if proxy is None else [proxy.url]
+    picker, watching = (EndpointPicker(servers, load) if picks == "scores" else None), None
+    pick: Callable[[int, Arrival], int] | None = None
+    if picks == "in turn":
+        pick = _in_turn(len(urls))
+    if picker is not None:
+        pick, watching = picker.pick, asyncio.create_task(picker.watch())
+    async with Clients(urls, load, salt, pick, retries, waits=waits) as clients:
+        side = None if beside is None else asyncio.create_task(asyncio.to_thread(beside))
+        await clients.send_all(arrivals)
+        if side is not None:
+            await side
+    if picker is not None and watching is not None:
+        watching.cancel()
+        await picker.close()
+    return clients
+
+
+def _in_turn(count: int) -> Callable[[int, Arrival], int]:
+    return lambda number, arrival: number % count
+
+
+def _cpu_s(servers: Sequence[Server], proxy: Proxy | None) -> float:
+    return sum(server.cpu_s for server in servers) + time.process_time() + (0.0 if proxy is None else proxy.cpu_s)
+
+
+def _cached(servers: Sequence[Server]) -> tuple[float, float]:
+    """Returns the prompt tokens that prefix caches had, and all of them; of the servers that are ready."""
+    pages = [server.metrics() for server in servers if server.is_ready()]
+    hits, queries = (
+        sum(page.get(f"vllm:prefix_cache_{name}_total", 0.0) for page in pages) for name in ("hits", "queries")
+    )
+    return hits, queries

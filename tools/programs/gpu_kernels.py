@@ -1,0 +1,173 @@
+"""Registers, spills and shared memory of a program's kernels, and how many blocks of them a multiprocessor holds.
+
+XLA hands each kernel's PTX to NVIDIA's nvJitLink. The same PTX is linked here once more, because only then the linker
+reports what a kernel takes. ptxas by itself allocates registers in another way.
+"""
+
+import ctypes
+import importlib.util
+import math
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from gpu_thunks import Thunk, greedy_path
+from roost.engine.capacity.gpu_cards import Card
+
+_LAUNCH: Final = re.compile(
+    r"\] +(?P<name>[\w.]+) grid: \[(?P<grid>[\d, ]+)\] threads: \[(?P<threads>[\d, ]+)\] +"
+    r"shared_memory: (?P<shared>\d+) bytes"
+)
+_ENTRY: Final = re.compile(r"^\.visible \.entry (\w+)\(", re.MULTILINE)
+_TARGET: Final = re.compile(r"^\.target (\w+)", re.MULTILINE)
+_REPORT: Final = re.compile(
+    r"Function properties for (?P<name>\w+)\n.*?(?P<spilled>\d+) bytes spill stores"
+    r".*?Used (?P<registers>\d+) registers",
+    re.DOTALL,
+)
+
+_WARP: Final = 32
+_REGISTERS: Final = 65_536
+"""Registers of a multiprocessor, a quarter for each of its schedulers; a warp takes them in units of 256."""
+
+_RESERVED_BYTES: Final = 1024
+"""Shared memory of a block that the driver takes."""
+
+_PTX: Final = 2
+"""nvJitLink's number of inputs in PTX."""
+
+
+class Launch(NamedTuple):
+    """Launch of a kernel.
+
+    Attributes:
+      name: Name of the kernel.
+      blocks: Number of its blocks.
+      threads: Threads of a block.
+      shared_bytes: Shared memory of a block.
+    """
+
+    name: str
+    blocks: int
+    threads: int
+    shared_bytes: int
+
+
+@dataclass(frozen=True)
+class KernelResources:
+    """What one kernel of a program takes.
+
+    Attributes:
+      name: Name of the kernel.
+      launches: Number of launches on the greedy path.
+      threads: Threads of a block.
+      shared_bytes: Shared memory of a block.
+      registers: Registers of a thread; None where nvJitLink is not installed, as in the two below.
+      spilled_bytes: Bytes that a thread stores because registers do not suffice.
+      blocks_per_multiprocessor: Number of blocks that a multiprocessor holds at a time.
+    """
+
+    name: str
+    launches: int
+    threads: int
+    shared_bytes: int
+    registers: int | None
+    spilled_bytes: int | None
+    blocks_per_multiprocessor: int | None
+
+
+def kernel_resources(
+    names: Collection[str], thunks: Sequence[Thunk], dump: Path, card: Card
+) -> tuple[KernelResources, ...]:
+    """Returns what kernels of a program take, in the order of their names.
+
+    Args:
+      names: Names of the kernels, of which the program may lack some.
+      thunks: Thunks of the program.
+      dump: Folder with the PTX that XLA dumped (`xla_dump_emitter_re=^ptx$`).
+      card: Card that the program was compiled for.
+    """
+    launches = [found for thunk in greedy_path(thunks) if (found := launch_of(thunk)) is not None]
+    by_name = {name: [found for found in launches if found.name == name] for name in sorted(names)}
+    sources = {
+        name: text for text in (path.read_text() for path in dump.glob("*.ptx")) for name in _ENTRY.findall(text)
+    }
+    return tuple(_resources(found, sources.get(name), card) for name, found in by_name.items() if found)
+
+
+def launch_of(thunk: Thunk) -> Launch | None:
+    """Returns the kernel that a thunk launches; None for a copy, a library's kernel or control flow."""
+    found = _LAUNCH.search(thunk.text)
+    if found is None:
+        return None
+    blocks, threads = (math.prod(map(int, found[size].split(","))) for size in ("grid", "threads"))
+    return Launch(found["name"], blocks, threads, int(found["shared"]))
+
+
+def _resources(launches: Sequence[Launch], ptx: str | None, card: Card) -> KernelResources:
+    name, _, threads, shared = launches[0]
+    report = None if ptx is None else link_report(ptx)
+    reported = None if report is None else parse_report(report).get(name)
+    registers, spilled = reported or (None, None)
+    blocks = None if registers is None else blocks_per_multiprocessor(card, threads, registers, shared)
+    return KernelResources(name, len(launches), threads, shared, registers, spilled, blocks)
+
+
+def parse_report(report: str) -> dict[str, tuple[int, int]]:
+    """Returns registers and spilled bytes by kernel, from the linker's report."""
+    return {found["name"]: (int(found["registers"]), int(found["spilled"])) for found in _REPORT.finditer(report)}
+
+
+def blocks_per_multiprocessor(card: Card, threads: int, registers: int, shared_bytes: int) -> int:
+    """Returns the number of blocks of a kernel that a multiprocessor holds at a time.
+
+    Args:
+      card: The card.
+      threads: Threads of a block.
+      registers: Registers of a thread.
+      shared_bytes: Shared memory of a block.
+    """
+    warps = -(-threads // _WARP)
+    registers_of_warp = -(-registers * _WARP // 256) * 256
+    return min(
+        4 * (_REGISTERS // 4 // registers_of_warp) // warps,
+        card.threads // (warps * _WARP),
+        card.shared_memory // (shared_bytes + _RESERVED_BYTES),
+        24 if card.capability == (8, 9) else 32,
+    )
+
+
+def link_report(ptx: str) -> str | None:
+    """Links PTX for its target and returns the linker's report; None where nvJitLink is not installed."""
+    library, target = _library(), _TARGET.search(ptx)
+    if library is None or target is None:
+        return None
+    linker, source = ctypes.c_void_p(), ptx.encode()
+    options = (ctypes.c_char_p * 2)(f"-arch={target[1]}".encode(), b"-verbose")
+    _check(library.nvJitLinkCreate(ctypes.byref(linker), len(options), options))
+    try:
+        _check(library.nvJitLinkAddData(linker, _PTX, source, ctypes.c_size_t(len(source) + 1), b"kernel"))
+        _check(library.nvJitLinkComplete(linker))
+        size = ctypes.c_size_t()
+        _check(library.nvJitLinkGetInfoLogSize(linker, ctypes.byref(size)))
+        report = ctypes.create_string_buffer(size.value + 1)
+        _check(library.nvJitLinkGetInfoLog(linker, report))
+    finally:
+        library.nvJitLinkDestroy(ctypes.byref(linker))
+    return report.value.decode()
+
+
+def _library() -> Any:
+    """Returns nvJitLink, which comes with JAX's CUDA plugin; None if it is not installed."""
+    packages = importlib.util.find_spec("nvidia")
+    folders = [Path(place) for place in (packages and packages.submodule_search_locations) or ()]
+    paths = sorted(chain.from_iterable(folder.glob("*/lib/libnvJitLink.so.*") for folder in folders))
+    return ctypes.CDLL(str(paths[-1])) if paths else None
+
+
+def _check(status: int) -> None:
+    if status:
+        raise RuntimeError(f"nvJitLink failed with status {status}")

@@ -1,0 +1,344 @@
+"""Compiles served programs to machine code for an NVIDIA GPU, without one, and counts what they launch.
+
+Requires JAX's CUDA plugin (`pip install '.[cuda13]'`), but no GPU.
+
+    python tools/programs/gpu_programs.py --model 2b|9b --card h100|a100|l4 [--quantize int8] [--kv-dtype int8]
+        [--slots N] [--programs decode-128 prefill-1x512 ...] [--json]
+    python tools/programs/gpu_programs.py --markdown results.jsonl... [--page benchmarks/gpu-programs.md]
+
+The programs are those that `roost serve` compiles on the card: same options, donation, sampling branches and, without
+`--slots`, the number of slots that a start estimates. There is no card to tune products on, so they call cuBLAS.
+
+`launches` are the kernels and copies that a step of greedy rows starts, `launches_in_graphs` those of them that XLA
+starts together as CUDA graphs, and `while_loops` the loops around launches. `copies_of_pool` and `full_sorts` count on
+every path, penalties, masks and draws included: copies of an array of the state pool, and sorts along the vocabulary.
+`kernels` has what Roost's own kernels take; its registers are null where nvJitLink is not installed.
+
+`parts` are the estimated times of the launches by kind (`gpu_estimate`), and the estimate of a program is their sum.
+Three times are bounds, of which none is an estimate: `memory_seconds` to move weights and states once at the card's
+bandwidth, `tensor_seconds` for all products at its peak, and `launch_seconds` at 2 µs for every launch.
+"""
+
+import argparse
+import math
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import jax
+import orjson
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+from gpu_estimate import Part, Sizes, estimate, names_of_thunks
+from gpu_kernels import KernelResources, kernel_resources
+from gpu_thunks import (
+    count,
+    count_copies,
+    count_graph_launches,
+    count_launches,
+    count_sorts,
+    parse_thunks,
+)
+from markdown_page import table
+from roost.engine.capacity.fitting import estimated_slots, memory_of_served
+from roost.engine.capacity.gpu_cards import CARDS, open_card, tracing_for
+from roost.engine.capacity.roofline import DEVICES, Device, compute_roofline
+from roost.engine.checkpoint.source import open_model
+from roost.engine.devices.startup import GPU_MEMORY_SHARE
+from roost.engine.model.config import ModelConfig
+from roost.engine.types.config import EngineConfig
+from roost.engine.types.mesh import ONE_DEVICE
+from roost.engine.worker.compilation import compile_lowered
+from roost.engine.worker.loading import open_weights
+from roost.engine.worker.lowering import idle_bytes, lower
+from roost.engine.worker.program_memory import ProgramMemory, program_memory
+from roost.engine.worker.programs import PrefillShape, Program
+from roost.engine.worker.served import ServedPrograms, served_programs
+from tpu_hlo import parse_module
+
+PROGRAMS: Final = ("prefill-1x512", "prefill-8x64", "prefill-1x2048", "decode-128", "decode-512")
+
+KERNELS: Final = ("recurrent_step", "rg_lru", "window_attention_decode", "window_attention_prefill")
+"""Names of Roost's own kernels."""
+
+LAUNCH_SECONDS: Final = 2e-6
+
+INT8_PRODUCT: Final = re.compile(r'= \(s32\[.* custom-call\(.*"__cublas\$lt')
+
+COLUMNS: Final = (
+    "model", "card", "slots", "program", "launches", "in graphs", "loops", "copies of pool", "full sorts",
+    "int8 products", "temporaries", "memory", "fits", "by memory", "by products", "by launches", "estimate", "tokens/s",
+)  # fmt: skip
+
+PART_COLUMNS: Final = (
+    "model", "card", "program", "part", "launches", "by bytes", "by products", "by latency", "estimate",
+)  # fmt: skip
+
+KERNEL_COLUMNS: Final = (
+    "model", "card", "program", "kernel", "launches", "threads", "registers", "spilled bytes", "shared memory",
+    "blocks per multiprocessor",
+)  # fmt: skip
+
+SHORT_TYPES: Final = {"bfloat16": "bf16", "float32": "f32", "int32": "s32", "int8": "s8"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One compiled program; see the module for the counts and times.
+
+    Attributes:
+      rows: Slots that the program computes, or prompts that it prefills.
+      tokens: Tokens that one run generates or prefills.
+      temp_bytes: Bytes of temporaries.
+      memory_bytes: Memory that the program takes while it runs, with weights and all slots.
+      fits: Whether JAX's share of the card's memory is as much.
+      graphs: Number of CUDA graphs on the greedy path.
+      int8_products: Number of products of int8 matrices that call cuBLASLt, on any path.
+      kernels: What Roost's own kernels take.
+      parts: Estimated times of the launches by kind.
+    """
+
+    model: str
+    card: str
+    slots: int
+    quantize: str | None
+    kv_dtype: str
+    program: str
+    rows: int
+    tokens: int
+    launches: int
+    launches_in_graphs: int
+    graphs: int
+    while_loops: int
+    copies_of_pool: int
+    full_sorts: int
+    int8_products: int
+    temp_bytes: int
+    memory_bytes: int
+    fits: bool
+    memory_seconds: float
+    tensor_seconds: float
+    launch_seconds: float
+    kernels: tuple[KernelResources, ...]
+    parts: tuple[Part, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Estimate of one run."""
+        return sum(part.seconds for part in self.parts)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--model", default="2b", help="2b, 9b, or what `random:` takes")
+    arguments.add_argument("--card", choices=sorted(CARDS.keys() & DEVICES.keys()), default="h100")
+    arguments.add_argument("--quantize", choices=["int8"], help="matrices in int8")
+    arguments.add_argument("--kv-dtype", choices=["int8"], help="attention windows in int8")
+    arguments.add_argument("--slots", type=int, help="slots of the pool; without it as many as a start estimates")
+    arguments.add_argument("--prefill-chunk", type=int, default=2048)
+    arguments.add_argument("--programs", nargs="+", default=PROGRAMS, help="such as decode-128 or prefill-1x512")
+    arguments.add_argument("--json", action="store_true", help="one line per program")
+    arguments.add_argument("--markdown", nargs="+", type=Path, help="print tables of files that --json wrote")
+    arguments.add_argument("--page", type=Path, help="put the tables of --markdown in the place of a page's tables")
+    options = arguments.parse_args()
+    if options.markdown:
+        rows = [parse_row(line) for path in options.markdown for line in path.open("rb")]
+        if options.page:
+            options.page.write_text(with_tables(options.page.read_text(), rows))
+        else:
+            print(as_markdown(rows))
+        return
+    rows = []
+    for row in measure(options):
+        rows.append(row)
+        if options.json:
+            print(orjson.dumps(asdict(row)).decode(), flush=True)
+        else:
+            print(f"{row.program}: {row.launches} launches", file=sys.stderr)
+    if not options.json:
+        print(as_markdown(rows))
+
+
+def parse_row(line: bytes) -> Row:
+    """Returns a row that `--json` printed."""
+    fields = orjson.loads(line)
+    kernels = tuple(KernelResources(**kernel) for kernel in fields["kernels"])
+    return Row(**fields | {"kernels": kernels, "parts": tuple(Part(**part) for part in fields["parts"])})
+
+
+def measure(options: argparse.Namespace) -> Iterator[Row]:
+    """Compiles the wanted programs, one after the other."""
+    devices = open_card(options.card, ONE_DEVICE)
+    limit = int(GPU_MEMORY_SHARE * CARDS[options.card].memory_bytes)
+    source = open_model(f"random:{options.model}").with_kv_dtype(options.kv_dtype)
+    settings = EngineConfig(
+        dtype="bfloat16",
+        quantize=options.quantize,
+        kv_dtype=options.kv_dtype,
+        prefill_chunk=options.prefill_chunk,
+    )
+    with ExitStack() as stack:
+        stack.enter_context(tracing_for(options.card))
+        weights = stack.enter_context(open_weights(source, settings, devices.shards, devices.platform, devices.mesh))
+        memory = memory_of_served(source.config, settings, weights, devices, limit)
+        slots = options.slots or estimated_slots(memory, devices.shards)
+        served = served_programs(source.config, settings, weights, devices, slots)
+        for name in options.programs:
+            yield measured(served, name, options, limit)
+
+
+def measured(served: ServedPrograms, name: str, options: argparse.Namespace, limit_bytes: int) -> Row:
+    """Compiles one program and returns its row."""
+    program, rows, tokens = find_program(served, name)
+    with tempfile.TemporaryDirectory() as folder:
+        dumps: dict[str, Any] = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True, "xla_dump_emitter_re": "^ptx$"}
+        settings = dict(served.layout.platform.compile_options) | dumps
+        lowered = lower(program, served.model)
+        compiled = compile_lowered(lowered, settings)
+        (dump,) = Path(folder).glob("*thunk_sequence_after_thunk_passes.txt")
+        (metadata,) = Path(folder).glob("*thunk_metadata.txt")
+        thunks, names = parse_thunks(dump.read_text()), names_of_thunks(metadata.read_text())
+        kernels = kernel_resources(KERNELS, thunks, Path(folder), CARDS[options.card])
+    text, memory = compiled.as_text(), program_memory(compiled)
+    assert isinstance(memory, ProgramMemory)
+    memory_bytes = memory.hbm_bytes + idle_bytes(lowered, served.model)
+    times = roofline_seconds(served.model.config, DEVICES[options.card], options.quantize, rows, tokens)
+    launches = count_launches(thunks)
+    card, device = CARDS[options.card], DEVICES[options.card]
+    assert device.peak is not None
+    sizes = Sizes(rows if rows == tokens else served.layout.rows, served.layout.rows, served.model.config.window)
+    parts = estimate(parse_module(text), thunks, names, kernels, card, device.peak, sizes)
+    return Row(
+        model=options.model,
+        card=options.card,
+        slots=served.layout.slots,
+        quantize=options.quantize,
+        kv_dtype=options.kv_dtype or "bfloat16",
+        program=name,
+        rows=rows,
+        tokens=tokens,
+        launches=launches,
+        launches_in_graphs=count_graph_launches(thunks),
+        graphs=count(thunks, "kCommandBuffer"),
+        while_loops=count(thunks, "kWhile"),
+        copies_of_pool=count_copies(text, pool_types(served)),
+        full_sorts=count_sorts(text, served.model.config.vocab_size),
+        int8_products=len(INT8_PRODUCT.findall(text)),
+        temp_bytes=memory.temp_bytes,
+        memory_bytes=memory_bytes,
+        fits=memory_bytes <= limit_bytes,
+        memory_seconds=times[0],
+        tensor_seconds=times[1],
+        launch_seconds=launches * LAUNCH_SECONDS,
+        kernels=kernels,
+        parts=parts,
+    )
+
+
+def find_program(served: ServedPrograms, name: str) -> tuple[Program[Any], int, int]:
+    """Returns a program by its name here, its rows, and the tokens of one run."""
+    kind, _, shape = name.partition("-")
+    if kind == "decode":
+        return served.programs.decode[int(shape)], int(shape), int(shape)
+    rows, length = map(int, shape.split("x"))
+    (program,) = served.programs.prefill[PrefillShape(rows, length)]
+    return program, rows, rows * length
+
+
+def pool_types(served: ServedPrograms) -> set[str]:
+    """Returns the types of the state pool's arrays in XLA's notation."""
+    leaves = jax.tree.leaves(served.model.pool.states)
+    return {f"{SHORT_TYPES[x.dtype.name]}[{','.join(map(str, x.shape))}]" for x in leaves}
+
+
+def roofline_seconds(
+    config: ModelConfig, device: Device, quantize: str | None, rows: int, tokens: int
+) -> tuple[float, float]:
+    """Returns the times of one run by memory alone and by products alone."""
+    assert device.peak is not None
+    unlimited = (
+        replace(device.peak, flops_per_second=math.inf, int8_per_second=math.inf),
+        replace(device.peak, bytes_per_second=math.inf),
+    )
+    lines = [compute_roofline(config, replace(device, peak=peak), 2, quantize=quantize) for peak in unlimited]
+    if tokens == rows:
+        by_memory, by_products = (rows / line.decode_tokens_per_second(rows) for line in lines)
+        return by_memory, by_products
+    by_memory = lines[0].memory_bytes(rows) / device.peak.bytes_per_second
+    return by_memory, tokens / lines[1].prefill_tokens_per_second()
+
+
+# --- tables
+
+
+def as_markdown(rows: list[Row]) -> str:
+    """Returns tables of the programs, of their estimates' parts, and of their kernels."""
+    return "\n".join(tables(rows))
+
+
+def with_tables(page: str, rows: list[Row]) -> str:
+    """Returns a page with the tables of these rows in the place of those with the same columns."""
+    for lines in tables(rows):
+        header = lines.partition("\n")[0]
+        page, count = re.subn(rf"^{re.escape(header)}\n(?:\|.*\n)*", lambda _, new=lines: new, page, flags=re.MULTILINE)
+        if not count:
+            raise SystemExit(f"the page has no table with the columns {header}")
+    return page
+
+
+def tables(rows: list[Row]) -> tuple[str, ...]:
+    """Returns the tables of programs, of parts and of kernels, with a line break after each line."""
+    parts = [part_cells(row, part) for row in rows for part in row.parts]
+    kernels = [kernel_cells(row, kernel) for row in rows for kernel in row.kernels]
+    own = ((COLUMNS, list(map(cells, rows))), (PART_COLUMNS, parts), (KERNEL_COLUMNS, kernels))
+    return tuple(table(columns, lines) + "\n" for columns, lines in own)
+
+
+def model_of(row: Row) -> str:
+    return row.model + (", int8" if row.quantize else "") + (", windows in int8" if row.kv_dtype == "int8" else "")
+
+
+def part_cells(row: Row, part: Part) -> tuple[str, ...]:
+    times = (part.memory_seconds, part.tensor_seconds, part.latency_seconds, part.seconds)
+    shown = (f"{1e3 * seconds:.2f} ms" for seconds in times)
+    return model_of(row), row.card, row.program, part.name, f"{part.launches:,}", *shown
+
+
+def kernel_cells(row: Row, kernel: KernelResources) -> tuple[str, ...]:
+    numbers = (kernel.registers, kernel.spilled_bytes, f"{kernel.shared_bytes:,}", kernel.blocks_per_multiprocessor)
+    known = ("unknown" if number is None else str(number) for number in numbers)
+    return model_of(row), row.card, row.program, kernel.name, str(kernel.launches), str(kernel.threads), *known
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    counts = (
+        row.launches,
+        row.launches_in_graphs,
+        row.while_loops,
+        row.copies_of_pool,
+        row.full_sorts,
+        row.int8_products,
+    )
+    sizes = (f"{size / 1e9:.2f} GB" for size in (row.temp_bytes, row.memory_bytes))
+    times = (row.memory_seconds, row.tensor_seconds, row.launch_seconds, row.seconds)
+    return (
+        model_of(row),
+        row.card,
+        f"{row.slots:,}",
+        row.program,
+        *map(str, counts),
+        *sizes,
+        "yes" if row.fits else "no",
+        *(f"{1e3 * seconds:.2f} ms" for seconds in times),
+        f"{row.tokens / row.seconds:,.0f}",
+    )
+
+
+if __name__ == "__main__":
+    main()

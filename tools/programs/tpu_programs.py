@@ -1,0 +1,428 @@
+"""Compiles served programs with the real TPU compiler and estimates their time in two independent ways.
+
+Requires libtpu, but no TPU.
+
+    python tools/programs/tpu_programs.py --model 2b --chip v5e [--quantize int8] [--kv-dtype int8] [--slots N]
+        [--rows 8 128] [--busy 129 256] [--json]
+    python tools/programs/tpu_programs.py --markdown results.jsonl...
+
+The programs are those that `roost serve` compiles on the chip: same options, donation, sampling branches and, with the
+`--slots` that `roost plan --verify` reports, number of slots. Every decode program and the prefill program of a whole
+chunk are compiled once each.
+
+`greedy` and `sampled` (temperature and top-p 0.9 in every row) are the same decode program. Its text is costed
+instruction by instruction (`tpu_hlo`), and of the conditional around the sampler only the branch that runs. The
+conditionals inside of it, for penalties, masks and log-probabilities, take the cheaper branch. So `bytes_accessed` are
+the bytes of main memory that one run moves. `floor_bytes` is what must move: every weight once (in prefill only the
+embedding's rows that are looked up) and, in decode, the filled part of the computed slots' state once.
+
+`optimal_seconds` adds up one instruction after the other, by the compiler's rule: products at the chip's peak (int8 at
+int8's), or bytes at the bandwidth that the compiler counts on. A Pallas kernel counts by its `CostEstimate`. Copies
+between memories that run beside other work are added too.
+
+`scheduled_seconds` adds up the bundles of every function's final schedule (`tpu_schedule`), at one cycle each, or the
+time above where that is longer. Calls of a kernel that share code share its schedule (`tpu_calls`). Copies that run
+beside other work count only if all bytes together take longer. It is a lower bound: waits that no schedule shows are
+not in it.
+
+The attention kernel skips the rings of idle rows and the blocks of a ring that are not filled, so that share of its
+bytes and bundles is left out. `busy` are the rows with a request; `--busy` adds rows of the smallest program for that
+many. The "quarter" row is the program of all slots with rings filled by a quarter. Everything else counts for all rows
+of a program.
+
+The "mixed" row is the device time of one request of 512 prompt tokens and 128 generated ones while all slots are busy:
+its prefill, the program of its first token, and its share of 128 decode steps at position 576.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import jax
+import orjson
+from roost.engine.capacity.aot import AheadOfTime, compile_for_chips, open_chips, served_on
+from roost.engine.capacity.roofline import DEVICES, compute_roofline
+from roost.engine.checkpoint.source import open_model
+from roost.engine.model.config import ModelConfig
+from roost.engine.model.state_layout import state_bytes, window_bytes
+from roost.engine.types.config import EngineConfig
+from roost.engine.types.mesh import ONE_DEVICE
+from roost.engine.worker.program_memory import OutOfMemoryError
+from roost.engine.worker.programs import PrefillShape, Program
+from roost.engine.worker.served import ServedPrograms
+from roost.kernels.sampling.pallas_tpu import _Need
+from roost.kernels.window_attention.int8_pallas_tpu import MAX_INT8_RING_BLOCK
+from roost.kernels.window_attention.pallas_tpu import MAX_RING_BLOCK
+from roost.kernels.window_attention.tpu_grid import RingWalk
+from tpu_calls import is_call, names_of_schedules
+from tpu_hlo import Cost, Instruction, Module, Rates, cost_of, executed, parse_module
+from tpu_report import as_markdown, as_table
+from tpu_schedule import Dump
+
+CLOCKS: Final[Mapping[str, float]] = {"v5e": 1.5e9, "v6e": 1.75e9}
+"""Cycles per second: peak operations by the operations of all matrix units per cycle."""
+
+BANDWIDTHS: Final[Mapping[str, float]] = {"v5e": 737.7e9, "v6e": 1476e9}
+"""Bytes of main memory per second, 0.9 of the peak. The compiler counts on that on a v5e, and on the peak on a v6e."""
+
+MAX_BLOCKS: Final[Mapping[str, int]] = {"bfloat16": MAX_RING_BLOCK, "int8": MAX_INT8_RING_BLOCK}
+"""Maximum rows of a block in which attention reads rings, by their dtype."""
+
+MIXED_PROMPT, MIXED_REPLY = 512, 128
+"""Tokens of the request of the "mixed" row."""
+
+DUMP_OPTIONS: Final = (
+    "--xla_jf_dump_to={} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=final_bundles|hlo-details"
+)
+
+SAMPLED_NEEDS: Final = tuple(int(need in (_Need.ANYTHING, _Need.DRAW, _Need.TOP_P)) for need in _Need)
+"""Row of the sampler's table of needs for 8 rows with a temperature and top-p."""
+
+ATTENTION: Final = "window_attention_decode"
+
+KINDS: Final = ["decode", "prefill", "mixed"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One program according to the compiler.
+
+    Attributes:
+      model: Name of the model.
+      chip: Name of the chip.
+      slots: Number of slots of the pool.
+      program: "decode", "prefill", "first token" or "mixed".
+      rows: Slots that the program computes, or prompts that it prefills.
+      busy: Rows with a request.
+      tokens: Tokens that one run generates or prefills; of "mixed", those of the request.
+      window: Filled part of the attention windows: "full", "quarter" or a position.
+      sampling: "greedy" or "sampled".
+      kv_dtype: Dtype of keys and values.
+      quantize: Dtype of quantised matrices, or None.
+      floor_bytes, bytes_accessed, optimal_seconds, scheduled_seconds: See the module; 0 if the program does not fit.
+      temp_bytes: Bytes of temporaries.
+      hbm_bytes: Main memory that the program takes while it runs.
+      custom_calls: Number of calls of Pallas kernels.
+      fits: Whether the compiler accepts the program.
+      without_end: Number of executed instructions whose schedules have no known end, so that their loops count once.
+      without_bundles: Number of executed calls of Pallas kernels that count by their `CostEstimate` alone, because no
+        call of the same kernel has a schedule.
+    """
+
+    model: str
+    chip: str
+    slots: int
+    program: str
+    rows: int
+    busy: int
+    tokens: int
+    window: str
+    sampling: str
+    kv_dtype: str
+    quantize: str | None
+    floor_bytes: int = 0
+    bytes_accessed: int = 0
+    temp_bytes: int = 0
+    hbm_bytes: int = 0
+    optimal_seconds: float = 0.0
+    scheduled_seconds: float = 0.0
+    custom_calls: int = 0
+    fits: bool = False
+    without_end: int = 0
+    without_bundles: int = 0
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--model", default="2b", help="2b, 9b, or what `random:` takes")
+    arguments.add_argument("--chip", choices=CLOCKS, default="v5e")
+    arguments.add_argument("--quantize", choices=["int8"], help="matrices in int8")
+    arguments.add_argument("--kv-dtype", choices=["int8"], help="attention windows in int8")
+    arguments.add_argument("--slots", type=int, help="slots of the pool; without it as many as roost plan names")
+    arguments.add_argument(
+        "--rows", nargs="*", help='decode programs to compile, such as "8 all"; without it every one'
+    )
+    arguments.add_argument(
+        "--busy",
+        nargs="+",
+        type=int,
+        default=[],
+        help="numbers of busy slots, each of which the smallest program takes",
+    )
+    arguments.add_argument("--programs", nargs="+", choices=KINDS, default=KINDS)
+    arguments.add_argument("--prefill-chunk", type=int, default=EngineConfig().prefill_chunk)
+    arguments.add_argument("--json", action="store_true", help="one line per row")
+    arguments.add_argument("--markdown", nargs="+", type=Path, help="print tables of files that --json wrote")
+    options = arguments.parse_args()
+    if options.markdown:
+        print(as_markdown([orjson.loads(line) for path in options.markdown for line in path.open("rb")]))
+        return
+    rows = []
+    for row in measure(options):
+        rows.append(asdict(row))
+        if options.json:
+            print(orjson.dumps(asdict(row)).decode(), flush=True)
+        else:
+            print(f"{row.program} x {row.rows}, {row.sampling}, {row.window} windows", file=sys.stderr)
+    if not options.json:
+        print(as_table(rows))
+
+
+def measure(options: argparse.Namespace) -> Iterator[Row]:
+    """Compiles the decode programs in rising order of rows, then the prefill program of a whole chunk."""
+    with dumped_schedules() as folder:
+        devices = open_chips(options.chip, ONE_DEVICE)
+        source = open_model(f"random:{options.model}").with_kv_dtype(options.kv_dtype)
+        config = EngineConfig(quantize=options.quantize, kv_dtype=options.kv_dtype, prefill_chunk=options.prefill_chunk)
+        slots = options.slots or planned_slots(source.config, options.chip, options.quantize)
+        with served_on(devices, source, config, slots) as served:
+            bench = Bench(served, options.chip, options.quantize, options.model, folder)
+            if "decode" in options.programs:
+                wanted = wanted_rows(served, options.rows)
+                for rows in wanted:
+                    yield from bench.decode(rows)
+                for busy in options.busy:
+                    if busy not in wanted:
+                        yield bench.decode_busy(busy)
+            if "prefill" in options.programs:
+                yield bench.prefill(PrefillShape(1, options.prefill_chunk))
+            if "mixed" in options.programs:
+                yield from bench.mixed()
+
+
+def wanted_rows(served: ServedPrograms, wanted: list[str] | None) -> list[int]:
+    """Returns the numbers of slots of the decode programs to compile; "all" means that of all slots."""
+    every = list(served.programs.decode)
+    return [rows for rows in every if wanted is None or str(rows) in wanted or ("all" in wanted and rows == max(every))]
+
+
+def planned_slots(model: ModelConfig, chip: str, quantize: str | None) -> int:
+    """Returns the number of slots that `roost plan` names for the chip."""
+    return compute_roofline(model, DEVICES[chip], 2, quantize=quantize).slots
+
+
+@contextmanager
+def dumped_schedules() -> Iterator[Path]:
+    """Yields the folder into which libtpu, which must not be loaded yet, writes schedules."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["LIBTPU_INIT_ARGS"] = DUMP_OPTIONS.format(folder)
+        yield Path(folder)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measures the programs of a served model.
+
+    Attributes:
+      served: The programs.
+      chip: Name of the chip.
+      quantize: Dtype of quantised matrices, or None.
+      name: Name of the model.
+      dumps: Folder into which the compiler writes schedules.
+      compiled: Programs that were compiled before, by label.
+    """
+
+    served: ServedPrograms
+    chip: str
+    quantize: str | None
+    name: str
+    dumps: Path
+    compiled: dict[str, "Compiled | OutOfMemoryError"] = field(default_factory=dict)
+
+    def decode(self, rows: int) -> Iterator[Row]:
+        """Yields rows of the program for the first `rows` slots; for all slots one of unfilled windows too."""
+        for sampling in ("greedy", "sampled"):
+            yield self._decode_row(rows, rows, self._window - 1, "full", sampling)
+        if rows == max(self.served.programs.decode):
+            yield self._decode_row(rows, rows, self._window // 4 - 1, "quarter")
+
+    def decode_busy(self, busy: int) -> Row:
+        """Returns the row of the smallest program for this number of busy slots, greedy and with full windows."""
+        rows = next(rows for rows in self.served.programs.decode if rows >= busy)
+        return self._decode_row(rows, busy, self._window - 1, "full")
+
+    def mixed(self) -> Iterator[Row]:
+        """Yields the parts of the request of `MIXED_PROMPT` and `MIXED_REPLY` that have no row yet, and its own row."""
+        rows, position = max(self.served.programs.decode), MIXED_PROMPT + MIXED_REPLY // 2
+        first, step = self._first_token(), self._decode_row(rows, rows, position, f"at {position}")
+        yield from (first, step)
+        shares = {self.prefill(PrefillShape(1, MIXED_PROMPT)): 1.0, first: 1.0, step: MIXED_REPLY / rows}
+        yield replace(
+            step,
+            program="mixed",
+            tokens=MIXED_PROMPT + MIXED_REPLY,
+            floor_bytes=round(_weighted(shares, "floor_bytes")),
+            bytes_accessed=round(_weighted(shares, "bytes_accessed")),
+            optimal_seconds=_weighted(shares, "optimal_seconds"),
+            scheduled_seconds=_weighted(shares, "scheduled_seconds"),
+            fits=all(part.fits for part in shares),
+            without_end=sum(part.without_end for part in shares),
+            without_bundles=sum(part.without_bundles for part in shares),
+        )
+
+    def _decode_row(self, rows: int, busy: int, position: int, window: str, sampling: str = "greedy") -> Row:
+        """Returns the row of a decode program whose busy slots generate the token at a position below the window."""
+        unfilled = self._ring_bytes(busy) * (self._window - position - 1) // self._window
+        floor = size(self.served.model.params) + self._state_bytes(busy) - unfilled
+        row = replace(self._row("decode", rows, busy, floor), busy=busy, window=window, sampling=sampling)
+        attended = busy / rows * visited_share(position, self._window, row.kv_dtype)
+        return self._measured(row, self._compile(self.served.programs.decode[rows]), attended)
+
+    def _first_token(self) -> Row:
+        """Returns the row of the program that samples the first token of up to 8 prompts: here, of one."""
+        program, table = self.served.programs.first_token, self.served.model.params["embedding"]
+        return self._measured(self._row("first token", 1, 1, floor_bytes=size(table)), self._compile(program))
+
+    def prefill(self, shape: PrefillShape) -> Row:
+        """Returns the row of the program for a chunk of one prompt; scoring its tokens is another program."""
+        model = self.served.model
+        (program,) = self.served.programs.prefill[shape]
+        table = model.params["embedding"]
+        looked_up = shape.length * model.config.width * jax.tree.leaves(table)[0].dtype.itemsize
+        floor = size(model.params) - size(table) + looked_up + state_bytes(model.config, model.dtype.itemsize)
+        return self._measured(self._row("prefill", 1, shape.length, floor_bytes=floor), self._compile(program))
+
+    def _row(self, program: str, rows: int, tokens: int, floor_bytes: int) -> Row:
+        kept = self.served.layout
+        kv_dtype = self.served.model.config.kv_dtype or self.served.model.dtype.name
+        return Row(
+            self.name,
+            self.chip,
+            kept.slots,
+            program,
+            rows,
+            rows,
+            tokens,
+            "full",
+            "greedy",
+            kv_dtype,
+            self.quantize,
+            floor_bytes,
+        )
+
+    @property
+    def _window(self) -> int:
+        return self.served.model.config.window
+
+    def _state_bytes(self, rows: int) -> int:
+        return size(self.served.model.pool.states) * rows // self.served.layout.rows
+
+    def _ring_bytes(self, rows: int) -> int:
+        return rows * window_bytes(self.served.model.config, self.served.model.dtype.itemsize)
+
+    def _compile(self, program: Program[Any]) -> "Compiled | OutOfMemoryError":
+        """Compiles a program once, and keeps its schedules in a folder of their own."""
+        if program.label not in self.compiled:
+            compiled = compile_for_chips(self.served, program)
+            own = self.dumps / program.label
+            own.mkdir()
+            for path in filter(Path.is_file, list(self.dumps.iterdir())):
+                path.rename(own / path.name)
+            self.compiled[program.label] = (
+                compiled
+                if isinstance(compiled, OutOfMemoryError)
+                else Compiled(compiled, parse_module(compiled.text), Dump(own))
+            )
+        return self.compiled[program.label]
+
+    def _measured(self, row: Row, compiled: "Compiled | OutOfMemoryError", attended: float = 1.0) -> Row:
+        """Returns a row with the costs of its program, of whose attention the share `attended` runs."""
+        if isinstance(compiled, OutOfMemoryError):
+            return replace(row, hbm_bytes=compiled.used_bytes)
+        peak = DEVICES[self.chip].peak
+        assert peak is not None
+        rates = Rates(peak.flops_per_second, peak.int8_per_second, BANDWIDTHS[self.chip], CLOCKS[self.chip])
+        times = estimate(compiled.module, compiled.dump, rates, attended, is_sampled=row.sampling == "sampled")
+        memory = compiled.program.memory
+        return replace(
+            row,
+            bytes_accessed=times.hbm_bytes,
+            temp_bytes=memory.temp_bytes,
+            hbm_bytes=memory.hbm_bytes,
+            optimal_seconds=times.optimal_seconds,
+            scheduled_seconds=times.scheduled_seconds,
+            custom_calls=compiled.program.custom_calls,
+            fits=True,
+            without_end=times.without_end,
+            without_bundles=times.without_bundles,
+        )
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A compiled program, its instructions and its schedules."""
+
+    program: AheadOfTime
+    module: Module
+    dump: Dump
+
+
+@dataclass(frozen=True)
+class Times:
+    """Bytes and both estimates of one run; the others as in `Row`."""
+
+    hbm_bytes: int
+    optimal_seconds: float
+    scheduled_seconds: float
+    without_end: int
+    without_bundles: int
+
+
+def _weighted(shares: Mapping[Row, float], name: str) -> float:
+    return sum(share * getattr(part, name) for part, share in shares.items())
+
+
+def visited_share(position: int, window: int, dtype: str) -> float:
+    """Returns the share of a ring that a decode step at a position reads: whole blocks up to the new token's."""
+    walk = RingWalk.over(window, MAX_BLOCKS[dtype])
+    return min(position // walk.block + 1, walk.num_blocks) / walk.num_blocks
+
+
+def estimate(module: Module, dump: Dump, rates: Rates, attended: float, *, is_sampled: bool) -> Times:
+    """Returns the bytes and times of a run.
+
+    Args:
+      attended: Share of the attention kernel's bytes and bundles that counts.
+      is_sampled: Whether rows are sampled rather than greedy.
+    """
+    moved, optimal, scheduled, without_end = 0, 0.0, dump.top_level / rates.cycles_per_second, 0
+    schedules, without_bundles = names_of_schedules(module, dump), 0
+    for computation, instruction, times in executed(module, int(is_sampled), rates):
+        share = attended if instruction.name.startswith(ATTENTION) else 1.0
+        cost = cost_of(module, computation, instruction)
+        cost = Cost(cost.flops, cost.int8_ops, int(share * cost.hbm_bytes))
+        seconds, (cycles, has_end) = rates.seconds(cost), cycles_of(dump, instruction, schedules)
+        moved += times * cost.hbm_bytes
+        optimal += times * seconds
+        if not instruction.is_asynchronous:
+            scheduled += times * max(seconds, share * cycles / rates.cycles_per_second)
+            without_end += not has_end
+            without_bundles += is_call(instruction) and instruction.name not in schedules
+    return Times(moved, optimal, max(scheduled, moved / rates.bytes_per_second), without_end, without_bundles)
+
+
+def cycles_of(dump: Dump, instruction: Instruction, schedules: Mapping[str, str]) -> tuple[int, bool]:
+    """Returns the cycles of the function that an instruction calls, and whether its end is known.
+
+    `schedules` are those of kernel calls; see `names_of_schedules`. The sampler's cycles are those of rows with a
+    temperature and top-p.
+    """
+    if instruction.is_free:
+        return 0, True
+    table = SAMPLED_NEEDS if instruction.name.startswith("sample") else ()
+    name = schedules.get(instruction.name, instruction.name)
+    return dump.cycles(name, table), dump.has_end(name, table)
+
+
+def size(tree: Any) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+if __name__ == "__main__":
+    main()
