@@ -64,7 +64,7 @@ def prompts_of(model: str) -> dict[str, tuple[int, ...]]:
 
 def run(runner: ModelRunner, requests: Sequence[Request], *, drafts: bool) -> Run:
     """Runs requests together."""
-    limits = runner.limits if drafts else replace(runner.limits, max_drafts=0)
+    limits = runner.limits if drafts else replace(runner.limits, speculation=None)
     core = EngineCore(Scheduler(runner.slots, len(requests), limits), runner)
     tokens: dict[str, list[int]] = {request.id: [] for request in requests}
     for request in requests:

@@ -7,7 +7,7 @@ from typing import Final
 from ..types.config import MAX_PREFILL_ROWS, PREFILL_BLOCK, StepLimits
 from ..types.request import Batch, DecodeBatch, PrefillBatch, PrefillChunk, ReplayedRow, RestoreBatch
 from .compaction import Compaction
-from .draft_switch import DraftSwitch
+from .drafting import Drafting
 from .preemption import Demand, Preemption
 from .prefill_budget import PrefillBudget
 from .running_request import RunningRequest
@@ -34,7 +34,7 @@ class BatchPlanner:
       budget: Time for prefill between two decode steps.
       precedence: Decides for which requests a step may run.
       extend_restored: Restores more of a prompt that is about to be prefilled, if more of it has been cached.
-      draft_switch: Decides which batches have drafts.
+      drafting: Decides which requests have drafts.
     """
 
     def __init__(
@@ -44,9 +44,9 @@ class BatchPlanner:
         budget: PrefillBudget,
         precedence: Preemption,
         extend_restored: Callable[[RunningRequest], None],
-        draft_switch: DraftSwitch,
+        drafting: Drafting,
     ) -> None:
-        self._draft_switch = draft_switch
+        self._drafting = drafting
         self._extend_restored = extend_restored
         self._limits = limits
         self._pool = pool
@@ -169,18 +169,13 @@ class BatchPlanner:
         moves = () if self._in_progress else self._compact(requests, running)
         steps = 1 if beside_prefill else self._max_steps(running)
         replays = tuple(_take_replayed(each) for each in requests if each.request.replay and _replays_next(each))
-        slots, drafts = tuple(each.slot for each in requests), self._drafts(requests, steps)
+        slots = tuple(each.slot for each in requests)
+        drafts = self._drafting.limits([None if _is_stepwise(each) else each for each in requests], steps)
         masks = tuple((each.slot, mask) for each in requests if (mask := each.mask) is not None)
         for request in requests:
             request.num_tokens_dispatched += steps
         batch = DecodeBatch(tuple(each.request for each in requests), slots, steps, moves, masks, replays, drafts)
         return batch, requests
-
-    def _drafts(self, requests: Sequence[RunningRequest], steps: int) -> tuple[int, ...]:
-        """Returns the maximum number of drafted tokens of each request; empty if none may have drafts."""
-        most = self._limits.max_drafts if self._draft_switch.is_on(len(requests), steps) else 0
-        drafts = tuple(0 if _is_stepwise(each) else most for each in requests) if most else ()
-        return drafts if any(drafts) else ()
 
     def _max_steps(self, running: Collection[RunningRequest]) -> int:
         """Returns the number of tokens per request: 1 if the host must see each token before the next."""

@@ -14,6 +14,7 @@ from ..types.sampling_params import NO_CHOICE
 from ..types.snapshot import Snapshot
 from ..types.tenant_store import TenantStore
 from ..types.token_ids import ID_BYTES, id_bytes
+from .repetition import Repetition
 from .token_constraint import NO_CHOICE_TEXT, TokenConstraint
 
 MAX_BYTES: Final = 16 * 2**20
@@ -52,6 +53,7 @@ class RunningRequest:
       is_finite: Whether every committed chunk produced finite values. If not, no more snapshots are taken.
       constraint: Output constraint that follows the generated tokens, if there is one.
       has_output: Whether an output has been returned.
+      repetition: Its last tokens, with speculation and once it has an output.
     """
 
     request: Request
@@ -72,6 +74,7 @@ class RunningRequest:
     is_finite: bool = True
     constraint: TokenConstraint | None = None
     has_output: bool = False
+    repetition: Repetition | None = None
 
     @property
     def keeps_tokens(self) -> bool:

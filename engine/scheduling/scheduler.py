@@ -11,10 +11,9 @@ from ..types.config import CacheStats, EngineStats, StepLimits
 from ..types.errors import ConstraintError, QueueFullError, QueueTimeoutError, RequestTimeoutError, RoostError
 from ..types.request import Batch, DecodeBatch, FinishReason, Request, RowResult, TokenOutput, error_output
 from ..types.snapshot import BlockState, Snapshot
-from ..types.speculation import DraftCounts
 from ..types.token_ids import pack_ids
 from .batch_planner import BatchPlanner
-from .draft_switch import DraftSwitch
+from .drafting import Drafting
 from .plan import Commit, FinishedState, Plan, RequestOutput
 from .preemption import Preemption
 from .prefetcher import Fetch, Prefetcher
@@ -109,10 +108,9 @@ class Scheduler:
         self._running = self._assignment.running
         self._timeouts = RequestTimeouts()
         budget, extend_restored = PrefillBudget(limits, times), self._assignment.extend_restored
-        self._draft_switch = DraftSwitch()
-        self._planner = BatchPlanner(limits, self.slots, budget, self.preemption, extend_restored, self._draft_switch)
+        self._drafting = Drafting(limits.speculation)
+        self._planner = BatchPlanner(limits, self.slots, budget, self.preemption, extend_restored, self._drafting)
         self._histories = TokenHistories()
-        self._drafts = DraftCounts(accepted=(0,) * limits.max_drafts) if limits.max_drafts else None
         self._now = 0.0
         self._failed: list[RequestOutput] = []  # found by `add`, reported by the next plan
         self._in_flight: dict[Batch, tuple[RunningRequest, ...]] = {}
@@ -145,7 +143,7 @@ class Scheduler:
             waiting_tokens=self.queue.num_tokens,
             slots=self.slots.size,
             cache=CacheStats() if self.cache is None else self.cache.stats,
-            drafts=self._drafts,
+            drafts=self._drafting.counts,
         )
 
     @property
@@ -237,19 +235,17 @@ class Scheduler:
           seconds: Time that the device took for it.
         """
         self._times.record(batch, seconds)
-        if self._drafts is not None and isinstance(batch, DecodeBatch):
-            has_drafts = any(result.drafts is not None for result in results)
-            counts = [len(result.token_ids) for result in results]
-            self._draft_switch.record(batch.steps, counts, seconds, has_drafts=has_drafts)
+        if isinstance(batch, DecodeBatch):
+            self._drafting.record(batch, results, seconds)
         outputs: list[RequestOutput] = []
         finished: list[FinishedState] = []
         for running, result in zip(self._in_flight.pop(batch), results, strict=True):
-            if self._drafts is not None and result.drafts is not None:
-                self._drafts = self._drafts.plus(result.drafts)
             if isinstance(batch, DecodeBatch):
                 running.num_tokens_dispatched += max(0, len(result.token_ids) - batch.steps)
             booked = self._commit_row(running, result)
-            outputs += [(running.request.id, output) for output in booked]
+            for output in booked:
+                outputs.append((running.request.id, output))
+                self._drafting.add(running, output.token_ids)
             if booked and booked[-1].finish_reason is not None:
                 finished += self._finished_state(running, booked[-1])
                 self._release(running)

@@ -39,7 +39,7 @@ def zero_draft_state(rows: int) -> DraftState:
 
 def new_draft_state(history: Int32[Array, "R H"]) -> DraftState:
     """Returns the state of rows for which nothing was guessed yet."""
-    return DraftState(history, jnp.zeros(history.shape[0], jnp.int32))
+    return DraftState(history, jnp.full(history.shape[0], _FIRST_DEPTH, jnp.int32))
 
 
 class Drafts(NamedTuple):

@@ -150,7 +150,7 @@ class StepLimits:
         per such group. 0 stands for all slots.
       itl_target_s: Target for the inter-token latency of a request during prefill, in seconds; 0 stands for throughput,
         None for a multiple of a decode step.
-      max_drafts: Maximum number of drafted tokens of a request and round; 0 without speculation.
+      speculation: Settings of drafted tokens; None drafts none.
     """
 
     prefill_chunk: int
@@ -163,7 +163,7 @@ class StepLimits:
     slot_order: tuple[int, ...] = ()
     shard_rows: int = 0
     itl_target_s: float | None = None
-    max_drafts: int = 0
+    speculation: Speculation | None = None
 
 
 @dataclass(frozen=True, slots=True)

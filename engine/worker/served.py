@@ -171,5 +171,5 @@ def step_limits(
         slot_order=slot_order(layout.slots, layout.rows, shards.data, shards.model),
         shard_rows=layout.rows // shards.data,
         itl_target_s=None if config.itl_target_ms is None else config.itl_target_ms / 1e3,
-        max_drafts=0 if layout.speculation is None else layout.speculation.num_tokens,
+        speculation=layout.speculation,
     )

@@ -3,15 +3,20 @@
 from collections.abc import Sequence
 from typing import Any
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given
+from roost.engine.scheduling.repetition import Repetition
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.engine.types.config import StepLimits
 from roost.engine.types.output_constraint import TokenMask
 from roost.engine.types.request import Batch, DecodeBatch, FinishReason, Replay, Request, RowResult, TokenOutput
 from roost.engine.types.sampling_params import SamplingParams
-from roost.engine.types.speculation import DraftCounts
+from roost.engine.types.speculation import HISTORY, DraftCounts, Speculation
 
-LIMITS = StepLimits(64, max_drafts=3, mask_words=1)
+LIMITS = StepLimits(64, speculation=Speculation(3), mask_words=1)
+REPETITIVE = (7,) * 5
+"""Prompt after which a token 7 repeats enough to be drafted."""
 
 
 class AnyToken:
@@ -27,8 +32,8 @@ class AnyToken:
         pass
 
 
-def request(name: str, max_tokens: int = 9, **fields: Any) -> Request:
-    return Request(name, (1, 2, 3), SamplingParams(max_tokens=max_tokens), **fields)
+def request(name: str, max_tokens: int = 9, prompt: Sequence[int] = REPETITIVE, **fields: Any) -> Request:
+    return Request(name, tuple(prompt), SamplingParams(max_tokens=max_tokens), **fields)
 
 
 def first_decode(requests: Sequence[Request], limits: StepLimits = LIMITS) -> tuple[Scheduler, DecodeBatch]:
@@ -58,9 +63,11 @@ def commit(scheduler: Scheduler, batch: Batch | None, *tokens: int) -> TokenOutp
         ([{}, {"constraint": AnyToken()}], (3, 0)),
         ([{}, {"replay": Replay((5, 6, 7))}], (3, 0)),
         ([{"stepwise": True}], ()),
+        ([{}, {"prompt": (1, 2, 3)}], (3, 0)),
+        ([{"prompt": (1, 2, 3, 7, 7)}], ()),
     ],
 )
-def test_drafts_are_for_requests_whose_tokens_the_host_need_not_see(
+def test_drafts_are_for_requests_that_repeat_themselves_and_whose_tokens_the_host_need_not_see(
     fields: list[dict[str, Any]], drafts: tuple[int, ...]
 ) -> None:
     _, batch = first_decode([request(str(index), **each) for index, each in enumerate(fields)])
@@ -93,7 +100,7 @@ def test_a_request_may_end_in_a_round_before_the_one_in_flight() -> None:
 
 def test_a_stop_id_inside_a_round_ends_the_output_there() -> None:
     params = SamplingParams(max_tokens=9, stop_token_ids=(8,))
-    scheduler, batch = first_decode([Request("a", (1, 2, 3), params)])
+    scheduler, batch = first_decode([Request("a", REPETITIVE, params)])
     output = commit(scheduler, batch, 7, 8)
     assert (output.token_ids, output.finish_reason, output.stop_reason) == ((7, 8), FinishReason.STOP, 8)
 
@@ -116,3 +123,35 @@ def test_drafts_are_counted_also_of_requests_that_have_ended() -> None:
     kept, dropped = DraftCounts(1, 3, (1, 0, 0)), DraftCounts(1, 2, (0, 0, 0))
     scheduler.commit(batch, [RowResult((7, 7), drafts=kept), RowResult((7,), drafts=dropped)], 1.0)
     assert scheduler.stats.drafts == DraftCounts(2, 5, (1, 0, 0))
+
+
+def test_a_request_drafts_once_its_last_tokens_occurred_before() -> None:
+    scheduler, batch = first_decode([request("a", max_tokens=99, prompt=(1, 2, 3, 4, 5, 6))])
+    drafts = []
+    for token in (9, 1, 2, 3, 4, 5, 9):
+        commit(scheduler, batch, token)
+        following = scheduler.schedule(0.0).batch
+        assert isinstance(following, DecodeBatch)
+        drafts.append(bool(following.drafts))
+        batch = following
+    assert drafts == [False, False, False, False, True, True, False]
+
+
+def test_repetitions_of_tokens_past_the_history_do_not_count() -> None:
+    repetition = Repetition((1, 2, 3, 4), 4)
+    repetition.add(range(10, 10 + HISTORY))
+    repetition.add(range(10 + HISTORY, 10 + 2 * HISTORY))
+    repetition.add((1, 2, 3, 4))
+    assert not repetition.is_repeating
+    repetition.add(range(20 + HISTORY, 24 + HISTORY))
+    assert repetition.is_repeating
+
+
+@given(st.lists(st.integers(0, 3), max_size=60), st.lists(st.lists(st.integers(0, 3), max_size=9), max_size=9))
+def test_repetitions_are_those_of_a_search(prompt: list[int], added: list[list[int]]) -> None:
+    repetition, tokens = Repetition(prompt, 3), list(prompt)
+    for each in added:
+        repetition.add(each)
+        tokens += each
+    earlier = [tokens[end - 3 : end] for end in range(3, len(tokens))]
+    assert repetition.is_repeating == (tokens[-3:] in earlier)
