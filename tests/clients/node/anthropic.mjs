@@ -23,7 +23,7 @@ const tool = {
   description: "Returns the weather in a city",
   input_schema: { type: "object", properties: { city: { enum: ["Madrid", "Rome"] } }, required: ["city"] },
 };
-const called = await client.messages.create({ ...ask, tools: [tool], tool_choice: { type: "any" } });
+const called = await client.messages.create({ ...ask, temperature: 0, tools: [tool], tool_choice: { type: "any" } });
 const calls = called.content.filter((block) => block.type === "tool_use");
 found.calls = calls.map((call) => [call.name, call.input]);
 const results = calls.map((call) => ({ type: "tool_result", tool_use_id: call.id, content: "sunny" }));
@@ -31,7 +31,9 @@ const turns = [...messages, { role: "assistant", content: called.content }, { ro
 found.afterTool = text(await client.messages.create({ ...ask, messages: turns, tools: [tool], tool_choice: { type: "none" } }));
 
 found.streamedCalls = (
-  await client.messages.stream({ ...ask, tools: [tool], tool_choice: { type: "tool", name: "weather" } }).finalMessage()
+  await client.messages
+    .stream({ ...ask, temperature: 0, tools: [tool], tool_choice: { type: "tool", name: "weather" } })
+    .finalMessage()
 ).content
   .filter((block) => block.type === "tool_use")
   .map((call) => [call.name, call.input]);
