@@ -99,7 +99,9 @@ def merged(tensors: Tensors, config: ModelConfig, adapters: Sequence[Adapter]) -
         for adapter in adapters:
             factors = stack.enter_context(open_files([adapter.weights]))
             updates = _updates(adapter, factors, specs, tensors)
-            tensors = {**tensors, **{name: update.add_to(tensors[name]) for name, update in updates.items()}}
+            # The loader names matrices that the checkpoint lacks.
+            sums = {name: update.add_to(tensors[name]) for name, update in updates.items() if name in tensors}
+            tensors = {**tensors, **sums}
         yield tensors
 
 

@@ -13,10 +13,13 @@ import numpy as np
 from ...kernels.matrices import Int4Matrix, QuantizedMatrix
 from ..model.config import ModelConfig
 from ..types.arrays import HostArray
+from ..types.errors import CheckpointError
 from .layout import TensorSpec
-from .tensors import BFLOAT16, Tensors
+from .tensors import BFLOAT16, StoredTensor, Tensors
 
 _INT8: Final = np.dtype("int8")
+
+_MAX_SCALE: Final = float(np.finfo(np.float16).max)
 
 _SIGN: Final = np.uint8(0x80)
 """Adds 128 to a byte in two's complement, as packing in 8 bits does."""
@@ -67,7 +70,7 @@ def read_matrix(spec: TensorSpec, tensors: Tensors, into: QuantizedMatrix) -> No
       into: Matrix to fill.
 
     Raises:
-      CheckpointError: A tensor cannot be read, or holds NaN or an infinite number.
+      CheckpointError: A tensor cannot be read, or holds NaN, an infinite number or too large a scale.
     """
     is_packed = spec.packed.name in tensors
     stored = tensors[spec.packed.name if is_packed else spec.name]
@@ -78,8 +81,25 @@ def read_matrix(spec: TensorSpec, tensors: Tensors, into: QuantizedMatrix) -> No
         return
     for rows, piece in stored.pieces():
         into.values[rows] = _values_of(piece, into) if is_packed else piece
-    scale = tensors[spec.scale.name].whole()
-    into.scale[:] = scale if isinstance(into, Int4Matrix) else scale[:, 0]
+    if isinstance(into, Int4Matrix):
+        into.scale[:] = _half_scale(tensors[spec.scale.name])
+    else:
+        into.scale[:] = tensors[spec.scale.name].whole()[:, 0]
+
+
+def _half_scale(stored: StoredTensor) -> HostArray:
+    """Returns a scale in float16.
+
+    Raises:
+      CheckpointError: A value is too large for float16.
+    """
+    scale = stored.whole()
+    if scale.size and np.abs(scale).max() > _MAX_SCALE:
+        raise CheckpointError(
+            f"{stored.file}: tensor {stored.name} holds {np.abs(scale).max():g}, but scales in int4 must be at most "
+            f"{_MAX_SCALE:g}; is the file broken?"
+        )
+    return scale
 
 
 def _values_of(words: HostArray, like: QuantizedMatrix) -> HostArray:

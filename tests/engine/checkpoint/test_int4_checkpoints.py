@@ -225,6 +225,15 @@ def test_a_tensor_that_does_not_fit_is_named(
     assert text.startswith(f"{file}: tensor {name} {problem}")
 
 
+def test_a_scale_that_float16_cannot_hold_is_named(int4: Path) -> None:
+    file = int4 / "model.safetensors"
+    tensors = load_file(file)
+    tensors[f"{DOWN}_scale"] = np.full((64, 3), 1e5, np.float32)
+    save_file(tensors, file)
+    with pytest.raises(CheckpointError, match=rf"{DOWN}_scale holds 100000, but scales in int4 must be at most 65504"):
+        params_of(open_model(str(int4)), "float32", "int4")
+
+
 def test_int4_is_where_it_ends(int4: Path, tmp_path: Path) -> None:
     small = open_model(str(int4))
     for options in ({"dtype": "float32"}, {"quantize": "int8"}, {"quantize": "int4"}):

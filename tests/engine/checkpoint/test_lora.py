@@ -14,6 +14,7 @@ from roost.engine.checkpoint.conversion import convert
 from roost.engine.checkpoint.identity import model_identity
 from roost.engine.checkpoint.lora import open_adapter
 from roost.engine.checkpoint.source import ModelSource, open_model
+from roost.engine.checkpoint.weights import Checkpoint
 from roost.engine.types.errors import CheckpointError
 from roost.kernels.matrices.int8 import quantize_on_host
 from safetensors.numpy import load_file, save_file
@@ -225,6 +226,17 @@ def test_files_that_are_missing_are_named(tmp_path: Path) -> None:
     (adapter / "adapter_model.bin").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"adapter_model.bin: is a pickle"):
         open_adapter("a", adapter)
+
+
+def test_a_matrix_that_the_checkpoint_lacks_is_left_to_the_loader(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    convert(open_model(HF), folder)
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: x for name, x in weights.items() if name != f"{UP}.weight"}, folder / "model.safetensors")
+    adapter = open_adapter("a", save(tmp_path / "a", factors(open_model(HF), {UP: 4})))
+    source = open_model(str(folder)).with_adapters([adapter])
+    with open_merged(source) as tensors, pytest.raises(CheckpointError, match=rf"tensor {UP}.weight .* is missing"):
+        Checkpoint(source.config, tensors)
 
 
 def test_models_that_cannot_take_an_adapter_say_so(tmp_path: Path) -> None:
