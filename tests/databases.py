@@ -65,7 +65,7 @@ class PostgresqlServer:
         command = [server, "-D", str(self.folder), *options]
         with (self.folder.parent / "log").open("ab") as log:
             self.process = subprocess.Popen(command, user=unprivileged(), stdout=log, stderr=log, cwd="/")
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while not self._accepts():
             assert time.monotonic() < deadline, (self.folder.parent / "log").read_text()
             time.sleep(0.05)
@@ -74,7 +74,7 @@ class PostgresqlServer:
         """Stops the server at once, as if its machine had gone."""
         if self.process is not None:
             self.process.send_signal(signal.SIGQUIT)
-            self.process.wait(30)
+            self.process.wait(120)
 
     def _accepts(self) -> bool:
         import psycopg

@@ -49,7 +49,7 @@ def nginx(servers: Sequence[str], folder: Path, port: int) -> Iterator[subproces
             yield process
         finally:
             process.terminate()  # and its workers
-            process.wait(30)
+            process.wait(120)
 
 
 @contextmanager
@@ -77,7 +77,7 @@ def running(command: list[str], port: int) -> Iterator[subprocess.Popen[str]]:
         subprocess.Popen(command, stdout=log, stderr=log, text=True) as process,
     ):
         try:
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 120
             while not accepts(port):
                 if process.poll() is not None or time.monotonic() > deadline:
                     log.seek(0)

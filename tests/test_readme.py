@@ -11,7 +11,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sysconfig
 import time
@@ -24,6 +23,7 @@ from pathlib import Path
 
 import pytest
 from doc_commands import Block, blocks, commands, words
+from ports import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -89,7 +89,7 @@ SERVES = (SERVE, "roost serve")
 FOR_THE_REST = "source "
 """Beginning of commands that change the shell for all that is typed after them."""
 
-READY_WITHIN = 240.0
+READY_WITHIN = 600.0
 
 
 def reason_not_to_run(command: str) -> str | None:
@@ -149,7 +149,7 @@ class Newcomer:
         """Runs a command to its end, which has to be good, and returns what it printed."""
         shell = ["bash", "-c", self.script(command)]
         done = subprocess.run(
-            shell, cwd=folder or self.clone, env=self.environment(), capture_output=True, text=True, timeout=240
+            shell, cwd=folder or self.clone, env=self.environment(), capture_output=True, text=True, timeout=600
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         if command.startswith(FOR_THE_REST):
@@ -169,7 +169,7 @@ class Newcomer:
             wait_until_ready(process, port, log)
             yield
             process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=60) == 0, log.read_text()
+            assert process.wait(timeout=120) == 0, log.read_text()
             assert "Traceback" not in log.read_text(), log.read_text()
         finally:
             process.kill()
@@ -185,12 +185,6 @@ def wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> 
         except OSError:
             time.sleep(0.1)
     pytest.fail(f"the server did not start:\n{log.read_text()}")
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

@@ -30,11 +30,14 @@ from roost.server.commands.bench.latency import percentile
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "peers"
 
 ECHO = """
+import time
 from protocol import answer_all
 
 def start(wanted):
     if wanted.get("broken"):
         raise SystemExit("cannot start")
+    if wanted.get("hangs"):
+        time.sleep(3600)
     return {"parameters": wanted["n"]}, {"twice": lambda x: 2 * x, "divide": lambda x: 1 / x, "end": lambda: exit(3)}
 
 print("a library's words")
@@ -312,7 +315,7 @@ def test_a_contestant_that_ends_says_why(echo: Any) -> None:
 
 def test_a_contestant_that_takes_too_long_is_ended(echo: Any) -> None:
     with pytest.raises(contestants.ContestantError, match="by us after 0 s"):
-        echo(n=1).load(0.001)
+        echo(hangs=True).load(0.001)
 
 
 def test_a_stage_goes_on_without_a_peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,7 @@ class Browser:
         """Returns the visible text of an element."""
         return self._session.get(f"element/{self._find(selector)}/text").json()["value"]
 
-    def until(self, script: str, seconds: float = 10.0) -> Any:
+    def until(self, script: str, seconds: float = 60.0) -> Any:
         """Waits until an expression is true and returns its value."""
         deadline = time.monotonic() + seconds
         while not (value := self.script(f"return {script}")):
@@ -147,5 +147,5 @@ _CAPABILITIES = {
         "args": ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1100,800"],
     },
     "goog:loggingPrefs": {"browser": "ALL"},
-    "timeouts": {"implicit": 5000},
+    "timeouts": {"implicit": 30_000},
 }

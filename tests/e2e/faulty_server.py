@@ -5,6 +5,7 @@ scheduling are real.
 """
 
 import importlib
+import itertools
 import os
 import signal
 import sys
@@ -21,9 +22,13 @@ from roost.engine.worker.runner import PendingDecode
 from roost.server.__main__ import main
 from roost.server.constraints.grammar import process
 from roost.server.database.dialects import Connection, Sqlite
+from roost.server.features.batches.command.output_file import OutputFile
 
 CALLS_BEFORE = 3
 """Number of calls that succeed before the fault, so that streams are running."""
+
+GATE = "FAULT_GATE"
+"""Environment variable with the path of a file. If it is set, calls are counted once the file is there."""
 
 MAX_PAGES = 95
 """Pages of 4 KiB of a database that is soon full; its empty tables take about two thirds of them."""
@@ -43,7 +48,7 @@ def later(works: Callable[..., Any], then: Callable[..., Any]) -> Callable[..., 
 
     def call(*arguments: Any) -> Any:
         nonlocal num_calls
-        num_calls += 1
+        num_calls += GATE not in os.environ or os.path.exists(os.environ[GATE])
         return (works if num_calls <= CALLS_BEFORE else then)(*arguments)
 
     return call
@@ -122,9 +127,24 @@ def die_of_seed(seed: int) -> None:
     AsyncEngine.submit = submit_or_die
 
 
+def end_at_line(count: int, number: int) -> None:
+    """Sends the process a signal when it writes a line of a batch; SIGKILL comes in the middle of the line."""
+    append, numbers = OutputFile.append, itertools.count(1)
+
+    def append_and_end(self: OutputFile, place: int, line: bytes) -> None:
+        is_last = next(numbers) == count
+        append(self, place, line[: len(line) // 2] if is_last and number == signal.SIGKILL else line)
+        if is_last:
+            os.kill(os.getpid(), number)
+
+    OutputFile.append = append_and_end
+
+
 def install(fault: str) -> None:
     if fault == "full":
         limit_database()
+    elif fault.startswith("line-"):
+        end_at_line(*map(int, fault.removeprefix("line-").split("-")))
     elif fault == "grammar":
         slow_grammars()
     elif fault.startswith("seed-"):

@@ -108,7 +108,7 @@ def test_a_backup_of_a_running_server_is_restored(tiny_config: Path, store: Stor
     with ExitStack() as stack:
         server = stack.enter_context(launched(model, *SIMULATED, ROOST_STORE=store.address))
         kept = respond(server)
-        running = respond(server, background=True, max_output_tokens=100_000)
+        running = respond(server, background=True, max_output_tokens=10_000_000)  # it runs until it is cancelled
         store.run(backup)
         check_owner(store)
         lost = respond(server)

@@ -2,8 +2,6 @@
 
 import random
 import signal
-import subprocess
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,10 @@ from roost.server.features.batches.command.local_backend import LocalBatch
 from roost.server.features.batches.command.output_file import OutputFile
 from roost.server.features.batches.command.run import BatchRun, Counts
 from roost.server.settings import load_settings
-from server_process import API_KEY, MAX_QUEUE, SHAPES, ServerProcess, start
+from server_process import API_KEY, MAX_QUEUE, PROGRAM, SHAPES, ServerProcess, start
 from shared_programs import compiled_once
+
+FAULTY = str(Path(__file__).parent / "faulty_server.py")
 
 
 def request(custom_id: str, url: str = "/v1/completions", **body: Any) -> bytes:
@@ -102,35 +102,26 @@ def test_a_server_runs_more_lines_than_it_takes_at_a_time(server: ServerProcess,
 @pytest.mark.robust
 @pytest.mark.timeout(1200)
 def test_a_batch_that_is_killed_gives_what_an_undisturbed_one_gives(tmp_path: Path) -> None:
-    """The demo model. Ctrl-C once in the end lets lines end that have begun."""
+    """The demo model. It dies in the middle of lines. Ctrl-C once in the end lets lines end that have begun."""
     (tmp_path / "in.jsonl").write_bytes(b"".join(requests(400)))
 
-    def begun(name: str) -> subprocess.Popen[str]:
-        return start("batch", str(tmp_path / "in.jsonl"), str(tmp_path / name), *SHAPES)
+    def ended(name: str, program: Sequence[str] = PROGRAM) -> tuple[int, str]:
+        """Runs the batch, and returns the status of its process and what it wrote."""
+        process = start("batch", str(tmp_path / "in.jsonl"), str(tmp_path / name), *SHAPES, program=program)
+        _, err = process.communicate(timeout=600)
+        return process.returncode, err
 
-    process = begun("whole.jsonl")
-    _, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err
+    status, err = ended("whole.jsonl")
+    assert status == 0, err
     chance, out = random.Random(7), tmp_path / "out.jsonl"
     for end in (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGINT):
-        process = begun("out.jsonl")
-        goal = num_lines(out) + chance.randrange(1, 80)
-        while num_lines(out) < goal:
-            assert process.poll() is None, process.communicate()[1]
-            time.sleep(0.01)
-        process.send_signal(end)
-        _, err = process.communicate(timeout=60)
-        assert process.returncode == (130 if end == signal.SIGINT else -end), err
+        status, err = ended("out.jsonl", (FAULTY, f"line-{chance.randrange(1, 80)}-{end:d}"))
+        assert status == (130 if end == signal.SIGINT else -end), err
     assert err.endswith("lines left; run the same command again to continue\n")
-    process = begun("out.jsonl")
-    _, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err
+    status, err = ended("out.jsonl")
+    assert status == 0, err
     assert contents(out) == contents(tmp_path / "whole.jsonl")
     assert len(contents(out)) == 400
-
-
-def num_lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def test_a_batch_whose_lines_all_fail_fails(server: ServerProcess, tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_ctrl_c_while_loading_ends_a_chat(tiny_config: Path) -> None:
     assert process.stderr is not None
     assert process.stderr.readline().startswith("loading weights")
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "Traceback" not in err
 
@@ -100,7 +100,7 @@ def test_a_signal_while_compiling_ends_it_at_once(tiny_config: Path) -> None:
     assert process.stderr is not None
     assert process.stderr.readline().startswith("loading weights")
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "address" not in err
     assert "Traceback" not in err

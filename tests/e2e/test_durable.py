@@ -73,13 +73,13 @@ def check_whole(
     assert final["usage"]["output_tokens"] == num_tokens
     text = "".join(event["delta"] for event in events if event["type"] == "response.output_text.delta")
     assert final["output"][0]["content"][0]["text"] == text
-    assert httpx.get(f"{server.url}/v1/responses/{response_id}").json() == final
+    assert httpx.get(f"{server.url}/v1/responses/{response_id}", timeout=60).json() == final
     return dict(final)
 
 
 def owner_of(replicas: Replicas) -> ServerProcess:
     """The replica that generates now."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         for server in replicas.running:
             if metric(server, "roost_num_requests_running"):
@@ -197,7 +197,7 @@ def test_a_frozen_owner_comes_back_and_writes_nothing(address: str, replicas: Re
         events += read_events(other.url, response_id, len(events) - 1)
     finally:
         owner.process.send_signal(signal.SIGCONT)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     # Its next write is refused, unless it sees before that its lease has ended.
     while metric(owner, "roost_num_requests_running"):
         assert time.monotonic() < deadline
@@ -270,14 +270,14 @@ def test_a_response_that_kills_its_owners_fails_and_no_other(address: str, tmp_p
         owner = replicas.start()
         innocent = [begun(owner, seed=seed, max_output_tokens=2000) for seed in range(3)]
         with suppress(httpx.TransportError):
-            httpx.post(f"{owner.url}/v1/responses", json={**BODY, "seed": DEADLY_SEED})
+            httpx.post(f"{owner.url}/v1/responses", json={**BODY, "seed": DEADLY_SEED}, timeout=60)
         assert owner.ends() == -signal.SIGKILL
         num_deaths = 1
         while (left := replicas.start()) and not ended_at(left, address):
             num_deaths += 1
         assert num_deaths == 5, "two beside the others, and three alone"
         (guilty,) = running_or_ended(address) - set(innocent)
-        failed = httpx.get(f"{left.url}/v1/responses/{guilty}").json()
+        failed = httpx.get(f"{left.url}/v1/responses/{guilty}", timeout=60).json()
         assert failed["status"] == "failed"
         assert failed["error"]["message"].startswith("3 replicas died while this was the only adopted response")
         for seed, name in enumerate(innocent):

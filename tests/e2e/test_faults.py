@@ -8,7 +8,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+from ports import free_port
 from server_process import SHAPES, ServerProcess, launched, serving, start
 
 pytestmark = pytest.mark.robust
@@ -34,16 +35,16 @@ def model(tiny_config: Path) -> str:
 
 
 @contextmanager
-def faulty(fault: str, model: str, *arguments: str) -> Iterator[ServerProcess]:
-    with launched(model, *SHAPES, *arguments, program=(FAULTY, fault), programs="tiny") as server:
+def faulty(fault: str, model: str, *arguments: str, **environment: Any) -> Iterator[ServerProcess]:
+    with launched(model, *SHAPES, *arguments, program=(FAULTY, fault), programs="tiny", **environment) as server:
         yield server
 
 
 def ask(server: ServerProcess, body: dict[str, Any] = SHORT) -> httpx.Response:
-    return httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+    return httpx.post(f"{server.url}/v1/completions", json=body, timeout=240)
 
 
-def events(server: ServerProcess, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def events(server: ServerProcess, body: dict[str, Any]) -> Generator[dict[str, Any]]:
     """Yields a stream's events; the last one must be `[DONE]` or an error."""
     with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:
         if response.status_code != 200:
@@ -57,7 +58,7 @@ def events(server: ServerProcess, body: dict[str, Any]) -> Iterator[dict[str, An
 
 
 def gauge(server: ServerProcess, name: str) -> float:
-    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+    lines = httpx.get(f"{server.url}/metrics", timeout=60).text.splitlines()
     return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
 
 
@@ -77,7 +78,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 def wait_until_unready(server: ServerProcess, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
-    while httpx.get(f"{server.url}/health/ready").status_code != 503:
+    while httpx.get(f"{server.url}/health/ready", timeout=60).status_code != 503:
         assert time.monotonic() < deadline, "the server does not drain"
         time.sleep(0.02)
 
@@ -99,14 +100,17 @@ TRIGGERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", TRIGGERS)
-def test_failed_step_ends_every_stream_and_the_process(kind: str, model: str) -> None:
+def test_failed_step_ends_every_stream_and_the_process(kind: str, model: str, tmp_path: Path) -> None:
     """Streams that had no part in the step fail too, since the step holds the state of all slots."""
     remembers = () if kind == "restore" else ("--state-cache-gib", "0")  # otherwise a prompt is prefilled only once
-    with faulty(kind, model, *remembers) as server:
+    gate = tmp_path / "gate"
+    with faulty(kind, model, *remembers, FAULT_GATE=str(gate)) as server:
         others: list[list[dict[str, Any]]] = [[], []]
         readers = [threading.Thread(target=lambda own=own: own.extend(events(server, LONG))) for own in others]
         for reader in readers:
             reader.start()
+        wait_until(lambda: all(others))
+        gate.touch()
         answers = []
         for _ in range(20):
             try:
@@ -117,7 +121,7 @@ def test_failed_step_ends_every_stream_and_the_process(kind: str, model: str) ->
                 break
         assert server.ends() == 1
         for reader in readers:
-            reader.join(30)
+            reader.join(60)
         assert all(own[-1]["error"]["code"] == "engine_unavailable" for own in others)
         assert all(answer.status_code in (200, 503) for answer in answers)
         log = server.log.read_text()
@@ -176,12 +180,6 @@ def test_killed_in_the_middle_of_a_stream(model: str) -> None:
         assert ask(server).json()["choices"][0]["text"] == whole
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
-
-
 def test_server_responds_while_it_compiles(model: str) -> None:
     """The server is alive once the model's files have been checked, and ready once everything is compiled."""
     port = free_port()
@@ -201,58 +199,81 @@ def test_server_responds_while_it_compiles(model: str) -> None:
             assert client.post("/v1/completions", json=SHORT).status_code == 200
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
     assert process.returncode == 0
     assert states[0] == (200, 503, 503)
     assert all(state in ((200, 503, 503), (200, 503, 200), (200, 200, 200)) for state in states)
 
 
 def test_sigterm_drains(model: str) -> None:
-    """Running requests are served for a while, new ones are refused, and the exit status is 0."""
+    """Running requests are served to their ends, new ones are refused after the lag, and the exit status is 0."""
     many = 40
-    options = (*SIMULATED, "--slots", str(many + 1), "--drain-timeout", "15", "--drain-lag", "0.5")
+    options = (*SIMULATED, "--slots", str(many + 1), "--drain-timeout", "600", "--drain-lag", "0.5")
     with launched(model, *options) as server, ThreadPoolExecutor(many) as clients:
-        stream = events(server, LONG)
+        stream = events(server, LONG)  # the server drains until this client leaves
         next(stream)
         others = [clients.submit(ask, server, {**LONG, "stream": False, "max_tokens": 1500}) for _ in range(many)]
-        wait_until(lambda: gauge(server, "roost_slots_used") == many + 1)
+
+        def all_have_begun() -> bool:
+            num_ended = sum(other.done() for other in others)
+            time.sleep(0.25)  # the metrics page is cached for 0.2 s
+            return num_ended + gauge(server, "roost_slots_used") == many + 1
+
+        wait_until(all_have_begun)
         server.process.send_signal(signal.SIGTERM)
         wait_until_unready(server)
-        assert ask(server).status_code == 200, "the lag is not over"
-        deadline = time.monotonic() + 2
-        while (refused := ask(server)).status_code == 200:
-            assert time.monotonic() < deadline, "the lag never ends"
+        wait_until(lambda: ask(server).status_code != 200)
+        refused = ask(server)
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
-        assert httpx.get(f"{server.url}/health").status_code == 200
+        assert httpx.get(f"{server.url}/health", timeout=60).status_code == 200
         usages = [other.result().json()["usage"] for other in others]
         assert [usage["completion_tokens"] for usage in usages] == [1500] * many, "they had time"
-        *tokens, last = stream
-        assert tokens
+        assert "error" not in next(stream)
+        stream.close()
+        assert server.ends() == 0
+        assert "Traceback" not in server.log.read_text()
+
+
+def test_new_requests_are_served_in_the_lag(model: str) -> None:
+    """The load balancer may not have noticed yet that the server is not ready."""
+    options = ("--slots", "4", "--drain-timeout", "600", "--drain-lag", "600")
+    with launched(model, *SIMULATED, *options) as server:
+        server.process.send_signal(signal.SIGTERM)
+        wait_until_unready(server)
+        assert ask(server).status_code == 200
+
+
+def test_requests_that_outlast_the_drain_are_cut_off(model: str) -> None:
+    with launched(model, *SIMULATED, "--slots", "4", "--drain-timeout", "1") as server:
+        stream = events(server, LONG)
+        next(stream)
+        server.process.send_signal(signal.SIGTERM)
+        *_, last = stream
         assert last["error"]["code"] == "engine_unavailable"
         assert server.ends() == 0
         assert "Traceback" not in server.log.read_text()
 
 
 def test_second_signal_exits_at_once(model: str) -> None:
-    with launched(model, *SIMULATED, "--slots", "4", "--drain-timeout", "60") as server:
+    with launched(model, *SIMULATED, "--slots", "4", "--drain-timeout", "600") as server:
         stream = events(server, LONG)
         next(stream)
         server.process.send_signal(signal.SIGTERM)
         wait_until_unready(server)
         assert server.process.poll() is None
         server.process.send_signal(signal.SIGTERM)
-        assert server.ends(5) == 128 + signal.SIGTERM
+        assert server.ends() == 128 + signal.SIGTERM
         with pytest.raises(httpx.HTTPError):
             list(stream)
 
 
 def test_frozen_process_continues(model: str) -> None:
     """The process is stopped for longer than the step timeout, as when a machine sleeps."""
-    with serving(model, *SHAPES, "--step-timeout", "2", programs="tiny") as server:
+    with serving(model, *SHAPES, "--step-timeout", "5", programs="tiny") as server:
         stream = events(server, {**LONG, "max_tokens": 3000})
         next(stream)
         server.process.send_signal(signal.SIGSTOP)
-        time.sleep(4)
+        time.sleep(7)
         server.process.send_signal(signal.SIGCONT)
         assert "error" not in list(stream)[-1]
 
@@ -282,15 +303,24 @@ def test_client_that_stops_reading_is_disconnected(model: str) -> None:
 
 
 def test_deadlines(model: str) -> None:
-    """Deadlines hold in the queue and in total, for streams and whole responses."""
-    with serving(model, *SIMULATED, "--slots", "1", "--request-timeout", "4") as server:
+    """Deadlines of requests hold in the queue and in total, for streams and whole responses."""
+    with serving(model, *SIMULATED, "--slots", "1") as server:
         stream = events(server, LONG)
         next(stream)
         waiting = ask(server, {**SHORT, "queue_timeout": 0.5})
         assert (waiting.status_code, waiting.json()["error"]["code"]) == (503, "queue_timeout")
         late = ask(server, {**SHORT, "timeout": 0.5})
         assert (late.status_code, late.headers["x-should-retry"]) == (504, "false")
-        *tokens, last = stream
+        stream.close()
+        *tokens, last = events(server, {**LONG, "timeout": 5})
+        assert tokens
+        assert last["error"]["code"] == "request_timeout"
+        assert ask(server).status_code == 200
+
+
+def test_the_servers_deadline(model: str) -> None:
+    with serving(model, *SIMULATED, "--slots", "1", "--request-timeout", "5") as server:
+        *tokens, last = events(server, LONG)
         assert tokens
         assert last["error"]["code"] == "request_timeout"
         assert ask(server).status_code == 200
@@ -315,7 +345,7 @@ def test_retry_after_of_refused_clients_is_right(model: str) -> None:
         for each in clients:
             each.start()
         for each in clients:
-            each.join(60)
+            each.join(240)
         assert outcomes.count(200) == 16
         assert 0 < outcomes.count(429) < 160
 

@@ -138,7 +138,7 @@ def test_a_later_server_that_contracts_tables_stops_this_one(tiny_config: Path, 
         upgrade_further(store, RESPONSES, "UPDATE roost_responses SET num_stalls = 0", oldest=known + 1)
         refused = read(server, stored)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_outdated")
-        ready = httpx.get(f"{server.url}/health/ready")
+        ready = httpx.get(f"{server.url}/health/ready", timeout=60)
         assert (ready.status_code, ready.json()["error"]["code"]) == (503, "store_outdated")
         chat = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
         assert httpx.post(f"{server.url}/v1/chat/completions", json=chat, timeout=60).status_code == 200

@@ -1,7 +1,6 @@
 """Several processes, each with its own devices, serve one model as hosts of a group."""
 
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -11,23 +10,12 @@ from typing import Any
 
 import httpx
 import pytest
+from ports import free_ports
 from server_process import ServerProcess, launched, start
 
 pytestmark = pytest.mark.mesh
 
 TINY_MODEL = Path(__file__).parents[1] / "golden" / "tiny-a" / "hf"
-
-
-def free_ports() -> int:
-    """Returns the first of two consecutive free ports."""
-    while True:
-        with socket.create_server(("127.0.0.1", 0)) as one:
-            port: int = one.getsockname()[1]
-            try:
-                with socket.create_server(("127.0.0.1", port + 1)):
-                    return port
-            except OSError:
-                continue
 
 
 @contextmanager
@@ -61,7 +49,7 @@ def test_a_chat_over_two_hosts_is_that_of_one_device() -> None:
         assert [chat(leader.url, temperature=0) for _ in range(3)] == [expected] * 3
         for process in (leader.process, *followers):  # as when each Pod is stopped
             process.send_signal(signal.SIGTERM)
-        assert [leader.ends(), *(follower.wait(30) for follower in followers)] == [0, 0], leader.log.read_text()
+        assert [leader.ends(), *(follower.wait(120) for follower in followers)] == [0, 0], leader.log.read_text()
 
 
 def endless(url: str) -> dict[str, Any]:
@@ -82,10 +70,10 @@ def test_losing_a_host_is_reported_and_ends_the_group(number: signal.Signals) ->
             followers[1].send_signal(number)
             rest = list(lines)
         assert any('"error"' in line for line in rest), rest[-3:]
-        assert time.monotonic() - began < 20
-        assert leader.ends(20) == 1
+        assert time.monotonic() - began < 60
+        assert leader.ends() == 1
         assert "a host of the group has been lost" in leader.log.read_text()
-        assert all(follower.wait(30) != 0 for follower in (followers[0], followers[2]))
+        assert all(follower.wait(120) != 0 for follower in (followers[0], followers[2]))
 
 
 def test_followers_end_when_the_leader_is_lost() -> None:
@@ -93,7 +81,7 @@ def test_followers_end_when_the_leader_is_lost() -> None:
         with httpx.Client(timeout=60) as client, client.stream("POST", **endless(leader.url)) as stream:
             assert next(stream.iter_lines()).startswith("data: {")
             leader.process.kill()
-        assert followers[0].wait(30) == 1
+        assert followers[0].wait(120) == 1
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from ports import free_port
 from prometheus_client.parser import text_string_to_metric_families
 from server_process import API_KEY, ServerProcess, serving
 
@@ -17,8 +18,7 @@ MAX_CONNECTIONS, RESERVED = 50, 64
 @contextmanager
 def served(tiny_config: Path, *arguments: str) -> Iterator[tuple[ServerProcess, str]]:
     """Yields a server that needs a key, and the address of its admin port."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     options = ("--simulate", "v5e", "--slots", "8", "--admin-port", str(port), *arguments)
     with serving(f"random:{tiny_config}", *options, ROOST_API_KEY=API_KEY) as server:
         yield server, f"http://127.0.0.1:{port}"

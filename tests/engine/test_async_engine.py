@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 from fake_runner import FakePending, FakeRunner
+from roost.engine import engine_core
 from roost.engine.async_engine import AsyncEngine
 from roost.engine.engine_core import EngineCore
 from roost.engine.prefix_cache.cache import PrefixCache
@@ -69,6 +70,16 @@ class QueueSink:
         self.items.put_nowait(item)
 
 
+async def outputs_of(sink: QueueSink) -> list[TokenOutput]:
+    """Returns the outputs up to the last one."""
+    outputs: list[TokenOutput] = []
+    while not outputs or outputs[-1].finish_reason is None:
+        item = await sink.items.get()
+        assert isinstance(item, TokenOutput)
+        outputs.append(item)
+    return outputs
+
+
 async def generate(engine: AsyncEngine, request: Request) -> AsyncGenerator[TokenOutput]:
     """Outputs of a request as they come; closing this aborts it."""
     sink = QueueSink()
@@ -94,6 +105,24 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.001)
+
+
+@dataclass
+class Clock:
+    """A clock that only the test moves."""
+
+    now: float = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of the steps."""
+    clock = Clock()
+    monkeypatch.setattr(engine_core, "time", clock)
+    return clock
 
 
 async def test_many_streams_at_once() -> None:
@@ -136,7 +165,7 @@ async def test_abort_from_outside_ends_the_stream() -> None:
 
 def block_until(condition: Callable[[], bool]) -> None:
     """Keeps the event loop busy until the engine's thread gets there."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.001)
@@ -144,22 +173,23 @@ def block_until(condition: Callable[[], bool]) -> None:
 
 async def test_an_event_loop_that_falls_behind_gets_several_steps_at_once() -> None:
     async with running(slots=1) as engine:
-        stream = generate(engine, Request("a", (1,), SamplingParams(max_tokens=50)))
-        first = await anext(stream)
-        block_until(lambda: engine.stats.num_running == 0)
-        rest = [output async for output in stream]
-        assert len(rest) <= 2  # the last step may not have been handed over yet
-        assert [token for output in (first, *rest) for token in output.token_ids] == list(range(2, 52))
-        assert rest[-1].finish_reason is FinishReason.LENGTH
+        sink = QueueSink()
+        engine.submit(Request("a", (1,), SamplingParams(max_tokens=50)), sink)
+        block_until(lambda: engine.stats.generated_tokens == 50)
+        outputs = await outputs_of(sink)
+        assert len(outputs) <= 2  # the last step may not have been handed over yet
+        assert [token for output in outputs for token in output.token_ids] == list(range(2, 52))
+        assert outputs[-1].finish_reason is FinishReason.LENGTH
 
 
-async def test_an_error_is_an_output_of_its_own_behind_the_tokens() -> None:
+async def test_an_error_is_an_output_of_its_own_behind_the_tokens(clock: Clock) -> None:
     async with running(slots=1) as engine:
-        request = Request("a", (1,), SamplingParams(max_tokens=None), deadline=time.monotonic() + 0.3)
-        stream = generate(engine, request)
-        await anext(stream)
+        sink = QueueSink()
+        engine.submit(Request("a", (1,), SamplingParams(max_tokens=None), deadline=clock.now + 1), sink)
+        block_until(lambda: engine.stats.generated_tokens > 5)
+        clock.now += 1
         block_until(lambda: engine.stats.num_running == 0)
-        *tokens, end = [output async for output in stream]
+        *tokens, end = await outputs_of(sink)
         assert 1 <= len(tokens) <= 2
         assert len(tokens[0].token_ids) > 1
         assert [output.finish_reason for output in tokens] == [None] * len(tokens)
@@ -214,6 +244,7 @@ async def test_failed_step_ends_every_request_and_the_engine() -> None:
 
 
 async def test_stop_ends_unfinished_requests_and_the_thread() -> None:
+    others = set(threading.enumerate())
     async with running() as engine:
         stream = generate(engine, Request("endless", (1,), SamplingParams(max_tokens=None)))
         await anext(stream)
@@ -221,7 +252,7 @@ async def test_stop_ends_unfinished_requests_and_the_thread() -> None:
         with pytest.raises(EngineDeadError, match="stopped"):
             async for _ in stream:
                 pass
-    assert all(thread.name != "engine" for thread in threading.enumerate())
+    assert all(thread.name != "engine" for thread in set(threading.enumerate()) - others)
 
 
 async def test_error_of_build_is_raised_by_wait_ready() -> None:
@@ -328,20 +359,31 @@ async def test_stop_does_not_wait_for_a_stuck_step() -> None:
         runner.gate.set()
 
 
-async def test_timeouts_while_others_run() -> None:
+async def test_timeouts_while_others_run(clock: Clock) -> None:
     async with running(slots=1) as engine:
-        now = time.monotonic()
-        long = generate(engine, Request("long", (1,), SamplingParams(max_tokens=None), deadline=now + 0.5))
+        now = clock.now
+        long = generate(engine, Request("long", (1,), SamplingParams(max_tokens=None), deadline=now + 5))
         await anext(long)
+        impatient = asyncio.create_task(collect_or_raise(engine, Request("impatient", (1,), start_by=now + 2)))
+        await until(lambda: engine.stats.num_waiting == 1)
+        await steps(engine)
+        assert engine.stats.num_waiting == 1
+        clock.now = now + 2
         with pytest.raises(QueueTimeoutError):
-            await collect_or_raise(engine, Request("impatient", (1,), start_by=now + 0.2))
-        assert time.monotonic() >= now + 0.2
+            await impatient
+        await steps(engine)
         assert engine.stats.num_running == 1
+        clock.now = now + 5
         errors = [output.error async for output in long]
         assert errors[:-1] == [None] * (len(errors) - 1)
         assert isinstance(errors[-1], RequestTimeoutError)
-        assert time.monotonic() >= now + 0.5
         await until(lambda: engine.stats.num_running == 0)
+
+
+async def steps(engine: AsyncEngine) -> None:
+    """Waits for some steps of a busy engine."""
+    num_steps = engine.stats.steps
+    await until(lambda: engine.stats.steps > num_steps + 3)
 
 
 async def collect_or_raise(engine: AsyncEngine, request: Request) -> None:
@@ -404,8 +446,9 @@ async def test_timeouts_while_all_wait_for_the_disk() -> None:
     async with running_on(tier := SlowTier()) as (engine, _):
         with pytest.raises(RequestTimeoutError):
             await collect_or_raise(engine, Request("a", (1,), deadline=time.monotonic() + 0.2))
+        num_searches = len(tier.searches)  # none if the deadline passed before the first step
         reader = asyncio.create_task(collect(engine, Request("b", (1,))))
-        await until(lambda: len(tier.searches) == 2)
+        await until(lambda: len(tier.searches) > num_searches)
         reader.cancel()
         await until(lambda: engine.stats.num_waiting == 0)
 
@@ -417,12 +460,20 @@ class GatedRunner(FakeRunner):
         super().__init__()
         self.gate = threading.Event()
         self.gate.set()
+        self._is_waiting = threading.Event()
         self._log = log
 
     def run(self, batch: Batch) -> FakePending:
         self._log.append("step")
-        assert self.gate.wait(60)
+        if not self.gate.is_set():
+            self._is_waiting.set()
+            assert self.gate.wait(60)
         return super().run(batch)
+
+    async def close_gate(self) -> None:
+        """Closes the gate, and waits until the engine's thread stands before it: what comes now is queued."""
+        self.gate.clear()
+        await until(self._is_waiting.is_set)
 
 
 class LoggingCore(EngineCore):
@@ -446,7 +497,7 @@ async def test_step_waits_for_one_save() -> None:
     await engine.wait_ready()
     stream = generate(engine, Request("endless", (1,), SamplingParams(max_tokens=None)))
     await anext(stream)
-    runner.gate.clear()
+    await runner.close_gate()
     saves = [asyncio.create_task(engine.save("endless", 1)) for _ in range(20)]
     unknown = asyncio.create_task(engine.save("unknown"))
     await asyncio.sleep(0)  # all are in the inbox now
@@ -482,7 +533,7 @@ async def test_step_waits_for_a_bounded_number_of_commands() -> None:
     await engine.wait_ready()
     stream = generate(engine, Request("endless", (1,), SamplingParams(max_tokens=None)))
     await anext(stream)
-    runner.gate.clear()
+    await runner.close_gate()
     others = [
         asyncio.create_task(collect(engine, Request(f"r{n}", (1,), SamplingParams(max_tokens=1)))) for n in range(500)
     ]
@@ -508,7 +559,7 @@ async def test_cancelled_save_is_skipped() -> None:
     await engine.wait_ready()
     stream = generate(engine, Request("endless", (1,), SamplingParams(max_tokens=None)))
     await anext(stream)
-    runner.gate.clear()
+    await runner.close_gate()
     saves = [asyncio.create_task(engine.save("endless")) for _ in range(20)]
     await asyncio.sleep(0)
     for save in saves[:19]:
@@ -572,13 +623,12 @@ async def test_stop_ends_pending_saves() -> None:
     await engine.wait_ready()
     stream = generate(engine, Request("endless", (1,), SamplingParams(max_tokens=None)))
     await anext(stream)
-    runner.gate.clear()
+    await runner.close_gate()
     saves = [asyncio.create_task(engine.save("endless")) for _ in range(20)]
     await asyncio.sleep(0)
-    stopping = asyncio.create_task(engine.stop())
-    await asyncio.sleep(0)
+    engine.join(0)  # queues the stop behind the saves
     runner.gate.set()
     results = await asyncio.gather(*saves, return_exceptions=True)
-    await stopping
+    await engine.stop()
     assert {type(result) for result in results} <= {EngineStoppedError, SavedState}
     assert any(isinstance(result, EngineStoppedError) for result in results)

@@ -3,18 +3,22 @@
 import math
 import time
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 from roost.engine import EngineDeadError, Simulation, compute_roofline, find_device
 from roost.engine.model.config import PRESETS
+from roost.engine.simulation import device as simulation_device
 from roost.engine.simulation.device import SimulatedDevice, wait_until
 from roost.engine.simulation.durations import StepDurations
 
 
 def durations(text: str, count: int = 20, seconds: float = 100.0) -> list[float]:
-    """Durations of steps that are dispatched at once."""
-    device = SimulatedDevice(Simulation.parse(text), seed=0)
-    ends = [time.monotonic(), *(device.dispatch(seconds) for _ in range(count))]
+    """Durations of steps that are dispatched at once, on a clock that stands still."""
+    device, start = SimulatedDevice(Simulation.parse(text), seed=0), 1000.0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(simulation_device, "time", SimpleNamespace(monotonic=lambda: start))
+        ends = [start, *(device.dispatch(seconds) for _ in range(count))]
     return [end - start for start, end in pairwise(ends)]
 
 
