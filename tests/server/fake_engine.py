@@ -75,6 +75,7 @@ class FakeEngine(AsyncEngine):
       given: all tokens of each, by its id.
       running: ids of those that have not ended.
       gate: nobody gets a token, or a state, while it is closed.
+      num_served: Number of requests that get tokens; later ones wait until they are aborted.
       num_saving: states that are being saved.
       capacity: requests from this number on find a full queue.
       dies_after, breaks_after: so many tokens of a request are given before the engine dies, or a bug shows.
@@ -85,6 +86,7 @@ class FakeEngine(AsyncEngine):
       inserted: states that were put into its prefix cache.
       ready, failure, step: what the engine says of itself.
       lost: what is wrong though the engine has not noticed.
+      num_checks: Number of calls of `check`.
     """
 
     def __init__(self, vocab_size: int = 512) -> None:
@@ -97,6 +99,7 @@ class FakeEngine(AsyncEngine):
         self._serving: dict[str, asyncio.Task[None]] = {}
         self.gate = asyncio.Event()
         self.gate.set()
+        self.num_served: int | None = None
         self.num_saving = 0
         self.capacity = 1000
         self.dies_after: int | None = None
@@ -113,6 +116,7 @@ class FakeEngine(AsyncEngine):
         self.lost: EngineDeadError | None = None
         self.stopped = False
         self.step: int | None = None
+        self.num_checks = 0
 
     @property
     def stats(self) -> EngineStats:
@@ -145,6 +149,7 @@ class FakeEngine(AsyncEngine):
             raise self.failure
 
     def check(self) -> int | None:
+        self.num_checks += 1
         if self.lost is not None and self.failure is None:
             self.fail(self.lost)
         return self.step
@@ -164,6 +169,8 @@ class FakeEngine(AsyncEngine):
             return
         self.requests.append(request)
         self.running.add(request.id)
+        if self.num_served is not None and len(self.requests) > self.num_served:
+            return
         self._serving[request.id] = asyncio.create_task(self._serve(request, sink))
 
     def abort(self, request_id: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import httpx
 import uvicorn
+from fake_server import PATIENCE_S
 from roost.server.app import create_app, open_features
 from roost.server.feature import OpenFeature, Opening
 from roost.server.generation.service import Service
@@ -23,7 +24,7 @@ class Process:
         service: Service,
         announce: Callable[[], None] = lambda: None,
         lag_s: float = 0.0,
-        drain_s: float = 5.0,
+        drain_s: float = 60.0,
         step_s: float = 60.0,
         features: Sequence[OpenFeature] | None = None,
     ) -> None:
@@ -32,14 +33,18 @@ class Process:
         self.signals = Signals()
         features = open_features(Opening(service)) if features is None else features
         app = create_app(service, features=features)
-        server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None))
+        server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, timeout_keep_alive=PATIENCE_S))
         lifecycle = Lifecycle(service, self.signals, Timeouts(lag_s, drain_s, step_s), announce, features)
         self.task = asyncio.create_task(serve_until_stopped(lifecycle, server, [listener], features))
+
+    def client(self) -> httpx.AsyncClient:
+        """Returns a client of the server."""
+        return httpx.AsyncClient(base_url=self.url, timeout=PATIENCE_S)
 
     async def last_event(self, fail: Callable[[], None]) -> str:
         """Starts a stream, calls `fail` after its first event, and returns its last event."""
         async with (
-            httpx.AsyncClient(base_url=self.url) as client,
+            self.client() as client,
             client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as response,
         ):
             lines = response.aiter_lines()

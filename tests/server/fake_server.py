@@ -29,6 +29,9 @@ from roost.server.text.tokenizer import Tokenizer
 
 VOCAB_SIZE = 512
 
+PATIENCE_S = 60
+"""Seconds after which clients of a port give up, and their idle connections end, however busy the machine is."""
+
 
 def served_model(
     tokenizer: Tokenizer, defaults: GenerationDefaults | None = None, max_tokens_limit: int | None = None
@@ -88,11 +91,12 @@ async def live(
     if stall_s is not None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     app = create_app(service, access or Access(), features)
-    server = uvicorn.Server(uvicorn.Config(app, http=http, lifespan="off", log_config=None))  # type: ignore[arg-type]
+    config = uvicorn.Config(app, http=http, lifespan="off", log_config=None, timeout_keep_alive=PATIENCE_S)  # type: ignore[arg-type]
+    server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     try:
-        async with httpx.AsyncClient(base_url=url) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as client:
             yield client
     finally:
         server.should_exit = True

@@ -43,7 +43,7 @@ def started(
 ) -> "asyncio.Task[object]":
     async def run() -> object:
         tenant.set(owner)
-        return await database.run(work, lane=lane, timeout_s=30.0)
+        return await database.run(work, lane=lane, timeout_s=120.0)
 
     return asyncio.create_task(run())
 
@@ -56,7 +56,7 @@ async def occupied(database: Database, lane: Lane, count: int, owner: str = "") 
     def wait(_: Transaction) -> None:
         nonlocal num_open
         num_open += 1
-        assert end.wait(20)
+        assert end.wait(120)
 
     tasks = [started(database, wait, lane, owner) for _ in range(count)]
     await until(lambda: num_open)
@@ -113,7 +113,7 @@ async def test_a_transaction_whose_caller_has_left_is_not_committed(database: Da
     def work(transaction: Transaction) -> None:
         store(transaction)
         has_begun.set()
-        assert goes_on.wait(20)
+        assert goes_on.wait(120)
 
     task = asyncio.create_task(database.run(work, lane=Lane.COMMITS))
     await until(has_begun.is_set)
@@ -128,7 +128,7 @@ async def test_a_write_whose_caller_has_left_never_begins(database: Database) ->
     """Other writes of its transaction do, which waits for a thread."""
     commits = GroupCommit(database)
     async with occupied(database, Lane.COMMITS, 1):
-        left, stays = (asyncio.create_task(commits.write(store, 20.0)) for _ in range(2))
+        left, stays = (asyncio.create_task(commits.write(store, 120.0)) for _ in range(2))
         await until(lambda: not commits._waiting)
         left.cancel()
         await asyncio.gather(left, return_exceptions=True)
@@ -147,7 +147,7 @@ async def test_tenants_take_turns_in_group_commits(database: Database, monkeypat
 
     async def write(owner: str) -> None:
         tenant.set(owner)
-        await commits.write(lambda _: order.append(owner), 20.0)
+        await commits.write(lambda _: order.append(owner), 120.0)
 
     async with asyncio.TaskGroup() as group:
         for owner in "aaaaabb":
@@ -161,9 +161,9 @@ async def test_leases_wait_for_nobody_else(address: str, database: Database) -> 
     async with occupied(database, Lane.READS, 20, "a"), occupied(database, Lane.READS, 20, "b"), asyncio.timeout(60):
         if address.startswith("postgresql"):
             async with occupied(database, Lane.COMMITS, 1):
-                await leases.write(store, 5.0)
+                await leases.write(store, 120.0)
         else:
-            await leases.write(store, 5.0)
+            await leases.write(store, 120.0)
     assert num_stored(database) == 1
 
 
@@ -172,10 +172,10 @@ async def test_a_closed_database_is_unavailable(database: Database, caplog: pyte
     commits = GroupCommit(database)
     async with occupied(database, Lane.COMMITS, 1):
         waiting = started(database, read, Lane.COMMITS)
-        writing = asyncio.create_task(commits.write(store, 20.0))
+        writing = asyncio.create_task(commits.write(store, 120.0))
         await until(lambda: not commits._waiting)
         database.close()
-        for call in (waiting, writing, database.run(read), commits.write(store, 20.0)):
+        for call in (waiting, writing, database.run(read), commits.write(store, 120.0)):
             with pytest.raises(StoreClosedError, match="was closed"):
                 async with asyncio.timeout(60):
                     await call

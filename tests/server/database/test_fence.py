@@ -134,7 +134,7 @@ async def test_an_upgrade_waits_for_transactions_that_have_passed_the_fence(post
 
     def add_slowly(transaction: Transaction) -> None:
         has_begun.set()
-        assert may_end.wait(30)
+        assert may_end.wait(120)
         add(transaction)
 
     def waits() -> bool:
@@ -142,7 +142,7 @@ async def test_an_upgrade_waits_for_transactions_that_have_passed_the_fence(post
         return bool(observer.run_now(lambda each: each.rows(query)))
 
     with ThreadPoolExecutor(1) as threads:
-        adding = asyncio.create_task(database.run(add_slowly, lane=Lane.COMMITS, timeout_s=60))
+        adding = asyncio.create_task(database.run(add_slowly, lane=Lane.COMMITS, timeout_s=120))
         await until(has_begun.is_set)
         upgrading = threads.submit(upgrade, address, CONTRACTED)
         await until(waits)

@@ -13,6 +13,7 @@ import pytest
 import uvicorn
 from fake_engine import FakeEngine
 from fake_server import until
+from held_time import HeldTime, held_time
 from roost.server.app import create_app
 from roost.server.generation.service import Service
 from roost.server.http.connection import MAX_PIPELINED, LimitedConnection
@@ -24,14 +25,33 @@ BODY = b'{"prompt": "a", "max_tokens": 2}'
 WHOLE = HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
 
 
-class ShortLimits(LimitedConnection):
+class SmallLimits(LimitedConnection):
     max_head_bytes = 2000
+    head_s = 120.0
+    body_s = 120.0
+
+
+class ShortLimits(SmallLimits):
+    """Counts the bytes of the last connection, so that a test can tell when the server has received them."""
+
     head_s = 0.3
     body_s = 0.6
+    num_received = 0
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        ShortLimits.num_received += len(data)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        ShortLimits.num_received = 0
 
 
 class PatientLimits(LimitedConnection):
     """Gives clients more time than a test takes, so that only the number of connections is a limit."""
+
+    head_s = 120.0
+    body_s = 120.0
 
 
 MAX_BUSY = 4
@@ -43,7 +63,8 @@ async def serving(
 ) -> AsyncIterator[None]:
     config = uvicorn.Config(
         create_app(service),
-        http=cast(type[asyncio.Protocol], partial(connection, stall_s=5.0, connections=connections)),
+        http=cast(type[asyncio.Protocol], partial(connection, stall_s=60.0, connections=connections)),
+        timeout_keep_alive=120,
         lifespan="off",
         log_config=None,
         ws="none",
@@ -59,6 +80,14 @@ async def serving(
 
 @pytest.fixture
 async def port(service: Service) -> AsyncIterator[int]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    async with serving(service, SmallLimits, OpenConnections(20), listener):
+        yield listener.getsockname()[1]
+
+
+@pytest.fixture
+async def hasty_port(service: Service) -> AsyncIterator[int]:
+    """Port of a server whose clients have `ShortLimits`."""
     listener = socket.create_server(("127.0.0.1", 0))
     async with serving(service, ShortLimits, OpenConnections(20), listener):
         yield listener.getsockname()[1]
@@ -94,14 +123,14 @@ async def connected(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyn
         writer.close()
 
 
-async def talk(port: int, *pieces: bytes, pause: float = 0.0) -> bytes:
+async def talk(port: int, *pieces: bytes) -> bytes:
     """Sends the pieces, and returns all bytes received until the connection is closed."""
     async with connected(port) as (reader, writer):
         response = asyncio.create_task(reader.read())
         for piece in pieces:
             if not response.done():
                 writer.write(piece)
-                await asyncio.sleep(pause)
+                await asyncio.sleep(0)
         async with asyncio.timeout(60):
             return await response
 
@@ -171,54 +200,84 @@ async def test_oversized_head_is_refused(port: int, pieces: list[bytes]) -> None
     await assert_serves(port)
 
 
-async def test_slow_head_times_out(port: int) -> None:
-    response = await talk(port, *[b"GET / HTTP/1.1\r\n", *[b"A: b\r\n"] * 20], pause=0.05)
+async def dribble(port: int, start: bytes, piece: bytes, seconds: float) -> bytes:
+    """Sends a start, and then pieces for this time, and returns all bytes received until the connection is closed.
+
+    Another client is served later.
+    """
+    with held_time() as time:
+        async with connected(port) as (reader, writer):
+            writer.write(start)
+            await time.until(lambda: ShortLimits.num_received == len(start))
+            for count in range(1, 10):
+                await time.skip(seconds / 10)
+                writer.write(piece)
+                await time.until(lambda number=count: ShortLimits.num_received == len(start) + number * len(piece))
+            assert not reader.at_eof()
+            await time.skip(seconds / 10 + 0.001)
+            response = await reader.read()
+        await assert_serves(port)
+    return response
+
+
+async def test_slow_head_times_out(hasty_port: int) -> None:
+    response = await dribble(hasty_port, b"GET / HTTP/1.1\r\n", b"A: b\r\n", ShortLimits.head_s)
     assert error(response) == (408, "request_too_slow")
-    await assert_serves(port)
 
 
-async def test_slow_body_times_out(port: int, engine: FakeEngine) -> None:
-    response = await talk(port, HEAD + b"Content-Length: 100\r\n\r\n", *[b"{"] * 20, pause=0.1)
+async def test_slow_body_times_out(hasty_port: int, engine: FakeEngine) -> None:
+    response = await dribble(hasty_port, HEAD + b"Content-Length: 100\r\n\r\n", b"{", ShortLimits.body_s)
     assert error(response) == (408, "request_too_slow")
-    assert not engine.requests
-    await assert_serves(port)
+    assert len(engine.requests) == 1  # the other client's
 
 
-async def test_silent_connection_is_closed(port: int) -> None:
-    assert await talk(port) == b""
+async def test_silent_connection_is_closed(hasty_port: int) -> None:
+    assert await talk(hasty_port) == b""
 
 
-async def test_idle_connection_stays_open_between_requests(port: int) -> None:
-    async with connected(port) as (reader, writer):
-        for _ in range(2):
-            writer.write(WHOLE)
-            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
-            await reader.readuntil(b"}}}")
-            await asyncio.sleep(0.4)  # longer than the head timeout, but no head has started
-        writer.write(b"GET ")
-        async with asyncio.timeout(60):
+async def test_idle_connection_stays_open_between_requests(hasty_port: int) -> None:
+    with held_time() as time:
+        async with connected(hasty_port) as (reader, writer):
+            for _ in range(2):
+                writer.write(WHOLE)
+                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+                await reader.readuntil(b"}}}")
+                await time.skip(0.4)  # longer than the head timeout, but no head has started
+            before = ShortLimits.num_received
+            writer.write(b"GET ")
+            await time.until(lambda: ShortLimits.num_received > before)
+            await time.skip(0.4)
             assert error(await reader.read()) == (408, "request_too_slow")
 
 
-async def test_head_timeout_does_not_end_a_running_request(port: int, engine: FakeEngine) -> None:
+async def wait_for_bytes(time: HeldTime, num_bytes: int) -> None:
+    """Waits until the server has received these bytes of a connection, and lets more time pass than it has for one."""
+    await time.until(lambda: ShortLimits.num_received == num_bytes)
+    for _ in range(8):
+        await time.skip(0.1)
+
+
+async def test_head_timeout_does_not_end_a_running_request(hasty_port: int, engine: FakeEngine) -> None:
     """The engine takes longer than the head timeout, while the client has started another request."""
     engine.gate.clear()
-    async with connected(port) as (reader, writer):
-        writer.write(WHOLE + b"\r\n")
-        await asyncio.sleep(0.8)
-        engine.gate.set()
-        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+    with held_time() as time:
+        async with connected(hasty_port) as (reader, writer):
+            writer.write(WHOLE + b"\r\n")
+            await wait_for_bytes(time, len(WHOLE) + 2)
+            engine.gate.set()
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
 
 
-async def test_pipelined_requests_are_served_in_order(port: int, engine: FakeEngine) -> None:
+async def test_pipelined_requests_are_served_in_order(hasty_port: int, engine: FakeEngine) -> None:
     engine.gate.clear()
-    async with connected(port) as (reader, writer):
-        writer.write(WHOLE + WHOLE[:-5])  # the second is incomplete while the first runs
-        await asyncio.sleep(0.8)
-        engine.gate.set()
-        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
-        writer.write(WHOLE[-5:])
-        assert (await reader.readuntil(b"\r\n\r\n")).endswith(b"\r\n\r\n")
+    with held_time() as time:
+        async with connected(hasty_port) as (reader, writer):
+            writer.write(WHOLE + WHOLE[:-5])  # the second is incomplete while the first runs
+            await wait_for_bytes(time, 2 * len(WHOLE) - 5)
+            engine.gate.set()
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+            writer.write(WHOLE[-5:])
+            assert (await reader.readuntil(b"\r\n\r\n")).endswith(b"\r\n\r\n")
 
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: r\r\nConnection: close\r\n\r\n"

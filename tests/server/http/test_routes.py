@@ -81,10 +81,10 @@ async def test_error_of_a_body_parsed_on_a_worker_thread(client: httpx.AsyncClie
 async def test_many_invalid_values_are_refused_quickly(client: httpx.AsyncClient, path: str, head: bytes) -> None:
     """Describing one invalid value takes about 100 µs and 1 kB."""
     content = head + b",".join([b"1.5"] * 100_000) + _close(head)
-    began = time.perf_counter()
+    began = time.process_time()  # of the processor: others may use it meanwhile
     response = await client.post(path, content=content, headers=JSON)
     assert response.status_code == 400
-    assert time.perf_counter() - began < 2.0
+    assert time.process_time() - began < 2.0
 
 
 def _close(head: bytes) -> bytes:

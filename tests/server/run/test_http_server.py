@@ -32,7 +32,7 @@ def test_an_address_of_another_machine_is_refused() -> None:
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="the system has no socket for both")
 def test_the_ipv6_wildcard_accepts_ipv4_too() -> None:
     with listen("::", 0) as listener:
-        socket.create_connection(("127.0.0.1", listener.getsockname()[1]), timeout=5).close()
+        socket.create_connection(("127.0.0.1", listener.getsockname()[1]), timeout=60).close()
 
 
 class LateClients(HttpServer):
@@ -46,7 +46,7 @@ class LateClients(HttpServer):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for _ in range(20):
-            client = socket.create_connection(self._url(), timeout=10)
+            client = socket.create_connection(self._url(), timeout=60)
             client.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: roost\r\ncontent-length: 0\r\n\r\n")
             self.clients.append(client)
         await super().shutdown(sockets)
@@ -54,9 +54,10 @@ class LateClients(HttpServer):
 
 @pytest.mark.parametrize("is_ready", [True, False])
 async def test_clients_that_connect_during_shutdown_get_a_response(
-    engine: FakeEngine, service: Service, is_ready: bool
+    engine: FakeEngine, service: Service, monkeypatch: pytest.MonkeyPatch, is_ready: bool
 ) -> None:
     """Clients get one while the model is loading, too."""
+    monkeypatch.setattr("roost.server.run.http_server._LAST_REQUEST_TIMEOUT_S", 60.0)
     if not is_ready:
         engine.ready.clear()
     listener = socket.create_server(("127.0.0.1", 0))
@@ -75,4 +76,4 @@ async def test_clients_that_connect_during_shutdown_get_a_response(
             assert answer.startswith(b"HTTP/1.1 503 ")
             assert b"shutting_down" in answer
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(address, timeout=10)
+        socket.create_connection(address, timeout=60)

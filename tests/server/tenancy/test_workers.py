@@ -20,7 +20,7 @@ class Job:
 
     def __call__(self) -> str:
         self._started.append(self._name)
-        assert self.end.wait(10)
+        assert self.end.wait(120)
         return self._name
 
 

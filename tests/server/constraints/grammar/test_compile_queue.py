@@ -19,7 +19,7 @@ from roost.server.constraints.grammar.compile_queue import CompileQueue
 from roost.server.tenancy.tenant import tenant
 from roost.server.text.tokenizer import TokenIdsOnly, Tokenizer
 
-HANGS_S = 30
+HANGS_S = 60
 
 
 class FakeCompiler:

@@ -129,8 +129,14 @@ async def test_a_silent_stream_pings(engine: FakeEngine, model: ServedModel, mon
     monkeypatch.setattr(streaming, "FIRST_TOKEN_TIMEOUT_S", 0.1)
     engine.gate.clear()
     async with live(make_service(engine, model, keep_alive_s=0.02)) as client:
-        asyncio.get_running_loop().call_later(1.0, engine.gate.set)
-        names = [name for name, _ in events((await create(client, stream=True)).text)]
+        body = {"messages": HI, "max_tokens": 3, "stream": True}
+        async with client.stream("POST", "/v1/messages", json=body) as response:
+            text = ""
+            async for piece in response.aiter_text():
+                text += piece
+                if text.count("event: ping") > 3:
+                    engine.gate.set()
+    names = [name for name, _ in events(text)]
     assert names.count("ping") > 3
     assert names[-1] == "message_stop"
 

@@ -160,18 +160,18 @@ async def test_two_replicas_share_a_batch(api: openai.AsyncOpenAI, batches: Open
 async def test_a_cancelled_batch_keeps_what_it_has(
     api: openai.AsyncOpenAI, batches: OpenBatches, engine: FakeEngine
 ) -> None:
+    engine.num_served = 10
     batch = await started(api, lines(40))
     async with working(batches) as worker:
         while not (await api.batches.retrieve(batch.id)).request_counts.completed:
             await asyncio.sleep(0.01)
-        engine.gate.clear()
+        await until(lambda: len(engine.requests) > engine.num_served)
         batch = await api.batches.cancel(batch.id)
         assert (batch.status, batch.cancelled_at is not None) == ("cancelled", True)
         worker._renewed_at = 0.0
         async with asyncio.timeout(60):
             while engine.running:
                 await asyncio.sleep(0.02)
-        engine.gate.set()
     assert len(await outputs(api, batch.output_file_id)) == batch.request_counts.completed < 40
 
 
@@ -236,7 +236,7 @@ async def test_a_full_disk_stops_uploads_and_lets_batches_wait(
     engine: FakeEngine, model: ServedModel, disk: SmallDisk, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing half-written is served, and a batch goes on when there is room again."""
-    monkeypatch.setattr("roost.server.features.batches.batch_store._REPLY_S", 1.5)
+    monkeypatch.setattr("roost.server.features.batches.batch_store._REPLY_S", 60.0)
     batches = OpenBatches(make_service(engine, model), BatchStore(database, RETENTION_S))
     transport = httpx.ASGITransport(app_of(batches))
     async with (

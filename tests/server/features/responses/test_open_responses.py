@@ -65,7 +65,7 @@ async def test_background_work_holds_its_memory_until_it_ends(service: Service, 
 async def test_shutdown_drains_a_background_response(engine: FakeEngine, service: Service) -> None:
     feature = OpenResponses(service)
     process = Process(service, features=features_with(service, feature))
-    async with httpx.AsyncClient(base_url=process.url) as client:
+    async with process.client() as client:
         engine.gate.clear()
         begun = (await client.post("/v1/responses", json={"input": "a", "background": True})).json()
         process.signals.first = signal.SIGTERM

@@ -570,7 +570,12 @@ async def test_pages_that_cannot_be(client: httpx.AsyncClient, name: str, value:
 async def test_a_silent_stream_is_kept_alive(engine: FakeEngine, model: ServedModel) -> None:
     engine.gate.clear()
     async with live(make_service(engine, model, keep_alive_s=0.02)) as client:
-        asyncio.get_running_loop().call_later(1.2, engine.gate.set)
-        text = (await create(client, stream=True)).text
+        body = {"input": "hi", "max_output_tokens": 3, "stream": True}
+        async with client.stream("POST", "/v1/responses", json=body) as response:
+            text = ""
+            async for piece in response.aiter_text():
+                text += piece
+                if ": keep-alive\n\n" in text:
+                    engine.gate.set()
     assert ": keep-alive\n\n" in text
     assert events(text)[-1][0] == "response.incomplete"

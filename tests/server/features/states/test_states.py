@@ -414,7 +414,7 @@ async def test_files_on_their_way_out_count_too(service: Service) -> None:
         status, size = await get(path)
         assert status == 200
         assert size > stored.num_bytes - 10_000
-        done, pending = await asyncio.wait(unread, return_when=asyncio.FIRST_COMPLETED, timeout=10)
+        done, pending = await asyncio.wait(unread, return_when=asyncio.FIRST_COMPLETED, timeout=60)
         assert len(done) == 1
         for task in pending:
             task.cancel()
