@@ -63,7 +63,15 @@ from .types.request import FinishReason, Replay, Request, TokenLogprobs, TokenOu
 from .types.sampling_params import MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS, SAMPLING_FIELDS, SamplingParams
 from .types.simulation import SIMULATED, Simulation
 from .types.snapshot import Snapshot
-from .types.speculation import NO_DRAFTS, DraftCounts, Speculation, history_bytes
+from .types.speculation import (
+    MAX_PREDICTION,
+    NO_DRAFTS,
+    UNUSED_PREDICTION,
+    DraftCounts,
+    PredictionUse,
+    Speculation,
+    history_bytes,
+)
 from .types.tenant_store import TenantStore
 from .types.token_ids import ID_BYTES, id_bytes, ids_in, pack_ids
 from .types.units import shown_bytes
@@ -77,6 +85,7 @@ __all__ = [
     "ID_BYTES",
     "MAX_BIASES",
     "MAX_LOGPROBS",
+    "MAX_PREDICTION",
     "MAX_STOP_IDS",
     "MAX_TOKENS",
     "MODEL_ERROR",
@@ -87,6 +96,7 @@ __all__ = [
     "SIMULATED",
     "STEP_TOKEN_BOUNDS",
     "TEXT_TOKENS",
+    "UNUSED_PREDICTION",
     "Adapter",
     "AsyncEngine",
     "CacheStats",
@@ -114,6 +124,7 @@ __all__ = [
     "NumericError",
     "OutputSink",
     "ParameterError",
+    "PredictionUse",
     "PrefixCache",
     "Progress",
     "Quantization",

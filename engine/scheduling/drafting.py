@@ -60,7 +60,7 @@ class Drafting:
         if self._settings is None:
             return
         if running.repetition is None:
-            running.repetition = Repetition(running.request.prompt_token_ids, 2 * self._settings.min_match)
+            running.repetition = Repetition(running.request.searched_token_ids, 2 * self._settings.min_match)
             if running.request.replay is not None:
                 running.repetition.add(running.request.replay.token_ids)
         running.repetition.add(token_ids)

@@ -15,7 +15,7 @@ class Repetition:
     """Last tokens of a request. New text has many pairs of tokens twice, but few longer sequences.
 
     Args:
-      prompt: Token ids of the prompt.
+      prompt: Token ids of the prompt, or others before the generated ones.
       length: Number of last tokens that must have occurred before, in the same order.
     """
 

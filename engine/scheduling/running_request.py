@@ -12,6 +12,7 @@ from ..types.output_constraint import TokenMask
 from ..types.request import FinishReason, Request, RowResult, TokenLogprobs, TokenOutput, error_output
 from ..types.sampling_params import NO_CHOICE
 from ..types.snapshot import Snapshot
+from ..types.speculation import UNUSED_PREDICTION, PredictionUse
 from ..types.tenant_store import TenantStore
 from ..types.token_ids import ID_BYTES, id_bytes
 from .repetition import Repetition
@@ -54,6 +55,7 @@ class RunningRequest:
       constraint: Output constraint that follows the generated tokens, if there is one.
       has_output: Whether an output has been returned.
       repetition: Its last tokens, with speculation and once it has an output.
+      prediction: Tokens of the request's prediction that were drafted so far.
     """
 
     request: Request
@@ -75,6 +77,7 @@ class RunningRequest:
     constraint: TokenConstraint | None = None
     has_output: bool = False
     repetition: Repetition | None = None
+    prediction: PredictionUse = UNUSED_PREDICTION
 
     @property
     def keeps_tokens(self) -> bool:
@@ -134,7 +137,7 @@ class RunningRequest:
     def resume(self, last: "RunningRequest") -> None:
         """Continues with the values, other than tokens, that the request had in its last slot."""
         self.started_at, self.num_cached, self.has_output = last.started_at, last.num_cached, last.has_output
-        self.constraint = last.constraint
+        self.constraint, self.prediction = last.constraint, last.prediction
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +267,7 @@ def _book_tokens(
     output = TokenOutput(tokens, logprobs[:count] if logprobs and count else None)
     if reason is not None:
         stop_reason = _stop_reason(running, tokens) if reason is FinishReason.STOP else None
-        output = output._replace(finish_reason=reason, stop_reason=stop_reason)
+        output = output._replace(finish_reason=reason, stop_reason=stop_reason, prediction=running.prediction)
     if is_first:
         scores, started_at = _prompt_logprobs(running), running.started_at
         output = output._replace(prompt_logprobs=scores, started_at=started_at, num_cached=running.num_cached)

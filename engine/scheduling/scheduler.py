@@ -304,6 +304,8 @@ class Scheduler:
             return ()
         if result.prompt_logprobs:
             running.prompt_logprobs.extend(result.prompt_logprobs)
+        if result.prediction is not None:
+            running.prediction = running.prediction.plus(result.prediction)
         return book_result(running, result) if result.token_ids else ()
 
     def _insert(self, running: RunningRequest, block_states: Sequence[BlockState]) -> None:

@@ -23,7 +23,8 @@ class DraftState(NamedTuple):
     """State of each row that its next draft depends on.
 
     Attributes:
-      history: Last tokens, the one at position p in column p mod H.
+      history: Tokens to look drafts up in, the one at position p in column p mod H. A prediction takes positions
+        before the last tokens of the prompt.
       depth: Maximum number of tokens of the next draft. At 0 or less, tokens are guessed but not verified: at -n, until
         n + 1 guesses in a row were right.
     """
@@ -49,11 +50,13 @@ class Drafts(NamedTuple):
       tokens: Tokens that may follow each row's last one.
       counts: Number of drafted tokens of each row.
       is_guessed: Whether there is a guess for each row.
+      starts: Position of each row's first token in the history, if there is a guess.
     """
 
     tokens: Int32[Array, "R T"]
     counts: Int32[Array, " R"]
     is_guessed: Bool[Array, " R"]
+    starts: Int32[Array, " R"]
 
 
 def propose(
@@ -72,15 +75,16 @@ def propose(
 
     def search() -> Drafts:
         distance = _match_distances(state.history, positions, settings)
+        starts = positions + 1 - distance
         ahead = jnp.arange(settings.num_tokens) % jnp.maximum(distance, 1)[:, None]
-        tokens = tokens_at(state.history, positions[:, None] + 1 - distance[:, None] + ahead)
+        tokens = tokens_at(state.history, starts[:, None] + ahead)
         is_guessed = (distance > 0) & (limits > 0)
         most = jnp.clip(jnp.minimum(state.depth, limits), 0, settings.num_tokens)
-        return Drafts(tokens, jnp.where(is_guessed, most, 0), is_guessed)
+        return Drafts(tokens, jnp.where(is_guessed, most, 0), is_guessed, starts)
 
     rows = limits.shape[0]
     tokens, counts = jnp.zeros((rows, settings.num_tokens), jnp.int32), jnp.zeros(rows, jnp.int32)
-    nothing = Drafts(tokens, counts, jnp.zeros(rows, jnp.bool))
+    nothing = Drafts(tokens, counts, jnp.zeros(rows, jnp.bool), counts)
     drafts: Drafts = jax.lax.cond(jnp.any(limits > 0), search, lambda: nothing)
     return drafts
 

@@ -10,7 +10,7 @@ from .errors import RoostError
 from .output_constraint import Constraint, TokenMask
 from .sampling_params import SamplingParams
 from .snapshot import BlockState, Snapshot
-from .speculation import DraftCounts
+from .speculation import HISTORY, MAX_MATCH, MAX_PREDICTION, UNUSED_PREDICTION, DraftCounts, PredictionUse
 from .token_ids import pack_ids
 
 
@@ -64,6 +64,8 @@ class Request:
       state_is_imported: Whether `state` came from a file, directly or through earlier requests. Non-finite activations
         may then be caused by the state.
       replay: Tokens after which the request continues; None for a new request. Prompt tokens are not scored again.
+      predicted_token_ids: Tokens that the output is expected to have, from its first one on, packed by `pack_ids`.
+        Drafts are looked up in them; they change no output. Only the first `MAX_PREDICTION` are kept.
 
     Raises:
       ValueError: The prompt is empty, or the replay's snapshot does not match its tokens.
@@ -84,9 +86,12 @@ class Request:
     state: Snapshot | None = None
     state_is_imported: bool = False
     replay: Replay | None = None
+    predicted_token_ids: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt_token_ids", pack_ids(self.prompt_token_ids))
+        if self.predicted_token_ids:
+            object.__setattr__(self, "predicted_token_ids", pack_ids(self.predicted_token_ids[:MAX_PREDICTION]))
         if not self.prompt_token_ids:
             raise ValueError("prompt must hold at least one token")
         if self.replay is not None and self.replay.snapshot is not None:
@@ -98,6 +103,16 @@ class Request:
     def num_replayed(self) -> int:
         """Number of tokens that were generated before."""
         return 0 if self.replay is None else len(self.replay.token_ids)
+
+    @property
+    def searched_token_ids(self) -> Sequence[int]:
+        """Tokens in which drafts are looked up, before the generated ones.
+
+        A prediction follows the prompt, whose last tokens are repeated after it. They then occur before the prediction,
+        whose first tokens are drafted after them.
+        """
+        prompt, predicted = self.prompt_token_ids[-HISTORY:], self.predicted_token_ids
+        return pack_ids(prompt, predicted, prompt[-MAX_MATCH:]) if predicted else prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +238,7 @@ class RowResult(NamedTuple):  # a frozen dataclass takes five times as long to c
       prompt_logprobs: Log-probabilities of the prompt token after each of the chunk's tokens, if requested.
       block_states: States at the block boundaries that the chunk has passed, in order, if there is a prefix cache.
       drafts: Drafted and accepted tokens, if any were drafted.
+      prediction: Tokens of the request's prediction among them, if it has one.
     """
 
     token_ids: tuple[int, ...] = ()
@@ -230,6 +246,7 @@ class RowResult(NamedTuple):  # a frozen dataclass takes five times as long to c
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     block_states: tuple[BlockState, ...] = ()
     drafts: DraftCounts | None = None
+    prediction: PredictionUse | None = None
 
 
 class TokenOutput(NamedTuple):  # like `RowResult`
@@ -245,6 +262,7 @@ class TokenOutput(NamedTuple):  # like `RowResult`
       error: Error, with `FinishReason.ERROR`.
       started_at: Time at which the prompt's first chunk was dispatched, in seconds of `time.monotonic`, on the first
         output only.
+      prediction: Tokens of the request's prediction that were drafted, on the last output only.
     """
 
     token_ids: tuple[int, ...] = ()
@@ -255,6 +273,7 @@ class TokenOutput(NamedTuple):  # like `RowResult`
     started_at: float | None = None
     error: RoostError | None = None
     num_cached: int = 0
+    prediction: PredictionUse = UNUSED_PREDICTION
 
 
 def join_outputs(outputs: Sequence[TokenOutput]) -> TokenOutput:
@@ -269,6 +288,7 @@ def join_outputs(outputs: Sequence[TokenOutput]) -> TokenOutput:
         finish_reason=last.finish_reason,
         stop_reason=last.stop_reason,
         error=last.error,
+        prediction=last.prediction,
     )
 
 

@@ -13,7 +13,12 @@ MAX_MATCH: Final = 16
 
 
 HISTORY: Final = 4096
-"""Number of last tokens of a request, its prompt included, in which drafts are looked up."""
+"""Number of last tokens of a request, its prompt and its prediction included, in which drafts are looked up."""
+
+MAX_PREDICTION: Final = 3072
+"""Maximum number of tokens of a prediction in which drafts are looked up. The rest of `HISTORY` has last tokens of the
+prompt at first. As output overwrites the oldest tokens, a prediction is lost only once the output is some 1,000 tokens
+longer than the part of the prediction that it has reached."""
 
 NO_DRAFTS: Final = "speculative_config works on one CPU device only; leave it out, or set it to null"
 """Error of devices that draft no tokens."""
@@ -50,6 +55,36 @@ class Speculation:
 def history_bytes(speculation: Speculation | None) -> int:
     """Returns the bytes of the last tokens that the device has of each slot; 0 without speculation."""
     return 0 if speculation is None else 4 * HISTORY
+
+
+class PredictionUse(NamedTuple):
+    """Tokens of a prediction that drafts had, as bits: bit i is the token at index i. Each token counts once.
+
+    Attributes:
+      drafted: Tokens that were drafted.
+      accepted: Tokens that were drafted and accepted at least once.
+    """
+
+    drafted: int = 0
+    accepted: int = 0
+
+    @property
+    def num_accepted(self) -> int:
+        """Number of accepted tokens."""
+        return self.accepted.bit_count()
+
+    @property
+    def num_rejected(self) -> int:
+        """Number of tokens that were drafted, but never accepted."""
+        return (self.drafted & ~self.accepted).bit_count()
+
+    def plus(self, other: "PredictionUse") -> "PredictionUse":
+        """Returns the use by the drafts of both."""
+        return PredictionUse(self.drafted | other.drafted, self.accepted | other.accepted)
+
+
+UNUSED_PREDICTION: Final = PredictionUse()
+"""Use of a prediction of which no token was drafted."""
 
 
 class DraftCounts(NamedTuple):

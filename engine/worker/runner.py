@@ -27,6 +27,7 @@ from ..types.request import (
 )
 from ..types.snapshot import Snapshot, window_rows
 from ..types.speculation import DraftCounts
+from .draft_history import prediction_use
 from .executor import Executor
 from .programs import first_token_rows
 from .speculative_steps import Speculated
@@ -72,11 +73,13 @@ class PendingSpeculation:
     Attributes:
       batch: The batch.
       places: Row of each request in the steps.
+      max_drafts: Maximum number of drafted tokens of a request in a step.
       result: Tokens of the steps.
     """
 
     batch: DecodeBatch
     places: tuple[int, ...]
+    max_drafts: int
     result: Speculated
 
     def wait(self) -> tuple[RowResult, ...]:
@@ -87,12 +90,14 @@ class PendingSpeculation:
         is_own = np.asarray(self.result.rows) == place
         tokens, places = np.asarray(self.result.sampled.tokens)[is_own].tolist(), np.argwhere(is_own).tolist()
         row = _row_result(request, tuple(tokens), self.result.sampled.logprobs, list(map(tuple, places)))
-        drafts, drafted = (int(np.asarray(x)[place]) for x in (self.result.drafts, self.result.drafted))
+        by_step = (np.asarray(x)[:, place] for x in (self.result.starts, self.result.drafted, self.result.accepted))
+        drafts = [each for each in zip(*(x.tolist() for x in by_step), strict=True) if each[1]]
         if not drafts:
             return row
-        return row._replace(
-            drafts=DraftCounts(drafts, drafted, tuple(np.asarray(self.result.accepted)[place].tolist()))
-        )
+        accepted = tuple(sum(each[2] > index for each in drafts) for index in range(self.max_drafts))
+        counts = DraftCounts(len(drafts), sum(each[1] for each in drafts), accepted)
+        use = prediction_use(request, drafts) if request.predicted_token_ids else None
+        return row._replace(drafts=counts, prediction=use)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +216,8 @@ class ModelRunner:
         self.layout = executor.layout
         self._first_token_rows = first_token_rows(executor.layout.shards)
         self._block_states: tuple[BlockStates, ...] = ()
-        self._has_drafts = executor.layout.speculation is not None
+        settings = executor.layout.speculation
+        self._has_drafts, self._max_drafts = settings is not None, 0 if settings is None else settings.num_tokens
 
     @property
     def slots(self) -> int:
@@ -261,7 +267,8 @@ class ModelRunner:
         if batch.drafts and rows in self.executor.programs.speculate:
             limits = np.zeros(rows, np.int32)
             limits[list(places)] = batch.drafts
-            return PendingSpeculation(batch, places, self.executor.speculate(active, limits, batch.steps))
+            result = self.executor.speculate(active, limits, batch.steps)
+            return PendingSpeculation(batch, places, self._max_drafts, result)
         return PendingDecode(batch, places, self.executor.decode(active, batch.steps))
 
     def _replay(self, rows: Sequence[ReplayedRow]) -> None:

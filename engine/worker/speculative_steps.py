@@ -38,16 +38,16 @@ class Speculated(NamedTuple):
     Attributes:
       sampled: Tokens of each round.
       rows: Row that each token belongs to; R for those that are not kept. A row's tokens are in order.
-      drafts: Number of rounds in which each row had drafts.
+      starts: Position of the first token of each row's draft in its history.
       drafted: Number of drafted tokens of each row.
-      accepted: Number of accepted tokens of each row, by their place in the draft.
+      accepted: Number of accepted tokens of each row.
     """
 
     sampled: Sampled
     rows: Int32[Array, "K M"]
-    drafts: Int32[Array, " R"]
-    drafted: Int32[Array, " R"]
-    accepted: Int32[Array, "R T"]
+    starts: Int32[Array, "K R"]
+    drafted: Int32[Array, "K R"]
+    accepted: Int32[Array, "K R"]
 
 
 class _Carry(NamedTuple):
@@ -106,18 +106,18 @@ def speculative_step(
         ran: _Carry = jax.lax.switch(branch, branches, carry, drafts)
         return ran._replace(done=carry.done + 1)
 
-    nothing = _no_tokens(model, rows, (max_steps, sizes[-1]), settings)
+    nothing = _no_tokens(model, rows, (max_steps, sizes[-1]))
     carry = _Carry(jnp.zeros((), jnp.int32), pool.states.first(rows), slots, nothing)
     carry = jax.lax.while_loop(is_wanted, run_round, carry)
     states = pool.states.with_first(rows, carry.layers)
     return StatePool(states, with_progress(pool.slots, carry.slots, model.collectives)), carry.result
 
 
-def _no_tokens(model: Griffin, rows: int, shape: tuple[int, int], settings: Speculation) -> Speculated:
-    zeros = jnp.zeros(rows, jnp.int32)
+def _no_tokens(model: Griffin, rows: int, shape: tuple[int, int]) -> Speculated:
+    zeros = jnp.zeros((shape[0], rows), jnp.int32)
     sampled = Sampled(jnp.zeros(shape, jnp.int32), no_logprobs(shape, model.config.vocab_size, MAX_LOGPROBS))
     of_rows = jnp.full(shape, rows, jnp.int32)
-    return Speculated(sampled, of_rows, zeros, zeros, jnp.zeros((rows, settings.num_tokens), jnp.int32))
+    return Speculated(sampled, of_rows, zeros, zeros, zeros)
 
 
 def _draft(settings: Speculation, active: Bool[Array, " R"], limits: Int32[Array, " R"], slots: SlotState) -> Drafts:
@@ -166,7 +166,8 @@ def _verify_round(
     accepted = accept(drafts, by_row, jax.vmap(is_last, (1, 1, None), 1)(by_row, later, slots.sampling))
     kept = Kept(slots.positions, pairs.counts, accepted.last)
     new_slots = _advance(settings, slots, live, drafts, by_row, accepted)
-    result = _add(_put(carry.result, carry.done, sampled, _kept_rows(pairs, accepted)), drafts, accepted)
+    result = _put(carry.result, carry.done, sampled, _kept_rows(pairs, accepted))
+    result = _with_drafts(result, carry.done, drafts, accepted)
     return carry._replace(layers=tuple(each.keep(kept) for each in states), slots=new_slots, result=result)
 
 
@@ -212,11 +213,10 @@ def _kept_rows(pairs: Pairs, accepted: Accepted) -> Int32[Array, " M"]:
     return jnp.where(pairs.offsets <= pairs.of_rows(accepted.last), pairs.rows, pairs.counts.shape[0])
 
 
-def _add(result: Speculated, drafts: Drafts, accepted: Accepted) -> Speculated:
-    """Returns the result with the numbers of a round."""
-    places = jnp.arange(result.accepted.shape[1])
+def _with_drafts(result: Speculated, done: Int32[Array, ""], drafts: Drafts, accepted: Accepted) -> Speculated:
+    """Returns the result with the drafts of a round."""
     return result._replace(
-        drafts=result.drafts + (drafts.counts > 0),
-        drafted=result.drafted + drafts.counts,
-        accepted=result.accepted + (places < accepted.counts[:, None]),
+        starts=result.starts.at[done].set(drafts.starts),
+        drafted=result.drafted.at[done].set(drafts.counts),
+        accepted=result.accepted.at[done].set(accepted.counts),
     )

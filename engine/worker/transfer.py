@@ -14,7 +14,7 @@ from ..types.output_constraint import TokenMask, mask_of_ids
 from ..types.request import PrefillChunk, ReplayedRow, Request
 from ..types.sampling_params import NO_LIMIT, NO_TOKEN, NUMBER_COLUMNS, PENALTY_WINDOW, SAMPLING_COLUMNS, SamplingState
 from ..types.snapshot import BlockState, Snapshot, snapshot_of
-from ..types.speculation import HISTORY
+from .draft_history import histories
 from .steps import FirstTokenInput, PrefillInput, ReplayInput
 
 _SMALLEST_NORMAL: Final = float(np.finfo(np.float32).tiny)
@@ -119,7 +119,7 @@ def first_token_input(
         columns["rows"][row], columns["slots"][row] = source, chunk.slot
         columns["lengths"][row] = chunk.start + chunk.length
     sampling, masks = _sampling_and_masks([(chunk.request, chunk.mask) for _, chunk in ends], rows, mask_words)
-    history = _histories([chunk.request.prompt_token_ids for _, chunk in ends], rows) if drafts else None
+    history = histories([(chunk.request, ()) for _, chunk in ends], rows) if drafts else None
     return FirstTokenInput(sampling=SamplingState(**sampling), history=history, **masks, **columns)
 
 
@@ -141,31 +141,21 @@ def replay_input(
     }
     recent: Any = np.full((size, PENALTY_WINDOW), NO_TOKEN, np.int32)
     for place, row in enumerate(rows):
-        assert row.request.replay is not None
-        token_ids = row.request.replay.token_ids[: row.num_tokens]
+        token_ids = _generated(row)
         position, last = len(row.request.prompt_token_ids) + row.num_tokens - 1, token_ids[-PENALTY_WINDOW:]
         columns["slots"][place], columns["tokens"][place] = row.slot, token_ids[-1]
         columns["positions"][place] = position
         recent[place, np.arange(position - len(last) + 1, position + 1) % PENALTY_WINDOW] = last
     sampling, masks = _sampling_and_masks([(row.request, row.mask) for row in rows], size, mask_words)
     memory = TokenMemory(recent=recent, **masks)
-    history = _histories([_tokens_of(row) for row in rows], size) if drafts else None
+    history = histories([(row.request, _generated(row)) for row in rows], size) if drafts else None
     return ReplayInput(sampling=SamplingState(**sampling), memory=memory, history=history, **columns)
 
 
-def _tokens_of(row: ReplayedRow) -> Sequence[int]:
-    """Returns all tokens before the one that the row's step samples."""
+def _generated(row: ReplayedRow) -> tuple[int, ...]:
+    """Returns the tokens that the request has generated before the row's step."""
     assert row.request.replay is not None
-    return (*row.request.prompt_token_ids, *row.request.replay.token_ids[: row.num_tokens])
-
-
-def _histories(tokens: Sequence[Sequence[int]], rows: int) -> Any:
-    """Returns `DraftState.history` `[R, H]` of requests with these tokens; the other rows have none."""
-    histories = np.full((rows, HISTORY), NO_TOKEN, np.int32)
-    for row, own in enumerate(tokens):
-        first = max(0, len(own) - HISTORY)
-        histories[row, np.arange(first, len(own)) % HISTORY] = own[first:]
-    return histories
+    return row.request.replay.token_ids[: row.num_tokens]
 
 
 def _sampling_and_masks(

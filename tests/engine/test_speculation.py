@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from roost.engine import (
+    UNUSED_PREDICTION,
     ConfigError,
     DraftCounts,
     EngineConfig,
     EngineCore,
     ModelRunner,
+    PredictionUse,
     PrefixCache,
     Request,
     SamplingParams,
@@ -25,6 +27,8 @@ from roost.engine import (
     open_model,
 )
 from roost.engine.checkpoint.source import ModelSource
+from roost.engine.prefix_cache.request_snapshot import RequestSnapshotFormat
+from roost.engine.scheduling import preemption
 from roost.engine.scheduling.draft_switch import DraftSwitch
 from roost.engine.types.mesh import MeshShape
 from roost.engine.types.request import Replay
@@ -272,6 +276,126 @@ def test_a_replayed_request_goes_on_with_drafts(runner: ModelRunner) -> None:
         assert rest.logprobs == (whole.logprobs or ())[length:]
         assert core.stats.drafts is not None
         assert core.stats.drafts.tokens
+
+
+def edited(token_ids: Sequence[int]) -> tuple[int, ...]:
+    """An output as somebody may have predicted it: another token now and then, one missing, and one too many."""
+    changed = [token if place % 9 != 5 else 3 + token % 300 for place, token in enumerate(token_ids)]
+    return (*changed[:12], *changed[13:20], 7, *changed[20:])
+
+
+def new_texts(runner: ModelRunner, fields: Sequence[dict[str, Any]]) -> tuple[list[Request], dict[str, TokenOutput]]:
+    """Returns requests whose prompts and outputs repeat little, with predictions, and their outputs without drafts."""
+    rng = np.random.default_rng(5)
+    prompts = {length: tuple(rng.integers(3, 320, length).tolist()) for length in (1, 9, 70, 90)}
+    params = {"max_tokens": 40, "temperature": 3.0, "logprobs": 2, "logprob_token_ids": (5,)}
+    requests = []
+    for index, each in enumerate(fields):
+        length, fork_of = each.get("prompt", 9), each.get("fork_of")
+        own = SamplingParams(**{**params, "seed": index, **each.get("params", {})})
+        requests.append(Request(str(index), prompts[length], own, fork_of=fork_of))
+    outputs = serve(make_core(runner, drafts=False), requests)
+    return [replace(each, predicted_token_ids=edited(outputs[each.id].token_ids)) for each in requests], outputs
+
+
+PREDICTED: dict[str, list[dict[str, Any]]] = {
+    "sampled": [{"prompt": length} for length in (1, 9, 70, 90)],
+    "greedy": [
+        {"prompt": length, "params": {"temperature": 0.0, "repetition_penalty": 2.0}} for length in (1, 9, 70, 90)
+    ],
+    "penalties": [{"params": {"frequency_penalty": 0.5, "repetition_penalty": 1.2, "min_tokens": 20}}] * 3,
+    "forks": [{"prompt": 70}, *[{"prompt": 70, "fork_of": "0"}] * 4],
+}
+
+
+@pytest.mark.parametrize("name", PREDICTED)
+def test_predictions_change_no_bit(runner: ModelRunner, name: str) -> None:
+    """The second time, prompts come from the prefix cache."""
+    requests, expected = new_texts(runner, PREDICTED[name])
+    core = make_core(runner, drafts=True)
+    for _ in range(2):
+        uses = check_uses(core, requests, expected)
+        for request in requests:
+            assert 0 < uses[request.id].num_accepted <= len(expected[request.id].token_ids)
+        assert sum(use.num_rejected for use in uses.values()) > 0
+    assert_both(core.stats.drafts)
+
+
+def check_uses(
+    core: EngineCore, requests: Sequence[Request], expected: dict[str, TokenOutput]
+) -> dict[str, PredictionUse]:
+    """Serves requests, compares their outputs, and returns how their predictions were used."""
+    for request in requests:
+        core.add(request)
+    outputs: dict[str, list[TokenOutput]] = {request.id: [] for request in requests}
+    while not core.is_idle:
+        for name, output in core.step():
+            outputs[name].append(output)
+    assert {name: joined(own) for name, own in outputs.items()} == expected
+    assert all(output.prediction == UNUSED_PREDICTION for own in outputs.values() for output in own[:-1])
+    return {name: own[-1].prediction for name, own in outputs.items()}
+
+
+def test_a_predicted_output_takes_fewer_steps(runner: ModelRunner) -> None:
+    ((request,), expected) = new_texts(runner, [{}])
+    whole = replace(request, predicted_token_ids=expected["0"].token_ids)
+    num_steps = []
+    for each in (replace(request, predicted_token_ids=()), whole):
+        core = make_core(runner, drafts=True, decode_steps=1)
+        core.add(each)
+        count = 0
+        while not core.is_idle:
+            core.step()
+            count += 1
+        num_steps.append(count)
+    assert num_steps[1] < 0.8 * num_steps[0]
+
+
+def test_predictions_without_effect(runner: ModelRunner) -> None:
+    """Without speculation, or one token at a time, nothing of a prediction is drafted; nor of a useless one."""
+    requests, expected = new_texts(runner, [{}, {}])
+    cases = [
+        (False, requests),
+        (True, [replace(each, stepwise=True) for each in requests]),
+        (True, [replace(each, predicted_token_ids=(320, 321, 322)) for each in requests]),
+    ]
+    for drafts, some in cases:
+        uses = check_uses(make_core(runner, drafts=drafts), some, expected)
+        assert {use.num_accepted for use in uses.values()} == {0}
+
+
+def test_a_replayed_request_goes_on_with_its_prediction(runner: ModelRunner) -> None:
+    ((request,), expected) = new_texts(runner, [{"prompt": 70}])
+    for length in (1, 7, 20):
+        output, replay = expected["0"], Replay(expected["0"].token_ids[:length])
+        rest = output._replace(token_ids=output.token_ids[length:], logprobs=(output.logprobs or ())[length:])
+        uses = check_uses(make_core(runner, drafts=True), [replace(request, replay=replay)], {"0": rest})
+        assert uses["0"].num_accepted
+
+
+def test_a_preempted_request_keeps_its_prediction(runner: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preemption, "_LINGER_S", 0.0)
+    requests, expected = new_texts(runner, [{}] * runner.slots)
+    limits, cache = replace(runner.limits, itl_target_s=0.0, decode_steps=1), PrefixCache(runner.window, 10**8)
+    scheduler = Scheduler(runner.slots, 100, limits, cache=cache)
+    core = EngineCore(
+        scheduler, runner, request_snapshot_format=RequestSnapshotFormat("test", runner.state_format.snapshot)
+    )
+    results: dict[str, list[TokenOutput]] = {request.id: [] for request in requests}
+    for request in requests:
+        core.add(replace(request, preemptible=True))
+    for step in range(1000):
+        for name, output in core.step():
+            results.setdefault(name, []).append(output)
+        if step == 9:
+            core.add(Request("other", (5, 6, 7), SamplingParams(max_tokens=9)))
+    assert core.is_idle
+    assert core.stats.preemptions > 0
+    assert {name: joined(results[name]) for name in expected} == expected
+    for name in expected:
+        accepted = results[name][-1].prediction.accepted
+        assert accepted & 0b1111111  # before it lost its slot
+        assert accepted >> 20
 
 
 @pytest.mark.parametrize(

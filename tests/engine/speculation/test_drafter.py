@@ -11,7 +11,7 @@ from roost.engine.speculation.acceptance import accept
 from roost.engine.speculation.drafter import Drafts, DraftState, new_draft_state, within
 from roost.engine.speculation.history import no_history, record
 from roost.engine.types.errors import ConfigError
-from roost.engine.types.speculation import HISTORY, DraftCounts, Speculation
+from roost.engine.types.speculation import HISTORY, DraftCounts, PredictionUse, Speculation
 
 propose, learn = jax.jit(drafter.propose, static_argnums=3), jax.jit(drafter.learn, static_argnums=4)
 SETTINGS = Speculation(4, min_match=2, max_match=3)
@@ -63,6 +63,12 @@ def test_the_draft_is_what_followed_the_last_tokens(tokens: list[int], expected:
     assert drafts_of(tokens) == [expected]
 
 
+def test_a_draft_says_where_it_comes_from() -> None:
+    positions = int32(5, 11)
+    state = state_of([[1, 2, 3, 4, 1, 2], [1, 2, 9, 8, 1, 2, 7, 6, 5, 4, 1, 2]])
+    assert propose(state, positions, int32(9, 9), SETTINGS).starts.tolist() == [2, 6]
+
+
 def test_rows_are_independent_and_limited() -> None:
     repeat, other = [1, 2, 3, 4, 1, 2], [5, 6, 7]
     assert drafts_of(repeat, other, repeat) == [[3, 4, 1, 2], [], [3, 4, 1, 2]]
@@ -99,7 +105,7 @@ def test_a_match_that_lies_across_the_end_of_the_history_is_as_long_as_what_is_l
 
 def after(depth: int, drafted: int, sampled: int, accepted: int = 0, *, is_guessed: bool = True) -> int:
     """Depth after a round that guessed token 4, drafted some tokens and accepted some of them."""
-    drafts = Drafts(int32(4, 4, 4, 4)[None], int32(drafted), jnp.array([is_guessed]))
+    drafts = Drafts(int32(4, 4, 4, 4)[None], int32(drafted), jnp.array([is_guessed]), int32(0))
     return int(learn(int32(depth), drafts, int32(sampled), int32(accepted), SETTINGS)[0])
 
 
@@ -154,7 +160,7 @@ def test_samples_are_kept_up_to_the_first_that_differs(
     draft: list[int], sampled: list[int], ends: list[int], accepted: int, last: int
 ) -> None:
     tokens = jnp.array([[*draft, *[4] * (3 - len(draft))]], jnp.int32)
-    drafts = Drafts(tokens, int32(len(draft)), jnp.array([True]))
+    drafts = Drafts(tokens, int32(len(draft)), jnp.array([True]), int32(0))
     are_ends = jnp.array([[place in ends for place in range(4)]])
     result = accept(drafts, jnp.array([sampled], jnp.int32), are_ends)
     assert (int(result.counts[0]), int(result.last[0])) == (accepted, last)
@@ -173,6 +179,11 @@ def test_samples_are_kept_up_to_the_first_that_differs(
 def test_numbers_out_of_range_are_refused(numbers: tuple[int, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Speculation(*numbers)
+
+
+def test_a_token_of_a_prediction_counts_once() -> None:
+    use = PredictionUse(0b0111, 0b0001).plus(PredictionUse(0b1110, 0b0010)).plus(PredictionUse(0b0001, 0))
+    assert (use.num_accepted, use.num_rejected) == (2, 2)
 
 
 def test_counts_add_up() -> None:
