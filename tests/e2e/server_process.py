@@ -55,7 +55,7 @@ class ServerProcess:
     url: str
     log: Path
 
-    def ends(self, seconds: float = 30) -> int:
+    def ends(self, seconds: float = 120) -> int:
         """Waits for the end of the process and returns its exit status."""
         return self.process.wait(timeout=seconds)
 
