@@ -122,7 +122,7 @@ def test_a_forged_file_changes_only_its_tenants_answers(first: httpx.Client, sec
 def test_the_terminal_moves_a_chat(servers: tuple[ServerProcess, ServerProcess], tmp_path: Path) -> None:
     def talk(server: ServerProcess, text: str) -> str:
         process = start("chat", "--url", server.url, "--temperature", "0", stdin=PIPE, ROOST_API_KEY="11")
-        out, err = process.communicate(text, timeout=120)
+        out, err = process.communicate(text, timeout=280)
         assert process.returncode == 0, err
         return out
 

@@ -516,7 +516,7 @@ os.waitpid(child, 0)
 @pytest.mark.parametrize("kind", ["LLM", "AsyncLLM"])
 def test_a_forked_process_is_told_to_make_its_own(kind: str, tiny_config: Path) -> None:
     script = FORKED.format(kind=kind, model=f"random:{tiny_config}")
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=280)
     said = f"this {kind} runs in the parent process: make one in each process, started by spawn\n"
     assert (done.returncode, done.stdout) == (0, said), done.stderr
 
@@ -535,7 +535,7 @@ def test_a_script_ends_by_itself(llm: LLM, tiny_config: Path, tmp_path: Path) ->
     """Without `if __name__`, without closing anything, and with a request that runs."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(model=f"random:{tiny_config}"))
-    done = subprocess.run([sys.executable, "-P", script], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-P", script], capture_output=True, text=True, timeout=280)
     assert (done.returncode, done.stdout) == (0, "4\n"), done.stderr
     assert "Traceback" not in done.stderr
     assert "Exception" not in done.stderr

@@ -28,7 +28,7 @@ def simulated(tiny_config: Path) -> Iterator[ServerProcess]:
 
 @pytest.fixture
 def client(simulated: ServerProcess) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=simulated.url, timeout=30) as client:
+    with httpx.Client(base_url=simulated.url, timeout=120) as client:
         yield client
 
 

@@ -17,7 +17,7 @@ _fresh = itertools.count(1)
 @pytest.fixture
 def client(server: ServerProcess) -> Iterator[httpx.Client]:
     headers = {"authorization": f"Bearer {API_KEY}"}
-    with httpx.Client(base_url=server.url, headers=headers, timeout=60) as client:
+    with httpx.Client(base_url=server.url, headers=headers, timeout=240) as client:
         yield client
 
 
@@ -55,7 +55,7 @@ def test_tenants(client: httpx.Client) -> None:
 
 async def test_a_client_that_leaves_and_comes_back(server: ServerProcess, client: httpx.Client) -> None:
     tokens = prompt(100_000)
-    async with httpx.AsyncClient(base_url=server.url, headers=client.headers) as leaving:
+    async with httpx.AsyncClient(base_url=server.url, headers=client.headers, timeout=240) as leaving:
         before = (await leaving.get("/load")).json()["prompt_tokens"]
         asking = asyncio.create_task(leaving.post("/generate", json={"token_ids": tokens, "max_tokens": 1}))
         while (await leaving.get("/load")).json()["prompt_tokens"] < before + 2048:

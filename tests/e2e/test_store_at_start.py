@@ -38,12 +38,12 @@ def respond(server: ServerProcess, **fields: Any) -> httpx.Response:
 
 
 def ready(server: ServerProcess) -> tuple[int, Any]:
-    response = httpx.get(f"{server.url}/health/ready")
+    response = httpx.get(f"{server.url}/health/ready", timeout=60)
     return response.status_code, response.json()
 
 
 def available(server: ServerProcess) -> set[str]:
-    page = httpx.get(f"{server.url}/metrics").text
+    page = httpx.get(f"{server.url}/metrics", timeout=60).text
     return {line for line in page.splitlines() if line.startswith("roost_store_available")}
 
 
@@ -70,7 +70,7 @@ def test_a_server_starts_without_its_database_and_connects_later(
         assert 'roost_store_available{feature="responses"} 1.0' in available(server)
         stored = respond(server)
         assert stored.status_code == 200
-        assert httpx.get(f"{server.url}/v1/responses/{stored.json()['id']}").status_code == 200
+        assert httpx.get(f"{server.url}/v1/responses/{stored.json()['id']}", timeout=60).status_code == 200
         assert "the store's database can be used again" in server.log.read_text()
 
 

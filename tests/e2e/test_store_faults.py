@@ -70,10 +70,10 @@ def test_a_full_database_refuses_what_it_cannot_store(model: str, tmp_path: Path
         assert last["type"] == "response.failed", "it is not stored, and says so"
         assert respond(server, store=False).status_code == 200
         for each in stored:
-            assert httpx.get(f"{server.url}/v1/responses/{each['id']}").json() == each
+            assert httpx.get(f"{server.url}/v1/responses/{each['id']}", timeout=60).json() == each
         assert len(lines(server, "database or disk is full")) == 1
         for each in stored:
-            assert httpx.delete(f"{server.url}/v1/responses/{each['id']}").status_code == 200
+            assert httpx.delete(f"{server.url}/v1/responses/{each['id']}", timeout=60).status_code == 200
         assert respond(server).status_code == 200
         assert len(lines(server, "can be used again")) == 1
 
@@ -133,7 +133,7 @@ def test_a_slow_database_delays_only_what_it_stores(model: str, postgresql: Post
             assert fastest_s < stored_s / 2
             response = ended(server, response_id)
             assert response["usage"]["output_tokens"] == LONG["max_output_tokens"]
-            page = httpx.get(f"{server.url}/metrics").text
+            page = httpx.get(f"{server.url}/metrics", timeout=60).text
             assert "roost_store_fencing_refusals_total 0.0" in page
             assert "roost_store_adoptions_total 0.0" in page
             assert not lines(server, "WARNING")
