@@ -227,6 +227,7 @@ class _ChoiceDecoder:
             stop_reason=stop_reason,
             num_cached=0 if choice.fork_of is not None or choice.earlier_ids else output.num_cached,
             num_sent=detokenizer.num_sent + (hides_last and detokenizer.stop_string is None),
+            prediction=output.prediction,
         )
 
     def _text_until_stop(self, visible: tuple[int, ...], num_tokens: int) -> tuple[str, int]:
@@ -325,6 +326,7 @@ class _JoinedDeltas:
             num_cached=self._num_cached,
             times=last.times,
             num_sent=last.num_sent,
+            prediction=last.prediction,
         )
 
 

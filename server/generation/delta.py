@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ...engine import FinishReason, TokenLogprobs
+from ...engine import UNUSED_PREDICTION, FinishReason, PredictionUse, TokenLogprobs
 from ..constraints.tools import CallPiece
 from ..observability.request_metrics import NEVER, Times
 
@@ -25,6 +25,7 @@ class Delta:
         which reports them for both.
       times: Times of the request; on the last delta only.
       num_sent: Number of the choice's tokens, so far, whose text was sent whole; see `Detokenizer.num_sent`.
+      prediction: Tokens of the request's prediction that were drafted; on the last delta only.
     """
 
     index: int
@@ -39,6 +40,7 @@ class Delta:
     num_cached: int = 0
     times: Times = NEVER
     num_sent: int = 0
+    prediction: PredictionUse = UNUSED_PREDICTION
 
     @property
     def reported_reason(self) -> str | None:

@@ -194,6 +194,7 @@ def _request(own: Admission, choice: Choice, request_id: str) -> Request:
         state=choice.state,
         state_is_imported=choice.state_is_imported,
         replay=choice.replay,
+        predicted_token_ids=choice.predicted_ids,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
-from ...engine import ID_BYTES, MAX_TOKENS, SavedState, pack_ids
+from ...engine import ID_BYTES, MAX_PREDICTION, MAX_TOKENS, SavedState, pack_ids
 from ..constraints.tools import call_text, described, result_text, tools_text
 from ..errors.request_errors import bad_value
 from ..tenancy.workers import Workers
@@ -98,6 +98,20 @@ class PromptEncoder:
         for prompt in encoded:
             await admission.get().keep(len(prompt.token_ids) * ID_BYTES)
         return encoded
+
+    async def prediction(self, text: str) -> Sequence[int]:
+        """Returns the token ids of a predicted output, as many as drafts are looked up in, packed by `pack_ids`.
+
+        Raises:
+          ApiError: The model has no tokenizer.
+        """
+        try:
+            encoded = await self._off_loop(len(text), lambda: self._tokenizer.encode(text, control_tokens=False))
+        except TextUnavailableError as error:
+            raise bad_value("prediction", f"prediction: {error}") from None
+        token_ids = pack_ids(encoded[:MAX_PREDICTION])
+        await admission.get().keep(len(token_ids) * ID_BYTES)
+        return token_ids
 
     def token_ids(self, token_ids: Sequence[int], param: str = "prompt") -> Prompt:
         """Returns a prompt of these ids.

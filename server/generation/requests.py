@@ -64,6 +64,7 @@ def spec_of(body: GenerationFields, params: Sequence[SamplingParams]) -> Generat
         include_stop=body.include_stop_str_in_output,
         ignore_eos=body.ignore_eos,
         cache_salt=body.cache_salt,
+        prediction="" if body.prediction is None else body.prediction.text,
         priority=body.priority,
         queue_timeout_s=body.queue_timeout,
         timeout_s=body.timeout,

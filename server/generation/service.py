@@ -154,6 +154,7 @@ class Service:
             size = await admission.get().run(lambda: response_size(spec, self.model.tokenizer))
             await admission.get().keep(size.prompt_bytes)
             params = size.params
+        predicted_ids = await self._predicted_ids(spec)
         await admission.get().settle()
         stop = await self.stop_strings.build(spec.stop) if spec.stop else ()
         grammar = None if spec.constraint is None else await self._grammar(spec, spec.constraint, scheduling.deadline)
@@ -174,9 +175,20 @@ class Service:
                 state=None if state is None else state.state.snapshot,
                 state_is_imported=state is not None and state.state.is_imported,
                 sends_ids=spec.sends_ids,
+                predicted_ids=predicted_ids,
             )
             for index, (prompt, state, each) in enumerate(pairs)
         ]
+
+    async def _predicted_ids(self, spec: GenerationSpec) -> Sequence[int]:
+        """Returns the tokens of a spec's prediction; none if the engine drafts no tokens.
+
+        Raises:
+          ApiError: The model has no tokenizer for the prediction.
+        """
+        if not spec.prediction or self.engine.stats.drafts is None:
+            return ()
+        return await self.prompts.prediction(spec.prediction)
 
     def saved_state(self, state_id: str | None) -> StoredState | None:
         """Returns the saved state that a request continues, if it names one.

@@ -46,6 +46,7 @@ class GenerationSpec:
       copies: Parts of the prompts that the response repeats.
       state: Saved state that all prompts continue. The prompts already include its token history.
       cache_salt: Name of a separate prefix cache: requests share cached states only with the same salt.
+      prediction: Text that the output is expected to begin with; empty without a prediction.
       priority: Scheduling priority; lower values are scheduled first.
       queue_timeout_s: Maximum time without a slot, in seconds.
       timeout_s: Maximum time until the last token, in seconds.
@@ -64,6 +65,7 @@ class GenerationSpec:
     copies: PromptCopies = PromptCopies()
     state: StoredState | None = None
     cache_salt: str = ""
+    prediction: str = ""
     priority: int = 0
     queue_timeout_s: float | None = None
     timeout_s: float | None = None
@@ -95,6 +97,7 @@ class Choice:
       earlier_ids: Tokens of the choice that another replica has generated. They are prefilled as part of the prompt, so
         the remaining tokens may differ from those of that replica.
       replay: The same tokens, decoded again on an engine like that replica's, so that nothing differs; None otherwise.
+      predicted_ids: See `engine.Request.predicted_token_ids`.
     """
 
     index: int
@@ -112,3 +115,4 @@ class Choice:
     sends_ids: bool = False
     earlier_ids: tuple[int, ...] = ()
     replay: Replay | None = None
+    predicted_ids: Sequence[int] = ()

@@ -34,9 +34,16 @@ class PromptTokensDetails(TypedDict):
 
 
 class CompletionTokensDetails(TypedDict):
-    """Details of `Usage.completion_tokens`."""
+    """Details of `Usage.completion_tokens`.
+
+    `accepted_prediction_tokens` and `rejected_prediction_tokens` count tokens of `prediction`, each once for a choice:
+    those that were drafted and accepted, and those that were drafted but never accepted. Both are 0 until the choice
+    ends, and without speculative decoding.
+    """
 
     reasoning_tokens: int
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
 
 
 class Usage(TypedDict):
@@ -145,6 +152,8 @@ class Report:
         self._num_prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
         self._num_tokens = 0
         self._num_cached = 0
+        self._num_accepted = 0
+        self._num_rejected = 0
         self._num_open = num_choices
         self._times: list[Times] = []
         self._around_text: dict[int, tuple[bytes, bytes]] = {}
@@ -213,6 +222,8 @@ class Report:
         self._num_cached += delta.num_cached
         if delta.finish_reason is not None:
             self._num_open -= 1
+            self._num_accepted += delta.prediction.num_accepted
+            self._num_rejected += delta.prediction.num_rejected
             self._times.append(delta.times)
 
     def _timings_field(self) -> dict[str, Timings]:
@@ -228,7 +239,11 @@ class Report:
             completion_tokens=self._num_tokens,
             total_tokens=self._num_prompt_tokens + self._num_tokens,
             prompt_tokens_details=PromptTokensDetails(cached_tokens=self._num_cached),
-            completion_tokens_details=CompletionTokensDetails(reasoning_tokens=0),
+            completion_tokens_details=CompletionTokensDetails(
+                reasoning_tokens=0,
+                accepted_prediction_tokens=self._num_accepted,
+                rejected_prediction_tokens=self._num_rejected,
+            ),
         )
 
     def _timings(self) -> Timings:

@@ -79,6 +79,8 @@ class SamplingParams:
       priority: Rank among the waiting requests: the lowest number gets a slot first.
       timeout: Maximum seconds for the whole request. A request that takes longer raises an error.
       cache_salt: Name of a separate prefix cache.
+      prediction: Text that the output is expected to begin with, as OpenAI's `{"type": "content", "content": "..."}`.
+        With `speculative_config`, tokens are drafted from it.
       output_kind: Content of the outputs that `AsyncLLM` yields; no other method reads it.
     """
 
@@ -109,6 +111,7 @@ class SamplingParams:
     priority: int | None = None
     timeout: float | None = None
     cache_salt: str | None = None
+    prediction: Mapping[str, Any] | None = None
     output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
 
     def __post_init__(self) -> None:

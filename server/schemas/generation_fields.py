@@ -14,6 +14,7 @@ from .base import (
     Body,
     CacheSalt,
     Count,
+    Fields,
     JsonObject,
     Several,
     Text,
@@ -90,6 +91,34 @@ Prompt = Annotated[
 ]
 
 
+class TextPart(TextOnly):
+    field_rules: ClassVar[FieldRules] = PART_RULES
+
+    type: Literal["text"]
+    """Kind of part."""
+
+    text: str
+    """Text of the part."""
+
+
+class Prediction(Fields):
+    """Text that the output is expected to have. Parts of it are joined by line breaks, as in messages."""
+
+    type: Literal["content"]
+    """Kind of prediction."""
+
+    content: Annotated[
+        Text | Annotated[Several[TextPart], Tag("<list>")],
+        union(is_list, "must be a string or an array of parts"),
+    ]
+    """Text, or parts of a text."""
+
+    @property
+    def text(self) -> str:
+        """The whole text."""
+        return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+
+
 @with_numbers(*NUMBERS)
 class GenerationFields(StructuredFields, SamplingFields):
     """Fields of all requests that generate. None means the checkpoint's default, or OpenAI's if the checkpoint has
@@ -141,6 +170,10 @@ class GenerationFields(StructuredFields, SamplingFields):
     cache_salt: CacheSalt = ""
     """Name of a separate prefix cache: requests reuse states only of requests with the same salt."""
 
+    prediction: Prediction | None = None
+    """Text that the output is expected to begin with. With speculative decoding, tokens are drafted from it, which
+    changes no output; otherwise it has no effect."""
+
     @property
     def num_candidates(self) -> int:
         """Number of choices to generate for each prompt."""
@@ -181,16 +214,6 @@ class CompletionFields(GenerationFields):
         if isinstance(self.prompt[0], int):
             return [self.prompt]
         return cast(Sequence[str | list[int]], self.prompt)
-
-
-class TextPart(TextOnly):
-    field_rules: ClassVar[FieldRules] = PART_RULES
-
-    type: Literal["text"]
-    """Kind of part."""
-
-    text: str
-    """Text of the part."""
 
 
 class RefusalPart(JsonObject):

@@ -9,9 +9,11 @@ from collections.abc import AsyncGenerator, Sequence
 
 import numpy as np
 from roost.engine import (
+    UNUSED_PREDICTION,
     AsyncEngine,
     CacheStats,
     ConstraintError,
+    DraftCounts,
     EngineDeadError,
     EngineStats,
     EngineStoppedError,
@@ -81,6 +83,8 @@ class FakeEngine(AsyncEngine):
       dies_after, breaks_after: so many tokens of a request are given before the engine dies, or a bug shows.
       fails_after, fails_with: the same, but only the request fails, with this.
       num_cached: what it says of every prompt.
+      drafts: what it says of speculation, if it has any.
+      prediction: what it says of every request's prediction.
       constraint_error: what ends every request that has a constraint, after its first token.
       checkpoints: format of its checkpoints, if it has any.
       inserted: states that were put into its prefix cache.
@@ -108,6 +112,8 @@ class FakeEngine(AsyncEngine):
         self.breaks_after: int | None = None
         self.constraint_error: str | None = None
         self.num_cached = 0
+        self.drafts: DraftCounts | None = None
+        self.prediction = UNUSED_PREDICTION
         self.inserted: list[SavedState] = []
         self.checkpoints: RequestSnapshotFormat | None = None
         self.ready = asyncio.Event()
@@ -130,6 +136,7 @@ class FakeEngine(AsyncEngine):
             generated_tokens=20,
             steps=10,
             cache=cache,
+            drafts=self.drafts,
         )
 
     @property
@@ -282,6 +289,7 @@ class FakeEngine(AsyncEngine):
                 else (entry(token_id, params.logprobs, params.logprob_token_ids),),
                 finish_reason=finish_reason,
                 stop_reason=token_id if token_id in params.stop_token_ids else None,
+                prediction=UNUSED_PREDICTION if finish_reason is None else self.prediction,
             )
             first = TokenOutput()
             if finish_reason is not None:

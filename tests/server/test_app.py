@@ -55,7 +55,11 @@ async def test_chat_answers_in_openais_shape(client: httpx.AsyncClient) -> None:
         "completion_tokens": 3,
         "total_tokens": 17,
         "prompt_tokens_details": {"cached_tokens": 0},
-        "completion_tokens_details": {"reasoning_tokens": 0},
+        "completion_tokens_details": {
+            "reasoning_tokens": 0,
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
     }
 
 

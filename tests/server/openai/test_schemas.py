@@ -9,6 +9,7 @@ from roost.server.app import create_app
 from roost.server.generation.requests import chat_conversation
 from roost.server.generation.service import Service
 from roost.server.openai.schemas import ChatBody, CompletionBody
+from roost.server.schemas.base import MAX_MESSAGES
 
 HI = [{"role": "user", "content": "hi"}]
 
@@ -73,6 +74,15 @@ BOTH: list[tuple[str, Any]] = [
     ("bad_words", ["x" * 4096] * 3),
     ("bad_words", ["\u00e9" * 1500]),
     ("logprob_token_ids", [5]),
+    ("prediction", "x"),
+    ("prediction", []),
+    ("prediction", {"content": "x"}),
+    ("prediction", {"type": "text", "content": "x"}),
+    ("prediction", {"type": "content"}),
+    ("prediction", {"type": "content", "content": 5}),
+    ("prediction", {"type": "content", "content": {"type": "text", "text": "x"}}),
+    ("prediction", {"type": "content", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}),
+    ("prediction", {"type": "content", "content": [{"type": "text", "text": "x"}] * (MAX_MESSAGES + 1)}),
     # known, and not there yet
     ("tools", [{"type": "function"}]),
     ("suffix", "x"),
@@ -137,6 +147,12 @@ async def test_a_bad_value_is_a_400_that_names_it(
     [
         ("messages[1].content[0].type", {"messages": [*HI, {"role": "user", "content": [{"type": "x"}]}]}),
         ("stop[1]", {"stop": ["a", ""]}),
+        ("prediction must be an object", {"prediction": "x"}),
+        ("prediction.content must be a string or an array of parts", {"prediction": {"type": "content", "content": 5}}),
+        (
+            "prediction.content[0].text must be a string",
+            {"prediction": {"type": "content", "content": [{"type": "text", "text": 5}]}},
+        ),
         ("stream_options.include_usage", {"stream": True, "stream_options": {"include_usage": 5}}),
     ],
 )

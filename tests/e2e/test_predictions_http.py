@@ -1,0 +1,78 @@
+"""Predicted outputs over HTTP: the bundled model's responses are the same with and without them."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from demo_talk import CHUNK, turns
+from server_process import serving
+
+DRAFTS = ("--speculative-config", '{"method": "ngram", "num_speculative_tokens": 3}')
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[httpx.Client]:
+    with (
+        serving("demo", "--slots", "2", "--prefill-chunk", str(CHUNK), *DRAFTS) as server,
+        httpx.Client(base_url=server.url, timeout=120) as client,
+    ):
+        yield client
+
+
+def body_of(**fields: Any) -> dict[str, Any]:
+    messages = turns("Tell me a story about a boat.")
+    return {"messages": messages, "temperature": 0, "max_tokens": 90, "logprobs": True, "top_logprobs": 2, **fields}
+
+
+def chat(client: httpx.Client, **fields: Any) -> dict[str, Any]:
+    answer: dict[str, Any] = client.post("/v1/chat/completions", json=body_of(**fields)).raise_for_status().json()
+    return answer
+
+
+def edited(text: str) -> dict[str, Any]:
+    """Returns a text as a prediction, with other words now and then."""
+    words = [word if place % 12 != 4 else f"very {word[::-1]}" for place, word in enumerate(text.split(" "))]
+    return {"type": "content", "content": " ".join(words)}
+
+
+def counts(usage: dict[str, Any]) -> tuple[int, int]:
+    """Returns the accepted and the rejected tokens of predictions."""
+    details = usage["completion_tokens_details"]
+    return details["accepted_prediction_tokens"], details["rejected_prediction_tokens"]
+
+
+@pytest.mark.parametrize("fields", [{}, {"n": 3, "temperature": 0.3, "seed": 5}])
+def test_a_prediction_changes_no_response(client: httpx.Client, fields: dict[str, Any]) -> None:
+    plain = chat(client, **fields)
+    prediction = edited(plain["choices"][0]["message"]["content"])
+    predicted = chat(client, prediction=prediction, **fields)
+    assert predicted["choices"] == plain["choices"]
+    assert counts(plain["usage"]) == (0, 0)
+    accepted, rejected = counts(predicted["usage"])
+    assert 5 < accepted < predicted["usage"]["completion_tokens"]
+    assert rejected > 0
+    assert predicted["usage"]["total_tokens"] == plain["usage"]["total_tokens"]
+
+
+def test_a_stream_has_the_same_text_and_counts(client: httpx.Client) -> None:
+    text = chat(client)["choices"][0]["message"]["content"]
+    fields = {"stream": True, "stream_options": {"include_usage": True}, "prediction": edited(text)}
+    response = client.post("/v1/chat/completions", json=body_of(**fields)).raise_for_status()
+    events = [json.loads(line[6:]) for line in response.text.splitlines() if line.startswith("data: {")]
+    assert "".join(choice["delta"].get("content") or "" for event in events for choice in event["choices"]) == text
+    accepted, rejected = counts(events[-1]["usage"])
+    assert accepted > 5
+    assert rejected > 0
+
+
+def test_a_prediction_without_a_match_and_one_with_stop_strings_count_nothing(client: httpx.Client) -> None:
+    plain = chat(client)
+    text = plain["choices"][0]["message"]["content"]
+    useless = chat(client, prediction={"type": "content", "content": "1 2 3 4 5 6 7 8 9"})
+    assert useless["choices"] == plain["choices"]
+    assert counts(useless["usage"])[0] == 0
+    stopping = chat(client, prediction=edited(text), stop="no such text")
+    assert stopping["choices"] == plain["choices"]
+    assert counts(stopping["usage"]) == (0, 0)
