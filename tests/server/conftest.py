@@ -13,6 +13,12 @@ from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
 from roost.server.text.tokenizer import Tokenizer
 
 
+@pytest.fixture(autouse=True)
+def patient_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gives connections to PostgreSQL a minute, however busy the machine is."""
+    monkeypatch.setattr("roost.server.database.dialects.CONNECT_TIMEOUT_S", 60)
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     """Of 512 tokens; "a" to "z" are 4 to 29, "A" to "Z" 109 to 134, and a chat prompt ends with 108, a newline."""

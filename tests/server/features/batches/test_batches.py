@@ -233,10 +233,9 @@ def database(disk: SmallDisk) -> Iterator[Database]:
 
 
 async def test_a_full_disk_stops_uploads_and_lets_batches_wait(
-    engine: FakeEngine, model: ServedModel, disk: SmallDisk, database: Database, monkeypatch: pytest.MonkeyPatch
+    engine: FakeEngine, model: ServedModel, disk: SmallDisk, database: Database
 ) -> None:
     """Nothing half-written is served, and a batch goes on when there is room again."""
-    monkeypatch.setattr("roost.server.features.batches.batch_store._REPLY_S", 60.0)
     batches = OpenBatches(make_service(engine, model), BatchStore(database, RETENTION_S))
     transport = httpx.ASGITransport(app_of(batches))
     async with (

@@ -104,7 +104,9 @@ async def test_a_batch_runs_to_its_end(
 async def test_a_cancelled_batch_keeps_what_it_has(
     api: anthropic.AsyncAnthropic, client: httpx.AsyncClient, batches: OpenBatches
 ) -> None:
-    requests = [request(str(number), max_tokens=1 if number < 2 else 10**6) for number in range(5)]
+    """The other requests have no end."""
+    requests = [request(str(number), max_tokens=1) for number in range(2)]
+    requests += [request(str(number), max_tokens=10**6, ignore_eos=True) for number in range(2, 5)]
     made = await api.messages.batches.create(requests=requests)
     assert batches.store is not None
     async with working(batches):

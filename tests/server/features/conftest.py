@@ -1,0 +1,22 @@
+"""Time limits of transactions with the store, which a busy machine may reach."""
+
+from contextlib import suppress
+
+import pytest
+
+_LIMITS = (
+    "batches.batch_store._REPLY_S",
+    "responses.conversations.durable_conversations._REPLY_S",
+    "responses.durable_responses.REPLY_S",
+    "responses.durable_responses._LAST_S",
+    "stored_chats.chat_store._REPLY_S",
+    "usage.routes._REPLY_S",
+)
+
+
+@pytest.fixture(autouse=True)
+def patient_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gives transactions a minute. Tests of a limit set their own."""
+    for name in _LIMITS:
+        with suppress(ImportError):  # a feature may have been deleted
+            monkeypatch.setattr(f"roost.server.features.{name}", 60.0)
