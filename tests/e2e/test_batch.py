@@ -129,5 +129,5 @@ def test_a_batch_whose_lines_all_fail_fails(server: ServerProcess, tmp_path: Pat
     process = start(
         *("batch", str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"), "--url", server.url), ROOST_API_KEY=API_KEY
     )
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     assert (process.returncode, err.split(";")[0]) == (1, "2 lines, 2 of them with errors")

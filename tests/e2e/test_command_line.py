@@ -89,7 +89,7 @@ def test_ctrl_c_while_loading_ends_a_chat(tiny_config: Path) -> None:
 
 def test_port_in_use_is_an_error(server: ServerProcess) -> None:
     process = start("serve", "--port", server.url.rsplit(":", 1)[1])
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert err.startswith("roost: cannot listen on")
     assert err.count("\n") == 1
@@ -111,7 +111,7 @@ def test_a_checkpoint_that_cannot_be_loaded_is_one_line(tmp_path: Path, tiny_con
     (tmp_path / "config.json").write_bytes(tiny_config.read_bytes())
     (tmp_path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     process = start("serve", str(tmp_path), "--port", "0")
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert err == f"roost: {tmp_path / 'model.safetensors'}: holds no tensors; download it again\n"
     assert err.count("\n") == 1
@@ -119,7 +119,7 @@ def test_a_checkpoint_that_cannot_be_loaded_is_one_line(tmp_path: Path, tiny_con
 
 def test_plan_prints_what_fits_without_loading_anything() -> None:
     process = start("plan", "random:9b", "--device", "v6e")
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "576" in out
     assert "25.0 MiB" in out
@@ -128,7 +128,7 @@ def test_plan_prints_what_fits_without_loading_anything() -> None:
 def test_a_folder_that_cannot_be_is_found_before_the_model_is_loaded(tmp_path: Path, tiny_config: Path) -> None:
     (tmp_path / "file").touch()
     process = start("serve", f"random:{tiny_config}", "--port", "0", "--state-cache-dir", str(tmp_path / "file"))
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (
         2,
         f"roost: --state-cache-dir {tmp_path / 'file'}: cannot be made (File exists)\n",
