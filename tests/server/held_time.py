@@ -28,9 +28,9 @@ def held_time() -> Iterator[HeldTime]:
     """Stops the running event loop's time within the block. Later, time goes on from there."""
     loop = asyncio.get_running_loop()
     real, held = loop.time, HeldTime(loop.time())
-    loop.time = lambda: held.now  # type: ignore[method-assign]
+    loop.time = lambda: held.now
     try:
         yield held
     finally:
         ahead = held.now - real()
-        loop.time = lambda: real() + max(ahead, 0.0)  # type: ignore[method-assign]
+        loop.time = lambda: real() + max(ahead, 0.0)

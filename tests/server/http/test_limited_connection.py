@@ -42,7 +42,7 @@ class ShortLimits(SmallLimits):
         super().data_received(data)
         ShortLimits.num_received += len(data)
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         ShortLimits.num_received = 0
 
