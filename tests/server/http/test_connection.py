@@ -11,6 +11,7 @@ import httpx
 import pytest
 from fake_engine import FakeEngine
 from fake_server import live, until
+from held_time import held_time
 from roost.server.generation.limits import Limits
 from roost.server.generation.service import Service
 
@@ -50,12 +51,13 @@ async def test_client_that_reads_slowly_is_served(engine: FakeEngine, service: S
     """The client pauses often, each time for less than the timeout, and receives everything."""
     async with live(service, stall_s=2.0) as client:
         body = {"prompt": "a", "stream": True, "max_tokens": 1500, "return_token_ids": with_ids, "ignore_eos": True}
-        with send_without_reading(client.base_url, body) as reader:
+        with held_time() as time, send_without_reading(client.base_url, body) as reader:
             reader.setblocking(False)
             received = b""
             loop = asyncio.get_running_loop()
             while not received.endswith(b"0\r\n\r\n"):
-                await asyncio.sleep(0.02)
+                for _ in range(40):  # while the engine generates more than the client will read
+                    await time.skip(0.0015)
                 received += await loop.sock_recv(reader, 2**16)
         whole = (await client.post("/v1/completions", json={**body, "stream": False})).json()
     assert b"data: [DONE]" in received

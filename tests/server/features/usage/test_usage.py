@@ -69,13 +69,13 @@ async def test_replicas_add_to_one_row_per_tenant_and_day(database: Database) ->
     for counter in replicas:
         record_of(counter).end()
         record_of(counter, tenant="bob", num_tokens=1).end()
-        await counter.flush()
+        await counter.flush(60.0)
         record_of(counter).end()
     clock.days = ["2026-11-30"]
     for counter in replicas:
         record_of(counter, num_tokens=7).end()
-        await counter.flush()
-        await counter.flush()
+        await counter.flush(60.0)
+        await counter.flush(60.0)
     assert await rows(database) == {
         ("2026-11-29", "alice"): (4, 16, 8, 12),
         ("2026-11-29", "bob"): (2, 8, 4, 2),
@@ -87,14 +87,14 @@ async def test_choices_of_one_prompt_are_one_request(database: Database) -> None
     counter = UsageCounter(database, Clock())
     record_of(counter, "r-0").end()
     record_of(counter, "r-1", fork_of="r-0").end()
-    await counter.flush()
+    await counter.flush(60.0)
     assert await rows(database) == {("2026-11-29", "alice"): (1, 4, 2, 6)}
 
 
 async def test_a_request_without_a_slot_is_not_counted(database: Database) -> None:
     counter = UsageCounter(database, Clock())
     RequestRecord(Request("r", (1,), SamplingParams(), tenant="alice"), [counter], lambda: 1.0).end()
-    await counter.flush()
+    await counter.flush(60.0)
     assert await rows(database) == {}
 
 
@@ -105,8 +105,8 @@ async def test_work_that_another_replica_continues_is_counted_there(database: Da
     continued = record_of(second, num_tokens=5)
     continued.num_earlier = 3
     continued.end()
-    await first.flush()
-    await second.flush()
+    await first.flush(60.0)
+    await second.flush(60.0)
     assert await rows(database) == {("2026-11-29", "alice"): (1, 1, 1, 8)}  # the earlier tokens are read in the prompt
 
 
@@ -124,7 +124,7 @@ async def test_an_addition_of_unknown_outcome_counts_once(
     record_of(counter).end()
     monkeypatch.setattr(database, "run", fail)
     with pytest.raises(StoreUnavailableError):
-        await counter.flush()
+        await counter.flush(60.0)
     monkeypatch.setattr(database, "run", run)
     record_of(counter).end()
     await counter.close()
@@ -166,7 +166,7 @@ async def test_the_operator_reads_what_tenants_used(
     for headers, body in ((ALICE, {"prompt": "abc", "n": 2}), (ALICE, {"prompt": "abcd"}), (BOB, {"prompt": "a"})):
         response = await client.post("/v1/completions", json={**body, "max_tokens": 5}, headers=headers)
         assert response.status_code == 200
-    await metered[1]._counter.flush()
+    await metered[1]._counter.flush(60.0)
     answer = (await client.get("/v1/usage", headers=ROOT)).json()
     assert answer["end"] == today()
     found = [{name: row[name] for name in row if name != "date"} for row in answer["data"]]
