@@ -1,7 +1,7 @@
 """`roost` with a fault: a program whose first argument names the fault, before the usual arguments.
 
 The faults are in the stand-ins for the device, in the database or in the grammars' processes, so that HTTP, threads and
-scheduling are real.
+scheduling are real. With "drafts", drafted tokens never pause, however long they take.
 """
 
 import importlib
@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from roost.engine import AsyncEngine, ModelRunner, Request, builder
 from roost.engine.async_engine import OutputSink
+from roost.engine.scheduling.draft_switch import DraftSwitch
 from roost.engine.worker.runner import PendingDecode
 from roost.server.__main__ import main
 from roost.server.constraints.grammar import process
@@ -154,6 +155,8 @@ def install(fault: str) -> None:
         slow_grammars()
     elif fault.startswith("seed-"):
         die_of_seed(int(fault.removeprefix("seed-")))
+    elif fault == "drafts":
+        DraftSwitch.is_on = lambda *_: True
     elif fault == "clock":
         jump_clock()
     elif fault == "numbers":

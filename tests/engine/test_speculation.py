@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import hypothesis.strategies as st
@@ -23,6 +25,7 @@ from roost.engine import (
     Simulation,
     Speculation,
     TokenOutput,
+    engine_core,
     load_runner,
     open_model,
 )
@@ -77,7 +80,9 @@ def runner(request: pytest.FixtureRequest) -> Iterator[ModelRunner]:
 
 @pytest.fixture(autouse=True)
 def steady(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drafts never pause, however long they take here: each case must have some."""
+    """Drafts never pause, and batches take a millisecond, however long they take here: each case must have drafts."""
+    milliseconds = count()
+    monkeypatch.setattr(engine_core, "time", SimpleNamespace(monotonic=lambda: next(milliseconds) / 1000))
     monkeypatch.setattr(DraftSwitch, "is_on", lambda *_: True)
 
 
@@ -369,7 +374,8 @@ def test_a_replayed_request_goes_on_with_its_prediction(runner: ModelRunner) -> 
     for length in (1, 7, 20):
         output, replay = expected["0"], Replay(expected["0"].token_ids[:length])
         rest = output._replace(token_ids=output.token_ids[length:], logprobs=(output.logprobs or ())[length:])
-        uses = check_uses(make_core(runner, drafts=True), [replace(request, replay=replay)], {"0": rest})
+        core = make_core(runner, drafts=True, decode_steps=1)
+        uses = check_uses(core, [replace(request, replay=replay)], {"0": rest})
         assert uses["0"].num_accepted
 
 
