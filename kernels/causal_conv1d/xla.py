@@ -26,10 +26,15 @@ def causal_conv1d(
     """
     steps, taps = x.shape[1], weight.shape[0]
     history = jnp.concatenate([jnp.moveaxis(state, 0, 1).astype(x.dtype), x], axis=1)
-    y = jnp.zeros(x.shape, jnp.float32)
+    terms = []
     for s in range(taps):
         shifted = history[:, taps - 1 - s : taps - 1 - s + steps].astype(jnp.float32)
-        y += jnp.where((positions >= s)[..., None], shifted * weight[taps - 1 - s], 0.0)
+        terms.append(jnp.where((positions >= s)[..., None], shifted * weight[taps - 1 - s], 0.0))
+    if steps == 1:  # XLA for CPUs fuses products with sums at some numbers of rows only, and rounds once then
+        terms = jax.lax.optimization_barrier(terms)
+    y = jnp.zeros(x.shape, jnp.float32)
+    for term in terms:
+        y += term
     return y + bias, next_state(x, state, positions)
 
 

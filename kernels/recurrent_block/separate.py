@@ -1,8 +1,9 @@
 """Recurrent block as separate operations, for every backend."""
 
-import math
 from collections.abc import Callable
+from typing import Final
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
@@ -15,6 +16,9 @@ from ..product.xla import pad_rows
 from ..rg_lru import log_decay_of, rg_lru
 from ..row_groups import first_rows, with_first_rows
 from .weights import Recurrence, RecurrentWeights
+
+_DECODED: Final = 32
+"""Maximum number of rows of one product in a decode step. In larger ones, XLA for CPUs adds in another order."""
 
 
 def recurrent_block_separate(
@@ -48,13 +52,24 @@ def _gates(
     """Returns the pre-activations of the input gate and of the recurrence gate."""
     weight, bias, size = weights.gate_weight, weights.gate_bias, weights.gate_block
     assert not isinstance(weight, PackedGates), "only native kernels read packed gates"
-    rows = pad_rows(x.reshape(-1, len(bias), size).astype(weight.dtype), weight.dtype)
-    gates = jnp.einsum(
-        "rni,nio->rno",
-        rows,
-        weight,
-        precision=product_precision(weight.dtype),
-        preferred_element_type=jnp.float32,
-    )[: math.prod(x.shape[:2])]
+    rows = x.reshape(-1, len(bias), size).astype(weight.dtype)
+    count = _DECODED if x.shape[1] == 1 else len(rows)
+    gates = jnp.concatenate([_product(rows[i : i + count], weight) for i in range(0, len(rows), count)])
     gates += bias
     return gates[..., :size].reshape(x.shape), gates[..., size:].reshape(x.shape)
+
+
+def _product(rows: Float[Array, "R N i"], weight: Float[Array, "N i o"]) -> Float32[Array, "R N o"]:
+    """Returns the products of rows with the blocks of a block-diagonal matrix.
+
+    In float32, rows come first. With the matrix first, XLA for CPUs adds in another order from each power of two on.
+    """
+    rows, count = pad_rows(rows, weight.dtype), len(rows)
+    precision = product_precision(weight.dtype)
+    if weight.dtype != jnp.float32:
+        product = jnp.einsum("rni,nio->rno", rows, weight, precision=precision, preferred_element_type=jnp.float32)
+        return product[:count]
+    by_block = jax.lax.dot_general(
+        rows, weight, (((2,), (1,)), ((1,), (0,))), precision=precision, preferred_element_type=jnp.float32
+    )
+    return jnp.moveaxis(by_block, 0, 1)[:count]
