@@ -1,5 +1,7 @@
 """A request has the same bits in steps of 4, 8 and 16 slots."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from roost.engine import (
@@ -30,7 +32,7 @@ def serve(core: EngineCore, requests: list[Request]) -> dict[str, list[tuple[int
 @pytest.mark.parametrize(
     "fields", [{"dtype": "float32"}, *swept({"dtype": "bfloat16"}, {"dtype": "float32", "quantize": "int8"})], ids=str
 )
-def test_requests_alone_are_those_in_a_crowd(fields: dict[str, str]) -> None:
+def test_requests_alone_are_those_in_a_crowd(fields: dict[str, Any]) -> None:
     config = EngineConfig(16, prefill_chunk=64, **fields)
     runner = load_runner(open_model(str(TINY_A / "hf")), config)
     rng = np.random.default_rng(0)
