@@ -81,11 +81,11 @@ class WordWrap:
             is_break = part == "\n" or self._column >= columns
             self._word, self._column = "", 0 if is_break else self._column + 1
             return "\n" if is_break else part
-        begun, self._word = cell_len(self._word), self._word + part
+        written, self._word = cell_len(self._word), self._word + part
         end = self._column + cell_len(part)
-        if end > columns and self._column > begun:
+        if end > columns and self._column > written:
             self._column = cell_len(self._word)
-            return "\b" * begun + " " * begun + "\n" + self._word
+            return "\b" * written + " " * written + "\n" + self._word
         self._column = end if end <= columns else end % columns  # the terminal cuts a word longer than a line
         return part
 

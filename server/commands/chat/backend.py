@@ -19,7 +19,7 @@ class Reply:
 
     Attributes:
       show: Called with each piece of text.
-      id: Id under which the backend saves its state; None until it has begun.
+      id: Id under which the backend saves its state; None until the response starts.
       is_truncated: Whether the token limit ended it.
     """
 

@@ -49,7 +49,7 @@ function chatOfMarkdown(text) {
   const messages = parts.map((part) => {
     const [mark, name, , ...lines] = part.split("\n");
     const role = /\w+/.exec(mark)[0];
-    const written = name === HEADS[role] ? lines : part.split("\n").slice(1); // somebody may have removed the heading
+    const written = name === HEADS[role] ? lines : part.split("\n").slice(1); // the user may have removed the heading
     return { role, content: written.join("\n").trim().replace(MARK, (line) => line.replace("\\", "")) };
   });
   return chatOfMessages(messages, /^# (.+)$/m.exec(head)?.[1]);

@@ -4,7 +4,7 @@ import { $ } from "./dom.js";
 
 const DEFAULTS = { system: "", temperature: "0.7", "top-p": "", seed: "", "max-tokens": "" };
 const KEY = "roost";
-const FOR_NEW = "roost-settings"; // not "roost", where earlier versions stored a limit of 512 that nobody had chosen
+const FOR_NEW = "roost-settings"; // not "roost": earlier versions stored a default limit of 512 there
 
 // Returns the settings that a new chat begins with.
 export function settingsForNew() {

@@ -24,7 +24,7 @@ export function setUpSidebar() {
   place();
 }
 
-// Opens the list where there is room for it, unless the user has closed it.
+// Opens the list on wide screens, unless the user has closed it.
 function place() {
   $("sidebar").close();
   if (wide.matches && !isClosedForGood()) open();

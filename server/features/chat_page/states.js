@@ -60,7 +60,7 @@ function row(state) {
       tool("Delete", () => remove(state, name))));
 }
 
-// Returns the title of the chat that the state was saved of or that goes on from it.
+// Returns the title of the chat that the state was saved from, or that continues it.
 function nameOf({ id }) {
   const chat = listChats().find((each) => each.state?.id === id || each.turns.some((turn) => turn.state === id));
   return chat ? title(chat) : `State ${id.slice(-6)}`;
