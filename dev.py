@@ -263,7 +263,10 @@ COVERED = ("tests/server", *(f"tests/engine/{name}" for name in ("types", "plann
 """Folders of the tests that compile no model. `tool.coverage` in pyproject.toml names the packages that they test."""
 
 BY_TEST = ("--numprocesses", "2", "--dist", "worksteal")
-"""The same for tests that compile, never wait, share nothing, and take up to a minute."""
+"""The same for tests that compile, never wait, share nothing, and take up to some minutes."""
+
+COMPILED = ("--timeout", "1800")
+"""Seconds after which such a test hangs, on any machine."""
 
 
 def test(python: Path, arguments: Sequence[str]) -> int:
@@ -279,13 +282,13 @@ def test_sweep(python: Path, arguments: Sequence[str]) -> int:
 
 
 def test_tpu(python: Path, arguments: Sequence[str]) -> int:
-    """Runs the tests that compile for a real TPU."""
-    return test(python, ["-m", "tpu_compile", *(arguments or ("tests/tpu", *BY_TEST))])
+    """Runs the tests that compile for a real TPU; `-m tpu_compile tests/tpu` adds their other cases."""
+    return test(python, ["-m", "tpu_compile and not sweep", *COMPILED, *(arguments or ("tests/tpu", *BY_TEST))])
 
 
 def test_gpu(python: Path, arguments: Sequence[str]) -> int:
     """Runs the tests that compile for NVIDIA GPUs."""
-    return test(python, ["-m", "gpu_compile", *(arguments or ("tests/gpu", *BY_TEST))])
+    return test(python, ["-m", "gpu_compile", *COMPILED, *(arguments or ("tests/gpu", *BY_TEST))])
 
 
 def test_compat(python: Path, arguments: Sequence[str]) -> int:

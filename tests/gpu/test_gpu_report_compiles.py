@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.gpu_compile, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.gpu_compile
 
 TINY = Path(__file__).parents[1] / "golden" / "tiny-a" / "hf" / "config.json"
 

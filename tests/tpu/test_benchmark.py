@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 def measured(*options: str) -> list[dict[str, Any]]:
     command = [sys.executable, str(ROOT / "tools" / "programs" / "tpu_programs.py"), *options, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=280)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=1700)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 

@@ -34,6 +34,7 @@ from roost.engine.worker.programs import (
     new_pool,
     step_shapes,
 )
+from sweeps import swept
 
 pytestmark = pytest.mark.tpu_compile
 
@@ -92,8 +93,7 @@ def hbm(program: Any) -> int:
     [
         ("v5e:2x2", Collectives(1, 4), None),
         ("v5e:2x2", Collectives(1, 4), "int8"),
-        ("v5e:2x4", Collectives(1, 8), None),
-        ("v6e:2x4", Collectives(2, 4), None),
+        *swept(("v5e:2x4", Collectives(1, 8), None), ("v6e:2x4", Collectives(2, 4), None)),
     ],
 )
 def test_what_crosses_links(topology: str, shards: Collectives, kv_dtype: str | None) -> None:

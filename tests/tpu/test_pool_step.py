@@ -25,6 +25,7 @@ from roost.engine.types.output_constraint import words_of_mask
 from roost.engine.worker import steps
 from roost.engine.worker.programs import new_pool
 from roost.engine.worker.transfer import first_token_input, prefill_input
+from sweeps import swept
 
 pytestmark = pytest.mark.tpu_compile
 
@@ -89,8 +90,7 @@ def test_prefill(chip: SingleDeviceSharding, model: ModelConfig, pool: Any, leng
     check(compile_step(chip, model, steps.prefill_step, pool, inputs), pool, *kernels)
 
 
-@pytest.mark.parametrize("heads", [2, 10])
-@pytest.mark.parametrize("kv_dtype", [None, "int8"])
+@pytest.mark.parametrize(("heads", "kv_dtype"), [(2, None), (10, "int8"), *swept((2, "int8"), (10, None))])
 def test_several_key_heads(chip: SingleDeviceSharding, heads: int, kv_dtype: str | None) -> None:
     """Some query heads share a key head, or each has its own; rings are updated in place all the same."""
     model = replace(LAYERS, block_types=("attention",), num_key_heads=heads, kv_dtype=kv_dtype)

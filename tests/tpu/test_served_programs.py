@@ -18,6 +18,7 @@ from roost.engine.worker.program_memory import demands
 from roost.engine.worker.programs import PrefillShape
 from roost.engine.worker.served import served_programs
 from roost.kernels import XLA, Backend, backends
+from sweeps import swept
 
 pytestmark = pytest.mark.tpu_compile
 
@@ -32,9 +33,8 @@ def test_the_roofline_has_the_limit_of_the_compiler(chip: str) -> None:
     [
         ("2b", "v5e", ONE_DEVICE, None, 500, (27, 26)),
         ("9b", "v5e", ONE_DEVICE, "int8", 210, (39, 38)),
-        ("2b", "v6e", ONE_DEVICE, None, 1300, (27, 26)),
-        ("9b", "v6e", ONE_DEVICE, None, 500, (39, 38)),
         ("9b", "v5e", MeshShape(1, 4), None, 1600, (39, 38)),
+        *swept(("2b", "v6e", ONE_DEVICE, None, 1300, (27, 26)), ("9b", "v6e", ONE_DEVICE, None, 500, (39, 38))),
     ],
     ids=str,
 )
@@ -49,7 +49,7 @@ def test_programs_at_automatic_slots_fit(
     assert unused < max(0.02 * found.slots, 8), "the estimate is within a fiftieth, or a row tile, of what would fit"
 
 
-@pytest.mark.parametrize(("model", "least", "kernels"), [("2b", 1300, (105, 104)), ("9b", 400, (153, 152))])
+@pytest.mark.parametrize(("model", "least", "kernels"), [("2b", 1300, (105, 104)), *swept(("9b", 400, (153, 152)))])
 def test_programs_with_matrices_and_windows_in_int8_fit(model: str, least: int, kernels: tuple[int, int]) -> None:
     """A slot takes half the memory, so that what a start keeps free counts for twice as many."""
     found = start(model, "v5e", ONE_DEVICE, EngineConfig(quantize="int8", kv_dtype="int8", dtype="bfloat16"))
