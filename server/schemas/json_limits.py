@@ -96,8 +96,7 @@ def size_of(value: Any) -> int:
         elif isinstance(item, BaseModel):
             total += _allocated(item) + _allocated(item.__dict__) + _allocated(item.__pydantic_fields_set__)
             stack += item.__dict__.values()
-            if item.__pydantic_extra__ is not None:
-                stack.append(item.__pydantic_extra__)
+            stack += (each for each in (item.__pydantic_extra__, item.__pydantic_private__) if each is not None)
         elif kind is str and len(item) <= 1:
             continue  # CPython shares strings of one character, except rare ones
         elif item is not None and kind is not bool:

@@ -36,6 +36,23 @@ def new_response_id() -> str:
     return f"resp_{uuid4().hex}"
 
 
+def usage_of(input_tokens: int, cached_tokens: int = 0, output_tokens: int = 0) -> dict[str, Any]:
+    """Returns the numbers of tokens of a response."""
+    return {
+        "input_tokens": input_tokens,
+        "input_tokens_details": {"cached_tokens": cached_tokens, "cache_write_tokens": 0},
+        "output_tokens": output_tokens,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": input_tokens + output_tokens,
+    }
+
+
+def compacted(output: list[dict[str, Any]], usage: dict[str, Any]) -> dict[str, Any]:
+    """Returns the result of a compaction."""
+    fields = {"id": new_response_id(), "object": "response.compaction", "created_at": int(time.time())}
+    return {**fields, "output": output, "usage": usage}
+
+
 class ResponsesBuilder(ResponseBuilder):
     """Builds responses and their events.
 
@@ -262,14 +279,7 @@ class ResponsesBuilder(ResponseBuilder):
         return response_logprobs(self._model.tokenizer, delta.token_ids, delta.logprobs)
 
     def _usage(self, choice: Delta) -> dict[str, Any]:
-        input_tokens, output_tokens = len(self._prompt.token_ids), len(choice.token_ids)
-        return {
-            "input_tokens": input_tokens,
-            "input_tokens_details": {"cached_tokens": choice.num_cached, "cache_write_tokens": 0},
-            "output_tokens": output_tokens,
-            "output_tokens_details": {"reasoning_tokens": 0},
-            "total_tokens": input_tokens + output_tokens,
-        }
+        return usage_of(len(self._prompt.token_ids), choice.num_cached, len(choice.token_ids))
 
     def _text_event(self, kind: str, **fields: Any) -> dict[str, Any]:
         return self._event(kind, item_id=self._item_id, **_TEXT_PLACE, **fields)

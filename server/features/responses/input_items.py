@@ -1,14 +1,18 @@
 """Input items of responses: their schemas, and the items of a stored response's input."""
 
+import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Final, Literal, get_args
+from uuid import uuid4
 
-from pydantic import Discriminator, Tag
+from pydantic import Discriminator, PrivateAttr, Tag, TypeAdapter, model_validator
 
+from ...generation.admission import admission
 from ...generation.prompts import message_text
 from ...http.paging import Order
 from ...http.paging import page as page_of
+from ...http.response_parts import to_json
 from ...schemas.base import TEXT_OR_LIST, Fields, Several, Text, TextOnly
 from ...schemas.field_rules import LEFT_OUT, PART_RULES, FieldRules
 from ...schemas.generation_fields import RefusalPart, kind_of_part
@@ -142,7 +146,6 @@ class OtherItem(Fields):
         "apply_patch_call",
         "apply_patch_call_output",
         "code_interpreter_call",
-        "compaction",
         "computer_call",
         "computer_call_output",
         "file_search_call",
@@ -173,6 +176,7 @@ _ITEM_TAGS: Final = {
     "function_call_output": "<function_call_output>",
     "custom_tool_call": "<custom_tool_call>",
     "custom_tool_call_output": "<function_call_output>",
+    "compaction": "<compaction>",
     "item_reference": "<item_reference>",
     **dict.fromkeys(_OTHER_ITEMS, "<other>"),
 }
@@ -183,11 +187,73 @@ def _kind_of_item(value: Any) -> str:
     return _ITEM_TAGS.get(kind, "<message>") if isinstance(kind, str) else "<message>"
 
 
+OwnItem = Annotated[
+    Annotated[MessageItem, Tag("<message>")]
+    | Annotated[CallItem, Tag("<function_call>")]
+    | Annotated[CallOutputItem, Tag("<function_call_output>")],
+    Discriminator(_kind_of_item),
+]
+"""Items that this server makes of messages."""
+
+_OWN_ITEMS: Final = TypeAdapter(list[OwnItem])
+_COMPACTED: Final = "roost1."
+"""How the content of this server's compaction items begins."""
+
+
+def is_own_compaction(content: Any) -> bool:
+    """Returns whether this server made the compaction item with this content."""
+    return isinstance(content, str) and content.startswith(_COMPACTED)
+
+
+class CompactionItem(Fields):
+    """The messages that `/v1/responses/compact` was given. Another server's is left out and reported."""
+
+    field_rules: ClassVar[FieldRules] = ITEM_RULES
+
+    type: Literal["compaction"]
+    """Kind of item."""
+
+    encrypted_content: str
+    """Content as `/v1/responses/compact` returned it."""
+
+    _items: list[OwnItem] = PrivateAttr(default_factory=list)
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> "CompactionItem":
+        if self.is_own:
+            try:
+                content = base64.b64decode(self.encrypted_content.removeprefix(_COMPACTED), validate=True)
+                self._items = _OWN_ITEMS.validate_python(admission.get().parse_now(content))
+            except ValueError:
+                raise ValueError("encrypted_content is damaged: send it as /v1/responses/compact returned it") from None
+        return self
+
+    @property
+    def is_own(self) -> bool:
+        """Whether this server made the item."""
+        return is_own_compaction(self.encrypted_content)
+
+    def as_messages(self) -> list[ConversationMessage]:
+        """Returns the messages that were compacted."""
+        return [message for item in self._items for message in item.as_messages()]
+
+
+def compaction_of(messages: Sequence[ConversationMessage]) -> dict[str, Any]:
+    """Returns the item that stands for messages.
+
+    It holds them as they are: a state has the same size after any number of tokens, so nothing has to be summarised.
+    """
+    items = [item for message in messages for item in items_of_message(message)]
+    content = _COMPACTED + base64.b64encode(to_json(items)).decode()
+    return {"id": f"cmp_{uuid4().hex}", "type": "compaction", "encrypted_content": content}
+
+
 ResponseItem = Annotated[
     Annotated[MessageItem, Tag("<message>")]
     | Annotated[CallItem, Tag("<function_call>")]
     | Annotated[CallOutputItem, Tag("<function_call_output>")]
     | Annotated[CustomCallItem, Tag("<custom_tool_call>")]
+    | Annotated[CompactionItem, Tag("<compaction>")]
     | Annotated[ItemReference, Tag("<item_reference>")]
     | Annotated[OtherItem, Tag("<other>")],
     Discriminator(_kind_of_item),

@@ -1,16 +1,16 @@
-"""Fields of `/v1/responses` that determine the prompt. `/v1/responses/input_tokens` has them, too."""
+"""Fields of `/v1/responses` that determine the prompt, and bodies that have them, too."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, Tag, model_validator
+from pydantic import Field, Tag, field_validator, model_validator
 
 from ...schemas.base import TEXT_OR_LIST, TEXT_OR_OBJECT, Body, Fields, Several, Text
 from ...schemas.field_rules import FieldRules
 from ...schemas.tools import MAX_TOOLS, OtherTool
 from ...text.conversation import ToolOptions
 from .field_rules import COUNT_RULES, TEXT_OPTIONS_RULES
-from .input_items import ItemReference, OtherItem, ResponseItem
+from .input_items import CompactionItem, ItemReference, OtherItem, ResponseItem, is_own_compaction
 from .tools import AnyResponseTool, ResponseAllowedTools, ResponseNamedTool, ResponseTool, ResponseToolChoice
 
 
@@ -103,6 +103,15 @@ class PromptFields(Body):
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Variables for the checkpoint's chat template, as in vLLM. Gemma's own format has none."""
 
+    @field_validator("input", mode="before")
+    @classmethod
+    def _has_one_compaction(cls, value: Any) -> Any:
+        """Checks before anything is parsed: the messages in a compaction item count for as much as those of a body."""
+        items = value if isinstance(value, list) else ()
+        if sum(isinstance(item, dict) and is_own_compaction(item.get("encrypted_content")) for item in items) > 1:
+            raise ValueError("several compaction items: send the newest, which holds the others' messages")
+        return value
+
     @property
     def conversation_id(self) -> str | None:
         """Id of the conversation that the response continues; None without one."""
@@ -139,7 +148,8 @@ class PromptFields(Body):
             if isinstance(tool, OtherTool):
                 yield f"tools[{index}]: {tool.type}"
         for index, item in enumerate(self.input if isinstance(self.input, list) else ()):
-            if isinstance(item, OtherItem) and item.type != "reasoning":
+            is_foreign = isinstance(item, CompactionItem) and not item.is_own
+            if is_foreign or (isinstance(item, OtherItem) and item.type != "reasoning"):
                 yield f"input[{index}]: {item.type}"
 
 
@@ -147,3 +157,20 @@ class InputTokensBody(PromptFields):
     """Body of `POST /v1/responses/input_tokens`. Other fields of a response are ignored."""
 
     field_rules: ClassVar[FieldRules] = COUNT_RULES
+
+
+class CompactBody(PromptFields):
+    """Body of `POST /v1/responses/compact`. Other fields of a response are ignored."""
+
+    field_rules: ClassVar[FieldRules] = COUNT_RULES
+
+    model: str
+    """Name of the served model; any other name is a 404."""
+
+    input: Annotated[Text | Annotated[Several[ResponseItem], Tag("<list>")], TEXT_OR_LIST] = Field(default_factory=list)
+    """Text of the user, or items of the conversation, oldest first. It may be left out with `previous_response_id`."""
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _null_is_nothing(cls, value: Any) -> Any:
+        return [] if value is None else value

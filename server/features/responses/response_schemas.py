@@ -105,6 +105,24 @@ class InputTokens(TypedDict):
     input_tokens: int
 
 
+class CompactionOutput(TypedDict):
+    """Item that stands for all messages of a conversation so far."""
+
+    type: Literal["compaction"]
+    id: str
+    encrypted_content: str
+
+
+class CompactedInput(TypedDict):
+    """Response of `/v1/responses/compact`."""
+
+    id: str
+    object: Literal["response.compaction"]
+    created_at: int
+    output: list[CompactionOutput]
+    usage: ResponseUsage
+
+
 class ResponseEvent(TypedDict):
     """Event of a streamed response. Further fields depend on its type."""
 

@@ -26,17 +26,17 @@ from ...text.chat_template import Ending
 from ...text.conversation import Conversation, ConversationMessage
 from .background_responses import BackgroundRun, encoded, end_early, job_of
 from .body import ResponseBody
-from .builder import TYPED_EVENTS, ResponsesBuilder, new_response_id
+from .builder import TYPED_EVENTS, ResponsesBuilder, compacted, new_response_id, usage_of
 from .conversations.items import StoredItems, new_items, output_items
 from .conversations.records import Turn
 from .conversations.store import locked, no_conversation
 from .conversion import generation_options, generation_spec, input_messages, tool_options
 from .durable_responses import DurableResponses
-from .input_items import page
+from .input_items import compaction_of, page
 from .open_responses import OpenResponses, Responses
-from .prompt_fields import InputTokensBody, PromptFields
+from .prompt_fields import CompactBody, InputTokensBody, PromptFields
 from .referenced_items import referenced_messages
-from .response_schemas import InputTokens, ResponseEvent, ResponseObject
+from .response_schemas import CompactedInput, InputTokens, ResponseEvent, ResponseObject
 from .response_store import STATE_ROLE, Earlier, StoredResponse, pack
 from .resumable_stream import ResumableBuilder
 
@@ -218,6 +218,19 @@ async def count_input_tokens(body: InputTokensBody, responses: Responses) -> Inp
     """Counts the prompt tokens of a response that the same request would create."""
     async with _prompt(body, responses) as found:
         return InputTokens(object="response.input_tokens", input_tokens=len(found.prompt.token_ids))
+
+
+@router.post("/v1/responses/compact", responses=success(CompactedInput))
+async def compact_input(body: CompactBody, responses: Responses) -> Response:
+    """Returns one item that stands for all messages so far. It holds them whole, since no length needs a summary."""
+    if not body.input and body.previous_response_id is None:
+        raise bad_value("input", "there is nothing to compact: send input or previous_response_id")
+    async with _prompt(body, responses) as found:
+        if found.state is not None:
+            raise bad_value("input", "a conversation that continues a saved state cannot be compacted")
+        output = [await responses.service.workers.run(lambda: compaction_of(found.messages))]
+        usage = usage_of(len(found.prompt.token_ids))
+    return json_response(compacted(output, usage))
 
 
 async def _prepare(body: ResponseBody, responses: OpenResponses, response_id: str) -> _Prepared:
