@@ -1,15 +1,17 @@
 """Which requests may have drafted tokens, and how accepted ones are booked."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 from hypothesis import given
 from roost.engine.scheduling.repetition import Repetition
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.engine.types.config import StepLimits
-from roost.engine.types.output_constraint import TokenMask
+from roost.engine.types.output_constraint import Forced, TokenMask
 from roost.engine.types.request import Batch, DecodeBatch, FinishReason, Replay, Request, RowResult, TokenOutput
 from roost.engine.types.sampling_params import SamplingParams
 from roost.engine.types.speculation import HISTORY, DraftCounts, Speculation
@@ -30,6 +32,13 @@ class AnyToken:
 
     def advance(self, token_id: int) -> None:
         pass
+
+
+class Sevens(AnyToken):
+    """Forces four tokens 7, then allows every token, at any time."""
+
+    def forced(self) -> Forced:
+        return Forced((7,) * 4, np.full(1, 0xFFFFFFFF, np.uint32))
 
 
 def request(name: str, max_tokens: int = 9, prompt: Sequence[int] = REPETITIVE, **fields: Any) -> Request:
@@ -77,6 +86,38 @@ def test_drafts_are_for_requests_that_repeat_themselves_and_whose_tokens_the_hos
 def test_without_speculation_no_batch_has_drafts() -> None:
     _, batch = first_decode([request("a")], StepLimits(64))
     assert batch.drafts == ()
+
+
+def test_forced_tokens_are_drafted_as_far_as_there_is_room() -> None:
+    """A part of them is followed by the next of them."""
+    for num_tokens, last in ((3, 1 << 7), (4, 0xFFFFFFFF)):
+        limits = replace(LIMITS, speculation=Speculation(num_tokens))
+        _, batch = first_decode([request("a", prompt=(1, 2, 3), constraint=Sevens()), request("b")], limits)
+        draft, other = batch.drafts
+        assert isinstance(draft, Forced)
+        assert (draft.token_ids, draft.mask.tolist(), other) == ((7,) * num_tokens, [last], num_tokens)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"stepwise": True},
+        {"replay": Replay((7, 7, 7))},
+        {"params": SamplingParams(bad_words=((1,),))},
+        {"params": SamplingParams(bad_words=((1, 2),))},
+    ],
+)
+def test_forced_tokens_are_not_drafted_one_by_one_or_beside_other_masks(fields: dict[str, Any]) -> None:
+    _, batch = first_decode([Request("a", REPETITIVE, **fields, constraint=Sevens())])
+    assert batch.drafts == ()
+
+
+@pytest.mark.parametrize(("tokens", "is_allowed"), [((7,), True), ((7,) * 4 + (9,), True), ((7, 7, 9), False)])
+def test_forced_tokens_are_the_only_ones_that_are_taken(tokens: tuple[int, ...], is_allowed: bool) -> None:
+    scheduler, batch = first_decode([request("a", constraint=Sevens())], replace(LIMITS, speculation=Speculation(4)))
+    output = commit(scheduler, batch, *tokens)
+    assert output.token_ids == (tokens if is_allowed else ())
+    assert (output.error is None) is is_allowed
 
 
 def test_accepted_drafts_count_for_the_limit() -> None:
