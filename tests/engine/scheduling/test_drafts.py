@@ -146,8 +146,9 @@ def test_a_stop_id_inside_a_round_ends_the_output_there() -> None:
     assert (output.token_ids, output.finish_reason, output.stop_reason) == ((7, 8), FinishReason.STOP, 8)
 
 
-def test_drafts_pause_while_they_take_longer_than_they_save() -> None:
-    scheduler, batch = first_decode([request("a", max_tokens=99)])
+@pytest.mark.parametrize("fields", [{}, {"constraint": Sevens()}])
+def test_drafts_pause_while_they_take_longer_than_they_save(fields: dict[str, Any]) -> None:
+    scheduler, batch = first_decode([request("a", max_tokens=99, **fields)])
     drafted, seconds = RowResult((7, 7), drafts=DraftCounts(1, 3, (1, 0, 0))), []
     while len(seconds) < 12:
         seconds.append(3.0 if batch.drafts else 1.0)
