@@ -2,15 +2,18 @@
 
     python benchmarks/speculation.py [--model demo] [--quantize int8] [--streams 1 4] [--tokens 96] [--rounds 3]
 
-Two kinds of prompts: "copy" asks for a text that the prompt has, "new" for one that it has not. Models without a
-tokenizer (`random:CONFIG.json`) get random tokens, once repeated and once not; what they generate is not language, so
-only the greedy cycles that they fall into are drafted. Each kind runs greedily, and sampled at temperature 1.
+Three kinds of prompts: "copy" asks for a text that the prompt has, "new" for one that it has not, and "schema" for
+JSON of a schema that forces much of it. Models without a tokenizer (`random:CONFIG.json`) get random tokens, once
+repeated and once not; what they generate is not language, so only the greedy cycles that they fall into are drafted.
+Each kind runs greedily, and sampled at temperature 1.
 
 One engine serves all runs, first without drafts and then with them (A/B/A/B), so that noise of the machine meets both.
-The outputs are compared: a difference is an error. Times are from the first step to the last, prefill included.
+The outputs are compared: a difference is an error. Their numbers, of all streams, are those without drafts and with
+them in the last round. Times are from the first step to the last, prefill included.
 """
 
 import argparse
+import asyncio
 import statistics
 import time
 from collections.abc import Sequence
@@ -31,11 +34,24 @@ from roost.engine import (
     load_runner,
 )
 from roost.server.commands.bench.environment import machine, now
+from roost.server.constraints.grammar import Grammar, GrammarCompiler, GrammarLimits, json_spec
 from roost.server.model_hub import find_model
 from roost.server.text.served_model import open_tokenizer
+from roost.server.text.tokenizer import Tokenizer
 
 LIST = "apples, pears, plums, cherries, oranges, lemons, figs, dates, grapes, melons"
-PROMPTS = {"copy": f"Repeat this list word by word: {LIST}.\n{LIST}. {LIST}.\n", "new": "Once upon a time"}
+PROMPTS = {
+    "copy": f"Repeat this list word by word: {LIST}.\n{LIST}. {LIST}.\n",
+    "new": "Once upon a time",
+    "schema": "Write a person as JSON:\n",
+}
+NAMES = ("first_name", "family_name", "date_of_birth", "street_address", "favourite_colour")
+SCHEMA = {
+    "type": "object",
+    "properties": {name: {"type": "string", "maxLength": 12} for name in NAMES},
+    "required": list(NAMES),
+    "additionalProperties": False,
+}
 TEMPERATURES = (0.0, 1.0)
 
 
@@ -44,6 +60,7 @@ class Run(NamedTuple):
 
     tokens: list[tuple[int, ...]]
     seconds: float
+    outputs: int
     drafted: int
     accepted: int
 
@@ -53,47 +70,78 @@ class Run(NamedTuple):
         return sum(map(len, self.tokens)) / self.seconds
 
 
-def prompts_of(model: str) -> dict[str, tuple[int, ...]]:
-    """Returns the tokens of each kind of prompt."""
+class Kind(NamedTuple):
+    """A prompt, and the grammars of its outputs without drafts and with them."""
+
+    prompt: tuple[int, ...]
+    grammars: tuple[Grammar | None, Grammar | None] = (None, None)
+    end_token_ids: tuple[int, ...] = ()
+
+
+def kinds_of(model: str) -> dict[str, Kind]:
+    """Returns the kinds of prompts by name."""
     if not model.startswith("random:"):
         tokenizer = open_tokenizer(find_model(model))
-        return {kind: tuple(tokenizer.encode(text, control_tokens=False)) for kind, text in PROMPTS.items()}
+        prompts = {name: tuple(tokenizer.encode(text, control_tokens=False)) for name, text in PROMPTS.items()}
+        kinds = {name: Kind(prompt) for name, prompt in prompts.items()}
+        return kinds | {"schema": Kind(prompts["schema"], grammars_of(tokenizer), tokenizer.end_token_ids)}
     ids = np.random.default_rng(0).integers(3, 200, 40).tolist()
-    return {"copy": (*ids, *ids), "new": tuple(ids)}
+    return {"copy": Kind((*ids, *ids)), "new": Kind(tuple(ids))}
 
 
-def run(runner: ModelRunner, requests: Sequence[Request], *, drafts: bool) -> Run:
-    """Runs requests together."""
+def grammars_of(tokenizer: Tokenizer) -> tuple[Grammar, Grammar]:
+    """Returns the schema's grammar without and with forced tokens."""
+
+    async def compiled(max_forced: int) -> Grammar:
+        limits = GrammarLimits(max_forced=max_forced)
+        return await GrammarCompiler(tokenizer, tokenizer.end_token_ids, limits=limits).compile(json_spec(SCHEMA))
+
+    return asyncio.run(compiled(0)), asyncio.run(compiled(Speculation().num_tokens))
+
+
+def run(runner: ModelRunner, requests: Sequence[Request], grammar: Grammar | None, *, drafts: bool) -> Run:
+    """Runs requests together, each with its own constraint if there is a grammar."""
     limits = runner.limits if drafts else replace(runner.limits, speculation=None)
     core = EngineCore(Scheduler(runner.slots, len(requests), limits), runner)
     tokens: dict[str, list[int]] = {request.id: [] for request in requests}
     for request in requests:
-        core.add(request)
-    start = time.perf_counter()
+        core.add(request if grammar is None else replace(request, constraint=grammar.constraint()))
+    start, outputs = time.perf_counter(), 0
     while not core.is_idle:
         for name, output in core.step():
             tokens[name] += output.token_ids
+            outputs += 1
     seconds, counts = time.perf_counter() - start, core.stats.drafts
     drafted, accepted = (0, 0) if counts is None else (counts.tokens, sum(counts.accepted))
-    return Run([tuple(each) for each in tokens.values()], seconds, drafted, accepted)
+    return Run([tuple(each) for each in tokens.values()], seconds, outputs, drafted, accepted)
 
 
 def measure(
-    runner: ModelRunner, prompt: Sequence[int], temperature: float, streams: int, options: argparse.Namespace
+    runner: ModelRunner, kind: Kind, temperature: float, streams: int, options: argparse.Namespace
 ) -> list[str]:
     """Returns the row of a table."""
-    requests = [
-        Request(str(seed), prompt, SamplingParams(max_tokens=options.tokens, temperature=temperature, seed=seed))
-        for seed in range(streams)
+    params = SamplingParams(max_tokens=options.tokens, temperature=temperature, end_token_ids=kind.end_token_ids)
+    requests = [Request(str(seed), kind.prompt, params.with_seed(seed)) for seed in range(streams)]
+    plain, ahead = kind.grammars
+    runs = [
+        (run(runner, requests, plain, drafts=False), run(runner, requests, ahead, drafts=True))
+        for _ in range(options.rounds)
     ]
-    runs = [(run(runner, requests, drafts=False), run(runner, requests, drafts=True)) for _ in range(options.rounds)]
     assert all(off.tokens == on.tokens for off, on in runs), "drafts have changed tokens"
     off, on = (statistics.median(each.speed for each in side) for side in zip(*runs, strict=True))
     ratios = [with_.speed / without.speed for without, with_ in runs]
-    last = runs[-1][1]
+    plainly, last = runs[-1]
     accepted = f"{last.accepted} of {last.drafted}"
     spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
-    return [f"{temperature:g}", str(streams), f"{off:.1f}", f"{on:.1f}", spread, accepted]
+    return [
+        f"{temperature:g}",
+        str(streams),
+        f"{off:.1f}",
+        f"{on:.1f}",
+        spread,
+        f"{plainly.outputs}, {last.outputs}",
+        accepted,
+    ]
 
 
 def main() -> None:
@@ -108,10 +156,19 @@ def main() -> None:
     config = EngineConfig(slots, prefill_chunk=64, quantize=options.quantize, speculation=Speculation())
     runner = load_runner(find_model(options.model), config)
     print(f"{options.model}, {options.quantize or 'as stored'}; {where(machine())}; {now()}; {commit()}\n")
-    heads = ["prompt", "temperature", "streams", "tokens/s without", "with", "ratio (least–most)", "accepted"]
+    heads = [
+        "prompt",
+        "temperature",
+        "streams",
+        "tokens/s without",
+        "with",
+        "ratio (least–most)",
+        "outputs",
+        "accepted",
+    ]
     rows = [
-        [kind, *measure(runner, prompt, temperature, streams, options)]
-        for kind, prompt in prompts_of(options.model).items()
+        [name, *measure(runner, kind, temperature, streams, options)]
+        for name, kind in kinds_of(options.model).items()
         for temperature in TEMPERATURES
         for streams in options.streams
     ]

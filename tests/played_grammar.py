@@ -33,9 +33,10 @@ class PlayedProcess:
                 frames += self._reader.feed(data)
         return [(each.follower, _tokens(each)) for each in frames if each.kind is Kind.NEXT]
 
-    def allow(self, follower: int, token_ids: Sequence[int], words: int) -> None:
-        """Replies with a mask."""
-        self.reply(Frame(Kind.MASK, follower, mask_of_ids(token_ids, words).tobytes()))
+    def allow(self, follower: int, token_ids: Sequence[int], words: int, forced: Sequence[int] = ()) -> None:
+        """Replies with forced tokens and the mask after them."""
+        head = b"".join(map(TOKEN.pack, (len(forced), *forced)))
+        self.reply(Frame(Kind.MASK, follower, head + mask_of_ids(token_ids, words).tobytes()))
 
     def reply(self, frame: Frame) -> None:
         """Sends a reply."""

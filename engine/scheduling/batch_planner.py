@@ -170,7 +170,7 @@ class BatchPlanner:
         steps = 1 if beside_prefill else self._max_steps(running)
         replays = tuple(_take_replayed(each) for each in requests if each.request.replay and _replays_next(each))
         slots = tuple(each.slot for each in requests)
-        drafts = self._drafting.limits([None if _is_stepwise(each) else each for each in requests], steps)
+        drafts = self._drafting.drafts([None if _takes_single_tokens(each) else each for each in requests], steps)
         masks = tuple((each.slot, mask) for each in requests if (mask := each.mask) is not None)
         for request in requests:
             request.num_tokens_dispatched += steps
@@ -257,8 +257,13 @@ def _can_decode(running: RunningRequest) -> bool:
 
 
 def _is_stepwise(running: RunningRequest) -> bool:
+    """Returns whether the host must see the tokens of each step of a request before the next step."""
+    return running.constraint is not None or _takes_single_tokens(running)
+
+
+def _takes_single_tokens(running: RunningRequest) -> bool:
     """Returns whether the host must see each token of a request before the next."""
-    return running.request.stepwise or running.constraint is not None or _replays_next(running)
+    return running.request.stepwise or _replays_next(running)
 
 
 def _replays_next(running: RunningRequest) -> bool:

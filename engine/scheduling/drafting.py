@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ..types.output_constraint import Forced
 from ..types.request import DecodeBatch, RowResult
 from ..types.speculation import DraftCounts, Speculation
 from .draft_switch import DraftSwitch
@@ -10,7 +11,7 @@ from .running_request import RunningRequest
 
 
 class Drafting:
-    """Lets requests draft tokens while they repeat themselves, and while drafts save time.
+    """Lets requests draft tokens that their constraint forces or while they repeat themselves, if drafts save time.
 
     A batch without drafts runs the same program as without speculation, so that new text takes no longer.
 
@@ -26,8 +27,8 @@ class Drafting:
         self._settings = settings
         self._switch = DraftSwitch()
 
-    def limits(self, requests: Sequence[RunningRequest | None], steps: int) -> tuple[int, ...]:
-        """Returns the maximum number of drafted tokens of each request of a batch; empty if none may have drafts.
+    def drafts(self, requests: Sequence[RunningRequest | None], steps: int) -> tuple[int | Forced, ...]:
+        """Returns `DecodeBatch.drafts`.
 
         Args:
           requests: Requests of the batch; None for one that must have no drafts.
@@ -36,8 +37,8 @@ class Drafting:
         settings = self._settings
         if settings is None or not self._switch.is_on(len(requests), steps):
             return ()
-        limits = tuple(settings.num_tokens if _is_repeating(each) else 0 for each in requests)
-        return limits if any(limits) else ()
+        drafts = tuple(_drafts(each, settings.num_tokens) for each in requests)
+        return drafts if any(drafts) else ()
 
     def record(self, batch: DecodeBatch, results: Sequence[RowResult], seconds: float) -> None:
         """Counts the drafts of a batch, and measures whether they save time.
@@ -66,5 +67,9 @@ class Drafting:
         running.repetition.add(token_ids)
 
 
-def _is_repeating(running: RunningRequest | None) -> bool:
-    return running is not None and running.repetition is not None and running.repetition.is_repeating
+def _drafts(running: RunningRequest | None, most: int) -> int | Forced:
+    if running is None:
+        return 0
+    if running.constraint is not None:
+        return 0 if running.constraint.forced is None else running.constraint.forced.first(most)
+    return most if running.repetition is not None and running.repetition.is_repeating else 0

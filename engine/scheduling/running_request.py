@@ -244,8 +244,7 @@ def _book_constrained(
     if constraint is None:
         return _book_tokens(running, token_ids, logprobs)
     try:
-        (token_id,) = token_ids  # no more are dispatched before the constraint has received this one
-        constraint.take(token_id)
+        constraint.take(token_ids)
         output = _book_tokens(running, token_ids, logprobs)
         if output.finish_reason is None:
             constraint.update()

@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 
 from ..types.errors import ConstraintError, ConstraintLostError
-from ..types.output_constraint import TokenMask, joined_constraint
+from ..types.output_constraint import Forced, ForcingConstraint, TokenMask, joined_constraint
 from ..types.request import Request
 
 MASK_WAIT_S: Final = 0.002
@@ -31,6 +31,8 @@ class TokenConstraint:
     Attributes:
       num_tokens: Number of tokens that the constraint has processed.
       mask: Mask of the token after them; None if it is not computed yet.
+      forced: Tokens that the constraint forces after them, the first of which is the only one of `mask`; None if it is
+        known to force none.
     """
 
     def __init__(self, request: Request, words: int) -> None:
@@ -38,6 +40,7 @@ class TokenConstraint:
         assert constraint is not None
         self.num_tokens = 0
         self.mask: TokenMask | None = None
+        self.forced: Forced | None = None
         self._constraint = constraint
         self._static = request.params.static_mask
         self._words = words
@@ -46,7 +49,7 @@ class TokenConstraint:
         self.update()
 
     def update(self, wait_s: float = 0.0) -> None:
-        """Sets the mask of the next token, if it is computed.
+        """Sets the mask of the next token and what is forced, if they are computed.
 
         Args:
           wait_s: Maximum number of seconds to wait for the constraint.
@@ -57,23 +60,26 @@ class TokenConstraint:
         try:
             if self.mask is None and self._constraint.is_ready(wait_s):
                 self.mask = self._compute_mask()
+                self.forced = self._compute_forced()
         except ConstraintLostError:
             raise
         except Exception as error:  # a constraint may raise anything; only this request depends on it
             raise ConstraintError(str(error)) from error
 
-    def take(self, token_id: int) -> None:
-        """Processes a token that was sampled under the mask.
+    def take(self, token_ids: tuple[int, ...]) -> None:
+        """Processes a token that was sampled under the mask, or forced tokens and the one after them.
 
         Raises:
-          ConstraintError: The mask does not allow the token, or the constraint failed.
+          ConstraintError: A token is not allowed, or the constraint failed.
         """
-        if self.mask is None or not self.mask[token_id >> 5] >> np.uint32(token_id & 31) & 1:
+        forced, mask = self.forced or ((), self.mask)
+        is_forced = token_ids[: len(forced)] == forced[: len(token_ids)]
+        if mask is None or not is_forced or not all(_has(mask, token_id) for token_id in token_ids[len(forced) :]):
             raise ConstraintError(_NOT_ALLOWED)
-        self._advance((token_id,))
+        self._advance(token_ids)
 
     def _advance(self, token_ids: Sequence[int]) -> None:
-        self.mask = None
+        self.mask = self.forced = None
         self.num_tokens += len(token_ids)
         try:
             for token_id in token_ids:
@@ -89,3 +95,14 @@ class TokenConstraint:
         if not mask.any():
             raise ConstraintError(NO_CHOICE_TEXT)
         return mask
+
+    def _compute_forced(self) -> Forced | None:
+        """Returns what is forced; None with other masks, which may leave no token somewhere ahead."""
+        if self._static is not None or not isinstance(self._constraint, ForcingConstraint):
+            return None
+        token_ids, mask = self._constraint.forced()
+        return Forced(token_ids, mask[: self._words]) if token_ids and mask.any() else None
+
+
+def _has(mask: TokenMask, token_id: int) -> bool:
+    return bool(mask[token_id >> 5] >> np.uint32(token_id & 31) & 1)

@@ -51,12 +51,14 @@ class Drafts(NamedTuple):
       counts: Number of drafted tokens of each row.
       is_guessed: Whether there is a guess for each row.
       starts: Position of each row's first token in the history, if there is a guess.
+      num_forced: Number of tokens of each row that are the only ones allowed at their place.
     """
 
     tokens: Int32[Array, "R T"]
     counts: Int32[Array, " R"]
     is_guessed: Bool[Array, " R"]
     starts: Int32[Array, " R"]
+    num_forced: Int32[Array, " R"]
 
 
 def propose(
@@ -80,13 +82,35 @@ def propose(
         tokens = tokens_at(state.history, starts[:, None] + ahead)
         is_guessed = (distance > 0) & (limits > 0)
         most = jnp.clip(jnp.minimum(state.depth, limits), 0, settings.num_tokens)
-        return Drafts(tokens, jnp.where(is_guessed, most, 0), is_guessed, starts)
+        return Drafts(tokens, jnp.where(is_guessed, most, 0), is_guessed, starts, zeros)
 
     rows = limits.shape[0]
-    tokens, counts = jnp.zeros((rows, settings.num_tokens), jnp.int32), jnp.zeros(rows, jnp.int32)
-    nothing = Drafts(tokens, counts, jnp.zeros(rows, jnp.bool), counts)
+    tokens, zeros = jnp.zeros((rows, settings.num_tokens), jnp.int32), jnp.zeros(rows, jnp.int32)
+    nothing = Drafts(tokens, zeros, jnp.zeros(rows, jnp.bool), zeros, zeros)
     drafts: Drafts = jax.lax.cond(jnp.any(limits > 0), search, lambda: nothing)
     return drafts
+
+
+def with_forced(
+    drafts: Drafts, forced: Int32[Array, "R T"], positions: Int32[Array, " R"], limits: Int32[Array, " R"]
+) -> Drafts:
+    """Returns drafts with the forced tokens of rows that have some.
+
+    Args:
+      drafts: Drafts of rows without forced tokens.
+      forced: Forced tokens of each row, then `NO_TOKEN`.
+      positions: Position of each row's last token.
+      limits: Maximum number of drafted tokens of each row.
+    """
+    num_forced = jnp.sum(forced >= 0, axis=1, dtype=jnp.int32)
+    is_forced = num_forced > 0
+    return Drafts(
+        tokens=jnp.where(is_forced[:, None], forced, drafts.tokens),
+        counts=jnp.where(is_forced, jnp.minimum(num_forced, limits), drafts.counts),
+        is_guessed=drafts.is_guessed & ~is_forced,
+        starts=jnp.where(is_forced, positions + 1, drafts.starts),  # past the history, and so no prediction
+        num_forced=num_forced,
+    )
 
 
 def _match_distances(

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -34,6 +34,32 @@ class Constraint(Protocol):
 
     def advance(self, token_id: int) -> None:
         """Advances by one generated token."""
+
+
+class Forced(NamedTuple):
+    """Tokens each of which is the only one allowed after those before it.
+
+    Attributes:
+      token_ids: Next tokens.
+      mask: Mask of the token after them.
+    """
+
+    token_ids: tuple[int, ...]
+    mask: TokenMask
+
+    def first(self, count: int) -> "Forced":
+        """Returns the first tokens, `count` at most."""
+        if len(self.token_ids) <= count:
+            return self
+        return Forced(self.token_ids[:count], mask_of_ids(self.token_ids[count : count + 1], len(self.mask)))
+
+
+@runtime_checkable
+class ForcingConstraint(Constraint, Protocol):
+    """Constraint that looks ahead of the next token, so that speculation can draft what it forces."""
+
+    def forced(self) -> Forced:
+        """Returns the next tokens that are known to be forced, possibly none. Called once `is_ready`."""
 
 
 def words_of_mask(vocab_size: int) -> int:

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from .errors import RoostError
-from .output_constraint import Constraint, TokenMask
+from .output_constraint import Constraint, Forced, TokenMask
 from .sampling_params import SamplingParams
 from .snapshot import BlockState, Snapshot
 from .speculation import HISTORY, MAX_MATCH, MAX_PREDICTION, UNUSED_PREDICTION, DraftCounts, PredictionUse
@@ -212,7 +212,7 @@ class DecodeBatch:
       masks: Pairs of slot and mask, for requests whose next token an output constraint decides; `steps` is 1 then.
       replays: Slots whose decoding state is set before the step; `steps` is 1 then.
       drafts: Maximum number of drafted tokens of each request in each step, all of which it may get in addition to the
-        step's token; empty without drafts.
+        step's token; or tokens that its output constraint forces, which are drafted. Empty without drafts.
     """
 
     requests: tuple[Request, ...]
@@ -221,7 +221,7 @@ class DecodeBatch:
     moves: tuple[tuple[int, int], ...] = ()
     masks: tuple[tuple[int, TokenMask], ...] = ()
     replays: tuple[ReplayedRow, ...] = ()
-    drafts: tuple[int, ...] = ()
+    drafts: tuple[int | Forced, ...] = ()
 
 
 type Batch = PrefillBatch | RestoreBatch | DecodeBatch

@@ -149,15 +149,21 @@ class Executor:
         """
         return self._run(self.programs.decode[len(active)], active, np.int32(steps))
 
-    def speculate(self, active: Bool[np.ndarray, " R"], limits: Int[np.ndarray, " R"], steps: int) -> Speculated:
+    def speculate(
+        self,
+        active: Bool[np.ndarray, " R"],
+        limits: Int[np.ndarray, " R"],
+        forced: Int[np.ndarray, "R T"],
+        steps: int,
+    ) -> Speculated:
         """Generates tokens in the active slots, with drafts.
 
         Args:
           active: See `decode`; R is one of `programs.speculate`.
-          limits: Maximum number of drafted tokens of each slot and round.
+          limits, forced: See `speculative_step`.
           steps: Maximum number of rounds.
         """
-        return self._run(self.programs.speculate[len(active)], active, limits, np.int32(steps))
+        return self._run(self.programs.speculate[len(active)], active, limits, forced, np.int32(steps))
 
     def prefill(self, shape: PrefillShape, inputs: PrefillInput, layer_slice: int = 0) -> PrefillResult:
         """Prefills chunks with one slice of the layers.

@@ -322,7 +322,7 @@ def _speculative_programs(
 
     def program(rows: int) -> Program[Speculated]:
         step = partial(speculative_step, model.graph, settings, shapes.decode_steps)
-        inputs = (jax.ShapeDtypeStruct((rows,), jnp.bool), _int32(rows), _int32())
+        inputs = (jax.ShapeDtypeStruct((rows,), jnp.bool), _int32(rows), _int32(rows, settings.num_tokens), _int32())
         return Program(f"speculate {rows}", step, inputs, ("params", "pool"), ("pool",))
 
     return {rows: program(rows) for rows in decode_rows(model.pool) if pair_sizes(rows, settings)}

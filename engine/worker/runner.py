@@ -32,8 +32,10 @@ from .executor import Executor
 from .programs import first_token_rows
 from .speculative_steps import Speculated
 from .transfer import (
+    draft_columns,
     first_token_input,
     mask_columns,
+    masks_after_drafts,
     prefill_input,
     read_block_states,
     read_slot,
@@ -258,16 +260,17 @@ class ModelRunner:
         for source, target in batch.moves:
             self.executor.copy_slot(source, target)
         self._replay(batch.replays)
-        for slots, masks in mask_columns(batch.masks, MAX_PREFILL_ROWS, self.layout.rows, self.limits.mask_words):
-            self.executor.set_masks(slots, masks)
         layout, sizes = self.layout, self.limits.decode_rows
         rows, places = decode_places(batch.slots, sizes, layout.rows, layout.shards.count)
+        has_drafts = bool(batch.drafts) and rows in self.executor.programs.speculate
+        masks = masks_after_drafts(batch) if has_drafts else batch.masks
+        for slots, words in mask_columns(masks, MAX_PREFILL_ROWS, layout.rows, self.limits.mask_words):
+            self.executor.set_masks(slots, words)
         active = np.zeros(rows, np.bool)
         active[list(places)] = True
-        if batch.drafts and rows in self.executor.programs.speculate:
-            limits = np.zeros(rows, np.int32)
-            limits[list(places)] = batch.drafts
-            result = self.executor.speculate(active, limits, batch.steps)
+        if has_drafts:
+            limits, forced = draft_columns(batch.drafts, places, (rows, self._max_drafts))
+            result = self.executor.speculate(active, limits, forced, batch.steps)
             return PendingSpeculation(batch, places, self._max_drafts, result)
         return PendingDecode(batch, places, self.executor.decode(active, batch.steps))
 

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Int32
+from jaxtyping import Array, Bool, Int32, UInt32
 
 from ..model.griffin import Griffin, Params
 from ..model.pairs import Pairs
@@ -22,7 +22,7 @@ from ..sampling.logprobs import no_logprobs
 from ..sampling.sampler import Sampled
 from ..sampling.state import TokenMemory, record_tokens
 from ..speculation.acceptance import Accepted, accept
-from ..speculation.drafter import Drafts, DraftState, learn, propose, within
+from ..speculation.drafter import Drafts, DraftState, learn, propose, with_forced, within
 from ..speculation.history import record
 from ..types.sampling_params import MAX_LOGPROBS
 from ..types.speculation import Speculation
@@ -75,6 +75,7 @@ def speculative_step(
     pool: StatePool,
     active: Bool[Array, " R"],
     limits: Int32[Array, " R"],
+    forced: Int32[Array, "R T"],
     steps: Int32[Array, ""],
 ) -> tuple[StatePool, Speculated]:
     """Generates tokens in the active slots among the first R, as `steps.decode_step` does on a single device.
@@ -86,7 +87,9 @@ def speculative_step(
       params: Parameters of the model.
       pool: All slots.
       active: Whether each slot of the first R gets tokens.
-      limits: Maximum number of drafted tokens of each row and round.
+      limits: Maximum number of tokens that each row drafts from its history in a round.
+      forced: Next tokens of each row that are the only ones allowed, then `NO_TOKEN`. The token mask of a row with
+        some is that of the token after them, and `steps` is 1.
       steps: Number of rounds, in each of which a row gets a token and its accepted drafts.
     """
     model, rows = nnx.merge(graph, params), active.shape[0]
@@ -99,7 +102,7 @@ def speculative_step(
         return (carry.done < steps) & jnp.any(active & carry.slots.goes_on)
 
     def run_round(carry: _Carry) -> _Carry:
-        drafts = _draft(settings, active, limits, carry.slots)
+        drafts = _draft(settings, active, limits, forced, carry.slots)
         tokens = jnp.sum(active & carry.slots.goes_on) + jnp.sum(drafts.counts)
         fitting = 1 + jnp.sum(tokens > jnp.array(sizes, jnp.int32))
         branch = jnp.where(jnp.any(drafts.counts > 0), fitting, 0)
@@ -120,23 +123,32 @@ def _no_tokens(model: Griffin, rows: int, shape: tuple[int, int]) -> Speculated:
     return Speculated(sampled, of_rows, zeros, zeros, zeros)
 
 
-def _draft(settings: Speculation, active: Bool[Array, " R"], limits: Int32[Array, " R"], slots: SlotState) -> Drafts:
+def _draft(
+    settings: Speculation,
+    active: Bool[Array, " R"],
+    limits: Int32[Array, " R"],
+    forced: Int32[Array, "R T"],
+    slots: SlotState,
+) -> Drafts:
     """Returns the drafts of a round. No draft goes past a request's last position, or past the largest round."""
     assert slots.drafts is not None
     live = active & slots.goes_on
     left = slots.sampling.last_position - slots.positions - 1
     room = pair_sizes(active.shape[0], settings)[-1] - jnp.sum(live, dtype=jnp.int32)
-    most = jnp.where(live & (room > 0), jnp.minimum(limits, left), 0)
-    drafts = propose(slots.drafts, slots.positions, most, settings)
+    most = jnp.where(live & (room > 0), left, 0)
+    drafts = propose(slots.drafts, slots.positions, jnp.minimum(limits, most), settings)
+    drafts = with_forced(drafts, forced, slots.positions, most)
     return drafts._replace(counts=within(drafts.counts, room))
 
 
 def _plain_round(
     model: Griffin, settings: Speculation, active: Bool[Array, " R"], carry: _Carry, drafts: Drafts
 ) -> _Carry:
-    """Runs a decode step, for rows without drafts."""
+    """Runs a decode step, for rows without drafts or without room for them."""
     rows = jnp.where(active & carry.slots.goes_on, jnp.arange(active.shape[0]), active.shape[0])
-    layers, slots, sampled = decode_once(model, carry.layers, carry.slots, active)
+    memory = carry.slots.memory
+    memory = memory._replace(allowed=_allowed(memory.allowed, drafts, jnp.zeros_like(rows)))
+    layers, slots, sampled = decode_once(model, carry.layers, carry.slots._replace(memory=memory), active)
     assert slots.drafts is not None
     depth = learn(slots.drafts.depth, drafts, sampled.tokens, drafts.counts, settings)
     slots = slots._replace(drafts=slots.drafts._replace(depth=depth))
@@ -182,8 +194,22 @@ def _slots_of(pairs: Pairs, slots: SlotState, drafts: Drafts) -> SlotState:
         places < pairs.offsets[:, None], (first[:, None] + 1 + places) % recent.shape[1], recent.shape[1]
     )
     recent = recent.at[jnp.arange(recent.shape[0])[:, None], columns].set(drafted.tokens, mode="drop")
-    memory = TokenMemory(in_prompt, allowed, recent)
+    memory = TokenMemory(in_prompt, _allowed(allowed, drafted, pairs.offsets), recent)
     return SlotState(jnp.zeros_like(first), first + pairs.offsets, pairs.is_used, sampling, memory)
+
+
+def _allowed(allowed: UInt32[Array, "M W"], drafts: Drafts, offsets: Int32[Array, " M"]) -> UInt32[Array, "M W"]:
+    """Returns token masks at some offsets from the last token: a forced token is the only one of its mask.
+
+    Args:
+      allowed: Mask after the forced tokens of each row.
+      drafts: Drafts of each row.
+      offsets: Offset of each row.
+    """
+    token = jnp.take_along_axis(drafts.tokens, jnp.clip(offsets, 0, drafts.tokens.shape[1] - 1)[:, None], axis=1)
+    bit = jnp.left_shift(jnp.uint32(1), (token & 31).astype(jnp.uint32))
+    only = jnp.where(jnp.arange(allowed.shape[1]) == token >> 5, bit, jnp.uint32(0))
+    return jnp.where((offsets < drafts.num_forced)[:, None], only, allowed)
 
 
 def _advance(

@@ -10,8 +10,8 @@ from ..model.state import BlockStates, RowArrays
 from ..sampling.state import TokenMemory
 from ..types.arrays import HostArray
 from ..types.config import PREFILL_BLOCK
-from ..types.output_constraint import TokenMask, mask_of_ids
-from ..types.request import PrefillChunk, ReplayedRow, Request
+from ..types.output_constraint import Forced, TokenMask, mask_of_ids
+from ..types.request import DecodeBatch, PrefillChunk, ReplayedRow, Request
 from ..types.sampling_params import NO_LIMIT, NO_TOKEN, NUMBER_COLUMNS, PENALTY_WINDOW, SAMPLING_COLUMNS, SamplingState
 from ..types.snapshot import BlockState, Snapshot, snapshot_of
 from .draft_history import histories
@@ -192,6 +192,31 @@ def mask_columns(
         for row, (slot, mask) in enumerate(masks[start : start + rows]):
             slots[row], words[row] = slot, mask
         yield slots, words
+
+
+def masks_after_drafts(batch: DecodeBatch) -> list[tuple[int, TokenMask]]:
+    """Returns the slots and masks of a batch; for a request with forced tokens, the mask of the token after them."""
+    forced = {slot: each for slot, each in zip(batch.slots, batch.drafts, strict=True) if isinstance(each, Forced)}
+    return [(slot, forced[slot].mask if slot in forced else mask) for slot, mask in batch.masks]
+
+
+def draft_columns(
+    drafts: Sequence[int | Forced], places: Sequence[int], shape: tuple[int, int]
+) -> tuple[Int[np.ndarray, " R"], Int[np.ndarray, "R T"]]:
+    """Returns `limits` and `forced` of `speculative_step`.
+
+    Args:
+      drafts: Drafts of each request.
+      places: Row of each request.
+      shape: Number of rows, and maximum number of drafted tokens.
+    """
+    limits, forced = np.zeros(shape[0], np.int32), np.full(shape, NO_TOKEN, np.int32)
+    for place, draft in zip(places, drafts, strict=True):
+        if isinstance(draft, Forced):
+            forced[place, : len(draft.token_ids)] = draft.token_ids
+        else:
+            limits[place] = draft
+    return limits, forced
 
 
 def read_block_states(

@@ -3,7 +3,7 @@
 import math
 
 from ...engine import AsyncEngine, EngineConfig
-from ..constraints.grammar import GrammarCompiler
+from ..constraints.grammar import GrammarCompiler, GrammarLimits
 from ..generation.admissions import Admissions
 from ..generation.limits import Limits
 from ..generation.prompts import PromptEncoder
@@ -23,13 +23,14 @@ def make_service(
 ) -> Service:
     """Returns the service of an engine, which need not be started."""
     admissions = Admissions(settings.max_body_bytes, tenants=config.tenants)
+    grammar_limits = GrammarLimits(max_forced=0 if config.speculation is None else config.speculation.num_tokens)
     return Service(
         engine=engine,
         model=model,
         metrics=metrics,
         prompts=PromptEncoder(model, admissions.workers),
         admissions=admissions,
-        grammars=GrammarCompiler(model.tokenizer, model.end_token_ids, tenants=config.tenants),
+        grammars=GrammarCompiler(model.tokenizer, model.end_token_ids, tenants=config.tenants, limits=grammar_limits),
         limits=Limits(
             max_choices=config.max_queue if config.tenants == 1 else -(-config.max_queue // 2),
             max_choices_tokens=config.max_queue_tokens,

@@ -1,6 +1,7 @@
-"""Predicted outputs over HTTP: the bundled model's responses are the same with and without them."""
+"""Predicted outputs and forced tokens over HTTP: the bundled model's responses are the same with and without them."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,17 @@ def client() -> Iterator[httpx.Client]:
         httpx.Client(base_url=server.url, timeout=120) as client,
     ):
         yield client
+
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "first_name": {"type": "string", "maxLength": 9},
+        "favourite_colour": {"enum": ["dark blue", "dark green"]},
+        "age_in_years": {"type": "integer"},
+    },
+    "required": ["first_name", "favourite_colour", "age_in_years"],
+}
 
 
 def body_of(**fields: Any) -> dict[str, Any]:
@@ -76,3 +88,26 @@ def test_a_prediction_without_a_match_and_one_with_stop_strings_count_nothing(cl
     stopping = chat(client, prediction=edited(text), stop="no such text")
     assert stopping["choices"] == plain["choices"]
     assert counts(stopping["usage"]) == (0, 0)
+
+
+def drafted(client: httpx.Client) -> tuple[int, int]:
+    """Returns the numbers of drafted and of accepted tokens so far."""
+    page = client.get("/metrics").text
+    names = ("draft_tokens", "accepted_tokens")
+    found = (re.search(rf"^roost_spec_decode_num_{name}_total (\S+)$", page, re.MULTILINE) for name in names)
+    tokens, accepted = (int(float(each[1])) for each in found if each)
+    return tokens, accepted
+
+
+@pytest.mark.parametrize("fields", [{}, {"n": 2, "temperature": 1.0, "seed": 5}])
+def test_forced_tokens_are_drafted_and_change_no_response(client: httpx.Client, fields: dict[str, Any]) -> None:
+    """With a stop string, tokens come one by one."""
+    form = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}}
+    before = drafted(client)
+    plain = chat(client, response_format=form, stop="no such text", **fields)
+    assert drafted(client) == before
+    answer = chat(client, response_format=form, prediction={"type": "content", "content": "{"}, **fields)
+    assert answer["choices"] == plain["choices"]
+    tokens, accepted = drafted(client)
+    assert tokens - before[0] == accepted - before[1] > 10
+    assert counts(answer["usage"]) == (0, 0)

@@ -34,6 +34,7 @@ from roost.engine.prefix_cache.request_snapshot import RequestSnapshotFormat
 from roost.engine.scheduling import preemption
 from roost.engine.scheduling.draft_switch import DraftSwitch
 from roost.engine.types.mesh import MeshShape
+from roost.engine.types.output_constraint import Forced, TokenMask, mask_of_ids
 from roost.engine.types.request import Replay
 from roost.kernels import native
 from small_models import TINY_A
@@ -98,8 +99,38 @@ def repetitive(seed: int, length: int) -> tuple[int, ...]:
     return tuple((unit * length)[:length])
 
 
+class Phrases:
+    """Allows any token, and after each of these forces some that follow from it.
+
+    Args:
+      size: Number of tokens that are forced at a time.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._left: tuple[int, ...] = ()
+
+    def is_ready(self, wait_s: float) -> bool:
+        return True
+
+    def fill_mask(self, mask: TokenMask) -> None:
+        mask[:] = self._mask(len(mask)) if not self._left else mask_of_ids(self._left[:1], len(mask))
+        self._words = len(mask)
+
+    def forced(self) -> Forced:
+        return Forced(self._left, self._mask(self._words))
+
+    def advance(self, token_id: int) -> None:
+        assert not self._left or token_id == self._left[0]
+        following = tuple(5 + (7 * token_id + i) % 300 for i in range(self._size))
+        self._left = self._left[1:] if self._left else following
+
+    def _mask(self, words: int) -> TokenMask:
+        return mask_of_ids(range(4, 310), words)
+
+
 def crowd(fields: Sequence[dict[str, Any]]) -> list[Request]:
-    """Requests with these sampling fields; "constrained", "stepwise" and "fork_of" are fields of the request."""
+    """Requests with these sampling fields; "constrained", "phrases", "stepwise" and "fork_of" are of the request."""
     requests = []
     for index, each in enumerate(fields):
         params, more = dict(each), {}
@@ -108,6 +139,8 @@ def crowd(fields: Sequence[dict[str, Any]]) -> list[Request]:
                 more[name] = params.pop(name)
         if params.pop("constrained", False):
             more["constraint"] = EvenThenOdd()
+        if size := params.pop("phrases", 0):
+            more["constraint"] = Phrases(size)
         prompt = repetitive(*params.pop("prompt", (index, 5 + 9 * index)))
         requests.append(Request(str(index), prompt, SamplingParams(**{"max_tokens": 40, **params}), **more))
     return requests
@@ -223,6 +256,89 @@ def test_a_stop_id_inside_a_round_is_the_last_token(runner: ModelRunner) -> None
         end = outputs["0"].token_ids.index(token) + 1
         assert ended[str(2 + index)].token_ids == outputs["0"].token_ids[:end]
         assert ended[str(2 + index)].stop_reason == token
+
+
+FORCED_CROWDS: dict[str, list[dict[str, Any]]] = {
+    "alone and beside others": [
+        {"temperature": 0.0},
+        *({"temperature": 1.0, "seed": size, "phrases": size, "logprobs": 2} for size in (1, 2, 3, 9)),
+        {
+            "temperature": 0.5,
+            "seed": 4,
+            "phrases": 4,
+            "frequency_penalty": 0.3,
+            "repetition_penalty": 1.2,
+            "top_p": 0.9,
+        },
+        {"temperature": 1.0, "seed": 2, "phrases": 2, "logit_bias": ((9, 3.0),), "min_tokens": 9},
+        {"temperature": 1.0, "phrases": 2, "allowed_token_ids": tuple(range(4, 306))},
+        {"temperature": 1.0, "phrases": 2, "stepwise": True},
+        *({"temperature": 1.0, "seed": count, "phrases": 3, "max_tokens": count} for count in range(2, 12)),
+    ],
+    "forks": [
+        {"temperature": 0.0},
+        *({"seed": seed, "prompt": (4, 40), "phrases": 2, **({"fork_of": "1"} if seed else {})} for seed in range(4)),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", FORCED_CROWDS)
+def test_forced_tokens_change_no_bit(runner: ModelRunner, name: str) -> None:
+    fields = FORCED_CROWDS[name]
+    core = make_core(runner, drafts=True)
+    assert serve(core, crowd(fields)) == serve(make_core(runner, drafts=False), crowd(fields))
+    assert core.stats.drafts is not None
+    assert sum(core.stats.drafts.accepted) > 0
+
+
+FORCED = {"temperature": 1.0, "seed": 3, "phrases": 2, "logprobs": 1}
+
+
+def test_forced_tokens_take_fewer_steps_and_are_right(runner: ModelRunner) -> None:
+    """Without repetitions too, and without searching for any."""
+    num_steps, results = [], []
+    for drafts in (False, True):
+        core = make_core(runner, drafts=drafts)
+        core.add(*crowd([FORCED]))
+        outputs: list[TokenOutput] = []
+        while not core.is_idle:
+            outputs += [output for _, output in core.step()]
+        num_steps.append(len(outputs))
+        results.append(joined(outputs))
+    assert results[0] == results[1]
+    counts = core.stats.drafts
+    assert counts is not None
+    assert counts.tokens == sum(counts.accepted) == num_steps[0] - num_steps[1] > 0
+
+
+@pytest.mark.parametrize("min_tokens", [0, 40])
+def test_a_forced_stop_id_ends_the_output_or_fails_it(runner: ModelRunner, min_tokens: int) -> None:
+    """It is banned before `min_tokens`, and then nothing is allowed."""
+    output, num_rejected = serve(make_core(runner, drafts=False), crowd([FORCED]))["0"], 0
+    for token in dict.fromkeys(output.token_ids[:12]):
+        (request,) = crowd([{**FORCED, "stop_token_ids": (token,), "min_tokens": min_tokens}])
+        ends = []
+        for drafts in (False, True):
+            core, outputs = make_core(runner, drafts=drafts), []
+            core.add(replace(request, constraint=Phrases(2)))
+            while not core.is_idle:
+                outputs += [output for _, output in core.step()]
+            ends.append((joined(outputs), str(outputs[-1].error)))
+        assert ends[0] == ends[1]
+        assert core.stats.drafts is not None
+        num_rejected += core.stats.drafts.tokens - sum(core.stats.drafts.accepted)
+    assert bool(num_rejected) is bool(min_tokens)
+
+
+def test_a_request_with_forced_tokens_goes_on_after_a_replay(runner: ModelRunner) -> None:
+    whole = serve(make_core(runner, drafts=False), crowd([FORCED]))["0"]
+    for length in (1, 7, 8, 9, 20):
+        core = make_core(runner, drafts=True)
+        (request,) = crowd([FORCED])
+        rest = serve(core, [replace(request, replay=Replay(whole.token_ids[:length]))])["0"]
+        assert (rest.token_ids, rest.logprobs) == (whole.token_ids[length:], (whole.logprobs or ())[length:])
+        assert core.stats.drafts is not None
+        assert core.stats.drafts.tokens
 
 
 def test_a_cancelled_request_leaves_others_as_they_are(runner: ModelRunner) -> None:

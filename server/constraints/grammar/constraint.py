@@ -5,7 +5,7 @@ import weakref
 import numpy as np
 
 from ....engine import ConstraintLostError, RoostError
-from ....engine.types.output_constraint import TokenMask
+from ....engine.types.output_constraint import Forced, TokenMask, mask_of_ids
 from ..grammar_worker.frames import Kind
 from .process import GrammarProcess
 from .spec import one_line
@@ -18,7 +18,8 @@ class GrammarFailedError(RoostError):
 class GrammarConstraint:
     """A `Constraint` of one output. End tokens are allowed exactly where the grammar may end.
 
-    Masks are computed in the grammar's process. The first call of `is_ready` after new tokens requests the next one.
+    Masks are computed in the grammar's process. The first call of `is_ready` after new tokens requests the next one,
+    unless the tokens were forced, and the masks after them known.
 
     Args:
       process: Process that has compiled the grammar.
@@ -29,15 +30,22 @@ class GrammarConstraint:
         self._follower = process.new_follower()
         self._unsent: list[int] = []
         self._is_requested = False
+        self._known: Forced | None = None  # after all tokens
         weakref.finalize(self, process.drop, self._follower).atexit = False
 
     def advance(self, token_id: int) -> None:
         """Takes the output's next token. `fill_mask` raises if it was not allowed."""
         self._unsent.append(token_id)
-        self._is_requested = False
+        known, self._known = self._known, None
+        if known is not None and known.token_ids[:1] == (token_id,):
+            self._known = Forced(known.token_ids[1:], known.mask)
+        else:
+            self._is_requested = False
 
     def is_ready(self, wait_s: float) -> bool:
         """Waits up to `wait_s` seconds, and returns whether `fill_mask` would return without waiting."""
+        if self._known is not None:
+            return True
         self._request()
         return self._process.wait(self._follower, wait_s)
 
@@ -51,6 +59,16 @@ class GrammarConstraint:
           GrammarFailedError: The mask takes too much work, or the last token was not allowed.
           ConstraintLostError: The system has ended the grammar's process.
         """
+        forced, following = self.forced()
+        mask[:] = mask_of_ids(forced[:1], mask.size) if forced else following[: mask.size]
+
+    def forced(self) -> Forced:
+        """Returns the next tokens that are known to be forced. Waits and raises as `fill_mask`."""
+        if self._known is None:
+            self._known = self._read()
+        return self._known
+
+    def _read(self) -> Forced:
         self._request()
         result = self._process.result(self._follower)
         if result.kind is not Kind.MASK:
@@ -58,7 +76,9 @@ class GrammarConstraint:
                 raise ConstraintLostError("the system has ended the process of the grammar: send the request again")
             reason = one_line(result.payload.decode())
             raise GrammarFailedError(f"the grammar cannot be followed any further: {reason}")
-        mask[:] = np.frombuffer(result.payload, np.uint32)[: mask.size]
+        words = np.frombuffer(result.payload, np.uint32)
+        end = 1 + int(words[0])
+        return Forced(tuple(words[1:end].tolist()), words[end:])
 
     def _request(self) -> None:
         """Requests the mask after all tokens, unless it was already requested."""

@@ -128,7 +128,9 @@ def follow(matcher: LLMatcher, server: Server, limits: GrammarLimits) -> None:
             token_ids = [token_id for (token_id,) in TOKEN.iter_unpack(frame.payload)]
             with allowance.spend(len(token_ids)):
                 mask = _next_mask(follower, token_ids)
-            server.write(Frame(Kind.MASK, frame.follower, mask))
+                forced, mask = _look_ahead(follower, mask, limits.max_forced)
+            payload = b"".join(map(TOKEN.pack, (len(forced), *forced))) + mask
+            server.write(Frame(Kind.MASK, frame.follower, payload))
         except GrammarFailure as error:
             server.write(Frame(Kind.FAILED, frame.follower, str(error)[:_MAX_MESSAGE].encode()))
         except TooMuchWorkError:
@@ -148,6 +150,33 @@ def _next_mask(matcher: LLMatcher, token_ids: Sequence[int]) -> bytes:
     mask = matcher.compute_bitmask()
     _check(matcher)
     return mask
+
+
+def _look_ahead(matcher: LLMatcher, mask: bytes, most: int) -> tuple[list[int], bytes]:
+    """Returns tokens that are each the only one allowed after those before it, and the mask after them.
+
+    Args:
+      matcher: Matcher of one output.
+      mask: Its token mask.
+      most: Maximum number of tokens.
+    """
+    forced: list[int] = []
+    ahead = matcher
+    while len(forced) < most and not ahead.is_stopped() and (token_id := _only(mask)) is not None:
+        ahead = ahead.deep_copy() if ahead is matcher else ahead
+        ahead.consume_token(token_id)
+        following = ahead.compute_bitmask()
+        if ahead.is_error():  # which fails the output once it gets there
+            break
+        forced.append(token_id)
+        mask = following
+    return forced, mask
+
+
+def _only(mask: bytes) -> int | None:
+    """Returns the only token of a mask; None if it has none or several."""
+    bits = int.from_bytes(mask, "little")
+    return bits.bit_length() - 1 if bits and not bits & (bits - 1) else None
 
 
 def _try_first_steps(matcher: LLMatcher, tokenizer: LLTokenizer) -> None:

@@ -19,6 +19,7 @@ class GrammarLimits:
       token_cpu_s: CPU seconds that each token adds to the allowance; most masks take 1% of it.
       memory: Maximum bytes of address space that a grammar process adds to the vocabulary's.
       stack: Maximum bytes of stack; 8 MiB suffice for a chain of about 2,000 definitions.
+      max_forced: Maximum number of forced tokens that come with a mask, for speculation to draft.
     """
 
     compile_cpu_s: float = 5.0
@@ -26,6 +27,7 @@ class GrammarLimits:
     token_cpu_s: float = 0.005
     memory: int = 512 * 2**20
     stack: int = 8 * 2**20
+    max_forced: int = 0
 
 
 class TooMuchWorkError(Exception):

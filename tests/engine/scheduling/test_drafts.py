@@ -1,15 +1,17 @@
 """Which requests may have drafted tokens, and how accepted ones are booked."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 from hypothesis import given
 from roost.engine.scheduling.repetition import Repetition
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.engine.types.config import StepLimits
-from roost.engine.types.output_constraint import TokenMask
+from roost.engine.types.output_constraint import Forced, TokenMask
 from roost.engine.types.request import Batch, DecodeBatch, FinishReason, Replay, Request, RowResult, TokenOutput
 from roost.engine.types.sampling_params import SamplingParams
 from roost.engine.types.speculation import HISTORY, DraftCounts, Speculation
@@ -30,6 +32,13 @@ class AnyToken:
 
     def advance(self, token_id: int) -> None:
         pass
+
+
+class Sevens(AnyToken):
+    """Forces four tokens 7, then allows every token, at any time."""
+
+    def forced(self) -> Forced:
+        return Forced((7,) * 4, np.full(1, 0xFFFFFFFF, np.uint32))
 
 
 def request(name: str, max_tokens: int = 9, prompt: Sequence[int] = REPETITIVE, **fields: Any) -> Request:
@@ -79,6 +88,38 @@ def test_without_speculation_no_batch_has_drafts() -> None:
     assert batch.drafts == ()
 
 
+def test_forced_tokens_are_drafted_as_far_as_there_is_room() -> None:
+    """A part of them is followed by the next of them."""
+    for num_tokens, last in ((3, 1 << 7), (4, 0xFFFFFFFF)):
+        limits = replace(LIMITS, speculation=Speculation(num_tokens))
+        _, batch = first_decode([request("a", prompt=(1, 2, 3), constraint=Sevens()), request("b")], limits)
+        draft, other = batch.drafts
+        assert isinstance(draft, Forced)
+        assert (draft.token_ids, draft.mask.tolist(), other) == ((7,) * num_tokens, [last], num_tokens)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"stepwise": True},
+        {"replay": Replay((7, 7, 7))},
+        {"params": SamplingParams(bad_words=((1,),))},
+        {"params": SamplingParams(bad_words=((1, 2),))},
+    ],
+)
+def test_forced_tokens_are_not_drafted_one_by_one_or_beside_other_masks(fields: dict[str, Any]) -> None:
+    _, batch = first_decode([Request("a", REPETITIVE, **fields, constraint=Sevens())])
+    assert batch.drafts == ()
+
+
+@pytest.mark.parametrize(("tokens", "is_allowed"), [((7,), True), ((7,) * 4 + (9,), True), ((7, 7, 9), False)])
+def test_forced_tokens_are_the_only_ones_that_are_taken(tokens: tuple[int, ...], is_allowed: bool) -> None:
+    scheduler, batch = first_decode([request("a", constraint=Sevens())], replace(LIMITS, speculation=Speculation(4)))
+    output = commit(scheduler, batch, *tokens)
+    assert output.token_ids == (tokens if is_allowed else ())
+    assert (output.error is None) is is_allowed
+
+
 def test_accepted_drafts_count_for_the_limit() -> None:
     scheduler, batch = first_decode([request("a", max_tokens=6)])
     output = commit(scheduler, batch, 7, 7, 7, 7)
@@ -105,8 +146,9 @@ def test_a_stop_id_inside_a_round_ends_the_output_there() -> None:
     assert (output.token_ids, output.finish_reason, output.stop_reason) == ((7, 8), FinishReason.STOP, 8)
 
 
-def test_drafts_pause_while_they_take_longer_than_they_save() -> None:
-    scheduler, batch = first_decode([request("a", max_tokens=99)])
+@pytest.mark.parametrize("fields", [{}, {"constraint": Sevens()}])
+def test_drafts_pause_while_they_take_longer_than_they_save(fields: dict[str, Any]) -> None:
+    scheduler, batch = first_decode([request("a", max_tokens=99, **fields)])
     drafted, seconds = RowResult((7, 7), drafts=DraftCounts(1, 3, (1, 0, 0))), []
     while len(seconds) < 12:
         seconds.append(3.0 if batch.drafts else 1.0)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from roost.engine.speculation import drafter
 from roost.engine.speculation.acceptance import accept
-from roost.engine.speculation.drafter import Drafts, DraftState, new_draft_state, within
+from roost.engine.speculation.drafter import Drafts, DraftState, new_draft_state, with_forced, within
 from roost.engine.speculation.history import no_history, record
 from roost.engine.types.errors import ConfigError
+from roost.engine.types.sampling_params import NO_TOKEN
 from roost.engine.types.speculation import HISTORY, DraftCounts, PredictionUse, Speculation
 
 propose, learn = jax.jit(drafter.propose, static_argnums=3), jax.jit(drafter.learn, static_argnums=4)
@@ -105,7 +106,7 @@ def test_a_match_that_lies_across_the_end_of_the_history_is_as_long_as_what_is_l
 
 def after(depth: int, drafted: int, sampled: int, accepted: int = 0, *, is_guessed: bool = True) -> int:
     """Depth after a round that guessed token 4, drafted some tokens and accepted some of them."""
-    drafts = Drafts(int32(4, 4, 4, 4)[None], int32(drafted), jnp.array([is_guessed]), int32(0))
+    drafts = Drafts(int32(4, 4, 4, 4)[None], int32(drafted), jnp.array([is_guessed]), int32(0), int32(0))
     return int(learn(int32(depth), drafts, int32(sampled), int32(accepted), SETTINGS)[0])
 
 
@@ -160,7 +161,7 @@ def test_samples_are_kept_up_to_the_first_that_differs(
     draft: list[int], sampled: list[int], ends: list[int], accepted: int, last: int
 ) -> None:
     tokens = jnp.array([[*draft, *[4] * (3 - len(draft))]], jnp.int32)
-    drafts = Drafts(tokens, int32(len(draft)), jnp.array([True]), int32(0))
+    drafts = Drafts(tokens, int32(len(draft)), jnp.array([True]), int32(0), int32(0))
     are_ends = jnp.array([[place in ends for place in range(4)]])
     result = accept(drafts, jnp.array([sampled], jnp.int32), are_ends)
     assert (int(result.counts[0]), int(result.last[0])) == (accepted, last)
@@ -189,3 +190,13 @@ def test_a_token_of_a_prediction_counts_once() -> None:
 def test_counts_add_up() -> None:
     total = DraftCounts(accepted=(0, 0)).plus(DraftCounts(2, 4, (2, 1))).plus(DraftCounts(1, 2, (1, 0)))
     assert total == DraftCounts(3, 6, (3, 1))
+
+
+def test_forced_tokens_are_drafted_instead_of_guesses() -> None:
+    """The first row has two, and room for one of them."""
+    tokens, forced = jnp.array([[1, 2, 3], [4, 5, 6]]), jnp.array([[7, 8, NO_TOKEN], [NO_TOKEN] * 3])
+    guesses = Drafts(tokens, int32(0, 2), jnp.array([False, True]), int32(0, 5), int32(0, 0))
+    drafts = with_forced(guesses, forced, int32(9, 9), int32(1, 3))
+    assert drafts.tokens.tolist() == [[7, 8, NO_TOKEN], [4, 5, 6]]
+    assert drafts.is_guessed.tolist() == [False, True]
+    assert (drafts.counts.tolist(), drafts.num_forced.tolist(), drafts.starts.tolist()) == ([1, 2], [2, 0], [10, 5])

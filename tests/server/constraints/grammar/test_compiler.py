@@ -1,6 +1,7 @@
 """Grammars of all kinds: accepted texts, and errors of grammars that cannot be compiled."""
 
 import asyncio
+import random
 import sys
 from typing import Any
 
@@ -10,6 +11,7 @@ from roost.server.constraints.grammar import (
     GrammarCompiler,
     GrammarError,
     GrammarFailedError,
+    GrammarLimits,
     GrammarSpec,
     choice_spec,
     json_spec,
@@ -62,6 +64,29 @@ async def test_grammar_accepts_its_texts_only(
 ) -> None:
     constraint = (await compiler.compile(spec)).constraint()
     assert spell(constraint, demo_tokenizer, text) is fits
+
+
+@pytest.mark.parametrize("spec", [json_spec(POINT), choice_spec(["yes, of course", "no"]), lark_spec(GBNF_SUM)])
+@pytest.mark.parametrize("num_ends", [1, 2])
+async def test_looking_ahead_changes_no_mask(demo_tokenizer: Tokenizer, spec: GrammarSpec, num_ends: int) -> None:
+    ends = demo_tokenizer.end_token_ids[:num_ends]
+    grammars = [
+        await GrammarCompiler(demo_tokenizer, ends, limits=GrammarLimits(max_forced=most)).compile(spec)
+        for most in (0, 1, 4)
+    ]
+    for seed in range(5):
+        constraints = [grammar.constraint() for grammar in grammars]
+        choose, num_forced = random.Random(seed), [0, 0, 0]
+        for _ in range(60):
+            masks = [allowed_ids(each, demo_tokenizer.vocab_size) for each in constraints]
+            assert masks[0] == masks[1] == masks[2]
+            num_forced = [max(n, len(each.forced().token_ids)) for n, each in zip(num_forced, constraints, strict=True)]
+            if (token_id := choose.choice(masks[0])) in ends:
+                break
+            for each in constraints:
+                each.advance(token_id)
+        assert num_forced[0] == 0
+        assert spec.schema is None or num_forced[1:] == [1, 4]
 
 
 async def test_end_tokens_are_allowed_only_at_an_end(demo_tokenizer: Tokenizer) -> None:

@@ -58,6 +58,35 @@ def test_no_mask_of_an_earlier_token_is_taken(other: PlayedProcess, num_replies:
     assert allowed(constraint) == [100 + num_awaited - 1]
 
 
+def test_forced_tokens_need_no_request(other: PlayedProcess) -> None:
+    constraint = GrammarConstraint(other.process)
+    assert not constraint.is_ready(0)
+    ((follower, _),) = other.requests()
+    other.allow(follower, [8, 9], WORDS, forced=[5, 6])
+    for token_id in (5, 6):
+        assert constraint.is_ready(0)
+        assert allowed(constraint) == [token_id]
+        assert constraint.forced().token_ids == (5, 6)[token_id - 5 :]
+        constraint.advance(token_id)
+    assert constraint.is_ready(0)
+    assert allowed(constraint) == [8, 9]
+    assert other.requests() == []
+    constraint.advance(9)
+    assert not constraint.is_ready(0)
+    assert other.requests() == [(follower, [5, 6, 9])]
+
+
+def test_after_another_token_than_the_forced_one_nothing_is_known(other: PlayedProcess) -> None:
+    constraint = GrammarConstraint(other.process)
+    assert not constraint.is_ready(0)
+    ((follower, _),) = other.requests()
+    other.allow(follower, [8], WORDS, forced=[5])
+    assert allowed(constraint) == [5]
+    constraint.advance(7)
+    assert not constraint.is_ready(0)
+    assert other.requests() == [(follower, [7])]
+
+
 def test_tokens_of_a_replay_are_one_request(other: PlayedProcess) -> None:
     constraint = Grammar(other.process).constraint()
     for token_id in range(100):
