@@ -285,6 +285,8 @@ class EngineCore:
         start, self._last_end = max(in_flight.start, self._last_end), time.monotonic()
         self._wait_seconds += self._last_end - wait_start
         commit = self._scheduler.commit(in_flight.batch, results, self._last_end - start)
+        if self._in_flight is None:  # no later commit may follow, and the device has nothing to do meanwhile
+            self._scheduler.settle()
         for state in commit.finished:
             assert self._scheduler.cache is not None
             self._scheduler.cache.insert_one(state.history, self._runner.snapshot(state.slot, len(state.history)))

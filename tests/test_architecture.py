@@ -116,6 +116,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
             "engine/builder.py",
             "engine/capacity/verification.py",
             "engine/worker/compilation.py",
+            "engine/worker/runner.py",
             "engine/checkpoint/weights.py",
             "engine/prefix_cache/disk.py",
         ),

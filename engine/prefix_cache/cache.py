@@ -4,6 +4,7 @@ The order of eviction is Greedy-Dual-Size. Caches of cachetools know neither pri
 """
 
 import heapq
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -93,8 +94,8 @@ class PrefixCache:
       evictions: Order in which they are evicted.
       is_inexact: Whether requests are also restored between two block boundaries, and from states that `insert_one` has
         added. Both give other bits than prefilling the whole prompt.
-      num_inserts: Number of times that snapshots were added. While it is unchanged, a look-up finds no more than the
-        last one.
+      num_inserts: Number of times that snapshots were added or deferred. While it is unchanged, a look-up finds no more
+        than the last one.
 
     Args:
       window: Number of tokens that attention looks back on.
@@ -115,6 +116,7 @@ class PrefixCache:
         self._hit_tokens = 0
         self._num_evicted = 0
         self._disk_hits = 0
+        self._deferred: deque[tuple[PrefixKey, int, Callable[[], None]]] = deque()
 
     def __repr__(self) -> str:
         return f"PrefixCache({self.tree.num_entries} snapshots, {self.tree.num_bytes} of {self._budget} bytes)"
@@ -217,6 +219,23 @@ class PrefixCache:
         self.insert(key, snapshots)
         return snapshots[-1]
 
+    def defer(self, key: PrefixKey, length: int, insert: Callable[[], None]) -> None:
+        """Adds snapshots later, so that nothing waits for their arrays: in `settle`, or when a look-up may find one.
+
+        Args:
+          key: Key of whose prefixes they are.
+          length: Number of tokens of the shortest one.
+          insert: Waits for the arrays and calls `insert_chunk`.
+        """
+        self.num_inserts += 1
+        self._deferred.append((key, length, insert))
+
+    def settle(self) -> None:
+        """Adds the deferred snapshots, in order."""
+        while self._deferred:
+            _, _, insert = self._deferred.popleft()
+            insert()
+
     def insert_one(self, key: PrefixKey, snapshot: Snapshot) -> None:
         """Adds the state at the end of a key. The tier below does not receive it.
 
@@ -225,11 +244,16 @@ class PrefixCache:
         self._insert(key, [snapshot])
 
     def close(self) -> None:
-        """Waits until the tier below has stored everything."""
-        if self._disk is not None:
-            self._disk.close()
+        """Adds the deferred snapshots, and waits until the tier below has stored everything."""
+        try:
+            self.settle()
+        finally:
+            if self._disk is not None:
+                self._disk.close()
 
     def _find(self, key: PrefixKey, *, at_block_boundary: bool = False) -> Entry | None:
+        if any(key.shares(deferred, length) for deferred, length, _ in self._deferred):
+            self.settle()
         return self.tree.find(key, at_block_boundary=at_block_boundary or not self.is_inexact)
 
     def _insert(self, key: PrefixKey, snapshots: Sequence[Snapshot]) -> None:

@@ -1,15 +1,25 @@
 """Plans device steps, and records their results. Pure host Python: no clock, no thread, no JAX, no files."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 
 from ..prefix_cache.cache import PrefixCache
 from ..prefix_cache.tree import PrefixKey
-from ..types.config import CacheStats, EngineStats, StepLimits
+from ..types.config import PREFILL_BLOCK, CacheStats, EngineStats, StepLimits
 from ..types.errors import ConstraintError, QueueFullError, QueueTimeoutError, RequestTimeoutError, RoostError
-from ..types.request import Batch, DecodeBatch, FinishReason, Request, RowResult, TokenOutput, error_output
+from ..types.request import (
+    Batch,
+    BlockStatesReader,
+    DecodeBatch,
+    FinishReason,
+    Request,
+    RowResult,
+    TokenOutput,
+    error_output,
+)
 from ..types.snapshot import BlockState, Snapshot
 from ..types.token_ids import pack_ids
 from .batch_planner import BatchPlanner
@@ -234,6 +244,7 @@ class Scheduler:
           results: Results of its rows, in their order.
           seconds: Time that the device took for it.
         """
+        self.settle()  # the chunks of the batch before: their states were read while the device ran this one
         self._times.record(batch, seconds)
         if isinstance(batch, DecodeBatch):
             self._drafting.record(batch, results, seconds)
@@ -250,6 +261,11 @@ class Scheduler:
                 finished += self._finished_state(running, booked[-1])
                 self._release(running)
         return Commit(tuple(outputs), tuple(finished))
+
+    def settle(self) -> None:
+        """Waits for the committed chunks' states, and adds them to the prefix cache."""
+        if self.cache is not None:
+            self.cache.settle()
 
     def generating(self, request_id: str) -> RunningRequest | None:
         """Returns a running request whose slot has the state of its prompt and generated tokens; None if it has not."""
@@ -298,8 +314,8 @@ class Scheduler:
 
     def _commit_row(self, running: RunningRequest, result: RowResult) -> Sequence[TokenOutput]:
         """Records a row's result; returns its outputs, none for a request that has already ended."""
-        if result.block_states:
-            self._insert(running, result.block_states)
+        if result.block_states is not None:
+            self._defer_insert(running, result.block_states)
         if self._running.get(running.request.id) is not running:
             return ()
         if result.prompt_logprobs:
@@ -308,14 +324,16 @@ class Scheduler:
             running.prediction = running.prediction.plus(result.prediction)
         return book_result(running, result) if result.token_ids else ()
 
-    def _insert(self, running: RunningRequest, block_states: Sequence[BlockState]) -> None:
-        """Inserts the states that a chunk produced, if all states of the request were finite.
+    def _defer_insert(self, running: RunningRequest, block_states: BlockStatesReader) -> None:
+        """Lets the states that a chunk produced be read, and inserts them later.
 
         The request may have ended: its states are computed, and another request may use them.
         """
-        running.is_finite = running.is_finite and all(state.is_finite for state in block_states)
-        if self.cache is not None and running.key is not None and running.is_finite:
-            running.last_snapshot = self.cache.insert_chunk(running.key, running.last_snapshot, block_states)
+        if self.cache is None or running.key is None:
+            return
+        start = 0 if running.last_snapshot is None else running.last_snapshot.length
+        first = min(start // PREFILL_BLOCK * PREFILL_BLOCK + PREFILL_BLOCK, len(running.key))
+        self.cache.defer(running.key, first, partial(_insert, self.cache, running, running.key, block_states()))
 
     def _finished_state(self, running: RunningRequest, output: TokenOutput) -> Sequence[FinishedState]:
         """Returns the state that an ended request has left in its slot, if the cache keeps inexact states.
@@ -334,3 +352,13 @@ class Scheduler:
         self._assignment.release(running, self._now)
         self._planner.drop_unless_wanted(self._running.values())
         self._histories.keep(running)
+
+
+def _insert(
+    cache: PrefixCache, running: RunningRequest, key: PrefixKey, block_states: Callable[[], Sequence[BlockState]]
+) -> None:
+    """Inserts the states that a chunk produced, if all states of the request were finite."""
+    states = block_states()
+    running.is_finite = running.is_finite and all(state.is_finite for state in states)
+    if running.is_finite:
+        running.last_snapshot = cache.insert_chunk(key, running.last_snapshot, states)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -118,8 +119,9 @@ class SimulatedRunner:
         firsts = iter(self._tokens.draw(np.array([chunk.slot for chunk in lasts], np.int64)))
         results = [self._result(row.request, next(firsts)) if row.is_last else RowResult() for row in batch.rows]
         for row, chunk in enumerate(batch.chunks):
-            scores, states = self._scores(chunk), self._block_states(chunk)
-            results[row] = results[row]._replace(prompt_logprobs=scores, block_states=states)
+            results[row] = results[row]._replace(prompt_logprobs=self._scores(chunk))
+            if self._keeps_snapshots and chunk.length:
+                results[row] = results[row]._replace(block_states=partial(partial, self._block_states, chunk))
         seconds = self._durations.prefill_seconds(self._padded_tokens(batch.chunks), samples=bool(lasts))
         return SimulatedBatch(tuple(results), self._device.dispatch(seconds))
 
@@ -147,8 +149,6 @@ class SimulatedRunner:
         return tuple(_logprobs(token, num_top, self.layout.model.vocab_size) for token in following)
 
     def _block_states(self, chunk: PrefillChunk) -> tuple[BlockState, ...]:
-        if not self._keeps_snapshots:
-            return ()
         formats = self.state_format.snapshot
         recurrent = self._recurrent()
         ends = [min(start + PREFILL_BLOCK, chunk.length) for start in range(0, chunk.length, PREFILL_BLOCK)]

@@ -1,7 +1,7 @@
 """Requests, batches of their work, and results: frozen values that the parts of the engine pass to each other."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
@@ -228,6 +228,10 @@ type Batch = PrefillBatch | RestoreBatch | DecodeBatch
 """One step of the device. Batches are compared by identity."""
 
 
+type BlockStatesReader = Callable[[], Callable[[], Sequence[BlockState]]]
+"""Begins to read block states on another thread, and returns a function that waits for them."""
+
+
 class RowResult(NamedTuple):  # a frozen dataclass takes five times as long to construct, and each token has one
     """Result of one row of a batch.
 
@@ -236,7 +240,8 @@ class RowResult(NamedTuple):  # a frozen dataclass takes five times as long to c
         request are meaningless.
       logprobs: Log-probabilities of these tokens, if the request asks for them.
       prompt_logprobs: Log-probabilities of the prompt token after each of the chunk's tokens, if requested.
-      block_states: States at the block boundaries that the chunk has passed, in order, if there is a prefix cache.
+      block_states: Reads the states at the block boundaries that the chunk has passed, in order; None without a prefix
+        cache, and for chunks of length 0.
       drafts: Drafted and accepted tokens, if any were drafted.
       prediction: Tokens of the request's prediction among them, if it has one.
     """
@@ -244,7 +249,7 @@ class RowResult(NamedTuple):  # a frozen dataclass takes five times as long to c
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] | None = None
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
-    block_states: tuple[BlockState, ...] = ()
+    block_states: BlockStatesReader | None = None
     drafts: DraftCounts | None = None
     prediction: PredictionUse | None = None
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice, pairwise
 from typing import Final
 
@@ -16,7 +17,7 @@ SCALE_BYTES: Final = 4
 """Bytes of the float32 scale after each key and value in int8."""
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False)
 class BlockState:
     """State at a block boundary or at the end of a prompt, as a prefill step returns it.
 
@@ -31,7 +32,7 @@ class BlockState:
     window: HostArray
     hidden: HostArray | None = None
 
-    @property
+    @cached_property
     def is_finite(self) -> bool:
         """Whether no value is NaN or infinite."""
         return all(map(is_finite, (*self.recurrent, self.window, *([] if self.hidden is None else [self.hidden]))))

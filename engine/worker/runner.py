@@ -1,9 +1,12 @@
 """Runs batches: builds the inputs of device programs, dispatches them, and reads their results."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import batched
+from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Float
@@ -16,6 +19,7 @@ from ..types.config import MAX_PREFILL_ROWS, StepLimits
 from ..types.mesh import decode_places
 from ..types.request import (
     Batch,
+    BlockStatesReader,
     DecodeBatch,
     PrefillBatch,
     PrefillChunk,
@@ -25,7 +29,7 @@ from ..types.request import (
     RowResult,
     TokenLogprobs,
 )
-from ..types.snapshot import Snapshot, window_rows
+from ..types.snapshot import BlockState, Snapshot, window_rows
 from ..types.speculation import DraftCounts
 from .draft_history import prediction_use
 from .executor import Executor
@@ -108,31 +112,26 @@ class PendingPrefill:
 
     Attributes:
       places: Row of each chunk in the step.
-      ends: Row of each chunk's last token in `last`.
       last: Activations of last tokens. Every prefill has them, so that the host never runs ahead of the device.
       sampled: First tokens of the prompts that end in this batch and of their forks, `MAX_PREFILL_ROWS` at a time.
       scores: Log-probabilities of the token after each token of the chunks, if a request wants them.
-      block_states: States at the chunks' block boundaries, per layer slice, if there is a prefix cache.
+      block_states: Readers of each chunk's block states, if there is a prefix cache.
     """
 
     batch: PrefillBatch
     places: tuple[int, ...]
-    ends: tuple[int, ...]
     last: Float[Array, "R D"]
     sampled: tuple[Sampled, ...]
     scores: Logprobs | None = None
-    block_states: tuple[BlockStates, ...] = ()
+    block_states: tuple[BlockStatesReader, ...] = ()
 
     def wait(self) -> tuple[RowResult, ...]:
         """Waits for the device and returns one result per chunk and per fork."""
         self.last.block_until_ready()
         firsts = ((sampled, place) for sampled in self.sampled for place in range(len(sampled.tokens)))
         results = [self._row(row, chunk, firsts) for row, chunk in enumerate(self.batch.rows)]
-        if self.block_states:
-            chunks = self.batch.chunks
-            read = read_block_states(self.block_states, self.last, chunks, self.places, self.ends)
-            for row, states in enumerate(read):
-                results[row] = results[row]._replace(block_states=states)
+        for row, block_states in enumerate(self.block_states):
+            results[row] = results[row]._replace(block_states=block_states)
         return tuple(results)
 
     def _row(self, row: int, chunk: PrefillChunk, firsts: Iterator[tuple[Sampled, int]]) -> RowResult:
@@ -218,6 +217,7 @@ class ModelRunner:
         self.layout = executor.layout
         self._first_token_rows = first_token_rows(executor.layout.shards)
         self._block_states: tuple[BlockStates, ...] = ()
+        self._reader = ThreadPoolExecutor(1, "block states")
         settings = executor.layout.speculation
         self._has_drafts, self._max_drafts = settings is not None, 0 if settings is None else settings.num_tokens
 
@@ -237,7 +237,10 @@ class ModelRunner:
         return self.executor.compiles.count
 
     def close(self) -> None:
-        """Stops counting compilations; the device's memory goes with the last reference."""
+        """Stops counting compilations and reads the last block states; the device's memory goes with the last
+        reference.
+        """
+        self._reader.shutdown()
         self.executor.close()
 
     def run(self, batch: Batch) -> PendingDecode | PendingSpeculation | PendingPrefill | PendingSlice:
@@ -249,7 +252,7 @@ class ModelRunner:
                 self._restore(chunk.slot, chunk.snapshot)
         if isinstance(batch, RestoreBatch):
             last = self.executor.set_last(_cached_hidden(batch.chunks, MAX_PREFILL_ROWS * self.layout.shards.data))
-            return PendingPrefill(batch, (), (), last, self._sample_first(batch, range(len(batch.chunks))))
+            return PendingPrefill(batch, (), last, self._sample_first(batch, range(len(batch.chunks))))
         return self._run_prefill(batch)
 
     def snapshot(self, slot: int, length: int) -> Snapshot:
@@ -294,12 +297,19 @@ class ModelRunner:
         inputs = prefill_input(chunks, places, shape.rows * shards, shape.length, self.layout.rows)
         result = self.executor.prefill(shape, inputs, batch.layer_slice)
         block_states = self._block_states = (*(self._block_states if batch.layer_slice else ()), result.block_states)
+        for array in (*result.block_states.recurrent, result.block_states.window) if self.keeps_snapshots else ():
+            array.copy_to_host_async()
         if not batch.is_last_slice:
             return PendingSlice(batch, result.last)
         sampled = self._sample_first(batch, ends)
         scores = self._score(batch, places, shape.rows * shards, shape.length)
-        kept = block_states if self.keeps_snapshots else ()
-        return PendingPrefill(batch, tuple(places), tuple(ends), result.last, sampled, scores, kept)
+        rows = zip(chunks, places, ends, strict=True) if self.keeps_snapshots else ()
+        readers = (partial(self._begin_read, block_states, result.last, *row) for row in rows)
+        return PendingPrefill(batch, tuple(places), result.last, sampled, scores, tuple(readers))
+
+    def _begin_read(self, *arguments: Any) -> Callable[[], Sequence[BlockState]]:
+        """Lets another thread call `read_block_states`; returns a function that waits for the result."""
+        return self._reader.submit(read_block_states, *arguments).result
 
     def _score(self, batch: PrefillBatch, places: Sequence[int], rows: int, length: int) -> Logprobs | None:
         if all(chunk.request.params.prompt_logprobs is None for chunk in batch.chunks):

@@ -220,42 +220,40 @@ def draft_columns(
 
 
 def read_block_states(
-    block_states: Sequence[BlockStates],
-    last: Float[Array, "Rmax D"],
-    chunks: Sequence[PrefillChunk],
-    places: Sequence[int],
-    ends: Sequence[int],
-) -> Iterator[tuple[BlockState, ...]]:
-    """Waits for the device and yields the states of a batch's chunks, one by one.
+    block_states: Sequence[BlockStates], last: Float[Array, "Rmax D"], chunk: PrefillChunk, row: int, end_row: int
+) -> tuple[BlockState, ...]:
+    """Waits for the device, and returns the states of one chunk of a batch.
 
     They are copies without the device arrays' padding, which is most of those.
 
     Args:
       block_states: States of all rows, one for each layer slice.
       last: Activations of the rows' last tokens.
-      chunks: The chunks that were prefilled.
-      places, ends: Row of each chunk in `block_states` and in `last`.
+      chunk: The chunk that was prefilled.
+      row, end_row: Its row in `block_states` and in `last`.
     """
-    recurrent = [_all_layers(parts) for parts in zip(*(each.recurrent for each in block_states), strict=True)]
-    window = _all_layers([each.window for each in block_states])
-    hidden = np.asarray(last)
+    recurrent = [_all_layers(parts, row) for parts in zip(*(each.recurrent for each in block_states), strict=True)]
+    window = _all_layers([each.window for each in block_states], row)
 
-    def block_state(row: int, end_row: int, block: int, chunk: PrefillChunk) -> BlockState:
+    def block_state(block: int) -> BlockState:
         start = block * PREFILL_BLOCK
         end = min(start + PREFILL_BLOCK, chunk.length)
         is_end = chunk.is_last and end == chunk.length
-        kept = tuple(array[row, block].copy() for array in recurrent)
-        return BlockState(kept, window[row, start:end].copy(), hidden[end_row].copy() if is_end else None)
+        kept = tuple(array[block].copy() for array in recurrent)
+        state = BlockState(kept, window[start:end].copy(), np.asarray(last)[end_row].copy() if is_end else None)
+        _ = state.is_finite  # computed here, so that the engine's thread only looks it up
+        return state
 
-    for row, end_row, chunk in zip(places, ends, chunks, strict=True):
-        yield tuple(block_state(row, end_row, block, chunk) for block in range(-(-chunk.length // PREFILL_BLOCK)))
+    return tuple(map(block_state, range(-(-chunk.length // PREFILL_BLOCK))))
 
 
-def _all_layers(slices: Sequence[Array]) -> HostArray:
-    """Returns the layer slices' arrays of one kind, joined along the third axis; a slice may have no layer of it."""
-    arrays = [np.asarray(each) for each in slices]
-    some = [array for array in arrays if array.shape[2]] or arrays[:1]
-    return some[0] if len(some) == 1 else np.concatenate(some, axis=2)  # which would copy
+def _all_layers(slices: Sequence[Array], row: int) -> HostArray:
+    """Returns a row of the layer slices' arrays of one kind, joined along the third axis; a slice may have no layer of
+    it.
+    """
+    arrays = [np.asarray(each)[row] for each in slices]
+    some = [array for array in arrays if array.shape[1]] or arrays[:1]
+    return some[0] if len(some) == 1 else np.concatenate(some, axis=1)  # which would copy
 
 
 def read_slot(arrays: RowArrays, length: int) -> Snapshot:

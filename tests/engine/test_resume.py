@@ -1,5 +1,6 @@
 """Tests of the prefix cache on a device: outputs do not depend on cache hits, bit for bit."""
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from hypothesis import given
 from roost.engine import EngineCore, ModelRunner, PrefixCache, Request, SamplingParams
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.engine.types.request import TokenOutput
+from roost.engine.types.snapshot import BlockState
+from roost.engine.worker import runner as runner_module
+from roost.engine.worker.transfer import read_block_states
 from sweeps import examples
 
 SLOTS = 4
@@ -222,6 +226,26 @@ def test_snapshots_take_no_slots(runner: ModelRunner) -> None:
     stats = core.stats
     assert (stats.num_running, stats.cache.snapshots) == (0, 12)
     assert stats.cache.num_bytes > 0
+
+
+def test_first_token_does_not_wait_for_block_states(runner: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_read, core = threading.Event(), make_core(runner)
+
+    def held_back(*arguments: Any) -> tuple[BlockState, ...]:
+        assert may_read.wait(60)
+        return read_block_states(*arguments)
+
+    monkeypatch.setattr(runner_module, "read_block_states", held_back)
+    core.add(ask("a", (1, 100)))
+    while not (outputs := core.step()):
+        pass
+    assert len(outputs[0][1].token_ids) == 1
+    assert core.stats.cache.snapshots == 0
+    may_read.set()
+    core.step()
+    assert core.stats.cache.snapshots == 2
+    core.abort("a")
+    run(core)
 
 
 def test_without_a_cache_no_state_leaves_the_device(runner: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Tests of the prefix cache against a set of everything that was ever inserted."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import hypothesis.strategies as st
@@ -10,7 +11,7 @@ from hypothesis import given
 from roost.engine.prefix_cache.cache import PrefixCache
 from roost.engine.prefix_cache.tree import Entry, Node, PrefixKey
 from roost.engine.types.config import PREFILL_BLOCK
-from roost.engine.types.snapshot import chunk_snapshots, first_block
+from roost.engine.types.snapshot import Snapshot, chunk_snapshots, first_block
 
 PLENTY = 10**9
 
@@ -241,6 +242,73 @@ def test_cost_of_eviction_does_not_grow_with_the_number_of_salts() -> None:
     assert cache.stats.snapshots <= 500
     assert cache.stats.evictions >= 100
     assert CountedSalt.num_hashed - before <= 100 * 10
+
+
+def test_deferred_snapshots_are_awaited_by_look_ups_that_may_find_them() -> None:
+    cache, tokens = PrefixCache(128, PLENTY), text((1, 200))
+    key, other = PrefixKey.of(tokens, ""), PrefixKey.of(text((1, 63), (2, 100)), "")
+    awaited: list[str] = []
+
+    def insert() -> None:
+        awaited.append("")
+        cache.insert_chunk(key, None, block_states(tokens))
+
+    before = cache.num_inserts
+    cache.defer(key, 64, insert)
+    assert cache.num_inserts > before
+    assert cache.match_prefix(other) is None
+    assert cache.match_prefix(PrefixKey.of(tokens, "salt")) is None
+    assert not awaited
+    assert cache.matched_length(PrefixKey.of((*tokens[:130], 9), "")) == 128
+    assert cache.matched_length(key) == 200
+    assert len(awaited) == 1
+
+
+def test_deferred_snapshots_are_added_in_order() -> None:
+    """The second chunk begins where the first has ended."""
+    cache, tokens = PrefixCache(128, PLENTY), text((1, 256))
+    key, last = PrefixKey.of(tokens, ""), list[Snapshot | None]([None])
+    for start in (0, 128):
+        states = block_states(tokens, start, start + 128)
+        cache.defer(key, start + 64, lambda states=states: last.append(cache.insert_chunk(key, last[-1], states)))
+    cache.settle()
+    assert [None if each is None else each.length for each in last] == [None, 128, 256]
+    assert cache.stats.snapshots == 4
+
+
+def test_closing_adds_deferred_snapshots_before_the_disk_closes() -> None:
+    log: list[str] = []
+    cache = PrefixCache(128, PLENTY, ClosedTier(log))
+    cache.defer(PrefixKey.of(text((1, 64)), ""), 64, lambda: log.append("inserted"))
+    cache.close()
+    assert log == ["inserted", "closed"]
+
+
+def test_disk_closes_even_if_deferred_snapshots_are_lost() -> None:
+    log: list[str] = []
+    cache = PrefixCache(128, PLENTY, ClosedTier(log))
+    cache.defer(PrefixKey.of(text((1, 64)), ""), 64, lambda: log.append(str(1 // 0)))
+    with pytest.raises(ZeroDivisionError):
+        cache.close()
+    assert log == ["closed"]
+
+
+class ClosedTier:
+    """A tier that only notes that it is closed."""
+
+    max_fetches = num_errors = num_bytes = 0
+
+    def __init__(self, log: list[str]) -> None:
+        self._log = log
+
+    def fetch(self, key: PrefixKey, above: int, done: Callable[[Snapshot | None], None]) -> None:
+        raise NotImplementedError
+
+    def store(self, key: PrefixKey, snapshots: Sequence[Snapshot]) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        self._log.append("closed")
 
 
 def test_stats() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from fake_states import block_states, text
@@ -76,8 +77,8 @@ def run(scheduler: Scheduler, now: float = 0.0) -> tuple[list[tuple[str, int]], 
         done = []
         for chunk in plan.batch.rows:
             length = chunk.start + chunk.length
-            left = block_states(chunk.request.prompt_token_ids, chunk.start, length) if chunk.length else []
-            done.append(RowResult((7,) if chunk.is_last else (), block_states=tuple(left)))
+            left = partial(partial, block_states, chunk.request.prompt_token_ids, chunk.start, length)
+            done.append(RowResult((7,) if chunk.is_last else (), block_states=left if chunk.length else None))
         begun += [(name, output.num_cached) for name, output in scheduler.commit(plan.batch, done, 1.0).outputs]
 
 

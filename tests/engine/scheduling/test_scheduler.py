@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -902,9 +903,45 @@ def test_non_finite_state_is_never_inserted() -> None:
     for some in ((good[0], nan), (good[2], good[3])):
         batch = plan(scheduler)
         assert batch is not None
-        commit(scheduler, batch, [result._replace(block_states=some) for result in results(batch)])
+        commit(
+            scheduler, batch, [result._replace(block_states=partial(partial, tuple, some)) for result in results(batch)]
+        )
+    scheduler.settle()
     assert scheduler.cache is not None
     assert scheduler.cache.stats.snapshots == 0
+
+
+def test_states_of_a_chunk_are_awaited_by_the_next_commit() -> None:
+    """Or by a request whose prompt they may begin, but not by another one."""
+    cache = PrefixCache(64, 10**9)
+    scheduler = Scheduler(3, 9, StepLimits(128), cache=cache)
+    tokens, awaited = tuple(range(1, 101)), list[str]()
+
+    def states(name: str, tokens: tuple[int, ...]) -> list[BlockState]:
+        awaited.append(name)
+        return block_states(tokens)
+
+    def run(name: str, tokens: tuple[int, ...]) -> int:
+        """Prefills a prompt; returns the number of its restored tokens."""
+        add(scheduler, Request(name, tokens, SamplingParams(max_tokens=1)))
+        batch = plan(scheduler)
+        assert isinstance(batch, PrefillBatch)
+        (chunk,), (result,) = batch.chunks, results(batch)
+        left = partial(partial, states, name, tokens) if not chunk.start else None
+        ((_, output),) = commit(scheduler, batch, [result._replace(block_states=left)])
+        return output.num_cached
+
+    assert run("a", tokens) == 0
+    assert awaited == []
+    add(scheduler, Request("other", tokens[1:], SamplingParams(max_tokens=1)))
+    other = plan(scheduler)
+    assert awaited == []
+    assert other is not None
+    commit(scheduler, other, results(other))
+    assert awaited == ["a"]
+    assert run("b", tokens[::-1]) == 0
+    assert run("b again", tokens[::-1]) == 100
+    assert awaited == ["a", "b"]
 
 
 def tenants_request(name: str, tenant: str) -> Request:
@@ -956,7 +993,9 @@ def test_probe_takes_the_next_slot_and_leaves_no_snapshot() -> None:
     assert names(batch) == ("prefill", ["probe"])
     assert batch is not None
     commit(
-        scheduler, batch, [result._replace(block_states=tuple(block_states((1, 2, 3)))) for result in results(batch)]
+        scheduler,
+        batch,
+        [result._replace(block_states=partial(partial, block_states, (1, 2, 3))) for result in results(batch)],
     )
     assert cache.stats.snapshots == 0
     assert names(plan(scheduler)) == ("prefill", ["a"])

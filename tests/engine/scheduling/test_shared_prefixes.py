@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import hypothesis.strategies as st
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from roost.engine.prefix_cache.cache import PrefixCache
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.engine.types.config import PREFILL_BLOCK, StepLimits
-from roost.engine.types.request import Batch, DecodeBatch, PrefillBatch, Request, RowResult
+from roost.engine.types.request import Batch, DecodeBatch, PrefillBatch, PrefillChunk, Request, RowResult
 from roost.engine.types.sampling_params import SamplingParams
 
 LIMITS = StepLimits(256, prefill_rows=1)
@@ -21,13 +22,12 @@ def results(batch: Batch) -> list[RowResult]:
         return [RowResult((7,) * batch.steps) for _ in batch.slots]
     if not batch.is_last_slice:
         return [RowResult() for _ in batch.rows]
-    return [
-        RowResult(
-            (7,) if row.is_last else (),
-            block_states=tuple(block_states(row.request.prompt_token_ids, row.start, row.start + row.length)),
-        )
-        for row in batch.rows
-    ]
+    return list(map(result, batch.rows))
+
+
+def result(row: PrefillChunk) -> RowResult:
+    states = partial(partial, block_states, row.request.prompt_token_ids, row.start, row.start + row.length)
+    return RowResult((7,) if row.is_last else (), block_states=states if row.length else None)
 
 
 def run(scheduler: Scheduler, requests: Iterable[Request]) -> dict[str, list[tuple[int, int]]]:
