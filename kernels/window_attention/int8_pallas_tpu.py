@@ -13,7 +13,7 @@ from ..precision import product_precision
 from .int8 import Int8Vectors
 from .pallas_tpu import iota
 from .softmax import MASKED, scores_of
-from .tpu_grid import RingWalk, block_of, busy_rows_first, row_index
+from .tpu_grid import BusyRows, RingReader, RingWalk, block_of, busy_rows_first, row_index
 
 INT8_RING_MULTIPLE: Final = 128
 """Number of which windows are multiples: a copied tile of scales has that many."""
@@ -38,7 +38,7 @@ def decode_attention_int8_tpu(
 ) -> tuple[Float[Array, "B N d"], tuple[Int8Vectors, Int8Vectors]]:
     """Attends with one query per row to the filled part of its ring and to its own key, then writes the key.
 
-    The grid is that of `decode_attention_tpu`. Products take the int8 values as numbers of q's dtype, which holds them
+    The walk is that of `decode_attention_tpu`. Products take the int8 values as numbers of q's dtype, which holds them
     exactly; keys' scales multiply scores, and values' scales multiply weights. The tiles of values and of scales with
     the new token's ring row are replaced in on-chip memory and copied back, so rings are updated in place.
 
@@ -61,26 +61,26 @@ def decode_attention_int8_tpu(
     walk, scalars = RingWalk.over(window, MAX_INT8_RING_BLOCK), busy_rows_first(positions)
     tile, lanes = (n if window % n == 0 else window for n in (_TILE, INT8_RING_MULTIPLE))
     query, own = (pl.BlockSpec((1, n, size), row_index) for n in (heads, 1))
-    ring = pl.BlockSpec((1, walk.block, size), walk.ring_index)
-    scale = pl.BlockSpec((1, 1, walk.block), walk.scale_index)
     in_place = pl.BlockSpec(memory_space=pl.ANY)
     column = pltpu.VMEM((heads, 1), jnp.float32)
     arrays = (ring_k.values, ring_v.values, ring_k.scale, ring_v.scale)
     out, keys, values, key_scale, value_scale = pl.pallas_call(
-        functools.partial(_kernel, window=window),
+        functools.partial(_kernel, walk=walk),
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, *arrays)],
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=5,
-            grid=(rows, walk.num_blocks),
-            in_specs=[query, own, own, ring, ring, scale, scale],
+            num_scalar_prefetch=4,
+            grid=(rows,),
+            in_specs=[query, own, own, *[in_place] * 4],
             out_specs=[query, *[in_place] * 4],
             scratch_shapes=[
                 column, column, pltpu.VMEM((heads, size), jnp.float32), pltpu.VMEM((2, tile, size), jnp.int8),
                 pltpu.VMEM((2, 1, lanes), jnp.float32), pltpu.SemaphoreType.DMA((4,)),
+                *[pltpu.VMEM((2, walk.block, size), jnp.int8)] * 2, *[pltpu.VMEM((2, 1, walk.block), jnp.float32)] * 2,
+                pltpu.SemaphoreType.DMA((2, 4)), pltpu.SMEM((1,), jnp.int32),
             ],
         ),
-        input_output_aliases={8: 1, 9: 2, 10: 3, 11: 4},
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary", "arbitrary")),
+        input_output_aliases={7: 1, 8: 2, 9: 3, 10: 4},
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",), disable_bounds_checks=True),
         cost_estimate=_cost(q, window, tile, lanes, assumed_fill),
         interpret=interpret,
         name="window_attention_decode",
@@ -103,29 +103,29 @@ def _cost(q: Float[Array, "B N d"], window: int, tile: int, lanes: int, fill: fl
 
 
 def _kernel(
-    order: Any, position: Any, count: Any, own_key_scale: Any, own_value_scale: Any, q: Any, k: Any, v: Any,
-    keys: Any, values: Any, key_scale: Any, value_scale: Any,
-    out: Any, ring_k: Any, ring_v: Any, ring_key_scale: Any, ring_value_scale: Any,
-    top: Any, total: Any, mixed: Any, tiles: Any, scale_tiles: Any, semaphores: Any, *, window: int,
+    order: Any, position: Any, own_key_scale: Any, own_value_scale: Any, q: Any, k: Any, v: Any, *refs: Any,
+    walk: RingWalk,
 ) -> None:  # fmt: skip
     """Kernel of `decode_attention_int8_tpu`: an online softmax whose state is carried in scratch memory.
 
     Tiles are copied to their rings while the next blocks are computed. They are free again once that copy is done.
     """
-    i, j = pl.program_id(0), pl.program_id(1)
-    block, tile, lanes = keys.shape[1], tiles.shape[1], scale_tiles.shape[2]
+    out, *rings = refs[4:9]  # the first four are the rings as inputs, which are the same memory
+    top, total, mixed, tiles, scale_tiles, semaphores, *memories, read_semaphores, num_visits = refs[9:]
+    i = pl.program_id(0)
+    tile, lanes = tiles.shape[1], scale_tiles.shape[2]
     factor = q.shape[-1] ** -0.5
-    works = i < count[0]
-    filled = jnp.minimum(position[i], window)
-    slot = jax.lax.rem(jnp.maximum(position[i], 0), jnp.int32(window))
+    works = position[i] >= 0
+    filled = jnp.minimum(position[i], walk.window)
+    slot = jax.lax.rem(jnp.maximum(position[i], 0), jnp.int32(walk.window))
+    reader = RingReader(
+        walk, BusyRows(order, position), list(zip(rings, memories, (1, 1, 2, 2), strict=True)), read_semaphores
+    )
 
     def copies(row: Any, at: Any, at_lanes: Any) -> list[Any]:
         pairs = [
-            *((tiles.at[n], ring.at[row, pl.ds(at, tile)]) for n, ring in enumerate((ring_k, ring_v))),
-            *(
-                (scale_tiles.at[n], ring.at[row, :, pl.ds(at_lanes, lanes)])
-                for n, ring in enumerate((ring_key_scale, ring_value_scale))
-            ),
+            *((tiles.at[n], ring.at[row, pl.ds(at, tile)]) for n, ring in enumerate(rings[:2])),
+            *((scale_tiles.at[n], ring.at[row, :, pl.ds(at_lanes, lanes)]) for n, ring in enumerate(rings[2:])),
         ]
         return [pltpu.make_async_copy(*pair, semaphores.at[n]) for n, pair in enumerate(pairs)]
 
@@ -133,54 +133,62 @@ def _kernel(
         for copy in copies(0, 0, 0):
             copy.wait()
 
-    @pl.when(works & (j == 0))
+    @pl.when(works)
     def start() -> None:
         own = jnp.sum(q[0].astype(jnp.float32) * k[0].astype(jnp.float32), axis=-1, keepdims=True)
         top[...] = own * (own_key_scale[i] * factor)
         total[...] = jnp.ones_like(total)
         mixed[...] = jnp.broadcast_to(v[0].astype(jnp.float32) * own_value_scale[i], mixed.shape)
 
-    @pl.when(works & (j * block < filled))
-    def step() -> None:
-        visible = iota((1, block), 1) < filled - j * block
-        products = scores_of(q[0], keys[0].astype(q.dtype))
-        scores = jnp.where(visible, products * (key_scale[0] * factor), MASKED)
+    def add(half: Any, left: Any, block: int) -> None:
+        keys, values, key_scale, value_scale = (memory.at[half] for memory in memories)
+        visible = iota((1, block), 1) < left
+        products = scores_of(q[0], keys[:block].astype(q.dtype))
+        scores = jnp.where(visible, products * (key_scale[:, :block] * factor), MASKED)
         highest = jnp.maximum(top[...], jnp.max(scores, axis=-1, keepdims=True))
         weights = jnp.exp(scores - highest)
         shrink = jnp.exp(top[...] - highest)
-        scaled = jnp.where(visible, weights * value_scale[0], 0.0)
+        scaled = jnp.where(visible, weights * value_scale[:, :block], 0.0)
         top[...] = highest
         total[...] = total[...] * shrink + jnp.sum(weights, axis=-1, keepdims=True)
         mixed[...] = mixed[...] * shrink + jnp.dot(
             scaled.astype(q.dtype),
-            values[0].astype(q.dtype),
+            values[:block].astype(q.dtype),
             preferred_element_type=jnp.float32,
             precision=product_precision(q.dtype),
         )
 
-    @pl.when(works & (j == block_of(slot, block)))
-    def write() -> None:
+    def write(j: Any, half: Any) -> None:
         pl.when(i > 0)(wait)
-        local = slot - j * block
+        local = slot - j * walk.block
         at, at_lanes = (pl.multiple_of(block_of(local, n) * n, n) for n in (tile, lanes))
         is_new = iota(tiles.shape[1:], 0) == local - at
-        for n, (new, old) in enumerate(((k, keys), (v, values))):
-            wide = jnp.where(is_new, new[0].astype(jnp.int32), old[0, pl.ds(at, tile)].astype(jnp.int32))
+        for n, (new, old) in enumerate(zip((k, v), memories[:2], strict=True)):
+            wide = jnp.where(is_new, new[0].astype(jnp.int32), old[half, pl.ds(at, tile)].astype(jnp.int32))
             tiles[n] = wide.astype(jnp.int8)
         is_new = iota((1, lanes), 1) == local - at_lanes
-        for n, (new, old) in enumerate(((own_key_scale, key_scale), (own_value_scale, value_scale))):
-            scale_tiles[n] = jnp.where(is_new, new[i], old[0, :, pl.ds(at_lanes, lanes)])
-        for copy in copies(order[i], pl.multiple_of(j * block + at, tile), pl.multiple_of(j * block + at_lanes, lanes)):
+        for n, (new, old) in enumerate(zip((own_key_scale, own_value_scale), memories[2:], strict=True)):
+            scale_tiles[n] = jnp.where(is_new, new[i], old[half, :, pl.ds(at_lanes, lanes)])
+        for copy in copies(
+            order[i], pl.multiple_of(j * walk.block + at, tile), pl.multiple_of(j * walk.block + at_lanes, lanes)
+        ):
             copy.start()
 
-    @pl.when(i >= count[0])
+    def use(j: Any, half: Any) -> None:
+        left = filled - j * walk.block
+        for part, is_part in walk.parts(position[i], j):
+            pl.when((left > 0) & is_part)(functools.partial(add, half, left, part))
+        pl.when(j == block_of(slot, walk.block))(functools.partial(write, j, half))
+
+    @pl.when(works)
+    def attend() -> None:
+        reader.visit(i, num_visits, use)
+        out[0] = (mixed[...] / total[...]).astype(out.dtype)
+
+    @pl.when(~works)
     def idle() -> None:
         out[...] = jnp.zeros_like(out)
 
-    @pl.when(works & (j == pl.num_programs(1) - 1))
-    def finish() -> None:
-        out[0] = (mixed[...] / total[...]).astype(out.dtype)
-
-    @pl.when((i == count[0] - 1) & (j == pl.num_programs(1) - 1))
+    @pl.when(works & reader.is_last(i))
     def wait_for_last() -> None:
         wait()

@@ -15,7 +15,7 @@ from ..precision import product_precision
 from .int8 import Int8Vectors, map_tokens
 from .ring import Rings, in_order, pad_rows, round_up
 from .softmax import MASKED, Softmax, add_keys, scores_of
-from .tpu_grid import RingWalk, block_of, busy_rows_first, row_index
+from .tpu_grid import BusyRows, RingReader, RingWalk, block_of, busy_rows_first, row_index
 
 _MAX_QUERY_BYTES: Final = 2560 * 256 * 2
 """Maximum bytes of a block of 256 tokens' queries that fit in on-chip memory with their scores and results."""
@@ -43,10 +43,9 @@ def decode_attention_tpu(
 ) -> tuple[Float[Array, "B N d"], Rings]:
     """Attends with one query per row to the filled part of its ring and to its own key, then writes the key.
 
-    The grid walks over the busy rows and, within a row, over blocks of its ring. A grid step without work maps to the
-    block that is loaded already, so it moves no bytes. The block with the new token's ring row is always loaded: its
-    tile of rows is replaced in on-chip memory and copied back, so rings are updated in place. Idle rows give zeros and
-    write nothing.
+    The grid walks over the busy rows, and a loop over the filled blocks of a row's ring; see `RingReader`. The tile of
+    rows with the new token's is always read: it is replaced in on-chip memory and copied back, so rings are updated in
+    place. Idle rows give zeros and write nothing.
 
     Args:
       q: Queries of the new tokens, after RoPE.
@@ -67,25 +66,26 @@ def decode_attention_tpu(
     walk, scalars = RingWalk.over(window, MAX_RING_BLOCK), busy_rows_first(positions)
     tile = RING_TILE if window % RING_TILE == 0 else window
     query, own = (pl.BlockSpec((1, n, size), row_index) for n in (heads, 1))
-    ring = pl.BlockSpec((1, walk.block, size), walk.ring_index)
     in_place = pl.BlockSpec(memory_space=pl.ANY)
     column, tiles = pltpu.VMEM((heads, 1), jnp.float32), pltpu.VMEM((2, tile, size), ring_k.dtype)
     read = 2 * rows * window * size * ring_k.dtype.itemsize * assumed_fill
     written = 2 * rows * tile * size * ring_k.dtype.itemsize
     out, *rings = pl.pallas_call(
-        functools.partial(_decode_kernel, window=window),
+        functools.partial(_decode_kernel, walk=walk),
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, ring_k, ring_v)],
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=3,
-            grid=(rows, walk.num_blocks),
-            in_specs=[query, own, own, ring, ring],
+            num_scalar_prefetch=2,
+            grid=(rows,),
+            in_specs=[query, own, own, in_place, in_place],
             out_specs=[query, in_place, in_place],
             scratch_shapes=[
-                column, column, pltpu.VMEM((heads, size), jnp.float32), tiles, pltpu.SemaphoreType.DMA((2,))
+                column, column, pltpu.VMEM((heads, size), jnp.float32), tiles, pltpu.SemaphoreType.DMA((2,)),
+                *[pltpu.VMEM((2, walk.block, size), ring_k.dtype)] * 2, pltpu.SemaphoreType.DMA((2, 2)),
+                pltpu.SMEM((1,), jnp.int32),
             ],
         ),
-        input_output_aliases={6: 1, 7: 2},
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary", "arbitrary")),
+        input_output_aliases={5: 1, 6: 2},
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",), disable_bounds_checks=True),
         cost_estimate=pl.CostEstimate(
             flops=int(4 * rows * heads * window * size * assumed_fill),
             bytes_accessed=int(read) + written + rows * size * (2 * heads * q.dtype.itemsize + 2 * k.dtype.itemsize),
@@ -98,19 +98,22 @@ def decode_attention_tpu(
 
 
 def _decode_kernel(
-    order: Any, position: Any, count: Any, q: Any, k: Any, v: Any, keys: Any, values: Any, out: Any, ring_k: Any,
-    ring_v: Any, top: Any, total: Any, mixed: Any, tiles: Any, semaphores: Any, *, window: int,
+    order: Any, position: Any, q: Any, k: Any, v: Any, ring_k_in: Any, ring_v_in: Any, out: Any, ring_k: Any,
+    ring_v: Any, top: Any, total: Any, mixed: Any, tiles: Any, semaphores: Any, keys: Any, values: Any,
+    read_semaphores: Any, num_visits: Any, *, walk: RingWalk,
 ) -> None:  # fmt: skip
     """Kernel of `decode_attention_tpu`: an online softmax whose state is carried in scratch memory.
 
     A tile is copied to its ring while the next blocks are computed. `tiles` is free again once that copy is done.
     """
-    i, j = pl.program_id(0), pl.program_id(1)
-    block, tile = keys.shape[1], tiles.shape[1]
+    i = pl.program_id(0)
+    tile = tiles.shape[1]
     scale = q.shape[-1] ** -0.5
-    works = i < count[0]
-    filled = jnp.minimum(position[i], window)
-    slot = jax.lax.rem(jnp.maximum(position[i], 0), jnp.int32(window))
+    works = position[i] >= 0
+    filled = jnp.minimum(position[i], walk.window)
+    slot = jax.lax.rem(jnp.maximum(position[i], 0), jnp.int32(walk.window))
+    arrays = [(ring_k, keys, 1), (ring_v, values, 1)]  # as outputs, which are the memory of the inputs
+    reader = RingReader(walk, BusyRows(order, position), arrays, read_semaphores)
 
     def copies(row: Any, at: Any) -> list[Any]:
         targets = (ring.at[row, pl.ds(at, tile)] for ring in (ring_k, ring_v))
@@ -120,41 +123,45 @@ def _decode_kernel(
         for copy in copies(0, 0):
             copy.wait()
 
-    @pl.when(works & (j == 0))
+    @pl.when(works)
     def start() -> None:
         own = jnp.sum(q[0].astype(jnp.float32) * k[0].astype(jnp.float32), axis=-1, keepdims=True)
         top[...] = own * scale
         total[...] = jnp.ones_like(total)
         mixed[...] = jnp.broadcast_to(v[0].astype(jnp.float32), mixed.shape)
 
-    @pl.when(works & (j * block < filled))
-    def step() -> None:
-        left = filled - j * block
-        scores = scores_of(q[0], keys[0]) * scale
-        known = jnp.where(iota(values.shape[1:], 0) < left, values[0], jnp.zeros_like(values[0]))
+    def add(half: Any, left: Any, part: int) -> None:
+        scores, found = scores_of(q[0], keys[half, :part]) * scale, values[half, :part]
+        known = jnp.where(iota(found.shape, 0) < left, found, jnp.zeros_like(found))
         running = Softmax(top[...], total[...], mixed[...])
         top[...], total[...], mixed[...] = add_keys(running, scores, iota(scores.shape, 1) < left, known)
 
-    @pl.when(works & (j == block_of(slot, block)))
-    def write() -> None:
+    def write(j: Any, half: Any) -> None:
         pl.when(i > 0)(wait)
-        local = slot - j * block
+        local = slot - j * walk.block
         at = pl.multiple_of(block_of(local, tile) * tile, tile)
         is_new = iota(tiles.shape[1:], 0) == local - at
         for n, (new, old) in enumerate(((k, keys), (v, values))):
-            tiles[n] = jnp.where(is_new, new[0].astype(tiles.dtype), old[0, pl.ds(at, tile)])
-        for copy in copies(order[i], pl.multiple_of(j * block + at, tile)):
+            tiles[n] = jnp.where(is_new, new[0].astype(tiles.dtype), old[half, pl.ds(at, tile)])
+        for copy in copies(order[i], pl.multiple_of(j * walk.block + at, tile)):
             copy.start()
 
-    @pl.when(i >= count[0])
+    def use(j: Any, half: Any) -> None:
+        left = filled - j * walk.block
+        for part, is_part in walk.parts(position[i], j):
+            pl.when((left > 0) & is_part)(functools.partial(add, half, left, part))
+        pl.when(j == block_of(slot, walk.block))(functools.partial(write, j, half))
+
+    @pl.when(works)
+    def attend() -> None:
+        reader.visit(i, num_visits, use)
+        out[0] = (mixed[...] / total[...]).astype(out.dtype)
+
+    @pl.when(~works)
     def idle() -> None:
         out[...] = jnp.zeros_like(out)
 
-    @pl.when(works & (j == pl.num_programs(1) - 1))
-    def finish() -> None:
-        out[0] = (mixed[...] / total[...]).astype(out.dtype)
-
-    @pl.when((i == count[0] - 1) & (j == pl.num_programs(1) - 1))
+    @pl.when(works & reader.is_last(i))
     def wait_for_last() -> None:
         wait()
 

@@ -5,13 +5,14 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+from jax.experimental.pallas import tpu as pltpu
 from roost.kernels import GpuSizes
 from roost.kernels.rg_lru.pallas_gpu import rg_lru_gpu
 from roost.kernels.rg_lru.pallas_tpu import rg_lru_tpu
 from roost.kernels.window_attention.pallas_gpu import decode_attention_gpu, prefill_attention_gpu
 from roost.kernels.window_attention.pallas_tpu import decode_attention_tpu, prefill_attention_tpu
 
-__all__ = ["GPU_SIZES", "KERNELS", "Kernels", "compiled", "interpreted"]
+__all__ = ["GPU_SIZES", "KERNELS", "Kernels", "compiled", "interpreted", "interpreted_copies"]
 
 GPU_SIZES = GpuSizes(101_376, 58)
 """Sizes of an L4, whose blocks are the smallest."""
@@ -24,6 +25,11 @@ def interpreted(kernel: Callable[..., Any]) -> Callable[..., Any]:
     return compiled(partial(kernel, interpret=True))
 
 
+def interpreted_copies(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Interprets a TPU kernel with copies whose sizes are not constant."""
+    return compiled(partial(kernel, interpret=pltpu.InterpretParams()))
+
+
 class Kernels(NamedTuple):
     """The kernels of one backend."""
 
@@ -33,7 +39,9 @@ class Kernels(NamedTuple):
 
 
 KERNELS = {
-    "tpu": Kernels(*map(interpreted, (rg_lru_tpu, decode_attention_tpu, prefill_attention_tpu))),
+    "tpu": Kernels(
+        interpreted(rg_lru_tpu), interpreted_copies(decode_attention_tpu), interpreted(prefill_attention_tpu)
+    ),
     "gpu": Kernels(
         *(interpreted(partial(f, gpu=GPU_SIZES)) for f in (rg_lru_gpu, decode_attention_gpu, prefill_attention_gpu))
     ),

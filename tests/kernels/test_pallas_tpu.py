@@ -13,7 +13,7 @@ import pytest
 from chunk_cases import SEEDS, positions
 from hypothesis import given
 from int8_cases import as_floats, draw_float32, int8, int8_matrix
-from interpreted import interpreted
+from interpreted import interpreted, interpreted_copies
 from roost.kernels.gated_mlp.pallas_tpu import gated_mlp_tpu
 from roost.kernels.gated_mlp.pallas_tpu_int8 import int8_gated_mlp_tpu
 from roost.kernels.gated_mlp.reference import gated_mlp_reference, int8_gated_mlp_reference
@@ -44,7 +44,7 @@ step, chunk, mlp, int8_mlp, int8_product = (
         partial(int8_product_tpu, dtype=jnp.dtype("float32")),
     )
 )
-decode_int8, prefill_int8 = interpreted(decode_attention_int8_tpu), interpreted(prefill_attention_tpu)
+decode_int8, prefill_int8 = interpreted_copies(decode_attention_int8_tpu), interpreted(prefill_attention_tpu)
 
 
 xla_product = jax.jit(quantized_dot)

@@ -18,12 +18,12 @@ from race_cases import COPYING, LONG, STREAMED
 from roost.kernels.backends import TPU
 from sweeps import swept
 
-NOTICED = {"eager": (jax.errors.JaxRuntimeError, "RACE DETECTED"), "on_wait": (AssertionError, "not equal")}
+NOTICED = {"eager": (jax.errors.JaxRuntimeError, "RACE DETECTED"), "on_wait": (AssertionError, "[Nn]ot equal")}
 """Errors by which the tests notice a missing wait, by the interpreter's mode."""
 
 MODES = tuple(NOTICED)
 
-WAITS_FOR_PREVIOUS, WAITS_FOR_LAST = [0, 1], [4, 5]
+WAITS_FOR_BLOCK, WAITS_FOR_PREVIOUS, WAITS_FOR_LAST = [4, 5], [6, 7], [10, 11]
 """Numbers of the copies that `decode_attention_tpu` makes in order to wait for them."""
 
 
@@ -75,21 +75,23 @@ def test_blocks_do_not_race(name: str, mode: str) -> None:
 @pytest.mark.parametrize(
     ("name", "mode", "dropped"),
     [
+        ("decode", "eager", WAITS_FOR_BLOCK),
         ("decode", "eager", WAITS_FOR_PREVIOUS),
         ("decode", "eager", WAITS_FOR_LAST),
         *swept(
+            ("decode", "on_wait", WAITS_FOR_BLOCK),
             ("decode", "on_wait", WAITS_FOR_PREVIOUS),
             ("decode", "on_wait", WAITS_FOR_LAST),
-            *product(["decode"], MODES, [[0], [1], [4], [5]]),
-            *product(["decode_int8"], MODES, [[0], [1], [2], [3], [8], [9], [10], [11]]),
+            *product(["decode"], MODES, [[4], [5], [6], [7], [10], [11]]),
+            *product(["decode_int8"], MODES, [[n] for n in (*range(8, 16), *range(20, 24))]),
         ),
     ],
 )
 def test_a_missing_wait_is_noticed(name: str, mode: str, dropped: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy that happens at once races with what comes next. One that is late misses the end, or copies a later row.
 
-    A kernel makes each copy again to wait for it: first those of the previous row, then, after the copies of a row,
-    those of the last.
+    A kernel makes each copy again to wait for it. First come the copies of the first block and of a next one, and the
+    waits for a block; then the waits for the previous row's tiles, copies of a row's, and waits for the last row's.
     """
     numbers, make = count(), pltpu.make_async_copy
 

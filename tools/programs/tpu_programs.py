@@ -25,8 +25,9 @@ time above where that is longer. Calls of a kernel that share code share its sch
 beside other work count only if all bytes together take longer. It is a lower bound: waits that no schedule shows are
 not in it.
 
-The attention kernel skips the rings of idle rows and the blocks of a ring that are not filled, so that share of its
-bytes and bundles is left out. `busy` are the rows with a request; `--busy` adds rows of the smallest program for that
+The attention kernel skips the rings of idle rows, so that share of its bytes and bundles is left out. Of a busy row's
+ring it reads tiles of 128 tokens up to the new token's: those bytes count, and the bundles that run at that position.
+`busy` are the rows with a request; `--busy` adds rows of the smallest program for that
 many. The "quarter" row is the program of all slots with rings filled by a quarter. Everything else counts for all rows
 of a program.
 
@@ -57,22 +58,17 @@ from roost.engine.worker.program_memory import OutOfMemoryError
 from roost.engine.worker.programs import PrefillShape, Program
 from roost.engine.worker.served import ServedPrograms
 from roost.kernels.sampling.pallas_tpu import _Need
-from roost.kernels.window_attention.int8_pallas_tpu import MAX_INT8_RING_BLOCK
-from roost.kernels.window_attention.pallas_tpu import MAX_RING_BLOCK
-from roost.kernels.window_attention.tpu_grid import RingWalk
+from roost.kernels.window_attention.tpu_grid import READ_TILE
 from tpu_calls import is_call, names_of_schedules
 from tpu_hlo import Cost, Instruction, Module, Rates, cost_of, executed, parse_module
 from tpu_report import as_markdown, as_table
-from tpu_schedule import Dump
+from tpu_schedule import TABLE_WIDTH, Dump
 
 CLOCKS: Final[Mapping[str, float]] = {"v5e": 1.5e9, "v6e": 1.75e9}
 """Cycles per second: peak operations by the operations of all matrix units per cycle."""
 
 BANDWIDTHS: Final[Mapping[str, float]] = {"v5e": 737.7e9, "v6e": 1476e9}
 """Bytes of main memory per second, 0.9 of the peak. The compiler counts on that on a v5e, and on the peak on a v6e."""
-
-MAX_BLOCKS: Final[Mapping[str, int]] = {"bfloat16": MAX_RING_BLOCK, "int8": MAX_INT8_RING_BLOCK}
-"""Maximum rows of a block in which attention reads rings, by their dtype."""
 
 MIXED_PROMPT, MIXED_REPLY = 512, 128
 """Tokens of the request of the "mixed" row."""
@@ -271,7 +267,7 @@ class Bench:
         unfilled = self._ring_bytes(busy) * (self._window - position - 1) // self._window
         floor = size(self.served.model.params) + self._state_bytes(busy) - unfilled
         row = replace(self._row("decode", rows, busy, floor), busy=busy, window=window, sampling=sampling)
-        attended = busy / rows * visited_share(position, self._window, row.kv_dtype)
+        attended = Attended(busy / rows, position, visited_share(position, self._window))
         return self._measured(row, self._compile(self.served.programs.decode[rows]), attended)
 
     def _first_token(self) -> Row:
@@ -331,8 +327,8 @@ class Bench:
             )
         return self.compiled[program.label]
 
-    def _measured(self, row: Row, compiled: "Compiled | OutOfMemoryError", attended: float = 1.0) -> Row:
-        """Returns a row with the costs of its program, of whose attention the share `attended` runs."""
+    def _measured(self, row: Row, compiled: "Compiled | OutOfMemoryError", attended: "Attended | None" = None) -> Row:
+        """Returns a row with the costs of its program, of whose decode attention the part `attended` runs."""
         if isinstance(compiled, OutOfMemoryError):
             return replace(row, hbm_bytes=compiled.used_bytes)
         peak = DEVICES[self.chip].peak
@@ -364,6 +360,21 @@ class Compiled:
 
 
 @dataclass(frozen=True)
+class Attended:
+    """Part of decode attention that runs.
+
+    Attributes:
+      busy: Share of the rows that are busy.
+      position: Position of the new token of all of these.
+      visited: Share of their rings that is read.
+    """
+
+    busy: float
+    position: int
+    visited: float
+
+
+@dataclass(frozen=True)
 class Times:
     """Bytes and both estimates of one run; the others as in `Row`."""
 
@@ -378,44 +389,47 @@ def _weighted(shares: Mapping[Row, float], name: str) -> float:
     return sum(share * getattr(part, name) for part, share in shares.items())
 
 
-def visited_share(position: int, window: int, dtype: str) -> float:
-    """Returns the share of a ring that a decode step at a position reads: whole blocks up to the new token's."""
-    walk = RingWalk.over(window, MAX_BLOCKS[dtype])
-    return min(position // walk.block + 1, walk.num_blocks) / walk.num_blocks
+def visited_share(position: int, window: int) -> float:
+    """Returns the share of a ring that a decode step at a position reads: whole tiles up to the new token's."""
+    tile = READ_TILE if window % READ_TILE == 0 else window
+    return min((position // tile + 1) * tile, window) / window
 
 
-def estimate(module: Module, dump: Dump, rates: Rates, attended: float, *, is_sampled: bool) -> Times:
+def estimate(module: Module, dump: Dump, rates: Rates, attended: Attended | None, *, is_sampled: bool) -> Times:
     """Returns the bytes and times of a run.
 
     Args:
-      attended: Share of the attention kernel's bytes and bundles that counts.
+      attended: Part of decode attention that counts; None without any.
       is_sampled: Whether rows are sampled rather than greedy.
     """
     moved, optimal, scheduled, without_end = 0, 0.0, dump.top_level / rates.cycles_per_second, 0
     schedules, without_bundles = names_of_schedules(module, dump), 0
     for computation, instruction, times in executed(module, int(is_sampled), rates):
-        share = attended if instruction.name.startswith(ATTENTION) else 1.0
+        part = attended if instruction.name.startswith(ATTENTION) else None
+        busy, visited, position = (1.0, 1.0, 0) if part is None else (part.busy, part.visited, part.position)
         cost = cost_of(module, computation, instruction)
-        cost = Cost(cost.flops, cost.int8_ops, int(share * cost.hbm_bytes))
-        seconds, (cycles, has_end) = rates.seconds(cost), cycles_of(dump, instruction, schedules)
+        cost = Cost(cost.flops, cost.int8_ops, int(busy * visited * cost.hbm_bytes))
+        seconds, (cycles, has_end) = rates.seconds(cost), cycles_of(dump, instruction, schedules, position)
         moved += times * cost.hbm_bytes
         optimal += times * seconds
         if not instruction.is_asynchronous:
-            scheduled += times * max(seconds, share * cycles / rates.cycles_per_second)
+            scheduled += times * max(seconds, busy * cycles / rates.cycles_per_second)
             without_end += not has_end
             without_bundles += is_call(instruction) and instruction.name not in schedules
     return Times(moved, optimal, max(scheduled, moved / rates.bytes_per_second), without_end, without_bundles)
 
 
-def cycles_of(dump: Dump, instruction: Instruction, schedules: Mapping[str, str]) -> tuple[int, bool]:
+def cycles_of(dump: Dump, instruction: Instruction, schedules: Mapping[str, str], position: int) -> tuple[int, bool]:
     """Returns the cycles of the function that an instruction calls, and whether its end is known.
 
     `schedules` are those of kernel calls; see `names_of_schedules`. The sampler's cycles are those of rows with a
-    temperature and top-p.
+    temperature and top-p, and those of decode attention of rows whose new tokens are at a position.
     """
     if instruction.is_free:
         return 0, True
     table = SAMPLED_NEEDS if instruction.name.startswith("sample") else ()
+    if instruction.name.startswith(ATTENTION):
+        table = (position,) * TABLE_WIDTH  # of every scalar: branches depend on no other
     name = schedules.get(instruction.name, instruction.name)
     return dump.cycles(name, table), dump.has_end(name, table)
 
