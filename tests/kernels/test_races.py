@@ -18,7 +18,7 @@ from race_cases import COPYING, LONG, STREAMED
 from roost.kernels.backends import TPU
 from sweeps import swept
 
-NOTICED = {"eager": (jax.errors.JaxRuntimeError, "RACE DETECTED"), "on_wait": (AssertionError, "not equal")}
+NOTICED = {"eager": (jax.errors.JaxRuntimeError, "RACE DETECTED"), "on_wait": (AssertionError, "[Nn]ot equal")}
 """Errors by which the tests notice a missing wait, by the interpreter's mode."""
 
 MODES = tuple(NOTICED)
