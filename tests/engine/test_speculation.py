@@ -327,7 +327,7 @@ def test_a_forced_stop_id_ends_the_output_or_fails_it(runner: ModelRunner, min_t
         assert ends[0] == ends[1]
         assert core.stats.drafts is not None
         num_rejected += core.stats.drafts.tokens - sum(core.stats.drafts.accepted)
-    assert bool(num_rejected) is bool(min_tokens)
+    assert num_rejected or not min_tokens
 
 
 def test_a_request_with_forced_tokens_goes_on_after_a_replay(runner: ModelRunner) -> None:
