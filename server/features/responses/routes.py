@@ -223,7 +223,7 @@ async def count_input_tokens(body: InputTokensBody, responses: Responses) -> Inp
 @router.post("/v1/responses/compact", responses=success(CompactedInput))
 async def compact_input(body: CompactBody, responses: Responses) -> Response:
     """Returns one item that stands for all messages so far. It holds them whole, since no length needs a summary."""
-    if not body.input and body.previous_response_id is None:
+    if not body.input and body.previous_response_id is None and body.conversation_id is None:
         raise bad_value("input", "there is nothing to compact: send input or previous_response_id")
     async with _prompt(body, responses) as found:
         if found.state is not None:

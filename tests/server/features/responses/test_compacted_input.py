@@ -61,6 +61,13 @@ async def test_the_response_before_is_compacted_with_the_input(client: httpx.Asy
     assert await prompt_of(client, engine, [*alone, NEXT]) == whole
 
 
+async def test_a_stored_conversation_is_compacted_without_input(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    conversation = (await client.post("/v1/conversations", json={"items": TURNS})).json()["id"]
+    whole = await prompt_of(client, engine, [*TURNS, NEXT])
+    item = await compacted(client, conversation=conversation)
+    assert await prompt_of(client, engine, [*item, NEXT]) == whole
+
+
 async def test_the_prompt_is_counted(client: httpx.AsyncClient) -> None:
     counted = (await client.post("/v1/responses/input_tokens", json={"input": TURNS})).json()["input_tokens"]
     usage = (await client.post("/v1/responses/compact", json={"model": "counter", "input": TURNS})).json()["usage"]
