@@ -315,7 +315,7 @@ def _num_prompt_tokens(batch: Batch | None) -> int:
     """Returns the number of prompt tokens whose prefill a batch completes."""
     if not isinstance(batch, PrefillBatch) or not batch.is_last_slice:
         return 0
-    return sum(chunk.length for chunk in batch.chunks)
+    return batch.num_tokens
 
 
 def _num_tokens(outputs: Sequence[RequestOutput]) -> int:

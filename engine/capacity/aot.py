@@ -30,7 +30,7 @@ from ..types.errors import ConfigError
 from ..types.mesh import DATA, MODEL, MeshShape
 from ..worker.compilation import compile_lowered
 from ..worker.loading import open_weights
-from ..worker.lowering import lower
+from ..worker.lowering import idle_bytes, lower
 from ..worker.program_memory import OutOfMemoryError, ProgramMemory, program_memory
 from ..worker.programs import Program
 from ..worker.served import Devices, ServedPrograms, served_programs
@@ -144,12 +144,12 @@ def compile_for_chips(
         compiled = compile_lowered(lowered, {**dict(served.layout.platform.compile_options), **(options or {})})
     except OutOfMemoryError as error:
         return error
-    return ahead_of_time(compiled)
+    return ahead_of_time(compiled, idle_bytes(lowered, served.model))
 
 
-def ahead_of_time(compiled: Any) -> AheadOfTime:
-    """Returns memory, costs and text of a compiled program."""
-    memory = program_memory(compiled)
+def ahead_of_time(compiled: Any, idle: int = 0) -> AheadOfTime:
+    """Returns memory, costs and text of a compiled program; `idle` is `ProgramMemory.idle_bytes`."""
+    memory = program_memory(compiled, idle)
     assert isinstance(memory, ProgramMemory)
     return AheadOfTime(memory, compiled.cost_analysis() or {}, compiled.as_text() or "")
 

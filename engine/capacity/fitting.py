@@ -121,7 +121,7 @@ def memory_model(
     memory = MemoryModel(
         limit_bytes,
         weight_bytes,
-        row_bytes=model_rows + shards.model * decoding_state_bytes(config.vocab_size),
+        row_bytes=model_rows + shards.model * (decoding_state_bytes(config.vocab_size) + config.width * dtype_bytes),
         decode_bytes=(_LOGITS_ROWS + is_exchanged * _EXCHANGED_LOGITS_ROWS) * logits,
         decode_row_bytes=int((platform.logits_per_row + is_exchanged) * logits) + int8,
         prefill_bytes=states + activations,

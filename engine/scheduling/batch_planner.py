@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Final
 
 from ..types.config import MAX_PREFILL_ROWS, PREFILL_BLOCK, StepLimits
-from ..types.request import Batch, DecodeBatch, PrefillBatch, PrefillChunk, ReplayedRow, RestoreBatch
+from ..types.request import Batch, DecodeBatch, FirstToken, PrefillBatch, PrefillChunk, ReplayedRow
 from .compaction import Compaction
 from .drafting import Drafting
 from .preemption import Demand, Preemption
@@ -28,6 +28,10 @@ class BatchPlanner:
     more if the target for the inter-token latency permits. A prefill batch in progress is completed before another one
     starts. Its slots are pinned: if a request ends before the last slice, its slot is reused only after that slice,
     since the device still writes to it.
+
+    The first token of a prompt is sampled in the batch that ends the prompt, or held until later prompts have ended
+    too, since one pass over the output embedding serves several. It is held only as long as tokens may wait for
+    prefill, and never past a decode step.
 
     Args:
       limits: Compiled sizes of a step.
@@ -68,7 +72,11 @@ class BatchPlanner:
           The batch; None if there is nothing to run.
         """
         demand = self._demand(running.values())
-        planned = self._plan_prefill(demand, running) or self._plan_decode(demand, running.values())
+        planned = (
+            self._plan_prefill(demand, running)
+            or self._plan_held(demand)
+            or self._plan_decode(demand, running.values())
+        )
         if planned is not None:
             self._precedence.book(*planned, demand)
         return planned
@@ -82,18 +90,21 @@ class BatchPlanner:
         awaited = {each.parent for each in running if not each.may_sample}  # a fork needs its mask with the prompt
         new = [each for each in running if not each.num_tokens_dispatched]
         prompts = [each for each in new if _needs_prefill(each) and each not in awaited]
-        decoding = [each for each in running if _can_decode(each) and each not in self._in_progress]
-        return self._precedence.demand(prompts, decoding)
+        awaiting = [each for each in running if _awaits_token(each) and each not in self._in_progress]
+        return self._precedence.demand(prompts, awaiting)
 
     def _plan_prefill(self, demand: Demand, running: Mapping[str, RunningRequest]) -> Planned | None:
-        """Plans the next slice of the batch in progress, or a new batch if the budget permits one."""
+        """Plans the next slice of the batch in progress, or a new batch if the budget permits one.
+
+        First tokens follow, unless they are held.
+        """
         in_flight, self._in_flight = self._in_flight, ()
         ready = [each for each in demand.prompts if not any(_shares_chunk(each, other) for other in in_flight)]
         if self._last_slice is None and not ready:
             return None
         load = (len(demand.decoding), demand.num_waiting(ready, self._in_progress), demand.num_awaited)
         if self._last_slice is not None:
-            rows = self._in_progress
+            requests = self._in_progress
             index = self._last_slice.layer_slice + 1
             is_last = index == self._limits.prefill_layer_slices - 1
             batch = replace(self._last_slice, layer_slice=index, is_last_slice=is_last)
@@ -104,46 +115,78 @@ class BatchPlanner:
             if not most:
                 return None
             order = self._orders[demand.is_urgent]
-            batch = self._plan_chunks(order.next(ready), running, most, is_urgent=demand.is_urgent)
-            rows = tuple(running[row.request.id] for row in batch.rows)
+            batch = self._plan_chunks(order.next(ready), running.values(), most, is_urgent=demand.is_urgent)
+            requests = _owners(batch, running.values())
             order.charge(batch)
         if not batch.is_last_slice:
-            self._last_slice, self._in_progress = batch, rows
-            self._pool.pin(row.slot for row in batch.rows)
+            self._last_slice, self._in_progress = batch, requests
+            self._pool.pin(each.slot for each in requests)
         elif self._last_slice is not None:
             self._end_slices()
-        self._in_flight = rows if batch.is_last_slice else ()
-        self._budget.spend(batch, len(demand.decoding))
-        return batch, rows
+        self._in_flight = requests if batch.is_last_slice else ()
+        held = _ended(demand.decoding)
+        new = [each for each in _ended(requests) if running.get(each.request.id) is each]  # others were aborted
+        firsts = [] if self._holds(batch, held, new, demand) else [*held, *new]
+        batch = replace(batch, first_tokens=tuple(map(_take_first_token, firsts)))
+        self._budget.spend(batch, len(demand.decoding), is_holding=bool(held))
+        return batch, (*requests[: len(batch.chunks)], *firsts)
+
+    def _holds(
+        self, batch: PrefillBatch, held: Sequence[RunningRequest], new: Sequence[RunningRequest], demand: Demand
+    ) -> bool:
+        """Returns whether first tokens wait until another prompt has ended, before the next decode step.
+
+        Args:
+          batch: The batch without them.
+          held: Requests whose first tokens are held already.
+          new: Requests whose prompts end with the batch.
+        """
+        if not batch.is_last_slice:
+            return True
+        left = [each for each in demand.prompts if not each.is_prefilled]
+        later = self._precedence.demand(left, (*demand.decoding, *new))
+        if not (held or new) or not later.prompts:
+            return False
+        load = (len(later.decoding), later.num_waiting(later.prompts), later.num_awaited)
+        return self._budget.max_held(batch, *load, is_holding=bool(held)) >= min(map(_num_left, later.prompts))
+
+    def _plan_held(self, demand: Demand) -> Planned | None:
+        """Plans the first tokens that were held, without a chunk."""
+        held = _ended(demand.decoding)
+        if not held:
+            return None
+        batch = PrefillBatch((), tuple(map(_take_first_token, held)))
+        self._budget.spend(batch, len(demand.decoding), is_holding=True)
+        return batch, held
 
     def _end_slices(self) -> None:
         self._last_slice, self._in_progress = None, ()
         self._pool.unpin()
 
     def _plan_chunks(
-        self, ordered: Sequence[RunningRequest], running: Mapping[str, RunningRequest], most: int, *, is_urgent: bool
+        self, ordered: Sequence[RunningRequest], running: Collection[RunningRequest], most: int, *, is_urgent: bool
     ) -> PrefillBatch:
         """Plans a chunk of the first prompt, and of as many others as fit a compiled shape without padding rows.
 
         Args:
           ordered: Requests that need prefill, in order; at least one.
-          running: All requests with a slot, by id.
+          running: All requests with a slot.
           most: Maximum number of tokens.
           is_urgent: Whether a short prompt may wait for at most a block of another one.
         """
-        first, requests = ordered[0], running.values()
+        first = ordered[0]
         for each in ordered[: self._limits.prefill_rows]:
             self._extend_restored(each)
         if not _num_left(first):
             restored = [each for each in ordered if not _num_left(each)][:MAX_PREFILL_ROWS]
-            return RestoreBatch(tuple(_take_chunk(each, 0, requests) for each in restored))
+            return PrefillBatch(tuple(_take_chunk(each, 0, running) for each in restored))
         ordered = [each for each in ordered if _num_left(each)]
         is_urgent = is_urgent and self._limits.itl_target_s != 0
         if is_urgent and any(_blocks_left(each) < _blocks_left(first) for each in ordered):
             most = PREFILL_BLOCK
         length = _chunk_length(_num_left(first), most)
         rows = self._choose_rows(ordered, min(most // length, self._limits.prefill_rows))
-        chunks = tuple(_take_chunk(each, min(length, most), requests) for each in rows)
+        chunks = tuple(_take_chunk(each, min(length, most), running) for each in rows)
         return PrefillBatch(chunks, is_last_slice=self._limits.prefill_layer_slices == 1)
 
     def _choose_rows(self, ordered: Sequence[RunningRequest], most: int) -> list[RunningRequest]:
@@ -247,13 +290,29 @@ class _PrefillOrder:
 
 def _needs_prefill(new: RunningRequest) -> bool:
     """Returns whether a new request's own prompt must be prefilled or restored, and its first token sampled."""
-    return new.parent is None and new.may_sample
+    return new.parent is None and new.may_sample and not new.is_prefilled
 
 
-def _can_decode(running: RunningRequest) -> bool:
-    """Returns whether one more token may be dispatched, even if others are in flight."""
+def _awaits_token(running: RunningRequest) -> bool:
+    """Returns whether one more token may be dispatched, even if others are in flight: by a decode step, or the first
+    one.
+    """
     limit, dispatched = running.request.params.max_tokens, running.num_tokens_dispatched
-    return dispatched > 0 and (limit is None or dispatched < limit) and running.may_sample
+    if not dispatched:
+        return running.is_prefilled
+    return (limit is None or dispatched < limit) and running.may_sample
+
+
+def _owners(batch: PrefillBatch, running: Iterable[RunningRequest]) -> tuple[RunningRequest, ...]:
+    """Returns the requests of a batch's chunks, then those of their forks."""
+    owners = {each.slot: each for each in running}
+    forks = (slot for chunk in batch.chunks for slot in chunk.forks)
+    return tuple(owners[slot] for slot in (*(chunk.slot for chunk in batch.chunks), *forks))
+
+
+def _ended(requests: Iterable[RunningRequest]) -> list[RunningRequest]:
+    """Returns requests whose prompts have ended, and whose first tokens are not sampled yet."""
+    return [each for each in requests if each.is_prefilled and not each.num_tokens_dispatched]
 
 
 def _is_stepwise(running: RunningRequest) -> bool:
@@ -303,19 +362,18 @@ def _take_chunk(running: RunningRequest, most: int, others: Iterable[RunningRequ
     start, left = running.num_prompt_dispatched, _num_left(running)
     to_boundary = -start % PREFILL_BLOCK or most  # a restored snapshot may lie between two block boundaries
     length = min(left, most, to_boundary)
-    is_last = length == left
-    forks = [each for each in others if is_last and each.parent is running]
-    chunk, *fork_chunks = [_book_chunk(each, start, length, is_last=is_last) for each in (running, *forks)]
-    return replace(chunk, forks=tuple(fork_chunks)) if fork_chunks else chunk
-
-
-def _book_chunk(running: RunningRequest, start: int, length: int, *, is_last: bool) -> PrefillChunk:
-    chunk = PrefillChunk(running.request, running.slot, start, length, is_last, running.mask, running.restore)
-    running.parent = running.restore = None
-    running.num_prompt_dispatched = start + length
-    if is_last:
-        running.num_tokens_dispatched = 1
+    forks = [each for each in others if length == left and each.parent is running]
+    slots = tuple(each.slot for each in forks)
+    chunk = PrefillChunk(running.request, running.slot, start, length, length == left, running.restore, slots)
+    for each in (running, *forks):
+        each.parent = each.restore = None
+        each.num_prompt_dispatched = start + length
     return chunk
+
+
+def _take_first_token(running: RunningRequest) -> FirstToken:
+    running.num_tokens_dispatched, mask = 1, running.mask
+    return FirstToken(running.request, running.slot, mask)
 
 
 def _take_replayed(running: RunningRequest) -> ReplayedRow:

@@ -5,7 +5,7 @@ from collections import Counter
 from typing import Final, NamedTuple
 
 from ..types.config import PREFILL_BLOCK, StepLimits
-from ..types.request import Batch, DecodeBatch, PrefillBatch, RestoreBatch
+from ..types.request import Batch, DecodeBatch, PrefillBatch
 
 _DEFAULT_TARGET: Final = 2.9
 """Default target for the inter-token latency, in decode steps without other work."""
@@ -56,13 +56,19 @@ class PrefillBudget:
         self._times = times
         self._sizes = _sizes(limits.prefill_chunk)
         self._spent = 0.0
+        self._held = 0.0  # seconds for which first tokens have been held
         self._has_delayed = False
 
-    def spend(self, batch: PrefillBatch, num_decoding: int) -> None:
-        """Records a prefill step for which requests that decode are waiting. A step of unknown duration takes the whole
-        budget.
+    def spend(self, batch: PrefillBatch, num_decoding: int, *, is_holding: bool = False) -> None:
+        """Records a prefill step. A step of unknown duration takes the whole budget.
+
+        Args:
+          num_decoding: Number of requests that wait for it.
+          is_holding: Whether first tokens were held before it.
         """
-        self._spent += self._times.step(batch) or math.inf
+        seconds = self._times.step(batch) or math.inf
+        self._spent += seconds
+        self._held = self._held + seconds if is_holding and not batch.first_tokens else 0.0
         self._has_delayed |= num_decoding > 0
 
     def renew(self) -> bool:
@@ -94,6 +100,27 @@ class PrefillBudget:
         if (fitting := next((size for size in self._sizes if self._seconds(size) <= left), 0)) or self._spent:
             return fitting
         return self._sizes[0 if self._target_s(num_streams) == 0 else -1]
+
+    def max_held(
+        self, batch: PrefillBatch, num_decoding: int, num_waiting: int, num_streams: int | None, *, is_holding: bool
+    ) -> int:
+        """Returns the maximum number of tokens of the batch after this one, if first tokens are held; 0 if they aren't.
+
+        They are held if another prefill step runs before the next decode step anyway, and no longer than the target,
+        for which requests that decode wait too.
+
+        Args:
+          batch: Batch that is planned and not spent.
+          num_decoding, num_waiting, num_streams: See `max_tokens`, after this batch.
+          is_holding: Whether first tokens are held already.
+        """
+        seconds, target_s = self._times.step(batch) or math.inf, self._target_s(num_streams)
+        left = self._left(num_decoding, num_waiting, num_streams) - seconds
+        if target_s != 0:
+            quiet = self._times.quiet(num_decoding if num_streams is None else num_streams) or 0.0
+            left = min(left, _target_s(target_s, quiet) - self._held - (seconds if is_holding else 0.0))
+        slices = self._limits.prefill_layer_slices
+        return next((size for size in self._sizes if slices * self._seconds(size) <= left), 0)
 
     def _left(self, num_decoding: int, num_waiting: int, num_streams: int | None) -> float:
         target_s = self._target_s(num_streams)
@@ -224,6 +251,7 @@ class StepTimes:
         self._decode: dict[int, float] = {}
         self._quiet: dict[int, float] = {}
         self._restore: float | None = None
+        self._first: float | None = None  # of a batch without a chunk
         self._overrun = Overrun()
 
     @property
@@ -241,7 +269,9 @@ class StepTimes:
             case DecodeBatch():
                 rows = self._rows_of(batch)
                 self._quiet[rows] = _updated(self._quiet.get(rows), seconds / batch.steps)
-            case RestoreBatch():
+            case PrefillBatch(chunks=()):
+                self._first = _updated(self._first, seconds)
+            case PrefillBatch(num_tokens=0):
                 self._restore = _updated(self._restore, seconds)
             case PrefillBatch():
                 self._record_prefill(self._kind(batch), seconds)
@@ -271,16 +301,16 @@ class StepTimes:
 
     def step(self, batch: PrefillBatch) -> float | None:
         """Returns the seconds of a planned prefill step; None if no step of its kind was measured."""
-        if isinstance(batch, RestoreBatch):
-            return self._restore
-        return self._estimate(self._kind(batch))
+        return self._estimate(self._kind(batch)) if batch.num_tokens else self._mean(batch)
 
     def _mean(self, batch: Batch) -> float | None:
         """Returns the mean duration of steps of the same kind; None if none was measured."""
         match batch:
             case DecodeBatch():
                 return self._decode.get(self._rows_of(batch))
-            case RestoreBatch():
+            case PrefillBatch(chunks=()):
+                return self._first
+            case PrefillBatch(num_tokens=0):
                 return self._restore
             case PrefillBatch():
                 return self._prefill.get(self._kind(batch))
@@ -305,8 +335,7 @@ class StepTimes:
         length = PREFILL_BLOCK
         while length < max(chunk.length for chunk in batch.chunks):
             length *= 2
-        samples = batch.is_last_slice and any(chunk.is_last for chunk in batch.chunks)
-        return _Prefill(rows * length, batch.layer_slice, samples)
+        return _Prefill(rows * length, batch.layer_slice, bool(batch.first_tokens))
 
     def _rows_of(self, batch: DecodeBatch) -> int:
         """Returns the number of rows of a step, including free slots between the slots of its requests."""

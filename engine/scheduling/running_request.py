@@ -109,9 +109,14 @@ class RunningRequest:
         return constraint.mask
 
     @property
+    def is_prefilled(self) -> bool:
+        """Whether all chunks of its prompt are dispatched to the device."""
+        return self.restore is None and self.num_prompt_dispatched == len(self.request.prompt_token_ids)
+
+    @property
     def can_fork(self) -> bool:
         """Whether other requests may still copy its state when its prompt is prefilled."""
-        return not self.num_tokens_dispatched and self.request.params.prompt_logprobs is None
+        return not (self.num_tokens_dispatched or self.is_prefilled) and self.request.params.prompt_logprobs is None
 
     @property
     def history(self) -> "TokenHistory | None":

@@ -55,18 +55,18 @@ class StepDurations:
             return self.simulation.step_ms / 1e3
         return self.roofline.decode_seconds(rows, window_tokens) / self._efficiency.decode
 
-    def prefill_seconds(self, tokens: int, *, samples: bool) -> float:
+    def prefill_seconds(self, tokens: int, first_token_steps: float = 0.0) -> float:
         """Returns the duration of a prefill step.
 
         Args:
-          tokens: Number of tokens with padding; 0 if whole prompts are restored.
-          samples: Whether a prompt ends, so that its first token is sampled.
+          tokens: Number of tokens with padding; 0 if only first tokens are sampled.
+          first_token_steps: Steps that sample the first tokens of up to `MAX_PREFILL_ROWS` prompts each.
         """
         if self.simulation.prefill_tokens_per_s is not None:
             return tokens / self.simulation.prefill_tokens_per_s
         roofline = self.roofline
         prefill = roofline.prefill_seconds(tokens) if tokens else 0.0
-        return (prefill + samples * roofline.logits_seconds()) / self._efficiency.prefill
+        return (prefill + first_token_steps * roofline.logits_seconds()) / self._efficiency.prefill
 
     @property
     def _efficiency(self) -> Efficiency:

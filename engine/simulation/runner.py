@@ -10,7 +10,7 @@ import numpy as np
 
 from ..prefix_cache.saved_state import SavedStateFormat
 from ..types.arrays import ArrayFormat, HostArray
-from ..types.config import PREFILL_BLOCK, StepLimits
+from ..types.config import MAX_PREFILL_ROWS, PREFILL_BLOCK, StepLimits
 from ..types.mesh import decode_places
 from ..types.request import Batch, DecodeBatch, PrefillBatch, PrefillChunk, Request, RowResult, TokenLogprobs
 from ..types.snapshot import BlockState, Snapshot, window_edges
@@ -113,21 +113,22 @@ class SimulatedRunner:
         return SimulatedBatch(results, self._device.dispatch(seconds))
 
     def _run_prefill(self, batch: PrefillBatch) -> SimulatedBatch:
-        lasts = [chunk for chunk in batch.rows if chunk.is_last]
-        for chunk in lasts:
-            self._tokens.start(chunk.slot, chunk.request, len(chunk.request.prompt_token_ids) - 1, chunk.mask)
-        firsts = iter(self._tokens.draw(np.array([chunk.slot for chunk in lasts], np.int64)))
-        results = [self._result(row.request, next(firsts)) if row.is_last else RowResult() for row in batch.rows]
-        for row, chunk in enumerate(batch.chunks):
-            results[row] = results[row]._replace(prompt_logprobs=self._scores(chunk))
-            if self._keeps_snapshots and chunk.length:
-                results[row] = results[row]._replace(block_states=partial(partial, self._block_states, chunk))
-        seconds = self._durations.prefill_seconds(self._padded_tokens(batch.chunks), samples=bool(lasts))
-        return SimulatedBatch(tuple(results), self._device.dispatch(seconds))
+        firsts = batch.first_tokens
+        for row in firsts:
+            self._tokens.start(row.slot, row.request, len(row.request.prompt_token_ids) - 1, row.mask)
+        drawn = self._tokens.draw(np.array([row.slot for row in firsts], np.int64))
+        tokens = (self._result(row.request, token) for row, token in zip(firsts, drawn, strict=True))
+        num_steps = -(-len(firsts) // MAX_PREFILL_ROWS)
+        seconds = self._durations.prefill_seconds(self._padded_tokens(batch.chunks), num_steps)
+        return SimulatedBatch((*map(self._chunk, batch.chunks), *tokens), self._device.dispatch(seconds))
+
+    def _chunk(self, chunk: PrefillChunk) -> RowResult:
+        states = partial(partial, self._block_states, chunk) if self._keeps_snapshots and chunk.length else None
+        return RowResult(prompt_logprobs=self._scores(chunk), block_states=states)
 
     def _padded_tokens(self, chunks: Sequence[PrefillChunk]) -> int:
-        """Returns the number of tokens of the compiled shape that fits the chunks; 0 if all are restored."""
-        length = max(chunk.length for chunk in chunks)
+        """Returns the number of tokens of the compiled shape that fits the chunks; 0 if they have none."""
+        length = max((chunk.length for chunk in chunks), default=0)
         if not length:
             return 0
         homes = [chunk.slot // self.limits.shard_rows for chunk in chunks]

@@ -139,11 +139,10 @@ class PrefillChunk:
       slot: Slot that the request owned when the chunk was planned.
       start: Number of prompt tokens before the chunk.
       length: Number of tokens in the chunk; 0 if the whole prompt is restored.
-      is_last: Whether the prompt ends with this chunk, so that the first token is sampled.
-      mask: Mask of the first generated token, if an output constraint decides it.
+      is_last: Whether the prompt ends with this chunk.
       snapshot: Snapshot of the tokens before the chunk, restored into the slot first.
-      forks: Requests with the same prompt that copy this slot's state, as chunks of their own slots. Only the last
-        chunk of a prompt has forks.
+      forks: Slots of requests with the same prompt, which copy this slot after the chunk. Only the last chunk of a
+        prompt has forks.
     """
 
     request: Request
@@ -151,9 +150,22 @@ class PrefillChunk:
     start: int
     length: int
     is_last: bool
-    mask: TokenMask | None = None
     snapshot: Snapshot | None = None
-    forks: "tuple[PrefillChunk, ...]" = ()
+    forks: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FirstToken:
+    """A request whose slot has the state of its whole prompt, and whose first token is sampled.
+
+    Attributes:
+      slot: Slot that the request owned when the row was planned.
+      mask: Mask of the token, if an output constraint decides it.
+    """
+
+    request: Request
+    slot: int
+    mask: TokenMask | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -161,25 +173,26 @@ class PrefillBatch:
     """Chunks that are prefilled together: all layers in one step, or a slice of the layers in each of several steps.
 
     Attributes:
-      chunks: At least one chunk, in the order of planning.
+      chunks: Chunks in the order of planning, of length 0 all or none; no chunk if only first tokens are sampled.
+      first_tokens: Tokens that are sampled after the chunks, of prompts that end with these or earlier ones.
       layer_slice: Index of this step's slice of the layers.
       is_last_slice: Whether the chunks have passed all layers after this step, which then has results.
-      rows: Chunks that get a result: all chunks, then all forks.
     """
 
     chunks: tuple[PrefillChunk, ...]
+    first_tokens: tuple[FirstToken, ...] = ()
     layer_slice: int = 0
     is_last_slice: bool = True
-    rows: tuple[PrefillChunk, ...] = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        rows = (*self.chunks, *(fork for chunk in self.chunks for fork in chunk.forks))
-        object.__setattr__(self, "rows", rows)
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens in all chunks."""
+        return sum(chunk.length for chunk in self.chunks)
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class RestoreBatch(PrefillBatch):
-    """Chunks of length 0 whose whole prompts are restored: only their first tokens are sampled."""
+    @property
+    def rows(self) -> tuple[PrefillChunk | FirstToken, ...]:
+        """Rows that get a result each, in this order."""
+        return (*self.chunks, *self.first_tokens)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -224,7 +237,7 @@ class DecodeBatch:
     drafts: tuple[int | Forced, ...] = ()
 
 
-type Batch = PrefillBatch | RestoreBatch | DecodeBatch
+type Batch = PrefillBatch | DecodeBatch
 """One step of the device. Batches are compared by identity."""
 
 
@@ -236,8 +249,7 @@ class RowResult(NamedTuple):  # a frozen dataclass takes five times as long to c
     """Result of one row of a batch.
 
     Attributes:
-      token_ids: Sampled tokens; none for a chunk that is not its prompt's last. Tokens after the one that ends the
-        request are meaningless.
+      token_ids: Sampled tokens; none for a chunk. Tokens after the one that ends the request are meaningless.
       logprobs: Log-probabilities of these tokens, if the request asks for them.
       prompt_logprobs: Log-probabilities of the prompt token after each of the chunk's tokens, if requested.
       block_states: Reads the states at the block boundaries that the chunk has passed, in order; None without a prefix

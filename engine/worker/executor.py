@@ -6,17 +6,17 @@ executors repeat it.
 
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 from ..devices.hosts import Leader
 from ..model.collectives import REPLICATED
 from ..model.griffin import Params
-from ..model.state import BlockStates, RowArrays
+from ..model.state import RowArrays
 from ..sampling.logprobs import Logprobs
 from ..sampling.sampler import Sampled
 from ..types.arrays import HostArray
@@ -26,26 +26,13 @@ from .leaves import ArrayName, Leaves, leaf_slices, leaf_structures, used_leaves
 from .programs import DevicePrograms, PrefillShape, Program
 from .served import DeviceLayout
 from .speculative_steps import Speculated
-from .steps import FirstTokenInput, PrefillInput, ReplayInput, StatePool
-
-
-class PrefillResult(NamedTuple):
-    """Result of a prefill step, or of one layer slice of it.
-
-    Attributes:
-      last: Activations of each row's last token, `MAX_PREFILL_ROWS` rows per data shard.
-      block_states: States of the slice's layers at the chunks' block boundaries.
-    """
-
-    last: Float[Array, "R D"]
-    block_states: BlockStates
+from .steps import FirstTokenInput, PrefillInput, PrefillResult, ReplayInput, StatePool
 
 
 class DeviceArrays:
     """Arrays that stay on the devices from one program to the next.
 
-    They are the parameters, the state pool, and two arrays of activations: `hidden` of all tokens of the last prefill
-    step, and `last` of each row's last token in that step, or of restored prompts.
+    They are the parameters, the state pool, and `hidden`, the activations of all tokens of the last prefill step.
 
     Args:
       params: Parameters of the model.
@@ -54,7 +41,7 @@ class DeviceArrays:
     def __init__(self, params: Params, pool: StatePool) -> None:
         self._structures = leaf_structures(params, pool)
         self._slices = leaf_slices(params, pool)
-        self._leaves: list[Array | None] = [*jax.tree.leaves((params, pool)), None, None]
+        self._leaves: list[Array | None] = [*jax.tree.leaves((params, pool)), None]
 
     def take(self, indices: tuple[int, ...]) -> tuple[Array | None, ...]:
         """Returns the leaves with these indices."""
@@ -85,12 +72,6 @@ class DeviceArrays:
     @pool.setter
     def pool(self, pool: StatePool) -> None:
         self._set_tree("pool", pool)
-
-    @property
-    def last(self) -> Array:
-        """Activations of each row's last token."""
-        last: Array = self._tree("last")
-        return last
 
     def _tree(self, name: ArrayName) -> Any:
         return jax.tree.unflatten(self._structures[name], self._leaves[self._slices[name]])
@@ -173,16 +154,10 @@ class Executor:
           inputs: The chunks.
           layer_slice: Index of the slice; slices run in order, with nothing between them that prefills.
         """
-        block_states = self._run(self.programs.prefill[shape][layer_slice], inputs)
-        return PrefillResult(self.arrays.last, block_states)
-
-    def set_last(self, hidden: Float[np.ndarray, "R D"]) -> Float[Array, "R D"]:
-        """Moves the activations of restored prompts' last tokens to the devices, for `first_token`."""
-        self._run(self.programs.set_last, hidden)
-        return self.arrays.last
+        return self._run(self.programs.prefill[shape][layer_slice], inputs)
 
     def first_token(self, inputs: FirstTokenInput) -> Sampled:
-        """Samples the token after each prompt of the last prefill, and makes its slot ready to decode."""
+        """Samples the token after each prompt, and makes its slot ready to decode."""
         return self._run(self.programs.first_token, inputs)
 
     def score(self, targets: Int[np.ndarray, "R T"]) -> Logprobs:
@@ -197,9 +172,16 @@ class Executor:
         """Copies a slot onto another."""
         self._run(self.programs.copy_slot, _slot(source), _slot(target))
 
-    def restore(self, slot: int, state: Iterable[HostArray]) -> None:
-        """Scatters a snapshot's arrays into a slot, in the order of `StateLayout.formats`."""
-        self._run(self.programs.restore, _slot(slot), *state)
+    def restore(self, slot: int, end: HostArray | None, state: Iterable[HostArray]) -> None:
+        """Scatters a snapshot into a slot.
+
+        Args:
+          end: Activation of its last token; None if no first token follows it.
+          state: Its arrays in the order of `StateLayout.formats`.
+        """
+        width = self.programs.restore.inputs[1]
+        row = np.zeros(width.shape, width.dtype) if end is None else end[None]
+        self._run(self.programs.restore, _slot(slot), row, *state)
 
     def read_slot(self, slot: int) -> RowArrays:
         """Gathers a slot's state, after all programs so far."""

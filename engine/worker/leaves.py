@@ -11,7 +11,7 @@ import jax
 from ..model.griffin import Params
 from .steps import StatePool
 
-type ArrayName = Literal["params", "pool", "hidden", "last"]
+type ArrayName = Literal["params", "pool", "hidden"]
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("arrays",), meta_fields=("indices",))
@@ -41,8 +41,7 @@ def leaf_slices(params: Params, pool: StatePool) -> Mapping[ArrayName, slice]:
 
 def leaf_structures(params: Params, pool: StatePool) -> Mapping[ArrayName, Any]:
     """Returns the tree structure of each array, in the order of their leaves; see `leaf_slices`."""
-    leaf = jax.tree.structure(0)
-    return {"params": jax.tree.structure(params), "pool": jax.tree.structure(pool), "hidden": leaf, "last": leaf}
+    return {"params": jax.tree.structure(params), "pool": jax.tree.structure(pool), "hidden": jax.tree.structure(0)}
 
 
 class UsedLeaves(NamedTuple):
@@ -80,7 +79,7 @@ def leaf_moves(params: Params, pool: StatePool, source: range, target: range) ->
       target: As many other layers, of the same kinds.
     """
     slices, structures = leaf_slices(params, pool), leaf_structures(params, pool)
-    indices = range(slices["last"].stop)
+    indices = range(slices["hidden"].stop)
     all_params, all_pool = (jax.tree.unflatten(structures[name], indices[slices[name]]) for name in ("params", "pool"))
 
     def leaves(layers: range) -> list[int]:

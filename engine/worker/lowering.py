@@ -16,7 +16,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 from ..model.collectives import REPLICATED, SLOTS
 from ..model.sharding_rules import state_partition_specs
-from ..types.config import MAX_PREFILL_ROWS
 from .leaves import ArrayName, Leaves, leaf_slices, leaf_structures, used_leaves
 from .programs import ModelShapes, Program
 from .steps import StatePool
@@ -106,7 +105,7 @@ def _step_on_leaves(program: Program[Any], model: ModelShapes) -> Step:
 def _device_leaves(program: Program[Any], model: ModelShapes) -> list[Any]:
     """Returns the shapes of the leaves of `DeviceArrays`, with None for arrays that the program does not read."""
     slices = leaf_slices(model.params, model.pool)
-    leaves: list[Any] = [None] * slices["last"].stop
+    leaves: list[Any] = [None] * slices["hidden"].stop
     for name in program.reads:
         shapes = _placed(model, _shape(name, program, model), _spec(name, model))
         leaves[slices[name]] = jax.tree.leaves(shapes)
@@ -115,7 +114,7 @@ def _device_leaves(program: Program[Any], model: ModelShapes) -> list[Any]:
 
 def _leaf_specs(model: ModelShapes) -> list[PartitionSpec]:
     """Returns the partition spec of each leaf of `DeviceArrays`."""
-    return [*(leaf.sharding.spec for leaf in _resident_leaves(model)), _spec("hidden", model), _spec("last", model)]
+    return [*(leaf.sharding.spec for leaf in _resident_leaves(model)), _spec("hidden", model)]
 
 
 def _resident_leaves(model: ModelShapes) -> list[jax.ShapeDtypeStruct]:
@@ -170,19 +169,15 @@ def shard_shapes(mesh: Mesh, spec: Any, tree: Any) -> Any:
 
 def pool_partition_specs(pool: StatePool) -> StatePool:
     """Returns the partition specs of the state pool."""
-    return StatePool(pool.states.map(state_partition_specs), SLOTS)  # type: ignore[arg-type]
+    return StatePool(pool.states.map(state_partition_specs), SLOTS, SLOTS)  # type: ignore[arg-type]
 
 
 def _spec(name: ArrayName, model: ModelShapes) -> Any:
-    if name == "params":
-        return model.specs
-    return {"pool": pool_partition_specs(model.pool), "hidden": SLOTS}.get(name, REPLICATED)
+    return {"params": model.specs, "pool": pool_partition_specs(model.pool), "hidden": SLOTS}[name]
 
 
 def _shape(name: ArrayName, program: Program[Any], model: ModelShapes) -> Any:
     shapes = {"params": model.params, "pool": model.pool}
     if name in shapes:
         return shapes[name]
-    width, data = model.config.width, model.shards.data
-    shape = (data * MAX_PREFILL_ROWS, width) if name == "last" else (*jax.tree.leaves(program.inputs)[0].shape, width)
-    return jax.ShapeDtypeStruct(shape, model.dtype)
+    return jax.ShapeDtypeStruct((*jax.tree.leaves(program.inputs)[0].shape, model.config.width), model.dtype)

@@ -60,6 +60,7 @@ class ProgramMemory:
       code_bytes: Machine code, which stays on the device as long as the program can run.
       allocated_bytes: Allocations in the main memory, code excluded: arguments, new outputs, and temporaries that share
         memory where they don't exist at the same time. 0 if the compiler doesn't count them.
+      idle_bytes: Weights and slots on the device that the program does not take.
     """
 
     argument_bytes: int
@@ -68,6 +69,7 @@ class ProgramMemory:
     temp_bytes: int
     code_bytes: int
     allocated_bytes: int = 0
+    idle_bytes: int = 0
 
     @property
     def hbm_bytes(self) -> int:
@@ -81,8 +83,12 @@ class ProgramMemory:
         return self.output_bytes - self.alias_bytes
 
 
-def program_memory(compiled: Any) -> ProgramMemory | OutOfMemoryError:
-    """Returns the memory of a compiled program, or the error of one that was refused."""
+def program_memory(compiled: Any, idle_bytes: int = 0) -> ProgramMemory | OutOfMemoryError:
+    """Returns the memory of a compiled program, or the error of one that was refused.
+
+    Args:
+      idle_bytes: See `ProgramMemory`.
+    """
     if isinstance(compiled, OutOfMemoryError):
         return compiled
     stats = compiled.memory_analysis()
@@ -93,6 +99,7 @@ def program_memory(compiled: Any) -> ProgramMemory | OutOfMemoryError:
         stats.temp_size_in_bytes,
         stats.generated_code_size_in_bytes,
         getattr(stats, "total_allocation_bytes", 0),
+        idle_bytes,
     )
 
 
@@ -141,7 +148,7 @@ def demands(programs: Mapping[str, ProgramMemory | OutOfMemoryError], limit_byte
       limit_bytes: Memory of the device.
     """
     compiled = [memory for memory in programs.values() if isinstance(memory, ProgramMemory)]
-    arguments = max((memory.argument_bytes for memory in compiled), default=0)
+    arguments = max((memory.argument_bytes + memory.idle_bytes for memory in compiled), default=0)
     outputs = 2 * max((memory.new_bytes for memory in compiled), default=0)
     code = sum(memory.code_bytes for memory in compiled)
 

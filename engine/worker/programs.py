@@ -15,7 +15,7 @@ from ..model.collectives import Collectives
 from ..model.config import ModelConfig
 from ..model.griffin import Params
 from ..model.slot_states import BlockedStates, ContiguousStates
-from ..model.state import BlockStates, RowArrays
+from ..model.state import RowArrays
 from ..model.state_layout import state_layout
 from ..sampling.logprobs import Logprobs
 from ..sampling.sampler import Sampled
@@ -28,6 +28,7 @@ from .leaves import ArrayName, leaf_moves
 from .speculative_steps import Speculated, pair_sizes, speculative_step
 from .steps import (
     Graph,
+    PrefillResult,
     SlotState,
     StatePool,
     copy_step,
@@ -67,9 +68,10 @@ def new_pool(
     draft_state = zero_draft_state(rows) if drafts else None
     slots = SlotState(tokens, positions, jnp.ones(rows, jnp.bool), zero_sampling_state(rows), memory, draft_state)
     parts = part_rows(platform, rows, shards or Collectives())
+    ends = jnp.zeros((rows, model.width), dtype)
     if platform.window_block is None:
-        return StatePool(ContiguousStates.zeros(model, rows, dtype, shards, parts), slots)
-    return StatePool(BlockedStates.zeros(model, rows, dtype, parts, platform.window_block), slots)
+        return StatePool(ContiguousStates.zeros(model, rows, dtype, shards, parts), slots, ends)
+    return StatePool(BlockedStates.zeros(model, rows, dtype, parts, platform.window_block), slots, ends)
 
 
 def part_rows(platform: Platform, rows: int, shards: MeshShape) -> tuple[int, ...]:
@@ -237,8 +239,7 @@ class DevicePrograms:
       score: Log-probabilities of prompt tokens after a prefill step, by the length of its chunks.
       set_mask: Sets token masks of some slots.
       copy_slot: Copies a slot onto another.
-      restore: Scatters a snapshot's state into a slot.
-      set_last: Replaces `last` by the activations of restored prompts.
+      restore: Scatters a snapshot into a slot.
       read_slot: Gathers a slot's state; None if no snapshots are taken after decoding.
       replay: Sets the decoding state of some slots; None if no request continues after tokens generated before.
       speculate: Generates tokens with drafts, by the number of slots; empty without speculation, or past its rows.
@@ -246,12 +247,11 @@ class DevicePrograms:
 
     decode: Mapping[int, Program[Sampled]]
     first_token: Program[Sampled]
-    prefill: Mapping[PrefillShape, tuple[Program[BlockStates], ...]]
+    prefill: Mapping[PrefillShape, tuple[Program[PrefillResult], ...]]
     score: Mapping[int, Program[Logprobs]]
     set_mask: Program[None]
     copy_slot: Program[None]
     restore: Program[None]
-    set_last: Program[None]
     read_slot: Program[RowArrays] | None = None
     replay: Program[None] | None = None
     speculate: Mapping[int, Program[Speculated]] = field(default_factory=dict)
@@ -263,7 +263,7 @@ class DevicePrograms:
         for slices in self.prefill.values():
             yield from slices
         yield from self.score.values()
-        yield from (self.set_mask, self.copy_slot, self.restore, self.set_last)
+        yield from (self.set_mask, self.copy_slot, self.restore)
         yield from filter(None, (self.read_slot, self.replay))
         yield from self.speculate.values()
 
@@ -291,7 +291,7 @@ def device_programs(
     """
     config, shards, words = model.config, model.shards, model.pool.slots.memory.allowed.shape[1]
     masks = jax.ShapeDtypeStruct((MAX_PREFILL_ROWS, words), jnp.uint32)
-    last = jax.ShapeDtypeStruct((shards.data * MAX_PREFILL_ROWS, config.width), model.dtype)
+    end = jax.ShapeDtypeStruct((1, config.width), model.dtype)
     slot, layout = _int32(1), state_layout(config, model.dtype.name)
     snapshot = [jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)) for shape, dtype in layout.formats]
     return DevicePrograms(
@@ -301,8 +301,7 @@ def device_programs(
         score={shape.length: _score_program(model, shape.length) for shape in shapes.prefill if shape.rows == 1},
         set_mask=_pool_program("mask", partial(mask_step, shards), _int32(MAX_PREFILL_ROWS), masks),
         copy_slot=_pool_program("copy", partial(copy_step, shards), slot, slot),
-        restore=_pool_program("restore", partial(restore_step, layout), slot, *snapshot),
-        set_last=Program("set last", lambda x: x, (last,), (), ("last",), has_result=False),
+        restore=_pool_program("restore", partial(restore_step, layout, shards), slot, end, *snapshot),
         read_slot=Program("read", partial(read_step, layout), (slot,), ("pool",)) if reads_slots else None,
         replay=_replay_program(model) if replays else None,
         speculate={} if speculation is None else _speculative_programs(model, shapes, speculation),
@@ -332,16 +331,18 @@ def _first_token_program(model: ModelShapes) -> Program[Sampled]:
     slots, words = model.pool.slots.tokens.shape[0], model.pool.slots.memory.allowed.shape[1]
     inputs = first_token_input((), first_token_rows(model.shards), slots, words, drafts=_has_drafts(model))
     step = partial(first_token_step, model.graph)
-    return Program("first token", step, (inputs,), ("params", "pool", "last"), ("pool",))
+    return Program("first token", step, (inputs,), ("params", "pool"), ("pool",))
 
 
-def _prefill_programs(model: ModelShapes, shapes: StepShapes, shape: PrefillShape) -> tuple[Program[BlockStates], ...]:
+def _prefill_programs(
+    model: ModelShapes, shapes: StepShapes, shape: PrefillShape
+) -> tuple[Program[PrefillResult], ...]:
     slots, label = model.pool.slots.tokens.shape[0], f"prefill {shape.rows}x{shape.length}"
     inputs = (prefill_input((), (), shape.rows * model.shards.data, shape.length, slots),)
     slices = shapes.layer_slices
-    replaces: tuple[ArrayName, ...] = ("pool", "hidden", "last")
+    replaces: tuple[ArrayName, ...] = ("pool", "hidden")
 
-    def program(index: int, layers: range) -> Program[BlockStates]:
+    def program(index: int, layers: range) -> Program[PrefillResult]:
         name = label if len(slices) == 1 else f"{label} slice {index + 1}"
         if index:
             step = partial(later_prefill_step, model.graph, layers)

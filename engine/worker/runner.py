@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import batched
+from itertools import batched, chain, repeat
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,11 @@ from ..types.request import (
     Batch,
     BlockStatesReader,
     DecodeBatch,
+    FirstToken,
     PrefillBatch,
     PrefillChunk,
     ReplayedRow,
     Request,
-    RestoreBatch,
     RowResult,
     TokenLogprobs,
 )
@@ -112,42 +112,35 @@ class PendingPrefill:
 
     Attributes:
       places: Row of each chunk in the step.
-      last: Activations of last tokens. Every prefill has them, so that the host never runs ahead of the device.
-      sampled: First tokens of the prompts that end in this batch and of their forks, `MAX_PREFILL_ROWS` at a time.
+      last: Activations of last tokens, so that the host never runs ahead of the device; None without prefilled tokens.
+      sampled: First tokens, `MAX_PREFILL_ROWS` at a time.
       scores: Log-probabilities of the token after each token of the chunks, if a request wants them.
       block_states: Readers of each chunk's block states, if there is a prefix cache.
     """
 
     batch: PrefillBatch
     places: tuple[int, ...]
-    last: Float[Array, "R D"]
+    last: Float[Array, "R D"] | None
     sampled: tuple[Sampled, ...]
     scores: Logprobs | None = None
     block_states: tuple[BlockStatesReader, ...] = ()
 
     def wait(self) -> tuple[RowResult, ...]:
-        """Waits for the device and returns one result per chunk and per fork."""
-        self.last.block_until_ready()
-        firsts = ((sampled, place) for sampled in self.sampled for place in range(len(sampled.tokens)))
-        results = [self._row(row, chunk, firsts) for row, chunk in enumerate(self.batch.rows)]
-        for row, block_states in enumerate(self.block_states):
-            results[row] = results[row]._replace(block_states=block_states)
-        return tuple(results)
+        """Waits for the device and returns one result per row of the batch."""
+        if self.last is not None:
+            self.last.block_until_ready()
+        chunks = map(self._chunk, self.batch.chunks, self.places or repeat(0), self.block_states or repeat(None))
+        some = batched(self.batch.first_tokens, MAX_PREFILL_ROWS)
+        return (*chunks, *chain.from_iterable(map(_first_tokens, some, self.sampled)))
 
-    def _row(self, row: int, chunk: PrefillChunk, firsts: Iterator[tuple[Sampled, int]]) -> RowResult:
-        result = RowResult()
-        if chunk.is_last:
-            sampled, place = next(firsts)
-            token = int(np.asarray(sampled.tokens)[place])
-            result = _row_result(chunk.request, (token,), sampled.logprobs, [(place,)])
+    def _chunk(self, chunk: PrefillChunk, place: int, block_states: BlockStatesReader | None) -> RowResult:
         num_top = chunk.request.params.prompt_logprobs
         if num_top is None:
-            return result
+            return RowResult(block_states=block_states)
         assert self.scores is not None
         count = chunk.length - chunk.is_last  # the token after the prompt is sampled, not scored
-        place = self.places[row]
         scores = tuple(_token_logprobs(self.scores, (place, t), num_top) for t in range(count))
-        return result._replace(prompt_logprobs=scores)
+        return RowResult(prompt_logprobs=scores, block_states=block_states)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +158,11 @@ class PendingSlice:
         """Waits for the device and returns an empty result per row."""
         self.last.block_until_ready()
         return (RowResult(),) * len(self.batch.rows)
+
+
+def _first_tokens(rows: Sequence[FirstToken], sampled: Sampled) -> Iterator[RowResult]:
+    for place, token in enumerate(np.asarray(sampled.tokens)[: len(rows)].tolist()):
+        yield _row_result(rows[place].request, (token,), sampled.logprobs, [(place,)])
 
 
 def _row_result(
@@ -250,9 +248,8 @@ class ModelRunner:
         for chunk in batch.chunks:
             if chunk.snapshot is not None and not batch.layer_slice:
                 self._restore(chunk.slot, chunk.snapshot)
-        if isinstance(batch, RestoreBatch):
-            last = self.executor.set_last(_cached_hidden(batch.chunks, MAX_PREFILL_ROWS * self.layout.shards.data))
-            return PendingPrefill(batch, (), last, self._sample_first(batch, range(len(batch.chunks))))
+        if not batch.num_tokens:
+            return PendingPrefill(batch, (), None, self._fork_and_sample(batch))
         return self._run_prefill(batch)
 
     def snapshot(self, slot: int, length: int) -> Snapshot:
@@ -301,7 +298,7 @@ class ModelRunner:
             array.copy_to_host_async()
         if not batch.is_last_slice:
             return PendingSlice(batch, result.last)
-        sampled = self._sample_first(batch, ends)
+        sampled = self._fork_and_sample(batch)
         scores = self._score(batch, places, shape.rows * shards, shape.length)
         rows = zip(chunks, places, ends, strict=True) if self.keeps_snapshots else ()
         readers = (partial(self._begin_read, block_states, result.last, *row) for row in rows)
@@ -316,37 +313,19 @@ class ModelRunner:
             return None
         return self.executor.score(score_targets(batch.chunks, places, rows, length))
 
-    def _sample_first(self, batch: PrefillBatch, ends: Sequence[int]) -> tuple[Sampled, ...]:
-        """Samples the first tokens of prompts that end in this batch, and of their forks, some at a time.
-
-        Args:
-          batch: The chunks.
-          ends: Row of each chunk's last token in `last`.
-        """
-        source = {end.slot: row for row, chunk in zip(ends, batch.chunks, strict=True) for end in (chunk, *chunk.forks)}
-        firsts = [(source[row.slot], row) for row in batch.rows if row.is_last]
+    def _fork_and_sample(self, batch: PrefillBatch) -> tuple[Sampled, ...]:
+        """Copies slots for forks, then samples first tokens, some at a time."""
         for chunk in batch.chunks:
-            for fork in chunk.forks:
-                self.executor.copy_slot(chunk.slot, fork.slot)
+            for slot in chunk.forks:
+                self.executor.copy_slot(chunk.slot, slot)
         rows, mask_words = self._first_token_rows, self.limits.mask_words
         sampled = []
-        for start in range(0, len(firsts), MAX_PREFILL_ROWS):
-            some = firsts[start : start + MAX_PREFILL_ROWS]
+        for some in batched(batch.first_tokens, MAX_PREFILL_ROWS):
             inputs = first_token_input(some, rows, self.layout.rows, mask_words, drafts=self._has_drafts)
             sampled.append(self.executor.first_token(inputs))
         return tuple(sampled)
 
     def _restore(self, slot: int, snapshot: Snapshot) -> None:
         start = time.perf_counter()
-        self.executor.restore(slot, (*snapshot.recurrent, window_rows(snapshot, self.window)))
+        self.executor.restore(slot, snapshot.hidden, (*snapshot.recurrent, window_rows(snapshot, self.window)))
         self.restore_seconds += time.perf_counter() - start
-
-
-def _cached_hidden(chunks: Sequence[PrefillChunk], rows: int) -> Float[np.ndarray, "Rmax D"]:
-    """Returns the activations at the ends of prompts that the prefix cache holds whole, padded to `rows` rows."""
-    hidden = []
-    for chunk in chunks:
-        assert chunk.snapshot is not None
-        assert chunk.snapshot.hidden is not None
-        hidden.append(chunk.snapshot.hidden)
-    return np.stack(hidden + hidden[:1] * (rows - len(hidden)))

@@ -113,7 +113,8 @@ def speculative_step(
     carry = _Carry(jnp.zeros((), jnp.int32), pool.states.first(rows), slots, nothing)
     carry = jax.lax.while_loop(is_wanted, run_round, carry)
     states = pool.states.with_first(rows, carry.layers)
-    return StatePool(states, with_progress(pool.slots, carry.slots, model.collectives)), carry.result
+    slots = with_progress(pool.slots, carry.slots, model.collectives)
+    return pool._replace(states=states, slots=slots), carry.result
 
 
 def _no_tokens(model: Griffin, rows: int, shape: tuple[int, int]) -> Speculated:

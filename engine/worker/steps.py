@@ -58,10 +58,24 @@ class StatePool(NamedTuple):
     Attributes:
       states: The model's states of all slots.
       slots: Decoding state of all slots.
+      ends: Activations of the last token of each slot's last prefilled chunk, from which a first token is sampled.
     """
 
     states: SlotStates
     slots: SlotState
+    ends: Float[Array, "R D"]
+
+
+class PrefillResult(NamedTuple):
+    """Result of a prefill step, or of one layer slice of it.
+
+    Attributes:
+      last: Activations of each row's last token, `MAX_PREFILL_ROWS` rows per data shard.
+      block_states: States of the slice's layers at the chunks' block boundaries.
+    """
+
+    last: Float[Array, "Rmax D"]
+    block_states: BlockStates
 
 
 class PrefillInput(NamedTuple):
@@ -83,10 +97,9 @@ class PrefillInput(NamedTuple):
 
 
 class FirstTokenInput(NamedTuple):
-    """Prompts that end in a prefill batch, and their forks. Padding rows have a slot past the pool.
+    """Prompts that have ended, and their forks. Padding rows have a slot past the pool.
 
     Attributes:
-      rows: Row of each prompt's last token in the activations.
       slots: Slot of each prompt.
       lengths: Length of each prompt, which is the position of the token to sample.
       sampling: Sampling parameters of the requests.
@@ -94,7 +107,6 @@ class FirstTokenInput(NamedTuple):
       history: See `DraftState`; without the token to sample.
     """
 
-    rows: Int32[Array, " R"]
     slots: Int32[Array, " R"]
     lengths: Int32[Array, " R"]
     sampling: SamplingState[Array]
@@ -163,7 +175,7 @@ def decode_step(
     carry = _Carry(jnp.zeros((), jnp.int32), layers, slots, results)
     carry = step(carry) if max_steps == 1 else jax.lax.while_loop(is_wanted, step, carry)
     states = pool.states.with_first(active.shape[0], carry.layers)
-    pool = StatePool(states, with_progress(pool.slots, carry.slots, model.collectives))
+    pool = pool._replace(states=states, slots=with_progress(pool.slots, carry.slots, model.collectives))
     return pool, model.collectives.all_gather_slots(carry.results, axis=1)
 
 
@@ -262,7 +274,7 @@ def is_last(
 
 def prefill_step(
     graph: Graph, params: Params, pool: StatePool, inputs: PrefillInput, layers: range | None = None
-) -> tuple[StatePool, Float[Array, "R T D"], Float[Array, "Rmax D"], BlockStates]:
+) -> tuple[StatePool, Float[Array, "R T D"], PrefillResult]:
     """Prefills one chunk per row.
 
     Args:
@@ -273,9 +285,8 @@ def prefill_step(
       layers: First slice of the layers; None for all layers.
 
     Returns:
-      The pool; the activations of all tokens of this data shard's rows; the activations of each row's last token, for
-      `MAX_PREFILL_ROWS` rows per data shard; and the block states that the chunks add to these layers. Activations
-      before the model's last layer are inputs of the next layer.
+      The pool; the activations of all tokens of this data shard's rows; and the result. Activations before the model's
+      last layer are inputs of the next layer.
     """
     model = nnx.merge(graph, params)
     inputs = model.collectives.local_slots(inputs)
@@ -284,7 +295,7 @@ def prefill_step(
 
 def later_prefill_step(
     graph: Graph, layers: range, params: Params, pool: StatePool, hidden: Float[Array, "R T D"], inputs: PrefillInput
-) -> tuple[StatePool, Float[Array, "R T D"], Float[Array, "Rmax D"], BlockStates]:
+) -> tuple[StatePool, Float[Array, "R T D"], PrefillResult]:
     """Runs a later slice of the layers after `prefill_step`, with the bits of a single step.
 
     Args:
@@ -304,7 +315,7 @@ def later_prefill_step(
 
 def _prefill(
     model: Griffin, layers: range, pool: StatePool, x: Float[Array, "R T D"], inputs: PrefillInput
-) -> tuple[StatePool, Float[Array, "R T D"], Float[Array, "Rmax D"], BlockStates]:
+) -> tuple[StatePool, Float[Array, "R T D"], PrefillResult]:
     shards = model.collectives
     steps = jnp.arange(inputs.tokens.shape[1])
     positions = jnp.where(steps < inputs.lengths[:, None], inputs.starts[:, None] + steps, -1)
@@ -314,26 +325,27 @@ def _prefill(
         state = jax.lax.optimization_barrier(state)
     hidden, state, block_states = model.prefill(x, positions, state, PREFILL_BLOCK, layers)
     last = jnp.take_along_axis(hidden, jnp.maximum(inputs.lengths - 1, 0)[:, None, None], axis=1)[:, 0]
+    ends = _scatter(pool.ends, inputs.slots, last, shards)
     last = jnp.pad(last, ((0, MAX_PREFILL_ROWS - last.shape[0]), (0, 0)))
     layout = state_layout(model.config, model.dtype.name)
     recurrent = tuple(
         shards.all_gather_channels(x, array.shape[-1]) if array.is_sharded else x
         for array, x in zip(layout.recurrent, block_states.recurrent, strict=True)
     )
-    block_states = BlockStates(recurrent, block_states.window)
-    pool = pool._replace(states=pool.states.with_layers(layers, states.scatter(inputs.slots, state)))
-    return pool, hidden, *shards.all_gather_slots((last, block_states))
+    states = pool.states.with_layers(layers, states.scatter(inputs.slots, state))
+    result: PrefillResult = shards.all_gather_slots(PrefillResult(last, BlockStates(recurrent, block_states.window)))
+    return pool._replace(states=states, ends=ends), hidden, result
 
 
 def first_token_step(
-    graph: Graph, params: Params, pool: StatePool, hidden: Float[Array, "R D"], inputs: FirstTokenInput
+    graph: Graph, params: Params, pool: StatePool, inputs: FirstTokenInput
 ) -> tuple[StatePool, Sampled]:
     """Samples the token after each prompt and makes its slot ready to decode."""
     model = nnx.merge(graph, params)
     slots, sampling = inputs.slots, inputs.sampling
     active = slots < pool.slots.tokens.shape[0] * model.collectives.data
     memory = TokenMemory(inputs.in_prompt, inputs.allowed, no_tokens(slots.shape[0]))
-    hidden = hidden[inputs.rows]
+    hidden = _gather(pool.ends, slots, model.collectives)
     sampled = mark_broken(_sample(model, hidden, sampling, memory, inputs.lengths, active), hidden)
     goes_on = ~is_last(sampled.tokens, inputs.lengths, sampling)
     recent = record_tokens(memory.recent, sampled.tokens, inputs.lengths, is_penalized(sampling))
@@ -383,15 +395,22 @@ def copy_step(
     shards: Collectives, pool: StatePool, sources: Int32[Array, " R"], targets: Int32[Array, " R"]
 ) -> StatePool:
     """Copies slots, model state and decoding state, onto others; a target past the pool is skipped."""
-    states = pool.states.copy(sources, targets)
-    return StatePool(states, _scatter(pool.slots, targets, _gather(pool.slots, sources, shards), shards))
+    rows = pool.slots, pool.ends
+    slots, ends = _scatter(rows, targets, _gather(rows, sources, shards), shards)
+    return StatePool(pool.states.copy(sources, targets), slots, ends)
 
 
 def restore_step(
-    layout: StateLayout, pool: StatePool, slots: Int32[Array, " 1"], *arrays: Shaped[Array, "..."]
+    layout: StateLayout,
+    shards: Collectives,
+    pool: StatePool,
+    slots: Int32[Array, " 1"],
+    end: Float[Array, "1 D"],
+    *arrays: Shaped[Array, "..."],
 ) -> StatePool:
-    """Scatters a snapshot's state, as `read_step` returns it, into a slot."""
-    return pool._replace(states=pool.states.restore(layout, slots, arrays))
+    """Scatters a snapshot's state, as `read_step` returns it, and the activation of its last token into a slot."""
+    states = pool.states.restore(layout, slots, arrays)
+    return pool._replace(states=states, ends=_scatter(pool.ends, slots, end, shards))
 
 
 def read_step(layout: StateLayout, pool: StatePool, slots: Int32[Array, " 1"]) -> RowArrays:

@@ -23,6 +23,7 @@ from ..sampling.sampler import Sampled
 from .kept_file import keep_file
 from .served import DeviceLayout
 from .speculative_steps import Speculated
+from .steps import PrefillResult
 
 type Step = Callable[..., tuple[list[Any], Any]]
 """A function that returns a list of arrays, with None for unchanged arrays, and a result."""
@@ -35,7 +36,7 @@ _SOURCES: Final = ("engine", "kernels")
 
 _DIGEST_BYTES: Final = 32
 
-for _result in (BlockStates, Logprobs, Sampled, Speculated):
+for _result in (BlockStates, Logprobs, PrefillResult, Sampled, Speculated):
     export.register_namedtuple_serialization(_result, serialized_name=f"roost.{_result.__name__}")
 
 

@@ -11,7 +11,7 @@ from ..sampling.state import TokenMemory
 from ..types.arrays import HostArray
 from ..types.config import PREFILL_BLOCK
 from ..types.output_constraint import Forced, TokenMask, mask_of_ids
-from ..types.request import DecodeBatch, PrefillChunk, ReplayedRow, Request
+from ..types.request import DecodeBatch, FirstToken, PrefillChunk, ReplayedRow, Request
 from ..types.sampling_params import NO_LIMIT, NO_TOKEN, NUMBER_COLUMNS, PENALTY_WINDOW, SAMPLING_COLUMNS, SamplingState
 from ..types.snapshot import BlockState, Snapshot, snapshot_of
 from .draft_history import histories
@@ -101,25 +101,23 @@ def score_targets(
 
 
 def first_token_input(
-    ends: Sequence[tuple[int, PrefillChunk]], rows: int, pool_rows: int, mask_words: int, *, drafts: bool = False
+    ends: Sequence[FirstToken], rows: int, pool_rows: int, mask_words: int, *, drafts: bool = False
 ) -> FirstTokenInput:
     """Returns the input of a step that samples first tokens.
 
     Args:
-      ends: Last chunks of prompts and their forks, each with the row of its last token in the activations.
+      ends: Requests that get first tokens.
       rows: Number of rows of the compiled shape.
       drafts: Whether tokens are drafted.
     """
     columns: dict[str, Any] = {
-        "rows": np.zeros(rows, np.int32),
         "slots": np.full(rows, pool_rows, np.int32),
         "lengths": np.zeros(rows, np.int32),
     }
-    for row, (source, chunk) in enumerate(ends):
-        columns["rows"][row], columns["slots"][row] = source, chunk.slot
-        columns["lengths"][row] = chunk.start + chunk.length
-    sampling, masks = _sampling_and_masks([(chunk.request, chunk.mask) for _, chunk in ends], rows, mask_words)
-    history = histories([(chunk.request, ()) for _, chunk in ends], rows) if drafts else None
+    for row, end in enumerate(ends):
+        columns["slots"][row], columns["lengths"][row] = end.slot, len(end.request.prompt_token_ids)
+    sampling, masks = _sampling_and_masks([(end.request, end.mask) for end in ends], rows, mask_words)
+    history = histories([(end.request, ()) for end in ends], rows) if drafts else None
     return FirstTokenInput(sampling=SamplingState(**sampling), history=history, **masks, **columns)
 
 

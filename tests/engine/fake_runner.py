@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from roost.engine.types.request import Batch, DecodeBatch, PrefillBatch, PrefillChunk, RowResult
+from roost.engine.types.request import Batch, DecodeBatch, FirstToken, PrefillBatch, RowResult
 from roost.engine.types.snapshot import Snapshot, snapshot_of
 
 
@@ -23,7 +23,8 @@ class FakeRunner:
 
     It keeps the last token and the number of prefilled tokens per slot, as a device keeps its state. It fails on a
     batch for which a device would generate wrong tokens: with a slot named twice, a chunk that does not start where the
-    last one ended, or layer slices in another order or with other work on their slots in between.
+    last one ended, layer slices in another order or with other work on their slots in between, or a first token before
+    the prompt has ended.
     """
 
     def __init__(self) -> None:
@@ -45,16 +46,19 @@ class FakeRunner:
                     if source in kept:
                         kept[target] = kept.pop(source)
             return FakePending([self._decode(slot, batch.steps) for slot in batch.slots])
+        if not batch.num_tokens:
+            self._touched |= {row.slot for row in batch.rows}
+            return self._end(batch)
         if batch.layer_slice:
             last = self._in_progress
             assert last is not None
             assert last.layer_slice + 1 == batch.layer_slice
             assert last.chunks == batch.chunks
-            assert self._touched.isdisjoint(row.slot for row in batch.rows)
+            assert self._touched.isdisjoint(chunk.slot for chunk in batch.chunks)
         else:
             self._touched.clear()
         self._in_progress = None if batch.is_last_slice else batch
-        return FakePending([self._prefill(c) if batch.is_last_slice else RowResult() for c in batch.chunks])
+        return self._end(batch) if batch.is_last_slice else FakePending([RowResult() for _ in batch.chunks])
 
     def close(self) -> None:
         pass
@@ -68,11 +72,14 @@ class FakeRunner:
         self._last[slot] += steps
         return RowResult(tuple(range(first, first + steps)))
 
-    def _prefill(self, chunk: PrefillChunk) -> RowResult:
-        slot = chunk.slot
-        assert chunk.start in (0, self._lengths.get(slot))
-        self._lengths[slot] = chunk.start + chunk.length
-        if not chunk.is_last:
-            return RowResult()
-        self._last[slot] = chunk.request.prompt_token_ids[-1]
-        return self._decode(slot)
+    def _end(self, batch: PrefillBatch) -> FakePending:
+        for chunk in batch.chunks:
+            assert chunk.start in (0, self._lengths.get(chunk.slot))
+            for slot in (chunk.slot, *chunk.forks):
+                self._lengths[slot] = chunk.start + chunk.length
+        return FakePending([*(RowResult() for _ in batch.chunks), *map(self._first_token, batch.first_tokens)])
+
+    def _first_token(self, row: FirstToken) -> RowResult:
+        assert self._lengths[row.slot] == len(row.request.prompt_token_ids)
+        self._last[row.slot] = row.request.prompt_token_ids[-1]
+        return self._decode(row.slot)

@@ -16,8 +16,8 @@ from roost.engine.types.request import (
     Batch,
     DecodeBatch,
     FinishReason,
+    FirstToken,
     PrefillBatch,
-    PrefillChunk,
     Request,
     RowResult,
     TokenOutput,
@@ -61,6 +61,7 @@ def make_core(
     slots=st.integers(1, 5),
     decode_steps=st.integers(1, 4),
     prefill_layer_slices=st.integers(1, 3),
+    itl_target_s=st.sampled_from([None, 0.0]),
     arrivals=st.lists(st.tuples(PROMPT_LENGTHS, st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=12),
     aborts=st.sets(st.integers(0, 11)),
     gaps=st.lists(st.integers(0, 3), min_size=12, max_size=12),
@@ -69,12 +70,13 @@ def test_every_request_gets_its_own_tokens(
     slots: int,
     decode_steps: int,
     prefill_layer_slices: int,
+    itl_target_s: float | None,
     arrivals: list[tuple[int, int, int]],
     aborts: set[int],
     gaps: list[int],
 ) -> None:
     """This holds for arrivals, ends and aborts in any order, and slots stay disjoint and complete."""
-    core, scheduler, _ = make_core(slots, decode_steps, prefill_layer_slices)
+    core, scheduler, _ = make_core(slots, decode_steps, prefill_layer_slices, itl_target_s)
     clients: dict[str, Client] = {}
 
     def step() -> None:
@@ -185,8 +187,8 @@ class BrokenRunner(FakeRunner):
 
     broken: int | None = 666
 
-    def _prefill(self, chunk: PrefillChunk) -> RowResult:
-        result, last = super()._prefill(chunk), chunk.request.prompt_token_ids[-1]
+    def _first_token(self, row: FirstToken) -> RowResult:
+        result, last = super()._first_token(row), row.request.prompt_token_ids[-1]
         return RowResult((NO_TOKEN,)) if self.broken in (None, last) else result
 
 

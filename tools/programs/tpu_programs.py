@@ -52,7 +52,7 @@ from roost.engine.capacity.roofline import DEVICES, compute_roofline
 from roost.engine.checkpoint.source import open_model
 from roost.engine.model.config import ModelConfig
 from roost.engine.model.state_layout import state_bytes, window_bytes
-from roost.engine.types.config import EngineConfig
+from roost.engine.types.config import MAX_PREFILL_ROWS, EngineConfig
 from roost.engine.types.mesh import ONE_DEVICE
 from roost.engine.worker.program_memory import OutOfMemoryError
 from roost.engine.worker.programs import PrefillShape, Program
@@ -248,7 +248,8 @@ class Bench:
         rows, position = max(self.served.programs.decode), MIXED_PROMPT + MIXED_REPLY // 2
         first, step = self._first_token(), self._decode_row(rows, rows, position, f"at {position}")
         yield from (first, step)
-        shares = {self.prefill(PrefillShape(1, MIXED_PROMPT)): 1.0, first: 1.0, step: MIXED_REPLY / rows}
+        together = max(1.0, min(MAX_PREFILL_ROWS, rows / MIXED_REPLY))  # prompts that end between two decode steps
+        shares = {self.prefill(PrefillShape(1, MIXED_PROMPT)): 1.0, first: 1 / together, step: MIXED_REPLY / rows}
         yield replace(
             step,
             program="mixed",

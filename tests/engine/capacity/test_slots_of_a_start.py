@@ -6,15 +6,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import pytest
 from roost.engine import ConfigError, EngineConfig, builder, open_model
 from roost.engine.capacity.fitting import estimated_slots, memory_of_served
 from roost.engine.devices.platform import CPU_MESH, PORTABLE, TPU, Platform
 from roost.engine.model.collectives import Collectives
 from roost.engine.worker.compilation import CompiledPrograms
+from roost.engine.worker.leaves import Leaves
 from roost.engine.worker.loading import OpenWeights, open_weights
 from roost.engine.worker.program_memory import KernelRefusedError
-from roost.engine.worker.served import Devices, served_programs
+from roost.engine.worker.served import Devices, ServedPrograms, served_programs
 from roost.kernels import XLA, Backend, backends
 
 TINY = open_model(str(Path(__file__).parents[2] / "golden" / "tiny-a" / "hf"))
@@ -25,9 +27,12 @@ type Start = Callable[..., CompiledPrograms]
 
 
 class Compiled:
-    """A compiled program whose temporaries take some bytes."""
+    """A compiled program that takes all arrays, and whose temporaries alone take some bytes."""
 
-    def __init__(self, temporaries: int) -> None:
+    def __init__(self, served: ServedPrograms, temporaries: int) -> None:
+        none, every = Leaves((), ()), range(len(jax.tree.leaves((served.model.params, served.model.pool))))
+        self.in_tree = jax.tree.structure(((Leaves((0,) * len(every), tuple(every)), none), {}))
+        self.out_tree = jax.tree.structure((none, None))
         self._temporaries = temporaries
 
     def memory_analysis(self) -> Any:
@@ -52,7 +57,9 @@ def start(weights: OpenWeights, tmp_path: Path) -> tuple[Start, list[int]]:
         def compile_for(slots: int) -> CompiledPrograms:
             tried.append(slots)
             served = served_programs(TINY.config, config, weights, devices, slots)
-            return CompiledPrograms(served, {each.label: Compiled(slots * bytes_per_slot) for each in served.programs})
+            return CompiledPrograms(
+                served, {each.label: Compiled(served, slots * bytes_per_slot) for each in served.programs}
+            )
 
         limit = None if platform.uses_host_memory else LIMIT
         return builder._compile_to_fit(TINY.config, config, weights, devices, limit, compile_for)

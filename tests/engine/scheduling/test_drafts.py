@@ -12,7 +12,16 @@ from roost.engine.scheduling.repetition import Repetition
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.engine.types.config import StepLimits
 from roost.engine.types.output_constraint import Forced, TokenMask
-from roost.engine.types.request import Batch, DecodeBatch, FinishReason, Replay, Request, RowResult, TokenOutput
+from roost.engine.types.request import (
+    Batch,
+    DecodeBatch,
+    FinishReason,
+    PrefillChunk,
+    Replay,
+    Request,
+    RowResult,
+    TokenOutput,
+)
 from roost.engine.types.sampling_params import SamplingParams
 from roost.engine.types.speculation import HISTORY, DraftCounts, Speculation
 
@@ -56,7 +65,7 @@ def first_decode(requests: Sequence[Request], limits: StepLimits = LIMITS) -> tu
         if isinstance(batch, DecodeBatch) and len(batch.slots) == len(requests):
             return scheduler, batch
         rows = batch.slots if isinstance(batch, DecodeBatch) else batch.rows
-        scheduler.commit(batch, [RowResult((7,)) for _ in rows], 1.0)
+        scheduler.commit(batch, [RowResult(() if isinstance(row, PrefillChunk) else (7,)) for row in rows], 1.0)
 
 
 def commit(scheduler: Scheduler, batch: Batch | None, *tokens: int) -> TokenOutput:

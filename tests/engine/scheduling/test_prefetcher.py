@@ -75,10 +75,11 @@ def run(scheduler: Scheduler, now: float = 0.0) -> tuple[list[tuple[str, int]], 
             return begun, planned
         assert not isinstance(plan.batch, DecodeBatch)
         done = []
-        for chunk in plan.batch.rows:
+        for chunk in plan.batch.chunks:
             length = chunk.start + chunk.length
             left = partial(partial, block_states, chunk.request.prompt_token_ids, chunk.start, length)
-            done.append(RowResult((7,) if chunk.is_last else (), block_states=left if chunk.length else None))
+            done.append(RowResult(block_states=left if chunk.length else None))
+        done += [RowResult((7,)) for _ in plan.batch.first_tokens]
         begun += [(name, output.num_cached) for name, output in scheduler.commit(plan.batch, done, 1.0).outputs]
 
 
@@ -220,8 +221,9 @@ def test_found_snapshots_count_until_they_are_restored() -> None:
             scheduler.commit_fetch(fetch, state(fetch.request))
             found += 1
         if plan.batch is not None:
-            order += [row.request.id for row in plan.batch.rows]
-            scheduler.commit(plan.batch, [RowResult((7,))], 1.0)
+            assert not isinstance(plan.batch, DecodeBatch)
+            order += [row.request.id for row in plan.batch.first_tokens]
+            scheduler.commit(plan.batch, [RowResult(), RowResult((7,))], 1.0)
         assert found - len(order) <= 2
     assert order == [str(index) for index in range(20)]
 

@@ -16,7 +16,16 @@ from roost.engine.scheduling.scheduler import Scheduler
 from roost.engine.types.config import StepLimits
 from roost.engine.types.errors import ConfigError, ConstraintError, NumericError, QueueFullError, RequestFailedError
 from roost.engine.types.output_constraint import TokenMask, mask_of_ids
-from roost.engine.types.request import Batch, DecodeBatch, FinishReason, PrefillBatch, Request, RowResult, TokenLogprobs
+from roost.engine.types.request import (
+    Batch,
+    DecodeBatch,
+    FinishReason,
+    FirstToken,
+    PrefillBatch,
+    Request,
+    RowResult,
+    TokenLogprobs,
+)
 from roost.engine.types.sampling_params import NO_CHOICE, NO_TOKEN, SamplingParams
 from roost.engine.types.snapshot import BlockState, Snapshot
 
@@ -47,7 +56,7 @@ def results(batch: Batch, token: int = 7) -> list[RowResult]:
     """Returns results with the same token for every row that samples one."""
     if isinstance(batch, DecodeBatch):
         return [RowResult((token,) * batch.steps) for _ in batch.slots]
-    return [RowResult((token,) if chunk.is_last else ()) for chunk in batch.rows]
+    return [RowResult((token,) if isinstance(row, FirstToken) else ()) for row in batch.rows]
 
 
 def names(batch: Batch | None) -> tuple[str, list[str]]:
@@ -136,7 +145,7 @@ def test_max_tokens_zero_only_prefills_the_prompt() -> None:
     batch = plan(scheduler)
     assert isinstance(batch, PrefillBatch)
     scores = (TokenLogprobs(-1.0), TokenLogprobs(-2.0))
-    ((_, output),) = commit(scheduler, batch, [RowResult((7,), None, scores)])
+    ((_, output),) = commit(scheduler, batch, [RowResult(prompt_logprobs=scores), RowResult((7,))])
     assert output.token_ids == ()
     assert output.finish_reason is FinishReason.LENGTH
     assert output.prompt_logprobs == (None, *scores)
@@ -151,8 +160,8 @@ def test_prompt_logprobs_are_reported_once_and_complete() -> None:
     for part in (scores[:64], scores[64:]):
         batch = plan(scheduler)
         assert isinstance(batch, PrefillBatch)
-        tokens = (7,) if batch.chunks[0].is_last else ()
-        outputs += commit(scheduler, batch, [RowResult(tokens, None, tuple(part))])
+        scored, *firsts = results(batch)
+        outputs += commit(scheduler, batch, [scored._replace(prompt_logprobs=tuple(part)), *firsts])
     decode = plan(scheduler)
     assert decode is not None
     outputs += commit(scheduler, decode, results(decode))
@@ -343,7 +352,7 @@ SLICED = StepLimits(128, prefill_rows=1, prefill_layer_slices=3)
 def layer_slice(batch: Batch | None) -> tuple[list[str], int, bool]:
     """Returns the ids of a prefill batch's requests, its layer slice and whether that is the last one."""
     assert isinstance(batch, PrefillBatch)
-    return [row.request.id for row in batch.rows], batch.layer_slice, batch.is_last_slice
+    return [chunk.request.id for chunk in batch.chunks], batch.layer_slice, batch.is_last_slice
 
 
 def test_decode_waits_for_one_layer_slice_of_a_chunk() -> None:
@@ -397,10 +406,12 @@ def test_slot_of_a_sliced_prefill_is_retained_until_the_last_slice() -> None:
     scheduler = Scheduler(3, 4, SLICED)
     add(scheduler, request("a"))
     add(scheduler, replace(request("fork"), fork_of="a"))
-    assert layer_slice(plan(scheduler)) == (["a", "fork"], 0, False)
+    assert layer_slice(plan(scheduler)) == (["a"], 0, False)
     scheduler.abort("a")
     assert (scheduler.num_running, scheduler.slots.num_used) == (1, 2)
-    assert [layer_slice(plan(scheduler)) for _ in range(2)] == [(["a", "fork"], n, n == 2) for n in (1, 2)]
+    assert layer_slice(plan(scheduler)) == (["a"], 1, False)
+    last = plan(scheduler)
+    assert (layer_slice(last), forks_of(last)) == ((["a"], 2, True), ["fork"])
     assert (scheduler.num_running, scheduler.slots.num_used) == (1, 1)
     assert names(plan(scheduler)) == ("decode", ["fork"])
 
@@ -526,7 +537,7 @@ def test_constraint_sees_each_token_before_the_next_is_dispatched() -> None:
     add(scheduler, request("b", max_tokens=9))
     first, second = plan(scheduler), plan(scheduler)
     assert isinstance(first, PrefillBatch)
-    assert [chunk.mask is not None and int(chunk.mask[0]) for chunk in first.rows] == [1 << 3]
+    assert [row.mask is not None and int(row.mask[0]) for row in first.first_tokens] == [1 << 3]
     assert shape(second) == [("b", 3)]
     commit(scheduler, first, results(first, 3))
     third = plan(scheduler)
@@ -668,7 +679,7 @@ def test_prompt_waits_for_the_constraints_of_its_forks() -> None:
     late.knows = True
     batch = plan(scheduler)
     assert isinstance(batch, PrefillBatch)
-    assert [chunk.mask is not None and int(chunk.mask[0]) for chunk in batch.rows] == [1 << 3, 1 << 3]
+    assert [row.mask is not None and int(row.mask[0]) for row in batch.first_tokens] == [1 << 3, 1 << 3]
 
 
 def test_constraint_that_fails_late_ends_its_request_alone() -> None:
@@ -690,7 +701,8 @@ def family(scheduler: Scheduler, *names: str, prompt: int = 100) -> None:
 
 def forks_of(batch: Batch | None) -> list[str]:
     assert isinstance(batch, PrefillBatch)
-    return [fork.request.id for chunk in batch.chunks for fork in chunk.forks]
+    forked = {slot for chunk in batch.chunks for slot in chunk.forks}
+    return [row.request.id for row in batch.first_tokens if row.slot in forked]
 
 
 def test_forks_wait_for_the_prompt_and_prefill_nothing() -> None:
@@ -700,8 +712,8 @@ def test_forks_wait_for_the_prompt_and_prefill_nothing() -> None:
     assert (shape(first), forks_of(first)) == ([("a", 64)], [])
     assert (shape(last), forks_of(last)) == ([("a", 36)], ["b", "c"])
     assert isinstance(last, PrefillBatch)
-    assert [chunk.slot for chunk in last.rows] == [0, 1, 2]
-    outputs = commit(scheduler, last, [RowResult((token,)) for token in (7, 8, 9)])
+    assert [row.slot for row in last.rows] == [0, 0, 1, 2]
+    outputs = commit(scheduler, last, [RowResult(), *(RowResult((token,)) for token in (7, 8, 9))])
     assert [(name, output.token_ids) for name, output in outputs] == [("a", (7,)), ("b", (8,)), ("c", (9,))]
     assert names(plan(scheduler)) == ("decode", ["a", "b", "c"])
     scheduler.abort("a")
@@ -926,9 +938,9 @@ def test_states_of_a_chunk_are_awaited_by_the_next_commit() -> None:
         add(scheduler, Request(name, tokens, SamplingParams(max_tokens=1)))
         batch = plan(scheduler)
         assert isinstance(batch, PrefillBatch)
-        (chunk,), (result,) = batch.chunks, results(batch)
+        (chunk,), (result, first) = batch.chunks, results(batch)
         left = partial(partial, states, name, tokens) if not chunk.start else None
-        ((_, output),) = commit(scheduler, batch, [result._replace(block_states=left)])
+        ((_, output),) = commit(scheduler, batch, [result._replace(block_states=left), first])
         return output.num_cached
 
     assert run("a", tokens) == 0
@@ -999,3 +1011,70 @@ def test_probe_takes_the_next_slot_and_leaves_no_snapshot() -> None:
     )
     assert cache.stats.snapshots == 0
     assert names(plan(scheduler)) == ("prefill", ["a"])
+
+
+def first_tokens(batch: Batch | None) -> list[str]:
+    assert isinstance(batch, PrefillBatch)
+    return [row.request.id for row in batch.first_tokens]
+
+
+def measured(scheduler: Scheduler, slots: int) -> None:
+    """Lets a scheduler measure a second for each prefill step of 64 tokens, and as long for each decode step."""
+    for name in ("x", "y"):
+        add(scheduler, request(name, prompt=64, max_tokens=2))
+        while (batch := plan(scheduler)) is not None:
+            commit(scheduler, batch, results(batch))
+    assert scheduler.slots.num_used == 0
+    assert scheduler.slots.size == slots
+
+
+def test_first_tokens_are_held_for_those_of_later_prompts() -> None:
+    """They share a pass over the embedding, and come before the next decode step; here each prompt is a batch."""
+    scheduler = Scheduler(8, 9, StepLimits(64, prefill_rows=1, itl_target_s=0.0))
+    measured(scheduler, 8)
+    for name in "abc":
+        add(scheduler, request(name, prompt=64))
+    batches = [plan(scheduler) for _ in range(4)]
+    assert [names(batch) for batch in batches[:3]] == [("prefill", [name]) for name in "abc"]
+    assert [first_tokens(batch) for batch in batches[:3]] == [[], [], ["a", "b", "c"]]
+    assert names(batches[3]) == ("decode", ["a", "b", "c"])
+
+
+def test_held_first_tokens_come_without_a_chunk_if_no_prompt_follows() -> None:
+    scheduler = Scheduler(8, 9, StepLimits(64, prefill_rows=1, itl_target_s=0.0))
+    measured(scheduler, 8)
+    for name in "abc":
+        add(scheduler, request(name, prompt=64))
+    first, second = plan(scheduler), plan(scheduler)
+    assert (first_tokens(first), first_tokens(second)) == ([], [])
+    scheduler.abort("c")
+    held = plan(scheduler)
+    assert (names(held), first_tokens(held)) == (("prefill", []), ["a", "b"])
+    assert held is not None
+    assert [name for name, _ in commit(scheduler, held, results(held))] == ["a", "b"]
+    assert names(plan(scheduler)) == ("decode", ["a", "b"])
+
+
+@pytest.mark.parametrize(("target_s", "together"), [(None, ["a", "b", "c"]), (1.5, ["a", "b"]), (0.5, ["a"])])
+def test_first_tokens_wait_no_longer_than_tokens_may(target_s: float | None, together: list[str]) -> None:
+    """Each step takes a second, and the default target is 2.9 of them."""
+    scheduler = Scheduler(8, 99, StepLimits(64, prefill_rows=1, itl_target_s=target_s))
+    measured(scheduler, 8)
+    for name in "abcdefgh":
+        add(scheduler, request(name, prompt=64))
+    sampled = list[str]()
+    while not sampled:
+        sampled = first_tokens(plan(scheduler))
+    assert sampled == together
+
+
+def test_a_held_first_token_survives_an_abort_of_its_parent() -> None:
+    scheduler = Scheduler(8, 9, StepLimits(64, prefill_rows=1, itl_target_s=0.0))
+    measured(scheduler, 8)
+    add(scheduler, request("a", prompt=64))
+    add(scheduler, replace(request("fork", prompt=64), fork_of="a"))
+    add(scheduler, request("b", prompt=64))
+    assert first_tokens(plan(scheduler)) == []
+    scheduler.abort("a")
+    last = plan(scheduler)
+    assert (names(last), first_tokens(last)) == (("prefill", ["b"]), ["fork", "b"])

@@ -22,12 +22,13 @@ def results(batch: Batch) -> list[RowResult]:
         return [RowResult((7,) * batch.steps) for _ in batch.slots]
     if not batch.is_last_slice:
         return [RowResult() for _ in batch.rows]
-    return list(map(result, batch.rows))
+    return [*map(chunk_result, batch.chunks), *(RowResult((7,)) for _ in batch.first_tokens)]
 
 
-def result(row: PrefillChunk) -> RowResult:
-    states = partial(partial, block_states, row.request.prompt_token_ids, row.start, row.start + row.length)
-    return RowResult((7,) if row.is_last else (), block_states=states if row.length else None)
+def chunk_result(chunk: PrefillChunk) -> RowResult:
+    end = chunk.start + chunk.length
+    states = partial(partial, block_states, chunk.request.prompt_token_ids, chunk.start, end)
+    return RowResult(block_states=states if chunk.length else None)
 
 
 def run(scheduler: Scheduler, requests: Iterable[Request]) -> dict[str, list[tuple[int, int]]]:

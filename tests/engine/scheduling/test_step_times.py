@@ -8,15 +8,17 @@ from collections.abc import Iterable
 import pytest
 from roost.engine.scheduling.prefill_budget import StepTimes
 from roost.engine.types.config import StepLimits
-from roost.engine.types.request import DecodeBatch, PrefillBatch, PrefillChunk, Request, RestoreBatch
+from roost.engine.types.request import DecodeBatch, FirstToken, PrefillBatch, PrefillChunk, Request
 
 REQUEST = Request("a", (1,) * 4096)
 LIMITS = StepLimits(512, decode_rows=(4, 8, 16), prefill_layer_slices=3)
+SAMPLED = FirstToken(REQUEST, 0)
+RESTORED = PrefillChunk(REQUEST, 0, 4096, 0, is_last=True)
 
 
 def prefill(*lengths: int, slots: int = 8, layer_slice: int = 0) -> PrefillBatch:
     chunks = tuple(PrefillChunk(REQUEST, slot % slots, 0, length, is_last=False) for slot, length in enumerate(lengths))
-    return PrefillBatch(chunks, layer_slice)
+    return PrefillBatch(chunks, layer_slice=layer_slice)
 
 
 def decode(rows: int, steps: int = 1) -> DecodeBatch:
@@ -26,7 +28,7 @@ def decode(rows: int, steps: int = 1) -> DecodeBatch:
 def test_nothing_is_known_at_first() -> None:
     times = StepTimes(LIMITS)
     assert times.decode(1) is times.quiet(1) is times.prefill(64) is times.step(prefill(64)) is None
-    assert times.step(RestoreBatch((PrefillChunk(REQUEST, 0, 4096, 0, is_last=True),))) is None
+    assert times.step(PrefillBatch((RESTORED,), (SAMPLED,))) is None
 
 
 def test_requests_are_rounded_up_to_compiled_rows() -> None:
@@ -80,7 +82,7 @@ def test_slices_and_first_tokens_are_kinds_of_their_own() -> None:
     times = StepTimes(LIMITS)
     for index in range(3):
         times.record(prefill(64, layer_slice=index), 0.01 + 0.001 * index)
-    end = PrefillBatch((PrefillChunk(REQUEST, 0, 4032, 64, is_last=True),), 2)
+    end = PrefillBatch((PrefillChunk(REQUEST, 0, 4032, 64, is_last=True),), (SAMPLED,), 2)
     times.record(end, 0.02)
     assert times.step(prefill(64, layer_slice=1)) == pytest.approx(0.011)
     assert times.step(end) == pytest.approx(0.02)
@@ -92,10 +94,12 @@ def test_tokens_count_with_padding_and_per_shard() -> None:
     assert times.prefill(256) == 0.1, "two rows of 128 on the first shard, and one on the second"
 
 
-def test_restored_prompts_are_no_prefill() -> None:
-    times, restored = StepTimes(LIMITS), RestoreBatch((PrefillChunk(REQUEST, 0, 4096, 0, is_last=True),))
+def test_restored_prompts_and_first_tokens_alone_are_no_prefill() -> None:
+    times, restored, sampled = StepTimes(LIMITS), PrefillBatch((RESTORED,)), PrefillBatch((), (SAMPLED,))
     times.record(restored, 0.004)
-    assert (times.step(restored), times.prefill(64)) == (0.004, None)
+    assert (times.step(restored), times.step(sampled), times.prefill(64)) == (0.004, None, None)
+    times.record(sampled, 0.001)
+    assert (times.step(restored), times.step(sampled), times.prefill(64)) == (0.004, 0.001, None)
 
 
 def record_pairs(times: StepTimes, ratios: Iterable[float]) -> None:

@@ -61,7 +61,7 @@ def test_the_pace_is_near_the_schedules_of_compiled_programs() -> None:
     full = PRESETS["2b"].window
     assert times("v5e").decode_seconds(608, 608 * full) == pytest.approx(31.4e-3, rel=0.05)
     assert times("v5e").decode_seconds(8, 8 * full) == pytest.approx(7.6e-3, rel=0.5)  # it is quicker
-    assert times("v5e").prefill_seconds(512, samples=False) == pytest.approx(11.9e-3, rel=0.05)
+    assert times("v5e").prefill_seconds(512) == pytest.approx(11.9e-3, rel=0.05)
 
 
 def test_windows_that_are_not_full_are_quicker_and_so_is_a_better_efficiency() -> None:
@@ -70,14 +70,12 @@ def test_windows_that_are_not_full_are_quicker_and_so_is_a_better_efficiency() -
 
 
 def test_sampling_first_tokens_and_restoring_prompts_take_time() -> None:
-    with_sample, without = (times("v5e").prefill_seconds(512, samples=samples) for samples in (True, False))
-    assert with_sample - without == pytest.approx(times("v5e").prefill_seconds(0, samples=True))
-    assert times("v5e").prefill_seconds(64, samples=False) == pytest.approx(
-        times("v5e").prefill_seconds(128, samples=False)
-    )
+    with_samples, without = (times("v5e").prefill_seconds(512, steps) for steps in (2, 0))
+    assert with_samples - without == pytest.approx(2 * times("v5e").prefill_seconds(0, 1))
+    assert times("v5e").prefill_seconds(64) == pytest.approx(times("v5e").prefill_seconds(128))
 
 
 def test_a_pace_of_its_own_replaces_the_rooflines() -> None:
     own = times("step_ms=9.8,prefill_tokens_per_s=40000")
     assert own.decode_seconds(8, 0) == own.decode_seconds(512, 10**6) == pytest.approx(9.8e-3)
-    assert own.prefill_seconds(400, samples=True) == pytest.approx(0.01)
+    assert own.prefill_seconds(400, 1) == pytest.approx(0.01)

@@ -1,7 +1,7 @@
 """Compiled programs take and return the leaves that they use, and no others."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
@@ -41,12 +41,14 @@ def names(tree: Any) -> list[str]:
     return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
 
 
+ENDS: Final = {"['pool'].ends"}
+
 type Taken = tuple[set[str], set[str]]
 
 
 def taken(served: ServedPrograms, program: Program[Any]) -> Taken:
     """Returns the names of the leaves that a program reads only, and of those that it replaces."""
-    every = [*names({"params": served.model.params, "pool": served.model.pool}), "hidden", "last"]
+    every = [*names({"params": served.model.params, "pool": served.model.pool}), "hidden"]
     used = used_leaves(lower(program.traced, served.model)).moved(program.moves)
     return {every[index] for index in used.kept}, {every[index] for index in used.donated}
 
@@ -57,10 +59,10 @@ def stays(served: ServedPrograms) -> set[str]:
 
 @pytest.mark.parametrize("platform", [CPU, PORTABLE], ids=["groups", "one array"])
 def test_a_step_of_all_slots_takes_all_parameters_and_the_whole_pool(platform: Platform) -> None:
-    """From its arguments follows the memory of everything that stays on a device; see `program_memory.demands`."""
+    """All but the activations from which first tokens are sampled."""
     served = served_on(platform)
     kept, donated = taken(served, served.programs.decode[8])
-    assert kept | donated == stays(served)
+    assert kept | donated == stays(served) - ENDS
     assert all(name.startswith("['pool']") for name in donated)
     assert not any("sampling" in name or "allowed" in name for name in donated), "they stay as they are"
 
@@ -69,28 +71,28 @@ def test_a_step_of_the_first_slots_leaves_the_other_groups_alone(served: ServedP
     kept, donated = taken(served, served.programs.decode[4])
     second = {name for name in stays(served) if "groups[1]" in name}
     assert second
-    assert kept | donated == stays(served) - second
+    assert kept | donated == stays(served) - second - ENDS
 
 
 def test_a_slice_takes_its_layers_parameters_and_states(served: ServedPrograms) -> None:
     first, second = (taken(served, program) for program in next(iter(served.programs.prefill.values())))
     assert not any(".slots" in name for kept, donated in (first, second) for name in kept | donated)
     assert not {name for name in first[0] & second[0] if "embedding" not in name}
-    assert first[1] | second[1] == {name for name in stays(served) if ".states" in name} | {"hidden"}
+    assert first[1] | second[1] == {name for name in stays(served) if ".states" in name} | ENDS | {"hidden"}
     assert "hidden" in second[1] - first[1]
 
 
-PARTS: dict[str, tuple[Callable[[DevicePrograms], Any], str]] = {
-    "copy": (lambda programs: programs.copy_slot, "['pool']"),
-    "mask": (lambda programs: programs.set_mask, "['pool'].slots.memory.allowed"),
-    "restore": (lambda programs: programs.restore, "['pool'].states"),
+PARTS: dict[str, tuple[Callable[[DevicePrograms], Any], tuple[str, ...]]] = {
+    "copy": (lambda programs: programs.copy_slot, ("['pool']",)),
+    "mask": (lambda programs: programs.set_mask, ("['pool'].slots.memory.allowed",)),
+    "restore": (lambda programs: programs.restore, ("['pool'].states", *ENDS)),
 }
 
 
 @pytest.mark.parametrize("label", PARTS)
 def test_a_copy_takes_what_it_replaces(served: ServedPrograms, label: str) -> None:
-    program, part = PARTS[label]
-    expected = {name for name in stays(served) if name.startswith(part)}
+    program, parts = PARTS[label]
+    expected = {name for name in stays(served) if name.startswith(parts)}
     assert taken(served, program(served.programs)) == (set(), expected)
 
 
@@ -120,13 +122,13 @@ def test_a_refused_program_needs_memory_for_what_it_does_not_take(
 
 
 def test_arrays_are_taken_and_replaced_leaf_by_leaf() -> None:
-    pool = StatePool(jnp.zeros(1), jnp.ones(2))  # type: ignore[arg-type]
+    pool = StatePool(jnp.zeros(1), jnp.ones(2), jnp.ones(5))  # type: ignore[arg-type]
     arrays = DeviceArrays({"a": jnp.zeros(3), "b": jnp.zeros(4)}, pool)
     slices = leaf_slices(arrays.params, pool)
-    assert slices == {"params": slice(0, 2), "pool": slice(2, 4), "hidden": slice(4, 5), "last": slice(5, 6)}
+    assert slices == {"params": slice(0, 2), "pool": slice(2, 5), "hidden": slice(5, 6)}
     assert [x.size for x in arrays.take((3, 1)) if x is not None] == [2, 4]
-    arrays.replace((2, 5), (jnp.full(1, 7), jnp.full(5, 8)))
-    assert (arrays.pool.states.tolist(), arrays.last.tolist()) == ([7], [8] * 5)  # type: ignore[attr-defined]
-    arrays.pool = StatePool(jnp.full(1, 9), arrays.pool.slots)  # type: ignore[arg-type]
+    arrays.replace((2, 4), (jnp.full(1, 7), jnp.full(5, 8)))
+    assert (arrays.pool.states.tolist(), arrays.pool.ends.tolist()) == ([7], [8] * 5)  # type: ignore[attr-defined]
+    arrays.pool = StatePool(jnp.full(1, 9), arrays.pool.slots, arrays.pool.ends)  # type: ignore[arg-type]
     arrays.params = {"a": jnp.ones(3), "b": jnp.ones(4)}
     assert [x.tolist() for x in arrays.take((2, 0)) if x is not None] == [[9], [1, 1, 1]]

@@ -92,6 +92,8 @@ def test_a_program_needs_its_own_memory_and_what_stays_beside_it() -> None:
         "score": MemoryDemand(beside + 60, True),
     }
     assert [demand.fits for demand in demands(programs, 1351).values()] == [False, True]
+    programs["decode"] = replace(programs["decode"], idle_bytes=1)
+    assert demands(programs, 1352)["decode"] == MemoryDemand(beside + 306, False)
 
 
 def test_a_refused_program_needs_what_the_compiler_says() -> None:
