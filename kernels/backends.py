@@ -7,8 +7,10 @@ from typing import Final
 from .backend import NATIVE, XLA, Backend, GpuSizes, Kernel
 from .gated_mlp import pallas_tpu as float_mlp_tpu
 from .gated_mlp import pallas_tpu_int8 as int8_mlp_tpu
-from .native import attention, int4, norms, output_layer, products
+from .native import attention, int4, norms, products
+from .native import output_layer as native_output_layer
 from .native import recurrent_block as native_recurrent_block
+from .output_layer import pallas_tpu as output_layer_tpu
 from .product import takes_int8
 from .product.int8_pallas_tpu import int8_product_tpu
 from .recurrent_block import pallas_gpu as recurrent_gpu
@@ -39,8 +41,8 @@ CPU: Final = Backend(
             ("recurrent_block", native_recurrent_block.recurrent_block, native_recurrent_block.takes),
             ("decode_attention", attention.decode_attention, attention.takes_decode),
             ("prefill_attention", attention.prefill_and_write, attention.takes_prefill),
-            ("logits", output_layer.logits_of_rows, output_layer.takes),
-            ("argmax", output_layer.finite_argmax, output_layer.takes),
+            ("logits", native_output_layer.logits_of_rows, native_output_layer.takes),
+            ("argmax", native_output_layer.finite_argmax, native_output_layer.takes),
         )
     ),
 )
@@ -73,6 +75,7 @@ TPU: Final = Backend(
         ),
         Kernel("prefill_attention", _PREFILL, prefill_with(prefill_attention_tpu)),
         Kernel("sample", ("sample",), choose_tokens_tpu, takes_fields),
+        Kernel("argmax", ("argmax",), output_layer_tpu.argmax_tpu, output_layer_tpu.takes),
     ),
 )
 """Pallas kernels for TPUs."""

@@ -110,7 +110,7 @@ TPU: Final = Platform(
     has_layer_barrier=True,  # else every layer's output is kept, to be summed at the end
     has_state_barrier=False,
     logits_per_row=0.95,
-    skips_logits=True,  # the compiler finds the argmax without writing the logits, a megabyte per row
+    skips_logits=True,  # the argmax's kernel does not write the logits, a megabyte per row
 )
 
 CPU_MESH: Final = Platform(

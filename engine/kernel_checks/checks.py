@@ -22,7 +22,7 @@ from ..types.config import EngineConfig
 from ..types.mesh import ONE_DEVICE
 from ..worker.loading import open_weights
 from ..worker.steps import Graph
-from .sampling import SAMPLE, check_sampler
+from .sampling import TOKEN_CHECKS, TokenCheck
 from .steps import Outputs, Step, StepInputs, StepShape, as_float32, draw_inputs, live, shallow
 
 _MARGIN: Final = 3.0
@@ -127,14 +127,16 @@ def checks_on(
             report(f"{kernel}, {model.numbers}")
             for shape in shapes(kernel, settings, platform):
                 yield model.check(kernel, shape)
-    if SAMPLE in platform.kernels.names:
-        report(SAMPLE)
-        yield _sampler_check(source, platform)
+    for check in TOKEN_CHECKS:
+        if check.kernel in platform.kernels.names:
+            report(f"{check.kernel}, {check.numbers}")
+            yield _checked(check, source, platform)
 
 
 def kernels_of(platform: Platform, *, is_int8: bool) -> list[str]:
     """Returns the kernels that are checked with or without matrices and windows in int8; "xla" if there are none."""
-    names = [name for name in platform.kernels.names if name != SAMPLE] or ["xla"]
+    choosing = {check.kernel for check in TOKEN_CHECKS}
+    names = [name for name in platform.kernels.names if name not in choosing] or ["xla"]
     return [name for name in names if is_int8 in _NUMBERS.get(name, (False, True))]
 
 
@@ -281,11 +283,10 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
 
 
-def _sampler_check(source: ModelSource, platform: Platform) -> KernelCheck:
-    shape = StepShape(MAX_ROWS, 1)
-    found = KernelCheck(SAMPLE, "sample", shape, "float32")
+def _checked(check: TokenCheck, source: ModelSource, platform: Platform) -> KernelCheck:
+    found = KernelCheck(check.kernel, "sample", StepShape(MAX_ROWS, 1), check.numbers)
     try:
-        share, num_unequal, allowed = check_sampler(shape.rows, source.config.vocab_size, platform.kernels)
+        distance, num_unequal = check.run(source.config, MAX_ROWS, platform.kernels)
     except Exception as error:  # as above
         return replace(found, failure=first_line(error))
-    return replace(found, distance=Distance(share, share), allowed=allowed, num_unequal=num_unequal)
+    return replace(found, distance=Distance(distance, distance), allowed=check.allowed, num_unequal=num_unequal)

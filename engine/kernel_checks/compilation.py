@@ -11,13 +11,12 @@ from jax.sharding import SingleDeviceSharding
 
 from ..capacity.verification import open_target
 from ..checkpoint.source import ModelSource
-from ..sampling.sampler import sample
 from ..types.config import EngineConfig
 from ..types.mesh import ONE_DEVICE
 from ..worker.loading import open_weights
 from ..worker.served import Devices
 from .checks import MAX_ROWS, checked_model, first_line, kernels_of, shapes
-from .sampling import SAMPLE, sampler_inputs
+from .sampling import TOKEN_CHECKS
 from .steps import Step, StepShape, draw_inputs
 
 
@@ -41,8 +40,12 @@ def compile_kernel_checks(source: ModelSource, settings: EngineConfig, chip: str
                 for shape in shapes(kernel, settings, devices.platform):
                     name = f"{kernel}, {shape.rows} x {shape.tokens}{', int8' if is_int8 else ''}"
                     yield name, _compile_step(model, config, devices, kernel, shape)
-        if SAMPLE in devices.platform.kernels.names:
-            yield f"{SAMPLE}, {MAX_ROWS} x 1", _compile_sampler(source.config.vocab_size, devices)
+        for check in TOKEN_CHECKS:
+            if check.kernel in devices.platform.kernels.names:
+                inputs = jax.eval_shape(partial(check.inputs, source.config, MAX_ROWS))
+                kernels = devices.platform.kernels.only(check.kernel)
+                name = f"{check.kernel}, {MAX_ROWS} x 1, {check.numbers}"
+                yield name, _failure(partial(check.tokens, kernels), devices, *inputs)
 
 
 def _compile_step(
@@ -53,11 +56,6 @@ def _compile_step(
         step = Step(weights.graph, platform, source.config.window)
         inputs = jax.eval_shape(partial(draw_inputs, source.config, shape, jnp.dtype(config.dtype)))
         return _failure(step.run, devices, weights.abstract, inputs)
-
-
-def _compile_sampler(vocab_size: int, devices: Devices) -> str | None:
-    inputs = jax.eval_shape(sampler_inputs, jax.ShapeDtypeStruct((MAX_ROWS, vocab_size), jnp.float32))
-    return _failure(partial(sample, backend=devices.platform.kernels.only(SAMPLE)), devices, *inputs)
 
 
 def _failure(function: Callable[..., Any], devices: Devices, *arguments: Any) -> str | None:

@@ -1,9 +1,9 @@
-"""Check of the sampler's kernel against XLA's sampler."""
+"""Checks of the kernels that choose tokens, the sampler and the argmax of logits, against XLA."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +11,21 @@ import numpy as np
 from jaxtyping import Array
 
 from ...kernels import XLA, Backend
-from ..sampling.sampler import sample
+from ...kernels.matrices import Int8Matrix, Matrix
+from ...kernels.output_layer import argmax, logits
+from ..model.config import ModelConfig
+from ..sampling.sampler import Sampled, sample
 from ..sampling.state import zero_sampling_state, zero_token_memory
 from ..types.sampling_params import SAMPLING_COLUMNS, SamplingState
 
-SAMPLE: Final = "sample"
-"""Name of the kernel, as `Backend.without` takes it."""
-
 _ALLOWED: Final = 0.02
 """Share of drawn rows that may have another token: sums of a whole vocabulary in another order move their borders."""
+
+_ALLOWED_LOGIT: Final = 2**-7
+"""Relative difference of the largest logits that may be taken for equal: two roundings of bfloat16."""
+
+_CAP: Final = 30.0
+"""Soft cap of RecurrentGemma's logits."""
 
 _PARAMS: Final[tuple[Mapping[str, float], ...]] = (
     {"temperature": 0.0},
@@ -31,22 +37,81 @@ _PARAMS: Final[tuple[Mapping[str, float], ...]] = (
 )
 
 
-def check_sampler(rows: int, vocab_size: int, backend: Backend) -> tuple[float, int, float]:
-    """Samples rows with and without the kernel.
+class TokenCheck(NamedTuple):
+    """Check of a kernel that chooses tokens.
 
-    Returns:
-      The share of rows with another token, and the largest that is allowed: 1 if a greedy row has another one; between
-      them, the number of rows with another token in a second run.
+    Attributes:
+      kernel: Name of the kernel, as `Backend.without` takes it.
+      numbers: Dtype of its inputs.
+      inputs: Returns random inputs for a model and a number of rows.
+      tokens: Returns tokens, given a backend and the inputs.
+      distance: Returns how wrong tokens are, given them, XLA's and the inputs.
+      allowed: Largest distance that is allowed.
     """
-    inputs = sampler_inputs(4 * np.random.default_rng(0).standard_normal((rows, vocab_size), np.float32))
 
-    def tokens(kernels: Backend) -> Any:
-        return np.asarray(jax.jit(partial(sample, backend=kernels))(*inputs).tokens)
+    kernel: str
+    numbers: str
+    inputs: Callable[[ModelConfig, int], tuple[Any, ...]]
+    tokens: Callable[..., Array]
+    distance: Callable[..., float]
+    allowed: float
 
-    first, second, expected = tokens(backend.only(SAMPLE)), tokens(backend.only(SAMPLE)), tokens(XLA)
-    is_greedy = np.asarray(inputs[1].temperature) == 0
-    share = float(np.mean(first != expected)) if np.array_equal(first[is_greedy], expected[is_greedy]) else 1.0
-    return share, int(np.sum(first != second)), _ALLOWED
+    def run(self, model: ModelConfig, rows: int, backend: Backend) -> tuple[float, int]:
+        """Returns the distance, and the number of rows with another token in a second run."""
+        inputs = self.inputs(model, rows)
+
+        def tokens(kernels: Backend) -> Any:
+            return np.asarray(jax.jit(partial(self.tokens, kernels))(*inputs))
+
+        first, second, expected = tokens(backend.only(self.kernel)), tokens(backend.only(self.kernel)), tokens(XLA)
+        return self.distance(first, expected, *inputs), int(np.sum(first != second))
+
+
+def _drawn(model: ModelConfig, rows: int) -> tuple[Any, ...]:
+    return sampler_inputs(4 * jax.random.normal(jax.random.key(0), (rows, model.vocab_size)))
+
+
+def _sampled(kernels: Backend, *inputs: Any) -> Array:
+    choose: Callable[..., Sampled] = partial(sample, backend=kernels)
+    return choose(*inputs).tokens
+
+
+def _other_tokens(tokens: np.ndarray, expected: np.ndarray, logits: Any, state: Any, *others: Any) -> float:
+    """Returns the share of rows with another token; 1 if a greedy row has another one."""
+    is_greedy = np.asarray(state.temperature) == 0
+    return float(np.mean(tokens != expected)) if np.array_equal(tokens[is_greedy], expected[is_greedy]) else 1.0
+
+
+def _heads(model: ModelConfig, rows: int) -> tuple[Array, Array]:
+    first, second = jax.random.split(jax.random.key(0))
+    shapes = (rows, model.width), (model.vocab_size, model.width)
+    x, weight = (jax.random.normal(*each, jnp.bfloat16) for each in zip((first, second), shapes, strict=True))
+    return x / model.width**0.5, weight
+
+
+def _int8_heads(model: ModelConfig, rows: int) -> tuple[Array, Int8Matrix]:
+    x, weight = _heads(model, rows)
+    scale = jnp.linspace(0.02, 0.03, len(weight), dtype=jnp.float32)
+    return x, Int8Matrix(jnp.round(32 * weight).astype(jnp.int8), scale)
+
+
+def _largest(kernels: Backend, x: Array, weight: Matrix) -> Array:
+    return argmax(x, weight, _CAP, kernels)
+
+
+def _smaller_logits(tokens: np.ndarray, expected: np.ndarray, x: Array, weight: Matrix) -> float:
+    """Returns by how much the largest logits are larger than those of the tokens, of the worst row."""
+    every = np.asarray(logits(x, weight, _CAP, XLA))
+    found, best = (np.take_along_axis(every, each[:, None], axis=1) for each in (tokens, expected))
+    return float(np.max((best - found) / best))
+
+
+TOKEN_CHECKS: Final = (
+    TokenCheck("sample", "float32", _drawn, _sampled, _other_tokens, _ALLOWED),
+    TokenCheck("argmax", "bfloat16", _heads, _largest, _smaller_logits, _ALLOWED_LOGIT),
+    TokenCheck("argmax", "bfloat16, weights in int8", _int8_heads, _largest, _smaller_logits, _ALLOWED_LOGIT),
+)
+"""Checks of all kernels that choose tokens."""
 
 
 def sampler_inputs(logits: Any) -> tuple[Any, SamplingState[Array], Any, Array, Array]:

@@ -1,6 +1,6 @@
 """Output layer: a model's logits after the soft cap, or their argmax alone.
 
-CPUs have native kernels for packed matrices, of which that of the argmax never stores the logits.
+CPUs have native kernels for packed matrices, and TPUs one for the argmax; neither argmax stores the logits.
 """
 
 from jaxtyping import Array, Float, Float32, Int32

@@ -8,11 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from roost.engine.checkpoint.source import ModelSource, open_model
 from roost.engine.devices.platform import CPU
 from roost.engine.kernel_checks.checks import KernelCheck, checks_on
+from roost.engine.kernel_checks.sampling import TOKEN_CHECKS, TokenCheck
 from roost.engine.types.config import EngineConfig
 from roost.kernels import XLA, Backend, Kernel
+from roost.kernels.output_layer.xla import argmax_xla
 from roost.kernels.rg_lru import rg_lru
 from small_models import TINY_A
 
@@ -107,3 +110,16 @@ def test_a_kernel_that_cannot_run_is_named() -> None:
 
     (first,) = found_with(wrong, prefill_rows=1)
     assert (first.failure, first.distance, first.is_right) == ("NotImplementedError: no such instruction", None, False)
+
+
+@pytest.mark.parametrize("check", [check for check in TOKEN_CHECKS if check.kernel == "argmax"])
+def test_wrong_tokens_are_found(check: TokenCheck) -> None:
+    def wrong(*inputs: Any) -> Any:
+        return jnp.roll(argmax_xla(*inputs), 1)
+
+    right, rolled = (
+        check.run(SOURCE.config, 16, Backend("planted", (Kernel("argmax", ("argmax",), run),)))
+        for run in (argmax_xla, wrong)
+    )
+    assert right == (0.0, 0)
+    assert rolled[0] > check.allowed

@@ -15,6 +15,7 @@ from roost.kernels.gated_mlp.pallas_tpu import gated_mlp_tpu
 from roost.kernels.gated_mlp.pallas_tpu_int8 import int8_gated_mlp_tpu
 from roost.kernels.gated_mlp.reference import gated_mlp_reference, int8_gated_mlp_reference
 from roost.kernels.matrices import Int8Matrix
+from roost.kernels.output_layer.pallas_tpu import argmax_tpu
 from roost.kernels.product.int8_pallas_tpu import int8_product_tpu
 from roost.kernels.product.reference import int8_product_reference
 from roost.kernels.recurrent_block import RecurrentWeights
@@ -171,6 +172,13 @@ def int8_product(run: Run) -> None:
     close(found, int8_product_reference(np.float32(x), *matrix))
 
 
+def argmax(run: Run) -> None:
+    """Three tiles of the matrix, the last one not whole."""
+    x, weight = draw(1, 8, WIDTH), draw(2, 1152, WIDTH)
+    logits = np.float32(x) @ np.float32(weight).T
+    np.testing.assert_array_equal(run(partial(argmax_tpu, cap=None), x, weight), logits.argmax(axis=1))
+
+
 def sample(run: Run) -> None:
     """Two blocks of rows with two chunks of logits each; the likeliest of the drawn tokens is the only one left."""
     vocab = 10_500
@@ -192,6 +200,7 @@ STREAMED = {
     "gated_mlp": gated_mlp,
     "int8_gated_mlp": int8_gated_mlp,
     "int8_product": int8_product,
+    "argmax": argmax,
 }
 """Kernels whose copies are all made for their blocks."""
 

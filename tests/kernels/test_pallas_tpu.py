@@ -19,6 +19,7 @@ from roost.kernels.gated_mlp.pallas_tpu_int8 import int8_gated_mlp_tpu
 from roost.kernels.gated_mlp.reference import gated_mlp_reference, int8_gated_mlp_reference
 from roost.kernels.matrices import Int8Matrix
 from roost.kernels.matrices.int8 import quantized_dot
+from roost.kernels.output_layer.pallas_tpu import argmax_tpu
 from roost.kernels.product.int8_pallas_tpu import block_of_rows, int8_product_tpu
 from roost.kernels.product.reference import int8_product_reference
 from roost.kernels.recurrent_block import RecurrentWeights
@@ -48,6 +49,11 @@ decode_int8, prefill_int8 = interpreted_copies(decode_attention_int8_tpu), inter
 
 
 xla_product = jax.jit(quantized_dot)
+
+
+@cache
+def argmax(cap: float | None) -> Callable[..., Any]:
+    return interpreted(partial(argmax_tpu, cap=cap))
 
 
 @cache
@@ -255,6 +261,35 @@ def test_int8_gated_mlp(rows: int, width: int, hidden: int, seed: int) -> None:
     (*both, both_bias), (*out, out_bias) = gate_up, down
     found = np.asarray(int8_mlp(x, Int8Matrix(*both), both_bias, Int8Matrix(*out), out_bias))
     assert (np.abs(found - expected) <= few_steps + 1e-4).all()
+
+
+@pytest.mark.parametrize(("rows", "width", "tokens", "cap"), [(1, 128, 128, None), (5, 256, 1152, 1000.0)])
+@given(seed=SEEDS)
+@examples(3, sweep=10)
+def test_argmax(rows: int, width: int, tokens: int, cap: float | None, seed: int) -> None:
+    """One or several tiles, the last one not whole; small integers, so that all sums are exact and many are equal."""
+    rng = np.random.default_rng(seed)
+    x, weight = (np.float32(rng.integers(-2, 3, shape)) for shape in ((rows, width), (tokens, width)))
+    x[:, 0] = 127.0  # the largest of each row, which int8 divides by: quantising changes nothing
+    expected = (x @ weight.T).argmax(axis=1)
+    for matrix in (
+        weight.astype(jnp.bfloat16),
+        weight,
+        Int8Matrix(weight.astype(np.int8), np.ones(tokens, np.float32)),
+    ):
+        np.testing.assert_array_equal(argmax(cap)(x.astype(jnp.bfloat16), matrix), expected)
+
+
+def test_the_argmax_is_the_first_of_logits_that_the_cap_makes_equal() -> None:
+    x, weight = np.full((1, 128), 50.0, np.float32), np.zeros((1152, 128), np.float32)
+    weight[[700, 901], :] = [[1.0], [2.0]]  # logits 6,400 and 12,800
+    assert (argmax(30.0)(x, weight), argmax(None)(x, weight)) == (700, 901)
+
+
+def test_the_argmax_of_a_row_without_numbers_is_a_token() -> None:
+    x = np.full((2, 128), np.nan, np.float32)
+    x[1] = 1.0
+    assert all(0 <= token < 384 for token in argmax(30.0)(x, np.ones((384, 128), np.float32)).tolist())
 
 
 @pytest.mark.parametrize("spoiled", [np.nan, -np.nan, np.inf])

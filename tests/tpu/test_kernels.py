@@ -11,6 +11,7 @@ from jax.sharding import SingleDeviceSharding
 from roost.kernels.gated_mlp.pallas_tpu import gated_mlp_tpu
 from roost.kernels.gated_mlp.pallas_tpu_int8 import int8_gated_mlp_tpu
 from roost.kernels.matrices import Int8Matrix
+from roost.kernels.output_layer.pallas_tpu import argmax_tpu
 from roost.kernels.product.int8_pallas_tpu import int8_product_tpu
 from roost.kernels.recurrent_block import RecurrentWeights
 from roost.kernels.recurrent_block.pallas_tpu import recurrent_chunk_tpu, recurrent_step_tpu
@@ -196,6 +197,17 @@ def test_int8_product(chip: SingleDeviceSharding, dtype: Any, rows: int, inputs:
     weights = ((INT8, outputs, inputs), (F32, outputs), (F32, outputs))
     counted = compile_kernel(chip, kernel, (dtype, rows, inputs), *weights)
     assert counted >= outputs * inputs + rows * (inputs + outputs) * dtype.itemsize, "the matrix, inputs and outputs"
+
+
+@pytest.mark.parametrize("is_int8", [False, True])
+@pytest.mark.parametrize(("rows", "width"), [(3456, 2560), (8, 4096)])
+def test_argmax(chip: SingleDeviceSharding, rows: int, width: int, is_int8: bool) -> None:
+    def kernel(x: jax.Array, values: jax.Array, scale: jax.Array) -> jax.Array:
+        return argmax_tpu(x, Int8Matrix(values, scale) if is_int8 else values, 30.0)
+
+    weights = (INT8 if is_int8 else BF16, 256000, width), (F32, 256000)
+    counted = compile_kernel(chip, kernel, (BF16, rows, width), *weights)
+    assert counted >= 256000 * width * (1 if is_int8 else 2), "the matrix"
 
 
 @pytest.mark.parametrize(

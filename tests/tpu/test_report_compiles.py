@@ -30,5 +30,6 @@ def test_everything_that_a_report_runs_compiles(tmp_path: Path) -> None:
         "gated_mlp",
         "int8_product",
         "sample",
+        "argmax",
     ):
         assert f"{kernel}, " in done.stderr
