@@ -11,9 +11,8 @@ from jaxtyping import Array, Float, Int32
 
 from ..precision import product_precision
 from .int8 import Int8Vectors
-from .pallas_tpu import iota
 from .softmax import MASKED, scores_of
-from .tpu_grid import BusyRows, RingReader, RingWalk, block_of, busy_rows_first, row_index
+from .tpu_grid import BusyRows, RingAttention, RingWalk, busy_rows_first, iota, row_index
 
 INT8_RING_MULTIPLE: Final = 128
 """Number of which windows are multiples: a copied tile of scales has that many."""
@@ -73,10 +72,10 @@ def decode_attention_int8_tpu(
             in_specs=[query, own, own, *[in_place] * 4],
             out_specs=[query, *[in_place] * 4],
             scratch_shapes=[
-                column, column, pltpu.VMEM((heads, size), jnp.float32), pltpu.VMEM((2, tile, size), jnp.int8),
-                pltpu.VMEM((2, 1, lanes), jnp.float32), pltpu.SemaphoreType.DMA((4,)),
-                *[pltpu.VMEM((2, walk.block, size), jnp.int8)] * 2, *[pltpu.VMEM((2, 1, walk.block), jnp.float32)] * 2,
-                pltpu.SemaphoreType.DMA((2, 4)), pltpu.SMEM((1,), jnp.int32),
+                [column, column, pltpu.VMEM((heads, size), jnp.float32)],
+                [pltpu.VMEM((2, walk.block, size), jnp.int8)] * 2 + [pltpu.VMEM((2, 1, walk.block), jnp.float32)] * 2,
+                [pltpu.VMEM((tile, size), jnp.int8)] * 2 + [pltpu.VMEM((1, lanes), jnp.float32)] * 2,
+                pltpu.SemaphoreType.DMA((2, 4)), pltpu.SemaphoreType.DMA((4,)), pltpu.SMEM((1,), jnp.int32),
             ],
         ),
         input_output_aliases={7: 1, 8: 2, 9: 3, 10: 4},
@@ -106,42 +105,18 @@ def _kernel(
     order: Any, position: Any, own_key_scale: Any, own_value_scale: Any, q: Any, k: Any, v: Any, *refs: Any,
     walk: RingWalk,
 ) -> None:  # fmt: skip
-    """Kernel of `decode_attention_int8_tpu`: an online softmax whose state is carried in scratch memory.
-
-    Tiles are copied to their rings while the next blocks are computed. They are free again once that copy is done.
-    """
+    """Kernel of `decode_attention_int8_tpu`: an online softmax whose state is carried in scratch memory."""
     out, *rings = refs[4:9]  # the first four are the rings as inputs, which are the same memory
-    top, total, mixed, tiles, scale_tiles, semaphores, *memories, read_semaphores, num_visits = refs[9:]
+    (top, total, mixed), blocks, *_ = memory = refs[9:]
     i = pl.program_id(0)
-    tile, lanes = tiles.shape[1], scale_tiles.shape[2]
     factor = q.shape[-1] ** -0.5
-    works = position[i] >= 0
-    filled = jnp.minimum(position[i], walk.window)
-    slot = jax.lax.rem(jnp.maximum(position[i], 0), jnp.int32(walk.window))
-    reader = RingReader(
-        walk, BusyRows(order, position), list(zip(rings, memories, (1, 1, 2, 2), strict=True)), read_semaphores
-    )
 
-    def copies(row: Any, at: Any, at_lanes: Any) -> list[Any]:
-        pairs = [
-            *((tiles.at[n], ring.at[row, pl.ds(at, tile)]) for n, ring in enumerate(rings[:2])),
-            *((scale_tiles.at[n], ring.at[row, :, pl.ds(at_lanes, lanes)]) for n, ring in enumerate(rings[2:])),
-        ]
-        return [pltpu.make_async_copy(*pair, semaphores.at[n]) for n, pair in enumerate(pairs)]
-
-    def wait() -> None:
-        for copy in copies(0, 0, 0):
-            copy.wait()
-
-    @pl.when(works)
-    def start() -> None:
-        own = jnp.sum(q[0].astype(jnp.float32) * k[0].astype(jnp.float32), axis=-1, keepdims=True)
-        top[...] = own * (own_key_scale[i] * factor)
-        total[...] = jnp.ones_like(total)
-        mixed[...] = jnp.broadcast_to(v[0].astype(jnp.float32) * own_value_scale[i], mixed.shape)
+    def own() -> tuple[Array, Array]:
+        product = jnp.sum(q[0].astype(jnp.float32) * k[0].astype(jnp.float32), axis=-1, keepdims=True)
+        return product * (own_key_scale[i] * factor), v[0].astype(jnp.float32) * own_value_scale[i]
 
     def add(half: Any, left: Any, block: int) -> None:
-        keys, values, key_scale, value_scale = (memory.at[half] for memory in memories)
+        keys, values, key_scale, value_scale = (array.at[half] for array in blocks)
         visible = iota((1, block), 1) < left
         products = scores_of(q[0], keys[:block].astype(q.dtype))
         scores = jnp.where(visible, products * (key_scale[:, :block] * factor), MASKED)
@@ -158,37 +133,5 @@ def _kernel(
             precision=product_precision(q.dtype),
         )
 
-    def write(j: Any, half: Any) -> None:
-        pl.when(i > 0)(wait)
-        local = slot - j * walk.block
-        at, at_lanes = (pl.multiple_of(block_of(local, n) * n, n) for n in (tile, lanes))
-        is_new = iota(tiles.shape[1:], 0) == local - at
-        for n, (new, old) in enumerate(zip((k, v), memories[:2], strict=True)):
-            wide = jnp.where(is_new, new[0].astype(jnp.int32), old[half, pl.ds(at, tile)].astype(jnp.int32))
-            tiles[n] = wide.astype(jnp.int8)
-        is_new = iota((1, lanes), 1) == local - at_lanes
-        for n, (new, old) in enumerate(zip((own_key_scale, own_value_scale), memories[2:], strict=True)):
-            scale_tiles[n] = jnp.where(is_new, new[i], old[half, :, pl.ds(at_lanes, lanes)])
-        for copy in copies(
-            order[i], pl.multiple_of(j * walk.block + at, tile), pl.multiple_of(j * walk.block + at_lanes, lanes)
-        ):
-            copy.start()
-
-    def use(j: Any, half: Any) -> None:
-        left = filled - j * walk.block
-        for part, is_part in walk.parts(position[i], j):
-            pl.when((left > 0) & is_part)(functools.partial(add, half, left, part))
-        pl.when(j == block_of(slot, walk.block))(functools.partial(write, j, half))
-
-    @pl.when(works)
-    def attend() -> None:
-        reader.visit(i, num_visits, use)
-        out[0] = (mixed[...] / total[...]).astype(out.dtype)
-
-    @pl.when(~works)
-    def idle() -> None:
-        out[...] = jnp.zeros_like(out)
-
-    @pl.when(works & reader.is_last(i))
-    def wait_for_last() -> None:
-        wait()
+    attention = RingAttention(walk, BusyRows(order, position), rings, *memory)
+    attention.attend(out, own, add, lambda: (k[0], v[0], own_key_scale[i], own_value_scale[i]))

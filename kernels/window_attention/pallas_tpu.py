@@ -15,7 +15,7 @@ from ..precision import product_precision
 from .int8 import Int8Vectors, map_tokens
 from .ring import Rings, in_order, pad_rows, round_up
 from .softmax import MASKED, Softmax, add_keys, scores_of
-from .tpu_grid import BusyRows, RingReader, RingWalk, block_of, busy_rows_first, row_index
+from .tpu_grid import BusyRows, RingAttention, RingWalk, block_of, busy_rows_first, iota, row_index
 
 _MAX_QUERY_BYTES: Final = 2560 * 256 * 2
 """Maximum bytes of a block of 256 tokens' queries that fit in on-chip memory with their scores and results."""
@@ -43,9 +43,9 @@ def decode_attention_tpu(
 ) -> tuple[Float[Array, "B N d"], Rings]:
     """Attends with one query per row to the filled part of its ring and to its own key, then writes the key.
 
-    The grid walks over the busy rows, and a loop over the filled blocks of a row's ring; see `RingReader`. The tile of
-    rows with the new token's is always read: it is replaced in on-chip memory and copied back, so rings are updated in
-    place. Idle rows give zeros and write nothing.
+    The grid walks over the busy rows, and a loop over the filled blocks of a row's ring; see `RingAttention`. The tile
+    of rows with the new token's is always read: it is replaced in on-chip memory and copied back, so rings are updated
+    in place. Idle rows give zeros and write nothing.
 
     Args:
       q: Queries of the new tokens, after RoPE.
@@ -67,7 +67,7 @@ def decode_attention_tpu(
     tile = RING_TILE if window % RING_TILE == 0 else window
     query, own = (pl.BlockSpec((1, n, size), row_index) for n in (heads, 1))
     in_place = pl.BlockSpec(memory_space=pl.ANY)
-    column, tiles = pltpu.VMEM((heads, 1), jnp.float32), pltpu.VMEM((2, tile, size), ring_k.dtype)
+    column = pltpu.VMEM((heads, 1), jnp.float32)
     read = 2 * rows * window * size * ring_k.dtype.itemsize * assumed_fill
     written = 2 * rows * tile * size * ring_k.dtype.itemsize
     out, *rings = pl.pallas_call(
@@ -79,9 +79,9 @@ def decode_attention_tpu(
             in_specs=[query, own, own, in_place, in_place],
             out_specs=[query, in_place, in_place],
             scratch_shapes=[
-                column, column, pltpu.VMEM((heads, size), jnp.float32), tiles, pltpu.SemaphoreType.DMA((2,)),
-                *[pltpu.VMEM((2, walk.block, size), ring_k.dtype)] * 2, pltpu.SemaphoreType.DMA((2, 2)),
-                pltpu.SMEM((1,), jnp.int32),
+                [column, column, pltpu.VMEM((heads, size), jnp.float32)],
+                [pltpu.VMEM((2, walk.block, size), ring_k.dtype)] * 2, [pltpu.VMEM((tile, size), ring_k.dtype)] * 2,
+                pltpu.SemaphoreType.DMA((2, 2)), pltpu.SemaphoreType.DMA((2,)), pltpu.SMEM((1,), jnp.int32),
             ],
         ),
         input_output_aliases={5: 1, 6: 2},
@@ -99,36 +99,15 @@ def decode_attention_tpu(
 
 def _decode_kernel(
     order: Any, position: Any, q: Any, k: Any, v: Any, ring_k_in: Any, ring_v_in: Any, out: Any, ring_k: Any,
-    ring_v: Any, top: Any, total: Any, mixed: Any, tiles: Any, semaphores: Any, keys: Any, values: Any,
-    read_semaphores: Any, num_visits: Any, *, walk: RingWalk,
+    ring_v: Any, *memory: Any, walk: RingWalk,
 ) -> None:  # fmt: skip
-    """Kernel of `decode_attention_tpu`: an online softmax whose state is carried in scratch memory.
-
-    A tile is copied to its ring while the next blocks are computed. `tiles` is free again once that copy is done.
-    """
-    i = pl.program_id(0)
-    tile = tiles.shape[1]
+    """Kernel of `decode_attention_tpu`: an online softmax whose state is carried in scratch memory."""
     scale = q.shape[-1] ** -0.5
-    works = position[i] >= 0
-    filled = jnp.minimum(position[i], walk.window)
-    slot = jax.lax.rem(jnp.maximum(position[i], 0), jnp.int32(walk.window))
-    arrays = [(ring_k, keys, 1), (ring_v, values, 1)]  # as outputs, which are the memory of the inputs
-    reader = RingReader(walk, BusyRows(order, position), arrays, read_semaphores)
+    (top, total, mixed), (keys, values), *_ = memory
 
-    def copies(row: Any, at: Any) -> list[Any]:
-        targets = (ring.at[row, pl.ds(at, tile)] for ring in (ring_k, ring_v))
-        return [pltpu.make_async_copy(tiles.at[n], target, semaphores.at[n]) for n, target in enumerate(targets)]
-
-    def wait() -> None:
-        for copy in copies(0, 0):
-            copy.wait()
-
-    @pl.when(works)
-    def start() -> None:
-        own = jnp.sum(q[0].astype(jnp.float32) * k[0].astype(jnp.float32), axis=-1, keepdims=True)
-        top[...] = own * scale
-        total[...] = jnp.ones_like(total)
-        mixed[...] = jnp.broadcast_to(v[0].astype(jnp.float32), mixed.shape)
+    def own() -> tuple[Array, Array]:
+        product = jnp.sum(q[0].astype(jnp.float32) * k[0].astype(jnp.float32), axis=-1, keepdims=True)
+        return product * scale, v[0].astype(jnp.float32)
 
     def add(half: Any, left: Any, part: int) -> None:
         scores, found = scores_of(q[0], keys[half, :part]) * scale, values[half, :part]
@@ -136,38 +115,8 @@ def _decode_kernel(
         running = Softmax(top[...], total[...], mixed[...])
         top[...], total[...], mixed[...] = add_keys(running, scores, iota(scores.shape, 1) < left, known)
 
-    def write(j: Any, half: Any) -> None:
-        pl.when(i > 0)(wait)
-        local = slot - j * walk.block
-        at = pl.multiple_of(block_of(local, tile) * tile, tile)
-        is_new = iota(tiles.shape[1:], 0) == local - at
-        for n, (new, old) in enumerate(((k, keys), (v, values))):
-            tiles[n] = jnp.where(is_new, new[0].astype(tiles.dtype), old[half, pl.ds(at, tile)])
-        for copy in copies(order[i], pl.multiple_of(j * walk.block + at, tile)):
-            copy.start()
-
-    def use(j: Any, half: Any) -> None:
-        left = filled - j * walk.block
-        for part, is_part in walk.parts(position[i], j):
-            pl.when((left > 0) & is_part)(functools.partial(add, half, left, part))
-        pl.when(j == block_of(slot, walk.block))(functools.partial(write, j, half))
-
-    @pl.when(works)
-    def attend() -> None:
-        reader.visit(i, num_visits, use)
-        out[0] = (mixed[...] / total[...]).astype(out.dtype)
-
-    @pl.when(~works)
-    def idle() -> None:
-        out[...] = jnp.zeros_like(out)
-
-    @pl.when(works & reader.is_last(i))
-    def wait_for_last() -> None:
-        wait()
-
-
-def iota(shape: tuple[int, ...], axis: int) -> Array:
-    return jax.lax.broadcasted_iota(jnp.int32, shape, axis)
+    attention = RingAttention(walk, BusyRows(order, position), (ring_k, ring_v), *memory)
+    attention.attend(out, own, add, lambda: (k[0], v[0]))
 
 
 def prefill_attention_tpu(

@@ -88,7 +88,9 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_core(runner: ModelRunner, *, drafts: bool, **changes: Any) -> EngineCore:
-    limits = replace(runner.limits, speculation=runner.limits.speculation if drafts else None, **changes)
+    """Returns a core whose batches have up to 4 rounds. The runner's limit depends on this machine's speed."""
+    changes = {"speculation": runner.limits.speculation if drafts else None, "decode_steps": 4, **changes}
+    limits = replace(runner.limits, **changes)
     return EngineCore(Scheduler(runner.slots, 100, limits, cache=PrefixCache(runner.window, 10**8)), runner)
 
 
@@ -179,6 +181,9 @@ def check(runner: ModelRunner, fields: Sequence[dict[str, Any]]) -> dict[str, To
     return expected
 
 
+EVEN = {"temperature": 1000.0, "allowed_token_ids": (5, 6), "max_tokens": 90}
+"""Sampling fields with which any model draws two tokens evenly, so that it accepts and rejects about as many drafts."""
+
 CROWDS: dict[str, list[dict[str, Any]]] = {
     "greedy": [{"temperature": 0.0}] * 6,
     "sampled": [{"temperature": 0.2, "seed": seed} for seed in range(6)],
@@ -197,14 +202,17 @@ CROWDS: dict[str, list[dict[str, Any]]] = {
     ],
     "biases and masks": [
         {"temperature": 0.0, "logit_bias": ((7, 2.0), (8, 2.0))},
-        {"temperature": 0.3, "allowed_token_ids": (5, 6, 7)},
+        EVEN,
         {"temperature": 0.3, "min_tokens": 30, "stop_token_ids": tuple(range(3, 60))},
     ],
     "ring": [
         {"temperature": 0.1, "prompt": (seed, length), "max_tokens": 60}
         for seed, length in enumerate((1, 14, 15, 16, 17))
     ],
-    "ends": [{"temperature": 0.0, "max_tokens": count, "prompt": (2, 30)} for count in (1, 2, 3, 4, 5, 6, 7, 30)],
+    "ends": [
+        *({"temperature": 0.0, "max_tokens": count, "prompt": (2, 30)} for count in (1, 2, 3, 4, 5, 6, 7, 30)),
+        EVEN,
+    ],
     "no drafts for some": [
         {"temperature": 0.0},
         {"temperature": 0.2, "constrained": True},
@@ -242,13 +250,13 @@ def test_drafts_change_no_bit(runner: ModelRunner, name: str) -> None:
     )
 )
 def test_no_crowd_gets_other_bits(runner: ModelRunner, fields: list[dict[str, Any]]) -> None:
-    """Two greedy requests, which have accepted and rejected drafts, are always there."""
-    check(runner, [{"temperature": 0.0, "prompt": (1, 14)}, {"temperature": 0.0, "prompt": (2, 23)}, *fields])
+    """A greedy request, and one that has accepted and rejected drafts, are always there."""
+    check(runner, [{"temperature": 0.0, "prompt": (1, 14)}, EVEN, *fields])
 
 
 def test_a_stop_id_inside_a_round_is_the_last_token(runner: ModelRunner) -> None:
     """Each token of an output in turn ends it, at its first place."""
-    plain = [{"temperature": 0.0, "prompt": (2, 23)}, {"temperature": 0.2, "prompt": (1, 14)}]
+    plain = [{"temperature": 0.0, "prompt": (2, 23)}, {**EVEN, "prompt": (1, 14)}]
     outputs = check(runner, plain)
     tokens = list(dict.fromkeys(outputs["0"].token_ids))
     ended = check(runner, [*plain, *({**plain[0], "stop_token_ids": (token,)} for token in tokens)])
@@ -419,13 +427,16 @@ def new_texts(runner: ModelRunner, fields: Sequence[dict[str, Any]]) -> tuple[li
     return [replace(each, predicted_token_ids=edited(outputs[each.id].token_ids)) for each in requests], outputs
 
 
+ONCE = {"presence_penalty": 1000.0}
+"""Sampling fields with which no token comes twice, so that drafts continue the prediction, whatever the model."""
+
 PREDICTED: dict[str, list[dict[str, Any]]] = {
     "sampled": [{"prompt": length} for length in (1, 9, 70, 90)],
     "greedy": [
         {"prompt": length, "params": {"temperature": 0.0, "repetition_penalty": 2.0}} for length in (1, 9, 70, 90)
     ],
     "penalties": [{"params": {"frequency_penalty": 0.5, "repetition_penalty": 1.2, "min_tokens": 20}}] * 3,
-    "forks": [{"prompt": 70}, *[{"prompt": 70, "fork_of": "0"}] * 4],
+    "forks": [{"prompt": 70, "params": ONCE}, *[{"prompt": 70, "params": ONCE, "fork_of": "0"}] * 4],
 }
 
 
@@ -497,7 +508,7 @@ def test_a_replayed_request_goes_on_with_its_prediction(runner: ModelRunner) -> 
 
 def test_a_preempted_request_keeps_its_prediction(runner: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preemption, "_LINGER_S", 0.0)
-    requests, expected = new_texts(runner, [{}] * runner.slots)
+    requests, expected = new_texts(runner, [{"params": {**ONCE, "max_tokens": 120}}] * runner.slots)
     limits, cache = replace(runner.limits, itl_target_s=0.0, decode_steps=1), PrefixCache(runner.window, 10**8)
     scheduler = Scheduler(runner.slots, 100, limits, cache=cache)
     core = EngineCore(
@@ -517,7 +528,7 @@ def test_a_preempted_request_keeps_its_prediction(runner: ModelRunner, monkeypat
     for name in expected:
         accepted = results[name][-1].prediction.accepted
         assert accepted & 0b1111111  # before it lost its slot
-        assert accepted >> 20
+        assert accepted >> 80  # after that, as ten rounds have at most 80 tokens
 
 
 @pytest.mark.parametrize(
