@@ -17,6 +17,8 @@ def open_folder() -> tempfile.TemporaryDirectory[str] | None:
         return None
     folder = tempfile.TemporaryDirectory(prefix="roost-programs-")
     os.environ[_FOLDER] = folder.name
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):  # else each server compiles JAX's sources for four seconds
+        os.environ["PYTHONPYCACHEPREFIX"] = f"{folder.name}/bytecode"
     return folder
 
 

@@ -22,6 +22,7 @@ from roost.kernels.matrices import (
 from roost.kernels.matrices.int4 import group_size, round_to_int4
 from roost.kernels.matrices.scale_search import search_scales
 from roost.kernels.product import product as dot
+from sweeps import swept
 
 jit_dot = partial(jax.jit, compiler_options=CPU_OPTIONS)(dot)
 
@@ -84,7 +85,7 @@ def test_a_product_is_that_of_a_float64_reference(shape: tuple[int, int, int], d
     assert (np.abs(np.asarray(jit_dot(x, weight)) - expected) <= 3e-6 * bound).all()
 
 
-@pytest.mark.parametrize("inputs", [64, 96, 768])
+@pytest.mark.parametrize("inputs", [96, 768, *swept(64)])
 def test_a_row_has_the_same_bits_in_any_batch(inputs: int) -> None:
     """Batches of all sizes, a single row, and a token in a prefill chunk."""
     x, weight = activations(64, inputs), quantized(96, inputs)

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from cache_settings import restored
+from cache_settings import compiled_quickly
 from roost.engine.checkpoint import open_tensors
 from roost.engine.checkpoint.weights import Checkpoint
 from roost.engine.model.config import read_config
@@ -67,8 +67,7 @@ TOY = tool.Recipe(
 @pytest.fixture(scope="module", autouse=True)
 def _programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Compiles the training step once for all trainers."""
-    with restored():
-        jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
+    with compiled_quickly(tmp_path_factory.mktemp("programs")):
         yield
 
 

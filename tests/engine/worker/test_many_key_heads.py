@@ -34,10 +34,14 @@ OTHERS: list[Any] = [
 """Key heads of four heads, and dtypes of activations, matrices and windows; None for that of activations."""
 
 
+LAYERS = {"num_hidden_layers": 4, "_block_types": ["recurrent", "attention"]}
+"""Two of each kind, which compile faster than the golden model's six."""
+
+
 @pytest.fixture(scope="module", params=[*KINDS, *swept(*((kind,) for kind in OTHERS))], ids=str)
 def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelRunner]:
     heads, dtype, quantize, kv_dtype = request.param
-    fields = json.loads((TINY / "hf" / "config.json").read_text()) | {"num_key_value_heads": heads}
+    fields = json.loads((TINY / "hf" / "config.json").read_text()) | {"num_key_value_heads": heads, **LAYERS}
     path = tmp_path_factory.mktemp("many") / "config.json"
     path.write_text(json.dumps(fields))
     kinds = {"dtype": dtype, "quantize": quantize, "kv_dtype": kv_dtype}
