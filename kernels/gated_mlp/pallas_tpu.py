@@ -12,13 +12,13 @@ from jaxtyping import Array, Float, Float32
 from ..matrices import Matrix
 from ..precision import product_precision
 
-MAX_ROWS: Final = 640
-"""Maximum number of rows that fit in on-chip memory together with the weights."""
+_BUDGET: Final = 64 * 2**20
+"""Bytes of on-chip memory, of 128 MiB, that rows may take beside the weights: as inputs, results and sums in float32."""
 
 
 def takes(x: Array, gate_up: Matrix, gate_up_bias: Array, down: Matrix, down_bias: Array | None) -> bool:
-    """Returns whether `gated_mlp_tpu` supports these: few rows, and matrices in a floating-point dtype."""
-    return math.prod(x.shape[:-1]) <= MAX_ROWS and isinstance(down, Array)
+    """Returns whether `gated_mlp_tpu` supports these: rows that fit on the chip, and matrices in floats."""
+    return math.prod(x.shape) * (4 * x.dtype.itemsize + 8) <= _BUDGET and isinstance(down, Array)
 
 
 def gated_mlp_tpu(
@@ -33,7 +33,7 @@ def gated_mlp_tpu(
     """Computes down(gelu(gate(x)) * up(x)), in the dtype of x.
 
     Args:
-      x: Inputs, at most `MAX_ROWS` rows.
+      x: Inputs, of as many rows as `takes` allows.
       gate_up: Weights of the gate, then of the value.
       gate_up_bias: Biases of both.
       down: Weights of the output projection.

@@ -163,7 +163,7 @@ def test_a_slot_has_the_bytes_of_the_pool(shards: MeshShape) -> None:
 
 @pytest.mark.parametrize(
     ("device", "shards", "weights", "slots"),
-    [("v5e", MeshShape(1, 4), 4.33, 1664), ("v5e", MeshShape(2, 4), 4.33, 3328), ("v6e", MeshShape(2, 2), 8.61, 3424)],
+    [("v5e", MeshShape(1, 4), 4.33, 1664), ("v5e", MeshShape(2, 4), 4.33, 3328), ("v6e", MeshShape(2, 2), 8.61, 3392)],
     ids=str,
 )
 def test_9b_over_a_mesh(device: str, shards: MeshShape, weights: float, slots: int) -> None:
