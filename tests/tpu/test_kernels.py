@@ -176,7 +176,8 @@ def test_recurrent_chunk(chip: SingleDeviceSharding, dtype: Any, rows: int, step
 
 
 @pytest.mark.parametrize(
-    ("dtype", "rows", "width", "hidden"), [(BF16, 1638, 2560, 7680), (BF16, 1024, 4096, 12288), (BF16, 8, 4096, 12288), (F32, 32, 192, 576)]
+    ("dtype", "rows", "width", "hidden"),
+    [(BF16, 1638, 2560, 7680), (BF16, 1024, 4096, 12288), (BF16, 8, 4096, 12288), (F32, 32, 192, 576)],
 )
 def test_gated_mlp(chip: SingleDeviceSharding, dtype: Any, rows: int, width: int, hidden: int) -> None:
     weights = ((dtype, 2 * hidden, width), (F32, 2 * hidden), (dtype, width, hidden), (F32, width))
