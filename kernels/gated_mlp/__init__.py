@@ -1,8 +1,8 @@
 """Gated MLP (arXiv 2402.19427, section 2.2): down(gelu(gate(x)) * up(x)).
 
-On a TPU one kernel reads the weights once and keeps intermediate results in on-chip memory, as long as the rows fit there
-too. On other devices separate matrix products are as fast. The kernel for int8 matrices takes any number of rows, because
-it also quantises them on the chip. CPUs have native kernels for packed matrices.
+On a TPU one kernel reads the weights once and keeps intermediate results in on-chip memory, as long as the rows fit
+there too. On other devices separate matrix products are as fast. The kernel for int8 matrices takes any number of rows,
+because it also quantises them on the chip. CPUs have native kernels for packed matrices.
 """
 
 from functools import partial

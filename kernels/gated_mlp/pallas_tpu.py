@@ -13,7 +13,7 @@ from ..matrices import Matrix
 from ..precision import product_precision
 
 _BUDGET: Final = 64 * 2**20
-"""Bytes of on-chip memory, of 128 MiB, that rows may take beside the weights: as inputs, results and sums in float32."""
+"""Bytes of on-chip memory, of 128 MiB, that rows may take beside the weights: as inputs, results and float32 sums."""
 
 
 def takes(x: Array, gate_up: Matrix, gate_up_bias: Array, down: Matrix, down_bias: Array | None) -> bool:
