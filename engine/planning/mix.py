@@ -1,18 +1,16 @@
 """Loads that a replica serves together, and the simulated chip that serves them, from the roofline of a model."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import fsum
-from operator import mul
 
 from ..capacity.roofline import PREFILL_CHUNK, Roofline
 from ..devices.platform import TPU
 from ..simulation.durations import StepDurations
-from ..types.config import MAX_PREFILL_ROWS, PREFILL_BLOCK
+from ..types.config import PREFILL_BLOCK
 from ..types.simulation import Simulation
 from ..worker.programs import part_rows
 from .load import ExpectedLoad
-from .replica import TARGET_STEPS, Arrival, Chip
+from .replica import Arrival, Chip
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +19,14 @@ class Mix:
 
     Attributes:
       chip: Device of a replica.
-      prompts_s: Seconds of the prefill steps of a prompt of each load.
+      prompts_s: Seconds of the prefill steps of a prompt of each load, whose first token is sampled alone.
+      first_token_s: Seconds of a step that samples first tokens, of one prompt or of several.
     """
 
     loads: tuple[ExpectedLoad, ...]
     chip: Chip
     prompts_s: tuple[float, ...]
+    first_token_s: float
 
     @property
     def requests_per_s(self) -> float:
@@ -56,34 +56,17 @@ def mix_on(loads: tuple[ExpectedLoad, ...], roofline: Roofline, device: str, itl
     steps = _decode_steps(durations, _window(loads, roofline.config.window))
     tokens_per_s = PREFILL_CHUNK / durations.prefill_seconds(PREFILL_CHUNK)
     chip = Chip(roofline.slots, steps[-1], tokens_per_s, 0, steps_s=steps, itl_target_s=itl_target_s)
-    prompts_s = [_chunks_s(durations, load.prompt_tokens) for load in loads]
-    first_token_s = durations.prefill_seconds(0, 1 / prompts_per_first_tokens(loads, chip, prompts_s))
-    return Mix(loads, chip, tuple(prompt_s + first_token_s for prompt_s in prompts_s))
+    prompts_s = tuple(_prompt_s(durations, load.prompt_tokens) for load in loads)
+    return Mix(loads, chip, prompts_s, durations.prefill_seconds(0, 1))
 
 
-def prompts_per_first_tokens(loads: Sequence[ExpectedLoad], chip: Chip, prompts_s: Sequence[float]) -> float:
-    """Returns the mean number of prompts whose first tokens are sampled together while all slots are in use.
-
-    They are those that end between two decode steps, as far as first tokens are held; see `PrefillBudget.max_held`.
-
-    Args:
-      prompts_s: Seconds of the chunks of a prompt of each load.
-    """
-    rates = [load.requests_per_s for load in loads]
-    output_tokens = sum(rate * load.output_tokens for rate, load in zip(rates, loads, strict=True)) / sum(rates)
-    prompt_s = sum(map(mul, rates, prompts_s)) / sum(rates)
-    target_s = TARGET_STEPS * chip.step_s if chip.itl_target_s is None else chip.itl_target_s
-    most = min(MAX_PREFILL_ROWS, chip.slots / output_tokens)
-    return max(1.0, min(most, target_s / prompt_s) if target_s else most)
-
-
-def _chunks_s(durations: StepDurations, tokens: int) -> float:
-    """Returns the seconds of the chunks of a prompt."""
+def _prompt_s(durations: StepDurations, tokens: int) -> float:
+    """Returns the seconds of the prefill steps of a prompt."""
     chunks, rest = divmod(tokens - 1, PREFILL_CHUNK)
     last = PREFILL_BLOCK
     while last < rest + 1:
         last *= 2
-    return chunks * durations.prefill_seconds(PREFILL_CHUNK) + durations.prefill_seconds(last)
+    return chunks * durations.prefill_seconds(PREFILL_CHUNK) + durations.prefill_seconds(last, 1)
 
 
 def _decode_steps(durations: StepDurations, window: float) -> tuple[float, ...]:
