@@ -104,7 +104,7 @@ def test_several_key_heads(chip: SingleDeviceSharding, heads: int, kv_dtype: str
 
 def test_first_token(chip: SingleDeviceSharding, model: ModelConfig, pool: Any) -> None:
     inputs = first_token_input((), MAX_PREFILL_ROWS, ROWS, words_of_mask(LAYERS.vocab_size))
-    check(compile_step(chip, model, steps.first_token_step, pool, inputs), pool, "argmax", "sample")
+    check(compile_step(chip, model, steps.first_token_step, pool, inputs), pool, "sample")
 
 
 def test_slots_are_copied_in_place(chip: SingleDeviceSharding, model: ModelConfig, pool: Any) -> None:

@@ -41,7 +41,7 @@ def test_the_roofline_has_the_limit_of_the_compiler(chip: str) -> None:
 def test_programs_at_automatic_slots_fit(
     model: str, chip: str, shards: MeshShape, quantize: str | None, least: int, kernels: tuple[int, int]
 ) -> None:
-    """Decode has the kernels of temporal blocks and of sampling; more rows than 512 leave the MLP to the compiler."""
+    """Decode has the kernels of temporal blocks and of sampling; more rows than fit leave the MLP to the compiler."""
     found = start(model, chip, shards, EngineConfig(quantize=quantize, dtype="bfloat16"))
     assert found.slots >= least
     assert found.custom_calls >= kernels
@@ -49,12 +49,12 @@ def test_programs_at_automatic_slots_fit(
     assert unused < max(0.02 * found.slots, 8), "the estimate is within a fiftieth, or a row tile, of what would fit"
 
 
-@pytest.mark.parametrize(("model", "least", "kernels"), [("2b", 1300, (105, 104)), *swept(("9b", 400, (153, 152)))])
+@pytest.mark.parametrize(("model", "least", "kernels"), [("2b", 1300, (106, 104)), *swept(("9b", 400, (154, 152)))])
 def test_programs_with_matrices_and_windows_in_int8_fit(model: str, least: int, kernels: tuple[int, int]) -> None:
     """A slot takes half the memory, so that what a start keeps free counts for twice as many."""
     found = start(model, "v5e", ONE_DEVICE, EngineConfig(quantize="int8", kv_dtype="int8", dtype="bfloat16"))
     assert found.slots >= least
-    assert found.custom_calls == kernels, "two or three of each layer, and the sampler"
+    assert found.custom_calls == kernels, "two or three of each layer, the argmax and the sampler"
     assert found.unused_bytes < 0.02 * found.memory.limit_bytes
 
 
