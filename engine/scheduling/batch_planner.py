@@ -143,9 +143,11 @@ class BatchPlanner:
         """
         if not batch.is_last_slice:
             return True
+        if not (held or new):
+            return False
         left = [each for each in demand.prompts if not each.is_prefilled]
         later = self._precedence.demand(left, (*demand.decoding, *new))
-        if not (held or new) or not later.prompts:
+        if not later.prompts:
             return False
         load = (len(later.decoding), later.num_waiting(later.prompts), later.num_awaited)
         return self._budget.max_held(batch, *load, is_holding=bool(held)) >= min(map(_num_left, later.prompts))

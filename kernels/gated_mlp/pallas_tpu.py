@@ -10,7 +10,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Float32
 
 from ..matrices import Matrix
-from ..precision import product_precision
+from ..precision import float_dot
 
 _BUDGET: Final = 64 * 2**20
 """Bytes of on-chip memory, of 128 MiB, that rows may take beside the weights: as inputs, results and float32 sums."""
@@ -93,21 +93,10 @@ def _kernel(
     def start() -> None:
         total[...] = jnp.broadcast_to(down_bias[...], total.shape)
 
-    gated = jax.nn.gelu(_dot(x[...], gate[...]) + gate_bias[0], approximate=True)
-    hidden = gated * (_dot(x[...], up[...]) + up_bias[0])
-    total[...] += _dot(hidden.astype(x.dtype), down[...])
+    gated = jax.nn.gelu(float_dot(x[...], gate[...]) + gate_bias[0], approximate=True)
+    hidden = gated * (float_dot(x[...], up[...]) + up_bias[0])
+    total[...] += float_dot(hidden.astype(x.dtype), down[...])
 
     @pl.when(pl.program_id(0) == pl.num_programs(0) - 1)
     def finish() -> None:
         out[...] = total[...].astype(out.dtype)
-
-
-def _dot(x: Array, weight: Array) -> Array:
-    """Returns x · weightᵀ, summed in float32."""
-    return jax.lax.dot_general(
-        x,
-        weight,
-        (((1,), (1,)), ((), ())),
-        preferred_element_type=jnp.float32,
-        precision=product_precision(weight.dtype),
-    )

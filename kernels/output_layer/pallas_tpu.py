@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float, Float32, Int32
+from jaxtyping import Array, Float, Int32
 
 from ..matrices import Int8Matrix, Matrix
-from ..precision import product_precision
+from ..precision import float_dot
 from ..product import fills_registers
 from ..product.int8_pallas_tpu import (
     block_of_rows,
@@ -91,7 +91,7 @@ def _kernel(
         if quantized:
             quantize_rows(x, *quantized)
 
-    logits = scaled_dot(quantized[0], weight, quantized[1], scale) if quantized else _dot(x[...], weight[...])
+    logits = scaled_dot(quantized[0], weight, quantized[1], scale) if quantized else float_dot(x[...], weight[...])
     capped, first, count = soft_cap(logits, cap), tile * weight.shape[0], weight.shape[0]
     if tokens % count:  # the last tile ends beyond the matrix
         is_token = first + jax.lax.broadcasted_iota(jnp.int32, capped.shape, 1) < tokens
@@ -108,10 +108,3 @@ def _kernel(
         ids = place[...] + jax.lax.broadcasted_iota(jnp.int32, place.shape, 1)
         is_best = best[...] == jnp.max(best[...], axis=1, keepdims=True)
         out[...] = jnp.min(jnp.where(is_best, ids, tokens - 1), axis=1, keepdims=True)
-
-
-def _dot(x: Float[Array, "R D"], weight: Float[Array, "T D"]) -> Float32[Array, "R T"]:
-    """Returns x · weightᵀ, summed in float32."""
-    dimensions, precision = (((1,), (1,)), ((), ())), product_precision(weight.dtype)
-    product: Array = jax.lax.dot_general(x, weight, dimensions, preferred_element_type=jnp.float32, precision=precision)
-    return product

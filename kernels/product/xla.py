@@ -1,11 +1,10 @@
 """Products as XLA computes them, for every backend."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
 from ..matrices import QuantizedMatrix
-from ..precision import product_precision
+from ..precision import float_dot
 
 
 def product_xla(
@@ -22,13 +21,7 @@ def product_xla(
 def _sums(x: Float[Array, "R I"], weight: Float[Array, "O I"] | QuantizedMatrix) -> Float32[Array, "R O"]:
     if not isinstance(weight, Array):
         return weight.dot(x)
-    return jax.lax.dot_general(
-        x,
-        weight,
-        (((1,), (1,)), ((), ())),
-        precision=product_precision(weight.dtype),
-        preferred_element_type=jnp.float32,
-    )
+    return float_dot(x, weight)
 
 
 def pad_rows(rows: Float[Array, "R *shape"], dtype: jnp.dtype) -> Float[Array, "R2 *shape"]:
