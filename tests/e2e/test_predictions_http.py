@@ -17,10 +17,8 @@ DRAFTS = ("--speculative-config", '{"method": "ngram", "num_speculative_tokens":
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[httpx.Client]:
-    """Asks a server compiled without most optimizations; `tests/engine/test_speculation.py` compares optimized bits."""
-    arguments = ("demo", "--slots", "2", "--prefill-chunk", str(CHUNK), *DRAFTS)
     with (
-        launched(*arguments, program=(STEADY, "drafts"), JAX_DISABLE_MOST_OPTIMIZATIONS="1") as server,
+        launched("demo", "--slots", "2", "--prefill-chunk", str(CHUNK), *DRAFTS, program=(STEADY, "drafts")) as server,
         httpx.Client(base_url=server.url, timeout=120) as client,
     ):
         yield client
