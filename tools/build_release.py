@@ -40,6 +40,7 @@ DATA: Final = (
     "roost/configs/demo/config.json",
     "roost/configs/demo/model.safetensors",
     "roost/kernels/native/csrc/handlers.cc",
+    "roost/kernels/native/csrc/handlers_avx2.cc",
     "roost/kernels/native/csrc/threads.h",
     "roost/server/features/chat_page/index.html",
     "roost/server/py.typed",

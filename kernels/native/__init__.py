@@ -1,4 +1,4 @@
-"""Kernels for x86 CPUs with AVX-512 VNNI, run by XLA as custom calls if the installation compiled them.
+"""Kernels for x86 CPUs with AVX2 or AVX-512 VNNI, run by XLA as custom calls if the installation compiled them.
 
 Matrices are packed when they are loaded, in the order in which products read them. Products of few rows are bound by
 memory bandwidth, products of many rows by the processor's multipliers. A row's result depends neither on the other

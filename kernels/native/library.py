@@ -31,7 +31,7 @@ CALLS: Final = (
 )
 """Names of the custom calls."""
 
-CALLS_VERSION: Final = 5
+CALLS_VERSION: Final = 6
 """Version of the calls' arguments and of their results' bits, raised together with that in csrc/handlers.cc.
 
 An editable install keeps the library that it compiled.
@@ -59,10 +59,15 @@ def why_unavailable() -> str | None:
     version = getattr(library, "roost_calls_version", None)
     if version is None or version() != CALLS_VERSION:
         return "they were compiled from other sources; `pip install --no-deps -e .` compiles them again"
-    if not library.roost_supported():
-        return "this processor lacks AVX-512 VNNI"
+    if library.roost_has_avx512():
+        prefix = "roost_avx512_"
+    elif library.roost_has_avx2():
+        prefix = "roost_avx2_"
+    else:
+        return "this processor lacks AVX2"
     for name in CALLS:
-        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+        function = getattr(library, name.replace("roost_", prefix))
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(function), platform="cpu")
     return None
 
 

@@ -30,7 +30,7 @@ from sweeps import examples, swept
 
 pytestmark = pytest.mark.skipif(
     not native.is_available(),
-    reason="the native kernels are not compiled, or this processor lacks AVX-512 VNNI",
+    reason="the native kernels are not compiled, or this processor lacks AVX2",
 )
 
 ROWS = st.sampled_from([1, 2, 3, 4, 5, 8, 13, 32, 40, 70])

@@ -1,6 +1,6 @@
 // Functions of sixteen floats: exp, sigmoid, 1 - exp, gelu and tanh.
 //
-// Each function is a polynomial, whose operations and order are the same in all calls. Instruction sets: AVX-512 F, DQ.
+// Each function is a polynomial, whose operations and order are the same in all calls.
 
 #pragma once
 
@@ -13,51 +13,51 @@ namespace {
 
 // Returns e^x for x <= 0, to two units in the last place, and NaN for NaN.
 // Below -1024, where the result rounds to 0, the polynomial could overflow. The maximum returns NaN for NaN.
-ROOST_INLINE __m512 Exp(__m512 x) {
-  x = _mm512_max_ps(_mm512_set1_ps(-1024.0f), x);
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
-  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-  __m512 p = _mm512_set1_ps(1.0f / 5040);
+ROOST_INLINE Floats Exp(Floats x) {
+  x = Max(Splat(-1024.0f), x);
+  const Floats n = Round(Times(x, Splat(1.44269504f)));
+  Floats r = MinusTimes(n, Splat(0.693359375f), x);
+  r = MinusTimes(n, Splat(-2.12194440e-4f), r);
+  Floats p = Splat(1.0f / 5040);
   ROOST_UNROLL
   for (const float c : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) {
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
+    p = TimesPlus(p, r, Splat(c));
   }
-  return _mm512_scalef_ps(p, n);
+  return TimesPowerOfTwo(p, n);
 }
 
 // Returns 1 / (1 + e^-x).
-ROOST_INLINE __m512 Sigmoid(__m512 x) {
-  const __m512 one = _mm512_set1_ps(1.0f), tail = Exp(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(x)));
-  const __mmask16 is_negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
-  return _mm512_div_ps(_mm512_mask_mov_ps(one, is_negative, tail), _mm512_add_ps(one, tail));
+ROOST_INLINE Floats Sigmoid(Floats x) {
+  const Floats one = Splat(1.0f), tail = Exp(Minus(Floats{}, Abs(x)));
+  const Mask is_negative = IsLess(x, Floats{});
+  return Over(Select(is_negative, tail, one), Plus(one, tail));
 }
 
-// Returns 1 - e^x for x <= 0, accurate near 0, given e^x.
-ROOST_INLINE __m512 OneMinusExp(__m512 x, __m512 exp) {
-  __m512 p = _mm512_set1_ps(1.0f / 362880);
+// Returns 1 - e^x for x <= 0, accurate near 0, given e^x, which may be a product.
+ROOST_INLINE Floats OneMinusExp(Floats x, Floats exp) {
+  Floats p = Splat(1.0f / 362880);
   ROOST_UNROLL
   for (const float c : {1.0f / 40320, 1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f}) {
-    p = _mm512_fmadd_ps(p, x, _mm512_set1_ps(c));
+    p = TimesPlus(p, x, Splat(c));
   }
-  const __m512 near = _mm512_mul_ps(_mm512_sub_ps(_mm512_setzero_ps(), x), p);
-  const __mmask16 is_far = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-0.5f), _CMP_LT_OQ);
-  return _mm512_mask_sub_ps(near, is_far, _mm512_set1_ps(1.0f), exp);
+  const Floats near = Times(Minus(Floats{}, x), p);
+  const Mask is_far = IsLess(x, Splat(-0.5f));
+  return Select(is_far, Minus(Splat(1.0f), Apart(exp)), near);
 }
 
 // Returns gelu(x) in the approximation by tanh: x * sigmoid(2 * sqrt(2 / pi) * (x + 0.044715 x^3)).
-ROOST_INLINE __m512 Gelu(__m512 x) {
-  const __m512 cubed = _mm512_mul_ps(_mm512_mul_ps(x, x), x);
-  const __m512 inner = _mm512_fmadd_ps(_mm512_set1_ps(0.044715f), cubed, x);
-  return _mm512_mul_ps(x, Sigmoid(_mm512_mul_ps(_mm512_set1_ps(1.5957691216057308f), inner)));
+ROOST_INLINE Floats Gelu(Floats x) {
+  const Floats cubed = Times(Times(x, x), x);
+  const Floats inner = TimesPlus(Splat(0.044715f), cubed, x);
+  return Times(x, Sigmoid(Times(Splat(1.5957691216057308f), inner)));
 }
 
 // Returns tanh(x), accurate near 0, and NaN for NaN.
-ROOST_INLINE __m512 Tanh(__m512 x) {
-  const __m512 minus = _mm512_set1_ps(-0.0f), tail = _mm512_mul_ps(_mm512_set1_ps(-2.0f), _mm512_abs_ps(x));
-  const __m512 exp = Exp(tail);
-  const __m512 size = _mm512_div_ps(OneMinusExp(tail, exp), _mm512_add_ps(_mm512_set1_ps(1.0f), exp));
-  return _mm512_or_ps(size, _mm512_and_ps(minus, x));
+ROOST_INLINE Floats Tanh(Floats x) {
+  const Floats minus = Splat(-0.0f), tail = Times(Splat(-2.0f), Abs(x));
+  const Floats exp = Exp(tail);
+  const Floats size = Over(OneMinusExp(tail, exp), Plus(Splat(1.0f), exp));
+  return Or(size, And(minus, x));
 }
 
 }  // namespace

@@ -2,7 +2,7 @@
 // key, which is then written into the ring. N heads of queries share one head of keys and values; all are in bfloat16.
 //
 // A ring is `[W, d]`, and may be split into blocks along W. Rows come in groups with blocks `[B, length, d]` of their
-// own. Holds the call `decode_attention`. Instruction sets: AVX-512 F, and those of dot_products.h.
+// own. Holds the call `decode_attention`.
 
 #pragma once
 
@@ -27,8 +27,8 @@ struct Scaled {
   float scale;
 
   template <int Outputs>
-  ROOST_INLINE __m512 Numbers(__m512 sums, int64_t, int64_t, int64_t) const {
-    return _mm512_mul_ps(sums, _mm512_set1_ps(scale));
+  ROOST_INLINE Floats Numbers(Floats sums, int64_t, int64_t, int64_t) const {
+    return Times(sums, Splat(scale));
   }
 };
 
@@ -73,33 +73,34 @@ class Reading {
 template <int Heads, int Parts>
 ROOST_INLINE void Mix(const float* weights, int64_t stride, const uint16_t* values, int64_t count, int64_t size,
                       int64_t ahead, float* sums) {
-  __m512 acc[Heads][Parts];
+  Floats acc[Heads][Parts];
   ROOST_UNROLL
   for (int n = 0; n < Heads; ++n) {
     ROOST_UNROLL
-    for (int c = 0; c < Parts; ++c) acc[n][c] = _mm512_loadu_ps(sums + n * size + 16 * c);
+    for (int c = 0; c < Parts; ++c) acc[n][c] = Load(sums + n * size + 16 * c);
   }
   for (int64_t w = 0; w < count; ++w, values += size) {
-    __m512 v[Parts];
+    Floats v[Parts];
     ROOST_UNROLL
     for (int c = 0; c < Parts; ++c) v[c] = Widen(values + 16 * c);
     ROOST_UNROLL
     for (int c = 0; c < Parts; c += 2) Prefetch(values + 16 * c, ahead);
     ROOST_UNROLL
     for (int n = 0; n < Heads; ++n) {
-      const __m512 p = _mm512_set1_ps(weights[n * stride + w]);
+      const Floats p = Splat(weights[n * stride + w]);
       ROOST_UNROLL
-      for (int c = 0; c < Parts; ++c) acc[n][c] = _mm512_fmadd_ps(p, v[c], acc[n][c]);
+      for (int c = 0; c < Parts; ++c) acc[n][c] = TimesPlus(p, v[c], acc[n][c]);
     }
   }
   ROOST_UNROLL
   for (int n = 0; n < Heads; ++n) {
     ROOST_UNROLL
-    for (int c = 0; c < Parts; ++c) _mm512_storeu_ps(sums + n * size + 16 * c, acc[n][c]);
+    for (int c = 0; c < Parts; ++c) Store(sums + n * size + 16 * c, acc[n][c]);
   }
 }
 
-constexpr int64_t kMostHeads = 6;  // heads whose sums of 64 elements leave registers for the values
+constexpr int64_t kMostHeads = 6;                   // heads whose sums leave registers for the values,
+constexpr int64_t kMixParts = kManyRegisters ? 4 : 1;  // of sixteen times as many elements
 
 // Calls `Mix` for all elements of `heads` heads, at most `Heads`.
 template <int Heads>
@@ -109,7 +110,9 @@ void MixHeads(int64_t heads, const float* weights, int64_t stride, const uint16_
     if (heads < Heads) return MixHeads<Heads - 1>(heads, weights, stride, values, count, size, ahead, sums);
   }
   int64_t e = 0;
-  for (; e + 64 <= size; e += 64) Mix<Heads, 4>(weights, stride, values + e, count, size, ahead, sums + e);
+  for (; e + 16 * kMixParts <= size; e += 16 * kMixParts) {
+    Mix<Heads, kMixParts>(weights, stride, values + e, count, size, ahead, sums + e);
+  }
   for (; e < size; e += 16) Mix<Heads, 1>(weights, stride, values + e, count, size, ahead, sums + e);
 }
 
@@ -140,7 +143,7 @@ struct AttentionRow {
     MixValues(scores, stride, filled, own);
     for (int64_t n = 0; n < heads; ++n) {
       for (float* at = out + n * size; at < out + (n + 1) * size; at += 16) {
-        Store(at, _mm512_div_ps(Widen(at), _mm512_set1_ps(totals[n])));
+        Store(at, Over(Widen(at), Splat(totals[n])));
       }
     }
   }
@@ -164,30 +167,30 @@ struct AttentionRow {
     const uint16_t* keys[16];
     const uint16_t* const queries[1] = {query};
     for (auto& k : keys) k = key;
-    const __m512 products = Tile<K, 16, 1, false>(keys, queries, size, 0);
-    _mm512_store_ps(lanes, ScaledProducts().template Numbers<16>(products, 0, 16, 0));
-    __m512 largest = _mm512_set1_ps(lanes[0]);
+    const Floats products = Tile<K, 16, 1, false>(keys, queries, size, 0);
+    Store(lanes, ScaledProducts().template Numbers<16>(products, 0, 16, 0));
+    Floats largest = Splat(lanes[0]);
     for (int64_t w = 0; w < filled; w += 16) {
-      const __mmask16 mask = (1u << std::min<int64_t>(16, filled - w)) - 1;
-      largest = _mm512_mask_max_ps(largest, mask, largest, _mm512_maskz_loadu_ps(mask, scores + w));
+      const Mask mask = LanesIn(0, filled - w);
+      largest = Select(mask, Max(largest, LoadSome(mask, scores + w)), largest);
     }
-    const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(largest));
-    __m512 sums = _mm512_setzero_ps();
+    const Floats top = Splat(LargestOf(largest));
+    Floats sums = Floats{};
     for (int64_t w = 0; w < filled; w += 16) {
-      const __mmask16 mask = (1u << std::min<int64_t>(16, filled - w)) - 1;
-      const __m512 weights = Exp(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, scores + w), top));
-      sums = _mm512_mask_add_ps(sums, mask, sums, weights);
-      _mm512_mask_storeu_ps(scores + w, mask, weights);
+      const Mask mask = LanesIn(0, filled - w);
+      const Floats weights = Exp(Minus(LoadSome(mask, scores + w), top));
+      sums = Select(mask, Plus(sums, weights), sums);
+      StoreSome(scores + w, mask, weights);
     }
-    *own = _mm512_cvtss_f32(Exp(_mm512_sub_ps(_mm512_set1_ps(lanes[0]), top)));
-    *total = *own + _mm512_reduce_add_ps(sums);
+    *own = First(Exp(Minus(Splat(lanes[0]), top)));
+    *total = *own + TotalOf(sums);
   }
 
   // Computes the weighted sums of values, a few tokens at a time.
   void MixValues(const float* weights, int64_t stride, int64_t filled, const float* own) const {
     for (int64_t n = 0; n < heads; ++n) {
       for (int64_t e = 0; e < size; e += 16) {
-        Store(out + n * size + e, _mm512_mul_ps(_mm512_set1_ps(own[n]), Widen(value + e)));
+        Store(out + n * size + e, Times(Splat(own[n]), Widen(value + e)));
       }
     }
     const int64_t passes = (heads + kMostHeads - 1) / kMostHeads, some = std::max<int64_t>(1, kMixBytes / (2 * size));
@@ -292,7 +295,7 @@ ffi::Error DecodeAttentionImpl(ffi::ThreadPool pool, int64_t window, Bf16Buffer 
   const auto sizes = q.dimensions();
   const DecodeAttention attention{Bf16Of(q), Bf16Of(k), Bf16Of(v), positions.typed_data(), blocks,
                                   sizes[0],  sizes[1],  sizes[2],  window,                 out->typed_data()};
-  HasPairs() ? attention.Run<InPairs>(pool) : attention.Run<Widened>(pool);
+  WithRowKernel([&](auto kernel) { attention.Run<decltype(kernel)>(pool); });
   return ffi::Error::Success();
 }
 

@@ -2,7 +2,7 @@
 // rows of a matrix `[O, I]` that is not packed.
 //
 // A register of a row and one of the matrix are multiplied lane by lane. Sixteen such sums are in registers at a time,
-// and their lanes are added at the end. Instruction sets: AVX-512 F and BW, and BF16 for `InPairs`.
+// and their lanes are added at the end.
 
 #pragma once
 
@@ -18,30 +18,42 @@ namespace {
 // Loads and products of bfloat16; `count` elements are loaded at the end of a row.
 struct Bf16 {
   using Element = uint16_t;
-  using Lanes = __m512;
+  using Lanes = Floats;
   using Sum = float;
   static constexpr int64_t kStep = 32;
 
-  ROOST_INLINE static __m512i Weights(const uint16_t* p) { return _mm512_loadu_si512(p); }
-  ROOST_INLINE static __m512i Weights(const uint16_t* p, int64_t count) { return Row(p, count); }
-  ROOST_INLINE static __m512i Row(const uint16_t* p) { return _mm512_loadu_si512(p); }
-  ROOST_INLINE static __m512i Row(const uint16_t* p, int64_t count) {
-    return _mm512_maskz_loadu_epi16((uint32_t{1} << count) - 1, p);
+  ROOST_INLINE static Ints Weights(const uint16_t* p) { return LoadBits(p); }
+  ROOST_INLINE static Ints Weights(const uint16_t* p, int64_t count) { return Row(p, count); }
+  ROOST_INLINE static Ints Row(const uint16_t* p) { return LoadBits(p); }
+  ROOST_INLINE static Ints Row(const uint16_t* p, int64_t count) {
+    return LoadPairs(p, count);
   }
-  ROOST_INLINE static __m512 Zero() { return _mm512_setzero_ps(); }
+  ROOST_INLINE static Floats Zero() { return Floats{}; }
 };
 
 // Products of bfloat16 by the instruction for pairs.
 struct InPairs : Bf16 {
-  ROOST_INLINE static __m512 MultiplyAdd(__m512 sum, __m512i w, __m512i x) { return AddPairs(sum, w, x); }
+  template <typename Sum>
+  ROOST_INLINE static Sum MultiplyAdd(Sum sum, Ints w, Ints x) {
+    return AddProducts(sum, w, x);
+  }
 };
 
 // Products of bfloat16 widened to float32, in which they are exact.
 struct Widened : Bf16 {
-  ROOST_INLINE static __m512 MultiplyAdd(__m512 sum, __m512i w, __m512i x) {
-    return _mm512_fmadd_ps(WidenEven(x), WidenEven(w), _mm512_fmadd_ps(WidenOdd(x), WidenOdd(w), sum));
+  ROOST_INLINE static Floats MultiplyAdd(Floats sum, Ints w, Ints x) {
+    return TimesPlus(WidenEven(x), WidenEven(w), TimesPlus(WidenOdd(x), WidenOdd(w), sum));
   }
 };
+
+// Calls `call` with `InPairs` or `Widened`, as this processor can.
+template <typename Call>
+void WithRowKernel(const Call& call) {
+  if constexpr (kPairs) {
+    if (HasPairs()) return call(InPairs{});
+  }
+  call(Widened{});
+}
 
 // Computes sixteen dot products: lane r * Outputs + o of the result is row r of x times row o of the matrix. With
 // `Fetch`, the memory `ahead` bytes after the matrix is prefetched.
@@ -52,26 +64,30 @@ ROOST_INLINE typename K::Lanes Tile(const typename K::Element* const (&w)[Output
   typename K::Lanes acc[16];
   ROOST_UNROLL
   for (auto& sum : acc) sum = K::Zero();
-  int64_t i = 0;
-  for (; i + K::kStep <= inputs; i += K::kStep) {
-    __m512i row[Rows];
-    ROOST_UNROLL
-    for (int r = 0; r < Rows; ++r) row[r] = K::Row(x[r] + i);
-    ROOST_UNROLL
-    for (int o = 0; o < Outputs; ++o) {
-      const __m512i weights = K::Weights(w[o] + i);
-      if constexpr (Fetch) Prefetch(w[o] + i, ahead);
+  constexpr int kSome = kManyRegisters ? Outputs : 4 / Rows;  // outputs whose sums are in registers
+  const int64_t end = inputs / K::kStep * K::kStep;
+  ROOST_UNROLL
+  for (int first = 0; first < Outputs; first += kSome) {
+    for (int64_t i = 0; i < end; i += K::kStep) {
+      Ints row[Rows];
       ROOST_UNROLL
-      for (int r = 0; r < Rows; ++r) acc[r * Outputs + o] = K::MultiplyAdd(acc[r * Outputs + o], weights, row[r]);
+      for (int r = 0; r < Rows; ++r) row[r] = K::Row(x[r] + i);
+      ROOST_UNROLL
+      for (int o = first; o < first + kSome; ++o) {
+        const Ints weights = K::Weights(w[o] + i);
+        if constexpr (Fetch) Prefetch(w[o] + i, ahead);
+        ROOST_UNROLL
+        for (int r = 0; r < Rows; ++r) acc[r * Outputs + o] = K::MultiplyAdd(acc[r * Outputs + o], weights, row[r]);
+      }
     }
   }
-  if (const int64_t rest = inputs - i; rest > 0) {
+  if (const int64_t rest = inputs - end; rest > 0) {
     ROOST_UNROLL
     for (int o = 0; o < Outputs; ++o) {
-      const __m512i weights = K::Weights(w[o] + i, rest);
+      const Ints weights = K::Weights(w[o] + end, rest);
       ROOST_UNROLL
       for (int r = 0; r < Rows; ++r) {
-        acc[r * Outputs + o] = K::MultiplyAdd(acc[r * Outputs + o], weights, K::Row(x[r] + i, rest));
+        acc[r * Outputs + o] = K::MultiplyAdd(acc[r * Outputs + o], weights, K::Row(x[r] + end, rest));
       }
     }
   }
@@ -79,23 +95,23 @@ ROOST_INLINE typename K::Lanes Tile(const typename K::Element* const (&w)[Output
 }
 
 // Joins four adjacent tiles, of four outputs and four rows each, into four rows of sixteen outputs.
-ROOST_INLINE void JoinRows(const __m512 (&tiles)[4], __m512 (&rows)[4]) {
-  const __m512 a = _mm512_shuffle_f32x4(tiles[0], tiles[1], 0x88), b = _mm512_shuffle_f32x4(tiles[2], tiles[3], 0x88);
-  const __m512 c = _mm512_shuffle_f32x4(tiles[0], tiles[1], 0xdd), d = _mm512_shuffle_f32x4(tiles[2], tiles[3], 0xdd);
-  rows[0] = _mm512_shuffle_f32x4(a, b, 0x88);
-  rows[1] = _mm512_shuffle_f32x4(c, d, 0x88);
-  rows[2] = _mm512_shuffle_f32x4(a, b, 0xdd);
-  rows[3] = _mm512_shuffle_f32x4(c, d, 0xdd);
+ROOST_INLINE void JoinRows(const Floats (&tiles)[4], Floats (&rows)[4]) {
+  const Floats a = EvenQuarters(tiles[0], tiles[1]), b = EvenQuarters(tiles[2], tiles[3]);
+  const Floats c = OddQuarters(tiles[0], tiles[1]), d = OddQuarters(tiles[2], tiles[3]);
+  rows[0] = EvenQuarters(a, b);
+  rows[1] = EvenQuarters(c, d);
+  rows[2] = OddQuarters(a, b);
+  rows[3] = OddQuarters(c, d);
 }
 
 // Computes outputs [o, o + 16), or fewer at the end of the matrix, of rows [r, r + Rows): one register for each row.
 template <typename K, int Rows, bool Fetch, typename Finish>
 ROOST_INLINE void Strip(const typename K::Element* w, int64_t o, int64_t end, const typename K::Element* x, int64_t r,
-                        int64_t last, int64_t inputs, int64_t ahead, const Finish& finish, __m512 (&out)[Rows]) {
+                        int64_t last, int64_t inputs, int64_t ahead, const Finish& finish, Floats (&out)[Rows]) {
   constexpr int kOutputs = 16 / Rows;
   const typename K::Element* taken[Rows];
   for (int i = 0; i < Rows; ++i) taken[i] = x + std::min(r + i, last) * inputs;
-  __m512 tiles[Rows];
+  Floats tiles[Rows];
   ROOST_UNROLL
   for (int t = 0; t < Rows; ++t) {
     const int64_t from = o + t * kOutputs;
@@ -107,8 +123,8 @@ ROOST_INLINE void Strip(const typename K::Element* w, int64_t o, int64_t end, co
   }
   if constexpr (Rows == 1) out[0] = tiles[0];
   if constexpr (Rows == 2) {
-    out[0] = _mm512_shuffle_f32x4(tiles[0], tiles[1], 0x44);
-    out[1] = _mm512_shuffle_f32x4(tiles[0], tiles[1], 0xee);
+    out[0] = LowQuarters(tiles[0], tiles[1]);
+    out[1] = HighQuarters(tiles[0], tiles[1]);
   }
   if constexpr (Rows == 4) JoinRows(tiles, out);
 }
@@ -118,14 +134,14 @@ template <typename K, int Rows, typename Finish>
 ROOST_INLINE void StoreStrip(const typename K::Element* w, int64_t o, int64_t end, const typename K::Element* x,
                              int64_t r, int64_t rows, int64_t inputs, int64_t ahead, float* y, int64_t stride,
                              const Finish& finish) {
-  const __mmask16 mask = (1u << std::min<int64_t>(16, end - o)) - 1;
-  __m512 out[Rows];
+  const Mask mask = LanesIn(0, end - o);
+  Floats out[Rows];
   if (r == 0) {
     Strip<K, Rows, true>(w, o, end, x, r, rows - 1, inputs, ahead, finish, out);
   } else {
     Strip<K, Rows, false>(w, o, end, x, r, rows - 1, inputs, ahead, finish, out);
   }
-  for (int i = 0; i < Rows && r + i < rows; ++i) _mm512_mask_storeu_ps(y + (r + i) * stride + o, mask, out[i]);
+  for (int i = 0; i < Rows && r + i < rows; ++i) StoreSome(y + (r + i) * stride + o, mask, out[i]);
 }
 
 // Computes y for rows [0, end) of the matrix and all rows of x. While position p of the matrix is read, the memory

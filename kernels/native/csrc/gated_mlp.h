@@ -1,7 +1,6 @@
 // Gated MLP with packed matrices: y `[R, D]` is down(gelu(gate(x)) * up(x)) of x `[R, D]`, with F features between.
 //
 // Gate and up are one matrix `[2 F, D]`; down is `[D, F]`. Holds the calls `int8_gated_mlp` and `bf16_gated_mlp`.
-// Instruction sets: AVX-512 F, and those of packed_matrix.h.
 
 #pragma once
 
@@ -24,8 +23,8 @@ void GatedStrips(const PackedMatrix& w, int64_t begin, int64_t end, const typena
     const uint8_t* const gate = w.values + o / kStripOutputs * strip_bytes;
     const uint8_t* const strips[2] = {gate, gate + outputs / kStripOutputs * strip_bytes};
     PackedStrips<K, 2, Count>(strips, strip_bytes, x, rows, inputs, [&](const typename K::Lanes(&sums)[2], int64_t r) {
-      const __m512 up = finish(sums[1], outputs + o, r);
-      Store(y + r * outputs + o, _mm512_mul_ps(Gelu(finish(sums[0], o, r)), up));
+      const Floats up = finish(sums[1], outputs + o, r);
+      Store(y + r * outputs + o, Times(Gelu(finish(sums[0], o, r)), up));
     });
   }
 }
@@ -43,6 +42,7 @@ void GatedMlp(ffi::ThreadPool& pool, const X* x, int64_t rows, int64_t inputs, c
   InPieces(pool, width, 2 * inputs * 4 / K::kGroup, [=](int64_t begin, int64_t end) {
     const auto* const values = prepared.values;
     if (rows == 1) return GatedStrips<K, 1>(gate_up, begin, end, values, rows, inputs, inner, finish);
+    if constexpr (!kManyRegisters) return GatedStrips<K, 2>(gate_up, begin, end, values, rows, inputs, inner, finish);
     if (rows <= 4) return GatedStrips<K, 4>(gate_up, begin, end, values, rows, inputs, inner, finish);
     GatedStrips<K, 8>(gate_up, begin, end, values, rows, inputs, inner, finish);
   });
@@ -74,7 +74,7 @@ ffi::Error Bf16GatedMlpImpl(ffi::ThreadPool pool, bool in_pairs, ffi::Buffer<ffi
   const auto with = [&](auto kernel) {
     GatedMlp<decltype(kernel)>(pool, Bf16Of(x), x.dimensions()[0], x.dimensions()[1], first, second, to);
   };
-  in_pairs ? with(PairKernel{}) : with(WideKernel{});
+  WithBf16Kernel(in_pairs, with);
   return ffi::Error::Success();
 }
 

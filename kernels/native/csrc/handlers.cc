@@ -1,4 +1,5 @@
-// Kernels for x86 CPUs with AVX-512 VNNI and BF16: the functions that XLA runs as custom calls, and their arguments.
+// Kernels for x86 CPUs: the functions that XLA runs as custom calls, and their arguments. This file has them for AVX-512
+// VNNI, and handlers_avx2.cc the same ones for AVX2.
 //
 // Decoding reads every weight once per step; these kernels read them at memory bandwidth. They also compute prefill
 // chunks. A row's result depends neither on the other rows nor on the number of threads.
@@ -16,7 +17,13 @@
 #include "decode_attention.h"
 #include "prefill_attention.h"
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_int8_product, Int8ProductImpl,
+#ifdef ROOST_AVX2
+#define ROOST_CALL(name) roost_avx2_##name
+#else
+#define ROOST_CALL(name) roost_avx512_##name
+#endif
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ROOST_CALL(int8_product), Int8ProductImpl,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::AnyBuffer>()
@@ -25,7 +32,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_int8_product, Int8ProductImpl,
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::AnyBuffer>());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_int4_product, Int4ProductImpl,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ROOST_CALL(int4_product), Int4ProductImpl,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::AnyBuffer>()
@@ -34,7 +41,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_int4_product, Int4ProductImpl,
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::AnyBuffer>());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_bf16_product, Bf16ProductImpl,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ROOST_CALL(bf16_product), Bf16ProductImpl,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Attr<bool>("in_pairs")
@@ -43,7 +50,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_bf16_product, Bf16ProductImpl,
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::AnyBuffer>());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_int8_logits, Int8LogitsImpl,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ROOST_CALL(int8_logits), Int8LogitsImpl,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Attr<float>("cap")
@@ -52,7 +59,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_int8_logits, Int8LogitsImpl,
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_int8_argmax, Int8ArgmaxImpl,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ROOST_CALL(int8_argmax), Int8ArgmaxImpl,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Attr<float>("cap")
@@ -62,7 +69,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_int8_argmax, Int8ArgmaxImpl,
                                   .Ret<ffi::Buffer<ffi::S32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_bf16_logits, Bf16LogitsImpl,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ROOST_CALL(bf16_logits), Bf16LogitsImpl,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Attr<bool>("in_pairs")
@@ -71,7 +78,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_bf16_logits, Bf16LogitsImpl,
                                   .Arg<ffi::Buffer<ffi::BF16>>()
                                   .Ret<ffi::Buffer<ffi::F32>>());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_bf16_argmax, Bf16ArgmaxImpl,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ROOST_CALL(bf16_argmax), Bf16ArgmaxImpl,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Attr<bool>("in_pairs")
@@ -81,7 +88,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_bf16_argmax, Bf16ArgmaxImpl,
                                   .Ret<ffi::Buffer<ffi::S32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_int8_gated_mlp, Int8GatedMlpImpl,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ROOST_CALL(int8_gated_mlp), Int8GatedMlpImpl,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::AnyBuffer>()
@@ -93,7 +100,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_int8_gated_mlp, Int8GatedMlpImpl,
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::AnyBuffer>());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_bf16_gated_mlp, Bf16GatedMlpImpl,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ROOST_CALL(bf16_gated_mlp), Bf16GatedMlpImpl,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Attr<bool>("in_pairs")
@@ -104,7 +111,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_bf16_gated_mlp, Bf16GatedMlpImpl,
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::Buffer<ffi::BF16>>());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_rms_norm, RmsNormImpl,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ROOST_CALL(rms_norm), RmsNormImpl,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Attr<float>("eps")
@@ -112,7 +119,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_rms_norm, RmsNormImpl,
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::Buffer<ffi::BF16>>());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_add_rms_norm, AddRmsNormImpl,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ROOST_CALL(add_rms_norm), AddRmsNormImpl,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Attr<float>("eps")
@@ -122,7 +129,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_add_rms_norm, AddRmsNormImpl,
                                   .Ret<ffi::Buffer<ffi::BF16>>()
                                   .Ret<ffi::Buffer<ffi::BF16>>());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_recurrent_step, RecurrentStepImpl,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ROOST_CALL(recurrent_step), RecurrentStepImpl,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::AnyBuffer>()
@@ -138,7 +145,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_recurrent_step, RecurrentStepImpl,
                                   .Ret<ffi::AnyBuffer>()
                                   .Ret<ffi::Buffer<ffi::F32>>());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_recurrent_chunk, RecurrentChunkImpl,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ROOST_CALL(recurrent_chunk), RecurrentChunkImpl,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Attr<int64_t>("every")
@@ -157,7 +164,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_recurrent_chunk, RecurrentChunkImpl,
                                   .Ret<ffi::AnyBuffer>()
                                   .Ret<ffi::Buffer<ffi::F32>>());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_decode_attention, DecodeAttentionImpl,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ROOST_CALL(decode_attention), DecodeAttentionImpl,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Attr<int64_t>("window")
@@ -169,7 +176,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_decode_attention, DecodeAttentionImpl,
                                   .Ret<ffi::Buffer<ffi::F32>>()
                                   .RemainingRets());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_prefill_attention, PrefillAttentionImpl,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ROOST_CALL(prefill_attention), PrefillAttentionImpl,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Attr<bool>("in_pairs")
@@ -181,8 +188,10 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(roost_prefill_attention, PrefillAttentionImpl,
                                   .Arg<ffi::Buffer<ffi::S32>>()
                                   .Ret<ffi::Buffer<ffi::BF16>>());
 
+#ifndef ROOST_AVX2
+
 // Returns the version of the calls' arguments and bits, which is `CALLS_VERSION` in library.py.
-extern "C" int roost_calls_version() { return 5; }
+extern "C" int roost_calls_version() { return 6; }
 
 // Returns whether this processor can run `PairKernel`.
 extern "C" int roost_has_pairs() { return HasPairs(); }
@@ -190,15 +199,18 @@ extern "C" int roost_has_pairs() { return HasPairs(); }
 // Returns whether `PairKernel` is faster than `WideKernel` on this processor, if it can run it.
 extern "C" int roost_is_pair_fast() { return __builtin_cpu_is("amd") != 0; }
 
-// Returns whether this processor has the instruction sets of target.h.
-extern "C" int roost_supported() {
+// Returns whether this processor has the instruction sets of lanes_avx512.h.
+extern "C" int roost_has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512vnni");
 }
 
-#else
+// Returns whether this processor has the instruction sets of lanes_avx2.h.
+extern "C" int roost_has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
 
-extern "C" int roost_supported() { return 0; }
+#endif
 
 #endif

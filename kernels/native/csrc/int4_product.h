@@ -4,7 +4,6 @@
 // sixteen outputs, the first four in the lower halves of the bytes, each with 8 added. Scales are `[O / 16, G, 16]` in
 // float16. Each row of x is quantised to int8 first. Sums of a group's products are exact; scaled sums are added in
 // float32, group after group, with the bits of `Int4Matrix.dot` in roost.kernels.matrices.
-// Instruction sets: AVX-512 F, BW and VNNI.
 
 #pragma once
 
@@ -42,43 +41,41 @@ struct Int4Rows {
   const int32_t* offsets;
 };
 
-ROOST_INLINE __m512i BroadcastFour(const int8_t* x) {
+ROOST_INLINE Ints BroadcastFour(const int8_t* x) {
   int32_t four;
   std::memcpy(&four, x, sizeof four);
-  return _mm512_set1_epi32(four);
+  return SplatInt(four);
 }
 
 // Adds the products of a group of `Parts` strips with `Rows` rows to sums. With `Fetch`, the strips are prefetched.
 template <bool Fetch, int Parts, int Rows>
 ROOST_INLINE void AddInt4Group(const uint8_t* const (&w)[Parts], const int8_t* const (&x)[Rows], int64_t registers,
-                               __m512i (&sums)[Rows][Parts]) {
+                               Ints (&sums)[Rows][Parts]) {
   constexpr int64_t kAhead = 16 * kGroupBytes;
-  const __m512i half = _mm512_set1_epi8(15);
+  const Ints half = SplatByte(15);
   for (int64_t i = 0; i < registers; ++i) {
-    __m512i low[Parts], high[Parts];
+    Ints low[Parts], high[Parts];
     ROOST_UNROLL
     for (int p = 0; p < Parts; ++p) {
-      const __m512i both = _mm512_loadu_si512(w[p] + i * kGroupBytes);
+      const Ints both = LoadBits(w[p] + i * kGroupBytes);
       if constexpr (Fetch) _mm_prefetch(reinterpret_cast<const char*>(w[p] + i * kGroupBytes + kAhead), _MM_HINT_T0);
-      low[p] = _mm512_and_si512(both, half);
-      high[p] = _mm512_and_si512(_mm512_srli_epi16(both, 4), half);
+      low[p] = And(both, half);
+      high[p] = And(ShiftRightWords<4>(both), half);
     }
     ROOST_UNROLL
     for (int r = 0; r < Rows; ++r) {
-      const __m512i first = BroadcastFour(x[r] + i * kInt4Inputs), second = BroadcastFour(x[r] + i * kInt4Inputs + 4);
+      const Ints first = BroadcastFour(x[r] + i * kInt4Inputs), second = BroadcastFour(x[r] + i * kInt4Inputs + 4);
       ROOST_UNROLL
       for (int p = 0; p < Parts; ++p) {
-        sums[r][p] = Int8Sums::Add(Int8Sums::Add(sums[r][p], low[p], first), high[p], second);
+        sums[r][p] = AddNibbles(sums[r][p], low[p], first, high[p], second);
       }
     }
   }
 }
 
-// Returns total + sums * scale, rounded twice: the empty statement keeps the compiler from fusing the two.
-ROOST_INLINE __m512 AddScaled(__m512 total, __m512i sums, __m512 scale) {
-  __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), scale);
-  asm("" : "+v"(product));
-  return _mm512_add_ps(total, product);
+// Returns total + sums * scale, rounded twice.
+ROOST_INLINE Floats AddScaled(Floats total, Ints sums, Floats scale) {
+  return Plus(total, Apart(Times(ToFloats(sums), scale)));
 }
 
 // Computes outputs [o, o + 16 * Parts) of rows [r, r + Rows), or of fewer rows at the end. `Fetch` is for the first rows.
@@ -89,21 +86,21 @@ ROOST_INLINE void Int4Tile(const Int4Strips& w, int64_t o, const Int4Rows& x, in
   const uint8_t* at[Parts];
   const int8_t* taken[Rows];
   int64_t row[Rows];
-  __m512 totals[Rows][Parts] = {};
+  Floats totals[Rows][Parts] = {};
   for (int p = 0; p < Parts; ++p) at[p] = w.values + (strip + p) * w.strip_bytes();
   for (int i = 0; i < Rows; ++i) taken[i] = x.values + (row[i] = std::min(r + i, rows - 1)) * w.inputs;
   for (int64_t g = 0; g < w.groups; ++g) {
-    __m512i sums[Rows][Parts];
+    Ints sums[Rows][Parts];
     ROOST_UNROLL
     for (int i = 0; i < Rows; ++i) {
       ROOST_UNROLL
-      for (int p = 0; p < Parts; ++p) sums[i][p] = _mm512_set1_epi32(x.offsets[row[i] * w.groups + g]);
+      for (int p = 0; p < Parts; ++p) sums[i][p] = SplatInt(x.offsets[row[i] * w.groups + g]);
     }
     AddInt4Group<Fetch, Parts, Rows>(at, taken, registers, sums);
     ROOST_UNROLL
     for (int p = 0; p < Parts; ++p) {
       const uint16_t* const scales = w.scales + ((strip + p) * w.groups + g) * kStripOutputs;
-      const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)scales));
+      const Floats scale = LoadHalf(scales);
       ROOST_UNROLL
       for (int i = 0; i < Rows; ++i) totals[i][p] = AddScaled(totals[i][p], sums[i][p], scale);
       at[p] += registers * kGroupBytes;
@@ -113,8 +110,7 @@ ROOST_INLINE void Int4Tile(const Int4Strips& w, int64_t o, const Int4Rows& x, in
   for (int i = 0; i < Rows && r + i < rows; ++i) {
     for (int p = 0; p < Parts; ++p) {
       const int64_t from = o + p * kStripOutputs;
-      __m512 scaled = _mm512_mul_ps(totals[i][p], _mm512_set1_ps(x.scales[r + i]));
-      asm("" : "+v"(scaled));
+      const Floats scaled = Apart(Times(totals[i][p], Splat(x.scales[r + i])));
       Store(y + (r + i) * outputs + from, AddBias(scaled, bias, from));
     }
   }
@@ -176,6 +172,7 @@ void MultiplyInt4(ffi::ThreadPool& pool, const X* x, int64_t rows, const Int4Str
   const Int4Rows prepared = PrepareInt4(pool, x, rows, w);
   InPieces(pool, outputs, w.inputs / 2, [=](int64_t begin, int64_t end) {
     if (rows == 1) return Int4Range<4, 1>(w, begin, end, prepared, rows, bias, y, outputs);
+    if constexpr (!kManyRegisters) return Int4Range<1, 4>(w, begin, end, prepared, rows, bias, y, outputs);
     if (rows == 2) return Int4Range<3, 2>(w, begin, end, prepared, rows, bias, y, outputs);
     if (rows <= 4) return Int4Range<3, 4>(w, begin, end, prepared, rows, bias, y, outputs);
     Int4Range<2, 8>(w, begin, end, prepared, rows, bias, y, outputs);

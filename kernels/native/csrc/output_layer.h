@@ -1,8 +1,7 @@
 // Output layer with a packed matrix `[V, D]`: logits `[R, V]` of x `[R, D]`, or only the largest one of each row and
 // its token, both `[R]`.
 //
-// Holds the calls `int8_logits`, `bf16_logits`, `int8_argmax` and `bf16_argmax`. Instruction sets: AVX-512 F and DQ,
-// and those of packed_matrix.h.
+// Holds the calls `int8_logits`, `bf16_logits`, `int8_argmax` and `bf16_argmax`.
 
 #pragma once
 
@@ -21,8 +20,8 @@ namespace {
 
 // Converts bits of floats to integers in the order of the floats, and back: -NaN, -inf, ..., -0, 0, ..., inf, NaN.
 ROOST_INLINE int32_t InOrder(int32_t bits) { return bits ^ ((bits >> 31) & kSizeBits); }
-ROOST_INLINE __m512i InOrder(__m512i bits) {
-  return _mm512_xor_si512(bits, _mm512_and_si512(_mm512_srai_epi32(bits, 31), _mm512_set1_epi32(kSizeBits)));
+ROOST_INLINE Ints InOrder(Ints bits) {
+  return Xor(bits, And(ShiftRightSigned<31>(bits), SplatInt(kSizeBits)));
 }
 
 // The largest of some logits, as an integer of `InOrder`, and the lowest token that has it.
@@ -47,37 +46,36 @@ struct OutputLayer {
   }
 
   // Returns the logits of products.
-  ROOST_INLINE __m512 Logits(__m512 products) const {
+  ROOST_INLINE Floats Logits(Floats products) const {
     if (cap == 0.0f) return products;
-    const __m512 factor = _mm512_set1_ps(cap);
-    return _mm512_mul_ps(factor, Tanh(_mm512_div_ps(products, factor)));
+    const Floats factor = Splat(cap);
+    return Times(factor, Tanh(Over(products, factor)));
   }
 
   // Returns the best of a row's logits [begin, end), given their products; both are multiples of 16.
   Best BestOf(const float* products, int64_t begin, int64_t end) const {
-    const __m512 bound = _mm512_set1_ps(Bound(products, begin, end));
-    __m512i keys = _mm512_set1_epi32(std::numeric_limits<int32_t>::min()), at = _mm512_set1_epi32(begin);
+    const Floats bound = Splat(Bound(products, begin, end));
+    Ints keys = SplatInt(std::numeric_limits<int32_t>::min()), at = SplatInt(begin);
     for (int64_t o = begin; o < end; o += 16) {
-      const __m512 some = Widen(products + o);
-      if (_mm512_cmp_ps_mask(some, bound, _CMP_NLT_UQ) == 0) continue;
-      const __m512i others = InOrder(Bits(Logits(some)));
-      const __mmask16 is_larger = _mm512_cmpgt_epi32_mask(others, keys);
-      keys = _mm512_mask_mov_epi32(keys, is_larger, others);
-      at = _mm512_mask_mov_epi32(at, is_larger, _mm512_set1_epi32(o));
+      const Floats some = Widen(products + o);
+      if (AreLess(some, bound)) continue;
+      const Ints others = InOrder(Bits(Logits(some)));
+      const Mask is_larger = IsGreater(others, keys);
+      keys = Select(is_larger, others, keys);
+      at = Select(is_larger, SplatInt(o), at);
     }
-    const int32_t largest = _mm512_reduce_max_epi32(keys);
-    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const __mmask16 is_largest = _mm512_cmpeq_epi32_mask(keys, _mm512_set1_epi32(largest));
-    return {largest, _mm512_mask_reduce_min_epi32(is_largest, _mm512_add_epi32(at, lanes))};
+    const int32_t largest = LargestOf(keys);
+    const Mask is_largest = IsEqual(keys, SplatInt(largest));
+    return {largest, SmallestOf(is_largest, Plus(at, LaneNumbers()))};
   }
 
  private:
   // Returns a bound below which no product has the largest logit. Where tanh is steep, products that differ by cap /
   // 1024 have logits that differ by a hundred times the rounding error. Where it is flat, many logits may be equal.
   float Bound(const float* products, int64_t begin, int64_t end) const {
-    __m512 largest = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
-    for (int64_t o = begin; o < end; o += 16) largest = _mm512_max_ps(Widen(products + o), largest);  // ignores NaNs
-    const float top = _mm512_reduce_max_ps(largest);
+    Floats largest = Splat(-std::numeric_limits<float>::infinity());
+    for (int64_t o = begin; o < end; o += 16) largest = Max(Widen(products + o), largest);  // ignores NaNs
+    const float top = LargestOf(largest);
     return std::abs(top) < 2.0f * cap ? top - cap / 1024.0f : -std::numeric_limits<float>::infinity();
   }
 };
@@ -145,7 +143,7 @@ ffi::Error WithBf16Layer(ffi::ThreadPool& pool, bool in_pairs, float cap, const 
     using K = decltype(kernel);
     call(OutputLayer<K>{Prepare<K, 0>(pool, Bf16Of(x), rows, inputs), rows, inputs, matrix, cap});
   };
-  in_pairs ? with(PairKernel{}) : with(WideKernel{});
+  WithBf16Kernel(in_pairs, with);
   return ffi::Error::Success();
 }
 

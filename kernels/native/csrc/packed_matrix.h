@@ -1,8 +1,7 @@
 // Packed matrices, and the loops that multiply rows with them: y `[R, O]` is x `[R, I]` times a matrix `[O, I]` in int8
 // or bfloat16.
 //
-// A packed matrix is `[O / 16, I / group, 16, group]`, as `pack` in packing.py makes it. Instruction sets: AVX-512 VNNI
-// for int8; AVX-512 BF16 or the fused multiply-adds of AVX-512 F for bfloat16.
+// A packed matrix is `[O / 16, I / group, 16, group]`, as `pack` in packing.py makes it.
 
 #pragma once
 
@@ -25,70 +24,74 @@ constexpr int64_t kStripOutputs = 16;
 constexpr int64_t kGroupBytes = 64;
 constexpr int64_t kBlockGroups = 128;  // groups of three strips that stay in the L1 cache while all rows pass
 
-// Sums of products of four int8 each; w is unsigned.
-struct Int8Sums {
-  using Lanes = __m512i;
-  ROOST_INLINE static Lanes Add(Lanes sum, __m512i w, __m512i x) {
-    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
-    return sum;
-  }
+// Types of activations and of sums.
+struct Int8Types {
+  using X = int8_t;
+  using Lanes = Ints;
+};
+struct Bf16Types {
+  using X = uint16_t;
+  using Lanes = Floats;
 };
 
-// Sums of products of two bfloat16 each.
-struct Bf16Sums {
-  using Lanes = __m512;
-  ROOST_INLINE static Lanes Add(Lanes sum, __m512i w, __m512i x) { return AddPairs(sum, w, x); }
-};
-
-// Products by an instruction that adds those of a whole group of 32 bits.
-template <typename Element, typename Sums>
+// Products by one operation, which adds those of a whole group of 32 bits.
+template <typename Types>
 struct GroupKernel {
-  using X = Element;
-  using Lanes = typename Sums::Lanes;
-  using W = __m512i;
-  static constexpr int64_t kGroup = 4 / sizeof(Element);
+  using X = typename Types::X;
+  using Lanes = typename Types::Lanes;
+  using W = Ints;
+  static constexpr int64_t kGroup = 4 / sizeof(X);
 
   ROOST_INLINE static Lanes Zero() { return Lanes{}; }
-  ROOST_INLINE static W Load(const uint8_t* w) { return _mm512_loadu_si512(w); }
+  ROOST_INLINE static W Load(const uint8_t* w) { return LoadBits(w); }
   template <int Parts>
   ROOST_INLINE static void Add(Lanes (&sums)[Parts], const W (&w)[Parts], const X* x) {
     int32_t group;
     std::memcpy(&group, x, sizeof group);
-    const __m512i row = _mm512_set1_epi32(group);
+    const Ints row = SplatInt(group);
     ROOST_UNROLL
-    for (int p = 0; p < Parts; ++p) sums[p] = Sums::Add(sums[p], w[p], row);
+    for (int p = 0; p < Parts; ++p) sums[p] = AddProducts(sums[p], w[p], row);
   }
 };
 
 // Products of int8: sums of x times (w + 128), because the instruction takes one unsigned operand.
-using Int8Kernel = GroupKernel<int8_t, Int8Sums>;
+using Int8Kernel = GroupKernel<Int8Types>;
 
 // Products of bfloat16 by the instruction for pairs: twice as fast as `WideKernel` on AMD, half as fast on Intel.
-using PairKernel = GroupKernel<uint16_t, Bf16Sums>;
+using PairKernel = GroupKernel<Bf16Types>;
 
-// Products of bfloat16 widened to float32, in which they are exact. Every processor with AVX-512 computes them.
+// Products of bfloat16 widened to float32, in which they are exact. Every processor computes them.
 struct WideKernel {
   struct W {
-    __m512 even, odd;
+    Floats even, odd;
   };
   using X = float;
-  using Lanes = __m512;
+  using Lanes = Floats;
   static constexpr int64_t kGroup = 2;
 
-  ROOST_INLINE static __m512 Zero() { return _mm512_setzero_ps(); }
+  ROOST_INLINE static Floats Zero() { return Floats{}; }
   ROOST_INLINE static W Load(const uint8_t* w) {
-    const __m512i pairs = _mm512_loadu_si512(w);
+    const Ints pairs = LoadBits(w);
     return {WidenEven(pairs), WidenOdd(pairs)};
   }
   template <int Parts>
-  ROOST_INLINE static void Add(__m512 (&sums)[Parts], const W (&w)[Parts], const float* x) {
-    const __m512 even = _mm512_set1_ps(x[0]), odd = _mm512_set1_ps(x[1]);
+  ROOST_INLINE static void Add(Floats (&sums)[Parts], const W (&w)[Parts], const float* x) {
+    const Floats even = Splat(x[0]), odd = Splat(x[1]);
     ROOST_UNROLL
-    for (int p = 0; p < Parts; ++p) sums[p] = _mm512_fmadd_ps(even, w[p].even, sums[p]);
+    for (int p = 0; p < Parts; ++p) sums[p] = TimesPlus(even, w[p].even, sums[p]);
     ROOST_UNROLL
-    for (int p = 0; p < Parts; ++p) sums[p] = _mm512_fmadd_ps(odd, w[p].odd, sums[p]);
+    for (int p = 0; p < Parts; ++p) sums[p] = TimesPlus(odd, w[p].odd, sums[p]);
   }
 };
+
+// Calls `call` with the kernel for bfloat16: `PairKernel` if `in_pairs`.
+template <typename Call>
+void WithBf16Kernel(bool in_pairs, const Call& call) {
+  if constexpr (kPairs) {
+    if (in_pairs) return call(PairKernel{});
+  }
+  call(WideKernel{});
+}
 
 // Adds the products of groups [begin, end) of `Parts` strips with `Rows` rows. The memory `ahead` bytes after the
 // groups is prefetched into the cache of level `Level`; 0 means none.
@@ -198,6 +201,7 @@ template <typename K, typename Y, typename Finish>
 void PackedProduct(const Strips<K>& w, int64_t begin, int64_t end, const typename K::X* x, int64_t rows, Y* y,
                    int64_t outputs, const Finish& finish) {
   if (rows == 1) return PackedRange<K, 4, 1>(w, begin, end, x, rows, y, outputs, finish);
+  if constexpr (!kManyRegisters) return PackedRange<K, 1, 4>(w, begin, end, x, rows, y, outputs, finish);
   if (rows == 2) return PackedRange<K, 4, 2>(w, begin, end, x, rows, y, outputs, finish);
   if (rows <= 4) return PackedRange<K, 3, 4>(w, begin, end, x, rows, y, outputs, finish);
   PackedRange<K, 3, 8>(w, begin, end, x, rows, y, outputs, finish);

@@ -1,7 +1,6 @@
 // Attention of a prefill chunk: queries `[B, T, N, d]` to a ring `[B, W, d]`, which is only read, and to the chunk.
 //
-// Keys and values `[B, T, d]` become packed matrices. Holds the call `prefill_attention`. Instruction sets: AVX-512 F,
-// and those of packed_matrix.h for bfloat16.
+// Keys and values `[B, T, d]` become packed matrices. Holds the call `prefill_attention`.
 
 #pragma once
 
@@ -75,9 +74,9 @@ struct ChunkAttention {
       const uint16_t* const even = At(v, ring_v, packed.begin + j, zeros);
       const uint16_t* const odd = At(v, ring_v, packed.begin + j + 1, zeros);
       for (int64_t e = 0; e < size; e += 16) {
-        const __m512i low = _mm512_srli_epi32(Bits(Widen(even + e)), 16);
-        _mm512_storeu_si512(packed.values + (e / 16 * packed.count + j) * 32,
-                            _mm512_or_si512(low, Bits(Widen(odd + e))));
+        const Ints low = ShiftRight<16>(Bits(Widen(even + e)));
+        StoreBits(packed.values + (e / 16 * packed.count + j) * 32,
+                            Or(low, Bits(Widen(odd + e))));
       }
     }
   }
@@ -91,9 +90,9 @@ struct ChunkAttention {
     Grow(scores, rows * count);
     Grow(totals, rows);
     Grow(weights, rows * count);
-    const __m512 scale = _mm512_set1_ps(1.0f / std::sqrt(static_cast<float>(size)));
+    const Floats scale = Splat(1.0f / std::sqrt(static_cast<float>(size)));
     PackedProduct<K>(Strips<K>{packed.keys + from * 2 * size, size}, 0, count, q + first * heads * size, rows,
-                     scores.data(), count, [=](__m512 sums, int64_t, int64_t) { return _mm512_mul_ps(sums, scale); });
+                     scores.data(), count, [=](Floats sums, int64_t, int64_t) { return Times(sums, scale); });
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t position = start + first + r / heads, own = position - packed.begin - from;
       const int64_t oldest = std::max<int64_t>(0, position - window) - packed.begin - from;
@@ -101,27 +100,24 @@ struct ChunkAttention {
     }
     const float* const divisors = totals.data();
     PackedProduct<K>(Strips<K>{packed.values + from * 32, count, packed.count * 32}, 0, size, weights.data(), rows,
-                     out + first * heads * size, size, [=](__m512 sums, int64_t, int64_t r) {
-                       return _mm512_div_ps(sums, _mm512_set1_ps(divisors[r]));
+                     out + first * heads * size, size, [=](Floats sums, int64_t, int64_t r) {
+                       return Over(sums, Splat(divisors[r]));
                      });
   }
 
   // Computes the weights of scores [begin, end), and zeros for the others. Returns the sum of the weights.
   static float Weigh(const float* scores, int64_t count, int64_t begin, int64_t end, typename K::X* weights) {
-    const auto seen = [=](int64_t w) -> __mmask16 {
-      const int64_t low = std::clamp<int64_t>(begin - w, 0, 16), high = std::clamp<int64_t>(end - w, 0, 16);
-      return ((1u << high) - 1) & ~((1u << low) - 1);
-    };
-    __m512 largest = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
-    for (int64_t w = 0; w < count; w += 16) largest = _mm512_mask_max_ps(largest, seen(w), largest, Widen(scores + w));
-    const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(largest));
-    __m512 sums = _mm512_setzero_ps();
+    const auto seen = [=](int64_t w) { return LanesIn(begin - w, end - w); };
+    Floats largest = Splat(-std::numeric_limits<float>::infinity());
+    for (int64_t w = 0; w < count; w += 16) largest = Select(seen(w), Max(largest, Load(scores + w)), largest);
+    const Floats top = Splat(LargestOf(largest));
+    Floats sums = Floats{};
     for (int64_t w = 0; w < count; w += 16) {
-      const __m512 some = _mm512_maskz_mov_ps(seen(w), Exp(_mm512_sub_ps(Widen(scores + w), top)));
-      sums = _mm512_add_ps(sums, some);
+      const Floats some = Select(seen(w), Exp(Minus(Load(scores + w), top)), Floats{});
+      sums = Plus(sums, some);
       Store(weights + w, some);
     }
-    return _mm512_reduce_add_ps(sums);
+    return TotalOf(sums);
   }
 };
 
@@ -146,7 +142,7 @@ ffi::Error PrefillAttentionImpl(ffi::ThreadPool pool, bool in_pairs, Bf16Buffer 
           .Run(pool);
     }
   };
-  in_pairs ? with(PairKernel{}) : with(WideKernel{});
+  WithBf16Kernel(in_pairs, with);
   return ffi::Error::Success();
 }
 

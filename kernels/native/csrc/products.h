@@ -2,7 +2,6 @@
 //
 // In int8, each row of x is quantised first, and sums are scaled by row and by output. In bfloat16, sums are float32.
 // Holds the calls `int8_product` and `bf16_product`, and the steps that gated_mlp.h and output_layer.h share with them.
-// Instruction sets: AVX-512 F, and those of packed_matrix.h.
 
 #pragma once
 
@@ -35,8 +34,8 @@ void InPieces(ffi::ThreadPool& pool, int64_t outputs, int64_t bytes_per_output, 
           [&](int64_t i) { piece(i * size, std::min(outputs, (i + 1) * size)); });
 }
 
-ROOST_INLINE __m512 AddBias(__m512 sums, const float* bias, int64_t o) {
-  return bias == nullptr ? sums : _mm512_add_ps(sums, _mm512_loadu_ps(bias + o));
+ROOST_INLINE Floats AddBias(Floats sums, const float* bias, int64_t o) {
+  return bias == nullptr ? sums : Plus(sums, Load(bias + o));
 }
 
 // Scales sums of int8 products to float32, and adds the bias.
@@ -47,13 +46,13 @@ struct FinishInt8 {
   const float* bias;
 
   // Returns sixteen outputs from `o` on of row `r`.
-  ROOST_INLINE __m512 operator()(__m512i sums, int64_t o, int64_t r) const {
-    const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(row_scales[r]), _mm512_loadu_ps(scales + o));
-    const __m512i exact = _mm512_sub_epi32(sums, _mm512_set1_epi32(offsets[r]));
+  ROOST_INLINE Floats operator()(Ints sums, int64_t o, int64_t r) const {
+    const Floats scale = Times(Splat(row_scales[r]), Load(scales + o));
+    const Ints exact = Minus(sums, SplatInt(offsets[r]));
     // Bounded as in `quantized_dot` in kernels/matrices/int8.py. The maximum returns its second operand if that is
     // NaN, and keeps product and sum apart, which as one instruction would round once where XLA rounds twice.
-    const __m512 lowest = _mm512_set1_ps(std::numeric_limits<float>::lowest());
-    return AddBias(_mm512_max_ps(lowest, _mm512_mul_ps(_mm512_cvtepi32_ps(exact), scale)), bias, o);
+    const Floats lowest = Splat(std::numeric_limits<float>::lowest());
+    return AddBias(Max(lowest, Times(ToFloats(exact), scale)), bias, o);
   }
 };
 
@@ -61,7 +60,7 @@ struct FinishInt8 {
 struct FinishBf16 {
   const float* bias;
 
-  ROOST_INLINE __m512 operator()(__m512 sums, int64_t o, int64_t) const { return AddBias(sums, bias, o); }
+  ROOST_INLINE Floats operator()(Floats sums, int64_t o, int64_t) const { return AddBias(sums, bias, o); }
 };
 
 // Rows of activations in the dtype that a kernel multiplies; in int8, with the scale and offset of each row.
@@ -141,7 +140,7 @@ ffi::Error Bf16ProductImpl(ffi::ThreadPool pool, bool in_pairs, ffi::Buffer<ffi:
     const auto with = [&](auto kernel) {
       Multiply<decltype(kernel), 0>(pool, Bf16Of(x), x.dimensions()[0], x.dimensions()[1], matrix, to);
     };
-    in_pairs ? with(PairKernel{}) : with(WideKernel{});
+    WithBf16Kernel(in_pairs, with);
   });
   return ffi::Error::Success();
 }

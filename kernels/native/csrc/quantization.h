@@ -1,6 +1,4 @@
 // Quantisation of activations to int8: a row `[I]` in float32 or bfloat16 becomes int8 values, a scale and an offset.
-//
-// Instruction sets: AVX-512 F.
 
 #pragma once
 
@@ -18,13 +16,13 @@ namespace {
 // Returns the bits of a row's largest absolute value, or of a NaN if there is one, which maxima of floats would lose.
 template <typename X>
 ROOST_INLINE int32_t LargestBits(const X* x, int64_t inputs) {
-  const __m512i size = _mm512_set1_epi32(kSizeBits);
-  __m512i lanes = _mm512_setzero_si512();
+  const Ints size = SplatInt(kSizeBits);
+  Ints lanes = Ints{};
   int64_t i = 0;
   for (; i + 16 <= inputs; i += 16) {
-    lanes = _mm512_max_epi32(lanes, _mm512_and_si512(_mm512_castps_si512(Widen(x + i)), size));
+    lanes = Max(lanes, And(Bits(Widen(x + i)), size));
   }
-  int32_t largest = _mm512_reduce_max_epi32(lanes);
+  int32_t largest = LargestOf(lanes);
   for (; i < inputs; ++i) {
     const float value = WidenOne(x[i]);
     int32_t bits;
@@ -50,14 +48,14 @@ void QuantizeRow(const X* x, int64_t inputs, int8_t* out, float* scale, int32_t*
   std::memcpy(&largest, &bits, sizeof largest);
   largest = std::max(largest, 1e-30f);
   const float factor = 127.0f / largest;
-  __m512i sums = _mm512_setzero_si512();
+  Ints sums = Ints{};
   int64_t i = 0;
   for (; i + 16 <= inputs; i += 16) {
-    const __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(Widen(x + i), _mm512_set1_ps(factor)));
-    sums = _mm512_add_epi32(sums, rounded);
-    _mm_storeu_si128((__m128i*)(out + i), _mm512_cvtepi32_epi8(rounded));
+    const Ints rounded = ToInts(Times(Widen(x + i), Splat(factor)));
+    sums = Plus(sums, rounded);
+    StoreBytes(out + i, rounded);
   }
-  int32_t sum = _mm512_reduce_add_epi32(sums);
+  int32_t sum = TotalOf(sums);
   for (; i < inputs; ++i) {
     out[i] = static_cast<int8_t>(std::nearbyint(WidenOne(x[i]) * factor));
     sum += out[i];

@@ -2,7 +2,7 @@
 // and E channels (arXiv 2402.19427, section 2.3).
 //
 // xy is `[B, T, 2 E]`, the state of the convolution `[K - 1, B, E]`, and that of the RG-LRU `[B, E]`. Holds the calls
-// `recurrent_step`, where T is 1, and `recurrent_chunk`. Instruction sets: AVX-512 F, DQ and VL.
+// `recurrent_step`, where T is 1, and `recurrent_chunk`.
 
 #pragma once
 
@@ -27,21 +27,21 @@ constexpr int64_t kGateColumns = 32;
 // `inputs` apart.
 template <int Tokens>
 ROOST_INLINE void GateSums(const float* w, const float* bias, const float* x, int64_t x_stride, int64_t last,
-                           int64_t inputs, __m512 (&sums)[Tokens][2]) {
+                           int64_t inputs, Floats (&sums)[Tokens][2]) {
   const float* rows[Tokens];
   for (int r = 0; r < Tokens; ++r) rows[r] = x + std::min<int64_t>(r, last) * x_stride;
   ROOST_UNROLL
   for (int r = 0; r < Tokens; ++r) {
-    sums[r][0] = _mm512_loadu_ps(bias);
-    sums[r][1] = _mm512_loadu_ps(bias + inputs);
+    sums[r][0] = Load(bias);
+    sums[r][1] = Load(bias + inputs);
   }
   for (int64_t i = 0; i < inputs; ++i, w += kGateColumns) {
-    const __m512 a = _mm512_loadu_ps(w), b = _mm512_loadu_ps(w + 16);
+    const Floats a = Load(w), b = Load(w + 16);
     ROOST_UNROLL
     for (int r = 0; r < Tokens; ++r) {
-      const __m512 factor = _mm512_set1_ps(rows[r][i]);
-      sums[r][0] = _mm512_fmadd_ps(factor, a, sums[r][0]);
-      sums[r][1] = _mm512_fmadd_ps(factor, b, sums[r][1]);
+      const Floats factor = Splat(rows[r][i]);
+      sums[r][0] = TimesPlus(factor, a, sums[r][0]);
+      sums[r][1] = TimesPlus(factor, b, sums[r][1]);
     }
   }
 }
@@ -79,7 +79,9 @@ struct RecurrentBlock {
     ForEach(pool, width / 16, [&](int64_t piece) {
       Place place;
       int64_t n = 0;
-      for (; tokens - n > 2; n += 8) Strip<8>(piece, n, c, place);
+      if constexpr (kManyRegisters) {
+        for (; tokens - n > 2; n += 8) Strip<8>(piece, n, c, place);
+      }
       for (; n < tokens; n += 2) Strip<2>(piece, n, c, place);
     });
   }
@@ -88,7 +90,7 @@ struct RecurrentBlock {
   // The row and step of the next token of a strip, and the RG-LRU's state before it.
   struct Place {
     int64_t row = 0, step = 0;
-    __m512 state{};
+    Floats state{};
   };
 
   // Returns the inputs of a row's token; steps before the first are in the state of the convolution.
@@ -104,7 +106,7 @@ struct RecurrentBlock {
       const X* const x = Inputs(r, t - s);
       const float* const weight = conv_weight + (taps - 1 - s) * width;
       for (int64_t e = 0; e < width; e += 16) {
-        _mm512_storeu_ps(c + e, _mm512_fmadd_ps(Widen(x + e), _mm512_loadu_ps(weight + e), _mm512_loadu_ps(c + e)));
+        Store(c + e, TimesPlus(Widen(x + e), Load(weight + e), Load(c + e)));
       }
     }
   }
@@ -132,7 +134,7 @@ struct RecurrentBlock {
   ROOST_INLINE void Strip(int64_t piece, int64_t n, const float* c, Place& place) const {
     const int64_t size = width / blocks, strips = size / 16, tokens = rows * steps;
     const int64_t block = piece / strips, o = piece % strips * 16;
-    __m512 gate[Tokens][2];
+    Floats gate[Tokens][2];
     GateSums<Tokens>(gates + piece * size * kGateColumns, gate_bias + block * 2 * size + o,
                      c + n * width + block * size, width, tokens - n - 1, size, gate);
     for (int i = 0; i < Tokens && n + i < tokens; ++i) {
@@ -141,33 +143,33 @@ struct RecurrentBlock {
   }
 
   // Computes sixteen channels of a token from their gates' pre-activations and its convolution.
-  ROOST_INLINE void Update(int64_t n, int64_t e, __m512 input_gate, __m512 recurrence_gate, const float* c,
+  ROOST_INLINE void Update(int64_t n, int64_t e, Floats input_gate, Floats recurrence_gate, const float* c,
                            Place& place) const {
-    if (place.step == 0) place.state = _mm512_loadu_ps(h + place.row * width + e);
-    __m512 mixed = _mm512_setzero_ps();
+    if (place.step == 0) place.state = Load(h + place.row * width + e);
+    Floats mixed = Floats{};
     if (positions[n] >= 0) {
-      const __m512 gated = _mm512_mul_ps(Sigmoid(input_gate), _mm512_loadu_ps(c + e));
+      const Floats gated = Times(Sigmoid(input_gate), Load(c + e));
       place.state = positions[n] == 0 ? gated : After(place.state, e, recurrence_gate, gated);
-      mixed = _mm512_mul_ps(place.state, Gelu(Widen(xy + (2 * n + 1) * width + e)));
+      mixed = Times(place.state, Gelu(Widen(xy + (2 * n + 1) * width + e)));
     }
     Store(out + n * width + e, mixed);
     ++place.step;
     if (every != 0 && place.step % every == 0) {
       const int64_t before = place.row * (steps / every) + place.step / every - 1;
-      _mm512_storeu_ps(kept_h + before * width + e, place.state);
+      Store(kept_h + before * width + e, place.state);
     }
     if (place.step == steps) {
-      _mm512_storeu_ps(new_h + place.row * width + e, place.state);
+      Store(new_h + place.row * width + e, place.state);
       ++place.row;
       place.step = 0;
     }
   }
 
   // Returns sixteen channels of the RG-LRU's state after a token.
-  ROOST_INLINE __m512 After(__m512 state, int64_t e, __m512 recurrence_gate, __m512 gated) const {
-    const __m512 log_a = _mm512_mul_ps(_mm512_loadu_ps(log_decay + e), Sigmoid(recurrence_gate)), a = Exp(log_a);
-    const __m512 rest = OneMinusExp(_mm512_add_ps(log_a, log_a), _mm512_mul_ps(a, a));
-    return _mm512_fmadd_ps(a, state, _mm512_mul_ps(_mm512_sqrt_ps(rest), gated));
+  ROOST_INLINE Floats After(Floats state, int64_t e, Floats recurrence_gate, Floats gated) const {
+    const Floats log_a = Times(Load(log_decay + e), Sigmoid(recurrence_gate)), a = Exp(log_a);
+    const Floats rest = OneMinusExp(Plus(log_a, log_a), Times(a, a));
+    return TimesPlus(a, state, Times(Sqrt(rest), gated));
   }
 };
 

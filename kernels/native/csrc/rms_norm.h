@@ -1,6 +1,6 @@
 // RMSNorm of rows `[R, D]` in bfloat16, alone or of the sum of two arrays; D is a multiple of 16.
 //
-// Holds the calls `rms_norm` and `add_rms_norm`. Instruction sets: AVX-512 F and VL.
+// Holds the calls `rms_norm` and `add_rms_norm`.
 
 #pragma once
 
@@ -16,12 +16,12 @@ namespace {
 
 // Computes x * rsqrt(mean(x²) + eps) * (1 + scale) of a row, whose squares are added in the same order in any batch.
 void NormRow(const uint16_t* x, const float* scale, float eps, int64_t width, uint16_t* out) {
-  __m512 squares = _mm512_setzero_ps();
-  for (int64_t e = 0; e < width; e += 16) squares = _mm512_fmadd_ps(Widen(x + e), Widen(x + e), squares);
-  const __m512 factor = _mm512_set1_ps(1.0f / std::sqrt(_mm512_reduce_add_ps(squares) / width + eps));
+  Floats squares = Floats{};
+  for (int64_t e = 0; e < width; e += 16) squares = TimesPlus(Widen(x + e), Widen(x + e), squares);
+  const Floats factor = Splat(1.0f / std::sqrt(TotalOf(squares) / width + eps));
   for (int64_t e = 0; e < width; e += 16) {
-    const __m512 gain = _mm512_add_ps(_mm512_set1_ps(1.0f), _mm512_loadu_ps(scale + e));
-    Store(out + e, _mm512_mul_ps(_mm512_mul_ps(Widen(x + e), factor), gain));
+    const Floats gain = Plus(Splat(1.0f), Load(scale + e));
+    Store(out + e, Times(Times(Widen(x + e), factor), gain));
   }
 }
 
@@ -42,7 +42,7 @@ ffi::Error AddRmsNormImpl(ffi::ThreadPool pool, float eps, Bf16Buffer x, Bf16Buf
   auto* const to = static_cast<uint16_t*>(out->untyped_data());
   ForEachRow(pool, rows, width, [&](int64_t r) {
     for (int64_t e = r * width; e < (r + 1) * width; e += 16) {
-      Store(sums + e, _mm512_add_ps(Widen(Bf16Of(x) + e), Widen(Bf16Of(y) + e)));
+      Store(sums + e, Plus(Widen(Bf16Of(x) + e), Widen(Bf16Of(y) + e)));
     }
     NormRow(sums + r * width, scale.typed_data(), eps, width, to + r * width);
   });

@@ -1,8 +1,8 @@
-// Instruction sets of the kernels, AVX-512 with VNNI, and what has to be inlined or unrolled.
+// Instruction sets of the kernels, AVX2 or AVX-512 with VNNI, and what has to be inlined or unrolled.
 //
 // Code between ROOST_TARGET_BEGIN and ROOST_TARGET_END is compiled for those instruction sets. Code outside also runs
 // on processors without them. Headers of the standard library and of XLA are included outside. The one instruction of
-// AVX-512 BF16 is in `AddPairs`, which is called only where `HasPairs` returns true.
+// AVX-512 BF16 is in lanes_avx512.h, and runs only where `HasPairs` returns true.
 
 #pragma once
 
@@ -10,7 +10,11 @@
 
 #define ROOST_PRAGMA_OF(text) _Pragma(#text)
 #define ROOST_PRAGMA(text) ROOST_PRAGMA_OF(text)
+#ifdef ROOST_AVX2
+#define ROOST_TARGET target("avx2,fma,f16c")
+#else
 #define ROOST_TARGET target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")
+#endif
 
 #if defined(__clang__)
 #define ROOST_TARGET_BEGIN ROOST_PRAGMA(clang attribute push(__attribute__((ROOST_TARGET)), apply_to = function))

@@ -129,9 +129,7 @@ def test_a_row_of_dot_has_the_same_bits_in_any_batch(inputs: int, dtype: str) ->
         np.testing.assert_array_equal(np.asarray(jit_dot(chunks, weight)).reshape(expected.shape), expected)
 
 
-@pytest.mark.skipif(
-    not native.is_available(), reason="the native kernels are not there, or this processor lacks AVX-512"
-)
+@pytest.mark.skipif(not native.is_available(), reason="the native kernels are not there, or this processor lacks AVX2")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("rows", [1, 5, 64])
 def test_a_packed_matrix_has_the_products_and_rows_of_the_matrix(rows: int, dtype: str) -> None:
