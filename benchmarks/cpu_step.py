@@ -1,14 +1,14 @@
 """Shows where the time of a decode step or of a prefill chunk on a CPU goes, beside what the processor needs at least.
 
-    python benchmarks/cpu_step.py [--model MODEL] [--quantize int8] [--rows 32] [--filled 600] [--steps 300]
-    python benchmarks/cpu_step.py [--model MODEL] [--quantize int8] --prefill 512 [--steps 50]
+    python benchmarks/cpu_step.py [--model MODEL] [--quantize int8|int4] [--rows 32] [--filled 600] [--steps 300]
+    python benchmarks/cpu_step.py [--model MODEL] [--quantize int8|int4] --prefill 512 [--steps 50]
 
 A step is the engine's own program with greedy rows, each with `filled` tokens in its window; a chunk is the engine's
 programs for the beginning of one prompt, a slice of the layers each. It is timed, and then traced: the table has the
 time of each native kernel and of XLA's operations, as a low percentile over the traced runs, so that a moment when
 something else runs does not count. The floor is the larger of two times: that of reading the matrices and states, at
 the rate at which a product of one row reads a matrix, and that of the products, at the rate of a matrix in the cache
-with many rows. Both rates are measured in the same process.
+with many rows. Both rates are measured in the same process, with int8 matrices for int4.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from roost.engine.worker.executor import Executor
 from roost.engine.worker.programs import PrefillShape
 from roost.engine.worker.steps import PrefillInput
 from roost.kernels import native
-from roost.kernels.matrices import PackedMatrix
+from roost.kernels.matrices import PackedInt4Matrix, PackedMatrix
 from roost.kernels.matrices.packed import packed_shape
 
 sys.path[:0] = [str(Path(__file__).resolve().parent / "peers")]
@@ -101,7 +101,7 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="what `roost serve` takes; random weights of `small` by default")
-    parser.add_argument("--quantize", choices=["int8"], help="format of the matrices (bfloat16)")
+    parser.add_argument("--quantize", choices=["int8", "int4"], help="format of the matrices (bfloat16)")
     parser.add_argument("--rows", type=int, default=32, metavar="N", help="rows of the step, 4, 8, 16 or 32 (32)")
     parser.add_argument("--filled", type=int, default=600, metavar="N", help="tokens before the step in each row (600)")
     parser.add_argument("--prefill", type=int, metavar="N", help="time a chunk of 64, 128, 256 or 512 tokens instead")
@@ -204,8 +204,9 @@ def need_of_chunk(executor: Executor, tokens: int) -> Need:
 
 def size_of(params: Any) -> tuple[int, int]:
     """Returns the number of elements of matrices, and the bytes of all parameters."""
-    weights = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, PackedMatrix))
+    weights = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, PackedMatrix | PackedInt4Matrix))
     elements = sum(x.values.size for x in weights if isinstance(x, PackedMatrix))
+    elements += sum(2 * x.values.size for x in weights if isinstance(x, PackedInt4Matrix))
     return elements, sum(x.nbytes for x in jax.tree.leaves(params))
 
 
@@ -226,7 +227,7 @@ def need_of_step(executor: Executor, rows: int, filled: int) -> Need:
 
 def measured_rates(quantize: str | None) -> Rates:
     def fastest(rows: int, outputs: int, inputs: int) -> float:
-        packed = packed_shape((outputs, inputs), jnp.dtype(quantize or "bfloat16"))
+        packed = packed_shape((outputs, inputs), jnp.dtype("int8" if quantize else "bfloat16"))
         values = jnp.zeros(packed.shape, packed.dtype)
         x, f32 = jnp.ones((rows, inputs), jnp.bfloat16), jnp.dtype("float32")
         if quantize:
