@@ -3,10 +3,10 @@
     python benchmarks/loading.py [--model 2b] [--folder DIR] [--only STEP ...] [--json]
 
 Writes random weights of the model's shape in bfloat16 as an official checkpoint, converts that to safetensors and those
-to int8, and loads each on the CPU, every step in its own process. `peak` is the maximum anonymous memory (RssAnon,
-since the system can drop pages of files) above that of the same process with JAX initialised and no file open; `limit`
-is 1.15 times the larger of the model in its target precision and its largest tensor in float32. The exit status is 1 if
-a peak exceeds its limit. Requires Linux and, for 2B, 20 GB of disk; all files are removed at the end.
+to int8 and int4, and loads each on the CPU, every step in its own process. `peak` is the maximum anonymous memory
+(RssAnon, since the system can drop pages of files) above that of the same process with JAX initialised and no file
+open; `limit` is 1.15 times the larger of the model in its target precision and its largest tensor in float32. The exit
+status is 1 if a peak exceeds its limit. Requires Linux and, for 2B, 20 GB of disk; all files are removed at the end.
 """
 
 import argparse
@@ -27,7 +27,8 @@ import numpy as np
 import orjson
 from rich.console import Console
 from rich.table import Table
-from roost.engine.capacity.roofline import DEVICES, compute_roofline
+from roost.engine.capacity.roofline import CPU as CPU_DEVICE
+from roost.engine.capacity.roofline import compute_roofline, find_device
 from roost.engine.checkpoint import open_tensors, orbax, tensors
 from roost.engine.checkpoint.conversion import convert
 from roost.engine.checkpoint.griffin_config import NAME, griffin_fields
@@ -104,17 +105,21 @@ def load(folder: Path, dtype: str, quantize: str | None) -> None:
 
 
 def steps(config: ModelConfig, folder: Path) -> Iterator[Step]:
-    names = ("official", "whole-chunks", "safetensors", "int8")
-    official, whole, safetensors, int8 = (folder / name for name in names)
+    names = ("official", "whole-chunks", "safetensors", "int8", "int4")
+    official, whole, safetensors, int8, int4 = (folder / name for name in names)
     yield Step("write official", partial(write_official, config, official, whole=False), is_limited=False)
     yield Step("write whole-chunks", partial(write_official, config, whole, whole=True), is_limited=False)
     yield Step("convert official to safetensors", partial(convert_to, official, safetensors))
-    yield Step("convert safetensors to int8", partial(convert_to, safetensors, int8, quantize="int8"), quantize="int8")
+    for quantized in (int8, int4):
+        run = partial(convert_to, safetensors, quantized, quantize=quantized.name)
+        yield Step(f"convert safetensors to {quantized.name}", run, quantize=quantized.name)
     for path in (official, whole, safetensors):
-        for dtype, quantize in (("bfloat16", None), ("bfloat16", "int8"), ("float32", None)):
+        for dtype, quantize in (("bfloat16", None), ("bfloat16", "int8"), ("bfloat16", "int4"), ("float32", None)):
             name = f"load {path.name} in {quantize or dtype}"
             yield Step(name, partial(load, path, dtype, quantize), dtype, quantize)
-    yield Step("load int8 in int8", partial(load, int8, "bfloat16", "int8"), quantize="int8")
+    for quantized in (int8, int4):
+        run = partial(load, quantized, "bfloat16", quantized.name)
+        yield Step(f"load {quantized.name} in {quantized.name}", run, quantize=quantized.name)
 
 
 def convert_to(source: Path, destination: Path, **options: Any) -> None:
@@ -124,7 +129,7 @@ def convert_to(source: Path, destination: Path, **options: Any) -> None:
 def limit(config: ModelConfig, dtype: str, quantize: str | None) -> int:
     """Returns the memory for loading like `roost plan`, except that gates are float32 on a CPU."""
     sizes = {"float32": 4, "bfloat16": 2}
-    roofline = compute_roofline(config, DEVICES["v5e"], sizes[dtype], quantize=quantize)
+    roofline = compute_roofline(config, find_device(CPU_DEVICE), sizes[dtype], quantize=quantize)
     gates = 2 * config.block_types.count("recurrent") * config.lru_width**2 // config.num_heads
     return replace(roofline, weight_bytes=roofline.weight_bytes + gates * (4 - sizes[dtype])).loading_bytes
 
