@@ -99,8 +99,9 @@ ROOST_INLINE void Mix(const float* weights, int64_t stride, const uint16_t* valu
   }
 }
 
-constexpr int64_t kMostHeads = 6;                   // heads whose sums leave registers for the values,
-constexpr int64_t kMixParts = kManyRegisters ? 4 : 1;  // of sixteen times as many elements
+// Heads, and multiples of sixteen elements, whose sums leave registers for the values.
+constexpr int64_t kMostHeads = 6;
+constexpr int64_t kMixParts = kManyRegisters ? 4 : 1;
 
 // Calls `Mix` for all elements of `heads` heads, at most `Heads`.
 template <int Heads>
