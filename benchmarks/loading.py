@@ -1,6 +1,6 @@
 """Measures the host memory of loading and converting a checkpoint, with files of a real model's size.
 
-    python benchmarks/loading.py [--model 2b] [--folder DIR] [--only STEP ...] [--json]
+    python benchmarks/loading.py [--model 2b] [--folder DIR] [--without WORD ...] [--json]
 
 Writes random weights of the model's shape in bfloat16 as an official checkpoint, converts that to safetensors and those
 to int8 and int4, and loads each on the CPU, every step in its own process. `peak` is the maximum anonymous memory

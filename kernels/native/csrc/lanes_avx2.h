@@ -32,30 +32,22 @@ ROOST_INLINE Ints LaneNumbers() {
   return {_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15)};
 }
 
-ROOST_INLINE Ints Plus(Ints a, Ints b) { return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)}; }
-ROOST_INLINE Ints Minus(Ints a, Ints b) { return {_mm256_sub_epi32(a.low, b.low), _mm256_sub_epi32(a.high, b.high)}; }
-ROOST_INLINE Ints Max(Ints a, Ints b) { return {_mm256_max_epi32(a.low, b.low), _mm256_max_epi32(a.high, b.high)}; }
-ROOST_INLINE Ints And(Ints a, Ints b) { return {_mm256_and_si256(a.low, b.low), _mm256_and_si256(a.high, b.high)}; }
-ROOST_INLINE Ints Or(Ints a, Ints b) { return {_mm256_or_si256(a.low, b.low), _mm256_or_si256(a.high, b.high)}; }
-ROOST_INLINE Ints Xor(Ints a, Ints b) { return {_mm256_xor_si256(a.low, b.low), _mm256_xor_si256(a.high, b.high)}; }
-ROOST_INLINE Ints IsGreater(Ints a, Ints b) {
-  return {_mm256_cmpgt_epi32(a.low, b.low), _mm256_cmpgt_epi32(a.high, b.high)};
-}
-ROOST_INLINE Ints IsEqual(Ints a, Ints b) {
-  return {_mm256_cmpeq_epi32(a.low, b.low), _mm256_cmpeq_epi32(a.high, b.high)};
-}
-ROOST_INLINE Ints MixLow(Ints a, Ints b) {
-  return {_mm256_unpacklo_epi32(a.low, b.low), _mm256_unpacklo_epi32(a.high, b.high)};
-}
-ROOST_INLINE Ints MixHigh(Ints a, Ints b) {
-  return {_mm256_unpackhi_epi32(a.low, b.low), _mm256_unpackhi_epi32(a.high, b.high)};
-}
-ROOST_INLINE Ints JoinLow(Ints a, Ints b) {
-  return {_mm256_unpacklo_epi64(a.low, b.low), _mm256_unpacklo_epi64(a.high, b.high)};
-}
-ROOST_INLINE Ints JoinHigh(Ints a, Ints b) {
-  return {_mm256_unpackhi_epi64(a.low, b.low), _mm256_unpackhi_epi64(a.high, b.high)};
-}
+// Defines an operation on two arguments by the intrinsic that computes half of the lanes.
+#define ROOST_BOTH(Lanes, name, intrinsic) \
+  ROOST_INLINE Lanes name(Lanes a, Lanes b) { return {intrinsic(a.low, b.low), intrinsic(a.high, b.high)}; }
+
+ROOST_BOTH(Ints, Plus, _mm256_add_epi32)
+ROOST_BOTH(Ints, Minus, _mm256_sub_epi32)
+ROOST_BOTH(Ints, Max, _mm256_max_epi32)
+ROOST_BOTH(Ints, And, _mm256_and_si256)
+ROOST_BOTH(Ints, Or, _mm256_or_si256)
+ROOST_BOTH(Ints, Xor, _mm256_xor_si256)
+ROOST_BOTH(Ints, IsGreater, _mm256_cmpgt_epi32)
+ROOST_BOTH(Ints, IsEqual, _mm256_cmpeq_epi32)
+ROOST_BOTH(Ints, MixLow, _mm256_unpacklo_epi32)
+ROOST_BOTH(Ints, MixHigh, _mm256_unpackhi_epi32)
+ROOST_BOTH(Ints, JoinLow, _mm256_unpacklo_epi64)
+ROOST_BOTH(Ints, JoinHigh, _mm256_unpackhi_epi64)
 template <int N>
 ROOST_INLINE Ints ShiftLeft(Ints x) { return {_mm256_slli_epi32(x.low, N), _mm256_slli_epi32(x.high, N)}; }
 template <int N>
@@ -71,13 +63,15 @@ ROOST_INLINE Mask LanesIn(int64_t begin, int64_t end) {
   return {_mm256_andnot_si256(low.low, high.low), _mm256_andnot_si256(low.high, high.high)};
 }
 
-ROOST_INLINE Floats Plus(Floats a, Floats b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
-ROOST_INLINE Floats Minus(Floats a, Floats b) { return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)}; }
-ROOST_INLINE Floats Times(Floats a, Floats b) { return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)}; }
-ROOST_INLINE Floats Over(Floats a, Floats b) { return {_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)}; }
-ROOST_INLINE Floats Max(Floats a, Floats b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
-ROOST_INLINE Floats And(Floats a, Floats b) { return {_mm256_and_ps(a.low, b.low), _mm256_and_ps(a.high, b.high)}; }
-ROOST_INLINE Floats Or(Floats a, Floats b) { return {_mm256_or_ps(a.low, b.low), _mm256_or_ps(a.high, b.high)}; }
+ROOST_BOTH(Floats, Plus, _mm256_add_ps)
+ROOST_BOTH(Floats, Minus, _mm256_sub_ps)
+ROOST_BOTH(Floats, Times, _mm256_mul_ps)
+ROOST_BOTH(Floats, Over, _mm256_div_ps)
+ROOST_BOTH(Floats, Max, _mm256_max_ps)
+ROOST_BOTH(Floats, And, _mm256_and_ps)
+ROOST_BOTH(Floats, Or, _mm256_or_ps)
+#undef ROOST_BOTH
+
 ROOST_INLINE Floats TimesPlus(Floats a, Floats b, Floats c) {
   return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
 }

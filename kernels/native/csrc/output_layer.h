@@ -20,9 +20,7 @@ namespace {
 
 // Converts bits of floats to integers in the order of the floats, and back: -NaN, -inf, ..., -0, 0, ..., inf, NaN.
 ROOST_INLINE int32_t InOrder(int32_t bits) { return bits ^ ((bits >> 31) & kSizeBits); }
-ROOST_INLINE Ints InOrder(Ints bits) {
-  return Xor(bits, And(ShiftRightSigned<31>(bits), SplatInt(kSizeBits)));
-}
+ROOST_INLINE Ints InOrder(Ints bits) { return Xor(bits, And(ShiftRightSigned<31>(bits), SplatInt(kSizeBits))); }
 
 // The largest of some logits, as an integer of `InOrder`, and the lowest token that has it.
 struct Best {

@@ -75,8 +75,7 @@ struct ChunkAttention {
       const uint16_t* const odd = At(v, ring_v, packed.begin + j + 1, zeros);
       for (int64_t e = 0; e < size; e += 16) {
         const Ints low = ShiftRight<16>(Bits(Widen(even + e)));
-        StoreBits(packed.values + (e / 16 * packed.count + j) * 32,
-                            Or(low, Bits(Widen(odd + e))));
+        StoreBits(packed.values + (e / 16 * packed.count + j) * 32, Or(low, Bits(Widen(odd + e))));
       }
     }
   }
