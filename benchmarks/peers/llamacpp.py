@@ -1,4 +1,4 @@
-"""Contestant: llama.cpp through llama-cpp-python, with a Llama of the same size in Q8_0.
+"""Contestant: llama.cpp through llama-cpp-python, with a Llama of the same size.
 
 llama.cpp has no RecurrentGemma. Batches are assembled by hand, like llama.cpp's server does.
 """
@@ -11,8 +11,8 @@ from typing import Any
 
 import llama_cpp
 import numpy as np
-from llamacpp_model import write_gguf
-from models import LLAMA
+from llamacpp_model import FOUR_BITS, write_gguf
+from models import FOUR_BIT_LLAMA, LLAMA
 from protocol import Command, answer_all, draw_prompts, versions
 
 BATCH = 512
@@ -85,12 +85,12 @@ class Peer:
 
 
 def start(wanted: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Command]]:
-    path = Path(wanted["folder"]) / "model.gguf"
-    write_gguf(path, LLAMA)
+    path = Path(wanted["folder"]) / f"{wanted['dtype']}.gguf"
+    write_gguf(path, FOUR_BIT_LLAMA if wanted["dtype"] in FOUR_BITS else LLAMA, wanted["dtype"])
     peer = Peer(path, wanted["rows"], wanted["length"], wanted["threads"])
     facts = {
         "parameters": peer.num_parameters,
-        "dtype": "Q8_0",
+        "dtype": wanted["dtype"],
         "versions": versions(("llama-cpp-python", "gguf")),
     }
     return facts, {"warm": peer.warm, "decode": peer.decode}

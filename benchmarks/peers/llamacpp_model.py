@@ -1,20 +1,49 @@
-"""Writes the Llama that llama.cpp runs: random weights in Q8_0, and a vocabulary of made-up words.
+"""Writes the Llama that llama.cpp runs: random weights in one of its types, and a vocabulary of made-up words.
 
 Requires the peer's Python: `python llamacpp_model.py FILE.gguf`.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 import gguf
+import llama_cpp
 import numpy as np
 from models import LLAMA, RESERVED, Llama, vocabulary
 
+FOUR_BITS: Final[Mapping[str, int]] = {
+    "Q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0,
+    "Q4_K_M": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M,
+}
+"""Types in which llama.cpp itself quantizes, as its users do, since it chooses a type for each matrix."""
 
-def write_gguf(path: Path, model: Llama) -> None:
-    """Writes random weights of usual sizes, all matrices in Q8_0, and the vocabulary."""
+
+def write_gguf(path: Path, model: Llama, dtype: str = "Q8_0") -> None:
+    """Writes random weights of usual sizes, all matrices in one type, and the vocabulary.
+
+    Args:
+      dtype: Name of a type of gguf, or a key of `FOUR_BITS`.
+
+    Raises:
+      RuntimeError: llama.cpp cannot quantize the model.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if dtype not in FOUR_BITS:
+        write_matrices(path, model, gguf.GGMLQuantizationType[dtype])
+        return
+    halves = path.with_suffix(".f16.gguf")
+    write_matrices(halves, model, gguf.GGMLQuantizationType.F16)
+    wanted = llama_cpp.llama_model_quantize_default_params()
+    wanted.ftype = FOUR_BITS[dtype]
+    if llama_cpp.llama_model_quantize(str(halves).encode(), str(path).encode(), wanted):
+        raise RuntimeError(f"llama.cpp cannot quantize {halves} to {dtype}")
+    halves.unlink()
+
+
+def write_matrices(path: Path, model: Llama, kind: gguf.GGMLQuantizationType) -> None:
+    """Writes the file, all matrices in `kind` and vectors in float32."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(model.depth)
     writer.add_context_length(model.max_length)
@@ -29,14 +58,13 @@ def write_gguf(path: Path, model: Llama) -> None:
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_vocab_size(model.vocab_size)
     add_vocabulary(writer, vocabulary(model.vocab_size))
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{kind.name}"])
     chance = np.random.default_rng(0)
     for name, shape in shapes(model).items():
         if len(shape) == 1:
             writer.add_tensor(name, np.ones(shape, np.float32))
             continue
         values = chance.standard_normal(shape, np.float32) / np.sqrt(shape[1])
-        kind = gguf.GGMLQuantizationType.Q8_0
         writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

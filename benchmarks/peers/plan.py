@@ -46,6 +46,9 @@ TARGET_TASK = "closed 32"
 AGREEING = ("official nano", "hf nano", "roost nano")
 """Contestants that get prompts in both ways."""
 
+FOUR_BITS = ("Q4_0", "Q4_K_M")
+"""llama.cpp's types that int4 is compared with."""
+
 
 @dataclass(frozen=True)
 class Entrant:
@@ -131,6 +134,7 @@ class Goal:
 
 BF16: Final = ("--dtype", "bfloat16")
 INT8: Final = ("--dtype", "bfloat16", "--quantize", "int8")
+INT4: Final = ("--dtype", "bfloat16", "--quantize", "int4")
 THROUGHPUT: Final = ("--itl-target-ms", "0")
 
 
@@ -185,6 +189,17 @@ class _Makers:
         }
         return Entrant(stage, title, "vllm_cpu.py", "vllm_cpu", wanted, seconds=seconds)
 
+    def llama(self, stage: str, dtype: str) -> Entrant:
+        wanted = {
+            "folder": f"{self.work}/llama-small",
+            "dtype": dtype,
+            "rows": 32,
+            "length": 640,
+            "threads": self.threads,
+        }
+        title = f"llama.cpp, Llama of the same size, {dtype}"
+        return Entrant(stage, title, "llamacpp.py", "llama_cpp", wanted, seconds=5)
+
     def served(
         self, title: str, server: str, peer: str, dtype: str, packages: Sequence[str], seconds: float
     ) -> Entrant:
@@ -233,7 +248,6 @@ def _entrants_of_jobs(make: _Makers) -> dict[str, Entrant]:
 
 def _entrants_of_phases(make: _Makers) -> dict[str, Entrant]:
     engine = {"model": f"random:{make.work}/small/config.json", "slots": 32, "threads": make.threads}
-    llama = {"folder": f"{make.work}/llama-small", "rows": 32, "length": 640, "threads": make.threads}
     return {
         "roost bf16": make.roost("small", "Roost, bf16", "small", *BF16, slots=32, dtype="bfloat16", seconds=60),
         "roost int8": make.roost("small", "Roost, int8", "small", *INT8, slots=32, dtype="int8", seconds=60),
@@ -242,9 +256,9 @@ def _entrants_of_phases(make: _Makers) -> dict[str, Entrant]:
         "hf": make.griffin("small", "HF transformers, bf16", "hf", "small", "bfloat16", 6),
         "vllm eager": make.vllm("small", "vLLM, Llama of the same size, bf16, eager", True, 25),
         "vllm compiled": make.vllm("small", "vLLM, Llama of the same size, bf16, compiled", False, 60),
-        "llama.cpp": Entrant(
-            "small", "llama.cpp, Llama of the same size, Q8_0", "llamacpp.py", "llama_cpp", llama, seconds=5
-        ),
+        "llama.cpp Q8_0": make.llama("small", "Q8_0"),
+        "roost int4": make.roost("int4", "Roost, int4", "small", *INT4, slots=32, dtype="int4", seconds=60),
+        **{f"llama.cpp {dtype}": make.llama("int4", dtype) for dtype in FOUR_BITS},
         "roost 2b int8": make.roost("2b", "Roost, 2B, int8", "2b", *INT8, slots=8, dtype="int8", seconds=90),
         "hf 2b": make.griffin("2b", "HF transformers, 2B, bf16", "hf", "2b", "bfloat16", 30),
         "roost demo": make.roost("demo", "Roost, demo model", "demo", slots=64, dtype="bfloat16", seconds=40),
@@ -298,11 +312,12 @@ def _tasks_of_phases(work: str, cache: str) -> dict[str, Task]:
         "early": 2048,
         "late": 16384,
     }
+    four_bits = ("roost int4", *(f"llama.cpp {dtype}" for dtype in FOUR_BITS))
     mixed = {"rows": 6, "prompt": 256, "new": 192, "arrivals": 8, "long": 2048}
     return {
-        "decode 1": _decode_task(1, {"roost bf16": 4, "roost int8": 3, "hf": 5}),
-        "decode 8": _decode_task(8, {**fast, "official": 18, "llama.cpp": 16}),
-        "decode 32": _decode_task(32, {**many, "official": 52, "llama.cpp": 50}),
+        "decode 1": _decode_task(1, {"roost bf16": 4, "roost int8": 3, "hf": 5, **dict.fromkeys(four_bits, 3)}),
+        "decode 8": _decode_task(8, {**fast, "official": 18, "llama.cpp Q8_0": 16, **dict.fromkeys(four_bits, 16)}),
+        "decode 32": _decode_task(32, {**many, "official": 52, "llama.cpp Q8_0": 50, **dict.fromkeys(four_bits, 50)}),
         "prefill 8": Task(
             "prefill", {"rows": 8, "prompt": 512}, {"prompt": 64}, {"roost bf16": 3, "roost int8": 2, "hf": 3}
         ),
@@ -401,8 +416,13 @@ def _goals_of_phases() -> list[Goal]:
         _decode_goal("single", "hf", 1, "int8", 1.5, 2),
         _decode_goal("vllm", "vllm eager", 32, "int8", 1.2, 1.5),
         _decode_goal("vllm", "vllm compiled", 8, "int8", 1.0, 1.5),
-        _decode_goal("llama", "llama.cpp", 8, "int8", None, None),
-        _decode_goal("llama", "llama.cpp", 32, "int8", None, None),
+        _decode_goal("llama", "llama.cpp Q8_0", 8, "int8", None, None),
+        _decode_goal("llama", "llama.cpp Q8_0", 32, "int8", None, None),
+        *(
+            _decode_goal("int4", f"llama.cpp {dtype}", rows, "int4", at_least, None)
+            for rows, at_least in ((1, None), (8, 1.0), (32, 1.0))
+            for dtype in FOUR_BITS
+        ),
         _prefill_goal("bf16", 1.0),
         _prefill_goal("int8", 1.3),
     ]
@@ -509,7 +529,8 @@ def _goals_of_starts_and_streams() -> list[Goal]:
 
 def _decode_goal(family: str, peer: str, rows: int, kind: str, at_least: float | None, stretch: float | None) -> Goal:
     task = f"decode {rows}"
-    names = {"official": "the official JAX sampler", "hf": "HF generate", "llama.cpp": "llama.cpp (Llama, Q8_0)"}
+    names = {"official": "the official JAX sampler", "hf": "HF generate"}
+    names |= {f"llama.cpp {dtype}": f"llama.cpp (Llama, {dtype})" for dtype in ("Q8_0", *FOUR_BITS)}
     name = names.get(peer, f"{peer.replace('vllm', 'vLLM')} (Llama)")
     what = "a single stream" if rows == 1 else f"{rows} at a time"
     return Goal(

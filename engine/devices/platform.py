@@ -125,7 +125,7 @@ CPU_MESH: Final = Platform(
 CPU: Final = replace(
     CPU_MESH,
     name="cpu",
-    decode_rows=(4, 8, 16, 32, 64, 128, 256),
+    decode_rows=(1, 4, 8, 16, 32, 64, 128, 256),
     decode_steps=8,
     window_block=512,
     prefill_rows=1,  # a prompt's tokens fill the cores as well as several prompts'

@@ -1,4 +1,4 @@
-"""A request has the same bits in steps of 4, 8 and 16 slots."""
+"""A request has the same bits in steps of 1, 4, 8 and 16 slots."""
 
 from typing import Any
 
@@ -49,7 +49,7 @@ def test_requests_alone_are_those_in_a_crowd(fields: dict[str, Any]) -> None:
         return serve(EngineCore(Scheduler(runner.slots, 100, runner.limits), runner), some)
 
     alone = served(requests[:1]) | served(requests[1:2])
-    for count in (7, 16):
+    for count in (3, 7, 16):
         crowd = served(requests[:count])
         assert {name: crowd[name] for name in alone} == alone
     runner.close()

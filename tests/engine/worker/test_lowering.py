@@ -24,7 +24,7 @@ DTYPE = jnp.dtype("float32")
 
 
 def served_on(platform: Platform) -> ServedPrograms:
-    """Returns the programs of eight slots, which are two groups on a CPU."""
+    """Returns the programs of eight slots, which are three groups on a CPU."""
     graph, params = abstract_model(CONFIG, DTYPE, platform)
     pool = jax.eval_shape(lambda: new_pool(CONFIG, 8, DTYPE, platform))
     model = ModelShapes(CONFIG, graph, params, pool, DTYPE)
@@ -69,9 +69,9 @@ def test_a_step_of_all_slots_takes_all_parameters_and_the_whole_pool(platform: P
 
 def test_a_step_of_the_first_slots_leaves_the_other_groups_alone(served: ServedPrograms) -> None:
     kept, donated = taken(served, served.programs.decode[4])
-    second = {name for name in stays(served) if "groups[1]" in name}
-    assert second
-    assert kept | donated == stays(served) - second - ENDS
+    third = {name for name in stays(served) if "groups[2]" in name}
+    assert third
+    assert kept | donated == stays(served) - third - ENDS
 
 
 def test_a_slice_takes_its_layers_parameters_and_states(served: ServedPrograms) -> None:

@@ -86,7 +86,7 @@ def test_drafts_take_a_program_for_each_number_of_slots_that_leaves_room_for_the
         )
         for pool, settings in zip(pools, (None, Speculation()), strict=True)
     ]
-    assert [list(each.speculate) for each in programs] == [[], [4, 8, 16, 32]]
+    assert [list(each.speculate) for each in programs] == [[], [1, 4, 8, 16, 32]]
     assert len(jax.tree.leaves(pools[1])) == len(jax.tree.leaves(pools[0])) + 2
 
 
@@ -103,7 +103,7 @@ def test_a_round_with_drafts_copies_no_ring() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "groups"), [(2, (2,)), (4, (4,)), (6, (4, 2)), (32, (4, 4, 8, 16)), (33, (4, 4, 8, 16, 1))]
+    ("rows", "groups"), [(1, (1,)), (2, (1, 1)), (4, (1, 3)), (32, (1, 3, 4, 8, 16)), (33, (1, 3, 4, 8, 16, 1))]
 )
 def test_groups_of_slots(rows: int, groups: tuple[int, ...]) -> None:
     config = ModelConfig(64, 64, 64, 1, 64, ("recurrent", "attention"))
