@@ -1,10 +1,13 @@
 """Measures speculative decoding: tokens per second of an engine with drafts and without, in turns.
 
     python benchmarks/speculation.py [--model demo] [--quantize int8] [--streams 1 4] [--tokens 96] [--rounds 3]
+        [--prompts copy new predicted edit schema] [--temperatures 0 1]
 
-Three kinds of prompts: "copy" asks for a text that the prompt has, "new" for one that it has not, and "schema" for
-JSON of a schema that forces much of it. Models without a tokenizer (`random:CONFIG.json`) get random tokens, once
-repeated and once not; what they generate is not language, so only the greedy cycles that they fall into are drafted.
+Kinds of prompts: "copy" asks for a text that the prompt has, "new" for one that it has not, and "schema" for JSON of a
+schema that forces much of it. "predicted" is "new" with its own output as prediction, and "edit" with one in 16 tokens
+of it replaced, as of a text that is changed here and there. Models without a tokenizer (`random:CONFIG.json`) get
+random tokens, once repeated and once not; what they generate is not language, so without a prediction only the greedy
+cycles that they fall into are drafted.
 Each kind runs greedily, and sampled at temperature 1.
 
 One engine serves all runs, first without drafts and then with them (A/B/A/B), so that noise of the machine meets both.
@@ -33,6 +36,7 @@ from roost.engine import (
     Speculation,
     load_runner,
 )
+from roost.engine.types.speculation import MAX_PREDICTION
 from roost.server.commands.bench.environment import machine, now
 from roost.server.constraints.grammar import Grammar, GrammarCompiler, GrammarLimits, json_spec
 from roost.server.model_hub import find_model
@@ -52,7 +56,6 @@ SCHEMA = {
     "required": list(NAMES),
     "additionalProperties": False,
 }
-TEMPERATURES = (0.0, 1.0)
 
 
 class Run(NamedTuple):
@@ -71,11 +74,17 @@ class Run(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """A prompt, and the grammars of its outputs without drafts and with them."""
+    """A kind of prompts.
+
+    Attributes:
+      grammars: Grammars of the outputs without drafts and with them.
+      replaced: Distance of two tokens of the prediction that are not those of the output; None without a prediction.
+    """
 
     prompt: tuple[int, ...]
     grammars: tuple[Grammar | None, Grammar | None] = (None, None)
     end_token_ids: tuple[int, ...] = ()
+    replaced: int | None = None
 
 
 def kinds_of(model: str) -> dict[str, Kind]:
@@ -83,10 +92,25 @@ def kinds_of(model: str) -> dict[str, Kind]:
     if not model.startswith("random:"):
         tokenizer = open_tokenizer(find_model(model))
         prompts = {name: tuple(tokenizer.encode(text, control_tokens=False)) for name, text in PROMPTS.items()}
-        kinds = {name: Kind(prompt) for name, prompt in prompts.items()}
-        return kinds | {"schema": Kind(prompts["schema"], grammars_of(tokenizer), tokenizer.end_token_ids)}
+        schema = Kind(prompts["schema"], grammars_of(tokenizer), tokenizer.end_token_ids)
+        return kinds_of_tokens(prompts["copy"], prompts["new"]) | {"schema": schema}
     ids = np.random.default_rng(0).integers(3, 200, 40).tolist()
-    return {"copy": Kind((*ids, *ids)), "new": Kind(tuple(ids))}
+    return kinds_of_tokens((*ids, *ids), tuple(ids))
+
+
+def kinds_of_tokens(copy: tuple[int, ...], new: tuple[int, ...]) -> dict[str, Kind]:
+    return {
+        "copy": Kind(copy),
+        "new": Kind(new),
+        "predicted": Kind(new, replaced=MAX_PREDICTION + 1),
+        "edit": Kind(new, replaced=16),
+    }
+
+
+def with_prediction(request: Request, output: Sequence[int], replaced: int) -> Request:
+    """Returns the request with its output as prediction, in which each `replaced`-th token repeats the one before."""
+    ids = [output[i - 1] if (i + 1) % replaced == 0 else token for i, token in enumerate(output)]
+    return replace(request, predicted_token_ids=ids)
 
 
 def grammars_of(tokenizer: Tokenizer) -> tuple[Grammar, Grammar]:
@@ -123,8 +147,12 @@ def measure(
     params = SamplingParams(max_tokens=options.tokens, temperature=temperature, end_token_ids=kind.end_token_ids)
     requests = [Request(str(seed), kind.prompt, params.with_seed(seed)) for seed in range(streams)]
     plain, ahead = kind.grammars
+    drafting = requests
+    if kind.replaced is not None:
+        outputs = run(runner, requests, plain, drafts=False).tokens
+        drafting = [with_prediction(*pair, kind.replaced) for pair in zip(requests, outputs, strict=True)]
     runs = [
-        (run(runner, requests, plain, drafts=False), run(runner, requests, ahead, drafts=True))
+        (run(runner, requests, plain, drafts=False), run(runner, drafting, ahead, drafts=True))
         for _ in range(options.rounds)
     ]
     assert all(off.tokens == on.tokens for off, on in runs), "drafts have changed tokens"
@@ -151,6 +179,8 @@ def main() -> None:
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--prompts", nargs="+", default=["copy", "new", "predicted", "edit", "schema"])
+    parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 1.0])
     options = parser.parse_args()
     slots = max(4, *options.streams)
     config = EngineConfig(slots, prefill_chunk=64, quantize=options.quantize, speculation=Speculation())
@@ -169,7 +199,8 @@ def main() -> None:
     rows = [
         [name, *measure(runner, kind, temperature, streams, options)]
         for name, kind in kinds_of(options.model).items()
-        for temperature in TEMPERATURES
+        if name in options.prompts
+        for temperature in options.temperatures
         for streams in options.streams
     ]
     print(table(heads, rows))

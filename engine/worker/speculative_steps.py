@@ -60,9 +60,12 @@ class _Carry(NamedTuple):
 
 
 def pair_sizes(rows: int, settings: Speculation) -> tuple[int, ...]:
-    """Returns the numbers of tokens of a round for which code is compiled; none if the rows alone fill the largest."""
+    """Returns the numbers of tokens of a round for which code is compiled; none if the rows nearly fill the largest.
+
+    A round of fewer rows than `rows` has room for drafts in the smallest size too.
+    """
     enough = rows * (1 + settings.num_tokens)
-    sizes = [size for size in _PAIRS if size >= rows]
+    sizes = [size for size in _PAIRS if size >= 2 * rows]
     needed = [size for size, before in zip(sizes, [0, *sizes], strict=False) if before < enough]
     return tuple(needed)
 

@@ -86,7 +86,7 @@ def test_drafts_take_a_program_for_each_number_of_slots_that_leaves_room_for_the
         )
         for pool, settings in zip(pools, (None, Speculation()), strict=True)
     ]
-    assert [list(each.speculate) for each in programs] == [[], [1, 4, 8, 16, 32]]
+    assert [list(each.speculate) for each in programs] == [[], [1, 4, 8, 16]]
     assert len(jax.tree.leaves(pools[1])) == len(jax.tree.leaves(pools[0])) + 2
 
 
