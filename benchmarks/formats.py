@@ -38,8 +38,8 @@ def line(rows: int, steps: Mapping[str, list[float]]) -> list[str]:
     """Returns a line of the table: medians, and the ratios of the first format to the others within a round."""
     first, *others = steps.values()
     ratios = [sorted(a / b for a, b in zip(first, other, strict=True)) for other in others]
-    told = [f"{statistics.median(each):.2f} ({each[0]:.2f}–{each[-1]:.2f})" for each in ratios]
-    return [str(rows), *(f"{statistics.median(each):.1f}" for each in steps.values()), *told]
+    shown = [f"{statistics.median(each):.2f} ({each[0]:.2f}–{each[-1]:.2f})" for each in ratios]
+    return [str(rows), *(f"{statistics.median(each):.1f}" for each in steps.values()), *shown]
 
 
 def main() -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 import llama_cpp
 import numpy as np
-from llamacpp_model import FOUR_BITS, write_gguf
-from models import FOUR_BIT_LLAMA, LLAMA
+from llamacpp_model import write_gguf
+from models import FOUR_BIT_LLAMA, FOUR_BITS, LLAMA
 from protocol import Command, answer_all, draw_prompts, versions
 
 BATCH = 512

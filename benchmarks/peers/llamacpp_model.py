@@ -4,27 +4,21 @@ Requires the peer's Python: `python llamacpp_model.py FILE.gguf`.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
 import gguf
 import llama_cpp
 import numpy as np
-from models import LLAMA, RESERVED, Llama, vocabulary
-
-FOUR_BITS: Final[Mapping[str, int]] = {
-    "Q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0,
-    "Q4_K_M": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M,
-}
-"""Types in which llama.cpp itself quantizes, as its users do, since it chooses a type for each matrix."""
+from models import FOUR_BITS, LLAMA, RESERVED, Llama, vocabulary
 
 
 def write_gguf(path: Path, model: Llama, dtype: str = "Q8_0") -> None:
-    """Writes random weights of usual sizes, all matrices in one type, and the vocabulary.
+    """Writes random weights of usual sizes, and the vocabulary.
 
     Args:
-      dtype: Name of a type of gguf, or a key of `FOUR_BITS`.
+      dtype: Type of gguf for all matrices, or one of `FOUR_BITS`, in which llama.cpp quantizes and chooses a type for
+        each matrix.
 
     Raises:
       RuntimeError: llama.cpp cannot quantize the model.
@@ -36,7 +30,7 @@ def write_gguf(path: Path, model: Llama, dtype: str = "Q8_0") -> None:
     halves = path.with_suffix(".f16.gguf")
     write_matrices(halves, model, gguf.GGMLQuantizationType.F16)
     wanted = llama_cpp.llama_model_quantize_default_params()
-    wanted.ftype = FOUR_BITS[dtype]
+    wanted.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{dtype}")
     if llama_cpp.llama_model_quantize(str(halves).encode(), str(path).encode(), wanted):
         raise RuntimeError(f"llama.cpp cannot quantize {halves} to {dtype}")
     halves.unlink()

@@ -154,5 +154,8 @@ GRIFFINS = {model.name: model for model in (SMALL, TWO_B, NANO)}
 LLAMA = Llama("llama-small", 768, 12, 6, 2, 128, 2400, 32_000, 4096)
 """Model within 0.2% of `SMALL`'s parameters; the MLP's width is a multiple of 32 for llama.cpp's Q8_0."""
 
+FOUR_BITS = ("Q4_0", "Q4_K_M")
+"""llama.cpp's types that int4 is compared with."""
+
 FOUR_BIT_LLAMA = replace(LLAMA, mlp_width=2304)
 """Model of 98 % of `LLAMA`'s parameters, whose widths are multiples of 256 for llama.cpp's K-quants."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from models import GRIFFINS
+from models import FOUR_BITS, GRIFFINS
 
 PROMPT_LENGTHS = (5, 17, 40, 64)
 """Lengths of the prompts that are sent alone and in one batch."""
@@ -45,9 +45,6 @@ TARGET_TASK = "closed 32"
 
 AGREEING = ("official nano", "hf nano", "roost nano")
 """Contestants that get prompts in both ways."""
-
-FOUR_BITS = ("Q4_0", "Q4_K_M")
-"""llama.cpp's types that int4 is compared with."""
 
 
 @dataclass(frozen=True)

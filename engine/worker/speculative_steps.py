@@ -60,10 +60,7 @@ class _Carry(NamedTuple):
 
 
 def pair_sizes(rows: int, settings: Speculation) -> tuple[int, ...]:
-    """Returns the numbers of tokens of a round for which code is compiled; none if the rows nearly fill the largest.
-
-    A round of fewer rows than `rows` has room for drafts in the smallest size too.
-    """
+    """Returns the numbers of tokens of a round for which code is compiled. Each has room for a draft of every row."""
     enough = rows * (1 + settings.num_tokens)
     sizes = [size for size in _PAIRS if size >= 2 * rows]
     needed = [size for size, before in zip(sizes, [0, *sizes], strict=False) if before < enough]
