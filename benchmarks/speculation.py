@@ -10,17 +10,19 @@ random tokens, once repeated and once not; what they generate is not language, s
 cycles that they fall into are drafted.
 Each kind runs greedily, and sampled at temperature 1.
 
-One engine serves all runs, first without drafts and then with them (A/B/A/B), so that noise of the machine meets both.
-The outputs are compared: a difference is an error. Their numbers, of all streams, are those without drafts and with
-them in the last round. Times are from the first step to the last, prefill included.
+Two engines with the same programs serve a row's runs in turns, one without drafts and one with them, so that noise of
+the machine meets both; every other round begins with drafts (A/B/B/A). As in a server, the engine remembers from run to
+run whether drafts save time. The outputs are compared: a difference is an error. Their numbers, of all streams, are
+those without drafts and with them in the last round. Times are from the first step to the last, prefill included.
 """
 
 import argparse
 import asyncio
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -123,10 +125,14 @@ def grammars_of(tokenizer: Tokenizer) -> tuple[Grammar, Grammar]:
     return asyncio.run(compiled(0)), asyncio.run(compiled(Speculation().num_tokens))
 
 
-def run(runner: ModelRunner, requests: Sequence[Request], grammar: Grammar | None, *, drafts: bool) -> Run:
-    """Runs requests together, each with its own constraint if there is a grammar."""
+def core_of(runner: ModelRunner, *, drafts: bool) -> EngineCore:
     limits = runner.limits if drafts else replace(runner.limits, speculation=None)
-    core = EngineCore(Scheduler(runner.slots, len(requests), limits), runner)
+    return EngineCore(Scheduler(runner.slots, runner.slots, limits), runner)
+
+
+def run(core: EngineCore, requests: Sequence[Request], grammar: Grammar | None) -> Run:
+    """Runs requests together, each with its own constraint if there is a grammar."""
+    drafted, accepted = counts(core)
     tokens: dict[str, list[int]] = {request.id: [] for request in requests}
     for request in requests:
         core.add(request if grammar is None else replace(request, constraint=grammar.constraint()))
@@ -135,9 +141,23 @@ def run(runner: ModelRunner, requests: Sequence[Request], grammar: Grammar | Non
         for name, output in core.step():
             tokens[name] += output.token_ids
             outputs += 1
-    seconds, counts = time.perf_counter() - start, core.stats.drafts
-    drafted, accepted = (0, 0) if counts is None else (counts.tokens, sum(counts.accepted))
-    return Run([tuple(each) for each in tokens.values()], seconds, outputs, drafted, accepted)
+    seconds, (all_drafted, all_accepted) = time.perf_counter() - start, counts(core)
+    own_tokens = [tuple(each) for each in tokens.values()]
+    return Run(own_tokens, seconds, outputs, all_drafted - drafted, all_accepted - accepted)
+
+
+def counts(core: EngineCore) -> tuple[int, int]:
+    """Returns the numbers of drafted and of accepted tokens so far."""
+    drafts = core.stats.drafts
+    return (0, 0) if drafts is None else (drafts.tokens, sum(drafts.accepted))
+
+
+def in_turns(plainly: Callable[[], Run], drafting: Callable[[], Run], *, swap: bool) -> tuple[Run, Run]:
+    """Returns the results of both, of which the second one runs first if they swap."""
+    if swap:
+        after = drafting()
+        return plainly(), after
+    return plainly(), drafting()
 
 
 def measure(
@@ -146,18 +166,19 @@ def measure(
     """Returns the row of a table."""
     params = SamplingParams(max_tokens=options.tokens, temperature=temperature, end_token_ids=kind.end_token_ids)
     requests = [Request(str(seed), kind.prompt, params.with_seed(seed)) for seed in range(streams)]
+    without, with_ = core_of(runner, drafts=False), core_of(runner, drafts=True)
     plain, ahead = kind.grammars
-    drafting = requests
+    predicting = requests
     if kind.replaced is not None:
-        outputs = run(runner, requests, plain, drafts=False).tokens
-        drafting = [with_prediction(*pair, kind.replaced) for pair in zip(requests, outputs, strict=True)]
+        outputs = run(without, requests, plain).tokens
+        predicting = [with_prediction(*pair, kind.replaced) for pair in zip(requests, outputs, strict=True)]
     runs = [
-        (run(runner, requests, plain, drafts=False), run(runner, drafting, ahead, drafts=True))
-        for _ in range(options.rounds)
+        in_turns(partial(run, without, requests, plain), partial(run, with_, predicting, ahead), swap=index % 2 == 1)
+        for index in range(options.rounds)
     ]
     assert all(off.tokens == on.tokens for off, on in runs), "drafts have changed tokens"
     off, on = (statistics.median(each.speed for each in side) for side in zip(*runs, strict=True))
-    ratios = [with_.speed / without.speed for without, with_ in runs]
+    ratios = [drafting.speed / plainly.speed for plainly, drafting in runs]
     plainly, last = runs[-1]
     accepted = f"{last.accepted} of {last.drafted}"
     spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
@@ -185,6 +206,7 @@ def main() -> None:
     slots = max(4, *options.streams)
     config = EngineConfig(slots, prefill_chunk=64, quantize=options.quantize, speculation=Speculation())
     runner = load_runner(find_model(options.model), config)
+    runner.finish_compiling()
     print(f"{options.model}, {options.quantize or 'as stored'}; {where(machine())}; {now()}; {commit()}\n")
     heads = [
         "prompt",

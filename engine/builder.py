@@ -46,7 +46,8 @@ from .types.host_memory import available_memory, release_freed_memory
 from .types.simulation import SIMULATED
 from .types.speculation import NO_DRAFTS, Speculation, history_bytes
 from .types.units import shown_bytes
-from .worker.compilation import CompileCounter, CompiledPrograms, compile_served
+from .worker.background_compilation import BackgroundCompiler, CompileCounter
+from .worker.compilation import CompiledPrograms, compile_served
 from .worker.executor import DeviceArrays, Executor
 from .worker.known_slots import read_slots, slots_key, write_slots
 from .worker.loading import OpenWeights, open_weights
@@ -117,13 +118,14 @@ def _engine(
 
 
 def load_runner(source: ModelSource, config: EngineConfig, progress: Progress | None = None) -> ModelRunner:
-    """Returns a runner whose programs are all compiled; see `load_engine`."""
+    """Returns a runner, which still compiles the programs with drafts if there are any; see `load_engine`."""
     source = source.with_kv_dtype(config.kv_dtype)
     executor = _load_executor(source, config, progress or _no_progress)
     layout = executor.layout
     steps = _affordable_steps(executor) if layout.step_shapes.decode_steps > 1 else 1
     limits = step_limits(layout, executor.programs.decode, config, steps)
     identity = model_identity(source, layout.dtype.name, config.quantize, config.seed)
+    executor.compile_later()
     return ModelRunner(executor, limits, state_format(layout, identity), keeps_snapshots=config.state_cache_gib != 0)
 
 
@@ -172,7 +174,8 @@ def _load_executor(source: ModelSource, config: EngineConfig, report: Progress) 
     leader = connect_followers(hosts) if hosts is not None and hosts.is_leader else None
     compiles = CompileCounter()
     compiles.start()
-    return Executor(layout, programs, compiled.outcomes, DeviceArrays(params, pool), compiles, leader)
+    later = BackgroundCompiler(compiled.served, open_trace_cache(config.compile_cache, layout))
+    return Executor(layout, programs, compiled.outcomes, DeviceArrays(params, pool), compiles, later, leader)
 
 
 def _check_speculation(speculation: Speculation, model: ModelConfig, platform: Platform) -> None:

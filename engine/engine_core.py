@@ -53,6 +53,10 @@ class Runner(Protocol):
         """Number of XLA compilations after warm-up."""
 
     @property
+    def is_compiling(self) -> bool:
+        """Whether programs are being compiled that it does without until then."""
+
+    @property
     def restore_seconds(self) -> float:
         """Total time spent on restoring snapshots."""
 
@@ -213,6 +217,11 @@ class EngineCore:
         self._count_tokens(0, _num_tokens(outputs))
         self.stats = self._current_stats()
         return [output for output in outputs if output[0] != CANARY_ID]
+
+    @property
+    def is_compiling(self) -> bool:
+        """Whether programs are being compiled. Only the process's exit ends that at once."""
+        return self._runner.is_compiling
 
     def close(self) -> None:
         """Closes the runner, and completes the writes of the prefix cache."""

@@ -102,6 +102,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
             "engine/async_engine.py",
             "engine/devices/hosts.py",
             "engine/prefix_cache/disk.py",
+            "engine/worker/background_compilation.py",
             "server/database/call.py",  # a caller on the event loop interrupts a statement on its thread
             "server/llm/event_loop.py",
             "server/constraints/grammar/process.py",

@@ -144,7 +144,7 @@ def open_target(chip: str, shape: MeshShape) -> Target:
 def _verification(compiled: CompiledPrograms, limit_bytes: int, estimated: int | None) -> Verification:
     needs = demands(compiled.memory, limit_bytes)
     served, outcomes = compiled.served, compiled.outcomes
-    programs = (_verified(each, outcomes[each.label], needs[each.label]) for each in served.programs.traced)
+    programs = (_verified(each, outcomes[each.label], needs[each.label]) for each in served.programs.at_start)
     return Verification(served.layout.slots, estimated, limit_bytes, tuple(programs))
 
 

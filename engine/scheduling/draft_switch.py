@@ -3,23 +3,20 @@
 from dataclasses import dataclass
 from typing import Final
 
-_PLAIN_BATCHES: Final = 2
-"""Number of batches without drafts that are measured once some with drafts were."""
-
 _FIRST_PAUSE: Final = 4
 """Number of batches without drafts after those with drafts took longer."""
 
 _MAX_PAUSE: Final = 512
 """Number beyond which pauses no longer double."""
 
-_TRIAL: Final = 4
+_TRIAL: Final = 2
 """Number of batches with drafts after which they are judged."""
 
 _TERM: Final = 128
 """Number of batches with drafts after which one without them is measured again."""
 
 _WEIGHT: Final = 1 / 4
-"""Weight of a new measurement in a mean."""
+"""Weight of a new measurement in a mean, unless it is one of the first, which weigh the same."""
 
 _MAX_GROWTH: Final = 2.0
 """Maximum ratio of a measurement to its mean that counts, so that a single outlier changes little."""
@@ -78,7 +75,7 @@ class DraftSwitch:
         if has_drafts:
             _add_drafted(record, sum(num_tokens) / len(num_tokens), seconds)
         else:
-            record.plain_s = _updated(record.plain_s, seconds / max(num_tokens))
+            record.plain_s = _updated(record.plain_s, seconds / max(num_tokens), _WEIGHT)
             record.pause = max(record.pause - 1, 0)
 
     def _record_of(self, num_requests: int, steps: int) -> _Record:
@@ -89,9 +86,9 @@ def _add_drafted(record: _Record, num_tokens: float, seconds: float) -> None:
     """Adds a batch with drafts and the mean tokens of its requests; begins a pause if one is due."""
     record.num_drafted += 1
     if record.plain_s is None:
-        record.pause = _PLAIN_BATCHES if record.num_drafted >= _TRIAL else 0
+        record.pause = 1 if record.num_drafted >= _TRIAL else 0
         return
-    record.cost = _updated(record.cost, seconds / (num_tokens * record.plain_s))
+    record.cost = _updated(record.cost, seconds / (num_tokens * record.plain_s), max(_WEIGHT, 1 / record.num_drafted))
     if record.num_drafted >= _TRIAL and record.cost > 1:
         record.pause, record.next_pause = record.next_pause, min(2 * record.next_pause, _MAX_PAUSE)
         record.cost, record.num_drafted = None, 0
@@ -99,5 +96,5 @@ def _add_drafted(record: _Record, num_tokens: float, seconds: float) -> None:
         record.pause, record.next_pause, record.num_drafted = 1, _FIRST_PAUSE, 0
 
 
-def _updated(mean: float | None, value: float) -> float:
-    return value if mean is None else mean + _WEIGHT * (min(value, _MAX_GROWTH * mean) - mean)
+def _updated(mean: float | None, value: float, weight: float) -> float:
+    return value if mean is None else mean + weight * (min(value, _MAX_GROWTH * mean) - mean)

@@ -1,4 +1,4 @@
-"""Compilation of device programs ahead of the first request, and the count of compilations after that."""
+"""Compilation of device programs ahead of the first request."""
 
 import itertools
 import logging
@@ -7,10 +7,9 @@ from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, Future, as_completed
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-import jax.monitoring
 
 from .leaves import Leaves
 from .lowering import idle_bytes, lower
@@ -31,8 +30,6 @@ type CompiledProgram = Callable[..., tuple[Leaves, Any]]
 """A compiled program; takes and returns what `lowering.lower` says."""
 
 _logger = logging.getLogger(__name__)
-
-_COMPILE_EVENT: Final = "/jax/core/compile/backend_compile_duration"
 
 
 def compile_lowered(lowered: Any, options: Mapping[str, str]) -> Any:
@@ -87,7 +84,7 @@ def compile_served(
     check: Callable[[], None] = lambda: None,
     traces: TraceCache | None = None,
 ) -> CompiledPrograms:
-    """Compiles all programs of a served model with the options of its platform.
+    """Compiles the programs that a served model begins with, with the options of its platform.
 
     Args:
       executor: Threads that compile.
@@ -100,7 +97,7 @@ def compile_served(
     """
     start = time.monotonic()
     compiled = compile_all(
-        lowerings(served.programs.traced, served.model, traces), partial(_compile_beside_all, served), executor, report
+        lowerings(served.programs.at_start, served.model, traces), partial(compile_beside_all, served), executor, report
     )
     traced = time.monotonic()
     for done in as_completed(compiled.values()):
@@ -115,7 +112,7 @@ def compile_served(
     return CompiledPrograms(served, outcomes)
 
 
-def _compile_beside_all(served: ServedPrograms, lowered: Any) -> CompiledProgram:
+def compile_beside_all(served: ServedPrograms, lowered: Any) -> CompiledProgram:
     """Compiles a program; one that is refused needs memory for the parameters and slots that it does not take too."""
     try:
         compiled: CompiledProgram = compile_lowered(lowered, dict(served.layout.platform.compile_options))
@@ -154,26 +151,3 @@ def lowerings(
 ) -> dict[str, Callable[[], Any]]:
     """Returns a function per label that traces the program; see `lowering.lower`."""
     return {program.label: partial(lower, program, model, traces) for program in programs}
-
-
-class CompileCounter:
-    """Counts XLA compilations of this process from `start` to `stop`.
-
-    Attributes:
-      count: Number of compilations so far.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def start(self) -> None:
-        """Starts counting."""
-        jax.monitoring.register_event_duration_secs_listener(self._on_event)
-
-    def stop(self) -> None:
-        """Stops counting."""
-        jax.monitoring.unregister_event_duration_listener(self._on_event)
-
-    def _on_event(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
-        if event == _COMPILE_EVENT:
-            self.count += 1

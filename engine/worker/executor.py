@@ -21,8 +21,9 @@ from ..sampling.logprobs import Logprobs
 from ..sampling.sampler import Sampled
 from ..types.arrays import HostArray
 from ..types.output_constraint import TokenMask
-from .compilation import CompileCounter, CompiledProgram
-from .leaves import ArrayName, Leaves, leaf_slices, leaf_structures, used_leaves
+from .background_compilation import BackgroundCompiler, CompileCounter
+from .compilation import CompiledProgram
+from .leaves import ArrayName, Leaves, UsedLeaves, leaf_slices, leaf_structures, used_leaves
 from .programs import DevicePrograms, PrefillShape, Program
 from .served import DeviceLayout
 from .speculative_steps import Speculated
@@ -86,9 +87,10 @@ class Executor:
     Args:
       layout: The model's place on its devices.
       programs: The model's programs.
-      compiled: The compiled programs, by the label of the one that was traced.
+      compiled: The compiled programs, by the label of the one that was traced; without the ones of `programs.later`.
       arrays: Parameters and state pool.
       compiles: Counter of compilations since all programs were compiled.
+      later: Compiler of the programs that are missing, not started yet.
       leader: Connections to the followers, if this process leads several hosts.
 
     Every method that runs a program raises `EngineDeadError` if a host has been lost.
@@ -101,22 +103,36 @@ class Executor:
         compiled: Mapping[str, CompiledProgram],
         arrays: DeviceArrays,
         compiles: CompileCounter,
+        later: BackgroundCompiler,
         leader: Leader | None = None,
     ) -> None:
         self.layout = layout
         self.programs = programs
-        self.compiled = {program.label: compiled[program.traced.label] for program in programs}
-        self._traced = {label: used_leaves(program) for label, program in self.compiled.items()}
-        self._used = {program.label: self._traced[program.label].moved(program.moves) for program in programs}
+        self.compiled: dict[str, CompiledProgram] = {}
+        self._traced: dict[str, UsedLeaves] = {}
+        self._used: dict[str, UsedLeaves] = {}
         self.arrays = arrays
         self.compiles = compiles
         self.leader = leader
+        self.later = later
+        for program in programs:
+            if program not in programs.later:
+                self._add(program, compiled[program.traced.label])
+
+    def compile_later(self) -> None:
+        """Starts to compile the programs that are missing."""
+        self.later.start(self._add, self.compiles)
 
     def close(self) -> None:
-        """Stops counting compilations and lets followers end. The devices' memory goes with the last reference."""
+        """Stops compiling and counting, and lets followers end. The devices' memory goes with the last reference."""
+        self.later.stop()
         self.compiles.stop()
         if self.leader is not None:
             self.leader.close()
+
+    def has(self, program: Program[Any] | None) -> bool:
+        """Returns whether a program is there and compiled."""
+        return program is not None and program.label in self.compiled
 
     def decode(self, active: Bool[np.ndarray, " R"], steps: int) -> Sampled:
         """Generates tokens in the active slots.
@@ -212,6 +228,12 @@ class Executor:
         self.arrays.replace(used.written, written.arrays)
         returned: Result = result
         return returned
+
+    def _add(self, program: Program[Any], compiled: CompiledProgram) -> None:
+        """Adds a compiled program, which other threads find once all of it is there."""
+        self._traced[program.label] = used_leaves(compiled)
+        self._used[program.label] = self._traced[program.label].moved(program.moves)
+        self.compiled[program.label] = compiled
 
     def _place(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         """Returns the inputs as a program takes them. Without a mesh, it moves host arrays itself, which costs less."""

@@ -268,9 +268,14 @@ class DevicePrograms:
         yield from self.speculate.values()
 
     @property
-    def traced(self) -> tuple[Program[Any], ...]:
-        """Programs that are traced and compiled: every program without an equal one."""
-        return tuple(program for program in self if program.equal is None)
+    def at_start(self) -> tuple[Program[Any], ...]:
+        """Programs that are traced and compiled before the engine is ready: none with an equal one or of `later`."""
+        return tuple(program for program in self if program.equal is None and program not in self.later)
+
+    @property
+    def later(self) -> tuple[Program[Any], ...]:
+        """Programs that are compiled while the engine runs, which does without them until then."""
+        return tuple(self.speculate.values())
 
 
 def device_programs(

@@ -234,9 +234,19 @@ class ModelRunner:
         """Number of XLA compilations since every program was compiled."""
         return self.executor.compiles.count
 
+    @property
+    def is_compiling(self) -> bool:
+        """Whether programs that it does without until then are being compiled."""
+        return self.executor.later.is_running
+
+    def finish_compiling(self) -> None:
+        """Waits until every program is compiled."""
+        self.executor.later.wait()
+
     def close(self) -> None:
-        """Stops counting compilations and reads the last block states; the device's memory goes with the last
-        reference.
+        """Stops compiling and counting, and reads the last block states.
+
+        The device's memory goes with the last reference.
         """
         self._reader.shutdown()
         self.executor.close()
@@ -262,7 +272,7 @@ class ModelRunner:
         self._replay(batch.replays)
         layout, sizes = self.layout, self.limits.decode_rows
         rows, places = decode_places(batch.slots, sizes, layout.rows, layout.shards.count)
-        has_drafts = bool(batch.drafts) and rows in self.executor.programs.speculate
+        has_drafts = bool(batch.drafts) and self.executor.has(self.executor.programs.speculate.get(rows))
         masks = masks_after_drafts(batch) if has_drafts else batch.masks
         for slots, words in mask_columns(masks, MAX_PREFILL_ROWS, layout.rows, self.limits.mask_words):
             self.executor.set_masks(slots, words)

@@ -126,6 +126,15 @@ def serving(
         assert "Traceback" not in written, written
 
 
+def wait_for_line(server: ServerProcess, text: str, seconds: float = 240) -> None:
+    """Waits until the server has written a text to stderr."""
+    deadline = time.monotonic() + seconds
+    while text not in server.log.read_text():
+        if server.process.poll() is not None or time.monotonic() > deadline:
+            pytest.fail(f"the server did not write {text!r}:\n{server.log.read_text()}")
+        time.sleep(0.1)
+
+
 def _wait_for_address(process: subprocess.Popen[str], log: Path, seconds: float = 240) -> str:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:

@@ -5,7 +5,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from server_process import API_KEY, ServerProcess, start
+import httpx
+from server_process import API_KEY, SHAPES, ServerProcess, serving, start
 from shared_programs import compiled_once
 
 ONE_SLOT: dict[str, Any] = {"ROOST_PREFILL_CHUNK": "64"}
@@ -104,6 +105,13 @@ def test_a_signal_while_compiling_ends_it_at_once(tiny_config: Path) -> None:
     assert process.returncode == 0, err
     assert "address" not in err
     assert "Traceback" not in err
+
+
+def test_a_signal_while_programs_with_drafts_are_compiled_ends_a_ready_server(tiny_config: Path) -> None:
+    drafts = ("--speculative-config", '{"method": "ngram", "num_speculative_tokens": 31}')
+    with serving(f"random:{tiny_config}", *SHAPES, *drafts) as server:
+        generated = httpx.post(f"{server.url}/v1/completions", json={"prompt": "a", "max_tokens": 3}, timeout=120)
+        assert generated.status_code == 200
 
 
 def test_a_checkpoint_that_cannot_be_loaded_is_one_line(tmp_path: Path, tiny_config: Path) -> None:

@@ -74,6 +74,7 @@ def runner(request: pytest.FixtureRequest) -> Iterator[ModelRunner]:
     settings = Speculation(num_tokens, min_match=1, max_match=3)
     config = EngineConfig(slots, prefill_chunk=64, request_snapshots=True, speculation=settings, **kind)
     runner = load_runner(source, config)
+    runner.finish_compiling()
     yield runner
     assert runner.compiles_since_ready == 0
     runner.close()
@@ -347,6 +348,28 @@ def test_a_request_with_forced_tokens_goes_on_after_a_replay(runner: ModelRunner
         assert (rest.token_ids, rest.logprobs) == (whole.token_ids[length:], (whole.logprobs or ())[length:])
         assert core.stats.drafts is not None
         assert core.stats.drafts.tokens
+
+
+def test_requests_draft_once_programs_for_it_are_compiled(runner: ModelRunner) -> None:
+    """Until then they get their tokens without drafts. Which tokens these are does not depend on it."""
+    compiled, requests = runner.executor.compiled, crowd([{}] * 2)
+    expected = serve(make_core(runner, drafts=False), requests)
+    later = {label: compiled.pop(label) for label in list(compiled) if label.startswith("speculate")}
+    core, results = make_core(runner, drafts=True), {request.id: list[TokenOutput]() for request in requests}
+    for request in requests:
+        core.add(request)
+    for step in count():
+        if step == 4:
+            assert later
+            assert core.stats.drafts is not None
+            assert core.stats.drafts.tokens == 0
+            compiled.update(later)
+        for name, output in core.step():
+            results[name].append(output)
+        if core.is_idle:
+            break
+    assert {name: joined(outputs) for name, outputs in results.items()} == expected
+    assert_both(core.stats.drafts)
 
 
 def test_a_cancelled_request_leaves_others_as_they_are(runner: ModelRunner) -> None:

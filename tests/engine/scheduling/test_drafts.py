@@ -165,7 +165,7 @@ def test_drafts_pause_while_they_take_longer_than_they_save(fields: dict[str, An
         following = scheduler.schedule(0.0).batch
         assert isinstance(following, DecodeBatch)
         batch = following
-    assert seconds == [3.0] * 4 + [1.0] * 2 + [3.0] + [1.0] * 4 + [3.0]
+    assert seconds == [3.0] * 2 + [1.0] + [3.0] + [1.0] * 4 + [3.0] * 2 + [1.0] * 2
 
 
 def test_drafts_are_counted_also_of_requests_that_have_ended() -> None:

@@ -117,7 +117,7 @@ def test_a_refused_program_needs_memory_for_what_it_does_not_take(
     assert idle_bytes(lowered, served.model) == size(served.model.params)
     monkeypatch.setattr(compilation, "compile_lowered", refuse)
     with pytest.raises(OutOfMemoryError) as raised:
-        compilation._compile_beside_all(served, lowered)
+        compilation.compile_beside_all(served, lowered)
     assert raised.value.used_bytes == 1000 + size(served.model.params)
 
 
