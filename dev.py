@@ -44,6 +44,7 @@ usage: python3 dev.py <job> [arguments]
   serve        start the server; arguments go to `roost serve`
   test         run the tests; arguments go to pytest
   test-sweep   run the cases and examples of large programs that `test` leaves out; arguments go to pytest
+  test-shuffled  run the tests beside busy loops, in ten orders or in those that the arguments number
   test-compat  ask the server through other people's clients and validators; arguments go to pytest
   test-clients  the same for agents' frameworks, clients for Node, and proxies; arguments go to pytest
   test-robust  load and faults, done to real servers for some minutes; arguments go to pytest
@@ -281,6 +282,22 @@ def test_sweep(python: Path, arguments: Sequence[str]) -> int:
     return test(python, [*options, *(arguments or ("tests/engine", "tests/kernels", *BY_FILE))])
 
 
+def test_shuffled(python: Path, arguments: Sequence[str]) -> int:
+    """Runs the tests in some orders, each beside two busy loops. No test may depend on the order or on the time."""
+    command = [str(python), "-P", "-m", "pytest", *BY_FILE, "--timeout", "1200"]
+    loops = [subprocess.Popen([str(python), "-c", "while True: pass"]) for _ in range(2)]
+    try:
+        for order in arguments or map(str, range(1, 11)):
+            say(f"running the tests in order {order}")
+            status = subprocess.run(command, cwd=ROOT, env={**os.environ, "ROOST_TEST_ORDER": order}).returncode
+            if status != 0:
+                return status
+        return 0
+    finally:
+        for loop in loops:
+            loop.kill()
+
+
 def test_tpu(python: Path, arguments: Sequence[str]) -> int:
     """Runs the tests that compile for a real TPU; `-m tpu_compile tests/tpu` adds their other cases."""
     return test(python, ["-m", "tpu_compile and not sweep", *COMPILED, *(arguments or ("tests/tpu", *BY_TEST))])
@@ -463,6 +480,7 @@ JOBS = {
     "serve": Job(("cpu",), serve),
     "test": Job(("dev",), test),
     "test-sweep": Job(("dev",), test_sweep),
+    "test-shuffled": Job(("dev",), test_shuffled),
     "test-tpu": Job(("dev", "tpu"), test_tpu, venv=".venv-tpu"),
     "test-gpu": Job(("dev", GPU_COMPILE), test_gpu, venv=".venv-gpu"),
     "test-compat": Job(("dev", "compat"), test_compat, venv=".venv-compat"),

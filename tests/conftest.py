@@ -13,7 +13,7 @@ import pytest
 import shared_programs
 import sweeps
 from databases import KINDS, PostgresqlServer, postgresql_server
-from workers import FIRST, SharedScheduling
+from workers import FIRST, SharedScheduling, shuffled
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before anything imports jax
 os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
@@ -39,6 +39,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharedSchedu
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if order := os.environ.get("ROOST_TEST_ORDER"):
+        items[:] = shuffled(items, order)
     items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
 
 

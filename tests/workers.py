@@ -3,8 +3,13 @@
 Files whose tests share nothing, and take minutes, go to several.
 """
 
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
 from typing import Final
 
+import pytest
 from xdist.scheduler import LoadFileScheduling
 
 _SAMPLERS: Final = ("tests/engine/sampling/",)
@@ -55,6 +60,15 @@ def scope_of(test_id: str) -> str:
         return test_id
     group = next((group for group in GROUPS if test_id.startswith(group)), None)
     return test_id.partition("::")[0] if group is None else group[0]
+
+
+def shuffled(items: Sequence[pytest.Item], seed: str) -> list[pytest.Item]:
+    """Returns tests in a random order, in which those of a file stay together."""
+    random, files = Random(seed), defaultdict[Path, list[pytest.Item]](list)
+    for item in items:
+        files[item.path].append(item)
+    order = random.sample(list(files.values()), len(files))
+    return [item for tests in order for item in random.sample(tests, len(tests))]
 
 
 class SharedScheduling(LoadFileScheduling):
