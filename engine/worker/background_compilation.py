@@ -4,7 +4,8 @@ import atexit
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import jax.monitoring
@@ -32,9 +33,15 @@ class CompileCounter:
         self.count = 0
         self._excluded: set[int] = set()
 
-    def exclude_thread(self) -> None:
-        """Leaves out the compilations of the calling thread from now on."""
-        self._excluded.add(threading.get_ident())
+    @contextmanager
+    def excluding(self) -> Iterator[None]:
+        """Leaves out the compilations of the calling thread within the `with` block."""
+        thread = threading.get_ident()
+        self._excluded.add(thread)
+        try:
+            yield
+        finally:
+            self._excluded.remove(thread)
 
     def start(self) -> None:
         """Starts counting."""
@@ -80,8 +87,8 @@ class BackgroundCompiler:
         if not self._served.programs.later:
             return
         self._thread = threading.Thread(target=self._run, args=(add, counter), name="compile", daemon=True)
-        self._thread.start()
         atexit.register(self.stop_and_wait)
+        self._thread.start()
 
     def stop(self) -> None:
         """Ends the thread after the program that is being compiled, without waiting for it."""
@@ -98,13 +105,14 @@ class BackgroundCompiler:
         self.wait()
 
     def _run(self, add: Callable[[Program[Any], CompiledProgram], None], counter: CompileCounter) -> None:
-        counter.exclude_thread()
         start, programs = time.monotonic(), self._served.programs.later
         try:
             for program in programs:
                 if self._is_stopped:
                     return
-                add(program, compile_beside_all(self._served, lower(program, self._served.model, self._traces)))
+                with counter.excluding():
+                    compiled = compile_beside_all(self._served, lower(program, self._served.model, self._traces))
+                add(program, compiled)
             _logger.info("drafts: compiled %d programs in %.1f s", len(programs), time.monotonic() - start)
         except Exception:
             _logger.exception("a program did not compile; the engine goes on without it and later ones")
