@@ -106,6 +106,7 @@ class BackgroundCompiler:
 
     def _run(self, add: Callable[[Program[Any], CompiledProgram], None], counter: CompileCounter) -> None:
         start, programs = time.monotonic(), self._served.programs.later
+        _logger.info("drafts: compiling %d programs while the engine runs", len(programs))
         try:
             for program in programs:
                 if self._is_stopped:
