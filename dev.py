@@ -289,7 +289,7 @@ def test_shuffled(python: Path, arguments: Sequence[str]) -> int:
     try:
         for order in arguments or map(str, range(1, 11)):
             say(f"running the tests in order {order}")
-            status = subprocess.run(command, cwd=ROOT, env={**os.environ, "ROOST_TEST_ORDER": order}).returncode
+            status = subprocess.run(command, cwd=ROOT, env={**os.environ, "TEST_ORDER": order}).returncode
             if status != 0:
                 return status
         return 0

@@ -39,7 +39,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharedSchedu
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if order := os.environ.get("ROOST_TEST_ORDER"):
+    if order := os.environ.get("TEST_ORDER"):
         items[:] = shuffled(items, order)
     items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
 

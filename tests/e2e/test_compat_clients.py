@@ -48,7 +48,7 @@ def test_litellm(server: ServerProcess) -> None:
 
 
 def test_litellm_as_anthropic(server: ServerProcess) -> None:
-    fields = {"api_base": server.url, "api_key": API_KEY, "max_tokens": 8}
+    fields = {"api_base": server.url, "api_key": API_KEY, "max_tokens": 8, "temperature": 0}
     whole = litellm.completion(model=f"anthropic/{MODEL}", messages=HI, **fields)
     assert whole.usage.completion_tokens == 8
     assert whole.choices[0].finish_reason == "length"

@@ -24,7 +24,7 @@ from sweeps import swept
 ROOT: Final = Path(__file__).resolve().parents[2]
 FEATURES: Final = {feature.name: feature for feature in load_features()}
 
-CHAT: Final = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+CHAT: Final = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2, "ignore_eos": True}
 
 REQUEST_S: Final = 300.0
 """Timeout of a request, which only a server that hangs reaches."""

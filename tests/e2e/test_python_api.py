@@ -125,7 +125,7 @@ def test_defaults_are_https(llm: LLM, client: httpx.Client) -> None:
 
 
 def test_each_prompt_may_have_parameters_of_its_own(llm: LLM) -> None:
-    outputs = llm.generate(["a", "b"], [SamplingParams(max_tokens=2), SamplingParams(max_tokens=3)])
+    outputs = llm.generate(["a", "b"], [SamplingParams(max_tokens=count, ignore_eos=True) for count in (2, 3)])
     assert [len(output.outputs[0].token_ids) for output in outputs] == [2, 3]
     with pytest.raises(RequestError, match="one for all or one for each of 2 prompts, got 1"):
         llm.generate(["a", "b"], [SamplingParams()])
@@ -367,7 +367,7 @@ def test_a_closed_llm_says_so(tiny_config: Path) -> None:
     llm.close()
 
 
-STORY = SamplingParams(temperature=0.8, top_p=0.95, max_tokens=4)
+STORY = SamplingParams(temperature=0.8, top_p=0.95, max_tokens=4, seed=1)
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
 
 
@@ -459,7 +459,7 @@ def form_logprobs(llm: LLM) -> None:
 
 
 def form_params_of_each(llm: LLM) -> None:
-    params = [SamplingParams(max_tokens=1), SamplingParams(max_tokens=2, min_tokens=2)]
+    params = [SamplingParams(max_tokens=1, min_tokens=1), SamplingParams(max_tokens=2, min_tokens=2)]
     assert [len(output.outputs[0].token_ids) for output in llm.generate(["a", "b"], params)] == [1, 2]
 
 

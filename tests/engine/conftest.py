@@ -1,11 +1,13 @@
 """The runner that tests of the engine share, since compiling takes long."""
 
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cache_settings import restored
-from roost.engine import EngineConfig, ModelRunner, load_runner, open_model
+from roost.engine import EngineConfig, ModelRunner, engine_core, load_runner, open_model
 from shared_programs import compiled_once, folder
 
 TINY = Path(__file__).parents[1] / "golden" / "tiny-a"
@@ -24,6 +26,13 @@ def golden_runner() -> Iterator[ModelRunner]:
         runner = load_runner(open_model(str(TINY / "hf")), config)
     yield runner
     runner.close()
+
+
+@pytest.fixture
+def steady_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's clock advances by a millisecond at each look, so that no plan depends on this machine's speed."""
+    milliseconds = count()
+    monkeypatch.setattr(engine_core, "time", SimpleNamespace(monotonic=lambda: next(milliseconds) / 1000))
 
 
 @pytest.fixture(scope="module")

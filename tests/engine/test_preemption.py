@@ -13,6 +13,8 @@ from roost.engine.types.errors import QueueFullError
 
 SLOTS = 4
 
+pytestmark = pytest.mark.usefixtures("steady_clock")
+
 
 def make_core(runner: ModelRunner, budget: int = 10**9) -> EngineCore:
     """Returns a core that serves for throughput: preemptible requests have all free slots."""

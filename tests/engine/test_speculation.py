@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import count
-from types import SimpleNamespace
 from typing import Any
 
 import hypothesis.strategies as st
@@ -25,7 +24,6 @@ from roost.engine import (
     Simulation,
     Speculation,
     TokenOutput,
-    engine_core,
     load_runner,
     open_model,
 )
@@ -81,10 +79,8 @@ def runner(request: pytest.FixtureRequest) -> Iterator[ModelRunner]:
 
 
 @pytest.fixture(autouse=True)
-def steady(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drafts never pause, and batches take a millisecond, however long they take here: each case must have drafts."""
-    milliseconds = count()
-    monkeypatch.setattr(engine_core, "time", SimpleNamespace(monotonic=lambda: next(milliseconds) / 1000))
+def steady(steady_clock: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drafts never pause: each case must have some."""
     monkeypatch.setattr(DraftSwitch, "is_on", lambda *_: True)
 
 
