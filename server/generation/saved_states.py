@@ -24,7 +24,7 @@ async def save_state(service: Service, request_id: str, index: int) -> StoredSta
     """
     message = f"no request with the id {request_id!r} and a choice {index} is running or ended recently"
     unknown = ApiError(kinds.NO_SUCH_OBJECT, message, param="request_id")
-    async with service.saves.hold():
+    async with service.states.saves.hold():
         sent = service.tracked.find(request_id, index)
         if sent is None:
             raise unknown
@@ -66,7 +66,7 @@ async def import_state(service: Service, data: bytes, cache_salt: str = "") -> S
     salt = f"import-{uuid4().hex}" if state.is_imported else service.salt(cache_salt)
     stored = _keep(service, replace(state, salt=salt), prefix)
     if not state.is_imported:
-        async with service.saves.hold():
+        async with service.states.saves.hold():
             await service.engine.insert(stored.state)
     return stored
 

@@ -19,7 +19,6 @@ from ..observability.logging import request_id
 from ..observability.metrics import Metrics
 from ..tenancy.open_requests import OpenRequests
 from ..tenancy.tenant import tenant
-from ..tenancy.tenant_locks import TenantLocks
 from ..tenancy.workers import Workers
 from ..text.served_model import ServedModel
 from ..text.stop_strings import StopStringsBuilder
@@ -45,7 +44,6 @@ class Service:
       limits: Limits of every request.
       salt_by_key: Whether each tenant has separate prefix cache entries.
       state_key: Key that signs exported states and verifies imported ones.
-      saves: Turns of saving or caching a state, one per tenant at a time, since each takes a part of an engine step.
       tracked: Running responses, and the tokens that clients have received.
       admissions: Admissions of all work, with the threads for long work.
       loading: Returns the progress of loading the model as text; empty if it is unknown.
@@ -60,7 +58,6 @@ class Service:
     salt_by_key: bool = False
     state_key: bytes | None = field(default=None, repr=False)
     states: StateStore = field(default_factory=StateStore)
-    saves: TenantLocks = field(default_factory=TenantLocks)
     tracked: TrackedResponses = field(default_factory=TrackedResponses)
     stop_strings: StopStringsBuilder = field(default_factory=StopStringsBuilder)
     open_requests: OpenRequests = field(default_factory=OpenRequests)

@@ -9,6 +9,7 @@ from uuid import uuid4
 from ...engine import SavedState, TenantStore
 from ..errors import kinds
 from ..errors.request_errors import ApiError
+from ..tenancy.tenant_locks import TenantLocks
 from .imported_prefixes import ImportedPrefixes, Prefix
 
 MAX_STATES: Final = 10_000
@@ -52,11 +53,15 @@ class StoredState:
 class StateStore:
     """Keeps states until they are deleted. None is evicted.
 
+    Attributes:
+      saves: Turns of saving or caching a state, one per tenant at a time, since each takes a part of an engine step.
+
     Args:
       num_tenants: Number of tenants. With several tenants, none may hold more than it leaves free.
     """
 
     def __init__(self, num_tenants: int = 1) -> None:
+        self.saves = TenantLocks()
         self._is_shared = num_tenants > 1
         self._stored: TenantStore[str, StoredState] = TenantStore()
         self._imported = ImportedPrefixes()
