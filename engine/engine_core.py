@@ -220,7 +220,7 @@ class EngineCore:
 
     @property
     def is_compiling(self) -> bool:
-        """Whether programs are being compiled. Only the process's exit ends that at once."""
+        """Whether programs are being compiled. Only the process's exit interrupts that."""
         return self._runner.is_compiling
 
     def close(self) -> None:

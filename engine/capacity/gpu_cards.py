@@ -26,7 +26,7 @@ _TOOLKIT: Final = "13.0.0"
 
 
 _UNTUNED: Final = (("xla_gpu_enable_triton_gemm", "False"),)
-"""Options of XLA's compiler: products call cuBLAS, since there is no card to tune generated kernels on."""
+"""Options of XLA's compiler: products call cuBLAS, since generated kernels cannot be tuned without a card."""
 
 
 class Card(NamedTuple):

@@ -2,7 +2,7 @@
 
 The texts go through two models side by side: the exact one, and one whose matrices up to the current one are
 quantised. A matrix is first fitted so that its outputs in the second model are those in the first, and then quantised
-for its inputs in the second (GPTAQ, arXiv 2504.02692). So each matrix makes up for the errors of those before it.
+for its inputs in the second (GPTAQ, arXiv 2504.02692). So each matrix makes up for the errors of earlier ones.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,7 +41,7 @@ _FLOAT32: Final = jnp.dtype("float32")
 
 
 class Calibration:
-    """Quantises matrices of a checkpoint, which have to be asked for layer by layer.
+    """Quantises matrices of a checkpoint, which must be requested layer by layer.
 
     Args:
       checkpoint: The checkpoint, which is not quantised.
@@ -123,6 +123,6 @@ def _moments(x: HostArray) -> HostArray:
 
 
 def _fitted(matrix: HostArray, exact: HostArray, own: HostArray) -> HostArray:
-    """Returns the matrix whose products with `own` are the closest to those of the given one with `exact`."""
+    """Returns the matrix whose products with `own` are the closest to the products of the given one with `exact`."""
     change: HostArray = np.linalg.solve(_moments(own), own.T @ (exact - own) / np.float32(len(own)))
     return matrix + matrix @ change.T

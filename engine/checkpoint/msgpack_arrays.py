@@ -1,6 +1,6 @@
 """Arrays of a file that `flax.serialization` wrote: msgpack, read header by header, without the arrays' bytes.
 
-A library would take memory for whatever a header claims. This reader takes none: it steps over the bytes of an array,
+A library would take the memory that a header claims. This reader takes none: it steps over the bytes of an array,
 and fails when they would end behind the file.
 """
 

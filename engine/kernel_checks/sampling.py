@@ -100,7 +100,7 @@ def _largest(kernels: Backend, x: Array, weight: Matrix) -> Array:
 
 
 def _smaller_logits(tokens: np.ndarray, expected: np.ndarray, x: Array, weight: Matrix) -> float:
-    """Returns by how much the largest logits are larger than those of the tokens, of the worst row."""
+    """Returns the largest difference of a row between its highest logit and its token's, relative to the highest."""
     every = np.asarray(logits(x, weight, _CAP, XLA))
     found, best = (np.take_along_axis(every, each[:, None], axis=1) for each in (tokens, expected))
     return float(np.max((best - found) / best))

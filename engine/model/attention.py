@@ -1,6 +1,6 @@
 """Attention block of Griffin (arXiv 2402.19427, section 2.3), on one device or as one shard of a mesh.
 
-Letters in shapes are those of `layers`; G is the number of key heads.
+Letters in shapes: see `layers`; G is the number of key heads.
 """
 
 import math
@@ -69,7 +69,7 @@ class AttentionBlock(nnx.Module):
     def verify(
         self, u: Float[Array, "M 1 D"], state: AttentionState, positions: Int32[Array, "M 1"], pairs: Pairs, depth: int
     ) -> tuple[Float[Array, "M 1 D"], AttentionStates]:
-        """Computes several steps of each row, with the bits of single steps; returns the rings, and what they held."""
+        """Computes several steps of each row, with the bits of single steps; returns rings and overwritten entries."""
         q, k, v = self._project(u[:, 0], positions[:, 0])
         new, heads = (q, self._as_held(k), self._as_held(v)), self.config.num_key_heads
 

@@ -36,7 +36,7 @@ class Griffin(nnx.Module):
       dtype: Dtype of the activations and, by default, of the matrices.
       platform: Platform that the model is compiled for.
       matrix_dtype: Dtype of the matrices except gates; None means `dtype`, int8 and int4 quantise them. The
-        embedding is int8 beside matrices in int4.
+        embedding is int8 if the matrices are int4.
       collectives: Collectives of the mesh over which the model is sharded. Methods then run under `jax.shard_map`, on
         one shard's parameters and state.
     """
@@ -116,7 +116,7 @@ class Griffin(nnx.Module):
           depth: Maximum number of tokens of a row, at most the window.
 
         Returns:
-          The activations after the final norm, and the states from which `keep` takes those of accepted tokens.
+          The activations after the final norm, and the states from which `keep` takes the ones of accepted tokens.
         """
         x, states = self.embed(tokens[:, None]), []
         for layer, layer_state in zip(self.blocks, state, strict=True):

@@ -31,7 +31,7 @@ class Pairs(NamedTuple):
 
     @property
     def is_used(self) -> Bool[Array, " M"]:
-        """Whether each pair is no padding."""
+        """Whether each pair holds a token, rather than padding."""
         return self.rows < self.counts.shape[0]
 
     @property
@@ -44,7 +44,7 @@ class Pairs(NamedTuple):
         return x[jnp.minimum(self.rows, x.shape[0] - 1)]
 
     def of_offsets(self, x: Shaped[Array, "S R *rest"]) -> Shaped[Array, "M *rest"]:
-        """Returns the value of each pair, given those of all rows at each offset; any value in padding."""
+        """Returns the value of each pair, given the values of all rows at each offset; any value in padding."""
         rows, offsets = jnp.minimum(self.rows, x.shape[1] - 1), jnp.clip(self.offsets, 0, x.shape[0] - 1)
         return x[offsets, rows]
 

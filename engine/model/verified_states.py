@@ -1,4 +1,4 @@
-"""States of a layer after each of several positions of a row, of which one is kept.
+"""States of a layer after several positions of a row, of which one is kept.
 
 Letters in shapes: B rows, S positions, E RG-LRU channels, K taps of the convolution. Each key head of a window has rows
 of its own, as in kernels.
@@ -96,11 +96,11 @@ type OldRows = tuple[tuple[Vectors, Vectors], ...]
 """Keys and values of several positions of each row, for each group of rows."""
 
 type VerifiedStates = RecurrentStates | AttentionStates
-"""States of one layer after each of several positions."""
+"""States of one layer after several positions."""
 
 
 def no_rows(rings: tuple[Blocks, ...], rows: int, depth: int) -> OldRows:
-    """Returns room for what the rings of each group hold for `depth` positions of each of the first rows."""
+    """Returns room for the entries of each group's rings at `depth` positions of the first rows."""
     old, left = [], rows
     for blocks in rings:
         keys, _ = blocks[0]
@@ -114,7 +114,7 @@ def no_rows(rings: tuple[Blocks, ...], rows: int, depth: int) -> OldRows:
 def read_rows(
     rings: tuple[Blocks, ...], old: OldRows, positions: Int32[Array, " B"], offset: Int32[Array, ""]
 ) -> OldRows:
-    """Returns `old` with what the rings hold for one position of each row, at its offset."""
+    """Returns `old` with the rings' entries of one position of each row, at its offset."""
     read, first = [], 0
     for blocks, (keys, values) in zip(rings, old, strict=True):
         own = positions[first : first + keys.shape[0]]

@@ -42,12 +42,12 @@ class Mix:
         return fsum(busy) / self.requests_per_s
 
     def prefill_tokens(self, arrival: Arrival, *, is_cached: bool) -> float:
-        """Returns the number of tokens in full chunks that takes as long as the prefill steps of the prompt."""
+        """Returns the number of tokens in full chunks whose prefill has the duration of the prompt's steps."""
         return self.prompts_s[arrival.prefix] * self.chip.prefill_tokens_per_s
 
 
 def mix_on(loads: tuple[ExpectedLoad, ...], roofline: Roofline, device: str, itl_target_s: float | None) -> Mix:
-    """Returns loads on a device whose steps take as long as those of `roost serve --simulate`.
+    """Returns loads on a device whose steps have the durations of `roost serve --simulate`.
 
     Args:
       itl_target_s: Target of the scheduler for the inter-token latency; 0 for throughput, None for the default.

@@ -1,7 +1,7 @@
 """Finds the number of replicas that serve an expected load within targets.
 
-Behind a Service, each of N replicas gets a random share of a Poisson process, which is a Poisson process with an Nth of
-the rate. One simulated replica is therefore sufficient. Routers that consider queues do better.
+Behind a Service, every one of N replicas gets a random share of a Poisson process, which is a Poisson process with an
+Nth of the rate. One simulated replica is therefore sufficient. Routers that consider queues do better.
 """
 
 import math

@@ -16,7 +16,7 @@ from .tree import Entry, PrefixKey, RadixTree
 class EvictionQueue:
     """Finds the entry that saves the least prefill for its bytes and was not used for the longest time.
 
-    An entry's priority is the queue's age at its last use plus its gain: the tokens that would have to be prefilled
+    An entry's priority is the queue's age at its last use plus its gain: the tokens that would be prefilled
     again, per byte that its eviction frees. The age is the priority of the last evicted entry. A long history is
     therefore thinned out before it disappears: with each evicted entry, its neighbours save more tokens.
     """

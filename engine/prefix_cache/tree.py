@@ -136,7 +136,7 @@ class Entry:
 
     @property
     def num_tokens_saved(self) -> int:
-        """Number of tokens since the previous snapshot, which a request would have to prefill without this one."""
+        """Number of tokens since the previous snapshot, which a request would prefill without this one."""
         node = self.node if self.rest else self.node.parent
         while node is not None and b"" not in node.entries:
             node = node.parent

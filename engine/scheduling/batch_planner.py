@@ -22,7 +22,7 @@ type Planned = tuple[Batch, Sequence[RunningRequest]]
 
 
 class BatchPlanner:
-    """Plans batches one after the other, and records what is dispatched.
+    """Plans batches one after the other, and records the dispatched tokens.
 
     While some requests need prefill and others decode, at least one prefill step runs between two decode steps, and
     more if the target for the inter-token latency permits. A prefill batch in progress is completed before another one
@@ -306,7 +306,7 @@ def _awaits_token(running: RunningRequest) -> bool:
 
 
 def _owners(batch: PrefillBatch, running: Iterable[RunningRequest]) -> tuple[RunningRequest, ...]:
-    """Returns the requests of a batch's chunks, then those of their forks."""
+    """Returns the requests of a batch's chunks, then the requests of their forks."""
     owners = {each.slot: each for each in running}
     forks = (slot for chunk in batch.chunks for slot in chunk.forks)
     return tuple(owners[slot] for slot in (*(chunk.slot for chunk in batch.chunks), *forks))

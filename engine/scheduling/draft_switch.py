@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Final
 
 _FIRST_PAUSE: Final = 4
-"""Number of batches without drafts after those with drafts took longer."""
+"""Number of batches without drafts after drafts have taken more time than they saved."""
 
 _MAX_PAUSE: Final = 512
 """Number beyond which pauses no longer double."""

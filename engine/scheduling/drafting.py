@@ -13,7 +13,7 @@ from .running_request import RunningRequest
 class Drafting:
     """Lets requests draft tokens that their constraint forces or while they repeat themselves, if drafts save time.
 
-    A batch without drafts runs the same program as without speculation, so that new text takes no longer.
+    A batch without drafts runs the same program as without speculation, so that new text takes the same time.
 
     Attributes:
       counts: Total drafted and accepted tokens; None without speculation.

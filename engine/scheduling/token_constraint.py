@@ -49,7 +49,7 @@ class TokenConstraint:
         self.update()
 
     def update(self, wait_s: float = 0.0) -> None:
-        """Sets the mask of the next token and what is forced, if they are computed.
+        """Sets the mask of the next token and the forced tokens, if they are computed.
 
         Args:
           wait_s: Maximum number of seconds to wait for the constraint.
@@ -97,7 +97,7 @@ class TokenConstraint:
         return mask
 
     def _compute_forced(self) -> Forced | None:
-        """Returns what is forced; None with other masks, which may leave no token somewhere ahead."""
+        """Returns the forced tokens; None with other masks, which may leave no token somewhere ahead."""
         if self._static is not None or not isinstance(self._constraint, ForcingConstraint):
             return None
         token_ids, mask = self._constraint.forced()

@@ -30,7 +30,7 @@ def accept(drafts: Drafts, sampled: Int32[Array, "R S"], ends: Bool[Array, "R S"
     Args:
       drafts: Drafted tokens.
       sampled: Tokens sampled at each position: the one at index i follows the first i drafts.
-      ends: Whether the request ends with each of these tokens.
+      ends: Whether the request ends with each token.
     """
     is_draft = jnp.arange(drafts.tokens.shape[1]) < drafts.counts[:, None]
     is_same = (sampled[:, :-1] == drafts.tokens) & is_draft

@@ -16,7 +16,7 @@ _FIRST_DEPTH: Final = 2
 """Number of tokens of a draft after right guesses."""
 
 _PATIENCE: Final = 2
-"""Number of right guesses in a row, besides one, before tokens are drafted again after a wrong one."""
+"""Number of right guesses in a row, less one, before tokens are drafted again after a wrong one."""
 
 
 class DraftState(NamedTuple):

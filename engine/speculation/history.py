@@ -20,7 +20,7 @@ def record(
 ) -> Int32[Array, "R H"]:
     """Returns the histories with new tokens. The token at position p is in column p mod H.
 
-    Every column is written, with what it had if there is no new token: CPUs scatter much more slowly.
+    Every column is written, with its old value if it gets no new token: CPUs scatter much more slowly.
 
     Args:
       history: Tokens so far.

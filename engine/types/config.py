@@ -14,7 +14,7 @@ Quantization = Literal["int8", "int4"]
 """Name of a format of quantised matrices: the dtype of its class in `roost.kernels.matrices.FORMATS`."""
 
 QUANTIZATIONS: Final[tuple[str, ...]] = get_args(Quantization)
-"""Names of the formats of quantised matrices, those that take less memory last."""
+"""Names of the formats of quantised matrices, in descending order of their memory."""
 
 CPU_ONLY: Final[tuple[str, ...]] = ("int4",)
 """Formats that TPUs and GPUs refuse."""

@@ -37,7 +37,7 @@ class Constraint(Protocol):
 
 
 class Forced(NamedTuple):
-    """Tokens each of which is the only one allowed after those before it.
+    """Tokens that are each the only one allowed after the tokens before it.
 
     Attributes:
       token_ids: Next tokens.
@@ -56,7 +56,7 @@ class Forced(NamedTuple):
 
 @runtime_checkable
 class ForcingConstraint(Constraint, Protocol):
-    """Constraint that looks ahead of the next token, so that speculation can draft what it forces."""
+    """Constraint that looks ahead of the next token, so that speculation can draft forced tokens."""
 
     def forced(self) -> Forced:
         """Returns the next tokens that are known to be forced, possibly none. Called once `is_ready`."""

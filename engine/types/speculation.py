@@ -1,4 +1,4 @@
-"""Settings of speculative decoding, and what it counts."""
+"""Settings and counts of speculative decoding."""
 
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -31,7 +31,7 @@ class Speculation:
     Attributes:
       num_tokens: Maximum number of drafted tokens of a request in one round.
       min_match: Number of last tokens that must occur earlier in the request.
-      max_match: Number of last tokens beyond which a longer match is no better.
+      max_match: Maximum number of last tokens of a match that are compared.
 
     Raises:
       ConfigError: A number is out of range.

@@ -57,9 +57,9 @@ class CompileCounter:
 
 
 class BackgroundCompiler:
-    """Compiles the programs that an engine begins without, one after the other, on a thread of its own.
+    """Compiles the programs that an engine begins without, one after the other, on a separate thread.
 
-    A compilation cannot be interrupted: the process has to end without the interpreter's shutdown, or waits for it.
+    A compilation cannot be interrupted. The interpreter's shutdown waits for it; `os._exit` does not.
 
     Args:
       served: The model, and which of its programs are compiled later.
@@ -81,7 +81,7 @@ class BackgroundCompiler:
         """Starts the thread, unless there is nothing to compile.
 
         Args:
-          add: Called on the thread with each program and what it was compiled to.
+          add: Called on the thread with each program and its compiled form.
           counter: Counter that leaves these compilations out.
         """
         if not self._served.programs.later:

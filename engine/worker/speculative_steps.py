@@ -37,7 +37,7 @@ class Speculated(NamedTuple):
 
     Attributes:
       sampled: Tokens of each round.
-      rows: Row that each token belongs to; R for those that are not kept. A row's tokens are in order.
+      rows: Row that each token belongs to; R for tokens that are not kept. A row's tokens are in order.
       starts: Position of the first token of each row's draft in its history.
       drafted: Number of drafted tokens of each row.
       accepted: Number of accepted tokens of each row.
@@ -90,7 +90,7 @@ def speculative_step(
       limits: Maximum number of tokens that each row drafts from its history in a round.
       forced: Next tokens of each row that are the only ones allowed, then `NO_TOKEN`. The token mask of a row with
         some is that of the token after them, and `steps` is 1.
-      steps: Number of rounds, in each of which a row gets a token and its accepted drafts.
+      steps: Number of rounds. A row gets a token and its accepted drafts in every round.
     """
     model, rows = nnx.merge(graph, params), active.shape[0]
     slots = jax.tree.map(lambda x: model.collectives.first_rows(x, rows), pool.slots)
