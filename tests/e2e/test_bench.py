@@ -49,7 +49,8 @@ def test_tokens_add_up_to_what_the_server_counted(server: ServerProcess, load: t
     names = "roost_prompt_tokens_total", "roost_state_cache_hit_tokens_total"
     assert result["input_tokens"] == sum(after[name] - before[name] for name in names)
     assert result["output_tokens"] == after["roost_generation_tokens_total"] - before["roost_generation_tokens_total"]
-    assert 0 < result["itl_ms"]["count"] <= result["output_tokens"] - 12
+    gaps = result["itl_ms"]  # None if each response came in one piece, as it may where the server is much faster
+    assert gaps is None or 0 < gaps["count"] <= result["output_tokens"] - 12
     assert document["server"]["model"] == MODEL
     assert API_KEY not in json.dumps(document)
 

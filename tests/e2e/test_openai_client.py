@@ -164,11 +164,12 @@ def test_a_stored_conversation(client: openai.OpenAI) -> None:
     conversation = client.conversations.create(
         metadata={"topic": "sea"}, items=[{"type": "message", "role": "user", "content": "hi"}]
     )
-    first = client.responses.create(model=MODEL, input="one", max_output_tokens=8, conversation=conversation.id)
+    options: dict[str, Any] = {"max_output_tokens": 8, "extra_body": {"ignore_eos": True}}
+    first = client.responses.create(model=MODEL, input="one", conversation=conversation.id, **options)
     assert first.conversation is not None
     assert first.conversation.id == conversation.id
     stream = client.responses.create(
-        model=MODEL, input="two", max_output_tokens=8, conversation={"id": conversation.id}, stream=True
+        model=MODEL, input="two", conversation={"id": conversation.id}, stream=True, **options
     )
     last = list(stream)[-1]
     assert last.type == "response.incomplete"
