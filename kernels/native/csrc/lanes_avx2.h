@@ -204,13 +204,13 @@ ROOST_INLINE Floats OddQuarters(Floats a, Floats b) { return Floating(OddQuarter
 ROOST_INLINE Floats LowQuarters(Floats a, Floats b) { return {a.low, b.low}; }
 ROOST_INLINE Floats HighQuarters(Floats a, Floats b) { return {a.high, b.high}; }
 
-// The instruction for products of bytes would round sums of two to 16 bits. So bytes become words, the even ones and
-// the odd ones, whose products in pairs are exact.
+// The instruction for products of bytes adds those of two in 16 bits, which hold the products of int8 from -127 to 127.
+// Its first operand is unsigned, so x takes the sign of the weight.
+constexpr int32_t kExcess = 0;
 ROOST_INLINE __m256i AddProducts(__m256i sum, __m256i w, __m256i x) {
-  const __m256i even = _mm256_and_si256(w, _mm256_set1_epi16(255)), odd = _mm256_srli_epi16(w, 8);
-  const __m256i x_even = _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8), x_odd = _mm256_srai_epi16(x, 8);
-  sum = _mm256_add_epi32(sum, _mm256_madd_epi16(even, x_even));
-  return _mm256_add_epi32(sum, _mm256_madd_epi16(odd, x_odd));
+  const __m256i weights = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
+  const __m256i words = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(x, weights));
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(words, _mm256_set1_epi16(1)));
 }
 ROOST_INLINE Ints AddProducts(Ints sum, Ints w, Ints x) {
   return {AddProducts(sum.low, w.low, x.low), AddProducts(sum.high, w.high, x.high)};

@@ -135,7 +135,9 @@ ROOST_INLINE Floats HighQuarters(Floats a, Floats b) { return _mm512_shuffle_f32
 ROOST_INLINE Ints EvenQuarters(Ints a, Ints b) { return _mm512_shuffle_i32x4(a, b, 0x88); }
 ROOST_INLINE Ints OddQuarters(Ints a, Ints b) { return _mm512_shuffle_i32x4(a, b, 0xdd); }
 
-// Adds the products of each lane's four bytes to its sum, exactly; those of w are unsigned, and those of x signed.
+// Adds the products of each lane's four bytes to its sum, exactly. Those of x are int8 from -127 to 127, and those of w
+// int8 plus 128, of which a sum counts `kExcess` too much for each x.
+constexpr int32_t kExcess = 128;
 ROOST_INLINE Ints AddProducts(Ints sum, Ints w, Ints x) {
   asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
   return sum;

@@ -54,7 +54,7 @@ struct GroupKernel {
   }
 };
 
-// Products of int8: sums of x times (w + 128), because the instruction takes one unsigned operand.
+// Products of int8, whose sums are too large; see `kExcess`.
 using Int8Kernel = GroupKernel<Int8Types>;
 
 // Products of bfloat16 by the instruction for pairs: twice as fast as `WideKernel` on AMD, half as fast on Intel.

@@ -32,7 +32,7 @@ ROOST_INLINE int32_t LargestBits(const X* x, int64_t inputs) {
   return largest;
 }
 
-// Quantises a row, with the bits of `quantize_rows` in kernels/matrices/int8.py. `offset` is 128 times the sum of
+// Quantises a row, with the bits of `quantize_rows` in kernels/matrices/int8.py. `offset` is `kExcess` times the sum of
 // the row, by which the sums of `Int8Kernel` are too large. A row with a NaN or an infinity gets the scale NaN, so that
 // all its products are NaN.
 template <typename X>
@@ -61,7 +61,7 @@ void QuantizeRow(const X* x, int64_t inputs, int8_t* out, float* scale, int32_t*
     sum += out[i];
   }
   *scale = largest * static_cast<float>(1.0 / 127.0);
-  *offset = 128 * sum;
+  *offset = kExcess * sum;
 }
 
 }  // namespace
