@@ -1,7 +1,6 @@
 """Alerts through promtool, and a real Prometheus that scrapes a real server."""
 
 import json
-import socket
 import subprocess
 import time
 import urllib.error
@@ -16,6 +15,7 @@ import pytest
 import yaml
 from deploy_tools import program, run
 from kubernetes_objects import CHART, alert_rules, expressions, metric_names
+from ports import free_port
 
 pytestmark = pytest.mark.deploy
 
@@ -41,11 +41,6 @@ def test_each_alert_is_tested() -> None:
 
 
 # --- a real scrape
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
 
 
 def get(url: str, **query: str) -> Any:

@@ -5,7 +5,6 @@ Tests are skipped if it is not installed, unless DEMAND_PROMETHEUS is set.
 
 import os
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from ports import free_port
 from server_process import API_KEY, SLOTS, ServerProcess
 
 NAMES = ("prometheus", "promtool")
@@ -68,8 +68,7 @@ def prometheus(server: ServerProcess, page: str, tmp_path_factory: pytest.TempPa
         "global: {scrape_interval: 2s, scrape_timeout: 2s}\n"
         f"scrape_configs: [{{job_name: roost, static_configs: [{{targets: ['{target}']}}]}}]\n"
     )
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     options = [f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
     log = (folder / "log").open("w")
     process = subprocess.Popen(["prometheus", *options, f"--web.listen-address={address}"], stderr=log, stdout=log)
