@@ -120,12 +120,15 @@ def config(options: argparse.Namespace) -> EngineConfig:
 
 
 def fill(executor: Executor, filled: int) -> None:
-    """Makes every slot a greedy request with `filled` tokens before it and no end."""
+    """Makes every slot a greedy request with `filled` tokens before it, a last token of its own and no end."""
     pool = executor.arrays.pool
     slots = pool.slots
     sampling = replace(slots.sampling, last_position=jnp.full_like(slots.sampling.last_position, 2**30))
     slots = slots._replace(
-        positions=jnp.full_like(slots.positions, filled), goes_on=jnp.ones_like(slots.goes_on), sampling=sampling
+        tokens=jnp.arange(len(slots.tokens), dtype=slots.tokens.dtype),  # equal rows would be computed once
+        positions=jnp.full_like(slots.positions, filled),
+        goes_on=jnp.ones_like(slots.goes_on),
+        sampling=sampling,
     )
     executor.arrays.pool = pool._replace(slots=slots)
 
@@ -139,7 +142,7 @@ def chunk(executor: Executor, tokens: int) -> Programs:
     """Returns the programs of a chunk in a slot of its own, one for each slice of the layers."""
     shape = PrefillShape(1, tokens)
     start, length = np.zeros(1, np.int32), np.full(1, tokens, np.int32)
-    inputs = PrefillInput(np.zeros((1, tokens), np.int32), start, length, slots=start)
+    inputs = PrefillInput(np.arange(tokens, dtype=np.int32)[None], start, length, slots=start)
 
     def run_slice(index: int) -> jax.Array:
         return executor.prefill(shape, inputs, index).last

@@ -60,6 +60,10 @@ SCHEMA = {
 }
 
 
+FIRST = 200
+"""First token of the first stream's prompt; each stream has its own, since equal rows of a step are computed once."""
+
+
 class Run(NamedTuple):
     """Outputs and numbers of one run."""
 
@@ -165,7 +169,7 @@ def measure(
 ) -> list[str]:
     """Returns the row of a table."""
     params = SamplingParams(max_tokens=options.tokens, temperature=temperature, end_token_ids=kind.end_token_ids)
-    requests = [Request(str(seed), kind.prompt, params.with_seed(seed)) for seed in range(streams)]
+    requests = [Request(str(seed), (FIRST + seed, *kind.prompt), params.with_seed(seed)) for seed in range(streams)]
     without, with_ = core_of(runner, drafts=False), core_of(runner, drafts=True)
     plain, ahead = kind.grammars
     predicting = requests

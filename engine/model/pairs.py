@@ -11,7 +11,7 @@ class Pairs(NamedTuple):
 
     Attributes:
       rows: Row of each pair; R in padding.
-      offsets: Offset of each pair from its row's first position.
+      offsets: Offset of each pair from its row's first position; 0 in padding, whose pairs are so all equal.
       starts: Index of each row's first pair.
       counts: Number of pairs of each row; 0 for idle rows.
     """
@@ -27,7 +27,8 @@ class Pairs(NamedTuple):
         ends, places = jnp.cumsum(counts), jnp.arange(size, dtype=jnp.int32)
         starts = ends - counts
         rows = jnp.sum(ends <= places[:, None], axis=1, dtype=jnp.int32)
-        return cls(rows, places - starts[jnp.minimum(rows, len(counts) - 1)], starts, counts)
+        offsets = places - starts[jnp.minimum(rows, len(counts) - 1)]
+        return cls(rows, jnp.where(rows < len(counts), offsets, 0), starts, counts)
 
     @property
     def is_used(self) -> Bool[Array, " M"]:

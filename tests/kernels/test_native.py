@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from chunk_cases import CPU_OPTIONS, SEEDS
 from hypothesis import example, given
-from roost.kernels import XLA, Backend, native
+from roost.kernels import XLA, Backend, native, output_layer
 from roost.kernels.backends import CPU
+from roost.kernels.gated_mlp import gated_mlp
 from roost.kernels.gated_mlp.reference import gated_mlp_reference
 from roost.kernels.matrices import Int4Matrix, Int8Matrix, PackedGates
 from roost.kernels.matrices import packed as packing
@@ -384,7 +385,7 @@ def chunk_attention(
     return np.asarray(out, np.float64), jax.tree.map(np.asarray, write(rings, k, v, positions, positions[:, 0]))
 
 
-def output_layer(seed: int, rows: int, kind: str) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+def drawn_output_layer(seed: int, rows: int, kind: str) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Draws activations and a packed matrix of logits; some outputs are equal."""
     x, weight = draw(seed, rows, 48), draw(seed + 1, 208, 48).astype(np.float32)
     weight[[3, 70, 207]] = weight[100]
@@ -404,7 +405,7 @@ argmax_of = jax.jit(native.argmax, static_argnums=(3, 4))
 def test_logits_are_capped_products(
     seed: int, rows: int, kind: str, cap: float | None, products: native.Products
 ) -> None:
-    x, values, scale = output_layer(seed, rows, kind)
+    x, values, scale = drawn_output_layer(seed, rows, kind)
     f32 = jnp.dtype("float32")
     plain = bf16_product(x, values, None, f32, products) if scale is None else int8_product(x, values, scale, None, f32)
     actual = np.asarray(logits_of(x, values, scale, cap, products))
@@ -420,7 +421,7 @@ def test_argmax_is_the_first_of_the_largest_logits(
     seed: int, rows: int, kind: str, cap: float | None, products: native.Products
 ) -> None:
     """Among equal logits, also those that the cap makes equal, and with logits that are not numbers."""
-    x, values, scale = output_layer(seed, rows, kind)
+    x, values, scale = drawn_output_layer(seed, rows, kind)
     broken = jnp.asarray(np.random.default_rng(seed).choice([1.0, *BROKEN]), x.dtype)
     x = x.at[0].multiply(1e4).at[-1, 7].set(broken)
     logits = logits_of(x, values, scale, cap, products)
@@ -491,6 +492,42 @@ def test_a_gated_mlp_in_int8_is_its_products(seed: int, rows: int, width: int, k
     inner = jnp.asarray(gelu * up, kind)
     expected = np.asarray(int8(inner, down.values, jnp.asarray(down.scale), biases[1], f32), np.float64)
     np.testing.assert_allclose(actual, expected, atol=0.02 * np.abs(expected).max())  # a rounding may differ
+
+
+def weight_in(dtype: str, seed: int, outputs: int, inputs: int) -> Any:
+    """Draws a packed matrix."""
+    values = np.random.default_rng(seed).normal(size=(outputs, inputs)).astype(np.float32)
+    matrices = {
+        "bfloat16": lambda: np.array(jnp.asarray(values, "bfloat16")),
+        "int8": lambda: quantize_on_host(values),
+        "int4": lambda: Int4Matrix.quantize(values),
+    }
+    return jax.tree.map(jnp.asarray, packing.pack_param(matrices[dtype]()))
+
+
+@pytest.mark.parametrize("num_equal", [2, 4, 11])
+@pytest.mark.parametrize("num_others", [0, 1, 6])
+@pytest.mark.parametrize(
+    ("call", "dtype"),
+    [
+        *((call, dtype) for call in ("product", "gated_mlp") for dtype in ("bfloat16", "int8", "int4")),
+        *((call, dtype) for call in ("logits", "argmax") for dtype in ("bfloat16", "int8")),
+    ],
+)
+def test_equal_rows_at_the_end_have_the_results_of_one(call: str, dtype: str, num_others: int, num_equal: int) -> None:
+    """As the padding of a prompt has, which is computed once."""
+    first, second = weight_in(dtype, 1, 128, 64), weight_in(dtype, 2, 64, 64)
+    biases = [jnp.asarray(draw(seed, outputs), jnp.float32) for seed, outputs in ((3, 128), (4, 64))]
+    run: Callable[[jax.Array], jax.Array] = {
+        "product": lambda x: product(x, first, biases[0], x.dtype, CPU),
+        "gated_mlp": lambda x: gated_mlp(x, first, biases[0], second, biases[1], CPU),
+        "logits": lambda x: output_layer.logits(x, first, 30.0, CPU),
+        "argmax": lambda x: output_layer.argmax(x, first, 30.0, CPU),
+    }[call]
+    x = jnp.asarray(np.random.default_rng(5).normal(size=(num_others + 1, 64)), "bfloat16")
+    expected = np.asarray(compiled(run, x))
+    found = np.asarray(compiled(run, jnp.concatenate([x, *[x[-1:]] * (num_equal - 1)])))
+    np.testing.assert_array_equal(found, np.concatenate([expected, *[expected[-1:]] * (num_equal - 1)]))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -55,10 +55,12 @@ ffi::Error Int8GatedMlpImpl(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<
                             ffi::Buffer<ffi::F32> down_bias, ffi::Result<ffi::AnyBuffer> y) {
   const PackedMatrix first{gate_up.typed_data(), gate_up_scale.typed_data(), gate_up_bias.typed_data(),
                            static_cast<int64_t>(gate_up_bias.element_count())};
-  const PackedMatrix second{down.typed_data(), down_scale.typed_data(), down_bias.typed_data(), y->dimensions()[1]};
+  const int64_t inputs = x.dimensions()[1];
+  const PackedMatrix second{down.typed_data(), down_scale.typed_data(), down_bias.typed_data(), inputs};
   WithType(x, [&](auto* from) {
     auto* const to = static_cast<decltype(from)>(y->untyped_data());
-    GatedMlp<Int8Kernel>(pool, from, x.dimensions()[0], x.dimensions()[1], first, second, to);
+    OncePerRow(from, x.dimensions()[0], inputs, to, inputs,
+               [&](int64_t n) { GatedMlp<Int8Kernel>(pool, from, n, inputs, first, second, to); });
   });
   return ffi::Error::Success();
 }
@@ -69,10 +71,12 @@ ffi::Error Bf16GatedMlpImpl(ffi::ThreadPool pool, bool in_pairs, ffi::Buffer<ffi
                             ffi::Result<ffi::Buffer<ffi::BF16>> y) {
   const PackedMatrix first{BytesOf(gate_up), nullptr, gate_up_bias.typed_data(),
                            static_cast<int64_t>(gate_up_bias.element_count())};
-  const PackedMatrix second{BytesOf(down), nullptr, down_bias.typed_data(), y->dimensions()[1]};
+  const int64_t inputs = x.dimensions()[1];
+  const PackedMatrix second{BytesOf(down), nullptr, down_bias.typed_data(), inputs};
   auto* const to = static_cast<uint16_t*>(y->untyped_data());
   const auto with = [&](auto kernel) {
-    GatedMlp<decltype(kernel)>(pool, Bf16Of(x), x.dimensions()[0], x.dimensions()[1], first, second, to);
+    OncePerRow(Bf16Of(x), x.dimensions()[0], inputs, to, inputs,
+               [&](int64_t n) { GatedMlp<decltype(kernel)>(pool, Bf16Of(x), n, inputs, first, second, to); });
   };
   WithBf16Kernel(in_pairs, with);
   return ffi::Error::Success();

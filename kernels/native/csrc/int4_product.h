@@ -183,8 +183,10 @@ ffi::Error Int4ProductImpl(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<f
                            ffi::Buffer<ffi::F16> scale, ffi::Buffer<ffi::F32> bias, ffi::Result<ffi::AnyBuffer> y) {
   const auto* const scales = reinterpret_cast<const uint16_t*>(scale.untyped_data());
   const Int4Strips strips{w.typed_data(), scales, x.dimensions()[1], scale.dimensions()[1]};
+  const int64_t outputs = y->dimensions()[1];
   WithTypes(x, *y, [&](const auto* from, auto* to) {
-    MultiplyInt4(pool, from, x.dimensions()[0], strips, BiasOf(bias), to, y->dimensions()[1]);
+    OncePerRow(from, x.dimensions()[0], strips.inputs, to, outputs,
+               [&](int64_t n) { MultiplyInt4(pool, from, n, strips, BiasOf(bias), to, outputs); });
   });
   return ffi::Error::Success();
 }

@@ -27,17 +27,18 @@ struct Best {
   int32_t key, token;
 };
 
-// A model's output layer: logits are cap * tanh(products / cap), or the products if the cap is 0.
+// A model's output layer: logits are cap * tanh(products / cap), or the products if the cap is 0. Of all rows of x,
+// the first `rows` are distinct; see `DistinctRows`.
 template <typename K>
 struct OutputLayer {
   Rows<K> x;
-  int64_t rows, inputs;
+  int64_t rows, all_rows, inputs;
   PackedMatrix w;
   float cap;
 
   int64_t BytesPerOutput() const { return inputs * 4 / K::kGroup; }
 
-  // Computes products [begin, end) of all rows. `y` is the position of product 0 of the first row; rows are `stride`
+  // Computes products [begin, end) of the distinct rows. `y` is the position of product 0 of the first row; rows are `stride`
   // apart.
   void Products(int64_t begin, int64_t end, float* y, int64_t stride) const {
     PackedProduct<K>(Strips<K>{w.values, inputs}, begin, end, x.values, rows, y, stride, FinishOf(x, w));
@@ -91,6 +92,7 @@ void Logits(ffi::ThreadPool& pool, const OutputLayer<K>& layer, float* y) {
       }
     }
   });
+  RepeatLast(y, layer.rows, layer.all_rows, outputs);
 }
 
 // Computes the largest logit of each row and the lowest token that has it. Products of a piece stay in the cache.
@@ -117,6 +119,8 @@ void Argmax(ffi::ThreadPool& pool, const OutputLayer<K>& layer, int32_t* tokens,
     tokens[r] = row.token;
     std::memcpy(largest + r, &bits, sizeof bits);
   }
+  RepeatLast(tokens, layer.rows, layer.all_rows, 1);
+  RepeatLast(largest, layer.rows, layer.all_rows, 1);
 }
 
 // Calls `call` with an `OutputLayer` in int8.
@@ -126,7 +130,8 @@ ffi::Error WithInt8Layer(ffi::ThreadPool& pool, float cap, const ffi::AnyBuffer&
   const int64_t rows = x.dimensions()[0], inputs = x.dimensions()[1];
   const PackedMatrix matrix{w.typed_data(), scale.typed_data(), nullptr, static_cast<int64_t>(scale.element_count())};
   WithType(x, [&](const auto* from) {
-    call(OutputLayer<Int8Kernel>{Prepare<Int8Kernel, 0>(pool, from, rows, inputs), rows, inputs, matrix, cap});
+    const int64_t n = DistinctRows(from, rows, inputs);
+    call(OutputLayer<Int8Kernel>{Prepare<Int8Kernel, 0>(pool, from, n, inputs), n, rows, inputs, matrix, cap});
   });
   return ffi::Error::Success();
 }
@@ -139,7 +144,8 @@ ffi::Error WithBf16Layer(ffi::ThreadPool& pool, bool in_pairs, float cap, const 
   const PackedMatrix matrix{BytesOf(w), nullptr, nullptr, w.dimensions()[0] * kStripOutputs};
   const auto with = [&](auto kernel) {
     using K = decltype(kernel);
-    call(OutputLayer<K>{Prepare<K, 0>(pool, Bf16Of(x), rows, inputs), rows, inputs, matrix, cap});
+    const int64_t n = DistinctRows(Bf16Of(x), rows, inputs);
+    call(OutputLayer<K>{Prepare<K, 0>(pool, Bf16Of(x), n, inputs), n, rows, inputs, matrix, cap});
   };
   WithBf16Kernel(in_pairs, with);
   return ffi::Error::Success();

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <type_traits>
 #include <vector>
@@ -97,6 +98,27 @@ Rows<K> Prepare(ffi::ThreadPool& pool, const X* x, int64_t rows, int64_t inputs)
   }
 }
 
+// Returns the number of rows without those at the end that repeat the one before them, as padding does.
+template <typename X>
+int64_t DistinctRows(const X* x, int64_t rows, int64_t inputs) {
+  while (rows > 1 && std::memcmp(x + (rows - 1) * inputs, x + (rows - 2) * inputs, inputs * sizeof *x) == 0) --rows;
+  return rows;
+}
+
+// Copies the last of the first n rows to the others.
+template <typename Y>
+void RepeatLast(Y* y, int64_t n, int64_t rows, int64_t outputs) {
+  for (int64_t r = n; r < rows; ++r) std::memcpy(y + r * outputs, y + (n - 1) * outputs, outputs * sizeof *y);
+}
+
+// Computes y by compute(n), which computes the first n rows, in no time for rows of x at the end that are equal.
+template <typename X, typename Y, typename Compute>
+void OncePerRow(const X* x, int64_t rows, int64_t inputs, Y* y, int64_t outputs, const Compute& compute) {
+  const int64_t n = DistinctRows(x, rows, inputs);
+  compute(n);
+  RepeatLast(y, n, rows, outputs);
+}
+
 // A packed matrix with its scales, which are null in bfloat16, and the bias of its outputs, or null.
 struct PackedMatrix {
   const uint8_t* values;
@@ -126,19 +148,23 @@ void Multiply(ffi::ThreadPool& pool, const X* x, int64_t rows, int64_t inputs, c
 
 ffi::Error Int8ProductImpl(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<ffi::U8> w,
                            ffi::Buffer<ffi::F32> scale, ffi::Buffer<ffi::F32> bias, ffi::Result<ffi::AnyBuffer> y) {
-  const PackedMatrix matrix{w.typed_data(), scale.typed_data(), BiasOf(bias), y->dimensions()[1]};
+  const int64_t rows = x.dimensions()[0], inputs = x.dimensions()[1], outputs = y->dimensions()[1];
+  const PackedMatrix matrix{w.typed_data(), scale.typed_data(), BiasOf(bias), outputs};
   WithTypes(x, *y, [&](const auto* from, auto* to) {
-    Multiply<Int8Kernel, 0>(pool, from, x.dimensions()[0], x.dimensions()[1], matrix, to);
+    OncePerRow(from, rows, inputs, to, outputs,
+               [&](int64_t n) { Multiply<Int8Kernel, 0>(pool, from, n, inputs, matrix, to); });
   });
   return ffi::Error::Success();
 }
 
 ffi::Error Bf16ProductImpl(ffi::ThreadPool pool, bool in_pairs, ffi::Buffer<ffi::BF16> x, ffi::Buffer<ffi::BF16> w,
                            ffi::Buffer<ffi::F32> bias, ffi::Result<ffi::AnyBuffer> y) {
-  const PackedMatrix matrix{BytesOf(w), nullptr, BiasOf(bias), y->dimensions()[1]};
+  const int64_t rows = x.dimensions()[0], inputs = x.dimensions()[1], outputs = y->dimensions()[1];
+  const PackedMatrix matrix{BytesOf(w), nullptr, BiasOf(bias), outputs};
   WithType(*y, [&](auto* to) {
     const auto with = [&](auto kernel) {
-      Multiply<decltype(kernel), 0>(pool, Bf16Of(x), x.dimensions()[0], x.dimensions()[1], matrix, to);
+      OncePerRow(Bf16Of(x), rows, inputs, to, outputs,
+                 [&](int64_t n) { Multiply<decltype(kernel), 0>(pool, Bf16Of(x), n, inputs, matrix, to); });
     };
     WithBf16Kernel(in_pairs, with);
   });

@@ -12,7 +12,7 @@ def pairs_of(*counts: int, size: int = 8) -> Pairs:
 def test_pairs_are_packed_row_by_row() -> None:
     pairs = pairs_of(2, 0, 1, 3)
     assert pairs.rows.tolist() == [0, 0, 2, 3, 3, 3, 4, 4]
-    assert pairs.offsets[:6].tolist() == [0, 1, 0, 0, 1, 2]
+    assert pairs.offsets.tolist() == [0, 1, 0, 0, 1, 2, 0, 0]
     assert pairs.is_used.tolist() == [True] * 6 + [False] * 2
     assert int(pairs.depth) == 3
 
