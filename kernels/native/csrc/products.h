@@ -111,7 +111,7 @@ void RepeatLast(Y* y, int64_t n, int64_t rows, int64_t outputs) {
   for (int64_t r = n; r < rows; ++r) std::memcpy(y + r * outputs, y + (n - 1) * outputs, outputs * sizeof *y);
 }
 
-// Computes y by compute(n), which computes the first n rows, in no time for rows of x at the end that are equal.
+// Computes y by compute(n), which computes its first n rows. Equal rows at the end of x are computed once.
 template <typename X, typename Y, typename Compute>
 void OncePerRow(const X* x, int64_t rows, int64_t inputs, Y* y, int64_t outputs, const Compute& compute) {
   const int64_t n = DistinctRows(x, rows, inputs);
