@@ -29,10 +29,12 @@ void GatedStrips(const PackedMatrix& w, int64_t begin, int64_t end, const typena
   }
 }
 
-// Computes down(gelu(gate(x)) * up(x)); the product of gate and up is rounded to the type of x.
+// Computes down(gelu(gate(x)) * up(x)); the product of gate and up is rounded to the type of x. Equal rows at the end are
+// computed once.
 template <typename K, typename X>
-void GatedMlp(ffi::ThreadPool& pool, const X* x, int64_t rows, int64_t inputs, const PackedMatrix& gate_up,
+void GatedMlp(ffi::ThreadPool& pool, const X* x, int64_t all_rows, int64_t inputs, const PackedMatrix& gate_up,
               const PackedMatrix& down, X* y) {
+  const int64_t rows = DistinctRows(x, all_rows, inputs);
   const int64_t width = gate_up.outputs / 2;
   thread_local std::vector<X> scratch;
   Grow(scratch, rows * width);
@@ -47,6 +49,7 @@ void GatedMlp(ffi::ThreadPool& pool, const X* x, int64_t rows, int64_t inputs, c
     GatedStrips<K, 8>(gate_up, begin, end, values, rows, inputs, inner, finish);
   });
   Multiply<K, 1>(pool, inner, rows, width, down, y);
+  RepeatLast(y, rows, all_rows, down.outputs);
 }
 
 ffi::Error Int8GatedMlpImpl(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<ffi::U8> gate_up,
@@ -55,12 +58,10 @@ ffi::Error Int8GatedMlpImpl(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<
                             ffi::Buffer<ffi::F32> down_bias, ffi::Result<ffi::AnyBuffer> y) {
   const PackedMatrix first{gate_up.typed_data(), gate_up_scale.typed_data(), gate_up_bias.typed_data(),
                            static_cast<int64_t>(gate_up_bias.element_count())};
-  const int64_t inputs = x.dimensions()[1];
-  const PackedMatrix second{down.typed_data(), down_scale.typed_data(), down_bias.typed_data(), inputs};
+  const PackedMatrix second{down.typed_data(), down_scale.typed_data(), down_bias.typed_data(), y->dimensions()[1]};
   WithType(x, [&](auto* from) {
     auto* const to = static_cast<decltype(from)>(y->untyped_data());
-    OncePerRow(from, x.dimensions()[0], inputs, to, inputs,
-               [&](int64_t n) { GatedMlp<Int8Kernel>(pool, from, n, inputs, first, second, to); });
+    GatedMlp<Int8Kernel>(pool, from, x.dimensions()[0], x.dimensions()[1], first, second, to);
   });
   return ffi::Error::Success();
 }
@@ -71,12 +72,10 @@ ffi::Error Bf16GatedMlpImpl(ffi::ThreadPool pool, bool in_pairs, ffi::Buffer<ffi
                             ffi::Result<ffi::Buffer<ffi::BF16>> y) {
   const PackedMatrix first{BytesOf(gate_up), nullptr, gate_up_bias.typed_data(),
                            static_cast<int64_t>(gate_up_bias.element_count())};
-  const int64_t inputs = x.dimensions()[1];
-  const PackedMatrix second{BytesOf(down), nullptr, down_bias.typed_data(), inputs};
+  const PackedMatrix second{BytesOf(down), nullptr, down_bias.typed_data(), y->dimensions()[1]};
   auto* const to = static_cast<uint16_t*>(y->untyped_data());
   const auto with = [&](auto kernel) {
-    OncePerRow(Bf16Of(x), x.dimensions()[0], inputs, to, inputs,
-               [&](int64_t n) { GatedMlp<decltype(kernel)>(pool, Bf16Of(x), n, inputs, first, second, to); });
+    GatedMlp<decltype(kernel)>(pool, Bf16Of(x), x.dimensions()[0], x.dimensions()[1], first, second, to);
   };
   WithBf16Kernel(in_pairs, with);
   return ffi::Error::Success();

@@ -165,10 +165,11 @@ Int4Rows PrepareInt4(ffi::ThreadPool& pool, const X* x, int64_t rows, const Int4
   return {v, s, f};
 }
 
-// Computes the product of all rows with a packed matrix in 4 bits.
+// Computes the product of all rows with a packed matrix in 4 bits; equal rows at the end are computed once.
 template <typename X, typename Y>
-void MultiplyInt4(ffi::ThreadPool& pool, const X* x, int64_t rows, const Int4Strips& w, const float* bias, Y* y,
+void MultiplyInt4(ffi::ThreadPool& pool, const X* x, int64_t all_rows, const Int4Strips& w, const float* bias, Y* y,
                   int64_t outputs) {
+  const int64_t rows = DistinctRows(x, all_rows, w.inputs);
   const Int4Rows prepared = PrepareInt4(pool, x, rows, w);
   InPieces(pool, outputs, w.inputs / 2, [=](int64_t begin, int64_t end) {
     if (rows == 1) return Int4Range<4, 1>(w, begin, end, prepared, rows, bias, y, outputs);
@@ -177,16 +178,15 @@ void MultiplyInt4(ffi::ThreadPool& pool, const X* x, int64_t rows, const Int4Str
     if (rows <= 4) return Int4Range<3, 4>(w, begin, end, prepared, rows, bias, y, outputs);
     Int4Range<2, 8>(w, begin, end, prepared, rows, bias, y, outputs);
   });
+  RepeatLast(y, rows, all_rows, outputs);
 }
 
 ffi::Error Int4ProductImpl(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<ffi::U8> w,
                            ffi::Buffer<ffi::F16> scale, ffi::Buffer<ffi::F32> bias, ffi::Result<ffi::AnyBuffer> y) {
   const auto* const scales = reinterpret_cast<const uint16_t*>(scale.untyped_data());
   const Int4Strips strips{w.typed_data(), scales, x.dimensions()[1], scale.dimensions()[1]};
-  const int64_t outputs = y->dimensions()[1];
   WithTypes(x, *y, [&](const auto* from, auto* to) {
-    OncePerRow(from, x.dimensions()[0], strips.inputs, to, outputs,
-               [&](int64_t n) { MultiplyInt4(pool, from, n, strips, BiasOf(bias), to, outputs); });
+    MultiplyInt4(pool, from, x.dimensions()[0], strips, BiasOf(bias), to, y->dimensions()[1]);
   });
   return ffi::Error::Success();
 }

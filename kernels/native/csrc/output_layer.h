@@ -38,8 +38,8 @@ struct OutputLayer {
 
   int64_t BytesPerOutput() const { return inputs * 4 / K::kGroup; }
 
-  // Computes products [begin, end) of the distinct rows. `y` is the position of product 0 of the first row; rows are `stride`
-  // apart.
+  // Computes products [begin, end) of the distinct rows. `y` is the position of product 0 of the first row; rows are
+  // `stride` apart.
   void Products(int64_t begin, int64_t end, float* y, int64_t stride) const {
     PackedProduct<K>(Strips<K>{w.values, inputs}, begin, end, x.values, rows, y, stride, FinishOf(x, w));
   }

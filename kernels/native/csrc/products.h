@@ -111,14 +111,6 @@ void RepeatLast(Y* y, int64_t n, int64_t rows, int64_t outputs) {
   for (int64_t r = n; r < rows; ++r) std::memcpy(y + r * outputs, y + (n - 1) * outputs, outputs * sizeof *y);
 }
 
-// Computes y by compute(n), which computes its first n rows. Equal rows at the end of x are computed once.
-template <typename X, typename Y, typename Compute>
-void OncePerRow(const X* x, int64_t rows, int64_t inputs, Y* y, int64_t outputs, const Compute& compute) {
-  const int64_t n = DistinctRows(x, rows, inputs);
-  compute(n);
-  RepeatLast(y, n, rows, outputs);
-}
-
 // A packed matrix with its scales, which are null in bfloat16, and the bias of its outputs, or null.
 struct PackedMatrix {
   const uint8_t* values;
@@ -136,35 +128,33 @@ auto FinishOf(const Rows<K>& x, const PackedMatrix& w) {
   }
 }
 
-// Computes the product of all rows with a packed matrix.
+// Computes the product of all rows with a packed matrix; equal rows at the end are computed once.
 template <typename K, int Which, typename X, typename Y>
-void Multiply(ffi::ThreadPool& pool, const X* x, int64_t rows, int64_t inputs, const PackedMatrix& w, Y* y) {
+void Multiply(ffi::ThreadPool& pool, const X* x, int64_t all_rows, int64_t inputs, const PackedMatrix& w, Y* y) {
+  const int64_t rows = DistinctRows(x, all_rows, inputs);
   const Rows<K> prepared = Prepare<K, Which>(pool, x, rows, inputs);
   const auto finish = FinishOf(prepared, w);
   InPieces(pool, w.outputs, inputs * 4 / K::kGroup, [=](int64_t begin, int64_t end) {
     PackedProduct<K>(Strips<K>{w.values, inputs}, begin, end, prepared.values, rows, y, w.outputs, finish);
   });
+  RepeatLast(y, rows, all_rows, w.outputs);
 }
 
 ffi::Error Int8ProductImpl(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<ffi::U8> w,
                            ffi::Buffer<ffi::F32> scale, ffi::Buffer<ffi::F32> bias, ffi::Result<ffi::AnyBuffer> y) {
-  const int64_t rows = x.dimensions()[0], inputs = x.dimensions()[1], outputs = y->dimensions()[1];
-  const PackedMatrix matrix{w.typed_data(), scale.typed_data(), BiasOf(bias), outputs};
+  const PackedMatrix matrix{w.typed_data(), scale.typed_data(), BiasOf(bias), y->dimensions()[1]};
   WithTypes(x, *y, [&](const auto* from, auto* to) {
-    OncePerRow(from, rows, inputs, to, outputs,
-               [&](int64_t n) { Multiply<Int8Kernel, 0>(pool, from, n, inputs, matrix, to); });
+    Multiply<Int8Kernel, 0>(pool, from, x.dimensions()[0], x.dimensions()[1], matrix, to);
   });
   return ffi::Error::Success();
 }
 
 ffi::Error Bf16ProductImpl(ffi::ThreadPool pool, bool in_pairs, ffi::Buffer<ffi::BF16> x, ffi::Buffer<ffi::BF16> w,
                            ffi::Buffer<ffi::F32> bias, ffi::Result<ffi::AnyBuffer> y) {
-  const int64_t rows = x.dimensions()[0], inputs = x.dimensions()[1], outputs = y->dimensions()[1];
-  const PackedMatrix matrix{BytesOf(w), nullptr, BiasOf(bias), outputs};
+  const PackedMatrix matrix{BytesOf(w), nullptr, BiasOf(bias), y->dimensions()[1]};
   WithType(*y, [&](auto* to) {
     const auto with = [&](auto kernel) {
-      OncePerRow(Bf16Of(x), rows, inputs, to, outputs,
-                 [&](int64_t n) { Multiply<decltype(kernel), 0>(pool, Bf16Of(x), n, inputs, matrix, to); });
+      Multiply<decltype(kernel), 0>(pool, Bf16Of(x), x.dimensions()[0], x.dimensions()[1], matrix, to);
     };
     WithBf16Kernel(in_pairs, with);
   });
