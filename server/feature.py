@@ -93,7 +93,6 @@ class Feature:
 
     Attributes:
       name: Name of the folder.
-      requires: Names of other features that it uses.
       routers: Routes.
       admin_routers: Routes that need an admin key, and that are missing without one. Their paths have no parameters.
       public_paths: Paths that need no API key.
@@ -107,7 +106,6 @@ class Feature:
     """
 
     name: str
-    requires: Sequence[str] = ()
     routers: Sequence[APIRouter] = ()
     admin_routers: Sequence[APIRouter] = ()
     public_paths: frozenset[str] = frozenset()

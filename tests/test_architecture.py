@@ -328,29 +328,19 @@ def module_of(target: str, files: Sources) -> str:
 
 
 def features_stand_beside_one_another(files: Sources) -> list[str]:
-    """Only the features' index, applications and commands know a feature, and a feature only those that it requires."""
-    found = []
-    for path, text in files.items():
-        here = feature_of(path)
-        for line, target in inner_imports(path, text):
-            there = feature_of(target)
-            if there in (None, here) or path == "server/features/index.py":
-                continue
-            if here is None or there not in required_by(here, files):
-                found.append(f"{path}:{line} imports {target}, of the feature {there}")
-    return found
+    """Only the features' index knows a feature."""
+    return [
+        f"{path}:{line} imports {target}, of the feature {there}"
+        for path, text in files.items()
+        for line, target in inner_imports(path, text)
+        if (there := feature_of(target)) not in (None, feature_of(path))
+    ]
 
 
 def feature_of(path: str) -> str | None:
     """Returns the feature that a file, or a name in one, belongs to; None if it belongs to none."""
     found = re.match(r"server/features/(?!index\b)(\w+)/", path)
     return found and found[1]
-
-
-def required_by(feature: str, files: Sources) -> str:
-    """Returns the source of a feature's list of required ones."""
-    found = re.search(r"requires=\(([^)]*)\)", files.get(f"server/features/{feature}/feature.py", ""))
-    return found[1] if found else ""
 
 
 def imports_between_rooms_are_relative(files: Sources) -> list[str]:

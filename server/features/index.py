@@ -10,7 +10,6 @@ NAMES: Final = (
     "responses",
     "batches",
     "anthropic",
-    "message_batches",
     "native",
     "stored_chats",
     "states",

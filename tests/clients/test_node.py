@@ -65,18 +65,6 @@ def test_anthropics(server: ServerProcess) -> None:
     assert found["failure"] == [404, "not_found_error"]
 
 
-def test_anthropics_batch(server: ServerProcess) -> None:
-    found = run_program("anthropic-batch.mjs", server)
-    assert found["status"] == "ended"
-    assert found["counts"] == {"processing": 0, "succeeded": 2, "errored": 0, "canceled": 0, "expired": 0}
-    assert sorted(name for name, _, _ in found["results"]) == ["request-1", "request-2"]
-    assert all(kind == "succeeded" and ANSWER in text for _, kind, text in found["results"])
-    assert found["cancelled"] in ("canceling", "ended")
-    assert found["listed"] == ["second", "first"]
-    assert found["deleted"] == "message_batch_deleted"
-    assert found["gone"] == 404
-
-
 @pytest.mark.parametrize("provider", ["openai-compatible", "openai-chat", "openai-responses", "anthropic"])
 def test_ai_sdk(server: ServerProcess, provider: str) -> None:
     found = run_program("ai-sdk.mjs", server, PROVIDER=provider)

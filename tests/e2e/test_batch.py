@@ -42,7 +42,14 @@ def requests(count: int) -> list[bytes]:
                     **sampling,
                 ),
                 request(f"r{number}", "/v1/responses", input=text, max_output_tokens=tokens, **sampling),
-            )[number % 3]
+                request(
+                    f"a{number}",
+                    "/v1/messages",
+                    messages=[{"role": "user", "content": text}],
+                    max_tokens=tokens,
+                    **sampling,
+                ),
+            )[number % 4]
         )
     return lines
 
@@ -54,6 +61,7 @@ def contents(path: Path) -> dict[str, Sequence[Any]]:
         body = line["response"]["body"]
         texts = [choice["text"] if "text" in choice else choice["message"] for choice in body.get("choices", ())]
         output = [item["content"][0]["text"] for item in body.get("output", ())]
+        output += [block["text"] for block in body.get("content", ())]
         assert line["custom_id"] not in found
         found[line["custom_id"]] = line["response"]["status_code"], texts, output
     return found

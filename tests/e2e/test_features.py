@@ -111,9 +111,7 @@ class Tree:
         return self.root / "server" / "features" / "index.py"
 
     def delete(self, name: str) -> None:
-        """Deletes a feature, those that require it, and their tests."""
-        for other in (other for other, feature in FEATURES.items() if name in feature.requires):
-            self.delete(other)
+        """Deletes a feature and its tests."""
         shutil.rmtree(self.root / "server" / "features" / name)
         shutil.rmtree(self.root / "tests" / "server" / "features" / name, ignore_errors=True)
         for test in (self.root / "tests").rglob("test_*.py"):

@@ -7,7 +7,7 @@ from hashlib import blake2b
 import numpy as np
 
 from ...errors.request_errors import ApiError, bad_value
-from .batch_lines import URLS, LineError, Parse, max_line_bytes, parse_line, too_long
+from .batch_lines import LineError, Parse, max_line_bytes, parse_line, too_long
 from .batch_order import SegmentOrder
 from .file_table import SEGMENT_LINES
 
@@ -68,16 +68,14 @@ class InputCheck:
     Args:
       max_body_bytes: Maximum bytes of a line's body.
       parse: See `parse_line`.
-      accepts: Endpoints that a line may name.
     """
 
-    def __init__(self, max_body_bytes: int, parse: Parse, accepts: Sequence[str] = URLS) -> None:
+    def __init__(self, max_body_bytes: int, parse: Parse) -> None:
         self.num_lines = 0
         self.num_bytes = 0
         self.urls: set[str] = set()
         self._max_body_bytes = max_body_bytes
         self._parse = parse
-        self._accepts = accepts
         self._hashes = array("Q")
         self._order = SegmentOrder(SEGMENT_LINES)
 
@@ -92,7 +90,7 @@ class InputCheck:
             self.num_lines += 1
             self.num_bytes += len(raw)
             try:
-                line, facts = parse_line(raw, self.num_lines, self._max_body_bytes, self._parse, self._accepts)
+                line, facts = parse_line(raw, self.num_lines, self._max_body_bytes, self._parse)
             except LineError as error:
                 raise line_error(self.num_lines, str(error)) from None
             self.urls.add(line.url)

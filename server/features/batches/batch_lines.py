@@ -1,21 +1,18 @@
 """Lines of batch files in OpenAI's format: requests of an input file, and lines of output and error files."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import orjson
 
 from ...schemas.json_limits import JsonError, decode_json
 
-BatchUrl = Literal["/v1/chat/completions", "/v1/completions", "/v1/responses"]
+BatchUrl = Literal["/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"]
+"""Endpoint that a line may name."""
 
-URLS: Final[tuple[BatchUrl, ...]] = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
-"""Endpoints that a line of an uploaded file may name."""
-
-MESSAGES_URL: Final = "/v1/messages"
-"""Endpoint that the lines of Anthropic's batches name."""
+_URLS: Final[tuple[BatchUrl, ...]] = get_args(BatchUrl)
 
 MAX_LINE_BYTES: Final = 16 * 2**20
 """Maximum bytes of a line, independent of the limit on its body."""
@@ -105,7 +102,6 @@ def parse_line(
     number: int,
     max_body_bytes: int = MAX_LINE_BYTES,
     parse: Parse = decode_json,
-    urls: Sequence[str] = URLS,
 ) -> tuple[BatchLine, LineFacts]:
     """Returns the request of a line, and the facts that decide when it runs.
 
@@ -114,12 +110,11 @@ def parse_line(
       number: Number of the line in its file, from 1.
       max_body_bytes: Maximum bytes of its body.
       parse: Returns the value of JSON, or raises a `JsonError`. A server passes the parser of an admission.
-      urls: Endpoints that the line may name.
 
     Raises:
       LineError: The line is not a request.
     """
-    line, body = _parsed(raw, number, max_body_bytes, parse, urls)
+    line, body = _parsed(raw, number, max_body_bytes, parse)
     return line, LineFacts(_prefix(body), len(line.body) // _BYTES_PER_TOKEN + _max_tokens(body))
 
 
@@ -132,9 +127,7 @@ def leading_custom_id(raw: bytes) -> str | None:
         return None
 
 
-def _parsed(
-    raw: bytes, number: int, max_body_bytes: int, parse: Parse, urls: Sequence[str]
-) -> tuple[BatchLine, Mapping[str, Any]]:
+def _parsed(raw: bytes, number: int, max_body_bytes: int, parse: Parse) -> tuple[BatchLine, Mapping[str, Any]]:
     """Returns the request of a line, and its parsed body."""
     if len(raw) > max_line_bytes(max_body_bytes):
         raise LineError(too_long(max_body_bytes), leading_custom_id(raw))
@@ -147,9 +140,9 @@ def _parsed(
     custom_id, body = _custom_id(fields), fields.get("body")
     if (method := fields.get("method")) != "POST":
         raise LineError(f'method must be "POST", got {_shown(method)}', custom_id, "method")
-    url = next((each for each in urls if each == fields.get("url")), None)
+    url = next((each for each in _URLS if each == fields.get("url")), None)
     if url is None:
-        raise LineError(f"url must be one of {', '.join(urls)}, got {_shown(fields.get('url'))}", custom_id, "url")
+        raise LineError(f"url must be one of {', '.join(_URLS)}, got {_shown(fields.get('url'))}", custom_id, "url")
     if not isinstance(body, dict):
         raise LineError("body must be an object", custom_id, "body")
     for name in _WHOLE_ONLY:

@@ -1,8 +1,9 @@
 """Rows of files and batches, as frozen values."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 SUSPECT_DEATHS: Final = 2
 """Number of deaths of a line's owners at which the line is a suspect and runs alone."""
@@ -45,15 +46,6 @@ class FileRecord:
     expires: float | None = None
 
 
-def models_of(identity: str) -> tuple[str, str]:
-    """Returns the model identities of a model's batches: one for OpenAI's endpoints and one for messages.
-
-    Replicas that predate batches of messages would end such lines with errors. The separate identity keeps them from
-    claiming these lines.
-    """
-    return identity, f"{identity} for messages"
-
-
 class TokenUsage(NamedTuple):
     """Token counts of the responses of lines.
 
@@ -66,6 +58,22 @@ class TokenUsage(NamedTuple):
     input: int = 0
     cached: int = 0
     output: int = 0
+
+    @classmethod
+    def of(cls, response: Mapping[str, Any]) -> "TokenUsage":
+        """Returns the tokens that a response reports, with the field names of any of the APIs.
+
+        Raises:
+          KeyError: It reports none.
+        """
+        usage = response["usage"]
+        if "cache_read_input_tokens" in usage:  # Anthropic's `input_tokens` leaves cached tokens out
+            cached = usage["cache_read_input_tokens"]
+            num_prompt = usage["input_tokens"] + usage["cache_creation_input_tokens"] + cached
+            return cls(num_prompt, cached, usage["output_tokens"])
+        prompt, generated = ("prompt", "completion") if "prompt_tokens" in usage else ("input", "output")
+        cached = (usage.get(f"{prompt}_tokens_details") or {}).get("cached_tokens", 0)
+        return cls(usage[f"{prompt}_tokens"], cached, usage[f"{generated}_tokens"])
 
 
 NO_USAGE: Final = TokenUsage()

@@ -3,7 +3,6 @@
 import asyncio
 import re
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Final
 from uuid import uuid4
@@ -17,16 +16,7 @@ from ...errors.request_errors import ApiError, bad_value
 from ...tenancy.tenant import tenant
 from ...tenancy.tenant_locks import TenantLocks
 from . import batch_table, file_table, line_claims, line_leases, quotas
-from .batch_records import (
-    BatchRecord,
-    BatchStatus,
-    BatchTotals,
-    FileRecord,
-    LineClaim,
-    LineLease,
-    LineResult,
-    models_of,
-)
+from .batch_records import BatchRecord, BatchStatus, BatchTotals, FileRecord, LineClaim, LineLease, LineResult
 from .tenant_turns import Places
 
 _REPLY_S: Final = 5.0
@@ -84,7 +74,6 @@ class BatchStore:
         self.retention_s = retention_s
         self._max_bytes = max_bytes
         self._replica = uuid4().hex
-        self._takes_messages_first = True
 
     @property
     def is_outdated(self) -> bool:
@@ -311,11 +300,11 @@ class BatchStore:
             await self._database.run(lambda each: batch_table.find(each, owner, batch_id), timeout_s=_REPLY_S),
         )
 
-    async def batches(self, spec: PageSpec, url: str | None = None) -> Page[BatchRecord] | None:
-        """Returns a page of the batches, or of the batches for one endpoint; None if `spec.after` names no batch."""
+    async def batches(self, spec: PageSpec) -> Page[BatchRecord] | None:
+        """Returns a page of the batches; None if `spec.after` names no batch."""
         if spec.after is not None and not _BATCH_ID.fullmatch(spec.after):
             return None
-        read = partial(batch_table.read_list, tenant=tenant.get(), spec=spec, url=url)
+        read = partial(batch_table.read_list, tenant=tenant.get(), spec=spec)
         return await self._database.run(read, timeout_s=_REPLY_S)
 
     async def cancel(self, batch_id: str) -> BatchRecord:
@@ -329,32 +318,14 @@ class BatchStore:
         cancel = partial(batch_table.cancel, tenant=tenant.get(), batch_id=batch_id)
         return _found(batch_id, await self._commits.write(cancel, _REPLY_S))
 
-    async def delete(self, batch: BatchRecord) -> bool:
-        """Deletes a batch that has ended, with its files; returns whether it had ended."""
-        delete = partial(batch_table.delete, tenant=batch.tenant, batch_id=batch.id)
-        return await self._commits.write(delete, _REPLY_S)
-
     async def claim(self, model: str, places: Places) -> Sequence[LineClaim]:
         """Claims lines of any tenant for this replica, or a single line that must run alone.
-
-        Lines of messages and lines of other endpoints take turns to be claimed first.
 
         Args:
           model: Identity of the served model.
           places: Room for lines.
         """
-        self._takes_messages_first = not self._takes_messages_first
-        models = models_of(model)[:: -1 if self._takes_messages_first else 1]
-
-        def claim(transaction: Transaction) -> list[LineClaim]:
-            claims: list[LineClaim] = []
-            for each in models:
-                num_free = places.num_free - len(claims)
-                if num_free and not any(line.may_be_deadly for line in claims):
-                    rest = replace(places, num_free=num_free, takes_suspect=places.takes_suspect and not claims)
-                    claims += line_claims.claim(transaction, self._replica, each, rest, self._max_bytes)
-            return claims
-
+        claim = partial(line_claims.claim, owner=self._replica, model=model, places=places, max_bytes=self._max_bytes)
         return await self._leases.write(claim, _REPLY_S)
 
     async def claim_expired(self, limit: int) -> Sequence[LineClaim]:

@@ -67,16 +67,9 @@ def find(transaction: Transaction, tenant: str, batch_id: str) -> BatchRecord | 
     return _record(rows[0]) if rows else None
 
 
-def read_list(
-    transaction: Transaction, tenant: str, spec: PageSpec, url: str | None = None
-) -> Page[BatchRecord] | None:
-    """Returns a page of a tenant's batches, or of its batches for one endpoint; None if `spec.after` is not in the
-    list.
-    """
-    source, values = "roost_batches WHERE tenant = ?", [tenant]
-    if url is not None:
-        source, values = f"{source} AND url = ?", [tenant, url]
-    found = read_page(transaction, _READ, source, values, spec)
+def read_list(transaction: Transaction, tenant: str, spec: PageSpec) -> Page[BatchRecord] | None:
+    """Returns a page of a tenant's batches; None if `spec.after` is not in the list."""
+    found = read_page(transaction, _READ, "roost_batches WHERE tenant = ?", [tenant], spec)
     return None if found is None else found.map(_record)
 
 
@@ -104,21 +97,6 @@ def cancel(transaction: Transaction, tenant: str, batch_id: str) -> BatchRecord 
         transaction.execute("DELETE FROM roost_batch_claims WHERE tenant = ? AND batch = ?", tenant, batch_id)
         _close(transaction, tenant, batch_id, BatchStatus.CANCELLED)
     return find(transaction, tenant, batch_id)
-
-
-def delete(transaction: Transaction, tenant: str, batch_id: str) -> bool:
-    """Deletes a batch that has ended, and hides its files; returns whether it had ended."""
-    rows = transaction.rows(
-        """
-        DELETE FROM roost_batches WHERE tenant = ? AND id = ? AND status <> 'in_progress'
-        RETURNING input_file, output_file, error_file
-        """,
-        tenant,
-        batch_id,
-    )
-    for file_id in (each for row in rows for each in row):
-        file_table.hide(transaction, tenant, file_id)
-    return bool(rows)
 
 
 def end(transaction: Transaction, results: Mapping[LineLease, LineResult]) -> set[LineLease]:

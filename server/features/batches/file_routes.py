@@ -1,6 +1,6 @@
 """`/v1/files`: inputs of batches, and their results."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import Annotated, Any, Final, Literal
 
@@ -21,7 +21,7 @@ from .batch_input import InputCheck, LineSplitter
 from .batch_records import FileRecord
 from .batch_store import BatchStore
 from .expiry import EXPIRY_FIELDS, form_expiry, kept_s
-from .line_upload import add_lines, finish_lines
+from .file_table import SEGMENT_LINES
 from .open_batches import Batches
 from .schemas import FileList, FileObject
 
@@ -102,10 +102,10 @@ async def get_file_content(file_id: str, batches: Batches) -> Response:
     pieces = batches.content(record)
     first = await anext(pieces, b"")  # before the status, so that an unavailable database is a 503
     headers = {"content-length": str(record.num_bytes)}
-    return StreamingResponse(prepended(first, pieces), headers=headers, media_type=_JSONL)
+    return StreamingResponse(_prepended(first, pieces), headers=headers, media_type=_JSONL)
 
 
-async def prepended(first: bytes, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _prepended(first: bytes, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """Yields a piece that was taken from an iterator, then the iterator's remaining pieces."""
     yield first
     async for piece in pieces:
@@ -136,20 +136,49 @@ async def _receive(request: Request, service: Service, batches: BatchStore) -> F
                 file_id = await batches.begin_file(reader.filename or "file")
             lines += splitter.feed(piece)
             if sum(map(len, lines)) >= _WRITE_BYTES:
-                await add_lines(service, batches, file_id, check, lines)
+                await _add_lines(service, batches, file_id, check, lines)
                 lines = []
         lines += splitter.end()
         file_id = file_id or await batches.begin_file(reader.filename or "file")
-        await add_lines(service, batches, file_id, check, lines)
+        await _add_lines(service, batches, file_id, check, lines)
         _check_purpose(reader.fields.get("purpose"))
         warn_all(sorted(reader.fields.keys() - {"purpose", *EXPIRY_FIELDS}))
         expires_s = kept_s(form_expiry(reader.fields), batches.retention_s, "expires_after")
-        return await finish_lines(service, batches, file_id, check, expires_s)
+        return await _finish_lines(service, batches, file_id, check, expires_s)
     except BaseException:
         if file_id:
             with suppress(StoreUnavailableError):
                 await batches.drop_file(file_id)
         raise
+
+
+async def _add_lines(
+    service: Service, batches: BatchStore, file_id: str, check: InputCheck, lines: Sequence[bytes]
+) -> None:
+    """Checks the next lines of a file, and writes them.
+
+    Raises:
+      ApiError: A line is not a request, or the tenant has no room for them.
+    """
+    first = check.num_lines + 1
+    segments = await service.workers.run(lambda: check.add(lines))
+    await batches.add_lines(file_id, first, lines, check.num_bytes)
+    for index, offsets in enumerate(segments, (first - 1) // SEGMENT_LINES):
+        await batches.put_order(file_id, index, offsets)
+
+
+async def _finish_lines(
+    service: Service, batches: BatchStore, file_id: str, check: InputCheck, expires_s: float | None = None
+) -> FileRecord:
+    """Marks a file as complete, and returns it.
+
+    Raises:
+      ApiError: The file has no line, or a `custom_id` occurs twice.
+    """
+    url, offsets = await service.workers.run(check.finish)
+    if offsets:
+        await batches.put_order(file_id, check.num_lines // SEGMENT_LINES, offsets)
+    return await batches.finish_file(file_id, check.num_lines, check.num_bytes, url, expires_s)
 
 
 def _check_purpose(purpose: str | None) -> None:

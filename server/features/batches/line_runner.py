@@ -1,8 +1,5 @@
 """Runs a line of a batch: sends it to this replica's own application, without a socket or a key."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from starlette.types import ASGIApp
 
 from ...errors.request_errors import BUSY_STATUSES
@@ -12,8 +9,6 @@ from ...http.in_process import post_json
 from ...schemas.json_limits import LONG_BYTES
 from ...tenancy.tenant import tenant
 from .batch_lines import (
-    MESSAGES_URL,
-    URLS,
     BatchLine,
     LineError,
     error_line,
@@ -22,7 +17,7 @@ from .batch_lines import (
     parse_line,
     response_line,
 )
-from .batch_records import LineClaim, LineResult, TokenUsage, models_of
+from .batch_records import LineClaim, LineResult, TokenUsage
 
 
 class LineRunner:
@@ -65,7 +60,9 @@ class LineRunner:
         written = response_line(_id(claim), line.custom_id, response.status, request_id, response.body)
         if response.status != 200:
             return _failed(written)
-        usage = await own.run(lambda: _usage(own.parse_stored(response.body)), is_long=len(response.body) >= LONG_BYTES)
+        usage = await own.run(
+            lambda: TokenUsage.of(own.parse_stored(response.body)), is_long=len(response.body) >= LONG_BYTES
+        )
         return LineResult(written, is_failed=False, usage=usage)
 
     async def _parsed(self, claim: LineClaim, own: Admission) -> BatchLine:
@@ -76,26 +73,14 @@ class LineRunner:
         """
         data, most = claim.data, self._service.admissions.max_body_bytes
         line, _ = await own.run(
-            lambda: parse_line(data, claim.lease.number, most, own.parse_now, (*URLS, MESSAGES_URL)),
+            lambda: parse_line(data, claim.lease.number, most, own.parse_now),
             is_long=len(data) >= LONG_BYTES,
         )
         return line
 
     def _expired(self, claim: LineClaim) -> str:
-        is_served = claim.model in models_of(self._service.model.identity)
+        is_served = claim.model == self._service.model.identity
         return "the batch expired before " + ("this line ran" if is_served else "a server with its model ran this line")
-
-
-def _usage(response: Mapping[str, Any]) -> TokenUsage:
-    """Returns the tokens of a response, from the fields of chats and completions, of responses or of messages."""
-    usage = response["usage"]
-    if "cache_read_input_tokens" in usage:
-        cached = usage["cache_read_input_tokens"]
-        num_prompt = usage["input_tokens"] + usage["cache_creation_input_tokens"] + cached
-        return TokenUsage(num_prompt, cached, usage["output_tokens"])
-    prompt, generated = ("prompt", "completion") if "prompt_tokens" in usage else ("input", "output")
-    cached = usage[f"{prompt}_tokens_details"]["cached_tokens"]
-    return TokenUsage(usage[f"{prompt}_tokens"], cached, usage[f"{generated}_tokens"])
 
 
 def _id(claim: LineClaim) -> str:

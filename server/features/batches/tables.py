@@ -151,6 +151,7 @@ _EXPIRIES: Final = Upgrade(
     oldest=2,
 )
 
+# for older code only, which lists the batches of one endpoint
 _URLS: Final = Upgrade(
     ("CREATE INDEX roost_batches_urls ON roost_batches (tenant, url, created, id)",),
     oldest=2,

@@ -10,6 +10,7 @@ import orjson
 
 from ....terminal.failure import CommandError
 from ..batch_lines import BatchLine, error_line, line_id, response_line
+from ..batch_records import NO_USAGE, TokenUsage
 from .backend import BatchBackend, LineResponse, NoResponseError
 from .input_file import InvalidLine
 from .output_file import OutputFile
@@ -155,22 +156,15 @@ class BatchRun:
         self.counts.num_lines += 1
         self.counts.num_failed += response is None or response.status >= 400
         if response is not None:
-            prompt_tokens, generated_tokens = _usage(response.body)
-            self.counts.prompt_tokens += prompt_tokens
-            self.counts.generated_tokens += generated_tokens
+            usage = _usage(response.body)
+            self.counts.prompt_tokens += usage.input
+            self.counts.generated_tokens += usage.output
         self._on_end(self.counts)
 
 
-def _usage(body: bytes) -> tuple[int, int]:
-    """Returns the prompt tokens and the generated tokens that a response reports, with the field names of any of the
-    APIs.
-    """
+def _usage(body: bytes) -> TokenUsage:
+    """Returns the tokens that a response reports; none if it is an error."""
     try:
-        usage = orjson.loads(body).get("usage") or {}
-        prompt, generated = (
-            next((int(usage[name]) for name in names if name in usage), 0)
-            for names in (("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens"))
-        )
-    except (ValueError, TypeError, AttributeError):
-        return 0, 0
-    return prompt, generated
+        return TokenUsage.of(orjson.loads(body))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return NO_USAGE

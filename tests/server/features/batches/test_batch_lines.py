@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from pydantic_core import from_json
 from roost.server.features.batches.batch_lines import LineError, leading_custom_id, parse_line
+from roost.server.features.batches.batch_records import TokenUsage
 from roost.server.schemas import json_limits
 from roost.server.schemas.json_limits import MAX_CONTAINERS
 
@@ -65,3 +66,19 @@ def test_a_line_has_as_many_arrays_and_objects_as_a_body(monkeypatch: pytest.Mon
 )
 def test_the_id_that_a_line_begins_with(raw: bytes, custom_id: str | None) -> None:
     assert leading_custom_id(raw) == custom_id
+
+
+@pytest.mark.parametrize(
+    ("reported", "usage"),
+    [
+        ({"prompt_tokens": 5, "completion_tokens": 2}, (5, 0, 2)),
+        ({"prompt_tokens": 5, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 3}}, (5, 3, 2)),
+        ({"input_tokens": 5, "output_tokens": 2, "input_tokens_details": {"cached_tokens": 3}}, (5, 3, 2)),
+        (
+            {"input_tokens": 1, "output_tokens": 2, "cache_read_input_tokens": 3, "cache_creation_input_tokens": 1},
+            (5, 3, 2),
+        ),
+    ],
+)
+def test_tokens_are_counted_under_the_names_of_each_api(reported: Any, usage: Any) -> None:
+    assert TokenUsage.of({"usage": reported}) == usage

@@ -7,9 +7,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import anthropic.types
 import httpx
 import openai
 import pytest
+from client_types import checked
 from databases import opened, upgrade_further
 from fake_engine import FakeEngine
 from fake_server import VOCAB_SIZE, features_with, limited, make_service, until
@@ -438,6 +440,26 @@ async def test_usage_of_a_batch_is_that_of_its_responses(api: openai.AsyncOpenAI
         assert batch.usage.total_tokens == sum(usage["total_tokens"] for usage in usages) > 0
         assert batch.usage.output_tokens == 4
         assert batch.usage.output_tokens_details.reasoning_tokens == 0
+
+
+async def test_lines_of_messages_get_anthropics_responses(api: openai.AsyncOpenAI, batches: OpenBatches) -> None:
+    good = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 2}
+    content = [line(name, "/v1/messages", **good, **more) for name, more in (("good", {}), ("bad", {"top_p": 7}))]
+    file = await api.files.create(file=("in.jsonl", b"\n".join(content)), purpose="batch")
+    endpoint: Any = "/v1/messages"
+    batch = await api.batches.create(input_file_id=file.id, endpoint=endpoint, completion_window="24h")
+    async with working(batches):
+        batch = await ended(api, batch.id)
+        whole: Any = await api.post("/messages", body=good, cast_to=object)
+    (done,) = await outputs(api, batch.output_file_id)
+    (failed,) = await outputs(api, batch.error_file_id)
+    message = checked(anthropic.types.Message, done["response"]["body"])
+    assert (done["custom_id"], done["response"]["body"]["content"]) == ("good", whole["content"])
+    error = checked(anthropic.types.ErrorResponse, failed["response"]["body"]).error
+    assert (failed["custom_id"], failed["response"]["status_code"], error.type) == ("bad", 400, "invalid_request_error")
+    assert batch.usage is not None
+    assert (batch.usage.output_tokens, message.usage.output_tokens) == (2, 2)
+    assert batch.usage.input_tokens == whole["usage"]["input_tokens"] + whole["usage"]["cache_read_input_tokens"]
 
 
 async def test_openapi_names_the_type_of_a_files_content(api: openai.AsyncOpenAI) -> None:

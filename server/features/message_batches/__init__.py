@@ -1,1 +1,0 @@
-"""Anthropic's message batches: `/v1/messages/batches`."""
