@@ -110,9 +110,6 @@ def create_app(
     )
     app.state.service = service
     app.state.features = open_features(Opening(service)) if features is None else features
-    app.state.chat_keeper = next(
-        (each.chat_keeper for each in app.state.features if each.chat_keeper is not None), None
-    )
     app.state.check_body = BodyCheck(service.model.id, _FIELDS, strict=strict)
     app.openapi = with_events(app, _EVENTS)  # type: ignore[method-assign]
     app.state.endpoints = tuple(each for router in _ROUTERS for each in _endpoints(router))

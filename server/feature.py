@@ -15,7 +15,6 @@ from .features.index import modules_of
 from .generation.service import Service
 from .http.error_responses import ErrorShapes
 from .observability.request_metrics import Observer
-from .openai.chat_completions import ChatKeeper
 from .settings import Settings
 
 
@@ -50,14 +49,12 @@ class OpenFeature:
       database: Its database, without which most of its requests fail; None if it has none.
       observers: Observers of all requests of the engine.
       facts: Its entries in `/server_info`.
-      chat_keeper: Keeper of chat completions whose requests have `store: true`; None if it keeps none.
     """
 
     collectors: Sequence[Collector] = ()
     database: Database | None = None
     observers: Sequence[Observer] = ()
     facts: Mapping[str, Any] = {}
-    chat_keeper: ChatKeeper | None = None
 
     @property
     def is_busy(self) -> bool:

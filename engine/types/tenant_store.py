@@ -103,14 +103,10 @@ class TenantStore[Key: Hashable, Value]:
 
     def resize(self, key: Key, num_bytes: int) -> list[Value]:
         """Sets a new size of a stored value, which keeps its place; returns evicted values."""
-        return self.set_value(key, self._shelves[self._tenants[key]].entries[key].value, num_bytes)
-
-    def set_value(self, key: Key, value: Value, num_bytes: int) -> list[Value]:
-        """Replaces a stored value, which keeps its place; returns evicted values."""
         shelf = self._shelves[self._tenants[key]]
-        num_before = shelf.entries[key].num_bytes
-        shelf.entries[key] = _Entry(value, num_bytes)
-        self._count(shelf, num_bytes - num_before)
+        before = shelf.entries[key]
+        shelf.entries[key] = _Entry(before.value, num_bytes)
+        self._count(shelf, num_bytes - before.num_bytes)
         return self._evict()
 
     def pop(self, key: Key) -> Value | None:

@@ -11,16 +11,11 @@ NAMES: Final = (
     "batches",
     "anthropic",
     "native",
-    "stored_chats",
     "states",
     "usage",
     "chat_page",
 )
-"""Names of the folders, in the order of `/openapi.json`.
-
-A path is served by the first feature that has it, so a path with a parameter must come after a fixed path that it
-matches.
-"""
+"""Names of the folders, in the order of `/openapi.json`."""
 
 
 def modules_of(name: str) -> Iterator[ModuleType]:

@@ -167,10 +167,6 @@ class Report:
         """
         for delta in deltas:
             self._count(delta)
-        return self.ended(choices)
-
-    def ended(self, choices: Sequence[Any]) -> dict[str, Any]:
-        """Returns a whole response. All deltas must have been counted."""
         return {**self._fields(self._kind.whole, choices), "usage": self._usage(), **self._timings_field()}
 
     def chunk(self, choice: Any) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """`POST /v1/chat/completions`."""
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 
 from ..constraints.tools import CallPiece
-from ..generation.choice_stream import DeltaJoiner
+from ..errors.request_warnings import warn
 from ..generation.delta import Delta
 from ..generation.logprobs import ChatLogprobs, TokenNames, chat_logprobs, prompt_logprobs
 from ..generation.prompts import Prompt
@@ -27,29 +27,13 @@ router = APIRouter(route_class=JsonRoute)
 _KIND: Final = ResponseKind("chatcmpl", "chat.completion", "chat.completion.chunk")
 
 
-type Keep = Callable[[Mapping[str, Any]], Awaitable[None]]
-"""Stores a completion before its client receives the end of it."""
-
-
-@runtime_checkable
-class ChatKeeper(Protocol):
-    """Keeps chat completions."""
-
-    def keeping(self, body: ChatBody) -> Keep:
-        """Returns a function that stores the completion of a body.
-
-        Raises:
-          ApiError: The completion cannot be stored.
-        """
-
-
 @router.post("/v1/chat/completions", responses=streamable(ChatCompletion, ChatCompletionChunk))
 async def create_chat_completion(body: ChatBody, request: Request, service: ReadyService) -> Response:
     """Returns the assistant's next message."""
-    keeper: ChatKeeper | None = request.app.state.chat_keeper
-    keep = keeper.keeping(body) if body.store and keeper is not None else None
+    if body.store:
+        warn("store")
     spec = await chat_spec(body, service)
-    builder = ChatResponseBuilder(body, service.model, spec.prompts[0], keep)
+    builder = ChatResponseBuilder(body, service.model, spec.prompts[0])
     return await respond(service, request, spec, builder, stream=body.stream, report_warnings=body.return_warnings)
 
 
@@ -64,13 +48,9 @@ async def chat_spec(body: ChatBody, service: Service) -> GenerationSpec:
 
 
 class ChatResponseBuilder(ResponseBuilder):
-    """Builds chat completions and their chunks.
+    """Builds chat completions and their chunks."""
 
-    Args:
-      keep: Stores the whole completion, even of a stream; None stores nothing.
-    """
-
-    def __init__(self, body: ChatBody, model: ServedModel, prompt: Prompt, keep: Keep | None = None) -> None:
+    def __init__(self, body: ChatBody, model: ServedModel, prompt: Prompt) -> None:
         options = replace(body.reports, service_tier="service_tier" in (body.model_extra or {}))
         self._report = Report(_KIND, model, [prompt], body.n, options)
         self.id = self._report.id
@@ -79,18 +59,10 @@ class ChatResponseBuilder(ResponseBuilder):
         self._tokenizer = model.tokenizer
         self._names = TokenNames(model.tokenizer, by_id=body.return_tokens_as_token_ids) if body.logprobs else None
         self._reports_tokens = body.logprobs or body.return_token_ids
-        self._keep = keep
-        self._streamed = [DeltaJoiner() for _ in range(0 if keep is None else body.n)]
-        self._completion: Mapping[str, Any] | None = None
 
     def whole(self, choices: Sequence[Delta]) -> dict[str, Any]:
         response = self._report.whole([self._whole_choice(choice) for choice in choices], choices)
-        self._completion = {**response, **self._prompt_token_ids(), **self._prompt_logprobs(choices[0])}
-        return self._completion
-
-    async def finish(self) -> None:
-        if self._keep is not None and self._completion is not None:
-            await self._keep(self._completion)
+        return {**response, **self._prompt_token_ids(), **self._prompt_logprobs(choices[0])}
 
     def opening(self) -> Iterator[dict[str, Any]]:
         for index in range(self._body.n):
@@ -99,18 +71,10 @@ class ChatResponseBuilder(ResponseBuilder):
             yield {**chunk, **self._prompt_token_ids()} if index == 0 else chunk
 
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
-        if self._streamed:
-            self._streamed[delta.index].add(delta)
         return self._report.chunks(delta, self._choices(delta))
 
-    def closing(self) -> Iterator[dict[str, Any]]:
-        if self._streamed:
-            choices = [self._whole_choice(joiner.take()) for joiner in self._streamed]
-            self._completion = {**self._report.ended(choices), **self._prompt_token_ids()}
-        yield from ()
-
     def text_event(self, index: int, text: str, num_tokens: int) -> bytes | None:
-        if self._reports_tokens or self._streamed or not text:
+        if self._reports_tokens or not text:
             return None
         return self._report.text_event(index, text, num_tokens, self._choice)
 

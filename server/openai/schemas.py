@@ -1,6 +1,6 @@
 """Schemas of the bodies of OpenAI's chat completions and completions."""
 
-from typing import Any, Final
+from typing import Final
 
 from ..errors.request_errors import bad_value
 from ..http.response_parts import RequestedReports
@@ -79,8 +79,4 @@ class ChatBody(ChatFields, StreamingFields, TokenNameFields):
     """`POST /v1/chat/completions`."""
 
     store: bool = False
-    """Whether the completion is kept, to be listed and fetched."""
-
-    metadata: Any = None
-    """Up to 16 names and values, of at most 64 and 512 characters, that are kept with the completion. Without `store`,
-    any value has no effect."""
+    """Accepted without effect: nothing is stored, and true is reported in `x-roost-warnings`."""

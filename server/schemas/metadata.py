@@ -5,27 +5,27 @@ from typing import Annotated, Any, Final
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticKnownError
 
-MAX_PAIRS: Final = 16
+_MAX_PAIRS: Final = 16
 """Maximum number of pairs."""
 
-MAX_NAME: Final = 64
+_MAX_NAME: Final = 64
 """Maximum characters of a name."""
 
-MAX_VALUE: Final = 512
+_MAX_VALUE: Final = 512
 """Maximum characters of a value."""
 
 
 def _few(value: Any) -> Any:
     """Checks the number of pairs before the pairs, since each invalid pair would become a separate error."""
-    if isinstance(value, dict) and len(value) > MAX_PAIRS:
-        sizes = {"field_type": "Dictionary", "max_length": MAX_PAIRS, "actual_length": len(value)}
+    if isinstance(value, dict) and len(value) > _MAX_PAIRS:
+        sizes = {"field_type": "Dictionary", "max_length": _MAX_PAIRS, "actual_length": len(value)}
         raise PydanticKnownError("too_long", sizes)
     return value
 
 
 Metadata = Annotated[
-    dict[Annotated[str, Field(max_length=MAX_NAME)], Annotated[str, Field(max_length=MAX_VALUE)]],
+    dict[Annotated[str, Field(max_length=_MAX_NAME)], Annotated[str, Field(max_length=_MAX_VALUE)]],
     BeforeValidator(_few),
-    Field(max_length=MAX_PAIRS),
+    Field(max_length=_MAX_PAIRS),
 ]
 """Up to 16 names and values, of at most 64 and 512 characters."""

@@ -34,7 +34,6 @@ def test_openais(server: ServerProcess) -> None:
     check_calls(found["calls"])
     assert found["afterTool"]
     assert found["conversation"] == [True, "user", "user", "assistant"]
-    assert found["stored"] == [True, "What is the capital of Spain?"]
     assert found["models"] == ["demo"]
     assert found["failure"] == [404, "model_not_found"]
 

@@ -189,24 +189,6 @@ def test_a_stored_conversation(client: openai.OpenAI) -> None:
         client.responses.create(model=MODEL, input="one", conversation=conversation.id)
 
 
-def test_stored_chats(client: openai.OpenAI) -> None:
-    metadata = {"topic": "sea"}
-    made = [
-        client.chat.completions.create(model=MODEL, messages=HI, max_tokens=4, store=True, metadata=metadata)
-        for _ in range(3)
-    ]
-    chats = client.chat.completions
-    assert [each.id for each in chats.list(metadata=metadata, model=MODEL, limit=2)] == [each.id for each in made]
-    assert chats.retrieve(made[0].id).choices == made[0].choices
-    assert chats.update(made[0].id, metadata={"topic": "land"}).id == made[0].id
-    assert [each.id for each in chats.list(metadata={"topic": "land"})] == [made[0].id]
-    assert [each.content for each in chats.messages.list(made[0].id)] == ["hi"]
-    for each in made:
-        assert chats.delete(each.id).deleted
-    with pytest.raises(openai.NotFoundError):
-        chats.retrieve(made[0].id)
-
-
 def test_a_streamed_response(client: openai.OpenAI) -> None:
     """The client assembles the response from its events; it must equal the response of the last event."""
     with client.responses.stream(model=MODEL, input="hi", max_output_tokens=8, temperature=0) as stream:

@@ -73,13 +73,6 @@ for await (const item of client.conversations.items.list(conversation.id, { orde
   found.conversation.push(item.role);
 await client.conversations.delete(conversation.id);
 
-const stored = await client.chat.completions.create({ ...ask, store: true, metadata: { topic: "Spain" } });
-found.stored = [];
-for await (const each of client.chat.completions.list({ metadata: { topic: "Spain" } }))
-  found.stored.push(each.id === stored.id);
-for await (const each of client.chat.completions.messages.list(stored.id)) found.stored.push(each.content);
-await client.chat.completions.delete(stored.id);
-
 found.failure = await client.chat.completions
   .create({ ...ask, model: "gpt-5" })
   .catch((error) => [error.status, error.code]);

@@ -9,7 +9,6 @@ _LIMITS = (
     "responses.conversations.durable_conversations._REPLY_S",
     "responses.durable_responses.REPLY_S",
     "responses.durable_responses._LAST_S",
-    "stored_chats.chat_store._REPLY_S",
     "usage.routes._REPLY_S",
 )
 

@@ -71,6 +71,16 @@ async def test_unknown_names_pass_and_are_reported(client: httpx.AsyncClient, ki
     assert "warnings" not in response.json()
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("store", "warnings"), [(True, ["store"]), (False, []), (None, [])])
+async def test_a_chat_that_would_be_stored_is_reported(
+    client: httpx.AsyncClient, store: bool | None, warnings: list[str], stream: bool
+) -> None:
+    response = await post(client, ChatBody, store=store, metadata={"any": ["thing"]}, stream=stream)
+    assert response.status_code == 200
+    assert warnings_of(response) == warnings
+
+
 async def test_reports_are_bounded(client: httpx.AsyncClient) -> None:
     response = await post(client, ChatBody, **{f"{index:03}{'x' * 100}": 1 for index in range(200)})
     reported = warnings_of(response)
