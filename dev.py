@@ -44,6 +44,7 @@ usage: python3 dev.py <job> [arguments]
   serve        start the server; arguments go to `roost serve`
   test         run the tests; arguments go to pytest
   test-sweep   run the cases and examples of large programs that `test` leaves out; arguments go to pytest
+  test-bits    run the tests that compare bits as on a processor with AVX2 alone; arguments go to pytest
   test-shuffled  run the tests beside busy loops, in ten orders or in those that the arguments number
   test-compat  ask the server through other people's clients and validators; arguments go to pytest
   test-clients  the same for agents' frameworks, clients for Node, and proxies; arguments go to pytest
@@ -282,6 +283,19 @@ def test_sweep(python: Path, arguments: Sequence[str]) -> int:
     return test(python, [*options, *(arguments or ("tests/engine", "tests/kernels", *BY_FILE))])
 
 
+def test_bits(python: Path, arguments: Sequence[str]) -> int:
+    """Runs the tests that compare bits once more on a processor with AVX-512, compiled as for one without.
+
+    The reverse cannot be had, so on other processors it says what nobody has run there.
+    """
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.is_file() or "avx512f" not in cpuinfo.read_text().split():
+        say("NOT RUN: the tests that compare bits, on AVX-512. This processor lacks it, and `test` ran them as it is")
+        return 0
+    os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), "--xla_cpu_max_isa=AVX2"]).strip()
+    return test(python, ["-m", "bits and not sweep", *(arguments or ("tests/engine", "tests/kernels", *BY_FILE))])
+
+
 def test_shuffled(python: Path, arguments: Sequence[str]) -> int:
     """Runs the tests in some orders, each beside two busy loops. No test may depend on the order or on the time."""
     command = [str(python), "-P", "-m", "pytest", *BY_FILE, "--timeout", "1200"]
@@ -480,6 +494,7 @@ JOBS = {
     "serve": Job(("cpu",), serve),
     "test": Job(("dev",), test),
     "test-sweep": Job(("dev",), test_sweep),
+    "test-bits": Job(("dev",), test_bits),
     "test-shuffled": Job(("dev",), test_shuffled),
     "test-tpu": Job(("dev", "tpu"), test_tpu, venv=".venv-tpu"),
     "test-gpu": Job(("dev", GPU_COMPILE), test_gpu, venv=".venv-gpu"),

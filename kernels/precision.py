@@ -1,8 +1,22 @@
-"""Products of matrices in floats, and their precision."""
+"""Precision of products, and where they are rounded."""
+
+from typing import Final
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
+
+_LOWEST: Final = -(2.0 - 2.0**-7) * 2.0**127
+"""Lowest finite number of bfloat16."""
+
+
+def rounded(product: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Returns finite products of elements, rounded before anything is added to them.
+
+    XLA for CPUs otherwise fuses a product with a sum, which rounds once: whether it does, and which of two products
+    it takes, depends on the number of rows and on the processor. The maximum has no effect but to stand between them.
+    """
+    return jnp.maximum(product, _LOWEST)
 
 
 def product_precision(dtype: jnp.dtype) -> jax.lax.Precision | None:

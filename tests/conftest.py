@@ -13,7 +13,7 @@ import pytest
 import shared_programs
 import sweeps
 from databases import KINDS, PostgresqlServer, postgresql_server
-from workers import FIRST, SharedScheduling, shuffled
+from workers import BITS, FIRST, SharedScheduling, shuffled
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before anything imports jax
 os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
@@ -38,7 +38,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharedSchedu
     return SharedScheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid.startswith(BITS):
+            item.add_marker("bits")
     if order := os.environ.get("TEST_ORDER"):
         items[:] = shuffled(items, order)
     items.sort(key=lambda item: not item.nodeid.startswith(FIRST))

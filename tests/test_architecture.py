@@ -180,7 +180,12 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
     "settings": ({"pydantic_settings"}, ("server/settings/*",)),
     "environment variables": (
         {"os.environ", "os.environb", "os.getenv", "os.putenv", "os.unsetenv"},
-        ("server/settings/sources.py", "engine/capacity/aot.py", "engine/devices/startup.py"),
+        (
+            "server/settings/sources.py",
+            "engine/capacity/aot.py",
+            "engine/devices/startup.py",
+            "kernels/native/library.py",  # reads the instruction sets that XLA's flags allow
+        ),
     ),
 }
 

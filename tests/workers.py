@@ -47,6 +47,17 @@ APART: Final = (
 )
 """Paths of the files whose tests each start servers of their own."""
 
+BITS: Final = (
+    "tests/engine/model/test_griffin_properties.py",
+    "tests/engine/model/test_quantization.py",
+    "tests/engine/test_numbers_of_slots.py",
+    "tests/engine/worker/test_int8_window.py",
+    "tests/engine/worker/test_many_key_heads.py",
+    "tests/kernels/test_native.py",
+    "tests/kernels/test_rg_lru.py",
+)
+"""Paths of the files that compare bits of results, which depend on the processor; marked `bits`."""
+
 FIRST: Final = "tests/robust/test_soak.py"
 """Path of a file that takes two minutes on any machine, and so would end last."""
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Float32, Int32
 
 from ...kernels import output_layer
 from ...kernels.matrices import Int4Matrix, gather_rows, is_quantized, table_dtype, takes_inputs
+from ...kernels.precision import rounded
 from ...kernels.product import product
 from ..devices.platform import PORTABLE, Platform
 from ..types.errors import ConfigError
@@ -184,7 +185,7 @@ class Griffin(nnx.Module):
 
 def scaled_embeddings(config: ModelConfig, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     """Returns the first layer's input, given rows of the embedding."""
-    return x * jnp.asarray(config.width**0.5, jnp.bfloat16).astype(x.dtype) if config.scale_embeddings else x
+    return rounded(x * jnp.asarray(config.width**0.5, jnp.bfloat16).astype(x.dtype)) if config.scale_embeddings else x
 
 
 @partial(jax.jit, static_argnames=("graph", "block"))

@@ -1,15 +1,11 @@
 """Rotary position embedding of the first half of each head (arXiv 2402.19427, section 2.3)."""
 
-from typing import Final
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int32
 
-_VECTOR: Final = 16
-"""Numbers in a vector register. XLA for CPUs joins one of two products with their sum, and rounds it no more. In loops
-that are shorter than a register, which one it is depends on the number of rows."""
+from ...kernels.precision import rounded
 
 
 def apply_rope(
@@ -34,11 +30,8 @@ def _rotate(x: Float[Array, "*heads d"], angles: Float32[Array, "*angles P"]) ->
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     quarter = x.shape[-1] // 4
     a, b, rest = jnp.split(x, [quarter, 2 * quarter], axis=-1)
-    products = (a * cos, b * sin, b * cos, a * sin)
-    if quarter < _VECTOR:
-        products = jax.lax.optimization_barrier(products)
-    a_cos, b_sin, b_cos, a_sin = products
-    return jnp.concatenate([a_cos - b_sin, b_cos + a_sin, rest], axis=-1)
+    turned = rounded(a * cos) - rounded(b * sin), rounded(b * cos) + rounded(a * sin)
+    return jnp.concatenate([*turned, rest], axis=-1)
 
 
 def rope_angles(positions: Int32[Array, "*rows"], pairs: int, theta: float) -> Float32[Array, "*rows P"]:

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
+from ..precision import rounded
+
 
 def causal_conv1d(
     x: Float[Array, "B T E"],
@@ -29,9 +31,7 @@ def causal_conv1d(
     terms = []
     for s in range(taps):
         shifted = history[:, taps - 1 - s : taps - 1 - s + steps].astype(jnp.float32)
-        terms.append(jnp.where((positions >= s)[..., None], shifted * weight[taps - 1 - s], 0.0))
-    if steps == 1:  # XLA for CPUs fuses products with sums at some numbers of rows only, and rounds once then
-        terms = jax.lax.optimization_barrier(terms)
+        terms.append(jnp.where((positions >= s)[..., None], rounded(shifted * weight[taps - 1 - s]), 0.0))
     y = jnp.zeros(x.shape, jnp.float32)
     for term in terms:
         y += term

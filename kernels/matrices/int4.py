@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float16, Float32, Int32, UInt8
 
 from ..int8_rounding import round_to_int8
+from ..precision import rounded
 from .scale_search import search_scales
 
 GROUPS: Final = (64, 32)
@@ -21,8 +22,6 @@ GROUPS: Final = (64, 32)
 
 OFFSET: Final = 8
 """Number that is added to a value, so that it is stored as an unsigned integer."""
-
-_LOWEST: Final = float(np.finfo(np.float32).min)
 
 _PIECE: Final = 2**16
 """Elements that are quantised at a time on the host, so that the temporary arrays stay in the processor's cache."""
@@ -87,10 +86,10 @@ class Int4Matrix(NamedTuple):
             packed = jax.lax.dynamic_slice_in_dim(self.values, group * (size // 2), size // 2, axis=1)
             inputs = jax.lax.dynamic_slice_in_dim(rows, group * size, size, axis=1).astype(jnp.float32)
             scale = jax.lax.dynamic_index_in_dim(self.scale, group, axis=1, keepdims=False)
-            return total + _scaled(_exact_product(inputs, unpack_nibbles(packed)), scale.astype(jnp.float32))
+            return total + rounded(_exact_product(inputs, unpack_nibbles(packed)) * scale.astype(jnp.float32))
 
         zero = jnp.zeros((len(x), len(self.values)), jnp.float32)
-        return _scaled(jax.lax.fori_loop(0, self.scale.shape[1], add_group, zero), row_scale)
+        return rounded(jax.lax.fori_loop(0, self.scale.shape[1], add_group, zero) * row_scale)
 
     def rows(self, rows: Int32[Array, "*shape"]) -> Float32[Array, "*shape I"]:
         """Returns some rows in float32."""
@@ -134,8 +133,3 @@ def _exact_product(x: Float32[Array, "R n"], weight: Float32[Array, "O n"]) -> F
     """Returns x · weightᵀ of integers: sums of a group's products are below 2²⁴, and so exact in float32."""
     contracted = (((1,), (1,)), ((), ()))
     return jax.lax.dot_general(x, weight, contracted, precision=jax.lax.Precision.HIGHEST)
-
-
-def _scaled(sums: Float32[Array, "R O"], scale: Float32[Array, "..."]) -> Float32[Array, "R O"]:
-    """Returns sums * scale; the maximum keeps XLA from fusing the product with a sum, which would round once."""
-    return jnp.maximum(sums * scale, _LOWEST)

@@ -14,8 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int8, Int32
 
 from ..int8_rounding import FLOOR, LARGEST, STEP, round_to_int8
-
-_LOWEST: Final = float(np.finfo(np.float32).min)
+from ..precision import rounded
 
 _PIECE: Final = 2**20
 """Elements widened at a time when a matrix is quantised on the host."""
@@ -68,9 +67,7 @@ def quantized_dot(x: Float[Array, "R I"], weight: Int8Matrix) -> Float32[Array, 
     """Returns x · weightᵀ, with the rows of x quantised."""
     rows = quantize_rows(x)
     sums = jax.lax.dot_general(rows.values, weight.values, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)
-    product = sums.astype(jnp.float32) * (rows.scale[:, None] * weight.scale)
-    # Without the maximum, XLA fuses this product with a following sum in some shapes only, which rounds once.
-    return jnp.maximum(product, _LOWEST)
+    return rounded(sums.astype(jnp.float32) * (rows.scale[:, None] * weight.scale))
 
 
 def quantize_rows(x: Float[Array, "R I"]) -> Int8Matrix:

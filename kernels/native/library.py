@@ -1,6 +1,7 @@
 """The compiled library: whether it can be used here, its custom calls, and how this processor computes products."""
 
 import ctypes
+import os
 import platform
 from enum import StrEnum
 from functools import cache
@@ -37,6 +38,9 @@ CALLS_VERSION: Final = 6
 An editable install keeps the library that it compiled.
 """
 
+_AVX2_ALONE: Final = "--xla_cpu_max_isa=AVX2"
+"""Flag in XLA_FLAGS with which XLA's code for CPUs, and these kernels, are those of a processor without AVX-512."""
+
 _CPUINFO: Final = Path("/proc/cpuinfo")
 
 _INSTRUCTION_SETS: Final = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
@@ -59,7 +63,7 @@ def why_unavailable() -> str | None:
     version = getattr(library, "roost_calls_version", None)
     if version is None or version() != CALLS_VERSION:
         return "they were compiled from other sources; `pip install --no-deps -e .` compiles them again"
-    if library.roost_has_avx512():
+    if library.roost_has_avx512() and not _is_avx2_alone():
         prefix = "roost_avx512_"
     elif library.roost_has_avx2():
         prefix = "roost_avx2_"
@@ -80,10 +84,15 @@ def _library() -> ctypes.CDLL:
     return ctypes.CDLL(str(_path()))
 
 
+def _is_avx2_alone() -> bool:
+    return _AVX2_ALONE in os.environ.get("XLA_FLAGS", "").split()
+
+
 @cache
 def instruction_sets() -> tuple[str, ...]:
     """Returns the instruction sets of this x86 processor that XLA's code and these kernels choose from."""
-    return named_instruction_sets(_CPUINFO.read_text() if _CPUINFO.is_file() else "")
+    found = named_instruction_sets(_CPUINFO.read_text() if _CPUINFO.is_file() else "")
+    return tuple(name for name in found if name in ("avx2", "fma")) if _is_avx2_alone() else found
 
 
 def named_instruction_sets(cpuinfo: str) -> tuple[str, ...]:
@@ -107,7 +116,7 @@ def possible_products() -> tuple[Products, ...]:
     """Returns the ways to compute products in bfloat16 here, the faster one first; none without native kernels."""
     if not is_available():
         return ()
-    if not _library().roost_has_pairs():
+    if not _library().roost_has_pairs() or _is_avx2_alone():
         return (Products.WIDE,)
     return (Products.PAIRS, Products.WIDE) if _library().roost_is_pair_fast() else (Products.WIDE, Products.PAIRS)
 

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
 from ..matrices import Matrix
+from ..precision import rounded
 from ..product import product
 
 
@@ -19,4 +20,4 @@ def argmax_xla(x: Float[Array, "R D"], weight: Matrix, cap: float | None) -> Int
 
 def soft_cap(logits: Float32[Array, "*rows V"], cap: float | None) -> Float32[Array, "*rows V"]:
     """Returns cap * tanh(logits / cap); the logits themselves without a cap."""
-    return cap * jnp.tanh(logits / cap) if cap else logits
+    return rounded(cap * jnp.tanh(logits / cap)) if cap else logits

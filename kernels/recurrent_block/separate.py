@@ -17,8 +17,8 @@ from ..rg_lru import log_decay_of, rg_lru
 from ..row_groups import first_rows, with_first_rows
 from .weights import Recurrence, RecurrentWeights
 
-_DECODED: Final = 32
-"""Maximum number of rows of one product in a decode step. In larger ones, XLA for CPUs adds in another order."""
+_PIECE: Final = 32
+"""Maximum number of rows of one product with gates in float32."""
 
 
 def recurrent_block_separate(
@@ -53,23 +53,28 @@ def _gates(
     weight, bias, size = weights.gate_weight, weights.gate_bias, weights.gate_block
     assert not isinstance(weight, PackedGates), "only native kernels read packed gates"
     rows = x.reshape(-1, len(bias), size).astype(weight.dtype)
-    count = _DECODED if x.shape[1] == 1 else len(rows)
-    gates = jnp.concatenate([_product(rows[i : i + count], weight) for i in range(0, len(rows), count)])
-    gates += bias
+    gates = _product(rows, weight) + bias
     return gates[..., :size].reshape(x.shape), gates[..., size:].reshape(x.shape)
 
 
 def _product(rows: Float[Array, "R N i"], weight: Float[Array, "N i o"]) -> Float32[Array, "R N o"]:
     """Returns the products of rows with the blocks of a block-diagonal matrix.
 
-    In float32, rows come first. With the matrix first, XLA for CPUs adds in another order from each power of two on.
+    In float32, XLA for CPUs adds in an order that depends on the number of rows and on the processor, unless rows come
+    first and there are at most `_PIECE` of them.
     """
-    rows, count = pad_rows(rows, weight.dtype), len(rows)
     precision = product_precision(weight.dtype)
     if weight.dtype != jnp.float32:
+        rows, count = pad_rows(rows, weight.dtype), len(rows)
         product = jnp.einsum("rni,nio->rno", rows, weight, precision=precision, preferred_element_type=jnp.float32)
         return product[:count]
-    by_block = jax.lax.dot_general(
-        rows, weight, (((2,), (1,)), ((1,), (0,))), precision=precision, preferred_element_type=jnp.float32
-    )
-    return jnp.moveaxis(by_block, 0, 1)[:count]
+
+    def multiply(piece: Float32[Array, "P N i"]) -> Float32[Array, "P N o"]:
+        product = jax.lax.dot_general(piece, weight, (((2,), (1,)), ((1,), (0,))), precision=precision)
+        return jnp.moveaxis(product, 0, 1)
+
+    if len(rows) <= _PIECE:
+        return multiply(pad_rows(rows, weight.dtype))[: len(rows)]
+    padded = jnp.pad(rows, ((0, -len(rows) % _PIECE), (0, 0), (0, 0)))
+    products: Array = jax.lax.map(multiply, padded.reshape(-1, _PIECE, *rows.shape[1:]))
+    return products.reshape(-1, *products.shape[2:])[: len(rows)]

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, Int32
 
+from ..precision import rounded
+
 MAX_SQRT_GRADIENT: Final = 1000.0
 """Maximum derivative of the square root in training; the exact one diverges as a approaches 1."""
 
@@ -21,14 +23,13 @@ def rg_lru_sequential(
     """Returns h of every step and the last h; see `rg_lru`."""
     a, gated = decay_and_input(x, input_gate, recurrence_gate, log_decay, positions)
     if x.shape[1] == 1:
-        # XLA for CPUs fuses a multiplication with an addition at some numbers of rows only, and rounds once then.
-        h = jax.lax.optimization_barrier(a[:, 0] * h0) + gated[:, 0]
+        h = rounded(a[:, 0] * h0) + gated[:, 0]
         return h[:, None], h
 
     def step(
         h: Float32[Array, "B E"], inputs: tuple[Float32[Array, "B E"], Float32[Array, "B E"]]
     ) -> tuple[Float32[Array, "B E"], Float32[Array, "B E"]]:
-        h = inputs[0] * h + inputs[1]
+        h = rounded(inputs[0] * h) + inputs[1]
         return h, h
 
     last, y = jax.lax.scan(step, h0, (jnp.moveaxis(a, 1, 0), jnp.moveaxis(gated, 1, 0)))
@@ -47,7 +48,7 @@ def decay_and_input(
     log_a = log_decay * jax.nn.sigmoid(recurrence_gate)
     a = jnp.where(reset, 0.0, jnp.where(padding, 1.0, jnp.exp(log_a)))
     scale = jnp.where(reset, 1.0, bounded_sqrt(-jnp.expm1(2.0 * log_a)))
-    b = jnp.where(padding, 0.0, scale * jax.nn.sigmoid(input_gate) * x)
+    b = jnp.where(padding, 0.0, rounded(scale * jax.nn.sigmoid(input_gate) * x))
     return a, b
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
-from ..precision import product_precision
+from ..precision import product_precision, rounded
 from ..tree_reduce import max_last, sum_last
 from .int8 import Int8Vectors, Vectors, map_tokens, with_token_axis
 from .ring import (
@@ -85,7 +85,8 @@ def _attend_blocks(
         twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), (q, k, v, blocks, positions))
         return _attend_blocks(*twice)[:1]
     scale = q.shape[-1] ** -0.5
-    own = jnp.sum(q.astype(jnp.float32) * _widened(k)[:, None], axis=-1, keepdims=True) * scale
+    own = jnp.sum(q.astype(jnp.float32) * _widened(k)[:, None], axis=-1, keepdims=True)
+    own = rounded(own * scale)
     top, scores, start = own, [], 0
     for keys, _ in blocks:
         filled = start + jnp.arange(keys.shape[1]) < positions[:, None]
@@ -93,7 +94,7 @@ def _attend_blocks(
         top = jnp.maximum(top, jnp.max(scores[-1], axis=-1, keepdims=True))
         start += keys.shape[1]
     total = jnp.exp(own - top)
-    mixed = total * _widened(v)[:, None]
+    mixed = rounded(total * _widened(v)[:, None])
     for (_, values), score in zip(blocks, scores, strict=True):
         weights = jnp.exp(score - top)
         total += jnp.sum(weights, axis=-1, keepdims=True)

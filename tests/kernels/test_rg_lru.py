@@ -1,6 +1,7 @@
-"""RG-LRU against its float64 reference, with padding, chunking and resets."""
+"""RG-LRU against its float64 reference, with padding, chunking and resets, and the bits of its block."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import hypothesis.strategies as st
 import jax
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 from chunk_cases import CPU_OPTIONS, SEEDS, cut, positions
 from hypothesis import given
+from roost.kernels import XLA
+from roost.kernels.recurrent_block import RecurrentWeights, recurrent_block
 from roost.kernels.rg_lru import rg_lru
 from roost.kernels.rg_lru.reference import rg_lru_reference
 
@@ -114,3 +117,28 @@ def test_a_channel_that_never_forgets_keeps_its_state() -> None:
     y, last = case.run(np.tile(np.arange(5, 5 + STEPS, dtype=np.int32), (ROWS, 1)))
     np.testing.assert_array_equal(y, np.broadcast_to(case.h0[:, None], y.shape))
     np.testing.assert_array_equal(last, case.h0)
+
+
+@pytest.mark.parametrize(("rows", "steps"), [(33, 1), (1, 160)])
+@pytest.mark.parametrize("block", [16, 256])
+def test_a_recurrent_block_gives_a_token_the_same_bits_among_any_number(block: int, rows: int, steps: int) -> None:
+    """XLA for CPUs multiplies and adds in orders that depend on the number of rows, at these sizes of gates too."""
+    width, taps, rng = 2 * block, 4, np.random.default_rng(block)
+
+    def normal(*shape: int) -> jax.Array:
+        return jax.numpy.asarray(rng.normal(size=shape), np.float32)
+
+    gates = normal(2, block, 2 * block), normal(2, 2 * block)
+    weights = RecurrentWeights(normal(taps, width), normal(width), *gates, normal(width))
+    xy, conv, h = normal(rows, steps, 2 * width), normal(taps - 1, rows, width), normal(rows, width)
+    positions = np.full((rows, 1), 7, np.int32) + np.arange(steps, dtype=np.int32)
+
+    @partial(jax.jit, compiler_options=CPU_OPTIONS)
+    def compute(xy: jax.Array, conv: jax.Array, h: jax.Array, positions: jax.Array) -> jax.Array:
+        return recurrent_block(lambda _: xy, weights, conv, h, positions, 16, 1, XLA).mixed
+
+    expected = compute(xy, conv, h, positions)
+    for count in (1, 2, 5, 32) if steps == 1 else (16, 64, 128):
+        few, first = min(count, rows), min(count, steps)
+        mixed = compute(xy[:few, :first], conv[:, :few], h[:few], positions[:few, :first])
+        np.testing.assert_array_equal(mixed, expected[:few, :first])
