@@ -13,6 +13,7 @@ import pytest
 import shared_programs
 import sweeps
 from databases import KINDS, PostgresqlServer, postgresql_server
+from seconds_by_file import SecondsByFile
 from workers import BITS, FIRST, SharedScheduling, shuffled
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before anything imports jax
@@ -32,6 +33,14 @@ gc.disable()  # until all tests are collected: imports make millions of objects,
 hypothesis.settings.register_profile("roost", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.register_profile(sweeps.PROFILE, hypothesis.settings.get_profile("roost"))
 hypothesis.settings.load_profile("roost")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--files", type=int, default=10, help="number of files whose seconds are listed; 0 for no list")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(SecondsByFile(config.getoption("files")))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharedScheduling | None:
