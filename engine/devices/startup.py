@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 import jax
+from filelock import FileLock
 
 from ..types.errors import ConfigError
 
@@ -21,6 +22,10 @@ would waste slots. The rest is for CUDA, its libraries and the code of programs.
 
 _PROBE_BYTES: Final = 2**20
 """Bytes that must fit into the folder of compiled programs, about one program."""
+
+_MAX_CACHE_BYTES: Final = 8 * 2**30
+"""Maximum size of the folder of compiled programs, from which JAX removes the least recently used ones. JAX writes
+programs under a lock only if there is a maximum; without it, a process may read one that another is writing."""
 
 _UNWRITABLE: Final = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a folder that may be correct, but currently accepts no new programs."""
@@ -34,8 +39,8 @@ def configure_jax(compile_cache: Path | None, *, has_hosts: bool = False) -> boo
     On a GPU, JAX takes `GPU_MEMORY_SHARE` of the memory, unless XLA_PYTHON_CLIENT_MEM_FRACTION sets another share.
 
     Compiled programs are written to the folder, and found there by later processes. Their names distinguish programs,
-    versions, compiler options and kinds of devices (for CPUs, their instructions). If the folder is full or read-only,
-    programs are read from it, none is added, and a warning is logged.
+    versions, compiler options and kinds of devices (for CPUs, their instructions). The folder holds at most
+    `_MAX_CACHE_BYTES`. If it is full or read-only, programs are read from it, none is added, and a warning is logged.
 
     A compiled program is code. The folder is created with mode 0700. It must belong to this user or to root, and no
     other user may be able to write to it.
@@ -61,6 +66,8 @@ def configure_jax(compile_cache: Path | None, *, has_hosts: bool = False) -> boo
     jax.config.update("jax_compilation_cache_dir", str(compile_cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if keeps_programs and _takes_locks(compile_cache):
+        jax.config.update("jax_compilation_cache_max_size", _MAX_CACHE_BYTES)
     return keeps_programs
 
 
@@ -82,6 +89,15 @@ def _check_folder(folder: Path) -> bool:
         _logger.warning("compile_cache %s: no program will be kept there (%s)", folder, error.strerror)
         return False
     return True
+
+
+def _takes_locks(folder: Path) -> bool:
+    """Returns whether files in the folder can be locked, as they cannot be on some network file systems."""
+    try:
+        with FileLock(folder / ".lockfile", timeout=10):
+            return True
+    except (OSError, NotImplementedError):
+        return False
 
 
 def _probe(folder: Path) -> None:

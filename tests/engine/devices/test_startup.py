@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from cache_settings import restored
+from filelock import FileLock
 from roost.engine.devices.startup import configure_jax, report_full_cache
 from roost.engine.types.errors import ConfigError
 from roost.engine.worker.compilation import compile_all, compile_lowered
@@ -39,7 +40,22 @@ def test_compiled_programs_are_kept(tmp_path: Path) -> None:
         )
     assert compiled["twice"].result()(jnp.ones(3)).tolist() == [2.125] * 3
     assert reports == [(1, 2), (2, 2)]
-    assert any(folder.iterdir())
+    names = {path.name for path in folder.iterdir()}
+    assert any(name.endswith("-cache") for name in names)
+    assert ".lockfile" in names  # JAX locks the folder while it writes, or else others may read half a program
+
+
+@pytest.mark.usefixtures("cache_settings_restored")
+def test_where_files_cannot_be_locked_programs_are_kept_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(FileLock, "acquire", fail)
+    assert configure_jax(tmp_path)
+    jax.jit(lambda x: 3 * x + jnp.float32(0.125)).lower(jnp.zeros(3)).compile()
+    assert any(path.name.endswith("-cache") for path in tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("cache_settings_restored")
