@@ -20,7 +20,7 @@ _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 
 
 class Browser:
-    """One browser window. Lookups wait some seconds for their element."""
+    """One browser. Lookups wait some seconds for their element."""
 
     def __init__(self, session: httpx.Client) -> None:
         self._session = session
@@ -82,6 +82,20 @@ class Browser:
         """Limits what an origin may store; None restores the usual limit."""
         limit = {} if num_bytes is None else {"quotaSize": num_bytes}
         self._devtools("Storage.overrideQuotaForOrigin", origin=origin, **limit)
+
+    def new_tab(self) -> str:
+        """Opens another tab, which `show_tab` shows."""
+        return self._post("window/new", type="tab")["handle"]
+
+    def show_tab(self, tab: str) -> None:
+        """Directs all that follows to a tab."""
+        self._post("window", handle=tab)
+
+    def tab(self) -> str:
+        return self._session.get("window").json()["value"]
+
+    def close_tab(self) -> None:
+        self._session.delete("window")
 
     def resize(self, width: int, height: int) -> None:
         self._post("window/rect", width=width, height=height)

@@ -643,6 +643,62 @@ def test_tabs_keep_each_others_branches(page: Browser, demo: ServerProcess) -> N
     assert page.script(f"return {ANSWERED}") == "Hi from the other tab."
 
 
+FEED_STREAM = """
+    const real = window.fetch, encoder = new TextEncoder();
+    window.feed = (content, finish_reason = null) => {
+      const event = JSON.stringify({choices: [{delta: {content}, finish_reason}]});
+      window.out.enqueue(encoder.encode(`data: ${event}\\n\\n`));
+      if (!finish_reason) return;
+      window.out.enqueue(encoder.encode('data: [DONE]\\n\\n'));
+      window.out.close();
+    };
+    window.fetch = async (url, how) => url.endsWith('completions')
+      ? new Response(new ReadableStream({ start: (out) => { window.out = out; } })) : real(url, how);
+"""
+"""Gives answers that come as the test feeds them."""
+
+
+def test_tabs_change_only_what_they_change(page: Browser, demo: ServerProcess) -> None:
+    """An answer ends, and its chat gets a name, while another tab writes an older copy of both."""
+    page.script(FEED_STREAM)
+    page.type("#text", "Tell me a story.\n")
+    page.until("window.out")
+    ours, other = page.tab(), page.new_tab()
+    while len(stored(page)[0]["turns"]) < 2:  # what has come is stored once a second
+        page.script("window.feed('Half ')")
+    page.show_tab(other)
+    try:
+        page.open(f"{demo.url}/health")
+        page.script("sessionStorage.setItem('roost', arguments[0])", API_KEY)
+        reload(page, demo)
+        page.click(".chat")
+        page.script(FEED_STREAM)
+        page.type("#text", "Another message.\n")
+        page.until("window.out")
+        page.show_tab(ours)
+        page.script("window.feed('an answer.', 'stop')")
+        page.until("!document.querySelector('.running')")
+        pick(page, "Tell me a story.", "Rename")
+        page.press("A name" + ENTER)
+        page.show_tab(other)
+        page.until("document.querySelector('.chat span').textContent === 'A name'")
+        page.script("window.feed('Yes.', 'stop')")
+        page.until(f"{ANSWERED} === 'Yes.'")
+        page.show_tab(ours)
+        page.until(f"{ANSWERED} === 'Yes.'")
+        (chat,) = stored(page)
+        assert chat["title"] == "A name"
+        story, message, answer = chat["turns"][1:]
+        assert (story["content"][-15:], story["end"]) == ("Half an answer.", "stop")
+        assert (message["content"], answer["content"], answer["end"]) == ("Another message.", "Yes.", "stop")
+        page.show_tab(other)
+        assert page.text(".assistant:nth-child(2) .body").endswith("Half an answer."), "this tab shows it, too"
+    finally:
+        page.show_tab(other)
+        page.close_tab()
+        page.show_tab(ours)
+
+
 def test_markdown_is_shown(page: Browser, demo: ServerProcess) -> None:
     show(page, demo, "hi", MARKDOWN)
     assert page.text(".body h1") == "A heading"

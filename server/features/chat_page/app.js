@@ -13,6 +13,8 @@ import { findChat, openStore, openedChat, saveChat } from "./store.js";
 import { newChat } from "./tree.js";
 import { isSendKey } from "./turns.js";
 
+let isBehind = false; // another tab has changed the conversation that is shown
+
 function send() {
   const text = $("text").value.trim();
   if (!text || isRunning()) return;
@@ -37,9 +39,15 @@ function open(chat) {
 
 // Another tab has changed or deleted a conversation.
 function followOtherTab(id) {
+  isBehind ||= id === currentChat().id;
+  showChanges();
+}
+
+function showChanges() {
   showChats();
-  if (id !== currentChat().id || isRunning() || document.querySelector(".editing")) return;
-  const chat = findChat(id);
+  if (!isBehind || isRunning() || document.querySelector(".editing")) return;
+  isBehind = false;
+  const chat = findChat(currentChat().id);
   if (chat) openChat(chat);
 }
 
@@ -97,7 +105,7 @@ listen();
 setUpScroll();
 setUpSidebar();
 setUpStates();
-whenChanged(showChats);
+whenChanged(showChanges);
 openChat(openedChat() ?? newChat({ settings: settingsForNew() }));
 showServer();
 setInterval(watch, 1000);

@@ -145,7 +145,7 @@ async function downloadState(turn) {
     download(`${fileName(name)}.state`, await exportState(turn.state));
   } catch (error) {
     showError(error.message);
-    if (error.status === 404) delete turn.state; // so that it can be saved again
+    if (error.status === 404) turn.state = null; // so that it can be saved again
   }
 }
 

@@ -1,6 +1,9 @@
 // Conversations in the browser's database. All are in memory, too, so that lists and searches need not wait.
+//
+// Several tabs may change one conversation, so a tab writes only the fields and turns that it has changed since it last read
+// or wrote the conversation, and takes all others from the database.
 
-import { areMessages, chatOf } from "./tree.js";
+import { applyChanges, areMessages, changesOf, chatOf, copyOf, merge } from "./tree.js";
 
 const STORE = "chats";
 const OPEN = "roost-open"; // id of the chat that this tab shows
@@ -8,6 +11,7 @@ const LEFT = "roost-left"; // changes that the database had no time for when the
 const OLD = "roost-chat-"; // prefix of conversations without branches, as earlier versions stored them
 
 const chats = new Map();
+const copies = new WeakMap(); // of conversations, as the database had them when this tab last read or wrote them
 const deleted = new Set();
 const unwritten = new Set(); // ids of chats with changes that the database has not confirmed
 const otherTabs = new BroadcastChannel("roost-chats");
@@ -19,7 +23,7 @@ export async function openStore(onChange, onProblem) {
   report = onProblem;
   try {
     database = await result(openingDatabase());
-    for (const chat of await result(database.transaction(STORE).objectStore(STORE).getAll())) chats.set(chat.id, chat);
+    for (const chat of await result(database.transaction(STORE).objectStore(STORE).getAll())) take(chat);
   } catch { /* forbidden: conversations last as long as the page */ }
   if (database) otherTabs.onmessage = async ({ data: id }) => { await readAgain(id); onChange(id); };
   takeOldChats();
@@ -41,8 +45,17 @@ function result(request) {
 
 async function readAgain(id) {
   const stored = await result(database.transaction(STORE).objectStore(STORE).get(id));
-  if (stored) chats.set(id, stored);
+  if (stored) take(stored);
   else chats.delete(id);
+}
+
+// Takes a conversation as it is stored, but for what this tab has changed since.
+function take(stored) {
+  const chat = chats.get(stored.id) ?? stored;
+  const copy = copyOf(stored);
+  if (chat !== stored) merge(chat, copies.get(chat), stored);
+  chats.set(chat.id, chat);
+  copies.set(chat, copy);
 }
 
 export const findChat = (id) => chats.get(id);
@@ -53,16 +66,15 @@ export const listChats = () => [...chats.values()].sort((one, other) => other.up
 export function saveChat(chat) {
   if (deleted.has(chat.id)) return;
   chats.set(chat.id, chat);
-  write(chat.id, (store) => {
-    const reading = store.get(chat.id);
-    reading.onsuccess = () => { addTurnsOf(reading.result, chat); store.put(chat); };
-  });
-}
-
-// Adds turns that another tab has stored.
-function addTurnsOf(stored, chat) {
-  const known = new Set(chat.turns.map((turn) => turn.id));
-  chat.turns.push(...(stored?.turns ?? []).filter((turn) => !known.has(turn.id)));
+  let copy;
+  const change = (store) => {
+    store.get(chat.id).onsuccess = ({ target }) => {
+      if (target.result) merge(chat, copies.get(chat), target.result);
+      copy = copyOf(chat);
+      store.put(chat);
+    };
+  };
+  write(chat.id, change, () => copies.set(chat, copy));
 }
 
 export function deleteChat(chat) {
@@ -76,12 +88,12 @@ export function restoreChat(chat) {
   saveChat(chat);
 }
 
-function write(id, change) {
+function write(id, change, onWritten = () => {}) {
   if (!database) return;
   unwritten.add(id);
   const transaction = database.transaction(STORE, "readwrite");
   change(transaction.objectStore(STORE));
-  transaction.oncomplete = () => { unwritten.delete(id); otherTabs.postMessage(id); };
+  transaction.oncomplete = () => { unwritten.delete(id); onWritten(); otherTabs.postMessage(id); };
   transaction.onabort = () => report("The browser has no room for this conversation: export it, then delete others.");
 }
 
@@ -92,11 +104,14 @@ export function rememberOpen(chat) {
 // Returns the conversation that this tab showed before it was reloaded, if there is one.
 export const openedChat = () => findChat(attempt(() => sessionStorage.getItem(OPEN)));
 
-// Keeps what the database may have no time for while the page is left.
+// Keeps what the database may have no time for while the page is left: of a conversation that it has, only the changes.
 export function leave() {
   if (!unwritten.size) return;
-  const changes = [...unwritten].map((id) => ({ id, chat: findChat(id) }));
-  attempt(() => localStorage.setItem(LEFT, JSON.stringify(changes)));
+  const left = [...unwritten].map((id) => {
+    const chat = findChat(id);
+    return { id, chat: chat && changesOf(chat, copies.get(chat)), isPart: copies.has(chat) };
+  });
+  attempt(() => localStorage.setItem(LEFT, JSON.stringify(left)));
 }
 
 // Forgets what was left if the page comes back as it was.
@@ -105,12 +120,14 @@ export function comeBack() {
 }
 
 function takeLeftChanges() {
-  const changes = attempt(() => JSON.parse(localStorage.getItem(LEFT))) ?? [];
+  const left = attempt(() => JSON.parse(localStorage.getItem(LEFT))) ?? [];
   comeBack();
-  for (const { id, chat } of changes) {
+  for (const { id, chat, isPart } of left) {
     const stored = findChat(id);
     if (!chat && stored) deleteChat(stored);
-    if (chat && chat.updated >= (stored?.updated ?? 0)) saveChat(chat);
+    if (!chat || (isPart && !stored)) continue; // deleted
+    if (stored) applyChanges(stored, chat);
+    saveChat(stored ?? chat);
   }
 }
 

@@ -1,7 +1,8 @@
 // A conversation as a tree of turns: Edit and Regenerate add siblings, and no turn is ever removed.
 //
 // A chat is { id, updated, title, settings, turns, shown }. A turn is { id, parent, role, content } and, for an answer,
-// how it ended and what the server said of it; see answer.js. `shown` has the visible child of each parent.
+// how it ended and what the server said of it; see answer.js. `shown` has the visible child of each parent. Fields are
+// replaced, never changed inside, so that a copy of each turn tells what has changed since.
 
 export function newId() {
   return [...crypto.getRandomValues(new Uint32Array(2))].map((part) => part.toString(36)).join("");
@@ -20,7 +21,7 @@ export function addTurn(chat, parent, fields) {
 }
 
 export function showTurn(chat, turn) {
-  chat.shown[turn.parent] = turn.id;
+  chat.shown = { ...chat.shown, [turn.parent]: turn.id };
 }
 
 // Returns a turn and its alternatives, the oldest first.
@@ -53,6 +54,36 @@ export function forkOf(chat, turn) {
   const { settings, state } = chat;
   const turns = turnsTo(chat, turn);
   return newChat({ title: `${title(chat)} (fork)`, settings, state, turns: structuredClone(turns) });
+}
+
+// Returns a copy of a conversation that later changes leave as it is.
+export const copyOf = (chat) => ({ ...chat, turns: chat.turns.map((turn) => ({ ...turn })) });
+
+// Returns the fields of a conversation and of its turns that differ from those of an earlier copy, if there is one.
+export function changesOf(chat, copy) {
+  const before = new Map(copy?.turns.map((turn) => [turn.id, turn]));
+  const turns = chat.turns.map((turn) => ({ ...changedFields(turn, before.get(turn.id)), id: turn.id }));
+  return { ...changedFields(chat, copy), id: chat.id, turns: turns.filter((turn) => Object.keys(turn).length > 1) };
+}
+
+function changedFields(now, before) {
+  return Object.fromEntries(Object.entries(now).filter(([name, value]) => value !== before?.[name]));
+}
+
+// Gives a conversation what is stored, but for what has changed in it since an earlier copy.
+export function merge(chat, copy, stored) {
+  const changes = changesOf(chat, copy);
+  applyChanges(chat, stored);
+  applyChanges(chat, changes);
+}
+
+export function applyChanges(chat, { turns, ...fields }) {
+  Object.assign(chat, fields);
+  const byId = new Map(chat.turns.map((turn) => [turn.id, turn]));
+  for (const turn of turns) {
+    if (byId.has(turn.id)) Object.assign(byId.get(turn.id), turn);
+    else chat.turns.push(turn);
+  }
 }
 
 export const messagesOf = (turns) => turns.map(({ role, content }) => ({ role, content }));
