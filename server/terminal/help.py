@@ -83,7 +83,7 @@ class CommandGroup(TyperGroup):
         command = super().get_command(ctx, cmd_name)
         if command is not None:
             _tidied(command.get_params(ctx))
-            if doc := inspect.getdoc(command.callback):
+            if command.callback and (doc := inspect.getdoc(command.callback)):  # Python 3.13 describes None
                 command.help = _prose(doc)
         return command
 

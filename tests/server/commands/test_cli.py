@@ -330,17 +330,22 @@ def text_of(output: str) -> str:
     return " ".join(re.sub(r"[│╭╮╰╯─]", " ", output).split())
 
 
-@pytest.mark.parametrize("words", [words for words in commands(get_command(app)) if words != ("bench",)], ids=" ".join)
+@pytest.mark.parametrize("words", [(), *commands(get_command(app))], ids=" ".join)
 @pytest.mark.parametrize("columns", [80, 120])
-def test_help_has_every_word_of_the_docstring(words: tuple[str, ...], columns: int) -> None:
+def test_help_says_what_each_command_and_group_is_for(words: tuple[str, ...], columns: int) -> None:
+    """It has every word of a command's docstring, and begins with what the list of its group says."""
     command: Any = get_command(app)
     for word in words:
         command = command.commands[word]
-    output = runner.invoke(app, [*words, "--help"], env={"COLUMNS": str(columns)}).output
-    for paragraph in inspect.getdoc(command.callback).split("\n\n"):
-        assert " ".join(paragraph.split()) in text_of(output)
-    prose = output[: output.index("╭")].strip("\n").splitlines()[2:]
+    text = command.help if isinstance(command, TyperGroup) else inspect.getdoc(command.callback)
+    assert text
+    env = {"COLUMNS": str(columns)}
+    prose = runner.invoke(app, [*words, "--help"], env=env).output.partition("╭")[0].strip("\n").splitlines()[2:]
+    assert text_of("\n".join(prose)).endswith(" ".join(text.split()))
     assert all(len(line) > columns / 2 for line, after in pairwise(prose) if line.strip() and after.strip())
+    if words:
+        first = " ".join(text.partition("\n\n")[0].split())
+        assert f"{words[-1]} {first}" in text_of(runner.invoke(app, [*words[:-1], "--help"], env=env).output)
 
 
 @pytest.mark.parametrize(
