@@ -52,7 +52,7 @@ usage: python3 dev.py <job> [arguments]
   test-mesh    serve from several devices, and from several processes as hosts; arguments go to pytest
   test-tpu     compile for a real TPU, without one (Linux x86-64); arguments go to pytest
   test-gpu     compile for NVIDIA GPUs, without one (Linux x86-64); arguments go to pytest
-  test-deploy  check the Helm chart, manifests, alerts and Dockerfile (Linux x86-64); arguments go to pytest
+  test-deploy  check the Helm chart, manifests, alerts, Dockerfile and proxies (Linux x86-64); arguments go to pytest
   manifests    render deploy/manifests anew from the Helm chart (Linux x86-64)
   release      build the sdist and wheels of this commit into dist/ and try them; --tag vX.Y.Z checks a tag
   docs         write the reference from the code and build the documentation into site/; --serve shows it
@@ -374,7 +374,7 @@ def test_mesh(python: Path, arguments: Sequence[str]) -> int:
 
 
 def test_deploy(python: Path, arguments: Sequence[str]) -> int:
-    """Runs the tests that need helm, validators of Kubernetes' objects, and Prometheus."""
+    """Runs the tests that need helm, validators of Kubernetes' objects, Prometheus, and reverse proxies."""
     return test(python, ["-m", "deploy", *(arguments or ("tests/deploy", *BY_FILE))])
 
 

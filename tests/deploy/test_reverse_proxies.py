@@ -1,0 +1,89 @@
+"""Hostile headers and large uploads through nginx, HAProxy and Caddy, set up as docs/how-to/reverse-proxies.md says."""
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from http.client import HTTPConnection
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from ports import free_port
+from proxies import caddy, haproxy, nginx
+from roost.server.features.batches.file_routes import MAX_FILE_BYTES
+from server_process import TINY, ServerProcess, serving, wait_for_line
+
+pytestmark = pytest.mark.deploy
+
+CLIENT = "127.0.0.2"
+"""Address of the client, which differs from the proxy's."""
+
+LINE = {
+    "custom_id": "a",
+    "method": "POST",
+    "url": "/v1/completions",
+    "body": {"model": "m", "prompt": "x" * 3 * 2**20},
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """Yields a server that believes whoever connects, as behind a Unix socket."""
+    folder = tmp_path_factory.mktemp("server")
+    (folder / "config.json").write_text(json.dumps(TINY))
+    options = ("--simulate", "v5e", "--forwarded-allow-ips", "*", "--store", f"sqlite://{folder}/store.db")
+    with serving(f"random:{folder / 'config.json'}", *options) as process:
+        yield process
+
+
+@pytest.fixture(params=[1, 3], ids=["one server", "several servers"])
+def num_servers(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
+
+
+@pytest.fixture(params=[nginx, haproxy, caddy], ids=lambda proxy: proxy.__name__)
+def client(
+    request: pytest.FixtureRequest, num_servers: int, server: ServerProcess, tmp_path: Path
+) -> Iterator[httpx.Client]:
+    """Yields a client of a proxy."""
+    port = free_port()
+    with (
+        request.param([server.url.removeprefix("http://")] * num_servers, tmp_path, port),
+        httpx.HTTPTransport(local_address=CLIENT) as transport,
+        httpx.Client(transport=transport, base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
+    ):
+        yield client
+
+
+def test_a_client_cannot_forge_its_address_and_scheme(client: httpx.Client, server: ServerProcess) -> None:
+    """Two lines of one header are a list whose first address a server that trusts all would take."""
+    request_id = f"forged-{client.base_url.port}"
+    forged = [("x-forwarded-for", "203.0.113.9"), ("x-forwarded-for", "203.0.113.10"), ("x-forwarded-proto", "https")]
+    answer = client.get("/v1", headers=[("x-request-id", request_id), *forged])
+    assert urlsplit(answer.json()["chat_page"]).scheme == "http"
+    wait_for_line(server, f" {request_id} GET /v1 404 ", seconds=60)
+    (logged,) = [line for line in server.log.read_text().splitlines() if request_id in line]
+    assert f" client={CLIENT}" in logged
+
+
+def test_a_file_may_be_larger_than_other_bodies(client: httpx.Client) -> None:
+    lines = "".join(json.dumps({**LINE, "custom_id": name}) + "\n" for name in "ab")
+    answer = client.post("/v1/files", data={"purpose": "batch"}, files={"file": ("in.jsonl", lines)})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["bytes"] == len(lines) > 4 * 2**20
+
+
+@pytest.mark.parametrize("client", [nginx, haproxy], ids=lambda proxy: proxy.__name__, indirect=True)
+@pytest.mark.parametrize(
+    ("path", "num_bytes", "refusal"),
+    [("/v1/files", MAX_FILE_BYTES + 2**16, "multipart/form-data"), ("/v1/states/import", 2**40, "is larger than")],
+    ids=["file", "state"],
+)
+def test_the_server_alone_limits_uploads(client: httpx.Client, path: str, num_bytes: int, refusal: str) -> None:
+    """Its refusal arrives before the body is sent; Caddy would read the first 256 KiB of it."""
+    with closing(HTTPConnection("127.0.0.1", client.base_url.port, timeout=60)) as connection:
+        connection.putrequest("POST", path)
+        connection.putheader("content-length", str(num_bytes))
+        connection.endheaders()
+        assert refusal in json.loads(connection.getresponse().read())["error"]["message"]
