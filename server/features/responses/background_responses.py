@@ -56,7 +56,7 @@ def job_of(
 
 def body_of(own: Admission, job: Job) -> ResponseBody:
     """Returns the body of a job, without its input, which is part of the prompt."""
-    return ResponseBody.model_validate({**own.parse_stored(job.request), "input": "-"})
+    return ResponseBody.model_validate(own.parse_stored(job.request))
 
 
 def prompt_ids(job: Job) -> Sequence[int]:

@@ -65,11 +65,9 @@ class ConversationReference(Fields):
 class PromptFields(Body):
     """Fields that determine the prompt."""
 
-    input: Annotated[
-        Text | Annotated[Several[ResponseItem], Field(min_length=1), Tag("<list>")],
-        TEXT_OR_LIST,
-    ]
-    """Text of the user, or items of the conversation, oldest first."""
+    input: Annotated[Text | Annotated[Several[ResponseItem], Tag("<list>")], TEXT_OR_LIST] = Field(default_factory=list)
+    """Text of the user, or items of the conversation, oldest first. It may be left out if `previous_response_id` or
+    `conversation` has messages."""
 
     instructions: str | None = None
     """System text in front of the conversation. Later responses don't inherit it."""
@@ -166,11 +164,3 @@ class CompactBody(PromptFields):
 
     model: str
     """Name of the served model; any other name is a 404."""
-
-    input: Annotated[Text | Annotated[Several[ResponseItem], Tag("<list>")], TEXT_OR_LIST] = Field(default_factory=list)
-    """Text of the user, or items of the conversation, oldest first. It may be left out with `previous_response_id`."""
-
-    @field_validator("input", mode="before")
-    @classmethod
-    def _null_is_nothing(cls, value: Any) -> Any:
-        return [] if value is None else value

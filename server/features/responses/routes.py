@@ -223,8 +223,6 @@ async def count_input_tokens(body: InputTokensBody, responses: Responses) -> Inp
 @router.post("/v1/responses/compact", responses=success(CompactedInput))
 async def compact_input(body: CompactBody, responses: Responses) -> Response:
     """Returns one item that stands for all messages so far. It holds them whole, since no length needs a summary."""
-    if not body.input and body.previous_response_id is None and body.conversation_id is None:
-        raise bad_value("input", "there is nothing to compact: send input or previous_response_id")
     async with _prompt(body, responses) as found:
         if found.state is not None:
             raise bad_value("input", "a conversation that continues a saved state cannot be compacted")
@@ -283,6 +281,8 @@ async def _prompt(body: PromptFields, responses: OpenResponses) -> AsyncGenerato
         own = await admission.get().run(lambda: input_messages(body, referred))
         state = service.saved_state(_state_id(body, earlier))
         new = [message for message in (*earlier, *own) if message.role != STATE_ROLE]
+        if not new:
+            raise bad_value("input", "there is no message: send input, or a response or conversation with messages")
         instructions = [ConversationMessage("system", body.instructions)] if body.instructions else []
         ending = Ending(variables=body.chat_template_kwargs)
         conversation = Conversation([*instructions, *new], ending, tool_options(body))

@@ -217,6 +217,46 @@ async def test_input_tokens_count_the_conversation(client: httpx.AsyncClient) ->
     assert await texts(client, path) == ["one", "two", "hi", "ABC"]
 
 
+NO_INPUT: list[dict[str, Any]] = [{}, {"input": None}, {"input": []}]
+
+
+@pytest.mark.parametrize("no_input", NO_INPUT, ids=str)
+async def test_input_may_be_left_out_where_a_conversation_or_response_has_the_turn(
+    client: httpx.AsyncClient, engine: FakeEngine, no_input: dict[str, Any]
+) -> None:
+    async def answered(**fields: Any) -> str:
+        counted = (await client.post("/v1/responses/input_tokens", json=fields)).json()
+        made = await client.post("/v1/responses", json={**fields, "max_output_tokens": 3})
+        assert made.status_code == 200, made.text
+        assert counted["input_tokens"] == made.json()["usage"]["input_tokens"]
+        return str(made.json()["id"])
+
+    turns = [message("one"), message("two", "assistant"), message("three")]
+    path = await conversation(client, items=turns)
+    first = await answered(conversation=path.rpartition("/")[2], **no_input)
+    assert await texts(client, path) == ["one", "two", "three", "ABC"]
+    await answered(input=turns)
+    await answered(previous_response_id=first, **no_input)
+    await answered(input=[*turns, message("ABC", "assistant")])
+    by_conversation, whole, by_response, longer = [tuple(each.prompt_token_ids) for each in engine.requests]
+    assert by_conversation == whole
+    assert by_response == longer
+
+
+@pytest.mark.parametrize("no_input", NO_INPUT, ids=str)
+async def test_input_is_missing_where_nothing_has_a_turn(client: httpx.AsyncClient, no_input: dict[str, Any]) -> None:
+    """Alike where it is answered, counted and compacted; an empty conversation has no turn."""
+    empty = (await conversation(client)).rpartition("/")[2]
+    said = set()
+    for path in ("/v1/responses", "/v1/responses/input_tokens", "/v1/responses/compact"):
+        for fields in ({}, {"instructions": "Be kind."}, {"conversation": empty}):
+            body = {"model": "counter", **fields, **no_input}
+            error = error_of(await client.post(path, json=body), 400)
+            assert error["param"] == "input"
+            said.add(error["message"])
+    assert len(said) == 1
+
+
 async def test_a_conversation_and_a_previous_response_exclude_each_other(client: httpx.AsyncClient) -> None:
     path = await conversation(client)
     first = (await respond(client, path)).json()["id"]
