@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from types import MappingProxyType
@@ -29,6 +30,9 @@ _MAX_GUESSES: Final = 4
 
 _MAX_NAME: Final = 60
 """Maximum characters of a name that is compared with known ones."""
+
+_USED_FIELD: Final = re.compile(r"use (\w+)[\w. ]*")
+"""An alternative that is a field of the same body."""
 
 _logger = logging.getLogger(__name__)
 
@@ -178,6 +182,9 @@ def _refused(field: UnnamedField, refusal: Refusal, elsewhere: str | None) -> Ap
     values = " or ".join(orjson.dumps(value).decode() for value in refusal.neutral)
     leave_out = f"leave it out, or send {values}" if values else "leave it out"
     instead = refusal.instead
+    named = _USED_FIELD.fullmatch(instead)
+    if named and not field.place and named[1] not in field.kind.model_fields:
+        instead += " in /v1/chat/completions"
     if elsewhere is not None:
         other = f"use it in {elsewhere}"
         instead = instead.replace("use it in", f"{other} or") or other

@@ -14,7 +14,8 @@ class Refusal:
 
     Attributes:
       neutral: Values without effect, which many clients send.
-      instead: Alternative for the client, as the end of a sentence; empty if there is none.
+      instead: Alternative for the client, as the end of a sentence; empty if there is none. A field that it names and
+        the body lacks is one of chat completions.
     """
 
     neutral: tuple[Any, ...] = ()
@@ -150,10 +151,10 @@ _GENERATION_REFUSED: Final[Mapping[str, Refusal]] = {
     "sampling_params": Refusal(({},), "send its fields at the top of the body"),
     "session_params": Refusal(({},), "use from_state"),
     "skip_special_tokens": Refusal((True,)),
-    "state": Refusal((), "use from_state in /v1/completions"),
+    "state": Refusal((), "use from_state"),
     "stop_regex": Refusal(_NONE, "use stop"),
     "stop_sequences": Refusal(([],), "use stop"),
-    "structural_tag": Refusal(("",), "use tools or structured_outputs"),
+    "structural_tag": Refusal(("",), "use structured_outputs or tools"),
     "suffix": Refusal(("",), "the model was not trained to fill in"),
     "system": Refusal(_NONE, "send it as a message of the role system"),
     "t_max_predict_ms": Refusal(_OFF, "use timeout"),
@@ -244,17 +245,9 @@ def with_hints(hints: Mapping[str, str]) -> Mapping[str, Refusal]:
     Args:
       hints: What to do instead, for fields that the endpoint has under another name.
     """
-    there = "in /v1/chat/completions"
-    rules = dict[str, Refusal]()
-    for name, rule in {**_GENERATION_REFUSED, **_CHAT_FIELDS}.items():
-        of_chat = rule.instead.removeprefix("use ").partition(".")[0] in (
-            *_CHAT_FIELDS,
-            "response_format",
-            "top_logprobs",
-        )
-        default = f"{rule.instead} {there}" if of_chat else rule.instead
-        rules[name] = Refusal(rule.neutral, hints.get(name, f"use it {there}" if name in _CHAT_FIELDS else default))
-    return rules
+    chat = {name: Refusal(rule.neutral, "use it in /v1/chat/completions") for name, rule in _CHAT_FIELDS.items()}
+    rules = {**_GENERATION_REFUSED, **chat}
+    return {name: Refusal(rule.neutral, hints.get(name, rule.instead)) for name, rule in rules.items()}
 
 
 LENGTH_FIELDS: Final = (

@@ -19,7 +19,7 @@ _MESSAGES_REFUSED: Final[Mapping[str, Refusal]] = {
         | dict.fromkeys(SCHEMA_FIELDS, "use output_config.format")
         | dict.fromkeys(("input", "prompt"), "use messages")
         | {"instructions": "use system", "stop": "use stop_sequences"}
-        | dict.fromkeys(("n_probs", "top_logprobs"), "use it in /v1/chat/completions")
+        | {"top_logprobs": "use it in /v1/chat/completions"}
     ),
     "compaction": Refusal((), "send the whole conversation"),
     "container": Refusal(),

@@ -1,6 +1,7 @@
 """Fields that no schema names: honoured, refused, ignored or reported, the same for every endpoint."""
 
 import json
+import re
 import urllib.parse
 from typing import Any
 
@@ -48,10 +49,21 @@ async def test_what_would_change_the_answer_is_refused_unless_neutral(
     message = response.json()["error"]["message"]
     assert f"{name} is not supported: " in message
     assert "yet" not in message
+    assert_names_a_field(kind, name, message.partition(" is not supported: ")[2])
     for value in kind.field_rules.refused[name].neutral:
         response = await post(client, kind, **{name: value})
         assert response.status_code == 200, (name, value, response.text)
         assert warnings_of(response) == []
+
+
+def assert_names_a_field(kind: type[Fields], name: str, hint: str) -> None:
+    """Checks that a field to use exists, and that another endpoint is named only if this one lacks the field."""
+    if not (found := re.match(r"use (\w+)[^/]*(/\S+)?$", hint)):
+        return
+    meant, path = name if found[1] in ("it", "them") else found[1], found[2]
+    (there,) = [each for each in KINDS if ROUTES[each][0] == path] if path else [kind]
+    assert meant in there.model_fields, hint
+    assert path is None or meant not in kind.model_fields, hint
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -177,7 +189,7 @@ async def test_parts_of_messages_that_would_get_lost_are_refused(client: httpx.A
         (ResponseBody, "max_tokens", 5, "use max_output_tokens"),
         (ResponseBody, "response_format", {"type": "json_object"}, "use text.format"),
         (ResponseBody, "stop", ["a"], "use it in /v1/chat/completions"),
-        (ResponseBody, "repeat_penalty", 2, "use repetition_penalty in /v1/chat/completions"),
+        (ResponseBody, "repeat_penalty", 2, "use repetition_penalty"),
         (MessagesBody, "stop", ["a"], "use stop_sequences"),
         (MessagesBody, "n", 2, "use it in /v1/chat/completions"),
         (MessagesBody, "response_format", {"type": "json_object"}, "use output_config.format"),
@@ -193,6 +205,8 @@ async def test_parts_of_messages_that_would_get_lost_are_refused(client: httpx.A
         (CompletionBody, "messages", HI, "use it in /v1/chat/completions"),
         (CompletionBody, "max_completion_tokens", 5, "use max_tokens"),
         (GenerateBody, "prompt", "a", "use it in /v1/completions"),
+        (GenerateBody, "function_call", {"name": "f"}, "use tool_choice in /v1/chat/completions"),
+        *((kind, "state", "state_1", "use from_state") for kind in KINDS),
     ],
 )
 async def test_a_field_of_another_endpoint_is_refused_with_what_to_use(
@@ -200,7 +214,7 @@ async def test_a_field_of_another_endpoint_is_refused_with_what_to_use(
 ) -> None:
     response = await post(client, kind, **{name: value})
     assert response.status_code == 400
-    assert f"{name} is not supported: {instead}" in response.json()["error"]["message"]
+    assert response.json()["error"]["message"] == f"{name} is not supported: {instead}"
 
 
 @pytest.mark.parametrize("kind", [ResponseBody, MessagesBody])
@@ -284,12 +298,6 @@ async def test_an_image_is_refused_since_the_model_reads_text(
 ) -> None:
     error = (await post(client, kind, **{field: [{"role": "user", "content": [part]}]})).json()["error"]
     assert error["message"] == f"{field}[0].content[0]: the model reads text, and no {part['type']}"
-
-
-@pytest.mark.parametrize("kind", [ChatBody, CompletionBody])
-async def test_state_names_the_field_that_takes_one(client: httpx.AsyncClient, kind: type[Fields]) -> None:
-    error = (await post(client, kind, state="state_1")).json()["error"]
-    assert error["message"] == "state is not supported: use from_state in /v1/completions"
 
 
 async def test_names_are_no_words_of_the_log(client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
