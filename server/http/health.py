@@ -42,7 +42,7 @@ async def health_generate(service: ReadyService) -> Status:
     return {"status": "ok"}
 
 
-@router.get("/metrics", responses=PLAIN_TEXT)
+@router.get("/metrics", response_class=Response, responses=PLAIN_TEXT)
 async def metrics(service: AnyService) -> Response:
     """Returns metrics in Prometheus' text format."""
     return Response(await service.metrics.page(), headers={"content-type": CONTENT_TYPE})

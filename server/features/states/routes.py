@@ -16,9 +16,12 @@ from ...schemas.base import Body, Count
 from ...tenancy.tenant import tenant
 from .open_states import States
 from .response_schemas import StateList, StateObject
-from .transfer import StateFileResponse, receive_file
+from .transfer import STATE_FILE_TYPE, StateFileResponse, receive_file
 
 IMPORT_PATH: Final = "/v1/states/import"
+
+_FILE: Final = {STATE_FILE_TYPE: {"schema": {"type": "string", "format": "binary"}}}
+"""Content of a request or a response that is a state file, for `/openapi.json`."""
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -64,7 +67,11 @@ async def delete_state(state_id: str, service: AnyService) -> DeletedObject:
     return DeletedObject(id=state_id, object="state", deleted=True)
 
 
-@router.get("/v1/states/{state_id}/export")
+@router.get(
+    "/v1/states/{state_id}/export",
+    response_class=Response,
+    responses={200: {"description": "The file.", "content": _FILE}},
+)
 async def export_state(state_id: str, service: ReadyService, states: States) -> Response:
     """Returns a file in the safetensors format, which any server with this model imports."""
     stored, kind = service.states.get(state_id, tenant.get()), service.engine.state_format
@@ -76,7 +83,9 @@ async def export_state(state_id: str, service: ReadyService, states: States) -> 
         return StateFileResponse(data, f"{state_id}.safetensors", transfer, resources.pop_all())
 
 
-@router.post(IMPORT_PATH, response_model=StateObject)
+@router.post(
+    IMPORT_PATH, response_model=StateObject, openapi_extra={"requestBody": {"required": True, "content": _FILE}}
+)
 async def import_state(
     request: Request,
     service: ReadyService,

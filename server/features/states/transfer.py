@@ -14,6 +14,9 @@ from ...http.routes import refuse_encoding
 from ...http.streaming import until_disconnect
 from .state_files import StateFiles, Transfer
 
+STATE_FILE_TYPE: Final = "application/octet-stream"
+"""Media type of a state file."""
+
 _PIECE_BYTES: Final = 256 * 2**10
 """Size of the pieces that are handed to a connection."""
 
@@ -56,7 +59,7 @@ class StateFileResponse(StreamingResponse):
     def __init__(self, data: bytes, name: str, transfer: Transfer, resources: AsyncExitStack) -> None:
         headers = {"content-length": str(len(data)), "content-disposition": f'attachment; filename="{name}"'}
         self._pieces = _pieces(data)
-        super().__init__(self._pieces, headers=headers, media_type="application/octet-stream")
+        super().__init__(self._pieces, headers=headers, media_type=STATE_FILE_TYPE)
         self._transfer = transfer
         self._resources = resources
 

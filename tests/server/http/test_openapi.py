@@ -1,6 +1,8 @@
 """Successful responses in `/openapi.json`, compared with what the server sends."""
 
 import json
+from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -8,7 +10,13 @@ import jsonschema
 import pytest
 from fake_engine import FakeEngine
 from fake_server import VOCAB_SIZE, make_service, served_model
-from roost.server.app import create_app
+from roost.engine import CacheStats, EngineStats
+from roost.server.app import create_app, open_features
+from roost.server.feature import Opening
+from roost.server.generation.service import Service
+from roost.server.http.api_keys import ApiKeys
+from roost.server.http.auth import Access
+from roost.server.settings import load_settings
 from roost.server.text.tokenizer import Tokenizer
 
 HI = [{"role": "user", "content": "hi"}]
@@ -136,6 +144,124 @@ async def test_calls_match(
         engine.says = call
         response = await client.post(path, json=body)
         check(description, "post", path, response.json(), "application/json")
+
+
+LINE = b'{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x"}}'
+UPLOAD: dict[str, Any] = {"data": {"purpose": "batch"}, "files": {"file": ("in.jsonl", LINE)}}
+BATCH = {"endpoint": "/v1/completions", "completion_window": "24h"}
+
+
+class Recorder:
+    """Sends requests that must succeed, and records the types of all bodies.
+
+    Attributes:
+      ids: Values of the parameters of paths.
+      types: Types by path, method, and "Request" or "Response".
+    """
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self._client = client
+        self.ids = {"model_id": "counter"}
+        self.types = defaultdict[tuple[str, str, str], set[str]](set)
+
+    async def send(self, method: str, path: str, **options: Any) -> httpx.Response:
+        response = await self._client.request(method, path.format(**self.ids), **options)
+        assert response.status_code == 200, f"{method} {path}: {response.text}"
+        for message in (response.request, response):
+            if kind := message.headers.get("content-type"):
+                self.types[path, method.lower(), type(message).__name__].add(kind.partition(";")[0])
+        return response
+
+    async def make(self, name: str, path: str, **options: Any) -> None:
+        """Creates an object, whose id is a parameter of later paths."""
+        self.ids[name] = (await self.send("POST", path, **options)).json()["id"]
+
+
+async def send_to_fixed_paths(to: Recorder) -> None:
+    for path, body in POSTS:
+        await to.send("POST", path, json=body)
+    for path, body in STREAMS:
+        await to.send("POST", path, json={**body, "stream": True})
+    for path in (*GETS, "/health_generate", "/metrics", "/v1/files", "/v1/batches", "/v1/usage"):
+        await to.send("GET", path.replace("counter", "{model_id}"))
+    await to.send("POST", "/v1/chat/completions/render", json={"messages": HI})
+    for path in ("/v1/responses/input_tokens", "/v1/responses/compact"):
+        await to.send("POST", path, json={"model": "counter", "input": "hi"})
+    await to.send("POST", "/debug/profile")
+
+
+async def send_to_responses(to: Recorder) -> None:
+    streamed = await to.send("POST", "/v1/responses", json={"input": "hi", "background": True, "stream": True})
+    to.ids["response_id"] = streamed.text.partition('"id":"')[2].partition('"')[0]
+    response = "/v1/responses/{response_id}"
+    await to.send("GET", response)
+    await to.send("GET", response, params={"stream": True})
+    await to.send("GET", f"{response}/input_items")
+    await to.send("POST", f"{response}/cancel")
+    await to.send("DELETE", response)
+
+
+async def send_to_conversations(to: Recorder) -> None:
+    await to.make("conversation_id", "/v1/conversations", json={})
+    conversation = "/v1/conversations/{conversation_id}"
+    added = await to.send("POST", f"{conversation}/items", json={"items": HI})
+    to.ids["item_id"] = added.json()["data"][0]["id"]
+    await to.send("GET", f"{conversation}/items")
+    await to.send("POST", conversation, json={"metadata": {}})
+    for path in (f"{conversation}/items/{{item_id}}", conversation):
+        await to.send("GET", path)
+        await to.send("DELETE", path)
+
+
+async def send_to_states(to: Recorder) -> None:
+    answer = await to.send("POST", "/generate", json={"token_ids": [4, 5], "max_tokens": 2})
+    await to.make("state_id", "/v1/states", json={"request_id": answer.json()["id"]})
+    state = "/v1/states/{state_id}"
+    await to.send("GET", state)
+    file = await to.send("GET", f"{state}/export")
+    kind = {"content-type": file.headers["content-type"]}
+    await to.send("POST", "/v1/states/import", content=file.content, headers=kind)
+    await to.send("DELETE", state)
+
+
+async def send_to_batches(to: Recorder) -> None:
+    await to.make("file_id", "/v1/files", **UPLOAD)
+    await to.make("batch_id", "/v1/batches", json={**BATCH, "input_file_id": to.ids["file_id"]})
+    await to.send("GET", "/v1/batches/{batch_id}")
+    await to.send("POST", "/v1/batches/{batch_id}/cancel")
+    await to.make("file_id", "/v1/files", **UPLOAD)  # the other one is in use
+    file = "/v1/files/{file_id}"
+    await to.send("GET", file)
+    await to.send("GET", f"{file}/content")
+    await to.send("DELETE", file)
+
+
+async def test_every_route_takes_and_sends_the_types_that_it_declares(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bodies have each declared type and no other, also on routes that need an admin key or a database."""
+    monkeypatch.setattr(FakeEngine, "stats", EngineStats(slots=4, cache=CacheStats(budget=10**6)))
+    monkeypatch.setattr("roost.server.features.native.debug._record", lambda seconds: b"")
+    features = open_features(Opening(service, load_settings({"store": f"sqlite://{tmp_path / 'store.db'}"})))
+    app = create_app(service, Access(admin_keys=ApiKeys(["root"])), features)
+    transport, headers = httpx.ASGITransport(app), {"authorization": "Bearer root"}
+    async with httpx.AsyncClient(transport=transport, base_url="http://roost", headers=headers) as client:
+        to = Recorder(client)
+        await send_to_fixed_paths(to)
+        await send_to_responses(to)
+        await send_to_conversations(to)
+        await send_to_states(to)
+        await send_to_batches(to)
+    for feature in features:
+        await feature.close()
+    declared = {
+        (path, method, name): set(part["content"])
+        for path, operations in app.openapi()["paths"].items()
+        for method, operation in operations.items()
+        for name, part in (("Request", operation.get("requestBody")), ("Response", operation["responses"]["200"]))
+        if part
+    }
+    assert to.types == declared
 
 
 async def test_references_resolve(description: dict[str, Any]) -> None:
