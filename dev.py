@@ -42,7 +42,7 @@ USAGE = """\
 usage: python3 dev.py <job> [arguments]
 
   serve        start the server; arguments go to `roost serve`
-  test         run the tests; arguments go to pytest
+  test         run the tests, with --all those that take longer too; other arguments go to pytest
   test-sweep   run the cases and examples of large programs that `test` leaves out; arguments go to pytest
   test-bits    run the tests that compare bits as on a processor with AVX2 alone; arguments go to pytest
   test-shuffled  run the tests beside busy loops, in ten orders or in those that the arguments number
@@ -272,9 +272,12 @@ COMPILED = ("--timeout", "1800")
 
 
 def test(python: Path, arguments: Sequence[str]) -> int:
-    """Runs the tests that need no accelerator: all of them on two cores, or on one those that the arguments name."""
+    """Runs the tests that need no accelerator: on two cores, or on one those that the arguments name.
+
+    With `--all`, it runs those that take longer too.
+    """
     os.chdir(ROOT)
-    become(python, "pytest", *(arguments or BY_FILE))
+    become(python, "pytest", *arguments, *(() if set(arguments) - {"--all"} else BY_FILE))
 
 
 def test_sweep(python: Path, arguments: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""What holds for every test: the CPU, no programs compiled by earlier runs, and the same examples each time."""
+"""What holds for every test: the CPU, programs that are compiled once, and the same examples each time."""
 
 import gc
 import importlib.util
@@ -14,7 +14,8 @@ import shared_programs
 import sweeps
 from databases import KINDS, PostgresqlServer, postgresql_server
 from seconds_by_file import SecondsByFile
-from workers import BITS, FIRST, SharedScheduling, shuffled
+from suites import SUITES, expression
+from workers import BITS, FIRST, OPTIMIZED, SharedScheduling, shuffled
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before anything imports jax
 os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
@@ -22,7 +23,8 @@ os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
 # A shell ignores Ctrl-C for its background jobs, and the commands that tests start and interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-_PROGRAMS = shared_programs.open_folder()  # removed at the end
+_RUN = shared_programs.open_folder()  # removed at the end
+_file: Path | None = None  # whose tests run now
 
 # They import other people's clients, which `python3 dev.py test-compat` brings.
 collect_ignore = ["clients"]  # whose clients live in environments without Roost: `python3 dev.py test-clients`
@@ -36,10 +38,14 @@ hypothesis.settings.load_profile("roost")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="run the tests that take longer than the default ones too")
     parser.addoption("--files", type=int, default=10, help="number of files whose seconds are listed; 0 for no list")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    for marker, suite in SUITES.items():
+        config.addinivalue_line("markers", f"{marker}: {suite.what}")
+    config.option.markexpr = config.option.markexpr or expression(run_all=config.getoption("--all"))
     config.pluginmanager.register(SecondsByFile(config.getoption("files")))
 
 
@@ -67,6 +73,14 @@ def pytest_collection_finish() -> None:
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
     gc.enable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> None:
+    global _file
+    if item.path != _file:
+        shared_programs.configure_compiler(is_optimized=item.nodeid.startswith(OPTIMIZED))
+        _file = item.path
 
 
 @pytest.hookimpl(wrapper=True)

@@ -66,12 +66,12 @@ class SecondsByFile:
         if runner := sys.modules.get("roost.engine.worker.runner"):
             self._count_engines(runner.ModelRunner)
 
-    def _add_seconds(self, event: str, seconds: float, **_: Any) -> None:
+    def _add_seconds(self, event: str, duration_secs: float, **_: Any) -> None:
         if event == _PROGRAM:
             self._so_far.programs += 1
-            self._so_far.compiled += seconds
+            self._so_far.compiled += duration_secs
         elif event in _TRACED:
-            self._so_far.traced += seconds
+            self._so_far.traced += duration_secs
 
     def _add_event(self, event: str, **_: Any) -> None:
         self._so_far.cached += event == _HIT
@@ -93,7 +93,7 @@ class SecondsByFile:
         used = self._so_far.add(self._before, -1)
         used.seconds = report.duration
         self._before = self._so_far.add(Usage())
-        report.used = astuple(used)
+        report.__dict__["used"] = astuple(used)  # what else is there is sent as well
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

@@ -1,42 +1,86 @@
-"""Compiled programs that the processes of one test run share."""
+"""How tests compile: which programs the processes of all runs share, and which are compiled as servers do.
+
+Programs are kept in a folder of the user's. With `ROOST_COLD=1`, a run begins with an empty one.
+"""
 
 import fcntl
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
-_FOLDER = "ROOST_COMPILE_CACHE"
-"""Environment variable that names the folder; the servers that tests start inherit it."""
+import platformdirs
+
+_SERVERS: Final = "ROOST_COMPILE_CACHE"
+"""Environment variable that names the folder of engines; the servers that tests start inherit it."""
+
+_RUN: Final = "ROOST_TEST_RUN"
+"""Environment variable that names the folder of one run, which its processes inherit."""
+
+_MAX_BYTES: Final = 2 * 2**30
+"""Maximum size of the folder of other programs; JAX removes those that were not used for the longest time."""
+
+_LEAST_SECONDS: Final = 0.3
+"""Seconds that a program takes to compile at least, to be kept: JAX looks at all kept ones whenever it adds one."""
 
 
 def open_folder() -> tempfile.TemporaryDirectory[str] | None:
-    """Makes an empty folder for the programs of this run; returns None in a worker, which inherits the run's folder."""
+    """Makes the folder of this run; returns None in a worker, which inherits it."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         return None
-    folder = tempfile.TemporaryDirectory(prefix="roost-programs-")
-    os.environ[_FOLDER] = folder.name
+    run = tempfile.TemporaryDirectory(prefix="roost-tests-")
+    lasting = Path(run.name) if os.environ.get("ROOST_COLD") else platformdirs.user_cache_path("roost-tests")
+    lasting.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.environ |= {_RUN: run.name, _SERVERS: str(lasting / "engines")}
     if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):  # else each server compiles JAX's sources for four seconds
-        os.environ["PYTHONPYCACHEPREFIX"] = f"{folder.name}/bytecode"
-    return folder
+        os.environ["PYTHONPYCACHEPREFIX"] = str(lasting / "bytecode")
+    return run
 
 
 def folder() -> Path:
-    return Path(os.environ[_FOLDER])
+    """Returns the folder of engines' programs, which `EngineConfig.compile_cache` names."""
+    return Path(os.environ[_SERVERS])
+
+
+def configure_compiler(*, is_optimized: bool) -> None:
+    """Sets JAX's process-wide settings for the tests of a file, and for the processes that they start.
+
+    Args:
+      is_optimized: Whether programs are compiled as servers do. Others take half as long to compile.
+    """
+    is_optimized |= "ROOST_OPTIMIZED" in os.environ
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(not is_optimized))
+    if "jax" not in sys.modules:
+        return
+    import jax
+
+    wanted = {
+        "jax_disable_most_optimizations": not is_optimized,
+        "jax_compilation_cache_dir": str(folder().parent / "programs"),
+        "jax_compilation_cache_max_size": _MAX_BYTES,
+        "jax_persistent_cache_min_compile_time_secs": _LEAST_SECONDS,
+    }
+    changed = {name for name, value in wanted.items() if jax.config.values[name] != value}
+    for name in changed:
+        jax.config.update(name, wanted[name])
+    if changed:
+        jax.experimental.compilation_cache.compilation_cache.reset_cache()
+    if "jax_disable_most_optimizations" in changed:
+        jax.clear_caches()
 
 
 @contextmanager
 def compiled_once(name: str) -> Iterator[None]:
-    """Lets one process of the run compile the programs of this name; the others wait, and find them in the folder.
-
-    JAX's cache could hand out a file that is written at the same moment, and two workers would compile everything.
-    """
-    done = folder() / f"{name}.done"
+    """Lets one process of the run compile the programs of this name; the others wait, and find them in the folder."""
+    run = Path(os.environ[_RUN])
+    done = run / f"{name}.done"
     if done.exists():
         yield
         return
-    with (folder() / f"{name}.lock").open("w") as lock:
+    with (run / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if done.exists():
             fcntl.flock(lock, fcntl.LOCK_UN)

@@ -58,6 +58,26 @@ BITS: Final = (
 )
 """Paths of the files that compare bits of results, which depend on the processor; marked `bits`."""
 
+OPTIMIZED: Final = (
+    *BITS,
+    *_GOLDEN_RUNNER,
+    "tests/e2e/test_demo.py",
+    "tests/e2e/test_demo_state.py",
+    "tests/e2e/test_golden_http.py",
+    "tests/e2e/test_key_heads_http.py",
+    "tests/e2e/test_predictions_http.py",
+    "tests/e2e/test_random_configs_http.py",
+    "tests/e2e/test_report.py",
+    "tests/e2e/test_speculation_http.py",
+    "tests/engine/model/",
+    "tests/engine/test_mesh.py",
+    "tests/engine/test_speculation.py",
+    "tests/engine/worker/",
+    "tests/kernels/test_int4.py",
+)
+"""Beginnings of the paths of files that compile as servers do: those that compare bits, and those whose programs are
+large. Other tests compile without most optimizations, which takes half as long."""
+
 FIRST: Final = "tests/robust/test_soak.py"
 """Path of a file that takes two minutes on any machine, and so would end last."""
 

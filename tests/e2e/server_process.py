@@ -76,11 +76,7 @@ def start(
     """
     python = os.environ.get("ROOST_PYTHON", sys.executable)  # the clients' environments have no Roost
     command = [*wrapper, python, *program, *arguments]
-    settings = {"ROOST_DRAIN_LAG": "0"}
-    if any(argument.startswith("random:") for argument in arguments):
-        # Such a model's numbers mean nothing, and it compiles in half the time.
-        settings["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-    environment = {**settings, **os.environ, **environment}
+    environment = {"ROOST_DRAIN_LAG": "0", **os.environ, **environment}
     return subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment)
 
 

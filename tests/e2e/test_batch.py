@@ -8,7 +8,6 @@ from typing import Any
 
 import orjson
 import pytest
-from cache_settings import unoptimized
 from roost.server.features.batches.command.input_file import InputFile
 from roost.server.features.batches.command.local_backend import LocalBatch
 from roost.server.features.batches.command.output_file import OutputFile
@@ -73,7 +72,7 @@ async def test_lines_run_on_a_model_in_this_process(tiny_config: Path, tmp_path:
     (tmp_path / "in.jsonl").write_bytes(b"".join([*requests(14), request("wrong", prompt="a", max_tokens=-1)]))
     whole, half = tmp_path / "whole.jsonl", tmp_path / "half.jsonl"
     backend = LocalBatch(settings, lambda: False)
-    with compiled_once("tiny"), unoptimized():
+    with compiled_once("tiny"):
         await backend.start()
     try:
         with InputFile(tmp_path / "in.jsonl") as source:

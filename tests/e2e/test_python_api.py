@@ -10,7 +10,6 @@ from typing import Any
 
 import httpx
 import pytest
-from cache_settings import unoptimized
 from forbidden_imports import WEB, run
 from roost import (
     LLM,
@@ -33,13 +32,6 @@ from shared_programs import compiled_once
 
 SEEDED = SamplingParams(seed=7, temperature=0.9, max_tokens=12, ignore_eos=True, logprobs=2)
 QUESTION = [{"role": "user", "content": "Tell me a story."}]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _settings() -> Iterator[None]:
-    """Compiles as the server does, which has the same programs."""
-    with unoptimized():
-        yield
 
 
 @pytest.fixture(scope="module")

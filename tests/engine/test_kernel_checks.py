@@ -1,6 +1,6 @@
 """Checks of kernels: right ones pass, and each way of being wrong is found and named."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
 from typing import Any
@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cache_settings import compiled_quickly
 from roost.engine.checkpoint.source import ModelSource, open_model
 from roost.engine.devices.platform import CPU
 from roost.engine.kernel_checks.checks import KernelCheck, checks_on
@@ -22,13 +21,6 @@ from small_models import TINY_A
 
 SETTINGS = EngineConfig(prefill_chunk=64, dtype="bfloat16")
 SOURCE = open_model(str(TINY_A / "hf"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Compiles the reference and XLA's own step once for all planted kernels."""
-    with compiled_quickly(tmp_path_factory.mktemp("programs")):
-        yield
 
 
 def right(x: Any, input_gate: Any, recurrence_gate: Any, log_decay: Any, h0: Any, positions: Any) -> Any:

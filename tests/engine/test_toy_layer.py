@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import toy_layer
-from cache_settings import unoptimized
 from roost.engine import MeshShape, state_bytes
 from roost.engine.model import layers
 from roost.engine.model.layer_kinds import LAYER_KINDS
@@ -20,7 +19,7 @@ SCRIPT = Path(toy_layer.__file__)
 
 @pytest.fixture(scope="module")
 def answers() -> Iterator[dict[str, Any]]:
-    with unoptimized(), pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setitem(LAYER_KINDS, "toy", toy_layer.TOY)
         patch.setitem(layers.TEMPORAL_BLOCKS, "toy", toy_layer.ToyBlock)
         runner = toy_layer.toy_runner(MeshShape())

@@ -5,7 +5,7 @@ import json
 import lzma
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from cache_settings import compiled_quickly
 from roost.engine.checkpoint import open_tensors
 from roost.engine.checkpoint.weights import Checkpoint
 from roost.engine.model.config import read_config
@@ -62,13 +61,6 @@ BOOKS = [{"title": "T", "author": "A", "translation": "B", "license": "CC-BY 4.0
 TOY = tool.Recipe(
     vocab_size=300, width=16, depth=3, heads=2, window=16, length=64, rows=4, warmup_steps=2, average_from=0.5
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Compiles the training step once for all trainers."""
-    with compiled_quickly(tmp_path_factory.mktemp("programs")):
-        yield
 
 
 @pytest.fixture(scope="module")

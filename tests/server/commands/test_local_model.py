@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from cache_settings import unoptimized
 from roost.engine import PREFILL_BLOCK
 from roost.server.commands.chat.backend import ChatTurn, Reply
 from roost.server.commands.chat.local_backend import LocalChat
@@ -37,7 +36,7 @@ def local(tmp_path: Path) -> LocalModel:
 async def test_a_turn_prefills_only_what_is_new(local: LocalModel) -> None:
     """Prefilled are the last prompt's rest after its last block boundary, the response, the message and turn tokens."""
     backend = LocalChat(local, SamplingOptions(max_tokens=4, seed=1))
-    with compiled_once("one-slot"), unoptimized():
+    with compiled_once("one-slot"):
         await backend.start()
     messages: list[ChatTurn] = []
     lengths, read = [], []
