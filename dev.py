@@ -317,12 +317,28 @@ def test_shuffled(python: Path, arguments: Sequence[str]) -> int:
 
 def test_tpu(python: Path, arguments: Sequence[str]) -> int:
     """Runs the tests that compile for a real TPU; `-m tpu_compile tests/tpu` adds their other cases."""
-    return test(python, ["-m", "tpu_compile and not sweep", *COMPILED, *(arguments or ("tests/tpu", *BY_TEST))])
+    return test_compiled(python, "tests/tpu", "tpu_compile and not sweep", arguments)
 
 
 def test_gpu(python: Path, arguments: Sequence[str]) -> int:
     """Runs the tests that compile for NVIDIA GPUs."""
-    return test(python, ["-m", "gpu_compile", *COMPILED, *(arguments or ("tests/gpu", *BY_TEST))])
+    return test_compiled(python, "tests/gpu", "gpu_compile", arguments)
+
+
+def test_compiled(python: Path, folder: str, markers: str, arguments: Sequence[str]) -> int:
+    """Runs tests that compile for chips, and notes for which code all of them passed.
+
+    With `--if-changed`, it runs none if that was today's code.
+    """
+    sources = [str(python), "-P", "tools/programs/compiled_sources.py", folder]
+    if "--if-changed" in arguments:
+        if subprocess.run(sources, cwd=ROOT).returncode == 0:
+            say(f"{folder}: all of it passed with this code, and is not compiled again")
+            return 0
+        arguments = ()
+    command = [str(python), "-P", "-m", "pytest", "-m", markers, *COMPILED, *(arguments or (folder, *BY_TEST))]
+    status = subprocess.run(command, cwd=ROOT).returncode
+    return status or (0 if arguments else subprocess.run([*sources, "--write"], cwd=ROOT).returncode)
 
 
 def test_compat(python: Path, arguments: Sequence[str]) -> int:
