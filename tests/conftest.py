@@ -14,7 +14,7 @@ import shared_programs
 import sweeps
 from databases import KINDS, PostgresqlServer, postgresql_server
 from seconds_by_file import SecondsByFile
-from suites import SUITES, expression
+from suites import SUITES, expression, unnamed_skips
 from workers import BITS, FIRST, OPTIMIZED, SharedScheduling, shuffled
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before anything imports jax
@@ -25,6 +25,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _RUN = shared_programs.open_folder()  # removed at the end
 _file: Path | None = None  # whose tests run now
+_skips: list[str] = []  # reasons of the tests that were skipped
 
 # They import other people's clients, which `python3 dev.py test-compat` brings.
 collect_ignore = ["clients"]  # whose clients live in environments without Roost: `python3 dev.py test-clients`
@@ -73,6 +74,20 @@ def pytest_collection_finish() -> None:
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
     gc.enable()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.skipped and isinstance(report.longrepr, tuple):
+        _skips.append(report.longrepr[2])
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Lets a run fail that left out a test for a reason that `suites.SKIPS` doesn't have, where that is demanded."""
+    is_controller = "PYTEST_XDIST_WORKER" not in os.environ
+    if is_controller and "DEMAND_NAMED_SKIPS" in os.environ and (unnamed := unnamed_skips(_skips)):
+        print(f"\nNOT RUN: {'; '.join(unnamed)}")
+        session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.hookimpl(tryfirst=True)

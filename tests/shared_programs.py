@@ -17,7 +17,7 @@ import platformdirs
 _SERVERS: Final = "ROOST_COMPILE_CACHE"
 """Environment variable that names the folder of engines; the servers that tests start inherit it."""
 
-_RUN: Final = "ROOST_TEST_RUN"
+_RUN: Final = "TEST_RUN_FOLDER"
 """Environment variable that names the folder of one run, which its processes inherit."""
 
 _MAX_BYTES: Final = 2 * 2**30
@@ -32,7 +32,7 @@ def open_folder() -> tempfile.TemporaryDirectory[str] | None:
     if "PYTEST_XDIST_WORKER" in os.environ:
         return None
     run = tempfile.TemporaryDirectory(prefix="roost-tests-")
-    lasting = Path(run.name) if os.environ.get("ROOST_COLD") else platformdirs.user_cache_path("roost-tests")
+    lasting = Path(run.name) if os.environ.pop("ROOST_COLD", None) else platformdirs.user_cache_path("roost-tests")
     lasting.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.environ |= {_RUN: run.name, _SERVERS: str(lasting / "engines")}
     if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):  # else each server compiles JAX's sources for four seconds
@@ -51,7 +51,7 @@ def configure_compiler(*, is_optimized: bool) -> None:
     Args:
       is_optimized: Whether programs are compiled as servers do. Others take half as long to compile.
     """
-    is_optimized |= "ROOST_OPTIMIZED" in os.environ
+    is_optimized |= "OPTIMIZED_TESTS" in os.environ
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(not is_optimized))
     if "jax" not in sys.modules:
         return

@@ -8,6 +8,8 @@
 | night | a job of its own, and `.ci/run nightly` |
 """
 
+import re
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Final, NamedTuple
 
@@ -50,6 +52,22 @@ SUITES: Final = {
     "sweep": Suite(Runs.NIGHT, "more cases and examples of large programs; python3 dev.py test-sweep"),
 }
 """Markers of the project."""
+
+
+SKIPS: Final = (
+    "no file systems can be mounted here",
+    "the system has no socket for both",
+    "only root can give a (folder|file)",
+    "this is no git checkout",
+    "the history is missing",
+)
+"""Regular expressions of the reasons for which a test may be skipped on Linux on x86-64, where nothing else is
+missing."""
+
+
+def unnamed_skips(reasons: Iterable[str]) -> list[str]:
+    """Returns the reasons for which no test may be skipped."""
+    return sorted({reason for reason in reasons if not any(re.search(skip, reason) for skip in SKIPS)})
 
 
 def expression(*, run_all: bool) -> str:
