@@ -57,9 +57,10 @@ def test_actions_are_pinned_by_commit() -> None:
 
 
 def test_they_run_what_people_run() -> None:
-    *before, last = commands(workflow("ci"))
-    assert [command.split()[:2] for command in before] == [["sudo", "apt-get"]]
-    assert last == ".ci/run"
+    for name, job in (("ci", ".ci/run"), ("nightly", ".ci/run nightly")):
+        *before, last = commands(workflow(name))
+        assert [command.split()[:2] for command in before] == [["sudo", "apt-get"]]
+        assert last == job
     assert (ROOT / ".ci/run").is_file()
     assert commands(workflow("publish")) == ['python3 dev.py release --tag "$GITHUB_REF_NAME"']
 
