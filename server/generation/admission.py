@@ -7,7 +7,9 @@ memory to a tenant, in budgets that all tenants share, and gives long work its t
 import gc
 from collections.abc import Callable
 from contextvars import ContextVar
+from hashlib import blake2b
 from typing import Any, Final
+from uuid import uuid4
 
 from ..errors.request_errors import bad_value
 from ..schemas.json_limits import LONG_BYTES, JsonError, decode_json, decode_own_json, size_of
@@ -31,10 +33,14 @@ class Admission:
 
     Attributes:
       preemptible: Whether the work takes only slots that no other request is waiting for.
+      name: Name of work that may run again after its replica has died; empty for all other work.
+      is_repeated: Whether the work may have run before.
       num_kept: Bytes that are held until the work ends.
     """
 
     preemptible = False
+    name = ""
+    is_repeated = False
 
     def __init__(
         self,
@@ -55,6 +61,14 @@ class Admission:
     def is_large(self) -> bool:
         """Whether each step of the work should run on a worker thread."""
         return self.num_kept > _LARGE
+
+    def new_id(self, part: str) -> str:
+        """Returns 32 hexadecimal digits: random ones, or the same ones each time that work with a name runs.
+
+        Args:
+          part: Name of what gets the id, unique in the work.
+        """
+        return blake2b(f"{self.name} {part}".encode(), digest_size=16).hexdigest() if self.name else uuid4().hex
 
     async def begin(self) -> None:
         """Waits until the work may charge its first bytes."""

@@ -59,9 +59,17 @@ class Admissions:
         """Returns an admission for work of the current tenant. The caller must release it."""
         return Admission(self.workers, self._raw, self._kept, tenant.get())
 
-    def open_preemptible(self) -> Admission:
-        """Returns an admission for preemptible work of the current tenant. The caller must settle and release it."""
-        return PreemptibleAdmission(self.workers, self._kept_preemptible, tenant.get(), self._turns, self.preemptible)
+    def open_preemptible(self, name: str = "", *, is_repeated: bool = False) -> Admission:
+        """Returns an admission for preemptible work of the current tenant. The caller must settle and release it.
+
+        Args:
+          name: See `Admission`.
+          is_repeated: See `Admission`.
+        """
+        budget, work = self._kept_preemptible, self.preemptible
+        return PreemptibleAdmission(
+            self.workers, budget, tenant.get(), self._turns, work, name, is_repeated=is_repeated
+        )
 
     def unbounded(self) -> Admission:
         """Returns an admission for work of the process itself."""

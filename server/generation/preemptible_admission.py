@@ -55,14 +55,26 @@ class PreemptibleAdmission(Admission):
     Args:
       turns: Turns of the tenants.
       work: Counts open work.
+      name: See `Admission`.
+      is_repeated: See `Admission`.
     """
 
     preemptible = True
 
     def __init__(
-        self, workers: Workers, kept: ByteBudget, owner: str, turns: TenantLocks, work: PreemptibleWork
+        self,
+        workers: Workers,
+        kept: ByteBudget,
+        owner: str,
+        turns: TenantLocks,
+        work: PreemptibleWork,
+        name: str = "",
+        *,
+        is_repeated: bool = False,
     ) -> None:
         super().__init__(workers, None, kept, owner)
+        self.name = name
+        self.is_repeated = is_repeated
         self._work = work
         work.add(1)
         self._budget = kept

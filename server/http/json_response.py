@@ -10,7 +10,7 @@ from ..generation.admission import admission
 from ..generation.service import Service
 from .response_parts import large_to_json, to_json
 
-_MANY_VALUES: Final = 1024
+MANY_VALUES: Final = 1024
 """Number of tokens and alternatives above which a response takes some milliseconds to encode."""
 
 _SLICE: Final = 256 * 2**10
@@ -41,6 +41,6 @@ async def made_json_response(service: Service, make: Callable[[], Any], *, num_v
     Args:
       num_values: Number of tokens and alternatives that were generated for the content.
     """
-    if admission.get().is_large or num_values >= _MANY_VALUES:
+    if admission.get().is_large or num_values >= MANY_VALUES:
         return SlicedResponse(await service.workers.run(lambda: large_to_json(make())))
     return json_response(make())

@@ -17,12 +17,13 @@ from starlette.types import Receive, Scope, Send
 from ..database.errors import StoreUnavailableError as StoreError
 from ..errors.request_errors import ApiError, from_exception
 from ..errors.request_warnings import request_warnings
+from ..generation.admission import admission
 from ..generation.delta import Delta
 from ..generation.generation import Generation, collect
 from ..generation.service import Service
 from ..generation.spec import Choice, GenerationSpec
 from ..tenancy.workers import Workers
-from .json_response import made_json_response
+from .json_response import MANY_VALUES, made_json_response
 from .response_parts import CHUNKS, SseEncoder
 
 FIRST_TOKEN_TIMEOUT_S: Final = 1.0
@@ -50,7 +51,7 @@ class ResponseBuilder(ABC):
         """Returns the response to a request that does not stream."""
 
     async def finish(self) -> None:  # noqa: B027 - most builders have nothing to do
-        """Runs on the event loop before the response, or a stream's last event, is sent."""
+        """Runs on the event loop before the response, or a stream's last chunks, are encoded. It may change them."""
 
     def repeats_much(self, delta: Delta) -> bool:
         """Returns whether the chunks of a delta repeat so much of a prompt that a worker thread should build them."""
@@ -235,9 +236,9 @@ async def _whole(
     choices = await collect(generation)
     generation.sent.reorder(builder.order(choices))
     num_values = sum(_num_values(choice) for choice in choices)
-    response = await made_json_response(service, lambda: {**builder.whole(choices), **report}, num_values=num_values)
+    whole = await admission.get().run(lambda: builder.whole(choices), is_long=num_values >= MANY_VALUES)
     await builder.finish()
-    return response
+    return await made_json_response(service, lambda: {**whole, **report}, num_values=num_values)
 
 
 def _num_values(choice: Delta) -> int:
@@ -313,10 +314,10 @@ async def stream_events(
                 yield event
             if events:
                 silent_since = now()
-        events = [encoder.encode(chunk) for chunk in builder.closing()]
+        chunks = list(builder.closing())
         await builder.finish()
-        for event in events:
-            yield event
+        for chunk in chunks:
+            yield encoder.encode(chunk)
         yield builder.sse.end
     except Exception as error:
         api_error = from_exception(error)
@@ -324,11 +325,11 @@ async def stream_events(
             _logger.exception("a stream failed")
         with suppress(StoreError):  # the client gets the first error
             await builder.interrupt(error)
-        events = [encoder.encode(chunk) for chunk in builder.failure(api_error)]
+        chunks = list(builder.failure(api_error))
         with suppress(StoreError):
             await builder.finish()
-        for event in events:
-            yield event
+        for chunk in chunks:
+            yield encoder.encode(chunk)
     finally:
         builder.close()
 

@@ -23,8 +23,11 @@ from roost.engine.worker.runner import PendingDecode
 from roost.server.__main__ import main
 from roost.server.constraints.grammar import process
 from roost.server.database.dialects import Connection, Sqlite
+from roost.server.features.batches.batch_store import BatchStore
 from roost.server.features.batches.command.output_file import OutputFile
 from roost.server.features.responses import adoption
+from roost.server.features.responses.conversations.durable_conversations import DurableConversations
+from roost.server.features.responses.durable_responses import DurableResponses
 
 CALLS_BEFORE = 3
 """Number of calls that succeed before the fault, so that streams are running."""
@@ -146,11 +149,36 @@ def end_at_line(count: int, number: int) -> None:
     OutputFile.append = append_and_end
 
 
+def die_of_effects(moment: str, count: int) -> None:
+    """Kills the process at the n-th of some moments in the life of a line of /v1/responses.
+
+    Args:
+      moment: "keeping" before the response is stored, "kept" after that, "ending" before the line is.
+    """
+    numbers = itertools.count(1)
+
+    def dying(work: Callable[..., Any]) -> Callable[..., Any]:
+        async def run(*arguments: Any) -> Any:
+            done = await work(*arguments) if moment == "kept" else None
+            if next(numbers) == count:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return done if moment == "kept" else await work(*arguments)
+
+        return run
+
+    places = ((DurableResponses, "keep"), (DurableConversations, "end"))
+    for owner, name in ((BatchStore, "end"),) if moment == "ending" else places:
+        setattr(owner, name, dying(getattr(owner, name)))
+
+
 def install(fault: str) -> None:
     if fault == "full":
         limit_database()
     elif fault.startswith("line-"):
         end_at_line(*map(int, fault.removeprefix("line-").split("-")))
+    elif fault.startswith("effect-"):
+        _, moment, count = fault.split("-")
+        die_of_effects(moment, int(count))
     elif fault == "grammar":
         slow_grammars()
     elif fault.startswith("seed-"):

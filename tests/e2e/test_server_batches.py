@@ -11,7 +11,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from server_process import PROGRAM, SHAPES, SLOTS, ServerProcess, launched
 
 pytestmark = [pytest.mark.robust, pytest.mark.timeout(1800)]
 
-URL = "/v1/completions"
+FAULTY = str(Path(__file__).parent / "faulty_server.py")
+URL, RESPONSES_URL = "/v1/completions", "/v1/responses"
 NUM_LINES = 2000
 ROUNDS = int(os.environ.get("BATCH_ROUNDS", "1"))
 
@@ -62,8 +63,8 @@ def upload(server: ServerProcess, lines: Sequence[bytes]) -> str:
     return str(response.json()["id"])
 
 
-def begin(server: ServerProcess, file_id: str) -> str:
-    body = {"input_file_id": file_id, "endpoint": URL, "completion_window": "24h"}
+def begin(server: ServerProcess, file_id: str, url: str = URL) -> str:
+    body = {"input_file_id": file_id, "endpoint": url, "completion_window": "24h"}
     return str(httpx.post(f"{server.url}/v1/batches", json=body, timeout=60).json()["id"])
 
 
@@ -80,13 +81,18 @@ def wait_for(server: ServerProcess, batch_id: str, num_lines: int, seconds: floa
 
 
 def texts(server: ServerProcess, batch: dict[str, Any]) -> dict[str, str]:
-    """Returns the texts of a batch's output by `custom_id`. No line may occur twice."""
-    found: dict[str, str] = {}
+    """Returns the texts of a batch's output by `custom_id`."""
+    return {name: body["choices"][0]["text"] for name, body in output_bodies(server, batch).items()}
+
+
+def output_bodies(server: ServerProcess, batch: dict[str, Any]) -> dict[str, Any]:
+    """Returns the responses of a batch's output by `custom_id`. No line may occur twice."""
+    found: dict[str, Any] = {}
     content = httpx.get(f"{server.url}/v1/files/{batch['output_file_id']}/content", timeout=60).content
     for each in map(orjson.loads, content.splitlines()):
         assert each["custom_id"] not in found
         assert each["response"]["status_code"] == 200
-        found[each["custom_id"]] = each["response"]["body"]["choices"][0]["text"]
+        found[each["custom_id"]] = each["response"]["body"]
     return found
 
 
@@ -124,6 +130,66 @@ def test_each_line_has_one_response_whatever_dies(tiny_config: Path, address: st
         found = texts(left, batch)
         assert found.keys() == {f"line {number}" for number in range(NUM_LINES)}
         assert found == run(left, file_id, NUM_LINES)
+
+
+NUM_KILLS = 20
+MOMENTS = ("keeping", "kept", "ending")
+EFFECTS: tuple[dict[str, Any], ...] = ({}, {"conversation": True}, {"conversation": True, "store": False})
+NUM_EFFECTS = 5 * NUM_KILLS
+
+
+@pytest.mark.parametrize("address", ["sqlite"], indirect=True)
+def test_lines_of_responses_act_once_whatever_dies(tiny_config: Path, address: str) -> None:
+    """A replica is killed at each of three moments, again and again, until it has been killed twenty times.
+
+    Its lines count as given back, so that no line runs alone and no lease has to end.
+    """
+    conversations: list[str] = []
+    for number in range(NUM_KILLS):
+        fault = f"effect-{MOMENTS[number % len(MOMENTS)]}-{2 if number % len(MOMENTS) == 2 else 4}"
+        with replica(tiny_config, address, (FAULTY, fault)) as server:
+            if not conversations:
+                for _ in range(NUM_EFFECTS):
+                    made = httpx.post(f"{server.url}/v1/conversations", json={}, timeout=60).json()
+                    conversations.append(made["id"])
+                file_id = upload(server, [line_of_response(*each) for each in enumerate(conversations)])
+                with suppress(httpx.TransportError):
+                    begin(server, file_id, RESPONSES_URL)
+            assert server.ends() == -signal.SIGKILL
+        with closing(sqlite3.connect(address.removeprefix("sqlite://"), timeout=30)) as database, database:
+            database.execute("UPDATE roost_batch_claims SET owner = NULL, lease_until = 0")
+    with replica(tiny_config, address) as server:
+        (batch,) = httpx.get(f"{server.url}/v1/batches", timeout=60).json()["data"]
+        print(f"{batch['request_counts']['completed']} of {NUM_EFFECTS} lines had ended after {NUM_KILLS} kills")
+        assert batch["status"] == "in_progress"
+        wait_for(server, batch["id"], NUM_EFFECTS)
+        responses = output_bodies(server, look(server, batch["id"]))
+        for number, conversation in enumerate(conversations):
+            check_effects(server, number, conversation, responses[f"line {number}"])
+    with closing(sqlite3.connect(address.removeprefix("sqlite://"))) as database:
+        stored = {response_id for (response_id,) in database.execute("SELECT id FROM roost_responses")}
+    assert stored == {each["id"] for each in responses.values() if each["store"]}
+
+
+def line_of_response(number: int, conversation: str) -> bytes:
+    fields = EFFECTS[number % len(EFFECTS)]
+    body = {"input": f"number {number}", "max_output_tokens": 4, "ignore_eos": True, **fields}
+    body |= {"conversation": conversation} if "conversation" in fields else {}
+    request = {"custom_id": f"line {number}", "method": "POST", "url": RESPONSES_URL, "body": body}
+    return orjson.dumps(request, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def check_effects(server: ServerProcess, number: int, conversation: str, response: dict[str, Any]) -> None:
+    """Checks that a line's response is stored as it was returned, and is one turn of its conversation."""
+    fields = EFFECTS[number % len(EFFECTS)]
+    if fields.get("store", True):
+        assert httpx.get(f"{server.url}/v1/responses/{response['id']}", timeout=60).json() == response
+    items = httpx.get(f"{server.url}/v1/conversations/{conversation}/items", timeout=60).json()["data"]
+    if "conversation" in fields:
+        answer, said = items
+        assert (answer, said["content"][0]["text"]) == (response["output"][0], f"number {number}")
+    else:
+        assert not items
 
 
 @pytest.mark.parametrize("address", ["sqlite"], indirect=True)

@@ -41,7 +41,7 @@ class LineRunner:
             return _failed(error_line(id, leading_custom_id(claim.data), "server_error", message))
         if claim.is_expired and claim.may_be_deadly:
             return _failed(error_line(id, leading_custom_id(claim.data), "batch_expired", self._expired(claim)))
-        own = self._service.admissions.open_preemptible()
+        own = self._service.admissions.open_preemptible(id, is_repeated=claim.lease.fence > 1)
         try:
             line = await self._parsed(claim, own)
             if claim.is_expired:

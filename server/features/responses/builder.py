@@ -5,11 +5,11 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
-from uuid import uuid4
 
 from ....engine import FinishReason, SamplingParams
 from ...constraints.tools import CallJoiner, CallPiece
 from ...errors.request_errors import ApiError
+from ...generation.admission import admission
 from ...generation.choice_stream import DeltaJoiner
 from ...generation.delta import Delta
 from ...generation.logprobs import ResponseTokenLogprob, response_logprobs
@@ -33,7 +33,7 @@ NO_OUTPUT: Final = ConversationMessage("assistant", "")
 
 def new_response_id() -> str:
     """Returns the id of a new response."""
-    return f"resp_{uuid4().hex}"
+    return f"resp_{admission.get().new_id('response')}"
 
 
 def usage_of(input_tokens: int, cached_tokens: int = 0, output_tokens: int = 0) -> dict[str, Any]:

@@ -112,18 +112,19 @@ class DurableResponses(ResponseStore):
 
     async def keep(
         self, response_id: str, response: bytes, history: bytes, output: ConversationMessage, turn: Turn | None = None
-    ) -> None:
+    ) -> bytes:
         record = ResponseRecord(tenant.get(), response_id, bytes(response), history, pack([output]))
         end = None if turn is None else self.conversations.ending(turn)
 
-        def put(transaction: Transaction) -> bool:
+        def put(transaction: Transaction) -> bytes | None:
             had_turn = end is None or end(transaction)
-            if had_turn:
-                response_table.put(transaction, record)
-            return had_turn
+            return response_table.put(transaction, record) if had_turn else None
 
-        if not await self._commits.write(put, REPLY_S) and turn is not None:
+        stored = await self._commits.write(put, REPLY_S)
+        if stored is None:
+            assert turn is not None
             raise locked(turn.conversation, "conversation")
+        return stored
 
     async def open(self, pending: StoredResponse, job: Job, events: Sequence[bytes]) -> ResponseLog:
         record = ResponseRecord(

@@ -61,10 +61,14 @@ class MemoryResponses(ResponseStore):
 
     async def keep(
         self, response_id: str, response: bytes, history: bytes, output: ConversationMessage, turn: Turn | None = None
-    ) -> None:
+    ) -> bytes:
         if turn is not None and not await self.conversations.end(turn):
             raise locked(turn.conversation, "conversation")
-        self.put(StoredResponse(response_id, _copied(response), history, pack([output])))
+        stored = await self.find(response_id)
+        if stored is None:
+            stored = StoredResponse(response_id, _copied(response), history, pack([output]))
+            self.put(stored)
+        return stored.response
 
     async def open(self, pending: StoredResponse, job: Job, events: Sequence[bytes]) -> ResponseLog:
         event_log = EventLog() if pending.is_streamed else None

@@ -140,7 +140,7 @@ class ResponseStore(ABC):
     @abstractmethod
     async def keep(
         self, response_id: str, response: bytes, history: bytes, output: ConversationMessage, turn: Turn | None = None
-    ) -> None:
+    ) -> bytes:
         """Stores a response that has ended, and adds to its conversation.
 
         Args:
@@ -148,6 +148,9 @@ class ResponseStore(ABC):
           history: Messages before the response's own, from `pack`.
           output: The response's own message.
           turn: Its ended turn in a conversation; None if it has none.
+
+        Returns:
+          JSON of the response that is stored under the id: an earlier one if a line of a batch has run before.
 
         Raises:
           ApiError: Another response has taken the turn.

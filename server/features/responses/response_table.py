@@ -27,9 +27,17 @@ def find(transaction: Transaction, tenant: str, response_id: str) -> ResponseRec
     return record_of(found[0]) if found else None
 
 
-def put(transaction: Transaction, record: ResponseRecord) -> None:
-    """Stores a response that has ended and was not generated in the background."""
-    _insert(transaction, record, None, "")
+def put(transaction: Transaction, record: ResponseRecord) -> bytes:
+    """Stores a response that has ended and was not generated in the background, unless its id is stored already.
+
+    Returns:
+      JSON of the response that is stored.
+    """
+    if _insert(transaction, record, None, ""):
+        return record.response
+    query = "SELECT response FROM roost_responses WHERE tenant = ? AND id = ?"
+    ((response,),) = transaction.rows(query, record.tenant, record.id)
+    return bytes(response)
 
 
 def insert(
@@ -47,7 +55,8 @@ def insert(
     return lease
 
 
-def _insert(transaction: Transaction, record: ResponseRecord, job: Job | None, owner: str, log_bytes: int = 0) -> None:
+def _insert(transaction: Transaction, record: ResponseRecord, job: Job | None, owner: str, log_bytes: int = 0) -> int:
+    """Stores a response, and returns the number of new rows: 0 if its id is stored already."""
     num_bytes = len(record.response) + len(record.history) + len(record.output)
     num_bytes += 0 if job is None else len(job.request) + len(job.prompt)
     engine = None if job is None else job.engine
@@ -55,7 +64,7 @@ def _insert(transaction: Transaction, record: ResponseRecord, job: Job | None, o
     items = None if turn is None else pack_items(turn.items)
     num_bytes += len(items or b"")
     work = (None, None, None) if job is None else (model_of(job.model, turn), job.request, job.prompt)
-    transaction.execute(
+    inserted = transaction.execute(
         f"""
         INSERT INTO roost_responses ({RECORD}, num_bytes, log_bytes, created,
             model, request, prompt, owner, engine, exact_fence, conversation, input_items,
@@ -80,6 +89,7 @@ def _insert(transaction: Transaction, record: ResponseRecord, job: Job | None, o
         None if turn is None else turn.conversation,
         items,
     )
+    return inserted.rowcount
 
 
 def model_of(model: str, turn: Turn | None) -> str:

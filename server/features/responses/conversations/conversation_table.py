@@ -125,18 +125,21 @@ def release(transaction: Transaction, tenant: str, conversation: str, response: 
 
 
 def end(transaction: Transaction, tenant: str, turn: Turn) -> bool:
-    """Adds the items of a turn and ends it. A deleted conversation stays deleted.
+    """Adds the items of a turn, unless they are there already, and ends it. A deleted conversation stays deleted.
 
     Returns:
       Whether the response still had the turn, or had nothing to add. If not, nothing is changed.
     """
-    query = f"SELECT holder FROM roost_conversations WHERE {_OWN} {{lock}}"
-    rows = transaction.rows(query, tenant, turn.conversation)
+    first = turn.items[0].id if turn.items else ""
+    query = f"SELECT holder, EXISTS (SELECT 1 FROM {_ITEMS} AND id = ?) FROM roost_conversations WHERE {_OWN} {{lock}}"
+    rows = transaction.rows(query, tenant, turn.conversation, first, tenant, turn.conversation)
     if not rows:
         return True
-    if rows[0][0] != turn.response:
+    ((holder, is_added),) = rows
+    if holder != turn.response:
         return not turn.items
-    _append(transaction, tenant, turn.conversation, turn.items)
+    if not is_added:  # otherwise a line of a batch runs again
+        _append(transaction, tenant, turn.conversation, turn.items)
     release(transaction, tenant, turn.conversation, turn.response)
     return True
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Final
-from uuid import uuid4
 
 from pydantic import TypeAdapter
 
@@ -37,7 +37,16 @@ class StoredItems:
 
     def conversation(self) -> list[ConversationMessage]:
         """Returns the messages that a response continues."""
-        return stored_messages(admission.get().parse_stored(b"[" + b",".join(self.texts) + b"]"))
+        return stored_messages(before_turn(admission.get().parse_stored(b"[" + b",".join(self.texts) + b"]")))
+
+
+def before_turn(items: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Returns the items that a response continues: if its work has run before, those before the turn that it added."""
+    own = admission.get()
+    if not own.is_repeated:
+        return items
+    turn = own.new_id("item 0"), own.new_id("response")
+    return list(takewhile(lambda item: not any(each in item["id"] for each in turn), items))
 
 
 def stored_messages(items: Sequence[Mapping[str, Any]]) -> list[ConversationMessage]:
@@ -47,8 +56,8 @@ def stored_messages(items: Sequence[Mapping[str, Any]]) -> list[ConversationMess
 
 def new_items(messages: Sequence[ConversationMessage]) -> list[Item]:
     """Returns the items of messages, with new ids."""
-    items = (item for message in messages for item in items_of_message(message))
-    return [_item({**item, "id": f"{item['id']}_{uuid4().hex}"}) for item in items]
+    own, items = admission.get(), (item for message in messages for item in items_of_message(message))
+    return [_item({**item, "id": f"{item['id']}_{own.new_id(f'item {place}')}"}) for place, item in enumerate(items)]
 
 
 def output_items(response: Mapping[str, Any]) -> list[Item]:

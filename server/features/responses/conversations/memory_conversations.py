@@ -119,7 +119,8 @@ class MemoryConversations(ConversationStore):
         if entry.holder != turn.response:
             return not turn.items
         entry.holder = None
-        self._append(entry, turn.items)
+        if not turn.items or turn.items[0].id not in entry.items:  # otherwise a line of a batch runs again
+            self._append(entry, turn.items)
         return True
 
     def hold(self, turn: Turn, task: asyncio.Task[Any]) -> None:
