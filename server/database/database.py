@@ -16,6 +16,11 @@ from .fence import Fence
 TIMEOUT_S: Final = 2.0 * STATEMENT_TIMEOUT_S
 """Seconds after which a caller gets an error, even if the database does not respond."""
 
+PROBE_S: Final = 1.0
+"""Seconds between two probes of a database that fails."""
+
+_PATIENCE_S: Final = 2 * PROBE_S
+"""Seconds for which a request waits for a probe that succeeds."""
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -80,6 +85,8 @@ class Database:
 
     Attributes:
       outdated: Why this server may no longer use the database; None while it may.
+      probe: Transaction that writes what the feature's transactions write, and takes it back. While the database fails,
+        it is repeated until it succeeds. None waits for the feature's transactions to succeed.
     """
 
     def __init__(
@@ -91,14 +98,16 @@ class Database:
     ) -> None:
         self.name = name
         self.outdated: str | None = None
+        self.probe: Callable[[Transaction], None] | None = None
         self._fence = fence
         self._dialect = dialect
         self._prepare = prepare
         self._preparing: asyncio.Task[None] | None = None
+        self._probing: asyncio.Task[None] | None = None
         self._workers = {lane: _workers(lane) for lane in Lane}
         self._connections = {lane: Connections(dialect) for lane in Lane}
         self._running: set[Call] = set()
-        self._failing: set[Lane] = set()
+        self._failing: dict[Lane, StoreUnavailableError] = {}
 
     @property
     def is_stuck(self) -> bool:
@@ -140,13 +149,46 @@ class Database:
         except StoreOutdatedError as outdated:
             self._give_up(outdated)
             raise
+        except StoreUnavailableError:
+            self._probe_if_failing()
+            raise
         except TimeoutError:
             error = StoreUnavailableError(f"the store's database has not responded within {timeout_s:g} s")
             if call.has_begun:
                 self._note(error, lane)
+                self._probe_if_failing()
             raise error from None
         finally:
             call.abandon()
+
+    async def check(self) -> None:
+        """Waits for the next probe if the database fails. Call it before work whose result a transaction will store.
+
+        Raises:
+          StoreUnavailableError: The database still fails.
+        """
+        self._probe_if_failing()
+        if self._failing and self._probing is not None:
+            await asyncio.wait([self._probing], timeout=_PATIENCE_S)
+        if self.outdated is not None:
+            raise StoreOutdatedError(self.outdated)
+        for error in tuple(self._failing.values()):
+            raise type(error)(str(error))
+
+    def _probe_if_failing(self) -> None:
+        if self._failing and self.probe is not None and (self._probing is None or self._probing.done()):
+            self._probing = asyncio.create_task(self._probe(self.probe))
+
+    async def _probe(self, probe: Callable[[Transaction], None]) -> None:
+        """Repeats the probe until no kind of transactions fails. Kinds fail separately, see `_note`."""
+        while self._failing:
+            lane = Lane.LEASES if Lane.LEASES in self._failing else Lane.COMMITS
+            try:
+                await self.run(probe, lane=lane)
+            except StoreClosedError:
+                return
+            except StoreUnavailableError:
+                await asyncio.sleep(PROBE_S)
 
     def prepare_now(self) -> None:
         """Creates and upgrades the tables on the current thread.
@@ -246,8 +288,9 @@ class Database:
         if error is not None:
             if not self._failing:
                 _logger.warning("%s", error)
-            self._failing.add(lane)
+            self._failing[lane] = error
         elif self._failing:
-            self._failing -= {Lane.READS, lane}
+            for each in (Lane.READS, lane):
+                self._failing.pop(each, None)
             if not self._failing:
                 _logger.info("the store's database can be used again")

@@ -61,6 +61,7 @@ class Generation:
         self.sent = SentResponse(array("i", bytes(4 * num_choices)))
         self._inbox = _Inbox(self.sent)
         self._choices: list[ChoiceStream] = []
+        self._records: Sequence[RequestRecord] = ()
 
     @classmethod
     def start(
@@ -82,7 +83,7 @@ class Generation:
           max_unread_bytes: Maximum estimated memory of a choice's deltas that a slow reader leaves unread.
         """
         generation = cls(len(choices), own.hold())
-        records = tracker.track([_request(own, choice, request_id) for choice in choices])
+        generation._records = records = tracker.track([_request(own, choice, request_id) for choice in choices])
         for choice, record in zip(choices, records, strict=True):
             record.num_earlier, record.is_chat = len(choice.earlier_ids), choice.prompt.is_chat
             generation._start(engine, tokenizer, choice, record, max_unread_bytes)
@@ -136,11 +137,18 @@ class Generation:
             self._inbox.put(request_aborted())
         return num_unfinished
 
+    def discard(self) -> None:
+        """Leaves the usage of all choices uncounted: the client gets an error, or another replica runs them again."""
+        for record in self._records:
+            record.is_left = True
+
     def close(self) -> None:
-        """Ends the unfinished choices."""
+        """Ends the unfinished choices, and reports all as settled."""
         self._inbox.close()
         self._end()
         self._release()
+        for record in self._records:
+            record.settle()
 
     def _end(self) -> int:
         unfinished = [choice for choice in self._choices if choice.is_open]

@@ -51,7 +51,10 @@ class ResponseBuilder(ABC):
         """Returns the response to a request that does not stream."""
 
     async def finish(self) -> None:  # noqa: B027 - most builders have nothing to do
-        """Runs on the event loop before the response, or a stream's last chunks, are encoded. It may change them."""
+        """Runs on the event loop before the response, or a stream's last chunks, are encoded. It may change them.
+
+        If it fails, the client gets its error instead, and the response does not count as usage.
+        """
 
     def repeats_much(self, delta: Delta) -> bool:
         """Returns whether the chunks of a delta repeat so much of a prompt that a worker thread should build them."""
@@ -205,13 +208,13 @@ async def respond(
       ClientDisconnect: The client disconnected before the response began.
     """
     choices = await choices_of(service, request, spec)
-    report = {"warnings": tuple(request_warnings.get([]))} if report_warnings else {}
     async with AsyncExitStack() as resources:
         generation = await resources.enter_async_context(service.generation(builder.id, choices))
         async with until_disconnect(request.receive):
             if not stream:
-                return await _whole(service, generation, builder, report)
+                return await _whole(service, generation, builder, report_warnings=report_warnings)
             first = await first_delta(generation, FIRST_TOKEN_TIMEOUT_S)
+        report = _report() if report_warnings else {}
         writer = request.scope.get("extensions", {}).get(BODY_WRITER, {}).get("writer")
         events = stream_events(generation, first, builder, service.limits.keep_alive_s, service.workers, report, writer)
         return EventStream(events, resources.pop_all())  # the response closes them
@@ -231,14 +234,28 @@ async def choices_of(service: Service, request: Request, spec: GenerationSpec) -
 
 
 async def _whole(
-    service: Service, generation: Generation, builder: ResponseBuilder, report: Mapping[str, Any]
+    service: Service, generation: Generation, builder: ResponseBuilder, *, report_warnings: bool
 ) -> Response:
     choices = await collect(generation)
     generation.sent.reorder(builder.order(choices))
     num_values = sum(_num_values(choice) for choice in choices)
     whole = await admission.get().run(lambda: builder.whole(choices), is_long=num_values >= MANY_VALUES)
-    await builder.finish()
+    await _finish(generation, builder)
+    report = _report() if report_warnings else {}
     return await made_json_response(service, lambda: {**whole, **report}, num_values=num_values)
+
+
+async def _finish(generation: Generation, builder: ResponseBuilder) -> None:
+    try:
+        await builder.finish()
+    except Exception:
+        generation.discard()
+        raise
+
+
+def _report() -> Mapping[str, Any]:
+    """Returns the fields that report the warnings of the current request so far."""
+    return {"warnings": tuple(request_warnings.get([]))}
 
 
 def _num_values(choice: Delta) -> int:
@@ -315,7 +332,7 @@ async def stream_events(
             if events:
                 silent_since = now()
         chunks = list(builder.closing())
-        await builder.finish()
+        await _finish(generation, builder)
         for chunk in chunks:
             yield encoder.encode(chunk)
         yield builder.sse.end
@@ -326,7 +343,7 @@ async def stream_events(
         with suppress(StoreError):  # the client gets the first error
             await builder.interrupt(error)
         chunks = list(builder.failure(api_error))
-        with suppress(StoreError):
+        with suppress(StoreError, ApiError):
             await builder.finish()
         for chunk in chunks:
             yield encoder.encode(chunk)

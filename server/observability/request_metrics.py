@@ -108,6 +108,9 @@ class Observer:
     def on_end(self, record: "RequestRecord") -> None:
         """Called when a request has ended; `record.reason` is set."""
 
+    def on_settle(self, record: "RequestRecord") -> None:
+        """Called when a request has ended, and it is known whether anybody got its output; `record.is_left` is set."""
+
     def on_work(self, work: StoreWork) -> None:
         """Called when work for responses in a database has ended."""
 
@@ -141,8 +144,8 @@ class RequestRecord:
       num_cached: Number of prompt tokens that were served from the prefix cache.
       num_earlier: Number of tokens that another replica has generated.
       is_chat: Whether the prompt is a conversation.
-      is_left: Whether the request ended with its engine, or is a line of a batch that was given back, so that another
-        replica may run it.
+      is_left: Whether the request does not count as usage: it ended with its engine, or is a line of a batch that was
+        given back, so that another replica may run it, or nobody got its output.
       detokenize_s: Seconds spent on detokenization.
       reason: One of `REASONS`, once the request has ended.
       has_finished: Whether the request ended with all of its output.
@@ -201,9 +204,14 @@ class RequestRecord:
         self.ended = self.clock()
         self.reason = self.reason or _reason(error)
         given_back = self.request.preemptible and self.reason == "abort"
-        self.is_left = isinstance(error, EngineDeadError) or given_back
+        self.is_left = self.is_left or isinstance(error, EngineDeadError) or given_back
         for observer in self._observers:
             observer.on_end(self)
+
+    def settle(self) -> None:
+        """Reports to the observers that `is_left` does not change any more."""
+        for observer in self._observers:
+            observer.on_settle(self)
 
     def _add_tokens(self, count: int, now: float) -> None:
         last = self.last_token

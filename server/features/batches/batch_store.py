@@ -68,6 +68,7 @@ class BatchStore:
         self.totals: BatchTotals | None = None
         self.num_refused = 0
         self.num_given_back = 0
+        database.probe = file_table.probe
         self._database = database
         self._commits = GroupCommit(database, _INTERVAL_S)
         self._leases = GroupCommit(database, _INTERVAL_S, lane=Lane.LEASES)

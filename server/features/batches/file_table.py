@@ -8,6 +8,7 @@ import struct
 from collections.abc import Sequence
 from itertools import batched
 from typing import Any, Final
+from uuid import uuid4
 
 from ...database.database import Transaction, placeholders
 from ...database.pages import Page, PageSpec, read_page
@@ -235,6 +236,14 @@ def _last_of_page(transaction: Transaction, tenant: str, file_id: str, after: in
         if num_bytes >= max_bytes:
             break
     return last
+
+
+def probe(transaction: Transaction) -> None:
+    """Stores a file with a line, and deletes both, to find out whether the tables can be written."""
+    file_id = f"probe-{uuid4().hex}"
+    begin(transaction, "", file_id, "", "")
+    add_lines(transaction, "", file_id, 1, [b"\n"])
+    remove(transaction, "", file_id)
 
 
 def hide(transaction: Transaction, tenant: str, file_id: str) -> None:

@@ -2,6 +2,7 @@
 
 from starlette.types import ASGIApp
 
+from ...errors.kinds import STORE_FULL
 from ...errors.request_errors import BUSY_STATUSES
 from ...generation.admission import Admission
 from ...generation.service import Service
@@ -54,7 +55,7 @@ class LineRunner:
 
     async def _sent(self, line: BatchLine, claim: LineClaim, own: Admission) -> LineResult | None:
         response = await post_json(self._app, line.url, line.body, own)
-        if response.status in BUSY_STATUSES:
+        if response.status in BUSY_STATUSES or response.status == STORE_FULL.status:
             return None
         request_id = response.headers.get("x-request-id", "")
         written = response_line(_id(claim), line.custom_id, response.status, request_id, response.body)

@@ -101,7 +101,12 @@ class BackgroundRun:
     async def _run(self) -> None:
         try:
             async with self.service.generation(self.builder.id, [self.choice]) as generation:
-                await self._generate(generation)
+                try:
+                    await self._generate(generation)
+                except Exception as error:
+                    if isinstance(error, StoreUnavailableError) or await self.log.is_continued():
+                        generation.discard()  # the replica that continues the response counts all of it
+                    raise
         except (FencedError, StoreUnavailableError):
             raise
         except Exception as error:

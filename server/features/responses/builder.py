@@ -102,8 +102,9 @@ class ResponsesBuilder(ResponseBuilder):
         return response
 
     async def finish(self) -> None:
-        if self.ended is not None and self._keep is not None:
-            await self._keep(*self.ended)
+        keep, self._keep = self._keep, None  # a response that cannot be kept fails, and is not kept as a failed one
+        if self.ended is not None and keep is not None:
+            await keep(*self.ended)
 
     def opening(self) -> Iterator[dict[str, Any]]:
         yield self._event("response.created", response=self.queued() if self._body.background else self.in_progress())

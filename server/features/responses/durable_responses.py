@@ -17,6 +17,7 @@ from ...database.errors import StoreUnavailableError as UnavailableError
 from ...database.group_commit import INTERVAL_S, GroupCommit
 from ...errors import kinds
 from ...errors.request_errors import ApiError
+from ...generation.admission import admission
 from ...generation.delta import Delta
 from ...tenancy.tenant import tenant
 from ...text.conversation import ConversationMessage
@@ -90,6 +91,7 @@ class DurableResponses(ResponseStore):
         self.stats = stats or StoreStats()
         self.files = files
         self.streams: set[Callable[[], Awaitable[None]]] = set()
+        database.probe = response_table.probe
         self._database = database
         self._retention_s = retention_s
         self._adopt_after_s = adopt_after_s
@@ -109,6 +111,9 @@ class DurableResponses(ResponseStore):
     def running_logs(self) -> Sequence["DurableLog"]:
         """Logs of the responses that this replica owns."""
         return list(self._logs.values())
+
+    async def check(self) -> None:
+        await self._database.check()
 
     async def keep(
         self, response_id: str, response: bytes, history: bytes, output: ConversationMessage, turn: Turn | None = None
@@ -293,7 +298,10 @@ class DurableResponses(ResponseStore):
             await self._leases.write(lambda each: response_table.release(each, strays), REPLY_S)
         await self.conversations.renew()
         await self._count_running()
-        return [key for key, lease in written.items() if lease not in held and key in self._logs]
+        lost = [key for key, lease in written.items() if lease not in held and key in self._logs]
+        for key in lost:
+            self._logs[key].is_lost = True
+        return lost
 
     async def _count_running(self) -> None:
         """Counts running responses for metrics, and logs when the number of abandoned ones has grown."""
@@ -349,6 +357,7 @@ class DurableResponses(ResponseStore):
                 await self._commits.write(last, _OWNER_S, waits_for_room=True)
         except FencedError:
             self.stats.refusals += 1
+            log.is_lost = True
             self._forget(log)
             raise
         except UnavailableError:
@@ -427,6 +436,7 @@ class DurableLog(ResponseLog):
       num_committed: Number of tokens in the database.
       checkpoint: Latest checkpoint in the database; None if there is none.
       is_left: Whether only other replicas append to the log.
+      is_lost: Whether this replica is known to be no longer the owner.
       holder: Task for which the log is held; None before the first.
     """
 
@@ -436,7 +446,7 @@ class DurableLog(ResponseLog):
         self.is_exact = is_exact
         self.num_committed = 0
         self.checkpoint: CheckpointReference | None = None
-        self.is_left = False
+        self.is_left = self.is_lost = False
         self.holder: asyncio.Task[Any] | None = None
         self._store = store
         self.is_streamed = is_streamed
@@ -473,6 +483,10 @@ class DurableLog(ResponseLog):
     ) -> None:
         await self._store.write_entry(self, self._next(events, None), (bytes(response), pack([output]), items))
         self._store.stats.ended[status] += 1
+
+    async def is_continued(self) -> bool:
+        found = await self._store.find(self.lease.id) if self.is_lost else None
+        return found is not None and admission.get().parse_stored(found.response)["status"] != "cancelled"
 
     async def release(self, *, is_death: bool = False) -> bool:
         await self._store.give_up(self, is_death=is_death)

@@ -59,6 +59,9 @@ class MemoryResponses(ResponseStore):
         """Memory of all responses."""
         return self._stored.num_bytes
 
+    async def check(self) -> None:
+        """Does nothing: memory is always there."""
+
     async def keep(
         self, response_id: str, response: bytes, history: bytes, output: ConversationMessage, turn: Turn | None = None
     ) -> bytes:
@@ -145,6 +148,9 @@ class _MemoryLog(ResponseLog):
         await self.append(events)
         if self._events is not None:
             self._events.close()
+
+    async def is_continued(self) -> bool:
+        return False
 
     async def release(self, *, is_death: bool = False) -> bool:
         return False

@@ -117,6 +117,10 @@ class ResponseLog(ABC):
         """
 
     @abstractmethod
+    async def is_continued(self) -> bool:
+        """Returns whether another replica continues the response or has ended it, other than by a cancellation."""
+
+    @abstractmethod
     async def release(self, *, is_death: bool = False) -> bool:
         """Leaves the response to other replicas. Returns whether there may be other replicas.
 
@@ -136,6 +140,14 @@ class ResponseStore(ABC):
     def __init__(self, conversations: ConversationStore) -> None:
         self.conversations = conversations
         self.locks = TenantLocks()
+
+    @abstractmethod
+    async def check(self) -> None:
+        """Checks that responses can be stored, before one is generated.
+
+        Raises:
+          StoreUnavailableError: The database fails.
+        """
 
     @abstractmethod
     async def keep(

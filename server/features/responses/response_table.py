@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Sequence
 from itertools import batched
 from typing import Any, Final
+from uuid import uuid4
 
 from ...database.database import Transaction, placeholders
 from ...database.errors import FencedError
@@ -16,6 +17,9 @@ LEASE_S: Final = 15.0
 
 _MAX_NAMED: Final = 250
 """Maximum number of leases that a statement extends by name."""
+
+_PROBE_BYTES: Final = 4096
+"""Bytes of a response that is stored as a probe: about those of a short response."""
 
 RECORD: Final = "tenant, id, response, history, output, is_background, is_streamed, is_running"
 HELD: Final = "tenant = ? AND id = ? AND fence = ? AND is_running = 1"
@@ -53,6 +57,13 @@ def insert(
     if entry is not None:
         event_table.append(transaction, [(lease, entry)])
     return lease
+
+
+def probe(transaction: Transaction) -> None:
+    """Stores a response with a log, and deletes both, to find out whether the tables can be written."""
+    record = ResponseRecord("", f"probe_{uuid4().hex}", bytes(_PROBE_BYTES), b"", b"")
+    insert(transaction, record, Job("", b"", b""), "", LogEntry(0, 0, 0, 0, 0))
+    delete(transaction, record.tenant, record.id)
 
 
 def _insert(transaction: Transaction, record: ResponseRecord, job: Job | None, owner: str, log_bytes: int = 0) -> int:

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 
 from ...database.errors import StoreUnavailableError
+from ...errors import kinds
 from ...errors.request_errors import ApiError, bad_value, from_exception
-from ...errors.request_warnings import warn_all
+from ...errors.request_warnings import request_warnings, warn, warn_all
 from ...generation.admission import admission
 from ...generation.prompts import Prompt
 from ...generation.spec import GenerationSpec
@@ -51,6 +52,8 @@ async def create_response(
     if body.background and not body.store:
         raise bad_value("background", "background needs store: true, as the answer is fetched later")
     check_stream_options(stream=body.stream, options=body.stream_options)
+    if body.store or body.conversation_id is not None:
+        await responses.store.check()
     response_id = new_response_id()
     if body.store and admission.get().is_repeated and (earlier := await responses.store.find(response_id)) is not None:
         return Response(earlier.response, media_type="application/json")
@@ -88,13 +91,21 @@ def _builder(body: ResponseBody, responses: OpenResponses, prepared: _Prepared) 
 
     async def keep(response: dict[str, Any], output: ConversationMessage) -> None:
         ended = None if turn is None else turn.ended(output_items(response))
-        if body.store:
-            written = to_json(response)
-            stored = await store.keep(response["id"], written, prepared.history, output, ended)
-            if stored != written:  # a line of a batch that another replica ran at the same time
-                response.update(admission.get().parse_stored(stored))
-        elif ended is not None and not await store.conversations.end(ended):
-            raise locked(ended.conversation, "conversation")
+        try:
+            if body.store:
+                written = to_json(response)
+                stored = await store.keep(response["id"], written, prepared.history, output, ended)
+                if stored != written:  # a line of a batch that another replica ran at the same time
+                    response.update(admission.get().parse_stored(stored))
+            elif ended is not None and not await store.conversations.end(ended):
+                raise locked(ended.conversation, "conversation")
+        except StoreUnavailableError:
+            if turn is not None or "store" in body.model_fields_set:
+                message = "the response was generated, and could not be stored: nothing of it is kept"
+                raise ApiError(kinds.RESPONSE_NOT_STORED, message) from None
+            warn("store: not stored, as the store is away")
+            late = body.stream and body.return_warnings  # the stream has reported the others
+            response.update({"store": False, **({"warnings": request_warnings.get([])} if late else {})})
 
     if body.store and body.stream and isinstance(store, DurableResponses):
         return ResumableBuilder(body, service, store, spec, prepared.history, keep, prepared.id, turn)

@@ -39,6 +39,7 @@ class UsageCounter(Observer):
     """
 
     def __init__(self, database: Database, today: Callable[[int], str] = today) -> None:
+        database.probe = usage_table.probe
         self._database = database
         self._today = today
         self._replica = uuid4().hex
@@ -46,8 +47,8 @@ class UsageCounter(Observer):
         self._adding: dict[Key, TenantUsage] = {}
         self._number = 0
 
-    def on_end(self, record: RequestRecord) -> None:
-        """Counts a request that had a slot, unless another replica will run all or the rest of it."""
+    def on_settle(self, record: RequestRecord) -> None:
+        """Counts a request that had a slot, unless nobody got its output or another replica will run the rest of it."""
         if record.started is None or record.is_left:
             return
         key = self._today(0), record.request.tenant

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from uuid import uuid4
 
 from ...database.database import Transaction
 
@@ -74,6 +75,13 @@ def _add(transaction: Transaction, day: str, tenant: str, usage: TenantUsage) ->
         day,
         tenant,
     )
+
+
+def probe(transaction: Transaction) -> None:
+    """Adds a row and deletes it, to find out whether the tables can be written."""
+    name = f"probe {uuid4().hex}"
+    _add(transaction, "", name, TenantUsage())
+    transaction.execute("DELETE FROM roost_usage WHERE day = '' AND tenant = ?", name)
 
 
 def read(transaction: Transaction, start: str, end: str, limit: int) -> Sequence[tuple[str, str, TenantUsage]]:

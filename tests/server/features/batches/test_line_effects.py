@@ -18,6 +18,7 @@ from roost.server.app import create_app
 from roost.server.database.address import StoreAddress
 from roost.server.database.database import Database
 from roost.server.database.dialects import dialect_of
+from roost.server.database.errors import StoreFullError, StoreUnavailableError
 from roost.server.features.batches.batch_store import BatchStore
 from roost.server.features.batches.batch_worker import BatchWorker
 from roost.server.features.batches.open_batches import OpenBatches
@@ -211,3 +212,23 @@ async def test_a_line_that_two_replicas_run_has_the_response_that_is_stored(
     for conversation, response in zip(conversations, responses, strict=True):
         _, answer = await second.conversation_items(conversation)
         assert answer == response["output"][0]
+
+
+async def test_a_line_whose_response_cannot_be_stored_runs_again(
+    replicas: tuple[Replica, Replica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not fail for that."""
+    first, _ = replicas
+    keep, failures = first.responses.keep, iter([StoreUnavailableError("away"), StoreFullError("full")])
+
+    async def fail(*arguments: Any) -> bytes:
+        for error in failures:
+            raise error
+        return await keep(*arguments)
+
+    monkeypatch.setattr(first.responses, "keep", fail)
+    batch_id, _ = await started(first, {"store": True})
+    first.worker.start()
+    responses = await ended(first, batch_id)
+    assert [response["store"] for response in responses] == [True] * NUM_LINES
+    assert len(first.engine.requests) == NUM_LINES + 2

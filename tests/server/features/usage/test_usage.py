@@ -55,6 +55,12 @@ def record_of(
     return record
 
 
+def end(record: RequestRecord, error: Exception | None = None) -> None:
+    """Ends a request, after which nothing changes its usage."""
+    record.end(error)
+    record.settle()
+
+
 async def rows(database: Database) -> dict[tuple[str, str], tuple[int, ...]]:
     read = partial(usage_table.read, start="0", end="9", limit=100)
     return {
@@ -67,13 +73,13 @@ async def test_replicas_add_to_one_row_per_tenant_and_day(database: Database) ->
     clock = Clock()
     replicas = [UsageCounter(database, clock) for _ in range(2)]
     for counter in replicas:
-        record_of(counter).end()
-        record_of(counter, tenant="bob", num_tokens=1).end()
+        end(record_of(counter))
+        end(record_of(counter, tenant="bob", num_tokens=1))
         await counter.flush(60.0)
-        record_of(counter).end()
+        end(record_of(counter))
     clock.days = ["2026-11-30"]
     for counter in replicas:
-        record_of(counter, num_tokens=7).end()
+        end(record_of(counter, num_tokens=7))
         await counter.flush(60.0)
         await counter.flush(60.0)
     assert await rows(database) == {
@@ -85,26 +91,26 @@ async def test_replicas_add_to_one_row_per_tenant_and_day(database: Database) ->
 
 async def test_choices_of_one_prompt_are_one_request(database: Database) -> None:
     counter = UsageCounter(database, Clock())
-    record_of(counter, "r-0").end()
-    record_of(counter, "r-1", fork_of="r-0").end()
+    end(record_of(counter, "r-0"))
+    end(record_of(counter, "r-1", fork_of="r-0"))
     await counter.flush(60.0)
     assert await rows(database) == {("2026-11-29", "alice"): (1, 4, 2, 6)}
 
 
 async def test_a_request_without_a_slot_is_not_counted(database: Database) -> None:
     counter = UsageCounter(database, Clock())
-    RequestRecord(Request("r", (1,), SamplingParams(), tenant="alice"), [counter], lambda: 1.0).end()
+    end(RequestRecord(Request("r", (1,), SamplingParams(), tenant="alice"), [counter], lambda: 1.0))
     await counter.flush(60.0)
     assert await rows(database) == {}
 
 
 async def test_work_that_another_replica_continues_is_counted_there(database: Database) -> None:
     first, second = UsageCounter(database, Clock()), UsageCounter(database, Clock())
-    record_of(first).end(EngineStoppedError("stopped"))
-    record_of(first, "line", preemptible=True).end()  # given back
+    end(record_of(first), EngineStoppedError("stopped"))
+    end(record_of(first, "line", preemptible=True))  # given back
     continued = record_of(second, num_tokens=5)
     continued.num_earlier = 3
-    continued.end()
+    end(continued)
     await first.flush(60.0)
     await second.flush(60.0)
     assert await rows(database) == {("2026-11-29", "alice"): (1, 1, 1, 8)}  # the earlier tokens are read in the prompt
@@ -121,12 +127,12 @@ async def test_an_addition_of_unknown_outcome_counts_once(
             await run(work, **options)
         raise StoreUnavailableError("the connection was lost")
 
-    record_of(counter).end()
+    end(record_of(counter))
     monkeypatch.setattr(database, "run", fail)
     with pytest.raises(StoreUnavailableError):
         await counter.flush(60.0)
     monkeypatch.setattr(database, "run", run)
-    record_of(counter).end()
+    end(record_of(counter))
     await counter.close()
     assert await rows(database) == {("2026-11-29", "alice"): (2, 8, 4, 6)}
 
