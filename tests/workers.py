@@ -67,7 +67,6 @@ OPTIMIZED: Final = (
     "tests/e2e/test_key_heads_http.py",
     "tests/e2e/test_predictions_http.py",
     "tests/e2e/test_random_configs_http.py",
-    "tests/e2e/test_report.py",
     "tests/e2e/test_speculation_http.py",
     "tests/engine/model/",
     "tests/engine/test_mesh.py",

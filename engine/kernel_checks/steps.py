@@ -89,20 +89,17 @@ def draw_inputs(model: ModelConfig, shape: StepShape, dtype: np.dtype[Any], *, b
 
 
 def _positions(rng: np.random.Generator, window: int, shape: StepShape) -> Int32[np.ndarray, "B T"]:
-    """Returns positions: the first of several rows is idle, and others begin before and where their window wraps."""
-    first = np.array([0, PREFILL_BLOCK, window, 3 * window + PREFILL_BLOCK])
-    if shape.is_decode:
-        first = np.array([-1, 0, 7, window - 1, window, 3 * window + 5])
-    elif shape.rows == 1:
-        first = first[2:]
-    positions = first[np.arange(shape.rows) % len(first)][:, None] + np.arange(shape.tokens, dtype=np.int32)
-    lengths = np.full(shape.rows, shape.tokens)
-    lengths[1:] = rng.integers(1, shape.tokens + 1, shape.rows - 1)
-    if shape.rows > 1:
-        lengths[0] = 0
-    positions[np.arange(shape.tokens) >= lengths[:, None]] = -1
-    positions[first[np.arange(shape.rows) % len(first)] < 0] = -1
-    return positions.astype(np.int32)
+    """Returns positions: the second row is idle, so that a step of one row has something to compare.
+
+    The others begin before and where their window wraps; the first row of a chunk has no padding.
+    """
+    chunks = [window, -1, PREFILL_BLOCK, 3 * window + PREFILL_BLOCK]
+    begins = [3 * window + 5, -1, 0, 7, window - 1, window] if shape.is_decode else chunks
+    first = np.resize(begins, shape.rows)[:, None]
+    lengths = rng.integers(1, shape.tokens + 1, (shape.rows, 1))
+    lengths[0] = shape.tokens
+    place = np.arange(shape.tokens, dtype=np.int32)
+    return np.where((first >= 0) & (place < lengths), first + place, -1).astype(np.int32)
 
 
 def _draw_state(rng: np.random.Generator, model: ModelConfig, rows: int, dtype: np.dtype[Any]) -> ModelState:

@@ -13,6 +13,7 @@ from roost.engine.checkpoint.source import ModelSource, open_model
 from roost.engine.devices.platform import CPU
 from roost.engine.kernel_checks.checks import KernelCheck, checks_on
 from roost.engine.kernel_checks.sampling import TOKEN_CHECKS, TokenCheck
+from roost.engine.kernel_checks.steps import StepShape, draw_inputs, shallow
 from roost.engine.types.config import EngineConfig
 from roost.kernels import XLA, Backend, Kernel
 from roost.kernels.output_layer.xla import argmax_xla
@@ -35,9 +36,10 @@ def found_with(
     return list(checks_on(platform, source, SETTINGS, lambda name: None))
 
 
-def test_xla_is_right() -> None:
-    """In both kinds of steps and both precisions."""
-    found = found_with(None, prefill_rows=1)
+def test_windows_of_several_key_heads_are_compared() -> None:
+    """Vectors that a step writes, and that it changes no others, of each key head; in all steps and precisions."""
+    many = ModelSource("many", replace(SOURCE.config, num_key_heads=2), None, ())
+    found = found_with(None, prefill_rows=1, source=many)
     assert [(each.kernel, each.step, each.numbers) for each in found] == [
         ("xla", step, numbers)
         for numbers in ("bfloat16", "bfloat16, weights and windows in int8")
@@ -46,11 +48,13 @@ def test_xla_is_right() -> None:
     assert all(each.is_right for each in found), found
 
 
-def test_windows_of_several_key_heads_are_compared() -> None:
-    """Vectors that a step writes, and that it changes no others, of each key head."""
-    many = ModelSource("many", replace(SOURCE.config, num_key_heads=2), None, ())
-    found = found_with(None, prefill_rows=1, source=many)
-    assert [each.is_right for each in found] == [True] * 4, found
+@pytest.mark.parametrize("rows", [1, 2, 3, 128])
+@pytest.mark.parametrize("tokens", [1, 64])
+def test_only_the_second_row_of_a_step_has_to_be_idle(rows: int, tokens: int) -> None:
+    """The smallest steps have one row or two, depending on the platform, and nothing to compare without a busy one."""
+    inputs = draw_inputs(shallow(SOURCE.config), StepShape(rows, tokens), jnp.dtype("float32"))
+    idle = np.asarray(inputs.positions)[:, 0] < 0
+    assert idle[:3].tolist() == [False, True, False][:rows]
 
 
 def test_a_right_kernel_is_right() -> None:
