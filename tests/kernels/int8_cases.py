@@ -1,10 +1,15 @@
-"""Vectors and matrices in int8 for the kernels' tests."""
+"""Vectors and matrices in int8 for the kernels' tests, and blocks of few rows."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
 
 import jax
 import numpy as np
+from roost.kernels.product import int8_pallas_tpu
 from roost.kernels.window_attention import Int8Vectors, quantize
 
-__all__ = ["as_floats", "draw_float32", "int8", "int8_matrix"]
+__all__ = ["as_floats", "blocks_of_32_rows", "draw_float32", "int8", "int8_matrix"]
 
 
 def int8(x: np.ndarray) -> Int8Vectors:
@@ -24,3 +29,13 @@ def int8_matrix(rng: np.random.Generator, outputs: int, inputs: int) -> tuple[np
 
 def draw_float32(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return rng.normal(size=shape).astype(np.float32)
+
+
+@contextmanager
+def blocks_of_32_rows() -> Iterator[None]:
+    """Makes TPU kernels that stream a matrix compute 32 rows at a time, the fewest, as if no more fitted the chip.
+
+    Thousands of rows fit, more than can be interpreted.
+    """
+    with patch.object(int8_pallas_tpu, "_BUDGET", 0):
+        yield

@@ -1,7 +1,9 @@
 """Pallas kernels interpreted on a CPU, where numbers beyond an array's end are NaN."""
 
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from functools import partial
+from io import StringIO
 from typing import Any, NamedTuple
 
 import jax
@@ -25,9 +27,22 @@ def interpreted(kernel: Callable[..., Any]) -> Callable[..., Any]:
     return compiled(partial(kernel, interpret=True))
 
 
-def interpreted_copies(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """Interprets a TPU kernel with copies whose sizes are not constant."""
-    return compiled(partial(kernel, interpret=pltpu.InterpretParams()))
+def interpreted_copies(kernel: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """Interprets a TPU kernel that makes copies itself, and demands that all semaphores are 0 after its last grid step.
+
+    A copy that is started and never awaited leaves its semaphore signalled, which neither races nor changes a result.
+    The interpreter prints that, if copies happen at once: one that is late signals only when it is awaited.
+    """
+    params = pltpu.InterpretParams(**{"dma_execution_mode": "eager", **options})
+    run = compiled(partial(kernel, interpret=params))
+
+    def checked(*arguments: Any) -> Any:
+        with redirect_stdout(StringIO()) as printed:
+            results = jax.block_until_ready(run(*arguments))
+        assert "Semaphore" not in printed.getvalue(), printed.getvalue()
+        return results
+
+    return checked
 
 
 class Kernels(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from int8_cases import as_floats, draw_float32, int8, int8_matrix
+from int8_cases import as_floats, blocks_of_32_rows, draw_float32, int8, int8_matrix
 from roost.kernels.gated_mlp.pallas_tpu import gated_mlp_tpu
 from roost.kernels.gated_mlp.pallas_tpu_int8 import int8_gated_mlp_tpu
 from roost.kernels.gated_mlp.reference import gated_mlp_reference, int8_gated_mlp_reference
@@ -78,11 +78,11 @@ def decode_int8(run: Run) -> None:
 
 
 def prefill(run: Run) -> None:
-    """Two blocks of queries, which see up to three blocks of keys."""
-    steps, window = 264, 256
-    where = np.arange(500, 500 + steps, dtype=np.int32)[None]
-    q, k, v = draw(1, 1, steps, HEADS, SIZE), draw(2, 1, steps, SIZE), draw(3, 1, steps, SIZE)
-    rings = draw(4, 1, window, SIZE), draw(5, 1, window, SIZE)
+    """Two rows with two blocks of queries, which see up to three blocks of keys."""
+    rows, steps, window, heads = 2, 264, 256, 2
+    where = np.array([[500], [100]], np.int32) + np.arange(steps, dtype=np.int32)
+    q, k, v = draw(1, rows, steps, heads, SIZE), draw(2, rows, steps, SIZE), draw(3, rows, steps, SIZE)
+    rings = draw(4, rows, window, SIZE), draw(5, rows, window, SIZE)
     found = run(prefill_attention_tpu, q, k, v, *rings, where)
     expected, *_ = window_attention_reference(*wide(q, k, v, *rings), where)
     close(np.float32(found), expected)
@@ -90,10 +90,10 @@ def prefill(run: Run) -> None:
 
 def prefill_int8(run: Run) -> None:
     """The same over rings in int8."""
-    steps, window = 264, 256
-    where = np.arange(500, 500 + steps, dtype=np.int32)[None]
-    q, k, v = draw(1, 1, steps, HEADS, SIZE), *(int8(np.float32(draw(seed, 1, steps, SIZE))) for seed in (2, 3))
-    rings = [int8(np.float32(draw(seed, 1, window, SIZE))) for seed in (4, 5)]
+    rows, steps, window, heads = 2, 264, 256, 2
+    where = np.array([[500], [100]], np.int32) + np.arange(steps, dtype=np.int32)
+    q, k, v = draw(1, rows, steps, heads, SIZE), *(int8(np.float32(draw(seed, rows, steps, SIZE))) for seed in (2, 3))
+    rings = [int8(np.float32(draw(seed, rows, window, SIZE))) for seed in (4, 5)]
     found = run(prefill_attention_tpu, q, k, v, *rings, where)
     expected, *_ = window_attention_reference(np.float32(q), *map(as_floats, (k, v, *rings)), where)
     close(np.float32(found), expected)
@@ -122,10 +122,10 @@ def recurrent_step(run: Run) -> None:
 
 
 def recurrent_chunk(run: Run) -> None:
-    """Two gate blocks and two blocks of time, the second of which is mostly padding."""
-    steps, every, width, weights = 264, 64, 2 * SIZE, recurrent_weights(2)
-    where = np.arange(steps, dtype=np.int32)[None]
-    xy, conv, h = draw(1, 1, steps, 2 * width), draw(2, 3, 1, width), np.float32(draw(3, 1, width))
+    """Two gate blocks, two rows and two blocks of time, the second of which is mostly padding."""
+    rows, steps, every, width, weights = 2, 264, 64, 2 * SIZE, recurrent_weights(2)
+    where = np.array([[0], [7]], np.int32) + np.arange(steps, dtype=np.int32)
+    xy, conv, h = draw(1, rows, steps, 2 * width), draw(2, 3, rows, width), np.float32(draw(3, rows, width))
     out, new_h, _ = run(partial(recurrent_chunk_tpu, every=every), xy, weights, conv, h, where)
     expected, _, expected_h = recurrent_block_reference(np.float32(xy), *wide(*weights), np.float32(conv), h, where)
     close(np.float32(out), expected)
@@ -133,11 +133,11 @@ def recurrent_chunk(run: Run) -> None:
 
 
 def rg_lru(run: Run) -> None:
-    """Two blocks of time of 512 channels."""
-    steps, width = 264, 512
-    where = np.arange(steps, dtype=np.int32)[None]
-    x, input_gate, recurrence_gate = (np.float32(draw(seed, 1, steps, width)) for seed in (1, 2, 3))
-    log_decay, h = -np.exp(np.float32(draw(4, width))), np.float32(draw(5, 1, width))
+    """Two rows, two blocks of 512 channels and two blocks of time."""
+    rows, steps, width = 2, 264, 1024
+    where = np.array([[0], [7]], np.int32) + np.arange(steps, dtype=np.int32)
+    x, input_gate, recurrence_gate = (np.float32(draw(seed, rows, steps, width)) for seed in (1, 2, 3))
+    log_decay, h = -np.exp(np.float32(draw(4, width))), np.float32(draw(5, rows, width))
     found, found_last = run(rg_lru_tpu, x, input_gate, recurrence_gate, log_decay, h, where)
     expected, last = rg_lru_reference(x, input_gate, recurrence_gate, log_decay, h, where)
     close(found, expected)
@@ -154,9 +154,10 @@ def gated_mlp(run: Run) -> None:
     close(np.float32(run(gated_mlp_tpu, x, gate_up, biases[0], down, biases[1])), expected)
 
 
+@blocks_of_32_rows()
 def int8_gated_mlp(run: Run) -> None:
-    """Two tiles of each matrix."""
-    rows, width, hidden = 8, 512, 512
+    """Two blocks of rows, and two tiles of each matrix."""
+    rows, width, hidden = 64, 512, 512
     rng = np.random.default_rng(0)
     x = draw_float32(rng, rows, width)  # bfloat16 has halves of steps, which the reference may round to another step
     gate_up, down = int8_matrix(rng, 2 * hidden, width), int8_matrix(rng, width, hidden)
@@ -165,16 +166,18 @@ def int8_gated_mlp(run: Run) -> None:
     close(found, int8_gated_mlp_reference(x, *gate_up, *down)[0])
 
 
+@blocks_of_32_rows()
 def int8_product(run: Run) -> None:
-    """Two tiles of the matrix, and five pieces of each row."""
-    x, matrix = draw(1, 8, WIDTH), int8_matrix(np.random.default_rng(0), 1024, WIDTH)
+    """Two blocks of rows with five pieces each, and two tiles of the matrix."""
+    x, matrix = draw(1, 64, WIDTH), int8_matrix(np.random.default_rng(0), 1024, WIDTH)
     found = run(partial(int8_product_tpu, dtype=jnp.dtype("float32")), x, Int8Matrix(*matrix[:2]), matrix[2])
     close(found, int8_product_reference(np.float32(x), *matrix))
 
 
+@blocks_of_32_rows()
 def argmax(run: Run) -> None:
-    """Three tiles of the matrix, the last one not whole."""
-    x, weight = draw(1, 8, WIDTH), draw(2, 1152, WIDTH)
+    """Two blocks of rows, and three tiles of the matrix, the last one not whole."""
+    x, weight = draw(1, 64, WIDTH), draw(2, 1152, WIDTH)
     logits = np.float32(x) @ np.float32(weight).T
     np.testing.assert_array_equal(run(partial(argmax_tpu, cap=None), x, weight), logits.argmax(axis=1))
 

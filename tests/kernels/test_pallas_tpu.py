@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from chunk_cases import SEEDS, positions
 from hypothesis import given
-from int8_cases import as_floats, draw_float32, int8, int8_matrix
+from int8_cases import as_floats, blocks_of_32_rows, draw_float32, int8, int8_matrix
 from interpreted import interpreted, interpreted_copies
 from roost.kernels.gated_mlp.pallas_tpu import gated_mlp_tpu
 from roost.kernels.gated_mlp.pallas_tpu_int8 import int8_gated_mlp_tpu
@@ -228,13 +228,15 @@ def with_outliers(rng: np.random.Generator, rows: int, width: int) -> np.ndarray
     return x
 
 
-@pytest.mark.parametrize(("rows", "width", "outputs"), [(1, 16, 24), (5, 1024, 600)])
+@pytest.mark.parametrize(("rows", "width", "outputs"), [(1, 16, 24), (40, 1024, 600)])
 @given(seed=SEEDS)
 @examples(3, sweep=10)
+@blocks_of_32_rows()
 def test_int8_product(rows: int, width: int, outputs: int, seed: int) -> None:
-    """One or several tiles, the last one not whole. XLA's product quantises the same way, up to its last bits.
+    """One or several blocks of rows and tiles, the last ones not whole.
 
-    Rounding may differ from the reference's in an input that is halfway between two steps.
+    XLA's product quantises the same way, up to its last bits. Rounding may differ from the reference's in an input that
+    is halfway between two steps.
     """
     rng = np.random.default_rng(seed)
     x, (values, scale, bias) = with_outliers(rng, rows, width), int8_matrix(rng, outputs, width)
@@ -244,11 +246,12 @@ def test_int8_product(rows: int, width: int, outputs: int, seed: int) -> None:
     np.testing.assert_allclose(found, xla_product(x, Int8Matrix(values, scale)) + bias, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("rows", "width", "hidden"), [(1, 16, 24), (5, 256, 512)])
+@pytest.mark.parametrize(("rows", "width", "hidden"), [(1, 16, 24), (40, 256, 512)])
 @given(seed=SEEDS)
 @examples(3, sweep=10)
+@blocks_of_32_rows()
 def test_int8_gated_mlp(rows: int, width: int, hidden: int, seed: int) -> None:
-    """One or several tiles of each matrix.
+    """One or several blocks of rows, and tiles of each matrix.
 
     The products between the matrices are quantised by whole rows. Rounding differs from the reference's in a number
     that is halfway between two steps: in one of the inputs, and in a few of the products.
@@ -263,11 +266,15 @@ def test_int8_gated_mlp(rows: int, width: int, hidden: int, seed: int) -> None:
     assert (np.abs(found - expected) <= few_steps + 1e-4).all()
 
 
-@pytest.mark.parametrize(("rows", "width", "tokens", "cap"), [(1, 128, 128, None), (5, 256, 1152, 1000.0)])
+@pytest.mark.parametrize(("rows", "width", "tokens", "cap"), [(1, 128, 128, None), (40, 256, 1152, 1000.0)])
 @given(seed=SEEDS)
 @examples(3, sweep=10)
+@blocks_of_32_rows()
 def test_argmax(rows: int, width: int, tokens: int, cap: float | None, seed: int) -> None:
-    """One or several tiles, the last one not whole; small integers, so that all sums are exact and many are equal."""
+    """One or several blocks of rows and tiles, the last ones not whole.
+
+    Small integers, so that all sums are exact and many are equal.
+    """
     rng = np.random.default_rng(seed)
     x, weight = (np.float32(rng.integers(-2, 3, shape)) for shape in ((rows, width), (tokens, width)))
     x[:, 0] = 127.0  # the largest of each row, which int8 divides by: quantising changes nothing

@@ -10,9 +10,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from interpreted import compiled
+from interpreted import interpreted_copies
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from race_cases import COPYING, LONG, STREAMED
 from roost.kernels.backends import TPU
@@ -30,32 +32,43 @@ WAITS_FOR_BLOCK, WAITS_FOR_PREVIOUS, WAITS_FOR_LAST = [4, 5], [6, 7], [10, 11]
 def run_in(mode: str, kernel: Callable[..., Any], *arguments: Any) -> Any:
     """Returns a kernel's results. The interpreter draws each copy's place in its clocks, and misses races of equals."""
     np.random.seed(0)
-    params = pltpu.InterpretParams(
-        detect_races=True, dma_execution_mode=mode, uninitialized_memory="nan", vector_clock_size=64
-    )
+    options = {"dma_execution_mode": mode, "uninitialized_memory": "nan", "vector_clock_size": 64}
     try:
-        return jax.tree.map(np.asarray, compiled(partial(kernel, interpret=params))(*arguments))
+        return jax.tree.map(np.asarray, interpreted_copies(kernel, detect_races=True, **options)(*arguments))
     finally:
         pltpu.reset_tpu_interpret_mode_state()
 
 
 class Traced(Exception):
-    """Ends a case when its kernel's name is known."""
+    """Ends a case when its kernels' names and grids are known."""
 
 
-def raise_name(kernel: Callable[..., Any], *arguments: Any) -> Any:
-    """Traces a kernel, and raises its name."""
-    equations = jax.make_jaxpr(kernel)(*arguments).jaxpr.eqns
-    raise Traced(*(each.params["name"] for each in equations if each.primitive.name == "pallas_call"))
+def raise_grids(kernel: Callable[..., Any], *arguments: Any) -> Any:
+    """Traces a kernel, and raises its grid by its name."""
+    calls = (e.params for e in jax.make_jaxpr(kernel)(*arguments).jaxpr.eqns if e.primitive.name == "pallas_call")
+    raise Traced({call["name"]: call["grid_mapping"].grid for call in calls})
 
 
-def test_every_kernel_has_a_case() -> None:
-    names = set()
+def test_every_kernel_has_a_case_of_several_blocks_along_each_axis() -> None:
+    """What a kernel keeps between blocks is wrong in the second one first."""
+    grids = []
     for case in (COPYING | STREAMED | LONG).values():
         with pytest.raises(Traced) as found:
-            case(raise_name)
-        names |= {*found.value.args}
-    assert names == {*TPU.names}
+            case(raise_grids)
+        grids += found.value.args[0].items()
+    assert {name for name, _ in grids} == {*TPU.names}
+    assert [(name, grid) for name, grid in grids if min(grid) < 2] == []
+
+
+def test_a_copy_that_is_never_awaited_is_noticed() -> None:
+    def kernel(x: Any, out: Any, memory: Any, semaphore: Any) -> None:
+        pltpu.make_async_copy(x, memory, semaphore).start()
+        out[...] = jnp.zeros_like(out)
+
+    x, scratch = jnp.zeros((8, 128)), [pltpu.VMEM((8, 128), jnp.float32), pltpu.SemaphoreType.DMA(())]
+    call = partial(pl.pallas_call, kernel, x, in_specs=[pl.BlockSpec(memory_space=pl.ANY)], scratch_shapes=scratch)
+    with pytest.raises(AssertionError, match="Semaphore"):
+        run_in("eager", lambda x, interpret: call(interpret=interpret)(x), x)
 
 
 @pytest.mark.parametrize("mode", MODES)
