@@ -7,8 +7,6 @@ feature, which takes an hour.
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -16,12 +14,12 @@ from typing import Final
 import httpx
 import pytest
 from fastapi.routing import APIRoute
+from mutants import ROOT, Tree
 from roost.server.feature import Feature, load_features
 from roost.server.features.index import NAMES
 from server_process import SHAPES, serving
 from sweeps import swept
 
-ROOT: Final = Path(__file__).resolve().parents[2]
 FEATURES: Final = {feature.name: feature for feature in load_features()}
 
 CHAT: Final = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2, "ignore_eos": True}
@@ -84,22 +82,8 @@ def test_a_name_of_a_feature_is_seen(name: str, text: str) -> None:
 # --- copies of the tree
 
 
-class Tree:
-    """A copy of the project in a temporary folder, which `path` makes importable as `roost`.
-
-    Args:
-      folder: Empty folder.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.root, self.path = folder / "tree", folder / "path"
-        listed = subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True)
-        for name in listed.splitlines():
-            if (ROOT / name).is_file():
-                (self.root / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(ROOT / name, self.root / name)
-        self.path.mkdir()
-        (self.path / "roost").symlink_to(self.root)
+class FeatureTree(Tree):
+    """A copy of the project from which features are deleted, or to which one is added."""
 
     @property
     def index(self) -> Path:
@@ -115,28 +99,14 @@ class Tree:
                 test.unlink()
         self.index.write_text(re.sub(rf'"{name}",?\s*', "", self.index.read_text()))
 
-    def run(self, *command: str, **environment: str) -> str:
-        """Runs Python in the tree and returns what it wrote; a status other than 0 fails the test."""
-        environment = {**os.environ, "PYTHONPATH": str(self.path), "MYPYPATH": str(self.path), **environment}
-        done = subprocess.run(
-            [sys.executable, "-P", *command],
-            cwd=self.root,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        assert done.returncode == 0, done.stdout
-        return done.stdout
-
     def check_architecture(self) -> None:
         """Runs the tests of the floor plan."""
         self.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_architecture.py")
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Tree:
-    return Tree(tmp_path)
+def tree(tmp_path: Path) -> FeatureTree:
+    return FeatureTree(tmp_path)
 
 
 # --- deletion
@@ -144,7 +114,7 @@ def tree(tmp_path: Path) -> Tree:
 
 @pytest.mark.parametrize("name", [*BY_DEFAULT, *swept(*(name for name in NAMES if name not in BY_DEFAULT))])
 @pytest.mark.timeout(1800)
-def test_the_server_works_without_a_feature(tree: Tree, tiny_config: Path, name: str) -> None:
+def test_the_server_works_without_a_feature(tree: FeatureTree, tiny_config: Path, name: str) -> None:
     tree.delete(name)
     running = serving(f"random:{tiny_config}", *SHAPES, programs="tiny", PYTHONPATH=str(tree.path))
     with running as server, httpx.Client(base_url=server.url, timeout=REQUEST_S) as client:
@@ -158,7 +128,7 @@ def test_the_server_works_without_a_feature(tree: Tree, tiny_config: Path, name:
 @pytest.mark.sweep
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.timeout(3600)
-def test_types_and_other_tests_pass_without_a_feature(tree: Tree, name: str) -> None:
+def test_types_and_other_tests_pass_without_a_feature(tree: FeatureTree, name: str) -> None:
     """All tests are collected by default, so that none imports what is gone."""
     tree.delete(name)
     tree.run("-m", "mypy", "-p", "roost.server")
@@ -185,7 +155,7 @@ database.close()
 
 
 @pytest.fixture
-def tree_with_toy(tree: Tree) -> Tree:
+def tree_with_toy(tree: FeatureTree) -> FeatureTree:
     """A tree with one more folder, and with one name in the index."""
     shutil.copytree(TOY, tree.root / "server" / "features" / "toy", ignore=shutil.ignore_patterns("__pycache__"))
     tree.index.write_text(tree.index.read_text().replace("NAMES: Final = (", 'NAMES: Final = ("toy", '))
@@ -193,7 +163,7 @@ def tree_with_toy(tree: Tree) -> Tree:
 
 
 @pytest.mark.timeout(1800)
-def test_a_feature_is_a_folder_and_a_name(tree_with_toy: Tree, tiny_config: Path, tmp_path: Path) -> None:
+def test_a_feature_is_a_folder_and_a_name(tree_with_toy: FeatureTree, tiny_config: Path, tmp_path: Path) -> None:
     tree, store = tree_with_toy, f"sqlite://{tmp_path / 'store.db'}"
     tree.run("-c", OLD_DATABASE, store)
     settings = ("--store", store, "--toy-greeting", "good morning")
@@ -216,5 +186,5 @@ def test_a_feature_is_a_folder_and_a_name(tree_with_toy: Tree, tiny_config: Path
 
 @pytest.mark.sweep
 @pytest.mark.timeout(1800)
-def test_types_of_a_new_feature(tree_with_toy: Tree) -> None:
+def test_types_of_a_new_feature(tree_with_toy: FeatureTree) -> None:
     tree_with_toy.run("-m", "mypy", "-p", "roost.server")

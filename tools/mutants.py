@@ -1,0 +1,158 @@
+"""Plants mutants in a copy of the tree, each a wrong line, and demands that tests notice every one.
+
+    python tools/mutants.py [NAME ...]
+
+A mutant is noticed if its tests fail with it and pass without it. The status is 1 if one is not noticed.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Final, NamedTuple
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+
+NOTICED: Final = "noticed"
+
+
+class Mutant(NamedTuple):
+    """A wrong version of a file.
+
+    Attributes:
+      file: Path of the file in the tree.
+      old: Text that the file has once.
+      new: Wrong text in its place.
+      tests: Arguments of pytest: the tests that must fail.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+_FIRST_BLOCK: Final = "(pl.program_id(0) == 0)"
+_TPU: Final = "tests/kernels/test_pallas_tpu.py"
+_RACES: Final = "tests/kernels/test_races.py"
+
+MUTANTS: Final = (
+    Mutant(
+        "int8-mlp-quantises-in-block-0-only",
+        "kernels/gated_mlp/pallas_tpu_int8.py",
+        "@pl.when(step == 0)",
+        f"@pl.when((step == 0) & {_FIRST_BLOCK})",
+        (f"{_TPU}::test_int8_gated_mlp",),
+    ),
+    Mutant(
+        "int8-product-quantises-in-block-0-only",
+        "kernels/product/int8_pallas_tpu.py",
+        "@pl.when(pl.program_id(1) == 0)",
+        f"@pl.when((pl.program_id(1) == 0) & {_FIRST_BLOCK})",
+        (f"{_TPU}::test_int8_product",),
+    ),
+    Mutant(
+        "argmax-resets-in-block-0-only",
+        "kernels/output_layer/pallas_tpu.py",
+        "@pl.when(tile == 0)",
+        f"@pl.when((tile == 0) & {_FIRST_BLOCK})",
+        (f"{_TPU}::test_argmax",),
+    ),
+    Mutant(
+        "attention-starts-a-copy-after-the-last-row",
+        "kernels/window_attention/tpu_grid.py",
+        "pl.when(follows)(lambda:",
+        "pl.when(follows | is_end)(lambda:",
+        (f"{_RACES}::test_kernels_wait_for_their_copies",),
+    ),
+)
+"""Mutants that tests once missed."""
+
+
+class Tree:
+    """A copy of the project, with its compiled kernels, which `path` makes importable as `roost`.
+
+    Args:
+      folder: Empty folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.root, self.path = folder / "tree", folder / "path"
+        listed = subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True)
+        compiled = (path.relative_to(ROOT) for path in ROOT.glob("kernels/native/*.so"))
+        for name in (*map(Path, listed.splitlines()), *compiled):
+            if (ROOT / name).is_file():
+                (self.root / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(ROOT / name, self.root / name)
+        self.path.mkdir()
+        (self.path / "roost").symlink_to(self.root)
+
+    def run(self, *command: str, **environment: str) -> str:
+        """Runs Python in the tree and returns what it wrote.
+
+        Raises:
+          AssertionError: Its status isn't 0.
+        """
+        done = subprocess.run(
+            [sys.executable, "-P", *command],
+            cwd=self.root,
+            env={**os.environ, "PYTHONPATH": str(self.path), "MYPYPATH": str(self.path), **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    def passes(self, tests: Sequence[str]) -> bool:
+        """Returns whether tests pass in the tree, given as pytest's arguments."""
+        try:
+            self.run("-m", "pytest", "-x", "-q", "-n0", "-p", "no:cacheprovider", *tests)
+        except AssertionError:
+            return False
+        return True
+
+
+def outcome(tree: Tree, mutant: Mutant) -> str:
+    """Returns `NOTICED`, or why the mutant is not noticed; the tree stays as it is."""
+    file = tree.root / mutant.file
+    text = file.read_text()
+    if (count := text.count(mutant.old)) != 1:
+        return f"{mutant.file} has {mutant.old!r} {count} times instead of once"
+    if not _passes_unchanged(tree, mutant.tests):
+        return "its tests fail without it"
+    file.write_text(text.replace(mutant.old, mutant.new))
+    try:
+        return "NOT NOTICED" if tree.passes(mutant.tests) else NOTICED
+    finally:
+        file.write_text(text)
+
+
+@cache
+def _passes_unchanged(tree: Tree, tests: tuple[str, ...]) -> bool:
+    return tree.passes(tests)
+
+
+def main(names: Sequence[str]) -> int:
+    """Tries the mutants of these names, or all; returns the exit status."""
+    known = {mutant.name: mutant for mutant in MUTANTS}
+    if unknown := sorted({*names} - {*known}):
+        print(f"no mutant is named {', '.join(unknown)}; there are: {', '.join(known)}", file=sys.stderr)
+        return 2
+    is_right = True
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Tree(Path(folder))
+        for name in names or known:
+            found = outcome(tree, known[name])
+            is_right &= found == NOTICED
+            print(f"{name}: {found}", flush=True)
+    return 0 if is_right else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
