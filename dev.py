@@ -57,6 +57,7 @@ usage: python3 dev.py <job> [arguments]
   release      build the sdist and wheels of this commit into dist/ and try them; --tag vX.Y.Z checks a tag
   docs         write the reference from the code and build the documentation into site/; --serve shows it
   lint         ruff and mypy
+  mutants      plant wrong lines that tests once missed, and demand that they notice each
   coverage     run the tests that compile no model, and print which share of lines and branches they reach
   lock         resolve requirements/*.txt anew; arguments go to `uv pip compile`, such as --upgrade
 """
@@ -430,6 +431,11 @@ def docs(python: Path, arguments: Sequence[str]) -> int:
     return subprocess.run(command, cwd=ROOT).returncode
 
 
+def mutants(python: Path, arguments: Sequence[str]) -> int:
+    """Plants wrong lines that tests once missed, and demands that they notice each."""
+    return subprocess.run([str(python), "-P", "tools/mutants.py", *arguments], cwd=ROOT).returncode
+
+
 def coverage(python: Path, _: Sequence[str]) -> int:
     """Runs the tests that compile no model, and prints what they reach; fails below coverage's `fail_under`."""
     report = ROOT / "build" / "covered.json"
@@ -526,6 +532,7 @@ JOBS = {
     "release": Job(("dev", "deploy"), release, venv=".venv-deploy"),
     "docs": Job((DOCS,), docs, venv=".venv-docs", checkout=False),
     "lint": Job(("dev",), lint),
+    "mutants": Job(("dev",), mutants),
     "coverage": Job(("dev",), coverage),
     "lock": Job((), lock),
 }
