@@ -49,7 +49,7 @@ class Counts(NamedTuple):
 def matcher_of(schema: dict[str, Any], tokenizer: WorkerTokenizer) -> LLMatcher | None:
     """Returns a matcher of a schema as the server compiles it; None if it refuses the schema."""
     try:
-        spec = json_constraint("", schema, close_objects=True).spec
+        spec = json_constraint("", schema).spec
         return compile_grammar(tokenizer.library, spec.notation, spec.source)
     except (GrammarError, GrammarFailure):
         return None

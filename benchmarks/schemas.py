@@ -31,7 +31,7 @@ async def unenforced(compiler: GrammarCompiler, schema: Mapping[str, Any]) -> li
     warnings: list[str] = []
     request_warnings.set(warnings)
     try:
-        constraint = json_constraint("", schema, close_objects=True)
+        constraint = json_constraint("", schema)
     except GrammarError:
         return None
     with suppress(GrammarError):

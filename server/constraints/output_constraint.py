@@ -4,7 +4,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum, auto
 from typing import Any, Final
 
 from ..errors.request_errors import ApiError, bad_value
@@ -64,24 +63,21 @@ def constraint(param: str, make: Callable[[], GrammarSpec | OutputConstraint]) -
     return made if isinstance(made, OutputConstraint) else OutputConstraint(param, made)
 
 
-def json_constraint(
-    param: str, schema: str | Mapping[str, Any], *, is_strict: bool = False, close_objects: bool = False
-) -> OutputConstraint:
+def json_constraint(param: str, schema: str | Mapping[str, Any], *, is_strict: bool = False) -> OutputConstraint:
     """Returns the constraint to JSON that matches a schema.
 
     Args:
       schema: JSON schema, as an object or as JSON text.
       is_strict: Whether a keyword that cannot be enforced is an error. Otherwise it is dropped and reported.
-      close_objects: Whether objects may only have the properties that the schema names.
 
     Raises:
       GrammarError: The schema is too large, or is strict and has keywords that cannot be enforced.
     """
-    prepared = _Prepared(param, _parsed(schema), is_strict=is_strict, close_objects=close_objects)
+    prepared = _Prepared(param, _parsed(schema), is_strict=is_strict)
     prepared.warn()
     return _with_fallbacks(
         param,
-        lambda extent, coerces: json_spec(prepared.schema(extent), coerce_one_of=coerces),
+        lambda rewrites, coerces: json_spec(prepared.schema(rewrites=rewrites), coerce_one_of=coerces),
         [prepared],
     )
 
@@ -166,50 +162,36 @@ def _known_tool(tool: FunctionTool) -> "_EnforceableTool":
 def _calls(
     tools: "Sequence[_EnforceableTool]", spec: Callable[[Sequence[FunctionTool], bool], GrammarSpec]
 ) -> OutputConstraint:
-    return _with_fallbacks("tools", lambda extent, coerces: spec([tool.tool(extent) for tool in tools], coerces), tools)
+    return _with_fallbacks(
+        "tools", lambda rewrites, coerces: spec([tool.tool(rewrites=rewrites) for tool in tools], coerces), tools
+    )
 
 
 def _with_fallbacks(
-    param: str, spec: "Callable[[_Extent, bool], GrammarSpec]", schemas: "Sequence[_Prepared]"
+    param: str, spec: Callable[[bool, bool], GrammarSpec], schemas: "Sequence[_Prepared]"
 ) -> OutputConstraint:
     """Returns a constraint that falls back to wider grammars, unless a schema is strict.
 
     Args:
-      spec: Returns a grammar, given the extent to which schemas are enforced and whether `oneOf` is treated as `anyOf`.
+      spec: Returns a grammar, given whether keywords become unions and whether `oneOf` is treated as `anyOf`.
 
     Raises:
       GrammarError: Each grammar is too large.
     """
     rewritten = [warning for schema in schemas for warning in schema.rewritten]
-    wider = [Fallback(lambda: spec(_Extent.PLAIN, True), tuple(rewritten))] if rewritten else []
-    opened = [f"{schema.param}: additionalProperties" for schema in schemas if schema.closes]
-    if opened:
-        wider.append(Fallback(lambda: spec(_Extent.OPEN, True), (*rewritten, *opened)))
     try:
-        made = spec(_Extent.WHOLE, False)
+        made = spec(True, False)
     except GrammarError:
         if not rewritten or any(schema.is_strict for schema in schemas):
             raise
         warn_all(rewritten)
-        return OutputConstraint(param, spec(_Extent.PLAIN, True), tuple(wider[1:]))
+        return OutputConstraint(param, spec(False, True))
     if any(schema.is_strict for schema in schemas):
         return OutputConstraint(param, made)
-    coerced = Fallback(lambda: spec(_Extent.WHOLE, True), (f"{param}: oneOf",))
-    return OutputConstraint(param, made, (*([coerced] if "oneOf" in made.source else []), *wider))
-
-
-class _Extent(Enum):
-    """Extent to which a schema is enforced.
-
-    Attributes:
-      WHOLE: All keywords that llguidance can enforce.
-      PLAIN: Without keywords that would become unions, in case these are too much for llguidance.
-      OPEN: As `PLAIN`, with other properties wherever the schema itself allows them.
-    """
-
-    WHOLE = auto()
-    PLAIN = auto()
-    OPEN = auto()
+    fallbacks = [Fallback(lambda: spec(True, True), (f"{param}: oneOf",))] if "oneOf" in made.source else []
+    if rewritten:
+        fallbacks.append(Fallback(lambda: spec(False, True), tuple(rewritten)))
+    return OutputConstraint(param, made, tuple(fallbacks))
 
 
 class _Prepared:
@@ -221,14 +203,13 @@ class _Prepared:
     Attributes:
       param: Name of the schema in warnings.
       is_strict: Whether a keyword that cannot be enforced is an error.
-      closes: Whether objects may only have the properties that the schema names.
       rewritten: Warnings about the keywords that became unions, used if these keywords are dropped.
     """
 
-    def __init__(self, param: str, schema: Mapping[str, Any], *, is_strict: bool, close_objects: bool) -> None:
-        self.param, self.is_strict, self.closes = param, is_strict, close_objects
+    def __init__(self, param: str, schema: Mapping[str, Any], *, is_strict: bool) -> None:
+        self.param, self.is_strict = param, is_strict
         self._schema = schema
-        self._prepared = prepare(schema, close_objects=close_objects)
+        self._prepared = prepare(schema)
         self.rewritten = [f"{param}: {keyword}" for keyword in self._prepared.rewritten]
 
     def warn(self) -> None:
@@ -241,12 +222,13 @@ class _Prepared:
             raise GrammarError(f"unsupported keyword: {', '.join(self._prepared.dropped)}")
         warn_all(f"{self.param}: {keyword}" for keyword in self._prepared.dropped)
 
-    def schema(self, extent: _Extent) -> Mapping[str, Any]:
-        """Returns the schema for llguidance."""
-        if extent is _Extent.WHOLE:
-            return self._prepared.schema
-        closes = self.closes and extent is _Extent.PLAIN
-        return prepare(self._schema, close_objects=closes, rewrites=False).schema
+    def schema(self, *, rewrites: bool) -> Mapping[str, Any]:
+        """Returns the schema for llguidance.
+
+        Args:
+          rewrites: Whether keywords become unions, which may be too much for llguidance.
+        """
+        return self._prepared.schema if rewrites else prepare(self._schema, rewrites=False).schema
 
 
 class _EnforceableTool(_Prepared):
@@ -260,12 +242,12 @@ class _EnforceableTool(_Prepared):
         schema = parameters(tool)
         if schema["type"] != "object":
             raise GrammarError(f"the parameters of {tool.name} must be of the type object")
-        super().__init__(f"tools.{tool.name}", schema, is_strict=tool.strict, close_objects=True)
+        super().__init__(f"tools.{tool.name}", schema, is_strict=tool.strict)
         self._tool = tool
 
-    def tool(self, extent: _Extent) -> FunctionTool:
-        """Returns the tool with a schema for llguidance."""
-        return replace(self._tool, parameters=self.schema(extent))
+    def tool(self, *, rewrites: bool) -> FunctionTool:
+        """Returns the tool with a schema for llguidance; see `schema`."""
+        return replace(self._tool, parameters=self.schema(rewrites=rewrites))
 
 
 def _parsed(schema: str | Mapping[str, Any]) -> Mapping[str, Any]:

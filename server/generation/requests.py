@@ -139,7 +139,7 @@ def _format_constraint(requested: ResponseFormat) -> _Made:
     schema = beside if named is None or named.schema_ is None else named.schema_
     is_strict = named is not None and named.strict
     wanted = OBJECT_SCHEMA if schema is None else schema
-    return json_constraint("response_format", wanted, is_strict=is_strict, close_objects=True)
+    return json_constraint("response_format", wanted, is_strict=is_strict)
 
 
 async def completion(body: CompletionFields, service: Service) -> GenerationSpec:

@@ -7,8 +7,29 @@ from typing import Any, Final
 
 UNIONS: Final = ("anyOf", "oneOf")
 BRANCHES: Final = ("allOf", *UNIONS)
-DEFINITIONS: Final = ("$defs", "definitions")
-_ANNOTATIONS: Final = frozenset({"$comment", "default", "deprecated", "description", "examples", "title", "type"})
+_NONE: Final[tuple[Any, ...]] = (False, {"not": {}}, {"not": True})
+"""Schemas that no value fits."""
+
+_DESCRIBING: Final = frozenset(
+    {
+        "$ref",
+        "additionalProperties",
+        "allOf",
+        "anyOf",
+        "dependencies",
+        "dependentRequired",
+        "dependentSchemas",
+        "else",
+        "if",
+        "minProperties",
+        "oneOf",
+        "patternProperties",
+        "properties",
+        "required",
+        "then",
+    }
+)
+"""Keywords that say which properties an object has."""
 
 type Resolve = Callable[[str], Any]
 """Returns the subschema that a reference points to."""
@@ -23,7 +44,7 @@ class Cluster:
       patterns: Property patterns of all subschemas, in order.
       required: Property names that a subschema requires, also if another property is present, in order.
       has_properties: Whether a subschema has `properties`, which may be empty.
-      is_open: Whether a subschema defines additional properties itself.
+      is_open: Whether the `additionalProperties` of a subschema allows some.
     """
 
     names: dict[str, None] = field(default_factory=dict)
@@ -39,7 +60,7 @@ class Cluster:
 
     @property
     def can_close(self) -> bool:
-        """Whether the object has properties, and no subschema defines additional ones."""
+        """Whether the object has properties, and no subschema allows additional ones."""
         return (self.has_properties or bool(self.names)) and not self.is_open
 
     def collect(self, node: Any, resolve: Resolve, spend: Callable[[], None] = lambda: None) -> None:
@@ -54,7 +75,7 @@ class Cluster:
         if not isinstance(node, dict):
             return
         spend()
-        self.is_open |= bool({"additionalProperties", "unevaluatedProperties", "propertyNames"} & node.keys())
+        self.is_open |= node.get("additionalProperties", False) not in _NONE
         self.has_properties |= isinstance(node.get("properties"), dict)
         for key, names in (("properties", self.names), ("patternProperties", self.patterns)):
             if isinstance(node.get(key), dict):
@@ -91,11 +112,21 @@ def _branches(node: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def is_plain_union(node: Mapping[str, Any]) -> bool:
-    """Returns whether a schema is only a union, so that each branch is a separate object."""
-    unions = [key for key in UNIONS if key in node]
-    return len(unions) == 1 and node.keys() - {*unions, *DEFINITIONS, "discriminator"} <= _ANNOTATIONS
+    """Returns whether only a union says which properties an object has, so that each branch is a separate object.
+
+    An `allOf` is a union of one branch if its other entries say nothing of properties, as generators write references.
+    """
+    keys = _DESCRIBING & node.keys()
+    return keys in ({"anyOf"}, {"oneOf"}) or (keys == {"allOf"} and _describes_one(node["allOf"]))
+
+
+def _describes_one(branches: Any) -> bool:
+    return (
+        isinstance(branches, list)
+        and sum(isinstance(each, dict) and not _DESCRIBING.isdisjoint(each) for each in branches) <= 1
+    )
 
 
 def is_plain_reference(node: Mapping[str, Any]) -> bool:
-    """Returns whether a schema is only a reference, whose target is a separate object."""
-    return "$ref" in node and node.keys() - {"$ref", *DEFINITIONS} <= _ANNOTATIONS
+    """Returns whether only a reference says which properties an object has, so that its target is closed instead."""
+    return _DESCRIBING & node.keys() == {"$ref"}

@@ -10,11 +10,11 @@ from functools import partial
 from typing import Any, Final
 
 from ..grammar import GrammarError
-from .closing import BRANCHES, DEFINITIONS, Cluster, is_plain_reference, is_plain_union
+from .closing import BRANCHES, Cluster, is_plain_reference, is_plain_union
 from .complement import Complements, Schema
 from .conditions import DEPENDENCIES, Conditions, num_alternatives
 from .counts import contains, num_properties, unique_items
-from .references import IDENTIFIERS, References, has_only_local_references
+from .references import References
 from .shapes import InexactError, Shapes, WorkLimit, required
 
 _UNENFORCEABLE: Final = frozenset(
@@ -38,6 +38,16 @@ _UNENFORCEABLE: Final = frozenset(
     }
 )
 
+_ENFORCED: Final = frozenset(
+    {
+        *("$ref", "$schema", "additionalItems", "additionalProperties", "allOf", "anyOf", "const", "enum"),
+        *("exclusiveMaximum", "exclusiveMinimum", "format", "items", "maxItems", "maxLength", "maxProperties"),
+        *("maximum", "minItems", "minLength", "minProperties", "minimum", "multipleOf", "oneOf", "pattern"),
+        *("patternProperties", "prefixItems", "properties", "required", "type"),
+    }
+)
+"""Keywords that llguidance reads. Beside any other, even an annotation, it refuses references that lead in a circle."""
+
 _FORMATS: Final = frozenset(
     {"date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "unknown", "uri", "uuid"}
 )
@@ -53,9 +63,6 @@ _MAX_ALTERNATIVES: Final = 128
 """Maximum number of alternatives that all rewritten keywords of a schema together may have for one value."""
 
 _COUNTS: Final = ("minProperties", "maxProperties")
-_TOP_LEVEL: Final = (*DEFINITIONS, *IDENTIFIERS, "$schema")
-"""Keywords that belong to a schema as a whole."""
-
 _OF_VALUES: Final = ("items", "additionalItems", "additionalProperties")
 
 _MISSING: Final = object()
@@ -76,22 +83,22 @@ class PreparedSchema:
     rewritten: tuple[str, ...] = ()
 
 
-def prepare(schema: Mapping[str, Any], *, close_objects: bool, rewrites: bool = True) -> PreparedSchema:
+def prepare(schema: Mapping[str, Any], *, rewrites: bool = True) -> PreparedSchema:
     """Returns a schema that llguidance can enforce.
+
+    Objects with `properties` but without `additionalProperties` allow no others, since models would go on adding some.
+    An object described by several subschemas (`allOf`) is closed as a whole. Required properties that it does not
+    declare are allowed, with any value.
 
     Args:
       schema: JSON schema.
-      close_objects: Whether objects with `properties` but without `additionalProperties` allow no others, like the
-        strict mode of other servers. An object described by several subschemas (`allOf`) is closed as a whole.
-        Required properties that it does not declare are allowed, with any value.
       rewrites: Whether keywords that llguidance lacks become unions if that is exact. Otherwise they are dropped.
 
     Raises:
       GrammarError: A `$ref` has no target, or the schema is nested too deeply.
     """
     try:
-        closes = close_objects and has_only_local_references(schema)
-        preparation = _Preparation(schema, close_objects=closes, rewrites=rewrites)
+        preparation = _Preparation(schema, rewrites=rewrites)
         prepared = preparation.whole()
     except RecursionError:
         raise GrammarError("the schema is nested too deeply") from None
@@ -108,17 +115,16 @@ class _Preparation:
       rewritten: Keywords that became unions, in order of appearance.
     """
 
-    def __init__(self, root: Mapping[str, Any], *, close_objects: bool, rewrites: bool) -> None:
+    def __init__(self, root: Mapping[str, Any], *, rewrites: bool) -> None:
         self.dropped: dict[str, None] = {}
         self.rewritten: dict[str, None] = {}
         self._root = root
-        self._closes = close_objects
-        self._moves_definitions = has_only_local_references(root)
+        self._closes = True
         self._references = References(root)
         self._resource = root
         self._names: dict[tuple[int, str, bool, bool], str] = {}
         self._pending: list[tuple[str, Any, Mapping[str, Any], bool, bool]] = []
-        self._rewrites = rewrites and has_only_local_references(root)
+        self._rewrites = rewrites
         self._work = WorkLimit()
         self._shapes = Shapes(self._target, self._work)
         complements = Complements(self._shapes, self._target, self.exactly, self._work)
@@ -150,17 +156,27 @@ class _Preparation:
         unions = self._unions(node, close=close, branches_close=branches_close) if self._rewrites else {}
         result: dict[str, Any] = {}
         for key, value in node.items():
+            if key == "type" and self._has_implied_type(node):
+                continue
             if key not in unions:
                 result |= self._keyword(node, key, value, close=close, branches_close=branches_close)
             elif key == "oneOf" and "allOf" not in node:  # keeps its place, which decides the order of properties
                 result["allOf"] = [unions.pop(key)]
-        result |= self._named_properties(node)
+        if named := self._named_properties(node):
+            result |= named
+            self.rewritten["propertyNames"] = None
         if added := [each for each in unions.values() if each is not True]:
-            outer: dict[str, Any] = {key: result.pop(key) for key in _TOP_LEVEL if key in result}
+            outer = {key: result.pop(key) for key in ("$schema",) if key in result}  # which belongs to a whole schema
             result = {**outer, "allOf": [result, *added]}
         if close and not branches_close:
             self._close(node, result)
         return result
+
+    def _has_implied_type(self, node: Mapping[str, Any]) -> bool:
+        try:
+            return self._shapes.implies_type(node)
+        except (InexactError, AttributeError, TypeError):  # or malformed, which llguidance reports
+            return False
 
     def _unions(self, node: Mapping[str, Any], *, close: bool, branches_close: bool) -> dict[str, Schema]:
         """Returns the unions that replace keywords; True for a keyword that has no effect."""
@@ -257,12 +273,7 @@ class _Preparation:
         self, node: Mapping[str, Any], key: str, value: Any, *, close: bool, branches_close: bool
     ) -> dict[str, Any]:
         """Returns the rewritten entry of a keyword; empty if it is dropped."""
-        if key in DEFINITIONS and isinstance(value, dict):
-            kept = {} if self._moves_definitions else {name: self._value(each) for name, each in value.items()}
-            return {key: kept} if kept else {}
-        if key in IDENTIFIERS and self._moves_definitions:
-            return {}
-        if key == "$ref" and isinstance(value, str) and self._moves_definitions:
+        if key == "$ref" and isinstance(value, str):
             return {key: self._reference(value, close=close and is_plain_reference(node))}
         if key in ("properties", "patternProperties") and isinstance(value, dict):
             return {key: {name: self._value(each) for name, each in value.items()}}
@@ -278,7 +289,7 @@ class _Preparation:
             if not (key == "propertyNames" and self._names_of_properties(node) is not None):
                 self.dropped[key] = None
             return {}
-        return {key: value}
+        return {key: value} if key in _ENFORCED else {}
 
     def _value(self, node: Any) -> Any:
         """Rewrites the schema of a separate value, whose objects are closed separately."""
@@ -314,7 +325,7 @@ class _Preparation:
     def _names_of_properties(self, node: Mapping[str, Any]) -> list[str] | str | None:
         """Returns the allowed property names or their pattern; None if all are allowed or the rule is unsupported."""
         rule = node.get("propertyNames") if self._rewrites else None
-        if isinstance(rule, dict) and isinstance(rule.get("$ref"), str) and self._moves_definitions:
+        if isinstance(rule, dict) and isinstance(rule.get("$ref"), str):
             rule = self._target(rule["$ref"])
         match rule if isinstance(rule, dict) and not {"properties", "patternProperties"} & node.keys() else None:
             case {"enum": [*names]} if names and all(isinstance(name, str) for name in names):

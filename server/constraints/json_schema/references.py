@@ -2,14 +2,12 @@
 
 import urllib.parse
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, Final
 
 from ..grammar import GrammarError
 
 _MISSING: Final = object()
-
-IDENTIFIERS: Final = ("$id", "id")
-"""Keywords for a schema's URI: the current one, and draft 4's."""
 
 _OLD_DRAFTS: Final = ("draft-03", "draft-04")
 """Drafts whose keyword for a schema's URI is `id`."""
@@ -41,25 +39,59 @@ class References:
         Raises:
           GrammarError: The reference has no target.
         """
-        node = _follow(resource, pointer)
-        if node is _MISSING:
-            resource, node = self._root, _follow(self._root, pointer)
+        if pointer == "#" or pointer.startswith("#/"):
+            node = _follow(resource, pointer)
+            if node is _MISSING:
+                resource, node = self._root, _follow(self._root, pointer)
+        else:
+            node, resource = self._identified(pointer, resource)
         if node is _MISSING:
             raise GrammarError(f"$ref {pointer[:60]!r} has no target in the schema")
         if not isinstance(node, dict | bool):
             raise GrammarError(f"$ref {pointer[:60]!r} does not lead to a schema")
         return node, resource
 
+    def _identified(self, pointer: str, resource: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
+        """Returns the subschema that a reference names by an anchor or a URI, and its resource."""
+        bases, named = self._names
+        uri, _, fragment = pointer.partition("#")
+        uri = _joined(bases.get(id(resource), ""), uri)
+        if fragment.startswith("/"):
+            found, _ = named.get(uri, (_MISSING, resource))
+            return (found, resource) if found is _MISSING else (_follow(found, fragment), found)
+        return named.get(f"{uri}#{fragment}" if fragment else uri, (_MISSING, resource))
 
-def has_only_local_references(schema: Any) -> bool:
-    """Returns whether all references are paths within the schema."""
-    if isinstance(schema, list):
-        return all(map(has_only_local_references, schema))
-    if not isinstance(schema, dict):
-        return True
-    pointer = schema.get("$ref", "#")
-    is_local = not isinstance(pointer, str) or pointer == "#" or pointer.startswith("#/")
-    return is_local and all(map(has_only_local_references, schema.values()))
+    @cached_property
+    def _names(self) -> tuple[dict[int, str], dict[str, tuple[Any, Mapping[str, Any]]]]:
+        """URIs of resources by `id()`, and the subschemas that have a URI or an anchor, each with its resource."""
+        bases = {id(self._root): ""}
+        named: dict[str, tuple[Any, Mapping[str, Any]]] = {"": (self._root, self._root)}
+
+        def collect(node: Any, outer: Mapping[str, Any]) -> None:
+            for each in node if isinstance(node, list) else ():
+                collect(each, outer)
+            if not isinstance(node, dict):
+                return
+            resource, uri = self.resource(node, outer), str(node.get(self._identifier, ""))
+            if resource is node:
+                bases[id(node)] = _joined(bases[id(outer)], uri.partition("#")[0])
+                named.setdefault(bases[id(node)], (node, node))
+            for anchor in (uri.partition("#")[2], node.get("$anchor"), node.get("$dynamicAnchor")):
+                if isinstance(anchor, str) and anchor:
+                    named.setdefault(f"{bases[id(resource)]}#{anchor}", (node, resource))
+            for each in node.values():
+                collect(each, resource)
+
+        collect(self._root, self._root)
+        return bases, named
+
+
+def _joined(base: str, uri: str) -> str:
+    """Returns a URI that may be relative to another."""
+    try:
+        return urllib.parse.urljoin(base, uri) if uri else base
+    except ValueError:  # an address that is none
+        return uri
 
 
 def _follow(root: Mapping[str, Any], pointer: str) -> Any:

@@ -85,6 +85,11 @@ class Shapes:
             types &= _own_types(part)
         return types
 
+    def implies_type(self, node: Mapping[str, Any]) -> bool:
+        """Returns whether the reference or the `anyOf` of a schema allows no other types than its `type`."""
+        targets = [{"$ref": node["$ref"]}] if "$ref" in node else node.get("anyOf", [])
+        return bool(targets) and all(self.types(each) <= _own_types({"type": node["type"]}) for each in targets)
+
     def values(self, node: Any) -> Sequence[Any] | None:
         """Returns the values that `enum` or `const` names; None if neither does."""
         listed = [each for each in map(own_values, self.parts(node)) if each is not None]

@@ -76,7 +76,7 @@ def _text_constraint(body: MessagesBody) -> OutputConstraint | None:
     requested, param = body.output_config.format or body.output_format, "output_config.format"
     if requested is None:
         return None
-    return constraint(param, lambda: json_constraint(param, requested.schema_, close_objects=True))
+    return constraint(param, lambda: json_constraint(param, requested.schema_))
 
 
 def _tool_options(body: CountTokensBody) -> ToolOptions:

@@ -96,7 +96,7 @@ def _text_constraint(body: ResponseBody) -> OutputConstraint | None:
         return None
     schema = OBJECT_SCHEMA if requested.schema_ is None or requested.type == "json_object" else requested.schema_
     is_strict = requested.strict and requested.type == "json_schema"
-    return constraint(param, lambda: json_constraint(param, schema, is_strict=is_strict, close_objects=True))
+    return constraint(param, lambda: json_constraint(param, schema, is_strict=is_strict))
 
 
 def _params(body: ResponseBody, service: Service) -> list[SamplingParams]:

@@ -84,26 +84,46 @@ async def test_any_object(client: httpx.AsyncClient, engine: FakeEngine, tokeniz
         assert await text_of(client, "/v1/chat/completions", **fields) == '{"a": [1, "b"]}'
 
 
-OPEN = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
-ENDLESS = '{"a": 1, "b": 2}'
+MOOD = {"type": "object", "properties": {"mood": {"enum": ["glad", "sad"]}}}
+ALL_PATHS: dict[str, dict[str, Any]] = {
+    **PATHS,
+    "/v1/responses": {"input": "hi"},
+    "/v1/messages": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 100},
+    "/generate": {"token_ids": [4], "max_tokens": 100},
+}
+FORCED: dict[str, Any] = {
+    "tools": [{"type": "function", "function": {"name": "f", "parameters": MOOD}}],
+    "tool_choice": "required",
+    "parallel_tool_calls": False,
+}
+CLOSED: list[tuple[str, dict[str, Any]]] = [
+    *(("/v1/completions", {"response_format": how(MOOD)}) for how in (strictly, loosely)),
+    ("/v1/completions", {"response_format": {"type": "json_schema", "schema": MOOD}}),
+    ("/v1/completions", {"response_format": {"type": "json_object", "schema": MOOD}}),
+    ("/v1/completions", {"response_format": {"type": "json", "value": MOOD}}),
+    ("/v1/completions", {"structured_outputs": {"json": MOOD}}),
+    ("/v1/completions", {"structured_outputs": {"json": json.dumps(MOOD)}}),
+    ("/v1/completions", {"json_schema": MOOD}),
+    ("/v1/chat/completions", FORCED),
+    ("/v1/responses", {"text": {"format": {"type": "json_schema", "name": "mood", "schema": MOOD}}}),
+    ("/v1/messages", {"output_config": {"format": {"type": "json_schema", "schema": MOOD}}}),
+    ("/generate", {"structured_outputs": {"json": MOOD}}),
+]
 
 
-@pytest.mark.parametrize("how", [strictly, loosely])
+@pytest.mark.parametrize(("path", "fields"), CLOSED)
 async def test_an_objects_other_keys_are_not_allowed(
-    client: httpx.AsyncClient, engine: FakeEngine, tokenizer: Any, how: Any
+    client: httpx.AsyncClient, engine: FakeEngine, tokenizer: Any, path: str, fields: dict[str, Any]
 ) -> None:
     """Models would add keys, and the program that calls f(**arguments) would fail."""
-    engine.says = tokenizer.encode(ENDLESS)
-    answer = await text_of(client, "/v1/completions", response_format=how(OPEN))
-    assert json.loads(answer).keys() == {"a"}
-
-
-async def test_raw_schemas_keep_their_own_meaning(
-    client: httpx.AsyncClient, engine: FakeEngine, tokenizer: Any
-) -> None:
-    engine.says = tokenizer.encode(ENDLESS)
-    for fields in ({"structured_outputs": {"json": OPEN}}, {"json_schema": OPEN}):
-        assert await text_of(client, "/v1/completions", **fields) == ENDLESS
+    before = '<tool_call>\n{"name": "f", "arguments": ' if "tools" in fields else ""
+    engine.says = tokenizer.encode(before + '{"mood": "sad", "another": 1}')
+    response = await client.post(path, json={**ALL_PATHS[path], **fields})
+    assert response.status_code == 200, response.text
+    assert "x-roost-warnings" not in response.headers
+    (given,) = engine.given.values()
+    text = tokenizer.decode([token_id for token_id in given if token_id not in engine.requests[0].params.end_token_ids])
+    assert text.removeprefix(before).removesuffix("}\n</tool_call>") == '{"mood": "sad"}'
 
 
 UNDECLARED = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a", "b"]}
@@ -133,6 +153,10 @@ async def test_tool_with_undeclared_required_properties_can_be_forced(client: ht
     [
         ({"response_format": loosely({"type": "integer", "not": {"multipleOf": 5}})}, "response_format%3A not"),
         ({"json_schema": {"type": "array", "maxItems": 2, "uniqueItems": True}}, "json_schema%3A uniqueItems"),
+        (
+            {"json_schema": {"patternProperties": {"3": {}}, "allOf": [{"propertyNames": {"pattern": "^([a-z]3)+$"}}]}},
+            "json_schema%3A propertyNames",
+        ),
         ({"json_schema": {**OVERLAPPING, "maximum": 9, "minimum": 0}}, "json_schema%3A oneOf"),
     ],
 )

@@ -25,6 +25,16 @@ class Bytes:
 TOKENIZER = LLTokenizer(TokenizerWrapper(Bytes()))
 
 
+def opened(schema: Any) -> Any:
+    """Returns a schema whose objects say that they allow other properties, which is JSON Schema's default."""
+    if isinstance(schema, list):
+        return list(map(opened, schema))
+    if not isinstance(schema, dict):
+        return schema
+    says = {"additionalProperties": True} if {"properties", "if"} & schema.keys() else {}
+    return says | {key: opened(value) for key, value in schema.items()}
+
+
 def orders(value: Any) -> Iterator[Any]:
     """Yields a value with its properties in every order, since the grammar requires the schema's order."""
     if isinstance(value, dict):

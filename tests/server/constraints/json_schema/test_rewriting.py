@@ -6,7 +6,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from grammars import accepts, allows
+from grammars import accepts, allows, opened
 from hypothesis import given
 from hypothesis import strategies as st
 from roost.server.constraints.grammar import GrammarError
@@ -127,7 +127,7 @@ CASES = [
 
 @pytest.mark.parametrize(("schema", "good", "bad"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
 def test_keyword_is_enforced_exactly(schema: Any, good: list[Any], bad: list[Any]) -> None:
-    prepared = prepare(schema, close_objects=False)
+    prepared = prepare(opened(schema))
     assert prepared.dropped == ()
     assert '"oneOf"' not in json.dumps(prepared.schema)
     validator = jsonschema.Draft202012Validator(schema)
@@ -139,7 +139,7 @@ def test_keyword_is_enforced_exactly(schema: Any, good: list[Any], bad: list[Any
 
 def test_union_of_closed_objects_keeps_each_closed() -> None:
     shapes = {"oneOf": [{"properties": {"a": {}}, "required": ["a"]}, {"properties": {"b": {}}, "required": ["b"]}]}
-    prepared = prepare(shapes, close_objects=True)
+    prepared = prepare(shapes)
     assert all(allows(prepared.schema, value) for value in ({"a": 1}, {"b": 1}))
     assert not any(allows(prepared.schema, value) for value in ({}, {"a": 1, "b": 1}, {"a": 1, "z": 1}))
 
@@ -148,7 +148,7 @@ def test_union_keeps_the_order_of_properties() -> None:
     """llguidance requires the order of the schema, which models were shown."""
     branches = [{"properties": {"b": {"const": value}}, "required": ["b"]} for value in (1, 2)]
     schema = {"type": "object", "oneOf": branches, "properties": {"a": {"type": "integer"}}}
-    source = {**prepare(schema, close_objects=True).schema}
+    source = {**prepare(schema).schema}
     assert accepts(source, {"b": 1, "a": 1})
     assert not accepts(source, {"a": 1, "b": 1})
 
@@ -162,7 +162,7 @@ def test_objects_of_a_condition_stay_open() -> None:
         "if": {"properties": {"x": inner}, "required": ["x"]},
         "then": {"required": ["y"]},
     }
-    prepared = prepare(schema, close_objects=True)
+    prepared = prepare(schema)
     assert prepared.dropped == ()
     assert all(allows(prepared.schema, value) for value in ({"x": {"k": 1, "v": 2}, "y": 3}, {"x": {"k": 2, "v": 2}}))
     assert not any(allows(prepared.schema, value) for value in ({"x": {"k": 1, "v": 2}}, {"x": {"k": 2, "z": 2}}))
@@ -170,7 +170,7 @@ def test_objects_of_a_condition_stay_open() -> None:
 
 def test_work_for_a_hostile_union_is_bounded() -> None:
     many = {"oneOf": [{"required": [f"p{index}"], "minProperties": index} for index in range(3000)]}
-    assert prepare(many, close_objects=False).rewritten == ()
+    assert prepare(opened(many)).rewritten == ()
 
 
 def test_work_for_nested_conditions_is_bounded() -> None:
@@ -178,7 +178,7 @@ def test_work_for_nested_conditions_is_bounded() -> None:
     many: dict[str, Any] = {"enum": [*range(30_000)]}
     for _ in range(50):
         many = {"if": {"properties": {"a": many}}, "then": {"required": ["b"]}}
-    prepared = prepare(many, close_objects=False)
+    prepared = prepare(opened(many))
     assert (prepared.dropped, prepared.rewritten) == (("if", "then"), ())
 
 
@@ -186,19 +186,19 @@ def test_work_for_nested_counts_is_bounded() -> None:
     many: dict[str, Any] = {"allOf": [{"properties": {f"p{index}": {}}} for index in range(25_000)]}
     for _ in range(20):
         many = {"allOf": [many], "minProperties": 1}
-    prepared = prepare(many, close_objects=True)
+    prepared = prepare(many)
     assert (prepared.dropped, prepared.rewritten) == ((), ())
 
 
 def test_work_for_long_enumerations_is_bounded() -> None:
     many = [{"enum": [*range(start, start + 500)]} for start in range(200)]
-    assert prepare({"oneOf": many}, close_objects=False).rewritten == ()
+    assert prepare(opened({"oneOf": many})).rewritten == ()
 
 
 def test_long_texts_are_not_excluded() -> None:
     """The pattern would nest a group for each character, and llguidance refuses many."""
     schema = {"type": "string", "not": {"const": "a" * 200}}
-    assert prepare(schema, close_objects=False).dropped == ("not",)
+    assert prepare(opened(schema)).dropped == ("not",)
 
 
 KEYWORDS = [
@@ -213,13 +213,10 @@ JSON = st.recursive(
 
 
 @examples(200, sweep=20_000)
-@given(
-    schema=st.dictionaries(st.sampled_from(["oneOf", "not", "if", "then", "properties", "allOf"]), JSON),
-    closes=st.booleans(),
-)
-def test_malformed_schemas_end_in_no_error_of_the_server(schema: Any, closes: bool) -> None:
+@given(schema=st.dictionaries(st.sampled_from(["oneOf", "not", "if", "then", "properties", "allOf"]), JSON))
+def test_malformed_schemas_end_in_no_error_of_the_server(schema: Any) -> None:
     with suppress(GrammarError):
-        prepare(schema, close_objects=closes)
+        prepare(schema)
 
 
 @pytest.mark.parametrize(
@@ -232,18 +229,18 @@ def test_malformed_schemas_end_in_no_error_of_the_server(schema: Any, closes: bo
     ],
 )
 def test_wrong_values_of_keywords_are_left_to_llguidance(schema: Any) -> None:
-    assert isinstance(prepare(schema, close_objects=True).schema, dict)
+    assert isinstance(prepare(schema).schema, dict)
 
 
 def test_complement_of_no_schema_is_dropped() -> None:
-    assert prepare({"not": None}, close_objects=False).dropped == ("not",)
+    assert prepare(opened({"not": None})).dropped == ("not",)
 
 
 def test_numbers_with_a_fraction_are_not_excluded_together() -> None:
     """llguidance takes 1 for a number above 1 and below 1.5."""
     several, one = ({"type": "number", "not": {"enum": values}} for values in ([1, 1.5], [1.5]))
-    assert prepare(several, close_objects=False).dropped == ("not",)
-    assert not allows(prepare(one, close_objects=False).schema, 1.5)
+    assert prepare(opened(several)).dropped == ("not",)
+    assert not allows(prepare(opened(one)).schema, 1.5)
 
 
 NAMES = st.sampled_from("ab")
@@ -299,7 +296,7 @@ REWRITTEN = st.one_of(
 @examples(80, sweep=3000)
 @given(schema=REWRITTEN, values=st.lists(VALUES, min_size=8, max_size=8))
 def test_rewritten_schema_takes_exactly_the_valid_values(schema: Any, values: list[Any]) -> None:
-    prepared = prepare(schema, close_objects=False)
+    prepared = prepare(opened(schema))
     is_exact = not prepared.dropped and '"oneOf"' not in json.dumps(prepared.schema)
     validator = jsonschema.Draft202012Validator(schema)
     for value in values:
@@ -312,7 +309,7 @@ def test_rewritten_schema_takes_exactly_the_valid_values(schema: Any, values: li
 @examples(60, sweep=2000)
 @given(schema=REWRITTEN, values=st.lists(VALUES, min_size=8, max_size=8))
 def test_closed_rewritten_schema_takes_only_valid_values(schema: Any, values: list[Any]) -> None:
-    prepared = prepare(schema, close_objects=True)
+    prepared = prepare(schema)
     if not prepared.dropped and '"oneOf"' not in json.dumps(prepared.schema):
         validator = jsonschema.Draft202012Validator(schema)
         for value in values:
