@@ -84,7 +84,8 @@ class RequestOutput:
       outputs: The choices; one choice of several in a stream of deltas.
       finished: Whether all choices have ended.
       num_cached_tokens: Prompt tokens served from the prefix cache.
-      warnings: Parts of the request that were dropped or ignored, such as keywords of a schema.
+      warnings: Parts of the request that were dropped or ignored, such as keywords of a schema, and a default of
+        `max_tokens` that ended an output with a constraint.
     """
 
     request_id: str
@@ -126,6 +127,10 @@ class OutputBuilder:
         self._warnings = warnings
         self._choices = [DeltaJoiner() for _ in range(num_choices)]
         self._num_unfinished = num_choices
+
+    def warn(self, warning: str) -> None:
+        """Adds a warning to the outputs from now on, unless they have it."""
+        self._warnings = tuple(dict.fromkeys((*self._warnings, warning)))
 
     def add(self, delta: Delta) -> None:
         """Adds the next delta."""

@@ -3,10 +3,11 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 from uuid import uuid4
 
+from ...engine import FinishReason
 from ..errors.request_warnings import request_warnings
 from ..generation import requests
 from ..generation.service import Service
@@ -17,6 +18,12 @@ from .outputs import OutputBuilder, RequestOutput
 from .prompts import ChatOptions, Conversation, Prompt, chat_fields, completion_fields
 from .sampling_params import RequestOutputKind, SamplingParams
 from .states import State
+
+MAX_CONSTRAINED_TOKENS: Final = 16_384
+"""Default of `max_tokens` with an output constraint, in which a model may repeat itself for ever.
+
+Over HTTP, the server's `request_timeout` ends such a request.
+"""
 
 _check: Final = BodyCheck("")
 """Check of fields, in which no model is named."""
@@ -70,11 +77,16 @@ def chat(
 
 @dataclass(frozen=True, slots=True)
 class PreparedRequest:
-    """A request that can be generated."""
+    """A request that can be generated.
+
+    Attributes:
+      limit_warning: Warning if the limit of tokens ends a choice; None if the request or its model sets the limit.
+    """
 
     spec: GenerationSpec
     choices: Sequence[Choice]
     warnings: tuple[str, ...]
+    limit_warning: str | None
 
 
 async def outputs(
@@ -98,6 +110,8 @@ async def outputs(
         async with service.generation(request.id, prepared.choices) as generation:
             async for delta in generation:
                 builder.add(delta)
+                if delta.finish_reason is FinishReason.LENGTH and prepared.limit_warning is not None:
+                    builder.warn(prepared.limit_warning)
                 if kind is not RequestOutputKind.FINAL_ONLY:
                     yield builder.news() if kind is RequestOutputKind.DELTA else builder.so_far()
         if kind is RequestOutputKind.FINAL_ONLY:
@@ -113,8 +127,12 @@ async def prepare(service: Service, request: GenerationRequest) -> PreparedReque
     warnings: list[str] = []
     request_warnings.set(warnings)
     spec = await request.spec(service)
+    needs_limit = spec.constraint is not None and spec.params[0].max_tokens is None
+    if needs_limit:
+        spec = replace(spec, params=[replace(each, max_tokens=MAX_CONSTRAINED_TOKENS) for each in spec.params])
     choices = await service.choices(spec)
-    return PreparedRequest(spec, choices, tuple(warnings))
+    limit_warning = f"max_tokens: the default of {choices[0].params.max_tokens} ended the output"
+    return PreparedRequest(spec, choices, tuple(warnings), limit_warning if needs_limit else None)
 
 
 async def final_output(service: Service, request: GenerationRequest) -> RequestOutput:

@@ -48,8 +48,9 @@ class SamplingParams:
 
     So the defaults of `temperature`, `top_k`, `top_p`, `min_p` and `typical_p` are taken from the checkpoint's
     `generation_config.json`, even if other values are set; vLLM takes its own defaults in that case. `max_tokens` is 16
-    for `generate`, as in vLLM, but unlimited for `chat`, where vLLM's default is 16 too. Types and ranges are checked
-    when an object is made, and again when a request is.
+    for `generate`, as in vLLM, but unlimited for `chat`, where vLLM's default is 16 too. A chat with tools or
+    `structured_outputs` ends after 16,384 tokens, and the output has a warning. Types and ranges are checked when an
+    object is made, and again when a request is.
 
     Attributes:
       n: Number of choices. The prompt is prefilled once.
