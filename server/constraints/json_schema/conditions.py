@@ -67,10 +67,10 @@ class Conditions:
 
     def dependencies(self, node: Mapping[str, Any], key: str) -> Schema:
         """Returns an intersection for the properties that require others or another schema."""
-        rules = node[key]
-        if not isinstance(rules, dict) or len(rules.keys() - {*required(node)}) > _MAX_DEPENDENCIES:
+        rules, always = node[key], required(node) if self._shapes.types(node) == {"object"} else []
+        if not isinstance(rules, dict) or len(rules.keys() - {*always}) > _MAX_DEPENDENCIES:
             raise InexactError
-        return intersection(self._dependency(name, rule, name in required(node)) for name, rule in rules.items())
+        return intersection(self._dependency(name, rule, name in always) for name, rule in rules.items())
 
     def _dependency(self, name: str, rule: Any, is_required: bool) -> Schema:
         there: Schema = {"type": "object", "required": [name]}

@@ -90,6 +90,12 @@ CASES = [
         [{}, {"b": 5}, {"a": 1, "b": 5}],
         [{"a": 1}, {"b": 1}],
     ),
+    (
+        "a required property that needs another type",
+        {"required": ["a"], "dependentSchemas": {"a": {"type": "integer"}}},
+        [1, "x", []],
+        [{}, {"a": 1}],
+    ),
     ("at least one property", {**AB, "minProperties": 1}, [{"a": 1}, {"b": 1}, {"c": 1}, {"a": 1, "b": 1}], [{}]),
     (
         "at most one property",
