@@ -200,6 +200,9 @@ class _Prepared:
     Args:
       schema: JSON schema.
 
+    Raises:
+      GrammarError: No value fits the schema.
+
     Attributes:
       param: Name of the schema in warnings.
       is_strict: Whether a keyword that cannot be enforced is an error.
@@ -210,6 +213,8 @@ class _Prepared:
         self.param, self.is_strict = param, is_strict
         self._schema = schema
         self._prepared = prepare(schema)
+        if self._prepared.schema is None and (is_strict or prepare(schema, rewrites=False).schema is None):
+            raise _unsatisfiable()
         self.rewritten = [f"{param}: {keyword}" for keyword in self._prepared.rewritten]
 
     def warn(self) -> None:
@@ -227,8 +232,14 @@ class _Prepared:
 
         Args:
           rewrites: Whether keywords become unions, which may be too much for llguidance.
+
+        Raises:
+          GrammarError: No value fits the schema.
         """
-        return self._prepared.schema if rewrites else prepare(self._schema, rewrites=False).schema
+        prepared = self._prepared if rewrites else prepare(self._schema, rewrites=False)
+        if prepared.schema is None:
+            raise _unsatisfiable()
+        return prepared.schema
 
 
 class _EnforceableTool(_Prepared):
@@ -260,6 +271,10 @@ def _parsed(schema: str | Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(parsed, dict):
         raise GrammarError("the schema must be a JSON object")
     return parsed
+
+
+def _unsatisfiable() -> GrammarError:
+    return GrammarError("no text can satisfy it")
 
 
 def _refused(param: str, error: GrammarError) -> ApiError:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from .strings import few
+
 UNIONS: Final = ("anyOf", "oneOf")
 BRANCHES: Final = ("allOf", *UNIONS)
 _NONE: Final[tuple[Any, ...]] = (False, {"not": {}}, {"not": True})
@@ -40,8 +42,8 @@ class Cluster:
     """Properties of an object that several subschemas describe together.
 
     Attributes:
-      names: Property names of all subschemas, in order.
-      patterns: Property patterns of all subschemas, in order.
+      names: Property names of all subschemas, in order. A pattern of few names counts as these.
+      patterns: Other property patterns of all subschemas, in order.
       required: Property names that a subschema requires, also if another property is present, in order.
       has_properties: Whether a subschema has `properties`, which may be empty.
       is_open: Whether the `additionalProperties` of a subschema allows some.
@@ -77,9 +79,14 @@ class Cluster:
         spend()
         self.is_open |= node.get("additionalProperties", False) not in _NONE
         self.has_properties |= isinstance(node.get("properties"), dict)
-        for key, names in (("properties", self.names), ("patternProperties", self.patterns)):
-            if isinstance(node.get(key), dict):
-                names |= dict.fromkeys(node[key])
+        if isinstance(node.get("properties"), dict):
+            self.names |= dict.fromkeys(node["properties"])
+        for pattern in node["patternProperties"] if isinstance(node.get("patternProperties"), dict) else ():
+            names = few(pattern)
+            if names is None:
+                self.patterns[pattern] = None
+            else:
+                self.names |= dict.fromkeys(names)
         for listed in _required_lists(node):
             self.required |= {name: None for name in listed if isinstance(name, str)}
         pointer = node.get("$ref")

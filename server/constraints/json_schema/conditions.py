@@ -40,7 +40,7 @@ class Conditions:
           close: Whether the object that the schema describes is closed as a whole.
           branches_close: Whether each branch is closed separately.
         """
-        branches, rest = node["oneOf"], _without(node, "oneOf")
+        branches, rest = node["oneOf"], without(node, "oneOf")
         around = self._preparation.closed(node) if close and not branches_close else True
         excluded = []
         for index, branch in enumerate(branches):
@@ -53,14 +53,14 @@ class Conditions:
 
     def not_(self, node: Mapping[str, Any]) -> Schema:
         """Returns the complement of `not`."""
-        return self._complements.of(node["not"], _without(node, "not"))
+        return self._complements.of(node["not"], without(node, "not"))
 
     def if_(self, node: Mapping[str, Any]) -> Schema:
         """Returns a union for `if`, `then` and `else`."""
         then, other = node.get("then", True), node.get("else", True)
         if then is True and other is True:
             return True
-        fails = self._complements.of(node["if"], _without(node, "if", "then", "else"))
+        fails = self._complements.of(node["if"], without(node, "if", "then", "else"))
         holds = self._preparation.exactly(node["if"])
         branch = self._preparation.branch
         return union([intersection([holds, branch(then)]), intersection([fails, branch(other)])])
@@ -88,7 +88,8 @@ class Conditions:
             return False
 
 
-def _without(node: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+def without(node: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    """Returns a schema without some of its keywords."""
     return {key: value for key, value in node.items() if key not in keys}
 
 

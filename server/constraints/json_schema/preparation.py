@@ -4,7 +4,7 @@ llguidance has no negation, so every enforced keyword narrows the language, and 
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -12,10 +12,12 @@ from typing import Any, Final
 from ..grammar import GrammarError
 from .closing import BRANCHES, Cluster, is_plain_reference, is_plain_union
 from .complement import Complements, Schema
-from .conditions import DEPENDENCIES, Conditions, num_alternatives
+from .conditions import DEPENDENCIES, Conditions, num_alternatives, without
 from .counts import contains, num_properties, unique_items
+from .endings import without_endless
 from .references import References
 from .shapes import InexactError, Shapes, WorkLimit, required
+from .strings import few
 
 _UNENFORCEABLE: Final = frozenset(
     {
@@ -73,12 +75,12 @@ class PreparedSchema:
     """A schema for llguidance.
 
     Attributes:
-      schema: The rewritten schema.
+      schema: The rewritten schema; None if no value fits it.
       dropped: Keywords that llguidance cannot enforce, each once.
       rewritten: Keywords that became unions, which llguidance may find too large, each once.
     """
 
-    schema: Mapping[str, Any]
+    schema: Mapping[str, Any] | None
     dropped: tuple[str, ...]
     rewritten: tuple[str, ...] = ()
 
@@ -99,7 +101,7 @@ def prepare(schema: Mapping[str, Any], *, rewrites: bool = True) -> PreparedSche
     """
     try:
         preparation = _Preparation(schema, rewrites=rewrites)
-        prepared = preparation.whole()
+        prepared = without_endless(preparation.whole())
     except RecursionError:
         raise GrammarError("the schema is nested too deeply") from None
     return PreparedSchema(prepared, tuple(preparation.dropped), tuple(preparation.rewritten))
@@ -130,11 +132,11 @@ class _Preparation:
         complements = Complements(self._shapes, self._target, self.exactly, self._work)
         self._conditions = Conditions(self, self._shapes, complements)
 
-    def whole(self) -> dict[str, Any]:
+    def whole(self) -> Schema:
         """Returns the rewritten schema with its definitions."""
         result = self._schema(self._root, close=self._closes)
         if not isinstance(result, dict):
-            raise GrammarError("no text can satisfy it")
+            return False
         definitions: dict[str, Any] = {}
         while self._pending:  # a definition may refer to others
             name, node, self._resource, close, self._closes = self._pending.pop()
@@ -147,7 +149,7 @@ class _Preparation:
         if node.get("not", _MISSING) in ({}, True):
             return False
         outer, self._resource = self._resource, self._references.resource(node, self._resource)
-        result = self._rewritten(node, close=close)
+        result = self._rewritten(self._with_names(node), close=close)
         self._resource = outer
         return result
 
@@ -162,9 +164,6 @@ class _Preparation:
                 result |= self._keyword(node, key, value, close=close, branches_close=branches_close)
             elif key == "oneOf" and "allOf" not in node:  # keeps its place, which decides the order of properties
                 result["allOf"] = [unions.pop(key)]
-        if named := self._named_properties(node):
-            result |= named
-            self.rewritten["propertyNames"] = None
         if added := [each for each in unions.values() if each is not True]:
             outer = {key: result.pop(key) for key in ("$schema",) if key in result}  # which belongs to a whole schema
             result = {**outer, "allOf": [result, *added]}
@@ -286,8 +285,7 @@ class _Preparation:
         if key == "format" and value not in _FORMATS:
             return {}
         if self._is_dropped(node, key, value):
-            if not (key == "propertyNames" and self._names_of_properties(node) is not None):
-                self.dropped[key] = None
+            self.dropped[key] = None
             return {}
         return {key: value} if key in _ENFORCED else {}
 
@@ -312,15 +310,33 @@ class _Preparation:
             self._pending.append((self._names[key], node, resource, close, self._closes))
         return f"#/$defs/{self._names[key]}"
 
-    def _named_properties(self, node: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns `propertyNames` with names or a pattern as keywords that llguidance enforces; empty otherwise."""
+    def _with_names(self, node: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Returns a schema whose `propertyNames` and patterns of few names became properties.
+
+        After the last of a pattern's names, llguidance would offer another property, and find no name for it.
+        """
         rule = self._names_of_properties(node)
-        if rule is None or "properties" in node or "patternProperties" in node:
-            return {}
-        value = self._value(node.get("additionalProperties", True))
-        if isinstance(rule, str):
-            return {"patternProperties": {rule: value}, "additionalProperties": False}
-        return {"properties": dict.fromkeys(rule, value), "additionalProperties": False}
+        if rule is not None:
+            self.rewritten["propertyNames"] = None
+            value = node.get("additionalProperties", True)
+            node = {**without(node, "propertyNames"), "additionalProperties": False}
+            node |= {"patternProperties": {rule: value}} if isinstance(rule, str) else self._properties({}, rule, value)
+        patterns, properties = node.get("patternProperties"), node.get("properties", {})
+        if not (isinstance(patterns, dict) and isinstance(properties, dict)):
+            return node
+        found = {pattern: names for pattern in patterns if (names := few(pattern)) is not None}
+        for pattern, names in found.items():
+            node = {**node, **self._properties(node.get("properties", {}), names, patterns[pattern])}
+        if others := without(patterns, *found):
+            return {**node, "patternProperties": others}
+        return without(node, "patternProperties")
+
+    def _properties(self, properties: Mapping[str, Any], names: Sequence[str], value: Any) -> dict[str, Any]:
+        """Returns `properties` with further names that share one schema."""
+        if isinstance(value, dict) and len(names) > 1 and not is_plain_reference(value):
+            value = {"$ref": self._references.add(value, self._resource)}
+        both = {name: {"allOf": [properties[name], value]} for name in names if name in properties}
+        return {"properties": {**properties, **dict.fromkeys(names, value), **both}}
 
     def _names_of_properties(self, node: Mapping[str, Any]) -> list[str] | str | None:
         """Returns the allowed property names or their pattern; None if all are allowed or the rule is unsupported."""
@@ -354,6 +370,7 @@ class _Preparation:
     def _cluster(self, node: Mapping[str, Any], spend: Callable[[], None] = lambda: None) -> Cluster:
         cluster = Cluster()
         cluster.collect(node, self._target, spend)
+        cluster.is_open |= "additionalProperties" in node  # which may close it to names of other subschemas
         return cluster
 
     def _target(self, pointer: str) -> Any:

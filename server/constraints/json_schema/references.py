@@ -27,11 +27,18 @@ class References:
         self._root = root
         is_old = str(root.get("$schema")).partition("//json-schema.org/")[2].startswith(_OLD_DRAFTS)
         self._identifier = "id" if is_old else "$id"
+        self._added: dict[str, tuple[Any, Mapping[str, Any]]] = {}
 
     def resource(self, node: Mapping[str, Any], outer: Mapping[str, Any]) -> Mapping[str, Any]:
         """Returns the resource of a subschema, given the resource of the schema around it."""
         uri = node.get(self._identifier)
         return node if isinstance(uri, str) and not uri.startswith("#") else outer
+
+    def add(self, node: Any, resource: Mapping[str, Any]) -> str:
+        """Returns a new reference to a subschema of a resource. No schema has such a reference itself."""
+        pointer = f"#added/{len(self._added)}"
+        self._added[pointer] = node, resource
+        return pointer
 
     def target(self, pointer: str, resource: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
         """Returns the subschema that a reference such as `#/$defs/a` points to, and the resource in which it was found.
@@ -39,6 +46,8 @@ class References:
         Raises:
           GrammarError: The reference has no target.
         """
+        if pointer in self._added:
+            return self._added[pointer]
         if pointer == "#" or pointer.startswith("#/"):
             node = _follow(resource, pointer)
             if node is _MISSING:

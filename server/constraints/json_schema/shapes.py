@@ -82,13 +82,13 @@ class Shapes:
         types = ALL_TYPES
         for part in self.parts(node):
             self._work.spend_values(len(own_values(part) or ()))
-            types &= _own_types(part)
+            types &= own_types(part)
         return types
 
     def implies_type(self, node: Mapping[str, Any]) -> bool:
         """Returns whether the reference or the `anyOf` of a schema allows no other types than its `type`."""
         targets = [{"$ref": node["$ref"]}] if "$ref" in node else node.get("anyOf", [])
-        return bool(targets) and all(self.types(each) <= _own_types({"type": node["type"]}) for each in targets)
+        return bool(targets) and all(self.types(each) <= own_types({"type": node["type"]}) for each in targets)
 
     def values(self, node: Any) -> Sequence[Any] | None:
         """Returns the values that `enum` or `const` names; None if neither does."""
@@ -97,7 +97,7 @@ class Shapes:
 
     def property(self, node: Any, name: str) -> Schema:
         """Returns a schema that the value of a property must fit if the property is present."""
-        return {"allOf": [_named(part, name) for part in self.parts(node)]}
+        return {"allOf": [named(part, name) for part in self.parts(node)]}
 
     def only_names(self, node: Any) -> list[str] | None:
         """Returns the only properties that objects may have; None if they may have others."""
@@ -124,9 +124,9 @@ class Shapes:
     ) -> bool:
         parts = (*ones, *others)
         for name in dict.fromkeys(name for part in parts for name in required(part)):
-            if any(False is _named(part, name) for part in parts):
+            if any(False is named(part, name) for part in parts):
                 return True
-            one, other = ({"allOf": [_named(part, name) for part in side]} for side in (ones, others))
+            one, other = ({"allOf": [named(part, name) for part in side]} for side in (ones, others))
             if self.are_disjoint(one, other, depth + 1):
                 return True
         return False
@@ -182,7 +182,8 @@ def identity(value: Any) -> str:
     return json.dumps(value)
 
 
-def _own_types(node: Mapping[str, Any]) -> frozenset[str]:
+def own_types(node: Mapping[str, Any]) -> frozenset[str]:
+    """Returns the types that a schema itself allows."""
     named = node.get("type", list(ALL_TYPES))
     types = frozenset([named] if isinstance(named, str) else [each for each in named if isinstance(each, str)])
     if "number" in types:
@@ -197,7 +198,7 @@ def _differ(one: Sequence[Any] | None, other: Sequence[Any] | None) -> bool:
     return not {*map(identity, one)} & {*map(identity, other)}
 
 
-def _named(node: Mapping[str, Any], name: str) -> Any:
+def named(node: Mapping[str, Any], name: str) -> Any:
     """Returns the schema that a part has for a property; True if it has none, or only by a pattern."""
     if isinstance(properties := node.get("properties"), dict) and name in properties:
         return properties[name]

@@ -51,6 +51,7 @@ CONSTRAINTS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"regex": "[x]{3}"}, ("xxx",)),
     ({"ebnf": 'root ::= "a" "b"'}, ("ab",)),
 ]
+A_OBJECT = {"type": "object", "required": ["a"]}
 OVERLAPPING = {"oneOf": [{"type": "integer"}, {"type": "number"}]}
 
 
@@ -224,6 +225,7 @@ async def test_responses_have_a_format_of_their_own(client: httpx.AsyncClient, s
         ({"response_format": {"type": "xml"}}, "response_format", "type"),
         ({"response_format": {"type": "json_schema"}}, "response_format", "json_schema"),
         ({"json_schema": {"not": {}}}, "json_schema", "no text can satisfy it"),
+        ({"json_schema": {"properties": {"a": {"$ref": "#"}}, **A_OBJECT}}, "json_schema", "no text can satisfy it"),
         ({"response_format": strictly({"not": {"pattern": "a"}})}, "response_format", "keyword: not"),
         ({"response_format": strictly({"uniqueItems": True})}, "response_format", "keyword: uniqueItems"),
         ({"response_format": strictly(OVERLAPPING)}, "response_format", "oneOf"),

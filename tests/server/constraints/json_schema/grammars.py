@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -59,8 +60,26 @@ def allows(schema: Any, value: Any) -> bool:
     return matcher is not None and any(_takes(matcher, each) for each in orders(value))
 
 
+def random_text(schema: Any, choose: random.Random, max_bytes: int = 500) -> str:
+    """Returns a random text of a schema's grammar, which closes strings soon and fails where nothing may come next."""
+    matcher, text = matcher_of(schema), bytearray()
+    assert matcher is not None
+    while not matcher.is_stopped():
+        mask = int.from_bytes(matcher.compute_bitmask(), "little")
+        allowed = [byte for byte in range(257) if mask >> byte & 1]
+        assert not matcher.is_error(), (bytes(text), matcher.get_error())
+        byte = choose.choice([ord('"')] if ord('"') in allowed and choose.random() < 0.7 else allowed)
+        matcher.consume_token(byte)
+        text += bytes([byte]) if byte < 256 else b""
+        assert len(text) < max_bytes, bytes(text)
+    assert matcher.is_accepting(), bytes(text)
+    return text.decode()
+
+
 def matcher_of(schema: Any) -> LLMatcher | None:
     """Returns a matcher at the start of a schema's grammar; None if no value fits the schema."""
+    if schema is None:
+        return None
     source = "start: %json " + json.dumps({**schema, "x-guidance": STYLE}) + "\n"
     matcher = LLMatcher(TOKENIZER, source, log_level=0)
     if matcher.is_error():

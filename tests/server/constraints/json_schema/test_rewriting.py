@@ -196,6 +196,26 @@ def test_work_for_nested_counts_is_bounded() -> None:
     assert (prepared.dropped, prepared.rewritten) == ((), ())
 
 
+def doubled(depth: int) -> dict[str, Any]:
+    """Returns a schema whose definitions each include the next one twice."""
+    chain = {f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2, "anyOf": [{}, {}]} for i in range(depth)}
+    return {"$ref": "#/$defs/d0", "$defs": {**chain, f"d{depth}": {"type": "object"}}}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        doubled(100),
+        {"allOf": [{"type": "object"}] * 3000, "anyOf": [{"type": "object"}] * 3000},
+        {"allOf": [{"additionalProperties": True}] * 3000, "type": "object", "required": [*map(str, range(9000))]},
+        {"type": "object", "anyOf": [{"enum": [*range(3000)]}] * 3000},
+        {"patternProperties": {f"^({'a?' * 63}){{{n}}}$": {} for n in range(300)}},
+    ],
+)
+def test_work_to_find_endless_values_is_bounded(schema: Any) -> None:
+    assert isinstance(prepare(schema, rewrites=False).schema, dict)
+
+
 def test_work_for_long_enumerations_is_bounded() -> None:
     many = [{"enum": [*range(start, start + 500)]} for start in range(200)]
     assert prepare(opened({"oneOf": many})).rewritten == ()
