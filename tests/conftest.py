@@ -15,7 +15,7 @@ import sweeps
 from databases import KINDS, PostgresqlServer, postgresql_server
 from seconds_by_file import SecondsByFile
 from suites import SUITES, expression, unnamed_skips
-from workers import BITS, FIRST, OPTIMIZED, SharedScheduling, shuffled
+from workers import BITS, FIRST, FULL, OPTIMIZED, SharedScheduling, shuffled
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before anything imports jax
 os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
@@ -57,8 +57,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharedSchedu
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.nodeid.startswith(BITS):
-            item.add_marker("bits")
+        for marker, paths in (("bits", BITS), ("full", FULL)):
+            if item.nodeid.startswith(paths):
+                item.add_marker(marker)
     if order := os.environ.get("TEST_ORDER"):
         items[:] = shuffled(items, order)
     items.sort(key=lambda item: not item.nodeid.startswith(FIRST))

@@ -77,6 +77,34 @@ OPTIMIZED: Final = (
 """Beginnings of the paths of files that compile as servers do: those that compare bits, and those whose programs are
 large. Other tests compile without most optimizations, which takes half as long."""
 
+FULL: Final = (
+    "tests/e2e/test_adapters.py",
+    "tests/e2e/test_backups.py",
+    "tests/e2e/test_demo_state.py",
+    "tests/e2e/test_features.py",
+    "tests/e2e/test_fleet_upgrades.py",
+    "tests/e2e/test_idle_connections.py",
+    "tests/e2e/test_key_heads_http.py",
+    "tests/e2e/test_moved_chats.py",
+    "tests/e2e/test_predictions_http.py",
+    "tests/e2e/test_reloads.py",
+    "tests/e2e/test_store_at_start.py",
+    "tests/e2e/test_stored_usage.py",
+    "tests/e2e/test_tls.py",
+    "tests/e2e/test_unix_socket.py",
+    "tests/engine/test_kernel_checks.py",
+    "tests/engine/test_numbers_of_slots.py",
+    "tests/engine/test_speculation.py",
+    "tests/engine/test_toy_layer.py",
+    "tests/engine/worker/test_int8_window.py",
+    "tests/engine/worker/test_many_key_heads.py",
+    "tests/kernels/test_pallas",
+    "tests/kernels/test_races.py",
+    "tests/tools/test_train_demo.py",
+)
+"""Beginnings of the paths of files that compile large programs, interpret kernels or start servers of their own, and
+test more closely what others reach; marked `full`. The default run leaves them out."""
+
 FIRST: Final = "tests/robust/test_soak.py"
 """Path of a file that takes two minutes on any machine, and so would end last."""
 
