@@ -223,6 +223,9 @@ STATE_FILES = (
 STATE_NAMES = re.compile(r"(^|_)(taps|rings?)(_|$)|^(h|conv)$|lru_width")
 """Names of the parts of Griffin's states and of their sizes."""
 
+IMPURE = re.compile(r"\b(import|from) (time|datetime|random|secrets|threading|asyncio)\b|\b(np|numpy)\.random\b")
+"""Imports and names by which code gets a clock, threads or random numbers, as scheduling does not."""
+
 KERNEL_CHOICES = re.compile(
     r"isinstance\([^()]*\b(Int8Matrix|Packed\w+)\b|\bis_native\b|\bhas_(int8_)?kernel\b|pallas_[a-z]+ import"
 )
@@ -506,6 +509,16 @@ def test_public_classes_have_names_of_their_own() -> None:
 def test_the_engine_knows_no_batch_files() -> None:
     found = lines_with(BATCH_FILES, sources(), "engine")
     assert not found, "\n".join(["", *found])
+
+
+def test_scheduling_has_no_clock_thread_or_randomness() -> None:
+    found = lines_with(IMPURE, sources(), "engine/scheduling")
+    assert not found, "\n".join(["", *found])
+
+
+@pytest.mark.parametrize("line", ["import time", "from random import Random", "draw = np.random.default_rng(0)"])
+def test_a_clock_or_a_random_number_in_scheduling_is_seen(line: str) -> None:
+    assert lines_with(IMPURE, {"engine/scheduling/x.py": line}, "engine/scheduling")
 
 
 def test_the_engine_chooses_no_kernel() -> None:

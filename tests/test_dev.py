@@ -1,5 +1,6 @@
 """dev.py: which Python it picks, when it installs, what it says when it cannot. Nothing is installed here."""
 
+import ast
 import importlib.util
 import json
 import os
@@ -27,6 +28,12 @@ def load_dev() -> ModuleType:
 
 
 dev = load_dev()
+
+
+def test_it_has_the_syntax_of_python_3_8() -> None:
+    """Annotations may be newer, as nobody evaluates them."""
+    tree = ast.parse((ROOT / "dev.py").read_text(), feature_version=(3, 8))
+    assert any(isinstance(node, ast.ImportFrom) and node.module == "__future__" for node in tree.body)
 
 
 # --- uv, and which Python

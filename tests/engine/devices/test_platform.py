@@ -12,6 +12,7 @@ from roost.engine.devices.platform import (
     gpu_platform,
     gpu_warning,
     int8_window_warning,
+    numerics,
 )
 from roost.engine.types.errors import ConfigError
 from roost.engine.types.mesh import ONE_DEVICE, MeshShape
@@ -53,3 +54,11 @@ def test_weights_are_taken_into_account_before_they_are_loaded() -> None:
     assert affordable_slots(2**10, 0, CPU) == CPU.max_slots
     with pytest.raises(ConfigError, match="memory left for slots is 0 B"):
         affordable_slots(2**10, 2**60, CPU)
+
+
+def test_bits_of_states_are_those_of_the_processor_and_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {numerics(), numerics()}
+    for name, value in (("instruction_sets", ("avx2",)), ("chosen_products", "others")):
+        monkeypatch.setattr(native, name, lambda value=value: value)
+        found.add(numerics())
+    assert len(found) == 3

@@ -137,6 +137,15 @@ def test_each_kind_of_error_occurs_in_the_server() -> None:
     assert used == {name for name, value in vars(kinds).items() if isinstance(value, kinds.ErrorKind)}
 
 
+@pytest.mark.parametrize("text", ["a\nb\r\x00\u2028", "a" * 5000])
+def test_a_message_is_one_line_of_bounded_length(text: str) -> None:
+    """Also the name of a field, which may be the client's."""
+    error = bad_value(text, text).body["error"]
+    for each in (error["message"], str(error["param"])):
+        assert each.isprintable()
+        assert len(each) <= 1000
+
+
 def test_a_client_that_has_to_wait_is_told_for_how_long() -> None:
     for kind in kinds.KINDS:
         if kind.status in (429, 503):

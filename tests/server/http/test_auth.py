@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,7 +12,8 @@ from fake_server import until
 from roost.server.app import create_app
 from roost.server.generation.service import Service
 from roost.server.http.api_keys import ApiKeys
-from roost.server.http.auth import Access
+from roost.server.http.auth import Access, load_access, reload_keys
+from roost.server.settings import load_settings
 
 KEYS = ApiKeys(["alice:a", "bob:b"])
 
@@ -135,6 +137,26 @@ async def test_request_without_a_known_key_is_refused(locked: httpx.AsyncClient,
 async def test_request_with_a_known_key_passes(locked: httpx.AsyncClient) -> None:
     for given in ("Bearer sesame", "bearer sesame"):
         assert (await locked.get("/v1/models", headers={"authorization": given})).status_code == 200
+
+
+async def test_removed_key_is_refused_and_its_running_requests_end_as_usual(
+    service: Service, engine: FakeEngine, tmp_path: Path
+) -> None:
+    path = tmp_path / "keys"
+    path.write_text("alice:a\n")
+    settings = load_settings({"api_key_file": str(path)})
+    access = load_access(settings, None)
+    async with client_of(service, access) as client:
+        engine.gate.clear()
+        body = {"prompt": "a", "max_tokens": 3, "stream": True}
+        running = asyncio.create_task(client.post("/v1/completions", json=body, headers=key_of("alice")))
+        await until(lambda: engine.running)
+        path.write_text("bob:b\n")
+        reload_keys(access, settings)
+        statuses = [(await client.get("/v1/models", headers=key_of(name))).status_code for name in ("alice", "bob")]
+        assert statuses == [401, 200]
+        engine.gate.set()
+        assert (await running).text.endswith("data: [DONE]\n\n")
 
 
 async def test_probes_need_no_key(locked: httpx.AsyncClient) -> None:
