@@ -149,7 +149,8 @@ PROFILE_IN_PROGRESS: Final = ErrorKind(
 REQUEST_TOO_LARGE: Final = ErrorKind(
     413,
     "request_too_large",
-    "The body is larger than `--max-body-bytes`, or the request would hold more memory than all requests may.",
+    "The body is larger than `--max-body-bytes`, or names or packs more than that; or the request would hold more "
+    "memory than all requests may.",
     _SMALLER,
 )
 BODY_ENCODED: Final = ErrorKind(

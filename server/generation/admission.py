@@ -5,7 +5,8 @@ memory to a tenant, in budgets that all tenants share, and gives long work its t
 """
 
 import gc
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from hashlib import blake2b
 from typing import Any, Final
@@ -139,6 +140,21 @@ class Admission:
         if self._kept is not None:
             self._kept.reserve(self.owner, num_bytes)
             self.num_kept += num_bytes
+
+    @asynccontextmanager
+    async def holding(self, num_bytes: int) -> AsyncGenerator[None]:
+        """Charges bytes until the end of the `with` block.
+
+        Raises:
+          ApiError: The budget is exhausted.
+        """
+        await self.keep(num_bytes)
+        try:
+            yield
+        finally:
+            if self._kept is not None:
+                self._kept.release(self.owner, num_bytes)
+                self.num_kept -= num_bytes
 
     async def settle(self) -> None:
         """Ends the charges. The work must not charge anything after this."""

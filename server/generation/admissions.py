@@ -38,6 +38,8 @@ class Admissions:
 
     Attributes:
       max_body_bytes: Maximum bytes of one body.
+      max_expanded_bytes: Maximum bytes of what one body names, such as a stored conversation: as for the body itself,
+        but not less than by default.
       max_kept_bytes: Maximum bytes that all work may hold; preemptible work has a separate budget of the same size.
       workers: Threads for long work.
       preemptible: Open preemptible work.
@@ -47,6 +49,7 @@ class Admissions:
         self, max_body_bytes: int = MAX_BODY_BYTES, max_kept_bytes: int = MAX_KEPT_BYTES, tenants: int = 1
     ) -> None:
         self.max_body_bytes = max_body_bytes
+        self.max_expanded_bytes = max(MAX_BODY_BYTES, max_body_bytes)
         self.max_kept_bytes = max(max_kept_bytes, _LARGEST_REQUESTS * _GROWTH * max_body_bytes)
         self.workers = Workers(tenants)
         self._raw = ByteBudget(_MAX_RAW_BODIES * max_body_bytes, tenants)

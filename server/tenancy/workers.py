@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from typing import Any, Final
 
 from .tenant import tenant
@@ -16,6 +16,34 @@ from .turns import Turns
 
 _NUM_THREADS: Final = 3
 """Number of threads. They share one interpreter, so more threads would only take more memory."""
+
+
+class _Caller:
+    """Caller of a function that runs on a thread.
+
+    Attributes:
+      is_gone: Whether the caller was cancelled.
+    """
+
+    is_gone = False
+
+
+_caller: Final[ContextVar[_Caller | None]] = ContextVar("caller", default=None)
+
+
+class CallerGoneError(RuntimeError):
+    """The function's caller was cancelled, so nobody waits for its result."""
+
+
+def check_caller() -> None:
+    """Ends a function whose caller was cancelled. Long functions call it between their steps.
+
+    Raises:
+      CallerGoneError: The caller was cancelled.
+    """
+    caller = _caller.get()
+    if caller is not None and caller.is_gone:
+        raise CallerGoneError
 
 
 class WorkersClosedError(RuntimeError):
@@ -51,10 +79,15 @@ class Workers:
         if self._is_closed:
             raise WorkersClosedError
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        context = copy_context()
+        context, caller = copy_context(), _Caller()
+        context.run(_caller.set, caller)
         self._waiting.add(tenant.get(), (done, lambda: context.run(work)))
         self._start()
-        return await done
+        try:
+            return await done
+        except asyncio.CancelledError:
+            caller.is_gone = True
+            raise
 
     def close(self) -> None:
         """Fails waiting and later calls. Running functions continue."""

@@ -1,6 +1,6 @@
 """Converts a body of `/v1/responses` to a spec."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from ....engine import SamplingParams
 from ...constraints.grammar import OBJECT_SCHEMA
@@ -12,9 +12,8 @@ from ...generation.spec import GenerationSpec
 from ...generation.state_store import StoredState
 from ...schemas.sampling_fields import sampling_params
 from ...schemas.tools import OtherTool
-from ...text.conversation import ConversationMessage, ToolOptions
+from ...text.conversation import ToolOptions
 from .body import LOGPROBS, ResponseBody
-from .input_items import ItemReference, ResponseItem
 from .prompt_fields import PromptFields
 
 
@@ -54,28 +53,6 @@ def generation_spec(
         queue_timeout_s=body.queue_timeout,
         timeout_s=body.timeout,
     )
-
-
-def input_messages(body: PromptFields, referred: Mapping[str, ConversationMessage]) -> list[ConversationMessage]:
-    """Returns the messages of the input.
-
-    Args:
-      referred: Messages of the stored items that the input refers to, by the items' ids.
-    """
-    if isinstance(body.input, str):
-        return [ConversationMessage("user", body.input)]
-    return messages_of(body.input, referred)
-
-
-def messages_of(
-    items: Sequence[ResponseItem], referred: Mapping[str, ConversationMessage]
-) -> list[ConversationMessage]:
-    """Returns the messages of items; see `input_messages`."""
-    return [
-        message
-        for item in items
-        for message in ([referred[item.id]] if isinstance(item, ItemReference) else item.as_messages())
-    ]
 
 
 def tool_options(body: PromptFields) -> ToolOptions:

@@ -2,8 +2,7 @@
 
 import asyncio
 import logging
-import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import batched
@@ -21,7 +20,7 @@ from ...generation.admission import admission
 from ...generation.delta import Delta
 from ...tenancy.tenant import tenant
 from ...text.conversation import ConversationMessage
-from . import claim_table, event_table, expiry_table, response_table
+from . import claim_table, event_table, expiry_table, part_table, response_table
 from .appends import Append, run_all
 from .checkpoint_files import CheckpointFiles
 from .conversations.durable_conversations import DurableConversations
@@ -29,8 +28,9 @@ from .conversations.records import Item, Turn
 from .conversations.store import locked
 from .log_followers import LogFollowers
 from .logged_delta import pack_delta
+from .part_table import RESPONSE_ID
 from .records import CheckpointReference, Claim, Job, Lease, LogEnd, LogEntry, ResponseRecord
-from .response_store import ResponseLog, ResponseStore, StoredResponse, pack
+from .response_store import ResponseLog, ResponseStore, StoredPart, StoredResponse, pack
 from .response_table import LEASE_S
 from .stats import StoreStats
 
@@ -54,8 +54,6 @@ _LAST_S: Final = 1.0
 
 _OWNER_S: Final = 2 * LEASE_S
 """Seconds for which an owner tries to write. Its lease has ended by then, so others may continue the response."""
-
-_RESPONSE_ID: Final = re.compile("resp_[0-9a-f]{32}")
 
 _logger = logging.getLogger(__name__)
 
@@ -184,11 +182,19 @@ class DurableResponses(ResponseStore):
             _logger.warning(text, len(failures), len(streams), failures[0])
 
     async def find(self, response_id: str) -> StoredResponse | None:
-        if not _RESPONSE_ID.fullmatch(response_id):
+        if not RESPONSE_ID.fullmatch(response_id):
             return None
         owner = tenant.get()
         found = await self._database.run(lambda each: response_table.find(each, owner, response_id), timeout_s=REPLY_S)
         return None if found is None else stored_response(found)
+
+    async def sizes(self, parts: Collection[StoredPart]) -> Mapping[StoredPart, tuple[int, int]]:
+        read = partial(part_table.sizes, tenant=tenant.get(), parts=parts)
+        return await self._database.run(read, timeout_s=REPLY_S)
+
+    async def contents(self, parts: Collection[StoredPart]) -> Mapping[StoredPart, Sequence[bytes]]:
+        read = partial(part_table.contents, tenant=tenant.get(), parts=parts)
+        return await self._database.run(read, timeout_s=REPLY_S)
 
     async def seize(self, response_id: str) -> "tuple[DurableLog, int] | None":
         seize = partial(claim_table.seize, owner=self._replica, tenant=tenant.get(), response_id=response_id)

@@ -1,12 +1,13 @@
 """Input items of responses: their schemas, and the items of a stored response's input."""
 
 import base64
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Final, Literal, get_args
 from uuid import uuid4
 
-from pydantic import Discriminator, PrivateAttr, Tag, TypeAdapter, model_validator
+from pydantic import Discriminator, Tag, TypeAdapter
 
 from ...generation.admission import admission
 from ...generation.prompts import message_text
@@ -19,7 +20,7 @@ from ...schemas.generation_fields import RefusalPart, kind_of_part
 from ...schemas.tools import FunctionName
 from ...text.conversation import ConversationMessage, FunctionCall
 from .field_rules import ITEM_RULES
-from .response_store import StoredResponse
+from .response_store import STATE_ROLE
 
 
 class ResponseTextPart(TextOnly):
@@ -216,26 +217,26 @@ class CompactionItem(Fields):
     encrypted_content: str
     """Content as `/v1/responses/compact` returned it."""
 
-    _items: list[OwnItem] = PrivateAttr(default_factory=list)
-
-    @model_validator(mode="after")
-    def _is_whole(self) -> "CompactionItem":
-        if self.is_own:
-            try:
-                content = base64.b64decode(self.encrypted_content.removeprefix(_COMPACTED), validate=True)
-                self._items = _OWN_ITEMS.validate_python(admission.get().parse_now(content))
-            except ValueError:
-                raise ValueError("encrypted_content is damaged: send it as /v1/responses/compact returned it") from None
-        return self
-
     @property
     def is_own(self) -> bool:
         """Whether this server made the item."""
         return is_own_compaction(self.encrypted_content)
 
+    def unpacked(self) -> list[Any]:
+        """Returns the items that were compacted, which are not validated yet.
+
+        Raises:
+          ValueError: The content is damaged.
+        """
+        content = base64.b64decode(self.encrypted_content.removeprefix(_COMPACTED), validate=True)
+        items = admission.get().parse_now(content)
+        if not isinstance(items, list):
+            raise ValueError("the content is not a list")
+        return items
+
     def as_messages(self) -> list[ConversationMessage]:
-        """Returns the messages that were compacted."""
-        return [message for item in self._items for message in item.as_messages()]
+        """Returns no message; `expansion` has those of the server's own item."""
+        return []
 
 
 def compaction_of(messages: Sequence[ConversationMessage]) -> dict[str, Any]:
@@ -260,21 +261,44 @@ ResponseItem = Annotated[
 ]
 
 
-def page(stored: StoredResponse, limit: int, order: Order, after: str | None) -> dict[str, Any]:
-    """Returns one page of the items, including items of previous responses. The ids are always the same.
+def own_messages(items: Sequence[Any]) -> list[ConversationMessage]:
+    """Returns the messages of items that this server has made, one for each.
+
+    Raises:
+      ValueError: An item is damaged.
+    """
+    return [message for item in _OWN_ITEMS.validate_python(items) for message in item.as_messages()]
+
+
+def page(
+    response_id: str, messages: Sequence[ConversationMessage], limit: int, order: Order, after: str | None
+) -> dict[str, Any]:
+    """Returns one page of the items of a response's input, including items of previous responses.
 
     Raises:
       ApiError: No item has the id `after`.
     """
-    items = input_items(stored)
+    items = items_with_ids(response_id, messages, is_input=True)
     return page_of(items, limit, order, after, id_of=lambda item: str(item["id"]), describe=lambda item: item)
 
 
-def input_items(stored: StoredResponse) -> list[dict[str, Any]]:
-    """Returns the items, those of previous responses included."""
-    suffix = stored.id.removeprefix("resp_")
-    items = [item for message in stored.input_messages() for item in items_of_message(message)]
-    return [{**item, "id": f"{item['id']}_{suffix}_{place}"} for place, item in enumerate(items)]
+def items_with_ids(
+    response_id: str, messages: Sequence[ConversationMessage], *, is_input: bool
+) -> list[dict[str, Any]]:
+    """Returns the items of a response's input or output with their ids, which are always the same.
+
+    Args:
+      messages: All messages before the response's own, or the response's own.
+    """
+    name = response_id.removeprefix("resp_")
+    items = [item for message in messages if message.role != STATE_ROLE for item in items_of_message(message)]
+    if is_input:
+        return [{**item, "id": f"{item['id']}_{name}_{place}"} for place, item in enumerate(items)]
+    calls = itertools.count()
+    return [
+        {**item, "id": f"fc_{name}_c{next(calls)}" if item["type"] == "function_call" else f"{item['id']}_{name}"}
+        for item in items
+    ]
 
 
 def items_of_message(message: ConversationMessage) -> Iterator[dict[str, Any]]:

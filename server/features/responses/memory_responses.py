@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ from .conversations.records import Item, Turn
 from .conversations.store import locked
 from .event_log import EventLog
 from .records import Job
-from .response_store import ResponseLog, ResponseStore, StoredResponse, pack
+from .response_store import ResponseLog, ResponseStore, StoredPart, StoredResponse, pack
 
 type _Key = tuple[str, str]
 """Tenant and response id."""
@@ -83,6 +83,30 @@ class MemoryResponses(ResponseStore):
     async def find(self, response_id: str) -> StoredResponse | None:
         entry = self._stored.get(_key(response_id))
         return None if entry is None else entry.stored
+
+    async def sizes(self, parts: Collection[StoredPart]) -> Mapping[StoredPart, tuple[int, int]]:
+        return {
+            part: (len(texts) if part.kind == "conversation" else 0, sum(map(len, texts)))
+            for part, texts in self._contents(parts).items()
+        }
+
+    async def contents(self, parts: Collection[StoredPart]) -> Mapping[StoredPart, Sequence[bytes]]:
+        return self._contents(parts)
+
+    def _contents(self, parts: Collection[StoredPart]) -> Mapping[StoredPart, Sequence[bytes]]:
+        found = {part: texts for part in parts if (texts := self._texts(part)) is not None}
+        items = self.conversations.items({part.id for part in parts if part.kind == "item"})
+        return found | {StoredPart("item", item.id): [item.text] for item in items}
+
+    def _texts(self, part: StoredPart) -> Sequence[bytes] | None:
+        if part.kind == "item":
+            return None
+        if part.kind == "conversation":
+            return self.conversations.texts(part.id)
+        entry = self._stored.get(_key(part.id))
+        if entry is None:
+            return None
+        return [entry.stored.history if part.kind == "history" else entry.stored.output]
 
     async def seize(self, response_id: str) -> None:
         """Returns None: responses in memory have no other replicas."""

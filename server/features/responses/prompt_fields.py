@@ -1,6 +1,6 @@
 """Fields of `/v1/responses` that determine the prompt, and bodies that have them, too."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, Tag, field_validator, model_validator
@@ -10,7 +10,7 @@ from ...schemas.field_rules import FieldRules
 from ...schemas.tools import MAX_TOOLS, OtherTool
 from ...text.conversation import ToolOptions
 from .field_rules import COUNT_RULES, TEXT_OPTIONS_RULES
-from .input_items import CompactionItem, ItemReference, OtherItem, ResponseItem, is_own_compaction
+from .input_items import CompactionItem, MessageItem, OtherItem, ResponseItem, is_own_compaction
 from .tools import AnyResponseTool, ResponseAllowedTools, ResponseNamedTool, ResponseTool, ResponseToolChoice
 
 
@@ -135,9 +135,9 @@ class PromptFields(Body):
         return ToolOptions(tools, choice, parallel=parallel)
 
     @property
-    def references(self) -> list[str]:
-        """Ids of the stored items to which the input refers."""
-        return [item.id for item in self.input if isinstance(item, ItemReference)]
+    def items(self) -> Sequence[ResponseItem]:
+        """Items of the input. A text is a message of the user."""
+        return [MessageItem(role="user", content=self.input)] if isinstance(self.input, str) else self.input
 
     @property
     def dropped(self) -> Iterator[str]:

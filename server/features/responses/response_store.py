@@ -2,10 +2,9 @@
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, NamedTuple
 
 from pydantic import TypeAdapter
 
@@ -18,9 +17,6 @@ from ...text.conversation import ConversationMessage
 from .conversations.records import Item, Turn
 from .conversations.store import ConversationStore
 from .records import Job
-
-_LONG: Final = 64 * 2**10
-"""Bytes of JSON above which a worker thread parses it, which takes about a millisecond."""
 
 STATE_ROLE: Final = "state"
 """Role of a history's first message if its content is the id of a saved state, which the other messages continue."""
@@ -50,29 +46,20 @@ class StoredResponse:
     is_streamed: bool = False
     turn: Turn | None = None
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the messages before its own."""
-        return len(self.history)
 
-    def input_messages(self) -> list[ConversationMessage]:
-        """Returns all messages before the response's own, except those in a saved state."""
-        return [message for message in _unpack(self.history) if message.role != STATE_ROLE]
-
-    def conversation(self) -> list[ConversationMessage]:
-        """Returns the messages that another response continues. The first may have `STATE_ROLE`."""
-        return [*_unpack(self.history), *_unpack(self.output)]
+type PartKind = Literal["history", "output", "conversation", "item"]
+"""The history or the output of a response, all items of a conversation, or an item of any conversation."""
 
 
-class Earlier(Protocol):
-    """Messages of a stored response or of a conversation that a new response continues."""
+class StoredPart(NamedTuple):
+    """Key of something in the store that bodies name.
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of their JSON."""
+    Attributes:
+      id: Id of the response, the conversation or the item.
+    """
 
-    def conversation(self) -> list[ConversationMessage]:
-        """Returns the messages."""
+    kind: PartKind
+    id: str
 
 
 class ResponseLog(ABC):
@@ -134,7 +121,7 @@ class ResponseStore(ABC):
 
     Attributes:
       conversations: Conversations, which are kept in the same place.
-      locks: Locks under which a tenant's long conversations are unpacked, one at a time.
+      locks: Locks under which a tenant's long expansions are made, one at a time.
     """
 
     def __init__(self, conversations: ConversationStore) -> None:
@@ -186,6 +173,17 @@ class ResponseStore(ABC):
         """Returns a response of the current tenant; None if it does not exist."""
 
     @abstractmethod
+    async def sizes(self, parts: Collection[StoredPart]) -> Mapping[StoredPart, tuple[int, int]]:
+        """Returns the numbers of items and of bytes of those parts of the current tenant that exist.
+
+        The number of items is known of conversations only, and 0 for other parts.
+        """
+
+    @abstractmethod
+    async def contents(self, parts: Collection[StoredPart]) -> Mapping[StoredPart, Sequence[bytes]]:
+        """Returns the contents of those parts that exist: packed messages, or the JSON of each item."""
+
+    @abstractmethod
     async def seize(self, response_id: str) -> tuple[ResponseLog, int] | None:
         """Takes a running response from another replica, in order to end it within the current task.
 
@@ -213,39 +211,8 @@ class ResponseStore(ABC):
         """
         stored = await self.find(response_id)
         if stored is None:
-            raise ApiError(kinds.NO_SUCH_OBJECT, f"there is no stored response with the id {response_id!r}")
+            raise no_response(response_id)
         return stored
-
-    async def previous(self, previous_response_id: str | None) -> StoredResponse | None:
-        """Returns the response that another continues.
-
-        Raises:
-          ApiError: 400, no response has this id.
-        """
-        if previous_response_id is None:
-            return None
-        stored = await self.find(previous_response_id)
-        if stored is None:
-            raise ApiError(
-                kinds.NO_PREVIOUS_RESPONSE,
-                f"there is no stored response with the id {previous_response_id!r}",
-                param="previous_response_id",
-            )
-        return stored
-
-    @asynccontextmanager
-    async def unpacked(self, previous: Earlier | None) -> AsyncGenerator[list[ConversationMessage]]:
-        """Yields the messages that a response continues, or none, for as long as the `with` block needs them.
-
-        A tenant has at most one long conversation unpacked at a time, since a small request may name one.
-        """
-        if previous is None:
-            yield []
-        elif previous.num_bytes < _LONG:
-            yield previous.conversation()
-        else:
-            async with self.locks.hold():
-                yield await admission.get().run(previous.conversation, is_long=True)
 
     async def delete(self, response_id: str) -> None:
         """Deletes a response.
@@ -257,10 +224,21 @@ class ResponseStore(ABC):
         await self.remove(response_id)
 
 
+def no_response(response_id: str) -> ApiError:
+    """Returns a 404 for a response."""
+    return ApiError(kinds.NO_SUCH_OBJECT, f"there is no stored response with the id {response_id[:100]!r}")
+
+
 def pack(messages: Sequence[ConversationMessage]) -> bytes:
     """Returns messages in the encoding in which they are stored."""
     return _MESSAGES.dump_json(list(messages), exclude_defaults=True)
 
 
-def _unpack(packed: bytes) -> list[ConversationMessage]:
+def unpack(packed: bytes) -> list[ConversationMessage]:
+    """Returns the messages of `pack`."""
     return _MESSAGES.validate_python(admission.get().parse_stored(packed))
+
+
+def num_messages(packed: bytes) -> int:
+    """Returns the number of messages of `pack`, without unpacking them. Quotation marks in texts are escaped."""
+    return packed.count(b'"role":')

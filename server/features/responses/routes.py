@@ -1,6 +1,7 @@
 """`/v1/responses`: OpenAI's newer chat API, in which the server stores responses."""
 
-from collections.abc import AsyncGenerator, Sequence
+import sys
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -20,25 +21,26 @@ from ...http.openapi import streamable, success
 from ...http.paging import After, Limit, QueryOrder
 from ...http.response_parts import to_json
 from ...http.routes import JsonRoute, ReadyService
-from ...http.streaming import EventStream, choices_of, respond
+from ...http.streaming import EventStream, choices_of, respond, until_disconnect
 from ...openai.response_schemas import DeletedObject, ItemList
 from ...openai.schemas import check_stream_options
+from ...schemas.base import MAX_MESSAGES
 from ...text.chat_template import Ending
 from ...text.conversation import Conversation, ConversationMessage
 from .background_responses import BackgroundRun, encoded, end_early, job_of
 from .body import ResponseBody
 from .builder import TYPED_EVENTS, ResponsesBuilder, compacted, new_response_id, usage_of
-from .conversations.items import StoredItems, new_items, output_items
-from .conversations.records import Turn
-from .conversations.store import locked, no_conversation
-from .conversion import generation_options, generation_spec, input_messages, tool_options
+from .conversations.items import new_items, output_items
+from .conversations.records import Item, Turn
+from .conversations.store import locked
+from .conversion import generation_options, generation_spec, tool_options
 from .durable_responses import DurableResponses
+from .expansion import MAX_ADDED, Room, expanded
 from .input_items import compaction_of, page
 from .open_responses import OpenResponses, Responses
 from .prompt_fields import CompactBody, InputTokensBody, PromptFields
-from .referenced_items import referenced_messages
 from .response_schemas import CompactedInput, InputTokens, ResponseEvent, ResponseObject
-from .response_store import STATE_ROLE, Earlier, StoredResponse, pack
+from .response_store import STATE_ROLE, StoredPart, StoredResponse, no_response, pack
 from .resumable_stream import ResumableBuilder
 
 router = APIRouter(route_class=JsonRoute)
@@ -59,7 +61,8 @@ async def create_response(
         return Response(earlier.response, media_type="application/json")
     async with AsyncExitStack() as resources:
         await resources.enter_async_context(responses.store.conversations.locked(body.conversation_id, response_id))
-        prepared = await _prepare(body, responses, response_id)
+        async with until_disconnect(request.receive):
+            prepared = await _prepare(body, responses, response_id)
         if body.background:
             return await _create_background(body, responses, prepared, request)
         builder, spec = _builder(body, responses, prepared), prepared.spec
@@ -155,6 +158,7 @@ async def get_response(
     if not stream:
         if starting_after is not None:
             raise bad_value("starting_after", "starting_after needs stream=true")
+        await admission.get().keep(len(stored.response))
         return Response(stored.response, media_type="application/json")
     if not stored.is_streamed:
         raise bad_value("stream", "only responses made with background: true and stream: true can be streamed again")
@@ -165,13 +169,21 @@ async def get_response(
 async def list_input_items(
     response_id: str,
     responses: Responses,
+    request: Request,
     limit: Limit = 20,
     order: QueryOrder = "desc",
     after: After = None,
 ) -> Response:
     """Lists the input of a response, the conversation that it continues included."""
-    stored = await responses.store.get(response_id)
-    return json_response(await responses.service.workers.run(lambda: page(stored, limit, order, after)))
+    history, room = StoredPart("history", response_id), Room(sys.maxsize, sys.maxsize)
+    if history not in await responses.store.sizes({history}):
+        raise no_response(response_id)
+    async with (
+        until_disconnect(request.receive),
+        expanded(responses.store, room, "input", [], {history: "response_id"}) as (messages, _),
+    ):
+        found = await responses.service.workers.run(lambda: page(response_id, messages, limit, order, after))
+        return json_response(found)
 
 
 @router.post("/v1/responses/{response_id}/cancel", responses=success(ResponseObject))
@@ -230,16 +242,16 @@ async def replay(events: AsyncGenerator[bytes | None], number: int) -> AsyncGene
 
 
 @router.post("/v1/responses/input_tokens", responses=success(InputTokens))
-async def count_input_tokens(body: InputTokensBody, responses: Responses) -> InputTokens:
+async def count_input_tokens(body: InputTokensBody, responses: Responses, request: Request) -> InputTokens:
     """Counts the prompt tokens of a response that the same request would create."""
-    async with _prompt(body, responses) as found:
+    async with until_disconnect(request.receive), _prompt(body, responses) as found:
         return InputTokens(object="response.input_tokens", input_tokens=len(found.prompt.token_ids))
 
 
 @router.post("/v1/responses/compact", responses=success(CompactedInput))
-async def compact_input(body: CompactBody, responses: Responses) -> Response:
+async def compact_input(body: CompactBody, responses: Responses, request: Request) -> Response:
     """Returns one item that stands for all messages so far. It holds them whole, since no length needs a summary."""
-    async with _prompt(body, responses) as found:
+    async with until_disconnect(request.receive), _prompt(body, responses) as found:
         if found.state is not None:
             raise bad_value("input", "a conversation that continues a saved state cannot be compacted")
         output = [await responses.service.workers.run(lambda: compaction_of(found.messages))]
@@ -253,17 +265,30 @@ async def _prepare(body: ResponseBody, responses: OpenResponses, response_id: st
     Raises:
       ApiError: The body cannot be converted.
     """
-    service, turn = responses.service, None
+    service, own, turn = responses.service, admission.get(), None
     async with _prompt(body, responses) as found:
-        own = admission.get()
         params, constraint = await own.run(lambda: generation_options(body, service))
         if own.name and body.seed is None:  # work that runs again says the same again
             params = [params[0].with_seed(int(own.new_id("seed")[:16], 16))]
         history = await service.workers.run(lambda: pack(found.messages)) if body.store else b""
+        await own.keep(len(history))
         if body.conversation_id is not None:
-            turn = Turn(body.conversation_id, response_id, await own.run(lambda: new_items(found.own)))
+            turn = Turn(body.conversation_id, response_id, await own.run(lambda: _turn_items(found.own)))
+            await own.keep(sum(len(item.text) for item in turn.items))
     spec = generation_spec(body, found.prompt, params, constraint, found.state)
     return _Prepared(response_id, spec, history, turn)
+
+
+def _turn_items(messages: Sequence[ConversationMessage]) -> list[Item]:
+    """Returns the items that the input of a response adds to its conversation.
+
+    Raises:
+      ApiError: They are more than one transaction stores.
+    """
+    if len(messages) > MAX_ADDED:
+        message = f"input: adds {len(messages):,} items to the conversation, and may add {MAX_ADDED:,} at a time"
+        raise ApiError(kinds.REQUEST_TOO_LARGE, message, param="input")
+    return new_items(messages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,11 +318,8 @@ async def _prompt(body: PromptFields, responses: OpenResponses) -> AsyncGenerato
       ApiError: The body cannot be converted.
     """
     warn_all(body.dropped)
-    service = responses.service
-    continued = await _continued(body, responses)
-    referred = await referenced_messages(responses.store, body.references)
-    async with responses.store.unpacked(continued) as earlier:
-        own = await admission.get().run(lambda: input_messages(body, referred))
+    service, room = responses.service, Room(MAX_MESSAGES, responses.service.admissions.max_expanded_bytes)
+    async with expanded(responses.store, room, "input", body.items, _continued(body)) as (earlier, own):
         state = service.saved_state(_state_id(body, earlier))
         new = [message for message in (*earlier, *own) if message.role != STATE_ROLE]
         if not new:
@@ -325,17 +347,16 @@ def _state_id(body: PromptFields, earlier: Sequence[ConversationMessage]) -> str
     return body.from_state
 
 
-async def _continued(body: PromptFields, responses: OpenResponses) -> Earlier | None:
-    """Returns the messages that a response continues; None if it continues nothing.
+def _continued(body: PromptFields) -> Mapping[StoredPart, str]:
+    """Returns what a response continues, and the field that names it.
 
     Raises:
-      ApiError: The response or conversation does not exist, or both are named.
+      ApiError: A response and a conversation are named.
     """
-    if body.conversation_id is None:
-        return await responses.store.previous(body.previous_response_id)
-    if body.previous_response_id is not None:
+    previous, conversation = body.previous_response_id, body.conversation_id
+    if conversation is None:
+        parts = () if previous is None else (StoredPart("history", previous), StoredPart("output", previous))
+        return dict.fromkeys(parts, "previous_response_id")
+    if previous is not None:
         raise bad_value("conversation", "conversation and previous_response_id exclude each other: send one of them")
-    texts = await responses.store.conversations.texts(body.conversation_id)
-    if texts is None:
-        raise no_conversation(body.conversation_id, "conversation")
-    return StoredItems(texts)
+    return {StoredPart("conversation", conversation): "conversation"}

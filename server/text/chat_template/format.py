@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
+from ...tenancy.workers import check_caller
 from ..tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer
 
 _ROLES: Final = {
@@ -125,13 +126,13 @@ class ChatFormat:
     def _encoded(self, parts: Iterable[Part]) -> list[int]:
         """Returns the ids of parts without BOS."""
         encode_markup = cache(self._tokenizer.encode)  # every message has the same markup
-        return [
-            token_id
-            for text, markup in parts
-            if text
-            for token_id in (encode_markup(text) if markup else self._tokenizer.encode(text, control_tokens=False))
-            if token_id != self._tokenizer.bos_id
-        ]
+        ids: list[int] = []
+        for text, markup in parts:
+            check_caller()
+            if text:
+                part = encode_markup(text) if markup else self._tokenizer.encode(text, control_tokens=False)
+                ids += [token_id for token_id in part if token_id != self._tokenizer.bos_id]
+        return ids
 
     def _parts_after_reply(self, messages: Sequence[Message], ending: Ending) -> list[Part]:
         """Returns the parts after the text of an assistant's message that precedes the messages."""

@@ -13,7 +13,7 @@ from typing import Final
 from ....database.database import Transaction, placeholders
 from ....database.expiry import BoundedRows
 from ....database.pages import Page, PageSpec, read_page
-from .records import MAX_ITEMS, ConversationRecord, Item, Outcome, Turn, has_room
+from .records import ConversationRecord, Item, Outcome, Turn, has_room
 
 LEASE_S: Final = 15.0
 """Seconds after its last extension at which a lease ends, so that another response may take the conversation."""
@@ -167,17 +167,6 @@ def _count(transaction: Transaction, tenant: str, conversation: str, num_items: 
     transaction.execute(f"{update} WHERE {_OWN}", num_items, num_bytes, tenant, conversation)
 
 
-def texts(transaction: Transaction, tenant: str, conversation: str) -> list[bytes] | None:
-    """Returns the JSON of all items, oldest first; None if the conversation does not exist.
-
-    The last response's output may exceed the limit of a conversation, so this returns up to twice as many items.
-    """
-    if find(transaction, tenant, conversation) is None:
-        return None
-    query = f"SELECT item FROM {_ITEMS} ORDER BY position LIMIT ?"
-    return [bytes(text) for (text,) in transaction.rows(query, tenant, conversation, 2 * MAX_ITEMS)]
-
-
 def read_list(transaction: Transaction, tenant: str, conversation: str, spec: PageSpec) -> Page[Item] | None:
     """Returns a page of a conversation's items; None if the conversation has no item `spec.after`."""
     found = read_page(transaction, "id, item", _ITEMS, [tenant, conversation], spec, key=("position",))
@@ -188,15 +177,6 @@ def item(transaction: Transaction, tenant: str, conversation: str, item_id: str)
     """Returns an item; None if it does not exist."""
     rows = transaction.rows(f"SELECT id, item FROM {_ITEMS} AND id = ?", tenant, conversation, item_id)
     return Item(rows[0][0], bytes(rows[0][1])) if rows else None
-
-
-def items_of_ids(transaction: Transaction, tenant: str, item_ids: Sequence[str]) -> list[Item]:
-    """Returns those items that are in any of a tenant's conversations."""
-    found: list[Item] = []
-    for some in batched(item_ids, _MAX_ROWS):
-        query = f"SELECT id, item FROM roost_conversation_items WHERE tenant = ? AND id IN {placeholders(1, len(some))}"
-        found += [Item(item_id, bytes(text)) for item_id, text in transaction.rows(query, tenant, *some)]
-    return found
 
 
 def delete_item(transaction: Transaction, tenant: str, conversation: str, item_id: str) -> None:

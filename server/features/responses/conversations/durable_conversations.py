@@ -63,9 +63,6 @@ class DurableConversations(ConversationStore):
         own = tenant.get(), conversation_id
         return await self._write(lambda each: conversation_table.add(each, *own, items))
 
-    async def texts(self, conversation_id: str) -> list[bytes] | None:
-        return await self._read(conversation_table.texts, conversation_id)
-
     async def page(self, conversation_id: str, spec: PageSpec) -> Page[Item] | None:
         if spec.after is not None and not ITEM_ID.fullmatch(spec.after):
             return None
@@ -75,13 +72,6 @@ class DurableConversations(ConversationStore):
         if not ITEM_ID.fullmatch(item_id):
             return None
         return await self._read(partial(conversation_table.item, item_id=item_id), conversation_id)
-
-    async def items(self, item_ids: Sequence[str]) -> list[Item]:
-        owner, possible = tenant.get(), [item_id for item_id in item_ids if ITEM_ID.fullmatch(item_id)]
-        if not possible:
-            return []
-        read = partial(conversation_table.items_of_ids, tenant=owner, item_ids=possible)
-        return await self._database.run(read, timeout_s=_REPLY_S)
 
     async def remove_item(self, conversation_id: str, item_id: str) -> None:
         own = tenant.get(), conversation_id

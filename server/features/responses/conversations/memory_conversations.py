@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -78,7 +78,8 @@ class MemoryConversations(ConversationStore):
             self._append(entry, items)
         return outcome
 
-    async def texts(self, conversation_id: str) -> list[bytes] | None:
+    def texts(self, conversation_id: str) -> list[bytes] | None:
+        """Returns the JSON of all items, oldest first; None if the conversation does not exist."""
         entry = self._entry(conversation_id)
         return None if entry is None else [item.text for item in entry.items.values()]
 
@@ -90,9 +91,10 @@ class MemoryConversations(ConversationStore):
         entry = self._entry(conversation_id)
         return None if entry is None else entry.items.get(item_id)
 
-    async def items(self, item_ids: Sequence[str]) -> list[Item]:
+    def items(self, item_ids: Collection[str]) -> list[Item]:
+        """Returns those items that are in any of the tenant's conversations."""
         wanted = dict.fromkeys(item_ids).keys()
-        entries = self._stored.of(tenant.get())
+        entries = self._stored.of(tenant.get()) if wanted else ()
         return [entry.items[item_id] for entry in entries for item_id in entry.items.keys() & wanted]
 
     async def remove_item(self, conversation_id: str, item_id: str) -> None:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import orjson
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 from ....database.pages import Page, PageSpec
 from ....errors import kinds
@@ -15,10 +15,10 @@ from ....http.openapi import success
 from ....http.paging import After, Limit, QueryOrder, described, no_such_entry
 from ....http.response_parts import to_json
 from ....http.routes import JsonRoute
+from ....http.streaming import until_disconnect
 from ....openai.response_schemas import DeletedObject, ItemList
-from ..conversion import messages_of
-from ..open_responses import Responses
-from ..referenced_items import referenced_messages
+from ..expansion import MAX_ADDED, Room, expanded
+from ..open_responses import OpenResponses, Responses
 from ..response_store import ResponseStore
 from .builder import described_conversation, new_conversation
 from .items import new_items
@@ -30,9 +30,9 @@ router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/conversations", response_model=ConversationObject)
-async def create_conversation(body: ConversationBody, responses: Responses) -> dict[str, Any]:
+async def create_conversation(body: ConversationBody, responses: Responses, request: Request) -> dict[str, Any]:
     """Creates a conversation, with items if the body has any."""
-    items = await _items(body, responses.store)
+    items = await _items(body, responses, request)
     record = new_conversation(body.metadata)
     await responses.store.conversations.create(record, items)
     return described_conversation(record)
@@ -63,9 +63,11 @@ async def delete_conversation(conversation_id: str, responses: Responses) -> Del
 
 
 @router.post("/v1/conversations/{conversation_id}/items", responses=success(ItemList))
-async def create_conversation_items(conversation_id: str, body: ItemsBody, responses: Responses) -> Response:
+async def create_conversation_items(
+    conversation_id: str, body: ItemsBody, responses: Responses, request: Request
+) -> Response:
     """Adds items to a conversation, and lists them. While a response is running in it, nothing can be added."""
-    items = await _items(body, responses.store)
+    items = await _items(body, responses, request)
     check(await responses.store.conversations.add(conversation_id, items), conversation_id)
     return _listed(Page(items, has_more=False))
 
@@ -84,6 +86,7 @@ async def list_conversation_items(
     found = await conversations.page(conversation_id, PageSpec(limit, after, order == "desc"))
     if found is None:
         raise no_such_entry(after)
+    await admission.get().keep(sum(len(item.text) for item in found.items))
     return _listed(found)
 
 
@@ -104,15 +107,18 @@ async def delete_conversation_item(conversation_id: str, item_id: str, responses
     return described_conversation(record)
 
 
-async def _items(body: ItemsBody, store: ResponseStore) -> list[Item]:
-    """Returns the items of a body, with new ids.
+async def _items(body: ItemsBody, responses: OpenResponses, request: Request) -> list[Item]:
+    """Returns the items of a body, with new ids, unless the client disconnects before.
 
     Raises:
-      ApiError: An item refers to a stored item that does not exist.
+      ApiError: An item refers to a stored item that does not exist, or the items are too many or too long.
     """
     warn_all(body.dropped)
-    referred = await referenced_messages(store, body.references)
-    return await admission.get().run(lambda: new_items(messages_of(body.items, referred)))
+    own, room = admission.get(), Room(MAX_ADDED, responses.service.admissions.max_expanded_bytes)
+    async with until_disconnect(request.receive), expanded(responses.store, room, "items", body.items) as expansion:
+        items = await own.run(lambda: new_items(expansion.own))
+        await own.keep(sum(len(item.text) for item in items))
+        return items
 
 
 async def _item(conversation_id: str, item_id: str, store: ResponseStore) -> Item:

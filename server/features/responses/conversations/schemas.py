@@ -8,7 +8,7 @@ from pydantic import Field
 from ....http.openapi import described
 from ....schemas.base import Fields
 from ....schemas.metadata import Metadata
-from ..input_items import ItemReference, OtherItem, ResponseItem
+from ..input_items import OtherItem, ResponseItem
 
 _MAX_ADDED: Final = 20
 """Maximum number of items that a request adds, as in OpenAI's API."""
@@ -28,11 +28,6 @@ class ItemsBody(Fields):
 
     items: AddedItems
     """Up to 20 items to add, oldest first. Items that are not kept, such as reasoning, are left out."""
-
-    @property
-    def references(self) -> list[str]:
-        """Ids of the stored items to which the items refer."""
-        return [item.id for item in self.items if isinstance(item, ItemReference)]
 
     @property
     def dropped(self) -> Iterator[str]:

@@ -40,20 +40,12 @@ class ConversationStore(ABC):
         """Adds items to a conversation."""
 
     @abstractmethod
-    async def texts(self, conversation_id: str) -> list[bytes] | None:
-        """Returns the JSON of all items, oldest first; None if the conversation does not exist."""
-
-    @abstractmethod
     async def page(self, conversation_id: str, spec: PageSpec) -> Page[Item] | None:
         """Returns a page of the items; None if the conversation has no item `spec.after`."""
 
     @abstractmethod
     async def item(self, conversation_id: str, item_id: str) -> Item | None:
         """Returns an item; None if it does not exist."""
-
-    @abstractmethod
-    async def items(self, item_ids: Sequence[str]) -> list[Item]:
-        """Returns those items that are in any of the tenant's conversations."""
 
     @abstractmethod
     async def remove_item(self, conversation_id: str, item_id: str) -> None:

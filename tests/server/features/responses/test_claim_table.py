@@ -10,10 +10,11 @@ from query_plans import scans_of
 from roost.server.database.database import Database, Transaction
 from roost.server.database.expiry import Bounds, expired
 from roost.server.database.pages import PageSpec
-from roost.server.features.responses import claim_table, event_table, expiry_table, response_table
+from roost.server.features.responses import claim_table, event_table, expiry_table, part_table, response_table
 from roost.server.features.responses.conversations import conversation_table
 from roost.server.features.responses.conversations.records import Item, Turn
 from roost.server.features.responses.records import Claim, Deaths, Job, Lease, LogEntry, ResponseRecord
+from roost.server.features.responses.response_store import StoredPart
 from roost.server.features.responses.response_table import LEASE_S
 
 RUNNING = {"roost_responses_leases", "roost_responses_owners", "roost_responses_running"}
@@ -178,6 +179,13 @@ def test_the_log_of_what_is_no_stream_goes_with_its_end(database: Database) -> N
     assert database.run_now(lambda each: each.rows("SELECT num_bytes FROM roost_responses")) == [(9,)]
 
 
+PARTS = {
+    StoredPart("history", f"resp_{0:032}"),
+    StoredPart("output", f"resp_{1:032}"),
+    StoredPart("conversation", f"conv_{0:032}"),
+    StoredPart("item", f"msg_{0:032}"),
+}
+
 STATEMENTS: dict[str, tuple[Callable[[Transaction], Any], set[str]]] = {
     "waiting tenants": (claim_table.waiting_tenants, set()),
     "claim": (partial(claim_table.claim, owner="b", model="model", limit=8, engine="arm", after_s=60.0), set()),
@@ -193,7 +201,8 @@ STATEMENTS: dict[str, tuple[Callable[[Transaction], Any], set[str]]] = {
     "take": (partial(conversation_table.take, tenant="t1", conversation="r1", response="r"), set()),
     "extend": (partial(conversation_table.renew, turns=[("t1", "r1", "r"), ("t1", "r41", "r")]), set()),
     "end": (partial(conversation_table.end, tenant="t1", turn=Turn("r1", "r", [Item("new", b"{}")])), set()),
-    "texts": (partial(conversation_table.texts, tenant="t1", conversation="r1"), set()),
+    "sizes of what bodies name": (partial(part_table.sizes, tenant="t1", parts=PARTS), set()),
+    "contents of what bodies name": (partial(part_table.contents, tenant="t1", parts=PARTS), set()),
     **{
         f"list {spec}": (partial(conversation_table.read_list, tenant="t1", conversation="r1", spec=spec), set())
         for spec in (PageSpec(2), PageSpec(2, "i", newest_first=True))

@@ -11,11 +11,13 @@ from fake_server import until
 from query_plans import scans_of
 from roost.server.database.database import Database
 from roost.server.database.expiry import Bounds, expired
-from roost.server.features.responses import response_table
+from roost.server.database.pages import PageSpec
+from roost.server.features.responses import part_table, response_table
 from roost.server.features.responses.conversations import conversation_table
 from roost.server.features.responses.conversations.conversation_table import LEASE_S
 from roost.server.features.responses.conversations.records import ConversationRecord, Item, Outcome, Turn
 from roost.server.features.responses.records import Job, LogEntry, ResponseRecord
+from roost.server.features.responses.response_store import StoredPart
 from test_durable_responses import (  # noqa: F401 - `replicas` is a fixture
     LETTERS,
     Replica,
@@ -163,6 +165,12 @@ def written(database: Database, work: Any, *arguments: Any) -> Any:
     return database.run_now(lambda each: work(each, *arguments), writes=True)
 
 
+def texts_of(database: Database) -> list[bytes]:
+    """Returns the JSON of the conversation's items, oldest first."""
+    page = written(database, conversation_table.read_list, "", "c", PageSpec(100))
+    return [item.text for item in page.items]
+
+
 def test_an_end_that_is_repeated_adds_nothing_more(database: Database) -> None:
     """As after a commit whose answer was lost."""
     written(database, conversation_table.insert, "", RECORD, ITEMS[:1])
@@ -172,7 +180,7 @@ def test_an_end_that_is_repeated_adds_nothing_more(database: Database) -> None:
     assert written(database, conversation_table.take, "", "c", "r2") is Outcome.LOCKED
     for _ in range(2):
         assert written(database, conversation_table.end, "", Turn("c", "r1", ITEMS[1:]))
-    assert written(database, conversation_table.texts, "", "c") == [item.text for item in ITEMS]
+    assert texts_of(database) == [item.text for item in ITEMS]
     sizes = "SELECT num_items, num_bytes FROM roost_conversations"
     assert written(database, lambda each: each.rows(sizes)) == [(2, sum(len(item.text) for item in ITEMS))]
 
@@ -186,7 +194,7 @@ def test_a_running_response_locks_its_conversation(database: Database) -> None:
     assert written(database, conversation_table.take, "", "c", "r2") is Outcome.LOCKED
     end = LogEntry(0, 0, 1, 0, 1, b"", b"")
     written(database, response_table.end, lease, end, b"done", b"[]", 0, ITEMS[1:])
-    assert written(database, conversation_table.texts, "", "c") == [item.text for item in ITEMS]
+    assert texts_of(database) == [item.text for item in ITEMS]
     assert written(database, lambda each: each.rows("SELECT input_items FROM roost_responses")) == [(None,)]
     assert written(database, conversation_table.take, "", "c", "r2") is Outcome.DONE
 
@@ -201,11 +209,16 @@ def test_older_replicas_leave_responses_of_conversations(database: Database) -> 
 
 
 def test_items_are_found_by_their_ids_with_an_index(database: Database) -> None:
+    names = [f"msg_{number:032}" for number in range(3)]
+    items = [Item(name, f'{{"id":"{name}"}}'.encode()) for name in names[:2]]
     for tenant in ("a", "b"):
-        written(database, conversation_table.insert, tenant, RECORD, ITEMS)
-    find = partial(conversation_table.items_of_ids, tenant="a", item_ids=["msg_2", "msg_3"])
-    assert written(database, find) == [ITEMS[1]]
-    assert not scans_of(database, find)
+        written(database, conversation_table.insert, tenant, RECORD, items)
+    parts = {StoredPart("item", names[1]), StoredPart("item", names[2])}
+    sizes, contents = (partial(find, tenant="a", parts=parts) for find in (part_table.sizes, part_table.contents))
+    assert written(database, sizes) == {StoredPart("item", names[1]): (0, len(items[1].text))}
+    assert written(database, contents) == {StoredPart("item", names[1]): [items[1].text]}
+    assert not scans_of(database, sizes)
+    assert not scans_of(database, contents)
 
 
 def test_conversations_beyond_the_bounds_are_deleted(database: Database) -> None:

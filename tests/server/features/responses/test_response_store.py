@@ -10,7 +10,7 @@ from roost.server.errors.request_errors import ApiError
 from roost.server.features.responses.event_log import EventLog
 from roost.server.features.responses.input_items import page
 from roost.server.features.responses.memory_responses import MemoryResponses
-from roost.server.features.responses.response_store import StoredResponse, pack
+from roost.server.features.responses.response_store import StoredResponse, num_messages, pack, unpack
 from roost.server.generation.prompts import message_text
 from roost.server.http.response_parts import to_json
 from roost.server.tenancy.tenant import tenant
@@ -59,7 +59,8 @@ def known(store: MemoryResponses, names: str) -> str:
 
 
 def texts(store: MemoryResponses, name: str) -> list[str]:
-    return [message_text(message) for message in now(store.get(name)).conversation()]
+    stored = now(store.get(name))
+    return [message_text(message) for message in (*unpack(stored.history), *unpack(stored.output))]
 
 
 def test_the_oldest_make_room() -> None:
@@ -157,35 +158,30 @@ def test_an_answer_is_part_of_the_conversation() -> None:
     assert texts(store, "a") == ["hello", "you"]
 
 
-def test_what_is_gone_cannot_be_gone_on_from() -> None:
+def test_what_is_gone_cannot_be_deleted_again() -> None:
     store = MemoryResponses()
     keep(store, "a")
-    assert now(store.previous("a")) is now(store.get("a"))
-    assert now(store.previous(None)) is None
     now(store.delete("a"))
-    with pytest.raises(ApiError):
-        now(store.delete("a"))
     with pytest.raises(ApiError) as missing:
-        now(store.previous("a"))
-    assert missing.value.status_code == 400
+        now(store.delete("a"))
+    assert missing.value.status_code == 404
 
 
-async def test_messages_are_kept_as_they_were() -> None:
-    """Calls, results and parts of texts are kept, too."""
+def test_messages_are_kept_as_they_were() -> None:
+    """Calls, results and parts of texts are kept, too, and messages are counted without being unpacked."""
     messages = [
         ConversationMessage("user", ("a", "é\u2028")),
-        ConversationMessage("assistant", calls=(FunctionCall("call_1", "f", '{"a": 1}'),)),
-        ConversationMessage("tool", "", call_id="call_1"),
+        ConversationMessage("user", '"role":"user" {"role":"user"} \\"role":'),
+        ConversationMessage("assistant", calls=(FunctionCall("call_1", "f", '{"role": 1,"role":"a"}'),)),
+        ConversationMessage("tool", "", call_id='"role":'),
         ConversationMessage("assistant", ("no",)),
     ]
-    store = MemoryResponses()
-    put(store, "a", history=messages)
-    async with store.unpacked(now(store.get("a"))) as unpacked:
-        assert unpacked == messages
-    async with store.unpacked(None) as unpacked:
-        assert unpacked == []
-    listed = page(now(store.get("a")), 20, "asc", None)["data"]
-    assert [item["type"] for item in listed] == ["message", "function_call", "function_call_output", "message"]
+    packed = pack(messages)
+    assert unpack(packed) == messages
+    assert num_messages(packed) == len(messages)
+    listed = page("resp_a", messages, 20, "asc", None)["data"]
+    kinds = ["message", "message", "function_call", "function_call_output", "message"]
+    assert [item["type"] for item in listed] == kinds
 
 
 def text(size: int) -> str:

@@ -1,0 +1,256 @@
+"""Expansion of what a body names or packs: stored items, responses and conversations, and compaction items.
+
+A short body may stand for much. What it names counts in bytes and items, as often as it is named. It is limited, and
+charged to the admission, before it is read from the store or unpacked.
+"""
+
+import re
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from ...errors import kinds
+from ...errors.request_errors import ApiError, bad_value
+from ...generation.admission import admission
+from ...http.response_parts import to_json
+from ...text.conversation import ConversationMessage
+from .conversations.items import before_turn
+from .conversations.store import no_conversation
+from .input_items import CompactionItem, ItemReference, ResponseItem, items_with_ids, own_messages
+from .response_store import ResponseStore, StoredPart, num_messages, unpack
+
+MAX_ADDED: Final = 1024
+"""Maximum number of items that a request adds to a conversation, since one transaction stores them."""
+
+_LONG: Final = 64 * 2**10
+"""Bytes above which a tenant's expansions take turns, and run on a worker thread for a millisecond or more."""
+
+_MEMORY_OF_BYTE: Final = 8
+_MEMORY_OF_ITEM: Final = 2048
+"""Bytes that each byte and each item takes while it is converted: JSON, objects, texts and token ids."""
+
+_ITEM_ID: Final = re.compile("(?:msg|fc|fco)_([0-9a-f]{32})(?:(_[0-9]{1,9})|_c[0-9]{1,9})?")
+"""Ids that a response's items may have. Those by which its input is listed end with a place."""
+
+
+class Room(NamedTuple):
+    """Limits on what a body expands to.
+
+    Attributes:
+      max_items: Maximum number of items, including those that the body has itself.
+      max_bytes: Maximum bytes of what the body names or packs.
+    """
+
+    max_items: int
+    max_bytes: int
+
+
+class Expansion(NamedTuple):
+    """Messages that a body stands for.
+
+    Attributes:
+      earlier: Messages that it continues. The first may have `STATE_ROLE`.
+      own: Messages of its items.
+    """
+
+    earlier: list[ConversationMessage]
+    own: list[ConversationMessage]
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Items and bytes that a body expands to so far."""
+
+    room: Room
+    num_items: int
+    num_bytes: int = 0
+
+    @property
+    def cost(self) -> int:
+        """Memory that the expansion takes."""
+        return _MEMORY_OF_BYTE * self.num_bytes + _MEMORY_OF_ITEM * self.num_items
+
+    def add(self, param: str, num_items: int = 0, num_bytes: int = 0) -> None:
+        """Counts what a field names.
+
+        Raises:
+          ApiError: 413, the body expands to more than there is room for.
+        """
+        self.num_items += num_items
+        self.num_bytes += num_bytes
+        if self.num_items > self.room.max_items or self.num_bytes > self.room.max_bytes:
+            size = f"{self.num_items:,} items and {self.num_bytes:,} bytes"
+            most = f"{self.room.max_items:,} items and {self.room.max_bytes:,} bytes"
+            message = f"{param}: with it, the request expands to {size}, and may expand to {most}: name or send less"
+            raise ApiError(kinds.REQUEST_TOO_LARGE, message, param=param)
+
+
+@asynccontextmanager
+async def expanded(
+    store: ResponseStore,
+    room: Room,
+    param: str,
+    items: Sequence[ResponseItem],
+    earlier: Mapping[StoredPart, str] | None = None,
+) -> AsyncGenerator[Expansion]:
+    """Yields the messages that a body stands for. They are charged until the end of the `with` block.
+
+    A tenant has at most one long expansion at a time.
+
+    Args:
+      param: Field that has the items.
+      items: Items of the body.
+      earlier: What the body continues, and the field that names it.
+
+    Raises:
+      ApiError: 413, the body expands to too much; 404 or 400, something that it names does not exist or is damaged.
+    """
+    own, body = admission.get(), _Body(param, items, earlier or {}, _Tally(room, len(items)))
+    await body.measure(store)
+    is_long, charged = body.tally.num_bytes >= _LONG, body.tally.cost
+    async with AsyncExitStack() as stack:
+        if is_long:
+            await stack.enter_async_context(store.locks.hold())
+        await stack.enter_async_context(own.holding(charged))
+        contents = await store.contents(body.parts) if body.parts else {}
+        expansion = await own.run(lambda: body.expansion(contents), is_long=is_long)
+        await stack.enter_async_context(own.holding(body.tally.cost - charged))
+        yield expansion
+
+
+class _Body:
+    """What a body names or packs.
+
+    Attributes:
+      tally: What it expands to so far.
+    """
+
+    def __init__(
+        self, param: str, items: Sequence[ResponseItem], earlier: Mapping[StoredPart, str], tally: _Tally
+    ) -> None:
+        self.tally = tally
+        self._items = [(f"{param}[{place}]", item) for place, item in enumerate(items)]
+        self._earlier = earlier
+        self._referred: dict[str, StoredPart] = {}
+
+    @property
+    def parts(self) -> set[StoredPart]:
+        """What is to be read from the store."""
+        return {*self._earlier, *self._referred.values()}
+
+    async def measure(self, store: ResponseStore) -> None:
+        """Counts what the body names by the sizes that the store knows, and what it packs by its length.
+
+        Raises:
+          ApiError: Something does not exist, or is too much.
+        """
+        names = {item.id for _, item in self._items if isinstance(item, ItemReference)}
+        wanted = {*self._earlier, *(StoredPart("item", name) for name in names)}
+        sizes = dict(await store.sizes(wanted)) if wanted else {}
+        for part, param in self._earlier.items():
+            if part not in sizes:
+                raise _not_found(part, param)
+            self.tally.add(param, *sizes[part])
+        self._referred = {
+            name: kept if (kept := StoredPart("item", name)) in sizes else _part_of(name) for name in names
+        }
+        if missing := {*self._referred.values()} - sizes.keys():
+            sizes |= await store.sizes(missing)
+        for param, item in self._items:
+            if isinstance(item, ItemReference):
+                self._measure_reference(param, item.id, sizes)
+            elif isinstance(item, CompactionItem) and item.is_own:
+                self.tally.add(param, num_bytes=len(item.encrypted_content))
+
+    def _measure_reference(self, param: str, name: str, sizes: dict[StoredPart, tuple[int, int]]) -> None:
+        part = self._referred[name]
+        if part not in sizes:
+            raise _no_item(name)
+        self.tally.add(param, num_bytes=sizes[part][1])
+        if part.kind == "history":  # read once; the items that are named count when they are known
+            sizes[part] = 0, 0
+
+    def expansion(self, contents: Mapping[StoredPart, Sequence[bytes]]) -> Expansion:
+        """Returns the messages, and counts what the store has no sizes of.
+
+        Raises:
+          ApiError: Something does not exist any more, is damaged, or is too much.
+        """
+        earlier = []
+        for part, param in self._earlier.items():
+            if part not in contents:
+                raise _not_found(part, param)
+            if part.kind != "conversation":
+                self.tally.add(param, sum(map(num_messages, contents[part])))
+            earlier += _messages(part, contents[part])
+        referred = dict(_referred_items(self._referred, contents))
+        found = dict(zip(referred, own_messages(list(referred.values())), strict=True))
+        own = [message for param, item in self._items for message in self._messages_of(param, item, referred, found)]
+        return Expansion(earlier, own)
+
+    def _messages_of(
+        self,
+        param: str,
+        item: ResponseItem,
+        referred: Mapping[str, Any],
+        found: Mapping[str, ConversationMessage],
+    ) -> Sequence[ConversationMessage]:
+        """Returns the messages of an item of the body."""
+        if isinstance(item, ItemReference):
+            if item.id not in found:
+                raise _no_item(item.id)
+            if self._referred[item.id].kind == "history":
+                self.tally.add(param, num_bytes=len(to_json(referred[item.id])))
+            return [found[item.id]]
+        if not isinstance(item, CompactionItem) or not item.is_own:
+            return item.as_messages()
+        try:
+            unpacked = item.unpacked()
+            self.tally.add(param, len(unpacked) - 1)
+            return own_messages(unpacked)
+        except ValueError:
+            message = f"{param}: encrypted_content is damaged: send it as /v1/responses/compact returned it"
+            raise bad_value(param, message) from None
+
+
+def _messages(part: StoredPart, texts: Sequence[bytes]) -> list[ConversationMessage]:
+    if part.kind == "conversation":
+        return own_messages(before_turn(_parsed(texts)))
+    return [message for text in texts for message in unpack(text)]
+
+
+def _referred_items(
+    referred: Mapping[str, StoredPart], contents: Mapping[StoredPart, Sequence[bytes]]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the items that references name, with their ids. Each response is unpacked once."""
+    for part in {*referred.values()} & contents.keys():
+        if part.kind == "item":
+            items = _parsed(contents[part])
+        else:
+            items = items_with_ids(part.id, _messages(part, contents[part]), is_input=part.kind == "history")
+        yield from ((item["id"], item) for item in items if item["id"] in referred)
+
+
+def _parsed(texts: Sequence[bytes]) -> list[dict[str, Any]]:
+    items: list[dict[str, Any]] = admission.get().parse_stored(b"[" + b",".join(texts) + b"]")
+    return items
+
+
+def _part_of(item_id: str) -> StoredPart:
+    """Returns the part of a response that has an item, if any has. The item's id holds the response's."""
+    found = _ITEM_ID.fullmatch(item_id)
+    if found is None:
+        return StoredPart("output", "")
+    return StoredPart("history" if found[2] else "output", f"resp_{found[1]}")
+
+
+def _not_found(part: StoredPart, param: str) -> ApiError:
+    if part.kind == "conversation":
+        return no_conversation(part.id, param)
+    message = f"there is no stored response with the id {part.id[:100]!r}"
+    return ApiError(kinds.NO_PREVIOUS_RESPONSE, message, param=param)
+
+
+def _no_item(item_id: str) -> ApiError:
+    return ApiError(kinds.NO_SUCH_OBJECT, f"there is no stored item with the id {item_id[:100]!r}", param="input")

@@ -1,0 +1,69 @@
+"""Statements that find what bodies name, as functions of a transaction. Sizes are found without reading contents."""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from itertools import batched
+from typing import Any, Final
+
+from ...database.database import Transaction, placeholders
+from .conversations.store import CONVERSATION_ID, ITEM_ID
+from .response_store import PartKind, StoredPart
+
+RESPONSE_ID: Final = re.compile("resp_[0-9a-f]{32}")
+
+_IDS: Final[Mapping[PartKind, re.Pattern[str]]] = {
+    "history": RESPONSE_ID,
+    "output": RESPONSE_ID,
+    "conversation": CONVERSATION_ID,
+    "item": ITEM_ID,
+}
+"""Patterns of ids. Other strings from clients never reach the database."""
+
+_MAX_NAMED: Final = 250
+"""Maximum number of ids in a statement."""
+
+_OF_RESPONSES: Final = "FROM roost_responses WHERE tenant = ? AND id IN {ids}"
+_OF_ITEMS: Final = "FROM roost_conversation_items WHERE tenant = ? AND id IN {ids}"
+
+_SIZES: Final[Mapping[PartKind, str]] = {
+    "history": f"SELECT id, 0, length(history) {_OF_RESPONSES}",
+    "output": f"SELECT id, 0, length(output) {_OF_RESPONSES}",
+    "conversation": "SELECT id, num_items, num_bytes FROM roost_conversations WHERE tenant = ? AND id IN {ids}",
+    "item": f"SELECT id, 0, length(item) {_OF_ITEMS}",
+}
+_CONTENTS: Final[Mapping[PartKind, str]] = {
+    "history": f"SELECT id, history {_OF_RESPONSES}",
+    "output": f"SELECT id, output {_OF_RESPONSES}",
+    "conversation": """
+        SELECT conversation, item FROM roost_conversation_items WHERE tenant = ? AND conversation IN {ids}
+        ORDER BY position
+    """,
+    "item": f"SELECT id, item {_OF_ITEMS}",
+}
+"""Statements for each kind of part."""
+
+
+def sizes(transaction: Transaction, tenant: str, parts: Collection[StoredPart]) -> dict[StoredPart, tuple[int, int]]:
+    """Returns the numbers of items and of bytes of those parts that exist; see `ResponseStore.sizes`."""
+    rows = _rows(transaction, tenant, parts, _SIZES)
+    return {part: (int(num_items), int(num_bytes)) for part, num_items, num_bytes in rows}
+
+
+def contents(transaction: Transaction, tenant: str, parts: Collection[StoredPart]) -> dict[StoredPart, list[bytes]]:
+    """Returns the contents of those parts that exist."""
+    found: dict[StoredPart, list[bytes]] = {part: [] for part in parts if part.kind == "conversation"}
+    for part, text in _rows(transaction, tenant, parts, _CONTENTS):
+        found.setdefault(part, []).append(bytes(text))
+    return found
+
+
+def _rows(
+    transaction: Transaction, tenant: str, parts: Collection[StoredPart], statements: Mapping[PartKind, str]
+) -> Iterator[tuple[Any, ...]]:
+    """Yields the rows of a statement for each kind of part, which begin with the part."""
+    for kind, pattern in _IDS.items():
+        ids = (part.id for part in parts if part.kind == kind and pattern.fullmatch(part.id))
+        for some in batched(ids, _MAX_NAMED):
+            statement = statements[kind].format(ids=placeholders(1, len(some)))
+            for name, *values in transaction.rows(statement, tenant, *some):
+                yield StoredPart(kind, name), *values
