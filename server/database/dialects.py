@@ -50,7 +50,8 @@ class Dialect(Protocol):
     Attributes:
       words: Replacements for the names in braces in statements: `{now}` (seconds since 1970 by the database's clock),
         `{skip_locked}` (locks the selected rows, and skips locked ones), `{lock}` (locks them, waiting), `{bytes}`,
-        `{has_table}` (whether a table exists whose name is the next value).
+        `{has_table}` (whether a table exists whose name is the next value), `{lock_name}` (a statement that waits until
+        no other transaction has locked the name that is the next value, and locks it).
     """
 
     words: Mapping[str, str]
@@ -110,7 +111,7 @@ class Sqlite:
         now = "((julianday('now') - 2440587.5) * 86400.0)"
         has_table = "EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?)"
         words = {"now": now, "skip_locked": "", "lock": "", "bytes": "BLOB", "has_table": has_table}
-        self.words: Mapping[str, str] = words
+        self.words: Mapping[str, str] = {**words, "lock_name": "SELECT ?"}
 
     def connect(self) -> Connection:
         """Returns a new connection. Each commit reaches the disk before it returns.
@@ -187,7 +188,12 @@ class Postgresql:
         )
         now = "(SELECT extract(epoch from clock_timestamp())::float8)"  # computed once, so that indexes can be used
         words = {"now": now, "skip_locked": "FOR UPDATE SKIP LOCKED", "lock": "FOR UPDATE", "bytes": "BYTEA"}
-        self.words: Mapping[str, str] = {**words, "has_table": "to_regclass(?) IS NOT NULL"}
+        lock_name = "SELECT pg_advisory_xact_lock(7304202, hashtext(?))"
+        self.words: Mapping[str, str] = {
+            **words,
+            "has_table": "to_regclass(?) IS NOT NULL",
+            "lock_name": lock_name,
+        }
 
     def connect(self) -> Connection:
         """Returns a new connection.

@@ -11,6 +11,10 @@ class StoreFullError(StoreUnavailableError):
     """The database has no space left."""
 
 
+class WriteTooLargeError(RoostError):
+    """A write has more rows or bytes than one transaction stores."""
+
+
 class StoreUnusableError(StoreUnavailableError):
     """The database's administrator must change something before this server can use its tables."""
 

@@ -1,17 +1,20 @@
 """Statements that find rows beyond each tenant's limits, as functions of a transaction."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import batched, islice
 from typing import Final, NamedTuple
 
-from .database import Transaction
+from .database import Transaction, placeholders
 
 type Name = tuple[str, str]
 """Tenant and id of a row."""
 
 MAX_FOUND: Final = 1000
 """Maximum number of rows to delete at a time for each reason."""
+
+_MAX_NAMED: Final = 250
+"""Maximum number of ids in a statement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,7 @@ def expired(transaction: Transaction, rows: BoundedRows, bounds: Bounds) -> Sequ
     old = f"SELECT tenant, id {source} AND {rows.age} < {{now}} - ? ORDER BY {rows.age} LIMIT {MAX_FOUND}"
     found: dict[Name, None] = dict.fromkeys(transaction.rows(old, bounds.max_age_s))
     for tenant in tenants_with(transaction, rows.table, rows.condition):
-        found |= dict.fromkeys(_too_many(transaction, rows, tenant, bounds))
+        found |= dict.fromkeys((tenant, name) for name in beyond(transaction, rows, tenant, bounds))
     return list(islice(found, MAX_FOUND))
 
 
@@ -75,8 +78,8 @@ def tenants_with(transaction: Transaction, table: str, condition: str, filter: s
     return [name for (name,) in rows]
 
 
-def _too_many(transaction: Transaction, rows: BoundedRows, tenant: str, bounds: Bounds) -> list[Name]:
-    """Returns the oldest rows of a tenant, whose deletion brings the others within its limits."""
+def beyond(transaction: Transaction, rows: BoundedRows, tenant: str, bounds: Bounds) -> list[str]:
+    """Returns the oldest rows of a tenant, whose deletion brings the others within its limits, up to `MAX_FOUND`."""
     source = f"FROM {rows.table} WHERE {rows.condition} AND tenant = ?"
     ((count, num_bytes),) = transaction.rows(f"SELECT count(*), coalesce(sum(num_bytes), 0) {source}", tenant)
     if count <= bounds.max_rows and num_bytes <= bounds.max_bytes:
@@ -86,6 +89,13 @@ def _too_many(transaction: Transaction, rows: BoundedRows, tenant: str, bounds: 
     for name, size in transaction.rows(oldest, tenant):
         if count <= bounds.max_rows and num_bytes <= bounds.max_bytes:
             break
-        found.append((tenant, name))
+        found.append(name)
         count, num_bytes = count - 1, num_bytes - size
     return found
+
+
+def unlocked(transaction: Transaction, rows: BoundedRows, tenant: str, names: Sequence[str]) -> Iterator[str]:
+    """Yields those rows of a tenant that no other transaction has locked, and locks them."""
+    for some in batched(names, _MAX_NAMED):
+        query = f"SELECT id FROM {rows.table} WHERE tenant = ? AND id IN {placeholders(1, len(some))} {{skip_locked}}"
+        yield from (name for (name,) in transaction.rows(query, tenant, *some))

@@ -150,7 +150,7 @@ REQUEST_TOO_LARGE: Final = ErrorKind(
     413,
     "request_too_large",
     "The body is larger than `--max-body-bytes`, or names or packs more than that; or the request would hold more "
-    "memory than all requests may.",
+    "memory than all requests may, or store more at once than a transaction takes.",
     _SMALLER,
 )
 BODY_ENCODED: Final = ErrorKind(

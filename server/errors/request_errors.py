@@ -14,7 +14,7 @@ from ...engine import (
     RequestTimeoutError,
     RoostError,
 )
-from ..database.errors import StoreFullError, StoreOutdatedError, StoreUnavailableError
+from ..database.errors import StoreFullError, StoreOutdatedError, StoreUnavailableError, WriteTooLargeError
 from . import kinds
 from .kinds import ErrorKind, retry_after
 
@@ -189,6 +189,8 @@ def from_exception(error: Exception) -> ApiError:
             return ApiError(kinds.ENGINE_UNAVAILABLE, str(error))
         case NumericError():
             return ApiError(kinds.NUMERIC_ERROR, str(error))
+        case WriteTooLargeError():
+            return ApiError(kinds.REQUEST_TOO_LARGE, str(error))
         case StoreFullError():
             return ApiError(kinds.STORE_FULL, "the store of responses is full")
         case StoreOutdatedError():

@@ -97,18 +97,13 @@ class Admission:
         """
 
         def parse() -> tuple[T, int]:
-            was_enabled = gc.isenabled()
-            gc.disable()  # a million new objects would trigger many collections, and each one stops all threads
             try:
                 result = build(self.parse_now(raw))
                 return result, size_of(result)
             except JsonError as error:
                 raise bad_value(None, f"the body {error}") from None
-            finally:
-                if was_enabled:
-                    gc.enable()
 
-        result, num_bytes = await self.run(parse, is_long=len(raw) >= LONG_BYTES)
+        result, num_bytes = await self.make(parse, is_long=len(raw) >= LONG_BYTES)
         self._drop_raw()
         await self.keep(num_bytes)
         return result
@@ -130,6 +125,20 @@ class Admission:
         if self._workers is not None and (is_long or self.is_large):
             return await self._workers.run(work)
         return work()
+
+    async def make[T](self, work: Callable[[], T], *, is_long: bool) -> T:
+        """Runs a step that makes many objects; see `run`."""
+
+        def uncollected() -> T:
+            was_enabled = gc.isenabled()
+            gc.disable()  # a million new objects would trigger many collections, and each one stops all threads
+            try:
+                return work()
+            finally:
+                if was_enabled:
+                    gc.enable()
+
+        return await self.run(uncollected, is_long=is_long)
 
     async def keep(self, num_bytes: int) -> None:
         """Charges bytes until the work ends.

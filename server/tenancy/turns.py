@@ -21,16 +21,16 @@ class Turns[Item]:
         """Adds an item in front of its tenant's others."""
         self._waiting.setdefault(owner, deque()).appendleft(item)
 
-    def take(self, may_go: Callable[[str], bool] = lambda _: True) -> tuple[str, Item] | None:
+    def take(self, may_go: Callable[[str, Item], bool] = lambda _, __: True) -> tuple[str, Item] | None:
         """Removes and returns the next item with its tenant.
 
         Args:
-          may_go: Returns whether a tenant may have its turn.
+          may_go: Returns whether a tenant may have its turn, given its next item. Otherwise it keeps its place.
 
         Returns:
           None if no such tenant has an item.
         """
-        owner = next(filter(may_go, self._waiting), None)
+        owner = next((owner for owner, items in self._waiting.items() if may_go(owner, items[0])), None)
         if owner is None:
             return None
         item = self._waiting[owner].popleft()

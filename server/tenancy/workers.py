@@ -104,7 +104,7 @@ class Workers:
             if not done.done():
                 self._submit(owner, done, work)
 
-    def _may_run(self, owner: str) -> bool:
+    def _may_run(self, owner: str, _: object) -> bool:
         return self._running[owner] < self._max_per_tenant
 
     def _submit(self, owner: str, done: asyncio.Future[Any], work: Callable[[], Any]) -> None:

@@ -4,12 +4,13 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import groupby
 from typing import Final
 from uuid import uuid4
 
 from ...database.database import Database, Lane, Transaction
 from ...database.errors import StoreClosedError, StoreUnavailableError
-from ...database.group_commit import GroupCommit
+from ...database.group_commit import MAX_SHARE, GroupCommit, WriteLoad, shares
 from ...database.pages import Page, PageSpec
 from ...errors import kinds
 from ...errors.request_errors import ApiError, bad_value
@@ -27,6 +28,9 @@ _OWNER_S: Final = 2 * line_leases.LEASE_S
 
 _INTERVAL_S: Final = 0.01
 """Minimum seconds between the beginnings of two transactions. An upload waits for several in sequence."""
+
+_LINES_OF_ROW: Final = 8
+"""Number of lines that take as long to store as a row: they are appended to their table, and have one index."""
 
 _PAGE_LINES: Final = 1000
 """Maximum number of lines that are read at a time."""
@@ -117,21 +121,26 @@ class BatchStore:
         Raises:
           ApiError: The lines would exceed the tenant's limit of lines or bytes.
         """
-        owner, num_lines = tenant.get(), first - 1 + len(lines)
+        owner, num_bytes = tenant.get(), num_bytes - sum(map(len, lines))
 
-        def add(transaction: Transaction) -> str | None:
-            file_table.grow(transaction, owner, file_id, num_lines, num_bytes)
+        def add(transaction: Transaction, some: Sequence[bytes]) -> str | None:
+            file_table.grow(transaction, owner, file_id, first - 1 + len(some), num_bytes)
             excess = quotas.usage(transaction, owner).excess(self._max_bytes)
             if excess is None:
-                file_table.add_lines(transaction, owner, file_id, first, lines)
+                file_table.add_lines(transaction, owner, file_id, first, some)
             return excess
 
-        _check_quota(await self._commits.write(add, _REPLY_S))
+        for some in shares(lines, len, MAX_SHARE.num_rows * _LINES_OF_ROW):
+            size = sum(map(len, some))
+            num_bytes += size
+            load = WriteLoad(len(some) // _LINES_OF_ROW, size)
+            _check_quota(await self._commits.write(partial(add, some=some), _REPLY_S, load))
+            first += len(some)
 
     async def put_order(self, file_id: str, segment: int, offsets: Sequence[int]) -> None:
         """Stores the order in which the lines of a segment of a file run; see `file_table.put_order`."""
         put = partial(file_table.put_order, tenant=tenant.get(), file_id=file_id, segment=segment, offsets=offsets)
-        await self._commits.write(put, _REPLY_S)
+        await self._commits.write(put, _REPLY_S, WriteLoad(1, 2 * len(offsets)))
 
     async def finish_file(
         self, file_id: str, num_lines: int, num_bytes: int, url: str, expires_s: float | None = None
@@ -357,7 +366,22 @@ class BatchStore:
 
     async def end(self, results: Mapping[LineLease, LineResult]) -> None:
         """Stores the results of lines, except lines that another replica or no replica owns now."""
-        held = await self._commits.write(partial(batch_table.end, results=results), _OWNER_S, waits_for_room=True)
+        by_tenant = groupby(
+            sorted(results, key=lambda lease: (lease.tenant, lease.batch)), key=lambda lease: lease.tenant
+        )
+        writes = [
+            self._end(owner, {lease: results[lease] for lease in some})
+            for owner, leases in by_tenant
+            for some in shares(leases, lambda lease: len(results[lease].line), MAX_SHARE.num_rows)
+        ]
+        errors = [error for error in await asyncio.gather(*writes, return_exceptions=True) if error is not None]
+        if errors:
+            raise errors[0]
+
+    async def _end(self, owner: str, results: Mapping[LineLease, LineResult]) -> None:
+        end = partial(batch_table.end, results=results)
+        load = WriteLoad(len(results), sum(len(result.line) for result in results.values()))
+        held = await self._commits.write(end, _OWNER_S, load, waits_for_room=True, owner=owner)
         self.num_refused += len(results) - len(held)
 
     async def look(self) -> None:

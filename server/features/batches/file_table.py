@@ -11,6 +11,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from ...database.database import Transaction, placeholders
+from ...database.group_commit import MAX_COMMIT
 from ...database.pages import Page, PageSpec, read_page
 from .batch_records import FileRecord
 
@@ -253,18 +254,10 @@ def hide(transaction: Transaction, tenant: str, file_id: str) -> None:
 
 def remove(transaction: Transaction, tenant: str, file_id: str, limit: int = _MAX_DELETED) -> bool:
     """Deletes the next lines of a hidden file, then the file; returns whether lines are left."""
-    deleted = transaction.execute(
-        """
-        DELETE FROM roost_file_lines WHERE tenant = ? AND file = ? AND number IN (
-            SELECT number FROM roost_file_lines WHERE tenant = ? AND file = ? ORDER BY number LIMIT ?)
-        """,
-        tenant,
-        file_id,
-        tenant,
-        file_id,
-        limit,
-    )
-    if deleted.rowcount == limit:
+    last = _last_of_page(transaction, tenant, file_id, 0, limit, MAX_COMMIT.num_bytes)
+    delete = "DELETE FROM roost_file_lines WHERE tenant = ? AND file = ? AND number <= ?"
+    transaction.execute(delete, tenant, file_id, last)
+    if transaction.rows("SELECT 1 FROM roost_file_lines WHERE tenant = ? AND file = ? LIMIT 1", tenant, file_id):
         return True
     transaction.execute("DELETE FROM roost_file_order WHERE tenant = ? AND file = ?", tenant, file_id)
     transaction.execute("DELETE FROM roost_files WHERE tenant = ? AND id = ?", tenant, file_id)

@@ -2,6 +2,7 @@
 
 from starlette.types import ASGIApp
 
+from ...database.group_commit import MAX_WRITE
 from ...errors.kinds import STORE_FULL
 from ...errors.request_errors import BUSY_STATUSES
 from ...generation.admission import Admission
@@ -59,6 +60,9 @@ class LineRunner:
             return None
         request_id = response.headers.get("x-request-id", "")
         written = response_line(_id(claim), line.custom_id, response.status, request_id, response.body)
+        if len(written) > MAX_WRITE.num_bytes:
+            message = f"the result has {len(written):,} bytes, and at most {MAX_WRITE.num_bytes:,} are stored"
+            return _failed(error_line(_id(claim), line.custom_id, "result_too_large", message))
         if response.status != 200:
             return _failed(written)
         usage = await own.run(

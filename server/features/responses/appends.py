@@ -1,4 +1,4 @@
-"""Entries of many logs, appended in one transaction."""
+"""Writes of many responses in one transaction: entries of logs, and additions for which the oldest rows make room."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,8 @@ from typing import Any
 from ...database.database import Transaction
 from ...database.errors import FencedError
 from ...database.group_commit import Work, run_each
-from . import response_table
+from . import expiry_table, response_table
+from .conversations import conversation_table
 from .records import Lease, LogEntry
 
 
@@ -36,11 +37,30 @@ class Append:
             raise response_table.refused(self.lease)
 
 
+@dataclass(frozen=True, slots=True)
+class Addition[T]:
+    """A write that adds to the responses or conversations of a tenant, whose oldest ones make room."""
+
+    tenant: str
+    work: Work[T]
+
+    def __call__(self, transaction: Transaction) -> T:
+        """Runs the write."""
+        return self.work(transaction)
+
+
 def run_all(transaction: Transaction, works: Sequence[Work[Any]]) -> list[Any]:
-    """Returns the result of each write, or the error with which it was refused. Appends run first."""
+    """Returns the result of each write, or the error with which it was refused. Appends run first.
+
+    At the end, room is made once for all additions of a tenant.
+    """
     appends = [(work.lease, work.entry, work.log_bytes) for work in works if isinstance(work, Append)]
     held = response_table.append_all(transaction, appends) if appends else set()
     others = iter(run_each(transaction, [work for work in works if not isinstance(work, Append)]))
+    if owners := sorted({work.tenant for work in works if isinstance(work, Addition)}):
+        for owner in owners:
+            expiry_table.make_room(transaction, owner)
+        conversation_table.remove_hidden(transaction)  # so that hidden rows become no more while others are added
     return [_result(work, held) if isinstance(work, Append) else next(others) for work in works]
 
 

@@ -13,7 +13,7 @@ from ....engine import RequestSnapshot, RequestSnapshotFormat
 from ...database.database import Database, Lane, Transaction
 from ...database.errors import FencedError
 from ...database.errors import StoreUnavailableError as UnavailableError
-from ...database.group_commit import INTERVAL_S, GroupCommit
+from ...database.group_commit import INTERVAL_S, GroupCommit, WriteLoad
 from ...errors import kinds
 from ...errors.request_errors import ApiError
 from ...generation.admission import admission
@@ -21,10 +21,12 @@ from ...generation.delta import Delta
 from ...tenancy.tenant import tenant
 from ...text.conversation import ConversationMessage
 from . import claim_table, event_table, expiry_table, part_table, response_table
-from .appends import Append, run_all
+from .appends import Addition, Append, run_all
 from .checkpoint_files import CheckpointFiles
+from .conversations import conversation_table
+from .conversations.conversation_table import MAX_REMOVED
 from .conversations.durable_conversations import DurableConversations
-from .conversations.records import Item, Turn
+from .conversations.records import Item, Turn, load_of
 from .conversations.store import locked
 from .log_followers import LogFollowers
 from .logged_delta import pack_delta
@@ -33,10 +35,6 @@ from .records import CheckpointReference, Claim, Job, Lease, LogEnd, LogEntry, R
 from .response_store import ResponseLog, ResponseStore, StoredPart, StoredResponse, pack
 from .response_table import LEASE_S
 from .stats import StoreStats
-
-MAX_RESPONSES: Final = 10_000
-MAX_BYTES: Final = 2**30
-"""Limits on the responses that each tenant has in the database, in addition to running responses."""
 
 MAX_RUNNING: Final = 1000
 MAX_RUNNING_BYTES: Final = 2**30
@@ -123,7 +121,8 @@ class DurableResponses(ResponseStore):
             had_turn = end is None or end(transaction)
             return response_table.put(transaction, record) if had_turn else None
 
-        stored = await self._commits.write(put, REPLY_S)
+        load = record.load(items=() if turn is None else turn.items)
+        stored = await self._commits.write(Addition(record.tenant, put), REPLY_S, load)
         if stored is None:
             assert turn is not None
             raise locked(turn.conversation, "conversation")
@@ -144,7 +143,7 @@ class DurableResponses(ResponseStore):
         first = LogEntry(0, 0, len(events), 0, 0, events=b"".join(events) if pending.is_streamed else b"")
         insert = partial(_insert_within_quota, record=record, job=job, owner=self._replica, entry=first)
         with self._taking(record.tenant, record.id):
-            lease = await self._commits.write(insert, REPLY_S)
+            lease = await self._commits.write(insert, REPLY_S, record.load(job.num_bytes + first.num_bytes))
         if isinstance(lease, str):
             raise ApiError(kinds.TOO_MANY_RUNNING, f"{lease}: wait for some of them to end, or cancel them")
         log = self._log(lease, is_streamed=pending.is_streamed, is_exact=job.engine is not None)
@@ -165,7 +164,7 @@ class DurableResponses(ResponseStore):
         """
         insert = partial(response_table.insert, record=record, job=job, owner=self._replica, entry=entry)
         with self._taking(record.tenant, record.id):
-            lease = await self._commits.write(insert, _LAST_S)
+            lease = await self._commits.write(insert, _LAST_S, record.load(job.num_bytes + entry.num_bytes))
         self.stats.handovers += 1
         log = self._log(lease, is_streamed=True, is_exact=job.engine is not None)
         log.go_on(LogEnd().after(entry))
@@ -323,12 +322,14 @@ class DurableResponses(ResponseStore):
 
     async def expire(self) -> None:
         """Deletes responses and conversations beyond the limits, and checkpoint files that no response refers to."""
-        expired = partial(
-            expiry_table.expired, max_age_s=self._retention_s, max_responses=MAX_RESPONSES, max_bytes=MAX_BYTES
-        )
-        for names in batched(await self._database.run(expired), _MAX_DELETED):
-            await self._commits.write(partial(expiry_table.delete_all, names=names), REPLY_S)
-        await self.conversations.expire(self._retention_s)
+        for find, delete in (
+            (expiry_table.expired, expiry_table.delete_all),
+            (expiry_table.expired_conversations, expiry_table.hide_all),
+        ):
+            for names in batched(await self._database.run(partial(find, max_age_s=self._retention_s)), _MAX_DELETED):
+                await self._commits.write(partial(delete, names=names), REPLY_S, WriteLoad(len(names)))
+        while await self._commits.write(conversation_table.remove_hidden, REPLY_S, WriteLoad(MAX_REMOVED)):
+            pass
         if self.files is not None:
             await self.files.sweep(await self._database.run(response_table.checkpoint_names, timeout_s=REPLY_S))
 
@@ -356,11 +357,14 @@ class DurableResponses(ResponseStore):
         lease, log_bytes = log.lease, log.num_bytes
         try:
             if final is None:
-                await self._commits.write(Append(lease, entry, log_bytes), _OWNER_S, waits_for_room=True)
+                append, load = Append(lease, entry, log_bytes), WriteLoad(1, entry.num_bytes)
+                await self._commits.write(append, _OWNER_S, load, waits_for_room=True)
             else:
+                response, output, items = final
                 end = partial(response_table.end, lease=lease, entry=entry, log_bytes=log_bytes)
-                last = partial(end, response=final[0], output=final[1], items=final[2])
-                await self._commits.write(last, _OWNER_S, waits_for_room=True)
+                last = Addition(lease.tenant, partial(end, response=response, output=output, items=items))
+                load = load_of(items).plus(WriteLoad(1, entry.num_bytes + len(response) + len(output)))
+                await self._commits.write(last, _OWNER_S, load, waits_for_room=True)
         except FencedError:
             self.stats.refusals += 1
             log.is_lost = True
@@ -527,7 +531,7 @@ def _insert_within_quota(
     count, num_bytes = response_table.running_of(transaction, record.tenant, MAX_RUNNING)
     if count >= MAX_RUNNING:
         return f"this API key has {MAX_RUNNING} background responses running, which is the limit"
-    if num_bytes >= MAX_RUNNING_BYTES:
+    if num_bytes + record.num_bytes + job.num_bytes > MAX_RUNNING_BYTES:
         size = f"{MAX_RUNNING_BYTES / 2**20:.0f} MiB"
         return f"this API key's running background responses and their events take {size}, which is the limit"
     return response_table.insert(transaction, record, job, owner, entry)

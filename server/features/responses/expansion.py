@@ -114,7 +114,7 @@ async def expanded(
             await stack.enter_async_context(store.locks.hold())
         await stack.enter_async_context(own.holding(charged))
         contents = await store.contents(body.parts) if body.parts else {}
-        expansion = await own.run(lambda: body.expansion(contents), is_long=is_long)
+        expansion = await own.make(lambda: body.expansion(contents), is_long=is_long)
         await stack.enter_async_context(own.holding(body.tally.cost - charged))
         yield expansion
 
@@ -166,7 +166,7 @@ class _Body:
     def _measure_reference(self, param: str, name: str, sizes: dict[StoredPart, tuple[int, int]]) -> None:
         part = self._referred[name]
         if part not in sizes:
-            raise _no_item(name)
+            raise _no_item(param, name)
         self.tally.add(param, num_bytes=sizes[part][1])
         if part.kind == "history":  # read once; the items that are named count when they are known
             sizes[part] = 0, 0
@@ -199,7 +199,7 @@ class _Body:
         """Returns the messages of an item of the body."""
         if isinstance(item, ItemReference):
             if item.id not in found:
-                raise _no_item(item.id)
+                raise _no_item(param, item.id)
             if self._referred[item.id].kind == "history":
                 self.tally.add(param, num_bytes=len(to_json(referred[item.id])))
             return [found[item.id]]
@@ -252,5 +252,5 @@ def _not_found(part: StoredPart, param: str) -> ApiError:
     return ApiError(kinds.NO_PREVIOUS_RESPONSE, message, param=param)
 
 
-def _no_item(item_id: str) -> ApiError:
-    return ApiError(kinds.NO_SUCH_OBJECT, f"there is no stored item with the id {item_id[:100]!r}", param="input")
+def _no_item(param: str, item_id: str) -> ApiError:
+    return ApiError(kinds.NO_SUCH_OBJECT, f"there is no stored item with the id {item_id[:100]!r}", param=param)

@@ -6,6 +6,7 @@ from itertools import batched
 from typing import Any, Final
 
 from ...database.database import Transaction, placeholders
+from .conversations.conversation_table import IS_VISIBLE
 from .conversations.store import CONVERSATION_ID, ITEM_ID
 from .response_store import PartKind, StoredPart
 
@@ -23,12 +24,18 @@ _MAX_NAMED: Final = 250
 """Maximum number of ids in a statement."""
 
 _OF_RESPONSES: Final = "FROM roost_responses WHERE tenant = ? AND id IN {ids}"
-_OF_ITEMS: Final = "FROM roost_conversation_items WHERE tenant = ? AND id IN {ids}"
+_OF_ITEMS: Final = f"""
+    FROM roost_conversation_items AS found WHERE tenant = ? AND id IN {{ids}} AND EXISTS (
+        SELECT 1 FROM roost_conversations
+        WHERE roost_conversations.tenant = found.tenant AND roost_conversations.id = conversation AND {IS_VISIBLE})
+"""
 
 _SIZES: Final[Mapping[PartKind, str]] = {
     "history": f"SELECT id, 0, length(history) {_OF_RESPONSES}",
     "output": f"SELECT id, 0, length(output) {_OF_RESPONSES}",
-    "conversation": "SELECT id, num_items, num_bytes FROM roost_conversations WHERE tenant = ? AND id IN {ids}",
+    "conversation": f"""
+        SELECT id, num_items, num_bytes FROM roost_conversations WHERE tenant = ? AND id IN {{ids}} AND {IS_VISIBLE}
+    """,
     "item": f"SELECT id, 0, length(item) {_OF_ITEMS}",
 }
 _CONTENTS: Final[Mapping[PartKind, str]] = {

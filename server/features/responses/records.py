@@ -1,9 +1,11 @@
 """Rows of the store, as frozen values."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from .conversations.records import Turn
+from ...database.group_commit import WriteLoad
+from .conversations.records import Item, Turn, load_of
 
 SUSPECT_DEATHS: Final = 2
 """Number of deaths of its owners at which a response runs without other adopted responses on its replica."""
@@ -30,6 +32,11 @@ class Job:
     prompt: bytes
     engine: str | None = None
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that the job takes."""
+        return len(self.request) + len(self.prompt)
+
 
 @dataclass(frozen=True, slots=True)
 class ResponseRecord:
@@ -54,6 +61,20 @@ class ResponseRecord:
     is_streamed: bool = False
     is_running: bool = False
     turn: Turn | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that the response takes, without its job, its turn and its log."""
+        return len(self.response) + len(self.history) + len(self.output)
+
+    def load(self, num_bytes: int = 0, items: Sequence[Item] = ()) -> WriteLoad:
+        """Returns the load of a write that stores the response.
+
+        Args:
+          num_bytes: Bytes that are stored with it.
+          items: Items that are stored with it.
+        """
+        return load_of(items).plus(WriteLoad(1, self.num_bytes + num_bytes))
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,9 @@ from .conversations.records import Item, Turn
 from .conversations.store import ConversationStore
 from .records import Job
 
+MAX_HISTORY: Final = 32 * 2**20
+"""Maximum bytes of a stored response's history, half of what one transaction stores."""
+
 STATE_ROLE: Final = "state"
 """Role of a history's first message if its content is the id of a saved state, which the other messages continue."""
 

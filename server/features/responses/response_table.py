@@ -68,8 +68,7 @@ def probe(transaction: Transaction) -> None:
 
 def _insert(transaction: Transaction, record: ResponseRecord, job: Job | None, owner: str, log_bytes: int = 0) -> int:
     """Stores a response, and returns the number of new rows: 0 if its id is stored already."""
-    num_bytes = len(record.response) + len(record.history) + len(record.output)
-    num_bytes += 0 if job is None else len(job.request) + len(job.prompt)
+    num_bytes = record.num_bytes + (0 if job is None else job.num_bytes)
     engine = None if job is None else job.engine
     turn = None if job is None else record.turn
     items = None if turn is None else pack_items(turn.items)

@@ -40,7 +40,7 @@ from .input_items import compaction_of, page
 from .open_responses import OpenResponses, Responses
 from .prompt_fields import CompactBody, InputTokensBody, PromptFields
 from .response_schemas import CompactedInput, InputTokens, ResponseEvent, ResponseObject
-from .response_store import STATE_ROLE, StoredPart, StoredResponse, no_response, pack
+from .response_store import MAX_HISTORY, STATE_ROLE, StoredPart, StoredResponse, no_response, pack
 from .resumable_stream import ResumableBuilder
 
 router = APIRouter(route_class=JsonRoute)
@@ -271,6 +271,11 @@ async def _prepare(body: ResponseBody, responses: OpenResponses, response_id: st
         if own.name and body.seed is None:  # work that runs again says the same again
             params = [params[0].with_seed(int(own.new_id("seed")[:16], 16))]
         history = await service.workers.run(lambda: pack(found.messages)) if body.store else b""
+        if len(history) > MAX_HISTORY:
+            message = (
+                f"input: with what it continues, it has {len(history):,} bytes, and at most {MAX_HISTORY:,} are stored"
+            )
+            raise ApiError(kinds.REQUEST_TOO_LARGE, f"{message}: send less, or store: false", param="input")
         await own.keep(len(history))
         if body.conversation_id is not None:
             turn = Turn(body.conversation_id, response_id, await own.run(lambda: _turn_items(found.own)))

@@ -4,6 +4,9 @@ A response that continues a conversation locks it: `take` makes the response its
 background response has a running row, which then keeps the conversation locked on whichever replica generates it. For
 other responses, their replica extends the lease. `end` adds the items of the turn in the transaction that ends the
 response. Items have ids, so repeating it changes nothing.
+
+A conversation that is deleted is hidden first: its row has `updated = 0`, and takes no bytes. Then its items are
+deleted, a limited number in each transaction, and its row at the end.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,10 +24,16 @@ LEASE_S: Final = 15.0
 _MAX_ROWS: Final = 250
 """Maximum number of rows that a statement stores or extends."""
 
-ROWS: Final = BoundedRows("roost_conversations", age="updated")
+MAX_REMOVED: Final = 1000
+"""Maximum number of items that a transaction deletes of hidden conversations."""
+
+IS_VISIBLE: Final = "updated > 0"
+"""Condition of conversations that are not hidden."""
+
+ROWS: Final = BoundedRows("roost_conversations", age="updated", condition=IS_VISIBLE)
 """Conversations as rows that are bounded."""
 
-_OWN: Final = "tenant = ? AND id = ?"
+_OWN: Final = f"tenant = ? AND id = ? AND {IS_VISIBLE}"
 _ITEMS: Final = "roost_conversation_items WHERE tenant = ? AND conversation = ?"
 
 
@@ -60,10 +69,22 @@ def set_metadata(
     return find(transaction, tenant, conversation)
 
 
-def delete(transaction: Transaction, tenant: str, conversation: str) -> None:
-    """Deletes a conversation and its items. A response that is running in it adds nothing any more."""
-    transaction.execute(f"DELETE FROM {_ITEMS}", tenant, conversation)
-    transaction.execute(f"DELETE FROM roost_conversations WHERE {_OWN}", tenant, conversation)
+def hide(transaction: Transaction, tenant: str, conversation: str) -> None:
+    """Hides a conversation, whose items `remove_hidden` deletes. A response that runs in it adds nothing any more."""
+    update = "UPDATE roost_conversations SET updated = 0, num_items = 0, num_bytes = 0, holder = NULL"
+    transaction.execute(f"{update} WHERE {_OWN}", tenant, conversation)
+
+
+def remove_hidden(transaction: Transaction) -> bool:
+    """Deletes the next items of a hidden conversation, then its row; returns whether there was a hidden one."""
+    query = "SELECT tenant, id FROM roost_conversations WHERE updated = 0 LIMIT 1 {skip_locked}"
+    found = transaction.rows(query)
+    for own in found:
+        some = f"SELECT id FROM {_ITEMS} LIMIT ?"
+        deleted = transaction.execute(f"DELETE FROM {_ITEMS} AND id IN ({some})", *own, *own, MAX_REMOVED)
+        if deleted.rowcount < MAX_REMOVED:
+            transaction.execute("DELETE FROM roost_conversations WHERE tenant = ? AND id = ? AND updated = 0", *own)
+    return bool(found)
 
 
 def take(transaction: Transaction, tenant: str, conversation: str, response: str) -> Outcome:
@@ -98,7 +119,7 @@ def _state(transaction: Transaction, tenant: str, conversation: str, response: s
 
 
 def _is_running(transaction: Transaction, tenant: str, response: str) -> bool:
-    query = f"SELECT 1 FROM roost_responses WHERE {_OWN} AND is_running = 1"
+    query = "SELECT 1 FROM roost_responses WHERE tenant = ? AND id = ? AND is_running = 1"
     return bool(transaction.rows(query, tenant, response))
 
 

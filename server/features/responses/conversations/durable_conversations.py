@@ -3,28 +3,20 @@
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import batched
 from typing import Final
 
 from ....database.database import Database, Transaction
 from ....database.errors import StoreUnavailableError
-from ....database.expiry import Bounds, expired
 from ....database.group_commit import GroupCommit
 from ....database.pages import Page, PageSpec
 from ....tenancy.tenant import tenant
+from ..appends import Addition
 from . import conversation_table
-from .records import ConversationRecord, Item, Outcome, Turn
+from .records import ConversationRecord, Item, Outcome, Turn, load_of
 from .store import CONVERSATION_ID, ITEM_ID, ConversationStore
-
-MAX_CONVERSATIONS: Final = 10_000
-MAX_BYTES: Final = 2**30
-"""Bounds of the conversations that each tenant has in the database."""
 
 _REPLY_S: Final = 5.0
 """Seconds after which a client gets an error while the database is unavailable."""
-
-_MAX_DELETED: Final = 20
-"""Number of conversations that are deleted in one transaction: each may have many items."""
 
 
 class DurableConversations(ConversationStore):
@@ -42,7 +34,8 @@ class DurableConversations(ConversationStore):
         self._held: set[tuple[str, str, str]] = set()
 
     async def create(self, record: ConversationRecord, items: Sequence[Item]) -> None:
-        await self._write(partial(conversation_table.insert, tenant=tenant.get(), record=record, items=items))
+        insert = partial(conversation_table.insert, tenant=tenant.get(), record=record, items=items)
+        await self._add(insert, items)
 
     async def find(self, conversation_id: str) -> ConversationRecord | None:
         return await self._read(conversation_table.find, conversation_id)
@@ -55,13 +48,13 @@ class DurableConversations(ConversationStore):
 
     async def remove(self, conversation_id: str) -> None:
         own = tenant.get(), conversation_id
-        await self._write(lambda each: conversation_table.delete(each, *own))
+        await self._write(lambda each: conversation_table.hide(each, *own))
 
     async def add(self, conversation_id: str, items: Sequence[Item]) -> Outcome:
         if not CONVERSATION_ID.fullmatch(conversation_id):
             return Outcome.MISSING
         own = tenant.get(), conversation_id
-        return await self._write(lambda each: conversation_table.add(each, *own, items))
+        return await self._add(lambda each: conversation_table.add(each, *own, items), items)
 
     async def page(self, conversation_id: str, spec: PageSpec) -> Page[Item] | None:
         if spec.after is not None and not ITEM_ID.fullmatch(spec.after):
@@ -95,7 +88,7 @@ class DurableConversations(ConversationStore):
                 await self._write(lambda each: conversation_table.release(each, *held))
 
     async def end(self, turn: Turn) -> bool:
-        return await self._write(self.ending(turn))
+        return await self._add(self.ending(turn), turn.items)
 
     def ending(self, turn: Turn) -> Callable[[Transaction], bool]:
         """Returns the write that ends a turn of the current tenant. This replica no longer extends its lease."""
@@ -109,17 +102,6 @@ class DurableConversations(ConversationStore):
             turns = list(self._held)
             await self._leases.write(lambda each: conversation_table.renew(each, turns), _REPLY_S)
 
-    async def expire(self, max_age_s: float) -> None:
-        """Deletes conversations beyond the limits.
-
-        Args:
-          max_age_s: Seconds after its last change at which a conversation is deleted.
-        """
-        bounds = Bounds(max_age_s, MAX_CONVERSATIONS, MAX_BYTES)
-        found = await self._database.run(lambda each: expired(each, conversation_table.ROWS, bounds))
-        for names in batched(found, _MAX_DELETED):
-            await self._write(partial(_delete_all, names=names))
-
     async def _read[T](self, read: Callable[[Transaction, str, str], T], conversation_id: str) -> T | None:
         if not CONVERSATION_ID.fullmatch(conversation_id):
             return None
@@ -129,7 +111,5 @@ class DurableConversations(ConversationStore):
     async def _write[T](self, write: Callable[[Transaction], T]) -> T:
         return await self._commits.write(write, _REPLY_S)
 
-
-def _delete_all(transaction: Transaction, names: Sequence[tuple[str, str]]) -> None:
-    for owner, conversation in names:
-        conversation_table.delete(transaction, owner, conversation)
+    async def _add[T](self, write: Callable[[Transaction], T], items: Sequence[Item]) -> T:
+        return await self._commits.write(Addition(tenant.get(), write), _REPLY_S, load_of(items))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+from ....database.group_commit import WriteLoad
 from ....schemas.base import MAX_MESSAGES
 
 MAX_ITEMS: Final = MAX_MESSAGES
@@ -75,6 +76,11 @@ class Turn:
           output: Items of the response's output; none if it has failed.
         """
         return Turn(self.conversation, self.response, [*self.items, *output] if output else ())
+
+
+def load_of(items: Sequence[Item]) -> WriteLoad:
+    """Returns the load of a write that adds items to a conversation."""
+    return WriteLoad(1 + len(items), sum(len(item.text) for item in items))
 
 
 def pack_items(items: Sequence[Item]) -> bytes:

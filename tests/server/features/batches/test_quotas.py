@@ -12,7 +12,8 @@ from databases import opened
 from fake_engine import FakeEngine
 from fake_server import features_with, make_service, until
 from roost.server.app import create_app
-from roost.server.features.batches import quotas
+from roost.server.database.group_commit import WriteLoad
+from roost.server.features.batches import line_runner, quotas
 from roost.server.features.batches.batch_store import BatchStore
 from roost.server.features.batches.open_batches import OpenBatches
 from roost.server.features.batches.settings import BatchesSettings
@@ -102,6 +103,20 @@ async def test_files_lines_and_batches_are_counted(client: httpx.AsyncClient, mo
     monkeypatch.setattr(quotas, "MAX_BATCHES", 3)
     assert "may have 14 lines together" in message(await upload(client, content(4)))
     assert "may have 14 lines together" in message(await begin(client, (await upload(client, content(2))).json()["id"]))
+
+
+async def test_a_result_that_is_too_long_to_be_stored_is_an_error(
+    client: httpx.AsyncClient, batches: OpenBatches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line_runner, "MAX_WRITE", WriteLoad(1, 100))
+    batch = (await begin(client, (await upload(client, content(1))).json()["id"])).json()
+    async with working(batches), asyncio.timeout(60):
+        while (ended := (await client.get(f"/v1/batches/{batch['id']}")).json())["status"] != "completed":
+            await asyncio.sleep(0.005)
+    assert ended["output_file_id"] is None
+    line = (await client.get(f"/v1/files/{ended['error_file_id']}/content")).json()
+    assert line["error"]["code"] == "result_too_large"
+    assert "and at most 100 are stored" in line["error"]["message"]
 
 
 async def test_a_batch_waits_for_room_for_its_output(

@@ -208,7 +208,9 @@ STATEMENTS: dict[str, tuple[Callable[[Transaction], Any], set[str]]] = {
         for spec in (PageSpec(2), PageSpec(2, "i", newest_first=True))
     },
     "delete an item": (partial(conversation_table.delete_item, tenant="t1", conversation="r1", item_id="i"), set()),
-    "delete a conversation": (partial(conversation_table.delete, tenant="t1", conversation="r1"), set()),
+    "hide a conversation": (partial(conversation_table.hide, tenant="t1", conversation="r1"), set()),
+    "remove hidden conversations": (conversation_table.remove_hidden, set()),
+    "make room": (partial(expiry_table.make_room, tenant="t1"), set()),
 }
 """Statements, and the indexes of running responses that they may read from end to end."""
 

@@ -1323,7 +1323,7 @@ async def test_running_responses_have_a_quota(
         body = {"input": "hi", "max_output_tokens": 10, "background": True}
         for name, value, text in (
             ("MAX_RUNNING", 2, "has 2 background responses running, which is the limit"),
-            ("MAX_RUNNING_BYTES", 100, "take 0 MiB, which is the limit"),
+            ("MAX_RUNNING_BYTES", 1500, "take 0 MiB, which is the limit"),  # room for one
         ):
             made = [await first.created() for _ in range(2 if name == "MAX_RUNNING" else 1)]
             with monkeypatch.context() as patches:

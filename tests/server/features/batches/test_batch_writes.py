@@ -1,0 +1,97 @@
+"""Writes of files and results: how much of each tenant is in a transaction."""
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from batch_rows import claimed, make_batch, runner
+from databases import opened
+from roost.server.database.database import Database
+from roost.server.database.group_commit import WriteLoad
+from roost.server.features.batches import batch_table, file_table
+from roost.server.features.batches.batch_records import LineResult
+from roost.server.features.batches.batch_store import BatchStore
+from roost.server.tenancy.tenant import tenant
+
+MIB = 2**20
+
+
+@pytest.fixture
+async def database(address: str) -> AsyncIterator[Database]:
+    database = opened(address, clocked=True)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def store(database: Database) -> BatchStore:
+    return BatchStore(database, 1e6)
+
+
+def noted(monkeypatch: pytest.MonkeyPatch, room: Any, name: str, note: Callable[..., Any]) -> list[Any]:
+    """Returns what a function notes of the arguments of each call of another one."""
+    notes, work = list[Any](), getattr(room, name)
+
+    def run(*args: Any, **options: Any) -> Any:
+        notes.append(note(*args, **options))
+        return work(*args, **options)
+
+    monkeypatch.setattr(room, name, run)
+    return notes
+
+
+async def test_an_upload_is_written_in_shares(
+    database: Database, store: BatchStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = noted(monkeypatch, file_table, "add_lines", lambda _, __, ___, first, lines: (first, len(lines)))
+    tenant.set("a")
+    file_id = await store.begin_file("many.jsonl")
+    lines = [b"%d\n" % number for number in range(5000)] + [bytes(MIB - 10_000) + b"\n"] * 2
+    await store.add_lines(file_id, 1, lines, sum(map(len, lines)))
+    assert written == [(1, 2048), (2049, 2048), (4097, 905), (5002, 1)]
+    record = await store.finish_file(file_id, len(lines), sum(map(len, lines)), "/v1/completions")
+    assert b"".join([piece async for piece in store.content(record)]) == b"".join(lines)
+
+
+async def test_results_are_written_by_tenant_and_in_shares(
+    database: Database, store: BatchStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = noted(
+        monkeypatch,
+        batch_table,
+        "end",
+        lambda _, results: ({lease.tenant for lease in results}, sum(len(each.line) for each in results.values())),
+    )
+    run = runner(database)
+    for owner in ("a", "b"):
+        database.run_now(lambda each, owner=owner: make_batch(each, f"batch_{owner}", 5, owner), writes=True)
+    claims = claimed(run, store._replica, 10)
+    assert len(claims) == 10
+    sizes = {"a": MIB // 2, "b": 100}
+    results = {each.lease: LineResult(bytes(sizes[each.lease.tenant]), is_failed=False) for each in claims}
+    await store.end(results)
+    assert sorted((owners.pop(), num_bytes) for owners, num_bytes in written) == [
+        ("a", MIB // 2),
+        *[("a", MIB)] * 2,
+        ("b", 500),
+    ]
+    assert store.num_refused == 0
+    assert run(batch_table.totals).batches == {"completed": 2}
+    await store.end(results)
+    assert store.num_refused == 10, "they were stored"
+
+
+async def test_lines_are_deleted_by_number_and_by_bytes(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = runner(database)
+    run(make_batch, name="small", num_lines=25)
+    for limit, num_calls in ((10, 3), (25, 1), (100, 1)):
+        run(make_batch, name=f"x{limit}", num_lines=25)
+        calls = 0
+        while run(file_table.remove, tenant="", file_id=f"in-x{limit}", limit=limit):
+            calls += 1
+        assert calls + 1 == num_calls
+    monkeypatch.setattr(file_table, "MAX_COMMIT", WriteLoad(1, 10))
+    calls = 1
+    while run(file_table.remove, tenant="", file_id="in-small"):
+        calls += 1
+    assert calls == 6, "up to five lines of two bytes, or four of three"
