@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
-_LOWEST: Final = -(2.0 - 2.0**-7) * 2.0**127
-"""Lowest finite number of bfloat16."""
+_LOWEST: Final = {"float32": -(2.0 - 2.0**-23) * 2.0**127, "bfloat16": -(2.0 - 2.0**-7) * 2.0**127}
+"""Lowest finite number of each dtype."""
 
 
 def rounded(product: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -16,7 +16,7 @@ def rounded(product: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     XLA for CPUs otherwise fuses a product with a sum, which rounds once: whether it does, and which of two products
     it takes, depends on the number of rows and on the processor. The maximum has no effect but to stand between them.
     """
-    return jnp.maximum(product, _LOWEST)
+    return jnp.maximum(product, _LOWEST[product.dtype.name])
 
 
 def product_precision(dtype: jnp.dtype) -> jax.lax.Precision | None:

@@ -66,8 +66,8 @@ def configure_jax(compile_cache: Path | None, *, has_hosts: bool = False) -> boo
     jax.config.update("jax_compilation_cache_dir", str(compile_cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    if keeps_programs and _takes_locks(compile_cache):
-        jax.config.update("jax_compilation_cache_max_size", _MAX_CACHE_BYTES)
+    is_locked = keeps_programs and _takes_locks(compile_cache)
+    jax.config.update("jax_compilation_cache_max_size", _MAX_CACHE_BYTES if is_locked else -1)
     return keeps_programs
 
 

@@ -94,7 +94,7 @@ def _attend_blocks(
         top = jnp.maximum(top, jnp.max(scores[-1], axis=-1, keepdims=True))
         start += keys.shape[1]
     total = jnp.exp(own - top)
-    mixed = rounded(total * _widened(v)[:, None])
+    mixed = total * _widened(v)[:, None]
     for (_, values), score in zip(blocks, scores, strict=True):
         weights = jnp.exp(score - top)
         total += jnp.sum(weights, axis=-1, keepdims=True)
