@@ -14,6 +14,7 @@ from openai.types.conversations import Conversation, ConversationDeletedResource
 from openai.types.responses import Response
 from roost.server.app import create_app
 from roost.server.features.responses.conversations import records
+from roost.server.features.responses.conversations.records import Item, Turn
 from roost.server.features.responses.durable_responses import DurableResponses
 from roost.server.features.responses.memory_responses import MemoryResponses
 from roost.server.features.responses.open_responses import OpenResponses
@@ -21,6 +22,7 @@ from roost.server.features.responses.response_store import ResponseStore
 from roost.server.generation.service import Service
 from roost.server.http.api_keys import ApiKeys
 from roost.server.http.auth import Access
+from roost.server.text.conversation import ConversationMessage
 from roost.server.text.served_model import ServedModel
 
 KEYS = Access(keys=ApiKeys(["alice:key-of-alice", "bob:key-of-bob"]))
@@ -348,6 +350,20 @@ async def test_a_stream_that_fails_in_the_middle_adds_nothing(client: httpx.Asyn
     engine.breaks_after = None
     assert (await respond(client, path, "two")).status_code == 200
     assert await texts(client, path) == ["two", "ABC"]
+
+
+async def test_a_response_that_is_kept_again_stays_as_it_was(client: httpx.AsyncClient, store: ResponseStore) -> None:
+    """A line of a batch may run again, and come to another end."""
+    path, name = await conversation(client), "1" * 32
+    said, *outputs = (Item(each, b'{"id":"%s"}' % each.encode()) for each in ("msg_2", f"msg_{name}", f"fc_{name}_c0"))
+    kept = []
+    for output in outputs:
+        turn = Turn(path.rpartition("/")[2], f"resp_{name}", [said, output])
+        await store.conversations.take(turn.conversation, turn.response)
+        kept.append(await store.keep(turn.response, output.text, b"[]", ConversationMessage("assistant", ""), turn))
+    assert kept == [outputs[0].text] * 2
+    listed = (await client.get(f"{path}/items?order=asc")).json()["data"]
+    assert [item["id"] for item in listed] == [said.id, outputs[0].id]
 
 
 @pytest.mark.parametrize("stream", [False, True])
