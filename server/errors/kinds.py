@@ -302,7 +302,7 @@ STORE_FULL: Final = ErrorKind(
 RESPONSE_NOT_STORED: Final = ErrorKind(
     507,  # which proxies do not repeat
     "response_not_stored",
-    "The response was generated, and then the database of `--store` could not take it. Nothing of it is kept, and it "
+    "The response was generated, and then the database of `--store` did not take it. Nothing of it is kept, and it "
     "does not count as usage. The request has `store: true` or a `conversation`; others get the response all the same.",
     "Send it again once `GET /health/ready` returns `ready`, or without these fields.",
     NO_RETRY,

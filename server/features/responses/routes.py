@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from ...database.errors import StoreUnavailableError
+from ...database.errors import StoreUnavailableError, WriteTooLargeError
 from ...errors import kinds
 from ...errors.request_errors import ApiError, bad_value, from_exception
 from ...errors.request_warnings import request_warnings, warn, warn_all
@@ -102,11 +102,11 @@ def _builder(body: ResponseBody, responses: OpenResponses, prepared: _Prepared) 
                     response.update(admission.get().parse_stored(stored))
             elif ended is not None and not await store.conversations.end(ended):
                 raise locked(ended.conversation, "conversation")
-        except StoreUnavailableError:
+        except (StoreUnavailableError, WriteTooLargeError):
             if turn is not None or "store" in body.model_fields_set:
                 message = "the response was generated, and could not be stored: nothing of it is kept"
                 raise ApiError(kinds.RESPONSE_NOT_STORED, message) from None
-            warn("store: not stored, as the store is away")
+            warn("store: the response could not be stored")
             late = body.stream and body.return_warnings  # the stream has reported the others
             response.update({"store": False, **({"warnings": request_warnings.get([])} if late else {})})
 

@@ -18,7 +18,7 @@ from fake_server import features_with, make_service, until
 from roost.server.app import create_app
 from roost.server.database.database import Database, Lane, Transaction
 from roost.server.database.dialects import Sqlite
-from roost.server.database.errors import StoreUnavailableError
+from roost.server.database.errors import StoreUnavailableError, WriteTooLargeError
 from roost.server.errors.request_warnings import HEADER
 from roost.server.features.responses.adoption import Adopter
 from roost.server.features.responses.durable_responses import DurableResponses
@@ -198,11 +198,20 @@ async def test_an_answer_that_nobody_asked_to_store_is_sent_without(server: Serv
     assert response.status_code == 200
     last = events_of(response.text)[-1]["response"] if stream else response.json()
     assert (last["status"], last["store"], last["usage"]["output_tokens"]) == ("incomplete", False, 3)
-    assert last["warnings"] == ["store: not stored, as the store is away"]
-    assert stream or response.headers[HEADER] == "store%3A not stored%2C as the store is away"
+    assert last["warnings"] == ["store: the response could not be stored"]
+    assert stream or response.headers[HEADER] == "store%3A the response could not be stored"
     assert await server.used() == (1, 3)
     assert (await server.client.get(f"/v1/responses/{last['id']}")).status_code == 404
     assert len(server.engine.requests) == 1
+
+
+async def test_an_answer_that_is_too_large_to_store_is_sent_without(server: Server) -> None:
+    async def refuse(*_: Any) -> bytes:
+        raise WriteTooLargeError("too large")
+
+    server.patch.setattr(server.responses, "keep", refuse)
+    response = await server.respond()
+    assert (response.status_code, response.json()["store"]) == (200, False)
 
 
 @pytest.mark.parametrize("fields", [{"store": True}, {"conversation": ""}, {"conversation": "", "store": False}])
