@@ -26,6 +26,7 @@ MAX_BODY: Final = 4 * 2**20
 """Default of `--max-body-bytes`."""
 
 COMPLETIONS, CHAT, RESPONSES, GENERATE = "/v1/completions", "/v1/chat/completions", "/v1/responses", "/generate"
+CONVERSATIONS = "/v1/conversations"
 STATES, IMPORT = "/v1/states", "/v1/states/import"
 
 type Body = Mapping[str, Any] | bytes
@@ -256,6 +257,13 @@ def posting(
         await at_once(count, work)
 
     return run
+
+
+async def stored_item(attacker: Attacker, num_bytes: int) -> Body:
+    """Returns a reference to a new item of a conversation."""
+    body = {"items": [{"role": "user", "content": "the boat " * (num_bytes // 9)}]}
+    path = f"{CONVERSATIONS}/{(await attacker.post(CONVERSATIONS, body)).json['id']}/items"
+    return {"type": "item_reference", "id": (await attacker.send("GET", path)).json["data"][0]["id"]}
 
 
 def token_ids(count: int, seed: int = 0) -> list[int]:

@@ -15,6 +15,7 @@ import itertools
 import json
 import os
 import sys
+from base64 import b64encode
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -43,6 +44,7 @@ from attacker import (
     encoded,
     hold,
     posting,
+    stored_item,
     token_ids,
 )
 from store_attacks import STORE_ATTACKS
@@ -473,6 +475,25 @@ async def pipeline(attacker: Attacker) -> None:
     await at_once(4, flood)
 
 
+def packed_messages(count: int) -> Callable[[], Body]:
+    """Returns a maker of a body whose compaction item stands for so many messages."""
+
+    def make() -> Body:
+        items = json.dumps([{"role": "user", "content": "hi"}] * count, separators=(",", ":"))
+        content = b64encode(items.encode()).decode()
+        return {"input": [{"type": "compaction", "encrypted_content": f"roost1.{content}"}]}
+
+    return make
+
+
+async def references(attacker: Attacker) -> None:
+    """Names an item of a megabyte a thousand times, and as often as is allowed."""
+    item = await stored_item(attacker, 1_000_000)
+    bodies = itertools.cycle([encoded({"input": [item] * count}) for count in (1000, 1000, 1000, 4)])
+    await attacker.begin()
+    await at_once(12, lambda: attacker.post(f"{RESPONSES}/input_tokens", next(bodies)))
+
+
 async def conversation(attacker: Attacker) -> None:
     """Extends a conversation by a megabyte with each stored response."""
     await attacker.begin()
@@ -541,6 +562,13 @@ ATTACKS: Final[Sequence[Attack]] = (
     Attack("tool schemas in stored responses", "10", posting(RESPONSES, tool_schemas, count=2), LARGE),
     Attack("metadata in stored responses", TAKES, posting(RESPONSES, large_metadata, count=2), LARGE),
     Attack("conversation of megabytes", TAKES, conversation, ANY),
+    Attack("a thousand references to a long item", TAKES, references, ANY),
+    Attack(
+        "compaction items of 58,000 messages",
+        TAKES,
+        posting(f"{RESPONSES}/input_tokens", packed_messages(58_000), packed_messages(16_000), count=12),
+        ANY,
+    ),
     Attack("background responses", TAKES, background_work, ANY | {404, 409}),
     Attack("40 imports of a million tokens", "11", import_many, ANY | {507}),
     Attack("33 endless streams of large bodies", "12", large_slow_streams, LARGE),

@@ -13,10 +13,11 @@ then during one attack of attacks.py, and so on in turn. Goals for every attack:
 - only the attacker's requests end: the process lives, each of the victim's requests succeeds with the text of the idle
   server, and the attacker receives only statuses that the attack's row allows.
 
-Attacks that need a store have a server with a database of their own each. There the victim also runs a batch of short
-lines again and again: its p99 is at most 3 times that of the idle windows, or at most 2 s. Each of the victim's
-requests runs to its end once. After each server's last attack it ends with 0 when it is asked to. `--replicas` runs
-these attacks on two servers that share a PostgreSQL: the victim's, and that of the attacker.
+Attacks that need a store have a server with a database of their own each. There the victim also stores a conversation
+again and again, with the goals of a chat, and runs a batch of short lines, whose p99 is at most 3 times that of the
+idle windows, or at most 2 s. Each of the victim's requests runs to its end once. After each server's last attack it
+ends with 0 when it is asked to. `--replicas` runs these attacks on two servers that share a PostgreSQL: the victim's,
+and that of the attacker.
 
 Progress goes to stderr, a table in Markdown to stdout. Exits with 1 and lists the missed goals if there are any.
 `--only` serves to mend one finding; `--seconds` trades time for samples.
@@ -75,6 +76,7 @@ STORE_GIB: Final = 0.25
 
 STORE_BUDGETS: Final[Mapping[str, int]] = {
     "files of two tenants (--store-gib)": 2 * int(STORE_GIB * 1024) * MIB,
+    "conversations of a tenant, and items that are not removed yet": 1280 * MIB,
 }
 """Maximum bytes of the database's files."""
 
@@ -283,6 +285,7 @@ class Window:
       gap: Seconds from one event to the next.
       chat: Seconds of a whole chat.
       health: Seconds of `/health`.
+      write: Seconds of storing a conversation.
       batches: Batches that have ended.
       problems: The victim's requests that failed or had another text.
       peak_bytes: Maximum memory of the server.
@@ -293,6 +296,7 @@ class Window:
     gap: list[float] = field(default_factory=list)
     chat: list[float] = field(default_factory=list)
     health: list[float] = field(default_factory=list)
+    write: list[float] = field(default_factory=list)
     batches: list[BatchRun] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     peak_bytes: int = 0
@@ -314,6 +318,7 @@ class Window:
             self.gap + other.gap,
             self.chat + other.chat,
             self.health + other.health,
+            self.write + other.write,
             self.batches + other.batches,
             self.problems + other.problems,
             max(self.peak_bytes, other.peak_bytes),
@@ -378,6 +383,7 @@ class Victim:
         window = Window()
         talking = asyncio.create_task(self._talk(window, time.monotonic() + seconds))
         works = [self._ask_health, self._import, self._weigh]
+        works += [] if self._store is None else [self._write]
         works += [self._run_batch] if self._store is not None and has_batches else []
         await asyncio.gather(talking, *(self._repeat(work, window, talking) for work in works))
         return window
@@ -484,6 +490,19 @@ class Victim:
             window.fail(f"an import of the victim failed: {type(error).__name__} {error}"[:200])
         await asyncio.sleep(0.5)
 
+    async def _write(self, window: Window) -> None:
+        began = time.perf_counter()
+        try:
+            response = await self._client.post("/v1/conversations", json={})
+            window.write.append(time.perf_counter() - began)
+            if response.status_code == 200:
+                await self._client.delete(f"/v1/conversations/{response.json()['id']}")
+            else:
+                window.fail(f"a conversation of the victim got {response.status_code}: {response.text[:150]}")
+        except httpx.HTTPError as error:
+            window.fail(f"a conversation of the victim failed: {type(error).__name__} {error}"[:200])
+        await asyncio.sleep(0.05)
+
     async def _run_batch(self, window: Window) -> None:
         assert self._store is not None
         try:
@@ -579,6 +598,7 @@ def missed(outcome: Outcome) -> list[str]:
         ("time to first token", window.first, quiet.first, MAX_LATENCY_S),
         ("gap between events", window.gap, quiet.gap, MAX_LATENCY_S),
         ("time of a chat", window.chat, quiet.chat, MAX_LATENCY_S),
+        ("time of a stored write", window.write, quiet.write, MAX_LATENCY_S),
         ("time of a batch", window.batch, quiet.batch, MAX_BATCH_S),
     ):
         goal = max(MAX_RATIO * p99(calm), least)
@@ -618,6 +638,8 @@ HEADER: Final = (
     "gap p50 / p99, quiet",
     "during the attack",
     "`/health`, worst",
+    "stored write p50 / p99, quiet",
+    "during the attack",
     "batch p50 / p99, quiet",
     "during the attack",
     "lines given back",
@@ -638,6 +660,8 @@ def row(outcome: Outcome) -> list[str]:
         _pair(quiet.gap),
         _pair(window.gap),
         f"{1000 * max(window.health, default=0):.0f} ms",
+        _pair(quiet.write),
+        _pair(window.write),
         _pair(quiet.batch),
         _pair(window.batch),
         str(outcome.given_back),

@@ -14,6 +14,7 @@ from typing import Any, Final
 from attacker import (
     ANY,
     COMPLETIONS,
+    CONVERSATIONS,
     LARGE,
     OK,
     REFUSED,
@@ -27,6 +28,7 @@ from attacker import (
     at_once,
     encoded,
     hold,
+    stored_item,
     token_ids,
 )
 
@@ -314,6 +316,17 @@ async def endless_responses(attacker: Attacker) -> None:
         await asyncio.shield(begun.remove_all())
 
 
+# --- conversations
+
+
+async def copied_items(attacker: Attacker) -> None:
+    """Stores conversations of 20 references each: some are megabytes, and some are too much."""
+    items = [await stored_item(attacker, num_bytes) for num_bytes in (190_000, 190_000, 3_900_000)]
+    bodies = itertools.cycle([encoded({"items": [item] * 20}) for item in items])
+    await attacker.begin()
+    await at_once(12, lambda: attacker.post(CONVERSATIONS, next(bodies)))
+
+
 # --- the table
 
 STORE_ATTACKS: Final[Sequence[Attack]] = (
@@ -327,5 +340,6 @@ STORE_ATTACKS: Final[Sequence[Attack]] = (
     Attack("150 followers of a response", STOPS, followers, OK | REFUSED | {429}, needs_store=True),
     Attack("responses that are cancelled at once", STOPS, cancelled_responses, ANY | {404}, needs_store=True),
     Attack("responses in every slot", STOPS, endless_responses, ANY | {404}, needs_store=True, fills_slots=True),
+    Attack("conversations of 20 references", STOPS, copied_items, ANY | {404}, needs_store=True),
     Attack("strange ids, windows and metadata", TAKES, strange_batches, REFUSED | {404, 431}, needs_store=True),
 )

@@ -37,6 +37,7 @@ MAKERS = (
     attacks.tool_schemas,
     attacks.large_metadata,
     attacks.empty_arrays,
+    attacks.packed_messages(58_000),
 )
 
 
@@ -78,6 +79,7 @@ def test_an_attack_that_nobody_feels_misses_nothing(outcome: Any) -> None:
         ({"first": [0.01, 0.3]}, "p99 of the victim's time to first token is 297 ms, goal 250 ms"),
         ({"gap": [0.5]}, "p99 of the victim's gap between events is 500 ms, goal 250 ms"),
         ({"chat": [0.4]}, "p99 of the victim's time of a chat is 400 ms, goal 250 ms"),
+        ({"write": [0.4]}, "p99 of the victim's time of a stored write is 400 ms, goal 250 ms"),
         ({"health": [0.001, 0.2]}, "/health took 200 ms, goal 100 ms"),
         ({"peak_bytes": 2**34}, "memory grew by 15360 MiB since the start"),
         ({"batches": [store_victim.BatchRun(3.0, 0)]}, "p99 of the victim's time of a batch is 3000 ms, goal 2000 ms"),

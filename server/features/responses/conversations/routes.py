@@ -94,6 +94,7 @@ async def list_conversation_items(
 async def get_conversation_item(conversation_id: str, item_id: str, responses: Responses) -> Response:
     """Returns an item of a conversation."""
     item = await _item(conversation_id, item_id, responses.store)
+    await admission.get().keep(len(item.text))
     return Response(item.text, media_type="application/json")
 
 

@@ -123,7 +123,7 @@ async def test_heavy_writes_of_a_tenant_leave_room_for_others(
     may_end.set()
     await holding
     assert [each.status_code for each in await asyncio.gather(*small, *heavy)] == [200] * 9
-    assert [rows["bob"] for rows in written.num_rows][1] == 3, "after the first, which waited for the thread"
+    assert sum(rows["bob"] for rows in written.num_rows[:2]) == 3, "the first may have waited for the thread already"
     assert sum(rows["alice"] for rows in written.num_rows) == 6 * 21
     assert max(num_bytes["alice"] for num_bytes in written.num_bytes) <= MIB
     assert max(rows["alice"] for rows in written.num_rows) <= 256
