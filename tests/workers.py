@@ -80,11 +80,14 @@ large. Other tests compile without most optimizations, which takes half as long.
 FULL: Final = (
     "tests/e2e/test_adapters.py",
     "tests/e2e/test_backups.py",
+    "tests/e2e/test_bench.py",
+    "tests/e2e/test_demo.py",
     "tests/e2e/test_demo_state.py",
     "tests/e2e/test_features.py",
     "tests/e2e/test_fleet_upgrades.py",
     "tests/e2e/test_idle_connections.py",
     "tests/e2e/test_key_heads_http.py",
+    "tests/e2e/test_long_conversations.py",
     "tests/e2e/test_moved_chats.py",
     "tests/e2e/test_predictions_http.py",
     "tests/e2e/test_reloads.py",
@@ -92,6 +95,7 @@ FULL: Final = (
     "tests/e2e/test_stored_usage.py",
     "tests/e2e/test_tls.py",
     "tests/e2e/test_unix_socket.py",
+    "tests/engine/checkpoint/test_calibration.py",
     "tests/engine/model/test_many_configs.py",
     "tests/engine/test_kernel_checks.py",
     "tests/engine/test_numbers_of_slots.py",
@@ -106,6 +110,7 @@ FULL: Final = (
     "tests/kernels/test_pallas",
     "tests/kernels/test_races.py",
     "tests/kernels/test_sampling_kernel.py",
+    "tests/tools/test_documentation.py",
     "tests/tools/test_train_demo.py",
 )
 """Beginnings of the paths of files that compile large programs, interpret kernels or start servers of their own, and

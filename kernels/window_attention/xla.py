@@ -95,6 +95,7 @@ def _attend_blocks(
         start += keys.shape[1]
     total = jnp.exp(own - top)
     mixed = total * _widened(v)[:, None]
+    mixed = jnp.where(jnp.isfinite(mixed), rounded(mixed), mixed)
     for (_, values), score in zip(blocks, scores, strict=True):
         weights = jnp.exp(score - top)
         total += jnp.sum(weights, axis=-1, keepdims=True)

@@ -276,7 +276,7 @@ async def test_only_allowed_tools_can_be_called(client: httpx.AsyncClient, engin
     ("parameters", "warnings"),
     [
         ({"type": "string"}, "tools.f%3A parameters"),
-        ({"$ref": "http://elsewhere/schema"}, "tools%3A parameters"),
+        ({"$ref": "http://elsewhere/schema"}, "tools.f%3A parameters"),
         ({"type": "any"}, "tools.f%3A parameters"),
         ({"properties": {"a": {"type": "array", "uniqueItems": True}}}, "tools.f%3A uniqueItems"),
         ({"properties": {"a": {"pattern": "["}}}, "tools%3A parameters"),
