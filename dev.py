@@ -290,7 +290,7 @@ def test_sweep(python: Path, arguments: Sequence[str]) -> int:
 def test_bits(python: Path, arguments: Sequence[str]) -> int:
     """Runs the tests that compare bits once more on a processor with AVX-512, compiled as for one without.
 
-    The reverse cannot be had, so on other processors it says what nobody has run there.
+    Code for AVX-512 does not run on a processor without it, so there the job names the tests that were not run.
     """
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.is_file() or "avx512f" not in cpuinfo.read_text().split():

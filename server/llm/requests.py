@@ -20,7 +20,7 @@ from .sampling_params import RequestOutputKind, SamplingParams
 from .states import State
 
 MAX_CONSTRAINED_TOKENS: Final = 16_384
-"""Default of `max_tokens` with an output constraint, in which a model may repeat itself for ever.
+"""Default of `max_tokens` with an output constraint, under which a model may repeat itself without end.
 
 Over HTTP, the server's `request_timeout` ends such a request.
 """

@@ -144,8 +144,8 @@ class RequestRecord:
       num_cached: Number of prompt tokens that were served from the prefix cache.
       num_earlier: Number of tokens that another replica has generated.
       is_chat: Whether the prompt is a conversation.
-      is_left: Whether the request does not count as usage: it ended with its engine, or is a line of a batch that was
-        given back, so that another replica may run it, or nobody got its output.
+      is_left: Whether the request does not count as usage: it ended with its engine, is a line of a batch that was
+        given back for another replica to run, or its output was discarded.
       detokenize_s: Seconds spent on detokenization.
       reason: One of `REASONS`, once the request has ended.
       has_finished: Whether the request ended with all of its output.

@@ -32,7 +32,7 @@ _caller: Final[ContextVar[_Caller | None]] = ContextVar("caller", default=None)
 
 
 class CallerGoneError(RuntimeError):
-    """The function's caller was cancelled, so nobody waits for its result."""
+    """The function's caller was cancelled, so its result is not needed."""
 
 
 def check_caller() -> None:

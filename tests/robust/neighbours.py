@@ -480,28 +480,27 @@ class Victim:
             await work(window)
 
     async def _import(self, window: Window) -> None:
-        try:
-            response = await self._client.post("/v1/states/import", content=self._file)
-            if response.status_code == 200:
-                await self._client.delete(f"/v1/states/{response.json()['id']}")
-            else:
-                window.fail(f"an import of the victim got {response.status_code}: {response.text[:150]}")
-        except httpx.HTTPError as error:
-            window.fail(f"an import of the victim failed: {type(error).__name__} {error}"[:200])
+        await self._make(window, "an import", "/v1/states", "/import", content=self._file)
         await asyncio.sleep(0.5)
 
     async def _write(self, window: Window) -> None:
-        began = time.perf_counter()
-        try:
-            response = await self._client.post("/v1/conversations", json={})
-            window.write.append(time.perf_counter() - began)
-            if response.status_code == 200:
-                await self._client.delete(f"/v1/conversations/{response.json()['id']}")
-            else:
-                window.fail(f"a conversation of the victim got {response.status_code}: {response.text[:150]}")
-        except httpx.HTTPError as error:
-            window.fail(f"a conversation of the victim failed: {type(error).__name__} {error}"[:200])
+        seconds = await self._make(window, "a conversation", "/v1/conversations", json={})
+        window.write += [] if seconds is None else [seconds]
         await asyncio.sleep(0.05)
+
+    async def _make(self, window: Window, what: str, path: str, suffix: str = "", **body: Any) -> float | None:
+        """Makes an object and deletes it; returns the seconds until the response, None without one."""
+        began, seconds = time.perf_counter(), None
+        try:
+            response = await self._client.post(path + suffix, **body)
+            seconds = time.perf_counter() - began
+            if response.status_code == 200:
+                await self._client.delete(f"{path}/{response.json()['id']}")
+            else:
+                window.fail(f"{what} of the victim got {response.status_code}: {response.text[:150]}")
+        except httpx.HTTPError as error:
+            window.fail(f"{what} of the victim failed: {type(error).__name__} {error}"[:200])
+        return seconds
 
     async def _run_batch(self, window: Window) -> None:
         assert self._store is not None

@@ -20,7 +20,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 
 
 class Compiled(NamedTuple):
-    """What a folder's tests depend on beside what they import.
+    """Dependencies of a folder's tests beside their imports.
 
     Attributes:
       locks: Names of the locks of their environment.

@@ -120,7 +120,7 @@ async def expanded(
 
 
 class _Body:
-    """What a body names or packs.
+    """References, packed items and continued history of a body.
 
     Attributes:
       tally: What it expands to so far.
@@ -136,7 +136,7 @@ class _Body:
 
     @property
     def parts(self) -> set[StoredPart]:
-        """What is to be read from the store."""
+        """Parts to read from the store."""
         return {*self._earlier, *self._referred.values()}
 
     async def measure(self, store: ResponseStore) -> None:

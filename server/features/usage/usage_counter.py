@@ -48,7 +48,7 @@ class UsageCounter(Observer):
         self._number = 0
 
     def on_settle(self, record: RequestRecord) -> None:
-        """Counts a request that had a slot, unless nobody got its output or another replica will run the rest of it."""
+        """Counts a request that had a slot, unless its output was discarded or another replica runs the rest."""
         if record.started is None or record.is_left:
             return
         key = self._today(0), record.request.tenant
