@@ -15,7 +15,7 @@ import sweeps
 from databases import KINDS, PostgresqlServer, postgresql_server
 from seconds_by_file import SecondsByFile
 from suites import SUITES, expression, unnamed_skips
-from workers import BITS, FIRST, FULL, OPTIMIZED, SharedScheduling, shuffled
+from workers import BITS, FIRST, FOR_CHIPS, FULL, OPTIMIZED, SharedScheduling, shuffled
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before anything imports jax
 os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
@@ -95,7 +95,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_runtest_protocol(item: pytest.Item) -> None:
     global _file
     if item.path != _file:
-        shared_programs.configure_compiler(is_optimized=item.nodeid.startswith(OPTIMIZED))
+        shared_programs.configure_compiler(
+            is_optimized=item.nodeid.startswith(OPTIMIZED), is_kept=not item.nodeid.startswith(FOR_CHIPS)
+        )
         _file = item.path
 
 

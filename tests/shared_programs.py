@@ -45,11 +45,12 @@ def folder() -> Path:
     return Path(os.environ[_SERVERS])
 
 
-def configure_compiler(*, is_optimized: bool) -> None:
+def configure_compiler(*, is_optimized: bool, is_kept: bool = True) -> None:
     """Sets JAX's process-wide settings for the tests of a file, and for the processes that they start.
 
     Args:
       is_optimized: Whether programs are compiled as servers do. Others take half as long to compile.
+      is_kept: Whether programs are kept; a compiler for chips that are not there cannot read them again.
     """
     is_optimized |= "OPTIMIZED_TESTS" in os.environ
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(not is_optimized))
@@ -59,7 +60,7 @@ def configure_compiler(*, is_optimized: bool) -> None:
 
     wanted = {
         "jax_disable_most_optimizations": not is_optimized,
-        "jax_compilation_cache_dir": str(folder().parent / "programs"),
+        "jax_compilation_cache_dir": str(folder().parent / "programs") if is_kept else None,
         "jax_compilation_cache_max_size": _MAX_BYTES,
         "jax_persistent_cache_min_compile_time_secs": _LEAST_SECONDS,
     }

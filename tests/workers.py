@@ -58,8 +58,13 @@ BITS: Final = (
 )
 """Paths of the files that compare bits of results, which depend on the processor; marked `bits`."""
 
+FOR_CHIPS: Final = ("tests/tpu/", "tests/gpu/")
+"""Beginnings of the paths of files that compile for chips which are not there. Their programs are never kept, since
+JAX can't read them again."""
+
 OPTIMIZED: Final = (
     *BITS,
+    *FOR_CHIPS,
     *_GOLDEN_RUNNER,
     "tests/e2e/test_demo.py",
     "tests/e2e/test_demo_state.py",
