@@ -110,6 +110,11 @@ class Database:
         self._failing: dict[Lane, StoreUnavailableError] = {}
 
     @property
+    def is_shared(self) -> bool:
+        """Whether other processes may use the database."""
+        return self._dialect.is_shared
+
+    @property
     def is_stuck(self) -> bool:
         """Whether a transaction is still running on a thread, which would delay the exit of the process."""
         return bool(self._running)

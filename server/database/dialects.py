@@ -2,9 +2,11 @@
 
 import os
 import sqlite3
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, Protocol, runtime_checkable
+from uuid import uuid4
 
 from .address import StoreAddress
 from .errors import StoreFullError, StoreUnavailableError
@@ -48,12 +50,14 @@ class Dialect(Protocol):
     """One kind of database.
 
     Attributes:
+      is_shared: Whether other processes may use the database.
       words: Replacements for the names in braces in statements: `{now}` (seconds since 1970 by the database's clock),
         `{skip_locked}` (locks the selected rows, and skips locked ones), `{lock}` (locks them, waiting), `{bytes}`,
         `{has_table}` (whether a table exists whose name is the next value), `{lock_name}` (a statement that waits until
         no other transaction has locked the name that is the next value, and locks it).
     """
 
+    is_shared: bool
     words: Mapping[str, str]
 
     @property
@@ -100,6 +104,7 @@ class Sqlite:
     A transaction that writes begins immediately: the file has one writer at a time, so rows need not be locked.
     """
 
+    is_shared = True
     lock_schema = ()
     lock_fence = ()
     errors = (sqlite3.Error,)
@@ -120,9 +125,7 @@ class Sqlite:
         """
         with suppress(OSError):  # the file exists, or SQLite reports why it cannot be created
             os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        connection = sqlite3.connect(
-            self._path, timeout=STATEMENT_TIMEOUT_S, isolation_level=None, check_same_thread=False
-        )
+        connection = _connection(self._path)
         try:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
@@ -157,6 +160,33 @@ class Sqlite:
         return kind(f"the store's file cannot be used: {error}")
 
 
+class Memory(Sqlite):
+    """SQLite in the memory of this process, until this object is gone."""
+
+    is_shared = False
+
+    def __init__(self) -> None:
+        super().__init__(f"file:/roost-{uuid4().hex}?vfs=memdb")
+        self._opened: list[Connection] = []
+        weakref.finalize(self, _close_all, self._opened)
+
+    def connect(self) -> Connection:
+        """Returns a new connection. The database lasts for as long as it has one, so the first is never returned."""
+        for _ in range(1 if self._opened else 2):
+            self._opened.append(_connection(self._path))
+        return self._opened[-1]
+
+
+def _close_all(connections: Sequence[Connection]) -> None:
+    for connection in connections:
+        connection.close()
+
+
+def _connection(path: str) -> sqlite3.Connection:
+    is_uri = path.startswith("file:")
+    return sqlite3.connect(path, timeout=STATEMENT_TIMEOUT_S, isolation_level=None, check_same_thread=False, uri=is_uri)
+
+
 class Postgresql:
     """PostgreSQL 13 or later, and poolers that give each transaction another session.
 
@@ -164,6 +194,7 @@ class Postgresql:
     poolers refuse settings of a session.
     """
 
+    is_shared = True
     lock_schema = ("SET LOCAL statement_timeout = 0", "SELECT pg_advisory_xact_lock(7304201)")
     lock_fence = ("LOCK TABLE roost_schemas IN ACCESS EXCLUSIVE MODE",)  # each transaction reads the table first
 
@@ -250,5 +281,10 @@ class Postgresql:
 
 
 def dialect_of(address: StoreAddress) -> Dialect:
-    """Returns the dialect of an address. The address must not be memory."""
-    return Sqlite(address.target) if address.kind == "sqlite" else Postgresql(address.target)
+    """Returns the dialect of an address."""
+    match address.kind:
+        case "memory":
+            return Memory()
+        case "sqlite":
+            return Sqlite(address.target)
+    return Postgresql(address.target)

@@ -21,8 +21,7 @@ _logger: Final = logging.getLogger(__name__)
 def open_database(address: StoreAddress, tables: Tables) -> Database:
     """Returns a database whose tables exist in this version or a later one, or are created once it can be reached.
 
-    Args:
-      address: Address, which must not be memory.
+    One in memory is created when it is first used.
 
     Raises:
       StoreUnavailableError: SQLite's file cannot be used.
@@ -31,6 +30,8 @@ def open_database(address: StoreAddress, tables: Tables) -> Database:
     dialect = dialect_of(address)
     fence = Fence(tables.feature, len(tables.upgrades))
     database = Database(dialect, partial(upgrade, dialect=dialect, tables=tables), tables.feature, fence)
+    if address.kind == "memory":
+        return database
     try:
         database.prepare_now()
     except StoreUnavailableError as error:

@@ -26,8 +26,8 @@ from roost.server.database.dialects import Connection, Sqlite
 from roost.server.features.batches.batch_store import BatchStore
 from roost.server.features.batches.command.output_file import OutputFile
 from roost.server.features.responses import adoption
-from roost.server.features.responses.conversations.durable_conversations import DurableConversations
-from roost.server.features.responses.durable_responses import DurableResponses
+from roost.server.features.responses.conversations.store import ConversationStore
+from roost.server.features.responses.response_store import ResponseStore
 
 CALLS_BEFORE = 3
 """Number of calls that succeed before the fault, so that streams are running."""
@@ -166,7 +166,7 @@ def die_of_effects(moment: str, count: int) -> None:
 
         return run
 
-    places = ((DurableResponses, "keep"), (DurableConversations, "end"))
+    places = ((ResponseStore, "keep"), (ConversationStore, "end"))
     for owner, name in ((BatchStore, "end"),) if moment == "ending" else places:
         setattr(owner, name, dying(getattr(owner, name)))
 

@@ -17,9 +17,9 @@ from .background import Background
 from .background_responses import BackgroundRun, body_of, end_early, prompt_ids
 from .builder import ResponsesBuilder
 from .conversion import generation_options, generation_spec
-from .durable_responses import DurableLog, DurableResponses
 from .logged_delta import unpack_delta
 from .records import SUSPECT_DEATHS, Claim
+from .response_store import ResponseLog, ResponseStore
 
 _PAUSE_S: Final = 2.0
 """Seconds between two looks for responses without an owner, and between two renewals of leases, which last longer."""
@@ -49,7 +49,7 @@ class Adopter:
       background: Tasks of the responses that are generated here.
     """
 
-    def __init__(self, service: Service, responses: DurableResponses, background: Background) -> None:
+    def __init__(self, service: Service, responses: ResponseStore, background: Background) -> None:
         self._service = service
         self._responses = responses
         self._background = background
@@ -92,7 +92,8 @@ class Adopter:
     def _num_free(self) -> int:
         """Returns how many responses may be adopted now: at most the free slots, and 0 while a suspect runs alone."""
         service = self._service
-        if service.open_requests.is_draining or not service.engine.is_ready or self._alone is not None:
+        is_draining = service.open_requests.is_draining
+        if is_draining or not (self._responses.is_shared and service.engine.is_ready) or self._alone is not None:
             return 0
         stats = service.engine.stats
         return max(min(stats.slots - stats.num_running - stats.num_waiting, _MAX_CLAIMS), 0)
@@ -107,7 +108,7 @@ class Adopter:
     def _end_alone(self, _: asyncio.Task[None]) -> None:
         self._alone = None
 
-    async def _run_alone(self, claim: Claim, log: DurableLog) -> None:
+    async def _run_alone(self, claim: Claim, log: ResponseLog) -> None:
         """Runs a suspect without other adopted responses and preemptible work, for a time that grows with its deaths.
 
         The time is limited, because a response may take days and would block all others of the replica.
@@ -129,7 +130,7 @@ class Adopter:
             except (FencedError, StoreUnavailableError) as error:
                 _logger.info("%s", error)
 
-    async def _watch_alone(self, claim: Claim, log: DurableLog, running: set[asyncio.Task[None]]) -> None:
+    async def _watch_alone(self, claim: Claim, log: ResponseLog, running: set[asyncio.Task[None]]) -> None:
         """Waits until a suspect has run alone for its time or has ended, so that others may join it."""
         doublings = claim.deaths.num_deaths - SUSPECT_DEATHS
         _, unfinished = await asyncio.wait(running, timeout=min(_FIRST_ALONE_S * 2**doublings, _MAX_ALONE_S))
@@ -140,7 +141,7 @@ class Adopter:
         except StoreUnavailableError:
             await asyncio.wait(running)
 
-    async def _adopt(self, claim: Claim, log: DurableLog) -> None:
+    async def _adopt(self, claim: Claim, log: ResponseLog) -> None:
         """Continues a response under its own admission, or ends it if it has caused too many deaths of its owners."""
         own = self._service.admissions.open()
         admission.set(own)  # of this task only
@@ -149,7 +150,7 @@ class Adopter:
         finally:
             own.release()
 
-    async def _continue_or_end(self, claim: Claim, log: DurableLog) -> None:
+    async def _continue_or_end(self, claim: Claim, log: ResponseLog) -> None:
         with observed(self._service.metrics.requests.observers, "adoption", response=claim.lease.id) as facts:
             facts.update(tenant=claim.record.tenant, tokens=log.num_committed, exact=claim.is_exact)
             try:
@@ -165,12 +166,12 @@ class Adopter:
                 is_busy = isinstance(error, ApiError) and error.status_code in BUSY_STATUSES
                 await log.release(is_death=not is_busy)
 
-    async def _fail(self, claim: Claim, log: DurableLog) -> None:
+    async def _fail(self, claim: Claim, log: ResponseLog) -> None:
         message = f"{claim.deaths.num_alone} replicas died while this was the only adopted response that they ran"
         error = {"code": "server_error", "message": message}
         await end_early(log, log.num_events, claim.record.response, status="failed", error=error)
 
-    async def _begin(self, claim: Claim, log: DurableLog, facts: dict[str, Fact]) -> None:
+    async def _begin(self, claim: Claim, log: ResponseLog, facts: dict[str, Fact]) -> None:
         """Continues a response in a task. A response that still runs here is stopped, and adopted by a later look.
 
         Args:
@@ -189,7 +190,7 @@ class Adopter:
         self._adopted.add(task)
         task.add_done_callback(self._adopted.discard)
 
-    async def _continued(self, claim: Claim, log: DurableLog) -> BackgroundRun:
+    async def _continued(self, claim: Claim, log: ResponseLog) -> BackgroundRun:
         """Returns the rest of a response's generation."""
         service, job, own = self._service, claim.job, admission.get()
         await own.keep(len(job.request) + len(job.prompt))

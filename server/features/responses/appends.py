@@ -9,6 +9,7 @@ from ...database.errors import FencedError
 from ...database.group_commit import Work, run_each
 from . import expiry_table, response_table
 from .conversations import conversation_table
+from .expiry_table import DEFAULT, Limits
 from .records import Lease, LogEntry
 
 
@@ -49,7 +50,7 @@ class Addition[T]:
         return self.work(transaction)
 
 
-def run_all(transaction: Transaction, works: Sequence[Work[Any]]) -> list[Any]:
+def run_all(transaction: Transaction, works: Sequence[Work[Any]], limits: Limits = DEFAULT) -> list[Any]:
     """Returns the result of each write, or the error with which it was refused. Appends run first.
 
     At the end, room is made once for all additions of a tenant.
@@ -59,7 +60,7 @@ def run_all(transaction: Transaction, works: Sequence[Work[Any]]) -> list[Any]:
     others = iter(run_each(transaction, [work for work in works if not isinstance(work, Append)]))
     if owners := sorted({work.tenant for work in works if isinstance(work, Addition)}):
         for owner in owners:
-            expiry_table.make_room(transaction, owner)
+            expiry_table.make_room(transaction, owner, limits)
         conversation_table.remove_hidden(transaction)  # so that hidden rows become no more while others are added
     return [_result(work, held) if isinstance(work, Append) else next(others) for work in works]
 

@@ -12,8 +12,8 @@ from ...database.errors import FencedError, StoreUnavailableError
 from ...generation.generation import engine_request_id
 from ...observability.request_metrics import Fact, Observer, observed
 from .checkpoint_files import CheckpointFiles
-from .durable_responses import DurableLog, DurableResponses
 from .records import CheckpointReference
+from .response_store import ResponseLog, ResponseStore
 
 _POLL_S: Final = 0.5
 """Seconds between two looks for responses without a recent checkpoint."""
@@ -59,7 +59,7 @@ class Checkpointer:
     def __init__(
         self,
         engine: AsyncEngine,
-        responses: DurableResponses,
+        responses: ResponseStore,
         files: CheckpointFiles,
         settings: CheckpointSettings,
         observers: Sequence[Observer] = (),
@@ -69,7 +69,7 @@ class Checkpointer:
         self._files = files
         self._settings = settings
         self._observers = observers
-        self._taken_at: dict[DurableLog, float] = {}
+        self._taken_at: dict[ResponseLog, float] = {}
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -148,11 +148,11 @@ class Checkpointer:
             num_bytes = await self._take(log)
             await asyncio.sleep(max(num_bytes / self._settings.max_bytes_per_s - (time.monotonic() - start), 0))
 
-    async def _take_in_turn(self, log: DurableLog, turns: asyncio.Semaphore) -> int:
+    async def _take_in_turn(self, log: ResponseLog, turns: asyncio.Semaphore) -> int:
         async with turns:
             return await self._take(log)
 
-    async def _take(self, log: DurableLog) -> int:
+    async def _take(self, log: ResponseLog) -> int:
         """Takes a checkpoint of a response, and returns the size of its file; 0 if it has none."""
         with observed(self._observers, "checkpoint", response=log.lease.id) as facts:
             try:
@@ -163,7 +163,7 @@ class Checkpointer:
             facts.update(tokens=checkpoint.num_tokens, bytes=num_bytes)
             return num_bytes
 
-    async def _keep(self, log: DurableLog, checkpoint: RequestSnapshot) -> int:
+    async def _keep(self, log: ResponseLog, checkpoint: RequestSnapshot) -> int:
         """Writes a checkpoint's file and refers to it, and returns the file's size; 0 if it cannot be written."""
         name = f"{log.lease.id}-{log.lease.fence}-{checkpoint.num_tokens}"
         if not (num_bytes := await self._files.write(name, self._formats, checkpoint)):
@@ -180,7 +180,7 @@ class Checkpointer:
             _logger.debug("the checkpoint %s may be lost: %s", name, error)
         return num_bytes
 
-    def _exact_logs(self) -> Sequence[DurableLog]:
+    def _exact_logs(self) -> Sequence[ResponseLog]:
         return [log for log in self._responses.running_logs if log.is_exact]
 
     @property

@@ -15,9 +15,6 @@ MAX_BYTES: Final = 4 * 2**20
 _EVENTS_PER_TURN: Final = 32
 """Number of events after which a follower yields to the event loop. A follower may be thousands of events behind."""
 
-_TAIL_BYTES: Final = 64 * 2**10
-"""Maximum size of a log that only its current followers still read."""
-
 _PLACE_BYTES: Final = 8
 """Memory of an event's entry in the log."""
 
@@ -66,25 +63,10 @@ class EventLog:
         self._make_room()
         self._wake()
 
-    def shrink(self) -> None:
-        """Keeps only a tail of the log. No new follower can come."""
-        self._max_bytes = min(self._max_bytes, _TAIL_BYTES)
-        self._make_room()
-
     def close(self) -> None:
         """Ends the log: followers return after the last event."""
         self._is_closed = True
         self._wake()
-
-    def check(self, number: int) -> None:
-        """Checks that a client may follow the log from an event, which may be the next one.
-
-        Raises:
-          ApiError: The event of this number was dropped, or the event before it does not exist yet.
-        """
-        if number < self.first:
-            raise EventsDroppedError(self.first)
-        check_beginning(number, self.num_events)
 
     async def follow(self, number: int, pause_s: float) -> AsyncGenerator[bytes | None]:
         """Yields the event of this number and all later ones, and None whenever the next takes longer than `pause_s`.

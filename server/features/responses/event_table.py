@@ -63,6 +63,12 @@ def end_of_log(transaction: Transaction, tenant: str, response_id: str) -> LogEn
     return LogEnd().after(LogEntry(*found[0])) if found else LogEnd()
 
 
+def first_event(transaction: Transaction, tenant: str, response_id: str) -> int:
+    """Returns the number of the first event that a log still has; 0 if it has none."""
+    query = f"SELECT first_event FROM roost_events WHERE {_LOG} ORDER BY number LIMIT 1"
+    return next((int(event) for (event,) in transaction.rows(query, tenant, response_id)), 0)
+
+
 def entry_of(transaction: Transaction, tenant: str, response_id: str, event: int) -> int:
     """Returns the place of the first entry that has the event of this number or a later one, by binary search.
 
@@ -76,6 +82,11 @@ def entry_of(transaction: Transaction, tenant: str, response_id: str, event: int
 
     num_places = end_of_log(transaction, tenant, response_id).num_entries
     return bisect_right(range(num_places), event, key=next_event)
+
+
+def drop(transaction: Transaction, tenant: str, response_id: str, first: int) -> None:
+    """Deletes the entries of a log before a number."""
+    transaction.execute(f"DELETE FROM roost_events WHERE {_LOG} AND number < ?", tenant, response_id, first)
 
 
 def delete(transaction: Transaction, tenant: str, response_id: str) -> None:

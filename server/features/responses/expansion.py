@@ -18,7 +18,8 @@ from ...text.conversation import ConversationMessage
 from .conversations.items import before_turn
 from .conversations.store import no_conversation
 from .input_items import CompactionItem, ItemReference, ResponseItem, items_with_ids, own_messages
-from .response_store import ResponseStore, StoredPart, num_messages, unpack
+from .part_table import StoredPart, num_messages, unpack
+from .response_store import ResponseStore
 
 MAX_ADDED: Final = 1024
 """Maximum number of items that a request adds to a conversation, since one transaction stores them."""

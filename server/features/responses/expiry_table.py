@@ -1,6 +1,7 @@
 """Statements that delete responses and conversations beyond the store's limits, as functions of a transaction."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import islice
 from math import inf
 from typing import Final
@@ -11,54 +12,65 @@ from ...database.expiry import MAX_FOUND, BoundedRows, Bounds, Name
 from . import response_table
 from .conversations import conversation_table
 
-MAX_RESPONSES: Final = 10_000
-MAX_CONVERSATIONS: Final = 10_000
-MAX_BYTES: Final = 2**30
-"""Limits on the responses that have ended, with their logs, and on the conversations that each tenant has in the
-database. Each kind has that many bytes."""
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits on the responses that have ended, with their logs, and on the conversations of each tenant.
+
+    Attributes:
+      max_rows: Maximum number of each kind.
+      max_bytes: Maximum bytes of each kind.
+    """
+
+    max_rows: int = 10_000
+    max_bytes: int = 2**30
+
+
+DEFAULT: Final = Limits()
+"""Limits of a database that replicas share."""
+
 
 _ENDED: Final = BoundedRows("roost_responses", condition="is_running = 0")
 
 
-def make_room(transaction: Transaction, tenant: str) -> None:
+def make_room(transaction: Transaction, tenant: str, limits: Limits) -> None:
     """Deletes the oldest responses and conversations of a tenant that are beyond its limits.
 
     Call it at the end of a transaction that has added some. It waits for other replicas' transactions that have.
     """
     transaction.execute("{lock_name}", tenant)
-    beyond = expiry.beyond(transaction, _ENDED, tenant, Bounds(inf, MAX_RESPONSES, MAX_BYTES))
+    bounds = Bounds(inf, limits.max_rows, limits.max_bytes)
+    beyond = expiry.beyond(transaction, _ENDED, tenant, bounds)
     for response_id in expiry.unlocked(transaction, _ENDED, tenant, beyond):
         response_table.delete(transaction, tenant, response_id)
     rows = conversation_table.ROWS
-    beyond = expiry.beyond(transaction, rows, tenant, Bounds(inf, MAX_CONVERSATIONS, MAX_BYTES))
+    beyond = expiry.beyond(transaction, rows, tenant, bounds)
     for conversation in expiry.unlocked(transaction, rows, tenant, beyond):
         conversation_table.hide(transaction, tenant, conversation)
 
 
-def expired(
-    transaction: Transaction, max_age_s: float, max_responses: int = MAX_RESPONSES, max_bytes: int = MAX_BYTES
-) -> Sequence[Name]:
+def expired(transaction: Transaction, max_age_s: float, limits: Limits) -> Sequence[Name]:
     """Returns responses to delete: the oldest ended ones, and running ones that have had no owner for too long.
 
     Args:
       max_age_s: Age in seconds after which responses are deleted.
-      max_responses: Maximum number of responses of each tenant.
-      max_bytes: Maximum bytes of each tenant's responses.
     """
-    found = dict.fromkeys(expiry.expired(transaction, _ENDED, Bounds(max_age_s, max_responses, max_bytes)))
+    bounds = Bounds(max_age_s, limits.max_rows, limits.max_bytes)
+    found = dict.fromkeys(expiry.expired(transaction, _ENDED, bounds))
     abandoned = "is_running = 1 AND lease_until < {now} - ? ORDER BY lease_until"
     query = f"SELECT tenant, id FROM roost_responses WHERE {abandoned} LIMIT {MAX_FOUND}"
     found |= dict.fromkeys(transaction.rows(query, max_age_s))
     return list(islice(found, MAX_FOUND))
 
 
-def expired_conversations(transaction: Transaction, max_age_s: float) -> Sequence[Name]:
+def expired_conversations(transaction: Transaction, max_age_s: float, limits: Limits) -> Sequence[Name]:
     """Returns conversations to delete: the oldest ones.
 
     Args:
       max_age_s: Seconds after its last change at which a conversation is deleted.
     """
-    return expiry.expired(transaction, conversation_table.ROWS, Bounds(max_age_s, MAX_CONVERSATIONS, MAX_BYTES))
+    bounds = Bounds(max_age_s, limits.max_rows, limits.max_bytes)
+    return expiry.expired(transaction, conversation_table.ROWS, bounds)
 
 
 def delete_all(transaction: Transaction, names: Sequence[Name]) -> None:

@@ -20,7 +20,7 @@ from ...schemas.generation_fields import RefusalPart, kind_of_part
 from ...schemas.tools import FunctionName
 from ...text.conversation import ConversationMessage, FunctionCall
 from .field_rules import ITEM_RULES
-from .response_store import STATE_ROLE
+from .part_table import STATE_ROLE
 
 
 class ResponseTextPart(TextOnly):

@@ -69,11 +69,14 @@ class LogFollowers:
         """Checks that a log may be followed from an event.
 
         Raises:
-          ApiError: The log ends before the event that precedes this one.
+          ApiError: The event was dropped, or the log ends before the event that precedes this one.
           StoreUnavailableError: The database is unavailable.
         """
         end = await self._database.run(lambda each: event_table.end_of_log(each, *key))
         check_beginning(number, end.num_events)
+        first = await self._database.run(lambda each: event_table.first_event(each, *key))
+        if number < first:
+            raise EventsDroppedError(first)
 
     async def follow(self, key: Key, number: int, pause_s: float) -> AsyncGenerator[bytes | None]:
         """Yields the event of this number and all later ones, and None whenever the next takes longer than `pause_s`.
@@ -109,6 +112,8 @@ class LogFollowers:
             entries = await self._run(partial(_entries, key=key, place=place))
             if not entries:
                 return
+            if number < entries[0].first_event:
+                raise EventsDroppedError(entries[0].first_event)
             for event in events_of(entries, number):
                 yield event
                 number += 1

@@ -1,11 +1,13 @@
 """The stored responses of a running server, and the tasks that generate them."""
 
 from collections.abc import Callable
-from typing import Annotated
+from math import inf
+from typing import Annotated, Final
 
 from fastapi import Depends
 from starlette.types import ASGIApp
 
+from ...database.address import StoreAddress
 from ...database.database import Database
 from ...database.opening import open_database
 from ...feature import OpenFeature, Opening, opened
@@ -15,13 +17,20 @@ from .background import Background
 from .checkpoint_files import CheckpointFiles
 from .checkpointer import Checkpointer, CheckpointSettings
 from .collector import StoreCollector
-from .durable_responses import DurableResponses
+from .expiry_table import Limits
 from .followers import Followers
-from .memory_responses import MemoryResponses
 from .response_store import ResponseStore
 from .settings import ResponsesSettings
 from .stats import StoreStats
 from .tables import TABLES
+
+_MEMORY: Final = StoreAddress("memory")
+
+_MEMORY_ROWS: Final = 1000
+_MEMORY_BYTES: Final = 64 * 2**20
+_MIN_MEMORY_BYTES: Final = 2**20
+"""Limits on responses and on conversations in memory: rows of each tenant, bytes of all together, and the least bytes
+of each tenant."""
 
 
 class OpenResponses(OpenFeature):
@@ -36,23 +45,24 @@ class OpenResponses(OpenFeature):
     Args:
       address: Address of the store, without a password.
       checkpointer: Takes checkpoints of running responses, if there is a folder for them.
+      database: Database of the store if most requests fail without it.
     """
 
     def __init__(
         self,
         service: Service,
-        store: ResponseStore | None = None,
+        store: ResponseStore,
         address: str = "memory:",
         checkpointer: Checkpointer | None = None,
+        database: Database | None = None,
     ) -> None:
         self.service = service
-        self.store = MemoryResponses() if store is None else store
+        self.store = store
         self.background = Background()
         self.followers = Followers()
         self.facts = {"store": address}
-        durable = self.store if isinstance(self.store, DurableResponses) else None
-        self.collectors = () if durable is None else (StoreCollector(durable.stats),)
-        self._durable = durable
+        self.collectors = (StoreCollector(store.stats),)
+        self.database = database
         self._checkpointer = checkpointer
 
     @property
@@ -61,51 +71,44 @@ class OpenResponses(OpenFeature):
 
     @property
     def is_stuck(self) -> bool:
-        return self._durable is not None and self._durable.is_stuck
+        return self.store.is_stuck
 
     def start(self, make_app: Callable[[], ASGIApp]) -> None:
         if self._checkpointer is not None:
             self._checkpointer.start()
-        if self._durable is not None:
-            Adopter(self.service, self._durable, self.background).start()
+        Adopter(self.service, self.store, self.background).start()
 
     async def evacuate(self) -> None:
         if self._checkpointer is not None:
             await self._checkpointer.evacuate()
-        elif self._durable is not None:
-            await self._durable.hand_over_streams()
+        else:
+            await self.store.hand_over_streams()
 
     async def close(self) -> None:
-        if self._durable is not None:
-            await self._durable.close()
+        await self.store.close()
 
 
 def open_responses(opening: Opening) -> OpenResponses:
-    """Returns the feature of a server, with a store if the settings name one.
+    """Returns the feature of a server, whose store is in memory unless the settings name another.
 
     Raises:
       StoreUnavailableError: The database cannot be used.
     """
     service, settings = opening.service, opening.settings_of(ResponsesSettings)
-    if settings is None or settings.store_address.kind == "memory":
-        return OpenResponses(service)
-    address = settings.store_address
+    address = _MEMORY if settings is None else settings.store_address
     database = open_database(address, TABLES)
-    store = _durable(database, settings)
-    checkpointer = None
-    if store.files is not None:
-        rate = settings.checkpoint_mib_per_s * 2**20
-        limits = CheckpointSettings(settings.checkpoint_seconds, rate, settings.evacuate_seconds)
-        checkpointer = Checkpointer(service.engine, store, store.files, limits, opening.observers)
-    responses = OpenResponses(service, store, str(address), checkpointer)
-    responses.database = database
-    return responses
-
-
-def _durable(database: Database, settings: ResponsesSettings) -> DurableResponses:
+    if settings is None or not database.is_shared:
+        num_bytes = max(_MEMORY_BYTES // opening.num_tenants, _MIN_MEMORY_BYTES)
+        return OpenResponses(service, ResponseStore(database, inf, limits=Limits(_MEMORY_ROWS, num_bytes)))
     stats = StoreStats()
     files = _checkpoint_files(settings, stats)
-    return DurableResponses(database, settings.retention_s, settings.adopt_after, files, stats)
+    store = ResponseStore(database, settings.retention_s, settings.adopt_after, files, stats)
+    checkpointer = None
+    if files is not None:
+        rate = settings.checkpoint_mib_per_s * 2**20
+        limits = CheckpointSettings(settings.checkpoint_seconds, rate, settings.evacuate_seconds)
+        checkpointer = Checkpointer(service.engine, store, files, limits, opening.observers)
+    return OpenResponses(service, store, str(address), checkpointer, database)
 
 
 def _checkpoint_files(settings: ResponsesSettings, stats: StoreStats) -> CheckpointFiles | None:

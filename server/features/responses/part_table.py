@@ -1,16 +1,57 @@
-"""Statements that find what bodies name, as functions of a transaction. Sizes are found without reading contents."""
+"""Parts of the store that bodies name: their packing, and the statements that find them, as functions of a transaction.
+
+Sizes are found without reading contents.
+"""
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import batched
-from typing import Any, Final
+from typing import Any, Final, Literal, NamedTuple
+
+from pydantic import TypeAdapter
 
 from ...database.database import Transaction, placeholders
+from ...generation.admission import admission
+from ...text.conversation import ConversationMessage
 from .conversations.conversation_table import IS_VISIBLE
 from .conversations.store import CONVERSATION_ID, ITEM_ID
-from .response_store import PartKind, StoredPart
 
 RESPONSE_ID: Final = re.compile("resp_[0-9a-f]{32}")
+
+STATE_ROLE: Final = "state"
+"""Role of a history's first message if its content is the id of a saved state, which the other messages continue."""
+
+_MESSAGES: Final = TypeAdapter(list[ConversationMessage])
+
+type PartKind = Literal["history", "output", "conversation", "item"]
+"""The history or the output of a response, all items of a conversation, or an item of any conversation."""
+
+
+class StoredPart(NamedTuple):
+    """Key of something in the store that bodies name.
+
+    Attributes:
+      id: Id of the response, the conversation or the item.
+    """
+
+    kind: PartKind
+    id: str
+
+
+def pack(messages: Sequence[ConversationMessage]) -> bytes:
+    """Returns messages in the encoding in which they are stored."""
+    return _MESSAGES.dump_json(list(messages), exclude_defaults=True)
+
+
+def unpack(packed: bytes) -> list[ConversationMessage]:
+    """Returns the messages of `pack`."""
+    return _MESSAGES.validate_python(admission.get().parse_stored(packed))
+
+
+def num_messages(packed: bytes) -> int:
+    """Returns the number of messages of `pack`, without unpacking them. Quotation marks in texts are escaped."""
+    return packed.count(b'"role":')
+
 
 _IDS: Final[Mapping[PartKind, re.Pattern[str]]] = {
     "history": RESPONSE_ID,
@@ -51,7 +92,10 @@ _CONTENTS: Final[Mapping[PartKind, str]] = {
 
 
 def sizes(transaction: Transaction, tenant: str, parts: Collection[StoredPart]) -> dict[StoredPart, tuple[int, int]]:
-    """Returns the numbers of items and of bytes of those parts that exist; see `ResponseStore.sizes`."""
+    """Returns the numbers of items and of bytes of those parts that exist.
+
+    The number of items is known of conversations only, and 0 for other parts.
+    """
     rows = _rows(transaction, tenant, parts, _SIZES)
     return {part: (int(num_items), int(num_bytes)) for part, num_items, num_bytes in rows}
 

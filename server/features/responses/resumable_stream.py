@@ -18,10 +18,10 @@ from .background_responses import is_death, job_of
 from .body import ResponseBody
 from .builder import TYPED_EVENTS, ResponsesBuilder
 from .conversations.records import Turn
-from .durable_responses import DurableLog, DurableResponses
 from .logged_delta import pack_delta
+from .part_table import pack
 from .records import LogEntry, ResponseRecord
-from .response_store import pack
+from .response_store import ResponseLog, ResponseStore
 
 
 class ResumableBuilder(ResponsesBuilder):
@@ -44,7 +44,7 @@ class ResumableBuilder(ResponsesBuilder):
         self,
         body: ResponseBody,
         service: Service,
-        responses: DurableResponses,
+        responses: ResponseStore,
         spec: GenerationSpec,
         history: bytes,
         keep: Callable[[dict[str, Any], ConversationMessage], Awaitable[None]],
@@ -61,8 +61,8 @@ class ResumableBuilder(ResponsesBuilder):
         self._tenant = tenant.get()
         self._sizes = DeltaSizes()
         self._has_finished = False
-        self._handover: asyncio.Task[DurableLog] | None = None
-        self._log: DurableLog | None = None
+        self._handover: asyncio.Task[ResponseLog] | None = None
+        self._log: ResponseLog | None = None
         self._task: asyncio.Task[Any] | None = None
 
     def opening(self) -> Iterator[dict[str, Any]]:
@@ -116,7 +116,7 @@ class ResumableBuilder(ResponsesBuilder):
     def close(self) -> None:
         self._responses.streams.discard(self.hand_over)
 
-    async def _store(self, output: Delta) -> DurableLog:
+    async def _store(self, output: Delta) -> ResponseLog:
         """Stores the response with its log. This replica owns it until the stream's task ends.
 
         Args:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request, Response
 
@@ -25,6 +25,7 @@ from ...http.streaming import EventStream, choices_of, respond, until_disconnect
 from ...openai.response_schemas import DeletedObject, ItemList
 from ...openai.schemas import check_stream_options
 from ...schemas.base import MAX_MESSAGES
+from ...tenancy.tenant import tenant
 from ...text.chat_template import Ending
 from ...text.conversation import Conversation, ConversationMessage
 from .background_responses import BackgroundRun, encoded, end_early, job_of
@@ -34,16 +35,20 @@ from .conversations.items import new_items, output_items
 from .conversations.records import Item, Turn
 from .conversations.store import locked
 from .conversion import generation_options, generation_spec, tool_options
-from .durable_responses import DurableResponses
 from .expansion import MAX_ADDED, Room, expanded
 from .input_items import compaction_of, page
 from .open_responses import OpenResponses, Responses
+from .part_table import STATE_ROLE, StoredPart, pack
 from .prompt_fields import CompactBody, InputTokensBody, PromptFields
+from .records import ResponseRecord
 from .response_schemas import CompactedInput, InputTokens, ResponseEvent, ResponseObject
-from .response_store import MAX_HISTORY, STATE_ROLE, StoredPart, StoredResponse, no_response, pack
+from .response_store import no_response
 from .resumable_stream import ResumableBuilder
 
 router = APIRouter(route_class=JsonRoute)
+
+MAX_HISTORY: Final = 32 * 2**20
+"""Maximum bytes of a stored response's history, half of what one transaction stores."""
 
 
 @router.post("/v1/responses", responses=streamable(ResponseObject, ResponseEvent, TYPED_EVENTS))
@@ -110,7 +115,7 @@ def _builder(body: ResponseBody, responses: OpenResponses, prepared: _Prepared) 
             late = body.stream and body.return_warnings  # the stream has reported the others
             response.update({"store": False, **({"warnings": request_warnings.get([])} if late else {})})
 
-    if body.store and body.stream and isinstance(store, DurableResponses):
+    if body.store and body.stream and store.is_shared:
         return ResumableBuilder(body, service, store, spec, prepared.history, keep, prepared.id, turn)
     keeps = body.store or turn is not None
     return ResponsesBuilder(
@@ -126,7 +131,17 @@ async def _create_background(
     (choice,) = await choices_of(service, request, spec)
     builder = ResponsesBuilder(body, service.model, spec.prompts[0], spec.params[0], response_id=prepared.id)
     response = bytes(memoryview(to_json(builder.in_progress())))
-    pending = StoredResponse(builder.id, response, prepared.history, pack([]), True, body.stream, turn=prepared.turn)
+    pending = ResponseRecord(
+        tenant.get(),
+        builder.id,
+        response,
+        prepared.history,
+        pack([]),
+        is_background=True,
+        is_streamed=body.stream,
+        is_running=True,
+        turn=prepared.turn,
+    )
     job = job_of(body, choice.prompt, choice.params, service, state_is_imported=choice.state_is_imported)
     async with AsyncExitStack() as resources:
         if body.stream:
@@ -134,7 +149,7 @@ async def _create_background(
         log = await responses.store.open(pending, job, encoded(builder.opening()))
         BackgroundRun(service, builder, choice, log).start(responses.background)
         if body.stream:
-            events = await responses.store.follow(pending, 0, service.limits.keep_alive_s)
+            events = await responses.store.follow(pending.id, 0, service.limits.keep_alive_s)
             return EventStream(replay(events, 0), resources.pop_all())
     return json_response(builder.queued())
 
@@ -162,7 +177,7 @@ async def get_response(
         return Response(stored.response, media_type="application/json")
     if not stored.is_streamed:
         raise bad_value("stream", "only responses made with background: true and stream: true can be streamed again")
-    return await _follow(responses, stored, 0 if starting_after is None else starting_after + 1)
+    return await _follow(responses, response_id, 0 if starting_after is None else starting_after + 1)
 
 
 @router.get("/v1/responses/{response_id}/input_items", responses=success(ItemList))
@@ -216,10 +231,10 @@ async def _end(responses: OpenResponses, response_id: str) -> None:
         await end_early(log, number, pending, status="cancelled")
 
 
-async def _follow(responses: OpenResponses, stored: StoredResponse, number: int) -> Response:
+async def _follow(responses: OpenResponses, response_id: str, number: int) -> Response:
     async with AsyncExitStack() as resources:
         resources.enter_context(responses.followers.hold())
-        events = await responses.store.follow(stored, number, responses.service.limits.keep_alive_s)
+        events = await responses.store.follow(response_id, number, responses.service.limits.keep_alive_s)
         return EventStream(replay(events, number), resources.pop_all())
 
 

@@ -6,9 +6,9 @@ import pytest
 
 _LIMITS = (
     "batches.batch_store._REPLY_S",
-    "responses.conversations.durable_conversations._REPLY_S",
-    "responses.durable_responses.REPLY_S",
-    "responses.durable_responses._LAST_S",
+    "responses.conversations.store._REPLY_S",
+    "responses.response_store.REPLY_S",
+    "responses.response_store._LAST_S",
     "usage.routes._REPLY_S",
 )
 

@@ -14,8 +14,8 @@ from fake_server import features_with, make_service
 from roost.server.app import create_app
 from roost.server.features.batches.batch_store import BatchStore
 from roost.server.features.batches.open_batches import OpenBatches
-from roost.server.features.responses.durable_responses import DurableResponses
 from roost.server.features.responses.open_responses import OpenResponses
+from roost.server.features.responses.response_store import ResponseStore
 from roost.server.text.served_model import ServedModel
 
 IDS = ("%00", "a%00b", "file-%00", "batch_%00", "resp_%00", "%ED%A0%80", "%FF", "x" * 5000, "%F0%9F%90%A6", "%0A")
@@ -28,7 +28,7 @@ TEXTS = ("\0", "a\0b", "file-\0", "x" * 5000, "resp_" + "0" * 31 + "\0", "file-"
 @pytest.fixture
 async def client(engine: FakeEngine, model: ServedModel, address: str) -> AsyncIterator[httpx.AsyncClient]:
     database = opened(address)
-    store, responses = BatchStore(database, 86400.0), DurableResponses(database, 1000.0)
+    store, responses = BatchStore(database, 86400.0), ResponseStore(database, 1000.0)
     service = make_service(engine, model)
     own = OpenBatches(service, store), OpenResponses(service, responses)
     app = create_app(service, features=features_with(service, *own))

@@ -1,67 +1,125 @@
 """Stored conversations. Each tenant sees only its own."""
 
 import re
-from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Final
 
+from ....database.database import Database, Transaction
+from ....database.errors import StoreUnavailableError
+from ....database.group_commit import GroupCommit
 from ....database.pages import Page, PageSpec
 from ....errors import kinds
 from ....errors.request_errors import ApiError
-from .records import MAX_ITEM_BYTES, MAX_ITEMS, ConversationRecord, Item, Outcome, Turn
+from ....tenancy.tenant import tenant
+from ..appends import Addition
+from . import conversation_table
+from .records import MAX_ITEM_BYTES, MAX_ITEMS, ConversationRecord, Item, Outcome, Turn, load_of
 
 CONVERSATION_ID: Final = re.compile("conv_[0-9a-f]{32}")
 ITEM_ID: Final = re.compile("[a-z]+_[0-9a-f]{32}(_c[0-9]{1,9})?")
 """Pattern of valid ids. Other strings are not searched for."""
 
+_REPLY_S: Final = 5.0
+"""Seconds after which a client gets an error while the database is unavailable."""
 
-class ConversationStore(ABC):
-    """Keeps conversations, in memory or in a database."""
 
-    @abstractmethod
+class ConversationStore:
+    """Keeps conversations in the database of the responses.
+
+    Args:
+      commits: Commits writes of clients, and of responses that have ended.
+      leases: Commits extensions of leases.
+    """
+
+    def __init__(self, database: Database, commits: GroupCommit, leases: GroupCommit) -> None:
+        self._database = database
+        self._commits = commits
+        self._leases = leases
+        self._held: set[tuple[str, str, str]] = set()
+
     async def create(self, record: ConversationRecord, items: Sequence[Item]) -> None:
         """Stores a new conversation and its first items."""
+        insert = partial(conversation_table.insert, tenant=tenant.get(), record=record, items=items)
+        await self._add(insert, items)
 
-    @abstractmethod
     async def find(self, conversation_id: str) -> ConversationRecord | None:
         """Returns a conversation of the current tenant; None if it does not exist."""
+        return await self._read(conversation_table.find, conversation_id)
 
-    @abstractmethod
     async def set_metadata(self, conversation_id: str, metadata: bytes) -> ConversationRecord | None:
         """Replaces the metadata of a conversation, and returns it; None if it does not exist."""
+        if not CONVERSATION_ID.fullmatch(conversation_id):
+            return None
+        own = tenant.get(), conversation_id
+        return await self._write(lambda each: conversation_table.set_metadata(each, *own, metadata))
 
-    @abstractmethod
     async def remove(self, conversation_id: str) -> None:
         """Deletes a conversation and its items, if it exists."""
+        own = tenant.get(), conversation_id
+        await self._write(lambda each: conversation_table.hide(each, *own))
 
-    @abstractmethod
     async def add(self, conversation_id: str, items: Sequence[Item]) -> Outcome:
         """Adds items to a conversation."""
+        if not CONVERSATION_ID.fullmatch(conversation_id):
+            return Outcome.MISSING
+        own = tenant.get(), conversation_id
+        return await self._add(lambda each: conversation_table.add(each, *own, items), items)
 
-    @abstractmethod
     async def page(self, conversation_id: str, spec: PageSpec) -> Page[Item] | None:
         """Returns a page of the items; None if the conversation has no item `spec.after`."""
+        if spec.after is not None and not ITEM_ID.fullmatch(spec.after):
+            return None
+        return await self._read(partial(conversation_table.read_list, spec=spec), conversation_id)
 
-    @abstractmethod
     async def item(self, conversation_id: str, item_id: str) -> Item | None:
         """Returns an item; None if it does not exist."""
+        if not ITEM_ID.fullmatch(item_id):
+            return None
+        return await self._read(partial(conversation_table.item, item_id=item_id), conversation_id)
 
-    @abstractmethod
     async def remove_item(self, conversation_id: str, item_id: str) -> None:
         """Deletes an item, if it exists."""
+        own = tenant.get(), conversation_id
+        await self._write(lambda each: conversation_table.delete_item(each, *own, item_id))
 
-    @abstractmethod
     async def take(self, conversation_id: str, response_id: str) -> Outcome:
         """Locks a conversation for a response until `release` or `end`."""
+        if not CONVERSATION_ID.fullmatch(conversation_id):
+            return Outcome.MISSING
+        held = tenant.get(), conversation_id, response_id
+        outcome = await self._write(lambda each: conversation_table.take(each, *held))
+        if outcome is Outcome.DONE:
+            self._held.add(held)
+        return outcome
 
-    @abstractmethod
     async def release(self, conversation_id: str, response_id: str) -> None:
-        """Unlocks a conversation, unless the response continues in the background."""
+        """Unlocks a conversation, unless the response continues in the background or has ended its turn.
 
-    @abstractmethod
+        The lock expires if the database is unavailable.
+        """
+        held = tenant.get(), conversation_id, response_id
+        if held in self._held:
+            self._held.discard(held)
+            with suppress(StoreUnavailableError):
+                await self._write(lambda each: conversation_table.release(each, *held))
+
     async def end(self, turn: Turn) -> bool:
         """Adds the items of a turn and ends it; returns whether the response had the turn, or had nothing to add."""
+        return await self._add(self.ending(turn), turn.items)
+
+    def ending(self, turn: Turn) -> Callable[[Transaction], bool]:
+        """Returns the write that ends a turn of the current tenant. This replica no longer extends its lease."""
+        owner = tenant.get()
+        self._held.discard((owner, turn.conversation, turn.response))
+        return partial(conversation_table.end, tenant=owner, turn=turn)
+
+    async def renew(self) -> None:
+        """Extends the leases of this replica's responses."""
+        if self._held:
+            turns = list(self._held)
+            await self._leases.write(lambda each: conversation_table.renew(each, turns), _REPLY_S)
 
     async def get(self, conversation_id: str) -> ConversationRecord:
         """Returns a conversation.
@@ -92,6 +150,18 @@ class ConversationStore(ABC):
             yield
         finally:
             await self.release(conversation_id, response_id)
+
+    async def _read[T](self, read: Callable[[Transaction, str, str], T], conversation_id: str) -> T | None:
+        if not CONVERSATION_ID.fullmatch(conversation_id):
+            return None
+        owner = tenant.get()
+        return await self._database.run(lambda each: read(each, owner, conversation_id), timeout_s=_REPLY_S)
+
+    async def _write[T](self, write: Callable[[Transaction], T]) -> T:
+        return await self._commits.write(write, _REPLY_S)
+
+    async def _add[T](self, write: Callable[[Transaction], T], items: Sequence[Item]) -> T:
+        return await self._commits.write(Addition(tenant.get(), write), _REPLY_S, load_of(items))
 
 
 def check(outcome: Outcome, conversation_id: str, param: str | None = None) -> None:

@@ -22,8 +22,8 @@ from roost.server.database.errors import StoreFullError, StoreUnavailableError
 from roost.server.features.batches.batch_store import BatchStore
 from roost.server.features.batches.batch_worker import BatchWorker
 from roost.server.features.batches.open_batches import OpenBatches
-from roost.server.features.responses.durable_responses import DurableResponses
 from roost.server.features.responses.open_responses import OpenResponses
+from roost.server.features.responses.response_store import ResponseStore
 from roost.server.text.served_model import ServedModel
 
 NUM_LINES = 3
@@ -46,7 +46,7 @@ class Replica:
     """
 
     engine: FakeEngine
-    responses: DurableResponses
+    responses: ResponseStore
     batches: BatchStore
     worker: BatchWorker
     client: httpx.AsyncClient
@@ -87,7 +87,7 @@ class Replica:
 async def replica(address: str, model: ServedModel) -> AsyncIterator[Replica]:
     engine = FakeEngine(VOCAB_SIZE)
     service = make_service(engine, model)
-    responses, batches = DurableResponses(database(address), 1e6), BatchStore(database(address), 1e6)
+    responses, batches = ResponseStore(database(address), 1e6), BatchStore(database(address), 1e6)
     features = features_with(service, OpenBatches(service, batches), OpenResponses(service, responses))
     app = create_app(service, features=features)
     worker = BatchWorker(service, app, batches)

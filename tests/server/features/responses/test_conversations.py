@@ -1,4 +1,4 @@
-"""`/v1/conversations`: their items, and responses that continue them, in memory and in both databases."""
+"""`/v1/conversations`: their items, and responses that continue them, in both databases."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 from client_types import checked, events
-from databases import KINDS, opened
+from databases import opened
 from fake_engine import FakeEngine
 from fake_server import features_with, live, make_service, until
 from openai.types.conversations import Conversation, ConversationDeletedResource, ConversationItem, ConversationItemList
@@ -15,8 +15,6 @@ from openai.types.responses import Response
 from roost.server.app import create_app
 from roost.server.features.responses.conversations import records
 from roost.server.features.responses.conversations.records import Item, Turn
-from roost.server.features.responses.durable_responses import DurableResponses
-from roost.server.features.responses.memory_responses import MemoryResponses
 from roost.server.features.responses.open_responses import OpenResponses
 from roost.server.features.responses.response_store import ResponseStore
 from roost.server.generation.service import Service
@@ -28,16 +26,11 @@ from roost.server.text.served_model import ServedModel
 KEYS = Access(keys=ApiKeys(["alice:key-of-alice", "bob:key-of-bob"]))
 
 
-@pytest.fixture(params=["memory", *KINDS])
-async def store(request: pytest.FixtureRequest, tmp_path: Any) -> AsyncIterator[ResponseStore]:
-    if request.param == "memory":
-        yield MemoryResponses()
-        return
-    is_sqlite = request.param == "sqlite"
-    address = f"sqlite://{tmp_path / 'store.db'}" if is_sqlite else request.getfixturevalue("postgresql").url
-    durable = DurableResponses(opened(address), 1000.0)
-    yield durable
-    await durable.close()
+@pytest.fixture
+async def store(address: str) -> AsyncIterator[ResponseStore]:
+    store = ResponseStore(opened(address), 1000.0)
+    yield store
+    await store.close()
 
 
 @pytest.fixture
@@ -429,15 +422,3 @@ async def test_tenants_see_their_own_conversations_only(service: Service, respon
         error_of(await client.post("/v1/responses", json={"input": [reference({"id": item})]}), 404)
         client.headers["authorization"] = "Bearer key-of-alice"
         assert await texts(client, path) == ["one"]
-
-
-async def test_memory_keeps_the_newest_conversations(service: Service) -> None:
-    store = MemoryResponses()
-    store.conversations._stored._max_entries = 2
-    app = create_app(service, features=features_with(service, OpenResponses(service, store)))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as client:
-        first, second = await conversation(client), await conversation(client)
-        assert (await respond(client, first)).status_code == 200
-        third = await conversation(client)
-        statuses = [(await client.get(path)).status_code for path in (first, second, third)]
-    assert statuses == [200, 404, 200]

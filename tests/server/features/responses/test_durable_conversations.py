@@ -16,8 +16,8 @@ from roost.server.features.responses import part_table, response_table
 from roost.server.features.responses.conversations import conversation_table
 from roost.server.features.responses.conversations.conversation_table import LEASE_S
 from roost.server.features.responses.conversations.records import ConversationRecord, Item, Outcome, Turn
+from roost.server.features.responses.part_table import StoredPart
 from roost.server.features.responses.records import Job, LogEntry, ResponseRecord
-from roost.server.features.responses.response_store import StoredPart
 from test_durable_responses import (  # noqa: F401 - `replicas` is a fixture
     LETTERS,
     Replica,

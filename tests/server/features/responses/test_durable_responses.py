@@ -36,12 +36,14 @@ from roost.server.database.address import StoreAddress
 from roost.server.database.database import Database, Lane
 from roost.server.database.dialects import dialect_of
 from roost.server.database.errors import StoreUnavailableError
+from roost.server.feature import Opening
 from roost.server.features.responses import response_table
 from roost.server.features.responses.adoption import Adopter
 from roost.server.features.responses.checkpoint_files import CheckpointFiles
 from roost.server.features.responses.checkpointer import Checkpointer, CheckpointSettings
-from roost.server.features.responses.durable_responses import DurableResponses
-from roost.server.features.responses.open_responses import OpenResponses
+from roost.server.features.responses.expiry_table import Limits
+from roost.server.features.responses.open_responses import OpenResponses, open_responses
+from roost.server.features.responses.response_store import ResponseStore
 from roost.server.features.responses.resumable_stream import ResumableBuilder
 from roost.server.generation.service import Service
 from roost.server.http.api_keys import ApiKeys
@@ -113,7 +115,7 @@ class Replica:
     service: Service
     engine: PacedEngine
     feature: OpenResponses
-    responses: DurableResponses
+    responses: ResponseStore
     client: httpx.AsyncClient
     adopter: Adopter
     works: list[StoreWork]
@@ -162,7 +164,7 @@ def text_of(response: dict[str, Any]) -> str:
 @asynccontextmanager
 async def replica(address: str, model: ServedModel, access: Access | None = None) -> AsyncIterator[Replica]:
     engine = PacedEngine()
-    responses = DurableResponses(Database(dialect_of(StoreAddress.parse(address))), 1000.0)
+    responses = ResponseStore(Database(dialect_of(StoreAddress.parse(address))), 1000.0)
     notes = NotingObserver()
     service = replace(
         make_service(engine, replace(model, identity="counter"), keep_alive_s=0.5),
@@ -752,7 +754,7 @@ async def test_a_database_that_is_away_is_an_error(
 ) -> None:
     """Requests that store nothing are not concerned."""
     first, _ = replicas
-    for name in ("roost.server.features.responses.durable_responses.REPLY_S", PATIENCE):
+    for name in ("roost.server.features.responses.response_store.REPLY_S", PATIENCE):
         monkeypatch.setattr(name, 0.3)
     monkeypatch.setattr(first.responses._database, "_transact", _away)
     for body in ({"background": True}, {}, {"stream": True}):
@@ -773,7 +775,7 @@ def _away(*_: object) -> None:
 
 async def test_engine_error_of_no_database_is_as_before(service: Service, engine: FakeEngine) -> None:
     engine.fails_after, engine.fails_with = 1, EngineDeadError("gone")
-    feature = OpenResponses(service)
+    feature = open_responses(Opening(service))
     app = create_app(service, features=features_with(service, feature))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as client:
         made = (await client.post("/v1/responses", json={"input": "hi", "background": True})).json()
@@ -937,7 +939,7 @@ async def test_a_stream_that_cannot_be_stored_fails(
 ) -> None:
     first, _ = replicas
     for name in ("_LAST_S", "REPLY_S"):
-        monkeypatch.setattr(f"roost.server.features.responses.durable_responses.{name}", 0.2)
+        monkeypatch.setattr(f"roost.server.features.responses.response_store.{name}", 0.2)
     first.engine.allowed = 4
     reading = streaming(first)
     await num_tokens_streamed(first, 4)
@@ -993,7 +995,7 @@ async def test_responses_outlast_a_fault_of_the_database(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Requests that store a response get a 503 meanwhile. Adoptions are tried all the time, and cost nothing."""
-    monkeypatch.setattr("roost.server.features.responses.durable_responses._OWNER_S", owner_s)
+    monkeypatch.setattr("roost.server.features.responses.response_store._OWNER_S", owner_s)
     monkeypatch.setattr("roost.server.features.responses.adoption._PAUSE_S", 0.05)
     monkeypatch.setattr("roost.server.database.group_commit._RETRY_S", 0.02)
     async with replica(faulty.url, model) as first:
@@ -1005,7 +1007,7 @@ async def test_responses_outlast_a_fault_of_the_database(
         faulty.make(fault)
         for name in (PROBED, PATIENCE):
             monkeypatch.setattr(name, 0.1)
-        patience = "roost.server.features.responses.durable_responses.REPLY_S"
+        patience = "roost.server.features.responses.response_store.REPLY_S"
         monkeypatch.setattr(patience, 0.3)
         first.engine.allowed = 1000
         await num_errors(first, 3)
@@ -1043,7 +1045,7 @@ async def test_a_fault_in_sqlite_is_one_too(
     tmp_path: Path, model: ServedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Another program overwrites the file, and a copy of it is put back."""
-    for name in ("roost.server.features.responses.durable_responses.REPLY_S", PROBED, PATIENCE):
+    for name in ("roost.server.features.responses.response_store.REPLY_S", PROBED, PATIENCE):
         monkeypatch.setattr(name, 0.2)
     path = tmp_path / "store.db"
     opened(f"sqlite://{path}").close()
@@ -1056,7 +1058,7 @@ async def test_a_fault_in_sqlite_is_one_too(
         refused = await first.client.post("/v1/responses", json=body)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
         path.write_bytes(copy)
-        for name in ("roost.server.features.responses.durable_responses.REPLY_S", PATIENCE):
+        for name in ("roost.server.features.responses.response_store.REPLY_S", PATIENCE):
             monkeypatch.setattr(name, 60.0)
         assert (await first.client.post("/v1/responses", json=body)).status_code == 200
     assert not [record for record in caplog.records if record.exc_info]
@@ -1315,7 +1317,7 @@ async def test_running_responses_have_a_quota(
     address: str, model: ServedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened(address).close()
-    room = "roost.server.features.responses.durable_responses"
+    room = "roost.server.features.responses.response_store"
     access = Access(keys=ApiKeys(["alice:key-of-alice", "bob:key-of-bob"]))
     async with replica(address, model, access) as first:
         first.engine.allowed = 2
@@ -1323,11 +1325,14 @@ async def test_running_responses_have_a_quota(
         body = {"input": "hi", "max_output_tokens": 10, "background": True}
         for name, value, text in (
             ("MAX_RUNNING", 2, "has 2 background responses running, which is the limit"),
-            ("MAX_RUNNING_BYTES", 1500, "take 0 MiB, which is the limit"),  # room for one
+            ("max_bytes", 1500, "take 0 MiB, which is the limit"),  # room for one
         ):
             made = [await first.created() for _ in range(2 if name == "MAX_RUNNING" else 1)]
             with monkeypatch.context() as patches:
-                patches.setattr(f"{room}.{name}", value)
+                if name == "MAX_RUNNING":
+                    patches.setattr(f"{room}.{name}", value)
+                else:
+                    patches.setattr(first.responses, "_limits", Limits(max_bytes=value))
                 refused = await first.client.post("/v1/responses", json=body)
                 assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
                 assert text in refused.json()["error"]["message"]

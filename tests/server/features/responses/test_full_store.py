@@ -11,8 +11,8 @@ from fake_engine import FakeEngine
 from fake_server import VOCAB_SIZE, features_with, make_service, until
 from roost.server.app import create_app
 from roost.server.database.database import Database
-from roost.server.features.responses.durable_responses import DurableResponses
 from roost.server.features.responses.open_responses import OpenResponses
+from roost.server.features.responses.response_store import ResponseStore
 from roost.server.http.auth import Access
 from roost.server.text.served_model import ServedModel
 from small_disk import SmallDisk
@@ -29,7 +29,7 @@ def disk(tmp_path: Path) -> SmallDisk:
 
 @pytest.fixture
 async def feature(disk: SmallDisk, model: ServedModel) -> AsyncIterator[OpenResponses]:
-    store = DurableResponses(Database(disk), 1000.0)
+    store = ResponseStore(Database(disk), 1000.0)
     yield OpenResponses(make_service(FakeEngine(VOCAB_SIZE), model), store)
     await store.close()
 

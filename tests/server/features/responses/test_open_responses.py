@@ -14,8 +14,7 @@ from fake_server import features_with, limited, until
 from roost.server.app import create_app
 from roost.server.database.errors import StoreUnavailableError
 from roost.server.feature import Opening
-from roost.server.features.responses.memory_responses import MemoryResponses
-from roost.server.features.responses.open_responses import OpenResponses, open_responses
+from roost.server.features.responses.open_responses import open_responses
 from roost.server.generation.service import Service
 from roost.server.http.api_keys import ApiKeys
 from roost.server.http.auth import Access
@@ -32,14 +31,17 @@ async def test_what_a_response_shows_of_its_request_counts(service: Service) -> 
     """Ten with tools of 300 kB each, which are no message."""
     parameters = {"type": "object", "properties": {f"a{i}": {"type": "string"} for i in range(10_000)}}
     tools = [{"type": "function", "name": "f", "parameters": parameters}]
-    store = MemoryResponses()
-    app = create_app(service, features=features_with(service, OpenResponses(service, store)))
+    feature = open_responses(Opening(service))
+    app = create_app(service, features=features_with(service, feature))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as client:
         for _ in range(10):
             body = {"input": "a", "max_output_tokens": 3, "tools": tools, "tool_choice": "none"}
             assert (await client.post("/v1/responses", json=body)).status_code == 200
     size = len(json.dumps(tools, separators=(",", ":")))
-    assert 10 * size < store.num_bytes < 11 * size
+    num_bytes = await feature.store._database.run(
+        lambda each: each.rows("SELECT sum(num_bytes) FROM roost_responses")[0][0]
+    )
+    assert 10 * size < num_bytes < 11 * size
 
 
 async def test_background_work_holds_its_memory_until_it_ends(service: Service, engine: FakeEngine) -> None:
@@ -47,7 +49,7 @@ async def test_background_work_holds_its_memory_until_it_ends(service: Service, 
     headers = {"content-type": "application/json", "x-api-key": "g"}
     body = json.dumps({"input": "a" * 900, "background": True}, separators=(",", ":")).encode()
     service = limited(service, 1000, tenants=2)
-    feature = OpenResponses(service)
+    feature = open_responses(Opening(service))
     keys = Access(keys=ApiKeys(["greedy:g", "modest:m"]))
     app = create_app(service, keys, features_with(service, feature))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as client:
@@ -63,15 +65,15 @@ async def test_background_work_holds_its_memory_until_it_ends(service: Service, 
 
 
 async def test_shutdown_drains_a_background_response(engine: FakeEngine, service: Service) -> None:
-    feature = OpenResponses(service)
+    feature = open_responses(Opening(service))
     process = Process(service, features=features_with(service, feature))
     async with process.client() as client:
         engine.gate.clear()
-        begun = (await client.post("/v1/responses", json={"input": "a", "background": True})).json()
+        await client.post("/v1/responses", json={"input": "a", "background": True})
         process.signals.first = signal.SIGTERM
         await until(lambda: not service.open_requests.is_accepting)
         await asyncio.sleep(0.1)
         assert not engine.stopped
         engine.gate.set()
         assert await process.end() is None
-    assert json.loads((await feature.store.get(begun["id"])).response)["status"] == "completed"
+    assert feature.store.stats.ended == {"completed": 1}

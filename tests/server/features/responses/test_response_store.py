@@ -1,170 +1,124 @@
-"""How long responses are remembered, and what that takes."""
+"""What a store in memory keeps, and for how long. It is SQLite, whose other behaviour is that of files."""
 
-import gc
-import tracemalloc
-from collections.abc import Callable, Coroutine, Sequence
+import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
+import httpx
 import pytest
-from roost.server.errors.request_errors import ApiError
-from roost.server.features.responses.event_log import EventLog
+from fake_engine import FakeEngine
+from fake_server import features_with, until
+from roost.server.app import create_app
+from roost.server.database.database import Transaction
+from roost.server.feature import Opening
+from roost.server.features.responses import open_responses as opening
+from roost.server.features.responses import response_store
 from roost.server.features.responses.input_items import page
-from roost.server.features.responses.memory_responses import MemoryResponses
-from roost.server.features.responses.response_store import StoredResponse, num_messages, pack, unpack
-from roost.server.generation.prompts import message_text
-from roost.server.http.response_parts import to_json
-from roost.server.tenancy.tenant import tenant
+from roost.server.features.responses.open_responses import OpenResponses, open_responses
+from roost.server.features.responses.part_table import num_messages, pack, unpack
+from roost.server.generation.service import Service
+from roost.server.http.api_keys import ApiKeys
+from roost.server.http.auth import Access
 from roost.server.text.conversation import ConversationMessage, FunctionCall
 
-HELLO = ConversationMessage("user", "hello")
+ALICE = {"authorization": "Bearer key-of-alice"}
+BOB = {"authorization": "Bearer key-of-bob"}
 
 
-def keep(store: MemoryResponses, name: str, text: str = "", *, events: EventLog | None = None, **fields: Any) -> None:
-    response = {"id": name, "instructions": None, "text": text, **fields}
-    put(store, name, to_json(response), events=events)
+@pytest.fixture
+def feature(service: Service, monkeypatch: pytest.MonkeyPatch) -> OpenResponses:
+    """Responses in memory that has room for 60,000 bytes of two tenants."""
+    monkeypatch.setattr(opening, "_MEMORY_BYTES", 60_000)
+    monkeypatch.setattr(opening, "_MIN_MEMORY_BYTES", 1)
+    return open_responses(Opening(service, num_tenants=2))
 
 
-def put(
-    store: MemoryResponses,
-    name: str,
-    response: bytes = b"{}",
-    history: Sequence[ConversationMessage] = (HELLO,),
-    output: Sequence[ConversationMessage] = (),
-    events: EventLog | None = None,
+@pytest.fixture
+async def client(service: Service, feature: OpenResponses) -> AsyncIterator[httpx.AsyncClient]:
+    keys = Access(keys=ApiKeys(["alice:key-of-alice", "bob:key-of-bob"]))
+    app = create_app(service, keys, features_with(service, feature))
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://roost", headers=ALICE, timeout=30) as client:
+        yield client
+    await feature.close()
+
+
+async def created(client: httpx.AsyncClient, size: int, **fields: Any) -> str:
+    """Returns the path of a new response whose input has a number of bytes."""
+    body = {"input": "x" * size, "max_output_tokens": 1, **fields}
+    response = await client.post("/v1/responses", json=body)
+    assert response.status_code == 200, response.text
+    return f"/v1/responses/{response.json()['id']}"
+
+
+async def stored(feature: OpenResponses, query: str) -> Any:
+    """Returns the first value that a query finds."""
+
+    def read(transaction: Transaction) -> Any:
+        return transaction.rows(query)[0][0]
+
+    return await feature.store._database.run(read)
+
+
+async def test_the_oldest_responses_of_the_same_tenant_make_room(client: httpx.AsyncClient) -> None:
+    others = await created(client, 10_000)
+    bobs = (await client.post("/v1/responses", json={"input": "hi", "max_output_tokens": 1}, headers=BOB)).json()["id"]
+    own = [await created(client, 10_000) for _ in range(3)]
+    statuses = [(await client.get(path)).status_code for path in (others, *own)]
+    assert statuses == [404, 404, 200, 200]
+    assert (await client.get(f"/v1/responses/{bobs}", headers=BOB)).status_code == 200
+
+
+async def test_the_oldest_conversations_make_room(client: httpx.AsyncClient) -> None:
+    items = [{"role": "user", "content": "x" * 10_000}]
+    made = [(await client.post("/v1/conversations", json={"items": items})).json()["id"] for _ in range(4)]
+    statuses = [(await client.get(f"/v1/conversations/{each}")).status_code for each in made]
+    assert statuses == [404, 404, 200, 200]
+
+
+async def test_a_long_stream_keeps_its_newest_events(
+    client: httpx.AsyncClient, feature: OpenResponses, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copied = bytes(memoryview(response))
-    store.put(StoredResponse(name, copied, pack(history), pack(output), is_streamed=events is not None), events)
+    """A client that begins before them is told where it can begin."""
+    monkeypatch.setattr(response_store, "_MIN_KEPT", 500)
+    monkeypatch.setattr(response_store, "_MAX_KEPT", 500)
+    engine.gate.clear()
+    body = {"input": "hi", "max_output_tokens": 3, "background": True, "stream": True}
+    following = asyncio.create_task(client.post("/v1/responses", json=body))
+    await until(lambda: feature.store.running_logs and engine.running)
+    (log,) = feature.store.running_logs
+    before = log.num_events
+    for number in range(before, before + 20):
+        await log.append([b"data: %0100d\n\n" % number])
+    first = await stored(feature, "SELECT min(first_event) FROM roost_events")
+    assert before < first < before + 20
+    path = f"/v1/responses/{log.lease.id}"
+    refused = await client.get(path, params={"stream": "true"})
+    assert refused.status_code == 400
+    assert f"send starting_after={first}" in refused.json()["error"]["message"]
+    engine.gate.set()
+    rest = (await client.get(path, params={"stream": "true", "starting_after": first})).text
+    assert (await following).text.endswith(rest)
+    assert (await client.get(path)).json()["status"] == "incomplete"
 
 
-def now[T](work: Coroutine[Any, Any, T]) -> T:
-    """Returns the result of a coroutine that never waits."""
-    try:
-        work.send(None)
-    except StopIteration as done:
-        return done.value
-    raise AssertionError("it waits")
+async def test_memory_keeps_nothing_that_only_other_replicas_would_read(
+    client: httpx.AsyncClient, feature: OpenResponses, engine: FakeEngine
+) -> None:
+    engine.gate.clear()
+    path = await created(client, 10, background=True, max_output_tokens=50)
+    assert await stored(feature, "SELECT count(*) FROM roost_events") == 1
+    engine.gate.set()
+    await until(lambda: not feature.background.is_busy)
+    assert (await client.get(path)).json()["status"] == "incomplete"
+    assert await stored(feature, "SELECT count(*) FROM roost_events") == 0
 
 
-def knows(store: MemoryResponses, name: str) -> bool:
-    try:
-        now(store.get(name))
-    except ApiError as error:
-        return error.status_code != 404
-    else:
-        return True
-
-
-def known(store: MemoryResponses, names: str) -> str:
-    return "".join(name for name in names if knows(store, name))
-
-
-def texts(store: MemoryResponses, name: str) -> list[str]:
-    stored = now(store.get(name))
-    return [message_text(message) for message in (*unpack(stored.history), *unpack(stored.output))]
-
-
-def test_the_oldest_make_room() -> None:
-    store = MemoryResponses(max_responses=2)
-    for name in "abc":
-        keep(store, name)
-    assert known(store, "abc") == "bc"
-
-
-def test_a_new_state_replaces_the_old_one() -> None:
-    store = MemoryResponses(max_responses=2)
-    for name in ("a", "b", "a", "a"):
-        keep(store, name, "x")
-    assert known(store, "ab") == "ab"
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"text": "x" * 10_000},
-        {"instructions": "x" * 10_000},
-        {"tools": [{"name": "f", "parameters": {"properties": {str(i): {"type": "string"} for i in range(400)}}}]},
-        {"metadata": {f"k{i}": "x" * 500 for i in range(20)}},
-        {"output": [{"content": [{"text": "x" * 10_000}]}]},
-    ],
-)
-def test_whatever_a_response_holds_makes_room(fields: dict[str, Any]) -> None:
-    store = MemoryResponses(max_bytes=40_000)
-    for name in "abcdefgh":
-        keep(store, name, **fields)
-    assert store.num_bytes <= 40_000
-    assert len(known(store, "abcdefgh")) < 4
-    assert knows(store, "h")
-    keep(store, "i", "x" * 50_000)
-    assert not knows(store, "i"), "too long by itself"
-
-
-def test_messages_make_room() -> None:
-    store = MemoryResponses(max_bytes=40_000)
-    for name in "abcdefgh":
-        messages = [ConversationMessage("user", "x" * 10_000)]
-        put(store, name, history=messages)
-    assert len(known(store, "abcdefgh")) == 3
-    output = ConversationMessage("assistant", "x" * 10_000)
-    put(store, "h", history=messages, output=[output])
-    assert len(known(store, "abcdefgh")) == 2
-
-
-def test_events_count_while_they_come() -> None:
-    store, log = MemoryResponses(max_bytes=40_000), EventLog()
-    keep(store, "a")
-    keep(store, "b", events=log)
-    before = store.num_bytes
-    for _ in range(20):
-        store.log("b", log, bytes(1000))
-    assert store.num_bytes - before == log.num_bytes > 20_000
-    assert known(store, "ab") == "ab"
-    for _ in range(20):
-        store.log("b", log, bytes(1000))
-    assert store.num_bytes <= 40_000
-    assert not knows(store, "b"), "the newest of all, but too long by itself"
-
-
-def test_a_log_that_nobody_can_ask_for_is_only_a_tail() -> None:
-    """Its response is gone, but still being made."""
-    store, log = MemoryResponses(), EventLog()
-    keep(store, "a", events=log)
-    for _ in range(1000):
-        store.log("a", log, bytes(1000))
-    now(store.delete("a"))
-    for _ in range(1000):
-        store.log("a", log, bytes(1000))
-    assert log.num_bytes <= 64 * 2**10
-    assert store.num_bytes == 0
-
-
-def test_a_tenant_takes_nothing_from_one_that_holds_less() -> None:
-    store = MemoryResponses(max_responses=6, max_bytes=60_000)
-    keep(store, "a", "x" * 10_000)
-    token = tenant.set("greedy")
-    for name in "bcdefgh":
-        keep(store, name, "x" * 10_000)
-    for number in range(20):
-        keep(store, f"small {number}")
-    assert knows(store, "small 19")
-    tenant.reset(token)
-    assert knows(store, "a")
-
-
-def test_an_answer_is_part_of_the_conversation() -> None:
-    store = MemoryResponses()
-    keep(store, "a")
-    assert texts(store, "a") == ["hello"]
-    put(store, "a", output=[ConversationMessage("assistant", "you")])
-    assert texts(store, "a") == ["hello", "you"]
-
-
-def test_what_is_gone_cannot_be_deleted_again() -> None:
-    store = MemoryResponses()
-    keep(store, "a")
-    now(store.delete("a"))
-    with pytest.raises(ApiError) as missing:
-        now(store.delete("a"))
-    assert missing.value.status_code == 404
+async def test_two_servers_in_a_process_have_stores_of_their_own(client: httpx.AsyncClient, service: Service) -> None:
+    path = await created(client, 10)
+    other = open_responses(Opening(service))
+    assert await other.store.find(path.rpartition("/")[2]) is None
+    await other.close()
 
 
 def test_messages_are_kept_as_they_were() -> None:
@@ -182,45 +136,3 @@ def test_messages_are_kept_as_they_were() -> None:
     listed = page("resp_a", messages, 20, "asc", None)["data"]
     kinds = ["message", "message", "function_call", "function_call_output", "message"]
     assert [item["type"] for item in listed] == kinds
-
-
-def text(size: int) -> str:
-    return "x" * size
-
-
-KEEPERS: dict[str, Callable[[MemoryResponses, int], None]] = {
-    "instructions": lambda store, i: keep(store, f"{i}", instructions=text(20_000)),
-    "tools": lambda store, i: keep(store, f"{i}", tools=[{"parameters": {f"{k}": {"t": [k]} for k in range(1000)}}]),
-    "metadata": lambda store, i: keep(store, f"{i}", metadata={f"{k}": text(500) for k in range(16)}),
-    "nothing": lambda store, i: keep(store, f"{i}"),
-    "messages": lambda store, i: put(store, f"{i}", history=[ConversationMessage("user", "hi") for _ in range(300)]),
-    "answer": lambda store, i: put(store, f"{i}", history=[], output=[ConversationMessage("assistant", text(20_000))]),
-    "events": lambda store, i: keep_events(store, f"{i}"),
-}
-
-
-def keep_events(store: MemoryResponses, name: str) -> None:
-    log = EventLog()
-    keep(store, name, events=log)
-    for number in range(100):
-        store.log(name, log, b"data: %d" % number)
-
-
-@pytest.mark.parametrize("field", KEEPERS)
-def test_what_is_counted_is_what_is_taken(field: str) -> None:
-    store, keep_one, count = MemoryResponses(), KEEPERS[field], 40
-    keep_one(store, -1)
-    counted = store.num_bytes
-    gc.collect()
-    tracemalloc.start()
-    try:
-        for number in range(count):
-            keep_one(store, number)
-        gc.collect()
-        taken = tracemalloc.get_traced_memory()[0]
-    finally:
-        tracemalloc.stop()
-    counted = store.num_bytes - counted
-    assert len([n for n in range(count) if knows(store, f"{n}")]) == count
-    assert taken <= 1.25 * counted
-    assert counted <= 1.25 * taken or field == "nothing", "an allowance for objects outweighs what is nearly empty"

@@ -21,8 +21,8 @@ from roost.server.database.dialects import Sqlite
 from roost.server.database.errors import StoreUnavailableError, WriteTooLargeError
 from roost.server.errors.request_warnings import HEADER
 from roost.server.features.responses.adoption import Adopter
-from roost.server.features.responses.durable_responses import DurableResponses
 from roost.server.features.responses.open_responses import OpenResponses
+from roost.server.features.responses.response_store import ResponseStore
 from roost.server.features.usage import usage_table
 from roost.server.features.usage.usage_counter import UsageCounter
 from roost.server.text.served_model import ServedModel
@@ -55,7 +55,7 @@ class Server:
     dialect: Fragile
     engine: PacedEngine
     feature: OpenResponses
-    responses: DurableResponses
+    responses: ResponseStore
     usage: UsageCounter
     client: httpx.AsyncClient
     app: ASGIApp
@@ -78,7 +78,7 @@ class Server:
         self._set_patience(60.0)
 
     def _set_patience(self, seconds: float) -> None:
-        for name in ("durable_responses.REPLY_S", "conversations.durable_conversations._REPLY_S"):
+        for name in ("response_store.REPLY_S", "conversations.store._REPLY_S"):
             self.patch.setattr(f"roost.server.features.responses.{name}", seconds)
 
     async def used(self) -> tuple[int, int]:
@@ -109,7 +109,7 @@ def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
 async def serving(path: str, model: ServedModel, patch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
     engine, dialect = PacedEngine(), Fragile(path)
     service = make_service(engine, model)
-    responses, usage = DurableResponses(Database(dialect), 1000.0), UsageCounter(Database(dialect))
+    responses, usage = ResponseStore(Database(dialect), 1000.0), UsageCounter(Database(dialect))
     service.metrics.observe([usage])
     feature = OpenResponses(service, responses)
     app = create_app(service, features=features_with(service, feature))
@@ -134,9 +134,9 @@ async def server(path: str, model: ServedModel, monkeypatch: pytest.MonkeyPatch)
         yield server
 
 
-DETECTIONS: dict[str, Callable[[DurableResponses], Awaitable[Any]]] = {
+DETECTIONS: dict[str, Callable[[ResponseStore], Awaitable[Any]]] = {
     "a read": lambda responses: responses.find(f"resp_{'0' * 32}"),
-    "a write": lambda responses: responses.remove("resp_0"),
+    "a write": lambda responses: responses.conversations.remove("conv_0"),
     "a lease": lambda responses: responses.renew(),
 }
 
@@ -254,7 +254,7 @@ async def test_a_background_response_that_its_owner_loses_counts_once(
     await until(lambda: [*map(len, server.engine.given.values())] == [2])
     async with serving(path, model, monkeypatch) as other:
         if how == "the store is away":
-            monkeypatch.setattr("roost.server.features.responses.durable_responses._OWNER_S", 0.1)
+            monkeypatch.setattr("roost.server.features.responses.response_store._OWNER_S", 0.1)
             server.lose_store()
             server.engine.allowed = 1000
             await until(lambda: not server.feature.background.is_busy)

@@ -16,8 +16,9 @@ from roost.server.database.database import Database, Lane, Transaction
 from roost.server.features.responses import appends, expiry_table
 from roost.server.features.responses.conversations import conversation_table
 from roost.server.features.responses.conversations.records import ConversationRecord
-from roost.server.features.responses.durable_responses import DurableResponses
+from roost.server.features.responses.expiry_table import Limits
 from roost.server.features.responses.open_responses import OpenResponses
+from roost.server.features.responses.response_store import ResponseStore
 from roost.server.http.api_keys import ApiKeys
 from roost.server.http.auth import Access
 from roost.server.tenancy.tenant import tenant
@@ -46,12 +47,13 @@ class Written:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.num_bytes: list[Counter[str]] = []
         self.num_rows: list[Counter[str]] = []
+        self.limits: Limits | None = None
         execute = Transaction.execute
 
-        def run_all(transaction: Transaction, works: Sequence[Any]) -> list[Any]:
+        def run_all(transaction: Transaction, works: Sequence[Any], limits: Limits) -> list[Any]:
             self.num_bytes.append(Counter())
             self.num_rows.append(Counter())
-            return appends.run_all(transaction, works)
+            return appends.run_all(transaction, works, self.limits or limits)
 
         def noted(transaction: Transaction, sql: str, *values: Any) -> Any:
             if "INSERT INTO roost_conversations" in sql:
@@ -61,7 +63,7 @@ class Written:
                 self.num_rows[-1][values[0]] += len(values) // 5
             return execute(transaction, sql, *values)
 
-        monkeypatch.setattr("roost.server.features.responses.durable_responses.run_all", run_all)
+        monkeypatch.setattr("roost.server.features.responses.response_store.run_all", run_all)
         monkeypatch.setattr(Transaction, "execute", noted)
 
 
@@ -76,14 +78,14 @@ def database(address: str) -> Database:
 
 
 @pytest.fixture
-async def store(database: Database, written: Written) -> AsyncIterator[DurableResponses]:
-    store = DurableResponses(database, 1e6)
+async def store(database: Database, written: Written) -> AsyncIterator[ResponseStore]:
+    store = ResponseStore(database, 1e6)
     yield store
     await store.close()
 
 
 @pytest.fixture
-async def client(engine: FakeEngine, model: ServedModel, store: DurableResponses) -> AsyncIterator[httpx.AsyncClient]:
+async def client(engine: FakeEngine, model: ServedModel, store: ResponseStore) -> AsyncIterator[httpx.AsyncClient]:
     service = make_service(engine, model)
     app = create_app(service, KEYS, features_with(service, OpenResponses(service, store)))
     headers = {"authorization": "Bearer key-of-alice"}
@@ -101,7 +103,7 @@ def sizes(database: Database) -> tuple[int, ...]:
 async def test_heavy_writes_of_a_tenant_leave_room_for_others(
     client: httpx.AsyncClient,
     database: Database,
-    store: DurableResponses,
+    store: ResponseStore,
     written: Written,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -133,9 +135,9 @@ async def test_heavy_writes_of_a_tenant_leave_room_for_others(
 
 
 async def test_the_oldest_conversations_make_room_in_the_same_transaction(
-    client: httpx.AsyncClient, database: Database, monkeypatch: pytest.MonkeyPatch
+    client: httpx.AsyncClient, database: Database, written: Written
 ) -> None:
-    monkeypatch.setattr(expiry_table, "MAX_BYTES", 40_000)
+    written.limits = Limits(max_bytes=40_000)
     paths = []
     for _ in range(8):
         paths.append(await conversation(client, items=[message("x" * 10_000)]))
@@ -145,7 +147,7 @@ async def test_the_oldest_conversations_make_room_in_the_same_transaction(
     assert (await client.post(f"{paths[5]}/items", json={"items": [message("y" * 10_000)]})).status_code == 200
     assert sizes(database)[0] <= 40_000
     assert [(await client.get(path)).status_code for path in paths[5:]] == [200, 404, 200]
-    monkeypatch.setattr(expiry_table, "MAX_CONVERSATIONS", 2)
+    written.limits = Limits(max_rows=2)
     bob = {"authorization": "Bearer key-of-bob"}
     assert (await client.post("/v1/conversations", json={}, headers=bob)).status_code == 200
     await conversation(client)
@@ -154,9 +156,9 @@ async def test_the_oldest_conversations_make_room_in_the_same_transaction(
 
 @pytest.mark.parametrize("fields", [{}, {"stream": True}, {"background": True}])
 async def test_the_oldest_responses_make_room_in_the_same_transaction(
-    client: httpx.AsyncClient, database: Database, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
+    client: httpx.AsyncClient, database: Database, written: Written, fields: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(expiry_table, "MAX_BYTES", 40_000)
+    written.limits = Limits(max_bytes=40_000)
 
     async def respond() -> str:
         body = {"input": "x" * 10_000, "max_output_tokens": 1, **fields}
@@ -173,13 +175,13 @@ async def test_the_oldest_responses_make_room_in_the_same_transaction(
         made.append(await respond())
         assert sizes(database)[1] <= 40_000
     assert [(await client.get(f"/v1/responses/{each}")).status_code for each in made] == [404] * 2 + [200] * 3
-    monkeypatch.setattr(expiry_table, "MAX_RESPONSES", 2)
+    written.limits = Limits(max_rows=2)
     await respond()
     assert sizes(database)[3] == 2
 
 
 async def test_items_of_a_deleted_conversation_are_removed_some_at_a_time(
-    client: httpx.AsyncClient, database: Database, store: DurableResponses, monkeypatch: pytest.MonkeyPatch
+    client: httpx.AsyncClient, database: Database, store: ResponseStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing finds them any more. Each addition removes some, and the rest is removed later."""
     monkeypatch.setattr(conversation_table, "MAX_REMOVED", 4)
@@ -206,14 +208,14 @@ async def test_items_of_a_deleted_conversation_are_removed_some_at_a_time(
     assert left() == (0, 2)
 
 
-async def test_a_conversation_of_another_tenant_is_kept(database: Database, store: DurableResponses) -> None:
+async def test_a_conversation_of_another_tenant_is_kept(database: Database, store: ResponseStore) -> None:
     """Each tenant makes room for itself."""
     for owner in ("a", "b"):
         tenant.set(owner)
         for number in range(3):
             record = ConversationRecord(f"conv_{number:032}", 1, b"{}")
             await store.conversations.create(record, [])
-    database.run_now(lambda each: expiry_table.make_room(each, "a"), writes=True)
+    database.run_now(lambda each: expiry_table.make_room(each, "a", expiry_table.Limits()), writes=True)
     assert sizes(database)[2] == 6
 
 
