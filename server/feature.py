@@ -2,14 +2,17 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any
+from functools import cache, cached_property
+from typing import Any, Final
 
 from fastapi import APIRouter, Request
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp
 
-from .database.database import Database
+from .database.address import StoreAddress
+from .database.database import Database, Pool
+from .database.dialects import dialect_of
+from .database.opening import open_database
 from .database.schema import Tables
 from .features.index import modules_of
 from .generation.service import Service
@@ -17,8 +20,10 @@ from .http.error_responses import ErrorShapes
 from .observability.request_metrics import Observer
 from .settings import Settings
 
+_MEMORY: Final = StoreAddress("memory")
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True)
 class Opening:
     """Resources with which a feature is opened.
 
@@ -33,6 +38,23 @@ class Opening:
     settings: Settings | None = None
     observers: Sequence[Observer] = ()
     num_tenants: int = 1
+
+    @property
+    def address(self) -> StoreAddress:
+        """Address of the store."""
+        return _MEMORY if self.settings is None else self.settings.store_address
+
+    @cached_property
+    def _pool(self) -> Pool:
+        return Pool(dialect_of(self.address))
+
+    def open_database(self, tables: Tables) -> Database:
+        """Returns the store's database for a feature's tables. Features share its threads and connections.
+
+        Raises:
+          StoreUnavailableError: The database cannot be used.
+        """
+        return open_database(self.address, tables, self._pool)
 
     def settings_of[Kind: Settings](self, kind: type[Kind]) -> Kind | None:
         """Returns the settings with a feature's own ones; None if it is opened without settings."""

@@ -30,12 +30,14 @@ class Lane(Enum):
 
     Attributes:
       READS: Reads. Tenants take turns, and no tenant occupies all threads.
-      COMMITS: Writes, one transaction at a time.
+      COMMITS: Writes that a client waits for, one transaction at a time.
+      UPLOADS: Writes of files, lines of batches and usage, one transaction at a time.
       LEASES: Claims and renewals of leases, one transaction at a time.
     """
 
     READS = "read"
     COMMITS = "commit"
+    UPLOADS = "upload"
     LEASES = "lease"
 
 
@@ -73,11 +75,42 @@ def _workers(lane: Lane) -> Workers:
     return Workers(num_threads=1, name=f"store-{lane.value}")
 
 
-class Database:
-    """A database, with as many connections as transactions run at a time.
+class Pool:
+    """Threads and connections of a server, which its features share: as many as transactions run at a time.
 
     Args:
       dialect: Kind and address of the database.
+    """
+
+    def __init__(self, dialect: Dialect) -> None:
+        self.dialect = dialect
+        self.workers = {lane: _workers(lane) for lane in Lane}
+        self.connections = {lane: Connections(dialect) for lane in Lane}
+        self._num_users = 0
+
+    def enter(self) -> None:
+        """Adds a user."""
+        self._num_users += 1
+
+    def leave(self) -> None:
+        """Removes a user. The last one closes all: waiting transactions fail."""
+        self._num_users -= 1
+        if not self._num_users:
+            for lane in Lane:
+                self.workers[lane].close()
+                self.connections[lane].close()
+
+    def fail(self) -> None:
+        """Closes all idle connections."""
+        for connections in self.connections.values():
+            connections.fail()
+
+
+class Database:
+    """The tables of a feature in a database, or all tables of it.
+
+    Args:
+      pool: Threads and connections, or the dialect for those of this object alone.
       prepare: Creates and upgrades tables before the first other transaction; None if they exist. It is repeated while
         the database is unavailable.
       name: Name of its tables for metrics and readiness.
@@ -91,7 +124,7 @@ class Database:
 
     def __init__(
         self,
-        dialect: Dialect,
+        pool: Pool | Dialect,
         prepare: Callable[[Transaction], None] | None = None,
         name: str = "store",
         fence: Fence | None = None,
@@ -100,12 +133,13 @@ class Database:
         self.outdated: str | None = None
         self.probe: Callable[[Transaction], None] | None = None
         self._fence = fence
-        self._dialect = dialect
+        self._pool = pool if isinstance(pool, Pool) else Pool(pool)
+        self._pool.enter()
+        self._dialect = self._pool.dialect
+        self._is_closed = False
         self._prepare = prepare
         self._preparing: asyncio.Task[None] | None = None
         self._probing: asyncio.Task[None] | None = None
-        self._workers = {lane: _workers(lane) for lane in Lane}
-        self._connections = {lane: Connections(dialect) for lane in Lane}
         self._running: set[Call] = set()
         self._failing: dict[Lane, StoreUnavailableError] = {}
 
@@ -148,7 +182,9 @@ class Database:
             async with asyncio.timeout(timeout_s):
                 if self._prepare is not None:
                     await asyncio.shield(self._prepared())
-                return await self._workers[lane].run(lambda: self._run(work, lane, call))
+                if self._is_closed:
+                    raise StoreClosedError("the store's database was closed")
+                return await self._pool.workers[lane].run(lambda: self._run(work, lane, call))
         except WorkersClosedError:
             raise StoreClosedError("the store's database was closed") from None
         except StoreOutdatedError as outdated:
@@ -187,7 +223,7 @@ class Database:
     async def _probe(self, probe: Callable[[Transaction], None]) -> None:
         """Repeats the probe until no kind of transactions fails. Kinds fail separately, see `_note`."""
         while self._failing:
-            lane = Lane.LEASES if Lane.LEASES in self._failing else Lane.COMMITS
+            lane = next((each for each in self._failing if each is not Lane.READS), Lane.COMMITS)
             try:
                 await self.run(probe, lane=lane)
             except StoreClosedError:
@@ -209,7 +245,7 @@ class Database:
     def _prepared(self) -> asyncio.Task[None]:
         """Returns the task that creates the tables. A caller's timeout does not end it: an upgrade may take minutes."""
         if self._preparing is None or self._preparing.done():
-            self._preparing = asyncio.create_task(self._workers[Lane.COMMITS].run(self.prepare_now))
+            self._preparing = asyncio.create_task(self._pool.workers[Lane.COMMITS].run(self.prepare_now))
             self._preparing.add_done_callback(
                 lambda task: task.cancelled() or task.exception()
             )  # callers get the exception, too
@@ -224,10 +260,10 @@ class Database:
         return self._run(work, Lane.COMMITS if writes else Lane.READS, Call(self._dialect))
 
     def close(self) -> None:
-        """Refuses new transactions, fails waiting ones, and closes all connections that are not in use."""
-        for lane in Lane:
-            self._workers[lane].close()
-            self._connections[lane].close()
+        """Refuses new transactions. The pool's last user fails waiting ones, and closes connections not in use."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._pool.leave()
 
     def _run[T](self, work: Callable[[Transaction], T], lane: Lane, call: Call) -> T:
         """Runs a transaction for a call."""
@@ -247,8 +283,7 @@ class Database:
             unavailable = self._dialect.unavailable(error)
             if unavailable is None:
                 raise
-            for connections in self._connections.values():
-                connections.fail()
+            self._pool.fail()
             self._note(unavailable, lane)
             raise unavailable from None
         finally:
@@ -256,7 +291,7 @@ class Database:
             self._running.discard(call)
 
     def _transact[T](self, work: Callable[[Transaction], T], lane: Lane, call: Call) -> T:
-        connections = self._connections[lane]
+        connections = self._pool.connections[lane]
         num_errors = connections.num_errors
         begin = self._dialect.begin(writes=lane is not Lane.READS)
         fence = self._fence if self._prepare is None else None
@@ -281,8 +316,6 @@ class Database:
         if self.outdated is None:
             self.outdated = str(error)
             _logger.error("%s; this server accepts no more work that needs them, and is not ready", error)
-            for connections in self._connections.values():
-                connections.close()
 
     def _note(self, error: StoreUnavailableError | None, lane: Lane) -> None:
         """Logs once when the database becomes unavailable, and once when it is available again.

@@ -6,7 +6,7 @@ from functools import cache, partial
 from typing import Final
 
 from .address import StoreAddress
-from .database import Database
+from .database import Database, Pool
 from .dialects import dialect_of
 from .errors import StoreUnavailableError, StoreUnusableError
 from .fence import Fence
@@ -18,18 +18,22 @@ _OTHERS: Final = 0o077
 _logger: Final = logging.getLogger(__name__)
 
 
-def open_database(address: StoreAddress, tables: Tables) -> Database:
+def open_database(address: StoreAddress, tables: Tables, pool: Pool | None = None) -> Database:
     """Returns a database whose tables exist in this version or a later one, or are created once it can be reached.
 
     One in memory is created when it is first used.
+
+    Args:
+      pool: Threads and connections to this address; None makes some for these tables alone.
 
     Raises:
       StoreUnavailableError: SQLite's file cannot be used.
       StoreUnusableError: PostgreSQL's administrator must change something first.
     """
-    dialect = dialect_of(address)
+    pool = Pool(dialect_of(address)) if pool is None else pool
+    dialect = pool.dialect
     fence = Fence(tables.feature, len(tables.upgrades))
-    database = Database(dialect, partial(upgrade, dialect=dialect, tables=tables), tables.feature, fence)
+    database = Database(pool, partial(upgrade, dialect=dialect, tables=tables), tables.feature, fence)
     if address.kind == "memory":
         return database
     try:

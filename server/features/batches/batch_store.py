@@ -74,7 +74,7 @@ class BatchStore:
         self.num_given_back = 0
         database.probe = file_table.probe
         self._database = database
-        self._commits = GroupCommit(database, _INTERVAL_S)
+        self._commits = GroupCommit(database, _INTERVAL_S, lane=Lane.UPLOADS)
         self._leases = GroupCommit(database, _INTERVAL_S, lane=Lane.LEASES)
         self.retention_s = retention_s
         self._max_bytes = max_bytes

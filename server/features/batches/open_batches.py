@@ -6,7 +6,6 @@ from typing import Annotated
 from fastapi import Depends
 from starlette.types import ASGIApp
 
-from ...database.opening import open_database
 from ...errors import kinds
 from ...errors.request_errors import ApiError
 from ...feature import OpenFeature, Opening, opened
@@ -63,7 +62,7 @@ def open_batches(opening: Opening) -> OpenBatches:
     settings = opening.settings_of(BatchesSettings)
     if settings is None or settings.store_address.kind == "memory":
         return OpenBatches(opening.service)
-    database = open_database(settings.store_address, TABLES)
+    database = opening.open_database(TABLES)
     store = BatchStore(database, settings.retention_s, int(settings.store_gib * 2**30))
     batches = OpenBatches(opening.service, store, opening.num_tenants)
     batches.database = database

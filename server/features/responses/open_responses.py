@@ -7,9 +7,7 @@ from typing import Annotated, Final
 from fastapi import Depends
 from starlette.types import ASGIApp
 
-from ...database.address import StoreAddress
 from ...database.database import Database
-from ...database.opening import open_database
 from ...feature import OpenFeature, Opening, opened
 from ...generation.service import Service
 from .adoption import Adopter
@@ -23,8 +21,6 @@ from .response_store import ResponseStore
 from .settings import ResponsesSettings
 from .stats import StoreStats
 from .tables import TABLES
-
-_MEMORY: Final = StoreAddress("memory")
 
 _MEMORY_ROWS: Final = 1000
 _MEMORY_BYTES: Final = 64 * 2**20
@@ -95,8 +91,7 @@ def open_responses(opening: Opening) -> OpenResponses:
       StoreUnavailableError: The database cannot be used.
     """
     service, settings = opening.service, opening.settings_of(ResponsesSettings)
-    address = _MEMORY if settings is None else settings.store_address
-    database = open_database(address, TABLES)
+    database = opening.open_database(TABLES)
     if settings is None or not database.is_shared:
         num_bytes = max(_MEMORY_BYTES // opening.num_tenants, _MIN_MEMORY_BYTES)
         return OpenResponses(service, ResponseStore(database, inf, limits=Limits(_MEMORY_ROWS, num_bytes)))
@@ -108,7 +103,7 @@ def open_responses(opening: Opening) -> OpenResponses:
         rate = settings.checkpoint_mib_per_s * 2**20
         limits = CheckpointSettings(settings.checkpoint_seconds, rate, settings.evacuate_seconds)
         checkpointer = Checkpointer(service.engine, store, files, limits, opening.observers)
-    return OpenResponses(service, store, str(address), checkpointer, database)
+    return OpenResponses(service, store, str(opening.address), checkpointer, database)
 
 
 def _checkpoint_files(settings: ResponsesSettings, stats: StoreStats) -> CheckpointFiles | None:

@@ -8,7 +8,6 @@ from fastapi import Depends
 from starlette.types import ASGIApp
 
 from ...database.database import Database
-from ...database.opening import open_database
 from ...errors import kinds
 from ...errors.request_errors import ApiError
 from ...feature import OpenFeature, Opening, opened
@@ -52,10 +51,9 @@ def open_usage(opening: Opening) -> OpenUsage:
     Raises:
       StoreUnavailableError: The database cannot be used.
     """
-    settings = opening.settings
-    if settings is None or settings.store_address.kind == "memory":
+    if opening.address.kind == "memory":
         return OpenUsage()
-    return OpenUsage(open_database(settings.store_address, TABLES))
+    return OpenUsage(opening.open_database(TABLES))
 
 
 async def _database(usage: Annotated[OpenUsage, Depends(opened(OpenUsage))]) -> Database:

@@ -82,7 +82,7 @@ class UsageCounter(Observer):
         if self._adding:
             day, number = self._today(0), self._number
             add = partial(usage_table.add, replica=self._replica, day=day, number=number, counts=self._adding)
-            await self._database.run(add, timeout_s=timeout_s, lane=Lane.COMMITS)
+            await self._database.run(add, timeout_s=timeout_s, lane=Lane.UPLOADS)
             self._adding = {}
 
     async def close(self) -> None:
@@ -95,7 +95,7 @@ class UsageCounter(Observer):
 
     async def _expire(self) -> None:
         expire = partial(usage_table.expire, before=self._today(KEEP_DAYS), replicas_before=self._today(_REPLICA_DAYS))
-        await self._database.run(expire, lane=Lane.COMMITS)
+        await self._database.run(expire, lane=Lane.UPLOADS)
 
 
 def _usage(record: RequestRecord) -> TenantUsage:

@@ -65,7 +65,7 @@ def test_one_error_ends_all_connections_of_before(database: Database, faulty: Fa
             database.run_now(write, writes=True)
 
     database.run_now(write_beside_a_reader)
-    assert not any(each._idle for each in database._connections.values()), "neither the reader's"
+    assert not any(each._idle for each in database._pool.connections.values()), "neither the reader's"
     database.run_now(write, writes=True)
 
 
@@ -102,7 +102,7 @@ def test_a_file_that_is_no_database_is_unavailability(tmp_path: Path) -> None:
     path = tmp_path / "store.db"
     database = opened(f"sqlite://{path}")
     database.run_now(read)
-    for connections in database._connections.values():
+    for connections in database._pool.connections.values():
         connections.fail()
     whole = path.read_bytes()
     path.write_bytes(b"something else" * 1000)

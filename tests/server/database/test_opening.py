@@ -1,13 +1,21 @@
-"""Opening a database: who may read SQLite's files."""
+"""Opening a database: who may read SQLite's files, and how many connections a server has."""
 
+import asyncio
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from databases import PostgresqlServer, opened
+from roost.server.app import open_features
 from roost.server.database.address import StoreAddress
+from roost.server.database.database import Lane, Transaction
 from roost.server.database.opening import open_database
 from roost.server.database.schema import Tables, Upgrade
+from roost.server.feature import Opening
+from roost.server.generation.service import Service
+from roost.server.settings import load_settings
 
 TABLES = Tables("notes", (Upgrade(("CREATE TABLE roost_notes (text TEXT NOT NULL)",), oldest=1),))
 
@@ -40,3 +48,32 @@ def test_a_file_that_others_may_read_is_left_alone_with_a_warning(
     assert modes(tmp_path) == {"store.db": 0o644}
     (record,) = caplog.records
     assert f"other users of the machine may use {path} (mode 644): chmod 600 it" in record.message
+
+
+async def test_the_features_of_a_server_share_six_connections(service: Service, postgresql: PostgresqlServer) -> None:
+    opened(postgresql.url).close()
+    features = open_features(Opening(service, load_settings({"store": postgresql.url})))
+    databases = [each.database for each in features if each.database is not None]
+    assert len(databases) == 3
+    may_end, running = threading.Event(), list[Transaction]()
+
+    def occupy(transaction: Transaction) -> None:
+        transaction.rows("SELECT 1")
+        running.append(transaction)
+        assert may_end.wait(60)
+
+    def connected(transaction: Transaction) -> int:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'roost' AND pid <> pg_backend_pid()"
+        return int(transaction.rows(query)[0][0])
+
+    tasks = [asyncio.create_task(each.run(occupy, lane=lane)) for each in databases for lane in Lane for _ in range(2)]
+    async with asyncio.timeout(60):
+        while len(running) < 5:  # two read, since no tenant has all readers
+            await asyncio.sleep(0.01)
+    observer = opened(postgresql.url)
+    assert observer.run_now(connected, writes=True) == 5
+    may_end.set()
+    await asyncio.gather(*tasks)
+    assert observer.run_now(connected, writes=True) <= 6
+    observer.close()
+    await asyncio.gather(*(each.close() for each in features))

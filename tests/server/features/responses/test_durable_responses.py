@@ -979,7 +979,7 @@ def faulty(postgresql: PostgresqlServer) -> Iterator[FaultyDatabase]:
 
 async def num_errors(replica: Replica, more: int) -> None:
     """Waits until the database has failed so many times more."""
-    connections = replica.responses._database._connections[Lane.COMMITS]
+    connections = replica.responses._database._pool.connections[Lane.COMMITS]
     before = connections.num_errors
     await until(lambda: connections.num_errors >= before + more, 10)
 

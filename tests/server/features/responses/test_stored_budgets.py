@@ -117,7 +117,7 @@ async def test_heavy_writes_of_a_tenant_leave_room_for_others(
         return await write(*args, **options)
 
     monkeypatch.setattr(store._commits, "write", noted)
-    holding = asyncio.create_task(database._workers[Lane.COMMITS].run(may_end.wait))
+    holding = asyncio.create_task(database._pool.workers[Lane.COMMITS].run(may_end.wait))
     heavy = [asyncio.create_task(client.post("/v1/conversations", json={"items": [named] * 20})) for _ in range(6)]
     await until(lambda: queued)
     bob = {"authorization": "Bearer key-of-bob"}
