@@ -275,10 +275,11 @@ COMPILED = ("--timeout", "1800")
 def test(python: Path, arguments: Sequence[str]) -> int:
     """Runs the tests that need no accelerator: on two cores, or on one those that the arguments name.
 
-    With `--all`, it runs those that take longer too.
+    With `--all`, it runs those that take longer too; `--files 400` lists the seconds of so many files.
     """
     os.chdir(ROOT)
-    become(python, "pytest", *arguments, *(() if set(arguments) - {"--all"} else BY_FILE))
+    runs_whole = re.fullmatch(r"( --all| --files[= ]\d+)*", "".join(f" {word}" for word in arguments))
+    become(python, "pytest", *arguments, *(BY_FILE if runs_whole else ()))
 
 
 def test_sweep(python: Path, arguments: Sequence[str]) -> int:

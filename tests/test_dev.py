@@ -326,6 +326,31 @@ def test_an_environment_of_an_older_python_is_remade(venv: Path, commands: Comma
     assert commands.made_venvs() == 2
 
 
+# --- which tests
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_whole"),
+    [
+        ("", True),
+        ("--all", True),
+        ("--files 400", True),
+        ("--all --files=400", True),
+        ("tests/test_dev.py", False),
+        ("--all tests/test_dev.py --files 400", False),
+        ("-m slow", False),
+    ],
+)
+def test_a_whole_suite_has_several_processes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: str, is_whole: bool
+) -> None:
+    started: list[tuple[str, ...]] = []
+    monkeypatch.setattr(dev, "become", lambda _, *words: started.append(words))
+    monkeypatch.chdir(tmp_path)  # restores the folder that it leaves
+    dev.test(Path("python"), arguments.split())
+    assert started == [("pytest", *arguments.split(), *(dev.BY_FILE if is_whole else ()))]
+
+
 # --- what it says
 
 
