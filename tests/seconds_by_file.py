@@ -7,8 +7,10 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Generator
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 from functools import wraps
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -24,7 +26,7 @@ class Usage:
 
     Attributes:
       seconds: Duration of the tests and of their fixtures.
-      busy: Seconds of processors that this process and its ended children took, which a busy machine hardly changes.
+      busy: Seconds of processors that this process and its children took, which a busy machine hardly changes.
       traced: Seconds in which JAX traced and lowered functions.
       compiled: Seconds in which XLA compiled programs, or read them from the cache.
       programs: Number of programs.
@@ -44,6 +46,21 @@ class Usage:
         return Usage(*(a + sign * b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
+def busy_seconds() -> float:
+    """Returns the seconds of processors that this process took, and its children, which run on Linux or have ended.
+
+    A process that has ended is counted by its parent once that has waited for it.
+    """
+    ticks = 0
+    with suppress(FileNotFoundError):
+        running = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        for process in running:
+            with suppress(FileNotFoundError, ProcessLookupError):
+                fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+                ticks += sum(map(int, fields[11:15]))
+    return sum(os.times()[:4]) + ticks / os.sysconf("SC_CLK_TCK")
+
+
 class SecondsByFile:
     """Plugin of pytest."""
 
@@ -55,7 +72,7 @@ class SecondsByFile:
 
     def pytest_collection_finish(self) -> None:
         """Begins to count; of JAX, if the tests have imported it."""
-        self._before.busy = sum(os.times()[:4])
+        self._before.busy = busy_seconds()
         if "jax" not in sys.modules or self._listens:
             return
         import jax
@@ -89,7 +106,7 @@ class SecondsByFile:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
-        self._so_far.busy = sum(os.times()[:4])
+        self._so_far.busy = busy_seconds()
         used = self._so_far.add(self._before, -1)
         used.seconds = report.duration
         self._before = self._so_far.add(Usage())
