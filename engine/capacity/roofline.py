@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import islice
 from typing import Final, NamedTuple
 
@@ -262,7 +263,7 @@ class Roofline:
     @property
     def _embedding_share(self) -> float:
         """Share of the embedding in the parameters."""
-        return self.config.vocab_size * self.config.width / self.config.num_parameters
+        return self.config.vocab_size * self.config.width / _num_parameters(self.config)
 
     def _share(self, slots: int) -> int:
         return -(-slots // self.shards.count)
@@ -273,9 +274,9 @@ class Roofline:
         They are two per parameter, with the embedding as the logits' matrix, and those of attention.
         """
         config = self.config
-        matrices = sum(outputs * inputs for outputs, inputs in _matrices(config))
+        matrices, parameters = _num_quantised(config), _num_parameters(config)
         products = 2 * (matrices if logits else matrices - config.vocab_size * config.width)
-        others = 2 * (config.num_parameters - matrices) + self._attention_operations
+        others = 2 * (parameters - matrices) + self._attention_operations
         return tokens * products, tokens * others
 
     @property
@@ -288,7 +289,7 @@ class Roofline:
         """Returns the work of all MLPs on one device."""
         config = self.config
         parameters = 3 * config.depth * config.width * config.mlp_width
-        return Work(self.weight_bytes * parameters / config.num_parameters, 2 * parameters * tokens, 0.0)
+        return Work(self.weight_bytes * parameters / _num_parameters(config), 2 * parameters * tokens, 0.0)
 
     def _seconds(self, whole: Work, in_order: Work) -> float:
         """Returns the lower bound of the duration of a step's work.
@@ -429,6 +430,12 @@ def _smaller(setup: Setup) -> Sequence[str]:
     return known if setup.quantize is None else known[QUANTIZATIONS.index(setup.quantize) + 1 :]
 
 
-def _matrices(config: ModelConfig) -> list[tuple[int, int]]:
-    """Returns the outputs and inputs of every matrix that int8 quantises."""
-    return [(config.vocab_size, config.width), *layer_matrices(config)]
+@cache  # since a plan computes the duration of thousands of steps
+def _num_quantised(config: ModelConfig) -> int:
+    """Returns the number of parameters in the matrices that int8 quantises."""
+    return config.vocab_size * config.width + sum(outputs * inputs for outputs, inputs in layer_matrices(config))
+
+
+@cache
+def _num_parameters(config: ModelConfig) -> int:
+    return config.num_parameters
