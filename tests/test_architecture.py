@@ -11,6 +11,7 @@ import importlib
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -250,11 +251,16 @@ def sources() -> Sources:
     return {path.relative_to(ROOT).as_posix(): path.read_text() for path in paths}
 
 
+@cache  # since each rule reads all files
+def nodes(path: str, text: str) -> list[ast.AST]:
+    """Returns all nodes of a file."""
+    return list(ast.walk(ast.parse(text, path)))
+
+
 def names_used(path: str, text: str) -> Iterator[tuple[int, str]]:
     """Yields each name that a file imports or reaches through an imported module, as (line, 'os.environ')."""
-    tree = ast.parse(text, path)
     modules: dict[str, str] = {}
-    for node in ast.walk(tree):
+    for node in nodes(path, text):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield node.lineno, alias.name
@@ -263,7 +269,7 @@ def names_used(path: str, text: str) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             for alias in node.names:
                 yield node.lineno, f"{node.module}.{alias.name}"
-    for node in ast.walk(tree):
+    for node in nodes(path, text):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
             yield node.lineno, f"{modules[node.value.id]}.{node.attr}"
 
@@ -271,7 +277,7 @@ def names_used(path: str, text: str) -> Iterator[tuple[int, str]]:
 def inner_imports(path: str, text: str) -> Iterator[tuple[int, str]]:
     """Yields each relative import as a path from the root, such as (3, 'engine/model/config')."""
     folder = path.split("/")[:-1]
-    for node in ast.walk(ast.parse(text, path)):
+    for node in nodes(path, text):
         if isinstance(node, ast.ImportFrom) and node.level > 0:
             base = folder[: len(folder) - node.level + 1] if node.level <= len(folder) + 1 else ["(outside)"]
             module = node.module.split(".") if node.module else []
@@ -279,6 +285,7 @@ def inner_imports(path: str, text: str) -> Iterator[tuple[int, str]]:
                 yield node.lineno, "/".join([*base, *module, alias.name])
 
 
+@cache
 def room_of(path: str) -> str | None:
     """Returns the room that a file, or a name in one, lies in; None outside of all rooms."""
     module, (parent, _, _) = path.removesuffix(".py"), path.rpartition("/")
@@ -413,7 +420,7 @@ def public_classes_have_names_of_their_own(files: Sources) -> list[str]:
 
 def identifiers(path: str, text: str) -> Iterator[str]:
     """Yields the names in a file's code, and its strings of one word."""
-    for node in ast.walk(ast.parse(text, path)):
+    for node in nodes(path, text):
         match node:
             case ast.Name(id=name) | ast.Attribute(attr=name) | ast.arg(arg=name) | ast.keyword(arg=str(name)):
                 yield name
