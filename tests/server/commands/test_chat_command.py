@@ -6,8 +6,9 @@ import os
 import pty
 import stat
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,24 +105,42 @@ _ON_TERMINAL = (
 """Takes stdin for the controlling terminal, so that Ctrl-C becomes a signal, and becomes another program."""
 
 
-async def piped(
-    folder: Path, url: str, text: bytes, *arguments: str, stderr: int = asyncio.subprocess.PIPE, **more: str
-) -> tuple[int, bytes, bytes]:
-    """The exit status, stdout and stderr."""
+@contextmanager
+def serving_beside(parrot: Parrot) -> Iterator[str]:
+    """Serves on a thread, for a chat whose event loop is the main thread's."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    server = serving(parrot)
+    try:
+        yield asyncio.run_coroutine_threadsafe(server.__aenter__(), loop).result()
+        asyncio.run_coroutine_threadsafe(server.__aexit__(None, None, None), loop).result()
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+def piped(folder: Path, url: str, text: bytes, *arguments: str, **more: str) -> tuple[int, bytes, bytes]:
+    """The exit status, stdout and stderr of a chat in this process, whose stdin and stdout are pipes."""
+    words, env = ["chat", "--url", url, *arguments], environment(folder, **more)
+    ended = CliRunner().invoke(app, words, input=text, env=env)
+    return ended.exit_code, ended.stdout_bytes, ended.stderr_bytes
+
+
+async def piped_process(folder: Path, url: str, text: bytes, **more: str) -> tuple[int, bytes, bytes]:
+    """The same of a separate process."""
     process = await asyncio.create_subprocess_exec(
-        *COMMAND,
-        "--url",
-        url,
-        *arguments,
+        *(*COMMAND, "--url", url),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        stderr=stderr,
+        stderr=asyncio.subprocess.PIPE,
         env=environment(folder, **more),
     )
     async with asyncio.timeout(HANG_S):
         out, err = await process.communicate(text)
     assert process.returncode is not None
-    return process.returncode, out, err or b""
+    return process.returncode, out, err
 
 
 def is_asleep(pid: int) -> bool:
@@ -308,11 +327,11 @@ async def test_a_terminal_gets_no_control_characters(tmp_path: Path) -> None:
         assert "a]0;owned31mb\r\n" in await user.sees(PROMPT)
 
 
-async def test_lines_of_a_pipe_are_messages_and_stdout_has_responses_only(tmp_path: Path) -> None:
+def test_lines_of_a_pipe_are_messages_and_stdout_has_responses_only(tmp_path: Path) -> None:
     parrot = Parrot()
     text = b'hi\n\n/help\n"""\none\n\ntwo\n"""\r\nlast'
-    async with serving(parrot) as url:
-        status, out, err = await piped(tmp_path, url, text, "--temperature", "0", "--max-tokens", "7")
+    with serving_beside(parrot) as url:
+        status, out, err = piped(tmp_path, url, text, "--temperature", "0", "--max-tokens", "7")
     assert (status, out) == (0, b"Hello!\n" * 3)
     assert b"/retry" in err
     assert b"\x1b" not in out
@@ -322,10 +341,10 @@ async def test_lines_of_a_pipe_are_messages_and_stdout_has_responses_only(tmp_pa
     assert not (tmp_path / "state").exists()
 
 
-async def test_open_quotes_end_with_the_input(tmp_path: Path) -> None:
+def test_open_quotes_end_with_the_input(tmp_path: Path) -> None:
     parrot = Parrot()
-    async with serving(parrot) as url:
-        assert (await piped(tmp_path, url, b'"""one\ntwo'))[0] == 0
+    with serving_beside(parrot) as url:
+        assert piped(tmp_path, url, b'"""one\ntwo')[0] == 0
     assert parrot.texts(0) == ["one\ntwo"]
 
 
@@ -333,7 +352,7 @@ async def test_open_quotes_end_with_the_input(tmp_path: Path) -> None:
 async def test_bytes_that_are_no_text_are_replaced(tmp_path: Path, encoding: str) -> None:
     parrot = Parrot((stream(delta("é", "stop")),))
     async with serving(parrot) as url:
-        status, out, err = await piped(tmp_path, url, b"\xff\xfe\n", PYTHONIOENCODING=encoding)
+        status, out, err = await piped_process(tmp_path, url, b"\xff\xfe\n", PYTHONIOENCODING=encoding)
     assert (status, err) == (0, b"")
     assert out == ("é\n".encode() if encoding == "utf-8" else b"?\n")
     assert set(parrot.texts(0)[0]) <= {"\ufffd", "?"}
@@ -351,39 +370,39 @@ async def test_bytes_that_are_no_text_are_replaced(tmp_path: Path, encoding: str
         (b"SSH-2.0-x\r\n", b"roost: the server did not answer: the answer is not HTTP/1.1\n"),
     ],
 )
-async def test_the_first_error_in_a_pipe_ends_the_chat(tmp_path: Path, answer: bytes, message: bytes) -> None:
+def test_the_first_error_in_a_pipe_ends_the_chat(tmp_path: Path, answer: bytes, message: bytes) -> None:
     parrot = Parrot((answer,))
-    async with serving(parrot) as url:
-        assert await piped(tmp_path, url, b"hi\nmore\n") == (1, b"", message)
+    with serving_beside(parrot) as url:
+        assert piped(tmp_path, url, b"hi\nmore\n") == (1, b"", message)
     assert len(parrot.bodies) == 1
 
 
-async def test_an_interrupted_response_ends_its_line(tmp_path: Path) -> None:
+def test_an_interrupted_response_ends_its_line(tmp_path: Path) -> None:
     parrot = Parrot((stream(delta("Hel"), event(b'{"error":{"message":"it died"}}')),))
-    async with serving(parrot) as url:
-        assert await piped(tmp_path, url, b"hi\n") == (1, b"Hel\n", b"roost: it died\n")
+    with serving_beside(parrot) as url:
+        assert piped(tmp_path, url, b"hi\n") == (1, b"Hel\n", b"roost: it died\n")
 
 
-async def test_the_token_limit_is_reported(tmp_path: Path) -> None:
-    async with serving(Parrot((stream(delta("Hel", "length")),))) as url:
-        status, out, err = await piped(tmp_path, url, b"hi\n")
+def test_the_token_limit_is_reported(tmp_path: Path) -> None:
+    with serving_beside(Parrot((stream(delta("Hel", "length")),))) as url:
+        status, out, err = piped(tmp_path, url, b"hi\n")
     assert (status, out) == (0, b"Hel\n")
     assert b"--max-tokens" in err
 
 
-async def test_the_key_comes_from_the_environment_and_is_shown_nowhere(tmp_path: Path) -> None:
+def test_the_key_comes_from_the_environment_and_is_shown_nowhere(tmp_path: Path) -> None:
     parrot = Parrot()
-    async with serving(parrot) as url:
-        _, out, err = await piped(tmp_path, url, b"hi\n", "other", ROOST_API_KEY="sesame")
+    with serving_beside(parrot) as url:
+        _, out, err = piped(tmp_path, url, b"hi\n", "other", ROOST_API_KEY="sesame")
     assert all(b"Authorization: Bearer sesame\r\n" in head for head in parrot.heads)
     assert parrot.bodies[0]["model"] == "other"
     assert b"sesame" not in out + err
 
 
-async def test_an_unreachable_server_is_one_line(tmp_path: Path) -> None:
-    async with serving(Parrot()) as url:
+def test_an_unreachable_server_is_one_line(tmp_path: Path) -> None:
+    with serving_beside(Parrot()) as url:
         pass
-    status, out, err = await piped(tmp_path, url, b"hi\n")
+    status, out, err = piped(tmp_path, url, b"hi\n")
     assert (status, out) == (1, b"")
     assert err == b"roost: the server cannot be asked for its models: connection refused; see --url\n"
 
