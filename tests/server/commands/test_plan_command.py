@@ -47,6 +47,12 @@ def test_the_advice_holds(model: str) -> None:
             assert "does not fit" not in out
 
 
+def test_a_model_that_fits_has_slots() -> None:
+    out = printed("random:9b", "--device", "v6e")
+    assert " 576 │" in out
+    assert "25.0 MiB" in out
+
+
 def test_a_plan_for_a_mesh() -> None:
     out = printed("random:9b", "--device", "v5e", "--mesh", "data=2,model=4")
     assert "on 2 x 4 v5e, bfloat16" in out
