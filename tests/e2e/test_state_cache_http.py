@@ -83,6 +83,7 @@ def test_a_conversation_goes_on_where_it_was(client: httpx.Client) -> None:
     assert later
 
 
+@pytest.mark.full
 def test_an_inexact_cache_spares_the_reply_too(tiny_config: Path) -> None:
     """All of the reply is cached but its last token, which was sampled and not processed."""
     with (
@@ -110,34 +111,17 @@ def test_metrics(client: httpx.Client) -> None:
     assert client.get("/server_info").json()["state_cache_bytes"] > 2**20
 
 
-def test_a_conversation_survives_a_restart(tiny_config: Path, tmp_path: Path) -> None:
-    """The next turn processes only the last reply and new tokens, even after a restart or beside a corrupt file."""
-    arguments = [f"random:{tiny_config}", *SHAPES, "--state-cache-dir", str(tmp_path)]
-    history, counts = prompt(300), []
-    first = history
-    for _ in range(2):
-        with serving(*arguments, programs="tiny") as server, httpx.Client(base_url=server.url, timeout=60) as client:
-            for _ in range(2):
-                reply, num_cached = ask(client, history)
-                counts.append((len(history), num_cached))
-                history = [*history, *reply, *prompt(10)]
-            if len(counts) == 4:
-                assert ask(client, first)[1] == 256
-                time.sleep(0.25)  # the metrics page is cached for 0.2 s
-                assert "roost_state_cache_disk_errors_total 1.0" in client.get("/metrics").text
-        for path in tmp_path.rglob("*.end"):
-            path.write_bytes(path.read_bytes()[:-1])
-    assert counts[0][1] == 0
-    for (before, _), (_, num_cached) in itertools.pairwise(counts):
-        assert num_cached == before // 64 * 64
+def test_conversations_survive_a_restart(tiny_config: Path, tmp_path: Path) -> None:
+    """The next turn processes only the last reply and new tokens, even after a restart or beside a corrupt file.
 
-
-def test_a_stored_conversation_survives_a_restart(tiny_config: Path, tmp_path: Path) -> None:
-    """The server holds its items in the database and its state on the disk, so a turn prefills what is new."""
-    stores = ("--store", f"sqlite://{tmp_path / 'store.db'}", "--state-cache-dir", str(tmp_path / "states"))
+    The items of one conversation are in the database, and its state is on the disk, too.
+    """
+    states = tmp_path / "states"
+    stores = ("--store", f"sqlite://{tmp_path / 'store.db'}", "--state-cache-dir", str(states))
     arguments = [f"random:{tiny_config}", *SHAPES, *stores]
-    counts, conversation = list[tuple[int, int]](), ""
-    for _ in range(2):
+    history, counts = prompt(300), list[tuple[int, int]]()
+    first, stored, conversation = history, list[tuple[int, int]](), ""
+    for turn in range(2):
         with serving(*arguments, programs="tiny") as server, httpx.Client(base_url=server.url, timeout=60) as client:
             if not conversation:
                 items = [{"role": "user", "content": "Tell me of the sea. " * 50}]
@@ -145,11 +129,21 @@ def test_a_stored_conversation_survives_a_restart(tiny_config: Path, tmp_path: P
             for _ in range(2):
                 body = {"input": "And then?", "conversation": conversation, "max_output_tokens": 8}
                 usage = client.post("/v1/responses", json=body).json()["usage"]
-                counts.append((usage["input_tokens"], usage["input_tokens_details"]["cached_tokens"]))
-    assert counts[0][0] >= 256
-    assert counts[0][1] == 0
-    for (before, _), (_, num_cached) in itertools.pairwise(counts):
-        assert num_cached == before // 64 * 64, "all but the last reply and what is new"
+                stored.append((usage["input_tokens"], usage["input_tokens_details"]["cached_tokens"]))
+                reply, num_cached = ask(client, history)
+                counts.append((len(history), num_cached))
+                history = [*history, *reply, *prompt(10)]
+            if turn == 1:
+                assert ask(client, first)[1] == 256
+                time.sleep(0.25)  # the metrics page is cached for 0.2 s
+                assert "roost_state_cache_disk_errors_total 1.0" in client.get("/metrics").text
+        for path in states.rglob("*.end"):
+            path.write_bytes(path.read_bytes()[:-1])
+    assert stored[0][0] >= 256
+    for each in (stored, counts):
+        assert each[0][1] == 0
+        for (before, _), (_, num_cached) in itertools.pairwise(each):
+            assert num_cached == before // 64 * 64, "all but the last reply and what is new"
 
 
 def test_a_state_is_saved_gone_on_from_and_moved(client: httpx.Client) -> None:
