@@ -294,7 +294,10 @@ async def test_a_running_event_loop_does_not_matter(llm: LLM) -> None:
 
 async def test_async_outputs_are_cumulative_deltas_or_final(llm: LLM, tiny_config: Path) -> None:
     (whole,) = llm.generate("the boat", SEEDED)
-    async with AsyncLLM(f"random:{tiny_config}", slots=SLOTS, prefill_chunk=128) as async_llm:
+    async_llm = AsyncLLM(f"random:{tiny_config}", slots=SLOTS, prefill_chunk=128)
+    assert repr(async_llm) == "<AsyncLLM 'tiny-random', not loaded>"
+    async with async_llm:
+        assert repr(async_llm) == f"<AsyncLLM 'tiny-random', slots={SLOTS}>"
 
         async def outputs(kind: RequestOutputKind) -> list[CompletionOutput]:
             params = SamplingParams(**{**SEEDED.body_fields(), "output_kind": kind})
@@ -312,18 +315,9 @@ async def test_async_outputs_are_cumulative_deltas_or_final(llm: LLM, tiny_confi
         params = SamplingParams(max_tokens=1)
         (forked,) = [output async for output in async_llm.generate([5], params, from_state=state)]
         assert len(forked.prompt_token_ids) == state.num_tokens + 1
+    assert repr(async_llm) == "<AsyncLLM 'tiny-random', closed>"
     with pytest.raises(EngineDeadError, match=r"^this AsyncLLM was closed$"):
         [output async for output in async_llm.generate("a")]
-
-
-async def test_an_async_llm_shows_whether_it_is_loaded(tiny_config: Path) -> None:
-    async_llm = AsyncLLM(f"random:{tiny_config}", slots=SLOTS, prefill_chunk=128)
-    assert repr(async_llm) == "<AsyncLLM 'tiny-random', not loaded>"
-    with compiled_once("tiny"):
-        await async_llm.start()
-    assert repr(async_llm) == f"<AsyncLLM 'tiny-random', slots={SLOTS}>"
-    await async_llm.close()
-    assert repr(async_llm) == "<AsyncLLM 'tiny-random', closed>"
 
 
 async def test_an_async_llms_tokenizer_is_that_of_an_llm(llm: LLM, tiny_config: Path) -> None:
@@ -346,17 +340,6 @@ def test_a_logprob_has_rank_and_name(llm: LLM) -> None:
     assert (first.rank, second.rank) == (1, 2)
     assert first.logprob >= second.logprob
     assert output.outputs[0].cumulative_logprob == first.logprob
-
-
-def test_a_closed_llm_says_so(tiny_config: Path) -> None:
-    with LLM(f"random:{tiny_config}", slots=SLOTS, prefill_chunk=128) as llm:
-        stream = llm.stream("a", SamplingParams(ignore_eos=True, max_tokens=10**9))
-        next(stream)
-    with pytest.raises(RoostError, match="this LLM was closed"):
-        llm.generate("a")
-    with pytest.raises(EngineDeadError):
-        list(stream)
-    llm.close()
 
 
 STORY = SamplingParams(temperature=0.8, top_p=0.95, max_tokens=4, seed=1)
@@ -476,7 +459,7 @@ def test_a_form_of_vllms_offline_examples_runs(llm: LLM, form: Callable[[LLM], N
     form(llm)
 
 
-def test_an_llm_of_engine_args_shows_what_it_is(tiny_config: Path) -> None:
+def test_an_llm_of_engine_args_shows_what_it_is_until_it_is_closed(tiny_config: Path) -> None:
     args = EngineArgs(
         model=f"random:{tiny_config}",
         max_num_seqs=SLOTS,
@@ -490,55 +473,41 @@ def test_an_llm_of_engine_args_shows_what_it_is(tiny_config: Path) -> None:
     with compiled_once("tiny"), LLM(**asdict(args)) as llm:
         assert repr(llm) == f"<LLM 'tiny-random', slots={SLOTS}>"
         assert llm.generate("a", STORY)[0].finished
+        stream = llm.stream("a", SamplingParams(ignore_eos=True, max_tokens=10**9))
+        next(stream)
     assert repr(llm) == "<LLM 'tiny-random', closed>"
+    with pytest.raises(RoostError, match="this LLM was closed"):
+        llm.generate("a")
+    with pytest.raises(EngineDeadError):
+        list(stream)
+    llm.close()
 
 
 FORKED = """
 import asyncio, os, warnings
 warnings.simplefilter("ignore")
 from roost import LLM, AsyncLLM, EngineDeadError
-llm = {kind}({model!r}, slots=4, prefill_chunk=128)
+llm, async_llm = (kind({model!r}, slots=4, prefill_chunk=128) for kind in (LLM, AsyncLLM))
 async def generate():
-    return [output async for output in llm.generate([5])]
-if {kind} is AsyncLLM:
-    asyncio.run(generate())
+    return [output async for output in async_llm.generate([5])]
+asyncio.run(generate())
 child = os.fork()
 if not child:
-    try:
-        asyncio.run(generate()) if {kind} is AsyncLLM else llm.generate([5])
-    except EngineDeadError as error:
-        print(error, flush=True)
+    for call in (lambda: llm.generate([5]), lambda: asyncio.run(generate())):
+        try:
+            call()
+        except EngineDeadError as error:
+            print(error, flush=True)
     os._exit(0)
 os.waitpid(child, 0)
 """
 
 
-@pytest.mark.parametrize("kind", ["LLM", "AsyncLLM"])
-def test_a_forked_process_is_told_to_make_its_own(kind: str, tiny_config: Path) -> None:
-    script = FORKED.format(kind=kind, model=f"random:{tiny_config}")
+def test_a_forked_process_is_told_to_make_its_own(tiny_config: Path) -> None:
+    script = FORKED.format(model=f"random:{tiny_config}")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=280)
-    said = f"this {kind} runs in the parent process: make one in each process, started by spawn\n"
-    assert (done.returncode, done.stdout) == (0, said), done.stderr
-
-
-SCRIPT = """
-from roost import LLM, SamplingParams
-llm = LLM({model!r}, slots=4, prefill_chunk=128)
-output = llm.generate([5, 6, 7], SamplingParams(temperature=0, max_tokens=4, ignore_eos=True))[0]
-print(len(output.outputs[0].token_ids))
-stream = llm.stream([5], SamplingParams(ignore_eos=True, max_tokens=10**9))
-next(stream)
-"""
-
-
-def test_a_script_ends_by_itself(llm: LLM, tiny_config: Path, tmp_path: Path) -> None:
-    """Without `if __name__`, without closing anything, and with a request that runs."""
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(model=f"random:{tiny_config}"))
-    done = subprocess.run([sys.executable, "-P", script], capture_output=True, text=True, timeout=280)
-    assert (done.returncode, done.stdout) == (0, "4\n"), done.stderr
-    assert "Traceback" not in done.stderr
-    assert "Exception" not in done.stderr
+    said = "this {} runs in the parent process: make one in each process, started by spawn\n"
+    assert (done.returncode, done.stdout) == (0, said.format("LLM") + said.format("AsyncLLM")), done.stderr
 
 
 def test_importing_roost_loads_neither_jax_nor_the_server() -> None:
@@ -547,16 +516,23 @@ def test_importing_roost_loads_neither_jax_nor_the_server() -> None:
     assert done.stdout == "0.1.0\n"
 
 
-def test_it_needs_neither_http_nor_a_database_nor_grammars_nor_a_command_line(llm: LLM, tiny_config: Path) -> None:
-    program = f"""
+SCRIPT = """
 from roost import LLM, SamplingParams
-
-with LLM("random:{tiny_config}", slots={SLOTS}, prefill_chunk=128) as llm:
-    print(llm.generate([5, 6, 7], SamplingParams(max_tokens=4, seed=7))[0].outputs[0].token_ids)
-    print(llm.chat({QUESTION!r}, SamplingParams(max_tokens=4, seed=7))[0].outputs[0].token_ids)
+llm = LLM({model!r}, slots=4, prefill_chunk=128)
+print(llm.generate([5, 6, 7], SamplingParams(max_tokens=4, seed=7))[0].outputs[0].token_ids)
+print(llm.chat({messages!r}, SamplingParams(max_tokens=4, seed=7))[0].outputs[0].token_ids)
+stream = llm.stream([5], SamplingParams(ignore_eos=True, max_tokens=10**9))
+next(stream)
 """
+
+
+def test_a_script_needs_neither_http_nor_a_database_and_ends_by_itself(llm: LLM, tiny_config: Path) -> None:
+    """Nor grammars nor a command line. It has no `if __name__`, closes nothing, and leaves a request that runs."""
     params = SamplingParams(max_tokens=4, seed=7)
     expected = [llm.generate([5, 6, 7], params), llm.chat(QUESTION, params)]
-    found = run(program, *WEB, "psycopg", "typer", "llguidance")
+    script = SCRIPT.format(model=f"random:{tiny_config}", messages=QUESTION)
+    found = run(script, *WEB, "psycopg", "typer", "llguidance")
     assert found.returncode == 0, found.stderr
     assert found.stdout == "".join(f"{output.outputs[0].token_ids}\n" for (output,) in expected)
+    assert "Traceback" not in found.stderr
+    assert "Exception" not in found.stderr
