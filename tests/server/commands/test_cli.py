@@ -220,6 +220,7 @@ def test_convert_says_what_came_of_it(tmp_path: Path) -> None:
     assert "quantised to int8" in runner.invoke(app, ["plan", str(tmp_path / "it")]).output
 
 
+@pytest.mark.full
 def test_convert_calibrates_for_a_text(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("The quick brown fox jumps over the lazy dog, and the dog sleeps. " * 400)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from cache_settings import restored
 from roost.engine import PREFILL_BLOCK
 from roost.server.commands.chat.backend import ChatTurn, Reply
 from roost.server.commands.chat.local_backend import LocalChat
@@ -36,7 +37,7 @@ def local(tmp_path: Path) -> LocalModel:
 async def test_a_turn_prefills_only_what_is_new(local: LocalModel) -> None:
     """Prefilled are the last prompt's rest after its last block boundary, the response, the message and turn tokens."""
     backend = LocalChat(local, SamplingOptions(max_tokens=4, seed=1))
-    with compiled_once("one-slot"):
+    with restored(), compiled_once("one-slot"):
         await backend.start()
     messages: list[ChatTurn] = []
     lengths, read = [], []
