@@ -90,6 +90,7 @@ FULL: Final = (
     "tests/e2e/test_demo_state.py",
     "tests/e2e/test_features.py",
     "tests/e2e/test_fleet_upgrades.py",
+    "tests/e2e/test_golden_http.py",
     "tests/e2e/test_idle_connections.py",
     "tests/e2e/test_key_heads_http.py",
     "tests/e2e/test_long_conversations.py",
