@@ -3,7 +3,7 @@
 Such a test takes as long as compiling its programs, or as interpreting a kernel.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import hypothesis
@@ -27,4 +27,13 @@ def examples[Test: Callable[..., Any]](number: int, *, sweep: int) -> Callable[[
 
 def swept(*cases: Any) -> list[Any]:
     """Returns cases of `pytest.mark.parametrize` that only sweeps run; a tuple has a value for each argument."""
-    return [pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.sweep) for case in cases]
+    return _marked(pytest.mark.sweep, cases)
+
+
+def full(*cases: Any) -> list[Any]:
+    """Returns cases of `pytest.mark.parametrize` that `--all` runs too, and that reach no code of their own."""
+    return _marked(pytest.mark.full, cases)
+
+
+def _marked(mark: pytest.MarkDecorator, cases: Iterable[Any]) -> list[Any]:
+    return [pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=mark) for case in cases]

@@ -1,5 +1,6 @@
 """Quantisation for the inputs of a sample: its error of outputs beside rounding to nearest, and its rows."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -22,8 +23,13 @@ def weights(outputs: int, inputs: int) -> np.ndarray:
     return np.random.default_rng([outputs, inputs]).normal(size=(outputs, inputs)).astype(np.float32)
 
 
+@jax.jit
+def all_rows(matrix: Int4Matrix) -> jax.Array:
+    return matrix.rows(jnp.arange(len(matrix.values)))
+
+
 def dequantized(matrix: Int4Matrix) -> np.ndarray:
-    return np.asarray(Int4Matrix(*map(jnp.asarray, matrix)).rows(jnp.arange(len(matrix.values))))
+    return np.asarray(all_rows(matrix))
 
 
 def error(matrix: np.ndarray, quantized: Int4Matrix, x: np.ndarray) -> float:

@@ -22,22 +22,23 @@ from roost.kernels.matrices import (
 from roost.kernels.matrices.int4 import group_size, round_to_int4
 from roost.kernels.matrices.scale_search import search_scales
 from roost.kernels.product import product as dot
-from sweeps import swept
+from sweeps import full, swept
 
-jit_dot = partial(jax.jit, compiler_options=CPU_OPTIONS)(dot)
+jit = partial(jax.jit, compiler_options=CPU_OPTIONS)
+jit_dot, jit_dots = jit(dot), jit(lambda several, weight: [dot(x, weight) for x in several])
 
 MATRICES = hnp.arrays(np.float32, (3, 96), elements=st.floats(-1024, 1024, width=32))
 
 
 def quantized(outputs: int, inputs: int) -> Int4Matrix:
     weights = np.random.default_rng([outputs, inputs]).normal(size=(outputs, inputs))
-    return Int4Matrix(*map(jnp.asarray, Int4Matrix.quantize(weights.astype(np.float32))))
+    return Int4Matrix.quantize(weights.astype(np.float32))
 
 
-def activations(rows: int, inputs: int, dtype: str = "float32") -> jax.Array:
+def activations(rows: int, inputs: int, dtype: str = "float32") -> np.ndarray:
     """Draws activations with a few large channels, as models have them."""
     rng = np.random.default_rng([rows, inputs])
-    return jnp.asarray(rng.normal(size=(rows, inputs)) * np.exp(rng.normal(size=inputs)), jnp.dtype(dtype))
+    return (rng.normal(size=(rows, inputs)) * np.exp(rng.normal(size=inputs))).astype(dtype)
 
 
 def dequantized(matrix: Int4Matrix) -> np.ndarray:
@@ -71,8 +72,16 @@ def test_the_embedding_beside_four_bits_is_in_eight() -> None:
     assert [table_dtype(jnp.dtype(name)).name for name in ("int4", "int8", "bfloat16")] == ["int8", "int8", "bfloat16"]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", [(8, 768, 96), (3, 96, 7), (64, 2304, 64), (1, 64, 16)])
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((8, 768, 96), "float32"),
+        ((3, 96, 7), "bfloat16"),
+        *full(((8, 768, 96), "bfloat16"), ((3, 96, 7), "float32")),
+        *full(((64, 2304, 64), "float32"), ((64, 2304, 64), "bfloat16")),
+        *full(((1, 64, 16), "float32"), ((1, 64, 16), "bfloat16")),
+    ],
+)
 def test_a_product_is_that_of_a_float64_reference(shape: tuple[int, int, int], dtype: str) -> None:
     """The reference takes the same int8 activations, so that only the rounding of float32 sums is left."""
     rows, inputs, outputs = shape
@@ -85,15 +94,16 @@ def test_a_product_is_that_of_a_float64_reference(shape: tuple[int, int, int], d
     assert (np.abs(np.asarray(jit_dot(x, weight)) - expected) <= 3e-6 * bound).all()
 
 
-@pytest.mark.parametrize("inputs", [96, 768, *swept(64)])
+@pytest.mark.parametrize("inputs", [768, *full(96), *swept(64)])
 def test_a_row_has_the_same_bits_in_any_batch(inputs: int) -> None:
     """Batches of all sizes, a single row, and a token in a prefill chunk."""
     x, weight = activations(64, inputs), quantized(96, inputs)
     expected = np.asarray(jit_dot(x, weight))
-    for size in (1, 2, 3, 8, 32):
-        np.testing.assert_array_equal(jit_dot(x[-size:], weight), expected[-size:])
-    for chunks in (x.reshape(1, 64, inputs), x.reshape(4, 16, inputs), x[:, None]):
-        np.testing.assert_array_equal(np.asarray(jit_dot(chunks, weight)).reshape(expected.shape), expected)
+    several = [x[-size:] for size in (1, 2, 3, 8, 32)]
+    several += [x.reshape(1, 64, inputs), x.reshape(4, 16, inputs), x[:, None]]
+    for some, found in zip(several, jit_dots(several, weight), strict=True):
+        rows = np.asarray(found).reshape(-1, 96)
+        np.testing.assert_array_equal(rows, expected[-len(rows) :], err_msg=str(some.shape))
 
 
 def test_groups_are_added_one_after_the_other_and_each_product_is_rounded() -> None:
@@ -110,7 +120,8 @@ def test_groups_are_added_one_after_the_other_and_each_product_is_rounded() -> N
 
 
 def test_not_a_number_in_a_row_reaches_its_outputs_alone() -> None:
-    x, weight = activations(3, 64).at[1, 5].set(jnp.nan), quantized(16, 64)
+    x, weight = activations(3, 64), quantized(16, 64)
+    x[1, 5] = np.nan
     found = np.asarray(jit_dot(x, weight))
     assert np.isnan(found[1]).all()
     assert np.isfinite(found[[0, 2]]).all()
@@ -118,7 +129,7 @@ def test_not_a_number_in_a_row_reaches_its_outputs_alone() -> None:
 
 def test_rows_are_those_of_the_matrix() -> None:
     weight = quantized(16, 96)
-    found = gather_rows(weight, jnp.asarray([[3, 0], [15, 3]], jnp.int32), jnp.dtype("float32"))
+    found = jax.jit(gather_rows, static_argnums=2)(weight, np.array([[3, 0], [15, 3]], np.int32), jnp.dtype("float32"))
     np.testing.assert_array_equal(found, dequantized(weight)[[[3, 0], [15, 3]]].astype(np.float32))
 
 
