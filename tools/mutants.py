@@ -7,6 +7,7 @@ A mutant is noticed if its tests fail with it and pass without it. The status is
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 ROOT: Final = Path(__file__).resolve().parents[1]
+
+PYTEST: Final = ("-x", "-q", "-n0", "-p", "no:cacheprovider")
 
 NOTICED: Final = "noticed"
 
@@ -79,11 +82,18 @@ class Tree:
 
     Args:
       folder: Empty folder.
+      commit: Commit whose files to copy; by default those of the working tree.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, commit: str | None = None) -> None:
         self.root, self.path = folder / "tree", folder / "path"
-        listed = subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True)
+        listed = ""
+        if commit:
+            self.root.mkdir()
+            archive = subprocess.check_output(["git", "archive", commit], cwd=ROOT)
+            subprocess.run(["tar", "-x"], cwd=self.root, input=archive, check=True)
+        else:
+            listed = subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True)
         compiled = (path.relative_to(ROOT) for path in ROOT.glob("kernels/native/*.so"))
         for name in (*map(Path, listed.splitlines()), *compiled):
             if (ROOT / name).is_file():
@@ -92,28 +102,36 @@ class Tree:
         self.path.mkdir()
         (self.path / "roost").symlink_to(self.root)
 
-    def run(self, *command: str, **environment: str) -> str:
+    def run(self, *command: str, seconds: float | None = None, **environment: str) -> str:
         """Runs Python in the tree and returns what it wrote.
 
         Raises:
           AssertionError: Its status isn't 0.
+          subprocess.TimeoutExpired: It took longer than `seconds`.
         """
-        done = subprocess.run(
+        process = subprocess.Popen(
             [sys.executable, "-P", *command],
             cwd=self.root,
             env={**os.environ, "PYTHONPATH": str(self.path), "MYPYPATH": str(self.path), **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,
         )
-        assert done.returncode == 0, done.stdout
-        return done.stdout
-
-    def passes(self, tests: Sequence[str]) -> bool:
-        """Returns whether tests pass in the tree, given as pytest's arguments."""
         try:
-            self.run("-m", "pytest", "-x", "-q", "-n0", "-p", "no:cacheprovider", *tests)
-        except AssertionError:
+            written, _ = process.communicate(timeout=seconds)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)  # and its own processes
+            process.wait()
+            raise
+        assert process.returncode == 0, written
+        return written
+
+    def passes(self, tests: Sequence[str], seconds: float | None = None) -> bool:
+        """Returns whether tests pass in the tree within `seconds`, given as pytest's arguments."""
+        try:
+            self.run("-m", "pytest", *PYTEST, *tests, seconds=seconds)
+        except (AssertionError, subprocess.TimeoutExpired):
             return False
         return True
 

@@ -1,9 +1,10 @@
-"""The list of mutants fits the tree, and each outcome is told from the others."""
+"""The list of mutants fits the tree, each outcome is told from the others, and seeded mutants are what they say."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import seeded_mutants
 from mutants import MUTANTS, NOTICED, ROOT, Mutant, Tree, outcome
 
 WRONG = Mutant("wrong", "code.py", "right", "wrong", ("tests",))
@@ -39,3 +40,90 @@ def test_each_mutant_fits_one_place_and_names_tests_that_exist(mutant: Mutant) -
     for test in mutant.tests:
         file, _, name = test.partition("::")
         assert f"def {name}(" in (ROOT / file).read_text()
+
+
+CODE = """def total(numbers, limit=3):
+    count = len(numbers)
+    if count <= limit and numbers:
+        note(numbers, count)
+        return count + 1, is_even(
+            count,
+        )
+    return True if not count else 0
+"""
+CHANGES = {
+    "1: constant: 3 -> (4)",
+    "3: condition: count <= limit and numbers -> not (count <= limit and numbers)",
+    "3: operator: count <= limit and numbers -> (count <= limit or numbers)",
+    "3: comparison: count <= limit -> (count < limit)",
+    "4: statement: note(numbers, count) -> pass",
+    "4: arguments: note(numbers, count) -> (note(count, numbers))",
+    "5: operator: count + 1 -> (count - 1)",
+    "5: constant: 1 -> (2)",
+    "8: condition: True if not count else 0 -> (True if not not count else 0)",
+    "8: condition: not count -> (count)",
+    "8: constant: True -> (False)",
+    "8: constant: 0 -> (1)",
+}
+
+
+def test_each_seeded_mutant_is_one_change_that_compiles() -> None:
+    found = {mutant.change: mutant for mutant in seeded_mutants.mutants("code.py", CODE)}
+    assert found.keys() == CHANGES
+    for mutant in found.values():
+        compile(mutant.text, mutant.file, "exec")
+        changed = [old for old, new in zip(CODE.splitlines(), mutant.text.splitlines(), strict=True) if old != new]
+        assert len(changed) == 1
+    assert found["5: constant: 1 -> (2)"].lines == range(5, 8)
+    assert found["3: comparison: count <= limit -> (count < limit)"].lines == range(3, 4)
+
+
+def test_the_seed_chooses_mutants_of_every_file() -> None:
+    candidates = [mutant for file in "abc" for mutant in seeded_mutants.mutants(f"{file}.py", CODE)]
+    chosen = seeded_mutants.chosen(candidates, 6, seed=0)
+    assert sorted(mutant.file for mutant in chosen) == ["a.py", "a.py", "b.py", "b.py", "c.py", "c.py"]
+    assert seeded_mutants.chosen(candidates, 6, seed=0) == chosen != seeded_mutants.chosen(candidates, 6, seed=1)
+    assert len({*seeded_mutants.chosen(candidates, 1000, seed=0)}) == len(candidates)
+
+
+@pytest.mark.parametrize(
+    ("test", "mirrored"),
+    [
+        ("tests/server/http", "server/http"),
+        ("tests/server/http/test_routes.py", "server/http/routes.py"),
+        ("tests/server/http/test_fuzz.py", "server/http"),
+    ],
+)
+def test_tests_mirror_their_subject(test: str, mirrored: str) -> None:
+    assert seeded_mutants.subject(test) == mirrored
+
+
+class ToyRun(seeded_mutants.Run):
+    """Tests that fail if their tree's file has certain words, and reach its lines."""
+
+    def __init__(self, root: Path, *refused: str) -> None:
+        self.root, self._refused, self._tree, self._tests = root, refused, self, ["tests"]
+        self._reached, self._seconds = {"code.py": {1: {""}, 3: {"tests/test_code.py"}, 4: {"tests/test_code.py"}}}, 1.0
+        root.mkdir()
+        (root / "code.py").write_text(CODE)
+
+    def passes(self, tests: Sequence[str], seconds: float | None = None) -> bool:
+        return not any(word in (self.root / "code.py").read_text() for word in self._refused)
+
+
+@pytest.mark.parametrize(("still", "status"), [(("pass", "limit=(4)"), 0), (("pass",), 1)])
+def test_a_mutant_that_tests_no_longer_kill_is_lost(
+    still: tuple[str, ...], status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, now = ToyRun(tmp_path / "before", "pass", "limit=(4)"), ToyRun(tmp_path / "now", *still)
+    drawn = list(before.candidates(["code.py"], now.root))
+    assert {mutant.change for mutant in drawn} == {change for change in CHANGES if change[0] in "134"}
+    assert not list(before.candidates(["other"], now.root))
+    assert seeded_mutants.report(before, now, drawn) == status
+    lines = capsys.readouterr().out.splitlines()
+    assert "code.py:4: statement: note(numbers, count) -> pass: killed" in lines
+    assert ("code.py:1: constant: 3 -> (4): LOST: killed before" in lines) is bool(status)
+    assert lines[-1] == f"6 mutants: {2 - status} killed, 4 lives, as before, {status} LOST: killed before"
+    assert (now.root / "code.py").read_text() == CODE
+    (now.root / "code.py").write_text("other")
+    assert not list(before.candidates(["code.py"], now.root))
