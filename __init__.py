@@ -9,7 +9,7 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from .engine import CheckpointError, ConfigError, EngineDeadError, RoostError
+    from .engine import CheckpointError, ConfigError, EngineDeadError, RoostError, StateFileError
     from .server.llm.async_llm import AsyncLLM
     from .server.llm.engine_args import EngineArgs
     from .server.llm.errors import RequestError
@@ -38,6 +38,7 @@ __all__ = [
     "SamplingParams",
     "Score",
     "State",
+    "StateFileError",
     "StructuredOutputsParams",
     "TextPrompt",
     "TokensPrompt",
@@ -61,6 +62,7 @@ _MODULES: Final = {
     "SamplingParams": "server.llm.sampling_params",
     "Score": "server.llm.scoring",
     "State": "server.llm.states",
+    "StateFileError": "engine",
     "StructuredOutputsParams": "server.llm.sampling_params",
     "TextPrompt": "server.llm.prompts",
     "TokensPrompt": "server.llm.prompts",

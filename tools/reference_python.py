@@ -32,7 +32,7 @@ SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "Prompts": ("TextPrompt", "TokensPrompt"),
     "Parameters": ("SamplingParams", "StructuredOutputsParams", "RequestOutputKind"),
     "Outputs": ("RequestOutput", "CompletionOutput", "Logprob", "ToolCall", "Score", "State"),
-    "Errors": ("RoostError", "RequestError", "ConfigError", "CheckpointError", "EngineDeadError"),
+    "Errors": ("RoostError", "RequestError", "ConfigError", "CheckpointError", "StateFileError", "EngineDeadError"),
 }
 """Public names by section, in the order of the page."""
 
@@ -53,14 +53,15 @@ def python_page() -> Iterator[str]:
 
 def _class_section(name: str, kind: type) -> Iterator[str]:
     """Yields a class: its text, its fields or the arguments of its constructor, and its public methods."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
-    assert isinstance(tree, ast.ClassDef)
-    functions = [each for each in tree.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)]
     doc = Docstring(inspect.getdoc(kind))
     yield from ("", f"### {name}", "")
     if issubclass(kind, Exception):
-        yield from (f"Base class: `{ast.unparse(tree.bases[0])}`.", "")
-    elif init := next((each for each in functions if each.name == "__init__"), None):
+        yield from (f"Base class: `{kind.__bases__[0].__name__}`.", "", *doc.text, *_fields((), doc))
+        return
+    tree = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
+    assert isinstance(tree, ast.ClassDef)
+    functions = [each for each in tree.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)]
+    if init := next((each for each in functions if each.name == "__init__"), None):
         yield from (f"```py\n{_signature(name, init)}\n```", "")
     yield from doc.text
     yield from _fields([each for each in tree.body if isinstance(each, ast.AnnAssign)], doc)

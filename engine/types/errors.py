@@ -1,16 +1,25 @@
-"""Errors of the engine. The server maps them to HTTP in one place."""
+"""Errors of the engine. The server maps them to HTTP in one place.
+
+Those that the package exports show the name under which users catch them in tracebacks.
+"""
 
 
 class RoostError(Exception):
     """Base class of all errors that Roost raises. The message is one line that may be shown to a user."""
 
+    __module__ = "roost"
+
 
 class ConfigError(RoostError):
     """A setting, a config file or a checkpoint is invalid; raised before the engine is ready."""
 
+    __module__ = "roost"
+
 
 class CheckpointError(ConfigError):
     """A checkpoint cannot be loaded. The message names the file or tensor and the expected content."""
+
+    __module__ = "roost"
 
 
 class StateFileError(RoostError):
@@ -18,6 +27,8 @@ class StateFileError(RoostError):
 
     The message continues a sentence that begins with the file's name.
     """
+
+    __module__ = "roost"
 
 
 class UnknownRequestError(RoostError):
@@ -85,6 +96,8 @@ class ConstraintLostError(ConstraintError):
 
 class EngineDeadError(RoostError):
     """The engine was stopped, or lost its state to an exception inside a step; all requests end."""
+
+    __module__ = "roost"
 
 
 class EngineStoppedError(EngineDeadError):

@@ -7,12 +7,12 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
-from typing import Unpack
+from typing import Any, Unpack
 
 from . import states
 from .local_service import STOP_TIMEOUT_S, check_usable, description, open_service
 from .outputs import RequestOutput
-from .prompts import ChatOptions, Conversation, Prompt
+from .prompts import ChatOptions, Conversation, Prompt, check_vllm
 from .requests import GenerationRequest, chat, completion, outputs
 from .sampling_params import RequestOutputKind, SamplingParams
 from .scoring import Score, score
@@ -52,6 +52,7 @@ class AsyncLLM:
         request_id: str | None = None,
         *,
         from_state: State | None = None,
+        **vllm: Any,
     ) -> AsyncGenerator[RequestOutput]:
         """Yields the model's output after a prompt; `SamplingParams.output_kind` decides what an output holds.
 
@@ -63,11 +64,13 @@ class AsyncLLM:
             values of `generation_config.json`.
           request_id: Unique id of the request. Random by default.
           from_state: Saved state that the prompt continues, without a BOS between them.
+          vllm: Other arguments of vLLM's method, which must be None.
 
         Raises:
           RequestError: The request is invalid.
           RoostError: The model cannot be loaded, or the request failed.
         """
+        check_vllm(vllm)
         params = sampling_params or SamplingParams()
         request = completion(prompt, params, request_id, from_state)
         async with aclosing(self._outputs(request, params.output_kind)) as found:

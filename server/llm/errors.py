@@ -19,6 +19,8 @@ class RequestError(RoostError, ValueError):
       param: Name of the parameter, as in the HTTP API; None if no single one is wrong.
     """
 
+    __module__ = "roost"
+
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param

@@ -16,7 +16,16 @@ from .event_loop import EventLoopThread
 from .local_service import STOP_TIMEOUT_S, check_usable, closed_error, description, open_service
 from .outputs import RequestOutput
 from .progress import progress_bar
-from .prompts import ChatOptions, Conversation, Prompt, as_conversation, conversations_of, params_of, prompts_of
+from .prompts import (
+    ChatOptions,
+    Conversation,
+    Prompt,
+    as_conversation,
+    check_vllm,
+    conversations_of,
+    params_of,
+    prompts_of,
+)
 from .requests import GenerationRequest, chat, completion, final_output, outputs, run_all
 from .sampling_params import RequestOutputKind, SamplingParams
 from .scoring import Score, score
@@ -61,6 +70,7 @@ class LLM:
         *,
         use_tqdm: bool = True,
         from_state: State | None = None,
+        **vllm: Any,
     ) -> list[RequestOutput]:
         """Returns the model's output for each prompt, in the order of the prompts.
 
@@ -70,11 +80,13 @@ class LLM:
             vLLM, but with the temperature and other values of `generation_config.json`.
           use_tqdm: Whether a terminal or a notebook shows a progress bar.
           from_state: Saved state that each prompt continues, without a BOS between them.
+          vllm: Other arguments of vLLM's method, which must be None.
 
         Raises:
           RequestError: A prompt or a parameter is invalid.
           RoostError: A request failed.
         """
+        check_vllm(vllm)
         listed = prompts_of(prompts)
         params = params_of(sampling_params, len(listed))
         requests = [completion(prompt, own, state=from_state) for prompt, own in zip(listed, params, strict=True)]

@@ -61,12 +61,41 @@ class ChatOptions(TypedDict, total=False):
 _NEUTRAL: Final = (("chat_template", None), ("chat_template_content_format", "auto"), ("lora_request", None))
 """Options of vLLM's `chat` with values that have no effect here."""
 
+_VLLM: Final = {
+    "lora_request": "merge adapters into the model with LLM(model, lora=[...])",
+    "prompt_token_ids": "pass token ids as prompts, such as generate([[2, 651], [2, 139]])",
+    "priority": "set it in SamplingParams",
+}
+"""Arguments of vLLM's `generate`, and what to use instead."""
+
+
+def check_vllm(arguments: Mapping[str, Any]) -> None:
+    """Refuses arguments of vLLM's `generate` that have an effect there.
+
+    Raises:
+      TypeError: There is one, or an argument that neither vLLM nor Roost has.
+    """
+    for name, value in arguments.items():
+        if name not in _VLLM:
+            raise TypeError(f"generate() got an unexpected keyword argument {name!r}")
+        if value is not None:
+            raise TypeError(f"{name} is vLLM's name: {_VLLM[name]}")
+
 
 def prompts_of(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """Returns one prompt or several as a list."""
-    if isinstance(prompts, str | Mapping) or (len(prompts) and isinstance(prompts[0], SupportsIndex)):
+    """Returns one prompt or several as a list.
+
+    Raises:
+      RequestError: It is neither.
+    """
+    if isinstance(prompts, str | Mapping):
         return [cast(Prompt, prompts)]
-    return list(cast(Sequence[Prompt], prompts))
+    try:
+        listed: list[Any] = list(prompts)
+    except TypeError:
+        message = f"prompts must be text, token ids, or a list of such prompts, got {prompts!r:.60}"
+        raise RequestError(message, "prompts") from None
+    return [cast(Prompt, prompts)] if listed and isinstance(listed[0], SupportsIndex) else listed
 
 
 def as_conversation(prompt: Prompt | Conversation) -> Conversation | None:
@@ -78,10 +107,20 @@ def as_conversation(prompt: Prompt | Conversation) -> Conversation | None:
 
 
 def conversations_of(messages: Conversation | Sequence[Conversation]) -> list[Conversation]:
-    """Returns one conversation or several as a list."""
-    if messages and isinstance(messages[0], Mapping):
+    """Returns one conversation or several as a list.
+
+    Raises:
+      RequestError: It is neither.
+    """
+    given: Any = messages
+    listed: Sequence[Any] = given if isinstance(given, Sequence) and not isinstance(given, str) else ("",)
+    if listed and isinstance(listed[0], Mapping):
         return [cast(Conversation, messages)]
-    return list(cast(Sequence[Conversation], messages))
+    if any(isinstance(each, str) or not isinstance(each, Sequence) for each in listed):
+        example = '[{"role": "user", "content": "hello"}]'
+        message = f"messages must be a conversation such as {example}, or a list of conversations"
+        raise RequestError(message, "messages")
+    return list(listed)
 
 
 def params_of(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:

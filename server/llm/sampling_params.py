@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Any
 
 from ..schemas.generation_fields import CompletionFields
-from .errors import checked
+from .errors import RequestError, checked
 
 
 class RequestOutputKind(StrEnum):
@@ -40,6 +40,18 @@ class StructuredOutputsParams:
     choice: Sequence[str] | None = None
     grammar: str | None = None
     json_object: bool | None = None
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+          RequestError: No attribute is set, or several.
+        """
+        given = [name for name, _ in _items(self)]
+        if len(given) != 1:
+            names = ", ".join(each.name for each in fields(self))
+            found = " and ".join(given) or "none"
+            message = f"structured_outputs must have exactly one of {names}, got {found}"
+            raise RequestError(message, "structured_outputs")
 
 
 @dataclass(slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from ...database.errors import FencedError
 from ...database.group_commit import Work, run_each
 from . import expiry_table, response_table
 from .conversations import conversation_table
-from .expiry_table import DEFAULT, Limits
+from .expiry_table import DEFAULT, RowLimits
 from .records import Lease, LogEntry
 
 
@@ -50,7 +50,7 @@ class Addition[T]:
         return self.work(transaction)
 
 
-def run_all(transaction: Transaction, works: Sequence[Work[Any]], limits: Limits = DEFAULT) -> list[Any]:
+def run_all(transaction: Transaction, works: Sequence[Work[Any]], limits: RowLimits = DEFAULT) -> list[Any]:
     """Returns the result of each write, or the error with which it was refused. Appends run first.
 
     At the end, room is made once for all additions of a tenant.

@@ -36,7 +36,7 @@ _ITEM_ID: Final = re.compile("(?:msg|fc|fco)_([0-9a-f]{32})(?:(_[0-9]{1,9})|_c[0
 
 
 class Room(NamedTuple):
-    """Limits on what a body expands to.
+    """RowLimits on what a body expands to.
 
     Attributes:
       max_items: Maximum number of items, including those that the body has itself.

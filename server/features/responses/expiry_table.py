@@ -14,8 +14,8 @@ from .conversations import conversation_table
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """Limits on the responses that have ended, with their logs, and on the conversations of each tenant.
+class RowLimits:
+    """RowLimits on the responses that have ended, with their logs, and on the conversations of each tenant.
 
     Attributes:
       max_rows: Maximum number of each kind.
@@ -26,14 +26,14 @@ class Limits:
     max_bytes: int = 2**30
 
 
-DEFAULT: Final = Limits()
-"""Limits of a database that replicas share."""
+DEFAULT: Final = RowLimits()
+"""RowLimits of a database that replicas share."""
 
 
 _ENDED: Final = BoundedRows("roost_responses", condition="is_running = 0")
 
 
-def make_room(transaction: Transaction, tenant: str, limits: Limits) -> None:
+def make_room(transaction: Transaction, tenant: str, limits: RowLimits) -> None:
     """Deletes the oldest responses and conversations of a tenant that are beyond its limits.
 
     Call it at the end of a transaction that has added some. It waits for other replicas' transactions that have.
@@ -49,7 +49,7 @@ def make_room(transaction: Transaction, tenant: str, limits: Limits) -> None:
         conversation_table.hide(transaction, tenant, conversation)
 
 
-def expired(transaction: Transaction, max_age_s: float, limits: Limits) -> Sequence[Name]:
+def expired(transaction: Transaction, max_age_s: float, limits: RowLimits) -> Sequence[Name]:
     """Returns responses to delete: the oldest ended ones, and running ones that have had no owner for too long.
 
     Args:
@@ -63,7 +63,7 @@ def expired(transaction: Transaction, max_age_s: float, limits: Limits) -> Seque
     return list(islice(found, MAX_FOUND))
 
 
-def expired_conversations(transaction: Transaction, max_age_s: float, limits: Limits) -> Sequence[Name]:
+def expired_conversations(transaction: Transaction, max_age_s: float, limits: RowLimits) -> Sequence[Name]:
     """Returns conversations to delete: the oldest ones.
 
     Args:

@@ -15,7 +15,7 @@ from .background import Background
 from .checkpoint_files import CheckpointFiles
 from .checkpointer import Checkpointer, CheckpointSettings
 from .collector import StoreCollector
-from .expiry_table import Limits
+from .expiry_table import RowLimits
 from .followers import Followers
 from .response_store import ResponseStore
 from .settings import ResponsesSettings
@@ -94,7 +94,7 @@ def open_responses(opening: Opening) -> OpenResponses:
     database = opening.open_database(TABLES)
     if settings is None or not database.is_shared:
         num_bytes = max(_MEMORY_BYTES // opening.num_tenants, _MIN_MEMORY_BYTES)
-        return OpenResponses(service, ResponseStore(database, inf, limits=Limits(_MEMORY_ROWS, num_bytes)))
+        return OpenResponses(service, ResponseStore(database, inf, limits=RowLimits(_MEMORY_ROWS, num_bytes)))
     stats = StoreStats()
     files = _checkpoint_files(settings, stats)
     store = ResponseStore(database, settings.retention_s, settings.adopt_after, files, stats)

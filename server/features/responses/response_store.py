@@ -34,7 +34,7 @@ from .conversations import conversation_table
 from .conversations.conversation_table import MAX_REMOVED
 from .conversations.records import Item, Turn, load_of
 from .conversations.store import ConversationStore, locked
-from .expiry_table import DEFAULT, Limits
+from .expiry_table import DEFAULT, RowLimits
 from .log_followers import LogFollowers
 from .logged_delta import pack_delta
 from .part_table import RESPONSE_ID, StoredPart, pack
@@ -43,8 +43,8 @@ from .response_table import LEASE_S
 from .stats import StoreStats
 
 MAX_RUNNING: Final = 1000
-"""Limit on each tenant's running responses in the database. Beyond it, or beyond `Limits.max_bytes` of these responses
-and their logs, the tenant cannot start background responses."""
+"""Limit on each tenant's running responses in the database. Beyond it, or beyond `RowLimits.max_bytes` of these
+responses and their logs, the tenant cannot start background responses."""
 
 _MAX_KEPT: Final = 4 * 2**20
 _MIN_KEPT: Final = 64 * 2**10
@@ -71,7 +71,7 @@ class ResponseStore:
     Args:
       database: Database with the store's tables.
       retention_s: Age in seconds after which responses are deleted.
-      limits: Limits on each tenant's rows.
+      limits: RowLimits on each tenant's rows.
       files: Files of checkpoints; None if no checkpoints are taken.
       adopt_after_s: Seconds for which a response without an owner is reserved for replicas that can continue it
         exactly.
@@ -91,7 +91,7 @@ class ResponseStore:
         adopt_after_s: float = 60.0,
         files: CheckpointFiles | None = None,
         stats: StoreStats | None = None,
-        limits: Limits = DEFAULT,
+        limits: RowLimits = DEFAULT,
     ) -> None:
         self.is_shared = database.is_shared
         interval_s = INTERVAL_S if self.is_shared else 0.0

@@ -3,7 +3,9 @@
 from typing import Any
 
 import pytest
+import roost
 from roost import RequestError, SamplingParams, StructuredOutputsParams
+from roost.server.llm.prompts import conversations_of, prompts_of
 
 
 @pytest.mark.parametrize(
@@ -32,3 +34,34 @@ def test_a_value_may_be_changed_later() -> None:
     params = SamplingParams(temperature=0.5)
     params.max_tokens = 8
     assert params.body_fields() == {"n": 1, "temperature": 0.5, "max_tokens": 8}
+
+
+@pytest.mark.parametrize(
+    ("given", "found"), [({}, "none"), ({"json": {}, "regex": "a"}, "json and regex"), ({"json_object": True}, None)]
+)
+def test_a_constraint_is_one(given: dict[str, Any], found: str | None) -> None:
+    if found is None:
+        StructuredOutputsParams(**given)
+        return
+    with pytest.raises(RequestError, match=f"exactly one of json, regex, choice, grammar, json_object, got {found}"):
+        StructuredOutputsParams(**given)
+
+
+@pytest.mark.parametrize("prompts", [5, None])
+def test_what_is_no_prompt_is_refused(prompts: Any) -> None:
+    with pytest.raises(RequestError) as caught:
+        prompts_of(prompts)
+    assert str(caught.value) == f"prompts must be text, token ids, or a list of such prompts, got {prompts}"
+
+
+@pytest.mark.parametrize("messages", ["hello", None, 5, ["hello"], [5]])
+def test_what_is_no_conversation_is_refused(messages: Any) -> None:
+    with pytest.raises(RequestError, match=r'must be a conversation such as \[{"role": "user", "content": "hello"}\]'):
+        conversations_of(messages)
+
+
+def test_public_errors_show_their_public_names() -> None:
+    for name in ("RoostError", "RequestError", "ConfigError", "CheckpointError", "StateFileError", "EngineDeadError"):
+        error = getattr(roost, name)
+        assert f"{error.__module__}.{error.__name__}" == f"roost.{name}"
+    assert {*roost.__all__} <= {*dir(roost)}

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from roost import ConfigError, EngineArgs
+from roost.server.llm.prompts import check_vllm
 from roost.server.llm.settings import load_model_settings
 
 NEUTRAL: dict[str, Any] = {
@@ -88,3 +89,21 @@ def test_engine_args_are_settings_of_an_llm() -> None:
         EngineArgs("demo", enable_lora=True)
     with pytest.raises(ConfigError, match="dtype must be "):
         load_model_settings("demo", {"dtype": "half"}, {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"lora_request": 5}, "lora_request is vLLM's name: merge adapters into the model with LLM(model, lora=[...])"),
+        (
+            {"prompt_token_ids": [[2]]},
+            "prompt_token_ids is vLLM's name: pass token ids as prompts, such as generate([[2, 651], [2, 139]])",
+        ),
+        ({"promts": "hi"}, "generate() got an unexpected keyword argument 'promts'"),
+    ],
+)
+def test_arguments_of_generate_name_ours(arguments: dict[str, Any], message: str) -> None:
+    check_vllm({"lora_request": None, "prompt_token_ids": None})
+    with pytest.raises(TypeError) as caught:
+        check_vllm(arguments)
+    assert str(caught.value) == message

@@ -13,7 +13,7 @@ from roost.server.database.pages import PageSpec
 from roost.server.features.responses import claim_table, event_table, expiry_table, part_table, response_table
 from roost.server.features.responses.conversations import conversation_table
 from roost.server.features.responses.conversations.records import Item, Turn
-from roost.server.features.responses.expiry_table import Limits
+from roost.server.features.responses.expiry_table import RowLimits
 from roost.server.features.responses.part_table import StoredPart
 from roost.server.features.responses.records import Claim, Deaths, Job, Lease, LogEntry, ResponseRecord
 from roost.server.features.responses.response_table import LEASE_S
@@ -194,7 +194,7 @@ STATEMENTS: dict[str, tuple[Callable[[Transaction], Any], set[str]]] = {
     "running of": (partial(response_table.running_of, tenant="t1", limit=1000), set()),
     "count running": (partial(response_table.count_running, patience_s=60.0), RUNNING),
     "checkpoint names": (response_table.checkpoint_names, RUNNING),
-    "expired": (partial(expiry_table.expired, max_age_s=900.0, limits=Limits(35, 10**9)), set()),
+    "expired": (partial(expiry_table.expired, max_age_s=900.0, limits=RowLimits(35, 10**9)), set()),
     "expired conversations": (
         partial(expired, rows=conversation_table.ROWS, bounds=Bounds(900.0, 1, 10**9)),
         set(),
@@ -211,7 +211,7 @@ STATEMENTS: dict[str, tuple[Callable[[Transaction], Any], set[str]]] = {
     "delete an item": (partial(conversation_table.delete_item, tenant="t1", conversation="r1", item_id="i"), set()),
     "hide a conversation": (partial(conversation_table.hide, tenant="t1", conversation="r1"), set()),
     "remove hidden conversations": (conversation_table.remove_hidden, set()),
-    "make room": (partial(expiry_table.make_room, tenant="t1", limits=Limits()), set()),
+    "make room": (partial(expiry_table.make_room, tenant="t1", limits=RowLimits()), set()),
 }
 """Statements, and the indexes of running responses that they may read from end to end."""
 

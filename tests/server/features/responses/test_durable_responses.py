@@ -41,7 +41,7 @@ from roost.server.features.responses import response_table
 from roost.server.features.responses.adoption import Adopter
 from roost.server.features.responses.checkpoint_files import CheckpointFiles
 from roost.server.features.responses.checkpointer import Checkpointer, CheckpointSettings
-from roost.server.features.responses.expiry_table import Limits
+from roost.server.features.responses.expiry_table import RowLimits
 from roost.server.features.responses.open_responses import OpenResponses, open_responses
 from roost.server.features.responses.response_store import ResponseStore
 from roost.server.features.responses.resumable_stream import ResumableBuilder
@@ -1332,7 +1332,7 @@ async def test_running_responses_have_a_quota(
                 if name == "MAX_RUNNING":
                     patches.setattr(f"{room}.{name}", value)
                 else:
-                    patches.setattr(first.responses, "_limits", Limits(max_bytes=value))
+                    patches.setattr(first.responses, "_limits", RowLimits(max_bytes=value))
                 refused = await first.client.post("/v1/responses", json=body)
                 assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
                 assert text in refused.json()["error"]["message"]

@@ -330,7 +330,7 @@ def test_the_oldest_of_a_tenant_expire(address: str) -> None:
         return [name for name in names if run(database, "find", "much", name) is not None]
 
     def expire(max_age_s: float, *bounds: int) -> object:
-        names = run(database, "expired", max_age_s, expiry_table.Limits(*bounds))
+        names = run(database, "expired", max_age_s, expiry_table.RowLimits(*bounds))
         run(database, "delete_all", names)
         return [response_id for _, response_id in names]  # type: ignore[attr-defined]
 
@@ -354,7 +354,7 @@ def test_what_nobody_adopts_is_counted_and_expires(address: str) -> None:
     database.run_now(lambda each: each.execute("UPDATE test_clock SET now = now + 70"), writes=True)
     run(database, "append_all", [(leases[2], entry(0), 6)])
     assert run(database, "count_running", 60.0) == (3, 2, 1)
-    assert run(database, "expired", 69.0, expiry_table.Limits(5, 10**9)) == [("", "r0")]
+    assert run(database, "expired", 69.0, expiry_table.RowLimits(5, 10**9)) == [("", "r0")]
     run(database, "delete_all", [("", "r0")])
     assert run(database, "find", "", "r0") is None
     assert run(database, "count_running", 60.0) == (2, 1, 0)

@@ -73,7 +73,7 @@ def test_what_runs_in_an_older_database_goes_on(address: str, database: Database
     database.run_now(lambda each: end(each, claim.lease, entry, b"done", b"[1]", size), writes=True)
     sizes = "SELECT id, num_bytes FROM roost_responses ORDER BY id"
     assert database.run_now(lambda each: each.rows(sizes)) == [("ended", 20), ("running", len(b"done[1][]") + size)]
-    assert database.run_now(lambda each: expiry_table.expired(each, 1e9, expiry_table.Limits(1, 10**9))) == [
+    assert database.run_now(lambda each: expiry_table.expired(each, 1e9, expiry_table.RowLimits(1, 10**9))) == [
         ("", "ended")
     ]
 

@@ -16,7 +16,7 @@ from roost.server.database.database import Database, Lane, Transaction
 from roost.server.features.responses import appends, expiry_table
 from roost.server.features.responses.conversations import conversation_table
 from roost.server.features.responses.conversations.records import ConversationRecord
-from roost.server.features.responses.expiry_table import Limits
+from roost.server.features.responses.expiry_table import RowLimits
 from roost.server.features.responses.open_responses import OpenResponses
 from roost.server.features.responses.response_store import ResponseStore
 from roost.server.http.api_keys import ApiKeys
@@ -47,10 +47,10 @@ class Written:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.num_bytes: list[Counter[str]] = []
         self.num_rows: list[Counter[str]] = []
-        self.limits: Limits | None = None
+        self.limits: RowLimits | None = None
         execute = Transaction.execute
 
-        def run_all(transaction: Transaction, works: Sequence[Any], limits: Limits) -> list[Any]:
+        def run_all(transaction: Transaction, works: Sequence[Any], limits: RowLimits) -> list[Any]:
             self.num_bytes.append(Counter())
             self.num_rows.append(Counter())
             return appends.run_all(transaction, works, self.limits or limits)
@@ -137,7 +137,7 @@ async def test_heavy_writes_of_a_tenant_leave_room_for_others(
 async def test_the_oldest_conversations_make_room_in_the_same_transaction(
     client: httpx.AsyncClient, database: Database, written: Written
 ) -> None:
-    written.limits = Limits(max_bytes=40_000)
+    written.limits = RowLimits(max_bytes=40_000)
     paths = []
     for _ in range(8):
         paths.append(await conversation(client, items=[message("x" * 10_000)]))
@@ -147,7 +147,7 @@ async def test_the_oldest_conversations_make_room_in_the_same_transaction(
     assert (await client.post(f"{paths[5]}/items", json={"items": [message("y" * 10_000)]})).status_code == 200
     assert sizes(database)[0] <= 40_000
     assert [(await client.get(path)).status_code for path in paths[5:]] == [200, 404, 200]
-    written.limits = Limits(max_rows=2)
+    written.limits = RowLimits(max_rows=2)
     bob = {"authorization": "Bearer key-of-bob"}
     assert (await client.post("/v1/conversations", json={}, headers=bob)).status_code == 200
     await conversation(client)
@@ -158,7 +158,7 @@ async def test_the_oldest_conversations_make_room_in_the_same_transaction(
 async def test_the_oldest_responses_make_room_in_the_same_transaction(
     client: httpx.AsyncClient, database: Database, written: Written, fields: dict[str, Any]
 ) -> None:
-    written.limits = Limits(max_bytes=40_000)
+    written.limits = RowLimits(max_bytes=40_000)
 
     async def respond() -> str:
         body = {"input": "x" * 10_000, "max_output_tokens": 1, **fields}
@@ -175,7 +175,7 @@ async def test_the_oldest_responses_make_room_in_the_same_transaction(
         made.append(await respond())
         assert sizes(database)[1] <= 40_000
     assert [(await client.get(f"/v1/responses/{each}")).status_code for each in made] == [404] * 2 + [200] * 3
-    written.limits = Limits(max_rows=2)
+    written.limits = RowLimits(max_rows=2)
     await respond()
     assert sizes(database)[3] == 2
 
@@ -215,7 +215,7 @@ async def test_a_conversation_of_another_tenant_is_kept(database: Database, stor
         for number in range(3):
             record = ConversationRecord(f"conv_{number:032}", 1, b"{}")
             await store.conversations.create(record, [])
-    database.run_now(lambda each: expiry_table.make_room(each, "a", expiry_table.Limits()), writes=True)
+    database.run_now(lambda each: expiry_table.make_room(each, "a", expiry_table.RowLimits()), writes=True)
     assert sizes(database)[2] == 6
 
 
