@@ -62,10 +62,10 @@ def finite_differences(
 
 def gradients(
     arguments: Sequence[np.ndarray], cotangents: Sequence[np.ndarray], positions: np.ndarray
-) -> tuple[jax.Array, ...]:
+) -> tuple[np.ndarray, ...]:
     """Returns the gradients with respect to each argument, of y and the last h weighted with the cotangents."""
-    narrow = [[jnp.asarray(v, jnp.float32) for v in values] for values in (arguments, cotangents)]
-    return _gradients(narrow[0], tuple(narrow[1]), jnp.asarray(positions))
+    narrow = [[v.astype(np.float32) for v in values] for values in (arguments, cotangents)]
+    return jax.tree.map(np.asarray, _gradients(narrow[0], tuple(narrow[1]), positions))
 
 
 @jax.jit

@@ -13,6 +13,7 @@ from roost.kernels import XLA
 from roost.kernels.recurrent_block import RecurrentWeights, recurrent_block
 from roost.kernels.rg_lru import rg_lru
 from roost.kernels.rg_lru.reference import rg_lru_reference
+from sweeps import full
 
 ROWS, STEPS, WIDTH = 3, 8, 6
 PACKED = positions(ROWS, STEPS, several_documents=True)
@@ -120,7 +121,7 @@ def test_a_channel_that_never_forgets_keeps_its_state() -> None:
 
 
 @pytest.mark.parametrize(("rows", "steps"), [(33, 1), (1, 160)])
-@pytest.mark.parametrize("block", [16, 256])
+@pytest.mark.parametrize("block", [*full(16), 256])
 def test_a_recurrent_block_gives_a_token_the_same_bits_among_any_number(block: int, rows: int, steps: int) -> None:
     """XLA for CPUs multiplies and adds in orders that depend on the number of rows, at these sizes of gates too."""
     width, taps, rng = 2 * block, 4, np.random.default_rng(block)
