@@ -36,7 +36,8 @@ class SmallModel:
     block: int
 
     def zero(self, rows: int) -> ModelState:
-        return zero_state(self.config, rows, self.dtype)
+        shapes = jax.eval_shape(lambda: zero_state(self.config, rows, self.dtype))
+        return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
 
     def run(self, tokens: np.ndarray, positions: np.ndarray, state: ModelState) -> tuple[np.ndarray, ModelState]:
         """Logits `[B, T, V]` and the new state of one chunk."""
@@ -77,8 +78,8 @@ def noisy_model(config: ModelConfig, dtype: str = "float32", block: int = 4, see
     graph, abstract = abstract_model(config, kind, CPU)
     rng = np.random.default_rng(seed)
 
-    def add_noise(x: jax.Array) -> jax.Array:
-        return (x + 0.2 * rng.normal(size=x.shape).astype(np.float32)).astype(x.dtype)
+    def add_noise(x: jax.Array) -> np.ndarray:
+        return (np.asarray(x, np.float32) + 0.2 * rng.normal(size=x.shape).astype(np.float32)).astype(x.dtype)
 
     return SmallModel(config, graph, jax.tree.map(add_noise, random_params(abstract, seed)), kind, block)
 
@@ -99,11 +100,11 @@ def counting(lengths: Sequence[int], steps: int, starts: Sequence[int] | None = 
 
 def row_of(state: ModelState, row: int) -> list[np.ndarray]:
     """One row of every array of a state."""
-    arrays: list[jax.Array] = []
-    for layer in state:
+    arrays: list[np.ndarray] = []
+    for layer in jax.tree.map(np.asarray, state):
         if isinstance(layer, RecurrentState):
             arrays += [layer.h[row], layer.conv[:, row]]
         else:
             ((whole,),) = layer.rings
             arrays += [ring[row] for ring in whole]
-    return [np.asarray(x) for x in arrays]
+    return arrays

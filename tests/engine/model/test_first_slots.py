@@ -60,18 +60,20 @@ def test_a_step_of_the_first_slots_is_that_of_a_pool_of_them(kernels: Any) -> No
     elements differently, depending on the array's size, so that other results are only close.
     """
     graph, abstract = abstract_model(CONFIG, FLOAT32, replace(TPU, kernels=kernels))
-    rng = np.random.default_rng(0)
-    state = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), zero_state(CONFIG, POOL, FLOAT32))
+    rng, shapes = np.random.default_rng(0), jax.eval_shape(lambda: zero_state(CONFIG, POOL, FLOAT32))
+    state = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes)
     positions = np.array([0, 1, 15, -1, 16, 17, 40, 32], np.int32)
     assert positions[IDLE] < 0
     assert len(positions) == FIRST
 
-    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-    def step(state: ModelState) -> tuple[jax.Array, ModelState]:
-        model = nnx.merge(graph, random_params(abstract, 0))
-        return model(jnp.arange(FIRST)[:, None], jnp.asarray(positions)[:, None], state, 1)
+    params = random_params(abstract, 0)
 
-    (hidden, found), (expected, alone) = step(state), step(rows_of(state, slice(FIRST)))
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def step(params: Any, state: ModelState) -> tuple[jax.Array, ModelState]:
+        return nnx.merge(graph, params)(jnp.arange(FIRST)[:, None], jnp.asarray(positions)[:, None], state, 1)
+
+    run = partial(step, params)
+    (hidden, found), (expected, alone) = jax.tree.map(np.asarray, (run(state), run(rows_of(state, slice(FIRST)))))
     busy = positions >= 0
     np.testing.assert_allclose(hidden[busy], expected[busy], rtol=1e-5, atol=1e-5)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), rows_of(found, slice(FIRST)), alone)
@@ -81,8 +83,13 @@ def test_a_step_of_the_first_slots_is_that_of_a_pool_of_them(kernels: Any) -> No
 
 def test_rows_of_each_device() -> None:
     """Two devices along `model` hold three slots each, of which the first two are taken and put back."""
-    shards, slots = Collectives(1, 2), jnp.arange(12.0).reshape(2, 6)
-    first = shards.first_rows(slots, 4, axis=1)
+    shards, slots = Collectives(1, 2), np.arange(12, dtype=np.float32).reshape(2, 6)
+
+    @jax.jit
+    def negated(slots: jax.Array) -> tuple[jax.Array, jax.Array]:
+        first = shards.first_rows(slots, 4, axis=1)
+        return first, shards.with_first_rows(slots, -first, axis=1)
+
+    first, written = negated(slots)
     np.testing.assert_array_equal(first, slots[:, [0, 1, 3, 4]])
-    written = shards.with_first_rows(slots, -first, axis=1)
-    np.testing.assert_array_equal(written, slots.at[:, jnp.array([0, 1, 3, 4])].multiply(-1))
+    np.testing.assert_array_equal(written, slots * np.array([-1, -1, 1, -1, -1, 1], np.float32))

@@ -11,6 +11,7 @@ from roost.engine.model.griffin import Params
 from roost.engine.model.layer_kinds import RecurrentState
 from roost.engine.model.state import ModelState
 from small_models import CPU_OPTIONS, TINY_A, SmallModel, counting, ragged, tiny_a
+from sweeps import swept
 
 type Golden = Mapping[str, np.ndarray]
 
@@ -77,7 +78,7 @@ def greedy(model: SmallModel, prompts: Sequence[np.ndarray], count: int) -> tupl
 
 
 def check_state(state: ModelState, row: int, golden: Golden, name: str, num_tokens: int) -> None:
-    for index, layer in enumerate(state):
+    for index, layer in enumerate(jax.tree.map(np.asarray, state)):
         expected = {
             key.rpartition("/")[2]: value[0]
             for key, value in golden.items()
@@ -153,6 +154,7 @@ def layer_outputs(
     return outputs | {"final_norm": model.final_norm(x)}
 
 
+@pytest.mark.full
 def test_output_of_every_layer(model: SmallModel) -> None:
     """Finds the layer at fault when the logits differ."""
     with np.load(TINY_A / "internals.npz") as internals:
@@ -170,3 +172,18 @@ def test_bfloat16_stays_as_close_to_float32_as_the_official_one(model_bf16: Smal
     for logits, expected in ((full, golden["full_logits"][0]), (steps, golden["step_logits"][0])):
         assert np.abs(logits - expected).mean() <= 0.25
         assert (logits.argmax(axis=-1) == expected.argmax(axis=-1)).mean() >= 0.92
+
+
+@pytest.mark.parametrize("dtype", [*swept("float32"), "bfloat16"])
+def test_matrices_in_int8_stay_close_to_float32(dtype: str, golden: Golden) -> None:
+    (logits, *_), _ = prefill(tiny_a(dtype, matrices="int8"), [golden["full_tokens"][0]])
+    expected = golden["full_logits"][0]
+    assert np.abs(logits - expected).mean() <= 0.5
+    assert (logits.argmax(axis=-1) == expected.argmax(axis=-1)).mean() >= 0.85
+
+
+def test_matrices_in_four_bits_stay_near_float32(golden: Golden) -> None:
+    (logits, *_), _ = prefill(tiny_a(matrices="int4"), [golden["full_tokens"][0]])
+    expected = golden["full_logits"][0]
+    assert np.abs(logits - expected).mean() <= 0.5 * np.abs(expected).mean()
+    assert (logits.argmax(axis=-1) == expected.argmax(axis=-1)).mean() >= 0.4
