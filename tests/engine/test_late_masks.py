@@ -16,6 +16,7 @@ from roost.engine.scheduling import preemption
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.engine.types.request import Replay
 from roost.server.constraints.grammar.constraint import GrammarConstraint
+from sweeps import full
 
 SLOTS, VOCABULARY, WORDS = 4, 320, 10
 MAX_TOKENS = 9
@@ -76,8 +77,13 @@ def whole(runner: ModelRunner, other: PlayedProcess) -> list[int]:
     return tokens
 
 
-@pytest.mark.parametrize("num_turns", [0, 1, 3])
-@pytest.mark.parametrize("place", [None, 1, 2, 5])
+@pytest.mark.parametrize(
+    ("place", "num_turns"),
+    [
+        *((None, 0), (None, 3), (1, 1), (2, 3), (5, 0)),
+        *full((None, 1), (1, 0), (1, 3), (2, 0), (2, 1), (5, 1), (5, 3)),
+    ],
+)
 def test_an_adopted_request_waits_for_its_mask(
     runner: ModelRunner, other: PlayedProcess, place: int | None, num_turns: int
 ) -> None:

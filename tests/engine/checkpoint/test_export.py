@@ -29,7 +29,9 @@ CONFIG = ModelConfig(
 def test_what_is_written_is_read_again(tmp_path: Path, dtype: str) -> None:
     _, abstract = abstract_model(CONFIG, jnp.dtype(dtype), CPU)
     # Biases and scales too: zeros would hide a mix-up.
-    params = jax.tree.map(lambda p: p + jnp.arange(p.size, dtype=p.dtype).reshape(p.shape), random_params(abstract, 1))
+    params = jax.tree.map(
+        lambda p: np.asarray(p) + np.arange(p.size).reshape(p.shape).astype(p.dtype), random_params(abstract, 1)
+    )
     save_file(checkpoint_tensors(params, CONFIG), tmp_path / "model.safetensors")
     with open_tensors([tmp_path / "model.safetensors"], CONFIG) as tensors:
         again = load_params(Checkpoint(CONFIG, tensors), abstract)

@@ -6,7 +6,6 @@ from functools import partial
 
 import hypothesis.strategies as st
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxtyping import Array
@@ -62,10 +61,10 @@ few_examples = examples(4, sweep=12)
 
 
 def state_of(requests: Sequence[SamplingParams]) -> SamplingState[Array]:
-    """Returns the sampling state of requests on the device."""
+    """Returns the sampling state of requests."""
     columns = sampling_columns([Request("", (0,) * PROMPT, params) for params in requests], len(requests))
     columns["is_masked"] = np.array([params.static_mask is not None for params in requests])
-    return SamplingState(**jax.tree.map(jnp.asarray, columns))
+    return SamplingState(**columns)
 
 
 def memory_of(

@@ -71,8 +71,8 @@ def test_scores_of_a_chunk_are_the_logprobs_of_its_targets() -> None:
         blocks.append(x.shape)
         return logprobs(x @ table, targets, jnp.zeros((4, 0), jnp.int32))
 
-    scored = score(logprobs_of, jnp.asarray(hidden), jnp.asarray(targets), 4)
+    scored = jax.jit(partial(score, logprobs_of), static_argnums=2)(hidden, targets, 4)
     assert set(blocks) == {(4, 8)}
-    expected = logprobs(jnp.asarray(hidden @ table), jnp.asarray(targets), jnp.zeros((12, 0), jnp.int32))
+    expected = jax.jit(logprobs)(hidden @ table, targets, np.zeros((12, 0), np.int32))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), scored, expected)
     np.testing.assert_allclose(scored.chosen, log_softmax(hidden @ table)[np.arange(12), targets], rtol=1e-5, atol=1e-5)

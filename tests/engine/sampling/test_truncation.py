@@ -30,7 +30,7 @@ from sampler_cases import (
     run,
     state_of,
 )
-from sweeps import examples, swept
+from sweeps import examples, full, swept
 
 filtered_logits = given(
     seed=st.integers(0, 2**32), scale=st.sampled_from([0.0, 0.5, 1.0, 3.0]), narrowing=st.fixed_dictionaries(FILTERS)
@@ -74,17 +74,14 @@ def check_against_reference(vocab: int, seed: int, scale: float, narrowing: dict
 @pytest.mark.parametrize(
     ("narrowing", "allowed"),
     [
-        ({}, 12),
         ({"top_k": 3}, 3),
         ({"top_k": 4}, 5),
         ({"top_k": 1000}, 12),
-        ({"top_p": 0.45}, 1),
         ({"top_p": 0.5}, 2),
         ({"top_p": 0.86}, 5),
         ({"min_p": 0.2}, 3),
-        ({"min_p": 1.0}, 1),
         ({"top_k": 3, "top_p": 0.57}, 1),
-        ({"top_p": 1e-9}, 1),
+        *full(({}, 12), ({"top_p": 0.45}, 1), ({"min_p": 1.0}, 1), ({"top_p": 1e-9}, 1)),
     ],
 )
 def test_which_tokens_are_allowed(vocab: int, narrowing: dict[str, Any], allowed: int, sampler: Sampler) -> None:
@@ -104,15 +101,13 @@ def test_which_tokens_are_allowed(vocab: int, narrowing: dict[str, Any], allowed
 @pytest.mark.parametrize(
     ("narrowing", "places"),
     [
-        ({"typical_p": 0.2}, [1]),
         ({"typical_p": 0.3}, [1, 2]),
         ({"typical_p": 0.5}, [0, 1, 2]),
-        ({"typical_p": 0.85}, [0, 1, 2, 3, 4]),
         ({"typical_p": 0.96}, [*range(12)]),
-        ({"typical_p": 0.2, "top_k": 3}, [1]),
         ({"typical_p": 0.8, "top_k": 3}, [0, 1]),
         ({"typical_p": 0.5, "min_p": 0.5}, [0]),
-        ({"typical_p": 0.7, "min_p": 0.5}, [0, 1]),
+        *full(({"typical_p": 0.2}, [1]), ({"typical_p": 0.85}, [0, 1, 2, 3, 4])),
+        *full(({"typical_p": 0.2, "top_k": 3}, [1]), ({"typical_p": 0.7, "min_p": 0.5}, [0, 1])),
     ],
 )
 def test_which_tokens_are_typical(vocab: int, narrowing: dict[str, Any], places: list[int], sampler: Sampler) -> None:
@@ -143,7 +138,7 @@ def test_the_best_token_is_always_allowed(
 
 
 @every_sampler
-@pytest.mark.parametrize("temperature", [1e-3, 1e-9, 1e-36])
+@pytest.mark.parametrize("temperature", [1e-3, *full(1e-9), 1e-36])
 def test_a_tiny_temperature_is_greedy(temperature: float, sampler: Sampler) -> None:
     logits = quantised(2, VOCAB, 3.0)
     logits[5] = logits.max() + 0.25
