@@ -257,7 +257,7 @@ def test_what_is_proposed_differs_in_one_thing_and_fits() -> None:
 
 
 def test_nothing_is_proposed_for_a_model_that_is_too_large_for_everything() -> None:
-    huge = replace(PRESETS["9b"], width=2**16, lru_width=2**16, mlp_width=2**20, block_types=("attention",) * 3)
+    huge = replace(PRESETS["9b"], width=2**16, lru_width=2**16, mlp_width=2**24, block_types=("attention",) * 3)
     assert setups_that_fit(huge, Setup("v5e", 2, quantize="int8", shards=MeshShape())) == []
 
 

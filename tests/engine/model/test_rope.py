@@ -19,7 +19,7 @@ def test_rows_are_rotated_alike_among_any_number_of_rows(head_dim: int) -> None:
 
     @partial(jax.jit, compiler_options=CPU_OPTIONS)
     def rotated(cases: list[tuple[jax.Array, ...]]) -> list[tuple[jax.Array, jax.Array]]:
-        return [apply_rope(*case, 10_000.0) for case in cases]
+        return [apply_rope(q, k, positions, 10_000.0) for q, k, positions in cases]
 
     some, (whole,) = rotated([(q[:n], k[:n], positions[:n]) for n in (1, 4, 8, 16)]), rotated([(q, k, positions)])
     for found in some:
