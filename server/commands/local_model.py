@@ -18,6 +18,9 @@ from ..settings import Settings
 from ..text.served_model import ServedModel, open_served_model
 from .sampling_options import SamplingOptions
 
+NUM_SLOTS = 1
+"""Number of slots of a model: one request runs at a time. Tests share the programs of servers with more."""
+
 
 def sampling_params(sampling: SamplingOptions, model: ServedModel) -> SamplingParams:
     """Returns sampling parameters, with the checkpoint's defaults for options that are None.
@@ -38,7 +41,7 @@ def sampling_params(sampling: SamplingOptions, model: ServedModel) -> SamplingPa
 
 
 class LocalModel:
-    """Model with one slot. The constructor reads everything except the weights; `start` loads them.
+    """Model for one request at a time. The constructor reads everything except the weights; `start` loads them.
 
     Attributes:
       state_key: Key that signs saved states; None signs nothing.
@@ -51,7 +54,7 @@ class LocalModel:
     """
 
     def __init__(self, settings: Settings) -> None:
-        config = replace(engine_config(settings), slots=1)
+        config = replace(engine_config(settings), slots=NUM_SLOTS)
         self.state_key = config.state_key
         self.source: ModelSource = find_model(settings.model, settings.lora)
         self.model = open_served_model(self.source, config)

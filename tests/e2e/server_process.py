@@ -11,10 +11,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import pytest
 from shared_programs import compiled_once
+
+if TYPE_CHECKING:
+    from click.testing import Result
 
 API_KEY = "sesame"
 MODEL = "tiny-random"
@@ -78,6 +81,20 @@ def start(
     command = [*wrapper, python, *program, *arguments]
     environment = {"ROOST_DRAIN_LAG": "0", **os.environ, **environment}
     return subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment)
+
+
+def run_here(*arguments: str, text: str = "", **environment: Any) -> "Result":
+    """Runs `roost` in this process, for commands that end by themselves: another one would import JAX again.
+
+    Args:
+      text: Its input.
+    """
+    from cache_settings import restored  # here, since the clients' environments have no Roost
+    from roost.server.commands.main import app
+    from typer.testing import CliRunner
+
+    with restored():
+        return CliRunner().invoke(app, arguments, input=text, env=environment)
 
 
 @contextmanager

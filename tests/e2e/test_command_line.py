@@ -7,51 +7,53 @@ from typing import Any
 
 import httpx
 import pytest
-from cache_settings import restored
-from click.testing import Result
-from roost.server.commands.main import app
-from server_process import API_KEY, SHAPES, ServerProcess, serving, start
+from roost.server.commands import local_model
+from server_process import API_KEY, SHAPES, SLOTS, ServerProcess, run_here, serving, start
 from shared_programs import compiled_once
-from typer.testing import CliRunner
 
-ONE_SLOT: dict[str, Any] = {"ROOST_PREFILL_CHUNK": "64"}
-"""Settings of models in the command's own process, for few programs, which `test_local_model.py` shares."""
-
-
-def run_here(*arguments: str, text: str = "", **environment: Any) -> Result:
-    """Runs a command without a process, which would import JAX again."""
-    with restored():
-        return CliRunner().invoke(app, arguments, input=text, env=environment)
+CHUNK: dict[str, Any] = {"ROOST_PREFILL_CHUNK": SHAPES[-1]}
+"""Setting of models in the command's own process, for few programs."""
 
 
-def test_generate_saves_a_state_that_another_process_continues(tiny_config: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gives commands in this process the programs of the tests' servers."""
+    monkeypatch.setattr(local_model, "NUM_SLOTS", SLOTS)
+
+
+@pytest.mark.usefixtures("few_programs")
+def test_generate_saves_a_state_that_another_one_continues(tiny_config: Path, tmp_path: Path) -> None:
     """Messages have their own lines on a terminal, where both streams are one."""
     model, options, state = f"random:{tiny_config}", ("--max-tokens", "5", "--seed", "1"), tmp_path / "state"
-    with compiled_once("one-slot"):
-        process = start(
-            *("generate", model, "hello " * 40, *options, "--save-state", str(state)),
-            stderr=subprocess.STDOUT,
-            **ONE_SLOT,
-        )
-        out, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, out
-    *before, answer, saved, status, end = out.split("\n")
-    assert "noise" in "".join(before)
-    assert answer
+    with compiled_once("tiny"):
+        saving = run_here("generate", model, "hello " * 40, *options, "--save-state", str(state), **CHUNK)
+    assert saving.exit_code == 0, saving.stderr
+    assert "noise" in saving.stderr
+    assert saving.stdout.endswith("\n")
+    *_, saved, status, end = saving.output.split("\n")
     assert saved == f"the state is in {state}, {state.stat().st_size / 1024:.1f} KiB"
     assert status.startswith("5 tokens, ")
     assert end == ""
-    continued = run_here("generate", model, "and then?", *options, "--load-state", str(state), **ONE_SLOT)
+    continued = run_here("generate", model, "and then?", *options, "--load-state", str(state), **CHUNK)
     assert continued.exit_code == 0, continued.stderr
-    assert continued.stdout.endswith("\n")
     assert "5 tokens" in continued.stderr
 
 
+@pytest.mark.full
+def test_generate_is_a_process_that_ends(tiny_config: Path) -> None:
+    process = start("generate", f"random:{tiny_config}", "hello", "--max-tokens", "5", "--seed", "1", **CHUNK)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert out.endswith("\n")
+    assert err.splitlines()[-1].startswith("5 tokens, ")
+
+
+@pytest.mark.usefixtures("few_programs")
 def test_local_chat_continues_from_its_state(tiny_config: Path) -> None:
     """Each line of a pipe is a message."""
     arguments = ("chat", f"random:{tiny_config}", "--max-tokens", "5")
-    with compiled_once("one-slot"):
-        ended = run_here(*arguments, text="hello\nand then?\n/retry\n", **ONE_SLOT)
+    with compiled_once("tiny"):
+        ended = run_here(*arguments, text="hello\nand then?\n/retry\n", **CHUNK)
     assert ended.exit_code == 0, ended.stderr
     assert ended.stdout.count("\n") >= 3
 

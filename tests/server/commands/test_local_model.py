@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from cache_settings import restored
 from roost.engine import PREFILL_BLOCK
+from roost.server.commands import local_model
 from roost.server.commands.chat.backend import ChatTurn, Reply
 from roost.server.commands.chat.local_backend import LocalChat
 from roost.server.commands.local_model import LocalModel
@@ -29,15 +30,17 @@ TINY = {
 
 
 @pytest.fixture
-def local(tmp_path: Path) -> LocalModel:
+def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalModel:
+    """A model with the programs of the servers of `tests/e2e`."""
+    monkeypatch.setattr(local_model, "NUM_SLOTS", 4)
     (tmp_path / "config.json").write_text(json.dumps(TINY))
-    return LocalModel(load_settings({"model": f"random:{tmp_path}/config.json", "prefill_chunk": 64}))
+    return LocalModel(load_settings({"model": f"random:{tmp_path}/config.json", "prefill_chunk": 128}))
 
 
 async def test_a_turn_prefills_only_what_is_new(local: LocalModel) -> None:
     """Prefilled are the last prompt's rest after its last block boundary, the response, the message and turn tokens."""
     backend = LocalChat(local, SamplingOptions(max_tokens=4, seed=1))
-    with restored(), compiled_once("one-slot"):
+    with restored(), compiled_once("tiny"):
         await backend.start()
     messages: list[ChatTurn] = []
     lengths, read = [], []
