@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from subprocess import PIPE
 from typing import Any
 
 import httpx
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 from demo_talk import CHUNK, SLOTS, STORIES, far, turns
 from roost.engine.prefix_cache.state_file import pack, unpack
-from server_process import ServerProcess, serving, start
+from server_process import ServerProcess, run_here, serving
 
 OPTIONS = ("demo", "--slots", str(SLOTS), "--prefill-chunk", str(CHUNK))
 MORE = {"role": "user", "content": "What is the capital of Spain?"}
@@ -121,10 +120,9 @@ def test_a_forged_file_changes_only_its_tenants_answers(first: httpx.Client, sec
 
 def test_the_terminal_moves_a_chat(servers: tuple[ServerProcess, ServerProcess], tmp_path: Path) -> None:
     def talk(server: ServerProcess, text: str) -> str:
-        process = start("chat", "--url", server.url, "--temperature", "0", stdin=PIPE, ROOST_API_KEY="11")
-        out, err = process.communicate(text, timeout=280)
-        assert process.returncode == 0, err
-        return out
+        ended = run_here("chat", "--url", server.url, "--temperature", "0", text=text, ROOST_API_KEY="11")
+        assert ended.exit_code == 0, ended.stderr
+        return ended.stdout
 
     assert "Theo" in talk(servers[0], f"My name is Theo.\n/save {tmp_path}/theo.state\n")
     assert talk(servers[1], f"/load {tmp_path}/theo.state\nWhat is my name?\n") == "Your name is Theo.\n"

@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from server_process import SHAPES, ServerProcess, serving
+from server_process import ServerProcess, serving
 
 BODY = {"prompt": [5, 6, 7], "max_tokens": 5, "temperature": 0, "ignore_eos": True}
 
@@ -51,7 +51,7 @@ def trust(certificate: Path) -> ssl.SSLContext:
 @pytest.fixture(scope="module")
 def secured(tiny_config: Path, certificate: Path) -> Iterator[ServerProcess]:
     files = "--ssl-certfile", str(certificate), "--ssl-keyfile", str(certificate.with_name("key.pem"))
-    with serving(f"random:{tiny_config}", *SHAPES, *files, programs="tiny") as server:
+    with serving(f"random:{tiny_config}", "--simulate", "v5e", *files) as server:
         yield server
 
 

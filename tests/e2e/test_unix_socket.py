@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from server_process import serving, start
+from server_process import run_here, serving, start
 
 SIMULATED = ("--simulate", "v5e")
 
@@ -31,10 +31,9 @@ def test_a_server_listens_on_a_unix_socket(tiny_config: Path, tmp_path: Path) ->
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://roost", timeout=60) as client:
             body = {"prompt": [5], "max_tokens": 2, "stream": True}
             assert client.post("/v1/completions", json=body).text.endswith("data: [DONE]\n\n")
-        second = start("serve", f"random:{tiny_config}", *SIMULATED, "--uds", str(path))
-        _, refusal = second.communicate(timeout=120)
-        assert second.returncode == 1
-        assert refusal.splitlines()[-1] == f"roost: --uds {path}: cannot listen there: Address already in use"
+        second = run_here("serve", f"random:{tiny_config}", *SIMULATED, "--uds", str(path))
+        assert second.exit_code == 1
+        assert second.stderr.splitlines()[-1] == f"roost: --uds {path}: cannot listen there: Address already in use"
         process.send_signal(signal.SIGTERM)
         assert process.wait(120) == 0
     finally:
