@@ -15,13 +15,13 @@ from typing import Any
 from databases import PostgresqlServer, made_server, postgresql_program, unprivileged
 from ports import free_port
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "how-to" / "failover.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "how-to" / "store.md"
 POOLER = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
 
 
 @contextmanager
 def pooled(server: PostgresqlServer) -> Iterator[int]:
-    """Runs a PgBouncer in front of a server, set up as docs/how-to/failover.md says, and yields its port."""
+    """Runs a PgBouncer in front of a server, set up as docs/how-to/store.md says, and yields its port."""
     assert POOLER is not None
     with tempfile.TemporaryDirectory(prefix="roost-pgbouncer-") as folder:
         config, users, port = Path(folder, "pgbouncer.ini"), Path(folder, "users"), free_port()

@@ -6,6 +6,7 @@ are those of the environment in which the tests run. Servers listen on ports tha
 
 import functools
 import importlib.util
+import itertools
 import os
 import re
 import shlex
@@ -99,6 +100,19 @@ def reason_not_to_run(command: str) -> str | None:
 DOCUMENTS = [ROOT / "README.md", ROOT / "examples" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCKS = [block for document in DOCUMENTS for block in blocks(document.read_text())]
 SHELL = [block for block in BLOCKS if block.language == "sh"]
+SHOWN = [
+    pair
+    for name in ("README.md", "docs/index.md")
+    for pair in itertools.pairwise(blocks((ROOT / name).read_text()))
+    if [block.language for block in pair] == ["sh", "text"]
+]
+"""Commands, and the text below them that shows what they print; `…` stands for anything."""
+
+WRITTEN = ("docs", "benchmarks", "deploy", "examples", "configs")
+PAGES = [*ROOT.glob("*.md"), *(path for folder in WRITTEN for path in (ROOT / folder).rglob("*.md"))]
+LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
+"""A link, but no picture: its text and its target."""
+
 EXAMPLES = sorted(path for path in (ROOT / "examples").iterdir() if path.suffix in INTERPRETERS)
 
 
@@ -139,11 +153,15 @@ class Newcomer:
 
     def concrete(self, command: str) -> str:
         """Returns a command with README's placeholders filled in, and its ports replaced by that of the one server."""
+        command = command.replace("git+REPOSITORY", shlex.quote(f"git+file://{ROOT}"))
         command = command.replace("REPOSITORY", shlex.quote(str(ROOT)))
         command = command.replace(":8000", f":{self.port}").replace(":8001", f":{self.port}")
         if command.startswith("roost bench serve"):  # its default is README's port
             command = command.replace("bench serve", f"bench serve --url http://127.0.0.1:{self.port}")
         return command
+
+    def log(self, port: int) -> Path:
+        return self.home / f"server-{port}.log"
 
     def type(self, command: str, folder: Path | None = None) -> str:
         """Runs a command to its end, which has to be good, and returns what it printed."""
@@ -159,7 +177,7 @@ class Newcomer:
     @contextmanager
     def serving(self, command: str, port: int) -> Iterator[None]:
         """Starts a server, waits until it is ready, and ends it as Ctrl-C does."""
-        log = self.home / f"server-{port}.log"
+        log = self.log(port)
         lines = self.script(command).splitlines()
         shell = ["bash", "-c", "\n".join([*lines[:-1], f"exec {lines[-1]}"])]
         environment = self.environment(ROOST_PORT=str(port))
@@ -295,6 +313,71 @@ def test_every_file_of_examples_runs(newcomer: Newcomer, path: Path) -> None:
     copy = newcomer.home / path.name
     copy.write_text(newcomer.concrete(path.read_text()))
     assert newcomer.type(f"{INTERPRETERS[path.suffix]} {copy}").strip()
+
+
+@pytest.mark.readme
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("server")
+@pytest.mark.parametrize(("block", "shown"), SHOWN, ids=lambda each: each.language)
+def test_readme_shows_what_its_commands_print(newcomer: Newcomer, block: Block, shown: Block) -> None:
+    command = commands(block.text)[-1]
+    printed = newcomer.log(newcomer.port).read_text() if command.startswith(SERVE) else newcomer.type(command)
+    lines = [newcomer.concrete(line) for line in shown.text.splitlines()]
+    patterns = [".*".join(map(re.escape, line.split("…"))) for line in lines]
+    assert [pattern for pattern in patterns if not re.search(pattern, printed)] == [], printed
+
+
+# --- the pages
+
+
+def test_readme_begins_with_a_sentence_a_picture_and_a_short_list() -> None:
+    first, rest = re.split(r"^(?=<picture>|```)", (ROOT / "README.md").read_text(), maxsplit=1, flags=re.MULTILINE)
+    assert len(first.split()) <= 25
+    assert rest.startswith("<picture>")
+    assert len(LINK.findall(rest.partition("## Documentation\n")[2].partition("\n## ")[0])) <= 8
+
+
+def anchors(page: Path) -> set[str]:
+    """Returns the anchors of a page's headings, as GitHub and the site make them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", LINK.sub(r"\1", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+def links(page: Path) -> Iterator[tuple[Path, str]]:
+    """Yields the files and anchors that a page links to."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for _, target in LINK.findall(text):
+        path, _, anchor = target.partition("#")
+        if "://" not in target:
+            yield (page.parent / path).resolve() if path else page, anchor
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}#{anchor}"
+        for path, anchor in links(page)
+        if not path.exists() or (anchor and path.suffix == ".md" and anchor not in anchors(path))
+    ]
+    assert wrong == []
+
+
+def test_every_page_that_a_file_names_exists() -> None:
+    rooms = ("server", "engine", "kernels", "deploy", "tools", "benchmarks", "examples", "tests", ".github")
+    files = [path for room in rooms for path in (ROOT / room).rglob("*") if path.suffix in (".py", ".yaml", ".service")]
+    named = re.compile(r"\b(?:docs|benchmarks)/[\w/-]+\.md\b")
+    names = {name for path in (*files, *PAGES) for name in named.findall(path.read_text())}
+    assert len(names) > 20
+    assert [name for name in names if not (ROOT / name).is_file()] == []
+
+
+def test_every_page_is_two_links_from_readme() -> None:
+    near = {path for path, _ in links(ROOT / "README.md")}
+    far = {path for page in near if page.suffix == ".md" for path, _ in links(page)}
+    assert [page.relative_to(ROOT).as_posix() for page in DOCUMENTS if page not in near | far] == [
+        "README.md",
+    ]
 
 
 def test_every_example_is_listed_and_every_reason_is_about_one() -> None:

@@ -23,7 +23,7 @@ _HEAD: Final = """\
 # Values of the Helm chart
 
 `values.schema.json` refuses names that are not here, and values of another type or beyond a limit. Names below
-`settings` are those of [Settings](settings.md). [On a cluster](../how-to/kubernetes.md) says what to set when.
+`settings` are those of [Settings](settings.md). [Kubernetes](../how-to/kubernetes.md) says what to set when.
 """
 
 

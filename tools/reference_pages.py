@@ -8,8 +8,9 @@
 import argparse
 import itertools
 import json
+import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -80,19 +81,28 @@ def _setting_row(setting: SettingReference) -> str:
     return row(code(" ".join(words)), f"`{setting.variable}`, `{setting.name}`", setting.default or "–", setting.help)
 
 
-def endpoints_page() -> str:
-    """Returns the page of all endpoints, of their parameters, and of the fields of their bodies."""
+_ENDPOINTS: Final = {
+    "endpoints-chat.md": ("Chats and completions", ("/v1/chat/", "/v1/completions", "/v1/models", "/apply-template")),
+    "endpoints-responses.md": ("Responses and conversations", ("/v1/responses", "/v1/conversations")),
+    "endpoints-batches.md": ("Files and batches", ("/v1/files", "/v1/batches")),
+    "endpoints-messages.md": ("Anthropic's messages", ("/v1/messages",)),
+    "endpoints-native.md": ("Roost's own endpoints", ("/",)),
+}
+"""Pages of endpoints: their titles, and the beginnings of their paths, of which the first that fits counts."""
+
+
+def endpoints_pages() -> Mapping[str, str]:
+    """Returns the page of all endpoints, and a page for each API with the parameters and the fields of its bodies."""
     metrics = SimpleNamespace(http=None)
     service = SimpleNamespace(
         open_requests=None, model=SimpleNamespace(id=""), admissions=Admissions(), metrics=metrics
     )
     document = create_app(cast(Service, service), features=()).openapi()
     schemas: Mapping[str, Any] = document["components"]["schemas"]
-    operations = {
-        f"{method.upper()} {path}": operation
-        for path, methods in document["paths"].items()
-        for method, operation in methods.items()
-    }
+    apis: dict[str, dict[str, Any]] = {page: {} for page in _ENDPOINTS}
+    for path, methods in document["paths"].items():
+        page = next(page for page, (_, starts) in _ENDPOINTS.items() if path.startswith(starts))
+        apis[page] |= {f"{method.upper()} {path}": operation for method, operation in methods.items()}
     lines = [
         _NOTE,
         "",
@@ -101,12 +111,35 @@ def endpoints_page() -> str:
         "`/openapi.json` of a running server has the same in full. [Compatibility](compatibility.md) says what is left",
         "out, and what happens to fields that aren't listed here. [Errors](errors.md) lists the statuses. `null` means",
         "the same as leaving a field out.",
-        "",
-        *wide_table(
-            row("path", "meaning"),
-            (row(f"`{name}`", _first_line(operation)) for name, operation in operations.items()),
-        ),
     ]
+    for page, operations in apis.items():
+        lines += ["", f"## [{_ENDPOINTS[page][0]}]({page})", "", *_meanings(operations)]
+    pages = {"endpoints.md": _page(lines)}
+    homes: dict[str, str] = {}
+    for page, operations in apis.items():
+        text = _page(_api_lines(_ENDPOINTS[page][0], operations, schemas, homes))
+        for name in re.findall(r"^### (\w+)$", text, re.MULTILINE):
+            homes.setdefault(name.lower(), page)
+        away = {name: home for name, home in homes.items() if home != page}
+        pages[page] = re.sub(r"\]\(#(\w+)\)", partial(_link, away), text)
+    return pages
+
+
+def _link(away: Mapping[str, str], link: re.Match[str]) -> str:
+    """Returns the end of a link to an object, which may have its section on another page."""
+    return f"]({away.get(link[1], '')}#{link[1]})"
+
+
+def _meanings(operations: Mapping[str, Any]) -> Iterator[str]:
+    rows = (row(f"`{name}`", _first_line(operation)) for name, operation in operations.items())
+    return wide_table(row("path", "meaning"), rows)
+
+
+def _api_lines(
+    title: str, operations: Mapping[str, Any], schemas: Mapping[str, Any], described: Container[str]
+) -> Sequence[str]:
+    """Returns the lines of an API's page, without the objects that an earlier page describes."""
+    lines = [_NOTE, "", f"# {title}", "", *_meanings(operations)]
     bodies: dict[str, list[str]] = {}
     for name, operation in operations.items():
         body = _body_of(operation)
@@ -116,10 +149,11 @@ def endpoints_page() -> str:
         lines += ["", f"## {', '.join(f'`{each}`' for each in names)}", "", *_field_rows(schemas[body], schemas)]
     lines += _parameters(operations, schemas)
     lines += _responses(operations, schemas)
-    lines += ["", "## Objects in bodies"]
-    for name in _objects_in(bodies, schemas):
+    objects = [name for name in _objects_in(bodies, schemas) if name.lower() not in described]
+    lines += ["", "## Objects in bodies"] if objects else []
+    for name in objects:
         lines += ["", f"### {name}", "", *_field_rows(schemas[name], schemas)]
-    return _page(lines)
+    return lines
 
 
 def _field_rows(schema: Mapping[str, Any], schemas: Mapping[str, Any]) -> Iterator[str]:
@@ -145,14 +179,13 @@ def _parameters(operations: Mapping[str, Any], schemas: Mapping[str, Any]) -> It
         for each in operation.get("parameters", ())
         if each["in"] == "query"
     ]
-    yield from ("", "## Parameters in the URL", "")
-    yield from wide_table(row("parameter", "type", "default", "meaning", "endpoint"), rows)
+    if rows:
+        yield from ("", "## Parameters in the URL", "")
+        yield from wide_table(row("parameter", "type", "default", "meaning", "endpoint"), rows)
 
 
 def _responses(operations: Mapping[str, Any], schemas: Mapping[str, Any]) -> Iterator[str]:
     """Yields the section about responses that no other API defines: those whose fields are described."""
-    yield from ("", "## Responses of Roost's own endpoints", "")
-    yield "Other responses have the shapes of OpenAI's and Anthropic's APIs; `/openapi.json` lists their fields."
     endpoints: dict[str, list[str]] = {}
     for name, operation in operations.items():
         for reference in _references(operation["responses"].get("200", {})):
@@ -160,6 +193,9 @@ def _responses(operations: Mapping[str, Any], schemas: Mapping[str, Any]) -> Ite
             if fields and all("description" in field for field in fields.values()):
                 for each in dict.fromkeys((reference, *_objects_in([reference], schemas))):
                     endpoints.setdefault(each, []).append(name)
+    if endpoints:
+        yield from ("", "## Objects in responses", "")
+        yield "Other responses have the shapes of OpenAI's and Anthropic's APIs; `/openapi.json` lists their fields."
     for schema, names in endpoints.items():
         yield from ("", f"### {schema}", "", f"In the response of {', '.join(f'`{each}`' for each in names)}:")
         yield from ("", row("field", "type", "meaning"), rule(3))
@@ -318,7 +354,7 @@ def metrics_page() -> str:
         "",
         "# Metrics",
         "",
-        "`/metrics` serves these to Prometheus. [Metrics, health and alerts](../how-to/metrics.md) says which of them",
+        "`/metrics` serves these to Prometheus. [Health, metrics and logs](../how-to/metrics.md) says which of them",
         "to watch.",
         "",
         "## Roost's names",
@@ -359,7 +395,6 @@ def _page(lines: Iterable[str]) -> str:
 
 PAGES: Final = {
     "settings.md": settings_page,
-    "endpoints.md": endpoints_page,
     "errors.md": errors_page,
     "metrics.md": metrics_page,
     "other-servers.md": other_servers_page,
@@ -373,8 +408,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--folder", type=Path, default=FOLDER, help="folder to write to")
     folder: Path = parser.parse_args().folder
-    for name, page in PAGES.items():
-        (folder / name).write_text(page())
+    for name, text in ({name: page() for name, page in PAGES.items()} | endpoints_pages()).items():
+        (folder / name).write_text(text)
 
 
 if __name__ == "__main__":

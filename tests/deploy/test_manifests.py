@@ -212,11 +212,11 @@ def test_hosts_are_reached_by_their_own_kind_only(group: list[dict[str, Any]]) -
 # --- dashboard and alerts
 
 
-def test_the_tutorial_forwards_the_port_of_the_service() -> None:
+def test_the_page_forwards_the_port_of_the_service() -> None:
     services = {each["metadata"]["name"]: each for each in committed("cpu") if each["kind"] == "Service"}
     (port,) = (each["port"] for each in services["roost"]["spec"]["ports"])
-    tutorial = (DEPLOY.parent / "docs" / "tutorials" / "kubernetes.md").read_text()
-    assert f"kubectl port-forward service/roost 8000:{port}\n" in tutorial
+    page = (DEPLOY.parent / "docs" / "how-to" / "kubernetes.md").read_text()
+    assert f"kubectl port-forward service/roost 8000:{port}\n" in page
 
 
 def told_by_the_server() -> set[str]:

@@ -11,7 +11,7 @@ from roost.server.settings import all_settings, load_settings
 from roost.server.terminal.failure import USAGE_STATUS
 
 UNIT = DEPLOY / "systemd/roost.service"
-PAGE = DEPLOY.parent / "docs/how-to/systemd.md"
+PAGE = DEPLOY.parent / "docs/tutorials/tpu-and-gpu.md"
 
 
 def service() -> configparser.SectionProxy:

@@ -1,4 +1,4 @@
-"""The commands of backup.md and rollback.md in docs/how-to, on a server that runs, and what a restore changes."""
+"""The commands of backup.md and upgrades.md in docs/how-to, on a server that runs, and what a restore changes."""
 
 import os
 import re
@@ -129,7 +129,7 @@ def test_a_backup_of_a_running_server_is_restored(tiny_config: Path, store: Stor
 def test_the_versions_of_tables_are_read(store: Store) -> None:
     opened(store.address).close()
     program = "python3 -m sqlite3" if store.address.startswith("sqlite") else "psql"
-    (command,) = re.findall(rf"^{program} .*$", (PAGES / "rollback.md").read_text(), re.MULTILINE)
+    (command,) = re.findall(rf"^{program} .*$", (PAGES / "upgrades.md").read_text(), re.MULTILINE)
     written = re.sub(r"\W+", " ", store.run(command))
     for feature in load_features():
         if feature.tables is not None:

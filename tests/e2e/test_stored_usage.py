@@ -11,7 +11,7 @@ from roost.server.features.usage.usage_counter import INTERVAL_S
 from server_process import ServerProcess, launched
 
 MAX_LOST_S = 10.0
-"""Seconds that docs/how-to/usage.md states."""
+"""Seconds that docs/how-to/tenants.md states."""
 
 ROOT, ALICE = {"authorization": "Bearer root"}, {"authorization": "Bearer a"}
 

@@ -39,9 +39,7 @@ def report(options: ReportOptions) -> int:
     document = _run(options, folder)
     for problem in document["problems"]:
         say(f"problem: {problem}")
-    say(
-        f"{folder / _PAGE} and {folder / _FILE} are written. Please send both: docs/how-to/report-a-device.md says how."
-    )
+    say(f"{folder / _PAGE} and {folder / _FILE} are written. Please send both: docs/how-to/benchmark.md says how.")
     return 1 if document["problems"] else 0
 
 

@@ -9,7 +9,7 @@ from .parts import PARTS
 
 _SEND: Final = (
     "Send this page and the JSON file beside it as an issue of the kind *Report of a device*: "
-    "`docs/how-to/report-a-device.md` says how."
+    "`docs/how-to/benchmark.md` says how."
 )
 
 _DECODE: Final = ("decode", "tokens/s", "step, ms", "host, ms", "plan, ms", "roofline, ms", "roofline / step")
