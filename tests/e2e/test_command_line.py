@@ -34,9 +34,13 @@ def test_generate_saves_a_state_that_another_one_continues(tiny_config: Path, tm
     assert saved == f"the state is in {state}, {state.stat().st_size / 1024:.1f} KiB"
     assert status.startswith("5 tokens, ")
     assert end == ""
-    continued = run_here("generate", model, "and then?", *options, "--load-state", str(state), **CHUNK)
+    fresh, continued = (
+        run_here("generate", model, "and then?", *options, *more, **CHUNK)
+        for more in ((), ("--load-state", str(state)))
+    )
     assert continued.exit_code == 0, continued.stderr
     assert "5 tokens" in continued.stderr
+    assert continued.stdout != fresh.stdout
 
 
 @pytest.mark.full
