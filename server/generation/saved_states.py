@@ -1,11 +1,13 @@
 """Saves states of requests under ids, and converts them to files and back."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
 from uuid import uuid4
 
 from ...engine import MAX_TOKENS, SavedState, UnknownRequestError
 from ..errors import kinds
 from ..errors.request_errors import ApiError, bad_value
+from ..schemas.base import MAX_MESSAGES
 from ..tenancy.tenant import tenant
 from .imported_prefixes import Prefix
 from .service import Service
@@ -37,6 +39,13 @@ async def save_state(service: Service, request_id: str, index: int) -> StoredSta
     if state.num_tokens > MAX_TOKENS:
         raise bad_value("request_id", f"request_id: a state may have {MAX_TOKENS} tokens, not {state.num_tokens}")
     return _keep(service, state)
+
+
+async def describe(service: Service, stored: StoredState) -> dict[str, Any]:
+    """Returns the object that the API shows, with the messages of a chat."""
+    messages = await service.workers.run(lambda: service.model.chat_format.decode(stored.state.token_ids, MAX_MESSAGES))
+    found = {} if messages is None else {"messages": [asdict(message) for message in messages]}
+    return stored.described() | found
 
 
 async def export_state(service: Service, stored: StoredState) -> bytes:

@@ -128,6 +128,18 @@ def test_the_terminal_moves_a_chat(servers: tuple[ServerProcess, ServerProcess],
     assert talk(servers[1], f"/load {tmp_path}/theo.state\nWhat is my name?\n") == "Your name is Theo.\n"
 
 
+def test_the_messages_of_a_moved_chat_come_back(first: httpx.Client, second: httpx.Client) -> None:
+    """Those before a state that an answer went on from, too; other tokens have no messages."""
+    chat = turns("My name is Theo.", "Nice to meet you, Theo!", "Hello! ¿Sí?")
+    answer = ask(first, chat)
+    moved = ask(first, [MORE], from_state=export(first, answer)[0])
+    replies = [turns("", each["choices"][0]["message"]["content"])[1] for each in (answer, moved)]
+    imported = second.post("/v1/states/import", content=export(first, moved)[1]).json()
+    assert imported["messages"] == [*chat, replies[0], MORE, replies[1]]
+    plain = first.post("/v1/completions", json={"prompt": "Once upon", "max_tokens": 4}).json()
+    assert "messages" not in second.post("/v1/states/import", content=export(first, plain)[1]).json()
+
+
 def test_a_signed_file_of_the_same_engine_serves_other_tenants() -> None:
     messages, whose = far("Ben"), [{"x-api-key": key} for key in ("11", "22")]
     with (

@@ -35,10 +35,12 @@ class LoadedState:
     Attributes:
       id: Id of the state, known to the backend that loaded it.
       num_tokens: Number of tokens of its history.
+      messages: Messages of its chat; empty if its tokens are not a chat in the model's format.
     """
 
     id: str
     num_tokens: int
+    messages: Sequence[ChatTurn] = ()
 
 
 @runtime_checkable

@@ -11,7 +11,8 @@ from typing import Final
 import platformdirs
 
 _QUOTE: Final = '"""'
-_PROMPT, _CONTINUATION = ">>> ", "... "
+PROMPT: Final = ">>> "
+_CONTINUATION: Final = "... "
 _MAX_HISTORY: Final = 1000
 """Maximum number of lines in the history file."""
 
@@ -26,7 +27,7 @@ def read_message(read_line: ReadLine) -> str | None:
       The message, or None at the end of the input.
     '''
     try:
-        line = read_line(_PROMPT)
+        line = read_line(PROMPT)
     except EOFError:
         return None
     if not line.startswith(_QUOTE):

@@ -6,6 +6,7 @@ from contextlib import aclosing
 from ....engine import FinishReason, RoostError, SavedState, StateFileError, pack_ids
 from ...generation.prompts import Prompt, without_end_token
 from ...generation.spec import Choice
+from ...schemas.base import MAX_MESSAGES
 from ...terminal.failure import CommandError
 from ...text.chat_template import ChatFormatError, Message
 from ..local_model import LocalModel, sampling_params
@@ -73,7 +74,8 @@ class LocalChat:
             raise CommandError(f"the file {error}") from None
         state_id = f"state-{len(self._states)}"
         self._states[state_id] = state
-        return LoadedState(state_id, state.num_tokens)
+        messages = self._local.model.chat_format.decode(state.token_ids, MAX_MESSAGES) or ()
+        return LoadedState(state_id, state.num_tokens, [ChatTurn(each.role, each.content) for each in messages])
 
     async def close(self) -> None:
         await self._local.engine.stop()

@@ -55,7 +55,9 @@ class ServerChat:
         return await _states().save(self._client, self._exchange, reply.id)
 
     async def load(self, data: bytes) -> LoadedState:
-        return LoadedState(*await _states().load(self._client, self._exchange, data))
+        state = await _states().load(self._client, self._exchange, data)
+        messages = [ChatTurn(each["role"], each["content"]) for each in state.get("messages", ())]
+        return LoadedState(state["id"], state["tokens"], messages)
 
     async def close(self) -> None:
         await self._client.close()

@@ -10,7 +10,7 @@ from typing import Any, Final
 from ...terminal.failure import INTERRUPTED_STATUS, CommandError
 from ...terminal.text import StreamWriter, print_status, printable
 from .backend import ChatBackend, ChatTurn, LoadedState, Reply
-from .line_input import ReadLine, read_message
+from .line_input import PROMPT, ReadLine, read_message
 
 HELP: Final = '''\
 /system TEXT  set the system prompt; without TEXT, remove it
@@ -18,7 +18,7 @@ HELP: Final = '''\
 /reset        forget the conversation, but not the system prompt
 /fork [N]     keep the conversation as it is here; with N, go back to fork N
 /save FILE    save the state after the last answer
-/load FILE    go on after a saved state
+/load FILE    show the chat of a saved state, and go on after it
 /help         show this
 /exit         leave, as Ctrl-D does
 """           begins and ends a text of several lines
@@ -178,7 +178,7 @@ class Session:
         self._note(f"the state is in {file}, {len(data):,} bytes")
 
     def _load(self, file: str) -> None:
-        """Continues from a state file. The state replaces the conversation and its system prompt."""
+        """Shows and continues the chat of a state file, which replaces the conversation and its system prompt."""
         if not file:
             raise CommandError("/load: name the file, as in /load boat.state")
         try:
@@ -187,7 +187,10 @@ class Session:
             raise CommandError(f"/load: {file} cannot be read ({error.strerror})") from None
         state = self._runner.run(self._backend.load(data))
         self._conversation = ChatState(state=state)
-        self._note(f"the conversation continues after the {state.num_tokens} tokens of {file}")
+        for message in state.messages if self._is_interactive else ():
+            print_status(printable(message.content if message.role == "assistant" else f"{PROMPT}{message.content}"))
+        unseen = "" if state.messages else ", whose text cannot be shown"
+        self._note(f"the conversation continues after the {state.num_tokens} tokens of {file}{unseen}")
 
     def _note(self, text: str) -> None:
         if self._is_interactive:

@@ -20,12 +20,12 @@ async def save(client: HttpClient, exchange: Exchange, request_id: str | None) -
         await exchange(client.delete(path))
 
 
-async def load(client: HttpClient, exchange: Exchange, data: bytes) -> tuple[str, int]:
-    """Saves the state in a file; returns its id and its number of tokens."""
+async def load(client: HttpClient, exchange: Exchange, data: bytes) -> dict[str, Any]:
+    """Saves the state in a file; returns what the server says of it."""
     pieces: list[bytes] = []
     await exchange(client.post_file("/v1/states/import", data, lambda piece, _: pieces.append(piece)))
-    state = orjson.loads(b"".join(pieces))
-    return state["id"], state["tokens"]
+    state: dict[str, Any] = orjson.loads(b"".join(pieces))
+    return state
 
 
 async def _json(exchange: Exchange, client: HttpClient, path: str, body: Any) -> Any:

@@ -1,8 +1,19 @@
 """Schemas of the responses about saved states, for `/openapi.json`."""
 
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 from ...http.openapi import described
+
+
+@described
+class StateMessage(TypedDict):
+    """A message of a chat, decoded from the tokens of its state."""
+
+    role: Literal["system", "user", "assistant"]
+    """Role of the author."""
+
+    content: str
+    """Text of the message."""
 
 
 @described
@@ -26,6 +37,11 @@ class StateObject(TypedDict):
 
     bytes: int
     """Bytes of memory that the state takes."""
+
+    messages: NotRequired[list[StateMessage]]
+    """Messages of the chat, whose last one is a reply. `/v1/states/{state_id}` and `/v1/states/import` have them if the
+    tokens are a chat in the model's chat format, of no more messages than a request may have: formatting the messages
+    gives the same tokens, except that a model may have chosen others for the text of a reply."""
 
 
 @described

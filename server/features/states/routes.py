@@ -56,8 +56,8 @@ async def list_states(
 
 @router.get("/v1/states/{state_id}", response_model=StateObject)
 async def get_state(state_id: str, service: AnyService) -> dict[str, Any]:
-    """Describes a state."""
-    return service.states.get(state_id, tenant.get()).described()
+    """Describes a state. If it is one of a chat, `messages` has the text."""
+    return await saved_states.describe(service, service.states.get(state_id, tenant.get()))
 
 
 @router.delete("/v1/states/{state_id}")
@@ -94,11 +94,15 @@ async def import_state(
         str, Query(max_length=256, description="`cache_salt` of the requests that restore the state by their prompts.")
     ] = "",
 ) -> dict[str, Any]:
-    """Saves a state from an exported file, which is the body. Prompts that begin with the state's tokens restore it."""
+    """Saves a state from an exported file, which is the body. Prompts that begin with the state's tokens restore it.
+
+    If the file is one of a chat, `messages` has the text.
+    """
     kind = service.engine.state_format
     async with states.files.transfer() as transfer:
         data = await receive_file(request, states.files, transfer, kind.max_file_bytes)
         try:
-            return (await saved_states.import_state(service, bytes(data), cache_salt)).described()
+            stored = await saved_states.import_state(service, bytes(data), cache_salt)
         except StateFileError as error:
             raise bad_value(None, f"the file {error}") from None
+    return await saved_states.describe(service, stored)

@@ -1,7 +1,8 @@
 """Formats chat messages as a prompt: folds them into turns, lays these out as parts, and encodes the parts."""
 
+import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Final, NamedTuple
@@ -96,6 +97,7 @@ class ChatFormat:
         self.takes_tools = takes_tools
         self._tokenizer = tokenizer
         self._layout = layout
+        self._bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
 
     def encode(self, messages: Sequence[Message], ending: Ending = NEW_TURN) -> list[int]:
         """Returns the prompt's token ids, with BOS only at the start.
@@ -103,8 +105,7 @@ class ChatFormat:
         Raises:
           ChatFormatError: The messages cannot be formatted as a prompt.
         """
-        ids, bos_id = self._encoded(self._parts(messages, ending)), self._tokenizer.bos_id
-        return ids if bos_id is None else [bos_id, *ids]
+        return self._bos + self._encoded(self._parts(messages, ending))
 
     def encode_after_reply(self, messages: Sequence[Message], ending: Ending = NEW_TURN) -> list[int]:
         """Returns the ids that follow the text of an assistant's message: the markup that closes it, then new messages.
@@ -113,6 +114,82 @@ class ChatFormat:
           ChatFormatError: The messages cannot be formatted, or begin with an assistant's.
         """
         return self._encoded(self._parts_after_reply(messages, ending))
+
+    def decode(self, token_ids: Sequence[int], max_messages: int) -> list[Message] | None:
+        """Returns the messages of a chat that ends with a reply, closed by an end token or open.
+
+        `encode` gives them the same tokens, except that a reply may have its text in other tokens, which a model chose.
+        Messages that the layout folds stay folded.
+
+        Returns:
+          The messages; None if the tokens are not such a chat, or one of more messages.
+        """
+        ids = list(token_ids)
+        if ids and self._tokenizer.is_control(ids[-1]):
+            ids.pop()
+        for roles in (("user", "assistant"), ("system", "user", "assistant")):
+            try:
+                pieces = list(itertools.islice(self._split(ids, roles), max_messages))
+                if self._encoded_again(pieces) == ids:
+                    return [Message(role, self._tokenizer.decode(piece)) for role, piece in pieces]
+            except ChatFormatError:
+                continue
+        return None
+
+    def _split(self, ids: list[int], roles: Sequence[str]) -> Iterator[tuple[str, list[int]]]:
+        """Yields the role and the tokens of each message.
+
+        Args:
+          ids: Tokens of a chat.
+          roles: Roles of its first messages. The last two roles alternate afterwards.
+
+        Raises:
+          ChatFormatError: The tokens begin with other markup.
+        """
+        start, *marks = self._marks((*roles, "user"))
+        mark_after = dict(zip(roles, marks, strict=False))
+        position = len(start)
+        if ids[:position] != start:
+            raise ChatFormatError("the tokens begin with other markup")
+        for role in itertools.chain(roles, itertools.cycle(roles[-2:])):
+            end = _find(ids, mark_after[role], position)
+            yield role, ids[position:end]
+            if end is None:
+                return
+            position = end + len(mark_after[role])
+
+    def _marks(self, roles: Sequence[str]) -> list[list[int]]:
+        """Returns the tokens before, between and after messages with these roles.
+
+        Raises:
+          ChatFormatError: The layout folds or changes such messages.
+        """
+        probe = [Message(role, uuid4().hex) for role in roles]
+        parts = self._layout(probe, NEW_TURN)
+        groups = itertools.groupby(parts, key=lambda part: part.markup)
+        start, *marks = [self._encoded(group) for is_markup, group in groups if is_markup]
+        texts = [part.text for part in parts if not part.markup]
+        if texts != [message.content for message in probe] or len(marks) != len(probe) or not all(marks):
+            raise ChatFormatError("the layout folds or changes these messages")
+        return [self._bos + start, *marks]
+
+    def _encoded_again(self, pieces: Iterable[tuple[str, list[int]]]) -> list[int]:
+        """Returns the tokens of a chat whose messages have these roles and texts, and whose replies have these tokens.
+
+        Raises:
+          ChatFormatError: There is no such chat.
+        """
+        messages, replies = [], {}
+        for role, ids in pieces:
+            text = self._tokenizer.decode(ids)
+            if role == "assistant":
+                if any(map(self._tokenizer.is_control, ids)):
+                    raise ChatFormatError("a reply has control tokens")
+                text = uuid4().hex
+                replies[text] = ids
+            messages.append(Message(role, text))
+        parts = self._parts(messages, Ending(add_header=False, stay_open=True))
+        return self._bos + self._encoded(parts, replies)
 
     def render(self, messages: Sequence[Message], ending: Ending = NEW_TURN) -> str:
         """Returns the prompt as text for display; `encode` keeps messages and markup apart.
@@ -123,13 +200,19 @@ class ChatFormat:
         text = "".join(part.text for part in self._parts(messages, ending))
         return bos_name(self._tokenizer) + text.removeprefix(bos_name(self._tokenizer))
 
-    def _encoded(self, parts: Iterable[Part]) -> list[int]:
-        """Returns the ids of parts without BOS."""
+    def _encoded(self, parts: Iterable[Part], known: Mapping[str, list[int]] | None = None) -> list[int]:
+        """Returns the ids of parts without BOS.
+
+        Args:
+          known: Ids of texts that are not encoded.
+        """
         encode_markup = cache(self._tokenizer.encode)  # every message has the same markup
         ids: list[int] = []
         for text, markup in parts:
             check_caller()
-            if text:
+            if known is not None and text in known:
+                ids += known[text]
+            elif text:
                 part = encode_markup(text) if markup else self._tokenizer.encode(text, control_tokens=False)
                 ids += [token_id for token_id in part if token_id != self._tokenizer.bos_id]
         return ids
@@ -231,6 +314,17 @@ def fold(messages: Sequence[Message]) -> list[Message]:
     if turns and turns[0].role == "assistant":
         turns.insert(0, Message("user", ""))
     return turns
+
+
+def _find(ids: list[int], mark: list[int], start: int) -> int | None:
+    """Returns the first position of a mark in `ids[start:]`; None if it does not occur."""
+    with contextlib.suppress(ValueError):
+        while True:
+            start = ids.index(mark[0], start)
+            if ids[start : start + len(mark)] == mark:
+                return start
+            start += 1
+    return None
 
 
 def _joined(messages: Iterable[Message]) -> str:

@@ -435,11 +435,13 @@ class Echo:
     Attributes:
       interrupts: how many of the next answers a Ctrl-C stops before their first word.
       after: states that the messages continue.
+      loads: messages of every state that it loads.
     """
 
     interrupts: int = 0
     asked: list[list[str]] = field(default_factory=list)
     after: list[str | None] = field(default_factory=list)
+    loads: Sequence[ChatTurn] = ()
 
     async def start(self) -> str:
         return "echo"
@@ -457,7 +459,7 @@ class Echo:
         return f"state of {reply.id}".encode()
 
     async def load(self, data: bytes) -> LoadedState:
-        return LoadedState(data.decode(), 7)
+        return LoadedState(data.decode(), 7, self.loads)
 
     async def close(self) -> None:
         pass
@@ -517,6 +519,20 @@ def test_a_state_is_saved_and_loaded(tmp_path: Path) -> None:
     assert file.read_text() == "state of 2"
     assert backend.asked[2:] == [["c"], ["c", "1", "d"], ["e"]]
     assert backend.after == [None, None, "state of 2", "state of 2", None]
+
+
+def test_the_chat_of_a_state_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Control characters of a file are not."""
+    file = tmp_path / "boat.state"
+    file.write_text("a state")
+    turns = [ChatTurn("user", "Hi\x1b[2J."), ChatTurn("assistant", "Hello!")]
+    talk(Echo(loads=turns), f"/load {file}")
+    noted = f"(the conversation continues after the 7 tokens of {file}"
+    assert capsys.readouterr().err == f">>> Hi[2J.\nHello!\n{noted})\n\n"
+    talk(Echo(), f"/load {file}")
+    assert capsys.readouterr().err == f"{noted}, whose text cannot be shown)\n\n"
+    talk(Echo(loads=turns), f"/load {file}", is_interactive=False)
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(

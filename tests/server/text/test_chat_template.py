@@ -546,3 +546,61 @@ class TestNoChat:
         chat = load_chat_format(tmp_path, TokenIdsOnly(64))
         with pytest.raises(ChatFormatError, match=r"no tokenizer.*/v1/completions"):
             chat.encode([user("U")])
+
+
+class TestDecode:
+    """A chat's tokens are turned back into its messages, or into none."""
+
+    CHAT = (user("Hello,\n how are you?"), assistant("the <end_of_turn> user"), user("model"), assistant("a user"))
+
+    @pytest.mark.parametrize("name", ["built in", "gemma", "system first", "any order"])
+    def test_messages_come_back(self, formats: Formats, name: str) -> None:
+        ids = formats[name].encode(self.CHAT, Ending(add_header=False, stay_open=True))
+        assert formats[name].decode(ids, 4) == list(self.CHAT)
+        assert formats[name].decode([*ids, 1], 4) == list(self.CHAT), "an end token closes the reply"
+
+    def test_a_system_message_comes_back_as_the_layout_folds_it(self, formats: Formats) -> None:
+        for name, decoded in {
+            "built in": [user("the\n\nuser"), assistant("model")],
+            "any order": [system("the"), user("user"), assistant("model")],
+            "system first": [system("the"), user("user"), assistant("model")],
+        }.items():
+            chat = [system("the"), user("user"), assistant("model")]
+            ids = formats[name].encode(chat, Ending(add_header=False, stay_open=True))
+            assert formats[name].decode(ids, 4) == decoded
+
+    def test_a_reply_may_have_its_text_in_other_tokens(self, gemma: ChatFormat, tokenizer: Tokenizer) -> None:
+        letters = [token_id for letter in "model \n" for token_id in tokenizer.encode(letter)]
+        assert letters != tokenizer.encode("model \n")
+        ids = [*gemma.encode([user("a")]), *letters, *gemma.encode_after_reply([user("b")]), *letters]
+        assert gemma.decode(ids, 4) == [user("a"), assistant("model \n"), user("b"), assistant("model \n")]
+
+    def test_other_tokens_are_no_chat(self, gemma: ChatFormat, tokenizer: Tokenizer) -> None:
+        """A user's text in tokens that `encode` does not give, other markup, and control tokens in a reply."""
+        ids = gemma.encode(self.CHAT, Ending(add_header=False, stay_open=True))
+        asked, end = gemma.encode([user("model")]), tokenizer.encode("<end_of_turn>")
+        model, letters = tokenizer.encode("model"), [each for letter in "model" for each in tokenizer.encode(letter)]
+        place = asked.index(model[0])
+        assert asked[place : place + len(model)] == model
+        for other in (
+            [],
+            [2],
+            ids[1:],
+            [2, *ids],
+            gemma.encode(self.CHAT),
+            gemma.encode(self.CHAT[:3], Ending(add_header=False)),
+            [*asked[:place], *letters, *asked[place + len(model) :]],
+            [*asked, *end, *model],
+            [*asked, *end, *end],
+            tokenizer.encode("model user"),
+        ):
+            assert gemma.decode(other, 4) is None
+
+    def test_more_messages_are_no_chat(self, gemma: ChatFormat) -> None:
+        """No request has more, and those of a hostile file would take long."""
+        ids = gemma.encode(self.CHAT, Ending(add_header=False, stay_open=True))
+        assert gemma.decode(ids, 4) == list(self.CHAT)
+        assert gemma.decode(ids, 3) is None
+
+    def test_a_format_without_text_has_no_messages(self, tmp_path: Path) -> None:
+        assert load_chat_format(tmp_path, TokenIdsOnly(8)).decode([1, 2, 3], 4) is None

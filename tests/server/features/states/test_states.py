@@ -51,7 +51,7 @@ async def save(client: httpx.AsyncClient, token_ids: list[int] = LONG, **fields:
 async def test_a_state_is_kept_told_and_forgotten(client: httpx.AsyncClient) -> None:
     state = await save(client)
     assert (state["object"], state["tokens"], state["read_tokens"]) == ("state", 152, 128)
-    assert (await client.get(f"/v1/states/{state['id']}")).json() == state
+    assert (await client.get(f"/v1/states/{state['id']}")).json() == state, "token ids are no chat"
     listed = {"object": "list", "data": [state], "first_id": state["id"], "last_id": state["id"], "has_more": False}
     assert (await client.get("/v1/states")).json() == listed
     deleted = (await client.delete(f"/v1/states/{state['id']}")).json()
@@ -104,6 +104,21 @@ async def test_a_chat_goes_on_from_a_state(client: httpx.AsyncClient, engine: Fa
         assert second["usage"]["prompt_tokens"] == len(whole.prompt_token_ids)
         await chatted(client, messages=[more], from_state=state["id"], truncate_prompt_tokens=3)
         assert list(engine.requests[-1].prompt_token_ids[-4:-3]) == [5], "all of the state, and three new tokens"
+
+
+async def test_the_messages_of_a_chat_come_back(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    """Those of a state by its id and of an imported file, not in lists."""
+    engine.says = [4, 5]
+    asked = {"role": "user", "content": "hi " * 60}
+    answer = await chatted(client, messages=[asked])
+    reply = {key: answer["choices"][0]["message"][key] for key in ("role", "content")}
+    state = (await client.post("/v1/states", json={"request_id": answer["id"]})).json()
+    file = (await client.get(f"/v1/states/{state['id']}/export")).content
+    messages = [{**asked, "content": asked["content"].strip()}, reply]
+    assert (await client.get(f"/v1/states/{state['id']}")).json() == {**state, "messages": messages}
+    assert (await client.post("/v1/states/import", content=file)).json()["messages"] == messages
+    listed = (await client.get("/v1/states")).json()["data"]
+    assert not any("messages" in each for each in [state, *listed])
 
 
 async def test_a_rendered_chat_has_the_tokens_of_its_state(client: httpx.AsyncClient, engine: FakeEngine) -> None:
