@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -194,7 +195,7 @@ def test_a_conversation(page: Browser) -> None:
     assert page.script("return document.getElementById('announcer').textContent").endswith("is Madrid.")
     assert ask(page, "And of France?") == "The capital of France is Paris."
     assert ask(page, "Tell me a story about a boat.")
-    assert "tokens/s" in page.text(".assistant:last-child .note")
+    assert "tokens/s" in page.text(".assistant:last-child .facts")
     assert page.until("document.getElementById('slots-text').textContent").startswith("0 of ")
     page.click("#fresh")
     assert page.text("#welcome h2") == "Ask something"
@@ -215,8 +216,10 @@ def test_stop_frees_the_slot(page: Browser, demo: ServerProcess, stop: str) -> N
         if page.script(f"const ran = !document.getElementById('stop').hidden; {stop}; return ran"):
             break
     page.until("!document.querySelector('.running')")
-    assert page.text(".assistant .note").endswith("stopped")
-    assert page.text("[aria-label='Continue answer']") == "Continue"
+    assert page.text(".assistant .facts").endswith("stopped")
+    assert (
+        page.script("return document.querySelector(\"[aria-label='Continue answer'] .name\").textContent") == "Continue"
+    )
     page.until("document.getElementById('slots').value === 0")
     load = httpx.get(f"{demo.url}/load", headers={"x-api-key": API_KEY}, timeout=60).json()
     assert load["running"] == 0
@@ -227,10 +230,17 @@ VALUES = "['system', 'top-p', 'seed'].map((id) => document.getElementById(id).va
 
 def test_each_chat_has_its_settings(page: Browser, demo: ServerProcess) -> None:
     assert ask(page, "Hello!") == "Hello! How can I help you today?"
-    assert not {"top_p", "seed"} & sent(page).keys(), "empty settings leave the server its defaults"
+    assert sent(page).keys() == {"messages", "temperature", "max_tokens", "stream", "stream_options"}, (
+        "empty settings leave the server its defaults"
+    )
     page.click("#open-settings")
     for selector, text in (("#system", "Be kind."), ("#top-p", "0.9"), ("#seed", "7")):
         page.type(selector, text)
+    page.click("summary")
+    more = {"top-k": 20, "min-p": 0.05, "presence-penalty": 0.1, "frequency-penalty": 0.2, "repetition-penalty": 1.1}
+    for name, value in more.items():
+        page.type(f"#{name}", str(value))
+    page.type("#stop-strings", "Goodbye\n\nThe end")
     look(page, "settings")
     page.click("#settings .main")
     page.until("!document.getElementById('settings').open")
@@ -238,6 +248,8 @@ def test_each_chat_has_its_settings(page: Browser, demo: ServerProcess) -> None:
     body = sent(page)
     assert body["messages"][0] == {"role": "system", "content": "Be kind."}
     assert (body["temperature"], body["top_p"], body["seed"], body["max_tokens"]) == (0, 0.9, 7, 4096)
+    assert {name: body[name.replace("-", "_")] for name in more} == more
+    assert body["stop"] == ["Goodbye", "The end"]
     page.click("#fresh")
     assert page.script(f"return {VALUES}") == ["", "", ""]
     page.click(".chat")
@@ -304,9 +316,9 @@ def test_a_lost_connection_keeps_what_has_come(page: Browser, demo: ServerProces
     )
     assert page.script(f"return {ANSWERED}") == "Half an"
     reload(page, demo)
-    assert page.text(".assistant .note") == "lost before its end"
+    assert page.text(".assistant .facts") == "lost before its end"
     page.click("[aria-label='Continue answer']")
-    page.until("document.querySelector('.assistant:not(.running) .note')?.textContent.includes('token')")
+    page.until("document.querySelector('.assistant:not(.running) .facts')?.textContent.includes('token')")
     assert contents(page) == ["hi", "Half an"]
     assert sent(page)["continue_final_message"] is True
     assert page.script(f"return {ANSWERED}").startswith("Half an")
@@ -391,6 +403,9 @@ def test_chats_are_searched_and_renamed(page: Browser, demo: ServerProcess) -> N
     pick(page, "Spain", "Rename")
     page.press("Portugal" + ESCAPE)
     assert titles(page) == ["Spain"]
+    assert not page.script("return document.getElementById('undo').hidden")
+    page.click(".chat:not([aria-current])")
+    assert page.script("return document.getElementById('undo').hidden"), "another chat is shown"
     reload(page, demo)
     assert titles(page) == [*QUESTIONS[:0:-1], "Spain"]
     page.type("#search", "lisbon")
@@ -474,7 +489,7 @@ def test_strange_fields_of_a_file_are_left_out(page: Browser, demo: ServerProces
     (chat,) = stored(page)
     assert chat["settings"] == {"seed": "7"}
     assert set(chat["turns"][1]) == {"id", "parent", "role", "content", "end"}
-    assert page.text(".origin") == "This chat goes on from a saved state of 0 tokens."
+    assert page.text(".origin") == "From a saved state of 0 tokens. Its text can’t be shown."
     assert page.complaints() == []
 
 
@@ -525,9 +540,9 @@ def test_a_prompt_without_an_answer_can_be_asked_again(page: Browser, demo: Serv
 def test_an_answer_that_was_cut_goes_on(page: Browser, demo: ServerProcess) -> None:
     page.script("document.getElementById('max-tokens').value = 5")
     cut = ask(page, "Tell me a story about a boat.")
-    assert page.text(".assistant .note").endswith("cut at the limit")
+    assert page.text(".assistant .facts").endswith("cut at the limit")
     reload(page, demo)
-    assert page.text(".assistant .note").endswith("cut at the limit")
+    assert page.text(".assistant .facts").endswith("cut at the limit")
     page.click("[aria-label='Continue answer']")
     page.until(f"{ANSWERED}?.length > {len(cut)}")
     assert contents(page) == ["Tell me a story about a boat.", cut]
@@ -547,7 +562,7 @@ def test_what_has_come_survives_leaving_the_page(page: Browser, demo: ServerProc
     page.until("document.querySelector('.running .body')?.innerText === 'Half an'")
     reload(page, demo)
     assert page.script(f"return {ANSWERED}") == "Half an"
-    assert page.text(".assistant .note") == "lost before its end"
+    assert page.text(".assistant .facts") == "lost before its end"
 
 
 BUSY_DATABASE = """
@@ -571,7 +586,7 @@ def test_what_was_not_written_survives_leaving_the_page(page: Browser, demo: Ser
     pick(page, "Hello!", "Delete")
     reload(page, demo)
     assert page.script(f"return {ANSWERED}") == "The capital of Spain is Madrid."
-    assert "lost" not in page.text(".assistant .note")
+    assert "lost" not in page.text(".assistant .facts")
     assert titles(page) == ["What is the capital of Spain?"]
     assert len(stored(page)) == 1
 
@@ -780,7 +795,7 @@ def test_code_has_colours(page: Browser, demo: ServerProcess) -> None:
     assert page.script("return document.querySelector('.code code').textContent.trim()") == (
         "return '<img src=x onerror=pwned=1>'"
     )
-    assert page.script("return document.querySelectorAll('.code')[1].querySelector('span[class]')") is None
+    assert page.script("return document.querySelectorAll('.code')[1].querySelector('code span[class]')") is None
     assert page.complaints() == []
 
 
@@ -793,8 +808,8 @@ def test_answers_and_code_can_be_copied(page: Browser, demo: ServerProcess, has_
     if not has_clipboard:
         page.script("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
     code = MARKDOWN.partition("```python\n")[2].partition("```")[0]
-    for selector, expected in ((".user", "A message."), (".code", code.rstrip()), (".assistant > .tools", MARKDOWN)):
-        page.click(f"{selector} .small")
+    for selector, expected in ((".user", "A message."), (".code", code.rstrip()), (".assistant > .foot", MARKDOWN)):
+        page.click(f"{selector} .tool")
         page.until("document.getElementById('announcer').textContent === 'Copied'")
         page.script("window.copied = null; window.pasted(); document.getElementById('announcer').textContent = ''")
         assert page.until("window.copied").strip() == expected.strip()
@@ -803,7 +818,7 @@ def test_answers_and_code_can_be_copied(page: Browser, demo: ServerProcess, has_
 def test_hostile_output_is_harmless(page: Browser, demo: ServerProcess) -> None:
     show(page, demo, HOSTILE, HOSTILE)
     assert page.script("return window.pwned") is None
-    forbidden = "script, img, iframe, svg, math, style, form, input, object, [onerror], [style], [id]"
+    forbidden = "script, img, iframe, svg:not(.tool > svg), math, style, form, input, object, [onerror], [style], [id]"
     assert (
         page.script("return document.querySelector('#talk').querySelector(arguments[0])?.outerHTML", forbidden) is None
     )
@@ -883,7 +898,7 @@ def test_the_keyboard_does_everything(page: Browser) -> None:
     assert page.script("return document.activeElement.id") == "text"
     page.script("document.getElementById('fresh').focus()")
     order = []
-    for _ in range(10):
+    for _ in range(11):
         page.press(TAB)
         focused = "const focused = document.activeElement"
         order.append(page.script(f"{focused}; return focused.id || focused.ariaLabel || focused.textContent"))
@@ -893,8 +908,12 @@ def test_the_keyboard_does_everything(page: Browser) -> None:
     page_controls = ["open-settings", "scroll"]
     fork = "Fork from here, into a new chat"
     message_controls = ["Copy message", "Edit message", fork]
-    turn_controls = [*message_controls, "Copy answer", "Regenerate answer", fork, "Save state after this answer"]
+    again = ["Regenerate answer", "Three more answers, side by side"]
+    turn_controls = [*message_controls, "Copy answer", *again, fork, "Save state after this answer"]
     assert order == [*page_controls, *turn_controls, "text"]
+    page.press(f"{SHIFT}{TAB}{SHIFT}")
+    names = "[...document.querySelectorAll('#talk .name')].filter((name) => name.checkVisibility())"
+    assert page.script(f"return {names}.map((name) => name.textContent)") == ["Save state"], "the focused tool's"
 
 
 def test_everything_has_a_name(page: Browser, demo: ServerProcess) -> None:
@@ -995,7 +1014,7 @@ def test_reading_a_prompt_shows_its_progress(page: Browser) -> None:
     page.until("document.getElementById('slots-text').textContent")
     page.script(HOLD_TEXT)
     page.type("#text", "What is the capital of Spain?\n")
-    note = "document.querySelector('.running .note').textContent"
+    note = "document.querySelector('.running .facts').textContent"
     shown = page.until(f"{note}.match(/^Reading the prompt: (\\d+) of (\\d+) tokens$/)")
     assert 0 <= int(shown[1]) <= int(shown[2])
     page.until(f"(([, read, all]) => read === all)({note}.match(/(\\d+) of (\\d+)/))")
@@ -1042,7 +1061,7 @@ def test_text_runs_in_its_own_direction(page: Browser, demo: ServerProcess) -> N
 
 
 TARGETS = """
-    return [...document.querySelectorAll('button, input, textarea, label:has([type=checkbox])')]
+    return [...document.querySelectorAll('button, input, textarea, summary, label:has([type=checkbox])')]
       .filter((element) => element.checkVisibility({visibilityProperty: true}) && element.type !== 'checkbox')
       .map((element) => [element.getBoundingClientRect(), element.outerHTML])
       .filter(([{width, height}]) => width < 44 || height < 44)
@@ -1054,6 +1073,8 @@ def test_a_finger_hits_everything(page: Browser, demo: ServerProcess) -> None:
     """On a phone, targets are 44 pixels wide and high, and slots are words."""
     page.screen(390, 844)
     show(page, demo, "hi " * 1000, MARKDOWN)
+    tools = "[...document.querySelectorAll('.turn .tool')].filter((tool) => tool.checkVisibility())"
+    assert page.script(f"return {tools}.every((tool) => tool.querySelector('.name').checkVisibility())")
     page.click("[aria-label='Edit message']")
     assert page.script(TARGETS) == []
     for name in ("settings", "sidebar"):
@@ -1075,7 +1096,7 @@ SETTLED = "document.querySelector('.turn:last-child:is(.assistant):not(.running)
 def test_a_chat_that_one_keeps(
     page: Browser, demo: ServerProcess, other: ServerProcess, tmp_path: Path, scheme: str, width: int
 ) -> None:
-    """Three turns, a branch, stop, continue, reload, fork, and its state on another server."""
+    """Three turns, a branch, stop, continue, reload, fork, and the fork on another server."""
     page.screen(width, 844)
     page.emulate(prefers_color_scheme=scheme)
     page.download_to(tmp_path)
@@ -1094,20 +1115,20 @@ def test_a_chat_that_one_keeps(
     page.click("#stop")
     page.until(SETTLED)
     stopped = page.script(f"return {ANSWERED}")
-    assert page.text(".assistant:last-child .note").endswith("stopped")
+    assert page.text(".assistant:last-child .facts").endswith("stopped")
     assert page.text(".assistant:last-child .count") == "2/2"
     assert_fits(page, f"stopped-{scheme}-{width}")
     page.click("[aria-label='Continue answer']")
-    page.until(f"{SETTLED} && !document.querySelector('.turn:last-child .note').innerText.endsWith('stopped')")
+    page.until(f"{SETTLED} && !document.querySelector('.turn:last-child .facts').innerText.endsWith('stopped')")
     whole = page.script(f"return {ANSWERED}")
     assert whole.startswith(stopped)
     assert len(whole) > len(stopped)
-    about = page.text("#about")
-    assert "tokens in this chat" in about
-    assert "came from the cache" in about
+    facts = page.text(".assistant:last-child .facts")
+    assert "first after" in facts
+    assert "in this chat" in facts
     reload(page, demo)
     assert page.script(f"return {ANSWERED}") == whole
-    assert page.text("#about") == about
+    assert page.text(".assistant:last-child .facts") == facts
 
     page.click(".assistant:nth-child(2) [aria-label^='Fork']")
     assert page.script(f"return {TURNS}") == 2
@@ -1123,14 +1144,136 @@ def test_a_chat_that_one_keeps(
     assert page.complaints() == []
 
     enter(page, other)
-    page.type("#state-file", str(file))
-    assert page.text(".origin").startswith("This chat goes on from a saved state of ")
+    page.type("#import-files", str(file))
+    assert page.text(".origin").endswith("Other versions of its messages are not in the state.")
+    assert page.text("#undo-text") == "Imported a chat"
     page.type("#text", "What is my name?\n")
-    page.until(SETTLED)
+    page.until(f"{TURNS} === 4 && {SETTLED}")
+    assert page.script("return document.getElementById('undo').hidden"), "the chat goes on"
     assert contents(page) == ["What is my name?"], "the state has all else"
+    assert titles(page) == ["My name is Theo fork"] or width < 960
     assert sent(page)["from_state"].startswith("state_")
     assert sent(page)["max_tokens"] == 9
     assert_fits(page, f"state-opened-{scheme}-{width}")
+    assert page.complaints() == []
+
+
+DROP = """
+    const bytes = Uint8Array.from(atob(arguments[0]), (character) => character.charCodeAt(0));
+    const data = new DataTransfer();
+    data.items.add(new File([bytes], arguments[1]));
+    for (const name of ["dragover", "drop"]) {
+      document.body.dispatchEvent(new DragEvent(name, { dataTransfer: data, bubbles: true, cancelable: true }));
+      if (name === "dragover") window.wasShown = document.body.matches(".dropping");
+    }
+"""
+SHOWN_TEXTS = (
+    "[...document.querySelectorAll('.turn')].map((turn) => turn.querySelector('.plain, .body').innerText.trim())"
+)
+
+
+def test_a_moved_chat_has_every_message(
+    page: Browser, demo: ServerProcess, other: ServerProcess, tmp_path: Path
+) -> None:
+    """200 turns in a file that is dropped on another server's page. It goes on after the state is gone there, too."""
+    page.download_to(tmp_path)
+    names = [text for number in range(99) for text in (f"My name is {number}. <b>", f"Nice to meet you, {number}!")]
+    show(page, demo, *names)
+    assert ask(page, "What is the capital of Spain?") == "The capital of Spain is Madrid."
+    page.click(".turn:last-child [aria-label^='Save state']")
+    page.click(".turn:last-child [aria-label^='Download state']")
+    file = downloaded(page, tmp_path, "My-name-is-0-b.state")
+    texts = page.script(f"return {SHOWN_TEXTS}")
+    assert texts[:198] == names
+
+    enter(page, other)
+    page.script(DROP, b64encode(file.read_bytes()).decode(), "My-name-is-0-b (1).state")
+    page.until(f"{TURNS} === 200")
+    assert page.script("return wasShown && !document.body.matches('.dropping')")
+    assert page.script(f"return {SHOWN_TEXTS}") == texts
+    assert titles(page) == ["My name is 0. <b>"]
+    look(page, "moved")
+    for question, num_sent in (("And of France?", 1), ("And of Italy?", 3)):
+        page.type("#text", question + "\n")
+        page.until(f"document.querySelectorAll('.turn').length === {200 + num_sent + 1} && {SETTLED}")
+        assert len(contents(page)) == num_sent
+    state_id = sent(page)["from_state"]
+    reload(page, other)
+    assert page.script(f"return {TURNS}") == 204
+    assert page.complaints() == []
+    httpx.delete(f"{other.url}/v1/states/{state_id}", timeout=60).raise_for_status()
+    assert ask(page, "And of Japan?")
+    page.until(f"{TURNS} === 206 && {SETTLED}")
+    assert contents(page)[:199] == texts[:199]
+
+
+def test_a_state_that_is_no_chat_goes_on_without_text(page: Browser, demo: ServerProcess, tmp_path: Path) -> None:
+    with httpx.Client(base_url=demo.url, timeout=60, headers={"x-api-key": API_KEY}) as client:
+        completion = client.post("/v1/completions", json={"prompt": "Once upon a time", "max_tokens": 4}).json()
+        state = client.post("/v1/states", json={"request_id": completion["id"]}).json()
+        (tmp_path / "boat.state").write_bytes(client.get(f"/v1/states/{state['id']}/export").content)
+    page.type("#import-files", str(tmp_path / "boat.state"))
+    assert page.text(".origin") == f"From a saved state of {state['tokens']} tokens. Its text can’t be shown."
+    assert titles(page) == ["boat"]
+    assert ask(page, "What is 2 + 3?")
+    assert (contents(page), sent(page)["from_state"][:6]) == (["What is 2 + 3?"], "state_")
+    (tmp_path / "broken.state").write_bytes(b"none")
+    page.type("#import-files", str(tmp_path / "broken.state"))
+    assert "the file is no whole state file" in page.until("document.getElementById('error').textContent")
+
+
+PICKS = "document.querySelectorAll('.beside .pick').length"
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")])
+def test_three_answers_side_by_side(page: Browser, demo: ServerProcess, width: int, scheme: str) -> None:
+    """From one prompt, in columns; another tab picks one, and the chat goes on with it."""
+    page.screen(width, 844)
+    page.emulate(prefers_color_scheme=scheme)
+    page.script(
+        "for (const [id, value] of [['temperature', 0.5], ['seed', 11]]) document.getElementById(id).value = value"
+    )
+    ask(page, "My name is Theo.")
+    page.type("#text", "Tell me a story about a boat.")
+    page.click("[aria-label='Three answers, side by side']")
+    page.until(f"{PICKS} === 3")
+    assert sent(page)["n"] == 3
+    texts = page.script(f"return {SHOWN_TEXTS}")
+    assert len(set(texts[3:])) == 3
+    boxes = page.script(
+        "return [...document.querySelectorAll('.beside .turn')].map((turn) => turn.getBoundingClientRect())"
+    )
+    assert len({box["top"] for box in boxes}) == 1
+    lefts = [box["left"] for box in boxes]
+    assert lefts == sorted(lefts)
+    assert lefts[2 if width == 1280 else 1] < width, "all three, or the beginning of the second"
+    assert_fits(page, f"three-{scheme}-{width}")
+    page.type("#text", "What is my name?\n")
+    assert page.until("document.getElementById('error').textContent") == "Pick the answer to go on with first."
+
+    first, second = page.tab(), page.new_tab()
+    page.show_tab(second)
+    page.open(f"{demo.url}/health")
+    page.script("sessionStorage.setItem('roost', arguments[0])", API_KEY)
+    reload(page, demo)
+    page.script("document.querySelector('.chat, #open-sidebar').click(); document.querySelector('.chat')?.click()")
+    page.until(f"{PICKS} === 3")
+    page.script("document.querySelectorAll('.pick')[1].click()")
+    page.until(f"{TURNS} === 4")
+    assert page.text(".assistant:last-child .count") == "2/3"
+    page.close_tab()
+    page.show_tab(first)
+    page.until(f"{TURNS} === 4")
+    page.type("#text", ENTER)
+    page.until(f"{TURNS} === 6 && {SETTLED}")
+    assert [text.split() for text in contents(page)] == [
+        text.split() for text in (*texts[:3], texts[4], "What is my name?")
+    ]
+    page.click("[aria-label='Three answers, side by side']")
+    page.until(f"{PICKS} === 3")
+    assert len(contents(page)) == 5, "without a text, the last message is answered"
+    page.script("document.querySelectorAll('.pick')[2].scrollIntoView(); document.querySelectorAll('.pick')[2].click()")
+    assert page.text(".assistant:last-child .count") == "4/4"
     assert page.complaints() == []
 
 

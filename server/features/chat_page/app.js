@@ -1,7 +1,7 @@
 // The page: what its controls do.
 
-import { ask, currentChat, isRunning, openChat, showError, showReading, stop, whenChanged } from "./conversation.js";
-import { $ } from "./dom.js";
+import { ask, currentChat, isRunning, isUndecided, openChat, showError, showReading, stop, whenChanged } from "./conversation.js";
+import { $, tool } from "./dom.js";
 import { request } from "./server.js";
 import { askForKey, loadKey, settingsForNew, showKeyProblem, showTemperature, storeKey, takeSettings } from "./settings.js";
 import { setUpScroll } from "./scroll.js";
@@ -15,11 +15,13 @@ import { isSendKey } from "./turns.js";
 
 let isBehind = false; // another tab has changed the conversation that is shown
 
-function send() {
+// Sends the text; without one, asks for several answers to the last message.
+function send(count = 1) {
   const text = $("text").value.trim();
-  if (!text || isRunning()) return;
+  if (isRunning() || !(text || count > 1)) return;
+  if (text && isUndecided()) return showError("Pick the answer to go on with first.");
   setText("");
-  ask(text);
+  ask(text, count);
 }
 
 function setText(text) {
@@ -87,6 +89,7 @@ function listen() {
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape" && !document.querySelector("dialog:modal")) stop();
   });
+  $("send").before(tool("three", "Three answers", () => send(3), "Three answers, side by side", "idle-only"));
   $("stop").addEventListener("click", stop);
   $("fresh").addEventListener("click", () => open(newChat({ settings: settingsForNew() })));
   $("open-settings").addEventListener("click", () => { showKeyProblem(""); $("settings").showModal(); });

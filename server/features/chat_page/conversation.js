@@ -2,37 +2,39 @@
 
 import { RunningAnswer } from "./answer.js";
 import { $, announce, create } from "./dom.js";
-import { chatFacts } from "./facts.js";
 import { download, fileName } from "./files.js";
-import { scrollToEnd } from "./scroll.js";
+import { isAtEnd, scrollToEnd } from "./scroll.js";
 import { streamChat } from "./server.js";
 import { requestFields, showSettings } from "./settings.js";
 import { exportState, saveState } from "./state_requests.js";
 import { showLoad } from "./status.js";
 import { comeBack, leave, rememberOpen, saveChat } from "./store.js";
-import { addTurn, forkOf, messagesOf, newChat, showTurn, shownTurns, title, turnsTo, versions } from "./tree.js";
-import { addAnswerTools, turnElement } from "./turns.js";
+import { addTurn, besideTurns, forkOf, messagesOf, newChat, showTurn, shownTurns, title, turnsTo, versions } from "./tree.js";
+import { addAnswerTools, besideElement, oldAnswer, turnElement } from "./turns.js";
+import { endUndo } from "./undo.js";
 
 const SAVE_EVERY_MS = 1000; // while an answer arrives
 
 let chat = newChat();
 let changed = () => {};
-let running = null; // the answer that arrives: { chat, parent, turn, answer, abort, loadBefore }
+let running = null; // the answers that arrive: { chat, parent, path, fields, answers, tokens, abort, saved, loadBefore }
 let load; // of the server, a second ago at most
 
 export const currentChat = () => chat;
 export const isRunning = () => Boolean(running);
+export const isUndecided = () => besideTurns(chat).length > 0;
 
 // Calls a listener when another conversation is shown, and when one begins or ends an answer.
 export const whenChanged = (listener) => { changed = listener; };
 
-const actions = { edit, answer: answerTo, regenerate, proceed, choose, fork, save: keepState, download: downloadState };
+const actions = { edit, answer: answerTo, regenerate, proceed, choose, fork, pick, save: keepState, download: downloadState };
 
 // --- showing
 
 export function openChat(other) {
   stop();
   showRunning(null);
+  endUndo();
   chat = other;
   showSettings(chat);
   showChat();
@@ -47,17 +49,18 @@ export function showChat() {
 }
 
 function showTurns(turns) {
-  const elements = turns.map((turn) => turnElement(chat, turn, actions));
-  if (chat.state) elements.unshift(originElement());
+  const beside = besideTurns(chat);
+  const elements = turns.slice(0, beside.length ? -1 : undefined).map((turn) => turnElement(chat, turn, actions));
+  if (beside.length) elements.push(besideElement(beside.map((turn) => oldAnswer(chat, turn, actions, true))));
+  if (chat.state) elements.unshift(originElement(chat.state));
   $("talk").replaceChildren(...elements);
   $("talk").hidden = elements.length === 0;
   $("welcome").hidden = elements.length > 0;
-  $("about").textContent = chatFacts(turns);
 }
 
-function originElement() {
-  const text = `This chat goes on from a saved state of ${chat.state.tokens.toLocaleString()} tokens.`;
-  return create("p", { className: "quiet origin" }, text);
+function originElement({ tokens, turn }) {
+  const what = turn ? "Other versions of its messages are not in the state." : "Its text can’t be shown.";
+  return create("p", { className: "quiet origin" }, `From a saved state of ${tokens.toLocaleString()} tokens. ${what}`);
 }
 
 function showRunning(now) {
@@ -80,24 +83,38 @@ function focusText() {
 
 // --- asking
 
-export function ask(text) {
-  answerTo(addTurn(chat, shownTurns(chat).at(-1), { role: "user", content: text }));
+// Asks for answers to a text, or for more answers to the last message.
+export function ask(text, count) {
+  endUndo();
+  const last = shownTurns(chat).findLast((turn) => turn.role === "user");
+  if (text) answerTo(addTurn(chat, shownTurns(chat).at(-1), { role: "user", content: text }), count);
+  else if (last) answerTo(last, count);
 }
 
 function edit(turn, text) {
   answerTo(addTurn(chat, { id: turn.parent }, { role: "user", content: text }));
 }
 
-function answerTo(turn) {
-  run(turn, { role: "assistant", content: "" });
+function answerTo(turn, count = 1) {
+  run(turn, Array.from({ length: count }, () => ({ role: "assistant", content: "" })), count > 1 ? { n: count } : {});
 }
 
-function regenerate(turn) {
-  answerTo(turnsTo(chat, turn).at(-2));
+function regenerate(turn, count) {
+  answerTo(turnsTo(chat, turn).at(-2), count);
 }
 
 function proceed(turn) {
-  run(turnsTo(chat, turn).at(-2), turn, { continue_final_message: true });
+  run(turnsTo(chat, turn).at(-2), [turn], { continue_final_message: true });
+}
+
+// Goes on with one of the answers that are shown side by side.
+function pick(turn) {
+  showTurn(chat, turn);
+  chat.beside = [];
+  saveChat(chat);
+  showChat();
+  announce("The chat goes on with this answer");
+  focusText();
 }
 
 function choose(turn, label) {
@@ -127,7 +144,7 @@ function fork(turn) {
 async function keepState(turn) {
   const of = chat;
   try {
-    const state = await saveState(turn.request);
+    const state = await saveState(turn.request, turn.index);
     turn.state = state.id;
     saveChat(of);
     if (chat !== of || running) return;
@@ -155,49 +172,69 @@ export function stop() {
 
 // --- answers
 
-// Lets the server answer a message, or continue an answer below it. What has come of the answer is stored with it.
-async function run(parent, turn, fields = {}) {
+// Lets the server answer a message, or continue an answer below it. What has come of the answers is stored with them.
+async function run(parent, turns, fields) {
   if (running) return;
-  const before = { ...turn };
-  const messages = messagesOf(turn.id ? turnsTo(chat, turn) : turnsTo(chat, parent));
-  const mine = { chat, parent, turn, abort: new AbortController(), saved: 0, loadBefore: load };
-  turn.end = "lost"; // until the server says more
+  const before = turns.map(({ content, end }) => ({ content, end }));
+  const path = turnsTo(chat, turns[0].id ? turns[0] : parent);
+  const mine = { chat, path, fields, parent, tokens: 0, abort: new AbortController(), saved: 0, loadBefore: load };
+  for (const turn of turns) turn.end = "lost"; // until the server says more
+  chat.beside = [];
   save(mine);
   showTurns(turnsTo(chat, parent));
   showError("");
-  mine.answer = new RunningAnswer(turn);
-  $("talk").append(mine.answer.element);
+  mine.answers = turns.map((turn) => new RunningAnswer(turn));
+  $("talk").append(besideElement(mine.answers.map(({ element }) => element)));
   scrollToEnd();
   showRunning(mine);
   announce("Waiting for the answer");
   changed();
-  const problem = await receive(mine, { ...requestFields(messages), ...origin(chat), ...fields });
-  const isNothingNew = turn.content === before.content;
-  if (isNothingNew && turn.end !== "stop") turn.end = before.end;
+  const problem = await receive(mine);
+  const isOld = (turn, place) => turn.content === before[place].content;
+  turns.forEach((turn, place) => { if (isOld(turn, place) && turn.end !== "stop") turn.end = before[place].end; });
   if (running === mine) showRunning(null);
   save(mine);
   changed();
-  if (chat !== mine.chat) return;
-  showEnd(mine, problem || (isNothingNew && turn.end === "stop" ? "The model ended its answer without any text." : ""));
+  const isNothing = turns.every((turn, place) => isOld(turn, place) && turn.end === "stop");
+  if (chat === mine.chat) showEnd(mine, problem || (isNothing ? "The model ended its answer without any text." : ""));
 }
 
-const origin = ({ state }) => (state ? { from_state: state.id } : {});
+// Returns the fields of a request for the answer after some turns, which goes on from the chat's state if it can.
+function requestOf({ state }, turns) {
+  const last = turns.findIndex(({ id }) => id === state?.turn); // of the state's turns
+  const isAfter = state && (!state.turn || (last >= 0 && last < turns.length - 1));
+  return isAfter
+    ? { ...requestFields(messagesOf(turns.slice(last + 1))), from_state: state.id }
+    : requestFields(messagesOf(turns));
+}
 
-// Returns what went wrong, in a line.
-async function receive(mine, fields) {
+// Returns what went wrong, in a line. A state whose text is known need not be there any more.
+async function receive(mine) {
+  const fields = { ...requestOf(mine.chat, mine.path), ...mine.fields };
   try {
     for await (const chunk of streamChat(fields, mine.abort.signal)) take(mine, chunk);
     return "";
   } catch (error) {
+    if (error.status === 404 && mine.chat.state?.turn) {
+      mine.chat.state = null;
+      return receive(mine);
+    }
     if (error.name !== "AbortError") return error.message;
-    if (mine.turn.end === "lost") mine.turn.end = "stopped";
+    for (const { turn } of mine.answers) if (turn.end === "lost") turn.end = "stopped";
     return "";
   }
 }
 
+// Takes a chunk, which has one answer's text, and the number of tokens of all answers.
 function take(mine, chunk) {
-  mine.answer.take(chunk);
-  if (mine.turn.content && !mine.turn.id) addTurn(mine.chat, mine.parent, mine.turn);
+  const answer = mine.answers[chunk.choices[0]?.index ?? 0];
+  const tokens = chunk.usage?.completion_tokens ?? mine.tokens;
+  answer.take(chunk, tokens - mine.tokens);
+  mine.tokens = tokens;
+  if (answer.turn.content && !answer.turn.id) {
+    addTurn(mine.chat, mine.parent, answer.turn);
+    mine.chat.beside = mine.answers.map(({ turn }) => turn.id).filter(Boolean);
+  }
   if (performance.now() - mine.saved > SAVE_EVERY_MS) save(mine);
 }
 
@@ -207,14 +244,17 @@ function save(mine) {
   saveChat(mine.chat);
 }
 
-function showEnd({ turn, answer }, problem) {
-  answer.end();
-  $("about").textContent = chatFacts(turnsTo(chat, turn));
-  if (turn.id) addAnswerTools(answer.element, chat, turn, actions);
-  else showChat();
+function showEnd({ answers }, problem) {
+  const follow = isAtEnd();
+  for (const answer of answers) answer.end();
+  const isBeside = answers.length > 1;
+  if (!answers.every(({ turn }) => turn.id)) showChat();
+  else for (const { element, turn } of answers) addAnswerTools(element, chat, turn, actions, isBeside);
+  if (follow) scrollToEnd();
   if (problem) showError(problem);
-  const stopped = turn.end === "stopped" ? "Stopped. " : "";
-  announce(turn.id ? `${stopped}Answer: ${answer.body.innerText}` : problem || "Stopped.");
+  const stopped = answers.some(({ turn }) => turn.end === "stopped") ? "Stopped. " : "";
+  const texts = answers.filter(({ turn }) => turn.id).map(({ body }) => `Answer: ${body.innerText}`);
+  announce(texts.length ? stopped + texts.join(" ") : problem || "Stopped.");
   focusText();
   showLoad();
 }
@@ -225,7 +265,7 @@ export function showReading(now) {
   load = now;
   if (!now || !running?.loadBefore) return;
   const read = (counts) => counts.prompt_tokens + counts.cached_tokens;
-  running.answer.showReading(read(now) - read(running.loadBefore));
+  for (const answer of running.answers) answer.showReading(read(now) - read(running.loadBefore));
 }
 
 addEventListener("pagehide", () => {

@@ -14,19 +14,29 @@ export function button(text, onClick, properties = {}) {
   return element;
 }
 
+// Returns a button with an icon, whose name is seen on hover and focus, and always on touch screens.
+export function tool(iconName, name, onClick, label, kind = "") {
+  const element = button("", onClick, { className: `tool ${kind}` });
+  element.setAttribute("aria-label", label);
+  element.append(icon(iconName), create("span", { className: "name" }, name));
+  return element;
+}
+
+const icon = (name) => $("icons").content.querySelector(`.${name}`).cloneNode(true);
+
 // A screen reader speaks it; nothing is seen.
 export function announce(text) {
   $("announcer").textContent = text;
 }
 
 export function copyButton(textOf, label) {
-  const element = button("Copy", async () => {
+  const element = tool("copy", "Copy", async () => {
     const copied = await copy(textOf());
-    element.textContent = copied ? "Copied" : "Not copied";
+    const show = (iconName, name) => element.replaceChildren(icon(iconName), create("span", { className: "name" }, name));
+    show(copied ? "check" : "copy", copied ? "Copied" : "Not copied");
     announce(element.textContent);
-    setTimeout(() => { element.textContent = "Copy"; }, 1500);
-  }, { className: "small" });
-  element.setAttribute("aria-label", label);
+    setTimeout(() => show("copy", "Copy"), 1500);
+  }, label);
   return element;
 }
 

@@ -56,7 +56,7 @@ function chatOfMarkdown(text) {
 }
 
 // Returns the conversation of messages in OpenAI's form, or null. The first one may be a system prompt.
-function chatOfMessages(messages, name = "") {
+export function chatOfMessages(messages, name = "") {
   const isSystem = Array.isArray(messages) && messages[0]?.role === "system";
   const turns = isSystem ? messages.slice(1) : messages;
   const settings = isSystem ? { system: String(messages[0].content) } : {};

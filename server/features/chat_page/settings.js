@@ -2,7 +2,9 @@
 
 import { $ } from "./dom.js";
 
-const DEFAULTS = { system: "", temperature: "0.7", "top-p": "", seed: "", "max-tokens": "" };
+const NUMBERS = ["temperature", "top-p", "top-k", "min-p", "presence-penalty", "frequency-penalty", "repetition-penalty", "seed"];
+const EMPTY = Object.fromEntries([...NUMBERS, "system", "stop-strings", "max-tokens"].map((id) => [id, ""]));
+const DEFAULTS = { ...EMPTY, temperature: "0.7" };
 const KEY = "roost";
 const FOR_NEW = "roost-settings"; // not "roost": earlier versions stored a default limit of 512 there
 
@@ -17,6 +19,7 @@ export function showSettings(chat) {
   const settings = { ...settingsForNew(), ...chat.settings };
   for (const id of Object.keys(DEFAULTS)) $(id).value = settings[id];
   showTemperature();
+  $("more-settings").open = [...$("more-settings").querySelectorAll("input, textarea")].some(({ value }) => value);
 }
 
 // Gives a chat the settings that are shown, and new chats, too, if that is wanted.
@@ -35,13 +38,13 @@ export function showTemperature() {
 // Fields of a chat completion request. An empty setting is left out, so that the server's default applies.
 export function requestFields(messages) {
   const system = $("system").value.trim();
-  const number = (id) => ($(id).value === "" ? undefined : Number($(id).value));
+  const stop = $("stop-strings").value.split("\n").filter(Boolean);
+  const numbers = NUMBERS.filter((id) => $(id).value).map((id) => [id.replaceAll("-", "_"), Number($(id).value)]);
   return {
     messages: system ? [{ role: "system", content: system }, ...messages] : messages,
-    temperature: Number($("temperature").value),
-    top_p: number("top-p"),
-    seed: number("seed"),
-    max_tokens: number("max-tokens") ?? Number($("max-tokens").placeholder),
+    max_tokens: Number($("max-tokens").value || $("max-tokens").placeholder),
+    ...Object.fromEntries(numbers),
+    ...(stop.length ? { stop } : {}),
   };
 }
 

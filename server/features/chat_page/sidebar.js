@@ -4,6 +4,7 @@ import { currentChat, openChat, showError } from "./conversation.js";
 import { $, button, create } from "./dom.js";
 import { chatsOf, downloadJson, downloadMarkdown } from "./files.js";
 import { settingsForNew } from "./settings.js";
+import { chatOfFile } from "./states.js";
 import { deleteChat, findChat, listChats, restoreChat, saveChat } from "./store.js";
 import { newChat, title } from "./tree.js";
 import { keepUndo, offerUndo } from "./undo.js";
@@ -17,7 +18,10 @@ export function setUpSidebar() {
   $("sidebar").addEventListener("close", () => { keepUndo(); showOpen(); });
   $("search").addEventListener("input", showChats);
   $("import").addEventListener("click", () => $("import-files").click());
-  $("import-files").addEventListener("change", importFiles);
+  $("import-files").addEventListener("change", () => importFiles($("import-files").files));
+  addEventListener("dragover", (event) => showDrop(event, event.dataTransfer.types.includes("Files")));
+  addEventListener("dragleave", (event) => { if (!event.relatedTarget) showDrop(event, false); });
+  addEventListener("drop", (event) => { if (showDrop(event, event.dataTransfer.files.length)) importFiles(event.dataTransfer.files); });
   $("export-all").addEventListener("click", () => downloadJson(listChats(), "chats"));
   $("delete-all").addEventListener("click", () => remove(listChats()));
   wide.addEventListener("change", place);
@@ -155,10 +159,21 @@ function remove(chats) {
   });
 }
 
-async function importFiles() {
+// Shows that files can be dropped, unless something else is dragged.
+function showDrop(event, areFiles) {
+  document.body.classList.toggle("dropping", event.type === "dragover" && Boolean(areFiles));
+  if (areFiles) event.preventDefault();
+  return areFiles;
+}
+
+// Imports chats that this page has written, or the files of states.
+async function importFiles(files) {
   const chats = [];
   try {
-    for (const file of $("import-files").files) chats.push(...chatsOf(await file.text(), file.name));
+    for (const file of files) {
+      if (/\.(json|md)$/.test(file.name)) chats.push(...chatsOf(await file.text(), file.name));
+      else chats.push(await chatOfFile(file));
+    }
   } catch (error) {
     showError(error.message);
   }

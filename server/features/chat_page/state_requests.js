@@ -6,7 +6,10 @@ const get = async (path) => (await request(path)).json();
 const post = async (path, options) => (await request(path, { method: "POST", ...options })).json();
 
 // Saves the state after an answer that has ended lately, by the id of its response.
-export const saveState = (id) => post("v1/states", { body: JSON.stringify({ request_id: id }) });
+export const saveState = (id, index = 0) => post("v1/states", { body: JSON.stringify({ request_id: id, index }) });
+
+// Returns a state, with the messages of the chat.
+export const readState = (id) => get(`v1/states/${id}`);
 
 // Returns the newest states, and whether there are more.
 export async function listStates() {

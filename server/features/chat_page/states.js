@@ -2,12 +2,12 @@
 
 import { openChat, showError } from "./conversation.js";
 import { $, button, create } from "./dom.js";
-import { download, fileName } from "./files.js";
+import { chatOfMessages, download, fileName } from "./files.js";
 import { settingsForNew } from "./settings.js";
-import { deleteState, exportState, importState, listStates } from "./state_requests.js";
-import { listChats } from "./store.js";
-import { newChat, title } from "./tree.js";
-import { keepUndo, offerUndo } from "./undo.js";
+import { deleteState, exportState, importState, listStates, readState } from "./state_requests.js";
+import { listChats, saveChat } from "./store.js";
+import { newChat, shownTurns, title } from "./tree.js";
+import { endUndo, keepUndo, offerUndo } from "./undo.js";
 
 const UNDO_MS = 10_000; // until the server deletes a state
 
@@ -16,8 +16,6 @@ const deleting = new Set();
 export function setUpStates() {
   $("open-states").addEventListener("click", openDialog);
   $("states").addEventListener("close", keepUndo);
-  $("open-state-file").addEventListener("click", () => $("state-file").click());
-  $("state-file").addEventListener("change", () => attempt(openFile));
 }
 
 function openDialog() {
@@ -45,7 +43,8 @@ async function showStates() {
 }
 
 function row(state) {
-  const name = nameOf(state);
+  const known = nameOf(state);
+  const name = known ?? `State ${state.id.slice(-6)}`;
   const when = new Date(state.created * 1000).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
   const size = `${state.tokens.toLocaleString()} tokens · ${Math.ceil(state.bytes / 1024).toLocaleString()} KiB · ${when}`;
   const tool = (text, action) => {
@@ -55,7 +54,7 @@ function row(state) {
   };
   return create("li", {}, create("span", { dir: "auto" }, name), create("span", { className: "quiet" }, size),
     create("div", { className: "tools" },
-      tool("Open", () => openState(state, name)),
+      tool("Open", async () => open(chatOfState(await readState(state.id), known, name))),
       tool("Download", async () => download(`${fileName(name)}.state`, await exportState(state.id))),
       tool("Delete", () => remove(state, name))));
 }
@@ -63,27 +62,38 @@ function row(state) {
 // Returns the title of the chat that the state was saved from, or that continues it.
 function nameOf({ id }) {
   const chat = listChats().find((each) => each.state?.id === id || each.turns.some((turn) => turn.state === id));
-  return chat ? title(chat) : `State ${id.slice(-6)}`;
+  return chat && title(chat);
 }
 
-function openState({ id, tokens }, name) {
+function open(chat) {
   $("states").close();
-  openChat(newChat({ title: name, state: { id, tokens }, settings: { ...settingsForNew(), system: "" } }));
+  saveChat(chat);
+  openChat(chat);
   $("text").focus();
 }
 
-async function openFile() {
-  const [file] = $("state-file").files;
-  const state = await importState(file);
-  $("state-file").value = "";
-  openState(state, file.name.replace(/\.state$/, ""));
+// Returns a chat with the messages of a state, if its tokens are those of a chat, that goes on from it.
+function chatOfState({ id, tokens, messages }, name, nameWithoutText = name) {
+  const chat = chatOfMessages(messages) ?? newChat();
+  const last = shownTurns(chat).at(-1);
+  if (last) last.state = id;
+  const isName = name && fileName(name) !== fileName(title(chat)); // rather than the beginning of the first message
+  chat.title = last ? (isName ? name : "") : nameWithoutText;
+  chat.state = { id, tokens, turn: last?.id ?? "" };
+  chat.settings = { ...settingsForNew(), system: "", ...chat.settings };
+  return chat;
+}
+
+// Returns the chat of a state's file, which is named after a chat and may have got a number by the browser.
+export async function chatOfFile(file) {
+  return chatOfState(await importState(file), file.name.replace(/( \(\d+\))?\.\w+$/, "").replaceAll("-", " "));
 }
 
 // Lets the server delete a state once it is too late to undo that.
 function remove({ id }, name) {
   deleting.add(id);
-  const timer = setTimeout(() => { hide(); attempt(() => deleteState(id)); }, UNDO_MS);
-  const hide = offerUndo(`Deleted the state “${name}”`, () => {
+  const timer = setTimeout(() => { endUndo(); attempt(() => deleteState(id)); }, UNDO_MS);
+  offerUndo(`Deleted the state “${name}”`, () => {
     clearTimeout(timer);
     deleting.delete(id);
     attempt(showStates);

@@ -1,8 +1,12 @@
 // A conversation as a tree of turns: Edit and Regenerate add siblings, and no turn is ever removed.
 //
-// A chat is { id, updated, title, settings, turns, shown }. A turn is { id, parent, role, content } and, for an answer,
+// A chat is { id, updated, title, settings, turns, shown, beside, state }: `beside` has the ids of answers that are shown side
+// by side, `state` is { id, tokens, turn } of the saved state that the chat began with, after whose last turn new messages
+// go on from it. A turn is { id, parent, role, content } and, for an answer,
 // how it ended and what the server said of it; see answer.js. `shown` has the visible child of each parent. Fields are
 // replaced, never changed inside, so that a copy of each turn tells what has changed since.
+
+const MAX_MESSAGES = 16_384; // of a request
 
 export function newId() {
   return [...crypto.getRandomValues(new Uint32Array(2))].map((part) => part.toString(36)).join("");
@@ -20,6 +24,12 @@ export function addTurn(chat, parent, fields) {
   return turn;
 }
 
+// Returns the answers that are shown side by side, until one of them is picked.
+export function besideTurns(chat) {
+  const turns = chat.turns.filter((turn) => chat.beside?.includes(turn.id));
+  return turns.length > 1 && turns.includes(shownTurns(chat).at(-1)) ? turns : [];
+}
+
 export function showTurn(chat, turn) {
   chat.shown = { ...chat.shown, [turn.parent]: turn.id };
 }
@@ -31,14 +41,14 @@ export function versions(chat, turn) {
 
 // Returns the turns that are shown, the first one first.
 export function shownTurns(chat) {
+  const children = new Map(); // the shown one of each parent, or the last one
+  for (const turn of chat.turns) {
+    const other = children.get(turn.parent);
+    if (!other || other.id !== chat.shown[turn.parent]) children.set(turn.parent, turn);
+  }
   const turns = [];
-  for (let turn = shownChild(chat, ""); turn; turn = shownChild(chat, turn.id)) turns.push(turn);
+  for (let turn = children.get(""); turn; turn = children.get(turn.id)) turns.push(turn);
   return turns;
-}
-
-function shownChild(chat, parent) {
-  const children = chat.turns.filter((turn) => turn.parent === parent);
-  return children.find((turn) => turn.id === chat.shown[parent]) ?? children.at(-1);
 }
 
 // Returns the turns from the first one to this one.
@@ -89,10 +99,9 @@ export function applyChanges(chat, { turns, ...fields }) {
 export const messagesOf = (turns) => turns.map(({ role, content }) => ({ role, content }));
 
 export function chatOf(messages, fields = {}) {
-  const chat = newChat(fields);
-  let last;
-  for (const { role, content } of messages) last = addTurn(chat, last, { role, content });
-  return chat;
+  const turns = [];
+  for (const { role, content } of messages) turns.push({ id: newId(), parent: turns.at(-1)?.id ?? "", role, content });
+  return newChat({ ...fields, turns });
 }
 
 export function title(chat) {
@@ -102,7 +111,8 @@ export function title(chat) {
 const isMessage = (value) => ["user", "assistant"].includes(value?.role) && typeof value.content === "string";
 
 // Returns whether messages, such as those of a file, can become a conversation.
-export const areMessages = (value) => Array.isArray(value) && value.length > 0 && value.every(isMessage);
+export const areMessages = (value) =>
+  Array.isArray(value) && value.length > 0 && value.length <= MAX_MESSAGES && value.every(isMessage);
 
 const isId = (value) => typeof value === "string" && /^\w{1,40}$/.test(value);
 
@@ -116,7 +126,7 @@ export function checkedChat(value) {
   return newChat({
     turns: turns.map(checkedTurn), updated: Number(updated) || 0, title: typeof name === "string" ? name : "",
     settings: stringsOf(settings), shown: stringsOf(shown),
-    ...(isId(state?.id) ? { state: { id: state.id, tokens: Number(state.tokens) || 0 } } : {}),
+    ...(isId(state?.id) ? { state: { id: state.id, tokens: Number(state.tokens) || 0, turn: String(state.turn ?? "") } } : {}),
   });
 }
 

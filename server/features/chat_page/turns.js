@@ -1,10 +1,10 @@
 // The turns of a conversation as elements.
 //
 // `actions` has what their tools do: edit(turn, text), answer(turn), regenerate(turn), proceed(turn), choose(turn),
-// fork(turn), save(turn), download(turn).
+// fork(turn), pick(turn), save(turn), download(turn).
 
-import { button, copyButton, create } from "./dom.js";
-import { facts, isUnfinished } from "./facts.js";
+import { button, copyButton, create, tool } from "./dom.js";
+import { factList, factsOf, isUnfinished } from "./facts.js";
 import { foldable } from "./fold.js";
 import { MarkdownView } from "./markdown.js";
 import { versions } from "./tree.js";
@@ -16,10 +16,10 @@ export function turnElement(chat, turn, actions) {
 function userElement(chat, turn, actions) {
   const element = elementOf("user", "You", ...foldable(turn.content));
   element.dataset.turn = turn.id;
-  const edit = tool("Edit", () => editTurn(element, turn, actions), "Edit message");
-  const again = tool("Try again", () => actions.answer(turn), "Try again to get an answer", "last-only");
-  element.append(toolbar(copyButton(() => turn.content, "Copy message"), edit, again, forkTool(turn, actions),
-    ...versionTools(chat, turn, actions)));
+  const edit = idleTool("edit", "Edit", () => editTurn(element, turn, actions), "Edit message");
+  const again = idleTool("again", "Try again", () => actions.answer(turn), "Try again to get an answer", "last-only");
+  element.append(create("div", { className: "foot" }, toolbar(copyButton(() => turn.content, "Copy message"), edit, again,
+    forkTool(turn, actions), ...versionTools(chat, turn, actions))));
   return element;
 }
 
@@ -48,37 +48,52 @@ export function isSendKey(event) {
   return event.key === "Enter" && !event.shiftKey && !event.isComposing;
 }
 
-function oldAnswer(chat, turn, actions) {
+export function oldAnswer(chat, turn, actions, isBeside = false) {
   const body = create("div", { className: "body" });
   new MarkdownView(body).show(turn.content);
-  const element = answerElement(body, create("div", { className: "quiet note" }, facts(turn)));
-  addAnswerTools(element, chat, turn, actions);
+  const element = answerElement(body, factList(factsOf(turn)));
+  addAnswerTools(element, chat, turn, actions, isBeside);
   return element;
 }
 
-export function answerElement(...children) {
-  return elementOf("assistant", "Answer", ...children);
+export function answerElement(body, facts) {
+  return elementOf("assistant", "Answer", body, create("div", { className: "foot" }, facts));
 }
 
-export function addAnswerTools(element, chat, turn, actions) {
+// Returns answers as one element: side by side if there are several.
+export function besideElement(elements) {
+  return elements.length === 1 ? elements[0] : create("div", { className: "beside" }, ...elements);
+}
+
+export function addAnswerTools(element, chat, turn, actions, isBeside) {
   element.dataset.turn = turn.id;
+  const copy = copyButton(() => turn.content, "Copy answer");
+  const tools = isBeside
+    ? [button("Go on with this", () => actions.pick(turn), { className: "pick idle-only" }), copy]
+    : [copy, ...answerTools(chat, turn, actions)];
+  element.querySelector(".foot").prepend(toolbar(...tools));
+}
+
+function answerTools(chat, turn, actions) {
   const tools = [
-    copyButton(() => turn.content, "Copy answer"),
-    tool("Regenerate", () => actions.regenerate(turn), "Regenerate answer"),
+    idleTool("again", "Regenerate", () => actions.regenerate(turn), "Regenerate answer"),
+    idleTool("three", "Three more", () => actions.regenerate(turn, 3), "Three more answers, side by side"),
   ];
-  if (isUnfinished(turn)) tools.push(tool("Continue", () => actions.proceed(turn), "Continue answer", "last-only"));
-  tools.push(forkTool(turn, actions), ...stateTools(turn, actions), ...versionTools(chat, turn, actions));
-  element.append(toolbar(...tools));
+  const proceed = () => actions.proceed(turn);
+  if (isUnfinished(turn)) tools.push(idleTool("continue", "Continue", proceed, "Continue answer", "last-only"));
+  return [...tools, forkTool(turn, actions), ...stateTools(turn, actions), ...versionTools(chat, turn, actions)];
 }
 
 function forkTool(turn, actions) {
-  return tool("Fork", () => actions.fork(turn), "Fork from here, into a new chat");
+  return idleTool("fork", "Fork", () => actions.fork(turn), "Fork from here, into a new chat");
 }
 
 // Returns what can be done with the server's state after an answer.
 function stateTools(turn, actions) {
-  if (turn.state) return [tool("Download state", () => actions.download(turn), "Download state of this answer", "states-only")];
-  return turn.request ? [tool("Save state", () => actions.save(turn), "Save state after this answer", "states-only")] : [];
+  const download = () => actions.download(turn);
+  const save = () => actions.save(turn);
+  if (turn.state) return [idleTool("download", "Download", download, "Download state of this answer", "states-only")];
+  return turn.request ? [idleTool("save", "Save state", save, "Save state after this answer", "states-only")] : [];
 }
 
 // Returns `‹ 2/3 ›` for a turn that has alternatives.
@@ -87,7 +102,8 @@ function versionTools(chat, turn, actions) {
   if (all.length < 2) return [];
   const place = all.indexOf(turn);
   const step = (text, by, label) => {
-    const element = tool(text, () => actions.choose(all[place + by], label), label, "version");
+    const element = button(text, () => actions.choose(all[place + by], label), { className: "small version idle-only" });
+    element.setAttribute("aria-label", label);
     element.disabled = !all[place + by];
     return element;
   };
@@ -95,11 +111,7 @@ function versionTools(chat, turn, actions) {
   return [step("‹", -1, "Previous version"), count, step("›", 1, "Next version")];
 }
 
-function tool(text, onClick, label, kind = "") {
-  const element = button(text, onClick, { className: `small idle-only ${kind}` });
-  element.setAttribute("aria-label", label);
-  return element;
-}
+const idleTool = (icon, name, onClick, label, kind = "") => tool(icon, name, onClick, label, `idle-only ${kind}`);
 
 function elementOf(role, label, ...children) {
   const element = create("article", { className: `turn ${role}` }, ...children);

@@ -1,22 +1,26 @@
-// A line that offers to undo what has just been done. It stays until it is dismissed or another one takes its place.
+// A line that offers to undo what has just been done. It stays until it is dismissed, another one takes its place, or the chat
+// goes on or is left. It takes room of its own, so that it covers nothing.
 
 import { $ } from "./dom.js";
+import { isAtEnd, scrollToEnd } from "./scroll.js";
 
-// Returns what hides the line, for when it is too late.
 export function offerUndo(text, undo) {
   $("undo-text").textContent = text;
-  $("undo-do").onclick = () => { hide(); undo(); };
-  $("undo-dismiss").onclick = hide;
-  (document.querySelector("dialog:modal") ?? document.body).append($("undo")); // all else is inert beside a modal dialog
+  $("undo-do").onclick = () => { endUndo(); undo(); };
+  $("undo-dismiss").onclick = endUndo;
+  const dialog = document.querySelector("dialog:modal"); // all else is inert beside it
+  if (dialog) dialog.append($("undo"));
+  else keepUndo();
+  const wasAtEnd = isAtEnd();
   $("undo").hidden = false;
-  return hide;
+  if (wasAtEnd) scrollToEnd();
 }
 
 // Keeps the line in view when the dialog closes that it is in.
 export function keepUndo() {
-  document.body.append($("undo"));
+  $("ask").prepend($("undo"));
 }
 
-function hide() {
+export function endUndo() {
   $("undo").hidden = true;
 }

@@ -56,6 +56,18 @@ console.log(JSON.stringify({ ours, theirs, changes, none: changesOf(stored, copy
 """
 
 
+MESSAGES = """
+import { areMessages, chatOf, shownTurns } from "./tree.js";
+
+const messages = (count) => Array.from({ length: count }, (_, place) => ({ role: "user", content: String(place) }));
+const shown = shownTurns(chatOf(messages(16384)));
+console.log(JSON.stringify({
+  all: shown.length === 16384 && shown.every(({ content }, place) => content === String(place)),
+  are: [1, 16384, 16385].map((count) => areMessages(messages(count))),
+}));
+"""
+
+
 def run(text: str, folder: Path, *files: str) -> dict[str, Any]:
     """Returns what a program for Node prints that imports some of the page's files."""
     node = program("node", "nodejs")
@@ -102,3 +114,8 @@ def test_tabs_keep_what_each_other_changed(tmp_path: Path) -> None:
     assert change == {"id": answer["id"], "content": "Half an answer.", "end": "stop", "usage": {"total": 3}}
     assert set(tabs["changes"]) == {"id", "turns"}
     assert tabs["none"]["turns"] == []
+
+
+def test_a_file_of_countless_messages_is_no_chat(tmp_path: Path) -> None:
+    """A hostile one would keep the page busy, and again whenever it is loaded."""
+    assert run(MESSAGES, tmp_path, "tree.js") == {"all": True, "are": [True, True, False]}
