@@ -106,15 +106,21 @@ class Browser:
         self._devtools("Emulation.setEmulatedMedia", features=wanted)
 
     def screenshot(self, path: Path) -> None:
-        path.write_bytes(b64decode(self._session.get("screenshot").json()["value"]))
+        """Saves what is shown, as PNG or WebP by the path's suffix."""
+        shown = self._devtools("Page.captureScreenshot", format=path.suffix[1:])
+        path.write_bytes(b64decode(shown["data"]))
+
+    def point_away(self) -> None:
+        """Moves the mouse to the corner, where it points at nothing."""
+        self._devtools("Input.dispatchMouseEvent", type="mouseMoved", x=0, y=0)
 
     def complaints(self) -> list[str]:
         """Returns the console's errors and policy violations since the last call."""
         entries = self._post("se/log", type="browser")
         return [entry["message"] for entry in entries if entry["level"] in ("SEVERE", "WARNING")]
 
-    def _devtools(self, command: str, **params: Any) -> None:
-        self._post("goog/cdp/execute", cmd=command, params=params)
+    def _devtools(self, command: str, **params: Any) -> Any:
+        return self._post("goog/cdp/execute", cmd=command, params=params)
 
     def _find(self, selector: str) -> str:
         return self._post("element", using="css selector", value=selector)[_ELEMENT]
@@ -155,10 +161,13 @@ def _port(process: subprocess.Popen[str]) -> int:
     raise AssertionError("chromedriver did not start")
 
 
+_MOUSE = "--blink-settings=primaryHoverType=2,availableHoverTypes=2,primaryPointerType=4,availablePointerTypes=4"
+"""Option of a browser on a computer with a mouse, which a headless one has not."""
+
 _CAPABILITIES = {
     "goog:chromeOptions": {
         "binary": BROWSER,
-        "args": ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1100,800"],
+        "args": ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1100,800", _MOUSE],
     },
     "goog:loggingPrefs": {"browser": "ALL"},
     "timeouts": {"implicit": 30_000},
