@@ -70,26 +70,23 @@ def bucket_with(objects: dict[str, bytes]) -> Iterator[FakeBucket]:
         server.shutdown()
 
 
-def environment(url: str) -> dict[str, str]:
-    """Returns the variables with which buckets of both kinds are looked for at an address, without credentials."""
-    return {
+def use(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Sets the variables with which buckets of both kinds are looked for at an address, without credentials."""
+    variables = {
         "GOOGLE_BASE_URL": url,
         "GOOGLE_SKIP_SIGNATURE": "true",
         "AWS_ENDPOINT_URL": url,
         "AWS_REGION": "us-east-1",
         "AWS_SKIP_SIGNATURE": "true",
     }
-
-
-def use(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """Sets those variables."""
-    for name, value in environment(url).items():
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
 
 
 class _Handler(BaseHTTPRequestHandler):
     served: FakeBucket
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # one packet for head and body: the kernel would hold the second until the first is acknowledged
 
     def do_GET(self) -> None:
         url = urlsplit(self.path)

@@ -106,27 +106,27 @@ def test_a_model_is_downloaded_once_and_served(fake: FakeKaggle) -> None:
     kaggle.fetch(f"{HANDLE}/3")
 
 
-@pytest.mark.parametrize("status", [401, 403])
-def test_a_licence_that_is_not_accepted_says_what_to_click(fake: FakeKaggle, status: int) -> None:
+ACCEPT = "open https://www.kaggle.com/models/google/recurrentgemma, log in, and accept the licence"
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        *((status, f"access is refused ({status}): {ACCEPT}") for status in (401, 403)),
+        (404, "no such model; it is owner/model/framework/variation"),
+        (500, "Kaggle responded with status 500; try again later"),
+    ],
+)
+def test_a_status_is_explained(fake: FakeKaggle, status: int, said: str) -> None:
     fake.status = status
     text = refusal()
-    assert f"access is refused ({status}): open https://www.kaggle.com/models/google/recurrentgemma, log in" in text
-    assert "set KAGGLE_API_TOKEN" in text
-
-
-def test_a_model_that_is_not_there(fake: FakeKaggle) -> None:
-    fake.status = 404
-    assert "no such model; it is owner/model/framework/variation" in refusal()
+    assert said in text
+    assert ("set KAGGLE_API_TOKEN" in text) is (status in (401, 403))
 
 
 def test_what_is_no_handle(fake: FakeKaggle) -> None:
     assert "Invalid model handle" in refusal("google/recurrentgemma")
     assert not fake.requests
-
-
-def test_a_kaggle_that_is_down(fake: FakeKaggle) -> None:
-    fake.status = 500
-    assert "Kaggle responded with status 500; try again later" in refusal()
 
 
 def test_what_is_cut_off_is_told_and_gone_on_with(fake: FakeKaggle) -> None:
