@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import pytest
 import sentencepiece
 import tokenizers
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from roost.server.text.detokenizer import Detokenizer
 from roost.server.text.piece_tokenizer import HFTokenizer, SentencePieceTokenizer
 from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
 from roost.server.text.tokenizer import TokenIdsOnly, Tokenizer
+from sweeps import examples
 from tokenizer_files import hf_json, train_sentencepiece
 from tokenizers import decoders, normalizers, pre_tokenizers
 
@@ -62,9 +63,12 @@ CUTS = st.lists(st.integers(0, 1000), max_size=30)
 
 
 class TestAnySplit:
-    @settings(max_examples=500)
+    @examples(100, sweep=2000)
     @given(segments=SEGMENTS, stop=STOPS, cuts=CUTS, include_stop=st.booleans())
     @example(segments=["aabaab"], stop=["aab", "ab"], cuts=[1, 2], include_stop=False)
+    @example(segments=["xabcdef"], stop=["abcdef", "cd"], cuts=[2], include_stop=False)  # the first complete one
+    @example(segments=["xabcd"], stop=["cd", "abcd", "d"], cuts=[], include_stop=False)  # the longest one
+    @example(segments=["x.\ny"], stop=[".\n"], cuts=[], include_stop=True)
     def test_joined_deltas_equal_the_whole(
         self, segments: list[str | int], stop: list[str], cuts: list[int], include_stop: bool
     ) -> None:
@@ -73,7 +77,7 @@ class TestAnySplit:
         joined = "".join(stream(detokenizer, pushes(ids, cuts)))
         assert (joined, detokenizer.stop_string) == reference(TOKENIZER.decode(ids), stop, include_stop)
 
-    @settings(max_examples=200)
+    @examples(60, sweep=1000)
     @given(text=st.text("abc", max_size=30), stop=st.lists(st.text("abc", min_size=1, max_size=5), min_size=1))
     def test_only_a_prefix_of_a_stop_string_is_held_back(self, text: str, stop: list[str]) -> None:
         detokenizer = Detokenizer(TOKENIZER, stop)
@@ -86,14 +90,14 @@ class TestAnySplit:
             held = max((len(b) for b in beginnings if text[:end].endswith(b)), default=0)
             assert sent == text[: end - held]
 
-    @settings(max_examples=200)
+    @examples(60, sweep=1000)
     @given(text=st.lists(st.sampled_from(SCRIPTS[:-1])).map("".join))
     def test_no_delta_has_half_a_character(self, text: str) -> None:
         deltas = stream(Detokenizer(TOKENIZER), [[token_id] for token_id in TOKENIZER.encode(text)])
         assert not any("�" in delta for delta in deltas)
         assert "".join(deltas) == text
 
-    @settings(max_examples=500)
+    @examples(100, sweep=2000)
     @given(segments=SEGMENTS, stop=STOPS, cuts=CUTS, include_stop=st.booleans())
     @example(segments=["aab"], stop=["b"], cuts=[], include_stop=False)
     def test_num_sent_counts_tokens_whose_text_was_returned(
@@ -178,7 +182,7 @@ def prefixing(kind: str) -> Prefixing:
 
 @pytest.mark.parametrize("kind", PREFIXING)
 class TestTokenizersThatPrefix:
-    @settings(max_examples=150)
+    @examples(30, sweep=600)
     @given(ids=st.lists(st.integers(0, 499), max_size=24), stop=STOPS, cuts=CUTS)
     def test_joined_deltas_equal_the_whole_for_any_ids(
         self, kind: str, ids: list[int], stop: list[str], cuts: list[int]
@@ -188,7 +192,7 @@ class TestTokenizersThatPrefix:
         joined = "".join(stream(detokenizer, pushes(ids, cuts)))
         assert (joined, detokenizer.stop_string) == reference(tokenizer.decode(ids), stop, include_stop=False)
 
-    @settings(max_examples=150)
+    @examples(30, sweep=600)
     @given(text=st.lists(st.sampled_from([*SCRIPTS[:-1], "river", " river", "the"])).map("".join), cuts=CUTS)
     @example(text=" river", cuts=[])
     def test_text_decodes_like_the_library(self, kind: str, text: str, cuts: list[int]) -> None:
@@ -199,7 +203,7 @@ class TestTokenizersThatPrefix:
         assert joined.removeprefix(" ") == library_decode(ids)
         assert joined.startswith((" ", "\n")) or not text
 
-    @settings(max_examples=50)
+    @examples(20, sweep=200)
     @given(text=st.lists(st.sampled_from(["river", " ", "the", "a", "\n"])).map("".join), cut=st.integers(0, 99))
     def test_output_keeps_its_leading_space(self, kind: str, text: str, cut: int) -> None:
         """Prompt and output, decoded separately, join to the whole text, wherever the output starts."""
@@ -253,15 +257,6 @@ class TestStopStrings:
         detokenizer.push(TOKENIZER.encode("a"))
         assert (detokenizer.finish(), detokenizer.finish()) == ("a", "")
 
-    def test_first_to_be_complete_wins(self) -> None:
-        assert _stopped("xabcdef", ["abcdef", "cd"]) == ("xab", "cd")
-
-    def test_longest_of_those_complete_together_wins(self) -> None:
-        assert _stopped("xabcd", ["cd", "abcd", "d"]) == ("x", "abcd")
-
-    def test_may_be_part_of_the_text(self) -> None:
-        assert _stopped("x.\ny", [".\n"], include_stop=True) == ("x.\n", ".\n")
-
     def test_must_not_be_empty(self) -> None:
         with pytest.raises(ValueError, match="stop string must not be empty"):
             Detokenizer(TOKENIZER, ["a", ""])
@@ -279,8 +274,3 @@ def test_cost_of_a_token_does_not_grow_with_the_text() -> None:
     for _ in range(20_000):
         detokenizer.push(ids)
     assert time.process_time() - start < 10  # about 0.1 s; quadratic work would take minutes
-
-
-def _stopped(text: str, stop: list[str], *, include_stop: bool = False) -> tuple[str, str | None]:
-    detokenizer = Detokenizer(TOKENIZER, stop, include_stop=include_stop)
-    return "".join(stream(detokenizer, [[i] for i in TOKENIZER.encode(text)])), detokenizer.stop_string
