@@ -15,7 +15,9 @@ async def message(client: httpx.AsyncClient, path: str, **fields: Any) -> str:
     base = {CHAT: {"messages": HI}, "/v1/responses": {"input": "hi"}}.get(path, {})
     response = await client.post(path, json=base | fields)
     assert response.status_code == 400
-    text = response.json()["error"]["message"]
+    error = response.json()["error"]
+    assert (error["type"], error["code"]) == ("invalid_request_error", None)
+    text = error["message"]
     assert isinstance(text, str)
     assert "\n" not in text
     assert not any(word in text for word in PYDANTIC), text
@@ -29,10 +31,6 @@ async def message(client: httpx.AsyncClient, path: str, **fields: Any) -> str:
         ({"messages": "x"}, 'messages must be an array, got "x"'),
         ({"messages": [1]}, "messages[0] must be an object, got 1"),
         ({"messages": [{"content": "x"}]}, "messages[0].role is required"),
-        (
-            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-            "messages[0].content[0]: the model reads text, and no image_url",
-        ),
         ({"temperature": 3}, "temperature must be at most 2, got 3"),
         ({"temperature": "hot"}, 'temperature must be a number, got "hot"'),
         ({"n": 0}, "n must be at least 1, got 0"),

@@ -32,6 +32,7 @@ async def test_body_over_the_maximum_size_is_refused(small: httpx.AsyncClient) -
             response = await small.post("/v1/completions", content=body, headers=JSON)
             assert response.status_code == status
             assert status == 200 or response.json()["error"]["code"] == "request_too_large"
+    assert (await small.post("/nowhere", content=content, headers=JSON)).status_code == 413
 
 
 async def test_bodies_over_the_shared_budget_are_refused(small: httpx.AsyncClient) -> None:

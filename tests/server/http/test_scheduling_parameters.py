@@ -8,7 +8,14 @@ import httpx
 import pytest
 from fake_engine import FakeEngine
 from fake_server import make_service, served_model, until
-from roost.engine import ConstraintError, NumericError, QueueFullError, QueueTimeoutError, RequestTimeoutError
+from roost.engine import (
+    ConstraintError,
+    EngineDeadError,
+    NumericError,
+    QueueFullError,
+    QueueTimeoutError,
+    RequestTimeoutError,
+)
 from roost.server.app import create_app
 from roost.server.errors.request_errors import from_exception
 from roost.server.text.tokenizer import Tokenizer
@@ -59,6 +66,7 @@ async def test_times_that_are_none(client: httpx.AsyncClient, name: str, value: 
         (QueueTimeoutError("late"), 503, "queue_timeout", ("1", "1000", None)),
         (RequestTimeoutError("late"), 504, "request_timeout", (None, None, "false")),
         (ConstraintError("no"), 400, "constraint_failed", (None, None, None)),
+        (EngineDeadError("dead"), 503, "engine_unavailable", ("1", "1000", None)),
         (NumericError("nan"), 500, "numeric_error", (None, None, None)),
     ],
 )

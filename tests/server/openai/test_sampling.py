@@ -91,7 +91,7 @@ async def test_responses_have_penalties_and_variables(client: httpx.AsyncClient,
 
 
 @pytest.mark.parametrize(
-    ("bias", "named"), [({"five": 1}, "'five'"), ({"7": 1, "-5": 1}, "'-5'"), ({"7": 1, "600": 2}, "600")]
+    ("bias", "named"), [({"five": 1}, "the key 'five'"), ({"7": 1, "-5": 1}, "'-5'"), ({"7": 1, "600": 2}, "600")]
 )
 async def test_an_error_of_a_bias_names_its_key(client: httpx.AsyncClient, bias: dict[str, float], named: str) -> None:
     error = (await complete(client, logit_bias=bias)).json()["error"]
@@ -151,7 +151,6 @@ async def test_best_of_makes_more_than_it_tells(client: httpx.AsyncClient, engin
         ({"n": 3, "best_of": 2}, "best_of must be at least n, which is 3"),
         ({"best_of": 2, "stream": True}, "best_of larger than n cannot be streamed"),
         ({"logprob_token_ids": [5]}, "logprob_token_ids needs logprobs"),
-        ({"logit_bias": {"x": 1}}, "logit_bias: the key"),
         ({"allowed_token_ids": [1], "min_tokens": 1}, "min_tokens must be 0 where all of allowed_token_ids end"),
         (
             {"allowed_token_ids": [5, 5], "stop_token_ids": [5], "min_tokens": 2},
