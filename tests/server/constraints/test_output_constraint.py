@@ -71,12 +71,15 @@ async def text_of(client: httpx.AsyncClient, path: str, **fields: Any) -> str:
     return choice["text"] if "text" in choice else choice["message"]["content"]
 
 
-@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(("fields", "answers"), CONSTRAINTS)
-async def test_every_spelling(
-    client: httpx.AsyncClient, path: str, fields: dict[str, Any], answers: tuple[str]
-) -> None:
-    assert await text_of(client, path, **fields) in answers
+async def test_every_spelling(client: httpx.AsyncClient, fields: dict[str, Any], answers: tuple[str]) -> None:
+    assert await text_of(client, "/v1/completions", **fields) in answers
+
+
+async def test_a_chat_takes_the_same_fields(client: httpx.AsyncClient) -> None:
+    """The same functions convert them."""
+    for fields, answers in (CONSTRAINTS[0], CONSTRAINTS[3], CONSTRAINTS[-1]):
+        assert await text_of(client, "/v1/chat/completions", **fields) in answers
 
 
 async def test_any_object(client: httpx.AsyncClient, engine: FakeEngine, tokenizer: Any) -> None:
@@ -253,13 +256,12 @@ async def test_responses_have_a_format_of_their_own(client: httpx.AsyncClient, s
 async def test_what_cannot_be_done_is_named(
     client: httpx.AsyncClient, engine: FakeEngine, fields: dict[str, Any], param: str, named: str
 ) -> None:
-    for path, given in PATHS.items():
-        response = await client.post(path, json={**given, **fields})
-        assert response.status_code == 400, response.text
-        error = response.json()["error"]
-        assert error["param"] == param
-        assert named in error["message"]
-        assert "\n" not in error["message"]
+    response = await client.post("/v1/completions", json={**PATHS["/v1/completions"], **fields})
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert error["param"] == param
+    assert named in error["message"]
+    assert "\n" not in error["message"]
     assert not engine.requests
 
 

@@ -7,11 +7,12 @@ import random
 from typing import Any
 
 import jsonschema
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from roost.server.constraints.grammar import GrammarCompiler, json_spec
 from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
 from roost.server.text.tokenizer import Tokenizer
+from sweeps import examples
 from walk import TooLongError, walk
 
 NAMES = st.text('abcé"\\ {', min_size=1, max_size=4)
@@ -75,7 +76,7 @@ def walked(schema: dict[str, Any], tokenizer: Tokenizer, choose: random.Random) 
     return asyncio.run(compile_and_walk())
 
 
-@settings(max_examples=80)
+@examples(40, sweep=1000)
 @given(schema=SCHEMAS, seed=st.integers(0, 2**32))
 def test_any_walk_ends_in_json_of_the_schema(schema: dict[str, Any], seed: int) -> None:
     try:
@@ -87,7 +88,7 @@ def test_any_walk_ends_in_json_of_the_schema(schema: dict[str, Any], seed: int) 
     assert "\n" not in text
 
 
-@settings(max_examples=15)
+@examples(5, sweep=100)
 @given(seed=st.integers(0, 2**32))
 def test_any_walk_ends_in_an_object(seed: int) -> None:
     try:
@@ -110,7 +111,7 @@ REF = {
 }
 
 
-@settings(max_examples=10)
+@examples(5, sweep=100)
 @given(seed=st.integers(0, 2**32))
 def test_schema_may_contain_itself(demo_tokenizer: Tokenizer, seed: int) -> None:
     try:

@@ -5,10 +5,11 @@ from typing import Any
 import jsonschema
 import pytest
 from grammars import allows, opened
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from roost.server.constraints.grammar import GrammarError
 from roost.server.constraints.json_schema import prepare
+from sweeps import examples
 
 NAMES_AND_NUMBERS = {
     "type": "object",
@@ -94,21 +95,7 @@ def test_enforceable_keyword_is_enforced(schema: Any, good: list[Any], bad: list
     assert not any(allows(prepared.schema, value) for value in bad)
 
 
-FORMATS = (
-    "path",
-    "binary",
-    "password",
-    "ipv4network",
-    "ipvanyaddress",
-    "base64",
-    "base64url",
-    "jwt",
-    "int32",
-    "float64",
-)
-
-
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", ["path", "base64", "int32"])
 def test_unknown_format_is_an_annotation(name: str) -> None:
     prepared = prepare({"type": "string", "format": name, "contentEncoding": "base64"})
     assert prepared.dropped == ()
@@ -280,40 +267,35 @@ UNDECLARED = [
         [{"a": 1}],
         [{"a": 1, "b": 1}],
     ),
+    (
+        "a required property of a pattern",
+        {**A, "patternProperties": {"^x-": {"type": "integer"}}, "required": ["x-b"]},
+        [{"a": 1, "x-b": 2}, {"x-b": 2}],
+        [{"a": 1}, {"x-b": "x"}],
+    ),
+    (
+        "a property that only a condition requires",
+        {**A, "if": {"required": ["b"]}, "then": {"required": ["a"]}},
+        [{"a": 1}],
+        [{"a": 1, "b": 1}],
+    ),
+    (
+        "an object that closes itself, and its branches",
+        {**A, "additionalProperties": False, "anyOf": [{"required": ["a"]}, B]},
+        [{"a": 1}],
+        [{"b": 1}],
+    ),
 ]
 
 
 @pytest.mark.parametrize(
     ("schema", "good", "bad"), [case[1:] for case in UNDECLARED], ids=[case[0] for case in UNDECLARED]
 )
-def test_required_property_is_allowed_in_a_closed_object_that_does_not_declare_it(
-    schema: Any, good: list[Any], bad: list[Any]
-) -> None:
+def test_a_closed_object_allows_just_what_is_declared_or_required(schema: Any, good: list[Any], bad: list[Any]) -> None:
     prepared = prepare(schema)
     assert prepared.dropped == ()
     assert all(allows(prepared.schema, value) for value in good)
     assert not any(allows(prepared.schema, value) for value in (*bad, *({**value, "z": 1} for value in good)))
-
-
-def test_required_property_of_a_pattern_leaves_the_object_closed() -> None:
-    schema = {**A, "patternProperties": {"^x-": {"type": "integer"}}, "required": ["x-b"]}
-    prepared = prepare(schema)
-    assert prepared.dropped == ()
-    assert allows(prepared.schema, {"a": 1, "x-b": 2})
-    assert not any(allows(prepared.schema, value) for value in ({"a": 1}, {"x-b": "x"}, {"x-b": 2, "z": 1}))
-
-
-def test_property_that_only_a_condition_requires_is_not_allowed() -> None:
-    schema = {**A, "if": {"required": ["b"]}, "then": {"required": ["a"]}}
-    prepared = prepare(schema).schema
-    assert allows(prepared, {"a": 1})
-    assert not allows(prepared, {"a": 1, "b": 1})
-
-
-def test_object_that_closes_itself_has_no_properties_of_its_branches() -> None:
-    prepared = prepare({**A, "additionalProperties": False, "anyOf": [{"required": ["a"]}, B]}).schema
-    assert allows(prepared, {"a": 1})
-    assert not allows(prepared, {"b": 1})
 
 
 LIST = {"type": "object", "properties": {"next": {"$ref": "#"}}, "additionalProperties": False}
@@ -410,7 +392,7 @@ def containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     )
 
 
-@settings(max_examples=200, deadline=None)
+@examples(60, sweep=2000)
 @given(schema=st.recursive(LEAVES, containers, max_leaves=4), value=VALUES)
 def test_dropping_never_forbids_what_the_schema_allows(schema: Any, value: Any) -> None:
     if jsonschema.Draft202012Validator(schema).is_valid(value):

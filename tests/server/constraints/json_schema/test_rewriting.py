@@ -238,7 +238,7 @@ JSON = st.recursive(
 )
 
 
-@examples(200, sweep=20_000)
+@examples(80, sweep=20_000)
 @given(schema=st.dictionaries(st.sampled_from(["oneOf", "not", "if", "then", "properties", "allOf"]), JSON))
 def test_malformed_schemas_end_in_no_error_of_the_server(schema: Any) -> None:
     with suppress(GrammarError):
@@ -319,7 +319,7 @@ REWRITTEN = st.one_of(
 )
 
 
-@examples(80, sweep=3000)
+@examples(50, sweep=3000)
 @given(schema=REWRITTEN, values=st.lists(VALUES, min_size=8, max_size=8))
 def test_rewritten_schema_takes_exactly_the_valid_values(schema: Any, values: list[Any]) -> None:
     prepared = prepare(opened(schema))
@@ -332,7 +332,7 @@ def test_rewritten_schema_takes_exactly_the_valid_values(schema: Any, values: li
             assert not allows(prepared.schema, value), (prepared.schema, value)
 
 
-@examples(60, sweep=2000)
+@examples(30, sweep=2000)
 @given(schema=REWRITTEN, values=st.lists(VALUES, min_size=8, max_size=8))
 def test_closed_rewritten_schema_takes_only_valid_values(schema: Any, values: list[Any]) -> None:
     prepared = prepare(schema)

@@ -5,12 +5,13 @@ import random
 
 import jsonschema
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from roost.server.constraints.grammar import GrammarCompiler, GrammarError, schema_text
 from roost.server.constraints.tools import CallReader, call_text, calls_spec, join_calls, text_or_calls_spec
 from roost.server.text.conversation import FunctionTool
 from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
+from sweeps import examples
 from walk import spell, walk
 
 PLACE = {
@@ -29,8 +30,9 @@ OSLO = call_text("get_weather", '{"city": "Oslo"}')
 NOW = call_text("now", "{}")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def compiler() -> GrammarCompiler:
+    """Compiles each grammar once."""
     return GrammarCompiler(TOKENIZER, TOKENIZER.end_token_ids)
 
 
@@ -70,10 +72,10 @@ async def test_the_text_may_have_a_schema(compiler: GrammarCompiler) -> None:
         assert spell((await compiler.compile(spec)).constraint(), TOKENIZER, text) is fits
 
 
-@settings(max_examples=20)
+@examples(10, sweep=100)
 @given(seed=st.integers(0, 2**32))
-async def test_any_walk_ends_in_calls(seed: int) -> None:
-    grammar = await GrammarCompiler(TOKENIZER, TOKENIZER.end_token_ids).compile(calls_spec(TOOLS, parallel=True))
+async def test_any_walk_ends_in_calls(compiler: GrammarCompiler, seed: int) -> None:
+    grammar = await compiler.compile(calls_spec(TOOLS, parallel=True))
     text = walk(grammar.constraint(), TOKENIZER, TOKENIZER.end_token_ids, random.Random(seed), max_tokens=3000)
     reader = CallReader()
     shown, pieces = reader.read(text, is_last=True)

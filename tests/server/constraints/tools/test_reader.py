@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from roost.server.constraints.tools import CallPiece, CallReader, call_text, join_calls
+from sweeps import examples
 
 VALUES = st.recursive(
     st.none()
@@ -39,6 +40,7 @@ def written(calls: list[tuple[str, dict[str, Any]]]) -> str:
     return "\n".join(call_text(name, json.dumps(arguments, ensure_ascii=False)) for name, arguments in calls)
 
 
+@examples(20, sweep=500)
 @given(calls=CALLS, size=st.integers(1, 60))
 def test_calls_are_read_back(calls: list[tuple[str, dict[str, Any]]], size: int) -> None:
     shown, found, complete = read(written(calls), size)
@@ -48,6 +50,7 @@ def test_calls_are_read_back(calls: list[tuple[str, dict[str, Any]]], size: int)
     assert len({call.id for call in found}) == len(calls)
 
 
+@examples(20, sweep=500)
 @given(calls=CALLS, size=st.integers(1, 20), cut=st.integers(1))
 def test_a_call_that_is_cut_short_is_incomplete(calls: list[tuple[str, dict[str, Any]]], size: int, cut: int) -> None:
     text = written(calls)
