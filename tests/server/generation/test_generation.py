@@ -453,13 +453,20 @@ async def test_a_reader_that_is_cancelled_loses_nothing(is_waiting: bool) -> Non
 
 async def test_the_timeout_begins_anew_with_each_item() -> None:
     mailbox: Mailbox[int] = Mailbox()
-    loop, began = asyncio.get_running_loop(), asyncio.get_running_loop().time()
-    loop.call_later(0.06, mailbox.put, 1)
-    assert await mailbox.get(0.1) == 1
-    assert await mailbox.get(0.1) is None
-    assert loop.time() - began >= 0.06 + 0.1 - 0.001
-    mailbox.put(2)
-    assert await mailbox.get(0.1) == 2
+    with held_time() as time:
+        first = asyncio.create_task(mailbox.get(0.1))
+        await time.skip(0.0)  # it waits
+        await time.skip(0.06)
+        mailbox.put(1)
+        assert await first == 1
+        second = asyncio.create_task(mailbox.get(0.1))
+        await time.skip(0.0)
+        await time.skip(0.099)
+        assert not second.done()
+        await time.skip(0.002)
+        assert await second is None
+        mailbox.put(2)
+        assert await mailbox.get(0.1) == 2
     mailbox.close()
 
 
@@ -468,17 +475,19 @@ async def test_a_timer_that_fires_without_a_reader_wakes_nobody() -> None:
     mailbox.put(0)
     loop = asyncio.get_running_loop()
     loop.call_soon(mailbox.put, 1)
-    assert [await mailbox.get(0.01) for _ in range(2)] == [0, 1]
-    await asyncio.sleep(0.02)
-    loop.call_soon(mailbox.put, 2)
-    assert await mailbox.get(0.01) == 2
+    with held_time() as time:
+        assert [await mailbox.get(0.01) for _ in range(2)] == [0, 1]
+        await time.skip(0.02)
+        loop.call_soon(mailbox.put, 2)
+        assert await mailbox.get(0.01) == 2
     mailbox.close()
 
 
 async def test_without_a_timeout_a_reader_waits_forever() -> None:
     mailbox: Mailbox[int] = Mailbox()
     waiting = asyncio.create_task(mailbox.get(None))
-    await asyncio.sleep(0.02)
+    with held_time() as time:
+        await time.skip(3600.0)
     assert not waiting.done()
     assert mailbox.has_reader
     mailbox.put(1)

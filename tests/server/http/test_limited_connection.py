@@ -36,7 +36,7 @@ class ShortLimits(SmallLimits):
 
     head_s = 0.3
     body_s = 0.6
-    num_received = 0
+    num_received = num_made = 0
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -45,6 +45,7 @@ class ShortLimits(SmallLimits):
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         ShortLimits.num_received = 0
+        ShortLimits.num_made += 1
 
 
 class PatientLimits(LimitedConnection):
@@ -89,6 +90,7 @@ async def port(service: Service) -> AsyncIterator[int]:
 async def hasty_port(service: Service) -> AsyncIterator[int]:
     """Port of a server whose clients have `ShortLimits`."""
     listener = socket.create_server(("127.0.0.1", 0))
+    ShortLimits.num_made = 0
     async with serving(service, ShortLimits, OpenConnections(20), listener):
         yield listener.getsockname()[1]
 
@@ -232,7 +234,14 @@ async def test_slow_body_times_out(hasty_port: int, engine: FakeEngine) -> None:
 
 
 async def test_silent_connection_is_closed(hasty_port: int) -> None:
-    assert await talk(hasty_port) == b""
+    with held_time() as time:
+        async with connected(hasty_port) as (reader, _):
+            closed = asyncio.create_task(reader.read())
+            await time.until(lambda: ShortLimits.num_made > 0)
+            await time.skip(ShortLimits.head_s - 0.001)
+            assert not closed.done()
+            await time.skip(0.002)
+            assert await closed == b""
 
 
 async def test_idle_connection_stays_open_between_requests(hasty_port: int) -> None:

@@ -36,6 +36,12 @@ async def checks(engine: FakeEngine, count: int = 3) -> None:
     await until(lambda: engine.num_checks >= first + count)
 
 
+async def served(process: Process) -> None:
+    """Waits until the server responds."""
+    async with process.client() as client:
+        assert (await client.get("/health")).status_code == 200
+
+
 async def test_health_responds_before_the_engine_is_ready(engine: FakeEngine, service: Service) -> None:
     engine.ready.clear()
     announced = asyncio.Event()
@@ -55,7 +61,7 @@ async def test_health_responds_before_the_engine_is_ready(engine: FakeEngine, se
 async def test_a_failed_load_ends_the_server(engine: FakeEngine, service: Service) -> None:
     engine.ready.clear()
     process = Process(service)
-    await asyncio.sleep(0.05)
+    await served(process)
     engine.failure = CheckpointError("model.safetensors: no tensor lm_head")
     engine.ready.set()
     assert await process.end() is engine.failure
@@ -152,7 +158,7 @@ async def test_a_lost_host_ends_the_server_without_a_failing_step(engine: FakeEn
 async def test_a_signal_while_loading_ends_the_server(engine: FakeEngine, service: Service) -> None:
     engine.ready.clear()
     process = Process(service)
-    await asyncio.sleep(0.05)
+    await served(process)
     process.signals.first = signal.SIGTERM
     assert await process.end() is None
     assert not engine.stopped
