@@ -15,7 +15,7 @@ import sweeps
 from databases import KINDS, PostgresqlServer, postgresql_server
 from seconds_by_file import SecondsByFile
 from suites import SUITES, expression, unnamed_skips
-from workers import BITS, FIRST, FOR_CHIPS, FULL, OPTIMIZED, SharedScheduling, shuffled
+from workers import BITS, FIRST, FOR_CHIPS, FULL, ON_POSTGRESQL, OPTIMIZED, SharedScheduling, shuffled
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before anything imports jax
 os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
@@ -60,6 +60,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, paths in (("bits", BITS), ("full", FULL)):
             if item.nodeid.startswith(paths):
                 item.add_marker(marker)
+        cases = item.callspec.params if hasattr(item, "callspec") else {}
+        if cases.get("address") == "postgresql" and not item.nodeid.startswith(ON_POSTGRESQL):
+            item.add_marker("full")
     if order := os.environ.get("TEST_ORDER"):
         items[:] = shuffled(items, order)
     items.sort(key=lambda item: not item.nodeid.startswith(FIRST))

@@ -124,6 +124,16 @@ FULL: Final = (
 """Beginnings of the paths of files that compile large programs, interpret kernels or start servers of their own, and
 test more closely what others reach; marked `full`. The default run leaves them out."""
 
+ON_POSTGRESQL: Final = (
+    "tests/server/database/",
+    "tests/server/features/batches/test_line_claims.py",
+    "tests/server/features/responses/test_claim_table.py",
+    "tests/server/features/responses/test_leases.py",
+    "tests/server/features/usage/",
+)
+"""Beginnings of the paths of files whose cases of PostgreSQL run by default: transactions that wait for each other, and
+what keeps them from it. Those of other files run with `--all`, as their twins of SQLite reach the same code."""
+
 FIRST: Final = "tests/robust/test_soak.py"
 """Path of a file that takes two minutes on any machine, and so would end last."""
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import inf
 
 import numpy as np
 import pytest
@@ -31,13 +32,13 @@ def request(name: str, length: int, max_tokens: int, *, preemptible: bool = Fals
     return Request(name, prompt, params, preemptible=preemptible)
 
 
-def run(core: EngineCore, tokens: dict[str, list[int]], steps: int = 2000) -> None:
-    for _ in range(steps):
-        if core.is_idle:
-            return
+def run(core: EngineCore, tokens: dict[str, list[int]], outputs: float = inf) -> None:
+    """Steps until there were some outputs or nothing is left to do: how many steps that takes depends on the time."""
+    while not core.is_idle and outputs > 0:
         for name, output in core.step():
             assert output.error is None
             tokens.setdefault(name, []).extend(output.token_ids)
+            outputs -= 1
 
 
 def undisturbed(runner: ModelRunner, requests: Sequence[Request]) -> dict[str, list[int]]:
@@ -64,8 +65,11 @@ def test_a_preempted_request_has_the_tokens_of_an_undisturbed_one(
     for each in background:
         core.add(each)
     for number in range(24):
-        run(core, together, steps=6 if number % 2 else 0)
         core.add(request(f"other {number}", 9, 6))
+        if number % 2:  # until both have ended, and those of the background go on
+            while len(together.get(f"other {number}", ())) < 6:
+                run(core, together, outputs=1)
+            run(core, together, outputs=2)
     run(core, together)
     assert core.stats.preemptions > len(background)
     assert {each.id: together[each.id] for each in background} == alone
@@ -86,7 +90,7 @@ def test_requests_whose_slots_pass_between_tenants_have_the_tokens_of_undisturbe
     core, together = make_core(runner), dict[str, list[int]]()
     for number in (0, 3, 6, 1, 4, 7, 2, 5, 8):
         core.add(lines[number])
-        run(core, together, steps=1)
+        run(core, together, outputs=1)
     run(core, together)
     assert core.is_idle
     assert core.stats.preemptions > len(lines)
@@ -121,7 +125,7 @@ def test_states_of_preempted_requests_have_a_bound(runner: ModelRunner) -> None:
     core, errors, tokens = make_core(runner, budget=2 * size), dict[str, str](), dict[str, list[int]]()
     for number in range(SLOTS):
         core.add(request(f"background {number}", 9, 50, preemptible=True))
-    run(core, tokens, steps=8)
+    run(core, tokens, outputs=2 * SLOTS)
     for number in range(SLOTS):
         core.add(request(f"other {number}", 9, 5))
     while not core.is_idle:

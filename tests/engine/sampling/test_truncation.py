@@ -39,7 +39,7 @@ filtered_logits = given(
 
 @pytest.mark.parametrize("vocab", [*swept(12), VOCAB])
 @filtered_logits
-@examples(10, sweep=40)
+@examples(5, sweep=40)
 def test_tokens_come_as_often_as_the_reference_says(
     vocab: int, seed: int, scale: float, narrowing: dict[str, Any]
 ) -> None:
