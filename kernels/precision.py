@@ -1,4 +1,4 @@
-"""Precision of products, and where they are rounded."""
+"""Precision of products and sums, and where products are rounded."""
 
 from typing import Final
 
@@ -17,6 +17,15 @@ def rounded(product: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     it takes, depends on the number of rows and on the processor. The maximum has no effect but to stand between them.
     """
     return jnp.maximum(product, _LOWEST[product.dtype.name])
+
+
+def before_sum(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Returns numbers whose products are to be summed, computed before the sum begins.
+
+    XLA for CPUs adds in an order that depends on what it fuses into a sum, and that depends on the number of rows.
+    """
+    computed: Array = jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
+    return computed
 
 
 def product_precision(dtype: jnp.dtype) -> jax.lax.Precision | None:

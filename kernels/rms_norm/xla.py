@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
+from ..precision import before_sum
+
 
 def rms_norm_xla(x: Float[Array, "*rows D"], scale: Float32[Array, " D"], eps: float) -> Float[Array, "*rows D"]:
     """Returns the norm; see `rms_norm`."""
-    wide = x.astype(jnp.float32)
+    wide = before_sum(x).astype(jnp.float32)
     variance = jnp.mean(wide * wide, axis=-1, keepdims=True)
     return (wide * jax.lax.rsqrt(variance + eps) * (1.0 + scale)).astype(x.dtype)
 
