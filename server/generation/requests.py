@@ -8,7 +8,6 @@ from typing import Any, Final
 from ...engine import SamplingParams
 from ..constraints.grammar import (
     OBJECT_SCHEMA,
-    GrammarError,
     GrammarSpec,
     choice_spec,
     json_spec,
@@ -25,7 +24,7 @@ from ..schemas.generation_fields import (
     GenerationFields,
     TemplateFields,
 )
-from ..schemas.output_formats import ResponseFormat, StructuredFields, StructuredOutputs
+from ..schemas.output_formats import Spelling, StructuredOutputs
 from ..schemas.sampling_fields import sampling_params
 from ..schemas.tools import tool_options
 from ..text.chat_template import Ending
@@ -41,11 +40,6 @@ from .state_store import StoredState
 _DEFAULT_COMPLETION_TOKENS: Final = 16
 """Default of `max_tokens` in `/v1/completions` only; OpenAI's."""
 
-type _Made = GrammarSpec | OutputConstraint
-
-type _Draft = tuple[str, Callable[[], _Made]]
-"""A field, and the function that returns its constraint."""
-
 
 def spec_of(body: GenerationFields, params: Sequence[SamplingParams]) -> GenerationSpec:
     """Returns the part of a request's spec that the three endpoints share, without prompts.
@@ -59,7 +53,7 @@ def spec_of(body: GenerationFields, params: Sequence[SamplingParams]) -> Generat
     return GenerationSpec(
         (),
         params,
-        constraint_of(body),
+        constraint_of(body.spellings),
         stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
         include_stop=body.include_stop_str_in_output,
         ignore_eos=body.ignore_eos,
@@ -72,50 +66,29 @@ def spec_of(body: GenerationFields, params: Sequence[SamplingParams]) -> Generat
     )
 
 
-def constraint_of(body: StructuredFields) -> OutputConstraint | None:
-    """Returns the output constraint of a request.
+def constraint_of(spellings: Sequence[Spelling]) -> OutputConstraint | None:
+    """Returns the output constraint of a request, which has at most one.
 
     Raises:
       ApiError: Several fields request one, or the constraint is invalid.
     """
-    drafts = list(_drafts(body))
-    if not drafts:
+    if not spellings:
         return None
-    (param, make), *others = drafts
+    (param, requested, is_strict), *others = spellings
     if others:
-        raise bad_value(others[0][0], f"{param} and {others[0][0]} exclude each other")
-    return constraint(param, make)
+        raise bad_value(others[0].param, f"{param} and {others[0].param} exclude each other")
+    kinds = list(_kinds(param, requested, is_strict=is_strict))
+    if len(kinds) != 1:
+        count = "only one" if kinds else "one"
+        raise bad_value(param, f"{param} must have {count} of json, regex, choice, grammar and json_object")
+    return constraint(param, kinds[0])
 
 
-def _drafts(body: StructuredFields) -> Iterator[_Draft]:
-    if body.response_format is not None and body.response_format.type != "text":
-        requested = body.response_format
-        yield "response_format", lambda: _format_constraint(requested)
-    if body.structured_outputs is not None:
-        yield _draft_within("structured_outputs", body.structured_outputs)
-    if body.regex:
-        yield "regex", partial(regex_spec, body.regex)
-    if body.grammar:
-        yield "grammar", partial(lark_spec, body.grammar)
-    if body.json_schema:
-        yield "json_schema", partial(json_constraint, "json_schema", body.json_schema)
-    if body.ebnf:
-        yield "ebnf", partial(lark_spec, body.ebnf)
-
-
-def _draft_within(param: str, requested: StructuredOutputs) -> _Draft:
-    """Returns the draft of an object that holds exactly one constraint. Errors name the whole object."""
-    found = list(_makers(param, requested))
-    if not found:
-        raise bad_value(param, f"{param} must have one of json, regex, choice, grammar and json_object")
-    if len(found) > 1:
-        raise bad_value(param, f"{param} must have only one of json, regex, choice, grammar and json_object")
-    return param, found[0]
-
-
-def _makers(param: str, requested: StructuredOutputs) -> Iterator[Callable[[], _Made]]:
+def _kinds(
+    param: str, requested: StructuredOutputs, *, is_strict: bool
+) -> Iterator[Callable[[], GrammarSpec | OutputConstraint]]:
     if requested.json_ is not None:
-        yield partial(json_constraint, param, requested.json_)
+        yield partial(json_constraint, param, requested.json_, is_strict=is_strict)
     if requested.regex is not None:
         yield partial(regex_spec, requested.regex)
     if requested.choice is not None:
@@ -124,22 +97,6 @@ def _makers(param: str, requested: StructuredOutputs) -> Iterator[Callable[[], _
         yield partial(lark_spec, requested.grammar)
     if requested.json_object:
         yield partial(json_spec, OBJECT_SCHEMA)
-
-
-def _format_constraint(requested: ResponseFormat) -> _Made:
-    """Returns the constraint of OpenAI's `json_schema`, llama.cpp's `schema` or TGI's `value`."""
-    beside = requested.value if requested.schema_ is None else requested.schema_
-    if requested.type == "regex":
-        if not isinstance(beside, str):
-            raise GrammarError("the type regex needs the field value, a string")
-        return regex_spec(beside)
-    if requested.type == "json_schema" and requested.json_schema is None and beside is None:
-        raise GrammarError("the type json_schema needs the field json_schema")
-    named = requested.json_schema
-    schema = beside if named is None or named.schema_ is None else named.schema_
-    is_strict = named is not None and named.strict
-    wanted = OBJECT_SCHEMA if schema is None else schema
-    return json_constraint("response_format", wanted, is_strict=is_strict)
 
 
 async def completion(body: CompletionFields, service: Service) -> GenerationSpec:

@@ -1,11 +1,12 @@
 """Schemas of the fields that constrain the output."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import ConfigDict, Field, Tag, model_validator
 
 from ..constraints.grammar import MAX_CHOICES
 from .base import TEXT_OR_OBJECT, Body, Fields, Text
+from .field_rules import FieldRules, Refusal
 
 Choices = Annotated[list[str], Field(fail_fast=True, min_length=1, max_length=MAX_CHOICES)]
 Schema = Annotated[
@@ -31,10 +32,12 @@ class JsonSchema(Fields):
 
 
 class ResponseFormat(Fields):
-    """OpenAI's constraint to JSON. `schema` next to the type is llama.cpp's form, `value` TGI's."""
+    """OpenAI's constraint to JSON. `schema` next to the type is llama.cpp's form."""
 
-    type: Literal["text", "json_object", "json_schema", "json", "regex"]
-    """Kind of constraint. `json_object` is any JSON object, `json` and `regex` are TGI's names."""
+    field_rules: ClassVar[FieldRules] = FieldRules({"value": Refusal(instead="use schema")})
+
+    type: Literal["text", "json_object", "json_schema"]
+    """Kind of constraint. `json_object` is any JSON object, unless there is a schema."""
 
     json_schema: JsonSchema | None = None
     """Schema for the type `json_schema`, in OpenAI's envelope."""
@@ -42,14 +45,24 @@ class ResponseFormat(Fields):
     schema_: Schema | None = Field(default=None, alias="schema")
     """Schema without an envelope, as llama.cpp takes it."""
 
-    value: Schema | None = None
-    """Schema, or regular expression for the type `regex`, as TGI takes it."""
-
     @model_validator(mode="after")
     def _takes_its_schema(self) -> "ResponseFormat":
-        if self.type == "text" and (self.json_schema or self.schema_ is not None or self.value is not None):
+        has_schema = self.json_schema is not None or self.schema_ is not None
+        if self.type == "text" and has_schema:
             raise ValueError("the type text takes no schema: use the type json_schema")
+        if self.type == "json_schema" and not has_schema:
+            raise ValueError("the type json_schema needs the field json_schema")
         return self
+
+    @property
+    def spelling(self) -> "Spelling | None":
+        """The constraint; None for text."""
+        if self.type == "text":
+            return None
+        named = self.json_schema or JsonSchema()
+        return schema_spelling(
+            "response_format", self.schema_ if named.schema_ is None else named.schema_, named.strict
+        )
 
 
 class StructuredOutputs(Fields):
@@ -76,6 +89,25 @@ class StructuredOutputs(Fields):
     """Accepted without effect: whitespace in JSON is always fixed."""
 
 
+class Spelling(NamedTuple):
+    """An output constraint, in the words of `structured_outputs`.
+
+    Attributes:
+      param: Field that requests it, which errors name.
+      is_strict: Whether a keyword of its schema that cannot be enforced is an error.
+    """
+
+    param: str
+    outputs: StructuredOutputs
+    is_strict: bool = False
+
+
+def schema_spelling(param: str, schema: str | dict[str, Any] | None, is_strict: bool = False) -> Spelling:
+    """Returns the constraint to JSON of a schema, or to any object without one."""
+    outputs = StructuredOutputs(json_object=True) if schema is None else StructuredOutputs(json=schema)
+    return Spelling(param, outputs, is_strict)
+
+
 class StructuredFields(Body):
     """Constraints on the output, of which a request has at most one.
 
@@ -100,3 +132,17 @@ class StructuredFields(Body):
 
     ebnf: str | None = None
     """Grammar of the output in Lark's notation or in GBNF; SGLang's name. An empty text constrains nothing."""
+
+    @property
+    def spellings(self) -> list[Spelling]:
+        """The output constraints that the fields request."""
+        first = None if self.response_format is None else self.response_format.spelling
+        others = {
+            "structured_outputs": self.structured_outputs,
+            "regex": StructuredOutputs(regex=self.regex) if self.regex else None,
+            "grammar": StructuredOutputs(grammar=self.grammar) if self.grammar else None,
+            "json_schema": StructuredOutputs(json=self.json_schema) if self.json_schema else None,
+            "ebnf": StructuredOutputs(grammar=self.ebnf) if self.ebnf else None,
+        }
+        spelt = [None if outputs is None else Spelling(param, outputs) for param, outputs in others.items()]
+        return [spelling for spelling in (first, *spelt) if spelling is not None]

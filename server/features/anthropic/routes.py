@@ -3,15 +3,17 @@
 from fastapi import APIRouter, Request, Response
 
 from ....engine import SamplingParams
-from ...constraints.output_constraint import OutputConstraint, constraint, json_constraint, with_tools
+from ...constraints.output_constraint import OutputConstraint, with_tools
 from ...errors.request_errors import bad_value
 from ...errors.request_warnings import warn_all
 from ...generation.admission import admission
+from ...generation.requests import constraint_of
 from ...generation.service import Service
 from ...generation.spec import GenerationSpec
 from ...http.openapi import streamable
 from ...http.routes import AnyService, JsonRoute, ReadyService
 from ...http.streaming import respond
+from ...schemas.output_formats import schema_spelling
 from ...schemas.sampling_fields import sampling_params
 from ...text.chat_template import Ending
 from ...text.conversation import Conversation, ToolOptions
@@ -73,10 +75,8 @@ async def messages_spec(body: MessagesBody, service: Service) -> GenerationSpec:
 
 
 def _text_constraint(body: MessagesBody) -> OutputConstraint | None:
-    requested, param = body.output_config.format or body.output_format, "output_config.format"
-    if requested is None:
-        return None
-    return constraint(param, lambda: json_constraint(param, requested.schema_))
+    requested = body.output_config.format or body.output_format
+    return None if requested is None else constraint_of([schema_spelling("output_config.format", requested.schema_)])
 
 
 def _tool_options(body: CountTokensBody) -> ToolOptions:

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 
 from ....engine import SamplingParams
-from ...constraints.grammar import OBJECT_SCHEMA
-from ...constraints.output_constraint import OutputConstraint, constraint, json_constraint, with_tools
+from ...constraints.output_constraint import OutputConstraint, with_tools
 from ...errors.request_errors import bad_value
 from ...generation.prompts import Prompt
+from ...generation.requests import constraint_of
 from ...generation.service import Service
 from ...generation.spec import GenerationSpec
 from ...generation.state_store import StoredState
+from ...schemas.output_formats import schema_spelling
 from ...schemas.sampling_fields import sampling_params
 from ...schemas.tools import OtherTool
 from ...text.conversation import ToolOptions
@@ -68,12 +69,12 @@ def tool_options(body: PromptFields) -> ToolOptions:
 
 
 def _text_constraint(body: ResponseBody) -> OutputConstraint | None:
-    requested, param = body.text.format, "text.format"
+    requested = body.text.format
     if requested.type == "text":
         return None
-    schema = OBJECT_SCHEMA if requested.schema_ is None or requested.type == "json_object" else requested.schema_
-    is_strict = requested.strict and requested.type == "json_schema"
-    return constraint(param, lambda: json_constraint(param, schema, is_strict=is_strict))
+    is_schema = requested.type == "json_schema"
+    schema = requested.schema_ if is_schema else None
+    return constraint_of([schema_spelling("text.format", schema, requested.strict and is_schema)])
 
 
 def _params(body: ResponseBody, service: Service) -> list[SamplingParams]:

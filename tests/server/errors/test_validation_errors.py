@@ -42,7 +42,7 @@ async def message(client: httpx.AsyncClient, path: str, **fields: Any) -> str:
         ({"logit_bias": {"5": 200}}, "logit_bias.5 must be at most 100, got 200"),
         ({"logit_bias": {"a\nb": 200}}, "logit_bias.'a\\nb' must be at most 100, got 200"),
         ({"tool_choice": "must"}, 'tool_choice must be "none", "auto" or "required", got "must"'),
-        ({"response_format": {"type": "xml" * 100}}, '"json" or "regex", got "xmlxml'),
+        ({"response_format": {"type": "xml" * 100}}, '"json_object" or "json_schema", got "xmlxml'),
         ({"structured_outputs": {"x": 1}}, "structured_outputs.x is unknown"),
         (
             {"response_format": {"type": "text", "json_schema": {"schema": {}}}},
