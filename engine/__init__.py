@@ -1,7 +1,7 @@
 """Public interface of the engine: token ids in, token ids out. The engine does not know text or HTTP."""
 
 from .async_engine import AsyncEngine, OutputSink
-from .builder import Progress, follow, load_engine, load_runner
+from .builder import Progress, follow, load_engine, load_runner, saved_state_format
 from .capacity.roofline import (
     CPU,
     DEVICES,
@@ -178,6 +178,7 @@ __all__ = [
     "profiled",
     "record_profile",
     "saturated_requests_per_s",
+    "saved_state_format",
     "setups_that_fit",
     "shown_bytes",
     "state_bytes",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from .checkpoint.identity import model_identity
 from .checkpoint.source import ModelSource
 from .devices.hosts import Leader, connect_followers, connect_leader, join, min_over_hosts
 from .devices.platform import (
+    PORTABLE,
     Platform,
     affordable_slots,
     choose_mesh_shape,
@@ -37,6 +38,7 @@ from .model.state_layout import state_bytes
 from .prefix_cache.cache import PrefixCache
 from .prefix_cache.disk import DiskTier, make_folder
 from .prefix_cache.request_snapshot import RequestSnapshotFormat
+from .prefix_cache.saved_state import SavedStateFormat
 from .scheduling.scheduler import Scheduler
 from .simulation.loading import simulated_runner
 from .simulation.runner import SimulatedRunner
@@ -124,9 +126,28 @@ def load_runner(source: ModelSource, config: EngineConfig, progress: Progress | 
     layout = executor.layout
     steps = _affordable_steps(executor) if layout.step_shapes.decode_steps > 1 else 1
     limits = step_limits(layout, executor.programs.decode, config, steps)
-    identity = model_identity(source, layout.dtype.name, config.quantize, config.seed)
+    states = _state_format(source, config, layout.dtype)
     executor.compile_later()
-    return ModelRunner(executor, limits, state_format(layout, identity), keeps_snapshots=config.state_cache_gib != 0)
+    return ModelRunner(executor, limits, states, keeps_snapshots=config.state_cache_gib != 0)
+
+
+def saved_state_format(source: ModelSource, config: EngineConfig) -> SavedStateFormat:
+    """Returns the format of the states that an engine will load, before its weights are read. It names no engine.
+
+    Raises:
+      CheckpointError: The weights do not fit the model.
+      ConfigError: The device to simulate is unknown, or the model does not fit it.
+    """
+    if config.simulate is not None:
+        return simulated_runner(source, config, config.simulate).state_format
+    source = source.with_kv_dtype(config.kv_dtype)
+    with open_weights(source, config, Collectives(), PORTABLE, None) as weights:
+        return _state_format(source, config, weights.dtype)
+
+
+def _state_format(source: ModelSource, config: EngineConfig, dtype: np.dtype[Any]) -> SavedStateFormat:
+    identity = model_identity(source, dtype.name, config.quantize, config.seed)
+    return state_format(source.config, dtype.name, identity)
 
 
 def follow(

@@ -48,7 +48,7 @@ def simulated_runner(source: ModelSource, config: EngineConfig, simulation: Simu
     return SimulatedRunner(
         layout,
         step_limits(layout, rows, config),
-        state_format(layout, identity),
+        state_format(source.config, dtype, identity),
         StepDurations(roofline, simulation),
         SimulatedDevice(simulation, config.seed),
         output_tokens=simulation.output_tokens,

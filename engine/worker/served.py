@@ -134,19 +134,19 @@ def device_layout(
     return DeviceLayout(config, dtype, devices.platform, devices.shards, devices.mesh, slots, rows, steps, speculation)
 
 
-def state_format(layout: DeviceLayout, identity: str) -> SavedStateFormat:
+def state_format(model: ModelConfig, dtype: str, identity: str) -> SavedStateFormat:
     """Returns the format of a model's saved states.
 
     Args:
-      layout: The model's place on its devices.
+      dtype: Dtype of the activations.
       identity: Identity of the model; see `model_identity`.
     """
-    state = state_layout(layout.model, layout.dtype.name)
+    state = state_layout(model, dtype)
     recurrent = {array.name: (array.shape, array.dtype) for array in state.recurrent}
     (window, *token), window_dtype = state.window
-    hidden = (layout.model.width,), layout.dtype.name
+    hidden = (model.width,), dtype
     snapshot = SnapshotFormat(window, recurrent, (tuple(token), window_dtype), hidden)
-    return SavedStateFormat(identity, layout.model.vocab_size, snapshot)
+    return SavedStateFormat(identity, model.vocab_size, snapshot)
 
 
 def step_limits(

@@ -6,7 +6,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ...engine import AsyncEngine, ConfigError, SavedState, StateFileError, pack_ids, shown_bytes
+from ...engine import ConfigError, SavedState, StateFileError, pack_ids, shown_bytes
 from ..generation.prompts import Prompt, without_end_token
 from ..generation.spec import Choice
 from ..settings import Settings
@@ -51,24 +51,26 @@ def generate(options: GenerateOptions) -> int:
     """
     local = LocalModel(options.settings)
     model = local.model
-    if options.load_state is not None and not options.load_state.is_file():
-        raise ConfigError(f"--load-state {options.load_state}: no such file")
+    file = None if options.load_state is None else _read_state(local, options.load_state)
     if options.save_state is not None and not options.save_state.absolute().parent.is_dir():
         raise ConfigError(f"--save-state {options.save_state}: give a file in a folder that exists")
     choice = Choice(0, _prompt(model, options), sampling_params(options.sampling, model))
     if local.source.is_random:
         print_status(f"{model.id} has random weights: its answer is noise")
     try:
-        asyncio.run(_run(local, choice, options))
+        asyncio.run(_run(local, choice, options, file))
     except KeyboardInterrupt:
         local.exit_if_loading(INTERRUPTED_STATUS)
         return INTERRUPTED_STATUS
     return 0
 
 
-async def _run(local: LocalModel, choice: Choice, options: GenerateOptions) -> None:
+async def _run(local: LocalModel, choice: Choice, options: GenerateOptions, file: bytes | None) -> None:
     await local.start()
     try:
+        if file is not None:
+            state = local.engine.state_format.load(file, local.state_key)
+            choice = _after(choice, state, local.model, options.prompt)
         await _stream(local, choice, options)
     finally:
         await local.engine.stop()
@@ -76,9 +78,7 @@ async def _run(local: LocalModel, choice: Choice, options: GenerateOptions) -> N
 
 async def _stream(local: LocalModel, choice: Choice, options: GenerateOptions) -> None:
     """Streams the text, then saves the state and prints the speed."""
-    engine, key = local.engine, local.state_key
-    if options.load_state is not None:
-        choice = _after(choice, _load(engine, options.load_state, key), local.model, options.prompt)
+    engine = local.engine
     began, num_tokens, num_sent = time.perf_counter(), 0, 0
     with StreamWriter() as writer:
         async with aclosing(local.generate("cli", choice)) as deltas:
@@ -89,17 +89,19 @@ async def _stream(local: LocalModel, choice: Choice, options: GenerateOptions) -
     seconds = time.perf_counter() - began
     if options.save_state is not None:
         state = await engine.save("cli-0", num_sent)
-        _write(options.save_state, engine.state_format.export(state, key))
+        _write(options.save_state, engine.state_format.export(state, local.state_key))
     print_status(f"{num_tokens} {'token' if num_tokens == 1 else 'tokens'}, {num_tokens / seconds:.1f} per second")
 
 
-def _load(engine: AsyncEngine, path: Path, key: bytes | None) -> SavedState:
+def _read_state(local: LocalModel, path: Path) -> bytes:
     try:
-        return engine.state_format.load(path.read_bytes(), key)
+        data = path.read_bytes()
+        local.check_state(data)
     except StateFileError as error:
-        raise ConfigError(f"{path} {error}") from None
+        raise ConfigError(f"--load-state {path} {error}") from None
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+        raise ConfigError(f"--load-state {path}: cannot be read ({error.strerror})") from None
+    return data
 
 
 def _after(choice: Choice, state: SavedState, model: ServedModel, text: str) -> Choice:

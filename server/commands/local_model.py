@@ -1,19 +1,21 @@
 """Model in this process, for commands that generate without a server."""
 
-import secrets
 from collections.abc import AsyncGenerator
 from contextlib import closing
 from dataclasses import replace
 
-from ...engine import AsyncEngine, ConfigError, ModelSource, SamplingParams
+from ...engine import AsyncEngine, ConfigError, ModelSource, SamplingParams, saved_state_format
 from ..assembly.engine_config import engine_config
 from ..assembly.engine_loading import LoadProgress, exit_while_loading, is_loading, make_engine
 from ..generation.admission import Admission
 from ..generation.delta import Delta
 from ..generation.generation import Generation
 from ..generation.spec import Choice
+from ..llm.errors import RequestError, checked, python_errors
 from ..model_hub import find_model
 from ..observability.metrics import Metrics
+from ..schemas.generation_fields import GenerationFields
+from ..schemas.sampling_fields import sampling_params as request_params
 from ..settings import Settings
 from ..text.served_model import ServedModel, open_served_model
 from .sampling_options import SamplingOptions
@@ -23,20 +25,17 @@ NUM_SLOTS = 1
 
 
 def sampling_params(sampling: SamplingOptions, model: ServedModel) -> SamplingParams:
-    """Returns sampling parameters, with the checkpoint's defaults for options that are None.
+    """Returns sampling parameters, by the rules of the HTTP API.
 
     Raises:
       ConfigError: A value is out of range.
     """
-    defaults = model.defaults
     try:
-        return SamplingParams(
-            **{**defaults.sampling, **sampling.numbers()},
-            max_tokens=defaults.max_tokens if sampling.max_tokens is None else sampling.max_tokens,
-            seed=secrets.randbits(64) if sampling.seed is None else sampling.seed % 2**64,
-            end_token_ids=model.end_token_ids,
-        )
-    except ValueError as error:
+        with python_errors():
+            fields = checked(GenerationFields, sampling.given())
+            limit = model.defaults.max_tokens if fields.max_tokens is None else fields.max_tokens
+            return request_params(fields, model, limit)[0]
+    except RequestError as error:
         raise ConfigError(str(error)) from None
 
 
@@ -44,7 +43,6 @@ class LocalModel:
     """Model for one request at a time. The constructor reads everything except the weights; `start` loads them.
 
     Attributes:
-      state_key: Key that signs saved states; None signs nothing.
       source: Checkpoint.
       model: Tokenizer, chat template and defaults.
       engine: Engine, which `start` starts.
@@ -55,12 +53,25 @@ class LocalModel:
 
     def __init__(self, settings: Settings) -> None:
         config = replace(engine_config(settings), slots=NUM_SLOTS)
-        self.state_key = config.state_key
+        self._config = config
         self.source: ModelSource = find_model(settings.model, settings.lora)
         self.model = open_served_model(self.source, config)
         self._progress = LoadProgress()
         self.engine: AsyncEngine = make_engine(self.source, config, self._progress)
         self._metrics = Metrics(lambda: self.engine.stats)
+
+    @property
+    def state_key(self) -> bytes | None:
+        """Key that signs saved states; None signs nothing."""
+        return self._config.state_key
+
+    def check_state(self, data: bytes) -> None:
+        """Checks the file of a saved state without the weights.
+
+        Raises:
+          StateFileError: The file is broken, belongs to another model, or is not signed with the key.
+        """
+        saved_state_format(self.source, self._config).load(data, self.state_key)
 
     async def start(self) -> None:
         """Loads the weights and compiles.

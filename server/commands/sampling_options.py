@@ -32,10 +32,9 @@ class SamplingOptions:
     top_k: int | None = None
     seed: int | None = None
 
-    def numbers(self) -> dict[str, Any]:
-        """Returns the options that are set, without `max_tokens` and `seed`."""
-        options = asdict(self).items()
-        return {name: value for name, value in options if value is not None and name not in ("max_tokens", "seed")}
+    def given(self) -> dict[str, Any]:
+        """Returns the options that are set."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 SAMPLING_NAMES: Final = tuple(each.name for each in fields(SamplingOptions))

@@ -11,12 +11,11 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from roost.engine import EngineConfig, RequestSnapshot, RequestSnapshotFormat, SavedState, SavedStateFormat, Snapshot
-from roost.engine.devices.platform import PORTABLE
+from roost.engine import RequestSnapshot, RequestSnapshotFormat, SavedState, SavedStateFormat, Snapshot
 from roost.engine.model.config import ModelConfig
 from roost.engine.prefix_cache.disk import DiskTier
 from roost.engine.prefix_cache.tree import PrefixKey
-from roost.engine.worker.served import Devices, device_layout, state_format
+from roost.engine.worker.served import state_format
 
 MODEL = ModelConfig(64, 8, 8, 1, 6, ("recurrent", "attention", "recurrent"), window=128)
 TOKENS = tuple(range(64))
@@ -26,8 +25,7 @@ FORMATS = ["float32", "bfloat16", "int8"]
 
 def format_in(window: str) -> SavedStateFormat:
     config = replace(MODEL, kv_dtype="int8") if window == "int8" else MODEL
-    dtype = jnp.dtype("bfloat16" if window == "int8" else window)
-    return state_format(device_layout(config, EngineConfig(), dtype, Devices(PORTABLE), 4), "model")
+    return state_format(config, "bfloat16" if window == "int8" else window, "model")
 
 
 def snapshot_in(window: str) -> Snapshot:

@@ -5,18 +5,27 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from roost.engine import CHECKPOINT_FORMATS, CPU, DEVICES, CheckpointError
+from roost.engine import (
+    CHECKPOINT_FORMATS,
+    CPU,
+    DEVICES,
+    CheckpointError,
+    EngineConfig,
+    SavedState,
+    saved_state_format,
+)
 from roost.server.commands import generate as generate_module
 from roost.server.commands import serve as serve_module
 from roost.server.commands.generate import GenerateOptions
+from roost.server.commands.local_model import LocalModel
 from roost.server.commands.main import app
-from roost.server.model_hub import huggingface
+from roost.server.model_hub import find_model, huggingface
 from roost.server.settings import Group, Settings, all_settings, foreign_flag_hint
 from roost.server.settings.foreign_names import llama_cpp_names, vllm_names
 from typer.core import TyperGroup
@@ -206,10 +215,49 @@ def test_an_error_that_a_user_can_fix_is_one_line(arguments: list[str]) -> None:
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("model", "key", "change", "said"),
+    [
+        ("demo", "", lambda data: data[:-9], "is no whole state file"),
+        ("demo", "", lambda data: data[:-1] + b"x", "was changed"),
+        ("demo", "a secret of 16 characters", lambda data: data, "is not signed"),
+        ("random:2b", "", lambda data: data, "is of another model"),
+    ],
+)
+def test_a_wrong_state_is_named_before_weights_are_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, key: str, change: Callable[[bytes], bytes], said: str
+) -> None:
+    monkeypatch.delattr(LocalModel, "start")
+    file = tmp_path / "state"
+    states = saved_state_format(find_model("demo", ()), EngineConfig())
+    file.write_bytes(change(states.export(SavedState.of([1, 2]))))
+    env = {"ROOST_STATE_KEY": key} if key else {}
+    result = runner.invoke(app, ["generate", model, "hello", "--load-state", str(file)], env=env)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"roost: --load-state {file} {said}")
+    assert result.stderr.count("\n") == 1
+
+
 def test_a_state_that_is_missing_is_named() -> None:
     result = runner.invoke(app, ["generate", "demo", "hello", "--load-state", "nowhere"])
     assert result.exit_code == 2
-    assert result.stderr == "roost: --load-state nowhere: no such file\n"
+    assert result.stderr == "roost: --load-state nowhere: cannot be read (No such file or directory)\n"
+
+
+@pytest.mark.parametrize("command", [["generate", "demo", "hello"], ["chat"]])
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--temperature", "9", "must be at most 2, got 9"),
+        ("--top-p", "-1", "must be at least 0, got -1"),
+        ("--top-k", "-2", "must be at least -1, got -2"),
+        ("--max-tokens", "-1", "must be at least 0, got -1"),
+    ],
+)
+def test_sampling_options_have_the_bounds_of_http(command: list[str], option: str, value: str, said: str) -> None:
+    result = runner.invoke(app, [*command, option, value])
+    assert result.exit_code == 2
+    assert result.stderr == f"roost: {option} {said}\n"
 
 
 def test_convert_says_what_came_of_it(tmp_path: Path) -> None:
