@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import errno
+import re
 import select
 import socket
 import ssl
@@ -107,10 +109,9 @@ def uvicorn_config(app: ASGIApp, settings: Settings, connections: OpenConnection
         ssl_certfile=settings.ssl_certfile,
         ssl_keyfile=settings.ssl_keyfile,
     )
-    try:
-        config.load()
-    except OSError as error:  # a missing file, or ssl.SSLError
-        raise _bad_certificate(settings, error) from None
+    if settings.ssl_certfile is not None:
+        _load_certificate(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), settings.ssl_certfile, settings.ssl_keyfile)
+    config.load()
     return config
 
 
@@ -121,20 +122,46 @@ def reload_certificate(config: uvicorn.Config, settings: Settings) -> None:
       ConfigError: The certificate or its key cannot be used. The server keeps the old ones.
     """
     assert config.ssl is not None
+    assert settings.ssl_certfile is not None
+    for context in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), config.ssl):  # a failure may leave half of a pair
+        _load_certificate(context, settings.ssl_certfile, settings.ssl_keyfile)
+
+
+def _load_certificate(context: ssl.SSLContext, certificate: Path, key: Path | None) -> None:
+    """Loads a certificate and its key, which may be in the same file.
+
+    Raises:
+      ConfigError: One of them cannot be used.
+    """
+    chain, key_file = f"ssl_certfile {certificate}", f"ssl_keyfile {key}" if key else f"ssl_certfile {certificate}"
+    if not re.search(rb"-----BEGIN (\w+ )?CERTIFICATE-----", _read_pem(chain, certificate)):
+        raise ConfigError(f"{chain}: holds no certificate in PEM")
+    pem = _read_pem(key_file, key or certificate)
+    private = re.search(rb"-----BEGIN (\w+ )?PRIVATE KEY-----.*?-----END", pem, re.DOTALL)
+    if private is None:
+        raise ConfigError(f"{key_file}: holds no private key in PEM{'' if key else '; give it with --ssl-keyfile'}")
+    if b"ENCRYPTED" in private[0]:
+        raise ConfigError(f"{key_file}: the key is encrypted; write it without a passphrase by `openssl pkey`")
     try:
-        for context in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), config.ssl):  # a failure may leave half of a pair
-            context.load_cert_chain(settings.ssl_certfile or "", settings.ssl_keyfile, password=lambda: b"")
+        context.load_cert_chain(certificate, key, password=lambda: b"")
+    except ssl.SSLError as error:
+        if error.reason in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"):
+            raise ConfigError(f"{key_file}: is not the key of the certificate in {certificate}") from None
+        raise ConfigError(f"{chain}: the certificate or its key is damaged ({error.reason})") from None
+
+
+def _read_pem(option: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
     except OSError as error:
-        raise _bad_certificate(settings, error) from None
+        raise ConfigError(f"{option}: cannot be read ({error.strerror})") from None
 
 
-def _bad_certificate(settings: Settings, error: OSError) -> ConfigError:
-    reason = error.strerror or error
-    return ConfigError(f"ssl_certfile {settings.ssl_certfile}, ssl_keyfile: cannot be used ({reason})")
-
-
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, option: str = "port") -> socket.socket:
     """Binds a port early, so that a port in use is reported before slow steps.
+
+    Args:
+      option: Name of the port's setting, for errors.
 
     Raises:
       RoostError: The port is in use, or the address does not belong to this machine.
@@ -145,7 +172,8 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server(address, family=family, backlog=_BACKLOG, dualstack_ipv6=is_dual_stack)
     except OSError as error:
         reason = str(error.strerror).partition(" (while")[0]  # the rest repeats the address
-        raise RoostError(f"cannot listen on {host}:{port}: {reason}") from None
+        named = f"{option} {port}" if error.errno in (errno.EADDRINUSE, errno.EACCES) else f"host {host}"
+        raise RoostError(f"{named}: cannot listen on {host}:{port}: {reason}") from None
 
 
 def listen_on_path(path: Path) -> socket.socket:
@@ -192,7 +220,7 @@ class Listeners:
           RoostError: A port is in use, or the address does not belong to this machine.
         """
         public = listen(settings.host, settings.port) if settings.uds is None else listen_on_path(settings.uds)
-        admin = None if settings.admin_port is None else listen(settings.host, settings.admin_port)
+        admin = None if settings.admin_port is None else listen(settings.host, settings.admin_port, "admin_port")
         return cls(public, admin)
 
     @property

@@ -368,6 +368,8 @@ class Settings(BaseSettings):
     def _check_related_settings(self) -> "Settings":
         if self.ssl_keyfile is not None and self.ssl_certfile is None:
             raise ValueError("ssl_keyfile needs ssl_certfile")
+        if self.uds is None and self.admin_port == self.port != 0:
+            raise ValueError(f"port and admin_port must differ, and both are {self.port}")
         if (self.coordinator is not None) != (self.num_hosts > 1):
             raise ValueError("several hosts need both coordinator and num_hosts")
         if self.host_index >= self.num_hosts:

@@ -89,9 +89,10 @@ def test_ctrl_c_while_loading_ends_a_chat(tiny_config: Path) -> None:
 
 
 def test_port_in_use_is_an_error(server: ServerProcess) -> None:
-    ended = run_here("serve", "--port", server.url.rsplit(":", 1)[1])
+    port = server.url.rsplit(":", 1)[1]
+    ended = run_here("serve", "--port", port)
     assert ended.exit_code == 1
-    assert ended.stderr.startswith("roost: cannot listen on")
+    assert ended.stderr.startswith(f"roost: --port {port}: cannot listen on")
     assert ended.stderr.count("\n") == 1
 
 

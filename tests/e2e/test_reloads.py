@@ -12,8 +12,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from certificates import make_certificate
 from server_process import ServerProcess, serving
-from test_tls import make_certificate
 
 BODY = {"prompt": [5, 6, 7], "max_tokens": 3, "ignore_eos": True}
 LONG = {"prompt": [5, 6, 7], "max_tokens": 400, "ignore_eos": True, "stream": True}

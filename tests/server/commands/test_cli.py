@@ -238,6 +238,12 @@ def test_a_wrong_state_is_named_before_weights_are_loaded(
     assert result.stderr.count("\n") == 1
 
 
+def test_two_ports_that_are_one_are_both_named() -> None:
+    result = runner.invoke(app, ["serve", "--port", "8000", "--admin-port", "8000"])
+    assert result.exit_code == 2
+    assert result.stderr == "roost: --port and --admin-port must differ, and both are 8000\n"
+
+
 def test_a_state_that_is_missing_is_named() -> None:
     result = runner.invoke(app, ["generate", "demo", "hello", "--load-state", "nowhere"])
     assert result.exit_code == 2

@@ -1,32 +1,69 @@
 """Ports, and clients that connect while the server shuts down."""
 
 import asyncio
+import re
 import signal
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import uvicorn
+from certificates import make_certificate
 from fake_engine import FakeEngine
 from fake_server import until
-from roost.engine import RoostError
+from fastapi import FastAPI
+from roost.engine import ConfigError, RoostError
 from roost.server.app import create_app
 from roost.server.generation.service import Service
-from roost.server.run.http_server import HttpServer, listen
+from roost.server.http.open_connections import OpenConnections
+from roost.server.run.http_server import HttpServer, listen, uvicorn_config
 from roost.server.run.lifecycle import Lifecycle, Timeouts, serve_until_stopped
+from roost.server.settings import load_settings
 from roost.server.terminal.signals import Signals
 
 
 def test_a_port_in_use_is_refused() -> None:
     with listen("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
-        with pytest.raises(RoostError, match=rf"^cannot listen on 127\.0\.0\.1:{port}: Address already in use$"):
-            listen("127.0.0.1", port)
+        for option in ("port", "admin_port"):
+            reason = rf"^{option} {port}: cannot listen on 127\.0\.0\.1:{port}: Address already in use$"
+            with pytest.raises(RoostError, match=reason):
+                listen("127.0.0.1", port, option)
 
 
 def test_an_address_of_another_machine_is_refused() -> None:
-    with pytest.raises(RoostError, match=r"cannot listen on 192\.0\.2\.1:8000"):
+    with pytest.raises(RoostError, match=r"^host 192\.0\.2\.1: cannot listen on 192\.0\.2\.1:8000"):
         listen("192.0.2.1", 8000)
+
+
+ENCRYPTED = b"-----BEGIN ENCRYPTED PRIVATE KEY-----\nMA==\n-----END ENCRYPTED PRIVATE KEY-----\n"
+
+
+@pytest.mark.parametrize(
+    ("chain", "key", "said"),
+    [
+        (None, None, "ssl_certfile {chain}: cannot be read (No such file or directory)"),
+        (b"x", None, "ssl_certfile {chain}: holds no certificate in PEM"),
+        ("chain", None, "ssl_certfile {chain}: holds no private key in PEM; give it with --ssl-keyfile"),
+        ("chain", b"x", "ssl_keyfile {key}: holds no private key in PEM"),
+        ("chain", ENCRYPTED, "ssl_keyfile {key}: the key is encrypted; write it without a passphrase"),
+        ("chain", "other key", "ssl_keyfile {key}: is not the key of the certificate in {chain}"),
+        (b"-----BEGIN CERTIFICATE-----", "key", "ssl_certfile {chain}: the certificate or its key is damaged ("),
+    ],
+)
+def test_a_certificate_that_cannot_be_used_is_named(
+    tmp_path: Path, chain: str | bytes | None, key: str | bytes | None, said: str
+) -> None:
+    (certificate, own), (_, other) = make_certificate(), make_certificate()
+    contents, paths = {"chain": certificate, "key": own, "other key": other}, {}
+    for name, content in (("chain", chain), ("key", key)):
+        paths[name] = tmp_path / f"{name}.pem"
+        if content is not None:
+            paths[name].write_bytes(contents[content] if isinstance(content, str) else content)
+    settings = load_settings({"ssl_certfile": paths["chain"], "ssl_keyfile": None if key is None else paths["key"]})
+    with pytest.raises(ConfigError, match=f"^{re.escape(said.format(**paths))}"):
+        uvicorn_config(FastAPI(), settings, OpenConnections(1))
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="the system has no socket for both")
