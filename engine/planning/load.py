@@ -34,7 +34,7 @@ class ExpectedLoad:
         found = _LOAD.fullmatch(text)
         load = cls(int(found[1]), int(found[2]), float(found[3])) if found else None
         if load is None or not (load.prompt_tokens and load.output_tokens and load.requests_per_s):
-            raise ConfigError(f"load must be PROMPT+OUTPUT@RATE/s, such as 512+128@40/s, not {text!r}")
+            raise ConfigError(f"load must be IN+OUT@RATE/s, such as 512+128@40/s, not {text!r}")
         return load
 
     def __str__(self) -> str:

@@ -199,7 +199,7 @@ def plan(
         list[str] | None,
         typer.Option(
             help="Plan replicas for requests of this many tokens in and out; several options are one mix.",
-            metavar="PROMPT+OUTPUT@RATE/s",
+            metavar="IN+OUT@RATE/s",
             show_default=False,
         ),
     ] = None,

@@ -257,7 +257,7 @@ class Settings(BaseSettings):
             Group.DEVICES,
             "Simulate the timing of this device without running a model, with options such as step_ms, "
             "prefill_tokens_per_s, efficiency, jitter, output_tokens or fault; for load tests.",
-            "DEVICE[,OPTION=VALUE…]",
+            "DEVICE[,OPTION=VALUE...]",
         ),
     ] = None
     coordinator: Annotated[

@@ -44,7 +44,9 @@ _SEED_HELP: Final = "Seed of random weights and of prompts."
 def engine(
     workload: Annotated[
         list[Workload] | None,
-        typer.Option(help="May be given several times.", show_default="all three"),
+        typer.Option(
+            help="prefill, decode or mixed; may be given several times.", show_default="all three", metavar="WORKLOAD"
+        ),
     ] = None,
     concurrency: Annotated[
         int | None, typer.Option(min=1, help="Requests that run at the same time.", show_default="the slots")

@@ -29,7 +29,7 @@ def test_a_load_is_shown_as_it_is_written(text: str) -> None:
 def test_a_wrong_load_is_named_with_the_form(text: str) -> None:
     with pytest.raises(ConfigError) as raised:
         ExpectedLoad.parse(text)
-    assert str(raised.value) == f"load must be PROMPT+OUTPUT@RATE/s, such as 512+128@40/s, not {text!r}"
+    assert str(raised.value) == f"load must be IN+OUT@RATE/s, such as 512+128@40/s, not {text!r}"
 
 
 def test_times_have_units() -> None:

@@ -369,6 +369,11 @@ def commands(group: object, *path: str) -> Iterator[tuple[str, ...]]:
             yield from commands(command, *path, name)
 
 
+def text_of(output: str) -> str:
+    """Returns an output without frames and line breaks."""
+    return " ".join(re.sub(r"[│╭╮╰╯─]", " ", output).split())
+
+
 @pytest.mark.parametrize("words", [(), *commands(get_command(app))], ids=" ".join)
 @pytest.mark.parametrize("columns", [80, 120])
 def test_help_is_readable(words: tuple[str, ...], columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,12 +382,11 @@ def test_help_is_readable(words: tuple[str, ...], columns: int, monkeypatch: pyt
     assert result.exit_code == 0
     assert result.output == runner.invoke(app, [*words, "--help"]).output
     assert not re.search(r"\[\[|<bool>|\(none\)|default: \(", result.output)
-    assert "owner/name on" not in " ".join(result.output.replace("│", "").split())
-
-
-def text_of(output: str) -> str:
-    """Returns an output without frames and line breaks."""
-    return " ".join(re.sub(r"[│╭╮╰╯─]", " ", output).split())
+    assert "owner/name on" not in text_of(result.output)
+    monkeypatch.setenv("COLUMNS", "500")
+    whole = runner.invoke(app, [*words, "-h"]).output
+    assert not {*text_of(whole).split()} - {*text_of(result.output).split()}, "words that are cut"
+    assert "…" not in result.output
 
 
 @pytest.mark.parametrize("words", [(), *commands(get_command(app))], ids=" ".join)

@@ -42,7 +42,7 @@ def test_json_and_the_table_are_one_plan(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--load", "512"), "--load must be PROMPT+OUTPUT@RATE/s, such as 512+128@40/s, not '512'"),
+        (("--load", "512"), "--load must be IN+OUT@RATE/s, such as 512+128@40/s, not '512'"),
         (("--ttft-p99", "1"), "--ttft-p99 must be a time such as 1s or 60ms, not '1'"),
         (("--itl-p99", "60"), "--itl-p99 must be a time such as 1s or 60ms, not '60'"),
         (("--itl-p99", "5ms"), "--itl-p99 must be at least the 10.6ms that a lone request takes"),

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from ....terminal.failure import exit_on_error
-from ....terminal.help import MODEL_HELP, takes_model_options
+from ....terminal.help import takes_model_options
 from ....terminal.options import ApiKey
 
 
@@ -23,7 +23,7 @@ def batch(
         ),
     ],
     model: Annotated[
-        str | None, typer.Option(help=f"Model to load: {MODEL_HELP}", metavar="MODEL", show_default="demo")
+        str | None, typer.Option(help="Model to load, as MODEL of `roost serve`.", metavar="MODEL", show_default="demo")
     ] = None,
     url: Annotated[
         str | None,
