@@ -54,7 +54,7 @@ NOT_RUN = {
     "hf download ": "downloads weights, with an account",
     "pip install --no-index": "wants what pip has downloaded",
     "HF_HUB_OFFLINE=1 roost serve": "wants weights; tests/server/model_hub/test_huggingface.py serves from the cache",
-    "roost bench length": "takes minutes; tests/server/commands/bench/test_bench_engine.py runs a small one",
+    "python benchmarks/growth.py": "takes minutes; tests/e2e/test_bench.py runs a small one",
     "python examples/ray_data.py": "wants Ray; tests/e2e/test_compat_ray.py runs it",
     "python examples/lm_eval_model.py": "wants lm-eval and a task; tests/e2e/test_compat_lm_eval.py runs it",
     "OPENAI_API_KEY=none lm_eval": "wants lm-eval and a task; tests/e2e/test_compat_lm_eval.py runs one",

@@ -1,6 +1,6 @@
 """Contestant without HTTP: the engine's bare loop, next to the bytes that it must read; and fresh processes.
 
-`roost bench length` and starts of `roost serve` are processes of their own.
+`growth.py` and starts of `roost serve` are processes of their own.
 """
 
 import json
@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -96,7 +97,7 @@ def read_gigabytes_per_s(threads: int) -> float:
 def length(arguments: Sequence[str], concurrency: int, early: int, late: int) -> Mapping[str, float]:
     """Returns speed and memory over the stretches that start at `early` generated tokens and end at `late`."""
     options = ["--concurrency", str(concurrency), "--max-length", str(late), "--json", "-"]
-    command = [sys.executable, "-P", "-m", "roost.server", "bench", "length", *arguments, *options]
+    command = [sys.executable, str(Path(__file__).parents[1] / "growth.py"), *arguments, *options]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     stretches = {stretch["length"]: stretch for stretch in json.loads(done.stdout)["result"]["stretches"]}
     first, last = stretches[2 * early], stretches[late]

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import subprocess
 import time
 import urllib.request
 from pathlib import Path
@@ -10,10 +11,15 @@ from typing import Any
 import pytest
 from server_process import API_KEY, MODEL, SHAPES, SLOTS, ServerProcess, start
 
+GROWTH = Path(__file__).parents[2] / "benchmarks" / "growth.py"
+
 
 def bench(*arguments: str) -> dict[str, Any]:
     """Runs the benchmark and returns its JSON."""
-    process = start("bench", *arguments, "--json", "-")
+    return document_of(start("bench", *arguments, "--json", "-"))
+
+
+def document_of(process: subprocess.Popen[str]) -> dict[str, Any]:
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "Traceback" not in err
@@ -84,11 +90,8 @@ def test_the_engine_alone(tiny_config: Path) -> None:
     assert document["device"]["kind"] == "cpu"
 
 
-def test_length(tiny_config: Path, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    svg = tmp_path / "length.svg"
-    options = "--concurrency", "1", "--max-length", "300", "--prefill-chunk", "64", "--svg", str(svg)
-    document = bench("length", f"random:{tiny_config}", *options)
+def test_growth(tiny_config: Path) -> None:
+    options = "--concurrency", "1", "--max-length", "300", "--prefill-chunk", "64", "--json", "-"
+    document = document_of(start(f"random:{tiny_config}", *options, program=(str(GROWTH),)))
     assert [stretch["length"] for stretch in document["result"]["stretches"]] == [128, 256, 300]
     assert all(stretch["tokens_per_s"] > 0 for stretch in document["result"]["stretches"])
-    assert "</svg>" in svg.read_text()

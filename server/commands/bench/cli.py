@@ -12,7 +12,7 @@ from ...terminal.help import CommandGroup, takes_model_options
 
 app = typer.Typer(
     cls=CommandGroup,
-    help="Measure an engine, a server, or how speed depends on length.",
+    help="Measure an engine or a server.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -35,12 +35,12 @@ SvgFile = Annotated[
     typer.Option("--svg", help="Draw it; needs pip install '.\\[bench]'.", metavar="FILE", show_default=False),
 ]
 
-_MODEL_OPTIONS: Final = ("model", "dtype", "quantize", "kv_dtype", "prefill_chunk", "seed", "config")
-_SEED_HELP: Final = "Seed of random weights and of prompts."
+MODEL_OPTIONS: Final = ("model", "dtype", "quantize", "kv_dtype", "prefill_chunk", "seed", "config")
+SEED_HELP: Final = "Seed of random weights and of prompts."
 
 
 @app.command()
-@takes_model_options(*_MODEL_OPTIONS, "slots", seed=_SEED_HELP)
+@takes_model_options(*MODEL_OPTIONS, "slots", seed=SEED_HELP)
 def engine(
     workload: Annotated[
         list[Workload] | None,
@@ -185,27 +185,4 @@ def serve(
             seed=seed,
         )
         status = bench_serve(options, Outputs(json, svg))
-    raise typer.Exit(status)
-
-
-@app.command()
-@takes_model_options(*_MODEL_OPTIONS, seed=_SEED_HELP)
-def length(
-    concurrency: Annotated[int, typer.Option(min=1, help="Sequences that grow at the same time.")] = 8,
-    input_len: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 16,
-    max_length: Annotated[int, typer.Option(min=2, help="Tokens to generate for each.")] = 16384,
-    slots: Annotated[
-        str | None, typer.Option(help="Number of slots.", show_default="the concurrency", metavar="N")
-    ] = None,
-    json: JsonFile = None,
-    svg: SvgFile = None,
-    **model_options: Any,
-) -> None:
-    """Let sequences grow, and report speed and memory at every doubling of their length."""
-    with exit_on_error():
-        settings = load_settings({"slots": slots, **model_options})
-        from .engine.length import LengthBenchOptions, bench_length
-        from .report import Outputs
-
-        status = bench_length(LengthBenchOptions(settings, concurrency, input_len, max_length), Outputs(json, svg))
     raise typer.Exit(status)

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _BLUE: Final = "#2a78d6"
-_ORANGE: Final = "#c2571a"
 _INK: Final = "#52514e"
 _GRID: Final = "#e1e0d9"
 _SEPARATED: Final = "{x:,.10g}"
@@ -47,30 +46,6 @@ def require_matplotlib() -> None:
         raise CommandError("--svg needs matplotlib; in a clone of Roost, pip install '.[bench]'")
 
 
-def draw_lengths(
-    title: str, lengths: Sequence[int], rates: Sequence[float], memory: Mapping[str, Sequence[float]]
-) -> bytes:
-    """Draws speed and memory over the length of a sequence.
-
-    Args:
-      title: Title of the figure.
-      lengths: End of each stretch, in generated tokens.
-      rates: Tokens per second over each stretch.
-      memory: MiB at the end of each stretch, by the name of a curve.
-    """
-    import matplotlib
-
-    with matplotlib.rc_context(_STYLE):
-        figure, (speed, space) = _new_figure(title, 2)
-        _draw_curve(speed, lengths, rates, _BLUE)
-        speed.set_title("tokens per second")
-        for (name, values), color in zip(memory.items(), (_BLUE, _ORANGE), strict=False):
-            _draw_curve(space, lengths, values, color, name)
-        space.set_title("memory, MiB")
-        space.legend(frameon=False, loc="lower right")
-        return _to_svg(figure)
-
-
 def draw_latencies(title: str, panels: Mapping[str, Sequence[float]]) -> bytes:
     """Draws the cumulative distribution of latencies.
 
@@ -98,16 +73,6 @@ def _new_figure(title: str, panels: int) -> "tuple[Figure, Sequence[Axes]]":
     return figure, list(axes)
 
 
-def _draw_curve(axis: "Axes", lengths: Sequence[int], values: Sequence[float], color: str, name: str = "") -> None:
-    axis.plot(lengths, values, "o-", color=color, label=name)
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(lengths, [_short(length) for length in lengths], minor=False)
-    axis.set_xticks([], minor=True)
-    axis.set_xlabel("tokens generated")
-    axis.yaxis.set_major_formatter(_SEPARATED)
-    axis.set_ylim(0, max(axis.get_ylim()[1], 1.25 * max(values)))
-
-
 def _draw_shares(axis: "Axes", ordered: Sequence[float]) -> None:
     count = len(ordered)
     places = sorted({place * (count - 1) // _MAX_POINTS for place in range(_MAX_POINTS + 1)})
@@ -117,11 +82,6 @@ def _draw_shares(axis: "Axes", ordered: Sequence[float]) -> None:
     axis.set_xlim(left=0)
     axis.xaxis.set_major_formatter(_SEPARATED)
     axis.yaxis.set_major_formatter("{x:.0f} %")
-
-
-def _short(length: int) -> str:
-    """Returns a length in units of 1024, if it is a multiple: 16384 is 16k."""
-    return f"{length // 1024}k" if length >= 1024 and not length % 1024 else str(length)
 
 
 def _to_svg(figure: "Figure") -> bytes:

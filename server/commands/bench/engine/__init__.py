@@ -1,1 +1,1 @@
-"""`roost bench engine` and `roost bench length`: measure an engine without a server."""
+"""`roost bench engine`: measures an engine without a server."""

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 from roost.server.commands.bench.engine import benchmark as engine_module
-from roost.server.commands.bench.engine import length as length_module
 from roost.server.commands.bench.serve import benchmark as serve_module
 from roost.server.commands.main import app
 from typer.testing import CliRunner
@@ -17,7 +16,7 @@ runner = CliRunner()
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The options of every benchmark, none of which is run."""
     calls: list[Any] = []
-    for module, name in ((engine_module, "engine"), (serve_module, "serve"), (length_module, "length")):
+    for module, name in ((engine_module, "engine"), (serve_module, "serve")):
         monkeypatch.setattr(module, f"bench_{name}", lambda options, outputs: calls.append(options) or 0)
     return calls
 
@@ -44,11 +43,6 @@ def test_limits_may_be_several_words(calls: list[Any]) -> None:
     assert (calls[0].num_prompts, str(calls[0].input_len)) == (7, "100:900")
 
 
-def test_length_takes_a_model(calls: list[Any]) -> None:
-    assert runner.invoke(app, ["bench", "length", "random:9b", "--max-length", "512"]).exit_code == 0
-    assert (calls[0].settings.model, calls[0].max_length) == ("random:9b", 512)
-
-
 @pytest.mark.parametrize(
     ("words", "named"),
     [
@@ -62,7 +56,7 @@ def test_length_takes_a_model(calls: list[Any]) -> None:
         ("serve --goodput speed:1", "--goodput"),
         ("serve here", "--url"),
         ("serve --svg /nowhere/x.svg", "--svg"),
-        ("length --dtype half", "dtype"),
+        ("engine --dtype half", "dtype"),
     ],
 )
 def test_a_wrong_option_is_one_line_that_names_it(words: str, named: str) -> None:
@@ -73,15 +67,13 @@ def test_a_wrong_option_is_one_line_that_names_it(words: str, named: str) -> Non
     assert result.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    "words", ["engine --repeat 0", "serve --num-prompts 0", "length --max-length 1", "serve --nope"]
-)
+@pytest.mark.parametrize("words", ["engine --repeat 0", "serve --num-prompts 0", "serve --nope"])
 def test_what_typer_refuses_has_the_same_status(words: str) -> None:
     assert runner.invoke(app, ["bench", *words.split()]).exit_code == 2
 
 
 def test_a_missing_extra_is_named_before_anything_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    result = runner.invoke(app, ["bench", "length", "--svg", str(tmp_path / "x.svg")])
+    result = runner.invoke(app, ["bench", "serve", "--svg", str(tmp_path / "x.svg")])
     assert result.exit_code == 1
     assert result.stderr == "roost: --svg needs matplotlib; in a clone of Roost, pip install '.[bench]'\n"

@@ -1,12 +1,12 @@
-"""`roost bench engine` and `length` on a fake engine."""
+"""`roost bench engine` and `benchmarks/growth.py` on a fake engine."""
 
 from typing import Any
 
 import pytest
+from growth import measure
 from roost.engine import EngineCore, EngineStats, FinishReason, Request, TokenOutput
 from roost.server.commands.bench.engine.benchmark import Bench, BenchSizes, EngineBenchOptions
 from roost.server.commands.bench.engine.driver import Driver, MeasuredStep, run_at, run_by_rounds, run_in_turn
-from roost.server.commands.bench.engine.length import measure
 from roost.server.commands.bench.engine.loading import make_request
 from roost.server.commands.bench.engine.result import full_batch_rate, summarize, table
 from roost.server.settings import Settings, SettingsError

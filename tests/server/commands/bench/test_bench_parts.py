@@ -6,9 +6,9 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from growth import ends_of_stretches
 from hypothesis import given
 from hypothesis import strategies as st
-from roost.server.commands.bench.engine.length import ends_of_stretches
 from roost.server.commands.bench.latency import Distribution, RequestTrace, in_ms, latencies_ms, median_of, percentile
 from roost.server.commands.bench.report import milliseconds, number, pick, rate
 from roost.server.commands.bench.serve.goodput import Objective

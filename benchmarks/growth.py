@@ -1,44 +1,33 @@
-"""`roost bench length`: measures speed and memory while sequences grow."""
+"""Lets sequences grow, and reports speed and memory at every doubling of their length.
+
+    python benchmarks/growth.py MODEL [--concurrency 8] [--max-length 16384] [--json FILE]
+
+Settings of the engine are given as to `roost bench engine`. Ctrl-C prints the measurements so far.
+"""
 
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
+import typer
 from rich.console import Group
-
-from .....engine import EngineCore, Request, device_facts
-from ....model_hub import find_model
-from ....settings import Settings, SettingsError
-from ....terminal.failure import INTERRUPTED_STATUS
-from ..environment import resident_bytes
-from ..plot import draw_lengths
-from ..progress import Advance, progress_bar
-from ..report import Outputs, interruption, make_table, number, opening, rate, report, write_file
-from ..workload import draw_token_ids
-from .driver import Clock
-from .loading import load, make_request, model_facts, settings_as_json
+from roost.engine import EngineCore, Request, device_facts
+from roost.server.commands.bench.cli import MODEL_OPTIONS, SEED_HELP, JsonFile
+from roost.server.commands.bench.engine.driver import Clock
+from roost.server.commands.bench.engine.loading import load, make_request, model_facts, settings_as_json
+from roost.server.commands.bench.environment import resident_bytes
+from roost.server.commands.bench.progress import Advance, progress_bar
+from roost.server.commands.bench.report import Outputs, interruption, make_table, number, opening, rate, report
+from roost.server.commands.bench.workload import draw_token_ids
+from roost.server.model_hub import find_model
+from roost.server.settings import Settings, load_settings
+from roost.server.terminal.failure import INTERRUPTED_STATUS, exit_on_error
+from roost.server.terminal.help import takes_model_options
 
 _FIRST: Final = 128
 """Generated tokens at the end of the first stretch. The length doubles with each further stretch."""
-
-
-@dataclass(frozen=True, slots=True)
-class LengthBenchOptions:
-    """Options of `roost bench length`.
-
-    Attributes:
-      settings: Settings of the engine; their seed also draws the prompts.
-      concurrency: Number of sequences that grow at the same time.
-      input_len: Tokens of each prompt.
-      max_length: Tokens to generate for each sequence.
-    """
-
-    settings: Settings
-    concurrency: int
-    input_len: int
-    max_length: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,35 +63,38 @@ def ends_of_stretches(max_length: int) -> Sequence[int]:
     return [*(end for end in ends if end < max_length), max_length]
 
 
-def bench_length(options: LengthBenchOptions, outputs: Outputs) -> int:
+def bench_growth(settings: Settings, concurrency: int, input_len: int, max_length: int, outputs: Outputs) -> int:
     """Measures and reports.
+
+    Args:
+      settings: Settings of the engine; their seed also draws the prompts.
+      concurrency: Number of sequences that grow at the same time.
+      input_len: Tokens of each prompt.
+      max_length: Tokens to generate for each sequence.
 
     Returns:
       The exit status.
 
     Raises:
-      SettingsError: An option cannot be used.
+      SettingsError: The file for JSON cannot be written.
       RoostError: The model cannot be loaded.
     """
     outputs.check()
-    source = find_model(options.settings.model, options.settings.lora)
-    document = opening("length", _as_json(options))
-    core = load(options.settings, source, options.concurrency, slots=options.concurrency)
-    if options.concurrency > core.stats.slots:
-        raise SettingsError(f"--concurrency {options.concurrency}: there are {core.stats.slots} slots; raise --slots")
-    rng = random.Random(options.settings.seed)
-    prompts = [draw_token_ids(options.input_len, source.config.vocab_size, rng) for _ in range(options.concurrency)]
+    source = find_model(settings.model, settings.lora)
+    sizes = {"concurrency": concurrency, "input_len": input_len, "max_length": max_length}
+    document = opening("growth", {**settings_as_json(settings), **sizes})
+    core = load(settings, source, concurrency)
+    rng = random.Random(settings.seed)
+    prompts = [draw_token_ids(input_len, source.config.vocab_size, rng) for _ in range(concurrency)]
     stretches: list[Stretch] = []
-    interrupted = not _grow(core, prompts, options.max_length, stretches)
-    model, device = model_facts(source, options.settings, core), device_facts()
+    interrupted = not _grow(core, prompts, max_length, stretches)
+    model, device = model_facts(source, settings, core), device_facts()
     result = {"stretches": [{**asdict(stretch), "tokens_per_s": stretch.tokens_per_s} for stretch in stretches]}
     document |= {"model": model, "device": device._asdict(), "interrupted": interrupted, "result": result}
-    numbers, count = model["quantize"] or model["dtype"], options.concurrency
-    title = f"{source.name}, {numbers}, on {device.kind}, {count} sequences at a time"
+    numbers = model["quantize"] or model["dtype"]
+    title = f"{source.name}, {numbers}, on {device.kind}, {concurrency} sequences at a time"
     outputs.console().print(_table(title, stretches, interrupted))
     outputs.write_json(document)
-    if outputs.svg is not None and stretches:
-        write_file("--svg", outputs.svg, _draw(title, stretches))
     return INTERRUPTED_STATUS if interrupted else 0
 
 
@@ -182,18 +174,20 @@ def _row(stretch: Stretch) -> Sequence[str]:
     return [f"{stretch.length:,}", rate(stretch.tokens_per_s), number(stretch.resident_bytes / 2**20), number(device)]
 
 
-def _draw(title: str, stretches: Sequence[Stretch]) -> bytes:
-    memory = {"process": [stretch.resident_bytes / 2**20 for stretch in stretches]}
-    if all(stretch.device_bytes is not None for stretch in stretches):
-        memory["device"] = [(stretch.device_bytes or 0) / 2**20 for stretch in stretches]
-    lengths = [stretch.length for stretch in stretches]
-    return draw_lengths(title, lengths, [stretch.tokens_per_s for stretch in stretches], memory)
+@takes_model_options(*MODEL_OPTIONS, seed=SEED_HELP)
+def main(
+    concurrency: Annotated[int, typer.Option(min=1, help="Sequences that grow at the same time.")] = 8,
+    input_len: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 16,
+    max_length: Annotated[int, typer.Option(min=2, help="Tokens to generate for each.")] = 16384,
+    json: JsonFile = None,
+    **model_options: Any,
+) -> None:
+    """Let sequences grow, and report speed and memory at every doubling of their length."""
+    with exit_on_error():
+        settings = load_settings({"slots": concurrency, **model_options})
+        status = bench_growth(settings, concurrency, input_len, max_length, Outputs(json))
+    raise typer.Exit(status)
 
 
-def _as_json(options: LengthBenchOptions) -> Mapping[str, Any]:
-    return {
-        **settings_as_json(options.settings),
-        "concurrency": options.concurrency,
-        "input_len": options.input_len,
-        "max_length": options.max_length,
-    }
+if __name__ == "__main__":
+    typer.run(main)
