@@ -134,11 +134,12 @@ def find_uv() -> str:
     on_path = shutil.which("uv")
     venv = ROOT / f".venv-{UV}"
     if on_path is None and not is_current(venv, (UV,)):
-        say(f"installing requirements/{UV}.txt with pip")
         advice = "the lines above say why. On Debian or Ubuntu, pip comes with: apt-get install python3-venv"
-        call([sys.executable, "-m", "venv", "--clear", str(venv)], f"could not make {venv.name}; {advice}")
+        make = [sys.executable, "-m", "venv", "--clear", str(venv)]
+        call(make, f"making {venv.name}", f"could not make {venv.name}; {advice}")
         pip = [str(python_of(venv)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        call([*pip, "--require-hashes", "--requirement", str(lock_file(UV))], f"could not install uv; {advice}")
+        wanted = ["--require-hashes", "--requirement", str(lock_file(UV))]
+        call([*pip, *wanted], "fetching and installing uv with pip", f"could not install uv; {advice}")
         stamp_of(venv).write_text(fingerprint((UV,)))
     return on_path or str(venv / "bin" / "uv")
 
@@ -163,9 +164,9 @@ def make_venv(venv: Path, uv: str) -> None:
     """Makes an empty environment with pip, in place of a broken one if need be."""
     found = (find_python(uv, version) for version in VERSIONS)
     python = next(filter(None, found), VERSIONS[0])  # which uv downloads
-    say(f"{'repairing' if venv.exists() else 'making'} {venv.name} with {python}")
+    doing = f"{'repairing' if venv.exists() else 'making'} {venv.name} with {python}"
     command = [uv, "venv", "--quiet", "--clear", "--seed", "--python", python, str(venv)]
-    call(command, f"could not make {venv.name} with {python}; the lines above say why")
+    call(command, doing, f"could not make {venv.name} with {python}; the lines above say why")
 
 
 def find_python(uv: str, version: str, folders: Sequence[str] = ()) -> str | None:
@@ -183,20 +184,22 @@ def find_python(uv: str, version: str, folders: Sequence[str] = ()) -> str | Non
 def install(venv: Path, locks: tuple[str, ...], uv: str, checkout: bool) -> None:
     """Installs the locked packages, each checked against its hash, then the checkout itself if it is wanted."""
     files = [str(lock_file(lock).relative_to(ROOT)) for lock in locks]
-    say(f"installing {' and '.join(files)}")
     installer = [uv, "pip", "install", "--quiet", "--python", str(python_of(venv)), "--no-deps"]
     wanted = [word for file in files for word in ("--requirement", file)]
-    failed = f"could not install {' and '.join(files)}; the lines above say why. The same command tries again"
-    call([*installer, "--require-hashes", *wanted], failed)  # a lock names all that is needed
+    named, again = " and ".join(files), "the lines above say why. The same command tries again"
+    locked = [*installer, "--require-hashes", *wanted]  # a lock names all that is needed
+    call(locked, f"fetching and installing {named}", f"could not install {named}; {again}")
     if checkout:
-        call([*installer, "--no-build-isolation", "--editable", "."], failed)
+        native = [*installer, "--no-build-isolation", "--editable", "."]
+        call(native, "installing Roost and compiling its native kernels", f"could not install Roost; {again}")
 
 
-def call(command: Sequence[str], failed: str) -> None:
-    """Runs a command that has to succeed, from the root, and shows that it goes on."""
+def call(command: Sequence[str], doing: str, failed: str) -> None:
+    """Runs a command that has to succeed, from the root, says what it does, and shows that it goes on."""
+    say(doing)
     process = subprocess.Popen(command, cwd=ROOT, env=tool_environment())
     try:
-        wait(process)
+        wait(process, doing)
     except BaseException:  # Ctrl-C among others, which must not leave an installer behind
         process.kill()
         process.wait()
@@ -205,7 +208,7 @@ def call(command: Sequence[str], failed: str) -> None:
         raise Problem(failed)
 
 
-def wait(process: subprocess.Popen[bytes]) -> None:
+def wait(process: subprocess.Popen[bytes], doing: str) -> None:
     """Waits for the end of a command: on a terminal with a clock that moves, else with a line now and then."""
     is_terminal, began = sys.stderr.isatty(), time.monotonic()
     interval = TICK_S if is_terminal else LINE_EVERY_S
@@ -219,7 +222,7 @@ def wait(process: subprocess.Popen[bytes]) -> None:
                 turn = SPINNER[int(seconds / TICK_S) % len(SPINNER)]
                 print(f"\r{turn} {seconds:.0f} s ", end="", file=sys.stderr, flush=True)
             else:
-                say(f"still at it after {seconds:.0f} s")
+                say(f"{doing}, for {seconds:.0f} s now")
     if is_terminal:
         print("\r\033[K", end="", file=sys.stderr, flush=True)
 
@@ -378,9 +381,9 @@ def install_node_clients(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     for path in wanted:
         shutil.copy(path, folder)
-    say("installing tests/clients/node/package-lock.json with npm")
     failed = "could not install the clients for Node; the lines above say why. The same command tries again"
-    call([npm, "ci", "--prefix", str(folder), "--no-audit", "--no-fund", "--loglevel", "error"], failed)
+    command = [npm, "ci", "--prefix", str(folder), "--no-audit", "--no-fund", "--loglevel", "error"]
+    call(command, "fetching and installing tests/clients/node/package-lock.json with npm", failed)
     stamp.write_text(digest)
 
 
@@ -419,14 +422,19 @@ def release(python: Path, arguments: Sequence[str]) -> int:
     return subprocess.run([str(python), "tools/check_release.py", *named], cwd=ROOT).returncode
 
 
+DOCS_ADDRESS = "localhost:8008"
+"""Address of the documentation; Roost has port 8000."""
+
+
 def docs(python: Path, arguments: Sequence[str]) -> int:
     """Writes what follows from the code, and builds the site; a warning, such as a link to nowhere, is an error."""
     roost = prepare(ROOT / ".venv", ("cpu",))
     for tool in ("tools/reference_pages.py", "tools/draw_pictures.py"):
-        call([str(roost), "-P", tool], f"{tool} failed; the lines above say why")
+        call([str(roost), "-P", tool], f"running {tool}", f"{tool} failed; the lines above say why")
     program = [str(python.with_name("zensical"))]
     if "--serve" in arguments:
-        command = [*program, "serve", *(word for word in arguments if word != "--serve")]
+        say(f"open http://{DOCS_ADDRESS} once the site is built")
+        command = [*program, "serve", "--dev-addr", DOCS_ADDRESS, *(word for word in arguments if word != "--serve")]
     else:
         command = [*program, "build", "--clean", "--strict", *arguments]
     return subprocess.run(command, cwd=ROOT).returncode
@@ -495,8 +503,8 @@ def lock(_: Path, arguments: Sequence[str]) -> int:
     """Resolves every lock for all platforms; `dev` goes first and the others keep to its versions."""
     uv = find_uv()
     for name in (UV, "dev", "cpu", "tpu", "cuda13", "buckets", "otel", "compat", "deploy", GPU_COMPILE, DOCS, *CLIENTS):
-        say(f"locking requirements/{name}.txt")
-        call([uv, *lock_arguments(name), *arguments], f"could not lock {name}; the lines above say why")
+        failed = f"could not lock {name}; the lines above say why"
+        call([uv, *lock_arguments(name), *arguments], f"locking requirements/{name}.txt", failed)
     return 0
 
 

@@ -11,6 +11,7 @@ import sys
 import tomllib
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import Mock
 
 import pytest
 
@@ -134,7 +135,7 @@ class Commands(list[list[str]]):
     def __init__(self) -> None:
         self.fail_at = ""
 
-    def __call__(self, command: list[str], failed: str) -> None:
+    def __call__(self, command: list[str], doing: str, failed: str) -> None:
         self.append(command)
         if self.fail_at and self.fail_at in command:
             raise dev.Problem(failed)
@@ -377,24 +378,36 @@ def test_a_problem_is_one_line(commands: Commands, capfd: pytest.CaptureFixture[
 
 def test_a_failing_tool_is_a_problem(venv: Path) -> None:
     with pytest.raises(dev.Problem, match="could not"):
-        dev.call(["false"], "could not")
+        dev.call(["false"], "trying", "could not")
 
 
-def test_a_long_command_says_that_it_goes_on(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_long_command_says_that_it_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The command goes on until a line was written."""
     monkeypatch.setattr(dev, "LINE_EVERY_S", 0.01)
     mark = tmp_path / "mark"
-    monkeypatch.setattr(dev, "say", lambda text: (mark.touch(), print(f"dev.py: {text}", file=sys.stderr)))
-    dev.call(["sh", "-c", f"until [ -e {mark} ]; do :; done"], "could not")
-    assert re.match(r"dev\.py: still at it after \d+ s\n", capfd.readouterr().err)
+    said: list[str] = []
+    monkeypatch.setattr(dev, "say", lambda text: (said.append(text), len(said) > 1 and mark.touch()))
+    dev.call(["sh", "-c", f"until [ -e {mark} ]; do :; done"], "installing all", "could not")
+    assert said[0] == "installing all"
+    assert re.fullmatch(r"installing all, for \d+ s now", said[1])
+
+
+def test_the_documentation_leaves_roosts_port_alone(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], commands: Commands, venv: Path
+) -> None:
+    run: list[list[str]] = []
+    monkeypatch.setattr(dev, "prepare", lambda venv, locks: venv / "bin" / "python")
+    monkeypatch.setattr(dev.subprocess, "run", lambda command, **_: run.append(command) or Mock(returncode=0))
+    assert dev.docs(venv / "bin" / "python", ["--serve"]) == 0
+    assert run == [[str(venv / "bin" / "zensical"), "serve", "--dev-addr", "localhost:8008"]]
+    assert "open http://localhost:8008" in capfd.readouterr().err
 
 
 def test_on_a_terminal_a_clock_moves(tmp_path: Path) -> None:
     """And is wiped away at the end."""
     leader, follower = os.openpty()
-    program = "import sys; sys.path.insert(0, sys.argv[1]); import dev; dev.TICK_S = 0.01; dev.call(sys.argv[2:], '')"
+    lines = ("import sys", "sys.path.insert(0, sys.argv[1])", "import dev", "dev.TICK_S = 0.01")
+    program = "; ".join((*lines, "dev.call(sys.argv[2:], 'x', '')"))
     mark = tmp_path / "mark"
     command = [sys.executable, "-c", program, str(ROOT), "sh", "-c", f"until [ -e {mark} ]; do :; done"]
     with subprocess.Popen(command, stderr=follower) as process:
@@ -407,19 +420,19 @@ def test_on_a_terminal_a_clock_moves(tmp_path: Path) -> None:
             shown += os.read(leader, 1024)
         assert process.wait(60) == 0
     os.close(leader)
-    assert re.match(rb"\r[|/\\-] \d+ s ", shown)
+    assert re.match(rb"dev.py: x\r\n\r[|/\\-] \d+ s ", shown)
 
 
 def test_an_interrupted_command_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     processes: list[subprocess.Popen[bytes]] = []
 
-    def interrupt(process: subprocess.Popen[bytes]) -> None:
+    def interrupt(process: subprocess.Popen[bytes], doing: str) -> None:
         processes.append(process)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(dev, "wait", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        dev.call(["sleep", "600"], "could not")
+        dev.call(["sleep", "600"], "trying", "could not")
     assert processes[0].returncode == -signal.SIGKILL
 
 
