@@ -50,7 +50,7 @@ for _router in _ROUTERS:
 _EVENTS: Final = (ChatCompletionChunk, Completion, *(event for feature in FEATURES for event in feature.events))
 """Models of the events of streams, for `/openapi.json`."""
 
-_ERROR_SHAPES: Final = {path: shape for feature in FEATURES for path, shape in feature.error_shapes.items()}
+_ERROR_SHAPES: Final = [feature.error_shape for feature in FEATURES if feature.error_shape is not None]
 
 _FIELDS: Final = {name: path for feature in FEATURES for name, path in feature.fields.items()}
 

@@ -16,7 +16,7 @@ from .database.opening import open_database
 from .database.schema import Tables
 from .features.index import modules_of
 from .generation.service import Service
-from .http.error_responses import ErrorShapes
+from .http.error_responses import ErrorShape
 from .observability.request_metrics import Observer
 from .settings import Settings
 
@@ -118,7 +118,7 @@ class Feature:
       unlimited_paths: Paths whose routes limit bodies themselves.
       fields: Fields of its bodies that others refuse, and the path that takes each, for errors.
       events: Models of the events of its streams, for `/openapi.json`.
-      error_shapes: Bodies of errors on its paths, if they have another shape than OpenAI's.
+      error_shape: Bodies of errors for its clients, if they have another shape than OpenAI's.
       tables: Its tables in a database; None if it has none.
       open: Opens it for a server.
       unused_collectors: Returns collectors that have counted nothing, for the reference of metrics.
@@ -131,7 +131,7 @@ class Feature:
     unlimited_paths: frozenset[str] = frozenset()
     fields: Mapping[str, str] = field(default_factory=dict)
     events: Sequence[Any] = ()
-    error_shapes: ErrorShapes = field(default_factory=dict)
+    error_shape: ErrorShape | None = None
     tables: Tables | None = None
     open: Callable[[Opening], OpenFeature] = _open_nothing
     unused_collectors: Callable[[], Sequence[Collector]] = field(default=tuple)

@@ -1,7 +1,7 @@
 """Responses to errors, in the shape of each API, and the errors behind exceptions of FastAPI and Starlette."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -19,29 +19,42 @@ from ..errors.validation_errors import describe, path_of
 from ..observability.logging import error_reason
 from .wrong_urls import right_path
 
-type ErrorShapes = Mapping[str, Callable[[ApiError], Any]]
-"""Functions that return an error's body in another shape than OpenAI's, by the prefix of an API's paths."""
-
 _API_ROOT: Final = "/v1"
+
+
+class ErrorShape(NamedTuple):
+    """Bodies of errors in another shape than OpenAI's.
+
+    Attributes:
+      prefix: Prefix of the paths whose errors have this shape.
+      header: Header of requests whose errors have this shape on every path of `/v1`.
+      body: Returns an error's body.
+    """
+
+    prefix: str
+    header: str
+    body: Callable[[ApiError], Any]
 
 
 def error_response(error: ApiError, scope: Scope | None = None) -> Response:
     """Returns the response to an error, and logs its reason.
 
     Args:
-      scope: Scope of the request, whose path determines the shape; None if no request could be read.
+      scope: Scope of the request, whose path and headers determine the shape; None if no request could be read.
     """
     error_reason.get([]).append(log_reason(error))
     return JSONResponse(_shaped(error, scope), error.status_code, error.headers)
 
 
 def _shaped(error: ApiError, scope: Scope | None) -> Any:
-    """Returns the body of an error in the shape of the API that a path belongs to."""
+    """Returns the body of an error in the shape of the API that a path belongs to, or that its client expects."""
     if scope is None or "app" not in scope:
         return error.body
-    shapes: ErrorShapes = scope["app"].state.error_shapes
-    found = (shape(error) for prefix, shape in shapes.items() if scope["path"].startswith(prefix))
-    return next(found, error.body)
+    shapes: Sequence[ErrorShape] = scope["app"].state.error_shapes
+    path, headers = scope["path"], Headers(scope=scope)
+    is_api = path == _API_ROOT or path.startswith(f"{_API_ROOT}/")
+    found = (each for each in shapes if path.startswith(each.prefix) or (is_api and each.header in headers))
+    return next((shape.body(error) for shape in found), error.body)
 
 
 async def send_error(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
@@ -49,7 +62,7 @@ async def send_error(error: ApiError, scope: Scope, receive: Receive, send: Send
     await error_response(error, scope)(scope, receive, send)
 
 
-def install_error_handlers(app: FastAPI, shapes: ErrorShapes) -> None:
+def install_error_handlers(app: FastAPI, shapes: Sequence[ErrorShape]) -> None:
     """Installs handlers of all known exceptions. A middleware handles unknown ones."""
     app.state.error_shapes = shapes
     for kind in (ApiError, HTTPException, RequestValidationError, RoostError):
@@ -130,7 +143,9 @@ def _directions(request: Request) -> Response:
     )
     error = ApiError(kinds.NO_SUCH_URL, message)
     error_reason.get([]).append(log_reason(error))
-    return JSONResponse({**error.body, "chat_page": page, "endpoints": request.app.state.endpoints}, 404)
+    return JSONResponse(
+        {**_shaped(error, request.scope), "chat_page": page, "endpoints": request.app.state.endpoints}, 404
+    )
 
 
 async def _no_response(request: Request, error: Exception) -> Response:

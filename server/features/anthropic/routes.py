@@ -1,4 +1,4 @@
-"""`/v1/messages`: Anthropic's chat API. The header `anthropic-version` is ignored."""
+"""`/v1/messages`: Anthropic's chat API, in the version of every header `anthropic-version`."""
 
 from fastapi import APIRouter, Request, Response
 

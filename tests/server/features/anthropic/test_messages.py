@@ -203,6 +203,9 @@ async def test_errors_have_anthropics_shape(
     assert body["request_id"] == response.headers["request-id"]
 
 
+VERSION = {"anthropic-version": "2023-06-01"}
+
+
 async def test_errors_of_the_outer_layers_have_it_too(service: Service, engine: FakeEngine) -> None:
     app = create_app(limited(service, 100), Access(ApiKeys(["sesame"])))
     key = {"x-api-key": "sesame"}
@@ -212,6 +215,16 @@ async def test_errors_of_the_outer_layers_have_it_too(service: Service, engine: 
             ("request_too_large", await client.post("/v1/messages", json={"x": "a" * 100}, headers=key)),
             ("not_found_error", await client.post("/v1/messages/batches", headers=key)),
             ("invalid_request_error", await client.get("/v1/messages", headers=key)),
+            *[
+                (kind, await client.request(method, path, headers=headers | VERSION))
+                for kind, method, path, headers in (
+                    ("authentication_error", "GET", "/v1/models", {}),
+                    ("not_found_error", "GET", "/v1/models/claude", key),
+                    ("not_found_error", "POST", "/v1/complete", key),
+                    ("not_found_error", "GET", "/v1", key),
+                    ("invalid_request_error", "POST", "/v1/chat/completions", key),
+                )
+            ],
         ]
         engine.capacity = 0
         body = {"messages": HI, "max_tokens": 3}
