@@ -44,7 +44,7 @@ ReadyService = Annotated[Service, Depends(_ready_service)]
 
 
 class JsonRoute(APIRoute):
-    """Parses JSON more strictly than Python: no NaN, no lone surrogates, no nesting deeper than 200.
+    """Parses JSON more strictly than Python: no NaN, no lone surrogates, no nesting deeper than 201.
 
     The body is validated and checked before FastAPI sees it, so that a worker thread can do it and only the model stays
     in memory.

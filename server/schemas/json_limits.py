@@ -19,6 +19,12 @@ LONG_BYTES: Final = 16 * 2**10
 _LARGEST_SHARED_INT: Final = 256
 """Largest integer that CPython caches."""
 
+_FAULTS: Final = {
+    "recursion limit exceeded": "has more than 201 arrays and objects within each other",
+    "number out of range": "has a number with more than 4,300 digits",
+}
+"""The parser's errors about JSON that is valid and exceeds its limits, in words that say so."""
+
 _NOT_STRUCTURE: Final = bytes({*range(256)} - {*b'"[{'})
 
 
@@ -37,7 +43,8 @@ def decode_json(raw: bytes | bytearray) -> Any:
     try:
         return from_json(raw.removeprefix(codecs.BOM_UTF8), allow_inf_nan=False, cache_strings="keys")
     except ValueError as error:
-        raise JsonError(f"is not valid JSON: {error}") from None
+        fault, at, place = str(error).partition(" at ")
+        raise JsonError(f"{_FAULTS.get(fault, f'is not valid JSON: {fault}')}{at}{place}") from None
 
 
 def decode_own_json(raw: bytes) -> Any:
