@@ -8,17 +8,18 @@ from fastapi import APIRouter, Header, Response
 from ..errors.request_errors import unknown_model
 from ..http.json_response import json_response
 from ..http.openapi import success
-from ..http.routes import ReadyService
+from ..http.routes import JsonRoute, ReadyService
 from ..text.served_model import ServedModel
 from .response_schemas import AnthropicModelList, AnthropicModelObject, ModelList, ModelObject
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 AnthropicVersion = Annotated[str | None, Header()]
 """Header `anthropic-version`, which only Anthropic's clients send."""
 
 
 @router.get("/v1/models", responses=success(ModelList | AnthropicModelList))
+@router.get("/v1/models/", include_in_schema=False)
 async def list_models(service: ReadyService, anthropic_version: AnthropicVersion = None) -> Response:
     """Lists the served model."""
     model_id = service.model.id

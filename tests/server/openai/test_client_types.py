@@ -98,6 +98,7 @@ async def test_completions(client: httpx.AsyncClient, fields: dict[str, Any]) ->
 
 async def test_models(client: httpx.AsyncClient) -> None:
     listed = (await client.get("/v1/models")).json()
+    assert (await client.get("/v1/models/")).json() == listed
     assert listed["object"] == "list"
     for model in (*listed["data"], (await client.get("/v1/models/counter")).json()):
         checked(Model, model, frozenset({"max_model_len", "root", "parent"}))
