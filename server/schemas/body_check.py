@@ -3,8 +3,9 @@
 import difflib
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache, lru_cache
+from itertools import islice
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -33,6 +34,9 @@ _MAX_NAME: Final = 60
 
 _USED_FIELD: Final = re.compile(r"use (\w+)[\w. ]*")
 """An alternative that is a field of the same body."""
+
+_IGNORED_QUERY: Final = frozenset({"api-version", "beta"})
+"""Query parameters that clients for Azure and Anthropic's clients add to any path."""
 
 _logger = logging.getLogger(__name__)
 
@@ -103,6 +107,19 @@ class BodyCheck:
         for index, field in enumerate(fields):
             self._report(field, closest_field(field.kind, field.name) if index < _MAX_GUESSES else None)
 
+    def check_query(self, names: Iterable[str], known: Collection[str]) -> None:
+        """Checks the query parameters of a request, as `__call__` checks fields.
+
+        Raises:
+          ApiError: A parameter is unknown, and is either almost a known one or found by a strict check.
+        """
+        for name in islice((each for each in names if each not in known and each not in _IGNORED_QUERY), _MAX_UNNAMED):
+            guess = next(iter(difflib.get_close_matches(name[:_MAX_NAME], known, n=1, cutoff=0.8)), None)
+            if self._strict or _is_near_any(name, known):
+                hint = "" if guess is None else f"; did you mean {guess}?"
+                raise bad_value(name[:_MAX_NAME], f"the query parameter {name[:120]!r} is unknown{hint}")
+            warn(f"?{name}" if guess is None else f"?{name} ({guess}?)")
+
     def _report(self, field: UnnamedField, guess: str | None) -> None:
         hint = "" if guess is None else f"; did you mean {guess}?"
         if self._strict or is_near_miss(field.kind, field.name):
@@ -123,7 +140,9 @@ def _unnamed_fields(body: JsonObject) -> Sequence[UnnamedField]:
 
 
 def _all_unnamed(item: JsonObject, place: _Place) -> Iterator[UnnamedField]:
-    """Yields fields that are neither ignored nor neutral. An object's fields precede those of objects within it."""
+    """Yields fields that are neither ignored nor neutral, and unknown entries of lists of names. An object's fields
+    precede those of objects within it.
+    """
     kind = type(item)
     rules = kind.field_rules
     if rules.ignores_all:
@@ -131,6 +150,8 @@ def _all_unnamed(item: JsonObject, place: _Place) -> Iterator[UnnamedField]:
     for name, value in (item.__pydantic_extra__ or {}).items():
         if rules.has_effect(name, value):
             yield UnnamedField(kind, place, name)
+    for name, known in rules.values.items():
+        yield from (UnnamedField(kind, (*place, name), each) for each in getattr(item, name) if each not in known)
     for name, value in item.__dict__.items():
         if isinstance(value, JsonObject):
             yield from _all_unnamed(value, (*place, name))
@@ -142,9 +163,12 @@ def _all_unnamed(item: JsonObject, place: _Place) -> Iterator[UnnamedField]:
 @lru_cache(maxsize=1024)
 def is_near_miss(kind: type[JsonObject], name: str) -> bool:
     """Returns whether a name is one edit away from a field of its object, and no API has a field of this name."""
-    if not _MIN_NEAR_MISS <= len(name) <= _MAX_NAME or name in _all_names():
-        return False
-    return any(_is_one_edit(name, field.alias or own) for own, field in kind.model_fields.items())
+    known = (field.alias or own for own, field in kind.model_fields.items())
+    return name not in _all_names() and _is_near_any(name, known)
+
+
+def _is_near_any(name: str, known: Iterable[str]) -> bool:
+    return _MIN_NEAR_MISS <= len(name) <= _MAX_NAME and any(_is_one_edit(name, each) for each in known)
 
 
 @cache

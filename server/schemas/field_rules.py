@@ -30,11 +30,13 @@ class FieldRules:
       refused: Fields that are refused unless they hold a neutral value.
       ignored: Fields that have no effect here with any value.
       ignores_all: Whether all fields are ignored, since their object is left out.
+      values: Known entries of fields that are lists of names. Other entries are unknown, as fields are.
     """
 
     refused: Mapping[str, Refusal] = field(default_factory=dict)
     ignored: frozenset[str] = frozenset()
     ignores_all: bool = False
+    values: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     def has_effect(self, name: str, value: Any) -> bool:
         """Returns whether a field is unknown, or holds a refused value."""

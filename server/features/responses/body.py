@@ -1,6 +1,7 @@
 """Schemas of `/v1/responses`. Fields that no schema names are checked by `body_check`."""
 
-from typing import Annotated, ClassVar, Literal
+from dataclasses import replace
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
@@ -37,7 +38,7 @@ class ResponseStreamOptions(Fields):
 class ResponseBody(PromptFields, SamplingFields):
     """Body of `POST /v1/responses`. Sampling fields but `temperature` and `top_p` are extensions, as in chat."""
 
-    field_rules: ClassVar[FieldRules] = RESPONSES_RULES
+    field_rules: ClassVar[FieldRules] = replace(RESPONSES_RULES, values={"include": frozenset(get_args(Includable))})
 
     store: bool = True
     """Whether the response is kept, to be fetched and continued."""
@@ -51,7 +52,7 @@ class ResponseBody(PromptFields, SamplingFields):
     stream_options: ResponseStreamOptions | None = None
     """Options of the stream."""
 
-    include: Several[Includable] = Field(default_factory=list)
+    include: Several[Includable | str] = Field(default_factory=list)
     """Further parts of the response: `message.output_text.logprobs`. Other values have no effect."""
 
     max_output_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Query
 
 from ...errors.request_errors import bad_value
+from ...http.routes import JsonRoute
 from . import usage_table
 from .days import PATTERN, today
 from .open_usage import UsageDatabase
@@ -22,7 +23,7 @@ _REPLY_S: Final = 5.0
 
 Day = Annotated[str | None, Query(pattern=PATTERN)]
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.get("/v1/usage", response_model=UsageList)

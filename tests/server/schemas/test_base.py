@@ -120,6 +120,7 @@ async def test_reports_stand_in_the_body_on_request(client: httpx.AsyncClient, k
 
 FUNCTION = {"name": "f", "parameters": {"type": "object"}}
 WITHIN: list[tuple[type[Fields], dict[str, Any], str]] = [
+    (ResponseBody, {"include": ["message.input_image.image_url", "everything"]}, "include.everything"),
     (
         ChatBody,
         {"stream": True, "stream_options": {"includ_usge": True}},
@@ -161,6 +162,34 @@ async def test_unknown_names_within_objects_are_reported_or_refused(
         response = await post(strict, kind, **fields)
     assert response.status_code == 400
     assert f"the field '{reported.split()[0]}' is unknown" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "reported", "refused"),
+    [
+        ("/v1/models?verbose=1&verbose=2&beta=true", ["?verbose"], "the query parameter 'verbose' is unknown"),
+        ("/v1/states?ordr=asc", ["?ordr (order?)"], "the query parameter 'ordr' is unknown; did you mean order?"),
+        ("/v1/models/counter?api-version=1&beta=true", [], None),
+        ("/v1/states?limit=5&order=asc", [], None),
+    ],
+)
+async def test_unknown_query_parameters_are_reported_or_refused(
+    client: httpx.AsyncClient, service: Service, path: str, reported: list[str], refused: str | None
+) -> None:
+    response = await client.get(path)
+    assert response.status_code == 200
+    assert warnings_of(response) == reported
+    app = create_app(service, strict=True)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as strict:
+        response = await strict.get(path)
+    assert response.status_code == (200 if refused is None else 400)
+    assert refused is None or response.json()["error"]["message"] == refused
+
+
+async def test_a_query_parameter_that_is_almost_a_known_one_is_refused(client: httpx.AsyncClient) -> None:
+    response = await client.get("/v1/responses/resp_1?starting_aftr=3")
+    assert response.status_code == 400
+    assert "did you mean starting_after?" in response.json()["error"]["message"]
 
 
 async def test_a_name_that_all_messages_have_is_reported_once(client: httpx.AsyncClient) -> None:
