@@ -260,8 +260,8 @@ def serve(python: Path, arguments: Sequence[str]) -> int:
     become(python, "roost.server", "serve", *arguments)
 
 
-BY_FILE = ("--numprocesses", "3", "--dist", "loadfile", "--no-loadscope-reorder")
-"""How pytest runs a suite on two cores: a third process works while others wait for servers, databases and timers. A
+BY_FILE = ("--numprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder")
+"""How pytest runs a suite on two cores: two more processes work while others wait for servers, databases and timers. A
 file's tests share what they start, so they stay in one process. Files keep their order, since those with the fewest
 tests take longest: the servers' come early, and no worker idles at the end."""
 
