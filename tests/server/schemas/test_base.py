@@ -192,6 +192,31 @@ async def test_a_query_parameter_that_is_almost_a_known_one_is_refused(client: h
     assert "did you mean starting_after?" in response.json()["error"]["message"]
 
 
+MARK = {"cache_control": {"type": "ephemeral"}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "reported"),
+    [
+        (ChatBody, {"messages": [HI[0] | MARK]}, []),
+        (ChatBody, {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"} | MARK]}]}, []),
+        (ChatBody, {"tools": [{"type": "function", "function": {"name": "f"} | MARK} | MARK]}, []),
+        (ChatBody, MARK, ["cache_control"]),
+        (ResponseBody, {"input": [HI[0] | MARK], "tools": [{"type": "function", "name": "f"} | MARK]}, []),
+        (ResponseBody, MARK, ["cache_control"]),
+        (CompletionBody, MARK, ["cache_control"]),
+        (MessagesBody, MARK | {"tools": [{"name": "f", "input_schema": {"type": "object"}} | MARK]}, []),
+        (MessagesBody, {"messages": [HI[0] | MARK]}, ["messages[0].cache_control"]),
+    ],
+)
+async def test_cache_control_passes_where_clients_put_it(
+    client: httpx.AsyncClient, kind: type[Fields], fields: dict[str, Any], reported: list[str]
+) -> None:
+    response = await post(client, kind, **fields)
+    assert response.status_code == 200
+    assert warnings_of(response) == reported
+
+
 async def test_a_name_that_all_messages_have_is_reported_once(client: httpx.AsyncClient) -> None:
     messages = [{"role": "user", "content": "a", "new": 1, "name": "Ann", "cache_control": {}}] * 50
     assert warnings_of(await post(client, ChatBody, messages=messages)) == ["messages[0].new"]
