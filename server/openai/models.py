@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Response
+from fastapi import APIRouter, Header, Request, Response
 
 from ..errors.request_errors import unknown_model
 from ..http.json_response import json_response
@@ -19,7 +19,6 @@ AnthropicVersion = Annotated[str | None, Header()]
 
 
 @router.get("/v1/models", responses=success(ModelList | AnthropicModelList))
-@router.get("/v1/models/", include_in_schema=False)
 async def list_models(service: ReadyService, anthropic_version: AnthropicVersion = None) -> Response:
     """Lists the served model."""
     model_id = service.model.id
@@ -30,8 +29,12 @@ async def list_models(service: ReadyService, anthropic_version: AnthropicVersion
 
 
 @router.get("/v1/models/{model_id:path}", responses=success(ModelObject | AnthropicModelObject))
-async def get_model(model_id: str, service: ReadyService, anthropic_version: AnthropicVersion = None) -> Response:
+async def get_model(
+    model_id: str, request: Request, service: ReadyService, anthropic_version: AnthropicVersion = None
+) -> Response:
     """Describes the served model."""
+    if request.scope["path"].endswith("/") and not model_id:  # the slash of a base URL, and no line feed
+        return await list_models(service, anthropic_version)
     if model_id != service.model.id:
         raise unknown_model(model_id, service.model.id)
     describe = _describe if anthropic_version is None else _describe_to_anthropic
