@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-import platformdirs
-
 _SERVERS: Final = "ROOST_COMPILE_CACHE"
 """Environment variable that names the folder of engines; the servers that tests start inherit it."""
 
@@ -31,6 +29,8 @@ def open_folder() -> tempfile.TemporaryDirectory[str] | None:
     """Makes the folder of this run; returns None in a worker, which inherits it."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         return None
+    import platformdirs  # which the environments of other people's clients lack, where this is not called
+
     run = tempfile.TemporaryDirectory(prefix="roost-tests-")
     lasting = Path(run.name) if os.environ.pop("ROOST_COLD", None) else platformdirs.user_cache_path("roost-tests")
     lasting.mkdir(mode=0o700, parents=True, exist_ok=True)
