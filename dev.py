@@ -32,7 +32,8 @@ LINE_EVERY_S = 10.0  # between two lines where there is no terminal
 UV = "uv"
 DOCS = "docs"
 GPU_COMPILE = "gpu-compile"
-CLIENTS = ("clients", "clients-openai2")  # locks that are installed without Roost, each for some of tests/clients
+CLIENTS = {"clients": VERSIONS, "clients-openai2": VERSIONS, "clients-aider": ("3.12",)}
+"""Locks that are installed without Roost, each for some of tests/clients, and the Pythons that they take."""
 NO_TESTS = 5  # how pytest ends that was left without a test
 NODE_CLIENTS = ROOT / "tests" / "clients" / "node"
 SCRIPTS = ("tests", "benchmarks", "tools", "examples")  # whose types are checked beside those of the packages
@@ -47,7 +48,7 @@ usage: python3 dev.py <job> [arguments]
   test-bits    run the tests that compare bits as on a processor with AVX2 alone; arguments go to pytest
   test-shuffled  run the tests beside busy loops, in ten orders or in those that the arguments number
   test-compat  ask the server through other people's clients and validators; arguments go to pytest
-  test-clients  the same for agents' frameworks, clients for Node, and proxies; arguments go to pytest
+  test-clients  the same for agents, their frameworks, clients for Node, and proxies; arguments go to pytest
   test-robust  load and faults, done to real servers for some minutes; arguments go to pytest
   test-mesh    serve from several devices, and from several processes as hosts; arguments go to pytest
   test-tpu     compile for a real TPU, without one (Linux x86-64); arguments go to pytest
@@ -115,13 +116,13 @@ def is_current(venv: Path, locks: tuple[str, ...]) -> bool:
     return stamp_of(venv).read_text() in map(fingerprint, enough)
 
 
-def prepare(venv: Path, locks: tuple[str, ...], checkout: bool = True) -> Path:
+def prepare(venv: Path, locks: tuple[str, ...], checkout: bool = True, versions: tuple[str, ...] = VERSIONS) -> Path:
     """Brings the environment up to date if it is not, and returns its interpreter."""
     if is_current(venv, locks):
         return python_of(venv)
     uv = find_uv()
     if not is_usable(venv):
-        make_venv(venv, uv)
+        make_venv(venv, uv, versions)
     stamp = stamp_of(venv)
     stamp.write_text(UNFINISHED)
     install(venv, locks, uv, checkout)
@@ -160,13 +161,18 @@ def runs(python: Path | str, program: str) -> bool:
         return False
 
 
-def make_venv(venv: Path, uv: str) -> None:
+def make_venv(venv: Path, uv: str, versions: tuple[str, ...] = VERSIONS) -> None:
     """Makes an empty environment with pip, in place of a broken one if need be."""
-    found = (find_python(uv, version) for version in VERSIONS)
-    python = next(filter(None, found), VERSIONS[0])  # which uv downloads
+    found = (find_python(uv, version, folders) for folders in ((), pyenv_folders()) for version in versions)
+    python = next(filter(None, found), versions[0])  # which uv downloads
     doing = f"{'repairing' if venv.exists() else 'making'} {venv.name} with {python}"
     command = [uv, "venv", "--quiet", "--clear", "--seed", "--python", python, str(venv)]
     call(command, doing, f"could not make {venv.name} with {python}; the lines above say why")
+
+
+def pyenv_folders() -> list[str]:
+    """Returns the folders of pyenv's Pythons, of which PATH leads to one version."""
+    return sorted(map(str, Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob("versions/*/bin")))
 
 
 def find_python(uv: str, version: str, folders: Sequence[str] = ()) -> str | None:
@@ -354,16 +360,21 @@ def test_compat(python: Path, arguments: Sequence[str]) -> int:
 def test_clients(python: Path, arguments: Sequence[str]) -> int:
     """Runs the tests of clients that cannot be installed beside the server, which runs in an environment of its own."""
     tests = Path("tests", "clients")
-    newest, older = (prepare(ROOT / f".venv-{lock}", (lock,), checkout=False) for lock in CLIENTS)
-    install_node_clients(newest.parents[1] / "node")
+    apart = {lock: str(tests / lock.removeprefix("clients-")) for lock in CLIENTS if lock != "clients"}
+    together = [str(tests), *(f"--ignore={folder}" for folder in apart.values())]
+    environments = {
+        lock: prepare(ROOT / f".venv-{lock}", (lock,), checkout=False, versions=versions)
+        for lock, versions in CLIENTS.items()
+    }
+    install_node_clients(environments["clients"].parents[1] / "node")
     options = ["-c", str(tests / "pytest.ini"), "--confcutdir", str(tests), *arguments]
-    apart = str(tests / CLIENTS[1].removeprefix("clients-"))
     environment = {**os.environ, "ROOST_PYTHON": str(python)}
     statuses = []
-    for interpreter, folders in ((newest, [str(tests), "--ignore", apart]), (older, [apart])):
+    for lock, interpreter in environments.items():
+        folders = [apart[lock]] if lock in apart else together
         command = [str(interpreter), "-P", "-m", "pytest", *folders, *options]
         statuses.append(subprocess.run(command, cwd=ROOT, env=environment).returncode)
-    ran = [status for status in statuses if status != NO_TESTS]  # as with -k and a name of the other environment
+    ran = [status for status in statuses if status != NO_TESTS]  # as with -k and a name of another environment
     return max(ran, default=NO_TESTS)
 
 
@@ -412,8 +423,7 @@ def release(python: Path, arguments: Sequence[str]) -> int:
     built = subprocess.run([str(python), "tools/build_release.py", *arguments], cwd=ROOT)
     if built.returncode != 0:
         return built.returncode
-    uv, pyenv = find_uv(), Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
-    folders = sorted(map(str, pyenv.glob("versions/*/bin")))
+    uv, folders = find_uv(), pyenv_folders()
     found = {version: find_python(uv, version, folders) for version in sorted(VERSIONS)}
     fit = {version: python for version, python in found.items() if python and runs(python, "import ensurepip, venv")}
     for version in sorted(set(VERSIONS) - set(fit)):

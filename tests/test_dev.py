@@ -84,15 +84,30 @@ def test_folders_come_before_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    ("versions", "taken"),
-    [(("3.12", "3.13"), "/at/3.13"), (("3.12",), "/at/3.12"), (("3.11",), "3.13")],
-    ids=["the tested version first", "another that fits", "uv downloads one"],
+    ("versions", "wanted", "taken"),
+    [
+        (("3.12", "3.13"), dev.VERSIONS, "/at/3.13"),
+        (("3.12",), dev.VERSIONS, "/at/3.12"),
+        (("3.11",), dev.VERSIONS, "3.13"),
+        (("3.12", "3.13"), ("3.12",), "/at/3.12"),
+    ],
+    ids=["the tested version first", "another that fits", "uv downloads one", "a client's version"],
 )
 def test_which_python_an_environment_gets(
-    tmp_path: Path, venv: Path, commands: "Commands", versions: tuple[str, ...], taken: str
+    tmp_path: Path, venv: Path, commands: "Commands", versions: tuple[str, ...], wanted: tuple[str, ...], taken: str
 ) -> None:
-    dev.make_venv(venv, finds(tmp_path, *versions))
+    dev.make_venv(venv, finds(tmp_path, *versions), wanted)
     assert commands[0][commands[0].index("--python") + 1] == taken
+
+
+def test_a_python_that_only_pyenv_has_is_found(
+    tmp_path: Path, venv: Path, commands: "Commands", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = script(tmp_path / "pyenv/versions/3.12.1/bin/python3.12", "")
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path / "pyenv"))
+    monkeypatch.setenv("PATH", "/nowhere")
+    dev.make_venv(venv, script(tmp_path / "uv", "command -v python3.12"), ("3.12",))
+    assert commands[0][commands[0].index("--python") + 1] == python
 
 
 def test_an_interpreter_runs_a_program_or_does_not(tmp_path: Path) -> None:
@@ -266,9 +281,9 @@ def test_without_npm_the_clients_for_node_are_left_out(
 
 @pytest.mark.parametrize(
     ("statuses", "status"),
-    [([0, 0], 0), ([0, 5], 0), ([5, 0], 0), ([5, 5], 5), ([1, 0], 1), ([0, 1], 1), ([5, 2], 2)],
+    [([0, 0, 0], 0), ([0, 5, 5], 0), ([5, 5, 0], 0), ([5, 5, 5], 5), ([1, 0, 0], 1), ([0, 0, 1], 1), ([5, 2, 5], 2)],
 )
-def test_clients_fail_where_either_environment_does(
+def test_clients_fail_where_any_environment_does(
     monkeypatch: pytest.MonkeyPatch, statuses: list[int], status: int
 ) -> None:
     runs: list[list[str]] = []
@@ -277,11 +292,16 @@ def test_clients_fail_where_either_environment_does(
         runs.append(command)
         return subprocess.CompletedProcess(command, statuses[len(runs) - 1])
 
-    monkeypatch.setattr(dev, "prepare", lambda venv, locks, checkout: venv / "bin" / "python")
+    monkeypatch.setattr(dev, "prepare", lambda venv, locks, checkout, versions: venv / "bin" / "python")
     monkeypatch.setattr(dev, "install_node_clients", lambda folder: None)
     monkeypatch.setattr(dev.subprocess, "run", run)
     assert dev.test_clients(Path("python"), ["-k", "chat"]) == status
-    assert [Path(command[0]).parents[1].name for command in runs] == [".venv-clients", ".venv-clients-openai2"]
+    assert [Path(command[0]).parents[1].name for command in runs] == [f".venv-{lock}" for lock in dev.CLIENTS]
+    apart = ["tests/clients/openai2", "tests/clients/aider"]
+    assert [command[4 : command.index("-c")] for command in runs] == [
+        ["tests/clients", *(f"--ignore={folder}" for folder in apart)],
+        *([folder] for folder in apart),
+    ]
     assert all(command[-2:] == ["-k", "chat"] for command in runs)
 
 

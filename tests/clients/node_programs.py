@@ -25,6 +25,12 @@ def node() -> str:
     return str(found)
 
 
+def commands() -> Path:
+    """Returns the folder of the packages' commands, and of the Node that runs them."""
+    node()
+    return MODULES / ".bin"
+
+
 def run_program(name: str, server: ServerProcess, **environment: str) -> dict[str, Any]:
     """Runs a program of `node/` and returns its JSON; it is read from stdin, so that it finds modules in its folder."""
     addresses = {"BASE_URL": f"{server.url}/v1", "SERVER_URL": server.url, "API_KEY": API_KEY}
