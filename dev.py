@@ -284,7 +284,7 @@ COMPILED = ("--timeout", "1800")
 def test(python: Path, arguments: Sequence[str]) -> int:
     """Runs the tests that need no accelerator: on two cores, or on one those that the arguments name.
 
-    With `--all`, it runs those that take longer too; `--files 400` lists the seconds of so many files.
+    With `--all`, it runs those that take longer too; with `--files 400`, it lists the seconds of 400 files.
     """
     os.chdir(ROOT)
     runs_whole = re.fullmatch(r"( --all| --files[= ]\d+)*", "".join(f" {word}" for word in arguments))

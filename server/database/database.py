@@ -183,7 +183,7 @@ class Database:
                 if self._prepare is not None:
                     await asyncio.shield(self._prepared())
                 if self._is_closed:
-                    raise StoreClosedError("the store's database was closed")
+                    raise WorkersClosedError
                 return await self._pool.workers[lane].run(lambda: self._run(work, lane, call))
         except WorkersClosedError:
             raise StoreClosedError("the store's database was closed") from None

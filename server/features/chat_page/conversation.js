@@ -199,7 +199,7 @@ async function run(parent, turns, fields) {
   if (chat === mine.chat) showEnd(mine, problem || (isNothing ? "The model ended its answer without any text." : ""));
 }
 
-// Returns the fields of a request for the answer after some turns, which goes on from the chat's state if it can.
+// Returns the fields of a request for the answer after some turns. It continues the chat's state if it can.
 function requestOf({ state }, turns) {
   const last = turns.findIndex(({ id }) => id === state?.turn); // of the state's turns
   const isAfter = state && (!state.turn || (last >= 0 && last < turns.length - 1));

@@ -72,7 +72,7 @@ function open(chat) {
   $("text").focus();
 }
 
-// Returns a chat with the messages of a state, if its tokens are those of a chat, that goes on from it.
+// Returns a chat that continues a state, with its messages if the state's tokens are those of a chat.
 function chatOfState({ id, tokens, messages }, name, nameWithoutText = name) {
   const chat = chatOfMessages(messages) ?? newChat();
   const last = shownTurns(chat).at(-1);

@@ -63,10 +63,11 @@ def end_of_log(transaction: Transaction, tenant: str, response_id: str) -> LogEn
     return LogEnd().after(LogEntry(*found[0])) if found else LogEnd()
 
 
-def first_event(transaction: Transaction, tenant: str, response_id: str) -> int:
-    """Returns the number of the first event that a log still has; 0 if it has none."""
+def kept_events(transaction: Transaction, tenant: str, response_id: str) -> tuple[int, int]:
+    """Returns the numbers of the first event that a log still has and of its next event; 0 and 0 if it has none."""
     query = f"SELECT first_event FROM roost_events WHERE {_LOG} ORDER BY number LIMIT 1"
-    return next((int(event) for (event,) in transaction.rows(query, tenant, response_id)), 0)
+    first = next((int(event) for (event,) in transaction.rows(query, tenant, response_id)), 0)
+    return first, end_of_log(transaction, tenant, response_id).num_events
 
 
 def entry_of(transaction: Transaction, tenant: str, response_id: str, event: int) -> int:

@@ -72,9 +72,8 @@ class LogFollowers:
           ApiError: The event was dropped, or the log ends before the event that precedes this one.
           StoreUnavailableError: The database is unavailable.
         """
-        end = await self._database.run(lambda each: event_table.end_of_log(each, *key))
-        check_beginning(number, end.num_events)
-        first = await self._database.run(lambda each: event_table.first_event(each, *key))
+        first, end = await self._database.run(lambda each: event_table.kept_events(each, *key))
+        check_beginning(number, end)
         if number < first:
             raise EventsDroppedError(first)
 
