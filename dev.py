@@ -32,7 +32,12 @@ LINE_EVERY_S = 10.0  # between two lines where there is no terminal
 UV = "uv"
 DOCS = "docs"
 GPU_COMPILE = "gpu-compile"
-CLIENTS = {"clients": VERSIONS, "clients-openai2": VERSIONS, "clients-aider": ("3.12",)}
+CLIENTS = {
+    "clients": VERSIONS,
+    "clients-openai2": VERSIONS,
+    "clients-aider": ("3.12",),
+    "clients-open-webui": ("3.12",),
+}
 """Locks that are installed without Roost, each for some of tests/clients, and the Pythons that they take."""
 NO_TESTS = 5  # how pytest ends that was left without a test
 NODE_CLIENTS = ROOT / "tests" / "clients" / "node"
@@ -531,6 +536,8 @@ def lock_arguments(name: str) -> list[str]:
         inputs = [f"requirements/{name}.in", "--no-deps", "--constraint", "requirements/cuda13.txt"]
     if name in (UV, DOCS, *CLIENTS):
         inputs = [f"requirements/{name}.in"]  # they share no environment with Roost, whose versions some cannot take
+    if (ROOT / f"requirements/{name}.override").exists():
+        inputs += ["--override", f"requirements/{name}.override"]
     return ["pip", "compile", "--quiet", *inputs, *how, *header, "--output-file", f"requirements/{name}.txt"]
 
 

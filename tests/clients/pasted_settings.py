@@ -30,16 +30,25 @@ def pasted(client: str, server: ServerProcess) -> str:
     return re.sub(rf"\b{KEY}\b", API_KEY, found[1].replace(ADDRESS, server.url)).strip()
 
 
-def run_agent(script: str, home: Path, programs: Path) -> str:
-    """Runs a shell script as a user with nothing else in the home folder and the environment, and returns its stdout.
+def environment_of(home: Path, programs: Path) -> dict[str, str]:
+    """Returns the environment of a user with nothing else in the home folder and the environment.
 
     Args:
       programs: Folder of the agent's command.
     """
-    environment = {"HOME": str(home), "PATH": f"{programs}:{os.environ['PATH']}", **QUIET}
-    command = ["bash", "-e", "-c", script]
+    return {"HOME": str(home), "PATH": f"{programs}:{os.environ['PATH']}", **QUIET}
+
+
+def run_agent(script: str, home: Path, programs: Path) -> str:
+    """Runs a shell script in the environment of such a user, and returns its stdout."""
     run = subprocess.run(
-        command, cwd=home, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=240
+        ["bash", "-e", "-c", script],
+        cwd=home,
+        env=environment_of(home, programs),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
     return run.stdout

@@ -1,0 +1,67 @@
+"""Open WebUI, which needs Python 3.12 and versions of its own of all packages, without the models that it would run."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import httpx
+import pytest
+from pasted_settings import environment_of, pasted
+from ports import free_port
+from questions import QUESTION
+from server_process import ServerProcess
+
+_START_S: Final = 240.0
+
+
+@pytest.fixture
+def page(server: ServerProcess, tmp_path: Path) -> Iterator[httpx.Client]:
+    """Client of an Open WebUI that was started with the lines of our page, and in which a first user has signed up."""
+    script = pasted("Open WebUI", server).removeprefix("pip install open-webui\n")  # which the environment has
+    port, log = free_port(), tmp_path / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            ["bash", "-e", "-c", script.replace("open-webui", "exec open-webui") + f" --host 127.0.0.1 --port {port}"],
+            cwd=tmp_path,
+            env={**environment_of(tmp_path, Path(sys.executable).parent), "DATA_DIR": str(tmp_path)},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120, trust_env=False) as client:
+            until = time.monotonic() + _START_S
+            while not _answers(client):
+                assert process.poll() is None, log.read_text()[-4000:]
+                assert time.monotonic() < until, log.read_text()[-4000:]
+                time.sleep(0.2)
+            user = {"name": "A", "email": "a@example.com", "password": "a-Password-1"}
+            token = client.post("/api/v1/auths/signup", json=user).raise_for_status().json()["token"]
+            client.headers["Authorization"] = f"Bearer {token}"
+            yield client
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _answers(client: httpx.Client) -> bool:
+    try:
+        return client.get("/health").is_success
+    except httpx.TransportError:
+        return False
+
+
+def test_models_and_chat(page: httpx.Client) -> None:
+    models = page.get("/api/models").raise_for_status().json()["data"]
+    assert "demo" in [model["id"] for model in models]
+    body = {"model": "demo", "messages": [{"role": "user", "content": QUESTION}]}
+    answer = page.post("/api/chat/completions", json={**body, "stream": False}).raise_for_status().json()
+    said = answer["choices"][0]["message"]["content"]
+    assert said
+    with page.stream("POST", "/api/chat/completions", json={**body, "stream": True, "temperature": 0}) as response:
+        events = [line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: ")]
+    assert events[-1] == "[DONE]"
+    assert len(events) > 2
