@@ -234,7 +234,7 @@ def opened(address: str, *, clocked: bool = False) -> "Database":
             if feature.tables is not None:
                 schema.upgrade(transaction, dialect, feature.tables)
         for name in table_names(transaction, address):
-            if not name.startswith("roost_schema"):
+            if name != "roost_schemas":
                 transaction.execute(f"DELETE FROM {name}")
         transaction.execute("CREATE TABLE IF NOT EXISTS test_clock (now DOUBLE PRECISION)")
         transaction.execute("DELETE FROM test_clock")

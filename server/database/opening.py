@@ -32,7 +32,7 @@ def open_database(address: StoreAddress, tables: Tables, pool: Pool | None = Non
     """
     pool = Pool(dialect_of(address)) if pool is None else pool
     dialect = pool.dialect
-    fence = Fence(tables.feature, len(tables.upgrades))
+    fence = Fence(tables.feature, tables.version)
     database = Database(pool, partial(upgrade, dialect=dialect, tables=tables), tables.feature, fence)
     if address.kind == "memory":
         return database

@@ -55,18 +55,22 @@ class Tables:
 
     Attributes:
       feature: Name of the feature.
-      upgrades: All upgrades; the n-th one leads to version n.
-      common_versions: For each version of the former common schema, from 0, the version of these tables. That schema
-        had one version for the tables of all features.
+      upgrades: All upgrades, the first of which makes the tables.
+      first: Version to which the first upgrade leads. Tables of lower versions are refused.
     """
 
     feature: str
     upgrades: Sequence[Upgrade]
-    common_versions: Sequence[int] = ()
+    first: int = 1
+
+    @property
+    def version(self) -> int:
+        """Version to which the last upgrade leads."""
+        return self.first + len(self.upgrades) - 1
 
     def __post_init__(self) -> None:
         """Raises ValueError if an upgrade lets older code use tables that it changes, or excludes newer code."""
-        for version, (before, step) in enumerate(pairwise(self.upgrades), 2):
+        for version, (before, step) in enumerate(pairwise(self.upgrades), self.first + 1):
             is_kept = step.oldest == before.oldest and step.only_expands
             if not is_kept and not before.oldest < step.oldest <= version:
                 fix = f"keep oldest={before.oldest} and only expand, or raise it to {version}"
@@ -78,18 +82,19 @@ def upgrade(transaction: Transaction, dialect: Dialect, tables: Tables) -> None:
 
     Raises:
       StoreOutdatedError: The tables exclude this code.
-      StoreUnusableError: The database's role may not create or change tables.
+      StoreUnusableError: No upgrade leads on from the tables, or the database's role may not create or change tables.
     """
     _run(transaction, dialect.lock_schema)
     try:
-        version, oldest = _found(transaction, tables)
-        known = len(tables.upgrades)
-        if oldest is not None:
-            Fence(tables.feature, known).check_oldest(version, oldest)
+        found = _found(transaction, tables.feature)
+        if found is not None:
+            version, oldest = found
+            _check_not_older(tables, version)
+            Fence(tables.feature, tables.version).check_oldest(version, oldest)
             if oldest < tables.upgrades[-1].oldest:
                 _run(transaction, dialect.lock_fence)
-        if oldest is None or version < known:
-            _apply(transaction, tables, version)
+        if found is None or found[0] < tables.version:
+            _apply(transaction, tables, 0 if found is None else 1 + found[0] - tables.first)
     except dialect.denials as error:
         message = f"the database's role may not make or change the tables of {tables.feature}"
         unavailable = dialect.unavailable(error)
@@ -98,14 +103,25 @@ def upgrade(transaction: Transaction, dialect: Dialect, tables: Tables) -> None:
         raise StoreUnusableError(f"{message} ({reason}): {fix}") from None
 
 
-def _apply(transaction: Transaction, tables: Tables, version: int) -> None:
-    """Runs the upgrades that follow a version."""
-    known = len(tables.upgrades)
-    for step in tables.upgrades[version:]:
+def _check_not_older(tables: Tables, version: int) -> None:
+    """Refuses tables from which no upgrade leads on.
+
+    Raises:
+      StoreUnusableError: The tables are older than the first upgrade's.
+    """
+    if version < tables.first:
+        found = f"the store's tables of {tables.feature} have version {version}, and this server needs {tables.first}"
+        way_out = "finish its work and save what you need with the server that made it, then start with another --store"
+        raise StoreUnusableError(f"{found} or more: {way_out}")
+
+
+def _apply(transaction: Transaction, tables: Tables, num_done: int) -> None:
+    """Runs the upgrades after the first `num_done`."""
+    for step in tables.upgrades[num_done:]:
         _run(transaction, step.statements)
     insert = "INSERT INTO roost_schemas (feature, version, oldest) VALUES (?, ?, ?)"
     transaction.execute("DELETE FROM roost_schemas WHERE feature = ?", tables.feature)
-    transaction.execute(insert, tables.feature, known, tables.upgrades[-1].oldest)
+    transaction.execute(insert, tables.feature, tables.version, tables.upgrades[-1].oldest)
 
 
 def _run(transaction: Transaction, statements: Sequence[str]) -> None:
@@ -113,24 +129,19 @@ def _run(transaction: Transaction, statements: Sequence[str]) -> None:
         transaction.execute(statement)
 
 
-def _found(transaction: Transaction, tables: Tables) -> tuple[int, int | None]:
-    """Returns the version of existing tables, 0 without any, and the oldest version of the code that may use them.
+def _found(transaction: Transaction, feature: str) -> tuple[int, int] | None:
+    """Returns the version of a feature's tables and the oldest version of the code that may use them; None without any.
 
-    The latter is None if these tables have no separate version yet.
+    Servers from before 0.1.0 kept one version of all tables in `roost_schema`. It counts as 0.
     """
     if not _has_table(transaction, "roost_schemas"):
         transaction.execute(
             "CREATE TABLE roost_schemas (feature TEXT PRIMARY KEY, version INTEGER NOT NULL, oldest INTEGER NOT NULL)"
         )
-    if rows := transaction.rows("SELECT version, oldest FROM roost_schemas WHERE feature = ?", tables.feature):
+    rows = transaction.rows("SELECT version, oldest FROM roost_schemas WHERE feature = ?", feature)
+    if rows:
         return int(rows[0][0]), int(rows[0][1])
-    if not _has_table(transaction, "roost_schema"):
-        transaction.execute("CREATE TABLE roost_schema (version INTEGER NOT NULL, oldest INTEGER NOT NULL)")
-    common = transaction.rows("SELECT version FROM roost_schema")
-    if not common:
-        return 0, None
-    known = min(int(common[0][0]), len(tables.common_versions) - 1)
-    return (tables.common_versions[known] if known >= 0 else 0), None
+    return (0, 0) if _has_table(transaction, "roost_schema") else None
 
 
 def _has_table(transaction: Transaction, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Servers of different versions on one database: older ones of this repository's history, and a made-up later one."""
+"""Servers of different versions on one database: a former one of this repository's history, and a made-up later one."""
 
 import io
 import subprocess
@@ -10,7 +10,10 @@ from typing import Any
 
 import httpx
 import pytest
-from databases import drop_tables, opened, upgrade_further
+from databases import drop_tables, table_names, upgrade_further
+from roost.server.database.address import StoreAddress
+from roost.server.database.database import Database, Transaction
+from roost.server.database.dialects import dialect_of
 from roost.server.feature import load_features
 from roost.server.features.batches.tables import TABLES as BATCHES
 from roost.server.features.responses.tables import TABLES as RESPONSES
@@ -43,20 +46,20 @@ def git(*arguments: str) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def older(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Folder that makes the tree before the latest upgrade of the batches' tables importable as `roost`."""
-    path = "server/features/batches/tables.py"
+def former(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder that makes the last tree importable as `roost` from whose tables no upgrade leads on."""
+    path, introduced = "server/features/batches/tables.py", f"first={BATCHES.first}"
     try:
         is_shallow = git("rev-parse", "--is-shallow-repository").strip() == b"true"
-        commits = git("log", "--format=%H", "-S_TURNS", "--", path).split()
+        commits = git("log", "--format=%H", f"-S{introduced}", "--", path).split()
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("this is no git checkout")
     if is_shallow or not commits:
         pytest.skip("the history is missing")
-    folder = tmp_path_factory.mktemp("older")
+    folder = tmp_path_factory.mktemp("former")
     with tarfile.open(fileobj=io.BytesIO(git("archive", f"{commits[-1].decode()}^"))) as archive:
         archive.extractall(folder / "roost", filter="data")
-    assert "_TURNS" not in (folder / "roost" / path).read_text()
+    assert introduced not in (folder / "roost" / path).read_text()
     return str(folder)
 
 
@@ -96,20 +99,36 @@ def refusal(model: str, store: str, **environment: Any) -> str:
     return written
 
 
-def test_an_older_server_runs_beside_this_one_and_after_it(tiny_config: Path, store: str, older: str) -> None:
-    """A fleet is rolled over, and then rolled back."""
-    model, all_run = f"random:{tiny_config}", {"total": 20, "completed": 20, "failed": 0}
-    with serving(model, *SIMULATED, ROOST_STORE=store, PYTHONPATH=older) as old:
-        before = respond(old)
-        with serving(model, *SIMULATED, ROOST_STORE=store) as new:
-            for server, other in ((old, new), (new, old)):
-                assert read(server, before).status_code == 200
-                assert read(other, respond(server)).status_code == 200
-                assert run_batch(server) == all_run
-            after = respond(new)
-    with serving(model, *SIMULATED, ROOST_STORE=store, PYTHONPATH=older) as old:
-        assert read(old, after).status_code == 200
-        assert run_batch(old) == all_run
+def contents(address: str) -> dict[str, list[str]]:
+    """Returns the rows of all tables of the store."""
+    database = Database(dialect_of(StoreAddress.parse(address)))
+
+    def read(transaction: Transaction) -> dict[str, list[str]]:
+        names = table_names(transaction, address)
+        return {name: sorted(map(repr, transaction.rows(f"SELECT * FROM {name}"))) for name in names}
+
+    found = database.run_now(read)
+    database.close()
+    return found
+
+
+def test_a_former_server_and_this_one_refuse_each_others_stores(tiny_config: Path, store: str, former: str) -> None:
+    """Neither changes anything, so that the other one goes on."""
+    model, versions = f"random:{tiny_config}", {"former": (5, 6), "this": (6, 5)}
+    for maker, (found, known) in versions.items():
+        drop_tables(store)
+        own = {"PYTHONPATH": former} if maker == "former" else {}
+        with serving(model, *SIMULATED, ROOST_STORE=store, **own) as server:
+            stored = respond(server)
+        before = contents(store)
+        other = {} if own else {"PYTHONPATH": former}
+        line = refusal(model, store, **other).splitlines()[-1]
+        assert line.startswith("roost: --store ")
+        assert f"the store's tables of responses have version {found}, " in line
+        assert f"needs {known} or more: finish its work" in line or f"knows {known}: use the newer server" in line
+        assert contents(store) == before
+        with serving(model, *SIMULATED, ROOST_STORE=store, **own) as server:
+            assert read(server, stored).status_code == 200
 
 
 def test_this_server_goes_on_after_a_later_one_has_expanded_all_tables(tiny_config: Path, store: str) -> None:
@@ -132,10 +151,10 @@ def test_this_server_goes_on_after_a_later_one_has_expanded_all_tables(tiny_conf
 
 
 def test_a_later_server_that_contracts_tables_stops_this_one(tiny_config: Path, store: str) -> None:
-    model, known = f"random:{tiny_config}", len(RESPONSES.upgrades)
+    model, known = f"random:{tiny_config}", RESPONSES.version
     with serving(model, *SIMULATED, ROOST_STORE=store) as server:
         stored = respond(server)
-        upgrade_further(store, RESPONSES, "UPDATE roost_responses SET num_stalls = 0", oldest=known + 1)
+        upgrade_further(store, RESPONSES, "UPDATE roost_responses SET num_deaths = 0", oldest=known + 1)
         refused = read(server, stored)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_outdated")
         ready = httpx.get(f"{server.url}/health/ready", timeout=60)
@@ -148,13 +167,3 @@ def test_a_later_server_that_contracts_tables_stops_this_one(tiny_config: Path, 
     (line,) = [line for line in refusal(model, store).splitlines() if "tables of" in line]
     assert line.startswith("roost: --store ")
     assert line.endswith(f"{found}use the newer server, or restore a backup from before its upgrade")
-
-
-def test_a_later_server_that_contracts_tables_keeps_an_older_one_from_starting(
-    tiny_config: Path, store: str, older: str
-) -> None:
-    opened(store).close()
-    known = len(BATCHES.upgrades)
-    upgrade_further(store, BATCHES, "UPDATE roost_batches SET claimed = 0", oldest=known + 1)
-    line = refusal(f"random:{tiny_config}", store, PYTHONPATH=older).splitlines()[-1]
-    assert f"the store's tables of batches have version {known + 1}, and this server knows up to " in line

@@ -138,8 +138,8 @@ def _take_next(transaction: Transaction, owner: str, batches: Sequence[Sequence[
     if leases:
         transaction.execute(
             f"""
-            INSERT INTO roost_batch_claims (tenant, batch, number, model, owner, fence, num_claims, lease_until)
-            VALUES {", ".join([f"(?, ?, ?, ?, ?, 1, 1, {{now}} + {LEASE_S})"] * len(leases))}
+            INSERT INTO roost_batch_claims (tenant, batch, number, model, owner, fence, lease_until)
+            VALUES {", ".join([f"(?, ?, ?, ?, ?, 1, {{now}} + {LEASE_S})"] * len(leases))}
             """,
             *rows,
         )

@@ -70,7 +70,7 @@ class BackgroundRun:
 
     Attributes:
       log: Log of the response, which this replica owns.
-      is_pending: Whether the response has no event yet, such as a response that an older server has queued.
+      is_pending: Whether the response has no event yet.
       is_adopted: Whether another replica started it.
     """
 

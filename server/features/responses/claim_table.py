@@ -6,8 +6,8 @@ the response, which gives it the next number. `seize` gives it the next number i
 Responses that have ended have no owner.
 
 The column `engine` names the engine whose tokens are in the log, and `exact_fence` is the number of the last owner that
-continued them exactly. An owner that reads them as a prompt leaves both unchanged, and so do replicas of older
-versions. The log is therefore exact as long as `exact_fence` equals `fence`.
+continued them exactly. An owner that reads them as a prompt leaves both unchanged. The log is therefore exact as long
+as `exact_fence` equals `fence`.
 
 An owner that gives a response back sets `owner` to NULL, so a lease that ended with an owner means that the owner has
 died. `num_deaths` counts these deaths. An owner sets `is_alone` before it begins a response without other adopted ones,
@@ -23,7 +23,7 @@ from ...database.database import Transaction
 from ...database.expiry import tenants_with
 from . import event_table
 from .records import SUSPECT_DEATHS, CheckpointReference, Claim, Deaths, Job, Lease
-from .response_table import HELD, LEASE_S, RECORD, check, in_conversation, record_of, values_of
+from .response_table import HELD, LEASE_S, RECORD, check, record_of, values_of
 
 _HAS_TOKENS: Final = """
     EXISTS (SELECT 1 FROM roost_events
@@ -86,13 +86,12 @@ def _waiting(
     rows = transaction.rows(
         f"""
         SELECT tenant, id, num_deaths + CASE WHEN owner IS NULL THEN 0 ELSE 1 END FROM roost_responses
-        WHERE is_running = 1 AND tenant = ? AND lease_until <= {{now}} AND model IN (?, ?) AND (
-            lease_until < {{now}} - ? OR engine = ? OR coalesce(exact_fence, 0) <> fence OR NOT {_HAS_TOKENS})
+        WHERE is_running = 1 AND tenant = ? AND lease_until <= {{now}} AND model = ? AND (
+            lease_until < {{now}} - ? OR engine = ? OR exact_fence <> fence OR NOT {_HAS_TOKENS})
         ORDER BY lease_until LIMIT ? {{skip_locked}}
         """,
         tenant,
         model,
-        in_conversation(model),
         after_s,
         engine,
         limit,
@@ -146,9 +145,9 @@ def _own(
     death = "0" if is_seized else "CASE WHEN owner IS NULL THEN 0 ELSE 1 END"
     ((num_deaths, num_alone, log_bytes),) = transaction.rows(
         f"""
-        UPDATE roost_responses SET owner = ?, fence = ?, lease_until = {{now}} + {LEASE_S}, num_stalls = 0, engine = ?,
+        UPDATE roost_responses SET owner = ?, fence = ?, lease_until = {{now}} + {LEASE_S}, engine = ?,
             exact_fence = ?, num_deaths = num_deaths + {death}, num_lone_deaths = num_lone_deaths + is_alone * {death},
-            is_alone = 0, log_bytes = coalesce(log_bytes, ({event_table.LOG_BYTES}))
+            is_alone = 0
         WHERE tenant = ? AND id = ?
         RETURNING num_deaths, num_lone_deaths, log_bytes
         """,
@@ -156,8 +155,6 @@ def _own(
         lease.fence,
         decoder,
         lease.fence if is_exact else exact_fence,
-        tenant,
-        response_id,
         tenant,
         response_id,
     )

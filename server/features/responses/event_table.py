@@ -13,9 +13,6 @@ MAX_ENTRIES: Final = 256
 _ENTRY: Final = "number, first_event, num_events, first_token, num_tokens, delta, events"
 _LOG: Final = "tenant = ? AND id = ?"
 
-LOG_BYTES: Final = f"SELECT coalesce(sum(length(delta) + length(events)), 0) FROM roost_events WHERE {_LOG}"
-"""Query for the bytes of a log. It reads the whole log."""
-
 
 def append(transaction: Transaction, appends: Sequence[tuple[Lease, LogEntry]]) -> None:
     """Appends entries whose leases are held. Repeating it changes nothing."""

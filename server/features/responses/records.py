@@ -23,8 +23,7 @@ class Job:
       request: JSON of the request, without its input.
       prompt: Token ids of the prompt, as little-endian int32.
       engine: Identity of the engine that generates it. Only the same engine repeats its tokens bit for bit. None if the
-        engine has no checkpoints, the prompt continues an imported state, or a replica of an older version stored the
-        job.
+        engine has no checkpoints, or the prompt continues an imported state.
     """
 
     model: str

@@ -73,13 +73,13 @@ def _insert(transaction: Transaction, record: ResponseRecord, job: Job | None, o
     turn = None if job is None else record.turn
     items = None if turn is None else pack_items(turn.items)
     num_bytes += len(items or b"")
-    work = (None, None, None) if job is None else (model_of(job.model, turn), job.request, job.prompt)
+    work = (None, None, None) if job is None else (job.model, job.request, job.prompt)
     inserted = transaction.execute(
         f"""
         INSERT INTO roost_responses ({RECORD}, num_bytes, log_bytes, created,
             model, request, prompt, owner, engine, exact_fence, conversation, input_items,
-            fence, lease_until, num_stalls)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {{now}}, ?, ?, ?, ?, ?, ?, ?, ?, 1, {{now}} + {LEASE_S}, 0)
+            fence, lease_until)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {{now}}, ?, ?, ?, ?, ?, ?, ?, ?, 1, {{now}} + {LEASE_S})
         ON CONFLICT (tenant, id) DO NOTHING
         """,
         record.tenant,
@@ -95,24 +95,11 @@ def _insert(transaction: Transaction, record: ResponseRecord, job: Job | None, o
         *work,
         owner,
         engine,
-        None if engine is None else 1,
+        int(engine is not None),
         None if turn is None else turn.conversation,
         items,
     )
     return inserted.rowcount
-
-
-def model_of(model: str, turn: Turn | None) -> str:
-    """Returns the model name that is stored with a running response.
-
-    Replicas that predate conversations must not adopt a response in a conversation, since they would not add it there.
-    """
-    return model if turn is None else in_conversation(model)
-
-
-def in_conversation(model: str) -> str:
-    """Returns the model name that is stored with a running response of a conversation."""
-    return f"{model} in a conversation"
 
 
 def append_all(transaction: Transaction, appends: Sequence[tuple[Lease, LogEntry, int]]) -> set[Lease]:
@@ -265,7 +252,7 @@ def running_of(transaction: Transaction, tenant: str, limit: int) -> tuple[int, 
       limit: Maximum number of responses to count.
     """
     query = """
-        SELECT count(*), coalesce(sum(num_bytes + coalesce(log_bytes, 0)), 0) FROM (
+        SELECT count(*), coalesce(sum(num_bytes + log_bytes), 0) FROM (
             SELECT num_bytes, log_bytes FROM roost_responses WHERE is_running = 1 AND tenant = ? LIMIT ?
         ) AS running
     """

@@ -1,4 +1,4 @@
-"""Tables of responses and their logs, and the upgrades of these tables."""
+"""Tables of responses, their logs and conversations, and the upgrades of these tables."""
 
 from typing import Final
 
@@ -15,23 +15,36 @@ _FIRST: Final = Upgrade(
             history {bytes} NOT NULL,
             output {bytes} NOT NULL,
             num_bytes BIGINT NOT NULL,
+            log_bytes BIGINT NOT NULL,
             is_background INTEGER NOT NULL,
             is_streamed INTEGER NOT NULL,
             is_running INTEGER NOT NULL,
             model TEXT,
             request {bytes},
             prompt {bytes},
+            conversation TEXT,
+            input_items {bytes},
             owner TEXT,
             fence BIGINT NOT NULL,
             lease_until DOUBLE PRECISION NOT NULL,
-            num_stalls INTEGER NOT NULL,
+            num_deaths INTEGER NOT NULL DEFAULT 0,
+            num_lone_deaths INTEGER NOT NULL DEFAULT 0,
+            is_alone INTEGER NOT NULL DEFAULT 0,
+            engine TEXT,
+            exact_fence BIGINT NOT NULL,
             checkpoint TEXT,
             checkpoint_tokens BIGINT,
             PRIMARY KEY (tenant, id)
         )
         """,
         "CREATE INDEX roost_responses_leases ON roost_responses (lease_until) WHERE is_running = 1",
-        "CREATE INDEX roost_responses_age ON roost_responses (tenant, created)",
+        """
+        CREATE INDEX roost_responses_running ON roost_responses (tenant, lease_until, num_bytes, log_bytes)
+        WHERE is_running = 1
+        """,
+        "CREATE INDEX roost_responses_owners ON roost_responses (owner) WHERE is_running = 1",
+        "CREATE INDEX roost_responses_ended ON roost_responses (tenant, created, num_bytes) WHERE is_running = 0",
+        "CREATE INDEX roost_responses_old ON roost_responses (created) WHERE is_running = 0",
         """
         CREATE TABLE roost_events (
             tenant TEXT NOT NULL,
@@ -46,39 +59,6 @@ _FIRST: Final = Upgrade(
             PRIMARY KEY (tenant, id, number)
         )
         """,
-    ),
-    oldest=1,
-)
-
-_EXACT: Final = Upgrade(
-    (
-        "ALTER TABLE roost_responses ADD COLUMN engine TEXT",
-        "ALTER TABLE roost_responses ADD COLUMN exact_fence BIGINT",
-    ),
-    oldest=1,
-)
-
-_NEIGHBOURS: Final = Upgrade(
-    (
-        # log_bytes is NULL until an owner of this version has written it.
-        "ALTER TABLE roost_responses ADD COLUMN log_bytes BIGINT",
-        "ALTER TABLE roost_responses ADD COLUMN num_deaths INTEGER NOT NULL DEFAULT 0",
-        "ALTER TABLE roost_responses ADD COLUMN num_lone_deaths INTEGER NOT NULL DEFAULT 0",
-        "ALTER TABLE roost_responses ADD COLUMN is_alone INTEGER NOT NULL DEFAULT 0",
-        """
-        CREATE INDEX roost_responses_running ON roost_responses (tenant, lease_until, num_bytes, log_bytes)
-        WHERE is_running = 1
-        """,
-        "CREATE INDEX roost_responses_owners ON roost_responses (owner) WHERE is_running = 1",
-        "CREATE INDEX roost_responses_ended ON roost_responses (tenant, created, num_bytes) WHERE is_running = 0",
-        "CREATE INDEX roost_responses_old ON roost_responses (created) WHERE is_running = 0",
-        "DROP INDEX roost_responses_age",
-    ),
-    oldest=1,
-)
-
-_CONVERSATIONS: Final = Upgrade(
-    (
         """
         CREATE TABLE roost_conversations (
             tenant TEXT NOT NULL,
@@ -106,17 +86,9 @@ _CONVERSATIONS: Final = Upgrade(
         )
         """,
         "CREATE INDEX roost_conversation_items_list ON roost_conversation_items (tenant, conversation, position)",
-        "ALTER TABLE roost_responses ADD COLUMN conversation TEXT",
-        "ALTER TABLE roost_responses ADD COLUMN input_items {bytes}",
+        "CREATE INDEX roost_conversation_items_ids ON roost_conversation_items (tenant, id)",
     ),
-    oldest=1,
+    oldest=6,
 )
 
-_ITEM_IDS: Final = Upgrade(
-    ("CREATE INDEX roost_conversation_items_ids ON roost_conversation_items (tenant, id)",),
-    oldest=1,
-)
-
-TABLES: Final = Tables(
-    "responses", (_FIRST, _EXACT, _NEIGHBOURS, _CONVERSATIONS, _ITEM_IDS), common_versions=(0, 1, 2, 2, 2)
-)
+TABLES: Final = Tables("responses", (_FIRST,), first=6)

@@ -126,7 +126,7 @@ def test_a_table_that_is_missing_from_a_file_is_unavailability(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     "sql",
-    ["SELECT ?", "INSERT INTO roost_schema VALUES (NULL, 1)"],
+    ["SELECT ?", "INSERT INTO roost_schemas VALUES ('toys', NULL, 1)"],
     ids=["too few values", "a value that is not allowed"],
 )
 def test_a_bug_is_not_unavailability(address: str, sql: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -4,13 +4,15 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from databases import opened, table_names
+from databases import drop_tables, opened, table_names
 from roost.server.database import schema
 from roost.server.database.address import StoreAddress
 from roost.server.database.database import Database, Transaction
 from roost.server.database.dialects import dialect_of
-from roost.server.database.errors import StoreUnavailableError
+from roost.server.database.errors import StoreOutdatedError, StoreUnavailableError, StoreUnusableError
+from roost.server.database.opening import open_database
 from roost.server.database.schema import Tables, Upgrade
+from roost.server.feature import Feature, load_features
 
 FIRST = Upgrade(["CREATE TABLE roost_toys (id TEXT NOT NULL)"], oldest=1)
 SECOND = Upgrade(["ALTER TABLE roost_toys ADD COLUMN colour TEXT NOT NULL DEFAULT 'red'"], oldest=1)
@@ -27,8 +29,8 @@ def database(address: str) -> Iterator[Database]:
     database.close()
 
 
-def upgrade(address: str, database: Database, *upgrades: Upgrade, common_versions: tuple[int, ...] = ()) -> None:
-    dialect, tables = dialect_of(StoreAddress.parse(address)), Tables("toys", upgrades, common_versions)
+def upgrade(address: str, database: Database, *upgrades: Upgrade) -> None:
+    dialect, tables = dialect_of(StoreAddress.parse(address)), Tables("toys", upgrades)
     database.run_now(lambda each: schema.upgrade(each, dialect, tables), writes=True)
 
 
@@ -62,21 +64,57 @@ def test_replicas_that_start_together_upgrade_once(address: str, database: Datab
     assert versions(database) == [(2, 1)]
 
 
-@pytest.mark.parametrize(("common", "columns"), [(0, 2), (1, 2), (2, 2), (9, 2)])
-def test_tables_of_a_common_version_are_upgraded_from_there(
-    address: str, database: Database, common: int, columns: int
+def contents(database: Database, address: str) -> dict[str, list[object]]:
+    """Returns the rows of all tables of the store."""
+
+    def read(transaction: Transaction) -> dict[str, list[object]]:
+        names = table_names(transaction, address)
+        return {name: sorted(map(repr, transaction.rows(f"SELECT * FROM {name}"))) for name in names}
+
+    return database.run_now(read)
+
+
+@pytest.mark.parametrize("feature", [each for each in load_features() if each.tables and each.tables.first > 1])
+@pytest.mark.parametrize(
+    ("made", "version"),
+    [
+        ("CREATE TABLE roost_schemas (feature TEXT PRIMARY KEY, version INTEGER NOT NULL, oldest INTEGER NOT NULL)", 1),
+        ("CREATE TABLE roost_schema (version INTEGER NOT NULL, oldest INTEGER NOT NULL)", 0),
+    ],
+)
+def test_a_store_of_a_former_server_is_refused_and_left_as_it_is(
+    address: str, made: str, version: int, feature: Feature
 ) -> None:
-    """All tables had one version before each feature had its own."""
-    done = (FIRST, SECOND)[: (0, 1, 2)[min(common, 2)]]
-    for step in done:
-        database.run_now(lambda each, step=step: each.execute(step.statements[0]), writes=True)
-    database.run_now(lambda each: each.execute("DELETE FROM roost_schema"), writes=True)
-    database.run_now(lambda each: each.execute("INSERT INTO roost_schema VALUES (?, 1)", common), writes=True)
-    upgrade(address, database, FIRST, SECOND, common_versions=(0, 1, 2))
-    database.run_now(lambda each: each.execute("INSERT INTO roost_toys (id) VALUES ('bear')"), writes=True)
-    (row,) = database.run_now(lambda each: each.rows("SELECT * FROM roost_toys"))
-    assert len(row) == columns
-    assert versions(database) == [(2, 1)]
+    """Each feature's tables had a version, and before that all tables had one."""
+    assert feature.tables is not None
+    drop_tables(address)
+    database = Database(dialect_of(StoreAddress.parse(address)))
+    rows = [f"INSERT INTO roost_schemas VALUES ('{feature.name}', 1, 1)"] if version else []
+    for statement in (made, *rows, "CREATE TABLE roost_work (id TEXT)", "INSERT INTO roost_work VALUES ('kept')"):
+        database.run_now(lambda each, statement=statement: each.execute(statement), writes=True)
+    before = contents(database, address)
+    found = f"the store's tables of {feature.name} have version {version}, and this server needs {feature.tables.first}"
+    with pytest.raises(StoreUnusableError, match=f"^--store .*: {found} or more: finish its work .*another --store$"):
+        open_database(StoreAddress.parse(address), feature.tables)
+    assert contents(database, address) == before
+    database.close()
+    drop_tables(address)
+
+
+@pytest.mark.parametrize("feature", [each for each in load_features() if each.tables and each.tables.first > 1])
+def test_a_store_of_this_server_is_refused_by_former_ones_and_left_as_it_is(address: str, feature: Feature) -> None:
+    """They have the same rule, and made the tables by as many upgrades as the first version had before it."""
+    assert feature.tables is not None
+    database = opened(address)
+    before = contents(database, address)
+    upgrades = [Upgrade([f"CREATE TABLE roost_old{number} (id TEXT)"], 1) for number in range(1, feature.tables.first)]
+    last = feature.tables.first - 1
+    with pytest.raises(
+        StoreOutdatedError, match=f"for servers that know {last + 1} or more, and this server knows {last}"
+    ):
+        open_database(StoreAddress.parse(address), Tables(feature.name, upgrades))
+    assert contents(database, address) == before
+    database.close()
 
 
 def test_current_tables_are_not_touched(address: str, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

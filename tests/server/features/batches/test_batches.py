@@ -310,7 +310,7 @@ async def test_a_replica_that_a_newer_one_has_excluded_stops_its_lines(
     ):
         batch = await started(api, lines(8))
         await until(lambda: len(engine.running) == 8)
-        upgrade_further(address, TABLES, oldest=len(TABLES.upgrades) + 1)
+        upgrade_further(address, TABLES, oldest=TABLES.version + 1)
         await until(lambda: not engine.running)
         with pytest.raises(openai.InternalServerError) as failure:
             await api.batches.retrieve(batch.id)

@@ -86,9 +86,9 @@ def make_many(transaction: Transaction, num_batches: int) -> None:
         row = f"(?, ?, 'in_progress', '{MODEL}', '', '', '', '', '', ?, 0, 1e9, 9, 0, 0, 1, 0)"
         values = [value for name in names for value in ("many", name, b"")]
         transaction.execute(f"INSERT INTO roost_batches ({columns}) VALUES {', '.join([row] * len(names))}", *values)
-        row = f"('many', ?, 9, '{MODEL}', NULL, 1, 1, 1)"
+        row = f"('many', ?, 9, '{MODEL}', NULL, 1, 1)"
         transaction.execute(
-            "INSERT INTO roost_batch_claims (tenant, batch, number, model, owner, fence, num_claims, lease_until) "
+            "INSERT INTO roost_batch_claims (tenant, batch, number, model, owner, fence, lease_until) "
             f"VALUES {', '.join([row] * len(names))}",
             *names,
         )

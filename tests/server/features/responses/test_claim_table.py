@@ -155,14 +155,11 @@ def test_a_suspect_is_claimed_alone(database: Database) -> None:
 
 
 def test_bytes_of_a_log_are_counted_by_its_appends(database: Database) -> None:
-    """Also of one that a replica of an older version has begun, which notes none."""
     lease = begun(database, "", "r")
     written(database, response_table.append_all, [(lease, LogEntry(0, 0, 1, 0, 1, b"de", b"event"), 7)])
     own = len(b"pending") + len(b"[]") * 2 + len(JOB.request) + len(JOB.prompt)
     assert database.run_now(lambda each: response_table.running_of(each, "", 9)) == (1, own + 7)
     assert database.run_now(lambda each: response_table.running_of(each, "other", 9)) == (0, 0)
-    written(database, lambda each: each.execute("UPDATE roost_responses SET log_bytes = NULL"))
-    assert database.run_now(lambda each: response_table.running_of(each, "", 9)) == (1, own)
     dies(database)
     (claim,) = claimed(database)
     assert claim.log.num_bytes == 7
@@ -221,7 +218,8 @@ def fill(transaction: Transaction) -> None:
     transaction.execute(
         """
         INSERT INTO roost_responses (tenant, id, created, response, history, output, num_bytes, is_background,
-            is_streamed, is_running, model, request, prompt, owner, engine, exact_fence, fence, lease_until, num_stalls)
+            is_streamed, is_running, model, request, prompt, owner, engine, exact_fence, fence, lease_until,
+            log_bytes)
         WITH RECURSIVE numbers (number) AS (SELECT 1 UNION ALL SELECT number + 1 FROM numbers WHERE number < 2000)
         SELECT 't' || (number - number / 40 * 40), 'r' || number, number, ?, ?, ?, 2000, 1, 1,
             CASE WHEN number > 1600 THEN 1 ELSE 0 END, 'model', ?, ?, 'owner' || (number / 20), 'x86', 1, 1,

@@ -199,15 +199,6 @@ def test_a_running_response_locks_its_conversation(database: Database) -> None:
     assert written(database, conversation_table.take, "", "c", "r2") is Outcome.DONE
 
 
-def test_older_replicas_leave_responses_of_conversations(database: Database) -> None:
-    """They look for the model by its name, and would not add the response to its conversation."""
-    for name, turn in (("r1", Turn("c", "r1")), ("r2", None)):
-        record = ResponseRecord("", name, b"pending", b"[]", b"[]", True, True, True, turn)
-        written(database, response_table.insert, record, JOB, "owner")
-    of_model = "SELECT id FROM roost_responses WHERE model = ?"
-    assert written(database, lambda each: each.rows(of_model, JOB.model)) == [("r2",)]
-
-
 def test_items_are_found_by_their_ids_with_an_index(database: Database) -> None:
     names = [f"msg_{number:032}" for number in range(3)]
     items = [Item(name, f'{{"id":"{name}"}}'.encode()) for name in names[:2]]
