@@ -33,8 +33,8 @@ from roost.engine.checkpoint.source import open_model
 from roost.engine.model.layer_kinds import AttentionState
 from roost.engine.types.config import EngineConfig
 from roost.engine.worker.executor import Executor
-from roost.engine.worker.programs import PrefillShape
-from roost.engine.worker.steps import PrefillInput
+from roost.engine.worker.served import PrefillShape, Program
+from roost.engine.worker.steps import PrefillInput, PrefillResult
 from roost.kernels import native
 from roost.kernels.matrices import PackedInt4Matrix, PackedMatrix
 from roost.kernels.matrices.packed import packed_shape
@@ -134,8 +134,8 @@ def fill(executor: Executor, filled: int) -> None:
 
 
 def decode_step(executor: Executor, rows: int) -> Programs:
-    active = np.ones(rows, np.bool_)
-    return {executor.programs.decode[rows].label: lambda: executor.decode(active, 1).tokens}
+    program, active = executor.programs.decode[rows], np.ones(rows, np.bool_)
+    return {program.label: lambda: executor.run(program, active, np.int32(1)).tokens}
 
 
 def chunk(executor: Executor, tokens: int) -> Programs:
@@ -144,11 +144,10 @@ def chunk(executor: Executor, tokens: int) -> Programs:
     start, length = np.zeros(1, np.int32), np.full(1, tokens, np.int32)
     inputs = PrefillInput(np.arange(tokens, dtype=np.int32)[None], start, length, slots=start)
 
-    def run_slice(index: int) -> jax.Array:
-        return executor.prefill(shape, inputs, index).last
+    def run_slice(program: Program[PrefillResult]) -> jax.Array:
+        return executor.run(program, inputs).last
 
-    slices = executor.programs.prefill[shape]
-    return {program.label: partial(run_slice, index) for index, program in enumerate(slices)}
+    return {program.label: partial(run_slice, program) for program in executor.programs.prefill[shape]}
 
 
 def run(programs: Iterable[Callable[[], jax.Array]]) -> None:

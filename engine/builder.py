@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +48,6 @@ from .types.host_memory import available_memory, release_freed_memory
 from .types.simulation import SIMULATED
 from .types.speculation import NO_DRAFTS, Speculation, history_bytes
 from .types.units import shown_bytes
-from .worker.background_compilation import BackgroundCompiler, CompileCounter
 from .worker.compilation import CompiledPrograms, compile_served
 from .worker.executor import DeviceArrays, Executor
 from .worker.known_slots import read_slots, slots_key, write_slots
@@ -56,7 +55,7 @@ from .worker.loading import OpenWeights, open_weights
 from .worker.lowering import pool_partition_specs, shard_shapes
 from .worker.program_memory import KernelRefusedError
 from .worker.runner import ModelRunner
-from .worker.served import DeviceLayout, Devices, pool_of, served_programs, state_format, step_limits
+from .worker.served import Devices, Served
 from .worker.steps import StatePool
 from .worker.trace_cache import open_trace_cache
 
@@ -123,12 +122,9 @@ def load_runner(source: ModelSource, config: EngineConfig, progress: Progress | 
     """Returns a runner, which still compiles the programs with drafts if there are any; see `load_engine`."""
     source = source.with_kv_dtype(config.kv_dtype)
     executor = _load_executor(source, config, progress or _no_progress)
-    layout = executor.layout
-    steps = _affordable_steps(executor) if layout.step_shapes.decode_steps > 1 else 1
-    limits = step_limits(layout, executor.programs.decode, config, steps)
-    states = _state_format(source, config, layout.dtype)
+    steps = _affordable_steps(executor)
     executor.compile_later()
-    return ModelRunner(executor, limits, states, keeps_snapshots=config.state_cache_gib != 0)
+    return ModelRunner(executor, _state_format(source, executor.served), steps)
 
 
 def saved_state_format(source: ModelSource, config: EngineConfig) -> SavedStateFormat:
@@ -141,13 +137,13 @@ def saved_state_format(source: ModelSource, config: EngineConfig) -> SavedStateF
     if config.simulate is not None:
         return simulated_runner(source, config, config.simulate).state_format
     source = source.with_kv_dtype(config.kv_dtype)
-    with open_weights(source, config, Collectives(), PORTABLE, None) as weights:
-        return _state_format(source, config, weights.dtype)
+    with open_weights(source, config, Devices(PORTABLE)) as weights:
+        return _state_format(source, weights.served)
 
 
-def _state_format(source: ModelSource, config: EngineConfig, dtype: np.dtype[Any]) -> SavedStateFormat:
-    identity = model_identity(source, dtype.name, config.quantize, config.seed)
-    return state_format(source.config, dtype.name, identity)
+def _state_format(source: ModelSource, served: Served) -> SavedStateFormat:
+    settings = served.settings
+    return served.state_format(model_identity(source, served.dtype.name, settings.quantize, settings.seed))
 
 
 def follow(
@@ -190,13 +186,9 @@ def _load_executor(source: ModelSource, config: EngineConfig, report: Progress) 
     params, compiled = _with_kernels_or_xla(devices, partial(_load_and_compile, source, config, report))
     if config.compile_cache is not None and keeps_programs:
         report_full_cache(config.compile_cache)
-    layout, programs = compiled.served.layout, compiled.served.programs
-    pool = _allocate_pool(layout)
+    arrays = DeviceArrays(params, _allocate_pool(compiled.served))
     leader = connect_followers(hosts) if hosts is not None and hosts.is_leader else None
-    compiles = CompileCounter()
-    compiles.start()
-    later = BackgroundCompiler(compiled.served, open_trace_cache(config.compile_cache, layout))
-    return Executor(layout, programs, compiled.outcomes, DeviceArrays(params, pool), compiles, later, leader)
+    return Executor(compiled, arrays, open_trace_cache(config.compile_cache, compiled.served), leader)
 
 
 def _check_speculation(speculation: Speculation, model: ModelConfig, platform: Platform) -> None:
@@ -234,13 +226,11 @@ def _mesh_shape(source: ModelSource, config: EngineConfig) -> Collectives:
     return Collectives(shape.data, shape.model)
 
 
-def _allocate_pool(layout: DeviceLayout) -> StatePool:
-    make = partial(pool_of, layout)
-    if layout.mesh is None:
-        return make()
-    shapes = jax.eval_shape(make)
-    placed = shard_shapes(layout.mesh, pool_partition_specs(shapes), shapes)
-    pool: StatePool = jax.jit(make, out_shardings=jax.tree.map(lambda x: x.sharding, placed))()
+def _allocate_pool(served: Served) -> StatePool:
+    if served.devices.mesh is None:
+        return served.new_pool()
+    placed = shard_shapes(served.devices.mesh, pool_partition_specs(served.pool), served.pool)
+    pool: StatePool = jax.jit(served.new_pool, out_shardings=jax.tree.map(lambda x: x.sharding, placed))()
     return pool
 
 
@@ -260,8 +250,8 @@ def _load_and_compile(
     source: ModelSource, config: EngineConfig, report: Progress, devices: Devices
 ) -> tuple[Params, CompiledPrograms]:
     """Loads weights and compiles programs at the same time; the first failure ends both."""
-    with open_weights(source, config, devices.shards, devices.platform, devices.mesh) as weights:
-        _warn_of_odd_matrices(weights, devices)
+    with open_weights(source, config, devices) as weights:
+        _warn_of_odd_matrices(weights.served)
         if config.kv_dtype == "int8" and (warning := int8_window_warning(devices.platform)):
             _logger.warning("%s", warning)
         limit = None if devices.platform.uses_host_memory else device_memory()
@@ -274,20 +264,20 @@ def _load_and_compile(
                     params.result()
 
             def compile_for(slots: int) -> CompiledPrograms:
-                served = served_programs(source.config, config, weights, devices, slots)
-                traces = open_trace_cache(config.compile_cache, served.layout)
+                served = weights.served.with_slots(slots)
+                traces = open_trace_cache(config.compile_cache, served)
                 return compile_served(served, executor, partial(report, "compile"), check_weights, traces)
 
-            compiled = _compile_to_fit(source.config, config, weights, devices, limit, compile_for)
+            compiled = _compile_to_fit(weights, limit, compile_for)
             return params.result(), compiled
         finally:
             executor.shutdown(cancel_futures=True)
             release_freed_memory()
 
 
-def _warn_of_odd_matrices(weights: OpenWeights, devices: Devices) -> None:
+def _warn_of_odd_matrices(served: Served) -> None:
     """Logs which int8 matrices XLA multiplies because no kernel supports their sizes."""
-    odd = matrices_without_kernel(weights.abstract, weights.specs, devices.shards, devices.platform.kernels)
+    odd = matrices_without_kernel(served.params, served.specs, served.devices.shards, served.devices.platform.kernels)
     if odd:
         _logger.warning(
             "no kernel multiplies int8 matrices with a side that is no multiple of 128, so XLA does, more slowly: %s "
@@ -304,22 +294,19 @@ def _read_weights(weights: OpenWeights, report: Callable[[int, int], None]) -> P
 
 
 def _compile_to_fit(
-    model: ModelConfig,
-    config: EngineConfig,
-    weights: OpenWeights,
-    devices: Devices,
-    limit_bytes: int | None,
-    compile_for: Callable[[int], CompiledPrograms],
+    weights: OpenWeights, limit_bytes: int | None, compile_for: Callable[[int], CompiledPrograms]
 ) -> CompiledPrograms:
     """Compiles programs for a number of slots that fits the devices' memory; hosts agree on it."""
+    served, config, devices = weights.served, weights.served.settings, weights.served.devices
     agree = min_over_hosts if config.hosts is not None else int
     if limit_bytes is None:
-        each = state_bytes(model, weights.dtype.itemsize, devices.shards.model) + history_bytes(config.speculation)
+        state = state_bytes(served.config, served.dtype.itemsize, devices.shards.model)
+        each = state + history_bytes(config.speculation)
         return compile_for(agree(config.slots or affordable_slots(each, weights.num_bytes, devices.platform)))
     if config.slots is not None:
         return _check_slots(compile_for(agree(config.slots)), limit_bytes)
-    memory = memory_of_served(model, config, weights, devices, limit_bytes)
-    key = slots_key(numerics(), model, config, weights.dtype.name, devices.shards, limit_bytes)
+    memory = memory_of_served(weights, limit_bytes)
+    key = slots_key(numerics(), served, limit_bytes)
     first = read_slots(config.compile_cache, key) or estimated_slots(memory, devices.shards)
 
     def attempt(slots: int) -> Attempt[CompiledPrograms]:
@@ -342,26 +329,28 @@ def _check_slots(compiled: CompiledPrograms, limit_bytes: int) -> CompiledProgra
     if not (excess := compiled.excess_bytes(limit_bytes)):
         return compiled
     raise ConfigError(
-        f"slots={compiled.served.layout.slots} needs {shown_bytes(limit_bytes + excess)} on each device, which has "
+        f"slots={compiled.served.slots} needs {shown_bytes(limit_bytes + excess)} on each device, which has "
         f"{shown_bytes(limit_bytes)}; set fewer, or auto"
     )
 
 
 def _affordable_steps(executor: Executor) -> int:
     """Returns the number of tokens per dispatch within `_DISPATCH_SECONDS`, measured on the largest step."""
-    active, times = np.ones(executor.layout.rows, np.bool), []
+    rows, most = executor.served.rows, executor.served.devices.platform.decode_steps
+    if most == 1:
+        return 1
+    times = []
     for _ in range(3):
         start = time.perf_counter()
-        executor.decode(active, 1).tokens.block_until_ready()
+        executor.run(executor.programs.decode[rows], np.ones(rows, np.bool), np.int32(1)).tokens.block_until_ready()
         times.append(time.perf_counter() - start)
-    return max(1, min(int(_DISPATCH_SECONDS / min(times)), executor.layout.step_shapes.decode_steps))
+    return max(1, min(int(_DISPATCH_SECONDS / min(times)), most))
 
 
 def _engine_identity(runner: ModelRunner | SimulatedRunner, bits: str) -> str:
     """Returns an identity that is the same for engines whose states have the same bits."""
-    layout = runner.layout
-    mesh = f"data={layout.shards.data},model={layout.shards.model}"
-    return f"{runner.state_format.model}-{bits}-{mesh}-{layout.platform.name}"
+    platform, shards, *_ = runner.served.devices
+    return f"{runner.state_format.model}-{bits}-data={shards.data},model={shards.model}-{platform.name}"
 
 
 def _reserved_slots(config: EngineConfig, slots: int) -> int:

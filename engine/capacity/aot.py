@@ -1,7 +1,7 @@
 """Compiles served programs ahead of time for TPUs that this machine needs not have.
 
 libtpu (the `[tpu]` extra) has the whole compiler, which counts a program's memory and time. A start of the server
-compiles the same programs with the same shapes, donation and compiler options: `open_weights`, `served_programs` and
+compiles the same programs with the same shapes, donation and compiler options: `open_weights`, `Served` and
 `lowering.lower` make them for both. Nothing is allocated, and a checkpoint's tensors are not read.
 
     chips = open_chips("v5e", MeshShape(1, 1))
@@ -32,8 +32,7 @@ from ..worker.compilation import compile_lowered
 from ..worker.loading import open_weights
 from ..worker.lowering import idle_bytes, lower
 from ..worker.program_memory import OutOfMemoryError, ProgramMemory, program_memory
-from ..worker.programs import Program
-from ..worker.served import Devices, ServedPrograms, served_programs
+from ..worker.served import Devices, Program, Served
 
 _ENVIRONMENT: Final = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -95,8 +94,8 @@ def _topology(chip: str, count: int) -> list[jax.Device]:
 
 
 @contextmanager
-def served_on(devices: Devices, source: ModelSource, settings: EngineConfig, slots: int) -> Iterator[ServedPrograms]:
-    """Yields the programs that a start on these devices would compile.
+def served_on(devices: Devices, source: ModelSource, settings: EngineConfig, slots: int) -> Iterator[Served]:
+    """Yields what a start on these devices would serve.
 
     Args:
       devices: Devices from `open_chips`.
@@ -106,8 +105,8 @@ def served_on(devices: Devices, source: ModelSource, settings: EngineConfig, slo
     Raises:
       CheckpointError: The weights do not fit the model.
     """
-    with open_weights(source, settings, devices.shards, devices.platform, devices.mesh) as weights:
-        yield served_programs(source.config, settings, weights, devices, slots)
+    with open_weights(source, settings, devices) as weights:
+        yield weights.served.with_slots(slots)
 
 
 class AheadOfTime(NamedTuple):
@@ -130,21 +129,21 @@ class AheadOfTime(NamedTuple):
 
 
 def compile_for_chips(
-    served: ServedPrograms, program: Program[Any], options: Mapping[str, str] | None = None
+    served: Served, program: Program[Any], options: Mapping[str, str] | None = None
 ) -> AheadOfTime | OutOfMemoryError:
     """Compiles a served program with the options of a start; returns an error if it needs more memory than there is.
 
     Args:
-      served: Programs from `served_on`.
+      served: The model, from `served_on`.
       program: One of `served.programs`.
       options: Options of XLA's compiler that are added to the platform's, such as options of its cost analysis.
     """
-    lowered = lower(program, served.model)
+    lowered = lower(program, served)
     try:
-        compiled = compile_lowered(lowered, {**dict(served.layout.platform.compile_options), **(options or {})})
+        compiled = compile_lowered(lowered, {**dict(served.devices.platform.compile_options), **(options or {})})
     except OutOfMemoryError as error:
         return error
-    return ahead_of_time(compiled, idle_bytes(lowered, served.model))
+    return ahead_of_time(compiled, idle_bytes(lowered, served))
 
 
 def ahead_of_time(compiled: Any, idle: int = 0) -> AheadOfTime:

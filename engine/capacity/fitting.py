@@ -19,13 +19,12 @@ from ..devices.platform import MIN_SLOTS, Platform
 from ..model.config import ModelConfig
 from ..model.state_layout import state_bytes
 from ..sampling.state import zero_sampling_state, zero_token_memory
-from ..types.config import MAX_PREFILL_ROWS, EngineConfig
+from ..types.config import MAX_PREFILL_ROWS
 from ..types.errors import ConfigError
 from ..types.mesh import MeshShape
 from ..types.units import shown_bytes
 from ..worker.loading import OpenWeights
-from ..worker.programs import part_rows, step_shapes
-from ..worker.served import Devices
+from ..worker.served import part_rows, prefill_shapes
 
 MAX_REDUCTIONS: Final = 2
 """Maximum number of times that slots are taken away because a program did not fit."""
@@ -117,7 +116,7 @@ def memory_model(
     is_exchanged = shards.model > 1
     states = _GATHERED_STATES * MAX_PREFILL_ROWS * model_rows
     activations = _MLP_ACTIVATIONS * chunk * config.mlp_width * dtype_bytes // shards.model
-    num_programs = 1 + len(step_shapes(config, chunk, platform).prefill)
+    num_programs = 1 + len(prefill_shapes(chunk, platform.prefill_rows))
     memory = MemoryModel(
         limit_bytes,
         weight_bytes,
@@ -218,17 +217,16 @@ def fit_slots[Compiled](
     )
 
 
-def memory_of_served(
-    model: ModelConfig, settings: EngineConfig, weights: OpenWeights, devices: Devices, limit_bytes: int
-) -> MemoryModel:
-    """Returns the memory of a device that serves a model with these settings; see `memory_model`."""
+def memory_of_served(weights: OpenWeights, limit_bytes: int) -> MemoryModel:
+    """Returns the memory of a device that serves a model; see `memory_model`."""
+    served = weights.served
     return memory_model(
-        model,
-        devices.platform,
-        devices.shards,
+        served.config,
+        served.devices.platform,
+        served.devices.shards,
         limit_bytes=limit_bytes,
         weight_bytes=weights.num_bytes,
-        dtype_bytes=weights.dtype.itemsize,
-        chunk=settings.prefill_chunk,
-        is_quantized=any(x.dtype == jnp.int8 for x in jax.tree.leaves(weights.abstract)),
+        dtype_bytes=served.dtype.itemsize,
+        chunk=served.settings.prefill_chunk,
+        is_quantized=any(x.dtype == jnp.int8 for x in jax.tree.leaves(served.params)),
     )

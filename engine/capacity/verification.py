@@ -21,8 +21,7 @@ from ..types.mesh import ONE_DEVICE, MeshShape
 from ..worker.compilation import CompiledPrograms, compile_served
 from ..worker.loading import open_weights
 from ..worker.program_memory import MemoryDemand, OutOfMemoryError, demands
-from ..worker.programs import Program
-from ..worker.served import Devices, served_programs
+from ..worker.served import Devices, Program
 from .aot import CHIPS, ahead_of_time, hbm_limit, open_chips
 from .fitting import Attempt, estimated_slots, fit_slots, memory_of_served
 from .gpu_cards import CARDS, open_card, tracing_for
@@ -93,17 +92,16 @@ def verify_plan(
     devices, limit, tracing = open_target(chip, settings.shards or ONE_DEVICE)
     with (
         tracing,
-        open_weights(source, settings, devices.shards, devices.platform, devices.mesh) as weights,
+        open_weights(source, settings, devices) as weights,
         ThreadPoolExecutor(os.cpu_count(), "compile") as executor,
     ):
 
         def compile_for(slots: int) -> CompiledPrograms:
-            served = served_programs(source.config, settings, weights, devices, slots)
-            return compile_served(served, executor, partial(report, slots))
+            return compile_served(weights.served.with_slots(slots), executor, partial(report, slots))
 
         if settings.slots is not None:
             return _verification(compile_for(settings.slots), limit, None)
-        memory = memory_of_served(source.config, settings, weights, devices, limit)
+        memory = memory_of_served(weights, limit)
 
         def attempt(slots: int) -> Attempt[CompiledPrograms]:
             compiled = compile_for(slots)
@@ -145,7 +143,7 @@ def _verification(compiled: CompiledPrograms, limit_bytes: int, estimated: int |
     needs = demands(compiled.memory, limit_bytes)
     served, outcomes = compiled.served, compiled.outcomes
     programs = (_verified(each, outcomes[each.label], needs[each.label]) for each in served.programs.at_start)
-    return Verification(served.layout.slots, estimated, limit_bytes, tuple(programs))
+    return Verification(served.slots, estimated, limit_bytes, tuple(programs))
 
 
 def _verified(program: Program[Any], outcome: Any, need: MemoryDemand) -> VerifiedProgram:

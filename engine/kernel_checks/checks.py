@@ -16,11 +16,11 @@ from ...kernels import XLA
 from ..checkpoint.source import ModelSource
 from ..devices.platform import PORTABLE, Platform, choose_platform
 from ..devices.startup import configure_jax
-from ..model.collectives import Collectives
 from ..model.griffin import Params, abstract_model
 from ..types.config import EngineConfig
 from ..types.mesh import ONE_DEVICE
 from ..worker.loading import open_weights
+from ..worker.served import Devices
 from ..worker.steps import Graph
 from .sampling import TOKEN_CHECKS, TokenCheck
 from .steps import Outputs, Step, StepInputs, StepShape, as_float32, draw_inputs, live, shallow
@@ -227,15 +227,15 @@ class _CheckedModel:
 
     def _load(self, platform: Platform) -> tuple[Graph, Params]:
         """Returns a model's code and weights, which only native kernels have in another form."""
-        with open_weights(self._source, self._config, Collectives(), platform, None) as weights:
+        with open_weights(self._source, self._config, Devices(platform)) as weights:
             if not platform.kernels.packs_weights:
-                return weights.graph, self._plain_params
-            return weights.graph, weights.read(lambda done, total: None)
+                return weights.served.graph, self._plain_params
+            return weights.served.graph, weights.read(lambda done, total: None)
 
     @cached_property
     def _plain_params(self) -> Params:
         platform = replace(self._platform, kernels=XLA)
-        with open_weights(self._source, self._config, Collectives(), platform, None) as weights:
+        with open_weights(self._source, self._config, Devices(platform)) as weights:
             return weights.read(lambda done, total: None)
 
     @property

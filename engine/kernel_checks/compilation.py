@@ -52,10 +52,10 @@ def _compile_step(
     source: ModelSource, config: EngineConfig, devices: Devices, kernel: str, shape: StepShape
 ) -> str | None:
     platform = replace(devices.platform, kernels=devices.platform.kernels.only(kernel))
-    with open_weights(source, config, devices.shards, platform, None) as weights:
-        step = Step(weights.graph, platform, source.config.window)
+    with open_weights(source, config, Devices(platform)) as weights:
+        step = Step(weights.served.graph, platform, source.config.window)
         inputs = jax.eval_shape(partial(draw_inputs, source.config, shape, jnp.dtype(config.dtype)))
-        return _failure(step.run, devices, weights.abstract, inputs)
+        return _failure(step.run, devices, weights.served.params, inputs)
 
 
 def _failure(function: Callable[..., Any], devices: Devices, *arguments: Any) -> str | None:

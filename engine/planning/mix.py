@@ -8,7 +8,7 @@ from ..devices.platform import TPU
 from ..simulation.durations import StepDurations
 from ..types.config import PREFILL_BLOCK
 from ..types.simulation import Simulation
-from ..worker.programs import part_rows
+from ..worker.served import part_rows
 from .load import ExpectedLoad
 from .replica import Arrival, Chip
 

@@ -12,8 +12,7 @@ from ..types.errors import ConfigError
 from ..types.mesh import ONE_DEVICE
 from ..types.simulation import SIMULATED, Simulation
 from ..types.units import shown_bytes
-from ..worker.programs import part_rows
-from ..worker.served import Devices, device_layout, state_format, step_limits
+from ..worker.served import Devices, Served
 from .device import SimulatedDevice
 from .durations import StepDurations
 from .runner import SimulatedRunner
@@ -41,19 +40,10 @@ def simulated_runner(source: ModelSource, config: EngineConfig, simulation: Simu
         chunk=config.prefill_chunk,
     )
     devices = Devices(TPU, Collectives(shards.data, shards.model))
-    slots = config.slots or _slots(roofline, simulation)
-    layout = device_layout(source.config, config, np.dtype(dtype), devices, slots)
-    rows = (*part_rows(layout.platform, layout.rows, layout.shards), layout.rows)
+    served = Served(source.config, config, devices, np.dtype(dtype), config.slots or _slots(roofline, simulation))
     identity = f"{SIMULATED}-{model_identity(source, dtype, quantize, config.seed)}"
-    return SimulatedRunner(
-        layout,
-        step_limits(layout, rows, config),
-        state_format(source.config, dtype, identity),
-        StepDurations(roofline, simulation),
-        SimulatedDevice(simulation, config.seed),
-        output_tokens=simulation.output_tokens,
-        keeps_snapshots=config.state_cache_gib != 0,
-    )
+    durations, device = StepDurations(roofline, simulation), SimulatedDevice(simulation, config.seed)
+    return SimulatedRunner(served, served.state_format(identity), durations, device, simulation.output_tokens)
 
 
 def _slots(roofline: Roofline, simulation: Simulation) -> int:

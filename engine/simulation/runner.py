@@ -10,11 +10,11 @@ import numpy as np
 
 from ..prefix_cache.saved_state import SavedStateFormat
 from ..types.arrays import ArrayFormat, HostArray
-from ..types.config import MAX_PREFILL_ROWS, PREFILL_BLOCK, StepLimits
+from ..types.config import MAX_PREFILL_ROWS, PREFILL_BLOCK
 from ..types.mesh import decode_places
 from ..types.request import Batch, DecodeBatch, PrefillBatch, PrefillChunk, Request, RowResult, TokenLogprobs
 from ..types.snapshot import BlockState, Snapshot, window_edges
-from ..worker.served import DeviceLayout
+from ..worker.served import Served
 from .device import SimulatedDevice, wait_until
 from .durations import StepDurations
 from .tokens import SlotTokens
@@ -42,11 +42,10 @@ class SimulatedRunner:
     """Replaces `ModelRunner`; `simulated_runner` builds one.
 
     Args:
-      layout: The model's place on its devices.
+      served: The model on its devices, without parameters.
       state_format: Format of saved states.
       device: Clock of the device.
       output_tokens: Mean length of texts.
-      keeps_snapshots: Whether prefill steps return block states for the prefix cache.
     """
 
     compiles_since_ready = 0
@@ -55,27 +54,24 @@ class SimulatedRunner:
 
     def __init__(
         self,
-        layout: DeviceLayout,
-        limits: StepLimits,
+        served: Served,
         state_format: SavedStateFormat,
         durations: StepDurations,
         device: SimulatedDevice,
-        *,
         output_tokens: int,
-        keeps_snapshots: bool = True,
     ) -> None:
-        self.layout = layout
-        self.limits = limits
+        self.served = served
+        self.limits = served.limits()
         self.state_format = state_format
         self._durations = durations
         self._device = device
-        self._keeps_snapshots = keeps_snapshots
-        self._tokens = SlotTokens(layout.rows, layout.model.vocab_size, output_tokens)
+        self._keeps_snapshots = served.settings.state_cache_gib != 0
+        self._tokens = SlotTokens(served.rows, served.config.vocab_size, output_tokens)
 
     @property
     def slots(self) -> int:
         """Number of requests that run at a time."""
-        return self.layout.slots
+        return self.served.slots
 
     @property
     def window(self) -> int:
@@ -106,8 +102,8 @@ class SimulatedRunner:
             self._tokens.start(row.slot, row.request, position, row.mask)
         for slot, mask in batch.masks:
             self._tokens.set_mask(slot, mask)
-        layout, slots = self.layout, np.array(batch.slots)
-        rows, _ = decode_places(batch.slots, self.limits.decode_rows, layout.rows, layout.shards.count)
+        slots, num_devices = np.array(batch.slots), self.served.devices.shards.count
+        rows, _ = decode_places(batch.slots, self.limits.decode_rows, self.served.rows, num_devices)
         seconds = self._durations.decode_seconds(rows, self._tokens.window_tokens(slots, self.window))
         drawn = zip(batch.requests, self._tokens.draw(slots), strict=True)
         results = tuple(self._result(request, token) for request, token in drawn)
@@ -133,22 +129,22 @@ class SimulatedRunner:
         if not length:
             return 0
         homes = [chunk.slot // self.limits.shard_rows for chunk in chunks]
-        shape = self.layout.step_shapes.fit(max(map(homes.count, homes)), length)
-        return shape.rows * shape.length * self.layout.shards.data
+        shape = self.served.fit(max(map(homes.count, homes)), length)
+        return shape.rows * shape.length * self.served.devices.shards.data
 
     def _result(self, request: Request, token: int) -> RowResult:
         num_top = request.params.logprobs
         if num_top is None:
             return RowResult((token,))
         named = request.params.logprob_token_ids
-        return RowResult((token,), (_logprobs(token, num_top, self.layout.model.vocab_size, named),))
+        return RowResult((token,), (_logprobs(token, num_top, self.served.config.vocab_size, named),))
 
     def _scores(self, chunk: PrefillChunk) -> tuple[TokenLogprobs, ...]:
         request, num_top = chunk.request, chunk.request.params.prompt_logprobs
         if num_top is None:
             return ()
         following = request.prompt_token_ids[chunk.start + 1 : chunk.start + chunk.length + 1]
-        return tuple(_logprobs(token, num_top, self.layout.model.vocab_size) for token in following)
+        return tuple(_logprobs(token, num_top, self.served.config.vocab_size) for token in following)
 
     def _block_states(self, chunk: PrefillChunk) -> tuple[BlockState, ...]:
         formats = self.state_format.snapshot

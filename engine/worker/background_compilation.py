@@ -13,8 +13,7 @@ import jax.monitoring
 from ..types.host_memory import release_freed_memory
 from .compilation import CompiledProgram, compile_beside_all
 from .lowering import lower
-from .programs import Program
-from .served import ServedPrograms
+from .served import Program, Served
 from .trace_cache import TraceCache
 
 _logger = logging.getLogger(__name__)
@@ -66,7 +65,7 @@ class BackgroundCompiler:
       traces: Traced programs of earlier starts, if they are kept.
     """
 
-    def __init__(self, served: ServedPrograms, traces: TraceCache | None = None) -> None:
+    def __init__(self, served: Served, traces: TraceCache | None = None) -> None:
         self._served = served
         self._traces = traces
         self._is_stopped = False
@@ -112,7 +111,7 @@ class BackgroundCompiler:
                 if self._is_stopped:
                     return
                 with counter.excluding():
-                    compiled = compile_beside_all(self._served, lower(program, self._served.model, self._traces))
+                    compiled = compile_beside_all(self._served, lower(program, self._served, self._traces))
                 add(program, compiled)
             _logger.info("drafts: compiled %d programs in %.1f s", len(programs), time.monotonic() - start)
         except Exception:

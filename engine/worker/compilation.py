@@ -22,8 +22,7 @@ from .program_memory import (
     parse_refused_kernel,
     program_memory,
 )
-from .programs import ModelShapes, Program
-from .served import ServedPrograms
+from .served import Program, Served
 from .trace_cache import TraceCache
 
 type CompiledProgram = Callable[..., tuple[Leaves, Any]]
@@ -58,7 +57,7 @@ class CompiledPrograms(NamedTuple):
       outcomes: Compiled program by label, or why the compiler refused it.
     """
 
-    served: ServedPrograms
+    served: Served
     outcomes: Mapping[str, Any]
 
     @property
@@ -69,7 +68,7 @@ class CompiledPrograms(NamedTuple):
     def _memory(self, outcome: Any) -> ProgramMemory | OutOfMemoryError:
         if isinstance(outcome, OutOfMemoryError):
             return outcome
-        return program_memory(outcome, idle_bytes(outcome, self.served.model))
+        return program_memory(outcome, idle_bytes(outcome, self.served))
 
     def excess_bytes(self, limit_bytes: int) -> int:
         """Returns the bytes that the most demanding program needs beyond a device's memory; 0 if all programs fit."""
@@ -78,7 +77,7 @@ class CompiledPrograms(NamedTuple):
 
 
 def compile_served(
-    served: ServedPrograms,
+    served: Served,
     executor: Executor,
     report: Callable[[int, int], None],
     check: Callable[[], None] = lambda: None,
@@ -97,7 +96,7 @@ def compile_served(
     """
     start = time.monotonic()
     compiled = compile_all(
-        lowerings(served.programs.at_start, served.model, traces), partial(compile_beside_all, served), executor, report
+        lowerings(served.programs.at_start, served, traces), partial(compile_beside_all, served), executor, report
     )
     traced = time.monotonic()
     for done in as_completed(compiled.values()):
@@ -112,12 +111,12 @@ def compile_served(
     return CompiledPrograms(served, outcomes)
 
 
-def compile_beside_all(served: ServedPrograms, lowered: Any) -> CompiledProgram:
+def compile_beside_all(served: Served, lowered: Any) -> CompiledProgram:
     """Compiles a program; one that is refused needs memory for the parameters and slots that it does not take too."""
     try:
-        compiled: CompiledProgram = compile_lowered(lowered, dict(served.layout.platform.compile_options))
+        compiled: CompiledProgram = compile_lowered(lowered, dict(served.devices.platform.compile_options))
     except OutOfMemoryError as error:
-        used_bytes = error.used_bytes + idle_bytes(lowered, served.model)
+        used_bytes = error.used_bytes + idle_bytes(lowered, served)
         raise OutOfMemoryError(used_bytes, error.limit_bytes) from None
     return compiled
 
@@ -147,7 +146,7 @@ def compile_all(
 
 
 def lowerings(
-    programs: Iterable[Program[Any]], model: ModelShapes, traces: TraceCache | None = None
+    programs: Iterable[Program[Any]], served: Served, traces: TraceCache | None = None
 ) -> dict[str, Callable[[], Any]]:
     """Returns a function per label that traces the program; see `lowering.lower`."""
-    return {program.label: partial(lower, program, model, traces) for program in programs}
+    return {program.label: partial(lower, program, served, traces) for program in programs}

@@ -4,30 +4,25 @@ If the devices belong to several hosts, each host has an executor. The leader's 
 executors repeat it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array
 
 from ..devices.hosts import Leader
 from ..model.collectives import REPLICATED
 from ..model.griffin import Params
-from ..model.state import RowArrays
-from ..sampling.logprobs import Logprobs
-from ..sampling.sampler import Sampled
 from ..types.arrays import HostArray
-from ..types.output_constraint import TokenMask
 from .background_compilation import BackgroundCompiler, CompileCounter
-from .compilation import CompiledProgram
+from .compilation import CompiledProgram, CompiledPrograms
 from .leaves import ArrayName, Leaves, UsedLeaves, leaf_slices, leaf_structures, used_leaves
-from .programs import DevicePrograms, PrefillShape, Program
-from .served import DeviceLayout
-from .speculative_steps import Speculated
-from .steps import FirstTokenInput, PrefillInput, PrefillResult, ReplayInput, StatePool
+from .served import Program
+from .steps import StatePool
+from .trace_cache import TraceCache
 
 
 class DeviceArrays:
@@ -85,39 +80,39 @@ class Executor:
     """Runs the compiled programs one after the other. Calls don't wait, and return arrays that may not be ready yet.
 
     Args:
-      layout: The model's place on its devices.
-      programs: The model's programs.
-      compiled: The compiled programs, by the label of the one that was traced; without the ones of `programs.later`.
+      compiled: The compiled programs, without the ones of `DevicePrograms.later`.
       arrays: Parameters and state pool.
-      compiles: Counter of compilations since all programs were compiled.
-      later: Compiler of the programs that are missing, not started yet.
+      traces: Traced programs of earlier starts, if they are kept.
       leader: Connections to the followers, if this process leads several hosts.
 
-    Every method that runs a program raises `EngineDeadError` if a host has been lost.
+    Attributes:
+      served: The model on its devices.
+      programs: Its programs.
+      compiled: The compiled programs, by label.
+      compiles: Counter of compilations since all programs were compiled.
+      later: Compiler of the programs that are missing, not started yet.
     """
 
     def __init__(
         self,
-        layout: DeviceLayout,
-        programs: DevicePrograms,
-        compiled: Mapping[str, CompiledProgram],
+        compiled: CompiledPrograms,
         arrays: DeviceArrays,
-        compiles: CompileCounter,
-        later: BackgroundCompiler,
+        traces: TraceCache | None = None,
         leader: Leader | None = None,
     ) -> None:
-        self.layout = layout
-        self.programs = programs
+        self.served = compiled.served
+        self.programs = self.served.programs
         self.compiled: dict[str, CompiledProgram] = {}
         self._traced: dict[str, UsedLeaves] = {}
         self._used: dict[str, UsedLeaves] = {}
         self.arrays = arrays
-        self.compiles = compiles
+        self.compiles = CompileCounter()
+        self.compiles.start()
         self.leader = leader
-        self.later = later
-        for program in programs:
-            if program not in programs.later:
-                self._add(program, compiled[program.traced.label])
+        self.later = BackgroundCompiler(self.served, traces)
+        for program in self.programs:
+            if program not in self.programs.later:
+                self._add(program, compiled.outcomes[program.traced.label])
 
     def compile_later(self) -> None:
         """Starts to compile the programs that are missing."""
@@ -134,80 +129,20 @@ class Executor:
         """Returns whether a program is there and compiled."""
         return program is not None and program.label in self.compiled
 
-    def decode(self, active: Bool[np.ndarray, " R"], steps: int) -> Sampled:
-        """Generates tokens in the active slots.
+    def run[Result](self, program: Program[Result] | None, *inputs: Any) -> Result:
+        """Runs a program.
 
         Args:
-          active: Whether each slot of the first R gets tokens, device by device; R is one of `programs.decode`.
-          steps: Maximum number of tokens per slot.
+          program: One of `programs` that is compiled.
+          inputs: What its step takes from the host.
 
-        Returns:
-          Tokens `[K, R]` for the K of the program, of which the first `steps` are meant.
+        Raises:
+          EngineDeadError: A host has been lost.
         """
-        return self._run(self.programs.decode[len(active)], active, np.int32(steps))
-
-    def speculate(
-        self,
-        active: Bool[np.ndarray, " R"],
-        limits: Int[np.ndarray, " R"],
-        forced: Int[np.ndarray, "R T"],
-        steps: int,
-    ) -> Speculated:
-        """Generates tokens in the active slots, with drafts.
-
-        Args:
-          active: See `decode`; R is one of `programs.speculate`.
-          limits, forced: See `speculative_step`.
-          steps: Maximum number of rounds.
-        """
-        return self._run(self.programs.speculate[len(active)], active, limits, forced, np.int32(steps))
-
-    def prefill(self, shape: PrefillShape, inputs: PrefillInput, layer_slice: int = 0) -> PrefillResult:
-        """Prefills chunks with one slice of the layers.
-
-        Args:
-          shape: Compiled shape of the chunks.
-          inputs: The chunks.
-          layer_slice: Index of the slice; slices run in order, with nothing between them that prefills.
-        """
-        return self._run(self.programs.prefill[shape][layer_slice], inputs)
-
-    def first_token(self, inputs: FirstTokenInput) -> Sampled:
-        """Samples the token after each prompt, and makes its slot ready to decode."""
-        return self._run(self.programs.first_token, inputs)
-
-    def score(self, targets: Int[np.ndarray, "R T"]) -> Logprobs:
-        """Returns log-probabilities `[R, T]` of the tokens that follow each token of the last prefill."""
-        return self._run(self.programs.score[targets.shape[1]], targets)
-
-    def set_masks(self, slots: Int[np.ndarray, " R"], masks: TokenMask) -> None:
-        """Sets the token masks `[R, W]` of some slots; slots past the pool are padding."""
-        self._run(self.programs.set_mask, slots, masks)
-
-    def copy_slot(self, source: int, target: int) -> None:
-        """Copies a slot onto another."""
-        self._run(self.programs.copy_slot, _slot(source), _slot(target))
-
-    def restore(self, slot: int, end: HostArray | None, state: Iterable[HostArray]) -> None:
-        """Scatters a snapshot into a slot.
-
-        Args:
-          end: Activation of its last token; None if no first token follows it.
-          state: Its arrays in the order of `StateLayout.formats`.
-        """
-        width = self.programs.restore.inputs[1]
-        row = np.zeros(width.shape, width.dtype) if end is None else end[None]
-        self._run(self.programs.restore, _slot(slot), row, *state)
-
-    def read_slot(self, slot: int) -> RowArrays:
-        """Gathers a slot's state, after all programs so far."""
-        assert self.programs.read_slot is not None
-        return self._run(self.programs.read_slot, _slot(slot))
-
-    def replay(self, inputs: ReplayInput) -> None:
-        """Sets the decoding state of some slots."""
-        assert self.programs.replay is not None
-        self._run(self.programs.replay, inputs)
+        assert program is not None
+        if self.leader is not None:
+            self.leader.send(program.label, [np.asarray(x) for x in jax.tree.leaves(inputs)])
+        return self._call(program, inputs)
 
     def follow(self, calls: Iterable[tuple[str, list[HostArray]]]) -> None:
         """Repeats the leader's calls, each given as a program's label and the leaves of its inputs."""
@@ -215,11 +150,6 @@ class Executor:
         for label, leaves in calls:
             program = by_label[label]
             self._call(program, jax.tree.unflatten(jax.tree.structure(program.inputs), leaves))
-
-    def _run[Result](self, program: Program[Result], *inputs: Any) -> Result:
-        if self.leader is not None:
-            self.leader.send(program.label, [np.asarray(x) for x in jax.tree.leaves(inputs)])
-        return self._call(program, inputs)
 
     def _call[Result](self, program: Program[Result], inputs: tuple[Any, ...]) -> Result:
         traced, used, take = self._traced[program.label], self._used[program.label], self.arrays.take
@@ -237,9 +167,9 @@ class Executor:
 
     def _place(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         """Returns the inputs as a program takes them. Without a mesh, it moves host arrays itself, which costs less."""
-        if self.layout.mesh is None:
+        if self.served.devices.mesh is None:
             return inputs
-        replicated = NamedSharding(self.layout.mesh, REPLICATED)
+        replicated = NamedSharding(self.served.devices.mesh, REPLICATED)
         on_all: tuple[Any, ...] = jax.tree.map(partial(_on_all, replicated), inputs)
         return on_all
 
@@ -248,7 +178,3 @@ def _on_all(replicated: NamedSharding, x: Any) -> jax.Array:
     """Returns an array that every process has, on all devices, without comparing processes as `device_put` would."""
     array = np.asarray(x)
     return jax.make_array_from_callback(array.shape, replicated, lambda index: array[index])
-
-
-def _slot(slot: int) -> HostArray:
-    return np.array([slot], np.int32)

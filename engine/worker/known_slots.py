@@ -3,24 +3,20 @@
 import hashlib
 from pathlib import Path
 
-from ..model.config import ModelConfig
-from ..types.config import EngineConfig
-from ..types.mesh import MeshShape
 from .kept_file import keep_file
+from .served import Served
 
 
-def slots_key(
-    numerics: str, model: ModelConfig, settings: EngineConfig, dtype: str, shards: MeshShape, limit_bytes: int
-) -> str:
+def slots_key(numerics: str, served: Served, limit_bytes: int) -> str:
     """Returns a name for everything that decides the number of slots.
 
     Args:
       numerics: Digest of the versions and of the device; see `roost.engine.devices.platform.numerics`.
-      dtype: Dtype of the activations.
       limit_bytes: Memory of a device.
     """
+    settings, shards = served.settings, served.devices.shards
     chosen = (settings.quantize, settings.kv_dtype, settings.prefill_chunk, settings.state_cache_inexact)
-    facts = repr((numerics, model, chosen, dtype, shards.data, shards.model, limit_bytes))
+    facts = repr((numerics, served.config, chosen, served.dtype.name, shards.data, shards.model, limit_bytes))
     return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
 

@@ -17,12 +17,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from ..model.collectives import REPLICATED, SLOTS
 from ..model.sharding_rules import state_partition_specs
 from .leaves import ArrayName, Leaves, leaf_slices, leaf_structures, used_leaves
-from .programs import ModelShapes, Program
+from .served import Program, Served
 from .steps import StatePool
 from .trace_cache import Step, TraceCache, TracedStep, is_written, on_leaves
 
 
-def lower(program: Program[Any], model: ModelShapes, traces: TraceCache | None = None) -> Any:
+def lower(program: Program[Any], served: Served, traces: TraceCache | None = None) -> Any:
     """Traces a program, ready to be compiled.
 
     The compiled function takes two `Leaves` of `DeviceArrays` and then the program's inputs: leaves that it only reads,
@@ -32,8 +32,8 @@ def lower(program: Program[Any], model: ModelShapes, traces: TraceCache | None =
       program: Program to trace.
       traces: Traced programs of earlier starts, if they are kept; only on a single device.
     """
-    leaves, inputs = _device_leaves(program, model), _placed(model, program.inputs, REPLICATED)
-    step = _step_on_leaves(program, model)
+    leaves, inputs = _device_leaves(program, served), _placed(served, program.inputs, REPLICATED)
+    step = _step_on_leaves(program, served)
     if traces is None:
         traced = _trace(step, (leaves, *inputs))
     else:
@@ -75,13 +75,13 @@ def _lower_used(traced: TracedStep, leaves: list[Any], inputs: tuple[Any, ...]) 
     return jax.jit(run, donate_argnums=1).lower(*shapes, *inputs)
 
 
-def _step_on_leaves(program: Program[Any], model: ModelShapes) -> Step:
+def _step_on_leaves(program: Program[Any], served: Served) -> Step:
     """Returns the program's step as a function of the leaves of `DeviceArrays` and the inputs.
 
     Leaves that the program does not read may be None. The step returns a list of all leaves, with None for unchanged
     leaves, and the result or None.
     """
-    slices, structures = leaf_slices(model.params, model.pool), leaf_structures(model.params, model.pool)
+    slices, structures = leaf_slices(served.params, served.pool), leaf_structures(served.params, served.pool)
 
     def step(leaves: list[Any], *inputs: Any) -> tuple[list[Any], Any]:
         arrays = (jax.tree.unflatten(structures[name], leaves[slices[name]]) for name in program.reads)
@@ -94,41 +94,41 @@ def _step_on_leaves(program: Program[Any], model: ModelShapes) -> Step:
         changed = [after if after is not before else None for before, after in zip(leaves, new, strict=True)]
         return changed, outputs[-1] if program.has_result else None
 
-    if model.mesh is None:
+    if (mesh := served.devices.mesh) is None:
         return step
-    specs = _leaf_specs(model)
+    specs = _leaf_specs(served)
     takes, gives = (specs, *(REPLICATED for _ in program.inputs)), (specs, REPLICATED)
-    sharded: Step = jax.shard_map(step, mesh=model.mesh, in_specs=takes, out_specs=gives, check_vma=False)
+    sharded: Step = jax.shard_map(step, mesh=mesh, in_specs=takes, out_specs=gives, check_vma=False)
     return sharded
 
 
-def _device_leaves(program: Program[Any], model: ModelShapes) -> list[Any]:
+def _device_leaves(program: Program[Any], served: Served) -> list[Any]:
     """Returns the shapes of the leaves of `DeviceArrays`, with None for arrays that the program does not read."""
-    slices = leaf_slices(model.params, model.pool)
+    slices = leaf_slices(served.params, served.pool)
     leaves: list[Any] = [None] * slices["hidden"].stop
     for name in program.reads:
-        shapes = _placed(model, _shape(name, program, model), _spec(name, model))
+        shapes = _placed(served, _shape(name, program, served), _spec(name, served))
         leaves[slices[name]] = jax.tree.leaves(shapes)
     return leaves
 
 
-def _leaf_specs(model: ModelShapes) -> list[PartitionSpec]:
+def _leaf_specs(served: Served) -> list[PartitionSpec]:
     """Returns the partition spec of each leaf of `DeviceArrays`."""
-    return [*(leaf.sharding.spec for leaf in _resident_leaves(model)), _spec("hidden", model)]
+    return [*(leaf.sharding.spec for leaf in _resident_leaves(served)), _spec("hidden", served)]
 
 
-def _resident_leaves(model: ModelShapes) -> list[jax.ShapeDtypeStruct]:
+def _resident_leaves(served: Served) -> list[jax.ShapeDtypeStruct]:
     """Returns the shapes of the leaves of the parameters and the state pool."""
-    specs = _spec("params", model), _spec("pool", model)
-    leaves: list[jax.ShapeDtypeStruct] = jax.tree.leaves(_placed(model, (model.params, model.pool), specs))
+    specs = _spec("params", served), _spec("pool", served)
+    leaves: list[jax.ShapeDtypeStruct] = jax.tree.leaves(_placed(served, (served.params, served.pool), specs))
     return leaves
 
 
-def idle_bytes(lowered: Any, model: ModelShapes) -> int:
+def idle_bytes(lowered: Any, served: Served) -> int:
     """Returns the bytes of parameters and state pool on each device that a program of `lower` does not take."""
     used = used_leaves(lowered)
     taken = {*used.kept, *used.donated}
-    return sum(_device_bytes(leaf) for index, leaf in enumerate(_resident_leaves(model)) if index not in taken)
+    return sum(_device_bytes(leaf) for index, leaf in enumerate(_resident_leaves(served)) if index not in taken)
 
 
 def _device_bytes(leaf: jax.ShapeDtypeStruct) -> int:
@@ -137,14 +137,15 @@ def _device_bytes(leaf: jax.ShapeDtypeStruct) -> int:
     return math.prod(shape) * itemsize
 
 
-def _placed[Tree](model: ModelShapes, tree: Tree, spec: Any) -> Tree:
+def _placed[Tree](served: Served, tree: Tree, spec: Any) -> Tree:
     """Returns shapes of arrays on the model's devices; see `shard_shapes`."""
-    if model.mesh is not None:
-        sharded: Tree = shard_shapes(model.mesh, spec, tree)
+    devices = served.devices
+    if devices.mesh is not None:
+        sharded: Tree = shard_shapes(devices.mesh, spec, tree)
         return sharded
-    if model.device is None:
+    if devices.device is None:
         return tree
-    place = SingleDeviceSharding(model.device)
+    place = SingleDeviceSharding(devices.device)
     placed: Tree = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
     return placed
 
@@ -172,12 +173,12 @@ def pool_partition_specs(pool: StatePool) -> StatePool:
     return StatePool(pool.states.map(state_partition_specs), SLOTS, SLOTS)  # type: ignore[arg-type]
 
 
-def _spec(name: ArrayName, model: ModelShapes) -> Any:
-    return {"params": model.specs, "pool": pool_partition_specs(model.pool), "hidden": SLOTS}[name]
+def _spec(name: ArrayName, served: Served) -> Any:
+    return {"params": served.specs, "pool": pool_partition_specs(served.pool), "hidden": SLOTS}[name]
 
 
-def _shape(name: ArrayName, program: Program[Any], model: ModelShapes) -> Any:
-    shapes = {"params": model.params, "pool": model.pool}
+def _shape(name: ArrayName, program: Program[Any], served: Served) -> Any:
+    shapes = {"params": served.params, "pool": served.pool}
     if name in shapes:
         return shapes[name]
-    return jax.ShapeDtypeStruct((*jax.tree.leaves(program.inputs)[0].shape, model.config.width), model.dtype)
+    return jax.ShapeDtypeStruct((*jax.tree.leaves(program.inputs)[0].shape, served.config.width), served.dtype)

@@ -15,7 +15,8 @@ from ..model.state import BlockStates
 from ..prefix_cache.saved_state import SavedStateFormat
 from ..sampling.logprobs import Logprobs
 from ..sampling.sampler import Sampled
-from ..types.config import MAX_PREFILL_ROWS, StepLimits
+from ..types.arrays import HostArray
+from ..types.config import MAX_PREFILL_ROWS
 from ..types.mesh import decode_places
 from ..types.request import (
     Batch,
@@ -33,7 +34,6 @@ from ..types.snapshot import BlockState, Snapshot, window_rows
 from ..types.speculation import DraftCounts
 from .draft_history import prediction_use
 from .executor import Executor
-from .programs import first_token_rows
 from .speculative_steps import Speculated
 from .transfer import (
     draft_columns,
@@ -192,37 +192,31 @@ class ModelRunner:
     Args:
       executor: The model's compiled programs.
       state_format: Format of saved states.
-      keeps_snapshots: Whether prefill steps return block states for the prefix cache.
+      decode_steps: Maximum number of tokens per request and dispatch.
 
     Attributes:
-      layout: The model's place on its devices.
+      served: The model on its devices.
+      keeps_snapshots: Whether prefill steps return block states for the prefix cache.
       restore_seconds: Seconds spent on restoring snapshots into slots.
     """
 
-    def __init__(
-        self,
-        executor: Executor,
-        limits: StepLimits,
-        state_format: SavedStateFormat,
-        *,
-        keeps_snapshots: bool = True,
-    ) -> None:
+    def __init__(self, executor: Executor, state_format: SavedStateFormat, decode_steps: int) -> None:
         self.executor = executor
-        self.limits = limits
+        self.served = executor.served
+        self.limits = self.served.limits(decode_steps)
         self.state_format = state_format
-        self.keeps_snapshots = keeps_snapshots
+        self.keeps_snapshots = self.served.settings.state_cache_gib != 0
         self.restore_seconds = 0.0
-        self.layout = executor.layout
-        self._first_token_rows = first_token_rows(executor.layout.shards)
+        self._programs = executor.programs
         self._block_states: tuple[BlockStates, ...] = ()
         self._reader = ThreadPoolExecutor(1, "block states")
-        settings = executor.layout.speculation
-        self._has_drafts, self._max_drafts = settings is not None, 0 if settings is None else settings.num_tokens
+        settings = self.served.settings.speculation
+        self._max_drafts = 0 if settings is None else settings.num_tokens
 
     @property
     def slots(self) -> int:
         """Number of requests that run at a time."""
-        return self.layout.slots
+        return self.served.slots
 
     @property
     def window(self) -> int:
@@ -264,25 +258,25 @@ class ModelRunner:
 
     def snapshot(self, slot: int, length: int) -> Snapshot:
         """Returns the state of a slot that has processed `length` tokens, after all batches so far; waits for them."""
-        return read_slot(self.executor.read_slot(slot), length)
+        return read_slot(self.executor.run(self._programs.read_slot, _slot(slot)), length)
 
     def _run_decode(self, batch: DecodeBatch) -> PendingDecode | PendingSpeculation:
         for source, target in batch.moves:
-            self.executor.copy_slot(source, target)
+            self._copy(source, target)
         self._replay(batch.replays)
-        layout, sizes = self.layout, self.limits.decode_rows
-        rows, places = decode_places(batch.slots, sizes, layout.rows, layout.shards.count)
-        has_drafts = bool(batch.drafts) and self.executor.has(self.executor.programs.speculate.get(rows))
+        served, sizes, run = self.served, self.limits.decode_rows, self.executor.run
+        rows, places = decode_places(batch.slots, sizes, served.rows, served.devices.shards.count)
+        has_drafts = bool(batch.drafts) and self.executor.has(self._programs.speculate.get(rows))
         masks = masks_after_drafts(batch) if has_drafts else batch.masks
-        for slots, words in mask_columns(masks, MAX_PREFILL_ROWS, layout.rows, self.limits.mask_words):
-            self.executor.set_masks(slots, words)
+        for slots, words in mask_columns(masks, MAX_PREFILL_ROWS, served.rows, served.mask_words):
+            run(self._programs.set_mask, slots, words)
         active = np.zeros(rows, np.bool)
         active[list(places)] = True
         if has_drafts:
             limits, forced = draft_columns(batch.drafts, places, (rows, self._max_drafts))
-            result = self.executor.speculate(active, limits, forced, batch.steps)
+            result = run(self._programs.speculate[rows], active, limits, forced, np.int32(batch.steps))
             return PendingSpeculation(batch, places, self._max_drafts, result)
-        return PendingDecode(batch, places, self.executor.decode(active, batch.steps))
+        return PendingDecode(batch, places, run(self._programs.decode[rows], active, np.int32(batch.steps)))
 
     def _replay(self, rows: Sequence[ReplayedRow]) -> None:
         """Sets slots' decoding states, some at a time; restores the snapshots that come with them."""
@@ -290,19 +284,18 @@ class ModelRunner:
             if row.snapshot is not None:
                 self._restore(row.slot, row.snapshot)
         for some in batched(rows, MAX_PREFILL_ROWS):
-            rows_and_words = self.layout.rows, self.limits.mask_words
-            inputs = replay_input(some, MAX_PREFILL_ROWS, *rows_and_words, drafts=self._has_drafts)
-            self.executor.replay(inputs)
+            sizes = MAX_PREFILL_ROWS, self.served.rows, self.served.mask_words
+            self.executor.run(self._programs.replay, replay_input(some, *sizes, drafts=self.served.has_drafts))
 
     def _run_prefill(self, batch: PrefillBatch) -> PendingPrefill | PendingSlice:
-        chunks, shards = batch.chunks, self.layout.shards.data
+        chunks, shards = batch.chunks, self.served.devices.shards.data
         homes = [chunk.slot // self.limits.shard_rows for chunk in chunks]
         ranks = [homes[:place].count(home) for place, home in enumerate(homes)]
-        shape = self.layout.step_shapes.fit(max(ranks) + 1, max(chunk.length for chunk in chunks))
+        shape = self.served.fit(max(ranks) + 1, max(chunk.length for chunk in chunks))
         places = [home * shape.rows + rank for home, rank in zip(homes, ranks, strict=True)]
         ends = [home * MAX_PREFILL_ROWS + rank for home, rank in zip(homes, ranks, strict=True)]
-        inputs = prefill_input(chunks, places, shape.rows * shards, shape.length, self.layout.rows)
-        result = self.executor.prefill(shape, inputs, batch.layer_slice)
+        inputs = prefill_input(chunks, places, shape.rows * shards, shape.length, self.served.rows)
+        result = self.executor.run(self._programs.prefill[shape][batch.layer_slice], inputs)
         block_states = self._block_states = (*(self._block_states if batch.layer_slice else ()), result.block_states)
         for array in (*result.block_states.recurrent, result.block_states.window) if self.keeps_snapshots else ():
             array.copy_to_host_async()
@@ -321,21 +314,32 @@ class ModelRunner:
     def _score(self, batch: PrefillBatch, places: Sequence[int], rows: int, length: int) -> Logprobs | None:
         if all(chunk.request.params.prompt_logprobs is None for chunk in batch.chunks):
             return None
-        return self.executor.score(score_targets(batch.chunks, places, rows, length))
+        targets = score_targets(batch.chunks, places, rows, length)
+        return self.executor.run(self._programs.score[length], targets)
 
     def _fork_and_sample(self, batch: PrefillBatch) -> tuple[Sampled, ...]:
         """Copies slots for forks, then samples first tokens, some at a time."""
         for chunk in batch.chunks:
             for slot in chunk.forks:
-                self.executor.copy_slot(chunk.slot, slot)
-        rows, mask_words = self._first_token_rows, self.limits.mask_words
+                self._copy(chunk.slot, slot)
+        sizes = self.served.first_token_rows, self.served.rows, self.served.mask_words
         sampled = []
         for some in batched(batch.first_tokens, MAX_PREFILL_ROWS):
-            inputs = first_token_input(some, rows, self.layout.rows, mask_words, drafts=self._has_drafts)
-            sampled.append(self.executor.first_token(inputs))
+            inputs = first_token_input(some, *sizes, drafts=self.served.has_drafts)
+            sampled.append(self.executor.run(self._programs.first_token, inputs))
         return tuple(sampled)
 
+    def _copy(self, source: int, target: int) -> None:
+        self.executor.run(self._programs.copy_slot, _slot(source), _slot(target))
+
     def _restore(self, slot: int, snapshot: Snapshot) -> None:
-        start = time.perf_counter()
-        self.executor.restore(slot, snapshot.hidden, (*snapshot.recurrent, window_rows(snapshot, self.window)))
+        start, program = time.perf_counter(), self._programs.restore
+        end = program.inputs[1]
+        row = np.zeros(end.shape, end.dtype) if snapshot.hidden is None else snapshot.hidden[None]
+        state = (*snapshot.recurrent, window_rows(snapshot, self.window))
+        self.executor.run(program, _slot(slot), row, *state)
         self.restore_seconds += time.perf_counter() - start
+
+
+def _slot(slot: int) -> HostArray:
+    return np.array([slot], np.int32)

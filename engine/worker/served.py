@@ -1,77 +1,63 @@
-"""The programs that serving a model takes, as shapes: nothing is allocated, read or compiled yet.
+"""What is served: the facts of a model on its devices, in one record, and the table of the programs that they take.
 
-A start of the server and a compilation ahead of time both begin here, so that the measured programs are the served
-programs.
+Nothing is allocated, read or compiled here. A start of the server, a simulated device and a compilation ahead of time
+all begin with this record, so that the measured programs are the served programs.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from itertools import chain
+from typing import Any, Final, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from ..devices.platform import Platform
 from ..model.collectives import Collectives
 from ..model.config import ModelConfig
-from ..model.state_layout import state_layout
+from ..model.griffin import Params
+from ..model.slot_states import BlockedStates, ContiguousStates
+from ..model.state import RowArrays
+from ..model.state_layout import StateLayout, state_layout
 from ..prefix_cache.saved_state import SavedStateFormat
-from ..types.config import EngineConfig, StepLimits
-from ..types.mesh import slot_order
+from ..sampling.logprobs import Logprobs
+from ..sampling.sampler import Sampled
+from ..sampling.state import zero_sampling_state, zero_token_memory
+from ..speculation.drafter import zero_draft_state
+from ..types.config import MAX_PREFILL_ROWS, PREFILL_BLOCK, EngineConfig, StepLimits
+from ..types.mesh import MeshShape, slot_order
 from ..types.output_constraint import words_of_mask
 from ..types.snapshot import SnapshotFormat
 from ..types.speculation import Speculation
-from .loading import OpenWeights
-from .programs import DevicePrograms, ModelShapes, StepShapes, device_programs, new_pool, step_shapes
-from .steps import StatePool
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceLayout:
-    """A model's place on its devices.
-
-    Attributes:
-      dtype: Dtype of the activations.
-      platform: Platform of the devices.
-      shards: Mesh over which the model and its slots are sharded.
-      mesh: Devices; None for a single one.
-      slots: Number of requests that run at a time.
-      rows: Number of rows of the state pool: the slots, with padding so that every shard has as many.
-      step_shapes: Shapes for which programs are compiled.
-      speculation: Settings of drafted tokens; None drafts none.
-    """
-
-    model: ModelConfig
-    dtype: np.dtype[Any]
-    platform: Platform
-    shards: Collectives
-    mesh: Mesh | None
-    slots: int
-    rows: int
-    step_shapes: StepShapes
-    speculation: Speculation | None = None
-
-
-class ServedPrograms(NamedTuple):
-    """Device programs of a served model.
-
-    Attributes:
-      layout: The model's place on its devices.
-      model: Shapes with which the programs are traced.
-    """
-
-    layout: DeviceLayout
-    model: ModelShapes
-    programs: DevicePrograms
+from .leaves import ArrayName, leaf_moves
+from .speculative_steps import Speculated, pair_sizes, speculative_step
+from .steps import (
+    PrefillResult,
+    SlotState,
+    StatePool,
+    copy_step,
+    decode_step,
+    first_token_step,
+    later_prefill_step,
+    mask_step,
+    prefill_step,
+    read_step,
+    replay_step,
+    restore_step,
+    score_step,
+)
+from .transfer import first_token_input, prefill_input, replay_input
 
 
 class Devices(NamedTuple):
-    """Devices to compile for.
+    """Devices to run on, or to compile for.
 
     Attributes:
       platform: Decisions that depend on their hardware.
+      shards: Mesh over which the model and its slots are sharded.
       mesh: The devices; None for a single one.
       device: The single device, which need not exist here; None for JAX's default device, or on a mesh.
     """
@@ -82,94 +68,355 @@ class Devices(NamedTuple):
     device: jax.Device | None = None
 
 
-def served_programs(
-    config: ModelConfig, settings: EngineConfig, weights: OpenWeights, devices: Devices, slots: int
-) -> ServedPrograms:
-    """Returns the programs that the engine runs with these settings.
+class PrefillShape(NamedTuple):
+    """Shape of a prefill step on one data shard.
 
-    Args:
-      settings: Settings of the engine; `slots` is not read.
-      weights: Weights of the model, not read yet.
-      devices: Devices that the programs run on.
-      slots: Number of requests that run at a time.
+    Attributes:
+      rows: Number of chunks.
+      length: Number of tokens per chunk.
     """
-    layout = device_layout(config, settings, weights.dtype, devices, slots)
-    pool = jax.eval_shape(partial(pool_of, layout))
-    model = ModelShapes(
-        config,
-        weights.graph,
-        weights.abstract,
-        pool,
-        weights.dtype,
-        devices.shards,
-        weights.specs,
-        devices.mesh,
-        devices.device,
-    )
-    reads_slots = settings.state_cache_inexact or settings.request_snapshots
-    programs = device_programs(
-        model,
-        layout.step_shapes,
-        reads_slots=reads_slots,
-        replays=settings.request_snapshots,
-        speculation=layout.speculation,
-    )
-    return ServedPrograms(layout, model, programs)
+
+    rows: int
+    length: int
 
 
-def pool_of(layout: DeviceLayout) -> StatePool:
-    """Returns an empty state pool of a model's place."""
-    has_drafts = layout.speculation is not None
-    return new_pool(layout.model, layout.rows, layout.dtype, layout.platform, layout.shards, drafts=has_drafts)
+@dataclass(frozen=True, eq=False)
+class Served:
+    """A model on its devices. The state pool, the sizes of steps and all programs follow from these facts.
 
-
-def device_layout(
-    config: ModelConfig, settings: EngineConfig, dtype: np.dtype[Any], devices: Devices, slots: int
-) -> DeviceLayout:
-    """Returns a model's place on its devices; see `served_programs`."""
-    count = devices.shards.count
-    rows = -(-max(slots, 2) // count) * count  # a step of one row takes another path, slow and with other bits
-    steps = step_shapes(config, settings.prefill_chunk, devices.platform)
-    speculation = settings.speculation
-    return DeviceLayout(config, dtype, devices.platform, devices.shards, devices.mesh, slots, rows, steps, speculation)
-
-
-def state_format(model: ModelConfig, dtype: str, identity: str) -> SavedStateFormat:
-    """Returns the format of a model's saved states.
-
-    Args:
+    Attributes:
+      config: Config of the model.
+      settings: Settings of the engine; its `slots` is not read.
+      devices: Devices that run the model.
       dtype: Dtype of the activations.
-      identity: Identity of the model; see `model_identity`.
+      slots: Number of requests that run at a time; 0 until a start has chosen it.
+      graph: Code of the model, a `Graph`; None for a simulated device, as are `params` and `specs`.
+      params: Shapes of the parameters of all shards side by side.
+      specs: Partition specs of the parameters.
     """
-    state = state_layout(model, dtype)
-    recurrent = {array.name: (array.shape, array.dtype) for array in state.recurrent}
-    (window, *token), window_dtype = state.window
-    hidden = (model.width,), dtype
-    snapshot = SnapshotFormat(window, recurrent, (tuple(token), window_dtype), hidden)
-    return SavedStateFormat(identity, model.vocab_size, snapshot)
+
+    config: ModelConfig
+    settings: EngineConfig
+    devices: Devices
+    dtype: np.dtype[Any]
+    slots: int = 0
+    graph: Any = field(default=None, repr=False)
+    params: Params = field(default=None, repr=False)
+    specs: Params = field(default=None, repr=False)
+
+    def with_slots(self, slots: int) -> "Served":
+        """Returns the same model with this number of slots."""
+        return replace(self, slots=slots)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of the state pool: the slots, with padding so that every shard has as many."""
+        count = self.devices.shards.count
+        return -(-max(self.slots, 2) // count) * count  # a step of one row takes another path, slow and with other bits
+
+    @property
+    def decode_rows(self) -> tuple[int, ...]:
+        """Numbers of slots for which there is a decode program, in rising order."""
+        return (*part_rows(self.devices.platform, self.rows, self.devices.shards), self.rows)
+
+    @property
+    def prefill_shapes(self) -> tuple[PrefillShape, ...]:
+        """Shapes for which there are prefill programs."""
+        return prefill_shapes(self.settings.prefill_chunk, self.devices.platform.prefill_rows)
+
+    @property
+    def layer_slices(self) -> tuple[range, ...]:
+        """Layers of each step of a prefill batch."""
+        return layer_slices(self.config.depth, self.devices.platform.layers_per_slice)
+
+    @property
+    def first_token_rows(self) -> int:
+        """Number of first tokens that are sampled in one step, a multiple of the number of model shards."""
+        shards = self.devices.shards.model
+        return -(-MAX_PREFILL_ROWS // shards) * shards
+
+    @property
+    def mask_words(self) -> int:
+        """Number of words of a token mask."""
+        return words_of_mask(self.config.vocab_size)
+
+    @property
+    def has_drafts(self) -> bool:
+        """Whether tokens are drafted."""
+        return self.settings.speculation is not None
+
+    @property
+    def state_layout(self) -> StateLayout:
+        """Arrays of a slot's state."""
+        return state_layout(self.config, self.dtype.name)
+
+    def fit(self, rows: int, length: int) -> PrefillShape:
+        """Returns the smallest prefill shape with room for `rows` chunks of up to `length` tokens."""
+        fitting_rows = min(shape.rows for shape in self.prefill_shapes if shape.rows >= rows)
+        return min(shape for shape in self.prefill_shapes if shape.rows == fitting_rows and shape.length >= length)
+
+    def limits(self, decode_steps: int = 1) -> StepLimits:
+        """Returns the limits of a step, for the scheduler.
+
+        Args:
+          decode_steps: Maximum number of tokens per request and dispatch.
+        """
+        settings, shards = self.settings, self.devices.shards
+        return StepLimits(
+            prefill_chunk=settings.prefill_chunk,
+            prefill_rows=max(shape.rows for shape in self.prefill_shapes),
+            prefill_layer_slices=len(self.layer_slices),
+            decode_steps=decode_steps,
+            decode_rows=self.decode_rows,
+            idle_rows_per_move=self.devices.platform.idle_rows_per_move,
+            mask_words=self.mask_words,
+            slot_order=slot_order(self.slots, self.rows, shards.data, shards.model),
+            shard_rows=self.rows // shards.data,
+            itl_target_s=None if settings.itl_target_ms is None else settings.itl_target_ms / 1e3,
+            speculation=settings.speculation,
+        )
+
+    def state_format(self, identity: str) -> SavedStateFormat:
+        """Returns the format of saved states.
+
+        Args:
+          identity: Identity of the model; see `model_identity`.
+        """
+        state = self.state_layout
+        recurrent = {array.name: (array.shape, array.dtype) for array in state.recurrent}
+        (window, *token), window_dtype = state.window
+        hidden = (self.config.width,), self.dtype.name
+        snapshot = SnapshotFormat(window, recurrent, (tuple(token), window_dtype), hidden)
+        return SavedStateFormat(identity, self.config.vocab_size, snapshot)
+
+    def new_pool(self) -> StatePool:
+        """Returns an empty state pool of all shards, in the platform's layout."""
+        config, rows, shards = self.config, self.rows, self.devices.shards
+        tokens, positions = jnp.zeros(rows, jnp.int32), jnp.zeros(rows, jnp.int32)
+        memory = zero_token_memory(rows, config.vocab_size)
+        drafts = zero_draft_state(rows) if self.has_drafts else None
+        slots = SlotState(tokens, positions, jnp.ones(rows, jnp.bool), zero_sampling_state(rows), memory, drafts)
+        ends, parts = jnp.zeros((rows, config.width), self.dtype), self.decode_rows[:-1]
+        if self.devices.platform.window_block is None:
+            return StatePool(ContiguousStates.zeros(config, rows, self.dtype, shards, parts), slots, ends)
+        blocks = BlockedStates.zeros(config, rows, self.dtype, parts, self.devices.platform.window_block)
+        return StatePool(blocks, slots, ends)
+
+    @cached_property
+    def pool(self) -> StatePool:
+        """Shapes of the state pool of all shards."""
+        pool: StatePool = jax.eval_shape(self.new_pool)
+        return pool
+
+    @cached_property
+    def programs(self) -> "DevicePrograms":
+        """All programs that the engine runs."""
+        return DevicePrograms(self)
 
 
-def step_limits(
-    layout: DeviceLayout, decode_rows: Iterable[int], config: EngineConfig, decode_steps: int = 1
-) -> StepLimits:
-    """Returns the limits of a step.
+def part_rows(platform: Platform, rows: int, shards: MeshShape) -> tuple[int, ...]:
+    """Returns the numbers of slots of the decode steps that take some slots only, in rising order.
+
+    A step takes the same number of first slots of each device, a multiple of the platform's smallest step. Along
+    `model` the devices' slots lie one after the other, and the multiple must divide them too.
 
     Args:
-      layout: The model's place on its devices.
-      decode_rows: Numbers of rows of the decode programs, in rising order.
-      decode_steps: Maximum number of tokens per request and dispatch.
+      platform: Platform of the devices.
+      rows: Number of slots of all shards.
+      shards: Mesh over which the slots are sharded.
     """
-    shapes, shards = layout.step_shapes, layout.shards
-    return StepLimits(
-        prefill_chunk=config.prefill_chunk,
-        prefill_rows=shapes.prefill_rows,
-        prefill_layer_slices=len(shapes.layer_slices),
-        decode_steps=decode_steps,
-        decode_rows=tuple(decode_rows),
-        idle_rows_per_move=layout.platform.idle_rows_per_move,
-        mask_words=words_of_mask(layout.model.vocab_size),
-        slot_order=slot_order(layout.slots, layout.rows, shards.data, shards.model),
-        shard_rows=layout.rows // shards.data,
-        itl_target_s=None if config.itl_target_ms is None else config.itl_target_ms / 1e3,
-        speculation=layout.speculation,
-    )
+    own, least = rows // shards.count, min(platform.decode_rows, default=1)
+    if shards.model > 1 and own % least:
+        return ()
+    sizes = {-(-size // (least * shards.count)) * least for size in platform.decode_rows}
+    return tuple(size * shards.count for size in sorted(sizes) if size < own)
+
+
+def prefill_shapes(chunk: int, max_rows: int) -> tuple[PrefillShape, ...]:
+    """Returns lengths from `PREFILL_BLOCK`, doubled up to the chunk, with powers of two as rows that fit the chunk."""
+    lengths = [PREFILL_BLOCK]
+    while lengths[-1] < chunk:
+        lengths.append(min(2 * lengths[-1], chunk))
+    rows = [2**i for i in range(max_rows.bit_length())]
+    return tuple(PrefillShape(n, length) for length in lengths for n in rows if n * length <= chunk)
+
+
+def layer_slices(depth: int, size: int | None) -> tuple[range, ...]:
+    """Returns ranges of `size` layers that cover all of them; one range for None."""
+    size = size or depth
+    return tuple(range(start, min(start + size, depth)) for start in range(0, depth, size))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Program[Result]:
+    """A function that the devices run, compiled for one shape.
+
+    It donates the leaves of `reads` that it replaces.
+
+    Attributes:
+      label: Unique name, used between hosts.
+      step: Function of one shard. It takes the arrays of `reads`, then the inputs, and returns the arrays of
+        `replaces`, then the result, if there is one.
+      inputs: Inputs from the host, as arrays or their shapes.
+      reads: Device arrays that the step takes.
+      replaces: Device arrays that the step replaces.
+      has_result: Whether the step returns a `Result`.
+      equal: Program that is compiled in this one's place, and differs in its layers only; None without one.
+      moves: Leaf of this program's layers, by that of the layers of `equal`.
+    """
+
+    label: str
+    step: Callable[..., Any]
+    inputs: tuple[Any, ...]
+    reads: tuple[ArrayName, ...]
+    replaces: tuple[ArrayName, ...] = ()
+    has_result: bool = True
+    equal: "Program[Result] | None" = None
+    moves: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def traced(self) -> "Program[Result]":
+        """The program that is traced and compiled for this one: itself, or `equal`."""
+        return self.equal or self
+
+
+_POOL: Final[tuple[ArrayName, ...]] = ("pool",)
+_MODEL: Final[tuple[ArrayName, ...]] = ("params", "pool")
+
+
+class DevicePrograms:
+    """The table of the programs of a served model; each is named here, and nowhere else.
+
+    Attributes:
+      decode: Generates tokens in the first slots, by the number of slots.
+      first_token: Samples the token after each prompt, and makes its slot ready to decode.
+      prefill: Prefills chunks, by shape; one program per layer slice.
+      score: Log-probabilities of prompt tokens after a prefill step, by the length of its chunks.
+      set_mask: Sets token masks of some slots; a slot past the pool is skipped.
+      copy_slot: Copies a slot onto another.
+      restore: Scatters a snapshot into a slot, and the activation of its last token.
+      read_slot: Gathers a slot's state; None if no snapshots are taken after decoding.
+      replay: Sets the decoding state of some slots; None if no request continues after tokens generated before.
+      speculate: Generates tokens with drafts, by the number of slots; empty without speculation, or past its rows.
+    """
+
+    def __init__(self, served: Served) -> None:
+        graph, shards, layout, settings = served.graph, served.devices.shards, served.state_layout, served.settings
+        steps, sizes = served.devices.platform.decode_steps, (served.rows, served.mask_words)
+        slot, masks = _int32(1), jax.ShapeDtypeStruct((MAX_PREFILL_ROWS, served.mask_words), jnp.uint32)
+        end = jax.ShapeDtypeStruct((1, served.config.width), served.dtype)
+        snapshot = [jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)) for shape, dtype in layout.formats]
+        firsts = first_token_input((), served.first_token_rows, *sizes, drafts=served.has_drafts)
+        replays = replay_input((), MAX_PREFILL_ROWS, *sizes, drafts=served.has_drafts)
+
+        self.decode: Mapping[int, Program[Sampled]] = {
+            rows: Program(
+                f"decode {rows}", partial(decode_step, graph, steps), (_bools(rows), _int32()), _MODEL, replaces=_POOL
+            )
+            for rows in served.decode_rows
+        }
+        self.first_token: Program[Sampled] = Program(
+            "first token", partial(first_token_step, graph), (firsts,), _MODEL, replaces=_POOL
+        )
+        self.prefill = {shape: _prefill_slices(served, shape) for shape in served.prefill_shapes}
+        self.score: Mapping[int, Program[Logprobs]] = {
+            length: Program(
+                f"score {length}", partial(score_step, graph), (_int32(shards.data, length),), ("params", "hidden")
+            )
+            for rows, length in served.prefill_shapes
+            if rows == 1
+        }
+        self.set_mask = _pool_program("mask", partial(mask_step, shards), _int32(MAX_PREFILL_ROWS), masks)
+        self.copy_slot = _pool_program("copy", partial(copy_step, shards), slot, slot)
+        self.restore = _pool_program("restore", partial(restore_step, layout, shards), slot, end, *snapshot)
+        self.read_slot: Program[RowArrays] | None = (
+            Program("read", partial(read_step, layout), (slot,), _POOL)
+            if settings.state_cache_inexact or settings.request_snapshots
+            else None
+        )
+        self.replay = (
+            _pool_program("replay", partial(replay_step, shards), replays) if settings.request_snapshots else None
+        )
+        self.speculate = {} if settings.speculation is None else _speculative_programs(served, settings.speculation)
+
+    def __iter__(self) -> Iterator[Program[Any]]:
+        """Yields every program, in the order of the table."""
+        return chain.from_iterable(map(_programs_in, vars(self).values()))
+
+    @property
+    def at_start(self) -> tuple[Program[Any], ...]:
+        """Programs that are traced and compiled before the engine is ready: none with an equal one or of `later`."""
+        return tuple(program for program in self if program.equal is None and program not in self.later)
+
+    @property
+    def later(self) -> tuple[Program[Any], ...]:
+        """Programs that are compiled while the engine runs, which does without them until then."""
+        return tuple(self.speculate.values())
+
+
+def _programs_in(row: Any) -> Iterable[Program[Any]]:
+    """Returns the programs of a row of the table: one, none, or some by shape."""
+    match row:
+        case None:
+            return ()
+        case Program():
+            return (row,)
+        case Mapping():
+            return chain.from_iterable(map(_programs_in, row.values()))
+    return tuple(row)
+
+
+def _prefill_slices(served: Served, shape: PrefillShape) -> tuple[Program[PrefillResult], ...]:
+    """Returns the programs of the layer slices of a prefill batch."""
+    label, slices = f"prefill {shape.rows}x{shape.length}", served.layer_slices
+    inputs = (prefill_input((), (), shape.rows * served.devices.shards.data, shape.length, served.rows),)
+    replaces: tuple[ArrayName, ...] = ("pool", "hidden")
+    first = partial(prefill_step, served.graph, layers=slices[0])
+    if len(slices) == 1:
+        return (Program(label, first, inputs, _MODEL, replaces),)
+    programs = [Program[PrefillResult](f"{label} slice 1", first, inputs, _MODEL, replaces)]
+    for index, layers in enumerate(slices[1:], 2):
+        step = partial(later_prefill_step, served.graph, layers)
+        programs.append(Program(f"{label} slice {index}", step, inputs, ("params", "pool", "hidden"), replaces))
+    for index, first_equal in enumerate(equal_slices(slices, served.config.block_types)):
+        if first_equal != index:
+            moves = leaf_moves(served.params, served.pool, slices[first_equal], slices[index])
+            programs[index] = replace(programs[index], equal=programs[first_equal], moves=moves)
+    return tuple(programs)
+
+
+def _speculative_programs(served: Served, settings: Speculation) -> dict[int, Program[Speculated]]:
+    """Returns a program for each number of slots that leaves room for drafts."""
+
+    def program(rows: int) -> Program[Speculated]:
+        step = partial(speculative_step, served.graph, settings, served.devices.platform.decode_steps)
+        inputs = _bools(rows), _int32(rows), _int32(rows, settings.num_tokens), _int32()
+        return Program(f"speculate {rows}", step, inputs, _MODEL, replaces=_POOL)
+
+    return {rows: program(rows) for rows in served.decode_rows if pair_sizes(rows, settings)}
+
+
+def equal_slices(slices: Sequence[range], kinds: Sequence[str]) -> tuple[int, ...]:
+    """Returns, for each layer slice, the index of the first one that computes the same with its own layers.
+
+    The first slice embeds tokens, the last one normalizes activations, and the others do what their kinds of layers do.
+
+    Args:
+      slices: Layers of each slice.
+      kinds: Kind of each layer.
+    """
+    last = len(slices) - 1
+    codes = [(index == 0, index == last, kinds[each.start : each.stop]) for index, each in enumerate(slices)]
+    return tuple(map(codes.index, codes))
+
+
+def _pool_program(label: str, step: Callable[..., StatePool], *inputs: Any) -> Program[None]:
+    return Program(label, step, inputs, _POOL, _POOL, has_result=False)
+
+
+def _int32(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+
+def _bools(rows: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((rows,), jnp.bool)

@@ -21,7 +21,7 @@ from ..model.state import BlockStates
 from ..sampling.logprobs import Logprobs
 from ..sampling.sampler import Sampled
 from .kept_file import keep_file
-from .served import DeviceLayout
+from .served import Served
 from .speculative_steps import Speculated
 from .steps import PrefillResult
 
@@ -57,16 +57,17 @@ class TracedStep(NamedTuple):
 class TraceCache:
     """Folder of traced programs, one file each.
 
-    A file's name is a hash of all that tracing depends on: versions, Roost's source, JAX's flags, the model's layout
+    A file's name is a hash of all that tracing depends on: versions, Roost's source, JAX's flags, what is served
     and the arguments' shapes. A file that is torn or was not written for its name is ignored, and replaced.
 
     Args:
-      layout: Layout of the model, on a single device.
+      served: The model, on a single device.
     """
 
-    def __init__(self, folder: Path, layout: DeviceLayout) -> None:
+    def __init__(self, folder: Path, served: Served) -> None:
         self._folder = folder
-        self._facts = (source_fingerprint(), _versions(), _flags(), numerics(), layout)
+        facts = served.config, served.dtype, served.devices, served.slots, served.settings.speculation
+        self._facts = (source_fingerprint(), _versions(), _flags(), numerics(), facts)
 
     def traced(self, label: str, step: Step, arguments: tuple[Any, ...]) -> TracedStep:
         """Returns a traced step, which is read from the folder or traced and kept there.
@@ -96,16 +97,16 @@ def is_written(outputs: Any) -> tuple[bool, ...]:
     return tuple(each is not None for each in written)
 
 
-def open_trace_cache(folder: Path | None, layout: DeviceLayout) -> TraceCache | None:
+def open_trace_cache(folder: Path | None, served: Served) -> TraceCache | None:
     """Returns the cache in the folder of compiled programs; None without one, or where programs cannot be exported.
 
     Args:
       folder: Folder of compiled programs; None if none are kept.
-      layout: The model's place on its devices.
+      served: The model on its devices.
     """
-    if folder is None or not layout.platform.exports_programs:
+    if folder is None or not served.devices.platform.exports_programs:
         return None
-    return TraceCache(folder, layout)
+    return TraceCache(folder, served)
 
 
 @cache

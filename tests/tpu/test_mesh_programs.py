@@ -22,17 +22,15 @@ from roost.engine.model.collectives import Collectives
 from roost.engine.model.config import PRESETS, ModelConfig, cycle
 from roost.engine.model.griffin import abstract_model
 from roost.engine.model.sharding_rules import shard_params
+from roost.engine.types.config import EngineConfig
 from roost.engine.types.mesh import DATA, MODEL
 from roost.engine.types.sampling_params import MAX_LOGPROBS
 from roost.engine.worker.lowering import lower
-from roost.engine.worker.programs import (
-    DevicePrograms,
-    ModelShapes,
+from roost.engine.worker.served import (
+    Devices,
     PrefillShape,
     Program,
-    device_programs,
-    new_pool,
-    step_shapes,
+    Served,
 )
 from sweeps import swept
 
@@ -51,25 +49,20 @@ KINDS = "all-reduce|all-to-all|all-gather|reduce-scatter|collective-permute"
 HOSTS = {"v5e:2x2": (2, 2, 1), "v5e:2x4": (2, 4, 1), "v6e:2x2": (2, 2, 1), "v6e:2x4": (2, 4, 1)}
 
 
-def shapes(
+def served_on(
     config: ModelConfig, topology: str, shards: Collectives, slots: int, matrices: jnp.dtype = BF16
-) -> ModelShapes:
-    """Returns the shapes of a model on the chips of one host, with matrices of this dtype."""
+) -> Served:
+    """Returns a model on the chips of one host, with matrices of this dtype."""
     chips = topologies.get_topology_desc(
         platform="tpu", topology_name=topology, chips_per_host_bounds=HOSTS[topology]
     ).devices
     mesh = Mesh(np.array(chips[: shards.count]).reshape(shards.data, shards.model), (DATA, MODEL))
     graph, whole = abstract_model(config, BF16, TPU, matrices, shards)
     params, specs = shard_params(whole, config, shards)
-    pool = jax.eval_shape(lambda: new_pool(config, slots, BF16, TPU, shards))
-    return ModelShapes(config, graph, params, pool, BF16, shards, specs, mesh)
+    return Served(config, EngineConfig(), Devices(TPU, shards, mesh), BF16, slots, graph, params, specs)
 
 
-def programs(model: ModelShapes) -> DevicePrograms:
-    return device_programs(model, step_shapes(model.config, 512, TPU))
-
-
-def compiled(model: ModelShapes, program: Program[Any]) -> Any:
+def compiled(model: Served, program: Program[Any]) -> Any:
     return lower(program, model).compile(compiler_options=COUNT_HBM_ONLY)
 
 
@@ -100,17 +93,17 @@ def test_what_crosses_links(topology: str, shards: Collectives, kv_dtype: str | 
     """The embedding takes one all-reduce of activations and each layer two; other large arrays are listed here."""
     slots = 64
     rows, width, sums = slots // shards.data, LAYERS.width, 1 + 2 * LAYERS.depth
-    model = shapes(replace(LAYERS, kv_dtype=kv_dtype), topology, shards, slots)
+    model = served_on(replace(LAYERS, kv_dtype=kv_dtype), topology, shards, slots)
     heads = -(-LAYERS.num_heads // shards.model) * shards.model
 
-    decode = collectives(compiled(model, programs(model).decode[slots]))
+    decode = collectives(compiled(model, model.programs.decode[slots]))
     assert decode.pop(("all-reduce", "bf16", rows * width)) == sums
     queries = rows * heads * LAYERS.head_dim // shards.model
     assert decode.pop(("all-to-all", "bf16", queries)) == 2, "queries to their rings, and back"
     assert decode.pop(("all-to-all", "f32", rows * LAYERS.vocab_size // shards.model)) == 1, "logits, to be sampled"
     assert max(size for _, _, size in decode) <= slots * MAX_LOGPROBS, "the rest is small"
 
-    prefill = collectives(compiled(model, programs(model).prefill[PrefillShape(1, 512)][0]))
+    prefill = collectives(compiled(model, model.programs.prefill[PrefillShape(1, 512)][0]))
     assert prefill.pop(("all-reduce", "bf16", 512 * width)) == sums
     ring = LAYERS.window * LAYERS.head_dim
     if kv_dtype is None:
@@ -127,8 +120,8 @@ def test_rings_are_not_copied(rows: int, kv_dtype: str | None) -> None:
 
     A step of 32 rows takes 8 slots of each device.
     """
-    model = shapes(replace(LAYERS, kv_dtype=kv_dtype), "v5e:2x2", Collectives(2, 2), 256)
-    program = compiled(model, programs(model).decode[rows])
+    model = served_on(replace(LAYERS, kv_dtype=kv_dtype), "v5e:2x2", Collectives(2, 2), 256)
+    program = compiled(model, model.programs.decode[rows])
     assert "window_attention_decode" in program.as_text()
     memory = program.memory_analysis()
     ring = 256 // 4 * LAYERS.window * LAYERS.head_dim * (BF16 if kv_dtype is None else jnp.dtype(kv_dtype)).itemsize
@@ -139,8 +132,8 @@ def test_rings_are_not_copied(rows: int, kv_dtype: str | None) -> None:
 
 def test_each_chip_multiplies_its_part_of_int8_matrices_in_kernels() -> None:
     """Two projections and an MLP of each layer, in a decode step and in prefill."""
-    model = shapes(LAYERS, "v5e:2x2", Collectives(1, 4), 64, jnp.dtype("int8"))
-    step, (prefill,) = programs(model).decode[64], programs(model).prefill[PrefillShape(1, 512)]
+    model = served_on(LAYERS, "v5e:2x2", Collectives(1, 4), 64, jnp.dtype("int8"))
+    step, (prefill,) = model.programs.decode[64], model.programs.prefill[PrefillShape(1, 512)]
     for program in (step, prefill):
         text = compiled(model, program).as_text()
         counts = Counter(re.findall(r"%(int8_[a-z_]+)[.\w]* = .* custom-call", text))
@@ -150,8 +143,8 @@ def test_each_chip_multiplies_its_part_of_int8_matrices_in_kernels() -> None:
 def test_9b_in_bfloat16_fits_four_small_chips() -> None:
     """More than a thousand requests fit on chips of 16 GB, though the weights alone take 17.6 GB."""
     slots, layers = 1152, PRESETS["9b"].depth
-    model = shapes(PRESETS["9b"], "v5e:2x2", Collectives(1, 4), slots)
-    decode, prefill = programs(model).decode[slots], programs(model).prefill[PrefillShape(1, 512)][0]
+    model = served_on(PRESETS["9b"], "v5e:2x2", Collectives(1, 4), slots)
+    decode, prefill = model.programs.decode[slots], model.programs.prefill[PrefillShape(1, 512)][0]
     for program, rows in ((decode, slots), (prefill, 512)):
         executable = compiled(model, program)
         assert hbm(executable) < DEVICES["v5e"].memory_bytes, program.label

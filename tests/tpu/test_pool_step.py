@@ -20,10 +20,10 @@ from roost.engine.model.collectives import Collectives
 from roost.engine.model.config import PRESETS, ModelConfig, cycle
 from roost.engine.model.griffin import abstract_model
 from roost.engine.model.state_layout import state_bytes
-from roost.engine.types.config import MAX_PREFILL_ROWS
+from roost.engine.types.config import MAX_PREFILL_ROWS, EngineConfig
 from roost.engine.types.output_constraint import words_of_mask
 from roost.engine.worker import steps
-from roost.engine.worker.programs import new_pool
+from roost.engine.worker.served import Devices, Served
 from roost.engine.worker.transfer import first_token_input, prefill_input
 from sweeps import swept
 
@@ -45,7 +45,11 @@ def model(request: pytest.FixtureRequest) -> ModelConfig:
 
 @pytest.fixture(scope="module")
 def pool(model: ModelConfig) -> Any:
-    return jax.eval_shape(lambda: new_pool(model, ROWS, BF16, TPU))
+    return pool_of(model)
+
+
+def pool_of(model: ModelConfig) -> Any:
+    return Served(model, EngineConfig(), Devices(TPU), BF16, ROWS).pool
 
 
 def compile_step(
@@ -94,7 +98,7 @@ def test_prefill(chip: SingleDeviceSharding, model: ModelConfig, pool: Any, leng
 def test_several_key_heads(chip: SingleDeviceSharding, heads: int, kv_dtype: str | None) -> None:
     """Some query heads share a key head, or each has its own; rings are updated in place all the same."""
     model = replace(LAYERS, block_types=("attention",), num_key_heads=heads, kv_dtype=kv_dtype)
-    pool = jax.eval_shape(lambda: new_pool(model, ROWS, BF16, TPU))
+    pool = pool_of(model)
     active = jax.ShapeDtypeStruct((ROWS,), jnp.bool)
     compiled = compile_step(chip, model, decode_one, pool, active, jax.ShapeDtypeStruct((), jnp.int32))
     check(compiled, pool, "window_attention_decode", "gated_mlp", "argmax", "sample")

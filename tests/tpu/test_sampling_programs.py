@@ -1,6 +1,5 @@
 """The sampler compiles for real TPUs: alone at common and at odd shapes, and in the decode step that is served."""
 
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -11,10 +10,11 @@ from roost.engine.devices.platform import TPU
 from roost.engine.model.config import PRESETS, ModelConfig, cycle
 from roost.engine.model.griffin import abstract_model
 from roost.engine.sampling.state import zero_token_memory
+from roost.engine.types.config import EngineConfig
 from roost.engine.types.output_constraint import words_of_mask
 from roost.engine.types.sampling_params import NUMBER_COLUMNS, SAMPLING_COLUMNS
 from roost.engine.worker.lowering import lower
-from roost.engine.worker.programs import ModelShapes, device_programs, new_pool, step_shapes
+from roost.engine.worker.served import Devices, Served
 from roost.kernels.sampling import SamplingInputs
 from roost.kernels.sampling.pallas_tpu import sample_tpu
 
@@ -57,10 +57,8 @@ def test_the_served_decode_step_keeps_its_logits_once(chip: SingleDeviceSharding
         LARGE.vocab_size, 256, 768, 2, 256, cycle(("recurrent", "attention"), 2), logits_soft_cap=LARGE.logits_soft_cap
     )
     graph, params = abstract_model(config, BF16, TPU)
-    pool = jax.eval_shape(lambda: new_pool(config, rows, BF16, TPU))
-    model = ModelShapes(config, graph, on(chip, params), on(chip, pool), BF16)
-    program = device_programs(model, step_shapes(config, 512, TPU)).decode[rows]
-    compiled = lower(replace(program, inputs=on(chip, program.inputs)), model).compile()
+    served = Served(config, EngineConfig(), Devices(TPU, device=next(iter(chip.device_set))), BF16, rows, graph, params)
+    compiled = lower(served.programs.decode[rows], served).compile()
     sorts = [line for line in compiled.as_text().splitlines() if " sort(" in line]
     assert not [line for line in sorts if str(config.vocab_size) in line]
     logits = 4 * rows * config.vocab_size

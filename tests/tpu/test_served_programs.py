@@ -15,8 +15,7 @@ from roost.engine.types.config import EngineConfig
 from roost.engine.types.mesh import ONE_DEVICE, MeshShape
 from roost.engine.worker.loading import open_weights
 from roost.engine.worker.program_memory import demands
-from roost.engine.worker.programs import PrefillShape
-from roost.engine.worker.served import served_programs
+from roost.engine.worker.served import PrefillShape
 from roost.kernels import XLA, Backend, backends
 from sweeps import swept
 
@@ -79,10 +78,10 @@ def start(model: str, chip: str, shards: MeshShape, settings: EngineConfig) -> S
     source = open_model(f"random:{model}").with_kv_dtype(settings.kv_dtype)
     devices = open_chips(chip, shards)
     limit = hbm_limit(devices)
-    with open_weights(source, settings, devices.shards, devices.platform, devices.mesh) as weights:
-        memory = memory_of_served(source.config, settings, weights, devices, limit)
+    with open_weights(source, settings, devices) as weights:
+        memory = memory_of_served(weights, limit)
         slots = estimated_slots(memory, devices.shards)
-        served = served_programs(source.config, settings, weights, devices, slots)
+        served = weights.served.with_slots(slots)
     roofline = compute_roofline(source.config, DEVICES[chip], 2, quantize=settings.quantize, shards=shards)
     assert slots == roofline.slots, "roost plan and a start give the same number"
     programs = (served.programs.decode[slots], served.programs.prefill[PrefillShape(1, 512)][0])

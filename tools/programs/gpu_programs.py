@@ -58,8 +58,7 @@ from roost.engine.worker.compilation import compile_lowered
 from roost.engine.worker.loading import open_weights
 from roost.engine.worker.lowering import idle_bytes, lower
 from roost.engine.worker.program_memory import ProgramMemory, program_memory
-from roost.engine.worker.programs import PrefillShape, Program
-from roost.engine.worker.served import ServedPrograms, served_programs
+from roost.engine.worker.served import PrefillShape, Program, Served
 from tpu_hlo import parse_module
 
 PROGRAMS: Final = ("prefill-1x512", "prefill-8x64", "prefill-1x2048", "decode-128", "decode-512")
@@ -185,21 +184,21 @@ def measure(options: argparse.Namespace) -> Iterator[Row]:
     )
     with ExitStack() as stack:
         stack.enter_context(tracing_for(options.card))
-        weights = stack.enter_context(open_weights(source, settings, devices.shards, devices.platform, devices.mesh))
-        memory = memory_of_served(source.config, settings, weights, devices, limit)
+        weights = stack.enter_context(open_weights(source, settings, devices))
+        memory = memory_of_served(weights, limit)
         slots = options.slots or estimated_slots(memory, devices.shards)
-        served = served_programs(source.config, settings, weights, devices, slots)
+        served = weights.served.with_slots(slots)
         for name in options.programs:
             yield measured(served, name, options, limit)
 
 
-def measured(served: ServedPrograms, name: str, options: argparse.Namespace, limit_bytes: int) -> Row:
+def measured(served: Served, name: str, options: argparse.Namespace, limit_bytes: int) -> Row:
     """Compiles one program and returns its row."""
     program, rows, tokens = find_program(served, name)
     with tempfile.TemporaryDirectory() as folder:
         dumps: dict[str, Any] = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True, "xla_dump_emitter_re": "^ptx$"}
-        settings = dict(served.layout.platform.compile_options) | dumps
-        lowered = lower(program, served.model)
+        settings = dict(served.devices.platform.compile_options) | dumps
+        lowered = lower(program, served)
         compiled = compile_lowered(lowered, settings)
         (dump,) = Path(folder).glob("*thunk_sequence_after_thunk_passes.txt")
         (metadata,) = Path(folder).glob("*thunk_metadata.txt")
@@ -207,17 +206,17 @@ def measured(served: ServedPrograms, name: str, options: argparse.Namespace, lim
         kernels = kernel_resources(KERNELS, thunks, Path(folder), CARDS[options.card])
     text, memory = compiled.as_text(), program_memory(compiled)
     assert isinstance(memory, ProgramMemory)
-    memory_bytes = memory.hbm_bytes + idle_bytes(lowered, served.model)
-    times = roofline_seconds(served.model.config, DEVICES[options.card], options.quantize, rows, tokens)
+    memory_bytes = memory.hbm_bytes + idle_bytes(lowered, served)
+    times = roofline_seconds(served.config, DEVICES[options.card], options.quantize, rows, tokens)
     launches = count_launches(thunks)
     card, device = CARDS[options.card], DEVICES[options.card]
     assert device.peak is not None
-    sizes = Sizes(rows if rows == tokens else served.layout.rows, served.layout.rows, served.model.config.window)
+    sizes = Sizes(rows if rows == tokens else served.rows, served.rows, served.config.window)
     parts = estimate(parse_module(text), thunks, names, kernels, card, device.peak, sizes)
     return Row(
         model=options.model,
         card=options.card,
-        slots=served.layout.slots,
+        slots=served.slots,
         quantize=options.quantize,
         kv_dtype=options.kv_dtype or "bfloat16",
         program=name,
@@ -228,7 +227,7 @@ def measured(served: ServedPrograms, name: str, options: argparse.Namespace, lim
         graphs=count(thunks, "kCommandBuffer"),
         while_loops=count(thunks, "kWhile"),
         copies_of_pool=count_copies(text, pool_types(served)),
-        full_sorts=count_sorts(text, served.model.config.vocab_size),
+        full_sorts=count_sorts(text, served.config.vocab_size),
         int8_products=len(INT8_PRODUCT.findall(text)),
         temp_bytes=memory.temp_bytes,
         memory_bytes=memory_bytes,
@@ -241,7 +240,7 @@ def measured(served: ServedPrograms, name: str, options: argparse.Namespace, lim
     )
 
 
-def find_program(served: ServedPrograms, name: str) -> tuple[Program[Any], int, int]:
+def find_program(served: Served, name: str) -> tuple[Program[Any], int, int]:
     """Returns a program by its name here, its rows, and the tokens of one run."""
     kind, _, shape = name.partition("-")
     if kind == "decode":
@@ -251,9 +250,9 @@ def find_program(served: ServedPrograms, name: str) -> tuple[Program[Any], int, 
     return program, rows, rows * length
 
 
-def pool_types(served: ServedPrograms) -> set[str]:
+def pool_types(served: Served) -> set[str]:
     """Returns the types of the state pool's arrays in XLA's notation."""
-    leaves = jax.tree.leaves(served.model.pool.states)
+    leaves = jax.tree.leaves(served.pool.states)
     return {f"{SHORT_TYPES[x.dtype.name]}[{','.join(map(str, x.shape))}]" for x in leaves}
 
 

@@ -55,8 +55,7 @@ from roost.engine.model.state_layout import state_bytes, window_bytes
 from roost.engine.types.config import MAX_PREFILL_ROWS, EngineConfig
 from roost.engine.types.mesh import ONE_DEVICE
 from roost.engine.worker.program_memory import OutOfMemoryError
-from roost.engine.worker.programs import PrefillShape, Program
-from roost.engine.worker.served import ServedPrograms
+from roost.engine.worker.served import PrefillShape, Program, Served
 from roost.kernels.sampling.pallas_tpu import _Need
 from roost.kernels.window_attention.tpu_grid import READ_TILE
 from tpu_calls import is_call, names_of_schedules
@@ -192,7 +191,7 @@ def measure(options: argparse.Namespace) -> Iterator[Row]:
                 yield from bench.mixed()
 
 
-def wanted_rows(served: ServedPrograms, wanted: list[str] | None) -> list[int]:
+def wanted_rows(served: Served, wanted: list[str] | None) -> list[int]:
     """Returns the numbers of slots of the decode programs to compile; "all" means that of all slots."""
     every = list(served.programs.decode)
     return [rows for rows in every if wanted is None or str(rows) in wanted or ("all" in wanted and rows == max(every))]
@@ -224,7 +223,7 @@ class Bench:
       compiled: Programs that were compiled before, by label.
     """
 
-    served: ServedPrograms
+    served: Served
     chip: str
     quantize: str | None
     name: str
@@ -266,19 +265,19 @@ class Bench:
     def _decode_row(self, rows: int, busy: int, position: int, window: str, sampling: str = "greedy") -> Row:
         """Returns the row of a decode program whose busy slots generate the token at a position below the window."""
         unfilled = self._ring_bytes(busy) * (self._window - position - 1) // self._window
-        floor = size(self.served.model.params) + self._state_bytes(busy) - unfilled
+        floor = size(self.served.params) + self._state_bytes(busy) - unfilled
         row = replace(self._row("decode", rows, busy, floor), busy=busy, window=window, sampling=sampling)
         attended = Attended(busy / rows, position, visited_share(position, self._window))
         return self._measured(row, self._compile(self.served.programs.decode[rows]), attended)
 
     def _first_token(self) -> Row:
         """Returns the row of the program that samples the first token of up to 8 prompts: here, of one."""
-        program, table = self.served.programs.first_token, self.served.model.params["embedding"]
+        program, table = self.served.programs.first_token, self.served.params["embedding"]
         return self._measured(self._row("first token", 1, 1, floor_bytes=size(table)), self._compile(program))
 
     def prefill(self, shape: PrefillShape) -> Row:
         """Returns the row of the program for a chunk of one prompt; scoring its tokens is another program."""
-        model = self.served.model
+        model = self.served
         (program,) = self.served.programs.prefill[shape]
         table = model.params["embedding"]
         looked_up = shape.length * model.config.width * jax.tree.leaves(table)[0].dtype.itemsize
@@ -286,12 +285,11 @@ class Bench:
         return self._measured(self._row("prefill", 1, shape.length, floor_bytes=floor), self._compile(program))
 
     def _row(self, program: str, rows: int, tokens: int, floor_bytes: int) -> Row:
-        kept = self.served.layout
-        kv_dtype = self.served.model.config.kv_dtype or self.served.model.dtype.name
+        kv_dtype = self.served.config.kv_dtype or self.served.dtype.name
         return Row(
             self.name,
             self.chip,
-            kept.slots,
+            self.served.slots,
             program,
             rows,
             rows,
@@ -305,13 +303,13 @@ class Bench:
 
     @property
     def _window(self) -> int:
-        return self.served.model.config.window
+        return self.served.config.window
 
     def _state_bytes(self, rows: int) -> int:
-        return size(self.served.model.pool.states) * rows // self.served.layout.rows
+        return size(self.served.pool.states) * rows // self.served.rows
 
     def _ring_bytes(self, rows: int) -> int:
-        return rows * window_bytes(self.served.model.config, self.served.model.dtype.itemsize)
+        return rows * window_bytes(self.served.config, self.served.dtype.itemsize)
 
     def _compile(self, program: Program[Any]) -> "Compiled | OutOfMemoryError":
         """Compiles a program once, and keeps its schedules in a folder of their own."""

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from roost.engine.types.config import EngineConfig
 from roost.engine.types.errors import ConfigError
 from roost.engine.types.mesh import ONE_DEVICE, MeshShape
 from roost.engine.worker.known_slots import read_slots, slots_key, write_slots
+from roost.engine.worker.served import Devices, Served
 
 GIB = 2**30
 MEMORY = MemoryModel(
@@ -148,7 +150,8 @@ def test_a_host_whose_programs_fit_follows_one_whose_do_not() -> None:
 
 def test_slots_are_remembered_by_all_that_decides_them(tmp_path: Path) -> None:
     def key(model: str = "2b", limit: int = 16 * GIB, **settings: Any) -> str:
-        return slots_key("12345678", PRESETS[model], EngineConfig(**settings), "bfloat16", ONE_DEVICE, limit)
+        served = Served(PRESETS[model], EngineConfig(**settings), Devices(TPU), np.dtype("float32"))
+        return slots_key("12345678", served, limit)
 
     write_slots(tmp_path, key(), 512)
     assert read_slots(tmp_path, key()) == 512

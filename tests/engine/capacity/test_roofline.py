@@ -16,10 +16,11 @@ from roost.engine.model.collectives import Collectives
 from roost.engine.model.config import PRESETS, ModelConfig, cycle
 from roost.engine.model.griffin import abstract_model
 from roost.engine.model.sharding_rules import leaf_rules
+from roost.engine.types.config import EngineConfig
 from roost.engine.types.errors import ConfigError
 from roost.engine.types.host_memory import available_memory
 from roost.engine.types.mesh import MeshShape
-from roost.engine.worker.programs import new_pool
+from roost.engine.worker.served import Devices, Served
 from roost.kernels.matrices import Int8Matrix
 
 SMALL = ModelConfig(96, 32, 48, 2, 64, cycle(("recurrent", "recurrent", "attention"), 5), window=7)
@@ -154,9 +155,8 @@ def test_each_device_has_the_bytes_that_are_planned(shards: MeshShape, matrices:
 @pytest.mark.parametrize("shards", [MeshShape(1, 4), MeshShape(2, 3), MeshShape(3, 1)], ids=str)
 def test_a_slot_has_the_bytes_of_the_pool(shards: MeshShape) -> None:
     """Of all devices together; they have equal parts."""
-    pool = jax.eval_shape(
-        lambda: new_pool(HEADS, 2 * shards.count, jnp.dtype("bfloat16"), TPU, Collectives(shards.data, shards.model))
-    )
+    devices = Devices(TPU, Collectives(shards.data, shards.model))
+    pool = Served(HEADS, EngineConfig(), devices, jnp.dtype("bfloat16"), 2 * shards.count).pool
     num_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pool.states))
     assert num_bytes == 2 * shards.count * compute_roofline(HEADS, DEVICES["v5e"], 2, shards=shards).slot_bytes
 

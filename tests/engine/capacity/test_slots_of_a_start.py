@@ -16,7 +16,7 @@ from roost.engine.worker.compilation import CompiledPrograms
 from roost.engine.worker.leaves import Leaves
 from roost.engine.worker.loading import OpenWeights, open_weights
 from roost.engine.worker.program_memory import KernelRefusedError
-from roost.engine.worker.served import Devices, ServedPrograms, served_programs
+from roost.engine.worker.served import Devices, Served
 from roost.kernels import XLA, Backend, backends
 
 TINY = open_model(str(Path(__file__).parents[2] / "golden" / "tiny-a" / "hf"))
@@ -29,8 +29,8 @@ type Start = Callable[..., CompiledPrograms]
 class Compiled:
     """A compiled program that takes all arrays, and whose temporaries alone take some bytes."""
 
-    def __init__(self, served: ServedPrograms, temporaries: int) -> None:
-        none, every = Leaves((), ()), range(len(jax.tree.leaves((served.model.params, served.model.pool))))
+    def __init__(self, served: Served, temporaries: int) -> None:
+        none, every = Leaves((), ()), range(len(jax.tree.leaves((served.params, served.pool))))
         self.in_tree = jax.tree.structure(((Leaves((0,) * len(every), tuple(every)), none), {}))
         self.out_tree = jax.tree.structure((none, None))
         self._temporaries = temporaries
@@ -42,7 +42,7 @@ class Compiled:
 
 @pytest.fixture
 def weights() -> Iterator[OpenWeights]:
-    with open_weights(TINY, EngineConfig(), Collectives(), PORTABLE, None) as weights:
+    with open_weights(TINY, EngineConfig(), Devices(PORTABLE)) as weights:
         yield weights
 
 
@@ -52,17 +52,17 @@ def start(weights: OpenWeights, tmp_path: Path) -> tuple[Start, list[int]]:
     tried: list[int] = []
 
     def start(bytes_per_slot: int, slots: int | None = None, platform: Platform = PORTABLE) -> CompiledPrograms:
-        devices, config = Devices(platform), EngineConfig(slots, compile_cache=tmp_path)
+        settings = EngineConfig(slots, compile_cache=tmp_path)
+        served = replace(weights.served, settings=settings, devices=Devices(platform))
 
         def compile_for(slots: int) -> CompiledPrograms:
             tried.append(slots)
-            served = served_programs(TINY.config, config, weights, devices, slots)
-            return CompiledPrograms(
-                served, {each.label: Compiled(served, slots * bytes_per_slot) for each in served.programs}
-            )
+            chosen = served.with_slots(slots)
+            compiled = Compiled(chosen, slots * bytes_per_slot)
+            return CompiledPrograms(chosen, {each.label: compiled for each in chosen.programs})
 
         limit = None if platform.uses_host_memory else LIMIT
-        return builder._compile_to_fit(TINY.config, config, weights, devices, limit, compile_for)
+        return builder._compile_to_fit(weights._replace(served=served), limit, compile_for)
 
     return start, tried
 
@@ -71,22 +71,22 @@ def test_slots_are_taken_away_until_programs_fit_and_then_known(
     start: tuple[Start, list[int]], weights: OpenWeights, caplog: pytest.LogCaptureFixture
 ) -> None:
     run, tried = start
-    memory = memory_of_served(TINY.config, EngineConfig(), weights, Devices(PORTABLE), LIMIT)
+    memory = memory_of_served(weights, LIMIT)
     estimate = estimated_slots(memory, Collectives())
     too_large = int(1.02 * LIMIT / estimate)
-    slots = run(too_large).served.layout.slots
+    slots = run(too_large).served.slots
     assert tried == [estimate, slots]
     assert slots * too_large <= LIMIT
     (record,) = caplog.records
     assert record.getMessage() == (f"programs for {estimate} slots need more memory than a device has; serving {slots}")
     tried.clear()
-    assert run(too_large).served.layout.slots == slots
+    assert run(too_large).served.slots == slots
     assert tried == [slots], "the second start begins with the number of the first"
 
 
 def test_slots_of_the_config_are_kept_or_refused(start: tuple[Start, list[int]]) -> None:
     run, tried = start
-    assert run(LIMIT // 64, 64).served.layout.slots == 64
+    assert run(LIMIT // 64, 64).served.slots == 64
     with pytest.raises(ConfigError, match=r"slots=128 needs 400\.0 MiB on .*, which has 200\.0 MiB; set fewer"):
         run(LIMIT // 64, 128)
     assert tried == [64, 128]
@@ -96,7 +96,7 @@ def test_the_memory_of_the_host_is_not_compared(start: tuple[Start, list[int]]) 
     """A CPU's slots come from the host's free memory, whatever its programs take."""
     run, tried = start
     cpu = replace(CPU_MESH, max_slots=12)
-    assert run(LIMIT, platform=cpu).served.layout.slots == 12
+    assert run(LIMIT, platform=cpu).served.slots == 12
     assert tried == [12]
 
 
@@ -127,8 +127,8 @@ def test_a_start_names_int8_matrices_without_a_kernel(
     quantize: str | None, kernels: Platform, lines: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A tiny model's matrices fill no vector registers."""
-    with open_weights(TINY, EngineConfig(quantize=quantize), Collectives(), kernels, None) as weights:
-        builder._warn_of_odd_matrices(weights, Devices(kernels))
+    with open_weights(TINY, EngineConfig(quantize=quantize), Devices(kernels)) as weights:
+        builder._warn_of_odd_matrices(weights.served)
     assert len(caplog.records) == lines
     assert all("mlp.down is" in record.getMessage() for record in caplog.records)
 

@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from roost.engine import RequestSnapshot, RequestSnapshotFormat, SavedState, SavedStateFormat, Snapshot
+from roost.engine.devices.platform import PORTABLE
 from roost.engine.model.config import ModelConfig
 from roost.engine.prefix_cache.disk import DiskTier
 from roost.engine.prefix_cache.tree import PrefixKey
-from roost.engine.worker.served import state_format
+from roost.engine.types.config import EngineConfig
+from roost.engine.worker.served import Devices, Served
 
 MODEL = ModelConfig(64, 8, 8, 1, 6, ("recurrent", "attention", "recurrent"), window=128)
 TOKENS = tuple(range(64))
@@ -25,7 +27,8 @@ FORMATS = ["float32", "bfloat16", "int8"]
 
 def format_in(window: str) -> SavedStateFormat:
     config = replace(MODEL, kv_dtype="int8") if window == "int8" else MODEL
-    return state_format(config, "bfloat16" if window == "int8" else window, "model")
+    dtype = jnp.dtype("bfloat16" if window == "int8" else window)
+    return Served(config, EngineConfig(), Devices(PORTABLE), dtype).state_format("model")
 
 
 def snapshot_in(window: str) -> Snapshot:

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 from roost.engine.devices.platform import CPU
 from roost.engine.worker.background_compilation import BackgroundCompiler, CompileCounter
-from roost.engine.worker.programs import Program
-from roost.engine.worker.served import ServedPrograms
+from roost.engine.worker.served import Program, Served
 from test_lowering import served_on
 
 
-def serving(*later: Program[Any]) -> ServedPrograms:
+def serving(*later: Program[Any]) -> Served:
     """Returns a served model with these programs as the ones that are compiled later."""
     served = served_on(CPU)
-    return served._replace(programs=replace(served.programs, speculate=dict(enumerate(later))))
+    served.programs.speculate = dict(enumerate(later))
+    return served
 
 
 def small_programs() -> list[Program[Any]]:

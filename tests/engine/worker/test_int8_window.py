@@ -21,14 +21,15 @@ from roost.engine import (
     open_model,
 )
 from roost.engine.checkpoint.identity import model_identity
+from roost.engine.devices.platform import TPU
 from roost.engine.model.config import PRESETS
 from roost.engine.model.state_layout import state_bytes
 from roost.engine.prefix_cache.state_file import unpack
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.engine.types.errors import ConfigError
-from roost.engine.types.mesh import ONE_DEVICE
 from roost.engine.types.snapshot import Snapshot, is_finite
 from roost.engine.worker.known_slots import slots_key
+from roost.engine.worker.served import Devices, Served
 from sweeps import swept
 from test_resume import (  # noqa: F401 - collected here again, with this module's runner
     test_outputs_with_cache_equal_outputs_without,
@@ -94,7 +95,7 @@ def test_an_exported_state_is_resumed_as_if_prefilled(runner: ModelRunner) -> No
     assert tokens == ask(make_core(runner), "b", prompt)[0]
     arrays, facts = unpack(data)
     assert facts["format"] == "roost-state-2"
-    config = runner.executor.layout.model
+    config = runner.served.config
     assert (arrays["window"].dtype, arrays["window"].shape[-1]) == (np.int8, config.head_dim + 4)
 
 
@@ -117,7 +118,9 @@ def test_a_window_in_int8_makes_another_model() -> None:
     assert model_identity(source, "bfloat16", None, 0) != model_identity(int8, "bfloat16", None, 0)
     assert repr(source.config) == repr(int8.config), "files of states in bfloat16 keep their model's identity"
     keys = {
-        slots_key("12345678", PRESETS["2b"], EngineConfig(kv_dtype=kind), "bfloat16", ONE_DEVICE, 10**9)
+        slots_key(
+            "12345678", Served(PRESETS["2b"], EngineConfig(kv_dtype=kind), Devices(TPU), np.dtype("float32")), 10**9
+        )
         for kind in (None, "int8")
     }
     assert len(keys) == 2

@@ -15,25 +15,27 @@ from roost.engine.worker.executor import DeviceArrays
 from roost.engine.worker.leaves import leaf_slices, used_leaves
 from roost.engine.worker.lowering import idle_bytes, lower
 from roost.engine.worker.program_memory import OutOfMemoryError
-from roost.engine.worker.programs import DevicePrograms, ModelShapes, Program, device_programs, new_pool
-from roost.engine.worker.served import Devices, ServedPrograms, device_layout
+from roost.engine.worker.served import (
+    DevicePrograms,
+    Devices,
+    Program,
+    Served,
+)
 from roost.engine.worker.steps import StatePool
 
 CONFIG = ModelConfig(64, 64, 64, 1, 64, ("recurrent", "attention") * 3)
 DTYPE = jnp.dtype("float32")
 
 
-def served_on(platform: Platform) -> ServedPrograms:
-    """Returns the programs of eight slots, which are three groups on a CPU."""
+def served_on(platform: Platform) -> Served:
+    """Returns a model with eight slots, which are three groups on a CPU."""
     graph, params = abstract_model(CONFIG, DTYPE, platform)
-    pool = jax.eval_shape(lambda: new_pool(CONFIG, 8, DTYPE, platform))
-    model = ModelShapes(CONFIG, graph, params, pool, DTYPE)
-    layout = device_layout(CONFIG, EngineConfig(prefill_chunk=64), DTYPE, Devices(platform), 8)
-    return ServedPrograms(layout, model, device_programs(model, layout.step_shapes, reads_slots=True))
+    settings = EngineConfig(prefill_chunk=64, state_cache_inexact=True)
+    return Served(CONFIG, settings, Devices(platform), DTYPE, 8, graph, params)
 
 
 @pytest.fixture(scope="module")
-def served() -> ServedPrograms:
+def served() -> Served:
     return served_on(CPU)
 
 
@@ -46,15 +48,15 @@ ENDS: Final = {"['pool'].ends"}
 type Taken = tuple[set[str], set[str]]
 
 
-def taken(served: ServedPrograms, program: Program[Any]) -> Taken:
+def taken(served: Served, program: Program[Any]) -> Taken:
     """Returns the names of the leaves that a program reads only, and of those that it replaces."""
-    every = [*names({"params": served.model.params, "pool": served.model.pool}), "hidden"]
-    used = used_leaves(lower(program.traced, served.model)).moved(program.moves)
+    every = [*names({"params": served.params, "pool": served.pool}), "hidden"]
+    used = used_leaves(lower(program.traced, served)).moved(program.moves)
     return {every[index] for index in used.kept}, {every[index] for index in used.donated}
 
 
-def stays(served: ServedPrograms) -> set[str]:
-    return set(names({"params": served.model.params, "pool": served.model.pool}))
+def stays(served: Served) -> set[str]:
+    return set(names({"params": served.params, "pool": served.pool}))
 
 
 @pytest.mark.parametrize("platform", [CPU, PORTABLE], ids=["groups", "one array"])
@@ -67,14 +69,14 @@ def test_a_step_of_all_slots_takes_all_parameters_and_the_whole_pool(platform: P
     assert not any("sampling" in name or "allowed" in name for name in donated), "they stay as they are"
 
 
-def test_a_step_of_the_first_slots_leaves_the_other_groups_alone(served: ServedPrograms) -> None:
+def test_a_step_of_the_first_slots_leaves_the_other_groups_alone(served: Served) -> None:
     kept, donated = taken(served, served.programs.decode[4])
     third = {name for name in stays(served) if "groups[2]" in name}
     assert third
     assert kept | donated == stays(served) - third - ENDS
 
 
-def test_a_slice_takes_its_layers_parameters_and_states(served: ServedPrograms) -> None:
+def test_a_slice_takes_its_layers_parameters_and_states(served: Served) -> None:
     first, second = (taken(served, program) for program in next(iter(served.programs.prefill.values())))
     assert not any(".slots" in name for kept, donated in (first, second) for name in kept | donated)
     assert not {name for name in first[0] & second[0] if "embedding" not in name}
@@ -90,13 +92,13 @@ PARTS: dict[str, tuple[Callable[[DevicePrograms], Any], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("label", PARTS)
-def test_a_copy_takes_what_it_replaces(served: ServedPrograms, label: str) -> None:
+def test_a_copy_takes_what_it_replaces(served: Served, label: str) -> None:
     program, parts = PARTS[label]
     expected = {name for name in stays(served) if name.startswith(parts)}
     assert taken(served, program(served.programs)) == (set(), expected)
 
 
-def test_a_program_that_reads_replaces_nothing(served: ServedPrograms) -> None:
+def test_a_program_that_reads_replaces_nothing(served: Served) -> None:
     assert served.programs.read_slot is not None
     kept, donated = taken(served, served.programs.read_slot)
     assert kept == {name for name in stays(served) if ".states" in name}
@@ -108,17 +110,17 @@ def size(tree: Any) -> int:
 
 
 def test_a_refused_program_needs_memory_for_what_it_does_not_take(
-    served: ServedPrograms, monkeypatch: pytest.MonkeyPatch
+    served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(lowered: Any, options: Any) -> None:
         raise OutOfMemoryError(1000, 10)
 
-    lowered = lower(served.programs.copy_slot, served.model)
-    assert idle_bytes(lowered, served.model) == size(served.model.params)
+    lowered = lower(served.programs.copy_slot, served)
+    assert idle_bytes(lowered, served) == size(served.params)
     monkeypatch.setattr(compilation, "compile_lowered", refuse)
     with pytest.raises(OutOfMemoryError) as raised:
         compilation.compile_beside_all(served, lowered)
-    assert raised.value.used_bytes == 1000 + size(served.model.params)
+    assert raised.value.used_bytes == 1000 + size(served.params)
 
 
 def test_arrays_are_taken_and_replaced_leaf_by_leaf() -> None:

@@ -53,7 +53,7 @@ def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def test_a_saved_state_is_resumed_as_if_prefilled(runner: ModelRunner) -> None:
-    data, config = saved(runner), runner.executor.layout.model
+    data, config = saved(runner), runner.served.config
     state = runner.state_format.load(data)
     prompt = (*state.token_ids, 7, 8, 9)
     tokens, num_cached = ask(make_core(runner), "b", prompt, state=state.snapshot)

@@ -24,9 +24,9 @@ from roost.engine import (
     open_model,
 )
 from roost.engine.devices.platform import CPU
-from roost.engine.model.collectives import Collectives
 from roost.engine.types.errors import ConfigError, NumericError
 from roost.engine.worker.loading import open_weights
+from roost.engine.worker.served import Devices
 from roost.kernels.matrices import Int8Matrix
 from sweeps import swept
 from test_runner import SLOTS, TINY, ids, put_states, serve, states_of, uncounted_compiles
@@ -117,9 +117,9 @@ def test_one_broken_number_ends_its_request(runner: ModelRunner, value: float) -
 def test_a_checkpoint_in_int8_is_run_so(tmp_path: Path) -> None:
     """The config need not say so; parameters equal those of quantising at load (tests/engine/model)."""
     convert(open_model(str(TINY / "orbax")), tmp_path / "int8", quantize="int8")
-    with open_weights(open_model(str(tmp_path / "int8")), EngineConfig(), Collectives(), CPU, None) as weights:
-        assert isinstance(weights.abstract["embedding"], Int8Matrix)
-        assert weights.dtype == "bfloat16"
+    with open_weights(open_model(str(tmp_path / "int8")), EngineConfig(), Devices(CPU)) as weights:
+        assert isinstance(weights.served.params["embedding"], Int8Matrix)
+        assert weights.served.dtype == "bfloat16"
 
 
 def test_another_quantisation_is_refused_in_one_line() -> None:

@@ -20,7 +20,7 @@ from roost.engine.worker.compilation import compile_lowered
 from roost.engine.worker.loading import open_weights
 from roost.engine.worker.lowering import lower
 from roost.engine.worker.program_memory import program_memory
-from roost.engine.worker.served import Devices, device_layout, served_programs
+from roost.engine.worker.served import Devices, Served
 from roost.engine.worker.trace_cache import TraceCache, open_trace_cache
 from roost.kernels import native
 from roost.kernels.matrices import packed
@@ -28,9 +28,7 @@ from roost.kernels.matrices import packed
 TINY = Path(__file__).parents[2] / "golden" / "tiny-a"
 SLOTS = 4
 DTYPE = jnp.dtype("float32")
-LAYOUT = device_layout(
-    ModelConfig(64, 64, 64, 1, 64, ("recurrent",)), EngineConfig(prefill_chunk=64), DTYPE, Devices(CPU), 4
-)
+SERVED = Served(ModelConfig(64, 64, 64, 1, 64, ("recurrent",)), EngineConfig(), Devices(CPU), DTYPE, 4)
 
 
 ARGUMENTS = ([jnp.arange(3.0), jnp.ones((2, 3)), jnp.zeros(2, jnp.int32), jnp.zeros(1)], jnp.float32(2))
@@ -57,8 +55,8 @@ class Step:
 
 def test_a_later_start_traces_nothing(tmp_path: Path) -> None:
     first, later = Step(), Step()
-    (_, values, *_), total = first.run(TraceCache(tmp_path, LAYOUT))
-    (weights, *written, last), same = later.run(TraceCache(tmp_path, LAYOUT))
+    (_, values, *_), total = first.run(TraceCache(tmp_path, SERVED))
+    (weights, *written, last), same = later.run(TraceCache(tmp_path, SERVED))
     assert (first.traced, later.traced) == (1, 0)
     assert (*(x.tolist() for x in written), float(same)) == ([[2, 3, 4]] * 2, [1, 1], 6)
     assert (values.tolist(), float(total)) == (written[0].tolist(), 6)
@@ -80,8 +78,8 @@ def _longer(shapes: Any) -> Any:
 )
 def test_another_program_has_another_file(changed: dict[str, Any], tmp_path: Path) -> None:
     step = Step()
-    step.run(TraceCache(tmp_path, LAYOUT))
-    step.run(TraceCache(tmp_path, LAYOUT), **changed)
+    step.run(TraceCache(tmp_path, SERVED))
+    step.run(TraceCache(tmp_path, SERVED), **changed)
     assert step.traced == len(list(tmp_path.iterdir())) == 2
 
 
@@ -99,16 +97,16 @@ def test_what_another_start_traced_is_not_run(
     fact: Callable[[pytest.MonkeyPatch], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = Step()
-    step.run(TraceCache(tmp_path, LAYOUT))
+    step.run(TraceCache(tmp_path, SERVED))
     fact(monkeypatch)
-    step.run(TraceCache(tmp_path, LAYOUT))
+    step.run(TraceCache(tmp_path, SERVED))
     assert step.traced == 2
 
 
 def test_another_layout_has_other_files(tmp_path: Path) -> None:
     step = Step()
-    step.run(TraceCache(tmp_path, LAYOUT))
-    step.run(TraceCache(tmp_path, replace(LAYOUT, rows=8)))
+    step.run(TraceCache(tmp_path, SERVED))
+    step.run(TraceCache(tmp_path, SERVED.with_slots(8)))
     assert step.traced == 2
 
 
@@ -124,31 +122,31 @@ def test_flags_that_change_what_is_traced_are_in_the_key() -> None:
 @pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: content[:40], lambda content: b""])
 def test_a_torn_file_is_written_anew(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
     step = Step()
-    step.run(TraceCache(tmp_path, LAYOUT))
+    step.run(TraceCache(tmp_path, SERVED))
     (file,) = tmp_path.iterdir()
     whole = file.read_bytes()
     file.write_bytes(damage(whole))
-    assert float(step.run(TraceCache(tmp_path, LAYOUT))[1]) == 6
+    assert float(step.run(TraceCache(tmp_path, SERVED))[1]) == 6
     assert (step.traced, [path.name for path in tmp_path.iterdir()]) == (2, [file.name])
-    step.run(TraceCache(tmp_path, LAYOUT))
+    step.run(TraceCache(tmp_path, SERVED))
     assert step.traced == 2
 
 
 def test_a_file_of_another_name_is_written_anew(tmp_path: Path) -> None:
     step, other = Step(), Step()
-    step.run(TraceCache(tmp_path, LAYOUT))
+    step.run(TraceCache(tmp_path, SERVED))
     (file,) = tmp_path.iterdir()
-    other.run(TraceCache(tmp_path, LAYOUT), label="other")
+    other.run(TraceCache(tmp_path, SERVED), label="other")
     (foreign,) = set(tmp_path.iterdir()) - {file}
     file.write_bytes(foreign.read_bytes())
-    step.run(TraceCache(tmp_path, LAYOUT))
+    step.run(TraceCache(tmp_path, SERVED))
     assert step.traced == 2
 
 
 def test_without_a_folder_that_takes_files_everything_is_traced(tmp_path: Path) -> None:
     step = Step()
     for _ in range(2):
-        assert float(step.run(TraceCache(tmp_path / "missing", LAYOUT))[1]) == 6
+        assert float(step.run(TraceCache(tmp_path / "missing", SERVED))[1]) == 6
     assert step.traced == 2
 
 
@@ -159,14 +157,14 @@ def test_a_full_folder_keeps_no_parts(tmp_path: Path, monkeypatch: pytest.Monkey
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_bytes", fail)
-    Step().run(TraceCache(tmp_path, LAYOUT))
+    Step().run(TraceCache(tmp_path, SERVED))
     assert not list(tmp_path.iterdir())
 
 
 def test_programs_are_kept_in_a_folder_on_cpus() -> None:
-    assert open_trace_cache(Path(), LAYOUT) is not None
-    assert open_trace_cache(None, LAYOUT) is None
-    assert open_trace_cache(Path(), replace(LAYOUT, platform=TPU)) is None
+    assert open_trace_cache(Path(), SERVED) is not None
+    assert open_trace_cache(None, SERVED) is None
+    assert open_trace_cache(Path(), replace(SERVED, devices=Devices(TPU))) is None
 
 
 @pytest.mark.skipif(not native.is_available(), reason=str(native.why_unavailable()))
@@ -184,7 +182,7 @@ def test_native_calls_are_kept(tmp_path: Path) -> None:
 
     _, expected = jax.jit(step)(*arguments)
     for _ in range(2):
-        _, y = jax.jit(TraceCache(tmp_path, LAYOUT).traced("product", step, arguments).step)(*arguments)
+        _, y = jax.jit(TraceCache(tmp_path, SERVED).traced("product", step, arguments).step)(*arguments)
         assert (y == expected).all()
 
 
@@ -192,13 +190,12 @@ def test_native_calls_are_kept(tmp_path: Path) -> None:
 def test_served_programs_have_the_bits_and_the_memory_of_direct_ones(label: str, golden_runner: ModelRunner) -> None:
     """The shared runner's programs were traced with a folder; the same without one is compiled here."""
     executor = golden_runner.executor
-    layout, settings = executor.layout, EngineConfig(SLOTS, prefill_chunk=128, dtype="float32", request_snapshots=True)
-    source, devices = open_model(str(TINY / "hf")), Devices(layout.platform)
-    with open_weights(source, settings, layout.shards, layout.platform, None) as weights:
-        served = served_programs(source.config, settings, weights, devices, SLOTS)
+    settings = EngineConfig(prefill_chunk=128, dtype="float32", request_snapshots=True)
+    with open_weights(open_model(str(TINY / "hf")), settings, executor.served.devices) as weights:
+        served = weights.served.with_slots(SLOTS)
     (program,) = (each for each in served.programs if each.label == label)
     with restored():
-        direct = compile_lowered(lower(program, served.model), dict(layout.platform.compile_options))
+        direct = compile_lowered(lower(program, served), dict(served.devices.platform.compile_options))
     kept: Any = executor.compiled[label]
     assert program_memory(kept) == program_memory(direct)
 
