@@ -21,7 +21,7 @@ def test_a_served_program_compiles_with_the_pool_in_place(chip: str) -> None:
     with served_on(open_chips(chip, MeshShape(1, 1)), TINY, SETTINGS, 8) as served:
         compiled = compile_for_chips(served, next(iter(served.programs)))
     assert isinstance(compiled, AheadOfTime)
-    assert compiled.memory.alias_bytes > 4 * served.model.pool.slots.memory.allowed.size, "the pool is in place"
+    assert compiled.memory.alias_bytes > 4 * served.pool.slots.memory.allowed.size, "the pool is in place"
     assert compiled.custom_calls > 0
     assert compiled.cost["bytes accessed"] > 0
 

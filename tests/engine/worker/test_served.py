@@ -90,9 +90,9 @@ def test_the_table_has_each_program_once() -> None:
 
 
 def test_the_page_about_the_architecture_shows_the_table() -> None:
-    settings = {"prefill_chunk": 64, "request_snapshots": True, "speculation": Speculation()}
+    served = served_by(CPU, 4, FOUR_LAYERS, prefill_chunk=64, request_snapshots=True, speculation=Speculation())
     table: dict[str, tuple[set[str], set[str]]] = {}
-    for program in with_parameters(served_by(CPU, 4, FOUR_LAYERS, **settings)).programs:
+    for program in with_parameters(served).programs:
         reads, replaces = table.setdefault(re.sub(r" \d.*", "", program.label), (set(), set()))
         reads.update(program.reads)
         replaces.update(program.replaces)
