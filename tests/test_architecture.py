@@ -47,6 +47,7 @@ LEVELS = (
     "server/settings",
     "server/features/index.py",
     "server/errors",
+    "server/storage",
     "server/database",
     "server/tenancy",
     "server/__init__.py",
@@ -145,7 +146,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
         (
             "server/http/response_parts.py",
             "server/features/*/builder.py",
-            "server/features/*/days.py",
+            "server/features/*/usage_table.py",
             "server/openai/models.py",
             "server/text/served_model.py",
             "server/generation/state_store.py",

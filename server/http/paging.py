@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 
 from fastapi import Query
 
-from ..database.pages import Page, PageSpec, slice_page
 from ..errors.request_errors import ApiError, bad_value
+from ..storage.objects import Page
 
 Order = Literal["asc", "desc"]
 
@@ -33,10 +33,14 @@ def page[Item](
     Raises:
       ApiError: No item has the id `after`.
     """
-    found = slice_page(items, PageSpec(limit, after, order == "desc"), id_of)
-    if found is None:
-        raise no_such_entry(after)
-    return described(found, id_of=id_of, describe=describe)
+    ordered = items[::-1] if order == "desc" else items
+    start = 0
+    if after is not None:
+        start = 1 + next((place for place, item in enumerate(ordered) if id_of(item) == after), -1)
+        if not start:
+            raise no_such_entry(after)
+    end = start + limit
+    return described(Page(ordered[start:end], end < len(ordered)), id_of=id_of, describe=describe)
 
 
 def described[Item](

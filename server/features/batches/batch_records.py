@@ -88,7 +88,7 @@ class BatchRecord:
       url: Endpoint of its lines.
       input_file, output_file, error_file: Ids of its files. After the batch has ended, the output and error files exist
       if they have a line.
-      window: The client's `completion_window`.
+      time_window: The client's `completion_window`.
       metadata: JSON of the client's metadata.
       created, expires: Times, in seconds since 1970.
       ended: Time at which it reached its final status; None while it is in progress.
@@ -97,7 +97,7 @@ class BatchRecord:
       num_failed: Number of lines with an error.
       output_expires_s: Seconds between the batch's end and the deletion of its files; None applies the store's
         retention period.
-      usage: Token counts of the responses of its lines.
+      input_tokens, cached_tokens, output_tokens: Token counts of the responses of its lines.
     """
 
     tenant: str
@@ -108,7 +108,7 @@ class BatchRecord:
     input_file: str
     output_file: str
     error_file: str
-    window: str
+    time_window: str
     metadata: bytes
     created: float
     expires: float
@@ -117,7 +117,9 @@ class BatchRecord:
     num_completed: int = 0
     num_failed: int = 0
     output_expires_s: float | None = None
-    usage: TokenUsage = NO_USAGE
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,15 @@ from uuid import uuid4
 from ...database.database import Database, Lane, Transaction
 from ...database.errors import StoreClosedError, StoreUnavailableError
 from ...database.group_commit import MAX_SHARE, GroupCommit, WriteLoad, shares
-from ...database.pages import Page, PageSpec
 from ...errors import kinds
 from ...errors.request_errors import ApiError, bad_value
+from ...storage.objects import Page, PageSpec
 from ...tenancy.tenant import tenant
 from ...tenancy.tenant_locks import TenantLocks
 from . import batch_table, file_table, line_claims, line_leases, quotas
 from .batch_records import BatchRecord, BatchStatus, BatchTotals, FileRecord, LineClaim, LineLease, LineResult
+from .batch_table import BATCHES
+from .file_table import FILES
 from .tenant_turns import Places
 
 _REPLY_S: Final = 5.0
@@ -190,7 +192,7 @@ class BatchStore:
         if not _FILE_ID.fullmatch(file_id):
             raise _no_file(file_id, param)
         owner = tenant.get()
-        found = await self._database.run(lambda each: file_table.find(each, owner, file_id), timeout_s=_REPLY_S)
+        found = await self._database.run(lambda each: FILES.find(each, owner, file_id), timeout_s=_REPLY_S)
         if found is None:
             raise _no_file(file_id, param)
         return found
@@ -307,7 +309,7 @@ class BatchStore:
         owner = tenant.get()
         return _found(
             batch_id,
-            await self._database.run(lambda each: batch_table.find(each, owner, batch_id), timeout_s=_REPLY_S),
+            await self._database.run(lambda each: BATCHES.find(each, owner, batch_id), timeout_s=_REPLY_S),
         )
 
     async def batches(self, spec: PageSpec) -> Page[BatchRecord] | None:

@@ -7,12 +7,12 @@ line of output. The end of a batch's last line completes the batch's files.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 from ...database.database import Transaction, placeholders
-from ...database.pages import Page, PageSpec, read_page
+from ...storage.objects import ObjectTable, Page, PageSpec
 from . import file_table
-from .batch_records import BatchRecord, BatchStatus, BatchTotals, LineLease, LineResult, TokenUsage
+from .batch_records import BatchRecord, BatchStatus, BatchTotals, LineLease, LineResult
 
 _MAX_EXPIRED: Final = 1000
 """Maximum number of batches that one transaction deletes."""
@@ -20,11 +20,19 @@ _MAX_EXPIRED: Final = 1000
 _MAX_COUNTED: Final = 100_000
 """Maximum number of rows that are counted for a metric."""
 
-_BATCH: Final = (
-    "tenant, id, status, model, url, input_file, output_file, error_file, time_window, metadata, created, expires, "
-    "ended, num_lines, num_completed, num_failed"
+BATCHES: Final = ObjectTable(
+    "roost_batches",
+    BatchRecord,
+    extra={"next_line": int, "claimed": float, "output_bytes": int, "error_bytes": int},
+    indexes={
+        "list": "(tenant, created, id)",
+        "ended": "(created) WHERE status <> 'in_progress'",
+        "statuses": "(status, tenant)",
+        "inputs": "(tenant, input_file) WHERE status = 'in_progress'",
+        "waiting": "(tenant, model, claimed, created, id) WHERE status = 'in_progress' AND next_line <= num_lines",
+        "expiries": "(expires) WHERE status = 'in_progress'",
+    },
 )
-_READ: Final = f"{_BATCH}, output_expires_s, input_tokens, cached_tokens, output_tokens"
 
 
 def insert(transaction: Transaction, batch: BatchRecord, window_s: float) -> BatchRecord | None:
@@ -38,39 +46,13 @@ def insert(transaction: Transaction, batch: BatchRecord, window_s: float) -> Bat
     """
     if not _locked_file(transaction, batch.tenant, batch.input_file):
         return None
-    transaction.execute(
-        f"""
-        INSERT INTO roost_batches ({_BATCH}, next_line, claimed, output_expires_s)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {{now}}, {{now}} + ?, NULL, ?, 0, 0, 1, 0, ?)
-        ON CONFLICT (tenant, id) DO NOTHING
-        """,
-        batch.tenant,
-        batch.id,
-        batch.status.value,
-        batch.model,
-        batch.url,
-        batch.input_file,
-        batch.output_file,
-        batch.error_file,
-        batch.window,
-        batch.metadata,
-        window_s,
-        batch.num_lines,
-        batch.output_expires_s,
-    )
-    return find(transaction, batch.tenant, batch.id)
-
-
-def find(transaction: Transaction, tenant: str, batch_id: str) -> BatchRecord | None:
-    """Returns a batch; None if it does not exist."""
-    rows = transaction.rows(f"SELECT {_READ} FROM roost_batches WHERE tenant = ? AND id = ?", tenant, batch_id)
-    return _record(rows[0]) if rows else None
+    BATCHES.insert(transaction, batch, created="{now}", expires=f"{{now}} + {float(window_s)}", next_line="1")
+    return BATCHES.find(transaction, batch.tenant, batch.id)
 
 
 def read_list(transaction: Transaction, tenant: str, spec: PageSpec) -> Page[BatchRecord] | None:
     """Returns a page of a tenant's batches; None if `spec.after` is not in the list."""
-    found = read_page(transaction, _READ, "roost_batches WHERE tenant = ?", [tenant], spec)
-    return None if found is None else found.map(_record)
+    return BATCHES.page(transaction, spec, "tenant = ?", tenant)
 
 
 def hide_file(transaction: Transaction, tenant: str, file_id: str) -> bool:
@@ -96,7 +78,7 @@ def cancel(transaction: Transaction, tenant: str, batch_id: str) -> BatchRecord 
     if locked and locked[0][0] == BatchStatus.IN_PROGRESS:
         transaction.execute("DELETE FROM roost_batch_claims WHERE tenant = ? AND batch = ?", tenant, batch_id)
         _close(transaction, tenant, batch_id, BatchStatus.CANCELLED)
-    return find(transaction, tenant, batch_id)
+    return BATCHES.find(transaction, tenant, batch_id)
 
 
 def end(transaction: Transaction, results: Mapping[LineLease, LineResult]) -> set[LineLease]:
@@ -213,12 +195,3 @@ def totals(transaction: Transaction) -> BatchTotals:
     ((running,),) = transaction.rows(query, _MAX_COUNTED)
     found = {status.value: int(count) for status, count in zip(BatchStatus, statuses, strict=True) if count}
     return BatchTotals(found, int(lines), int(running), float(oldest))
-
-
-def _record(row: Sequence[Any]) -> BatchRecord:
-    tenant, batch_id, status, model, url, input_file, output_file, error_file, window, metadata, *rest = row
-    ids = (input_file, output_file, error_file)
-    *counts, expires_s, input_tokens, cached_tokens, output_tokens = rest
-    usage = TokenUsage(input_tokens, cached_tokens, output_tokens)
-    facts = (window, bytes(metadata), *counts, expires_s, usage)
-    return BatchRecord(tenant, batch_id, BatchStatus(status), model, url, *ids, *facts)

@@ -8,7 +8,6 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from ...database.errors import StoreUnavailableError
-from ...database.pages import PageSpec
 from ...errors.request_errors import bad_value
 from ...errors.request_warnings import warn_all
 from ...generation.admission import admission
@@ -17,6 +16,7 @@ from ...http.multipart import UploadReader
 from ...http.paging import After, QueryOrder, described, no_such_entry
 from ...http.routes import AnyService, JsonRoute, refuse_encoding
 from ...openai.response_schemas import DeletedObject
+from ...storage.objects import PageSpec
 from .batch_input import InputCheck, LineSplitter
 from .batch_records import FileRecord
 from .batch_store import BatchStore

@@ -6,22 +6,69 @@ segment's first line, in two bytes.
 
 import struct
 from collections.abc import Sequence
-from itertools import batched
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final
 from uuid import uuid4
 
-from ...database.database import Transaction, placeholders
+from ...database.database import Transaction
 from ...database.group_commit import MAX_COMMIT
-from ...database.pages import Page, PageSpec, read_page
+from ...storage.objects import Name, ObjectTable, Page, PageSpec, Table
 from .batch_records import FileRecord
 
 SEGMENT_LINES: Final = 2**16
 """Number of lines of a segment. Lines run in the segments' order."""
 
-_FILE: Final = "tenant, id, created, purpose, name, num_bytes, num_lines, url, expires"
 
-_IS_FOUND: Final = "is_whole = 1 AND (expires IS NULL OR expires >= {now})"
-"""Condition of files that clients can find."""
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A line of a file.
+
+    Attributes:
+      number: Its number in the file, from 1.
+      line: The line with its newline.
+    """
+
+    number: int
+    line: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    """Run order of a segment of an input's lines.
+
+    Attributes:
+      segment: Index of the segment.
+      offsets: For each place, the offset of the line that runs there.
+    """
+
+    segment: int
+    offsets: bytes
+
+
+FILES: Final = ObjectTable(
+    "roost_files",
+    FileRecord,
+    extra={"is_whole": bool},
+    visible="is_whole = 1 AND (expires IS NULL OR expires >= {now})",
+    indexes={
+        "list": "(tenant, created, id) WHERE is_whole = 1",
+        "purposes": "(tenant, purpose, created, id) WHERE is_whole = 1",
+        "age": "(created) WHERE is_whole = 1",
+        "unfinished": "(created) WHERE is_whole = 0",
+        "expiries": "(expires) WHERE expires IS NOT NULL",
+        "sizes": "(tenant, num_bytes, num_lines)",
+    },
+)
+_OF_FILE: Final = {"tenant": str, "file": str}
+
+LINES: Final = Table("roost_file_lines", _Line, key=("tenant", "file", "number"), under=_OF_FILE)
+ORDER: Final = Table("roost_file_order", _Segment, key=("tenant", "file", "segment"), under=_OF_FILE)
+
+_IS_READ: Final = """
+    EXISTS (SELECT 1 FROM roost_batches WHERE roost_batches.tenant = roost_files.tenant
+        AND roost_batches.input_file = roost_files.id AND roost_batches.status = 'in_progress')
+"""
+"""Condition of files that a batch in progress reads."""
 
 _ABANDONED_S: Final = 3600.0
 """Seconds after which an unfinished upload is deleted."""
@@ -29,26 +76,13 @@ _ABANDONED_S: Final = 3600.0
 MAX_PAGE_BYTES: Final = 2**20
 """Number of bytes after which a page of lines ends."""
 
-_MAX_INSERTED: Final = 1000
-"""Maximum number of lines that one statement adds; SQLite takes 32,766 values, and PostgreSQL 65,535."""
-
 _MAX_DELETED: Final = 2000
 """Maximum number of lines that one transaction deletes."""
 
 
 def begin(transaction: Transaction, tenant: str, file_id: str, purpose: str, name: str) -> None:
     """Stores an empty file, which is found only after it is complete."""
-    transaction.execute(
-        """
-        INSERT INTO roost_files (tenant, id, created, purpose, name, num_bytes, num_lines, url, is_whole)
-        VALUES (?, ?, {now}, ?, ?, 0, 0, ?, 0) ON CONFLICT (tenant, id) DO NOTHING
-        """,
-        tenant,
-        file_id,
-        purpose,
-        name,
-        "",
-    )
+    FILES.insert(transaction, FileRecord(tenant, file_id, 0.0, purpose, name, 0, 0), created="{now}")
 
 
 def add_lines(transaction: Transaction, tenant: str, file_id: str, first: int, lines: Sequence[bytes]) -> None:
@@ -83,14 +117,7 @@ def put_lines(transaction: Transaction, tenant: str, lines: Sequence[tuple[str, 
     Args:
       lines: Each line with its file and its number.
     """
-    for some in batched(lines, _MAX_INSERTED):
-        transaction.execute(
-            f"""
-            INSERT INTO roost_file_lines (tenant, file, number, line) VALUES {placeholders(len(some), 4)}
-            ON CONFLICT (tenant, file, number) DO NOTHING
-            """,
-            *(value for line in some for value in (tenant, *line)),
-        )
+    LINES.put(transaction, ((tenant, *line) for line in lines))
 
 
 def put_order(transaction: Transaction, tenant: str, file_id: str, segment: int, offsets: Sequence[int]) -> None:
@@ -100,16 +127,7 @@ def put_order(transaction: Transaction, tenant: str, file_id: str, segment: int,
       segment: Index of the segment.
       offsets: For each place, the index of the line that runs there, from the segment's first line.
     """
-    transaction.execute(
-        """
-        INSERT INTO roost_file_order (tenant, file, segment, offsets) VALUES (?, ?, ?, ?)
-        ON CONFLICT (tenant, file, segment) DO NOTHING
-        """,
-        tenant,
-        file_id,
-        segment,
-        struct.pack(f"<{len(offsets)}H", *offsets),
-    )
+    ORDER.put(transaction, [(tenant, file_id, segment, struct.pack(f"<{len(offsets)}H", *offsets))])
 
 
 def numbers_at(transaction: Transaction, tenant: str, file_id: str, first: int, end: int) -> list[int]:
@@ -165,15 +183,7 @@ def finish(
         tenant,
         file_id,
     )
-    return find(transaction, tenant, file_id)
-
-
-def find(transaction: Transaction, tenant: str, file_id: str) -> FileRecord | None:
-    """Returns a complete file; None if it does not exist."""
-    rows = transaction.rows(
-        f"SELECT {_FILE} FROM roost_files WHERE tenant = ? AND id = ? AND {_IS_FOUND}", tenant, file_id
-    )
-    return _record(rows[0]) if rows else None
+    return FILES.find(transaction, tenant, file_id)
 
 
 def read_list(
@@ -184,11 +194,9 @@ def read_list(
     Args:
       purpose: Purpose of the listed files; None lists all files.
     """
-    source, values = f"roost_files WHERE tenant = ? AND {_IS_FOUND}", [tenant]
-    if purpose is not None:
-        source, values = f"{source} AND purpose = ?", [tenant, purpose]
-    found = read_page(transaction, _FILE, source, values, spec)
-    return None if found is None else found.map(_record)
+    if purpose is None:
+        return FILES.page(transaction, spec, f"tenant = ? AND {FILES.visible}", tenant)
+    return FILES.page(transaction, spec, f"tenant = ? AND {FILES.visible} AND purpose = ?", tenant, purpose)
 
 
 def lines(
@@ -264,41 +272,21 @@ def remove(transaction: Transaction, tenant: str, file_id: str, limit: int = _MA
     return False
 
 
-def expired(transaction: Transaction, max_age_s: float, limit: int = 8) -> list[tuple[str, str]]:
+def expired(transaction: Transaction, max_age_s: float, limit: int = 8) -> list[Name]:
     """Hides files that are too old or have expired, and abandoned uploads; returns their tenants and ids.
 
     Args:
       max_age_s: Age in seconds after which files are deleted, unless a batch in progress reads them.
       limit: Maximum number of files to delete at a time.
     """
-    rows = transaction.rows(
-        "SELECT tenant, id FROM roost_files WHERE is_whole = 0 AND created < {now} - ? ORDER BY created LIMIT ?",
-        min(max_age_s, _ABANDONED_S),
-        limit,
-    )
-    rows += transaction.rows(
-        """
-        SELECT tenant, id FROM roost_files WHERE is_whole = 1 AND created < {now} - ? AND NOT EXISTS (
-            SELECT 1 FROM roost_batches WHERE roost_batches.tenant = roost_files.tenant
-            AND roost_batches.input_file = roost_files.id AND roost_batches.status = 'in_progress')
-        ORDER BY created LIMIT ?
-        """,
-        max_age_s,
-        limit - len(rows),
-    )
-    rows += transaction.rows(
-        """
-        SELECT tenant, id FROM roost_files WHERE is_whole = 1 AND expires < {now} AND NOT EXISTS (
-            SELECT 1 FROM roost_batches WHERE roost_batches.tenant = roost_files.tenant
-            AND roost_batches.input_file = roost_files.id AND roost_batches.status = 'in_progress')
-        ORDER BY expires LIMIT ?
-        """,
-        limit - len(rows),
-    )
-    for tenant, file_id in rows:
+    found = list[Name]()
+    for condition, age_s in (
+        ("is_whole = 0 AND created < {now} - ? ORDER BY created", min(max_age_s, _ABANDONED_S)),
+        (f"is_whole = 1 AND created < {{now}} - ? AND NOT {_IS_READ} ORDER BY created", max_age_s),
+        (f"is_whole = 1 AND expires < {{now}} - ? AND NOT {_IS_READ} ORDER BY expires", 0.0),
+    ):
+        query = f"SELECT tenant, id FROM roost_files WHERE {condition} LIMIT ?"
+        found += transaction.rows(query, age_s, limit - len(found))
+    for tenant, file_id in found:
         hide(transaction, tenant, file_id)
-    return [(tenant, file_id) for tenant, file_id in rows]
-
-
-def _record(row: Sequence[Any]) -> FileRecord:
-    return FileRecord(*row)
+    return found

@@ -5,12 +5,12 @@ from typing import Any, Final
 import orjson
 from fastapi import APIRouter
 
-from ...database.pages import PageSpec
 from ...errors import kinds
 from ...errors.request_errors import bad_value
 from ...generation.admission import admission
 from ...http.paging import After, Limit, QueryOrder, described, no_such_entry
 from ...http.routes import AnyService, JsonRoute
+from ...storage.objects import PageSpec
 from .batch_records import BatchRecord, BatchStatus
 from .expiry import kept_s
 from .open_batches import Batches
@@ -90,7 +90,7 @@ def _described(batch: BatchRecord, shortage: str | None = None) -> dict[str, Any
         "endpoint": batch.url,
         "errors": None if shortage is None else _errors(shortage),
         "input_file_id": batch.input_file,
-        "completion_window": batch.window,
+        "completion_window": batch.time_window,
         "status": batch.status.value,
         "output_file_id": batch.output_file if ended is not None and batch.num_completed else None,
         "error_file_id": batch.error_file if ended is not None and batch.num_failed else None,
@@ -109,11 +109,11 @@ def _described(batch: BatchRecord, shortage: str | None = None) -> dict[str, Any
             "failed": batch.num_failed,
         },
         "usage": {
-            "input_tokens": batch.usage.input,
-            "input_tokens_details": {"cached_tokens": batch.usage.cached},
-            "output_tokens": batch.usage.output,
+            "input_tokens": batch.input_tokens,
+            "input_tokens_details": {"cached_tokens": batch.cached_tokens},
+            "output_tokens": batch.output_tokens,
             "output_tokens_details": {"reasoning_tokens": 0},
-            "total_tokens": batch.usage.input + batch.usage.output,
+            "total_tokens": batch.input_tokens + batch.output_tokens,
         },
         "metadata": admission.get().parse_stored(batch.metadata),
     }

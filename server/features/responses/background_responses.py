@@ -30,6 +30,7 @@ from .background import Background
 from .body import ResponseBody
 from .builder import NO_OUTPUT, TYPED_EVENTS, ResponsesBuilder
 from .conversations.items import output_items
+from .conversations.records import Turn
 from .records import Job
 from .response_store import ResponseLog
 
@@ -40,18 +41,25 @@ _logger: Final = logging.getLogger(__name__)
 
 
 def job_of(
-    body: ResponseBody, prompt: Prompt, params: SamplingParams, service: Service, *, state_is_imported: bool
+    body: ResponseBody,
+    prompt: Prompt,
+    params: SamplingParams,
+    service: Service,
+    turn: Turn | None,
+    *,
+    state_is_imported: bool,
 ) -> Job:
     """Returns what another replica needs to continue a response, except the log.
 
     Args:
+      turn: Turn of the response in its conversation; None if it has none.
       state_is_imported: Whether the prompt continues a state of another engine, which its tokens do not repeat.
     """
     seeded = body.model_copy(update={"seed": params.seed})
     request = seeded.model_dump_json(by_alias=True, exclude_unset=True, exclude={"input"}).encode()
     token_ids = id_bytes(prompt.token_ids)
     engine = None if state_is_imported else service.engine_identity
-    return Job(service.model.identity, request, token_ids, engine)
+    return Job(service.model.identity, request, token_ids, engine, turn)
 
 
 def body_of(own: Admission, job: Job) -> ResponseBody:

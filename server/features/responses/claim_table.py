@@ -20,10 +20,10 @@ from itertools import chain, islice, takewhile, zip_longest
 from typing import Final
 
 from ...database.database import Transaction
-from ...database.expiry import tenants_with
+from ...storage.objects import tenants_with
 from . import event_table
 from .records import SUSPECT_DEATHS, CheckpointReference, Claim, Deaths, Job, Lease
-from .response_table import HELD, LEASE_S, RECORD, check, record_of, values_of
+from .response_table import HELD, LEASE_S, RESPONSES, check, values_of
 
 _HAS_TOKENS: Final = """
     EXISTS (SELECT 1 FROM roost_events
@@ -135,7 +135,7 @@ def _own(
 ) -> Claim:
     """Makes a replica the owner of a response, whose row the transaction has locked."""
     columns = "model, request, prompt, engine, exact_fence, fence, checkpoint, checkpoint_tokens"
-    query = f"SELECT {columns}, {RECORD} FROM roost_responses WHERE tenant = ? AND id = ?"
+    query = f"SELECT {columns}, {RESPONSES.columns} FROM roost_responses WHERE tenant = ? AND id = ?"
     ((model, request, prompt, earlier, exact_fence, fence, name, num_tokens, *record),) = transaction.rows(
         query, tenant, response_id
     )
@@ -160,7 +160,7 @@ def _own(
     )
     return Claim(
         lease,
-        record_of(record),
+        RESPONSES.of(record),
         Job(model, request, prompt, decoder),
         Deaths(num_deaths, num_alone),
         replace(log, num_bytes=log_bytes),

@@ -6,11 +6,12 @@ from itertools import islice
 from math import inf
 from typing import Final
 
-from ...database import expiry
 from ...database.database import Transaction
-from ...database.expiry import MAX_FOUND, BoundedRows, Bounds, Name
+from ...storage.objects import MAX_FOUND, Bounds, Name
 from . import response_table
 from .conversations import conversation_table
+from .conversations.conversation_table import CONVERSATIONS
+from .response_table import RESPONSES
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +31,6 @@ DEFAULT: Final = RowLimits()
 """RowLimits of a database that replicas share."""
 
 
-_ENDED: Final = BoundedRows("roost_responses", condition="is_running = 0")
-
-
 def make_room(transaction: Transaction, tenant: str, limits: RowLimits) -> None:
     """Deletes the oldest responses and conversations of a tenant that are beyond its limits.
 
@@ -40,12 +38,11 @@ def make_room(transaction: Transaction, tenant: str, limits: RowLimits) -> None:
     """
     transaction.execute("{lock_name}", tenant)
     bounds = Bounds(inf, limits.max_rows, limits.max_bytes)
-    beyond = expiry.beyond(transaction, _ENDED, tenant, bounds)
-    for response_id in expiry.unlocked(transaction, _ENDED, tenant, beyond):
+    beyond = RESPONSES.beyond(transaction, tenant, bounds)
+    for response_id in RESPONSES.unlocked(transaction, tenant, beyond):
         response_table.delete(transaction, tenant, response_id)
-    rows = conversation_table.ROWS
-    beyond = expiry.beyond(transaction, rows, tenant, bounds)
-    for conversation in expiry.unlocked(transaction, rows, tenant, beyond):
+    beyond = CONVERSATIONS.beyond(transaction, tenant, bounds)
+    for conversation in CONVERSATIONS.unlocked(transaction, tenant, beyond):
         conversation_table.hide(transaction, tenant, conversation)
 
 
@@ -56,7 +53,7 @@ def expired(transaction: Transaction, max_age_s: float, limits: RowLimits) -> Se
       max_age_s: Age in seconds after which responses are deleted.
     """
     bounds = Bounds(max_age_s, limits.max_rows, limits.max_bytes)
-    found = dict.fromkeys(expiry.expired(transaction, _ENDED, bounds))
+    found = dict.fromkeys(RESPONSES.expired(transaction, bounds))
     abandoned = "is_running = 1 AND lease_until < {now} - ? ORDER BY lease_until"
     query = f"SELECT tenant, id FROM roost_responses WHERE {abandoned} LIMIT {MAX_FOUND}"
     found |= dict.fromkeys(transaction.rows(query, max_age_s))
@@ -70,7 +67,7 @@ def expired_conversations(transaction: Transaction, max_age_s: float, limits: Ro
       max_age_s: Seconds after its last change at which a conversation is deleted.
     """
     bounds = Bounds(max_age_s, limits.max_rows, limits.max_bytes)
-    return expiry.expired(transaction, conversation_table.ROWS, bounds)
+    return CONVERSATIONS.expired(transaction, bounds)
 
 
 def delete_all(transaction: Transaction, names: Sequence[Name]) -> None:

@@ -77,16 +77,16 @@ _SIZES: Final[Mapping[PartKind, str]] = {
     "conversation": f"""
         SELECT id, num_items, num_bytes FROM roost_conversations WHERE tenant = ? AND id IN {{ids}} AND {IS_VISIBLE}
     """,
-    "item": f"SELECT id, 0, length(item) {_OF_ITEMS}",
+    "item": f"SELECT id, 0, length(text) {_OF_ITEMS}",
 }
 _CONTENTS: Final[Mapping[PartKind, str]] = {
     "history": f"SELECT id, history {_OF_RESPONSES}",
     "output": f"SELECT id, output {_OF_RESPONSES}",
     "conversation": """
-        SELECT conversation, item FROM roost_conversation_items WHERE tenant = ? AND conversation IN {ids}
+        SELECT conversation, text FROM roost_conversation_items WHERE tenant = ? AND conversation IN {ids}
         ORDER BY position
     """,
-    "item": f"SELECT id, item {_OF_ITEMS}",
+    "item": f"SELECT id, text {_OF_ITEMS}",
 }
 """Statements for each kind of part."""
 

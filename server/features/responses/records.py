@@ -24,16 +24,19 @@ class Job:
       prompt: Token ids of the prompt, as little-endian int32.
       engine: Identity of the engine that generates it. Only the same engine repeats its tokens bit for bit. None if the
         engine has no checkpoints, or the prompt continues an imported state.
+      turn: Turn of the response in its conversation; None if it has none, and in every job that was read from the
+        database.
     """
 
     model: str
     request: bytes
     prompt: bytes
     engine: str | None = None
+    turn: Turn | None = None
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that the job takes."""
+        """Bytes that the job takes, without its turn."""
         return len(self.request) + len(self.prompt)
 
 
@@ -48,7 +51,6 @@ class ResponseRecord:
       is_background: Whether the response is or was generated in the background.
       is_streamed: Whether the log keeps the events of its stream.
       is_running: Whether the response has not ended.
-      turn: Turn in its conversation; None if it has none, and in every record that was read from the database.
     """
 
     tenant: str
@@ -59,11 +61,10 @@ class ResponseRecord:
     is_background: bool = False
     is_streamed: bool = False
     is_running: bool = False
-    turn: Turn | None = None
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that the response takes, without its job, its turn and its log."""
+        """Bytes that the response takes, without its job and its log."""
         return len(self.response) + len(self.history) + len(self.output)
 
     def load(self, num_bytes: int = 0, items: Sequence[Item] = ()) -> WriteLoad:

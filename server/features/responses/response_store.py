@@ -39,7 +39,7 @@ from .log_followers import LogFollowers
 from .logged_delta import pack_delta
 from .part_table import RESPONSE_ID, StoredPart, pack
 from .records import CheckpointReference, Claim, Job, Lease, LogEnd, LogEntry, ResponseRecord
-from .response_table import LEASE_S
+from .response_table import LEASE_S, RESPONSES
 from .stats import StoreStats
 
 MAX_RUNNING: Final = 1000
@@ -220,7 +220,7 @@ class ResponseStore:
         if not RESPONSE_ID.fullmatch(response_id):
             return None
         owner = tenant.get()
-        return await self._database.run(lambda each: response_table.find(each, owner, response_id), timeout_s=REPLY_S)
+        return await self._database.run(lambda each: RESPONSES.find(each, owner, response_id), timeout_s=REPLY_S)
 
     async def get(self, response_id: str) -> ResponseRecord:
         """Returns a stored response.

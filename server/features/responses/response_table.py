@@ -7,6 +7,7 @@ from uuid import uuid4
 
 from ...database.database import Transaction, placeholders
 from ...database.errors import FencedError
+from ...storage.objects import ObjectTable
 from . import event_table
 from .conversations import conversation_table
 from .conversations.records import Item, Turn, pack_items, unpack_items
@@ -21,14 +22,40 @@ _MAX_NAMED: Final = 250
 _PROBE_BYTES: Final = 4096
 """Bytes of a response that is stored as a probe: about those of a short response."""
 
-RECORD: Final = "tenant, id, response, history, output, is_background, is_streamed, is_running"
+RESPONSES: Final = ObjectTable(
+    "roost_responses",
+    ResponseRecord,
+    bounded="is_running = 0",
+    extra={
+        "created": float,
+        "num_bytes": int,
+        "log_bytes": int,
+        "model": str | None,
+        "request": bytes | None,
+        "prompt": bytes | None,
+        "conversation": str | None,
+        "input_items": bytes | None,
+        "owner": str | None,
+        "fence": int,
+        "lease_until": float,
+        "num_deaths": int,
+        "num_lone_deaths": int,
+        "is_alone": bool,
+        "engine": str | None,
+        "exact_fence": int,
+        "checkpoint": str | None,
+        "checkpoint_tokens": int | None,
+    },
+    indexes={
+        "leases": "(lease_until) WHERE is_running = 1",
+        "running": "(tenant, lease_until, num_bytes, log_bytes) WHERE is_running = 1",
+        "owners": "(owner) WHERE is_running = 1",
+        "ended": "(tenant, created, num_bytes) WHERE is_running = 0",
+        "old": "(created) WHERE is_running = 0",
+    },
+)
+
 HELD: Final = "tenant = ? AND id = ? AND fence = ? AND is_running = 1"
-
-
-def find(transaction: Transaction, tenant: str, response_id: str) -> ResponseRecord | None:
-    """Returns a response; None if it does not exist."""
-    found = transaction.rows(f"SELECT {RECORD} FROM roost_responses WHERE tenant = ? AND id = ?", tenant, response_id)
-    return record_of(found[0]) if found else None
 
 
 def put(transaction: Transaction, record: ResponseRecord) -> bytes:
@@ -68,38 +95,20 @@ def probe(transaction: Transaction) -> None:
 
 def _insert(transaction: Transaction, record: ResponseRecord, job: Job | None, owner: str, log_bytes: int = 0) -> int:
     """Stores a response, and returns the number of new rows: 0 if its id is stored already."""
-    num_bytes = record.num_bytes + (0 if job is None else job.num_bytes)
-    engine = None if job is None else job.engine
-    turn = None if job is None else record.turn
-    items = None if turn is None else pack_items(turn.items)
-    num_bytes += len(items or b"")
-    work = (None, None, None) if job is None else (job.model, job.request, job.prompt)
-    inserted = transaction.execute(
-        f"""
-        INSERT INTO roost_responses ({RECORD}, num_bytes, log_bytes, created,
-            model, request, prompt, owner, engine, exact_fence, conversation, input_items,
-            fence, lease_until)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {{now}}, ?, ?, ?, ?, ?, ?, ?, ?, 1, {{now}} + {LEASE_S})
-        ON CONFLICT (tenant, id) DO NOTHING
-        """,
-        record.tenant,
-        record.id,
-        record.response,
-        record.history,
-        record.output,
-        int(record.is_background),
-        int(record.is_streamed),
-        int(record.is_running),
-        num_bytes,
-        log_bytes,
-        *work,
-        owner,
-        engine,
-        int(engine is not None),
-        None if turn is None else turn.conversation,
-        items,
-    )
-    return inserted.rowcount
+    extra = {"num_bytes": record.num_bytes, "log_bytes": log_bytes, "owner": owner, "fence": 1}
+    if job is not None:
+        items = None if job.turn is None else pack_items(job.turn.items)
+        extra |= {
+            "num_bytes": record.num_bytes + job.num_bytes + len(items or b""),
+            "model": job.model,
+            "request": job.request,
+            "prompt": job.prompt,
+            "engine": job.engine,
+            "exact_fence": int(job.engine is not None),
+            "conversation": None if job.turn is None else job.turn.conversation,
+            "input_items": items,
+        }
+    return RESPONSES.insert(transaction, record, extra, created="{now}", lease_until=f"{{now}} + {LEASE_S}")
 
 
 def append_all(transaction: Transaction, appends: Sequence[tuple[Lease, LogEntry, int]]) -> set[Lease]:
@@ -293,11 +302,3 @@ def check(num_rows: int, lease: Lease) -> None:
     """Raises FencedError if a write to a response that the lease's holder must own has changed no row."""
     if not num_rows:
         raise refused(lease)
-
-
-def record_of(row: Sequence[Any]) -> ResponseRecord:
-    """Returns the record of a row's columns `RECORD`."""
-    tenant, response_id, response, history, output, *flags = row
-    is_background, is_streamed, is_running = map(bool, flags)
-    texts = bytes(response), bytes(history), bytes(output)
-    return ResponseRecord(tenant, response_id, *texts, is_background, is_streamed, is_running)

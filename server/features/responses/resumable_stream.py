@@ -134,13 +134,14 @@ class ResumableBuilder(ResponsesBuilder):
             is_background=True,
             is_streamed=True,
             is_running=True,
-            turn=self._turn,
         )
         num_tokens = len(output.token_ids)
         delta = pack_delta(output) if num_tokens else b""
         entry = LogEntry(0, 0, len(events), 0, num_tokens, delta, b"".join(events))
         body = self._body.model_copy(update={"background": True})
-        job = job_of(body, self._prompt, self._params, self._service, state_is_imported=self._state_is_imported)
+        job = job_of(
+            body, self._prompt, self._params, self._service, self._turn, state_is_imported=self._state_is_imported
+        )
         return await self._responses.hand_over(record, job, entry, self._task)
 
     def _events(self, output: Delta) -> list[bytes]:

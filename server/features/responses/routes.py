@@ -140,9 +140,8 @@ async def _create_background(
         is_background=True,
         is_streamed=body.stream,
         is_running=True,
-        turn=prepared.turn,
     )
-    job = job_of(body, choice.prompt, choice.params, service, state_is_imported=choice.state_is_imported)
+    job = job_of(body, choice.prompt, choice.params, service, prepared.turn, state_is_imported=choice.state_is_imported)
     async with AsyncExitStack() as resources:
         if body.stream:
             resources.enter_context(responses.followers.hold())

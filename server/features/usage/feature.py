@@ -5,6 +5,6 @@ from typing import Final
 from ...feature import Feature
 from .open_usage import open_usage
 from .routes import router
-from .tables import TABLES
+from .usage_table import TABLES
 
 FEATURE: Final = Feature("usage", admin_routers=(router,), tables=TABLES, open=open_usage)

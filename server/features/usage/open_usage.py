@@ -11,8 +11,8 @@ from ...database.database import Database
 from ...errors import kinds
 from ...errors.request_errors import ApiError
 from ...feature import OpenFeature, Opening, opened
-from .tables import TABLES
 from .usage_counter import UsageCounter
+from .usage_table import TABLES
 
 
 class OpenUsage(OpenFeature):

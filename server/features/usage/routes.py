@@ -1,16 +1,16 @@
 """`GET /v1/usage`: tokens and requests of each tenant and day, for operators with an admin key."""
 
 from functools import partial
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypedDict
 
 from fastapi import APIRouter, Query
 
 from ...errors.request_errors import bad_value
+from ...http.openapi import described
 from ...http.routes import JsonRoute
 from . import usage_table
-from .days import PATTERN, today
 from .open_usage import UsageDatabase
-from .response_schemas import UsageList
+from .usage_table import today
 
 _DEFAULT_DAYS: Final = 30
 """Number of days for which usage is returned by default, in addition to today."""
@@ -21,9 +21,49 @@ _MAX_ROWS: Final = 100_000
 _REPLY_S: Final = 5.0
 """Seconds after which a client gets an error while the database is unavailable."""
 
-Day = Annotated[str | None, Query(pattern=PATTERN)]
+Day = Annotated[str | None, Query(pattern=r"^\d{4}-\d{2}-\d{2}$")]
 
 router = APIRouter(route_class=JsonRoute)
+
+
+@described
+class UsageRow(TypedDict):
+    """Usage of a tenant on a day."""
+
+    date: str
+    """UTC day on which the requests ended, such as `2026-11-29`."""
+
+    tenant: str
+    """Name of the API keys; empty on a server without keys."""
+
+    requests: int
+    """Number of requests that had a slot and have ended."""
+
+    prompt_tokens: int
+    """Tokens of their prompts. Each prompt is counted once for all of its choices."""
+
+    cached_tokens: int
+    """Prompt tokens that were served from the prefix cache."""
+
+    completion_tokens: int
+    """Generated tokens of all choices."""
+
+
+@described
+class UsageList(TypedDict):
+    """Response of `/v1/usage`."""
+
+    object: str
+    """Always `list`."""
+
+    start: str
+    """First day."""
+
+    end: str
+    """Last day."""
+
+    data: list[UsageRow]
+    """A row for each day and tenant with usage, oldest first."""
 
 
 @router.get("/v1/usage", response_model=UsageList)

@@ -12,8 +12,7 @@ from ...database.database import Database, Lane
 from ...database.errors import StoreUnavailableError
 from ...observability.request_metrics import Observer, RequestRecord
 from . import usage_table
-from .days import today
-from .usage_table import Key, TenantUsage
+from .usage_table import Key, TenantUsage, UsageAddition, today
 
 INTERVAL_S: Final = 5.0
 """Seconds between two additions to the database. If the process is killed, counts since the last addition are lost."""
@@ -80,8 +79,8 @@ class UsageCounter(Observer):
             self._adding, self._counts = self._counts, {}
             self._number += 1
         if self._adding:
-            day, number = self._today(0), self._number
-            add = partial(usage_table.add, replica=self._replica, day=day, number=number, counts=self._adding)
+            addition = UsageAddition(self._replica, self._today(0), self._number)
+            add = partial(usage_table.add, addition=addition, counts=self._adding)
             await self._database.run(add, timeout_s=timeout_s, lane=Lane.UPLOADS)
             self._adding = {}
 

@@ -1,10 +1,14 @@
-"""Statements about usage. Replicas add to the same rows."""
+"""Tables of usage, and their statements. Replicas add to the same rows."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
 from uuid import uuid4
 
 from ...database.database import Transaction
+from ...database.schema import Tables, Upgrade
+from ...storage.objects import Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,78 +28,63 @@ class TenantUsage:
     completion_tokens: int = 0
 
     def __add__(self, other: "TenantUsage") -> "TenantUsage":
-        return TenantUsage(
-            self.num_requests + other.num_requests,
-            self.prompt_tokens + other.prompt_tokens,
-            self.cached_tokens + other.cached_tokens,
-            self.completion_tokens + other.completion_tokens,
-        )
+        return TenantUsage(*map(sum, zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class UsageAddition:
+    """Last addition of a replica, so that one whose commit was not reported is not repeated.
+
+    Attributes:
+      day: UTC day of the addition.
+      number: Number of the addition, which increases with each addition of the replica.
+    """
+
+    replica: str
+    day: str
+    number: int
 
 
 type Key = tuple[str, str]
 """UTC day and tenant."""
 
+_USAGE: Final = Table("roost_usage", TenantUsage, key=("day", "tenant"), under={"day": str, "tenant": str})
+_ADDITIONS: Final = Table("roost_usage_additions", UsageAddition, key=("replica",))
 
-def add(transaction: Transaction, replica: str, day: str, number: int, counts: Mapping[Key, TenantUsage]) -> None:
-    """Adds a replica's counts, unless an earlier attempt has added them.
+TABLES: Final = Tables("usage", (Upgrade((*_USAGE.statements, *_ADDITIONS.statements), oldest=1),))
 
-    Args:
-      day: Current UTC day.
-      number: Number of the addition, which increases with each addition of the replica.
-    """
-    transaction.execute(
-        "INSERT INTO roost_usage_additions (replica, day, number) VALUES (?, ?, 0) ON CONFLICT DO NOTHING", replica, day
-    )
+
+def today(days_ago: int = 0) -> str:
+    """Returns the current UTC day by the machine's clock, or an earlier one, such as "2026-11-29"."""
+    return (datetime.now(UTC) - timedelta(days=days_ago)).date().isoformat()
+
+
+def add(transaction: Transaction, addition: UsageAddition, counts: Mapping[Key, TenantUsage]) -> None:
+    """Adds a replica's counts, unless an earlier attempt has added them."""
+    _ADDITIONS.insert(transaction, addition, number="0")
     update = "UPDATE roost_usage_additions SET number = ?, day = ? WHERE replica = ? AND number < ?"
-    if not transaction.execute(update, number, day, replica, number).rowcount:
-        return
-    for (counted_day, tenant), usage in sorted(counts.items()):  # in one order, or replicas would lock each other out
-        _add(transaction, counted_day, tenant, usage)
+    values = addition.number, addition.day, addition.replica, addition.number
+    if transaction.execute(update, *values).rowcount:
+        _add(transaction, counts)
 
 
-def _add(transaction: Transaction, day: str, tenant: str, usage: TenantUsage) -> None:
-    transaction.execute(
-        """
-        INSERT INTO roost_usage (day, tenant, num_requests, prompt_tokens, cached_tokens, completion_tokens)
-        VALUES (?, ?, 0, 0, 0, 0) ON CONFLICT DO NOTHING
-        """,
-        day,
-        tenant,
-    )
-    transaction.execute(
-        """
-        UPDATE roost_usage SET num_requests = num_requests + ?, prompt_tokens = prompt_tokens + ?,
-            cached_tokens = cached_tokens + ?, completion_tokens = completion_tokens + ?
-        WHERE day = ? AND tenant = ?
-        """,
-        usage.num_requests,
-        usage.prompt_tokens,
-        usage.cached_tokens,
-        usage.completion_tokens,
-        day,
-        tenant,
-    )
+def _add(transaction: Transaction, counts: Mapping[Key, TenantUsage]) -> None:
+    sums = ", ".join(f"{each} = roost_usage.{each} + excluded.{each}" for each in _USAGE.fields)
+    rows = ((*key, *astuple(usage)) for key, usage in sorted(counts.items()))  # replicas lock rows in one order
+    _USAGE.put(transaction, rows, f"DO UPDATE SET {sums}")
 
 
 def probe(transaction: Transaction) -> None:
     """Adds a row and deletes it, to find out whether the tables can be written."""
     name = f"probe {uuid4().hex}"
-    _add(transaction, "", name, TenantUsage())
+    _add(transaction, {("", name): TenantUsage()})
     transaction.execute("DELETE FROM roost_usage WHERE day = '' AND tenant = ?", name)
 
 
 def read(transaction: Transaction, start: str, end: str, limit: int) -> Sequence[tuple[str, str, TenantUsage]]:
     """Returns day, tenant and usage of the days from `start` to `end`, both included, oldest first."""
-    rows = transaction.rows(
-        """
-        SELECT day, tenant, num_requests, prompt_tokens, cached_tokens, completion_tokens FROM roost_usage
-        WHERE day >= ? AND day <= ? ORDER BY day, tenant LIMIT ?
-        """,
-        start,
-        end,
-        limit,
-    )
-    return [(day, tenant, TenantUsage(*map(int, counts))) for day, tenant, *counts in rows]
+    query = f"SELECT {_USAGE.columns} FROM roost_usage WHERE day >= ? AND day <= ? ORDER BY day, tenant LIMIT ?"
+    return [(day, tenant, _USAGE.of(counts)) for day, tenant, *counts in transaction.rows(query, start, end, limit)]
 
 
 def expire(transaction: Transaction, before: str, replicas_before: str) -> None:

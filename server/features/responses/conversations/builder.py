@@ -7,12 +7,13 @@ from uuid import uuid4
 
 from ....generation.admission import admission
 from ....http.response_parts import to_json
+from ....tenancy.tenant import tenant
 from .records import ConversationRecord
 
 
 def new_conversation(metadata: Mapping[str, str]) -> ConversationRecord:
     """Returns a new conversation, which is not stored yet."""
-    return ConversationRecord(f"conv_{uuid4().hex}", int(time.time()), to_json(metadata))
+    return ConversationRecord(tenant.get(), f"conv_{uuid4().hex}", int(time.time()), to_json(metadata))
 
 
 def described_conversation(record: ConversationRecord) -> dict[str, Any]:

@@ -14,8 +14,7 @@ from itertools import batched
 from typing import Final
 
 from ....database.database import Transaction, placeholders
-from ....database.expiry import BoundedRows
-from ....database.pages import Page, PageSpec, read_page
+from ....storage.objects import ObjectTable, Page, PageSpec, Table
 from .records import ConversationRecord, Item, Outcome, Turn, has_room
 
 LEASE_S: Final = 15.0
@@ -30,34 +29,31 @@ MAX_REMOVED: Final = 1000
 IS_VISIBLE: Final = "updated > 0"
 """Condition of conversations that are not hidden."""
 
-ROWS: Final = BoundedRows("roost_conversations", age="updated", condition=IS_VISIBLE)
-"""Conversations as rows that are bounded."""
+CONVERSATIONS: Final = ObjectTable(
+    "roost_conversations",
+    ConversationRecord,
+    extra={"updated": float, "num_items": int, "num_bytes": int, "holder": str | None, "locked_until": float},
+    visible=IS_VISIBLE,
+    age="updated",
+    indexes={"age": "(updated)", "sizes": "(tenant, updated, num_bytes)"},
+)
+ITEMS: Final = Table(
+    "roost_conversation_items",
+    Item,
+    key=("tenant", "conversation", "id"),
+    under={"tenant": str, "conversation": str, "position": int},
+    indexes={"list": "(tenant, conversation, position)", "ids": "(tenant, id)"},
+)
 
 _OWN: Final = f"tenant = ? AND id = ? AND {IS_VISIBLE}"
-_ITEMS: Final = "roost_conversation_items WHERE tenant = ? AND conversation = ?"
+_OF: Final = "tenant = ? AND conversation = ?"
+_ITEMS: Final = f"{ITEMS.name} WHERE {_OF}"
 
 
-def insert(transaction: Transaction, tenant: str, record: ConversationRecord, items: Sequence[Item]) -> None:
+def insert(transaction: Transaction, record: ConversationRecord, items: Sequence[Item]) -> None:
     """Stores a new conversation and its first items."""
-    transaction.execute(
-        """
-        INSERT INTO roost_conversations
-            (tenant, id, created, updated, metadata, num_items, num_bytes, holder, locked_until)
-        VALUES (?, ?, ?, {now}, ?, 0, 0, NULL, 0) ON CONFLICT (tenant, id) DO NOTHING
-        """,
-        tenant,
-        record.id,
-        record.created,
-        record.metadata,
-    )
-    _append(transaction, tenant, record.id, items)
-
-
-def find(transaction: Transaction, tenant: str, conversation: str) -> ConversationRecord | None:
-    """Returns a conversation; None if it does not exist."""
-    query = f"SELECT id, created, metadata FROM roost_conversations WHERE {_OWN}"
-    rows = transaction.rows(query, tenant, conversation)
-    return ConversationRecord(rows[0][0], int(rows[0][1]), bytes(rows[0][2])) if rows else None
+    CONVERSATIONS.insert(transaction, record, updated="{now}")
+    _append(transaction, record.tenant, record.id, items)
 
 
 def set_metadata(
@@ -66,7 +62,7 @@ def set_metadata(
     """Replaces the metadata of a conversation, and returns it; None if it does not exist."""
     update = f"UPDATE roost_conversations SET metadata = ?, updated = {{now}} WHERE {_OWN}"
     transaction.execute(update, metadata, tenant, conversation)
-    return find(transaction, tenant, conversation)
+    return CONVERSATIONS.find(transaction, tenant, conversation)
 
 
 def hide(transaction: Transaction, tenant: str, conversation: str) -> None:
@@ -168,17 +164,8 @@ def end(transaction: Transaction, tenant: str, turn: Turn) -> bool:
 def _append(transaction: Transaction, tenant: str, conversation: str, items: Sequence[Item]) -> None:
     """Adds the items that are not stored yet. The transaction has locked the conversation."""
     ((first,),) = transaction.rows(f"SELECT coalesce(max(position) + 1, 0) FROM {_ITEMS}", tenant, conversation)
-    sizes: list[int] = []
-    for some in batched(enumerate(items, first), _MAX_ROWS):
-        rows = transaction.rows(
-            f"""
-            INSERT INTO roost_conversation_items (tenant, conversation, id, position, item)
-            VALUES {placeholders(len(some), 5)} ON CONFLICT (tenant, conversation, id) DO NOTHING
-            RETURNING length(item)
-            """,
-            *(value for place, item in some for value in (tenant, conversation, item.id, place, item.text)),
-        )
-        sizes += [size for (size,) in rows]
+    rows = ((tenant, conversation, place, item.id, item.text) for place, item in enumerate(items, first))
+    sizes = [size for cursor in ITEMS.put(transaction, rows, "DO NOTHING RETURNING length(text)") for (size,) in cursor]
     _count(transaction, tenant, conversation, len(sizes), sum(sizes))
 
 
@@ -190,18 +177,17 @@ def _count(transaction: Transaction, tenant: str, conversation: str, num_items: 
 
 def read_list(transaction: Transaction, tenant: str, conversation: str, spec: PageSpec) -> Page[Item] | None:
     """Returns a page of a conversation's items; None if the conversation has no item `spec.after`."""
-    found = read_page(transaction, "id, item", _ITEMS, [tenant, conversation], spec, key=("position",))
-    return None if found is None else found.map(lambda row: Item(row[0], bytes(row[1])))
+    return ITEMS.page(transaction, spec, _OF, tenant, conversation, order=("position",))
 
 
 def item(transaction: Transaction, tenant: str, conversation: str, item_id: str) -> Item | None:
     """Returns an item; None if it does not exist."""
-    rows = transaction.rows(f"SELECT id, item FROM {_ITEMS} AND id = ?", tenant, conversation, item_id)
-    return Item(rows[0][0], bytes(rows[0][1])) if rows else None
+    found = ITEMS.rows(transaction, f"WHERE {_OF} AND id = ?", tenant, conversation, item_id)
+    return found[0] if found else None
 
 
 def delete_item(transaction: Transaction, tenant: str, conversation: str, item_id: str) -> None:
     """Deletes an item, if it exists."""
-    query = f"DELETE FROM {_ITEMS} AND id = ? RETURNING length(item)"
+    query = f"DELETE FROM {_ITEMS} AND id = ? RETURNING length(text)"
     for (size,) in transaction.rows(query, tenant, conversation, item_id):
         _count(transaction, tenant, conversation, -1, -size)

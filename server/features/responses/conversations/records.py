@@ -50,6 +50,7 @@ class ConversationRecord:
       metadata: JSON of the client's metadata.
     """
 
+    tenant: str
     id: str
     created: int
     metadata: bytes

@@ -5,7 +5,6 @@ from typing import Any
 import orjson
 from fastapi import APIRouter, Request, Response
 
-from ....database.pages import Page, PageSpec
 from ....errors import kinds
 from ....errors.request_errors import ApiError
 from ....errors.request_warnings import warn_all
@@ -17,6 +16,7 @@ from ....http.response_parts import to_json
 from ....http.routes import JsonRoute
 from ....http.streaming import until_disconnect
 from ....openai.response_schemas import DeletedObject, ItemList
+from ....storage.objects import Page, PageSpec
 from ..expansion import MAX_ADDED, Room, expanded
 from ..open_responses import OpenResponses, Responses
 from ..response_store import ResponseStore

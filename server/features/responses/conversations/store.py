@@ -9,12 +9,13 @@ from typing import Final
 from ....database.database import Database, Transaction
 from ....database.errors import StoreUnavailableError
 from ....database.group_commit import GroupCommit
-from ....database.pages import Page, PageSpec
 from ....errors import kinds
 from ....errors.request_errors import ApiError
+from ....storage.objects import Page, PageSpec
 from ....tenancy.tenant import tenant
 from ..appends import Addition
 from . import conversation_table
+from .conversation_table import CONVERSATIONS
 from .records import MAX_ITEM_BYTES, MAX_ITEMS, ConversationRecord, Item, Outcome, Turn, load_of
 
 CONVERSATION_ID: Final = re.compile("conv_[0-9a-f]{32}")
@@ -41,12 +42,11 @@ class ConversationStore:
 
     async def create(self, record: ConversationRecord, items: Sequence[Item]) -> None:
         """Stores a new conversation and its first items."""
-        insert = partial(conversation_table.insert, tenant=tenant.get(), record=record, items=items)
-        await self._add(insert, items)
+        await self._add(partial(conversation_table.insert, record=record, items=items), items)
 
     async def find(self, conversation_id: str) -> ConversationRecord | None:
         """Returns a conversation of the current tenant; None if it does not exist."""
-        return await self._read(conversation_table.find, conversation_id)
+        return await self._read(CONVERSATIONS.find, conversation_id)
 
     async def set_metadata(self, conversation_id: str, metadata: bytes) -> ConversationRecord | None:
         """Replaces the metadata of a conversation, and returns it; None if it does not exist."""

@@ -9,11 +9,11 @@ import pytest
 from batch_rows import MODEL, NotHeld, at, claimed, end, make_batch, runner
 from databases import PostgresqlServer, opened
 from roost.server.database.database import Database, Transaction
-from roost.server.database.pages import PageSpec
 from roost.server.features.batches import batch_table, file_table, line_claims, line_leases
 from roost.server.features.batches.batch_records import BatchStatus, LineClaim, LineLease, LineResult, TokenUsage
 from roost.server.features.batches.line_leases import LEASE_S
 from roost.server.features.batches.tenant_turns import Places
+from roost.server.storage.objects import PageSpec
 
 
 @pytest.fixture
@@ -37,14 +37,14 @@ def test_a_batch_ends_with_its_last_line(database: Database, run: Callable[..., 
     claims = claimed(run, "r1", 2) + claimed(run, "r2", 5)
     assert [claim.data for claim in claims] == [b"0\n", b"1\n", b"2\n"]
     for claim in claims:
-        assert run(batch_table.find, tenant="", batch_id="b").status == BatchStatus.IN_PROGRESS
-        assert run(file_table.find, tenant="", file_id="out-b") is None
+        assert run(batch_table.BATCHES.find, tenant="", id="b").status == BatchStatus.IN_PROGRESS
+        assert run(file_table.FILES.find, tenant="", id="out-b") is None
         end(run, claim, fails=claim.data == b"1\n")
-    batch = run(batch_table.find, tenant="", batch_id="b")
+    batch = run(batch_table.BATCHES.find, tenant="", id="b")
     assert (batch.status, batch.num_completed, batch.num_failed) == (BatchStatus.COMPLETED, 2, 1)
     assert output(database, "out-b") == [(1, b"done 0\n"), (3, b"done 2\n")]
     assert output(database, "err-b") == [(2, b"done 1\n")]
-    assert run(file_table.find, tenant="", file_id="out-b").num_bytes == 14
+    assert run(file_table.FILES.find, tenant="", id="out-b").num_bytes == 14
     assert claimed(run, "r1", 5) == []
 
 
@@ -116,8 +116,8 @@ def test_lines_of_an_expired_batch_end_without_its_model(database: Database, run
     assert [(claim.lease.number, claim.is_expired) for claim in claims] == [(1, True), (2, True), (3, True)]
     for claim in claims:
         end(run, claim, fails=True)
-    assert run(batch_table.find, tenant="", batch_id="old").status == BatchStatus.EXPIRED
-    assert run(batch_table.find, tenant="", batch_id="new").status == BatchStatus.IN_PROGRESS
+    assert run(batch_table.BATCHES.find, tenant="", id="old").status == BatchStatus.EXPIRED
+    assert run(batch_table.BATCHES.find, tenant="", id="new").status == BatchStatus.IN_PROGRESS
 
 
 def test_a_cancelled_batch_refuses_later_lines(database: Database, run: Callable[..., Any]) -> None:
@@ -138,7 +138,7 @@ def test_each_line_ends_once_whatever_replicas_do(database: Database, run: Calla
     """Replicas claim, end, forget and lose lines while the clock moves."""
     chance, now, open_claims = random.Random(3), 1000.0, list[LineClaim]()
     run(make_batch, name="b", num_lines=12)
-    while run(batch_table.find, tenant="", batch_id="b").status == BatchStatus.IN_PROGRESS:
+    while run(batch_table.BATCHES.find, tenant="", id="b").status == BatchStatus.IN_PROGRESS:
         open_claims += claimed(run, chance.choice("rst"), chance.randrange(1, 5))
         chance.shuffle(open_claims)
         for claim in open_claims[: chance.randrange(4)]:
@@ -172,7 +172,7 @@ def test_a_large_file_is_deleted_piece_by_piece(database: Database, run: Callabl
     assert not run(batch_table.hide_file, tenant="", file_id="in-b")  # a batch in progress reads it
     run(batch_table.cancel, tenant="", batch_id="b")
     assert run(batch_table.hide_file, tenant="", file_id="in-b")
-    assert run(file_table.find, tenant="", file_id="in-b") is None
+    assert run(file_table.FILES.find, tenant="", id="in-b") is None
     assert run(file_table.finish, tenant="", file_id="in-b", num_lines=5, num_bytes=10) is None
     at(database, 10_000.0)
     assert run(file_table.remove, tenant="", file_id="in-b", limit=3)
@@ -188,7 +188,7 @@ def test_no_batch_is_created_of_a_file_that_is_deleted(run: Callable[..., Any]) 
     batch = run(batch_table.cancel, tenant="", batch_id="b")
     run(batch_table.hide_file, tenant="", file_id="in-b")
     assert run(batch_table.insert, batch=replace(batch, id="later"), window_s=1.0) is None
-    assert run(batch_table.find, tenant="", batch_id="later") is None
+    assert run(batch_table.BATCHES.find, tenant="", id="later") is None
 
 
 def test_lines_of_several_batches_end_together(database: Database, run: Callable[..., Any]) -> None:
@@ -209,14 +209,14 @@ def test_lines_of_several_batches_end_together(database: Database, run: Callable
     assert output(database, "err-a", "x") == [(2, b"2\n")]
     assert output(database, "out-c", "x") == []
     a, b, c = (
-        run(batch_table.find, tenant=tenant, batch_id=name) for name, tenant in (("a", "x"), ("b", "y"), ("c", "x"))
+        run(batch_table.BATCHES.find, tenant=tenant, id=name) for name, tenant in (("a", "x"), ("b", "y"), ("c", "x"))
     )
     assert (a.status, a.num_completed, a.num_failed) == (BatchStatus.COMPLETED, 2, 1)
     assert (b.status, b.num_completed + b.num_failed) == (BatchStatus.IN_PROGRESS, 2)
     assert (c.status, c.num_completed + c.num_failed) == (BatchStatus.CANCELLED, 0)
     end(run, again)
-    assert run(batch_table.find, tenant="y", batch_id="b").status == BatchStatus.COMPLETED
-    assert run(file_table.find, tenant="y", file_id="out-b").num_lines + 1 == 3
+    assert run(batch_table.BATCHES.find, tenant="y", id="b").status == BatchStatus.COMPLETED
+    assert run(file_table.FILES.find, tenant="y", id="out-b").num_lines + 1 == 3
 
 
 def test_tokens_of_a_batch_are_added_up(run: Callable[..., Any]) -> None:
@@ -228,7 +228,8 @@ def test_tokens_of_a_batch_are_added_up(run: Callable[..., Any]) -> None:
     }
     run(batch_table.end, results=results)
     run(batch_table.end, results={third: LineResult(b"x", is_failed=False, usage=TokenUsage(5, 0, 1))})
-    assert run(batch_table.find, tenant="", batch_id="b").usage == TokenUsage(15, 4, 3)
+    batch = run(batch_table.BATCHES.find, tenant="", id="b")
+    assert (batch.input_tokens, batch.cached_tokens, batch.output_tokens) == (15, 4, 3)
 
 
 def test_file_expires_but_for_a_batch_in_progress(database: Database, run: Callable[..., Any]) -> None:
@@ -238,10 +239,10 @@ def test_file_expires_but_for_a_batch_in_progress(database: Database, run: Calla
     assert run(file_table.finish, tenant="", file_id="f", num_lines=0, num_bytes=0, expires_s=60.0).expires == 1060.0
     run(file_table.finish, tenant="", file_id="in-b", num_lines=1, num_bytes=2, expires_s=60.0)
     at(database, 1060.0)
-    assert run(file_table.find, tenant="", file_id="f") is not None
+    assert run(file_table.FILES.find, tenant="", id="f") is not None
     assert run(file_table.expired, max_age_s=1e9) == []
     at(database, 1061.0)
-    assert run(file_table.find, tenant="", file_id="f") is None
+    assert run(file_table.FILES.find, tenant="", id="f") is None
     assert run(file_table.read_list, tenant="", spec=PageSpec(10)).items == []
     assert run(file_table.expired, max_age_s=1e9) == [("", "f")]
     (claim,) = claimed(run, "r", 1)
@@ -255,8 +256,8 @@ def test_output_expires_after_the_end_of_its_batch(database: Database, run: Call
     at(database, 1500.0)
     for claim in claims:
         end(run, claim, fails=claim.data == b"1\n")
-    assert [run(file_table.find, tenant="", file_id=name).expires for name in ("out-b", "err-b")] == [1560.0, 1560.0]
-    assert run(file_table.find, tenant="", file_id="in-b").expires is None
+    assert [run(file_table.FILES.find, tenant="", id=name).expires for name in ("out-b", "err-b")] == [1560.0, 1560.0]
+    assert run(file_table.FILES.find, tenant="", id="in-b").expires is None
 
 
 def test_totals(database: Database, run: Callable[..., Any]) -> None:

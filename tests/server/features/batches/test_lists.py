@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from databases import opened
 from roost.server.database.database import Database, Transaction
-from roost.server.database.pages import Page, PageSpec
 from roost.server.features.batches import batch_table, file_table
 from roost.server.features.batches.batch_records import BatchRecord, BatchStatus
 from roost.server.features.batches.tables import TABLES
+from roost.server.storage.objects import Page, PageSpec
 
 TENANTS = "ab"
 

@@ -187,13 +187,13 @@ async def test_writes_wait_for_a_database_that_comes_back() -> None:
         with pytest.raises(StoreUnavailableError, match="cannot be used"):
             await commits.write(lambda each: response_table.put(each, record(2)), 2.0)
         with pytest.raises(StoreUnavailableError, match="cannot be used") as caught:  # at once, not at its time limit
-            await database.run(lambda each: response_table.find(each, "", "r0"), timeout_s=120.0)
+            await database.run(lambda each: response_table.RESPONSES.find(each, "", "r0"), timeout_s=120.0)
         assert "sesame" not in str(caught.value)
         assert not kept.done()
         await asyncio.to_thread(server.start)
         await kept
-        assert await database.run(lambda each: response_table.find(each, "", "r1")) == record(1)
-        assert await database.run(lambda each: response_table.find(each, "", "r2")) is None
+        assert await database.run(lambda each: response_table.RESPONSES.find(each, "", "r1")) == record(1)
+        assert await database.run(lambda each: response_table.RESPONSES.find(each, "", "r2")) is None
         database.close()
 
 

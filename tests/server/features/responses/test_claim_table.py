@@ -8,15 +8,15 @@ import pytest
 from databases import opened
 from query_plans import scans_of
 from roost.server.database.database import Database, Transaction
-from roost.server.database.expiry import Bounds, expired
-from roost.server.database.pages import PageSpec
 from roost.server.features.responses import claim_table, event_table, expiry_table, part_table, response_table
 from roost.server.features.responses.conversations import conversation_table
+from roost.server.features.responses.conversations.conversation_table import CONVERSATIONS
 from roost.server.features.responses.conversations.records import Item, Turn
 from roost.server.features.responses.expiry_table import RowLimits
 from roost.server.features.responses.part_table import StoredPart
 from roost.server.features.responses.records import Claim, Deaths, Job, Lease, LogEntry, ResponseRecord
 from roost.server.features.responses.response_table import LEASE_S
+from roost.server.storage.objects import Bounds, PageSpec
 
 RUNNING = {"roost_responses_leases", "roost_responses_owners", "roost_responses_running"}
 """Indexes of running responses."""
@@ -193,7 +193,7 @@ STATEMENTS: dict[str, tuple[Callable[[Transaction], Any], set[str]]] = {
     "checkpoint names": (response_table.checkpoint_names, RUNNING),
     "expired": (partial(expiry_table.expired, max_age_s=900.0, limits=RowLimits(35, 10**9)), set()),
     "expired conversations": (
-        partial(expired, rows=conversation_table.ROWS, bounds=Bounds(900.0, 1, 10**9)),
+        partial(CONVERSATIONS.expired, bounds=Bounds(900.0, 1, 10**9)),
         set(),
     ),
     "take": (partial(conversation_table.take, tenant="t1", conversation="r1", response="r"), set()),
@@ -242,7 +242,7 @@ def fill(transaction: Transaction) -> None:
     )
     transaction.execute(
         """
-        INSERT INTO roost_conversation_items (tenant, conversation, id, position, item)
+        INSERT INTO roost_conversation_items (tenant, conversation, id, position, text)
         SELECT tenant, id, 'i', 0, output FROM roost_responses
         """
     )

@@ -10,14 +10,13 @@ from databases import opened
 from fake_server import until
 from query_plans import scans_of
 from roost.server.database.database import Database
-from roost.server.database.expiry import Bounds, expired
-from roost.server.database.pages import PageSpec
 from roost.server.features.responses import part_table, response_table
 from roost.server.features.responses.conversations import conversation_table
 from roost.server.features.responses.conversations.conversation_table import LEASE_S
 from roost.server.features.responses.conversations.records import ConversationRecord, Item, Outcome, Turn
 from roost.server.features.responses.part_table import StoredPart
 from roost.server.features.responses.records import Job, LogEntry, ResponseRecord
+from roost.server.storage.objects import Bounds, PageSpec
 from test_durable_responses import (  # noqa: F401 - `replicas` is a fixture
     LETTERS,
     Replica,
@@ -31,7 +30,7 @@ from test_durable_responses import (  # noqa: F401 - `replicas` is a fixture
 )
 
 JOB = Job("model", b"{}", b"\1\0\0\0", "x86")
-RECORD = ConversationRecord("c", 7, b"{}")
+RECORD = ConversationRecord("", "c", 7, b"{}")
 ITEMS = [Item("msg_1", b'{"id":"msg_1"}'), Item("msg_2", b'{"id":"msg_2"}')]
 
 
@@ -173,8 +172,8 @@ def texts_of(database: Database) -> list[bytes]:
 
 def test_an_end_that_is_repeated_adds_nothing_more(database: Database) -> None:
     """As after a commit whose answer was lost."""
-    written(database, conversation_table.insert, "", RECORD, ITEMS[:1])
-    written(database, conversation_table.insert, "", RECORD, ITEMS[:1])
+    written(database, conversation_table.insert, RECORD, ITEMS[:1])
+    written(database, conversation_table.insert, RECORD, ITEMS[:1])
     assert written(database, conversation_table.take, "", "c", "r1") is Outcome.DONE
     assert written(database, conversation_table.take, "", "c", "r1") is Outcome.DONE
     assert written(database, conversation_table.take, "", "c", "r2") is Outcome.LOCKED
@@ -186,10 +185,11 @@ def test_an_end_that_is_repeated_adds_nothing_more(database: Database) -> None:
 
 
 def test_a_running_response_locks_its_conversation(database: Database) -> None:
-    written(database, conversation_table.insert, "", RECORD, [])
+    written(database, conversation_table.insert, RECORD, [])
     written(database, conversation_table.take, "", "c", "r1")
-    record = ResponseRecord("", "r1", b"pending", b"[]", b"[]", True, True, True, Turn("c", "r1", ITEMS[:1]))
-    lease = written(database, response_table.insert, record, JOB, "owner")
+    record = ResponseRecord("", "r1", b"pending", b"[]", b"[]", True, True, True)
+    job = replace(JOB, turn=Turn("c", "r1", ITEMS[:1]))
+    lease = written(database, response_table.insert, record, job, "owner")
     written(database, conversation_table.release, "", "c", "r1")
     assert written(database, conversation_table.take, "", "c", "r2") is Outcome.LOCKED
     end = LogEntry(0, 0, 1, 0, 1, b"", b"")
@@ -203,7 +203,7 @@ def test_items_are_found_by_their_ids_with_an_index(database: Database) -> None:
     names = [f"msg_{number:032}" for number in range(3)]
     items = [Item(name, f'{{"id":"{name}"}}'.encode()) for name in names[:2]]
     for tenant in ("a", "b"):
-        written(database, conversation_table.insert, tenant, RECORD, items)
+        written(database, conversation_table.insert, replace(RECORD, tenant=tenant), items)
     parts = {StoredPart("item", names[1]), StoredPart("item", names[2])}
     sizes, contents = (partial(find, tenant="a", parts=parts) for find in (part_table.sizes, part_table.contents))
     assert written(database, sizes) == {StoredPart("item", names[1]): (0, len(items[1].text))}
@@ -215,13 +215,13 @@ def test_items_are_found_by_their_ids_with_an_index(database: Database) -> None:
 def test_conversations_beyond_the_bounds_are_deleted(database: Database) -> None:
     for tenant, names in (("a", "123"), ("b", "4")):
         for name in names:
-            record = replace(RECORD, id=name)
-            written(database, conversation_table.insert, tenant, record, [Item(f"msg_{name}", bytes(10))])
+            record = replace(RECORD, tenant=tenant, id=name)
+            written(database, conversation_table.insert, record, [Item(f"msg_{name}", bytes(10))])
             written(database, lambda each: each.execute("UPDATE test_clock SET now = now + 10"))
     written(database, conversation_table.take, "a", "1", "r")
 
     def found(max_age_s: float, count: int, size: int) -> list[tuple[str, str]]:
-        return list(written(database, expired, conversation_table.ROWS, Bounds(max_age_s, count, size)))
+        return list(written(database, conversation_table.CONVERSATIONS.expired, Bounds(max_age_s, count, size)))
 
     assert found(1e6, 3, 1000) == []
     assert found(1e6, 2, 1000) == [("a", "2")], "the first was just taken"

@@ -216,7 +216,7 @@ class Leases(RuleBasedStateMachine):
             found = self.database.run_now(lambda each, name=name: event_table.entries(each, "", name, 0))
             assert [line.events for line in found] == model.log
             assert [line.number for line in found] == list(range(len(model.log)))
-            record = self.database.run_now(lambda each, name=name: response_table.find(each, "", name))
+            record = self.database.run_now(lambda each, name=name: response_table.RESPONSES.find(each, "", name))
             assert record is not None
             assert (record.is_running, record.response) == (
                 model.is_running,
@@ -231,7 +231,7 @@ def test_leases_keep_to_the_model(address: str) -> None:
 
 
 def run(database: Database, name: str, *arguments: object) -> object:
-    rooms = (response_table, claim_table, event_table, expiry_table)
+    rooms = (response_table, claim_table, event_table, expiry_table, response_table.RESPONSES)
     work = next(getattr(room, name) for room in rooms if hasattr(room, name))
     return database.run_now(lambda each: work(each, *arguments), writes=True)
 

@@ -213,7 +213,7 @@ async def test_a_conversation_of_another_tenant_is_kept(database: Database, stor
     for owner in ("a", "b"):
         tenant.set(owner)
         for number in range(3):
-            record = ConversationRecord(f"conv_{number:032}", 1, b"{}")
+            record = ConversationRecord(owner, f"conv_{number:032}", 1, b"{}")
             await store.conversations.create(record, [])
     database.run_now(lambda each: expiry_table.make_room(each, "a", expiry_table.RowLimits()), writes=True)
     assert sizes(database)[2] == 6

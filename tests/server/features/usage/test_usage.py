@@ -14,10 +14,9 @@ from roost.server.app import create_app
 from roost.server.database.database import Database, Lane, Transaction
 from roost.server.database.errors import StoreUnavailableError
 from roost.server.features.usage import usage_table
-from roost.server.features.usage.days import today
 from roost.server.features.usage.open_usage import OpenUsage
 from roost.server.features.usage.usage_counter import UsageCounter
-from roost.server.features.usage.usage_table import TenantUsage
+from roost.server.features.usage.usage_table import TenantUsage, UsageAddition, today
 from roost.server.generation.service import Service
 from roost.server.http.api_keys import ApiKeys
 from roost.server.http.auth import Access
@@ -139,7 +138,9 @@ async def test_an_addition_of_unknown_outcome_counts_once(
 
 async def test_old_usage_is_deleted(database: Database) -> None:
     for number, day in enumerate(("2025-01-01", "2026-11-29"), 1):
-        add = partial(usage_table.add, replica="r", day=day, number=number, counts={(day, "alice"): TenantUsage(1)})
+        add = partial(
+            usage_table.add, addition=UsageAddition("r", day, number), counts={(day, "alice"): TenantUsage(1)}
+        )
         await database.run(add, lane=Lane.COMMITS)
     expire = partial(usage_table.expire, before="2025-10-25", replicas_before="2025-10-25")
     await database.run(expire, lane=Lane.COMMITS)

@@ -1,0 +1,302 @@
+"""Objects that tenants store, as rows whose columns are the fields of a record.
+
+A record is declared once: the table that is created, the values of a statement and the result of a query follow from
+it. All functions run in a transaction, and find their rows by an index, independent of the number of rows.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from enum import Enum
+from itertools import batched, islice
+from typing import Any, Final, NamedTuple, get_args, get_type_hints
+
+from ..database.database import Transaction, placeholders
+from ..database.dialects import Cursor
+
+MAX_FOUND: Final = 1000
+"""Maximum number of objects to delete at a time for each reason."""
+
+_MAX_NAMED: Final = 250
+"""Maximum number of ids in a statement."""
+
+_MAX_VALUES: Final = 4000
+"""Maximum number of values in a statement that inserts; SQLite takes 32,766, and PostgreSQL 65,535."""
+
+_NUMBERS: Final[Mapping[Any, str]] = {bool: "INTEGER", int: "BIGINT", float: "DOUBLE PRECISION"}
+_TEXTS: Final[Mapping[Any, str]] = {str: "TEXT", bytes: "{bytes}"}
+"""Types of columns."""
+
+type Name = tuple[str, str]
+"""Tenant and id of an object."""
+
+
+@dataclass(frozen=True, slots=True)
+class PageSpec:
+    """Position and size of a page.
+
+    Attributes:
+      limit: Maximum number of entries.
+      after: Id of the entry that the page follows; None begins with the first.
+      newest_first: Whether the list begins with the newest entry.
+    """
+
+    limit: int
+    after: str | None = None
+    newest_first: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Page[Item]:
+    """Entries of a page.
+
+    Attributes:
+      has_more: Whether entries follow.
+    """
+
+    items: Sequence[Item]
+    has_more: bool
+
+
+class Bounds(NamedTuple):
+    """Limits on objects.
+
+    Attributes:
+      max_age_s: Age in seconds after which objects are deleted.
+      max_rows: Maximum number of objects of each tenant.
+      max_bytes: Maximum bytes of each tenant's objects.
+    """
+
+    max_age_s: float
+    max_rows: int
+    max_bytes: int
+
+
+class Table[Record]:
+    """Table of records.
+
+    Args:
+      name: Name of the table.
+      record: Dataclass whose fields are columns.
+      key: Columns of the primary key.
+      under: Columns before the record's, with their types: of what it is a part, and its place there.
+      extra: Columns after the record's that only statements use, with their types.
+      indexes: Columns and condition of each index, by the end of its name.
+
+    Attributes:
+      columns: Columns of `under` and of the record, as a statement lists them.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        record: type[Record],
+        key: Sequence[str] = ("tenant", "id"),
+        under: Mapping[str, type] | None = None,
+        extra: Mapping[str, Any] | None = None,
+        indexes: Mapping[str, str] | None = None,
+    ) -> None:
+        types = get_type_hints(record)
+        self.name = name
+        self.record = record
+        self.fields = [field.name for field in fields(record)]  # type: ignore[arg-type]
+        self._types: dict[str, Any] = {**(under or {}), **{each: types[each] for each in self.fields}}
+        self.columns = ", ".join(self._types)
+        self._key, self._indexes = key, indexes or {}
+        self._extra = extra or {}
+        self._loads = [(place, load) for place, each in enumerate(self.fields) if (load := _load(types[each]))]
+
+    @property
+    def statements(self) -> Iterator[str]:
+        """Statements that create the table."""
+        columns = [f"{name} {_sql_type(kind)}" for name, kind in {**self._types, **self._extra}.items()]
+        yield f"CREATE TABLE {self.name} ({', '.join(columns)}, PRIMARY KEY ({', '.join(self._key)}))"
+        for suffix, on in self._indexes.items():
+            yield f"CREATE INDEX {self.name}_{suffix} ON {self.name} {on}"
+
+    def of(self, row: Sequence[Any]) -> Record:
+        """Returns the record of a row with the record's columns."""
+        values = list(row)
+        for place, load in self._loads:
+            values[place] = load(values[place])
+        return self.record(*values)
+
+    def values(self, record: Record) -> list[Any]:
+        """Returns the values of a record's columns."""
+        values = [getattr(record, name) for name in self.fields]
+        for place, _ in self._loads:
+            values[place] = values[place].value if isinstance(values[place], Enum) else int(values[place])
+        return values
+
+    def put(
+        self, transaction: Transaction, rows: Iterable[Sequence[Any]], conflict: str = "DO NOTHING"
+    ) -> list[Cursor]:
+        """Inserts rows, unless their keys are stored already, and returns the results of the statements.
+
+        Args:
+          rows: Values of `columns` of each.
+          conflict: What happens to a row whose key is stored already, and further clauses.
+        """
+        width = len(self._types)
+        return [
+            transaction.execute(
+                f"INSERT INTO {self.name} ({self.columns}) VALUES {placeholders(len(some), width)} "
+                f"ON CONFLICT ({', '.join(self._key)}) {conflict}",
+                *(value for row in some for value in row),
+            )
+            for some in batched(rows, _MAX_VALUES // width)
+        ]
+
+    def insert(
+        self, transaction: Transaction, record: Record, extra: Mapping[str, Any] | None = None, **computed: str
+    ) -> int:
+        """Inserts a record, unless its key is stored already, and returns the number of new rows.
+
+        Args:
+          extra: Values of columns that are not the record's.
+          computed: Expressions of columns that the database computes, instead of the record's values.
+        """
+        given = {**dict(zip(self.fields, self.values(record), strict=True)), **(extra or {})}
+        given = {name: value for name, value in given.items() if name not in computed}
+        values = ", ".join((*"?" * len(given), *computed.values()))
+        return transaction.execute(
+            f"INSERT INTO {self.name} ({', '.join((*given, *computed))}) VALUES ({values}) ON CONFLICT DO NOTHING",
+            *given.values(),
+        ).rowcount
+
+    def rows(self, transaction: Transaction, rest: str, *values: Any) -> list[Record]:
+        """Returns the records of rows.
+
+        Args:
+          rest: Conditions and order of the rows, such as `WHERE tenant = ?`.
+        """
+        found = transaction.rows(f"SELECT {', '.join(self.fields)} FROM {self.name} {rest}", *values)
+        return [self.of(row) for row in found]
+
+    def page(
+        self,
+        transaction: Transaction,
+        spec: PageSpec,
+        where: str,
+        *values: Any,
+        order: Sequence[str] = ("created", "id"),
+    ) -> Page[Record] | None:
+        """Returns the rows of a page; None if the list has no entry `spec.after`.
+
+        Args:
+          where: Condition of the list. The table has an index of its columns and the order.
+          order: Columns that order the list, oldest first.
+        """
+        comparison, direction = ("<", "DESC") if spec.newest_first else (">", "ASC")
+        names, bound = ", ".join(order), tuple[Any, ...]()
+        if spec.after is not None:
+            query = f"SELECT {names} FROM {self.name} WHERE {where} AND id = ?"
+            bound = next(iter(transaction.rows(query, *values, spec.after)), ())
+            if not bound:
+                return None
+        rest = f"AND ({names}) {comparison} {placeholders(1, len(order))}" if bound else ""
+        sort = ", ".join(f"{name} {direction}" for name in order)
+        found = self.rows(transaction, f"WHERE {where} {rest} ORDER BY {sort} LIMIT ?", *values, *bound, spec.limit + 1)
+        return Page(found[: spec.limit], len(found) > spec.limit)
+
+
+class ObjectTable[Record](Table[Record]):
+    """Table of objects, which have a tenant, an id and `num_bytes`.
+
+    Args:
+      name, record, key, under, extra, indexes: See `Table`.
+      visible: Condition of the objects that clients find.
+      bounded: Condition of the objects to which `Bounds` apply; None if to all visible ones.
+      age: Column with the time at which their age begins. It needs an index of its own, and one that begins with the
+        tenant, both of the bounded objects.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        record: type[Record],
+        *,
+        visible: str = "1 = 1",
+        bounded: str | None = None,
+        age: str = "created",
+        **columns: Any,
+    ) -> None:
+        super().__init__(name, record, **columns)
+        self.visible = visible
+        self._bounded = visible if bounded is None else bounded
+        self._age = age
+
+    def find(self, transaction: Transaction, tenant: str, id: str) -> Record | None:
+        """Returns an object; None if it does not exist."""
+        found = self.rows(transaction, f"WHERE tenant = ? AND id = ? AND {self.visible}", tenant, id)
+        return found[0] if found else None
+
+    def expired(self, transaction: Transaction, bounds: Bounds) -> Sequence[Name]:
+        """Returns the oldest objects, whose deletion brings the others within the limits.
+
+        There are up to `MAX_FOUND` of them per reason.
+        """
+        source = f"FROM {self.name} WHERE {self._bounded}"
+        old = f"SELECT tenant, id {source} AND {self._age} < {{now}} - ? ORDER BY {self._age} LIMIT {MAX_FOUND}"
+        found: dict[Name, None] = dict.fromkeys(transaction.rows(old, bounds.max_age_s))
+        for tenant in tenants_with(transaction, self.name, self._bounded):
+            found |= dict.fromkeys((tenant, id) for id in self.beyond(transaction, tenant, bounds))
+        return list(islice(found, MAX_FOUND))
+
+    def beyond(self, transaction: Transaction, tenant: str, bounds: Bounds) -> list[str]:
+        """Returns the ids of a tenant's oldest objects, whose deletion brings the others within its limits, up to
+        `MAX_FOUND`.
+        """
+        source = f"FROM {self.name} WHERE {self._bounded} AND tenant = ?"
+        ((count, num_bytes),) = transaction.rows(f"SELECT count(*), coalesce(sum(num_bytes), 0) {source}", tenant)
+        if count <= bounds.max_rows and num_bytes <= bounds.max_bytes:
+            return []
+        found = []
+        oldest = f"SELECT id, num_bytes {source} ORDER BY {self._age} LIMIT {MAX_FOUND}"
+        for id, size in transaction.rows(oldest, tenant):
+            if count <= bounds.max_rows and num_bytes <= bounds.max_bytes:
+                break
+            found.append(id)
+            count, num_bytes = count - 1, num_bytes - size
+        return found
+
+    def unlocked(self, transaction: Transaction, tenant: str, ids: Sequence[str]) -> Iterator[str]:
+        """Yields those objects of a tenant that no other transaction has locked, and locks them."""
+        for some in batched(ids, _MAX_NAMED):
+            named = f"tenant = ? AND id IN {placeholders(1, len(some))}"
+            rows = transaction.rows(f"SELECT id FROM {self.name} WHERE {named} {{skip_locked}}", tenant, *some)
+            yield from (id for (id,) in rows)
+
+
+def tenants_with(transaction: Transaction, table: str, condition: str, filter: str = "1 = 1") -> list[str]:
+    """Returns the tenants that have rows of a condition, by a few index lookups for each tenant.
+
+    Args:
+      condition: Condition of a row. The tenants of such rows must be indexed.
+      filter: Further condition of a tenant, whose column is `name`.
+    """
+    rows = transaction.rows(
+        f"""
+        WITH RECURSIVE tenants (name) AS (
+            SELECT min(tenant) FROM {table} WHERE {condition}
+            UNION ALL
+            SELECT (SELECT min(tenant) FROM {table} WHERE {condition} AND tenant > name) FROM tenants
+            WHERE name IS NOT NULL
+        )
+        SELECT name FROM tenants WHERE name IS NOT NULL AND {filter}
+        """
+    )
+    return [name for (name,) in rows]
+
+
+def _sql_type(kind: Any) -> str:
+    """Returns the type of a column for values of a Python type, which may be optional. Numbers are 0 by default."""
+    if issubclass(type(None), kind):
+        (kind,) = (each for each in get_args(kind) if each is not type(None))
+        return {**_NUMBERS, **_TEXTS}[kind]
+    return f"{_NUMBERS[kind]} NOT NULL DEFAULT 0" if kind in _NUMBERS else f"{_TEXTS.get(kind, 'TEXT')} NOT NULL"
+
+
+def _load(kind: Any) -> Callable[[Any], Any] | None:
+    """Returns the function that converts a database's value to a Python type; None if it need not be converted."""
+    is_converted = kind is bool or (isinstance(kind, type) and issubclass(kind, Enum))
+    return kind if is_converted else None
