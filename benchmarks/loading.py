@@ -31,8 +31,8 @@ from roost.engine.capacity.roofline import CPU as CPU_DEVICE
 from roost.engine.capacity.roofline import compute_roofline, find_device
 from roost.engine.checkpoint import open_tensors, orbax, tensors
 from roost.engine.checkpoint.conversion import convert
-from roost.engine.checkpoint.griffin_config import NAME, griffin_fields
 from roost.engine.checkpoint.layout import tensor_specs
+from roost.engine.checkpoint.official import GRIFFIN_CONFIG, griffin_fields
 from roost.engine.checkpoint.source import open_model
 from roost.engine.checkpoint.tensors import BFLOAT16, ReadRows, StoredTensor
 from roost.engine.devices.platform import CPU
@@ -75,7 +75,7 @@ def write_official(config: ModelConfig, folder: Path, *, whole: bool) -> None:
         for spec in tensor_specs(config)
     }
     orbax.write_orbax(folder, drawn, config, lambda: None)
-    (folder / NAME).write_bytes(orjson.dumps(griffin_fields(config)))
+    (folder / GRIFFIN_CONFIG).write_bytes(orjson.dumps(griffin_fields(config)))
 
 
 def draw_rows(name: str, shape: tuple[int, ...]) -> ReadRows:

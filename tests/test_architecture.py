@@ -217,7 +217,7 @@ STATE_FILES = (
     "engine/model/attention.py",  # likewise
     "engine/model/verified_states.py",  # keeps those of accepted tokens
     "engine/model/config.py",  # has the sizes
-    "engine/checkpoint/griffin_config.py",  # reads the sizes of official checkpoints
+    "engine/checkpoint/official.py",  # reads the sizes of official checkpoints
     "engine/checkpoint/layout.py",  # names the tensors of these sizes
 )
 """The files of the engine that know what a layer's state consists of; all others derive it from `LAYER_KINDS`."""

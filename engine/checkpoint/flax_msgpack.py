@@ -11,10 +11,10 @@ import numpy as np
 from ..model.config import ModelConfig
 from ..types.arrays import HostArray
 from ..types.errors import CheckpointError
-from .flax_names import ARRAY_DTYPES, FlaxView, check_dtype, views_of, without_root
 from .format import CheckpointFormat, FoundCheckpoint, tokenizer_directory
-from .griffin_config import config_of_arrays
+from .layout import EMBEDDING_ARRAY, FlaxView
 from .msgpack_arrays import FileArray, MsgpackError, read_arrays
+from .official import ARRAY_DTYPES, check_dtype, config_of_arrays, views_of, without_root
 from .tensors import ReadRows, StoredTensor, Tensors
 
 _SUFFIX: Final = ".msgpack"
@@ -89,7 +89,7 @@ def _find(directory: Path) -> FoundCheckpoint | None:
     if not files:
         return None
     arrays = read_headers(files[0])
-    embedding = arrays.get("embedder.input_embedding")
+    embedding = arrays.get(EMBEDDING_ARRAY)
     config = config_of_arrays(
         directory, {name: array.shape for name, array in arrays.items()}, embedding.dtype if embedding else "float32"
     )

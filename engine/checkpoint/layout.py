@@ -1,10 +1,14 @@
-"""Layout of the model's parameters: the tensors of a Hugging Face checkpoint that are joined to each parameter."""
+"""Layout of the model's parameters: the tensors that each is made of, with their names in every format, in one table.
+
+Hugging Face's names are also Roost's. Official checkpoints, which Orbax or Flax's msgpack hold, have other names and
+other layouts; a `FlaxView` is a tensor's place in them.
+"""
 
 import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -14,6 +18,48 @@ from ..types.arrays import HostArray
 EMBEDDING: Final = "model.embed_tokens.weight"
 """Name of the embedding."""
 
+EMBEDDING_ARRAY: Final = "embedder.input_embedding"
+"""Name of the embedding in official checkpoints."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlaxView:
+    """Place of a Hugging Face tensor in an official array.
+
+    Attributes:
+      key: Name of the array: its path joined by dots.
+      index: Index into the leading axes of an array that holds two tensors, such as [2, D, F] or [2, 1, 1, F].
+      turn: Difference of the layouts: none, transposed, or depthwise, where [K, E] stands for [E, 1, K].
+    """
+
+    key: str
+    index: tuple[int, ...] = ()
+    turn: Literal["none", "transposed", "depthwise"] = "none"
+
+    def of(self, array: Any) -> Any:
+        """Returns the tensor as a view of the array, which may be NumPy's or TensorStore's.
+
+        Raises:
+          IndexError: The array has too few axes.
+        """
+        part = array[self.index] if self.index else array
+        if self.turn == "none":
+            return part
+        return part.T[:, None] if self.turn == "depthwise" else part.T
+
+    def shape_of(self, array: Any) -> tuple[int, ...]:
+        """Returns the shape of the tensor; the array's own if it has too few axes."""
+        try:
+            return tuple(self.of(array).shape)
+        except (IndexError, ValueError):
+            return tuple(array.shape)
+
+    def array_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the shape of the whole array for a tensor of this shape."""
+        turned = shape if self.turn == "none" else (shape[-1], shape[0])
+        leading = (2, 1, 1)[: len(self.index)]
+        return (*leading, *turned)
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
@@ -22,10 +68,12 @@ class TensorSpec:
     Attributes:
       name: Name of the tensor in the checkpoint.
       shape: Shape of the tensor in the checkpoint.
+      official: Place of the tensor, or of the matrix that it belongs to, in an official checkpoint.
     """
 
     name: str
     shape: tuple[int, ...]
+    official: FlaxView
 
     @property
     def is_matrix(self) -> bool:
@@ -40,18 +88,18 @@ class TensorSpec:
     @property
     def scale(self) -> "TensorSpec":
         """Tensor of the row scales of a matrix stored in int8, with the name that compressed-tensors uses."""
-        return TensorSpec(f"{self.name}_scale", (self.shape[0], 1))
+        return replace(self, name=f"{self.name}_scale", shape=(self.shape[0], 1))
 
     @property
     def packed(self) -> "TensorSpec":
         """Tensor of a matrix's values in a checkpoint in int4: 32-bit words of 8 inputs, of 4 for the embedding."""
         outputs, inputs = self.shape
-        return TensorSpec(f"{self.name}_packed", (outputs, inputs // (4 if self.is_embedding else 8)))
+        return replace(self, name=f"{self.name}_packed", shape=(outputs, inputs // (4 if self.is_embedding else 8)))
 
     @property
     def packed_shape(self) -> "TensorSpec":
         """Tensor with the shape of a matrix in a checkpoint in int4."""
-        return TensorSpec(f"{self.name}_shape", (2,))
+        return replace(self, name=f"{self.name}_shape", shape=(2,))
 
     def group_scale(self, largest: int) -> "TensorSpec":
         """Returns the tensor of the scales of a matrix in a checkpoint in int4; the embedding has one for each row.
@@ -90,14 +138,16 @@ class ParamSpec:
 def checkpoint_layout(config: ModelConfig) -> dict[ParamPath, ParamSpec]:
     """Returns the composition of every parameter of the model, by its path."""
     layout: dict[ParamPath, ParamSpec] = {
-        ("embedding",): _spec(EMBEDDING, (config.vocab_size, config.width)),
-        ("final_norm", "scale"): _spec("model.final_norm.weight", (config.width,)),
+        ("embedding",): _spec(_tensor(EMBEDDING, (config.vocab_size, config.width), EMBEDDING_ARRAY)),
+        ("final_norm", "scale"): _spec(_tensor("model.final_norm.weight", (config.width,), "final_norm.scale")),
     }
     for index, kind in enumerate(config.block_types):
         block = _attention_layout(config) if kind == "attention" else _recurrent_layout(config)
-        for path, spec in (_shared_layout(config) | block).items():
-            named = tuple(TensorSpec(f"model.layers.{index}.{t.name}", t.shape) for t in spec.tensors)
-            layout["blocks", index, *path] = replace(spec, tensors=named)
+        layer = _shared_layout(config) | {
+            ("temporal", *path): _inside(spec, "temporal_block.", f"{kind}_block.") for path, spec in block.items()
+        }
+        for path, spec in layer.items():
+            layout["blocks", index, *path] = _inside(spec, f"model.layers.{index}.", f"blocks.{index}.")
     return layout
 
 
@@ -106,46 +156,66 @@ def tensor_specs(config: ModelConfig) -> Iterator[TensorSpec]:
     return itertools.chain.from_iterable(spec.tensors for spec in checkpoint_layout(config).values())
 
 
-def _spec(*tensors: str | tuple[int, ...], axis: int = 0) -> ParamSpec:
-    names, shapes = tensors[:-1], tensors[-1]
-    assert isinstance(shapes, tuple)
-    return ParamSpec(tuple(TensorSpec(str(name), shapes) for name in names), axis)
-
-
 def _shared_layout(config: ModelConfig) -> dict[ParamPath, ParamSpec]:
-    d, f = config.width, config.mlp_width
+    d, f, up = config.width, config.mlp_width, "mlp_block.ffw_up"
     return {
-        ("temporal_norm", "scale"): _spec("temporal_pre_norm.weight", (d,)),
-        ("mlp_norm", "scale"): _spec("channel_pre_norm.weight", (d,)),
-        ("mlp", "gate_up", "weight"): _spec("mlp_block.gate_proj.weight", "mlp_block.up_proj.weight", (f, d)),
-        ("mlp", "gate_up", "bias"): _spec("mlp_block.gate_proj.bias", "mlp_block.up_proj.bias", (f,)),
-        ("mlp", "down", "weight"): _spec("mlp_block.down_proj.weight", (d, f)),
-        ("mlp", "down", "bias"): _spec("mlp_block.down_proj.bias", (d,)),
+        ("temporal_norm", "scale"): _spec(_tensor("temporal_pre_norm.weight", (d,), "temporal_pre_norm.scale")),
+        ("mlp_norm", "scale"): _spec(_tensor("channel_pre_norm.weight", (d,), "channel_pre_norm.scale")),
+        ("mlp", "gate_up", "weight"): _spec(
+            _matrix("mlp_block.gate_proj.weight", f, d, f"{up}.w", 0),
+            _matrix("mlp_block.up_proj.weight", f, d, f"{up}.w", 1),
+        ),
+        ("mlp", "gate_up", "bias"): _spec(
+            _tensor("mlp_block.gate_proj.bias", (f,), f"{up}.b", 0, 0, 0),
+            _tensor("mlp_block.up_proj.bias", (f,), f"{up}.b", 1, 0, 0),
+        ),
+        ("mlp", "down", "weight"): _spec(_matrix("mlp_block.down_proj.weight", d, f, "mlp_block.ffw_down.kernel")),
+        ("mlp", "down", "bias"): _spec(_tensor("mlp_block.down_proj.bias", (d,), "mlp_block.ffw_down.bias")),
     }
 
 
 def _recurrent_layout(config: ModelConfig) -> dict[ParamPath, ParamSpec]:
-    d, e, n, t = config.width, config.lru_width, config.num_heads, "temporal_block."
-    gates = (f"{t}rg_lru.input_gate", f"{t}rg_lru.recurrent_gate")
-    size = e // n
+    d, e, n = config.width, config.lru_width, config.num_heads
+    gate, conv = (n, e // n, e // n), FlaxView("conv_1d.w", turn="depthwise")
+    gates = {"rg_lru.input_gate": "rg_lru.input_gate", "rg_lru.recurrent_gate": "rg_lru.a_gate"}.items()
     return {
-        ("temporal", "xy", "weight"): _spec(f"{t}linear_x.weight", f"{t}linear_y.weight", (e, d)),
-        ("temporal", "xy", "bias"): _spec(f"{t}linear_x.bias", f"{t}linear_y.bias", (e,)),
-        ("temporal", "conv_weight"): replace(_spec(f"{t}conv_1d.weight", (e, 1, config.conv_width)), is_conv=True),
-        ("temporal", "conv_bias"): _spec(f"{t}conv_1d.bias", (e,)),
-        ("temporal", "rg_lru", "gate_weight"): _spec(*(f"{g}_weight" for g in gates), (n, size, size), axis=2),
-        ("temporal", "rg_lru", "gate_bias"): _spec(*(f"{g}_bias" for g in gates), (n, size), axis=1),
-        ("temporal", "rg_lru", "a_param"): _spec(f"{t}rg_lru.recurrent_param", (e,)),
-        ("temporal", "out", "weight"): _spec(f"{t}linear_out.weight", (d, e)),
-        ("temporal", "out", "bias"): _spec(f"{t}linear_out.bias", (d,)),
+        ("xy", "weight"): _spec(*(_matrix(f"{x}.weight", e, d, f"{x}.kernel") for x in ("linear_x", "linear_y"))),
+        ("xy", "bias"): _spec(*(_tensor(f"{x}.bias", (e,), f"{x}.bias") for x in ("linear_x", "linear_y"))),
+        ("conv_weight",): ParamSpec((TensorSpec("conv_1d.weight", (e, 1, config.conv_width), conv),), is_conv=True),
+        ("conv_bias",): _spec(_tensor("conv_1d.bias", (e,), "conv_1d.b")),
+        ("rg_lru", "gate_weight"): _spec(*(_tensor(f"{x}_weight", gate, f"{y}.w") for x, y in gates), axis=2),
+        ("rg_lru", "gate_bias"): _spec(*(_tensor(f"{x}_bias", gate[:2], f"{y}.b") for x, y in gates), axis=1),
+        ("rg_lru", "a_param"): _spec(_tensor("rg_lru.recurrent_param", (e,), "rg_lru.a_param")),
+        ("out", "weight"): _spec(_matrix("linear_out.weight", d, e, "linear_out.kernel")),
+        ("out", "bias"): _spec(_tensor("linear_out.bias", (d,), "linear_out.bias")),
     }
 
 
 def _attention_layout(config: ModelConfig) -> dict[ParamPath, ParamSpec]:
-    d, keys, t = config.width, config.key_width, "temporal_block."
-    qkv = tuple(TensorSpec(f"{t}{name}_proj.weight", (rows, d)) for name, rows in (("q", d), ("k", keys), ("v", keys)))
+    d, sizes = config.width, {"q": config.width, "k": config.key_width, "v": config.key_width}
     return {
-        ("temporal", "qkv"): ParamSpec(qkv),
-        ("temporal", "out", "weight"): _spec(f"{t}o_proj.weight", (d, d)),
-        ("temporal", "out", "bias"): _spec(f"{t}o_proj.bias", (d,)),
+        ("qkv",): _spec(*(_matrix(f"{x}_proj.weight", e, d, f"proj_{x}.kernel") for x, e in sizes.items())),
+        ("out", "weight"): _spec(_matrix("o_proj.weight", d, d, "proj_final.kernel")),
+        ("out", "bias"): _spec(_tensor("o_proj.bias", (d,), "proj_final.bias")),
     }
+
+
+def _spec(*tensors: TensorSpec, axis: int = 0) -> ParamSpec:
+    return ParamSpec(tensors, axis)
+
+
+def _tensor(name: str, shape: tuple[int, ...], array: str, *index: int) -> TensorSpec:
+    return TensorSpec(name, shape, FlaxView(array, index))
+
+
+def _matrix(name: str, outputs: int, inputs: int, array: str, *index: int) -> TensorSpec:
+    return TensorSpec(name, (outputs, inputs), FlaxView(array, index, "transposed"))
+
+
+def _inside(spec: ParamSpec, prefix: str, official_prefix: str) -> ParamSpec:
+    """Returns the parameter with prefixes of its tensors' names."""
+    tensors = (
+        replace(t, name=prefix + t.name, official=replace(t.official, key=official_prefix + t.official.key))
+        for t in spec.tensors
+    )
+    return replace(spec, tensors=tuple(tensors))

@@ -16,10 +16,9 @@ import tensorstore
 from ..model.config import ModelConfig
 from ..types.arrays import HostArray
 from ..types.errors import CheckpointError
-from .flax_names import FlaxView, check_dtype, flax_views, views_of, without_root
 from .format import FoundCheckpoint, WritableFormat, tokenizer_directory
-from .griffin_config import NAME as GRIFFIN_CONFIG
-from .griffin_config import config_of_arrays, griffin_fields
+from .layout import EMBEDDING_ARRAY, FlaxView, tensor_specs
+from .official import GRIFFIN_CONFIG, check_dtype, config_of_arrays, griffin_fields, views_of, without_root
 from .tensors import ReadRows, StoredTensor, Tensors
 
 _ZARR: Final[Mapping[str, str]] = {".zarray": "zarr", "zarr.json": "zarr3"}
@@ -131,11 +130,11 @@ def write_orbax(folder: Path, tensors: Tensors, config: ModelConfig, report: Cal
       config: The model's config.
       report: Called after each tensor.
     """
-    views = flax_views(config)
-    arrays = _new_arrays(folder, {view.key: (view, tensors[spec.name]) for spec, view in views})
+    specs = list(tensor_specs(config))
+    arrays = _new_arrays(folder, {spec.official.key: (spec.official, tensors[spec.name]) for spec in specs})
     transaction, num_bytes = tensorstore.Transaction(atomic=True), 0
-    for spec, view in views:
-        tensor = tensors[spec.name]
+    for spec in specs:
+        view, tensor = spec.official, tensors[spec.name]
         for rows, piece in tensor.pieces() if _is_row_by_row(view) else [(slice(None), tensor.whole())]:
             view.of(arrays[view.key].with_transaction(transaction))[rows].write(piece).result()
             num_bytes += piece.nbytes
@@ -217,7 +216,7 @@ def _find(directory: Path) -> FoundCheckpoint | None:
 def _found(directory: Path) -> FoundCheckpoint:
     arrays = open_arrays(directory)
     shapes = {key: tuple(array.shape) for key, array in arrays.items()}
-    embedding = arrays.get("embedder.input_embedding")
+    embedding = arrays.get(EMBEDDING_ARRAY)
     config = config_of_arrays(directory, shapes, "float32" if embedding is None else embedding.dtype.name)
     return FoundCheckpoint(config, tokenizer_directory(directory), (directory,))
 

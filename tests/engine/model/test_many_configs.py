@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from random_configs import configs
 from reference_griffin import reference_logits
-from roost.engine.checkpoint.griffin_config import config_of_arrays
+from roost.engine.checkpoint.official import config_of_arrays
 from roost.engine.model.config import ModelConfig, config_from_hf
 from small_models import counting, noisy_model
 from sweeps import examples, swept

@@ -1,14 +1,21 @@
-"""Config of an official checkpoint: sizes come from its arrays, other fields from `griffin_config.json` or a preset."""
+"""Official checkpoints, whichever file format they have: their arrays and their config.
+
+A config's sizes come from the arrays, and its other fields from `griffin_config.json` or a preset.
+"""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from ..model.config import PRESETS, ModelConfig
 from ..types.errors import CheckpointError
+from .layout import EMBEDDING_ARRAY, FlaxView, tensor_specs
+from .tensors import BFLOAT16
 
-NAME: Final = "griffin_config.json"
+GRIFFIN_CONFIG: Final = "griffin_config.json"
 """Name of the config file that Roost writes next to an official checkpoint."""
 
 FIELDS: Final[Mapping[str, str]] = {
@@ -52,7 +59,7 @@ def config_of_arrays(directory: Path, shapes: Mapping[str, tuple[int, ...]], dty
         raise CheckpointError(
             f"{directory}: is no RecurrentGemma checkpoint: it has no array {missing}; download all of it again"
         ) from None
-    for file in (directory / NAME, directory.resolve().parent / NAME):
+    for file in (directory / GRIFFIN_CONFIG, directory.resolve().parent / GRIFFIN_CONFIG):
         if file.is_file():
             return ModelConfig(**sizes, **_other_fields(file, sizes), dtype=dtype)
     for preset in PRESETS.values():
@@ -60,8 +67,8 @@ def config_of_arrays(directory: Path, shapes: Mapping[str, tuple[int, ...]], dty
             others = {ours: getattr(preset, ours) for name, ours in FIELDS.items() if name in _NOT_IN_SHAPES}
             return ModelConfig(**sizes, **others, dtype=dtype)
     raise CheckpointError(
-        f"{directory}: its sizes are those of no preset ({', '.join(PRESETS)}), so put a {NAME} there that has "
-        f"{', '.join(_NOT_IN_SHAPES)}"
+        f"{directory}: its sizes are those of no preset ({', '.join(PRESETS)}), so put a {GRIFFIN_CONFIG} there that "
+        f"has {', '.join(_NOT_IN_SHAPES)}"
     )
 
 
@@ -77,7 +84,7 @@ def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
       KeyError: An array is missing.
       ValueError: An array has an unexpected number of axes.
     """
-    vocab_size, width = shapes["embedder.input_embedding"]
+    vocab_size, width = shapes[EMBEDDING_ARRAY]
     _, _, mlp_width = shapes["blocks.0.mlp_block.ffw_up.w"]
     block_types: list[str] = []
     while f"blocks.{len(block_types)}.temporal_pre_norm.scale" in shapes:
@@ -123,3 +130,37 @@ def _read(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: must hold a JSON object")
     return content
+
+
+ARRAY_DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
+    dtype.name: dtype for dtype in (np.dtype("float32"), BFLOAT16, np.dtype("float16"))
+}
+"""Dtypes that arrays may have, by name."""
+
+_ROOT: Final = "params."
+"""Key under which the official package saves the tree; published checkpoints have the tree at the root."""
+
+
+def without_root[Array](arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Returns arrays by their names in the tree of parameters."""
+    rooted = all(name.startswith(_ROOT) for name in arrays)
+    return {name.removeprefix(_ROOT) if rooted else name: array for name, array in arrays.items()}
+
+
+def check_dtype(place: Path, key: str, dtype: str) -> None:
+    """Checks the dtype of an array.
+
+    Raises:
+      CheckpointError: It is not one of `ARRAY_DTYPES`.
+    """
+    if dtype not in ARRAY_DTYPES:
+        raise CheckpointError(
+            f"{place}: array {key} is of type {dtype}, which is not supported, only {', '.join(ARRAY_DTYPES)}"
+        )
+
+
+def views_of(arrays: Collection[str], config: ModelConfig) -> dict[str, FlaxView]:
+    """Returns the views of the arrays that exist, by Hugging Face's names; unknown arrays keep their own names."""
+    views = {spec.name: spec.official for spec in tensor_specs(config) if spec.official.key in arrays}
+    known = {view.key for view in views.values()}
+    return views | {key: FlaxView(key) for key in arrays if key not in known}
