@@ -11,21 +11,9 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Final, Protocol, runtime_checkable
 
+from ..scheduling.prefill_budget import OVERRUN, prefill_seconds
 from ..types.config import PREFILL_BLOCK
 from .clock import Clock
-
-TARGET_STEPS: Final = 2.9
-"""Default target for the inter-token latency while prompts wait, in decode steps; see PrefillBudget."""
-
-THROUGHPUT_STEPS: Final = 32
-"""Maximum duration of prefill between two decode steps at a target of 0, in decode steps; see PrefillBudget."""
-
-PLANNED_SHARE: Final = 0.85
-"""Share of that target that the scheduler plans for, so that the 99th percentile meets it."""
-
-STREAMS_PER_PROMPT: Final = 8
-FEW_PROMPTS: Final = 2
-"""Rules by which waiting prompts raise the target; see `prefill_seconds` of the scheduler."""
 
 LAG_CYCLES: Final = 0.5
 """Cycles between the arrival at a busy replica and the first prefill step: the rest of the running step and the step
@@ -52,8 +40,9 @@ class Chip:
       max_queue: Maximum number of requests that wait for a slot; further ones are refused.
       chunk: Maximum number of prompt tokens in a step.
       steps_s: Seconds of a decode step by its number of requests, from 0 to `slots`; empty uses `step_s` for all.
-      itl_target_s: Target for the inter-token latency during prefill; None uses `TARGET_STEPS` decode steps, and 0
-        stands for throughput.
+      itl_target_s: Target for the inter-token latency during prefill; 0 stands for throughput, None for the scheduler's
+        default.
+      overrun: Ratio of inter-token latencies to those that the scheduler plans; see `Overrun`.
     """
 
     slots: int
@@ -64,10 +53,17 @@ class Chip:
     chunk: int = 512
     steps_s: tuple[float, ...] = ()
     itl_target_s: float | None = None
+    overrun: float = OVERRUN
 
-    def decode_s(self, requests: int) -> float:
+    def decode(self, num_requests: int) -> float:
         """Returns the seconds of a decode step with this number of requests."""
-        return self.steps_s[requests] if self.steps_s else self.step_s
+        return self.steps_s[num_requests] if self.steps_s else self.step_s
+
+    quiet = decode  # a step takes as long beside prefill
+
+    def prefill_s(self, num_prefilling: int, num_decoding: int) -> float:
+        """Returns the seconds of prefill that the scheduler allows between two decode steps."""
+        return prefill_seconds(self.itl_target_s, self, num_decoding, num_prefilling)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,15 +205,15 @@ class Replica:
 
     def _cycle(self) -> float:
         """Returns the seconds from one decode step to the next."""
-        return 1 / self._decode_rate if self._decode_rate else self._chip.decode_s(1)
+        return 1 / self._decode_rate if self._decode_rate else self._chip.decode(1)
 
     def _proceed(self) -> None:
         """Records the progress since the last event."""
         elapsed, self._at = self._clock.now - self._at, self._clock.now
         self._steps += elapsed * self._decode_rate
         if self._decode_rate:
-            planned = PLANNED_SHARE if self._prefilling else 1.0
-            interval = round(1 / (self._decode_rate * planned * INTERVAL_S))
+            overrun = self._chip.overrun if self._prefilling else 1.0
+            interval = round(overrun / (self._decode_rate * INTERVAL_S))
             self.intervals[interval] += elapsed * self._decode_rate * len(self._decoding)
         if self._prefilling:
             self._prefilling[0].prefill_left -= elapsed * self._prefill_rate
@@ -256,28 +252,13 @@ class Replica:
     def _rates(self) -> tuple[float, float]:
         """Returns prompt tokens and decode steps per second."""
         chip, num_prefilling, num_decoding = self._chip, len(self._prefilling), len(self._decoding)
-        step_s = chip.decode_s(num_decoding)
+        step_s = chip.decode(num_decoding)
         if not num_prefilling:
             return 0.0, 1 / step_s if num_decoding else 0.0
         if not num_decoding:
             return chip.prefill_tokens_per_s, 0.0
-        room = prefill_room_s(chip, num_prefilling, num_decoding) * chip.prefill_tokens_per_s
+        room = chip.prefill_s(num_prefilling, num_decoding) * chip.prefill_tokens_per_s
         left = sum(job.prefill_left for job in self._prefilling)
         tokens = min(max(room // PREFILL_BLOCK * PREFILL_BLOCK, PREFILL_BLOCK), max(left, PREFILL_BLOCK))
         cycle = step_s + tokens / chip.prefill_tokens_per_s
         return tokens / cycle, 1 / cycle
-
-
-def prefill_room_s(chip: Chip, num_prefilling: int, num_decoding: int) -> float:
-    """Returns the seconds of prefill that the scheduler allows between two decode steps; see `prefill_seconds` there.
-
-    Args:
-      num_prefilling: Number of requests that need prefill; at least one.
-      num_decoding: Number of requests that decode; at least one.
-    """
-    step_s = chip.decode_s(num_decoding)
-    if chip.itl_target_s == 0:
-        return THROUGHPUT_STEPS * step_s
-    target_s = TARGET_STEPS * step_s if chip.itl_target_s is None else chip.itl_target_s
-    num_targets = max(1.0, STREAMS_PER_PROMPT * (num_prefilling - 1) / num_decoding, num_prefilling - FEW_PROMPTS)
-    return PLANNED_SHARE * target_s * num_targets - step_s

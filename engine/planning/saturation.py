@@ -1,10 +1,11 @@
 """Computes how many requests per second a replica ends when there are always more of them than slots."""
 
 from ..capacity.roofline import Roofline
+from ..scheduling.prefill_budget import target_seconds
 from ..types.config import MAX_PREFILL_ROWS
 from .load import ExpectedLoad
 from .mix import mix_on
-from .replica import TARGET_STEPS, Chip, prefill_room_s
+from .replica import Chip
 
 
 def saturated_requests_per_s(load: ExpectedLoad, roofline: Roofline, device: str, itl_target_s: float | None) -> float:
@@ -23,11 +24,11 @@ def saturated_requests_per_s(load: ExpectedLoad, roofline: Roofline, device: str
     chip, (alone_s,) = mix.chip, mix.prompts_s
     for num_prefilling in range(1, chip.slots):
         num_decoding = chip.slots - num_prefilling
-        ended, step_s = num_decoding / load.output_tokens, chip.decode_s(num_decoding)
+        ended, step_s = num_decoding / load.output_tokens, chip.decode(num_decoding)
         prompt_s = alone_s - mix.first_token_s * (1 - 1 / _num_together(ended, alone_s, chip))
-        if prefill_room_s(chip, num_prefilling, num_decoding) >= ended * prompt_s:
+        if chip.prefill_s(num_prefilling, num_decoding) >= ended * prompt_s:
             return ended / (step_s + ended * prompt_s)
-    return 1 / (alone_s + load.output_tokens * chip.decode_s(1))
+    return 1 / (alone_s + load.output_tokens * chip.decode(1))
 
 
 def _num_together(ended: float, prompt_s: float, chip: Chip) -> float:
@@ -36,6 +37,6 @@ def _num_together(ended: float, prompt_s: float, chip: Chip) -> float:
     Args:
       ended: Number of prompts that end between two decode steps.
     """
-    target_s = TARGET_STEPS * chip.step_s if chip.itl_target_s is None else chip.itl_target_s
+    target_s = target_seconds(chip.itl_target_s, chip.step_s)
     most = min(MAX_PREFILL_ROWS, ended)
     return max(1.0, min(most, target_s / prompt_s) if target_s else most)

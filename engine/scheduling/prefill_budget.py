@@ -2,19 +2,19 @@
 
 import math
 from collections import Counter
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from ..types.config import PREFILL_BLOCK, StepLimits
 from ..types.request import Batch, DecodeBatch, PrefillBatch
 
-_DEFAULT_TARGET: Final = 2.9
+DEFAULT_TARGET: Final = 2.9
 """Default target for the inter-token latency, in decode steps without other work."""
 
 _PUNCTUAL: Final = 0.995
 """Share of the inter-token latencies during prefill that are planned to meet the target, so that the 99th percentile
 does."""
 
-_OVERRUN: Final = 1 / 0.85
+OVERRUN: Final = 1 / 0.85
 """First estimate of `Overrun.ratio`."""
 
 _OVERRUN_STEP: Final = 0.1
@@ -118,7 +118,7 @@ class PrefillBudget:
         left = self._left(num_decoding, num_waiting, num_streams) - seconds
         if target_s != 0:
             quiet = self._times.quiet(num_decoding if num_streams is None else num_streams) or 0.0
-            left = min(left, _target_s(target_s, quiet) - self._held - (seconds if is_holding else 0.0))
+            left = min(left, target_seconds(target_s, quiet) - self._held - (seconds if is_holding else 0.0))
         slices = self._limits.prefill_layer_slices
         return next((size for size in self._sizes if slices * self._seconds(size) <= left), 0)
 
@@ -134,8 +134,22 @@ class PrefillBudget:
         return self._times.prefill(size) or math.inf
 
 
+class Durations(Protocol):
+    """Durations of decode steps, measured or planned."""
+
+    @property
+    def overrun(self) -> float:
+        """See `Overrun.ratio`."""
+
+    def decode(self, num_requests: int) -> float | None:
+        """Returns the seconds of a step with a token for each request; None if no decode step was measured."""
+
+    def quiet(self, num_requests: int) -> float | None:
+        """Returns the seconds per token of each request without other work; None if no decode step was measured."""
+
+
 def prefill_seconds(
-    target_s: float | None, times: "StepTimes", num_decoding: int, num_waiting: int, num_streams: int | None = None
+    target_s: float | None, times: Durations, num_decoding: int, num_waiting: int, num_streams: int | None = None
 ) -> float:
     """Returns the seconds for prefill between two decode steps; 0 or less if a decode step alone takes all the time.
 
@@ -160,17 +174,17 @@ def prefill_seconds(
     quiet = times.quiet(num_streams)
     assert quiet is not None
     num_targets = max(1.0, _STREAMS_PER_PROMPT * (num_waiting - 1) / num_streams, num_waiting - _FEW_PROMPTS)
-    return _target_s(target_s, quiet) * num_targets / times.overrun - step
+    return target_seconds(target_s, quiet) * num_targets / times.overrun - step
 
 
-def _target_s(target_s: float | None, quiet: float) -> float:
+def target_seconds(target_s: float | None, quiet: float) -> float:
     """Returns the target for the inter-token latency, in seconds.
 
     Args:
       target_s: The configured target; None stands for the default.
       quiet: Seconds of a decode step without other work.
     """
-    return _DEFAULT_TARGET * quiet if target_s is None else target_s
+    return DEFAULT_TARGET * quiet if target_s is None else target_s
 
 
 def _sizes(chunk: int) -> tuple[int, ...]:
@@ -207,7 +221,7 @@ class Overrun:
     """
 
     def __init__(self) -> None:
-        self.ratio = _OVERRUN
+        self.ratio = OVERRUN
         self._planned = self._taken = 0.0
         self._has_prefill = False
 

@@ -68,5 +68,5 @@ def test_a_short_target_leaves_less_time_for_prefill() -> None:
 def test_one_slot_prefills_and_decodes_in_turn() -> None:
     lone = replace(roofline(), slots=1)
     mix = mix_on((LOAD,), lone, "v5e", None)
-    seconds = mix.prompts_s[0] + 128 * mix.chip.decode_s(1)
+    seconds = mix.prompts_s[0] + 128 * mix.chip.decode(1)
     assert saturated_requests_per_s(LOAD, lone, "v5e", None) == pytest.approx(1 / seconds)
