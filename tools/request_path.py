@@ -1,4 +1,4 @@
-"""Counts the files that a streamed chat request passes, and how often it changes from one file to another.
+"""Counts the files and functions that a streamed chat request passes, and how often it changes from file to file.
 
     python tools/request_path.py [--model demo] [--max-tokens 1] [--files]
 
@@ -10,7 +10,7 @@ thread but the client's. Two numbers follow:
 - changes of file: pairs of functions, caller and callee, in different files. A pair counts once however often it
   is called, so that the number does not depend on how many tokens are generated.
 
-Neither number includes what an idle server does all the time, such as watching the engine's thread.
+No number includes what an idle server does all the time, such as watching the engine's thread.
 """
 
 import argparse
@@ -56,6 +56,11 @@ class Recorder:
     def files(self) -> list[str]:
         """Files with a function that was entered."""
         return list(dict.fromkeys(callee[0] for _, callee in self._new()))
+
+    @property
+    def functions(self) -> list[Function]:
+        """Functions that were entered."""
+        return list(dict.fromkeys(callee for _, callee in self._new()))
 
     @property
     def calls(self) -> list[tuple[Function, Function]]:
@@ -122,7 +127,7 @@ def _free_port() -> int:
 
 
 def main() -> None:
-    """Prints the two numbers and, on request, the files and the calls."""
+    """Prints the numbers and, on request, the files and the calls."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", default="demo", help="model to serve")
     parser.add_argument("--max-tokens", type=int, default=1, help="tokens to generate")
@@ -136,10 +141,14 @@ def main() -> None:
         run_roost()
     if options.files:
         for file in recorder.files:
-            print(file)
+            names = [name for each, name in recorder.functions if each == file]
+            print(f"{file}: {len(names)} ({', '.join(names)})")
         for caller, callee in recorder.calls:
             print(f"{' '.join(caller)} -> {' '.join(callee)}")
-    print(f"{len(recorder.files)} files, {len(recorder.calls)} changes of file")
+    print(
+        f"{len(recorder.files)} files, {len(recorder.calls)} changes of file,"
+        f" {len(recorder.functions)} functions"
+    )
 
 
 if __name__ == "__main__":
