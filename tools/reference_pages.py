@@ -24,7 +24,7 @@ from roost.server.feature import load_features
 from roost.server.features.anthropic.errors import anthropic_type
 from roost.server.generation.admissions import Admissions
 from roost.server.generation.service import Service
-from roost.server.http.open_connections import OpenConnections
+from roost.server.http.connection import OpenConnections
 from roost.server.observability.metrics import Metrics
 from roost.server.observability.store_metrics import DatabaseCollector
 from roost.server.settings import SettingReference, foreign_flags, settings_reference

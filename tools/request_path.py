@@ -145,10 +145,7 @@ def main() -> None:
             print(f"{file}: {len(names)} ({', '.join(names)})")
         for caller, callee in recorder.calls:
             print(f"{' '.join(caller)} -> {' '.join(callee)}")
-    print(
-        f"{len(recorder.files)} files, {len(recorder.calls)} changes of file,"
-        f" {len(recorder.functions)} functions"
-    )
+    print(f"{len(recorder.files)} files, {len(recorder.calls)} changes of file, {len(recorder.functions)} functions")
 
 
 if __name__ == "__main__":

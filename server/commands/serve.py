@@ -27,7 +27,7 @@ from ..assembly.service import make_service
 from ..feature import Opening
 from ..generation.service import Service
 from ..http.auth import Access, load_access
-from ..http.open_connections import OpenConnections
+from ..http.connection import OpenConnections
 from ..model_hub import find_model
 from ..observability.logging import is_json, log_warnings_and_uncaught, say, set_up_logging
 from ..observability.metrics import Metrics

@@ -4,7 +4,7 @@ import resource
 from dataclasses import dataclass
 from typing import Final
 
-from ..http.open_connections import MAX_ADMIN_CONNECTIONS, RESERVED_CONNECTIONS
+from ..http.connection import MAX_ADMIN_CONNECTIONS, RESERVED_CONNECTIONS
 from ..settings import Settings
 
 SPARE_CONNECTIONS: Final = 4096

@@ -20,8 +20,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ...engine import ConfigError, RoostError
-from ..http.connection import LimitedConnection
-from ..http.open_connections import OpenConnections
+from ..http.connection import LimitedConnection, OpenConnections
 from ..settings import Settings
 from ..terminal.signals import Signals
 from .lifecycle import STOP_TIMEOUT_S

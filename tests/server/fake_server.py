@@ -19,8 +19,7 @@ from roost.server.generation.limits import Limits
 from roost.server.generation.prompts import PromptEncoder
 from roost.server.generation.service import Service
 from roost.server.http.auth import Access
-from roost.server.http.connection import LimitedConnection
-from roost.server.http.open_connections import OpenConnections
+from roost.server.http.connection import LimitedConnection, OpenConnections
 from roost.server.observability.metrics import Metrics
 from roost.server.text.chat_template import load_chat_format
 from roost.server.text.generation_defaults import GenerationDefaults

@@ -16,8 +16,7 @@ from fake_server import until
 from held_time import HeldTime, held_time
 from roost.server.app import create_app
 from roost.server.generation.service import Service
-from roost.server.http.connection import MAX_PIPELINED, LimitedConnection
-from roost.server.http.open_connections import RESERVED_CONNECTIONS, OpenConnections
+from roost.server.http.connection import MAX_PIPELINED, RESERVED_CONNECTIONS, LimitedConnection, OpenConnections
 from roost.server.observability.metrics import ConnectionCounts
 
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: r\r\nContent-Type: application/json\r\n"

@@ -1,6 +1,6 @@
 """Which connection makes room for another; `test_limited_connection.py` has the same with sockets."""
 
-from roost.server.http.open_connections import RESERVED_CONNECTIONS, OpenConnections, PortConnections
+from roost.server.http.connection import RESERVED_CONNECTIONS, OpenConnections, PortConnections
 
 LIMIT = 3
 

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from roost.engine import ConfigError, RoostError
 from roost.server.app import create_app
 from roost.server.generation.service import Service
-from roost.server.http.open_connections import OpenConnections
+from roost.server.http.connection import OpenConnections
 from roost.server.run.http_server import HttpServer, listen, uvicorn_config
 from roost.server.run.lifecycle import Lifecycle, Timeouts, serve_until_stopped
 from roost.server.settings import load_settings
