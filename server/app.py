@@ -17,9 +17,8 @@ from .generation.service import Service
 from .http import docs_page, health
 from .http.auth import Access, KeyAuthentication, PortSplit, needs_admin_key, needs_key
 from .http.error_responses import install_error_handlers
+from .http.middleware import BodyLimit, Drain, RequestScope
 from .http.openapi import ERRORS, with_events
-from .http.request_body import BodyLimit
-from .http.request_id import Drain, RequestScope
 from .http.root_path import RootPath
 from .http.routes import HeadAndOptions
 from .observability.store_metrics import DatabaseCollector

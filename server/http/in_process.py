@@ -8,7 +8,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message
 
 from ..generation.admission import Admission
-from .request_body import ADMISSION
+from .middleware import ADMISSION
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ error_reason: Final[ContextVar[list[str]]] = ContextVar("error_reason")
 
 _FORMAT: Final = "%(asctime)s %(levelname)-7s %(request_id)s %(message)s"
 
-ACCESS_LOGGER: Final = "roost.server.http.request_id"
+ACCESS_LOGGER: Final = "roost.server.http.middleware"
 """Name of the access log, which has a line for each HTTP request."""
 
 

@@ -19,7 +19,7 @@ from roost.server.features.native.generate import generate_spec
 from roost.server.features.native.schemas import GenerateBody
 from roost.server.generation.response_size import MAX_RESPONSE_BYTES, response_size
 from roost.server.generation.service import Service
-from roost.server.http.request_body import BodyLimit
+from roost.server.http.middleware import BodyLimit
 from roost.server.http.response_parts import large_to_json, to_json
 from roost.server.http.routes import JsonRoute
 from roost.server.openai.chat_completions import chat_spec

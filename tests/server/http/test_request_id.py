@@ -34,7 +34,7 @@ async def test_access_log_has_one_line_per_request(client: httpx.AsyncClient, ca
     await client.get("/v1/models", headers={"x-client-request-id": "mine"})
     await client.get("/a%0Ab", headers={"x-client-request-id": "a b"})
     await client.get("/health")
-    lines = [record.getMessage() for record in caplog.records if record.name == "roost.server.http.request_id"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "roost.server.http.middleware"]
     assert [line.split(" 0.")[0] for line in lines] == ["GET /v1/models 200", "GET /a%0Ab 404"]
     assert [line.endswith("client-id=mine") for line in lines] == [True, False]
 

@@ -17,7 +17,7 @@ from roost.server.app import create_app
 from roost.server.generation.service import Service
 from roost.server.http.api_keys import ApiKeys
 from roost.server.http.auth import Access
-from roost.server.http.request_id import RequestScope
+from roost.server.http.middleware import RequestScope
 from roost.server.observability.http_metrics import HttpMetrics
 from roost.server.observability.logging import ACCESS_LOGGER, log_warnings_and_uncaught, request_id, say, set_up_logging
 from roost.server.openai.schemas import CompletionBody
@@ -69,7 +69,7 @@ async def test_line_is_a_json_object(locked: httpx.AsyncClient, capsys: pytest.C
     assert str(line.pop("message")).startswith("GET /v1/models 200 ")
     assert line == {
         "level": "info",
-        "logger": "roost.server.http.request_id",
+        "logger": "roost.server.http.middleware",
         "request_id": "r-1",
         "tenant": "alice",
         "method": "GET",
