@@ -165,7 +165,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
         {"orjson.loads", "json.loads", "json.load", "pydantic_core.from_json"},
         (
             "engine/*",
-            "server/schemas/json_limits.py",
+            "server/generation/admission.py",
             "server/settings/speculation.py",  # a flag of the operator's
             "server/text/*",  # files of a checkpoint
             "server/constraints/output_constraint.py",  # a schema's text, short by its limit
@@ -194,7 +194,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
 DOORS: dict[str, tuple[str, ...]] = {
     r"\.validate_json\(": (),
     r"\bdecode_(own_)?json\(": (
-        "server/schemas/json_limits.py",
+        "server/generation/admission.py",
         "server/generation/admission.py",
         "server/features/*/batch_lines.py",  # of a line's `custom_id`, of at most 8 KiB
     ),

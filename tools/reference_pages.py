@@ -22,7 +22,7 @@ from roost.server.app import create_app
 from roost.server.errors.kinds import KINDS, ErrorKind
 from roost.server.feature import load_features
 from roost.server.features.anthropic.errors import anthropic_type
-from roost.server.generation.admissions import Admissions
+from roost.server.generation.admission import Admissions
 from roost.server.generation.service import Service
 from roost.server.http.connection import OpenConnections
 from roost.server.observability.metrics import Metrics

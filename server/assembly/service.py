@@ -4,7 +4,7 @@ import math
 
 from ...engine import AsyncEngine, EngineConfig
 from ..constraints.grammar import GrammarCompiler, GrammarLimits
-from ..generation.admissions import Admissions
+from ..generation.admission import Admissions
 from ..generation.limits import Limits
 from ..generation.prompts import PromptEncoder
 from ..generation.service import Service

@@ -22,8 +22,7 @@ from ..tenancy.tenant import tenant
 from ..tenancy.workers import Workers
 from ..text.served_model import ServedModel
 from ..text.stop_strings import StopStringsBuilder
-from .admission import admission
-from .admissions import Admissions
+from .admission import Admissions, admission
 from .generation import Generation, collect
 from .limits import Limits
 from .prompts import Prompt, PromptEncoder

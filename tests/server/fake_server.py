@@ -14,7 +14,7 @@ from fake_engine import FakeEngine
 from roost.server.app import create_app, open_features
 from roost.server.constraints.grammar import GrammarCompiler
 from roost.server.feature import OpenFeature, Opening
-from roost.server.generation.admissions import Admissions
+from roost.server.generation.admission import Admissions
 from roost.server.generation.limits import Limits
 from roost.server.generation.prompts import PromptEncoder
 from roost.server.generation.service import Service

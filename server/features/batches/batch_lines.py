@@ -7,7 +7,7 @@ from typing import Any, Final, Literal, get_args
 
 import orjson
 
-from ...schemas.json_limits import JsonError, decode_json
+from ...generation.admission import JsonError, decode_json
 
 BatchUrl = Literal["/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"]
 """Endpoint that a line may name."""

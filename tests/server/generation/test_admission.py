@@ -19,14 +19,18 @@ from roost.server.errors.request_errors import ApiError
 from roost.server.features.anthropic.schemas import MessagesBody
 from roost.server.features.native.schemas import GenerateBody
 from roost.server.features.responses.body import ResponseBody
-from roost.server.generation.admissions import Admissions
-from roost.server.generation.byte_budget import ByteBudget
-from roost.server.generation.preemptible_admission import PreemptibleAdmission, PreemptibleWork
+from roost.server.generation.admission import (
+    Admissions,
+    ByteBudget,
+    PreemptibleAdmission,
+    PreemptibleWork,
+    decode_json,
+    size_of,
+)
 from roost.server.generation.service import Service
 from roost.server.http.api_keys import ApiKeys
 from roost.server.http.auth import Access
 from roost.server.openai.schemas import ChatBody, CompletionBody
-from roost.server.schemas.json_limits import decode_json, size_of
 from roost.server.tenancy.tenant_locks import TenantLocks
 from roost.server.tenancy.workers import Workers
 

@@ -7,8 +7,7 @@ import pytest
 from pydantic_core import from_json
 from roost.server.features.batches.batch_lines import LineError, leading_custom_id, parse_line
 from roost.server.features.batches.batch_records import TokenUsage
-from roost.server.schemas import json_limits
-from roost.server.schemas.json_limits import MAX_CONTAINERS
+from roost.server.generation.admission import MAX_CONTAINERS
 
 
 def line(**fields: Any) -> bytes:

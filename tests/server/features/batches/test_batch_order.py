@@ -5,7 +5,7 @@ import pytest
 from roost.server.features.batches import batch_input
 from roost.server.features.batches.batch_input import InputCheck
 from roost.server.features.batches.batch_order import run_order
-from roost.server.schemas.json_limits import decode_json
+from roost.server.generation.admission import decode_json
 
 
 def test_lines_of_a_group_are_neighbours_and_mix_lengths() -> None:

@@ -24,8 +24,7 @@ from roost.server.features.batches.batch_worker import BatchWorker
 from roost.server.features.batches.open_batches import OpenBatches
 from roost.server.features.batches.open_lines import MAX_LONGEST
 from roost.server.features.batches.tenant_turns import Places
-from roost.server.schemas import json_limits
-from roost.server.schemas.json_limits import LONG_BYTES
+from roost.server.generation.admission import LONG_BYTES
 from roost.server.text.served_model import ServedModel
 
 MAX_BODY = 2**16
