@@ -25,7 +25,7 @@ from .observability.store_metrics import DatabaseCollector
 from .openai import chat_completions as chat
 from .openai import completions, models
 from .openai.response_schemas import ChatCompletionChunk, Completion
-from .schemas.body_check import BodyCheck
+from .schemas.body import BodyCheck
 
 FEATURES: Final = load_features()
 

@@ -7,7 +7,7 @@ from uuid import uuid4
 from ...engine import MAX_TOKENS, SavedState, UnknownRequestError
 from ..errors import kinds
 from ..errors.request_errors import ApiError, bad_value
-from ..schemas.base import MAX_MESSAGES
+from ..schemas.body import MAX_MESSAGES
 from ..tenancy.tenant import tenant
 from .imported_prefixes import Prefix
 from .service import Service

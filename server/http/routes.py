@@ -15,8 +15,7 @@ from ..errors import kinds
 from ..errors.request_errors import ApiError
 from ..generation.admission import admission
 from ..generation.service import Service
-from ..schemas.base import JsonObject
-from ..schemas.body_check import BodyCheck
+from ..schemas.body import BodyCheck, JsonObject
 from .error_responses import refusal
 
 _METHODS: Final = ("DELETE", "GET", "POST")

@@ -12,7 +12,7 @@ from ..errors.request_warnings import request_warnings
 from ..generation import requests
 from ..generation.service import Service
 from ..generation.spec import Choice, GenerationSpec
-from ..schemas.body_check import BodyCheck
+from ..schemas.body import BodyCheck
 from .errors import python_errors
 from .outputs import OutputBuilder, RequestOutput
 from .prompts import ChatOptions, Conversation, Prompt, chat_fields, completion_fields

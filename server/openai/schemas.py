@@ -4,7 +4,7 @@ from typing import Final
 
 from ..errors.request_errors import bad_value
 from ..http.response_parts import RequestedReports
-from ..schemas.base import Body, Fields
+from ..schemas.body import Body, Fields
 from ..schemas.generation_fields import ChatFields, CompletionFields
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, cast
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from ...engine import MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS
-from .base import (
+from .body import (
     MAX_STOP_CHARACTERS,
     Body,
     CacheSalt,

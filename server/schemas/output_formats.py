@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 from pydantic import ConfigDict, Field, Tag, model_validator
 
 from ..constraints.grammar import MAX_CHOICES
-from .base import TEXT_OR_OBJECT, Body, Fields, Text
+from .body import TEXT_OR_OBJECT, Body, Fields, Text
 from .field_rules import FieldRules, Refusal
 
 Choices = Annotated[list[str], Field(fail_fast=True, min_length=1, max_length=MAX_CHOICES)]

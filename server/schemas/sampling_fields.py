@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, create_model
 from ...engine import SAMPLING_FIELDS, ParameterError, SamplingParams
 from ..errors.request_errors import bad_value
 from ..text.served_model import ServedModel
-from .base import Count, SchedulingFields
+from .body import Count, SchedulingFields
 
 NUMBERS: Final = tuple(name for name, row in SAMPLING_FIELDS.items() if row.request is not None)
 """Names of the numbers that a body may have."""

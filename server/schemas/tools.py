@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 from pydantic import Field, Tag
 
 from ..text.conversation import FunctionCall, FunctionTool, ToolOptions
-from .base import Fields, union
+from .body import Fields, union
 from .field_rules import CALL_RULES, LEFT_OUT, TOOL_RULES, FieldRules
 
 MAX_TOOLS: Final = 128

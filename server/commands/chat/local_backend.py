@@ -6,7 +6,7 @@ from contextlib import aclosing
 from ....engine import FinishReason, RoostError, SavedState, StateFileError, pack_ids
 from ...generation.prompts import Prompt, without_end_token
 from ...generation.spec import Choice
-from ...schemas.base import MAX_MESSAGES
+from ...schemas.body import MAX_MESSAGES
 from ...terminal.failure import CommandError
 from ...text.chat_template import ChatFormatError, Message
 from ..local_model import LocalModel, sampling_params

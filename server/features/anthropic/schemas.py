@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, get_args
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from ...schemas.base import TEXT_OR_LIST, Body, CacheSalt, Fields, Several, Text, TextOnly
+from ...schemas.body import TEXT_OR_LIST, Body, CacheSalt, Fields, Several, Text, TextOnly
 from ...schemas.field_rules import (
     CALL_RULES,
     LEFT_OUT,

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, TypedDict
 from pydantic import Field
 
 from ...http.openapi import described
-from ...schemas.base import Fields
+from ...schemas.body import Fields
 from ...schemas.metadata import Metadata
 from .batch_lines import BatchUrl
 

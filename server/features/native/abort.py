@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from pydantic import Field
 
 from ...http.routes import AnyService, JsonRoute
-from ...schemas.base import Fields
+from ...schemas.body import Fields
 from .response_schemas import AbortedRequests
 
 router = APIRouter(route_class=JsonRoute)

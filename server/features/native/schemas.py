@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from ...openai.schemas import StreamingFields
-from ...schemas.base import TokenIds, TopLogprobs
+from ...schemas.body import TokenIds, TopLogprobs
 from ...schemas.generation_fields import GenerationFields
 
 

@@ -13,7 +13,7 @@ from ...generation.service import Service
 from ...http.json_response import json_response, made_json_response
 from ...http.openapi import success
 from ...http.routes import AnyService, JsonRoute
-from ...schemas.base import Body, TokenIds
+from ...schemas.body import Body, TokenIds
 from ...schemas.generation_fields import Messages, TemplateFields
 from .response_schemas import DetokenizedPrompt, TokenizedPrompt, TokenizerInfo
 

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
-from ...schemas.base import CacheSalt, Fields, Several, TopLogprobs
+from ...schemas.body import CacheSalt, Fields, Several, TopLogprobs
 from ...schemas.field_rules import FieldRules
 from ...schemas.metadata import Metadata
 from ...schemas.sampling_fields import SamplingFields, with_numbers

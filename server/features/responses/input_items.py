@@ -14,7 +14,7 @@ from ...generation.prompts import message_text
 from ...http.paging import Order
 from ...http.paging import page as page_of
 from ...http.response_parts import to_json
-from ...schemas.base import TEXT_OR_LIST, Fields, Several, Text, TextOnly
+from ...schemas.body import TEXT_OR_LIST, Fields, Several, Text, TextOnly
 from ...schemas.field_rules import LEFT_OUT, PART_RULES, FieldRules
 from ...schemas.generation_fields import RefusalPart, kind_of_part
 from ...schemas.tools import FunctionName

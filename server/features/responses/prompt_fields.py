@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, Tag, field_validator, model_validator
 
-from ...schemas.base import TEXT_OR_LIST, TEXT_OR_OBJECT, Body, Fields, Several, Text
+from ...schemas.body import TEXT_OR_LIST, TEXT_OR_OBJECT, Body, Fields, Several, Text
 from ...schemas.field_rules import FieldRules
 from ...schemas.tools import MAX_TOOLS, OtherTool
 from ...text.conversation import ToolOptions

@@ -24,7 +24,7 @@ from ...http.routes import JsonRoute, ReadyService
 from ...http.streaming import EventStream, choices_of, respond, until_disconnect
 from ...openai.response_schemas import DeletedObject, ItemList
 from ...openai.schemas import check_stream_options
-from ...schemas.base import MAX_MESSAGES
+from ...schemas.body import MAX_MESSAGES
 from ...tenancy.tenant import tenant
 from ...text.chat_template import Ending
 from ...text.conversation import Conversation, ConversationMessage

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from ...schemas.base import Fields, union
+from ...schemas.body import Fields, union
 from ...schemas.tools import MAX_TOOLS, Function, NamedFunction, OtherTool
 
 

@@ -12,7 +12,7 @@ from ...generation import saved_states
 from ...http.paging import After, Limit, QueryOrder, page
 from ...http.routes import AnyService, JsonRoute, ReadyService
 from ...openai.response_schemas import DeletedObject
-from ...schemas.base import Body, Count
+from ...schemas.body import Body, Count
 from ...tenancy.tenant import tenant
 from .open_states import States
 from .response_schemas import StateList, StateObject

@@ -25,8 +25,7 @@ from roost.server.http.routes import JsonRoute
 from roost.server.openai.chat_completions import chat_spec
 from roost.server.openai.completions import completion_spec
 from roost.server.openai.schemas import ChatBody, CompletionBody
-from roost.server.schemas.base import Fields
-from roost.server.schemas.body_check import BodyCheck
+from roost.server.schemas.body import BodyCheck, Fields
 from roost.server.text.piece_tokenizer import SentencePieceTokenizer
 from roost.server.text.tokenizer import Tokenizer
 from starlette.types import Message, Scope

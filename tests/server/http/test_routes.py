@@ -14,7 +14,7 @@ from roost.server.errors.request_errors import ApiError
 from roost.server.generation.admission import MAX_CONTAINERS, Admission, decode_json
 from roost.server.generation.limits import Limits
 from roost.server.generation.service import Service
-from roost.server.schemas.base import MAX_MESSAGES
+from roost.server.schemas.body import MAX_MESSAGES
 
 JSON = {"content-type": "application/json"}
 

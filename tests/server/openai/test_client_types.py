@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from roost.server.features.anthropic.schemas import CountTokensBody, MessagesBody
 from roost.server.features.responses.body import ResponseBody
 from roost.server.openai.schemas import ChatBody, CompletionBody
-from roost.server.schemas.base import Fields
+from roost.server.schemas.body import Fields
 
 HI = [{"role": "user", "content": "hi"}]
 OURS = frozenset({"stop_reason", "token_ids", "prompt_token_ids", "prompt_logprobs", "timings"})

@@ -14,7 +14,7 @@ from roost.server.features.native.schemas import GenerateBody
 from roost.server.features.responses.body import ResponseBody
 from roost.server.generation.service import Service
 from roost.server.openai.schemas import ChatBody, CompletionBody
-from roost.server.schemas.base import Fields
+from roost.server.schemas.body import Fields
 
 HI = [{"role": "user", "content": "hi"}]
 ROUTES: dict[type[Fields], tuple[str, dict[str, Any]]] = {

@@ -6,7 +6,7 @@ from enum import Enum
 from typing import Final
 
 from ....database.group_commit import WriteLoad
-from ....schemas.base import MAX_MESSAGES
+from ....schemas.body import MAX_MESSAGES
 
 MAX_ITEMS: Final = MAX_MESSAGES
 MAX_ITEM_BYTES: Final = 16 * 2**20

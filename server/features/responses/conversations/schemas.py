@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal, TypedDict
 from pydantic import Field
 
 from ....http.openapi import described
-from ....schemas.base import Fields
+from ....schemas.body import Fields
 from ....schemas.metadata import Metadata
 from ..input_items import OtherItem, ResponseItem
 

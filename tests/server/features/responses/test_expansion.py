@@ -18,7 +18,7 @@ from roost.server.generation.admission import admission
 from roost.server.generation.prompts import Prompt
 from roost.server.generation.service import Service
 from roost.server.http.in_process import post_json
-from roost.server.schemas.base import MAX_MESSAGES
+from roost.server.schemas.body import MAX_MESSAGES
 from roost.server.text.served_model import ServedModel
 from test_conversations import conversation, message, reference, responses, store  # noqa: F401 - fixtures
 
