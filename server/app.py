@@ -22,7 +22,6 @@ from .http.openapi import ERRORS, with_events
 from .http.root_path import RootPath
 from .http.routes import HeadAndOptions
 from .observability.store_metrics import DatabaseCollector
-from .openai import chat_completions as chat
 from .openai import completions, models
 from .openai.response_schemas import ChatCompletionChunk, Completion
 from .schemas.body import BodyCheck
@@ -30,7 +29,6 @@ from .schemas.body import BodyCheck
 FEATURES: Final = load_features()
 
 _ROUTERS: Final = (
-    chat.router,
     completions.router,
     models.router,
     health.router,

@@ -1,4 +1,7 @@
-"""`POST /v1/completions`: raw text or token ids, including scoring a prompt with `echo` and `logprobs`."""
+"""`POST /v1/chat/completions` and `POST /v1/completions`: bodies, routes, and builders of responses.
+
+Completions take raw text or token ids, and can score a prompt with `echo` and `logprobs`.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -6,33 +9,111 @@ from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 
+from ..constraints.tools import CallPiece
 from ..errors.request_errors import bad_value
+from ..errors.request_warnings import warn
 from ..generation.admission import admission
 from ..generation.delta import Delta
 from ..generation.logprobs import (
+    ChatLogprobs,
     CompletionLogprobs,
     CompletionLogprobsBuilder,
     TokenNames,
+    chat_logprobs,
     join_logprobs,
     prompt_logprobs,
     with_top,
 )
 from ..generation.prompts import Prompt
-from ..generation.requests import completion
+from ..generation.requests import chat, completion
 from ..generation.service import Service
 from ..generation.spec import GenerationSpec
 from ..http.openapi import streamable
-from ..http.response_parts import Report, ResponseKind, choice_end
+from ..http.response_parts import Report, RequestedReports, ResponseKind, choice_end
 from ..http.routes import JsonRoute, ReadyService
 from ..http.streaming import ResponseBuilder, respond
+from ..schemas.body import Body, Fields
+from ..schemas.generation_fields import ChatFields, CompletionFields
 from ..text.served_model import ServedModel
 from ..text.tokenizer import Tokenizer
-from .response_schemas import Completion
-from .schemas import CompletionBody, check_stream
+from .response_schemas import ChatCompletion, ChatCompletionChunk, Completion
 
 router = APIRouter(route_class=JsonRoute)
+_CHAT: Final = ResponseKind("chatcmpl", "chat.completion", "chat.completion.chunk")
+_COMPLETION: Final = ResponseKind("cmpl", "text_completion", "text_completion")
 
-_KIND: Final = ResponseKind("cmpl", "text_completion", "text_completion")
+
+class StreamOptions(Fields):
+    """`include_obfuscation` is accepted, and nothing is obfuscated."""
+
+    include_usage: bool = False
+    """Whether the last chunk of a stream has the counts of tokens."""
+
+    continuous_usage_stats: bool = False
+    """Whether each chunk has the counts of tokens so far."""
+
+    include_obfuscation: bool = False
+    """Accepted without effect: nothing is obfuscated."""
+
+
+_NO_OPTIONS: Final = StreamOptions()
+
+
+class StreamingFields(Body):
+    """Fields about the form of the response."""
+
+    stream: bool = False
+    """Whether the response is a stream of server-sent events."""
+
+    stream_options: StreamOptions | None = None
+    """Options of the stream. They need `stream`."""
+
+    return_timings: bool = False
+    """Whether the response has the field `timings`, in milliseconds and under llama.cpp's names."""
+
+    @property
+    def reports(self) -> RequestedReports:
+        """Reports that the request asks for."""
+        stream = self.stream_options or _NO_OPTIONS
+        return RequestedReports(stream.include_usage, stream.continuous_usage_stats, self.return_timings)
+
+
+class TokenNameFields(Body):
+    """Fields about the names of tokens."""
+
+    return_tokens_as_token_ids: bool = False
+    """Whether log-probabilities name a token by its id, such as `token_id:5`, rather than by its text."""
+
+
+class ChatBody(ChatFields, StreamingFields, TokenNameFields):
+    """`POST /v1/chat/completions`."""
+
+    store: bool = False
+    """Accepted without effect: nothing is stored, and true is reported in `x-roost-warnings`."""
+
+
+class CompletionBody(CompletionFields, StreamingFields, TokenNameFields):
+    """`POST /v1/completions`."""
+
+
+@router.post("/v1/chat/completions", responses=streamable(ChatCompletion, ChatCompletionChunk))
+async def create_chat_completion(body: ChatBody, request: Request, service: ReadyService) -> Response:
+    """Returns the assistant's next message."""
+    if body.store:
+        warn("store")
+    spec = await chat_spec(body, service)
+    builder = ChatResponseBuilder(body, service.model, spec.prompts[0])
+    return await respond(service, request, spec, builder, stream=body.stream, report_warnings=body.return_warnings)
+
+
+async def chat_spec(body: ChatBody, service: Service) -> GenerationSpec:
+    """Converts a body to a spec.
+
+    Raises:
+      ApiError: The body cannot be converted.
+    """
+    check_stream(body)
+    return replace(await chat(body, service), holds_output=not body.stream)
 
 
 @router.post("/v1/completions", responses=streamable(Completion, Completion))
@@ -56,12 +137,133 @@ async def completion_spec(body: CompletionBody, service: Service) -> GenerationS
     return replace(await completion(body, service), holds_output=not body.stream)
 
 
+def check_stream(body: ChatBody | CompletionBody) -> None:
+    """Checks that the requested fields can be streamed.
+
+    Raises:
+      ApiError: A field cannot be streamed.
+    """
+    check_stream_options(stream=body.stream, options=body.stream_options)
+    if body.prompt_logprobs is not None and body.stream:
+        raise bad_value("prompt_logprobs", "prompt_logprobs cannot be streamed; use echo with logprobs instead")
+
+
+def check_stream_options(*, stream: bool, options: Fields | None) -> None:
+    """Checks that only requests for a stream have stream options.
+
+    Raises:
+      ApiError: A request without a stream has options.
+    """
+    if options is not None and options.model_fields_set and not stream:
+        raise bad_value("stream_options", "stream_options needs stream: true")
+
+
+class ChatResponseBuilder(ResponseBuilder):
+    """Builds chat completions and their chunks."""
+
+    def __init__(self, body: ChatBody, model: ServedModel, prompt: Prompt) -> None:
+        options = replace(body.reports, service_tier="service_tier" in (body.model_extra or {}))
+        self._report = Report(_CHAT, model, [prompt], body.n, options)
+        self.id = self._report.id
+        self._body = body
+        self._prompt = prompt
+        self._tokenizer = model.tokenizer
+        self._names = TokenNames(model.tokenizer, by_id=body.return_tokens_as_token_ids) if body.logprobs else None
+        self._reports_tokens = body.logprobs or body.return_token_ids
+
+    def whole(self, choices: Sequence[Delta]) -> dict[str, Any]:
+        response = self._report.whole([self._whole_choice(choice) for choice in choices], choices)
+        return {**response, **self._prompt_token_ids(), **self._prompt_logprobs(choices[0])}
+
+    def opening(self) -> Iterator[dict[str, Any]]:
+        for index in range(self._body.n):
+            start = {"role": "assistant", "content": ""}
+            chunk = self._report.chunk({"index": index, "delta": start, "logprobs": None, "finish_reason": None})
+            yield {**chunk, **self._prompt_token_ids()} if index == 0 else chunk
+
+    def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
+        return self._report.chunks(delta, self._choices(delta))
+
+    def text_event(self, index: int, text: str, num_tokens: int) -> bytes | None:
+        if self._reports_tokens or not text:
+            return None
+        return self._report.text_event(index, text, num_tokens, self._choice)
+
+    def _choices(self, delta: Delta) -> Sequence[dict[str, Any]]:
+        """Returns the parts that a delta adds to its choice: text or calls, then the end, whose `delta` is empty."""
+        choices = []
+        if delta.text or delta.calls or (delta.token_ids and self._reports_tokens):
+            choices.append(self._choice(delta))
+        if delta.finish_reason is not None:
+            end = choice_end(replace(delta, token_ids=()), with_ids=self._body.return_token_ids)
+            choices.append({"index": delta.index, "delta": {}, "logprobs": None, **end})
+        return choices
+
+    def _choice(self, delta: Delta) -> dict[str, Any]:
+        choice = {
+            "index": delta.index,
+            "delta": _content(delta),
+            "logprobs": self._logprobs(delta),
+            "finish_reason": None,
+        }
+        if self._body.return_token_ids:
+            choice["token_ids"] = delta.token_ids
+        return choice
+
+    def _whole_choice(self, choice: Delta) -> dict[str, Any]:
+        return {
+            "index": choice.index,
+            "message": {"role": "assistant", "refusal": None, **_whole_content(choice)},
+            "logprobs": self._logprobs(choice),
+            **choice_end(choice, with_ids=self._body.return_token_ids),
+        }
+
+    def _logprobs(self, delta: Delta) -> ChatLogprobs | None:
+        if self._names is None:
+            return None
+        return chat_logprobs(self._names, delta.token_ids, delta.logprobs)
+
+    def _prompt_token_ids(self) -> dict[str, Any]:
+        """Returns the prompt's ids next to the choices, as in vLLM: all choices have the same prompt."""
+        return {"prompt_token_ids": self._prompt.token_ids} if self._body.return_token_ids else {}
+
+    def _prompt_logprobs(self, choice: Delta) -> dict[str, Any]:
+        num_top = self._body.prompt_logprobs
+        if num_top is None:
+            return {}
+        entries = choice.prompt_logprobs or ()
+        return {"prompt_logprobs": prompt_logprobs(self._tokenizer, self._prompt.token_ids, entries, num_top)}
+
+
+def _content(delta: Delta) -> dict[str, Any]:
+    if not delta.calls:
+        return {"content": delta.text}
+    return {"tool_calls": [{"index": piece.index, **_call(piece)} for piece in delta.calls]}
+
+
+def _whole_content(choice: Delta) -> dict[str, Any]:
+    if not choice.calls:
+        return {"content": choice.text}
+    return {"content": None, "tool_calls": [_call(piece) for piece in choice.calls]}
+
+
+def _call(piece: CallPiece) -> dict[str, Any]:
+    """Returns a piece of a call; its id and name come with the first piece only."""
+    if piece.id is None:
+        return {"function": {"arguments": piece.arguments}}
+    return {
+        "id": piece.id,
+        "type": "function",
+        "function": {"name": piece.name, "arguments": piece.arguments},
+    }
+
+
 class CompletionResponseBuilder(ResponseBuilder):
     """Builds completions and their chunks."""
 
     def __init__(self, body: CompletionBody, model: ServedModel, prompts: Sequence[Prompt]) -> None:
         num_choices = len(prompts) * body.num_candidates
-        self._report = Report(_KIND, model, prompts, num_choices, body.reports)
+        self._report = Report(_COMPLETION, model, prompts, num_choices, body.reports)
         self.id = self._report.id
         self._body = body
         self._reports_tokens = body.logprobs is not None or body.return_token_ids

@@ -18,7 +18,7 @@ from ...http.openapi import streamable
 from ...http.response_parts import Report, ResponseKind, choice_end
 from ...http.routes import JsonRoute, ReadyService
 from ...http.streaming import ResponseBuilder, respond
-from ...openai.schemas import check_stream_options
+from ...openai.completions import check_stream_options
 from ...text.served_model import ServedModel
 from .response_schemas import Tokens, TokensChunk
 from .schemas import GenerateBody

@@ -14,7 +14,7 @@ from ...generation.service import Service
 from ...http.json_response import made_json_response
 from ...http.openapi import success
 from ...http.routes import AnyService, JsonRoute
-from ...openai.schemas import ChatBody, CompletionBody
+from ...openai.completions import ChatBody, CompletionBody
 from .response_schemas import RenderedPrompt
 
 router = APIRouter(route_class=JsonRoute)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from ...openai.schemas import StreamingFields
+from ...openai.completions import StreamingFields
 from ...schemas.body import TokenIds, TopLogprobs
 from ...schemas.generation_fields import GenerationFields
 

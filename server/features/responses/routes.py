@@ -22,8 +22,8 @@ from ...http.paging import After, Limit, QueryOrder
 from ...http.response_parts import to_json
 from ...http.routes import JsonRoute, ReadyService
 from ...http.streaming import EventStream, choices_of, respond, until_disconnect
+from ...openai.completions import check_stream_options
 from ...openai.response_schemas import DeletedObject, ItemList
-from ...openai.schemas import check_stream_options
 from ...schemas.body import MAX_MESSAGES
 from ...tenancy.tenant import tenant
 from ...text.chat_template import Ending

@@ -30,7 +30,7 @@ from roost.server.generation.admission import (
 from roost.server.generation.service import Service
 from roost.server.http.api_keys import ApiKeys
 from roost.server.http.auth import Access
-from roost.server.openai.schemas import ChatBody, CompletionBody
+from roost.server.openai.completions import ChatBody, CompletionBody
 from roost.server.tenancy.tenant_locks import TenantLocks
 from roost.server.tenancy.workers import Workers
 

@@ -26,9 +26,7 @@ from roost.server.generation.prompts import Prompt
 from roost.server.http.response_parts import to_json
 from roost.server.http.streaming import ResponseBuilder
 from roost.server.observability.request_metrics import Times
-from roost.server.openai.chat_completions import ChatResponseBuilder
-from roost.server.openai.completions import CompletionResponseBuilder
-from roost.server.openai.schemas import ChatBody, CompletionBody
+from roost.server.openai.completions import ChatBody, ChatResponseBuilder, CompletionBody, CompletionResponseBuilder
 from roost.server.text.conversation import ConversationMessage
 from roost.server.text.detokenizer import Detokenizer
 from roost.server.text.synthetic_tokenizer import synthetic_tokenizer

@@ -22,9 +22,7 @@ from roost.server.generation.service import Service
 from roost.server.http.middleware import BodyLimit
 from roost.server.http.response_parts import large_to_json, to_json
 from roost.server.http.routes import JsonRoute
-from roost.server.openai.chat_completions import chat_spec
-from roost.server.openai.completions import completion_spec
-from roost.server.openai.schemas import ChatBody, CompletionBody
+from roost.server.openai.completions import ChatBody, CompletionBody, chat_spec, completion_spec
 from roost.server.schemas.body import BodyCheck, Fields
 from roost.server.text.piece_tokenizer import SentencePieceTokenizer
 from roost.server.text.tokenizer import Tokenizer

@@ -13,7 +13,7 @@ from roost.server.features.anthropic.schemas import MessagesBody
 from roost.server.features.native.schemas import GenerateBody
 from roost.server.features.native.tokenize import DetokenizeBody, TokenizeBody
 from roost.server.features.responses.body import ResponseBody
-from roost.server.openai.schemas import ChatBody, CompletionBody
+from roost.server.openai.completions import ChatBody, CompletionBody
 from roost.server.text.tokenizer import Tokenizer
 
 scalars = (

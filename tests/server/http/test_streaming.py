@@ -15,8 +15,7 @@ from roost.server.generation.prompts import Prompt
 from roost.server.generation.service import Service
 from roost.server.http.response_parts import KEEP_ALIVE
 from roost.server.http.streaming import stream_events
-from roost.server.openai.chat_completions import ChatResponseBuilder
-from roost.server.openai.schemas import ChatBody
+from roost.server.openai.completions import ChatBody, ChatResponseBuilder
 from roost.server.text.served_model import ServedModel
 
 LONG: dict[str, Any] = {"prompt": "a", "max_tokens": 1_000_000, "ignore_eos": True}

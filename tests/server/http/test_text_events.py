@@ -12,9 +12,7 @@ from roost.engine import FinishReason, TokenLogprobs
 from roost.server.generation.delta import Delta
 from roost.server.generation.prompts import Prompt
 from roost.server.http.streaming import ResponseBuilder
-from roost.server.openai.chat_completions import ChatResponseBuilder
-from roost.server.openai.completions import CompletionResponseBuilder
-from roost.server.openai.schemas import ChatBody, CompletionBody
+from roost.server.openai.completions import ChatBody, ChatResponseBuilder, CompletionBody, CompletionResponseBuilder
 from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
 
 MODEL = served_model(synthetic_tokenizer(VOCAB_SIZE))

@@ -15,7 +15,7 @@ from openai.types.responses import response_create_params
 from pydantic import BaseModel, ConfigDict
 from roost.server.features.anthropic.schemas import CountTokensBody, MessagesBody
 from roost.server.features.responses.body import ResponseBody
-from roost.server.openai.schemas import ChatBody, CompletionBody
+from roost.server.openai.completions import ChatBody, CompletionBody
 from roost.server.schemas.body import Fields
 
 HI = [{"role": "user", "content": "hi"}]

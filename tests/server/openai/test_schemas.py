@@ -8,7 +8,7 @@ from fake_engine import FakeEngine
 from roost.server.app import create_app
 from roost.server.generation.requests import chat_conversation
 from roost.server.generation.service import Service
-from roost.server.openai.schemas import ChatBody, CompletionBody
+from roost.server.openai.completions import ChatBody, CompletionBody
 from roost.server.schemas.body import MAX_MESSAGES
 
 HI = [{"role": "user", "content": "hi"}]
