@@ -9,9 +9,8 @@ from ..errors import kinds
 from ..errors.request_errors import ApiError, bad_value
 from ..schemas.body import MAX_MESSAGES
 from ..tenancy.tenant import tenant
-from .imported_prefixes import Prefix
 from .service import Service
-from .state_store import StoredState
+from .state_store import Prefix, StoredState
 
 
 async def save_state(service: Service, request_id: str, index: int) -> StoredState:

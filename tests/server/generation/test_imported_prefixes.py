@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from roost.engine import SavedState, Snapshot
-from roost.server.generation.imported_prefixes import ImportedPrefixes, Prefix
+from roost.server.generation.state_store import ImportedPrefixes, Prefix
 
 TOKENS = st.lists(st.integers(0, 1), min_size=1, max_size=6).map(tuple)
 
