@@ -18,9 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..errors.request_errors import CLIENT_CLOSED_REQUEST, body_too_large, internal_error, shutting_down
 from ..errors.request_warnings import HEADER, header_value, request_warnings
 from ..generation.admission import Admission, Admissions, admission
-from ..observability.access_log import RequestTokens, request_tokens
-from ..observability.http_metrics import UNKNOWN_HANDLER, HttpMetrics
 from ..observability.logging import ACCESS_LOGGER, error_reason, request_id
+from ..observability.request_metrics import UNKNOWN_HANDLER, HttpMetrics, RequestTokens, request_tokens
 from ..tenancy.open_requests import OpenRequests
 from ..tenancy.tenant import tenant
 from .error_responses import send_error

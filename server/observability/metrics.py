@@ -16,10 +16,8 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from ...engine import DraftCounts, EngineStats
-from .access_log import AccessLogObserver
-from .http_metrics import HttpMetrics
 from .reload_metrics import ReloadMetrics
-from .request_metrics import LatencyMetrics, Observer, RequestRecord, RequestTracker
+from .request_metrics import AccessLogObserver, HttpMetrics, LatencyMetrics, Observer, RequestRecord, RequestTracker
 from .vllm_metrics import VllmMetrics
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"

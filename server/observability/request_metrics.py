@@ -1,10 +1,16 @@
-"""Timelines of engine requests for metrics, traces and responses, and the metrics of their latencies."""
+"""Timelines of engine requests for metrics, traces and responses, and the metrics of their latencies.
+
+Token counts of an HTTP request for its line in the access log.
+
+HTTP requests by handler, method and status, as counted by prometheus-fastapi-instrumentator, which vLLM uses.
+"""
 
 import math
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import accumulate
 from types import MappingProxyType
@@ -400,3 +406,89 @@ class LatencyMetrics(Observer):
         if record.started is not None and record.first_token is not None:
             self._prefill.observe(max(record.first_token - record.started, 0.0))
             self._decode.observe(record.ended - record.first_token)
+
+
+@dataclass(slots=True)
+class RequestTokens:
+    """Token counts of the ended choices of one HTTP request.
+
+    Attributes:
+      prompt: Number of tokens of its prompts. Each prompt is counted once for all of its choices.
+      cached: Number of prompt tokens that were served from the prefix cache.
+      completion: Number of generated tokens.
+      first_token_s: Shortest time from a choice's arrival at the engine to its first token in seconds; None without
+        tokens.
+      num_choices: Number of choices.
+    """
+
+    prompt: int = 0
+    cached: int = 0
+    completion: int = 0
+    first_token_s: float | None = None
+    num_choices: int = 0
+
+    def add(self, record: RequestRecord) -> None:
+        """Adds a choice."""
+        self.num_choices += 1
+        self.completion += record.num_tokens
+        if record.request.fork_of is None:
+            self.prompt += len(record.request.prompt_token_ids)
+            self.cached += record.num_cached
+        if record.first_token is not None:
+            found = record.first_token - record.arrived
+            self.first_token_s = found if self.first_token_s is None else min(found, self.first_token_s)
+
+    def fields(self, model: str) -> Mapping[str, str | int | float]:
+        """Returns the fields of a log line; none for a request that generates nothing."""
+        if not self.num_choices:
+            return {}
+        tokens = {"prompt_tokens": self.prompt, "cached_tokens": self.cached, "completion_tokens": self.completion}
+        times = {} if self.first_token_s is None else {"time_to_first_token": round(self.first_token_s, 3)}
+        return {"model": model, **tokens, **times}
+
+
+request_tokens: Final[ContextVar[RequestTokens | None]] = ContextVar("request_tokens", default=None)
+"""Tokens of the current HTTP request."""
+
+
+class AccessLogObserver(Observer):
+    """Adds each choice to the token counts of its HTTP request."""
+
+    def on_end(self, record: RequestRecord) -> None:
+        if (tokens := request_tokens.get()) is not None:
+            tokens.add(record)
+
+
+UNKNOWN_HANDLER: Final = "none"
+"""Handler of requests whose path matches no endpoint."""
+
+_METHODS: Final = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
+
+_OTHER_METHOD: Final = "other"
+"""Label of all other methods. Clients can send arbitrary methods."""
+
+
+class HttpMetrics:
+    """Counts HTTP requests that have ended.
+
+    Statuses are not grouped into classes. An expression for either form is `status=~"5.."`.
+
+    Args:
+      registry: Registry that the metrics are added to.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._requests = Counter(
+            "http_requests",
+            "HTTP requests by path template, method and status; 499 if the client left. Probes are not counted.",
+            ["handler", "method", "status"],
+            registry=registry,
+        )
+
+    def count(self, handler: str, method: str, status: int) -> None:
+        """Counts a request.
+
+        Args:
+          handler: Path template of its endpoint, or `UNKNOWN_HANDLER`.
+        """
+        self._requests.labels(handler, method if method in _METHODS else _OTHER_METHOD, str(status)).inc()

@@ -18,8 +18,8 @@ from roost.server.generation.service import Service
 from roost.server.http.api_keys import ApiKeys
 from roost.server.http.auth import Access
 from roost.server.http.middleware import RequestScope
-from roost.server.observability.http_metrics import HttpMetrics
 from roost.server.observability.logging import ACCESS_LOGGER, log_warnings_and_uncaught, request_id, say, set_up_logging
+from roost.server.observability.request_metrics import HttpMetrics
 from roost.server.openai.completions import CompletionBody
 from roost.server.schemas.body import BodyCheck
 from starlette.types import Receive, Scope, Send
