@@ -23,8 +23,7 @@ from ..generation.generation import Generation, collect
 from ..generation.service import Service
 from ..generation.spec import Choice, GenerationSpec
 from ..tenancy.workers import Workers
-from .json_response import MANY_VALUES, made_json_response
-from .response_parts import CHUNKS, SseEncoder
+from .response_parts import CHUNKS, MANY_VALUES, SseEncoder, made_json_response
 
 FIRST_TOKEN_TIMEOUT_S: Final = 1.0
 """Seconds for which a stream waits for its first token before it sends status 200. A full queue is reported before

@@ -16,10 +16,9 @@ from ...generation.admission import admission
 from ...generation.prompts import Prompt
 from ...generation.spec import GenerationSpec
 from ...generation.state_store import StoredState
-from ...http.json_response import json_response
 from ...http.openapi import streamable, success
 from ...http.paging import After, Limit, QueryOrder
-from ...http.response_parts import to_json
+from ...http.response_parts import json_response, to_json
 from ...http.routes import JsonRoute, ReadyService
 from ...http.streaming import EventStream, choices_of, respond, until_disconnect
 from ...openai.completions import check_stream_options

@@ -9,10 +9,9 @@ from ....errors import kinds
 from ....errors.request_errors import ApiError
 from ....errors.request_warnings import warn_all
 from ....generation.admission import admission
-from ....http.json_response import json_response
 from ....http.openapi import success
 from ....http.paging import After, Limit, QueryOrder, described, no_such_entry
-from ....http.response_parts import to_json
+from ....http.response_parts import json_response, to_json
 from ....http.routes import JsonRoute
 from ....http.streaming import until_disconnect
 from ....openai.response_schemas import DeletedObject, ItemList
