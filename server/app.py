@@ -17,10 +17,9 @@ from .generation.service import Service
 from .http import docs_page, health
 from .http.auth import Access, KeyAuthentication, PortSplit, needs_admin_key, needs_key
 from .http.error_responses import install_error_handlers
-from .http.middleware import BodyLimit, Drain, RequestScope
+from .http.middleware import BodyLimit, Drain, HeadAndOptions, RequestScope
 from .http.openapi import ERRORS, with_events
 from .http.root_path import RootPath
-from .http.routes import HeadAndOptions
 from .observability.store_metrics import DatabaseCollector
 from .openai import completions, models
 from .openai.response_schemas import ChatCompletionChunk, Completion

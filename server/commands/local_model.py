@@ -10,12 +10,12 @@ from ..assembly.engine_loading import LoadProgress, exit_while_loading, is_loadi
 from ..generation.admission import Admission
 from ..generation.delta import Delta
 from ..generation.generation import Generation
+from ..generation.requests import sampling_params as request_params
 from ..generation.spec import Choice
 from ..llm.errors import RequestError, checked, python_errors
 from ..model_hub import find_model
 from ..observability.metrics import Metrics
 from ..schemas.generation_fields import GenerationFields
-from ..schemas.sampling_fields import sampling_params as request_params
 from ..settings import Settings
 from ..text.served_model import ServedModel, open_served_model
 from .sampling_options import SamplingOptions

@@ -1,11 +1,13 @@
 """Converts the fields of completions and chats to a `GenerationSpec`, for HTTP and the Python API."""
 
+import secrets
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
-from ...engine import SamplingParams
+from pydantic import BaseModel
+
+from ...engine import ParameterError, SamplingParams
 from ..constraints.grammar import (
     OBJECT_SCHEMA,
     GrammarSpec,
@@ -18,14 +20,15 @@ from ..constraints.output_constraint import OutputConstraint, constraint, json_c
 from ..errors.request_errors import bad_value
 from ..schemas.generation_fields import (
     MAX_BAD_WORD_CHARACTERS,
+    NUMBERS,
     ChatFields,
     ChatMessage,
     CompletionFields,
     GenerationFields,
+    SamplingFields,
     TemplateFields,
 )
-from ..schemas.output_formats import Spelling, StructuredOutputs
-from ..schemas.sampling_fields import sampling_params
+from ..schemas.output_formats import Spelling, StructuredFields, StructuredOutputs
 from ..schemas.tools import tool_options
 from ..text.chat_template import Ending
 from ..text.conversation import Conversation, ConversationMessage
@@ -40,99 +43,104 @@ from .state_store import StoredState
 _DEFAULT_COMPLETION_TOKENS: Final = 16
 """Default of `max_tokens` in `/v1/completions` only; OpenAI's."""
 
+_LISTS: Final = frozenset({"allowed_token_ids", "bad_words", "logit_bias", "logprob_token_ids", "stop_token_ids"})
+"""Fields that hold tokens, which few requests have."""
 
-def spec_of(body: GenerationFields, params: Sequence[SamplingParams]) -> GenerationSpec:
-    """Returns the part of a request's spec that the three endpoints share, without prompts.
+
+async def chat(body: ChatFields, service: Service, *, holds_output: bool = True) -> GenerationSpec:
+    """Returns the spec of the next message of a conversation.
+
+    Args:
+      holds_output: See `GenerationSpec`.
+
+    Raises:
+      ApiError: Fields contradict each other or do not fit the model.
+    """
+
+    def convert() -> tuple[Sequence[SamplingParams], OutputConstraint | None, Conversation]:
+        params, text_constraint = chat_params(body, service.model), body_constraint(body)
+        conversation = conversation_of(body, body.messages, parallel_calls=body.parallel_tool_calls)
+        tools = conversation.tools
+        return params, text_constraint if tools is None else with_tools(text_constraint, tools), conversation
+
+    params, output_constraint, conversation = await admission.get().run(convert)
+    state = service.saved_state(body.from_state)
+    return spec_of(
+        body,
+        await chat_prompts(body, conversation, state, service),
+        params,
+        output_constraint,
+        state=state,
+        copies=PromptCopies(int(body.return_token_ids), body.prompt_logprobs),
+        holds_output=holds_output,
+        may_call=conversation.tools is not None and bool(conversation.tools.introduced),
+        limit_param=None if body.max_completion_tokens is None else "max_completion_tokens",
+    )
+
+
+async def completion(body: CompletionFields, service: Service, *, holds_output: bool = True) -> GenerationSpec:
+    """Returns the spec of continuations of each prompt.
+
+    Args:
+      holds_output: See `GenerationSpec`.
+
+    Raises:
+      ApiError: Fields contradict each other or do not fit the model.
+    """
+    params, output_constraint = await admission.get().run(
+        lambda: (completion_params(body, service.model), body_constraint(body))
+    )
+    state = service.saved_state(body.from_state)
+    id_copies = body.num_candidates if body.return_token_ids else 0
+    return spec_of(
+        body,
+        await completion_prompts(body, state, service),
+        params,
+        output_constraint,
+        state=state,
+        copies=PromptCopies(id_copies, body.prompt_logprobs, body.echo, body.logprobs),
+        holds_output=holds_output,
+    )
+
+
+def spec_of(
+    body: GenerationFields,
+    prompts: Sequence[Prompt],
+    params: Sequence[SamplingParams],
+    output_constraint: OutputConstraint | None,
+    *,
+    state: StoredState | None,
+    copies: PromptCopies,
+    holds_output: bool,
+    may_call: bool = False,
+    sends_ids: bool = False,
+    limit_param: str | None = None,
+) -> GenerationSpec:
+    """Returns the spec of a body, with the fields that the three endpoints share.
 
     Args:
       params: Sampling parameters of the choices of each prompt.
-
-    Raises:
-      ApiError: The output constraint is invalid.
+      limit_param: Field that limits the number of tokens, if it is not `max_tokens`.
     """
     return GenerationSpec(
-        (),
+        prompts,
         params,
-        constraint_of(body.spellings),
+        output_constraint,
         stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
         include_stop=body.include_stop_str_in_output,
         ignore_eos=body.ignore_eos,
+        may_call=may_call,
+        sends_ids=sends_ids,
+        holds_output=holds_output,
+        limit_param=limit_param or (None if body.max_tokens is None else "max_tokens"),
+        copies=copies,
+        state=state,
         cache_salt=body.cache_salt,
         prediction="" if body.prediction is None else body.prediction.text,
         priority=body.priority,
         queue_timeout_s=body.queue_timeout,
         timeout_s=body.timeout,
-        limit_param=None if body.max_tokens is None else "max_tokens",
     )
-
-
-def constraint_of(spellings: Sequence[Spelling]) -> OutputConstraint | None:
-    """Returns the output constraint of a request, which has at most one.
-
-    Raises:
-      ApiError: Several fields request one, or the constraint is invalid.
-    """
-    if not spellings:
-        return None
-    (param, requested, is_strict), *others = spellings
-    if others:
-        raise bad_value(others[0].param, f"{param} and {others[0].param} exclude each other")
-    kinds = list(_kinds(param, requested, is_strict=is_strict))
-    if len(kinds) != 1:
-        count = "only one" if kinds else "one"
-        raise bad_value(param, f"{param} must have {count} of json, regex, choice, grammar and json_object")
-    return constraint(param, kinds[0])
-
-
-def _kinds(
-    param: str, requested: StructuredOutputs, *, is_strict: bool
-) -> Iterator[Callable[[], GrammarSpec | OutputConstraint]]:
-    if requested.json_ is not None:
-        yield partial(json_constraint, param, requested.json_, is_strict=is_strict)
-    if requested.regex is not None:
-        yield partial(regex_spec, requested.regex)
-    if requested.choice is not None:
-        yield partial(choice_spec, requested.choice)
-    if requested.grammar is not None:
-        yield partial(lark_spec, requested.grammar)
-    if requested.json_object:
-        yield partial(json_spec, OBJECT_SCHEMA)
-
-
-async def completion(body: CompletionFields, service: Service) -> GenerationSpec:
-    """Returns the spec of continuations of each prompt.
-
-    Raises:
-      ApiError: Fields contradict each other or do not fit the model.
-    """
-    spec = await admission.get().run(lambda: spec_of(body, completion_params(body, service.model)))
-    state = service.saved_state(body.from_state)
-    prompts = await completion_prompts(body, state, service)
-    id_copies = body.num_candidates if body.return_token_ids else 0
-    copies = PromptCopies(id_copies, body.prompt_logprobs, body.echo, body.logprobs)
-    return replace(spec, prompts=prompts, state=state, copies=copies)
-
-
-async def completion_prompts(body: CompletionFields, state: StoredState | None, service: Service) -> Sequence[Prompt]:
-    """Returns the prompts of a completion, each behind the tokens of the state that it continues.
-
-    Raises:
-      ApiError: A prompt cannot be encoded, or the prompts have too many tokens together.
-    """
-    encoded = await service.prompts.completions(body.prompts, add_bos=body.add_special_tokens and state is None)
-    limit, side = body.truncate_prompt_tokens, body.truncation_side
-    return await service.prompts.after(state, [service.prompts.truncated(prompt, limit, side) for prompt in encoded])
-
-
-async def chat(body: ChatFields, service: Service) -> GenerationSpec:
-    """Returns the spec of the next message of a conversation.
-
-    Raises:
-      ApiError: Fields contradict each other or do not fit the model.
-    """
-    spec, conversation = await admission.get().run(lambda: _chat_conversion(body, service.model))
-    state = service.saved_state(body.from_state)
-    return replace(spec, prompts=await chat_prompts(body, conversation, state, service), state=state)
 
 
 async def chat_prompts(
@@ -144,23 +152,9 @@ async def chat_prompts(
       ApiError: The messages cannot be encoded as a prompt.
     """
     prompt = await service.prompts.chat(conversation, state=state)
-    new = service.prompts.truncated(prompt, body.truncate_prompt_tokens, body.truncation_side)
-    return await service.prompts.after(state, [new])
-
-
-def _chat_conversion(body: ChatFields, model: ServedModel) -> tuple[GenerationSpec, Conversation]:
-    """Returns the spec of a chat without its prompt, and the conversation that becomes the prompt.
-
-    Raises:
-      ApiError: Fields contradict each other or do not fit the model.
-    """
-    spec, conversation = spec_of(body, chat_params(body, model)), chat_conversation(body)
-    spec = replace(spec, copies=PromptCopies(int(body.return_token_ids), body.prompt_logprobs))
-    if body.max_completion_tokens is not None:
-        spec = replace(spec, limit_param="max_completion_tokens")
-    if (tools := conversation.tools) is not None:
-        spec = replace(spec, constraint=with_tools(spec.constraint, tools), may_call=bool(tools.introduced))
-    return spec, conversation
+    if body.truncate_prompt_tokens is not None:
+        prompt = service.prompts.truncated(prompt, body.truncate_prompt_tokens, body.truncation_side)
+    return [prompt] if state is None else await service.prompts.after(state, [prompt])
 
 
 def chat_conversation(body: ChatFields) -> Conversation:
@@ -187,17 +181,22 @@ def conversation_of(
 
 
 def _conversation_message(message: ChatMessage) -> ConversationMessage:
-    calls = tuple(call.as_call() for call in message.tool_calls or ())
-    return ConversationMessage(message.role, _content(message), calls, message.tool_call_id)
+    content, calls = message.content, message.tool_calls or ()
+    texts = content if content is None or isinstance(content, str) else tuple([part.text for part in content])
+    if message.refusal is not None:  # it is the last part
+        texts = (*((texts,) if isinstance(texts, str) else texts or ()), message.refusal)
+    return ConversationMessage(message.role, texts, tuple([call.as_call() for call in calls]), message.tool_call_id)
 
 
-def _content(message: ChatMessage) -> str | tuple[str, ...] | None:
-    """Returns the text of a message or its parts; a refusal is the last of them."""
-    content, refusal = message.content, message.refusal
-    if refusal is None:
-        return tuple(part.text for part in content) if isinstance(content, list) else content
-    texts = [content] if isinstance(content, str) else [part.text for part in content or ()]
-    return (*texts, refusal)
+async def completion_prompts(body: CompletionFields, state: StoredState | None, service: Service) -> Sequence[Prompt]:
+    """Returns the prompts of a completion, each behind the tokens of the state that it continues.
+
+    Raises:
+      ApiError: A prompt cannot be encoded, or the prompts have too many tokens together.
+    """
+    encoded = await service.prompts.completions(body.prompts, add_bos=body.add_special_tokens and state is None)
+    limit, side = body.truncate_prompt_tokens, body.truncation_side
+    return await service.prompts.after(state, [service.prompts.truncated(prompt, limit, side) for prompt in encoded])
 
 
 def chat_params(body: ChatFields, model: ServedModel) -> list[SamplingParams]:
@@ -210,7 +209,7 @@ def chat_params(body: ChatFields, model: ServedModel) -> list[SamplingParams]:
         raise bad_value("top_logprobs", "top_logprobs needs logprobs: true")
     max_tokens = body.max_completion_tokens or body.max_tokens or model.defaults.max_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    return choice_params(body, model, max_tokens, logprobs, body.prompt_logprobs)
+    return choice_params(body, model, max_tokens, body.n, logprobs, body.prompt_logprobs)
 
 
 def completion_params(body: CompletionFields, model: ServedModel) -> list[SamplingParams]:
@@ -222,13 +221,14 @@ def completion_params(body: CompletionFields, model: ServedModel) -> list[Sampli
     counts = [body.prompt_logprobs, body.logprobs if body.echo else None]
     prompt_logprobs = max((count for count in counts if count is not None), default=None)
     logprobs = 0 if compares_logprobs else body.logprobs
-    return choice_params(body, model, max_tokens, logprobs, prompt_logprobs)
+    return choice_params(body, model, max_tokens, body.num_candidates, logprobs, prompt_logprobs)
 
 
 def choice_params(
     body: GenerationFields,
     model: ServedModel,
     max_tokens: int | None,
+    num_choices: int,
     logprobs: int | None,
     prompt_logprobs: int | None,
 ) -> list[SamplingParams]:
@@ -237,21 +237,62 @@ def choice_params(
         raise bad_value("truncate_prompt_tokens", "truncate_prompt_tokens must be at least 1, or -1 for no limit")
     if body.logprob_token_ids and logprobs is None:
         raise bad_value("logprob_token_ids", "logprob_token_ids needs logprobs")
-    return sampling_params(
-        body,
-        model,
-        max_tokens,
-        body.num_candidates,
-        logprobs=logprobs,
-        prompt_logprobs=prompt_logprobs,
-        bad_words=_bad_words(body, model),
-        **_token_lists(body, model.tokenizer.vocab_size),
-    )
+    lists = {} if _LISTS.isdisjoint(body.model_fields_set) else _token_lists(body, model)
+    reports = {"logprobs": logprobs, "prompt_logprobs": prompt_logprobs}
+    return sampling_params(body, model, max_tokens, num_choices, **reports, **lists)
 
 
-def _token_lists(body: GenerationFields, vocab_size: int) -> dict[str, Any]:
-    """Returns the fields of `SamplingParams` that hold ids of the request, all within the vocabulary."""
-    logit_bias = _logit_bias(body)
+def sampling_params(
+    body: SamplingFields, model: ServedModel, max_tokens: int | None, num_choices: int = 1, **fields: Any
+) -> list[SamplingParams]:
+    """Returns the parameters of each choice of a prompt, which differ in their seeds.
+
+    Args:
+      body: Body of the request.
+      model: Model with the checkpoint's defaults.
+      max_tokens: Maximum number of tokens; None generates until the model stops.
+      num_choices: Number of choices.
+      fields: Further fields of `SamplingParams`.
+
+    Raises:
+      ApiError: Fields contradict each other or do not fit the model.
+    """
+    limits = [limit for limit in (max_tokens, model.max_tokens_limit) if limit is not None]
+    max_tokens = min(limits, default=None)
+    if body.ignore_eos and max_tokens is None:
+        raise bad_value("ignore_eos", "ignore_eos needs a limit: set max_tokens")
+    if max_tokens is not None and body.min_tokens > max_tokens:
+        raise bad_value("min_tokens", f"min_tokens must be at most max_tokens, which is {max_tokens}")
+    numbers = {**model.defaults.sampling, **requested_numbers(body)}
+    if numbers.get("top_p") == 0:  # clients mean the most likely token alone
+        numbers |= {"temperature": 0.0, "top_p": 1.0}
+    if numbers.get("top_k") == -1:  # vLLM's value for off
+        numbers["top_k"] = 0
+    seeds = [secrets.randbits(64) if body.seed is None else (body.seed + each) % 2**64 for each in range(num_choices)]
+    try:
+        params = SamplingParams(
+            **numbers,
+            seed=seeds[0],
+            max_tokens=max_tokens,
+            min_tokens=body.min_tokens,
+            end_token_ids=() if body.ignore_eos else model.end_token_ids,
+            **fields,
+        )
+    except ParameterError as error:  # of values that depend on each other, which no schema checks
+        raise bad_value(error.field, str(error)) from None
+    return [params, *[params.with_seed(seed) for seed in seeds[1:]]]
+
+
+def requested_numbers(body: BaseModel) -> dict[str, Any]:
+    """Returns the numbers that a request sets, by their names in `SamplingParams`."""
+    known = type(body).model_fields  # a body has its unknown fields as attributes, too
+    named = {name: getattr(body, name) for name in NUMBERS if name in known}
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def _token_lists(body: GenerationFields, model: ServedModel) -> dict[str, Any]:
+    """Returns the fields of `SamplingParams` that hold tokens, all within the vocabulary."""
+    logit_bias, vocab_size = _logit_bias(body), model.tokenizer.vocab_size
     allowed = None if body.allowed_token_ids is None else tuple(body.allowed_token_ids)
     lists = {
         "stop_token_ids": tuple(body.stop_token_ids),
@@ -263,7 +304,7 @@ def _token_lists(body: GenerationFields, vocab_size: int) -> dict[str, Any]:
             raise bad_value(name, f"{name} must hold at most {vocab_size} ids, as many as the vocabulary has")
         if (highest := max(ids or (), default=0)) >= vocab_size:
             raise bad_value(name, f"{name}: the id {highest} is outside the vocabulary of {vocab_size} tokens")
-    return {**lists, "logit_bias": logit_bias}
+    return {**lists, "logit_bias": logit_bias, "bad_words": _bad_words(body, model)}
 
 
 def _logit_bias(body: GenerationFields) -> tuple[tuple[int, float], ...]:
@@ -285,3 +326,53 @@ def _bad_words(body: GenerationFields, model: ServedModel) -> tuple[tuple[int, .
     except TextUnavailableError as error:
         raise bad_value("bad_words", str(error)) from None
     return tuple(dict.fromkeys(tuple(ids) for ids in encoded if ids))
+
+
+def body_constraint(body: StructuredFields) -> OutputConstraint | None:
+    """Returns the output constraint that the fields of a body request, of which it has at most one.
+
+    Raises:
+      ApiError: Several fields request one, or the constraint is invalid.
+    """
+    first = None if body.response_format is None else body.response_format.spelling
+    others = {
+        "structured_outputs": body.structured_outputs,
+        "regex": StructuredOutputs(regex=body.regex) if body.regex else None,
+        "grammar": StructuredOutputs(grammar=body.grammar) if body.grammar else None,
+        "json_schema": StructuredOutputs(json=body.json_schema) if body.json_schema else None,
+        "ebnf": StructuredOutputs(grammar=body.ebnf) if body.ebnf else None,
+    }
+    spelt = [None if outputs is None else Spelling(param, outputs) for param, outputs in others.items()]
+    found = [spelling for spelling in (first, *spelt) if spelling is not None]
+    return constraint_of(found) if found else None
+
+
+def constraint_of(spellings: Sequence[Spelling]) -> OutputConstraint:
+    """Returns the output constraint of a request, which has exactly one.
+
+    Raises:
+      ApiError: Several fields request one, or the constraint is invalid.
+    """
+    (param, requested, is_strict), *others = spellings
+    if others:
+        raise bad_value(others[0].param, f"{param} and {others[0].param} exclude each other")
+    kinds = list(_kinds(param, requested, is_strict=is_strict))
+    if len(kinds) != 1:
+        count = "only one" if kinds else "one"
+        raise bad_value(param, f"{param} must have {count} of json, regex, choice, grammar and json_object")
+    return constraint(param, kinds[0])
+
+
+def _kinds(
+    param: str, requested: StructuredOutputs, *, is_strict: bool
+) -> Iterator[Callable[[], GrammarSpec | OutputConstraint]]:
+    if requested.json_ is not None:
+        yield partial(json_constraint, param, requested.json_, is_strict=is_strict)
+    if requested.regex is not None:
+        yield partial(regex_spec, requested.regex)
+    if requested.choice is not None:
+        yield partial(choice_spec, requested.choice)
+    if requested.grammar is not None:
+        yield partial(lark_spec, requested.grammar)
+    if requested.json_object:
+        yield partial(json_spec, OBJECT_SCHEMA)

@@ -1,6 +1,6 @@
-"""Saved states under ids. They are kept in memory; an export can outlive the process.
+"""Saved states under ids, and the tokens by which prompts find imported ones.
 
-Index of imported states by the tokens that they cover, with which prompts find the states that they begin with.
+States are kept in memory; an export can outlive the process.
 """
 
 import hashlib
@@ -19,8 +19,32 @@ from ..tenancy.tenant_locks import TenantLocks
 MAX_STATES: Final = 10_000
 """Maximum number of states of all tenants together, so that a page of a list is found quickly."""
 
+
 _OBJECT_BYTES: Final = 1024
 """Memory of an entry in addition to its state: the object, its id, and its dictionary entries."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """Tokens that the snapshot of an imported state covers.
+
+    Attributes:
+      cache_salt: Salt of the requests that may restore the snapshot.
+      length: Number of tokens.
+      digest: SHA-256 of the tokens.
+    """
+
+    cache_salt: str
+    length: int
+    digest: bytes
+
+    @classmethod
+    def of(cls, state: SavedState, cache_salt: str) -> "Prefix | None":
+        """Returns the prefix of a state; None if it has no snapshot."""
+        if state.snapshot is None:
+            return None
+        length = state.snapshot.length
+        return cls(cache_salt, length, hashlib.sha256(state.tokens[: length * ID_BYTES]).digest())
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +78,56 @@ class StoredState:
         }
 
 
+type _Lengths = defaultdict[int, dict[bytes, list[str]]]
+"""Ids of states by the number of covered tokens and their digest, oldest first."""
+
+
+@dataclass(slots=True)
+class ImportedPrefixes:
+    """Ids of imported states by their prefixes. Each tenant finds only its own."""
+
+    _found: dict[tuple[str, str], _Lengths] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        """Whether there is any state."""
+        return bool(self._found)
+
+    def add(self, owner: str, prefix: Prefix, state_id: str) -> None:
+        """Adds a state."""
+        lengths = self._found.setdefault((owner, prefix.cache_salt), defaultdict(dict))
+        lengths[prefix.length].setdefault(prefix.digest, []).append(state_id)
+
+    def remove(self, owner: str, prefix: Prefix, state_id: str) -> None:
+        """Removes a state that was added."""
+        lengths = self._found[owner, prefix.cache_salt]
+        lengths[prefix.length][prefix.digest].remove(state_id)
+        if not lengths[prefix.length][prefix.digest]:
+            del lengths[prefix.length][prefix.digest]
+        if not lengths[prefix.length]:
+            del lengths[prefix.length]
+        if not lengths:
+            del self._found[owner, prefix.cache_salt]
+
+    def longest(self, owner: str, cache_salt: str, token_ids: Sequence[int]) -> str | None:
+        """Returns the newest state that covers the most tokens of a prompt, but not all; None if none covers any.
+
+        Each token is hashed once, independent of the number of states.
+        """
+        lengths = self._found.get((owner, cache_salt))
+        if lengths is None:
+            return None
+        found, start, digest, tokens = None, 0, hashlib.sha256(), id_bytes(token_ids)
+        for length in sorted(each for each in lengths if each < len(token_ids)):
+            digest.update(tokens[start * ID_BYTES : length * ID_BYTES])
+            found, start = lengths[length].get(digest.digest(), found), length
+        return None if found is None else found[-1]
+
+
 class StateStore:
     """Keeps states until they are deleted. None is evicted.
 
     Attributes:
+      has_imported: Whether prompts may begin with an imported state.
       saves: Turns of saving or caching a state, one per tenant at a time, since each takes a part of an engine step.
 
     Args:
@@ -65,6 +135,7 @@ class StateStore:
     """
 
     def __init__(self, num_tenants: int = 1) -> None:
+        self.has_imported = False
         self.saves = TenantLocks()
         self._is_shared = num_tenants > 1
         self._stored: TenantStore[str, StoredState] = TenantStore()
@@ -90,6 +161,7 @@ class StateStore:
         self._stored.put(stored.id, owner, stored, stored.num_bytes)
         if prefix is not None:
             self._imported.add(owner, prefix, stored.id)
+            self.has_imported = True
         return stored
 
     def imported(self, owner: str, cache_salt: str, token_ids: Sequence[int]) -> StoredState | None:
@@ -140,71 +212,8 @@ class StateStore:
         self._stored.pop(stored.id)
         if stored.prefix is not None:
             self._imported.remove(owner, stored.prefix, stored.id)
+            self.has_imported = bool(self._imported)
 
 
 def _full(message: str) -> ApiError:
     return ApiError(kinds.STATE_STORE_FULL, message)
-
-
-@dataclass(frozen=True, slots=True)
-class Prefix:
-    """Tokens that the snapshot of an imported state covers.
-
-    Attributes:
-      cache_salt: Salt of the requests that may restore the snapshot.
-      length: Number of tokens.
-      digest: SHA-256 of the tokens.
-    """
-
-    cache_salt: str
-    length: int
-    digest: bytes
-
-    @classmethod
-    def of(cls, state: SavedState, cache_salt: str) -> "Prefix | None":
-        """Returns the prefix of a state; None if it has no snapshot."""
-        if state.snapshot is None:
-            return None
-        length = state.snapshot.length
-        return cls(cache_salt, length, hashlib.sha256(state.tokens[: length * ID_BYTES]).digest())
-
-
-type _Lengths = defaultdict[int, dict[bytes, list[str]]]
-"""Ids of states by the number of covered tokens and their digest, oldest first."""
-
-
-@dataclass(slots=True)
-class ImportedPrefixes:
-    """Ids of imported states by their prefixes. Each tenant finds only its own."""
-
-    _found: dict[tuple[str, str], _Lengths] = field(default_factory=dict)
-
-    def add(self, owner: str, prefix: Prefix, state_id: str) -> None:
-        """Adds a state."""
-        lengths = self._found.setdefault((owner, prefix.cache_salt), defaultdict(dict))
-        lengths[prefix.length].setdefault(prefix.digest, []).append(state_id)
-
-    def remove(self, owner: str, prefix: Prefix, state_id: str) -> None:
-        """Removes a state that was added."""
-        lengths = self._found[owner, prefix.cache_salt]
-        lengths[prefix.length][prefix.digest].remove(state_id)
-        if not lengths[prefix.length][prefix.digest]:
-            del lengths[prefix.length][prefix.digest]
-        if not lengths[prefix.length]:
-            del lengths[prefix.length]
-        if not lengths:
-            del self._found[owner, prefix.cache_salt]
-
-    def longest(self, owner: str, cache_salt: str, token_ids: Sequence[int]) -> str | None:
-        """Returns the newest state that covers the most tokens of a prompt, but not all; None if none covers any.
-
-        Each token is hashed once, independent of the number of states.
-        """
-        lengths = self._found.get((owner, cache_salt))
-        if lengths is None:
-            return None
-        found, start, digest, tokens = None, 0, hashlib.sha256(), id_bytes(token_ids)
-        for length in sorted(each for each in lengths if each < len(token_ids)):
-            digest.update(tokens[start * ID_BYTES : length * ID_BYTES])
-            found, start = lengths[length].get(digest.digest(), found), length
-        return None if found is None else found[-1]

@@ -1,10 +1,8 @@
-"""uvicorn's HTTP connection with streams for HTTP/1.0, and with limits on senders and slow readers.
+"""uvicorn's HTTP connection with streams for HTTP/1.0, with limits on senders and slow readers, and counted by port.
 
 uvicorn limits only the size of a head and the number of connections, and closes connections beyond a limit without a
 JSON error. It has no timeout for clients that stop reading, and signals a disconnect only to the last pipelined
-request.
-
-Counts the open connections of each port, and closes idle ones to make room for new ones.
+request. Here, idle connections are closed to make room for new ones.
 """
 
 import asyncio
@@ -29,80 +27,152 @@ from .streaming import BODY_WRITER
 MAX_HEAD_BYTES: Final = 64 * 2**10
 """Maximum bytes of the URL and all headers together."""
 
+
 HEAD_S: Final = 20.0
 """Seconds from the start of a request or connection to the end of the headers."""
 
+
 BODY_S: Final = 60.0
 """Seconds from the end of the headers to the end of the body."""
+
 
 MAX_PIPELINED: Final = 64
 """Maximum number of requests that wait behind the running one. Thousands of requests fit in one packet, and parsing
 them would block the event loop."""
 
+
+MAX_ADMIN_CONNECTIONS: Final = 64
+"""Maximum number of connections of the admin port with a request."""
+
+
+RESERVED_CONNECTIONS: Final = 64
+"""Number of connections of a port beyond its limit, for probes and for clients that get a 503."""
+
+
+_ALWAYS_SERVED: Final = frozenset({b"/health", b"/health/ready", b"/metrics"})
+"""Paths of probes, which are served beyond the limit, since a server that does not respond to them is restarted."""
+
+
 _LINGER_S: Final = 1.0
 """Seconds for which the connection reads on after an error response. Otherwise a client that is still sending would
 lose the response."""
 
+
 _NO_LINGER: Final = struct.pack("ii", 1, 0)
 """SO_LINGER of 0 s: the system resets the connection instead of keeping unsent bytes."""
+
 
 _logger = logging.getLogger(__name__)
 
 
-async def _until_close(app: ASGIApp, cycle: RequestResponseCycle, scope: Scope, receive: Receive, send: Send) -> None:
-    """Serves HTTP/1.0, which has no chunked encoding: a body of unknown length ends with the connection."""
-    is_open_ended = False
+class Droppable(Protocol):
+    """A connection."""
 
-    async def send_plain(message: Message) -> None:
-        nonlocal is_open_ended
-        if message["type"] == "http.response.start":
-            is_open_ended = all(name.lower() != b"content-length" for name, _ in message.get("headers", ()))
-            cycle.chunked_encoding = False if is_open_ended else None
-        elif is_open_ended:
-            cycle.expected_content_length = len(message.get("body", b""))
-        await send(message)
-
-    await app(scope, receive, send_plain)
+    def drop(self) -> None:
+        """Closes the connection immediately."""
 
 
-async def _read_rest(app: ASGIApp, cycle: RequestResponseCycle, scope: Scope, receive: Receive, send: Send) -> None:
-    """Reads the rest of a body before closing a connection that is not kept alive.
+class PortConnections:
+    """Open connections of one port.
 
-    A client that is still sending would otherwise lose an early response, such as a 413.
-    """
-    if not cycle.more_body:  # the usual case: the response needs no wrapper
-        await app(scope, receive, send)
-        return
-    expects = any(name == b"expect" for name, _ in scope["headers"])
+    A connection is silent until its first request, busy during each request, and idle afterwards. Probes leave it idle,
+    so that they cannot occupy the server. At most `limit` connections are busy, and `RESERVED_CONNECTIONS` more are
+    open. Beyond that, a new connection replaces the oldest silent or idle one: otherwise clients that send nothing
+    would block all others.
 
-    async def send_and_read(message: Message) -> None:
-        is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
-        if is_last and cycle.more_body and not cycle.keep_alive and not expects:
-            await send({**message, "more_body": True})
-            while (rest := await receive())["type"] == "http.request" and rest["more_body"]:
-                pass
-            message = {"type": "http.response.body"}
-        await send(message)
-
-    await app(scope, receive, send_and_read)
-
-
-class _ChunkWriter:
-    """Writes chunks of a response; see `BodyWriter`. It avoids the cost of middleware and `send` coroutines for each
-    chunk.
+    Attributes:
+      limit: Maximum number of busy connections.
     """
 
-    def __init__(self, cycle: RequestResponseCycle) -> None:
-        self._cycle = cycle
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._silent: dict[Droppable, None] = {}  # oldest first
+        self._idle: dict[Droppable, None] = {}
+        self._busy: set[Droppable] = set()
+        self._num_dropped = 0
+        self._num_refused = 0
 
     @property
-    def is_open(self) -> bool:
-        cycle = self._cycle
-        is_sending = cycle.response_started and not cycle.response_complete and cycle.chunked_encoding
-        return bool(is_sending) and not cycle.flow.write_paused and not cycle.disconnected
+    def counts(self) -> ConnectionCounts:
+        """Counts for metrics."""
+        num_open = len(self._silent) + len(self._idle) + len(self._busy)
+        return ConnectionCounts(num_open, len(self._busy), self.limit, self._num_dropped, self._num_refused)
 
-    def write(self, data: bytes) -> None:
-        self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+    def open(self, connection: Droppable) -> bool:
+        """Adds a new connection; returns False if the port is full and no other connection can be closed for it."""
+        num_open = len(self._silent) + len(self._idle) + len(self._busy)
+        has_room = num_open < self.limit + RESERVED_CONNECTIONS or self._drop_oldest()
+        self._silent[connection] = None  # without room, too: it is closed for the next one
+        self._num_refused += not has_room
+        return has_room
+
+    def begin(self, connection: Droppable, path: bytes) -> bool:
+        """Makes a connection busy, except for the path of a probe; returns False if too many are busy."""
+        if connection in self._busy:
+            return True
+        is_probe = path in _ALWAYS_SERVED
+        if not is_probe and len(self._busy) >= self.limit:
+            self._num_refused += 1
+            return False
+        self._silent.pop(connection, None)
+        self._idle.pop(connection, None)
+        if is_probe:
+            self._idle[connection] = None
+        else:
+            self._busy.add(connection)
+        return True
+
+    def end(self, connection: Droppable) -> None:
+        """Makes a busy connection idle."""
+        if connection in self._busy:
+            self._busy.remove(connection)
+            self._idle[connection] = None
+
+    def close(self, connection: Droppable) -> None:
+        """Removes a connection, if it is still there."""
+        self._silent.pop(connection, None)
+        self._idle.pop(connection, None)
+        self._busy.discard(connection)
+
+    def _drop_oldest(self) -> bool:
+        """Closes the oldest connection without a request. Returns False if there is none.
+
+        Silent connections come first, except the latest, whose requests may be on their way.
+        """
+        waiting = self._silent if len(self._silent) > RESERVED_CONNECTIONS or not self._idle else self._idle
+        oldest = next(iter(waiting), None)
+        if oldest is None:
+            return False
+        self.close(oldest)
+        self._num_dropped += 1
+        oldest.drop()
+        return True
+
+
+class OpenConnections:
+    """Open connections of all ports of a server.
+
+    Attributes:
+      public: Connections of the public port.
+
+    Args:
+      limit: Maximum number of busy connections of the public port.
+      admin_port: Number of the admin port, which has a separate limit; None if there is none.
+    """
+
+    def __init__(self, limit: int, admin_port: int | None = None) -> None:
+        self.public = PortConnections(limit)
+        self._admin = PortConnections(MAX_ADMIN_CONNECTIONS)
+        self._admin_port = admin_port
+
+    def of(self, port: int | None) -> PortConnections:
+        """Returns the connections of a port; None stands for a Unix socket."""
+        return self.public if port is None or port != self._admin_port else self._admin
+
+    def counts_by_port(self) -> Mapping[str, ConnectionCounts]:
+        """Counts by port: "public", and "admin" if there is one."""
+        ports = {"public": self.public} if self._admin_port is None else {"public": self.public, "admin": self._admin}
+        return {name: each.counts for name, each in ports.items()}
 
 
 class ClientConnection(HttpToolsProtocol):
@@ -230,12 +300,12 @@ class LimitedConnection(ClientConnection):
         self._count(len(url))
         super().on_url(url)
 
-    def on_header(self, name: bytes, value: bytes) -> None:
+    def on_header(self, name: bytes, value: bytes) -> None:  # of the head, or of the trailers of a body
         self._count(len(name) + len(value) + 4)
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        if self.parser.get_http_version() == "1.1" and sum(name == b"host" for name, _ in self.headers) != 1:
+        if self.parser.get_http_version() == "1.1" and [name for name, _ in self.headers].count(b"host") != 1:
             self._refusal = ApiError(kinds.HOST_MISSING, "an HTTP/1.1 request needs exactly one Host header")
             raise httptools.HttpParserError("no Host header, or several")
         codings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
@@ -316,6 +386,62 @@ class LimitedConnection(ClientConnection):
             self.transport.close()
 
 
+async def _until_close(app: ASGIApp, cycle: RequestResponseCycle, scope: Scope, receive: Receive, send: Send) -> None:
+    """Serves HTTP/1.0, which has no chunked encoding: a body of unknown length ends with the connection."""
+    is_open_ended = False
+
+    async def send_plain(message: Message) -> None:
+        nonlocal is_open_ended
+        if message["type"] == "http.response.start":
+            is_open_ended = all(name.lower() != b"content-length" for name, _ in message.get("headers", ()))
+            cycle.chunked_encoding = False if is_open_ended else None
+        elif is_open_ended:
+            cycle.expected_content_length = len(message.get("body", b""))
+        await send(message)
+
+    await app(scope, receive, send_plain)
+
+
+async def _read_rest(app: ASGIApp, cycle: RequestResponseCycle, scope: Scope, receive: Receive, send: Send) -> None:
+    """Reads the rest of a body before closing a connection that is not kept alive.
+
+    A client that is still sending would otherwise lose an early response, such as a 413.
+    """
+    if not cycle.more_body:  # the usual case: the response needs no wrapper
+        await app(scope, receive, send)
+        return
+    expects = any(name == b"expect" for name, _ in scope["headers"])
+
+    async def send_and_read(message: Message) -> None:
+        is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
+        if is_last and cycle.more_body and not cycle.keep_alive and not expects:
+            await send({**message, "more_body": True})
+            while (rest := await receive())["type"] == "http.request" and rest["more_body"]:
+                pass
+            message = {"type": "http.response.body"}
+        await send(message)
+
+    await app(scope, receive, send_and_read)
+
+
+class _ChunkWriter:
+    """Writes chunks of a response; see `BodyWriter`. It avoids the cost of middleware and `send` coroutines for each
+    chunk.
+    """
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+
+    @property
+    def is_open(self) -> bool:
+        cycle = self._cycle
+        is_sending = cycle.response_started and not cycle.response_complete and cycle.chunked_encoding
+        return bool(is_sending) and not cycle.flow.write_paused and not cycle.disconnected
+
+    def write(self, data: bytes) -> None:
+        self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+
 def _raw(error: ApiError) -> bytes:
     """Returns the bytes of a complete response, with a request id like every response."""
     response = error_response(error)
@@ -323,122 +449,3 @@ def _raw(error: ApiError) -> bytes:
     headers = [*response.raw_headers, (b"x-request-id", own_id), (b"request-id", own_id), (b"connection", b"close")]
     lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
     return STATUS_LINE[error.status_code] + lines + b"\r\n" + bytes(response.body)
-
-
-MAX_ADMIN_CONNECTIONS: Final = 64
-"""Maximum number of connections of the admin port with a request."""
-
-RESERVED_CONNECTIONS: Final = 64
-"""Number of connections of a port beyond its limit, for probes and for clients that get a 503."""
-
-_ALWAYS_SERVED: Final = frozenset({b"/health", b"/health/ready", b"/metrics"})
-"""Paths of probes, which are served beyond the limit, since a server that does not respond to them is restarted."""
-
-
-class Droppable(Protocol):
-    """A connection."""
-
-    def drop(self) -> None:
-        """Closes the connection immediately."""
-
-
-class PortConnections:
-    """Open connections of one port.
-
-    A connection is silent until its first request, busy during each request, and idle afterwards. Probes leave it idle,
-    so that they cannot occupy the server. At most `limit` connections are busy, and `RESERVED_CONNECTIONS` more are
-    open. Beyond that, a new connection replaces the oldest silent or idle one: otherwise clients that send nothing
-    would block all others.
-
-    Attributes:
-      limit: Maximum number of busy connections.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self._silent: dict[Droppable, None] = {}  # oldest first
-        self._idle: dict[Droppable, None] = {}
-        self._busy: set[Droppable] = set()
-        self._num_dropped = 0
-        self._num_refused = 0
-
-    @property
-    def counts(self) -> ConnectionCounts:
-        """Counts for metrics."""
-        num_open = len(self._silent) + len(self._idle) + len(self._busy)
-        return ConnectionCounts(num_open, len(self._busy), self.limit, self._num_dropped, self._num_refused)
-
-    def open(self, connection: Droppable) -> bool:
-        """Adds a new connection; returns False if the port is full and no other connection can be closed for it."""
-        num_open = len(self._silent) + len(self._idle) + len(self._busy)
-        has_room = num_open < self.limit + RESERVED_CONNECTIONS or self._drop_oldest()
-        self._silent[connection] = None  # without room, too: it is closed for the next one
-        self._num_refused += not has_room
-        return has_room
-
-    def begin(self, connection: Droppable, path: bytes) -> bool:
-        """Makes a connection busy, except for the path of a probe; returns False if too many are busy."""
-        if connection in self._busy:
-            return True
-        is_probe = path in _ALWAYS_SERVED
-        if not is_probe and len(self._busy) >= self.limit:
-            self._num_refused += 1
-            return False
-        self.close(connection)
-        if is_probe:
-            self._idle[connection] = None
-        else:
-            self._busy.add(connection)
-        return True
-
-    def end(self, connection: Droppable) -> None:
-        """Makes a busy connection idle."""
-        if connection in self._busy:
-            self._busy.remove(connection)
-            self._idle[connection] = None
-
-    def close(self, connection: Droppable) -> None:
-        """Removes a connection, if it is still there."""
-        self._silent.pop(connection, None)
-        self._idle.pop(connection, None)
-        self._busy.discard(connection)
-
-    def _drop_oldest(self) -> bool:
-        """Closes the oldest connection without a request. Returns False if there is none.
-
-        Silent connections come first, except the latest, whose requests may be on their way.
-        """
-        waiting = self._silent if len(self._silent) > RESERVED_CONNECTIONS or not self._idle else self._idle
-        oldest = next(iter(waiting), None)
-        if oldest is None:
-            return False
-        self.close(oldest)
-        self._num_dropped += 1
-        oldest.drop()
-        return True
-
-
-class OpenConnections:
-    """Open connections of all ports of a server.
-
-    Attributes:
-      public: Connections of the public port.
-
-    Args:
-      limit: Maximum number of busy connections of the public port.
-      admin_port: Number of the admin port, which has a separate limit; None if there is none.
-    """
-
-    def __init__(self, limit: int, admin_port: int | None = None) -> None:
-        self.public = PortConnections(limit)
-        self._admin = PortConnections(MAX_ADMIN_CONNECTIONS)
-        self._admin_port = admin_port
-
-    def of(self, port: int | None) -> PortConnections:
-        """Returns the connections of a port; None stands for a Unix socket."""
-        return self.public if port is None or port != self._admin_port else self._admin
-
-    def counts_by_port(self) -> Mapping[str, ConnectionCounts]:
-        """Counts by port: "public", and "admin" if there is one."""
-        ports = {"public": self.public} if self._admin_port is None else {"public": self.public, "admin": self._admin}
-        return {name: each.counts for name, each in ports.items()}

@@ -1,23 +1,20 @@
-"""Request ids, the access log and metrics of requests, responses to unhandled exceptions, and draining on shutdown.
-
-Limits on the bodies of requests, and the admission of each request.
-"""
+"""Middleware around the routes: ids and log lines of requests, shutdown, limits on bodies, HEAD and OPTIONS."""
 
 import logging
 import re
 import secrets
 import time
 import urllib.parse
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.routing import Match, Route
+from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors.request_errors import CLIENT_CLOSED_REQUEST, body_too_large, internal_error, shutting_down
 from ..errors.request_warnings import HEADER, header_value, request_warnings
-from ..generation.admission import Admission, Admissions, admission
+from ..generation.admission import Admissions, PreemptibleAdmission, admission
 from ..observability.logging import ACCESS_LOGGER, error_reason, request_id
 from ..observability.request_metrics import UNKNOWN_HANDLER, HttpMetrics, RequestTokens, request_tokens
 from ..tenancy.open_requests import OpenRequests
@@ -27,17 +24,33 @@ from .error_responses import send_error
 _SAFE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 """A request id that is safe in logs and headers."""
 
+
 _ADDRESS: Final = re.compile(r"[0-9A-Za-z.:%_-]{1,64}")
 """Pattern of a client's address or name. Proxies copy it from clients' headers unchecked."""
+
 
 _MAX_PATH: Final = 200
 """Maximum characters of a path in a log line."""
 
+
 _QUIET: Final = ("/health", "/health/ready", "/health_generate", "/load", "/metrics")
 """Paths that are polled every few seconds, so that they are logged at debug level only."""
 
+
 _UNCOUNTED: Final = ("/health", "/health/ready", "/load", "/metrics", "/version")
 """Paths that are served until the end, and that shutdown does not wait for."""
+
+
+ADMISSION: Final = "roost.admission"
+"""Key of an ASGI scope with the admission of work that a server sends to itself. Outside requests cannot set it."""
+
+
+_FLAG: Final = "--max-body-bytes"
+
+
+_METHODS: Final = ("DELETE", "GET", "POST")
+"""Methods that routes may have."""
+
 
 _logger = logging.getLogger(ACCESS_LOGGER)
 
@@ -67,7 +80,7 @@ class RequestScope:
         error_reason.set([])
         tokens = RequestTokens()
         request_tokens.set(tokens)
-        own: Admission | None = scope.get(ADMISSION)
+        own: PreemptibleAdmission | None = scope.get(ADMISSION)
         tenant.set("" if own is None else own.owner)  # a pipelined request starts in the context of the previous one
         exchange = _Exchange(scope, receive, send)
         try:
@@ -78,14 +91,14 @@ class RequestScope:
                 raise  # the response has started: only closing the connection signals the error
             await send_error(internal_error(), scope, receive, exchange.send)
         finally:
-            exchange.log(tokens.fields(self._model))
-            if own is None and exchange.final_status is not None and scope["path"] not in _UNCOUNTED:
-                self._metrics.count(self._handler(scope), scope["method"], exchange.final_status)
+            status = CLIENT_CLOSED_REQUEST if exchange.has_lost_client else exchange.status
+            exchange.log(status, tokens.fields(self._model))
+            if own is None and status is not None and scope["path"] not in _UNCOUNTED:
+                handler = scope["route"].path if "route" in scope else self._handler(scope)
+                self._metrics.count(handler, scope["method"], status)
 
     def _handler(self, scope: Scope) -> str:
-        """Returns the path template of a request's endpoint, even if the request did not reach it."""
-        if "route" in scope:
-            return str(scope["route"].path)
+        """Returns the path template of the endpoint of a request that did not reach it."""
         found = (route.path for route in self._routes if route.matches(scope)[0] is not Match.NONE)
         return next(found, UNKNOWN_HANDLER)
 
@@ -95,6 +108,7 @@ class _Exchange:
 
     Attributes:
       status: Status code once the response has started.
+      has_lost_client: Whether the client disconnected before the end of the response.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -104,12 +118,12 @@ class _Exchange:
         self._send = send
         self._started = time.perf_counter()
         self._complete = False
-        self._client_disconnected = False
+        self.has_lost_client = False
 
     async def receive(self) -> Message:
         message = await self._receive()
         if message["type"] == "http.disconnect" and not self._complete:
-            self._client_disconnected = True
+            self.has_lost_client = True
         return message
 
     async def send(self, message: Message) -> None:
@@ -118,41 +132,45 @@ class _Exchange:
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = headers["request-id"] = request_id.get()  # OpenAI's and Anthropic's names
             headers["openai-version"] = "2020-10-01"
-            headers["openai-processing-ms"] = f"{self._elapsed() * 1000:.0f}"
+            headers["openai-processing-ms"] = f"{(time.perf_counter() - self._started) * 1000:.0f}"
             if warnings := request_warnings.get():
                 headers[HEADER] = header_value(warnings)
         else:
             self._complete = not message.get("more_body", False)
         await self._send(message)
 
-    @property
-    def final_status(self) -> int | None:
-        """Status for log and metrics; None if there was no response."""
-        return CLIENT_CLOSED_REQUEST if self._client_disconnected else self.status
-
-    def log(self, tokens: Mapping[str, Any]) -> None:
+    def log(self, status: int | None, tokens: Mapping[str, Any]) -> None:
         """Writes the request's line in the access log.
 
         Args:
+          status: Status code; None if there was no response.
           tokens: Fields about the tokens of the request.
         """
-        level = logging.DEBUG if self._scope["path"] in _QUIET else logging.INFO
-        status = self.final_status
-        client_id = Headers(scope=self._scope).get("x-client-request-id", "")
+        scope, seconds = self._scope, round(time.perf_counter() - self._started, 3)
+        level = logging.DEBUG if scope["path"] in _QUIET else logging.INFO
+        client_id = Headers(scope=scope).get("x-client-request-id", "")
         client_id = client_id if _SAFE_ID.fullmatch(client_id) else ""
+        host = str((scope.get("client") or ("",))[0])  # empty for a Unix socket
         reason = (error_reason.get([]) or [""])[-1] if status is not None and status >= 400 else ""
-        about: dict[str, Any] = {"client": _client(self._scope), **tokens}
+        about: dict[str, Any] = {"client": host if _ADDRESS.fullmatch(host) else "", **tokens}
         notes = {**about, "client-id": client_id}
-        note = "".join(f" {name}={value}" for name, value in notes.items() if value != "")
+        note = "".join([f" {name}={value}" for name, value in notes.items() if value != ""])
         note += f": {reason}" if reason else ""
-        path = _path(self._scope)
-        method, seconds = self._scope["method"], round(self._elapsed(), 3)
+        method, path = scope["method"], _path(scope)
         fields = {"method": method, "path": path, "status": status, "seconds": seconds, "client_id": client_id}
         fields |= about | ({"error": reason} if reason else {})
         _logger.log(level, "%s %s %s %.3f s%s", method, path, status, seconds, note, extra={"fields": fields})
 
-    def _elapsed(self) -> float:
-        return time.perf_counter() - self._started
+
+def _path(scope: Scope) -> str:
+    """Returns the path for the log: quoted, since it may contain line breaks, and at most `_MAX_PATH` characters."""
+    return urllib.parse.quote(scope["path"][:_MAX_PATH])[:_MAX_PATH]
+
+
+def _request_id(scope: Scope) -> str:
+    """Returns the client's id if it is safe, so that it identifies the request across servers; otherwise a new id."""
+    given = Headers(scope=scope).get("x-request-id", "")
+    return given if _SAFE_ID.fullmatch(given) else f"req_{secrets.token_hex(16)}"
 
 
 class Drain:
@@ -178,30 +196,6 @@ class Drain:
                 self._open_requests.count -= 1
         else:
             await send_error(shutting_down(), scope, receive, send)
-
-
-def _client(scope: Scope) -> str:
-    """Returns the client's address from the connection or from a trusted proxy's header; empty for a Unix socket."""
-    host = str((scope.get("client") or ("",))[0])
-    return host if _ADDRESS.fullmatch(host) else ""
-
-
-def _path(scope: Scope) -> str:
-    """Returns the path for the log: quoted, since it may contain line breaks, and at most `_MAX_PATH` characters."""
-    return urllib.parse.quote(scope["path"][:_MAX_PATH])[:_MAX_PATH]
-
-
-def _request_id(scope: Scope) -> str:
-    """Returns the client's id if it is safe, so that it identifies the request across servers; otherwise a new id."""
-    given = Headers(scope=scope).get("x-request-id", "")
-    return given if _SAFE_ID.fullmatch(given) else f"req_{secrets.token_hex(16)}"
-
-
-ADMISSION: Final = "roost.admission"
-"""Key of an ASGI scope with the admission of work that a server sends to itself. Outside requests cannot set it."""
-
-
-_FLAG: Final = "--max-body-bytes"
 
 
 class BodyLimit:
@@ -231,7 +225,7 @@ class BodyLimit:
         if _content_length(scope) > self._max_bytes:
             await send_error(body_too_large(self._max_bytes, _FLAG), scope, receive, send)
             return
-        given: Admission | None = scope.get(ADMISSION)
+        given: PreemptibleAdmission | None = scope.get(ADMISSION)
         own, num_bytes = given or self._admissions.open(), 0
 
         async def limited() -> Message:
@@ -245,15 +239,72 @@ class BodyLimit:
 
         admission.set(own)
         try:
-            await own.begin()
+            if given is not None:
+                await given.begin()
             await self._app(scope, limited, send)
         finally:
-            await own.settle()
             if given is None:
                 own.release()
+            else:
+                await given.settle()
 
 
 def _content_length(scope: Scope) -> int:
     """Returns the body's size according to its header, or 0 without one."""
     length = Headers(scope=scope).get("content-length", "0")
     return int(length) if length.isdecimal() else 0
+
+
+class HeadAndOptions:
+    """Middleware that responds to HEAD like GET without the body, and to OPTIONS with the methods of a path.
+
+    Load balancers probe with them.
+
+    Args:
+      app: Wrapped application.
+      routes: Routes of the application; later additions count.
+    """
+
+    def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute]) -> None:
+        self._app = app
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        method = scope.get("method")
+        if method == "OPTIONS" and (methods := self._methods(scope)):
+            allow = ", ".join(sorted({*methods, "OPTIONS"})).encode()
+            await send({"type": "http.response.start", "status": 204, "headers": [(b"allow", allow)]})
+            await send({"type": "http.response.body", "body": b""})
+        elif method == "HEAD" and "GET" in self._methods(scope):
+            head = _HeadOnly(receive, send)
+            await self._app({**scope, "method": "GET"}, head.receive, head.send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _methods(self, scope: Scope) -> set[str]:
+        if scope["path"] == "*":
+            return set(_METHODS)
+        methods = {method for method in _METHODS if self._has_route({**scope, "method": method})}
+        return methods | {"HEAD"} if "GET" in methods else methods
+
+    def _has_route(self, scope: Scope) -> bool:
+        return any(route.matches(scope)[0] is Match.FULL for route in self._routes)
+
+
+class _HeadOnly:
+    """Sends a response's head without the body. The application then sees a client that disconnected."""
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
+        self._is_sent = False
+
+    async def receive(self) -> Message:
+        return {"type": "http.disconnect"} if self._is_sent else await self._receive()
+
+    async def send(self, message: Message) -> None:
+        if message["type"] != "http.response.start":
+            return
+        await self._send(message)
+        await self._send({"type": "http.response.body", "body": b""})
+        self._is_sent = True

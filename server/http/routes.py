@@ -1,15 +1,13 @@
-"""Routes: the service that they depend on, strict parsing of JSON bodies, and HEAD and OPTIONS on every path."""
+"""Routes: the service that they depend on, and strict parsing of JSON bodies."""
 
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 from fastapi import Depends, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import ValidationError
 from starlette.datastructures import Headers
-from starlette.routing import BaseRoute, Match
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import kinds
 from ..errors.request_errors import ApiError
@@ -18,15 +16,13 @@ from ..generation.service import Service
 from ..schemas.body import BodyCheck, JsonObject
 from .error_responses import refusal
 
-_METHODS: Final = ("DELETE", "GET", "POST")
-
 
 async def _service(request: Request) -> Service:
     return request.app.state.service
 
 
 async def _ready_service(request: Request) -> Service:
-    service = await _service(request)
+    service: Service = request.app.state.service
     if not service.engine.is_ready:
         service.check_alive()
         progress = f" ({text})" if (text := service.loading()) else ""
@@ -55,7 +51,8 @@ class JsonRoute(APIRoute):
         known = frozenset(param.alias for param in self.dependant.query_params)
 
         async def handle_json(request: Request) -> Response:
-            refuse_encoding(request.headers)
+            if "content-encoding" in request.headers:
+                refuse_encoding(request.headers)
             if request.scope["query_string"]:
                 request.app.state.check_body.check_query(request.query_params, known)
             return await handle(_JsonRequest(request, model))
@@ -110,69 +107,10 @@ def _built(model: type[JsonObject] | None, check: BodyCheck, parsed: Any) -> Any
     """
     if model is None:
         return parsed
-    body = _validated(parsed, model)
-    check(body)
-    return body
-
-
-def _validated(parsed: Any, model: type[JsonObject]) -> JsonObject:
     try:
-        return model.model_validate(parsed)
+        body = model.model_validate(parsed)
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
         raise refusal(detail, detail["loc"], parsed) from None
-
-
-class HeadAndOptions:
-    """Middleware that responds to HEAD like GET without the body, and to OPTIONS with the methods of a path.
-
-    Load balancers probe with them.
-
-    Args:
-      app: Wrapped application.
-      routes: Routes of the application; later additions count.
-    """
-
-    def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute]) -> None:
-        self._app = app
-        self._routes = routes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        method = scope.get("method")
-        if method == "OPTIONS" and (methods := self._methods(scope)):
-            allow = ", ".join(sorted({*methods, "OPTIONS"})).encode()
-            await send({"type": "http.response.start", "status": 204, "headers": [(b"allow", allow)]})
-            await send({"type": "http.response.body", "body": b""})
-        elif method == "HEAD" and "GET" in self._methods(scope):
-            head = _HeadOnly(receive, send)
-            await self._app({**scope, "method": "GET"}, head.receive, head.send)
-        else:
-            await self._app(scope, receive, send)
-
-    def _methods(self, scope: Scope) -> set[str]:
-        if scope["path"] == "*":
-            return set(_METHODS)
-        methods = {method for method in _METHODS if self._has_route({**scope, "method": method})}
-        return methods | {"HEAD"} if "GET" in methods else methods
-
-    def _has_route(self, scope: Scope) -> bool:
-        return any(route.matches(scope)[0] is Match.FULL for route in self._routes)
-
-
-class _HeadOnly:
-    """Sends a response's head without the body. The application then sees a client that disconnected."""
-
-    def __init__(self, receive: Receive, send: Send) -> None:
-        self._receive = receive
-        self._send = send
-        self._is_sent = False
-
-    async def receive(self) -> Message:
-        return {"type": "http.disconnect"} if self._is_sent else await self._receive()
-
-    async def send(self, message: Message) -> None:
-        if message["type"] != "http.response.start":
-            return
-        await self._send(message)
-        await self._send({"type": "http.response.body", "body": b""})
-        self._is_sent = True
+    check(body)
+    return body

@@ -26,8 +26,6 @@ from ..generation.logprobs import (
 )
 from ..generation.prompts import Prompt
 from ..generation.requests import chat, completion
-from ..generation.service import Service
-from ..generation.spec import GenerationSpec
 from ..http.openapi import streamable
 from ..http.response_parts import Report, RequestedReports, ResponseKind, choice_end
 from ..http.routes import JsonRoute, ReadyService
@@ -101,40 +99,22 @@ async def create_chat_completion(body: ChatBody, request: Request, service: Read
     """Returns the assistant's next message."""
     if body.store:
         warn("store")
-    spec = await chat_spec(body, service)
+    check_stream(body)
+    spec = await chat(body, service, holds_output=not body.stream)
     builder = ChatResponseBuilder(body, service.model, spec.prompts[0])
     return await respond(service, request, spec, builder, stream=body.stream, report_warnings=body.return_warnings)
-
-
-async def chat_spec(body: ChatBody, service: Service) -> GenerationSpec:
-    """Converts a body to a spec.
-
-    Raises:
-      ApiError: The body cannot be converted.
-    """
-    check_stream(body)
-    return replace(await chat(body, service), holds_output=not body.stream)
 
 
 @router.post("/v1/completions", responses=streamable(Completion, Completion))
 async def create_completion(body: CompletionBody, request: Request, service: ReadyService) -> Response:
     """Returns continuations of each prompt."""
     service.check_count(len(body.prompts), body.num_candidates)
-    spec = await completion_spec(body, service)
-    builder = CompletionResponseBuilder(body, service.model, spec.prompts)
-    return await respond(service, request, spec, builder, stream=body.stream, report_warnings=body.return_warnings)
-
-
-async def completion_spec(body: CompletionBody, service: Service) -> GenerationSpec:
-    """Converts a body to a spec.
-
-    Raises:
-      ApiError: The body cannot be converted.
-    """
     check_stream(body)
     if body.num_candidates > body.n and body.stream:
         raise bad_value("best_of", "best_of larger than n cannot be streamed: which is best is known at the end")
-    return replace(await completion(body, service), holds_output=not body.stream)
+    spec = await completion(body, service, holds_output=not body.stream)
+    builder = CompletionResponseBuilder(body, service.model, spec.prompts)
+    return await respond(service, request, spec, builder, stream=body.stream, report_warnings=body.return_warnings)
 
 
 def check_stream(body: ChatBody | CompletionBody) -> None:
@@ -143,7 +123,8 @@ def check_stream(body: ChatBody | CompletionBody) -> None:
     Raises:
       ApiError: A field cannot be streamed.
     """
-    check_stream_options(stream=body.stream, options=body.stream_options)
+    if body.stream_options is not None:
+        check_stream_options(stream=body.stream, options=body.stream_options)
     if body.prompt_logprobs is not None and body.stream:
         raise bad_value("prompt_logprobs", "prompt_logprobs cannot be streamed; use echo with logprobs instead")
 

@@ -1,8 +1,7 @@
-"""Types and base classes of all schemas.
+"""Bodies of requests: the types and base classes of all schemas, and the check of what no schema names.
 
-Null is equivalent to omitting a field.
-
-Checks a body that fits its schema: the model that it names, and the fields that no schema names.
+Null is equivalent to omitting a field. A body that fits its schema may still name another model, or fields that are
+unknown or have no effect here.
 """
 
 import difflib

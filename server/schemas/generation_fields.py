@@ -1,14 +1,16 @@
 """Fields of completions and chats, used by bodies of HTTP requests and calls of the Python API.
 
 Null is equivalent to omitting a field. `body_check` checks fields that no schema names.
+
+Sampling fields of bodies, generated from the engine's table, and their conversion to the engine's parameters.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, Final, Literal, cast
 
-from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, Discriminator, Field, Tag, create_model
 
-from ...engine import MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS
+from ...engine import MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS, SAMPLING_FIELDS
 from .body import (
     MAX_STOP_CHARACTERS,
     Body,
@@ -16,6 +18,7 @@ from .body import (
     Count,
     Fields,
     JsonObject,
+    SchedulingFields,
     Several,
     Text,
     TextOnly,
@@ -26,17 +29,56 @@ from .body import (
 )
 from .field_rules import GENERATION_RULES, MESSAGE_RULES, PART_RULES, FieldRules
 from .output_formats import StructuredFields
-from .sampling_fields import NUMBERS, SamplingFields, with_numbers
 from .tools import MAX_TOOLS, Tool, ToolCall, ToolChoice
+
+NUMBERS: Final = tuple(name for name, row in SAMPLING_FIELDS.items() if row.request is not None)
+"""Names of the numbers that a body may have."""
+
+
+class SamplingFields(SchedulingFields):
+    """Fields of all bodies that generate. The numbers are added by `with_numbers`."""
+
+    seed: int | None = None
+    """Seed of all randomness: on CPU, the same request with the same seed gives the same tokens. Random by default."""
+
+    ignore_eos: bool = False
+    """Whether generation continues past end tokens. It then needs a limit of tokens."""
+
+    min_tokens: Count = 0
+    """Number of tokens before which no end or stop token is chosen."""
+
+
+def with_numbers[B: BaseModel](*names: str) -> Callable[[type[B]], type[B]]:
+    """Returns a class decorator that adds numbers of the table to a body, such as `top_p: float | None`."""
+    fields: dict[str, Any] = {name: _number(name) for name in names}
+
+    def add(body: type[B]) -> type[B]:
+        return create_model(body.__name__, __base__=body, __doc__=body.__doc__, __module__=body.__module__, **fields)
+
+    return add
+
+
+def _number(name: str) -> tuple[Any, Any]:
+    """Returns the type and default of a field. The default is None if the checkpoint may have another default."""
+    row = SAMPLING_FIELDS[name]
+    bounds = {} if row.request is None else row.request.bounds
+    if row.checkpoint is None:
+        return row.kind, Field(row.default, description=row.description, **bounds)
+    description = f"{row.description} The default is the checkpoint's, or {row.default:g}."
+    return row.kind | None, Field(None, description=description, **bounds)
+
 
 MAX_STOP_STRINGS: Final = 64
 """Maximum number of stop strings; OpenAI allows 4."""
 
+
 MAX_TOTAL_STOP_CHARACTERS: Final = 4 * MAX_STOP_CHARACTERS
 """Characters of all stop strings of a request together. Their tables take about 20 ms and 400 kB."""
 
+
 MAX_BAD_WORDS: Final = 128
 """Maximum number of bad words. Each is encoded in two ways, with and without a space before it."""
+
 
 MAX_BAD_WORD_CHARACTERS: Final = 8192
 """Characters of all bad words together, which are tokenized on the event loop."""
@@ -71,13 +113,18 @@ def _within_total(strings: list[str]) -> list[str]:
 
 
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+
+
 StopStringList = Annotated[
     list[StopString], Field(fail_fast=True, max_length=MAX_STOP_STRINGS), AfterValidator(_within_total)
 ]
+
+
 Stop = Annotated[
     Annotated[StopString, Tag("<text>")] | Annotated[StopStringList, Tag("<list>")],
     union(is_list, "must be a string or an array of strings"),
 ]
+
 
 Prompt = Annotated[
     Text
@@ -173,11 +220,6 @@ class GenerationFields(StructuredFields, SamplingFields):
     prediction: Prediction | None = None
     """Text that the output is expected to begin with. With speculative decoding, tokens are drafted from it, which
     changes no output; otherwise it has no effect."""
-
-    @property
-    def num_candidates(self) -> int:
-        """Number of choices to generate for each prompt."""
-        return self.n
 
 
 class CompletionFields(GenerationFields):

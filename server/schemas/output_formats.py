@@ -132,17 +132,3 @@ class StructuredFields(Body):
 
     ebnf: str | None = None
     """Grammar of the output in Lark's notation or in GBNF; SGLang's name. An empty text constrains nothing."""
-
-    @property
-    def spellings(self) -> list[Spelling]:
-        """The output constraints that the fields request."""
-        first = None if self.response_format is None else self.response_format.spelling
-        others = {
-            "structured_outputs": self.structured_outputs,
-            "regex": StructuredOutputs(regex=self.regex) if self.regex else None,
-            "grammar": StructuredOutputs(grammar=self.grammar) if self.grammar else None,
-            "json_schema": StructuredOutputs(json=self.json_schema) if self.json_schema else None,
-            "ebnf": StructuredOutputs(grammar=self.ebnf) if self.ebnf else None,
-        }
-        spelt = [None if outputs is None else Spelling(param, outputs) for param, outputs in others.items()]
-        return [spelling for spelling in (first, *spelt) if spelling is not None]

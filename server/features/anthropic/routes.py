@@ -7,14 +7,13 @@ from ...constraints.output_constraint import OutputConstraint, with_tools
 from ...errors.request_errors import bad_value
 from ...errors.request_warnings import warn_all
 from ...generation.admission import admission
-from ...generation.requests import constraint_of
+from ...generation.requests import constraint_of, sampling_params
 from ...generation.service import Service
 from ...generation.spec import GenerationSpec
 from ...http.openapi import streamable
 from ...http.routes import AnyService, JsonRoute, ReadyService
 from ...http.streaming import respond
 from ...schemas.output_formats import schema_spelling
-from ...schemas.sampling_fields import sampling_params
 from ...text.chat_template import Ending
 from ...text.conversation import Conversation, ToolOptions
 from .builder import PINGED_EVENTS, MessageBuilder

@@ -1,7 +1,6 @@
 """`POST /generate`: token ids in, token ids out, without any text."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
@@ -11,7 +10,7 @@ from ...generation.admission import admission
 from ...generation.delta import Delta
 from ...generation.logprobs import token_logprobs
 from ...generation.prompts import Prompt
-from ...generation.requests import choice_params, spec_of
+from ...generation.requests import body_constraint, choice_params, spec_of
 from ...generation.service import Service
 from ...generation.spec import GenerationSpec, PromptCopies
 from ...http.openapi import streamable
@@ -43,19 +42,22 @@ async def generate_spec(body: GenerateBody, service: Service) -> GenerationSpec:
       ApiError: The body cannot be converted.
     """
     check_stream_options(stream=body.stream, options=body.stream_options)
-    spec = await admission.get().run(lambda: spec_of(body, _params(body, service.model)))
+    params, output_constraint = await admission.get().run(lambda: (_params(body, service.model), body_constraint(body)))
     encoded = await admission.get().run(lambda: service.prompts.token_ids(body.token_ids, param="token_ids"))
     new = service.prompts.truncated(encoded, body.truncate_prompt_tokens, body.truncation_side)
     state = service.saved_state(body.from_state)
     await admission.get().keep(ID_BYTES * len(new.token_ids))
     prompts = await service.prompts.after(state, [new])
-    copies = PromptCopies(body.num_candidates if body.return_token_ids else 0, body.prompt_logprobs)
-    return replace(spec, prompts=prompts, state=state, sends_ids=True, holds_output=not body.stream, copies=copies)
+    copies = PromptCopies(body.n if body.return_token_ids else 0, body.prompt_logprobs)
+    holds_output = not body.stream
+    return spec_of(
+        body, prompts, params, output_constraint, state=state, copies=copies, holds_output=holds_output, sends_ids=True
+    )
 
 
 def _params(body: GenerateBody, model: ServedModel) -> list[SamplingParams]:
     max_tokens = model.defaults.max_tokens if body.max_tokens is None else body.max_tokens
-    return choice_params(body, model, max_tokens, body.logprobs, body.prompt_logprobs)
+    return choice_params(body, model, max_tokens, body.n, body.logprobs, body.prompt_logprobs)
 
 
 class TokensResponseBuilder(ResponseBuilder):

@@ -24,8 +24,9 @@ class Background:
         task, key = asyncio.create_task(work), (tenant.get(), name)
         self._tasks[key] = task
         task.add_done_callback(partial(self._forget, key))
-        release = admission.get().hold()
-        task.add_done_callback(lambda _: release())
+        own = admission.get()
+        own.hold()
+        task.add_done_callback(lambda _: own.release())
         return task
 
     @property

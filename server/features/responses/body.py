@@ -7,8 +7,8 @@ from pydantic import Field
 
 from ...schemas.body import CacheSalt, Fields, Several, TopLogprobs
 from ...schemas.field_rules import FieldRules
+from ...schemas.generation_fields import SamplingFields, with_numbers
 from ...schemas.metadata import Metadata
-from ...schemas.sampling_fields import SamplingFields, with_numbers
 from .field_rules import RESPONSES_RULES
 from .prompt_fields import PromptFields
 

@@ -14,9 +14,9 @@ from ...generation.choice_stream import DeltaJoiner
 from ...generation.delta import Delta
 from ...generation.logprobs import ResponseTokenLogprob, response_logprobs
 from ...generation.prompts import Prompt
+from ...generation.requests import requested_numbers
 from ...http.response_parts import SseEncoder
 from ...http.streaming import ResponseBuilder
-from ...schemas.sampling_fields import requested_numbers
 from ...text.conversation import ConversationMessage, FunctionCall
 from ...text.served_model import ServedModel
 from .body import ResponseBody

@@ -6,12 +6,11 @@ from ....engine import SamplingParams
 from ...constraints.output_constraint import OutputConstraint, with_tools
 from ...errors.request_errors import bad_value
 from ...generation.prompts import Prompt
-from ...generation.requests import constraint_of
+from ...generation.requests import constraint_of, sampling_params
 from ...generation.service import Service
 from ...generation.spec import GenerationSpec
 from ...generation.state_store import StoredState
 from ...schemas.output_formats import schema_spelling
-from ...schemas.sampling_fields import sampling_params
 from ...schemas.tools import OtherTool
 from ...text.conversation import ToolOptions
 from .body import LOGPROBS, ResponseBody

@@ -17,12 +17,13 @@ from pydantic import field_validator
 from roost.server.app import create_app
 from roost.server.features.native.generate import generate_spec
 from roost.server.features.native.schemas import GenerateBody
+from roost.server.generation import requests
 from roost.server.generation.response_size import MAX_RESPONSE_BYTES, response_size
 from roost.server.generation.service import Service
 from roost.server.http.middleware import BodyLimit
 from roost.server.http.response_parts import large_to_json, to_json
 from roost.server.http.routes import JsonRoute
-from roost.server.openai.completions import ChatBody, CompletionBody, chat_spec, completion_spec
+from roost.server.openai.completions import ChatBody, CompletionBody
 from roost.server.schemas.body import BodyCheck, Fields
 from roost.server.text.piece_tokenizer import SentencePieceTokenizer
 from roost.server.text.tokenizer import Tokenizer
@@ -233,7 +234,7 @@ async def test_no_answer_takes_more_than_was_computed(
     name = "prompt" if kind is CompletionBody else "token_ids"
     content = {name: PROMPT, "max_tokens": 1, **fields}
     body = kind.model_validate(content)
-    convert: Any = completion_spec if kind is CompletionBody else generate_spec
+    convert: Any = requests.completion if kind is CompletionBody else generate_spec
     computed = response_size(await convert(body, service), service.model.tokenizer).prompt_bytes
     assert await _peak(service, path, content) <= computed + FLOOR
 
@@ -244,9 +245,9 @@ async def test_no_long_answer_takes_more_than_its_limit_allows(engine: FakeEngin
     engine.says = [5] * 500
     content = {**body.model_dump(exclude_unset=True), "max_tokens": 500}
     with pytest.raises(Exception, match="max_tokens: the answer could take"):
-        response_size(await chat_spec(body, service), service.model.tokenizer)
+        response_size(await requests.chat(body, service), service.model.tokenizer)
     unlimited = body.model_copy(update={"max_tokens": None, "ignore_eos": False})
-    (params,) = response_size(await chat_spec(unlimited, service), service.model.tokenizer).params
+    (params,) = response_size(await requests.chat(unlimited, service), service.model.tokenizer).params
     assert params.max_tokens is not None
     assert await _peak(service, "/v1/chat/completions", content) / 500 <= MAX_RESPONSE_BYTES / params.max_tokens
 

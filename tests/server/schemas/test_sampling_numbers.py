@@ -10,8 +10,9 @@ from roost.engine import SAMPLING_FIELDS
 from roost.server.features.anthropic.schemas import MessagesBody
 from roost.server.features.native.schemas import GenerateBody
 from roost.server.features.responses.body import ResponseBody
+from roost.server.generation.requests import requested_numbers
 from roost.server.openai.completions import ChatBody, CompletionBody
-from roost.server.schemas.sampling_fields import NUMBERS, SamplingFields, requested_numbers, with_numbers
+from roost.server.schemas.generation_fields import NUMBERS, SamplingFields, with_numbers
 
 MESSAGES = [{"role": "user", "content": "a"}]
 

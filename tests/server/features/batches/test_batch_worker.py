@@ -24,6 +24,7 @@ from roost.server.features.batches.batch_worker import BatchWorker
 from roost.server.features.batches.open_batches import OpenBatches
 from roost.server.features.batches.open_lines import MAX_LONGEST
 from roost.server.features.batches.tenant_turns import Places
+from roost.server.generation import admission
 from roost.server.generation.admission import LONG_BYTES
 from roost.server.text.served_model import ServedModel
 
@@ -116,7 +117,7 @@ def parsing_threads(monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
 
         return noted
 
-    monkeypatch.setattr(json_limits, "from_json", watched(from_json))
+    monkeypatch.setattr(admission, "from_json", watched(from_json))
     return threads
 
 
