@@ -5,9 +5,8 @@ import math
 from ...engine import AsyncEngine, EngineConfig
 from ..constraints.grammar import GrammarCompiler, GrammarLimits
 from ..generation.admission import Admissions
-from ..generation.limits import Limits
 from ..generation.prompts import PromptEncoder
-from ..generation.service import Service
+from ..generation.service import Limits, Service
 from ..generation.state_store import StateStore
 from ..observability.metrics import Metrics
 from ..settings import Settings

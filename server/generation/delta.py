@@ -1,10 +1,19 @@
-"""Delta of a choice."""
+"""Deltas of a choice, and their joining."""
 
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
+from io import StringIO
+from typing import Final
 
 from ...engine import UNUSED_PREDICTION, FinishReason, PredictionUse, TokenLogprobs
-from ..constraints.tools import CallPiece
+from ..constraints.tools import CallJoiner, CallPiece
 from ..observability.request_metrics import NEVER, Times
+
+_TOKEN_BYTES: Final = 8
+_LOGPROBS_BYTES: Final = 128
+_LOGPROB_BYTES: Final = 128
+"""Estimated memory of a token id, of an entry of logprobs, and of each alternative in an entry."""
 
 
 @dataclass(slots=True)  # a frozen one takes three times as long to construct, and each event has one
@@ -46,3 +55,80 @@ class Delta:
     def reported_reason(self) -> str | None:
         """Reason why the choice ended, as OpenAI's `finish_reason`."""
         return "tool_calls" if self.called else self.finish_reason and self.finish_reason.value
+
+
+class DeltaJoiner:
+    """Joins consecutive deltas of one choice, which then take no more memory than their content.
+
+    Attributes:
+      num_bytes: Estimated memory of the deltas added since the last `take`.
+    """
+
+    def __init__(self) -> None:
+        self._clear()
+
+    def __bool__(self) -> bool:
+        """Whether a delta was added since the last `take`."""
+        return self._first is not None
+
+    def add(self, delta: Delta) -> None:
+        """Adds the next delta."""
+        self._first = self._first or delta
+        self._last = delta
+        self._text.write(delta.text)
+        for piece in delta.calls:
+            self._calls.add(piece)
+        self._token_ids.extend(delta.token_ids)
+        self._logprobs.extend(delta.logprobs)
+        self._num_cached += delta.num_cached
+        self.num_bytes += num_bytes(delta)
+
+    def take(self) -> Delta:
+        """Returns the deltas added since the last `take` as one. At least one delta must have been added."""
+        first, last = self._first, self._last
+        assert first is not None
+        assert last is not None
+        joined = Delta(
+            index=first.index,
+            text=self._text.getvalue(),
+            calls=self._calls.joined(),
+            called=last.called,
+            token_ids=tuple(self._token_ids),
+            logprobs=tuple(self._logprobs),
+            prompt_logprobs=first.prompt_logprobs,
+            finish_reason=last.finish_reason,
+            stop_reason=last.stop_reason,
+            num_cached=self._num_cached,
+            times=last.times,
+            num_sent=last.num_sent,
+            prediction=last.prediction,
+        )
+        self._clear()
+        return joined
+
+    def _clear(self) -> None:
+        self._first: Delta | None = None
+        self._last: Delta | None = None
+        self._text = StringIO()
+        self._calls = CallJoiner()
+        self._token_ids = array("i")
+        self._logprobs: list[TokenLogprobs] = []
+        self._num_cached = 0
+        self.num_bytes = 0
+
+
+def num_bytes(delta: Delta) -> int:
+    """Returns the estimated memory of a delta."""
+    texts = [delta.text, *(piece.arguments for piece in delta.calls)]
+    total = sum(len(text) if text.isascii() else 4 * len(text) for text in texts)
+    total += _TOKEN_BYTES * len(delta.token_ids)
+    for entries in (delta.logprobs, delta.prompt_logprobs):
+        if entries:
+            total += len(entries) * _entry_bytes(entries)
+    return total
+
+
+def _entry_bytes(entries: Sequence[TokenLogprobs | None]) -> int:
+    """Returns the memory of each entry: all have equally many alternatives, but a prompt's first one is None."""
+    entry = entries[-1]
+    return 0 if entry is None else _LOGPROBS_BYTES + _LOGPROB_BYTES * (len(entry.top) + len(entry.named))

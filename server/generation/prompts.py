@@ -4,6 +4,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, Literal
 
 from ...engine import ID_BYTES, MAX_PREDICTION, MAX_TOKENS, SavedState, pack_ids
@@ -169,9 +170,8 @@ class PromptEncoder:
         Raises:
           ApiError: The messages cannot be encoded as a prompt.
         """
-        messages = conversation.messages
-        length = _LONG if len(messages) >= _MANY else sum(map(_num_characters, messages))
-        prompt = await self._off_loop(length, lambda: self.encoded_chat(conversation, param=param, state=state))
+        encode = partial(self.encoded_chat, conversation, param=param, state=state)
+        prompt = await self._off_loop(_num_characters(conversation.messages), encode)
         await admission.get().keep(len(prompt.token_ids) * ID_BYTES)
         return prompt
 
@@ -183,8 +183,15 @@ class PromptEncoder:
         Raises:
           ApiError: The messages cannot be encoded as a prompt.
         """
+        plain = _plain(conversation.messages, param, has_earlier=state is not None)
+        ending, tools = conversation.ending, () if conversation.tools is None else conversation.tools.introduced
+        if tools and self._chat_format.takes_tools:
+            ending = ending.with_variable("tools", self._described(tools))
+        elif tools and state is None:  # the state's tokens introduce the tools
+            plain = _with_tools_text(tools, plain)
+        encode = self._chat_format.encode if state is None else self._chat_format.encode_after_reply
         try:
-            return self._chat(conversation, param, state)
+            return Prompt(encode(plain, ending), from_text=True, is_chat=True)
         except ChatFormatError as error:
             raise bad_value(param, str(error), is_private=True) from None
 
@@ -202,17 +209,6 @@ class PromptEncoder:
         room = limit - num_in_front
         kept = rest[:room] if side == "right" else rest[len(rest) - room :]
         return replace(prompt, token_ids=pack_ids(front, kept))
-
-    def _chat(self, conversation: Conversation, param: str, state: StoredState | None) -> Prompt:
-        _check_results(conversation.messages, param, has_earlier=state is not None)
-        plain = [_plain(message, param) for message in conversation.messages]
-        ending, tools = conversation.ending, () if conversation.tools is None else conversation.tools.introduced
-        if tools and self._chat_format.takes_tools:
-            ending = ending.with_variable("tools", self._described(tools))
-        elif tools and state is None:  # the state's tokens introduce the tools
-            plain = _with_tools_text(tools, plain)
-        encode = self._chat_format.encode if state is None else self._chat_format.encode_after_reply
-        return Prompt(encode(plain, ending), from_text=True, is_chat=True)
 
     def _described(self, tools: Sequence[FunctionTool]) -> list[dict[str, Any]]:
         """Returns the tools as a template's variable.
@@ -257,33 +253,45 @@ def message_text(message: ConversationMessage) -> str:
     return "\n".join(message.content)
 
 
-def _num_characters(message: ConversationMessage) -> int:
-    return len(message_text(message)) + sum(len(call.arguments) for call in message.calls)
+def _num_characters(messages: Sequence[ConversationMessage]) -> int:
+    """Returns the number of characters of messages, or a large number if there are many messages."""
+    if len(messages) >= _MANY:
+        return _LONG
+    texts = [
+        text for each in messages for text in ([each.content] if isinstance(each.content, str) else each.content or ())
+    ]
+    return sum(map(len, texts)) + sum([len(call.arguments) for each in messages for call in each.calls])
 
 
-def _check_results(messages: Sequence[ConversationMessage], param: str, *, has_earlier: bool) -> None:
-    """Raises an error for a result without a call before it, which would read as text of a user.
+def _plain(messages: Sequence[ConversationMessage], param: str, *, has_earlier: bool) -> list[Message]:
+    """Returns messages with their calls or results as text, since chat formats have no separate place for them.
 
     Args:
       has_earlier: Whether tokens before the messages may contain calls.
+
+    Raises:
+      ApiError: A message lacks content, or its role has no calls; or a result has no call before it, and would read as
+        text of a user.
     """
-    call_ids: set[str | None] = set()
+    plain, call_ids = [], set[str | None]()
     for message in messages:
         if message.role == "tool" and message.call_id is None:
             raise bad_value(param, f"{param}: a message of the role 'tool' needs tool_call_id")
         if message.role == "tool" and message.call_id not in call_ids and not has_earlier:
             raise bad_value(param, f"{param}: no call before it has the id of the result, {message.call_id!r:.100}")
-        call_ids.update(call.id for call in message.calls)
+        if message.content is None and message.role != "assistant":
+            raise bad_value(param, f"a message of the role {message.role!r:.100} needs content")
+        if message.role == "tool":
+            plain.append(Message("user", result_text(message_text(message))))
+        elif message.calls:
+            call_ids.update([call.id for call in message.calls])
+            plain.append(_with_calls(message, param))
+        else:
+            plain.append(Message(message.role, message_text(message)))
+    return plain
 
 
-def _plain(message: ConversationMessage, param: str) -> Message:
-    """Returns a message with its calls or result as text, since chat formats have no separate place for them."""
-    if message.content is None and message.role != "assistant":
-        raise bad_value(param, f"a message of the role {message.role!r:.100} needs content")
-    if message.role == "tool":
-        return Message("user", result_text(message_text(message)))
-    if not message.calls:
-        return Message(message.role, message_text(message))
+def _with_calls(message: ConversationMessage, param: str) -> Message:
     if message.role != "assistant":
         raise bad_value(param, f"a message of the role {message.role!r:.100} cannot have tool_calls")
     calls = (call_text(call.name, call.arguments) for call in message.calls)

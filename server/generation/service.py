@@ -1,15 +1,17 @@
-"""The service behind every API: a model, the engine that runs it, and the steps from a spec to a generation."""
+"""The service behind every API: a model, its engine, limits, the way from a spec to a generation, and responses by id."""
 
 import asyncio
 import math
+import sys
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager, closing, suppress
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
 from uuid import uuid4
 
-from ...engine import AsyncEngine, EngineStoppedError, QueueFullError, RequestTimeoutError, SamplingParams
+from ...engine import AsyncEngine, EngineStoppedError, QueueFullError, RequestTimeoutError, SamplingParams, TenantStore
 from ..constraints.grammar import Grammar, GrammarBusyError, GrammarCompiler, GrammarError
 from ..constraints.output_constraint import OutputConstraint
 from ..errors import kinds
@@ -22,17 +24,125 @@ from ..tenancy.tenant import tenant
 from ..tenancy.workers import Workers
 from ..text.served_model import ServedModel
 from ..text.stop_strings import StopStringsBuilder
-from .admission import Admissions, admission
-from .generation import Generation, collect
-from .limits import Limits
+from .admission import Admissions, PreemptibleAdmission, admission
+from .generation import MAX_UNREAD_BYTES, Generation, SentResponse, collect, engine_request_id
 from .prompts import Prompt, PromptEncoder
 from .response_size import response_size
 from .spec import Choice, GenerationSpec, PromptCopies, SchedulingParameters
 from .state_store import StateStore, StoredState
-from .tracked_responses import TrackedResponses
+
+MAX_RESPONSES: Final = 1000
+"""Maximum number of ended responses whose records are kept."""
+
+
+MAX_BYTES: Final = 4 * 2**20
+"""Maximum memory of the records of ended responses."""
+
+
+_OBJECT_BYTES: Final = 1024
+"""Memory of a record in addition to its arrays: the objects, the id, and the dictionary entries."""
+
 
 _LONGEST_WAIT_S: Final = 3600.0
 """Maximum seconds for compiling a grammar, since a timer of the event loop must be finite."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits that apply to every request.
+
+    Attributes:
+      max_choices: Maximum number of choices of one request; more could never be admitted together.
+      max_choices_tokens: Maximum prompt tokens of all choices of a request that needs more slots than exist; more could
+        never wait together. None sets no limit.
+      max_prompt_tokens: Maximum tokens of a prompt; None leaves only the limit on the body.
+      keep_alive_s: Seconds of silence after which a stream sends a keep-alive.
+      proof_s: Timeout of a health check's generation, in seconds.
+      request_timeout_s: Maximum time of any request, in seconds.
+      max_unread_bytes: Maximum estimated memory of a choice's deltas that a slow reader leaves unread.
+    """
+
+    max_choices: int = 256
+    max_choices_tokens: int | None = None
+    max_prompt_tokens: int | None = None
+    keep_alive_s: float = 15.0
+    proof_s: float = 10.0
+    request_timeout_s: float = math.inf
+    max_unread_bytes: int = MAX_UNREAD_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class SentChoice:
+    """Part of one choice that the client has received.
+
+    Attributes:
+      request_id: Id of the engine's request for the choice.
+      num_tokens: Number of its generated tokens whose text was sent whole.
+    """
+
+    request_id: str
+    num_tokens: int
+
+
+type _Key = tuple[str, str]
+"""Tenant and id."""
+
+
+@dataclass(slots=True)
+class TrackedResponses:
+    """Running responses, and records of recently ended ones. Each tenant sees only its own.
+
+    A running response has two ids: its own, and the id of its HTTP request. Clients may choose the latter, so several
+    responses may share one.
+    """
+
+    _running: defaultdict[_Key, set[Generation]] = field(default_factory=lambda: defaultdict(set))
+    _sent: dict[_Key, SentResponse] = field(default_factory=dict)
+    _ended: TenantStore[_Key, SentResponse] = field(default_factory=lambda: TenantStore(MAX_RESPONSES, MAX_BYTES))
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that records of ended responses take."""
+        return self._ended.num_bytes
+
+    @contextmanager
+    def track(self, generation: Generation, response_id: str, request_id: str) -> Iterator[None]:
+        """Makes a generation findable by its ids while the `with` block runs, and its sent tokens for some time after
+        it.
+        """
+        key = tenant.get(), response_id
+        keys = {key, (key[0], request_id)}
+        self._sent[key] = generation.sent
+        for each in keys:
+            self._running[each].add(generation)
+        try:
+            yield
+        finally:
+            for each in keys:
+                self._running[each].discard(generation)
+                if not self._running[each]:
+                    del self._running[each]
+            if self._sent.get(key) is generation.sent:  # otherwise a response that was given up is running again
+                del self._sent[key]
+            sent = generation.sent
+            num_bytes = sys.getsizeof(sent.num_tokens) + _OBJECT_BYTES
+            num_bytes += 0 if sent.order is None else sys.getsizeof(sent.order)
+            self._ended.put(key, key[0], sent, num_bytes)
+
+    def abort(self, any_id: str) -> int:
+        """Aborts all of the tenant's generations with an id, and returns the number of choices that were unfinished."""
+        return sum(generation.abort() for generation in self._running.get((tenant.get(), any_id), ()))
+
+    def find(self, response_id: str, index: int) -> SentChoice | None:
+        """Returns the sent part of a choice, by its index in a response; None if it does not exist."""
+        key = tenant.get(), response_id
+        sent = self._sent.get(key) or self._ended.get(key)
+        if sent is None:
+            return None
+        places = range(len(sent.num_tokens)) if sent.order is None else sent.order
+        if index >= len(places):
+            return None
+        return SentChoice(engine_request_id(response_id, places[index]), sent.num_tokens[places[index]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,17 +228,21 @@ class Service:
             )
             raise bad_value("prompt" if num_prompts > 1 else "n", limit)
 
-    def _check_total(self, spec: GenerationSpec) -> None:
-        """Checks that all choices can wait together, unless there are slots for all.
+    def _check_lengths(self, spec: GenerationSpec) -> None:
+        """Checks that each prompt may run, and that all choices can wait together unless there are slots for all.
 
         Raises:
-          ApiError: They have more prompt tokens than the queue takes.
+          ApiError: A prompt is too long, or the choices have more prompt tokens than the queue takes.
         """
-        num_choices, most = len(spec.prompts) * len(spec.params), self.limits.max_choices_tokens
-        total = sum(len(prompt.token_ids) for prompt in spec.prompts) * len(spec.params)
+        limits, lengths = self.limits, [len(prompt.token_ids) for prompt in spec.prompts]
+        num_choices, total = len(lengths) * len(spec.params), sum(lengths) * len(spec.params)
+        most = limits.max_choices_tokens
         if most is not None and total > most and num_choices > max(self.engine.stats.slots, 1):
             message = f"one request may have at most {most} prompt tokens in all its choices, got {total}"
-            raise bad_value("prompt" if len(spec.prompts) > 1 else "n", message)
+            raise bad_value("prompt" if len(lengths) > 1 else "n", message)
+        if limits.max_prompt_tokens is not None and max(lengths) > limits.max_prompt_tokens:
+            message = f"the prompt has {max(lengths)} tokens, and this server takes {limits.max_prompt_tokens}"
+            raise ApiError(kinds.CONTEXT_TOO_LONG, message)
 
     async def choices(self, spec: GenerationSpec) -> list[Choice]:
         """Returns the choices of a spec, prompt by prompt.
@@ -137,24 +251,22 @@ class Service:
           ApiError: There are too many choices, they are too long, or the constraint cannot be compiled.
           RequestTimeoutError: The constraint took too long to compile.
         """
-        self.check_count(len(spec.prompts), len(spec.params))
-        self._check_total(spec)
-        longest = max(len(prompt.token_ids) for prompt in spec.prompts)
-        most = self.limits.max_prompt_tokens
-        if most is not None and longest > most:
-            message = f"the prompt has {longest} tokens, and this server takes {most}"
-            raise ApiError(kinds.CONTEXT_TOO_LONG, message)
+        own, params = admission.get(), spec.params
+        self.check_count(len(spec.prompts), len(params))
+        self._check_lengths(spec)
         scheduling = self._scheduling(spec)
-        params = spec.params
         if spec.holds_output or spec.copies != PromptCopies():
-            size = await admission.get().run(lambda: response_size(spec, self.model.tokenizer))
-            await admission.get().keep(size.prompt_bytes)
+            size = await own.run(lambda: response_size(spec, self.model.tokenizer))
+            await own.keep(size.prompt_bytes)
             params = size.params
-        predicted_ids = await self._predicted_ids(spec)
-        await admission.get().settle()
+        has_prediction = spec.prediction and self.engine.stats.drafts is not None
+        predicted_ids = await self.prompts.prediction(spec.prediction) if has_prediction else ()
+        if isinstance(own, PreemptibleAdmission):
+            await own.settle()
         stop = await self.stop_strings.build(spec.stop) if spec.stop else ()
         grammar = None if spec.constraint is None else await self._grammar(spec, spec.constraint, scheduling.deadline)
-        found = [(prompt, self.restored_state(spec, prompt)) for prompt in spec.prompts]
+        has_states = spec.state is not None or self.states.has_imported
+        found = [(prompt, self.restored_state(spec, prompt) if has_states else None) for prompt in spec.prompts]
         pairs = [(prompt, state, each) for prompt, state in found for each in params]
         return [
             Choice(
@@ -175,16 +287,6 @@ class Service:
             )
             for index, (prompt, state, each) in enumerate(pairs)
         ]
-
-    async def _predicted_ids(self, spec: GenerationSpec) -> Sequence[int]:
-        """Returns the tokens of a spec's prediction; none if the engine drafts no tokens.
-
-        Raises:
-          ApiError: The model has no tokenizer for the prediction.
-        """
-        if not spec.prediction or self.engine.stats.drafts is None:
-            return ()
-        return await self.prompts.prediction(spec.prediction)
 
     def saved_state(self, state_id: str | None) -> StoredState | None:
         """Returns the saved state that a request continues, if it names one.

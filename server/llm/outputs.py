@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...engine import TokenLogprobs
-from ..generation.choice_stream import DeltaJoiner
-from ..generation.delta import Delta
+from ..generation.delta import Delta, DeltaJoiner
 from ..generation.logprobs import alternatives, with_top
 from ..generation.prompts import Prompt
 from ..text.tokenizer import Tokenizer

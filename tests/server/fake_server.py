@@ -15,9 +15,8 @@ from roost.server.app import create_app, open_features
 from roost.server.constraints.grammar import GrammarCompiler
 from roost.server.feature import OpenFeature, Opening
 from roost.server.generation.admission import Admissions
-from roost.server.generation.limits import Limits
 from roost.server.generation.prompts import PromptEncoder
-from roost.server.generation.service import Service
+from roost.server.generation.service import Limits, Service
 from roost.server.http.auth import Access
 from roost.server.http.connection import LimitedConnection, OpenConnections
 from roost.server.observability.metrics import Metrics

@@ -19,8 +19,7 @@ from ....engine import (
 from ...database.errors import FencedError, StoreUnavailableError
 from ...errors.request_errors import ApiError, from_exception
 from ...generation.admission import Admission, admission
-from ...generation.choice_stream import DeltaJoiner
-from ...generation.delta import Delta
+from ...generation.delta import Delta, DeltaJoiner
 from ...generation.generation import Generation
 from ...generation.prompts import Prompt
 from ...generation.service import Service

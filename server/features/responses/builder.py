@@ -10,8 +10,7 @@ from ....engine import FinishReason, SamplingParams
 from ...constraints.tools import CallJoiner, CallPiece
 from ...errors.request_errors import ApiError
 from ...generation.admission import admission
-from ...generation.choice_stream import DeltaJoiner
-from ...generation.delta import Delta
+from ...generation.delta import Delta, DeltaJoiner
 from ...generation.logprobs import ResponseTokenLogprob, response_logprobs
 from ...generation.prompts import Prompt
 from ...generation.requests import requested_numbers

@@ -20,8 +20,7 @@ from roost.server.features.native.generate import TokensResponseBuilder
 from roost.server.features.native.schemas import GenerateBody
 from roost.server.features.responses.body import ResponseBody
 from roost.server.features.responses.builder import ResponsesBuilder
-from roost.server.generation.choice_stream import DeltaJoiner
-from roost.server.generation.delta import Delta
+from roost.server.generation.delta import Delta, DeltaJoiner
 from roost.server.generation.prompts import Prompt
 from roost.server.http.response_parts import to_json
 from roost.server.http.streaming import ResponseBuilder

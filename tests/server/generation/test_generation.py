@@ -14,11 +14,10 @@ from held_time import held_time
 from roost.engine import EngineDeadError, FinishReason, OutputSink, Request, SamplingParams, TokenLogprobs, TokenOutput
 from roost.server.constraints.tools import call_text
 from roost.server.errors.request_errors import ApiError
-from roost.server.generation import choice_stream
+from roost.server.generation import generation
 from roost.server.generation.admission import Admission
-from roost.server.generation.choice_stream import ChoiceStream
 from roost.server.generation.delta import Delta
-from roost.server.generation.generation import Generation, Mailbox, collect
+from roost.server.generation.generation import ChoiceStream, Generation, Mailbox, collect
 from roost.server.generation.prompts import Prompt
 from roost.server.generation.spec import Choice
 from roost.server.observability.logging import request_id
@@ -172,7 +171,7 @@ async def test_waiting_reader_is_never_too_slow(tokenizer: Tokenizer) -> None:
     engine = FloodEngine(outputs(count, *[5] * 1000))
     (delta,) = await read_all(start(engine, tokenizer, endless()))
     assert delta.text == "b" * (1000 * count)
-    assert 9 * len(delta.text) > 3 * choice_stream.MAX_UNREAD_BYTES
+    assert 9 * len(delta.text) > 3 * generation.MAX_UNREAD_BYTES
     assert (len(delta.token_ids), delta.finish_reason) == (1000 * count, FinishReason.LENGTH)
 
 

@@ -9,8 +9,7 @@ from fake_server import make_service
 from roost.engine import EngineConfig
 from roost.server.app import create_app
 from roost.server.assembly import service as assembly
-from roost.server.generation.limits import Limits
-from roost.server.generation.service import Service
+from roost.server.generation.service import Limits, Service
 from roost.server.settings import load_settings
 from roost.server.text.served_model import ServedModel
 

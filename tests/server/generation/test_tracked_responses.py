@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from roost.server.generation import tracked_responses
+from roost.server.generation import service
 from roost.server.generation.generation import Generation, SentResponse
-from roost.server.generation.tracked_responses import SentChoice, TrackedResponses
+from roost.server.generation.service import SentChoice, TrackedResponses
 from roost.server.tenancy.tenant import tenant
 
 
@@ -68,7 +68,7 @@ def test_responses_of_other_tenants_are_not_found() -> None:
 
 def test_oldest_responses_of_the_largest_tenant_are_evicted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Open responses stay."""
-    monkeypatch.setattr(tracked_responses, "MAX_RESPONSES", 10)
+    monkeypatch.setattr(service, "MAX_RESPONSES", 10)
     responses = TrackedResponses()
     token = tenant.set("one")
     with tracked(responses, "mine", 1):

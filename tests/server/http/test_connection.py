@@ -12,8 +12,7 @@ import pytest
 from fake_engine import FakeEngine
 from fake_server import live, until
 from held_time import held_time
-from roost.server.generation.limits import Limits
-from roost.server.generation.service import Service
+from roost.server.generation.service import Limits, Service
 
 
 def send_without_reading(url: httpx.URL, body: dict[str, object]) -> socket.socket:

@@ -7,8 +7,7 @@ import pytest
 from fake_engine import FakeEngine
 from roost.server.app import create_app
 from roost.server.assembly.engine_loading import LoadProgress
-from roost.server.generation.limits import Limits
-from roost.server.generation.service import Service
+from roost.server.generation.service import Limits, Service
 
 
 async def prove(service: Service) -> httpx.Response:

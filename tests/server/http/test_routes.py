@@ -12,8 +12,7 @@ import pytest
 from roost.server.app import create_app
 from roost.server.errors.request_errors import ApiError
 from roost.server.generation.admission import MAX_CONTAINERS, Admission, decode_json
-from roost.server.generation.limits import Limits
-from roost.server.generation.service import Service
+from roost.server.generation.service import Limits, Service
 from roost.server.schemas.body import MAX_MESSAGES
 
 JSON = {"content-type": "application/json"}

@@ -4,8 +4,7 @@ import pytest
 from roost.engine import TokenLogprobs
 from roost.server.constraints.tools import CallPiece
 from roost.server.features.responses.resumable_stream import DeltaSizes
-from roost.server.generation.choice_stream import DeltaJoiner
-from roost.server.generation.delta import Delta
+from roost.server.generation.delta import Delta, DeltaJoiner
 
 
 def logprobs(*token_ids: int) -> tuple[TokenLogprobs, ...]:
