@@ -540,7 +540,7 @@ class _ChoiceDecoder:
         if choice.stop:
             text, num_taken = self._text_until_stop(visible, num_taken)
         else:
-            text = detokenizer.push(visible)
+            text = detokenizer.push(visible) if visible else ""
         if finish_reason is not None:
             text += detokenizer.finish()
         if detokenizer.stop_string is not None:

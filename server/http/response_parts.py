@@ -1,6 +1,6 @@
-"""Parts of responses: the fields that several endpoints share, and the encoding as JSON and events.
+"""Parts of responses: the fields that several endpoints share, and their encoding as JSON and events.
 
-JSON responses, encoded on a worker thread and sent in slices if they are large.
+Large JSON is encoded on a worker thread and sent in slices.
 """
 
 import json
@@ -14,6 +14,7 @@ import orjson
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
+from ...engine import UNUSED_PREDICTION
 from ..generation.admission import admission
 from ..generation.delta import Delta
 from ..generation.prompts import Prompt
@@ -89,11 +90,11 @@ class Timings(TypedDict):
     predicted_per_second: float
 
 
-def choice_end(delta: Delta, *, with_ids: bool) -> ChoiceEnd:
+def choice_end(delta: Delta, token_ids: Sequence[int] | None) -> ChoiceEnd:
     """Returns the fields about a choice's end, with its token ids if they are requested."""
     end = ChoiceEnd(finish_reason=delta.reported_reason, stop_reason=delta.stop_reason)
-    if with_ids:
-        end["token_ids"] = list(delta.token_ids)
+    if token_ids is not None:
+        end["token_ids"] = list(token_ids)
     return end
 
 
@@ -156,7 +157,7 @@ class Report:
             **({"service_tier": "default"} if options.service_tier else {}),
         }
         self._options = options
-        self._num_prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
+        self._num_prompt_tokens = sum([len(prompt.token_ids) for prompt in prompts])
         self._num_tokens = 0
         self._num_cached = 0
         self._num_accepted = 0
@@ -174,7 +175,8 @@ class Report:
         """
         for delta in deltas:
             self._count(delta)
-        return {**self._fields(self._kind.whole, choices), "usage": self._usage(), **self._timings_field()}
+        timings = {"timings": self._timings()} if self._options.timings else {}
+        return {**self._fields(self._kind.whole, choices), "usage": self._usage(), **timings}
 
     def chunk(self, choice: Any) -> dict[str, Any]:
         """Returns a chunk with a choice."""
@@ -194,9 +196,12 @@ class Report:
           choices: Parts that the delta adds to the choice, one for each chunk.
         """
         self._count(delta)
+        is_over = not self._num_open
         for place, choice in enumerate(choices, start=1):
-            yield {**self.chunk(choice), **(self._timings_field() if place == len(choices) else {})}
-        if self._options.usage and not self._num_open:
+            is_last = is_over and self._options.timings and place == len(choices)
+            chunk = self.chunk(choice)
+            yield {**chunk, "timings": self._timings()} if is_last else chunk
+        if is_over and self._options.usage:
             yield {**self._fields(self._kind.chunk, []), "usage": self._usage()}
 
     def text_event(self, index: int, text: str, num_tokens: int, choice: Callable[[Delta], Any]) -> bytes | None:
@@ -225,13 +230,10 @@ class Report:
         self._num_cached += delta.num_cached
         if delta.finish_reason is not None:
             self._num_open -= 1
-            self._num_accepted += delta.prediction.num_accepted
-            self._num_rejected += delta.prediction.num_rejected
+            if delta.prediction is not UNUSED_PREDICTION:
+                self._num_accepted += delta.prediction.num_accepted
+                self._num_rejected += delta.prediction.num_rejected
             self._times.append(delta.times)
-
-    def _timings_field(self) -> dict[str, Timings]:
-        """Returns the field `timings` once the last choice has ended, if it is requested."""
-        return {"timings": self._timings()} if self._options.timings and not self._num_open else {}
 
     def _fields(self, object_name: str, choices: Sequence[Any]) -> dict[str, Any]:
         return {"id": self.id, "object": object_name, **self._constants, "choices": choices}
@@ -327,16 +329,14 @@ class SseEncoder:
     keep_alive: bytes = KEEP_ALIVE
     end: bytes = b""
 
-    def encode(self, event: Mapping[str, Any]) -> bytes:
-        """Returns the bytes of an event."""
-        return self._name(event) + b"data: " + to_json(event) + b"\n\n"
+    def encode(self, event: Mapping[str, Any], write: Callable[[Any], bytes] = to_json) -> bytes:
+        """Returns the bytes of an event.
 
-    def encode_large(self, event: Mapping[str, Any]) -> bytes:
-        """Returns the same as `encode`, for worker threads; see `large_to_json`."""
-        return self._name(event) + b"data: " + large_to_json(event) + b"\n\n"
-
-    def _name(self, event: Mapping[str, Any]) -> bytes:
-        return b"event: " + event["type"].encode() + b"\n" if self.is_named else b""
+        Args:
+          write: Returns the JSON of the event; `large_to_json` on worker threads.
+        """
+        data = b"data: " + write(event) + b"\n\n"
+        return b"event: " + event["type"].encode() + b"\n" + data if self.is_named else data
 
 
 CHUNKS: Final = SseEncoder(is_named=False, end=DONE)

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from types import MappingProxyType
 from typing import Any, Final, Protocol, runtime_checkable
@@ -23,7 +23,7 @@ from ..generation.generation import Generation, collect
 from ..generation.service import Service
 from ..generation.spec import Choice, GenerationSpec
 from ..tenancy.workers import Workers
-from .response_parts import CHUNKS, MANY_VALUES, SseEncoder, made_json_response
+from .response_parts import CHUNKS, MANY_VALUES, SseEncoder, large_to_json, made_json_response, to_json
 
 FIRST_TOKEN_TIMEOUT_S: Final = 1.0
 """Seconds for which a stream waits for its first token before it sends status 200. A full queue is reported before
@@ -212,10 +212,15 @@ async def respond(
         async with until_disconnect(request.receive):
             if not stream:
                 return await _whole(service, generation, builder, report_warnings=report_warnings)
-            first = await first_delta(generation, FIRST_TOKEN_TIMEOUT_S)
+            try:  # an error before the first token still sets the response's status
+                async with asyncio.timeout(FIRST_TOKEN_TIMEOUT_S):
+                    first = await generation.next_within(None)
+            except TimeoutError:
+                first = None
         report = _report() if report_warnings else {}
         writer = request.scope.get("extensions", {}).get(BODY_WRITER, {}).get("writer")
-        events = stream_events(generation, first, builder, service.limits.keep_alive_s, service.workers, report, writer)
+        workers = service.admissions.workers
+        events = stream_events(generation, first, builder, service.limits.keep_alive_s, workers, report, writer)
         return EventStream(events, resources.pop_all())  # the response closes them
 
 
@@ -262,19 +267,6 @@ def _num_values(choice: Delta) -> int:
     return len(choice.token_ids) + sum(len(entry.top) + len(entry.named) for entry in choice.logprobs)
 
 
-async def first_delta(generation: Generation, timeout_s: float) -> Delta | None:
-    """Returns the first delta, or None after the timeout. Errors raised here can still set the response's status.
-
-    Raises:
-      Exception: Any error of the generation.
-    """
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await anext(generation)
-    except TimeoutError:
-        return None
-
-
 async def stream_events(
     generation: Generation,
     first: Delta | None,
@@ -295,22 +287,38 @@ async def stream_events(
       writer: Takes events of text while the stream waits, so that no task has to be woken for them.
     """
     timeout_s = math.inf if keep_alive_s is None else keep_alive_s
-    encoder, now = _ChunkEncoder(builder, workers, report), asyncio.get_running_loop().time
+    now = asyncio.get_running_loop().time
     silent_since = now()
+
+    def encode(chunks: Iterable[Mapping[str, Any]], write: Callable[[Any], bytes] = to_json) -> list[bytes]:
+        nonlocal report
+        encoded = []
+        for chunk in chunks:
+            if report:
+                chunk, report = {**chunk, **report}, {}
+            encoded.append(builder.sse.encode(chunk, write))
+        return encoded
+
+    async def encode_delta(delta: Delta) -> list[bytes]:
+        if workers is not None and builder.repeats_much(delta):
+            return await workers.run(lambda: encode(builder.chunks(delta), large_to_json))
+        return encode(builder.chunks(delta))
 
     def write_text(index: int, text: str, num_tokens: int) -> bool:
         nonlocal silent_since
-        if writer is None or not writer.is_open or (event := encoder.text_event(index, text, num_tokens)) is None:
+        if report or writer is None or not writer.is_open:
+            return False
+        if (event := builder.text_event(index, text, num_tokens)) is None:
             return False
         writer.write(event)
         silent_since = now()
         return True
 
     try:
-        for event in [encoder.encode(chunk) for chunk in builder.opening()]:
+        for event in encode(builder.opening()):
             yield event
         if first is not None:
-            for event in await encoder.encode_large(first) if encoder.is_large(first) else encoder.encode_delta(first):
+            for event in await encode_delta(first):
                 yield event
         silent_since = now()
         while True:
@@ -318,12 +326,7 @@ async def stream_events(
                 delta = await generation.next_within(keep_alive_s, write_text)
             except StopAsyncIteration:
                 break
-            if delta is None:
-                events = []
-            elif encoder.is_large(delta):
-                events = await encoder.encode_large(delta)
-            else:
-                events = encoder.encode_delta(delta)
+            events = [] if delta is None else await encode_delta(delta)
             if not events and (delta is None or now() - silent_since >= timeout_s):
                 events = [builder.sse.keep_alive]
             for event in events:
@@ -332,8 +335,8 @@ async def stream_events(
                 silent_since = now()
         chunks = list(builder.closing())
         await _finish(generation, builder)
-        for chunk in chunks:
-            yield encoder.encode(chunk)
+        for event in encode(chunks):
+            yield event
         yield builder.sse.end
     except Exception as error:
         api_error = from_exception(error)
@@ -344,44 +347,7 @@ async def stream_events(
         chunks = list(builder.failure(api_error))
         with suppress(StoreError, ApiError):
             await builder.finish()
-        for chunk in chunks:
-            yield encoder.encode(chunk)
+        for event in encode(chunks):
+            yield event
     finally:
         builder.close()
-
-
-class _ChunkEncoder:
-    """Encodes a stream's chunks; see `stream_events`."""
-
-    def __init__(self, builder: ResponseBuilder, workers: Workers | None, report: Mapping[str, Any]) -> None:
-        self._builder = builder
-        self._workers = workers
-        self._report = report
-
-    def encode(self, chunk: Mapping[str, Any]) -> bytes:
-        """Returns the bytes of a chunk."""
-        return self._builder.sse.encode(self._reported(chunk))
-
-    def is_large(self, delta: Delta) -> bool:
-        """Returns whether a worker thread encodes a delta."""
-        return self._workers is not None and self._builder.repeats_much(delta)
-
-    def encode_delta(self, delta: Delta) -> list[bytes]:
-        """Returns the bytes of the chunks of a delta."""
-        return [self.encode(chunk) for chunk in self._builder.chunks(delta)]
-
-    def text_event(self, index: int, text: str, num_tokens: int) -> bytes | None:
-        """Returns the event of a delta of text if its builder can encode it quickly; otherwise None."""
-        return None if self._report else self._builder.text_event(index, text, num_tokens)
-
-    async def encode_large(self, delta: Delta) -> list[bytes]:
-        """Returns the bytes of the chunks of a large delta, encoded by a worker thread."""
-        assert self._workers is not None
-        encode = self._builder.sse.encode_large
-        return await self._workers.run(lambda: [encode(self._reported(chunk)) for chunk in self._builder.chunks(delta)])
-
-    def _reported(self, chunk: Mapping[str, Any]) -> Mapping[str, Any]:
-        if not self._report:
-            return chunk
-        report, self._report = self._report, {}
-        return {**chunk, **report}

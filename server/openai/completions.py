@@ -15,7 +15,6 @@ from ..errors.request_warnings import warn
 from ..generation.admission import admission
 from ..generation.delta import Delta
 from ..generation.logprobs import (
-    ChatLogprobs,
     CompletionLogprobs,
     CompletionLogprobsBuilder,
     TokenNames,
@@ -154,13 +153,17 @@ class ChatResponseBuilder(ResponseBuilder):
 
     def whole(self, choices: Sequence[Delta]) -> dict[str, Any]:
         response = self._report.whole([self._whole_choice(choice) for choice in choices], choices)
-        return {**response, **self._prompt_token_ids(), **self._prompt_logprobs(choices[0])}
+        if self._body.return_token_ids:  # next to the choices, as in vLLM
+            response["prompt_token_ids"] = self._prompt.token_ids
+        return {**response, **self._prompt_logprobs(choices[0])}
 
     def opening(self) -> Iterator[dict[str, Any]]:
         for index in range(self._body.n):
             start = {"role": "assistant", "content": ""}
             chunk = self._report.chunk({"index": index, "delta": start, "logprobs": None, "finish_reason": None})
-            yield {**chunk, **self._prompt_token_ids()} if index == 0 else chunk
+            if index == 0 and self._body.return_token_ids:  # all choices have the same prompt
+                chunk["prompt_token_ids"] = self._prompt.token_ids
+            yield chunk
 
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
         return self._report.chunks(delta, self._choices(delta))
@@ -176,15 +179,16 @@ class ChatResponseBuilder(ResponseBuilder):
         if delta.text or delta.calls or (delta.token_ids and self._reports_tokens):
             choices.append(self._choice(delta))
         if delta.finish_reason is not None:
-            end = choice_end(replace(delta, token_ids=()), with_ids=self._body.return_token_ids)
+            end = choice_end(delta, () if self._body.return_token_ids else None)
             choices.append({"index": delta.index, "delta": {}, "logprobs": None, **end})
         return choices
 
     def _choice(self, delta: Delta) -> dict[str, Any]:
+        pieces = [{"index": piece.index, **_call(piece)} for piece in delta.calls]
         choice = {
             "index": delta.index,
-            "delta": _content(delta),
-            "logprobs": self._logprobs(delta),
+            "delta": {"tool_calls": pieces} if pieces else {"content": delta.text},
+            "logprobs": None if self._names is None else chat_logprobs(self._names, delta.token_ids, delta.logprobs),
             "finish_reason": None,
         }
         if self._body.return_token_ids:
@@ -195,18 +199,9 @@ class ChatResponseBuilder(ResponseBuilder):
         return {
             "index": choice.index,
             "message": {"role": "assistant", "refusal": None, **_whole_content(choice)},
-            "logprobs": self._logprobs(choice),
-            **choice_end(choice, with_ids=self._body.return_token_ids),
+            "logprobs": None if self._names is None else chat_logprobs(self._names, choice.token_ids, choice.logprobs),
+            **choice_end(choice, choice.token_ids if self._body.return_token_ids else None),
         }
-
-    def _logprobs(self, delta: Delta) -> ChatLogprobs | None:
-        if self._names is None:
-            return None
-        return chat_logprobs(self._names, delta.token_ids, delta.logprobs)
-
-    def _prompt_token_ids(self) -> dict[str, Any]:
-        """Returns the prompt's ids next to the choices, as in vLLM: all choices have the same prompt."""
-        return {"prompt_token_ids": self._prompt.token_ids} if self._body.return_token_ids else {}
 
     def _prompt_logprobs(self, choice: Delta) -> dict[str, Any]:
         num_top = self._body.prompt_logprobs
@@ -214,12 +209,6 @@ class ChatResponseBuilder(ResponseBuilder):
             return {}
         entries = choice.prompt_logprobs or ()
         return {"prompt_logprobs": prompt_logprobs(self._tokenizer, self._prompt.token_ids, entries, num_top)}
-
-
-def _content(delta: Delta) -> dict[str, Any]:
-    if not delta.calls:
-        return {"content": delta.text}
-    return {"tool_calls": [{"index": piece.index, **_call(piece)} for piece in delta.calls]}
 
 
 def _whole_content(choice: Delta) -> dict[str, Any]:
@@ -322,7 +311,7 @@ class ChoiceBuilder:
             "index": delta.index,
             "text": (echo.text(self._tokenizer) if echo else "") + delta.text,
             "logprobs": self._build_logprobs(echo, delta),
-            **choice_end(delta, with_ids=self._body.return_token_ids),
+            **choice_end(delta, delta.token_ids if self._body.return_token_ids else None),
         }
         if prompt is not None and self._body.return_token_ids:
             choice["prompt_token_ids"] = prompt.token_ids

@@ -62,7 +62,10 @@ class Detokenizer:
         """Returns the text that was held back, after the last id. An incomplete character becomes U+FFFD."""
         if self.stop_string is not None:
             return ""
-        text = self._advance(self._decoder.decode(b"", final=True))
+        text = self._decoder.decode(b"", final=True)
+        if not text and self._stop is None:  # the usual case: nothing was held back
+            return ""
+        text = self._advance(text)
         if self._stop is not None:
             text += self._stop.prefix(self._node, self._stop.depth(self._node))
             self._node = ROOT

@@ -81,7 +81,7 @@ class TokensResponseBuilder(ResponseBuilder):
         reports_logprobs, reports_prompt = self._body.logprobs is not None, delta.prompt_logprobs is not None
         return {
             "index": delta.index,
-            **choice_end(delta, with_ids=self._body.return_token_ids),
+            **choice_end(delta, None),
             "token_ids": delta.token_ids,
             "logprobs": token_logprobs(delta.logprobs) if reports_logprobs else None,
             **({"prompt_logprobs": token_logprobs(delta.prompt_logprobs or ())} if reports_prompt else {}),
