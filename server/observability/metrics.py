@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 
 from ...engine import DraftCounts, EngineStats
 from .reload_metrics import ReloadMetrics
-from .request_metrics import AccessLogObserver, HttpMetrics, LatencyMetrics, Observer, RequestRecord, RequestTracker
+from .request_metrics import HttpMetrics, LatencyMetrics, Observer, RequestRecord, RequestTracker
 from .vllm_metrics import VllmMetrics
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -107,41 +107,35 @@ class Metrics:
                 "roost_simulated", "1 on a server that simulates its device.", ["device"], registry=self.registry
             )
             gauge.labels(simulated).set(1)
-        self._page = _Page(self.registry, clock)
-        all_observers: list[Observer] = [
-            self._page,
-            LatencyMetrics(self.registry, vllm_labels),
-            AccessLogObserver(),
-            *observers,
-        ]
+        all_observers: list[Observer] = [LatencyMetrics(self.registry, vllm_labels), *observers]
         if tenants:
             all_observers.append(_TenantMetrics(self.registry, tenants))
         if vllm_labels is not None:
             all_observers.append(VllmMetrics(self.registry, stats, vllm_labels))
-        self._observers = all_observers
         self.requests = RequestTracker(all_observers, clock)
+        self._page = _Page(self.registry, self.requests)
 
     def observe(self, observers: Iterable[Observer]) -> None:
-        """Adds observers of all requests that are tracked after this call."""
-        self._observers += observers
+        """Adds observers of all requests."""
+        self.requests.observe(observers)
 
     async def page(self) -> bytes:
         """Returns all metrics as text, at most `_CACHE_S` old. Each request that has ended is counted."""
         return await self._page.rendered()
 
 
-class _Page(Observer):
+class _Page:
     """The rendered metrics, which take milliseconds to render: they are rendered every `_CACHE_S` at most."""
 
-    def __init__(self, registry: CollectorRegistry, clock: Callable[[], float]) -> None:
+    def __init__(self, registry: CollectorRegistry, requests: RequestTracker) -> None:
         self._registry = registry
-        self._clock = clock
-        self._num_ended = 0
+        self._requests = requests
+        self._clock = requests.clock
         self._rendered: _RenderedPage | None = None
 
     async def rendered(self) -> bytes:
         """Returns the page. A client that has its response finds its tokens counted, if need be after a wait."""
-        num_ended, page = self._num_ended, self._rendered
+        num_ended, page = self._requests.num_ended, self._rendered
         if page is not None and (age := self._clock() - page.at) < _CACHE_S:
             if page.num_ended < num_ended:
                 await asyncio.sleep(_CACHE_S - age)
@@ -149,11 +143,8 @@ class _Page(Observer):
             if page is not None and page.num_ended >= num_ended:  # also one that another client has waited for
                 return page.content
         content = prometheus_client.generate_latest(self._registry)
-        self._rendered = _RenderedPage(self._clock(), self._num_ended, content)
+        self._rendered = _RenderedPage(self._clock(), self._requests.num_ended, content)
         return content
-
-    def on_end(self, record: RequestRecord) -> None:
-        self._num_ended += 1
 
 
 def _add_build_info(registry: CollectorRegistry) -> None:

@@ -1,14 +1,9 @@
-"""Timelines of engine requests for metrics, traces and responses, and the metrics of their latencies.
-
-Token counts of an HTTP request for its line in the access log.
-
-HTTP requests by handler, method and status, as counted by prometheus-fastapi-instrumentator, which vLLM uses.
-"""
+"""Records of engine requests for metrics, traces, responses and the access log, and the metrics made from them."""
 
 import math
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -136,8 +131,49 @@ def observed(observers: Sequence[Observer], name: str, **facts: Fact) -> Iterato
             observer.on_work(work)
 
 
+class RequestTracker:
+    """Makes the records of requests.
+
+    Args:
+      observers: Observers of all requests.
+      clock: Monotonic clock in seconds.
+
+    Attributes:
+      observers: Observers of all requests.
+      num_ended: Number of requests that have ended.
+    """
+
+    def __init__(self, observers: Iterable[Observer], clock: Callable[[], float]) -> None:
+        self.observers: list[Observer] = []
+        self.clock = clock
+        self.num_ended = 0
+        self.observe(observers)
+
+    def observe(self, observers: Iterable[Observer]) -> None:
+        """Adds observers. Each is called only for what its class observes."""
+        self.observers += observers
+        kinds = [(each, type(each)) for each in self.observers]
+        self.on_start = [each.on_start for each, kind in kinds if kind.on_start is not Observer.on_start]
+        self.on_tokens = [each.on_tokens for each, kind in kinds if kind.on_tokens is not Observer.on_tokens]
+        self.on_end = [each.on_end for each, kind in kinds if kind.on_end is not Observer.on_end]
+        self.on_settle = [each.on_settle for each, kind in kinds if kind.on_settle is not Observer.on_settle]
+
+    def track(self, requests: Sequence[Request]) -> list["RequestRecord"]:
+        """Returns the records of the choices of one or several prompts, which all have the same number of choices."""
+        records = [RequestRecord(request, self) for request in requests]
+        if self.on_start:
+            firsts = [record for record in records if record.request.fork_of is None]
+            for first in firsts:
+                for on_start in self.on_start:
+                    on_start(first, len(requests) // len(firsts))
+        return records
+
+
 class RequestRecord:
     """Timeline of one engine request. The caller must end it.
+
+    Args:
+      tracker: Has the observers and the clock.
 
     Attributes:
       request: The engine request.
@@ -158,10 +194,10 @@ class RequestRecord:
       ended: Time of the end, once the request has ended.
     """
 
-    def __init__(self, request: Request, observers: Sequence[Observer], clock: Callable[[], float]) -> None:
+    def __init__(self, request: Request, tracker: RequestTracker) -> None:
         self.request = request
-        self.clock = clock
-        self.arrived = self.ended = clock()
+        self.clock = tracker.clock
+        self.arrived = self.ended = self.clock()
         self.started: float | None = None
         self.first_token: float | None = None
         self.last_token: float | None = None
@@ -170,8 +206,7 @@ class RequestRecord:
         self.detokenize_s = 0.0
         self.reason = ""
         self.has_finished = False
-        self._observers = observers
-        self._token_observers = [each for each in observers if type(each).on_tokens is not Observer.on_tokens]
+        self._tracker = tracker
         self._first_output: float | None = None
 
     def add(
@@ -202,7 +237,7 @@ class RequestRecord:
         return Times(self.arrived, started, self._first_output, now)
 
     def end(self, error: BaseException | None = None) -> None:
-        """Reports the end of the request to the observers.
+        """Adds the request to the token counts of its HTTP request, and reports its end to the observers.
 
         Args:
           error: Error that ended it; None if it finished or was aborted.
@@ -211,44 +246,25 @@ class RequestRecord:
         self.reason = self.reason or _reason(error)
         given_back = self.request.preemptible and self.reason == "abort"
         self.is_left = self.is_left or isinstance(error, EngineDeadError) or given_back
-        for observer in self._observers:
-            observer.on_end(self)
+        self._tracker.num_ended += 1
+        if (tokens := request_tokens.get()) is not None:
+            tokens.add(self)
+        for on_end in self._tracker.on_end:
+            on_end(self)
 
     def settle(self) -> None:
         """Reports to the observers that `is_left` does not change any more."""
-        for observer in self._observers:
-            observer.on_settle(self)
+        for on_settle in self._tracker.on_settle:
+            on_settle(self)
 
     def _add_tokens(self, count: int, now: float) -> None:
         last = self.last_token
         if last is None:
             last, self.first_token = self.arrived, now
-        for observer in self._token_observers:
-            observer.on_tokens(self, count, now - last)
+        for on_tokens in self._tracker.on_tokens:
+            on_tokens(self, count, now - last)
         self.last_token = now
         self.num_tokens += count
-
-
-@dataclass(frozen=True, slots=True)
-class RequestTracker:
-    """Makes the records of requests.
-
-    Attributes:
-      observers: Observers of all requests.
-      clock: Monotonic clock in seconds.
-    """
-
-    observers: Sequence[Observer]
-    clock: Callable[[], float]
-
-    def track(self, requests: Sequence[Request]) -> list[RequestRecord]:
-        """Returns the records of the choices of one or several prompts, which all have the same number of choices."""
-        records = [RequestRecord(request, self.observers, self.clock) for request in requests]
-        firsts = [record for record in records if record.request.fork_of is None]
-        for first in firsts:
-            for observer in self.observers:
-                observer.on_start(first, len(requests) // len(firsts))
-        return records
 
 
 def _reason(error: BaseException | None) -> str:
@@ -449,14 +465,6 @@ class RequestTokens:
 
 request_tokens: Final[ContextVar[RequestTokens | None]] = ContextVar("request_tokens", default=None)
 """Tokens of the current HTTP request."""
-
-
-class AccessLogObserver(Observer):
-    """Adds each choice to the token counts of its HTTP request."""
-
-    def on_end(self, record: RequestRecord) -> None:
-        if (tokens := request_tokens.get()) is not None:
-            tokens.add(record)
 
 
 UNKNOWN_HANDLER: Final = "none"

@@ -20,7 +20,7 @@ from roost.server.features.usage.usage_table import TenantUsage, UsageAddition, 
 from roost.server.generation.service import Service
 from roost.server.http.api_keys import ApiKeys
 from roost.server.http.auth import Access
-from roost.server.observability.request_metrics import RequestRecord
+from roost.server.observability.request_metrics import RequestRecord, RequestTracker
 
 ROOT, ALICE, BOB = ({"authorization": f"Bearer {key}"} for key in ("root", "a", "b"))
 
@@ -49,7 +49,7 @@ def record_of(
 ) -> RequestRecord:
     """Returns the record of a request that has generated tokens, and has not ended."""
     request = Request(name, (1, 2, 3, 4), SamplingParams(), tenant=tenant, **fields)
-    record = RequestRecord(request, [counter], lambda: 1.0)
+    record = RequestTracker([counter], lambda: 1.0).track([request])[0]
     record.add(TokenOutput((5,) * num_tokens, started_at=0.5, num_cached=2), num_tokens, 1.0)
     return record
 
@@ -98,7 +98,7 @@ async def test_choices_of_one_prompt_are_one_request(database: Database) -> None
 
 async def test_a_request_without_a_slot_is_not_counted(database: Database) -> None:
     counter = UsageCounter(database, Clock())
-    end(RequestRecord(Request("r", (1,), SamplingParams(), tenant="alice"), [counter], lambda: 1.0))
+    end(*RequestTracker([counter], lambda: 1.0).track([Request("r", (1,), SamplingParams(), tenant="alice")]))
     await counter.flush(60.0)
     assert await rows(database) == {}
 
