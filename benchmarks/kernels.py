@@ -28,17 +28,18 @@ from rich.table import Table
 from roost.engine.devices.platform import gpu_sizes
 from roost.kernels.backend import Backend
 from roost.kernels.backends import BACKENDS, gpu_backend
-from roost.kernels.causal_conv1d import causal_conv1d
-from roost.kernels.causal_conv1d.reference import causal_conv1d_reference
-from roost.kernels.gated_mlp.pallas_tpu import gated_mlp_tpu
-from roost.kernels.gated_mlp.reference import gated_mlp_reference
+from roost.kernels.products.pallas_tpu import gated_mlp_tpu
 from roost.kernels.recurrent_block import RecurrentWeights, recurrent_block
-from roost.kernels.recurrent_block.reference import recurrent_block_reference
-from roost.kernels.rg_lru import rg_lru
-from roost.kernels.rg_lru.reference import rg_lru_reference
-from roost.kernels.rg_lru.sequential import decay_and_input, rg_lru_sequential
+from roost.kernels.recurrent_block.causal_conv1d import causal_conv1d
+from roost.kernels.recurrent_block.rg_lru import decay_and_input, rg_lru, rg_lru_sequential
+from roost.kernels.references import (
+    causal_conv1d_reference,
+    gated_mlp_reference,
+    recurrent_block_reference,
+    rg_lru_reference,
+    window_attention_reference,
+)
 from roost.kernels.window_attention import decode_attention, prefill_attention
-from roost.kernels.window_attention.reference import window_attention_reference
 
 MACHINES = {"cpu": "xla", "gpu": "gpu", "tpu": "tpu"}
 TOLERANCE = {"float32": 2e-4, "bfloat16": 4e-2}

@@ -36,8 +36,8 @@ from roost.engine.checkpoint.weights import Checkpoint, load_params
 from roost.engine.devices.platform import CPU, CPU_OPTIONS
 from roost.engine.model.griffin import abstract_model
 from roost.engine.model.state import zero_state
+from roost.kernels.references import window_attention_reference
 from roost.kernels.window_attention import decode_attention, quantize
-from roost.kernels.window_attention.reference import window_attention_reference
 from roost.server.text.chat_template import Ending, Message, load_chat_format
 from roost.server.text.tokenizer import Tokenizer
 from roost.server.text.tokenizer_loading import load_tokenizer

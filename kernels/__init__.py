@@ -6,9 +6,9 @@ Every kernel that walks along a chunk takes `positions: int32[B, T]`, each token
 Position 0 begins a document: nothing before it has an effect. A negative position is padding: it changes no state, and
 its output is undefined. The tokens of a row come before its padding.
 
-Each package is an op, or a few that belong together. Its `__init__.py` has the op's entry, a function that dispatches
-to an implementation: `Backend.dispatch` chooses the first kernel that takes the arguments, or XLA. Each implementation
-has its own file. `roost.kernels.backends` has a record of each backend's kernels.
+Each package is an op, or a few that belong together. An op's entry is a function that dispatches to an implementation:
+`Backend.dispatch` chooses the first kernel that takes the arguments, or XLA. `roost.kernels.backends` has a record of
+each backend's kernels, and `roost.kernels.references` the ops in float64.
 
 The caller passes a `Backend`, because JAX reports the machine that compiles, not the one that programs are compiled
 for.

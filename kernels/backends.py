@@ -5,26 +5,19 @@ from functools import cache, partial
 from typing import Final
 
 from .backend import NATIVE, XLA, Backend, GpuSizes, Kernel
-from .gated_mlp import pallas_tpu as float_mlp_tpu
-from .gated_mlp import pallas_tpu_int8 as int8_mlp_tpu
-from .native import attention, int4, norms, products
-from .native import output_layer as native_output_layer
+from .native import attention, norms
+from .native import products as native_products
 from .native import recurrent_block as native_recurrent_block
-from .output_layer import pallas_tpu as output_layer_tpu
-from .product import takes_int8
-from .product.int8_pallas_tpu import int8_product_tpu
+from .products import pallas_tpu as products_tpu
 from .recurrent_block import pallas_gpu as recurrent_gpu
 from .recurrent_block import pallas_tpu as recurrent_tpu
-from .rg_lru.pallas_gpu import rg_lru_gpu
-from .rg_lru.pallas_tpu import rg_lru_tpu
 from .sampling.pallas_tpu import choose_tokens_tpu, takes_fields
 from .sampling.top_k import top_k_by_blocks
-from .window_attention.int8_pallas_tpu import INT8_RING_MULTIPLE, decode_attention_int8_tpu
+from .window_attention import pallas_tpu_decode as decode_tpu
+from .window_attention.pallas import decode_with, prefill_with, takes_floats
 from .window_attention.pallas_gpu import decode_attention_gpu, prefill_attention_gpu
-from .window_attention.pallas_tpu import RING_TILE, decode_attention_tpu, prefill_attention_tpu
-from .window_attention.whole_rings import decode_with, prefill_with, takes_decode, takes_float_prefill
+from .window_attention.pallas_tpu_prefill import prefill_attention_tpu
 
-_RG_LRU: Final = ("rg_lru",)
 _DECODE: Final = ("window_attention_decode",)
 _PREFILL: Final = ("window_attention_prefill",)
 
@@ -33,16 +26,16 @@ CPU: Final = Backend(
     tuple(
         Kernel(op, (NATIVE,), run, takes)
         for op, run, takes in (
-            ("product", products.product, products.takes_product),
-            ("product", int4.int4_product, int4.takes),
-            ("gated_mlp", products.gated_mlp, products.takes_gated_mlp),
+            ("product", native_products.product, native_products.takes_product),
+            ("product", native_products.int4_product, native_products.takes_int4),
+            ("gated_mlp", native_products.gated_mlp, native_products.takes_gated_mlp),
             ("rms_norm", norms.rms_norm, norms.takes),
             ("add_rms_norm", norms.add_rms_norm, norms.takes),
             ("recurrent_block", native_recurrent_block.recurrent_block, native_recurrent_block.takes),
             ("decode_attention", attention.decode_attention, attention.takes_decode),
             ("prefill_attention", attention.prefill_and_write, attention.takes_prefill),
-            ("logits", native_output_layer.logits_of_rows, native_output_layer.takes),
-            ("argmax", native_output_layer.finite_argmax, native_output_layer.takes),
+            ("logits", native_products.logits_of_rows, native_products.takes_output_layer),
+            ("argmax", native_products.finite_argmax, native_products.takes_output_layer),
         )
     ),
 )
@@ -51,31 +44,19 @@ CPU: Final = Backend(
 TPU: Final = Backend(
     "tpu",
     (
-        Kernel("product", ("int8_product",), int8_product_tpu, takes_int8),
-        Kernel("gated_mlp", ("gated_mlp",), float_mlp_tpu.gated_mlp_tpu, float_mlp_tpu.takes),
-        Kernel("gated_mlp", ("int8_gated_mlp",), int8_mlp_tpu.int8_gated_mlp_tpu, int8_mlp_tpu.takes_int8),
+        Kernel("product", ("int8_product",), products_tpu.int8_product_tpu, products_tpu.takes_int8_product),
+        Kernel("gated_mlp", ("gated_mlp",), products_tpu.gated_mlp_tpu, products_tpu.takes_gated_mlp),
+        Kernel("gated_mlp", ("int8_gated_mlp",), products_tpu.int8_gated_mlp_tpu, products_tpu.takes_int8_gated_mlp),
         Kernel(
             "recurrent_block",
             ("recurrent_step", "recurrent_chunk"),
             recurrent_tpu.recurrent_block_tpu,
             recurrent_tpu.takes,
         ),
-        Kernel("rg_lru", _RG_LRU, rg_lru_tpu),
-        Kernel(
-            "decode_attention",
-            _DECODE,
-            decode_with(decode_attention_tpu),
-            partial(takes_decode, is_int8=False, multiple=RING_TILE),
-        ),
-        Kernel(
-            "decode_attention",
-            _DECODE,
-            decode_with(decode_attention_int8_tpu),
-            partial(takes_decode, is_int8=True, multiple=INT8_RING_MULTIPLE),
-        ),
+        Kernel("decode_attention", _DECODE, decode_with(decode_tpu.decode_attention_tpu), decode_tpu.takes),
         Kernel("prefill_attention", _PREFILL, prefill_with(prefill_attention_tpu)),
         Kernel("sample", ("sample",), choose_tokens_tpu, takes_fields),
-        Kernel("argmax", ("argmax",), output_layer_tpu.argmax_tpu, output_layer_tpu.takes),
+        Kernel("argmax", ("argmax",), products_tpu.argmax_tpu, products_tpu.takes_argmax),
     ),
 )
 """Pallas kernels for TPUs."""
@@ -94,10 +75,12 @@ def gpu_backend(sizes: GpuSizes) -> Backend:
     return Backend(
         "gpu",
         (
-            Kernel("recurrent_block", ("recurrent_step",), recurrent_gpu.recurrent_block_gpu, recurrent_gpu.takes),
-            Kernel("rg_lru", _RG_LRU, partial(rg_lru_gpu, gpu=sizes)),
-            Kernel("decode_attention", _DECODE, decode, partial(takes_decode, is_int8=False)),
-            Kernel("prefill_attention", _PREFILL, prefill, takes_float_prefill),
+            Kernel(
+                "recurrent_block", ("recurrent_step",), recurrent_gpu.recurrent_block_gpu, recurrent_gpu.takes_block
+            ),
+            Kernel("rg_lru", ("rg_lru",), partial(recurrent_gpu.rg_lru_gpu, gpu=sizes)),
+            Kernel("decode_attention", _DECODE, decode, takes_floats),
+            Kernel("prefill_attention", _PREFILL, prefill, takes_floats),
             Kernel("top_k", (), top_k_by_blocks),
         ),
         sampled_rows=64,

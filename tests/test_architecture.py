@@ -554,8 +554,8 @@ def test_a_batch_file_in_the_engine_is_seen(text: str) -> None:
 @pytest.mark.parametrize(
     ("rule", "path", "text"),
     [
-        (imports_point_down, "kernels/rg_lru/x.py", "from ...engine import types"),
-        (imports_point_down, "kernels/rg_lru/x.py", "from ...engine.types.errors import RoostError"),
+        (imports_point_down, "kernels/recurrent_block/x.py", "from ...engine import types"),
+        (imports_point_down, "kernels/recurrent_block/x.py", "from ...engine.types.errors import RoostError"),
         (imports_point_down, "engine/model/x.py", "from ..scheduling.scheduler import Scheduler"),
         (imports_point_down, "engine/model/x.py", "from .. import scheduling"),
         (imports_point_down, "engine/types/x.py", "from ..model.config import ModelConfig"),
@@ -625,15 +625,15 @@ def test_rule_reports_a_violation(rule: Rule, path: str, text: str) -> None:
         ("server/settings/sources.py", "import os, pydantic_settings\nos.environ.get('KEY')"),
         (
             "engine/worker/x.py",
-            "import os.path\nfrom ..model.config import ModelConfig\nfrom ...kernels import rg_lru",
+            "import os.path\nfrom ..model.config import ModelConfig\nfrom ...kernels import recurrent_block",
         ),
         (
             "engine/model/x.py",
-            "from ..types.errors import CheckpointError\nfrom ...kernels.rg_lru import rg_lru\nimport jax",
+            "from ..types.errors import CheckpointError\nfrom ...kernels.recurrent_block import rg_lru\nimport jax",
         ),
         ("engine/worker/transfer.py", "import jax"),
         ("engine/async_engine.py", "import queue, threading"),
-        ("kernels/rg_lru/x.py", "import jaxtyping\nfrom . import reference"),
+        ("kernels/recurrent_block/x.py", "import jaxtyping\nfrom . import rg_lru"),
     ],
 )
 def test_rules_let_the_floor_plan_pass(path: str, text: str) -> None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from jaxtyping import Array, Float, TypeCheckError, jaxtyped
 from roost.engine.sampling.logprobs import logprobs
-from roost.kernels.tree_reduce import max_last
+from roost.kernels.arithmetic import max_last
 from type_checks import check
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from ...kernels import XLA, Backend
 from ...kernels.matrices import Int8Matrix, Matrix
-from ...kernels.output_layer import argmax, logits
+from ...kernels.products import argmax, logits
 from ..model.config import ModelConfig
 from ..sampling.sampler import Sampled, sample
 from ..sampling.state import zero_sampling_state, zero_token_memory

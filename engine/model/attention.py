@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int32
 
 from ...kernels import Backend
-from ...kernels.product import product
+from ...kernels.products import product
 from ...kernels.window_attention import (
     Blocks,
     Rings,

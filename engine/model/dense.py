@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Float32
 
 from ...kernels import Backend
 from ...kernels.matrices import zero_matrix
-from ...kernels.product import product
+from ...kernels.products import product
 from .collectives import Collectives
 
 

@@ -9,10 +9,10 @@ from flax import nnx
 from jax.sharding import AbstractMesh, use_abstract_mesh
 from jaxtyping import Array, Float, Float32, Int32
 
-from ...kernels import output_layer
+from ...kernels import products
+from ...kernels.arithmetic import rounded
 from ...kernels.matrices import Int4Matrix, gather_rows, is_quantized, table_dtype, takes_inputs
-from ...kernels.precision import rounded
-from ...kernels.product import product
+from ...kernels.products import product
 from ..devices.platform import PORTABLE, Platform
 from ..types.errors import ConfigError
 from .collectives import Collectives
@@ -160,20 +160,20 @@ class Griffin(nnx.Module):
         """Returns next-token logits after the soft cap, for all rows or, on a mesh, for this shard's rows."""
         table, cap = self.embedding.get_value(), self.config.logits_soft_cap
         if self.collectives.model == 1:
-            return output_layer.logits(x, table, cap, self.platform.kernels)
+            return products.logits(x, table, cap, self.platform.kernels)
         own = self.collectives.all_to_all(product(x, table), split_axis=0, concat_axis=1)
-        return output_layer.soft_cap(own[..., : self.config.vocab_size], cap)
+        return products.soft_cap(own[..., : self.config.vocab_size], cap)
 
     @property
     def skips_logits(self) -> bool:
         """Whether a step of greedy rows takes `argmax` without materializing the logits."""
-        return self.platform.skips_logits or output_layer.has_argmax_without_logits(self.embedding.get_value())
+        return self.platform.skips_logits or products.has_argmax_without_logits(self.embedding.get_value())
 
     def argmax(self, x: Float[Array, "B D"]) -> Int32[Array, " B"]:
         """Returns the token with the largest logit for every row of all shards; the lowest id among equals."""
         table = self.embedding.get_value()
         if self.collectives.model == 1:
-            return output_layer.argmax(x, table, self.config.logits_soft_cap, self.platform.kernels)
+            return products.argmax(x, table, self.config.logits_soft_cap, self.platform.kernels)
         logits = product(x, table)  # the soft cap keeps the order
         first = self.collectives.token_offset(logits.shape[-1])
         is_token = first + jnp.arange(logits.shape[-1]) < self.config.vocab_size

@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int32
 
 from ...kernels import Backend
-from ...kernels.gated_mlp import gated_mlp
+from ...kernels.products import gated_mlp
 from ...kernels.recurrent_block import RecurrentWeights, recurrent_block
 from ...kernels.rms_norm import add_rms_norm, rms_norm
 from ..types.config import PREFILL_BLOCK

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int32
 
-from ...kernels.precision import rounded
+from ...kernels.arithmetic import rounded
 
 
 def apply_rope(

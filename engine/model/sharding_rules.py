@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 
 from ...kernels import Backend
 from ...kernels.matrices import QuantizedMatrix, is_quantized
-from ...kernels.product import int8_shape_is_left_to_xla
+from ...kernels.products import int8_shape_is_left_to_xla
 from ..types.errors import ConfigError
 from ..types.mesh import MODEL, MeshShape
 from .collectives import REPLICATED, SLOTS, WINDOWS

@@ -1,8 +1,9 @@
 """Matrices in 4 bits, and their products with activations that are quantised to int8 (W4A8).
 
-The inputs of a row are divided into groups. A group's values are integers from -8 to 7, and share a float16 scale. Sums
-of a group's products are exact integers; scaled sums are added in float32, group after group, so a row's result does
-not depend on the other rows. Products by XLA widen every weight in each step, so they save memory and not time.
+The inputs of a row are divided into groups. A group's values are integers from -8 to 7, and share a float16 scale,
+which is searched for the least squared error. Sums of a group's products are exact integers; scaled sums are added in
+float32, group after group, so a row's result does not depend on the other rows. Products by XLA widen every weight in
+each step, so they save memory and not time.
 """
 
 import math
@@ -13,9 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float16, Float32, Int32, UInt8
 
-from ..int8_rounding import round_to_int8
-from ..precision import rounded
-from .scale_search import search_scales
+from ..arithmetic import round_to_int8, rounded
 
 GROUPS: Final = (64, 32)
 """Numbers of inputs that share a scale; a matrix takes the first that divides its inputs."""
@@ -25,6 +24,18 @@ OFFSET: Final = 8
 
 _PIECE: Final = 2**16
 """Elements that are quantised at a time on the host, so that the temporary arrays stay in the processor's cache."""
+
+
+type Groups = np.ndarray[Any, np.dtype[np.float32]]
+"""Groups of weights, `[N, size]`."""
+
+type Scales = np.ndarray[Any, np.dtype[np.float16]]
+"""Scale of each group, `[N]`."""
+
+_LARGEST: Final = float(np.finfo(np.float16).max)
+
+_STEPS: Final = (-8.6, -8.0, -7.5, -7.0, -6.5, -6.0)
+"""Values that the weight of the largest size in a group becomes in the candidates."""
 
 
 class Int4Matrix(NamedTuple):
@@ -133,3 +144,34 @@ def _exact_product(x: Float32[Array, "R n"], weight: Float32[Array, "O n"]) -> F
     """Returns x · weightᵀ of integers: sums of a group's products are below 2²⁴, and so exact in float32."""
     contracted = (((1,), (1,)), ((), ()))
     return jax.lax.dot_general(x, weight, contracted, precision=jax.lax.Precision.HIGHEST)
+
+
+def search_scales(groups: Groups) -> Scales:
+    """Returns the scale of each group for which the values' squared error is the least of some candidates.
+
+    A candidate maps the group's weight of the largest size to one of a few numbers near -8, so a scale may be negative.
+    Given the rounded values q of a candidate, the best scale is w · q / q · q.
+    """
+    extreme = _extremes(groups)
+    best, scales = np.zeros(len(groups), np.float32), np.zeros(len(groups), np.float32)
+    for step in _STEPS:
+        factors = np.divide(np.float32(step), extreme, out=np.zeros_like(extreme), where=np.abs(extreme) > 1e-30)
+        values = groups * factors[:, None]
+        np.clip(np.rint(values, out=values), -8, 7, out=values)
+        along, size = _dots(groups, values), np.maximum(_dots(values, values), 1)
+        gain = along * along / size
+        is_better = gain > best
+        best[is_better], scales[is_better] = gain[is_better], (along / size)[is_better]
+    return np.clip(scales, -_LARGEST, _LARGEST).astype(np.float16)
+
+
+def _extremes(groups: Groups) -> Groups:
+    """Returns the weight of the largest size in each group, with its sign."""
+    high, low = groups.max(axis=1), groups.min(axis=1)
+    return np.where(high > -low, high, low)
+
+
+def _dots(one: Groups, other: Groups) -> Groups:
+    """Returns the dot product of each pair of groups, added in an order that depends on their size alone."""
+    sums: Groups = np.einsum("ng,ng->n", one, other)
+    return sums

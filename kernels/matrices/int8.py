@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int8, Int32
 
-from ..int8_rounding import FLOOR, LARGEST, STEP, round_to_int8
-from ..precision import rounded
+from ..arithmetic import INT8_FLOOR, INT8_LARGEST, INT8_STEP, round_to_int8, rounded
 
 _PIECE: Final = 2**20
 """Elements widened at a time when a matrix is quantised on the host."""
@@ -83,7 +82,7 @@ def quantize_on_host(matrix: np.ndarray[Any, np.dtype[Any]]) -> Int8Matrix:
     for start in range(0, len(matrix), step):
         rows = slice(start, start + step)
         piece = matrix[rows].astype(np.float32)
-        largest = np.maximum(np.maximum(piece.max(axis=1), -piece.min(axis=1)), np.float32(FLOOR))
-        piece *= (np.float32(LARGEST) / largest)[:, None]
-        values[rows], scale[rows] = np.rint(piece, out=piece), largest * np.float32(STEP)
+        largest = np.maximum(np.maximum(piece.max(axis=1), -piece.min(axis=1)), np.float32(INT8_FLOOR))
+        piece *= (np.float32(INT8_LARGEST) / largest)[:, None]
+        values[rows], scale[rows] = np.rint(piece, out=piece), largest * np.float32(INT8_STEP)
     return Int8Matrix(values, scale)

@@ -7,7 +7,6 @@ in rounding.
 """
 
 from .attention import decode_attention, prefill_attention
-from .int4 import int4_product
 from .library import (
     CALLS,
     CALLS_VERSION,
@@ -20,8 +19,7 @@ from .library import (
     why_unavailable,
 )
 from .norms import add_rms_norm, rms_norm
-from .output_layer import argmax, logits
-from .products import bf16_gated_mlp, bf16_product, int8_gated_mlp, int8_product
+from .products import argmax, bf16_gated_mlp, bf16_product, int4_product, int8_gated_mlp, int8_product, logits
 from .recurrent_block import recurrent_chunk, recurrent_step
 
 __all__ = [

@@ -6,68 +6,49 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int32
+from jaxtyping import Array, Float, Float32
 
 from ..matrices import PackedGates
-from ..recurrent_block.weights import Recurrence, RecurrentWeights
-from ..rg_lru.sequential import log_decay_of
+from ..recurrent_block.arguments import Recurrence, RecurrentInputs
+from ..recurrent_block.rg_lru import log_decay_of
 
 
-def takes(
-    project: Callable[..., Array], weights: RecurrentWeights, conv: Array, h: Array, *others: Array | int
-) -> bool:
+def takes(project: Callable[..., Array], inputs: RecurrentInputs, *others: int) -> bool:
     """Returns whether `recurrent_block` supports these weights: packed gates."""
-    return isinstance(weights.gate_weight, PackedGates)
+    return isinstance(inputs.weights.gate_weight, PackedGates)
 
 
 def recurrent_block(
-    project: Callable[[jnp.dtype | None], Float[Array, "B T E2"]],
-    weights: RecurrentWeights,
-    conv: Float[Array, "K1 B E"],
-    h: Float32[Array, "B E"],
-    positions: Int32[Array, "B T"],
-    every: int,
-    groups: int,
+    project: Callable[[jnp.dtype | None], Float[Array, "B T E2"]], inputs: RecurrentInputs, every: int, groups: int
 ) -> Recurrence:
     """Computes a step or a chunk per row; see `roost.kernels.recurrent_block`."""
     xy = project(None)
     if xy.shape[1] == 1:
-        return Recurrence(*recurrent_step(xy[:, 0], weights, conv, h, positions[:, 0]))
-    return Recurrence(*recurrent_chunk(xy, weights, conv, h, positions, every))
+        return Recurrence(*recurrent_step(xy[:, 0], inputs.of_step))
+    return Recurrence(*recurrent_chunk(xy, inputs, every))
 
 
 def recurrent_step(
-    xy: Float[Array, "B E2"],
-    weights: RecurrentWeights,
-    conv: Float[Array, "K1 B E"],
-    h: Float32[Array, "B E"],
-    positions: Int32[Array, " B"],
+    xy: Float[Array, "B E2"], inputs: RecurrentInputs
 ) -> tuple[Float[Array, "B E"], Float[Array, "K1 B E"], Float32[Array, "B E"]]:
     """Computes gelu(y) * RG-LRU(conv(x)) for one token per row.
 
     Args:
       xy: Input projections of the block, x first, in float32 or bfloat16.
-      weights: Weights of the block, with packed gates.
-      conv: State of the convolution, in the dtype of xy.
-      h: State of the RG-LRU.
-      positions: Positions of the tokens; rows with a negative position keep their state, and their output is 0.
+      inputs: The others, with packed gates and the state of the convolution in the dtype of xy. Rows with a negative
+        position keep their state, and their output is 0.
 
     Returns:
       Inputs of the output projection, in the dtype of xy; the new conv; the new h.
     """
+    _, conv, h, _ = inputs
     results = tuple(jax.ShapeDtypeStruct(x.shape, kind) for x, kind in ((h, xy.dtype), (conv, xy.dtype), (h, h.dtype)))
-    inputs = _inputs(xy, weights, conv, h, positions)
-    out, new_conv, new_h = jax.ffi.ffi_call("roost_recurrent_step", results)(*inputs)
+    out, new_conv, new_h = jax.ffi.ffi_call("roost_recurrent_step", results)(xy, *_arrays(inputs))
     return out, new_conv, new_h
 
 
 def recurrent_chunk(
-    xy: Float[Array, "B T E2"],
-    weights: RecurrentWeights,
-    conv: Float[Array, "K1 B E"],
-    h: Float32[Array, "B E"],
-    positions: Int32[Array, "B T"],
-    every: int,
+    xy: Float[Array, "B T E2"], inputs: RecurrentInputs, every: int
 ) -> tuple[
     Float[Array, "B T E"],
     Float[Array, "K1 B E"],
@@ -79,16 +60,14 @@ def recurrent_chunk(
 
     Args:
       xy: Input projections of the block, x first, in float32 or bfloat16.
-      weights: Weights of the block, with packed gates.
-      conv: State of the convolution before the chunk, in the dtype of xy.
-      h: State of the RG-LRU before the chunk.
-      positions: Positions of the tokens; padding, with negative positions, comes last.
+      inputs: The others, as in `recurrent_step`; padding, with negative positions, comes last.
       every: Number of tokens between states that are kept.
 
     Returns:
       Inputs of the output projection, in the dtype of xy; the new conv; the new h; the conv and the h after every
       `every` tokens, of which there are M = T // every.
     """
+    weights, conv, h, _ = inputs
     (rows, steps, _), (taps, width), kind = xy.shape, weights.conv_weight.shape, xy.dtype
     results = (
         jax.ShapeDtypeStruct((rows, steps, width), kind),
@@ -97,19 +76,12 @@ def recurrent_chunk(
         jax.ShapeDtypeStruct((rows, steps // every, taps - 1, width), kind),
         jax.ShapeDtypeStruct((rows, steps // every, width), h.dtype),
     )
-    inputs = _inputs(xy, weights, conv, h, positions)
     call: Any = jax.ffi.ffi_call("roost_recurrent_chunk", results)
-    out, new_conv, new_h, kept_conv, kept_h = call(*inputs, every=np.int64(every))
+    out, new_conv, new_h, kept_conv, kept_h = call(xy, *_arrays(inputs), every=np.int64(every))
     return out, new_conv, new_h, kept_conv, kept_h
 
 
-def _inputs(
-    xy: Float[Array, "*tokens E2"],
-    weights: RecurrentWeights,
-    conv: Float[Array, "K1 B E"],
-    h: Float32[Array, "B E"],
-    positions: Int32[Array, "*tokens"],
-) -> tuple[Array, ...]:
-    conv_weight, conv_bias, gates, gate_bias, a_param = weights
+def _arrays(inputs: RecurrentInputs) -> tuple[Array, ...]:
+    (conv_weight, conv_bias, gates, gate_bias, a_param), conv, h, positions = inputs
     assert isinstance(gates, PackedGates)
-    return xy, conv_weight, conv_bias, gates.values, gate_bias, log_decay_of(a_param), conv, h, positions
+    return conv_weight, conv_bias, gates.values, gate_bias, log_decay_of(a_param), conv, h, positions

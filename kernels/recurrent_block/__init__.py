@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
 from ..backend import Backend
+from .arguments import Recurrence, RecurrentInputs, RecurrentWeights
 from .separate import recurrent_block_separate
-from .weights import Recurrence, RecurrentWeights
 
-__all__ = ["Recurrence", "RecurrentWeights", "recurrent_block"]
+__all__ = ["Recurrence", "RecurrentInputs", "RecurrentWeights", "recurrent_block"]
 
 
 def recurrent_block(
@@ -46,4 +46,5 @@ def recurrent_block(
       backend: Backend of the kernels.
     """
     separate = partial(recurrent_block_separate, backend=backend)
-    return backend.dispatch("recurrent_block", separate, project, weights, conv, h, positions, every, groups)
+    inputs = RecurrentInputs(weights, conv, h, positions)
+    return backend.dispatch("recurrent_block", separate, project, inputs, every, groups)

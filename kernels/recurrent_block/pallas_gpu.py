@@ -1,11 +1,18 @@
-"""Recurrent block of a decode step for NVIDIA GPUs: one kernel between the projections.
+"""Recurrent block for NVIDIA GPUs: a decode step between the projections in one kernel, and the RG-LRU of a chunk.
 
-Separate operations are nine launches, which take longer than the bytes that they move. A program computes the rows of
-one tile and the channels of one gate block: first gates and h, from the inputs and the old state of the convolution,
-and only then the new state of the convolution, which replaces the old one in place.
+Separate operations of a step are nine launches, which take longer than the bytes that they move. A program computes the
+rows of one tile and the channels of one gate block: first gates and h, from the inputs and the old state of the
+convolution, and only then the new state of the convolution, which replaces the old one in place.
+
+The RG-LRU of a chunk is gates, scaling and recurrence in one pass over memory. A program walks along some channels of
+one row, one block of time after the other. Within a block there are segments of `STEPS` steps, and each thread has a
+channel of one segment: the thread loads all steps, composes their maps h -> a * h + b, and then applies them to the h
+that the preceding segments lead to. This spreads the gates' exponentials and the loads over several warps even for a
+single row. Only the result is written to memory.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Final
 
@@ -13,12 +20,13 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
-from jaxtyping import Array, Float, Float32, Int32
+from jaxtyping import Array, Bool, Float, Float32, Int32
 
+from ..arithmetic import product_precision
+from ..backend import GpuSizes
 from ..matrices import PackedGates
-from ..precision import product_precision
-from ..rg_lru.sequential import decay_and_input, log_decay_of
-from .weights import Recurrence, RecurrentWeights
+from .arguments import Recurrence, RecurrentInputs
+from .rg_lru import decay_and_input, log_decay_of
 
 ROWS: Final = 16
 """Rows of a program, the fewest of a product on tensor cores: programs for 128 rows about fill a GPU."""
@@ -36,48 +44,42 @@ STAGES: Final = 2
 """Blocks of weights in flight: the one that is multiplied, and the next."""
 
 
-def takes(
-    project: Callable[..., Array],
-    weights: RecurrentWeights,
-    conv: Array,
-    h: Array,
-    positions: Int32[Array, "B T"],
-    *others: int,
-) -> bool:
+WARP: Final = 32
+"""Threads of a warp. A program has as many channels, or half of them if that fills more multiprocessors: 64 bytes of
+float32 are still whole transactions of memory."""
+
+STEPS: Final = 16
+"""Steps of a segment. Their inputs and composed maps take 113 of a thread's 255 registers."""
+
+MAX_WARPS: Final = 8
+"""Maximum number of warps of a program: two for each scheduler of a multiprocessor, which has four."""
+
+type _Map = tuple[Array, Array]
+"""The maps h -> a * h + b of all segments and channels, as a and b of shape `[S, C]`."""
+
+
+def takes_block(project: Callable[..., Array], inputs: RecurrentInputs, *others: int) -> bool:
     """Returns whether `recurrent_block_gpu` supports these: a single step, with gate blocks of multiples of 128."""
-    return positions.shape[1] == 1 and weights.gate_block % 128 == 0
+    return inputs.positions.shape[1] == 1 and inputs.weights.gate_block % 128 == 0
 
 
 def recurrent_block_gpu(
-    project: Callable[[jnp.dtype | None], Float[Array, "B 1 E2"]],
-    weights: RecurrentWeights,
-    conv: Float[Array, "K1 P E"],
-    h: Float32[Array, "P E"],
-    positions: Int32[Array, "B 1"],
-    every: int,
-    groups: int,
+    project: Callable[[jnp.dtype | None], Float[Array, "B 1 E2"]], inputs: RecurrentInputs, every: int, groups: int
 ) -> Recurrence:
     """Computes a step per row with one kernel; see `recurrent_block`."""
     xy = project(jnp.dtype("float32"))[:, 0]
-    return Recurrence(*recurrent_step_gpu(xy, weights, conv, h, positions[:, 0], groups=groups))
+    return Recurrence(*recurrent_step_gpu(xy, inputs.of_step, groups=groups))
 
 
 def recurrent_step_gpu(
-    xy: Float[Array, "B E2"],
-    weights: RecurrentWeights,
-    conv: Float[Array, "K1 P E"],
-    h: Float32[Array, "P E"],
-    positions: Int32[Array, " B"],
-    *,
-    groups: int = 1,
-    interpret: Any = False,
+    xy: Float[Array, "B E2"], inputs: RecurrentInputs, *, groups: int = 1, interpret: Any = False
 ) -> tuple[Float[Array, "B E"], Float[Array, "K1 P E"], Float32[Array, "P E"]]:
     """Computes gelu(y) * RG-LRU(conv(x)) for one token per row; the state is updated in place.
 
     Takes and returns the same as `recurrent_step_tpu`, with any numbers of rows; e is a multiple of 64. xy may be
     float32 in any case: it is rounded to the dtype of conv, which is also that of the output.
     """
-    conv_weight, conv_bias, gate_weight, gate_bias, a_param = weights
+    (conv_weight, conv_bias, gate_weight, gate_bias, a_param), conv, h, positions = inputs
     assert not isinstance(gate_weight, PackedGates)
     rows, (pool, width) = xy.shape[0], h.shape
     blocks, size = gate_weight.shape[:2]
@@ -175,3 +177,121 @@ def _dot(inputs: Float[Array, "R I"], weights: Float[Array, "I C"]) -> Float32[A
     precision = product_precision(weights.dtype)
     product: Array = jnp.dot(inputs, weights, preferred_element_type=jnp.float32, precision=precision)
     return product
+
+
+def rg_lru_gpu(
+    x: Float[Array, "B T E"],
+    input_gate: Float[Array, "B T E"],
+    recurrence_gate: Float[Array, "B T E"],
+    log_decay: Float32[Array, " E"],
+    h0: Float32[Array, "B E"],
+    positions: Int32[Array, "B T"],
+    *,
+    gpu: GpuSizes,
+    interpret: Any = False,
+) -> tuple[Float32[Array, "B T E"], Float32[Array, "B E"]]:
+    """Returns h of every step and the last h; see `rg_lru`. Blocks are for a GPU of these sizes."""
+    channels = _channels(x.shape[0], x.shape[2], gpu)
+    segments, whole, sequence, state = _blocks(x.shape[1], channels)
+    y, last = pl.pallas_call(
+        functools.partial(_rg_lru_kernel, steps=x.shape[1], segments=segments),
+        out_shape=(jax.ShapeDtypeStruct(x.shape, jnp.float32), jax.ShapeDtypeStruct(h0.shape, jnp.float32)),
+        grid=(pl.cdiv(x.shape[2], channels), x.shape[0]),
+        in_specs=[
+            pl.BlockSpec((None, whole), lambda e, b: (b, 0)),
+            sequence,
+            sequence,
+            sequence,
+            pl.BlockSpec((channels,), lambda e, b: (e,)),
+            state,
+        ],
+        out_specs=(sequence, state),
+        compiler_params=plgpu.CompilerParams(num_warps=pl.cdiv(segments * channels, WARP), num_stages=1),
+        cost_estimate=pl.CostEstimate(
+            flops=15 * x.size,
+            bytes_accessed=x.size * (3 * x.dtype.itemsize + 4) + 8 * h0.size + 4 * log_decay.size + 4 * positions.size,
+            transcendentals=4 * x.size,
+        ),
+        interpret=interpret,
+        name="rg_lru",
+    )(positions, x, input_gate, recurrence_gate, log_decay, h0)
+    return y, last
+
+
+def _channels(rows: int, width: int, gpu: GpuSizes) -> int:
+    """Returns the channels of a program."""
+    return WARP if rows * pl.cdiv(width, WARP) >= gpu.multiprocessors else WARP // 2
+
+
+def _blocks(steps: int, channels: int) -> tuple[int, int, pl.BlockSpec, pl.BlockSpec]:
+    """Returns the segments of a block of time, the padded number of steps, and a program's blocks of inputs and state.
+
+    The inputs are `[B, T, E]` and the state `[B, E]`. Loads beyond an array return undefined numbers; stores there are
+    dropped.
+    """
+    segments = min(MAX_WARPS * WARP // channels, pl.next_power_of_2(pl.cdiv(steps, STEPS)))
+    whole = pl.cdiv(steps, segments * STEPS) * segments * STEPS
+    sequence = pl.BlockSpec((None, whole, channels), lambda e, b: (b, 0, e))
+    return segments, whole, sequence, pl.BlockSpec((None, channels), lambda e, b: (b, e))
+
+
+def _rg_lru_kernel(
+    positions: Any, x: Any, input_gate: Any, recurrence_gate: Any, log_decay: Any, h0: Any, y: Any, last: Any,
+    *, steps: int, segments: int,
+) -> None:  # fmt: skip
+    decay = log_decay[...]
+
+    def map_of(at: pl.Slice, position: Array, x: Array, input_gate: Array, recurrence_gate: Array) -> _Map:
+        x, input_gate, recurrence_gate = (v.astype(jnp.float32) for v in (x, input_gate, recurrence_gate))
+        return decay_and_input(x, input_gate, recurrence_gate, decay, jnp.where(_inside(at, steps), position, -1))
+
+    def block(i: Array, h: Array) -> Array:
+        times = _times(i, segments)
+        loaded = [(at, positions[at], x[at, :], input_gate[at, :], recurrence_gate[at, :]) for at in times]
+        maps = [map_of(*values) for values in loaded]  # all loads are issued before the first result is used
+        states, h = _walk(maps, h)
+        for at, state in zip(times, states[1:], strict=True):
+            y[at, :] = state
+        return h
+
+    last[...] = jax.lax.fori_loop(0, pl.cdiv(steps, segments * STEPS), block, h0[...])
+
+
+def _times(block: Array, segments: int) -> list[pl.Slice]:
+    """Returns a block's slices of time: the first step of every segment, then the second of every one, and so on."""
+    return [pl.ds(block * segments * STEPS + j, segments, stride=STEPS) for j in range(STEPS)]
+
+
+def _inside(at: pl.Slice, steps: int) -> Bool[Array, " S"]:
+    """Returns which of these times are before the end of a row."""
+    return at.start + jnp.arange(at.size) * at.stride < steps
+
+
+def _walk(maps: Iterable[_Map], h: Float32[Array, " C"]) -> tuple[list[Float32[Array, "S C"]], Float32[Array, " C"]]:
+    """Applies the maps of all steps, one segment after the other.
+
+    Args:
+      maps: Maps of the segments' first steps, then of their second steps, and so on.
+      h: State before the first segment.
+
+    Returns:
+      States of all segments before the first step and after every step, and the state after the last segment.
+    """
+    composed: list[_Map] = []
+    for a, b in maps:
+        composed.append((a * composed[-1][0], a * composed[-1][1] + b) if composed else (a, b))
+    starts, h = _starts(*composed[-1], h)
+    return [starts, *(a * starts + b for a, b in composed)], h
+
+
+def _starts(
+    a: Float32[Array, "S C"], b: Float32[Array, "S C"], h: Float32[Array, " C"]
+) -> tuple[Float32[Array, "S C"], Float32[Array, " C"]]:
+    """Returns h before each segment and after the last one, given the segments' composed maps."""
+    segment = jnp.arange(a.shape[0])[:, None]
+    starts = jnp.broadcast_to(h[None], a.shape)
+    for s in range(a.shape[0]):
+        starts = jnp.where(segment == s, h[None], starts)
+        decay, own = (jnp.sum(jnp.where(segment == s, values, 0.0), axis=0) for values in (a, b))
+        h = decay * h + own
+    return starts, h

@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float, Float32, Int32
+from jaxtyping import Array, Float, Float32
 
-from ..causal_conv1d import next_state, states_at_boundaries
+from ..arithmetic import product_precision
 from ..matrices import PackedGates
-from ..precision import product_precision
-from ..rg_lru.sequential import log_decay_of
-from .weights import Recurrence, RecurrentWeights
+from .arguments import Recurrence, RecurrentInputs
+from .causal_conv1d import next_state, states_at_boundaries
+from .rg_lru import log_decay_of
 
 _ELEMENTS: Final = 256 * 256
 """Maximum elements of a block, so that on-chip memory does not depend on the size of the batch."""
@@ -32,41 +32,27 @@ _LEAST: Final = 1e-37
 """Square of which a root is taken instead of 0."""
 
 
-def takes(
-    project: Callable[..., Array], weights: RecurrentWeights, conv: Array, h: Array, *others: Array | int
-) -> bool:
+def takes(project: Callable[..., Array], inputs: RecurrentInputs, *others: int) -> bool:
     """Returns whether `recurrent_block_tpu` supports these weights: gate blocks of whole vector registers."""
-    return weights.gate_block % 128 == 0
+    return inputs.weights.gate_block % 128 == 0
 
 
 def recurrent_block_tpu(
-    project: Callable[[jnp.dtype | None], Float[Array, "B T E2"]],
-    weights: RecurrentWeights,
-    conv: Float[Array, "K1 P E"],
-    h: Float32[Array, "P E"],
-    positions: Int32[Array, "B T"],
-    every: int,
-    groups: int,
+    project: Callable[[jnp.dtype | None], Float[Array, "B T E2"]], inputs: RecurrentInputs, every: int, groups: int
 ) -> Recurrence:
     """Computes a step or a chunk per row with one kernel; see `recurrent_block`."""
     xy = project(None)
     if xy.shape[1] == 1:
-        return Recurrence(*recurrent_step_tpu(xy[:, 0], weights, conv, h, positions[:, 0], groups=groups))
-    mixed, new_h, kept_h = recurrent_chunk_tpu(xy, weights, conv, h, positions, every=every)
+        return Recurrence(*recurrent_step_tpu(xy[:, 0], inputs.of_step, groups=groups))
+    _, conv, h, positions = inputs
+    mixed, new_h, kept_h = recurrent_chunk_tpu(xy, inputs, every=every)
     x = xy[..., : h.shape[1]]
     kept_conv = states_at_boundaries(x, conv, positions, every)
     return Recurrence(mixed, next_state(x, conv, positions), new_h, kept_conv, kept_h)
 
 
 def recurrent_step_tpu(
-    xy: Float[Array, "B E2"],
-    weights: RecurrentWeights,
-    conv: Float[Array, "K1 P E"],
-    h: Float32[Array, "P E"],
-    positions: Int32[Array, " B"],
-    *,
-    groups: int = 1,
-    interpret: Any = False,
+    xy: Float[Array, "B E2"], inputs: RecurrentInputs, *, groups: int = 1, interpret: Any = False
 ) -> tuple[Float[Array, "B E"], Float[Array, "K1 P E"], Float32[Array, "P E"]]:
     """Computes gelu(y) * RG-LRU(conv(x)) for one token per row; the state is updated in place.
 
@@ -75,17 +61,14 @@ def recurrent_step_tpu(
 
     Args:
       xy: Input projections of the block, x first.
-      weights: Weights of the block.
-      conv: State of the convolution.
-      h: State of the RG-LRU.
-      positions: Positions of the tokens; rows with a negative position keep their state, and their output is undefined.
+      inputs: The others. Rows with a negative position keep their state, and their output is undefined.
       groups: G, the number of groups of rows of the state.
       interpret: See `pallas_call`.
 
     Returns:
       Inputs of the output projection, in the dtype of xy; the new conv; the new h.
     """
-    conv_weight, conv_bias, gate_weight, gate_bias, a_param = weights
+    (conv_weight, conv_bias, gate_weight, gate_bias, a_param), conv, h, positions = inputs
     assert not isinstance(gate_weight, PackedGates)
     rows, width = xy.shape[0], h.shape[1]
     blocks, size = gate_weight.shape[:2]
@@ -185,14 +168,7 @@ def _step_kernel(
 
 
 def recurrent_chunk_tpu(
-    xy: Float[Array, "B T E2"],
-    weights: RecurrentWeights,
-    conv: Float[Array, "K1 B E"],
-    h: Float32[Array, "B E"],
-    positions: Int32[Array, "B T"],
-    *,
-    every: int = _TILE,
-    interpret: Any = False,
+    xy: Float[Array, "B T E2"], inputs: RecurrentInputs, *, every: int = _TILE, interpret: Any = False
 ) -> tuple[Float[Array, "B T E"], Float32[Array, "B E"], Float32[Array, "B M E"]]:
     """Computes gelu(y) * RG-LRU(conv(x)) for a chunk per row.
 
@@ -203,10 +179,7 @@ def recurrent_chunk_tpu(
 
     Args:
       xy: Input projections of the block, x first.
-      weights: Weights of the block.
-      conv: State of the convolution.
-      h: State of the RG-LRU.
-      positions: Positions of the tokens; see `roost.kernels`. No document begins inside a row.
+      inputs: The others. No document begins inside a row.
       every: Interval in steps at which h is returned; a multiple of 8 that divides 256.
       interpret: See `pallas_call`.
 
@@ -214,7 +187,7 @@ def recurrent_chunk_tpu(
       Inputs of the output projection, in the dtype of xy; the new h; and h after every `every` steps, with
       M = ceil(T / every).
     """
-    conv_weight, conv_bias, gate_weight, gate_bias, a_param = weights
+    (conv_weight, conv_bias, gate_weight, gate_bias, a_param), conv, h, positions = inputs
     assert not isinstance(gate_weight, PackedGates)
     rows, steps, width = xy.shape[0], xy.shape[1], h.shape[1]
     blocks, size = gate_weight.shape[:2]

@@ -5,17 +5,16 @@ from typing import Final
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, Int32
+from jaxtyping import Array, Float, Float32
 
+from ..arithmetic import gelu, product_precision
 from ..backend import Backend
-from ..causal_conv1d import causal_conv1d, states_at_boundaries
-from ..gelu import gelu
 from ..matrices import PackedGates
-from ..precision import product_precision
-from ..product.xla import pad_rows
-from ..rg_lru import log_decay_of, rg_lru
+from ..products import pad_rows
 from ..row_groups import first_rows, with_first_rows
-from .weights import Recurrence, RecurrentWeights
+from .arguments import Recurrence, RecurrentInputs, RecurrentWeights
+from .causal_conv1d import causal_conv1d, states_at_boundaries
+from .rg_lru import log_decay_of, rg_lru
 
 _PIECE: Final = 32
 """Maximum number of rows of one product with gates in float32."""
@@ -23,16 +22,13 @@ _PIECE: Final = 32
 
 def recurrent_block_separate(
     project: Callable[[jnp.dtype | None], Float[Array, "B T E2"]],
-    weights: RecurrentWeights,
-    conv: Float[Array, "K1 P E"],
-    h: Float32[Array, "P E"],
-    positions: Int32[Array, "B T"],
+    inputs: RecurrentInputs,
     every: int,
     groups: int,
     backend: Backend,
 ) -> Recurrence:
     """Computes a step or a chunk per row; see `recurrent_block`."""
-    xy = project(None)
+    xy, (weights, conv, h, positions) = project(None), inputs
     x, y = jnp.split(xy, 2, axis=-1)
     rows, steps, _ = x.shape
     old_h, old_conv = first_rows(h, rows, groups), first_rows(conv, rows, groups, axis=1)

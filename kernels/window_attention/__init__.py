@@ -13,21 +13,19 @@ from jaxtyping import Array, Float, Int32
 
 from ..backend import XLA, Backend
 from .int8 import Int8Vectors, Vectors, pack, quantize, unpack
-from .key_heads import (
-    for_each_head,
-    heads_as_rows,
-    num_key_heads,
-    outputs_of_rows,
-    queries_by_key_head,
-    rows_as_heads,
-)
 from .ring import (
     Blocks,
     Rings,
     block_sizes,
+    for_each_head,
+    heads_as_rows,
     join_ring,
+    num_key_heads,
+    outputs_of_rows,
     put_tokens,
+    queries_by_key_head,
     read_blocks,
+    rows_as_heads,
     split_ring,
     write_blocks,
     write_ring,

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int8
 
-from ..int8_rounding import round_to_int8
+from ..arithmetic import round_to_int8
 
 SCALE_BYTES: Final = 4
 """Bytes of a packed vector's scale."""

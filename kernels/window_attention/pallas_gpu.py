@@ -14,8 +14,8 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Bool, Float, Int32
 
 from ..backend import GpuSizes
+from .pallas import Softmax, add_keys, no_keys, scores_of
 from .ring import Rings, in_order, round_up, write_ring
-from .softmax import Softmax, add_keys, no_keys, scores_of
 
 MIN_TILE: Final = 16
 """Minimum size of each axis of a product's operands."""

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
-from ..precision import product_precision, rounded
-from ..tree_reduce import max_last, sum_last
+from ..arithmetic import max_last, product_precision, rounded, sum_last
 from .int8 import Int8Vectors, Vectors, map_tokens, with_token_axis
+from .pallas import MASKED
 from .ring import (
     Blocks,
     Rings,
@@ -21,7 +21,6 @@ from .ring import (
     write_blocks,
     write_ring,
 )
-from .softmax import MASKED
 
 _FIRST_ROWS: Final = 256
 """Ring rows that a block of a prompt attends to at first; doubled as more of the ring is filled."""

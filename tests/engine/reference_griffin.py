@@ -8,9 +8,7 @@ import jax
 import numpy as np
 from roost.engine.model.config import ModelConfig
 from roost.engine.model.griffin import Params
-from roost.kernels.causal_conv1d.reference import causal_conv1d_reference
-from roost.kernels.rg_lru.reference import rg_lru_reference
-from roost.kernels.window_attention.reference import window_attention_reference
+from roost.kernels.references import causal_conv1d_reference, rg_lru_reference, window_attention_reference
 
 type Weights = Mapping[Any, Any]
 

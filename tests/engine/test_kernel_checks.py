@@ -16,8 +16,8 @@ from roost.engine.kernel_checks.sampling import TOKEN_CHECKS, TokenCheck
 from roost.engine.kernel_checks.steps import StepShape, draw_inputs, shallow
 from roost.engine.types.config import EngineConfig
 from roost.kernels import XLA, Backend, Kernel
-from roost.kernels.output_layer.xla import argmax_xla
-from roost.kernels.rg_lru import rg_lru
+from roost.kernels.products import argmax_xla
+from roost.kernels.recurrent_block.rg_lru import rg_lru
 from small_models import TINY_A
 
 SETTINGS = EngineConfig(prefill_chunk=64, dtype="bfloat16")

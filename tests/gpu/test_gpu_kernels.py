@@ -12,7 +12,7 @@ from roost.engine.capacity.gpu_cards import CARDS, open_card, tracing_for
 from roost.engine.types.mesh import ONE_DEVICE
 from roost.kernels import Backend
 from roost.kernels.recurrent_block import RecurrentWeights, recurrent_block
-from roost.kernels.rg_lru import rg_lru
+from roost.kernels.recurrent_block.rg_lru import rg_lru
 from roost.kernels.window_attention import decode_attention, pallas_gpu, prefill_attention
 
 pytestmark = [

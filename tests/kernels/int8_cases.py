@@ -6,7 +6,7 @@ from unittest.mock import patch
 
 import jax
 import numpy as np
-from roost.kernels.product import int8_pallas_tpu
+from roost.kernels.products import pallas_tpu
 from roost.kernels.window_attention import Int8Vectors, quantize
 
 __all__ = ["as_floats", "blocks_of_32_rows", "draw_float32", "int8", "int8_matrix"]
@@ -37,5 +37,5 @@ def blocks_of_32_rows() -> Iterator[None]:
 
     Thousands of rows fit, more than can be interpreted.
     """
-    with patch.object(int8_pallas_tpu, "_BUDGET", 0):
+    with patch.object(pallas_tpu, "_BUDGET", 0):
         yield

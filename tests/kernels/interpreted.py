@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental.pallas import tpu as pltpu
 from roost.kernels import GpuSizes
-from roost.kernels.rg_lru.pallas_gpu import rg_lru_gpu
-from roost.kernels.rg_lru.pallas_tpu import rg_lru_tpu
 from roost.kernels.window_attention.pallas_gpu import decode_attention_gpu, prefill_attention_gpu
-from roost.kernels.window_attention.pallas_tpu import decode_attention_tpu, prefill_attention_tpu
+from roost.kernels.window_attention.pallas_tpu_decode import decode_attention_tpu
+from roost.kernels.window_attention.pallas_tpu_prefill import prefill_attention_tpu
 
 __all__ = ["GPU_SIZES", "KERNELS", "Kernels", "compiled", "interpreted", "interpreted_copies"]
 
@@ -46,18 +45,13 @@ def interpreted_copies(kernel: Callable[..., Any], **options: Any) -> Callable[.
 
 
 class Kernels(NamedTuple):
-    """The kernels of one backend."""
+    """The attention kernels of one backend."""
 
-    scan: Callable[..., Any]
     decode: Callable[..., Any]
     prefill: Callable[..., Any]
 
 
 KERNELS = {
-    "tpu": Kernels(
-        interpreted(rg_lru_tpu), interpreted_copies(decode_attention_tpu), interpreted(prefill_attention_tpu)
-    ),
-    "gpu": Kernels(
-        *(interpreted(partial(f, gpu=GPU_SIZES)) for f in (rg_lru_gpu, decode_attention_gpu, prefill_attention_gpu))
-    ),
+    "tpu": Kernels(interpreted_copies(decode_attention_tpu), interpreted(prefill_attention_tpu)),
+    "gpu": Kernels(*(interpreted(partial(f, gpu=GPU_SIZES)) for f in (decode_attention_gpu, prefill_attention_gpu))),
 }

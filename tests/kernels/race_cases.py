@@ -11,22 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from int8_cases import as_floats, blocks_of_32_rows, draw_float32, int8, int8_matrix
-from roost.kernels.gated_mlp.pallas_tpu import gated_mlp_tpu
-from roost.kernels.gated_mlp.pallas_tpu_int8 import int8_gated_mlp_tpu
-from roost.kernels.gated_mlp.reference import gated_mlp_reference, int8_gated_mlp_reference
 from roost.kernels.matrices import Int8Matrix
-from roost.kernels.output_layer.pallas_tpu import argmax_tpu
-from roost.kernels.product.int8_pallas_tpu import int8_product_tpu
-from roost.kernels.product.reference import int8_product_reference
-from roost.kernels.recurrent_block import RecurrentWeights
+from roost.kernels.products.pallas_tpu import argmax_tpu, gated_mlp_tpu, int8_gated_mlp_tpu, int8_product_tpu
+from roost.kernels.recurrent_block import RecurrentInputs, RecurrentWeights
 from roost.kernels.recurrent_block.pallas_tpu import recurrent_chunk_tpu, recurrent_step_tpu
-from roost.kernels.recurrent_block.reference import recurrent_block_reference
-from roost.kernels.rg_lru.pallas_tpu import rg_lru_tpu
-from roost.kernels.rg_lru.reference import rg_lru_reference
+from roost.kernels.references import (
+    gated_mlp_reference,
+    int8_gated_mlp_reference,
+    int8_product_reference,
+    recurrent_block_reference,
+    window_attention_reference,
+)
 from roost.kernels.sampling.pallas_tpu import sample_tpu
-from roost.kernels.window_attention.int8_pallas_tpu import decode_attention_int8_tpu
-from roost.kernels.window_attention.pallas_tpu import decode_attention_tpu, prefill_attention_tpu
-from roost.kernels.window_attention.reference import window_attention_reference
+from roost.kernels.window_attention.pallas_tpu_decode import decode_attention_tpu
+from roost.kernels.window_attention.pallas_tpu_prefill import prefill_attention_tpu
 from sampling_cases import inputs_of
 
 type Run = Callable[..., Any]
@@ -66,7 +64,7 @@ def decode_int8(run: Run) -> None:
     busy = np.flatnonzero(where >= 0)
     q, k, v = draw(1, rows, HEADS, SIZE), *(int8(np.float32(draw(seed, rows, SIZE))) for seed in (2, 3))
     rings = [int8(np.float32(draw(seed, rows + 1, window, SIZE))) for seed in (4, 5)]
-    out, written = run(decode_attention_int8_tpu, q, k, v, *rings, where)
+    out, written = run(decode_attention_tpu, q, k, v, *rings, where)
     seen = [np.float32(q)[:, None], *(as_floats(x)[:, None] for x in (k, v)), *(as_floats(x)[:rows] for x in rings)]
     expected, *_ = window_attention_reference(*seen, where[:, None])
     close(np.float32(out)[busy], expected[busy, 0])
@@ -112,7 +110,7 @@ def recurrent_step(run: Run) -> None:
     rows, width, weights = 304, 2 * SIZE, recurrent_weights(2)
     where = (np.arange(rows) % 3 - 1).astype(np.int32)
     xy, conv, h = draw(1, rows, 2 * width), draw(2, 3, rows, width), np.float32(draw(3, rows, width))
-    out, new_conv, new_h = run(recurrent_step_tpu, xy, weights, conv, h, where)
+    out, new_conv, new_h = run(recurrent_step_tpu, xy, RecurrentInputs(weights, conv, h, where))
     expected, expected_conv, expected_h = recurrent_block_reference(
         np.float32(xy)[:, None], *wide(*weights), np.float32(conv), h, where[:, None]
     )
@@ -126,30 +124,19 @@ def recurrent_chunk(run: Run) -> None:
     rows, steps, every, width, weights = 2, 264, 64, 2 * SIZE, recurrent_weights(2)
     where = np.array([[0], [7]], np.int32) + np.arange(steps, dtype=np.int32)
     xy, conv, h = draw(1, rows, steps, 2 * width), draw(2, 3, rows, width), np.float32(draw(3, rows, width))
-    out, new_h, _ = run(partial(recurrent_chunk_tpu, every=every), xy, weights, conv, h, where)
+    out, new_h, _ = run(partial(recurrent_chunk_tpu, every=every), xy, RecurrentInputs(weights, conv, h, where))
     expected, _, expected_h = recurrent_block_reference(np.float32(xy), *wide(*weights), np.float32(conv), h, where)
     close(np.float32(out), expected)
     close(new_h, expected_h)
 
 
-def rg_lru(run: Run) -> None:
-    """Two rows, two blocks of 512 channels and two blocks of time."""
-    rows, steps, width = 2, 264, 1024
-    where = np.array([[0], [7]], np.int32) + np.arange(steps, dtype=np.int32)
-    x, input_gate, recurrence_gate = (np.float32(draw(seed, rows, steps, width)) for seed in (1, 2, 3))
-    log_decay, h = -np.exp(np.float32(draw(4, width))), np.float32(draw(5, rows, width))
-    found, found_last = run(rg_lru_tpu, x, input_gate, recurrence_gate, log_decay, h, where)
-    expected, last = rg_lru_reference(x, input_gate, recurrence_gate, log_decay, h, where)
-    close(found, expected)
-    close(found_last, last)
-
-
+@blocks_of_32_rows()
 def gated_mlp(run: Run) -> None:
-    """Two blocks of hidden channels."""
-    rows, hidden = 8, 512
-    x, gate_up, down = draw(1, rows, WIDTH), draw(2, 2 * hidden, WIDTH) / 50, draw(3, WIDTH, hidden) / 50
+    """Two blocks of rows, and two tiles of hidden channels."""
+    rows, width, hidden = 64, 512, 512
+    x, gate_up, down = draw(1, rows, width), draw(2, 2 * hidden, width) / 25, draw(3, width, hidden) / 25
     gate_up, down = gate_up.astype(jnp.bfloat16), down.astype(jnp.bfloat16)
-    biases = np.float32(draw(4, 2 * hidden)), np.float32(draw(5, WIDTH))
+    biases = np.float32(draw(4, 2 * hidden)), np.float32(draw(5, width))
     expected = gated_mlp_reference(*wide(x, gate_up), biases[0], *wide(down), biases[1])
     close(np.float32(run(gated_mlp_tpu, x, gate_up, biases[0], down, biases[1])), expected)
 
@@ -207,5 +194,5 @@ STREAMED = {
 }
 """Kernels whose copies are all made for their blocks."""
 
-LONG = {"prefill_int8": prefill_int8, "rg_lru": rg_lru, "sample": sample}
+LONG = {"prefill_int8": prefill_int8, "sample": sample}
 """More of them, which take longer."""

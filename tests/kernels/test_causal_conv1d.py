@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from chunk_cases import CPU_OPTIONS, SEEDS, cut, positions
 from hypothesis import given
-from roost.kernels.causal_conv1d import causal_conv1d
-from roost.kernels.causal_conv1d.reference import causal_conv1d_reference
+from roost.kernels.recurrent_block.causal_conv1d import causal_conv1d
+from roost.kernels.references import causal_conv1d_reference
 
 ROWS, STEPS, WIDTH = 3, 8, 5
 POSITIONS = positions(ROWS, STEPS)

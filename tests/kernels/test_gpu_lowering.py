@@ -11,10 +11,10 @@ from jax.experimental.pallas import triton as plgpu
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 from roost.kernels import GpuSizes
 from roost.kernels.backends import gpu_backend
-from roost.kernels.gated_mlp import gated_mlp
+from roost.kernels.products import gated_mlp
 from roost.kernels.recurrent_block import RecurrentWeights, recurrent_block
-from roost.kernels.rg_lru import rg_lru
-from roost.kernels.rg_lru.pallas_gpu import rg_lru_gpu
+from roost.kernels.recurrent_block.pallas_gpu import rg_lru_gpu
+from roost.kernels.recurrent_block.rg_lru import rg_lru
 from roost.kernels.window_attention import decode_attention, prefill_attention
 from roost.kernels.window_attention.pallas_gpu import decode_attention_gpu, prefill_attention_gpu
 

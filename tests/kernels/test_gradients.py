@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from roost.kernels.rg_lru import rg_lru
-from roost.kernels.rg_lru.reference import rg_lru_reference
-from roost.kernels.rg_lru.sequential import MAX_SQRT_GRADIENT, bounded_sqrt
+from roost.kernels.recurrent_block.rg_lru import MAX_SQRT_GRADIENT, bounded_sqrt, rg_lru
+from roost.kernels.references import rg_lru_reference
 
 E = 3
 ARGUMENTS = ("x", "input_gate", "recurrence_gate", "log_decay", "h0")

@@ -19,9 +19,8 @@ from roost.kernels.matrices import (
     table_dtype,
     takes_inputs,
 )
-from roost.kernels.matrices.int4 import group_size, round_to_int4
-from roost.kernels.matrices.scale_search import search_scales
-from roost.kernels.product import product as dot
+from roost.kernels.matrices.int4 import group_size, round_to_int4, search_scales
+from roost.kernels.products import product as dot
 from sweeps import full, swept
 
 jit = partial(jax.jit, compiler_options=CPU_OPTIONS)

@@ -13,19 +13,16 @@ import numpy as np
 import pytest
 from chunk_cases import CPU_OPTIONS, SEEDS
 from hypothesis import example, given
-from roost.kernels import XLA, Backend, native, output_layer
+from roost.kernels import XLA, Backend, native
 from roost.kernels.backends import CPU
-from roost.kernels.gated_mlp import gated_mlp
-from roost.kernels.gated_mlp.reference import gated_mlp_reference
 from roost.kernels.matrices import Int4Matrix, Int8Matrix, PackedGates
 from roost.kernels.matrices import packed as packing
 from roost.kernels.matrices.int8 import quantize_on_host, quantized_dot
 from roost.kernels.native import library
-from roost.kernels.product import product
-from roost.kernels.recurrent_block import RecurrentWeights
-from roost.kernels.recurrent_block.reference import recurrent_block_reference
+from roost.kernels.products import argmax, gated_mlp, logits, product
+from roost.kernels.recurrent_block import RecurrentInputs, RecurrentWeights
+from roost.kernels.references import gated_mlp_reference, recurrent_block_reference, window_attention_reference
 from roost.kernels.window_attention import decode_attention
-from roost.kernels.window_attention.reference import window_attention_reference
 from sweeps import examples, full
 
 pytestmark = pytest.mark.skipif(
@@ -45,7 +42,7 @@ xla_int8 = jit(quantized_dot)
 int8_product = jax.jit(native.int8_product, static_argnums=4)
 bf16_product = jax.jit(native.bf16_product, static_argnums=(3, 4))
 step = jax.jit(native.recurrent_step)
-chunk = jax.jit(native.recurrent_chunk, static_argnums=5)
+chunk = jax.jit(native.recurrent_chunk, static_argnums=2)
 attend = jax.jit(decode_attention, static_argnums=5)
 attend_chunk = jax.jit(native.prefill_attention, static_argnums=6)
 
@@ -231,7 +228,8 @@ def run_block(
 ) -> list[np.ndarray]:
     xy, weight, bias, gates, gate_bias, a_param, conv, h = inputs
     weights = RecurrentWeights(weight, bias, PackedGates(packing.pack_gates(gates.copy())), gate_bias, a_param)
-    outputs = call(xy.astype(kind), weights, conv.astype(kind), h.astype(np.float32), positions, *options)
+    block = RecurrentInputs(weights, conv.astype(kind), h.astype(np.float32), positions)
+    outputs = call(xy.astype(kind), block, *options)
     return [np.asarray(x, np.float64) for x in outputs]
 
 
@@ -516,8 +514,8 @@ def test_equal_rows_at_the_end_have_the_results_of_one(call: str, dtype: str) ->
     run: Callable[..., jax.Array] = {
         "product": lambda x, w, b: product(x, w[0], b[0], x.dtype, CPU),
         "gated_mlp": lambda x, w, b: gated_mlp(x, w[0], b[0], w[1], b[1], CPU),
-        "logits": lambda x, w, b: output_layer.logits(x, w[0], 30.0, CPU),
-        "argmax": lambda x, w, b: output_layer.argmax(x, w[0], 30.0, CPU),
+        "logits": lambda x, w, b: logits(x, w[0], 30.0, CPU),
+        "argmax": lambda x, w, b: argmax(x, w[0], 30.0, CPU),
     }[call]
     x, cases = np.random.default_rng(5).normal(size=(7, 64)).astype("bfloat16"), [(0, 4), (1, 2), (6, 11)]
     found = jit(lambda several, *inputs: [run(x, *inputs) for x in several])(

@@ -8,11 +8,8 @@ import numpy as np
 import pytest
 from chunk_cases import SEEDS, positions
 from hypothesis import given
-from interpreted import KERNELS, Kernels, interpreted
-from roost.kernels import GpuSizes
-from roost.kernels.rg_lru.pallas_gpu import rg_lru_gpu
-from roost.kernels.rg_lru.reference import rg_lru_reference
-from roost.kernels.window_attention.reference import window_attention_reference
+from interpreted import KERNELS, Kernels
+from roost.kernels.references import window_attention_reference
 from sweeps import examples, swept
 
 ROWS = 3
@@ -23,30 +20,6 @@ close = partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5)
 @pytest.fixture(scope="module", params=KERNELS)
 def kernels(request: pytest.FixtureRequest) -> Kernels:
     return KERNELS[request.param]
-
-
-@pytest.mark.parametrize(
-    ("steps", "width"),
-    [(1, 24), (300, 256), *swept((20, 24), (20, 256), (300, 128))],
-)
-@given(data=st.data(), seed=SEEDS)
-@examples(3, sweep=10)
-def test_rg_lru(kernels: Kernels, steps: int, width: int, data: st.DataObject, seed: int) -> None:
-    """One or several blocks of time, full or partial registers, resets anywhere, and padding."""
-    where = data.draw(positions(ROWS, steps, several_documents=True))
-    rng = np.random.default_rng(seed)
-    x, input_gate, recurrence_gate = (2 * rng.normal(size=(3, ROWS, steps, width))).astype(np.float32)
-    log_decay = -np.exp(2 * rng.normal(size=width) - 2).astype(np.float32)
-    h0 = rng.normal(size=(ROWS, width)).astype(np.float32)
-    dirty = [
-        np.where((where >= 0)[..., None], values, np.float32("nan")) for values in (x, input_gate, recurrence_gate)
-    ]
-    y, last = kernels.scan(*dirty, log_decay, h0, where)
-    expected, expected_last = rg_lru_reference(x, input_gate, recurrence_gate, log_decay, h0, where)
-    close(np.asarray(y)[where >= 0], expected[where >= 0])
-    close(last, expected_last)
-    idle = np.all(where < 0, axis=1)
-    np.testing.assert_array_equal(np.asarray(last)[idle], h0[idle])
 
 
 @pytest.mark.parametrize(
@@ -140,17 +113,3 @@ def test_bfloat16_stays_within_its_rounding(kernels: Kernels) -> None:
     for new, ring in zip(rings, expected_rings, strict=True):
         assert new.dtype == jnp.bfloat16
         np.testing.assert_array_equal(np.float32(new), ring)
-
-
-@pytest.mark.parametrize("multiprocessors", [1, *swept(1000)])
-def test_channels_of_a_program_do_not_change_the_scan(multiprocessors: int) -> None:
-    """A GPU with few multiprocessors walks along 32 channels at a time, one with many along 16."""
-    scan = interpreted(partial(rg_lru_gpu, gpu=GpuSizes(101_376, multiprocessors)))
-    rng = np.random.default_rng(2)
-    x, input_gate, recurrence_gate = (2 * rng.normal(size=(3, 2, 300, 40))).astype(np.float32)
-    log_decay, h0 = -np.exp(rng.normal(size=40)).astype(np.float32), rng.normal(size=(2, 40)).astype(np.float32)
-    where = np.tile(np.arange(5, 305, dtype=np.int32), (2, 1))
-    y, last = scan(x, input_gate, recurrence_gate, log_decay, h0, where)
-    expected, expected_last = rg_lru_reference(x, input_gate, recurrence_gate, log_decay, h0, where)
-    close(y, expected)
-    close(last, expected_last)

@@ -14,21 +14,27 @@ from chunk_cases import SEEDS, positions
 from hypothesis import given
 from int8_cases import as_floats, blocks_of_32_rows, draw_float32, int8, int8_matrix
 from interpreted import interpreted, interpreted_copies
-from roost.kernels.gated_mlp.pallas_tpu import gated_mlp_tpu
-from roost.kernels.gated_mlp.pallas_tpu_int8 import int8_gated_mlp_tpu
-from roost.kernels.gated_mlp.reference import gated_mlp_reference, int8_gated_mlp_reference
 from roost.kernels.matrices import Int8Matrix
 from roost.kernels.matrices.int8 import quantized_dot
-from roost.kernels.output_layer.pallas_tpu import argmax_tpu
-from roost.kernels.product.int8_pallas_tpu import block_of_rows, int8_product_tpu
-from roost.kernels.product.reference import int8_product_reference
-from roost.kernels.recurrent_block import RecurrentWeights
+from roost.kernels.products.pallas_tpu import (
+    argmax_tpu,
+    block_of_rows,
+    gated_mlp_tpu,
+    int8_gated_mlp_tpu,
+    int8_product_tpu,
+)
+from roost.kernels.recurrent_block import RecurrentInputs, RecurrentWeights
 from roost.kernels.recurrent_block.pallas_tpu import recurrent_chunk_tpu, recurrent_step_tpu
-from roost.kernels.recurrent_block.reference import recurrent_block_reference
+from roost.kernels.references import (
+    gated_mlp_reference,
+    int8_gated_mlp_reference,
+    int8_product_reference,
+    recurrent_block_reference,
+    window_attention_reference,
+)
 from roost.kernels.window_attention import Int8Vectors
-from roost.kernels.window_attention.int8_pallas_tpu import decode_attention_int8_tpu
-from roost.kernels.window_attention.pallas_tpu import prefill_attention_tpu
-from roost.kernels.window_attention.reference import window_attention_reference
+from roost.kernels.window_attention.pallas_tpu_decode import decode_attention_tpu
+from roost.kernels.window_attention.pallas_tpu_prefill import prefill_attention_tpu
 from sweeps import examples, swept
 
 ROWS = 3
@@ -45,7 +51,7 @@ step, chunk, mlp, int8_mlp, int8_product = (
         partial(int8_product_tpu, dtype=jnp.dtype("float32")),
     )
 )
-decode_int8, prefill_int8 = interpreted_copies(decode_attention_int8_tpu), interpreted(prefill_attention_tpu)
+decode_int8, prefill_int8 = interpreted_copies(decode_attention_tpu), interpreted(prefill_attention_tpu)
 
 
 xla_product = jax.jit(quantized_dot)
@@ -73,8 +79,8 @@ def test_recurrent_step_of_some_rows_of_a_state(rows: int, pool: int, groups: in
     xy = draw(rows, 32)
     conv, h = draw(3, pool, 16), draw(pool, 16)
     own = [group * (pool // groups) + row for group in range(groups) for row in range(rows // groups)]
-    out, new_conv, new_h = step_of_groups(groups)(xy, weights, conv, h, where)
-    expected, conv[:, own], h[own] = step(xy, weights, conv[:, own], h[own], where)
+    out, new_conv, new_h = step_of_groups(groups)(xy, RecurrentInputs(weights, conv, h, where))
+    expected, conv[:, own], h[own] = step(xy, RecurrentInputs(weights, conv[:, own], h[own], where))
     for found, wanted in zip((out, new_conv, new_h), (expected, conv, h), strict=True):
         np.testing.assert_array_equal(found, wanted)
 
@@ -92,7 +98,7 @@ def test_recurrent_step(rows: int, blocks: int, size: int, taps: int, seed: int)
     xy, conv, h = draw(rows, 2 * width), draw(taps - 1, rows, width), draw(rows, width)
     weights = (draw(taps, width), draw(width), draw(blocks, size, 2 * size), draw(blocks, 2 * size))
     a_param = 2 * draw(width) - 2
-    out, new_conv, new_h = step(xy, RecurrentWeights(*weights, a_param), conv, h, where)
+    out, new_conv, new_h = step(xy, RecurrentInputs(RecurrentWeights(*weights, a_param), conv, h, where))
     expected, expected_conv, expected_h = recurrent_block_reference(
         xy[:, None], *weights, a_param, conv, h, where[:, None]
     )
@@ -113,7 +119,7 @@ def test_blocks_of_rows_divide_the_rows(rows: int, pool: int, num_blocks: int) -
     weights = RecurrentWeights(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
     arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((rows, 2 * size), (3, pool, size), (pool, size))]
     positions = jax.ShapeDtypeStruct((rows,), jnp.int32)
-    jaxpr = jax.make_jaxpr(recurrent_step_tpu)(arrays[0], weights, *arrays[1:], positions)
+    jaxpr = jax.make_jaxpr(recurrent_step_tpu)(arrays[0], RecurrentInputs(weights, *arrays[1:], positions))
     (call,) = (each for each in jaxpr.jaxpr.eqns if each.primitive.name == "pallas_call")
     assert call.params["grid_mapping"].grid == (1, num_blocks)
 
@@ -129,7 +135,7 @@ def test_recurrent_chunk(steps: int, blocks: int, size: int, taps: int, data: st
     xy, conv, h = draw(ROWS, steps, 2 * width), draw(taps - 1, ROWS, width), draw(ROWS, width)
     weights = (draw(taps, width), draw(width), draw(blocks, size, 2 * size), draw(blocks, 2 * size))
     a_param = 4 * draw(width) - 2
-    out, new_h, between = chunk(xy, RecurrentWeights(*weights, a_param), conv, h, where)
+    out, new_h, between = chunk(xy, RecurrentInputs(RecurrentWeights(*weights, a_param), conv, h, where))
     expected, _, expected_h = recurrent_block_reference(xy, *weights, a_param, conv, h, where)
     assert between.shape == (ROWS, -(-steps // EVERY), width)
     for place in sorted({0, between.shape[1] // 2, between.shape[1] - 1}):
@@ -142,11 +148,12 @@ def test_recurrent_chunk(steps: int, blocks: int, size: int, taps: int, data: st
     np.testing.assert_array_equal(np.asarray(new_h)[idle], h[idle])
 
 
-@pytest.mark.parametrize(("rows", "width", "hidden"), [(1, 16, 24), (5, 32, 512)])
+@pytest.mark.parametrize(("rows", "width", "hidden"), [(1, 16, 24), (40, 32, 512)])
 @given(seed=SEEDS)
 @examples(3, sweep=10)
+@blocks_of_32_rows()
 def test_gated_mlp(rows: int, width: int, hidden: int, seed: int) -> None:
-    """Hidden widths of one or several blocks."""
+    """One or several blocks of rows, and tiles of hidden channels."""
     rng = np.random.default_rng(seed)
     draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
     x, weights = draw(rows, width), (draw(2 * hidden, width), draw(2 * hidden), draw(width, hidden), draw(width))
@@ -338,5 +345,5 @@ def test_int8_kernels_take_no_maximum_of_floats(kernel: Callable[..., Any]) -> N
 @pytest.mark.parametrize("rows", [1, 640, 2048])
 def test_rows_in_blocks_of_equal_size(rows: int) -> None:
     """As many rows as fit, in multiples of 32; here 1,100 at most."""
-    block = block_of_rows(rows, row_bytes=2**16, fixed_bytes=2**20)
+    block = block_of_rows(rows, row_bytes=2**16, tile_bytes=2**20)
     assert block == {1: 1, 640: 640, 2048: 1024}[rows]

@@ -11,8 +11,8 @@ from chunk_cases import CPU_OPTIONS, SEEDS, cut, positions
 from hypothesis import given
 from roost.kernels import XLA
 from roost.kernels.recurrent_block import RecurrentWeights, recurrent_block
-from roost.kernels.rg_lru import rg_lru
-from roost.kernels.rg_lru.reference import rg_lru_reference
+from roost.kernels.recurrent_block.rg_lru import rg_lru
+from roost.kernels.references import rg_lru_reference
 from sweeps import full
 
 ROWS, STEPS, WIDTH = 3, 8, 6

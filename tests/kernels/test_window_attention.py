@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from chunk_cases import CPU_OPTIONS, SEEDS, cut, positions
 from hypothesis import given
+from roost.kernels.references import window_attention_reference
 from roost.kernels.window_attention import (
     Blocks,
     Int8Vectors,
@@ -20,7 +21,6 @@ from roost.kernels.window_attention import (
     prefill_attention,
     quantize,
 )
-from roost.kernels.window_attention.reference import window_attention_reference
 from sweeps import examples, full, swept
 
 ROWS, STEPS, SIZE = 3, 12, 4

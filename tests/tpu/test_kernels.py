@@ -8,17 +8,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import SingleDeviceSharding
-from roost.kernels.gated_mlp.pallas_tpu import gated_mlp_tpu
-from roost.kernels.gated_mlp.pallas_tpu_int8 import int8_gated_mlp_tpu
 from roost.kernels.matrices import Int8Matrix
-from roost.kernels.output_layer.pallas_tpu import argmax_tpu
-from roost.kernels.product.int8_pallas_tpu import int8_product_tpu
-from roost.kernels.recurrent_block import RecurrentWeights
+from roost.kernels.products.pallas_tpu import argmax_tpu, gated_mlp_tpu, int8_gated_mlp_tpu, int8_product_tpu
+from roost.kernels.recurrent_block import RecurrentInputs, RecurrentWeights
 from roost.kernels.recurrent_block.pallas_tpu import recurrent_chunk_tpu, recurrent_step_tpu
-from roost.kernels.rg_lru.pallas_tpu import rg_lru_tpu
 from roost.kernels.window_attention import Int8Vectors
-from roost.kernels.window_attention.int8_pallas_tpu import decode_attention_int8_tpu
-from roost.kernels.window_attention.pallas_tpu import decode_attention_tpu, prefill_attention_tpu
+from roost.kernels.window_attention.pallas_tpu_decode import decode_attention_tpu
+from roost.kernels.window_attention.pallas_tpu_prefill import prefill_attention_tpu
 
 pytestmark = pytest.mark.tpu_compile
 
@@ -36,17 +32,7 @@ def compile_kernel(chip: SingleDeviceSharding, kernel: Callable[..., Any], *shap
 
 def with_weights(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """Returns a kernel of the recurrent block as a function of the arrays of its weights, after its first argument."""
-    return lambda xy, *arrays: kernel(xy, RecurrentWeights(*arrays[:5]), *arrays[5:])
-
-
-@pytest.mark.parametrize(("rows", "steps", "width"), [(1, 2048, 2560), (1, 512, 4096), (8, 64, 192), (2, 70, 100)])
-def test_rg_lru(chip: SingleDeviceSharding, rows: int, steps: int, width: int) -> None:
-    sequence = (F32, rows, steps, width)
-    positions = (INT, rows, steps)
-    counted = compile_kernel(
-        chip, rg_lru_tpu, sequence, sequence, sequence, (F32, width), (F32, rows, width), positions
-    )
-    assert counted >= 4 * 4 * rows * steps * width, "three inputs and one output"
+    return lambda xy, *arrays: kernel(xy, RecurrentInputs(RecurrentWeights(*arrays[:5]), *arrays[5:]))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +64,7 @@ def test_decode_attention_over_rings_in_int8(
     def kernel(q: Any, *arrays: Any) -> Any:
         *parts, positions = arrays
         vectors = [Int8Vectors(*parts[i : i + 2]) for i in range(0, len(parts), 2)]
-        return decode_attention_int8_tpu(q, *vectors, positions)
+        return decode_attention_tpu(q, *vectors, positions)
 
     counted = compile_kernel(chip, kernel, (dtype, rows, heads, size), *token, *token, *ring, *ring, (INT, rows))
     assert counted >= 2 * rows * window * (size + 4), "both rings"
@@ -177,7 +163,7 @@ def test_recurrent_chunk(chip: SingleDeviceSharding, dtype: Any, rows: int, step
 
 @pytest.mark.parametrize(
     ("dtype", "rows", "width", "hidden"),
-    [(BF16, 1638, 2560, 7680), (BF16, 1024, 4096, 12288), (BF16, 8, 4096, 12288), (F32, 32, 192, 576)],
+    [(BF16, 1638, 2560, 7680), (BF16, 896, 4096, 12288), (BF16, 8, 4096, 12288), (F32, 32, 192, 576)],
 )
 def test_gated_mlp(chip: SingleDeviceSharding, dtype: Any, rows: int, width: int, hidden: int) -> None:
     weights = ((dtype, 2 * hidden, width), (F32, 2 * hidden), (dtype, width, hidden), (F32, width))

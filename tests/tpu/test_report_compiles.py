@@ -23,7 +23,6 @@ def test_everything_that_a_report_runs_compiles(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1700)
     assert (done.returncode, done.stdout) == (0, "all that a report runs compiles for v5e\n"), done.stderr
     for kernel in (
-        "rg_lru",
         "window_attention_decode",
         "recurrent_step",
         "recurrent_chunk",

@@ -57,7 +57,7 @@ from roost.engine.types.mesh import ONE_DEVICE
 from roost.engine.worker.program_memory import OutOfMemoryError
 from roost.engine.worker.served import PrefillShape, Program, Served
 from roost.kernels.sampling.pallas_tpu import _Need
-from roost.kernels.window_attention.tpu_grid import READ_TILE
+from roost.kernels.window_attention.pallas_tpu_decode import READ_TILE
 from tpu_calls import is_call, names_of_schedules
 from tpu_hlo import Cost, Instruction, Module, Rates, cost_of, executed, parse_module
 from tpu_report import as_markdown, as_table

@@ -17,21 +17,18 @@ from roost.engine.model.griffin import abstract_model
 from roost.engine.model.layer_kinds import RecurrentState
 from roost.engine.model.state import ModelState, zero_state
 from roost.kernels import XLA, Backend, Kernel
-from roost.kernels.recurrent_block import Recurrence
+from roost.kernels.recurrent_block import Recurrence, RecurrentInputs
 from roost.kernels.recurrent_block.pallas_tpu import recurrent_step_tpu
-from roost.kernels.window_attention.pallas_tpu import decode_attention_tpu
-from roost.kernels.window_attention.whole_rings import decode_with
+from roost.kernels.window_attention.pallas import decode_with
+from roost.kernels.window_attention.pallas_tpu_decode import decode_attention_tpu
 
 FLOAT32 = jnp.dtype("float32")
 POOL, FIRST, IDLE = 24, 8, 3
 CONFIG = ModelConfig(64, 128, 128, 1, 128, ("recurrent", "attention"), window=16)  # gate blocks that have a kernel
 
 
-def interpreted_block(
-    project: Any, weights: Any, conv: jax.Array, h: jax.Array, positions: jax.Array, every: int, groups: int
-) -> Recurrence:
-    step = partial(recurrent_step_tpu, groups=groups, interpret=True)
-    return Recurrence(*step(project(None)[:, 0], weights, conv, h, positions[:, 0]))
+def interpreted_block(project: Any, inputs: RecurrentInputs, every: int, groups: int) -> Recurrence:
+    return Recurrence(*recurrent_step_tpu(project(None)[:, 0], inputs.of_step, groups=groups, interpret=True))
 
 
 INTERPRETED = Backend(

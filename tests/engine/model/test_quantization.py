@@ -26,12 +26,11 @@ from roost.engine.model.state import zero_state
 from roost.engine.types.errors import CheckpointError
 from roost.kernels import XLA, Backend, Kernel, native
 from roost.kernels.backends import CPU
-from roost.kernels.gated_mlp import pallas_tpu_int8
 from roost.kernels.matrices import Int8Matrix, gather_rows, is_quantized, pack_param, pack_shapes
 from roost.kernels.matrices.int8 import quantize_on_host, quantize_rows
-from roost.kernels.product import product as dot
-from roost.kernels.product import takes_int8
-from roost.kernels.product.int8_pallas_tpu import int8_product_tpu
+from roost.kernels.products import pallas_tpu
+from roost.kernels.products import product as dot
+from roost.kernels.products.pallas_tpu import int8_product_tpu
 from small_models import CPU_OPTIONS, TINY_A, SmallModel, counting, tiny_a
 from sweeps import full, swept
 
@@ -228,12 +227,12 @@ def test_kernels_for_tpus_compute_projections_and_mlps() -> None:
 
         return run
 
-    mlp = pallas_tpu_int8.int8_gated_mlp_tpu
+    mlp = pallas_tpu.int8_gated_mlp_tpu
     kernels = Backend(
         "tpu",
         (
-            Kernel("product", ("int8_product",), interpreted(int8_product_tpu), takes_int8),
-            Kernel("gated_mlp", ("int8_gated_mlp",), interpreted(mlp), pallas_tpu_int8.takes_int8),
+            Kernel("product", ("int8_product",), interpreted(int8_product_tpu), pallas_tpu.takes_int8_product),
+            Kernel("gated_mlp", ("int8_gated_mlp",), interpreted(mlp), pallas_tpu.takes_int8_gated_mlp),
         ),
     )
     tokens = jnp.arange(24, dtype=jnp.int32).reshape(2, 12)

@@ -1,12 +1,15 @@
-"""Online softmax over blocks of keys, for the Pallas kernels."""
+"""What the Pallas kernels of window attention share: the online softmax over blocks of keys, and how ops call them."""
 
-from typing import Final, NamedTuple
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32
 
-from ..precision import product_precision
+from ..arithmetic import product_precision
+from .int8 import Int8Vectors, Vectors
+from .ring import Blocks, Rings, write_ring
 
 MASKED: Final = -2.3819763e38
 """Score of masked keys: finite, so that a query that sees no key gives numbers instead of NaN."""
@@ -55,3 +58,43 @@ def add_keys(
     )
     total = softmax.total * shrink + jnp.sum(weights, axis=-1, keepdims=True)
     return Softmax(top, total, softmax.mixed * shrink + mixed)
+
+
+def block_of(place: Any, size: int) -> Any:
+    """Returns place // size for place ≥ 0, without the handling of signs that `//` adds."""
+    if size & (size - 1):
+        return jax.lax.div(place, jnp.int32(size))
+    return jax.lax.shift_right_logical(place, jnp.int32(size.bit_length() - 1))
+
+
+def iota(shape: tuple[int, ...], axis: int) -> Array:
+    """Returns each element's place along an axis."""
+    return jax.lax.broadcasted_iota(jnp.int32, shape, axis)
+
+
+def decode_with(kernel: Callable[..., Any]) -> Callable[..., tuple[Array, tuple[Blocks, ...]]]:
+    """Returns an implementation of `decode_attention` that calls a kernel with the unsplit rings of one group."""
+
+    def decode(
+        q: Array, k: Vectors, v: Vectors, rings: tuple[Blocks, ...], positions: Array
+    ) -> tuple[Array, tuple[Blocks, ...]]:
+        ((whole,),) = rings
+        out, whole = kernel(q, k, v, *whole, positions)
+        return out, ((whole,),)
+
+    return decode
+
+
+def prefill_with(kernel: Callable[..., Array]) -> Callable[..., tuple[Array, Rings]]:
+    """Returns an implementation of `prefill_attention` that calls a kernel, which only reads rings, and writes them."""
+
+    def prefill(q: Array, k: Vectors, v: Vectors, rings: Rings, positions: Array) -> tuple[Array, Rings]:
+        out = kernel(q, k, v, *rings, positions)
+        return out, write_ring(rings, k, v, positions, positions[:, 0])
+
+    return prefill
+
+
+def takes_floats(q: Array, k: Vectors, *others: Any) -> bool:
+    """Returns whether keys are in a floating-point dtype."""
+    return not isinstance(k, Int8Vectors)

@@ -1,10 +1,11 @@
-"""Walk of TPU kernels for decode attention: busy rows first and, within a row, the filled blocks of its ring.
+"""Window attention of decode steps for TPUs: busy rows first and, within a row, the filled blocks of its ring.
 
 A kernel copies blocks to on-chip memory itself, each while it computes with the one before. Of a row's last block it
 copies just the tiles up to the new token's. The new token replaces one there, in tiles that are copied back while the
 next blocks are computed.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
@@ -13,10 +14,184 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Int32
+from jaxtyping import Array, Float, Int32
+
+from ..arithmetic import product_precision
+from .int8 import Int8Vectors, Vectors
+from .pallas import MASKED, Softmax, add_keys, block_of, iota, scores_of
+from .ring import Blocks, Rings
 
 READ_TILE: Final = 128
 """Rows of a ring of which copies read multiples: the lanes of a tile of scales."""
+
+_RING_TILE: Final = 16
+"""Rows of a ring that are copied together: on-chip memory holds whole tiles, in bfloat16 of 16 rows."""
+
+_INT8_RING_TILE: Final = 32
+"""The same for rings in int8; of their scales, `READ_TILE` are copied together."""
+
+_MAX_BLOCK: Final = 512
+"""Maximum rows of a block in which a ring is read."""
+
+_MAX_INT8_BLOCK: Final = 1024
+"""The same for rings in int8."""
+
+
+def takes(q: Array, k: Vectors, v: Vectors, rings: tuple[Blocks, ...], positions: Array) -> bool:
+    """Returns whether `decode_attention_tpu` supports these rings: those of whole tiles."""
+    return rings[0][0][0].shape[1] % (READ_TILE if isinstance(k, Int8Vectors) else _RING_TILE) == 0
+
+
+def decode_attention_tpu(
+    q: Float[Array, "B N d"],
+    k: Float[Array, "B d"] | Int8Vectors,
+    v: Float[Array, "B d"] | Int8Vectors,
+    ring_k: Float[Array, "P W d"] | Int8Vectors,
+    ring_v: Float[Array, "P W d"] | Int8Vectors,
+    positions: Int32[Array, " B"],
+    *,
+    assumed_fill: float = 1.0,
+    interpret: Any = False,
+) -> tuple[Float[Array, "B N d"], Rings]:
+    """Attends with one query per row to the filled part of its ring and to its own key, then writes the key.
+
+    The grid walks over the busy rows, and a loop over the filled blocks of a row's ring; see `RingAttention`. The tiles
+    with the new token's ring row are always read: they are replaced in on-chip memory and copied back, so rings are
+    updated in place. Idle rows give zeros and write nothing. Products take int8 as numbers of q's dtype, which holds
+    them exactly; keys' scales multiply scores, and values' scales multiply weights.
+
+    Args:
+      q: Queries of the new tokens, after RoPE.
+      k: Keys of the new tokens, after RoPE, in int8 if the rings are.
+      v: Values of the new tokens, likewise.
+      ring_k: Keys of the W tokens before them, in the first B of P ≥ B rings; see `takes`.
+      ring_v: Values of the W tokens before them.
+      positions: Positions of the new tokens; negative for idle rows.
+      assumed_fill: Filled share of the rings in the cost estimate.
+      interpret: See `pallas_call`.
+
+    Returns:
+      Outputs of the heads, in the dtype of q, and the rings.
+    """
+    (rows, heads, size), window = q.shape, ring_k.shape[1]
+    is_int8, (scalars, new, arrays) = isinstance(ring_k, Int8Vectors), _arrays(positions, k, v, ring_k, ring_v)
+    walk = RingWalk.over(window, _MAX_INT8_BLOCK if is_int8 else _MAX_BLOCK)
+    tile, lanes = (n if window % n == 0 else window for n in (_INT8_RING_TILE if is_int8 else _RING_TILE, READ_TILE))
+    blocks, tiles = ([pltpu.VMEM(shape, ring_k.dtype)] * 2 for shape in ((2, walk.block, size), (tile, size)))
+    if is_int8:
+        blocks += [pltpu.VMEM((2, 1, walk.block), jnp.float32)] * 2
+        tiles += [pltpu.VMEM((1, lanes), jnp.float32)] * 2
+    count, column = len(arrays), pltpu.VMEM((heads, 1), jnp.float32)
+    query, own = (pl.BlockSpec((1, n, size), lambda i, order, *_: (order[i], 0, 0)) for n in (heads, 1))
+    in_place = [pl.BlockSpec(memory_space=pl.ANY)] * count
+    out, *rings = pl.pallas_call(
+        partial(_kernel, walk=walk, count=count),
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, *arrays)],
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=len(scalars),
+            grid=(rows,),
+            in_specs=[query, own, own, *in_place],
+            out_specs=[query, *in_place],
+            scratch_shapes=[
+                [column, column, pltpu.VMEM((heads, size), jnp.float32)],
+                blocks,
+                tiles,
+                pltpu.SemaphoreType.DMA((2, count)),
+                pltpu.SemaphoreType.DMA((count,)),
+                pltpu.SMEM((1,), jnp.int32),
+            ],
+        ),
+        input_output_aliases={len(scalars) + 3 + i: 1 + i for i in range(count)},
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",), disable_bounds_checks=True),
+        cost_estimate=_cost(q, arrays, tiles, assumed_fill),
+        interpret=interpret,
+        name="window_attention_decode",
+    )(*scalars, q, *(x[:, None] for x in new), *arrays)
+    if count == 2:
+        return out, tuple(rings)
+    return out, (Int8Vectors(*rings[::2]), Int8Vectors(*rings[1::2]))
+
+
+def _arrays(
+    positions: Int32[Array, " B"], k: Vectors, v: Vectors, ring_k: Vectors, ring_v: Vectors
+) -> tuple[list[Array], list[Array], list[Array]]:
+    """Returns the kernel's scalars, the new keys and values, and the arrays of the rings: in int8, the scales last."""
+    new, rings = ([x.values if isinstance(x, Int8Vectors) else x for x in pair] for pair in ((k, v), (ring_k, ring_v)))
+    rows = busy_rows_first(positions)
+    own_scales = [x.scale[rows.order, 0] for x in (k, v) if isinstance(x, Int8Vectors)]
+    return [*rows, *own_scales], new, rings + [x.scale for x in (ring_k, ring_v) if isinstance(x, Int8Vectors)]
+
+
+def _cost(q: Float[Array, "B N d"], rings: Sequence[Array], tiles: Sequence[Any], fill: float) -> pl.CostEstimate:
+    (rows, heads, size), window = q.shape, rings[0].shape[1]
+    token = sum(x.nbytes for x in rings) // (len(rings[0]) * window)
+    written = sum(math.prod(tile.shape) * jnp.dtype(tile.dtype).itemsize for tile in tiles)
+    return pl.CostEstimate(
+        flops=int(4 * rows * heads * window * size * fill),
+        bytes_accessed=int(rows * window * token * fill) + rows * (token + written) + 2 * q.nbytes,
+        transcendentals=int(rows * heads * window * fill),
+    )
+
+
+def _kernel(order: Any, position: Any, *refs: Any, walk: "RingWalk", count: int) -> None:
+    """Kernel of `decode_attention_tpu`: an online softmax whose state is carried in scratch memory.
+
+    Args:
+      order, position: See `BusyRows`.
+      *refs: Scales of the rows' own key and value, if they are in int8; then queries, keys and values, the rings, which
+        are the same memory as those of the results, the output and these, and scratch memory.
+      walk: The blocks of a ring.
+      count: Number of arrays that rings consist of.
+    """
+    scales, (q, k, v) = refs[: count - 2], refs[count - 2 : count + 1]
+    out, *rings = refs[2 * count + 1 : 3 * count + 2]
+    softmax, blocks, *_ = memory = refs[3 * count + 2 :]
+    i, factor = pl.program_id(0), q.shape[-1] ** -0.5
+
+    def own() -> tuple[Array, Array]:
+        score = jnp.sum(q[0].astype(jnp.float32) * k[0].astype(jnp.float32), axis=-1, keepdims=True)
+        if not scales:
+            return score * factor, v[0].astype(jnp.float32)
+        return score * (scales[0][i] * factor), v[0].astype(jnp.float32) * scales[1][i]
+
+    add = partial(_add_int8 if scales else _add_floats, q, factor, softmax, blocks)
+    attention = RingAttention(walk, BusyRows(order, position), rings, *memory)
+    attention.attend(out, own, add, lambda: (k[0], v[0], *(scale[i] for scale in scales)))
+
+
+def _add_floats(
+    q: Any, factor: float, softmax: Sequence[Any], blocks: Sequence[Any], half: Any, left: Any, size: int
+) -> None:
+    """Adds the beginning of a block to the softmax; see `RingAttention.attend`."""
+    keys, values = blocks
+    scores, values = scores_of(q[0], keys[half, :size]) * factor, values[half, :size]
+    known = jnp.where(iota(values.shape, 0) < left, values, jnp.zeros_like(values))
+    running = Softmax(*(state[...] for state in softmax))
+    for state, new in zip(softmax, add_keys(running, scores, iota(scores.shape, 1) < left, known), strict=True):
+        state[...] = new
+
+
+def _add_int8(
+    q: Any, factor: float, softmax: Sequence[Any], blocks: Sequence[Any], half: Any, left: Any, size: int
+) -> None:
+    """Adds the beginning of a block of keys and values in int8; see `_add_floats`."""
+    top, total, mixed = softmax
+    keys, values, key_scale, value_scale = (block.at[half] for block in blocks)
+    visible = iota((1, size), 1) < left
+    products = scores_of(q[0], keys[:size].astype(q.dtype))
+    scores = jnp.where(visible, products * (key_scale[:, :size] * factor), MASKED)
+    highest = jnp.maximum(top[...], jnp.max(scores, axis=-1, keepdims=True))
+    weights = jnp.exp(scores - highest)
+    shrink = jnp.exp(top[...] - highest)
+    scaled = jnp.where(visible, weights * value_scale[:, :size], 0.0)
+    top[...] = highest
+    total[...] = total[...] * shrink + jnp.sum(weights, axis=-1, keepdims=True)
+    mixed[...] = mixed[...] * shrink + jnp.dot(
+        scaled.astype(q.dtype),
+        values[:size].astype(q.dtype),
+        preferred_element_type=jnp.float32,
+        precision=product_precision(q.dtype),
+    )
 
 
 class BusyRows(NamedTuple):
@@ -35,11 +210,6 @@ def busy_rows_first(positions: Int32[Array, " B"]) -> BusyRows:
     """Returns the scalars for rows at these positions, which are negative for idle rows."""
     order = jnp.argsort(positions < 0, stable=True).astype(jnp.int32)
     return BusyRows(order, positions[order])
-
-
-def row_index(i: Any, order: Any, *_: Any) -> tuple[Any, ...]:
-    """Maps a grid step to the block of an array with one block per row."""
-    return order[i], 0, 0
 
 
 class RingWalk(NamedTuple):
@@ -253,14 +423,3 @@ class RingAttention(NamedTuple):
             pltpu.make_async_copy(array.tile, array.rings.at[array.tile_of(row, slot)], self.writes.at[n])
             for n, array in enumerate(self.arrays)
         ]
-
-
-def block_of(place: Any, size: int) -> Any:
-    """Returns place // size for place ≥ 0, without the handling of signs that `//` adds."""
-    if size & (size - 1):
-        return jax.lax.div(place, jnp.int32(size))
-    return jax.lax.shift_right_logical(place, jnp.int32(size.bit_length() - 1))
-
-
-def iota(shape: tuple[int, ...], axis: int) -> Array:
-    return jax.lax.broadcasted_iota(jnp.int32, shape, axis)

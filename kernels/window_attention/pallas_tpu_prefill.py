@@ -1,4 +1,4 @@
-"""Window attention for TPUs: filled keys and values pass through on-chip memory once."""
+"""Window attention of chunks for TPUs: filled keys and values pass through on-chip memory once."""
 
 import functools
 import math
@@ -11,112 +11,16 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int32
 
-from ..precision import product_precision
+from ..arithmetic import product_precision
 from .int8 import Int8Vectors, map_tokens
-from .ring import Rings, in_order, pad_rows, round_up
-from .softmax import MASKED, Softmax, add_keys, scores_of
-from .tpu_grid import BusyRows, RingAttention, RingWalk, block_of, busy_rows_first, iota, row_index
+from .pallas import MASKED, block_of, iota, scores_of
+from .ring import in_order, pad_rows, round_up
 
 _MAX_QUERY_BYTES: Final = 2560 * 256 * 2
 """Maximum bytes of a block of 256 tokens' queries that fit in on-chip memory with their scores and results."""
 
 _LANES: Final = 128
 """Lanes of a vector register."""
-
-MAX_RING_BLOCK: Final = 512
-"""Maximum rows of a block in which decode attention reads a ring."""
-
-RING_TILE: Final = 16
-"""Rows of a ring that are copied together: on-chip memory holds whole tiles, in bfloat16 of 16 rows."""
-
-
-def decode_attention_tpu(
-    q: Float[Array, "B N d"],
-    k: Float[Array, "B d"],
-    v: Float[Array, "B d"],
-    ring_k: Float[Array, "P W d"],
-    ring_v: Float[Array, "P W d"],
-    positions: Int32[Array, " B"],
-    *,
-    assumed_fill: float = 1.0,
-    interpret: Any = False,
-) -> tuple[Float[Array, "B N d"], Rings]:
-    """Attends with one query per row to the filled part of its ring and to its own key, then writes the key.
-
-    The grid walks over the busy rows, and a loop over the filled blocks of a row's ring; see `RingAttention`. The tile
-    of rows with the new token's is always read: it is replaced in on-chip memory and copied back, so rings are updated
-    in place. Idle rows give zeros and write nothing.
-
-    Args:
-      q: Queries of the new tokens, after RoPE.
-      k: Keys of the new tokens, after RoPE.
-      v: Values of the new tokens.
-      ring_k: Keys of the W tokens before them, in the first B of P ≥ B rings. W is a multiple of `RING_TILE` unless
-        the kernel is interpreted.
-      ring_v: Values of the W tokens before them.
-      positions: Positions of the new tokens; negative for idle rows.
-      assumed_fill: Filled share of the rings in the cost estimate.
-      interpret: See `pallas_call`.
-
-    Returns:
-      Outputs of the heads, in the dtype of q, and the rings.
-    """
-    rows, heads, size = q.shape
-    window = ring_k.shape[1]
-    walk, scalars = RingWalk.over(window, MAX_RING_BLOCK), busy_rows_first(positions)
-    tile = RING_TILE if window % RING_TILE == 0 else window
-    query, own = (pl.BlockSpec((1, n, size), row_index) for n in (heads, 1))
-    in_place = pl.BlockSpec(memory_space=pl.ANY)
-    column = pltpu.VMEM((heads, 1), jnp.float32)
-    read = 2 * rows * window * size * ring_k.dtype.itemsize * assumed_fill
-    written = 2 * rows * tile * size * ring_k.dtype.itemsize
-    out, *rings = pl.pallas_call(
-        functools.partial(_decode_kernel, walk=walk),
-        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, ring_k, ring_v)],
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=2,
-            grid=(rows,),
-            in_specs=[query, own, own, in_place, in_place],
-            out_specs=[query, in_place, in_place],
-            scratch_shapes=[
-                [column, column, pltpu.VMEM((heads, size), jnp.float32)],
-                [pltpu.VMEM((2, walk.block, size), ring_k.dtype)] * 2, [pltpu.VMEM((tile, size), ring_k.dtype)] * 2,
-                pltpu.SemaphoreType.DMA((2, 2)), pltpu.SemaphoreType.DMA((2,)), pltpu.SMEM((1,), jnp.int32),
-            ],
-        ),
-        input_output_aliases={5: 1, 6: 2},
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",), disable_bounds_checks=True),
-        cost_estimate=pl.CostEstimate(
-            flops=int(4 * rows * heads * window * size * assumed_fill),
-            bytes_accessed=int(read) + written + rows * size * (2 * heads * q.dtype.itemsize + 2 * k.dtype.itemsize),
-            transcendentals=int(rows * heads * window * assumed_fill),
-        ),
-        interpret=interpret,
-        name="window_attention_decode",
-    )(*scalars, q, k[:, None], v[:, None], ring_k, ring_v)  # fmt: skip
-    return out, tuple(rings)
-
-
-def _decode_kernel(
-    order: Any, position: Any, q: Any, k: Any, v: Any, ring_k_in: Any, ring_v_in: Any, out: Any, ring_k: Any,
-    ring_v: Any, *memory: Any, walk: RingWalk,
-) -> None:  # fmt: skip
-    """Kernel of `decode_attention_tpu`: an online softmax whose state is carried in scratch memory."""
-    scale = q.shape[-1] ** -0.5
-    (top, total, mixed), (keys, values), *_ = memory
-
-    def own() -> tuple[Array, Array]:
-        product = jnp.sum(q[0].astype(jnp.float32) * k[0].astype(jnp.float32), axis=-1, keepdims=True)
-        return product * scale, v[0].astype(jnp.float32)
-
-    def add(half: Any, left: Any, part: int) -> None:
-        scores, found = scores_of(q[0], keys[half, :part]) * scale, values[half, :part]
-        known = jnp.where(iota(found.shape, 0) < left, found, jnp.zeros_like(found))
-        running = Softmax(top[...], total[...], mixed[...])
-        top[...], total[...], mixed[...] = add_keys(running, scores, iota(scores.shape, 1) < left, known)
-
-    attention = RingAttention(walk, BusyRows(order, position), (ring_k, ring_v), *memory)
-    attention.attend(out, own, add, lambda: (k[0], v[0]))
 
 
 def prefill_attention_tpu(

@@ -1,9 +1,11 @@
 """RMSNorm, alone or of a sum."""
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
-from ..backend import Backend
-from .xla import add_rms_norm_xla, rms_norm_xla
+from .arithmetic import before_sum
+from .backend import Backend
 
 __all__ = ["add_rms_norm", "rms_norm"]
 
@@ -20,3 +22,17 @@ def add_rms_norm(
 ) -> tuple[Float[Array, "*rows D"], Float[Array, "*rows D"]]:
     """Returns x + y and its `rms_norm`."""
     return backend.dispatch("add_rms_norm", add_rms_norm_xla, x, y, scale, eps)
+
+
+def rms_norm_xla(x: Float[Array, "*rows D"], scale: Float32[Array, " D"], eps: float) -> Float[Array, "*rows D"]:
+    """Returns the norm; see `rms_norm`."""
+    wide = before_sum(x).astype(jnp.float32)
+    variance = jnp.mean(wide * wide, axis=-1, keepdims=True)
+    return (wide * jax.lax.rsqrt(variance + eps) * (1.0 + scale)).astype(x.dtype)
+
+
+def add_rms_norm_xla(
+    x: Float[Array, "*rows D"], y: Float[Array, "*rows D"], scale: Float32[Array, " D"], eps: float
+) -> tuple[Float[Array, "*rows D"], Float[Array, "*rows D"]]:
+    """Returns x + y and its norm."""
+    return x + y, rms_norm_xla(x + y, scale, eps)

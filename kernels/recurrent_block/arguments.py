@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float, Float32, Int32
 
 from ..matrices import PackedGates
 
@@ -29,6 +29,27 @@ class RecurrentWeights(NamedTuple):
         """Number of channels of a gate block."""
         size: int = self.gate_bias.shape[1] // 2
         return size
+
+
+class RecurrentInputs(NamedTuple):
+    """Everything that a recurrent block reads but its input projections; see `recurrent_block`.
+
+    Attributes:
+      weights: Weights of the block.
+      conv: State of the convolution.
+      h: State of the RG-LRU.
+      positions: Positions of the tokens, `[B, T]`; `[B]` for kernels of a single step.
+    """
+
+    weights: RecurrentWeights
+    conv: Float[Array, "K1 P E"]
+    h: Float32[Array, "P E"]
+    positions: Int32[Array, "*tokens"]
+
+    @property
+    def of_step(self) -> "RecurrentInputs":
+        """The inputs of a single step without the axis of time."""
+        return self._replace(positions=self.positions[:, 0])
 
 
 class Recurrence(NamedTuple):
