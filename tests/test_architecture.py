@@ -705,9 +705,11 @@ def test_every_data_file_ships() -> None:
     assert not found, "\n".join([unshipped.__doc__ or "", *found])
 
 
-def test_a_wheel_takes_one_module_from_the_root() -> None:
+def test_a_wheel_takes_one_module_from_the_root(tmp_path: Path) -> None:
     """Collects modules as setuptools does: `dev.py` stays at home."""
-    build = distribution().get_command_obj("build_py")
+    found = distribution()
+    found.get_command_obj("egg_info").egg_base = str(tmp_path)  # other tests read the checkout's
+    build = found.get_command_obj("build_py")
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it takes folders of data for packages
         patch.chdir(ROOT)

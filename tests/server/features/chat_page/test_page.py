@@ -146,7 +146,7 @@ def test_the_vendored_libraries_are_what_their_table_says() -> None:
         assert (FOLDER / "vendor" / f"{library}.LICENSE.txt").stat().st_size > 1000
 
 
-def test_a_wheel_holds_the_page_and_the_licences() -> None:
+def test_a_wheel_holds_the_page_and_the_licences(tmp_path: Path) -> None:
     """Collects files as setuptools does."""
     dist = pytest.importorskip("setuptools.dist")
     root = FOLDER.parents[2]
@@ -157,6 +157,7 @@ def test_a_wheel_holds_the_page_and_the_licences() -> None:
         warnings.simplefilter("ignore")  # setuptools calls extension modules in pyproject.toml experimental
         patch.chdir(root)
         distribution.parse_config_files(["pyproject.toml"])
+        distribution.get_command_obj("egg_info").egg_base = str(tmp_path)  # other tests read the checkout's
         build = distribution.get_command_obj("build_py")
         build.ensure_finalized()
         collected = {Path(name).as_posix() for name in build.get_outputs(include_bytecode=False)}
