@@ -1,6 +1,8 @@
 """Converts the settings of `roost serve` into the engine's configuration."""
 
 import os
+import shutil
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -18,6 +20,13 @@ _SPECULATION: Final = {
 """Fields of `Speculation` by vLLM's names."""
 
 
+_CONVERTED: Final = {"state_key", "state_cache_dir", "state_cache_dir_gib", "compile_cache", "simulate", "speculation"}
+"""Fields whose settings have the same names and other types."""
+
+_SHARE_OF_DISK: Final = 4
+"""Reciprocal of the maximum share of the free disk space that the default folder of states takes."""
+
+
 def engine_config(settings: Settings) -> EngineConfig:
     """Returns the engine's part of the settings.
 
@@ -32,14 +41,16 @@ def engine_config(settings: Settings) -> EngineConfig:
 
 def _shared_settings(settings: Settings) -> dict[str, Any]:
     """Returns the settings that `EngineConfig` has under the same name, unless they need conversion."""
-    names = {field.name for field in fields(EngineConfig)} - {"state_key", "compile_cache", "simulate", "speculation"}
+    names = {field.name for field in fields(EngineConfig)} - _CONVERTED
     return settings.model_dump(include=names)
 
 
 def _converted_settings(settings: Settings) -> dict[str, Any]:
     sizes = mesh_sizes(settings.mesh)
-    key = settings.state_key
+    key, folder = settings.state_key, _state_cache_dir(settings)
     return {
+        "state_cache_dir": folder,
+        "state_cache_dir_gib": _state_cache_dir_gib(settings, folder),
         "state_key": None if key is None else key.get_secret_value().encode(),
         # A follower compiles what its leader calls, but isn't given the leader's store.
         "request_snapshots": settings.num_hosts > 1 or settings.store_address.kind != "memory",
@@ -89,6 +100,31 @@ def _compile_cache(setting: Literal["auto", "off"] | Path) -> Path | None:
     if setting == "auto" and _is_writable(folder):
         return folder
     return None
+
+
+def _state_cache_dir(settings: Settings) -> Path | None:
+    """Returns the folder for the states of prompts.
+
+    The default folder is beside the file of an SQLite store, so that stored conversations continue at constant cost
+    after a restart. It is left out if it is not writable.
+    """
+    if isinstance(settings.state_cache_dir, Path):
+        return settings.state_cache_dir
+    address = settings.store_address
+    if settings.state_cache_dir == "off" or address.kind != "sqlite" or settings.state_cache_gib == 0:
+        return None
+    folder = Path(f"{address.target}-states")
+    with suppress(OSError):  # only its owner may read it, as the store's file
+        folder.mkdir(mode=0o700, exist_ok=True)
+    return folder if os.access(folder, os.W_OK) else None
+
+
+def _state_cache_dir_gib(settings: Settings, folder: Path | None) -> float:
+    """Returns the maximum size of the folder for states, which leaves room for the store's file beside it."""
+    most = settings.state_cache_dir_gib
+    if folder is None or settings.state_cache_dir != "auto":
+        return most
+    return min(most, shutil.disk_usage(folder).free / 2**30 / _SHARE_OF_DISK)
 
 
 def _is_writable(folder: Path) -> bool:

@@ -34,7 +34,7 @@ class ModelSettings(TypedDict, total=False):
     mesh: str
     state_cache_gib: float | None
     state_cache_inexact: bool
-    state_cache_dir: str | Path | None
+    state_cache_dir: str | Path
     state_cache_dir_gib: float
     compile_cache: str | Path
     request_timeout: float | None

@@ -50,8 +50,8 @@ def summary(
         f"capacity    {slots} requests at a time, {config.max_queue} more may wait",
         f"device      {_device(device, config.shards)}",
         f"programs    {'none are compiled' if is_simulated else programs}",
-        f"prefixes    {_prefix_cache(config)}",
-        f"responses   kept in {'memory, until the server stops' if store == 'memory:' else store}",
+        f"prefixes    {_prefix_cache(config, store)}",
+        f"store       {_store(store)}",
         "stop        Ctrl-C finishes open requests first; a second one stops immediately",
     )
 
@@ -72,7 +72,7 @@ def _device(device: DeviceFacts, shards: MeshShape | None) -> str:
     return f"{count}CPU with native kernels"
 
 
-def _prefix_cache(config: EngineConfig) -> str:
+def _prefix_cache(config: EngineConfig, store: str) -> str:
     match config.state_cache_gib:
         case 0:
             memory = "not cached"
@@ -80,9 +80,17 @@ def _prefix_cache(config: EngineConfig) -> str:
             memory = "cached in an eighth of free memory"
         case _:
             memory = f"cached in {config.state_cache_gib:g} GiB of memory"
-    if config.state_cache_dir is None or config.state_cache_gib == 0:
+    if config.state_cache_gib == 0:
         return memory
+    if config.state_cache_dir is None:
+        return memory if store == "memory:" else f"{memory}, until the server stops (--state-cache-dir)"
     return f"{memory} and {config.state_cache_dir_gib:g} GiB of {config.state_cache_dir}"
+
+
+def _store(address: str) -> str:
+    if address == "memory:":
+        return "responses, conversations, files and batches are in memory, until the server stops (--store)"
+    return address
 
 
 def _millions(count: int) -> str:

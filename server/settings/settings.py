@@ -282,10 +282,15 @@ class Settings(BaseSettings):
         Option(Group.CACHE, "Also cache the states of generated text, which are not exact bit for bit."),
     ] = False
     state_cache_dir: Annotated[
-        Path | None,
+        Literal["auto", "off"] | Path,
         LOCAL_FOLDER,
-        Option(Group.CACHE, "Folder in which the prefix cache survives a restart.", "DIR"),
-    ] = None
+        Option(
+            Group.CACHE,
+            "Folder in which the prefix cache survives a restart; off keeps none.",
+            "DIR|off",
+            default="beside the file of an SQLite --store",
+        ),
+    ] = "auto"
     state_cache_dir_gib: Annotated[PositiveFloat, Option(Group.CACHE, "Maximum size of that folder, in GiB.")] = 16.0
     compile_cache: Annotated[
         Literal["auto", "off"] | Path,
@@ -302,8 +307,9 @@ class Settings(BaseSettings):
         Store,
         Option(
             Group.COMMON,
-            "Where responses are kept: memory:, sqlite:///FILE for one machine, or postgresql://USER:PASSWORD@HOST/DB "
-            "for several. Background responses then survive the server. A password is better in ROOST_STORE.",
+            "Where responses, conversations, files and batches are kept: memory:, sqlite:///FILE for one machine, or "
+            "postgresql://USER:PASSWORD@HOST/DB for several. They then survive the server. A password is better in "
+            "ROOST_STORE.",
             "URL",
             default="memory:",
         ),

@@ -20,8 +20,8 @@ REPLY, NEW = 24, 60
 
 @contextmanager
 def replica(folder: Path) -> Iterator[httpx.Client]:
-    """Yields a client of a server with a store and a state cache in a folder."""
-    options = ("--store", f"sqlite://{folder}/store.db", "--state-cache-dir", str(folder / "states"))
+    """Yields a client of a server with a store in a folder, and a state cache beside it."""
+    options = ("--store", f"sqlite://{folder}/store.db")
     shapes = ("--slots", str(SLOTS), "--prefill-chunk", str(CHUNK))
     with (
         serving("demo", *shapes, *options, programs="demo") as server,

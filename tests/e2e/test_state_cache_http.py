@@ -114,11 +114,10 @@ def test_metrics(client: httpx.Client) -> None:
 def test_conversations_survive_a_restart(tiny_config: Path, tmp_path: Path) -> None:
     """The next turn processes only the last reply and new tokens, even after a restart or beside a corrupt file.
 
-    The items of one conversation are in the database, and its state is on the disk, too.
+    The items of one conversation are in the database, and its state is on the disk, beside it.
     """
-    states = tmp_path / "states"
-    stores = ("--store", f"sqlite://{tmp_path / 'store.db'}", "--state-cache-dir", str(states))
-    arguments = [f"random:{tiny_config}", *SHAPES, *stores]
+    states = tmp_path / "store.db-states"
+    arguments = [f"random:{tiny_config}", *SHAPES, "--store", f"sqlite://{tmp_path / 'store.db'}"]
     history, counts = prompt(300), list[tuple[int, int]]()
     first, stored, conversation = history, list[tuple[int, int]](), ""
     for turn in range(2):

@@ -1,4 +1,4 @@
-"""Files and batches in a database that replicas share."""
+"""Files and batches in a database."""
 
 import asyncio
 import re
@@ -76,8 +76,9 @@ class BatchStore:
         self.num_given_back = 0
         database.probe = file_table.probe
         self._database = database
-        self._commits = GroupCommit(database, _INTERVAL_S, lane=Lane.UPLOADS)
-        self._leases = GroupCommit(database, _INTERVAL_S, lane=Lane.LEASES)
+        interval_s = _INTERVAL_S if database.is_shared else 0.0
+        self._commits = GroupCommit(database, interval_s, lane=Lane.UPLOADS)
+        self._leases = GroupCommit(database, interval_s, lane=Lane.LEASES)
         self.retention_s = retention_s
         self._max_bytes = max_bytes
         self._replica = uuid4().hex

@@ -64,7 +64,7 @@ def full(num_bytes: int, max_bytes: int) -> str:
     """Returns the message about files that have reached the maximum number of bytes."""
     return (
         f"the files of this API key and the output of its batches take {num_bytes:,} bytes, and may take "
-        f"{max_bytes:,} (--store-gib): delete some files"
+        f"{max_bytes:,} (--store-gib, or a share of 256 MiB without --store): delete some files"
     )
 
 

@@ -1,6 +1,8 @@
 """The engine's part of the settings."""
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import platformdirs
@@ -22,6 +24,22 @@ def test_programs_are_not_kept_without_a_writable_folder(tmp_path: Path, monkeyp
     (tmp_path / "file").touch()
     monkeypatch.setattr(platformdirs, "user_cache_path", lambda *_, **__: tmp_path / "file")
     assert engine_config(load_settings({"compile_cache": "auto"})).compile_cache is None
+
+
+def test_states_are_kept_beside_an_sqlite_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They leave room for the store, and only their owner may read them."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=8 * 2**30))
+    store = {"store": f"sqlite://{tmp_path / 'store.db'}"}
+    config = engine_config(load_settings(store))
+    assert (config.state_cache_dir, config.state_cache_dir_gib) == (tmp_path / "store.db-states", 2.0)
+    assert (tmp_path / "store.db-states").stat().st_mode & 0o777 == 0o700
+    assert engine_config(load_settings({**store, "state_cache_dir_gib": 1.0})).state_cache_dir_gib == 1.0
+    given = engine_config(load_settings({**store, "state_cache_dir": "/states"}))
+    assert (given.state_cache_dir, given.state_cache_dir_gib) == (Path("/states"), 16.0)
+    for others in ({"state_cache_dir": "off"}, {"state_cache_gib": 0.0}, {"store": f"sqlite://{tmp_path}/missing/x"}):
+        assert engine_config(load_settings({**store, **others})).state_cache_dir is None
+    for address in ("memory:", "postgresql://db/roost"):
+        assert engine_config(load_settings({"store": address})).state_cache_dir is None
 
 
 ENGINE_SETTINGS: dict[str, Any] = {

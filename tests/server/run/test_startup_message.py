@@ -11,9 +11,11 @@ CONFIG = EngineConfig()
 CPU = DeviceFacts("cpu", 1, None, "cpu", None)
 
 
-def summary_of(source: str = "demo", config: EngineConfig = CONFIG, device: DeviceFacts = CPU) -> dict[str, str]:
+def summary_of(
+    source: str = "demo", config: EngineConfig = CONFIG, device: DeviceFacts = CPU, store: str = "memory:"
+) -> dict[str, str]:
     """The values by their names."""
-    lines = summary(open_model(source), config, 8, "it", "http://127.0.0.1:8000", device)
+    lines = summary(open_model(source), config, 8, "it", "http://127.0.0.1:8000", device, store)
     return {name: value.strip() for name, value in (line.split(maxsplit=1) for line in lines)}
 
 
@@ -35,6 +37,14 @@ def test_the_summary_lists_what_is_served() -> None:
     assert "Ctrl-C" in values["stop"]
     assert summary_of(config=EngineConfig(state_cache_gib=0.0))["prefixes"] == "not cached"
     assert "not kept" in summary_of()["programs"]
+
+
+def test_the_summary_says_what_a_stop_loses() -> None:
+    assert summary_of()["store"].endswith("files and batches are in memory, until the server stops (--store)")
+    assert summary_of()["prefixes"] == "cached in an eighth of free memory"
+    values = summary_of(store="postgresql://db/roost")
+    assert values["store"] == "postgresql://db/roost"
+    assert values["prefixes"].endswith(", until the server stops (--state-cache-dir)")
 
 
 def test_with_speculation_a_slot_holds_the_last_tokens_too() -> None:

@@ -60,9 +60,10 @@ def test_requests_have_a_time_or_none(given: Any, seconds: float | None) -> None
     assert load_settings({"request_timeout": given}).request_timeout == seconds
 
 
+@pytest.mark.parametrize("name", ["compile_cache", "state_cache_dir"])
 @pytest.mark.parametrize(("given", "taken"), [("auto", "auto"), ("off", "off"), ("/x", Path("/x"))])
-def test_compiled_programs_are_kept_in_a_folder(given: str, taken: Any) -> None:
-    assert load_settings({"compile_cache": given}).compile_cache == taken
+def test_a_cache_is_kept_in_a_folder(name: str, given: str, taken: Any) -> None:
+    assert getattr(load_settings({name: given}), name) == taken
 
 
 @pytest.mark.parametrize(
@@ -253,7 +254,7 @@ def test_the_reference_describes_every_setting() -> None:
         ("access_log", str, "on|off", "on"),
         ("api_key", list[str], "[NAME:]KEY", ""),
         ("state_key", str, "KEY", ""),
-        ("state_cache_dir", Path, "DIR", ""),
+        ("state_cache_dir", str, "DIR|off", "beside the file of an SQLite --store"),
         ("compile_cache", str, "DIR|off", "the user's cache folder"),
         ("drain_timeout", float, "SECONDS", "10"),
     ],

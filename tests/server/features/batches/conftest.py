@@ -12,7 +12,6 @@ from roost.server.features.batches.open_batches import OpenBatches
 
 @pytest.fixture
 def store(batches: OpenBatches) -> BatchStore:
-    assert batches.store is not None
     return batches.store
 
 

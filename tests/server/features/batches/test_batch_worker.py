@@ -59,7 +59,6 @@ async def working(batches: OpenBatches) -> AsyncIterator[BatchWorker]:
     """Runs a replica's worker in the background of a test."""
     features = features_with(batches.service, batches)
     app = create_app(batches.service, features=features)
-    assert batches.store is not None
     worker = BatchWorker(batches.service, app, batches.store)
     task = asyncio.create_task(worker.run())
     try:
@@ -100,7 +99,6 @@ async def failures(client: httpx.AsyncClient, batch: Any) -> list[Any]:
 
 
 def change(batches: OpenBatches, statement: str, *values: Any) -> None:
-    assert batches.store is not None
     batches.store._database.run_now(lambda each: each.execute(statement, *values), writes=True)
 
 
@@ -154,7 +152,6 @@ async def test_no_attempt_is_thrown_away_for_lack_of_memory(
     client: httpx.AsyncClient, batches: OpenBatches, engine: FakeEngine
 ) -> None:
     """The copies of the prompt in an answer take 6 MB, and all requests together may take 16 MiB."""
-    assert batches.store is not None
     content = b"\n".join(line(number, [300] * 1500, echo=True, logprobs=5) for number in range(16))
     batch = await started(client, content)
     async with working(batches):
@@ -166,7 +163,6 @@ async def test_no_attempt_is_thrown_away_for_lack_of_memory(
 async def test_a_line_that_ends_replicas_is_not_touched(client: httpx.AsyncClient, batches: OpenBatches) -> None:
     """Not even parsed, which may be what ends them. Its `custom_id` is read if the line begins with it."""
     batch = await started(client, line(0, "a"))
-    assert batches.store is not None
     await batches.store.claim(batches.service.model.identity, Places(1, 1))
     deaths = "num_deaths = 4, num_lone_deaths = 2, lone_fence = fence"
     change(batches, f"UPDATE roost_batch_claims SET owner = 'dead', {deaths}, lease_until = 0")

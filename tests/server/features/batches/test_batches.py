@@ -22,6 +22,8 @@ from roost.server.database.address import StoreAddress
 from roost.server.database.database import Database
 from roost.server.database.opening import open_database
 from roost.server.errors.request_errors import ApiError
+from roost.server.feature import Opening
+from roost.server.features.batches import open_batches
 from roost.server.features.batches.batch_input import LineSplitter
 from roost.server.features.batches.batch_store import BatchStore
 from roost.server.features.batches.batch_worker import _MAX_EXPIRED, BatchWorker
@@ -30,6 +32,7 @@ from roost.server.features.batches.tables import TABLES
 from roost.server.features.batches.tenant_turns import Places
 from roost.server.http.api_keys import ApiKeys
 from roost.server.http.auth import Access
+from roost.server.settings import load_settings
 from roost.server.text.served_model import ServedModel
 from small_disk import SmallDisk
 
@@ -60,7 +63,6 @@ def app_of(batches: OpenBatches, access: Access | None = None) -> FastAPI:
 @asynccontextmanager
 async def working(batches: OpenBatches) -> AsyncIterator[BatchWorker]:
     """Runs a replica's worker in the background of a test."""
-    assert batches.store is not None
     worker = BatchWorker(batches.service, app_of(batches), batches.store)
     task = asyncio.create_task(worker.run())
     try:
@@ -82,7 +84,6 @@ async def api(batches: OpenBatches) -> AsyncIterator[openai.AsyncOpenAI]:
 
 def change(batches: OpenBatches, columns: str) -> None:
     """Changes columns of all batches."""
-    assert batches.store is not None
     batches.store._database.run_now(lambda each: each.execute(f"UPDATE roost_batches SET {columns}"), writes=True)
 
 
@@ -148,7 +149,6 @@ async def test_two_replicas_share_a_batch(api: openai.AsyncOpenAI, batches: Open
     batch = await started(api, lines(60))
     async with AsyncExitStack() as stack:
         for engine in engines:
-            assert batches.store is not None
             store = BatchStore(batches.store._database, RETENTION_S)
             await stack.enter_async_context(working(OpenBatches(make_service(engine, model), store)))
         batch = await ended(api, batch.id)
@@ -209,7 +209,6 @@ async def test_a_batch_expires_if_nobody_serves_its_model(
 async def test_lines_with_a_common_prefix_run_next_to_each_other(api: openai.AsyncOpenAI, batches: OpenBatches) -> None:
     prompts = [[5 + number % 3] for number in range(12)]
     batch = await started(api, b"\n".join(line(str(at), prompt=prompt) for at, prompt in enumerate(prompts)))
-    assert batches.store is not None
     claims = [
         claim for _ in range(4) for claim in await batches.store.claim(batches.service.model.identity, Places(3, 3))
     ]
@@ -287,7 +286,6 @@ async def test_a_draining_replica_leaves_its_lines_to_others(
         async with asyncio.timeout(60):
             while engine.running or batches.service.open_requests.count:
                 await asyncio.sleep(0.02)
-        assert batches.store is not None
         other = BatchStore(batches.store._database, RETENTION_S)
         async with working(OpenBatches(make_service(FakeEngine(VOCAB_SIZE), model), other)):
             assert (await ended(api, batch.id)).request_counts.completed == 8
@@ -365,7 +363,6 @@ async def test_a_file_is_checked_when_it_is_uploaded(
     with pytest.raises(openai.BadRequestError, match=message):
         await api.files.create(file=("in.jsonl", content), purpose="batch")
     assert [each.id async for each in api.files.list()] == []
-    assert batches.store is not None
     rows = batches.store._database.run_now(lambda each: each.rows("SELECT count(*) FROM roost_file_lines"))
     assert rows == [(0,)]
 
@@ -532,12 +529,40 @@ async def test_a_body_that_is_no_form(
     assert message in response.json()["error"]["message"]
 
 
-async def test_a_server_without_a_database_says_so(engine: FakeEngine, model: ServedModel) -> None:
-    transport = httpx.ASGITransport(create_app(make_service(engine, model)))
+@pytest.fixture
+def memory(engine: FakeEngine, model: ServedModel, monkeypatch: pytest.MonkeyPatch) -> OpenBatches:
+    """Files and batches of a server without a database that has two tenants."""
+    monkeypatch.setattr(open_batches, "_MEMORY_BYTES", 20_000)
+    monkeypatch.setattr(open_batches, "_MIN_MEMORY_BYTES", 0)
+    opening = Opening(make_service(engine, model), load_settings({}), num_tenants=2)
+    return open_batches.open_batches(opening)
+
+
+async def test_a_batch_runs_in_memory_until_the_server_stops(memory: OpenBatches) -> None:
+    transport = httpx.ASGITransport(app_of(memory))
+    async with (
+        httpx.AsyncClient(transport=transport) as client,
+        openai.AsyncOpenAI(base_url="http://roost/v1", api_key="none", http_client=client, max_retries=0) as api,
+        working(memory),
+    ):
+        batch = await ended(api, (await started(api, lines(5))).id)
+        assert batch.status == "completed"
+        assert len(await outputs(api, batch.output_file_id)) == 5
+        ready = await client.get("http://roost/health/ready")
+        assert ready.json() == {"status": "ready"}
+    await memory.close()
+
+
+async def test_files_in_memory_have_a_share_of_it(memory: OpenBatches) -> None:
+    transport = httpx.ASGITransport(app_of(memory))
     async with httpx.AsyncClient(transport=transport, base_url="http://roost") as client:
-        response = await client.get("/v1/batches")
-    assert response.status_code == 404
-    assert "start the server with --store" in response.json()["error"]["message"]
+        content = line("long", prompt="a" * 6000)
+        upload = {"data": {"purpose": "batch"}, "files": {"file": content}}
+        assert (await client.post("/v1/files", **upload)).status_code == 200
+        response = await client.post("/v1/files", **upload)
+    assert (response.status_code, response.json()["error"]["code"]) == (403, "quota_exceeded")
+    assert "may take 10,000 (--store-gib, or a share of 256 MiB without --store)" in response.json()["error"]["message"]
+    await memory.close()
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 100])

@@ -75,7 +75,9 @@ def message(response: httpx.Response) -> str:
 async def test_bytes_of_uploads_that_run_elsewhere_count(client: httpx.AsyncClient, store: BatchStore) -> None:
     """And what a refused upload had stored is deleted. Another tenant has its own limit."""
     other = BatchStore(store._database, 86400.0, MAX_BYTES)
-    assert "and may take 60,000 (--store-gib): delete some files" in message(await upload(client, content(1, 70_000)))
+    assert "and may take 60,000 (--store-gib, or a share of 256 MiB without --store): delete some files" in message(
+        await upload(client, content(1, 70_000))
+    )
     assert await store._database.run(lambda each: each.rows("SELECT * FROM roost_files")) == []
     assert (await upload(client, content(1, 25_000))).status_code == 200
     tenant.set("a")
@@ -136,7 +138,10 @@ async def test_a_batch_waits_for_room_for_its_output(
             await asyncio.sleep(0.02)
         (error,) = waiting["errors"]["data"]
         assert error["code"] == "quota_exceeded"
-        assert "and may take 60,000 (--store-gib): delete some files" in error["message"]
+        assert (
+            "and may take 60,000 (--store-gib, or a share of 256 MiB without --store): delete some files"
+            in error["message"]
+        )
         await until(lambda: not engine.running)
         counts = (await described())["request_counts"]
         assert 0 < counts["completed"] < 200
