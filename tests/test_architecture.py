@@ -46,8 +46,8 @@ LEVELS = (
     "server/observability",
     "server/settings",
     "server/features/index.py",
-    "server/errors",
     "server/storage",
+    "server/errors",
     "server/database",
     "server/tenancy",
     "server/__init__.py",
@@ -146,6 +146,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
         (
             "server/http/response_parts.py",
             "server/features/*/builder.py",
+            "server/features/*/conversation_store.py",
             "server/features/*/usage_table.py",
             "server/openai/models.py",
             "server/text/served_model.py",

@@ -12,9 +12,13 @@ from typing import Any, Final, NamedTuple, get_args, get_type_hints
 
 from ..database.database import Transaction, placeholders
 from ..database.dialects import Cursor
+from ..database.group_commit import MAX_COMMIT
 
 MAX_FOUND: Final = 1000
 """Maximum number of objects to delete at a time for each reason."""
+
+MAX_REMOVED: Final = 1000
+"""Maximum number of parts that one transaction deletes."""
 
 _MAX_NAMED: Final = 250
 """Maximum number of ids in a statement."""
@@ -198,9 +202,47 @@ class Table[Record]:
         found = self.rows(transaction, f"WHERE {where} {rest} ORDER BY {sort} LIMIT ?", *values, *bound, spec.limit + 1)
         return Page(found[: spec.limit], len(found) > spec.limit)
 
+    def end_of_page(
+        self, transaction: Transaction, own: Sequence[str], limit: int, max_bytes: int, after: Any = None
+    ) -> Any:
+        """Returns the last key column of the last row of a page; `after` if no row follows.
+
+        Both databases know the length of a value without reading it. A separate column for the length would be stored
+        after the value, and SQLite would read the value to find it.
+
+        Args:
+          own: Values of the other key columns.
+          limit: Maximum number of rows.
+          max_bytes: Number of bytes after which the page ends.
+          after: Last key column of the row before the first one.
+        """
+        *names, last = self._key
+        where = " AND ".join([*(f"{name} = ?" for name in names), *([] if after is None else [f"{last} > ?"])])
+        size = " + ".join(f"length({name})" for name in self.fields if self._types[name] is bytes)
+        query = f"SELECT {last}, {size} FROM {self.name} WHERE {where} ORDER BY {last} LIMIT ?"
+        end, num_bytes = after, 0
+        for key, length in transaction.execute(query, *own, *([] if after is None else [after]), limit):
+            end, num_bytes = key, num_bytes + length
+            if num_bytes >= max_bytes:
+                break
+        return end
+
+    def remove(self, transaction: Transaction, own: Sequence[str]) -> bool:
+        """Deletes the next rows of an object, and returns whether rows are left."""
+        *names, last = self._key
+        where = " AND ".join(f"{name} = ?" for name in names)
+        end = self.end_of_page(transaction, own, MAX_REMOVED, MAX_COMMIT.num_bytes)
+        if end is None:
+            return False
+        transaction.execute(f"DELETE FROM {self.name} WHERE {where} AND {last} <= ?", *own, end)
+        return bool(transaction.rows(f"SELECT 1 FROM {self.name} WHERE {where} LIMIT 1", *own))
+
 
 class ObjectTable[Record](Table[Record]):
     """Table of objects, which have a tenant, an id and `num_bytes`.
+
+    An object with parts is hidden before it is deleted: its age begins at 0. Then its parts are deleted, a limited
+    number in each transaction, and its row at the end.
 
     Args:
       name, record, key, under, extra, indexes: See `Table`.
@@ -208,6 +250,7 @@ class ObjectTable[Record](Table[Record]):
       bounded: Condition of the objects to which `Bounds` apply; None if to all visible ones.
       age: Column with the time at which their age begins. It needs an index of its own, and one that begins with the
         tenant, both of the bounded objects.
+      parts: Tables of parts. The first columns of their keys are the tenant and the object's id.
     """
 
     def __init__(
@@ -218,9 +261,11 @@ class ObjectTable[Record](Table[Record]):
         visible: str = "1 = 1",
         bounded: str | None = None,
         age: str = "created",
+        parts: Sequence[Table[Any]] = (),
         **columns: Any,
     ) -> None:
         super().__init__(name, record, **columns)
+        self._parts = parts
         self.visible = visible
         self._bounded = visible if bounded is None else bounded
         self._age = age
@@ -229,6 +274,23 @@ class ObjectTable[Record](Table[Record]):
         """Returns an object; None if it does not exist."""
         found = self.rows(transaction, f"WHERE tenant = ? AND id = ? AND {self.visible}", tenant, id)
         return found[0] if found else None
+
+    def hide(self, transaction: Transaction, tenant: str, id: str) -> None:
+        """Hides an object, which `remove_hidden` deletes."""
+        transaction.execute(f"UPDATE {self.name} SET {self._age} = 0 WHERE tenant = ? AND id = ?", tenant, id)
+
+    def remove_hidden(self, transaction: Transaction) -> bool:
+        """Deletes the next parts of a hidden object, or its row; returns whether there was a hidden one."""
+        hidden = f"SELECT tenant, id FROM {self.name} WHERE {self._age} = 0 LIMIT 1 {{skip_locked}}"
+        found = transaction.rows(hidden)
+        for own in found:
+            self.remove_object(transaction, *own)
+        return bool(found)
+
+    def remove_object(self, transaction: Transaction, tenant: str, id: str) -> None:
+        """Deletes the next parts of a hidden object, and its row if no parts are left."""
+        if not any(part.remove(transaction, (tenant, id)) for part in self._parts):
+            transaction.execute(f"DELETE FROM {self.name} WHERE tenant = ? AND id = ?", tenant, id)
 
     def expired(self, transaction: Transaction, bounds: Bounds) -> Sequence[Name]:
         """Returns the oldest objects, whose deletion brings the others within the limits.

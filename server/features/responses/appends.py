@@ -8,7 +8,7 @@ from ...database.database import Transaction
 from ...database.errors import FencedError
 from ...database.group_commit import Work, run_each
 from . import expiry_table, response_table
-from .conversations import conversation_table
+from .conversation_table import CONVERSATIONS
 from .expiry_table import DEFAULT, RowLimits
 from .records import Lease, LogEntry
 
@@ -61,7 +61,7 @@ def run_all(transaction: Transaction, works: Sequence[Work[Any]], limits: RowLim
     if owners := sorted({work.tenant for work in works if isinstance(work, Addition)}):
         for owner in owners:
             expiry_table.make_room(transaction, owner, limits)
-        conversation_table.remove_hidden(transaction)  # so that hidden rows become no more while others are added
+        CONVERSATIONS.remove_hidden(transaction)  # so that hidden rows become no more while others are added
     return [_result(work, held) if isinstance(work, Append) else next(others) for work in works]
 
 

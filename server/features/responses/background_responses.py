@@ -28,8 +28,8 @@ from ...http.response_parts import to_json
 from .background import Background
 from .body import ResponseBody
 from .builder import NO_OUTPUT, TYPED_EVENTS, ResponsesBuilder
-from .conversations.items import output_items
-from .conversations.records import Turn
+from .conversation_store import output_items
+from .conversation_table import Turn
 from .records import Job
 from .response_store import ResponseLog
 

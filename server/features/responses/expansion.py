@@ -14,9 +14,9 @@ from ...errors import kinds
 from ...errors.request_errors import ApiError, bad_value
 from ...generation.admission import admission
 from ...http.response_parts import to_json
+from ...storage.tenant_objects import missing
 from ...text.conversation import ConversationMessage
-from .conversations.items import before_turn
-from .conversations.store import no_conversation
+from .conversation_store import before_turn
 from .input_items import CompactionItem, ItemReference, ResponseItem, items_with_ids, own_messages
 from .part_table import StoredPart, num_messages, unpack
 from .response_store import ResponseStore
@@ -248,10 +248,10 @@ def _part_of(item_id: str) -> StoredPart:
 
 def _not_found(part: StoredPart, param: str) -> ApiError:
     if part.kind == "conversation":
-        return no_conversation(part.id, param)
+        return missing("conversation", part.id, param)
     message = f"there is no stored response with the id {part.id[:100]!r}"
     return ApiError(kinds.NO_PREVIOUS_RESPONSE, message, param=param)
 
 
 def _no_item(param: str, item_id: str) -> ApiError:
-    return ApiError(kinds.NO_SUCH_OBJECT, f"there is no stored item with the id {item_id[:100]!r}", param=param)
+    return missing("stored item", item_id, param)

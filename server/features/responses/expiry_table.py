@@ -9,8 +9,7 @@ from typing import Final
 from ...database.database import Transaction
 from ...storage.objects import MAX_FOUND, Bounds, Name
 from . import response_table
-from .conversations import conversation_table
-from .conversations.conversation_table import CONVERSATIONS
+from .conversation_table import CONVERSATIONS
 from .response_table import RESPONSES
 
 
@@ -43,7 +42,7 @@ def make_room(transaction: Transaction, tenant: str, limits: RowLimits) -> None:
         response_table.delete(transaction, tenant, response_id)
     beyond = CONVERSATIONS.beyond(transaction, tenant, bounds)
     for conversation in CONVERSATIONS.unlocked(transaction, tenant, beyond):
-        conversation_table.hide(transaction, tenant, conversation)
+        CONVERSATIONS.hide(transaction, tenant, conversation)
 
 
 def expired(transaction: Transaction, max_age_s: float, limits: RowLimits) -> Sequence[Name]:
@@ -79,4 +78,4 @@ def delete_all(transaction: Transaction, names: Sequence[Name]) -> None:
 def hide_all(transaction: Transaction, names: Sequence[Name]) -> None:
     """Hides conversations."""
     for tenant, conversation in names:
-        conversation_table.hide(transaction, tenant, conversation)
+        CONVERSATIONS.hide(transaction, tenant, conversation)

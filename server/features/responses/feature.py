@@ -4,7 +4,7 @@ from typing import Final
 
 from ...feature import Feature
 from .collector import StoreCollector
-from .conversations.routes import router as conversations
+from .conversation_routes import router as conversations
 from .open_responses import open_responses
 from .response_schemas import ResponseEvent
 from .routes import router

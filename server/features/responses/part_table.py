@@ -13,8 +13,7 @@ from pydantic import TypeAdapter
 from ...database.database import Transaction, placeholders
 from ...generation.admission import admission
 from ...text.conversation import ConversationMessage
-from .conversations.conversation_table import IS_VISIBLE
-from .conversations.store import CONVERSATION_ID, ITEM_ID
+from .conversation_table import CONVERSATION_ID, CONVERSATIONS, ITEM_ID
 
 RESPONSE_ID: Final = re.compile("resp_[0-9a-f]{32}")
 
@@ -68,14 +67,16 @@ _OF_RESPONSES: Final = "FROM roost_responses WHERE tenant = ? AND id IN {ids}"
 _OF_ITEMS: Final = f"""
     FROM roost_conversation_items AS found WHERE tenant = ? AND id IN {{ids}} AND EXISTS (
         SELECT 1 FROM roost_conversations
-        WHERE roost_conversations.tenant = found.tenant AND roost_conversations.id = conversation AND {IS_VISIBLE})
+        WHERE roost_conversations.tenant = found.tenant AND roost_conversations.id = conversation
+            AND {CONVERSATIONS.visible})
 """
 
 _SIZES: Final[Mapping[PartKind, str]] = {
     "history": f"SELECT id, 0, length(history) {_OF_RESPONSES}",
     "output": f"SELECT id, 0, length(output) {_OF_RESPONSES}",
     "conversation": f"""
-        SELECT id, num_items, num_bytes FROM roost_conversations WHERE tenant = ? AND id IN {{ids}} AND {IS_VISIBLE}
+        SELECT id, num_items, num_bytes FROM roost_conversations
+        WHERE tenant = ? AND id IN {{ids}} AND {CONVERSATIONS.visible}
     """,
     "item": f"SELECT id, 0, length(text) {_OF_ITEMS}",
 }

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ...database.group_commit import WriteLoad
-from .conversations.records import Item, Turn, load_of
+from .conversation_table import Item, Turn, load_of
 
 SUSPECT_DEATHS: Final = 2
 """Number of deaths of its owners at which a response runs without other adopted responses on its replica."""

@@ -24,16 +24,16 @@ from ...errors import kinds
 from ...errors.request_errors import ApiError
 from ...generation.admission import admission
 from ...generation.delta import Delta
+from ...storage.objects import MAX_REMOVED
+from ...storage.tenant_objects import missing
 from ...tenancy.tenant import tenant
 from ...tenancy.tenant_locks import TenantLocks
 from ...text.conversation import ConversationMessage
 from . import claim_table, event_table, expiry_table, part_table, response_table
 from .appends import Addition, Append, run_all
 from .checkpoint_files import CheckpointFiles
-from .conversations import conversation_table
-from .conversations.conversation_table import MAX_REMOVED
-from .conversations.records import Item, Turn, load_of
-from .conversations.store import ConversationStore, locked
+from .conversation_store import ConversationStore, locked
+from .conversation_table import CONVERSATIONS, Item, Turn, load_of
 from .expiry_table import DEFAULT, RowLimits
 from .log_followers import LogFollowers
 from .logged_delta import pack_delta
@@ -229,7 +229,7 @@ class ResponseStore:
           ApiError: 404, the response was never stored, is not finished yet, or was deleted.
         """
         if (found := await self.find(response_id)) is None:
-            raise no_response(response_id)
+            raise missing("stored response", response_id)
         return found
 
     async def sizes(self, parts: Collection[StoredPart]) -> Mapping[StoredPart, tuple[int, int]]:
@@ -395,7 +395,7 @@ class ResponseStore:
             read = partial(find, max_age_s=self._retention_s, limits=self._limits)
             for names in batched(await self._database.run(read), _MAX_DELETED):
                 await self._commits.write(partial(delete, names=names), REPLY_S, WriteLoad(len(names)))
-        while await self._commits.write(conversation_table.remove_hidden, REPLY_S, WriteLoad(MAX_REMOVED)):
+        while await self._commits.write(CONVERSATIONS.remove_hidden, REPLY_S, WriteLoad(MAX_REMOVED)):
             pass
         if self.files is not None:
             await self.files.sweep(await self._database.run(response_table.checkpoint_names, timeout_s=REPLY_S))
@@ -641,8 +641,3 @@ class ResponseLog:
         )
         self._end = end.after(entry)
         return entry
-
-
-def no_response(response_id: str) -> ApiError:
-    """Returns a 404 for a response."""
-    return ApiError(kinds.NO_SUCH_OBJECT, f"there is no stored response with the id {response_id[:100]!r}")

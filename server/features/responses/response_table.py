@@ -8,9 +8,8 @@ from uuid import uuid4
 from ...database.database import Transaction, placeholders
 from ...database.errors import FencedError
 from ...storage.objects import ObjectTable
-from . import event_table
-from .conversations import conversation_table
-from .conversations.records import Item, Turn, pack_items, unpack_items
+from . import conversation_table, event_table
+from .conversation_table import Item, Turn, pack_items, unpack_items
 from .records import CheckpointReference, Job, Lease, LogEntry, ResponseRecord
 
 LEASE_S: Final = 15.0

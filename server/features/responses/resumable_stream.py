@@ -17,7 +17,7 @@ from ...text.conversation import ConversationMessage
 from .background_responses import is_death, job_of
 from .body import ResponseBody
 from .builder import TYPED_EVENTS, ResponsesBuilder
-from .conversations.records import Turn
+from .conversation_table import Turn
 from .logged_delta import pack_delta
 from .part_table import pack
 from .records import LogEntry, ResponseRecord

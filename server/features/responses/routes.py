@@ -24,15 +24,15 @@ from ...http.streaming import EventStream, choices_of, respond, until_disconnect
 from ...openai.completions import check_stream_options
 from ...openai.response_schemas import DeletedObject, ItemList
 from ...schemas.body import MAX_MESSAGES
+from ...storage.tenant_objects import missing
 from ...tenancy.tenant import tenant
 from ...text.chat_template import Ending
 from ...text.conversation import Conversation, ConversationMessage
 from .background_responses import BackgroundRun, encoded, end_early, job_of
 from .body import ResponseBody
 from .builder import TYPED_EVENTS, ResponsesBuilder, compacted, new_response_id, usage_of
-from .conversations.items import new_items, output_items
-from .conversations.records import Item, Turn
-from .conversations.store import locked
+from .conversation_store import locked, new_items, output_items
+from .conversation_table import Item, Turn
 from .conversion import generation_options, generation_spec, tool_options
 from .expansion import MAX_ADDED, Room, expanded
 from .input_items import compaction_of, page
@@ -41,7 +41,6 @@ from .part_table import STATE_ROLE, StoredPart, pack
 from .prompt_fields import CompactBody, InputTokensBody, PromptFields
 from .records import ResponseRecord
 from .response_schemas import CompactedInput, InputTokens, ResponseEvent, ResponseObject
-from .response_store import no_response
 from .resumable_stream import ResumableBuilder
 
 router = APIRouter(route_class=JsonRoute)
@@ -190,7 +189,7 @@ async def list_input_items(
     """Lists the input of a response, the conversation that it continues included."""
     history, room = StoredPart("history", response_id), Room(sys.maxsize, sys.maxsize)
     if history not in await responses.store.sizes({history}):
-        raise no_response(response_id)
+        raise missing("stored response", response_id)
     async with (
         until_disconnect(request.receive),
         expanded(responses.store, room, "input", [], {history: "response_id"}) as (messages, _),

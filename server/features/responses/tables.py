@@ -3,7 +3,7 @@
 from typing import Final
 
 from ...database.schema import Tables, Upgrade
-from .conversations.conversation_table import CONVERSATIONS, ITEMS
+from .conversation_table import CONVERSATIONS, ITEMS
 from .response_table import RESPONSES
 
 _FIRST: Final = Upgrade(

@@ -5,11 +5,11 @@ from contextlib import suppress
 import pytest
 
 _LIMITS = (
-    "batches.batch_store._REPLY_S",
-    "responses.conversations.store._REPLY_S",
-    "responses.response_store.REPLY_S",
-    "responses.response_store._LAST_S",
-    "usage.routes._REPLY_S",
+    "features.batches.batch_store._REPLY_S",
+    "features.responses.response_store.REPLY_S",
+    "features.responses.response_store._LAST_S",
+    "features.usage.routes._REPLY_S",
+    "storage.tenant_objects.REPLY_S",
 )
 
 
@@ -18,4 +18,4 @@ def patient_features(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gives transactions a minute. Tests of a limit set their own."""
     for name in _LIMITS:
         with suppress(ImportError):  # a feature may have been deleted
-            monkeypatch.setattr(f"roost.server.features.{name}", 60.0)
+            monkeypatch.setattr(f"roost.server.{name}", 60.0)

@@ -8,10 +8,15 @@ import pytest
 from databases import opened
 from query_plans import scans_of
 from roost.server.database.database import Database, Transaction
-from roost.server.features.responses import claim_table, event_table, expiry_table, part_table, response_table
-from roost.server.features.responses.conversations import conversation_table
-from roost.server.features.responses.conversations.conversation_table import CONVERSATIONS
-from roost.server.features.responses.conversations.records import Item, Turn
+from roost.server.features.responses import (
+    claim_table,
+    conversation_table,
+    event_table,
+    expiry_table,
+    part_table,
+    response_table,
+)
+from roost.server.features.responses.conversation_table import CONVERSATIONS, Item, Turn
 from roost.server.features.responses.expiry_table import RowLimits
 from roost.server.features.responses.part_table import StoredPart
 from roost.server.features.responses.records import Claim, Deaths, Job, Lease, LogEntry, ResponseRecord
@@ -206,8 +211,8 @@ STATEMENTS: dict[str, tuple[Callable[[Transaction], Any], set[str]]] = {
         for spec in (PageSpec(2), PageSpec(2, "i", newest_first=True))
     },
     "delete an item": (partial(conversation_table.delete_item, tenant="t1", conversation="r1", item_id="i"), set()),
-    "hide a conversation": (partial(conversation_table.hide, tenant="t1", conversation="r1"), set()),
-    "remove hidden conversations": (conversation_table.remove_hidden, set()),
+    "hide a conversation": (partial(CONVERSATIONS.hide, tenant="t1", id="r1"), set()),
+    "remove hidden conversations": (CONVERSATIONS.remove_hidden, set()),
     "make room": (partial(expiry_table.make_room, tenant="t1", limits=RowLimits()), set()),
 }
 """Statements, and the indexes of running responses that they may read from end to end."""

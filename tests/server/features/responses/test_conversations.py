@@ -13,8 +13,8 @@ from fake_server import features_with, live, make_service, until
 from openai.types.conversations import Conversation, ConversationDeletedResource, ConversationItem, ConversationItemList
 from openai.types.responses import Response
 from roost.server.app import create_app
-from roost.server.features.responses.conversations import records
-from roost.server.features.responses.conversations.records import Item, Turn
+from roost.server.features.responses import conversation_table
+from roost.server.features.responses.conversation_table import Item, Turn
 from roost.server.features.responses.open_responses import OpenResponses
 from roost.server.features.responses.response_store import ResponseStore
 from roost.server.generation.service import Service
@@ -391,7 +391,7 @@ async def test_a_response_adds_nothing_to_a_conversation_that_was_deleted(
 
 
 async def test_a_conversation_has_a_limit(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "MAX_ITEMS", 3)
+    monkeypatch.setattr(conversation_table, "MAX_ITEMS", 3)
     path = await conversation(client, items=[message("one")])
     assert (await respond(client, path)).status_code == 200
     assert error_of(await respond(client, path), 403)["code"] == "quota_exceeded"

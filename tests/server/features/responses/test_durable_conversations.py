@@ -10,10 +10,8 @@ from databases import opened
 from fake_server import until
 from query_plans import scans_of
 from roost.server.database.database import Database
-from roost.server.features.responses import part_table, response_table
-from roost.server.features.responses.conversations import conversation_table
-from roost.server.features.responses.conversations.conversation_table import LEASE_S
-from roost.server.features.responses.conversations.records import ConversationRecord, Item, Outcome, Turn
+from roost.server.features.responses import conversation_table, part_table, response_table
+from roost.server.features.responses.conversation_table import LEASE_S, ConversationRecord, Item, Outcome, Turn
 from roost.server.features.responses.part_table import StoredPart
 from roost.server.features.responses.records import Job, LogEntry, ResponseRecord
 from roost.server.storage.objects import Bounds, PageSpec

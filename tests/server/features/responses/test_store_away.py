@@ -21,6 +21,7 @@ from roost.server.database.dialects import Sqlite
 from roost.server.database.errors import StoreUnavailableError, WriteTooLargeError
 from roost.server.errors.request_warnings import HEADER
 from roost.server.features.responses.adoption import Adopter
+from roost.server.features.responses.conversation_table import CONVERSATIONS
 from roost.server.features.responses.open_responses import OpenResponses
 from roost.server.features.responses.response_store import ResponseStore
 from roost.server.features.usage import usage_table
@@ -78,8 +79,8 @@ class Server:
         self._set_patience(60.0)
 
     def _set_patience(self, seconds: float) -> None:
-        for name in ("response_store.REPLY_S", "conversations.store._REPLY_S"):
-            self.patch.setattr(f"roost.server.features.responses.{name}", seconds)
+        for name in ("features.responses.response_store.REPLY_S", "storage.tenant_objects.REPLY_S"):
+            self.patch.setattr(f"roost.server.{name}", seconds)
 
     async def used(self) -> tuple[int, int]:
         """Returns the numbers of requests and of generated tokens that count as usage, once the store is back."""
@@ -136,7 +137,7 @@ async def server(path: str, model: ServedModel, monkeypatch: pytest.MonkeyPatch)
 
 DETECTIONS: dict[str, Callable[[ResponseStore], Awaitable[Any]]] = {
     "a read": lambda responses: responses.find(f"resp_{'0' * 32}"),
-    "a write": lambda responses: responses.conversations.remove("conv_0"),
+    "a write": lambda responses: responses.conversations.write(CONVERSATIONS.hide, f"conv_{0:032}"),
     "a lease": lambda responses: responses.renew(),
 }
 

@@ -14,13 +14,13 @@ from fake_server import features_with, make_service, until
 from roost.server.app import create_app
 from roost.server.database.database import Database, Lane, Transaction
 from roost.server.features.responses import appends, expiry_table
-from roost.server.features.responses.conversations import conversation_table
-from roost.server.features.responses.conversations.records import ConversationRecord
+from roost.server.features.responses.conversation_table import ConversationRecord
 from roost.server.features.responses.expiry_table import RowLimits
 from roost.server.features.responses.open_responses import OpenResponses
 from roost.server.features.responses.response_store import ResponseStore
 from roost.server.http.api_keys import ApiKeys
 from roost.server.http.auth import Access
+from roost.server.storage import objects
 from roost.server.tenancy.tenant import tenant
 from roost.server.text.served_model import ServedModel
 from test_conversations import conversation, message, reference
@@ -184,7 +184,7 @@ async def test_items_of_a_deleted_conversation_are_removed_some_at_a_time(
     client: httpx.AsyncClient, database: Database, store: ResponseStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing finds them any more. Each addition removes some, and the rest is removed later."""
-    monkeypatch.setattr(conversation_table, "MAX_REMOVED", 4)
+    monkeypatch.setattr(objects, "MAX_REMOVED", 4)
     path = await conversation(client, items=[message("x")] * 20)
     (item,) = (await client.get(f"{path}/items?limit=1")).json()["data"]
     count = "SELECT (SELECT count(*) FROM roost_conversation_items), (SELECT count(*) FROM roost_conversations)"

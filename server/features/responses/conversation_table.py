@@ -1,42 +1,104 @@
-"""All statements on conversations, as functions of a transaction.
+"""Conversations and their items: records, and all statements on them, as functions of a transaction.
 
 A response that continues a conversation locks it: `take` makes the response its holder for the duration of a lease. A
 background response has a running row, which then keeps the conversation locked on whichever replica generates it. For
 other responses, their replica extends the lease. `end` adds the items of the turn in the transaction that ends the
 response. Items have ids, so repeating it changes nothing.
-
-A conversation that is deleted is hidden first: its row has `updated = 0`, and takes no bytes. Then its items are
-deleted, a limited number in each transaction, and its row at the end.
 """
 
+import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
 from itertools import batched
 from typing import Final
 
-from ....database.database import Transaction, placeholders
-from ....storage.objects import ObjectTable, Page, PageSpec, Table
-from .records import ConversationRecord, Item, Outcome, Turn, has_room
+from ...database.database import Transaction, placeholders
+from ...database.group_commit import WriteLoad
+from ...schemas.body import MAX_MESSAGES
+from ...storage.objects import ObjectTable, Page, PageSpec, Table
 
 LEASE_S: Final = 15.0
 """Seconds after its last extension at which a lease ends, so that another response may take the conversation."""
 
+MAX_ITEMS: Final = MAX_MESSAGES
+MAX_ITEM_BYTES: Final = 16 * 2**20
+"""Maximums of the number of items of a conversation and of their bytes, beyond which nothing is added to it."""
+
+CONVERSATION_ID: Final = re.compile("conv_[0-9a-f]{32}")
+ITEM_ID: Final = re.compile("[a-z]+_[0-9a-f]{32}(_c[0-9]{1,9})?")
+"""Pattern of valid ids. Other strings are not searched for."""
+
 _MAX_ROWS: Final = 250
 """Maximum number of rows that a statement stores or extends."""
 
-MAX_REMOVED: Final = 1000
-"""Maximum number of items that a transaction deletes of hidden conversations."""
 
-IS_VISIBLE: Final = "updated > 0"
-"""Condition of conversations that are not hidden."""
+class Outcome(Enum):
+    """Outcome of a change of a conversation.
 
-CONVERSATIONS: Final = ObjectTable(
-    "roost_conversations",
-    ConversationRecord,
-    extra={"updated": float, "num_items": int, "num_bytes": int, "holder": str | None, "locked_until": float},
-    visible=IS_VISIBLE,
-    age="updated",
-    indexes={"age": "(updated)", "sizes": "(tenant, updated, num_bytes)"},
-)
+    Attributes:
+      DONE: The conversation was changed.
+      MISSING: The conversation does not exist.
+      LOCKED: A running response is going to add to the conversation.
+      FULL: The conversation has reached its limit of items or bytes.
+    """
+
+    DONE = "done"
+    MISSING = "missing"
+    LOCKED = "locked"
+    FULL = "full"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """An item of a conversation.
+
+    Attributes:
+      text: JSON of the item, its id included.
+    """
+
+    id: str
+    text: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationRecord:
+    """A conversation without its items.
+
+    Attributes:
+      created: Time of its creation, in seconds since 1970.
+      metadata: JSON of the client's metadata.
+    """
+
+    tenant: str
+    id: str
+    created: int
+    metadata: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Turn of one response in a conversation, which no other response may change during the turn.
+
+    Attributes:
+      conversation: Id of the conversation.
+      response: Id of the response.
+      items: Items that the turn adds: while the response runs, its input; none if it has failed.
+    """
+
+    conversation: str
+    response: str
+    items: Sequence[Item] = ()
+
+    def ended(self, output: Sequence[Item]) -> "Turn":
+        """Returns the turn at the end of its response.
+
+        Args:
+          output: Items of the response's output; none if it has failed.
+        """
+        return Turn(self.conversation, self.response, [*self.items, *output] if output else ())
+
+
 ITEMS: Final = Table(
     "roost_conversation_items",
     Item,
@@ -44,10 +106,34 @@ ITEMS: Final = Table(
     under={"tenant": str, "conversation": str, "position": int},
     indexes={"list": "(tenant, conversation, position)", "ids": "(tenant, id)"},
 )
-
-_OWN: Final = f"tenant = ? AND id = ? AND {IS_VISIBLE}"
+CONVERSATIONS: Final = ObjectTable(
+    "roost_conversations",
+    ConversationRecord,
+    extra={"updated": float, "num_items": int, "num_bytes": int, "holder": str | None, "locked_until": float},
+    visible="updated > 0",
+    age="updated",
+    parts=(ITEMS,),
+    indexes={"age": "(updated)", "sizes": "(tenant, updated, num_bytes)"},
+)
+_OWN: Final = f"tenant = ? AND id = ? AND {CONVERSATIONS.visible}"
 _OF: Final = "tenant = ? AND conversation = ?"
 _ITEMS: Final = f"{ITEMS.name} WHERE {_OF}"
+
+
+def load_of(items: Sequence[Item]) -> WriteLoad:
+    """Returns the load of a write that adds items to a conversation."""
+    return WriteLoad(1 + len(items), sum(len(item.text) for item in items))
+
+
+def pack_items(items: Sequence[Item]) -> bytes:
+    """Returns items in the encoding in which a running response stores them, one per line."""
+    return b"\n".join(item.id.encode() + b" " + item.text for item in items)
+
+
+def unpack_items(packed: bytes) -> list[Item]:
+    """Returns the items of `pack_items`."""
+    parts = (line.partition(b" ") for line in packed.splitlines())
+    return [Item(name.decode(), text) for name, _, text in parts]
 
 
 def insert(transaction: Transaction, record: ConversationRecord, items: Sequence[Item]) -> None:
@@ -56,31 +142,10 @@ def insert(transaction: Transaction, record: ConversationRecord, items: Sequence
     _append(transaction, record.tenant, record.id, items)
 
 
-def set_metadata(
-    transaction: Transaction, tenant: str, conversation: str, metadata: bytes
-) -> ConversationRecord | None:
-    """Replaces the metadata of a conversation, and returns it; None if it does not exist."""
+def set_metadata(transaction: Transaction, tenant: str, conversation: str, metadata: bytes) -> None:
+    """Replaces the metadata of a conversation."""
     update = f"UPDATE roost_conversations SET metadata = ?, updated = {{now}} WHERE {_OWN}"
     transaction.execute(update, metadata, tenant, conversation)
-    return CONVERSATIONS.find(transaction, tenant, conversation)
-
-
-def hide(transaction: Transaction, tenant: str, conversation: str) -> None:
-    """Hides a conversation, whose items `remove_hidden` deletes. A response that runs in it adds nothing any more."""
-    update = "UPDATE roost_conversations SET updated = 0, num_items = 0, num_bytes = 0, holder = NULL"
-    transaction.execute(f"{update} WHERE {_OWN}", tenant, conversation)
-
-
-def remove_hidden(transaction: Transaction) -> bool:
-    """Deletes the next items of a hidden conversation, then its row; returns whether there was a hidden one."""
-    query = "SELECT tenant, id FROM roost_conversations WHERE updated = 0 LIMIT 1 {skip_locked}"
-    found = transaction.rows(query)
-    for own in found:
-        some = f"SELECT id FROM {_ITEMS} LIMIT ?"
-        deleted = transaction.execute(f"DELETE FROM {_ITEMS} AND id IN ({some})", *own, *own, MAX_REMOVED)
-        if deleted.rowcount < MAX_REMOVED:
-            transaction.execute("DELETE FROM roost_conversations WHERE tenant = ? AND id = ? AND updated = 0", *own)
-    return bool(found)
 
 
 def take(transaction: Transaction, tenant: str, conversation: str, response: str) -> Outcome:
@@ -111,7 +176,8 @@ def _state(transaction: Transaction, tenant: str, conversation: str, response: s
     ((holder, is_leased, num_items, num_bytes),) = rows
     if holder not in (None, response) and (is_leased or _is_running(transaction, tenant, holder)):
         return Outcome.LOCKED
-    return Outcome.DONE if has_room(num_items, num_bytes) else Outcome.FULL
+    has_room = num_items < MAX_ITEMS and num_bytes < MAX_ITEM_BYTES
+    return Outcome.DONE if has_room else Outcome.FULL
 
 
 def _is_running(transaction: Transaction, tenant: str, response: str) -> bool:

@@ -1,29 +1,91 @@
 """`/v1/conversations`: stored conversations, which responses continue and add to."""
 
-from typing import Any
+from collections.abc import Iterator
+from functools import partial
+from typing import Annotated, Any, Final, Literal, TypedDict
 
 import orjson
 from fastapi import APIRouter, Request, Response
+from pydantic import Field
 
-from ....errors import kinds
-from ....errors.request_errors import ApiError
-from ....errors.request_warnings import warn_all
-from ....generation.admission import admission
-from ....http.openapi import success
-from ....http.paging import After, Limit, QueryOrder, described, no_such_entry
-from ....http.response_parts import json_response, to_json
-from ....http.routes import JsonRoute
-from ....http.streaming import until_disconnect
-from ....openai.response_schemas import DeletedObject, ItemList
-from ....storage.objects import Page, PageSpec
-from ..expansion import MAX_ADDED, Room, expanded
-from ..open_responses import OpenResponses, Responses
-from ..response_store import ResponseStore
-from .builder import described_conversation, new_conversation
-from .items import new_items
-from .records import Item
-from .schemas import ConversationBody, ConversationItem, ConversationObject, ItemsBody, MetadataBody
-from .store import check, no_conversation
+from ...errors import kinds
+from ...errors.request_errors import ApiError
+from ...errors.request_warnings import warn_all
+from ...generation.admission import admission
+from ...http import openapi
+from ...http.paging import After, Limit, QueryOrder, described, no_such_entry
+from ...http.response_parts import json_response, to_json
+from ...http.routes import JsonRoute
+from ...http.streaming import until_disconnect
+from ...openai.response_schemas import DeletedObject, ItemList
+from ...schemas.body import Fields
+from ...schemas.metadata import Metadata
+from ...storage.objects import Page, PageSpec
+from .conversation_store import check, described_conversation, new_conversation, new_items
+from .conversation_table import CONVERSATIONS, Item, delete_item, set_metadata
+from .expansion import MAX_ADDED, Room, expanded
+from .input_items import OtherItem, ResponseItem
+from .open_responses import OpenResponses, Responses
+from .response_store import ResponseStore
+
+_MAX_ADDED: Final = 20
+"""Maximum number of items that a request adds, as in OpenAI's API."""
+
+AddedItems = Annotated[list[ResponseItem], Field(fail_fast=True, max_length=_MAX_ADDED)]
+
+
+class MetadataBody(Fields):
+    """Body of `POST /v1/conversations/{id}`."""
+
+    metadata: Metadata = Field(default_factory=dict)
+    """Up to 16 names and values of the client's own, of at most 64 and 512 characters."""
+
+
+class ItemsBody(Fields):
+    """Body of `POST /v1/conversations/{id}/items`."""
+
+    items: AddedItems
+    """Up to 20 items to add, oldest first. Items that are not kept, such as reasoning, are left out."""
+
+    @property
+    def dropped(self) -> Iterator[str]:
+        """Names of the items that are left out, for warnings."""
+        for index, item in enumerate(self.items):
+            if isinstance(item, OtherItem) and item.type != "reasoning":
+                yield f"items[{index}]: {item.type}"
+
+
+class ConversationBody(MetadataBody, ItemsBody):
+    """Body of `POST /v1/conversations`."""
+
+    items: AddedItems = Field(default_factory=list)
+    """Up to 20 items to begin with, oldest first. Items that are not kept, such as reasoning, are left out."""
+
+
+@openapi.described
+class ConversationObject(TypedDict):
+    """A conversation."""
+
+    id: str
+    """Id of the conversation."""
+
+    object: Literal["conversation"]
+    """Kind of object."""
+
+    created_at: int
+    """Time of its creation, in seconds since 1970."""
+
+    metadata: dict[str, str]
+    """The client's own strings."""
+
+
+class ConversationItem(TypedDict):
+    """An item of a conversation. Further fields depend on its type."""
+
+    id: str
+    type: str
+    status: Any
+
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -46,10 +108,9 @@ async def get_conversation(conversation_id: str, responses: Responses) -> dict[s
 @router.post("/v1/conversations/{conversation_id}", response_model=ConversationObject)
 async def update_conversation(conversation_id: str, body: MetadataBody, responses: Responses) -> dict[str, Any]:
     """Replaces the metadata of a conversation."""
-    updated = await responses.store.conversations.set_metadata(conversation_id, to_json(body.metadata))
-    if updated is None:
-        raise no_conversation(conversation_id)
-    return described_conversation(updated)
+    conversations = responses.store.conversations
+    await conversations.write(partial(set_metadata, metadata=to_json(body.metadata)), conversation_id)
+    return described_conversation(await conversations.get(conversation_id))
 
 
 @router.delete("/v1/conversations/{conversation_id}")
@@ -57,11 +118,11 @@ async def delete_conversation(conversation_id: str, responses: Responses) -> Del
     """Deletes a conversation and its items. Its responses stay; a running one continues, and adds nothing."""
     conversations = responses.store.conversations
     await conversations.get(conversation_id)
-    await conversations.remove(conversation_id)
+    await conversations.write(CONVERSATIONS.hide, conversation_id)
     return DeletedObject(id=conversation_id, object="conversation.deleted", deleted=True)
 
 
-@router.post("/v1/conversations/{conversation_id}/items", responses=success(ItemList))
+@router.post("/v1/conversations/{conversation_id}/items", responses=openapi.success(ItemList))
 async def create_conversation_items(
     conversation_id: str, body: ItemsBody, responses: Responses, request: Request
 ) -> Response:
@@ -71,7 +132,7 @@ async def create_conversation_items(
     return _listed(Page(items, has_more=False))
 
 
-@router.get("/v1/conversations/{conversation_id}/items", responses=success(ItemList))
+@router.get("/v1/conversations/{conversation_id}/items", responses=openapi.success(ItemList))
 async def list_conversation_items(
     conversation_id: str,
     responses: Responses,
@@ -82,14 +143,14 @@ async def list_conversation_items(
     """Lists the items of a conversation, page by page."""
     conversations = responses.store.conversations
     await conversations.get(conversation_id)
-    found = await conversations.page(conversation_id, PageSpec(limit, after, order == "desc"))
+    found = await conversations.items(conversation_id, PageSpec(limit, after, order == "desc"))
     if found is None:
         raise no_such_entry(after)
     await admission.get().keep(sum(len(item.text) for item in found.items))
     return _listed(found)
 
 
-@router.get("/v1/conversations/{conversation_id}/items/{item_id}", responses=success(ConversationItem))
+@router.get("/v1/conversations/{conversation_id}/items/{item_id}", responses=openapi.success(ConversationItem))
 async def get_conversation_item(conversation_id: str, item_id: str, responses: Responses) -> Response:
     """Returns an item of a conversation."""
     item = await _item(conversation_id, item_id, responses.store)
@@ -103,7 +164,7 @@ async def delete_conversation_item(conversation_id: str, item_id: str, responses
     conversations = responses.store.conversations
     record = await conversations.get(conversation_id)
     await _item(conversation_id, item_id, responses.store)
-    await conversations.remove_item(conversation_id, item_id)
+    await conversations.write(partial(delete_item, item_id=item_id), conversation_id)
     return described_conversation(record)
 
 

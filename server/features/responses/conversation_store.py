@@ -1,32 +1,45 @@
-"""Stored conversations. Each tenant sees only its own."""
+"""Conversations of a server, of which each tenant sees its own, and the conversion of messages to their items."""
 
-import re
-from collections.abc import AsyncGenerator, Callable, Sequence
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import Final
+from itertools import takewhile
+from typing import Any, Final
+from uuid import uuid4
 
-from ....database.database import Database, Transaction
-from ....database.errors import StoreUnavailableError
-from ....database.group_commit import GroupCommit
-from ....errors import kinds
-from ....errors.request_errors import ApiError
-from ....storage.objects import Page, PageSpec
-from ....tenancy.tenant import tenant
-from ..appends import Addition
+from ...database.database import Database, Transaction
+from ...database.errors import StoreUnavailableError
+from ...database.group_commit import GroupCommit
+from ...errors import kinds
+from ...errors.request_errors import ApiError
+from ...generation.admission import admission
+from ...http.response_parts import to_json
+from ...storage.objects import Page, PageSpec
+from ...storage.tenant_objects import REPLY_S, TenantObjects, missing
+from ...tenancy.tenant import tenant
+from ...text.conversation import ConversationMessage
 from . import conversation_table
-from .conversation_table import CONVERSATIONS
-from .records import MAX_ITEM_BYTES, MAX_ITEMS, ConversationRecord, Item, Outcome, Turn, load_of
+from .appends import Addition
+from .conversation_table import (
+    CONVERSATION_ID,
+    CONVERSATIONS,
+    ITEM_ID,
+    MAX_ITEM_BYTES,
+    MAX_ITEMS,
+    ConversationRecord,
+    Item,
+    Outcome,
+    Turn,
+    load_of,
+)
+from .input_items import items_of_message
 
-CONVERSATION_ID: Final = re.compile("conv_[0-9a-f]{32}")
-ITEM_ID: Final = re.compile("[a-z]+_[0-9a-f]{32}(_c[0-9]{1,9})?")
-"""Pattern of valid ids. Other strings are not searched for."""
-
-_REPLY_S: Final = 5.0
-"""Seconds after which a client gets an error while the database is unavailable."""
+_ADDED: Final = ("completed", "incomplete")
+"""Statuses of responses whose output is added to their conversation."""
 
 
-class ConversationStore:
+class ConversationStore(TenantObjects[ConversationRecord]):
     """Keeps conversations in the database of the responses.
 
     Args:
@@ -35,30 +48,13 @@ class ConversationStore:
     """
 
     def __init__(self, database: Database, commits: GroupCommit, leases: GroupCommit) -> None:
-        self._database = database
-        self._commits = commits
+        super().__init__(CONVERSATIONS, CONVERSATION_ID, "conversation", database, commits)
         self._leases = leases
         self._held: set[tuple[str, str, str]] = set()
 
     async def create(self, record: ConversationRecord, items: Sequence[Item]) -> None:
         """Stores a new conversation and its first items."""
         await self._add(partial(conversation_table.insert, record=record, items=items), items)
-
-    async def find(self, conversation_id: str) -> ConversationRecord | None:
-        """Returns a conversation of the current tenant; None if it does not exist."""
-        return await self._read(CONVERSATIONS.find, conversation_id)
-
-    async def set_metadata(self, conversation_id: str, metadata: bytes) -> ConversationRecord | None:
-        """Replaces the metadata of a conversation, and returns it; None if it does not exist."""
-        if not CONVERSATION_ID.fullmatch(conversation_id):
-            return None
-        own = tenant.get(), conversation_id
-        return await self._write(lambda each: conversation_table.set_metadata(each, *own, metadata))
-
-    async def remove(self, conversation_id: str) -> None:
-        """Deletes a conversation and its items, if it exists."""
-        own = tenant.get(), conversation_id
-        await self._write(lambda each: conversation_table.hide(each, *own))
 
     async def add(self, conversation_id: str, items: Sequence[Item]) -> Outcome:
         """Adds items to a conversation."""
@@ -67,32 +63,24 @@ class ConversationStore:
         own = tenant.get(), conversation_id
         return await self._add(lambda each: conversation_table.add(each, *own, items), items)
 
-    async def page(self, conversation_id: str, spec: PageSpec) -> Page[Item] | None:
+    async def items(self, conversation_id: str, spec: PageSpec) -> Page[Item] | None:
         """Returns a page of the items; None if the conversation has no item `spec.after`."""
         if spec.after is not None and not ITEM_ID.fullmatch(spec.after):
             return None
-        return await self._read(partial(conversation_table.read_list, spec=spec), conversation_id)
+        return await self.read(partial(conversation_table.read_list, spec=spec), conversation_id)
 
     async def item(self, conversation_id: str, item_id: str) -> Item | None:
         """Returns an item; None if it does not exist."""
         if not ITEM_ID.fullmatch(item_id):
             return None
-        return await self._read(partial(conversation_table.item, item_id=item_id), conversation_id)
-
-    async def remove_item(self, conversation_id: str, item_id: str) -> None:
-        """Deletes an item, if it exists."""
-        own = tenant.get(), conversation_id
-        await self._write(lambda each: conversation_table.delete_item(each, *own, item_id))
+        return await self.read(partial(conversation_table.item, item_id=item_id), conversation_id)
 
     async def take(self, conversation_id: str, response_id: str) -> Outcome:
         """Locks a conversation for a response until `release` or `end`."""
-        if not CONVERSATION_ID.fullmatch(conversation_id):
-            return Outcome.MISSING
-        held = tenant.get(), conversation_id, response_id
-        outcome = await self._write(lambda each: conversation_table.take(each, *held))
+        outcome = await self.write(partial(conversation_table.take, response=response_id), conversation_id)
         if outcome is Outcome.DONE:
-            self._held.add(held)
-        return outcome
+            self._held.add((tenant.get(), conversation_id, response_id))
+        return outcome or Outcome.MISSING
 
     async def release(self, conversation_id: str, response_id: str) -> None:
         """Unlocks a conversation, unless the response continues in the background or has ended its turn.
@@ -103,7 +91,7 @@ class ConversationStore:
         if held in self._held:
             self._held.discard(held)
             with suppress(StoreUnavailableError):
-                await self._write(lambda each: conversation_table.release(each, *held))
+                await self.write(partial(conversation_table.release, response=response_id), conversation_id)
 
     async def end(self, turn: Turn) -> bool:
         """Adds the items of a turn and ends it; returns whether the response had the turn, or had nothing to add."""
@@ -119,17 +107,7 @@ class ConversationStore:
         """Extends the leases of this replica's responses."""
         if self._held:
             turns = list(self._held)
-            await self._leases.write(lambda each: conversation_table.renew(each, turns), _REPLY_S)
-
-    async def get(self, conversation_id: str) -> ConversationRecord:
-        """Returns a conversation.
-
-        Raises:
-          ApiError: 404, the conversation does not exist.
-        """
-        if (found := await self.find(conversation_id)) is None:
-            raise no_conversation(conversation_id)
-        return found
+            await self._leases.write(lambda each: conversation_table.renew(each, turns), REPLY_S)
 
     @asynccontextmanager
     async def locked(self, conversation_id: str | None, response_id: str) -> AsyncGenerator[None]:
@@ -151,17 +129,8 @@ class ConversationStore:
         finally:
             await self.release(conversation_id, response_id)
 
-    async def _read[T](self, read: Callable[[Transaction, str, str], T], conversation_id: str) -> T | None:
-        if not CONVERSATION_ID.fullmatch(conversation_id):
-            return None
-        owner = tenant.get()
-        return await self._database.run(lambda each: read(each, owner, conversation_id), timeout_s=_REPLY_S)
-
-    async def _write[T](self, write: Callable[[Transaction], T]) -> T:
-        return await self._commits.write(write, _REPLY_S)
-
     async def _add[T](self, write: Callable[[Transaction], T], items: Sequence[Item]) -> T:
-        return await self._commits.write(Addition(tenant.get(), write), _REPLY_S, load_of(items))
+        return await self._commits.write(Addition(tenant.get(), write), REPLY_S, load_of(items))
 
 
 def check(outcome: Outcome, conversation_id: str, param: str | None = None) -> None:
@@ -171,7 +140,7 @@ def check(outcome: Outcome, conversation_id: str, param: str | None = None) -> N
       ApiError: It was not.
     """
     if outcome is Outcome.MISSING:
-        raise no_conversation(conversation_id, param)
+        raise missing("conversation", conversation_id, param)
     if outcome is Outcome.LOCKED:
         raise locked(conversation_id, param)
     if outcome is Outcome.FULL:
@@ -181,13 +150,44 @@ def check(outcome: Outcome, conversation_id: str, param: str | None = None) -> N
         )
 
 
-def no_conversation(conversation_id: str, param: str | None = None) -> ApiError:
-    """Returns a 404 for a conversation."""
-    message = f"there is no conversation with the id {conversation_id[:100]!r}"
-    return ApiError(kinds.NO_SUCH_OBJECT, message, param=param)
-
-
 def locked(conversation_id: str, param: str | None = None) -> ApiError:
     """Returns the error about a conversation that another response is going to add to."""
     message = f"another response is running in {conversation_id}: wait for its end, or cancel it"
     return ApiError(kinds.CONVERSATION_LOCKED, message, param=param)
+
+
+def before_turn(items: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Returns the items that a response continues: if its work has run before, those before the turn that it added."""
+    own = admission.get()
+    if not own.is_repeated:
+        return items
+    turn = own.new_id("item 0"), own.new_id("response")
+    return list(takewhile(lambda item: not any(each in item["id"] for each in turn), items))
+
+
+def new_items(messages: Sequence[ConversationMessage]) -> list[Item]:
+    """Returns the items of messages, with new ids."""
+    own, items = admission.get(), (item for message in messages for item in items_of_message(message))
+    return [_item({**item, "id": f"{item['id']}_{own.new_id(f'item {place}')}"}) for place, item in enumerate(items)]
+
+
+def output_items(response: Mapping[str, Any]) -> list[Item]:
+    """Returns the items that an ended response adds to its conversation; none if it failed or has no conversation."""
+    if "conversation" not in response or response["status"] not in _ADDED:
+        return []
+    return [_item(item) for item in response["output"]]
+
+
+def _item(fields: Mapping[str, Any]) -> Item:
+    return Item(str(fields["id"]), to_json(fields))
+
+
+def new_conversation(metadata: Mapping[str, str]) -> ConversationRecord:
+    """Returns a new conversation, which is not stored yet."""
+    return ConversationRecord(tenant.get(), f"conv_{uuid4().hex}", int(time.time()), to_json(metadata))
+
+
+def described_conversation(record: ConversationRecord) -> dict[str, Any]:
+    """Returns a conversation in the form that clients receive."""
+    metadata = admission.get().parse_stored(record.metadata)
+    return {"id": record.id, "object": "conversation", "created_at": record.created, "metadata": metadata}

@@ -1,1 +1,0 @@
-"""OpenAI's conversations: `/v1/conversations`, which responses continue and add to."""
