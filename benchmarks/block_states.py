@@ -18,8 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from roost.engine.model.config import PRESETS
 from roost.engine.model.state import BlockStates
-from roost.engine.prefix_cache.cache import PrefixCache
-from roost.engine.prefix_cache.tree import PrefixKey
+from roost.engine.prefix_cache.cache import PrefixCache, PrefixKey
 from roost.engine.types.config import PREFILL_BLOCK
 from roost.engine.types.request import PrefillChunk, Request
 from roost.engine.types.sampling_params import SamplingParams

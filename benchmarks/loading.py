@@ -29,12 +29,12 @@ from rich.console import Console
 from rich.table import Table
 from roost.engine.capacity.roofline import CPU as CPU_DEVICE
 from roost.engine.capacity.roofline import compute_roofline, find_device
-from roost.engine.checkpoint import open_tensors, orbax, tensors
+from roost.engine.checkpoint import format, open_tensors, orbax
 from roost.engine.checkpoint.conversion import convert
+from roost.engine.checkpoint.format import BFLOAT16, ReadRows, StoredTensor
 from roost.engine.checkpoint.layout import tensor_specs
 from roost.engine.checkpoint.official import GRIFFIN_CONFIG, griffin_fields
 from roost.engine.checkpoint.source import open_model
-from roost.engine.checkpoint.tensors import BFLOAT16, ReadRows, StoredTensor
 from roost.engine.devices.platform import CPU
 from roost.engine.model.config import PRESETS, ModelConfig
 from roost.engine.types.arrays import HostArray
@@ -68,7 +68,7 @@ class Measure:
 def write_official(config: ModelConfig, folder: Path, *, whole: bool) -> None:
     """Returns random weights; `whole` writes one chunk per array, like Orbax on one host."""
     if whole:
-        tensors._PIECE = 2**40
+        format._PIECE = 2**40
     folder.mkdir()
     drawn = {
         spec.name: StoredTensor(spec.name, folder, spec.shape, BFLOAT16, partial(draw_rows, spec.name, spec.shape))

@@ -29,8 +29,7 @@ import numpy as np
 from git_commit import commit
 from roost.engine import EngineConfig, EngineCore, Request, SamplingParams, TokenLogprobs, load_runner, open_model
 from roost.engine.model.config import PRESETS
-from roost.engine.prefix_cache.cache import PrefixCache
-from roost.engine.prefix_cache.tree import PrefixKey
+from roost.engine.prefix_cache.cache import PrefixCache, PrefixKey
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.engine.types.config import PREFILL_BLOCK
 from roost.engine.types.snapshot import BlockState

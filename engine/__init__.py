@@ -24,22 +24,31 @@ from .kernel_checks.checks import KernelCheck, check_kernels
 from .kernel_checks.compilation import compile_kernel_checks
 from .model.config import ModelConfig
 from .model.state_layout import state_bytes
-from .planning.load import ExpectedLoad, Targets
-from .planning.replicas import MODEL_ERROR, LoadPlan, plan_load
-from .planning.saturation import saturated_requests_per_s
+from .planning.replicas import MODEL_ERROR, ExpectedLoad, LoadPlan, Targets, plan_load, saturated_requests_per_s
 from .prefix_cache.cache import PrefixCache
-from .prefix_cache.request_snapshot import RequestSnapshot, RequestSnapshotFormat
-from .prefix_cache.saved_state import SavedState, SavedStateFormat
+from .prefix_cache.saved_state import RequestSnapshot, RequestSnapshotFormat, SavedState, SavedStateFormat
 from .scheduling.scheduler import Scheduler
+from .types.arrays import ID_BYTES, id_bytes, ids_in, pack_ids
 from .types.config import (
+    MAX_PREDICTION,
     MAX_TOKENS,
+    NO_DRAFTS,
     PREFILL_BLOCK,
     QUANTIZATIONS,
+    SIMULATED,
     STEP_TOKEN_BOUNDS,
+    UNUSED_PREDICTION,
     CacheStats,
+    DraftCounts,
     EngineConfig,
     EngineStats,
+    HostGroup,
+    MeshShape,
+    PredictionUse,
     Quantization,
+    Simulation,
+    Speculation,
+    history_bytes,
 )
 from .types.errors import (
     CheckpointError,
@@ -57,24 +66,12 @@ from .types.errors import (
     StateFileError,
     UnknownRequestError,
 )
-from .types.mesh import HostGroup, MeshShape
+from .types.host_memory import shown_bytes
 from .types.output_constraint import Constraint, TokenMask, mask_of_ids, words_of_mask
 from .types.request import FinishReason, Replay, Request, TokenLogprobs, TokenOutput
 from .types.sampling_params import MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS, SAMPLING_FIELDS, SamplingParams
-from .types.simulation import SIMULATED, Simulation
 from .types.snapshot import Snapshot
-from .types.speculation import (
-    MAX_PREDICTION,
-    NO_DRAFTS,
-    UNUSED_PREDICTION,
-    DraftCounts,
-    PredictionUse,
-    Speculation,
-    history_bytes,
-)
 from .types.tenant_store import TenantStore
-from .types.token_ids import ID_BYTES, id_bytes, ids_in, pack_ids
-from .types.units import shown_bytes
 from .worker.profiling import longest_operations, profiled, record_profile
 from .worker.runner import ModelRunner
 

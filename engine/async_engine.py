@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol, runtime_checkable
 
 from .engine_core import EngineCore
-from .prefix_cache.request_snapshot import RequestSnapshot, RequestSnapshotFormat
-from .prefix_cache.saved_state import SavedState, SavedStateFormat
+from .prefix_cache.saved_state import RequestSnapshot, RequestSnapshotFormat, SavedState, SavedStateFormat
 from .types.config import EngineStats
 from .types.errors import EngineDeadError, EngineStoppedError, QueueFullError, UnknownRequestError
 from .types.request import FinishReason, Request, TokenOutput, join_outputs

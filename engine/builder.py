@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .capacity.fitting import Attempt, estimated_slots, fit_slots, memory_of_served
-from .checkpoint.identity import model_identity
-from .checkpoint.source import ModelSource
+from .checkpoint.source import ModelSource, model_identity
 from .devices.hosts import Leader, connect_followers, connect_leader, join, min_over_hosts
 from .devices.platform import (
     PORTABLE,
@@ -37,27 +36,20 @@ from .model.sharding_rules import matrices_without_kernel
 from .model.state_layout import state_bytes
 from .prefix_cache.cache import PrefixCache
 from .prefix_cache.disk import DiskTier, make_folder
-from .prefix_cache.request_snapshot import RequestSnapshotFormat
-from .prefix_cache.saved_state import SavedStateFormat
+from .prefix_cache.saved_state import RequestSnapshotFormat, SavedStateFormat
 from .scheduling.scheduler import Scheduler
-from .simulation.loading import simulated_runner
-from .simulation.runner import SimulatedRunner
-from .types.config import CPU_ONLY, EngineConfig
+from .simulation.runner import SimulatedRunner, simulated_runner
+from .types.config import CPU_ONLY, NO_DRAFTS, SIMULATED, EngineConfig, Speculation, history_bytes
 from .types.errors import CheckpointError, ConfigError
-from .types.host_memory import available_memory, release_freed_memory
-from .types.simulation import SIMULATED
-from .types.speculation import NO_DRAFTS, Speculation, history_bytes
-from .types.units import shown_bytes
-from .worker.compilation import CompiledPrograms, compile_served
+from .types.host_memory import available_memory, release_freed_memory, shown_bytes
+from .worker.compilation import CompiledPrograms, KernelRefusedError, compile_served
+from .worker.earlier_starts import open_trace_cache, read_slots, slots_key, write_slots
 from .worker.executor import DeviceArrays, Executor
-from .worker.known_slots import read_slots, slots_key, write_slots
 from .worker.loading import OpenWeights, open_weights
 from .worker.lowering import pool_partition_specs, shard_shapes
-from .worker.program_memory import KernelRefusedError
 from .worker.runner import ModelRunner
 from .worker.served import Devices, Served
 from .worker.steps import StatePool
-from .worker.trace_cache import open_trace_cache
 
 _logger = logging.getLogger(__name__)
 

@@ -8,18 +8,17 @@ from dataclasses import replace
 from functools import partial
 from typing import Final, NamedTuple, Protocol, runtime_checkable
 
-from .prefix_cache.request_snapshot import RequestSnapshot, RequestSnapshotFormat
-from .prefix_cache.saved_state import SavedState, SavedStateFormat
-from .prefix_cache.tree import PrefixKey
+from .prefix_cache.cache import PrefixKey
+from .prefix_cache.saved_state import RequestSnapshot, RequestSnapshotFormat, SavedState, SavedStateFormat
 from .scheduling.plan import RequestOutput
 from .scheduling.prefetcher import Fetch
 from .scheduling.scheduler import Scheduler
+from .types.arrays import ID_BYTES
 from .types.config import STEP_TOKEN_BOUNDS, EngineStats
 from .types.errors import EngineDeadError, NumericError, UnknownRequestError
 from .types.request import Batch, PrefillBatch, Request, RowResult
 from .types.sampling_params import NO_TOKEN, SamplingParams
 from .types.snapshot import Snapshot
-from .types.token_ids import ID_BYTES
 
 _NEXT_TOKEN: Final = PrefixKey.of([NO_TOKEN], "").tokens
 """A token after a history. The prefix cache leaves at least one token to prefill, so this token lets it cover the whole

@@ -60,7 +60,6 @@ LEVELS = (
     "engine/kernel_checks",
     "engine/capacity",
     "engine/worker",
-    "engine/speculation",
     "engine/scheduling",
     "engine/prefix_cache",
     "engine/sampling",
@@ -104,7 +103,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
             "engine/async_engine.py",
             "engine/devices/hosts.py",
             "engine/prefix_cache/disk.py",
-            "engine/worker/background_compilation.py",
+            "engine/worker/compilation.py",
             "server/database/call.py",  # a caller on the event loop interrupts a statement on its thread
             "server/llm/event_loop.py",
             "server/constraints/grammar/process.py",
@@ -131,13 +130,11 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
             "engine/builder.py",
             "engine/capacity/*",
             "engine/checkpoint/calibration.py",  # runs layers
-            "engine/checkpoint/sharded_placement.py",  # what a device gets of a checkpoint that was read without JAX
             "engine/checkpoint/weights.py",
             "engine/devices/*",
             "engine/kernel_checks/*",
             "engine/model/*",
             "engine/sampling/*",
-            "engine/speculation/*",
             "engine/worker/*",
         ),
     ),
@@ -159,7 +156,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
     "databases": ({"sqlite3", "psycopg"}, ("server/database/dialects.py", "server/database/hosts.py")),
     "checkpoint formats": (
         {"safetensors", "tensorstore", "orbax"},
-        ("engine/checkpoint/safetensors_files.py", "engine/checkpoint/orbax.py", "engine/prefix_cache/state_file.py"),
+        ("engine/checkpoint/safetensors_files.py", "engine/checkpoint/orbax.py", "engine/prefix_cache/saved_state.py"),
     ),
     "downloads": ({"huggingface_hub", "kagglehub", "obstore", "requests"}, ("server/model_hub/*",)),
     "JSON decoders": (  # of clients' and of stored JSON: only an admission decodes it, see `generation/admission.py`
@@ -505,7 +502,7 @@ def lines_with(pattern: re.Pattern[str], files: Sources, room: str) -> list[str]
 
 def test_preemption_has_two_files_of_its_own() -> None:
     """The rest of scheduling asks it, on few lines."""
-    own = ("engine/scheduling/preemption.py", "engine/scheduling/preemptible_queue.py")
+    own = ("engine/scheduling/preemption.py", "engine/scheduling/preemption.py")
     files = {path: text for path, text in sources().items() if path not in own}
     found = lines_with(PREEMPTION, files, "engine/scheduling")
     assert 0 < len(found) <= MAX_PREEMPTION_LINES, "\n".join(["", *found])

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import pytest
 from jaxtyping import Array, Float, TypeCheckError, jaxtyped
-from roost.engine.sampling.logprobs import logprobs
+from roost.engine.sampling.sampler import logprobs
 from roost.kernels.arithmetic import max_last
 from type_checks import check
 

@@ -25,13 +25,11 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from ..checkpoint.source import ModelSource
 from ..devices.platform import TPU
 from ..model.collectives import Collectives
-from ..types.config import EngineConfig
+from ..types.config import DATA, MODEL, EngineConfig, MeshShape
 from ..types.errors import ConfigError
-from ..types.mesh import DATA, MODEL, MeshShape
-from ..worker.compilation import compile_lowered
+from ..worker.compilation import OutOfMemoryError, ProgramMemory, compile_lowered, program_memory
 from ..worker.loading import open_weights
 from ..worker.lowering import idle_bytes, lower
-from ..worker.program_memory import OutOfMemoryError, ProgramMemory, program_memory
 from ..worker.served import Devices, Program, Served
 
 _ENVIRONMENT: Final = {

@@ -18,11 +18,10 @@ import jax.numpy as jnp
 from ..devices.platform import MIN_SLOTS, Platform
 from ..model.config import ModelConfig
 from ..model.state_layout import state_bytes
-from ..sampling.state import zero_sampling_state, zero_token_memory
-from ..types.config import MAX_PREFILL_ROWS
+from ..sampling.logits_processors import zero_sampling_state, zero_token_memory
+from ..types.config import MAX_PREFILL_ROWS, MeshShape
 from ..types.errors import ConfigError
-from ..types.mesh import MeshShape
-from ..types.units import shown_bytes
+from ..types.host_memory import shown_bytes
 from ..worker.loading import OpenWeights
 from ..worker.served import part_rows, prefill_shapes
 

@@ -17,8 +17,8 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_me
 from ...kernels import GpuSizes
 from ..devices.platform import gpu_platform
 from ..model.collectives import Collectives
+from ..types.config import MeshShape
 from ..types.errors import ConfigError
-from ..types.mesh import MeshShape
 from ..worker.served import Devices
 
 _TOOLKIT: Final = "13.0.0"

@@ -11,11 +11,18 @@ from ..model.config import ModelConfig
 from ..model.layer_kinds import layer_matrices
 from ..model.sharding_rules import weight_bytes
 from ..model.state_layout import state_bytes, window_bytes
-from ..types.config import CPU_ONLY, QUANTIZATIONS, EngineConfig
+from ..types.config import (
+    CPU_ONLY,
+    NO_DRAFTS,
+    ONE_DEVICE,
+    QUANTIZATIONS,
+    EngineConfig,
+    MeshShape,
+    Speculation,
+    history_bytes,
+)
 from ..types.errors import ConfigError
 from ..types.host_memory import available_memory
-from ..types.mesh import ONE_DEVICE, MeshShape
-from ..types.speculation import NO_DRAFTS, Speculation, history_bytes
 from .fitting import memory_model
 
 FREE_SHARE: Final = 0.08

@@ -15,12 +15,10 @@ import jax
 
 from ..checkpoint.source import ModelSource
 from ..devices.startup import GPU_MEMORY_SHARE
-from ..types.config import EngineConfig
+from ..types.config import ONE_DEVICE, EngineConfig, MeshShape
 from ..types.errors import ConfigError
-from ..types.mesh import ONE_DEVICE, MeshShape
-from ..worker.compilation import CompiledPrograms, compile_served
+from ..worker.compilation import CompiledPrograms, MemoryDemand, OutOfMemoryError, compile_served, demands
 from ..worker.loading import open_weights
-from ..worker.program_memory import MemoryDemand, OutOfMemoryError, demands
 from ..worker.served import Devices, Program
 from .aot import CHIPS, ahead_of_time, hbm_limit, open_chips
 from .fitting import Attempt, estimated_slots, fit_slots, memory_of_served

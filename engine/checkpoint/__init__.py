@@ -7,11 +7,10 @@ from typing import Final
 
 from ..model.config import ModelConfig
 from .flax_msgpack import FLAX_MSGPACK
-from .format import CheckpointFormat, WritableFormat
+from .format import CheckpointFormat, Tensors, WritableFormat
 from .lora import Adapter, merged
 from .orbax import ORBAX
 from .safetensors_files import SAFETENSORS
-from .tensors import Tensors
 
 __all__ = ["FORMATS", "WRITABLE_FORMATS", "Tensors", "open_tensors"]
 

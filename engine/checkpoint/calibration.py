@@ -24,8 +24,8 @@ from ..model.griffin import scaled_embeddings
 from ..model.layers import ResidualBlock
 from ..model.state import zero_state
 from ..types.arrays import HostArray
+from .format import StoredTensor
 from .layout import checkpoint_layout
-from .tensors import StoredTensor
 from .weights import Checkpoint
 
 TEXT_TOKENS: Final = 512

@@ -17,13 +17,12 @@ from ..model.config import ModelConfig
 from ..model.griffin import check_int4_inputs
 from ..types.config import Quantization
 from ..types.errors import CheckpointError
-from ..types.units import shown_bytes
+from ..types.host_memory import shown_bytes
 from . import WRITABLE_FORMATS, open_tensors
 from .calibration import Calibration
-from .format import WritableFormat
+from .format import StoredTensor, Tensors, WritableFormat, bytes_of
 from .precision import in_dtype, in_int4, in_int8
 from .source import ModelSource
-from .tensors import StoredTensor, Tensors, bytes_of
 from .weights import Checkpoint
 
 type Progress = Callable[[str, int, int], None]

@@ -1,23 +1,77 @@
-"""Checkpoints of the official library in one msgpack file, as `flax.serialization` writes its tree of parameters."""
+"""Official checkpoints in one msgpack file, as `flax.serialization` writes its tree of parameters.
+
+The file is read header by header, without the arrays' bytes. A library would take the memory that a header claims. This
+reader takes none: it steps over the bytes of an array, and fails when they would end behind the file.
+"""
 
 import math
-from collections.abc import Iterator, Sequence
+import struct
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from ..model.config import ModelConfig
 from ..types.arrays import HostArray
 from ..types.errors import CheckpointError
-from .format import CheckpointFormat, FoundCheckpoint, tokenizer_directory
+from .format import CheckpointFormat, FoundCheckpoint, ReadRows, StoredTensor, Tensors, tokenizer_directory
 from .layout import EMBEDDING_ARRAY, FlaxView
-from .msgpack_arrays import FileArray, MsgpackError, read_arrays
 from .official import ARRAY_DTYPES, check_dtype, config_of_arrays, views_of, without_root
-from .tensors import ReadRows, StoredTensor, Tensors
 
 _SUFFIX: Final = ".msgpack"
+
+_MAX_DEPTH: Final = 16
+"""Maximum depth of nested values."""
+
+_MAX_TEXT: Final = 1024
+"""Maximum bytes of a key."""
+
+_MAX_ITEMS: Final = 2**20
+"""Maximum number of items of a map or a list."""
+
+_CHUNKED: Final = "__msgpack_chunked_array__"
+"""Key that marks an array of more than a gibibyte, which Flax writes as a map of flat chunks."""
+
+_ARRAY: Final = 1
+"""Code of Flax's extension type for arrays: a list of the shape, the dtype's name, and the bytes."""
+
+
+class MsgpackError(Exception):
+    """The file is not what `flax.serialization` writes; the text says why."""
+
+
+class Span(NamedTuple):
+    """Bytes of a file."""
+
+    start: int
+    length: int
+
+
+class _Extension(NamedTuple):
+    code: int
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class FileArray:
+    """Array in a file.
+
+    Attributes:
+      dtype: Name of the dtype.
+      chunks: Places of its elements in row-major order; several if Flax split it.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    chunks: tuple[Span, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Total bytes of the chunks."""
+        return sum(chunk.length for chunk in self.chunks)
 
 
 def read_headers(file: Path) -> dict[str, FileArray]:
@@ -103,3 +157,163 @@ FLAX_MSGPACK: Final = CheckpointFormat(
     owns=lambda weights: len(weights) == 1 and weights[0].suffix == _SUFFIX,
     open=lambda weights, config: open_msgpack(weights[0], config),
 )
+
+
+def read_arrays(data: Any) -> dict[str, FileArray]:
+    """Returns the arrays of a file by the keys that lead to them, joined by dots.
+
+    Args:
+      data: The file's bytes, such as a memory map.
+
+    Raises:
+      MsgpackError: The file ends too early, or holds anything but arrays in nested maps.
+    """
+    reader = _Reader(data)
+    tree = reader.value()
+    if reader.position != len(data):
+        raise MsgpackError(f"{len(data) - reader.position} bytes follow its end")
+    return dict(_arrays(data, tree, ()))
+
+
+def _arrays(data: Any, value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, FileArray]]:
+    name = ".".join(path)
+    if isinstance(value, Mapping) and _CHUNKED not in value:
+        for key, item in value.items():
+            yield from _arrays(data, item, (*path, key))
+        return
+    try:
+        array = _chunked(data, value) if isinstance(value, Mapping) else _array(data, value)
+    except (MsgpackError, KeyError, TypeError, ValueError):
+        raise MsgpackError(f"{name or 'its root'} is no array of numbers") from None
+    yield name, array
+
+
+def _array(data: Any, value: Any) -> FileArray:
+    if not isinstance(value, _Extension) or value.code != _ARRAY:
+        raise MsgpackError
+    reader = _Reader(data, value.span)
+    shape, dtype, span = reader.value()
+    if not _is_shape(shape) or not isinstance(dtype, str) or not isinstance(span, Span):
+        raise MsgpackError
+    return FileArray(tuple(shape), dtype, (span,))
+
+
+def _chunked(data: Any, value: Mapping[str, Any]) -> FileArray:
+    shape = [value["shape"][str(axis)] for axis in range(len(value["shape"]))]
+    chunks = [_array(data, value["chunks"][str(number)]) for number in range(len(value["chunks"]))]
+    (dtype,) = {chunk.dtype for chunk in chunks}
+    if not _is_shape(shape) or math.prod(shape) != sum(math.prod(chunk.shape) for chunk in chunks):
+        raise MsgpackError
+    return FileArray(tuple(shape), dtype, tuple(span for chunk in chunks for span in chunk.chunks))
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(size, int) and size >= 0 for size in value)
+
+
+class _Reader:
+    """Reads values in order; bytes and extensions become places in the file."""
+
+    def __init__(self, data: Any, span: Span | None = None) -> None:
+        """Reads all data, or a span of it."""
+        start, length = span or Span(0, len(data))
+        self._data = data
+        self._end = start + length
+        self.position = start
+
+    def value(self, depth: int = 0) -> Any:
+        """Reads the next value."""
+        if depth > _MAX_DEPTH:
+            raise MsgpackError(f"it is nested deeper than {_MAX_DEPTH} levels")
+        code = self._number("B")
+        if code < 0x80:
+            return code
+        if code < 0x90:
+            return self._map(code & 0x0F, depth)
+        if code < 0xA0:
+            return self._list(code & 0x0F, depth)
+        if code < 0xC0:
+            return self._text(code & 0x1F)
+        return self._long(code, depth)
+
+    def _long(self, code: int, depth: int) -> Any:
+        if code in _INTEGERS:
+            return self._number(_INTEGERS[code])
+        if code in _CONSTANTS:
+            return _CONSTANTS[code]
+        if code in _FIXED_EXTENSIONS:
+            return self._extension(_FIXED_EXTENSIONS[code])
+        if code not in _SIZED:
+            raise MsgpackError(f"it holds a value of msgpack's type {code:#x}, which no array needs")
+        kind, size = _SIZED[code]
+        length = self._number(size)
+        match kind:
+            case "map":
+                return self._map(length, depth)
+            case "list":
+                return self._list(length, depth)
+            case "text":
+                return self._text(length)
+            case "bytes":
+                return self._skip(length)
+        return self._extension(length)
+
+    def _map(self, length: int, depth: int) -> dict[str, Any]:
+        self._check_items(length)
+        found: dict[str, Any] = {}
+        for _ in range(length):
+            key = self.value(depth + 1)
+            if not isinstance(key, str) or key in found:
+                raise MsgpackError(f"a key is {key!r}, which is no text or stands twice")
+            found[key] = self.value(depth + 1)
+        return found
+
+    def _list(self, length: int, depth: int) -> list[Any]:
+        self._check_items(length)
+        return [self.value(depth + 1) for _ in range(length)]
+
+    def _check_items(self, length: int) -> None:
+        if length > min(_MAX_ITEMS, self._end - self.position):
+            raise MsgpackError(f"it ends before its {length} items")
+
+    def _text(self, length: int) -> str:
+        if length > _MAX_TEXT:
+            raise MsgpackError(f"a text has {length} bytes")
+        start, _ = self._skip(length)
+        try:
+            return bytes(self._data[start : start + length]).decode()
+        except UnicodeDecodeError:
+            raise MsgpackError("a text is not UTF-8") from None
+
+    def _extension(self, length: int) -> _Extension:
+        return _Extension(self._number("b"), self._skip(length))
+
+    def _number(self, kind: str) -> int:
+        start, length = self._skip(struct.calcsize(f">{kind}"))
+        (number,) = struct.unpack(f">{kind}", self._data[start : start + length])
+        return int(number)
+
+    def _skip(self, length: int) -> Span:
+        if length > self._end - self.position:
+            raise MsgpackError(f"it ends {length - (self._end - self.position)} bytes too early")
+        span = Span(self.position, length)
+        self.position += length
+        return span
+
+
+_CONSTANTS: Final[Mapping[int, bool | None]] = {0xC0: None, 0xC2: False, 0xC3: True}
+
+_INTEGERS: Final[Mapping[int, str]] = {0xCC: "B", 0xCD: "H", 0xCE: "I", 0xCF: "Q"}
+"""Formats of unsigned integers, for `struct`, by their codes."""
+
+_FIXED_EXTENSIONS: Final[Mapping[int, int]] = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
+"""Lengths of short extensions by their codes."""
+
+_SIZED: Final[Mapping[int, tuple[str, str]]] = {
+    **{0xC4 + index: ("bytes", size) for index, size in enumerate("BHI")},
+    **{0xC7 + index: ("extension", size) for index, size in enumerate("BHI")},
+    **{0xD9 + index: ("text", size) for index, size in enumerate("BHI")},
+    **{0xDC + index: ("list", size) for index, size in enumerate("HI")},
+    **{0xDE + index: ("map", size) for index, size in enumerate("HI")},
+}
+"""Kinds of values whose length follows their codes, and the formats of the lengths."""

@@ -12,8 +12,8 @@ import numpy as np
 
 from ..model.config import PRESETS, ModelConfig
 from ..types.errors import CheckpointError
+from .format import BFLOAT16
 from .layout import EMBEDDING_ARRAY, FlaxView, tensor_specs
-from .tensors import BFLOAT16
 
 GRIFFIN_CONFIG: Final = "griffin_config.json"
 """Name of the config file that Roost writes next to an official checkpoint."""

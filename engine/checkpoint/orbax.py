@@ -16,10 +16,9 @@ import tensorstore
 from ..model.config import ModelConfig
 from ..types.arrays import HostArray
 from ..types.errors import CheckpointError
-from .format import FoundCheckpoint, WritableFormat, tokenizer_directory
+from .format import FoundCheckpoint, ReadRows, StoredTensor, Tensors, WritableFormat, tokenizer_directory
 from .layout import EMBEDDING_ARRAY, FlaxView, tensor_specs
 from .official import GRIFFIN_CONFIG, check_dtype, config_of_arrays, griffin_fields, views_of, without_root
-from .tensors import ReadRows, StoredTensor, Tensors
 
 _ZARR: Final[Mapping[str, str]] = {".zarray": "zarr", "zarr.json": "zarr3"}
 """TensorStore's driver by the name of a file that every array has."""

@@ -16,8 +16,7 @@ from safetensors import SafetensorError, safe_open
 from ..model.config import ModelConfig, config_to_hf, read_config
 from ..types.arrays import HostArray
 from ..types.errors import CheckpointError
-from .format import FoundCheckpoint, WritableFormat
-from .tensors import BFLOAT16, ReadRows, StoredTensor, Tensors, bytes_of
+from .format import BFLOAT16, FoundCheckpoint, ReadRows, StoredTensor, Tensors, WritableFormat, bytes_of
 
 INDEX: Final = "model.safetensors.index.json"
 

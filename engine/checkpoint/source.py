@@ -1,18 +1,29 @@
-"""Model references: `open_model` finds the config and files of the model that a command line names."""
+"""Model references: `open_model` finds the config and files of the model that a command line names.
 
+`model_identity` tells models apart by the content of their files. Saved states are only restored into the same model.
+"""
+
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from ..model.config import PRESETS, ModelConfig, read_config
-from ..model.quantization_config import INT4_GROUP_SIZE
+from ..model.config import INT4_GROUP_SIZE, PRESETS, ModelConfig, read_config
 from ..types.errors import CheckpointError
 from . import FORMATS
+from .format import content_pieces
 from .lora import Adapter
 
 DEMO_DIRECTORY: Final = Path(__file__).parents[2] / "configs" / "demo"
 """Folder of the bundled model."""
+
+CHOICES: Final = (
+    "a directory with config.json and .safetensors files, or an official (Flax) checkpoint; random:2b, random:9b, "
+    "random:CONFIG.json, or demo"
+)
+_PICKLES: Final = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
+_GGUF: Final = ".gguf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,16 +105,6 @@ def open_model(reference: str, name: str | None = None) -> ModelSource:
     raise CheckpointError(_why_not(directory))
 
 
-CHOICES: Final = (
-    "a directory with config.json and .safetensors files, or an official (Flax) checkpoint; random:2b, random:9b, "
-    "random:CONFIG.json, or demo"
-)
-
-
-_PICKLES: Final = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
-_GGUF: Final = ".gguf"
-
-
 def _why_no_file(file: Path) -> str:
     """Returns why a file cannot be opened as a model, for an error message."""
     if file.name.endswith(_PICKLES):
@@ -140,3 +141,23 @@ def _open_random(reference: str) -> ModelSource:
     name = path.resolve().parent.name if path.name == "config.json" else path.stem
     config = replace(read_config(path), int4_group_size=INT4_GROUP_SIZE)  # weights are quantised as they are drawn
     return ModelSource(f"{name}-random", config, path.parent, ())
+
+
+def model_identity(source: ModelSource, dtype: str, quantize: str | None, seed: int) -> str:
+    """Returns 32 hexadecimal digits that identify the weights and dtypes, independent of the location of the files.
+
+    Args:
+      source: The model's config and files. An int8 window, or a merged adapter, makes another model.
+      dtype: Dtype of the activations.
+      quantize: "int8" if matrices are quantised, or None.
+      seed: Seed of random weights.
+    """
+    drawn = seed if source.is_random else None
+    facts: tuple[object, ...] = (source.config, dtype, quantize, drawn)
+    if source.config.kv_dtype is not None:
+        facts += (source.config.kv_dtype,)
+    digest = hashlib.sha256(repr((*facts, *source.merged)).encode())
+    for path in source.files:
+        for piece in content_pieces(path):
+            digest.update(piece)
+    return digest.hexdigest()[:32]

@@ -6,24 +6,31 @@ import operator
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from ...kernels.matrices import FORMATS, QuantizedMatrix, is_quantized, table_dtype
 from ..model.config import ModelConfig, ParamPath
 from ..model.griffin import Params
+from ..model.segments import ShardingRule
+from ..model.sharding_rules import leaf_rules
 from ..types.arrays import HostArray
+from ..types.config import MeshShape
 from ..types.errors import CheckpointError
+from .format import StoredTensor, Tensors
 from .layout import EMBEDDING, TensorSpec, checkpoint_layout
-from .sharded_placement import HostParam
-from .stored_matrices import read_matrix, stored_specs
-from .tensors import StoredTensor, Tensors
+from .precision import read_matrix, stored_specs
 
 type AbstractParam = jax.ShapeDtypeStruct | QuantizedMatrix
 """Shape and dtype of a parameter."""
+
+type HostParam = HostArray | QuantizedMatrix
+"""A parameter in host memory."""
 
 type Put = Callable[[tuple[Any, ...], HostParam], Any]
 """Places a parameter on devices; called with its path, as JAX's tree keys, and its arrays."""
@@ -283,3 +290,37 @@ def _num_bytes(param: AbstractParam) -> int:
 def _key(key: Any) -> str | int:
     name: str | int = key.key
     return name
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Places each shard of a parameter on its devices. A process places only the shards of its own devices.
+
+    Attributes:
+      mesh: The devices.
+      config: The model's config.
+      shape: Sizes of the mesh's axes.
+    """
+
+    mesh: Mesh
+    config: ModelConfig
+    shape: MeshShape
+
+    def put(self, path: tuple[Any, ...], param: HostParam) -> Any:
+        """Returns a parameter as an array sharded over the mesh.
+
+        Args:
+          path: Path of the parameter, as JAX's tree keys.
+          param: The whole parameter.
+        """
+        return jax.tree.map(self._put, leaf_rules(path, param, self.config), param)
+
+    def _put(self, rule: ShardingRule, whole: HostArray) -> jax.Array:
+        shape = rule.global_shape(whole.shape, self.shape.model)
+
+        def shard(index: tuple[slice, ...] | None) -> HostArray:
+            assert index is not None
+            start = (index[rule.axis].start or 0) if rule.segments else 0
+            return rule.shard(whole, start * self.shape.model // shape[rule.axis], self.shape.model)
+
+        return jax.make_array_from_callback(shape, NamedSharding(self.mesh, rule.partition_spec), shard)

@@ -32,8 +32,8 @@ import orjson
 from jax.experimental import multihost_utils
 
 from ..types.arrays import HostArray
+from ..types.config import HostGroup
 from ..types.errors import ConfigError, EngineDeadError
-from ..types.mesh import HostGroup
 
 _BEAT_S: Final = 1.0
 """Seconds between two heartbeats of a follower."""

@@ -19,11 +19,9 @@ from jax.sharding import Mesh
 
 from ...kernels import XLA, Backend, GpuSizes, backends, native
 from ...kernels.sampling import reads_logits_once
-from ..types.config import MAX_PREFILL_ROWS
+from ..types.config import DATA, MAX_PREFILL_ROWS, MODEL, MeshShape
 from ..types.errors import ConfigError
-from ..types.host_memory import available_memory
-from ..types.mesh import DATA, MODEL, MeshShape
-from ..types.units import shown_bytes
+from ..types.host_memory import available_memory, shown_bytes
 
 CPU_OPTIONS: Final = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
 """XLA options for CPUs: only single dots go to the fast library. Fused with a reduction or an exponential, they would

@@ -17,8 +17,7 @@ from ..checkpoint.source import ModelSource
 from ..devices.platform import PORTABLE, Platform, choose_platform
 from ..devices.startup import configure_jax
 from ..model.griffin import Params, abstract_model
-from ..types.config import EngineConfig
-from ..types.mesh import ONE_DEVICE
+from ..types.config import ONE_DEVICE, EngineConfig
 from ..worker.loading import open_weights
 from ..worker.served import Devices
 from ..worker.steps import Graph

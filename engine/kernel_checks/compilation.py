@@ -11,8 +11,7 @@ from jax.sharding import SingleDeviceSharding
 
 from ..capacity.verification import open_target
 from ..checkpoint.source import ModelSource
-from ..types.config import EngineConfig
-from ..types.mesh import ONE_DEVICE
+from ..types.config import ONE_DEVICE, EngineConfig
 from ..worker.loading import open_weights
 from ..worker.served import Devices
 from .checks import MAX_ROWS, checked_model, first_line, kernels_of, shapes

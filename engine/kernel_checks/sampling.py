@@ -14,8 +14,8 @@ from ...kernels import XLA, Backend
 from ...kernels.matrices import Int8Matrix, Matrix
 from ...kernels.products import argmax, logits
 from ..model.config import ModelConfig
+from ..sampling.logits_processors import zero_sampling_state, zero_token_memory
 from ..sampling.sampler import Sampled, sample
-from ..sampling.state import zero_sampling_state, zero_token_memory
 from ..types.sampling_params import SAMPLING_COLUMNS, SamplingState
 
 _ALLOWED: Final = 0.02

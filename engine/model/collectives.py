@@ -31,7 +31,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Int32, Shaped
 
 from ...kernels.row_groups import first_rows, with_first_rows
-from ..types.mesh import DATA, MODEL, MeshShape
+from ..types.config import DATA, MODEL, MeshShape
 
 
 @dataclass(frozen=True, slots=True)

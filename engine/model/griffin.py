@@ -20,10 +20,9 @@ from .config import ModelConfig
 from .dense import matrix
 from .layer_kinds import LayerState, layer_matrices
 from .layers import ResidualBlock, RMSNorm
-from .pairs import Pairs
 from .state import BlockStates, LayerBlockStates, ModelState, stack_block_states
 from .state_layout import state_layout
-from .verified_states import VerifiedStates
+from .verified_states import Pairs, VerifiedStates
 
 type Params = Any
 """Parameters of a model as a pytree of arrays."""

@@ -27,9 +27,8 @@ from .collectives import Collectives
 from .config import ModelConfig
 from .dense import Dense, vector
 from .layer_kinds import LayerState, RecurrentState
-from .pairs import Pairs
 from .state import LayerBlockStates
-from .verified_states import RecurrentStates, VerifiedStates
+from .verified_states import Pairs, RecurrentStates, VerifiedStates
 
 
 class RMSNorm(nnx.Module):

@@ -6,7 +6,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from ..types.arrays import HostArray
-from ..types.mesh import MODEL
+from ..types.config import MODEL
 from .collectives import REPLICATED
 
 

@@ -3,17 +3,20 @@
 A replica is modelled as a fluid: while prompts wait, decode steps and prefill steps alternate as in the scheduler, so
 that tokens and prompts proceed at constant rates until a prompt or a reply ends. This takes some three events per
 request, independent of the length of its reply. benchmarks/fleet.md compares it with real servers.
+
+The clock of a discrete-event simulation.
 """
 
 import math
 from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from itertools import count
 from typing import Final, Protocol, runtime_checkable
 
 from ..scheduling.prefill_budget import OVERRUN, prefill_seconds
 from ..types.config import PREFILL_BLOCK
-from .clock import Clock
 
 LAG_CYCLES: Final = 0.5
 """Cycles between the arrival at a busy replica and the first prefill step: the rest of the running step and the step
@@ -26,6 +29,31 @@ INTERVAL_S: Final = 1e-4
 """Resolution of the inter-token latencies that a replica counts."""
 
 _EPSILON: Final = 1e-9
+
+
+class Clock:
+    """Calls functions at simulated times. Calls for the same time run in the order in which they were added.
+
+    Attributes:
+      now: Seconds since the start.
+    """
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = count()
+
+    def call_later(self, seconds: float, call: Callable[[], None]) -> None:
+        """Calls a function after some seconds."""
+        heappush(self._events, (self.now + seconds, next(self._numbers), call))
+
+    def run(self, until: float) -> None:
+        """Makes all calls before a time, and ends at that time; an infinite one ends with the last call."""
+        while self._events and self._events[0][0] < until:
+            self.now, _, call = heappop(self._events)
+            call()
+        if until < float("inf"):
+            self.now = until
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,24 +1,28 @@
-"""Finds the number of replicas that serve an expected load within targets.
+"""Finds the number of replicas that serve an expected load within targets, and the rate of one that is saturated.
 
-Behind a Service, every one of N replicas gets a random share of a Poisson process, which is a Poisson process with an
-Nth of the rate. One simulated replica is therefore sufficient. Routers that consider queues do better.
+Loads that a replica serves together are a mix, whose steps have the durations of `roost serve --simulate`. Behind a
+Service, every one of N replicas gets a random share of a Poisson process, which is a Poisson process with an Nth of the
+rate. One simulated replica is therefore sufficient. Routers that consider queues do better.
 """
 
 import math
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import fsum
 from statistics import fmean
 from typing import Final
 
-from ..capacity.roofline import Roofline
-from ..simulation.durations import EFFICIENCIES
+from ..capacity.roofline import PREFILL_CHUNK, Roofline
+from ..devices.platform import TPU
+from ..scheduling.prefill_budget import target_seconds
+from ..simulation.device import EFFICIENCIES, StepDurations
+from ..types.config import MAX_PREFILL_ROWS, PREFILL_BLOCK, Simulation
 from ..types.errors import ConfigError
-from .clock import Clock
-from .load import ExpectedLoad, Targets
-from .mix import Mix, mix_on
-from .replica import INTERVAL_S, OVERHEAD_S, Arrival, Replica, SimulatedRequest
+from ..worker.served import part_rows
+from .replica import INTERVAL_S, OVERHEAD_S, Arrival, Chip, Clock, Replica, SimulatedRequest
 
 MODEL_ERROR: Final = 0.03
 """Maximum relative error of throughput and request times compared with real servers on a simulated device, from
@@ -28,6 +32,7 @@ MAX_USE: Final = 0.95
 """Maximum share of a replica's time; with less idle time, queues take minutes to drain."""
 
 _TRIES: Final = 9
+
 _ROUNDS: Final = 2
 """Number of first requests that are not counted, in slots."""
 
@@ -37,6 +42,70 @@ _COUNTED: Final = 2000
 _SEEDS: Final = (1, 2, 3)
 """Seeds of arrivals, all of which must keep the targets: if steps of few requests are short, a burst can cause long
 steps, and these an accumulation of requests that persists."""
+
+_LOAD: Final = re.compile(r"(\d{1,7})\+(\d{1,7})@(\d{1,9}(?:\.\d{1,9})?)/s")
+_TIME: Final = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s)")
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedLoad:
+    """Requests of one length.
+
+    Attributes:
+      prompt_tokens: Tokens of each prompt that the prefix cache does not have.
+      output_tokens: Tokens of each reply.
+      requests_per_s: Mean of their arrivals, which are independent of each other (a Poisson process).
+    """
+
+    prompt_tokens: int
+    output_tokens: int
+    requests_per_s: float
+
+    @classmethod
+    def parse(cls, text: str) -> "ExpectedLoad":
+        """Parses a load such as "512+128@40/s".
+
+        Raises:
+          ConfigError: The text is not a load.
+        """
+        found = _LOAD.fullmatch(text)
+        load = cls(int(found[1]), int(found[2]), float(found[3])) if found else None
+        if load is None or not (load.prompt_tokens and load.output_tokens and load.requests_per_s):
+            raise ConfigError(f"load must be IN+OUT@RATE/s, such as 512+128@40/s, not {text!r}")
+        return load
+
+    def __str__(self) -> str:
+        return f"{self.prompt_tokens}+{self.output_tokens}@{self.requests_per_s:g}/s"
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """99th percentiles that each load must keep.
+
+    Attributes:
+      ttft_s: Seconds from the arrival of a request to its first token.
+      itl_s: Seconds between two tokens of a request.
+    """
+
+    ttft_s: float
+    itl_s: float
+
+    @classmethod
+    def parse(cls, ttft: str, itl: str) -> "Targets":
+        """Parses times such as "1s" and "60ms".
+
+        Raises:
+          ConfigError: One of them is not a time.
+        """
+        return cls(_seconds("ttft-p99", ttft), _seconds("itl-p99", itl))
+
+
+def _seconds(name: str, text: str) -> float:
+    found = _TIME.fullmatch(text)
+    seconds = float(found[1]) * (1e-3 if found[2] == "ms" else 1.0) if found else 0.0
+    if not seconds:
+        raise ConfigError(f"{name} must be a time such as 1s or 60ms, not {text!r}")
+    return seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +145,39 @@ class LoadPlan:
     is_compiled: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Loads that a replica serves together. The prefix of an arrival is the index of its load, and is never cached.
+
+    Attributes:
+      chip: Device of a replica.
+      prompts_s: Seconds of the prefill steps of a prompt of each load, whose first token is sampled alone.
+      first_token_s: Seconds of a step that samples first tokens, of one prompt or of several.
+    """
+
+    loads: tuple[ExpectedLoad, ...]
+    chip: Chip
+    prompts_s: tuple[float, ...]
+    first_token_s: float
+
+    @property
+    def requests_per_s(self) -> float:
+        """Requests per second of all loads together."""
+        return fsum(load.requests_per_s for load in self.loads)
+
+    @property
+    def busy_s(self) -> float:
+        """Mean seconds of chip time of a request while all slots are in use."""
+        token_s = self.chip.step_s / self.chip.slots
+        each = zip(self.loads, self.prompts_s, strict=True)
+        busy = (load.requests_per_s * (load.output_tokens * token_s + prompt_s) for load, prompt_s in each)
+        return fsum(busy) / self.requests_per_s
+
+    def prefill_tokens(self, arrival: Arrival, *, is_cached: bool) -> float:
+        """Returns the number of tokens in full chunks whose prefill has the duration of the prompt's steps."""
+        return self.prompts_s[arrival.prefix] * self.chip.prefill_tokens_per_s
+
+
 def plan_load(loads: Sequence[ExpectedLoad], targets: Targets, roofline: Roofline, device: str) -> LoadPlan:
     """Returns the replicas that serve loads together, each within the targets.
 
@@ -93,6 +195,43 @@ def plan_load(loads: Sequence[ExpectedLoad], targets: Targets, roofline: Rooflin
     replica = _highest(mix, targets)
     replicas = math.ceil(mix.requests_per_s / replica.requests_per_s)
     return LoadPlan(replica, replicas, replicas * roofline.shards.count, device in EFFICIENCIES)
+
+
+def saturated_requests_per_s(load: ExpectedLoad, roofline: Roofline, device: str, itl_target_s: float | None) -> float:
+    """Returns the requests of a load that a replica ends per second while others wait for its slots.
+
+    As many requests end as are prefilled, so that each decode step needs the prefill of a share of them. So many slots
+    are in prefill that the scheduler allows that much between two decode steps, and the others decode.
+
+    Args:
+      load: Lengths of the requests; their rate is not read.
+      roofline: Roofline of a replica, with one data shard and at least one slot.
+      device: Name of its device.
+      itl_target_s: Target of the scheduler for the inter-token latency; 0 for throughput, None for the default.
+    """
+    mix = mix_on((load,), roofline, device, itl_target_s)
+    chip, (alone_s,) = mix.chip, mix.prompts_s
+    for num_prefilling in range(1, chip.slots):
+        num_decoding = chip.slots - num_prefilling
+        ended, step_s = num_decoding / load.output_tokens, chip.decode(num_decoding)
+        prompt_s = alone_s - mix.first_token_s * (1 - 1 / _num_together(ended, alone_s, chip))
+        if chip.prefill_s(num_prefilling, num_decoding) >= ended * prompt_s:
+            return ended / (step_s + ended * prompt_s)
+    return 1 / (alone_s + load.output_tokens * chip.decode(1))
+
+
+def mix_on(loads: tuple[ExpectedLoad, ...], roofline: Roofline, device: str, itl_target_s: float | None) -> Mix:
+    """Returns loads on a device whose steps have the durations of `roost serve --simulate`.
+
+    Args:
+      itl_target_s: Target of the scheduler for the inter-token latency; 0 for throughput, None for the default.
+    """
+    durations = StepDurations(roofline, Simulation(device, device))
+    steps = _decode_steps(durations, _window(loads, roofline.config.window))
+    tokens_per_s = PREFILL_CHUNK / durations.prefill_seconds(PREFILL_CHUNK)
+    chip = Chip(roofline.slots, steps[-1], tokens_per_s, 0, steps_s=steps, itl_target_s=itl_target_s)
+    prompts_s = tuple(_prompt_s(durations, load.prompt_tokens) for load in loads)
+    return Mix(loads, chip, prompts_s, durations.prefill_seconds(0, 1))
 
 
 def simulate(mix: Mix, requests_per_s: float, seed: int) -> SimulatedRate:
@@ -189,3 +328,42 @@ def _itl_p99(replica: Replica) -> float:
         if left <= 0:
             return interval * INTERVAL_S
     return 0.0
+
+
+def _prompt_s(durations: StepDurations, tokens: int) -> float:
+    """Returns the seconds of the prefill steps of a prompt."""
+    chunks, rest = divmod(tokens - 1, PREFILL_CHUNK)
+    last = PREFILL_BLOCK
+    while last < rest + 1:
+        last *= 2
+    return chunks * durations.prefill_seconds(PREFILL_CHUNK) + durations.prefill_seconds(last, 1)
+
+
+def _decode_steps(durations: StepDurations, window: float) -> tuple[float, ...]:
+    """Returns the seconds of a decode step by its number of requests.
+
+    Args:
+      window: Mean number of tokens in the attention window of a request.
+    """
+    slots = durations.roofline.slots
+    sizes = (*part_rows(TPU, slots, durations.roofline.shards), slots)
+    rows = (next(size for size in sizes if size >= count) for count in range(slots + 1))
+    return tuple(durations.decode_seconds(size, round(count * window)) for count, size in enumerate(rows))
+
+
+def _window(loads: tuple[ExpectedLoad, ...], size: int) -> float:
+    """Returns the mean number of tokens in the attention window of a request that decodes."""
+    weights = [load.requests_per_s * load.output_tokens for load in loads]
+    fills = [min(size, load.prompt_tokens + load.output_tokens / 2) for load in loads]
+    return fsum(weight * fill for weight, fill in zip(weights, fills, strict=True)) / fsum(weights)
+
+
+def _num_together(ended: float, prompt_s: float, chip: Chip) -> float:
+    """Returns how many prompts' first tokens are sampled together; see `PrefillBudget.max_held`.
+
+    Args:
+      ended: Number of prompts that end between two decode steps.
+    """
+    target_s = target_seconds(chip.itl_target_s, chip.step_s)
+    most = min(MAX_PREFILL_ROWS, ended)
+    return max(1.0, min(most, target_s / prompt_s) if target_s else most)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int32
 
 from ..types.sampling_params import SamplingState
-from .array_ops import column_of, when
+from .logits_processors import column_of, when
 
 _ONE_BITS: Final = 0x3F800000
 """Bits of 1.0, the largest weight. Bits of non-negative floats have the order of the floats."""

@@ -1,13 +1,34 @@
-"""Decides which requests have drafted tokens, and counts them. Outputs do not depend on it, only their time does."""
+"""Decides which requests have drafted tokens, and counts them. Outputs do not depend on it, only their time does.
+
+Requests draft while their last tokens repeat earlier ones, and while batches with drafts take less time than without.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
 
+from ..types.config import DraftCounts, Speculation
 from ..types.output_constraint import Forced
 from ..types.request import DecodeBatch, RowResult
-from ..types.speculation import DraftCounts, Speculation
-from .draft_switch import DraftSwitch
-from .repetition import Repetition
-from .running_request import RunningRequest
+from .running_request import Repetition, RunningRequest
+
+_FIRST_PAUSE: Final = 4
+"""Number of batches without drafts after drafts have taken more time than they saved."""
+
+_MAX_PAUSE: Final = 512
+"""Number beyond which pauses no longer double."""
+
+_TRIAL: Final = 2
+"""Number of batches with drafts after which they are judged."""
+
+_TERM: Final = 128
+"""Number of batches with drafts after which one without them is measured again."""
+
+_WEIGHT: Final = 1 / 4
+"""Weight of a new measurement in a mean, unless it is one of the first, which weigh the same."""
+
+_MAX_GROWTH: Final = 2.0
+"""Maximum ratio of a measurement to its mean that counts, so that a single outlier changes little."""
 
 
 class Drafting:
@@ -73,3 +94,81 @@ def _drafts(running: RunningRequest | None, most: int) -> int | Forced:
     if running.constraint is not None:
         return 0 if running.constraint.forced is None else running.constraint.forced.first(most)
     return most if running.repetition is not None and running.repetition.is_repeating else 0
+
+
+@dataclass(slots=True)
+class _Record:
+    """Measurements of batches with one number of requests and of rounds.
+
+    Attributes:
+      plain_s: Mean seconds of a round without drafts; None if none was measured.
+      cost: Mean ratio of the time of batches with drafts to that of their tokens without; None if none was measured.
+      num_drafted: Number of batches with drafts since the last pause.
+      pause: Number of batches without drafts until the next one with them.
+      next_pause: Length of the next pause.
+    """
+
+    plain_s: float | None = None
+    cost: float | None = None
+    num_drafted: int = 0
+    pause: int = 0
+    next_pause: int = _FIRST_PAUSE
+
+
+class DraftSwitch:
+    """Turns drafts off while they take more time than they save, separately for each size of a batch.
+
+    Drafts are judged by what their batches gained: a batch that took s seconds for n tokens of each request costs
+    s / (n · t), where t is the time of a round without drafts. Above 1, drafts pause, and twice as long each time.
+    """
+
+    def __init__(self) -> None:
+        self._records: dict[tuple[int, int], _Record] = {}
+
+    def is_on(self, num_requests: int, steps: int) -> bool:
+        """Returns whether a batch may have drafts.
+
+        Args:
+          num_requests: Number of requests of the batch.
+          steps: Maximum number of rounds.
+        """
+        return self._record_of(num_requests, steps).pause == 0
+
+    def record(self, steps: int, num_tokens: list[int], seconds: float, *, has_drafts: bool) -> None:
+        """Adds the duration of a batch.
+
+        Args:
+          steps: Maximum number of rounds.
+          num_tokens: Number of tokens of each request.
+          seconds: Duration of the batch.
+          has_drafts: Whether any tokens were drafted.
+        """
+        if not any(num_tokens):
+            return
+        record = self._record_of(len(num_tokens), steps)
+        if has_drafts:
+            _add_drafted(record, sum(num_tokens) / len(num_tokens), seconds)
+        else:
+            record.plain_s = _updated(record.plain_s, seconds / max(num_tokens), _WEIGHT)
+            record.pause = max(record.pause - 1, 0)
+
+    def _record_of(self, num_requests: int, steps: int) -> _Record:
+        return self._records.setdefault((num_requests, steps), _Record())
+
+
+def _add_drafted(record: _Record, num_tokens: float, seconds: float) -> None:
+    """Adds a batch with drafts and the mean tokens of its requests; begins a pause if one is due."""
+    record.num_drafted += 1
+    if record.plain_s is None:
+        record.pause = 1 if record.num_drafted >= _TRIAL else 0
+        return
+    record.cost = _updated(record.cost, seconds / (num_tokens * record.plain_s), max(_WEIGHT, 1 / record.num_drafted))
+    if record.num_drafted >= _TRIAL and record.cost > 1:
+        record.pause, record.next_pause = record.next_pause, min(2 * record.next_pause, _MAX_PAUSE)
+        record.cost, record.num_drafted = None, 0
+    elif record.num_drafted >= _TERM:
+        record.pause, record.next_pause, record.num_drafted = 1, _FIRST_PAUSE, 0
+
+
+def _updated(mean: float | None, value: float, weight: float) -> float:
+    return value if mean is None else mean + weight * (min(value, _MAX_GROWTH * mean) - mean)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..prefix_cache.tree import PrefixKey
+from ..prefix_cache.cache import PrefixKey
 from ..types.request import Batch, TokenOutput
 from .prefetcher import Fetch
 

@@ -1,12 +1,12 @@
-"""Preemptible requests: whose prompts are next, which requests may enter or must yield, and which tenants are charged.
+"""Preemptible requests: their queue, whose prompts are next, which may enter or must yield, and which tenants pay.
 
 A preemptible request takes only slots and time that no other request needs. It yields its slot when another request
 needs one, or when its tenant has had more slots than another tenant for a while, and continues later.
 """
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Final, NamedTuple
@@ -16,10 +16,9 @@ from ..types.errors import QueueFullError
 from ..types.request import Batch, DecodeBatch, Replay, Request, error_output
 from ..types.snapshot import Snapshot
 from .plan import RequestOutput
-from .preemptible_queue import PreemptibleQueue
 from .prefill_budget import StepTimes
 from .running_request import RunningRequest
-from .slot_assignment import SlotAssignment
+from .slots import SlotAssignment
 
 _MAX_PREEMPTIONS: Final = 8
 """Maximum number of slots that requests yield in one step, since their states are copied to the host."""
@@ -53,6 +52,43 @@ _NO_MEMORY: Final = (
     "a request with precedence got the slot of this one, whose state has no room in host memory; "
     "give --state-cache-gib more memory"
 )
+
+
+class Demand(NamedTuple):
+    """Requests for which the next step may run.
+
+    Attributes:
+      prompts: Requests whose prompts may be prefilled, oldest first; either all or none are preemptible.
+      decoding: Requests that decode.
+      num_streams: Number of decoding requests that are not preemptible.
+      num_awaited: Number of decoding requests to which the target for the inter-token latency applies: the streams, or
+        all if there are no streams and several tenants.
+      is_urgent: Whether the prompts are not preemptible. Tenants take turns separately for either kind.
+    """
+
+    prompts: Sequence[RunningRequest]
+    decoding: Sequence[RunningRequest]
+    num_streams: int
+    num_awaited: int
+    is_urgent: bool
+
+    def num_waiting(self, *groups: Iterable[RunningRequest]) -> int:
+        """Returns the largest number of prompts in a group for which tokens may wait longer; preemptible ones if none
+        is awaited.
+        """
+        return max(1, *(sum(not (self.num_awaited and each.request.preemptible) for each in group) for group in groups))
+
+
+class Waiting(NamedTuple):
+    """A preemptible request without a slot.
+
+    Attributes:
+      request: The request, to be replayed if it has had a slot.
+      last: The request at the time when it lost its slot; None if it had none.
+    """
+
+    request: Request
+    last: RunningRequest | None
 
 
 class Preemption:
@@ -260,31 +296,6 @@ class Preemption:
         return num_others + self._assignment.num_lent - self.max_rows(num_others, is_entry=is_entry)
 
 
-class Demand(NamedTuple):
-    """Requests for which the next step may run.
-
-    Attributes:
-      prompts: Requests whose prompts may be prefilled, oldest first; either all or none are preemptible.
-      decoding: Requests that decode.
-      num_streams: Number of decoding requests that are not preemptible.
-      num_awaited: Number of decoding requests to which the target for the inter-token latency applies: the streams, or
-        all if there are no streams and several tenants.
-      is_urgent: Whether the prompts are not preemptible. Tenants take turns separately for either kind.
-    """
-
-    prompts: Sequence[RunningRequest]
-    decoding: Sequence[RunningRequest]
-    num_streams: int
-    num_awaited: int
-    is_urgent: bool
-
-    def num_waiting(self, *groups: Iterable[RunningRequest]) -> int:
-        """Returns the largest number of prompts in a group for which tokens may wait longer; preemptible ones if none
-        is awaited.
-        """
-        return max(1, *(sum(not (self.num_awaited and each.request.preemptible) for each in group) for group in groups))
-
-
 def _replayed(running: RunningRequest, snapshot: Snapshot | None) -> Request:
     """Returns the request to queue for another slot, which replays all tokens that were read back.
 
@@ -302,3 +313,88 @@ def _keeps_progress(running: RunningRequest) -> bool:
     """Returns whether a request that loses its slot keeps its progress, except a chunk of its prompt."""
     can_resume = running.last_snapshot is not None and running.request.params.prompt_logprobs is None
     return running.num_tokens > 0 or can_resume or not running.num_prompt_dispatched
+
+
+class PreemptibleQueue:
+    """Preemptible requests without a slot. The next one belongs to the tenant that holds the fewest slots.
+
+    Tenants that hold the same number take turns. Within a tenant, requests that have lost a slot go first, then the
+    oldest.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: OrderedDict[str, Waiting] = OrderedDict()
+        self._num_requests = Counter[str]()
+        self._num_turns = 0
+        self._last_turns: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __contains__(self, request_id: object) -> bool:
+        return request_id in self._waiting
+
+    def __iter__(self) -> Iterator[Request]:
+        return (each.request for each in self._waiting.values())
+
+    @property
+    def tenants(self) -> Collection[str]:
+        """Tenants of all requests."""
+        return self._num_requests.keys()
+
+    @property
+    def num_bytes(self) -> int:
+        """Host memory of the states of requests that have lost their slots."""
+        return sum(_held_bytes(each.request) for each in self._waiting.values() if each.last is not None)
+
+    def check_room(self, request: Request) -> None:
+        """Does nothing: this queue has no limits."""
+
+    def add(self, request: Request) -> None:
+        """Adds a request with a new id."""
+        self._waiting[request.id] = Waiting(request, None)
+        self._num_requests[request.tenant] += 1
+
+    def put_back(self, request: Request, last: RunningRequest) -> None:
+        """Adds a request that has lost its slot.
+
+        Args:
+          last: The request at the time when it lost its slot.
+        """
+        self._waiting[request.id] = Waiting(request, last)
+        self._waiting.move_to_end(request.id, last=False)
+        self._num_requests[request.tenant] += 1
+
+    def pop(self, held: Mapping[str, int]) -> Waiting:
+        """Removes the next request; there is at least one.
+
+        Args:
+          held: Number of slots of preemptible requests, by tenant.
+        """
+
+        def place(waiting: Waiting) -> tuple[int, int]:
+            tenant = waiting.request.tenant
+            return held.get(tenant, 0), self._last_turns.get(tenant, 0)
+
+        found = min(self._waiting.values(), key=place)
+        self._num_turns += 1
+        self._last_turns[found.request.tenant] = self._num_turns
+        self.remove(found.request.id)
+        return found
+
+    def remove(self, request_id: str) -> bool:
+        """Removes a request; returns whether it was waiting."""
+        found = self._waiting.pop(request_id, None)
+        if found is None:
+            return False
+        tenant = found.request.tenant
+        self._num_requests[tenant] -= 1
+        if not self._num_requests[tenant]:
+            del self._num_requests[tenant]
+        return True
+
+
+def _held_bytes(request: Request) -> int:
+    """Returns the host memory of a request's states."""
+    replayed = None if request.replay is None else request.replay.snapshot
+    return sum(each.num_bytes for each in (request.state, replayed) if each is not None)

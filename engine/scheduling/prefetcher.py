@@ -5,8 +5,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
-from ..prefix_cache.cache import PrefixCache
-from ..prefix_cache.tree import PrefixKey
+from ..prefix_cache.cache import PrefixCache, PrefixKey
 from ..types.request import Request
 from ..types.snapshot import Snapshot
 from .waiting_queue import WaitingQueue

@@ -1,32 +1,165 @@
-"""A request with a slot, its sampled tokens, and the token histories of ended requests."""
+"""A request with a slot, its sampled tokens, its output constraint, and the token histories of ended requests."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Final
 
-from ..prefix_cache.tree import PrefixKey
-from ..types.config import MAX_TOKENS
-from ..types.errors import ConstraintError, NumericError, RoostError
-from ..types.output_constraint import TokenMask
+import numpy as np
+
+from ..prefix_cache.cache import PrefixKey
+from ..types.arrays import ID_BYTES, id_bytes
+from ..types.config import HISTORY, MAX_TOKENS, UNUSED_PREDICTION, PredictionUse
+from ..types.errors import ConstraintError, ConstraintLostError, NumericError, RoostError
+from ..types.output_constraint import Forced, ForcingConstraint, TokenMask, joined_constraint
 from ..types.request import FinishReason, Request, RowResult, TokenLogprobs, TokenOutput, error_output
 from ..types.sampling_params import NO_CHOICE
 from ..types.snapshot import Snapshot
-from ..types.speculation import UNUSED_PREDICTION, PredictionUse
 from ..types.tenant_store import TenantStore
-from ..types.token_ids import ID_BYTES, id_bytes
-from .repetition import Repetition
-from .token_constraint import NO_CHOICE_TEXT, TokenConstraint
 
 MAX_BYTES: Final = 16 * 2**20
+
 MAX_HISTORIES: Final = 1000
 """Limits of the histories of all ended requests together: bytes of memory, and their number."""
-
 
 _OBJECT_BYTES: Final = 1024
 """Memory of a history in addition to token ids and strings: its objects, and entries of three dictionaries."""
 
 _NOT_FINITE: Final = "the model's activations are not finite; the request was ended"
+
+MASK_WAIT_S: Final = 0.002
+"""Seconds for which a step may wait for a mask. Most masks take a tenth of a millisecond, masks of hostile grammars
+minutes."""
+
+NO_CHOICE_TEXT: Final = "no token is allowed to come next"
+"""Error of a request whose constraint and masks leave no token."""
+
+_NOT_ALLOWED: Final = "a token was sampled that the constraint does not allow"
+"""Error of a request that got a token without, or against, the mask of its constraint. It never reaches the client."""
+
+_ROOM: Final = 2 * HISTORY
+"""Number of tokens at which all but the last are dropped."""
+
+
+class TokenConstraint:
+    """Masks tokens by a request's constraint, its bad words and its allowed tokens. Any failure is a `ConstraintError`.
+
+    Args:
+      request: Request with a constraint, or with bad words of several tokens. Its replayed tokens are processed
+        immediately.
+      words: Number of words of a mask.
+
+    Attributes:
+      num_tokens: Number of tokens that the constraint has processed.
+      mask: Mask of the token after them; None if it is not computed yet.
+      forced: Tokens that the constraint forces after them, the first of which is the only one of `mask`; None if it is
+        known to force none.
+    """
+
+    def __init__(self, request: Request, words: int) -> None:
+        constraint = joined_constraint(request.constraint, request.params.bad_phrases)
+        assert constraint is not None
+        self.num_tokens = 0
+        self.mask: TokenMask | None = None
+        self.forced: Forced | None = None
+        self._constraint = constraint
+        self._static = request.params.static_mask
+        self._words = words
+        if request.replay is not None:
+            self._advance(request.replay.token_ids)
+        self.update()
+
+    def update(self, wait_s: float = 0.0) -> None:
+        """Sets the mask of the next token and the forced tokens, if they are computed.
+
+        Args:
+          wait_s: Maximum number of seconds to wait for the constraint.
+
+        Raises:
+          ConstraintError: The constraint failed, or allows no token.
+        """
+        try:
+            if self.mask is None and self._constraint.is_ready(wait_s):
+                self.mask = self._compute_mask()
+                self.forced = self._compute_forced()
+        except ConstraintLostError:
+            raise
+        except Exception as error:  # a constraint may raise anything; only this request depends on it
+            raise ConstraintError(str(error)) from error
+
+    def take(self, token_ids: tuple[int, ...]) -> None:
+        """Processes a token that was sampled under the mask, or forced tokens and the one after them.
+
+        Raises:
+          ConstraintError: A token is not allowed, or the constraint failed.
+        """
+        forced, mask = self.forced or ((), self.mask)
+        is_forced = token_ids[: len(forced)] == forced[: len(token_ids)]
+        if mask is None or not is_forced or not all(_has(mask, token_id) for token_id in token_ids[len(forced) :]):
+            raise ConstraintError(_NOT_ALLOWED)
+        self._advance(token_ids)
+
+    def _advance(self, token_ids: Sequence[int]) -> None:
+        self.mask = self.forced = None
+        self.num_tokens += len(token_ids)
+        try:
+            for token_id in token_ids:
+                self._constraint.advance(token_id)
+        except Exception as error:  # as above
+            raise ConstraintError(str(error)) from error
+
+    def _compute_mask(self) -> TokenMask:
+        mask = np.zeros(self._words, np.uint32)
+        self._constraint.fill_mask(mask)
+        if self._static is not None:
+            self._static.narrow(mask)
+        if not mask.any():
+            raise ConstraintError(NO_CHOICE_TEXT)
+        return mask
+
+    def _compute_forced(self) -> Forced | None:
+        """Returns the forced tokens; None with other masks, which may leave no token somewhere ahead."""
+        if self._static is not None or not isinstance(self._constraint, ForcingConstraint):
+            return None
+        token_ids, mask = self._constraint.forced()
+        return Forced(token_ids, mask[: self._words]) if token_ids and mask.any() else None
+
+
+class Repetition:
+    """Last tokens of a request. New text has many pairs of tokens twice, but few longer sequences.
+
+    Args:
+      prompt: Token ids of the prompt, or others before the generated ones.
+      length: Number of last tokens that must have occurred before, in the same order.
+    """
+
+    def __init__(self, prompt: Sequence[int], length: int) -> None:
+        self._tokens = np.empty(_ROOM, np.int32)
+        self._size = 0
+        self._length = length
+        self.add(prompt)
+
+    def add(self, token_ids: Sequence[int]) -> None:
+        """Adds tokens."""
+        new = token_ids[-HISTORY:]
+        if self._size + len(new) > _ROOM:
+            kept = _ROOM - HISTORY
+            self._tokens[:kept] = self._tokens[self._size - kept : self._size]
+            self._size = kept
+        self._tokens[self._size : self._size + len(new)] = new
+        self._size += len(new)
+
+    @property
+    def is_repeating(self) -> bool:
+        """Whether the last tokens occurred before."""
+        length, tokens = self._length, self._tokens[: self._size]
+        if len(tokens) <= length:
+            return False
+        ends = np.flatnonzero(tokens[length - 1 : -1] == tokens[-1]) + length - 1
+        for back in range(1, length):
+            ends = ends[tokens[ends - back] == tokens[-1 - back]]
+        return ends.size > 0
 
 
 @dataclass(eq=False, slots=True)
@@ -307,3 +440,7 @@ def _sentinel_error(running: RunningRequest, sentinel: int) -> RoostError:
     if sentinel == NO_CHOICE:
         return ConstraintError(NO_CHOICE_TEXT)
     return NumericError(_NOT_FINITE, from_imported_state=running.request.state_is_imported)
+
+
+def _has(mask: TokenMask, token_id: int) -> bool:
+    return bool(mask[token_id >> 5] >> np.uint32(token_id & 31) & 1)

@@ -6,8 +6,8 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain
 
-from ..prefix_cache.cache import PrefixCache
-from ..prefix_cache.tree import PrefixKey
+from ..prefix_cache.cache import PrefixCache, PrefixKey
+from ..types.arrays import pack_ids
 from ..types.config import PREFILL_BLOCK, CacheStats, EngineStats, StepLimits
 from ..types.errors import ConstraintError, QueueFullError, QueueTimeoutError, RequestTimeoutError, RoostError
 from ..types.request import (
@@ -21,17 +21,14 @@ from ..types.request import (
     error_output,
 )
 from ..types.snapshot import BlockState, Snapshot
-from ..types.token_ids import pack_ids
 from .batch_planner import BatchPlanner
 from .drafting import Drafting
 from .plan import Commit, FinishedState, Plan, RequestOutput
 from .preemption import Preemption
 from .prefetcher import Fetch, Prefetcher
 from .prefill_budget import PrefillBudget, StepTimes
-from .running_request import RunningRequest, TokenHistories, TokenHistory, book_result
-from .slot_assignment import SlotAssignment
-from .slots import SlotPool, SlotReserve
-from .token_constraint import MASK_WAIT_S
+from .running_request import MASK_WAIT_S, RunningRequest, TokenHistories, TokenHistory, book_result
+from .slots import SlotAssignment, SlotPool, SlotReserve
 from .waiting_queue import WaitingQueue
 
 

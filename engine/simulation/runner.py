@@ -8,15 +8,27 @@ from typing import Any
 
 import numpy as np
 
+from ..capacity.roofline import Roofline, compute_roofline, find_device
+from ..checkpoint.source import ModelSource, model_identity
+from ..devices.platform import TPU
+from ..model.collectives import Collectives
 from ..prefix_cache.saved_state import SavedStateFormat
 from ..types.arrays import ArrayFormat, HostArray
-from ..types.config import MAX_PREFILL_ROWS, PREFILL_BLOCK
-from ..types.mesh import decode_places
+from ..types.config import (
+    MAX_PREFILL_ROWS,
+    ONE_DEVICE,
+    PREFILL_BLOCK,
+    SIMULATED,
+    EngineConfig,
+    Simulation,
+    decode_places,
+)
+from ..types.errors import ConfigError
+from ..types.host_memory import shown_bytes
 from ..types.request import Batch, DecodeBatch, PrefillBatch, PrefillChunk, Request, RowResult, TokenLogprobs
 from ..types.snapshot import BlockState, Snapshot, window_edges
-from ..worker.served import Served
-from .device import SimulatedDevice, wait_until
-from .durations import StepDurations
+from ..worker.served import Devices, Served
+from .device import SimulatedDevice, StepDurations, wait_until
 from .tokens import SlotTokens
 
 
@@ -161,6 +173,49 @@ class SimulatedRunner:
 
     def _window(self, tokens: int) -> HostArray:
         return _unfilled(self.state_format.snapshot.tokens(tokens))
+
+
+def simulated_runner(source: ModelSource, config: EngineConfig, simulation: Simulation) -> SimulatedRunner:
+    """Returns a runner with the shapes of a TPU's programs, for any device.
+
+    Args:
+      source: The model, whose weights are not read.
+
+    Raises:
+      ConfigError: The device is unknown, or the model does not fit it.
+    """
+    source = source.with_kv_dtype(config.kv_dtype)
+    dtype = source.config.dtype if config.dtype == "auto" else config.dtype
+    quantize = config.quantize or source.config.quantize
+    shards = config.shards or ONE_DEVICE
+    roofline = compute_roofline(
+        source.config,
+        find_device(simulation.device),
+        np.dtype(dtype).itemsize,
+        quantize=quantize,
+        shards=shards,
+        chunk=config.prefill_chunk,
+    )
+    devices = Devices(TPU, Collectives(shards.data, shards.model))
+    served = Served(source.config, config, devices, np.dtype(dtype), config.slots or _slots(roofline, simulation))
+    identity = f"{SIMULATED}-{model_identity(source, dtype, quantize, config.seed)}"
+    durations, device = StepDurations(roofline, simulation), SimulatedDevice(simulation, config.seed)
+    return SimulatedRunner(served, served.state_format(identity), durations, device, simulation.output_tokens)
+
+
+def _slots(roofline: Roofline, simulation: Simulation) -> int:
+    """Returns the number of slots that fit the device.
+
+    Raises:
+      ConfigError: The model does not fit the device.
+    """
+    if not roofline.slots:
+        device, needed = shown_bytes(roofline.device.memory_bytes), shown_bytes(roofline.memory_bytes(1))
+        raise ConfigError(
+            f"simulate: {simulation.device} has {device}, and the model with one slot needs {needed}; "
+            "set slots, or simulate another device"
+        )
+    return roofline.slots
 
 
 def _unfilled(of: ArrayFormat) -> HostArray:

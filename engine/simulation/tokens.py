@@ -9,10 +9,10 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Int
 
+from ..types.arrays import id_bytes
 from ..types.output_constraint import TokenMask, mask_of_ids, words_of_mask
 from ..types.request import Request
 from ..types.sampling_params import NO_TOKEN
-from ..types.token_ids import id_bytes
 
 _WEYL: Final = np.uint64(0x9E3779B97F4A7C15)
 _MIX: Final = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))

@@ -1,14 +1,12 @@
-"""Settings of the engine, limits of its steps, and its statistics."""
+"""Settings of the engine, of its mesh, drafts and simulated device; limits of its steps, and its statistics."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 from .errors import ConfigError
-from .mesh import ONE_DEVICE, HostGroup, MeshShape
-from .simulation import Simulation
-from .speculation import DraftCounts, Speculation
 
 Quantization = Literal["int8", "int4"]
 """Name of a format of quantised matrices: the dtype of its class in `roost.kernels.matrices.FORMATS`."""
@@ -27,6 +25,214 @@ MAX_TOKENS: Final = 2**20
 
 MAX_PREFILL_ROWS: Final = 8
 """Maximum number of prompts that are prefilled in one step, and of first tokens that are sampled in one."""
+
+DATA: Final = "data"
+"""Mesh axis along which slots are sharded."""
+
+MODEL: Final = "model"
+"""Mesh axis along which matrices are sharded."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeshShape:
+    """Sizes of the mesh's axes.
+
+    Attributes:
+      data: Number of groups of devices, each with its own slots.
+      model: Number of devices in a group, over which every matrix is sharded.
+    """
+
+    data: int = 1
+    model: int = 1
+
+    @property
+    def count(self) -> int:
+        """Number of devices."""
+        return self.data * self.model
+
+
+ONE_DEVICE: Final = MeshShape()
+
+
+@dataclass(frozen=True, slots=True)
+class HostGroup:
+    """Processes that serve one model together.
+
+    Attributes:
+      leader: Name or address of the first host.
+      port: Port on which hosts find each other; the leader also takes the next one.
+      index: Index of this host; 0 leads.
+    """
+
+    leader: str
+    port: int
+    count: int
+    index: int
+
+    def __post_init__(self) -> None:
+        if self.count < 2:
+            raise ConfigError(f"num_hosts must be at least 2 with a coordinator, got {self.count}")
+        if not 0 <= self.index < self.count:
+            raise ConfigError(f"host_index must be from 0 to {self.count - 1}, not {self.index}")
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this host serves and decides."""
+        return self.index == 0
+
+
+MAX_DRAFTS: Final = 31
+"""Maximum number of drafted tokens of a row and round: with the row's last token, they fill the largest round."""
+
+MAX_MATCH: Final = 16
+"""Maximum number of tokens that are compared to find a match."""
+
+HISTORY: Final = 4096
+"""Number of last tokens of a request, its prompt and its prediction included, in which drafts are looked up."""
+
+MAX_PREDICTION: Final = 3072
+"""Maximum number of tokens of a prediction in which drafts are looked up. The rest of `HISTORY` has last tokens of the
+prompt at first. As output overwrites the oldest tokens, a prediction is lost only once the output is some 1,000 tokens
+longer than the part of the prediction that it has reached."""
+
+NO_DRAFTS: Final = "speculative_config works on one CPU device only; leave it out, or set it to null"
+"""Error of devices that draft no tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speculation:
+    """Settings of drafts that continue an earlier occurrence of a request's last tokens (n-grams).
+
+    Attributes:
+      num_tokens: Maximum number of drafted tokens of a request in one round.
+      min_match: Number of last tokens that must occur earlier in the request.
+      max_match: Maximum number of last tokens of a match that are compared.
+
+    Raises:
+      ConfigError: A number is out of range.
+    """
+
+    num_tokens: int = 7
+    min_match: int = 2
+    max_match: int = 5
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_tokens <= MAX_DRAFTS:
+            raise ConfigError(f"num_speculative_tokens must be from 1 to {MAX_DRAFTS}, got {self.num_tokens}")
+        if not 1 <= self.min_match <= self.max_match:
+            raise ConfigError(
+                f"prompt_lookup_min must be from 1 to prompt_lookup_max ({self.max_match}), got {self.min_match}"
+            )
+        if self.max_match > MAX_MATCH:
+            raise ConfigError(f"prompt_lookup_max must be at most {MAX_MATCH}, got {self.max_match}")
+
+
+def history_bytes(speculation: Speculation | None) -> int:
+    """Returns the bytes of the last tokens that the device has of each slot; 0 without speculation."""
+    return 0 if speculation is None else 4 * HISTORY
+
+
+SIMULATED: Final = "simulated"
+"""Marks everything that a simulated device produced: model ids, states, files and entries of stores."""
+
+
+class FaultKind(StrEnum):
+    """Faults of a simulated device: a step never ends, all take ten times as long, or the device is lost."""
+
+    STUCK = "stuck"
+    SLOW = "slow"
+    DYING = "dying"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A fault that begins after a number of steps.
+
+    Attributes:
+      after: Number of steps before it.
+    """
+
+    kind: FaultKind
+    after: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Fault":
+        """Parses a fault such as "stuck@1000".
+
+        Raises:
+          ValueError: The text is not a fault.
+        """
+        kind, _, after = text.partition("@")
+        if not after.isdecimal():
+            raise ValueError("the number of steps is missing")
+        return cls(FaultKind(kind), int(after))
+
+
+@dataclass(frozen=True, slots=True)
+class Simulation:
+    """A device with the timing of a real one, which runs no model.
+
+    Attributes:
+      text: The settings as the user wrote them.
+      device: Name of the device whose memory and roofline are used; see `roost.engine.capacity.roofline.DEVICES`.
+      efficiency: Share of the roofline's speed that steps reach; None uses the device's, from
+        `roost.engine.simulation.device`.
+      step_ms: Milliseconds of a decode step; None uses the roofline's.
+      prefill_tokens_per_s: Prompt tokens per second; None uses the roofline's.
+      jitter: Maximum relative deviation of a step's duration.
+      output_tokens: Mean length of texts, whose lengths have a geometric distribution.
+      fault: Fault of the device; None if it has none.
+    """
+
+    text: str
+    device: str = "v5e"
+    efficiency: float | None = None
+    step_ms: float | None = None
+    prefill_tokens_per_s: float | None = None
+    jitter: float = 0.0
+    output_tokens: int = 200
+    fault: Fault | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Simulation":
+        """Parses settings such as "v6e", "v5e,jitter=0.1" or "step_ms=9.8,prefill_tokens_per_s=40000".
+
+        Raises:
+          ConfigError: An option is unknown, or its value is invalid.
+        """
+        first, *rest = (part.strip() for part in text.split(","))
+        if "=" not in first:
+            return cls(text, device=first, **dict(map(_option, rest)))
+        return cls(text, **dict(map(_option, (first, *rest))))
+
+
+def _option(part: str) -> tuple[str, Any]:
+    """Parses one option.
+
+    Raises:
+      ConfigError: The option is unknown, or its value is invalid.
+    """
+    name, _, value = part.partition("=")
+    if name not in _OPTIONS:
+        raise ConfigError(f"simulate takes a device and {', '.join(_OPTIONS)}, not {part!r}")
+    parse, accepts, expected = _OPTIONS[name]
+    try:
+        if accepts(parsed := parse(value)):
+            return name, parsed
+    except ValueError:
+        pass
+    raise ConfigError(f"simulate takes {name}={expected}, not {part!r}")
+
+
+_OPTIONS: Final[Mapping[str, tuple[Callable[[str], Any], Callable[[Any], bool], str]]] = {
+    "efficiency": (float, lambda value: 0 < value <= 1, "a number above 0, at most 1"),
+    "step_ms": (float, lambda value: 0 < value < float("inf"), "a positive number"),
+    "prefill_tokens_per_s": (float, lambda value: 0 < value < float("inf"), "a positive number"),
+    "jitter": (float, lambda value: 0 <= value < 1, "a number from 0, below 1"),
+    "output_tokens": (int, lambda value: value >= 1, "a positive integer"),
+    "fault": (Fault.parse, lambda _: True, f"{'|'.join(FaultKind)}@STEPS"),
+}
+"""Options by name: function that parses the value, whether the result is valid, and a description of valid values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +401,55 @@ class CacheStats:
     disk_errors: int = 0
 
 
+class PredictionUse(NamedTuple):
+    """Tokens of a prediction that drafts had, as bits: bit i is the token at index i. Each token counts once.
+
+    Attributes:
+      drafted: Tokens that were drafted.
+      accepted: Tokens that were drafted and accepted at least once.
+    """
+
+    drafted: int = 0
+    accepted: int = 0
+
+    @property
+    def num_accepted(self) -> int:
+        """Number of accepted tokens."""
+        return self.accepted.bit_count()
+
+    @property
+    def num_rejected(self) -> int:
+        """Number of tokens that were drafted, but never accepted."""
+        return (self.drafted & ~self.accepted).bit_count()
+
+    def plus(self, other: "PredictionUse") -> "PredictionUse":
+        """Returns the use by the drafts of both."""
+        return PredictionUse(self.drafted | other.drafted, self.accepted | other.accepted)
+
+
+UNUSED_PREDICTION: Final = PredictionUse()
+"""Use of a prediction of which no token was drafted."""
+
+
+class DraftCounts(NamedTuple):
+    """Numbers of drafted and of accepted tokens.
+
+    Attributes:
+      drafts: Number of rounds with drafted tokens, for each request separately.
+      tokens: Number of drafted tokens.
+      accepted: Number of accepted tokens by their place in the draft, for every place.
+    """
+
+    drafts: int = 0
+    tokens: int = 0
+    accepted: tuple[int, ...] = ()
+
+    def plus(self, other: "DraftCounts") -> "DraftCounts":
+        """Returns the sums."""
+        accepted = tuple(a + b for a, b in zip(self.accepted, other.accepted, strict=True))
+        return DraftCounts(self.drafts + other.drafts, self.tokens + other.tokens, accepted)
+
+
 STEP_TOKEN_BOUNDS: Final = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 """Upper bounds of the histogram of tokens per step, the same as in vLLM."""
 
@@ -239,3 +494,37 @@ class EngineStats:
     wait_seconds: float = 0.0
     cache: CacheStats = CacheStats()
     drafts: DraftCounts | None = None
+
+
+def slot_order(slots: int, rows: int, data: int, model: int) -> tuple[int, ...]:
+    """Returns the order in which slots are claimed, so that slots in use are spread evenly over the devices.
+
+    Rows are in `data` times `model` consecutive blocks of equal size. Slots are spread over `data` first, then over
+    `model`.
+
+    Args:
+      slots: Number of rows that are slots; the other rows are padding.
+      rows: Number of rows of the state pool.
+      data: Size of the mesh's data axis.
+      model: Size of the mesh's model axis.
+    """
+    shards = data * model
+    block = rows // shards
+    return tuple((i % data * model + i % shards // data) * block + i // shards for i in range(slots))
+
+
+def decode_places(slots: Sequence[int], sizes: Iterable[int], rows: int, devices: int) -> tuple[int, tuple[int, ...]]:
+    """Returns the number of rows of the smallest decode step that includes the given slots, and their rows in it.
+
+    A step has the same number of first slots of each device, one device after the other.
+
+    Args:
+      slots: The slots; at least one.
+      sizes: Numbers of rows of the decode steps, in rising order; the last one has all slots.
+      rows: Number of rows of the state pool.
+      devices: Number of devices; each holds a block of slots of equal size.
+    """
+    block = rows // devices
+    least = devices * (1 + max(slot % block for slot in slots))
+    size = next(size for size in sizes if size >= least)
+    return size, tuple(slot // block * (size // devices) + slot % block for slot in slots)

@@ -1,4 +1,4 @@
-"""Memory of the host: how much a process may still take, and how it releases freed memory."""
+"""Memory of the host, and sizes as they are shown."""
 
 import contextlib
 import ctypes
@@ -49,3 +49,22 @@ def release_freed_memory() -> None:
     """Returns freed memory, such as the compiler's, to the system; has no effect if the C library cannot do so."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+_UNITS: Final = ("KiB", "MiB", "GiB", "TiB")
+
+
+def shown_bytes(count: int) -> str:
+    """Returns a number of bytes in a binary unit: "512 B", "72.0 KiB", "16.4 MiB", "4.50 GiB".
+
+    GiB and larger units have two decimals, since the second one still stands for tens of megabytes.
+    """
+    if count < 1024:
+        return f"{count:,} B"
+    size = float(count)
+    for unit in _UNITS:
+        size /= 1024
+        digits = 2 if unit in ("GiB", "TiB") else 1
+        if round(size, digits) < 1024 or unit == _UNITS[-1]:
+            break
+    return f"{size:,.{digits}f} {unit}"

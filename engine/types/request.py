@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
+from .arrays import pack_ids
+from .config import HISTORY, MAX_MATCH, MAX_PREDICTION, UNUSED_PREDICTION, DraftCounts, PredictionUse
 from .errors import RoostError
 from .output_constraint import Constraint, Forced, TokenMask
 from .sampling_params import SamplingParams
 from .snapshot import BlockState, Snapshot
-from .speculation import HISTORY, MAX_MATCH, MAX_PREDICTION, UNUSED_PREDICTION, DraftCounts, PredictionUse
-from .token_ids import pack_ids
 
 
 class FinishReason(StrEnum):

@@ -17,12 +17,11 @@ from ..devices.hosts import Leader
 from ..model.collectives import REPLICATED
 from ..model.griffin import Params
 from ..types.arrays import HostArray
-from .background_compilation import BackgroundCompiler, CompileCounter
-from .compilation import CompiledProgram, CompiledPrograms
+from .compilation import BackgroundCompiler, CompileCounter, CompiledProgram, CompiledPrograms
+from .earlier_starts import TraceCache
 from .leaves import ArrayName, Leaves, UsedLeaves, leaf_slices, leaf_structures, used_leaves
 from .served import Program
 from .steps import StatePool
-from .trace_cache import TraceCache
 
 
 class DeviceArrays:

@@ -11,9 +11,8 @@ import jax.numpy as jnp
 
 from ...kernels.matrices import pack_param, pack_shapes
 from ..checkpoint import open_tensors
-from ..checkpoint.sharded_placement import HostParam, Placement
 from ..checkpoint.source import ModelSource
-from ..checkpoint.weights import Checkpoint, Put, load_params, random_params
+from ..checkpoint.weights import Checkpoint, HostParam, Placement, Put, load_params, random_params
 from ..model.config import ModelConfig
 from ..model.griffin import Params, abstract_model
 from ..model.sharding_rules import bytes_per_device, shard_params

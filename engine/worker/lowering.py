@@ -16,10 +16,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 from ..model.collectives import REPLICATED, SLOTS
 from ..model.sharding_rules import state_partition_specs
+from .earlier_starts import Step, TraceCache, TracedStep, is_written, on_leaves
 from .leaves import ArrayName, Leaves, leaf_slices, leaf_structures, used_leaves
 from .served import Program, Served
 from .steps import StatePool
-from .trace_cache import Step, TraceCache, TracedStep, is_written, on_leaves
 
 
 def lower(program: Program[Any], served: Served, traces: TraceCache | None = None) -> Any:

@@ -13,11 +13,9 @@ from jaxtyping import Array, Float
 
 from ..model.state import BlockStates
 from ..prefix_cache.saved_state import SavedStateFormat
-from ..sampling.logprobs import Logprobs
-from ..sampling.sampler import Sampled
+from ..sampling.sampler import Logprobs, Sampled
 from ..types.arrays import HostArray
-from ..types.config import MAX_PREFILL_ROWS
-from ..types.mesh import decode_places
+from ..types.config import MAX_PREFILL_ROWS, DraftCounts, decode_places
 from ..types.request import (
     Batch,
     BlockStatesReader,
@@ -31,8 +29,6 @@ from ..types.request import (
     TokenLogprobs,
 )
 from ..types.snapshot import BlockState, Snapshot, window_rows
-from ..types.speculation import DraftCounts
-from .draft_history import prediction_use
 from .executor import Executor
 from .speculative_steps import Speculated
 from .transfer import (
@@ -40,6 +36,7 @@ from .transfer import (
     first_token_input,
     mask_columns,
     masks_after_drafts,
+    prediction_use,
     prefill_input,
     read_block_states,
     read_slot,

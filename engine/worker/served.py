@@ -23,15 +23,12 @@ from ..model.slot_states import BlockedStates, ContiguousStates
 from ..model.state import RowArrays
 from ..model.state_layout import StateLayout, state_layout
 from ..prefix_cache.saved_state import SavedStateFormat
-from ..sampling.logprobs import Logprobs
-from ..sampling.sampler import Sampled
-from ..sampling.state import zero_sampling_state, zero_token_memory
-from ..speculation.drafter import zero_draft_state
-from ..types.config import MAX_PREFILL_ROWS, PREFILL_BLOCK, EngineConfig, StepLimits
-from ..types.mesh import MeshShape, slot_order
+from ..sampling.drafts import zero_draft_state
+from ..sampling.logits_processors import zero_sampling_state, zero_token_memory
+from ..sampling.sampler import Logprobs, Sampled
+from ..types.config import MAX_PREFILL_ROWS, PREFILL_BLOCK, EngineConfig, MeshShape, Speculation, StepLimits, slot_order
 from ..types.output_constraint import words_of_mask
 from ..types.snapshot import SnapshotFormat
-from ..types.speculation import Speculation
 from .leaves import ArrayName, leaf_moves
 from .speculative_steps import Speculated, pair_sizes, speculative_step
 from .steps import (

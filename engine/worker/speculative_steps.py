@@ -14,18 +14,13 @@ from flax import nnx
 from jaxtyping import Array, Bool, Int32, UInt32
 
 from ..model.griffin import Griffin, Params
-from ..model.pairs import Pairs
 from ..model.state import ModelState
-from ..model.verified_states import Kept
-from ..sampling.logits_processors import is_penalized
-from ..sampling.logprobs import no_logprobs
-from ..sampling.sampler import Sampled
-from ..sampling.state import TokenMemory, record_tokens
-from ..speculation.acceptance import Accepted, accept
-from ..speculation.drafter import Drafts, DraftState, learn, propose, with_forced, within
-from ..speculation.history import record
+from ..model.verified_states import Kept, Pairs
+from ..sampling.drafts import Accepted, Drafts, DraftState, accept, learn, propose, record, with_forced, within
+from ..sampling.logits_processors import TokenMemory, is_penalized, record_tokens
+from ..sampling.sampler import Sampled, no_logprobs
+from ..types.config import Speculation
 from ..types.sampling_params import MAX_LOGPROBS
-from ..types.speculation import Speculation
 from .steps import Graph, SlotState, StatePool, decode_once, is_last, mark_broken, sample_or_greedy, with_progress
 
 _PAIRS: Final = (4, 8, 16, 32)

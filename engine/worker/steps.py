@@ -20,12 +20,9 @@ from ..model.griffin import Griffin, Params
 from ..model.slot_states import SlotStates
 from ..model.state import BlockStates, ModelState, RowArrays
 from ..model.state_layout import StateLayout, state_layout
-from ..sampling.logits_processors import is_penalized
-from ..sampling.logprobs import Logprobs, logprobs, no_logprobs, score
-from ..sampling.sampler import Sampled, needs_logits, sample
-from ..sampling.state import TokenMemory, no_tokens, record_tokens
-from ..speculation.drafter import DraftState, new_draft_state
-from ..speculation.history import record
+from ..sampling.drafts import DraftState, new_draft_state, record
+from ..sampling.logits_processors import TokenMemory, is_penalized, no_tokens, record_tokens
+from ..sampling.sampler import Logprobs, Sampled, logprobs, needs_logits, no_logprobs, sample, score
 from ..types.config import MAX_PREFILL_ROWS, PREFILL_BLOCK
 from ..types.sampling_params import MAX_LOGPROBS, NO_TOKEN, SamplingState
 

@@ -1,20 +1,19 @@
 """Copies between the host and the device: inputs of device programs as arrays of a compiled shape, and states."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ..model.state import BlockStates, RowArrays
-from ..sampling.state import TokenMemory
-from ..types.arrays import HostArray
-from ..types.config import PREFILL_BLOCK
+from ..sampling.logits_processors import TokenMemory
+from ..types.arrays import HostArray, pack_ids
+from ..types.config import HISTORY, MAX_MATCH, PREFILL_BLOCK, UNUSED_PREDICTION, PredictionUse
 from ..types.output_constraint import Forced, TokenMask, mask_of_ids
 from ..types.request import DecodeBatch, FirstToken, PrefillChunk, ReplayedRow, Request
 from ..types.sampling_params import NO_LIMIT, NO_TOKEN, NUMBER_COLUMNS, PENALTY_WINDOW, SAMPLING_COLUMNS, SamplingState
 from ..types.snapshot import BlockState, Snapshot, snapshot_of
-from .draft_history import histories
 from .steps import FirstTokenInput, PrefillInput, ReplayInput
 
 _SMALLEST_NORMAL: Final = float(np.finfo(np.float32).tiny)
@@ -263,3 +262,37 @@ def read_slot(arrays: RowArrays, length: int) -> Snapshot:
     """
     *recurrent, window = map(np.asarray, arrays)
     return snapshot_of(length, tuple(recurrent), window)
+
+
+def histories(requests: Sequence[tuple[Request, Sequence[int]]], rows: int) -> Any:
+    """Returns `DraftState.history` `[R, H]` of requests, each with the tokens that it has generated.
+
+    The other rows have no tokens.
+    """
+    columns = np.full((rows, HISTORY), NO_TOKEN, np.int32)
+    for row, (request, generated) in enumerate(requests):
+        tokens = pack_ids(request.searched_token_ids, generated)[-HISTORY:]
+        end = len(request.prompt_token_ids) + len(generated)
+        columns[row, np.arange(end - len(tokens), end) % HISTORY] = tokens
+    return columns
+
+
+def prediction_use(request: Request, drafts: Iterable[tuple[int, int, int]]) -> PredictionUse:
+    """Returns which tokens of a request's prediction some drafts had.
+
+    Args:
+      request: The request.
+      drafts: Position of each draft's first token in the history, and its numbers of drafted and of accepted tokens.
+    """
+    length, size = len(request.prompt_token_ids), len(request.predicted_token_ids)
+    first = length - min(length, MAX_MATCH) - size
+    use = UNUSED_PREDICTION
+    for start, num_drafted, num_accepted in drafts:
+        use = use.plus(PredictionUse(*(_bits(start - first, count, size) for count in (num_drafted, num_accepted))))
+    return use
+
+
+def _bits(start: int, count: int, size: int) -> int:
+    """Returns the bits from `start` to `start + count`, within those from 0 to `size`."""
+    first, end = max(start, 0), min(start + count, size)
+    return (1 << end) - (1 << first) if first < end else 0

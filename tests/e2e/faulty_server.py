@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from roost.engine import AsyncEngine, ModelRunner, Request, builder
 from roost.engine.async_engine import OutputSink
-from roost.engine.scheduling.draft_switch import DraftSwitch
+from roost.engine.scheduling.drafting import DraftSwitch
 from roost.engine.worker.runner import PendingDecode
 from roost.server.__main__ import main
 from roost.server.constraints.grammar import process

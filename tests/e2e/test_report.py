@@ -14,7 +14,7 @@ from cache_settings import restored
 from forbidden_imports import FORBIDDING
 from roost.engine import check_kernels
 from roost.engine.devices.platform import choose_platform
-from roost.engine.types.mesh import ONE_DEVICE
+from roost.engine.types.config import ONE_DEVICE
 from roost.server.commands.main import app
 from roost.server.commands.report import command
 from roost.server.commands.report.checks import demo, kernels

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-from roost.engine.prefix_cache.cache import PrefixCache
-from roost.engine.prefix_cache.tree import PrefixKey
+from roost.engine.prefix_cache.cache import PrefixCache, PrefixKey
 from roost.engine.types.config import PREFILL_BLOCK
 from roost.engine.types.snapshot import (
     BlockState,

@@ -12,9 +12,8 @@ from fake_runner import FakePending, FakeRunner
 from roost.engine import engine_core
 from roost.engine.async_engine import AsyncEngine
 from roost.engine.engine_core import EngineCore
-from roost.engine.prefix_cache.cache import PrefixCache
+from roost.engine.prefix_cache.cache import PrefixCache, PrefixKey
 from roost.engine.prefix_cache.saved_state import SavedState
-from roost.engine.prefix_cache.tree import PrefixKey
 from roost.engine.scheduling.plan import Plan
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.engine.types.config import StepLimits

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from roost.engine import EngineCore, ModelRunner, PrefixCache, Request, SamplingParams
-from roost.engine.prefix_cache.request_snapshot import RequestSnapshot, RequestSnapshotFormat
+from roost.engine.prefix_cache.saved_state import RequestSnapshot, RequestSnapshotFormat
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.engine.types.errors import StateFileError, UnknownRequestError
 from roost.engine.types.output_constraint import TokenMask, mask_of_ids

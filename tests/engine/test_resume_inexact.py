@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from roost.engine import EngineCore, ModelRunner, PrefixCache, Request, SamplingParams
-from roost.engine.prefix_cache.tree import PrefixKey
+from roost.engine.prefix_cache.cache import PrefixKey
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.engine.types.snapshot import window_rows
 

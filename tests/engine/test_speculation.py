@@ -28,10 +28,10 @@ from roost.engine import (
     open_model,
 )
 from roost.engine.checkpoint.source import ModelSource
-from roost.engine.prefix_cache.request_snapshot import RequestSnapshotFormat
+from roost.engine.prefix_cache.saved_state import RequestSnapshotFormat
 from roost.engine.scheduling import preemption
-from roost.engine.scheduling.draft_switch import DraftSwitch
-from roost.engine.types.mesh import MeshShape
+from roost.engine.scheduling.drafting import DraftSwitch
+from roost.engine.types.config import MeshShape
 from roost.engine.types.output_constraint import Forced, TokenMask, mask_of_ids
 from roost.engine.types.request import Replay
 from roost.kernels import native

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import SingleDeviceSharding
 from roost.engine.capacity.gpu_cards import CARDS, open_card, tracing_for
-from roost.engine.types.mesh import ONE_DEVICE
+from roost.engine.types.config import ONE_DEVICE
 from roost.kernels import Backend
 from roost.kernels.recurrent_block import RecurrentWeights, recurrent_block
 from roost.kernels.recurrent_block.rg_lru import rg_lru

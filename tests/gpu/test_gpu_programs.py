@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 from roost.engine.capacity.verification import verify_plan
 from roost.engine.checkpoint.source import open_model
-from roost.engine.types.config import EngineConfig
+from roost.engine.types.config import EngineConfig, MeshShape
 from roost.engine.types.errors import ConfigError
-from roost.engine.types.mesh import MeshShape
 
 pytestmark = [
     pytest.mark.gpu_compile,

@@ -26,7 +26,7 @@ import tokenizers
 from roost.engine import RoostError
 from roost.engine.checkpoint.safetensors_files import INDEX, find_files, open_files
 from roost.engine.model.config import read_config
-from roost.engine.prefix_cache.state_file import pack, unpack
+from roost.engine.prefix_cache.saved_state import pack, unpack
 from roost.server.text.chat_template import ChatFormatError, Message, load_chat_format
 from roost.server.text.generation_defaults import read_defaults
 from roost.server.text.synthetic_tokenizer import synthetic_tokenizer

@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 from roost.engine.capacity.aot import CHIPS, AheadOfTime, compile_for_chips, open_chips, served_on
 from roost.engine.checkpoint.source import open_model
-from roost.engine.types.config import EngineConfig
+from roost.engine.types.config import EngineConfig, MeshShape
 from roost.engine.types.errors import ConfigError
-from roost.engine.types.mesh import MeshShape
-from roost.engine.worker.program_memory import OutOfMemoryError
+from roost.engine.worker.compilation import OutOfMemoryError
 
 pytestmark = pytest.mark.tpu_compile
 

@@ -22,8 +22,7 @@ from roost.engine.model.collectives import Collectives
 from roost.engine.model.config import PRESETS, ModelConfig, cycle
 from roost.engine.model.griffin import abstract_model
 from roost.engine.model.sharding_rules import shard_params
-from roost.engine.types.config import EngineConfig
-from roost.engine.types.mesh import DATA, MODEL
+from roost.engine.types.config import DATA, MODEL, EngineConfig
 from roost.engine.types.sampling_params import MAX_LOGPROBS
 from roost.engine.worker.lowering import lower
 from roost.engine.worker.served import (

@@ -11,10 +11,9 @@ from roost.engine.capacity.aot import CHIPS, AheadOfTime, compile_for_chips, hbm
 from roost.engine.capacity.fitting import MemoryModel, estimated_slots, memory_of_served
 from roost.engine.capacity.roofline import DEVICES, compute_roofline
 from roost.engine.checkpoint.source import open_model
-from roost.engine.types.config import EngineConfig
-from roost.engine.types.mesh import ONE_DEVICE, MeshShape
+from roost.engine.types.config import ONE_DEVICE, EngineConfig, MeshShape
+from roost.engine.worker.compilation import demands
 from roost.engine.worker.loading import open_weights
-from roost.engine.worker.program_memory import demands
 from roost.engine.worker.served import PrefillShape
 from roost.kernels import XLA, Backend, backends
 from sweeps import swept

@@ -52,12 +52,10 @@ from roost.engine.capacity.roofline import DEVICES, Device, compute_roofline
 from roost.engine.checkpoint.source import open_model
 from roost.engine.devices.startup import GPU_MEMORY_SHARE
 from roost.engine.model.config import ModelConfig
-from roost.engine.types.config import EngineConfig
-from roost.engine.types.mesh import ONE_DEVICE
-from roost.engine.worker.compilation import compile_lowered
+from roost.engine.types.config import ONE_DEVICE, EngineConfig
+from roost.engine.worker.compilation import ProgramMemory, compile_lowered, program_memory
 from roost.engine.worker.loading import open_weights
 from roost.engine.worker.lowering import idle_bytes, lower
-from roost.engine.worker.program_memory import ProgramMemory, program_memory
 from roost.engine.worker.served import PrefillShape, Program, Served
 from tpu_hlo import parse_module
 

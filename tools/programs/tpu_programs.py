@@ -52,9 +52,8 @@ from roost.engine.capacity.roofline import DEVICES, compute_roofline
 from roost.engine.checkpoint.source import open_model
 from roost.engine.model.config import ModelConfig
 from roost.engine.model.state_layout import state_bytes, window_bytes
-from roost.engine.types.config import MAX_PREFILL_ROWS, EngineConfig
-from roost.engine.types.mesh import ONE_DEVICE
-from roost.engine.worker.program_memory import OutOfMemoryError
+from roost.engine.types.config import MAX_PREFILL_ROWS, ONE_DEVICE, EngineConfig
+from roost.engine.worker.compilation import OutOfMemoryError
 from roost.engine.worker.served import PrefillShape, Program, Served
 from roost.kernels.sampling.pallas_tpu import _Need
 from roost.kernels.window_attention.pallas_tpu_decode import READ_TILE

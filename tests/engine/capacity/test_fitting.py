@@ -20,10 +20,9 @@ from roost.engine.capacity.fitting import (
 )
 from roost.engine.devices.platform import TPU
 from roost.engine.model.config import PRESETS
-from roost.engine.types.config import EngineConfig
+from roost.engine.types.config import ONE_DEVICE, EngineConfig, MeshShape
 from roost.engine.types.errors import ConfigError
-from roost.engine.types.mesh import ONE_DEVICE, MeshShape
-from roost.engine.worker.known_slots import read_slots, slots_key, write_slots
+from roost.engine.worker.earlier_starts import read_slots, slots_key, write_slots
 from roost.engine.worker.served import Devices, Served
 
 GIB = 2**30

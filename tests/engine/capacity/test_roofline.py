@@ -16,10 +16,9 @@ from roost.engine.model.collectives import Collectives
 from roost.engine.model.config import PRESETS, ModelConfig, cycle
 from roost.engine.model.griffin import abstract_model
 from roost.engine.model.sharding_rules import leaf_rules
-from roost.engine.types.config import EngineConfig
+from roost.engine.types.config import EngineConfig, MeshShape
 from roost.engine.types.errors import ConfigError
 from roost.engine.types.host_memory import available_memory
-from roost.engine.types.mesh import MeshShape
 from roost.engine.worker.served import Devices, Served
 from roost.kernels.matrices import Int8Matrix
 

@@ -12,10 +12,9 @@ from roost.engine import ConfigError, EngineConfig, builder, open_model
 from roost.engine.capacity.fitting import estimated_slots, memory_of_served
 from roost.engine.devices.platform import CPU_MESH, PORTABLE, TPU, Platform
 from roost.engine.model.collectives import Collectives
-from roost.engine.worker.compilation import CompiledPrograms
+from roost.engine.worker.compilation import CompiledPrograms, KernelRefusedError
 from roost.engine.worker.leaves import Leaves
 from roost.engine.worker.loading import OpenWeights, open_weights
-from roost.engine.worker.program_memory import KernelRefusedError
 from roost.engine.worker.served import Devices, Served
 from roost.kernels import XLA, Backend, backends
 

@@ -114,7 +114,7 @@ def test_the_tokenizer_and_the_end_tokens_come_along(tmp_path: Path) -> None:
 
 def test_large_checkpoints_are_cut_into_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("roost.engine.checkpoint.safetensors_files._SHARD_BYTES", 200_000)
-    monkeypatch.setattr("roost.engine.checkpoint.tensors._PIECE", 1000)
+    monkeypatch.setattr("roost.engine.checkpoint.format._PIECE", 1000)
     convert(open_model(HF), tmp_path / "it", quantize="int8")
     files = sorted(p.name for p in (tmp_path / "it").glob("*.safetensors"))
     assert files == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from roost.engine import ModelSource
-from roost.engine.checkpoint.identity import model_identity
+from roost.engine.checkpoint.source import model_identity
 from roost.engine.model.config import PRESETS
 from small_models import TINY_A
 

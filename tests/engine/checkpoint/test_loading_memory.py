@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from roost.engine.capacity.roofline import DEVICES, compute_roofline
-from roost.engine.checkpoint import open_tensors, tensors
+from roost.engine.checkpoint import format, open_tensors
 from roost.engine.checkpoint.conversion import convert
 from roost.engine.checkpoint.source import ModelSource, open_model
 from roost.engine.checkpoint.weights import Checkpoint, checkpoint_tensors, load_params, random_params
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes pieces as small, relative to this model, as they are for a large one."""
-    monkeypatch.setattr(tensors, "_PIECE", 2**12)
+    monkeypatch.setattr(format, "_PIECE", 2**12)
     monkeypatch.setattr(int8, "_PIECE", 2**12)
 
 

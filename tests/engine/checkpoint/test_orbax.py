@@ -88,7 +88,7 @@ def test_log_probabilities_are_equal_to_the_last_bit() -> None:
 
 
 def test_large_arrays_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("roost.engine.checkpoint.tensors._PIECE", 100)
+    monkeypatch.setattr("roost.engine.checkpoint.format._PIECE", 100)
     assert_holds_tiny_a(open_model(str(ORBAX)))
 
 

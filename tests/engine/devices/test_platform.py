@@ -14,8 +14,8 @@ from roost.engine.devices.platform import (
     int8_window_warning,
     numerics,
 )
+from roost.engine.types.config import ONE_DEVICE, MeshShape
 from roost.engine.types.errors import ConfigError
-from roost.engine.types.mesh import ONE_DEVICE, MeshShape
 from roost.kernels import XLA, GpuSizes, native
 
 

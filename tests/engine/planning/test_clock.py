@@ -2,7 +2,7 @@
 
 import math
 
-from roost.engine.planning.clock import Clock
+from roost.engine.planning.replica import Clock
 
 
 def test_calls_are_made_in_the_order_of_their_times_and_then_of_their_giving() -> None:

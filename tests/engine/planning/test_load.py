@@ -2,7 +2,7 @@
 
 import pytest
 from roost.engine import ConfigError
-from roost.engine.planning.load import ExpectedLoad, Targets
+from roost.engine.planning.replicas import ExpectedLoad, Targets
 
 
 @pytest.mark.parametrize("text", ["512+128@40/s", "1+1@0.5/s"])

@@ -8,10 +8,8 @@ from functools import cache
 import pytest
 from roost.engine import ConfigError, Roofline, compute_roofline, find_device
 from roost.engine.planning import replicas
-from roost.engine.planning.load import ExpectedLoad, Targets
-from roost.engine.planning.mix import mix_on
 from roost.engine.planning.replica import OVERHEAD_S
-from roost.engine.planning.replicas import MAX_USE, LoadPlan, plan_load, simulate
+from roost.engine.planning.replicas import MAX_USE, ExpectedLoad, LoadPlan, Targets, mix_on, plan_load, simulate
 from roost.server.model_hub import find_model
 
 

@@ -5,11 +5,8 @@ from dataclasses import replace
 import pytest
 from roost.engine.capacity.roofline import DEVICES, Roofline, compute_roofline
 from roost.engine.model.config import PRESETS
-from roost.engine.planning.clock import Clock
-from roost.engine.planning.load import ExpectedLoad
-from roost.engine.planning.mix import mix_on
-from roost.engine.planning.replica import Arrival, Replica, SimulatedRequest
-from roost.engine.planning.saturation import saturated_requests_per_s
+from roost.engine.planning.replica import Arrival, Clock, Replica, SimulatedRequest
+from roost.engine.planning.replicas import ExpectedLoad, mix_on, saturated_requests_per_s
 
 LOAD = ExpectedLoad(512, 128, 1.0)
 

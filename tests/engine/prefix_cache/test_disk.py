@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 from fake_states import block_states, check, fetch, format_of, prefill, text
 from hypothesis import given, settings
-from roost.engine.prefix_cache.cache import PrefixCache
+from roost.engine.prefix_cache.cache import PrefixCache, PrefixKey
 from roost.engine.prefix_cache.disk import DiskTier
-from roost.engine.prefix_cache.state_file import pack, unpack
-from roost.engine.prefix_cache.tree import PrefixKey
+from roost.engine.prefix_cache.saved_state import pack, unpack
 from roost.engine.types.errors import ConfigError, StateFileError
 from roost.engine.types.snapshot import BlockState, Snapshot, SnapshotFormat, chunk_snapshots
 

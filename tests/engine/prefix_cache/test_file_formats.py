@@ -14,8 +14,8 @@ import pytest
 from roost.engine import RequestSnapshot, RequestSnapshotFormat, SavedState, SavedStateFormat, Snapshot
 from roost.engine.devices.platform import PORTABLE
 from roost.engine.model.config import ModelConfig
+from roost.engine.prefix_cache.cache import PrefixKey
 from roost.engine.prefix_cache.disk import DiskTier
-from roost.engine.prefix_cache.tree import PrefixKey
 from roost.engine.types.config import EngineConfig
 from roost.engine.worker.served import Devices, Served
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from fake_states import HIDDEN_BYTES, STATE_BYTES, TOKEN_BYTES, block_states, check, left_behind, prefill, text
 from hypothesis import given
-from roost.engine.prefix_cache.cache import PrefixCache
-from roost.engine.prefix_cache.tree import Entry, Node, PrefixKey
+from roost.engine.prefix_cache.cache import Entry, Node, PrefixCache, PrefixKey
 from roost.engine.types.config import PREFILL_BLOCK
 from roost.engine.types.snapshot import Snapshot, chunk_snapshots, first_block
 

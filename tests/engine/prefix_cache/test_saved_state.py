@@ -21,7 +21,7 @@ from roost.engine import (
     UnknownRequestError,
 )
 from roost.engine.model.config import PRESETS
-from roost.engine.prefix_cache.state_file import pack, unpack
+from roost.engine.prefix_cache.saved_state import pack, unpack
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.engine.types.config import MAX_TOKENS
 from roost.engine.types.snapshot import SnapshotFormat

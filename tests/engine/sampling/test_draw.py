@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from roost.engine.devices.platform import CPU_OPTIONS
-from roost.engine.sampling.draw import invert
+from roost.engine.sampling.sampler import invert
 from roost.engine.types.sampling_params import SamplingParams
 from sampler_cases import DRAWS, ROWS, VOCAB, Sampler, counts, every_sampler, run
 

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 from hypothesis import given
+from roost.engine.sampling.logits_processors import no_tokens, record_tokens
 from roost.engine.sampling.reference import reference_distribution
-from roost.engine.sampling.state import no_tokens, record_tokens
 from roost.engine.types.sampling_params import NO_TOKEN, PENALTY_WINDOW, SamplingParams
 from sampler_cases import (
     PROMPT,

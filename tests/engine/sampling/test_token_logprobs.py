@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from roost.engine.sampling.logprobs import Logprobs, block_size, logprobs, score
+from roost.engine.sampling.sampler import Logprobs, block_size, logprobs, score
 from roost.engine.types.sampling_params import MAX_LOGPROBS, SamplingParams
 from sampler_cases import (
     ROWS,

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import assume, given
-from roost.engine.sampling.draw import draw_from_candidates
+from roost.engine.sampling.logits_processors import zero_sampling_state, zero_token_memory
 from roost.engine.sampling.reference import reference_distribution
-from roost.engine.sampling.sampler import sample
-from roost.engine.sampling.state import zero_sampling_state, zero_token_memory
+from roost.engine.sampling.sampler import draw_from_candidates, sample
 from roost.engine.types.sampling_params import SamplingParams
 from sampler_cases import (
     DRAWS,

@@ -6,7 +6,7 @@ from itertools import count
 
 import pytest
 from roost.engine.devices.platform import CPU, TPU
-from roost.engine.scheduling.compaction import Compaction
+from roost.engine.scheduling.batch_planner import Compaction
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.engine.types.config import StepLimits
 from roost.engine.types.request import Batch, DecodeBatch, Request

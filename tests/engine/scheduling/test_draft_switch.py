@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from roost.engine.scheduling.draft_switch import DraftSwitch
+from roost.engine.scheduling.drafting import DraftSwitch
 
 STEPS = 8
 

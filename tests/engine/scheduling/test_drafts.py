@@ -8,9 +8,9 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given
-from roost.engine.scheduling.repetition import Repetition
+from roost.engine.scheduling.running_request import Repetition
 from roost.engine.scheduling.scheduler import Scheduler
-from roost.engine.types.config import StepLimits
+from roost.engine.types.config import HISTORY, DraftCounts, Speculation, StepLimits
 from roost.engine.types.output_constraint import Forced, TokenMask
 from roost.engine.types.request import (
     Batch,
@@ -23,7 +23,6 @@ from roost.engine.types.request import (
     TokenOutput,
 )
 from roost.engine.types.sampling_params import SamplingParams
-from roost.engine.types.speculation import HISTORY, DraftCounts, Speculation
 
 LIMITS = StepLimits(64, speculation=Speculation(3), mask_words=1)
 REPETITIVE = (7,) * 5

@@ -8,8 +8,7 @@ from roost.engine.scheduling.preemption import Preemption
 from roost.engine.scheduling.prefill_budget import StepTimes
 from roost.engine.scheduling.running_request import RunningRequest
 from roost.engine.scheduling.scheduler import Scheduler
-from roost.engine.scheduling.slot_assignment import SlotAssignment
-from roost.engine.scheduling.slots import SlotPool, SlotReserve
+from roost.engine.scheduling.slots import SlotAssignment, SlotPool, SlotReserve
 from roost.engine.scheduling.waiting_queue import WaitingQueue
 from roost.engine.types.config import StepLimits
 from roost.engine.types.request import DecodeBatch, Request

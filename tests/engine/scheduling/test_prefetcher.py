@@ -6,8 +6,7 @@ from functools import partial
 
 import pytest
 from fake_states import block_states, text
-from roost.engine.prefix_cache.cache import PrefixCache
-from roost.engine.prefix_cache.tree import PrefixKey
+from roost.engine.prefix_cache.cache import PrefixCache, PrefixKey
 from roost.engine.scheduling.prefetcher import Fetch
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.engine.types.config import StepLimits

@@ -1,10 +1,8 @@
 """Which requests get slots, and what of their prompts is restored."""
 
 from fake_states import prefill, text
-from roost.engine.prefix_cache.cache import PrefixCache
-from roost.engine.prefix_cache.tree import Entry, PrefixKey
-from roost.engine.scheduling.slot_assignment import SlotAssignment
-from roost.engine.scheduling.slots import SlotPool, SlotReserve
+from roost.engine.prefix_cache.cache import Entry, PrefixCache, PrefixKey
+from roost.engine.scheduling.slots import SlotAssignment, SlotPool, SlotReserve
 from roost.engine.scheduling.waiting_queue import WaitingQueue
 from roost.engine.types.request import Request
 

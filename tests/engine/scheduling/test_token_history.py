@@ -5,7 +5,7 @@ import tracemalloc
 from array import array
 
 import pytest
-from roost.engine.prefix_cache.tree import PrefixKey
+from roost.engine.prefix_cache.cache import PrefixKey
 from roost.engine.scheduling import running_request as recent
 from roost.engine.scheduling.running_request import RunningRequest, TokenHistories, TokenHistory
 from roost.engine.types.request import Request

@@ -9,8 +9,7 @@ import pytest
 from roost.engine import EngineDeadError, Simulation, compute_roofline, find_device
 from roost.engine.model.config import PRESETS
 from roost.engine.simulation import device as simulation_device
-from roost.engine.simulation.device import SimulatedDevice, wait_until
-from roost.engine.simulation.durations import StepDurations
+from roost.engine.simulation.device import SimulatedDevice, StepDurations, wait_until
 
 
 def durations(text: str, count: int = 20, seconds: float = 100.0) -> list[float]:

@@ -6,15 +6,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from roost.engine.speculation import drafter
-from roost.engine.speculation.acceptance import accept
-from roost.engine.speculation.drafter import Drafts, DraftState, new_draft_state, with_forced, within
-from roost.engine.speculation.history import no_history, record
+from roost.engine.sampling import drafts
+from roost.engine.sampling.drafts import (
+    Drafts,
+    DraftState,
+    accept,
+    new_draft_state,
+    no_history,
+    record,
+    with_forced,
+    within,
+)
+from roost.engine.types.config import HISTORY, DraftCounts, PredictionUse, Speculation
 from roost.engine.types.errors import ConfigError
 from roost.engine.types.sampling_params import NO_TOKEN
-from roost.engine.types.speculation import HISTORY, DraftCounts, PredictionUse, Speculation
 
-propose, learn = jax.jit(drafter.propose, static_argnums=3), jax.jit(drafter.learn, static_argnums=4)
+propose, learn = jax.jit(drafts.propose, static_argnums=3), jax.jit(drafts.learn, static_argnums=4)
 SETTINGS = Speculation(4, min_match=2, max_match=3)
 
 

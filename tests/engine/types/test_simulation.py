@@ -2,7 +2,7 @@
 
 import pytest
 from roost.engine import ConfigError, EngineConfig, HostGroup, Simulation
-from roost.engine.types.simulation import Fault, FaultKind
+from roost.engine.types.config import Fault, FaultKind
 
 
 def test_a_device_alone_has_its_rooflines_pace() -> None:

@@ -3,7 +3,7 @@
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
-from roost.engine.types.mesh import decode_places, slot_order
+from roost.engine.types.config import decode_places, slot_order
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from roost.engine.devices.platform import CPU
-from roost.engine.worker.background_compilation import BackgroundCompiler, CompileCounter
+from roost.engine.worker.compilation import BackgroundCompiler, CompileCounter
 from roost.engine.worker.served import Program, Served
 from test_lowering import served_on
 

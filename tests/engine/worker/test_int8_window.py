@@ -20,15 +20,15 @@ from roost.engine import (
     load_runner,
     open_model,
 )
-from roost.engine.checkpoint.identity import model_identity
+from roost.engine.checkpoint.source import model_identity
 from roost.engine.devices.platform import TPU
 from roost.engine.model.config import PRESETS
 from roost.engine.model.state_layout import state_bytes
-from roost.engine.prefix_cache.state_file import unpack
+from roost.engine.prefix_cache.saved_state import unpack
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.engine.types.errors import ConfigError
 from roost.engine.types.snapshot import Snapshot, is_finite
-from roost.engine.worker.known_slots import slots_key
+from roost.engine.worker.earlier_starts import slots_key
 from roost.engine.worker.served import Devices, Served
 from sweeps import swept
 from test_resume import (  # noqa: F401 - collected here again, with this module's runner

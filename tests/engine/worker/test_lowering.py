@@ -11,10 +11,10 @@ from roost.engine.model.config import ModelConfig
 from roost.engine.model.griffin import abstract_model
 from roost.engine.types.config import EngineConfig
 from roost.engine.worker import compilation
+from roost.engine.worker.compilation import OutOfMemoryError
 from roost.engine.worker.executor import DeviceArrays
 from roost.engine.worker.leaves import leaf_slices, used_leaves
 from roost.engine.worker.lowering import idle_bytes, lower
-from roost.engine.worker.program_memory import OutOfMemoryError
 from roost.engine.worker.served import (
     DevicePrograms,
     Devices,

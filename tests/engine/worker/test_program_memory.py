@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import jax
 import pytest
-from roost.engine.worker.compilation import compile_lowered
-from roost.engine.worker.program_memory import (
+from roost.engine.worker.compilation import (
     KernelRefusedError,
     MemoryDemand,
     OutOfMemoryError,
     ProgramMemory,
+    compile_lowered,
     demands,
     parse_overflow,
     parse_refused_kernel,

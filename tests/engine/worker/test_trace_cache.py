@@ -15,13 +15,12 @@ from cache_settings import restored
 from roost.engine import EngineConfig, ModelRunner, open_model
 from roost.engine.devices.platform import CPU, TPU
 from roost.engine.model.config import ModelConfig
-from roost.engine.worker import trace_cache
-from roost.engine.worker.compilation import compile_lowered
+from roost.engine.worker import earlier_starts
+from roost.engine.worker.compilation import compile_lowered, program_memory
+from roost.engine.worker.earlier_starts import TraceCache, open_trace_cache
 from roost.engine.worker.loading import open_weights
 from roost.engine.worker.lowering import lower
-from roost.engine.worker.program_memory import program_memory
 from roost.engine.worker.served import Devices, Served
-from roost.engine.worker.trace_cache import TraceCache, open_trace_cache
 from roost.kernels import native
 from roost.kernels.matrices import packed
 
@@ -86,10 +85,10 @@ def test_another_program_has_another_file(changed: dict[str, Any], tmp_path: Pat
 @pytest.mark.parametrize(
     "fact",
     [
-        lambda patch: patch.setattr(trace_cache, "source_fingerprint", lambda: "changed"),
-        lambda patch: patch.setattr(trace_cache, "numerics", lambda: "12345678"),
+        lambda patch: patch.setattr(earlier_starts, "source_fingerprint", lambda: "changed"),
+        lambda patch: patch.setattr(earlier_starts, "numerics", lambda: "12345678"),
         lambda patch: patch.setattr("importlib.metadata.version", lambda package: "0"),
-        lambda patch: patch.setitem(trace_cache.__dict__, "_flags", lambda: [("jax_enable_x64", "True")]),
+        lambda patch: patch.setitem(earlier_starts.__dict__, "_flags", lambda: [("jax_enable_x64", "True")]),
     ],
     ids=["source", "numerics", "versions", "flags"],
 )
@@ -111,12 +110,12 @@ def test_another_layout_has_other_files(tmp_path: Path) -> None:
 
 
 def test_flags_that_change_what_is_traced_are_in_the_key() -> None:
-    before = trace_cache._flags()
+    before = earlier_starts._flags()
     with jax.numpy_dtype_promotion("strict"):
-        assert trace_cache._flags() != before
+        assert earlier_starts._flags() != before
     with restored():
         jax.config.update("jax_compilation_cache_dir", "/another")
-        assert trace_cache._flags() == before
+        assert earlier_starts._flags() == before
 
 
 @pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: content[:40], lambda content: b""])

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from fake_engine import FakeEngine
 from roost.engine import DraftCounts, PredictionUse
-from roost.engine.types.speculation import MAX_PREDICTION
+from roost.engine.types.config import MAX_PREDICTION
 from roost.server.generation.service import Service
 
 HI = [{"role": "user", "content": "hi"}]

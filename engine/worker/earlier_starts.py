@@ -1,12 +1,16 @@
-"""Traced programs of earlier starts, kept in the folder of compiled programs.
+"""What earlier starts left in the folder of compiled programs: traced programs, and numbers of slots that fit.
 
 Tracing a model in Python takes longer than reading its compiled programs. What tracing yields, a program in StableHLO,
-is therefore kept in a file that `jax.export` defines, and a later start only compiles the call of that program.
+is therefore kept in a file that `jax.export` defines, and a later start only compiles the call of that program. One
+start may read a file while another writes it.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
+import os
 import platform
+import uuid
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -18,9 +22,7 @@ from jax import export
 from ...kernels import native
 from ..devices.platform import numerics
 from ..model.state import BlockStates
-from ..sampling.logprobs import Logprobs
-from ..sampling.sampler import Sampled
-from .kept_file import keep_file
+from ..sampling.sampler import Logprobs, Sampled
 from .served import Served
 from .speculative_steps import Speculated
 from .steps import PrefillResult
@@ -35,7 +37,6 @@ _SOURCES: Final = ("engine", "kernels")
 """Folders of Roost's own code that runs while a program is traced."""
 
 _DIGEST_BYTES: Final = 32
-
 for _result in (BlockStates, Logprobs, PrefillResult, Sampled, Speculated):
     export.register_namedtuple_serialization(_result, serialized_name=f"roost.{_result.__name__}")
 
@@ -164,3 +165,48 @@ def _write(path: Path, exported: export.Exported) -> None:
 
 def _digest(path: Path, program: bytes) -> bytes:
     return hashlib.sha256(path.name.encode() + program).digest()
+
+
+def slots_key(numerics: str, served: Served, limit_bytes: int) -> str:
+    """Returns a name for everything that decides the number of slots.
+
+    Args:
+      numerics: Digest of the versions and of the device; see `roost.engine.devices.platform.numerics`.
+      limit_bytes: Memory of a device.
+    """
+    settings, shards = served.settings, served.devices.shards
+    chosen = (settings.quantize, settings.kv_dtype, settings.prefill_chunk, settings.state_cache_inexact)
+    facts = repr((numerics, served.config, chosen, served.dtype.name, shards.data, shards.model, limit_bytes))
+    return hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+
+def read_slots(folder: Path | None, key: str) -> int | None:
+    """Returns the number of slots that an earlier start found; None if there is none."""
+    if folder is None:
+        return None
+    try:
+        slots = int(_file(folder, key).read_text())
+    except (OSError, ValueError):
+        return None
+    return slots if slots > 0 else None
+
+
+def write_slots(folder: Path | None, key: str, slots: int) -> None:
+    """Keeps a number of slots for later starts, if the folder is writable."""
+    if folder is not None:
+        keep_file(_file(folder, key), f"{slots}\n".encode())
+
+
+def _file(folder: Path, key: str) -> Path:
+    return folder / f"slots-{key}"
+
+
+def keep_file(path: Path, content: bytes) -> None:
+    """Writes a whole file; does nothing if its folder is not writable."""
+    temporary = path.with_name(f"{path.name}-{uuid.uuid4().hex}")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()

@@ -1,6 +1,6 @@
-"""Drafts: tokens that followed an earlier occurrence of a row's last tokens, and how many of them are worth a try.
+"""Drafts: tokens that followed an earlier occurrence of a row's last tokens; how many are tried, and which accepted.
 
-Letters in shapes: R rows, T maximum number of drafted tokens, H = `HISTORY`.
+Letters in shapes: R rows, T maximum number of drafted tokens, S = T + 1, H = `HISTORY`.
 """
 
 from typing import Final, NamedTuple
@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int32
 
-from ..types.speculation import HISTORY, Speculation
-from .history import no_history, tokens_at
+from ..types.config import HISTORY, Speculation
+from ..types.sampling_params import NO_TOKEN
 
 _FIRST_DEPTH: Final = 2
 """Number of tokens of a draft after right guesses."""
@@ -163,3 +163,68 @@ def learn(
     doubled = jnp.minimum(2 * depth, settings.num_tokens)
     grown = jnp.where(drafts.counts == 0, trial, jnp.where(accepted == drafts.counts, doubled, accepted))
     return jnp.where(drafts.is_guessed, jnp.where(is_right, grown, -_PATIENCE), depth)
+
+
+def no_history(rows: int) -> Int32[Array, "R H"]:
+    """Returns the histories of rows without tokens."""
+    return jnp.full((rows, HISTORY), NO_TOKEN, jnp.int32)
+
+
+def record(
+    history: Int32[Array, "R H"], tokens: Int32[Array, "R T"], positions: Int32[Array, " R"], counts: Int32[Array, " R"]
+) -> Int32[Array, "R H"]:
+    """Returns the histories with new tokens. The token at position p is in column p mod H.
+
+    Every column is written, with its old value if it gets no new token: CPUs scatter much more slowly.
+
+    Args:
+      history: Tokens so far.
+      tokens: New tokens of each row.
+      positions: Position of each row's first new token.
+      counts: Number of new tokens of each row.
+    """
+    ahead = (jnp.arange(HISTORY) - positions[:, None]) % HISTORY
+    for place in range(tokens.shape[1]):
+        history = jnp.where((ahead == place) & (place < counts[:, None]), tokens[:, place, None], history)
+    return history
+
+
+def tokens_at(history: Int32[Array, "R H"], positions: Int32[Array, "R N"]) -> Int32[Array, "R N"]:
+    """Returns the tokens at some positions."""
+    return jnp.take_along_axis(history, positions % HISTORY, axis=1)
+
+
+class Accepted(NamedTuple):
+    """Tokens that a round adds to each row.
+
+    Attributes:
+      counts: Number of accepted drafts of each row, one that ends the request included.
+      last: Index of the last sampled token that is kept: the first that differs from the draft or ends the request, or
+        the one after the whole draft.
+    """
+
+    counts: Int32[Array, " R"]
+    last: Int32[Array, " R"]
+
+
+def accept(drafts: Drafts, sampled: Int32[Array, "R S"], ends: Bool[Array, "R S"]) -> Accepted:
+    """Returns how far the sampled tokens equal the drafts, and where the request ends.
+
+    A token is sampled from the true distribution if all drafts before it were. So the first one that differs is the
+    next token, and there is nothing to correct.
+
+    Args:
+      drafts: Drafted tokens.
+      sampled: Tokens sampled at each position: the one at index i follows the first i drafts.
+      ends: Whether the request ends with each token.
+    """
+    is_draft = jnp.arange(drafts.tokens.shape[1]) < drafts.counts[:, None]
+    is_same = (sampled[:, :-1] == drafts.tokens) & is_draft
+    goes_on = jnp.cumprod((is_same & ~ends[:, :-1]).astype(jnp.int32), axis=1)
+    last = jnp.sum(goes_on, axis=1)
+    return Accepted(jnp.sum(jnp.cumprod(is_same.astype(jnp.int32), axis=1) * _before(goes_on), axis=1), last)
+
+
+def _before(goes_on: Int32[Array, "R T"]) -> Int32[Array, "R T"]:
+    """Returns whether each token comes before or with the one that ends the row's round."""
+    return jnp.pad(goes_on[:, :-1], ((0, 0), (1, 0)), constant_values=1)
