@@ -53,8 +53,12 @@ class Times(NamedTuple):
 def of_fluid(mix: Mix, arrivals: list[Arrival]) -> Times:
     clock, jobs = Clock(), [SimulatedRequest(arrival) for arrival in arrivals]
     replica = Replica(clock, 0, replace(mix.chip, max_queue=COUNT), mix)
+
+    def submit(job: SimulatedRequest) -> None:
+        assert replica.submit(job)
+
     for job in jobs:
-        clock.call_later(job.arrival.at, partial(replica.submit, job))
+        clock.call_later(job.arrival.at, partial(submit, job))
     clock.run(math.inf)
     assert all(job.end is not None for job in jobs)
     return Times(fmean(job.ttft_s for job in jobs), fmean((job.end or 0.0) - job.arrival.at for job in jobs))
