@@ -12,8 +12,7 @@ from starlette.types import ASGIApp
 from .database.address import StoreAddress
 from .database.database import Database, Pool
 from .database.dialects import dialect_of
-from .database.opening import open_database
-from .database.schema import Tables
+from .database.schema import Tables, open_database
 from .features.index import modules_of
 from .generation.service import Service
 from .http.error_responses import ErrorShape

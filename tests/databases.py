@@ -205,8 +205,7 @@ def upgrade_further(address: str, tables: "Tables", *statements: str, oldest: in
       oldest: Oldest version of the code that may use the database afterwards.
     """
     from roost.server.database.address import StoreAddress  # only where Roost is installed
-    from roost.server.database.opening import open_database
-    from roost.server.database.schema import Upgrade
+    from roost.server.database.schema import Upgrade, open_database
 
     later = replace(tables, upgrades=(*tables.upgrades, Upgrade(statements, oldest)))
     open_database(StoreAddress.parse(address), later).close()

@@ -104,7 +104,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
             "engine/devices/hosts.py",
             "engine/prefix_cache/disk.py",
             "engine/worker/compilation.py",
-            "server/database/call.py",  # a caller on the event loop interrupts a statement on its thread
+            "server/database/connections.py",  # a caller on the event loop interrupts a statement on its thread
             "server/llm/event_loop.py",
             "server/constraints/grammar/process.py",
             "server/observability/logging.py",  # the hook for what threads raise

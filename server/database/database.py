@@ -7,8 +7,7 @@ from enum import Enum
 from typing import Any, Final
 
 from ..tenancy.workers import Workers, WorkersClosedError
-from .call import Call
-from .connections import Connections
+from .connections import Call, Connections
 from .dialects import STATEMENT_TIMEOUT_S, Connection, Cursor, Dialect
 from .errors import StoreClosedError, StoreOutdatedError, StoreUnavailableError, StoreUnusableError
 from .fence import Fence

@@ -1,4 +1,4 @@
-"""Upgrades of tables. Each feature's tables have a separate version.
+"""Opens a database with a feature's tables, which it creates or upgrades. Each feature's tables have a version.
 
 Old and new replicas work on one database while a fleet is upgraded, and a fleet may be rolled back. Most upgrades
 therefore only expand: they add tables, indexes, and columns that may be NULL or have a default, or drop indexes, and
@@ -9,15 +9,19 @@ earlier release has expanded, so that consecutive releases run side by side.
 Tables of this version or a later one are not changed, so that a role without the right to create tables can use them.
 """
 
+import logging
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from itertools import pairwise
 from typing import Final
 
-from .database import Transaction
-from .dialects import Dialect
-from .errors import StoreUnusableError
+from .address import StoreAddress
+from .database import Database, Pool, Transaction
+from .dialects import Dialect, dialect_of
+from .errors import StoreUnavailableError, StoreUnusableError
 from .fence import Fence
 
 _EXPANSIONS: Final = re.compile(
@@ -28,6 +32,11 @@ _EXPANSIONS: Final = re.compile(
     re.VERBOSE,
 )
 """Statements after which older code works as before."""
+
+_OTHERS: Final = 0o077
+"""Permission bits of users other than the owner."""
+
+_logger: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,3 +155,49 @@ def _found(transaction: Transaction, feature: str) -> tuple[int, int] | None:
 
 def _has_table(transaction: Transaction, name: str) -> bool:
     return bool(transaction.rows("SELECT {has_table}", name)[0][0])
+
+
+def open_database(address: StoreAddress, tables: Tables, pool: Pool | None = None) -> Database:
+    """Returns a database whose tables exist in this version or a later one, or are created once it can be reached.
+
+    One in memory is created when it is first used.
+
+    Args:
+      pool: Threads and connections to this address; None makes some for these tables alone.
+
+    Raises:
+      StoreUnavailableError: SQLite's file cannot be used.
+      StoreUnusableError: PostgreSQL's administrator must change something first.
+    """
+    pool = Pool(dialect_of(address)) if pool is None else pool
+    dialect = pool.dialect
+    fence = Fence(tables.feature, tables.version)
+    database = Database(pool, partial(upgrade, dialect=dialect, tables=tables), tables.feature, fence)
+    if address.kind == "memory":
+        return database
+    try:
+        database.prepare_now()
+    except StoreUnavailableError as error:
+        if address.kind == "sqlite" or isinstance(error, StoreUnusableError):
+            database.close()
+            raise type(error)(f"--store {address}: {error}") from None
+        _warn_of_absence(str(address))
+    if address.kind == "sqlite":
+        _warn_of_access(address.target)
+    return database
+
+
+@cache
+def _warn_of_absence(address: str) -> None:
+    """Warns once for each database that is unavailable at the start."""
+    text = "--store %s: serving without it; requests that need it get 503 until it can be used, and it is tried again"
+    _logger.warning(text, address)
+
+
+@cache
+def _warn_of_access(path: str) -> None:
+    """Warns once for each file that other users of the machine may read or write."""
+    mode = os.stat(path).st_mode & 0o777
+    if mode & _OTHERS:
+        text = "--store: other users of the machine may use %s (mode %03o): chmod 600 it and its -wal and -shm"
+        _logger.warning(text, path, mode)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from roost.server.features.usage.usage_counter import INTERVAL_S
+from roost.server.features.usage.open_usage import INTERVAL_S
 from server_process import ServerProcess, launched
 
 MAX_LOST_S = 10.0

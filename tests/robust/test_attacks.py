@@ -9,7 +9,7 @@ import orjson
 import pytest
 import store_attacks
 import store_victim
-from roost.server.features.batches.batch_input import InputCheck
+from roost.server.features.batches.file_routes import InputCheck
 from roost.server.generation.admission import decode_json
 
 MAKERS = (

@@ -12,9 +12,8 @@ from ...http.paging import After, Limit, QueryOrder, described, no_such_entry
 from ...http.routes import AnyService, JsonRoute
 from ...storage.objects import PageSpec
 from .batch_records import BatchRecord, BatchStatus
-from .expiry import kept_s
 from .open_batches import Batches
-from .schemas import BatchBody, BatchList, BatchObject
+from .schemas import BatchBody, BatchList, BatchObject, kept_s
 
 _UNIT_S: Final = {"h": 3600.0, "d": 86400.0}
 """Seconds of the units of `completion_window`."""

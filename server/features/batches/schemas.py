@@ -1,13 +1,22 @@
-"""Schemas of `/v1/files` and `/v1/batches`."""
+"""Schemas of `/v1/files` and `/v1/batches`, and deletion times of files, from the `expires_after` that clients send."""
 
-from typing import Annotated, Literal, TypedDict
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal, TypedDict
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
+from ...errors.request_errors import bad_value
+from ...errors.validation_errors import describe
 from ...http.openapi import described
 from ...schemas.body import Fields
 from ...schemas.metadata import Metadata
 from .batch_lines import BatchUrl
+
+EXPIRY_FIELDS: Final = {f"expires_after[{name}]": name for name in ("anchor", "seconds")}
+"""Fields of a form, and their names in `expires_after`."""
+
+_DAY_S: Final = 86400.0
 
 
 class ExpiresAfter(Fields):
@@ -252,3 +261,37 @@ class BatchList(TypedDict):
 
     has_more: bool
     """Whether more batches follow."""
+
+
+def form_expiry(fields: Mapping[str, str]) -> ExpiresAfter | None:
+    """Returns the `expires_after` of a form, which has one field per value; None if the form has none.
+
+    Raises:
+      ApiError: A value is wrong or missing.
+    """
+    sent: dict[str, Any] = {EXPIRY_FIELDS[name]: value for name, value in fields.items() if name in EXPIRY_FIELDS}
+    if not sent:
+        return None
+    if re.fullmatch("[0-9]{1,9}", sent.get("seconds", "")):
+        sent["seconds"] = int(sent["seconds"])
+    try:
+        return ExpiresAfter.model_validate(sent)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        raise bad_value("expires_after", describe(detail, ("expires_after", *detail["loc"]))) from None
+
+
+def kept_s(expiry: ExpiresAfter | None, most_s: float, param: str) -> float | None:
+    """Returns the seconds for which a file is kept; None if the client set no limit.
+
+    Args:
+      most_s: Seconds after which all files are deleted.
+      param: Name of the field.
+
+    Raises:
+      ApiError: `expiry` is longer than `most_s`.
+    """
+    if expiry is not None and expiry.seconds > most_s:
+        limit = f"{most_s:g}, which is {most_s / _DAY_S:g} days (--store-days)"
+        raise bad_value(param, f"{param}.seconds must be at most {limit}, got {expiry.seconds}")
+    return None if expiry is None else float(expiry.seconds)

@@ -15,9 +15,9 @@ from ...observability.request_metrics import Fact, observed
 from ...tenancy.tenant import tenant
 from .background import Background
 from .background_responses import BackgroundRun, body_of, end_early, prompt_ids
+from .body import generation_options, generation_spec
 from .builder import ResponsesBuilder
-from .conversion import generation_options, generation_spec
-from .logged_delta import unpack_delta
+from .event_table import unpack_delta
 from .records import SUSPECT_DEATHS, Claim
 from .response_store import ResponseLog, ResponseStore
 

@@ -1,16 +1,36 @@
-"""Schemas of `/v1/responses`. Fields that no schema names are checked by `body_check`."""
+"""Bodies of `/v1/responses` and their conversion to a spec. Fields that no schema names are checked by `body_check`."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from ...schemas.body import CacheSalt, Fields, Several, TopLogprobs
+from ....engine import SamplingParams
+from ...constraints.output_constraint import OutputConstraint, with_tools
+from ...errors.request_errors import bad_value
+from ...generation.prompts import Prompt
+from ...generation.requests import constraint_of, sampling_params
+from ...generation.service import Service
+from ...generation.spec import GenerationSpec
+from ...generation.state_store import StoredState
+from ...schemas.body import TEXT_OR_LIST, TEXT_OR_OBJECT, Body, CacheSalt, Fields, Several, Text, TopLogprobs, union
 from ...schemas.field_rules import FieldRules
 from ...schemas.generation_fields import SamplingFields, with_numbers
 from ...schemas.metadata import Metadata
-from .field_rules import RESPONSES_RULES
-from .prompt_fields import PromptFields
+from ...schemas.output_formats import schema_spelling
+from ...schemas.tools import MAX_TOOLS, Function, NamedFunction, OtherTool
+from ...text.conversation import ToolOptions
+from .input_items import (
+    COUNT_RULES,
+    RESPONSES_RULES,
+    TEXT_OPTIONS_RULES,
+    CompactionItem,
+    MessageItem,
+    OtherItem,
+    ResponseItem,
+    is_own_compaction,
+)
 
 LOGPROBS = "message.output_text.logprobs"
 
@@ -25,6 +45,223 @@ Includable = Literal[
     "web_search_call.results",
 ]
 """Parts of a response that a client may include. Only the first one exists here."""
+
+
+class ResponseTool(Function):
+    """A function tool. The fields of the function are next to the type."""
+
+    type: Literal["function"]
+    """Kind of tool."""
+
+
+def _kind_of_tool(value: Any) -> str:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return "<other>" if isinstance(kind, str) and kind != "function" else "<function>"
+
+
+AnyResponseTool = Annotated[
+    Annotated[ResponseTool, Tag("<function>")] | Annotated[OtherTool, Tag("<other>")], Discriminator(_kind_of_tool)
+]
+
+
+class ResponseNamedTool(NamedFunction):
+    """The only function to call."""
+
+    type: Literal["function"]
+    """Kind of tool."""
+
+
+class ResponseAllowedTools(Fields):
+    """The only tools that may be called."""
+
+    type: Literal["allowed_tools"]
+    """Kind of choice."""
+
+    mode: Literal["auto", "required"] = "auto"
+    """Whether one of the tools may or must be called."""
+
+    tools: list[
+        Annotated[
+            Annotated[ResponseNamedTool, Tag("<function>")] | Annotated[OtherTool, Tag("<other>")],
+            Discriminator(_kind_of_tool),
+        ]
+    ] = Field(max_length=MAX_TOOLS)
+    """Tools that may be called. Each must be in the request's `tools`."""
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the functions among the tools."""
+        return sorted({tool.name for tool in self.tools if isinstance(tool, ResponseNamedTool)})
+
+
+def _kind_of_choice(value: Any) -> str | None:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    if isinstance(value, str):
+        return "<text>"
+    if kind == "allowed_tools":
+        return "<allowed>"
+    return _kind_of_tool(value) if isinstance(value, dict | Fields) else None
+
+
+ResponseToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("<text>")]
+    | Annotated[ResponseNamedTool, Tag("<function>")]
+    | Annotated[ResponseAllowedTools, Tag("<allowed>")]
+    | Annotated[OtherTool, Tag("<other>")],
+    union(_kind_of_choice, "must be a string or an object"),
+]
+
+
+class TextFormat(Fields):
+    """Format of the text. The fields of the schema are next to the type."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    """Kind of text; `json_object` is any JSON object."""
+
+    name: str | None = None
+    """Name of the schema, without effect."""
+
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    """JSON schema of the text, for the type `json_schema`."""
+
+    description: str | None = None
+    """Description of the schema, without effect."""
+
+    strict: bool = False
+    """Whether a keyword that cannot be enforced is a 400. Otherwise it is dropped and reported."""
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> "TextFormat":
+        if self.type == "json_schema" and self.schema_ is None:
+            raise ValueError("the type json_schema needs schema")
+        if self.type != "json_schema" and self.schema_ is not None:
+            raise ValueError(f"the type {self.type} takes no schema: use the type json_schema")
+        return self
+
+    def described(self) -> dict[str, Any]:
+        """Returns the format as a response shows it, with all fields of a schema."""
+        sent = self.model_dump(by_alias=True, exclude_unset=True)
+        return {"name": "", "description": None, "strict": False, **sent} if self.type == "json_schema" else sent
+
+
+class ResponseText(Fields):
+    """Options of the text. `verbosity` is ignored."""
+
+    field_rules: ClassVar[FieldRules] = TEXT_OPTIONS_RULES
+
+    format: TextFormat = TextFormat(type="text")
+    """Format of the text."""
+
+
+class ConversationReference(Fields):
+    """A conversation."""
+
+    id: str
+    """Id of the conversation."""
+
+
+class PromptFields(Body):
+    """Fields that determine the prompt."""
+
+    input: Annotated[Text | Annotated[Several[ResponseItem], Tag("<list>")], TEXT_OR_LIST] = Field(default_factory=list)
+    """Text of the user, or items of the conversation, oldest first. It may be left out if `previous_response_id` or
+    `conversation` has messages."""
+
+    instructions: str | None = None
+    """System text in front of the conversation. Later responses don't inherit it."""
+
+    previous_response_id: str | None = None
+    """Id of a stored response that this one continues. Not with `conversation`."""
+
+    conversation: Annotated[Text | Annotated[ConversationReference, Tag("<object>")], TEXT_OR_OBJECT] | None = None
+    """Conversation that the response continues, and to which its input and output are added: an id, or an object with
+    the id."""
+
+    from_state: str | None = None
+    """Id of a saved state that the input continues; the input is only the text after the state. Not with
+    `previous_response_id` or `conversation`."""
+
+    truncation: Literal["auto", "disabled"] = "disabled"
+    """Returned unchanged, without effect: a conversation cannot exceed the state, which has no maximum length."""
+
+    text: ResponseText = ResponseText()
+    """Options of the text, such as a JSON schema."""
+
+    tools: list[AnyResponseTool] = Field(default_factory=list, max_length=MAX_TOOLS)
+    """Functions that the model may call. Tools of other types are left out and reported."""
+
+    tool_choice: ResponseToolChoice = "auto"
+    """Whether the model may or must call a function, or which one."""
+
+    parallel_tool_calls: bool = True
+    """Whether a response may hold several calls."""
+
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Variables for the checkpoint's chat template, as in vLLM. Gemma's own format has none."""
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _has_one_compaction(cls, value: Any) -> Any:
+        """Checks before anything is parsed: the messages in a compaction item count for as much as those of a body."""
+        items = value if isinstance(value, list) else ()
+        if sum(isinstance(item, dict) and is_own_compaction(item.get("encrypted_content")) for item in items) > 1:
+            raise ValueError("several compaction items: send the newest, which holds the others' messages")
+        return value
+
+    @property
+    def conversation_id(self) -> str | None:
+        """Id of the conversation that the response continues; None without one."""
+        return self.conversation.id if isinstance(self.conversation, ConversationReference) else self.conversation
+
+    @property
+    def functions(self) -> list[ResponseTool]:
+        """The tools that the model may call. The server does not run tools itself."""
+        return [tool for tool in self.tools if isinstance(tool, ResponseTool)]
+
+    @property
+    def tool_options(self) -> ToolOptions:
+        """The tools and the tool choice, which must not be a tool of another type."""
+        tools = [tool.as_tool() for tool in self.functions]
+        choice, parallel = self.tool_choice, self.parallel_tool_calls
+        match choice:
+            case ResponseNamedTool():
+                return ToolOptions(tools, "required", [choice.name], parallel=False)
+            case ResponseAllowedTools():
+                return ToolOptions(tools, choice.mode, choice.names, parallel)
+            case OtherTool():
+                raise ValueError(f"{choice.type} is no function")
+        return ToolOptions(tools, choice, parallel=parallel)
+
+    @property
+    def items(self) -> Sequence[ResponseItem]:
+        """Items of the input. A text is a message of the user."""
+        return [MessageItem(role="user", content=self.input)] if isinstance(self.input, str) else self.input
+
+    @property
+    def dropped(self) -> Iterator[str]:
+        """Names of the tools and items that are left out, for warnings."""
+        for index, tool in enumerate(self.tools):
+            if isinstance(tool, OtherTool):
+                yield f"tools[{index}]: {tool.type}"
+        for index, item in enumerate(self.input if isinstance(self.input, list) else ()):
+            is_foreign = isinstance(item, CompactionItem) and not item.is_own
+            if is_foreign or (isinstance(item, OtherItem) and item.type != "reasoning"):
+                yield f"input[{index}]: {item.type}"
+
+
+class InputTokensBody(PromptFields):
+    """Body of `POST /v1/responses/input_tokens`. Other fields of a response are ignored."""
+
+    field_rules: ClassVar[FieldRules] = COUNT_RULES
+
+
+class CompactBody(PromptFields):
+    """Body of `POST /v1/responses/compact`. Other fields of a response are ignored."""
+
+    field_rules: ClassVar[FieldRules] = COUNT_RULES
+
+    model: str
+    """Name of the served model; any other name is a 404."""
 
 
 class ResponseStreamOptions(Fields):
@@ -83,3 +320,70 @@ class ResponseBody(PromptFields, SamplingFields):
     def wants_logprobs(self) -> bool:
         """Whether the response includes log-probabilities."""
         return LOGPROBS in self.include
+
+
+def generation_options(
+    body: ResponseBody, service: Service
+) -> tuple[Sequence[SamplingParams], OutputConstraint | None]:
+    """Returns the sampling parameters and the output constraint of a body.
+
+    Raises:
+      ApiError: The body requests something that the server cannot do.
+    """
+    return _params(body, service), with_tools(_text_constraint(body), body.tool_options)
+
+
+def generation_spec(
+    body: ResponseBody,
+    prompt: Prompt,
+    params: Sequence[SamplingParams],
+    constraint: OutputConstraint | None,
+    state: StoredState | None = None,
+) -> GenerationSpec:
+    """Returns the spec of a body from its prepared parts.
+
+    Args:
+      state: Saved state that the prompt begins with; None prefills the whole prompt.
+    """
+    return GenerationSpec(
+        [prompt],
+        params,
+        constraint,
+        ignore_eos=body.ignore_eos,
+        may_call=bool(body.tool_options.introduced),
+        limit_param=None if body.max_output_tokens is None else "max_output_tokens",
+        state=state,
+        cache_salt=body.cache_salt,
+        priority=body.priority,
+        queue_timeout_s=body.queue_timeout,
+        timeout_s=body.timeout,
+    )
+
+
+def tool_options(body: PromptFields) -> ToolOptions:
+    """Returns the tools and the tool choice.
+
+    Raises:
+      ApiError: The only tool to call is one that the server cannot run.
+    """
+    if isinstance(body.tool_choice, OtherTool):
+        kind = body.tool_choice.type
+        raise bad_value("tool_choice", f"tool_choice: this server runs no tools of the type {kind[:60]!r}")
+    return body.tool_options
+
+
+def _text_constraint(body: ResponseBody) -> OutputConstraint | None:
+    requested = body.text.format
+    if requested.type == "text":
+        return None
+    is_schema = requested.type == "json_schema"
+    schema = requested.schema_ if is_schema else None
+    return constraint_of([schema_spelling("text.format", schema, requested.strict and is_schema)])
+
+
+def _params(body: ResponseBody, service: Service) -> list[SamplingParams]:
+    if body.top_logprobs is not None and not body.wants_logprobs:
+        raise bad_value("top_logprobs", f'top_logprobs needs include: ["{LOGPROBS}"]')
+    max_tokens = body.max_output_tokens or service.model.defaults.max_tokens
+    logprobs = (body.top_logprobs or 0) if body.wants_logprobs else None
+    return sampling_params(body, service.model, max_tokens, logprobs=logprobs)

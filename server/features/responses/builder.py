@@ -18,8 +18,7 @@ from ...http.response_parts import SseEncoder
 from ...http.streaming import ResponseBuilder
 from ...text.conversation import ConversationMessage, FunctionCall
 from ...text.served_model import ServedModel
-from .body import ResponseBody
-from .tools import ResponseTool
+from .body import ResponseBody, ResponseTool
 
 TYPED_EVENTS: Final = SseEncoder(is_named=True)
 """Encoder of events."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from ....engine import RequestSnapshot, RequestSnapshotFormat, StateFileError
-from .stats import StoreStats
+from .collector import StoreStats
 
 _NUM_THREADS: Final = 2
 """Number of files that are written at a time."""

@@ -1,30 +1,30 @@
-"""All statements on the logs of responses, as functions of a transaction."""
+"""The logs of responses: all statements on them, as functions of a transaction, and the encoding of their deltas."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any, Final
 
-from ...database.database import Transaction, placeholders
+import orjson
+
+from ....engine import TokenLogprobs
+from ...constraints.tools import CallPiece
+from ...database.database import Transaction
+from ...generation.admission import Admission
+from ...generation.delta import Delta
+from ...storage.objects import Table
 from .records import Lease, LogEnd, LogEntry
 
 MAX_ENTRIES: Final = 256
 """Maximum number of log entries that are read at a time."""
 
-_ENTRY: Final = "number, first_event, num_events, first_token, num_tokens, delta, events"
+EVENTS: Final = Table("roost_events", LogEntry, key=("tenant", "id", "number"), under={"tenant": str, "id": str})
+
 _LOG: Final = "tenant = ? AND id = ?"
 
 
 def append(transaction: Transaction, appends: Sequence[tuple[Lease, LogEntry]]) -> None:
     """Appends entries whose leases are held. Repeating it changes nothing."""
-    if not appends:
-        return
-    transaction.execute(
-        f"""
-        INSERT INTO roost_events (tenant, id, {_ENTRY}) VALUES {placeholders(len(appends), 9)}
-        ON CONFLICT (tenant, id, number) DO NOTHING
-        """,
-        *(value for lease, entry in appends for value in (lease.tenant, lease.id, *_values(entry))),
-    )
+    EVENTS.put(transaction, [(lease.tenant, lease.id, *EVENTS.values(entry)) for lease, entry in appends])
 
 
 def entries(transaction: Transaction, tenant: str, response_id: str, place: int) -> list[LogEntry]:
@@ -33,8 +33,8 @@ def entries(transaction: Transaction, tenant: str, response_id: str, place: int)
     Args:
       place: Number of the first entry.
     """
-    query = f"SELECT {_ENTRY} FROM roost_events WHERE {_LOG} AND number >= ? ORDER BY number LIMIT ?"
-    return [_entry(row) for row in transaction.rows(query, tenant, response_id, place, MAX_ENTRIES)]
+    rest = f"WHERE {_LOG} AND number >= ? ORDER BY number LIMIT ?"
+    return EVENTS.rows(transaction, rest, tenant, response_id, place, MAX_ENTRIES)
 
 
 def deltas(transaction: Transaction, tenant: str, response_id: str, place: int) -> tuple[Sequence[bytes], int]:
@@ -92,11 +92,33 @@ def delete(transaction: Transaction, tenant: str, response_id: str) -> None:
     transaction.execute(f"DELETE FROM roost_events WHERE {_LOG}", tenant, response_id)
 
 
-def _values(entry: LogEntry) -> tuple[Any, ...]:
-    counts = entry.number, entry.first_event, entry.num_events, entry.first_token, entry.num_tokens
-    return (*counts, entry.delta, entry.events)
+def pack_delta(delta: Delta) -> bytes:
+    """Returns the JSON of a delta that is not the last of its choice."""
+    calls = [[piece.index, piece.id, piece.name, piece.arguments] for piece in delta.calls]
+    logprobs = [[entry.logprob, entry.top, entry.named] for entry in delta.logprobs]
+    fields = {
+        "text": delta.text,
+        "calls": calls,
+        "token_ids": delta.token_ids,
+        "logprobs": logprobs,
+        "num_cached": delta.num_cached,
+        "num_sent": delta.num_sent,
+    }
+    return orjson.dumps({name: value for name, value in fields.items() if value})
 
 
-def _entry(row: Sequence[Any]) -> LogEntry:
-    number, first_event, num_events, first_token, num_tokens, delta, events = row
-    return LogEntry(number, first_event, num_events, first_token, num_tokens, bytes(delta), bytes(events))
+def unpack_delta(own: Admission, packed: bytes) -> Delta:
+    """Returns the delta from the result of `pack_delta`."""
+    fields: dict[str, Any] = own.parse_stored(packed)
+    return Delta(
+        0,
+        text=fields.get("text", ""),
+        calls=tuple(CallPiece(*piece) for piece in fields.get("calls", ())),
+        token_ids=tuple(fields.get("token_ids", ())),
+        logprobs=tuple(
+            TokenLogprobs(own, tuple((t, p) for t, p in top), tuple((t, p) for t, p in named))
+            for own, top, named in fields.get("logprobs", ())
+        ),
+        num_cached=fields.get("num_cached", 0),
+        num_sent=fields.get("num_sent", 0),
+    )

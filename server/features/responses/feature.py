@@ -3,12 +3,11 @@
 from typing import Final
 
 from ...feature import Feature
-from .collector import StoreCollector
+from .collector import StoreCollector, StoreStats
 from .conversation_routes import router as conversations
 from .open_responses import open_responses
 from .response_schemas import ResponseEvent
 from .routes import router
-from .stats import StoreStats
 from .tables import TABLES
 
 FEATURE: Final = Feature(

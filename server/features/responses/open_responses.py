@@ -14,12 +14,11 @@ from .adoption import Adopter
 from .background import Background
 from .checkpoint_files import CheckpointFiles
 from .checkpointer import Checkpointer, CheckpointSettings
-from .collector import StoreCollector
+from .collector import StoreCollector, StoreStats
 from .expiry_table import RowLimits
-from .followers import Followers
+from .log_followers import Followers
 from .response_store import ResponseStore
 from .settings import ResponsesSettings
-from .stats import StoreStats
 from .tables import TABLES
 
 _MEMORY_ROWS: Final = 1000

@@ -32,15 +32,15 @@ from ...text.conversation import ConversationMessage
 from . import claim_table, event_table, expiry_table, part_table, response_table
 from .appends import Addition, Append, run_all
 from .checkpoint_files import CheckpointFiles
+from .collector import StoreStats
 from .conversation_store import ConversationStore, locked
 from .conversation_table import CONVERSATIONS, Item, Turn, load_of
+from .event_table import pack_delta
 from .expiry_table import DEFAULT, RowLimits
 from .log_followers import LogFollowers
-from .logged_delta import pack_delta
 from .part_table import RESPONSE_ID, StoredPart, pack
 from .records import CheckpointReference, Claim, Job, Lease, LogEnd, LogEntry, ResponseRecord
 from .response_table import LEASE_S, RESPONSES
-from .stats import StoreStats
 
 MAX_RUNNING: Final = 1000
 """Limit on each tenant's running responses in the database. Beyond it, or beyond `RowLimits.max_bytes` of these

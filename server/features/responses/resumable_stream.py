@@ -18,7 +18,7 @@ from .background_responses import is_death, job_of
 from .body import ResponseBody
 from .builder import TYPED_EVENTS, ResponsesBuilder
 from .conversation_table import Turn
-from .logged_delta import pack_delta
+from .event_table import pack_delta
 from .part_table import pack
 from .records import LogEntry, ResponseRecord
 from .response_store import ResponseLog, ResponseStore

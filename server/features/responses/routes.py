@@ -29,16 +29,22 @@ from ...tenancy.tenant import tenant
 from ...text.chat_template import Ending
 from ...text.conversation import Conversation, ConversationMessage
 from .background_responses import BackgroundRun, encoded, end_early, job_of
-from .body import ResponseBody
+from .body import (
+    CompactBody,
+    InputTokensBody,
+    PromptFields,
+    ResponseBody,
+    generation_options,
+    generation_spec,
+    tool_options,
+)
 from .builder import TYPED_EVENTS, ResponsesBuilder, compacted, new_response_id, usage_of
 from .conversation_store import locked, new_items, output_items
 from .conversation_table import Item, Turn
-from .conversion import generation_options, generation_spec, tool_options
 from .expansion import MAX_ADDED, Room, expanded
 from .input_items import compaction_of, page
 from .open_responses import OpenResponses, Responses
 from .part_table import STATE_ROLE, StoredPart, pack
-from .prompt_fields import CompactBody, InputTokensBody, PromptFields
 from .records import ResponseRecord
 from .response_schemas import CompactedInput, InputTokens, ResponseEvent, ResponseObject
 from .resumable_stream import ResumableBuilder

@@ -4,25 +4,13 @@ from typing import Final
 
 from ...database.schema import Tables, Upgrade
 from .conversation_table import CONVERSATIONS, ITEMS
+from .event_table import EVENTS
 from .response_table import RESPONSES
 
 _FIRST: Final = Upgrade(
     (
         *RESPONSES.statements,
-        """
-        CREATE TABLE roost_events (
-            tenant TEXT NOT NULL,
-            id TEXT NOT NULL,
-            number BIGINT NOT NULL,
-            first_event BIGINT NOT NULL,
-            num_events INTEGER NOT NULL,
-            first_token BIGINT NOT NULL,
-            num_tokens INTEGER NOT NULL,
-            delta {bytes} NOT NULL,
-            events {bytes} NOT NULL,
-            PRIMARY KEY (tenant, id, number)
-        )
-        """,
+        *EVENTS.statements,
         *CONVERSATIONS.statements,
         *ITEMS.statements,
     ),

@@ -16,8 +16,7 @@ from roost.server.database.dialects import Connection, Cursor, Postgresql, diale
 from roost.server.database.errors import StoreOutdatedError, StoreUnusableError
 from roost.server.database.fence import Fence
 from roost.server.database.group_commit import GroupCommit
-from roost.server.database.opening import open_database
-from roost.server.database.schema import Tables, Upgrade
+from roost.server.database.schema import Tables, Upgrade, open_database
 
 FIRST = Upgrade(["CREATE TABLE roost_toys (id TEXT NOT NULL)"], oldest=1)
 EXPANSION = Upgrade(["ALTER TABLE roost_toys ADD COLUMN colour TEXT"], oldest=1)

@@ -11,8 +11,7 @@ from databases import PostgresqlServer, opened
 from roost.server.app import open_features
 from roost.server.database.address import StoreAddress
 from roost.server.database.database import Lane, Transaction
-from roost.server.database.opening import open_database
-from roost.server.database.schema import Tables, Upgrade
+from roost.server.database.schema import Tables, Upgrade, open_database
 from roost.server.feature import Opening
 from roost.server.generation.service import Service
 from roost.server.settings import load_settings

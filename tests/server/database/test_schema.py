@@ -10,8 +10,7 @@ from roost.server.database.address import StoreAddress
 from roost.server.database.database import Database, Transaction
 from roost.server.database.dialects import dialect_of
 from roost.server.database.errors import StoreOutdatedError, StoreUnavailableError, StoreUnusableError
-from roost.server.database.opening import open_database
-from roost.server.database.schema import Tables, Upgrade
+from roost.server.database.schema import Tables, Upgrade, open_database
 from roost.server.feature import Feature, load_features
 
 FIRST = Upgrade(["CREATE TABLE roost_toys (id TEXT NOT NULL)"], oldest=1)

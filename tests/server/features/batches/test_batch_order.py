@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from roost.server.features.batches import batch_input
-from roost.server.features.batches.batch_input import InputCheck
+from roost.server.features.batches import file_routes
 from roost.server.features.batches.batch_order import run_order
+from roost.server.features.batches.file_routes import InputCheck
 from roost.server.generation.admission import decode_json
 
 
@@ -16,7 +16,7 @@ def test_lines_of_a_group_are_neighbours_and_mix_lengths() -> None:
 
 
 def test_an_upload_is_ordered_by_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch_input, "SEGMENT_LINES", 4)
+    monkeypatch.setattr(file_routes, "SEGMENT_LINES", 4)
     check = InputCheck(1000, decode_json)
     prompts = ["a", "b", "a", "b", "c", "a", "c"]
     lines = [

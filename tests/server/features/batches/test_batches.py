@@ -20,13 +20,13 @@ from roost.server.app import create_app
 from roost.server.database import schema
 from roost.server.database.address import StoreAddress
 from roost.server.database.database import Database
-from roost.server.database.opening import open_database
+from roost.server.database.schema import open_database
 from roost.server.errors.request_errors import ApiError
 from roost.server.feature import Opening
 from roost.server.features.batches import open_batches
-from roost.server.features.batches.batch_input import LineSplitter
 from roost.server.features.batches.batch_store import BatchStore
 from roost.server.features.batches.batch_worker import _MAX_EXPIRED, BatchWorker
+from roost.server.features.batches.file_routes import LineSplitter
 from roost.server.features.batches.open_batches import OpenBatches
 from roost.server.features.batches.tables import TABLES
 from roost.server.features.batches.tenant_turns import Places

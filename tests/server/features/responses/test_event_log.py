@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 from roost.server.errors.request_errors import ApiError
-from roost.server.features.responses.event_log import EventLog
+from roost.server.features.responses.log_followers import EventLog
 from roost.server.features.responses.routes import replay
 
 EVENTS = [b"event: x\ndata: {}\n\n", b"yy", b"z"]

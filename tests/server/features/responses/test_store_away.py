@@ -25,7 +25,7 @@ from roost.server.features.responses.conversation_table import CONVERSATIONS
 from roost.server.features.responses.open_responses import OpenResponses
 from roost.server.features.responses.response_store import ResponseStore
 from roost.server.features.usage import usage_table
-from roost.server.features.usage.usage_counter import UsageCounter
+from roost.server.features.usage.open_usage import UsageCounter
 from roost.server.text.served_model import ServedModel
 from starlette.types import ASGIApp
 from test_durable_responses import PacedEngine, events_of

@@ -14,8 +14,7 @@ from roost.server.app import create_app
 from roost.server.database.database import Database, Lane, Transaction
 from roost.server.database.errors import StoreUnavailableError
 from roost.server.features.usage import usage_table
-from roost.server.features.usage.open_usage import OpenUsage
-from roost.server.features.usage.usage_counter import UsageCounter
+from roost.server.features.usage.open_usage import OpenUsage, UsageCounter
 from roost.server.features.usage.usage_table import TenantUsage, UsageAddition, today
 from roost.server.generation.service import Service
 from roost.server.http.api_keys import ApiKeys
