@@ -3,12 +3,15 @@
 Completions take raw text or token ids, and can score a prompt with `echo` and `logprobs`.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import Any, Final
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, NamedTuple
+from uuid import uuid4
 
 from fastapi import APIRouter, Request, Response
 
+from ...engine import UNUSED_PREDICTION
 from ..constraints.tools import CallPiece
 from ..errors.request_errors import bad_value
 from ..errors.request_warnings import warn
@@ -26,18 +29,51 @@ from ..generation.logprobs import (
 from ..generation.prompts import Prompt
 from ..generation.requests import chat, completion
 from ..http.openapi import streamable
-from ..http.response_parts import Report, RequestedReports, ResponseKind, choice_end
+from ..http.response_parts import CHUNKS, to_json
 from ..http.routes import JsonRoute, ReadyService
 from ..http.streaming import ResponseBuilder, respond
+from ..observability.request_metrics import Times
 from ..schemas.body import Body, Fields
 from ..schemas.generation_fields import ChatFields, CompletionFields
 from ..text.served_model import ServedModel
 from ..text.tokenizer import Tokenizer
-from .response_schemas import ChatCompletion, ChatCompletionChunk, Completion
+from .response_schemas import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChoiceEnd,
+    Completion,
+    CompletionTokensDetails,
+    PromptTokensDetails,
+    Timings,
+    Usage,
+)
+
+
+class ResponseKind(NamedTuple):
+    """Names of a kind of response.
+
+    Attributes:
+      id_prefix: Prefix of ids.
+      whole: Value of `object` in a whole response.
+      chunk: Value of `object` in the chunks of a stream.
+    """
+
+    id_prefix: str
+    whole: str
+    chunk: str
+
 
 router = APIRouter(route_class=JsonRoute)
+
+
 _CHAT: Final = ResponseKind("chatcmpl", "chat.completion", "chat.completion.chunk")
+
+
 _COMPLETION: Final = ResponseKind("cmpl", "text_completion", "text_completion")
+
+
+_MARK: Final = uuid4().hex
+"""Placeholder for the text of an event."""
 
 
 class StreamOptions(Fields):
@@ -54,6 +90,23 @@ class StreamOptions(Fields):
 
 
 _NO_OPTIONS: Final = StreamOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class RequestedReports:
+    """Reports that a request asks for.
+
+    Attributes:
+      usage: Whether a stream ends with a chunk about usage.
+      continuous_usage: Whether the other chunks also hold the usage so far.
+      timings: Whether the response holds `Timings`.
+      service_tier: Whether the response names the service tier.
+    """
+
+    usage: bool = False
+    continuous_usage: bool = False
+    timings: bool = False
+    service_tier: bool = False
 
 
 class StreamingFields(Body):
@@ -136,6 +189,158 @@ def check_stream_options(*, stream: bool, options: Fields | None) -> None:
     """
     if options is not None and options.model_fields_set and not stream:
         raise bad_value("stream_options", "stream_options needs stream: true")
+
+
+class Report:
+    """Builds responses and chunks around their choices, with usage and timings counted over all choices.
+
+    Args:
+      kind: Kind of the response.
+      num_choices: Number of choices that the engine generates.
+
+    Attributes:
+      id: Id of the response.
+    """
+
+    def __init__(
+        self,
+        kind: ResponseKind,
+        model: ServedModel,
+        prompts: Sequence[Prompt],
+        num_choices: int,
+        options: RequestedReports,
+    ) -> None:
+        self.id = f"{kind.id_prefix}-{uuid4().hex}"
+        self._kind = kind
+        self._constants = {
+            "created": int(time.time()),
+            "model": model.id,
+            "system_fingerprint": model.fingerprint,
+            **({"service_tier": "default"} if options.service_tier else {}),
+        }
+        self._options = options
+        self._num_prompt_tokens = sum([len(prompt.token_ids) for prompt in prompts])
+        self._num_tokens = 0
+        self._num_cached = 0
+        self._num_accepted = 0
+        self._num_rejected = 0
+        self._num_open = num_choices
+        self._times: list[Times] = []
+        self._around_text: dict[int, tuple[bytes, bytes]] = {}
+
+    def whole(self, choices: Sequence[Any], deltas: Sequence[Delta]) -> dict[str, Any]:
+        """Returns the response to a request that does not stream.
+
+        Args:
+          choices: Choices of the response.
+          deltas: All choices that were generated, whole.
+        """
+        for delta in deltas:
+            self._count(delta)
+        timings = {"timings": self._timings()} if self._options.timings else {}
+        return {**self._fields(self._kind.whole, choices), "usage": self._usage(), **timings}
+
+    def chunk(self, choice: Any) -> dict[str, Any]:
+        """Returns a chunk with a choice."""
+        fields = self._fields(self._kind.chunk, [choice])
+        if self._options.usage:
+            fields["usage"] = self._usage() if self._options.continuous_usage else None
+        return fields
+
+    def chunks(self, delta: Delta, choices: Sequence[Any]) -> Iterator[dict[str, Any]]:
+        """Counts a delta, and yields its chunks.
+
+        After the end of the last choice, its last chunk holds the timings and a chunk about usage follows, if
+        requested.
+
+        Args:
+          delta: Next delta of a choice.
+          choices: Parts that the delta adds to the choice, one for each chunk.
+        """
+        self._count(delta)
+        is_over = not self._num_open
+        for place, choice in enumerate(choices, start=1):
+            is_last = is_over and self._options.timings and place == len(choices)
+            chunk = self.chunk(choice)
+            yield {**chunk, "timings": self._timings()} if is_last else chunk
+        if is_over and self._options.usage:
+            yield {**self._fields(self._kind.chunk, []), "usage": self._usage()}
+
+    def text_event(self, index: int, text: str, num_tokens: int, choice: Callable[[Delta], Any]) -> bytes | None:
+        """Counts a delta that has only text, and returns the event of its chunk. The bytes around the text are encoded
+        once.
+
+        Returns None, and counts nothing, if chunks differ by more than their text.
+
+        Args:
+          index: Index of the choice.
+          text: New text.
+          num_tokens: Number of new tokens.
+          choice: Returns the part that a delta of text adds to the choice.
+        """
+        if self._options.continuous_usage:
+            return None
+        self._num_tokens += num_tokens
+        around = self._around_text.get(index)
+        if around is None:
+            head, _, tail = CHUNKS.encode(self.chunk(choice(Delta(index, _MARK)))).partition(to_json(_MARK))
+            around = self._around_text[index] = (head, tail)
+        return around[0] + to_json(text) + around[1]
+
+    def _count(self, delta: Delta) -> None:
+        self._num_tokens += len(delta.token_ids)
+        self._num_cached += delta.num_cached
+        if delta.finish_reason is not None:
+            self._num_open -= 1
+            if delta.prediction is not UNUSED_PREDICTION:
+                self._num_accepted += delta.prediction.num_accepted
+                self._num_rejected += delta.prediction.num_rejected
+            self._times.append(delta.times)
+
+    def _fields(self, object_name: str, choices: Sequence[Any]) -> dict[str, Any]:
+        return {"id": self.id, "object": object_name, **self._constants, "choices": choices}
+
+    def _usage(self) -> Usage:
+        return Usage(
+            prompt_tokens=self._num_prompt_tokens,
+            completion_tokens=self._num_tokens,
+            total_tokens=self._num_prompt_tokens + self._num_tokens,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=self._num_cached),
+            completion_tokens_details=CompletionTokensDetails(
+                reasoning_tokens=0,
+                accepted_prediction_tokens=self._num_accepted,
+                rejected_prediction_tokens=self._num_rejected,
+            ),
+        )
+
+    def _timings(self) -> Timings:
+        arrived = min(times.arrived for times in self._times)
+        started = min(times.started for times in self._times)
+        first = min(times.first for times in self._times)
+        last = max(times.last for times in self._times)
+        prompt_n = self._num_prompt_tokens - self._num_cached
+        return Timings(
+            queue_ms=(started - arrived) * 1000,
+            cache_n=self._num_cached,
+            prompt_n=prompt_n,
+            prompt_ms=(first - arrived) * 1000,
+            prompt_per_second=_rate(prompt_n, first - arrived),
+            predicted_n=self._num_tokens,
+            predicted_ms=(last - first) * 1000,
+            predicted_per_second=_rate(self._num_tokens, last - first),
+        )
+
+
+def choice_end(delta: Delta, token_ids: Sequence[int] | None) -> ChoiceEnd:
+    """Returns the fields about a choice's end, with its token ids if they are requested."""
+    end = ChoiceEnd(finish_reason=delta.reported_reason, stop_reason=delta.stop_reason)
+    if token_ids is not None:
+        end["token_ids"] = list(token_ids)
+    return end
+
+
+def _rate(count: int, seconds: float) -> float:
+    return count / seconds if seconds > 0 else 0.0
 
 
 class ChatResponseBuilder(ResponseBuilder):

@@ -3,7 +3,61 @@
 from typing import Any, Literal, NotRequired, TypedDict
 
 from ..generation.logprobs import ChatLogprobs, CompletionLogprobs, PromptLogprob
-from ..http.response_parts import ChoiceEnd, Timings, Usage
+
+
+class PromptTokensDetails(TypedDict):
+    """Details of `Usage.prompt_tokens`."""
+
+    cached_tokens: int
+
+
+class CompletionTokensDetails(TypedDict):
+    """Details of `Usage.completion_tokens`.
+
+    `accepted_prediction_tokens` and `rejected_prediction_tokens` count tokens of `prediction`, each once for a choice:
+    those that were drafted and accepted, and those that were drafted but never accepted. Both are 0 until the choice
+    ends, and without speculative decoding.
+    """
+
+    reasoning_tokens: int
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
+
+
+class Usage(TypedDict):
+    """Numbers of tokens of a response. Each prompt counts once, even if it has several choices."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
+
+
+class ChoiceEnd(TypedDict):
+    """Fields about the end of a choice, in streams and whole responses."""
+
+    finish_reason: str | None
+    stop_reason: int | str | None
+    token_ids: NotRequired[list[int]]
+
+
+class Timings(TypedDict):
+    """Times of a response, with llama.cpp's names.
+
+    `prompt_n` tokens were prefilled and `cache_n` were served from the prefix cache. `prompt_ms` runs from the
+    request's arrival to its first token. Its part `queue_ms` ends when the prompt's first chunk is dispatched to the
+    device.
+    """
+
+    queue_ms: float
+    cache_n: int
+    prompt_n: int
+    prompt_ms: float
+    prompt_per_second: float
+    predicted_n: int
+    predicted_ms: float
+    predicted_per_second: float
 
 
 class ReportFields(TypedDict):

@@ -4,8 +4,7 @@ from typing import Literal, NotRequired, TypedDict
 
 from ...generation.logprobs import IdLogprobs
 from ...http.openapi import described
-from ...http.response_parts import ChoiceEnd, Usage
-from ...openai.response_schemas import ReportFields
+from ...openai.response_schemas import ChoiceEnd, ReportFields, Usage
 
 
 class TokensChoice(ChoiceEnd):

@@ -6,7 +6,7 @@ from fake_server import VOCAB_SIZE, served_model
 from roost.engine import FinishReason
 from roost.server.generation.delta import Delta
 from roost.server.generation.prompts import Prompt
-from roost.server.http.response_parts import Report, RequestedReports, ResponseKind
+from roost.server.openai.completions import Report, RequestedReports, ResponseKind
 from roost.server.observability.request_metrics import Times
 from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
 
