@@ -80,6 +80,7 @@ class AsyncEngine:
 
     Attributes:
       error: Error that ended the engine; None while it is alive.
+      is_ready: Whether the engine is loaded, compiled and alive.
 
     Args:
       build: Builds the core. It is slow, since it loads and compiles, and is called on the thread.
@@ -99,6 +100,7 @@ class AsyncEngine:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ready: asyncio.Future[None] | None = None
         self.error: BaseException | None = None
+        self.is_ready = False
         self._core: EngineCore | None = None
         self._num_steps = 0
         self._is_in_step = False
@@ -108,11 +110,6 @@ class AsyncEngine:
     def stats(self) -> EngineStats:
         """Statistics after the last step or command."""
         return EngineStats() if self._core is None else self._core.stats
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether the engine is loaded, compiled and alive."""
-        return self._ready is not None and self._ready.done() and self.error is None
 
     @property
     def is_stuck(self) -> bool:
@@ -349,6 +346,7 @@ class AsyncEngine:
     def _on_ready(self) -> None:
         assert self._ready is not None
         self._ready.set_result(None)
+        self.is_ready = self.error is None
 
     def _hand_over(self, items: Sequence[tuple[str, Item]]) -> None:
         """Schedules a delivery, unless one is due: a busy event loop gets the outputs of several steps in one call."""
@@ -390,7 +388,7 @@ class AsyncEngine:
         assert self._ready is not None
         if self.error is not None:
             return
-        self.error = error
+        self.error, self.is_ready = error, False
         if not self._ready.done():
             self._ready.set_exception(error)
             self._ready.exception()  # marks it as retrieved, since `wait_ready` may not have been called

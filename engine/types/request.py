@@ -89,7 +89,8 @@ class Request:
     predicted_token_ids: Sequence[int] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "prompt_token_ids", pack_ids(self.prompt_token_ids))
+        if not isinstance(self.prompt_token_ids, memoryview):
+            object.__setattr__(self, "prompt_token_ids", pack_ids(self.prompt_token_ids))
         if self.predicted_token_ids:
             object.__setattr__(self, "predicted_token_ids", pack_ids(self.predicted_token_ids[:MAX_PREDICTION]))
         if not self.prompt_token_ids:
@@ -187,7 +188,7 @@ class PrefillBatch:
     @property
     def num_tokens(self) -> int:
         """Number of tokens in all chunks."""
-        return sum(chunk.length for chunk in self.chunks)
+        return sum([chunk.length for chunk in self.chunks])
 
     @property
     def rows(self) -> tuple[PrefillChunk | FirstToken, ...]:

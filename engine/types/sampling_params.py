@@ -6,8 +6,7 @@ defaults and device arrays are derived from it. To add a number, declare its row
 """
 
 import copy
-import operator
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import chain
 from typing import Any, Final
@@ -43,12 +42,8 @@ NO_LIMIT: Final = 2**31 - 1
 
 type Number = int | float
 
-_COMPARISONS: Final[Mapping[str, tuple[Callable[[Number, Number], bool], str]]] = {
-    "ge": (operator.ge, "at least"),
-    "gt": (operator.gt, "above"),
-    "le": (operator.le, "at most"),
-    "lt": (operator.lt, "below"),
-}
+_WORDS: Final[Mapping[str, str]] = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+"""Bounds of a `Range`, in words."""
 
 _KEY: Final = "sampling"
 """Key of a row in the metadata of its dataclass field."""
@@ -66,15 +61,16 @@ class Range:
     @property
     def bounds(self) -> dict[str, Any]:
         """Bounds by name: the keyword arguments of pydantic's `Field`."""
-        named = {name: getattr(self, name) for name in _COMPARISONS}
+        named = {name: getattr(self, name) for name in _WORDS}
         return {name: bound for name, bound in named.items() if bound is not None}
 
     def __contains__(self, value: Number) -> bool:
-        return all(_COMPARISONS[name][0](value, bound) for name, bound in self.bounds.items())
+        is_above = (self.ge is None or value >= self.ge) and (self.gt is None or value > self.gt)
+        return is_above and (self.le is None or value <= self.le) and (self.lt is None or value < self.lt)
 
     def __str__(self) -> str:
         """Returns the rule in words, such as "above 0 and at most 1"."""
-        return " and ".join(f"{_COMPARISONS[name][1]} {_digits(bound)}" for name, bound in self.bounds.items())
+        return " and ".join(f"{_WORDS[name]} {_digits(bound)}" for name, bound in self.bounds.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +145,8 @@ _SHARE: Final = Range(ge=0, le=1)
 
 _LOGIT_CHANGE: Final = Range(ge=-1e30, le=1e30)
 """Range of biases and penalties for which logits stay within float32."""
+
+_LOGIT_RULE: Final = str(_LOGIT_CHANGE)
 
 _PENALTIES_LOOK_BACK: Final = f" Penalties look back on {PENALTY_WINDOW} generated tokens."
 
@@ -266,20 +264,23 @@ class SamplingParams:
     bad_phrases: PhraseIndex | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name in SAMPLING_FIELDS:
-            _check_number(name, getattr(self, name))
-        for name, holds, rule in (*self._id_rules(), *self._list_rules()):
-            if not holds:
-                raise ParameterError(name, f"be {rule}")
-        self._set("stop_ids", frozenset((*self.end_token_ids, *self.stop_token_ids)))
-        if len(self.stop_ids) > MAX_STOP_IDS:
+        for name, row in SAMPLING_FIELDS.items():
+            value = getattr(self, name)
+            if value is not None and value not in row.valid:
+                raise ParameterError(name, f"be {row.valid}")
+        self._check_lists()
+        stop_ids = frozenset((*self.end_token_ids, *self.stop_token_ids))
+        if len(stop_ids) > MAX_STOP_IDS:
             raise ParameterError("stop_token_ids", f"be at most {MAX_STOP_IDS} with the end ids")
         bad_tokens = {word[0] for word in self.bad_words if len(word) == 1}
         phrases = [word for word in self.bad_words if len(word) > 1]
         is_masked = self.allowed_token_ids is not None or bad_tokens
-        self._set("static_mask", StaticMask.of(self.allowed_token_ids, bad_tokens) if is_masked else None)
-        self._check_choice()
-        self._set("bad_phrases", PhraseIndex(phrases) if phrases else None)
+        mask = StaticMask.of(self.allowed_token_ids, bad_tokens) if is_masked else None
+        if mask is not None:
+            self._check_choice(mask, stop_ids)
+        object.__setattr__(self, "stop_ids", stop_ids)
+        object.__setattr__(self, "static_mask", mask)
+        object.__setattr__(self, "bad_phrases", PhraseIndex(phrases) if phrases else None)
 
     def with_seed(self, seed: int) -> "SamplingParams":
         """Returns the same parameters with another seed. Masks and indexes are shared, not rebuilt.
@@ -287,66 +288,51 @@ class SamplingParams:
         Raises:
           ParameterError: The seed is out of range.
         """
-        _check_number("seed", seed)
+        if seed not in (valid := SAMPLING_FIELDS["seed"].valid):
+            raise ParameterError("seed", f"be {valid}")
         other = copy.copy(self)
         object.__setattr__(other, "seed", seed)
         return other
 
-    def _set(self, name: str, value: object) -> None:
-        object.__setattr__(self, name, value)
-
-    def _check_choice(self) -> None:
+    def _check_choice(self, mask: StaticMask, stop_ids: frozenset[int]) -> None:
         """Checks that at least one token may be chosen, for any vocabulary."""
-        mask = self.static_mask
-        if mask is None:
-            return
         if mask.is_empty():
             raise ParameterError("bad_words", "leave at least one of allowed_token_ids")
-        if self.min_tokens and mask.is_empty(self.stop_ids):
+        if self.min_tokens and mask.is_empty(stop_ids):
             raise ParameterError("min_tokens", "be 0 where all of allowed_token_ids end the answer or are bad_words")
 
-    def _id_rules(self) -> Iterator[tuple[str, bool, str]]:
-        """Yields each field that holds token ids, with whether they are in range, and the rule in words."""
-        ids: tuple[tuple[str, Collection[int]], ...] = (
-            ("logit_bias", [token_id for token_id, _ in self.logit_bias]),
-            ("allowed_token_ids", self.allowed_token_ids or ()),
-            ("bad_words", [*chain.from_iterable(self.bad_words)]),
-            ("end_token_ids", self.end_token_ids),
-            ("stop_token_ids", self.stop_token_ids),
-            ("logprob_token_ids", self.logprob_token_ids),
-        )
-        for name, each in ids:
-            is_inside = not each or (min(each) >= 0 and max(each) < _ID_LIMIT)
-            yield name, is_inside, f"of token ids, from 0 to {_ID_LIMIT - 1}"
-
-    def _list_rules(self) -> Iterator[tuple[str, bool, str]]:
-        """Yields each field that holds a list, with whether a rule for it holds, and the rule in words."""
-        yield from (
-            ("logit_bias", len(self.logit_bias) <= MAX_BIASES, f"for at most {MAX_BIASES} tokens"),
-            ("logit_bias", all(bias in _LOGIT_CHANGE for _, bias in self.logit_bias), str(_LOGIT_CHANGE)),
+    def _check_lists(self) -> None:
+        """Checks the fields that hold lists, most of which are empty."""
+        biased, biases = [token_id for token_id, _ in self.logit_bias], [bias for _, bias in self.logit_bias]
+        ids: dict[str, Collection[int]] = {
+            "logit_bias": biased,
+            "allowed_token_ids": self.allowed_token_ids or (),
+            "bad_words": [*chain.from_iterable(self.bad_words)],
+            "end_token_ids": self.end_token_ids,
+            "stop_token_ids": self.stop_token_ids,
+            "logprob_token_ids": self.logprob_token_ids,
+        }
+        for name, each in ids.items():
+            if each and not (min(each) >= 0 and max(each) < _ID_LIMIT):
+                raise ParameterError(name, f"be of token ids, from 0 to {_ID_LIMIT - 1}")
+        rules = (
+            ("logit_bias", len(biases) <= MAX_BIASES, f"for at most {MAX_BIASES} tokens"),
+            ("logit_bias", not [bias for bias in biases if bias not in _LOGIT_CHANGE], _LOGIT_RULE),
             ("allowed_token_ids", self.allowed_token_ids != (), "at least one id"),
             ("bad_words", all(self.bad_words), "of at least one token each"),
-            ("bad_words", sum(map(len, self.bad_words)) <= MAX_BAD_TOKENS, f"at most {MAX_BAD_TOKENS} tokens in total"),
+            ("bad_words", len(ids["bad_words"]) <= MAX_BAD_TOKENS, f"at most {MAX_BAD_TOKENS} tokens in total"),
             ("stop_token_ids", len(self.stop_token_ids) <= MAX_STOP_IDS, f"at most {MAX_STOP_IDS} ids"),
             ("end_token_ids", len(self.end_token_ids) <= MAX_STOP_IDS, f"at most {MAX_STOP_IDS} ids"),
             ("logprob_token_ids", len(self.logprob_token_ids) <= MAX_LOGPROBS, f"at most {MAX_LOGPROBS} ids"),
             ("logprob_token_ids", self.logprobs is not None or not self.logprob_token_ids, "used with logprobs"),
         )
+        for name, holds, rule in rules:
+            if not holds:
+                raise ParameterError(name, f"be {rule}")
 
 
 SAMPLING_FIELDS: Final[Mapping[str, SamplingField]] = sampling_fields(SamplingParams)
 """Rows of the table by name."""
-
-
-def _check_number(name: str, value: Number | None) -> None:
-    """Checks that the engine accepts the value of a field.
-
-    Raises:
-      ParameterError: The value is out of range.
-    """
-    valid = SAMPLING_FIELDS[name].valid
-    if value is not None and value not in valid:
-        raise ParameterError(name, f"be {valid}")
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,8 @@ class TenantStore[Key: Hashable, Value]:
         Returns:
           Evicted values.
         """
-        self.pop(key)
+        if key in self._tenants:
+            self.pop(key)
         shelf = self._shelves.setdefault(tenant, _Shelf())
         shelf.entries[key] = _Entry(value, num_bytes)
         self._tenants[key] = tenant

@@ -133,6 +133,7 @@ class Admission:
       name: Name of work that may run again after its replica has died; empty for all other work.
       is_repeated: Whether the work may have run before.
       num_kept: Bytes that are held until the work ends.
+      is_large: Whether they are so many that each step of the work should run on a worker thread.
     """
 
     preemptible = False
@@ -148,16 +149,12 @@ class Admission:
     ) -> None:
         self.owner = owner
         self.num_kept = 0
+        self.is_large = False
         self._workers = workers
         self._raw = raw
         self._kept = kept
         self._num_raw = 0
         self._num_holders = 1
-
-    @property
-    def is_large(self) -> bool:
-        """Whether each step of the work should run on a worker thread."""
-        return self.num_kept > _LARGE
 
     def new_id(self, part: str) -> str:
         """Returns 32 hexadecimal digits: random ones, or the same ones each time that work with a name runs.
@@ -218,7 +215,7 @@ class Admission:
 
     async def run[T](self, work: Callable[[], T], *, is_long: bool = False) -> T:
         """Runs a step of the work, on a worker thread in the tenant's turn if the step is long or the work is large."""
-        if self._workers is not None and (is_long or self.num_kept > _LARGE):
+        if self._workers is not None and (is_long or self.is_large):
             return await self._workers.run(work)
         return work()
 
@@ -245,6 +242,7 @@ class Admission:
         if self._kept is not None:
             self._kept.reserve(self.owner, num_bytes)
             self.num_kept += num_bytes
+            self.is_large = self.num_kept > _LARGE
 
     @asynccontextmanager
     async def holding(self, num_bytes: int) -> AsyncGenerator[None]:
@@ -260,6 +258,7 @@ class Admission:
             if self._kept is not None:
                 self._kept.release(self.owner, num_bytes)
                 self.num_kept -= num_bytes
+                self.is_large = self.num_kept > _LARGE
 
     def hold(self) -> None:
         """Adds a holder of the charged bytes, which stay charged until each holder has called `release`."""
@@ -372,6 +371,7 @@ class PreemptibleAdmission(Admission):
         self._budget.release(self.owner, held)
         await self._budget.wait(self.owner, held + num_bytes)
         self.num_kept = held + num_bytes
+        self.is_large = self.num_kept > _LARGE
 
     async def settle(self) -> None:
         """Ends the tenant's turn. The work must not charge anything after it."""

@@ -321,14 +321,12 @@ class Generation:
 
     Args:
       num_choices: Number of choices.
-      release: Releases the memory of the work.
 
     Attributes:
       sent: Part of the response that the reader has taken.
     """
 
-    def __init__(self, num_choices: int, release: Callable[[], None]) -> None:
-        self._release = release
+    def __init__(self, num_choices: int) -> None:
         self.sent = SentResponse(array("i", bytes(4 * num_choices)))
         self._inbox = _Inbox(self.sent)
         self._choices: list[ChoiceStream] = []
@@ -348,13 +346,12 @@ class Generation:
         """Submits choices to the engine. No other function does.
 
         Args:
-          own: Admission of the work, whose memory stays charged until the generation is closed.
+          own: Admission of the work.
           tracker: Records the engine's requests.
           request_id: Id of the request, which has all choices.
           max_unread_bytes: Maximum estimated memory of a choice's deltas that a slow reader leaves unread.
         """
-        own.hold()
-        generation = cls(len(choices), own.release)
+        generation = cls(len(choices))
         generation._records = records = tracker.track([_request(own, choice, request_id) for choice in choices])
         for choice, record in zip(choices, records, strict=True):
             record.num_earlier, record.is_chat = len(choice.earlier_ids), choice.prompt.is_chat
@@ -424,7 +421,6 @@ class Generation:
         """Ends the unfinished choices, and reports all as settled. Call it once."""
         self._inbox.close()
         self._end()
-        self._release()
         for record in self._records:
             record.settle()
 

@@ -63,7 +63,8 @@ async def chat(body: ChatFields, service: Service, *, holds_output: bool = True)
         tools = conversation.tools
         return params, text_constraint if tools is None else with_tools(text_constraint, tools), conversation
 
-    params, output_constraint, conversation = await admission.get().run(convert)
+    own = admission.get()
+    params, output_constraint, conversation = await own.run(convert) if own.is_large else convert()
     state = service.saved_state(body.from_state)
     return spec_of(
         body,
@@ -87,9 +88,12 @@ async def completion(body: CompletionFields, service: Service, *, holds_output: 
     Raises:
       ApiError: Fields contradict each other or do not fit the model.
     """
-    params, output_constraint = await admission.get().run(
-        lambda: (completion_params(body, service.model), body_constraint(body))
-    )
+
+    def convert() -> tuple[Sequence[SamplingParams], OutputConstraint | None]:
+        return completion_params(body, service.model), body_constraint(body)
+
+    own = admission.get()
+    params, output_constraint = await own.run(convert) if own.is_large else convert()
     state = service.saved_state(body.from_state)
     id_copies = body.num_candidates if body.return_token_ids else 0
     return spec_of(

@@ -22,7 +22,7 @@ from ..errors import kinds
 from ..errors.request_errors import ApiError, head_too_large, too_many_connections
 from ..observability.metrics import ConnectionCounts
 from .error_responses import error_response
-from .streaming import BODY_WRITER
+from .responses import BODY_WRITER
 
 MAX_HEAD_BYTES: Final = 64 * 2**10
 """Maximum bytes of the URL and all headers together."""

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, TypeAdapter, with_config
 from pydantic.json_schema import GenerateJsonSchema
 
 from ..errors.request_errors import ErrorBody
-from .response_parts import CHUNKS, DONE, SseEncoder
+from .responses import CHUNKS, DONE, SseEncoder
 
 type Responses = dict[int | str, dict[str, Any]]
 

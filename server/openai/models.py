@@ -7,7 +7,7 @@ from fastapi import APIRouter, Header, Request, Response
 
 from ..errors.request_errors import unknown_model
 from ..http.openapi import success
-from ..http.response_parts import json_response
+from ..http.responses import json_response
 from ..http.routes import JsonRoute, ReadyService
 from ..text.served_model import ServedModel
 from .response_schemas import AnthropicModelList, AnthropicModelObject, ModelList, ModelObject

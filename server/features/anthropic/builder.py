@@ -10,8 +10,7 @@ from ...constraints.tools import CallPiece
 from ...errors.request_errors import ApiError
 from ...generation.delta import Delta
 from ...generation.prompts import Prompt
-from ...http.response_parts import SseEncoder
-from ...http.streaming import ResponseBuilder
+from ...http.responses import ResponseBuilder, SseEncoder
 from ...text.served_model import ServedModel
 from .errors import anthropic_body
 

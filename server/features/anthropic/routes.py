@@ -11,8 +11,8 @@ from ...generation.requests import constraint_of, sampling_params
 from ...generation.service import Service
 from ...generation.spec import GenerationSpec
 from ...http.openapi import streamable
+from ...http.responses import respond
 from ...http.routes import AnyService, JsonRoute, ReadyService
-from ...http.streaming import respond
 from ...schemas.output_formats import schema_spelling
 from ...text.chat_template import Ending
 from ...text.conversation import Conversation, ToolOptions

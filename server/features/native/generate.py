@@ -14,8 +14,8 @@ from ...generation.requests import body_constraint, choice_params, spec_of
 from ...generation.service import Service
 from ...generation.spec import GenerationSpec, PromptCopies
 from ...http.openapi import streamable
+from ...http.responses import ResponseBuilder, respond
 from ...http.routes import JsonRoute, ReadyService
-from ...http.streaming import ResponseBuilder, respond
 from ...openai.completions import Report, ResponseKind, check_stream_options, choice_end
 from ...text.served_model import ServedModel
 from .response_schemas import Tokens, TokensChunk

@@ -12,7 +12,7 @@ from ...generation.requests import chat_conversation, chat_prompts, completion_p
 from ...generation.response_size import text_response_bytes
 from ...generation.service import Service
 from ...http.openapi import success
-from ...http.response_parts import made_json_response
+from ...http.responses import made_json_response
 from ...http.routes import AnyService, JsonRoute
 from ...openai.completions import ChatBody, CompletionBody
 from .response_schemas import RenderedPrompt

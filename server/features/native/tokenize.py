@@ -11,7 +11,7 @@ from ...generation.requests import conversation_of
 from ...generation.response_size import text_response_bytes
 from ...generation.service import Service
 from ...http.openapi import success
-from ...http.response_parts import json_response, made_json_response
+from ...http.responses import json_response, made_json_response
 from ...http.routes import AnyService, JsonRoute
 from ...schemas.body import Body, TokenIds
 from ...schemas.generation_fields import Messages, TemplateFields

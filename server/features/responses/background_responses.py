@@ -24,7 +24,7 @@ from ...generation.generation import Generation
 from ...generation.prompts import Prompt
 from ...generation.service import Service
 from ...generation.spec import Choice
-from ...http.response_parts import to_json
+from ...http.responses import to_json
 from .background import Background
 from .body import ResponseBody
 from .builder import NO_OUTPUT, TYPED_EVENTS, ResponsesBuilder

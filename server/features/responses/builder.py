@@ -14,8 +14,7 @@ from ...generation.delta import Delta, DeltaJoiner
 from ...generation.logprobs import ResponseTokenLogprob, response_logprobs
 from ...generation.prompts import Prompt
 from ...generation.requests import requested_numbers
-from ...http.response_parts import SseEncoder
-from ...http.streaming import ResponseBuilder
+from ...http.responses import ResponseBuilder, SseEncoder
 from ...text.conversation import ConversationMessage, FunctionCall
 from ...text.served_model import ServedModel
 from .body import ResponseBody, ResponseTool

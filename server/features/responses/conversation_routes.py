@@ -14,9 +14,8 @@ from ...errors.request_warnings import warn_all
 from ...generation.admission import admission
 from ...http import openapi
 from ...http.paging import After, Limit, QueryOrder, described, no_such_entry
-from ...http.response_parts import json_response, to_json
+from ...http.responses import json_response, to_json, until_disconnect
 from ...http.routes import JsonRoute
-from ...http.streaming import until_disconnect
 from ...openai.response_schemas import DeletedObject, ItemList
 from ...schemas.body import Fields
 from ...schemas.metadata import Metadata

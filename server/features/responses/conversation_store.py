@@ -14,7 +14,7 @@ from ...database.group_commit import GroupCommit
 from ...errors import kinds
 from ...errors.request_errors import ApiError
 from ...generation.admission import admission
-from ...http.response_parts import to_json
+from ...http.responses import to_json
 from ...storage.objects import Page, PageSpec
 from ...storage.tenant_objects import REPLY_S, TenantObjects, missing
 from ...tenancy.tenant import tenant

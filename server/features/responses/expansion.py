@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 from ...errors import kinds
 from ...errors.request_errors import ApiError, bad_value
 from ...generation.admission import admission
-from ...http.response_parts import to_json
+from ...http.responses import to_json
 from ...storage.tenant_objects import missing
 from ...text.conversation import ConversationMessage
 from .conversation_store import before_turn

@@ -13,7 +13,7 @@ from ...generation.admission import admission
 from ...generation.prompts import message_text
 from ...http.paging import Order
 from ...http.paging import page as page_of
-from ...http.response_parts import to_json
+from ...http.responses import to_json
 from ...schemas.body import TEXT_OR_LIST, Fields, Several, Text, TextOnly
 from ...schemas.field_rules import (
     GENERATION_RULES,

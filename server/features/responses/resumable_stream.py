@@ -11,7 +11,7 @@ from ...errors.request_errors import ApiError, stream_moved
 from ...generation.delta import Delta
 from ...generation.service import Service
 from ...generation.spec import GenerationSpec
-from ...http.response_parts import to_json
+from ...http.responses import to_json
 from ...tenancy.tenant import tenant
 from ...text.conversation import ConversationMessage
 from .background_responses import is_death, job_of

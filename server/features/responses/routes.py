@@ -18,9 +18,8 @@ from ...generation.spec import GenerationSpec
 from ...generation.state_store import StoredState
 from ...http.openapi import streamable, success
 from ...http.paging import After, Limit, QueryOrder
-from ...http.response_parts import json_response, to_json
+from ...http.responses import EventStream, choices_of, json_response, respond, to_json, until_disconnect
 from ...http.routes import JsonRoute, ReadyService
-from ...http.streaming import EventStream, choices_of, respond, until_disconnect
 from ...openai.completions import check_stream_options
 from ...openai.response_schemas import DeletedObject, ItemList
 from ...schemas.body import MAX_MESSAGES

@@ -10,8 +10,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
 from ...errors.request_errors import ApiError, body_too_large
+from ...http.responses import until_disconnect
 from ...http.routes import refuse_encoding
-from ...http.streaming import until_disconnect
 from .state_files import StateFiles, Transfer
 
 STATE_FILE_TYPE: Final = "application/octet-stream"

@@ -22,8 +22,7 @@ from roost.server.features.responses.body import ResponseBody
 from roost.server.features.responses.builder import ResponsesBuilder
 from roost.server.generation.delta import Delta, DeltaJoiner
 from roost.server.generation.prompts import Prompt
-from roost.server.http.response_parts import to_json
-from roost.server.http.streaming import ResponseBuilder
+from roost.server.http.responses import ResponseBuilder, to_json
 from roost.server.observability.request_metrics import Times
 from roost.server.openai.completions import ChatBody, ChatResponseBuilder, CompletionBody, CompletionResponseBuilder
 from roost.server.text.conversation import ConversationMessage

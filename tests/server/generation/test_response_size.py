@@ -21,7 +21,7 @@ from roost.server.generation import requests
 from roost.server.generation.response_size import MAX_RESPONSE_BYTES, response_size
 from roost.server.generation.service import Service
 from roost.server.http.middleware import BodyLimit
-from roost.server.http.response_parts import large_to_json, to_json
+from roost.server.http.responses import large_to_json, to_json
 from roost.server.http.routes import JsonRoute
 from roost.server.openai.completions import ChatBody, CompletionBody
 from roost.server.schemas.body import BodyCheck, Fields

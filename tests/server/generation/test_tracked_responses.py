@@ -15,7 +15,7 @@ from roost.server.tenancy.tenant import tenant
 @contextmanager
 def tracked(responses: TrackedResponses, response_id: str, num_choices: int) -> Iterator[SentResponse]:
     """Tracks a response without an HTTP request of its own, and gives the record of what was sent."""
-    generation = Generation(num_choices, lambda: None)
+    generation = Generation(num_choices)
     with responses.track(generation, response_id, "-"):
         yield generation.sent
 

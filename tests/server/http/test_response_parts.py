@@ -6,8 +6,8 @@ from fake_server import VOCAB_SIZE, served_model
 from roost.engine import FinishReason
 from roost.server.generation.delta import Delta
 from roost.server.generation.prompts import Prompt
-from roost.server.openai.completions import Report, RequestedReports, ResponseKind
 from roost.server.observability.request_metrics import Times
+from roost.server.openai.completions import Report, RequestedReports, ResponseKind
 from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
 
 PROMPTS = [Prompt((4, 5, 6, 7))]

@@ -13,8 +13,7 @@ from roost.server.generation.delta import Delta
 from roost.server.generation.generation import Generation, TakeText
 from roost.server.generation.prompts import Prompt
 from roost.server.generation.service import Service
-from roost.server.http.response_parts import KEEP_ALIVE
-from roost.server.http.streaming import stream_events
+from roost.server.http.responses import KEEP_ALIVE, stream_events
 from roost.server.openai.completions import ChatBody, ChatResponseBuilder
 from roost.server.text.served_model import ServedModel
 

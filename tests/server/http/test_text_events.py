@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from roost.engine import FinishReason, TokenLogprobs
 from roost.server.generation.delta import Delta
 from roost.server.generation.prompts import Prompt
-from roost.server.http.streaming import ResponseBuilder
+from roost.server.http.responses import ResponseBuilder
 from roost.server.openai.completions import ChatBody, ChatResponseBuilder, CompletionBody, CompletionResponseBuilder
 from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
 

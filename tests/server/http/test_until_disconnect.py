@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from roost.server.http.streaming import until_disconnect
+from roost.server.http.responses import until_disconnect
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 

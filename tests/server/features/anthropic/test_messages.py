@@ -15,7 +15,7 @@ from roost.engine import SavedState
 from roost.server.app import create_app
 from roost.server.constraints.tools import call_text
 from roost.server.generation.service import Service
-from roost.server.http import streaming
+from roost.server.http import responses
 from roost.server.http.api_keys import ApiKeys
 from roost.server.http.auth import Access
 from roost.server.text.conversation import Conversation, ConversationMessage
@@ -126,7 +126,7 @@ async def test_the_events_of_a_stream(client: httpx.AsyncClient) -> None:
 
 
 async def test_a_silent_stream_pings(engine: FakeEngine, model: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "FIRST_TOKEN_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(responses, "FIRST_TOKEN_TIMEOUT_S", 0.1)
     engine.gate.clear()
     async with live(make_service(engine, model, keep_alive_s=0.02)) as client:
         body = {"messages": HI, "max_tokens": 3, "stream": True}

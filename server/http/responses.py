@@ -1,14 +1,17 @@
-"""Turns choices into an HTTP response: whole, or as a stream of events with keep-alives between them."""
+"""Responses: JSON, large JSON in slices, and streams of server-sent events, built from the deltas of a generation."""
 
 import asyncio
+import json
 import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, Protocol, runtime_checkable
 
+import orjson
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
@@ -23,15 +26,141 @@ from ..generation.generation import Generation, collect
 from ..generation.service import Service
 from ..generation.spec import Choice, GenerationSpec
 from ..tenancy.workers import Workers
-from .response_parts import CHUNKS, MANY_VALUES, SseEncoder, large_to_json, made_json_response, to_json
+
+_DEPTH: Final = 5
+"""Depth to which lists are written in slices: response, choices, choice, log-probabilities, list by token."""
+
+
+_ENTRIES: Final = 512
+"""Number of entries of a long list that are written at a time."""
+
+
+KEEP_ALIVE: Final = b": keep-alive\n\n"
+
+
+DONE: Final = b"data: [DONE]\n\n"
+
+
+MANY_VALUES: Final = 1024
+"""Number of tokens and alternatives above which a response takes some milliseconds to encode."""
+
+
+_SLICE: Final = 256 * 2**10
+"""Number of bytes that are passed to a connection at a time."""
+
 
 FIRST_TOKEN_TIMEOUT_S: Final = 1.0
 """Seconds for which a stream waits for its first token before it sends status 200. A full queue is reported before
 that."""
 
+
 _HEADERS: Final = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
+
+BODY_WRITER: Final = "roost.body_writer"
+"""ASGI extension with a `BodyWriter`, under the name `writer`."""
+
+
 _logger = logging.getLogger(__name__)
+
+
+def to_json(value: Any) -> bytes:
+    """Returns the JSON of a value, which may contain packed token ids."""
+    try:
+        return orjson.dumps(value, _unpacked)
+    except TypeError:  # an integer of more than 64 bits, which the client sent and gets back
+        return json.dumps(value, default=_unpacked).encode()
+
+
+def _unpacked(value: Any) -> list[int]:
+    if isinstance(value, memoryview):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} has no JSON")
+
+
+def large_to_json(value: Any) -> bytes:
+    """Returns the same as `to_json`, but lets other threads run between slices."""
+    written = bytearray()
+    _write(written, value, 0)
+    return bytes(written)
+
+
+def _write(written: bytearray, value: Any, depth: int) -> None:
+    is_list = isinstance(value, list | tuple | memoryview)
+    if depth < _DEPTH and isinstance(value, dict):
+        for place, (key, each) in enumerate(value.items()):
+            written += (b"," if place else b"{") + to_json(key) + b":"
+            _write(written, each, depth + 1)
+        written += b"}" if value else b"{}"
+    elif depth < _DEPTH and is_list and len(value) > _ENTRIES:
+        for start in range(0, len(value), _ENTRIES):
+            written += b"," if start else b"["
+            written += to_json(value[start : start + _ENTRIES])[1:-1]
+        written += b"]"
+    elif depth < _DEPTH and is_list:
+        for place, each in enumerate(value):
+            written += b"," if place else b"["
+            _write(written, each, depth + 1)
+        written += b"]" if value else b"[]"
+    else:
+        written += to_json(value)
+
+
+def json_response(content: Any) -> Response:
+    """Returns a response with this content."""
+    return Response(to_json(content), media_type="application/json")
+
+
+async def made_json_response(service: Service, make: Callable[[], Any], *, num_values: int = 0) -> Response:
+    """Returns a response with the content from `make`. Large content is built on a worker thread.
+
+    Args:
+      num_values: Number of tokens and alternatives that were generated for the content.
+    """
+    if admission.get().is_large or num_values >= MANY_VALUES:
+        return SlicedResponse(await service.workers.run(lambda: large_to_json(make())))
+    return json_response(make())
+
+
+class SlicedResponse(Response):
+    """A large JSON response, sent in slices so that its memory stays charged until the client has received it."""
+
+    media_type = "application/json"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        body = memoryview(self.body)
+        for start in range(0, len(body), _SLICE):
+            await send({"type": "http.response.body", "body": bytes(body[start : start + _SLICE]), "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+@dataclass(frozen=True, slots=True)
+class SseEncoder:
+    """Encodes events.
+
+    Attributes:
+      is_named: Whether an event's type is also sent as the SSE field `event`.
+      keep_alive: Bytes that a silent stream sends, so that proxies and clients see that it is alive.
+      end: Bytes after the last event of a stream that ended without an error.
+    """
+
+    is_named: bool
+    keep_alive: bytes = KEEP_ALIVE
+    end: bytes = b""
+
+    def encode(self, event: Mapping[str, Any], write: Callable[[Any], bytes] = to_json) -> bytes:
+        """Returns the bytes of an event.
+
+        Args:
+          write: Returns the JSON of the event; `large_to_json` on worker threads.
+        """
+        data = b"data: " + write(event) + b"\n\n"
+        return b"event: " + event["type"].encode() + b"\n" + data if self.is_named else data
+
+
+CHUNKS: Final = SseEncoder(is_named=False, end=DONE)
+"""Encoder of OpenAI's chat completions and completions."""
 
 
 class ResponseBuilder(ABC):
@@ -114,78 +243,6 @@ class BodyWriter(Protocol):
 
     def write(self, data: bytes) -> None:
         """Writes a part of the body; `is_open` must be true."""
-
-
-BODY_WRITER: Final = "roost.body_writer"
-
-
-@asynccontextmanager
-async def until_disconnect(receive: Receive) -> AsyncGenerator[None]:
-    """Cancels the `with` block when the client disconnects, which uvicorn does not do.
-
-    Args:
-      receive: ASGI channel of the request, whose body must have been read.
-
-    Raises:
-      ClientDisconnect: The client disconnected, and the block was cancelled.
-    """
-    task, is_gone = asyncio.current_task(), False
-    assert task is not None
-    num_cancelled = task.cancelling()
-
-    async def watch() -> None:
-        nonlocal is_gone
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        is_gone = True
-        task.cancel()
-
-    watcher = asyncio.create_task(watch())
-    try:
-        yield
-    except asyncio.CancelledError:
-        if not is_gone or task.cancelling() > num_cancelled + 1:  # something else cancelled the task, too
-            raise
-        raise ClientDisconnect from None
-    finally:
-        if is_gone:
-            task.uncancel()
-        watcher.cancel()
-        await asyncio.gather(watcher, return_exceptions=True)
-
-
-class EventStream(StreamingResponse):
-    """A stream that releases its resources at its end, including when the client disconnects.
-
-    Args:
-      resources: The generation that the events come from, and objects that depend on it.
-    """
-
-    media_type = "text/event-stream"
-
-    def __init__(self, events: AsyncGenerator[bytes], resources: AsyncExitStack) -> None:
-        super().__init__(events, headers=_HEADERS)
-        self._events = events
-        self._resources = resources
-
-    def hold(self, resources: AsyncExitStack) -> None:
-        """Releases further resources when the stream has ended."""
-        self._resources.push_async_exit(resources)
-
-    async def stream_response(self, send: Send) -> None:
-        """Sends the events. Starlette's method also checks the type of each event, which is slow."""
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async for event in self._events:
-            await send({"type": "http.response.body", "body": event, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            async with self._resources, aclosing(self._events), until_disconnect(receive):
-                # In a separate task: otherwise an event would resume the coroutines of all middleware, one by one.
-                await asyncio.create_task(self.stream_response(send))
-        except ClientDisconnect:
-            _logger.debug("the client closed the stream")
 
 
 async def respond(
@@ -351,3 +408,72 @@ async def stream_events(
             yield event
     finally:
         builder.close()
+
+
+class EventStream(StreamingResponse):
+    """A stream that releases its resources at its end, including when the client disconnects.
+
+    Args:
+      resources: The generation that the events come from, and objects that depend on it.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[bytes], resources: AsyncExitStack) -> None:
+        super().__init__(events, headers=_HEADERS)
+        self._events = events
+        self._resources = resources
+
+    def hold(self, resources: AsyncExitStack) -> None:
+        """Releases further resources when the stream has ended."""
+        self._resources.push_async_exit(resources)
+
+    async def stream_response(self, send: Send) -> None:
+        """Sends the events. Starlette's method also checks the type of each event, which is slow."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async for event in self._events:
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with self._resources, aclosing(self._events), until_disconnect(receive):
+                # In a separate task: otherwise an event would resume the coroutines of all middleware, one by one.
+                await asyncio.create_task(self.stream_response(send))
+        except ClientDisconnect:
+            _logger.debug("the client closed the stream")
+
+
+@asynccontextmanager
+async def until_disconnect(receive: Receive) -> AsyncGenerator[None]:
+    """Cancels the `with` block when the client disconnects, which uvicorn does not do.
+
+    Args:
+      receive: ASGI channel of the request, whose body must have been read.
+
+    Raises:
+      ClientDisconnect: The client disconnected, and the block was cancelled.
+    """
+    task, is_gone = asyncio.current_task(), False
+    assert task is not None
+    num_cancelled = task.cancelling()
+
+    async def watch() -> None:
+        nonlocal is_gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        is_gone = True
+        task.cancel()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not is_gone or task.cancelling() > num_cancelled + 1:  # something else cancelled the task, too
+            raise
+        raise ClientDisconnect from None
+    finally:
+        if is_gone:
+            task.uncancel()
+        watcher.cancel()
+        await asyncio.gather(watcher, return_exceptions=True)
