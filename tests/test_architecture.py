@@ -141,7 +141,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
     "the time of day, which may jump": (  # for people to read; whatever is measured or waited for is time.monotonic's
         {"time.time", "time.time_ns", "datetime"},
         (
-            "server/http/responses.py",
+            "server/openai/completions.py",
             "server/features/*/builder.py",
             "server/features/*/conversation_store.py",
             "server/features/*/usage_table.py",
