@@ -210,7 +210,7 @@ class Admission:
         return decode_json(raw)
 
     def parse_stored(self, raw: bytes) -> Any:
-        """Returns the value of JSON that a server has written. For short JSON, or on a worker thread. Nothing is charged."""
+        """Returns the value of JSON that a server wrote. Call it like `parse_now`. Nothing is charged for the value."""
         return from_json(raw)
 
     async def run[T](self, work: Callable[[], T], *, is_long: bool = False) -> T:

@@ -1,4 +1,4 @@
-"""One stream per request: its choices run on the engine, are decoded as tokens arrive, and are merged for one reader."""
+"""One stream per request: its choices run on the engine, and their deltas are merged for one reader."""
 
 import asyncio
 from array import array

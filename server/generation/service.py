@@ -1,4 +1,4 @@
-"""The service behind every API: a model, its engine, limits, the way from a spec to a generation, and responses by id."""
+"""The service behind every API: the way from a spec to a generation, its limits, and responses by id."""
 
 import asyncio
 import math
