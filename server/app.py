@@ -11,16 +11,15 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from .errors.request_warnings import HEADER as WARNINGS_HEADER
+from .errors.request_errors import WARNINGS_HEADER
 from .feature import Feature, OpenFeature, Opening, load_features
 from .generation.service import Service
-from .http import docs_page, health
+from .http import health, openapi
 from .http.auth import Access, KeyAuthentication, PortSplit, needs_admin_key, needs_key
 from .http.error_responses import install_error_handlers
-from .http.middleware import BodyLimit, Drain, HeadAndOptions, RequestScope
+from .http.middleware import BodyLimit, Drain, HeadAndOptions, RequestScope, RootPath
 from .http.openapi import ERRORS, with_events
-from .http.root_path import RootPath
-from .observability.store_metrics import DatabaseCollector
+from .observability.metrics import DatabaseCollector
 from .openai import completions, models
 from .openai.response_schemas import ChatCompletionChunk, Completion
 from .schemas.body import BodyCheck
@@ -31,7 +30,7 @@ _ROUTERS: Final = (
     completions.router,
     models.router,
     health.router,
-    docs_page.router,
+    openapi.router,
     *(router for feature in FEATURES for router in feature.routers),
 )
 """Routers of all endpoints, in the order of `/openapi.json`. Admin endpoints of features need an admin key."""

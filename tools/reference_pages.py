@@ -25,8 +25,7 @@ from roost.server.features.anthropic.errors import anthropic_type
 from roost.server.generation.admission import Admissions
 from roost.server.generation.service import Service
 from roost.server.http.connection import OpenConnections
-from roost.server.observability.metrics import Metrics
-from roost.server.observability.store_metrics import DatabaseCollector
+from roost.server.observability.metrics import DatabaseCollector, Metrics
 from roost.server.settings import SettingReference, foreign_flags, settings_reference
 from roost.server.terminal.failure import EXIT_STATUSES
 

@@ -1,16 +1,62 @@
-"""Builds the service that HTTP and the Python API share."""
+"""Builds the engine and the service from settings, and reports their loading."""
 
+import logging
 import math
+import os
+import shutil
+import time
+from contextlib import suppress
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Final, Literal, NoReturn
 
-from ...engine import AsyncEngine, EngineConfig
+import platformdirs
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from ...engine import (
+    DEVICES,
+    AsyncEngine,
+    ConfigError,
+    EngineConfig,
+    EngineCore,
+    HostGroup,
+    MeshShape,
+    ModelSource,
+    Simulation,
+    Speculation,
+    load_engine,
+)
 from ..constraints.grammar import GrammarCompiler, GrammarLimits
 from ..generation.admission import Admissions
 from ..generation.prompts import PromptEncoder
 from ..generation.service import Limits, Service
 from ..generation.state_store import StateStore
+from ..observability.logging import is_json, say
 from ..observability.metrics import Metrics
-from ..settings import Settings
+from ..settings import Settings, mesh_sizes
+from ..terminal.signals import exit_now
 from ..text.served_model import ServedModel
+
+_SPECULATION: Final = {
+    "num_speculative_tokens": "num_tokens",
+    "prompt_lookup_min": "min_match",
+    "prompt_lookup_max": "max_match",
+}
+"""Fields of `Speculation` by vLLM's names."""
+
+_CONVERTED: Final = {"state_key", "state_cache_dir", "state_cache_dir_gib", "compile_cache", "simulate", "speculation"}
+"""Fields whose settings have the same names and other types."""
+
+_SHARE_OF_DISK: Final = 4
+"""Reciprocal of the maximum share of the free disk space that the default folder of states takes."""
+
+_LINE_INTERVAL_S: Final = 10.0
+"""Maximum time between two progress lines of one stage, if stderr is not a terminal."""
+
+_logger = logging.getLogger(__name__)
+
+_VERBS: Final = {"weights": "loading weights", "compile": "compiling"}
 
 
 def make_service(
@@ -40,3 +86,208 @@ def make_service(
         state_key=config.state_key,
         states=StateStore(config.tenants),
     )
+
+
+def engine_config(settings: Settings) -> EngineConfig:
+    """Returns the engine's part of the settings.
+
+    Raises:
+      ConfigError: A setting is wrong; the text names the flag, the variable or the file that it came from.
+    """
+    try:
+        return EngineConfig(**_shared_settings(settings), **_converted_settings(settings))
+    except ConfigError as error:
+        raise ConfigError(settings.rename(str(error))) from None
+
+
+def _shared_settings(settings: Settings) -> dict[str, Any]:
+    """Returns the settings that `EngineConfig` has under the same name, unless they need conversion."""
+    names = {field.name for field in fields(EngineConfig)} - _CONVERTED
+    return settings.model_dump(include=names)
+
+
+def _converted_settings(settings: Settings) -> dict[str, Any]:
+    sizes = mesh_sizes(settings.mesh)
+    key, folder = settings.state_key, _state_cache_dir(settings)
+    return {
+        "state_cache_dir": folder,
+        "state_cache_dir_gib": _state_cache_dir_gib(settings, folder),
+        "state_key": None if key is None else key.get_secret_value().encode(),
+        # A follower compiles what its leader calls, but isn't given the leader's store.
+        "request_snapshots": settings.num_hosts > 1 or settings.store_address.kind != "memory",
+        "compile_cache": _compile_cache(settings.compile_cache),
+        "shards": None if sizes is None else MeshShape(*sizes),
+        "hosts": _hosts(settings),
+        "simulate": None if settings.simulate is None else _simulation(settings.simulate),
+        "speculation": speculation_of(settings),
+    }
+
+
+def speculation_of(settings: Settings) -> Speculation | None:
+    """Returns the settings of drafted tokens; None without speculation.
+
+    Raises:
+      ConfigError: A number is out of range.
+    """
+    given = settings.speculative_config
+    if given is None:
+        return None
+    numbers = {field: given[name] for name, field in _SPECULATION.items() if name in given}
+    try:
+        return Speculation(**numbers)
+    except ConfigError as error:
+        raise ConfigError(f"speculative_config: {error}") from None
+
+
+def _simulation(text: str) -> Simulation:
+    simulation = Simulation.parse(text)
+    if simulation.device not in DEVICES:
+        raise ConfigError(f"simulate takes one of {', '.join(DEVICES)}, not {simulation.device!r}")
+    return simulation
+
+
+def _hosts(settings: Settings) -> HostGroup | None:
+    if settings.coordinator is None:
+        return None
+    leader, port = settings.coordinator.rsplit(":", 1)
+    return HostGroup(leader, int(port), settings.num_hosts, settings.host_index)
+
+
+def _compile_cache(setting: Literal["auto", "off"] | Path) -> Path | None:
+    """Returns the folder for compiled programs. The default folder is left out if it is not writable."""
+    if isinstance(setting, Path):
+        return setting
+    folder = platformdirs.user_cache_path("roost", appauthor=False) / "programs"
+    if setting == "auto" and _is_writable(folder):
+        return folder
+    return None
+
+
+def _state_cache_dir(settings: Settings) -> Path | None:
+    """Returns the folder for the states of prompts.
+
+    The default folder is beside the file of an SQLite store, so that stored conversations continue at constant cost
+    after a restart. It is left out if it is not writable.
+    """
+    if isinstance(settings.state_cache_dir, Path):
+        return settings.state_cache_dir
+    address = settings.store_address
+    if settings.state_cache_dir == "off" or address.kind != "sqlite" or settings.state_cache_gib == 0:
+        return None
+    folder = Path(f"{address.target}-states")
+    with suppress(OSError):  # only its owner may read it, as the store's file
+        folder.mkdir(mode=0o700, exist_ok=True)
+    return folder if os.access(folder, os.W_OK) else None
+
+
+def _state_cache_dir_gib(settings: Settings, folder: Path | None) -> float:
+    """Returns the maximum size of the folder for states, which leaves room for the store's file beside it."""
+    most = settings.state_cache_dir_gib
+    if folder is None or settings.state_cache_dir != "auto":
+        return most
+    return min(most, shutil.disk_usage(folder).free / 2**30 / _SHARE_OF_DISK)
+
+
+def _is_writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
+
+
+class LoadProgress:
+    """Shows the progress of loading on stderr: a bar per stage on a terminal, otherwise a line from time to time.
+
+    Calls may come from several threads. `close` may be called more than once.
+
+    Args:
+      compile_cache: Folder of compiled programs; None if they are not cached.
+    """
+
+    def __init__(self, compile_cache: Path | None = None) -> None:
+        self._compile_cache = compile_cache
+        self._num_cached = _num_programs(compile_cache)
+        self._steps: dict[str, str] = {}
+        self._console = Console(stderr=True)
+        self._bars: dict[str, TaskID] = {}
+        self._last_line = time.monotonic()
+        self._progress = Progress(
+            TextColumn("{task.description:<15}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal or is_json(),
+        )
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Shows that `done` of `total` steps of a stage are done."""
+        self._steps[stage] = f"{_VERBS.get(stage, stage)}: {done} of {total}"
+        if stage == "compile":
+            self._explain_first_compile()
+        if self._progress.disable:
+            self._print_line(stage, done, total)
+            return
+        if stage not in self._bars:
+            self._progress.start()
+            self._bars[stage] = self._progress.add_task(_VERBS.get(stage, stage), total=total)
+        self._progress.update(self._bars[stage], completed=done)
+
+    @property
+    def text(self) -> str:
+        """Progress of each stage, such as "loading weights: 3 of 8, compiling: 2 of 23"."""
+        return ", ".join(list(self._steps.values()))
+
+    def close(self) -> None:
+        """Restores the terminal."""
+        self._progress.stop()
+
+    def _explain_first_compile(self) -> None:
+        """Prints once that later starts are faster, if a program was added to the cache."""
+        if self._compile_cache is None or _num_programs(self._compile_cache) == self._num_cached:
+            return
+        folder, self._compile_cache = self._compile_cache, None
+        text = f"compiling for the first time; the programs are kept in {folder}, so later starts are quicker"
+        if self._progress.disable:
+            say(text)
+        else:
+            self._progress.console.print(text, highlight=False, markup=False)
+
+    def _print_line(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done == total or now - self._last_line >= _LINE_INTERVAL_S:
+            self._last_line = now
+            say(self._steps[stage], fields={"stage": stage, "done": done, "total": total})
+
+
+def _num_programs(folder: Path | None) -> int:
+    """Returns the number of programs in JAX's compile cache."""
+    if folder is None or not folder.is_dir():
+        return 0
+    return sum(1 for path in folder.iterdir() if path.name.endswith("-cache"))
+
+
+def make_engine(source: ModelSource, config: EngineConfig, progress: LoadProgress) -> AsyncEngine:
+    """Returns an engine that loads once it is started."""
+
+    def build() -> EngineCore:
+        start = time.monotonic()
+        try:
+            return load_engine(source, config, progress)
+        finally:
+            progress.close()
+            _logger.debug("engine: loaded in %.2f s", time.monotonic() - start)
+
+    return AsyncEngine(build)
+
+
+def is_loading(engine: AsyncEngine) -> bool:
+    """Returns whether a started engine is neither ready nor dead."""
+    return not engine.is_ready and engine.error is None
+
+
+def exit_while_loading(progress: LoadProgress, status: int) -> NoReturn:
+    """Exits the process immediately, after restoring the terminal."""
+    progress.close()
+    exit_now(status)

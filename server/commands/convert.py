@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...engine import CHECKPOINT_FORMATS, QUANTIZATIONS, ConfigError, Quantization, convert, shown_bytes
-from ..assembly.engine_loading import LoadProgress
+from ..assembly.service import LoadProgress
 from ..model_hub import find_model
 from ..terminal.text import print_status
 from ..text.sample_texts import sample_texts

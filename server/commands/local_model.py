@@ -5,8 +5,7 @@ from contextlib import closing
 from dataclasses import replace
 
 from ...engine import AsyncEngine, ConfigError, ModelSource, SamplingParams, saved_state_format
-from ..assembly.engine_config import engine_config
-from ..assembly.engine_loading import LoadProgress, exit_while_loading, is_loading, make_engine
+from ..assembly.service import LoadProgress, engine_config, exit_while_loading, is_loading, make_engine
 from ..generation.admission import Admission
 from ..generation.delta import Delta
 from ..generation.generation import Generation

@@ -220,7 +220,7 @@ def plan(
     """
     with exit_on_error(*_PLAN_NAMES):
         from ...engine import NO_DRAFTS, ConfigError
-        from ..assembly.engine_config import speculation_of
+        from ..assembly.service import speculation_of
         from .load_plan import print_load_plan
         from .plan import compute_plan, print_plan
         from .plan_verification import print_verification

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ...engine import ConfigError, Verification, VerifiedProgram, shown_bytes, verify_plan
-from ..assembly.engine_config import engine_config
+from ..assembly.service import engine_config
 from ..model_hub import find_model
 from ..settings import Settings
 

@@ -21,18 +21,15 @@ from ...engine import (
     follow,
 )
 from ..app import create_app, open_features
-from ..assembly.engine_config import engine_config
-from ..assembly.engine_loading import LoadProgress, exit_while_loading, is_loading, make_engine
-from ..assembly.service import make_service
+from ..assembly.service import LoadProgress, engine_config, exit_while_loading, is_loading, make_engine, make_service
 from ..feature import Opening
 from ..generation.service import Service
 from ..http.auth import Access, load_access
 from ..http.connection import OpenConnections
 from ..model_hub import find_model
 from ..observability.logging import is_json, log_warnings_and_uncaught, say, set_up_logging
-from ..observability.metrics import Metrics
+from ..observability.metrics import Metrics, ThroughputLog
 from ..observability.telemetry import Telemetry, open_telemetry
-from ..observability.throughput import ThroughputLog
 from ..run.connection_limit import ConnectionLimit, raise_file_limit
 from ..run.file_reloads import FileReloads
 from ..run.file_sources import file_sources

@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from ..errors.request_errors import ApiError, bad_value
-from ..errors.request_warnings import warn, warn_all
+from ..errors.request_errors import ApiError, bad_value, warn, warn_all
 from ..text.conversation import FunctionTool, ToolOptions
 from .grammar import GrammarError, GrammarSpec, json_spec
 from .json_schema import prepare

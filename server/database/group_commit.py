@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from ..tenancy.tenant import tenant
-from ..tenancy.turns import Turns
+from ..tenancy.workers import Turns
 from .database import Database, Lane, Transaction
 from .errors import FencedError, StoreClosedError, StoreFullError, StoreUnavailableError, WriteTooLargeError
 

@@ -1,7 +1,12 @@
-"""Errors of requests: converts every exception of the core to a status and one line of text."""
+"""Errors of requests: converts every exception of the core to a status and one line of text; and warnings.
+
+Warnings name parts of a request that were dropped or ignored. A header reports them, and so does the body on request.
+"""
 
 import re
-from collections.abc import Mapping
+import urllib.parse
+from collections.abc import Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Final, TypedDict
 
 from ...engine import (
@@ -29,6 +34,16 @@ _MAX_MESSAGE: Final = 1000
 
 _MAX_REASON: Final = 160
 """Maximum characters of an error's message in the log."""
+
+WARNINGS_HEADER: Final = "x-roost-warnings"
+
+MAX_WARNINGS: Final = 16
+
+_MAX_WARNING: Final = 60
+"""Maximum characters of one warning."""
+
+request_warnings: Final[ContextVar[list[str]]] = ContextVar("request_warnings")
+"""Warnings of the current HTTP request, in order."""
 
 
 class ErrorDetail(TypedDict):
@@ -201,3 +216,21 @@ def from_exception(error: Exception) -> ApiError:
             return ApiError(kinds.INTERNAL_ERROR, str(error))
         case _:
             return internal_error()
+
+
+def warn(text: str) -> None:
+    """Adds a warning, unless it is a duplicate or there are `MAX_WARNINGS` already. Long warnings are truncated."""
+    warnings, text = request_warnings.get([]), text[:_MAX_WARNING]
+    if text not in warnings and len(warnings) < MAX_WARNINGS:
+        warnings.append(text)
+
+
+def warn_all(texts: Iterable[str]) -> None:
+    """Adds several warnings."""
+    for text in texts:
+        warn(text)
+
+
+def header_value(warnings: Sequence[str]) -> str:
+    """Returns the header's value: percent-encoded, separated by commas."""
+    return ", ".join(urllib.parse.quote(text, safe=" ()=?") for text in warnings)

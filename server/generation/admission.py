@@ -22,8 +22,7 @@ from pydantic_core import from_json
 
 from ..errors import kinds
 from ..errors.request_errors import ApiError, bad_value, too_many_bytes
-from ..tenancy.tenant import tenant
-from ..tenancy.tenant_locks import TenantLocks
+from ..tenancy.tenant import TenantLocks, tenant
 from ..tenancy.workers import Workers
 
 
@@ -385,21 +384,17 @@ class PreemptibleAdmission(Admission):
 MAX_BODY_BYTES: Final = 4 * 2**20
 """Default maximum size of a body: a prompt of about a million tokens as text, or half a million token ids."""
 
-
 MAX_KEPT_BYTES: Final = 2**30
 """Default bytes that all admissions may hold: parsed bodies, prompts, and the parts of them that responses repeat.
 
 A parsed body may take thirty times its size; most take about their own size.
 """
 
-
 _MAX_RAW_BODIES: Final = 32
 """Number of bodies of the maximum size that may be received at the same time."""
 
-
 _LARGEST_REQUESTS: Final = 4
 """Number of requests that may each hold as much as the largest body can grow to."""
-
 
 _GROWTH: Final = 64
 """Maximum ratio of a request's memory (parsed values and prompt token ids) to the size of its body."""
@@ -459,21 +454,17 @@ class Admissions:
 MAX_CONTAINERS: Final = 2**17
 """Maximum number of arrays and objects in a body. The maximum number of messages, each with parts, has fewer."""
 
-
 LONG_BYTES: Final = 16 * 2**10
 """Bytes of JSON above which a worker thread parses it, which takes about a millisecond."""
 
-
 _LARGEST_SHARED_INT: Final = 256
 """Largest integer that CPython caches."""
-
 
 _FAULTS: Final = {
     "recursion limit exceeded": "has more than 201 arrays and objects within each other",
     "number out of range": "has a number with more than 4,300 digits",
 }
 """The parser's errors about JSON that is valid and exceeds its limits, in words that say so."""
-
 
 _NOT_STRUCTURE: Final = bytes({*range(256)} - {*b'"[{'})
 

@@ -11,7 +11,9 @@ from ..constraints.tools import CallJoiner, CallPiece
 from ..observability.request_metrics import NEVER, Times
 
 _TOKEN_BYTES: Final = 8
+
 _LOGPROBS_BYTES: Final = 128
+
 _LOGPROB_BYTES: Final = 128
 """Estimated memory of a token id, of an entry of logprobs, and of each alternative in an entry."""
 

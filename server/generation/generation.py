@@ -36,7 +36,6 @@ Deltas that arrive while the reader waits for its turn on the event loop do not 
 is sending it: if it does not return, its client does not read.
 """
 
-
 type TakeText = Callable[[int, str, int], bool]
 """Takes a choice's new text, given the choice's index, the text and the number of its tokens, and returns whether it
 was taken. It is called on the event loop."""

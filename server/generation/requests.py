@@ -28,8 +28,7 @@ from ..schemas.generation_fields import (
     SamplingFields,
     TemplateFields,
 )
-from ..schemas.output_formats import Spelling, StructuredFields, StructuredOutputs
-from ..schemas.tools import tool_options
+from ..schemas.output_formats import Spelling, StructuredFields, StructuredOutputs, tool_options
 from ..text.chat_template import Ending
 from ..text.conversation import Conversation, ConversationMessage
 from ..text.served_model import ServedModel

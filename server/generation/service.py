@@ -15,15 +15,13 @@ from ...engine import AsyncEngine, EngineStoppedError, QueueFullError, RequestTi
 from ..constraints.grammar import Grammar, GrammarBusyError, GrammarCompiler, GrammarError
 from ..constraints.output_constraint import OutputConstraint
 from ..errors import kinds
-from ..errors.request_errors import ApiError, bad_value
-from ..errors.request_warnings import warn_all
+from ..errors.request_errors import ApiError, bad_value, warn_all
 from ..observability.logging import request_id
 from ..observability.metrics import Metrics
-from ..tenancy.open_requests import OpenRequests
 from ..tenancy.tenant import tenant
 from ..tenancy.workers import Workers
+from ..text.detokenizer import StopStringsBuilder
 from ..text.served_model import ServedModel
-from ..text.stop_strings import StopStringsBuilder
 from .admission import Admissions, PreemptibleAdmission, admission
 from .generation import MAX_UNREAD_BYTES, Generation, SentResponse, collect, engine_request_id
 from .prompts import Prompt, PromptEncoder
@@ -34,14 +32,11 @@ from .state_store import StateStore, StoredState
 MAX_RESPONSES: Final = 1000
 """Maximum number of ended responses whose records are kept."""
 
-
 MAX_BYTES: Final = 4 * 2**20
 """Maximum memory of the records of ended responses."""
 
-
 _OBJECT_BYTES: Final = 1024
 """Memory of a record in addition to its arrays: the objects, the id, and the dictionary entries."""
-
 
 _LONGEST_WAIT_S: Final = 3600.0
 """Maximum seconds for compiling a grammar, since a timer of the event loop must be finite."""
@@ -143,6 +138,24 @@ class TrackedResponses:
         if index >= len(places):
             return None
         return SentChoice(engine_request_id(response_id, places[index]), sent.num_tokens[places[index]])
+
+
+@dataclass(slots=True)
+class OpenRequests:
+    """Number of open requests, and the progress of shutdown.
+
+    Shutdown has two steps, so that load balancers stop routing here before requests are refused: first readiness fails,
+    then new requests are refused.
+
+    Attributes:
+      is_draining: Whether shutdown has begun, so that readiness fails.
+      is_accepting: Whether new requests are accepted.
+      count: Number of open requests.
+    """
+
+    is_draining: bool = False
+    is_accepting: bool = True
+    count: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,10 @@ from uuid import uuid4
 from ...engine import ID_BYTES, SavedState, TenantStore, id_bytes
 from ..errors import kinds
 from ..errors.request_errors import ApiError
-from ..tenancy.tenant_locks import TenantLocks
+from ..tenancy.tenant import TenantLocks
 
 MAX_STATES: Final = 10_000
 """Maximum number of states of all tenants together, so that a page of a list is found quickly."""
-
 
 _OBJECT_BYTES: Final = 1024
 """Memory of an entry in addition to its state: the object, its id, and its dictionary entries."""

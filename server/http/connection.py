@@ -27,40 +27,31 @@ from .responses import BODY_WRITER
 MAX_HEAD_BYTES: Final = 64 * 2**10
 """Maximum bytes of the URL and all headers together."""
 
-
 HEAD_S: Final = 20.0
 """Seconds from the start of a request or connection to the end of the headers."""
 
-
 BODY_S: Final = 60.0
 """Seconds from the end of the headers to the end of the body."""
-
 
 MAX_PIPELINED: Final = 64
 """Maximum number of requests that wait behind the running one. Thousands of requests fit in one packet, and parsing
 them would block the event loop."""
 
-
 MAX_ADMIN_CONNECTIONS: Final = 64
 """Maximum number of connections of the admin port with a request."""
-
 
 RESERVED_CONNECTIONS: Final = 64
 """Number of connections of a port beyond its limit, for probes and for clients that get a 503."""
 
-
 _ALWAYS_SERVED: Final = frozenset({b"/health", b"/health/ready", b"/metrics"})
 """Paths of probes, which are served beyond the limit, since a server that does not respond to them is restarted."""
-
 
 _LINGER_S: Final = 1.0
 """Seconds for which the connection reads on after an error response. Otherwise a client that is still sending would
 lose the response."""
 
-
 _NO_LINGER: Final = struct.pack("ii", 1, 0)
 """SO_LINGER of 0 s: the system resets the connection instead of keeping unsent bytes."""
-
 
 _logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Middleware around the routes: ids and log lines of requests, shutdown, limits on bodies, HEAD and OPTIONS."""
+"""Middleware around the routes: paths, ids and log lines of requests, shutdown, limits on bodies, HEAD and OPTIONS."""
 
 import logging
 import re
@@ -12,45 +12,44 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..errors.request_errors import CLIENT_CLOSED_REQUEST, body_too_large, internal_error, shutting_down
-from ..errors.request_warnings import HEADER, header_value, request_warnings
+from ..errors.request_errors import (
+    CLIENT_CLOSED_REQUEST,
+    WARNINGS_HEADER,
+    body_too_large,
+    header_value,
+    internal_error,
+    request_warnings,
+    shutting_down,
+)
 from ..generation.admission import Admissions, PreemptibleAdmission, admission
+from ..generation.service import OpenRequests
 from ..observability.logging import ACCESS_LOGGER, error_reason, request_id
 from ..observability.request_metrics import UNKNOWN_HANDLER, HttpMetrics, RequestTokens, request_tokens
-from ..tenancy.open_requests import OpenRequests
 from ..tenancy.tenant import tenant
 from .error_responses import send_error
 
 _SAFE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 """A request id that is safe in logs and headers."""
 
-
 _ADDRESS: Final = re.compile(r"[0-9A-Za-z.:%_-]{1,64}")
 """Pattern of a client's address or name. Proxies copy it from clients' headers unchecked."""
-
 
 _MAX_PATH: Final = 200
 """Maximum characters of a path in a log line."""
 
-
 _QUIET: Final = ("/health", "/health/ready", "/health_generate", "/load", "/metrics")
 """Paths that are polled every few seconds, so that they are logged at debug level only."""
-
 
 _UNCOUNTED: Final = ("/health", "/health/ready", "/load", "/metrics", "/version")
 """Paths that are served until the end, and that shutdown does not wait for."""
 
-
 ADMISSION: Final = "roost.admission"
 """Key of an ASGI scope with the admission of work that a server sends to itself. Outside requests cannot set it."""
 
-
 _FLAG: Final = "--max-body-bytes"
-
 
 _METHODS: Final = ("DELETE", "GET", "POST")
 """Methods that routes may have."""
-
 
 _logger = logging.getLogger(ACCESS_LOGGER)
 
@@ -134,7 +133,7 @@ class _Exchange:
             headers["openai-version"] = "2020-10-01"
             headers["openai-processing-ms"] = f"{(time.perf_counter() - self._started) * 1000:.0f}"
             if warnings := request_warnings.get():
-                headers[HEADER] = header_value(warnings)
+                headers[WARNINGS_HEADER] = header_value(warnings)
         else:
             self._complete = not message.get("more_body", False)
         await self._send(message)
@@ -308,3 +307,27 @@ class _HeadOnly:
         await self._send(message)
         await self._send({"type": "http.response.body", "body": b""})
         self._is_sent = True
+
+
+class RootPath:
+    """Removes a proxy's prefix from paths, and adds it to links to the server.
+
+    The wrapped application, including access control, sees paths without the prefix. This is the outermost middleware.
+
+    Args:
+      app: Wrapped application.
+      prefix: Prefix, such as "/llm".
+    """
+
+    def __init__(self, app: ASGIApp, prefix: str) -> None:
+        self._app = app
+        self._prefix = prefix
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path, prefix = scope["path"], self._prefix
+            scope["root_path"] = prefix
+            if path == prefix or path.startswith(f"{prefix}/"):
+                scope["path"] = path.removeprefix(prefix) or "/"
+                scope["raw_path"] = scope.get("raw_path", b"").removeprefix(prefix.encode()) or b"/"
+        await self._app(scope, receive, send)

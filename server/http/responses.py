@@ -18,8 +18,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from ..database.errors import StoreUnavailableError as StoreError
-from ..errors.request_errors import ApiError, from_exception
-from ..errors.request_warnings import request_warnings
+from ..errors.request_errors import ApiError, from_exception, request_warnings
 from ..generation.admission import admission
 from ..generation.delta import Delta
 from ..generation.generation import Generation, collect
@@ -30,36 +29,27 @@ from ..tenancy.workers import Workers
 _DEPTH: Final = 5
 """Depth to which lists are written in slices: response, choices, choice, log-probabilities, list by token."""
 
-
 _ENTRIES: Final = 512
 """Number of entries of a long list that are written at a time."""
 
-
 KEEP_ALIVE: Final = b": keep-alive\n\n"
 
-
 DONE: Final = b"data: [DONE]\n\n"
-
 
 MANY_VALUES: Final = 1024
 """Number of tokens and alternatives above which a response takes some milliseconds to encode."""
 
-
 _SLICE: Final = 256 * 2**10
 """Number of bytes that are passed to a connection at a time."""
-
 
 FIRST_TOKEN_TIMEOUT_S: Final = 1.0
 """Seconds for which a stream waits for its first token before it sends status 200. A full queue is reported before
 that."""
 
-
 _HEADERS: Final = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-
 
 BODY_WRITER: Final = "roost.body_writer"
 """ASGI extension with a `BodyWriter`, under the name `writer`."""
-
 
 _logger = logging.getLogger(__name__)
 

@@ -8,9 +8,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from ...engine import ConfigError, EngineDeadError
-from ..assembly.engine_config import engine_config
-from ..assembly.engine_loading import LoadProgress, make_engine
-from ..assembly.service import make_service
+from ..assembly.service import LoadProgress, engine_config, make_engine, make_service
 from ..generation.service import Service
 from ..model_hub import find_model
 from ..observability.metrics import Metrics

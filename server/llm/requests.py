@@ -8,7 +8,7 @@ from typing import Final
 from uuid import uuid4
 
 from ...engine import FinishReason
-from ..errors.request_warnings import request_warnings
+from ..errors.request_errors import request_warnings
 from ..generation import requests
 from ..generation.service import Service
 from ..generation.spec import Choice, GenerationSpec

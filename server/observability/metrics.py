@@ -1,9 +1,11 @@
-"""Prometheus metrics with the names `roost_*`, and their aliases with vLLM's names. `vllm_metrics.py` has vLLM's other
-metrics.
+"""Prometheus metrics with the names `roost_*`, and their aliases with vLLM's names; a summary of throughput in the log.
+
+Metrics of requests are in `request_metrics.py`, and vLLM's other metrics in `vllm_metrics.py`.
 """
 
 import asyncio
 import importlib.metadata
+import logging
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +18,6 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from ...engine import DraftCounts, EngineStats
-from .reload_metrics import ReloadMetrics
 from .request_metrics import HttpMetrics, LatencyMetrics, Observer, RequestRecord, RequestTracker
 from .vllm_metrics import VllmMetrics
 
@@ -25,6 +26,11 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 _CACHE_S: Final = 0.2
 """Seconds between two renderings of the page, however often it is scraped and however many requests end."""
+
+INTERVAL_S: Final = 10.0
+"""Seconds between two summaries of a busy server."""
+
+_logger = logging.getLogger(__name__)
 
 # Creation times would double the number of series; the library can only disable them globally.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -311,3 +317,100 @@ class _ConnectionCollector(Collector):
             dropped.add_metric([port], counts.num_dropped)
             refused.add_metric([port], counts.num_refused)
         yield from (opened, busy, limit, dropped, refused)
+
+
+class ReloadMetrics:
+    """Outcome of the last reload of keys and certificates. The start counts as the first.
+
+    Args:
+      registry: Registry that the metrics are added to.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._successful = Gauge(
+            "roost_config_last_reload_successful",
+            "1 if files of keys and certificates could be loaded when they were last read; 0 if old ones are in use.",
+            registry=registry,
+        )
+        self._time = Gauge(
+            "roost_config_last_reload_success_timestamp_seconds",
+            "Time at which the files of keys and certificates were last loaded, in seconds since 1970.",
+            registry=registry,
+        )
+        self.record(is_successful=True)
+
+    def record(self, *, is_successful: bool) -> None:
+        """Records a reload.
+
+        Args:
+          is_successful: Whether the current versions of all files are in use.
+        """
+        self._successful.set(is_successful)
+        if is_successful:
+            self._time.set_to_current_time()
+
+
+class DatabaseCollector(Collector):
+    """Reads whether each feature's database can be used.
+
+    Args:
+      are_available: Returns whether each database can be used, by the name of its feature.
+    """
+
+    def __init__(self, are_available: Callable[[], Mapping[str, bool]]) -> None:
+        self._are_available = are_available
+
+    def collect(self) -> Iterator[Metric]:
+        are_available = self._are_available()
+        if not are_available:
+            return
+        family = GaugeMetricFamily(
+            "roost_store_available",
+            "1 while the database of --store can be used, 0 while it is unavailable, by feature.",
+            labels=["feature"],
+        )
+        for name, is_available in are_available.items():
+            family.add_metric([name], float(is_available))
+        yield family
+
+
+class ThroughputLog:
+    """Logs a line every `INTERVAL_S` while the engine is busy.
+
+    Args:
+      stats: Returns the current statistics of the engine.
+    """
+
+    def __init__(self, stats: Callable[[], EngineStats]) -> None:
+        self._stats = stats
+        self._last = stats()
+
+    async def run(self) -> None:
+        """Logs until it is cancelled."""
+        now = asyncio.get_running_loop().time
+        while True:
+            began = now()
+            await asyncio.sleep(INTERVAL_S)
+            self.report(now() - began)
+
+    def report(self, seconds: float) -> None:
+        """Logs the throughput since the last call, unless the engine was idle.
+
+        Args:
+          seconds: Time since the last call.
+        """
+        last, new = self._last, self._stats()
+        self._last = new
+        prompt = new.prompt_tokens - last.prompt_tokens
+        generated = new.generated_tokens - last.generated_tokens
+        cached = new.cache.hit_tokens - last.cache.hit_tokens
+        if not prompt + generated + cached + new.num_running + new.num_waiting:
+            return
+        rates = {
+            "prompt_tokens_per_s": round(prompt / seconds, 1),
+            "cached_tokens_per_s": round(cached / seconds, 1),
+            "generated_tokens_per_s": round(generated / seconds, 1),
+        }
+        fields = {**rates, "running": new.num_running, "waiting": new.num_waiting}
+        text = " ".join(f"{name}={value}" for name, value in fields.items())
+        _logger.info("throughput %s", text, extra={"fields": fields})

@@ -30,14 +30,18 @@ REASONS: Final = ("stop", "length", "abort", "rejected", "timeout", "error")
 """Reasons for which requests end."""
 
 _FIRST_TOKEN_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
 _NEXT_TOKEN_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2, 5)
+
 _REQUEST_S: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)
 
 _VLLM_FIRST_TOKEN_S: Final = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
     *(1, 2.5, 5, 7.5, 10, 20, 40, 80),
 )
+
 VLLM_NEXT_TOKEN_S: Final = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40)
+
 VLLM_REQUEST_S: Final = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
 """Buckets of vLLM, which its dashboards expect."""
 
@@ -61,7 +65,6 @@ class Times:
 
 NEVER: Final = Times(0.0, 0.0, 0.0, 0.0)
 """Times of a request that has not started."""
-
 
 type Fact = str | bool | int | float
 """Value that describes work."""
@@ -465,7 +468,6 @@ class RequestTokens:
 
 request_tokens: Final[ContextVar[RequestTokens | None]] = ContextVar("request_tokens", default=None)
 """Tokens of the current HTTP request."""
-
 
 UNKNOWN_HANDLER: Final = "none"
 """Handler of requests whose path matches no endpoint."""

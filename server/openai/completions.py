@@ -13,8 +13,7 @@ from fastapi import APIRouter, Request, Response
 
 from ...engine import UNUSED_PREDICTION
 from ..constraints.tools import CallPiece
-from ..errors.request_errors import bad_value
-from ..errors.request_warnings import warn
+from ..errors.request_errors import bad_value, warn
 from ..generation.admission import admission
 from ..generation.delta import Delta
 from ..generation.logprobs import (
@@ -64,12 +63,9 @@ class ResponseKind(NamedTuple):
 
 router = APIRouter(route_class=JsonRoute)
 
-
 _CHAT: Final = ResponseKind("chatcmpl", "chat.completion", "chat.completion.chunk")
 
-
 _COMPLETION: Final = ResponseKind("cmpl", "text_completion", "text_completion")
-
 
 _MARK: Final = uuid4().hex
 """Placeholder for the text of an event."""

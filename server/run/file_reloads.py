@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from ...engine import RoostError
-from ..observability.reload_metrics import ReloadMetrics
+from ..observability.metrics import ReloadMetrics
 from ..settings import SettingsError
 from ..terminal.signals import Signals
 

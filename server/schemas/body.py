@@ -17,8 +17,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from ...engine import MAX_LOGPROBS
-from ..errors.request_errors import ApiError, bad_value, unknown_model
-from ..errors.request_warnings import warn
+from ..errors.request_errors import ApiError, bad_value, unknown_model, warn
 from ..errors.validation_errors import path_of
 from .field_rules import NO_RULES, FieldRules, Refusal
 
@@ -35,8 +34,11 @@ type Several[T] = Annotated[list[T], Field(fail_fast=True, max_length=MAX_MESSAG
 """A list whose first invalid entry ends validation. Otherwise millions of errors might be collected."""
 
 Count = Annotated[int, Field(ge=0, lt=2**31)]
+
 TokenId = Annotated[int, Field(ge=0)]
+
 TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
+
 TopLogprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
 
 

@@ -28,8 +28,7 @@ from .body import (
     union,
 )
 from .field_rules import GENERATION_RULES, MESSAGE_RULES, PART_RULES, FieldRules
-from .output_formats import StructuredFields
-from .tools import MAX_TOOLS, Tool, ToolCall, ToolChoice
+from .output_formats import MAX_TOOLS, StructuredFields, Tool, ToolCall, ToolChoice
 
 NUMBERS: Final = tuple(name for name, row in SAMPLING_FIELDS.items() if row.request is not None)
 """Names of the numbers that a body may have."""
@@ -71,14 +70,11 @@ def _number(name: str) -> tuple[Any, Any]:
 MAX_STOP_STRINGS: Final = 64
 """Maximum number of stop strings; OpenAI allows 4."""
 
-
 MAX_TOTAL_STOP_CHARACTERS: Final = 4 * MAX_STOP_CHARACTERS
 """Characters of all stop strings of a request together. Their tables take about 20 ms and 400 kB."""
 
-
 MAX_BAD_WORDS: Final = 128
 """Maximum number of bad words. Each is encoded in two ways, with and without a space before it."""
-
 
 MAX_BAD_WORD_CHARACTERS: Final = 8192
 """Characters of all bad words together, which are tokenized on the event loop."""
@@ -114,17 +110,14 @@ def _within_total(strings: list[str]) -> list[str]:
 
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 
-
 StopStringList = Annotated[
     list[StopString], Field(fail_fast=True, max_length=MAX_STOP_STRINGS), AfterValidator(_within_total)
 ]
-
 
 Stop = Annotated[
     Annotated[StopString, Tag("<text>")] | Annotated[StopStringList, Tag("<list>")],
     union(is_list, "must be a string or an array of strings"),
 ]
-
 
 Prompt = Annotated[
     Text

@@ -1,18 +1,42 @@
-"""A model without its weights: name, tokenizer, chat format and defaults."""
+"""A model without its weights: name, tokenizer, chat format, special tokens and sampling defaults."""
 
 import hashlib
 import importlib.metadata
+import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Final
 
-from ...engine import SIMULATED, EngineConfig, ModelSource
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from ...engine import SAMPLING_FIELDS, SIMULATED, CheckpointError, EngineConfig, ModelSource
 from .chat_template import ChatFormat, load_chat_format
-from .generation_defaults import GenerationDefaults, read_defaults
-from .special_tokens import check_special_tokens
+from .piece_tokenizer import load_tokenizer, read_tokenizer_config
 from .synthetic_tokenizer import synthetic_tokenizer
 from .tokenizer import TokenIdsOnly, Tokenizer
-from .tokenizer_loading import load_tokenizer, read_tokenizer_config
+
+OFFICIAL_SPECIAL_TOKENS: Final[Mapping[str, Any]] = {"bos_token_id": 2, "eos_token_id": 1}
+"""Special tokens of an official checkpoint, which has no file that names them."""
+
+OFFICIAL_VOCAB_SIZE: Final = 256_000
+"""Vocabulary size of official checkpoints."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationDefaults:
+    """Defaults for fields that a request omits.
+
+    Attributes:
+      sampling: Fields of `SamplingParams` that the checkpoint sets, by name.
+      max_tokens: Maximum number of tokens of a chat's output; None generates until the model stops.
+      end_token_ids: End tokens that the checkpoint names in addition to the tokenizer's.
+    """
+
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    max_tokens: int | None = None
+    end_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,3 +148,122 @@ def _identity(source: ModelSource, config: EngineConfig) -> str:
     files = [(path.name, path.stat().st_size) for path in source.files]
     facts = repr((source.config, sorted(files), config.dtype, config.seed, config.quantize, *source.merged))
     return ("model_" if config.simulate is None else f"{SIMULATED}_") + hashlib.sha256(facts.encode()).hexdigest()[:24]
+
+
+def check_special_tokens(directory: Path, tokenizer: Tokenizer) -> None:
+    """Compares a tokenizer's special tokens with the ids in the checkpoint's config.
+
+    Another model's tokenizer may fit this model's vocabulary; then only the ids of its special tokens differ.
+
+    Raises:
+      CheckpointError: BOS is another token, or an end token is plain text.
+    """
+    if not tokenizer.has_text:
+        return
+    named, file = _named(directory, tokenizer.vocab_size)
+    bos_id = named.get("bos_token_id")
+    if bos_id is not None and tokenizer.bos_id is not None and tokenizer.bos_id != bos_id:
+        raise CheckpointError(
+            f"{directory}: the tokenizer's BOS token is {tokenizer.bos_id}, but the model's is {bos_id} "
+            f"({file}); replace it by the tokenizer that the model was trained with"
+        )
+    for end_id in _ids(named.get("eos_token_id")):
+        if 0 <= end_id < tokenizer.vocab_size and not tokenizer.is_control(end_id):
+            raise CheckpointError(
+                f"{directory}: the model's end token is {end_id} ({file}), but in the tokenizer that is plain text, "
+                f"{tokenizer.token_text(end_id)!r}; replace it by the tokenizer that the model was trained with"
+            )
+
+
+def _named(directory: Path, vocab_size: int) -> tuple[Mapping[str, Any], str]:
+    """Returns the ids and the file that names them. The engine has already checked that it is a JSON object."""
+    path = directory / "config.json"
+    if path.is_file():
+        content: Mapping[str, Any] = json.loads(path.read_bytes())
+        return content, path.name
+    is_official = vocab_size == OFFICIAL_VOCAB_SIZE
+    return (OFFICIAL_SPECIAL_TOKENS if is_official else {}), "as in every RecurrentGemma"
+
+
+def _ids(value: Any) -> list[int]:
+    values = value if isinstance(value, list) else [value]
+    return [token_id for token_id in values if isinstance(token_id, int)]
+
+
+class _KnownFields(BaseModel):
+    """Fields in addition to the sampling table. Null keeps the default, as in transformers."""
+
+    model_config = ConfigDict(strict=True)
+
+    do_sample: bool | None = None
+    max_new_tokens: int | None = Field(None, ge=1)
+    eos_token_id: int | list[int] | None = None
+
+    def sampling(self) -> dict[str, Any]:
+        """Returns the sampling fields that the file sets; none with `do_sample: false`, which keeps OpenAI's."""
+        if self.do_sample is False:
+            return {}
+        named = {name: getattr(self, name) for name in _RANGES}
+        return {name: value for name, value in named.items() if value is not None}
+
+    def end_token_ids(self) -> tuple[int, ...]:
+        match self.eos_token_id:
+            case None:
+                return ()
+            case int(token_id):
+                return (token_id,)
+            case token_ids:
+                return tuple(token_ids)
+
+
+_RANGES: Final = {name: row.checkpoint for name, row in SAMPLING_FIELDS.items() if row.checkpoint is not None}
+
+_NUMBERS: Final[dict[str, Any]] = {
+    name: (SAMPLING_FIELDS[name].kind | None, Field(None, **valid.bounds)) for name, valid in _RANGES.items()
+}
+"""Pydantic fields of the sampling table, such as `(float | None, Field(None, ge=0))`."""
+
+_File: Final = create_model("_File", __base__=_KnownFields, **_NUMBERS)
+
+
+def read_defaults(directory: Path | None, vocab_size: int) -> GenerationDefaults:
+    """Reads a checkpoint's `generation_config.json`; without one, `config.json` may still name the end tokens.
+
+    Args:
+      directory: Folder of the checkpoint; None has no defaults.
+      vocab_size: Exclusive upper bound of the end tokens.
+
+    Raises:
+      CheckpointError: A file is broken; the text names it and the field.
+    """
+    if directory is None:
+        return GenerationDefaults()
+    path = directory / "generation_config.json"
+    if path.is_file():
+        return _parse(path, _read_object(path), vocab_size)
+    path = directory / "config.json"
+    if path.is_file():
+        return _parse(path, {"eos_token_id": _read_object(path).get("eos_token_id")}, vocab_size)
+    return GenerationDefaults()
+
+
+def _parse(path: Path, content: Mapping[str, Any], vocab_size: int) -> GenerationDefaults:
+    try:
+        file = _File.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise CheckpointError(f"{path}: {first['loc'][0]}: {first['msg']}") from None
+    end_token_ids = file.end_token_ids()
+    if any(not 0 <= token_id < vocab_size for token_id in end_token_ids):
+        raise CheckpointError(f"{path}: eos_token_id: outside the vocabulary of {vocab_size} tokens")
+    return GenerationDefaults(file.sampling(), max_tokens=file.max_new_tokens, end_token_ids=end_token_ids)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: must hold a JSON object")
+    return content

@@ -20,11 +20,10 @@ from kubernetes_objects import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 from roost.engine import CacheStats, EngineStats, Request, SamplingParams
-from roost.server.assembly.engine_config import engine_config
+from roost.server.assembly.service import engine_config
 from roost.server.feature import load_features
 from roost.server.http.health import router
-from roost.server.observability.metrics import Metrics
-from roost.server.observability.store_metrics import DatabaseCollector
+from roost.server.observability.metrics import DatabaseCollector, Metrics
 from roost.server.run.lifecycle import STOP_TIMEOUT_S
 from roost.server.settings import Settings
 from serve_settings import settings_of

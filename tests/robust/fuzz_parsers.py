@@ -28,9 +28,9 @@ from roost.engine.checkpoint.safetensors_files import INDEX, find_files, open_fi
 from roost.engine.model.config import read_config
 from roost.engine.prefix_cache.saved_state import pack, unpack
 from roost.server.text.chat_template import ChatFormatError, Message, load_chat_format
-from roost.server.text.generation_defaults import read_defaults
+from roost.server.text.piece_tokenizer import load_tokenizer
+from roost.server.text.served_model import read_defaults
 from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
-from roost.server.text.tokenizer_loading import load_tokenizer
 from safetensors.numpy import save
 
 DEMO = Path(__file__).resolve().parents[2] / "configs" / "demo"

@@ -21,8 +21,7 @@ from roost.server.http.auth import Access
 from roost.server.http.connection import LimitedConnection, OpenConnections
 from roost.server.observability.metrics import Metrics
 from roost.server.text.chat_template import load_chat_format
-from roost.server.text.generation_defaults import GenerationDefaults
-from roost.server.text.served_model import ServedModel
+from roost.server.text.served_model import GenerationDefaults, ServedModel
 from roost.server.text.tokenizer import Tokenizer
 
 VOCAB_SIZE = 512

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import orjson
 
-from ...assembly.engine_config import engine_config
+from ...assembly.service import engine_config
 from ...terminal.failure import CommandError
 from .options import ReportOptions
 from .page import as_page

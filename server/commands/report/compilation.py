@@ -3,7 +3,7 @@
 import sys
 
 from ....engine import EngineConfig, ModelSource, compile_kernel_checks, verify_plan
-from ...assembly.engine_config import engine_config
+from ...assembly.service import engine_config
 from ...model_hub import find_model
 from .options import ReportOptions
 

@@ -4,8 +4,7 @@ from fastapi import APIRouter, Request, Response
 
 from ....engine import SamplingParams
 from ...constraints.output_constraint import OutputConstraint, with_tools
-from ...errors.request_errors import bad_value
-from ...errors.request_warnings import warn_all
+from ...errors.request_errors import bad_value, warn_all
 from ...generation.admission import admission
 from ...generation.requests import constraint_of, sampling_params
 from ...generation.service import Service

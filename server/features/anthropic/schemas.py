@@ -15,7 +15,7 @@ from ...schemas.field_rules import (
     FieldRules,
 )
 from ...schemas.generation_fields import SamplingFields, StopStringList, with_numbers
-from ...schemas.tools import MAX_TOOLS, FunctionName, OtherTool
+from ...schemas.output_formats import MAX_TOOLS, FunctionName, OtherTool
 from ...text.conversation import ConversationMessage, FunctionCall, FunctionTool, ToolOptions
 from .field_rules import COUNT_TOKENS_RULES, MESSAGES_RULES, OUTPUT_OPTIONS_RULES, RESULT_RULES
 

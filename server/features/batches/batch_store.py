@@ -14,8 +14,7 @@ from ...database.group_commit import MAX_SHARE, GroupCommit, WriteLoad, shares
 from ...errors import kinds
 from ...errors.request_errors import ApiError, bad_value
 from ...storage.objects import Page, PageSpec
-from ...tenancy.tenant import tenant
-from ...tenancy.tenant_locks import TenantLocks
+from ...tenancy.tenant import TenantLocks, tenant
 from . import batch_table, file_table, line_claims, line_leases, quotas
 from .batch_records import BatchRecord, BatchStatus, BatchTotals, FileRecord, LineClaim, LineLease, LineResult
 from .batch_table import BATCHES

@@ -11,8 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from ...database.errors import StoreUnavailableError
-from ...errors.request_errors import ApiError, bad_value
-from ...errors.request_warnings import warn_all
+from ...errors.request_errors import ApiError, bad_value, warn_all
 from ...generation.admission import admission
 from ...generation.service import Service
 from ...http.multipart import UploadReader

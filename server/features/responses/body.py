@@ -19,7 +19,7 @@ from ...schemas.field_rules import FieldRules
 from ...schemas.generation_fields import SamplingFields, with_numbers
 from ...schemas.metadata import Metadata
 from ...schemas.output_formats import schema_spelling
-from ...schemas.tools import MAX_TOOLS, Function, NamedFunction, OtherTool
+from ...schemas.output_formats import MAX_TOOLS, Function, NamedFunction, OtherTool
 from ...text.conversation import ToolOptions
 from .input_items import (
     COUNT_RULES,

@@ -9,8 +9,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from ...errors import kinds
-from ...errors.request_errors import ApiError
-from ...errors.request_warnings import warn_all
+from ...errors.request_errors import ApiError, warn_all
 from ...generation.admission import admission
 from ...http import openapi
 from ...http.paging import After, Limit, QueryOrder, described, no_such_entry

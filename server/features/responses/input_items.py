@@ -27,7 +27,7 @@ from ...schemas.field_rules import (
     with_hints,
 )
 from ...schemas.generation_fields import RefusalPart, kind_of_part
-from ...schemas.tools import FunctionName
+from ...schemas.output_formats import FunctionName
 from ...text.conversation import ConversationMessage, FunctionCall
 from .part_table import STATE_ROLE
 

@@ -26,8 +26,7 @@ from ...generation.admission import admission
 from ...generation.delta import Delta
 from ...storage.objects import MAX_REMOVED
 from ...storage.tenant_objects import missing
-from ...tenancy.tenant import tenant
-from ...tenancy.tenant_locks import TenantLocks
+from ...tenancy.tenant import TenantLocks, tenant
 from ...text.conversation import ConversationMessage
 from . import claim_table, event_table, expiry_table, part_table, response_table
 from .appends import Addition, Append, run_all

@@ -10,8 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from ...database.errors import StoreUnavailableError, WriteTooLargeError
 from ...errors import kinds
-from ...errors.request_errors import ApiError, bad_value, from_exception
-from ...errors.request_warnings import request_warnings, warn, warn_all
+from ...errors.request_errors import ApiError, bad_value, from_exception, request_warnings, warn, warn_all
 from ...generation.admission import admission
 from ...generation.prompts import Prompt
 from ...generation.spec import GenerationSpec

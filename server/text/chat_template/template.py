@@ -11,8 +11,8 @@ import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ....engine.types.errors import CheckpointError
+from ..piece_tokenizer import read_tokenizer_config
 from ..tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer
-from ..tokenizer_loading import read_tokenizer_config
 from .format import (
     ChatFormat,
     ChatFormatError,

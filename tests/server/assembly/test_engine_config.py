@@ -8,7 +8,7 @@ from typing import Any
 import platformdirs
 import pytest
 from roost.engine import ConfigError
-from roost.server.assembly.engine_config import engine_config
+from roost.server.assembly.service import engine_config
 from roost.server.settings import load_settings
 
 

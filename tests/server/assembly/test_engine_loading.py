@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from roost.server.assembly.engine_loading import LoadProgress
+from roost.server.assembly.service import LoadProgress
 
 
 def test_without_a_terminal_a_stage_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,10 +28,9 @@ from roost.server.generation.admission import (
     size_of,
 )
 from roost.server.generation.service import Service
-from roost.server.http.api_keys import ApiKeys
-from roost.server.http.auth import Access
+from roost.server.http.auth import Access, ApiKeys
 from roost.server.openai.completions import ChatBody, CompletionBody
-from roost.server.tenancy.tenant_locks import TenantLocks
+from roost.server.tenancy.tenant import TenantLocks
 from roost.server.tenancy.workers import Workers
 
 JSON = {"content-type": "application/json"}

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 import pytest
-from roost.server.http.api_keys import ApiKeys, KeyFormatError
-from roost.server.http.auth import load_access
+from roost.server.http.auth import ApiKeys, KeyFormatError, load_access
 from roost.server.settings import SettingsError, load_settings
 
 

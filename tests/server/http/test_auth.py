@@ -11,8 +11,7 @@ from fake_engine import FakeEngine
 from fake_server import until
 from roost.server.app import create_app
 from roost.server.generation.service import Service
-from roost.server.http.api_keys import ApiKeys
-from roost.server.http.auth import Access, load_access, reload_keys
+from roost.server.http.auth import Access, ApiKeys, load_access, reload_keys
 from roost.server.settings import load_settings
 
 KEYS = ApiKeys(["alice:a", "bob:b"])

@@ -8,8 +8,7 @@ import pytest
 from fake_engine import FakeEngine
 from roost.server.app import create_app
 from roost.server.generation.service import Service
-from roost.server.http.api_keys import ApiKeys
-from roost.server.http.auth import Access
+from roost.server.http.auth import Access, ApiKeys
 
 HI = [{"role": "user", "content": "hi"}]
 BODIES: dict[str, dict[str, Any]] = {

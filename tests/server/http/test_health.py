@@ -6,7 +6,7 @@ import httpx
 import pytest
 from fake_engine import FakeEngine
 from roost.server.app import create_app
-from roost.server.assembly.engine_loading import LoadProgress
+from roost.server.assembly.service import LoadProgress
 from roost.server.generation.service import Limits, Service
 
 

@@ -14,8 +14,7 @@ from roost.engine import CacheStats, EngineStats
 from roost.server.app import create_app, open_features
 from roost.server.feature import Opening
 from roost.server.generation.service import Service
-from roost.server.http.api_keys import ApiKeys
-from roost.server.http.auth import Access
+from roost.server.http.auth import Access, ApiKeys
 from roost.server.settings import load_settings
 from roost.server.text.tokenizer import Tokenizer
 

@@ -6,8 +6,7 @@ import httpx
 import pytest
 from roost.server.app import create_app
 from roost.server.generation.service import Service
-from roost.server.http.api_keys import ApiKeys
-from roost.server.http.auth import Access
+from roost.server.http.auth import Access, ApiKeys
 
 
 @pytest.mark.parametrize(

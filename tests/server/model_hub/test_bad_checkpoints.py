@@ -12,9 +12,9 @@ import pytest
 from roost.engine import CheckpointError
 from roost.engine.checkpoint.source import DEMO_DIRECTORY
 from roost.server.commands.main import app
-from roost.server.text import special_tokens
-from roost.server.text.special_tokens import check_special_tokens
-from roost.server.text.tokenizer_loading import load_tokenizer
+from roost.server.text import served_model
+from roost.server.text.piece_tokenizer import load_tokenizer
+from roost.server.text.served_model import check_special_tokens
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
@@ -140,8 +140,8 @@ def test_a_tokenizer_of_another_model_beside_an_official_checkpoint(
     shutil.copy(DEMO_DIRECTORY / "tokenizer.model", tmp_path)
     tokenizer = load_tokenizer(tmp_path, 3072)
     check_special_tokens(tmp_path, tokenizer)
-    monkeypatch.setattr(special_tokens, "OFFICIAL_VOCAB_SIZE", 3072)
+    monkeypatch.setattr(served_model, "OFFICIAL_VOCAB_SIZE", 3072)
     check_special_tokens(tmp_path, tokenizer)
-    monkeypatch.setattr(special_tokens, "OFFICIAL_SPECIAL_TOKENS", {"bos_token_id": 7})
+    monkeypatch.setattr(served_model, "OFFICIAL_SPECIAL_TOKENS", {"bos_token_id": 7})
     with pytest.raises(CheckpointError, match=r"BOS token is 2, but the model's is 7 \(as in every RecurrentGemma\)"):
         check_special_tokens(tmp_path, tokenizer)

@@ -15,8 +15,7 @@ from fake_engine import FakeEngine
 from prometheus_client import CollectorRegistry
 from roost.server.app import create_app
 from roost.server.generation.service import Service
-from roost.server.http.api_keys import ApiKeys
-from roost.server.http.auth import Access
+from roost.server.http.auth import Access, ApiKeys
 from roost.server.http.middleware import RequestScope
 from roost.server.observability.logging import ACCESS_LOGGER, log_warnings_and_uncaught, request_id, say, set_up_logging
 from roost.server.observability.request_metrics import HttpMetrics

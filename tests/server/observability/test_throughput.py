@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 from roost.engine import CacheStats, EngineStats
-from roost.server.observability.throughput import ThroughputLog
+from roost.server.observability.metrics import ThroughputLog
 
 
 def test_a_busy_engine_has_a_line_with_rates_and_an_idle_one_none(caplog: pytest.LogCaptureFixture) -> None:

@@ -10,7 +10,7 @@ import pytest
 from client_types import checked
 from fake_engine import FakeEngine
 from openai.types.responses import Response
-from roost.server.errors.request_warnings import HEADER
+from roost.server.errors.request_errors import WARNINGS_HEADER
 from roost.server.text.tokenizer import Tokenizer
 
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
@@ -31,7 +31,7 @@ async def ask(client: httpx.AsyncClient, path: str, **fields: Any) -> httpx.Resp
 
 
 def warnings_of(response: httpx.Response) -> list[str]:
-    header = response.headers.get(HEADER, "")
+    header = response.headers.get(WARNINGS_HEADER, "")
     return [urllib.parse.unquote(each) for each in header.split(", ")] if header else []
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 from roost.engine import ConfigError
-from roost.server.observability.reload_metrics import ReloadMetrics
+from roost.server.observability.metrics import ReloadMetrics
 from roost.server.run.file_reloads import FileReloads, FileSource
 from roost.server.terminal.signals import Signals
 

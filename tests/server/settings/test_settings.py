@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from roost.engine import ConfigError, Speculation
-from roost.server.assembly.engine_config import engine_config
+from roost.server.assembly.service import engine_config
 from roost.server.settings import (
     Group,
     SettingsError,

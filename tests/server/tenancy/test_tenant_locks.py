@@ -2,8 +2,7 @@
 
 import asyncio
 
-from roost.server.tenancy.tenant import tenant
-from roost.server.tenancy.tenant_locks import TenantLocks
+from roost.server.tenancy.tenant import TenantLocks, tenant
 
 
 async def test_tenant_waits_for_its_own_tasks_only() -> None:

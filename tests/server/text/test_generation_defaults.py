@@ -10,8 +10,7 @@ from fake_server import served_model
 from roost.engine import CheckpointError, EngineConfig, open_model
 from roost.server.generation.requests import chat_params, completion_params
 from roost.server.openai.completions import ChatBody, CompletionBody
-from roost.server.text.generation_defaults import GenerationDefaults, read_defaults
-from roost.server.text.served_model import ServedModel, open_served_model
+from roost.server.text.served_model import GenerationDefaults, ServedModel, open_served_model, read_defaults
 from roost.server.text.tokenizer import Tokenizer
 
 HI = [{"role": "user", "content": "hi"}]

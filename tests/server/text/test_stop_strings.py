@@ -15,8 +15,7 @@ from roost.server.generation.prompts import Prompt
 from roost.server.generation.service import Service
 from roost.server.generation.spec import GenerationSpec
 from roost.server.schemas.generation_fields import MAX_TOTAL_STOP_CHARACTERS
-from roost.server.text.detokenizer import Detokenizer
-from roost.server.text.stop_strings import StopStrings, StopStringsBuilder
+from roost.server.text.detokenizer import Detokenizer, StopStrings, StopStringsBuilder
 from roost.server.text.tokenizer import Tokenizer
 
 SHARED_PREFIX = ["a" * 250 + f"{number:06d}" for number in range(64)]

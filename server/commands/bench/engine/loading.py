@@ -7,8 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from .....engine import EngineCore, ModelSource, Request, SamplingParams, load_engine, state_bytes
-from ....assembly.engine_config import engine_config
-from ....assembly.engine_loading import LoadProgress, exit_while_loading
+from ....assembly.service import LoadProgress, engine_config, exit_while_loading
 from ....settings import Settings
 from ....terminal.failure import INTERRUPTED_STATUS
 

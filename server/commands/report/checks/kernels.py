@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from .....engine import KernelCheck, check_kernels
-from ....assembly.engine_config import engine_config
+from ....assembly.service import engine_config
 from ....model_hub import find_model
 from ..options import ReportOptions
 from ..progress import say_step

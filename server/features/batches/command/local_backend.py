@@ -5,9 +5,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ....app import create_app
-from ....assembly.engine_config import engine_config
-from ....assembly.engine_loading import LoadProgress, exit_while_loading, make_engine
-from ....assembly.service import make_service
+from ....assembly.service import LoadProgress, engine_config, exit_while_loading, make_engine, make_service
 from ....http.in_process import post_json
 from ....model_hub import find_model
 from ....observability.metrics import Metrics

@@ -16,8 +16,7 @@ from roost.server.app import create_app
 from roost.server.constraints.tools import call_text
 from roost.server.generation.service import Service
 from roost.server.http import responses
-from roost.server.http.api_keys import ApiKeys
-from roost.server.http.auth import Access
+from roost.server.http.auth import Access, ApiKeys
 from roost.server.text.conversation import Conversation, ConversationMessage
 from roost.server.text.served_model import ServedModel
 

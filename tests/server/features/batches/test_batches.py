@@ -30,8 +30,7 @@ from roost.server.features.batches.file_routes import LineSplitter
 from roost.server.features.batches.open_batches import OpenBatches
 from roost.server.features.batches.tables import TABLES
 from roost.server.features.batches.tenant_turns import Places
-from roost.server.http.api_keys import ApiKeys
-from roost.server.http.auth import Access
+from roost.server.http.auth import Access, ApiKeys
 from roost.server.settings import load_settings
 from roost.server.text.served_model import ServedModel
 from small_disk import SmallDisk

@@ -18,8 +18,7 @@ from roost.server.app import create_app
 from roost.server.features.batches.batch_store import BatchStore
 from roost.server.features.batches.open_batches import OpenBatches
 from roost.server.features.batches.tenant_turns import Places
-from roost.server.http.api_keys import ApiKeys
-from roost.server.http.auth import Access
+from roost.server.http.auth import Access, ApiKeys
 from roost.server.text.served_model import ServedModel
 
 ALONE = "num_deaths = 2"

@@ -17,8 +17,7 @@ from roost.server.features.batches import line_runner, quotas
 from roost.server.features.batches.batch_store import BatchStore
 from roost.server.features.batches.open_batches import OpenBatches
 from roost.server.features.batches.settings import BatchesSettings
-from roost.server.http.api_keys import ApiKeys
-from roost.server.http.auth import Access
+from roost.server.http.auth import Access, ApiKeys
 from roost.server.settings import SettingsError, load_settings
 from roost.server.tenancy.tenant import tenant
 from roost.server.text.served_model import ServedModel

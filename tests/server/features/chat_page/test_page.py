@@ -13,8 +13,7 @@ import roost.server.features.chat_page
 from roost.server.app import create_app
 from roost.server.features.chat_page import FILES, ICON
 from roost.server.generation.service import Service
-from roost.server.http.api_keys import ApiKeys
-from roost.server.http.auth import Access
+from roost.server.http.auth import Access, ApiKeys
 
 FOLDER = Path(roost.server.features.chat_page.__file__).parent
 VENDORED = ("highlight", "marked", "purify", "temml")

@@ -15,8 +15,7 @@ from roost.engine import record_profile
 from roost.server.app import create_app
 from roost.server.features.native import debug
 from roost.server.generation.service import Service
-from roost.server.http.api_keys import ApiKeys
-from roost.server.http.auth import Access
+from roost.server.http.auth import Access, ApiKeys
 
 ROOT, ALICE = {"authorization": "Bearer root"}, {"authorization": "Bearer a"}
 

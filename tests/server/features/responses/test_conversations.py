@@ -18,8 +18,7 @@ from roost.server.features.responses.conversation_table import Item, Turn
 from roost.server.features.responses.open_responses import OpenResponses
 from roost.server.features.responses.response_store import ResponseStore
 from roost.server.generation.service import Service
-from roost.server.http.api_keys import ApiKeys
-from roost.server.http.auth import Access
+from roost.server.http.auth import Access, ApiKeys
 from roost.server.text.conversation import ConversationMessage
 from roost.server.text.served_model import ServedModel
 

@@ -46,8 +46,7 @@ from roost.server.features.responses.open_responses import OpenResponses, open_r
 from roost.server.features.responses.response_store import ResponseStore
 from roost.server.features.responses.resumable_stream import ResumableBuilder
 from roost.server.generation.service import Service
-from roost.server.http.api_keys import ApiKeys
-from roost.server.http.auth import Access
+from roost.server.http.auth import Access, ApiKeys
 from roost.server.observability.metrics import Metrics
 from roost.server.observability.request_metrics import Observer, StoreWork
 from roost.server.text.served_model import ServedModel

@@ -16,8 +16,7 @@ from roost.server.database.errors import StoreUnavailableError
 from roost.server.feature import Opening
 from roost.server.features.responses.open_responses import open_responses
 from roost.server.generation.service import Service
-from roost.server.http.api_keys import ApiKeys
-from roost.server.http.auth import Access
+from roost.server.http.auth import Access, ApiKeys
 from roost.server.settings import load_settings
 
 

@@ -17,8 +17,7 @@ from roost.server.features.responses.input_items import page
 from roost.server.features.responses.open_responses import OpenResponses, open_responses
 from roost.server.features.responses.part_table import num_messages, pack, unpack
 from roost.server.generation.service import Service
-from roost.server.http.api_keys import ApiKeys
-from roost.server.http.auth import Access
+from roost.server.http.auth import Access, ApiKeys
 from roost.server.text.conversation import ConversationMessage, FunctionCall
 
 ALICE = {"authorization": "Bearer key-of-alice"}

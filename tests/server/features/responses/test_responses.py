@@ -14,8 +14,7 @@ from openai.types.responses.response_item_list import ResponseItemList
 from roost.engine import SavedState
 from roost.server.generation.prompts import Prompt
 from roost.server.generation.service import Service
-from roost.server.http.api_keys import ApiKeys
-from roost.server.http.auth import Access
+from roost.server.http.auth import Access, ApiKeys
 from roost.server.text.conversation import Conversation, ConversationMessage
 from roost.server.text.served_model import ServedModel
 

@@ -19,7 +19,7 @@ from roost.server.app import create_app
 from roost.server.database.database import Database, Lane, Transaction
 from roost.server.database.dialects import Sqlite
 from roost.server.database.errors import StoreUnavailableError, WriteTooLargeError
-from roost.server.errors.request_warnings import HEADER
+from roost.server.errors.request_errors import WARNINGS_HEADER
 from roost.server.features.responses.adoption import Adopter
 from roost.server.features.responses.conversation_table import CONVERSATIONS
 from roost.server.features.responses.open_responses import OpenResponses
@@ -200,7 +200,7 @@ async def test_an_answer_that_nobody_asked_to_store_is_sent_without(server: Serv
     last = events_of(response.text)[-1]["response"] if stream else response.json()
     assert (last["status"], last["store"], last["usage"]["output_tokens"]) == ("incomplete", False, 3)
     assert last["warnings"] == ["store: the response could not be stored"]
-    assert stream or response.headers[HEADER] == "store%3A the response could not be stored"
+    assert stream or response.headers[WARNINGS_HEADER] == "store%3A the response could not be stored"
     assert await server.used() == (1, 3)
     assert (await server.client.get(f"/v1/responses/{last['id']}")).status_code == 404
     assert len(server.engine.requests) == 1

@@ -19,8 +19,7 @@ from roost.server.features.states.open_states import OpenStates
 from roost.server.features.states.state_files import FILES_AT_A_TIME, StateFiles
 from roost.server.generation.service import Service
 from roost.server.generation.state_store import StateStore
-from roost.server.http.api_keys import ApiKeys
-from roost.server.http.auth import Access
+from roost.server.http.auth import Access, ApiKeys
 from roost.server.text.tokenizer import Tokenizer
 
 LONG = [5 + i % 20 for i in range(150)]

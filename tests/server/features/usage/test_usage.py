@@ -17,8 +17,7 @@ from roost.server.features.usage import usage_table
 from roost.server.features.usage.open_usage import OpenUsage, UsageCounter
 from roost.server.features.usage.usage_table import TenantUsage, UsageAddition, today
 from roost.server.generation.service import Service
-from roost.server.http.api_keys import ApiKeys
-from roost.server.http.auth import Access
+from roost.server.http.auth import Access, ApiKeys
 from roost.server.observability.request_metrics import RequestRecord, RequestTracker
 
 ROOT, ALICE, BOB = ({"authorization": f"Bearer {key}"} for key in ("root", "a", "b"))
