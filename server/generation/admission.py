@@ -185,6 +185,8 @@ class Admission:
           ApiError: The body is not JSON or has too many arrays and objects, or the budget is exhausted.
         """
 
+        num_bytes = 0
+
         def parse() -> T:
             nonlocal num_bytes
             try:
@@ -194,7 +196,6 @@ class Admission:
             num_bytes = size_of(result)
             return result
 
-        num_bytes = 0
         result = await self.make(parse, is_long=True) if len(raw) >= LONG_BYTES else parse()
         self._drop_raw()
         await self.keep(num_bytes)

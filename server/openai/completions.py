@@ -385,7 +385,7 @@ class ChatResponseBuilder(ResponseBuilder):
 
     def _choice(self, delta: Delta) -> dict[str, Any]:
         pieces = [{"index": piece.index, **_call(piece)} for piece in delta.calls]
-        choice = {
+        choice: dict[str, Any] = {
             "index": delta.index,
             "delta": {"tool_calls": pieces} if pieces else {"content": delta.text},
             "logprobs": None if self._names is None else chat_logprobs(self._names, delta.token_ids, delta.logprobs),

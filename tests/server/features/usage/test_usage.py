@@ -96,7 +96,8 @@ async def test_choices_of_one_prompt_are_one_request(database: Database) -> None
 
 async def test_a_request_without_a_slot_is_not_counted(database: Database) -> None:
     counter = UsageCounter(database, Clock())
-    end(*RequestTracker([counter], lambda: 1.0).track([Request("r", (1,), SamplingParams(), tenant="alice")]))
+    (record,) = RequestTracker([counter], lambda: 1.0).track([Request("r", (1,), SamplingParams(), tenant="alice")])
+    end(record)
     await counter.flush(60.0)
     assert await rows(database) == {}
 
