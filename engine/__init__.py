@@ -14,8 +14,7 @@ from .capacity.roofline import (
 )
 from .capacity.verification import Verification, VerifiedProgram, verify_plan
 from .checkpoint import WRITABLE_FORMATS as CHECKPOINT_FORMATS
-from .checkpoint.calibration import TEXT_TOKENS
-from .checkpoint.conversion import convert
+from .checkpoint.conversion import TEXT_TOKENS, convert
 from .checkpoint.lora import Adapter, open_adapter
 from .checkpoint.source import ModelSource, open_model
 from .devices.platform import DeviceFacts, device_facts, device_limit_bytes, device_peak_bytes
@@ -23,7 +22,7 @@ from .engine_core import EngineCore
 from .kernel_checks.checks import KernelCheck, check_kernels
 from .kernel_checks.compilation import compile_kernel_checks
 from .model.config import ModelConfig
-from .model.state_layout import state_bytes
+from .model.state import state_bytes
 from .planning.replicas import MODEL_ERROR, ExpectedLoad, LoadPlan, Targets, plan_load, saturated_requests_per_s
 from .prefix_cache.cache import PrefixCache
 from .prefix_cache.saved_state import RequestSnapshot, RequestSnapshotFormat, SavedState, SavedStateFormat

@@ -33,7 +33,7 @@ from .model.collectives import Collectives
 from .model.config import ModelConfig
 from .model.griffin import Params
 from .model.sharding_rules import matrices_without_kernel
-from .model.state_layout import state_bytes
+from .model.state import state_bytes
 from .prefix_cache.cache import PrefixCache
 from .prefix_cache.disk import DiskTier, make_folder
 from .prefix_cache.saved_state import RequestSnapshotFormat, SavedStateFormat
@@ -45,10 +45,9 @@ from .types.host_memory import available_memory, release_freed_memory, shown_byt
 from .worker.compilation import CompiledPrograms, KernelRefusedError, compile_served
 from .worker.earlier_starts import open_trace_cache, read_slots, slots_key, write_slots
 from .worker.executor import DeviceArrays, Executor
-from .worker.loading import OpenWeights, open_weights
 from .worker.lowering import pool_partition_specs, shard_shapes
 from .worker.runner import ModelRunner
-from .worker.served import Devices, Served
+from .worker.served import Devices, OpenWeights, Served, open_weights
 from .worker.steps import StatePool
 
 _logger = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from typing import Final, NamedTuple, Protocol, runtime_checkable
 
 from .prefix_cache.cache import PrefixKey
 from .prefix_cache.saved_state import RequestSnapshot, RequestSnapshotFormat, SavedState, SavedStateFormat
-from .scheduling.plan import RequestOutput
 from .scheduling.prefetcher import Fetch
+from .scheduling.running_request import RequestOutput
 from .scheduling.scheduler import Scheduler
 from .types.arrays import ID_BYTES
 from .types.config import STEP_TOKEN_BOUNDS, EngineStats

@@ -129,7 +129,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
             "kernels/*",
             "engine/builder.py",
             "engine/capacity/*",
-            "engine/checkpoint/calibration.py",  # runs layers
+            "engine/checkpoint/conversion.py",  # runs layers
             "engine/checkpoint/weights.py",
             "engine/devices/*",
             "engine/kernel_checks/*",
@@ -212,7 +212,6 @@ BATCH_FILES = re.compile(
 STATE_FILES = (
     "engine/model/layer_kinds.py",  # declares them
     "engine/model/layers.py",  # computes them
-    "engine/model/attention.py",  # likewise
     "engine/model/verified_states.py",  # keeps those of accepted tokens
     "engine/model/config.py",  # has the sizes
     "engine/checkpoint/official.py",  # reads the sizes of official checkpoints

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from roost.engine.model.config import PRESETS
-from roost.engine.model.state_layout import state_bytes
+from roost.engine.model.state import state_bytes
 
 sys.path.append(str(Path(__file__).parent))  # for an interpreter with -P
 from svg import arrow, box, picture, text

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from roost.engine.model.config import PRESETS
-from roost.engine.model.state_layout import state_bytes
+from roost.engine.model.state import state_bytes
 
 sys.path.append(str(Path(__file__).parent))  # for an interpreter with -P
 from draw_overview import draw_overview

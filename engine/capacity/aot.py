@@ -28,9 +28,8 @@ from ..model.collectives import Collectives
 from ..types.config import DATA, MODEL, EngineConfig, MeshShape
 from ..types.errors import ConfigError
 from ..worker.compilation import OutOfMemoryError, ProgramMemory, compile_lowered, program_memory
-from ..worker.loading import open_weights
 from ..worker.lowering import idle_bytes, lower
-from ..worker.served import Devices, Program, Served
+from ..worker.served import Devices, Program, Served, open_weights
 
 _ENVIRONMENT: Final = {
     "TPU_SKIP_MDS_QUERY": "1",

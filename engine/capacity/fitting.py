@@ -17,13 +17,12 @@ import jax.numpy as jnp
 
 from ..devices.platform import MIN_SLOTS, Platform
 from ..model.config import ModelConfig
-from ..model.state_layout import state_bytes
+from ..model.state import state_bytes
 from ..sampling.logits_processors import zero_sampling_state, zero_token_memory
 from ..types.config import MAX_PREFILL_ROWS, MeshShape
 from ..types.errors import ConfigError
 from ..types.host_memory import shown_bytes
-from ..worker.loading import OpenWeights
-from ..worker.served import part_rows, prefill_shapes
+from ..worker.served import OpenWeights, part_rows, prefill_shapes
 
 MAX_REDUCTIONS: Final = 2
 """Maximum number of times that slots are taken away because a program did not fit."""

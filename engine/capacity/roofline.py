@@ -10,7 +10,7 @@ from ..devices.platform import TPU
 from ..model.config import ModelConfig
 from ..model.layer_kinds import layer_matrices
 from ..model.sharding_rules import weight_bytes
-from ..model.state_layout import state_bytes, window_bytes
+from ..model.state import state_bytes, window_bytes
 from ..types.config import (
     CPU_ONLY,
     NO_DRAFTS,

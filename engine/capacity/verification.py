@@ -18,8 +18,7 @@ from ..devices.startup import GPU_MEMORY_SHARE
 from ..types.config import ONE_DEVICE, EngineConfig, MeshShape
 from ..types.errors import ConfigError
 from ..worker.compilation import CompiledPrograms, MemoryDemand, OutOfMemoryError, compile_served, demands
-from ..worker.loading import open_weights
-from ..worker.served import Devices, Program
+from ..worker.served import Devices, Program, open_weights
 from .aot import CHIPS, ahead_of_time, hbm_limit, open_chips
 from .fitting import Attempt, estimated_slots, fit_slots, memory_of_served
 from .gpu_cards import CARDS, open_card, tracing_for

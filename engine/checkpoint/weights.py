@@ -17,8 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from ...kernels.matrices import FORMATS, QuantizedMatrix, is_quantized, table_dtype
 from ..model.config import ModelConfig, ParamPath
 from ..model.griffin import Params
-from ..model.segments import ShardingRule
-from ..model.sharding_rules import leaf_rules
+from ..model.sharding_rules import ShardingRule, leaf_rules
 from ..types.arrays import HostArray
 from ..types.config import MeshShape
 from ..types.errors import CheckpointError

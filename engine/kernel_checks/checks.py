@@ -18,8 +18,7 @@ from ..devices.platform import PORTABLE, Platform, choose_platform
 from ..devices.startup import configure_jax
 from ..model.griffin import Params, abstract_model
 from ..types.config import ONE_DEVICE, EngineConfig
-from ..worker.loading import open_weights
-from ..worker.served import Devices
+from ..worker.served import Devices, open_weights
 from ..worker.steps import Graph
 from .sampling import TOKEN_CHECKS, TokenCheck
 from .steps import Outputs, Step, StepInputs, StepShape, as_float32, draw_inputs, live, shallow

@@ -12,8 +12,7 @@ from jax.sharding import SingleDeviceSharding
 from ..capacity.verification import open_target
 from ..checkpoint.source import ModelSource
 from ..types.config import ONE_DEVICE, EngineConfig
-from ..worker.loading import open_weights
-from ..worker.served import Devices
+from ..worker.served import Devices, open_weights
 from .checks import MAX_ROWS, checked_model, first_line, kernels_of, shapes
 from .sampling import TOKEN_CHECKS
 from .steps import Step, StepShape, draw_inputs

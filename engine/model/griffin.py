@@ -17,11 +17,9 @@ from ..devices.platform import PORTABLE, Platform
 from ..types.errors import ConfigError
 from .collectives import Collectives
 from .config import ModelConfig
-from .dense import matrix
 from .layer_kinds import LayerState, layer_matrices
-from .layers import ResidualBlock, RMSNorm
-from .state import BlockStates, LayerBlockStates, ModelState, stack_block_states
-from .state_layout import state_layout
+from .layers import ResidualBlock, RMSNorm, matrix
+from .state import BlockStates, LayerBlockStates, ModelState, stack_block_states, state_layout
 from .verified_states import Pairs, VerifiedStates
 
 type Params = Any

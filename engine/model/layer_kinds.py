@@ -18,7 +18,30 @@ from jaxtyping import Array, Float, Float32, Shaped
 from ...kernels.window_attention import Blocks, join_ring, pack, split_ring, unpack, zero_ring
 from ..types.snapshot import SCALE_BYTES
 from .config import ModelConfig
-from .segments import Segment
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Adjacent rows or columns of a parameter that are sharded together.
+
+    Attributes:
+      size: Number of rows or columns.
+      unit: Size of a part that is never split, such as a head or a gate block.
+      is_padded: False where every shard holds the whole segment if its units do not divide evenly.
+    """
+
+    size: int
+    unit: int = 1
+    is_padded: bool = True
+
+    def is_sharded(self, num_shards: int) -> bool:
+        """Returns whether each shard holds a part of the segment, and not the whole."""
+        return self.is_padded or self.size // self.unit % num_shards == 0
+
+    def shard_size(self, num_shards: int) -> int:
+        """Returns the rows or columns of a shard, padding included."""
+        return -(-self.size // self.unit // num_shards) * self.unit if self.is_sharded(num_shards) else self.size
+
 
 type SegmentOf = Callable[[ModelConfig], Segment]
 """Returns the segment of a model's axis."""

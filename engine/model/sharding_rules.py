@@ -5,25 +5,75 @@ sharded along the axis that its rule names.
 """
 
 import itertools
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from ...kernels import Backend
 from ...kernels.matrices import QuantizedMatrix, is_quantized
 from ...kernels.products import int8_shape_is_left_to_xla
+from ..types.arrays import HostArray
 from ..types.config import MODEL, MeshShape
 from ..types.errors import ConfigError
 from .collectives import REPLICATED, SLOTS, WINDOWS
 from .config import ModelConfig, ParamPath
 from .griffin import Params, abstract_model
-from .layer_kinds import LAYER_KINDS, AttentionState, LayerState, Rules, StateArray, kind_of
-from .segments import Segment, ShardingRule
+from .layer_kinds import LAYER_KINDS, AttentionState, LayerState, Rules, Segment, StateArray, kind_of
 from .state import ModelState
+
+
+@dataclass(frozen=True, slots=True)
+class ShardingRule:
+    """How an array is sharded over `model`.
+
+    Attributes:
+      segments: Consecutive parts of that axis, sharded one by one. Without segments the array is
+        replicated.
+      per: Number of the parameter's rows or columns, which the segments count, in one of the array's.
+    """
+
+    axis: int = 0
+    segments: tuple[Segment, ...] = ()
+    per: int = 1
+
+    @property
+    def partition_spec(self) -> PartitionSpec:
+        """Partition spec of the global array."""
+        return PartitionSpec(*[None] * self.axis, MODEL) if self.segments else REPLICATED
+
+    def global_shape(self, shape: tuple[int, ...], num_shards: int) -> tuple[int, ...]:
+        """Returns the shape of the global array, padding included, of a parameter of this shape."""
+        count = num_shards * sum(segment.shard_size(num_shards) for segment in self.segments) // self.per
+        return tuple(count if self.segments and axis == self.axis else n for axis, n in enumerate(shape))
+
+    def splits_evenly(self, num_shards: int) -> bool:
+        """Returns whether each shard begins between two of the array's rows or columns."""
+        return all(segment.shard_size(num_shards) % self.per == 0 for segment in self.segments)
+
+    def shard(self, whole: HostArray, index: int, num_shards: int) -> HostArray:
+        """Returns the part of a parameter that shard `index` holds."""
+        if not self.segments:
+            return whole
+        parts, start = [], 0
+        for segment in self.segments:
+            size = segment.shard_size(num_shards)
+            first = min(index * size, segment.size) if segment.is_sharded(num_shards) else 0
+            part = start + first, start + min(first + size, segment.size), size
+            parts.append(self._padded_slice(whole, *(count // self.per for count in part)))
+            start += segment.size
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, self.axis)
+
+    def _padded_slice(self, whole: HostArray, start: int, stop: int, size: int) -> HostArray:
+        """Returns `start` to `stop` along the axis, padded with zeros to `size`."""
+        part = whole[(slice(None),) * self.axis + (slice(start, stop),)]
+        missing = size - (stop - start)
+        widths = [(0, missing if axis == self.axis else 0) for axis in range(whole.ndim)]
+        return np.pad(part, widths) if missing else part
 
 
 def sharding_rule(path: ParamPath, config: ModelConfig) -> ShardingRule:

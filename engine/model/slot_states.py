@@ -20,8 +20,7 @@ from ...kernels.window_attention import block_sizes
 from .collectives import Collectives
 from .config import ModelConfig
 from .layer_kinds import LAYER_KINDS, AttentionState, LayerState, num_rows, slot_axes
-from .state import ModelState, RowArrays, arrays_of_row, state_of_row, zero_state
-from .state_layout import StackedArray, StateLayout
+from .state import ModelState, RowArrays, StackedArray, StateLayout, arrays_of_row, state_of_row, zero_state
 
 
 class SlotStates(ABC):

@@ -15,9 +15,8 @@ from ..types.config import PREFILL_BLOCK, EngineStats, StepLimits
 from ..types.errors import QueueFullError
 from ..types.request import Batch, DecodeBatch, Replay, Request, error_output
 from ..types.snapshot import Snapshot
-from .plan import RequestOutput
 from .prefill_budget import StepTimes
-from .running_request import RunningRequest
+from .running_request import RequestOutput, RunningRequest
 from .slots import SlotAssignment
 
 _MAX_PREEMPTIONS: Final = 8

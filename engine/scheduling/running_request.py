@@ -18,6 +18,9 @@ from ..types.sampling_params import NO_CHOICE
 from ..types.snapshot import Snapshot
 from ..types.tenant_store import TenantStore
 
+type RequestOutput = tuple[str, TokenOutput]
+"""A request's id and its output."""
+
 MAX_BYTES: Final = 16 * 2**20
 
 MAX_HISTORIES: Final = 1000

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 
@@ -23,54 +23,54 @@ from ..types.request import (
 from ..types.snapshot import BlockState, Snapshot
 from .batch_planner import BatchPlanner
 from .drafting import Drafting
-from .plan import Commit, FinishedState, Plan, RequestOutput
 from .preemption import Preemption
 from .prefetcher import Fetch, Prefetcher
 from .prefill_budget import PrefillBudget, StepTimes
-from .running_request import MASK_WAIT_S, RunningRequest, TokenHistories, TokenHistory, book_result
+from .running_request import MASK_WAIT_S, RequestOutput, RunningRequest, TokenHistories, TokenHistory, book_result
 from .slots import SlotAssignment, SlotPool, SlotReserve
 from .waiting_queue import WaitingQueue
 
 
-class RequestTimeouts:
-    """Tracks the `start_by` and `deadline` of requests. All of them are examined only when the earliest has passed."""
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Decisions for one step.
 
-    def __init__(self) -> None:
-        self._next = math.inf
+    Attributes:
+      batch: Next batch for the device; None if there is nothing to run.
+      failed: Last outputs of requests that ended with an error before they could be part of the batch: they timed out,
+        could not be started, or their output constraint failed.
+      fetches: Searches on disk that are to begin, for prompts of waiting requests.
+    """
 
-    @property
-    def next(self) -> float:
-        """Earliest time at which a request may time out, in seconds of `time.monotonic`."""
-        return self._next
-
-    def watch(self, request: Request) -> None:
-        """Adds a newly queued request."""
-        self._next = min(self._next, request.start_by, request.deadline)
-
-    def expired(
-        self, now: float, waiting: Iterable[Request], running: Iterable[Request]
-    ) -> list[tuple[Request, RoostError]]:
-        """Returns requests that have timed out, each with its error. The caller ends them.
-
-        Args:
-          now: Current time, in seconds of `time.monotonic`.
-          waiting: All requests without a slot.
-          running: All requests with a slot.
-        """
-        if now < self._next:
-            return []
-        limits = [(each, each.start_by) for each in waiting] + [(each, math.inf) for each in running]
-        ends = [(each, _timeout_error(each, start_by, now), min(start_by, each.deadline)) for each, start_by in limits]
-        self._next = min((end for _, error, end in ends if error is None), default=math.inf)
-        return [(each, error) for each, error, _ in ends if error is not None]
+    batch: Batch | None
+    failed: tuple[RequestOutput, ...] = ()
+    fetches: tuple[Fetch, ...] = ()
 
 
-def _timeout_error(request: Request, start_by: float, now: float) -> RoostError | None:
-    if now >= request.deadline:
-        return RequestTimeoutError("the request took longer than its timeout")
-    if now >= start_by:
-        return QueueTimeoutError("the request got no slot within its queue timeout")
-    return None
+@dataclass(frozen=True, slots=True)
+class FinishedState:
+    """State of a request that has just ended. The state stays in the slot until the next batch is planned.
+
+    Attributes:
+      history: All tokens that the state covers.
+      slot: Slot that the request had.
+    """
+
+    history: PrefixKey
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Results of a batch.
+
+    Attributes:
+      outputs: Outputs of the batch's requests, in the order of its rows.
+      finished: States of requests that ended, if the prefix cache keeps inexact states.
+    """
+
+    outputs: tuple[RequestOutput, ...]
+    finished: tuple[FinishedState, ...] = ()
 
 
 class Scheduler:
@@ -359,3 +359,44 @@ def _insert(
     running.is_finite = running.is_finite and all(state.is_finite for state in states)
     if running.is_finite:
         running.last_snapshot = cache.insert_chunk(key, running.last_snapshot, states)
+
+
+class RequestTimeouts:
+    """Tracks the `start_by` and `deadline` of requests. All of them are examined only when the earliest has passed."""
+
+    def __init__(self) -> None:
+        self._next = math.inf
+
+    @property
+    def next(self) -> float:
+        """Earliest time at which a request may time out, in seconds of `time.monotonic`."""
+        return self._next
+
+    def watch(self, request: Request) -> None:
+        """Adds a newly queued request."""
+        self._next = min(self._next, request.start_by, request.deadline)
+
+    def expired(
+        self, now: float, waiting: Iterable[Request], running: Iterable[Request]
+    ) -> list[tuple[Request, RoostError]]:
+        """Returns requests that have timed out, each with its error. The caller ends them.
+
+        Args:
+          now: Current time, in seconds of `time.monotonic`.
+          waiting: All requests without a slot.
+          running: All requests with a slot.
+        """
+        if now < self._next:
+            return []
+        limits = [(each, each.start_by) for each in waiting] + [(each, math.inf) for each in running]
+        ends = [(each, _timeout_error(each, start_by, now), min(start_by, each.deadline)) for each, start_by in limits]
+        self._next = min((end for _, error, end in ends if error is None), default=math.inf)
+        return [(each, error) for each, error, _ in ends if error is not None]
+
+
+def _timeout_error(request: Request, start_by: float, now: float) -> RoostError | None:
+    if now >= request.deadline:
+        return RequestTimeoutError("the request took longer than its timeout")
+    if now >= start_by:
+        return QueueTimeoutError("the request got no slot within its queue timeout")
+    return None

@@ -15,11 +15,9 @@ from ..prefix_cache.cache import PrefixCache, PrefixKey
 from ..types.errors import ConfigError, QueueFullError, RequestFailedError, RoostError
 from ..types.request import Request, error_output
 from ..types.snapshot import Snapshot
-from .plan import RequestOutput
 from .prefetcher import Fetch, Prefetcher
-from .retry_after import RetryAfterEstimator
-from .running_request import RunningRequest, TokenConstraint
-from .waiting_queue import WaitingQueue
+from .running_request import RequestOutput, RunningRequest, TokenConstraint
+from .waiting_queue import RetryAfterEstimator, WaitingQueue
 
 _NOT_STARTED: Final = "the engine could not start the request; others are not affected"
 

@@ -24,8 +24,7 @@ import jax.monitoring
 from ..types.errors import ConfigError
 from ..types.host_memory import release_freed_memory
 from .earlier_starts import TraceCache
-from .leaves import Leaves
-from .lowering import idle_bytes, lower
+from .lowering import Leaves, idle_bytes, lower
 from .served import Program, Served
 
 type CompiledProgram = Callable[..., tuple[Leaves, Any]]

@@ -19,8 +19,8 @@ from ..model.griffin import Params
 from ..types.arrays import HostArray
 from .compilation import BackgroundCompiler, CompileCounter, CompiledProgram, CompiledPrograms
 from .earlier_starts import TraceCache
-from .leaves import ArrayName, Leaves, UsedLeaves, leaf_slices, leaf_structures, used_leaves
-from .served import Program
+from .lowering import Leaves, UsedLeaves, leaf_slices, leaf_structures, passed_leaves, used_leaves
+from .served import ArrayName, Program
 from .steps import StatePool
 
 
@@ -161,7 +161,7 @@ class Executor:
     def _add(self, program: Program[Any], compiled: CompiledProgram) -> None:
         """Adds a compiled program, which other threads find once all of it is there."""
         self._traced[program.label] = used_leaves(compiled)
-        self._used[program.label] = self._traced[program.label].moved(program.moves)
+        self._used[program.label] = passed_leaves(compiled, program, self.served)
         self.compiled[program.label] = compiled
 
     def _place(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -6,8 +6,11 @@ leaves that it reads, and the leaves that it returns unchanged. The compiled fun
 """
 
 import math
-from functools import cache
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +18,42 @@ from jax.interpreters import partial_eval
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from ..model.collectives import REPLICATED, SLOTS
+from ..model.griffin import Params
 from ..model.sharding_rules import state_partition_specs
 from .earlier_starts import Step, TraceCache, TracedStep, is_written, on_leaves
-from .leaves import ArrayName, Leaves, leaf_slices, leaf_structures, used_leaves
-from .served import Program, Served
+from .served import ArrayName, Program, Served
 from .steps import StatePool
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("arrays",), meta_fields=("indices",))
+@dataclass(frozen=True, slots=True)
+class Leaves:
+    """Leaves of `executor.DeviceArrays`, as an argument or a result of a compiled program.
+
+    Attributes:
+      indices: Index of each among all leaves when the program was traced; see `passed_leaves`.
+    """
+
+    arrays: tuple[Any, ...]
+    indices: tuple[int, ...]
+
+
+class UsedLeaves(NamedTuple):
+    """Indices of the leaves that a program uses.
+
+    Attributes:
+      kept: Leaves that it only reads.
+      donated: Leaves that it reads and replaces.
+      written: Leaves that it returns: the donated leaves, and leaves that it does not read.
+    """
+
+    kept: tuple[int, ...]
+    donated: tuple[int, ...]
+    written: tuple[int, ...]
+
+    def moved(self, moves: Mapping[int, int]) -> "UsedLeaves":
+        """Returns the leaves after moves of indices."""
+        return UsedLeaves(*(tuple(moves.get(index, index) for index in indices) for indices in self))
 
 
 def lower(program: Program[Any], served: Served, traces: TraceCache | None = None) -> Any:
@@ -182,3 +216,48 @@ def _shape(name: ArrayName, program: Program[Any], served: Served) -> Any:
     if name in shapes:
         return shapes[name]
     return jax.ShapeDtypeStruct((*jax.tree.leaves(program.inputs)[0].shape, served.config.width), served.dtype)
+
+
+def leaf_slices(params: Params, pool: StatePool) -> Mapping[ArrayName, slice]:
+    """Returns the place of each array among all leaves.
+
+    Args:
+      params: Parameters of the model, or their shapes.
+      pool: State pool, or its shapes.
+    """
+    structures = leaf_structures(params, pool)
+    ends = tuple(accumulate(structure.num_leaves for structure in structures.values()))
+    return dict(zip(structures, map(slice, (0, *ends), ends), strict=False))
+
+
+def leaf_structures(params: Params, pool: StatePool) -> Mapping[ArrayName, Any]:
+    """Returns the tree structure of each array, in the order of their leaves; see `leaf_slices`."""
+    return {"params": jax.tree.structure(params), "pool": jax.tree.structure(pool), "hidden": jax.tree.structure(0)}
+
+
+def used_leaves(program: Any) -> UsedLeaves:
+    """Returns the leaves that a lowered or compiled program of `lowering.lower` uses."""
+    (kept, donated, *_), _ = jax.tree.unflatten(program.in_tree, [None] * program.in_tree.num_leaves)
+    written, _ = jax.tree.unflatten(program.out_tree, [None] * program.out_tree.num_leaves)
+    return UsedLeaves(kept.indices, donated.indices, written.indices)
+
+
+def passed_leaves(compiled: Any, program: Program[Any], served: Served) -> UsedLeaves:
+    """Returns the leaves that a program takes and replaces, its own layers' if another runs in its place.
+
+    Args:
+      compiled: The program, or the one that it is equal to, lowered or compiled.
+    """
+    used = used_leaves(compiled)
+    if program.equal is None:
+        return used
+    assert program.layers is not None
+    slices, structures = leaf_slices(served.params, served.pool), leaf_structures(served.params, served.pool)
+    indices = range(slices["hidden"].stop)
+    params, pool = (jax.tree.unflatten(structures[name], indices[slices[name]]) for name in ("params", "pool"))
+
+    def leaves(layers: range) -> list[int]:
+        return jax.tree.leaves(([params["blocks"][layer] for layer in layers], pool.states.layers(layers)))
+
+    assert program.equal.layers is not None
+    return used.moved(dict(zip(leaves(program.equal.layers), leaves(program.layers), strict=True)))

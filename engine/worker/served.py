@@ -1,27 +1,32 @@
 """What is served: the facts of a model on its devices, in one record, and the table of the programs that they take.
 
-Nothing is allocated, read or compiled here. A start of the server, a simulated device and a compilation ahead of time
-all begin with this record, so that the measured programs are the served programs.
+Nothing is allocated or compiled here, and weights are opened, but not read. A start of the server, a simulated device
+and a compilation ahead of time all begin with this record, so that the measured programs are the served programs.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import chain
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from ...kernels.matrices import pack_param, pack_shapes
+from ..checkpoint import open_tensors
+from ..checkpoint.source import ModelSource
+from ..checkpoint.weights import Checkpoint, HostParam, Placement, Put, load_params, random_params
 from ..devices.platform import Platform
 from ..model.collectives import Collectives
 from ..model.config import ModelConfig
-from ..model.griffin import Params
+from ..model.griffin import Params, abstract_model
+from ..model.sharding_rules import bytes_per_device, shard_params
 from ..model.slot_states import BlockedStates, ContiguousStates
-from ..model.state import RowArrays
-from ..model.state_layout import StateLayout, state_layout
+from ..model.state import RowArrays, StateLayout, state_layout
 from ..prefix_cache.saved_state import SavedStateFormat
 from ..sampling.drafts import zero_draft_state
 from ..sampling.logits_processors import zero_sampling_state, zero_token_memory
@@ -29,7 +34,6 @@ from ..sampling.sampler import Logprobs, Sampled
 from ..types.config import MAX_PREFILL_ROWS, PREFILL_BLOCK, EngineConfig, MeshShape, Speculation, StepLimits, slot_order
 from ..types.output_constraint import words_of_mask
 from ..types.snapshot import SnapshotFormat
-from .leaves import ArrayName, leaf_moves
 from .speculative_steps import Speculated, pair_sizes, speculative_step
 from .steps import (
     PrefillResult,
@@ -47,6 +51,9 @@ from .steps import (
     score_step,
 )
 from .transfer import first_token_input, prefill_input, replay_input
+
+type ArrayName = Literal["params", "pool", "hidden"]
+"""Name of arrays that stay on the devices from one program to the next; see `executor.DeviceArrays`."""
 
 
 class Devices(NamedTuple):
@@ -211,6 +218,74 @@ class Served:
         return DevicePrograms(self)
 
 
+class OpenWeights(NamedTuple):
+    """Weights that are checked, but not read yet.
+
+    Attributes:
+      served: The model, without a number of slots.
+      read: Reads or draws the parameters and places them on the devices; called with a function that is told how many
+        are done, and of how many.
+      num_bytes: Bytes that the parameters will take on each device.
+    """
+
+    served: Served
+    read: Callable[[Callable[[int, int], None]], Params]
+    num_bytes: int
+
+
+@contextmanager
+def open_weights(source: ModelSource, settings: EngineConfig, devices: Devices) -> Iterator[OpenWeights]:
+    """Opens a source's weights and checks what can be checked without reading them.
+
+    Args:
+      settings: Settings of the engine.
+      devices: Devices that will hold the parameters.
+
+    Raises:
+      CheckpointError: The weights do not fit the model.
+    """
+    config = source.config
+    put: Put | None = _put_packed if devices.platform.kernels.packs_weights else None
+    if devices.mesh is not None:
+        put = Placement(devices.mesh, config, devices.shards).put
+    if source.is_random:
+        served, whole = _served(config, settings, devices, config.dtype, settings.quantize)
+        yield _open(served, whole, partial(random_params, whole, settings.seed, put=put))
+        return
+    with open_tensors(source.weights, config, source.adapters) as tensors:
+        checkpoint = Checkpoint(config, tensors)
+        served, whole = _served(config, settings, devices, checkpoint.dtype, config.quantize or settings.quantize)
+        yield _open(served, whole, partial(load_params, checkpoint, whole, put=put))
+
+
+def _served(
+    config: ModelConfig, settings: EngineConfig, devices: Devices, stored: str, quantize: str | None
+) -> tuple[Served, Params]:
+    """Returns the model without parameters, and the shapes of the parameters before they are sharded.
+
+    Args:
+      stored: Dtype of the checkpoint.
+      quantize: Name of the matrices' format.
+    """
+    dtype = jnp.dtype(stored if settings.dtype == "auto" else settings.dtype)
+    matrix_dtype = None if quantize is None else jnp.dtype(quantize)
+    graph, whole = abstract_model(config, dtype, devices.platform, matrix_dtype, devices.shards)
+    return Served(config, settings, devices, dtype, graph=graph), whole
+
+
+def _open(served: Served, whole: Params, read: Callable[..., Params]) -> OpenWeights:
+    params, specs = shard_params(whole, served.config, served.devices.shards)
+    num_bytes = bytes_per_device(params, specs, served.devices.shards)
+    if served.devices.platform.kernels.packs_weights:
+        params = pack_shapes(params)
+    return OpenWeights(replace(served, params=params, specs=specs), lambda report: read(progress=report), num_bytes)
+
+
+def _put_packed(path: tuple[Any, ...], param: HostParam) -> Any:
+    """Places a parameter on the default device, packed if it can be."""
+    return jax.device_put(pack_param(param))
+
+
 def part_rows(platform: Platform, rows: int, shards: MeshShape) -> tuple[int, ...]:
     """Returns the numbers of slots of the decode steps that take some slots only, in rising order.
 
@@ -258,8 +333,8 @@ class Program[Result]:
       reads: Device arrays that the step takes.
       replaces: Device arrays that the step replaces.
       has_result: Whether the step returns a `Result`.
+      layers: Layers of a slice of a prefill step; None for other programs.
       equal: Program that is compiled in this one's place, and differs in its layers only; None without one.
-      moves: Leaf of this program's layers, by that of the layers of `equal`.
     """
 
     label: str
@@ -268,8 +343,8 @@ class Program[Result]:
     reads: tuple[ArrayName, ...]
     replaces: tuple[ArrayName, ...] = ()
     has_result: bool = True
+    layers: range | None = None
     equal: "Program[Result] | None" = None
-    moves: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def traced(self) -> "Program[Result]":
@@ -368,18 +443,21 @@ def _prefill_slices(served: Served, shape: PrefillShape) -> tuple[Program[Prefil
     label, slices = f"prefill {shape.rows}x{shape.length}", served.layer_slices
     inputs = (prefill_input((), (), shape.rows * served.devices.shards.data, shape.length, served.rows),)
     replaces: tuple[ArrayName, ...] = ("pool", "hidden")
-    first = partial(prefill_step, served.graph, layers=slices[0])
-    if len(slices) == 1:
-        return (Program(label, first, inputs, _MODEL, replaces),)
-    programs = [Program[PrefillResult](f"{label} slice 1", first, inputs, _MODEL, replaces)]
-    for index, layers in enumerate(slices[1:], 2):
-        step = partial(later_prefill_step, served.graph, layers)
-        programs.append(Program(f"{label} slice {index}", step, inputs, ("params", "pool", "hidden"), replaces))
-    for index, first_equal in enumerate(equal_slices(slices, served.config.block_types)):
-        if first_equal != index:
-            moves = leaf_moves(served.params, served.pool, slices[first_equal], slices[index])
-            programs[index] = replace(programs[index], equal=programs[first_equal], moves=moves)
-    return tuple(programs)
+
+    def program(index: int, layers: range) -> Program[PrefillResult]:
+        name = label if len(slices) == 1 else f"{label} slice {index + 1}"
+        if not index:
+            step = partial(prefill_step, served.graph, layers=layers)
+            return Program(name, step, inputs, _MODEL, replaces, layers=layers)
+        later = partial(later_prefill_step, served.graph, layers)
+        return Program(name, later, inputs, ("params", "pool", "hidden"), replaces, layers=layers)
+
+    programs = [program(index, layers) for index, layers in enumerate(slices)]
+    firsts = equal_slices(slices, served.config.block_types)
+    return tuple(
+        each if first == index else replace(each, equal=programs[first])
+        for index, (each, first) in enumerate(zip(programs, firsts, strict=True))
+    )
 
 
 def _speculative_programs(served: Served, settings: Speculation) -> dict[int, Program[Speculated]]:

@@ -18,8 +18,7 @@ from jaxtyping import Array, Bool, Float, Int32, Shaped, UInt32
 from ..model.collectives import Collectives
 from ..model.griffin import Griffin, Params
 from ..model.slot_states import SlotStates
-from ..model.state import BlockStates, ModelState, RowArrays
-from ..model.state_layout import StateLayout, state_layout
+from ..model.state import BlockStates, ModelState, RowArrays, StateLayout, state_layout
 from ..sampling.drafts import DraftState, new_draft_state, record
 from ..sampling.logits_processors import TokenMemory, is_penalized, no_tokens, record_tokens
 from ..sampling.sampler import Logprobs, Sampled, logprobs, needs_logits, no_logprobs, sample, score

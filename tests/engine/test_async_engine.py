@@ -14,8 +14,7 @@ from roost.engine.async_engine import AsyncEngine
 from roost.engine.engine_core import EngineCore
 from roost.engine.prefix_cache.cache import PrefixCache, PrefixKey
 from roost.engine.prefix_cache.saved_state import SavedState
-from roost.engine.scheduling.plan import Plan
-from roost.engine.scheduling.scheduler import Scheduler
+from roost.engine.scheduling.scheduler import Plan, Scheduler
 from roost.engine.types.config import StepLimits
 from roost.engine.types.errors import (
     EngineDeadError,

@@ -26,8 +26,8 @@ from roost.engine import (
 from roost.engine.model import layers
 from roost.engine.model.collectives import Collectives
 from roost.engine.model.config import ModelConfig
-from roost.engine.model.dense import Dense
 from roost.engine.model.layer_kinds import LAYER_KINDS, LayerKind, StateArray, channels
+from roost.engine.model.layers import Dense
 from roost.engine.prefix_cache.saved_state import unpack
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.kernels import Backend

@@ -19,7 +19,7 @@ from roost.engine.devices.platform import TPU
 from roost.engine.model.collectives import Collectives
 from roost.engine.model.config import PRESETS, ModelConfig, cycle
 from roost.engine.model.griffin import abstract_model
-from roost.engine.model.state_layout import state_bytes
+from roost.engine.model.state import state_bytes
 from roost.engine.types.config import MAX_PREFILL_ROWS, EngineConfig
 from roost.engine.types.output_constraint import words_of_mask
 from roost.engine.worker import steps

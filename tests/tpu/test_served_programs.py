@@ -13,8 +13,7 @@ from roost.engine.capacity.roofline import DEVICES, compute_roofline
 from roost.engine.checkpoint.source import open_model
 from roost.engine.types.config import ONE_DEVICE, EngineConfig, MeshShape
 from roost.engine.worker.compilation import demands
-from roost.engine.worker.loading import open_weights
-from roost.engine.worker.served import PrefillShape
+from roost.engine.worker.served import PrefillShape, open_weights
 from roost.kernels import XLA, Backend, backends
 from sweeps import swept
 

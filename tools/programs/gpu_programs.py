@@ -54,9 +54,8 @@ from roost.engine.devices.startup import GPU_MEMORY_SHARE
 from roost.engine.model.config import ModelConfig
 from roost.engine.types.config import ONE_DEVICE, EngineConfig
 from roost.engine.worker.compilation import ProgramMemory, compile_lowered, program_memory
-from roost.engine.worker.loading import open_weights
 from roost.engine.worker.lowering import idle_bytes, lower
-from roost.engine.worker.served import PrefillShape, Program, Served
+from roost.engine.worker.served import PrefillShape, Program, Served, open_weights
 from tpu_hlo import parse_module
 
 PROGRAMS: Final = ("prefill-1x512", "prefill-8x64", "prefill-1x2048", "decode-128", "decode-512")

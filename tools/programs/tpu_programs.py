@@ -51,7 +51,7 @@ from roost.engine.capacity.aot import AheadOfTime, compile_for_chips, open_chips
 from roost.engine.capacity.roofline import DEVICES, compute_roofline
 from roost.engine.checkpoint.source import open_model
 from roost.engine.model.config import ModelConfig
-from roost.engine.model.state_layout import state_bytes, window_bytes
+from roost.engine.model.state import state_bytes, window_bytes
 from roost.engine.types.config import MAX_PREFILL_ROWS, ONE_DEVICE, EngineConfig
 from roost.engine.worker.compilation import OutOfMemoryError
 from roost.engine.worker.served import PrefillShape, Program, Served

@@ -13,9 +13,8 @@ from roost.engine.capacity.fitting import estimated_slots, memory_of_served
 from roost.engine.devices.platform import CPU_MESH, PORTABLE, TPU, Platform
 from roost.engine.model.collectives import Collectives
 from roost.engine.worker.compilation import CompiledPrograms, KernelRefusedError
-from roost.engine.worker.leaves import Leaves
-from roost.engine.worker.loading import OpenWeights, open_weights
-from roost.engine.worker.served import Devices, Served
+from roost.engine.worker.lowering import Leaves
+from roost.engine.worker.served import Devices, OpenWeights, Served, open_weights
 from roost.kernels import XLA, Backend, backends
 
 TINY = open_model(str(Path(__file__).parents[2] / "golden" / "tiny-a" / "hf"))

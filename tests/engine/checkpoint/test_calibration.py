@@ -6,8 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from roost.engine.checkpoint.calibration import TEXT_TOKENS
-from roost.engine.checkpoint.conversion import convert
+from roost.engine.checkpoint.conversion import TEXT_TOKENS, convert
 from roost.engine.checkpoint.source import open_model
 from roost.engine.checkpoint.weights import checkpoint_tensors, random_params
 from roost.engine.model.config import ModelConfig, config_to_hf

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from roost.engine.model.config import PRESETS, ModelConfig, config_from_hf, config_to_hf, cycle, read_config
-from roost.engine.model.state_layout import state_bytes, window_bytes
+from roost.engine.model.state import state_bytes, window_bytes
 from roost.engine.types.errors import CheckpointError
 
 TINY_A = Path(__file__).parents[2] / "golden" / "tiny-a" / "hf"

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis.extra import numpy as hnp
 from reference_griffin import reference_logits
-from roost.engine.model.attention import rope_angles
 from roost.engine.model.config import ModelConfig, cycle
 from roost.engine.model.layer_kinds import RecurrentState
+from roost.engine.model.layers import rope_angles
 from roost.engine.model.slot_states import BlockedStates, ContiguousStates, SlotStates
 from roost.engine.model.state import ModelState, zero_state
 from roost.engine.types.config import PREFILL_BLOCK

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from roost.engine.devices.platform import CPU_OPTIONS
-from roost.engine.model.attention import apply_rope
+from roost.engine.model.layers import apply_rope
 from sweeps import full
 
 

@@ -13,15 +13,15 @@ from jax.sharding import PartitionSpec
 from roost.engine.model.collectives import Collectives
 from roost.engine.model.config import PRESETS, ModelConfig, cycle
 from roost.engine.model.griffin import abstract_model
-from roost.engine.model.layer_kinds import LAYER_KINDS
-from roost.engine.model.segments import Segment, ShardingRule
+from roost.engine.model.layer_kinds import LAYER_KINDS, Segment
 from roost.engine.model.sharding_rules import (
+    ShardingRule,
     matrices_without_kernel,
     quantized_rule,
     shard_params,
     sharding_rule,
 )
-from roost.engine.model.state_layout import padded_channels
+from roost.engine.model.state import padded_channels
 from roost.engine.types.errors import ConfigError
 from roost.kernels import XLA, backends
 from roost.kernels.matrices import Int4Matrix, Int8Matrix, PackedMatrix, pack_shapes

@@ -3,7 +3,7 @@
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
-from roost.engine.scheduling.retry_after import RetryAfterEstimator
+from roost.engine.scheduling.waiting_queue import RetryAfterEstimator
 
 
 def serve(estimator: RetryAfterEstimator, seconds: float) -> None:

@@ -11,7 +11,7 @@ import pytest
 from counted_ids import CountedIds
 from fake_states import block_states, prefill
 from roost.engine.prefix_cache.cache import PrefixCache
-from roost.engine.scheduling.plan import RequestOutput
+from roost.engine.scheduling.running_request import RequestOutput
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.engine.types.config import StepLimits
 from roost.engine.types.errors import ConfigError, ConstraintError, NumericError, QueueFullError, RequestFailedError

@@ -2,7 +2,7 @@
 
 import pytest
 from roost.engine.model.config import PRESETS
-from roost.engine.model.state_layout import state_bytes
+from roost.engine.model.state import state_bytes
 from roost.engine.types.host_memory import shown_bytes
 
 

@@ -23,7 +23,7 @@ from roost.engine import (
 from roost.engine.checkpoint.source import model_identity
 from roost.engine.devices.platform import TPU
 from roost.engine.model.config import PRESETS
-from roost.engine.model.state_layout import state_bytes
+from roost.engine.model.state import state_bytes
 from roost.engine.prefix_cache.saved_state import unpack
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.engine.types.errors import ConfigError

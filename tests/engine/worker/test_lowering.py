@@ -13,8 +13,7 @@ from roost.engine.types.config import EngineConfig
 from roost.engine.worker import compilation
 from roost.engine.worker.compilation import OutOfMemoryError
 from roost.engine.worker.executor import DeviceArrays
-from roost.engine.worker.leaves import leaf_slices, used_leaves
-from roost.engine.worker.lowering import idle_bytes, lower
+from roost.engine.worker.lowering import idle_bytes, leaf_slices, lower, passed_leaves
 from roost.engine.worker.served import (
     DevicePrograms,
     Devices,
@@ -51,7 +50,7 @@ type Taken = tuple[set[str], set[str]]
 def taken(served: Served, program: Program[Any]) -> Taken:
     """Returns the names of the leaves that a program reads only, and of those that it replaces."""
     every = [*names({"params": served.params, "pool": served.pool}), "hidden"]
-    used = used_leaves(lower(program.traced, served)).moved(program.moves)
+    used = passed_leaves(lower(program.traced, served), program, served)
     return {every[index] for index in used.kept}, {every[index] for index in used.donated}
 
 

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from roost.engine import EngineCore, ModelRunner, Request, SamplingParams
-from roost.engine.scheduling.plan import Commit
-from roost.engine.scheduling.scheduler import Scheduler
+from roost.engine.scheduling.scheduler import Commit, Scheduler
 from roost.engine.types.config import StepLimits
 from roost.engine.types.errors import ConstraintError, NumericError
 from roost.engine.types.output_constraint import TokenMask, mask_of_ids

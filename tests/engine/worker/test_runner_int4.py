@@ -10,8 +10,7 @@ import pytest
 from roost.engine import EngineConfig, ModelRunner, convert, load_runner, open_model
 from roost.engine.devices.platform import CPU
 from roost.engine.types.errors import ConfigError
-from roost.engine.worker.loading import open_weights
-from roost.engine.worker.served import Devices
+from roost.engine.worker.served import Devices, open_weights
 from roost.kernels.matrices import Int4Matrix, Int8Matrix
 from test_runner import SLOTS, TINY
 from test_runner_int8 import (  # noqa: F401 - collected here again, with this module's runner

@@ -25,8 +25,7 @@ from roost.engine import (
 )
 from roost.engine.devices.platform import CPU
 from roost.engine.types.errors import ConfigError, NumericError
-from roost.engine.worker.loading import open_weights
-from roost.engine.worker.served import Devices
+from roost.engine.worker.served import Devices, open_weights
 from roost.kernels.matrices import Int8Matrix
 from sweeps import swept
 from test_runner import SLOTS, TINY, ids, put_states, serve, states_of, uncounted_compiles

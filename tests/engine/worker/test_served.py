@@ -14,7 +14,7 @@ from roost.engine.devices.platform import CPU, CPU_MESH, CPU_OPTIONS, TPU, Platf
 from roost.engine.model.collectives import Collectives
 from roost.engine.model.config import ModelConfig
 from roost.engine.model.griffin import abstract_model
-from roost.engine.model.state_layout import state_bytes
+from roost.engine.model.state import state_bytes
 from roost.engine.types.config import MAX_PREFILL_ROWS, EngineConfig, Speculation
 from roost.engine.worker.lowering import lower
 from roost.engine.worker.served import Devices, Served, layer_slices, prefill_shapes

@@ -18,9 +18,8 @@ from roost.engine.model.config import ModelConfig
 from roost.engine.worker import earlier_starts
 from roost.engine.worker.compilation import compile_lowered, program_memory
 from roost.engine.worker.earlier_starts import TraceCache, open_trace_cache
-from roost.engine.worker.loading import open_weights
 from roost.engine.worker.lowering import lower
-from roost.engine.worker.served import Devices, Served
+from roost.engine.worker.served import Devices, Served, open_weights
 from roost.kernels import native
 from roost.kernels.matrices import packed
 
