@@ -2,6 +2,7 @@
 
 from .async_engine import AsyncEngine, OutputSink
 from .builder import Progress, follow, load_engine, load_runner, saved_state_format
+from .capacity.chips import Verification, VerifiedProgram, verify_plan
 from .capacity.roofline import (
     CPU,
     DEVICES,
@@ -12,15 +13,13 @@ from .capacity.roofline import (
     find_device,
     setups_that_fit,
 )
-from .capacity.verification import Verification, VerifiedProgram, verify_plan
 from .checkpoint import WRITABLE_FORMATS as CHECKPOINT_FORMATS
 from .checkpoint.conversion import TEXT_TOKENS, convert
 from .checkpoint.lora import Adapter, open_adapter
 from .checkpoint.source import ModelSource, open_model
 from .devices.platform import DeviceFacts, device_facts, device_limit_bytes, device_peak_bytes
 from .engine_core import EngineCore
-from .kernel_checks.checks import KernelCheck, check_kernels
-from .kernel_checks.compilation import compile_kernel_checks
+from .kernel_checks.checks import KernelCheck, check_kernels, compile_kernel_checks
 from .model.config import ModelConfig
 from .model.state import state_bytes
 from .planning.replicas import MODEL_ERROR, ExpectedLoad, LoadPlan, Targets, plan_load, saturated_requests_per_s

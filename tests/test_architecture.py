@@ -116,7 +116,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
             "server/*",
             "engine/async_engine.py",
             "engine/builder.py",
-            "engine/capacity/verification.py",
+            "engine/capacity/chips.py",
             "engine/worker/compilation.py",
             "engine/worker/runner.py",
             "engine/checkpoint/weights.py",
@@ -182,7 +182,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
         {"os.environ", "os.environb", "os.getenv", "os.putenv", "os.unsetenv"},
         (
             "server/settings/sources.py",
-            "engine/capacity/aot.py",
+            "engine/capacity/chips.py",
             "engine/devices/startup.py",
             "kernels/native/library.py",  # reads the instruction sets that XLA's flags allow
         ),

@@ -1,27 +1,30 @@
-"""Checks: each kernel of a platform alone, XLA computing the rest, against XLA in float32 on the CPU.
+"""Checks: each kernel of a platform in the ops that it computes, against XLA in float32 on the CPU, at served shapes.
 
 A kernel may be a few times as far from the reference as XLA is in the kernel's own dtype, since both round as often.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import partial
 from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 
-from ...kernels import XLA
+from ...kernels.matrices import is_quantized, pack_param
+from ..capacity.chips import open_chips, tracing_for
 from ..checkpoint.source import ModelSource
 from ..devices.platform import PORTABLE, Platform, choose_platform
 from ..devices.startup import configure_jax
-from ..model.griffin import Params, abstract_model
+from ..model.config import ModelConfig
 from ..types.config import ONE_DEVICE, EngineConfig
 from ..worker.served import Devices, open_weights
 from ..worker.steps import Graph
-from .sampling import TOKEN_CHECKS, TokenCheck
-from .steps import Outputs, Step, StepInputs, StepShape, as_float32, draw_inputs, live, shallow
+from .token_checks import TOKEN_CHECKS, TokenCheck
+from .ops import Outputs, Step, StepInputs, StepShape, as_float32, draw_inputs, live, shallow
+from .ops import OPS, Draw, Op, Results
 
 _MARGIN: Final = 3.0
 """Maximum ratio of a kernel's distance from the reference to XLA's."""
@@ -32,28 +35,18 @@ _LEAST: Final = {"float32": 1e-5, "bfloat16": 2**-9}
 MAX_ROWS: Final = 128
 """Maximum rows of a step or of the sampler."""
 
-_STEPS: Final[Mapping[str, tuple[str, ...]]] = {
-    "rg_lru": ("prefill",),
-    "window_attention_decode": ("decode",),
-    "window_attention_prefill": ("prefill",),
-    "recurrent_step": ("decode",),
-    "recurrent_chunk": ("prefill",),
-    "gated_mlp": ("decode",),
-    "int8_product": ("decode", "prefill"),
-    "int8_gated_mlp": ("decode",),
-    "native": ("decode", "prefill"),
-}
-"""Steps that use a kernel."""
+_STEPS: Final[Mapping[str, tuple[str, ...]]] = {"recurrent_step": ("decode",), "recurrent_chunk": ("prefill",)}
+"""Steps that use a kernel, if they are fewer than those of its op."""
 
 _NUMBERS: Final[Mapping[str, tuple[bool, ...]]] = {
-    "rg_lru": (False,),
-    "recurrent_step": (False,),
-    "recurrent_chunk": (False,),
     "gated_mlp": (False,),
-    "int8_product": (True,),
     "int8_gated_mlp": (True,),
+    "int8_product": (True,),
 }
-"""Whether a kernel is checked with matrices and windows in int8; the others are with and without."""
+"""Whether a kernel is checked with matrices and windows in int8; the others are as their ops allow."""
+
+type Outputs = Mapping[str, np.ndarray]
+"""Results of a kernel's ops in float32, by name, of the rows that aren't idle and of tokens that aren't padding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +64,7 @@ class Distance:
 
 @dataclass(frozen=True, slots=True)
 class KernelCheck:
-    """Result of a kernel in one step.
+    """Result of a kernel in the ops that it computes in a step.
 
     Attributes:
       kernel: Name of the kernel, as `Backend.without` takes it.
@@ -116,74 +109,106 @@ def checks_on(
 
     Args:
       platform: Platform of JAX's default device.
-      source: Model whose widths, window and dtype the checks have. Weights are drawn.
+      source: Model whose widths, window and dtype the checks have.
       report: Called with the name of each kernel before its checks.
     """
     for is_int8 in (False, True):
-        model = _CheckedModel(*checked_model(source, settings, is_int8=is_int8), platform)
-        for kernel in kernels_of(platform, is_int8=is_int8):
-            report(f"{kernel}, {model.numbers}")
-            for shape in shapes(kernel, settings, platform):
-                yield model.check(kernel, shape)
-    for check in TOKEN_CHECKS:
-        if check.kernel in platform.kernels.names:
-            report(f"{check.kernel}, {check.numbers}")
-            yield _checked(check, source, platform)
+        checks = _Checks(source.config, _dtype(source, settings), platform, is_int8=is_int8)
+        for kernel, shapes in _kernels(checks, settings):
+            report(f"{kernel}, {checks.numbers}")
+            for shape in shapes:
+                yield checks.check(kernel, shape)
+    for check in _token_checks(platform):
+        report(f"{check.kernel}, {check.numbers}")
+        yield _checked(check, source, platform)
 
 
-def kernels_of(platform: Platform, *, is_int8: bool) -> list[str]:
-    """Returns the kernels that are checked with or without matrices and windows in int8; "xla" if there are none."""
-    choosing = {check.kernel for check in TOKEN_CHECKS}
-    names = [name for name in platform.kernels.names if name not in choosing] or ["xla"]
-    return [name for name in names if is_int8 in _NUMBERS.get(name, (False, True))]
+def compile_kernel_checks(source: ModelSource, settings: EngineConfig, chip: str) -> Iterator[tuple[str, str | None]]:
+    """Compiles the checks for a chip that this machine need not have.
+
+    Yields each kernel and step, and why it does not compile; None if it does. Call it before anything else asks JAX for
+    devices.
+
+    Args:
+      source: Model whose widths and dtype the checks have.
+      chip: See `verify_plan`.
+
+    Raises:
+      ConfigError: The chip is unknown, or its compiler is missing.
+    """
+    devices = open_chips(chip, ONE_DEVICE)
+    on = devices.platform
+    with tracing_for(chip):
+        for is_int8 in (False, True):
+            checks = _Checks(source.config, _dtype(source, settings), on, is_int8=is_int8)
+            for kernel, shapes in _kernels(checks, settings):
+                for shape in shapes:
+                    name = f"{kernel}, {shape.rows} x {shape.tokens}{', int8' if is_int8 else ''}"
+                    yield name, checks.failure(kernel, shape, devices)
+        for check in _token_checks(on):
+            inputs = jax.eval_shape(partial(check.inputs, source.config, MAX_ROWS))
+            name = f"{check.kernel}, {MAX_ROWS} x 1, {check.numbers}"
+            yield name, _failure(partial(check.tokens, on.kernels.only(check.kernel)), devices, *inputs)
 
 
-def shapes(kernel: str, settings: EngineConfig, platform: Platform) -> list[StepShape]:
-    """Returns the sizes of the steps in which a kernel is checked."""
+def _dtype(source: ModelSource, settings: EngineConfig) -> str:
+    return source.config.dtype if settings.dtype == "auto" else settings.dtype
+
+
+def _token_checks(platform: Platform) -> list[TokenCheck]:
+    return [check for check in TOKEN_CHECKS if check.kernel in platform.kernels.names]
+
+
+def _kernels(checks: "_Checks", settings: EngineConfig) -> Iterator[tuple[str, list[StepShape]]]:
+    """Yields the kernels that are checked in these numbers, and the sizes of their steps; "xla" if there are none."""
+    platform, choosing = checks.platform, {check.kernel for check in TOKEN_CHECKS}
     rows = [rows for rows in platform.decode_rows if rows <= MAX_ROWS] or [8]
     decode = [StepShape(count, 1) for count in dict.fromkeys((rows[0], rows[-1]))]
     prompts = [StepShape(count, settings.prefill_chunk) for count in dict.fromkeys((1, min(4, platform.prefill_rows)))]
-    return [shape for shape in (*decode, *prompts) if _name(shape) in _STEPS.get(kernel, ("decode", "prefill"))]
+    for name in [name for name in platform.kernels.names if name not in choosing] or ["xla"]:
+        shapes = [shape for shape in (*decode, *prompts) if checks.ops(name, shape.step)]
+        if shapes:
+            yield name, shapes
 
 
-def _name(shape: StepShape) -> str:
-    return "decode" if shape.is_decode else "prefill"
-
-
-def checked_model(source: ModelSource, settings: EngineConfig, *, is_int8: bool) -> tuple[ModelSource, EngineConfig]:
-    """Returns a model with one layer of each kind and random weights, and its settings."""
-    dtype = source.config.dtype if settings.dtype == "auto" else settings.dtype
-    numbers = "int8" if is_int8 else None
-    whole = replace(source, config=replace(shallow(source.config), quantize=None), weights=()).with_kv_dtype(numbers)
-    return whole, replace(settings, dtype=dtype, quantize=numbers, kv_dtype=numbers)
-
-
-class _CheckedModel:
-    """A model in some precision, with its reference.
+class _Checks:
+    """Ops of a model in some numbers.
 
     Attributes:
+      platform: Platform whose kernels are checked.
       numbers: Dtype, and the arrays in int8.
     """
 
-    def __init__(self, source: ModelSource, config: EngineConfig, platform: Platform) -> None:
-        self._source = source
-        self._config = config
-        self._platform = platform
-        self._runners: dict[str, Callable[..., Outputs]] = {}
-        self._references: dict[StepShape, Outputs] = {}
-        self._baselines: dict[StepShape, Mapping[str, Distance]] = {}
-        self.numbers = config.dtype + (", weights and windows in int8" if config.quantize else "")
+    def __init__(self, model: ModelConfig, dtype: str, platform: Platform, *, is_int8: bool) -> None:
+        self.platform = platform
+        self.numbers = dtype + (", weights and windows in int8" if is_int8 else "")
+        self._model, self._dtype, self._is_int8 = model, dtype, is_int8
+        self._compiled: dict[tuple[str, str], Callable[..., Results]] = {}
+        self._expected: dict[tuple[str, StepShape], tuple[Outputs, Mapping[str, Distance]]] = {}
+
+    def ops(self, kernel: str, step: str) -> list[Op]:
+        """Returns the ops that a kernel computes in a step; all of them for "xla"."""
+        if self._is_int8 not in _NUMBERS.get(kernel, (False, True)) or step not in _STEPS.get(kernel, (step,)):
+            return []
+        own = {each.op for each in self.platform.kernels.kernels if kernel in each.names}
+        layers = (None, *self._model.block_types)
+        found = [op for op in OPS if (op.name in own or kernel == "xla") and step in op.steps and op.layer in layers]
+        return [op for op in found if op.has_int8 or not self._is_int8]
 
     def check(self, kernel: str, shape: StepShape) -> KernelCheck:
-        """Runs a kernel in a step: twice, and once with NaN where nothing may be read."""
-        found = KernelCheck(kernel, _name(shape), shape, self.numbers)
+        """Runs a kernel's ops: twice, and once with NaN where nothing may be read."""
+        found, ops = KernelCheck(kernel, shape.step, shape, self.numbers), self.ops(kernel, shape.step)
         try:
-            run = self._runner(kernel)
-            first, second, closed = run(shape), run(shape), run(shape, broken=True)
+            first, second = (self._outputs(kernel, ops, shape) for _ in range(2))
+            closed = self._outputs(kernel, ops, shape, broken=True)
+            distances: dict[str, Distance] = {}
+            allowed: dict[str, float] = {}
+            for op in ops:
+                expected, baseline = self._reference(op, shape)
+                distances |= _distances(first, expected)
+                allowed |= {name: max(_MARGIN * baseline[name].relative, _LEAST[self._dtype]) for name in expected}
         except Exception as error:  # of the compiler, the runtime or the kernel: the other kernels are checked still
-            return replace(found, failure=first_line(error))
-        distances = _distances(first, self._reference(shape))
-        allowed = {name: self._allowed(shape, name) for name in distances}
+            return replace(found, failure=_first_line(error))
         worst = max(distances, key=lambda name: _ratio(distances[name].relative, allowed[name]))
         return replace(
             found,
@@ -193,67 +218,69 @@ class _CheckedModel:
             is_closed=not _num_unequal(first, closed),
         )
 
-    def _allowed(self, shape: StepShape, name: str) -> float:
-        if shape not in self._baselines:
-            self._baselines[shape] = _distances(self._runner("xla")(shape), self._reference(shape))
-        return max(_MARGIN * self._baselines[shape][name].relative, _LEAST[self._config.dtype])
+    def failure(self, kernel: str, shape: StepShape, devices: Devices) -> str | None:
+        """Returns why a kernel's ops do not compile for devices; None if they do."""
+        on = self._only(kernel)
+        for op in self.ops(kernel, shape.step):
+            weights, inputs = op.draw(self._draw(on, shape))
+            if failure := _failure(partial(op.run, on), devices, *weights, *inputs):
+                return failure
+        return None
 
-    def _reference(self, shape: StepShape) -> Outputs:
-        if shape not in self._references:
+    def _reference(self, op: Op, shape: StepShape) -> tuple[Outputs, Mapping[str, Distance]]:
+        """Returns an op's results in float32, and how far XLA's are from them."""
+        if (op.name, shape) not in self._expected:
+            weights, inputs = jax.tree.map(_widened, op.draw(self._draw(self.platform, shape)))
             with jax.default_device(jax.devices("cpu")[0]):
-                params, inputs = self._wide_params, draw_inputs(self._source.config, shape, self._dtype)
-                step = Step(self._wide_graph, PORTABLE, self._source.config.window)
-                outputs = jax.jit(step.run)(params, as_float32(inputs))
-                self._references[shape] = live(outputs, inputs.positions)
-        return self._references[shape]
+                results = jax.jit(partial(op.run, PORTABLE))(*weights, *inputs)
+                expected = _live(op, results, self._draw(self.platform, shape).positions)
+            baseline = _distances(self._outputs("xla", [op], shape), expected)
+            self._expected[op.name, shape] = expected, baseline
+        return self._expected[op.name, shape]
 
-    def _runner(self, kernel: str) -> Callable[..., Outputs]:
-        if kernel not in self._runners:
-            self._runners[kernel] = self._open_runner(kernel)
-        return self._runners[kernel]
+    def _outputs(self, kernel: str, ops: Iterable[Op], shape: StepShape, *, broken: bool = False) -> Outputs:
+        """Returns the results of ops with one kernel, XLA computing the rest."""
+        on = self._only(kernel)
+        found: dict[str, np.ndarray] = {}
+        for op in ops:
+            draw = self._draw(on, shape, broken=broken)
+            weights, inputs = op.draw(draw)
+            if on.kernels.packs_weights:
+                weights = jax.tree.map(pack_param, weights, is_leaf=is_quantized)
+            run = self._compiled.setdefault((kernel, op.name), jax.jit(partial(op.run, on)))
+            found |= _live(op, run(*weights, *inputs), draw.positions)
+        return found
 
-    def _open_runner(self, kernel: str) -> Callable[..., Outputs]:
-        platform = replace(self._platform, kernels=self._platform.kernels.only(kernel))
-        graph, params = self._load(platform)
-        step = jax.jit(Step(graph, platform, self._source.config.window).run)
+    def _only(self, kernel: str) -> Platform:
+        return replace(self.platform, kernels=self.platform.kernels.only(kernel))
 
-        def run(shape: StepShape, *, broken: bool = False) -> Outputs:
-            inputs: StepInputs = draw_inputs(self._source.config, shape, self._dtype, broken=broken)
-            return live(step(params, inputs), inputs.positions)
+    def _draw(self, on: Platform, shape: StepShape, *, broken: bool = False) -> Draw:
+        dtypes = jnp.dtype(self._dtype), jnp.dtype(on.gate_dtype or self._dtype)
+        return Draw(self._model, shape, *dtypes, self._is_int8, broken)
 
-        return run
 
-    def _load(self, platform: Platform) -> tuple[Graph, Params]:
-        """Returns a model's code and weights, which only native kernels have in another form."""
-        with open_weights(self._source, self._config, Devices(platform)) as weights:
-            if not platform.kernels.packs_weights:
-                return weights.served.graph, self._plain_params
-            return weights.served.graph, weights.read(lambda done, total: None)
+def _widened(x: np.ndarray) -> np.ndarray:
+    return x if x.dtype.kind in "iu" else x.astype(np.float32)
 
-    @cached_property
-    def _plain_params(self) -> Params:
-        platform = replace(self._platform, kernels=XLA)
-        with open_weights(self._source, self._config, Devices(platform)) as weights:
-            return weights.read(lambda done, total: None)
 
-    @property
-    def _dtype(self) -> np.dtype[Any]:
-        return jnp.dtype(self._config.dtype)
+def _live(op: Op, results: Results, positions: np.ndarray) -> Outputs:
+    """Returns an op's results on the host, without idle rows and padding."""
+    valid = positions >= 0
+    parts = ((results.tokens, valid), (results.rows, valid[:, 0]))
+    return {
+        f"{op.name}: {name}": np.asarray(x.astype(jnp.float32))[at] for part, at in parts for name, x in part.items()
+    }
 
-    @property
-    def _wide_graph(self) -> Graph:
-        matrices = jnp.dtype("int8") if self._config.quantize else None
-        return abstract_model(self._source.config, jnp.dtype("float32"), PORTABLE, matrices)[0]
 
-    @cached_property
-    def _wide_params(self) -> Params:
-        """The same weights, of which matrices in int8 stay as they are, in float32 on the CPU."""
-        cpu = jax.devices("cpu")[0]
-
-        def widen(x: Any) -> Any:
-            return jax.device_put(x if x.dtype == jnp.int8 else np.asarray(x.astype(jnp.float32)), cpu)
-
-        return jax.tree.map(widen, self._plain_params)
+def _failure(function: Callable[..., Any], devices: Devices, *arguments: Any) -> str | None:
+    """Returns why a function of arrays does not compile; None if it does."""
+    place = SingleDeviceSharding(devices.device)
+    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), arguments)
+    try:
+        jax.jit(function).lower(*placed).compile(compiler_options=dict(devices.platform.compile_options))
+    except Exception as error:  # whatever the compiler raises is the finding
+        return _first_line(error)
+    return None
 
 
 def _distances(outputs: Outputs, reference: Outputs) -> dict[str, Distance]:
@@ -275,7 +302,7 @@ def _num_unequal(first: Outputs, second: Outputs) -> int:
     return sum(int(np.sum(first[name].view(np.int32) != second[name].view(np.int32))) for name in first)
 
 
-def first_line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     """Returns an error's class and the first line of its text."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
@@ -286,5 +313,5 @@ def _checked(check: TokenCheck, source: ModelSource, platform: Platform) -> Kern
     try:
         distance, num_unequal = check.run(source.config, MAX_ROWS, platform.kernels)
     except Exception as error:  # as above
-        return replace(found, failure=first_line(error))
+        return replace(found, failure=_first_line(error))
     return replace(found, distance=Distance(distance, distance), allowed=check.allowed, num_unequal=num_unequal)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import SingleDeviceSharding
-from roost.engine.capacity.gpu_cards import CARDS, open_card, tracing_for
+from roost.engine.capacity.chips import CARDS, open_chips, tracing_for
 from roost.engine.types.config import ONE_DEVICE
 from roost.kernels import Backend
 from roost.kernels.recurrent_block import RecurrentWeights, recurrent_block
@@ -30,7 +30,7 @@ class Compiler:
 
     def __init__(self, card: str) -> None:
         self.card = card
-        self.devices = open_card(card, ONE_DEVICE)
+        self.devices = open_chips(card, ONE_DEVICE)
 
     @property
     def kernels(self) -> Backend:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from roost.engine.capacity.verification import verify_plan
+from roost.engine.capacity.chips import verify_plan
 from roost.engine.checkpoint.source import open_model
 from roost.engine.types.config import EngineConfig, MeshShape
 from roost.engine.types.errors import ConfigError

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from roost.engine.capacity.aot import CHIPS, AheadOfTime, compile_for_chips, open_chips, served_on
+from roost.engine.capacity.chips import TPUS, AheadOfTime, compile_for_chips, open_chips, served_on
 from roost.engine.checkpoint.source import open_model
 from roost.engine.types.config import EngineConfig, MeshShape
 from roost.engine.types.errors import ConfigError
@@ -15,7 +15,7 @@ TINY = open_model(f"random:{Path(__file__).parents[1] / 'golden' / 'tiny-a' / 'h
 SETTINGS = EngineConfig(prefill_chunk=64, dtype="bfloat16")
 
 
-@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("chip", TPUS)
 def test_a_served_program_compiles_with_the_pool_in_place(chip: str) -> None:
     with served_on(open_chips(chip, MeshShape(1, 1)), TINY, SETTINGS, 8) as served:
         compiled = compile_for_chips(served, next(iter(served.programs)))

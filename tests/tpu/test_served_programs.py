@@ -7,7 +7,7 @@ import re
 from typing import NamedTuple
 
 import pytest
-from roost.engine.capacity.aot import CHIPS, AheadOfTime, compile_for_chips, hbm_limit, open_chips
+from roost.engine.capacity.chips import TPUS, AheadOfTime, compile_for_chips, memory_limit, open_chips
 from roost.engine.capacity.fitting import MemoryModel, estimated_slots, memory_of_served
 from roost.engine.capacity.roofline import DEVICES, compute_roofline
 from roost.engine.checkpoint.source import open_model
@@ -20,9 +20,9 @@ from sweeps import swept
 pytestmark = pytest.mark.tpu_compile
 
 
-@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("chip", TPUS)
 def test_the_roofline_has_the_limit_of_the_compiler(chip: str) -> None:
-    assert hbm_limit(open_chips(chip, ONE_DEVICE)) == DEVICES[chip].hbm_bytes
+    assert memory_limit(chip, open_chips(chip, ONE_DEVICE)) == DEVICES[chip].hbm_bytes
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def start(model: str, chip: str, shards: MeshShape, settings: EngineConfig) -> S
     """Compiles the largest decode program and a prefill as a start does; other programs' code is estimated."""
     source = open_model(f"random:{model}").with_kv_dtype(settings.kv_dtype)
     devices = open_chips(chip, shards)
-    limit = hbm_limit(devices)
+    limit = memory_limit(chip, devices)
     with open_weights(source, settings, devices) as weights:
         memory = memory_of_served(weights, limit)
         slots = estimated_slots(memory, devices.shards)

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 
 from gpu_kernels import KernelResources, launch_of
 from gpu_thunks import Thunk
-from roost.engine.capacity.gpu_cards import Card
+from roost.engine.capacity.chips import Card
 from roost.engine.capacity.roofline import Peak
 from tpu_hlo import ArrayType, Computation, Cost, Instruction, Module, cost_of
 

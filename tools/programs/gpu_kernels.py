@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from gpu_thunks import Thunk, greedy_path
-from roost.engine.capacity.gpu_cards import Card
+from roost.engine.capacity.chips import Card
 
 _LAUNCH: Final = re.compile(
     r"\] +(?P<name>[\w.]+) grid: \[(?P<grid>[\d, ]+)\] threads: \[(?P<threads>[\d, ]+)\] +"

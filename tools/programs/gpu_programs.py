@@ -46,11 +46,10 @@ from gpu_thunks import (
     parse_thunks,
 )
 from markdown_page import table
+from roost.engine.capacity.chips import CARDS, memory_limit, open_chips, tracing_for
 from roost.engine.capacity.fitting import estimated_slots, memory_of_served
-from roost.engine.capacity.gpu_cards import CARDS, open_card, tracing_for
 from roost.engine.capacity.roofline import DEVICES, Device, compute_roofline
 from roost.engine.checkpoint.source import open_model
-from roost.engine.devices.startup import GPU_MEMORY_SHARE
 from roost.engine.model.config import ModelConfig
 from roost.engine.types.config import ONE_DEVICE, EngineConfig
 from roost.engine.worker.compilation import ProgramMemory, compile_lowered, program_memory
@@ -170,8 +169,8 @@ def parse_row(line: bytes) -> Row:
 
 def measure(options: argparse.Namespace) -> Iterator[Row]:
     """Compiles the wanted programs, one after the other."""
-    devices = open_card(options.card, ONE_DEVICE)
-    limit = int(GPU_MEMORY_SHARE * CARDS[options.card].memory_bytes)
+    devices = open_chips(options.card, ONE_DEVICE)
+    limit = memory_limit(options.card, devices)
     source = open_model(f"random:{options.model}").with_kv_dtype(options.kv_dtype)
     settings = EngineConfig(
         dtype="bfloat16",

@@ -47,7 +47,7 @@ from typing import Any, Final
 
 import jax
 import orjson
-from roost.engine.capacity.aot import AheadOfTime, compile_for_chips, open_chips, served_on
+from roost.engine.capacity.chips import AheadOfTime, compile_for_chips, open_chips, served_on
 from roost.engine.capacity.roofline import DEVICES, compute_roofline
 from roost.engine.checkpoint.source import open_model
 from roost.engine.model.config import ModelConfig

@@ -100,7 +100,7 @@ def _machine(found: Found) -> Iterator[str]:
 
 def _kernels(found: Found) -> Iterator[str]:
     yield (
-        "Each kernel ran alone, XLA computing the rest, in a model with one layer of each kind. The columns say how "
+        "Each kernel ran alone, in the ops that it computes, at the widths of the model. The columns say how "
         "far its results are from XLA's in float32 on the CPU, by root mean square and at most; how many have other "
         "bits in a second run; and whether NaN in idle rows and large numbers in padding leave the others as they are."
     )

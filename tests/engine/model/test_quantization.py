@@ -15,7 +15,7 @@ import pytest
 from flax import nnx
 from hypothesis import given
 from hypothesis.extra import numpy as hnp
-from roost.engine.capacity.gpu_cards import tracing_for
+from roost.engine.capacity.chips import tracing_for
 from roost.engine.checkpoint.source import open_model
 from roost.engine.checkpoint.weights import checkpoint_tensors, random_params
 from roost.engine.devices import platform

@@ -4,7 +4,7 @@ import pytest
 from gpu_estimate import BANDWIDTH_SHARE, LATENCY_SECONDS, Part, Sizes, estimate, names_of_thunks
 from gpu_kernels import KernelResources
 from gpu_thunks import parse_thunks
-from roost.engine.capacity.gpu_cards import CARDS
+from roost.engine.capacity.chips import CARDS
 from roost.engine.capacity.roofline import DEVICES
 from tpu_hlo import parse_module
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from gpu_kernels import blocks_per_multiprocessor, kernel_resources, parse_report
 from gpu_thunks import parse_thunks
-from roost.engine.capacity.gpu_cards import CARDS
+from roost.engine.capacity.chips import CARDS
 
 REPORT = """\
 ptxas info    : 0 bytes gmem
