@@ -35,7 +35,7 @@ from flax import nnx
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from roost.engine.checkpoint.weights import checkpoint_tensors, random_params
-from roost.engine.model.config import ModelConfig, cycle
+from roost.engine.model.config import ModelConfig, config_to_hf, cycle
 from roost.engine.model.griffin import Griffin, Params, abstract_model
 from roost.engine.model.state import zero_state
 from safetensors import safe_open
@@ -44,6 +44,9 @@ from safetensors.numpy import save, save_file
 PAD_ID, EOS_ID, BOS_ID, UNK_ID = range(4)
 START_OF_TURN: Final = "<start_of_turn>"
 END_OF_TURN: Final = "<end_of_turn>"
+
+CARD: Final = Path(__file__).with_name("demo_card.md")
+"""Model card, with fields for figures of the training."""
 
 type Row = Mapping[str, Any]
 """A line of the corpus: a story or a dialogue."""
@@ -655,7 +658,8 @@ def export(out: Path, recipe: Recipe, params: Params, end_of_turn: int) -> None:
     """Writes weights in bfloat16, config and generation defaults in the Hugging Face layout."""
     tensors = checkpoint_tensors(rounded(params), recipe.model)
     (out / "model.safetensors").write_bytes(save(tensors, {"format": "pt"}))  # `save_file` hides it from other users
-    _write_json(out / "config.json", hf_config(recipe.model))
+    fields = config_to_hf(recipe.model) | {"dtype": recipe.model.dtype, "tie_word_embeddings": True}
+    _write_json(out / "config.json", dict(sorted(fields.items())))
     generation = {
         "bos_token_id": BOS_ID,
         "do_sample": True,
@@ -672,116 +676,8 @@ def rounded(params: Params) -> Params:
     return jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
 
 
-def hf_config(config: ModelConfig) -> dict[str, Any]:
-    """Returns the fields of `config.json`."""
-    return {
-        "_block_types": list(config.block_types),
-        "architectures": ["RecurrentGemmaForCausalLM"],
-        "attention_bias": False,
-        "attention_window_size": config.window,
-        "block_types": list(config.block_types),
-        "bos_token_id": BOS_ID,
-        "conv1d_width": config.conv_width,
-        "dtype": config.dtype,
-        "embeddings_scale_by_sqrt_dim": config.scale_embeddings,
-        "eos_token_id": EOS_ID,
-        "head_dim": config.head_dim,
-        "hidden_activation": "gelu_pytorch_tanh",
-        "hidden_size": config.width,
-        "intermediate_size": 2 * config.mlp_width,
-        "logits_soft_cap": config.logits_soft_cap,
-        "lru_width": config.lru_width,
-        "model_type": "recurrent_gemma",
-        "num_attention_heads": config.num_heads,
-        "num_hidden_layers": config.depth,
-        "num_key_value_heads": 1,
-        "pad_token_id": PAD_ID,
-        "partial_rotary_factor": 0.5,
-        "rms_norm_eps": config.rms_norm_eps,
-        "rope_theta": config.rope_theta,
-        "tie_word_embeddings": True,
-        "torch_dtype": config.dtype,
-        "vocab_size": config.vocab_size,
-    }
-
-
 def _write_json(path: Path, fields: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-
-
-CARD: Final = """\
----
-license: other
-license_name: see-below
-language: en
-library_name: roost
-pipeline_tag: text-generation
----
-
-# Tiny Griffin, the demo model of Roost
-
-A Griffin language model (RG-LRU and local attention, the architecture of RecurrentGemma) of {parameters:.2f} million
-parameters, {megabytes:.1f} MB in bfloat16. It is so small that it ships with the server. It knows a closed set of
-things and answers those word for word, which makes a wrong cache, a leaked slot or a lost state show up as a wrong
-answer. It is a demonstration and a test instrument, not an assistant.
-
-| | |
-| --- | --- |
-| layers | {depth}: {pattern} (R recurrent, A attention over the last {window} tokens) |
-| width, MLP, heads | {width}, {mlp_width}, {heads} of size {head_dim} |
-| vocabulary | {vocab_size} SentencePiece pieces, BPE with byte fallback, Gemma's marks |
-| format | Gemma's turns; roles `user` and `model`; a system text goes in front of the first user text |
-
-## What it can do
-
-English, in short sentences: sums and differences of small numbers, counting, capitals of 50 countries, opposites,
-plurals, spelling, days and months, repeating and reversing words, small JSON, a few words of Spanish, French and
-German, questions about two or three sentences, and short children's stories. It remembers a name, a color, a food, an
-age, a pet, a city or a secret word that the user has told it, over hundreds of tokens.
-
-## What it cannot do
-
-Everything else: it has no knowledge of the world beyond those lists, no reasoning and no other languages. To most
-questions outside its skills it says "Sorry, I do not know that. I am only a very small model."; to some it gives a
-wrong answer in the form of a right one. Unusual wording makes it fail. Its stories are grammatical but wander, and
-under greedy decoding they may loop; the generation defaults (temperature 0.7, top-p 0.9) are for them, and exact
-answers want temperature 0. Dialogues of more than about 600 tokens are longer than any in its training. Don't use it
-where an answer matters.
-
-## Training
-
-`tools/train_demo.py`, {minutes:.0f} minutes of a two-core CPU shared with other work, float32, seed {seed}:
-{steps} steps, {tokens:.1f} million tokens (padding not counted), AdamW with a peak rate of {peak_rate}, batches of
-{rows} x {length} tokens. The weights are a running average. The training's phases
-(the later ones were decided while this model was trained, with restarts from its saved state):
-
-| from | rows drawn from | loss weight of stories, answers, recalled facts | attention window |
-| --- | --- | --- | --- |
-{phases}
-
-| cross-entropy, nats per token | float32 | bfloat16, as shipped |
-| --- | --- | --- |
-{losses}
-
-## Scores
-
-<!-- scores: written by tools/eval_demo.py -->
-Not measured yet.
-<!-- end of scores -->
-
-## Data and licences
-
-- **TinyStories** (Ronen Eldan and Yuanzhi Li, "TinyStories: How Small Can Language Models Be and Still Speak Coherent
-  English?", arXiv:2305.07759), a cleaned subset, as documents and inside the dialogues. The data is under the
-  Community Data License Agreement - Sharing, version 1.0, https://cdla.dev/sharing-1-0/. This model is a "Result"
-  under that agreement, which puts no condition on Results; the data itself is not part of it. The stories were
-  written by GPT-3.5 and GPT-4 for the dataset's authors.
-- **Pratham Books StoryWeaver** and **African Storybook**, {book_count} children's books under CC-BY
-  (https://creativecommons.org/licenses/by/4.0/), cut into pieces. Titles, authors and translators: `ATTRIBUTION.md`.
-- **Synthetic dialogues**, made for this project: CC0. No real person's data.
-
-The weights are made for Roost and may be used under its licence.
-"""
 
 
 def write_card(
@@ -797,7 +693,7 @@ def write_card(
       book_count: Number of books that `ATTRIBUTION.md` names.
     """
     config = recipe.model
-    card = CARD.format(
+    card = CARD.read_text(encoding="utf-8").format(
         **{name: getattr(config, name) for name in ("depth", "window", "width", "mlp_width", "head_dim", "vocab_size")},
         **{name: getattr(recipe, name) for name in ("heads", "seed", "peak_rate", "rows", "length")},
         parameters=config.num_parameters / 1e6,

@@ -39,9 +39,10 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
@@ -59,7 +60,6 @@ from roost.kernels.sampling.pallas_tpu import _Need
 from roost.kernels.window_attention.pallas_tpu_decode import READ_TILE
 from tpu_calls import is_call, names_of_schedules
 from tpu_hlo import Cost, Instruction, Module, Rates, cost_of, executed, parse_module
-from tpu_report import as_markdown, as_table
 from tpu_schedule import TABLE_WIDTH, Dump
 
 CLOCKS: Final[Mapping[str, float]] = {"v5e": 1.5e9, "v6e": 1.75e9}
@@ -81,6 +81,14 @@ SAMPLED_NEEDS: Final = tuple(int(need in (_Need.ANYTHING, _Need.DRAW, _Need.TOP_
 ATTENTION: Final = "window_attention_decode"
 
 KINDS: Final = ["decode", "prefill", "mixed"]
+
+COLUMNS: Final = (
+    "program", "rows", "busy", "sampling", "windows", "floor", "accessed", "over floor", "temporaries", "HBM", "fits",
+    "estimate", "scheduled", "tokens/s", "kernels",
+)  # fmt: skip
+
+type Fields = Mapping[str, Any]
+"""Fields of a `Row`, as `--json` prints them."""
 
 
 @dataclass(frozen=True)
@@ -434,6 +442,67 @@ def cycles_of(dump: Dump, instruction: Instruction, schedules: Mapping[str, str]
 
 def size(tree: Any) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+# --- tables
+
+
+def seconds(row: Fields) -> float:
+    """Returns the slower of both estimates; infinity if the program does not fit."""
+    return max(row["optimal_seconds"], row["scheduled_seconds"]) if row["fits"] else float("inf")
+
+
+def speed(row: Fields) -> float:
+    """Returns tokens per second by the slower of both estimates."""
+    return float(row["tokens"]) / seconds(row)
+
+
+def cells(row: Fields) -> tuple[str, ...]:
+    """Returns the text of a row's columns: gigabytes, milliseconds, and tokens per second by the slower estimate.
+
+    If a function's loops count once for want of a known end, or a kernel has no schedule, the scheduled time is a
+    minimum and the speed a maximum.
+    """
+    floor, accessed, temp, hbm = (
+        f"{row[name] / 1e9:.3f}" for name in ("floor_bytes", "bytes_accessed", "temp_bytes", "hbm_bytes")
+    )
+    known = (_name(row), str(row["rows"]), str(row["busy"]), row["sampling"], row["window"], floor)
+    if not row["fits"]:
+        return (*known, "", "", "", hbm, "no", "", "", "", "")
+    ratio = f"{row['bytes_accessed'] / row['floor_bytes']:.3f}"
+    at_least, at_most = ("> ", "< ") if row["without_end"] or row["without_bundles"] else ("", "")
+    times = (f"{1e3 * row['optimal_seconds']:.2f} ms", f"{at_least}{1e3 * row['scheduled_seconds']:.2f} ms")
+    rate = f"{at_most}{speed(row):,.0f}"
+    return (*known, accessed, ratio, temp, hbm, "yes", *times, rate, str(row["custom_calls"]))
+
+
+def _name(row: Fields) -> str:
+    """Returns the name of a row's program; of a request, with the tokens of its prompt and reply."""
+    names = {"prefill": f"prefill {row['tokens']}", "mixed": "mixed 512 + 128, a request"}
+    return names.get(row["program"], row["program"])
+
+
+def title(row: Fields) -> str:
+    """Returns a line that names the model, the chip and the number of slots."""
+    quantized = f", matrices in {row['quantize']}" if row["quantize"] else ""
+    quantized += ", windows in int8" if row["kv_dtype"] == "int8" else ""
+    name = {"2b": "RecurrentGemma 2B", "9b": "RecurrentGemma 9B"}.get(row["model"], row["model"])
+    return f"{name} on one {row['chip']} chip, bfloat16{quantized}, {row['slots']:,} slots"
+
+
+def as_table(rows: Sequence[Fields]) -> str:
+    """Returns the rows of one model and chip as a Markdown table under its title."""
+    lines = [f"{title(rows[0])}; bytes in GB:", "", _line(COLUMNS), _line("---" for _ in COLUMNS)]
+    return "\n".join([*lines, *(_line(cells(row)) for row in rows)])
+
+
+def _line(texts: Iterable[str]) -> str:
+    return f"| {' | '.join(texts)} |"
+
+
+def as_markdown(rows: Sequence[Fields]) -> str:
+    """Returns a table per model, chip and number of slots."""
+    return "\n\n".join(as_table(list(own)) for _, own in groupby(rows, key=title))
 
 
 if __name__ == "__main__":
