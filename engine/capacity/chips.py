@@ -43,9 +43,8 @@ from ..worker.compilation import (
     demands,
     program_memory,
 )
-from ..worker.served import open_weights
 from ..worker.lowering import idle_bytes, lower
-from ..worker.served import Devices, Program, Served
+from ..worker.served import Devices, Program, Served, open_weights
 from .fitting import Attempt, estimated_slots, fit_slots, memory_of_served
 
 _ENVIRONMENT: Final = {

@@ -20,11 +20,9 @@ from ..devices.platform import PORTABLE, Platform, choose_platform
 from ..devices.startup import configure_jax
 from ..model.config import ModelConfig
 from ..types.config import ONE_DEVICE, EngineConfig
-from ..worker.served import Devices, open_weights
-from ..worker.steps import Graph
+from ..worker.served import Devices
+from .ops import OPS, Draw, Op, Results, StepShape
 from .token_checks import TOKEN_CHECKS, TokenCheck
-from .ops import Outputs, Step, StepInputs, StepShape, as_float32, draw_inputs, live, shallow
-from .ops import OPS, Draw, Op, Results
 
 _MARGIN: Final = 3.0
 """Maximum ratio of a kernel's distance from the reference to XLA's."""
