@@ -7,7 +7,8 @@ it. All functions run in a transaction, and find their rows by an index, indepen
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
-from itertools import batched, islice
+from itertools import batched, chain, islice
+from operator import attrgetter
 from typing import Any, Final, NamedTuple, get_args, get_type_hints
 
 from ..database.database import Transaction, placeholders
@@ -107,6 +108,7 @@ class Table[Record]:
         self.columns = ", ".join(self._types)
         self._key, self._indexes = key, indexes or {}
         self._extra = extra or {}
+        self._values_of: Callable[[Record], tuple[Any, ...]] = attrgetter(*self.fields)
         self._loads = [(place, load) for place, each in enumerate(self.fields) if (load := _load(types[each]))]
 
     @property
@@ -126,7 +128,7 @@ class Table[Record]:
 
     def values(self, record: Record) -> list[Any]:
         """Returns the values of a record's columns."""
-        values = [getattr(record, name) for name in self.fields]
+        values = list(self._values_of(record))
         for place, _ in self._loads:
             values[place] = values[place].value if isinstance(values[place], Enum) else int(values[place])
         return values
@@ -145,7 +147,7 @@ class Table[Record]:
             transaction.execute(
                 f"INSERT INTO {self.name} ({self.columns}) VALUES {placeholders(len(some), width)} "
                 f"ON CONFLICT ({', '.join(self._key)}) {conflict}",
-                *(value for row in some for value in row),
+                *chain.from_iterable(some),
             )
             for some in batched(rows, _MAX_VALUES // width)
         ]
@@ -159,8 +161,9 @@ class Table[Record]:
           extra: Values of columns that are not the record's.
           computed: Expressions of columns that the database computes, instead of the record's values.
         """
-        given = {**dict(zip(self.fields, self.values(record), strict=True)), **(extra or {})}
-        given = {name: value for name, value in given.items() if name not in computed}
+        given = dict(zip(self.fields, self.values(record), strict=True)) | (extra or {})
+        for name in given.keys() & computed.keys():
+            del given[name]
         values = ", ".join((*"?" * len(given), *computed.values()))
         return transaction.execute(
             f"INSERT INTO {self.name} ({', '.join((*given, *computed))}) VALUES ({values}) ON CONFLICT DO NOTHING",
@@ -287,10 +290,12 @@ class ObjectTable[Record](Table[Record]):
             self.remove_object(transaction, *own)
         return bool(found)
 
-    def remove_object(self, transaction: Transaction, tenant: str, id: str) -> None:
-        """Deletes the next parts of a hidden object, and its row if no parts are left."""
-        if not any(part.remove(transaction, (tenant, id)) for part in self._parts):
+    def remove_object(self, transaction: Transaction, tenant: str, id: str) -> bool:
+        """Deletes the next parts of a hidden object, then its row; returns whether parts are left."""
+        has_parts = any(part.remove(transaction, (tenant, id)) for part in self._parts)
+        if not has_parts:
             transaction.execute(f"DELETE FROM {self.name} WHERE tenant = ? AND id = ?", tenant, id)
+        return has_parts
 
     def expired(self, transaction: Transaction, bounds: Bounds) -> Sequence[Name]:
         """Returns the oldest objects, whose deletion brings the others within the limits.

@@ -15,6 +15,7 @@ from ...errors import kinds
 from ...errors.request_errors import ApiError, bad_value
 from ...storage.objects import Page, PageSpec
 from ...tenancy.tenant import TenantLocks, tenant
+from ...storage.tenant_objects import TenantObjects, missing
 from . import batch_table, file_table, line_claims, line_leases, quotas
 from .batch_records import BatchRecord, BatchStatus, BatchTotals, FileRecord, LineClaim, LineLease, LineResult
 from .batch_table import BATCHES
@@ -47,13 +48,14 @@ _SHRINK: Final = 8
 
 _FILE_ID: Final = re.compile("file-[0-9a-f]{32}")
 _BATCH_ID: Final = re.compile("batch_[0-9a-f]{32}")
-"""Patterns of ids. Other strings from clients never reach the database: PostgreSQL refuses some characters."""
+"""Patterns of ids."""
 
 
 class BatchStore:
     """Files and batches of all tenants. Methods that serve clients see only the current tenant's.
 
     Attributes:
+      files, batches: Files and batches by the ids that clients send.
       uploads: Turns of receiving a file, one per tenant at a time.
       has_work: Set when a batch was created here, and by a worker when it has room for lines.
       totals: Counts of all replicas from the last `look`; None before the first.
@@ -78,6 +80,8 @@ class BatchStore:
         interval_s = _INTERVAL_S if database.is_shared else 0.0
         self._commits = GroupCommit(database, interval_s, lane=Lane.UPLOADS)
         self._leases = GroupCommit(database, interval_s, lane=Lane.LEASES)
+        self.files = TenantObjects(FILES, _FILE_ID, "file", database, self._commits)
+        self.batches = TenantObjects(BATCHES, _BATCH_ID, "batch", database, self._commits)
         self.retention_s = retention_s
         self._max_bytes = max_bytes
         self._replica = uuid4().hex
@@ -160,14 +164,14 @@ class BatchStore:
             lambda each: file_table.finish(each, owner, file_id, num_lines, num_bytes, url, expires_s), _REPLY_S
         )
         if record is None:
-            raise _no_file(file_id)
+            raise missing("file", file_id)
         return record
 
     async def drop_file(self, file_id: str) -> None:
         """Deletes a failed upload. If this is interrupted, the next `look` of a replica deletes the remaining lines."""
         owner = tenant.get()
-        await self._commits.write(lambda each: file_table.hide(each, owner, file_id), _REPLY_S)
-        await self._commits.write(lambda each: file_table.remove(each, owner, file_id), _REPLY_S)
+        await self._commits.write(lambda each: FILES.hide(each, owner, file_id), _REPLY_S)
+        await self._commits.write(lambda each: FILES.remove_object(each, owner, file_id), _REPLY_S)
 
     async def delete_file(self, file_id: str) -> None:
         """Deletes a file.
@@ -175,34 +179,9 @@ class BatchStore:
         Raises:
           ApiError: The file does not exist, or a batch in progress reads it.
         """
-        owner = tenant.get()
-        await self.file(file_id)
-        if not await self._commits.write(lambda each: batch_table.hide_file(each, owner, file_id), _REPLY_S):
+        await self.files.get(file_id)
+        if not await self.files.write(batch_table.hide_file, file_id):
             raise bad_value(None, f"{file_id} is the input of a batch in progress: cancel the batch first")
-
-    async def file(self, file_id: str, param: str | None = None) -> FileRecord:
-        """Returns a file.
-
-        Args:
-          param: Name of the request field that has the id, for the error.
-
-        Raises:
-          ApiError: The file does not exist.
-        """
-        if not _FILE_ID.fullmatch(file_id):
-            raise _no_file(file_id, param)
-        owner = tenant.get()
-        found = await self._database.run(lambda each: FILES.find(each, owner, file_id), timeout_s=_REPLY_S)
-        if found is None:
-            raise _no_file(file_id, param)
-        return found
-
-    async def files(self, spec: PageSpec, purpose: str | None = None) -> Page[FileRecord] | None:
-        """Returns a page of the files, or of the files with one purpose; None if `spec.after` names no file."""
-        if spec.after is not None and not _FILE_ID.fullmatch(spec.after):
-            return None
-        read = partial(file_table.read_list, tenant=tenant.get(), spec=spec, purpose=purpose)
-        return await self._database.run(read, timeout_s=_REPLY_S)
 
     async def content(self, record: FileRecord) -> AsyncGenerator[bytes]:
         """Yields the lines of a file, several at a time. Waits if the database is unavailable for a moment.
@@ -286,7 +265,7 @@ class BatchStore:
         excess, stored = await self._commits.write(insert, _REPLY_S)
         _check_quota(excess)
         if stored is None:
-            raise _no_file(source.id, "input_file_id")
+            raise no_input(source.id)
         self.has_work.set()
         return stored
 
@@ -297,38 +276,6 @@ class BatchStore:
         owner = batch.tenant
         sizes = await self._database.run(lambda each: quotas.sizes(each, [owner]), timeout_s=_REPLY_S)
         return quotas.full(sizes[owner], self._max_bytes) if sizes[owner] >= self._max_bytes else None
-
-    async def batch(self, batch_id: str) -> BatchRecord:
-        """Returns a batch.
-
-        Raises:
-          ApiError: The batch does not exist.
-        """
-        if not _BATCH_ID.fullmatch(batch_id):
-            raise _no_batch(batch_id)
-        owner = tenant.get()
-        return _found(
-            batch_id,
-            await self._database.run(lambda each: BATCHES.find(each, owner, batch_id), timeout_s=_REPLY_S),
-        )
-
-    async def batches(self, spec: PageSpec) -> Page[BatchRecord] | None:
-        """Returns a page of the batches; None if `spec.after` names no batch."""
-        if spec.after is not None and not _BATCH_ID.fullmatch(spec.after):
-            return None
-        read = partial(batch_table.read_list, tenant=tenant.get(), spec=spec)
-        return await self._database.run(read, timeout_s=_REPLY_S)
-
-    async def cancel(self, batch_id: str) -> BatchRecord:
-        """Cancels a batch unless it has ended, and returns it. Results of its lines so far are kept.
-
-        Raises:
-          ApiError: The batch does not exist.
-        """
-        if not _BATCH_ID.fullmatch(batch_id):
-            raise _no_batch(batch_id)
-        cancel = partial(batch_table.cancel, tenant=tenant.get(), batch_id=batch_id)
-        return _found(batch_id, await self._commits.write(cancel, _REPLY_S))
 
     async def claim(self, model: str, places: Places) -> Sequence[LineClaim]:
         """Claims lines of any tenant for this replica, or a single line that must run alone.
@@ -390,18 +337,9 @@ class BatchStore:
         """Updates the counts for metrics, and removes expired batches and files, and files deleted by clients."""
         self.totals = await self._database.run(batch_table.totals)
         await self._commits.write(lambda each: batch_table.expire(each, self.retention_s), _REPLY_S)
-        for owner, file_id in await self._commits.write(
-            lambda each: file_table.expired(each, self.retention_s), _REPLY_S
-        ):
-            remove = partial(file_table.remove, tenant=owner, file_id=file_id)
-            while await self._commits.write(remove, _REPLY_S):
-                pass
-
-
-def _found(batch_id: str, batch: BatchRecord | None) -> BatchRecord:
-    if batch is None:
-        raise _no_batch(batch_id)
-    return batch
+        await self._commits.write(lambda each: file_table.expire(each, self.retention_s), _REPLY_S)
+        while await self._commits.write(FILES.remove_hidden, _REPLY_S):
+            pass
 
 
 def _check_quota(excess: str | None) -> None:
@@ -414,10 +352,6 @@ def _check_quota(excess: str | None) -> None:
         raise ApiError(kinds.QUOTA_EXCEEDED, excess)
 
 
-def _no_batch(batch_id: str) -> ApiError:
-    return ApiError(kinds.NO_SUCH_OBJECT, f"there is no batch with the id {batch_id!r}")
-
-
-def _no_file(file_id: str, param: str | None = None) -> ApiError:
-    kind = kinds.NO_SUCH_OBJECT if param is None else kinds.INVALID_REQUEST
-    return ApiError(kind, f"there is no file with the id {file_id!r}", param=param)
+def no_input(file_id: str) -> ApiError:
+    """Returns a 400 for a batch whose input does not exist."""
+    return bad_value("input_file_id", f"there is no file with the id {file_id!r}")

@@ -13,6 +13,7 @@ from ...database.database import Transaction, placeholders
 from ...storage.objects import ObjectTable, Page, PageSpec
 from . import file_table
 from .batch_records import BatchRecord, BatchStatus, BatchTotals, LineLease, LineResult
+from .file_table import FILES
 
 _MAX_EXPIRED: Final = 1000
 """Maximum number of batches that one transaction deletes."""
@@ -60,13 +61,13 @@ def hide_file(transaction: Transaction, tenant: str, file_id: str) -> bool:
     query = "SELECT 1 FROM roost_batches WHERE tenant = ? AND input_file = ? AND status = 'in_progress' LIMIT 1"
     if _locked_file(transaction, tenant, file_id) and transaction.rows(query, tenant, file_id):
         return False
-    file_table.hide(transaction, tenant, file_id)
+    FILES.hide(transaction, tenant, file_id)
     return True
 
 
 def _locked_file(transaction: Transaction, tenant: str, file_id: str) -> bool:
     """Locks a complete file, so that it is not deleted while a batch of it is created; returns whether it exists."""
-    query = "SELECT 1 FROM roost_files WHERE tenant = ? AND id = ? AND is_whole = 1 {lock}"
+    query = "SELECT 1 FROM roost_files WHERE tenant = ? AND id = ? AND is_whole = 1 AND created > 0 {lock}"
     return bool(transaction.rows(query, tenant, file_id))
 
 

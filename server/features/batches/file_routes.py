@@ -3,6 +3,7 @@
 from array import array
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
+from functools import partial
 from hashlib import blake2b
 from typing import Annotated, Any, Final, Literal
 
@@ -23,7 +24,7 @@ from .batch_lines import LineError, Parse, max_line_bytes, parse_line, too_long
 from .batch_order import SegmentOrder
 from .batch_records import FileRecord
 from .batch_store import BatchStore
-from .file_table import SEGMENT_LINES
+from .file_table import SEGMENT_LINES, read_list
 from .open_batches import Batches
 from .schemas import EXPIRY_FIELDS, FileList, FileObject, form_expiry, kept_s
 
@@ -193,7 +194,8 @@ async def list_files(
     ] = None,
 ) -> dict[str, Any]:
     """Lists the tenant's files, page by page."""
-    found = await batches.files(PageSpec(limit, after, order == "desc"), purpose)
+    read = partial(read_list, purpose=purpose)
+    found = await batches.files.page(PageSpec(limit, after, order == "desc"), read)
     if found is None:
         raise no_such_entry(after)
     return described(found, id_of=lambda each: each.id, describe=_described)
@@ -202,7 +204,7 @@ async def list_files(
 @router.get("/v1/files/{file_id}", response_model=FileObject)
 async def get_file(file_id: str, batches: Batches) -> dict[str, Any]:
     """Describes a file."""
-    return _described(await batches.file(file_id))
+    return _described(await batches.files.get(file_id))
 
 
 @router.get(
@@ -212,7 +214,7 @@ async def get_file(file_id: str, batches: Batches) -> dict[str, Any]:
 )
 async def get_file_content(file_id: str, batches: Batches) -> Response:
     """Returns the lines of a file."""
-    record = await batches.file(file_id)
+    record = await batches.files.get(file_id)
     pieces = batches.content(record)
     first = await anext(pieces, b"")  # before the status, so that an unavailable database is a 503
     headers = {"content-length": str(record.num_bytes)}

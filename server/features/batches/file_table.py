@@ -11,7 +11,6 @@ from typing import Final
 from uuid import uuid4
 
 from ...database.database import Transaction
-from ...database.group_commit import MAX_COMMIT
 from ...storage.objects import Name, ObjectTable, Page, PageSpec, Table
 from .batch_records import FileRecord
 
@@ -45,24 +44,26 @@ class _Segment:
     offsets: bytes
 
 
-FILES: Final = ObjectTable(
-    "roost_files",
-    FileRecord,
-    extra={"is_whole": bool},
-    visible="is_whole = 1 AND (expires IS NULL OR expires >= {now})",
-    indexes={
-        "list": "(tenant, created, id) WHERE is_whole = 1",
-        "purposes": "(tenant, purpose, created, id) WHERE is_whole = 1",
-        "age": "(created) WHERE is_whole = 1",
-        "unfinished": "(created) WHERE is_whole = 0",
-        "expiries": "(expires) WHERE expires IS NOT NULL",
-        "sizes": "(tenant, num_bytes, num_lines)",
-    },
-)
 _OF_FILE: Final = {"tenant": str, "file": str}
 
 LINES: Final = Table("roost_file_lines", _Line, key=("tenant", "file", "number"), under=_OF_FILE)
 ORDER: Final = Table("roost_file_order", _Segment, key=("tenant", "file", "segment"), under=_OF_FILE)
+FILES: Final = ObjectTable(
+    "roost_files",
+    FileRecord,
+    extra={"is_whole": bool},
+    visible="is_whole = 1 AND created > 0 AND (expires IS NULL OR expires >= {now})",
+    indexes={
+        "list": "(tenant, created, id) WHERE is_whole = 1",
+        "purposes": "(tenant, purpose, created, id) WHERE is_whole = 1",
+        "age": "(created)",
+        "unfinished": "(created) WHERE is_whole = 0",
+        "expiries": "(expires) WHERE expires IS NOT NULL",
+        "sizes": "(tenant, num_bytes, num_lines)",
+    },
+    parts=(LINES, ORDER),
+)
+
 
 _IS_READ: Final = """
     EXISTS (SELECT 1 FROM roost_batches WHERE roost_batches.tenant = roost_files.tenant
@@ -75,9 +76,6 @@ _ABANDONED_S: Final = 3600.0
 
 MAX_PAGE_BYTES: Final = 2**20
 """Number of bytes after which a page of lines ends."""
-
-_MAX_DELETED: Final = 2000
-"""Maximum number of lines that one transaction deletes."""
 
 
 def begin(transaction: Transaction, tenant: str, file_id: str, purpose: str, name: str) -> None:
@@ -209,7 +207,7 @@ def lines(
       limit: Maximum number of lines.
       max_bytes: Number of bytes after which the page ends.
     """
-    last = _last_of_page(transaction, tenant, file_id, after, limit, max_bytes)
+    last = LINES.end_of_page(transaction, (tenant, file_id), limit, max_bytes, after)
     rows = transaction.rows(
         """
         SELECT number, line FROM roost_file_lines WHERE tenant = ? AND file = ? AND number > ? AND number <= ?
@@ -223,70 +221,29 @@ def lines(
     return [(int(number), bytes(line)) for number, line in rows]
 
 
-def _last_of_page(transaction: Transaction, tenant: str, file_id: str, after: int, limit: int, max_bytes: int) -> int:
-    """Returns the number of the last line of a page.
-
-    Both databases know the length of a value without reading it. A separate column for the length would be stored after
-    the line, and SQLite would read the line to find it.
-    """
-    lengths = transaction.execute(
-        """
-        SELECT number, length(line) FROM roost_file_lines WHERE tenant = ? AND file = ? AND number > ?
-        ORDER BY number LIMIT ?
-        """,
-        tenant,
-        file_id,
-        after,
-        limit,
-    )
-    last, num_bytes = after, 0
-    for number, length in lengths:
-        last, num_bytes = int(number), num_bytes + length
-        if num_bytes >= max_bytes:
-            break
-    return last
-
-
 def probe(transaction: Transaction) -> None:
     """Stores a file with a line, and deletes both, to find out whether the tables can be written."""
     file_id = f"probe-{uuid4().hex}"
     begin(transaction, "", file_id, "", "")
     add_lines(transaction, "", file_id, 1, [b"\n"])
-    remove(transaction, "", file_id)
+    FILES.remove_object(transaction, "", file_id)
 
 
-def hide(transaction: Transaction, tenant: str, file_id: str) -> None:
-    """Hides a file from clients. `remove` then deletes it; `expired` returns it if that was interrupted."""
-    transaction.execute("UPDATE roost_files SET is_whole = 0, created = 0 WHERE tenant = ? AND id = ?", tenant, file_id)
-
-
-def remove(transaction: Transaction, tenant: str, file_id: str, limit: int = _MAX_DELETED) -> bool:
-    """Deletes the next lines of a hidden file, then the file; returns whether lines are left."""
-    last = _last_of_page(transaction, tenant, file_id, 0, limit, MAX_COMMIT.num_bytes)
-    delete = "DELETE FROM roost_file_lines WHERE tenant = ? AND file = ? AND number <= ?"
-    transaction.execute(delete, tenant, file_id, last)
-    if transaction.rows("SELECT 1 FROM roost_file_lines WHERE tenant = ? AND file = ? LIMIT 1", tenant, file_id):
-        return True
-    transaction.execute("DELETE FROM roost_file_order WHERE tenant = ? AND file = ?", tenant, file_id)
-    transaction.execute("DELETE FROM roost_files WHERE tenant = ? AND id = ?", tenant, file_id)
-    return False
-
-
-def expired(transaction: Transaction, max_age_s: float, limit: int = 8) -> list[Name]:
+def expire(transaction: Transaction, max_age_s: float, limit: int = 8) -> list[Name]:
     """Hides files that are too old or have expired, and abandoned uploads; returns their tenants and ids.
 
     Args:
       max_age_s: Age in seconds after which files are deleted, unless a batch in progress reads them.
-      limit: Maximum number of files to delete at a time.
+      limit: Maximum number of files to hide at a time.
     """
     found = list[Name]()
     for condition, age_s in (
-        ("is_whole = 0 AND created < {now} - ? ORDER BY created", min(max_age_s, _ABANDONED_S)),
-        (f"is_whole = 1 AND created < {{now}} - ? AND NOT {_IS_READ} ORDER BY created", max_age_s),
-        (f"is_whole = 1 AND expires < {{now}} - ? AND NOT {_IS_READ} ORDER BY expires", 0.0),
+        ("is_whole = 0 AND created > 0 AND created < {now} - ? ORDER BY created", min(max_age_s, _ABANDONED_S)),
+        (f"is_whole = 1 AND created > 0 AND created < {{now}} - ? AND NOT {_IS_READ} ORDER BY created", max_age_s),
+        (f"is_whole = 1 AND created > 0 AND expires < {{now}} - ? AND NOT {_IS_READ} ORDER BY expires", 0.0),
     ):
         query = f"SELECT tenant, id FROM roost_files WHERE {condition} LIMIT ?"
         found += transaction.rows(query, age_s, limit - len(found))
     for tenant, file_id in found:
-        hide(transaction, tenant, file_id)
+        FILES.hide(transaction, tenant, file_id)
     return found

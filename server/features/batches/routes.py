@@ -11,7 +11,10 @@ from ...generation.admission import admission
 from ...http.paging import After, Limit, QueryOrder, described, no_such_entry
 from ...http.routes import AnyService, JsonRoute
 from ...storage.objects import PageSpec
+from ...storage.tenant_objects import missing
 from .batch_records import BatchRecord, BatchStatus
+from .batch_store import no_input
+from .batch_table import cancel, read_list
 from .open_batches import Batches
 from .schemas import BatchBody, BatchList, BatchObject, kept_s
 
@@ -24,7 +27,9 @@ router = APIRouter(route_class=JsonRoute)
 @router.post("/v1/batches", response_model=BatchObject)
 async def create_batch(body: BatchBody, service: AnyService, batches: Batches) -> dict[str, Any]:
     """Starts a batch. Any replica with this model and database runs its lines."""
-    source = await batches.file(body.input_file_id, "input_file_id")
+    source = await batches.files.find(body.input_file_id)
+    if source is None:
+        raise no_input(body.input_file_id)
     if source.purpose != "batch":
         raise bad_value("input_file_id", f'input_file_id: the purpose of {source.id} is {source.purpose}, not "batch"')
     if source.url != body.endpoint:
@@ -58,7 +63,7 @@ async def list_batches(
     after: After = None,
 ) -> dict[str, Any]:
     """Lists the tenant's batches, page by page."""
-    found = await batches.batches(PageSpec(limit, after, order == "desc"))
+    found = await batches.batches.page(PageSpec(limit, after, order == "desc"), read_list)
     if found is None:
         raise no_such_entry(after)
     return described(found, id_of=lambda each: each.id, describe=_described)
@@ -67,14 +72,17 @@ async def list_batches(
 @router.get("/v1/batches/{batch_id}", response_model=BatchObject)
 async def get_batch(batch_id: str, batches: Batches) -> dict[str, Any]:
     """Describes a batch. `errors` says why its lines wait, if they do."""
-    batch = await batches.batch(batch_id)
+    batch = await batches.batches.get(batch_id)
     return _described(batch, await batches.shortage(batch))
 
 
 @router.post("/v1/batches/{batch_id}/cancel", response_model=BatchObject)
 async def cancel_batch(batch_id: str, batches: Batches) -> dict[str, Any]:
     """Cancels a batch, and keeps the results of its lines so far; a batch that has ended is unchanged."""
-    return _described(await batches.cancel(batch_id))
+    batch = await batches.batches.write(cancel, batch_id)
+    if batch is None:
+        raise missing("batch", batch_id)
+    return _described(batch)
 
 
 def _described(batch: BatchRecord, shortage: str | None = None) -> dict[str, Any]:

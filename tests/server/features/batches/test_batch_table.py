@@ -13,6 +13,7 @@ from roost.server.features.batches import batch_table, file_table, line_claims, 
 from roost.server.features.batches.batch_records import BatchStatus, LineClaim, LineLease, LineResult, TokenUsage
 from roost.server.features.batches.line_leases import LEASE_S
 from roost.server.features.batches.tenant_turns import Places
+from roost.server.storage import objects
 from roost.server.storage.objects import PageSpec
 
 
@@ -155,17 +156,20 @@ def test_old_files_and_batches_are_deleted(database: Database, run: Callable[...
     run(make_batch, name="b", num_lines=1)
     run(file_table.begin, tenant="", file_id="unfinished", purpose="batch", name="x")
     at(database, 1000.0 + 4000)
-    assert run(file_table.expired, max_age_s=1e5) == [("", "unfinished")]
-    assert not run(file_table.remove, tenant="", file_id="unfinished")
+    assert run(file_table.expire, max_age_s=1e5) == [("", "unfinished")]
+    assert run(file_table.FILES.remove_hidden)
+    assert not run(file_table.FILES.remove_hidden)
     at(database, 1000.0 + 2e5)
     run(batch_table.expire, max_age_s=1e5)
-    assert run(file_table.expired, max_age_s=1e5) == []  # a batch in progress reads it
+    assert run(file_table.expire, max_age_s=1e5) == []  # a batch in progress reads it
     run(batch_table.cancel, tenant="", batch_id="b")
     run(batch_table.expire, max_age_s=1e5)
-    assert run(file_table.expired, max_age_s=1e5) == [("", "in-b")]
+    assert run(file_table.expire, max_age_s=1e5) == [("", "in-b")]
 
 
-def test_a_large_file_is_deleted_piece_by_piece(database: Database, run: Callable[..., Any]) -> None:
+def test_a_large_file_is_deleted_piece_by_piece(
+    database: Database, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is not found from the beginning, and what an interrupted deletion leaves is deleted later."""
     run(make_batch, name="b", num_lines=5)
     run(file_table.put_order, tenant="", file_id="in-b", segment=0, offsets=range(5))
@@ -174,11 +178,11 @@ def test_a_large_file_is_deleted_piece_by_piece(database: Database, run: Callabl
     assert run(batch_table.hide_file, tenant="", file_id="in-b")
     assert run(file_table.FILES.find, tenant="", id="in-b") is None
     assert run(file_table.finish, tenant="", file_id="in-b", num_lines=5, num_bytes=10) is None
-    at(database, 10_000.0)
-    assert run(file_table.remove, tenant="", file_id="in-b", limit=3)
-    assert run(file_table.expired, max_age_s=1e9) == [("", "in-b")]
-    assert not run(file_table.remove, tenant="", file_id="in-b", limit=3)
-    assert run(file_table.expired, max_age_s=1e9) == []
+    monkeypatch.setattr(objects, "MAX_REMOVED", 3)
+    assert run(file_table.FILES.remove_object, tenant="", id="in-b")
+    assert run(file_table.expire, max_age_s=1e9) == []
+    assert run(file_table.FILES.remove_hidden)
+    assert not run(file_table.FILES.remove_hidden)
     for table in ("files", "file_lines", "file_order"):
         assert database.run_now(lambda each, table=table: each.rows(f"SELECT * FROM roost_{table}")) == []
 
@@ -240,14 +244,14 @@ def test_file_expires_but_for_a_batch_in_progress(database: Database, run: Calla
     run(file_table.finish, tenant="", file_id="in-b", num_lines=1, num_bytes=2, expires_s=60.0)
     at(database, 1060.0)
     assert run(file_table.FILES.find, tenant="", id="f") is not None
-    assert run(file_table.expired, max_age_s=1e9) == []
+    assert run(file_table.expire, max_age_s=1e9) == []
     at(database, 1061.0)
     assert run(file_table.FILES.find, tenant="", id="f") is None
     assert run(file_table.read_list, tenant="", spec=PageSpec(10)).items == []
-    assert run(file_table.expired, max_age_s=1e9) == [("", "f")]
+    assert run(file_table.expire, max_age_s=1e9) == [("", "f")]
     (claim,) = claimed(run, "r", 1)
     end(run, claim)
-    assert run(file_table.expired, max_age_s=1e9) == [("", "in-b")]
+    assert run(file_table.expire, max_age_s=1e9) == [("", "in-b")]
 
 
 def test_output_expires_after_the_end_of_its_batch(database: Database, run: Callable[..., Any]) -> None:

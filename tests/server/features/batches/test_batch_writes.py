@@ -11,6 +11,7 @@ from roost.server.database.group_commit import WriteLoad
 from roost.server.features.batches import batch_table, file_table
 from roost.server.features.batches.batch_records import LineResult
 from roost.server.features.batches.batch_store import BatchStore
+from roost.server.storage import objects
 from roost.server.tenancy.tenant import tenant
 
 MIB = 2**20
@@ -87,11 +88,12 @@ async def test_lines_are_deleted_by_number_and_by_bytes(database: Database, monk
     for limit, num_calls in ((10, 3), (25, 1), (100, 1)):
         run(make_batch, name=f"x{limit}", num_lines=25)
         calls = 0
-        while run(file_table.remove, tenant="", file_id=f"in-x{limit}", limit=limit):
+        monkeypatch.setattr(objects, "MAX_REMOVED", limit)
+        while run(file_table.FILES.remove_object, tenant="", id=f"in-x{limit}"):
             calls += 1
         assert calls + 1 == num_calls
-    monkeypatch.setattr(file_table, "MAX_COMMIT", WriteLoad(1, 10))
+    monkeypatch.setattr(objects, "MAX_COMMIT", WriteLoad(1, 10))
     calls = 1
-    while run(file_table.remove, tenant="", file_id="in-small"):
+    while run(file_table.FILES.remove_object, tenant="", id="in-small"):
         calls += 1
     assert calls == 6, "up to five lines of two bytes, or four of three"

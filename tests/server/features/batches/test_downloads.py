@@ -123,7 +123,7 @@ async def test_a_download_outlasts_a_database_that_is_away(client: httpx.AsyncCl
 
 
 async def test_a_page_that_fails_is_read_in_smaller_ones(faulty: Faulty, store_of_files: BatchStore) -> None:
-    record = await store_of_files.file(FILE_ID)
+    record = await store_of_files.files.get(FILE_ID)
     pieces = store_of_files.content(record)
     assert await anext(pieces) == b"".join(LINES[:4])
     faulty.num_faults = 1
@@ -141,7 +141,7 @@ async def test_a_download_that_fails_breaks_the_connection(
 
 
 async def test_a_download_of_a_deleted_file_breaks_the_connection(store_of_files: BatchStore) -> None:
-    record = await store_of_files.file(FILE_ID)
+    record = await store_of_files.files.get(FILE_ID)
     pieces = store_of_files.content(record)
     await anext(pieces)
     await store_of_files.drop_file(FILE_ID)

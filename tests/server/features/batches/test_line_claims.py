@@ -223,4 +223,4 @@ def test_a_tenant_without_room_for_output_waits_and_keeps_nobody_waiting(databas
         at(database, 1001.0 + turn)
         assert tenants(claimed(run, "r", 4, max_bytes=size)) == {"b": 4}
     assert tenants(claimed(run, "r", 4, max_bytes=size + 1)) == {"a": 2, "b": 2}
-    run(file_table.hide, tenant="b", file_id="in-b")
+    run(file_table.FILES.hide, tenant="b", id="in-b")

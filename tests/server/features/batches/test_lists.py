@@ -128,9 +128,9 @@ def read_all(transaction: Transaction) -> None:
             batch_table.read_list(transaction, "a", PageSpec(2, after, newest_first))
     batch_table.hide_file(transaction, "a", "f1")
     batch_table.totals(transaction)
-    file_table.expired(transaction, 1.0)
+    file_table.expire(transaction, 1.0)
     batch_table.expire(transaction, 1.0)
-    file_table.remove(transaction, "a", "f1", 10)
+    file_table.FILES.remove_hidden(transaction)
     batch_table.cancel(transaction, "a", "b1")
 
 
