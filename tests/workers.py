@@ -130,6 +130,7 @@ ON_POSTGRESQL: Final = (
     "tests/server/features/responses/test_claim_table.py",
     "tests/server/features/responses/test_leases.py",
     "tests/server/features/usage/",
+    "tests/server/storage/",
 )
 """Beginnings of the paths of files whose cases of PostgreSQL run by default: transactions that wait for each other, and
 what keeps them from it. Those of other files run with `--all`, as their twins of SQLite reach the same code."""

@@ -153,7 +153,7 @@ class Table[Record]:
         ]
 
     def insert(
-        self, transaction: Transaction, record: Record, extra: Mapping[str, Any] | None = None, **computed: str
+        self, transaction: Transaction, record: Record, extra: dict[str, Any] | None = None, **computed: str
     ) -> int:
         """Inserts a record, unless its key is stored already, and returns the number of new rows.
 
@@ -346,7 +346,7 @@ def tenants_with(transaction: Transaction, table: str, condition: str, filter: s
         WITH RECURSIVE tenants (name) AS (
             SELECT min(tenant) FROM {table} WHERE {condition}
             UNION ALL
-            SELECT (SELECT min(tenant) FROM {table} WHERE {condition} AND tenant > name) FROM tenants
+            SELECT (SELECT min(tenant) FROM {table} WHERE {condition} AND tenant > tenants.name) FROM tenants
             WHERE name IS NOT NULL
         )
         SELECT name FROM tenants WHERE name IS NOT NULL AND {filter}
