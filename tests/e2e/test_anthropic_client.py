@@ -33,28 +33,6 @@ def test_stream_equals_the_whole_message(client: anthropic.Anthropic) -> None:
     assert whole._request_id is not None
 
 
-def test_assistants_message_is_continued(client: anthropic.Anthropic) -> None:
-    whole = text_of(
-        client.messages.create(model=MODEL, messages=HI, max_tokens=2, extra_body=GREEDY, system="be short")
-    )
-    begun: list[MessageParam] = [*HI, {"role": "assistant", "content": whole}]
-    assert client.messages.create(model=MODEL, messages=begun, max_tokens=2, system="be short").content
-
-
-def test_models_are_listed(client: anthropic.Anthropic) -> None:
-    (model,) = client.models.list()
-    assert (model.id, model.type, model.lifecycle) == (MODEL, "model", "active")
-    assert client.models.retrieve(MODEL) == model
-    with pytest.raises(anthropic.NotFoundError):
-        client.models.retrieve("claude")
-
-
-def test_tokens_are_counted(client: anthropic.Anthropic) -> None:
-    count = client.messages.count_tokens(model=MODEL, messages=HI, system="be short")
-    used = client.messages.create(model=MODEL, messages=HI, system="be short", max_tokens=1).usage
-    assert count.input_tokens == used.input_tokens + (used.cache_read_input_tokens or 0)
-
-
 def test_errors_have_the_clients_classes(client: anthropic.Anthropic) -> None:
     with pytest.raises(anthropic.NotFoundError, match="claude"):
         client.messages.create(model="claude", messages=HI, max_tokens=1)

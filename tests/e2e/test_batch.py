@@ -13,7 +13,7 @@ from roost.server.features.batches.command.local_backend import LocalBatch
 from roost.server.features.batches.command.output_file import OutputFile
 from roost.server.features.batches.command.run import BatchRun, Counts
 from roost.server.settings import load_settings
-from server_process import API_KEY, MAX_QUEUE, PROGRAM, SHAPES, ServerProcess, start
+from server_process import API_KEY, MAX_QUEUE, PROGRAM, SHAPES, ServerProcess, run_here, start
 from shared_programs import compiled_once
 
 FAULTY = str(Path(__file__).parent / "faulty_server.py")
@@ -98,10 +98,9 @@ def test_a_server_runs_more_lines_than_it_takes_at_a_time(server: ServerProcess,
     lines = requests(4 * MAX_QUEUE)
     (tmp_path / "in.jsonl").write_bytes(b"".join(lines))
     arguments = ["batch", str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"), "--sort", "--url"]
-    process = start(*arguments, f"{server.url},http://127.0.0.1:9", ROOST_API_KEY=API_KEY)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    assert err.startswith(f"{len(lines)} lines; ")
+    ended = run_here(*arguments, f"{server.url},http://127.0.0.1:9", ROOST_API_KEY=API_KEY)
+    assert ended.exit_code == 0, ended.stderr
+    assert ended.stderr.startswith(f"{len(lines)} lines; ")
     found = contents(tmp_path / "out.jsonl")
     assert list(found) == [orjson.loads(line)["custom_id"] for line in lines]
     assert {status for status, _, _ in found.values()} == {200}
@@ -134,8 +133,6 @@ def test_a_batch_that_is_killed_gives_what_an_undisturbed_one_gives(tmp_path: Pa
 
 def test_a_batch_whose_lines_all_fail_fails(server: ServerProcess, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_bytes(request("a", prompt="a", max_tokens=-1) + request("b", max_tokens=1))
-    process = start(
-        *("batch", str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"), "--url", server.url), ROOST_API_KEY=API_KEY
-    )
-    _, err = process.communicate(timeout=120)
-    assert (process.returncode, err.split(";")[0]) == (1, "2 lines, 2 of them with errors")
+    arguments = ("batch", str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"), "--url", server.url)
+    ended = run_here(*arguments, ROOST_API_KEY=API_KEY)
+    assert (ended.exit_code, ended.stderr.split(";")[0]) == (1, "2 lines, 2 of them with errors")

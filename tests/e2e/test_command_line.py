@@ -52,6 +52,7 @@ def test_generate_is_a_process_that_ends(tiny_config: Path) -> None:
     assert err.splitlines()[-1].startswith("5 tokens, ")
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("few_programs")
 def test_local_chat_continues_from_its_state(tiny_config: Path) -> None:
     """Each line of a pipe is a message."""
@@ -96,6 +97,7 @@ def test_port_in_use_is_an_error(server: ServerProcess) -> None:
     assert ended.stderr.count("\n") == 1
 
 
+@pytest.mark.full
 def test_a_signal_while_compiling_ends_it_at_once(tiny_config: Path) -> None:
     process = start("serve", f"random:{tiny_config}", "--port", "0")
     assert process.stderr is not None

@@ -138,6 +138,9 @@ def test_output_matches_its_constraint(llm: LLM) -> None:
         QUESTION, SamplingParams(structured_outputs=StructuredOutputsParams(json=schema), max_tokens=40)
     )
     assert output.outputs[0].text.startswith("{")
+    (output,) = llm.chat(QUESTION, tools=[TOOL], tool_choice="required")
+    (call, *_) = output.outputs[0].tool_calls
+    assert (call.name, output.outputs[0].finish_reason) == ("f", "tool_calls")
 
 
 def test_unknown_and_refused_fields_of_a_message_are_https(llm: LLM) -> None:
@@ -149,13 +152,6 @@ def test_unknown_and_refused_fields_of_a_message_are_https(llm: LLM) -> None:
     called: Any = {"role": "assistant", "function_call": {"name": "f"}}
     with pytest.raises(RequestError, match=r"^messages\[1\].function_call is not supported: use tool_calls$"):
         llm.chat([*QUESTION, called], params)
-
-
-def test_a_called_tool_is_an_output(llm: LLM) -> None:
-    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
-    (output,) = llm.chat(QUESTION, tools=[tool], tool_choice="required")
-    (call, *_) = output.outputs[0].tool_calls
-    assert (call.name, output.outputs[0].finish_reason) == ("f", "tool_calls")
 
 
 def test_a_stream_is_the_whole_in_pieces(llm: LLM) -> None:
@@ -346,16 +342,6 @@ STORY = SamplingParams(temperature=0.8, top_p=0.95, max_tokens=4, seed=1)
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
 
 
-def form_prompts(llm: LLM) -> None:
-    for output in llm.generate(["Hello, my name is", "The capital of France is"], STORY):
-        assert output.prompt is not None
-        assert isinstance(output.outputs[0].text, str)
-
-
-def form_one_prompt(llm: LLM) -> None:
-    assert llm.generate("Hello", sampling_params=STORY, use_tqdm=False)[0].outputs[0].finish_reason == "length"
-
-
 def form_conversation(llm: LLM) -> None:
     conversation = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
     assert llm.chat(conversation, STORY, use_tqdm=False)[0].finished
@@ -405,21 +391,9 @@ def form_tokenizer(llm: LLM) -> None:
 
 def form_tools(llm: LLM) -> None:
     messages: list[dict[str, Any]] = [{"role": "user", "content": "Call f."}]
-    (output,) = llm.chat(messages, SamplingParams(max_tokens=32), tools=[TOOL], use_tqdm=False)
+    (output,) = llm.chat(messages, sampling_params=SamplingParams(max_tokens=32), tools=[TOOL], use_tqdm=False)
     messages += [{"role": "assistant", "content": output.outputs[0].text or "-"}, {"role": "user", "content": "b"}]
     assert llm.chat(messages, STORY, tools=[TOOL])[0].finished
-
-
-def form_choice(llm: LLM) -> None:
-    wanted = StructuredOutputsParams(choice=["Positive", "Negative"])
-    (output,) = llm.generate("The sea is", SamplingParams(structured_outputs=wanted))
-    assert output.outputs[0].text in ("Positive", "Negative")
-
-
-def form_schema(llm: LLM) -> None:
-    wanted = StructuredOutputsParams(json={"type": "object", "properties": {"a": {"enum": ["b"]}}, "required": ["a"]})
-    (output,) = llm.generate("JSON:", SamplingParams(structured_outputs=wanted, max_tokens=60))
-    assert output.outputs[0].text.startswith("{")
 
 
 def form_seed(llm: LLM) -> None:
@@ -431,11 +405,6 @@ def form_logprobs(llm: LLM) -> None:
     (output,) = llm.generate("Hello", SamplingParams(n=2, max_tokens=2, logprobs=1, prompt_logprobs=1, temperature=1.0))
     assert len(output.outputs) == 2
     assert output.prompt_logprobs is not None
-
-
-def form_params_of_each(llm: LLM) -> None:
-    params = [SamplingParams(max_tokens=1, min_tokens=1), SamplingParams(max_tokens=2, min_tokens=2)]
-    assert [len(output.outputs[0].token_ids) for output in llm.generate(["a", "b"], params)] == [1, 2]
 
 
 def form_penalties_and_words(llm: LLM) -> None:
@@ -459,7 +428,10 @@ def test_a_form_of_vllms_offline_examples_runs(llm: LLM, form: Callable[[LLM], N
     form(llm)
 
 
-def test_an_llm_of_engine_args_shows_what_it_is_until_it_is_closed(tiny_config: Path) -> None:
+def test_an_llm_of_engine_args_shows_what_it_is_until_it_is_closed(
+    tiny_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROOST_SIMULATE", "v5e")  # loads nothing
     args = EngineArgs(
         model=f"random:{tiny_config}",
         max_num_seqs=SLOTS,
@@ -470,12 +442,12 @@ def test_an_llm_of_engine_args_shows_what_it_is_until_it_is_closed(tiny_config: 
         trust_remote_code=False,
         gpu_memory_utilization=0.4,
     )
-    with compiled_once("tiny"), LLM(**asdict(args)) as llm:
-        assert repr(llm) == f"<LLM 'tiny-random', slots={SLOTS}>"
+    with LLM(**asdict(args)) as llm:
+        assert repr(llm) == f"<LLM 'tiny-random-simulated', slots={SLOTS}>"
         assert llm.generate("a", STORY)[0].finished
         stream = llm.stream("a", SamplingParams(ignore_eos=True, max_tokens=10**9))
         next(stream)
-    assert repr(llm) == "<LLM 'tiny-random', closed>"
+    assert repr(llm) == "<LLM 'tiny-random-simulated', closed>"
     with pytest.raises(RoostError, match="this LLM was closed"):
         llm.generate("a")
     with pytest.raises(EngineDeadError):
@@ -483,31 +455,15 @@ def test_an_llm_of_engine_args_shows_what_it_is_until_it_is_closed(tiny_config: 
     llm.close()
 
 
-FORKED = """
-import asyncio, os, warnings
-warnings.simplefilter("ignore")
-from roost import LLM, AsyncLLM, EngineDeadError
-llm, async_llm = (kind({model!r}, slots=4, prefill_chunk=128) for kind in (LLM, AsyncLLM))
-async def generate():
-    return [output async for output in async_llm.generate([5])]
-asyncio.run(generate())
-child = os.fork()
-if not child:
-    for call in (lambda: llm.generate([5]), lambda: asyncio.run(generate())):
-        try:
-            call()
-        except EngineDeadError as error:
-            print(error, flush=True)
-    os._exit(0)
-os.waitpid(child, 0)
-"""
-
-
-def test_a_forked_process_is_told_to_make_its_own(tiny_config: Path) -> None:
-    script = FORKED.format(model=f"random:{tiny_config}")
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=280)
-    said = "this {} runs in the parent process: make one in each process, started by spawn\n"
-    assert (done.returncode, done.stdout) == (0, said.format("LLM") + said.format("AsyncLLM")), done.stderr
+async def test_a_forked_process_is_told_to_make_its_own(
+    llm: LLM, tiny_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async_llm = AsyncLLM(f"random:{tiny_config}", slots=SLOTS, prefill_chunk=128)
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    with pytest.raises(EngineDeadError, match=r"^this LLM runs in the parent process: make one in each process, "):
+        llm.generate([5])
+    with pytest.raises(EngineDeadError, match=r"^this AsyncLLM runs in the parent process: .*, started by spawn$"):
+        [output async for output in async_llm.generate([5])]
 
 
 def test_importing_roost_loads_neither_jax_nor_the_server() -> None:

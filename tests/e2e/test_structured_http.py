@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -44,39 +43,11 @@ async def async_client(server: ServerProcess) -> AsyncIterator[openai.AsyncOpenA
         yield client
 
 
-@pytest.mark.parametrize("temperature", [0, 1.5])
-def test_json_of_a_schema(client: openai.OpenAI, temperature: float) -> None:
-    answer = client.chat.completions.create(**CHAT, response_format=FORMAT, temperature=temperature, seed=1, n=3)
+def test_json_of_a_schema(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(**CHAT, response_format=FORMAT, temperature=1.5, seed=1, n=3)
     for choice in answer.choices:
         assert choice.finish_reason == "stop"
         jsonschema.validate(json.loads(choice.message.content or ""), PERSON)
-
-
-def test_a_stream_says_the_same(client: openai.OpenAI) -> None:
-    asked = {**CHAT, "response_format": FORMAT, "temperature": 1.0, "seed": 7}
-    whole = client.chat.completions.create(**asked).choices[0]
-    parts = [chunk.choices[0].delta.content or "" for chunk in client.chat.completions.create(**asked, stream=True)]
-    assert "".join(parts) == whole.message.content
-
-
-@pytest.mark.parametrize(
-    ("wish", "pattern"),
-    [
-        ({"structured_outputs": {"choice": ["Paris", "Rome"]}}, "Paris|Rome"),
-        ({"regex": "[0-9]{3}-[a-z]{2}"}, "[0-9]{3}-[a-z]{2}"),
-        ({"structured_outputs": {"grammar": 'start: "x" "y"{1,3} "z"'}}, "xy{1,3}z"),
-    ],
-)
-def test_texts_of_other_forms(client: openai.OpenAI, wish: dict[str, Any], pattern: str) -> None:
-    answer = client.chat.completions.create(**CHAT, extra_body=wish, temperature=1.0, logprobs=True)
-    assert re.fullmatch(pattern, answer.choices[0].message.content or "")
-    assert answer.choices[0].logprobs is not None
-
-
-def test_a_response(client: openai.OpenAI) -> None:
-    text: Any = {"format": {"type": "json_schema", "name": "person", "schema": PERSON}}
-    response = client.responses.create(model=MODEL, input="Tell me of a person.", text=text)
-    jsonschema.validate(json.loads(response.output_text), PERSON)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -90,13 +61,6 @@ def test_a_tool_that_must_be_called(client: openai.OpenAI, stream: bool) -> None
     (call,) = choice.message.tool_calls
     assert (choice.finish_reason, call.function.name) == ("tool_calls", "remember")
     jsonschema.validate(json.loads(call.function.arguments), PERSON)
-
-
-def test_a_tool_that_need_not_be_called(client: openai.OpenAI) -> None:
-    question: Any = [{"role": "user", "content": "What is the capital of Spain?"}]
-    answer = client.chat.completions.create(model=MODEL, messages=question, tools=[TOOL], max_tokens=50, seed=1)
-    message = answer.choices[0].message
-    assert bool(message.content) != bool(message.tool_calls)
 
 
 def test_a_message_that_must_use_a_tool(server: ServerProcess) -> None:
