@@ -72,10 +72,7 @@ def caddy(servers: Sequence[str], folder: Path, port: int) -> Iterator[subproces
 @contextmanager
 def running(command: list[str], port: int) -> Iterator[subprocess.Popen[str]]:
     """Runs a proxy, and yields it once it accepts connections."""
-    with (
-        tempfile.TemporaryFile("w+") as log,
-        subprocess.Popen(command, stdout=log, stderr=log, text=True) as process,
-    ):
+    with tempfile.TemporaryFile("w+") as log, subprocess.Popen(command, stdout=log, stderr=log, text=True) as process:
         try:
             deadline = time.monotonic() + 120
             while not accepts(port):

@@ -4,7 +4,6 @@ import pkgutil
 from collections.abc import Iterator
 from importlib import import_module
 
-import pytest
 from forbidden_imports import WEB, run
 
 ROOMS = ("constraints", "errors", "generation", "llm", "schemas", "text")
@@ -26,8 +25,7 @@ def test_the_core_imports_no_web_framework() -> None:
     assert found.returncode == 0, found.stderr
 
 
-@pytest.mark.parametrize("module", ["starlette.types", "roost.server.app"])
-def test_an_import_of_a_web_framework_is_seen(module: str) -> None:
-    found = run(f"import {module}", *WEB)
+def test_an_import_of_a_web_framework_is_seen() -> None:
+    found = run("import starlette.types", *WEB)
     assert found.returncode != 0
     assert "must not import" in found.stderr

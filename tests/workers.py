@@ -32,7 +32,6 @@ _SERVER: Final = (
     "tests/e2e/test_openai_client.py",
     "tests/e2e/test_prometheus.py",
     "tests/e2e/test_python_api.py",
-    "tests/e2e/test_state_cache_http.py",
     "tests/e2e/test_structured_http.py",
 )
 
@@ -69,7 +68,6 @@ OPTIMIZED: Final = (
     "tests/e2e/test_demo.py",
     "tests/e2e/test_demo_state.py",
     "tests/e2e/test_golden_http.py",
-    "tests/e2e/test_key_heads_http.py",
     "tests/e2e/test_predictions_http.py",
     "tests/e2e/test_random_configs_http.py",
     "tests/e2e/test_speculation_http.py",
@@ -94,7 +92,6 @@ FULL: Final = (
     "tests/e2e/test_fleet_upgrades.py",
     "tests/e2e/test_golden_http.py",
     "tests/e2e/test_idle_connections.py",
-    "tests/e2e/test_key_heads_http.py",
     "tests/e2e/test_long_conversations.py",
     "tests/e2e/test_moved_chats.py",
     "tests/e2e/test_predictions_http.py",

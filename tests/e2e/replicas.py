@@ -75,8 +75,3 @@ def read_events(url: str, response_id: str, after: int, most: int | None = None)
     except httpx.RemoteProtocolError:
         pass  # the replica was killed
     return events
-
-
-def metric(server: ServerProcess, name: str) -> float:
-    page = httpx.get(f"{server.url}/metrics", timeout=60).text
-    return float(next(line.split()[-1] for line in page.splitlines() if line.startswith(name)))

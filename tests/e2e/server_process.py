@@ -7,12 +7,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+import httpx
 import pytest
 from shared_programs import compiled_once
 
@@ -41,6 +42,8 @@ TINY: dict[str, Any] = {
     "dtype": "float32",
 }
 
+SIMULATED = ("--simulate", "v5e")
+"""Options of servers that load no model."""
 
 PROGRAM = ("-m", "roost.server")
 
@@ -137,6 +140,26 @@ def serving(
         written = server.log.read_text()
         assert status == 0, written
         assert "Traceback" not in written, written
+
+
+def until(condition: Callable[[], object], seconds: float = 120) -> None:
+    """Waits until a condition holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def respond(server: ServerProcess, **fields: Any) -> httpx.Response:
+    """Asks for a short response, which servers with a store keep."""
+    body = {"input": "hi", "max_output_tokens": 2, "ignore_eos": True, **fields}
+    return httpx.post(f"{server.url}/v1/responses", json=body, timeout=60)
+
+
+def metric(server: ServerProcess, name: str) -> float:
+    """Returns the value of the first metric whose name and labels begin so."""
+    page = httpx.get(f"{server.url}/metrics", timeout=60).text
+    return float(next(line.split()[-1] for line in page.splitlines() if line.startswith(name)))
 
 
 def wait_for_line(server: ServerProcess, text: str, seconds: float = 240) -> None:

@@ -20,8 +20,8 @@ from typing import Any
 import httpx
 import jsonschema
 import pytest
-from replicas import Replicas, metric, read_events, write_model
-from server_process import PROGRAM, ServerProcess
+from replicas import Replicas, read_events, write_model
+from server_process import PROGRAM, ServerProcess, metric
 
 pytestmark = [pytest.mark.robust, pytest.mark.timeout(1800)]
 

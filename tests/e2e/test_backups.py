@@ -5,8 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,9 @@ import httpx
 import pytest
 from databases import KINDS, PostgresqlServer, opened, postgresql_server
 from roost.server.feature import load_features
-from server_process import ServerProcess, launched, serving
+from server_process import SIMULATED, ServerProcess, launched, respond, serving, wait_for_line
 
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "how-to"
-SIMULATED = ("--simulate", "v5e")
 
 
 @dataclass
@@ -78,23 +76,13 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return Store(url, url.replace("/postgres", "/roost_restored"), tmp_path, commands("PostgreSQL"))
 
 
-def respond(server: ServerProcess, **fields: Any) -> str:
+def stored(server: ServerProcess, **fields: Any) -> str:
     """Returns the id of a new stored response."""
-    body = {"input": "hi", "max_output_tokens": 2, "ignore_eos": True, **fields}
-    response = httpx.post(f"{server.url}/v1/responses", json=body, timeout=60)
-    assert response.status_code == 200, response.text
-    return str(response.json()["id"])
+    return str(respond(server, **fields).raise_for_status().json()["id"])
 
 
 def read(server: ServerProcess, response_id: str) -> httpx.Response:
     return httpx.get(f"{server.url}/v1/responses/{response_id}", timeout=60)
-
-
-def wait(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)
 
 
 def check_owner(store: Store) -> None:
@@ -107,11 +95,11 @@ def test_a_backup_of_a_running_server_is_restored(tiny_config: Path, store: Stor
     model, (backup, restore) = f"random:{tiny_config}", store.commands
     with ExitStack() as stack:
         server = stack.enter_context(launched(model, *SIMULATED, ROOST_STORE=store.address))
-        kept = respond(server)
-        running = respond(server, background=True, max_output_tokens=10_000_000)  # it runs until it is cancelled
+        kept = stored(server)
+        running = stored(server, background=True, max_output_tokens=10_000_000)  # it runs until it is cancelled
         store.run(backup)
         check_owner(store)
-        lost = respond(server)
+        lost = stored(server)
         assert read(server, lost).status_code == 200
         server.process.kill()  # so that SQLite's file has commits of after the backup beside it
         server.ends()
@@ -120,10 +108,10 @@ def test_a_backup_of_a_running_server_is_restored(tiny_config: Path, store: Stor
         assert read(server, kept).status_code == 200
         assert read(server, lost).status_code == 404
         assert read(server, running).json()["status"] in ("queued", "in_progress")
-        wait(lambda: f"continues {running} exactly" in server.log.read_text(), "it was not continued")
+        wait_for_line(server, f"continues {running} exactly")
         ended = httpx.post(f"{server.url}/v1/responses/{running}/cancel", timeout=60)
         assert ended.json()["status"] == "cancelled"
-        respond(server)
+        stored(server)
 
 
 def test_the_versions_of_tables_are_read(store: Store) -> None:

@@ -20,8 +20,7 @@ from failover import POOLER, PostgresqlPair, postgresql_pair, query, until
 from lasting_clients import KINDS, Client, Traffic
 from ports import free_port
 from proxies import nginx
-from replicas import metric
-from server_process import SHAPES, ServerProcess, launched
+from server_process import SHAPES, ServerProcess, launched, metric
 
 pytestmark = [pytest.mark.robust, pytest.mark.timeout(2400)]
 

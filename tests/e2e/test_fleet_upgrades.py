@@ -3,7 +3,6 @@
 import io
 import subprocess
 import tarfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,9 @@ from roost.server.database.dialects import dialect_of
 from roost.server.feature import load_features
 from roost.server.features.batches.tables import TABLES as BATCHES
 from roost.server.features.responses.tables import TABLES as RESPONSES
-from server_process import ServerProcess, serving, start
+from server_process import SIMULATED, ServerProcess, respond, serving, start, until
 
 ROOT = Path(__file__).resolve().parents[2]
-SIMULATED = ("--simulate", "v5e")
-
 LINE = '{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "hi", "max_tokens": 2}}'
 
 
@@ -63,12 +60,9 @@ def former(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def respond(server: ServerProcess) -> str:
+def stored(server: ServerProcess) -> str:
     """Returns the id of a new stored response."""
-    body = {"input": "hi", "max_output_tokens": 2, "ignore_eos": True}
-    response = httpx.post(f"{server.url}/v1/responses", json=body, timeout=60)
-    assert response.status_code == 200, response.text
-    return str(response.json()["id"])
+    return str(respond(server).raise_for_status().json()["id"])
 
 
 def read(server: ServerProcess, response_id: str) -> httpx.Response:
@@ -81,13 +75,9 @@ def run_batch(server: ServerProcess) -> dict[str, Any]:
         text = "\n".join(LINE.replace('"a"', f'"{number}"') for number in range(20))
         file = client.post("/files", files={"file": ("in.jsonl", text)}, data={"purpose": "batch"}).json()["id"]
         body = {"input_file_id": file, "endpoint": "/v1/completions", "completion_window": "24h"}
-        batch = client.post("/batches", json=body).json()
-        deadline = time.monotonic() + 120
-        while batch["status"] == "in_progress":
-            assert time.monotonic() < deadline, batch
-            time.sleep(0.1)
-            batch = client.get(f"/batches/{batch['id']}").json()
-    return dict(batch["request_counts"])
+        path = f"/batches/{client.post('/batches', json=body).json()['id']}"
+        until(lambda: client.get(path).json()["status"] != "in_progress")
+        return dict(client.get(path).json()["request_counts"])
 
 
 def refusal(model: str, store: str, **environment: Any) -> str:
@@ -119,7 +109,7 @@ def test_a_former_server_and_this_one_refuse_each_others_stores(tiny_config: Pat
         drop_tables(store)
         own = {"PYTHONPATH": former} if maker == "former" else {}
         with serving(model, *SIMULATED, ROOST_STORE=store, **own) as server:
-            stored = respond(server)
+            kept = stored(server)
         before = contents(store)
         other = {} if own else {"PYTHONPATH": former}
         line = refusal(model, store, **other).splitlines()[-1]
@@ -128,14 +118,14 @@ def test_a_former_server_and_this_one_refuse_each_others_stores(tiny_config: Pat
         assert f"needs {known} or more: finish its work" in line or f"knows {known}: use the newer server" in line
         assert contents(store) == before
         with serving(model, *SIMULATED, ROOST_STORE=store, **own) as server:
-            assert read(server, stored).status_code == 200
+            assert read(server, kept).status_code == 200
 
 
 def test_this_server_goes_on_after_a_later_one_has_expanded_all_tables(tiny_config: Path, store: str) -> None:
     """Its statements name their columns. It also starts then, as after a rollback."""
     model, all_run = f"random:{tiny_config}", {"total": 20, "completed": 20, "failed": 0}
     with serving(model, *SIMULATED, ROOST_STORE=store) as server:
-        before = respond(server)
+        before = stored(server)
         for feature in load_features():
             if feature.tables is not None:
                 made = [
@@ -143,7 +133,7 @@ def test_this_server_goes_on_after_a_later_one_has_expanded_all_tables(tiny_conf
                 ]
                 added = [f"ALTER TABLE {name} ADD COLUMN later TEXT" for name in sorted(set(made))]
                 upgrade_further(store, feature.tables, *added, oldest=feature.tables.upgrades[-1].oldest)
-        assert read(server, respond(server)).status_code == 200
+        assert read(server, stored(server)).status_code == 200
         assert run_batch(server) == all_run
     with serving(model, *SIMULATED, ROOST_STORE=store) as server:
         assert read(server, before).status_code == 200
@@ -153,9 +143,9 @@ def test_this_server_goes_on_after_a_later_one_has_expanded_all_tables(tiny_conf
 def test_a_later_server_that_contracts_tables_stops_this_one(tiny_config: Path, store: str) -> None:
     model, known = f"random:{tiny_config}", RESPONSES.version
     with serving(model, *SIMULATED, ROOST_STORE=store) as server:
-        stored = respond(server)
+        kept = stored(server)
         upgrade_further(store, RESPONSES, "UPDATE roost_responses SET num_deaths = 0", oldest=known + 1)
-        refused = read(server, stored)
+        refused = read(server, kept)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_outdated")
         ready = httpx.get(f"{server.url}/health/ready", timeout=60)
         assert (ready.status_code, ready.json()["error"]["code"]) == (503, "store_outdated")

@@ -73,18 +73,3 @@ def test_prompts_of_a_token_or_two(client: httpx.Client, golden: dict[str, Any])
     for index, choice in enumerate(complete(client, prompts, **fields)):
         assert choice["token_ids"] == golden[f"short_alone_tokens_{index}"].tolist()
         assert_close(choice["logprobs"]["top_logprobs"], log_softmax(golden[f"short_alone_logits_{index}"]))
-
-
-def test_an_end_token_ends_it(client: httpx.Client, golden: dict[str, Any]) -> None:
-    eos_id, run = int(golden["eos_id_used"]), golden["eos_run_tokens"].tolist()
-    prompt = golden["sampler_prompt_0"].reshape(-1).tolist()
-    fields = {"max_tokens": 24, "temperature": 0, "stop_token_ids": [eos_id], "return_token_ids": True}
-    (choice,) = complete(client, prompt, **fields)
-    assert choice["token_ids"] == run[: run.index(eos_id) + 1]
-    assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", eos_id)
-
-
-def test_text_needs_a_tokenizer(client: httpx.Client) -> None:
-    response = client.post("/v1/completions", json={"prompt": "hello"})
-    assert response.status_code == 400
-    assert "no tokenizer" in response.json()["error"]["message"]

@@ -19,10 +19,7 @@ KEYS = "one:11,two:22"
 @pytest.fixture(scope="module")
 def servers() -> Iterator[tuple[ServerProcess, ServerProcess]]:
     """Yields a server without keys, and one with those of two tenants."""
-    with (
-        serving(*OPTIONS, programs="demo") as first,
-        serving(*OPTIONS, programs="demo", ROOST_API_KEY=KEYS) as second,
-    ):
+    with serving(*OPTIONS, programs="demo") as first, serving(*OPTIONS, programs="demo", ROOST_API_KEY=KEYS) as second:
         yield first, second
 
 

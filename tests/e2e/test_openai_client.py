@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -10,7 +9,7 @@ import httpx
 import openai
 import pytest
 from openai.types.chat import ChatCompletionUserMessageParam
-from server_process import API_KEY, MAX_QUEUE, MODEL, SLOTS, ServerProcess
+from server_process import API_KEY, MAX_QUEUE, MODEL, SLOTS, ServerProcess, metric, until
 
 HI: list[ChatCompletionUserMessageParam] = [{"role": "user", "content": "hi"}]
 
@@ -27,35 +26,14 @@ async def async_client(server: ServerProcess) -> AsyncIterator[openai.AsyncOpenA
         yield client
 
 
-@pytest.fixture
-def raw(server: ServerProcess) -> Iterator[httpx.Client]:
-    headers = {"authorization": f"Bearer {API_KEY}"}
-    with httpx.Client(base_url=server.url, headers=headers, timeout=120) as client:
-        yield client
-
-
-def metric(raw: httpx.Client, name: str) -> float:
-    """Returns a metric's value on a fresh page."""
-    time.sleep(0.25)  # the metrics page is cached for 0.2 s
-    lines = raw.get("/metrics").text.splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
-
-
-def wait_until_idle(raw: httpx.Client, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while metric(raw, "roost_slots_used") or metric(raw, "roost_num_requests_waiting"):
-        assert time.monotonic() < deadline, "slots are still taken"
+def is_idle(server: ServerProcess) -> bool:
+    return not metric(server, "roost_slots_used ") and not metric(server, "roost_num_requests_waiting ")
 
 
 def test_streamed_chat_equals_the_whole_one(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(model=MODEL, messages=HI, max_tokens=40, seed=2)
     stream = client.chat.completions.create(
-        model=MODEL,
-        messages=HI,
-        max_tokens=40,
-        seed=2,
-        stream=True,
-        stream_options={"include_usage": True},
+        model=MODEL, messages=HI, max_tokens=40, seed=2, stream=True, stream_options={"include_usage": True}
     )
     chunks = list(stream)
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
@@ -68,12 +46,7 @@ def test_streamed_chat_equals_the_whole_one(client: openai.OpenAI) -> None:
 def test_a_continuation_scores_as_it_was_generated(client: openai.OpenAI) -> None:
     """Evaluation harnesses rely on this: the same tokens as a prompt have the same log-probabilities."""
     made = client.completions.create(
-        model=MODEL,
-        prompt=[2, 9, 9, 10],
-        max_tokens=6,
-        logprobs=1,
-        seed=4,
-        extra_body={"return_token_ids": True},
+        model=MODEL, prompt=[2, 9, 9, 10], max_tokens=6, logprobs=1, seed=4, extra_body={"return_token_ids": True}
     ).choices[0]
     assert made.model_extra is not None
     scored = client.completions.create(
@@ -87,17 +60,18 @@ def test_a_continuation_scores_as_it_was_generated(client: openai.OpenAI) -> Non
 
 
 def test_a_conversation_of_responses(client: openai.OpenAI) -> None:
-    first = client.responses.create(model=MODEL, input="hi", max_output_tokens=8, temperature=0)
-    second = client.responses.create(
-        model=MODEL, input="go on", max_output_tokens=8, temperature=0, previous_response_id=first.id
-    )
-    chat = client.chat.completions.create(
-        model=MODEL,
-        messages=[*HI, {"role": "assistant", "content": first.output_text}, {"role": "user", "content": "go on"}],
-        max_tokens=8,
-        temperature=0,
-    )
+    """The state of the first prompt is restored, and the second output is that of the whole conversation."""
+    text = "Tell me of the sea. " * 10
+    options: dict[str, Any] = {"model": MODEL, "temperature": 0}
+    first = client.responses.create(input=text, max_output_tokens=8, **options)
+    second = client.responses.create(input="go on", max_output_tokens=8, previous_response_id=first.id, **options)
+    messages: Any = [{"role": "user", "content": text}, {"role": "assistant", "content": first.output_text}]
+    messages += [{"role": "user", "content": "go on"}]
+    chat = client.chat.completions.create(messages=messages, max_tokens=8, **options)
     assert second.output_text == chat.choices[0].message.content
+    assert first.usage is not None
+    assert second.usage is not None
+    assert second.usage.input_tokens_details.cached_tokens == first.usage.input_tokens // 64 * 64 >= 64
     assert client.responses.retrieve(second.id) == second
     client.responses.delete(first.id)
     with pytest.raises(openai.NotFoundError):
@@ -174,9 +148,9 @@ def test_errors_have_the_clients_classes(client: openai.OpenAI) -> None:
         client.with_options(api_key="wrong").models.list()
 
 
-async def test_a_full_queue(async_client: openai.AsyncOpenAI, raw: httpx.Client) -> None:
+async def test_a_full_queue(async_client: openai.AsyncOpenAI, server: ServerProcess) -> None:
     """The slots are taken by requests without an end, so that the queue stays full."""
-    await asyncio.to_thread(wait_until_idle, raw)
+    await asyncio.to_thread(until, lambda: is_idle(server))
 
     async def ask(**fields: Any) -> str:
         try:
@@ -186,8 +160,8 @@ async def test_a_full_queue(async_client: openai.AsyncOpenAI, raw: httpx.Client)
         return "answered"
 
     async def load(name: str, count: int) -> None:
-        async with asyncio.timeout(120):
-            while (await asyncio.to_thread(raw.get, "/load")).json()[name] < count:
+        async with asyncio.timeout(120), httpx.AsyncClient(headers={"x-api-key": API_KEY}) as raw:
+            while (await raw.get(f"{server.url}/load")).json()[name] < count:
                 await asyncio.sleep(0.02)
 
     endless = {"max_tokens": 1_000_000, "extra_body": {"ignore_eos": True}}
@@ -202,8 +176,8 @@ async def test_a_full_queue(async_client: openai.AsyncOpenAI, raw: httpx.Client)
     assert set(await asyncio.gather(*waiting)) == {"answered"}
 
 
-def test_nothing_was_compiled_after_ready(raw: httpx.Client) -> None:
+def test_nothing_was_compiled_after_ready(server: ServerProcess) -> None:
     """Runs last, after all tests above."""
-    assert metric(raw, "roost_compiles_since_ready_total") == 0
-    assert metric(raw, "roost_generation_tokens_total") > 0
-    wait_until_idle(raw)
+    assert metric(server, "roost_compiles_since_ready_total") == 0
+    assert metric(server, "roost_generation_tokens_total") > 0
+    until(lambda: is_idle(server))

@@ -6,14 +6,13 @@ import signal
 import ssl
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 from certificates import make_certificate
-from server_process import ServerProcess, serving
+from server_process import ServerProcess, metric, serving, until
 
 BODY = {"prompt": [5, 6, 7], "max_tokens": 3, "ignore_eos": True}
 LONG = {"prompt": [5, 6, 7], "max_tokens": 400, "ignore_eos": True, "stream": True}
@@ -22,20 +21,9 @@ OLD = "alice:old\n"
 SIMULATED = ("--simulate", "v5e,step_ms=20")
 
 
-def until(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def status(server: ServerProcess, key: str) -> int:
     headers = {"authorization": f"Bearer {key}"}
     return httpx.post(f"{server.url}/v1/completions", json=BODY, headers=headers, timeout=60).status_code
-
-
-def metrics(server: ServerProcess) -> str:
-    return httpx.get(f"{server.url}/metrics", timeout=60).text
 
 
 @pytest.fixture(scope="module")
@@ -90,14 +78,14 @@ def test_a_changed_file_is_loaded_without_a_signal(keyed: ServerProcess, keys: P
 def test_a_file_that_became_wrong_keeps_the_old_keys(keyed: ServerProcess, keys: Path) -> None:
     replace(keys, "# nobody\n")
     keyed.process.send_signal(signal.SIGHUP)
-    until(lambda: "roost_config_last_reload_successful 0.0" in metrics(keyed))
+    until(lambda: metric(keyed, "roost_config_last_reload_successful") == 0)
     assert status(keyed, "old") == 200
     errors = [line for line in keyed.log.read_text().splitlines() if " ERROR " in line]
     assert errors  # two if the server looked at the file before it got the signal
     assert all(line.endswith(f"api_key_file {keys}: has no key; add a line KEY or NAME:KEY") for line in errors)
     replace(keys, "alice:new\n")
     keyed.process.send_signal(signal.SIGHUP)
-    until(lambda: "roost_config_last_reload_successful 1.0" in metrics(keyed))
+    until(lambda: metric(keyed, "roost_config_last_reload_successful") == 1)
     assert [status(keyed, key) for key in ("old", "new")] == [401, 200]
 
 

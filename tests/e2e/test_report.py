@@ -83,6 +83,7 @@ run_apart(find_part("speed"), ReportOptions({"model": "demo"}, sys.argv[1]), Pat
 """Runs a part that takes seconds after its first line."""
 
 
+@pytest.mark.full
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
 def test_a_part_ends_with_its_report(tmp_path: Path) -> None:
     report = subprocess.Popen([sys.executable, "-c", RUNS_SPEED, str(tmp_path)], stderr=subprocess.PIPE)

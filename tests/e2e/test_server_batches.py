@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import orjson
 import pytest
-from server_process import PROGRAM, SHAPES, SLOTS, ServerProcess, launched
+from server_process import PROGRAM, SHAPES, SLOTS, ServerProcess, launched, metric, until
 
 pytestmark = [pytest.mark.robust, pytest.mark.timeout(1800)]
 
@@ -72,12 +72,9 @@ def look(server: ServerProcess, batch_id: str) -> dict[str, Any]:
     return httpx.get(f"{server.url}/v1/batches/{batch_id}", timeout=30).json()
 
 
-def wait_for(server: ServerProcess, batch_id: str, num_lines: int, seconds: float = 600) -> None:
+def wait_for(server: ServerProcess, batch_id: str, num_lines: int) -> None:
     """Waits until so many lines have ended."""
-    deadline = time.monotonic() + seconds
-    while look(server, batch_id)["request_counts"]["completed"] < num_lines:
-        assert time.monotonic() < deadline, look(server, batch_id)
-        time.sleep(0.02)
+    until(lambda: look(server, batch_id)["request_counts"]["completed"] >= num_lines, seconds=600)
 
 
 def texts(server: ServerProcess, batch: dict[str, Any]) -> dict[str, str]:
@@ -101,11 +98,6 @@ def run(server: ServerProcess, file_id: str, num_lines: int) -> dict[str, str]:
     batch_id = begin(server, file_id)
     wait_for(server, batch_id, num_lines)
     return texts(server, look(server, batch_id))
-
-
-def metric(server: ServerProcess, name: str) -> float:
-    page = httpx.get(f"{server.url}/metrics", timeout=30).text
-    return float(next(line.split()[-1] for line in page.splitlines() if line.startswith(name)))
 
 
 @pytest.mark.parametrize("turn", range(ROUNDS))
@@ -229,10 +221,7 @@ def test_batches_are_cancelled_at_random_moments(tiny_config: Path, address: str
                 assert len(texts(server, batch)) == completed
             else:
                 assert batch["output_file_id"] is None
-            deadline = time.monotonic() + 60
-            while metric(server, "roost_batch_requests_running"):
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+            until(lambda server=server: not metric(server, "roost_batch_requests_running"))
             assert look(server, batch_id) == batch
 
 
@@ -245,10 +234,8 @@ def test_a_batch_expires_while_it_runs(tiny_config: Path, address: str) -> None:
         wait_for(server, batch_id, 20)
         with closing(sqlite3.connect(address.removeprefix("sqlite://"), timeout=30)) as database, database:
             database.execute("UPDATE roost_batches SET expires = 0")
-        deadline = time.monotonic() + 60
-        while (batch := look(server, batch_id))["status"] == "in_progress":
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        until(lambda: look(server, batch_id)["status"] != "in_progress")
+        batch = look(server, batch_id)
         counts = batch["request_counts"]
         assert (batch["status"], counts["total"]) == ("expired", counts["completed"] + counts["failed"])
         assert min(counts["completed"], counts["failed"]) > 0

@@ -8,9 +8,7 @@ from typing import Any
 import httpx
 import pytest
 from databases import FaultyDatabase, PostgresqlServer, opened, postgresql_server
-from server_process import ServerProcess, serving, start
-
-SIMULATED = ("--simulate", "v5e")
+from server_process import SIMULATED, ServerProcess, respond, serving, start, until
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +28,6 @@ def empty(database_server: PostgresqlServer) -> Iterator[FaultyDatabase]:
     yield database
     database.administer("DROP DATABASE faulty WITH (FORCE)", "postgres")
     database.administer("DROP ROLE clerk", "postgres")
-
-
-def respond(server: ServerProcess, **fields: Any) -> httpx.Response:
-    body = {"input": "hi", "max_output_tokens": 2, "ignore_eos": True, **fields}
-    return httpx.post(f"{server.url}/v1/responses", json=body, timeout=60)
 
 
 def ready(server: ServerProcess) -> tuple[int, Any]:
@@ -62,10 +55,7 @@ def test_a_server_starts_without_its_database_and_connects_later(
         (line,) = [line for line in server.log.read_text().splitlines() if "serving without it" in line]
         assert "sesame" not in line
         database_server.start()
-        deadline = time.monotonic() + 60
-        while ready(server) != (200, {"status": "ready"}):
-            assert time.monotonic() < deadline, server.log.read_text()
-            time.sleep(0.1)
+        until(lambda: ready(server) == (200, {"status": "ready"}))
         time.sleep(0.3)  # the page is cached for 0.2 s
         assert 'roost_store_available{feature="responses"} 1.0' in available(server)
         stored = respond(server)

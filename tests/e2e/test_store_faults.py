@@ -18,8 +18,7 @@ from databases import PostgresqlServer
 from failover import query, until
 from ports import free_port
 from proxies import nginx
-from replicas import metric
-from server_process import SHAPES, ServerProcess, launched
+from server_process import SHAPES, ServerProcess, launched, metric, respond
 
 pytestmark = [pytest.mark.robust, pytest.mark.timeout(600)]
 
@@ -34,11 +33,6 @@ def model(tiny_config: Path) -> str:
     return f"random:{tiny_config}"
 
 
-def respond(server: ServerProcess, **fields: Any) -> httpx.Response:
-    body = {"input": "hi", "max_output_tokens": 4, "ignore_eos": True, **fields}
-    return httpx.post(f"{server.url}/v1/responses", json=body, timeout=60)
-
-
 def load_of(server: ServerProcess) -> dict[str, int]:
     return dict(httpx.get(f"{server.url}/load", timeout=60).json())
 
@@ -51,13 +45,12 @@ def tokens(server: ServerProcess) -> int:
 
 def ended(server: ServerProcess, response_id: str) -> dict[str, Any]:
     """A background response once it has ended."""
-    deadline = time.monotonic() + 120
-    while True:
-        response = httpx.get(f"{server.url}/v1/responses/{response_id}", timeout=60).raise_for_status().json()
-        if response["status"] != "in_progress":
-            return dict(response)
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+
+    def found() -> dict[str, Any]:
+        return dict(httpx.get(f"{server.url}/v1/responses/{response_id}", timeout=60).raise_for_status().json())
+
+    until(lambda: found()["status"] != "in_progress")
+    return found()
 
 
 def text_of(response: dict[str, Any]) -> str:
@@ -161,10 +154,7 @@ def test_a_folder_that_cannot_be_written_costs_the_checkpoints_only(model: str, 
     store = ("--store", f"sqlite:///{tmp_path / 'responses.db'}", "--state-store", NOWHERE)
     options = (*SHAPES, *store, "--checkpoint-seconds", "0.2", "--drain-timeout", "0")
     body = {**LONG, "max_output_tokens": 20_000, "seed": 3}
-    with (
-        launched(model, *options, programs="tiny") as owner,
-        launched(model, *options, programs="tiny") as other,
-    ):
+    with launched(model, *options, programs="tiny") as owner, launched(model, *options, programs="tiny") as other:
         (warning,) = lines(owner, "checkpoints cannot be written")
         assert NOWHERE in warning
         response_id = respond(owner, **body).json()["id"]

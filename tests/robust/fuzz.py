@@ -15,11 +15,9 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import random
 import re
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,22 +28,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+sys.path += [str(Path(__file__).resolve().parents[1] / folder) for folder in (".", "e2e")]
+
+from server_process import TINY, launched
+
 TIMEOUT_S = 20.0
 """Seconds a response may take. Compiling a grammar alone may take ten."""
 
 PROBLEMS_KEPT = 50
-TINY = {
-    "model_type": "recurrent_gemma",
-    "vocab_size": 512,
-    "hidden_size": 32,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "lru_width": 32,
-    "attention_window_size": 64,
-    "dtype": "float32",
-}
 
 USER = {"role": "user", "content": "ab"}
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"enum": ["x", None]}}, "required": ["a"]}
@@ -92,13 +82,7 @@ GOOD: Sequence[tuple[str, Mapping[str, Any]]] = (
             "tool_choice": {"type": "function", "function": {"name": "f"}},
         },
     ),
-    (
-        "/v1/chat/completions",
-        {
-            "messages": [USER],
-            "response_format": FORMAT,
-        },
-    ),
+    ("/v1/chat/completions", {"messages": [USER], "response_format": FORMAT}),
     ("/v1/completions", {"prompt": "ab", "max_tokens": 2, "echo": True, "logprobs": 2, "best_of": 2}),
     ("/v1/completions", {"prompt": ["a", "b"], "stream": True, **SAMPLING}),
     ("/v1/completions", {"prompt": [[4, 5], [6]], "structured_outputs": {"regex": "[ab]{1,3}"}}),
@@ -135,10 +119,7 @@ GOOD: Sequence[tuple[str, Mapping[str, Any]]] = (
         },
     ),
     ("/v1/messages/count_tokens", {"messages": [USER], "tools": [{"name": "f", "input_schema": SCHEMA}]}),
-    (
-        "/generate",
-        {"token_ids": [4, 5], "max_tokens": 2, "logprobs": 1, "prompt_logprobs": 1},
-    ),
+    ("/generate", {"token_ids": [4, 5], "max_tokens": 2, "logprobs": 1, "prompt_logprobs": 1}),
     ("/v1/chat/completions/render", {"messages": [USER], "chat_template_kwargs": {"a": [1]}}),
     ("/v1/completions/render", {"prompt": ["a", "b"]}),
     ("/tokenize", {"messages": [USER], "continue_final_message": False}),
@@ -253,14 +234,7 @@ PATHS = (
     "/../../etc/passwd",
 )
 TYPES = ("application/json", "application/json; charset=utf-16", "text/plain", "application/x-www-form-urlencoded")
-TYPES = (
-    *TYPES,
-    "multipart/form-data; boundary=x",
-    "application/vnd.api+json",
-    "",
-    "é",
-    "text/" + "a" * 500,
-)
+TYPES = (*TYPES, "multipart/form-data; boundary=x", "application/vnd.api+json", "", "é", "text/" + "a" * 500)
 HEADERS = (
     "Authorization: Bearer x",
     "Authorization: " + "a" * 4000,
@@ -603,35 +577,19 @@ async def settle(host: str, port: int, found: Found) -> None:
 def own_server(found: list[str]) -> Iterator[str]:
     """Runs a server with a tiny model during the `with` block, and adds its problems to `found`."""
     with tempfile.TemporaryDirectory() as folder:
-        config, log = Path(folder) / "tiny" / "config.json", Path(folder) / "log"
-        config.parent.mkdir()
+        config = Path(folder) / "config.json"
         config.write_text(json.dumps(TINY))
-        shapes = ["--slots", "8", "--prefill-chunk", "128"]
-        limits = ["--max-queue", "4096", "--max-tokens-limit", "8", "--drain-lag", "0"]
-        command = [sys.executable, "-m", "roost.server", "serve", f"random:{config}", "--port", "0", *shapes, *limits]
-        with log.open("w") as stderr:
-            process = subprocess.Popen(command, stderr=stderr, env={**os.environ, "JAX_PLATFORMS": "cpu"})
-        try:
-            yield address(process, log)
-            if process.poll() is not None:
-                found.append(f"the server ended with status {process.returncode}")
-            process.send_signal(signal.SIGTERM)
-            if status := process.wait(30):
+        shapes = ("--slots", "8", "--prefill-chunk", "128")
+        limits = ("--max-queue", "4096", "--max-tokens-limit", "8", "--served-model-name", "tiny-random")
+        with launched(f"random:{config}", *shapes, *limits, JAX_PLATFORMS="cpu") as server:
+            yield server.url
+            if server.process.poll() is not None:
+                found.append(f"the server ended with status {server.process.returncode}")
+            server.process.send_signal(signal.SIGTERM)
+            if status := server.ends(30):
                 found.append(f"the server left with status {status}")
-            if "Traceback" in (written := log.read_text(errors="replace")):
+            if "Traceback" in (written := server.log.read_text(errors="replace")):
                 found.append("a trace in the log: " + written[written.index("Traceback") :][:3000])
-        finally:
-            process.kill()
-            process.wait()
-
-
-def address(process: subprocess.Popen[bytes], log: Path) -> str:
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and process.poll() is None:
-        if match := re.search(r"^address +(http://\S+)/v1$", log.read_text(), re.MULTILINE):
-            return match[1]
-        time.sleep(0.1)
-    raise RuntimeError(f"the server did not start:\n{log.read_text()}")
 
 
 def fuzz(options: argparse.Namespace) -> dict[str, Any]:

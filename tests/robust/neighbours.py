@@ -29,7 +29,6 @@ import contextlib
 import itertools
 import json
 import os
-import re
 import secrets
 import signal
 import subprocess
@@ -51,14 +50,14 @@ from attacks import ATTACKS
 from roost.server.commands.bench.latency import percentile
 from store_victim import MAX_BATCH_S, BatchRun, StoreVictim, cancel_batches, metric
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
+sys.path += [str(Path(__file__).resolve().parents[1] / folder) for folder in (".", "e2e")]
 
 from databases import postgresql_program, postgresql_server
+from server_process import PROGRAM, launched
 
 MIB: Final = 2**20
 CACHE_GIB: Final = 0.125
-SERVER: Final = ("-m", "roost.server")
-OPTIONS: Final = ("--port", "0", "--drain-lag", "0", "--state-cache-gib", str(CACHE_GIB))
+OPTIONS: Final = ("--state-cache-gib", str(CACHE_GIB))
 
 BUDGETS: Final[Mapping[str, int]] = {
     "prefix cache (--state-cache-gib)": int(CACHE_GIB * 1024) * MIB,
@@ -194,7 +193,7 @@ class Server:
 
 @contextmanager
 def serving(
-    program: Sequence[str] = SERVER, model: str = "demo", *, store: Store | None = None, keys: Keys | None = None
+    program: Sequence[str] = PROGRAM, model: str = "demo", *, store: Store | None = None, keys: Keys | None = None
 ) -> Iterator[Server]:
     """Starts a server and yields it when it is ready.
 
@@ -204,28 +203,11 @@ def serving(
     """
     keys = keys or Keys.new()
     tenants = [word for name, key in keys._asdict().items() for word in ("--api-key", f"{name}:{key}")]
-    with tempfile.TemporaryDirectory() as folder:
-        log, states = Path(folder) / "stderr", Path(folder) / "states"
-        disk = ("--state-cache-dir", str(states), "--state-cache-dir-gib", "0.25")
-        command = [sys.executable, "-P", *program, "serve", model, *OPTIONS, *disk, *tenants]
-        if store is not None:
-            command += ["--store", store.address, "--store-gib", str(STORE_GIB)]
-        with log.open("w") as stderr:
-            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr, text=True)
-        try:
-            yield Server(process, _address(process, log), log, keys, store)
-        finally:
-            process.kill()
-            process.wait()
-
-
-def _address(process: subprocess.Popen[str], log: Path, seconds: float = 240) -> str:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and process.poll() is None:
-        if found := re.search(r"^address +(https?://\S+)/v1$", log.read_text(), re.MULTILINE):
-            return found[1]
-        time.sleep(0.1)
-    raise RuntimeError(f"the server did not start:\n{log.read_text()}")
+    stored = () if store is None else ("--store", store.address, "--store-gib", str(STORE_GIB))
+    with tempfile.TemporaryDirectory() as states:
+        disk = ("--state-cache-dir", states, "--state-cache-dir-gib", "0.25")
+        with launched(model, *OPTIONS, *disk, *tenants, *stored, program=program) as server:
+            yield Server(server.process, server.url, server.log, keys, store)
 
 
 class AttackerProcess:

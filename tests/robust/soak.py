@@ -17,11 +17,8 @@ import json
 import os
 import random
 import signal
-import socket
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -30,6 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+
+sys.path += [str(Path(__file__).resolve().parents[1] / folder) for folder in (".", "e2e")]
+
+from server_process import launched
 
 MAX_QUEUE = 8
 GROWTH = 1.05
@@ -278,7 +279,6 @@ async def run(options: argparse.Namespace, url: str, pid: int) -> dict[str, Any]
     limits = httpx.Limits(max_connections=4 * options.clients)
     async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as client:
         soak = Soak(client, random.Random(options.seed))
-        await wait_until_ready(client)
         await soak.learn()
         began = time.monotonic()
         until = began + 60 * options.minutes
@@ -320,15 +320,6 @@ async def report(soak: Soak, seconds: float, most_waiting: float) -> dict[str, A
     }
 
 
-async def wait_until_ready(client: httpx.AsyncClient) -> None:
-    async with asyncio.timeout(600):
-        while True:
-            with contextlib.suppress(httpx.ConnectError):
-                if (await client.get("/health/ready")).status_code == 200:
-                    return
-            await asyncio.sleep(0.2)
-
-
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=20)
@@ -342,20 +333,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     options = parse()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    command = [sys.executable, "-P", "-m", "roost.server", "serve", options.model, "--port", str(port)]
-    command += ["--slots", str(options.slots), "--max-queue", str(MAX_QUEUE), "--drain-lag", "0"]
-    with tempfile.TemporaryFile("w+") as log:
-        server = subprocess.Popen(command, stderr=log)
-        try:
-            result = asyncio.run(run(options, f"http://127.0.0.1:{port}", server.pid))
-            server.send_signal(signal.SIGTERM)
-            status = server.wait(30)
-        finally:
-            server.kill()
-        log.seek(0)
-        written = log.read()
+    with launched(options.model, "--slots", str(options.slots), "--max-queue", str(MAX_QUEUE)) as server:
+        result = asyncio.run(run(options, server.url, server.process.pid))
+        server.process.send_signal(signal.SIGTERM)
+        status = server.ends(30)
+        written = server.log.read_text()
     problems = result["problems"]
     if status != 0:
         problems.append(f"the server left with status {status}")

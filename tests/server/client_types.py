@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
@@ -19,7 +20,7 @@ def checked[T](kind: type[T] | Any, answer: Any, ours: frozenset[str] = frozense
       ours: fields that may be there although the client does not know them.
     """
     text = answer if isinstance(answer, str | bytes) else json.dumps(answer)
-    value: T = TypeAdapter(kind).validate_json(text, strict=True)
+    value: T = _adapter(kind).validate_json(text, strict=True)
     unknown = set(_extras(value)) - ours - OPEN_RESPONSES
     assert not unknown, f"the client does not know {unknown} in {text!r}"
     return value
@@ -36,6 +37,11 @@ def events(text: str) -> list[tuple[str, dict[str, Any]]]:
         assert name == f"event: {event['type']}"
         found.append((event["type"], event))
     return found
+
+
+@cache  # since that of OpenAI's events has all of them
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def _extras(value: Any) -> Iterator[str]:

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 from fake_engine import FakeEngine
-from fake_server import VOCAB_SIZE, make_service, served_model
+from fake_server import VOCAB_SIZE, client_of, make_service, served_model
 from roost.server.app import create_app
 from roost.server.generation.service import Service
 from roost.server.text.served_model import ServedModel
@@ -42,6 +42,5 @@ def service(engine: FakeEngine, model: ServedModel) -> Service:
 
 @pytest.fixture
 async def client(service: Service) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(create_app(service))
-    async with httpx.AsyncClient(transport=transport, base_url="http://roost") as client:
+    async with client_of(create_app(service)) as client:
         yield client

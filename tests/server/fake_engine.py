@@ -41,10 +41,7 @@ STATE_FORMAT = SavedStateFormat(
     "counter",
     512,
     SnapshotFormat(
-        64,
-        {"h": ((1, 2), "float32"), "conv": ((1, 3, 2), "float32")},
-        ((1, 2, 2), "float32"),
-        ((2,), "float32"),
+        64, {"h": ((1, 2), "float32"), "conv": ((1, 3, 2), "float32")}, ((1, 2, 2), "float32"), ((2,), "float32")
     ),
 )
 

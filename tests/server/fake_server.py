@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import httpx
 import uvicorn
@@ -23,6 +24,7 @@ from roost.server.observability.metrics import Metrics
 from roost.server.text.chat_template import load_chat_format
 from roost.server.text.served_model import GenerationDefaults, ServedModel
 from roost.server.text.tokenizer import Tokenizer
+from starlette.types import ASGIApp
 
 VOCAB_SIZE = 512
 
@@ -66,6 +68,11 @@ def features_with(service: Service, *own: OpenFeature) -> list[OpenFeature]:
     """Returns all features, open, some of which are the test's own."""
     kinds = set(map(type, own))
     return [*own, *(each for each in open_features(Opening(service)) if type(each) not in kinds)]
+
+
+def client_of(app: ASGIApp, base_url: str = "http://roost", **options: Any) -> httpx.AsyncClient:
+    """Returns a client that reaches an application without a socket."""
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=base_url, **options)
 
 
 @asynccontextmanager

@@ -9,9 +9,5 @@ from .routes import router
 from .tables import TABLES
 
 FEATURE: Final = Feature(
-    "toy",
-    routers=(router,),
-    tables=TABLES,
-    open=open_toys,
-    unused_collectors=lambda: (ToyCollector(lambda: 0),),
+    "toy", routers=(router,), tables=TABLES, open=open_toys, unused_collectors=lambda: (ToyCollector(lambda: 0),)
 )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from roost.server.commands.main import app
+from sweeps import full
 from typer.testing import CliRunner
 
 runner = CliRunner()
@@ -35,7 +36,7 @@ def test_a_model_that_does_not_fit_gets_advice() -> None:
     ]
 
 
-@pytest.mark.parametrize("model", ["random:2b", "random:9b"])
+@pytest.mark.parametrize("model", ["random:9b", *full("random:2b")])
 def test_the_advice_holds(model: str) -> None:
     """Each proposed setup has the slots that it promises."""
     for line in printed(model, "--device", "v5e", "--dtype", "float32", "--mesh", "data=2").splitlines():

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from client_types import checked, events
 from fake_engine import FakeEngine
-from fake_server import VOCAB_SIZE, live, make_service, served_model, until
+from fake_server import VOCAB_SIZE, client_of, live, make_service, served_model, until
 from openai.types.responses import Response, ResponseStreamEvent
 from roost.server.app import create_app
 from roost.server.constraints.grammar import Compilation, GrammarCompiler, GrammarError, GrammarSpec
@@ -74,12 +74,6 @@ async def test_every_spelling(client: httpx.AsyncClient, fields: dict[str, Any],
     assert await text_of(client, "/v1/completions", **fields) in answers
 
 
-async def test_a_chat_takes_the_same_fields(client: httpx.AsyncClient) -> None:
-    """The same functions convert them."""
-    for fields, answers in (CONSTRAINTS[0], CONSTRAINTS[3], CONSTRAINTS[-1]):
-        assert await text_of(client, "/v1/chat/completions", **fields) in answers
-
-
 async def test_any_object(client: httpx.AsyncClient, engine: FakeEngine, tokenizer: Any) -> None:
     for fields in ({"response_format": {"type": "json_object"}}, {"structured_outputs": {"json_object": True}}):
         engine.says = tokenizer.encode('{"a": [1, "b"]}')
@@ -127,28 +121,6 @@ async def test_an_objects_other_keys_are_not_allowed(
     assert text.removeprefix(before).removesuffix("}\n</tool_call>") == '{"mood": "sad"}'
 
 
-UNDECLARED = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a", "b"]}
-
-
-@pytest.mark.parametrize("how", [strictly, loosely])
-async def test_object_with_undeclared_required_properties_is_closed(
-    client: httpx.AsyncClient, engine: FakeEngine, tokenizer: Any, how: Any
-) -> None:
-    engine.says = tokenizer.encode('{"a": 1, "b": 2, "c": 3}')
-    body = {**PATHS["/v1/completions"], "response_format": how(UNDECLARED)}
-    response = await client.post("/v1/completions", json=body)
-    assert json.loads(response.json()["choices"][0]["text"]).keys() == {"a", "b"}
-    assert "x-roost-warnings" not in response.headers
-
-
-async def test_tool_with_undeclared_required_properties_can_be_forced(client: httpx.AsyncClient) -> None:
-    tool = {"type": "function", "function": {"name": "f", "parameters": UNDECLARED}}
-    body = {**PATHS["/v1/chat/completions"], "tools": [tool], "tool_choice": "required", "max_tokens": 5}
-    response = await client.post("/v1/chat/completions", json=body)
-    assert response.status_code == 200, response.text
-    assert "x-roost-warnings" not in response.headers
-
-
 @pytest.mark.parametrize(
     ("fields", "warnings"),
     [
@@ -179,12 +151,6 @@ async def test_empty_grammars_ask_for_nothing(client: httpx.AsyncClient, engine:
 async def test_plain_text_is_not_constrained(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     await text_of(client, "/v1/chat/completions", response_format={"type": "text"})
     assert engine.requests[0].constraint is None
-
-
-async def test_token_ids_can_be_constrained_too(client: httpx.AsyncClient, tokenizer: Any) -> None:
-    body = {"token_ids": [4], "structured_outputs": {"choice": ["yes"]}, "max_tokens": 10}
-    (choice,) = (await client.post("/generate", json=body)).json()["choices"]
-    assert tokenizer.decode(choice["token_ids"]) == "yes"
 
 
 async def test_each_choice_has_a_constraint_of_its_own(client: httpx.AsyncClient, engine: FakeEngine) -> None:
@@ -272,8 +238,7 @@ async def test_a_grammar_that_fails_on_the_way(client: httpx.AsyncClient, engine
 
 
 async def test_a_model_without_a_tokenizer_cannot_do_it(engine: FakeEngine) -> None:
-    app = create_app(make_service(engine, served_model(TokenIdsOnly(VOCAB_SIZE))))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as client:
+    async with client_of(create_app(make_service(engine, served_model(TokenIdsOnly(VOCAB_SIZE))))) as client:
         response = await client.post("/v1/completions", json={"prompt": [4], "regex": "a"})
     assert response.status_code == 400
     assert "no tokenizer" in response.json()["error"]["message"]

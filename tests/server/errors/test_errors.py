@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 from fake_engine import FakeEngine
-from fake_server import make_service, served_model
+from fake_server import client_of, make_service, served_model
 from roost import server
 from roost.server.app import create_app
 from roost.server.errors import kinds
@@ -97,7 +97,7 @@ async def test_an_unexpected_exception(
 
     service = make_service(engine, served_model(tokenizer))
     service.metrics.page = fail
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(service)), base_url="http://roost") as client:
+    async with client_of(create_app(service)) as client:
         error = error_of(await client.get("/metrics"), 500)
     assert error["message"] == "internal server error"
     (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]

@@ -84,8 +84,19 @@ async def test_the_number_of_choices_is_named(client: httpx.AsyncClient) -> None
     assert text.endswith(" choices (prompts times n), got 12800")
 
 
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ({"a": 5}, "metadata.a must be a string, got 5"),
+        ({f"{number}": "v" for number in range(17)}, "metadata must have at most 16 entries, got 17"),
+        ({"n" * 65: "v"}, "a name in metadata must have at most 64 characters, got 65"),
+        ({"a": "v" * 513}, "metadata.a must have at most 512 characters, got 513"),
+    ],
+)
+async def test_metadata(client: httpx.AsyncClient, metadata: dict[str, Any], expected: str) -> None:
+    assert await message(client, "/v1/responses", metadata=metadata) == expected
+
+
 async def test_what_a_union_of_objects_takes(client: httpx.AsyncClient) -> None:
-    text = await message(client, "/v1/responses", metadata={"a": 5})
-    assert text == "metadata.a must be a string, got 5"
     text = await message(client, "/v1/responses", text={"format": {"type": "json_object", "schema": {}}})
     assert text == "text.format: the type json_object takes no schema: use the type json_schema"

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from fake_engine import FakeEngine
-from fake_server import limited, until
+from fake_server import client_of, limited, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from roost.server.app import create_app
@@ -44,8 +44,9 @@ NOISE = 8192
 @asynccontextmanager
 async def shared(service: Service) -> AsyncIterator[httpx.AsyncClient]:
     """Yields a client of a server with small budgets and two tenants."""
-    app = create_app(limited(service, ROOM, tenants=2), Access(keys=ApiKeys(["greedy:g", "modest:m"])))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as client:
+    async with client_of(
+        create_app(limited(service, ROOM, tenants=2), Access(keys=ApiKeys(["greedy:g", "modest:m"])))
+    ) as client:
         yield client
 
 
@@ -310,8 +311,7 @@ def _measured(kind: Any, raw: bytes) -> tuple[int, int]:
 
 async def test_request_larger_than_the_budget_is_refused(service: Service) -> None:
     """The response tells clients not to retry."""
-    app = create_app(limited(service, 20_000))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as client:
+    async with client_of(create_app(limited(service, 20_000))) as client:
         body = {"prompt": [5] * 4000, "echo": True, "logprobs": 20, "max_tokens": 1}
         response = await client.post("/v1/completions", json=body)
     assert response.status_code == 413
@@ -321,8 +321,7 @@ async def test_request_larger_than_the_budget_is_refused(service: Service) -> No
 
 async def test_saved_state_counts_for_each_prompt(service: Service, engine: FakeEngine) -> None:
     """Each prompt has its own copy of the state's token ids."""
-    app = create_app(limited(service, 700))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as client:
+    async with client_of(create_app(limited(service, 700))) as client:
         response = await client.post("/generate", json={"token_ids": [5] * 150, "max_tokens": 1})
         saved = (await client.post("/v1/states", json={"request_id": response.json()["id"]})).json()
         num_requests = len(engine.requests)

@@ -114,17 +114,7 @@ class Reader:
 
 
 GROWING = {"content", "text", "arguments", "partial_json", "delta"}
-LISTS = {
-    "token_ids",
-    "content",
-    "tokens",
-    "token_logprobs",
-    "top_logprobs",
-    "text_offset",
-    "own",
-    "top",
-    "logprobs",
-}
+LISTS = {"token_ids", "content", "tokens", "token_logprobs", "top_logprobs", "text_offset", "own", "top", "logprobs"}
 
 
 def without_ids(event: Mapping[str, Any]) -> dict[str, Any]:

@@ -78,11 +78,6 @@ async def test_text_of_a_stop_token_completes_no_stop_string(engine: FakeEngine,
     assert (delta.text, delta.stop_reason) == ("bc", 7)
 
 
-async def test_half_a_character_at_the_end_is_replaced(engine: FakeEngine, tokenizer: Tokenizer) -> None:
-    (delta,) = await run(engine, tokenizer, [EURO[0] - 1], max_tokens=1)
-    assert (delta.text, delta.token_ids) == ("\ufffd", (EURO[0],))
-
-
 async def test_closing_frees_every_slot(engine: FakeEngine, tokenizer: Tokenizer) -> None:
     choices = [Choice(i, Prompt((4,)), SamplingParams(max_tokens=None)) for i in range(3)]
     generation = start(engine, tokenizer, *choices)
@@ -105,13 +100,6 @@ async def test_cancelled_wait_loses_nothing(engine: FakeEngine, tokenizer: Token
     assert [delta.text async for delta in generation] == ["b", "c"]
     with pytest.raises(StopAsyncIteration):
         await anext(generation)
-
-
-async def test_error_of_one_choice_is_raised(engine: FakeEngine, tokenizer: Tokenizer) -> None:
-    engine.breaks_after = 1
-    with pytest.raises(RuntimeError, match="secret detail"):
-        await run(engine, tokenizer, [4, 5])
-    assert not engine.running
 
 
 async def test_unread_deltas_are_bounded(engine: FakeEngine, tokenizer: Tokenizer) -> None:
@@ -179,12 +167,6 @@ async def test_deltas_of_several_choices_are_joined_apart(tokenizer: Tokenizer) 
     engine = FloodEngine(list(outputs(1000, 5)))
     deltas = await read_all(start(engine, tokenizer, *map(endless, range(3))))
     assert [(delta.index, delta.text) for delta in deltas] == [(i, "b" * 1000) for i in range(3)]
-
-
-async def test_reader_that_keeps_up_gets_every_delta(engine: FakeEngine, tokenizer: Tokenizer) -> None:
-    choice = Choice(0, Prompt((4,)), SamplingParams(max_tokens=5))
-    deltas = await read_all(start(engine, tokenizer, choice))
-    assert [delta.text for delta in deltas] == ["b", "c", "d", "e", "f"]
 
 
 async def test_reader_that_catches_up_does_not_block_the_event_loop(tokenizer: Tokenizer) -> None:

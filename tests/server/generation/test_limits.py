@@ -2,10 +2,9 @@
 
 from dataclasses import replace
 
-import httpx
 import pytest
 from fake_engine import FakeEngine
-from fake_server import make_service
+from fake_server import client_of, make_service
 from roost.engine import EngineConfig
 from roost.server.app import create_app
 from roost.server.assembly import service as assembly
@@ -29,7 +28,7 @@ async def test_choices_without_slots_have_to_fit_into_the_queue(
 ) -> None:
     service = replace(make_service(engine, model), limits=Limits(max_choices_tokens=100))
     body = {"prompt": [[4] * 30] * num_choices, "max_tokens": 1}
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(service)), base_url="http://roost") as client:
+    async with client_of(create_app(service)) as client:
         response = await client.post("/v1/completions", json=body)
     assert response.status_code == status, response.text
     if status == 400:

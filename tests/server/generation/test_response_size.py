@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from fake_engine import FakeEngine
-from fake_server import make_service, served_model
+from fake_server import client_of, make_service, served_model
 from fastapi import FastAPI
 from pydantic import field_validator
 from roost.server.app import create_app
@@ -79,7 +79,7 @@ def spy(tokenizer: Tokenizer) -> SpyTokenizer:
 async def watched(spy: SpyTokenizer, engine: FakeEngine) -> AsyncIterator[httpx.AsyncClient]:
     app = create_app(make_service(engine, served_model(spy)))
     spy.num_on_loop = 0
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as client:
+    async with client_of(app) as client:
         yield client
 
 
@@ -107,14 +107,8 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"properties
             {"messages": [{"role": "user", "content": TEXT}], "prompt_logprobs": 1, "max_tokens": 1},
         ),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}] * 3000, "max_tokens": 1}),
-        (
-            "/v1/chat/completions",
-            {"messages": [{"role": "user", "content": "a"}], "tools": [TOOL], "max_tokens": 1},
-        ),
-        (
-            "/v1/messages/count_tokens",
-            {"messages": [{"role": "user", "content": [PART] * 9000}]},
-        ),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}], "tools": [TOOL], "max_tokens": 1}),
+        ("/v1/messages/count_tokens", {"messages": [{"role": "user", "content": [PART] * 9000}]}),
         ("/v1/responses", {"input": [{"role": "user", "content": "a"}] * 3000, "max_output_tokens": 1}),
         ("/tokenize", {"prompt": "\u2581" * 20_000}),
         ("/detokenize", {"tokens": IDS}),
@@ -169,11 +163,7 @@ def test_large_content_is_the_same_json() -> None:
         ("/v1/completions", {"prompt": "a" * 300_000, "echo": True, "n": 128}, "echo"),
         ("/v1/completions", {"prompt": [5] * 60_000, "prompt_logprobs": 20}, "prompt_logprobs"),
         ("/v1/completions", {"prompt": [5] * 60_000, "echo": True, "logprobs": 20}, "echo"),
-        (
-            "/v1/completions",
-            {"prompt": [5] * 60_000, "prompt_logprobs": 20, "n": 2},
-            "prompt_logprobs",
-        ),
+        ("/v1/completions", {"prompt": [5] * 60_000, "prompt_logprobs": 20, "n": 2}, "prompt_logprobs"),
         ("/generate", {"token_ids": [5] * 60_000, "prompt_logprobs": 20, "stream": True}, "prompt_logprobs"),
         ("/v1/completions", {"prompt": [5] * 200_000, "return_token_ids": True, "n": 128}, "return_token_ids"),
         ("/v1/completions", {"prompt": "a", "n": 128, "logprobs": 20, "max_tokens": 4096}, "max_tokens"),

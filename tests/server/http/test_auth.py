@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 from fake_engine import FakeEngine
-from fake_server import until
+from fake_server import client_of, until
 from roost.server.app import create_app
 from roost.server.generation.service import Service
 from roost.server.http.auth import Access, ApiKeys, load_access, reload_keys
@@ -17,13 +17,9 @@ from roost.server.settings import load_settings
 KEYS = ApiKeys(["alice:a", "bob:b"])
 
 
-def client_of(service: Service, access: Access, url: str = "http://roost") -> httpx.AsyncClient:
-    return httpx.AsyncClient(transport=httpx.ASGITransport(create_app(service, access)), base_url=url)
-
-
 @pytest.fixture
 async def shared(service: Service) -> AsyncIterator[httpx.AsyncClient]:
-    async with client_of(service, Access(KEYS)) as client:
+    async with client_of(create_app(service, Access(KEYS))) as client:
         yield client
 
 
@@ -75,8 +71,8 @@ async def test_abort_does_not_reach_another_tenants_requests(shared: httpx.Async
 async def test_admin_port_serves_the_metrics(service: Service) -> None:
     access = Access(KEYS, admin_port=9000)
     async with (
-        client_of(service, access, "http://r:8000") as public,
-        client_of(service, access, "http://r:9000") as own,
+        client_of(create_app(service, access), "http://r:8000") as public,
+        client_of(create_app(service, access), "http://r:9000") as own,
     ):
         expected = {"/metrics": (404, 200), "/health": (200, 200), "/health/ready": (200, 200), "/": (200, 404)}
         for path, statuses in expected.items():
@@ -95,7 +91,7 @@ async def test_unknown_origin_gets_no_cors_headers(client: httpx.AsyncClient) ->
 
 
 async def test_allowed_origin_gets_cors_headers(service: Service) -> None:
-    async with client_of(service, Access(KEYS, allowed_origins=("https://good.example",))) as client:
+    async with client_of(create_app(service, Access(KEYS, allowed_origins=("https://good.example",)))) as client:
         headers = {
             "origin": "https://good.example",
             "access-control-request-method": "POST",
@@ -115,8 +111,7 @@ async def test_allowed_origin_gets_cors_headers(service: Service) -> None:
 @pytest.fixture
 async def locked(service: Service) -> AsyncIterator[httpx.AsyncClient]:
     """Client of a server whose only key is "sesame"."""
-    transport = httpx.ASGITransport(create_app(service, Access(ApiKeys(["sesame"]))))
-    async with httpx.AsyncClient(transport=transport, base_url="http://roost") as client:
+    async with client_of(create_app(service, Access(ApiKeys(["sesame"])))) as client:
         yield client
 
 
@@ -133,11 +128,6 @@ async def test_request_without_a_known_key_is_refused(locked: httpx.AsyncClient,
         assert response.headers["x-request-id"]
 
 
-async def test_request_with_a_known_key_passes(locked: httpx.AsyncClient) -> None:
-    for given in ("Bearer sesame", "bearer sesame"):
-        assert (await locked.get("/v1/models", headers={"authorization": given})).status_code == 200
-
-
 async def test_removed_key_is_refused_and_its_running_requests_end_as_usual(
     service: Service, engine: FakeEngine, tmp_path: Path
 ) -> None:
@@ -145,7 +135,7 @@ async def test_removed_key_is_refused_and_its_running_requests_end_as_usual(
     path.write_text("alice:a\n")
     settings = load_settings({"api_key_file": str(path)})
     access = load_access(settings, None)
-    async with client_of(service, access) as client:
+    async with client_of(create_app(service, access)) as client:
         engine.gate.clear()
         body = {"prompt": "a", "max_tokens": 3, "stream": True}
         running = asyncio.create_task(client.post("/v1/completions", json=body, headers=key_of("alice")))

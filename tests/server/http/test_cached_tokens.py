@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import pytest
 from fake_engine import FakeEngine
+from fake_server import client_of
 from roost.server.app import create_app
 from roost.server.generation.service import Service
 from roost.server.http.auth import Access, ApiKeys
@@ -35,17 +36,13 @@ async def test_openais_usage(client: httpx.AsyncClient, engine: FakeEngine, path
     assert usage["prompt_tokens_details"] == {"cached_tokens": 2}, "a prompt counts once"
 
 
-async def test_usage_of_a_stream(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+async def test_usage_of_a_stream_and_of_responses(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     engine.num_cached = 2
+    assert (await ask(client, "/v1/responses"))["usage"]["input_tokens_details"]["cached_tokens"] == 2
     options = {"include_usage": True}
     body = {**BODIES["/v1/chat/completions"], "stream": True, "stream_options": options}
     response = await client.post("/v1/chat/completions", json=body)
     assert response.text.count('"cached_tokens":2') == 1
-
-
-async def test_usage_of_responses(client: httpx.AsyncClient, engine: FakeEngine) -> None:
-    engine.num_cached = 2
-    assert (await ask(client, "/v1/responses"))["usage"]["input_tokens_details"]["cached_tokens"] == 2
 
 
 async def test_anthropics_usage_tells_what_was_read_apart(client: httpx.AsyncClient, engine: FakeEngine) -> None:
@@ -74,8 +71,7 @@ async def test_keys_keep_tenants_apart_if_asked_to(service: Service, engine: Fak
     access = Access(ApiKeys(["one:11", "two:22"]))
     headers = [{"authorization": "Bearer 11"}, {"x-api-key": "11"}, {"x-api-key": "22"}]
     for by_key in (True, False):
-        transport = httpx.ASGITransport(create_app(replace(service, salt_by_key=by_key), access))
-        async with httpx.AsyncClient(transport=transport, base_url="http://roost") as client:
+        async with client_of(create_app(replace(service, salt_by_key=by_key), access)) as client:
             for each in headers:
                 response = await client.post("/generate", json=BODIES["/generate"], headers=each)
                 assert response.status_code == 200

@@ -3,9 +3,8 @@
 import json
 from typing import Any
 
-import httpx
 from fake_engine import FakeEngine
-from fake_server import VOCAB_SIZE, make_service, served_model
+from fake_server import VOCAB_SIZE, client_of, make_service, served_model
 from hypothesis import given
 from hypothesis import strategies as st
 from roost.server.app import create_app
@@ -59,8 +58,7 @@ def requests(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
 @given(case=requests())
 async def test_no_value_breaks_the_server(tokenizer: Tokenizer, case: tuple[str, dict[str, Any]]) -> None:
     path, body = case
-    app = create_app(make_service(FakeEngine(VOCAB_SIZE), served_model(tokenizer)))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as client:
+    async with client_of(create_app(make_service(FakeEngine(VOCAB_SIZE), served_model(tokenizer)))) as client:
         content = json.dumps(body)
         response = await client.post(path, content=content, headers={"content-type": "application/json"})
     assert response.status_code in (200, 400, 404), response.text

@@ -1,4 +1,4 @@
-"""Twelve hundred of the bad requests of `tests/robust/fuzz.py`, over a socket; others are sent to a server process."""
+"""Six hundred of the bad requests of `tests/robust/fuzz.py`, over a socket; others are sent to a server process."""
 
 import random
 from collections.abc import Mapping
@@ -13,9 +13,9 @@ from roost.server.text.tokenizer import Tokenizer
 async def test_nothing_gets_the_better_of_it(tokenizer: Tokenizer) -> None:
     service = make_service(FakeEngine(VOCAB_SIZE), served_model(tokenizer, max_tokens_limit=8))
     async with live(service) as client:
-        found = await fuzz.run(str(client.base_url), 1200, seed=1, num_clients=4)
+        found = await fuzz.run(str(client.base_url), 600, seed=1, num_clients=4)
     assert not found.problems, "\n".join(found.problems)
-    assert min(found.kinds[kind] for kind in ("values", "text", "requests", "bytes")) > 60
+    assert min(found.kinds[kind] for kind in ("values", "text", "requests", "bytes")) > 30
     assert all(found.statuses[status] for status in ("200", "400", "404", "405"))
 
 

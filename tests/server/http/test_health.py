@@ -5,13 +5,14 @@ from dataclasses import replace
 import httpx
 import pytest
 from fake_engine import FakeEngine
+from fake_server import client_of
 from roost.server.app import create_app
 from roost.server.assembly.service import LoadProgress
 from roost.server.generation.service import Limits, Service
 
 
 async def prove(service: Service) -> httpx.Response:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(service)), base_url="http://roost") as client:
+    async with client_of(create_app(service)) as client:
         return await client.get("/health_generate")
 
 
@@ -53,8 +54,7 @@ async def test_a_request_while_the_model_loads_says_how_far_it_is(service: Servi
     progress = LoadProgress()
     for step in (("weights", 8, 8), ("compile", 3, 21)):
         progress(*step)
-    app = create_app(replace(service, loading=lambda: progress.text))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as client:
+    async with client_of(create_app(replace(service, loading=lambda: progress.text))) as client:
         response = await client.post("/v1/completions", json={"prompt": "a"})
     assert (response.status_code, response.json()["error"]["code"]) == (503, "model_loading")
     where = "loading weights: 8 of 8, compiling: 3 of 21"

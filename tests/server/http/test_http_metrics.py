@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
+from fake_server import client_of
 from roost.server.app import create_app
 from roost.server.generation.service import Service
 from roost.server.http.auth import Access, ApiKeys
@@ -13,8 +14,7 @@ HEADERS = {"authorization": "Bearer k"}
 
 @pytest.fixture
 async def keyed(service: Service) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(create_app(service, Access(ApiKeys(["k"]))))
-    async with httpx.AsyncClient(transport=transport, base_url="http://roost", headers=HEADERS) as client:
+    async with client_of(create_app(service, Access(ApiKeys(["k"]))), headers=HEADERS) as client:
         yield client
 
 

@@ -175,11 +175,7 @@ async def test_malformed_http_is_refused(port: int, data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "lines",
-    [
-        b"Transfer-Encoding: gzip, chunked\r\n",
-        b"Transfer-Encoding: identity\r\nTransfer-Encoding: chunked\r\n",
-    ],
+    "lines", [b"Transfer-Encoding: gzip, chunked\r\n", b"Transfer-Encoding: identity\r\nTransfer-Encoding: chunked\r\n"]
 )
 async def test_transfer_encodings_but_chunked_are_refused(port: int, lines: bytes) -> None:
     assert error(await talk(port, HEAD + lines + b"\r\n2\r\n{}\r\n0\r\n\r\n"))[0] == 415

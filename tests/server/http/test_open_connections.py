@@ -61,12 +61,12 @@ def test_nothing_is_open_beyond_the_reserve() -> None:
 
 
 def test_a_limit_that_rises_is_followed() -> None:
-    limit = LIMIT
-    port = PortConnections(limit)
+    port = PortConnections(LIMIT)
     opened(port, LIMIT, b"/generate")
     late = Opened()
     port.open(late)
     assert not port.begin(late, b"/generate")
+    assert (port.counts.num_refused, port.counts.num_busy) == (1, LIMIT)
     port.limit += 1
     assert port.begin(late, b"/generate")
 

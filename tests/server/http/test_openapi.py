@@ -9,7 +9,7 @@ import httpx
 import jsonschema
 import pytest
 from fake_engine import FakeEngine
-from fake_server import VOCAB_SIZE, make_service, served_model
+from fake_server import VOCAB_SIZE, client_of, make_service, served_model
 from roost.engine import CacheStats, EngineStats
 from roost.server.app import create_app, open_features
 from roost.server.feature import Opening
@@ -135,10 +135,7 @@ async def test_calls_match(
     call = tokenizer.encode('<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>')
     for path, body in (
         ("/v1/responses", {"input": "hi", "tools": [{"type": "function", **TOOL}]}),
-        (
-            "/v1/messages",
-            {"messages": HI, "max_tokens": 99, "tools": [{"name": "f", "input_schema": {}}]},
-        ),
+        ("/v1/messages", {"messages": HI, "max_tokens": 99, "tools": [{"name": "f", "input_schema": {}}]}),
     ):
         engine.says = call
         response = await client.post(path, json=body)
@@ -243,8 +240,7 @@ async def test_every_route_takes_and_sends_the_types_that_it_declares(
     monkeypatch.setattr("roost.server.features.native.debug._record", lambda seconds: b"")
     features = open_features(Opening(service, load_settings({"store": f"sqlite://{tmp_path / 'store.db'}"})))
     app = create_app(service, Access(admin_keys=ApiKeys(["root"])), features)
-    transport, headers = httpx.ASGITransport(app), {"authorization": "Bearer root"}
-    async with httpx.AsyncClient(transport=transport, base_url="http://roost", headers=headers) as client:
+    async with client_of(app, headers={"authorization": "Bearer root"}) as client:
         to = Recorder(client)
         await send_to_fixed_paths(to)
         await send_to_responses(to)
@@ -261,6 +257,12 @@ async def test_every_route_takes_and_sends_the_types_that_it_declares(
         if part
     }
     assert to.types == declared
+
+
+def test_errors_are_described_as_they_are(description: dict[str, Any]) -> None:
+    for operation in (each for path in description["paths"].values() for each in path.values()):
+        assert "422" not in operation["responses"]
+        assert "4XX" in operation["responses"]
 
 
 async def test_references_resolve(description: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
-from fake_server import limited, until
+from fake_server import client_of, limited, until
 from roost.server.app import create_app
 from roost.server.generation.service import Service
 
@@ -15,8 +15,7 @@ JSON = {"content-type": "application/json"}
 @pytest.fixture
 async def small(service: Service) -> AsyncIterator[httpx.AsyncClient]:
     """Client of a server that accepts bodies of 1,000 bytes."""
-    transport = httpx.ASGITransport(create_app(limited(service, 1000)))
-    async with httpx.AsyncClient(transport=transport, base_url="http://roost") as client:
+    async with client_of(create_app(limited(service, 1000))) as client:
         yield client
 
 

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
+from fake_server import client_of
 from roost.server.app import create_app
 from roost.server.generation.service import Service
 from roost.server.http.auth import Access, ApiKeys
@@ -14,8 +15,7 @@ KEY, ROOT = {"authorization": "Bearer k"}, {"authorization": "Bearer root"}
 
 @pytest.fixture
 async def client(service: Service) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(service, Access(ApiKeys(["k"]), ApiKeys(["root"])), root_path="/llm")
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://r") as client:
+    async with client_of(create_app(service, Access(ApiKeys(["k"]), ApiKeys(["root"])), root_path="/llm")) as client:
         yield client
 
 

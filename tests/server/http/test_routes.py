@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import httpx
 import pytest
+from fake_server import client_of
 from roost.server.app import create_app
 from roost.server.errors.request_errors import ApiError
 from roost.server.generation.admission import MAX_CONTAINERS, Admission, decode_json
@@ -121,8 +122,7 @@ async def test_too_many_messages_are_refused(client: httpx.AsyncClient) -> None:
 
 
 async def test_prompt_over_the_maximum_length_is_refused(service: Service) -> None:
-    app = create_app(replace(service, limits=Limits(max_prompt_tokens=4)))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as client:
+    async with client_of(create_app(replace(service, limits=Limits(max_prompt_tokens=4)))) as client:
         assert (await client.post("/v1/completions", json={"prompt": [[4], [5] * 4]})).status_code == 200
         error = (await client.post("/v1/completions", json={"prompt": [[4], [5] * 5]})).json()["error"]
         assert error["code"] == "context_length_exceeded"

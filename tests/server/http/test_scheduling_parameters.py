@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 from fake_engine import FakeEngine
-from fake_server import make_service, served_model, until
+from fake_server import client_of, make_service, served_model, until
 from roost.engine import (
     ConstraintError,
     EngineDeadError,
@@ -44,7 +44,7 @@ async def test_every_api_takes_them(client: httpx.AsyncClient, engine: FakeEngin
 
 async def test_the_operators_limit_holds_whatever_is_asked_for(engine: FakeEngine, tokenizer: Tokenizer) -> None:
     service = make_service(engine, served_model(tokenizer), request_timeout_s=10.0)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(service)), base_url="http://roost") as client:
+    async with client_of(create_app(service)) as client:
         for timeout, seconds in ((None, 10), (5, 5), (1000, 10)):
             before = time.monotonic()
             await client.post("/v1/completions", json={"prompt": "a", "timeout": timeout})

@@ -107,12 +107,7 @@ async def test_a_failure_in_the_middle_is_an_event_and_the_end(client: httpx.Asy
     *chunks, error, rest = response.text.split("\n\n")
     assert [json.loads(chunk[6:])["choices"][0]["finish_reason"] for chunk in chunks] == [None, None]
     assert json.loads(error.removeprefix("data: ")) == {
-        "error": {
-            "message": "the engine died",
-            "type": "server_error",
-            "param": None,
-            "code": "engine_unavailable",
-        }
+        "error": {"message": "the engine died", "type": "server_error", "param": None, "code": "engine_unavailable"}
     }
     assert rest == ""
     assert not engine.running

@@ -4,6 +4,7 @@ import re
 
 import httpx
 import pytest
+from fake_server import client_of
 from roost.server.app import create_app
 from roost.server.generation.service import Service
 from roost.server.http.auth import Access, ApiKeys
@@ -49,8 +50,7 @@ async def test_a_url_without_a_right_one_says_where_all_are(client: httpx.AsyncC
 
 
 async def test_a_hint_has_the_prefix_of_a_proxy(service: Service) -> None:
-    transport = httpx.ASGITransport(create_app(service, root_path="/llm"))
-    async with httpx.AsyncClient(transport=transport, base_url="http://roost") as client:
+    async with client_of(create_app(service, root_path="/llm")) as client:
         message = (await client.post("/llm/chat/completions", json={})).json()["error"]["message"]
         assert message.endswith("use /llm/v1/chat/completions")
         assert 'href="/llm/openapi.json"' in (await client.get("/llm/docs")).text
@@ -62,8 +62,7 @@ async def test_a_wrong_method_says_the_right_one(client: httpx.AsyncClient) -> N
 
 
 async def test_docs_lists_each_endpoint_without_a_key_and_loads_nothing(service: Service) -> None:
-    transport = httpx.ASGITransport(create_app(service, Access(ApiKeys(["key"]))))
-    async with httpx.AsyncClient(transport=transport, base_url="http://roost") as client:
+    async with client_of(create_app(service, Access(ApiKeys(["key"])))) as client:
         response = await client.get("/docs")
         schema = (await client.get("/openapi.json", headers={"x-api-key": "key"})).json()
     assert response.headers["content-type"].startswith("text/html")

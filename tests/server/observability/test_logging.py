@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 import pytest
 from fake_engine import FakeEngine
+from fake_server import client_of
 from prometheus_client import CollectorRegistry
 from roost.server.app import create_app
 from roost.server.generation.service import Service
@@ -50,8 +51,7 @@ def logs(*, as_json: bool) -> Iterator[None]:
 
 @pytest.fixture
 async def locked(service: Service, as_json: None) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(service, Access(ApiKeys(["alice:topsecretkey"])))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as client:
+    async with client_of(create_app(service, Access(ApiKeys(["alice:topsecretkey"])))) as client:
         yield client
 
 
@@ -118,10 +118,7 @@ async def raising(scope: Scope, receive: Receive, send: Send) -> None:
 @pytest.mark.usefixtures("as_text")
 async def test_client_cannot_forge_a_text_line(capsys: pytest.CaptureFixture[str]) -> None:
     """Paths, exceptions, names of fields and messages of other libraries are escaped."""
-    async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(RequestScope(raising, HttpMetrics(CollectorRegistry()), (), "m")),
-        base_url="http://roost",
-    ) as client:
+    async with client_of(RequestScope(raising, HttpMetrics(CollectorRegistry()), (), "m")) as client:
         path = "/" + urllib.parse.quote(FORGED.encode("utf-8", "replace"))
         assert (
             await client.get(path, headers={"x-client-request-id": "a b", "x-request-id": "c d"})
@@ -138,10 +135,7 @@ async def test_client_cannot_forge_a_text_line(capsys: pytest.CaptureFixture[str
 
 @pytest.mark.usefixtures("as_json")
 async def test_client_cannot_forge_a_json_line(capsys: pytest.CaptureFixture[str]) -> None:
-    async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(RequestScope(raising, HttpMetrics(CollectorRegistry()), (), "m")),
-        base_url="http://roost",
-    ) as client:
+    async with client_of(RequestScope(raising, HttpMetrics(CollectorRegistry()), (), "m")) as client:
         await client.get("/" + urllib.parse.quote(FORGED.encode("utf-8", "replace")))
     logging.getLogger("asyncio").error("connection lost: %s", FORGED)
     assert [line["level"] for line in lines(capsys)] == ["error", "info", "error"]

@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import httpx
 import pytest
 from fake_engine import FakeEngine
+from fake_server import client_of
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -37,8 +38,7 @@ async def traced(service: Service, engine: FakeEngine, spans: InMemorySpanExport
     provider.add_span_processor(SimpleSpanProcessor(spans))
     tracing = Tracing(provider, "counter")
     service = replace(service, metrics=Metrics(lambda: engine.stats, observers=[tracing]))
-    app = create_app(service, Access(ApiKeys(["alice:a"])), trace=tracing.middleware)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as client:
+    async with client_of(create_app(service, Access(ApiKeys(["alice:a"])), trace=tracing.middleware)) as client:
         yield client
 
 
@@ -164,8 +164,7 @@ async def test_spans_reach_a_collector(
     endpoint, got = collector
     telemetry = open_telemetry(load_settings({"otlp_traces_endpoint": endpoint}), "counter")
     service = replace(service, metrics=Metrics(lambda: engine.stats, observers=telemetry.observers))
-    transport = httpx.ASGITransport(create_app(service, trace=telemetry.trace))
-    async with httpx.AsyncClient(transport=transport, base_url="http://roost") as client:
+    async with client_of(create_app(service, trace=telemetry.trace)) as client:
         await client.post("/v1/completions", json={"prompt": "abc"})
     telemetry.close()
     sent = [ExportTraceServiceRequest.FromString(body) for body in got]

@@ -1,7 +1,5 @@
 """Any order of roles in all APIs, and the one prompt that it becomes."""
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,7 @@ import httpx
 import pytest
 from chat_templates import GEMMA_TEMPLATE
 from fake_engine import FakeEngine
-from fake_server import make_service, served_model
+from fake_server import client_of, make_service, served_model
 from roost.server.app import create_app
 from roost.server.constraints.tools import call_text
 from roost.server.text.chat_template import load_chat_format
@@ -93,12 +91,6 @@ async def test_a_message_of_the_assistant_at_the_end_is_continued_in_anthropics_
     assert count.json() == {"input_tokens": len(request.prompt_token_ids)}
 
 
-async def test_only_on_demand_is_it_continued_in_openais(client: httpx.AsyncClient) -> None:
-    body = {"messages": [A], "continue_final_message": True}
-    rendered = await client.post("/v1/chat/completions/render", json=body)
-    assert rendered.json()["prompt"] == prompt_of("") + "A"
-
-
 async def test_a_response_may_go_on_with_the_assistants_words(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     """The stored answer and the new message are one turn."""
     first = (await client.post("/v1/responses", json={"input": [S], "max_output_tokens": 1})).json()
@@ -176,30 +168,6 @@ async def test_tools_are_introduced_in_the_first_turn_of_any_order(
 # --- a checkpoint's own template
 
 
-@pytest.fixture
-def client_of(tokenizer: Tokenizer, tmp_path: Path) -> Callable[[str], AbstractAsyncContextManager[httpx.AsyncClient]]:
-    @asynccontextmanager
-    async def client_of(template: str) -> AsyncIterator[httpx.AsyncClient]:
-        (tmp_path / "chat_template.jinja").write_text(template)
-        model = replace(served_model(tokenizer), chat_format=load_chat_format(tmp_path, tokenizer))
-        transport = httpx.ASGITransport(create_app(make_service(FakeEngine(), model)))
-        async with httpx.AsyncClient(transport=transport, base_url="http://roost") as client:
-            yield client
-
-    return client_of
-
-
-@pytest.mark.parametrize(("messages", "prompt"), ORDERS)
-async def test_gemmas_template_takes_any_order(
-    client_of: Callable[[str], AbstractAsyncContextManager[httpx.AsyncClient]],
-    messages: list[dict[str, str]],
-    prompt: str,
-) -> None:
-    async with client_of(GEMMA_TEMPLATE) as client:
-        rendered = await client.post("/v1/chat/completions/render", json={"messages": messages})
-        assert rendered.json()["prompt"] == prompt
-
-
 @pytest.mark.parametrize(
     ("path", "body", "param"),
     [
@@ -210,16 +178,15 @@ async def test_gemmas_template_takes_any_order(
     ],
 )
 async def test_what_a_template_refuses_is_an_error_in_its_words(
-    client_of: Callable[[str], AbstractAsyncContextManager[httpx.AsyncClient]],
-    path: str,
-    body: dict[str, Any],
-    param: str,
+    tokenizer: Tokenizer, tmp_path: Path, path: str, body: dict[str, Any], param: str
 ) -> None:
     refusing = (
         "{% if messages[-1].role == 'assistant' and add_generation_prompt %}"
         "{{ raise_exception('Expected last role user, got assistant') }}{% endif %}"
     )
-    async with client_of(refusing + GEMMA_TEMPLATE) as client:
+    (tmp_path / "chat_template.jinja").write_text(refusing + GEMMA_TEMPLATE)
+    model = replace(served_model(tokenizer), chat_format=load_chat_format(tmp_path, tokenizer))
+    async with client_of(create_app(make_service(FakeEngine(), model))) as client:
         response = await client.post(path, json=body)
     assert response.status_code == 400
     error = response.json()["error"]

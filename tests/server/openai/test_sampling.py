@@ -122,7 +122,7 @@ async def test_choices_of_one_prompt_are_forks_of_the_first(client: httpx.AsyncC
     ids = [request.id.rpartition("-")[2] for request in engine.requests]
     parents = [request.fork_of and request.fork_of.rpartition("-")[2] for request in engine.requests]
     assert (ids, parents) == (list("012345"), [None, "0", "0", None, "3", "3"])
-    assert len({request.params.seed for request in engine.requests}) == 3
+    assert [request.params.seed for request in engine.requests] == [5, 6, 7, 5, 6, 7]
 
 
 def scored(index: int, *logprobs: float) -> Delta:

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fake_server import client_of
 from roost.server.app import create_app
 from roost.server.features.anthropic.schemas import MessagesBody
 from roost.server.features.native.schemas import GenerateBody
@@ -157,8 +158,7 @@ async def test_unknown_names_within_objects_are_reported_or_refused(
     response = await post(client, kind, **fields)
     assert response.status_code == 200
     assert warnings_of(response) == [reported]
-    app = create_app(service, strict=True)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as strict:
+    async with client_of(create_app(service, strict=True)) as strict:
         response = await post(strict, kind, **fields)
     assert response.status_code == 400
     assert f"the field '{reported.split()[0]}' is unknown" in response.json()["error"]["message"]
@@ -179,8 +179,7 @@ async def test_unknown_query_parameters_are_reported_or_refused(
     response = await client.get(path)
     assert response.status_code == 200
     assert warnings_of(response) == reported
-    app = create_app(service, strict=True)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as strict:
+    async with client_of(create_app(service, strict=True)) as strict:
         response = await strict.get(path)
     assert response.status_code == (200 if refused is None else 400)
     assert refused is None or response.json()["error"]["message"] == refused
@@ -296,8 +295,7 @@ async def test_one_request_does_not_see_the_reports_of_another(client: httpx.Asy
 
 
 async def test_a_strict_server_says_which_field_was_meant(service: Service) -> None:
-    app = create_app(service, strict=True)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as client:
+    async with client_of(create_app(service, strict=True)) as client:
         error = (await post(client, ChatBody, frequncy_penalty=1)).json()["error"]
         assert error["message"] == "the field 'frequncy_penalty' is unknown; did you mean frequency_penalty?"
         assert error["param"] == "frequncy_penalty"
@@ -384,10 +382,3 @@ async def test_several_prompts_of_whole_numbers(client: httpx.AsyncClient) -> No
     response = await client.post("/v1/completions", json=body)
     assert response.status_code == 200, response.text
     assert response.json()["usage"]["prompt_tokens"] == 3
-
-
-@pytest.mark.parametrize("value", [16.5, 1e300, "16", True])
-async def test_other_values_are_no_whole_numbers(client: httpx.AsyncClient, value: Any) -> None:
-    response = await client.post("/v1/completions", json={"prompt": "a", "max_tokens": value})
-    assert response.status_code == 400, response.text
-    assert response.json()["error"]["param"] == "max_tokens"

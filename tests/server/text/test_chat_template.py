@@ -73,11 +73,7 @@ type Formats = Mapping[str, ChatFormat]
 
 @pytest.fixture(scope="module")
 def formats(gemma: ChatFormat, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Formats:
-    templates = {
-        "gemma": GEMMA_TEMPLATE,
-        "system first": SYSTEM_FIRST_TEMPLATE,
-        "any order": NATIVE_SYSTEM_TEMPLATE,
-    }
+    templates = {"gemma": GEMMA_TEMPLATE, "system first": SYSTEM_FIRST_TEMPLATE, "any order": NATIVE_SYSTEM_TEMPLATE}
     loaded = {
         name: with_template(tmp_path_factory.mktemp("template"), source, tokenizer)
         for name, source in templates.items()
@@ -284,14 +280,11 @@ class TestFoldingForTemplates:
         self, formats: Formats, gemma: ChatFormat, roles: tuple[str, ...]
     ) -> None:
         names = {"s": "system", "u": "user", "a": "assistant"}
-        messages = [Message(names[role], f"text {place}") for place, role in enumerate(roles)]
-        for ending in (Ending(), Ending(add_header=False)):
-            assert formats["gemma"].encode(messages, ending) == gemma.encode(messages, ending)
-
-    def test_gemmas_template_never_writes_a_system_turn(self, formats: Formats) -> None:
-        """Gemma's check misses a system message at an odd position."""
-        expected = "<bos><start_of_turn>user\nU\n\nS\n\nV<end_of_turn>\n<start_of_turn>model\n"
-        assert formats["gemma"].render([user("U"), system("S"), user("V")]) == expected
+        for texts in (("a", "b", "c"), ("", " b\n", "c ")):
+            messages = [Message(names[role], text) for role, text in zip(roles, texts, strict=False)]
+            for ending in (Ending(), Ending(add_header=False)):
+                assert formats["gemma"].render(messages, ending) == gemma.render(messages, ending)
+                assert formats["gemma"].encode(messages, ending) == gemma.encode(messages, ending)
 
     def test_any_order_stays_if_all_orders_are_taken(self, formats: Formats) -> None:
         messages = [assistant("A"), user("U"), user("V"), system("S"), assistant("B"), assistant("C")]
@@ -432,23 +425,6 @@ def side(message: Message) -> str:
 
 
 class TestTemplates:
-    @pytest.mark.parametrize(
-        "messages",
-        [
-            [user("Hello")],
-            [user(" Hello\n"), assistant("Hi "), user("How are you?")],
-            [system("Be brief."), user("Hello")],
-            [user("a"), user("b"), assistant("c"), system("d"), user("e")],
-            [user("")],
-        ],
-    )
-    def test_gemmas_equals_the_built_in_format(
-        self, gemma: ChatFormat, tokenizer: Tokenizer, tmp_path: Path, messages: list[Message]
-    ) -> None:
-        chat = with_template(tmp_path, GEMMA_TEMPLATE, tokenizer)
-        assert chat.encode(messages) == gemma.encode(messages)
-        assert chat.render(messages) == gemma.render(messages)
-
     def test_gets_roles_as_they_are(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
         chat = with_template(tmp_path, NATIVE_SYSTEM_TEMPLATE, tokenizer)
         messages = [Message("developer", "S"), user("U"), Message("model", "A"), user("V")]

@@ -219,11 +219,6 @@ class TestUtf8:
         detokenizer = Detokenizer(TOKENIZER)
         assert [detokenizer.push([token_id]) for token_id in TOKENIZER.encode("🙂")] == ["", "", "", "🙂"]
 
-    def test_incomplete_character_is_replaced_at_the_end(self) -> None:
-        detokenizer = Detokenizer(TOKENIZER)
-        assert detokenizer.push([byte_id(0xF0), byte_id(0x9F)]) == ""
-        assert detokenizer.finish() == "�"
-
     def test_invalid_byte_is_replaced_as_soon_as_it_is_known(self) -> None:
         detokenizer = Detokenizer(TOKENIZER)
         assert detokenizer.push([byte_id(0xFF)]) == "�"
@@ -232,9 +227,6 @@ class TestUtf8:
         detokenizer = Detokenizer(TOKENIZER, ["�"])
         assert detokenizer.push([*TOKENIZER.encode("a"), byte_id(0xE2)]) == "a"
         assert (detokenizer.finish(), detokenizer.stop_string) == ("", "�")
-
-    def test_control_tokens_add_nothing(self) -> None:
-        assert "".join(stream(Detokenizer(TOKENIZER), [TOKENIZER.encode("a<end_of_turn>b")])) == "ab"
 
 
 class TestStopStrings:

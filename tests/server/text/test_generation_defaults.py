@@ -90,6 +90,8 @@ def test_a_request_has_the_last_word(opinionated: ServedModel) -> None:
     (params,) = chat_params(ChatBody.model_validate({"messages": HI, **fields}), opinionated)
     assert (params.temperature, params.top_p, params.top_k, params.min_p, params.typical_p) == (0, 1, 0, 0, 1)
     assert params.max_tokens == 3
+    newer = ChatBody.model_validate({"messages": HI, "max_tokens": 3, "max_completion_tokens": 7})
+    assert chat_params(newer, opinionated)[0].max_tokens == 7
 
 
 def test_completions_keep_their_own_limit(opinionated: ServedModel) -> None:

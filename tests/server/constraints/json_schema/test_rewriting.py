@@ -44,12 +44,7 @@ CASES = [
         ["x", {"t": "x"}, [{"t": {"t": "x"}}]],
         [1, {}, [1]],
     ),
-    (
-        "branches that overlap",
-        {"type": "integer", "oneOf": [{"maximum": 5}, {"minimum": 3}]},
-        [2, 6],
-        [3, 4, 5],
-    ),
+    ("branches that overlap", {"type": "integer", "oneOf": [{"maximum": 5}, {"minimum": 3}]}, [2, 6], [3, 4, 5]),
     ("not a constant", {"type": "integer", "not": {"const": 5}}, [4, 6, -3], [5]),
     ("not some texts", {"type": "string", "not": {"enum": ["ab", "b", ""]}}, ["a", "abc", "c", "\n"], ["ab", "b", ""]),
     ("not a type", {"not": {"type": ["string", "null"]}}, [1, 1.5, True, [], {}], ["x", None]),

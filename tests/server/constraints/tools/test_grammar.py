@@ -21,10 +21,7 @@ PLACE = {
     "additionalProperties": False,
     "$defs": {"city": {"enum": ["Oslo", "Rome"]}},
 }
-TOOLS = [
-    FunctionTool("get_weather", parameters=PLACE),
-    FunctionTool("now"),
-]
+TOOLS = [FunctionTool("get_weather", parameters=PLACE), FunctionTool("now")]
 TOKENIZER = synthetic_tokenizer(1024)
 OSLO = call_text("get_weather", '{"city": "Oslo"}')
 NOW = call_text("now", "{}")
