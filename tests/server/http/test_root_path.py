@@ -31,7 +31,7 @@ async def test_paths_work_with_and_without_the_prefix(client: httpx.AsyncClient,
 
 async def test_links_have_the_prefix(client: httpx.AsyncClient) -> None:
     message = (await client.get("/v1", headers=KEY)).json()["error"]["message"]
-    assert 'base_url="http://r/llm/v1"' in message
+    assert 'base_url="http://roost/llm/v1"' in message
     assert {"url": "/llm"} in (await client.get("/openapi.json", headers=KEY)).json()["servers"]
 
 
