@@ -11,7 +11,6 @@ import sys
 import tomllib
 from pathlib import Path
 from types import ModuleType
-from unittest.mock import Mock
 
 import pytest
 
@@ -54,12 +53,6 @@ def finds(tmp_path: Path, *versions: str) -> str:
         tmp_path / "uv",
         f'for last; do :; done; case "$last" in {"|".join(versions)}) echo /at/$last;; *) exit 2;; esac',
     )
-
-
-def test_a_python_of_each_version_is_found_or_none(tmp_path: Path) -> None:
-    uv = finds(tmp_path, "3.12")
-    assert dev.find_python(uv, "3.12") == "/at/3.12"
-    assert dev.find_python(uv, "3.13") is None
 
 
 @pytest.mark.parametrize("source", ["variable", "file"])
@@ -221,11 +214,6 @@ def test_a_changed_file_installs_again_in_place(venv: Path, commands: Commands, 
     assert commands.made_venvs() == 0
 
 
-def test_every_source_of_the_native_kernels_counts() -> None:
-    native = ROOT / "kernels/native"
-    assert set(dev.NATIVE) == {native / "build.py", *(native / "csrc").iterdir()}
-
-
 def test_a_moved_checkout_installs_again(venv: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = dev.fingerprint(("cpu",))
     monkeypatch.setattr(dev, "ROOT", dev.ROOT / "requirements" / "..")
@@ -259,15 +247,6 @@ def test_clients_for_node_are_installed_once_for_each_lock(node_clients: Path, c
     dev.install_node_clients(node_clients)
     assert len(commands) == 2
     assert (node_clients / "package-lock.json").read_text() == "{ }"
-
-
-def test_clients_for_node_that_were_not_installed_are_tried_again(node_clients: Path, commands: Commands) -> None:
-    commands.fail_at = "ci"
-    with pytest.raises(dev.Problem, match="could not install the clients for Node"):
-        dev.install_node_clients(node_clients)
-    commands.fail_at = ""
-    dev.install_node_clients(node_clients)
-    assert len(commands) == 2
 
 
 def test_without_npm_the_clients_for_node_are_left_out(
@@ -418,17 +397,6 @@ def test_a_long_command_says_that_it_goes_on(monkeypatch: pytest.MonkeyPatch, tm
     dev.call(["sh", "-c", f"until [ -e {mark} ]; do :; done"], "installing all", "could not")
     assert said[0] == "installing all"
     assert re.fullmatch(r"installing all, for \d+ s now", said[1])
-
-
-def test_the_documentation_leaves_roosts_port_alone(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], commands: Commands, venv: Path
-) -> None:
-    run: list[list[str]] = []
-    monkeypatch.setattr(dev, "prepare", lambda venv, locks: venv / "bin" / "python")
-    monkeypatch.setattr(dev.subprocess, "run", lambda command, **_: run.append(command) or Mock(returncode=0))
-    assert dev.docs(venv / "bin" / "python", ["--serve"]) == 0
-    assert run == [[str(venv / "bin" / "zensical"), "serve", "--dev-addr", "localhost:8008"]]
-    assert "open http://localhost:8008" in capfd.readouterr().err
 
 
 def test_on_a_terminal_a_clock_moves(tmp_path: Path) -> None:

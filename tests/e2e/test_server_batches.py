@@ -269,7 +269,7 @@ def test_a_batch_waits_while_nothing_can_be_written(tiny_config: Path, address: 
         assert look(server, batch_id)["status"] == "in_progress"
         assert look(server, batch_id)["output_file_id"] is None
         resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, before)
-        wait_for(server, batch_id, len(lines), seconds=120)
+        wait_for(server, batch_id, len(lines))
         assert len(texts(server, look(server, batch_id))) == len(lines)
         log = server.log.read_text()
         assert "the store's file cannot be used" in log

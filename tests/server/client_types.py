@@ -1,9 +1,9 @@
 """What clients believe: answers checked against the types of their own packages, strictly."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel, TypeAdapter
 
@@ -20,7 +20,7 @@ def checked[T](kind: type[T] | Any, answer: Any, ours: frozenset[str] = frozense
       ours: fields that may be there although the client does not know them.
     """
     text = answer if isinstance(answer, str | bytes) else json.dumps(answer)
-    value: T = _adapter(kind).validate_json(text, strict=True)
+    value: T = _adapter(cast(Hashable, kind)).validate_json(text, strict=True)
     unknown = set(_extras(value)) - ours - OPEN_RESPONSES
     assert not unknown, f"the client does not know {unknown} in {text!r}"
     return value

@@ -3,9 +3,10 @@
 import itertools
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import pytest
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 STYLE = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False, "coerce_one_of": True}
@@ -24,6 +25,11 @@ class Bytes:
 
 
 TOKENIZER = LLTokenizer(TokenizerWrapper(Bytes()))
+
+
+def named(cases: Iterable[tuple[Any, ...]]) -> list[Any]:
+    """Returns cases of `pytest.mark.parametrize` whose ids come first."""
+    return [pytest.param(*values, id=name) for name, *values in cases]
 
 
 def opened(schema: Any) -> Any:

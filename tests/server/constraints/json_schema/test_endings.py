@@ -6,7 +6,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from grammars import allows, random_text
+from grammars import allows, named, random_text
 from roost.server.constraints.json_schema import prepare
 
 LEFT = {"type": "object", "properties": {"left": {"$ref": "#/$defs/left"}}, "required": ["left"]}
@@ -90,7 +90,7 @@ ENDING = [
 ]
 
 
-@pytest.mark.parametrize("schema", [case[1] for case in ENDING], ids=[case[0] for case in ENDING])
+@pytest.mark.parametrize("schema", named(ENDING))
 def test_every_walk_through_the_grammar_ends(schema: Any) -> None:
     prepared = prepare(schema)
     assert prepared.dropped == ()

@@ -4,7 +4,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from grammars import allows, opened
+from grammars import allows, named, opened
 from hypothesis import given
 from hypothesis import strategies as st
 from roost.server.constraints.grammar import GrammarError
@@ -53,9 +53,7 @@ DROPPED = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("schema", "value", "dropped"), [case[1:] for case in DROPPED], ids=[case[0] for case in DROPPED]
-)
+@pytest.mark.parametrize(("schema", "value", "dropped"), named(DROPPED))
 def test_unenforceable_keyword_is_dropped_and_reported(schema: Any, value: Any, dropped: list[str]) -> None:
     prepared = prepare(opened(schema))
     assert list(prepared.dropped) == dropped
@@ -87,7 +85,7 @@ ENFORCED = [
 ]
 
 
-@pytest.mark.parametrize(("schema", "good", "bad"), [case[1:] for case in ENFORCED], ids=[case[0] for case in ENFORCED])
+@pytest.mark.parametrize(("schema", "good", "bad"), named(ENFORCED))
 def test_enforceable_keyword_is_enforced(schema: Any, good: list[Any], bad: list[Any]) -> None:
     prepared = prepare(opened(schema))
     assert prepared.dropped == ()
@@ -213,7 +211,7 @@ CLOSED = [
 ]
 
 
-@pytest.mark.parametrize(("schema", "good", "bad"), [case[1:] for case in CLOSED], ids=[case[0] for case in CLOSED])
+@pytest.mark.parametrize(("schema", "good", "bad"), named(CLOSED))
 def test_objects_are_closed_as_a_whole(schema: Any, good: list[Any], bad: list[Any]) -> None:
     closed = prepare(schema).schema
     assert all(allows(closed, value) for value in good)
@@ -229,7 +227,7 @@ OPEN = [
 ]
 
 
-@pytest.mark.parametrize(("schema", "value"), [case[1:] for case in OPEN], ids=[case[0] for case in OPEN])
+@pytest.mark.parametrize(("schema", "value"), named(OPEN))
 def test_explicitly_open_object_stays_open(schema: Any, value: Any) -> None:
     assert allows(prepare(schema).schema, value)
 
@@ -288,9 +286,7 @@ UNDECLARED = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("schema", "good", "bad"), [case[1:] for case in UNDECLARED], ids=[case[0] for case in UNDECLARED]
-)
+@pytest.mark.parametrize(("schema", "good", "bad"), named(UNDECLARED))
 def test_a_closed_object_allows_just_what_is_declared_or_required(schema: Any, good: list[Any], bad: list[Any]) -> None:
     prepared = prepare(schema)
     assert prepared.dropped == ()
@@ -325,9 +321,7 @@ IDENTIFIED = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("schema", "good", "bad"), [case[1:] for case in IDENTIFIED], ids=[case[0] for case in IDENTIFIED]
-)
+@pytest.mark.parametrize(("schema", "good", "bad"), named(IDENTIFIED))
 def test_references_hold_beside_an_identifier(schema: Any, good: Any, bad: Any) -> None:
     prepared = prepare(schema).schema
     assert allows(prepared, good)

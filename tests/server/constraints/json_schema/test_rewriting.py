@@ -6,7 +6,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from grammars import accepts, allows, opened
+from grammars import accepts, allows, named, opened
 from hypothesis import given
 from hypothesis import strategies as st
 from roost.server.constraints.grammar import GrammarError
@@ -126,7 +126,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("schema", "good", "bad"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+@pytest.mark.parametrize(("schema", "good", "bad"), named(CASES))
 def test_keyword_is_enforced_exactly(schema: Any, good: list[Any], bad: list[Any]) -> None:
     prepared = prepare(opened(schema))
     assert prepared.dropped == ()
