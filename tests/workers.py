@@ -123,7 +123,6 @@ test more closely what others reach; marked `full`. The default run leaves them 
 
 ON_POSTGRESQL: Final = (
     "tests/server/database/",
-    "tests/server/features/batches/test_line_claims.py",
     "tests/server/features/responses/test_claim_table.py",
     "tests/server/features/responses/test_leases.py",
     "tests/server/features/usage/",

@@ -1,1 +1,1 @@
-"""Work that replicas share: who owns it and for how long, whose turn it is, and the loop that runs it."""
+"""What tenants store, and work that replicas share: objects, leases, turns, and the loop that runs work."""

@@ -149,7 +149,7 @@ def test_lines_of_responses_act_once_whatever_dies(tiny_config: Path, address: s
                     begin(server, file_id, RESPONSES_URL)
             assert server.ends() == -signal.SIGKILL
         with closing(sqlite3.connect(address.removeprefix("sqlite://"), timeout=30)) as database, database:
-            database.execute("UPDATE roost_batch_claims SET owner = NULL, lease_until = 0")
+            database.execute("UPDATE roost_lines SET owner = NULL, lease_until = 0")
     with replica(tiny_config, address) as server:
         (batch,) = httpx.get(f"{server.url}/v1/batches", timeout=60).json()["data"]
         print(f"{batch['request_counts']['completed']} of {NUM_EFFECTS} lines had ended after {NUM_KILLS} kills")

@@ -5,9 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 from roost.server.database.database import Database, Transaction
-from roost.server.features.batches import batch_table, file_table, line_claims
+from roost.server.features.batches import batch_table, file_table
 from roost.server.features.batches.batch_records import BatchRecord, BatchStatus, LineClaim, LineResult
-from roost.server.features.batches.tenant_turns import Places
+from roost.server.features.batches.line_table import LineTable
+from roost.server.storage.claims import Places
 
 MODEL = "model"
 
@@ -50,7 +51,7 @@ def make_batch(
 def claimed(run: Run, owner: str, limit: int, max_bytes: int = 10**9, **places: Any) -> list[LineClaim]:
     """Claims as many lines as a replica has places for."""
     room = Places(limit, **{"max_of_tenant": limit, **places})
-    return run(line_claims.claim, owner=owner, model=MODEL, places=room, max_bytes=max_bytes)
+    return run(LineTable(max_bytes).claim, owner=owner, model=MODEL, places=room)
 
 
 def end(run: Run, claim: LineClaim, *, fails: bool = False) -> None:

@@ -5,16 +5,25 @@ from contextlib import asynccontextmanager
 
 from fake_server import features_with
 from roost.server.app import create_app
-from roost.server.features.batches.batch_worker import BatchWorker
+from roost.server.features.batches.batch_records import LineClaim
+from roost.server.features.batches.line_worker import LineKind, OpenLines, line_worker
 from roost.server.features.batches.open_batches import OpenBatches
+from roost.server.storage.worker import Worker
+
+
+def lines_of(worker: Worker[LineClaim]) -> OpenLines:
+    """Returns the open lines of a worker."""
+    kind = worker._kind
+    assert isinstance(kind, LineKind)
+    return kind.lines
 
 
 @asynccontextmanager
-async def working(batches: OpenBatches, tenants: int = 1) -> AsyncIterator[BatchWorker]:
+async def working(batches: OpenBatches, tenants: int = 1) -> AsyncIterator[Worker[LineClaim]]:
     """Runs a replica's worker until the end of the `with` block."""
     assert batches.store is not None
     app = create_app(batches.service, features=features_with(batches.service, batches))
-    worker = BatchWorker(batches.service, app, batches.store, tenants=tenants)
+    worker = line_worker(batches.service, app, batches.store, tenants=tenants)
     worker.start()
     try:
         yield worker

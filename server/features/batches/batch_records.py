@@ -5,11 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
-SUSPECT_DEATHS: Final = 2
-"""Number of deaths of a line's owners at which the line is a suspect and runs alone."""
-
-MAX_LONE_DEATHS: Final = 3
-"""Number of deaths of owners that ran a line alone, after which the line fails."""
+from ...storage.work import Claim, Lease
 
 
 class BatchStatus(StrEnum):
@@ -123,26 +119,6 @@ class BatchRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class LineLease:
-    """Right of one replica to end a line.
-
-    Attributes:
-      number: Number of the line in the input, from 1.
-      fence: Fencing number. Each new owner gets a higher number, and writes with a lower one are refused.
-    """
-
-    tenant: str
-    batch: str
-    number: int
-    fence: int
-
-    @property
-    def values(self) -> tuple[str, str, int, int]:
-        """Values that identify the lease in a statement."""
-        return self.tenant, self.batch, self.number, self.fence
-
-
-@dataclass(frozen=True, slots=True)
 class LineClaim:
     """A line that a replica has claimed.
 
@@ -150,33 +126,17 @@ class LineClaim:
       data: The line of the input.
       model: Identity of its batch's model.
       is_expired: Whether its batch has passed its completion window. Such a line does not run any more.
-      num_deaths: Number of replicas whose leases on the line ended without the line being given back.
-      num_lone_deaths: Number of these replicas that ran no other line at that time.
     """
 
-    lease: LineLease
+    claim: Claim
     data: bytes
     model: str
     is_expired: bool
-    num_deaths: int = 0
-    num_lone_deaths: int = 0
 
     @property
-    def may_be_deadly(self) -> bool:
-        """Whether the line may have caused the deaths of its owners. Such a line is parsed only while no other line is
-        open.
-        """
-        return self.num_deaths >= SUSPECT_DEATHS
-
-    @property
-    def is_deadly(self) -> bool:
-        """Whether the line has reached the maximum number of lone deaths, and must not run again."""
-        return self.num_lone_deaths >= MAX_LONE_DEATHS
-
-    @property
-    def runs_alone(self) -> bool:
-        """Whether the line must run while no other line is open."""
-        return self.may_be_deadly and not self.is_deadly and not self.is_expired
+    def lease(self) -> Lease:
+        """Right to end the line."""
+        return self.claim.lease
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,8 @@
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from functools import partial
-from itertools import groupby
 from typing import Final
 from uuid import uuid4
 
@@ -13,23 +12,28 @@ from ...database.errors import StoreClosedError, StoreUnavailableError
 from ...database.group_commit import MAX_SHARE, GroupCommit, WriteLoad, shares
 from ...errors import kinds
 from ...errors.request_errors import ApiError, bad_value
-from ...storage.objects import Page, PageSpec
-from ...tenancy.tenant import TenantLocks, tenant
+from ...storage.claims import Places
 from ...storage.tenant_objects import TenantObjects, missing
-from . import batch_table, file_table, line_claims, line_leases, quotas
-from .batch_records import BatchRecord, BatchStatus, BatchTotals, FileRecord, LineClaim, LineLease, LineResult
-from .batch_table import BATCHES
+from ...storage.work import LEASE_S, Lease
+from ...storage.worker import Leases
+from ...tenancy.tenant import TenantLocks, tenant
+from . import batch_table, file_table, quotas
+from .batch_records import BatchRecord, BatchStatus, BatchTotals, FileRecord, LineClaim, LineResult
+from .batch_table import BATCHES, LineEnd
 from .file_table import FILES
-from .tenant_turns import Places
+from .line_table import LineTable
 
 _REPLY_S: Final = 5.0
 """Seconds after which a client gets an error while the database is unavailable."""
 
-_OWNER_S: Final = 2 * line_leases.LEASE_S
+_OWNER_S: Final = 2 * LEASE_S
 """Timeout of writing a line's result, in seconds. Its lease has ended by then, so others may claim the line."""
 
 _INTERVAL_S: Final = 0.01
 """Minimum seconds between the beginnings of two transactions. An upload waits for several in sequence."""
+
+_RESULTS_S: Final = 0.05
+"""Minimum seconds between the beginnings of two transactions that store results of lines."""
 
 _LINES_OF_ROW: Final = 8
 """Number of lines that take as long to store as a row: they are appended to their table, and have one index."""
@@ -58,6 +62,7 @@ class BatchStore:
       files, batches: Files and batches by the ids that clients send.
       uploads: Turns of receiving a file, one per tenant at a time.
       has_work: Set when a batch was created here, and by a worker when it has room for lines.
+      leases: Leases of this replica on lines.
       totals: Counts of all replicas from the last `look`; None before the first.
       retention_s: Age in seconds after which files and ended batches are deleted.
       num_refused: Total writes of this replica that were refused because of their fencing number.
@@ -79,17 +84,12 @@ class BatchStore:
         self._database = database
         interval_s = _INTERVAL_S if database.is_shared else 0.0
         self._commits = GroupCommit(database, interval_s, lane=Lane.UPLOADS)
-        self._leases = GroupCommit(database, interval_s, lane=Lane.LEASES)
         self.files = TenantObjects(FILES, _FILE_ID, "file", database, self._commits)
         self.batches = TenantObjects(BATCHES, _BATCH_ID, "batch", database, self._commits)
+        self._results = GroupCommit(database, _RESULTS_S, batch_table.end_all, Lane.UPLOADS)
+        self._lines = LineTable(max_bytes)
+        self.leases = Leases(database, self._lines, interval_s)
         self.retention_s = retention_s
-        self._max_bytes = max_bytes
-        self._replica = uuid4().hex
-
-    @property
-    def is_outdated(self) -> bool:
-        """Whether a newer server has excluded this one from the database."""
-        return self._database.outdated is not None
 
     @property
     def is_stuck(self) -> bool:
@@ -109,7 +109,7 @@ class BatchStore:
         owner, file_id = tenant.get(), f"file-{uuid4().hex}"
 
         def begin(transaction: Transaction) -> str | None:
-            excess = (quotas.usage(transaction, owner) + quotas.NEW_FILE).excess(self._max_bytes)
+            excess = (quotas.usage(transaction, owner) + quotas.NEW_FILE).excess(self._lines.max_bytes)
             if excess is None:
                 file_table.begin(transaction, owner, file_id, "batch", name)
             return excess
@@ -131,7 +131,7 @@ class BatchStore:
 
         def add(transaction: Transaction, some: Sequence[bytes]) -> str | None:
             file_table.grow(transaction, owner, file_id, first - 1 + len(some), num_bytes)
-            excess = quotas.usage(transaction, owner).excess(self._max_bytes)
+            excess = quotas.usage(transaction, owner).excess(self._lines.max_bytes)
             if excess is None:
                 file_table.add_lines(transaction, owner, file_id, first, some)
             return excess
@@ -259,7 +259,7 @@ class BatchStore:
 
         def insert(transaction: Transaction) -> tuple[str | None, BatchRecord | None]:
             more = quotas.new_batch(batch.num_lines)
-            excess = (quotas.usage(transaction, batch.tenant) + more).excess(self._max_bytes)
+            excess = (quotas.usage(transaction, batch.tenant) + more).excess(self._lines.max_bytes)
             return excess, None if excess else batch_table.insert(transaction, batch, window_s)
 
         excess, stored = await self._commits.write(insert, _REPLY_S)
@@ -275,7 +275,7 @@ class BatchStore:
             return None
         owner = batch.tenant
         sizes = await self._database.run(lambda each: quotas.sizes(each, [owner]), timeout_s=_REPLY_S)
-        return quotas.full(sizes[owner], self._max_bytes) if sizes[owner] >= self._max_bytes else None
+        return quotas.full(sizes[owner], self._lines.max_bytes) if sizes[owner] >= self._lines.max_bytes else None
 
     async def claim(self, model: str, places: Places) -> Sequence[LineClaim]:
         """Claims lines of any tenant for this replica, or a single line that must run alone.
@@ -284,8 +284,7 @@ class BatchStore:
           model: Identity of the served model.
           places: Room for lines.
         """
-        claim = partial(line_claims.claim, owner=self._replica, model=model, places=places, max_bytes=self._max_bytes)
-        return await self._leases.write(claim, _REPLY_S)
+        return await self.leases.write(lambda each: self._lines.claim(each, self.leases.owner, model, places))
 
     async def claim_expired(self, limit: int) -> Sequence[LineClaim]:
         """Claims lines of expired batches of any model.
@@ -293,45 +292,19 @@ class BatchStore:
         Args:
           limit: Maximum number of lines.
         """
-        claim = partial(line_claims.claim_expired, owner=self._replica, limit=limit)
-        return await self._leases.write(claim, _REPLY_S)
+        return await self.leases.write(lambda each: self._lines.claim_expired(each, self.leases.owner, limit))
 
-    async def mark_alone(self, lease: LineLease) -> bool:
-        """Records that this replica runs only this line; returns whether it still owns the line."""
-        return await self._commits.write(lambda each: line_leases.mark_alone(each, lease), _REPLY_S)
+    async def refuse(self, lease: Lease) -> None:
+        """Gives back a line that this replica could not run now. Other replicas may claim it after a pause."""
+        self.num_given_back += 1
+        await self.leases.refuse([lease])
 
-    async def renew(self) -> Sequence[LineLease]:
-        """Extends the leases of this replica's lines, and returns them."""
-        return await self._leases.write(lambda each: line_leases.renew(each, self._replica), _REPLY_S)
-
-    async def release(self, leases: Iterable[LineLease]) -> None:
-        """Gives lines back to other replicas."""
-        await self._leases.write(partial(line_leases.release, leases=list(leases)), 1.0)
-
-    async def refuse(self, leases: Sequence[LineLease]) -> None:
-        """Gives back lines that this replica could not run now. Other replicas may claim them after a pause."""
-        self.num_given_back += len(leases)
-        await self._leases.write(partial(line_leases.refuse, leases=leases), 1.0)
-
-    async def end(self, results: Mapping[LineLease, LineResult]) -> None:
-        """Stores the results of lines, except lines that another replica or no replica owns now."""
-        by_tenant = groupby(
-            sorted(results, key=lambda lease: (lease.tenant, lease.batch)), key=lambda lease: lease.tenant
-        )
-        writes = [
-            self._end(owner, {lease: results[lease] for lease in some})
-            for owner, leases in by_tenant
-            for some in shares(leases, lambda lease: len(results[lease].line), MAX_SHARE.num_rows)
-        ]
-        errors = [error for error in await asyncio.gather(*writes, return_exceptions=True) if error is not None]
-        if errors:
-            raise errors[0]
-
-    async def _end(self, owner: str, results: Mapping[LineLease, LineResult]) -> None:
-        end = partial(batch_table.end, results=results)
-        load = WriteLoad(len(results), sum(len(result.line) for result in results.values()))
-        held = await self._commits.write(end, _OWNER_S, load, waits_for_room=True, owner=owner)
-        self.num_refused += len(results) - len(held)
+    async def end(self, lease: Lease, result: LineResult) -> None:
+        """Stores the result of a line, unless another replica or no replica owns the line now."""
+        load = WriteLoad(1, len(result.line))
+        end = LineEnd(lease, result)
+        if not await self._results.write(end, _OWNER_S, load, waits_for_room=True, owner=lease.tenant):
+            self.num_refused += 1
 
     async def look(self) -> None:
         """Updates the counts for metrics, and removes expired batches and files, and files deleted by clients."""

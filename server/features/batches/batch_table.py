@@ -1,19 +1,21 @@
 """All statements on batches, as functions of a transaction.
 
-The lines of a batch are numbered by their places in run order. Lines before the place `next_line` were claimed, and
-only claimed lines that have not ended have rows in `roost_batch_claims`; see `line_claims`. `end` checks a line's
-fencing number, removes the claim and stores the output line in one transaction, so that each line of the input has one
-line of output. The end of a batch's last line completes the batch's files.
+`end` removes a line from the shared work and stores the output line in one transaction, so that each line of the input
+has one line of output. The end of a batch's last line completes the batch's files.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from ...database.database import Transaction, placeholders
+from ...database.group_commit import Work
 from ...storage.objects import ObjectTable, Page, PageSpec
+from ...storage.work import IS_OWNED, Lease
 from . import file_table
-from .batch_records import BatchRecord, BatchStatus, BatchTotals, LineLease, LineResult
+from .batch_records import BatchRecord, BatchStatus, BatchTotals, LineResult
 from .file_table import FILES
+from .line_table import LINE_WORK
 
 _MAX_EXPIRED: Final = 1000
 """Maximum number of batches that one transaction deletes."""
@@ -24,13 +26,12 @@ _MAX_COUNTED: Final = 100_000
 BATCHES: Final = ObjectTable(
     "roost_batches",
     BatchRecord,
-    extra={"next_line": int, "claimed": float, "output_bytes": int, "error_bytes": int},
+    extra={"output_bytes": int, "error_bytes": int},
     indexes={
         "list": "(tenant, created, id)",
         "ended": "(created) WHERE status <> 'in_progress'",
         "statuses": "(status, tenant)",
         "inputs": "(tenant, input_file) WHERE status = 'in_progress'",
-        "waiting": "(tenant, model, claimed, created, id) WHERE status = 'in_progress' AND next_line <= num_lines",
         "expiries": "(expires) WHERE status = 'in_progress'",
     },
 )
@@ -47,7 +48,8 @@ def insert(transaction: Transaction, batch: BatchRecord, window_s: float) -> Bat
     """
     if not _locked_file(transaction, batch.tenant, batch.input_file):
         return None
-    BATCHES.insert(transaction, batch, created="{now}", expires=f"{{now}} + {float(window_s)}", next_line="1")
+    if BATCHES.insert(transaction, batch, created="{now}", expires=f"{{now}} + {float(window_s)}"):
+        LINE_WORK.add_range(transaction, batch.tenant, batch.id, batch.model, batch.num_lines)
     return BATCHES.find(transaction, batch.tenant, batch.id)
 
 
@@ -77,12 +79,31 @@ def cancel(transaction: Transaction, tenant: str, batch_id: str) -> BatchRecord 
     """
     locked = transaction.rows("SELECT status FROM roost_batches WHERE tenant = ? AND id = ? {lock}", tenant, batch_id)
     if locked and locked[0][0] == BatchStatus.IN_PROGRESS:
-        transaction.execute("DELETE FROM roost_batch_claims WHERE tenant = ? AND batch = ?", tenant, batch_id)
+        LINE_WORK.drop(transaction, tenant, batch_id)
         _close(transaction, tenant, batch_id, BatchStatus.CANCELLED)
     return BATCHES.find(transaction, tenant, batch_id)
 
 
-def end(transaction: Transaction, results: Mapping[LineLease, LineResult]) -> set[LineLease]:
+@dataclass(frozen=True, slots=True)
+class LineEnd:
+    """Write of a line's result."""
+
+    lease: Lease
+    result: LineResult
+
+    def __call__(self, transaction: Transaction) -> bool:
+        """Stores the result; returns whether the replica was still the line's owner."""
+        return bool(end(transaction, {self.lease: self.result}))
+
+
+def end_all(transaction: Transaction, works: Sequence[Work[bool]]) -> list[bool]:
+    """Stores the results of all lines of a transaction; see `end`."""
+    ends = [each for each in works if isinstance(each, LineEnd)]
+    held = end(transaction, {each.lease: each.result for each in ends})
+    return [each.lease in held for each in ends]
+
+
+def end(transaction: Transaction, results: Mapping[Lease, LineResult]) -> set[Lease]:
     """Stores the results of lines. A batch ends with its last line.
 
     All lines share a few statements: after each statement, this thread waits for the interpreter lock, which the
@@ -95,7 +116,7 @@ def end(transaction: Transaction, results: Mapping[LineLease, LineResult]) -> se
       The leases whose holders were still the owners. Other results are not stored: another replica has claimed the
       line, or the batch has ended.
     """
-    names = sorted({(lease.tenant, lease.batch) for lease in results})
+    names = sorted({lease[:2] for lease in results})
     # Batches are locked in one order, and before claims as in `cancel`, so that replicas never block each other.
     locked = transaction.rows(
         f"""
@@ -104,27 +125,15 @@ def end(transaction: Transaction, results: Mapping[LineLease, LineResult]) -> se
         """,
         *(value for name in names for value in name),
     )
-    held = _delete_claims(transaction, list(results))
+    held = LINE_WORK.end(transaction, list(results))
     for tenant, batch, output_file, error_file in locked:
-        own = {lease.number: results[lease] for lease in held if (lease.tenant, lease.batch) == (tenant, batch)}
+        own = {lease.number: results[lease] for lease in held if lease[:2] == (tenant, batch)}
         if own:
             files = {False: output_file, True: error_file}
             lines = [(files[result.is_failed], number, result.line) for number, result in own.items()]
             file_table.put_lines(transaction, tenant, lines)
             _count(transaction, tenant, batch, list(own.values()))
     return held
-
-
-def _delete_claims(transaction: Transaction, leases: Sequence[LineLease]) -> set[LineLease]:
-    """Deletes claims, and returns the leases that were still held."""
-    rows = transaction.rows(
-        f"""
-        DELETE FROM roost_batch_claims WHERE (tenant, batch, number, fence) IN (VALUES {placeholders(len(leases), 4)})
-        RETURNING tenant, batch, number, fence
-        """,
-        *(value for lease in leases for value in lease.values),
-    )
-    return {LineLease(*row) for row in rows}
 
 
 def _count(transaction: Transaction, tenant: str, batch_id: str, results: Sequence[LineResult]) -> None:
@@ -189,10 +198,5 @@ def totals(transaction: Transaction) -> BatchTotals:
         """,
         _MAX_COUNTED,
     )
-    query = """
-        SELECT count(*) FROM (
-            SELECT 1 FROM roost_batch_claims WHERE owner > '' AND lease_until >= {now} LIMIT ?) AS counted
-    """
-    ((running,),) = transaction.rows(query, _MAX_COUNTED)
     found = {status.value: int(count) for status, count in zip(BatchStatus, statuses, strict=True) if count}
-    return BatchTotals(found, int(lines), int(running), float(oldest))
+    return BatchTotals(found, int(lines), LINE_WORK.count(transaction, IS_OWNED), float(oldest))

@@ -37,10 +37,11 @@ class LineRunner:
         """Returns the result of a line; None if this replica cannot run it now."""
         tenant.set(claim.lease.tenant)  # of this task only
         id = _id(claim)
-        if claim.is_deadly:  # parsing may end the replica
-            message = f"{claim.num_lone_deaths} replicas that ran this line alone ended before it did"
+        owned = claim.claim
+        if owned.is_deadly:  # parsing may end the replica
+            message = f"{owned.num_lone_deaths} replicas that ran this line alone ended before it did"
             return _failed(error_line(id, leading_custom_id(claim.data), "server_error", message))
-        if claim.is_expired and claim.may_be_deadly:
+        if claim.is_expired and owned.may_be_deadly:
             return _failed(error_line(id, leading_custom_id(claim.data), "batch_expired", self._expired(claim)))
         own = self._service.admissions.open_preemptible(id, is_repeated=claim.lease.fence > 1)
         try:
@@ -88,7 +89,7 @@ class LineRunner:
 
 
 def _id(claim: LineClaim) -> str:
-    return line_id(claim.lease.number, claim.lease.batch.removeprefix("batch_"))
+    return line_id(claim.lease.number, claim.lease.id.removeprefix("batch_"))
 
 
 def _failed(line: bytes) -> LineResult:

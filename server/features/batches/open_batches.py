@@ -9,9 +9,11 @@ from starlette.types import ASGIApp
 
 from ...feature import OpenFeature, Opening, opened
 from ...generation.service import Service
+from ...storage.worker import Worker
+from .batch_records import LineClaim
 from .batch_store import BatchStore
-from .batch_worker import BatchWorker
 from .collector import BatchCollector
+from .line_worker import line_worker
 from .settings import BatchesSettings
 from .tables import TABLES
 
@@ -36,14 +38,14 @@ class OpenBatches(OpenFeature):
         self.collectors = (BatchCollector(lambda: store.totals, lambda: store.num_given_back),)
         self.service = service
         self._tenants = tenants
-        self._worker: BatchWorker | None = None
+        self._worker: Worker[LineClaim] | None = None
 
     @property
     def is_stuck(self) -> bool:
         return self.store.is_stuck
 
     def start(self, make_app: Callable[[], ASGIApp]) -> None:
-        self._worker = BatchWorker(self.service, make_app(), self.store, self._tenants)
+        self._worker = line_worker(self.service, make_app(), self.store, self._tenants)
         self._worker.start()
 
     async def evacuate(self) -> None:

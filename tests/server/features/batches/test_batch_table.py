@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 from batch_rows import MODEL, NotHeld, at, claimed, end, make_batch, runner
-from databases import PostgresqlServer, opened
-from roost.server.database.database import Database, Transaction
-from roost.server.features.batches import batch_table, file_table, line_claims, line_leases
-from roost.server.features.batches.batch_records import BatchStatus, LineClaim, LineLease, LineResult, TokenUsage
-from roost.server.features.batches.line_leases import LEASE_S
-from roost.server.features.batches.tenant_turns import Places
+from databases import opened
+from roost.server.database.database import Database
+from roost.server.features.batches import batch_table, file_table
+from roost.server.features.batches.batch_records import BatchStatus, LineClaim, LineResult, TokenUsage
+from roost.server.features.batches.line_table import LineTable
 from roost.server.storage import objects
 from roost.server.storage.objects import PageSpec
+from roost.server.storage.work import LEASE_S
+
+LINES = LineTable(10**9)
 
 
 @pytest.fixture
@@ -56,41 +58,15 @@ def test_lines_of_a_dead_replica_are_claimed_once_more(database: Database, run: 
     assert claimed(run, "r2", 2) == []
     at(database, 1000.0 + LEASE_S + 1)
     (first, second) = claimed(run, "r2", 2)
-    assert (first.data, first.num_deaths, first.lease.fence) == (b"0\n", 1, 2)
+    assert (first.data, first.claim.num_deaths, first.lease.fence) == (b"0\n", 1, 2)
     with pytest.raises(NotHeld):
         end(run, lost[0])
     end(run, first)
     with pytest.raises(NotHeld):
         end(run, first)
-    assert {lease.number for lease in run(line_leases.renew, owner="r2")} == {2}
-    run(line_leases.release, leases=[second.lease])
+    run(LINES.release, leases=[second.lease])
     (again,) = claimed(run, "r1", 2)
-    assert (again.lease.number, again.num_deaths) == (2, 1)
-
-
-def test_a_renewal_leaves_out_lines_that_end(postgresql: PostgresqlServer) -> None:
-    """It runs beside the transaction that ends them, and does not wait for it. SQLite has one writer at a time."""
-    database = opened(postgresql.url)
-    database.run_now(lambda each: make_batch(each, name="b", num_lines=2), writes=True)
-    first, second = database.run_now(lambda each: line_claims.claim(each, "r", MODEL, Places(2, 2), 2**40), writes=True)
-
-    def end_and_renew(transaction: Transaction) -> list[LineLease]:
-        batch_table.end(transaction, {first.lease: LineResult(b"done", is_failed=False)})
-        return database.run_now(lambda each: line_leases.renew(each, "r"), writes=True)
-
-    assert database.run_now(end_and_renew, writes=True) == [second.lease]
-    database.close()
-
-
-def test_batches_take_turns(database: Database, run: Callable[..., Any]) -> None:
-    for name in "abc":
-        run(make_batch, name=name, num_lines=50, tenant=name)
-    counts = dict.fromkeys("abc", 0)
-    for turn in range(10):
-        at(database, 1000.0 + turn / 10)
-        for claim in claimed(run, "r", 4):
-            counts[claim.lease.tenant] += 1
-    assert counts == {"a": 14, "b": 13, "c": 13}
+    assert (again.lease.number, again.claim.num_deaths) == (2, 1)
 
 
 def test_lines_run_in_the_order_of_their_segments(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,12 +84,12 @@ def test_lines_of_an_expired_batch_end_without_its_model(database: Database, run
     run(make_batch, name="old", num_lines=3, window_s=LEASE_S + 5)
     run(make_batch, name="new", num_lines=2)
     (lost,) = claimed(run, "dead", 1)
-    assert (lost.lease.batch, lost.model) == ("new", MODEL)
+    assert (lost.lease.id, lost.model) == ("new", MODEL)
     (lost,) = claimed(run, "dead", 1)
-    assert (lost.lease.batch, lost.is_expired) == ("old", False)
-    assert run(line_claims.claim_expired, owner="r", limit=9) == []
+    assert (lost.lease.id, lost.is_expired) == ("old", False)
+    assert run(LINES.claim_expired, owner="r", limit=9) == []
     at(database, 1000.0 + LEASE_S + 6)
-    claims = run(line_claims.claim_expired, owner="r", limit=9)
+    claims = run(LINES.claim_expired, owner="r", limit=9)
     assert [(claim.lease.number, claim.is_expired) for claim in claims] == [(1, True), (2, True), (3, True)]
     for claim in claims:
         end(run, claim, fails=True)
@@ -201,12 +177,12 @@ def test_lines_of_several_batches_end_together(database: Database, run: Callable
         run(make_batch, name=name, num_lines=3, tenant=tenant)
     claims = [claim for _ in range(3) for claim in claimed(run, "r", 3)]
     assert len(claims) == 9
-    lost = next(claim for claim in claims if claim.lease.batch == "b")
-    run(line_leases.release, leases=[lost.lease])
+    lost = next(claim for claim in claims if claim.lease.id == "b")
+    run(LINES.release, leases=[lost.lease])
     (again,) = claimed(run, "s", 1)
     run(batch_table.cancel, tenant="x", batch_id="c")
     results = {claim.lease: LineResult(b"%d\n" % claim.lease.number, claim.lease.number == 2) for claim in claims}
-    held = {claim.lease for claim in claims if claim.lease.batch != "c" and claim is not lost}
+    held = {claim.lease for claim in claims if claim.lease.id != "c" and claim is not lost}
     assert run(batch_table.end, results=results) == held
     assert run(batch_table.end, results=results) == set()
     assert output(database, "out-a", "x") == [(1, b"1\n"), (3, b"3\n")]

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import orjson
 import pytest
+from batch_workers import lines_of
 from databases import opened
 from fake_engine import FakeEngine
 from fake_server import VOCAB_SIZE, features_with, limited, make_service, until
@@ -19,13 +20,14 @@ from pydantic_core import from_json
 from roost.engine import EngineStats
 from roost.server.app import create_app
 from roost.server.features.batches.batch_lines import max_line_bytes
+from roost.server.features.batches.batch_records import LineClaim
 from roost.server.features.batches.batch_store import BatchStore
-from roost.server.features.batches.batch_worker import BatchWorker
+from roost.server.features.batches.line_worker import MAX_LONGEST, line_worker
 from roost.server.features.batches.open_batches import OpenBatches
-from roost.server.features.batches.open_lines import MAX_LONGEST
-from roost.server.features.batches.tenant_turns import Places
 from roost.server.generation import admission
 from roost.server.generation.admission import LONG_BYTES
+from roost.server.storage.claims import Places
+from roost.server.storage.worker import Worker
 from roost.server.text.served_model import ServedModel
 
 MAX_BODY = 2**16
@@ -55,11 +57,11 @@ async def batches(engine: FakeEngine, model: ServedModel, tmp_path: Path) -> Asy
 
 
 @asynccontextmanager
-async def working(batches: OpenBatches) -> AsyncIterator[BatchWorker]:
+async def working(batches: OpenBatches) -> AsyncIterator[Worker[LineClaim]]:
     """Runs a replica's worker in the background of a test."""
     features = features_with(batches.service, batches)
     app = create_app(batches.service, features=features)
-    worker = BatchWorker(batches.service, app, batches.store)
+    worker = line_worker(batches.service, app, batches.store)
     task = asyncio.create_task(worker.run())
     try:
         yield worker
@@ -138,13 +140,13 @@ async def test_lines_wait_for_memory(client: httpx.AsyncClient, batches: OpenBat
     engine.gate.clear()
     batch = await started(client, long_lines(60))
     async with working(batches) as worker:
-        await until(lambda: len(engine.running) >= 10 and not worker._lines.num_fitting, 60)
-        assert worker._lines.num_bytes <= MAX_LONGEST * max_line_bytes(MAX_BODY)
+        await until(lambda: len(engine.running) >= 10 and not lines_of(worker).num_fitting, 60)
+        assert lines_of(worker).num_bytes <= MAX_LONGEST * max_line_bytes(MAX_BODY)
         assert len(engine.running) <= len(worker._open) < 60
         engine.gate.set()
         assert (await ended(client, batch))["request_counts"] == {"total": 60, "completed": 60, "failed": 0}
         await until(lambda: not worker._open, 60)
-        assert worker._lines.num_bytes == 0
+        assert lines_of(worker).num_bytes == 0
     assert len(engine.requests) == 60  # none was refused and sent again
 
 
@@ -165,7 +167,7 @@ async def test_a_line_that_ends_replicas_is_not_touched(client: httpx.AsyncClien
     batch = await started(client, line(0, "a"))
     await batches.store.claim(batches.service.model.identity, Places(1, 1))
     deaths = "num_deaths = 4, num_lone_deaths = 2, lone_fence = fence"
-    change(batches, f"UPDATE roost_batch_claims SET owner = 'dead', {deaths}, lease_until = 0")
+    change(batches, f"UPDATE roost_lines SET owner = 'dead', {deaths}, lease_until = 0")
     change(batches, "UPDATE roost_file_lines SET line = ?", b'{"custom_id": "cut", "body": [[[[')
     async with working(batches):
         found = await failures(client, await ended(client, batch))

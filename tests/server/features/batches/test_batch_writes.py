@@ -1,6 +1,8 @@
 """Writes of files and results: how much of each tenant is in a transaction."""
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from roost.server.features.batches import batch_table, file_table
 from roost.server.features.batches.batch_records import LineResult
 from roost.server.features.batches.batch_store import BatchStore
 from roost.server.storage import objects
+from roost.server.storage.work import Lease
 from roost.server.tenancy.tenant import tenant
 
 MIB = 2**20
@@ -54,31 +57,36 @@ async def test_an_upload_is_written_in_shares(
     assert b"".join([piece async for piece in store.content(record)]) == b"".join(lines)
 
 
+def bytes_of(results: Mapping[Lease, LineResult]) -> Counter[str]:
+    """Returns the bytes of each tenant's results."""
+    sizes = Counter[str]()
+    for lease, result in results.items():
+        sizes[lease.tenant] += len(result.line)
+    return sizes
+
+
 async def test_results_are_written_by_tenant_and_in_shares(
     database: Database, store: BatchStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written = noted(
-        monkeypatch,
-        batch_table,
-        "end",
-        lambda _, results: ({lease.tenant for lease in results}, sum(len(each.line) for each in results.values())),
-    )
+    written = noted(monkeypatch, batch_table, "end", lambda _, results: bytes_of(results))
     run = runner(database)
     for owner in ("a", "b"):
         database.run_now(lambda each, owner=owner: make_batch(each, f"batch_{owner}", 5, owner), writes=True)
-    claims = claimed(run, store._replica, 10)
+    claims = claimed(run, store.leases.owner, 10)
     assert len(claims) == 10
     sizes = {"a": MIB // 2, "b": 100}
+
+    async def end(results: Mapping[Lease, LineResult]) -> None:
+        await asyncio.gather(*(store.end(*each) for each in results.items()))
+
     results = {each.lease: LineResult(bytes(sizes[each.lease.tenant]), is_failed=False) for each in claims}
-    await store.end(results)
-    assert sorted((owners.pop(), num_bytes) for owners, num_bytes in written) == [
-        ("a", MIB // 2),
-        *[("a", MIB)] * 2,
-        ("b", 500),
-    ]
+    await end(results)
+    assert sorted(each["a"] for each in written) == [MIB // 2, MIB, MIB]
+    assert sum(each["b"] for each in written) == 500
+    assert max(map(len, written)) == 2, "tenants share a transaction"
     assert store.num_refused == 0
     assert run(batch_table.totals).batches == {"completed": 2}
-    await store.end(results)
+    await end(results)
     assert store.num_refused == 10, "they were stored"
 
 

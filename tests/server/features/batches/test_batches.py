@@ -24,14 +24,16 @@ from roost.server.database.schema import open_database
 from roost.server.errors.request_errors import ApiError
 from roost.server.feature import Opening
 from roost.server.features.batches import open_batches
+from roost.server.features.batches.batch_records import LineClaim
 from roost.server.features.batches.batch_store import BatchStore
-from roost.server.features.batches.batch_worker import _MAX_EXPIRED, BatchWorker
 from roost.server.features.batches.file_routes import LineSplitter
+from roost.server.features.batches.line_worker import _MAX_EXPIRED, line_worker
 from roost.server.features.batches.open_batches import OpenBatches
 from roost.server.features.batches.tables import TABLES
-from roost.server.features.batches.tenant_turns import Places
 from roost.server.http.auth import Access, ApiKeys
 from roost.server.settings import load_settings
+from roost.server.storage.claims import Places
+from roost.server.storage.worker import Worker
 from roost.server.text.served_model import ServedModel
 from small_disk import SmallDisk
 
@@ -60,9 +62,9 @@ def app_of(batches: OpenBatches, access: Access | None = None) -> FastAPI:
 
 
 @asynccontextmanager
-async def working(batches: OpenBatches) -> AsyncIterator[BatchWorker]:
+async def working(batches: OpenBatches) -> AsyncIterator[Worker[LineClaim]]:
     """Runs a replica's worker in the background of a test."""
-    worker = BatchWorker(batches.service, app_of(batches), batches.store)
+    worker = line_worker(batches.service, app_of(batches), batches.store)
     task = asyncio.create_task(worker.run())
     try:
         yield worker
@@ -212,7 +214,7 @@ async def test_lines_with_a_common_prefix_run_next_to_each_other(api: openai.Asy
         claim for _ in range(4) for claim in await batches.store.claim(batches.service.model.identity, Places(3, 3))
     ]
     assert [json.loads(claim.data)["body"]["prompt"] for claim in claims] == [[5]] * 4 + [[6]] * 4 + [[7]] * 4
-    await batches.store.release([claim.lease for claim in claims])
+    await batches.store.leases.release([claim.lease for claim in claims])
     async with working(batches):
         batch = await ended(api, batch.id)
     found = await outputs(api, batch.output_file_id)

@@ -19,11 +19,13 @@ from roost.server.database.address import StoreAddress
 from roost.server.database.database import Database
 from roost.server.database.dialects import dialect_of
 from roost.server.database.errors import StoreFullError, StoreUnavailableError
+from roost.server.features.batches.batch_records import LineClaim
 from roost.server.features.batches.batch_store import BatchStore
-from roost.server.features.batches.batch_worker import BatchWorker
+from roost.server.features.batches.line_worker import line_worker
 from roost.server.features.batches.open_batches import OpenBatches
 from roost.server.features.responses.open_responses import OpenResponses
 from roost.server.features.responses.response_store import ResponseStore
+from roost.server.storage.worker import Worker
 from roost.server.text.served_model import ServedModel
 
 NUM_LINES = 3
@@ -48,7 +50,7 @@ class Replica:
     engine: FakeEngine
     responses: ResponseStore
     batches: BatchStore
-    worker: BatchWorker
+    worker: Worker[LineClaim]
     client: httpx.AsyncClient
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     held: list[str] = field(default_factory=list)
@@ -76,7 +78,7 @@ class Replica:
         for task in self.worker._tasks:
             task.cancel()
         await asyncio.gather(*self.worker._tasks, return_exceptions=True)
-        execute(address, "UPDATE roost_batch_claims SET owner = NULL, lease_until = 0")
+        execute(address, "UPDATE roost_lines SET owner = NULL, lease_until = 0")
 
     async def conversation_items(self, conversation: str) -> list[dict[str, Any]]:
         listed = await self.client.get(f"/v1/conversations/{conversation}/items?order=asc&limit=100")
@@ -90,7 +92,7 @@ async def replica(address: str, model: ServedModel) -> AsyncIterator[Replica]:
     responses, batches = ResponseStore(database(address), 1e6), BatchStore(database(address), 1e6)
     features = features_with(service, OpenBatches(service, batches), OpenResponses(service, responses))
     app = create_app(service, features=features)
-    worker = BatchWorker(service, app, batches)
+    worker = line_worker(service, app, batches)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost", timeout=60) as client:
         yield Replica(engine, responses, batches, worker, client)
     for task in [*worker._tasks, *worker._open.values()]:
@@ -167,7 +169,7 @@ async def test_lines_whose_replica_dies_act_once(
     batch_id, conversations = await started(first, fields)
     first.worker.start()
     await until(lambda: len(first.held) == (1 if moment == MOMENTS[2] else NUM_LINES))
-    await until(lambda: moment != MOMENTS[2] or not first.worker._open)
+    await until(lambda: moment != MOMENTS[2] or not first.worker._running)
     await first.dies(address)
     second.worker.start()
     responses = await ended(second, batch_id)

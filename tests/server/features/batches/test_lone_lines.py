@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import orjson
 import pytest
-from batch_workers import working
+from batch_workers import lines_of, working
 from databases import opened
 from fake_engine import FakeEngine
 from fake_server import features_with, make_service, until
@@ -17,8 +17,8 @@ from roost.engine import EngineDeadError
 from roost.server.app import create_app
 from roost.server.features.batches.batch_store import BatchStore
 from roost.server.features.batches.open_batches import OpenBatches
-from roost.server.features.batches.tenant_turns import Places
 from roost.server.http.auth import Access, ApiKeys
+from roost.server.storage.claims import Places
 from roost.server.text.served_model import ServedModel
 
 ALONE = "num_deaths = 2"
@@ -57,9 +57,7 @@ async def die(batches: OpenBatches, store: BatchStore, num_lines: int, columns: 
     """Lets another replica claim lines and die."""
     other = BatchStore(store._database, 86400.0)
     await other.claim(batches.service.model.identity, Places(num_lines, num_lines))
-    rows(
-        store, f"UPDATE roost_batch_claims SET {columns}, lease_until = 0 WHERE owner = '{other._replica}' RETURNING 1"
-    )
+    rows(store, f"UPDATE roost_lines SET {columns}, lease_until = 0 WHERE owner = '{other.leases.owner}' RETURNING 1")
 
 
 async def test_suspects_run_alone_one_after_the_other(
@@ -74,7 +72,7 @@ async def test_suspects_run_alone_one_after_the_other(
         store.has_work.set()  # the worker looks for more
         await until(lambda: not store.has_work.is_set())
         assert (len(engine.running), len(worker._open)) == (1, 1)
-        assert len(rows(store, "SELECT 1 FROM roost_batch_claims WHERE lone_fence = fence AND owner IS NOT NULL")) == 1
+        assert len(rows(store, "SELECT 1 FROM roost_lines WHERE lone_fence = fence AND owner IS NOT NULL")) == 1
         engine.gate.set()
         assert await ended(client, batch) == {"total": 9, "completed": 9, "failed": 0}
 
@@ -92,7 +90,7 @@ async def test_lines_are_given_back_for_work_that_tolerates_none_beside_it(
             store.has_work.set()
             await until(lambda: not store.has_work.is_set())
             assert not engine.running
-            assert rows(store, "SELECT 1 FROM roost_batch_claims WHERE owner IS NOT NULL") == []
+            assert rows(store, "SELECT 1 FROM roost_lines WHERE owner IS NOT NULL") == []
         engine.gate.set()
         assert await ended(client, batch) == {"total": 5, "completed": 5, "failed": 0}
 
@@ -103,17 +101,17 @@ async def test_a_suspect_waits_until_the_others_have_ended(
     """Meanwhile a death of the replica would not be the suspect's, and nothing else is begun."""
     second = await started(client, 1)
     await die(batches, store, 1, ALONE)
-    rows(store, "UPDATE roost_batch_claims SET lease_until = lease_until + 1e12 RETURNING 1")
+    rows(store, "UPDATE roost_lines SET lease_until = lease_until + 1e12 RETURNING 1")
     first = await started(client, 3)
     engine.gate.clear()
     async with working(batches) as worker:
         await until(lambda: len(engine.running) == 3)
-        rows(store, "UPDATE roost_batch_claims SET lease_until = 0 WHERE num_deaths > 0 RETURNING 1")
+        rows(store, "UPDATE roost_lines SET lease_until = 0 WHERE num_deaths > 0 RETURNING 1")
         await until(lambda: worker._lone)
         third = await started(client, 1)
         await until(lambda: not store.has_work.is_set())
         assert (len(engine.running), len(worker._open)) == (3, 4)
-        assert rows(store, "SELECT 1 FROM roost_batch_claims WHERE lone_fence = fence") == []
+        assert rows(store, "SELECT 1 FROM roost_lines WHERE lone_fence = fence") == []
         engine.gate.set()
         counts = [(await ended(client, batch))["completed"] for batch in (first, second, third)]
     assert counts == [3, 1, 1]
@@ -127,7 +125,7 @@ async def test_a_worker_that_stops_gives_its_lines_back_and_stores_results(
     engine.gate.clear()
     async with working(batches):
         await until(lambda: len(engine.running) == 8)
-    assert rows(store, "SELECT owner, num_deaths, num_refusals FROM roost_batch_claims") == [(None, 0, 0)] * 8
+    assert rows(store, "SELECT owner, num_deaths, num_refusals FROM roost_lines") == [(None, 0, 0)] * 8
     engine.gate.set()
     async with working(batches):
         assert await ended(client, batch) == {"total": 8, "completed": 8, "failed": 0}
@@ -143,7 +141,8 @@ async def test_an_engine_that_dies_counts_as_a_death(
         await until(lambda: len(engine.running) == 4)
         engine.fail(EngineDeadError("the device was lost"))
         await until(lambda: not worker._open)
-        assert len(rows(store, "SELECT 1 FROM roost_batch_claims WHERE owner IS NOT NULL")) == 4
+    deaths = "SELECT num_deaths, num_lone_deaths FROM roost_lines WHERE owner IS NULL"
+    assert rows(store, deaths) == [(1, 0)] * 4
     assert store.num_given_back == 0
 
 
@@ -176,9 +175,9 @@ async def test_a_tenant_leaves_places_of_a_replica_to_others(batches: OpenBatche
         ]
         worker = await stack.enter_async_context(working(batches, tenants=2))
         first = await started(a, 20)
-        await until(lambda: worker._lines.held["a"] == 7)
+        await until(lambda: lines_of(worker).held["a"] == 7)
         second = await started(b, 20)
-        await until(lambda: worker._lines.held["b"] > 0)
-        assert worker._lines.held["a"] == 7
+        await until(lambda: lines_of(worker).held["b"] > 0)
+        assert lines_of(worker).held["a"] == 7
         engine.gate.set()
         assert (await ended(a, first))["completed"] == (await ended(b, second))["completed"] == 20

@@ -2,8 +2,9 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
-from roost.server.features.batches.batch_records import LineClaim, LineLease
-from roost.server.features.batches.open_lines import MAX_LONGEST, OpenLines
+from roost.server.features.batches.batch_records import LineClaim
+from roost.server.features.batches.line_worker import MAX_LONGEST, OpenLines
+from roost.server.storage.work import Claim, Lease
 
 LONGEST = 1000
 
@@ -18,7 +19,7 @@ def opened(counts: dict[str, int], num_bytes: int = 1, *, is_shared: bool = True
 
 
 def claim(tenant: str, number: int, num_bytes: int) -> LineClaim:
-    return LineClaim(LineLease(tenant, "batch", number, 1), b"x" * num_bytes, "model", is_expired=False)
+    return LineClaim(Claim(Lease(tenant, "batch", number, 1)), b"x" * num_bytes, "model", is_expired=False)
 
 
 def test_one_of_several_tenants_leaves_an_eighth() -> None:

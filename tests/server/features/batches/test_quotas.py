@@ -154,7 +154,7 @@ async def test_a_batch_waits_for_room_for_its_output(
         assert "may take 60,000" in message(await upload(client, content(1)))
         assert "may take 60,000" in message(await begin(client, extra))
         assert len(engine.requests) == num_requests
-        store._max_bytes = 10 * MAX_BYTES
+        store._lines.max_bytes = 10 * MAX_BYTES
         assert (await client.delete(f"/v1/files/{extra}")).status_code == 200
         while (ended := await described())["status"] == "in_progress":
             await asyncio.sleep(0.02)

@@ -1,0 +1,197 @@
+"""Runs lines of batches in free slots. Any number of replicas that share a database do so."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Final
+
+from starlette.types import ASGIApp
+
+from ...database.errors import StoreUnavailableError
+from ...generation.service import Service
+from ...storage.claims import Places
+from ...storage.worker import Worker, WorkKind
+from .batch_lines import max_line_bytes
+from .batch_records import LineClaim
+from .batch_store import BatchStore
+from .line_runner import LineRunner
+
+_PAUSE_S: Final = 0.25
+"""Maximum seconds between two looks for lines, and seconds for which a line that this replica cannot run stays open."""
+
+_MAX_EXPIRED: Final = 200
+"""Maximum number of lines of expired batches that end at a time."""
+
+_SHARE_CLAIMED: Final = 8
+"""Reciprocal of the share of the room for lines that must be free before more are claimed. A claim takes the same
+number of statements for any number of lines."""
+
+_SHARE_RESERVED: Final = 8
+"""Reciprocal of the share of the room for lines, and of their memory, that one of several tenants leaves to others."""
+
+MAX_LONGEST: Final = 32
+"""Number of lines of the maximum size that may be open. More may be open if they are shorter."""
+
+_logger: Final = logging.getLogger(__name__)
+
+
+class OpenLines:
+    """Number and size of the lines that a replica has open, by tenant.
+
+    Args:
+      max_line_bytes: Maximum bytes of a line.
+      is_shared: Whether there is more than one tenant.
+
+    Attributes:
+      held: Number of open lines of each tenant that has any.
+      num_bytes: Bytes of all open lines.
+    """
+
+    def __init__(self, max_line_bytes: int, *, is_shared: bool) -> None:
+        self.held = Counter[str]()
+        self.num_bytes = 0
+        self._max_line_bytes = max_line_bytes
+        self._is_shared = is_shared
+        self._bytes_of = Counter[str]()
+
+    def add(self, claim: LineClaim) -> None:
+        """Counts a line."""
+        tenant, num_bytes = claim.lease.tenant, len(claim.data)
+        self.held[tenant] += 1
+        self._bytes_of[tenant] += num_bytes
+        self.num_bytes += num_bytes
+
+    def remove(self, claim: LineClaim) -> None:
+        """Stops counting a line."""
+        tenant, num_bytes = claim.lease.tenant, len(claim.data)
+        self.held -= Counter({tenant: 1})
+        self._bytes_of -= Counter({tenant: num_bytes})
+        self.num_bytes -= num_bytes
+
+    @property
+    def num_fitting(self) -> int:
+        """Number of further lines that fit in memory if all are of the maximum size."""
+        return self._fitting(MAX_LONGEST, self.num_bytes)
+
+    def wanted(self, room: int) -> Places:
+        """Returns how many lines to claim.
+
+        Tenants below an equal share of the room get their share even if other requests leave little room, or if too
+        many lines are open because there was more room before.
+
+        Args:
+          room: Maximum number of lines to have open.
+        """
+        num_free = room - self.held.total()
+        if num_free >= max(room // _SHARE_CLAIMED, 1):
+            return self._places(num_free, room - room // _SHARE_RESERVED if self._is_shared else room)
+        if not (room and self._is_shared):
+            return Places(0, 0)
+        share = max(room // (len(self.held) + 1), 1)
+        taken = sum(min(count, share) for count in self.held.values())
+        return self._places(max(room - taken, 0), share)
+
+    def _places(self, num_free: int, max_of_tenant: int) -> Places:
+        num_free, held = min(num_free, self.num_fitting), dict(self.held)
+        if self._is_shared:
+            max_longest = MAX_LONGEST - MAX_LONGEST // _SHARE_RESERVED
+            num_free = min(num_free, max_longest)
+            for tenant, num_bytes in self._bytes_of.items():  # those without memory count as full
+                held[tenant] = max(held[tenant], max_of_tenant - self._fitting(max_longest, num_bytes))
+        return Places(num_free, max_of_tenant, held)
+
+    def _fitting(self, max_longest: int, num_bytes: int) -> int:
+        return max(max_longest * self._max_line_bytes - num_bytes, 0) // self._max_line_bytes
+
+
+class LineKind(WorkKind[LineClaim]):
+    """Lines of batches, as work of a replica.
+
+    The replica keeps twice as many lines open as there are slots for them, so that a freed slot immediately gets its
+    next request. A line whose result is being stored no longer counts as open. Fewer lines are claimed while the open
+    lines are large.
+
+    Args:
+      service: Service that generates.
+      app: Application with the service's routes, which trusts its caller.
+      batches: Store of the batches.
+      tenants: Number of tenants.
+
+    Attributes:
+      lines: Open lines.
+    """
+
+    pause_s = _PAUSE_S
+
+    def __init__(self, service: Service, app: ASGIApp, batches: BatchStore, tenants: int = 1) -> None:
+        self.lines = OpenLines(max_line_bytes(service.admissions.max_body_bytes), is_shared=tenants > 1)
+        self._service = service
+        self._batches = batches
+        self._runner = LineRunner(service, app)
+
+    @property
+    def gives_way(self) -> bool:
+        service = self._service
+        if service.engine.error is not None:
+            return False  # a line may have ended the engine, which counts as its owner's death
+        return (
+            service.admissions.preemptible.is_barred or service.open_requests.is_draining or not service.engine.is_ready
+        )
+
+    def places(self) -> Places:
+        """Returns the room for lines: none while other requests take all slots."""
+        stats = self._service.engine.stats
+        if self._service.engine.error is not None:
+            return Places(0, 0)
+        return self.lines.wanted(2 * max(stats.num_preemptible_slots - stats.num_waiting, 0))
+
+    async def claim(self, places: Places) -> Sequence[LineClaim]:
+        return await self._batches.claim(self._service.model.identity, places)
+
+    def begin(self, claim: LineClaim, task: asyncio.Task[None]) -> None:
+        self.lines.add(claim)
+
+    def end(self, claim: LineClaim) -> None:
+        self.lines.remove(claim)
+
+    async def run(self, claim: LineClaim) -> Callable[[], Awaitable[None]] | None:
+        lease = claim.lease
+        try:
+            result = await self._runner.result(claim)
+            if result is not None:
+                return partial(self._batches.end, lease, result)
+            if self._service.engine.error is not None:
+                await self._batches.leases.release([lease], is_death=True)
+            else:
+                await asyncio.sleep(_PAUSE_S)
+                await self._batches.refuse(lease)
+        except StoreUnavailableError as error:
+            _logger.warning("line %d of %s is left to other replicas: %s", lease.number, lease.id, error)
+        except Exception:
+            _logger.exception("line %d of %s was not ended", lease.number, lease.id)
+            await self._batches.refuse(lease)
+        return None
+
+    async def look(self) -> bool:
+        """Ends lines of expired batches, including models that no replica serves; returns whether these were all."""
+        num_ended = 0
+        while num_ended < _MAX_EXPIRED:
+            limit = max(min(_MAX_EXPIRED - num_ended, self.lines.num_fitting), 1)
+            claims = await self._batches.claim_expired(limit)
+            results = await asyncio.gather(*map(self._runner.result, claims))
+            ended = [(claim.lease, result) for claim, result in zip(claims, results, strict=True) if result is not None]
+            await asyncio.gather(*(self._batches.end(*each) for each in ended))
+            if len(claims) < limit:
+                return True
+            num_ended += limit
+        return False
+
+    async def clean(self) -> None:
+        await self._batches.look()
+
+
+def line_worker(service: Service, app: ASGIApp, batches: BatchStore, tenants: int = 1) -> Worker[LineClaim]:
+    """Returns the worker of a replica; see `LineKind`."""
+    return Worker(LineKind(service, app, batches, tenants), batches.leases, batches.has_work)
