@@ -123,8 +123,7 @@ test more closely what others reach; marked `full`. The default run leaves them 
 
 ON_POSTGRESQL: Final = (
     "tests/server/database/",
-    "tests/server/features/responses/test_claim_table.py",
-    "tests/server/features/responses/test_leases.py",
+    "tests/server/features/responses/test_response_table.py",
     "tests/server/features/usage/",
     "tests/server/storage/",
 )

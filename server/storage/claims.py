@@ -167,6 +167,7 @@ def turns_query(work: WorkTable) -> str:
     """
     tenant_after = f"SELECT tenant FROM {work.name} AS found WHERE model = ? {{}} ORDER BY tenant LIMIT 1"
     unit = f"SELECT 1 FROM {work.name} AS found WHERE model = ? AND found.tenant = tenants.tenant AND {{}}"
+    turn = f"coalesce((SELECT {{}} FROM {work.name}_turns AS turns WHERE turns.tenant = tenants.tenant), 0)"
     has = f"({unit} ORDER BY lease_until LIMIT 1) IS NOT NULL"
     return f"""
         WITH RECURSIVE tenants (tenant) AS (
@@ -175,10 +176,9 @@ def turns_query(work: WorkTable) -> str:
             SELECT ({tenant_after.format("AND found.tenant > tenants.tenant")}) FROM tenants
             WHERE tenants.tenant IS NOT NULL
         ), waiting AS (
-            SELECT tenants.tenant, coalesce(num_turns, 0) AS num_turns, coalesce(last_turn, 0) AS last_turn,
+            SELECT tenants.tenant, {turn.format("num_turns")} AS num_turns, {turn.format("last_turn")} AS last_turn,
                 {has.format("is_range = 1")} AS has_new, {has.format(f"{_DUE} AND NOT ({IS_SUSPECT})")} AS has_due
-            FROM tenants LEFT JOIN {work.name}_turns AS turns ON turns.tenant = tenants.tenant
-            WHERE tenants.tenant IS NOT NULL
+            FROM tenants WHERE tenants.tenant IS NOT NULL
         )
         SELECT tenant, num_turns, has_new, has_due FROM waiting WHERE has_new OR has_due
         ORDER BY last_turn, tenant LIMIT {_MAX_LOOKED_AT}

@@ -328,6 +328,11 @@ class WorkTable(Table[Unit]):
         )
         return {Lease(*row) for row in rows}
 
+    def held(self, transaction: Transaction, lease: Lease) -> set[Lease]:
+        """Locks a unit for a write that does not extend its lease; returns the lease if its holder is the owner."""
+        query = f"SELECT {KEY} FROM {self.name} WHERE ({KEY}) IN (VALUES {placeholders(1, 4)}) AND {_HELD} {{lock}}"
+        return {Lease(*row) for row in transaction.rows(query, *lease)}
+
     def end(self, transaction: Transaction, leases: Sequence[Lease]) -> set[Lease]:
         """Removes units whose results the transaction stores.
 
@@ -402,4 +407,9 @@ def check(lease: Lease, held: Collection[Lease]) -> None:
       FencedError: It was not.
     """
     if lease not in held:
-        raise FencedError(f"{lease.id} was adopted, ended or deleted by another replica")
+        raise refused(lease)
+
+
+def refused(lease: Lease) -> FencedError:
+    """Returns the error for a write of a former owner."""
+    return FencedError(f"{lease.id} was adopted, ended or deleted by another replica")

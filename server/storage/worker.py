@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 from uuid import uuid4
 
 from ..database.database import Database, Lane, Transaction
-from ..database.errors import StoreOutdatedError, StoreUnavailableError
+from ..database.errors import FencedError, StoreOutdatedError, StoreUnavailableError
 from ..database.group_commit import INTERVAL_S, GroupCommit
 from .claims import Places
 from .work import Claim, Lease, WorkTable
@@ -44,11 +44,12 @@ class Leases:
     Attributes:
       owner: Name of the replica.
       num_strays: Number of leases without a task at the last renewal.
+      num_refusals: Total units that this replica gave back because it could not run them.
     """
 
     def __init__(self, database: Database, table: WorkTable, interval_s: float = INTERVAL_S) -> None:
         self.owner = uuid4().hex
-        self.num_strays = 0
+        self.num_strays = self.num_refusals = 0
         self._table = table
         self._commits = GroupCommit(database, interval_s, lane=Lane.LEASES)
         self._holders: dict[Lease, asyncio.Future[Any]] = {}
@@ -77,9 +78,13 @@ class Leases:
         finally:
             self._taken.discard((tenant, id))
 
-    async def write[T](self, work: Callable[[Transaction], T], timeout_s: float = _WRITE_S) -> T:
-        """Runs a transaction on leases."""
-        return await self._commits.write(work, timeout_s)
+    async def write[T](self, work: Callable[[Transaction], T], *, is_last: bool = False) -> T:
+        """Runs a transaction on leases.
+
+        Args:
+          is_last: Whether the replica may be shutting down.
+        """
+        return await self._commits.write(work, _LAST_S if is_last else _WRITE_S)
 
     async def renew(self) -> Sequence[Lease]:
         """Extends all leases that tasks hold, and gives the others back.
@@ -98,11 +103,12 @@ class Leases:
 
     async def release(self, leases: Collection[Lease], *, is_death: bool = False) -> None:
         """Gives units back to other replicas; see `WorkTable.release`."""
-        await self.write(partial(self._table.release, leases=leases, is_death=is_death), _LAST_S)
+        await self.write(partial(self._table.release, leases=leases, is_death=is_death), is_last=True)
 
     async def refuse(self, leases: Collection[Lease]) -> None:
         """Gives units back that this replica could not run now. Other replicas may claim them after a pause."""
-        await self.write(partial(self._table.refuse, leases=leases), _LAST_S)
+        self.num_refusals += len(leases)
+        await self.write(partial(self._table.refuse, leases=leases), is_last=True)
 
     async def set_alone(self, lease: Lease, *, is_alone: bool) -> bool:
         """Records whether this replica runs only this unit; returns whether it still owns the unit."""
@@ -120,15 +126,17 @@ class Claimed(Protocol):
 
 @runtime_checkable
 class WorkKind[C: Claimed](Protocol):
-    """A kind of work, as the loop knows it.
+    """A kind of work, as the loop knows it."""
 
-    Attributes:
-      pause_s: Maximum seconds between two looks for work.
-      others_s: Seconds for which a suspect waits for other units to end. After that it runs together with them.
-    """
+    @property
+    def pause_s(self) -> float:
+        """Maximum seconds between two looks for work."""
+        return RENEW_S
 
-    pause_s: float = RENEW_S
-    others_s: float | None = None
+    @property
+    def others_s(self) -> float | None:
+        """Seconds for which a suspect waits for other units to end. After that it runs together with them."""
+        return None
 
     @property
     def gives_way(self) -> bool:
@@ -142,15 +150,20 @@ class WorkKind[C: Claimed](Protocol):
         """Claims units, as many as there are places."""
 
     async def run(self, claim: C) -> Callable[[], Awaitable[None]] | None:
-        """Runs a unit, and returns what stores its result, if anything is left to store. A unit that gives way does so
-        only before that.
+        """Runs a unit, and returns the rest of its work, if any.
+
+        During the rest it keeps its lease, but takes no place any more, and does not give way.
         """
 
     def begin(self, claim: C, task: asyncio.Task[None]) -> None:
         """Notes a unit whose task begins."""
 
     def end(self, claim: C) -> None:
-        """Notes a unit that has run or was stopped."""
+        """Notes a unit that has run or was stopped, before the rest of its work."""
+
+    def name_of(self, lease: Lease) -> str:
+        """Returns the name of a unit in the log."""
+        return lease.id
 
     def stop(self, lease: Lease, task: asyncio.Task[None] | None) -> None:
         """Stops a unit that another replica owns or that has ended.
@@ -253,7 +266,7 @@ class Worker[C: Claimed]:
             raise
         self._renewed_at = time.monotonic()
         for lease in lost:
-            self._kind.stop(lease, self._open.get(lease) if lease in self._running else None)
+            self._kind.stop(lease, self._open[lease] if lease in self._running else None)
 
     async def give_back(self) -> None:
         """Gives running units back to other replicas, then stops them. The process may exit at any time, so giving back
@@ -272,8 +285,7 @@ class Worker[C: Claimed]:
         lease = claim.claim.lease
         if claim.claim.is_suspect:
             self._lone, self._lone_since = lease, time.monotonic()
-        run = self._run_alone if claim.claim.is_suspect else self._run
-        task = self._open[lease] = asyncio.create_task(run(claim))
+        task = self._open[lease] = asyncio.create_task(self._run_safely(claim))
         self._running[lease] = claim
         self._leases.hold(lease, task)
         self._kind.begin(claim, task)
@@ -294,17 +306,27 @@ class Worker[C: Claimed]:
             now = time.monotonic()
             self._lone, self._next_lone_at = None, now + (now - self._lone_since)
 
+    async def _run_safely(self, claim: C) -> None:
+        lease = claim.claim.lease
+        try:
+            await (self._run_alone(claim) if claim.claim.is_suspect else self._run(claim))
+        except (FencedError, StoreUnavailableError) as error:
+            _logger.warning("%s is left to other replicas: %s", self._kind.name_of(lease), error)
+        except Exception:
+            _logger.exception("%s was not ended", self._kind.name_of(lease))
+            await _survive(self._leases.refuse([lease]))
+
     async def _run(self, claim: C) -> None:
-        store = await self._kind.run(claim)
-        if store is not None:
+        rest = await self._kind.run(claim)
+        if rest is not None:
             self._end_run(claim.claim.lease)
             self._has_work.set()
-            await store()
+            await rest()
 
     async def _run_alone(self, claim: C) -> None:
         """Runs a suspect, without other units if they end in time."""
         lease = claim.claim.lease
-        _logger.info("%s has lost %d owners: it runs alone", lease.id, claim.claim.num_deaths)
+        _logger.info("%s has lost %d owners: it runs alone", self._kind.name_of(lease), claim.claim.num_deaths)
         async with AsyncExitStack() as bars:
             await bars.enter_async_context(self._kind.bar_others())
             if others := self._others(lease):

@@ -284,7 +284,7 @@ def test_a_response_that_kills_its_owners_fails_and_no_other(address: str, tmp_p
 
 def ended_at(server: ServerProcess, address: str) -> bool:
     """Waits until a replica has died, or all responses have ended; returns whether they have."""
-    execute(address, "UPDATE roost_responses SET lease_until = lease_until - 60 WHERE is_running = 1")
+    execute(address, "UPDATE roost_running SET lease_until = lease_until - 60")
     deadline = time.monotonic() + 600
     while server.process.poll() is None:
         if not execute(address, "SELECT id FROM roost_responses WHERE is_running = 1"):

@@ -144,7 +144,7 @@ def test_a_later_server_that_contracts_tables_stops_this_one(tiny_config: Path, 
     model, known = f"random:{tiny_config}", RESPONSES.version
     with serving(model, *SIMULATED, ROOST_STORE=store) as server:
         kept = stored(server)
-        upgrade_further(store, RESPONSES, "UPDATE roost_responses SET num_deaths = 0", oldest=known + 1)
+        upgrade_further(store, RESPONSES, "UPDATE roost_running SET num_deaths = 0", oldest=known + 1)
         refused = read(server, kept)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_outdated")
         ready = httpx.get(f"{server.url}/health/ready", timeout=60)

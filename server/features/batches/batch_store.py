@@ -66,7 +66,6 @@ class BatchStore:
       totals: Counts of all replicas from the last `look`; None before the first.
       retention_s: Age in seconds after which files and ended batches are deleted.
       num_refused: Total writes of this replica that were refused because of their fencing number.
-      num_given_back: Total lines that this replica gave back because it could not run them.
 
     Args:
       database: Database with the store's tables.
@@ -79,7 +78,6 @@ class BatchStore:
         self.has_work = asyncio.Event()
         self.totals: BatchTotals | None = None
         self.num_refused = 0
-        self.num_given_back = 0
         database.probe = file_table.probe
         self._database = database
         interval_s = _INTERVAL_S if database.is_shared else 0.0
@@ -293,11 +291,6 @@ class BatchStore:
           limit: Maximum number of lines.
         """
         return await self.leases.write(lambda each: self._lines.claim_expired(each, self.leases.owner, limit))
-
-    async def refuse(self, lease: Lease) -> None:
-        """Gives back a line that this replica could not run now. Other replicas may claim it after a pause."""
-        self.num_given_back += 1
-        await self.leases.refuse([lease])
 
     async def end(self, lease: Lease, result: LineResult) -> None:
         """Stores the result of a line, unless another replica or no replica owns the line now."""

@@ -1,7 +1,6 @@
 """Runs lines of batches in free slots. Any number of replicas that share a database do so."""
 
 import asyncio
-import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -9,9 +8,9 @@ from typing import Final
 
 from starlette.types import ASGIApp
 
-from ...database.errors import StoreUnavailableError
 from ...generation.service import Service
 from ...storage.claims import Places
+from ...storage.work import Lease
 from ...storage.worker import Worker, WorkKind
 from .batch_lines import max_line_bytes
 from .batch_records import LineClaim
@@ -33,8 +32,6 @@ _SHARE_RESERVED: Final = 8
 
 MAX_LONGEST: Final = 32
 """Number of lines of the maximum size that may be open. More may be open if they are shorter."""
-
-_logger: Final = logging.getLogger(__name__)
 
 
 class OpenLines:
@@ -123,13 +120,15 @@ class LineKind(WorkKind[LineClaim]):
       lines: Open lines.
     """
 
-    pause_s = _PAUSE_S
-
     def __init__(self, service: Service, app: ASGIApp, batches: BatchStore, tenants: int = 1) -> None:
         self.lines = OpenLines(max_line_bytes(service.admissions.max_body_bytes), is_shared=tenants > 1)
         self._service = service
         self._batches = batches
         self._runner = LineRunner(service, app)
+
+    @property
+    def pause_s(self) -> float:
+        return _PAUSE_S
 
     @property
     def gives_way(self) -> bool:
@@ -156,22 +155,19 @@ class LineKind(WorkKind[LineClaim]):
     def end(self, claim: LineClaim) -> None:
         self.lines.remove(claim)
 
+    def name_of(self, lease: Lease) -> str:
+        return f"line {lease.number} of {lease.id}"
+
     async def run(self, claim: LineClaim) -> Callable[[], Awaitable[None]] | None:
-        lease = claim.lease
-        try:
-            result = await self._runner.result(claim)
-            if result is not None:
-                return partial(self._batches.end, lease, result)
-            if self._service.engine.error is not None:
-                await self._batches.leases.release([lease], is_death=True)
-            else:
-                await asyncio.sleep(_PAUSE_S)
-                await self._batches.refuse(lease)
-        except StoreUnavailableError as error:
-            _logger.warning("line %d of %s is left to other replicas: %s", lease.number, lease.id, error)
-        except Exception:
-            _logger.exception("line %d of %s was not ended", lease.number, lease.id)
-            await self._batches.refuse(lease)
+        leases = self._batches.leases
+        result = await self._runner.result(claim)
+        if result is not None:
+            return partial(self._batches.end, claim.lease, result)
+        if self._service.engine.error is not None:
+            await leases.release([claim.lease], is_death=True)
+        else:
+            await asyncio.sleep(_PAUSE_S)
+            await leases.refuse([claim.lease])
         return None
 
     async def look(self) -> bool:

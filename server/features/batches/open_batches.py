@@ -35,7 +35,7 @@ class OpenBatches(OpenFeature):
 
     def __init__(self, service: Service, store: BatchStore, tenants: int = 1) -> None:
         self.store = store
-        self.collectors = (BatchCollector(lambda: store.totals, lambda: store.num_given_back),)
+        self.collectors = (BatchCollector(lambda: store.totals, lambda: store.leases.num_refusals),)
         self.service = service
         self._tenants = tenants
         self._worker: Worker[LineClaim] | None = None

@@ -2,30 +2,29 @@
 
 import asyncio
 import logging
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
 from typing import Final
 
-from ....engine import Replay, Snapshot
+from ....engine import Replay, Snapshot, ids_in
 from ...database.errors import FencedError, StoreUnavailableError
 from ...errors.request_errors import BUSY_STATUSES, ApiError
 from ...generation.admission import admission
 from ...generation.prompts import Prompt
 from ...generation.service import Service
 from ...observability.request_metrics import Fact, observed
+from ...storage.claims import Places
+from ...storage.work import SUSPECT_DEATHS, Claim, Lease
+from ...storage.worker import Worker, WorkKind
 from ...tenancy.tenant import tenant
 from .background import Background
-from .background_responses import BackgroundRun, body_of, end_early, prompt_ids
-from .body import generation_options, generation_spec
+from .background_responses import BackgroundRun, end_early
+from .body import ResponseBody, generation_options, generation_spec
 from .builder import ResponsesBuilder
 from .event_table import unpack_delta
-from .records import SUSPECT_DEATHS, Claim
+from .records import Adoption
 from .response_store import ResponseLog, ResponseStore
-
-_PAUSE_S: Final = 2.0
-"""Seconds between two looks for responses without an owner, and between two renewals of leases, which last longer."""
-
-_EXPIRE_PAUSES: Final = 30
-"""Number of looks after which old responses are deleted."""
 
 _MAX_CLAIMS: Final = 8
 """Maximum number of responses to adopt at a time."""
@@ -40,8 +39,21 @@ _MAX_ALONE_S: Final = 3600.0
 _logger: Final = logging.getLogger(__name__)
 
 
-class Adopter:
-    """Renews the leases of this replica's responses, and adopts responses of other replicas.
+@dataclass(frozen=True, slots=True)
+class AdoptedResponse:
+    """An adopted response and its log."""
+
+    adoption: Adoption
+    log: ResponseLog
+
+    @property
+    def claim(self) -> Claim:
+        """The response as a unit of work."""
+        return self.adoption.claim
+
+
+class AdoptionKind(WorkKind[AdoptedResponse]):
+    """Running responses, as work of a replica. A suspect runs alone for a limited time, since a response may take days.
 
     Args:
       service: Service that generates.
@@ -53,170 +65,150 @@ class Adopter:
         self._service = service
         self._responses = responses
         self._background = background
-        self._task: asyncio.Task[None] | None = None
-        self._adopted: set[asyncio.Task[None]] = set()
-        self._alone: asyncio.Task[None] | None = None  # of a suspect
+        self._num_preparing = 0
+        self._may_claim = False
 
-    def start(self) -> None:
-        """Starts the adopter's task. The engine must be ready."""
-        self._task = asyncio.create_task(self._run())
+    @property
+    def others_s(self) -> float | None:
+        return _OTHERS_S
 
-    async def _run(self) -> None:
-        looks = 0
-        while True:
-            try:
-                await self.look()
-                if looks % _EXPIRE_PAUSES == 0:
-                    await self._responses.expire()
-            except StoreUnavailableError as error:
-                _logger.debug("%s", error)
-            except Exception:
-                _logger.exception("responses of other replicas were not adopted")
-            looks += 1
-            await asyncio.sleep(_PAUSE_S)
+    def alone_s(self, claim: AdoptedResponse) -> float | None:
+        return min(_FIRST_ALONE_S * 2 ** (claim.claim.num_deaths - SUSPECT_DEATHS), _MAX_ALONE_S)
 
-    async def look(self) -> None:
-        """Renews leases, stops responses that other replicas have taken, and adopts responses without an owner."""
-        for owner, response_id in await self._responses.renew():
-            tenant.set(owner)  # of this task only
-            self._service.tracked.abort(response_id)
-        if limit := self._num_free():
-            service = self._service
-            for claim in await self._responses.claim(service.model.identity, limit, service.engine_identity):
-                tenant.set(claim.record.tenant)
-                if claim.deaths.is_suspect and not claim.deaths.is_guilty:
-                    self._start_alone(claim)
-                else:
-                    await self._adopt(claim, self._responses.log_of(claim))
+    def bar_others(self) -> AbstractAsyncContextManager[None]:
+        """Bars preemptible work."""
+        return self._service.admissions.preemptible.barred()
 
-    def _num_free(self) -> int:
-        """Returns how many responses may be adopted now: at most the free slots, and 0 while a suspect runs alone."""
+    def places(self) -> Places:
+        """Returns the free slots, as the engine knows them some time after the last adoptions."""
         service = self._service
         is_draining = service.open_requests.is_draining
-        if is_draining or not (self._responses.is_shared and service.engine.is_ready) or self._alone is not None:
-            return 0
+        if is_draining or not (self._responses.is_shared and service.engine.is_ready and self._may_claim):
+            return Places(0, 0)
         stats = service.engine.stats
-        return max(min(stats.slots - stats.num_running - stats.num_waiting, _MAX_CLAIMS), 0)
+        free = stats.slots - stats.num_running - stats.num_waiting - self._num_preparing
+        return Places(most := max(min(free, _MAX_CLAIMS), 0), most)
 
-    def _start_alone(self, claim: Claim) -> None:
-        """Starts a task that runs a suspect alone for a time. Nothing else is adopted during that time."""
-        log = self._responses.log_of(claim)
-        self._alone = asyncio.create_task(self._run_alone(claim, log))
-        log.hold(self._alone)
-        self._alone.add_done_callback(self._end_alone)
+    async def claim(self, places: Places) -> Sequence[AdoptedResponse]:
+        self._may_claim = False
+        service = self._service
+        adoptions = await self._responses.claim(service.model.identity, places, service.engine_identity)
+        return [AdoptedResponse(each, self._responses.log_of(each)) for each in adoptions]
 
-    def _end_alone(self, _: asyncio.Task[None]) -> None:
-        self._alone = None
+    def begin(self, claim: AdoptedResponse, task: asyncio.Task[None]) -> None:
+        claim.log.hold(task)
+        self._num_preparing += 1
 
-    async def _run_alone(self, claim: Claim, log: ResponseLog) -> None:
-        """Runs a suspect without other adopted responses and preemptible work, for a time that grows with its deaths.
+    def end(self, claim: AdoptedResponse) -> None:
+        self._num_preparing -= 1
 
-        The time is limited, because a response may take days and would block all others of the replica.
-        """
-        _logger.info("%s has lost %d owners: it runs alone", claim.lease.id, claim.deaths.num_deaths)
-        async with self._service.admissions.preemptible.barred():
-            try:
-                if self._adopted:
-                    await asyncio.wait(self._adopted, timeout=_OTHERS_S)
-                if self._service.open_requests.is_draining:
-                    await log.release()
-                    return
-                is_alone = not self._adopted
-                if is_alone:
-                    await self._responses.set_alone(log, is_alone=True)
-                await self._adopt(claim, log)
-                if is_alone and self._adopted:
-                    await self._watch_alone(claim, log, set(self._adopted))
-            except (FencedError, StoreUnavailableError) as error:
-                _logger.info("%s", error)
+    def stop(self, lease: Lease, task: asyncio.Task[None] | None) -> None:
+        """Aborts the generation, which then finds out that its log has another owner."""
+        self._responses.note_lost(lease)
+        tenant.set(lease.tenant)  # of this task only
+        self._service.tracked.abort(lease.id)
 
-    async def _watch_alone(self, claim: Claim, log: ResponseLog, running: set[asyncio.Task[None]]) -> None:
-        """Waits until a suspect has run alone for its time or has ended, so that others may join it."""
-        doublings = claim.deaths.num_deaths - SUSPECT_DEATHS
-        _, unfinished = await asyncio.wait(running, timeout=min(_FIRST_ALONE_S * 2**doublings, _MAX_ALONE_S))
-        if not unfinished:
-            return
-        try:
-            await self._responses.set_alone(log, is_alone=False)
-        except StoreUnavailableError:
-            await asyncio.wait(running)
+    async def look(self) -> bool:
+        self._may_claim = True
+        await self._responses.note_running()
+        return True
 
-    async def _adopt(self, claim: Claim, log: ResponseLog) -> None:
+    async def clean(self) -> None:
+        await self._responses.expire()
+
+    async def run(self, claim: AdoptedResponse) -> Callable[[], Awaitable[None]] | None:
         """Continues a response under its own admission, or ends it if it has caused too many deaths of its owners."""
+        tenant.set(claim.adoption.record.tenant)  # of this task only
         own = self._service.admissions.open()
-        admission.set(own)  # of this task only
+        admission.set(own)
         try:
-            await self._continue_or_end(claim, log)
+            task = await self._continue_or_end(claim.adoption, claim.log)
         finally:
             own.release()
+        return None if task is None else lambda: task
 
-    async def _continue_or_end(self, claim: Claim, log: ResponseLog) -> None:
-        with observed(self._service.metrics.requests.observers, "adoption", response=claim.lease.id) as facts:
-            facts.update(tenant=claim.record.tenant, tokens=log.num_committed, exact=claim.is_exact)
+    async def _continue_or_end(self, adoption: Adoption, log: ResponseLog) -> asyncio.Task[None] | None:
+        """Returns the task that generates the rest of a response; None if there is none here."""
+        if self._service.open_requests.is_draining:
+            await log.release()
+            return None
+        with observed(self._service.metrics.requests.observers, "adoption", response=log.lease.id) as facts:
+            exact = log.engine is not None
+            facts.update(tenant=adoption.record.tenant, tokens=log.num_committed, exact=exact)
             try:
-                if claim.deaths.is_guilty:
-                    await self._fail(claim, log)
-                else:
-                    await self._begin(claim, log, facts)
+                if not adoption.claim.is_deadly:
+                    return await self._begin(adoption, log, facts)
+                await self._fail(adoption, log)
             except (FencedError, StoreUnavailableError) as error:
                 _logger.info("%s", error)
             except Exception as error:
                 facts["failed"] = True
-                _logger.exception("%s cannot be continued here", claim.lease.id)
+                _logger.exception("%s cannot be continued here", log.lease.id)
                 is_busy = isinstance(error, ApiError) and error.status_code in BUSY_STATUSES
                 await log.release(is_death=not is_busy)
+        return None
 
-    async def _fail(self, claim: Claim, log: ResponseLog) -> None:
-        message = f"{claim.deaths.num_alone} replicas died while this was the only adopted response that they ran"
+    async def _fail(self, adoption: Adoption, log: ResponseLog) -> None:
+        num_deaths = adoption.claim.num_lone_deaths
+        message = f"{num_deaths} replicas died while this was the only adopted response that they ran"
         error = {"code": "server_error", "message": message}
-        await end_early(log, log.num_events, claim.record.response, status="failed", error=error)
+        await end_early(log, log.num_events, adoption.record.response, status="failed", error=error)
 
-    async def _begin(self, claim: Claim, log: ResponseLog, facts: dict[str, Fact]) -> None:
+    async def _begin(self, adoption: Adoption, log: ResponseLog, facts: dict[str, Fact]) -> asyncio.Task[None] | None:
         """Continues a response in a task. A response that still runs here is stopped, and adopted by a later look.
 
         Args:
           facts: Receives the point from which the response is continued.
         """
-        if self._background.is_running(claim.lease.id):  # this replica claimed it again after its own lease had ended
-            self._service.tracked.abort(claim.lease.id)
+        response_id = log.lease.id
+        if self._background.is_running(response_id):  # this replica claimed it again after its own lease had ended
+            self._service.tracked.abort(response_id)
             await log.release()
-            return
-        run = await self._continued(claim, log)
+            return None
+        run = await self._continued(adoption, log)
         replay = run.choice.replay
         facts["checkpoint"] = replay is not None and replay.snapshot is not None
-        how = "exactly" if claim.is_exact else "inexactly"
-        _logger.info("continues %s %s after event %d", claim.lease.id, how, log.num_events - 1)
-        task = run.start(self._background)
-        self._adopted.add(task)
-        task.add_done_callback(self._adopted.discard)
+        how = "inexactly" if log.engine is None else "exactly"
+        _logger.info("continues %s %s after event %d", response_id, how, log.num_events - 1)
+        return run.start(self._background)
 
-    async def _continued(self, claim: Claim, log: ResponseLog) -> BackgroundRun:
+    async def _continued(self, adoption: Adoption, log: ResponseLog) -> BackgroundRun:
         """Returns the rest of a response's generation."""
-        service, job, own = self._service, claim.job, admission.get()
-        await own.keep(len(job.request) + len(job.prompt))
-        body, prompt = await own.run(lambda: (body_of(own, job), Prompt(prompt_ids(job), is_chat=True)), is_long=True)
+        service, own, is_exact = self._service, admission.get(), log.engine is not None
+        await own.keep(len(adoption.request) + len(adoption.prompt))
+
+        def parse() -> tuple[ResponseBody, Prompt]:
+            body = ResponseBody.model_validate(own.parse_stored(adoption.request))
+            return body, Prompt(ids_in(adoption.prompt), is_chat=True)
+
+        body, prompt = await own.run(parse, is_long=True)
         params, constraint = generation_options(body, service)
         spec = generation_spec(body, prompt, params, constraint)
         (choice,) = await service.choices(spec)
-        packed = await self._responses.deltas(claim)
+        packed = await self._responses.deltas(adoption)
         deltas = await own.run(lambda: [unpack_delta(own, each) for each in packed], is_long=True)
         generated = tuple(token_id for delta in deltas for token_id in delta.token_ids)
-        pending = own.parse_stored(claim.record.response)
+        pending = own.parse_stored(adoption.record.response)
         builder = ResponsesBuilder(body, service.model, prompt, params[0], pending=pending)
-        await own.run(lambda: builder.replay(deltas, log.num_events, is_exact=claim.is_exact), is_long=True)
+        await own.run(lambda: builder.replay(deltas, log.num_events, is_exact=is_exact), is_long=True)
         choice = replace(choice, earlier_ids=generated)
-        if claim.is_exact and generated:
-            choice = replace(choice, replay=Replay(generated, await self._snapshot(claim, prompt, len(generated))))
-        return BackgroundRun(service, builder, choice, log, is_pending=not claim.log.num_entries, is_adopted=True)
+        if is_exact and generated:
+            choice = replace(choice, replay=Replay(generated, await self._snapshot(adoption, prompt, len(generated))))
+        return BackgroundRun(service, builder, choice, log, is_pending=not adoption.log.num_entries, is_adopted=True)
 
-    async def _snapshot(self, claim: Claim, prompt: Prompt, num_generated: int) -> Snapshot | None:
+    async def _snapshot(self, adoption: Adoption, prompt: Prompt, num_generated: int) -> Snapshot | None:
         """Returns the state of the latest checkpoint, which reduces the tokens to decode again."""
         formats = self._service.engine.request_snapshot_format
-        checkpoint = None if formats is None else await self._responses.checkpoint_of(claim, formats)
+        checkpoint = None if formats is None else await self._responses.checkpoint_of(adoption, formats)
         if checkpoint is None:
             return None
         num_tokens = checkpoint.snapshot.length - len(prompt.token_ids) + 1
         if num_tokens != checkpoint.num_tokens or num_tokens > num_generated:
-            _logger.warning("the checkpoint of %s is of other tokens: it is decoded again", claim.lease.id)
+            _logger.warning("the checkpoint of %s is of other tokens: it is decoded again", adoption.lease.id)
             return None
         return checkpoint.snapshot
+
+
+def adopter(service: Service, responses: ResponseStore, background: Background) -> Worker[AdoptedResponse]:
+    """Returns the worker that renews the leases of this replica's responses, and adopts those of others."""
+    return Worker(AdoptionKind(service, responses, background), responses.leases)

@@ -7,10 +7,11 @@ from typing import Any
 from ...database.database import Transaction
 from ...database.errors import FencedError
 from ...database.group_commit import Work, run_each
+from ...storage.work import Lease, check, refused
 from . import expiry_table, response_table
 from .conversation_table import CONVERSATIONS
 from .expiry_table import DEFAULT, RowLimits
-from .records import Lease, LogEntry
+from .records import LogWrite
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +21,10 @@ class Append:
     All entries of a transaction share two statements. After each statement, the store's thread waits for the
     interpreter lock, which the engine's thread holds most of the time.
 
-    Attributes:
-      log_bytes: Bytes of the log with this entry.
     """
 
     lease: Lease
-    entry: LogEntry
-    log_bytes: int
+    write: LogWrite
 
     def __call__(self, transaction: Transaction) -> None:
         """Appends the entry.
@@ -34,8 +32,7 @@ class Append:
         Raises:
           FencedError: Another replica owns the log.
         """
-        if self.lease not in response_table.append_all(transaction, [(self.lease, self.entry, self.log_bytes)]):
-            raise response_table.refused(self.lease)
+        check(self.lease, response_table.append_all(transaction, [(self.lease, self.write)]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +52,7 @@ def run_all(transaction: Transaction, works: Sequence[Work[Any]], limits: RowLim
 
     At the end, room is made once for all additions of a tenant.
     """
-    appends = [(work.lease, work.entry, work.log_bytes) for work in works if isinstance(work, Append)]
+    appends = [(work.lease, work.write) for work in works if isinstance(work, Append)]
     held = response_table.append_all(transaction, appends) if appends else set()
     others = iter(run_each(transaction, [work for work in works if not isinstance(work, Append)]))
     if owners := sorted({work.tenant for work in works if isinstance(work, Addition)}):
@@ -66,4 +63,4 @@ def run_all(transaction: Transaction, works: Sequence[Work[Any]], limits: RowLim
 
 
 def _result(append: Append, held: Collection[Lease]) -> FencedError | None:
-    return None if append.lease in held else response_table.refused(append.lease)
+    return None if append.lease in held else refused(append.lease)

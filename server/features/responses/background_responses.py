@@ -14,11 +14,10 @@ from ....engine import (
     QueueFullError,
     SamplingParams,
     id_bytes,
-    ids_in,
 )
 from ...database.errors import FencedError, StoreUnavailableError
 from ...errors.request_errors import ApiError, from_exception
-from ...generation.admission import Admission, admission
+from ...generation.admission import admission
 from ...generation.delta import Delta, DeltaJoiner
 from ...generation.generation import Generation
 from ...generation.prompts import Prompt
@@ -59,16 +58,6 @@ def job_of(
     token_ids = id_bytes(prompt.token_ids)
     engine = None if state_is_imported else service.engine_identity
     return Job(service.model.identity, request, token_ids, engine, turn)
-
-
-def body_of(own: Admission, job: Job) -> ResponseBody:
-    """Returns the body of a job, without its input, which is part of the prompt."""
-    return ResponseBody.model_validate(own.parse_stored(job.request))
-
-
-def prompt_ids(job: Job) -> Sequence[int]:
-    """Returns the token ids of a job's prompt."""
-    return ids_in(job.prompt)
 
 
 @dataclass(frozen=True, slots=True)

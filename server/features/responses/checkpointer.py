@@ -181,7 +181,7 @@ class Checkpointer:
         return num_bytes
 
     def _exact_logs(self) -> Sequence[ResponseLog]:
-        return [log for log in self._responses.running_logs if log.is_exact]
+        return [log for log in self._responses.running_logs if log.engine is not None]
 
     @property
     def _formats(self) -> RequestSnapshotFormat:

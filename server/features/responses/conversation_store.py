@@ -17,6 +17,7 @@ from ...generation.admission import admission
 from ...http.responses import to_json
 from ...storage.objects import Page, PageSpec
 from ...storage.tenant_objects import REPLY_S, TenantObjects, missing
+from ...storage.worker import Leases
 from ...tenancy.tenant import tenant
 from ...text.conversation import ConversationMessage
 from . import conversation_table
@@ -44,10 +45,10 @@ class ConversationStore(TenantObjects[ConversationRecord]):
 
     Args:
       commits: Commits writes of clients, and of responses that have ended.
-      leases: Commits extensions of leases.
+      leases: Extends leases.
     """
 
-    def __init__(self, database: Database, commits: GroupCommit, leases: GroupCommit) -> None:
+    def __init__(self, database: Database, commits: GroupCommit, leases: Leases) -> None:
         super().__init__(CONVERSATIONS, CONVERSATION_ID, "conversation", database, commits)
         self._leases = leases
         self._held: set[tuple[str, str, str]] = set()
@@ -107,7 +108,7 @@ class ConversationStore(TenantObjects[ConversationRecord]):
         """Extends the leases of this replica's responses."""
         if self._held:
             turns = list(self._held)
-            await self._leases.write(lambda each: conversation_table.renew(each, turns), REPLY_S)
+            await self._leases.write(lambda each: conversation_table.renew(each, turns))
 
     @asynccontextmanager
     async def locked(self, conversation_id: str | None, response_id: str) -> AsyncGenerator[None]:

@@ -12,7 +12,8 @@ from ...database.database import Transaction
 from ...generation.admission import Admission
 from ...generation.delta import Delta
 from ...storage.objects import Table
-from .records import Lease, LogEnd, LogEntry
+from ...storage.work import Lease
+from .records import LogEnd, LogEntry
 
 MAX_ENTRIES: Final = 256
 """Maximum number of log entries that are read at a time."""

@@ -39,7 +39,7 @@ def make_room(transaction: Transaction, tenant: str, limits: RowLimits) -> None:
     bounds = Bounds(inf, limits.max_rows, limits.max_bytes)
     beyond = RESPONSES.beyond(transaction, tenant, bounds)
     for response_id in RESPONSES.unlocked(transaction, tenant, beyond):
-        response_table.delete(transaction, tenant, response_id)
+        response_table.remove(transaction, tenant, response_id)
     beyond = CONVERSATIONS.beyond(transaction, tenant, bounds)
     for conversation in CONVERSATIONS.unlocked(transaction, tenant, beyond):
         CONVERSATIONS.hide(transaction, tenant, conversation)
@@ -53,9 +53,7 @@ def expired(transaction: Transaction, max_age_s: float, limits: RowLimits) -> Se
     """
     bounds = Bounds(max_age_s, limits.max_rows, limits.max_bytes)
     found = dict.fromkeys(RESPONSES.expired(transaction, bounds))
-    abandoned = "is_running = 1 AND lease_until < {now} - ? ORDER BY lease_until"
-    query = f"SELECT tenant, id FROM roost_responses WHERE {abandoned} LIMIT {MAX_FOUND}"
-    found |= dict.fromkeys(transaction.rows(query, max_age_s))
+    found |= dict.fromkeys(response_table.abandoned(transaction, max_age_s))
     return list(islice(found, MAX_FOUND))
 
 

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 from ...database.database import Database
 from ...feature import OpenFeature, Opening, opened
 from ...generation.service import Service
-from .adoption import Adopter
+from .adoption import adopter
 from .background import Background
 from .checkpoint_files import CheckpointFiles
 from .checkpointer import Checkpointer, CheckpointSettings
@@ -71,7 +71,7 @@ class OpenResponses(OpenFeature):
     def start(self, make_app: Callable[[], ASGIApp]) -> None:
         if self._checkpointer is not None:
             self._checkpointer.start()
-        Adopter(self.service, self.store, self.background).start()
+        adopter(self.service, self.store, self.background).start()
 
     async def evacuate(self) -> None:
         if self._checkpointer is not None:

@@ -2,16 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from ...database.group_commit import WriteLoad
+from ...storage.work import Claim, Lease
 from .conversation_table import Item, Turn, load_of
-
-SUSPECT_DEATHS: Final = 2
-"""Number of deaths of its owners at which a response runs without other adopted responses on its replica."""
-
-MAX_LONE_DEATHS: Final = 3
-"""Number of owners that die while they run a response alone, after which it fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,19 +72,6 @@ class ResponseRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Lease:
-    """Right of one owner to write to a running response.
-
-    Attributes:
-      fence: Fencing number. Each new owner gets a higher number, and writes with a lower one are refused.
-    """
-
-    tenant: str
-    id: str
-    fence: int
-
-
-@dataclass(frozen=True, slots=True)
 class LogEntry:
     """Tokens and events that were committed together.
 
@@ -116,6 +97,20 @@ class LogEntry:
     def num_bytes(self) -> int:
         """Bytes that the entry takes."""
         return len(self.delta) + len(self.events)
+
+
+@dataclass(frozen=True, slots=True)
+class LogWrite:
+    """An entry that an owner appends to a log.
+
+    Attributes:
+      num_bytes: Bytes of the log with this entry.
+      engine: Engine that has decoded all of its tokens; None if there are none, or another one did so.
+    """
+
+    entry: LogEntry
+    num_bytes: int
+    engine: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,43 +153,26 @@ class CheckpointReference:
 
 
 @dataclass(frozen=True, slots=True)
-class Deaths:
-    """Counts of a response's owners whose process or engine died, or that could not continue it.
-
-    Attributes:
-      num_deaths: Number of these owners.
-      num_alone: Number of these owners that ran no other adopted response.
-    """
-
-    num_deaths: int = 0
-    num_alone: int = 0
-
-    @property
-    def is_suspect(self) -> bool:
-        """Whether the response may have caused the deaths of its owners, so that it runs alone."""
-        return self.num_deaths >= SUSPECT_DEATHS
-
-    @property
-    def is_guilty(self) -> bool:
-        """Whether the response has reached the maximum number of lone deaths, and must not run again."""
-        return self.num_alone >= MAX_LONE_DEATHS
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Adoption:
     """A running response that a replica has adopted.
 
     Attributes:
-      deaths: Deaths of its owners.
+      request, prompt: See `Job`.
       log: End of its log.
-      is_exact: Whether all logged tokens were decoded one after the other by an engine like the claiming replica's.
+      engine: Engine of the replica if an engine like it has decoded all tokens of the log, one after the other, so that
+        it continues them exactly; None if not.
       checkpoint: Latest saved state; None if it has none.
     """
 
-    lease: Lease
+    claim: Claim
     record: ResponseRecord
-    job: Job
-    deaths: Deaths
+    request: bytes
+    prompt: bytes
     log: LogEnd
-    is_exact: bool = False
-    checkpoint: CheckpointReference | None = None
+    engine: str | None
+    checkpoint: CheckpointReference | None
+
+    @property
+    def lease(self) -> Lease:
+        """Right to write to the response."""
+        return self.claim.lease

@@ -7,16 +7,14 @@ clients may fetch or follow.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import batched
 from typing import Any, Final
-from uuid import uuid4
 
 from ....engine import RequestSnapshot, RequestSnapshotFormat
-from ...database.database import Database, Lane, Transaction
+from ...database.database import Database, Transaction
 from ...database.errors import FencedError
 from ...database.errors import StoreUnavailableError as UnavailableError
 from ...database.group_commit import INTERVAL_S, GroupCommit, WriteLoad
@@ -24,11 +22,14 @@ from ...errors import kinds
 from ...errors.request_errors import ApiError
 from ...generation.admission import admission
 from ...generation.delta import Delta
+from ...storage.claims import Claimant, Places
 from ...storage.objects import MAX_REMOVED
 from ...storage.tenant_objects import missing
+from ...storage.work import LEASE_S, Lease
+from ...storage.worker import Leases
 from ...tenancy.tenant import TenantLocks, tenant
 from ...text.conversation import ConversationMessage
-from . import claim_table, event_table, expiry_table, part_table, response_table
+from . import event_table, expiry_table, part_table, response_table
 from .appends import Addition, Append, run_all
 from .checkpoint_files import CheckpointFiles
 from .collector import StoreStats
@@ -38,8 +39,8 @@ from .event_table import pack_delta
 from .expiry_table import DEFAULT, RowLimits
 from .log_followers import LogFollowers
 from .part_table import RESPONSE_ID, StoredPart, pack
-from .records import CheckpointReference, Claim, Job, Lease, LogEnd, LogEntry, ResponseRecord
-from .response_table import LEASE_S, RESPONSES
+from .records import Adoption, CheckpointReference, Job, LogEnd, LogEntry, LogWrite, ResponseRecord
+from .response_table import RESPONSES, RUNNING
 
 MAX_RUNNING: Final = 1000
 """Limit on each tenant's running responses in the database. Beyond it, or beyond `RowLimits.max_bytes` of these
@@ -78,6 +79,7 @@ class ResponseStore:
     Attributes:
       conversations: Conversations in the same database.
       is_shared: Whether other replicas may use the database.
+      leases: Leases of this replica on running responses.
       locks: Locks under which a tenant's long expansions are made, one at a time.
       stats: Counts for metrics.
       streams: For each open foreground stream, a function that stores what another replica needs to continue it.
@@ -95,8 +97,8 @@ class ResponseStore:
         self.is_shared = database.is_shared
         interval_s = INTERVAL_S if self.is_shared else 0.0
         self._commits = GroupCommit(database, interval_s, partial(run_all, limits=limits))
-        self._leases = GroupCommit(database, interval_s, lane=Lane.LEASES)
-        self.conversations = ConversationStore(database, self._commits, self._leases)
+        self.leases = Leases(database, RUNNING, interval_s)
+        self.conversations = ConversationStore(database, self._commits, self.leases)
         self.locks = TenantLocks()
         self.stats = stats or StoreStats()
         self.files = files
@@ -106,11 +108,8 @@ class ResponseStore:
         self._retention_s = retention_s
         self._limits = limits
         self._adopt_after_s = adopt_after_s
-        self._replica = uuid4().hex
-        self._last_turn = ""
         self._logs: dict[tuple[str, str], ResponseLog] = {}
         self._changed: dict[tuple[str, str], asyncio.Event] = {}
-        self._taken: set[tuple[str, str]] = set()
         self._followers = LogFollowers(database, self._changed.get)
 
     @property
@@ -176,11 +175,11 @@ class ResponseStore:
         """
         first = LogEntry(0, 0, len(events), 0, 0, events=b"".join(events) if record.is_streamed else b"")
         insert = partial(self._insert_within_quota, record=record, job=job, entry=first)
-        with self._taking(record.tenant, record.id):
+        with self.leases.taking(record.tenant, record.id):
             lease = await self._commits.write(insert, REPLY_S, record.load(job.num_bytes + first.num_bytes))
         if isinstance(lease, str):
             raise ApiError(kinds.TOO_MANY_RUNNING, f"{lease}: wait for some of them to end, or cancel them")
-        log = self._log(lease, is_streamed=record.is_streamed, is_exact=job.engine is not None)
+        log = ResponseLog(self, lease, record.is_streamed, job.engine)
         log.go_on(LogEnd().after(first))
         return log
 
@@ -196,11 +195,11 @@ class ResponseStore:
         Raises:
           StoreUnavailableError: The database is unavailable, full or too slow.
         """
-        insert = partial(response_table.insert, record=record, job=job, owner=self._replica, entry=entry)
-        with self._taking(record.tenant, record.id):
+        insert = partial(response_table.insert, record=record, job=job, owner=self.leases.owner, entry=entry)
+        with self.leases.taking(record.tenant, record.id):
             lease = await self._commits.write(insert, _LAST_S, record.load(job.num_bytes + entry.num_bytes))
         self.stats.handovers += 1
-        log = self._log(lease, is_streamed=True, is_exact=job.engine is not None)
+        log = ResponseLog(self, lease, is_streamed=True, engine=job.engine)
         log.go_on(LogEnd().after(entry))
         log.is_left = True
         log.hold(task)
@@ -250,24 +249,15 @@ class ResponseStore:
         Returns:
           The response's log and the number of its next event, or None if it isn't running.
         """
-        seize = partial(claim_table.seize, owner=self._replica, tenant=tenant.get(), response_id=response_id)
-        with self._taking(tenant.get(), response_id):
-            claim = await self._commits.write(seize, REPLY_S)
-        if claim is None:
+        seize = partial(response_table.seize, owner=self.leases.owner, tenant=tenant.get(), response_id=response_id)
+        with self.leases.taking(tenant.get(), response_id):
+            adoption = await self._commits.write(seize, REPLY_S)
+        if adoption is None:
             return None
-        log, task = self.log_of(claim), asyncio.current_task()
+        log, task = self.log_of(adoption), asyncio.current_task()
         assert task is not None
         log.hold(task)
         return log, log.num_events
-
-    @contextmanager
-    def _taking(self, owner: str, response_id: str) -> Iterator[None]:
-        """Keeps `renew` from ending a lease that a write has stored but no task holds yet."""
-        self._taken.add((owner, response_id))
-        try:
-            yield
-        finally:
-            self._taken.discard((owner, response_id))
 
     async def delete(self, response_id: str) -> None:
         """Deletes a response.
@@ -290,50 +280,28 @@ class ResponseStore:
             await self._followers.check(key, number)
         return self._followers.follow(key, number, pause_s)
 
-    async def claim(self, model: str, limit: int, engine: str | None) -> Sequence[Claim]:
+    async def claim(self, model: str, places: Places, engine: str | None) -> Sequence[Adoption]:
         """Adopts responses without a live owner.
 
         Args:
           model: Identity of the served model.
-          limit: Maximum number of responses.
+          places: Room for responses.
           engine: Identity of the engine; None if it cannot continue responses exactly.
         """
-        claim = partial(
-            claim_table.claim,
-            owner=self._replica,
-            model=model,
-            limit=limit,
-            engine=engine,
-            after_s=self._adopt_after_s,
-            after=self._last_turn,
-        )
-        claims = await self._leases.write(claim, REPLY_S)
-        if claims:
-            self._last_turn = claims[-1].lease.tenant
-        self.stats.adoptions += len(claims)
-        return claims
+        claimant = Claimant(self.leases.owner, model, engine, self._adopt_after_s)
+        adoptions = await self.leases.write(lambda each: response_table.claim(each, claimant, places))
+        self.stats.adoptions += len(adoptions)
+        return adoptions
 
-    async def set_alone(self, log: "ResponseLog", *, is_alone: bool) -> None:
-        """Records whether this replica runs no other adopted response together with a suspect.
-
-        It is recorded before the suspect begins, and before others join it.
-
-        Raises:
-          FencedError: The response has ended, or another replica owns it.
-          StoreUnavailableError: The database is unavailable.
-        """
-        lease = log.lease
-        await self._commits.write(lambda each: claim_table.set_alone(each, lease, is_alone=is_alone), REPLY_S)
-
-    async def deltas(self, claim: Claim) -> list[bytes]:
+    async def deltas(self, adoption: Adoption) -> list[bytes]:
         """Returns the packed deltas in the log of an adopted response. Its former owners cannot write to it any more.
 
         Raises:
           StoreUnavailableError: The database is unavailable.
         """
         found: list[bytes] = []
-        key, place = (claim.lease.tenant, claim.lease.id), 0
-        while place < claim.log.num_entries:
+        key, place = (adoption.lease.tenant, adoption.lease.id), 0
+        while place < adoption.log.num_entries:
             read = partial(event_table.deltas, tenant=key[0], response_id=key[1], place=place)
             some, after = await self._database.run(read)
             if after == place:
@@ -342,36 +310,23 @@ class ResponseStore:
             place = after
         return found
 
-    def log_of(self, claim: Claim) -> "ResponseLog":
+    def log_of(self, adoption: Adoption) -> "ResponseLog":
         """Returns the log of an adopted response, after its last entry. No task holds it yet."""
-        log = self._log(claim.lease, is_streamed=claim.record.is_streamed, is_exact=claim.is_exact)
-        log.go_on(claim.log)
-        log.checkpoint = claim.checkpoint
+        log = ResponseLog(self, adoption.lease, adoption.record.is_streamed, adoption.engine)
+        log.go_on(adoption.log)
+        log.checkpoint = adoption.checkpoint
         return log
 
-    async def renew(self) -> Sequence[tuple[str, str]]:
-        """Extends the leases that tasks of this replica hold, ends its other leases, and counts running responses.
+    def note_lost(self, lease: Lease) -> None:
+        """Notes that this replica no longer owns a response that it generates."""
+        if (log := self._logs.get((lease.tenant, lease.id))) is not None and log.lease == lease:
+            log.is_lost = True
 
-        Returns:
-          Tenants and ids of responses that this replica still generates but no longer owns.
-        """
-        written = {key: log.lease for key, log in self._logs.items()}
-        renew = partial(response_table.renew, owner=self._replica, leases=list(written.values()))
-        held = set(await self._leases.write(renew, REPLY_S))
-        known = {
-            *written.values(),
-            *(log.lease for log in self._logs.values()),
-        }  # a response may begin or end during the write
-        strays = {lease for lease in held - known if (lease.tenant, lease.id) not in self._taken}
-        self.stats.unattended = len(strays)
-        if strays:
-            await self._leases.write(lambda each: response_table.release(each, strays), REPLY_S)
+    async def note_running(self) -> None:
+        """Extends the leases of conversations, and counts running responses."""
+        self.stats.unattended = self.leases.num_strays
         await self.conversations.renew()
         await self._count_running()
-        lost = [key for key, lease in written.items() if lease not in held and key in self._logs]
-        for key in lost:
-            self._logs[key].is_lost = True
-        return lost
 
     async def _count_running(self) -> None:
         """Counts running responses for metrics, and logs when the number of abandoned ones has grown."""
@@ -401,10 +356,9 @@ class ResponseStore:
 
     async def close(self) -> None:
         """Leaves this replica's running responses to others, and closes the database."""
-        leases = [log.lease for log in self._logs.values()]
         try:
-            if leases:
-                await self._commits.write(lambda each: response_table.release(each, leases), _LAST_S)
+            if self.leases.held:
+                await self.leases.release(list(self.leases.held))
         except UnavailableError as error:
             _logger.warning("running responses can be adopted in %g s only: %s", LEASE_S, error)
         self._database.close()
@@ -423,7 +377,8 @@ class ResponseStore:
         lease, log_bytes = log.lease, log.num_bytes
         try:
             if final is None:
-                append, load = Append(lease, entry, log_bytes), WriteLoad(1, entry.num_bytes)
+                engine = log.engine if entry.first_token + entry.num_tokens else None
+                append, load = Append(lease, LogWrite(entry, log_bytes, engine)), WriteLoad(1, entry.num_bytes)
                 await self._commits.write(append, _OWNER_S, load, waits_for_room=True)
             else:
                 response, output, items = final
@@ -465,11 +420,11 @@ class ResponseStore:
         await self._commits.write(lambda each: response_table.set_checkpoint(each, lease, checkpoint), REPLY_S)
         await self._replace_checkpoint(log, checkpoint)
 
-    async def checkpoint_of(self, claim: Claim, formats: RequestSnapshotFormat) -> RequestSnapshot | None:
+    async def checkpoint_of(self, adoption: Adoption, formats: RequestSnapshotFormat) -> RequestSnapshot | None:
         """Returns the latest checkpoint of an adopted response; None if it has no usable one."""
-        if self.files is None or claim.checkpoint is None:
+        if self.files is None or adoption.checkpoint is None:
             return None
-        return await self.files.read(claim.checkpoint.name, formats)
+        return await self.files.read(adoption.checkpoint.name, formats)
 
     async def _replace_checkpoint(self, log: "ResponseLog", checkpoint: CheckpointReference | None) -> None:
         earlier, log.checkpoint = log.checkpoint, checkpoint
@@ -479,8 +434,7 @@ class ResponseStore:
     async def give_up(self, log: "ResponseLog", *, is_death: bool) -> None:
         """Ends the lease of a log, so that others may adopt its response immediately."""
         self._forget(log)
-        release = partial(response_table.release, leases=[log.lease], is_death=is_death)
-        await self._commits.write(release, _LAST_S)
+        await self.leases.release([log.lease], is_death=is_death)
 
     def hold(self, log: "ResponseLog", task: asyncio.Task[Any]) -> None:
         """Renews the lease of a log until a task has ended for any reason. A lease that no task holds is never renewed.
@@ -489,6 +443,7 @@ class ResponseStore:
         """
         self._logs[log.key] = log
         self._changed.setdefault(log.key, asyncio.Event())
+        self.leases.hold(log.lease, task)
         log.holder = task
         task.add_done_callback(lambda ended: self._forget(log) if log.holder is ended else None)
 
@@ -503,10 +458,7 @@ class ResponseStore:
         if num_bytes + record.num_bytes + job.num_bytes > most:
             size = f"{most / 2**20:.0f} MiB"
             return f"this API key's running background responses and their events take {size}, which is the limit"
-        return response_table.insert(transaction, record, job, self._replica, entry)
-
-    def _log(self, lease: Lease, *, is_streamed: bool, is_exact: bool) -> "ResponseLog":
-        return ResponseLog(self, lease, is_streamed=is_streamed, is_exact=is_exact)
+        return response_table.insert(transaction, record, job, self.leases.owner, entry)
 
     def _wake(self, log: "ResponseLog") -> None:
         if (changed := self._changed.get(log.key)) is not None:
@@ -516,6 +468,7 @@ class ResponseStore:
     def _forget(self, log: "ResponseLog") -> None:
         if self._logs.get(log.key) is log:
             del self._logs[log.key]
+            self.leases.drop(log.lease)
             self._changed.pop(log.key).set()
 
 
@@ -525,7 +478,8 @@ class ResponseLog:
     Attributes:
       lease: Lease against which all writes are checked.
       key: Tenant and response id.
-      is_exact: Whether one engine decodes all tokens, so that a checkpoint is useful.
+      is_streamed: Whether it keeps the events of a stream.
+      engine: Engine that decodes all tokens, so that a checkpoint is useful; None if another one decoded some.
       num_committed: Number of tokens in the database.
       checkpoint: Latest checkpoint in the database; None if there is none.
       is_left: Whether only other replicas append to the log.
@@ -533,10 +487,10 @@ class ResponseLog:
       holder: Task for which the log is held; None before the first.
     """
 
-    def __init__(self, store: ResponseStore, lease: Lease, *, is_streamed: bool, is_exact: bool) -> None:
+    def __init__(self, store: ResponseStore, lease: Lease, is_streamed: bool, engine: str | None) -> None:
         self.lease = lease
         self.key = lease.tenant, lease.id
-        self.is_exact = is_exact
+        self.engine = engine
         self.num_committed = 0
         self.checkpoint: CheckpointReference | None = None
         self.is_left = self.is_lost = False

@@ -1,22 +1,23 @@
-"""Statements on stored responses, as functions of a transaction. `claim_table` has the statements of adoptions."""
+"""Statements on stored responses, as functions of a transaction.
 
-from collections.abc import Collection, Iterable, Sequence
-from itertools import batched
+A running response is also a unit of shared work, which tells its owner. Each write of an owner changes that row in the
+same transaction, and before any other row, so that transactions lock rows in one order. `engine` of the unit names the
+engine that has decoded all tokens of the log one after the other; other engines read them as a prompt.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 from uuid import uuid4
 
-from ...database.database import Transaction, placeholders
-from ...database.errors import FencedError
-from ...storage.objects import ObjectTable
+from ...database.database import Transaction
+from ...storage import claims
+from ...storage.claims import Claimant, Places
+from ...storage.objects import MAX_FOUND, Name, ObjectTable
+from ...storage.work import IS_WAITING, Claim, Lease, WorkTable, check
 from . import conversation_table, event_table
 from .conversation_table import Item, Turn, pack_items, unpack_items
-from .records import CheckpointReference, Job, Lease, LogEntry, ResponseRecord
-
-LEASE_S: Final = 15.0
-"""Seconds after an owner's last write at which its lease ends, so that others may adopt its response."""
-
-_MAX_NAMED: Final = 250
-"""Maximum number of leases that a statement extends by name."""
+from .records import Adoption, CheckpointReference, Job, LogEnd, LogEntry, LogWrite, ResponseRecord
 
 _PROBE_BYTES: Final = 4096
 """Bytes of a response that is stored as a probe: about those of a short response."""
@@ -28,33 +29,24 @@ RESPONSES: Final = ObjectTable(
     extra={
         "created": float,
         "num_bytes": int,
-        "log_bytes": int,
-        "model": str | None,
         "request": bytes | None,
         "prompt": bytes | None,
         "conversation": str | None,
         "input_items": bytes | None,
-        "owner": str | None,
-        "fence": int,
-        "lease_until": float,
-        "num_deaths": int,
-        "num_lone_deaths": int,
-        "is_alone": bool,
-        "engine": str | None,
-        "exact_fence": int,
         "checkpoint": str | None,
         "checkpoint_tokens": int | None,
     },
     indexes={
-        "leases": "(lease_until) WHERE is_running = 1",
-        "running": "(tenant, lease_until, num_bytes, log_bytes) WHERE is_running = 1",
-        "owners": "(owner) WHERE is_running = 1",
+        "running": "(tenant, num_bytes) WHERE is_running = 1",
         "ended": "(tenant, created, num_bytes) WHERE is_running = 0",
         "old": "(created) WHERE is_running = 0",
     },
 )
 
-HELD: Final = "tenant = ? AND id = ? AND fence = ? AND is_running = 1"
+RUNNING: Final = WorkTable("roost_running")
+"""Running responses as work that replicas share."""
+
+_OWN: Final = "tenant = ? AND id = ?"
 
 
 def put(transaction: Transaction, record: ResponseRecord) -> bytes:
@@ -63,7 +55,7 @@ def put(transaction: Transaction, record: ResponseRecord) -> bytes:
     Returns:
       JSON of the response that is stored.
     """
-    if _insert(transaction, record, None, ""):
+    if _insert(transaction, record, None):
         return record.response
     query = "SELECT response FROM roost_responses WHERE tenant = ? AND id = ?"
     ((response,),) = transaction.rows(query, record.tenant, record.id)
@@ -78,8 +70,11 @@ def insert(
     Args:
       entry: First entry of its log, if its owner has already generated a part of it; None otherwise.
     """
-    _insert(transaction, record, job, owner, 0 if entry is None else entry.num_bytes)
-    lease = Lease(record.tenant, record.id, 1)
+    lease = Lease(record.tenant, record.id, 1, 1)
+    if _insert(transaction, record, job):
+        log = LogEnd() if entry is None else LogEnd().after(entry)
+        engine = job.engine if log.num_tokens else None
+        RUNNING.add(transaction, owner, (record.tenant, record.id), job.model, log.num_bytes, engine)
     if entry is not None:
         event_table.append(transaction, [(lease, entry)])
     return lease
@@ -92,50 +87,30 @@ def probe(transaction: Transaction) -> None:
     delete(transaction, record.tenant, record.id)
 
 
-def _insert(transaction: Transaction, record: ResponseRecord, job: Job | None, owner: str, log_bytes: int = 0) -> int:
+def _insert(transaction: Transaction, record: ResponseRecord, job: Job | None) -> int:
     """Stores a response, and returns the number of new rows: 0 if its id is stored already."""
-    extra = {"num_bytes": record.num_bytes, "log_bytes": log_bytes, "owner": owner, "fence": 1}
+    extra: dict[str, Any] = {"num_bytes": record.num_bytes}
     if job is not None:
         items = None if job.turn is None else pack_items(job.turn.items)
         extra |= {
             "num_bytes": record.num_bytes + job.num_bytes + len(items or b""),
-            "model": job.model,
             "request": job.request,
             "prompt": job.prompt,
-            "engine": job.engine,
-            "exact_fence": int(job.engine is not None),
             "conversation": None if job.turn is None else job.turn.conversation,
             "input_items": items,
         }
-    return RESPONSES.insert(transaction, record, extra, created="{now}", lease_until=f"{{now}} + {LEASE_S}")
+    return RESPONSES.insert(transaction, record, extra, created="{now}")
 
 
-def append_all(transaction: Transaction, appends: Sequence[tuple[Lease, LogEntry, int]]) -> set[Lease]:
+def append_all(transaction: Transaction, appends: Sequence[tuple[Lease, LogWrite]]) -> set[Lease]:
     """Appends to logs and extends their leases, in two statements. Repeating it changes nothing.
-
-    Args:
-      appends: Lease, entry, and bytes of the log with that entry, for each log.
 
     Returns:
       The leases whose holders are still the owners. Nothing is appended to the other logs.
     """
-    held = _extend(transaction, [(lease, log_bytes) for lease, _, log_bytes in appends])
-    event_table.append(transaction, [(lease, entry) for lease, entry, _ in appends if lease in held])
+    held = RUNNING.extend(transaction, {lease: (each.num_bytes, each.engine) for lease, each in appends})
+    event_table.append(transaction, [(lease, each.entry) for lease, each in appends if lease in held])
     return held
-
-
-def _extend(transaction: Transaction, logs: Sequence[tuple[Lease, int]]) -> set[Lease]:
-    """Extends leases, stores the bytes of their logs, and returns the leases that are still held."""
-    rows = transaction.rows(
-        f"""
-        WITH appended (holder, name, number, bytes) AS (VALUES {placeholders(len(logs), 4)})
-        UPDATE roost_responses SET lease_until = {{now}} + {LEASE_S}, log_bytes = bytes FROM appended
-        WHERE is_running = 1 AND tenant = holder AND id = name AND fence = number
-        RETURNING tenant, id, fence
-        """,
-        *(value for lease, log_bytes in logs for value in (*values_of(lease), log_bytes)),
-    )
-    return {Lease(*row) for row in rows}
 
 
 def end(
@@ -156,22 +131,22 @@ def end(
     Raises:
       FencedError: The lease's holder is no longer the owner.
     """
-    ended = transaction.rows(
+    check(lease, RUNNING.end(transaction, [lease]))
+    ((is_streamed, conversation, input_items),) = transaction.rows(
         f"""
-        UPDATE roost_responses SET response = ?, output = ?, is_running = 0, owner = NULL, model = NULL, request = NULL,
-            prompt = NULL, checkpoint = NULL, checkpoint_tokens = NULL,
+        UPDATE roost_responses SET response = ?, output = ?, is_running = 0, request = NULL, prompt = NULL,
+            checkpoint = NULL, checkpoint_tokens = NULL,
             num_bytes = length(history) + ? + CASE WHEN is_streamed = 1 THEN ? ELSE 0 END
-        WHERE {HELD}
+        WHERE {_OWN}
         RETURNING is_streamed, conversation, input_items
         """,
         response,
         output,
         len(response) + len(output),
         log_bytes,
-        *values_of(lease),
+        lease.tenant,
+        lease.id,
     )
-    check(len(ended), lease)
-    ((is_streamed, conversation, input_items),) = ended
     if is_streamed:
         event_table.append(transaction, [(lease, entry)])
     else:
@@ -179,7 +154,7 @@ def end(
     if conversation is not None:
         turn = Turn(conversation, lease.id, unpack_items(bytes(input_items))).ended(items)
         conversation_table.end(transaction, lease.tenant, turn)
-        drop_items = "UPDATE roost_responses SET input_items = NULL WHERE tenant = ? AND id = ?"
+        drop_items = f"UPDATE roost_responses SET input_items = NULL WHERE {_OWN}"
         transaction.execute(drop_items, lease.tenant, lease.id)
 
 
@@ -189,13 +164,9 @@ def set_checkpoint(transaction: Transaction, lease: Lease, checkpoint: Checkpoin
     Raises:
       FencedError: The lease's holder is no longer the owner.
     """
-    changed = transaction.execute(
-        f"UPDATE roost_responses SET checkpoint = ?, checkpoint_tokens = ? WHERE {HELD}",
-        checkpoint.name,
-        checkpoint.num_tokens,
-        *values_of(lease),
-    )
-    check(changed.rowcount, lease)
+    check(lease, RUNNING.held(transaction, lease))
+    update = f"UPDATE roost_responses SET checkpoint = ?, checkpoint_tokens = ? WHERE {_OWN}"
+    transaction.execute(update, checkpoint.name, checkpoint.num_tokens, lease.tenant, lease.id)
 
 
 def checkpoint_names(transaction: Transaction) -> list[str]:
@@ -204,53 +175,43 @@ def checkpoint_names(transaction: Transaction) -> list[str]:
     return [name for (name,) in rows]
 
 
-def renew(transaction: Transaction, owner: str, leases: Collection[Lease]) -> list[Lease]:
-    """Extends the given leases that an owner still has, and returns all leases that it has in the database.
-
-    Rows that another transaction has locked are skipped: that transaction's append extends the lease, too.
-    """
-    where = "owner = ? AND is_running = 1"
-    rows = transaction.rows(f"SELECT tenant, id, fence FROM roost_responses WHERE {where}", owner)
-    held = [Lease(*row) for row in rows]
-    extend = f"""
-        UPDATE roost_responses SET lease_until = {{now}} + {LEASE_S} WHERE (tenant, id) IN (
-            SELECT tenant, id FROM roost_responses WHERE {where} {{skip_locked}})
-    """
-    kept = set(leases)
-    wanted = [lease for lease in held if lease in kept]
-    if len(wanted) == len(held):
-        transaction.execute(extend, owner)
-        return held
-    for some in batched(wanted, _MAX_NAMED):  # takes PostgreSQL 20 times as long
-        names = placeholders(len(some), 3)
-        values = (value for lease in some for value in values_of(lease))
-        transaction.execute(f"{extend} AND (tenant, id, fence) IN (VALUES {names})", owner, *values)
-    return held
-
-
-def release(transaction: Transaction, leases: Iterable[Lease], *, is_death: bool = False) -> None:
-    """Ends leases, so that others may adopt the responses immediately. Repeating it changes nothing.
-
-    Args:
-      is_death: Whether this counts as a death of the owner.
-    """
-    deaths = f"CASE WHEN owner IS NULL THEN 0 ELSE {int(is_death)} END"
-    for lease in leases:
-        transaction.execute(
-            f"""
-            UPDATE roost_responses SET owner = NULL, lease_until = {{now}}, num_deaths = num_deaths + {deaths},
-                num_lone_deaths = num_lone_deaths + is_alone * {deaths}
-            WHERE {HELD}
-            """,
-            *values_of(lease),
-        )
-
-
 def delete(transaction: Transaction, tenant: str, response_id: str) -> bool:
     """Deletes a response and its log, and returns whether it existed. An owner's next write is refused."""
+    RUNNING.drop(transaction, tenant, response_id)
+    return remove(transaction, tenant, response_id)
+
+
+def remove(transaction: Transaction, tenant: str, response_id: str) -> bool:
+    """Deletes a response that has ended, and its log; returns whether it existed."""
     event_table.delete(transaction, tenant, response_id)
-    deleted = transaction.execute("DELETE FROM roost_responses WHERE tenant = ? AND id = ?", tenant, response_id)
-    return deleted.rowcount > 0
+    return transaction.execute(f"DELETE FROM roost_responses WHERE {_OWN}", tenant, response_id).rowcount > 0
+
+
+def claim(transaction: Transaction, claimant: Claimant, places: Places) -> list[Adoption]:
+    """Makes a replica the owner of responses that wait for one; see `claims.claim`."""
+    found = claims.claim(transaction, RUNNING, claimant, places)
+    if found:  # fails if logs cannot be written, and then nothing is adopted
+        transaction.execute("INSERT INTO roost_events SELECT * FROM roost_events WHERE tenant = '' AND 1 = 0")
+    return [_adoption(transaction, each, claimant.engine) for each in found]
+
+
+def seize(transaction: Transaction, owner: str, tenant: str, response_id: str) -> Adoption | None:
+    """Makes a replica the owner of a running response, even if it has an owner; None if no such response is running."""
+    found = RUNNING.seize(transaction, owner, tenant, response_id)
+    return None if found is None else _adoption(transaction, found, None)
+
+
+def _adoption(transaction: Transaction, claim: Claim, engine: str | None) -> Adoption:
+    """Returns what is needed to continue a response."""
+    name = claim.lease.tenant, claim.lease.id
+    query = (
+        f"SELECT request, prompt, checkpoint, checkpoint_tokens, {RESPONSES.columns} FROM roost_responses WHERE {_OWN}"
+    )
+    ((request, prompt, checkpoint, num_tokens, *record),) = transaction.rows(query, *name)
+    log = replace(event_table.end_of_log(transaction, *name), num_bytes=claim.num_bytes)
+    exact = engine if not log.num_tokens or claim.engine == engine else None
+    reference = None if checkpoint is None else CheckpointReference(checkpoint, num_tokens)
+    return Adoption(claim, RESPONSES.of(record), bytes(request), bytes(prompt), log, exact, reference)
 
 
 def running_of(transaction: Transaction, tenant: str, limit: int) -> tuple[int, int]:
@@ -259,13 +220,12 @@ def running_of(transaction: Transaction, tenant: str, limit: int) -> tuple[int, 
     Args:
       limit: Maximum number of responses to count.
     """
-    query = """
-        SELECT count(*), coalesce(sum(num_bytes + log_bytes), 0) FROM (
-            SELECT num_bytes, log_bytes FROM roost_responses WHERE is_running = 1 AND tenant = ? LIMIT ?
-        ) AS running
-    """
-    ((count, num_bytes),) = transaction.rows(query, tenant, limit)
-    return int(count), int(num_bytes)
+    found = "SELECT num_bytes FROM {} tenant = ? LIMIT ?"
+    bytes_of = f"SELECT count(*), coalesce(sum(num_bytes), 0) FROM ({found}) AS found"
+    ((count, log_bytes),) = transaction.rows(bytes_of.format(f"{RUNNING.name} WHERE"), tenant, limit)
+    running = f"{RESPONSES.name} WHERE is_running = 1 AND"
+    ((_, own_bytes),) = transaction.rows(bytes_of.format(running), tenant, limit)
+    return int(count), int(own_bytes) + int(log_bytes)
 
 
 def count_running(transaction: Transaction, patience_s: float) -> tuple[int, int, int]:
@@ -275,29 +235,11 @@ def count_running(transaction: Transaction, patience_s: float) -> tuple[int, int
     Args:
       patience_s: Seconds without an owner after which a response counts as long without one.
     """
-    running = "SELECT count(*) FROM roost_responses WHERE is_running = 1"
-    (counts,) = transaction.rows(
-        f"""
-        SELECT ({running}), ({running} AND lease_until <= {{now}}),
-            ({running} AND lease_until < {{now}} - ?)
-        """,
-        patience_s,
-    )
-    num_running, orphaned, abandoned = map(int, counts)
-    return num_running, orphaned, abandoned
+    orphaned, abandoned = (RUNNING.count(transaction, IS_WAITING, seconds) for seconds in (0.0, patience_s))
+    return RUNNING.count(transaction, "is_range = 0"), orphaned, abandoned
 
 
-def values_of(lease: Lease) -> tuple[Any, ...]:
-    """Returns the values of `HELD`."""
-    return lease.tenant, lease.id, lease.fence
-
-
-def refused(lease: Lease) -> FencedError:
-    """Returns the error for a write of a former owner."""
-    return FencedError(f"{lease.id} was adopted, ended or deleted by another replica")
-
-
-def check(num_rows: int, lease: Lease) -> None:
-    """Raises FencedError if a write to a response that the lease's holder must own has changed no row."""
-    if not num_rows:
-        raise refused(lease)
+def abandoned(transaction: Transaction, max_age_s: float) -> list[Name]:
+    """Returns running responses that have had no owner for too long."""
+    query = f"SELECT tenant, id FROM {RUNNING.name} WHERE {IS_WAITING} ORDER BY lease_until LIMIT {MAX_FOUND}"
+    return transaction.rows(query, max_age_s)

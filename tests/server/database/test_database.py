@@ -3,6 +3,7 @@
 import logging
 import sqlite3
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -10,9 +11,9 @@ import pytest
 from databases import FAULTS, FaultyDatabase, PostgresqlServer, faulty_database, opened
 from roost.server.database.database import Database, Transaction
 from roost.server.database.errors import StoreUnavailableError
-from roost.server.features.responses import claim_table, response_table
-from roost.server.features.responses.records import Job, LogEntry, ResponseRecord
-from roost.server.features.responses.response_table import LEASE_S
+from roost.server.features.responses import response_table
+from roost.server.features.responses.records import Job, LogEntry, LogWrite, ResponseRecord
+from roost.server.storage.claims import Claimant, Places
 
 RECORD = ResponseRecord("", "r1", b"{}", b"[]", b"[]", is_running=True)
 
@@ -32,7 +33,7 @@ def database(faulty: FaultyDatabase) -> Iterator[Database]:
 
 def write(transaction: Transaction) -> None:
     lease = response_table.insert(transaction, RECORD, Job("model", b"", b""), "me")
-    assert response_table.append_all(transaction, [(lease, LogEntry(0, 0, 1, 0, 1), 0)]) == {lease}
+    assert response_table.append_all(transaction, [(lease, LogWrite(LogEntry(0, 0, 1, 0, 1), 0))]) == {lease}
 
 
 def read(transaction: Transaction) -> list[object]:
@@ -88,14 +89,15 @@ def test_a_database_that_can_only_be_read_is_logged_once(
 def test_a_response_whose_log_cannot_be_written_is_not_adopted(database: Database, faulty: FaultyDatabase) -> None:
     """It would be an adoption in vain."""
     database.run_now(write, writes=True)
-    database.run_now(lambda each: each.execute("UPDATE roost_responses SET owner = NULL, lease_until = 0"), writes=True)
+    database.run_now(lambda each: each.execute("UPDATE roost_running SET owner = NULL, lease_until = 0"), writes=True)
+    claim = partial(response_table.claim, claimant=Claimant("me", "model"), places=Places(1, 1))
     faulty.make("no privilege for the log")
     for _ in range(3):
         with pytest.raises(StoreUnavailableError, match="permission denied"):
-            database.run_now(lambda each: claim_table.claim(each, "me", "model", 1), writes=True)
+            database.run_now(claim, writes=True)
     faulty.mend("no privilege for the log")
-    (claim,) = database.run_now(lambda each: claim_table.claim(each, "me", "model", 1), writes=True)
-    assert claim.lease.fence == 2
+    (adoption,) = database.run_now(claim, writes=True)
+    assert adoption.lease.fence == 2
 
 
 def test_a_file_that_is_no_database_is_unavailability(tmp_path: Path) -> None:
@@ -136,39 +138,4 @@ def test_a_bug_is_not_unavailability(address: str, sql: str, caplog: pytest.LogC
         database.run_now(lambda each: each.execute(sql), writes=True)
     assert not caplog.records
     assert database.run_now(read) == [(1,)]
-    database.close()
-
-
-def test_leases_without_a_running_task_are_not_extended(address: str) -> None:
-    """Many are extended in several statements."""
-    database = opened(address, clocked=True)
-    jobs = [ResponseRecord("", f"r{number}", b"", b"", b"", is_running=True) for number in range(600)]
-
-    def insert(transaction: Transaction) -> list[object]:
-        return [response_table.insert(transaction, each, Job("model", b"", b""), "me") for each in jobs]
-
-    leases = database.run_now(insert, writes=True)
-    database.run_now(lambda each: each.execute("UPDATE test_clock SET now = 1010"), writes=True)
-    held = database.run_now(lambda each: response_table.renew(each, "me", leases[:550]), writes=True)  # type: ignore[arg-type]
-    assert set(held) == set(leases)
-    until = database.run_now(
-        lambda each: each.rows("SELECT lease_until, count(*) FROM roost_responses GROUP BY lease_until ORDER BY 1")
-    )
-    assert until == [(1000 + LEASE_S, 50), (1010 + LEASE_S, 550)]
-    database.close()
-
-
-def test_a_renewal_does_not_wait_for_appends(postgresql: PostgresqlServer) -> None:
-    """They extend leases themselves. SQLite has one writer at a time."""
-    database = opened(postgresql.url)
-    record = ResponseRecord("", "r1", b"{}", b"[]", b"[]", is_running=True)
-    lease = database.run_now(
-        lambda each: response_table.insert(each, record, Job("model", b"", b""), "me"), writes=True
-    )
-
-    def append_and_renew(transaction: Transaction) -> list[object]:
-        response_table.append_all(transaction, [(lease, LogEntry(0, 0, 1, 0, 1), 1)])
-        return list(database.run_now(lambda each: response_table.renew(each, "me", [lease]), writes=True))
-
-    assert database.run_now(append_and_renew, writes=True) == [lease]
     database.close()

@@ -1,5 +1,6 @@
 """The protocol of leases against a model of it, on both databases."""
 
+from collections import Counter
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -198,6 +199,15 @@ def test_an_owner_whose_lease_has_ended_writes_until_another_claims_the_unit(tab
     with pytest.raises(FencedError, match="r was adopted, ended or deleted by another replica"):
         check(lease, {claim.lease})
     check(claim.lease, {claim.lease})
+
+
+def test_leases_without_a_running_task_are_not_extended(tables: Tables) -> None:
+    """Many are extended in several statements."""
+    leases = [tables.begun("", f"r{number}", "me") for number in range(600)]
+    tables.pass_time(10.0)
+    assert set(tables.run(tables.work.renew, "me", leases[:550])) == set(leases)
+    until = Counter(seconds for (seconds,) in tables.read("lease_until"))
+    assert until == {1000 + LEASE_S: 50, 1010 + LEASE_S: 550}
 
 
 def test_a_renewal_does_not_wait_for_a_transaction_that_writes(postgresql: PostgresqlServer) -> None:

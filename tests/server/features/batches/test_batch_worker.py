@@ -158,7 +158,7 @@ async def test_no_attempt_is_thrown_away_for_lack_of_memory(
     batch = await started(client, content)
     async with working(batches):
         assert (await ended(client, batch))["request_counts"] == {"total": 16, "completed": 16, "failed": 0}
-    assert batches.store.num_given_back == 0
+    assert batches.store.leases.num_refusals == 0
     assert len(engine.requests) == 16
 
 

@@ -143,7 +143,7 @@ async def test_an_engine_that_dies_counts_as_a_death(
         await until(lambda: not worker._open)
     deaths = "SELECT num_deaths, num_lone_deaths FROM roost_lines WHERE owner IS NULL"
     assert rows(store, deaths) == [(1, 0)] * 4
-    assert store.num_given_back == 0
+    assert store.leases.num_refusals == 0
 
 
 async def test_a_busy_replica_gives_lines_back_for_later(
@@ -152,7 +152,7 @@ async def test_a_busy_replica_gives_lines_back_for_later(
     batch = await started(client, 3)
     engine.capacity = 0
     async with working(batches):
-        await until(lambda: store.num_given_back >= 3)
+        await until(lambda: store.leases.num_refusals >= 3)
         engine.capacity = 1000
         assert await ended(client, batch) == {"total": 3, "completed": 3, "failed": 0}
 

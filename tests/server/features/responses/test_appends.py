@@ -18,9 +18,9 @@ from roost.server.database.database import Database, Transaction
 from roost.server.database.dialects import Sqlite, dialect_of
 from roost.server.database.errors import FencedError, StoreFullError, StoreUnavailableError
 from roost.server.database.group_commit import INTERVAL_S, GroupCommit
-from roost.server.features.responses import claim_table, event_table, response_table
+from roost.server.features.responses import event_table, response_table
 from roost.server.features.responses.appends import Append, run_all
-from roost.server.features.responses.records import Job, LogEntry, ResponseRecord
+from roost.server.features.responses.records import Job, LogEntry, LogWrite, ResponseRecord
 
 
 def record(number: int) -> ResponseRecord:
@@ -84,7 +84,7 @@ async def test_appends_of_a_moment_take_two_statements(database: Database, monke
     leases = [
         await commits.write(partial(response_table.insert, record=each, job=job, owner="me"), 5.0) for each in records
     ]
-    await commits.write(lambda each: claim_table.seize(each, "other", "", "r3"), 5.0)
+    await commits.write(lambda each: response_table.seize(each, "other", "", "r3"), 5.0)
     statements: list[str] = []
     execute = Transaction.execute
 
@@ -96,7 +96,8 @@ async def test_appends_of_a_moment_take_two_statements(database: Database, monke
     entries = [LogEntry(0, 0, 1, 0, 10**number, b"delta", b"event") for number in range(5)]
     for _ in range(2):
         statements.clear()
-        appends = [Append(lease, entry, entry.num_bytes) for lease, entry in zip(leases, entries, strict=True)]
+        written = [LogWrite(entry, entry.num_bytes) for entry in entries]
+        appends = [Append(*each) for each in zip(leases, written, strict=True)]
         results = await asyncio.gather(*(commits.write(each, 5.0) for each in appends), return_exceptions=True)
         assert [type(each) for each in results] == [type(None)] * 3 + [FencedError, type(None)]
         assert len(statements) == 2

@@ -38,7 +38,8 @@ from roost.server.database.dialects import dialect_of
 from roost.server.database.errors import StoreUnavailableError
 from roost.server.feature import Opening
 from roost.server.features.responses import response_table
-from roost.server.features.responses.adoption import Adopter
+from roost.server.features.responses.adoption import AdoptedResponse, AdoptionKind
+from roost.server.features.responses.adoption import adopter as adopter_of
 from roost.server.features.responses.checkpoint_files import CheckpointFiles
 from roost.server.features.responses.checkpointer import Checkpointer, CheckpointSettings
 from roost.server.features.responses.expiry_table import RowLimits
@@ -49,6 +50,8 @@ from roost.server.generation.service import Service
 from roost.server.http.auth import Access, ApiKeys
 from roost.server.observability.metrics import Metrics
 from roost.server.observability.request_metrics import Observer, StoreWork
+from roost.server.storage.claims import Places
+from roost.server.storage.worker import Worker
 from roost.server.text.served_model import ServedModel
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -116,7 +119,7 @@ class Replica:
     feature: OpenResponses
     responses: ResponseStore
     client: httpx.AsyncClient
-    adopter: Adopter
+    adopter: Worker[AdoptedResponse]
     works: list[StoreWork]
 
     async def created(self, **fields: Any) -> dict[str, Any]:
@@ -152,6 +155,12 @@ class Replica:
         await until(lambda: not self.feature.background.is_busy)
 
 
+def kind_of(replica: Replica) -> AdoptionKind:
+    kind = replica.adopter._kind
+    assert isinstance(kind, AdoptionKind)
+    return kind
+
+
 def events_of(text: str) -> list[dict[str, Any]]:
     return [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line.startswith("data: ")]
 
@@ -172,7 +181,7 @@ async def replica(address: str, model: ServedModel, access: Access | None = None
     feature = OpenResponses(service, responses)
     app = create_app(service, access or Access(), features_with(service, feature))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost", timeout=30) as client:
-        adopter = Adopter(service, responses, feature.background)
+        adopter = adopter_of(service, responses, feature.background)
         try:
             yield Replica(service, engine, feature, responses, client, adopter, notes.works)
         finally:
@@ -197,7 +206,7 @@ def database_of(address: str) -> Iterator[Database]:
 
 def expire_leases(address: str, seconds_ago: float = 1e6) -> None:
     with database_of(address) as database:
-        sql = "UPDATE roost_responses SET lease_until = {now} - ?"
+        sql = "UPDATE roost_running SET lease_until = {now} - ?"
         database.run_now(lambda each: each.execute(sql, seconds_ago), writes=True)
 
 
@@ -589,8 +598,9 @@ async def test_a_replica_that_claims_its_own_response_stops_it_first(
     made = await first.created()
     await num_tokens_logged(first, address, 3)
     expire_leases(address)
-    (claim,) = await first.responses.claim(first.service.model.identity, 1, first.service.engine_identity)
-    await first.adopter._adopt(claim, first.responses.log_of(claim))
+    kind_of(first)._may_claim = True
+    await first.adopter.look(renews=False)
+    await until(lambda: not first.adopter._open)
     first.engine.allowed = 1000
     await until(lambda: not first.feature.background.is_busy)
     assert len(first.engine.requests) == 1
@@ -686,7 +696,7 @@ async def test_what_nobody_adopts_is_reported_once(
     first.engine.allowed = 1
     await first.created()
     await first.dies()
-    second.adopter._service = replace(second.service, model=replace(second.service.model, identity="another"))
+    kind_of(second)._service = replace(second.service, model=replace(second.service.model, identity="another"))
     caplog.set_level(logging.WARNING)
     caplog.clear()
     expire_leases(address, seconds_ago=80.0)
@@ -995,7 +1005,7 @@ async def test_responses_outlast_a_fault_of_the_database(
 ) -> None:
     """Requests that store a response get a 503 meanwhile. Adoptions are tried all the time, and cost nothing."""
     monkeypatch.setattr("roost.server.features.responses.response_store._OWNER_S", owner_s)
-    monkeypatch.setattr("roost.server.features.responses.adoption._PAUSE_S", 0.05)
+    monkeypatch.setattr("roost.server.storage.worker.RENEW_S", 0.05)
     monkeypatch.setattr("roost.server.database.group_commit._RETRY_S", 0.02)
     async with replica(faulty.url, model) as first:
         first.adopter.start()
@@ -1083,9 +1093,9 @@ async def test_a_lease_ends_with_its_task(
         await first.dies()
     assert not first.responses.running_logs
     with database_of(address) as database:
-        leases = "SELECT lease_until, owner IS NULL FROM roost_responses"
+        leases = "SELECT lease_until, owner IS NULL FROM roost_running"
         ((earlier, _),) = database.run_now(lambda each: each.rows(leases))
-        first.adopter._num_free = lambda: 0  # it leaves the response to the other one
+        first.adopter._kind.places = lambda: Places(0, 0)  # it leaves the response to the other one
         await first.adopter.look()
         assert first.responses.stats.unattended == 1
         ((now, is_free),) = database.run_now(lambda each: each.rows(leases))
@@ -1136,7 +1146,7 @@ async def test_a_lease_ends_with_its_stream(replicas: tuple[Replica, Replica]) -
             await first.responses.hand_over_streams()
             (log,) = first.responses.running_logs
         await until(lambda: not first.responses.running_logs)
-    first.adopter._num_free = lambda: 0
+    first.adopter._kind.places = lambda: Places(0, 0)
     await first.adopter.look()
     await second.adopter.look()
     assert text_of(await second.ended(log.lease.id)) == LETTERS[:10]
@@ -1147,7 +1157,7 @@ async def test_a_lease_ends_with_its_stream(replicas: tuple[Replica, Replica]) -
 
 def states_of(address: str) -> dict[str, tuple[int, int, int]]:
     """Returns deaths, deaths alone, and whether it runs alone, of each running response."""
-    query = "SELECT id, num_deaths, num_lone_deaths, is_alone FROM roost_responses WHERE is_running = 1"
+    query = "SELECT id, num_deaths, num_lone_deaths, lone_fence = fence FROM roost_running"
     with database_of(address) as database:
         return {
             name: (deaths, alone, is_alone)
@@ -1157,7 +1167,7 @@ def states_of(address: str) -> dict[str, tuple[int, int, int]]:
 
 async def dies_with_all(replica: Replica, address: str) -> None:
     await replica.dies()
-    await until(lambda: replica.adopter._alone is None)
+    await until(lambda: replica.adopter._lone is None)
     expire_leases(address)
 
 
@@ -1182,7 +1192,7 @@ async def test_suspects_run_one_after_the_other(replicas: tuple[Replica, Replica
         assert sorted(states_of(address).values()) == [(1, 0, 0)] * (3 - count) + [(2, 0, 1)]
         assert len(first.engine.requests) == count
         first.engine.allowed = 1000
-        await until(lambda: first.adopter._alone is None)
+        await until(lambda: first.adopter._lone is None)
     assert [text_of(await second.ended(name)) for name in made] == [LETTERS[:10]] * 3
 
 
@@ -1194,7 +1204,7 @@ async def test_a_suspect_waits_for_lines_of_batches(replicas: tuple[Replica, Rep
     await num_tokens_logged(first, address, 2)
     await dies_with_all(first, address)
     with database_of(address) as database:
-        database.run_now(lambda each: each.execute("UPDATE roost_responses SET num_deaths = 1"), writes=True)
+        database.run_now(lambda each: each.execute("UPDATE roost_running SET num_deaths = 1"), writes=True)
     line = second.service.admissions.open_preemptible()
     await second.adopter.look()
     await until(lambda: second.service.admissions.preemptible.is_barred)
@@ -1205,15 +1215,20 @@ async def test_a_suspect_waits_for_lines_of_batches(replicas: tuple[Replica, Rep
 
 
 async def lost(replicas: tuple[Replica, Replica], address: str) -> list[str]:
-    """Returns the ids of two responses whose owner has died, the second of which is a suspect."""
+    """Returns the ids of two responses that have lost owners: one that runs again, and a suspect that is due."""
     first, second = replicas
     first.engine.allowed, second.engine.allowed = 2, 0
     innocent, suspect = [(await first.created())["id"] for _ in range(2)]
     await num_tokens_logged(first, address, 4)
     await dies_with_all(first, address)
     with database_of(address) as database:
-        mark = "UPDATE roost_responses SET num_deaths = 1, lease_until = lease_until + 1 WHERE id = ?"
+        mark = "UPDATE roost_running SET num_deaths = 1, lease_until = {now} + 1e6 WHERE id = ?"
         database.run_now(lambda each: each.execute(mark, suspect), writes=True)
+    await second.adopter.look()
+    await until(lambda: second.engine.running)
+    with database_of(address) as database:
+        is_due = "UPDATE roost_running SET lease_until = 0 WHERE id = ?"
+        database.run_now(lambda each: each.execute(is_due, suspect), writes=True)
     return [innocent, suspect]
 
 
@@ -1225,7 +1240,7 @@ async def test_a_suspect_waits_for_other_adopted_responses(
     monkeypatch.setattr("roost.server.features.responses.adoption._OTHERS_S", 60.0)
     _, second = replicas
     innocent, suspect = await lost(replicas, address)
-    for _ in range(3):
+    for _ in range(2):
         await second.adopter.look()
     assert states_of(address) == {innocent: (1, 0, 0), suspect: (2, 0, 0)}
     assert len(second.engine.requests) == 1
@@ -1243,10 +1258,9 @@ async def test_a_suspect_runs_beside_adopted_responses_that_take_long(
     monkeypatch.setattr("roost.server.features.responses.adoption._OTHERS_S", 0.01)
     _, second = replicas
     innocent, suspect = await lost(replicas, address)
-    for count in (1, 2):
-        await second.adopter.look()
-        await until(lambda count=count: len(second.engine.running) == count)
-    await until(lambda: second.adopter._alone is None)
+    await second.adopter.look()
+    await until(lambda: len(second.engine.running) == 2)
+    await until(lambda: second.adopter._lone is None)
     assert states_of(address) == {innocent: (1, 0, 0), suspect: (2, 0, 0)}
     second.engine.allowed = 1000
     assert [text_of(await second.ended(name)) for name in (innocent, suspect)] == [LETTERS[:10]] * 2
@@ -1264,12 +1278,11 @@ async def test_a_suspect_is_alone_for_a_time(
     await num_tokens_logged(first, address, 6)
     await dies_with_all(first, address)
     with database_of(address) as database:
-        database.run_now(lambda each: each.execute("UPDATE roost_responses SET num_deaths = 1"), writes=True)
+        database.run_now(lambda each: each.execute("UPDATE roost_running SET num_deaths = 1"), writes=True)
     monkeypatch.setattr("roost.server.features.responses.adoption._OTHERS_S", 0.01)
     for count in (1, 2, 3):
         await second.adopter.look()
-        await until(lambda: second.adopter._alone is None)
-        assert len(second.engine.running) == count
+        await until(lambda count=count: second.adopter._lone is None and len(second.engine.running) == count)
     await second.adopter.look()
     assert second.responses.stats.unattended == 0
     assert len(second.engine.requests) == len(second.responses.running_logs) == 3, "each was begun once and goes on"

@@ -15,7 +15,8 @@ from roost.server.database.errors import StoreClosedError
 from roost.server.errors.request_errors import ApiError
 from roost.server.features.responses import event_table, response_table
 from roost.server.features.responses.log_followers import LogFollowers
-from roost.server.features.responses.records import Job, Lease, LogEntry, ResponseRecord
+from roost.server.features.responses.records import Job, LogEntry, LogWrite, ResponseRecord
+from roost.server.storage.work import Lease
 
 KEY = "tenant", "r1"
 RECORD = ResponseRecord(*KEY, b"{}", b"[]", b"[]", True, True, True)
@@ -37,7 +38,8 @@ class Log:
 
     def append(self, *events: bytes) -> None:
         entry = LogEntry(self._num_entries(), len(self.events), len(events), 0, 0, b"", b"".join(events))
-        self.database.run_now(lambda each: response_table.append_all(each, [(self.lease, entry, 0)]), writes=True)
+        write = [(self.lease, LogWrite(entry, 0))]
+        self.database.run_now(lambda each: response_table.append_all(each, write), writes=True)
         self.events += events
 
     def end(self) -> None:

@@ -20,12 +20,14 @@ from roost.server.database.database import Database, Lane, Transaction
 from roost.server.database.dialects import Sqlite
 from roost.server.database.errors import StoreUnavailableError, WriteTooLargeError
 from roost.server.errors.request_errors import WARNINGS_HEADER
-from roost.server.features.responses.adoption import Adopter
+from roost.server.features.responses.adoption import AdoptedResponse
+from roost.server.features.responses.adoption import adopter as adopter_of
 from roost.server.features.responses.conversation_table import CONVERSATIONS
 from roost.server.features.responses.open_responses import OpenResponses
 from roost.server.features.responses.response_store import ResponseStore
 from roost.server.features.usage import usage_table
 from roost.server.features.usage.open_usage import UsageCounter
+from roost.server.storage.worker import Worker
 from roost.server.text.served_model import ServedModel
 from starlette.types import ASGIApp
 from test_durable_responses import PacedEngine, events_of
@@ -60,7 +62,7 @@ class Server:
     usage: UsageCounter
     client: httpx.AsyncClient
     app: ASGIApp
-    adopter: Adopter
+    adopter: Worker[AdoptedResponse]
     patch: pytest.MonkeyPatch
 
     async def respond(self, **fields: Any) -> httpx.Response:
@@ -79,7 +81,11 @@ class Server:
         self._set_patience(60.0)
 
     def _set_patience(self, seconds: float) -> None:
-        for name in ("features.responses.response_store.REPLY_S", "storage.tenant_objects.REPLY_S"):
+        for name in (
+            "features.responses.response_store.REPLY_S",
+            "storage.tenant_objects.REPLY_S",
+            "storage.worker._WRITE_S",
+        ):
             self.patch.setattr(f"roost.server.{name}", seconds)
 
     async def used(self) -> tuple[int, int]:
@@ -115,7 +121,7 @@ async def serving(path: str, model: ServedModel, patch: pytest.MonkeyPatch) -> A
     feature = OpenResponses(service, responses)
     app = create_app(service, features=features_with(service, feature))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost", timeout=60) as client:
-        adopter = Adopter(service, responses, feature.background)
+        adopter = adopter_of(service, responses, feature.background)
         yield Server(dialect, engine, feature, responses, usage, client, app, adopter, patch)
     dialect.is_away = False
     await responses.close()
@@ -138,7 +144,7 @@ async def server(path: str, model: ServedModel, monkeypatch: pytest.MonkeyPatch)
 DETECTIONS: dict[str, Callable[[ResponseStore], Awaitable[Any]]] = {
     "a read": lambda responses: responses.find(f"resp_{'0' * 32}"),
     "a write": lambda responses: responses.conversations.write(CONVERSATIONS.hide, f"conv_{0:032}"),
-    "a lease": lambda responses: responses.renew(),
+    "a lease": lambda responses: responses.leases.renew(),
 }
 
 
@@ -265,7 +271,7 @@ async def test_a_background_response_that_its_owner_loses_counts_once(
         else:
             await other.responses._database.run(expire_leases, lane=Lane.COMMITS)
             await other.adopter.look()
-            await until(lambda: not other.feature.background.is_busy)
+            await until(lambda: not other.adopter._open)
             assert (await other.client.get(f"/v1/responses/{made['id']}")).json()["status"] == "incomplete"
         if how == "it looks first":
             await server.adopter.look()
@@ -278,4 +284,4 @@ async def test_a_background_response_that_its_owner_loses_counts_once(
 
 
 def expire_leases(transaction: Transaction) -> None:
-    transaction.execute("UPDATE roost_responses SET lease_until = 0")
+    transaction.execute("UPDATE roost_running SET lease_until = 0")

@@ -1,0 +1,303 @@
+"""Statements on responses: writes of former owners, quotas, deletions, and plans, on both databases."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+from databases import opened
+from query_plans import scans_of
+from roost.server.database.database import Database, Transaction
+from roost.server.database.errors import FencedError
+from roost.server.features.responses import (
+    conversation_table,
+    event_table,
+    expiry_table,
+    part_table,
+    response_table,
+)
+from roost.server.features.responses.conversation_table import CONVERSATIONS, Item, Turn
+from roost.server.features.responses.expiry_table import RowLimits
+from roost.server.features.responses.part_table import StoredPart
+from roost.server.features.responses.records import (
+    Adoption,
+    CheckpointReference,
+    Job,
+    LogEnd,
+    LogEntry,
+    LogWrite,
+    ResponseRecord,
+)
+from roost.server.features.responses.response_table import RESPONSES, RUNNING
+from roost.server.storage.claims import Claimant, Places
+from roost.server.storage.objects import Bounds, PageSpec
+from roost.server.storage.work import LEASE_S, Lease
+
+INDEXES = {"roost_responses_running", *(f"roost_running{end}" for end in ("", "_due", "_owners", "_pkey"))}
+"""Running responses, and their indexes."""
+
+JOB = Job("model", b"{}", b"\1\0\0\0", "x86")
+
+
+@pytest.fixture
+def database(address: str) -> Iterator[Database]:
+    database = opened(address, clocked=True)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def run(database: Database) -> Callable[..., Any]:
+    """Runs a function of a transaction, and commits."""
+    return lambda work, *arguments: database.run_now(lambda each: work(each, *arguments), writes=True)
+
+
+def running(name: str, tenant: str = "") -> ResponseRecord:
+    return ResponseRecord(tenant, name, b"pending", b"[]", b"[]", True, True, True)
+
+
+def entry(number: int, text: bytes = b"x") -> LogEntry:
+    return LogEntry(number, number, 1, number, 1, b"delta", text)
+
+
+def claimed(run: Callable[..., Any], engine: str | None = None) -> list[Adoption]:
+    return run(response_table.claim, Claimant("next", "model", engine), Places(8, 8))
+
+
+def pass_time(run: Callable[..., Any], seconds: float) -> None:
+    run(Transaction.execute, "UPDATE test_clock SET now = now + ?", seconds)
+
+
+def test_an_owner_that_was_stopped_past_its_lease_writes_nothing(run: Callable[..., Any]) -> None:
+    """The response goes on after what it had stored before."""
+
+    def rows() -> list[Any]:
+        tables = ("roost_responses", "roost_events", RUNNING.name)
+        return [run(Transaction.rows, f"SELECT * FROM {table}") for table in tables]
+
+    lease = run(response_table.insert, running("r"), JOB, "stopped")
+    assert run(response_table.append_all, [(lease, LogWrite(entry(0), 6, "x86"))]) == {lease}
+    run(response_table.set_checkpoint, lease, CheckpointReference("state-1", 1))
+    pass_time(run, LEASE_S + 1)
+    (adoption,) = claimed(run, "x86")
+    assert (adoption.claim.num_deaths, adoption.log, adoption.engine) == (1, LogEnd(1, 1, 1, 6), "x86")
+    assert adoption.checkpoint == CheckpointReference("state-1", 1)
+    before = rows()
+    assert run(response_table.append_all, [(lease, LogWrite(entry(1), 12, "x86"))]) == set()
+    with pytest.raises(FencedError):
+        run(response_table.end, lease, entry(1), b"done", b"[1]", 12)
+    with pytest.raises(FencedError):
+        run(response_table.set_checkpoint, lease, CheckpointReference("state-2", 2))
+    assert rows() == before
+    run(response_table.end, adoption.lease, entry(1, b"end"), b"done", b"[1]", 12)
+    assert [each.events for each in run(event_table.entries, "", "r", 0)] == [b"x", b"end"]
+    assert run(RESPONSES.find, "", "r").response == b"done"
+
+
+def test_engines_continue_exactly_what_they_have_decoded(run: Callable[..., Any]) -> None:
+    """All of it. A log without tokens is exact for each engine."""
+
+    def adopted(engine: str) -> Adoption:
+        pass_time(run, LEASE_S + 1)
+        (adoption,) = claimed(run, engine)
+        return adoption
+
+    lease = run(response_table.insert, running("r"), JOB, "a")
+    run(response_table.append_all, [(lease, LogWrite(LogEntry(0, 0, 1, 0, 0, events=b"opening"), 7))])
+    adoption = adopted("arm")
+    assert adoption.engine == "arm"
+    run(response_table.append_all, [(adoption.lease, LogWrite(LogEntry(1, 1, 1, 0, 1, b"d", b"e"), 9, "arm"))])
+    assert adopted("arm").engine == "arm"
+    adoption = adopted("x86")
+    assert adoption.engine is None
+    run(response_table.append_all, [(adoption.lease, LogWrite(LogEntry(2, 2, 1, 1, 1, b"d", b"e"), 11))])
+    assert [adopted(engine).engine for engine in ("arm", "x86")] == [None, None], "it never becomes exact again"
+
+
+def test_what_is_handed_over_is_exact(run: Callable[..., Any]) -> None:
+    run(RUNNING.release, [run(response_table.insert, running("r"), JOB, "a", entry(0))])
+    (adoption,) = claimed(run, "x86")
+    assert (adoption.engine, adoption.log) == ("x86", LogEnd(1, 1, 1, 6))
+
+
+def test_a_repeated_write_changes_nothing(run: Callable[..., Any]) -> None:
+    """A write is repeated if the database goes away between its commit and the news of it."""
+    lease = run(response_table.insert, running("r"), JOB, "a")
+    assert run(response_table.insert, running("r"), JOB, "a") == lease
+    for _ in range(2):
+        run(response_table.append_all, [(lease, LogWrite(entry(0), 6))])
+    assert [each.number for each in run(event_table.entries, "", "r", 0)] == [0]
+
+
+def test_tenants_are_apart(run: Callable[..., Any]) -> None:
+    run(response_table.insert, running("r", "mine"), JOB, "a")
+    assert run(RESPONSES.find, "other", "r") is None
+    assert run(response_table.seize, "b", "other", "r") is None
+    assert run(response_table.delete, "other", "r") is False
+    assert run(event_table.follow, "other", "r", 0) == ([], False)
+    assert run(RESPONSES.find, "mine", "r") == running("r", "mine")
+
+
+def test_a_stream_is_followed_from_any_event(run: Callable[..., Any]) -> None:
+    lease = run(response_table.insert, running("r"), JOB, "a")
+    assert run(event_table.end_of_log, "", "r") == LogEnd()
+    assert run(event_table.entry_of, "", "r", 0) == 0
+    for each, size in (
+        (LogEntry(0, 0, 2, 0, 0, b"", b"ab"), 2),
+        (LogEntry(1, 2, 0, 0, 3, b"held back", b""), 11),
+        (LogEntry(2, 2, 1, 3, 1, b"delta", b"c"), 17),
+    ):
+        run(response_table.append_all, [(lease, LogWrite(each, size))])
+    assert [run(event_table.entry_of, "", "r", n) for n in range(5)] == [0, 0, 2, 3, 3]
+    assert run(event_table.end_of_log, "", "r") == LogEnd(3, 3, 4)
+    texts = [b"".join(each.events for each in run(event_table.follow, "", "r", n)[0]) for n in range(4)]
+    assert texts == [b"abc", b"c", b"c", b""]
+    assert run(event_table.follow, "", "r", 3) == ([], True)
+    run(response_table.end, lease, LogEntry(3, 3, 1, 4, 0, b"", b"d"), b"done", b"[]", 18)
+    entries, is_running = run(event_table.follow, "", "r", 2)
+    assert (b"".join(each.events for each in entries), is_running) == (b"cd", False)
+
+
+def test_bytes_of_a_log_are_counted_by_its_appends(run: Callable[..., Any]) -> None:
+    lease = run(response_table.insert, running("r"), JOB, "first")
+    run(response_table.append_all, [(lease, LogWrite(LogEntry(0, 0, 1, 0, 1, b"de", b"event"), 7))])
+    own = len(b"pending") + len(b"[]") * 2 + len(JOB.request) + len(JOB.prompt)
+    assert run(response_table.running_of, "", 9) == (1, own + 7)
+    assert run(response_table.running_of, "other", 9) == (0, 0)
+    pass_time(run, LEASE_S + 1)
+    (adoption,) = claimed(run)
+    assert adoption.log.num_bytes == 7
+    run(response_table.end, adoption.lease, LogEntry(1, 1, 1, 1, 0, b"", b"end"), b"done", b"[1]", 10)
+    assert run(Transaction.rows, "SELECT num_bytes FROM roost_responses") == [(len(b"done[]") + len(b"[1]") + 10,)]
+    assert run(response_table.running_of, "", 9) == (0, 0)
+
+
+def test_the_log_of_what_is_no_stream_goes_with_its_end(run: Callable[..., Any]) -> None:
+    lease = run(response_table.insert, replace(running("r"), is_streamed=False), JOB, "first")
+    run(response_table.append_all, [(lease, LogWrite(LogEntry(0, 0, 1, 0, 1, b"delta", b""), 5))])
+    run(response_table.end, lease, LogEntry(1, 1, 1, 1, 0), b"done", b"[1]", 5)
+    assert run(event_table.entries, "", "r", 0) == []
+    assert run(Transaction.rows, "SELECT num_bytes FROM roost_responses") == [(9,)]
+
+
+def test_the_oldest_of_a_tenant_expire(run: Callable[..., Any]) -> None:
+    names = [f"r{number}" for number in range(6)]
+    for name in names:
+        run(response_table.put, ResponseRecord("much", name, bytes(1000), b"", b""))
+        pass_time(run, 10.0)
+    run(response_table.put, ResponseRecord("little", "x", bytes(1000), b"", b""))
+    run(response_table.insert, running("r9", "much"), JOB, "a")
+
+    def expire(max_age_s: float, *bounds: int) -> list[str]:
+        found = run(expiry_table.expired, max_age_s, RowLimits(*bounds))
+        run(expiry_table.delete_all, found)
+        return [response_id for _, response_id in found]
+
+    assert expire(1e9, 5, 10**9) == ["r0"]
+    assert expire(1e9, 5, 3500) == ["r1", "r2"]
+    assert expire(25.0, 5, 10**9) == ["r3"]
+    assert [name for name in names if run(RESPONSES.find, "much", name) is not None] == ["r4", "r5"]
+    assert run(RESPONSES.find, "little", "x") is not None
+    assert run(RESPONSES.find, "much", "r9") is not None, "it is still running"
+    assert run(response_table.count_running, 60.0) == (1, 0, 0)
+
+
+def test_what_nobody_adopts_is_counted_and_expires(run: Callable[..., Any]) -> None:
+    leases = [run(response_table.insert, running(f"r{number}"), JOB, "a") for number in range(3)]
+    run(RUNNING.release, leases[:1])
+    assert run(response_table.count_running, 60.0) == (3, 1, 0)
+    pass_time(run, 70.0)
+    run(response_table.append_all, [(leases[2], LogWrite(entry(0), 6))])
+    assert run(response_table.count_running, 60.0) == (3, 2, 1)
+    assert run(expiry_table.expired, 69.0, RowLimits(5, 10**9)) == [("", "r0")]
+    run(expiry_table.delete_all, [("", "r0")])
+    assert run(RESPONSES.find, "", "r0") is None
+    assert run(response_table.count_running, 60.0) == (2, 1, 0)
+
+
+PARTS = {
+    StoredPart("history", f"resp_{0:032}"),
+    StoredPart("output", f"resp_{1:032}"),
+    StoredPart("conversation", f"conv_{0:032}"),
+    StoredPart("item", f"msg_{0:032}"),
+}
+
+LEASE = Lease("t1", "r1681", 1, 1)
+
+STATEMENTS: dict[str, tuple[Callable[[Transaction], Any], set[str]]] = {
+    "claim": (lambda e: response_table.claim(e, Claimant("b", "model", "arm", 60.0), Places(8, 8)), set()),
+    "append": (lambda e: response_table.append_all(e, [(LEASE, LogWrite(entry(1), 9))]), set()),
+    "checkpoint": (partial(response_table.set_checkpoint, lease=LEASE, checkpoint=CheckpointReference("x", 1)), set()),
+    "end": (lambda e: response_table.end(e, LEASE, entry(2), b"", b"", 9), set()),
+    "delete": (partial(response_table.delete, tenant="t1", response_id="r1721"), set()),
+    "running of": (partial(response_table.running_of, tenant="t1", limit=1000), set()),
+    "count running": (partial(response_table.count_running, patience_s=60.0), INDEXES),
+    "checkpoint names": (response_table.checkpoint_names, INDEXES),
+    "expired": (partial(expiry_table.expired, max_age_s=900.0, limits=RowLimits(35, 10**9)), INDEXES),
+    "expired conversations": (
+        partial(CONVERSATIONS.expired, bounds=Bounds(900.0, 1, 10**9)),
+        set(),
+    ),
+    "take": (partial(conversation_table.take, tenant="t1", conversation="r1", response="r"), set()),
+    "extend": (partial(conversation_table.renew, turns=[("t1", "r1", "r"), ("t1", "r41", "r")]), set()),
+    "end a turn": (partial(conversation_table.end, tenant="t1", turn=Turn("r1", "r", [Item("new", b"{}")])), set()),
+    "sizes of what bodies name": (partial(part_table.sizes, tenant="t1", parts=PARTS), set()),
+    "contents of what bodies name": (partial(part_table.contents, tenant="t1", parts=PARTS), set()),
+    **{
+        f"list {spec}": (partial(conversation_table.read_list, tenant="t1", conversation="r1", spec=spec), set())
+        for spec in (PageSpec(2), PageSpec(2, "i", newest_first=True))
+    },
+    "delete an item": (partial(conversation_table.delete_item, tenant="t1", conversation="r1", item_id="i"), set()),
+    "hide a conversation": (partial(CONVERSATIONS.hide, tenant="t1", id="r1"), set()),
+    "remove hidden conversations": (CONVERSATIONS.remove_hidden, set()),
+    "make room": (partial(expiry_table.make_room, tenant="t1", limits=RowLimits()), set()),
+}
+"""Statements, and the indexes of running responses that they may read from end to end."""
+
+
+def fill(transaction: Transaction) -> None:
+    """Stores 2,000 responses of 40 tenants, of which the last 400 run, and have lost their owner."""
+    transaction.execute(
+        """
+        INSERT INTO roost_responses (tenant, id, created, response, history, output, num_bytes, is_background,
+            is_streamed, is_running, request, prompt)
+        WITH RECURSIVE numbers (number) AS (SELECT 1 UNION ALL SELECT number + 1 FROM numbers WHERE number < 2000)
+        SELECT 't' || (number - number / 40 * 40), 'r' || number, number, ?, ?, ?, 2000, 1, 1,
+            CASE WHEN number > 1600 THEN 1 ELSE 0 END, ?, ? FROM numbers
+        """,
+        *(bytes(500),) * 5,
+    )
+    transaction.execute(
+        f"""
+        INSERT INTO {RUNNING.name} (tenant, id, number, fence, model, engine, owner, lease_until)
+        SELECT tenant, id, 1, 1, 'model', 'x86', 'owner', created - 1600 FROM roost_responses WHERE is_running = 1
+        """
+    )
+    turns = f"INSERT INTO {RUNNING.name}_turns SELECT id, 0, 1 FROM roost_responses"
+    transaction.execute(turns)
+    transaction.execute(
+        """
+        INSERT INTO roost_events (tenant, id, number, first_event, num_events, first_token, num_tokens, delta, events)
+        SELECT tenant, id, 0, 0, 1, 0, 1, response, response FROM roost_responses
+        """
+    )
+    transaction.execute(
+        """
+        INSERT INTO roost_conversations (tenant, id, created, updated, metadata, num_items, num_bytes, locked_until)
+        SELECT tenant, id, 0, created, output, 1, 2000, 0 FROM roost_responses
+        """
+    )
+    transaction.execute(
+        """
+        INSERT INTO roost_conversation_items (tenant, conversation, id, position, text)
+        SELECT tenant, id, 'i', 0, output FROM roost_responses
+        """
+    )
+    transaction.execute("ANALYZE")
+
+
+def test_no_statement_scans_responses(database: Database) -> None:
+    database.run_now(fill, writes=True)
+    for name, (work, allowed) in STATEMENTS.items():
+        assert scans_of(database, work) - {"test_clock"} <= allowed, name
