@@ -53,7 +53,7 @@ BITS: Final = (
     "tests/engine/worker/test_int8_window.py",
     "tests/engine/worker/test_many_key_heads.py",
     "tests/kernels/test_native.py",
-    "tests/kernels/test_rg_lru.py",
+    "tests/kernels/test_recurrence.py",
 )
 """Paths of the files that compare bits of results, which depend on the processor; marked `bits`."""
 

@@ -4,7 +4,7 @@ A ring is `[B, W, d]`: the key of position p is in row p mod W. A query at posit
 p - W … p, both included. A decode step therefore attends first, and then writes its own key over that of p - W.
 
 With G > 1 key heads, keys, values and rings have an axis of G after that of the rows, and query heads n N / G to
-(n + 1) N / G - 1 share key head n. Kernels get the key heads as rows; see `key_heads`.
+(n + 1) N / G - 1 share key head n. Kernels get the key heads as rows; see `ring.py`.
 """
 
 from functools import partial

@@ -16,7 +16,7 @@ from .int8 import Int8Vectors, Vectors, map_tokens
 Rings = tuple[Float[Array, "P *G W d"] | Int8Vectors, Float[Array, "P *G W d"] | Int8Vectors]
 """Keys and values of whole rings; a decode step takes P ≥ B rings, of which the first B belong to its rows.
 
-Only outside kernels, rings of several key heads have an axis of them; see `key_heads`."""
+Only outside kernels, rings of several key heads have an axis of them."""
 
 Blocks = tuple[tuple[Float[Array, "_ ... d"] | Int8Vectors, Float[Array, "_ ... d"] | Int8Vectors], ...]
 """Keys and values of rings split along W, so that blocks not filled yet need not be read."""

@@ -23,6 +23,7 @@ from roost.kernels.references import (
     window_attention_reference,
 )
 from roost.kernels.sampling.pallas_tpu import sample_tpu
+from roost.kernels.window_attention import Int8Vectors
 from roost.kernels.window_attention.pallas_tpu_decode import decode_attention_tpu
 from roost.kernels.window_attention.pallas_tpu_prefill import prefill_attention_tpu
 from sampling_cases import inputs_of
@@ -43,57 +44,46 @@ def wide(*arrays: np.ndarray) -> list[np.ndarray]:
     return [x.astype(np.float32) for x in arrays]
 
 
-def decode(run: Run) -> None:
-    """Rows with an empty, a filled and a partly filled ring write to both of its blocks; one is idle."""
-    rows, window = 4, 1024
-    where = np.array([700, -1, 0, 5 * window + 3], np.int32)
-    q, k, v = draw(1, rows, HEADS, SIZE), draw(2, rows, SIZE), draw(3, rows, SIZE)
-    rings = draw(4, rows + 1, window, SIZE), draw(5, rows + 1, window, SIZE)
-    out, written = run(decode_attention_tpu, q, k, v, *rings, where)
-    seen = wide(q[:, None], k[:, None], v[:, None], *(ring[:rows] for ring in rings))
-    expected, *expected_rings = window_attention_reference(*seen, where[:, None])
-    close(np.float32(out)[where >= 0], expected[where >= 0, 0])
-    for found, wanted, old in zip(written, expected_rings, rings, strict=True):
-        np.testing.assert_array_equal(np.float32(found), np.concatenate([wanted, *wide(old[rows:])]))
+def held(seed: int, *shape: int, is_int8: bool) -> Any:
+    """Returns keys or values as rings hold them."""
+    return int8(np.float32(draw(seed, *shape))) if is_int8 else draw(seed, *shape)
 
 
-def decode_int8(run: Run) -> None:
-    """The same over rings in int8, whose blocks are twice as long."""
-    rows, window = 4, 2048
-    where = np.array([1700, -1, 0, 5 * window + 3], np.int32)
-    busy = np.flatnonzero(where >= 0)
-    q, k, v = draw(1, rows, HEADS, SIZE), *(int8(np.float32(draw(seed, rows, SIZE))) for seed in (2, 3))
-    rings = [int8(np.float32(draw(seed, rows + 1, window, SIZE))) for seed in (4, 5)]
+def floats(x: Any) -> np.ndarray:
+    return as_floats(x) if isinstance(x, Int8Vectors) else np.float32(x)
+
+
+def decode(run: Run, *, is_int8: bool = False) -> None:
+    """Rows with an empty, a filled and a partly filled ring write to both of its blocks; one is idle.
+
+    Blocks of rings in int8 are twice as long.
+    """
+    rows, window = 4, 2048 if is_int8 else 1024
+    where = np.array([window - 324, -1, 0, 5 * window + 3], np.int32)
+    busy, slots = np.flatnonzero(where >= 0), where[where >= 0] % window
+    q, k, v = draw(1, rows, HEADS, SIZE), *(held(seed, rows, SIZE, is_int8=is_int8) for seed in (2, 3))
+    rings = [held(seed, rows + 1, window, SIZE, is_int8=is_int8) for seed in (4, 5)]
     out, written = run(decode_attention_tpu, q, k, v, *rings, where)
-    seen = [np.float32(q)[:, None], *(as_floats(x)[:, None] for x in (k, v)), *(as_floats(x)[:rows] for x in rings)]
+    seen = [np.float32(q)[:, None], *(floats(x)[:, None] for x in (k, v)), *(floats(x)[:rows] for x in rings)]
     expected, *_ = window_attention_reference(*seen, where[:, None])
     close(np.float32(out)[busy], expected[busy, 0])
     for found, old, new in zip(written, rings, (k, v), strict=True):
         wanted = jax.tree.map(np.copy, old)
-        wanted.values[busy, where[busy] % window] = new.values[busy]
-        wanted.scale[busy, 0, where[busy] % window] = new.scale[busy, 0]
+        if is_int8:
+            wanted.values[busy, slots], wanted.scale[busy, 0, slots] = new.values[busy], new.scale[busy, 0]
+        else:
+            wanted[busy, slots] = new[busy]
         jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
-def prefill(run: Run) -> None:
+def prefill(run: Run, *, is_int8: bool = False) -> None:
     """Two rows with two blocks of queries, which see up to three blocks of keys."""
     rows, steps, window, heads = 2, 264, 256, 2
     where = np.array([[500], [100]], np.int32) + np.arange(steps, dtype=np.int32)
-    q, k, v = draw(1, rows, steps, heads, SIZE), draw(2, rows, steps, SIZE), draw(3, rows, steps, SIZE)
-    rings = draw(4, rows, window, SIZE), draw(5, rows, window, SIZE)
+    q, k, v = draw(1, rows, steps, heads, SIZE), *(held(seed, rows, steps, SIZE, is_int8=is_int8) for seed in (2, 3))
+    rings = [held(seed, rows, window, SIZE, is_int8=is_int8) for seed in (4, 5)]
     found = run(prefill_attention_tpu, q, k, v, *rings, where)
-    expected, *_ = window_attention_reference(*wide(q, k, v, *rings), where)
-    close(np.float32(found), expected)
-
-
-def prefill_int8(run: Run) -> None:
-    """The same over rings in int8."""
-    rows, steps, window, heads = 2, 264, 256, 2
-    where = np.array([[500], [100]], np.int32) + np.arange(steps, dtype=np.int32)
-    q, k, v = draw(1, rows, steps, heads, SIZE), *(int8(np.float32(draw(seed, rows, steps, SIZE))) for seed in (2, 3))
-    rings = [int8(np.float32(draw(seed, rows, window, SIZE))) for seed in (4, 5)]
-    found = run(prefill_attention_tpu, q, k, v, *rings, where)
-    expected, *_ = window_attention_reference(np.float32(q), *map(as_floats, (k, v, *rings)), where)
+    expected, *_ = window_attention_reference(np.float32(q), *map(floats, (k, v, *rings)), where)
     close(np.float32(found), expected)
 
 
@@ -180,7 +170,7 @@ def sample(run: Run) -> None:
     np.testing.assert_array_equal(best, logits.max(axis=1))
 
 
-COPYING = {"decode": decode, "decode_int8": decode_int8}
+COPYING = {"decode": decode, "decode_int8": partial(decode, is_int8=True)}
 """Kernels that start copies themselves, and so wait for them."""
 
 STREAMED = {
@@ -194,5 +184,5 @@ STREAMED = {
 }
 """Kernels whose copies are all made for their blocks."""
 
-LONG = {"prefill_int8": prefill_int8, "sample": sample}
+LONG = {"prefill_int8": partial(prefill, is_int8=True), "sample": sample}
 """More of them, which take longer."""
