@@ -17,8 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from gpu_kernels import KernelResources, launch_of
-from gpu_thunks import Thunk
+from gpu_dump import KernelResources, Thunk, launch_of
 from roost.engine.capacity.chips import Card
 from roost.engine.capacity.roofline import Peak
 from tpu_hlo import ArrayType, Computation, Cost, Instruction, Module, cost_of

@@ -35,16 +35,17 @@ import orjson
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-from gpu_estimate import Part, Sizes, estimate, names_of_thunks
-from gpu_kernels import KernelResources, kernel_resources
-from gpu_thunks import (
+from gpu_dump import (
+    KernelResources,
     count,
     count_copies,
     count_graph_launches,
     count_launches,
     count_sorts,
+    kernel_resources,
     parse_thunks,
 )
+from gpu_estimate import Part, Sizes, estimate, names_of_thunks
 from markdown_page import table
 from roost.engine.capacity.chips import CARDS, memory_limit, open_chips, tracing_for
 from roost.engine.capacity.fitting import estimated_slots, memory_of_served

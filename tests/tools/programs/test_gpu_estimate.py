@@ -1,9 +1,8 @@
 """The estimate of a program for a GPU is a sum over its launches, each the longest of three times."""
 
 import pytest
+from gpu_dump import KernelResources, parse_thunks
 from gpu_estimate import BANDWIDTH_SHARE, LATENCY_SECONDS, Part, Sizes, estimate, names_of_thunks
-from gpu_kernels import KernelResources
-from gpu_thunks import parse_thunks
 from roost.engine.capacity.chips import CARDS
 from roost.engine.capacity.roofline import DEVICES
 from tpu_hlo import parse_module

@@ -4,8 +4,8 @@ from dataclasses import asdict
 
 import orjson
 import pytest
+from gpu_dump import KernelResources
 from gpu_estimate import Part
-from gpu_kernels import KernelResources
 from gpu_programs import Row, as_markdown, parse_row, with_tables
 
 KNOWN = KernelResources("rg_lru", 18, 256, 1024, 113, 0, 2)
