@@ -40,8 +40,7 @@ from typing import Any, Final
 import httpx
 import orjson
 import served
-from git_commit import commit
-from markdown_page import table
+from results_page import commit, table
 from roost.server.client.http_client import Address, HttpClient
 from roost.server.commands.bench.environment import machine, now
 from roost.server.commands.bench.latency import percentile

@@ -29,7 +29,7 @@ from typing import Any, Final, NamedTuple
 
 import httpx
 import served
-from git_commit import commit
+from results_page import commit
 from rich.console import Console
 from roost.server.commands.bench.environment import machine, now, versions
 

@@ -12,8 +12,7 @@ import statistics
 import time
 from collections.abc import Mapping
 
-from git_commit import commit
-from markdown_page import table, where
+from results_page import commit, table, where
 from roost import LLM, SamplingParams
 from roost.server.commands.bench.environment import machine, now
 

@@ -25,9 +25,9 @@ sys.path[:0] = [str(HERE / "peers"), str(ROOT / "tools")]
 from contestants import Contestant  # noqa: E402
 from draw_pictures import draw_lengths  # noqa: E402
 from environments import ENVIRONMENTS, prepare  # noqa: E402
-from git_commit import commit  # noqa: E402
 from measure import pin, write_configs  # noqa: E402
 from models import LLAMA, SMALL  # noqa: E402
+from results_page import commit  # noqa: E402
 from roost_at_length import PROMPT  # noqa: E402
 
 PEERS: Final = HERE / "peers"

@@ -26,8 +26,7 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from git_commit import commit
-from markdown_page import table, where
+from results_page import commit, table, where
 from roost.engine import (
     EngineConfig,
     EngineCore,

@@ -21,12 +21,12 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import httpx
 import ml_dtypes
 import numpy as np
-from git_commit import commit
+from results_page import commit, paragraph, table
 from roost.engine import EngineConfig, EngineCore, Request, SamplingParams, TokenLogprobs, load_runner, open_model
 from roost.engine.model.config import PRESETS
 from roost.engine.prefix_cache.cache import PrefixCache, PrefixKey
@@ -36,6 +36,10 @@ from roost.engine.types.snapshot import BlockState
 from roost.server.commands.bench.environment import machine, now, resident_bytes, versions
 from roost.server.text.served_model import open_tokenizer
 from served import serving
+
+sys.path.append(str(Path(__file__).resolve().parent / "peers"))
+
+from models import SMALL
 
 SYSTEM_TOKENS, QUESTION_TOKENS = 4000, 32
 REPLY_TOKENS, NEW_TOKENS = 32, 32
@@ -53,19 +57,6 @@ QUESTIONS = (
 
 STATES = 1000
 MISS_PROMPT, MISS_TOKENS, MISS_REQUESTS, MISS_ROUNDS = 448, 64, 16, 6
-
-SMALL: dict[str, Any] = {
-    "model_type": "recurrent_gemma",
-    "vocab_size": 32_000,
-    "hidden_size": 768,
-    "intermediate_size": 4608,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 1,
-    "lru_width": 768,
-    "attention_window_size": 2048,
-    "dtype": "float32",
-}
 
 
 class Turns(NamedTuple):
@@ -311,7 +302,7 @@ def measure_model(name: str, options: argparse.Namespace, folder: Path) -> Resul
     model = name
     if name == "small":
         config = folder / "small.json"
-        config.write_text(json.dumps(SMALL))
+        config.write_text(json.dumps(SMALL.hf_config("float32")))
         model = f"random:{config}"
     misses = measure_misses(model)
     with serving(folder / "stderr", model, "--slots", "8", "--state-cache-gib", "4") as url:
@@ -330,106 +321,77 @@ def page(
     tokenizing: Sequence[tuple[int, float]],
     busy: float,
 ) -> str:
-    facts, packages = machine(), versions()
-    return "\n".join(
-        [
-            "# The prefix cache: what it saves, and what it costs",
-            "",
-            "    python benchmarks/state_cache.py",
-            "",
-            "**What**: time that a cached prefix saves, and the memory and throughput that the cache costs.",
-            "",
-            "**How**: times are milliseconds from a request's first byte to its answer of one token, over HTTP, with",
-            "token ids as prompts; medians. `demo` is the demo model. `small` has 110 million random weights.",
-            "",
-            f"**Measured** on {now()[:10]} with tree {commit()}, on {facts['cpus']} CPUs of {facts['cpu']}, "
-            f"jax {packages['jax']}; load average {busy:.1f} before.",
-            "",
-            f"## A system prompt of {SYSTEM_TOKENS} tokens, then a question of {QUESTION_TOKENS}",
-            "",
-            "`new` is the first request with the system prompt, `cached` a later one with another question.",
-            "",
-            "| model | new | cached | cached ÷ new |",
-            "| --- | ---: | ---: | ---: |",
-            *(
-                f"| {r.model} | {r.system_prompt.cold_ms:.1f} | {r.system_prompt.hit_ms:.1f} "
-                f"| {100 * r.system_prompt.share:.1f} % |"
-                for r in results
-            ),
-            "",
-            f"## The next turn of a conversation: a reply of {REPLY_TOKENS} tokens and {NEW_TOKENS} new ones",
-            "",
-            "`cold` is the history alone, for the first time. `next turn` adds the reply and the new tokens. `again`",
-            "is the same prompt once more.",
-            "",
-            *(line for r in results for line in _turns_table(r)),
-            f"Prompts that are texts also take the tokenizer's time: "
-            f"{', '.join(f'{ms:.1f} ms for {count}' for count, ms in tokenizing)} tokens.",
-            "",
-            *_inexact_table(inexact),
-            *_memory_lines(memory),
-            f"## Throughput when every prompt is new: {MISS_PROMPT} prompt tokens and {MISS_TOKENS} generated ones",
-            "",
-            "| model | cache off, tokens/s | cache on, tokens/s | cost |",
-            "| --- | ---: | ---: | ---: |",
-            *(
-                f"| {r.model} | {r.misses.off:.0f} | {r.misses.on:.0f} | {r.misses.cost_percent:+.1f} % |"
-                for r in results
-            ),
-            "",
-            f"Medians of {MISS_ROUNDS} alternating rounds, each of {MISS_REQUESTS} requests on 8 slots. The cache is "
-            "full, so every new snapshot evicts others.",
-            "",
-        ]
-    )
-
-
-def _memory_lines(memory: Memory) -> Iterator[str]:
-    mib = 2**20
-    yield from (
+    facts, packages, mib = machine(), versions(), 2**20
+    texts = ", ".join(f"{ms:.1f} ms for {count}" for count, ms in tokenizing)
+    prompts = [(r.model, r.system_prompt, f"{100 * r.system_prompt.share:.1f} %") for r in results]
+    blocks = [
+        "# The prefix cache: what it saves, and what it costs",
+        "    python benchmarks/state_cache.py",
+        "**What**: time that a cached prefix saves, and the memory and throughput that the cache costs.",
+        """**How**: times are milliseconds from a request's first byte to its answer of one token, over HTTP, with token
+        ids as prompts; medians. `demo` is the demo model. `small` has 110 million random weights.""",
+        f"""**Measured** on {now()[:10]} with tree {commit()}, on {facts["cpus"]} CPUs of {facts["cpu"]}, jax
+        {packages["jax"]}; load average {busy:.1f} before.""",
+        f"## A system prompt of {SYSTEM_TOKENS} tokens, then a question of {QUESTION_TOKENS}",
+        "`new` is the first request with the system prompt, `cached` a later one with another question.",
+        table(
+            ("model", "new", "cached", "cached ÷ new"),
+            [(model, *map(_tenths, own), share) for model, own, share in prompts],
+        ),
+        f"## The next turn of a conversation: a reply of {REPLY_TOKENS} tokens and {NEW_TOKENS} new ones",
+        """`cold` is the history alone, for the first time. `next turn` adds the reply and the new tokens. `again` is
+        the same prompt once more.""",
+        *map(_turns_table, results),
+        f"Prompts that are texts also take the tokenizer's time: {texts} tokens.",
+        "## `--state-cache-inexact`: the demo model goes on from what generating has left",
+        f"""{CONVERSATIONS} conversations of {TURNS} turns, greedy, each of {INEXACT_REPLY} tokens: the turns behind the
+        first beside those of an exact cache, which reads the last reply. `first` and `further` are the largest
+        differences of log-probabilities: of the first token's 20 likeliest, and of the tokens that follow while they
+        are the same. Times are of a turn of {NEW_TOKENS} tokens after a reply of {LONG_REPLY}, to its first token, in
+        the engine alone.""",
+        table(
+            ("demo in", "turns", "the same to the last token", "first", "further", "exact, ms", "inexact, ms"),
+            [
+                (m.dtype, f"{m.turns}", f"{m.same}", *map("{:.1e}".format, (m.first, m.further)), *map(_tenths, m[5:]))
+                for m in inexact
+            ],
+        ),
         f"## Memory of {memory.states} neighbouring states of the 2B model's shape",
-        "",
-        "Each takes [0.44 + 0.50 MiB](../docs/explanation/constant-size-state.md): its recurrent part, and the",
-        f"keys and values of {PREFILL_BLOCK} tokens.",
-        "",
-        f"The process took {memory.taken / mib:.0f} MiB, the cache counts {memory.counted / mib:.0f} MiB, and "
-        f"arithmetic says {memory.arithmetic / mib:.0f} MiB (states, each block of keys and values once, ends of "
-        f"prompts): {100 * (memory.taken / memory.arithmetic - 1):+.1f} %.",
-        "",
-    )
+        f"""Each takes [0.44 + 0.50 MiB](../docs/explanation/constant-size-state.md): its recurrent part, and the keys
+        and values of {PREFILL_BLOCK} tokens.""",
+        f"""The process took {memory.taken / mib:.0f} MiB, the cache counts {memory.counted / mib:.0f} MiB, and
+        arithmetic says {memory.arithmetic / mib:.0f} MiB (states, each block of keys and values once, ends of prompts):
+        {100 * (memory.taken / memory.arithmetic - 1):+.1f} %.""",
+        f"## Throughput when every prompt is new: {MISS_PROMPT} prompt tokens and {MISS_TOKENS} generated ones",
+        table(
+            ("model", "cache off, tokens/s", "cache on, tokens/s", "cost"),
+            [
+                (r.model, f"{r.misses.off:.0f}", f"{r.misses.on:.0f}", f"{r.misses.cost_percent:+.1f} %")
+                for r in results
+            ],
+        ),
+        f"""Medians of {MISS_ROUNDS} alternating rounds, each of {MISS_REQUESTS} requests on 8 slots. The cache is full,
+        so every new snapshot evicts others.""",
+    ]
+    return "\n\n".join(block if block.startswith(("|", "#", "    ")) else paragraph(block) for block in blocks) + "\n"
 
 
-def _turns_table(result: Result) -> Iterator[str]:
+def _tenths(number: float) -> str:
+    return f"{number:.1f}"
+
+
+def _turns_table(result: Result) -> str:
     shortest = result.turns[0].next_turn_ms
-    yield f"| {result.model}: history | cold | next turn | ÷ after the shortest | again |"
-    yield "| ---: | ---: | ---: | ---: | ---: |"
-    for turn in result.turns:
-        yield (
-            f"| {turn.history} | {turn.cold_ms:.1f} | {turn.next_turn_ms:.1f} | {turn.next_turn_ms / shortest:.2f} "
-            f"| {turn.same_again_ms:.1f} |"
+    rows = [
+        (
+            f"{turn.history}",
+            *map(_tenths, turn[1:3]),
+            f"{turn.next_turn_ms / shortest:.2f}",
+            _tenths(turn.same_again_ms),
         )
-    yield ""
-
-
-def _inexact_table(measured: Sequence[Inexact]) -> Iterator[str]:
-    yield "## `--state-cache-inexact`: the demo model goes on from what generating has left"
-    yield ""
-    yield (
-        f"{CONVERSATIONS} conversations of {TURNS} turns, greedy, each of {INEXACT_REPLY} tokens: the turns behind the "
-        "first beside those of an exact cache, which reads the last reply. `first` and `further` are the largest "
-        "differences of log-probabilities: of the first token's 20 likeliest, and of the tokens that follow while they "
-        f"are the same. Times are of a turn of {NEW_TOKENS} tokens after a reply of {LONG_REPLY}, to its first token, "
-        "in the engine alone."
-    )
-    yield ""
-    yield "| demo in | turns | the same to the last token | first | further | exact, ms | inexact, ms |"
-    yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
-    for m in measured:
-        yield (
-            f"| {m.dtype} | {m.turns} | {m.same} | {m.first:.1e} | {m.further:.1e} | {m.exact_ms:.1f} "
-            f"| {m.inexact_ms:.1f} |"
-        )
-    yield ""
+        for turn in result.turns
+    ]
+    return table((f"{result.model}: history", "cold", "next turn", "÷ after the shortest", "again"), rows)
 
 
 def main() -> int:

@@ -5,9 +5,8 @@ from functools import cache, partial
 from typing import Final
 
 from .backend import NATIVE, XLA, Backend, GpuSizes, Kernel
-from .native import attention, norms
+from .native import layers as native_layers
 from .native import products as native_products
-from .native import recurrent_block as native_recurrent_block
 from .products import pallas_tpu as products_tpu
 from .recurrent_block import pallas_gpu as recurrent_gpu
 from .recurrent_block import pallas_tpu as recurrent_tpu
@@ -29,11 +28,11 @@ CPU: Final = Backend(
             ("product", native_products.product, native_products.takes_product),
             ("product", native_products.int4_product, native_products.takes_int4),
             ("gated_mlp", native_products.gated_mlp, native_products.takes_gated_mlp),
-            ("rms_norm", norms.rms_norm, norms.takes),
-            ("add_rms_norm", norms.add_rms_norm, norms.takes),
-            ("recurrent_block", native_recurrent_block.recurrent_block, native_recurrent_block.takes),
-            ("decode_attention", attention.decode_attention, attention.takes_decode),
-            ("prefill_attention", attention.prefill_and_write, attention.takes_prefill),
+            ("rms_norm", native_layers.rms_norm, native_layers.takes_norm),
+            ("add_rms_norm", native_layers.add_rms_norm, native_layers.takes_norm),
+            ("recurrent_block", native_layers.recurrent_block, native_layers.takes_block),
+            ("decode_attention", native_layers.decode_attention, native_layers.takes_decode),
+            ("prefill_attention", native_layers.prefill_and_write, native_layers.takes_prefill),
             ("logits", native_products.logits_of_rows, native_products.takes_output_layer),
             ("argmax", native_products.finite_argmax, native_products.takes_output_layer),
         )

@@ -28,7 +28,7 @@ from rich.console import Console
 from roost.server.commands.bench.report import opening
 
 sys.path.append(str(HERE.parent))
-from git_commit import commit
+from results_page import commit
 
 BUSY = 0.5
 """Load average from which on timings are unreliable."""

@@ -21,8 +21,7 @@ from ..devices.startup import configure_jax
 from ..model.config import ModelConfig
 from ..types.config import ONE_DEVICE, EngineConfig
 from ..worker.served import Devices
-from .ops import OPS, Draw, Op, Results, StepShape
-from .token_checks import TOKEN_CHECKS, TokenCheck
+from .ops import OPS, TOKEN_CHECKS, Draw, Op, Results, StepShape, TokenCheck
 
 _MARGIN: Final = 3.0
 """Maximum ratio of a kernel's distance from the reference to XLA's."""

@@ -6,7 +6,7 @@ rows nor on the number of threads. Products in int8 have the same bits as XLA's;
 in rounding.
 """
 
-from .attention import decode_attention, prefill_attention
+from .layers import add_rms_norm, decode_attention, prefill_attention, recurrent_chunk, recurrent_step, rms_norm
 from .library import (
     CALLS,
     CALLS_VERSION,
@@ -18,9 +18,7 @@ from .library import (
     possible_products,
     why_unavailable,
 )
-from .norms import add_rms_norm, rms_norm
 from .products import argmax, bf16_gated_mlp, bf16_product, int4_product, int8_gated_mlp, int8_product, logits
-from .recurrent_block import recurrent_chunk, recurrent_step
 
 __all__ = [
     "CALLS",

@@ -12,8 +12,7 @@ import pytest
 from roost.engine.checkpoint.source import ModelSource, open_model
 from roost.engine.devices.platform import CPU
 from roost.engine.kernel_checks.checks import KernelCheck, checks_on
-from roost.engine.kernel_checks.ops import Draw, StepShape
-from roost.engine.kernel_checks.token_checks import TOKEN_CHECKS, TokenCheck
+from roost.engine.kernel_checks.ops import TOKEN_CHECKS, Draw, StepShape, TokenCheck
 from roost.engine.types.config import EngineConfig
 from roost.kernels import XLA, Backend, Kernel
 from roost.kernels.products import argmax_xla

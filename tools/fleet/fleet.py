@@ -32,7 +32,7 @@ from fleet_load import Workload, arrivals, capacity, steady
 from fleet_model import Fleet, InTurn, LeastOfTwo, Outcome, Picker, Policy, PrefixHash, Router, percentile
 from fleet_page import NEVER_S, page, picture_of
 from fleet_servers import BALANCES, Run, Server, find_program, proxying, run_load, serving
-from git_commit import commit
+from results_page import commit
 from roost.engine.planning.replica import Arrival, Chip
 from roost.server.commands.bench.report import opening
 

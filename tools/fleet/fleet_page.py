@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from markdown_page import paragraph, table, where
+from results_page import paragraph, table, where
 from svg import picture, text
 
 COMMAND: Final = "python tools/fleet/fleet.py --json benchmarks/fleet.json --results benchmarks/fleet.md"

@@ -46,7 +46,7 @@ from gpu_dump import (
     parse_thunks,
 )
 from gpu_estimate import Part, Sizes, estimate, names_of_thunks
-from markdown_page import table
+from results_page import table
 from roost.engine.capacity.chips import CARDS, memory_limit, open_chips, tracing_for
 from roost.engine.capacity.fitting import estimated_slots, memory_of_served
 from roost.engine.capacity.roofline import DEVICES, Device, compute_roofline

@@ -38,7 +38,7 @@ def test_relative_imports_are_followed() -> None:
     found = {str(path.relative_to(ROOT)) for path in imported(ROOT / "kernels" / "backends.py")}
     assert {
         "kernels/backend.py",
-        "kernels/native/attention.py",
+        "kernels/native/layers.py",
         "kernels/window_attention/pallas_tpu_prefill.py",
     } <= found
 

@@ -1,7 +1,9 @@
-"""Parts of the pages that benchmarks write."""
+"""Parts of the pages that benchmarks write: paragraphs, tables, the machine and the measured tree."""
 
+import subprocess
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -18,3 +20,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def where(machine: Mapping[str, Any]) -> str:
     """Returns a line about the machine of a measurement; see `roost.server.commands.bench.environment`."""
     return f"{machine['cpu']}, {machine['cpus']} cores, load average {machine['load_average']:.2f} before"
+
+
+def commit() -> str:
+    """Returns the commit that is checked out; empty outside a clone."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
