@@ -1,7 +1,7 @@
 """Public interface of the engine: token ids in, token ids out. The engine does not know text or HTTP."""
 
 from .async_engine import AsyncEngine, OutputSink
-from .builder import Progress, follow, load_engine, load_runner, saved_state_format
+from .builder import follow, load_engine, load_runner, saved_state_format
 from .capacity.chips import Verification, VerifiedProgram, verify_plan
 from .capacity.roofline import (
     CPU,
@@ -20,7 +20,6 @@ from .checkpoint.source import ModelSource, open_model
 from .devices.platform import DeviceFacts, device_facts, device_limit_bytes, device_peak_bytes
 from .engine_core import EngineCore
 from .kernel_checks.checks import KernelCheck, check_kernels, compile_kernel_checks
-from .model.config import ModelConfig
 from .model.state import state_bytes
 from .planning.replicas import MODEL_ERROR, ExpectedLoad, LoadPlan, Targets, plan_load, saturated_requests_per_s
 from .prefix_cache.cache import PrefixCache
@@ -65,7 +64,6 @@ from .types.errors import (
     UnknownRequestError,
 )
 from .types.host_memory import shown_bytes
-from .types.output_constraint import Constraint, TokenMask, mask_of_ids, words_of_mask
 from .types.request import FinishReason, Replay, Request, TokenLogprobs, TokenOutput
 from .types.sampling_params import MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS, SAMPLING_FIELDS, SamplingParams
 from .types.snapshot import Snapshot
@@ -97,7 +95,6 @@ __all__ = [
     "CacheStats",
     "CheckpointError",
     "ConfigError",
-    "Constraint",
     "ConstraintError",
     "ConstraintLostError",
     "DeviceFacts",
@@ -113,7 +110,6 @@ __all__ = [
     "KernelCheck",
     "LoadPlan",
     "MeshShape",
-    "ModelConfig",
     "ModelRunner",
     "ModelSource",
     "NumericError",
@@ -121,7 +117,6 @@ __all__ = [
     "ParameterError",
     "PredictionUse",
     "PrefixCache",
-    "Progress",
     "Quantization",
     "QueueFullError",
     "QueueTimeoutError",
@@ -144,7 +139,6 @@ __all__ = [
     "Targets",
     "TenantStore",
     "TokenLogprobs",
-    "TokenMask",
     "TokenOutput",
     "UnknownRequestError",
     "Verification",
@@ -165,7 +159,6 @@ __all__ = [
     "load_engine",
     "load_runner",
     "longest_operations",
-    "mask_of_ids",
     "open_adapter",
     "open_model",
     "pack_ids",
@@ -178,5 +171,4 @@ __all__ = [
     "shown_bytes",
     "state_bytes",
     "verify_plan",
-    "words_of_mask",
 ]

@@ -21,8 +21,18 @@ from ...kernels import XLA, Backend
 from ...kernels.sampling import SamplingInputs, choose_tokens, reads_logits_once
 from ...kernels.sampling.top_k import top_k
 from ..types.sampling_params import MAX_LOGPROBS, NO_CHOICE, NO_TOKEN, NUMBER_COLUMNS, SamplingState
-from .logits_processors import TokenMemory, column_of, has_processors, process_logits, processed_rows, when
-from .truncation import candidate_threshold, may_fit_candidates, truncate, without_truncation
+from .logits_processors import (
+    TokenMemory,
+    candidate_threshold,
+    column_of,
+    has_processors,
+    may_fit_candidates,
+    process_logits,
+    processed_rows,
+    truncate,
+    when,
+    without_truncation,
+)
 
 _CANDIDATES: Final = 64
 """Number of most likely tokens that are examined first."""

@@ -1,20 +1,42 @@
-"""A simulated device: the durations of its steps, its clock and its faults."""
+"""A simulated device: the durations of its steps, its clock and its faults, and the tokens of its model.
 
+Tokens are a pure function of a prompt, its seed, a position and the token mask. Letters in shapes: R rows, W words of a
+token mask.
+"""
+
+import hashlib
 import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
 
 from ..capacity.roofline import Roofline
+from ..types.arrays import id_bytes
 from ..types.config import FaultKind, Simulation
 from ..types.errors import EngineDeadError
+from ..types.output_constraint import TokenMask, mask_of_ids, words_of_mask
+from ..types.request import Request
+from ..types.sampling_params import NO_TOKEN
 
 _SLOWDOWN: Final = 10.0
 """Factor of all durations on a slow device."""
 
 _MAX_SLEEP_S: Final = 3600.0
 """Maximum time of one sleep: Python refuses an infinite one."""
+
+_WEYL: Final = np.uint64(0x9E3779B97F4A7C15)
+
+_MIX: Final = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+"""Constants of splitmix64."""
+
+_FIRST_WORD: Final = 1024
+"""First token id that is drawn: lower ones are control tokens and bytes in Gemma's vocabulary."""
+
+_DRAW_BITS: Final = 32
 
 
 class Efficiency(NamedTuple):
@@ -40,6 +62,52 @@ _OTHERS: Final = Efficiency(0.62, 0.71)
 
 _INT8_OTHERS: Final = Efficiency(0.47, 0.62)
 """Efficiencies of devices whose schedules were not measured: the lower one of the measured devices in each."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepDurations:
+    """Durations of steps in seconds.
+
+    Attributes:
+      roofline: Roofline of the model on its devices.
+      simulation: Settings, which may replace the roofline's durations.
+    """
+
+    roofline: Roofline
+    simulation: Simulation
+
+    def decode_seconds(self, rows: int, window_tokens: int) -> float:
+        """Returns the duration of a decode step.
+
+        Args:
+          rows: Number of slots that the step takes, including those without a request.
+          window_tokens: Total tokens in the attention windows of its requests.
+        """
+        if self.simulation.step_ms is not None:
+            return self.simulation.step_ms / 1e3
+        return self.roofline.decode_seconds(rows, window_tokens) / self._efficiency.decode
+
+    def prefill_seconds(self, tokens: int, first_token_steps: int = 0) -> float:
+        """Returns the duration of a prefill step.
+
+        Args:
+          tokens: Number of tokens with padding; 0 if only first tokens are sampled.
+          first_token_steps: Steps that sample the first tokens of up to `MAX_PREFILL_ROWS` prompts each.
+        """
+        if self.simulation.prefill_tokens_per_s is not None:
+            return tokens / self.simulation.prefill_tokens_per_s
+        roofline = self.roofline
+        prefill = roofline.prefill_seconds(tokens) if tokens else 0.0
+        return (prefill + first_token_steps * roofline.logits_seconds()) / self._efficiency.prefill
+
+    @property
+    def _efficiency(self) -> Efficiency:
+        if self.simulation.efficiency is not None:
+            return Efficiency(self.simulation.efficiency, self.simulation.efficiency)
+        device = self.simulation.device
+        if self.roofline.quantize == self.roofline.config.kv_dtype == "int8":
+            return INT8_EFFICIENCIES.get(device, _INT8_OTHERS)
+        return EFFICIENCIES.get(device, _OTHERS)
 
 
 class SimulatedDevice:
@@ -87,47 +155,107 @@ def wait_until(end: float) -> None:
         time.sleep(min(left, _MAX_SLEEP_S))
 
 
-@dataclass(frozen=True, slots=True)
-class StepDurations:
-    """Durations of steps in seconds.
+class SlotTokens:
+    """Draws the next tokens of slots.
 
-    Attributes:
-      roofline: Roofline of the model on its devices.
-      simulation: Settings, which may replace the roofline's durations.
+    A token is drawn from the middle of the vocabulary, where Gemma's words are. Texts end with a geometric distribution
+    of their lengths, unless the request ignores ends. Temperature, biases and penalties have no effect, except that
+    greedy requests don't depend on their seed.
+
+    Args:
+      vocab_size: Number of token ids.
+      output_tokens: Mean length of texts.
     """
 
-    roofline: Roofline
-    simulation: Simulation
+    def __init__(self, rows: int, vocab_size: int, output_tokens: int) -> None:
+        self._first = min(_FIRST_WORD, vocab_size // 2)
+        self._num_words = max(1, vocab_size * 7 // 8 - self._first)
+        self._end_bound = max(1, 2**_DRAW_BITS // output_tokens)
+        self._mask_words = words_of_mask(vocab_size)
+        self._keys: Any = np.zeros(rows, np.uint64)
+        self._positions: Any = np.zeros(rows, np.int64)
+        self._min_positions: Any = np.zeros(rows, np.int64)
+        self._end_ids: Any = np.full(rows, NO_TOKEN, np.int64)
+        self._stop_ids = [frozenset[int]()] * rows
+        self._masks: dict[int, TokenMask] = {}
 
-    def decode_seconds(self, rows: int, window_tokens: int) -> float:
-        """Returns the duration of a decode step.
-
-        Args:
-          rows: Number of slots that the step takes, including those without a request.
-          window_tokens: Total tokens in the attention windows of its requests.
-        """
-        if self.simulation.step_ms is not None:
-            return self.simulation.step_ms / 1e3
-        return self.roofline.decode_seconds(rows, window_tokens) / self._efficiency.decode
-
-    def prefill_seconds(self, tokens: int, first_token_steps: float = 0.0) -> float:
-        """Returns the duration of a prefill step.
+    def start(self, slot: int, request: Request, position: int, mask: TokenMask | None) -> None:
+        """Sets a slot's state.
 
         Args:
-          tokens: Number of tokens with padding; 0 if only first tokens are sampled.
-          first_token_steps: Steps that sample the first tokens of up to `MAX_PREFILL_ROWS` prompts each.
+          request: Request that owns it.
+          position: Position of the last token so far.
+          mask: Mask of the next token, if an output constraint decides it.
         """
-        if self.simulation.prefill_tokens_per_s is not None:
-            return tokens / self.simulation.prefill_tokens_per_s
-        roofline = self.roofline
-        prefill = roofline.prefill_seconds(tokens) if tokens else 0.0
-        return (prefill + first_token_steps * roofline.logits_seconds()) / self._efficiency.prefill
+        params = request.params
+        self._keys[slot] = _key(request)
+        self._positions[slot] = position
+        self._min_positions[slot] = len(request.prompt_token_ids) + params.min_tokens
+        self._end_ids[slot] = min(params.stop_ids, default=NO_TOKEN)
+        self._stop_ids[slot] = params.stop_ids
+        if mask is None and params.static_mask is not None:
+            mask = params.static_mask.mask(self._mask_words)
+        self.set_mask(slot, mask)
 
-    @property
-    def _efficiency(self) -> Efficiency:
-        if self.simulation.efficiency is not None:
-            return Efficiency(self.simulation.efficiency, self.simulation.efficiency)
-        device = self.simulation.device
-        if self.roofline.quantize == self.roofline.config.kv_dtype == "int8":
-            return INT8_EFFICIENCIES.get(device, _INT8_OTHERS)
-        return EFFICIENCIES.get(device, _OTHERS)
+    def set_mask(self, slot: int, mask: TokenMask | None) -> None:
+        """Sets the mask of a slot's next tokens; None allows all."""
+        if mask is None:
+            self._masks.pop(slot, None)
+        else:
+            self._masks[slot] = mask
+
+    def move(self, source: int, target: int) -> None:
+        """Copies a slot onto another."""
+        for column in (self._keys, self._positions, self._min_positions, self._end_ids):
+            column[target] = column[source]
+        self._stop_ids[target] = self._stop_ids[source]
+        self.set_mask(target, self._masks.get(source))
+
+    def window_tokens(self, slots: Int[np.ndarray, " R"], window: int) -> int:
+        """Returns the total number of tokens in the attention windows of some slots."""
+        return int(np.minimum(self._positions[slots] + 1, window).sum())
+
+    def draw(self, slots: Int[np.ndarray, " R"]) -> list[int]:
+        """Returns the next token of each slot."""
+        self._positions[slots] += 1
+        positions, ends = self._positions[slots], self._end_ids[slots]
+        draws = _mixed(self._keys[slots] + positions.astype(np.uint64) * _WEYL)
+        may_end = (ends != NO_TOKEN) & (positions >= self._min_positions[slots])
+        wants_end = may_end & (draws >> np.uint64(_DRAW_BITS) < np.uint64(self._end_bound))
+        words = self._first + (draws % np.uint64(self._num_words)).astype(np.int64)
+        tokens: list[int] = np.where(wants_end, ends, words).tolist()
+        if self._masks:
+            for row, slot in enumerate(slots.tolist()):
+                if (mask := self._masks.get(slot)) is not None:
+                    if not may_end[row]:
+                        mask = mask & ~mask_of_ids(self._stop_ids[slot], len(mask))
+                    tokens[row] = _allowed(tokens[row], int(ends[row]), int(draws[row]), mask)
+        return tokens
+
+
+def _allowed(token: int, end: int, draw: int, mask: TokenMask) -> int:
+    """Returns the token if the mask allows it; otherwise the end if it is allowed; otherwise another allowed token."""
+    for each in (token, end):
+        if each != NO_TOKEN and mask[each // 32] >> np.uint32(each % 32) & 1:
+            return each
+    words = np.flatnonzero(mask)
+    if not len(words):
+        return NO_TOKEN
+    index = int(words[draw % len(words)])
+    bits = [bit for bit in range(32) if int(mask[index]) >> bit & 1]
+    return 32 * index + bits[(draw >> _DRAW_BITS) % len(bits)]
+
+
+def _key(request: Request) -> int:
+    """Returns 64 bits for a prompt, and the seed if tokens are sampled."""
+    digest = hashlib.blake2b(id_bytes(request.prompt_token_ids), digest_size=8)
+    if request.params.temperature > 0:
+        digest.update(request.params.seed.to_bytes(8, "little"))
+    return int.from_bytes(digest.digest(), "little")
+
+
+def _mixed(x: Any) -> Any:
+    """Returns the outputs of splitmix64 for an array of states."""
+    x = (x ^ (x >> np.uint64(30))) * _MIX[0]
+    x = (x ^ (x >> np.uint64(27))) * _MIX[1]
+    return x ^ (x >> np.uint64(31))

@@ -28,8 +28,7 @@ from ..types.host_memory import shown_bytes
 from ..types.request import Batch, DecodeBatch, PrefillBatch, PrefillChunk, Request, RowResult, TokenLogprobs
 from ..types.snapshot import BlockState, Snapshot, window_edges
 from ..worker.served import Devices, Served
-from .device import SimulatedDevice, StepDurations, wait_until
-from .tokens import SlotTokens
+from .device import SimulatedDevice, SlotTokens, StepDurations, wait_until
 
 
 @dataclass(frozen=True, slots=True)

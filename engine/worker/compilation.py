@@ -11,11 +11,10 @@ import re
 import threading
 import time
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final, NamedTuple
 
 import jax
@@ -176,7 +175,7 @@ def compile_served(
     """Compiles the programs that a served model begins with, with the options of its platform.
 
     Args:
-      executor: Threads that compile.
+      executor: Threads that compile. Shutting it down cancels the remaining compilations.
       report: Called with the number of compiled programs and of all.
       check: Called after each program; may raise what ends the start.
       traces: Traced programs of earlier starts, if they are kept.
@@ -184,10 +183,16 @@ def compile_served(
     Raises:
       KernelRefusedError: Kernels do not compile for the devices; it names all that the programs were refused for.
     """
-    start = time.monotonic()
-    compiled = compile_all(
-        lowerings(served.programs.at_start, served, traces), partial(compile_beside_all, served), executor, report
-    )
+    programs, num_done, start = served.programs.at_start, itertools.count(1), time.monotonic()
+
+    def compile_traced(lowered: Any) -> CompiledProgram:
+        compiled = compile_beside_all(served, lowered)
+        report(next(num_done), len(programs))
+        return compiled
+
+    compiled: dict[str, Future[CompiledProgram]] = {}
+    for program in programs:  # traced one by one; earlier ones are compiled at the same time
+        compiled[program.label] = executor.submit(compile_traced, lower(program, served, traces))
     traced = time.monotonic()
     for done in as_completed(compiled.values()):
         if not isinstance(done.exception(), OutOfMemoryError | KernelRefusedError):
@@ -209,37 +214,6 @@ def compile_beside_all(served: Served, lowered: Any) -> CompiledProgram:
         used_bytes = error.used_bytes + idle_bytes(lowered, served)
         raise OutOfMemoryError(used_bytes, error.limit_bytes) from None
     return compiled
-
-
-def compile_all(
-    lowerings: Mapping[str, Callable[[], Any]],
-    compile_one: Callable[[Any], CompiledProgram],
-    executor: Executor,
-    report: Callable[[int, int], None],
-) -> dict[str, Future[CompiledProgram]]:
-    """Traces the programs one by one; earlier ones are compiled at the same time.
-
-    Args:
-      lowerings: Function that traces each program, by label; see `lowering.lower`.
-      compile_one: Function that compiles a traced program.
-      executor: Threads that compile. Shutting it down cancels the remaining compilations.
-      report: Called with the number of compiled programs and of all.
-    """
-    num_done = itertools.count(1)
-
-    def compile_program(lowered: Any) -> CompiledProgram:
-        compiled = compile_one(lowered)
-        report(next(num_done), len(lowerings))
-        return compiled
-
-    return {label: executor.submit(compile_program, trace()) for label, trace in lowerings.items()}
-
-
-def lowerings(
-    programs: Iterable[Program[Any]], served: Served, traces: TraceCache | None = None
-) -> dict[str, Callable[[], Any]]:
-    """Returns a function per label that traces the program; see `lowering.lower`."""
-    return {program.label: partial(lower, program, served, traces) for program in programs}
 
 
 class CompileCounter:

@@ -6,10 +6,7 @@ import stat
 import tempfile
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +15,7 @@ from cache_settings import restored
 from filelock import FileLock
 from roost.engine.devices.startup import configure_jax, report_full_cache
 from roost.engine.types.errors import ConfigError
-from roost.engine.worker.compilation import compile_all, compile_lowered
+from roost.engine.worker.compilation import compile_lowered
 
 
 @pytest.fixture
@@ -31,15 +28,8 @@ def cache_settings_restored() -> Iterator[None]:
 def test_compiled_programs_are_kept(tmp_path: Path) -> None:
     folder = tmp_path / "made" / "when needed"
     configure_jax(folder)
-    reports: list[tuple[int, int]] = []
-    twice = jax.jit(lambda x: 2 * x + jnp.float32(0.125))
-    lower: dict[str, Any] = {"twice": lambda: twice.lower(jnp.zeros(3)), "again": lambda: twice.lower(jnp.zeros(5))}
-    with ThreadPoolExecutor(1) as executor:
-        compiled: Any = compile_all(
-            lower, partial(compile_lowered, options={}), executor, lambda done, total: reports.append((done, total))
-        )
-    assert compiled["twice"].result()(jnp.ones(3)).tolist() == [2.125] * 3
-    assert reports == [(1, 2), (2, 2)]
+    twice = compile_lowered(jax.jit(lambda x: 2 * x + jnp.float32(0.125)).lower(jnp.zeros(3)), {})
+    assert twice(jnp.ones(3)).tolist() == [2.125] * 3
     names = {path.name for path in folder.iterdir()}
     assert any(name.endswith("-cache") for name in names)
     assert ".lockfile" in names  # JAX locks the folder while it writes, or else others may read half a program

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from roost.engine.simulation.tokens import SlotTokens
+from roost.engine.simulation.device import SlotTokens
 from roost.engine.types.output_constraint import TokenMask, mask_of_ids, words_of_mask
 from roost.engine.types.request import Request
 from roost.engine.types.sampling_params import NO_TOKEN, SamplingParams
