@@ -110,7 +110,7 @@ FULL: Final = (
     "tests/engine/worker/test_layer_slices.py",
     "tests/engine/worker/test_many_key_heads.py",
     "tests/engine/worker/test_runner_int4.py",
-    "tests/engine/worker/test_trace_cache.py",
+    "tests/engine/worker/test_earlier_starts.py",
     "tests/kernels/test_gpu_lowering.py",
     "tests/kernels/test_pallas",
     "tests/kernels/test_races.py",

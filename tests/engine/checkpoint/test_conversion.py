@@ -15,11 +15,12 @@ import orbax.checkpoint
 import pytest
 from roost.engine.checkpoint import WRITABLE_FORMATS, open_tensors
 from roost.engine.checkpoint.conversion import Converted, convert
+from roost.engine.checkpoint.layout import tensor_specs
 from roost.engine.checkpoint.safetensors_files import INDEX
 from roost.engine.checkpoint.source import DEMO_DIRECTORY, ModelSource, open_model
-from roost.engine.checkpoint.weights import Checkpoint, load_params
+from roost.engine.checkpoint.weights import Checkpoint, checkpoint_tensors, load_params, random_params
 from roost.engine.devices.platform import CPU
-from roost.engine.model.config import config_from_hf
+from roost.engine.model.config import ModelConfig, config_from_hf
 from roost.engine.model.griffin import Params, abstract_model
 from roost.engine.types.errors import CheckpointError
 from safetensors.numpy import load_file, save_file
@@ -246,3 +247,37 @@ def test_int8_without_a_config_that_says_so_is_named(tmp_path: Path) -> None:
     shutil.copy(TINY_A / "hf" / "config.json", tmp_path / "int8")
     text = refusal(open_model(str(tmp_path / "int8")), tmp_path / "it")
     assert "is stored as int8, but the config asks for a floating-point type; use the config that belongs" in text
+
+
+CONFIG = ModelConfig(
+    vocab_size=11,
+    width=8,
+    mlp_width=12,
+    num_heads=2,
+    lru_width=10,
+    block_types=("recurrent", "attention"),
+    window=4,
+)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_is_written_is_read_again(tmp_path: Path, dtype: str) -> None:
+    _, abstract = abstract_model(CONFIG, jnp.dtype(dtype), CPU)
+    # Biases and scales too: zeros would hide a mix-up.
+    params = jax.tree.map(
+        lambda p: np.asarray(p) + np.arange(p.size).reshape(p.shape).astype(p.dtype), random_params(abstract, 1)
+    )
+    save_file(checkpoint_tensors(params, CONFIG), tmp_path / "model.safetensors")
+    with open_tensors([tmp_path / "model.safetensors"], CONFIG) as tensors:
+        again = load_params(Checkpoint(CONFIG, tensors), abstract)
+    assert jax.tree.structure(again) == jax.tree.structure(params)
+    for one, other in zip(jax.tree.leaves(params), jax.tree.leaves(again), strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+
+
+def test_tensors_have_the_names_and_shapes_of_the_layout() -> None:
+    _, abstract = abstract_model(CONFIG, jnp.dtype("float32"))
+    tensors = checkpoint_tensors(random_params(abstract, 1), CONFIG)
+    wanted = {t.name: t.shape for t in tensor_specs(CONFIG)}
+    assert {name: tensor.shape for name, tensor in tensors.items()} == wanted

@@ -98,3 +98,21 @@ def test_the_fluid_is_the_scheduler_on_the_simulated_device(load: ExpectedLoad, 
     fluid, scheduler = of_fluid(mix, arrivals), of_scheduler(load_engine(source, config), time, load, arrivals)
     assert fluid.reply == pytest.approx(scheduler.reply, rel=0.02)
     assert fluid.first_token == pytest.approx(scheduler.first_token, rel=0.04)
+
+
+def test_calls_are_made_in_the_order_of_their_times_and_then_of_their_giving() -> None:
+    clock, calls = Clock(), []
+    for name, seconds in (("c", 2.0), ("a", 1.0), ("b", 1.0)):
+        clock.call_later(seconds, lambda name=name: calls.append((name, clock.now)))
+    clock.run(math.inf)
+    assert calls == [("a", 1.0), ("b", 1.0), ("c", 2.0)]
+    assert clock.now == 2.0
+
+
+def test_a_run_ends_before_the_calls_of_its_end() -> None:
+    clock, calls = Clock(), []
+    clock.call_later(1.0, lambda: clock.call_later(1.0, lambda: calls.append(clock.now)))
+    clock.run(2.0)
+    assert (calls, clock.now) == ([], 2.0)
+    clock.run(math.inf)
+    assert calls == [2.0]

@@ -1,4 +1,4 @@
-"""The search for the rate of a replica, against runs of the model at that rate and at others."""
+"""The search for the rate of a replica, and its rate when saturated, against runs of the model; loads as written."""
 
 import math
 from collections.abc import Iterator
@@ -7,9 +7,20 @@ from functools import cache
 
 import pytest
 from roost.engine import ConfigError, Roofline, compute_roofline, find_device
+from roost.engine.capacity.roofline import DEVICES
+from roost.engine.model.config import PRESETS
 from roost.engine.planning import replicas
-from roost.engine.planning.replica import OVERHEAD_S
-from roost.engine.planning.replicas import MAX_USE, ExpectedLoad, LoadPlan, Targets, mix_on, plan_load, simulate
+from roost.engine.planning.replica import OVERHEAD_S, Arrival, Clock, Replica, SimulatedRequest
+from roost.engine.planning.replicas import (
+    MAX_USE,
+    ExpectedLoad,
+    LoadPlan,
+    Targets,
+    mix_on,
+    plan_load,
+    saturated_requests_per_s,
+    simulate,
+)
 from roost.server.model_hub import find_model
 
 
@@ -107,3 +118,103 @@ def test_a_lone_request_takes_its_chunks_and_its_steps() -> None:
 def test_targets_that_a_lone_request_misses_are_named(targets: Targets, name: str) -> None:
     with pytest.raises(ConfigError, match=rf"^{name} must be at least the .*ms that a lone request takes$"):
         planned(SHORT, targets=targets)
+
+
+@pytest.mark.parametrize("text", ["512+128@40/s", "1+1@0.5/s"])
+def test_a_load_is_shown_as_it_is_written(text: str) -> None:
+    assert str(ExpectedLoad.parse(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "512",
+        "512+128",
+        "512+128@40",
+        "0+1@1/s",
+        "1+0@1/s",
+        "1+1@0/s",
+        "1+1@-1/s",
+        "1+1@1/s ",
+        "²+1@1/s",
+        "1.5+1@1/s",
+    ],
+)
+def test_a_wrong_load_is_named_with_the_form(text: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        ExpectedLoad.parse(text)
+    assert str(raised.value) == f"load must be IN+OUT@RATE/s, such as 512+128@40/s, not {text!r}"
+
+
+def test_times_have_units() -> None:
+    assert Targets.parse("1.5s", "60ms") == Targets(1.5, 0.06)
+
+
+@pytest.mark.parametrize("text", ["", "1", "0s", "-1s", "1m", "nan", "1 s", "1e3s"])
+def test_a_wrong_time_is_named_with_the_form(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^ttft-p99 must be a time such as 1s or 60ms, not "):
+        Targets.parse(text, "60ms")
+    with pytest.raises(ConfigError, match=r"^itl-p99 must be a time such as 1s or 60ms, not "):
+        Targets.parse("1s", text)
+
+
+LOAD = ExpectedLoad(512, 128, 1.0)
+
+
+def roofline_of(quantize: str | None = None, kv_dtype: str | None = None) -> Roofline:
+    config = replace(PRESETS["2b"], kv_dtype=kv_dtype)
+    return compute_roofline(config, DEVICES["v5e"], 2, quantize=quantize)
+
+
+def simulated(roofline: Roofline, itl_target_s: float | None) -> float:
+    """Returns the requests per second of a simulated replica whose queue is never empty.
+
+    Prompts that end between two decode steps share first tokens.
+    """
+    mix = mix_on((LOAD,), roofline, "v5e", itl_target_s)
+    saved = 1 - LOAD.output_tokens / mix.chip.slots
+    mix = replace(mix, prompts_s=(mix.prompts_s[0] - saved * mix.first_token_s,))
+    clock, jobs = Clock(), list[SimulatedRequest]()
+    replica = Replica(clock, 0, mix.chip, mix)
+    round_s = 3 * mix.chip.slots * mix.busy_s
+
+    def refill() -> None:
+        while replica.submit(job := SimulatedRequest(Arrival(clock.now, 0, LOAD.output_tokens))):
+            jobs.append(job)
+        clock.call_later(64 * mix.busy_s, refill)
+
+    refill()
+    clock.run(round_s)
+    before = sum(job.end is not None for job in jobs)
+    clock.run(2 * round_s)
+    return (sum(job.end is not None for job in jobs) - before) / round_s
+
+
+@pytest.mark.parametrize("itl_target_s", [None, 0.0])
+def test_as_many_requests_end_as_in_a_simulation(itl_target_s: float | None) -> None:
+    plain = roofline_of()
+    rate = saturated_requests_per_s(LOAD, plain, "v5e", itl_target_s)
+    assert rate == pytest.approx(simulated(plain, itl_target_s), rel=0.02)
+
+
+def test_a_request_takes_what_its_programs_take() -> None:
+    """16.93 ms by the compiler (benchmarks/tpu-programs.md); in int8 it ends more requests.
+
+    Decode steps count by the share of the roofline that they reach with full windows, which is less than with others.
+    """
+    rate = saturated_requests_per_s(LOAD, roofline_of(), "v5e", 0.0)
+    assert rate == pytest.approx(1 / 0.01693, rel=0.07)
+    assert saturated_requests_per_s(LOAD, roofline_of("int8", "int8"), "v5e", 0.0) > 1.5 * rate
+
+
+def test_a_short_target_leaves_less_time_for_prefill() -> None:
+    rates = [saturated_requests_per_s(LOAD, roofline_of(), "v5e", seconds) for seconds in (0.0, 0.01)]
+    assert rates[0] > rates[1]
+
+
+def test_one_slot_prefills_and_decodes_in_turn() -> None:
+    lone = replace(roofline_of(), slots=1)
+    mix = mix_on((LOAD,), lone, "v5e", None)
+    seconds = mix.prompts_s[0] + 128 * mix.chip.decode(1)
+    assert saturated_requests_per_s(LOAD, lone, "v5e", None) == pytest.approx(1 / seconds)

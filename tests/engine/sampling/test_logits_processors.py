@@ -1,17 +1,21 @@
-"""Biases, penalties and token masks against the reference."""
+"""Processors and truncation, against the reference: which tokens may come, and how often."""
 
 from dataclasses import replace
 from typing import Any
 
 import hypothesis.strategies as st
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from roost.engine.sampling.logits_processors import no_tokens, record_tokens
+from hypothesis import assume, given
+from roost.engine.sampling.logits_processors import no_tokens, record_tokens, zero_sampling_state, zero_token_memory
 from roost.engine.sampling.reference import reference_distribution
+from roost.engine.sampling.sampler import draw_from_candidates, sample
 from roost.engine.types.sampling_params import NO_TOKEN, PENALTY_WINDOW, SamplingParams
 from sampler_cases import (
+    DRAWS,
+    FILTERS,
     PROMPT,
     ROWS,
     VOCAB,
@@ -27,7 +31,7 @@ from sampler_cases import (
     run,
     state_of,
 )
-from sweeps import examples
+from sweeps import examples, full, swept
 
 RULES = st.fixed_dictionaries(
     {
@@ -75,7 +79,7 @@ processed_logits = given(
 def test_masks_biases_and_penalties_are_those_of_the_reference(
     seed: int, rules: dict[str, Any], prompt: list[int], generated: list[int]
 ) -> None:
-    check_against_reference(seed, rules, prompt, generated, jitted)
+    check_processed(seed, rules, prompt, generated, jitted)
 
 
 @processed_logits
@@ -83,10 +87,10 @@ def test_masks_biases_and_penalties_are_those_of_the_reference(
 def test_masks_biases_and_penalties_of_the_tpu_kernel_are_those_of_the_reference(
     seed: int, rules: dict[str, Any], prompt: list[int], generated: list[int]
 ) -> None:
-    check_against_reference(seed, rules, prompt, generated, on_tpu)
+    check_processed(seed, rules, prompt, generated, on_tpu)
 
 
-def check_against_reference(
+def check_processed(
     seed: int, rules: dict[str, Any], prompt: list[int], generated: list[int], sampler: Sampler
 ) -> None:
     """The best token under the rules, and how often each comes."""
@@ -127,3 +131,145 @@ def test_values_that_no_request_may_have_still_keep_to_the_mask(
     memory = memory_of([params] * ROWS, VOCAB, range(VOCAB))
     tokens = sampler(logits, state, memory, np.full(ROWS, PROMPT, np.int32), np.ones(ROWS, np.bool)).tokens
     assert set(tokens.tolist()) <= {5, 200, NO_TOKEN}
+
+
+filtered_logits = given(
+    seed=st.integers(0, 2**32), scale=st.sampled_from([0.0, 0.5, 1.0, 3.0]), narrowing=st.fixed_dictionaries(FILTERS)
+)
+
+
+@pytest.mark.parametrize("vocab", [*swept(12), VOCAB])
+@filtered_logits
+@examples(5, sweep=40)
+def test_tokens_come_as_often_as_the_reference_says(
+    vocab: int, seed: int, scale: float, narrowing: dict[str, Any]
+) -> None:
+    check_truncated(vocab, seed, scale, narrowing, jitted)
+
+
+@pytest.mark.parametrize("vocab", [*swept(12), VOCAB])
+@filtered_logits
+@few_examples
+def test_tokens_of_the_tpu_kernel_come_as_often_as_the_reference_says(
+    vocab: int, seed: int, scale: float, narrowing: dict[str, Any]
+) -> None:
+    check_truncated(vocab, seed, scale, narrowing, on_tpu)
+
+
+def check_truncated(vocab: int, seed: int, scale: float, narrowing: dict[str, Any], sampler: Sampler) -> None:
+    """The support exactly, the frequencies within chance; but for thresholds so near a token that rounding decides."""
+    logits, params = quantised(seed, vocab, scale), SamplingParams(seed=seed, **narrowing)
+    expected = reference_distribution(logits, params)
+    for nudge in (1 - 1e-5, 1 + 1e-5):
+        nudged = {name: min(narrowing[name] * nudge, 1.0) for name in ("top_p", "min_p", "typical_p")}
+        for temperature in (params.temperature, params.temperature * nudge):
+            other = replace(params, **nudged, temperature=temperature)
+            assume(np.array_equal(reference_distribution(logits, other) > 0, expected > 0))
+    seen = counts(logits, params, sampler=sampler)
+    check_frequencies(seen, expected)
+    assert seen[expected * DRAWS > 50].all(), "a token that the request allows never came"
+
+
+@every_sampler
+@pytest.mark.parametrize("vocab", [*swept(12), VOCAB])
+@pytest.mark.parametrize(
+    ("narrowing", "allowed"),
+    [
+        ({"top_k": 3}, 3),
+        ({"top_k": 4}, 5),
+        ({"top_k": 1000}, 12),
+        ({"top_p": 0.5}, 2),
+        ({"top_p": 0.86}, 5),
+        ({"min_p": 0.2}, 3),
+        ({"top_k": 3, "top_p": 0.57}, 1),
+        *full(({}, 12), ({"top_p": 0.45}, 1), ({"min_p": 1.0}, 1), ({"top_p": 1e-9}, 1)),
+    ],
+)
+def test_which_tokens_are_allowed(vocab: int, narrowing: dict[str, Any], allowed: int, sampler: Sampler) -> None:
+    """Weights 8, 4, 2, 1, 1 and then seven of 1/8, anywhere in the vocabulary; ties stay or go together.
+
+    They sum to 16.875, and top_p counts after top_k: of 14, where that leaves three.
+    """
+    logits = np.full(vocab, -np.inf)
+    best = np.random.default_rng(1).permutation(vocab)[:12]
+    logits[best] = np.log([8, 4, 2, 1, 1, *[1 / 8] * 7])
+    seen = counts(logits, SamplingParams(**narrowing), sampler=sampler)
+    assert set(np.flatnonzero(seen)) == set(best[:allowed])
+
+
+@every_sampler
+@pytest.mark.parametrize("vocab", [*swept(12), VOCAB])
+@pytest.mark.parametrize(
+    ("narrowing", "places"),
+    [
+        ({"typical_p": 0.3}, [1, 2]),
+        ({"typical_p": 0.5}, [0, 1, 2]),
+        ({"typical_p": 0.96}, [*range(12)]),
+        ({"typical_p": 0.8, "top_k": 3}, [0, 1]),
+        ({"typical_p": 0.5, "min_p": 0.5}, [0]),
+        *full(({"typical_p": 0.2}, [1]), ({"typical_p": 0.85}, [0, 1, 2, 3, 4])),
+        *full(({"typical_p": 0.2, "top_k": 3}, [1]), ({"typical_p": 0.7, "min_p": 0.5}, [0, 1])),
+    ],
+)
+def test_which_tokens_are_typical(vocab: int, narrowing: dict[str, Any], places: list[int], sampler: Sampler) -> None:
+    """The weights of before, of which the best is not the nearest: the entropy is 1.54 nats, so that the distances are
+    0.79 for weight 8, 0.10 for 4, 0.60 for 2, 1.29 for 1 and 3.37 for 1/8. Of 8 and 4 alone, 8 is.
+    """
+    logits = np.full(vocab, -np.inf)
+    best = np.random.default_rng(1).permutation(vocab)[:12]
+    logits[best] = np.log([8, 4, 2, 1, 1, *[1 / 8] * 7])
+    seen = counts(logits, SamplingParams(**narrowing), sampler=sampler)
+    assert set(np.flatnonzero(seen)) == set(best[places])
+
+
+@every_sampler
+@given(
+    seed=st.integers(0, 2**32),
+    temperature=st.floats(1e-30, 1e-3) | st.floats(1e-3, 2.0),
+    narrowing=st.fixed_dictionaries({"top_k": st.integers(0, 3), "top_p": st.just(1.0) | st.floats(1e-9, 0.999)}),
+)
+@examples(15, sweep=50)
+def test_the_best_token_is_always_allowed(
+    seed: int, temperature: float, narrowing: dict[str, Any], sampler: Sampler
+) -> None:
+    """It weighs exactly 1 at every temperature, so min_p = 1 leaves it, and those equal to it, and no other."""
+    logits = np.random.default_rng(seed).normal(size=(ROWS, VOCAB)).astype(np.float32)
+    requests = [SamplingParams(temperature=temperature, min_p=1.0, seed=i, **narrowing) for i in range(ROWS)]
+    np.testing.assert_array_equal(run(logits, requests, sampler=sampler).tokens, logits.argmax(axis=-1))
+
+
+@every_sampler
+@pytest.mark.parametrize("temperature", [1e-3, *full(1e-9), 1e-36])
+def test_a_tiny_temperature_is_greedy(temperature: float, sampler: Sampler) -> None:
+    logits = quantised(2, VOCAB, 3.0)
+    logits[5] = logits.max() + 0.25
+    assert counts(logits, SamplingParams(temperature=temperature), sampler=sampler)[5] == DRAWS
+
+
+@pytest.mark.parametrize("top_k", [63, 64, 65])
+def test_candidates_end_at_no_token_of_note(top_k: int) -> None:
+    """64 tokens are looked at first: fewer are drawn from those, 64 and more from the whole vocabulary."""
+    logits = np.random.default_rng(6).permutation(VOCAB) * 1e-3
+    params = SamplingParams(top_k=top_k)
+    check_frequencies(counts(logits, params), reference_distribution(logits, params))
+    _, found = jax.jit(draw_from_candidates)(
+        logits[None].astype(np.float32), state_of([params]), np.array([0.5], np.float32)
+    )
+    assert bool(found[0]) == (top_k < 64)
+
+
+def test_a_vocabulary_is_never_sorted() -> None:
+    def inputs() -> Any:
+        state = (zero_sampling_state(ROWS), zero_token_memory(ROWS, 256_000))
+        return *state, jnp.zeros(ROWS, jnp.int32), jnp.zeros(ROWS, jnp.bool)
+
+    shapes = jax.eval_shape(inputs)
+    lowered = jax.jit(sample).lower(jax.ShapeDtypeStruct((ROWS, 256_000), jnp.float32), *shapes).as_text()
+    assert "top_k" in lowered
+    assert "stablehlo.sort" not in lowered
+
+
+@every_sampler
+def test_equal_logits_give_every_token_the_same_chance(sampler: Sampler) -> None:
+    seen = counts(np.full(VOCAB, 3.5), SamplingParams(top_k=1, top_p=0.01, min_p=1.0), sampler=sampler)
+    check_frequencies(seen, np.full(VOCAB, 1 / VOCAB))

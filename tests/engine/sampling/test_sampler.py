@@ -1,23 +1,36 @@
-"""The sampler as a whole: rows are independent, and broken or masked rows are reported."""
+"""The sampler as a whole: rows are independent, what the draw depends on, and log-probabilities."""
 
 from functools import partial
 from typing import Any
 
 import hypothesis.strategies as st
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import assume, given
 from roost.engine.devices.platform import CPU_OPTIONS
 from roost.engine.sampling.reference import reference_distribution
-from roost.engine.sampling.sampler import sample
+from roost.engine.sampling.sampler import Logprobs, block_size, invert, logprobs, sample, score
 from roost.engine.types.errors import ParameterError
-from roost.engine.types.sampling_params import NO_CHOICE, NO_TOKEN, SamplingParams
+from roost.engine.types.sampling_params import MAX_LOGPROBS, NO_CHOICE, NO_TOKEN, SamplingParams
 from roost.kernels import Backend, Kernel
 from roost.kernels.sampling import NUMBERS, pallas_tpu
 from roost.kernels.sampling.pallas_tpu import takes_fields
 from roost.kernels.sampling.top_k import top_k_by_blocks
-from sampler_cases import FILTERS, ROWS, VOCAB, Sampler, every_sampler, memory_of, quantised, run
+from sampler_cases import (
+    DRAWS,
+    FILTERS,
+    ROWS,
+    VOCAB,
+    Sampler,
+    counts,
+    every_sampler,
+    log_softmax,
+    memory_of,
+    quantised,
+    run,
+)
 from sweeps import examples, swept
 
 REQUESTS = st.lists(
@@ -193,3 +206,99 @@ def test_xla_samples_while_the_kernel_does_not_read_every_field(monkeypatch: pyt
         run(np.zeros((1, VOCAB)), [SamplingParams()], sampler=traced)
     monkeypatch.setattr(pallas_tpu, "NUMBERS", NUMBERS - {"min_p"})
     assert run(np.zeros((1, VOCAB)), [SamplingParams()], sampler=traced).tokens.shape == (1,)
+
+
+inverted = jax.jit(invert, compiler_options=CPU_OPTIONS)
+
+
+@every_sampler
+@pytest.mark.parametrize("token", [0, 127, 128, VOCAB - 1])
+def test_one_token_that_holds_all_mass_always_comes(token: int, sampler: Sampler) -> None:
+    """At the ends of the vocabulary and of a lane, where inverting the running sum may slip."""
+    logits = np.zeros(VOCAB)
+    logits[token] = 1000.0
+    assert counts(logits, SamplingParams(), sampler=sampler)[token] == DRAWS
+
+
+@given(seed=st.integers(0, 2**32), share=st.sampled_from([0.02, 0.5, 1.0]))
+def test_no_uniform_number_gives_a_token_of_weight_0(seed: int, share: float) -> None:
+    """Neither 0, where such tokens come first, nor the last below 1, which rounding may put past all weights."""
+    rng = np.random.default_rng(seed)
+    weights = rng.random((ROWS, VOCAB), np.float32) ** 4 * (rng.random((ROWS, VOCAB)) < share)
+    weights[:, [0, 127, 128, VOCAB - 1]] = 0.0
+    weights[:, 5] = 0.5
+    uniform = np.array([0.0, 2.0**-24, 0.5, 1 - 2.0**-24], np.float32)
+    tokens = np.asarray(inverted(weights.astype(np.float32), uniform))
+    assert (weights[np.arange(ROWS), tokens] > 0).all()
+    assert tokens[0] == np.flatnonzero(weights[0])[0]
+
+
+@every_sampler
+def test_the_draw_depends_on_position_and_on_all_of_the_seed(sampler: Sampler) -> None:
+    """64 tokens of 300 that are equally likely: alike only by chance."""
+    requests = [SamplingParams(seed=seed) for seed in (0, 1, 1 << 32, 2**64 - 1)]
+    draws = np.array(
+        [run(np.zeros((ROWS, VOCAB)), requests, num_tokens, sampler=sampler).tokens for num_tokens in range(64)]
+    )
+    for row in range(ROWS):
+        assert len(set(draws[:, row].tolist())) > 40
+        for other in range(row):
+            assert (draws[:, row] == draws[:, other]).sum() < 8
+
+
+@every_sampler
+def test_named_tokens_have_their_logprobs(sampler: Sampler) -> None:
+    logits = quantised(8, ROWS * VOCAB, 2.0).reshape(ROWS, VOCAB)
+    params = SamplingParams(logprobs=0, logprob_token_ids=(7, 0, VOCAB - 1), frequency_penalty=1.0)
+    named = run(logits, [params] * ROWS, sampler=sampler).logprobs.named[:, :3]
+    np.testing.assert_allclose(named, log_softmax(logits)[:, [7, 0, VOCAB - 1]], rtol=1e-5, atol=1e-5)
+
+
+@every_sampler
+@pytest.mark.parametrize("vocab", [*swept(12), VOCAB])
+def test_logprobs_are_the_models_own(vocab: int, sampler: Sampler) -> None:
+    """Whatever the request makes of the logits; alternatives stand best first, ties by id, and as many as there are."""
+    logits = quantised(3, ROWS * vocab, 2.0).reshape(ROWS, vocab)
+    banned = int(logits[0].argmax())
+    params = SamplingParams(temperature=0.5, top_k=3, min_tokens=1, stop_token_ids=(banned,), logprobs=MAX_LOGPROBS)
+    sampled, expected = run(logits, [params] * ROWS, sampler=sampler), log_softmax(logits)
+    tokens = np.asarray(sampled.tokens)
+    assert tokens[0] != banned
+    np.testing.assert_allclose(sampled.logprobs.chosen, expected[np.arange(ROWS), tokens], rtol=1e-5, atol=1e-5)
+    best = np.argsort(-logits, axis=-1, kind="stable")[:, :MAX_LOGPROBS]
+    np.testing.assert_array_equal(sampled.logprobs.top_ids, best)
+    np.testing.assert_allclose(sampled.logprobs.top, np.take_along_axis(expected, best, -1), rtol=1e-5, atol=1e-5)
+
+
+@every_sampler
+def test_logprobs_that_no_row_wants_are_zeros(sampler: Sampler) -> None:
+    """One active row that wants them is enough for all rows; an idle row is not."""
+    logits = quantised(4, ROWS * VOCAB, 2.0).reshape(ROWS, VOCAB)
+    requests = [SamplingParams(temperature=0.0), SamplingParams(temperature=0.0, logprobs=1)] * 2
+    assert np.asarray(run(logits, requests, sampler=sampler).logprobs.top).all()
+    idle = run(logits, requests, active=[True, False] * 2, sampler=sampler).logprobs
+    assert not any(np.asarray(x).any() for x in (idle.chosen, idle.top_ids, idle.top))
+
+
+@pytest.mark.parametrize(("rows", "size"), [(512, 64), (520, 40), (1400, 56), (8, 8), (12, 12), (3, 3), (67, 1)])
+def test_blocks_are_equal(rows: int, size: int) -> None:
+    """520 rows are 13 blocks of 40, a multiple of 8; 52 is none."""
+    assert block_size(rows) == size
+
+
+def test_scores_of_a_chunk_are_the_logprobs_of_its_targets() -> None:
+    """In blocks, so that the logits of a long chunk never stand in memory at once."""
+    rng = np.random.default_rng(5)
+    hidden, table = rng.normal(size=(12, 8)).astype(np.float32), rng.normal(size=(8, VOCAB)).astype(np.float32)
+    targets = rng.integers(0, VOCAB, 12, np.int32)
+    blocks: list[tuple[int, ...]] = []
+
+    def logprobs_of(x: jax.Array, targets: jax.Array) -> Logprobs:
+        blocks.append(x.shape)
+        return logprobs(x @ table, targets, jnp.zeros((4, 0), jnp.int32))
+
+    scored = jax.jit(partial(score, logprobs_of), static_argnums=2)(hidden, targets, 4)
+    assert set(blocks) == {(4, 8)}
+    expected = jax.jit(logprobs)(hidden @ table, targets, np.zeros((12, 0), np.int32))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), scored, expected)
+    np.testing.assert_allclose(scored.chosen, log_softmax(hidden @ table)[np.arange(12), targets], rtol=1e-5, atol=1e-5)
