@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .capacity.fitting import Attempt, estimated_slots, fit_slots, memory_of_served
+from .capacity.fitting import estimated_slots, fit_slots, memory_of_served
 from .checkpoint.source import ModelSource, model_identity
 from .devices.hosts import Leader, connect_followers, connect_leader, join, min_over_hosts
 from .devices.platform import (
@@ -299,13 +299,8 @@ def _compile_to_fit(
     memory = memory_of_served(weights, limit_bytes)
     key = slots_key(numerics(), served, limit_bytes)
     first = read_slots(config.compile_cache, key) or estimated_slots(memory, devices.shards)
-
-    def attempt(slots: int) -> Attempt[CompiledPrograms]:
-        compiled = compile_for(slots)
-        return Attempt(compiled, compiled.excess_bytes(limit_bytes))
-
-    slots, compiled = fit_slots(first, attempt, memory.row_bytes, devices.shards, agree)
-    if slots != first:
+    compiled = fit_slots(first, compile_for, memory, devices.shards, agree)
+    if (slots := compiled.served.slots) != first:
         _logger.warning("programs for %d slots need more memory than a device has; serving %d", first, slots)
     write_slots(config.compile_cache, key, slots)
     return compiled

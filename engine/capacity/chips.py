@@ -45,7 +45,7 @@ from ..worker.compilation import (
 )
 from ..worker.lowering import idle_bytes, lower
 from ..worker.served import Devices, Program, Served, open_weights
-from .fitting import Attempt, estimated_slots, fit_slots, memory_of_served
+from .fitting import estimated_slots, fit_slots, memory_of_served
 
 _ENVIRONMENT: Final = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -364,14 +364,8 @@ def verify_plan(
         if settings.slots is not None:
             return _verification(compile_for(settings.slots), limit, None)
         memory = memory_of_served(weights, limit)
-
-        def attempt(slots: int) -> Attempt[CompiledPrograms]:
-            compiled = compile_for(slots)
-            return Attempt(compiled, compiled.excess_bytes(limit))
-
         first = estimated_slots(memory, devices.shards)
-        _, compiled = fit_slots(first, attempt, memory.row_bytes, devices.shards, int)
-        return _verification(compiled, limit, first)
+        return _verification(fit_slots(first, compile_for, memory, devices.shards), limit, first)
 
 
 def _verification(compiled: CompiledPrograms, limit_bytes: int, estimated: int | None) -> Verification:

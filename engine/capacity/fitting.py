@@ -10,7 +10,7 @@ programs are compiled again. Everything here is arithmetic; a start and
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Final
+from typing import Final, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -170,45 +170,38 @@ def fewer_slots(slots: int, excess_bytes: int, row_bytes: int, shards: MeshShape
     return left
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt[Compiled]:
-    """Programs for one number of slots.
+class Compiled(Protocol):
+    """Programs for one number of slots."""
 
-    Attributes:
-      excess_bytes: Bytes that the most demanding program needs beyond the memory of a device; 0 if all fit.
-    """
-
-    compiled: Compiled
-    excess_bytes: int
+    def excess_bytes(self, limit_bytes: int) -> int:
+        """Returns the bytes that the most demanding program needs beyond a device's memory; 0 if all programs fit."""
 
 
-def fit_slots[Compiled](
+def fit_slots[Programs: Compiled](
     first: int,
-    attempt: Callable[[int], Attempt[Compiled]],
-    row_bytes: int,
+    compile_for: Callable[[int], Programs],
+    memory: MemoryModel,
     shards: MeshShape,
-    agree: Callable[[int], int],
-) -> tuple[int, Compiled]:
+    agree: Callable[[int], int] = int,
+) -> Programs:
     """Compiles programs for fewer and fewer slots until all fit.
 
     Args:
       first: Number of slots to begin with.
-      attempt: Function that compiles all programs for a number of slots.
-      row_bytes: Memory that one slot less saves on a device that holds it.
+      compile_for: Function that compiles all programs for a number of slots.
+      memory: Memory of a device, and of one slot less on a device that holds it.
       agree: Function that returns the smallest of all hosts' numbers.
-
-    Returns:
-      The number of slots, and the programs.
 
     Raises:
       ConfigError: The programs do not fit after `MAX_REDUCTIONS` reductions.
     """
     slots = agree(first)
     for _ in range(MAX_REDUCTIONS + 1):
-        tried = attempt(slots)
-        wanted = fewer_slots(slots, tried.excess_bytes, row_bytes, shards) if tried.excess_bytes else slots
+        compiled = compile_for(slots)
+        excess = compiled.excess_bytes(memory.limit_bytes)
+        wanted = fewer_slots(slots, excess, memory.row_bytes, shards) if excess else slots
         if (agreed := agree(wanted)) == slots:
-            return slots, tried.compiled
+            return compiled
         slots = agreed
     raise ConfigError(
         f"the model's programs do not fit with {slots:,} slots after {MAX_REDUCTIONS} reductions; set slots lower"

@@ -1,9 +1,9 @@
 """Number of slots that fit a device: estimate, demand of compiled programs and reductions, on made-up numbers."""
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from roost.engine.capacity.fitting import (
     MAX_REDUCTIONS,
-    Attempt,
     MemoryModel,
     estimated_slots,
     fewer_slots,
@@ -99,51 +98,66 @@ def test_fewer_slots_save_what_is_missing(slots: int, excess: int, row: int, sha
     assert left % shards.count == 0
 
 
+@dataclass
 class Compiler:
-    """Programs that need `fixed` bytes and `row` bytes per slot, on a device with `limit` bytes.
+    """Compiles programs that need `fixed` bytes and `row` bytes per slot.
 
     Attributes:
       tried: Numbers of slots that were compiled for.
     """
 
-    def __init__(self, limit: int, fixed: int, row: int) -> None:
-        self.tried: list[int] = []
-        self._limit, self._fixed, self._row = limit, fixed, row
+    fixed: int
+    row: int
+    tried: list[int] = field(default_factory=list)
 
-    def __call__(self, slots: int) -> Attempt[str]:
+    def __call__(self, slots: int) -> "Programs":
         self.tried.append(slots)
-        return Attempt(f"programs for {slots}", max(0, self._fixed + slots * self._row - self._limit))
+        return Programs(slots, self.fixed + slots * self.row)
+
+
+class Programs(NamedTuple):
+    """Programs for some slots, which need some bytes."""
+
+    slots: int
+    num_bytes: int
+
+    def excess_bytes(self, limit_bytes: int) -> int:
+        return max(0, self.num_bytes - limit_bytes)
+
+
+DEVICE = replace(MEMORY, limit_bytes=1000, row_bytes=10)
+"""A device with 1,000 bytes, 10 of which a slot less saves."""
 
 
 def test_an_estimate_that_fits_is_kept() -> None:
-    compiler = Compiler(1000, 0, 10)
-    assert fit_slots(96, compiler, 10, ONE_DEVICE, int) == (96, "programs for 96")
+    compiler = Compiler(0, 10)
+    assert fit_slots(96, compiler, DEVICE, ONE_DEVICE).slots == 96
     assert compiler.tried == [96]
 
 
 def test_slots_are_taken_away_until_all_programs_fit() -> None:
-    compiler = Compiler(1000, 100, 10)
-    assert fit_slots(104, compiler, 10, ONE_DEVICE, int) == (88, "programs for 88")
+    compiler = Compiler(100, 10)
+    assert fit_slots(104, compiler, DEVICE, ONE_DEVICE).slots == 88
     assert compiler.tried == [104, 88]
 
 
 def test_slots_are_taken_away_a_few_times_only() -> None:
-    compiler = Compiler(1000, 990, 1)
+    compiler = Compiler(990, 1)
     with pytest.raises(ConfigError, match=r"do not fit with \d+ slots after 2 reductions"):
-        fit_slots(800, compiler, 10, ONE_DEVICE, int)
+        fit_slots(800, compiler, DEVICE, ONE_DEVICE)
     assert len(compiler.tried) == MAX_REDUCTIONS + 1
 
 
 def test_hosts_agree_before_each_compilation() -> None:
     """Another host begins with 64 slots, so this one compiles for 64, too."""
-    compiler = Compiler(1000, 0, 10)
-    assert fit_slots(96, compiler, 10, ONE_DEVICE, lambda slots: min(slots, 64))[0] == 64
+    compiler = Compiler(0, 10)
+    assert fit_slots(96, compiler, DEVICE, ONE_DEVICE, lambda slots: min(slots, 64)).slots == 64
     assert compiler.tried == [64]
 
 
 def test_a_host_whose_programs_fit_follows_one_whose_do_not() -> None:
-    compiler, answers = Compiler(1000, 0, 10), iter([96, 80, 80])
-    assert fit_slots(96, compiler, 10, ONE_DEVICE, lambda _: next(answers))[0] == 80
+    compiler, answers = Compiler(0, 10), iter([96, 80, 80])
+    assert fit_slots(96, compiler, DEVICE, ONE_DEVICE, lambda _: next(answers)).slots == 80
     assert compiler.tried == [96, 80]
 
 
