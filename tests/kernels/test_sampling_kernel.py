@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from interpreted import interpreted
-from roost.engine.sampling.reference import reference_distribution
+from reference_sampling import reference_distribution
 from roost.engine.types.output_constraint import mask_of_ids, words_of_mask
 from roost.engine.types.sampling_params import SamplingParams
 from roost.kernels.sampling import SamplingInputs

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import assume, given
+from reference_sampling import reference_distribution
 from roost.engine.devices.platform import CPU_OPTIONS
-from roost.engine.sampling.reference import reference_distribution
 from roost.engine.sampling.sampler import Logprobs, block_size, invert, logprobs, sample, score
 from roost.engine.types.errors import ParameterError
 from roost.engine.types.sampling_params import MAX_LOGPROBS, NO_CHOICE, NO_TOKEN, SamplingParams

@@ -4,8 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Float
-
-from ..types.sampling_params import PENALTY_WINDOW, SamplingParams
+from roost.engine.types.sampling_params import PENALTY_WINDOW, SamplingParams
 
 
 def reference_distribution(
