@@ -283,9 +283,7 @@ def compile_for_chips(
 
 def ahead_of_time(compiled: Any, idle: int = 0) -> AheadOfTime:
     """Returns memory, costs and text of a compiled program; `idle` is `ProgramMemory.idle_bytes`."""
-    memory = program_memory(compiled, idle)
-    assert isinstance(memory, ProgramMemory)
-    return AheadOfTime(memory, compiled.cost_analysis() or {}, compiled.as_text() or "")
+    return AheadOfTime(program_memory(compiled, idle), compiled.cost_analysis() or {}, compiled.as_text() or "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -316,14 +316,12 @@ class BackgroundCompiler:
             release_freed_memory()
 
 
-def program_memory(compiled: Any, idle_bytes: int = 0) -> ProgramMemory | OutOfMemoryError:
-    """Returns the memory of a compiled program, or the error of one that was refused.
+def program_memory(compiled: Any, idle_bytes: int = 0) -> ProgramMemory:
+    """Returns the memory of a compiled program.
 
     Args:
       idle_bytes: See `ProgramMemory`.
     """
-    if isinstance(compiled, OutOfMemoryError):
-        return compiled
     stats = compiled.memory_analysis()
     return ProgramMemory(
         stats.argument_size_in_bytes,

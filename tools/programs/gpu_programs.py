@@ -53,7 +53,7 @@ from roost.engine.capacity.roofline import DEVICES, Device, compute_roofline
 from roost.engine.checkpoint.source import open_model
 from roost.engine.model.config import ModelConfig
 from roost.engine.types.config import ONE_DEVICE, EngineConfig
-from roost.engine.worker.compilation import ProgramMemory, compile_lowered, program_memory
+from roost.engine.worker.compilation import compile_lowered, program_memory
 from roost.engine.worker.lowering import idle_bytes, lower
 from roost.engine.worker.served import PrefillShape, Program, Served, open_weights
 from tpu_hlo import parse_module
@@ -202,7 +202,6 @@ def measured(served: Served, name: str, options: argparse.Namespace, limit_bytes
         thunks, names = parse_thunks(dump.read_text()), names_of_thunks(metadata.read_text())
         kernels = kernel_resources(KERNELS, thunks, Path(folder), CARDS[options.card])
     text, memory = compiled.as_text(), program_memory(compiled)
-    assert isinstance(memory, ProgramMemory)
     memory_bytes = memory.hbm_bytes + idle_bytes(lowered, served)
     times = roofline_seconds(served.config, DEVICES[options.card], options.quantize, rows, tokens)
     launches = count_launches(thunks)

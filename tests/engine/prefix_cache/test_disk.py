@@ -12,12 +12,12 @@ from typing import Any
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from fake_states import block_states, check, fetch, format_of, prefill, text
+from fake_states import block_states, fetch, format_of, prefill, text
 from hypothesis import given, settings
 from roost.engine.prefix_cache.cache import PrefixCache, PrefixKey
 from roost.engine.prefix_cache.disk import DiskTier
 from roost.engine.prefix_cache.saved_state import pack, unpack
-from roost.engine.types.errors import ConfigError, StateFileError
+from roost.engine.types.errors import ConfigError
 from roost.engine.types.snapshot import BlockState, Snapshot, SnapshotFormat, chunk_snapshots
 
 PLENTY, WINDOW = 10**9, 128
@@ -164,37 +164,6 @@ def test_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"state_cache_dir .*/file"):
         DiskTier(tmp_path / "file", "m", format_of(WINDOW), PLENTY)
-
-
-def test_no_partial_file_remains(tmp_path: Path) -> None:
-    with process(tmp_path) as (cache, _):
-        prefill(cache, text((1, 300)))
-    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
-
-
-def test_unpack_inverts_pack() -> None:
-    (snapshot,) = chunk_snapshots(None, block_states(text((1, 64))), WINDOW)
-    arrays = {"h": snapshot.recurrent[0], "window": snapshot.window[0]}
-    found, facts = unpack(pack(arrays, {"model": "m"}, b"key"), b"key")
-    assert facts["model"] == "m"
-    for name, array in arrays.items():
-        np.testing.assert_array_equal(found[name], array)
-    check(snapshot, text((1, 64)), WINDOW)
-
-
-@pytest.mark.parametrize(
-    ("data", "key", "message"),
-    [
-        (b"", None, "no whole state file"),
-        (b"\x08\0\0\0\0\0\0\0{}      ", None, "no whole state file"),
-        (pack({}, {}), b"key", "is not signed"),
-        (pack({}, {}, b"other"), b"key", "another key"),
-        (pack({}, {}).replace(b"roost-state-1", b"roost-state-9"), None, "has the format 'roost-state-9'"),
-    ],
-)
-def test_unpack_reports_what_is_wrong(data: bytes, key: bytes | None, message: str) -> None:
-    with pytest.raises(StateFileError, match=message):
-        unpack(data, key)
 
 
 # --- other processes, and a file system that fails

@@ -94,27 +94,6 @@ def test_decode_waits_for_at_most_one_prefill_chunk() -> None:
     assert names(plan(scheduler)) == ("decode", ["short", "long"])
 
 
-def test_waiting_requests_get_slots_in_order_of_arrival() -> None:
-    scheduler = Scheduler(1, 4, LIMITS)
-    for name in "abc":
-        add(scheduler, request(name, max_tokens=1))
-    order = []
-    while (batch := plan(scheduler)) is not None:
-        order += names(batch)[1]
-        commit(scheduler, batch, results(batch))
-    assert order == ["a", "b", "c"]
-
-
-def test_no_token_beyond_the_limit_is_dispatched() -> None:
-    scheduler = Scheduler(1, 4, LIMITS)
-    add(scheduler, request("a", max_tokens=3))
-    batches = [plan(scheduler) for _ in range(4)]
-    assert [b is not None for b in batches] == [True, True, True, False]
-    outputs = [output for b in batches if b is not None for _, output in commit(scheduler, b, results(b))]
-    assert [o.finish_reason for o in outputs] == [None, None, FinishReason.LENGTH]
-    assert scheduler.slots.num_used == 0
-
-
 def test_results_of_ended_requests_are_dropped() -> None:
     scheduler = Scheduler(1, 4, LIMITS)
     add(scheduler, request("a", end_token_ids=(7,)))
@@ -365,13 +344,6 @@ def test_decode_waits_for_one_layer_slice_of_a_chunk() -> None:
             assert names(plan(scheduler)) == ("decode", ["a"])
             assert layer_slice(plan(scheduler)) == (["b"], n, n == 2)
     assert names(plan(scheduler)) == ("decode", ["a", "b"])
-
-
-def test_longer_chunks_are_sliced() -> None:
-    scheduler = Scheduler(1, 4, SLICED)
-    add(scheduler, request("a", prompt=140))
-    assert [layer_slice(plan(scheduler)) for _ in range(3)] == [(["a"], index, index == 2) for index in range(3)]
-    assert layer_slice(plan(scheduler)) == (["a"], 0, False)
 
 
 def test_short_chunk_of_a_long_prompt_is_sliced() -> None:
