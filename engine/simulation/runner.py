@@ -21,7 +21,6 @@ from ..types.config import (
     SIMULATED,
     EngineConfig,
     Simulation,
-    decode_places,
 )
 from ..types.errors import ConfigError
 from ..types.host_memory import shown_bytes
@@ -113,8 +112,7 @@ class SimulatedRunner:
             self._tokens.start(row.slot, row.request, position, row.mask)
         for slot, mask in batch.masks:
             self._tokens.set_mask(slot, mask)
-        slots, num_devices = np.array(batch.slots), self.served.devices.shards.count
-        rows, _ = decode_places(batch.slots, self.limits.decode_rows, self.served.rows, num_devices)
+        slots, (rows, _) = np.array(batch.slots), self.served.decode_places(batch.slots)
         seconds = self._durations.decode_seconds(rows, self._tokens.window_tokens(slots, self.window))
         drawn = zip(batch.requests, self._tokens.draw(slots), strict=True)
         results = tuple(self._result(request, token) for request, token in drawn)

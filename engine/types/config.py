@@ -1,6 +1,6 @@
 """Settings of the engine, of its mesh, drafts and simulated device; limits of its steps, and its statistics."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -494,37 +494,3 @@ class EngineStats:
     wait_seconds: float = 0.0
     cache: CacheStats = CacheStats()
     drafts: DraftCounts | None = None
-
-
-def slot_order(slots: int, rows: int, data: int, model: int) -> tuple[int, ...]:
-    """Returns the order in which slots are claimed, so that slots in use are spread evenly over the devices.
-
-    Rows are in `data` times `model` consecutive blocks of equal size. Slots are spread over `data` first, then over
-    `model`.
-
-    Args:
-      slots: Number of rows that are slots; the other rows are padding.
-      rows: Number of rows of the state pool.
-      data: Size of the mesh's data axis.
-      model: Size of the mesh's model axis.
-    """
-    shards = data * model
-    block = rows // shards
-    return tuple((i % data * model + i % shards // data) * block + i // shards for i in range(slots))
-
-
-def decode_places(slots: Sequence[int], sizes: Iterable[int], rows: int, devices: int) -> tuple[int, tuple[int, ...]]:
-    """Returns the number of rows of the smallest decode step that includes the given slots, and their rows in it.
-
-    A step has the same number of first slots of each device, one device after the other.
-
-    Args:
-      slots: The slots; at least one.
-      sizes: Numbers of rows of the decode steps, in rising order; the last one has all slots.
-      rows: Number of rows of the state pool.
-      devices: Number of devices; each holds a block of slots of equal size.
-    """
-    block = rows // devices
-    least = devices * (1 + max(slot % block for slot in slots))
-    size = next(size for size in sizes if size >= least)
-    return size, tuple(slot // block * (size // devices) + slot % block for slot in slots)

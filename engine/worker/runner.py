@@ -15,7 +15,7 @@ from ..model.state import BlockStates
 from ..prefix_cache.saved_state import SavedStateFormat
 from ..sampling.sampler import Logprobs, Sampled
 from ..types.arrays import HostArray
-from ..types.config import MAX_PREFILL_ROWS, DraftCounts, decode_places
+from ..types.config import MAX_PREFILL_ROWS, DraftCounts
 from ..types.request import (
     Batch,
     BlockStatesReader,
@@ -261,8 +261,8 @@ class ModelRunner:
         for source, target in batch.moves:
             self._copy(source, target)
         self._replay(batch.replays)
-        served, sizes, run = self.served, self.limits.decode_rows, self.executor.run
-        rows, places = decode_places(batch.slots, sizes, served.rows, served.devices.shards.count)
+        served, run = self.served, self.executor.run
+        rows, places = served.decode_places(batch.slots)
         has_drafts = bool(batch.drafts) and self.executor.has(self._programs.speculate.get(rows))
         masks = masks_after_drafts(batch) if has_drafts else batch.masks
         for slots, words in mask_columns(masks, MAX_PREFILL_ROWS, served.rows, served.mask_words):

@@ -31,7 +31,7 @@ from ..prefix_cache.saved_state import SavedStateFormat
 from ..sampling.drafts import zero_draft_state
 from ..sampling.logits_processors import zero_sampling_state, zero_token_memory
 from ..sampling.sampler import Logprobs, Sampled
-from ..types.config import MAX_PREFILL_ROWS, PREFILL_BLOCK, EngineConfig, MeshShape, Speculation, StepLimits, slot_order
+from ..types.config import MAX_PREFILL_ROWS, PREFILL_BLOCK, EngineConfig, MeshShape, Speculation, StepLimits
 from ..types.output_constraint import words_of_mask
 from ..types.snapshot import SnapshotFormat
 from .speculative_steps import Speculated, pair_sizes, speculative_step
@@ -112,34 +112,34 @@ class Served:
         """Returns the same model with this number of slots."""
         return replace(self, slots=slots)
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """Number of rows of the state pool: the slots, with padding so that every shard has as many."""
         count = self.devices.shards.count
         return -(-max(self.slots, 2) // count) * count  # a step of one row takes another path, slow and with other bits
 
-    @property
+    @cached_property
     def decode_rows(self) -> tuple[int, ...]:
         """Numbers of slots for which there is a decode program, in rising order."""
         return (*part_rows(self.devices.platform, self.rows, self.devices.shards), self.rows)
 
-    @property
+    @cached_property
     def prefill_shapes(self) -> tuple[PrefillShape, ...]:
         """Shapes for which there are prefill programs."""
         return prefill_shapes(self.settings.prefill_chunk, self.devices.platform.prefill_rows)
 
-    @property
+    @cached_property
     def layer_slices(self) -> tuple[range, ...]:
         """Layers of each step of a prefill batch."""
         return layer_slices(self.config.depth, self.devices.platform.layers_per_slice)
 
-    @property
+    @cached_property
     def first_token_rows(self) -> int:
         """Number of first tokens that are sampled in one step, a multiple of the number of model shards."""
         shards = self.devices.shards.model
         return -(-MAX_PREFILL_ROWS // shards) * shards
 
-    @property
+    @cached_property
     def mask_words(self) -> int:
         """Number of words of a token mask."""
         return words_of_mask(self.config.vocab_size)
@@ -159,6 +159,31 @@ class Served:
         fitting_rows = min(shape.rows for shape in self.prefill_shapes if shape.rows >= rows)
         return min(shape for shape in self.prefill_shapes if shape.rows == fitting_rows and shape.length >= length)
 
+    @property
+    def slot_order(self) -> tuple[int, ...]:
+        """All slots in the order in which they are claimed, so that slots in use are spread evenly over the devices.
+
+        Rows are in consecutive blocks of equal size, one for each device. Slots are spread over `data` first, then over
+        `model`.
+        """
+        shards, block = self.devices.shards, self.rows // self.devices.shards.count
+        devices = [device % shards.data * shards.model + device // shards.data for device in range(shards.count)]
+        return tuple(devices[i % shards.count] * block + i // shards.count for i in range(self.slots))
+
+    def decode_places(self, slots: Sequence[int]) -> tuple[int, tuple[int, ...]]:
+        """Returns the number of rows of the smallest decode step that includes the given slots, and their rows in it.
+
+        A step has the same number of first slots of each device, one device after the other.
+
+        Args:
+          slots: The slots; at least one.
+        """
+        devices = self.devices.shards.count
+        block = self.rows // devices
+        least = devices * (1 + max(slot % block for slot in slots))
+        size = next(size for size in self.decode_rows if size >= least)
+        return size, tuple(slot // block * (size // devices) + slot % block for slot in slots)
+
     def limits(self, decode_steps: int = 1) -> StepLimits:
         """Returns the limits of a step, for the scheduler.
 
@@ -174,7 +199,7 @@ class Served:
             decode_rows=self.decode_rows,
             idle_rows_per_move=self.devices.platform.idle_rows_per_move,
             mask_words=self.mask_words,
-            slot_order=slot_order(self.slots, self.rows, shards.data, shards.model),
+            slot_order=self.slot_order,
             shard_rows=self.rows // shards.data,
             itl_target_s=None if settings.itl_target_ms is None else settings.itl_target_ms / 1e3,
             speculation=settings.speculation,

@@ -10,6 +10,8 @@ from typing import Any, Final
 import jax
 import jax.numpy as jnp
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from roost.engine.devices.platform import CPU, CPU_MESH, CPU_OPTIONS, TPU, Platform
 from roost.engine.model.collectives import Collectives
 from roost.engine.model.config import ModelConfig
@@ -141,6 +143,45 @@ def test_groups_of_slots(slots: int, groups: tuple[int, ...]) -> None:
 def test_steps_take_some_slots_of_each_device(rows: int, shards: tuple[int, int], steps: tuple[int, ...]) -> None:
     served = served_by(TPU, rows, shards=Collectives(*shards))
     assert served.decode_rows == served.pool.states.decode_rows == steps
+
+
+@pytest.mark.parametrize(
+    ("slots", "shards", "order"),
+    [
+        (4, (1, 1), (0, 1, 2, 3)),
+        (8, (2, 2), (0, 4, 2, 6, 1, 5, 3, 7)),  # data, then model, then the next row of each
+        (5, (2, 2), (0, 4, 2, 6, 1)),
+    ],
+)
+def test_slots_are_spread_over_shards(slots: int, shards: tuple[int, int], order: tuple[int, ...]) -> None:
+    assert served_by(TPU, slots, shards=Collectives(*shards)).slot_order == order
+
+
+def on_mesh(data: int, model: int, own: int) -> Served:
+    """Returns a model with `own` slots on each device, and a step for each number of them."""
+    every = replace(TPU, decode_rows=tuple(range(1, data * model * own + 1)))
+    return served_by(every, data * model * own, shards=Collectives(data, model))
+
+
+@given(data=st.integers(1, 5), model=st.integers(1, 5), own=st.integers(2, 4))
+def test_every_row_is_a_slot_once_and_shards_fill_evenly(data: int, model: int, own: int) -> None:
+    order = on_mesh(data, model, own).slot_order
+    assert sorted(order) == list(range(data * model * own))
+    for count in range(len(order) + 1):
+        used = [sum(slot // own == part for slot in order[:count]) for part in range(data * model)]
+        assert max(used) - min(used) <= 1
+
+
+@given(data=st.integers(1, 3), model=st.integers(1, 3), own=st.integers(2, 6), draws=st.data())
+def test_a_step_has_the_first_slots_of_each_device(data: int, model: int, own: int, draws: st.DataObject) -> None:
+    """As many requests as a step has rows fit into it if they have the first slots in the order."""
+    served, devices = on_mesh(data, model, own), data * model
+    assert served.decode_rows == tuple(devices * n for n in range(1, own + 1))
+    slots = served.slot_order[: draws.draw(st.integers(1, served.rows))]
+    size, places = served.decode_places(slots)
+    assert size == next(size for size in served.decode_rows if size >= len(slots))
+    step = [device * own + n for device in range(devices) for n in range(size // devices)]
+    assert [step[place] for place in places] == list(slots)
 
 
 def test_a_slot_is_copied_in_place_in_a_pool_of_groups() -> None:
