@@ -35,8 +35,9 @@ def open_folder() -> tempfile.TemporaryDirectory[str] | None:
     lasting = Path(run.name) if os.environ.pop("ROOST_COLD", None) else platformdirs.user_cache_path("roost-tests")
     lasting.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.environ |= {_RUN: run.name, _SERVERS: str(lasting / "engines")}
-    if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):  # else each server compiles JAX's sources for four seconds
-        os.environ["PYTHONPYCACHEPREFIX"] = str(lasting / "bytecode")
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):  # else each process compiles JAX's sources for four seconds
+        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = str(lasting / "bytecode")
+        sys.dont_write_bytecode = False
     return run
 
 
