@@ -24,7 +24,7 @@ from roost.server.__main__ import main
 from roost.server.constraints.grammar import process
 from roost.server.database.dialects import Connection, Sqlite
 from roost.server.features.batches.batch_store import BatchStore
-from roost.server.features.batches.command.output_file import OutputFile
+from roost.server.features.batches.command.line_files import OutputFile
 from roost.server.features.responses import adoption
 from roost.server.features.responses.conversation_store import ConversationStore
 from roost.server.features.responses.response_store import ResponseStore

@@ -8,9 +8,8 @@ from typing import Any
 
 import orjson
 import pytest
-from roost.server.features.batches.command.input_file import InputFile
+from roost.server.features.batches.command.line_files import InputFile, OutputFile
 from roost.server.features.batches.command.local_backend import LocalBatch
-from roost.server.features.batches.command.output_file import OutputFile
 from roost.server.features.batches.command.run import BatchRun, Counts
 from roost.server.settings import load_settings
 from server_process import API_KEY, MAX_QUEUE, PROGRAM, SHAPES, ServerProcess, run_here, start

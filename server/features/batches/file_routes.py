@@ -20,8 +20,7 @@ from ...http.paging import After, QueryOrder, described, no_such_entry
 from ...http.routes import AnyService, JsonRoute, refuse_encoding
 from ...openai.response_schemas import DeletedObject
 from ...storage.objects import PageSpec
-from .batch_lines import LineError, Parse, max_line_bytes, parse_line, too_long
-from .batch_order import SegmentOrder
+from .batch_lines import LineError, Parse, SegmentOrder, max_line_bytes, parse_line, too_long
 from .batch_records import FileRecord
 from .batch_store import BatchStore
 from .file_table import SEGMENT_LINES, read_list

@@ -9,11 +9,8 @@ from ....settings import SettingsError, load_settings
 from ....terminal.failure import FAILURE_STATUS, INTERRUPTED_STATUS
 from ....terminal.signals import Signals
 from ....terminal.text import print_status
-from .backend import BatchBackend
-from .input_file import InputFile
-from .output_file import OutputFile
-from .progress import BatchProgress
-from .run import BatchRun, Counts
+from .line_files import InputFile, OutputFile
+from .run import BatchBackend, BatchProgress, BatchRun, Counts
 
 _CONCURRENCY: Final = 64
 """Default number of lines that each server works on at the same time. Servers refuse lines if they have no room."""

@@ -14,7 +14,7 @@ from ....terminal.failure import INTERRUPTED_STATUS, CommandError
 from ....terminal.text import print_status
 from ....text.served_model import open_served_model
 from ..batch_lines import BatchLine
-from .backend import LineResponse
+from .run import LineResponse
 
 _TICK_S: Final = 0.1
 """Seconds between two looks for a signal while the model loads."""

@@ -1,19 +1,25 @@
-"""Sends the lines of a batch, a limited number at a time, and retries a line while servers are busy or unreachable."""
+"""Sends the lines of a batch to a backend, a limited number at a time, and shows the progress on stderr.
+
+A line is sent again while servers are busy or unreachable.
+"""
 
 import asyncio
 import random
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from types import TracebackType
+from typing import Final, Protocol, runtime_checkable
 
 import orjson
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ....terminal.failure import CommandError
+from ....terminal.text import print_status
 from ..batch_lines import BatchLine, error_line, line_id, response_line
 from ..batch_records import NO_USAGE, TokenUsage
-from .backend import BatchBackend, LineResponse, NoResponseError
-from .input_file import InvalidLine
-from .output_file import OutputFile
+from .line_files import InvalidLine, OutputFile
 
 _BUSY: Final = frozenset({429, 502, 503})
 """Statuses after which a line is sent again: the queue is full, or the server is starting, draining or unreachable."""
@@ -27,6 +33,12 @@ _GIVE_UP_S: Final = 600.0
 
 _TICK_S: Final = 0.1
 """Seconds between two looks for a signal while a line waits to be sent again."""
+
+_DRAW_S: Final = 0.25
+"""Minimum seconds between two drawings of the bar."""
+
+_LINE_S: Final = 10.0
+"""Seconds between two lines, if stderr is not a terminal."""
 
 
 @dataclass(slots=True)
@@ -44,6 +56,111 @@ class Counts:
     num_failed: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
+
+
+class NoResponseError(Exception):
+    """No server has responded to a line. The line should be sent again."""
+
+
+@dataclass(frozen=True, slots=True)
+class LineResponse:
+    """Response to a line.
+
+    Attributes:
+      status: HTTP status.
+      body: JSON of the body.
+      request_id: Value of its header `x-request-id`; empty if it has none.
+      retry_after_s: Seconds to wait according to its header `retry-after`; None without one.
+    """
+
+    status: int
+    body: bytes
+    request_id: str = ""
+    retry_after_s: float | None = None
+
+
+@runtime_checkable
+class BatchBackend(Protocol):
+    """Responds to lines. Its coroutines run in one event loop."""
+
+    @property
+    def concurrency(self) -> int:
+        """Number of lines to send at the same time; known once it has started."""
+
+    async def start(self) -> None:
+        """Prepares the backend.
+
+        Raises:
+          CommandError: No server can be reached.
+          RoostError: The model cannot be loaded.
+        """
+
+    async def send(self, line: BatchLine) -> LineResponse:
+        """Returns the response to a line.
+
+        Raises:
+          NoResponseError: No response arrived. Sending the line again may succeed.
+          CommandError: No further line will get a response.
+        """
+
+    async def close(self) -> None:
+        """Releases the backend's resources."""
+
+
+class BatchProgress:
+    """Shows lines, tokens per second and the time left during a `with` block.
+
+    Args:
+      total: Number of lines of the input.
+      num_done: Number of lines that earlier runs have finished.
+    """
+
+    def __init__(self, total: int, num_done: int) -> None:
+        self._total = total
+        self._num_done = num_done
+        self._began = self._shown_at = time.monotonic()
+        console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("batch"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]:,.0f} tokens/s"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=console,
+            auto_refresh=False,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("batch", total=total, completed=num_done, speed=0.0)
+
+    def __enter__(self) -> "BatchProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def begin(self) -> None:
+        """Starts the clock for speeds, once the model is loaded."""
+        self._began = time.monotonic()
+
+    def show(self, counts: Counts) -> None:
+        """Shows the progress, at most once per interval."""
+        now = time.monotonic()
+        if now - self._shown_at < (_LINE_S if self._bar.disable else _DRAW_S):
+            return
+        self._shown_at = now
+        done = self._num_done + counts.num_lines
+        if self._bar.disable:
+            print_status(f"{done:,} of {self._total:,} lines, {self.speed(counts):,.0f} tokens per second")
+        else:
+            self._bar.update(self._task, completed=done, speed=self.speed(counts), refresh=True)
+
+    def speed(self, counts: Counts) -> float:
+        """Returns the number of generated tokens per second."""
+        return counts.generated_tokens / max(time.monotonic() - self._began, 1e-3)
 
 
 class BatchRun:

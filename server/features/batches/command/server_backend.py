@@ -10,7 +10,7 @@ from ....client.http_client import Address, ClientError, HttpClient, Response
 from ....client.openai_server import first_model
 from ....terminal.failure import CommandError
 from ..batch_lines import BatchLine
-from .backend import LineResponse, NoResponseError
+from .run import LineResponse, NoResponseError
 
 _TIMEOUT_S: Final = 24 * 3600.0
 """Timeout of a whole response: servers have their own limits, and the user can press Ctrl-C."""

@@ -16,10 +16,8 @@ import pytest
 from roost.server.commands.main import app
 from roost.server.features.batches import batch_lines
 from roost.server.features.batches.batch_lines import BatchLine
-from roost.server.features.batches.command.backend import LineResponse, NoResponseError
-from roost.server.features.batches.command.input_file import InputFile
-from roost.server.features.batches.command.output_file import OutputFile
-from roost.server.features.batches.command.run import BatchRun, Counts
+from roost.server.features.batches.command.line_files import InputFile, OutputFile
+from roost.server.features.batches.command.run import BatchRun, Counts, LineResponse, NoResponseError
 from roost.server.terminal.failure import CommandError
 from typer.testing import CliRunner
 
@@ -209,7 +207,7 @@ def test_two_runs_do_not_write_one_file(make_input: Callable[..., InputFile], tm
 def test_a_line_that_is_too_long_is_skipped(
     make_input: Callable[..., InputFile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("roost.server.features.batches.batch_lines", "roost.server.features.batches.command.input_file"):
+    for module in ("roost.server.features.batches.batch_lines", "roost.server.features.batches.command.line_files"):
         monkeypatch.setattr(f"{module}.MAX_LINE_BYTES", 200)
     source = make_input(request("a"), request("long" * 200), request("b"))
     first, long, last = (source.line(place) for place in range(3))

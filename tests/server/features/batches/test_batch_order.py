@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from roost.server.features.batches import file_routes
-from roost.server.features.batches.batch_order import run_order
+from roost.server.features.batches.batch_lines import run_order
 from roost.server.features.batches.file_routes import InputCheck
 from roost.server.generation.admission import decode_json
 
