@@ -10,6 +10,7 @@ from databases import drop_tables
 from roost.server.database.address import StoreAddress
 from roost.server.database.database import Database
 from roost.server.database.dialects import dialect_of
+from roost.server.database.group_commit import MAX_COMMIT
 from roost.server.database.schema import Upgrade
 from roost.server.storage import objects
 from roost.server.storage.objects import Bounds, ObjectTable, Page, PageSpec, Table
@@ -155,7 +156,7 @@ def test_a_hidden_object_is_deleted_part_by_part(
 ) -> None:
     """A transaction deletes up to a number of parts, and up to a number of bytes or one part."""
     monkeypatch.setattr(objects, "MAX_REMOVED", max_rows)
-    monkeypatch.setattr(objects, "MAX_COMMIT", objects.MAX_COMMIT._replace(num_bytes=max_bytes))
+    monkeypatch.setattr(objects, "MAX_COMMIT", MAX_COMMIT._replace(num_bytes=max_bytes))
     for tenant in "ab":
         run(TOYS.insert, replace(BEAR, tenant=tenant))
         run(PARTS.put, [(tenant, "bear", number, b"x") for number in range(7)])
