@@ -1,6 +1,6 @@
 """Counts the files and functions that a streamed chat request passes, and how often it changes from file to file.
 
-    python tools/request_path.py [--model demo] [--max-tokens 1] [--files]
+    python tools/request_path.py [--model demo] [--max-tokens 1] [--requests 1] [--files]
 
 Starts `roost serve` in this process and sends it one streamed chat completion, after a first one that fills its caches.
 Between the request and the end of its stream, `sys.monitoring` reports each function of Roost that is entered on any
@@ -10,7 +10,8 @@ thread but the client's. Two numbers follow:
 - changes of file: pairs of functions, caller and callee, in different files. A pair counts once however often it
   is called, so that the number does not depend on how many tokens are generated.
 
-No number includes what an idle server does all the time, such as watching the engine's thread.
+No number includes what an idle server does all the time, such as watching the engine's thread. With several requests,
+each number counts what all of them do, so that it does not depend on what a timer does during one of them.
 """
 
 import argparse
@@ -43,13 +44,17 @@ _REST_S: Final = 0.3
 type Function = tuple[str, str]
 """File, from the root of the checkout, and qualified name."""
 
+type _Call = tuple[Function | None, Function]
+"""Caller and callee."""
+
 
 class Recorder:
     """Records calls between functions of Roost, in the order in which they are first called."""
 
     def __init__(self) -> None:
-        self._calls: dict[tuple[Function | None, Function], None] = {}
-        self._idle: frozenset[tuple[Function | None, Function]] = frozenset()
+        self._calls: dict[_Call, None] = {}
+        self._idle: frozenset[_Call] = frozenset()
+        self._earlier: list[frozenset[_Call]] = []
         self._client = 0
 
     @property
@@ -67,12 +72,18 @@ class Recorder:
         """Pairs of caller and callee in different files."""
         return [(caller, callee) for caller, callee in self._new() if caller is not None and caller[0] != callee[0]]
 
-    def _new(self) -> list[tuple[Function | None, Function]]:
-        return [call for call in self._calls if call not in self._idle]
+    def _new(self) -> list["_Call"]:
+        return [call for call in self._calls if call not in self._idle and all(call in each for each in self._earlier)]
 
     def forget(self) -> None:
         """Leaves the calls so far out of the results, also if they come again."""
         self._idle = frozenset(self._calls)
+
+    def begin_request(self) -> None:
+        """Leaves out of the results what the next request does not do, or an earlier one has not done."""
+        if self._calls.keys() - self._idle:
+            self._earlier.append(frozenset(self._calls))
+        self._calls = {}
 
     def start(self) -> None:
         """Starts recording on every thread but the current one."""
@@ -102,8 +113,8 @@ def _function(code: CodeType) -> Function:
     return os.path.relpath(code.co_filename, ROOT), code.co_qualname
 
 
-def _ask(url: str, max_tokens: int, recorder: Recorder) -> None:
-    """Sends one request to warm up and one that is recorded, then ends the server."""
+def _ask(url: str, max_tokens: int, num_requests: int, recorder: Recorder) -> None:
+    """Sends a request to warm up and those that are recorded, then ends the server."""
     body = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "max_tokens": max_tokens}
     end = time.monotonic() + _START_S
     with httpx.Client(base_url=url, timeout=_START_S) as client, contextlib.suppress(httpx.HTTPError):
@@ -115,8 +126,10 @@ def _ask(url: str, max_tokens: int, recorder: Recorder) -> None:
         recorder.start()
         time.sleep(_IDLE_S)
         recorder.forget()
-        client.post("/v1/chat/completions", json={**body, "stream": True}).raise_for_status()
-        time.sleep(_REST_S)
+        for _ in range(num_requests):
+            recorder.begin_request()
+            client.post("/v1/chat/completions", json={**body, "stream": True}).raise_for_status()
+            time.sleep(_REST_S)
         recorder.stop()
     os.kill(os.getpid(), signal.SIGTERM)
 
@@ -131,10 +144,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", default="demo", help="model to serve")
     parser.add_argument("--max-tokens", type=int, default=1, help="tokens to generate")
+    parser.add_argument("--requests", type=int, default=1, help="requests to record")
     parser.add_argument("--files", action="store_true", help="also list the files and the calls between them, in order")
     options = parser.parse_args()
     recorder, port = Recorder(), _free_port()
-    arguments = (f"http://127.0.0.1:{port}", options.max_tokens, recorder)
+    arguments = (f"http://127.0.0.1:{port}", options.max_tokens, options.requests, recorder)
     threading.Thread(target=_ask, args=arguments, daemon=True).start()
     sys.argv = ["roost", "serve", options.model, "--port", str(port), "--slots", "4", "--prefill-chunk", "64"]
     with contextlib.suppress(SystemExit):

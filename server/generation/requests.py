@@ -64,7 +64,7 @@ async def chat(body: ChatFields, service: Service, *, holds_output: bool = True)
 
     own = admission.get()
     params, output_constraint, conversation = await own.run(convert) if own.is_large else convert()
-    state = service.saved_state(body.from_state)
+    state = None if body.from_state is None else service.saved_state(body.from_state)
     return spec_of(
         body,
         await chat_prompts(body, conversation, state, service),
@@ -93,7 +93,7 @@ async def completion(body: CompletionFields, service: Service, *, holds_output: 
 
     own = admission.get()
     params, output_constraint = await own.run(convert) if own.is_large else convert()
-    state = service.saved_state(body.from_state)
+    state = None if body.from_state is None else service.saved_state(body.from_state)
     id_copies = body.num_candidates if body.return_token_ids else 0
     return spec_of(
         body,
