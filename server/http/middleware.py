@@ -5,7 +5,7 @@ import re
 import secrets
 import time
 import urllib.parse
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -91,7 +91,7 @@ class RequestScope:
             await send_error(internal_error(), scope, receive, exchange.send)
         finally:
             status = CLIENT_CLOSED_REQUEST if exchange.has_lost_client else exchange.status
-            exchange.log(status, tokens.fields(self._model))
+            exchange.log(status, self._model, tokens)
             if own is None and status is not None and scope["path"] not in _UNCOUNTED:
                 handler = scope["route"].path if "route" in scope else self._handler(scope)
                 self._metrics.count(handler, scope["method"], status)
@@ -138,12 +138,13 @@ class _Exchange:
             self._complete = not message.get("more_body", False)
         await self._send(message)
 
-    def log(self, status: int | None, tokens: Mapping[str, Any]) -> None:
+    def log(self, status: int | None, model: str, tokens: RequestTokens) -> None:
         """Writes the request's line in the access log.
 
         Args:
           status: Status code; None if there was no response.
-          tokens: Fields about the tokens of the request.
+          model: Name of the model.
+          tokens: Token counts, which are left out for a request that generates nothing.
         """
         scope, seconds = self._scope, round(time.perf_counter() - self._started, 3)
         level = logging.DEBUG if scope["path"] in _QUIET else logging.INFO
@@ -151,7 +152,12 @@ class _Exchange:
         client_id = client_id if _SAFE_ID.fullmatch(client_id) else ""
         host = str((scope.get("client") or ("",))[0])  # empty for a Unix socket
         reason = (error_reason.get([]) or [""])[-1] if status is not None and status >= 400 else ""
-        about: dict[str, Any] = {"client": host if _ADDRESS.fullmatch(host) else "", **tokens}
+        about: dict[str, Any] = {"client": host if _ADDRESS.fullmatch(host) else ""}
+        if tokens.num_choices:
+            about |= {"model": model, "prompt_tokens": tokens.prompt, "cached_tokens": tokens.cached}
+            about["completion_tokens"] = tokens.completion
+        if tokens.first_token_s is not None:
+            about["time_to_first_token"] = round(tokens.first_token_s, 3)
         notes = {**about, "client-id": client_id}
         note = "".join([f" {name}={value}" for name, value in notes.items() if value != ""])
         note += f": {reason}" if reason else ""

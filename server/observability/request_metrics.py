@@ -457,14 +457,6 @@ class RequestTokens:
             found = record.first_token - record.arrived
             self.first_token_s = found if self.first_token_s is None else min(found, self.first_token_s)
 
-    def fields(self, model: str) -> Mapping[str, str | int | float]:
-        """Returns the fields of a log line; none for a request that generates nothing."""
-        if not self.num_choices:
-            return {}
-        tokens = {"prompt_tokens": self.prompt, "cached_tokens": self.cached, "completion_tokens": self.completion}
-        times = {} if self.first_token_s is None else {"time_to_first_token": round(self.first_token_s, 3)}
-        return {"model": model, **tokens, **times}
-
 
 request_tokens: Final[ContextVar[RequestTokens | None]] = ContextVar("request_tokens", default=None)
 """Tokens of the current HTTP request."""

@@ -366,7 +366,7 @@ class ChatResponseBuilder(ResponseBuilder):
             yield chunk
 
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
-        return self._report.chunks(delta, self._choices(delta))
+        yield from self._report.chunks(delta, self._choices(delta))
 
     def text_event(self, index: int, text: str, num_tokens: int) -> bytes | None:
         if self._reports_tokens or not text:
@@ -454,7 +454,7 @@ class CompletionResponseBuilder(ResponseBuilder):
 
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
         has_news = delta.finish_reason is not None or self._choices[delta.index].has_news(delta)
-        return self._report.chunks(delta, [self._choice(delta)] if has_news else [])
+        yield from self._report.chunks(delta, [self._choice(delta)] if has_news else [])
 
     def text_event(self, index: int, text: str, num_tokens: int) -> bytes | None:
         if self._reports_tokens or not text or self._choices[index].is_new:

@@ -1,10 +1,10 @@
-"""A streamed chat request passes no more files and functions than the table of weights says."""
+"""A streamed chat request passes no more files and functions than the table of sizes says."""
 
 import re
 import subprocess
 import sys
 
-from weights import ROOT, growth
+from code_sizes import ROOT, growth
 
 _NUM_REQUESTS = 3
 """Requests that are recorded. What a timer does during one of them does not count."""
@@ -16,4 +16,4 @@ def test_a_chat_request_passes_no_more_than_the_table_says() -> None:
     counts = re.findall(r"(\d+) (files|changes of file|functions)", output.splitlines()[-1])
     found = {f"{name} on a request's way": int(number) for number, name in counts}
     assert len(found) == 3
-    assert not (grown := growth(found)), f"grown, see tests/weights.py: {'; '.join(grown)}\n{output}"
+    assert not (grown := growth(found)), f"grown, see tests/code_sizes.py: {'; '.join(grown)}\n{output}"

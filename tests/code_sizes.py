@@ -13,18 +13,18 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parents[1]
 
 MOST: Final[Mapping[str, int]] = {
-    "code lines of server": 0,
-    "code lines of engine": 0,
-    "code lines of kernels": 0,
-    "code lines of tools": 0,
-    "code lines of benchmarks": 0,
-    "files of server": 0,
-    "files of engine": 0,
-    "files of kernels": 0,
+    "code lines of server": 25127,
+    "code lines of engine": 12232,
+    "code lines of kernels": 3728,
+    "code lines of tools": 5192,
+    "code lines of benchmarks": 5117,
+    "files of server": 276,
+    "files of engine": 87,
+    "files of kernels": 42,
     "code lines of the largest file": 400,
-    "files on a request's way": 0,
-    "changes of file on a request's way": 0,
-    "functions on a request's way": 0,
+    "files on a request's way": 40,
+    "changes of file on a request's way": 131,
+    "functions on a request's way": 375,
 }
 """The most that there may be. `tools/request_path.py` says what counts as a request's way. Code lines are lines without
 docstrings, comments and blank lines; a file without code does not count."""
@@ -34,12 +34,12 @@ _NO_CODE: Final = frozenset(
 )
 
 
-def growth(weights: Mapping[str, int]) -> list[str]:
+def growth(sizes: Mapping[str, int]) -> list[str]:
     """Returns a line for each number that is larger than the table allows."""
-    return [f"{name}: {number}, and at most {MOST[name]}" for name, number in weights.items() if number > MOST[name]]
+    return [f"{name}: {number}, and at most {MOST[name]}" for name, number in sizes.items() if number > MOST[name]]
 
 
-def weights_of_rooms() -> dict[str, int]:
+def sizes_of_rooms() -> dict[str, int]:
     """Returns the numbers of the table that sources alone decide."""
     lines = {room: dict(_files(room)) for room in ("server", "engine", "kernels", "tools", "benchmarks")}
     return {
