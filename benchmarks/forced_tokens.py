@@ -19,7 +19,7 @@ from llguidance import LLMatcher
 from roost import LLM, SamplingParams, StructuredOutputsParams
 from roost.engine import open_model
 from roost.server.constraints.grammar import GrammarError
-from roost.server.constraints.grammar.vocabulary import TokenBytes
+from roost.server.constraints.grammar.process import TokenBytes
 from roost.server.constraints.grammar_worker.follow import GrammarFailure, compile_grammar
 from roost.server.constraints.grammar_worker.tokenizer import WorkerTokenizer
 from roost.server.constraints.output_constraint import json_constraint

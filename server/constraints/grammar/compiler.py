@@ -1,18 +1,21 @@
-"""Compiles each grammar once, in a separate process, and fairly between tenants."""
+"""Compiles each grammar once, in a separate process, and fairly between tenants.
+
+Compiled grammars are cached, also fairly, which cachetools' caches are not. Tenants take turns by CPU time.
+"""
 
 import asyncio
 import weakref
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, NamedTuple
 
+from ....engine.scheduling.waiting_queue import FairShares
 from ...tenancy.tenant import tenant
 from ...text.tokenizer import Tokenizer
 from ..grammar_worker.limits import GrammarLimits
-from .cache import Evicted, GrammarCache
-from .compile_queue import CompileQueue, QueueEntry
 from .constraint import Grammar
 from .process import GrammarProcessFactory
 from .spec import GrammarBusyError, GrammarError, GrammarSpec
@@ -35,6 +38,8 @@ MAX_CACHED: Final = 64
 MAX_CACHED_BYTES: Final = 2**30
 """Maximum bytes of memory that cached grammars hold together."""
 
+_MICROSECONDS: Final = 1_000_000
+
 type _Key = tuple[str, GrammarSpec]
 
 
@@ -47,6 +52,149 @@ class Compilation(NamedTuple):
 
 type Compile = Callable[[GrammarSpec], Compilation]
 """Compiles a grammar; called on any thread."""
+
+type Evicted = tuple[GrammarSpec, weakref.ref[Grammar]]
+"""A grammar that left the cache; it still exists while requests use it."""
+
+
+class GrammarCache:
+    """Least-recently-used cache per tenant.
+
+    A full cache evicts a grammar of the tenant that holds the most, so that no tenant can evict another's grammars by
+    requesting many.
+
+    Args:
+      max_grammars: Maximum number of grammars.
+      max_bytes: Maximum bytes of memory that grammars hold together; a single grammar may exceed it.
+    """
+
+    def __init__(self, max_grammars: int, max_bytes: int) -> None:
+        self._max_grammars, self._max_bytes = max_grammars, max_bytes
+        self._grammars: dict[str, OrderedDict[GrammarSpec, Grammar]] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._grammars.values()))
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of memory that all grammars hold."""
+        return sum(map(self._bytes_of, self._grammars))
+
+    def get(self, tenant: str, spec: GrammarSpec) -> Grammar | None:
+        """Returns a tenant's grammar if it is cached and its process is alive, or None."""
+        own = self._grammars.get(tenant, OrderedDict())
+        grammar = own.get(spec)
+        if grammar is None:
+            return None
+        if not grammar.is_alive:
+            self._discard(tenant, spec)
+            return None
+        own.move_to_end(spec)
+        return grammar
+
+    def put(self, tenant: str, spec: GrammarSpec, grammar: Grammar) -> None:
+        """Adds a grammar as the most recently used one, and evicts others if the cache is full."""
+        self._grammars.setdefault(tenant, OrderedDict())[spec] = grammar
+        while len(self) > self._max_grammars:
+            self.evict(max(self._grammars, key=lambda each: len(self._grammars[each])))
+        while self.num_bytes > self._max_bytes and len(self) > 1:
+            self.evict(max(self._grammars, key=self._bytes_of))
+
+    def evict(self, tenant: str) -> Evicted | None:
+        """Removes and returns the tenant's least recently used grammar, if it has one."""
+        own = self._grammars.get(tenant)
+        if not own:
+            return None
+        spec, grammar = next(iter(own.items()))
+        self._discard(tenant, spec)
+        return spec, weakref.ref(grammar)
+
+    def _discard(self, tenant: str, spec: GrammarSpec) -> None:
+        del self._grammars[tenant][spec]
+        if not self._grammars[tenant]:
+            del self._grammars[tenant]
+
+    def _bytes_of(self, tenant: str) -> int:
+        return sum(spec.num_bytes + grammar.num_bytes for spec, grammar in self._grammars[tenant].items())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QueueEntry:
+    """A grammar's place in the queue."""
+
+    tenant: str
+
+
+class CompileQueue:
+    """Queue of grammars. The oldest grammar of the tenant that has used the least CPU time is next.
+
+    With several tenants, none may hold more of the queue, or of the lanes, than it leaves free. The queue uses neither
+    clocks nor threads.
+
+    Args:
+      lanes: Number of grammars that are compiled at the same time.
+      max_waiting: Maximum number of waiting grammars.
+      tenants: Number of tenants.
+    """
+
+    def __init__(self, lanes: int, max_waiting: int, tenants: int = 1) -> None:
+        self._lanes, self._max_waiting, self._is_shared = lanes, max_waiting, tenants > 1
+        self._shares = FairShares()
+        self._waiting: dict[str, deque[QueueEntry]] = {}
+        self._running: dict[str, int] = {}
+
+    @property
+    def num_waiting(self) -> int:
+        """Number of waiting grammars."""
+        return sum(map(len, self._waiting.values()))
+
+    def add(self, tenant: str) -> QueueEntry:
+        """Queues a grammar.
+
+        Raises:
+          GrammarBusyError: The queue, or the tenant's share of it, is full.
+        """
+        own, free = len(self._waiting.get(tenant, ())), self._max_waiting - self.num_waiting
+        if free <= 0 or (self._is_shared and own >= free):
+            whose = " of this API key" if self._is_shared and free > 0 else ""
+            raise GrammarBusyError(f"too many grammars{whose} wait to be compiled; try again later")
+        if tenant not in self._waiting:
+            self._waiting[tenant] = deque()
+            self._shares.enter(tenant)
+        entry = QueueEntry(tenant)
+        self._waiting[tenant].append(entry)
+        return entry
+
+    def remove(self, entry: QueueEntry) -> None:
+        """Removes a waiting grammar."""
+        self._waiting[entry.tenant].remove(entry)
+        self._forget_if_empty(entry.tenant)
+
+    def next(self) -> QueueEntry | None:
+        """Removes and returns the next grammar, which occupies a lane until `end`; None if no grammar may start."""
+        free = self._lanes - sum(self._running.values())
+        tenants = [tenant for tenant in self._waiting if self._may_run(tenant, free)]
+        if not tenants:
+            return None
+        tenant = self._shares.first(tenants)
+        entry = self._waiting[tenant].popleft()
+        self._forget_if_empty(tenant)
+        self._running[tenant] = self._running.get(tenant, 0) + 1
+        return entry
+
+    def end(self, entry: QueueEntry, cpu_s: float) -> None:
+        """Frees a lane, and charges the used CPU time to the tenant."""
+        self._running[entry.tenant] -= 1
+        if not self._running[entry.tenant]:
+            del self._running[entry.tenant]
+        self._shares.charge(entry.tenant, int(cpu_s * _MICROSECONDS))
+
+    def _may_run(self, tenant: str, free: int) -> bool:
+        return free > 0 and not (self._is_shared and self._running.get(tenant, 0) >= free)
+
+    def _forget_if_empty(self, tenant: str) -> None:
+        if not self._waiting[tenant]:
+            del self._waiting[tenant]
 
 
 def _compile(factory: GrammarProcessFactory, spec: GrammarSpec) -> Compilation:

@@ -1,10 +1,15 @@
-"""Facts about the values of a JSON schema, and whether two schemas are disjoint."""
+"""Facts about the values of a JSON schema: types, disjoint schemas, objects that are closed together, and no values.
 
+A schema may have no value that ends: contradictions, and objects and lists that each contain another of their kind.
+"""
+
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
-from .closing import UNIONS
+from .strings import few
 
 ALL_TYPES: Final = frozenset({"null", "boolean", "number", "integer", "string", "array", "object"})
 """Types of JSON. If `integer` is also present, `number` stands for numbers with a fraction."""
@@ -17,6 +22,51 @@ _MAX_WORK: Final = 20_000
 
 _VALUES_AT_A_TIME: Final = 8
 """Number of `enum` values that count as much work as one subschema."""
+
+_MAX_ENDING_DEPTH: Final = 32
+"""Maximum depth to which the contents of values are examined."""
+
+UNIONS: Final = ("anyOf", "oneOf")
+
+BRANCHES: Final = ("allOf", *UNIONS)
+
+_NONE: Final[tuple[Any, ...]] = (False, {"not": {}}, {"not": True})
+"""Schemas that no value fits."""
+
+_DESCRIBING: Final = frozenset(
+    {
+        "$ref",
+        "additionalProperties",
+        "allOf",
+        "anyOf",
+        "dependencies",
+        "dependentRequired",
+        "dependentSchemas",
+        "else",
+        "if",
+        "minProperties",
+        "oneOf",
+        "patternProperties",
+        "properties",
+        "required",
+        "then",
+    }
+)
+"""Keywords that say which properties an object has."""
+
+_BOUNDS: Final = (
+    ("maxLength", "minLength", frozenset({"string"})),
+    ("maxItems", "minItems", frozenset({"array"})),
+    ("maximum", "minimum", frozenset({"integer", "number"})),
+)
+
+_MAPS: Final = ("properties", "patternProperties")
+
+_LISTS: Final = ("allOf", *UNIONS, "prefixItems")
+
+_VALUES: Final = ("items", "additionalItems", "additionalProperties")
+
+_SCALARS: Final = ALL_TYPES - {"array", "object"}
 
 type Schema = Mapping[str, Any] | bool
 
@@ -205,13 +255,6 @@ def named(node: Mapping[str, Any], name: str) -> Any:
     return not is_closed(node)
 
 
-_BOUNDS: Final = (
-    ("maxLength", "minLength", frozenset({"string"})),
-    ("maxItems", "minItems", frozenset({"array"})),
-    ("maximum", "minimum", frozenset({"integer", "number"})),
-)
-
-
 def _is_before(one: Mapping[str, Any], other: Mapping[str, Any], types: frozenset[str]) -> bool:
     """Returns whether an upper limit of one schema is below a lower limit of the other, for the only type of both."""
     for upper, lower, limited in _BOUNDS:
@@ -219,3 +262,233 @@ def _is_before(one: Mapping[str, Any], other: Mapping[str, Any], types: frozense
         if types <= limited and isinstance(high, int | float) and isinstance(low, int | float) and high < low:
             return True
     return False
+
+
+type Resolve = Callable[[str], Any]
+"""Returns the subschema that a reference points to."""
+
+
+@dataclass(slots=True)
+class Cluster:
+    """Properties of an object that several subschemas describe together.
+
+    Attributes:
+      names: Property names of all subschemas, in order. A pattern of few names counts as these.
+      patterns: Other property patterns of all subschemas, in order.
+      required: Property names that a subschema requires, also if another property is present, in order.
+      has_properties: Whether a subschema has `properties`, which may be empty.
+      is_open: Whether the `additionalProperties` of a subschema allows some.
+    """
+
+    names: dict[str, None] = field(default_factory=dict)
+    patterns: dict[str, None] = field(default_factory=dict)
+    required: dict[str, None] = field(default_factory=dict)
+    has_properties: bool = False
+    is_open: bool = False
+
+    @property
+    def allowed(self) -> list[str]:
+        """Property names of the closed object: those that a subschema names, then those that one only requires."""
+        return [*(self.names | self.required)]
+
+    @property
+    def can_close(self) -> bool:
+        """Whether the object has properties, and no subschema allows additional ones."""
+        return (self.has_properties or bool(self.names)) and not self.is_open
+
+    def collect(self, node: Any, resolve: Resolve, spend: Callable[[], None] = lambda: None) -> None:
+        """Adds the properties that a schema and its branches declare for the object.
+
+        Args:
+          spend: Called for each schema and branch.
+        """
+        self._collect(node, resolve, set(), spend)
+
+    def _collect(self, node: Any, resolve: Resolve, seen: set[str], spend: Callable[[], None]) -> None:
+        if not isinstance(node, dict):
+            return
+        spend()
+        self.is_open |= node.get("additionalProperties", False) not in _NONE
+        self.has_properties |= isinstance(node.get("properties"), dict)
+        if isinstance(node.get("properties"), dict):
+            self.names |= dict.fromkeys(node["properties"])
+        for pattern in node["patternProperties"] if isinstance(node.get("patternProperties"), dict) else ():
+            names = few(pattern)
+            if names is None:
+                self.patterns[pattern] = None
+            else:
+                self.names |= dict.fromkeys(names)
+        for listed in _required_lists(node):
+            self.required |= {name: None for name in listed if isinstance(name, str)}
+        pointer = node.get("$ref")
+        if isinstance(pointer, str) and pointer not in seen:
+            seen.add(pointer)
+            self._collect(resolve(pointer), resolve, seen, spend)
+        for branch in _branches(node):
+            self._collect(branch, resolve, seen, spend)
+        condition = Cluster(self.names, self.patterns)  # which requires nothing
+        condition._collect(node.get("if"), resolve, seen, spend)
+
+
+def _required_lists(node: Mapping[str, Any]) -> Iterator[list[Any]]:
+    """Yields the lists of properties that a schema requires, always or beside another property."""
+    rules = (node[key] for key in ("dependencies", "dependentRequired") if isinstance(node.get(key), dict))
+    for names in (node.get("required"), *itertools.chain.from_iterable(rule.values() for rule in rules)):
+        if isinstance(names, list):
+            yield names
+
+
+def _branches(node: Mapping[str, Any]) -> Iterator[Any]:
+    """Yields the subschemas that describe the same value."""
+    for key in BRANCHES:
+        if isinstance(node.get(key), list):
+            yield from node[key]
+    for key in ("then", "else"):
+        yield node.get(key)
+    if isinstance(node.get("dependentSchemas"), dict):
+        yield from node["dependentSchemas"].values()
+
+
+def is_plain_union(node: Mapping[str, Any]) -> bool:
+    """Returns whether only a union says which properties an object has, so that each branch is a separate object.
+
+    An `allOf` is a union of one branch if its other entries say nothing of properties, as generators write references.
+    """
+    keys = _DESCRIBING & node.keys()
+    return keys in ({"anyOf"}, {"oneOf"}) or (keys == {"allOf"} and _describes_one(node["allOf"]))
+
+
+def _describes_one(branches: Any) -> bool:
+    return (
+        isinstance(branches, list)
+        and sum(isinstance(each, dict) and not _DESCRIBING.isdisjoint(each) for each in branches) <= 1
+    )
+
+
+def is_plain_reference(node: Mapping[str, Any]) -> bool:
+    """Returns whether only a reference says which properties an object has, so that its target is closed instead."""
+    return _DESCRIBING & node.keys() == {"$ref"}
+
+
+def without_endless(schema: Schema) -> dict[str, Any] | None:
+    """Returns a schema for llguidance in which `false` replaces subschemas without a value that ends.
+
+    llguidance would begin such a value, unless it finds a contradiction without following a reference.
+
+    Returns:
+      The schema; None if it has no such value itself.
+    """
+    if not isinstance(schema, Mapping):
+        return None
+    definitions = schema.get("$defs", {})
+    endings = _Endings(definitions)
+    result = endings.kept(schema)
+    if not isinstance(result, dict):
+        return None
+    kept = {name: each for name, node in definitions.items() if (each := endings.kept(node)) is not False}
+    return {**result, "$defs": kept} if kept else result
+
+
+class _NoValueError(Exception):
+    """No value that ends fits a schema."""
+
+
+class _Endings:
+    """Finds schemas that have a value that ends, and counts others as such if it is too much work to know."""
+
+    def __init__(self, definitions: Mapping[str, Any]) -> None:
+        self._definitions = definitions
+        self._work = WorkLimit()
+        self._ending: dict[int, Any] = {}  # schemas by `id()`, which remains theirs as long as they are kept
+
+    def kept(self, node: Any) -> Any:
+        """Returns a schema in which `false` replaces subschemas without a value that ends."""
+        if isinstance(node, list):
+            return [self.kept(each) for each in node]
+        if not isinstance(node, dict):
+            return node
+        try:
+            if not self._can_end(node, frozenset()):
+                return False
+        except (InexactError, RecursionError, AttributeError, TypeError):  # or malformed, which llguidance reports
+            pass
+        return {key: self._kept_keyword(key, value) for key, value in node.items() if key != "$defs"}
+
+    def _kept_keyword(self, key: str, value: Any) -> Any:
+        if key in _MAPS and isinstance(value, dict):
+            return {name: self.kept(each) for name, each in value.items()}
+        return self.kept(value) if key in _LISTS or key in _VALUES else value
+
+    def _can_end(self, node: Any, around: frozenset[int]) -> bool:
+        """Returns whether a schema has a value that ends and contains no value of a schema around it.
+
+        Raises:
+          InexactError: It is too much work to know.
+        """
+        self._work.spend()
+        if not isinstance(node, dict):
+            return node is not False
+        if id(node) in around:
+            return False
+        if len(around) > _MAX_ENDING_DEPTH:
+            raise InexactError
+        if id(node) not in self._ending:
+            if not self._one_can_end(node, (), around | {id(node)}):
+                return False
+            self._ending[id(node)] = node
+        return True
+
+    def _one_can_end(self, node: Any, outer: Sequence[Mapping[str, Any]], around: frozenset[int]) -> bool:
+        """Returns whether a value may end that fits a schema and several others, and a branch of each of its unions."""
+        try:
+            new = list(self._parts(node, frozenset(), frozenset(map(id, outer))))
+        except _NoValueError:
+            return False
+        parts = [*outer, *new]
+        unions = (part[key] for part in new for key in UNIONS if key in part)
+        return self._contents_can_end(parts, around) and all(
+            any(self._one_can_end(branch, parts, around) for branch in union) for union in unions
+        )
+
+    def _parts(self, node: Any, above: frozenset[int], known: frozenset[int]) -> Iterator[Mapping[str, Any]]:
+        """Yields the schemas that a value must all fit, except known ones.
+
+        Raises:
+          _NoValueError: No value fits them, or one includes itself.
+        """
+        self._work.spend()
+        if node is False or id(node) in above:
+            raise _NoValueError
+        if not isinstance(node, dict) or id(node) in known:
+            return
+        yield node
+        above |= {id(node)}
+        if isinstance(node.get("$ref"), str):
+            yield from self._parts(self._definitions[node["$ref"].rpartition("/")[2]], above, known)
+        for each in node.get("allOf", ()):
+            yield from self._parts(each, above, known)
+
+    def _contents_can_end(self, parts: Sequence[Mapping[str, Any]], around: frozenset[int]) -> bool:
+        for part in parts:
+            self._work.spend_values(len(own_values(part) or ()))
+        types = ALL_TYPES.intersection(*map(own_types, parts))
+        if types & _SCALARS or any({"const", "enum"} & part.keys() for part in parts):
+            return bool(types)
+        return ("object" in types and all(self._can_end(each, around) for each in _properties(parts))) or (
+            "array" in types and all(self._can_end(each, around) for each in _entries(parts))
+        )
+
+
+def _properties(parts: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
+    """Yields the schemas of properties that an object must have."""
+    names = dict.fromkeys(name for part in parts for name in required(part))
+    return (named(part, name) for name in names for part in parts)
+
+
+def _entries(parts: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
+    """Yields the schemas of entries that a list must have."""
+    least = max(part.get("minItems", 0) for part in parts)
+    for part in parts:
+        items = part.get("items", True)
+        first, others = (items, part.get("additionalItems", True)) if isinstance(items, list) else ([], items)
+        yield from [*part.get("prefixItems", first), others][:least]

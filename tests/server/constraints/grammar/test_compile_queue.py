@@ -15,7 +15,7 @@ from roost.server.constraints.grammar import (
     json_spec,
     regex_spec,
 )
-from roost.server.constraints.grammar.compile_queue import CompileQueue
+from roost.server.constraints.grammar.compiler import CompileQueue
 from roost.server.tenancy.tenant import tenant
 from roost.server.text.tokenizer import TokenIdsOnly, Tokenizer
 
