@@ -169,6 +169,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
             "server/constraints/output_constraint.py",  # a schema's text, short by its limit
             "server/constraints/grammar_worker/*",  # what the server sends to its own processes
             "server/features/*/builder.py",  # arguments that the model has generated
+            "server/features/*/messages.py",
             "server/client/*",  # what servers have sent
             "server/features/*/client.py",
             "server/model_hub/bucket_folder.py",  # the listing that it has written itself

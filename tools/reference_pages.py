@@ -21,7 +21,7 @@ from roost.engine import DraftCounts, EngineStats
 from roost.server.app import create_app
 from roost.server.errors.kinds import KINDS, ErrorKind
 from roost.server.feature import load_features
-from roost.server.features.anthropic.errors import anthropic_type
+from roost.server.features.anthropic.messages import anthropic_type
 from roost.server.generation.admission import Admissions
 from roost.server.generation.service import Service
 from roost.server.http.connection import OpenConnections

@@ -71,7 +71,7 @@ def test_the_core_names_no_feature(name: str) -> None:
     [
         ("responses", 'instead = "use it in /v1/responses"'),
         ("batches", 'execute("SELECT * FROM roost_batches")'),
-        ("native", "from .features.native import abort"),
+        ("native", "from .features.native import generate"),
     ],
 )
 def test_a_name_of_a_feature_is_seen(name: str, text: str) -> None:

@@ -1,12 +1,109 @@
-"""Anthropic's API: `/v1/messages`."""
+"""Anthropic's API: `/v1/messages`, in the version of every header `anthropic-version`."""
 
 from typing import Final
 
+from fastapi import APIRouter, Request, Response
+
+from ....engine import SamplingParams
+from ...constraints.output_constraint import OutputConstraint, with_tools
+from ...errors.request_errors import bad_value, warn_all
 from ...feature import Feature
+from ...generation.admission import admission
+from ...generation.requests import constraint_of
+from ...generation.service import Service
+from ...generation.spec import GenerationSpec
 from ...http.error_responses import ErrorShape
-from .errors import anthropic_body
-from .response_schemas import MessageEvent
-from .routes import router
+from ...http.openapi import streamable
+from ...http.responses import respond
+from ...http.routes import AnyService, JsonRoute, ReadyService
+from ...schemas.generation_fields import sampling_params
+from ...schemas.output_formats import schema_spelling
+from ...text.chat_template import Ending
+from ...text.conversation import Conversation, ToolOptions
+from .messages import (
+    ANTHROPIC_ERRORS,
+    PINGED_EVENTS,
+    MessageBuilder,
+    MessageEvent,
+    MessageObject,
+    TokenCount,
+    anthropic_body,
+)
+from .schemas import AnthropicOtherTool, CountTokensBody, MessagesBody
+
+router = APIRouter(route_class=JsonRoute)
+
+
+@router.post("/v1/messages", responses=streamable(MessageObject, MessageEvent, PINGED_EVENTS) | ANTHROPIC_ERRORS)
+async def create_message(body: MessagesBody, request: Request, service: ReadyService) -> Response:
+    """Returns the assistant's next message."""
+    warn_all(body.dropped)
+    spec = await messages_spec(body, service)
+    counts_cache = body.wants_cache and service.engine.stats.cache.budget > 0
+    builder = MessageBuilder(service.model, spec.prompts[0], counts_cache=counts_cache)
+    return await respond(service, request, spec, builder, stream=body.stream, report_warnings=body.return_warnings)
+
+
+@router.post("/v1/messages/count_tokens", responses=ANTHROPIC_ERRORS)
+async def count_tokens(body: CountTokensBody, service: AnyService) -> TokenCount:
+    """Returns the number of tokens of the prompt."""
+    conversation = await admission.get().run(lambda: _conversation(body, _tool_options(body)))
+    state = service.saved_state(body.from_state)
+    (prompt,) = await service.prompts.after(state, [await service.prompts.chat(conversation, state=state)])
+    return TokenCount(input_tokens=len(prompt.token_ids))
+
+
+async def messages_spec(body: MessagesBody, service: Service) -> GenerationSpec:
+    """Converts a body to a spec.
+
+    Raises:
+      ApiError: The body cannot be converted.
+    """
+
+    def convert() -> tuple[Conversation, list[SamplingParams], OutputConstraint | None]:
+        options, params = _tool_options(body), sampling_params(body, service.model, body.max_tokens)
+        return _conversation(body, options), params, with_tools(_text_constraint(body), options)
+
+    conversation, params, output_constraint = await admission.get().run(convert)
+    state = service.saved_state(body.from_state)
+    return GenerationSpec(
+        await service.prompts.after(state, [await service.prompts.chat(conversation, state=state)]),
+        params,
+        output_constraint,
+        stop=body.stop_sequences,
+        ignore_eos=body.ignore_eos,
+        may_call=conversation.tools is not None and bool(conversation.tools.introduced),
+        holds_output=not body.stream,
+        limit_param="max_tokens",
+        state=state,
+        cache_salt=body.cache_salt,
+        priority=body.priority,
+        queue_timeout_s=body.queue_timeout,
+        timeout_s=body.timeout,
+    )
+
+
+def _text_constraint(body: MessagesBody) -> OutputConstraint | None:
+    requested = body.output_config.format or body.output_format
+    return None if requested is None else constraint_of([schema_spelling("output_config.format", requested.schema_)])
+
+
+def _tool_options(body: CountTokensBody) -> ToolOptions:
+    """Returns the tools and the tool choice.
+
+    Raises:
+      ApiError: The only tool to call is one that the server cannot run.
+    """
+    for tool in body.tools:
+        if isinstance(tool, AnthropicOtherTool) and body.tool_choice.name == tool.name:
+            raise bad_value("tool_choice", f"tool_choice: this server runs no tools of the type {tool.type[:60]!r}")
+    return body.tool_choice.as_options([tool.as_tool() for tool in body.functions])
+
+
+def _conversation(body: CountTokensBody, tools: ToolOptions) -> Conversation:
+    ending = Ending(add_header=not body.continues_message, stay_open=body.continues_message)
+    return Conversation(body.as_messages(), ending, tools)
+
 
 FEATURE: Final = Feature(
     "anthropic",

@@ -1,7 +1,7 @@
-"""Schemas of Anthropic's `/v1/messages`. Fields that no schema names are checked by `body_check`."""
+"""Schemas of Anthropic's `/v1/messages`, and the rules for fields that no schema names, which `body_check` applies."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Final, Literal, get_args
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -9,15 +9,65 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from ...schemas.body import TEXT_OR_LIST, Body, CacheSalt, Fields, Several, Text, TextOnly
 from ...schemas.field_rules import (
     CALL_RULES,
+    GENERATION_RULES,
     LEFT_OUT,
+    LENGTH_FIELDS,
+    MARKS,
     PART_RULES,
+    SCHEMA_FIELDS,
     TOOL_RULES,
     FieldRules,
+    Refusal,
+    with_hints,
 )
 from ...schemas.generation_fields import SamplingFields, StopStringList, with_numbers
 from ...schemas.output_formats import MAX_TOOLS, FunctionName, OtherTool
 from ...text.conversation import ConversationMessage, FunctionCall, FunctionTool, ToolOptions
-from .field_rules import COUNT_TOKENS_RULES, MESSAGES_RULES, OUTPUT_OPTIONS_RULES, RESULT_RULES
+
+_MESSAGES_REFUSED: Final[Mapping[str, Refusal]] = {
+    **with_hints(
+        dict.fromkeys(LENGTH_FIELDS, "use max_tokens")
+        | dict.fromkeys(SCHEMA_FIELDS, "use output_config.format")
+        | dict.fromkeys(("input", "prompt"), "use messages")
+        | {"instructions": "use system", "stop": "use stop_sequences"}
+        | {"top_logprobs": "use it in /v1/chat/completions"}
+    ),
+    "compaction": Refusal((), "send the whole conversation"),
+    "container": Refusal(),
+    "mcp_servers": Refusal(([],), "the server calls no other servers"),
+    "parallel_tool_calls": Refusal((True,), "use tool_choice.disable_parallel_tool_use"),
+    "thread": Refusal((), "send the whole conversation, and give thread: false to a tool runner of Anthropic's SDKs"),
+}
+
+_MESSAGES_IGNORED: Final = frozenset(
+    {
+        "billing_policy",
+        "context_management",
+        "diagnostics",
+        "fallback_credit_token",
+        "fallbacks",
+        "inference_geo",
+        "speed",
+        "stream_options",
+        "user_profile_id",
+        "workspace_id",
+    }
+)
+
+MESSAGES_RULES: Final = FieldRules(
+    _MESSAGES_REFUSED, (GENERATION_RULES.ignored | _MESSAGES_IGNORED) - {"parallel_tool_calls"}
+)
+
+COUNT_TOKENS_RULES: Final = FieldRules(
+    {name: _MESSAGES_REFUSED[name] for name in ("container", "mcp_servers")},
+    MESSAGES_RULES.ignored
+    | {"max_tokens", "output_config", "output_format", "stop_sequences", "stream", "temperature", "top_k", "top_p"},
+)
+"""Rules of bodies whose tokens are counted, which may contain all fields of a message's body."""
+
+RESULT_RULES: Final = FieldRules(ignored=MARKS | {"is_error", "toolset_name"})
+
+OUTPUT_OPTIONS_RULES: Final = FieldRules(ignored=frozenset({"effort", "task_budget"}))
 
 
 class TextBlock(TextOnly, Fields):
@@ -99,6 +149,7 @@ class OtherBlock(Fields):
 
 
 _THINKING: Final = ("redacted_thinking", "thinking")
+
 _BLOCK_TAGS: Final = {
     "tool_use": "<tool_use>",
     "tool_result": "<tool_result>",

@@ -1,29 +1,68 @@
-"""`POST /generate`: token ids in, token ids out, without any text."""
+"""`/generate`: token ids in, token ids out, without any text; and `/abort_request`."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal, NotRequired, TypedDict
 
 from fastapi import APIRouter, Request, Response
+from pydantic import Field
 
 from ....engine import ID_BYTES, SamplingParams
 from ...generation.admission import admission
 from ...generation.delta import Delta
-from ...generation.logprobs import token_logprobs
+from ...generation.logprobs import IdLogprobs, token_logprobs
 from ...generation.prompts import Prompt
 from ...generation.requests import body_constraint, choice_params, spec_of
 from ...generation.service import Service
 from ...generation.spec import GenerationSpec, PromptCopies
-from ...http.openapi import streamable
-from ...http.responses import ResponseBuilder, respond
-from ...http.routes import JsonRoute, ReadyService
-from ...openai.completions import Report, ResponseKind, check_stream_options, choice_end
+from ...http.openapi import described, streamable
+from ...http.responses import ChoiceEnd, Report, ResponseBuilder, ResponseKind, Usage, choice_end, respond
+from ...http.routes import AnyService, JsonRoute, ReadyService
+from ...openai.completions import Report, ResponseKind, StreamingFields, check_stream_options, choice_end
+from ...openai.response_schemas import ReportFields
+from ...schemas.body import Fields, TokenIds, TopLogprobs
+from ...schemas.generation_fields import GenerationFields
 from ...text.served_model import ServedModel
-from .response_schemas import Tokens, TokensChunk
-from .schemas import GenerateBody
 
 router = APIRouter(route_class=JsonRoute)
 
 _KIND: Final = ResponseKind("gen", "tokens", "tokens.chunk")
+
+
+class GenerateBody(GenerationFields, StreamingFields):
+    """`POST /generate`."""
+
+    token_ids: Annotated[TokenIds, Field(min_length=1)]
+    """Token ids of the prompt, to which nothing is added."""
+
+    logprobs: TopLogprobs | None = None
+    """Number of alternatives to report for each token; 0 reports only the token itself, the default nothing."""
+
+    from_state: str | None = None
+    """Id of a saved state that the prompt continues."""
+
+
+class TokensChoice(ChoiceEnd):
+    """A choice of `/generate`, or a part of one in a stream."""
+
+    index: int
+    logprobs: IdLogprobs | None
+    prompt_logprobs: NotRequired[IdLogprobs]
+
+
+class Tokens(ReportFields):
+    """Response of `/generate`."""
+
+    object: Literal["tokens"]
+    choices: list[TokensChoice]
+    usage: Usage
+
+
+class TokensChunk(ReportFields):
+    """Event of a streamed response of `/generate`."""
+
+    object: Literal["tokens.chunk"]
+    choices: list[TokensChoice]
+    usage: NotRequired[Usage | None]
 
 
 @router.post("/generate", responses=streamable(Tokens, TokensChunk))
@@ -85,3 +124,27 @@ class TokensResponseBuilder(ResponseBuilder):
             "logprobs": token_logprobs(delta.logprobs) if reports_logprobs else None,
             **({"prompt_logprobs": token_logprobs(delta.prompt_logprobs or ())} if reports_prompt else {}),
         }
+
+
+class AbortBody(Fields):
+    """`POST /abort_request`."""
+
+    request_id: Annotated[str, Field(min_length=1)]
+    """Id of the response to end, or the request's `x-request-id`."""
+
+
+@described
+class AbortedRequests(TypedDict):
+    """Number of choices that an abort has ended."""
+
+    aborted: int
+    """Number of choices that were still running."""
+
+
+@router.post("/abort_request")
+async def abort_request(body: AbortBody, service: AnyService) -> AbortedRequests:
+    """Aborts all choices of a request, by the response's id or its `x-request-id`, and returns how many were running.
+
+    An unknown id, or the id of a request that has ended, is not an error.
+    """
+    return AbortedRequests(aborted=service.tracked.abort(body.request_id))

@@ -1,15 +1,22 @@
-"""Memory of state files that are being sent or received. Each has tens of megabytes, and some clients are slow."""
+"""Transfer of state files, and the memory that they share. Each has tens of megabytes, and some clients are slow."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
+from fastapi.responses import StreamingResponse
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive, Scope, Send
+
 from ....engine import TenantStore
 from ...errors import kinds
-from ...errors.request_errors import ApiError, too_many_bytes
+from ...errors.request_errors import ApiError, body_too_large, too_many_bytes
+from ...http.responses import until_disconnect
+from ...http.routes import refuse_encoding
 from ...tenancy.tenant import tenant
 
 FILES_AT_A_TIME: Final = 8
@@ -17,6 +24,14 @@ FILES_AT_A_TIME: Final = 8
 
 GRACE_S: Final = 5.0
 """Seconds after which a transfer may be ended for another one when memory is short."""
+
+STATE_FILE_TYPE: Final = "application/octet-stream"
+"""Media type of a state file."""
+
+_PIECE_BYTES: Final = 256 * 2**10
+"""Size of the pieces that are handed to a connection."""
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False, slots=True)
@@ -122,3 +137,60 @@ class StateFiles:
 def _gave_way() -> ApiError:
     message = f"the file did not arrive within {GRACE_S:g} s, and others needed its memory: send it faster, or later"
     return ApiError(kinds.REQUEST_TOO_SLOW, message)
+
+
+async def receive_file(request: Request, files: StateFiles, transfer: Transfer, limit: int) -> bytearray:
+    """Returns a request's body.
+
+    Args:
+      files: Memory that all files share.
+      transfer: Transfer of the body.
+      limit: Maximum size.
+
+    Raises:
+      ApiError: The body or its announced size exceeds the limit, the body is compressed, or the memory is full.
+    """
+    refuse_encoding(request.headers)
+    announced = request.headers.get("content-length", "0")
+    if announced.isdecimal() and int(announced) > limit:
+        raise body_too_large(limit)
+    data = bytearray()
+    async for chunk in request.stream():
+        if len(data) + len(chunk) > limit:
+            raise body_too_large(limit)
+        files.grow(transfer, len(chunk), limit)
+        data += chunk
+    transfer.may_give_way = False
+    return data
+
+
+class StateFileResponse(StreamingResponse):
+    """Response with a file, whose memory counts until the client has received it.
+
+    Args:
+      transfer: Transfer of the file.
+      resources: Closes the transfer.
+    """
+
+    def __init__(self, data: bytes, name: str, transfer: Transfer, resources: AsyncExitStack) -> None:
+        headers = {"content-length": str(len(data)), "content-disposition": f'attachment; filename="{name}"'}
+        self._pieces = _pieces(data)
+        super().__init__(self._pieces, headers=headers, media_type=STATE_FILE_TYPE)
+        self._transfer = transfer
+        self._resources = resources
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._transfer.may_give_way = True
+        try:
+            async with self._resources, aclosing(self._pieces), until_disconnect(receive):
+                await self.stream_response(send)
+        except ClientDisconnect:
+            _logger.debug("the client closed the connection before it had the file")
+        except ApiError:  # the response has started, so its status cannot change
+            _logger.info("a client received a state file too slowly, and others needed its memory")
+
+
+async def _pieces(data: bytes) -> AsyncGenerator[bytes]:
+    """Yields a file in pieces, so that a connection buffers at most one."""
+    for start in range(0, len(data), _PIECE_BYTES):
+        yield data[start : start + _PIECE_BYTES]

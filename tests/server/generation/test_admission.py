@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from roost.server.app import create_app
 from roost.server.errors.request_errors import ApiError
 from roost.server.features.anthropic.schemas import MessagesBody
-from roost.server.features.native.schemas import GenerateBody
+from roost.server.features.native.generate import GenerateBody
 from roost.server.features.responses.body import ResponseBody
 from roost.server.generation.admission import (
     Admissions,

@@ -15,9 +15,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from roost.engine import FinishReason, SamplingParams
 from roost.server.constraints.tools import CallReader, call_text
-from roost.server.features.anthropic.builder import MessageBuilder
-from roost.server.features.native.generate import TokensResponseBuilder
-from roost.server.features.native.schemas import GenerateBody
+from roost.server.features.anthropic.messages import MessageBuilder
+from roost.server.features.native.generate import GenerateBody, TokensResponseBuilder
 from roost.server.features.responses.body import ResponseBody
 from roost.server.features.responses.builder import ResponsesBuilder
 from roost.server.generation.delta import Delta, DeltaJoiner

@@ -15,8 +15,7 @@ from fake_server import client_of, make_service, served_model
 from fastapi import FastAPI
 from pydantic import field_validator
 from roost.server.app import create_app
-from roost.server.features.native.generate import generate_spec
-from roost.server.features.native.schemas import GenerateBody
+from roost.server.features.native.generate import GenerateBody, generate_spec
 from roost.server.generation import requests
 from roost.server.generation.response_size import MAX_RESPONSE_BYTES, response_size
 from roost.server.generation.service import Service

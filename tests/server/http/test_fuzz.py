@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from roost.server.app import create_app
 from roost.server.features.anthropic.schemas import MessagesBody
-from roost.server.features.native.schemas import GenerateBody
-from roost.server.features.native.tokenize import DetokenizeBody, TokenizeBody
+from roost.server.features.native.generate import GenerateBody
+from roost.server.features.native.prompts import DetokenizeBody, TokenizeBody
 from roost.server.features.responses.body import ResponseBody
 from roost.server.openai.completions import ChatBody, CompletionBody
 from roost.server.text.tokenizer import Tokenizer

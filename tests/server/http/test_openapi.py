@@ -237,7 +237,7 @@ async def test_every_route_takes_and_sends_the_types_that_it_declares(
 ) -> None:
     """Bodies have each declared type and no other, also on routes that need an admin key or a database."""
     monkeypatch.setattr(FakeEngine, "stats", EngineStats(slots=4, cache=CacheStats(budget=10**6)))
-    monkeypatch.setattr("roost.server.features.native.debug._record", lambda seconds: b"")
+    monkeypatch.setattr("roost.server.features.native.feature._record", lambda seconds: b"")
     features = open_features(Opening(service, load_settings({"store": f"sqlite://{tmp_path / 'store.db'}"})))
     app = create_app(service, Access(admin_keys=ApiKeys(["root"])), features)
     async with client_of(app, headers={"authorization": "Bearer root"}) as client:

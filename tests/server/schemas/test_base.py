@@ -11,7 +11,7 @@ import pytest
 from fake_server import client_of
 from roost.server.app import create_app
 from roost.server.features.anthropic.schemas import MessagesBody
-from roost.server.features.native.schemas import GenerateBody
+from roost.server.features.native.generate import GenerateBody
 from roost.server.features.responses.body import ResponseBody
 from roost.server.generation.service import Service
 from roost.server.openai.completions import ChatBody, CompletionBody

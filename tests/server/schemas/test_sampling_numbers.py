@@ -8,7 +8,7 @@ from fake_engine import FakeEngine
 from pydantic import ValidationError
 from roost.engine import SAMPLING_FIELDS
 from roost.server.features.anthropic.schemas import MessagesBody
-from roost.server.features.native.schemas import GenerateBody
+from roost.server.features.native.generate import GenerateBody
 from roost.server.features.responses.body import ResponseBody
 from roost.server.generation.requests import requested_numbers
 from roost.server.openai.completions import ChatBody, CompletionBody

@@ -11,7 +11,7 @@ import httpx
 import pytest
 import roost.server.features.chat_page
 from roost.server.app import create_app
-from roost.server.features.chat_page import FILES, ICON
+from roost.server.features.chat_page.feature import FILES, ICON
 from roost.server.generation.service import Service
 from roost.server.http.auth import Access, ApiKeys
 

@@ -13,7 +13,7 @@ import pytest
 from fake_engine import FakeEngine
 from roost.engine import record_profile
 from roost.server.app import create_app
-from roost.server.features.native import debug
+from roost.server.features.native import feature
 from roost.server.generation.service import Service
 from roost.server.http.auth import Access, ApiKeys
 
@@ -52,8 +52,8 @@ async def test_it_is_the_operators_alone(client: httpx.AsyncClient, service: Ser
 
 
 async def test_one_at_a_time(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(debug, "_record", lambda seconds: b"")
-    async with debug._ONE:
+    monkeypatch.setattr(feature, "_record", lambda seconds: b"")
+    async with feature._ONE:
         response = await client.post("/debug/profile", headers=ROOT)
     assert (response.status_code, response.json()["error"]["code"]) == (409, "profile_in_progress")
     assert (await client.post("/debug/profile", headers=ROOT)).status_code == 200

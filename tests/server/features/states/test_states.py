@@ -15,7 +15,7 @@ from fake_engine import STATE_FORMAT, FakeEngine, snapshot_of
 from fake_server import features_with, limited, until
 from roost.engine import CacheStats, EngineStats, SavedState, SavedStateFormat
 from roost.server.app import create_app
-from roost.server.features.states.open_states import OpenStates
+from roost.server.features.states.feature import OpenStates
 from roost.server.features.states.state_files import FILES_AT_A_TIME, StateFiles
 from roost.server.generation.service import Service
 from roost.server.generation.state_store import StateStore

@@ -1,21 +1,23 @@
-"""`/tokenize`, `/detokenize` and `/tokenizer_info`, in vLLM's shapes."""
+"""Prompts as token ids and as text, without a generation: `/tokenize`, `/detokenize`, `/apply-template` and more."""
 
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any, TypedDict
 
 from fastapi import APIRouter, Response
 
 from ...errors.request_errors import bad_value
 from ...generation.admission import admission
 from ...generation.prompts import Prompt
-from ...generation.requests import conversation_of
+from ...generation.requests import chat_conversation, chat_prompts, completion_prompts, conversation_of
 from ...generation.response_size import text_response_bytes
 from ...generation.service import Service
-from ...http.openapi import success
+from ...http.openapi import described, success
 from ...http.responses import json_response, made_json_response
 from ...http.routes import AnyService, JsonRoute
+from ...openai.completions import ChatBody, CompletionBody
 from ...schemas.body import Body, TokenIds
 from ...schemas.generation_fields import Messages, TemplateFields
-from .response_schemas import DetokenizedPrompt, TokenizedPrompt, TokenizerInfo
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -38,6 +40,62 @@ class DetokenizeBody(Body):
 
     tokens: TokenIds
     """Token ids to turn into text."""
+
+
+@described
+class TokenizedPrompt(TypedDict):
+    """Response of `/tokenize`. `max_model_len` is null since nothing limits the length."""
+
+    tokens: list[int]
+    """Token ids."""
+
+    count: int
+    """Number of token ids."""
+
+    max_model_len: None
+    """Always null, since nothing limits the length."""
+
+
+@described
+class DetokenizedPrompt(TypedDict):
+    """Response of `/detokenize`."""
+
+    prompt: str
+    """Text of the token ids."""
+
+
+@described
+class TokenizerInfo(TypedDict):
+    """Response of `/tokenizer_info`."""
+
+    tokenizer_class: str | None
+    """Class that Hugging Face's libraries use for this tokenizer; null if there is none."""
+
+    vocab_size: int
+    """Number of token ids."""
+
+    bos_token: str | None
+    """Text of the token in front of each prompt."""
+
+    eos_token: str | None
+    """Text of the token that ends an output."""
+
+    chat_template: None
+    """Always null: `/apply-template` renders prompts."""
+
+
+@described
+class RenderedPrompt(TypedDict):
+    """A prompt as text and as token ids."""
+
+    prompt: str
+    """Text of the prompt."""
+
+    token_ids: list[int]
+    """Token ids of the prompt."""
+
+    count: int
+    """Number of token ids."""
 
 
 @router.post("/tokenize", responses=success(TokenizedPrompt))
@@ -89,3 +147,34 @@ async def _encode(body: TokenizeBody, service: Service) -> Prompt:
         return await service.prompts.chat(conversation)
     assert body.prompt is not None
     return (await service.prompts.completions([body.prompt], add_bos=body.add_special_tokens))[0]
+
+
+@router.post("/v1/chat/completions/render", responses=success(RenderedPrompt))
+@router.post("/apply-template", responses=success(RenderedPrompt))
+async def render_chat(body: ChatBody, service: AnyService) -> Response:
+    """Returns the prompt of a chat. The paths are vLLM's and llama.cpp's."""
+    conversation = await admission.get().run(partial(chat_conversation, body))
+    (prompt,) = await chat_prompts(body, conversation, service.saved_state(body.from_state), service)
+    return await _rendered_response(service, lambda: _rendered(service, prompt), [prompt])
+
+
+@router.post("/v1/completions/render", responses=success(list[RenderedPrompt]))
+async def render_completions(body: CompletionBody, service: AnyService) -> Response:
+    """Returns the prompts of a completion, in their order."""
+    service.check_count(len(body.prompts))
+    prompts = await completion_prompts(body, service.saved_state(body.from_state), service)
+    return await _rendered_response(service, lambda: [_rendered(service, prompt) for prompt in prompts], prompts)
+
+
+async def _rendered_response(service: Service, make: Callable[[], Any], prompts: Sequence[Prompt]) -> Response:
+    await admission.get().keep(
+        sum(text_response_bytes(prompt.token_ids, service.model.tokenizer) for prompt in prompts)
+    )
+    return await made_json_response(service, make)
+
+
+def _rendered(service: Service, prompt: Prompt) -> RenderedPrompt:
+    """Returns a prompt as text and ids. Encoding the text may give other ids: it mixes markup with messages."""
+    tokenizer = service.model.tokenizer
+    token_ids = list(prompt.token_ids)
+    return RenderedPrompt(prompt=prompt.text(tokenizer), token_ids=token_ids, count=len(token_ids))

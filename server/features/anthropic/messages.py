@@ -1,8 +1,8 @@
-"""Builds Anthropic's messages, which consist of blocks."""
+"""Responses of `/v1/messages`: schemas for `/openapi.json`, the builder of messages and events, and errors."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal, NotRequired, TypedDict
 from uuid import uuid4
 
 from ....engine import PREFILL_BLOCK, FinishReason
@@ -10,9 +10,62 @@ from ...constraints.tools import CallPiece
 from ...errors.request_errors import ApiError
 from ...generation.delta import Delta
 from ...generation.prompts import Prompt
+from ...http.openapi import Responses
 from ...http.responses import ResponseBuilder, SseEncoder
+from ...observability.logging import request_id
 from ...text.served_model import ServedModel
-from .errors import anthropic_body
+
+
+class MessageTextBlock(TypedDict):
+    """A text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class MessageToolUseBlock(TypedDict):
+    """A call of a tool."""
+
+    type: Literal["tool_use"]
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
+class MessageUsage(TypedDict):
+    """Numbers of tokens. `input_tokens` were neither read from the prefix cache nor added to it."""
+
+    input_tokens: int
+    cache_creation_input_tokens: int
+    cache_read_input_tokens: int
+    output_tokens: int
+
+
+class MessageObject(TypedDict):
+    """Response of `/v1/messages`."""
+
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    model: str
+    content: list[MessageTextBlock | MessageToolUseBlock]
+    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"] | None
+    stop_sequence: str | None
+    usage: MessageUsage
+    warnings: NotRequired[list[str]]
+
+
+class MessageEvent(TypedDict):
+    """Event of a streamed message. Further fields depend on its type."""
+
+    type: str
+
+
+class TokenCount(TypedDict):
+    """Response of `/v1/messages/count_tokens`."""
+
+    input_tokens: int
+
 
 PINGED_EVENTS: Final = SseEncoder(is_named=True, keep_alive=b'event: ping\ndata: {"type":"ping"}\n\n')
 """Encoder of messages."""
@@ -136,3 +189,56 @@ def _stop(delta: Delta) -> dict[str, str | None]:
         return {"stop_reason": "stop_sequence", "stop_sequence": delta.stop_reason}
     cut = delta.finish_reason is FinishReason.LENGTH
     return {"stop_reason": "max_tokens" if cut else "end_turn", "stop_sequence": None}
+
+
+_ANTHROPIC_TYPES: Final[Mapping[int, str]] = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+_NO_THREADS: Final[dict[str, Any]] = {"error_code": "thread_unsupported_request", "unsupported": []}
+"""Details of the error after which Anthropic's tool runners send the whole conversation without a thread."""
+
+
+class AnthropicErrorDetail(TypedDict):
+    """An error in Anthropic's shape."""
+
+    type: str
+    message: str
+    details: NotRequired[dict[str, Any]]
+
+
+class AnthropicErrorBody(TypedDict):
+    """Body of responses with a status of 400 or above, and event about an error in a stream, in Anthropic's shape."""
+
+    type: str
+    error: AnthropicErrorDetail
+    request_id: str
+
+
+def anthropic_type(status: int) -> str:
+    """Returns Anthropic's class of the errors of an HTTP status."""
+    return _ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+
+
+def anthropic_body(error: ApiError) -> AnthropicErrorBody:
+    """Returns an error in Anthropic's shape. It has no field for the request field that caused it, so the message names
+    it.
+    """
+    message, param = error.message, error.param
+    detail = AnthropicErrorDetail(
+        type=anthropic_type(error.status_code),
+        message=message if param is None or param in message else f"{param}: {message}",
+    )
+    if param == "thread":
+        detail["details"] = _NO_THREADS
+    return AnthropicErrorBody(type="error", error=detail, request_id=request_id.get())
+
+
+ANTHROPIC_ERRORS: Final[Responses] = {"4XX": {"model": AnthropicErrorBody}, "5XX": {"model": AnthropicErrorBody}}
+"""Responses of routes, for `/openapi.json`."""
