@@ -24,7 +24,7 @@ from roost.server.commands.bench.workload import draw_token_ids
 from roost.server.model_hub import find_model
 from roost.server.settings import Settings, load_settings
 from roost.server.terminal.failure import INTERRUPTED_STATUS, exit_on_error
-from roost.server.terminal.help import takes_model_options
+from roost.server.terminal.options import takes_model_options
 
 _FIRST: Final = 128
 """Generated tokens at the end of the first stretch. The length doubles with each further stretch."""

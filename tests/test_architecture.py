@@ -164,7 +164,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
         (
             "engine/*",
             "server/generation/admission.py",
-            "server/settings/speculation.py",  # a flag of the operator's
+            "server/settings/fields.py",  # a flag of the operator's
             "server/text/*",  # files of a checkpoint
             "server/constraints/output_constraint.py",  # a schema's text, short by its limit
             "server/constraints/grammar_worker/*",  # what the server sends to its own processes
@@ -172,7 +172,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
             "server/features/*/messages.py",
             "server/client/*",  # what servers have sent
             "server/features/*/client.py",
-            "server/model_hub/bucket_folder.py",  # the listing that it has written itself
+            "server/model_hub/buckets.py",  # the listing that it has written itself
             "server/commands/*",
             "server/features/*/command/*",
         ),

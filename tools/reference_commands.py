@@ -9,7 +9,7 @@ from typing import Any, Final
 import typer
 from rich.text import Text
 from roost.server.commands.main import app
-from roost.server.terminal.help import MODEL_HELP
+from roost.server.terminal.options import MODEL_HELP
 from typer.main import get_command
 
 sys.path.append(str(Path(__file__).parent))  # for an interpreter with -P

@@ -13,8 +13,7 @@ import orjson
 from http_server import Launch, RequestError, Server
 from protocol import Command, answer_all, draw_prompts, versions
 from roost.server.client.http_client import Response
-from roost.server.client.openai_server import http_failure
-from roost.server.client.sse import EventParser
+from roost.server.client.openai_server import EventParser, http_failure
 from roost.server.commands.bench.latency import percentile
 
 LONG = 100_000

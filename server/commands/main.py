@@ -10,8 +10,15 @@ import typer
 from ..features.index import modules_of
 from ..settings import SettingsError, is_json_wanted, load_settings
 from ..terminal.failure import FAILURE_STATUS, exit_on_error
-from ..terminal.help import MODEL_HELP, CommandGroup, ServeCommand, takes_model_options, takes_settings
-from ..terminal.options import ApiKey, completion
+from ..terminal.options import (
+    MODEL_HELP,
+    ApiKey,
+    CommandGroup,
+    ServeCommand,
+    completion,
+    takes_model_options,
+    takes_settings,
+)
 from .bench.cli import app as bench
 from .sampling_options import SAMPLING_NAMES, MaxTokens, SamplingOptions, SamplingSeed, Temperature, TopK, TopP
 

@@ -30,17 +30,14 @@ from ..model_hub import find_model
 from ..observability.logging import is_json, log_warnings_and_uncaught, say, set_up_logging
 from ..observability.metrics import Metrics, ThroughputLog
 from ..observability.telemetry import Telemetry, open_telemetry
-from ..run.connection_limit import ConnectionLimit, raise_file_limit
-from ..run.file_reloads import FileReloads
-from ..run.file_sources import file_sources
-from ..run.http_server import HttpServer, Listeners, uvicorn_config
+from ..run.file_reloads import FileReloads, file_sources
+from ..run.http_server import ConnectionLimit, HttpServer, Listeners, raise_file_limit, uvicorn_config
 from ..run.lifecycle import Lifecycle, Timeouts, serve_until_stopped
-from ..run.startup_message import VALUE_COLUMN, greeting, summary
+from ..run.startup_message import VALUE_COLUMN, greeting, summary, unused_accelerator
 from ..settings import Settings, chosen_platforms
 from ..terminal.signals import Signals, exit_now
 from ..terminal.text import hang
 from ..text.served_model import ServedModel, open_served_model
-from .accelerators import unused_accelerator
 
 _SWITCH_INTERVAL_S: Final = 0.0005
 """Seconds for which a thread keeps the interpreter lock while others wait. This is a tenth of Python's default, since

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Final
 
 from ...engine import CheckpointError
-from .extras import missing_extra
 
 _SETTINGS: Final = "https://www.kaggle.com/settings"
 
@@ -28,7 +27,8 @@ def fetch(handle: str) -> Path:
         import kagglehub
         import requests
     except ImportError:
-        raise missing_extra(f"kaggle:{handle}", "kaggle") from None
+        text = f"kaggle:{handle}: needs one more library; in a clone of Roost, pip install '.[kaggle]'"
+        raise CheckpointError(text) from None
     try:
         return Path(kagglehub.model_download(handle))
     except requests.RequestException as error:

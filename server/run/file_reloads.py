@@ -4,13 +4,18 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
+import uvicorn
+
 from ...engine import RoostError
+from ..http.auth import Access, reload_keys
 from ..observability.metrics import ReloadMetrics
-from ..settings import SettingsError
+from ..settings import Settings, SettingsError
 from ..terminal.signals import Signals
+from .http_server import reload_certificate
 
 LOOK_INTERVAL_S: Final = 5.0
 """Seconds between two looks at the files. A change is loaded at the look after the one that finds it."""
@@ -51,6 +56,26 @@ def _signature(path: Path) -> tuple[int, ...] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def file_sources(settings: Settings, access: Access, config: uvicorn.Config) -> list[FileSource]:
+    """Returns the files that are reloaded when they change."""
+    sources = []
+    if settings.api_key_file is not None:
+        load_keys = partial(_reload_keys, access, settings)
+        sources.append(FileSource(f"api_key_file {settings.api_key_file}", [settings.api_key_file], load_keys))
+    if settings.ssl_certfile is not None:
+        paths = [path for path in (settings.ssl_certfile, settings.ssl_keyfile) if path is not None]
+        load_certificate = partial(reload_certificate, config, settings)
+        sources.append(FileSource(f"ssl_certfile {settings.ssl_certfile}", paths, load_certificate))
+    return sources
+
+
+def _reload_keys(access: Access, settings: Settings) -> None:
+    had_one = len(access.keys.owners) == 1
+    reload_keys(access, settings)
+    if had_one and len(access.keys.owners) > 1:
+        _logger.warning("shares of several API keys hold from the next start: this one had the keys of one name")
 
 
 class FileReloads:

@@ -1,9 +1,10 @@
-"""Listens for connections, and runs uvicorn alongside the lifecycle."""
+"""Listens for connections within the limit of open files, and runs uvicorn alongside the lifecycle."""
 
 import asyncio
 import contextlib
 import errno
 import re
+import resource
 import select
 import socket
 import ssl
@@ -20,7 +21,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ...engine import ConfigError, RoostError
-from ..http.connection import LimitedConnection, OpenConnections
+from ..http.connection import MAX_ADMIN_CONNECTIONS, RESERVED_CONNECTIONS, LimitedConnection, OpenConnections
 from ..settings import Settings
 from ..terminal.signals import Signals
 from .lifecycle import STOP_TIMEOUT_S
@@ -38,6 +39,13 @@ _BACKLOG: Final = 2048
 
 _UDS_MODE: Final = 0o666
 """Permissions of a Unix socket, which are uvicorn's: a proxy has another user."""
+
+SPARE_CONNECTIONS: Final = 4096
+"""Number of connections in addition to those of running and waiting requests, for idle clients, uploads, and followed
+responses."""
+
+_RESERVED_FILES: Final = RESERVED_CONNECTIONS + MAX_ADMIN_CONNECTIONS + RESERVED_CONNECTIONS + 1024
+"""Number of files for other uses: connections beyond the limits, grammars' pipes, caches and devices."""
 
 
 class HttpServer(uvicorn.Server):
@@ -156,49 +164,6 @@ def _read_pem(option: str, path: Path) -> bytes:
         raise ConfigError(f"{option}: cannot be read ({error.strerror})") from None
 
 
-def listen(host: str, port: int, option: str = "port") -> socket.socket:
-    """Binds a port early, so that a port in use is reported before slow steps.
-
-    Args:
-      option: Name of the port's setting, for errors.
-
-    Raises:
-      RoostError: The port is in use, or the address does not belong to this machine.
-    """
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        is_dual_stack = host == "::" and socket.has_dualstack_ipv6()
-        return socket.create_server(address, family=family, backlog=_BACKLOG, dualstack_ipv6=is_dual_stack)
-    except OSError as error:
-        reason = str(error.strerror).partition(" (while")[0]  # the rest repeats the address
-        named = f"{option} {port}" if error.errno in (errno.EADDRINUSE, errno.EACCES) else f"host {host}"
-        raise RoostError(f"{named}: cannot listen on {host}:{port}: {reason}") from None
-
-
-def listen_on_path(path: Path) -> socket.socket:
-    """Binds a Unix socket, and replaces one that a killed server has left. Every user of the machine may connect.
-
-    Raises:
-      RoostError: Another server listens on this path, or the socket cannot be created.
-    """
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        if path.is_socket() and not _is_in_use(path):
-            path.unlink()
-        listener.bind(str(path))
-        path.chmod(_UDS_MODE)
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise RoostError(f"uds {path}: cannot listen there: {error.strerror or error}") from None
-    return listener
-
-
-def _is_in_use(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        return probe.connect_ex(str(path)) == 0
-
-
 @dataclass(frozen=True, slots=True)
 class Listeners:
     """Bound ports.
@@ -243,3 +208,89 @@ class Listeners:
     def sockets(self) -> list[socket.socket]:
         """Returns the bound sockets."""
         return [self.public] if self.admin is None else [self.public, self.admin]
+
+
+def listen(host: str, port: int, option: str = "port") -> socket.socket:
+    """Binds a port early, so that a port in use is reported before slow steps.
+
+    Args:
+      option: Name of the port's setting, for errors.
+
+    Raises:
+      RoostError: The port is in use, or the address does not belong to this machine.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        is_dual_stack = host == "::" and socket.has_dualstack_ipv6()
+        return socket.create_server(address, family=family, backlog=_BACKLOG, dualstack_ipv6=is_dual_stack)
+    except OSError as error:
+        reason = str(error.strerror).partition(" (while")[0]  # the rest repeats the address
+        named = f"{option} {port}" if error.errno in (errno.EADDRINUSE, errno.EACCES) else f"host {host}"
+        raise RoostError(f"{named}: cannot listen on {host}:{port}: {reason}") from None
+
+
+def listen_on_path(path: Path) -> socket.socket:
+    """Binds a Unix socket, and replaces one that a killed server has left. Every user of the machine may connect.
+
+    Raises:
+      RoostError: Another server listens on this path, or the socket cannot be created.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.is_socket() and not _is_in_use(path):
+            path.unlink()
+        listener.bind(str(path))
+        path.chmod(_UDS_MODE)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise RoostError(f"uds {path}: cannot listen there: {error.strerror or error}") from None
+    return listener
+
+
+def _is_in_use(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimit:
+    """Maximum number of connections of the public port with a request.
+
+    Attributes:
+      wanted: Number of connections that the settings request.
+      max_files: Maximum number of files that the process may open.
+    """
+
+    wanted: int
+    max_files: int
+
+    @classmethod
+    def of(cls, settings: Settings, slots: int, max_files: int) -> "ConnectionLimit":
+        """Returns the limit of a server with a number of slots, which is 0 before the model is loaded."""
+        return cls(settings.max_connections or slots + settings.max_queue + SPARE_CONNECTIONS, max_files)
+
+    @property
+    def number(self) -> int:
+        """Number of connections."""
+        return min(self.wanted, self.max_files - min(_RESERVED_FILES, self.max_files // 2))
+
+    @property
+    def warning(self) -> str | None:
+        """Advice for a process whose limit of open files is too low; None if it is high enough."""
+        if self.number == self.wanted:
+            return None
+        return (
+            f"the process may open {self.max_files} files, which is enough for {self.number} connections, not "
+            f"{self.wanted}: raise the limit (ulimit -n) to {self.wanted + _RESERVED_FILES}"
+        )
+
+
+def raise_file_limit() -> int:
+    """Raises the process's limit of open files to the system's maximum, and returns it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (ValueError, OSError):  # macOS reports an infinite limit, and refuses to set it
+        return soft
+    return hard if hard != resource.RLIM_INFINITY else 2**31

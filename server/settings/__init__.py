@@ -4,13 +4,28 @@
 environment variables, keys of the config file, `--help` and the settings reference follow from that declaration.
 """
 
-from .fields import Group, mesh_sizes
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ..errors.validation_errors import describe
+from .fields import Group, is_secret, mesh_sizes
 from .foreign_names import foreign_flag_hint, foreign_flags, foreign_name_hint, is_neutral
-from .loading import is_json_wanted, load_settings
-from .names import flag_name
 from .reference import SettingReference, setting_reference, settings_reference
 from .settings import MODEL_CHOICES, Settings, all_settings
-from .sources import SettingsError, chosen_platforms
+from .sources import (
+    Labels,
+    SettingsError,
+    chosen_platforms,
+    config_path,
+    flag_name,
+    read_environment,
+    read_file,
+    variable_value,
+)
 
 __all__ = [
     "MODEL_CHOICES",
@@ -31,3 +46,70 @@ __all__ = [
     "setting_reference",
     "settings_reference",
 ]
+
+
+def load_settings(flags: Mapping[str, Any], flag_label: Callable[[str], str] = flag_name) -> Settings:
+    """Gathers the settings from flags, the environment and the config file.
+
+    Args:
+      flags: Values from the command line, by the setting's name. None and empty lists are flags that were not given.
+      flag_label: Returns how errors name the flag of a setting.
+
+    Raises:
+      SettingsError: A value cannot be used; the file is missing, broken or has an unknown key; or an environment
+        variable's name is almost a setting's.
+    """
+    given = {name: value for name, value in flags.items() if value not in (None, [], ())}
+    environment = read_environment(all_settings().model_fields)
+    if environment.mistakes:
+        raise SettingsError("; ".join(environment.mistakes))
+    try:
+        settings = all_settings()(**given)
+    except ValidationError as error:
+        raise SettingsError(_error_line(error, _labels(given, environment.given, flag_label))) from None
+    settings.remember_sources(_labels(given, environment.given, flag_label), environment.warnings)
+    return settings
+
+
+def is_json_wanted(log_format: str | None) -> bool:
+    """Returns whether the flag or its variable selects JSON, for errors that occur before the settings are loaded."""
+    return "json" in (log_format, variable_value("log_format"))
+
+
+def _labels(flags: Mapping[str, Any], variables: frozenset[str], flag_label: Callable[[str], str]) -> Labels:
+    path = config_path(flags)
+    in_file = read_file(path, all_settings().model_fields)
+    return Labels(frozenset(flags), variables, None if path is None else str(path), frozenset(in_file), flag_label)
+
+
+def _error_line(error: ValidationError, labels: Labels) -> str:
+    """Joins one sentence for each setting that is wrong; a union's several errors count once."""
+    first: dict[str, str] = {}
+    for detail in error.errors():
+        first.setdefault(str(detail["loc"][:1]), _sentence(detail, labels))
+    return "; ".join(first.values())
+
+
+def _sentence(detail: Mapping[str, Any], labels: Labels) -> str:
+    """Returns a sentence that begins with the label of the setting that is wrong."""
+    rule = str(detail["msg"]).removeprefix("Value error, ")
+    if not detail["loc"]:
+        return labels.rename(rule, all_settings().model_fields)
+    name = str(detail["loc"][0])
+    if detail["type"] == "value_error":
+        detail = {**detail, "type": "wrong_kind", "msg": rule}
+    text = describe({**detail, "input": _as_written(detail["input"])}, ())
+    return labels.label(name) + (text.partition(", got ")[0] if _must_hide(name) else text)
+
+
+def _must_hide(name: str) -> bool:
+    field = all_settings().model_fields.get(name)
+    return field is not None and is_secret(field.annotation)
+
+
+def _as_written(value: Any) -> Any:
+    """Returns the value of a flag or a variable as the user wrote it: a path as text, a number without quotes."""
+    if isinstance(value, Path):
+        return str(value)
+    is_number = isinstance(value, str) and re.fullmatch(r"-?\d{1,18}", value)
+    return int(value) if is_number else value

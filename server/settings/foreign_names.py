@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from .names import flag_name
+from .sources import flag_name
 
 _NO_LIMIT: Final = "a state has the same size at any length: {max_prompt_tokens} and {max_tokens_limit} set limits"
 _MESH: Final = "use {mesh}, such as data=1,model=2"

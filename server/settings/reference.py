@@ -7,8 +7,8 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from .fields import Group, Option, plain_type
-from .names import flag_name, variable_name
 from .settings import all_settings
+from .sources import flag_name, variable_name
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,12 +22,11 @@ from .fields import (
     PositiveFloat,
     PositiveInt,
     Secrets,
+    SpeculativeConfig,
     Store,
     Words,
 )
-from .names import PREFIX, Labels
-from .sources import config_path, environment_values, read_file
-from .speculation import SpeculativeConfig
+from .sources import PREFIX, Labels, config_path, environment_values, read_file
 
 MODEL_CHOICES: Final = (
     "a directory (safetensors with config.json, or an official Flax checkpoint), owner/name[@revision] on Hugging "

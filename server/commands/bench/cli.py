@@ -8,7 +8,7 @@ import typer
 
 from ...settings import SettingsError, load_settings
 from ...terminal.failure import exit_on_error
-from ...terminal.help import CommandGroup, takes_model_options
+from ...terminal.options import CommandGroup, takes_model_options
 
 app = typer.Typer(
     cls=CommandGroup,

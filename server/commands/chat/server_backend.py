@@ -8,8 +8,7 @@ from typing import Any, Final
 import orjson
 
 from ...client.http_client import Address, ClientError, HttpClient, Response
-from ...client.openai_server import first_model, http_failure
-from ...client.sse import EventParser
+from ...client.openai_server import EventParser, first_model, http_failure
 from ...features.index import modules_of
 from ...terminal.failure import CommandError
 from .backend import ChatTurn, LoadedState, Reply

@@ -15,10 +15,10 @@ from ...generation.requests import body_constraint, choice_params, spec_of
 from ...generation.service import Service
 from ...generation.spec import GenerationSpec, PromptCopies
 from ...http.openapi import described, streamable
-from ...http.responses import ChoiceEnd, Report, ResponseBuilder, ResponseKind, Usage, choice_end, respond
+from ...http.responses import ResponseBuilder, respond
 from ...http.routes import AnyService, JsonRoute, ReadyService
 from ...openai.completions import Report, ResponseKind, StreamingFields, check_stream_options, choice_end
-from ...openai.response_schemas import ReportFields
+from ...openai.response_schemas import ChoiceEnd, ReportFields, Usage
 from ...schemas.body import Fields, TokenIds, TopLogprobs
 from ...schemas.generation_fields import GenerationFields
 from ...text.served_model import ServedModel

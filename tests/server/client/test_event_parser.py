@@ -1,7 +1,7 @@
 """Parser of server-sent events."""
 
 import pytest
-from roost.server.client.sse import EventParser
+from roost.server.client.openai_server import EventParser
 
 
 @pytest.mark.parametrize("line_end", [b"\n", b"\r", b"\r\n"])

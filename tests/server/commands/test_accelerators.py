@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from roost.server.commands.accelerators import unused_accelerator
+from roost.server.run.startup_message import unused_accelerator
 
 
 def machine(root: Path, *files: str, vendor: str = "0x8086") -> Path:

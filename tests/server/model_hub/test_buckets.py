@@ -15,7 +15,7 @@ from fake_bucket import FakeBucket, bucket_with, use
 from fake_hub import tiny_files
 from roost.engine import CheckpointError, open_model
 from roost.server.model_hub import buckets, find_model
-from roost.server.model_hub.bucket_folder import BucketFolder, BucketObject, version_of
+from roost.server.model_hub.buckets import BucketFolder, BucketObject, version_of
 
 TINY_A = Path(__file__).parents[2] / "golden" / "tiny-a"
 URL = "gs://models/tiny/2b-it"

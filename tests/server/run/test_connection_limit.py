@@ -2,7 +2,7 @@
 
 import resource
 
-from roost.server.run.connection_limit import ConnectionLimit, raise_file_limit
+from roost.server.run.http_server import ConnectionLimit, raise_file_limit
 from roost.server.settings import load_settings
 
 ENOUGH = 2**20

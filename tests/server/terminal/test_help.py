@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 from roost.server.settings import setting_reference
-from roost.server.terminal.help import takes_model_options
+from roost.server.terminal.options import takes_model_options
 from typer.testing import CliRunner
 
 runner = CliRunner()

@@ -6,8 +6,7 @@ from typing import Any, Final
 import orjson
 
 from ....client.http_client import Response
-from ....client.openai_server import error_message, http_failure
-from ....client.sse import EventParser
+from ....client.openai_server import EventParser, error_message, http_failure
 from ..latency import RequestTrace
 
 _TEXTS: Final = ("text", "content", "reasoning_content", "reasoning")

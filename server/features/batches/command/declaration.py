@@ -6,8 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from ....terminal.failure import exit_on_error
-from ....terminal.help import takes_model_options
-from ....terminal.options import ApiKey
+from ....terminal.options import ApiKey, takes_model_options
 
 
 @takes_model_options("slots", "prefill_chunk", "dtype", "quantize", "kv_dtype", "lora", "config")
