@@ -20,8 +20,6 @@ from ...tenancy.tenant import TenantLocks, tenant
 from . import batch_table, file_table, quotas
 from .batch_records import BatchRecord, BatchStatus, BatchTotals, FileRecord, LineClaim, LineResult
 from .batch_table import BATCHES, LineEnd
-from . import line_claims, line_leases
-from .batch_records import LineLease
 from .file_table import FILES
 from .line_table import LineTable
 
