@@ -9,14 +9,13 @@ from ...constraints.output_constraint import OutputConstraint, with_tools
 from ...errors.request_errors import bad_value, warn_all
 from ...feature import Feature
 from ...generation.admission import admission
-from ...generation.requests import constraint_of
+from ...generation.requests import constraint_of, sampling_params
 from ...generation.service import Service
 from ...generation.spec import GenerationSpec
 from ...http.error_responses import ErrorShape
 from ...http.openapi import streamable
 from ...http.responses import respond
 from ...http.routes import AnyService, JsonRoute, ReadyService
-from ...schemas.generation_fields import sampling_params
 from ...schemas.output_formats import schema_spelling
 from ...text.chat_template import Ending
 from ...text.conversation import Conversation, ToolOptions
