@@ -266,20 +266,18 @@ class AsyncEngine:
             core.wake = lambda: self._inbox.put(_Wake())
             self._call(self._on_ready)
             while self._take_commands(core):
-                if not self._is_paused:
-                    self._step(core)
+                if self._is_paused:
+                    continue
+                self._num_steps += 1
+                self._is_in_step = True
+                outputs = core.step()
+                self._is_in_step = False
+                if outputs:
+                    self._hand_over(outputs)
             core.close()
             self._call(self._on_death, EngineStoppedError("the engine was stopped"))
         except BaseException as error:  # the state was donated to the failed step, so no other step can run
             self._call(self._on_death, error)
-
-    def _step(self, core: EngineCore) -> None:
-        self._num_steps += 1
-        self._is_in_step = True
-        outputs = core.step()
-        self._is_in_step = False
-        if outputs:
-            self._hand_over(outputs)
 
     def _take_commands(self, core: EngineCore) -> bool:
         """Applies queued commands, and waits for one if there is nothing else to do. Returns False on `_Stop`.
@@ -295,7 +293,8 @@ class AsyncEngine:
             if isinstance(command, _Stop):
                 return False
             self._apply(core, command)
-        self._serve_read(core)
+        if self._pending_reads:
+            self._serve_read(core)
         return True
 
     def _apply(self, core: EngineCore, command: _Command) -> None:

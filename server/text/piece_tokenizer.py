@@ -147,7 +147,8 @@ class PieceTokenizer(Tokenizer):
         has_names = bool([name for name in self._control_ids if name in text])
         for part in _runs(text) if SPACE_MARK in text else (text,):
             cuts = [match.start() + 1 for match in self._name_starts.finditer(part)] if has_names else []
-            yield from (part[start:end] for start, end in itertools.pairwise([0, *cuts, len(part)]))
+            for start, end in itertools.pairwise([0, *cuts, len(part)]):
+                yield part[start:end]
 
 
 def _runs(text: str) -> Iterator[str]:
