@@ -26,7 +26,7 @@ from .admission import Admissions, PreemptibleAdmission, admission
 from .generation import MAX_UNREAD_BYTES, Generation, SentResponse, collect, engine_request_id
 from .prompts import Prompt, PromptEncoder
 from .response_size import response_size
-from .spec import Choice, GenerationSpec, PromptCopies, SchedulingParameters
+from .spec import Choice, GenerationSpec, PromptCopies
 from .state_store import StateStore, StoredState
 
 MAX_RESPONSES: Final = 1000
@@ -267,7 +267,9 @@ class Service:
         own, params = admission.get(), spec.params
         self.check_count(len(spec.prompts), len(params))
         self._check_lengths(spec)
-        scheduling = self._scheduling(spec)
+        now = time.monotonic()
+        start_by = math.inf if spec.queue_timeout_s is None else now + spec.queue_timeout_s
+        deadline = self._deadline(spec, now)
         if spec.holds_output or spec.copies != PromptCopies():
             size = await own.run(lambda: response_size(spec, self.model.tokenizer))
             await own.keep(size.prompt_bytes)
@@ -277,7 +279,7 @@ class Service:
         if isinstance(own, PreemptibleAdmission):
             await own.settle()
         stop = await self.stop_strings.build(spec.stop) if spec.stop else ()
-        grammar = None if spec.constraint is None else await self._grammar(spec, spec.constraint, scheduling.deadline)
+        grammar = None if spec.constraint is None else await self._grammar(spec, spec.constraint, deadline)
         has_states = spec.state is not None or self.states.has_imported
         found = [(prompt, self.restored_state(spec, prompt) if has_states else None) for prompt in spec.prompts]
         pairs = [(prompt, state, each) for prompt, state in found for each in params]
@@ -291,7 +293,9 @@ class Service:
                 fork_of=index - index % len(spec.params) if index % len(spec.params) else None,
                 grammar=grammar,
                 may_call=spec.may_call,
-                scheduling=scheduling,
+                priority=spec.priority,
+                start_by=start_by,
+                deadline=deadline,
                 cache_salt=self.salt(spec.cache_salt) if state is None else state.state.salt,
                 state=None if state is None else state.state.snapshot,
                 state_is_imported=state is not None and state.state.is_imported,
@@ -317,16 +321,13 @@ class Service:
         """Returns the saved state that a prompt continues: its spec's, or an imported one that it begins with."""
         return spec.state or self.states.imported(tenant.get(), spec.cache_salt, prompt.token_ids)
 
-    def _scheduling(self, spec: GenerationSpec) -> SchedulingParameters:
-        """Returns the scheduling parameters, with times relative to now.
+    def _deadline(self, spec: GenerationSpec, now: float) -> float:
+        """Returns the time until which a request must be done.
 
         The operator's timeout applies to every request except lines of batches, which may wait for hours.
         """
-        now = time.monotonic()
-        start_by = math.inf if spec.queue_timeout_s is None else now + spec.queue_timeout_s
         longest_s = math.inf if admission.get().preemptible else self.limits.request_timeout_s
-        timeout_s = min(math.inf if spec.timeout_s is None else spec.timeout_s, longest_s)
-        return SchedulingParameters(spec.priority, start_by, now + timeout_s)
+        return now + min(math.inf if spec.timeout_s is None else spec.timeout_s, longest_s)
 
     async def _grammar(self, spec: GenerationSpec, constraint: OutputConstraint, deadline: float) -> Grammar:
         """Returns the compiled grammar. The grammar ends the output, so other fields must not require more tokens."""

@@ -72,15 +72,6 @@ class GenerationSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class SchedulingParameters:
-    """Scheduling parameters of a request; see `engine.Request`. Its admission has the others."""
-
-    priority: int = 0
-    start_by: float = math.inf
-    deadline: float = math.inf
-
-
-@dataclass(frozen=True, slots=True)
 class Choice:
     """One choice to generate.
 
@@ -91,8 +82,7 @@ class Choice:
       include_stop: Whether the output includes the stop string, or the text of the stop token, that ended it.
       grammar: Grammar that the output matches.
       may_call: Whether the output may consist of tool calls, which are then parsed.
-      scheduling: Scheduling parameters of the request.
-      cache_salt, state, state_is_imported: See `engine.Request`.
+      priority, start_by, deadline, cache_salt, state, state_is_imported: See `engine.Request`.
       sends_ids: Whether clients receive token ids instead of text; then each token counts as sent immediately.
       earlier_ids: Tokens of the choice that another replica has generated. They are prefilled as part of the prompt, so
         the remaining tokens may differ from those of that replica.
@@ -108,7 +98,9 @@ class Choice:
     fork_of: int | None = None
     grammar: Grammar | None = None
     may_call: bool = False
-    scheduling: SchedulingParameters = SchedulingParameters()
+    priority: int = 0
+    start_by: float = math.inf
+    deadline: float = math.inf
     cache_salt: str = ""
     state: Snapshot | None = None
     state_is_imported: bool = False
