@@ -1,6 +1,7 @@
 """The chart through helm, and what comes out of it through validators of Kubernetes' objects."""
 
 import itertools
+import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -45,7 +46,7 @@ EVERYTHING: dict[str, dict[str, Any]] = {
         "model": {"name": "/models", "volume": {"claim": "weights"}},
         "cache": {"programs": {"claim": "shared"}, "states": {"claim": "states"}, "downloads": {"claim": "hub"}},
         "serviceAccount": {"annotations": {"iam.gke.io/gcp-service-account": "roost@example.iam"}},
-        "autoscaling": {"kind": "keda"},
+        "autoscaling": {"kind": "keda", "slotsUsedPerReplica": 80},
         "tls": {"secret": "certificate"},
         "monitoring": {"kind": "serviceMonitor", "alerts": True, "labels": {"release": "prometheus"}},
         "nodeSelector": {"pool": "inference"},
@@ -73,9 +74,14 @@ EVERYTHING: dict[str, dict[str, Any]] = {
         "envFrom": [{"secretRef": {"name": "hub-credentials"}}],
         "volumes": [{"name": "ca", "configMap": {"name": "company-ca"}}],
         "volumeMounts": [{"name": "ca", "mountPath": "/etc/ca", "readOnly": True}],
-        "initContainers": [{"name": "wait", "image": "busybox:1.37", "command": ["true"]}],
+        "initContainers": [
+            {"name": "wait", "image": "busybox:1.37", "command": ["true"]},
+            {"name": "sidecar", "image": "busybox:1.37", "command": ["sleep"], "restartPolicy": "Always"},
+        ],
+        "annotations": {"reloader.stakater.com/auto": "true"},
+        "rollout": {"minReadySeconds": 10, "revisionHistoryLimit": 1},
         "resourceClaims": [{"name": "chip", "resourceClaimTemplateName": "one-chip"}],
-        "resources": {"claims": [{"name": "chip"}]},
+        "resources": {"claims": [{"name": "chip"}], "limits": {"cpu": 4, "memory": 8589934592}},
         "podSecurityContext": {"runAsUser": None, "runAsGroup": None, "fsGroup": None, "supplementalGroups": [44]},
         "securityContext": {"procMount": "Default"},
         "affinity": {
@@ -92,7 +98,11 @@ EVERYTHING: dict[str, dict[str, Any]] = {
         "runtimeClassName": "nvidia",
         "schedulerName": "volcano",
         "serviceAccount": {"create": False, "name": "models"},
-        "service": {"annotations": {"cloud.google.com/neg": "{}"}},
+        "service": {
+            "type": "LoadBalancer",
+            "loadBalancerClass": "networking.gke.io/l4-regional-external",
+            "annotations": {"cloud.google.com/neg": "{}"},
+        },
         "ingress": {
             "enabled": True,
             "className": "nginx",
@@ -236,16 +246,21 @@ def test_kustomize_builds_the_manifests(preset: str) -> None:
         ({"httpRoute": {"rules": [{"backendRefs": []}]}}, "at '/httpRoute/rules/0/backendRefs'"),
         ({"volumes": [{"name": "tmp", "emptyDir": {}}]}, "at '/volumes/0/name'"),
         ({"env": [{"value": "1"}]}, "at '/env/0': missing property 'name'"),
-        ({"env": [{"name": "HF_HOME", "value": "/x"}]}, "env must not have HF_HOME, which the chart sets"),
-        (
-            {"settings": {"slots": 4}, "env": [{"name": "ROOST_SLOTS", "value": "8"}]},
-            "env must not have ROOST_SLOTS, which the chart sets",
-        ),
+        ({"env": [{"name": "HF_HOME", "value": "/x"}]}, "at '/env/0/name': value must be 'a variable that the server"),
+        ({"service": {"loadBalancerClass": "internal"}}, "at '/service/type': value must be 'LoadBalancer'"),
+        ({"resources": {"limits": {"cpu": -1}}}, "at '/resources/limits/cpu': minimum"),
     ],
 )
 def test_values_that_make_no_sense_are_refused(values: dict[str, Any], said: str, tmp_path: Path) -> None:
     answer = run(program("helm", HELM), "template", str(CHART), *values_file(tmp_path, values), fails=True)
     assert said in answer
+
+
+@pytest.mark.parametrize("name", yaml.safe_load((CHART / "values.yaml").read_text()))
+def test_a_value_that_is_null_is_left_out_or_refused_by_the_schema(name: str, tmp_path: Path) -> None:
+    arguments = ["template", "roost", str(CHART), *values_file(tmp_path, {name: None})]
+    ended = subprocess.run([program("helm", HELM), *arguments], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0 or f"at '': missing property '{name}'" in ended.stderr, ended.stderr
 
 
 # --- what some values do
@@ -299,10 +314,37 @@ def test_a_pool_reads_metrics_where_it_sends_requests(tmp_path: Path) -> None:
 
 
 def test_an_autoscaler_decides_on_replicas(tmp_path: Path) -> None:
-    made = made_with(tmp_path, {"autoscaling": {"kind": "keda"}})
+    made = made_with(tmp_path, {"autoscaling": {"kind": "keda", "slotsUsedPerReplica": 80}})
     assert "replicas" not in one("Deployment", made)["spec"]
-    query = one("ScaledObject", made)["spec"]["triggers"][0]["metadata"]["query"]
-    assert query == ('sum(roost_num_requests_waiting{namespace="default",pod=~"roost-[a-z0-9]+-[a-z0-9]{5}"})')
+    triggers = one("ScaledObject", made)["spec"]["triggers"]
+    pods = '{namespace="default",pod=~"roost-[a-z0-9]+-[a-z0-9]{5}"}'
+    assert [(each["metadata"]["query"], each["metadata"]["threshold"]) for each in triggers] == [
+        (f"sum(roost_num_requests_waiting{pods})", "5"),
+        (f"sum(roost_slots_used{pods})", "80"),
+    ]
+
+
+def test_the_scalers_behavior_may_be_given(tmp_path: Path) -> None:
+    scaling = {"kind": "hpa", "behavior": {"scaleDown": {"stabilizationWindowSeconds": 60}}}
+    behavior = one("HorizontalPodAutoscaler", made_with(tmp_path, {"autoscaling": scaling}))["spec"]["behavior"]
+    assert behavior["scaleDown"]["stabilizationWindowSeconds"] == 60
+    assert behavior["scaleDown"]["policies"] == [{"type": "Pods", "value": 1, "periodSeconds": 120}]
+
+
+@pytest.mark.parametrize(
+    ("values", "is_said"),
+    [
+        ({"service": {"type": "LoadBalancer"}}, True),
+        ({"service": {"type": "LoadBalancer"}, "networkPolicy": {"enabled": False}}, False),
+        ({"service": {"type": "LoadBalancer"}, "networkPolicy": {"clients": [{"namespaceSelector": {}}]}}, False),
+        ({}, False),
+    ],
+)
+def test_notes_say_that_the_network_policy_keeps_others_out(
+    values: dict[str, Any], is_said: bool, tmp_path: Path
+) -> None:
+    options = ("install", "roost", str(CHART), "--dry-run=client", *values_file(tmp_path, values))
+    assert ("networkPolicy.clients names where they come from" in run(program("helm", HELM), *options)) == is_said
 
 
 @pytest.mark.parametrize(("preset", "kind"), [("cpu", "Deployment"), (GROUPS[0], "LeaderWorkerSet")])

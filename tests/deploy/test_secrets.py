@@ -133,7 +133,7 @@ def test_probes_and_scrapes_speak_tls_where_the_server_does(tmp_path: Path) -> N
         ({"tls": {"secret": "a"}, "inferencePool": {"enabled": True}}, "tls must be empty with inferencePool.enabled"),
         (
             {"stateKey": {"value": "text-of-it-with-16"}, "env": [{"name": "ROOST_STATE_KEY"}]},
-            "env must not have ROOST_STATE",
+            "value must be 'a variable that the server does not read",
         ),
     ],
 )

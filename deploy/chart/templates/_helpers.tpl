@@ -244,7 +244,7 @@ key: {{ ternary .given.key .entry (not (empty .given.secret)) }}
 {{- end -}}
 {{- end }}
 
-{{/* What the schema cannot say of chips, hosts and the mesh; makes nothing. */}}
+{{/* What the schema cannot say of chips, hosts, the mesh and two numbers; makes nothing. */}}
 {{- define "roost.check" -}}
 {{- $chips := int .Values.accelerator.chips -}}
 {{- $hosts := int .Values.hosts.count -}}
@@ -274,16 +274,9 @@ key: {{ ternary .given.key .entry (not (empty .given.secret)) }}
 {{- fail "accelerator.mesh must not be empty where hosts.count is more than 1: without a mesh only one device is used" -}}
 {{- end -}}
 {{- include "roost.checkSecrets" . -}}
-{{- $own := list "HOME" "XDG_CACHE_HOME" "HF_HOME" -}}
-{{- range $variable, $given := include "roost.secretVariables" . | fromJson -}}
-{{- $own = append $own $variable -}}
-{{- end -}}
-{{- range $name, $_ := .Values.settings -}}
-{{- $own = append $own (printf "ROOST_%s" (upper $name)) -}}
-{{- end -}}
-{{- range .Values.env -}}
-{{- if has .name $own -}}
-{{- fail (printf "env must not have %s, which the chart sets; see its other values" .name) -}}
+{{- with .Values.autoscaling -}}
+{{- if gt (int .minReplicas) (int .maxReplicas) -}}
+{{- fail (printf "autoscaling.minReplicas (%v) must be at most autoscaling.maxReplicas (%v)" .minReplicas .maxReplicas) -}}
 {{- end -}}
 {{- end -}}
 {{- end }}

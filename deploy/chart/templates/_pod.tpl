@@ -233,9 +233,9 @@ spec:
       emptyDir:
         sizeLimit: 1Gi
     - name: downloads
-      {{- include "roost.volume" (dict "root" . "volume" .Values.cache.downloads "readOnly" false) | nindent 6 }}
+      {{- include "roost.volume" (dict "root" . "volume" (.Values.cache.downloads | default (dict "size" "60Gi")) "readOnly" false) | nindent 6 }}
     - name: programs
-      {{- include "roost.volume" (dict "root" . "volume" .Values.cache.programs "readOnly" false) | nindent 6 }}
+      {{- include "roost.volume" (dict "root" . "volume" (.Values.cache.programs | default (dict "size" "2Gi")) "readOnly" false) | nindent 6 }}
     {{- if and .Values.cache.states (ne $.role "follower") }}
     - name: states
       {{- include "roost.volume" (dict "root" . "volume" .Values.cache.states "readOnly" false) | nindent 6 }}
