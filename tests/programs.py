@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 
 import pytest
 
@@ -15,8 +16,8 @@ def missing(what: str, how: str) -> None:
 
 
 def program(name: str, package: str) -> str:
-    """Returns a program's path, even if only root's PATH contains it."""
-    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
+    """Returns a program's path, even if only root's PATH contains it, or the environment of these tests."""
+    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin:{sys.prefix}/bin")
     if found is None:
         missing(name, f"on Debian, apt-get install {package}")
     return str(found)

@@ -1,4 +1,4 @@
-"""nginx, HAProxy and Caddy in front of the server, set up as docs/how-to/reverse-proxies.md says."""
+"""nginx, HAProxy, Caddy and Envoy in front of the server, set up as docs/how-to/reverse-proxies.md says."""
 
 import json
 import re
@@ -13,7 +13,7 @@ import httpx
 import pytest
 from ports import free_port
 from programs import program
-from proxies import caddy, haproxy, nginx, running
+from proxies import caddy, envoy, haproxy, nginx, running
 from questions import ANSWER, QUESTION
 from server_process import API_KEY, ServerProcess
 
@@ -22,7 +22,7 @@ LONG = {"max_tokens": 100_000, "min_tokens": 100_000}
 """Options of a generation that no test waits for, but that the server accepts."""
 
 
-@pytest.fixture(params=[nginx, haproxy, caddy], ids=lambda proxy: proxy.__name__, scope="module")
+@pytest.fixture(params=[nginx, haproxy, caddy, envoy], ids=lambda proxy: proxy.__name__, scope="module")
 def proxy(
     request: pytest.FixtureRequest, server: ServerProcess, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:

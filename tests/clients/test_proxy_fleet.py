@@ -1,4 +1,4 @@
-"""Three servers behind nginx, HAProxy or Caddy, as docs/how-to/reverse-proxies.md says, are restarted in turn."""
+"""Three servers behind a proxy, as docs/how-to/reverse-proxies.md says, are restarted in turn."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from ports import free_port
-from proxies import caddy, haproxy, nginx
+from proxies import caddy, envoy, haproxy, nginx
 from questions import QUESTION
 from server_process import SHAPES, start
 
@@ -126,7 +126,7 @@ def streamed(client: httpx.Client) -> str:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("proxy", [nginx, haproxy, caddy], ids=lambda proxy: proxy.__name__)
+@pytest.mark.parametrize("proxy", [nginx, haproxy, caddy, envoy], ids=lambda proxy: proxy.__name__)
 def test_servers_are_restarted_in_turn(proxy: Any, replicas: list[Replica], tmp_path: Path) -> None:
     """A session stays with one server meanwhile, and no request fails."""
     port, outcomes = free_port(), list[str]()

@@ -1,16 +1,20 @@
-"""Hostile headers and large uploads through nginx, HAProxy and Caddy, set up as docs/how-to/reverse-proxies.md says."""
+"""Hostile headers, large uploads, TLS and HTTP/2 through proxies, set up as docs/how-to/reverse-proxies.md says."""
 
 import json
+import re
+import ssl
 from collections.abc import Iterator
 from contextlib import closing
 from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from certificates import make_certificate
 from ports import free_port
-from proxies import caddy, haproxy, nginx
+from proxies import caddy, envoy, haproxy, nginx
 from roost.server.features.batches.file_routes import MAX_FILE_BYTES
 from server_process import TINY, ServerProcess, serving, wait_for_line
 
@@ -42,7 +46,7 @@ def num_servers(request: pytest.FixtureRequest) -> int:
     return int(request.param)
 
 
-@pytest.fixture(params=[nginx, haproxy, caddy], ids=lambda proxy: proxy.__name__)
+@pytest.fixture(params=[nginx, haproxy, caddy, envoy], ids=lambda proxy: proxy.__name__)
 def client(
     request: pytest.FixtureRequest, num_servers: int, server: ServerProcess, tmp_path: Path
 ) -> Iterator[httpx.Client]:
@@ -74,7 +78,7 @@ def test_a_file_may_be_larger_than_other_bodies(client: httpx.Client) -> None:
     assert answer.json()["bytes"] == len(lines) > 4 * 2**20
 
 
-@pytest.mark.parametrize("client", [nginx, haproxy], ids=lambda proxy: proxy.__name__, indirect=True)
+@pytest.mark.parametrize("client", [nginx, haproxy, envoy], ids=lambda proxy: proxy.__name__, indirect=True)
 @pytest.mark.parametrize(
     ("path", "num_bytes", "refusal"),
     [("/v1/files", MAX_FILE_BYTES + 2**16, "multipart/form-data"), ("/v1/states/import", 2**40, "is larger than")],
@@ -87,3 +91,28 @@ def test_the_server_alone_limits_uploads(client: httpx.Client, path: str, num_by
         connection.putheader("content-length", str(num_bytes))
         connection.endheaders()
         assert refusal in json.loads(connection.getresponse().read())["error"]["message"]
+
+
+@pytest.mark.parametrize("proxy", [nginx, haproxy, caddy], ids=lambda proxy: proxy.__name__)
+def test_tls_and_http2_end_at_the_proxy(proxy: Any, server: ServerProcess, tmp_path: Path) -> None:
+    """A stream passes, and the server learns the client's scheme and address."""
+    certificate = tmp_path / "roost.crt"
+    for name, content in zip(("roost.crt", "roost.key"), make_certificate(), strict=True):
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "roost.crt.key").symlink_to("roost.key")  # for HAProxy
+    port, request_id = free_port(), f"secured-{proxy.__name__}"
+    with (
+        proxy([server.url.removeprefix("http://")], tmp_path, port, certificate),
+        httpx.HTTPTransport(
+            local_address=CLIENT, http2=True, verify=ssl.create_default_context(cafile=certificate)
+        ) as transport,
+        httpx.Client(transport=transport, base_url=f"https://127.0.0.1:{port}", timeout=60) as client,
+    ):
+        answer = client.get("/v1", headers={"x-request-id": request_id})
+        body = {"prompt": [5, 6, 7], "max_tokens": 5, "ignore_eos": True, "stream": True}
+        streamed = client.post("/v1/completions", json=body)
+    assert (answer.http_version, streamed.http_version) == ("HTTP/2", "HTTP/2")
+    assert urlsplit(answer.json()["chat_page"]).scheme == "https"
+    assert streamed.text.endswith("data: [DONE]\n\n")
+    wait_for_line(server, f" {request_id} GET /v1 404 ", seconds=60)
+    assert re.search(rf" {request_id} .* client={CLIENT}\b", server.log.read_text())
