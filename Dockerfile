@@ -48,7 +48,7 @@ WORKDIR /tmp
 EXPOSE 8000
 ENTRYPOINT ["roost"]
 CMD ["serve", "--host", "0.0.0.0"]
-# Docker and Compose ask for it; Kubernetes has probes of its own. Weights may be downloaded and compiled for during the start.
+# Docker and Compose ask for it; Kubernetes has probes of its own. Nothing listens while weights are downloaded.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=30m --start-interval=5s \
     CMD ["python3", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/health/ready', timeout=4)"]
 ARG REVISION=unknown

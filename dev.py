@@ -31,7 +31,9 @@ TICK_S = 0.2  # between two looks of the spinner on a terminal
 LINE_EVERY_S = 10.0  # between two lines where there is no terminal
 UV = "uv"
 DOCS = "docs"
+AUDIT = "audit"
 GPU_COMPILE = "gpu-compile"
+IMAGE_LOCKS = ("cpu", "tpu", "cuda13", "buckets", "otel")  # of which the Dockerfile installs some
 CLIENTS = {
     "clients": VERSIONS,
     "clients-openai2": VERSIONS,
@@ -61,6 +63,7 @@ usage: python3 dev.py <job> [arguments]
   test-deploy  check the Helm chart, manifests, alerts, Dockerfile and proxies (Linux x86-64); arguments go to pytest
   manifests    render deploy/manifests anew from the Helm chart (Linux x86-64)
   release      build the sdist and wheels of this commit into dist/ and try them; --tag vX.Y.Z checks a tag
+  audit        look up known vulnerabilities of what images install (needs the index's own advisories)
   docs         write the reference from the code and build the documentation into site/; --serve shows it
   lint         ruff and mypy
   mutants      plant wrong lines that tests once missed, and demand that they notice each
@@ -437,6 +440,12 @@ def release(python: Path, arguments: Sequence[str]) -> int:
     return subprocess.run([str(python), "tools/check_release.py", *named], cwd=ROOT).returncode
 
 
+def audit(python: Path, arguments: Sequence[str]) -> int:
+    """Looks up known vulnerabilities of what images install; fails where the index, such as a mirror, has none."""
+    locks = [f"--requirement={lock_file(name)}" for name in IMAGE_LOCKS]
+    become(python, "pip_audit", "--strict", "--disable-pip", "--require-hashes", *locks, *arguments)
+
+
 DOCS_ADDRESS = "localhost:8008"
 """Address of the documentation; Roost has port 8000."""
 
@@ -517,7 +526,7 @@ def show_mypy(path: Path, name: str) -> str:
 def lock(_: Path, arguments: Sequence[str]) -> int:
     """Resolves every lock for all platforms; `dev` goes first and the others keep to its versions."""
     uv = find_uv()
-    for name in (UV, "dev", "cpu", "tpu", "cuda13", "buckets", "otel", "compat", "deploy", GPU_COMPILE, DOCS, *CLIENTS):
+    for name in (UV, "dev", *IMAGE_LOCKS, "compat", "deploy", GPU_COMPILE, DOCS, AUDIT, *CLIENTS):
         failed = f"could not lock {name}; the lines above say why"
         call([uv, *lock_arguments(name), *arguments], f"locking requirements/{name}.txt", failed)
     return 0
@@ -534,7 +543,7 @@ def lock_arguments(name: str) -> list[str]:
         inputs = ["requirements/deploy.in", "--no-deps", *constraint]
     if name == GPU_COMPILE:  # at the versions with which programs run
         inputs = [f"requirements/{name}.in", "--no-deps", "--constraint", "requirements/cuda13.txt"]
-    if name in (UV, DOCS, *CLIENTS):
+    if name in (UV, DOCS, AUDIT, *CLIENTS):
         inputs = [f"requirements/{name}.in"]  # they share no environment with Roost, whose versions some cannot take
     if (ROOT / f"requirements/{name}.override").exists():
         inputs += ["--override", f"requirements/{name}.override"]
@@ -556,6 +565,7 @@ JOBS = {
     "test-deploy": Job(("dev", "deploy"), test_deploy, venv=".venv-deploy"),
     "manifests": Job(("dev", "deploy"), manifests, venv=".venv-deploy"),
     "release": Job(("dev", "deploy"), release, venv=".venv-deploy"),
+    "audit": Job((AUDIT,), audit, venv=".venv-audit", checkout=False),
     "docs": Job((DOCS,), docs, venv=".venv-docs", checkout=False),
     "lint": Job(("dev",), lint),
     "mutants": Job(("dev",), mutants),

@@ -4,13 +4,15 @@
     python3 dev.py release --tag v0.1.0   # the same for a tag: its version, and the date in CHANGELOG.md, must agree
 
 Both wheels are built from the sdist. The build is reproducible: times are those of the commit, and every file is built
-a second time, in another folder and from the checkout, and must have the same bytes.
+a second time, in another folder and from the checkout, and must have the same bytes. sbom/ gets the packages of each
+image, in CycloneDX's format.
 """
 
 import argparse
 import gzip
 import hashlib
 import io
+import json
 import os
 import platform
 import re
@@ -24,12 +26,23 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from subprocess import PIPE, STDOUT
-from typing import Final
+from typing import Any, Final
 
 from packaging.metadata import Metadata
+from packaging.requirements import Requirement
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 DIST: Final = ROOT / "dist"
+SBOM: Final = ROOT / "sbom"
+"""Bills of materials, apart from what is published on the package index."""
+
+IMAGES: Final = {
+    "cpu": ("cpu", "buckets", "otel"),
+    "tpu": ("tpu", "buckets", "otel"),
+    "cuda": ("cuda13", "buckets", "otel"),
+}
+"""Locks that each target of the Dockerfile installs."""
+
 PLATFORM: Final = "manylinux_2_34_x86_64"
 """Oldest platform of the native wheel: Debian 12, Ubuntu 22.04, RHEL 9 and later. Others get the pure wheel."""
 
@@ -203,6 +216,35 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+# --- bills of materials
+
+
+def bill_of_materials(version: str, locks: Sequence[str]) -> dict[str, Any]:
+    """Returns what is installed with Roost from some locks on Linux, as a CycloneDX document."""
+    texts = [(ROOT / "requirements" / f"{lock}.txt").read_text() for lock in locks]
+    lines = [line.rstrip(" \\") for text in texts for line in text.splitlines() if re.match(r"[\w.-]+==", line)]
+    found = {each.name: each for each in map(Requirement, lines) if applies_on_linux(each)}
+    return {
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "version": 1,
+        "metadata": {"component": component("application", "roost", version)},
+        "components": [
+            component("library", name, next(iter(each.specifier)).version) for name, each in sorted(found.items())
+        ],
+    }
+
+
+def applies_on_linux(requirement: Requirement) -> bool:
+    """Returns whether a requirement is installed on Linux, by this version of Python."""
+    return requirement.marker is None or requirement.marker.evaluate({"sys_platform": "linux"})
+
+
+def component(kind: str, name: str, version: str) -> dict[str, str]:
+    """Returns a package of the Python Package Index in CycloneDX's words."""
+    return {"type": kind, "name": name, "version": version, "purl": f"pkg:pypi/{name}@{version}"}
+
+
 # --- what is in it
 
 
@@ -262,6 +304,9 @@ def main(arguments: Sequence[str]) -> int:
         for path in files:
             shutil.copy(path, DIST)
             print(f"{digest(path)}  {path.name}  {path.stat().st_size / 2**20:.1f} MiB")
+    SBOM.mkdir(exist_ok=True)
+    for image, locks in IMAGES.items():
+        (SBOM / f"roost-{version}-{image}.cdx.json").write_text(json.dumps(bill_of_materials(version, locks), indent=1))
     if not builds_native():
         print("no wheel with native kernels: it is built on Linux on x86-64 only")
     return 0

@@ -1,6 +1,9 @@
 """A release of this checkout: built twice, looked into, and served from an environment without a compiler."""
 
+import importlib.metadata
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +14,9 @@ from subprocess import PIPE
 
 import pytest
 from deploy_tools import load, program
+from jsonschema import Draft7Validator
 from kubernetes_objects import DEPLOY
+from referencing import Registry, Resource
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(900)]
 
@@ -81,6 +86,26 @@ def test_what_does_not_belong_there_is_reported(folder: Path, tmp_path: Path) ->
         f"{PURE}: roost/kernels/native/_cpu.abi3.so does not belong there",
         f"{PURE}: tests/test_x.py does not belong there",
     ]
+
+
+@pytest.mark.parametrize("image", build_release.IMAGES)
+def test_a_bill_of_materials_has_what_an_image_installs(image: str) -> None:
+    """By CycloneDX's schema, and with what differs between images."""
+    bill = build_release.bill_of_materials(VERSION, build_release.IMAGES[image])
+    schemas = [file for file in importlib.metadata.files("cyclonedx-python-lib") or [] if file.match("*.schema.json")]
+    texts = {file.name.replace(".SNAPSHOT", ""): json.loads(file.read_text()) for file in schemas}
+    registry = Registry().with_resources((each["$id"], Resource.from_contents(each)) for each in texts.values())
+    Draft7Validator(texts["bom-1.6.schema.json"], registry=registry).validate(bill)
+    names = {each["name"] for each in bill["components"]}
+    assert {"jax", "obstore", "opentelemetry-sdk"} <= names
+    assert "httpx2-jsfetch" not in names  # for Emscripten only
+    assert ("libtpu" in names, "jax-cuda13-plugin" in names) == (image == "tpu", image == "cuda")
+
+
+def test_images_install_the_locks_of_their_bills() -> None:
+    stages = re.findall(r"^FROM builder AS build-(\w+)\n(RUN .*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    installed = {image: tuple(re.findall(r"requirements/([\w]+)\.txt", line)) for image, line in stages}
+    assert installed == build_release.IMAGES
 
 
 def test_pip_chooses_the_native_kernels_here(folder: Path, environment: object) -> None:
