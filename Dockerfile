@@ -48,9 +48,10 @@ WORKDIR /tmp
 EXPOSE 8000
 ENTRYPOINT ["roost"]
 CMD ["serve", "--host", "0.0.0.0"]
-# Docker and Compose ask for it; Kubernetes has probes of its own. Nothing listens while weights are downloaded.
+# Docker and Compose ask it; Kubernetes has probes of its own. Nothing listens while weights are downloaded.
+COPY deploy/healthcheck.py /usr/local/lib/roost/healthcheck.py
 HEALTHCHECK --interval=15s --timeout=5s --start-period=30m --start-interval=5s \
-    CMD ["python3", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/health/ready', timeout=4)"]
+    CMD ["python3", "/usr/local/lib/roost/healthcheck.py"]
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="Roost" \
     org.opencontainers.image.description="An inference server for RecurrentGemma and other Griffin models" \

@@ -1,7 +1,7 @@
 """The Dockerfile, without building it."""
 
-import json
 import re
+import ssl
 import subprocess
 import sys
 import threading
@@ -10,11 +10,13 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-from deploy_tools import program, run
+from certificates import make_certificate
+from deploy_tools import load, program, run
 from kubernetes_objects import DEPLOY, PRESETS, committed, container, pod
 from roost.server.http.health import router
 
 ROOT = DEPLOY.parent
+HEALTHCHECK = DEPLOY / "healthcheck.py"
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 
@@ -40,8 +42,8 @@ def test_any_user_of_group_0_may_write_to_the_cache() -> None:
 
 
 @pytest.mark.parametrize(("status", "is_healthy"), [(200, True), (503, False)])
-def test_health_is_readiness_on_the_images_port(status: int, is_healthy: bool) -> None:
-    (written,) = re.findall(r"^HEALTHCHECK .*\\\n *CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)
+@pytest.mark.parametrize("secured", [False, True], ids=["http", "https"])
+def test_health_is_liveness_on_the_servers_port(status: int, is_healthy: bool, secured: bool, tmp_path: Path) -> None:
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -53,17 +55,32 @@ def test_health_is_readiness_on_the_images_port(status: int, is_healthy: bool) -
         def log_message(self, *_: object) -> None:
             pass
 
-    (port,) = re.findall(r"^EXPOSE (\d+)$", DOCKERFILE, re.MULTILINE)
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        words = ["roost", "serve", "demo", "--port", str(server.server_port)]
+        if secured:
+            (tmp_path / "pair").write_bytes(b"".join(make_certificate()))
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(tmp_path / "pair")
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+            words += [f"--ssl-certfile={tmp_path / 'pair'}"]
+        (tmp_path / "cmdline").write_text("\0".join(words) + "\0")
         thread = threading.Thread(target=server.handle_request)
         thread.start()
-        python, *arguments = json.loads(written.replace(f"127.0.0.1:{port}/", f"127.0.0.1:{server.server_port}/"))
-        assert python == "python3"
-        ended = subprocess.run([sys.executable, *arguments], capture_output=True)
+        ended = subprocess.run([sys.executable, HEALTHCHECK, tmp_path / "cmdline"], capture_output=True)
         thread.join()
     assert (ended.returncode == 0) == is_healthy
-    assert asked == ["/health/ready"]
+    assert asked == ["/health"]
     assert asked[0] in {getattr(route, "path", "") for route in router.routes}
+
+
+def test_the_images_health_check_follows_flags_and_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    (port,) = re.findall(r"^EXPOSE (\d+)$", DOCKERFILE, re.MULTILINE)
+    address = load("healthcheck").address
+    assert address("roost\0serve\0") == f"http://127.0.0.1:{port}/health"
+    monkeypatch.setenv("ROOST_PORT", "9000")
+    monkeypatch.setenv("ROOST_SSL_CERTFILE", "/etc/tls.crt")
+    assert address("roost\0serve\0") == "https://127.0.0.1:9000/health"
+    assert address("roost\0serve\0--port=1\0--admin-port\0" + "7\0--port\0" + "2\0") == "https://127.0.0.1:2/health"
 
 
 def test_all_is_installed_by_hashes() -> None:
@@ -81,3 +98,4 @@ def test_the_build_is_shown_all_that_is_shipped() -> None:
     own = {"__init__.py", *project["tool"]["setuptools"]["package-data"]["roost"]}
     licences = {Path(name).parts[0] for name in project["project"]["license-files"]}
     assert {*rooms, *own, *licences, project["project"]["readme"], "requirements"} <= shown
+    assert set(re.findall(r"^COPY (\S+\.py) ", DOCKERFILE, re.MULTILINE)) <= shown
