@@ -76,7 +76,7 @@ def serve(settings: Settings) -> int:
     )
     app = make_app(access, trace=telemetry.trace)
     server = HttpServer(uvicorn_config(app, settings, connections), signals)
-    reloads = FileReloads(file_sources(settings, access, server.config), signals, metrics.reloads)
+    reloads = FileReloads(file_sources(settings, access, server.config, metrics.reloads), signals, metrics.reloads)
     tasks = (reloads.run, ThroughputLog(lambda: engine.stats).run)
 
     def start() -> None:

@@ -147,11 +147,13 @@ class _Exchange:
           tokens: Token counts, which are left out for a request that generates nothing.
         """
         scope, seconds = self._scope, round(time.perf_counter() - self._started, 3)
-        level = logging.DEBUG if scope["path"] in _QUIET else logging.INFO
         client_id = Headers(scope=scope).get("x-client-request-id", "")
         client_id = client_id if _SAFE_ID.fullmatch(client_id) else ""
         host = str((scope.get("client") or ("",))[0])  # empty for a Unix socket
-        reason = (error_reason.get([]) or [""])[-1] if status is not None and status >= 400 else ""
+        reason = (error_reason.get([]) or [""])[-1] if status is not None else ""
+        has_broken_off = reason != "" and status is not None and status < 400  # a stream
+        is_failure = status is None or status >= 500 or has_broken_off
+        level = logging.DEBUG if scope["path"] in _QUIET else logging.WARNING if is_failure else logging.INFO
         about: dict[str, Any] = {"client": host if _ADDRESS.fullmatch(host) else ""}
         if tokens.num_choices:
             about |= {"model": model, "prompt_tokens": tokens.prompt, "cached_tokens": tokens.cached}

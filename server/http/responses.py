@@ -18,12 +18,13 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from ..database.errors import StoreUnavailableError as StoreError
-from ..errors.request_errors import ApiError, from_exception, request_warnings
+from ..errors.request_errors import ApiError, from_exception, log_reason, request_warnings
 from ..generation.admission import admission
 from ..generation.delta import Delta
 from ..generation.generation import Generation, collect
 from ..generation.service import Service
 from ..generation.spec import Choice, GenerationSpec
+from ..observability.logging import error_reason
 from ..tenancy.workers import Workers
 
 _DEPTH: Final = 5
@@ -387,6 +388,7 @@ async def stream_events(
         yield builder.sse.end
     except Exception as error:
         api_error = from_exception(error)
+        error_reason.get([]).append(log_reason(api_error))
         if api_error.status_code == 500:
             _logger.exception("a stream failed")
         with suppress(StoreError):  # the client gets the first error

@@ -337,6 +337,12 @@ class ReloadMetrics:
             "Time at which the files of keys and certificates were last loaded, in seconds since 1970.",
             registry=registry,
         )
+        self._expiry = Gauge(
+            "roost_certificate_expiry_timestamp_seconds",
+            "Time at which the certificate in use expires, in seconds since 1970.",
+            ["file"],
+            registry=registry,
+        )
         self.record(is_successful=True)
 
     def record(self, *, is_successful: bool) -> None:
@@ -348,6 +354,10 @@ class ReloadMetrics:
         self._successful.set(is_successful)
         if is_successful:
             self._time.set_to_current_time()
+
+    def record_certificate(self, file: str, expiry: float) -> None:
+        """Records when the certificate that is in use from now on expires, in seconds since 1970."""
+        self._expiry.labels(file).set(expiry)
 
 
 class DatabaseCollector(Collector):

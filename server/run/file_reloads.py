@@ -15,7 +15,7 @@ from ..http.auth import Access, reload_keys
 from ..observability.metrics import ReloadMetrics
 from ..settings import Settings, SettingsError
 from ..terminal.signals import Signals
-from .http_server import reload_certificate
+from .http_server import certificate_expiry, reload_certificate
 
 LOOK_INTERVAL_S: Final = 5.0
 """Seconds between two looks at the files. A change is loaded at the look after the one that finds it."""
@@ -58,16 +58,19 @@ def _signature(path: Path) -> tuple[int, ...] | None:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def file_sources(settings: Settings, access: Access, config: uvicorn.Config) -> list[FileSource]:
-    """Returns the files that are reloaded when they change."""
+def file_sources(
+    settings: Settings, access: Access, config: uvicorn.Config, metrics: ReloadMetrics
+) -> list[FileSource]:
+    """Returns the files that are reloaded when they change; they have been loaded once."""
     sources = []
     if settings.api_key_file is not None:
         load_keys = partial(_reload_keys, access, settings)
         sources.append(FileSource(f"api_key_file {settings.api_key_file}", [settings.api_key_file], load_keys))
     if settings.ssl_certfile is not None:
         paths = [path for path in (settings.ssl_certfile, settings.ssl_keyfile) if path is not None]
-        load_certificate = partial(reload_certificate, config, settings)
+        load_certificate = partial(_reload_certificate, config, settings, metrics)
         sources.append(FileSource(f"ssl_certfile {settings.ssl_certfile}", paths, load_certificate))
+        _record_expiry(settings.ssl_certfile, metrics)
     return sources
 
 
@@ -76,6 +79,17 @@ def _reload_keys(access: Access, settings: Settings) -> None:
     reload_keys(access, settings)
     if had_one and len(access.keys.owners) > 1:
         _logger.warning("shares of several API keys hold from the next start: this one had the keys of one name")
+
+
+def _reload_certificate(config: uvicorn.Config, settings: Settings, metrics: ReloadMetrics) -> None:
+    reload_certificate(config, settings)
+    assert settings.ssl_certfile is not None
+    _record_expiry(settings.ssl_certfile, metrics)
+
+
+def _record_expiry(certificate: Path, metrics: ReloadMetrics) -> None:
+    if (expiry := certificate_expiry(certificate)) is not None:
+        metrics.record_certificate(str(certificate), expiry)
 
 
 class FileReloads:

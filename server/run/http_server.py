@@ -1,6 +1,8 @@
 """Listens for connections within the limit of open files, and runs uvicorn alongside the lifecycle."""
 
 import asyncio
+import base64
+import calendar
 import contextlib
 import errno
 import re
@@ -8,6 +10,7 @@ import resource
 import select
 import socket
 import ssl
+import time
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -46,6 +49,10 @@ responses."""
 
 _RESERVED_FILES: Final = RESERVED_CONNECTIONS + MAX_ADMIN_CONNECTIONS + RESERVED_CONNECTIONS + 1024
 """Number of files for other uses: connections beyond the limits, grammars' pipes, caches and devices."""
+
+_CERTIFICATE: Final = re.compile(rb"-----BEGIN (?:\w+ )?CERTIFICATE-----(.*?)-----END", re.DOTALL)
+_VALIDITY: Final = re.compile(rb"(?:\x17\x0d\d{12}Z|\x18\x0f\d{14}Z)(?:\x17\x0d(\d{12})Z|\x18\x0f(\d{14})Z)")
+"""Validity of a certificate in DER (RFC 5280, 4.1.2.5): two times, each with two or four digits of the year."""
 
 
 class HttpServer(uvicorn.Server):
@@ -134,6 +141,16 @@ def reload_certificate(config: uvicorn.Config, settings: Settings) -> None:
         _load_certificate(context, settings.ssl_certfile, settings.ssl_keyfile)
 
 
+def certificate_expiry(path: Path) -> float | None:
+    """Returns when the first certificate of a PEM file expires, in seconds since 1970; None if it cannot be found."""
+    found = _CERTIFICATE.search(path.read_bytes())
+    times = _VALIDITY.search(base64.b64decode(found[1])) if found else None
+    if times is None:
+        return None
+    digits, form = (times[1], "%y%m%d%H%M%S") if times[1] else (times[2], "%Y%m%d%H%M%S")
+    return calendar.timegm(time.strptime(digits.decode(), form))
+
+
 def _load_certificate(context: ssl.SSLContext, certificate: Path, key: Path | None) -> None:
     """Loads a certificate and its key, which may be in the same file.
 
@@ -141,7 +158,7 @@ def _load_certificate(context: ssl.SSLContext, certificate: Path, key: Path | No
       ConfigError: One of them cannot be used.
     """
     chain, key_file = f"ssl_certfile {certificate}", f"ssl_keyfile {key}" if key else f"ssl_certfile {certificate}"
-    if not re.search(rb"-----BEGIN (\w+ )?CERTIFICATE-----", _read_pem(chain, certificate)):
+    if not _CERTIFICATE.search(_read_pem(chain, certificate)):
         raise ConfigError(f"{chain}: holds no certificate in PEM")
     pem = _read_pem(key_file, key or certificate)
     private = re.search(rb"-----BEGIN (\w+ )?PRIVATE KEY-----.*?-----END", pem, re.DOTALL)

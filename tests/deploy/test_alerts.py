@@ -1,6 +1,7 @@
 """Alerts through promtool, and a real Prometheus that scrapes a real server."""
 
 import json
+import ssl
 import subprocess
 import time
 import urllib.error
@@ -8,11 +9,13 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from certificates import make_certificate
 from deploy_tools import program, run
 from kubernetes_objects import CHART, alert_rules, expressions, metric_names
 from ports import free_port
@@ -61,7 +64,14 @@ def prometheus(folder: Path, target: str) -> Iterator[str]:
     config = {
         "global": {"scrape_interval": "2s", "evaluation_interval": "1s"},
         "rule_files": [str(ALERTS)],
-        "scrape_configs": [{"job_name": "roost", "static_configs": [{"targets": [target]}]}],
+        "scrape_configs": [
+            {
+                "job_name": "roost",
+                "scheme": "https",
+                "tls_config": {"insecure_skip_verify": True},
+                "static_configs": [{"targets": [target]}],
+            }
+        ],
     }
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     url = f"http://127.0.0.1:{free_port()}"
@@ -89,20 +99,23 @@ def complete(url: str) -> None:
     """Sends a request, of which there are metrics then."""
     headers = {"authorization": "Bearer sesame", "content-type": "application/json"}
     body = json.dumps({"prompt": "a", "max_tokens": 1}).encode()
-    urllib.request.urlopen(urllib.request.Request(f"{url}/v1/completions", body, headers), timeout=60).close()
+    request = urllib.request.Request(f"{url}/v1/completions", body, headers)
+    urllib.request.urlopen(request, timeout=60, context=ssl._create_unverified_context()).close()
 
 
 @pytest.fixture(scope="module")
 def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a Prometheus that has scraped the demo server's metrics."""
+    """The address of a Prometheus that has scraped the demo server's metrics, over TLS."""
     from server_process import launched
 
     program("prometheus", HOW)
     folder = tmp_path_factory.mktemp("prometheus")
+    (folder / "pair.pem").write_bytes(b"".join(make_certificate(datetime.now(UTC) + timedelta(days=30))))
     options = ("--slots", "2", "--store", f"sqlite:///{folder / 'responses.db'}")
+    options += ("--ssl-certfile", str(folder / "pair.pem"))
     with (
         launched("demo", *options, ROOST_API_KEY="sesame") as server,
-        prometheus(folder, server.url.removeprefix("http://")) as url,
+        prometheus(folder, server.url.removeprefix("https://")) as url,
     ):
         complete(server.url)
         wait_until(lambda: has_scraped(url))

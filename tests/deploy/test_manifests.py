@@ -220,6 +220,7 @@ def test_the_page_forwards_the_port_of_the_service() -> None:
 
 def told_by_the_server() -> set[str]:
     metrics = Metrics(lambda: STATS, tenants=("TENANT",))
+    metrics.reloads.record_certificate("tls.crt", 1.0)
     metrics.http.count("/v1/completions", "POST", 200)
     metrics.requests.track([Request("a", (1,), SamplingParams(), tenant="TENANT")])[0].end()
     metrics.registry.register(DatabaseCollector(lambda: {"responses": True}))

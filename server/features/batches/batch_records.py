@@ -163,9 +163,11 @@ class BatchTotals:
       waiting_lines: Number of lines of batches in progress that have not ended.
       running_lines: Number of these lines that a replica has claimed.
       oldest_s: Age of the oldest batch in progress, in seconds; 0 if no batch is in progress.
+      needed_lines_per_s: Rate at which lines must end so that each batch in progress ends in its window.
     """
 
     batches: dict[str, int]
     waiting_lines: int
     running_lines: int
     oldest_s: float
+    needed_lines_per_s: float = 0.0

@@ -66,6 +66,7 @@ class BatchStore:
       totals: Counts of all replicas from the last `look`; None before the first.
       retention_s: Age in seconds after which files and ended batches are deleted.
       num_refused: Total writes of this replica that were refused because of their fencing number.
+      num_ended: Total lines whose results this replica stored.
 
     Args:
       database: Database with the store's tables.
@@ -78,6 +79,7 @@ class BatchStore:
         self.has_work = asyncio.Event()
         self.totals: BatchTotals | None = None
         self.num_refused = 0
+        self.num_ended = 0
         database.probe = file_table.probe
         self._database = database
         interval_s = _INTERVAL_S if database.is_shared else 0.0
@@ -296,7 +298,9 @@ class BatchStore:
         """Stores the result of a line, unless another replica or no replica owns the line now."""
         load = WriteLoad(1, len(result.line))
         end = LineEnd(lease, result)
-        if not await self._results.write(end, _OWNER_S, load, waits_for_room=True, owner=lease.tenant):
+        if await self._results.write(end, _OWNER_S, load, waits_for_room=True, owner=lease.tenant):
+            self.num_ended += 1
+        else:
             self.num_refused += 1
 
     async def look(self) -> None:

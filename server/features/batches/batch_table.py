@@ -190,13 +190,15 @@ def totals(transaction: Transaction) -> BatchTotals:
     query = "(SELECT count(*) FROM (SELECT 1 FROM roost_batches WHERE status = '{}' LIMIT {}) AS counted)"
     counts = ", ".join(query.format(status, _MAX_COUNTED) for status in BatchStatus)
     (statuses,) = transaction.rows(f"SELECT {counts}")
-    ((lines, oldest),) = transaction.rows(
+    ((lines, oldest, needed),) = transaction.rows(
         """
-        SELECT coalesce(sum(num_lines - num_completed - num_failed), 0), coalesce(max({now} - created), 0) FROM (
-            SELECT num_lines, num_completed, num_failed, created FROM roost_batches WHERE status = 'in_progress'
-            LIMIT ?) AS unfinished
+        SELECT coalesce(sum(unfinished), 0), coalesce(max({now} - created), 0),
+            coalesce(sum(unfinished / CASE WHEN expires > {now} + 1 THEN expires - {now} ELSE 1.0 END), 0)
+        FROM (
+            SELECT num_lines - num_completed - num_failed AS unfinished, created, expires FROM roost_batches
+            WHERE status = 'in_progress' LIMIT ?) AS counted
         """,
         _MAX_COUNTED,
     )
     found = {status.value: int(count) for status, count in zip(BatchStatus, statuses, strict=True) if count}
-    return BatchTotals(found, int(lines), LINE_WORK.count(transaction, IS_OWNED), float(oldest))
+    return BatchTotals(found, int(lines), LINE_WORK.count(transaction, IS_OWNED), float(oldest), float(needed))

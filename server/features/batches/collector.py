@@ -14,11 +14,15 @@ class BatchCollector(Collector):
     Args:
       totals: Returns the counts of all replicas; None before they are known.
       num_given_back: Returns how many lines this replica gave back because it could not run them.
+      num_ended: Returns how many lines this replica ended.
     """
 
-    def __init__(self, totals: Callable[[], BatchTotals | None], num_given_back: Callable[[], int]) -> None:
+    def __init__(
+        self, totals: Callable[[], BatchTotals | None], num_given_back: Callable[[], int], num_ended: Callable[[], int]
+    ) -> None:
         self._totals = totals
         self._num_given_back = num_given_back
+        self._num_ended = num_ended
 
     def collect(self) -> Iterator[Metric]:
         totals = self._totals() or BatchTotals({}, 0, 0, 0.0)
@@ -37,6 +41,14 @@ class BatchCollector(Collector):
         lines.add_metric(["waiting"], max(totals.waiting_lines - totals.running_lines, 0))
         yield lines
         yield GaugeMetricFamily("roost_batch_age_seconds", "Age of the oldest batch in progress.", totals.oldest_s)
+        yield GaugeMetricFamily(
+            "roost_batch_lines_needed_per_second",
+            "Rate at which lines of all replicas must end so that each batch in progress ends in its window.",
+            totals.needed_lines_per_s,
+        )
+        yield CounterMetricFamily(
+            "roost_batch_lines_ended", "Lines of batches that this server ended.", self._num_ended()
+        )
         yield CounterMetricFamily(
             "roost_batch_lines_given_back",
             "Lines of batches that this server could not run, and left to be run later.",

@@ -35,7 +35,9 @@ class OpenBatches(OpenFeature):
 
     def __init__(self, service: Service, store: BatchStore, tenants: int = 1) -> None:
         self.store = store
-        self.collectors = (BatchCollector(lambda: store.totals, lambda: store.leases.num_refusals),)
+        self.collectors = (
+            BatchCollector(lambda: store.totals, lambda: store.leases.num_refusals, lambda: store.num_ended),
+        )
         self.service = service
         self._tenants = tenants
         self._worker: Worker[LineClaim] | None = None

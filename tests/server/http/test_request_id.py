@@ -4,6 +4,7 @@ import logging
 
 import httpx
 import pytest
+from fake_engine import FakeEngine
 
 
 @pytest.mark.parametrize(
@@ -38,3 +39,13 @@ async def test_access_log_has_one_line_per_request(client: httpx.AsyncClient, ca
     lines = [record.getMessage() for record in caplog.records if record.name == "roost.server.http.middleware"]
     assert [line.split(" 0.")[0] for line in lines] == ["GET /v1/models 200", "GET /a%0Ab 404"]
     assert [line.endswith("client-id=mine") for line in lines] == [True, False]
+
+
+async def test_a_5xx_is_a_warning(
+    client: httpx.AsyncClient, engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine.dies_after = 0
+    response = await client.post("/v1/completions", json={"prompt": "a"})
+    (logged,) = [record for record in caplog.records if record.name == "roost.server.http.middleware"]
+    assert (logged.levelname, response.status_code) == ("WARNING", 503)
+    assert logged.getMessage().endswith(": the engine died")

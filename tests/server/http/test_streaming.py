@@ -14,6 +14,7 @@ from roost.server.generation.generation import Generation, TakeText
 from roost.server.generation.prompts import Prompt
 from roost.server.generation.service import Service
 from roost.server.http.responses import KEEP_ALIVE, stream_events
+from roost.server.observability.logging import ACCESS_LOGGER
 from roost.server.openai.completions import ChatBody, ChatResponseBuilder
 from roost.server.text.served_model import ServedModel
 
@@ -100,7 +101,10 @@ async def test_a_stream_of_tokens_without_text_is_kept_alive_too(model: ServedMo
     assert [event == KEEP_ALIVE for event in events] == [False, True, False, True, True, False]
 
 
-async def test_a_failure_in_the_middle_is_an_event_and_the_end(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+async def test_a_failure_in_the_middle_is_an_event_and_the_end(
+    client: httpx.AsyncClient, engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The access log has it as a warning, which is also written without a line for each request."""
     engine.dies_after = 2
     response = await client.post("/v1/completions", json={"prompt": "a", "stream": True})
     assert response.status_code == 200
@@ -111,6 +115,8 @@ async def test_a_failure_in_the_middle_is_an_event_and_the_end(client: httpx.Asy
     }
     assert rest == ""
     assert not engine.running
+    (logged,) = [record for record in caplog.records if record.name == ACCESS_LOGGER]
+    assert (logged.levelname, logged.getMessage().endswith(": the engine died")) == ("WARNING", True)
 
 
 async def test_a_bug_in_the_middle_is_told_to_the_log_only(

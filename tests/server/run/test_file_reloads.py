@@ -1,14 +1,24 @@
 """Files of keys and certificates that change while a server runs."""
 
 import logging
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from certificates import make_certificate
 from prometheus_client import CollectorRegistry
 from roost.engine import ConfigError
 from roost.server.observability.metrics import ReloadMetrics
 from roost.server.run.file_reloads import FileReloads, FileSource
+from roost.server.run.http_server import certificate_expiry
 from roost.server.terminal.signals import Signals
+
+
+@pytest.mark.parametrize("year", [2049, 2050], ids=["UTCTime", "GeneralizedTime"])
+def test_the_first_certificate_of_a_file_has_an_expiry(year: int, tmp_path: Path) -> None:
+    expiry = datetime(year, 3, 1, 12, 30, tzinfo=UTC)
+    (tmp_path / "chain").write_bytes(b"a text before it\n" + make_certificate(expiry)[0] + make_certificate()[0])
+    assert certificate_expiry(tmp_path / "chain") == expiry.timestamp()
 
 
 class Watched:

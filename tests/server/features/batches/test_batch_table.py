@@ -250,6 +250,16 @@ def test_totals(database: Database, run: Callable[..., Any]) -> None:
     assert totals.oldest_s == pytest.approx(3.0)
 
 
+def test_each_batch_needs_a_rate_to_end_in_its_window(database: Database, run: Callable[..., Any]) -> None:
+    """Lines of an expired batch are due within a second."""
+    at(database, 1000.0)
+    for name, num_lines, window_s in (("long", 10, 1000.0), ("short", 5, 10.0)):
+        run(make_batch, name=name, num_lines=num_lines, window_s=window_s)
+    assert run(batch_table.totals).needed_lines_per_s == pytest.approx(10 / 1000 + 5 / 10)
+    at(database, 1200.0)
+    assert run(batch_table.totals).needed_lines_per_s == pytest.approx(10 / 800 + 5)
+
+
 def test_lines_are_read_in_pages(run: Callable[..., Any]) -> None:
     run(file_table.begin, tenant="", file_id="f", purpose="batch", name="x")
     lines = [b"x" * 700_000 + b"%d\n" % number for number in range(5)]
