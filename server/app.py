@@ -121,9 +121,9 @@ def create_app(
     needs_admin = partial(needs_admin_key, admin_paths=admin_paths)
     if access.keys:
         is_protected = partial(needs_key, public_paths=_PUBLIC_PATHS | admin_paths)
-        app.add_middleware(KeyAuthentication, keys=access.keys, is_protected=is_protected)
+        app.add_middleware(KeyAuthentication, access=access, is_protected=is_protected)
     if access.admin_keys:
-        app.add_middleware(KeyAuthentication, keys=access.admin_keys, is_protected=needs_admin)
+        app.add_middleware(KeyAuthentication, access=access, is_protected=needs_admin, is_admin=True)
     app.add_middleware(Drain, open_requests=service.open_requests)
     if access.admin_port is not None:
         app.add_middleware(PortSplit, admin_port=access.admin_port, admin_paths=admin_paths)

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..errors import kinds
 from ..errors.request_errors import ApiError
+from ..observability.audit import RejectedKeys, audit, client_of
 from ..settings import Settings, SettingsError
 from ..tenancy.tenant import tenant
 from .error_responses import send_error
@@ -85,12 +86,14 @@ class Access:
       admin_keys: Keys for operators' paths, such as `/debug/`, which do not exist without them.
       admin_port: Port that serves metrics and operators' paths instead; None serves all on the main port.
       allowed_origins: Origins of web pages that may use the API from a browser; "*" allows all.
+      rejected: Writes rejected keys into the audit log.
     """
 
     keys: ApiKeys = field(default_factory=ApiKeys)
     admin_keys: ApiKeys = field(default_factory=ApiKeys)
     admin_port: int | None = None
     allowed_origins: tuple[str, ...] = ()
+    rejected: RejectedKeys = field(default_factory=RejectedKeys)
 
 
 def load_access(settings: Settings, admin_port: int | None) -> Access:
@@ -189,23 +192,32 @@ class KeyAuthentication:
 
     Args:
       app: Wrapped application.
-      keys: Accepted keys.
+      access: Access control of the server.
       is_protected: Returns whether a path requires a key.
+      is_admin: Whether the accepted keys are the admin keys, whose requests the audit log has.
     """
 
-    def __init__(self, app: ASGIApp, keys: ApiKeys, is_protected: Callable[[str], bool]) -> None:
+    def __init__(
+        self, app: ASGIApp, access: Access, is_protected: Callable[[str], bool], *, is_admin: bool = False
+    ) -> None:
         self._app = app
-        self._keys = keys
+        self._keys = access.admin_keys if is_admin else access.keys
         self._is_protected = is_protected
+        self._is_admin = is_admin
+        self._rejected = access.rejected
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and self._is_protected(scope["path"]):
-            owner = self._keys.owner(_presented_keys(Headers(scope=scope)))
+            presented, path = _presented_keys(Headers(scope=scope)), scope["path"]
+            owner = self._keys.owner(presented)
             if owner is None:
+                self._rejected.write(client_of(scope), path, presented)
                 message = "missing or wrong API key: send the header Authorization: Bearer KEY, or x-api-key: KEY"
                 await send_error(ApiError(kinds.INVALID_API_KEY, message), scope, receive, send)
                 return
             tenant.set(owner)
+            if self._is_admin:
+                audit("admin", client=client_of(scope), method=scope["method"], path=path)
         await self._app(scope, receive, send)
 
 

@@ -23,6 +23,7 @@ from ..errors.request_errors import (
 )
 from ..generation.admission import Admissions, PreemptibleAdmission, admission
 from ..generation.service import OpenRequests
+from ..observability.audit import client_of
 from ..observability.logging import ACCESS_LOGGER, error_reason, request_id
 from ..observability.request_metrics import UNKNOWN_HANDLER, HttpMetrics, RequestTokens, request_tokens
 from ..tenancy.tenant import tenant
@@ -31,8 +32,6 @@ from .error_responses import send_error
 _SAFE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 """A request id that is safe in logs and headers."""
 
-_ADDRESS: Final = re.compile(r"[0-9A-Za-z.:%_-]{1,64}")
-"""Pattern of a client's address or name. Proxies copy it from clients' headers unchecked."""
 
 _MAX_PATH: Final = 200
 """Maximum characters of a path in a log line."""
@@ -149,12 +148,11 @@ class _Exchange:
         scope, seconds = self._scope, round(time.perf_counter() - self._started, 3)
         client_id = Headers(scope=scope).get("x-client-request-id", "")
         client_id = client_id if _SAFE_ID.fullmatch(client_id) else ""
-        host = str((scope.get("client") or ("",))[0])  # empty for a Unix socket
         reason = (error_reason.get([]) or [""])[-1] if status is not None else ""
         has_broken_off = reason != "" and status is not None and status < 400  # a stream
         is_failure = status is None or status >= 500 or has_broken_off
         level = logging.DEBUG if scope["path"] in _QUIET else logging.WARNING if is_failure else logging.INFO
-        about: dict[str, Any] = {"client": host if _ADDRESS.fullmatch(host) else ""}
+        about: dict[str, Any] = {"client": client_of(scope)}
         if tokens.num_choices:
             about |= {"model": model, "prompt_tokens": tokens.prompt, "cached_tokens": tokens.cached}
             about["completion_tokens"] = tokens.completion

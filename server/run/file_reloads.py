@@ -12,6 +12,7 @@ import uvicorn
 
 from ...engine import RoostError
 from ..http.auth import Access, reload_keys
+from ..observability.audit import audit
 from ..observability.metrics import ReloadMetrics
 from ..settings import Settings, SettingsError
 from ..terminal.signals import Signals
@@ -148,4 +149,5 @@ class FileReloads:
         else:
             self._failed.discard(source.name)
             _logger.info("reloaded %s", source.name)
+        audit("reload", files=source.name, is_successful=source.name not in self._failed)
         self._metrics.record(is_successful=not self._failed)

@@ -1,5 +1,6 @@
 """Keys and certificates that are replaced under a running server, and its signals."""
 
+import json
 import os
 import pty
 import signal
@@ -35,7 +36,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server_with_keys(tiny_config: Path, keys: Path) -> Iterator[ServerProcess]:
-    with serving(f"random:{tiny_config}", *SIMULATED, "--api-key-file", str(keys)) as server:
+    with serving(f"random:{tiny_config}", *SIMULATED, "--api-key-file", str(keys), ROOST_ADMIN_KEY="root") as server:
         yield server
 
 
@@ -52,6 +53,31 @@ def replace(path: Path, content: str | bytes) -> None:
     new = path.with_name("new")
     new.write_bytes(content.encode() if isinstance(content, str) else content)
     new.rename(path)
+
+
+def test_admin_actions_reloads_and_rejected_keys_are_in_the_audit_log(keyed: ServerProcess, keys: Path) -> None:
+    def audited(event: str) -> list[dict[str, object]]:
+        lines = [json.loads(line) for line in keyed.log.read_text().splitlines() if '"logger": "roost.audit"' in line]
+        return [line for line in lines if line["event"] == event]
+
+    num_reloads = len(audited("reload"))
+    replace(keys, f"# the same\n{OLD}")
+    keyed.process.send_signal(signal.SIGHUP)
+    until(lambda: len(audited("reload")) > num_reloads)
+    assert audited("reload")[-1].items() >= {"files": f"api_key_file {keys}", "is_successful": True}.items()
+    headers = {"authorization": "Bearer root"}
+    assert httpx.get(f"{keyed.url}/v1/usage", headers=headers, timeout=60).status_code == 404  # without a database
+    (admin,) = audited("admin")
+    assert admin.items() >= {"client": "127.0.0.1", "method": "GET", "path": "/v1/usage"}.items()
+    with httpx.Client(transport=httpx.HTTPTransport(local_address="127.0.0.2"), base_url=keyed.url) as stranger:
+        for _ in range(30):
+            assert stranger.get("/v1/usage", headers={"x-api-key": "guessed"}, timeout=60).status_code == 401
+    rejected = [line for line in audited("rejected_key") if line["client"] == "127.0.0.2"]
+    assert len(rejected) in range(10, 21)  # a minute may end meanwhile
+    assert {(line["path"], str(line["key_hashes"])) for line in rejected} == {
+        ("/v1/usage", str(rejected[0]["key_hashes"]))
+    }
+    assert "guessed" not in keyed.log.read_text()
 
 
 def test_a_removed_key_is_refused_and_its_stream_goes_on(keyed: ServerProcess, keys: Path) -> None:
@@ -81,6 +107,7 @@ def test_a_file_that_became_wrong_keeps_the_old_keys(keyed: ServerProcess, keys:
     until(lambda: metric(keyed, "roost_config_last_reload_successful") == 0)
     assert status(keyed, "old") == 200
     errors = [line for line in keyed.log.read_text().splitlines() if " ERROR " in line]
+    assert '"is_successful": false' in keyed.log.read_text()
     assert errors  # two if the server looked at the file before it got the signal
     assert all(line.endswith(f"api_key_file {keys}: has no key; add a line KEY or NAME:KEY") for line in errors)
     replace(keys, "alice:new\n")
