@@ -60,8 +60,12 @@ _TOPOLOGIES: Final[Mapping[str, tuple[tuple[int, ...], ...]]] = {
     "v5e": ((2, 2, 1), (2, 4, 1), (4, 4, 1), (4, 8, 1), (8, 8, 1)),
     "v5p": ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4)),
     "v6e": ((2, 2, 1), (2, 4, 1), (4, 4, 1), (4, 8, 1), (8, 8, 1)),
+    "v7x": ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4)),
 }
-"""Topologies by chip, in rising order of size."""
+"""Topologies by chip, in rising order of size. Each chip is a device, and a v7x two."""
+
+_TORI: Final = ("v5p", "v7x")
+"""Chips whose topologies have three dimensions."""
 
 _PALLAS_TARGETS: Final = ("tpu_custom_call", "__gpu$xla.gpu.triton")
 """How compiled programs for TPUs and GPUs call Pallas kernels."""
@@ -152,7 +156,7 @@ def _topology(chip: str, count: int) -> list[jax.Device]:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     jax.config.update("jax_platforms", "cpu")
-    name = f"{chip}:{'x'.join(str(size) for size in (sizes if chip == 'v5p' else sizes[:2]))}"
+    name = f"{'tpu7x' if chip == 'v7x' else chip}:{'x'.join(map(str, sizes if chip in _TORI else sizes[:2]))}"
     topology = topologies.get_topology_desc(platform="tpu", topology_name=name, chips_per_host_bounds=sizes)
     return list(topology.devices)
 

@@ -31,6 +31,10 @@ benchmarks/fleet.md. It does not include the error of the durations of steps."""
 MAX_USE: Final = 0.95
 """Maximum share of a replica's time; with less idle time, queues take minutes to drain."""
 
+STEP_ERRORS: Final = {True: 1.3, False: 2.0}
+"""Ratio by which steps may take longer than planned, by whether programs were compiled for the device. A judgement, as
+none was run: a schedule counts no waits, and the durations of other devices are estimates."""
+
 _TRIES: Final = 9
 
 _ROUNDS: Final = 2
@@ -135,14 +139,22 @@ class LoadPlan:
 
     Attributes:
       replica: One replica at the highest rate that keeps the targets, with the seed of the longest time to first token.
+      replicas: Number of replicas that serve the load.
       chips: Number of their chips.
       is_compiled: Whether durations of steps come from programs compiled for the device, rather than from an estimate.
+      replicas_if_slower: Number of replicas if steps take longer by `step_error`; None if the targets are then missed.
     """
 
     replica: SimulatedRate
     replicas: int
     chips: int
     is_compiled: bool
+    replicas_if_slower: int | None
+
+    @property
+    def step_error(self) -> float:
+        """Ratio by which steps may take longer than planned."""
+        return STEP_ERRORS[self.is_compiled]
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,11 +202,20 @@ def plan_load(loads: Sequence[ExpectedLoad], targets: Targets, roofline: Rooflin
     Raises:
       ConfigError: A target is shorter than a lone request takes, or no rate keeps it.
     """
-    mix = mix_on(tuple(loads), roofline, device, targets.itl_s)
-    _check_lone_requests(mix, targets)
-    replica = _highest(mix, targets)
-    replicas = math.ceil(mix.requests_per_s / replica.requests_per_s)
-    return LoadPlan(replica, replicas, replicas * roofline.shards.count, device in EFFICIENCIES)
+    is_compiled, load = device in EFFICIENCIES, fsum(each.requests_per_s for each in loads)
+
+    def replica_on(on: Roofline) -> SimulatedRate:
+        mix = mix_on(tuple(loads), on, device, targets.itl_s)
+        _check_lone_requests(mix, targets)
+        return _highest(mix, targets)
+
+    replica = replica_on(roofline)
+    replicas = math.ceil(load / replica.requests_per_s)
+    try:
+        slower = math.ceil(load / replica_on(roofline.slowed(STEP_ERRORS[is_compiled])).requests_per_s)
+    except ConfigError:
+        slower = None
+    return LoadPlan(replica, replicas, replicas * roofline.shards.count, is_compiled, slower)
 
 
 def saturated_requests_per_s(load: ExpectedLoad, roofline: Roofline, device: str, itl_target_s: float | None) -> float:

@@ -64,10 +64,13 @@ def as_object(found: LoadPlan, loads: Sequence[ExpectedLoad], targets: Targets, 
         "requests_per_s": replica.requests_per_s,
         "replicas": found.replicas,
         "chips": found.chips,
+        "replicas_with_spare": found.replicas + 1,
+        "step_error": found.step_error,
+        "replicas_if_slower": found.replicas_if_slower,
         "slots": roofline.slots,
         "ttft_p99_s": replica.ttft_p99_s,
         "itl_p99_s": replica.itl_p99_s,
-        "autoscaling": {"minReplicas": found.replicas, "waitingPerReplica": _waiting(found)},
+        "autoscaling": {"minReplicas": found.replicas + 1, "waitingPerReplica": _waiting(found)},
         "slots_used_per_replica": _used(found),
         "settings": {"itl_target_ms": 1e3 * targets.itl_s},
         "model_error": MODEL_ERROR,
@@ -95,14 +98,17 @@ def _replica(plan: ShownPlan, slots: int | None) -> Roofline:
 def _rows(found: LoadPlan, targets: Targets, roofline: Roofline) -> Iterator[tuple[str, str]]:
     replica = found.replica
     yield "requests/s of a replica within the targets", f"{replica.requests_per_s:,.3g}"
+    slower = found.replicas_if_slower
     yield "replicas", f"{found.replicas:,}"
+    yield f"  if steps take {found.step_error:g} times as long", "targets missed" if slower is None else f"{slower:,}"
     yield "chips", f"{found.chips:,}"
+    yield "replicas with a spare (N+1)", f"{found.replicas + 1:,}"
     yield "time to first token at that rate, p99", _time(replica.ttft_p99_s, targets.ttft_s)
     yield "time between tokens at that rate, p99", _time(replica.itl_p99_s, targets.itl_s)
     yield "settings.itl_target_ms", f"{1e3 * targets.itl_s:g}"
-    yield "autoscaling.minReplicas", f"{found.replicas:,}"
+    yield "autoscaling.minReplicas", f"{found.replicas + 1:,}"
     yield "autoscaling.waitingPerReplica", f"{_waiting(found):,}"
-    yield f"  or with hpaMetric: roost_slots_used, of {roofline.slots:,}", f"{_used(found):,}"
+    yield f"autoscaling.slotsUsedPerReplica, of {roofline.slots:,}", f"{_used(found):,}"
 
 
 def _time(seconds: float, target_s: float) -> str:

@@ -33,8 +33,10 @@ app = typer.Typer(
 
 app.add_typer(bench, name="bench")
 
-_TPUS: Final = ("v4", "v5e", "v5p", "v6e")
-_GPUS: Final = ("a100", "a100-40gb", "h100", "h200", "l4", "l40s", "a6000", "rtx4090")
+_TPUS: Final = ("v4", "v5e", "v5p", "v6e", "v7x")
+_GPUS: Final = (
+    *("a100", "a100-40gb", "h100", "h100-pcie", "h100-nvl", "gh200", "h200", "l4", "l40", "l40s", "a6000", "rtx4090"),
+)
 _FORMATS: Final = {"hf": "safetensors", "orbax": "the official one"}
 """Checkpoint formats. Like the devices, the engine knows them; without its import a shell completes them at once."""
 _DTYPES: Final = ("float32", "bfloat16")
@@ -199,7 +201,8 @@ def plan(
     verify: Annotated[
         bool,
         typer.Option(
-            "--verify", help="Compile the programs of serve for v5e, v5p, v6e, a100, b200, h100 or l4; takes minutes."
+            "--verify",
+            help="Compile the programs of serve for v5e, v5p, v6e, v7x, a100, b200, h100 or l4; takes minutes.",
         ),
     ] = False,
     load: Annotated[

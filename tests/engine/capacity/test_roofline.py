@@ -9,7 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from roost.engine.capacity.roofline import DEVICES, Device, Setup, compute_roofline, find_device, setups_that_fit
+from roost.engine.capacity.roofline import (
+    DEVICES,
+    Device,
+    Setup,
+    compute_roofline,
+    device_named,
+    find_device,
+    setups_that_fit,
+)
 from roost.engine.checkpoint.weights import random_params
 from roost.engine.devices.platform import TPU
 from roost.engine.model.collectives import Collectives
@@ -279,6 +287,30 @@ def test_gpus(device: str, model: str, slots: int, limit: int) -> None:
     roofline = compute_roofline(PRESETS[model], DEVICES[device], 2)
     assert roofline.slots == pytest.approx(slots, rel=0.005)
     assert roofline.decode_tokens_per_second(1) == pytest.approx(limit, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("TPU v5 lite", "v5e"),
+        ("TPU v5", "v5p"),
+        ("TPU v6 lite", "v6e"),
+        ("TPU7x", "v7x"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", "h100-pcie"),
+        ("NVIDIA H100 NVL", "h100-nvl"),
+        ("NVIDIA GH200 480GB", "gh200"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA L40", "l40"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA T4", None),
+    ],
+)
+def test_names_of_jax_are_of_devices_with_rates_of_their_own(kind: str, name: str | None) -> None:
+    assert device_named(kind) == name
+    assert name is None or [each for each, device in DEVICES.items() if device == DEVICES[name]] == [name]
 
 
 def test_the_deployments_promise_what_plan_gives() -> None:

@@ -107,6 +107,16 @@ def test_chips_are_those_of_all_replicas() -> None:
     assert not planned(SHORT, device="h100").is_compiled
 
 
+def test_slower_steps_take_more_replicas_or_miss_the_targets() -> None:
+    """Times of requests grow with those of steps; what a request takes outside of the device does not."""
+    found = planned(replace(SHORT, requests_per_s=100.0))
+    slower = plan_load([replace(SHORT, requests_per_s=100.0)], TARGETS, roofline().slowed(1.3), "v5e")
+    assert found.step_error == 1.3
+    assert found.replicas_if_slower == slower.replicas > found.replicas
+    lone_s = mix_on((SHORT,), roofline(), "v5e", TARGETS.itl_s).chip.decode(1)
+    assert planned(SHORT, targets=replace(TARGETS, itl_s=1.2 * lone_s)).replicas_if_slower is None
+
+
 def test_a_lone_request_takes_its_chunks_and_its_steps() -> None:
     mix = mix_on((ExpectedLoad.parse("1000+2@1/s"),), roofline(), "v5e", TARGETS.itl_s)
     lone = simulate(mix, 0.01, 1)

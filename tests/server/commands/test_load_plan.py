@@ -21,7 +21,10 @@ def test_json_and_the_table_are_one_plan(monkeypatch: pytest.MonkeyPatch) -> Non
     found = orjson.loads(printed(*LOAD, "--itl-p99", "60ms", "--json"))
     assert found["loads"] == ["512+128@20/s"]
     assert found["replicas"] == found["chips"] == -(-20 // found["requests_per_s"])
-    assert found["autoscaling"] == {"minReplicas": found["replicas"], "waitingPerReplica": 1}
+    assert found["replicas_with_spare"] == found["replicas"] + 1
+    assert found["autoscaling"] == {"minReplicas": found["replicas"] + 1, "waitingPerReplica": 1}
+    assert found["step_error"] == 1.3
+    assert found["replicas"] < found["replicas_if_slower"] <= 2 * found["replicas"]
     assert (found["slots"], found["settings"]) == (4, {"itl_target_ms": 60.0})
     assert 0 < found["ttft_p99_s"] <= 1.0
     assert 0 < found["itl_p99_s"] <= 0.06
@@ -32,8 +35,10 @@ def test_json_and_the_table_are_one_plan(monkeypatch: pytest.MonkeyPatch) -> Non
     shown = dict(rows)
     assert shown["requests/s of a replica within the targets"] == f"{found['requests_per_s']:.3g}"
     assert shown["replicas"] == str(found["replicas"])
-    assert shown["autoscaling.minReplicas"] == str(found["replicas"])
-    assert shown["or with hpaMetric: roost_slots_used, of 4"] == str(found["slots_used_per_replica"])
+    assert shown["if steps take 1.3 times as long"] == str(found["replicas_if_slower"])
+    assert shown["replicas with a spare (N+1)"] == str(found["replicas"] + 1)
+    assert shown["autoscaling.minReplicas"] == str(found["replicas"] + 1)
+    assert shown["autoscaling.slotsUsedPerReplica, of 4"] == str(found["slots_used_per_replica"])
     assert shown["settings.itl_target_ms"] == "60"
     assert "within 3%" in text
     assert "compiled, not run" in " ".join(text.split())
