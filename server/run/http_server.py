@@ -50,7 +50,7 @@ responses."""
 _RESERVED_FILES: Final = RESERVED_CONNECTIONS + MAX_ADMIN_CONNECTIONS + RESERVED_CONNECTIONS + 1024
 """Number of files for other uses: connections beyond the limits, grammars' pipes, caches and devices."""
 
-_CERTIFICATE: Final = re.compile(rb"-----BEGIN (?:\w+ )?CERTIFICATE-----(.*?)-----END", re.DOTALL)
+_CERTIFICATE: Final = re.compile(rb"-----BEGIN (?:\w+ )?CERTIFICATE-----([^-]*)")
 _VALIDITY: Final = re.compile(rb"(?:\x17\x0d\d{12}Z|\x18\x0f\d{14}Z)(?:\x17\x0d(\d{12})Z|\x18\x0f(\d{14})Z)")
 """Validity of a certificate in DER (RFC 5280, 4.1.2.5): two times, each with two or four digits of the year."""
 

@@ -138,7 +138,7 @@ async def test_client_cannot_forge_a_json_line(capsys: pytest.CaptureFixture[str
     async with client_of(RequestScope(raising, HttpMetrics(CollectorRegistry()), (), "m")) as client:
         await client.get("/" + urllib.parse.quote(FORGED.encode("utf-8", "replace")))
     logging.getLogger("asyncio").error("connection lost: %s", FORGED)
-    assert [line["level"] for line in lines(capsys)] == ["error", "info", "error"]
+    assert [line["level"] for line in lines(capsys)] == ["error", "warning", "error"]
 
 
 async def test_errors_shorten_values_of_clients(client: httpx.AsyncClient) -> None:
@@ -192,7 +192,8 @@ async def test_access_log_has_the_reason_of_a_refusal_by_middleware(
     locked: httpx.AsyncClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await locked.get("/v1/models", headers={"authorization": "Bearer wrong"})
-    (line,) = lines(capsys)
+    audited, line = lines(capsys)
+    assert audited["logger"] == "roost.audit"
     assert str(line["error"]).startswith("missing or wrong API key")
 
 
@@ -205,13 +206,13 @@ async def test_long_reason_is_truncated(locked: httpx.AsyncClient, capsys: pytes
 async def test_access_log_can_be_disabled(
     locked: httpx.AsyncClient, engine: FakeEngine, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Failures are still logged."""
+    """Failures are still logged, with the line of their request."""
     set_up_logging(as_json=True, access_log=False)
     await locked.get("/v1/models", headers=KEY)
     assert lines(capsys) == []
     engine.breaks_after = 0
     await locked.post("/v1/completions", json={"prompt": "a"}, headers=KEY)
-    assert {line["level"] for line in lines(capsys)} == {"error"}
+    assert {line["level"] for line in lines(capsys)} == {"error", "warning"}
 
 
 @pytest.mark.parametrize(("level", "logged"), [("debug", 4), ("info", 3), ("warning", 2), ("error", 1)])
