@@ -219,10 +219,6 @@ class TestUtf8:
         detokenizer = Detokenizer(TOKENIZER)
         assert [detokenizer.push([token_id]) for token_id in TOKENIZER.encode("🙂")] == ["", "", "", "🙂"]
 
-    def test_invalid_byte_is_replaced_as_soon_as_it_is_known(self) -> None:
-        detokenizer = Detokenizer(TOKENIZER)
-        assert detokenizer.push([byte_id(0xFF)]) == "�"
-
     def test_replacement_may_complete_a_stop_string(self) -> None:
         detokenizer = Detokenizer(TOKENIZER, ["�"])
         assert detokenizer.push([*TOKENIZER.encode("a"), byte_id(0xE2)]) == "a"
@@ -230,25 +226,6 @@ class TestUtf8:
 
 
 class TestStopStrings:
-    def test_found_across_pushes_and_silent_after(self) -> None:
-        detokenizer = Detokenizer(TOKENIZER, ["END"])
-        ids = TOKENIZER.encode("xEENDyz")
-        assert [detokenizer.push([token_id]) for token_id in ids] == ["x", "", "E", "", "", "", ""]
-        assert detokenizer.stop_string == "END"
-        assert detokenizer.finish() == ""
-
-    def test_false_alarm_is_sent(self) -> None:
-        detokenizer = Detokenizer(TOKENIZER, ["\n\nQ:"])
-        assert detokenizer.push(TOKENIZER.encode("a\n\n")) == "a"
-        assert detokenizer.push(TOKENIZER.encode("b\n")) == "\n\nb"
-        assert detokenizer.finish() == "\n"
-        assert detokenizer.stop_string is None
-
-    def test_nothing_comes_twice(self) -> None:
-        detokenizer = Detokenizer(TOKENIZER, ["ab"])
-        detokenizer.push(TOKENIZER.encode("a"))
-        assert (detokenizer.finish(), detokenizer.finish()) == ("a", "")
-
     def test_must_not_be_empty(self) -> None:
         with pytest.raises(ValueError, match="stop string must not be empty"):
             Detokenizer(TOKENIZER, ["a", ""])
