@@ -15,14 +15,13 @@ from typing import Final, Protocol
 import jax
 import jax.numpy as jnp
 
-from ..devices.platform import MIN_SLOTS, Platform
-from ..model.config import ModelConfig
+from ..devices.platform import MIN_SLOTS
 from ..model.state import state_bytes
 from ..sampling.logits_processors import zero_sampling_state, zero_token_memory
 from ..types.config import MAX_PREFILL_ROWS, MeshShape
 from ..types.errors import ConfigError
 from ..types.host_memory import shown_bytes
-from ..worker.served import OpenWeights, part_rows, prefill_shapes
+from ..worker.served import OpenWeights, Served
 
 MAX_REDUCTIONS: Final = 2
 """Maximum number of times that slots are taken away because a program did not fit."""
@@ -89,32 +88,23 @@ class MemoryModel:
         return _whole_tiles(max(0, min(decode, prefill)))
 
 
-def memory_model(
-    config: ModelConfig,
-    platform: Platform,
-    shards: MeshShape,
-    *,
-    limit_bytes: int,
-    weight_bytes: int,
-    dtype_bytes: int,
-    chunk: int,
-    is_quantized: bool,
-) -> MemoryModel:
+def memory_model(served: Served, limit_bytes: int, weight_bytes: int, *, is_quantized: bool) -> MemoryModel:
     """Returns the memory of a device that serves a model.
 
     Args:
+      served: The model; its number of slots is not read.
       limit_bytes: Memory of the device for programs and their arrays.
-      dtype_bytes: Bytes of an activation.
-      chunk: Maximum number of tokens of a prefill step, per data shard.
       is_quantized: Whether the matrices are int8.
     """
+    config, platform, shards = served.config, served.devices.platform, served.devices.shards
+    dtype_bytes, chunk = served.dtype.itemsize, served.settings.prefill_chunk
     model_rows = state_bytes(config, dtype_bytes, shards.model)
     logits = 4 * config.vocab_size
     int8 = _INT8_BYTES * config.mlp_width if is_quantized else 0
     is_exchanged = shards.model > 1
     states = _GATHERED_STATES * MAX_PREFILL_ROWS * model_rows
     activations = _MLP_ACTIVATIONS * chunk * config.mlp_width * dtype_bytes // shards.model
-    num_programs = 1 + len(prefill_shapes(chunk, platform.prefill_rows))
+    num_programs = 1 + len(served.prefill_shapes)
     memory = MemoryModel(
         limit_bytes,
         weight_bytes,
@@ -124,7 +114,7 @@ def memory_model(
         prefill_bytes=states + activations,
         code_bytes=num_programs * config.depth * _CODE_BYTES + _OTHER_CODE_BYTES,
     )
-    num_parts = len(part_rows(platform, memory.rows * shards.count, shards))
+    num_parts = len(served.with_slots(memory.rows * shards.count).decode_rows) - 1
     return replace(memory, code_bytes=memory.code_bytes + num_parts * config.depth * _CODE_BYTES)
 
 
@@ -210,14 +200,5 @@ def fit_slots[Programs: Compiled](
 
 def memory_of_served(weights: OpenWeights, limit_bytes: int) -> MemoryModel:
     """Returns the memory of a device that serves a model; see `memory_model`."""
-    served = weights.served
-    return memory_model(
-        served.config,
-        served.devices.platform,
-        served.devices.shards,
-        limit_bytes=limit_bytes,
-        weight_bytes=weights.num_bytes,
-        dtype_bytes=served.dtype.itemsize,
-        chunk=served.settings.prefill_chunk,
-        is_quantized=any(x.dtype == jnp.int8 for x in jax.tree.leaves(served.params)),
-    )
+    is_quantized = any(x.dtype == jnp.int8 for x in jax.tree.leaves(weights.served.params))
+    return memory_model(weights.served, limit_bytes, weights.num_bytes, is_quantized=is_quantized)

@@ -6,7 +6,10 @@ from functools import cache
 from itertools import islice
 from typing import Final, NamedTuple
 
+import jax.numpy as jnp
+
 from ..devices.platform import TPU
+from ..model.collectives import Collectives
 from ..model.config import ModelConfig
 from ..model.layer_kinds import layer_matrices
 from ..model.sharding_rules import weight_bytes
@@ -23,6 +26,7 @@ from ..types.config import (
 )
 from ..types.errors import ConfigError
 from ..types.host_memory import available_memory
+from ..worker.served import Devices, Served
 from .fitting import memory_model
 
 FREE_SHARE: Final = 0.08
@@ -365,33 +369,13 @@ def compute_roofline(
     weights = weight_bytes(config, shards, _DTYPES[dtype_bytes], quantize)
     whole = state_bytes(config, dtype_bytes, shards.model) + history_bytes(speculation)
     written = whole - window_bytes(config, dtype_bytes)
-    slots = shards.count * _rows(config, device, weights, dtype_bytes, whole, shards, chunk, quantize)
-    return Roofline(config, device, shards, weights, whole, written, slots, quantize, dtype_bytes)
-
-
-def _rows(
-    config: ModelConfig,
-    device: Device,
-    weights: int,
-    dtype_bytes: int,
-    slot: int,
-    shards: MeshShape,
-    chunk: int,
-    quantize: str | None,
-) -> int:
-    """Returns the number of slots that fit in addition to the weights and the programs on each device."""
     if device.hbm_bytes is None:
-        return max(0, int(((1 - FREE_SHARE) * device.memory_bytes - weights) // slot))
-    return memory_model(
-        config,
-        TPU,
-        shards,
-        limit_bytes=device.hbm_bytes,
-        weight_bytes=weights,
-        dtype_bytes=dtype_bytes,
-        chunk=chunk,
-        is_quantized=quantize is not None,
-    ).rows
+        rows = max(0, int(((1 - FREE_SHARE) * device.memory_bytes - weights) // whole))
+    else:
+        devices = Devices(TPU, Collectives(shards.data, shards.model))
+        served = Served(config, EngineConfig(prefill_chunk=chunk), devices, jnp.dtype(_DTYPES[dtype_bytes]))
+        rows = memory_model(served, device.hbm_bytes, weights, is_quantized=quantize is not None).rows
+    return Roofline(config, device, shards, weights, whole, written, shards.count * rows, quantize, dtype_bytes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
+import jax.numpy as jnp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -52,35 +52,20 @@ def test_an_estimate_counts_the_slots_of_all_devices() -> None:
         estimated_slots(replace(MEMORY, weight_bytes=16 * GIB), ONE_DEVICE)
 
 
-def test_larger_chunks_and_models_leave_fewer_rows() -> None:
-    def rows(model: str, chunk: int) -> int:
-        sizes: dict[str, Any] = {
-            "limit_bytes": 32 * GIB,
-            "weight_bytes": 5 * GIB,
-            "dtype_bytes": 2,
-            "is_quantized": False,
-        }
-        return memory_model(PRESETS[model], TPU, ONE_DEVICE, chunk=chunk, **sizes).rows
+def memory_of(model: str, limit_bytes: int, weight_bytes: int, chunk: int = 512) -> MemoryModel:
+    """Returns the memory of a TPU that serves a preset in bfloat16."""
+    served = Served(PRESETS[model], EngineConfig(prefill_chunk=chunk), Devices(TPU), jnp.dtype("bfloat16"))
+    return memory_model(served, limit_bytes, weight_bytes, is_quantized=False)
 
-    assert rows("2b", 8192) < rows("2b", 512)
-    assert rows("9b", 512) < rows("2b", 512)
+
+def test_larger_chunks_and_models_leave_fewer_rows() -> None:
+    chunk, model = memory_of("2b", 32 * GIB, 5 * GIB, 8192), memory_of("9b", 32 * GIB, 5 * GIB)
+    assert max(chunk.rows, model.rows) < memory_of("2b", 32 * GIB, 5 * GIB).rows
 
 
 def test_every_power_of_two_below_the_rows_is_a_program_that_takes_memory() -> None:
     """608 slots of 2B on a v5e have steps of 512 slots at most; 1,512 on a v6e have one of 1,024, too."""
-    v5e, v6e = (
-        memory_model(
-            PRESETS["2b"],
-            TPU,
-            ONE_DEVICE,
-            limit_bytes=limit,
-            weight_bytes=5_366_000_000,
-            dtype_bytes=2,
-            chunk=512,
-            is_quantized=False,
-        )
-        for limit in (int(15.75 * GIB), int(31.24 * GIB))
-    )
+    v5e, v6e = (memory_of("2b", limit, 5_366_000_000) for limit in (int(15.75 * GIB), int(31.24 * GIB)))
     assert (v5e.rows, v6e.rows) == (608, 1512)
     assert v6e.code_bytes - v5e.code_bytes == 26 * 390_000
 
@@ -163,7 +148,7 @@ def test_a_host_whose_programs_fit_follows_one_whose_do_not() -> None:
 
 def test_slots_are_remembered_by_all_that_decides_them(tmp_path: Path) -> None:
     def key(model: str = "2b", limit: int = 16 * GIB, **settings: Any) -> str:
-        served = Served(PRESETS[model], EngineConfig(**settings), Devices(TPU), np.dtype("float32"))
+        served = Served(PRESETS[model], EngineConfig(**settings), Devices(TPU), jnp.dtype("float32"))
         return slots_key("12345678", served, limit)
 
     write_slots(tmp_path, key(), 512)
