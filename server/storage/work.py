@@ -217,27 +217,21 @@ class WorkTable(Table[Unit]):
             num_units,
         )
 
-    def take(self, transaction: Transaction, owner: str, found: Sequence[Sequence[Any]]) -> list[Claim]:
-        """Makes a replica the owner of due units, and counts the deaths of their owners.
+    def seize(self, transaction: Transaction, owner: str, tenant: str, id: str) -> Claim | None:
+        """Makes a replica the owner of work of one unit, even if it has an owner; None if there is no such work."""
+        query = f"SELECT {KEY} FROM {self.name} WHERE tenant = ? AND id = ? AND number = 1 {{lock}}"
+        found = transaction.rows(query, tenant, id)
+        return next(iter(self.take(transaction, owner, found, is_seized=True)), None)
+
+    def take(
+        self, transaction: Transaction, owner: str, found: Sequence[Sequence[Any]], *, is_seized: bool = False
+    ) -> list[Claim]:
+        """Makes a replica the owner of units, and counts the deaths of their owners unless they were seized.
 
         Args:
           found: Tenant, id, number and fencing number of each, whose rows the transaction has locked.
         """
-        return self._take(transaction, owner, found, _IS_DEAD, _IS_LONE_DEAD)
-
-    def seize(self, transaction: Transaction, owner: str, tenant: str, id: str) -> Claim | None:
-        """Makes a replica the owner of work of one unit, even if it has an owner; None if there is no such work."""
-        query = f"SELECT {KEY} FROM {self.name} WHERE tenant = ? AND id = ? AND number = 1 {{lock}}"
-        return next(iter(self._take(transaction, owner, transaction.rows(query, tenant, id))), None)
-
-    def _take(
-        self,
-        transaction: Transaction,
-        owner: str,
-        found: Sequence[Sequence[Any]],
-        deaths: str = "0",
-        lone_deaths: str = "0",
-    ) -> list[Claim]:
+        deaths, lone_deaths = ("0", "0") if is_seized else (_IS_DEAD, _IS_LONE_DEAD)
         claims: dict[Lease, Claim] = {}
         for some in batched(found, _MAX_NAMED):
             rows = transaction.rows(

@@ -149,7 +149,7 @@ class WorkKind[C: Claimed](Protocol):
     async def claim(self, places: Places) -> Sequence[C]:
         """Claims units, as many as there are places."""
 
-    async def run(self, claim: C) -> Callable[[], Awaitable[None]] | None:
+    async def run(self, claim: C) -> Callable[[], Awaitable[Any]] | None:
         """Runs a unit, and returns the rest of its work, if any.
 
         During the rest it keeps its lease, but takes no place any more, and does not give way.

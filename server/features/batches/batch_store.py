@@ -65,7 +65,6 @@ class BatchStore:
       leases: Leases of this replica on lines.
       totals: Counts of all replicas from the last `look`; None before the first.
       retention_s: Age in seconds after which files and ended batches are deleted.
-      num_refused: Total writes of this replica that were refused because of their fencing number.
       num_ended: Total lines whose results this replica stored.
 
     Args:
@@ -78,7 +77,6 @@ class BatchStore:
         self.uploads = TenantLocks()
         self.has_work = asyncio.Event()
         self.totals: BatchTotals | None = None
-        self.num_refused = 0
         self.num_ended = 0
         database.probe = file_table.probe
         self._database = database
@@ -294,14 +292,13 @@ class BatchStore:
         """
         return await self.leases.write(lambda each: self._lines.claim_expired(each, self.leases.owner, limit))
 
-    async def end(self, lease: Lease, result: LineResult) -> None:
-        """Stores the result of a line, unless another replica or no replica owns the line now."""
+    async def end(self, lease: Lease, result: LineResult) -> bool:
+        """Stores the result of a line if this replica still owns the line, and returns whether it does."""
         load = WriteLoad(1, len(result.line))
         end = LineEnd(lease, result)
-        if await self._results.write(end, _OWNER_S, load, waits_for_room=True, owner=lease.tenant):
-            self.num_ended += 1
-        else:
-            self.num_refused += 1
+        is_stored = await self._results.write(end, _OWNER_S, load, waits_for_room=True, owner=lease.tenant)
+        self.num_ended += is_stored
+        return is_stored
 
     async def look(self) -> None:
         """Updates the counts for metrics, and removes expired batches and files, and files deleted by clients."""

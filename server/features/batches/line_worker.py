@@ -158,7 +158,7 @@ class LineKind(WorkKind[LineClaim]):
     def name_of(self, lease: Lease) -> str:
         return f"line {lease.number} of {lease.id}"
 
-    async def run(self, claim: LineClaim) -> Callable[[], Awaitable[None]] | None:
+    async def run(self, claim: LineClaim) -> Callable[[], Awaitable[bool]] | None:
         leases = self._batches.leases
         result = await self._runner.result(claim)
         if result is not None:

@@ -7,32 +7,11 @@ from typing import Any
 from ...database.database import Transaction
 from ...database.errors import FencedError
 from ...database.group_commit import Work, run_each
-from ...storage.work import Lease, check, refused
+from ...storage.work import Lease, refused
 from . import expiry_table, response_table
 from .conversation_table import CONVERSATIONS
 from .expiry_table import DEFAULT, RowLimits
-from .records import LogWrite
-
-
-@dataclass(frozen=True, slots=True)
-class Append:
-    """An entry that an owner appends to its log.
-
-    All entries of a transaction share two statements. After each statement, the store's thread waits for the
-    interpreter lock, which the engine's thread holds most of the time.
-
-    """
-
-    lease: Lease
-    write: LogWrite
-
-    def __call__(self, transaction: Transaction) -> None:
-        """Appends the entry.
-
-        Raises:
-          FencedError: Another replica owns the log.
-        """
-        check(self.lease, response_table.append_all(transaction, [(self.lease, self.write)]))
+from .response_table import Append
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +31,7 @@ def run_all(transaction: Transaction, works: Sequence[Work[Any]], limits: RowLim
 
     At the end, room is made once for all additions of a tenant.
     """
-    appends = [(work.lease, work.write) for work in works if isinstance(work, Append)]
+    appends = [work for work in works if isinstance(work, Append)]
     held = response_table.append_all(transaction, appends) if appends else set()
     others = iter(run_each(transaction, [work for work in works if not isinstance(work, Append)]))
     if owners := sorted({work.tenant for work in works if isinstance(work, Addition)}):

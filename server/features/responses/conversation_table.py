@@ -17,9 +17,7 @@ from ...database.database import Transaction, placeholders
 from ...database.group_commit import WriteLoad
 from ...schemas.body import MAX_MESSAGES
 from ...storage.objects import ObjectTable, Page, PageSpec, Table
-
-LEASE_S: Final = 15.0
-"""Seconds after its last extension at which a lease ends, so that another response may take the conversation."""
+from ...storage.work import LEASE_S
 
 MAX_ITEMS: Final = MAX_MESSAGES
 MAX_ITEM_BYTES: Final = 16 * 2**20

@@ -100,20 +100,6 @@ class LogEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class LogWrite:
-    """An entry that an owner appends to a log.
-
-    Attributes:
-      num_bytes: Bytes of the log with this entry.
-      engine: Engine that has decoded all of its tokens; None if there are none, or another one did so.
-    """
-
-    entry: LogEntry
-    num_bytes: int
-    engine: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class LogEnd:
     """Counts at the end of a log.
 

@@ -30,7 +30,7 @@ from ...storage.worker import Leases
 from ...tenancy.tenant import TenantLocks, tenant
 from ...text.conversation import ConversationMessage
 from . import event_table, expiry_table, part_table, response_table
-from .appends import Addition, Append, run_all
+from .appends import Addition, run_all
 from .checkpoint_files import CheckpointFiles
 from .collector import StoreStats
 from .conversation_store import ConversationStore, locked
@@ -39,8 +39,8 @@ from .event_table import pack_delta
 from .expiry_table import DEFAULT, RowLimits
 from .log_followers import LogFollowers
 from .part_table import RESPONSE_ID, StoredPart, pack
-from .records import Adoption, CheckpointReference, Job, LogEnd, LogEntry, LogWrite, ResponseRecord
-from .response_table import RESPONSES, RUNNING
+from .records import Adoption, CheckpointReference, Job, LogEnd, LogEntry, ResponseRecord
+from .response_table import RESPONSES, RUNNING, Append
 
 MAX_RUNNING: Final = 1000
 """Limit on each tenant's running responses in the database. Beyond it, or beyond `RowLimits.max_bytes` of these
@@ -378,7 +378,7 @@ class ResponseStore:
         try:
             if final is None:
                 engine = log.engine if entry.first_token + entry.num_tokens else None
-                append, load = Append(lease, LogWrite(entry, log_bytes, engine)), WriteLoad(1, entry.num_bytes)
+                append, load = Append(lease, entry, log_bytes, engine), WriteLoad(1, entry.num_bytes)
                 await self._commits.write(append, _OWNER_S, load, waits_for_room=True)
             else:
                 response, output, items = final
@@ -444,8 +444,7 @@ class ResponseStore:
         self._logs[log.key] = log
         self._changed.setdefault(log.key, asyncio.Event())
         self.leases.hold(log.lease, task)
-        log.holder = task
-        task.add_done_callback(lambda ended: self._forget(log) if log.holder is ended else None)
+        task.add_done_callback(lambda _: None if log.lease in self.leases.held else self._forget(log))
 
     def _insert_within_quota(
         self, transaction: Transaction, record: ResponseRecord, job: Job, entry: LogEntry
@@ -484,7 +483,6 @@ class ResponseLog:
       checkpoint: Latest checkpoint in the database; None if there is none.
       is_left: Whether only other replicas append to the log.
       is_lost: Whether this replica is known to be no longer the owner.
-      holder: Task for which the log is held; None before the first.
     """
 
     def __init__(self, store: ResponseStore, lease: Lease, is_streamed: bool, engine: str | None) -> None:
@@ -494,7 +492,6 @@ class ResponseLog:
         self.num_committed = 0
         self.checkpoint: CheckpointReference | None = None
         self.is_left = self.is_lost = False
-        self.holder: asyncio.Task[Any] | None = None
         self._store = store
         self.is_streamed = is_streamed
         self._end = LogEnd()

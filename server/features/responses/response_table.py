@@ -6,7 +6,7 @@ engine that has decoded all tokens of the log one after the other; other engines
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 from uuid import uuid4
 
@@ -17,7 +17,7 @@ from ...storage.objects import MAX_FOUND, Name, ObjectTable
 from ...storage.work import IS_WAITING, Claim, Lease, WorkTable, check
 from . import conversation_table, event_table
 from .conversation_table import Item, Turn, pack_items, unpack_items
-from .records import Adoption, CheckpointReference, Job, LogEnd, LogEntry, LogWrite, ResponseRecord
+from .records import Adoption, CheckpointReference, Job, LogEnd, LogEntry, ResponseRecord
 
 _PROBE_BYTES: Final = 4096
 """Bytes of a response that is stored as a probe: about those of a short response."""
@@ -102,14 +102,40 @@ def _insert(transaction: Transaction, record: ResponseRecord, job: Job | None) -
     return RESPONSES.insert(transaction, record, extra, created="{now}")
 
 
-def append_all(transaction: Transaction, appends: Sequence[tuple[Lease, LogWrite]]) -> set[Lease]:
+@dataclass(frozen=True, slots=True)
+class Append:
+    """An entry that an owner appends to its log.
+
+    Attributes:
+      num_bytes: Bytes of the log with this entry.
+      engine: Engine that has decoded all of its tokens; None if there are none, or several engines did so.
+    """
+
+    lease: Lease
+    entry: LogEntry
+    num_bytes: int
+    engine: str | None = None
+
+    def __call__(self, transaction: Transaction) -> None:
+        """Appends the entry.
+
+        Raises:
+          FencedError: Another replica owns the log.
+        """
+        check(self.lease, append_all(transaction, [self]))
+
+
+def append_all(transaction: Transaction, appends: Sequence[Append]) -> set[Lease]:
     """Appends to logs and extends their leases, in two statements. Repeating it changes nothing.
+
+    The store's thread waits for the interpreter lock after each statement, since the engine's thread holds it most of
+    the time.
 
     Returns:
       The leases whose holders are still the owners. Nothing is appended to the other logs.
     """
-    held = RUNNING.extend(transaction, {lease: (each.num_bytes, each.engine) for lease, each in appends})
-    event_table.append(transaction, [(lease, each.entry) for lease, each in appends if lease in held])
+    held = RUNNING.extend(transaction, {each.lease: (each.num_bytes, each.engine) for each in appends})
+    event_table.append(transaction, [(each.lease, each.entry) for each in appends if each.lease in held])
     return held
 
 

@@ -12,7 +12,8 @@ from databases import FAULTS, FaultyDatabase, PostgresqlServer, faulty_database,
 from roost.server.database.database import Database, Transaction
 from roost.server.database.errors import StoreUnavailableError
 from roost.server.features.responses import response_table
-from roost.server.features.responses.records import Job, LogEntry, LogWrite, ResponseRecord
+from roost.server.features.responses.records import Job, LogEntry, ResponseRecord
+from roost.server.features.responses.response_table import Append
 from roost.server.storage.claims import Claimant, Places
 
 RECORD = ResponseRecord("", "r1", b"{}", b"[]", b"[]", is_running=True)
@@ -33,7 +34,7 @@ def database(faulty: FaultyDatabase) -> Iterator[Database]:
 
 def write(transaction: Transaction) -> None:
     lease = response_table.insert(transaction, RECORD, Job("model", b"", b""), "me")
-    assert response_table.append_all(transaction, [(lease, LogWrite(LogEntry(0, 0, 1, 0, 1), 0))]) == {lease}
+    assert response_table.append_all(transaction, [Append(lease, LogEntry(0, 0, 1, 0, 1), 0)]) == {lease}
 
 
 def read(transaction: Transaction) -> list[object]:

@@ -76,18 +76,16 @@ async def test_results_are_written_by_tenant_and_in_shares(
     assert len(claims) == 10
     sizes = {"a": MIB // 2, "b": 100}
 
-    async def end(results: Mapping[Lease, LineResult]) -> None:
-        await asyncio.gather(*(store.end(*each) for each in results.items()))
+    async def end(results: Mapping[Lease, LineResult]) -> Counter[bool]:
+        return Counter(await asyncio.gather(*(store.end(*each) for each in results.items())))
 
     results = {each.lease: LineResult(bytes(sizes[each.lease.tenant]), is_failed=False) for each in claims}
-    await end(results)
+    assert await end(results) == {True: 10}
     assert sorted(each["a"] for each in written) == [MIB // 2, MIB, MIB]
     assert sum(each["b"] for each in written) == 500
     assert max(map(len, written)) == 2, "tenants share a transaction"
-    assert store.num_refused == 0
     assert run(batch_table.totals).batches == {"completed": 2}
-    await end(results)
-    assert store.num_refused == 10, "they were stored"
+    assert await end(results) == {False: 10}, "they were stored"
 
 
 async def test_lines_are_deleted_by_number_and_by_bytes(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

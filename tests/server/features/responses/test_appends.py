@@ -20,7 +20,7 @@ from roost.server.database.errors import FencedError, StoreFullError, StoreUnava
 from roost.server.database.group_commit import INTERVAL_S, GroupCommit
 from roost.server.features.responses import event_table, response_table
 from roost.server.features.responses.appends import Append, run_all
-from roost.server.features.responses.records import Job, LogEntry, LogWrite, ResponseRecord
+from roost.server.features.responses.records import Job, LogEntry, ResponseRecord
 
 
 def record(number: int) -> ResponseRecord:
@@ -96,8 +96,7 @@ async def test_appends_of_a_moment_take_two_statements(database: Database, monke
     entries = [LogEntry(0, 0, 1, 0, 10**number, b"delta", b"event") for number in range(5)]
     for _ in range(2):
         statements.clear()
-        written = [LogWrite(entry, entry.num_bytes) for entry in entries]
-        appends = [Append(*each) for each in zip(leases, written, strict=True)]
+        appends = [Append(lease, entry, entry.num_bytes) for lease, entry in zip(leases, entries, strict=True)]
         results = await asyncio.gather(*(commits.write(each, 5.0) for each in appends), return_exceptions=True)
         assert [type(each) for each in results] == [type(None)] * 3 + [FencedError, type(None)]
         assert len(statements) == 2

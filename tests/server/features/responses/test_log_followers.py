@@ -15,7 +15,8 @@ from roost.server.database.errors import StoreClosedError
 from roost.server.errors.request_errors import ApiError
 from roost.server.features.responses import event_table, response_table
 from roost.server.features.responses.log_followers import LogFollowers
-from roost.server.features.responses.records import Job, LogEntry, LogWrite, ResponseRecord
+from roost.server.features.responses.records import Job, LogEntry, ResponseRecord
+from roost.server.features.responses.response_table import Append
 from roost.server.storage.work import Lease
 
 KEY = "tenant", "r1"
@@ -38,7 +39,7 @@ class Log:
 
     def append(self, *events: bytes) -> None:
         entry = LogEntry(self._num_entries(), len(self.events), len(events), 0, 0, b"", b"".join(events))
-        write = [(self.lease, LogWrite(entry, 0))]
+        write = [Append(self.lease, entry, 0)]
         self.database.run_now(lambda each: response_table.append_all(each, write), writes=True)
         self.events += events
 

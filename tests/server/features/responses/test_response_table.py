@@ -26,10 +26,9 @@ from roost.server.features.responses.records import (
     Job,
     LogEnd,
     LogEntry,
-    LogWrite,
     ResponseRecord,
 )
-from roost.server.features.responses.response_table import RESPONSES, RUNNING
+from roost.server.features.responses.response_table import RESPONSES, RUNNING, Append
 from roost.server.storage.claims import Claimant, Places
 from roost.server.storage.objects import Bounds, PageSpec
 from roost.server.storage.work import LEASE_S, Lease
@@ -77,14 +76,14 @@ def test_an_owner_that_was_stopped_past_its_lease_writes_nothing(run: Callable[.
         return [run(Transaction.rows, f"SELECT * FROM {table}") for table in tables]
 
     lease = run(response_table.insert, running("r"), JOB, "stopped")
-    assert run(response_table.append_all, [(lease, LogWrite(entry(0), 6, "x86"))]) == {lease}
+    assert run(response_table.append_all, [Append(lease, entry(0), 6, "x86")]) == {lease}
     run(response_table.set_checkpoint, lease, CheckpointReference("state-1", 1))
     pass_time(run, LEASE_S + 1)
     (adoption,) = claimed(run, "x86")
     assert (adoption.claim.num_deaths, adoption.log, adoption.engine) == (1, LogEnd(1, 1, 1, 6), "x86")
     assert adoption.checkpoint == CheckpointReference("state-1", 1)
     before = rows()
-    assert run(response_table.append_all, [(lease, LogWrite(entry(1), 12, "x86"))]) == set()
+    assert run(response_table.append_all, [Append(lease, entry(1), 12, "x86")]) == set()
     with pytest.raises(FencedError):
         run(response_table.end, lease, entry(1), b"done", b"[1]", 12)
     with pytest.raises(FencedError):
@@ -104,14 +103,14 @@ def test_engines_continue_exactly_what_they_have_decoded(run: Callable[..., Any]
         return adoption
 
     lease = run(response_table.insert, running("r"), JOB, "a")
-    run(response_table.append_all, [(lease, LogWrite(LogEntry(0, 0, 1, 0, 0, events=b"opening"), 7))])
+    run(response_table.append_all, [Append(lease, LogEntry(0, 0, 1, 0, 0, events=b"opening"), 7)])
     adoption = adopted("arm")
     assert adoption.engine == "arm"
-    run(response_table.append_all, [(adoption.lease, LogWrite(LogEntry(1, 1, 1, 0, 1, b"d", b"e"), 9, "arm"))])
+    run(response_table.append_all, [Append(adoption.lease, LogEntry(1, 1, 1, 0, 1, b"d", b"e"), 9, "arm")])
     assert adopted("arm").engine == "arm"
     adoption = adopted("x86")
     assert adoption.engine is None
-    run(response_table.append_all, [(adoption.lease, LogWrite(LogEntry(2, 2, 1, 1, 1, b"d", b"e"), 11))])
+    run(response_table.append_all, [Append(adoption.lease, LogEntry(2, 2, 1, 1, 1, b"d", b"e"), 11)])
     assert [adopted(engine).engine for engine in ("arm", "x86")] == [None, None], "it never becomes exact again"
 
 
@@ -126,7 +125,7 @@ def test_a_repeated_write_changes_nothing(run: Callable[..., Any]) -> None:
     lease = run(response_table.insert, running("r"), JOB, "a")
     assert run(response_table.insert, running("r"), JOB, "a") == lease
     for _ in range(2):
-        run(response_table.append_all, [(lease, LogWrite(entry(0), 6))])
+        run(response_table.append_all, [Append(lease, entry(0), 6)])
     assert [each.number for each in run(event_table.entries, "", "r", 0)] == [0]
 
 
@@ -148,7 +147,7 @@ def test_a_stream_is_followed_from_any_event(run: Callable[..., Any]) -> None:
         (LogEntry(1, 2, 0, 0, 3, b"held back", b""), 11),
         (LogEntry(2, 2, 1, 3, 1, b"delta", b"c"), 17),
     ):
-        run(response_table.append_all, [(lease, LogWrite(each, size))])
+        run(response_table.append_all, [Append(lease, each, size)])
     assert [run(event_table.entry_of, "", "r", n) for n in range(5)] == [0, 0, 2, 3, 3]
     assert run(event_table.end_of_log, "", "r") == LogEnd(3, 3, 4)
     texts = [b"".join(each.events for each in run(event_table.follow, "", "r", n)[0]) for n in range(4)]
@@ -161,7 +160,7 @@ def test_a_stream_is_followed_from_any_event(run: Callable[..., Any]) -> None:
 
 def test_bytes_of_a_log_are_counted_by_its_appends(run: Callable[..., Any]) -> None:
     lease = run(response_table.insert, running("r"), JOB, "first")
-    run(response_table.append_all, [(lease, LogWrite(LogEntry(0, 0, 1, 0, 1, b"de", b"event"), 7))])
+    run(response_table.append_all, [Append(lease, LogEntry(0, 0, 1, 0, 1, b"de", b"event"), 7)])
     own = len(b"pending") + len(b"[]") * 2 + len(JOB.request) + len(JOB.prompt)
     assert run(response_table.running_of, "", 9) == (1, own + 7)
     assert run(response_table.running_of, "other", 9) == (0, 0)
@@ -175,7 +174,7 @@ def test_bytes_of_a_log_are_counted_by_its_appends(run: Callable[..., Any]) -> N
 
 def test_the_log_of_what_is_no_stream_goes_with_its_end(run: Callable[..., Any]) -> None:
     lease = run(response_table.insert, replace(running("r"), is_streamed=False), JOB, "first")
-    run(response_table.append_all, [(lease, LogWrite(LogEntry(0, 0, 1, 0, 1, b"delta", b""), 5))])
+    run(response_table.append_all, [Append(lease, LogEntry(0, 0, 1, 0, 1, b"delta", b""), 5)])
     run(response_table.end, lease, LogEntry(1, 1, 1, 1, 0), b"done", b"[1]", 5)
     assert run(event_table.entries, "", "r", 0) == []
     assert run(Transaction.rows, "SELECT num_bytes FROM roost_responses") == [(9,)]
@@ -208,7 +207,7 @@ def test_what_nobody_adopts_is_counted_and_expires(run: Callable[..., Any]) -> N
     run(RUNNING.release, leases[:1])
     assert run(response_table.count_running, 60.0) == (3, 1, 0)
     pass_time(run, 70.0)
-    run(response_table.append_all, [(leases[2], LogWrite(entry(0), 6))])
+    run(response_table.append_all, [Append(leases[2], entry(0), 6)])
     assert run(response_table.count_running, 60.0) == (3, 2, 1)
     assert run(expiry_table.expired, 69.0, RowLimits(5, 10**9)) == [("", "r0")]
     run(expiry_table.delete_all, [("", "r0")])
@@ -227,7 +226,7 @@ LEASE = Lease("t1", "r1681", 1, 1)
 
 STATEMENTS: dict[str, tuple[Callable[[Transaction], Any], set[str]]] = {
     "claim": (lambda e: response_table.claim(e, Claimant("b", "model", "arm", 60.0), Places(8, 8)), set()),
-    "append": (lambda e: response_table.append_all(e, [(LEASE, LogWrite(entry(1), 9))]), set()),
+    "append": (lambda e: response_table.append_all(e, [Append(LEASE, entry(1), 9)]), set()),
     "checkpoint": (partial(response_table.set_checkpoint, lease=LEASE, checkpoint=CheckpointReference("x", 1)), set()),
     "end": (lambda e: response_table.end(e, LEASE, entry(2), b"", b"", 9), set()),
     "delete": (partial(response_table.delete, tenant="t1", response_id="r1721"), set()),
