@@ -230,8 +230,10 @@ class Worker[C: Claimed]:
         while True:
             self._has_work.clear()
             await _survive(self.look(renews=time.monotonic() - self._renewed_at >= RENEW_S))
+            until_renewal_s = self._renewed_at + RENEW_S - time.monotonic()
+            pause_s = self._kind.pause_s if until_renewal_s <= 0 else min(self._kind.pause_s, until_renewal_s)
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._kind.pause_s):
+                async with asyncio.timeout(pause_s):
                     await self._has_work.wait()
 
     async def _clean_again(self) -> None:

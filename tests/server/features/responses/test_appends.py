@@ -19,8 +19,9 @@ from roost.server.database.dialects import Sqlite, dialect_of
 from roost.server.database.errors import FencedError, StoreFullError, StoreUnavailableError
 from roost.server.database.group_commit import INTERVAL_S, GroupCommit
 from roost.server.features.responses import event_table, response_table
-from roost.server.features.responses.appends import Append, run_all
+from roost.server.features.responses.appends import run_all
 from roost.server.features.responses.records import Job, LogEntry, ResponseRecord
+from roost.server.features.responses.response_table import Append
 
 
 def record(number: int) -> ResponseRecord:

@@ -11,10 +11,11 @@ from fake_server import until
 from query_plans import scans_of
 from roost.server.database.database import Database
 from roost.server.features.responses import conversation_table, part_table, response_table
-from roost.server.features.responses.conversation_table import LEASE_S, ConversationRecord, Item, Outcome, Turn
+from roost.server.features.responses.conversation_table import ConversationRecord, Item, Outcome, Turn
 from roost.server.features.responses.part_table import StoredPart
 from roost.server.features.responses.records import Job, LogEntry, ResponseRecord
 from roost.server.storage.objects import Bounds, PageSpec
+from roost.server.storage.work import LEASE_S
 from test_durable_responses import (  # noqa: F401 - `replicas` is a fixture
     LETTERS,
     Replica,
