@@ -10,7 +10,7 @@ import pytest
 import store_attacks
 import store_victim
 from roost.server.features.batches.file_routes import InputCheck
-from roost.server.generation.admission import decode_json
+from roost.server.schemas.json_limits import decode_json
 
 MAKERS = (
     attacks.escaped_references,

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, get_args
 import numpy as np
 import orjson
 
-from ...generation.admission import JsonError, decode_json
+from ...schemas.json_limits import JsonError, decode_json
 
 BatchUrl = Literal["/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"]
 """Endpoint that a line may name."""

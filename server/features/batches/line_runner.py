@@ -5,9 +5,10 @@ from starlette.types import ASGIApp
 from ...database.group_commit import MAX_WRITE
 from ...errors.kinds import STORE_FULL
 from ...errors.request_errors import BUSY_STATUSES
-from ...generation.admission import LONG_BYTES, Admission
+from ...generation.admission import Admission
 from ...generation.service import Service
 from ...http.in_process import post_json
+from ...schemas.json_limits import LONG_BYTES
 from ...tenancy.tenant import tenant
 from .batch_lines import (
     BatchLine,

@@ -12,9 +12,10 @@ import pytest
 from fake_server import client_of
 from roost.server.app import create_app
 from roost.server.errors.request_errors import ApiError
-from roost.server.generation.admission import MAX_CONTAINERS, Admission, decode_json
+from roost.server.generation.admission import Admission
 from roost.server.generation.service import Limits, Service
 from roost.server.schemas.body import MAX_MESSAGES
+from roost.server.schemas.json_limits import MAX_CONTAINERS, decode_json
 
 JSON = {"content-type": "application/json"}
 

@@ -6,8 +6,8 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from roost.server.generation import admission
-from roost.server.generation.admission import MAX_CONTAINERS, has_too_many_containers
+from roost.server.schemas import json_limits
+from roost.server.schemas.json_limits import MAX_CONTAINERS, has_too_many_containers
 
 STRINGS = st.text(st.sampled_from('a"\\[]{}\n'))
 VALUES = st.recursive(
@@ -24,8 +24,8 @@ def num_containers(value: Any) -> int:
 @given(VALUES, st.booleans())
 def test_brackets_are_counted_outside_of_strings(value: Any, is_indented: bool) -> None:
     raw = orjson.dumps(value, option=orjson.OPT_INDENT_2 if is_indented else None)
-    assert len(admission._outside_strings(raw)) == num_containers(value)
-    assert len(admission._outside_strings(bytearray(raw))) == num_containers(value)
+    assert len(json_limits._outside_strings(raw)) == num_containers(value)
+    assert len(json_limits._outside_strings(bytearray(raw))) == num_containers(value)
 
 
 @pytest.mark.parametrize("item", [b"[]", b'{"a":"]"}'])

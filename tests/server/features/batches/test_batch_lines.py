@@ -7,8 +7,8 @@ import pytest
 from pydantic_core import from_json
 from roost.server.features.batches.batch_lines import LineError, leading_custom_id, parse_line
 from roost.server.features.batches.batch_records import TokenUsage
-from roost.server.generation import admission
-from roost.server.generation.admission import MAX_CONTAINERS
+from roost.server.schemas import json_limits
+from roost.server.schemas.json_limits import MAX_CONTAINERS
 
 
 def line(**fields: Any) -> bytes:
@@ -44,7 +44,7 @@ def test_a_line_has_as_many_arrays_and_objects_as_a_body(monkeypatch: pytest.Mon
     """It is refused before it is parsed: millions of empty arrays take seconds."""
     raw = line(body={"prompt": [[]] * MAX_CONTAINERS})
     parsed: list[bytes] = []
-    monkeypatch.setattr(admission, "from_json", lambda text, **_: (parsed.append(text), from_json(text))[1])
+    monkeypatch.setattr(json_limits, "from_json", lambda text, **_: (parsed.append(text), from_json(text))[1])
     with pytest.raises(LineError, match="at most 131072 arrays and objects"):
         parse_line(raw, 1)
     assert parsed == [b'"a"']

@@ -5,7 +5,7 @@ import pytest
 from roost.server.features.batches import file_routes
 from roost.server.features.batches.batch_lines import run_order
 from roost.server.features.batches.file_routes import InputCheck
-from roost.server.generation.admission import decode_json
+from roost.server.schemas.json_limits import decode_json
 
 
 def test_lines_of_a_group_are_neighbours_and_mix_lengths() -> None:

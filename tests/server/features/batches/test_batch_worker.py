@@ -25,7 +25,7 @@ from roost.server.features.batches.batch_store import BatchStore
 from roost.server.features.batches.line_worker import MAX_LONGEST, line_worker
 from roost.server.features.batches.open_batches import OpenBatches
 from roost.server.generation import admission
-from roost.server.generation.admission import LONG_BYTES
+from roost.server.schemas.json_limits import LONG_BYTES
 from roost.server.storage.claims import Places
 from roost.server.storage.worker import Worker
 from roost.server.text.served_model import ServedModel

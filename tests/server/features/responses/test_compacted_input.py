@@ -10,8 +10,8 @@ from client_types import checked
 from fake_engine import FakeEngine
 from openai.types.responses import CompactedResponse
 from roost.engine import SavedState
-from roost.server.generation.admission import MAX_CONTAINERS
 from roost.server.generation.service import Service
+from roost.server.schemas.json_limits import MAX_CONTAINERS
 from roost.server.text.conversation import Conversation, ConversationMessage
 
 TURNS: list[dict[str, Any]] = [
