@@ -63,17 +63,15 @@ class Page[Item]:
 
 
 class Bounds(NamedTuple):
-    """Limits on objects.
+    """Limits on the objects of each tenant.
 
     Attributes:
-      max_age_s: Age in seconds after which objects are deleted.
-      max_rows: Maximum number of objects of each tenant.
-      max_bytes: Maximum bytes of each tenant's objects.
+      max_rows: Maximum number of them.
+      max_bytes: Maximum bytes of all together.
     """
 
-    max_age_s: float
-    max_rows: int
-    max_bytes: int
+    max_rows: int = 10_000
+    max_bytes: int = 2**30
 
 
 class Table[Record]:
@@ -306,14 +304,17 @@ class ObjectTable[Record](Table[Record]):
             transaction.execute(f"DELETE FROM {self.name} WHERE tenant = ? AND id = ?", tenant, id)
         return has_parts
 
-    def expired(self, transaction: Transaction, bounds: Bounds) -> Sequence[Name]:
+    def expired(self, transaction: Transaction, bounds: Bounds, max_age_s: float) -> list[Name]:
         """Returns the oldest objects, whose deletion brings the others within the limits.
 
         There are up to `MAX_FOUND` of them per reason.
+
+        Args:
+          max_age_s: Age in seconds after which objects are deleted.
         """
         source = f"FROM {self.name} WHERE {self._bounded}"
         old = f"SELECT tenant, id {source} AND {self._age} < {{now}} - ? ORDER BY {self._age} LIMIT {MAX_FOUND}"
-        found: dict[Name, None] = dict.fromkeys(transaction.rows(old, bounds.max_age_s))
+        found: dict[Name, None] = dict.fromkeys(transaction.rows(old, max_age_s))
         for tenant in tenants_with(transaction, self.name, self._bounded):
             found |= dict.fromkeys((tenant, id) for id in self.beyond(transaction, tenant, bounds))
         return list(islice(found, MAX_FOUND))

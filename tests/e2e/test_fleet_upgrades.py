@@ -15,7 +15,7 @@ from roost.server.database.database import Database, Transaction
 from roost.server.database.dialects import dialect_of
 from roost.server.feature import load_features
 from roost.server.features.batches.tables import TABLES as BATCHES
-from roost.server.features.responses.tables import TABLES as RESPONSES
+from roost.server.features.responses.response_table import TABLES as RESPONSES
 from server_process import SIMULATED, ServerProcess, respond, serving, start, until
 
 ROOT = Path(__file__).resolve().parents[2]

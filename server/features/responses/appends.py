@@ -2,16 +2,19 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from ...database.database import Transaction
 from ...database.errors import FencedError
 from ...database.group_commit import Work, run_each
+from ...storage.objects import Bounds
 from ...storage.work import Lease, refused
-from . import expiry_table, response_table
+from . import response_table
 from .conversation_table import CONVERSATIONS
-from .expiry_table import DEFAULT, RowLimits
 from .response_table import Append
+
+DEFAULT: Final = Bounds()
+"""Limits in a database that replicas share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,7 @@ class Addition[T]:
         return self.work(transaction)
 
 
-def run_all(transaction: Transaction, works: Sequence[Work[Any]], limits: RowLimits = DEFAULT) -> list[Any]:
+def run_all(transaction: Transaction, works: Sequence[Work[Any]], bounds: Bounds = DEFAULT) -> list[Any]:
     """Returns the result of each write, or the error with which it was refused. Appends run first.
 
     At the end, room is made once for all additions of a tenant.
@@ -36,7 +39,7 @@ def run_all(transaction: Transaction, works: Sequence[Work[Any]], limits: RowLim
     others = iter(run_each(transaction, [work for work in works if not isinstance(work, Append)]))
     if owners := sorted({work.tenant for work in works if isinstance(work, Addition)}):
         for owner in owners:
-            expiry_table.make_room(transaction, owner, limits)
+            response_table.make_room(transaction, owner, bounds)
         CONVERSATIONS.remove_hidden(transaction)  # so that hidden rows become no more while others are added
     return [_result(work, held) if isinstance(work, Append) else next(others) for work in works]
 

@@ -7,8 +7,8 @@ from .collector import StoreCollector, StoreStats
 from .conversation_routes import router as conversations
 from .open_responses import open_responses
 from .response_schemas import ResponseEvent
+from .response_table import TABLES
 from .routes import router
-from .tables import TABLES
 
 FEATURE: Final = Feature(
     "responses",

@@ -10,16 +10,16 @@ from starlette.types import ASGIApp
 from ...database.database import Database
 from ...feature import OpenFeature, Opening, opened
 from ...generation.service import Service
+from ...storage.objects import Bounds
 from .adoption import adopter
 from .background import Background
 from .checkpoint_files import CheckpointFiles
 from .checkpointer import Checkpointer, CheckpointSettings
 from .collector import StoreCollector, StoreStats
-from .expiry_table import RowLimits
 from .log_followers import Followers
 from .response_store import ResponseStore
+from .response_table import TABLES
 from .settings import ResponsesSettings
-from .tables import TABLES
 
 _MEMORY_ROWS: Final = 1000
 _MEMORY_BYTES: Final = 64 * 2**20
@@ -93,7 +93,7 @@ def open_responses(opening: Opening) -> OpenResponses:
     database = opening.open_database(TABLES)
     if settings is None or not database.is_shared:
         num_bytes = max(_MEMORY_BYTES // opening.num_tenants, _MIN_MEMORY_BYTES)
-        return OpenResponses(service, ResponseStore(database, inf, limits=RowLimits(_MEMORY_ROWS, num_bytes)))
+        return OpenResponses(service, ResponseStore(database, inf, bounds=Bounds(_MEMORY_ROWS, num_bytes)))
     stats = StoreStats()
     files = _checkpoint_files(settings, stats)
     store = ResponseStore(database, settings.retention_s, settings.adopt_after, files, stats)

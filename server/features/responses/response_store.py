@@ -23,27 +23,26 @@ from ...errors.request_errors import ApiError
 from ...generation.admission import admission
 from ...generation.delta import Delta
 from ...storage.claims import Claimant, Places
-from ...storage.objects import MAX_REMOVED
+from ...storage.objects import MAX_REMOVED, Bounds, Name
 from ...storage.tenant_objects import missing
 from ...storage.work import LEASE_S, Lease
 from ...storage.worker import Leases
 from ...tenancy.tenant import TenantLocks, tenant
 from ...text.conversation import ConversationMessage
-from . import event_table, expiry_table, part_table, response_table
-from .appends import Addition, run_all
+from . import event_table, part_table, response_table
+from .appends import DEFAULT, Addition, Append, run_all
 from .checkpoint_files import CheckpointFiles
 from .collector import StoreStats
 from .conversation_store import ConversationStore, locked
 from .conversation_table import CONVERSATIONS, Item, Turn, load_of
 from .event_table import pack_delta
-from .expiry_table import DEFAULT, RowLimits
 from .log_followers import LogFollowers
 from .part_table import RESPONSE_ID, StoredPart, pack
 from .records import Adoption, CheckpointReference, Job, LogEnd, LogEntry, ResponseRecord
-from .response_table import RESPONSES, RUNNING, Append
+from .response_table import RESPONSES, RUNNING
 
 MAX_RUNNING: Final = 1000
-"""Limit on each tenant's running responses in the database. Beyond it, or beyond `RowLimits.max_bytes` of these
+"""Limit on each tenant's running responses in the database. Beyond it, or beyond `Bounds.max_bytes` of these
 responses and their logs, the tenant cannot start background responses."""
 
 _MAX_KEPT: Final = 4 * 2**20
@@ -71,7 +70,7 @@ class ResponseStore:
     Args:
       database: Database with the store's tables.
       retention_s: Age in seconds after which responses are deleted.
-      limits: RowLimits on each tenant's rows.
+      bounds: Limits on the ended responses, with their logs, and on the conversations of each tenant.
       files: Files of checkpoints; None if no checkpoints are taken.
       adopt_after_s: Seconds for which a response without an owner is reserved for replicas that can continue it
         exactly.
@@ -92,11 +91,11 @@ class ResponseStore:
         adopt_after_s: float = 60.0,
         files: CheckpointFiles | None = None,
         stats: StoreStats | None = None,
-        limits: RowLimits = DEFAULT,
+        bounds: Bounds = DEFAULT,
     ) -> None:
         self.is_shared = database.is_shared
         interval_s = INTERVAL_S if self.is_shared else 0.0
-        self._commits = GroupCommit(database, interval_s, partial(run_all, limits=limits))
+        self._commits = GroupCommit(database, interval_s, partial(run_all, bounds=bounds))
         self.leases = Leases(database, RUNNING, interval_s)
         self.conversations = ConversationStore(database, self._commits, self.leases)
         self.locks = TenantLocks()
@@ -106,7 +105,7 @@ class ResponseStore:
         database.probe = response_table.probe
         self._database = database
         self._retention_s = retention_s
-        self._limits = limits
+        self._bounds = bounds
         self._adopt_after_s = adopt_after_s
         self._logs: dict[tuple[str, str], ResponseLog] = {}
         self._changed: dict[tuple[str, str], asyncio.Event] = {}
@@ -343,12 +342,12 @@ class ResponseStore:
     async def expire(self) -> None:
         """Deletes responses and conversations beyond the limits, and checkpoint files that no response refers to."""
         for find, delete in (
-            (expiry_table.expired, expiry_table.delete_all),
-            (expiry_table.expired_conversations, expiry_table.hide_all),
+            (response_table.expired, response_table.delete),
+            (CONVERSATIONS.expired, CONVERSATIONS.hide),
         ):
-            read = partial(find, max_age_s=self._retention_s, limits=self._limits)
+            read = partial(find, bounds=self._bounds, max_age_s=self._retention_s)
             for names in batched(await self._database.run(read), _MAX_DELETED):
-                await self._commits.write(partial(delete, names=names), REPLY_S, WriteLoad(len(names)))
+                await self._commits.write(partial(_delete_all, delete, names), REPLY_S, WriteLoad(len(names)))
         while await self._commits.write(CONVERSATIONS.remove_hidden, REPLY_S, WriteLoad(MAX_REMOVED)):
             pass
         if self.files is not None:
@@ -395,7 +394,7 @@ class ResponseStore:
             self._forget(log)
             raise
         if not self.is_shared:
-            share = self._limits.max_bytes // max(len(self._logs), 1)
+            share = self._bounds.max_bytes // max(len(self._logs), 1)
             if first := log.drop(entry, max(min(share, _MAX_KEPT), _MIN_KEPT)):
                 await self._commits.write(lambda each: event_table.drop(each, *log.key, first), _OWNER_S)
         log.num_committed = entry.first_token + entry.num_tokens
@@ -450,7 +449,7 @@ class ResponseStore:
         self, transaction: Transaction, record: ResponseRecord, job: Job, entry: LogEntry
     ) -> Lease | str:
         """Stores a response that this replica begins to generate, or returns the limit that its tenant has reached."""
-        most = self._limits.max_bytes
+        most = self._bounds.max_bytes
         count, num_bytes = response_table.running_of(transaction, record.tenant, MAX_RUNNING)
         if count >= MAX_RUNNING:
             return f"this API key has {MAX_RUNNING} background responses running, which is the limit"
@@ -591,3 +590,10 @@ class ResponseLog:
         )
         self._end = end.after(entry)
         return entry
+
+
+def _delete_all(
+    delete: Callable[[Transaction, str, str], object], names: Sequence[Name], transaction: Transaction
+) -> None:
+    for name in names:
+        delete(transaction, *name)

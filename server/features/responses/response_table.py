@@ -11,12 +11,14 @@ from typing import Any, Final
 from uuid import uuid4
 
 from ...database.database import Transaction
+from ...database.schema import Tables, Upgrade
 from ...storage import claims
 from ...storage.claims import Claimant, Places
-from ...storage.objects import MAX_FOUND, Name, ObjectTable
+from ...storage.objects import MAX_FOUND, Bounds, Name, ObjectTable
 from ...storage.work import IS_WAITING, Claim, Lease, WorkTable, check
 from . import conversation_table, event_table
-from .conversation_table import Item, Turn, pack_items, unpack_items
+from .conversation_table import CONVERSATIONS, ITEMS, Item, Turn, pack_items, unpack_items
+from .event_table import EVENTS
 from .records import Adoption, CheckpointReference, Job, LogEnd, LogEntry, ResponseRecord
 
 _PROBE_BYTES: Final = 4096
@@ -45,6 +47,11 @@ RESPONSES: Final = ObjectTable(
 
 RUNNING: Final = WorkTable("roost_running")
 """Running responses as work that replicas share."""
+
+_TABLES: Final = (RESPONSES, RUNNING, EVENTS, CONVERSATIONS, ITEMS)
+
+TABLES: Final = Tables("responses", (Upgrade([text for each in _TABLES for text in each.statements], 6),), first=6)
+"""Tables of responses, their logs and conversations."""
 
 _OWN: Final = "tenant = ? AND id = ?"
 
@@ -265,7 +272,25 @@ def count_running(transaction: Transaction, patience_s: float) -> tuple[int, int
     return RUNNING.count(transaction, "is_range = 0"), orphaned, abandoned
 
 
-def abandoned(transaction: Transaction, max_age_s: float) -> list[Name]:
-    """Returns running responses that have had no owner for too long."""
-    query = f"SELECT tenant, id FROM {RUNNING.name} WHERE {IS_WAITING} ORDER BY lease_until LIMIT {MAX_FOUND}"
-    return transaction.rows(query, max_age_s)
+def expired(transaction: Transaction, bounds: Bounds, max_age_s: float) -> list[Name]:
+    """Returns responses to delete: the oldest ended ones, and running ones that have had no owner for too long.
+
+    Args:
+      max_age_s: Age in seconds after which responses are deleted.
+    """
+    abandoned = f"SELECT tenant, id FROM {RUNNING.name} WHERE {IS_WAITING} ORDER BY lease_until LIMIT {MAX_FOUND}"
+    found = dict.fromkeys(RESPONSES.expired(transaction, bounds, max_age_s))
+    found |= dict.fromkeys(transaction.rows(abandoned, max_age_s))
+    return list(found)[:MAX_FOUND]
+
+
+def make_room(transaction: Transaction, tenant: str, bounds: Bounds) -> None:
+    """Deletes the oldest responses and conversations of a tenant that are beyond its limits.
+
+    Call it at the end of a transaction that has added some. It waits for other replicas' transactions that have.
+    """
+    transaction.execute("{lock_name}", tenant)
+    for id in RESPONSES.unlocked(transaction, tenant, RESPONSES.beyond(transaction, tenant, bounds)):
+        remove(transaction, tenant, id)
+    for id in CONVERSATIONS.unlocked(transaction, tenant, CONVERSATIONS.beyond(transaction, tenant, bounds)):
+        CONVERSATIONS.hide(transaction, tenant, id)

@@ -134,10 +134,10 @@ def test_a_page_begins_after_an_entry_of_its_list(run: Run) -> None:
 def test_the_oldest_beyond_a_limit_are_deleted(run: Run) -> None:
     for number in range(4):
         run(TOYS.insert, replace(BEAR, id=f"{number}", created=1.0 + number, num_bytes=10))
-    assert run(TOYS.beyond, "a", Bounds(1e9, 3, 100)) == ["0"]
-    assert run(TOYS.beyond, "a", Bounds(1e9, 9, 25)) == ["0", "1"]
-    assert run(TOYS.beyond, "b", Bounds(1e9, 0, 0)) == []
-    assert run(TOYS.expired, Bounds(0.0, 9, 100)) == [("a", "0"), ("a", "1"), ("a", "2"), ("a", "3")]
+    assert run(TOYS.beyond, "a", Bounds(3, 100)) == ["0"]
+    assert run(TOYS.beyond, "a", Bounds(9, 25)) == ["0", "1"]
+    assert run(TOYS.beyond, "b", Bounds(0, 0)) == []
+    assert run(TOYS.expired, Bounds(9, 100), 0.0) == [("a", "0"), ("a", "1"), ("a", "2"), ("a", "3")]
 
 
 def test_rows_of_more_values_than_a_statement_takes_are_inserted_once(

@@ -220,7 +220,7 @@ def test_conversations_beyond_the_bounds_are_deleted(database: Database) -> None
     written(database, conversation_table.take, "a", "1", "r")
 
     def found(max_age_s: float, count: int, size: int) -> list[tuple[str, str]]:
-        return list(written(database, conversation_table.CONVERSATIONS.expired, Bounds(max_age_s, count, size)))
+        return list(written(database, conversation_table.CONVERSATIONS.expired, Bounds(count, size), max_age_s))
 
     assert found(1e6, 3, 1000) == []
     assert found(1e6, 2, 1000) == [("a", "2")], "the first was just taken"

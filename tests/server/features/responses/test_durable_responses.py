@@ -42,7 +42,6 @@ from roost.server.features.responses.adoption import AdoptedResponse, AdoptionKi
 from roost.server.features.responses.adoption import adopter as adopter_of
 from roost.server.features.responses.checkpoint_files import CheckpointFiles
 from roost.server.features.responses.checkpointer import Checkpointer, CheckpointSettings
-from roost.server.features.responses.expiry_table import RowLimits
 from roost.server.features.responses.open_responses import OpenResponses, open_responses
 from roost.server.features.responses.response_store import ResponseStore
 from roost.server.features.responses.resumable_stream import ResumableBuilder
@@ -51,6 +50,7 @@ from roost.server.http.auth import Access, ApiKeys
 from roost.server.observability.metrics import Metrics
 from roost.server.observability.request_metrics import Observer, StoreWork
 from roost.server.storage.claims import Places
+from roost.server.storage.objects import Bounds
 from roost.server.storage.worker import Worker
 from roost.server.text.served_model import ServedModel
 
@@ -1344,7 +1344,7 @@ async def test_running_responses_have_a_quota(
                 if name == "MAX_RUNNING":
                     patches.setattr(f"{room}.{name}", value)
                 else:
-                    patches.setattr(first.responses, "_limits", RowLimits(max_bytes=value))
+                    patches.setattr(first.responses, "_bounds", Bounds(max_bytes=value))
                 refused = await first.client.post("/v1/responses", json=body)
                 assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
                 assert text in refused.json()["error"]["message"]

@@ -13,12 +13,10 @@ from roost.server.database.errors import FencedError
 from roost.server.features.responses import (
     conversation_table,
     event_table,
-    expiry_table,
     part_table,
     response_table,
 )
 from roost.server.features.responses.conversation_table import CONVERSATIONS, Item, Turn
-from roost.server.features.responses.expiry_table import RowLimits
 from roost.server.features.responses.part_table import StoredPart
 from roost.server.features.responses.records import (
     Adoption,
@@ -189,8 +187,9 @@ def test_the_oldest_of_a_tenant_expire(run: Callable[..., Any]) -> None:
     run(response_table.insert, running("r9", "much"), JOB, "a")
 
     def expire(max_age_s: float, *bounds: int) -> list[str]:
-        found = run(expiry_table.expired, max_age_s, RowLimits(*bounds))
-        run(expiry_table.delete_all, found)
+        found = run(response_table.expired, Bounds(*bounds), max_age_s)
+        for name in found:
+            run(response_table.delete, *name)
         return [response_id for _, response_id in found]
 
     assert expire(1e9, 5, 10**9) == ["r0"]
@@ -209,8 +208,8 @@ def test_what_nobody_adopts_is_counted_and_expires(run: Callable[..., Any]) -> N
     pass_time(run, 70.0)
     run(response_table.append_all, [Append(leases[2], entry(0), 6)])
     assert run(response_table.count_running, 60.0) == (3, 2, 1)
-    assert run(expiry_table.expired, 69.0, RowLimits(5, 10**9)) == [("", "r0")]
-    run(expiry_table.delete_all, [("", "r0")])
+    assert run(response_table.expired, Bounds(5, 10**9), 69.0) == [("", "r0")]
+    run(response_table.delete, "", "r0")
     assert run(RESPONSES.find, "", "r0") is None
     assert run(response_table.count_running, 60.0) == (2, 1, 0)
 
@@ -233,9 +232,9 @@ STATEMENTS: dict[str, tuple[Callable[[Transaction], Any], set[str]]] = {
     "running of": (partial(response_table.running_of, tenant="t1", limit=1000), set()),
     "count running": (partial(response_table.count_running, patience_s=60.0), INDEXES),
     "checkpoint names": (response_table.checkpoint_names, INDEXES),
-    "expired": (partial(expiry_table.expired, max_age_s=900.0, limits=RowLimits(35, 10**9)), INDEXES),
+    "expired": (partial(response_table.expired, max_age_s=900.0, bounds=Bounds(35, 10**9)), INDEXES),
     "expired conversations": (
-        partial(CONVERSATIONS.expired, bounds=Bounds(900.0, 1, 10**9)),
+        partial(CONVERSATIONS.expired, bounds=Bounds(1, 10**9), max_age_s=900.0),
         set(),
     ),
     "take": (partial(conversation_table.take, tenant="t1", conversation="r1", response="r"), set()),
@@ -250,7 +249,7 @@ STATEMENTS: dict[str, tuple[Callable[[Transaction], Any], set[str]]] = {
     "delete an item": (partial(conversation_table.delete_item, tenant="t1", conversation="r1", item_id="i"), set()),
     "hide a conversation": (partial(CONVERSATIONS.hide, tenant="t1", id="r1"), set()),
     "remove hidden conversations": (CONVERSATIONS.remove_hidden, set()),
-    "make room": (partial(expiry_table.make_room, tenant="t1", limits=RowLimits()), set()),
+    "make room": (partial(response_table.make_room, tenant="t1", bounds=Bounds()), set()),
 }
 """Statements, and the indexes of running responses that they may read from end to end."""
 

@@ -13,13 +13,13 @@ from fake_engine import FakeEngine
 from fake_server import features_with, make_service, until
 from roost.server.app import create_app
 from roost.server.database.database import Database, Lane, Transaction
-from roost.server.features.responses import appends, expiry_table
+from roost.server.features.responses import appends, response_table
 from roost.server.features.responses.conversation_table import ConversationRecord
-from roost.server.features.responses.expiry_table import RowLimits
 from roost.server.features.responses.open_responses import OpenResponses
 from roost.server.features.responses.response_store import ResponseStore
 from roost.server.http.auth import Access, ApiKeys
 from roost.server.storage import objects
+from roost.server.storage.objects import Bounds
 from roost.server.tenancy.tenant import tenant
 from roost.server.text.served_model import ServedModel
 from test_conversations import conversation, message, reference
@@ -46,13 +46,13 @@ class Written:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.num_bytes: list[Counter[str]] = []
         self.num_rows: list[Counter[str]] = []
-        self.limits: RowLimits | None = None
+        self.limits: Bounds | None = None
         execute = Transaction.execute
 
-        def run_all(transaction: Transaction, works: Sequence[Any], limits: RowLimits) -> list[Any]:
+        def run_all(transaction: Transaction, works: Sequence[Any], bounds: Bounds) -> list[Any]:
             self.num_bytes.append(Counter())
             self.num_rows.append(Counter())
-            return appends.run_all(transaction, works, self.limits or limits)
+            return appends.run_all(transaction, works, self.limits or bounds)
 
         def noted(transaction: Transaction, sql: str, *values: Any) -> Any:
             if "INSERT INTO roost_conversations" in sql:
@@ -136,7 +136,7 @@ async def test_heavy_writes_of_a_tenant_leave_room_for_others(
 async def test_the_oldest_conversations_make_room_in_the_same_transaction(
     client: httpx.AsyncClient, database: Database, written: Written
 ) -> None:
-    written.limits = RowLimits(max_bytes=40_000)
+    written.limits = Bounds(max_bytes=40_000)
     paths = []
     for _ in range(8):
         paths.append(await conversation(client, items=[message("x" * 10_000)]))
@@ -146,7 +146,7 @@ async def test_the_oldest_conversations_make_room_in_the_same_transaction(
     assert (await client.post(f"{paths[5]}/items", json={"items": [message("y" * 10_000)]})).status_code == 200
     assert sizes(database)[0] <= 40_000
     assert [(await client.get(path)).status_code for path in paths[5:]] == [200, 404, 200]
-    written.limits = RowLimits(max_rows=2)
+    written.limits = Bounds(max_rows=2)
     bob = {"authorization": "Bearer key-of-bob"}
     assert (await client.post("/v1/conversations", json={}, headers=bob)).status_code == 200
     await conversation(client)
@@ -157,7 +157,7 @@ async def test_the_oldest_conversations_make_room_in_the_same_transaction(
 async def test_the_oldest_responses_make_room_in_the_same_transaction(
     client: httpx.AsyncClient, database: Database, written: Written, fields: dict[str, Any]
 ) -> None:
-    written.limits = RowLimits(max_bytes=40_000)
+    written.limits = Bounds(max_bytes=40_000)
 
     async def respond() -> str:
         body = {"input": "x" * 10_000, "max_output_tokens": 1, **fields}
@@ -174,7 +174,7 @@ async def test_the_oldest_responses_make_room_in_the_same_transaction(
         made.append(await respond())
         assert sizes(database)[1] <= 40_000
     assert [(await client.get(f"/v1/responses/{each}")).status_code for each in made] == [404] * 2 + [200] * 3
-    written.limits = RowLimits(max_rows=2)
+    written.limits = Bounds(max_rows=2)
     await respond()
     assert sizes(database)[3] == 2
 
@@ -214,7 +214,7 @@ async def test_a_conversation_of_another_tenant_is_kept(database: Database, stor
         for number in range(3):
             record = ConversationRecord(owner, f"conv_{number:032}", 1, b"{}")
             await store.conversations.create(record, [])
-    database.run_now(lambda each: expiry_table.make_room(each, "a", expiry_table.RowLimits()), writes=True)
+    database.run_now(lambda each: response_table.make_room(each, "a", Bounds()), writes=True)
     assert sizes(database)[2] == 6
 
 
