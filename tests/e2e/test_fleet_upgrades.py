@@ -14,7 +14,7 @@ from roost.server.database.address import StoreAddress
 from roost.server.database.database import Database, Transaction
 from roost.server.database.dialects import dialect_of
 from roost.server.feature import load_features
-from roost.server.features.batches.tables import TABLES as BATCHES
+from roost.server.features.batches.batch_table import TABLES as BATCHES
 from roost.server.features.responses.response_table import TABLES as RESPONSES
 from server_process import SIMULATED, ServerProcess, respond, serving, start, until
 
@@ -45,10 +45,10 @@ def git(*arguments: str) -> bytes:
 @pytest.fixture(scope="module")
 def former(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Folder that makes the last tree importable as `roost` from whose tables no upgrade leads on."""
-    path, introduced = "server/features/batches/tables.py", f"first={BATCHES.first}"
+    features, introduced = "server/features", f"first={BATCHES.first}"
     try:
         is_shallow = git("rev-parse", "--is-shallow-repository").strip() == b"true"
-        commits = git("log", "--format=%H", f"-S{introduced}", "--", path).split()
+        commits = git("log", "--format=%H", f"-S{introduced}", "--", features).split()
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("this is no git checkout")
     if is_shallow or not commits:
@@ -56,7 +56,7 @@ def former(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("former")
     with tarfile.open(fileobj=io.BytesIO(git("archive", f"{commits[-1].decode()}^"))) as archive:
         archive.extractall(folder / "roost", filter="data")
-    assert introduced not in (folder / "roost" / path).read_text()
+    assert not any(introduced in path.read_text() for path in (folder / "roost" / features).rglob("*.py"))
     return str(folder)
 
 

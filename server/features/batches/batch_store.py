@@ -17,7 +17,7 @@ from ...storage.tenant_objects import TenantObjects, missing
 from ...storage.work import LEASE_S, Lease
 from ...storage.worker import Leases
 from ...tenancy.tenant import TenantLocks, tenant
-from . import batch_table, file_table, quotas
+from . import batch_table, file_table
 from .batch_records import BatchRecord, BatchStatus, BatchTotals, FileRecord, LineClaim, LineResult
 from .batch_table import BATCHES, LineEnd
 from .file_table import FILES
@@ -107,7 +107,7 @@ class BatchStore:
         owner, file_id = tenant.get(), f"file-{uuid4().hex}"
 
         def begin(transaction: Transaction) -> str | None:
-            excess = (quotas.usage(transaction, owner) + quotas.NEW_FILE).excess(self._lines.max_bytes)
+            excess = (file_table.usage(transaction, owner) + file_table.NEW_FILE).excess(self._lines.max_bytes)
             if excess is None:
                 file_table.begin(transaction, owner, file_id, "batch", name)
             return excess
@@ -129,7 +129,7 @@ class BatchStore:
 
         def add(transaction: Transaction, some: Sequence[bytes]) -> str | None:
             file_table.grow(transaction, owner, file_id, first - 1 + len(some), num_bytes)
-            excess = quotas.usage(transaction, owner).excess(self._lines.max_bytes)
+            excess = file_table.usage(transaction, owner).excess(self._lines.max_bytes)
             if excess is None:
                 file_table.add_lines(transaction, owner, file_id, first, some)
             return excess
@@ -256,8 +256,8 @@ class BatchStore:
         )
 
         def insert(transaction: Transaction) -> tuple[str | None, BatchRecord | None]:
-            more = quotas.new_batch(batch.num_lines)
-            excess = (quotas.usage(transaction, batch.tenant) + more).excess(self._lines.max_bytes)
+            more = file_table.new_batch(batch.num_lines)
+            excess = (file_table.usage(transaction, batch.tenant) + more).excess(self._lines.max_bytes)
             return excess, None if excess else batch_table.insert(transaction, batch, window_s)
 
         excess, stored = await self._commits.write(insert, _REPLY_S)
@@ -272,8 +272,8 @@ class BatchStore:
         if batch.status != BatchStatus.IN_PROGRESS:
             return None
         owner = batch.tenant
-        sizes = await self._database.run(lambda each: quotas.sizes(each, [owner]), timeout_s=_REPLY_S)
-        return quotas.full(sizes[owner], self._lines.max_bytes) if sizes[owner] >= self._lines.max_bytes else None
+        sizes = await self._database.run(lambda each: file_table.sizes(each, [owner]), timeout_s=_REPLY_S)
+        return file_table.full(sizes[owner], self._lines.max_bytes) if sizes[owner] >= self._lines.max_bytes else None
 
     async def claim(self, model: str, places: Places) -> Sequence[LineClaim]:
         """Claims lines of any tenant for this replica, or a single line that must run alone.

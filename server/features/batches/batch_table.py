@@ -10,11 +10,12 @@ from typing import Final
 
 from ...database.database import Transaction, placeholders
 from ...database.group_commit import Work
+from ...database.schema import Tables, Upgrade
 from ...storage.objects import ObjectTable, Page, PageSpec
 from ...storage.work import IS_OWNED, Lease
 from . import file_table
 from .batch_records import BatchRecord, BatchStatus, BatchTotals, LineResult
-from .file_table import FILES
+from .file_table import FILES, LINES, ORDER
 from .line_table import LINE_WORK
 
 _MAX_EXPIRED: Final = 1000
@@ -35,6 +36,11 @@ BATCHES: Final = ObjectTable(
         "expiries": "(expires) WHERE status = 'in_progress'",
     },
 )
+
+_TABLES: Final = (FILES, LINES, ORDER, BATCHES, LINE_WORK)
+
+TABLES: Final = Tables("batches", (Upgrade([text for each in _TABLES for text in each.statements], 7),), first=7)
+"""Tables of files and batches."""
 
 
 def insert(transaction: Transaction, batch: BatchRecord, window_s: float) -> BatchRecord | None:

@@ -4,9 +4,9 @@ from typing import Final
 
 from ...feature import Feature
 from . import file_routes, routes
+from .batch_table import TABLES
 from .collector import BatchCollector
 from .open_batches import open_batches
-from .tables import TABLES
 
 FEATURE: Final = Feature(
     "batches",

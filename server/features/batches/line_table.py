@@ -10,7 +10,7 @@ from ...database.database import Transaction, placeholders
 from ...storage import claims
 from ...storage.claims import Claimant, Places
 from ...storage.work import KEY, Claim, WorkTable
-from . import file_table, quotas
+from . import file_table
 from .batch_records import LineClaim
 
 LINE_WORK: Final = WorkTable("roost_lines")
@@ -38,7 +38,7 @@ class LineTable(WorkTable):
         self.max_bytes = max_bytes
 
     def with_room(self, transaction: Transaction, tenants: Sequence[str]) -> Collection[str]:
-        sizes = quotas.sizes(transaction, tenants)
+        sizes = file_table.sizes(transaction, tenants)
         return [tenant for tenant in tenants if sizes[tenant] < self.max_bytes]
 
     def numbers_at(self, transaction: Transaction, name: tuple[str, str], first: int, end: int) -> Sequence[int]:

@@ -12,10 +12,10 @@ from ...generation.service import Service
 from ...storage.worker import Worker
 from .batch_records import LineClaim
 from .batch_store import BatchStore
+from .batch_table import TABLES
 from .collector import BatchCollector
 from .line_worker import line_worker
 from .settings import BatchesSettings
-from .tables import TABLES
 
 _MEMORY_BYTES: Final = 256 * 2**20
 _MIN_MEMORY_BYTES: Final = 2**20

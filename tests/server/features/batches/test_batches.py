@@ -26,10 +26,10 @@ from roost.server.feature import Opening
 from roost.server.features.batches import open_batches
 from roost.server.features.batches.batch_records import LineClaim
 from roost.server.features.batches.batch_store import BatchStore
+from roost.server.features.batches.batch_table import TABLES
 from roost.server.features.batches.file_routes import LineSplitter
 from roost.server.features.batches.line_worker import _MAX_EXPIRED, line_worker
 from roost.server.features.batches.open_batches import OpenBatches
-from roost.server.features.batches.tables import TABLES
 from roost.server.http.auth import Access, ApiKeys
 from roost.server.settings import load_settings
 from roost.server.storage.claims import Places

@@ -16,8 +16,8 @@ from roost.server.database.dialects import Sqlite
 from roost.server.database.errors import StoreUnavailableError
 from roost.server.features.batches import file_table
 from roost.server.features.batches.batch_store import BatchStore
+from roost.server.features.batches.batch_table import TABLES
 from roost.server.features.batches.open_batches import OpenBatches
-from roost.server.features.batches.tables import TABLES
 from roost.server.text.served_model import ServedModel
 
 FILE_ID = f"file-{'0' * 32}"

@@ -13,7 +13,7 @@ from fake_engine import FakeEngine
 from fake_server import features_with, make_service, until
 from roost.server.app import create_app
 from roost.server.database.group_commit import WriteLoad
-from roost.server.features.batches import line_runner, quotas
+from roost.server.features.batches import file_table, line_runner
 from roost.server.features.batches.batch_store import BatchStore
 from roost.server.features.batches.open_batches import OpenBatches
 from roost.server.features.batches.settings import BatchesSettings
@@ -88,9 +88,9 @@ async def test_bytes_of_uploads_that_run_elsewhere_count(client: httpx.AsyncClie
 
 
 async def test_files_lines_and_batches_are_counted(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quotas, "MAX_FILES", 5)
-    monkeypatch.setattr(quotas, "MAX_LINES", 14)
-    monkeypatch.setattr(quotas, "MAX_BATCHES", 2)
+    monkeypatch.setattr(file_table, "MAX_FILES", 5)
+    monkeypatch.setattr(file_table, "MAX_LINES", 14)
+    monkeypatch.setattr(file_table, "MAX_BATCHES", 2)
     first = (await upload(client, content(3))).json()["id"]
     assert (await begin(client, first)).status_code == 200
     assert "an API key may keep 5 files" in message(
@@ -98,10 +98,10 @@ async def test_files_lines_and_batches_are_counted(client: httpx.AsyncClient, mo
     )
     assert (await upload(client, content(1))).status_code == 200
     assert "an API key may keep 5 files" in message(await upload(client, content(1)))
-    monkeypatch.setattr(quotas, "MAX_FILES", 100)
+    monkeypatch.setattr(file_table, "MAX_FILES", 100)
     assert (await begin(client, first)).status_code == 200
     assert "an API key may have 2 batches in progress" in message(await begin(client, first))
-    monkeypatch.setattr(quotas, "MAX_BATCHES", 3)
+    monkeypatch.setattr(file_table, "MAX_BATCHES", 3)
     assert "may have 14 lines together" in message(await upload(client, content(4)))
     assert "may have 14 lines together" in message(await begin(client, (await upload(client, content(2))).json()["id"]))
 
