@@ -178,17 +178,17 @@ class PrefillBatch:
       first_tokens: Tokens that are sampled after the chunks, of prompts that end with these or earlier ones.
       layer_slice: Index of this step's slice of the layers.
       is_last_slice: Whether the chunks have passed all layers after this step, which then has results.
+      num_tokens: Number of tokens in all chunks.
     """
 
     chunks: tuple[PrefillChunk, ...]
     first_tokens: tuple[FirstToken, ...] = ()
     layer_slice: int = 0
     is_last_slice: bool = True
+    num_tokens: int = field(init=False)
 
-    @property
-    def num_tokens(self) -> int:
-        """Number of tokens in all chunks."""
-        return sum([chunk.length for chunk in self.chunks])
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "num_tokens", sum([chunk.length for chunk in self.chunks]))
 
     @property
     def rows(self) -> tuple[PrefillChunk | FirstToken, ...]:
