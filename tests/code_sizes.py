@@ -13,18 +13,18 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parents[1]
 
 MOST: Final[Mapping[str, int]] = {
-    "code lines of server": 25127,
-    "code lines of engine": 12168,
-    "code lines of kernels": 3728,
-    "code lines of tools": 4950,
-    "code lines of benchmarks": 5057,
-    "files of server": 276,
-    "files of engine": 75,
-    "files of kernels": 42,
+    "code lines of server": 25050,
+    "code lines of engine": 12100,
+    "code lines of kernels": 3750,
+    "code lines of tools": 5000,
+    "code lines of benchmarks": 5050,
+    "files of server": 237,
+    "files of engine": 71,
+    "files of kernels": 40,
     "code lines of the largest file": 400,
-    "files on a request's way": 39,
-    "changes of file on a request's way": 131,
-    "functions on a request's way": 375,
+    "files on a request's way": 38,
+    "changes of file on a request's way": 127,
+    "functions on a request's way": 373,
 }
 """The most that there may be. `tools/request_path.py` says what counts as a request's way. Code lines are lines without
 docstrings, comments and blank lines; a file without code does not count."""
