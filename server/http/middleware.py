@@ -23,8 +23,7 @@ from ..errors.request_errors import (
 )
 from ..generation.admission import Admissions, PreemptibleAdmission, admission
 from ..generation.service import OpenRequests
-from ..observability.audit import client_of
-from ..observability.logging import ACCESS_LOGGER, error_reason, request_id
+from ..observability.logging import ACCESS_LOGGER, client_of, error_reason, request_id
 from ..observability.request_metrics import UNKNOWN_HANDLER, HttpMetrics, RequestTokens, request_tokens
 from ..tenancy.tenant import tenant
 from .error_responses import send_error

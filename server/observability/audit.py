@@ -1,11 +1,10 @@
 """Audit log: one JSON line for each admin action, each reload of keys or certificates, and each rejected key."""
 
 import hmac
-import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from .logging import say
@@ -19,17 +18,8 @@ _MAX_ADDRESSES: Final = 4096
 _MAX_PATH: Final = 200
 """Maximum characters of a path in a line."""
 
-_ADDRESS: Final = re.compile(r"[0-9A-Za-z.:%_-]{1,64}")
-"""Pattern of a client's address or name. Proxies copy it from clients' headers unchecked."""
-
 _SECRET: Final = secrets.token_bytes(32)
 """Key of the hashes of this process, so that nobody else can find a rejected key by its hash."""
-
-
-def client_of(scope: Mapping[str, Any]) -> str:
-    """Returns the address of an ASGI scope's client; empty for a Unix socket, or if it is malformed."""
-    host = str((scope.get("client") or ("",))[0])
-    return host if _ADDRESS.fullmatch(host) else ""
 
 
 def audit(event: str, **fields: Any) -> None:
