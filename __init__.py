@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from .engine import CheckpointError, ConfigError, EngineDeadError, RoostError, StateFileError
     from .server.llm.async_llm import AsyncLLM
-    from .server.llm.engine_args import EngineArgs
     from .server.llm.errors import RequestError
     from .server.llm.llm import LLM
-    from .server.llm.outputs import CompletionOutput, Logprob, RequestOutput, ToolCall
-    from .server.llm.prompts import TextPrompt, TokensPrompt
+    from .server.llm.outputs import CompletionOutput, Logprob, RequestOutput, Score, State, ToolCall
+    from .server.llm.requests import TextPrompt, TokensPrompt
     from .server.llm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
-    from .server.llm.scoring import Score
-    from .server.llm.states import State
+    from .server.llm.settings import EngineArgs
 
     __version__: str
 
@@ -52,7 +50,7 @@ _MODULES: Final = {
     "CheckpointError": "engine",
     "CompletionOutput": "server.llm.outputs",
     "ConfigError": "engine",
-    "EngineArgs": "server.llm.engine_args",
+    "EngineArgs": "server.llm.settings",
     "EngineDeadError": "engine",
     "Logprob": "server.llm.outputs",
     "RequestError": "server.llm.errors",
@@ -60,12 +58,12 @@ _MODULES: Final = {
     "RequestOutputKind": "server.llm.sampling_params",
     "RoostError": "engine",
     "SamplingParams": "server.llm.sampling_params",
-    "Score": "server.llm.scoring",
-    "State": "server.llm.states",
+    "Score": "server.llm.outputs",
+    "State": "server.llm.outputs",
     "StateFileError": "engine",
     "StructuredOutputsParams": "server.llm.sampling_params",
-    "TextPrompt": "server.llm.prompts",
-    "TokensPrompt": "server.llm.prompts",
+    "TextPrompt": "server.llm.requests",
+    "TokensPrompt": "server.llm.requests",
     "ToolCall": "server.llm.outputs",
 }
 """Module of each public name."""

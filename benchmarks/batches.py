@@ -42,8 +42,8 @@ import orjson
 import served
 from results_page import commit, table
 from roost.server.client.http_client import Address, HttpClient
-from roost.server.commands.bench.environment import machine, now
 from roost.server.commands.bench.latency import percentile
+from roost.server.commands.bench.report import machine, now
 
 sys.path.append(str(Path(__file__).resolve().parent / "peers"))
 

@@ -31,7 +31,7 @@ import httpx
 import served
 from results_page import commit
 from rich.console import Console
-from roost.server.commands.bench.environment import machine, now, versions
+from roost.server.commands.bench.report import machine, now, versions
 
 HERE: Final = Path(__file__).parent
 sys.path.append(str(HERE.parent / "tests"))

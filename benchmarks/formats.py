@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 from results_page import commit, table, where
 from roost import LLM, SamplingParams
-from roost.server.commands.bench.environment import machine, now
+from roost.server.commands.bench.report import machine, now
 
 FEW = 4
 """Tokens whose time is subtracted."""

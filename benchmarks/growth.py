@@ -7,24 +7,33 @@ Settings of the engine are given as to `roost bench engine`. Ctrl-C prints the m
 
 import random
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Group
 from roost.engine import EngineCore, Request, device_facts
-from roost.server.commands.bench.cli import MODEL_OPTIONS, SEED_HELP, JsonFile
-from roost.server.commands.bench.engine.driver import Clock
-from roost.server.commands.bench.engine.loading import load, make_request, model_facts, settings_as_json
-from roost.server.commands.bench.environment import resident_bytes
-from roost.server.commands.bench.progress import Advance, progress_bar
-from roost.server.commands.bench.report import Outputs, interruption, make_table, number, opening, rate, report
+from roost.server.commands.bench.driver import Clock, load, make_request, model_facts, settings_as_json
+from roost.server.commands.bench.report import (
+    Advance,
+    check_json_file,
+    interruption,
+    make_table,
+    number,
+    opening,
+    progress_bar,
+    resident_bytes,
+    shown_rate,
+    titled,
+    write_report,
+)
 from roost.server.commands.bench.workload import draw_token_ids
+from roost.server.commands.options import JsonFile
 from roost.server.model_hub import find_model
-from roost.server.settings import Settings, load_settings
-from roost.server.terminal.failure import INTERRUPTED_STATUS, exit_on_error
-from roost.server.terminal.options import takes_model_options
+from roost.server.settings import load_settings
+from roost.server.terminal.failure import INTERRUPTED_STATUS
+from roost.server.terminal.options import takes_options
 
 _FIRST: Final = 128
 """Generated tokens at the end of the first stretch. The length doubles with each further stretch."""
@@ -63,23 +72,27 @@ def ends_of_stretches(max_length: int) -> Sequence[int]:
     return [*(end for end in ends if end < max_length), max_length]
 
 
-def bench_growth(settings: Settings, concurrency: int, input_len: int, max_length: int, outputs: Outputs) -> int:
-    """Measures and reports.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrowthOptions:
+    """Options of the benchmark."""
 
-    Args:
-      settings: Settings of the engine; their seed also draws the prompts.
-      concurrency: Number of sequences that grow at the same time.
-      input_len: Tokens of each prompt.
-      max_length: Tokens to generate for each sequence.
+    concurrency: Annotated[int, typer.Option(min=1, help="Sequences that grow at the same time.")] = 8
+    input_len: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 16
+    max_length: Annotated[int, typer.Option(min=2, help="Tokens to generate for each.")] = 16384
+    json: JsonFile = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
-    Returns:
-      The exit status.
 
-    Raises:
-      SettingsError: The file for JSON cannot be written.
-      RoostError: The model cannot be loaded.
-    """
-    outputs.check()
+@takes_options(
+    GrowthOptions,
+    *("model", "dtype", "quantize", "kv_dtype", "prefill_chunk", "seed", "config"),
+    seed="Seed of random weights and of prompts.",
+)
+def main(options: GrowthOptions) -> int:
+    """Let sequences grow, and report speed and memory at every doubling of their length."""
+    concurrency, input_len, max_length = options.concurrency, options.input_len, options.max_length
+    settings = load_settings({"slots": concurrency, **options.settings})
+    check_json_file(options.json)
     source = find_model(settings.model, settings.lora)
     sizes = {"concurrency": concurrency, "input_len": input_len, "max_length": max_length}
     document = opening("growth", {**settings_as_json(settings), **sizes})
@@ -93,8 +106,7 @@ def bench_growth(settings: Settings, concurrency: int, input_len: int, max_lengt
     document |= {"model": model, "device": device._asdict(), "interrupted": interrupted, "result": result}
     numbers = model["quantize"] or model["dtype"]
     title = f"{source.name}, {numbers}, on {device.kind}, {concurrency} sequences at a time"
-    outputs.console().print(_table(title, stretches, interrupted))
-    outputs.write_json(document)
+    write_report(_table(title, stretches, interrupted), document, options.json)
     return INTERRUPTED_STATUS if interrupted else 0
 
 
@@ -166,27 +178,17 @@ def _table(title: str, stretches: Sequence[Stretch], interrupted: bool) -> Group
     rows = [_row(stretch)[: 1 + len(columns)] for stretch in stretches]
     table = make_table(columns, rows, "up to token")
     table.columns[0].justify = "right"
-    return report(title, [table], interruption(interrupted))
+    return titled(title, [table], interruption(interrupted))
 
 
 def _row(stretch: Stretch) -> Sequence[str]:
     device = None if stretch.device_bytes is None else stretch.device_bytes / 2**20
-    return [f"{stretch.length:,}", rate(stretch.tokens_per_s), number(stretch.resident_bytes / 2**20), number(device)]
-
-
-@takes_model_options(*MODEL_OPTIONS, seed=SEED_HELP)
-def main(
-    concurrency: Annotated[int, typer.Option(min=1, help="Sequences that grow at the same time.")] = 8,
-    input_len: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 16,
-    max_length: Annotated[int, typer.Option(min=2, help="Tokens to generate for each.")] = 16384,
-    json: JsonFile = None,
-    **model_options: Any,
-) -> None:
-    """Let sequences grow, and report speed and memory at every doubling of their length."""
-    with exit_on_error():
-        settings = load_settings({"slots": concurrency, **model_options})
-        status = bench_growth(settings, concurrency, input_len, max_length, Outputs(json))
-    raise typer.Exit(status)
+    return [
+        f"{stretch.length:,}",
+        shown_rate(stretch.tokens_per_s),
+        number(stretch.resident_bytes / 2**20),
+        number(device),
+    ]
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def where(machine: Mapping[str, Any]) -> str:
-    """Returns a line about the machine of a measurement; see `roost.server.commands.bench.environment`."""
+    """Returns a line about the machine of a measurement; see `roost.server.commands.bench.report`."""
     return f"{machine['cpu']}, {machine['cpus']} cores, load average {machine['load_average']:.2f} before"
 
 

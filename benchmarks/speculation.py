@@ -38,7 +38,7 @@ from roost.engine import (
     load_runner,
 )
 from roost.engine.types.config import MAX_PREDICTION
-from roost.server.commands.bench.environment import machine, now
+from roost.server.commands.bench.report import machine, now
 from roost.server.constraints.grammar import Grammar, GrammarCompiler, GrammarLimits, json_spec
 from roost.server.model_hub import find_model
 from roost.server.text.served_model import open_tokenizer

@@ -33,7 +33,7 @@ from roost.engine.prefix_cache.cache import PrefixCache, PrefixKey
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.engine.types.config import PREFILL_BLOCK
 from roost.engine.types.snapshot import BlockState
-from roost.server.commands.bench.environment import machine, now, resident_bytes, versions
+from roost.server.commands.bench.report import machine, now, resident_bytes, versions
 from roost.server.text.served_model import open_tokenizer
 from served import serving
 

@@ -148,7 +148,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
             "server/openai/models.py",
             "server/text/served_model.py",
             "server/generation/state_store.py",
-            "server/commands/bench/environment.py",
+            "server/commands/bench/report.py",
             "server/observability/logging.py",
             "server/observability/tracing.py",
         ),
@@ -177,7 +177,6 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
             "server/features/*/command/*",
         ),
     ),
-    "plots": ({"matplotlib"}, ("server/commands/bench/plot.py",)),
     "settings": ({"pydantic_settings"}, ("server/settings/*",)),
     "environment variables": (
         {"os.environ", "os.environb", "os.getenv", "os.putenv", "os.unsetenv"},
@@ -564,11 +563,6 @@ def test_no_line_of_a_room_has_what_it_must_not_know(room: str, pattern: re.Patt
         (concerns_stay_in_their_rooms, "server/app.py", "if True:\n    from flax import nnx"),
         (concerns_stay_in_their_rooms, "engine/checkpoint/weights.py", "from safetensors import safe_open"),
         (concerns_stay_in_their_rooms, "engine/checkpoint/source.py", "from huggingface_hub import snapshot_download"),
-        (
-            concerns_stay_in_their_rooms,
-            "server/commands/bench/serve/benchmark.py",
-            "from matplotlib.figure import Figure",
-        ),
         (concerns_stay_in_their_rooms, "server/app.py", "from pydantic_settings import BaseSettings"),
         (concerns_stay_in_their_rooms, "server/app.py", "import os\nkey = os.environ['KEY']"),
         (concerns_stay_in_their_rooms, "kernels/x.py", "import os as system\nsystem.getenv('KEY')"),

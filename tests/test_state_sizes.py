@@ -9,7 +9,8 @@ from roost.engine import DeviceFacts, EngineConfig, open_model, state_bytes
 from roost.engine.model.config import PRESETS, ModelConfig
 from roost.engine.prefix_cache.saved_state import SavedState, SavedStateFormat
 from roost.engine.types.snapshot import Snapshot, SnapshotFormat
-from roost.server.commands.plan import compute_plan, print_plan
+from roost.server.commands.options import PlanOptions
+from roost.server.commands.plan import plan
 from roost.server.run.startup_message import summary
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,7 +84,8 @@ def test_the_banner_and_the_plan_say_the_same(model: str, capsys: pytest.Capture
     whole = f"{sizes(PRESETS[model], 2)[2]} MiB"
     lines = summary(open_model(f"random:{model}"), EngineConfig(), 8, model, "", DeviceFacts("cpu", 1, None))
     assert any(whole in line for line in lines)
-    print_plan(compute_plan(f"random:{model}", "v5p", "bfloat16", None, "data=1,model=1", None))
+    unset = dict.fromkeys(("quantize", "kv_dtype", "speculative_config"))
+    plan(PlanOptions(model=f"random:{model}", device="v5p", settings=unset))
     assert whole in capsys.readouterr().out
 
 

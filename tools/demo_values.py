@@ -4,7 +4,7 @@ python tools/demo_values.py
 """
 
 import orjson
-from roost.server.commands.report.checks.demo import VALUES, values_of
+from roost.server.commands.report.checks import VALUES, values_of
 from roost.server.llm.llm import LLM
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 import roost
-from roost.server.llm import prompts
+from roost.server.llm import requests
 from roost.server.llm.tokenizer import LLMTokenizer
 
 sys.path.append(str(Path(__file__).parent))  # for an interpreter with -P
@@ -47,7 +47,7 @@ def python_page() -> Iterator[str]:
         if title == "Models":
             yield from _class_section("LLMTokenizer", LLMTokenizer)
         if title == "Prompts":
-            yield from _class_section("ChatOptions", prompts.ChatOptions)
+            yield from _class_section("ChatOptions", requests.ChatOptions)
             yield from _aliases()
 
 
@@ -88,7 +88,7 @@ def _fields(declared: Sequence[ast.AnnAssign], doc: "Docstring") -> Iterator[str
 
 def _aliases() -> Iterator[str]:
     """Yields the names of types in signatures."""
-    body = ast.parse(inspect.getsource(prompts)).body
+    body = ast.parse(inspect.getsource(requests)).body
     for alias, doc in itertools.pairwise(body):
         if isinstance(alias, ast.TypeAlias) and isinstance(doc, ast.Expr):
             yield from ("", f"`{ast.unparse(alias)}`: {ast.literal_eval(doc.value)}")

@@ -25,8 +25,7 @@ from protocol import Command, answer_all
 from roost.server.client.http_client import Address, ClientError, HttpClient
 from roost.server.client.openai_server import first_model
 from roost.server.commands.bench.latency import RequestTrace
-from roost.server.commands.bench.serve.load_generator import Send, send_at, send_in_turn
-from roost.server.commands.bench.serve.stream_recorder import StreamRecorder
+from roost.server.commands.bench.serve import Send, StreamRecorder, send_at, send_in_turn
 from roost.server.commands.bench.workload import poisson_times
 
 POLL_S = 0.02

@@ -1,15 +1,39 @@
 """Server with OpenAI's API, as a client sees it: first queries, events of its streams, and the text of its errors."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import orjson
 
+from ..settings import SettingsError
 from ..terminal.failure import CommandError
-from .http_client import ClientError, HttpClient, Response
+from .http_client import Address, ClientError, HttpClient, Response, UrlError
 
 _MAX_MESSAGE: Final = 160
 """Maximum characters of a server's error that are repeated."""
+
+
+def server_addresses(urls: Sequence[str], api_key: str | None, settings: Mapping[str, Any]) -> list[Address]:
+    """Returns the addresses in the value of `--url`.
+
+    Args:
+      urls: Addresses as the user wrote them.
+      api_key: Key of the servers; None sends none.
+      settings: Settings of a model in this process, all of which must be None.
+
+    Raises:
+      SettingsError: An address or the key cannot be used, or a setting was given.
+    """
+    for name, value in settings.items():
+        if value is not None:
+            raise SettingsError(f"--{name.replace('_', '-')} is for a model that is loaded here, not with --url")
+    try:
+        addresses = [Address.parse(url.strip()) for url in urls]
+    except UrlError as error:
+        raise SettingsError(f"--url {error}") from None
+    if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+        raise SettingsError("--api-key must be printable ASCII in one line")
+    return addresses
 
 
 async def server_version(client: HttpClient) -> str | None:

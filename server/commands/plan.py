@@ -1,7 +1,9 @@
-"""`roost plan`: prints whether a model fits a device, and the roofline of its speed."""
+"""`roost plan`: whether a model fits a device, the roofline of its speed, and the replicas that a load needs."""
 
+import math
+import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Final, NamedTuple
 
@@ -11,21 +13,32 @@ from rich.table import Table
 
 from ...engine import (
     CPU,
+    MODEL_ERROR,
+    NO_DRAFTS,
     QUANTIZATIONS,
     ConfigError,
     ExpectedLoad,
+    LoadPlan,
     MeshShape,
     Roofline,
     Setup,
     Speculation,
+    Targets,
+    Verification,
+    VerifiedProgram,
     compute_roofline,
     find_device,
+    plan_load,
     saturated_requests_per_s,
     setups_that_fit,
     shown_bytes,
+    verify_plan,
 )
+from ..assembly.service import engine_config, speculation_of
 from ..model_hub import find_model
-from ..settings import mesh_sizes
+from ..settings import Settings, SettingsError, load_settings, mesh_sizes
+from ..terminal.failure import FAILURE_STATUS
+from .options import PlanOptions
 
 _INT8_OPTIONS: Final = "--quantize int8 --kv-dtype int8"
 
@@ -45,6 +58,35 @@ _LOAD: Final = ExpectedLoad(512, 128, 1.0)
 
 _MAX_SLOTS: Final = 16_384
 """Number of slots beyond which requests per second are left out: only tiny models have more, and it takes seconds."""
+
+
+def plan(options: PlanOptions) -> int:
+    """Prints a plan.
+
+    Returns:
+      The exit status, which is 1 if a program that was compiled does not fit.
+
+    Raises:
+      SettingsError: Options contradict each other, or a setting is wrong.
+      ConfigError: A value is unknown or cannot be used for the device.
+      CheckpointError: The model does not exist.
+    """
+    if options.verify and options.load:
+        raise SettingsError("--verify and --load: give one of them")
+    model, given = options.model, options.settings
+    speculation = speculation_of(load_settings({"model": model, "speculative_config": given["speculative_config"]}))
+    if options.verify:
+        if speculation is not None:
+            raise ConfigError(NO_DRAFTS)
+        settings = load_settings({"model": model, "dtype": options.dtype, "mesh": options.mesh, **given})
+        return 0 if _print_verification(settings, options.device, as_json=options.as_json) else FAILURE_STATUS
+    shown = _compute_plan(options, given["quantize"], given["kv_dtype"], speculation)
+    if options.load:
+        slots = load_settings({"model": model, "slots": given["slots"]}).slots
+        _print_load_plan(shown, options.load, slots, options)
+    else:
+        _print_plan(shown, as_json=options.as_json)
+    return 0
 
 
 class RequestRates(NamedTuple):
@@ -100,21 +142,11 @@ def _rates(roofline: Roofline, device: str) -> RequestRates | None:
     return RequestRates(*rates)
 
 
-def compute_plan(
-    model: str,
-    device: str,
-    dtype: str,
-    quantize: str | None,
-    mesh: str,
-    kv_dtype: str | None,
-    speculation: Speculation | None = None,
+def _compute_plan(
+    options: PlanOptions, quantize: str | None, kv_dtype: str | None, speculation: Speculation | None
 ) -> ShownPlan:
-    """Returns the roofline of a model on a device or a mesh of devices.
-
-    Raises:
-      ConfigError: The device, a dtype, the quantisation or the mesh is not known, or the device drafts no tokens.
-      CheckpointError: The model does not exist.
-    """
+    """Returns the roofline of a model on a device or a mesh of devices."""
+    device, dtype, mesh = options.device, options.dtype, options.mesh
     found = find_device(device)
     sizes = {"float32": 4, "bfloat16": 2}
     if dtype not in sizes:
@@ -126,7 +158,7 @@ def compute_plan(
     shards = _shards(mesh)
     if device == CPU and shards.count > 1:
         raise ConfigError(f"mesh must be data=1,model=1 for device {CPU}, which is one device, not {mesh!r}")
-    source = find_model(model).with_kv_dtype(kv_dtype)
+    source = find_model(options.model).with_kv_dtype(kv_dtype)
     quantize = quantize or source.config.quantize
     roofline = compute_roofline(
         source.config, found, sizes[dtype], quantize=quantize, shards=shards, speculation=speculation
@@ -137,7 +169,7 @@ def compute_plan(
     return ShownPlan(_title(roofline, source.name, device, numbers), setup, roofline)
 
 
-def print_plan(plan: ShownPlan, *, as_json: bool = False) -> None:
+def _print_plan(plan: ShownPlan, *, as_json: bool) -> None:
     """Prints the memory that a model needs on a device or a mesh of devices, and the limits of its speed.
 
     If no slot fits, prints the options with which one fits.
@@ -146,7 +178,7 @@ def print_plan(plan: ShownPlan, *, as_json: bool = False) -> None:
       as_json: Whether to print a JSON object.
     """
     if as_json:
-        print(orjson.dumps(as_object(plan)).decode())
+        print(orjson.dumps(_plan_as_object(plan)).decode())
         return
     roofline = plan.roofline
     console = Console(highlight=False)
@@ -168,7 +200,7 @@ def print_plan(plan: ShownPlan, *, as_json: bool = False) -> None:
         console.print(line, markup=False)
 
 
-def as_object(plan: ShownPlan) -> dict[str, Any]:
+def _plan_as_object(plan: ShownPlan) -> dict[str, Any]:
     """Returns a plan as a JSON object. For a CPU, and if no slot fits, it has no limits of speed."""
     roofline, setup = plan.roofline, plan.setup
     shown = _shown_slots(roofline)
@@ -275,3 +307,177 @@ def _options(setup: Setup, other: Setup) -> str:
         return f"--quantize {other.quantize}"
     data = f"data={other.shards.data}," if other.shards.data > 1 else ""
     return f"--mesh {data}model={other.shards.model}"
+
+
+_LOAD_NOTE: Final = (
+    f"Simulated. Against real servers on a simulated device, throughput and times of requests are within "
+    f"{MODEL_ERROR:.0%} (benchmarks/fleet.md), and times between tokens were within 15% in two runs."
+)
+_COMPILED: Final = "compiled, not run"
+_GUESSED: Final = "guessed"
+_STEPS: Final = {
+    _COMPILED: "Step times are the roofline's times a factor from the compiler's schedules: compiled, not run.",
+    _GUESSED: "Step times are the roofline's times a factor that is guessed: no program of this device was measured.",
+}
+
+
+def _print_load_plan(plan: ShownPlan, loads: Sequence[str], slots: int | None, options: PlanOptions) -> None:
+    """Prints the replicas that serve loads together.
+
+    Args:
+      plan: A replica.
+      loads: Loads such as "512+128@40/s".
+      slots: Number of slots of a replica; None takes all that fit.
+      options: Options with the targets.
+    """
+    parsed, targets = [ExpectedLoad.parse(text) for text in loads], Targets.parse(options.ttft_p99, options.itl_p99)
+    roofline = _replica_roofline(plan, slots)
+    found = plan_load(parsed, targets, roofline, plan.setup.device)
+    step_times = _COMPILED if found.is_compiled else _GUESSED
+    if options.as_json:
+        print(
+            orjson.dumps(_load_plan_as_object(found, parsed, targets, roofline) | {"step_times": step_times}).decode()
+        )
+        return
+    console = Console(highlight=False)
+    console.print(f"{plan.title}: {' and '.join(map(str, parsed))}", style="italic", markup=False)
+    table = Table("", "", show_header=False)
+    table.columns[1].justify = "right"
+    for row in _load_rows(found, targets, roofline):
+        table.add_row(*row)
+    console.print(table)
+    console.print(f"{_LOAD_NOTE} {_STEPS[step_times]}", style="dim", markup=False)
+
+
+def _load_plan_as_object(
+    found: LoadPlan, loads: Sequence[ExpectedLoad], targets: Targets, roofline: Roofline
+) -> dict[str, Any]:
+    """Returns a plan as a JSON object."""
+    replica = found.replica
+    return {
+        "loads": [str(load) for load in loads],
+        "requests_per_s": replica.requests_per_s,
+        "replicas": found.replicas,
+        "chips": found.chips,
+        "replicas_with_spare": found.replicas + 1,
+        "step_error": found.step_error,
+        "replicas_if_slower": found.replicas_if_slower,
+        "slots": roofline.slots,
+        "ttft_p99_s": replica.ttft_p99_s,
+        "itl_p99_s": replica.itl_p99_s,
+        "autoscaling": {"minReplicas": found.replicas + 1, "waitingPerReplica": _num_waiting(found)},
+        "slots_used_per_replica": _num_used(found),
+        "settings": {"itl_target_ms": 1e3 * targets.itl_s},
+        "model_error": MODEL_ERROR,
+    }
+
+
+def _replica_roofline(plan: ShownPlan, slots: int | None) -> Roofline:
+    """Returns the roofline of a replica.
+
+    Raises:
+      ConfigError: Its speed cannot be computed, or it does not have that many slots.
+    """
+    roofline, device = plan.roofline, plan.setup.device
+    if roofline.device.peak is None:
+        raise ConfigError(f"device must be a chip with a datasheet for --load, not {device}")
+    if roofline.shards.data > 1:
+        raise ConfigError("mesh must have data=1 for --load: each data shard takes the load of a replica")
+    if not roofline.slots:
+        raise ConfigError(f"device {device} has no room for the model; see roost plan without --load")
+    if slots is not None and slots > roofline.slots:
+        raise ConfigError(f"slots must be at most {roofline.slots:,}, which fit, not {slots:,}")
+    return roofline if slots is None else replace(roofline, slots=slots)
+
+
+def _load_rows(found: LoadPlan, targets: Targets, roofline: Roofline) -> Iterator[tuple[str, str]]:
+    replica = found.replica
+    yield "requests/s of a replica within the targets", f"{replica.requests_per_s:,.3g}"
+    slower = found.replicas_if_slower
+    yield "replicas", f"{found.replicas:,}"
+    yield f"  if steps take {found.step_error:g} times as long", "targets missed" if slower is None else f"{slower:,}"
+    yield "chips", f"{found.chips:,}"
+    yield "replicas with a spare (N+1)", f"{found.replicas + 1:,}"
+    yield "time to first token at that rate, p99", _shown_time(replica.ttft_p99_s, targets.ttft_s)
+    yield "time between tokens at that rate, p99", _shown_time(replica.itl_p99_s, targets.itl_s)
+    yield "settings.itl_target_ms", f"{1e3 * targets.itl_s:g}"
+    yield "autoscaling.minReplicas", f"{found.replicas + 1:,}"
+    yield "autoscaling.waitingPerReplica", f"{_num_waiting(found):,}"
+    yield f"autoscaling.slotsUsedPerReplica, of {roofline.slots:,}", f"{_num_used(found):,}"
+
+
+def _shown_time(seconds: float, target_s: float) -> str:
+    return f"{1e3 * seconds:,.0f} of {1e3 * target_s:,.0f} ms"
+
+
+def _num_waiting(found: LoadPlan) -> int:
+    """Returns the mean number of requests that wait for a slot of a replica at its rate; at least 1."""
+    return max(1, math.ceil(found.replica.waiting))
+
+
+def _num_used(found: LoadPlan) -> int:
+    """Returns the mean number of slots in use of a replica at its rate; at least 1."""
+    return max(1, math.floor(found.replica.slots_used))
+
+
+_VERIFICATION_NOTE = (
+    "Nothing ran: memory and kernels are the compiler's, for the very programs that serve compiles. HBM is a chip's "
+    "memory while the program runs, with weights, slots, results and the code of all programs."
+)
+
+
+def _print_verification(settings: Settings, device: str, *, as_json: bool) -> bool:
+    """Prints the memory of each program of a served model on a chip; returns whether all programs fit.
+
+    Raises:
+      ConfigError: The device has no compiler here, the mesh is left open, or fewer than 8 slots fit.
+      CheckpointError: The model does not exist, or its weights do not fit it.
+    """
+    config = engine_config(settings)
+    if config.shards is None:
+        raise ConfigError("mesh must name its chips for --verify, such as data=1,model=4, not auto")
+    source = find_model(settings.model)
+    found = verify_plan(source, config, device, _print_progress)
+    if as_json:
+        print(orjson.dumps(_verification_as_object(found)).decode())
+        return found.fits
+    console = Console(highlight=False)
+    console.print(f"{source.name} on {device}, {_verified_slots(found)}", style="italic", markup=False)
+    console.print(_verification_table(found))
+    console.print(_VERIFICATION_NOTE, style="dim", markup=False)
+    return found.fits
+
+
+def _verification_as_object(found: Verification) -> dict[str, object]:
+    """Returns a verification as a JSON object."""
+    names = ("name", "rows", "hbm_bytes", "temp_bytes", "custom_calls", "fits")
+    programs = [{name: asdict(program)[name] for name in names} for program in found.programs]
+    return {"slots": found.slots, "hbm_limit_bytes": found.hbm_limit_bytes, "programs": programs}
+
+
+def _verification_table(found: Verification) -> Table:
+    """Returns a verification as a table."""
+    table = Table("program", title=f"limit {shown_bytes(found.hbm_limit_bytes)} on each chip", title_justify="left")
+    for name in ("HBM", "temporaries", "kernels", "estimate", "fits"):
+        table.add_column(name, justify="right")
+    for program in found.programs:
+        table.add_row(program.name, *_verification_cells(program))
+    return table
+
+
+def _verification_cells(program: VerifiedProgram) -> tuple[str, ...]:
+    temporaries = "" if program.temp_bytes is None else shown_bytes(program.temp_bytes)
+    kernels = "" if program.custom_calls is None else str(program.custom_calls)
+    estimate = "" if program.optimal_seconds is None else f"{1000 * program.optimal_seconds:.2f} ms"
+    return shown_bytes(program.hbm_bytes), temporaries, kernels, estimate, "yes" if program.fits else "NO"
+
+
+def _verified_slots(found: Verification) -> str:
+    """Returns the number of slots, and the estimate if programs did not fit it."""
+    estimated = found.estimated_slots
+    less = "" if estimated in (None, found.slots) else f" (the estimate of {estimated:,} does not fit)"
+    return f"{found.slots:,} slots{less}"
+
+
+def _print_progress(slots: int, done: int, total: int) -> None:
+    print(f"{slots:,} slots: {done} of {total} programs compiled", file=sys.stderr, flush=True)

@@ -19,9 +19,9 @@ NAMES: Final = (
 
 
 def modules_of(name: str) -> Iterator[ModuleType]:
-    """Yields the modules of a name, such as `command.declaration`, of all features that have one.
+    """Yields the modules of a name, such as `command`, of all features that have one.
 
-    Importing `settings` and `command.declaration` must be fast, since the command line imports them on every start.
+    Importing `settings` and `command` must be fast, since the command line imports them on every start.
     """
     first = name.partition(".")[0]
     for feature in NAMES:

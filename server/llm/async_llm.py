@@ -1,23 +1,22 @@
 """`AsyncLLM`: a model in this process, for programs with an event loop."""
 
-import asyncio
-import os
-import weakref
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Unpack
 
-from . import states
-from .local_service import STOP_TIMEOUT_S, check_usable, description, open_service
-from .outputs import RequestOutput
-from .prompts import ChatOptions, Conversation, Prompt, check_vllm
-from .requests import GenerationRequest, chat, completion, outputs
+from ...engine import RoostError, StateFileError
+from ..generation.saved_states import export_state, import_state, save_state
+from ..tenancy.tenant import tenant
+from .errors import python_errors
+from .local_model import LocalModel
+from .outputs import RequestOutput, Score, State, state_of
+from .requests import ChatOptions, Conversation, GenerationRequest, Prompt, chat, check_vllm, completion, outputs
 from .sampling_params import RequestOutputKind, SamplingParams
-from .scoring import Score, score
-from .settings import ModelSettings
-from .states import State
+from .scoring import score
+from .settings import ModelSettings, load_model_settings
 from .tokenizer import LLMTokenizer
 
 
@@ -40,10 +39,7 @@ class AsyncLLM:
     """
 
     def __init__(self, model: str, **settings: Unpack[ModelSettings]) -> None:
-        self._pid = os.getpid()
-        self._service = open_service(model, settings)
-        self._loading: asyncio.Future[None] | None = None
-        self._stop_engine = weakref.finalize(self, self._service.engine.join, STOP_TIMEOUT_S)
+        self._model = LocalModel(load_model_settings(model, settings), "AsyncLLM")
 
     async def generate(
         self,
@@ -109,34 +105,42 @@ class AsyncLLM:
     async def score(self, context: Prompt, continuation: Prompt) -> Score:
         """Returns the log-likelihood of a continuation after a context; see `LLM.score`."""
         await self.start()
-        return await score(self._service, context, continuation)
+        return await score(self._model.service, context, continuation)
 
     async def save_state(self, request: RequestOutput | str, index: int = 0) -> State:
         """Saves the state of a choice that is running or ended recently; see `LLM.save_state`."""
-        self._check()
-        return await states.save(self._service, request, index)
+        self._model.check_usable()
+        request_id = request if isinstance(request, str) else request.request_id
+        with python_errors():
+            return state_of(await save_state(self._model.service, request_id, index))
 
     async def export_state(self, state: State, path: str | Path) -> None:
         """Writes a state into a file; see `LLM.export_state`."""
-        self._check()
-        await states.export(self._service, state, Path(path))
+        self._model.check_usable()
+        with python_errors(), _file_errors(path, "written"):
+            data = await export_state(self._model.service, self._model.service.states.get(state.id, tenant.get()))
+            await self._model.service.workers.run(partial(Path(path).write_bytes, data))
 
     async def load_state(self, path: str | Path) -> State:
         """Saves the state in a file; see `LLM.load_state`."""
         await self.start()
-        return await states.load(self._service, Path(path))
+        with python_errors(), _file_errors(path, "read"):
+            return state_of(
+                await import_state(self._model.service, await self._model.service.workers.run(Path(path).read_bytes))
+            )
 
     async def delete_state(self, state: State) -> None:
         """Deletes a state; see `LLM.delete_state`."""
-        states.delete(self._service, state)
+        with python_errors():
+            self._model.service.states.delete(state.id, tenant.get())
 
     async def get_tokenizer(self) -> LLMTokenizer:
         """Returns the model's tokenizer, which needs no weights."""
-        return LLMTokenizer(self._service)
+        return LLMTokenizer(self._model.service)
 
     def __repr__(self) -> str:
         """Returns the model and the number of its slots."""
-        return description("AsyncLLM", self._service, is_open=self._stop_engine.alive)
+        return repr(self._model)
 
     async def start(self) -> None:
         """Loads the weights and compiles, if that has not been done.
@@ -145,16 +149,11 @@ class AsyncLLM:
           RoostError: The weights do not match the model, or the model does not fit the memory.
           EngineDeadError: The instance was closed, or the process was forked.
         """
-        self._check()
-        if self._loading is None:
-            self._service.engine.start()
-            self._loading = asyncio.ensure_future(self._service.engine.wait_ready())
-        await asyncio.shield(self._loading)
+        await self._model.start()
 
     async def close(self) -> None:
         """Ends unfinished requests with an error and frees the model's memory. Callable more than once."""
-        self._stop_engine.detach()
-        await self._service.engine.stop(STOP_TIMEOUT_S)
+        await self._model.stop()
 
     async def __aenter__(self) -> "AsyncLLM":
         await self.start()
@@ -167,13 +166,24 @@ class AsyncLLM:
 
     async def _outputs(self, request: GenerationRequest, kind: RequestOutputKind) -> AsyncGenerator[RequestOutput]:
         await self.start()
-        async with aclosing(outputs(self._service, request, kind)) as found:
+        async with aclosing(outputs(self._model.service, request, kind)) as found:
             async for output in found:
                 yield output
 
-    def _check(self) -> None:
-        """
-        Raises:
-          EngineDeadError: The instance was closed, or the process was forked.
-        """
-        check_usable("AsyncLLM", self._pid, is_open=self._stop_engine.alive)
+
+class OpenedLLM(AsyncLLM):
+    """`AsyncLLM` with a model that was opened before, for `LLM` and for commands."""
+
+    def __init__(self, model: LocalModel) -> None:
+        self._model = model
+
+
+@contextmanager
+def _file_errors(path: str | Path, done: str) -> Iterator[None]:
+    """Adds the name of the file to errors about it."""
+    try:
+        yield
+    except StateFileError as error:
+        raise StateFileError(f"{path} {error}") from None
+    except OSError as error:
+        raise RoostError(f"{path}: cannot be {done} ({error.strerror})") from None

@@ -1,36 +1,41 @@
 """`LLM`: a model in this process, for scripts and notebooks."""
 
-import os
+import importlib
 import weakref
 from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Unpack, cast
 
-from ...engine import AsyncEngine, EngineDeadError
-from . import states
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ...engine import EngineDeadError
+from .async_llm import OpenedLLM
 from .event_loop import EventLoopThread
-from .local_service import STOP_TIMEOUT_S, check_usable, closed_error, description, open_service
-from .outputs import RequestOutput
-from .progress import progress_bar
-from .prompts import (
+from .local_model import LocalModel
+from .outputs import RequestOutput, Score, State
+from .requests import (
     ChatOptions,
     Conversation,
+    GenerationRequest,
     Prompt,
     as_conversation,
+    chat,
     check_vllm,
+    completion,
     conversations_of,
+    final_output,
     params_of,
     prompts_of,
+    run_all,
 )
-from .requests import GenerationRequest, chat, completion, final_output, outputs, run_all
 from .sampling_params import RequestOutputKind, SamplingParams
-from .scoring import Score, score
-from .settings import ModelSettings
-from .states import State
+from .settings import ModelSettings, load_model_settings
 from .tokenizer import LLMTokenizer
 
 _DEFAULTS: Final[Mapping[str, Any]] = {"itl_target_ms": 0.0}
@@ -57,11 +62,11 @@ class LLM:
     """
 
     def __init__(self, model: str, **settings: Unpack[ModelSettings]) -> None:
-        self._pid = os.getpid()
-        self._service = open_service(model, settings, _DEFAULTS)
+        self._model = LocalModel(load_model_settings(model, settings, _DEFAULTS), "LLM")
+        self._llm = OpenedLLM(self._model)
         self._loop = EventLoopThread()
-        self._stop = weakref.finalize(self, _stop, self._service.engine, self._loop)
-        self._run(_load(self._service.engine))
+        self._stop = weakref.finalize(self, _stop, self._model, self._loop)
+        self._run(self._llm.start())
 
     def generate(
         self,
@@ -142,14 +147,14 @@ class LLM:
           RequestError: The request is invalid.
           RoostError: The request failed.
         """
-        params = sampling_params or SamplingParams()
+        params = replace(sampling_params or SamplingParams(), output_kind=RequestOutputKind.DELTA)
         conversation = as_conversation(prompt)
         if conversation is None:
-            request = completion(cast(Prompt, prompt), params, state=from_state)
+            outputs = self._llm.generate(cast(Prompt, prompt), params, from_state=from_state)
         else:
-            request = chat(conversation, params, options, state=from_state)
+            outputs = self._llm.chat(conversation, params, from_state=from_state, **options)
         with self._open():
-            yield from self._loop.iterate(outputs(self._service, request, RequestOutputKind.DELTA))
+            yield from self._loop.iterate(outputs)
 
     def fork(
         self,
@@ -177,9 +182,8 @@ class LLM:
           RequestError: A pair is invalid.
           RoostError: A request failed.
         """
-        service = self._service
-        jobs = [partial(score, service, context, continuation) for context, continuation in pairs]
-        return self._run_all(jobs, service.limits.max_choices, is_shown=use_tqdm)
+        jobs = [partial(self._llm.score, context, continuation) for context, continuation in pairs]
+        return self._run_all(jobs, self._model.service.limits.max_choices, is_shown=use_tqdm)
 
     def save_state(self, request: RequestOutput | str, index: int = 0) -> State:
         """Saves the state of a recent or streaming choice, so that later requests can continue it.
@@ -192,7 +196,7 @@ class LLM:
           RequestError: The choice does not exist any more.
           RoostError: The state has no room.
         """
-        return self._run(states.save(self._service, request, index))
+        return self._run(self._llm.save_state(request, index))
 
     def export_state(self, state: State, path: str | Path) -> None:
         """Writes a state into a file, which `load_state`, `roost serve` and `roost generate` accept.
@@ -200,7 +204,7 @@ class LLM:
         Raises:
           RoostError: The state was deleted, or the file cannot be written.
         """
-        self._run(states.export(self._service, state, Path(path)))
+        self._run(self._llm.export_state(state, path))
 
     def load_state(self, path: str | Path) -> State:
         """Saves the state in a file.
@@ -208,7 +212,7 @@ class LLM:
         Raises:
           RoostError: The file cannot be read, is broken, belongs to another model, or is not signed with `state_key`.
         """
-        return self._run(states.load(self._service, Path(path)))
+        return self._run(self._llm.load_state(path))
 
     def delete_state(self, state: State) -> None:
         """Deletes a state and frees its memory.
@@ -216,20 +220,20 @@ class LLM:
         Raises:
           RequestError: The state was deleted before.
         """
-        states.delete(self._service, state)
+        self._run(self._llm.delete_state(state))
 
     def get_tokenizer(self) -> LLMTokenizer:
         """Returns the model's tokenizer."""
-        return LLMTokenizer(self._service)
+        return LLMTokenizer(self._model.service)
 
     def get_default_sampling_params(self) -> SamplingParams:
         """Returns the parameters that the checkpoint's `generation_config.json` sets, which are also the defaults."""
-        defaults = self._service.model.defaults
+        defaults = self._model.service.model.defaults
         return SamplingParams(**defaults.sampling, max_tokens=defaults.max_tokens)
 
     def __repr__(self) -> str:
         """Returns the model and the number of its slots."""
-        return description("LLM", self._service, is_open=self._stop.alive)
+        return repr(self._model)
 
     def close(self) -> None:
         """Ends unfinished requests with an error and frees the model's memory. Callable more than once."""
@@ -246,7 +250,7 @@ class LLM:
     def _finish(
         self, requests: Sequence[GenerationRequest], params: Sequence[SamplingParams], *, use_tqdm: bool
     ) -> list[RequestOutput]:
-        service = self._service
+        service = self._model.service
         max_running = service.limits.max_choices // max((each.n for each in params), default=1)
         jobs = [partial(final_output, service, request) for request in requests]
         return self._run_all(jobs, max(max_running, 1), is_shown=use_tqdm)
@@ -272,18 +276,56 @@ class LLM:
         Raises:
           EngineDeadError: The instance was closed before or during the block, or the process was forked.
         """
-        check_usable("LLM", self._pid, is_open=self._stop.alive)
+        self._model.check_usable()
         try:
             yield
         except CancelledError:
-            raise closed_error("LLM") from None
+            raise self._model.closed_error() from None
 
 
-async def _load(engine: AsyncEngine) -> None:
-    engine.start()
-    await engine.wait_ready()
-
-
-def _stop(engine: AsyncEngine, loop: EventLoopThread) -> None:
-    engine.join(STOP_TIMEOUT_S)
+def _stop(model: LocalModel, loop: EventLoopThread) -> None:
+    model.join()
     loop.stop()
+
+
+@contextmanager
+def progress_bar(total: int, *, is_shown: bool) -> Iterator[Callable[[], None]]:
+    """Shows a bar in a notebook or a terminal; yields a function that advances it by one, on any thread."""
+    console = Console(stderr=True)
+    is_shown = is_shown and total > 0
+    if is_shown and console.is_jupyter:
+        yield NotebookBar(total).advance
+        return
+    columns = (TextColumn("prompts"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not (is_shown and console.is_terminal)) as progress:
+        bar = progress.add_task("", total=total)
+        yield lambda: progress.advance(bar)
+
+
+class NotebookBar:
+    """A bar below a notebook's cell.
+
+    Rich's own needs ipywidgets, and its thread and the event loop's break what a widget records of the cell's output.
+
+    Args:
+      total: Number of prompts.
+    """
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._num_done = self._percent = 0
+        display = importlib.import_module("IPython.display").display
+        self._handle = display(self._content(), raw=True, display_id=True)
+
+    def advance(self) -> None:
+        """Counts a prompt, and shows it if that is another percent."""
+        self._num_done += 1
+        percent = 100 * self._num_done // self._total
+        if percent > self._percent:
+            self._percent = percent
+            self._handle.update(self._content(), raw=True)
+
+    def _content(self) -> dict[str, Any]:
+        text = f"prompts {self._num_done}/{self._total}"
+        bar = f'<progress max="{self._total}" value="{self._num_done}"></progress>'
+        return {"text/plain": text, "text/html": f"{bar} {text}"}

@@ -8,6 +8,7 @@ from ...engine import TokenLogprobs
 from ..generation.delta import Delta, DeltaJoiner
 from ..generation.logprobs import alternatives, with_top
 from ..generation.prompts import Prompt
+from ..generation.state_store import StoredState
 from ..text.tokenizer import Tokenizer
 
 
@@ -95,6 +96,43 @@ class RequestOutput:
     finished: bool
     num_cached_tokens: int = 0
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Log-likelihood of a continuation.
+
+    Attributes:
+      logprob: Natural log-probability of the whole continuation.
+      is_greedy: Whether all of its tokens are the most likely ones at their positions.
+      token_ids: Tokens of the continuation.
+      token_logprobs: Log-probabilities of these tokens.
+    """
+
+    logprob: float
+    is_greedy: bool
+    token_ids: tuple[int, ...]
+    token_logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A saved state, which any number of requests may continue. It stays in memory until it is deleted.
+
+    Attributes:
+      id: Id of the state.
+      num_tokens: Number of tokens of its history.
+      num_bytes: Memory that it takes.
+    """
+
+    id: str
+    num_tokens: int
+    num_bytes: int
+
+
+def state_of(stored: StoredState) -> State:
+    """Returns a state that the service keeps."""
+    return State(stored.id, stored.state.num_tokens, stored.num_bytes)
 
 
 class OutputBuilder:

@@ -1,10 +1,14 @@
-"""Requests in this process, from a prompt to outputs, on the same service as HTTP."""
+"""Requests in this process, from prompts and messages to outputs, on the same service as HTTP.
+
+Their fields are those of HTTP bodies, so checks, defaults and results are the same.
+"""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+import operator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final, SupportsIndex, TypedDict, cast
 from uuid import uuid4
 
 from ...engine import FinishReason
@@ -13,11 +17,66 @@ from ..generation import requests
 from ..generation.service import Service
 from ..generation.spec import Choice, GenerationSpec
 from ..schemas.body import BodyCheck
-from .errors import python_errors
-from .outputs import OutputBuilder, RequestOutput
-from .prompts import ChatOptions, Conversation, Prompt, chat_fields, completion_fields
+from ..schemas.generation_fields import ChatFields, CompletionFields
+from .errors import RequestError, checked, python_errors
+from .outputs import OutputBuilder, RequestOutput, State
 from .sampling_params import RequestOutputKind, SamplingParams
-from .states import State
+
+
+class TextPrompt(TypedDict):
+    """A prompt as text, in vLLM's envelope.
+
+    Attributes:
+      prompt: The text, to which a BOS is added.
+    """
+
+    prompt: str
+
+
+class TokensPrompt(TypedDict):
+    """A prompt as token ids, in vLLM's envelope.
+
+    Attributes:
+      prompt_token_ids: The ids, to which nothing is added.
+    """
+
+    prompt_token_ids: Sequence[int]
+
+
+type Prompt = str | Sequence[int] | TextPrompt | TokensPrompt
+"""Text, to which a BOS is added, or token ids, to which nothing is added."""
+
+type Conversation = Sequence[Mapping[str, Any]]
+"""Messages as in OpenAI's API, oldest first."""
+
+
+class ChatOptions(TypedDict, total=False):
+    """Options of a chat's prompt, which have the same meaning as in `/v1/chat/completions`.
+
+    Attributes:
+      add_generation_prompt: Whether the prompt ends with the header of an assistant's message.
+      continue_final_message: Whether the output continues the last message instead of answering it.
+      chat_template_kwargs: Variables for the checkpoint's chat template.
+      tools: Functions that the model may call.
+      tool_choice: Whether the model may or must call a function, or which one.
+    """
+
+    add_generation_prompt: bool
+    continue_final_message: bool
+    chat_template_kwargs: Mapping[str, Any] | None
+    tools: Sequence[Mapping[str, Any]] | None
+    tool_choice: str | Mapping[str, Any]
+
+
+_NEUTRAL: Final = (("chat_template", None), ("chat_template_content_format", "auto"), ("lora_request", None))
+"""Options of vLLM's `chat` with values that have no effect here."""
+
+_VLLM: Final = {
+    "lora_request": "merge adapters into the model with LLM(model, lora=[...])",
+    "prompt_token_ids": "pass token ids as prompts, such as generate([[2, 651], [2, 139]])",
+    "priority": "set it in SamplingParams",
+}
+"""Arguments of vLLM's `generate`, and what to use instead."""
 
 MAX_CONSTRAINED_TOKENS: Final = 16_384
 """Default of `max_tokens` with an output constraint, under which a model may repeat itself without end.
@@ -27,6 +86,142 @@ Over HTTP, the server's `request_timeout` ends such a request.
 
 _check: Final = BodyCheck("")
 """Check of fields, in which no model is named."""
+
+
+def check_vllm(arguments: Mapping[str, Any]) -> None:
+    """Refuses arguments of vLLM's `generate` that have an effect there.
+
+    Raises:
+      TypeError: There is one, or an argument that neither vLLM nor Roost has.
+    """
+    for name, value in arguments.items():
+        if name not in _VLLM:
+            raise TypeError(f"generate() got an unexpected keyword argument {name!r}")
+        if value is not None:
+            raise TypeError(f"{name} is vLLM's name: {_VLLM[name]}")
+
+
+def prompts_of(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """Returns one prompt or several as a list.
+
+    Raises:
+      RequestError: It is neither.
+    """
+    if isinstance(prompts, str | Mapping):
+        return [cast(Prompt, prompts)]
+    try:
+        listed: list[Any] = list(prompts)
+    except TypeError:
+        message = f"prompts must be text, token ids, or a list of such prompts, got {prompts!r:.60}"
+        raise RequestError(message, "prompts") from None
+    return [cast(Prompt, prompts)] if listed and isinstance(listed[0], SupportsIndex) else listed
+
+
+def as_conversation(prompt: Prompt | Conversation) -> Conversation | None:
+    """Returns the messages, unless they are a text, token ids or a dict."""
+    if isinstance(prompt, str | Mapping):
+        return None
+    first: object = next(iter(prompt), None)
+    return cast(Conversation, prompt) if isinstance(first, Mapping) else None
+
+
+def conversations_of(messages: Conversation | Sequence[Conversation]) -> list[Conversation]:
+    """Returns one conversation or several as a list.
+
+    Raises:
+      RequestError: It is neither.
+    """
+    given: Any = messages
+    listed: Sequence[Any] = given if isinstance(given, Sequence) and not isinstance(given, str) else ("",)
+    if listed and isinstance(listed[0], Mapping):
+        return [cast(Conversation, messages)]
+    if any(isinstance(each, str) or not isinstance(each, Sequence) for each in listed):
+        example = '[{"role": "user", "content": "hello"}]'
+        message = f"messages must be a conversation such as {example}, or a list of conversations"
+        raise RequestError(message, "messages")
+    return list(listed)
+
+
+def params_of(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
+    """Returns a list of `count` parameters, one for each request.
+
+    Raises:
+      RequestError: `params` is a list whose length is not `count`.
+    """
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * count
+    if len(params) != count:
+        raise RequestError(f"sampling_params must be one for all or one for each of {count} prompts, got {len(params)}")
+    return list(params)
+
+
+def completion_fields(prompt: Prompt, params: SamplingParams, state_id: str | None = None) -> CompletionFields:
+    """Returns the fields of a completion.
+
+    Args:
+      state_id: Id of a saved state that the prompt continues.
+
+    Raises:
+      RequestError: The prompt or a parameter has the wrong type or is out of range.
+    """
+    return checked(CompletionFields, {**params.body_fields(), "prompt": prompt_content(prompt), "from_state": state_id})
+
+
+def chat_fields(
+    messages: Conversation, params: SamplingParams, options: ChatOptions, state_id: str | None = None
+) -> ChatFields:
+    """Returns the fields of a chat.
+
+    Args:
+      state_id: Id of a saved state that the conversation continues.
+
+    Raises:
+      RequestError: A message, a parameter or an option has the wrong type or is out of range.
+      TypeError: An option is unknown.
+    """
+    options = cast(ChatOptions, {name: value for name, value in options.items() if (name, value) not in _NEUTRAL})
+    for name in options:
+        if name not in ChatOptions.__annotations__:
+            raise TypeError(f"chat() has no option {name!r}; it has {', '.join(ChatOptions.__annotations__)}")
+    fields = params.body_fields()
+    if (num_top := fields.pop("logprobs", None)) is not None:
+        fields |= {"logprobs": True, "top_logprobs": num_top}
+    return checked(ChatFields, {**fields, "messages": _plain(messages), **_plain(options), "from_state": state_id})
+
+
+def prompt_content(prompt: Prompt, param: str = "prompt", *, may_be_empty: bool = False) -> str | list[int]:
+    """Returns the text or the token ids of a prompt.
+
+    Args:
+      param: Name of the parameter in errors.
+      may_be_empty: Whether the list of token ids may be empty.
+
+    Raises:
+      RequestError: The prompt has the wrong type or no token ids.
+    """
+    if isinstance(prompt, Mapping):
+        found: Any = prompt.get("prompt_token_ids", prompt.get("prompt"))
+        if found is None:
+            raise RequestError(f"{param}: a dict must have the key prompt or prompt_token_ids", param)
+        return prompt_content(found, param, may_be_empty=may_be_empty)
+    if isinstance(prompt, str):
+        return prompt
+    try:
+        token_ids = [operator.index(token_id) for token_id in prompt]  # also NumPy's integers
+    except TypeError:
+        raise RequestError(f"{param} must be text or token ids", param) from None
+    if not token_ids and not may_be_empty:
+        raise RequestError(f"{param}: the list of token ids is empty", param)
+    return token_ids
+
+
+def _plain(value: Any) -> Any:
+    """Returns a value of JSON types, with other mappings and sequences as dicts and lists."""
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(each) for each in value]
+    return value
 
 
 @dataclass(frozen=True, slots=True)

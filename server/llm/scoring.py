@@ -1,49 +1,28 @@
 """Log-likelihoods of continuations."""
 
-import asyncio
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from uuid import uuid4
 
-from ..generation.generation import collect
 from ..generation.service import Service
 from ..text.tokenizer import TextUnavailableError, Tokenizer
-from .errors import RequestError, python_errors
-from .prompts import Prompt, prompt_content
-from .requests import completion, prepare
+from .errors import RequestError
+from .outputs import Score
+from .requests import Prompt, completion, final_output, prompt_content
 from .sampling_params import SamplingParams
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """Log-likelihood of a continuation.
-
-    Attributes:
-      logprob: Natural log-probability of the whole continuation.
-      is_greedy: Whether all of its tokens are the most likely ones at their positions.
-      token_ids: Tokens of the continuation.
-      token_logprobs: Log-probabilities of these tokens.
-    """
-
-    logprob: float
-    is_greedy: bool
-    token_ids: tuple[int, ...]
-    token_logprobs: tuple[float, ...]
 
 
 async def score(service: Service, context: Prompt, continuation: Prompt) -> Score:
     """Returns the log-likelihood of a continuation; see `LLM.score`."""
     before, scored = _encode_pair(service.model.tokenizer, context, continuation)
-    request = completion((*before, *scored), SamplingParams(max_tokens=0, prompt_logprobs=1), f"score-{uuid4().hex}")
-    with python_errors():
-        prepared = await asyncio.create_task(prepare(service, request))
-        async with service.generation(request.id, prepared.choices) as generation:
-            (delta,) = await collect(generation)
-    entries = [entry for entry in (delta.prompt_logprobs or ())[len(before) :] if entry is not None]
-    logprobs = tuple(entry.logprob for entry in entries)
-    is_greedy = all(entry.logprob >= entry.top[0][1] for entry in entries)
-    return Score(math.fsum(logprobs), is_greedy, tuple(scored), logprobs)
+    params = SamplingParams(max_tokens=0, prompt_logprobs=1)
+    output = await final_output(service, completion((*before, *scored), params, f"score-{uuid4().hex}"))
+    entries = [entry for entry in (output.prompt_logprobs or ())[len(before) :] if entry is not None]
+    own = tuple(entry[token_id].logprob for token_id, entry in zip(scored, entries, strict=True))
+    is_greedy = all(
+        logprob >= max(each.logprob for each in entry.values()) for logprob, entry in zip(own, entries, strict=True)
+    )
+    return Score(math.fsum(own), is_greedy, tuple(scored), own)
 
 
 def _encode_pair(tokenizer: Tokenizer, context: Prompt, continuation: Prompt) -> tuple[list[int], list[int]]:

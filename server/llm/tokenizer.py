@@ -8,7 +8,7 @@ from ..generation.requests import chat_conversation
 from ..generation.service import Service
 from ..text.tokenizer import TextUnavailableError
 from .errors import RequestError, python_errors
-from .prompts import Conversation, chat_fields
+from .requests import Conversation, chat_fields
 from .sampling_params import SamplingParams
 
 

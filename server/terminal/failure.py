@@ -60,14 +60,14 @@ def exit_on_error(*options: str, as_json: bool | None = None) -> Iterator[None]:
 
         if not isinstance(error, RoostError):
             raise
-        is_usage = isinstance(error, ConfigError) and not isinstance(error, CheckpointError)
+        is_usage = isinstance(error, ConfigError | ValueError) and not isinstance(error, CheckpointError)
         _fail(_with_flag(str(error), options), USAGE_STATUS if is_usage else FAILURE_STATUS, as_json)
 
 
 def _with_flag(text: str, options: Collection[str]) -> str:
     """Returns an error whose first word, if it is an option, is written as a flag."""
     name, space, rest = text.partition(" ")
-    return f"{flag_name(name)}{space}{rest}" if name in options else text
+    return f"{flag_name(name)}{space}{rest}" if name.replace("-", "_") in options else text
 
 
 def _fail(text: str, status: int, as_json: bool | None) -> None:

@@ -1,15 +1,15 @@
-"""Command-line options of settings, options that several commands share, and how `--help` shows them."""
+"""Command-line options of commands and of settings, and how `--help` shows them."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Final, cast
+from typing import Annotated, Any, Final, cast, get_type_hints
 
 import typer
 from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from ..settings import MODEL_CHOICES, foreign_flag_hint, setting_reference, settings_reference
-from .failure import exit_on_usage_error
+from .failure import exit_on_error, exit_on_usage_error
 
 MODEL_HELP: Final = escape(f"A{MODEL_CHOICES[1:]}.")
 """Values of MODEL, escaped for rich, which would take `[@revision]` for a style."""
@@ -34,23 +34,53 @@ def completion(values: Sequence[str]) -> Callable[..., list[str]] | None:
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Adds MODEL and the option of every setting to a command, which must accept any keyword arguments."""
-    return _with_options(command, {each.name: _option(each.name, is_grouped=True) for each in settings_reference()})
+    return _with_signature(command, [_parameter(each.name, is_grouped=True) for each in settings_reference()])
 
 
-def takes_model_options(*names: str, **helps: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Adds the options of some settings to a command, after its own options. The command must accept any keyword
-    arguments.
+def takes_options[Options](
+    kind: type[Options], *settings: str, **helps: str
+) -> Callable[[Callable[[Options], int]], Callable[..., None]]:
+    """Makes a command of a function that returns an exit status.
 
     Args:
-      names: Names of the settings.
+      kind: Dataclass with a field for each option, annotated as Typer's parameters are.
+      settings: Names of settings that are options, too. The field `settings` has their values by name, or None.
       helps: Descriptions by name, for settings whose own description does not fit the command.
     """
-    texts = {"config": _CONFIG_HELP, **helps}
-    return lambda command: _with_options(command, {name: _option(name, texts.get(name)) for name in names})
+    own, texts = _own_parameters(kind), {"config": _CONFIG_HELP, **helps}
+    added = [_parameter(name, texts.get(name)) for name in settings]
+
+    def decorate(function: Callable[[Options], int]) -> Callable[..., None]:
+        def command(**given: Any) -> None:
+            fields: dict[str, Any] = {name: given.pop(name) for name in own}
+            if settings:
+                fields["settings"] = given
+            with exit_on_error(*own, *settings):
+                status = function(kind(**fields))
+            raise typer.Exit(status)
+
+        command.__name__, command.__doc__ = function.__name__, function.__doc__
+        return _with_signature(command, [*own.values(), *added])
+
+    return decorate
 
 
-def _option(name: str, help: str | None = None, *, is_grouped: bool = False) -> Any:
-    """Returns the option of a setting, or the argument MODEL, which may be left out.
+def _own_parameters(kind: type) -> Mapping[str, inspect.Parameter]:
+    """Returns the parameters of a dataclass's options; those of its base classes are the last."""
+    hints = get_type_hints(kind, include_extras=True)
+    names = [name for each in kind.__mro__ for name in inspect.get_annotations(each)]
+    defaults = inspect.signature(kind).parameters
+    return {
+        name: inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name].default, annotation=hints[name]
+        )
+        for name in dict.fromkeys(names)
+        if hasattr(hints[name], "__metadata__")
+    }
+
+
+def _parameter(name: str, help: str | None = None, *, is_grouped: bool = False) -> inspect.Parameter:
+    """Returns the parameter of a setting. It defaults to None, so that the environment and the config file come next.
 
     Args:
       name: Name of the setting.
@@ -58,32 +88,22 @@ def _option(name: str, help: str | None = None, *, is_grouped: bool = False) -> 
       is_grouped: Whether `--help` lists the option under the title of its group.
     """
     setting = setting_reference(name)
-    if name == "model":
-        return typer.Argument(help=MODEL_HELP, show_default=setting.default, metavar="MODEL")
-    return typer.Option(
-        setting.flag,
-        help=escape(help or setting.help),
-        show_default=setting.default,
-        metavar=setting.metavar,
-        rich_help_panel=setting.group if is_grouped else None,
-        autocompletion=completion(setting.values),
-    )
-
-
-def _with_options(command: Callable[..., None], options: Mapping[str, Any]) -> Callable[..., None]:
-    """Adds options that default to None, so that the environment and the config file come next."""
-    signature = inspect.signature(command)
-    own = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
-    given = [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=cast(Any, Annotated)[setting_reference(name).kind | None, option],
+    option: Any = typer.Argument(help=MODEL_HELP, show_default=setting.default, metavar="MODEL")
+    if name != "model":
+        option = typer.Option(
+            setting.flag,
+            help=escape(help or setting.help),
+            show_default=setting.default,
+            metavar=setting.metavar,
+            rich_help_panel=setting.group if is_grouped else None,
+            autocompletion=completion(setting.values),
         )
-        for name, option in options.items()
-    ]
-    cast(Any, command).__signature__ = signature.replace(parameters=[*own, *given])
+    annotation = cast(Any, Annotated)[setting.kind | None, option]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _with_signature(command: Callable[..., None], parameters: Sequence[inspect.Parameter]) -> Callable[..., None]:
+    cast(Any, command).__signature__ = inspect.Signature(parameters)
     return command
 
 

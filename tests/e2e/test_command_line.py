@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from roost.server.commands import local_model
+from roost.server.llm import local_model
 from server_process import API_KEY, SHAPES, SLOTS, ServerProcess, run_here, serving, start
 from shared_programs import compiled_once
 

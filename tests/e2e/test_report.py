@@ -16,9 +16,8 @@ from roost.engine import check_kernels
 from roost.engine.devices.platform import choose_platform
 from roost.engine.types.config import ONE_DEVICE
 from roost.server.commands.main import app
-from roost.server.commands.report import command
-from roost.server.commands.report.checks import demo, kernels
-from roost.server.commands.report.options import ReportOptions
+from roost.server.commands.options import ReportOptions
+from roost.server.commands.report import checks, command
 from roost.server.commands.report.parts import ReportPart, find_part
 from roost.server.commands.report.process import run_apart
 from roost.server.llm.llm import LLM
@@ -60,13 +59,13 @@ def reported(folder: Path, *arguments: str, start: str = "") -> tuple[int, Mappi
 
 
 def test_a_part_that_takes_too_long_is_ended(tmp_path: Path) -> None:
-    part = ReportPart("machine", "The machine", 0.01)
-    found = run_apart(part, ReportOptions({"model": "demo"}, str(tmp_path)), tmp_path / "machine.json")
+    part = ReportPart("machine", "checks", "The machine", 0.01)
+    found = run_apart(part, ReportOptions(model="demo", out=tmp_path), tmp_path / "machine.json")
     assert found["error"] == "it was ended after 0.01 s"
 
 
 def test_a_part_that_fails_says_why(tmp_path: Path) -> None:
-    options = ReportOptions({"model": str(tmp_path / "missing")}, str(tmp_path))
+    options = ReportOptions(model=str(tmp_path / "missing"), out=tmp_path)
     found = run_apart(find_part("speed"), options, tmp_path / "speed.json")
     assert "missing" in found["error"]
     assert "\n" not in found["error"]
@@ -75,10 +74,10 @@ def test_a_part_that_fails_says_why(tmp_path: Path) -> None:
 RUNS_SPEED = """
 import sys
 from pathlib import Path
-from roost.server.commands.report.options import ReportOptions
+from roost.server.commands.options import ReportOptions
 from roost.server.commands.report.parts import find_part
 from roost.server.commands.report.process import run_apart
-run_apart(find_part("speed"), ReportOptions({"model": "demo"}, sys.argv[1]), Path(sys.argv[1], "speed.json"))
+run_apart(find_part("speed"), ReportOptions(model="demo", out=Path(sys.argv[1])), Path(sys.argv[1], "speed.json"))
 """
 """Runs a part that takes seconds after its first line."""
 
@@ -118,13 +117,13 @@ def test_a_quick_report(
     """
     values, model = tmp_path / "values.json", f"random:{tiny_config}"
     monkeypatch.setattr(command, "run_apart", run_here)
-    monkeypatch.setattr(kernels, "check_kernels", lambda *arguments: islice(check_kernels(*arguments), num_checks))
-    monkeypatch.setattr(demo, "DEMO", model)
-    monkeypatch.setattr(demo, "VALUES", values)
+    monkeypatch.setattr(checks, "check_kernels", lambda *arguments: islice(check_kernels(*arguments), num_checks))
+    monkeypatch.setattr(checks, "DEMO", model)
+    monkeypatch.setattr(checks, "VALUES", values)
     monkeypatch.setenv("ROOST_PREFILL_CHUNK", SHAPES[-1])  # for the checks of the demo, too
     with restored(), compiled_once("tiny"):
         with LLM(model, slots=SLOTS) as llm:
-            values.write_text(json.dumps(demo.values_of(llm)))
+            values.write_text(json.dumps(checks.values_of(llm)))
         ended = CliRunner().invoke(app, ["report", model, "--quick", *SHAPES, "--out", str(tmp_path / "out")])
     found = json.loads((tmp_path / "out/report.json").read_text())
     assert (ended.exit_code, found["problems"]) == (0, []), ended.output

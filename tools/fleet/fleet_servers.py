@@ -23,7 +23,7 @@ from fleet_load import Workload
 from roost.engine.planning.replica import Arrival, Chip
 from roost.server.client.http_client import Address, ClientError, HttpClient
 from roost.server.client.openai_server import http_failure
-from roost.server.commands.bench.serve.stream_recorder import StreamRecorder
+from roost.server.commands.bench.serve import StreamRecorder
 
 MODEL: Final = "random:2b"
 KEY_HEADER: Final = "x-prefix-key"

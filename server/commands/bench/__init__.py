@@ -1,1 +1,1 @@
-"""`roost bench`: benchmarks of an engine, of a server, and of long sequences."""
+"""`roost bench`: benchmarks of an engine and of a server."""

@@ -1,76 +1,57 @@
-"""Writes the result of a benchmark as JSON and as tables."""
+"""Writes the result of a benchmark as JSON and as tables, with the facts about the machine; and shows its progress."""
 
+import contextlib
+import datetime
+import importlib.metadata
+import os
+import platform
+import re
+import resource
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import orjson
 from rich.console import Console, Group
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from ...settings import SettingsError
 from ...terminal.failure import CommandError
-from .environment import machine, now, versions
-from .plot import require_matplotlib
 
 
-@dataclass(frozen=True, slots=True)
-class Outputs:
-    """Outputs in addition to the tables.
+def check_json_file(file: str | None) -> None:
+    """Checks the value of `--json` before the benchmark runs.
 
-    Attributes:
-      json: File, or "-" for stdout, which moves the tables to stderr; None writes no JSON.
-      svg: File; None draws nothing.
+    Raises:
+      SettingsError: The folder of the file does not exist.
     """
-
-    json: str | None = None
-    svg: Path | None = None
-
-    def check(self) -> None:
-        """Checks the outputs before the benchmark runs.
-
-        Raises:
-          SettingsError: The folder of a file does not exist.
-          CommandError: matplotlib is not installed.
-        """
-        files = {"--json": None if self.json in (None, "-") else Path(self.json or ""), "--svg": self.svg}
-        for option, file in files.items():
-            if file is not None and (file.is_dir() or not file.resolve().parent.is_dir()):
-                raise SettingsError(f"{option} {file}: give a file in a folder that exists")
-        if self.svg is not None:
-            require_matplotlib()
-
-    def console(self) -> Console:
-        """Returns the console for tables."""
-        return Console(stderr=self.json == "-")
-
-    def write_json(self, document: Mapping[str, Any]) -> None:
-        """Writes the document to the JSON output, if there is one.
-
-        Raises:
-          CommandError: The file cannot be written.
-        """
-        text = orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-        if self.json == "-":
-            sys.stdout.write(text.decode())
-            sys.stdout.flush()
-        elif self.json is not None:
-            write_file("--json", Path(self.json), text)
+    if file not in (None, "-") and (Path(file).is_dir() or not Path(file).resolve().parent.is_dir()):
+        raise SettingsError(f"--json {file}: give a file in a folder that exists")
 
 
-def write_file(option: str, path: Path, content: bytes) -> None:
-    """Writes the file of an option.
+def write_report(tables: Group, document: Mapping[str, Any], file: str | None) -> None:
+    """Prints tables, and writes the document as JSON.
+
+    Args:
+      file: File of the document, or "-" for stdout, which moves the tables to stderr; None writes no document.
 
     Raises:
       CommandError: The file cannot be written.
     """
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise CommandError(f"{option} {path}: {error.strerror}") from None
+    Console(stderr=file == "-").print(tables)
+    text = orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    if file == "-":
+        sys.stdout.write(text.decode())
+        sys.stdout.flush()
+    elif file is not None:
+        try:
+            Path(file).write_bytes(text)
+        except OSError as error:
+            raise CommandError(f"--json {file}: {error.strerror}") from None
 
 
 def opening(benchmark: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,7 +76,7 @@ def make_table(columns: Sequence[str], rows: Iterable[Sequence[str]], corner: st
     return table
 
 
-def report(title: str, tables: Sequence[Table], notes: Sequence[str]) -> Group:
+def titled(title: str, tables: Sequence[Table], notes: Sequence[str]) -> Group:
     """Returns tables with a title and notes, neither of which is parsed for markup."""
     return Group(Text(title), *tables, *(Text(note) for note in notes))
 
@@ -105,7 +86,7 @@ def interruption(was_interrupted: bool) -> Sequence[str]:
     return ["interrupted: these are the measurements so far"] if was_interrupted else []
 
 
-def rate(value: float | None) -> str:
+def shown_rate(value: float | None) -> str:
     """Formats a rate per second."""
     return number(value, 0 if value is not None and value >= 1000 else 1)
 
@@ -128,3 +109,82 @@ def pick(result: Mapping[str, Any], *path: str) -> Any:
     for name in path:
         value = None if value is None else value[name]
     return value
+
+
+_INTERVAL_S: Final = 0.25
+"""Minimum time between two drawings, which disturb the measurement."""
+
+type Advance = Callable[[int], None]
+"""Advances the bar by a number of steps."""
+
+
+@contextlib.contextmanager
+def progress_bar(description: str, total: int) -> Iterator[Advance]:
+    """Shows a bar on stderr during the `with` block."""
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    times = TimeElapsedColumn(), TimeRemainingColumn()
+    bar = Progress(*columns, *times, console=console, transient=True, auto_refresh=False)
+    if not console.is_terminal:
+        yield lambda count: None
+        return
+    with bar:
+        yield _Advancer(bar, description, total)
+
+
+class _Advancer:
+    def __init__(self, bar: Progress, description: str, total: int) -> None:
+        self._bar = bar
+        self._task = bar.add_task(description, total=total)
+        self._pending = 0
+        self._drawn = time.monotonic()
+
+    def __call__(self, count: int) -> None:
+        self._pending += count
+        if (now := time.monotonic()) - self._drawn >= _INTERVAL_S:
+            self._bar.update(self._task, advance=self._pending, refresh=True)
+            self._pending, self._drawn = 0, now
+
+
+_PACKAGES: Final = ("roost", "jax", "jaxlib", "numpy", "flax")
+
+
+def machine() -> Mapping[str, Any]:
+    """Returns facts about this machine, and its load average."""
+    return {
+        "system": platform.platform(),
+        "cpu": _cpu_name(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "load_average": os.getloadavg()[0],
+    }
+
+
+def versions() -> Mapping[str, str]:
+    """Returns the versions of Python and of installed packages."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def now() -> str:
+    """Returns the time of day in UTC."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def resident_bytes() -> int:
+    """Returns the bytes of this process in RAM, or their peak if the system does not report the current number."""
+    statm = Path("/proc/self/statm")
+    if statm.is_file():
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file() and (found := re.search(r"^model name\s*: (.+)$", cpuinfo.read_text(), re.MULTILINE)):
+        return found[1]
+    return platform.processor() or platform.machine()

@@ -1,16 +1,23 @@
-"""A conversation: messages, responses and commands."""
+"""`roost chat`: reads messages and commands, and keeps the conversation."""
 
 import asyncio
+import contextlib
+import os
 import signal
+import sys
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final
 
+import platformdirs
+
+from ...client.openai_server import server_addresses
 from ...terminal.failure import INTERRUPTED_STATUS, CommandError
-from ...terminal.text import StreamWriter, print_status, printable
-from .backend import ChatBackend, ChatTurn, LoadedState, Reply
-from .line_input import PROMPT, ReadLine, read_message
+from ...terminal.text import StreamWriter, print_status, printable, replace_unencodable_characters
+from ..options import ChatSessionOptions
+from .backends import ChatBackend, ChatTurn, LoadedState, Reply, ServerChat
 
 HELP: Final = '''\
 /system TEXT  set the system prompt; without TEXT, remove it
@@ -23,6 +30,62 @@ HELP: Final = '''\
 /exit         leave, as Ctrl-D does
 """           begins and ends a text of several lines
 Ctrl-C        stop the answer; what there is of it stays in the conversation'''
+
+_QUOTE: Final = '"""'
+
+PROMPT: Final = ">>> "
+
+_CONTINUATION: Final = "... "
+
+_MAX_HISTORY: Final = 1000
+"""Maximum number of lines in the history file."""
+
+type ReadLine = Callable[[str], str]
+"""Shows a prompt and returns a line without its end. Raises EOFError at the end of the input."""
+
+
+def chat(options: ChatSessionOptions) -> int:
+    """Chats until the input ends.
+
+    Returns:
+      The exit status.
+
+    Raises:
+      SettingsError: An option cannot be used.
+      CommandError: The server cannot be reached; without a terminal also, a response failed.
+      RoostError: The model cannot be loaded.
+    """
+    replace_unencodable_characters()
+    backend = _backend(options)
+    with asyncio.Runner() as runner:
+        try:
+            return _run(runner, backend, options)
+        finally:
+            runner.run(backend.close())
+
+
+def _run(runner: asyncio.Runner, backend: ChatBackend, options: ChatSessionOptions) -> int:
+    try:
+        name = runner.run(backend.start())
+    except KeyboardInterrupt:
+        backend.exit_if_loading(INTERRUPTED_STATUS)
+        return INTERRUPTED_STATUS
+    is_interactive = sys.stdin.isatty()
+    if is_interactive:
+        where = f" on {options.url}" if options.url else ""
+        print_status(printable(f"{name}{where}: /help lists commands, Ctrl-D leaves"))
+    return Session(runner, backend, line_reader(), is_interactive=is_interactive, system=options.system).run()
+
+
+def _backend(options: ChatSessionOptions) -> ChatBackend:
+    """Imports and opens a backend. The client of a server does not import JAX, which takes seconds."""
+    if options.url is None:
+        from .local_backend import LocalChat
+
+        return LocalChat(options)
+
+    (address,) = server_addresses([options.url], options.api_key, options.settings)
+    return ServerChat(options, address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,3 +276,83 @@ async def _interruptible[T](work: Coroutine[Any, Any, T]) -> T:
         return await work
     finally:
         loop.remove_signal_handler(signal.SIGINT)
+
+
+def read_message(read_line: ReadLine) -> str | None:
+    '''Reads a message: a line, or several lines between """ and """. The end of the input also ends quotes.
+
+    Returns:
+      The message, or None at the end of the input.
+    '''
+    try:
+        line = read_line(PROMPT)
+    except EOFError:
+        return None
+    if not line.startswith(_QUOTE):
+        return line
+    lines = [line.removeprefix(_QUOTE)]
+    with contextlib.suppress(EOFError):
+        while not lines[-1].rstrip().endswith(_QUOTE):
+            lines.append(read_line(_CONTINUATION))
+    lines[-1] = lines[-1].rstrip().removesuffix(_QUOTE)
+    return "\n".join(lines).strip("\n")
+
+
+def line_reader() -> ReadLine:
+    """Returns the reader of this process's stdin."""
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        return _TerminalLines(history_file())
+    return _read_plain_line
+
+
+def history_file() -> Path:
+    """Returns the path of the history."""
+    return platformdirs.user_state_path("roost", appauthor=False) / "chat_history"
+
+
+def _read_plain_line(prompt: str) -> str:
+    if sys.stdin.isatty():  # stdout is a pipe, where a prompt would not be seen
+        print(prompt, end="", file=sys.stderr, flush=True)
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line.removesuffix("\n").removesuffix("\r")
+
+
+class _TerminalLines:
+    """Reads lines with `input`, and with readline if Python has it.
+
+    Each line is written to the history file immediately. Errors of the file are ignored.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._readline: ModuleType | None = None
+        with contextlib.suppress(ImportError):  # Windows has none
+            import readline
+
+            self._readline = readline
+            readline.set_history_length(_MAX_HISTORY)
+            with contextlib.suppress(OSError):
+                self._open_history()
+                readline.read_history_file(path)
+
+    def __call__(self, prompt: str) -> str:
+        line = input(prompt)
+        if line.strip() and self._readline is not None:
+            with contextlib.suppress(OSError):
+                self._open_history()
+                if hasattr(self._readline, "append_history_file"):
+                    self._readline.append_history_file(1, self._path)
+                else:
+                    self._readline.write_history_file(self._path)
+        return line
+
+    def _open_history(self) -> None:
+        """Creates the file so that only its owner can read it."""
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            os.fchmod(descriptor, 0o600)
+        finally:
+            os.close(descriptor)

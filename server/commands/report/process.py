@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import orjson
 
-from .options import ReportOptions
+from ..options import ReportOptions
 from .parts import ReportPart, find_part
 
 _SET_SIGNAL_OF_PARENT_END: Final = 1
@@ -34,7 +34,7 @@ def run_apart(part: ReportPart, options: ReportOptions, file: Path) -> dict[str,
     command = [sys.executable, "-P", "-m", __spec__.name, part.name, str(file), str(os.getpid())]
     began = time.perf_counter()
     try:
-        ended = subprocess.run(command, input=orjson.dumps(options.as_json()), timeout=part.limit_s, check=False)
+        ended = subprocess.run(command, input=options.as_json(), timeout=part.limit_s, check=False)
         found = _read(file, f"its process ended with status {ended.returncode} and no result")
     except subprocess.TimeoutExpired:
         found = _read(file, f"it was ended after {part.limit_s:g} s")
@@ -49,7 +49,7 @@ def _read(file: Path, failure: str) -> dict[str, Any]:
 
 def main(name: str, file: Path, parent: int) -> None:
     """Runs a part in this process, which would keep the device if it outlived its parent."""
-    options = ReportOptions.from_json(orjson.loads(sys.stdin.buffer.read()))
+    options = ReportOptions.from_json(sys.stdin.buffer.read())
     _end_with(parent)
     try:
         result = find_part(name).run(options)

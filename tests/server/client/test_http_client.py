@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 from roost.server.client.http_client import Address, ClientError, HttpClient, UrlError
 from roost.server.commands.bench.latency import RequestTrace
-from roost.server.commands.bench.serve.stream_recorder import StreamRecorder
+from roost.server.commands.bench.serve import StreamRecorder
 from scripted_server import HEAD, USAGE, Script, chunk, error, event, scripted, streamed, text
 
 

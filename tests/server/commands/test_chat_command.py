@@ -15,9 +15,8 @@ from typing import Any
 
 import orjson
 import pytest
-from roost.server.commands.chat.backend import ChatTurn, LoadedState, Reply
-from roost.server.commands.chat.line_input import read_message
-from roost.server.commands.chat.session import Session
+from roost.server.commands.chat.backends import ChatTurn, LoadedState, Reply
+from roost.server.commands.chat.session import Session, read_message
 from roost.server.commands.main import app
 from roost.server.terminal.failure import CommandError
 from scripted_server import HEAD, chunk, error, event, scripted

@@ -22,9 +22,9 @@ from roost.engine import (
 )
 from roost.server.commands import generate as generate_module
 from roost.server.commands import serve as serve_module
-from roost.server.commands.generate import GenerateOptions
-from roost.server.commands.local_model import LocalModel
 from roost.server.commands.main import app
+from roost.server.commands.options import GenerateOptions
+from roost.server.llm.local_model import LocalModel
 from roost.server.model_hub import find_model, huggingface
 from roost.server.settings import Group, Settings, all_settings, foreign_flag_hint
 from roost.server.settings.foreign_names import llama_cpp_names, vllm_names
@@ -58,7 +58,7 @@ def test_version() -> None:
 
 def test_help_and_clients_of_servers_do_not_import_jax() -> None:
     """It takes a second and more."""
-    modules = ("main", "chat.command", "chat.server_backend", "bench.cli", "bench.serve.benchmark")
+    modules = ("main", "chat.session", "bench.serve")
     imports = "".join(f"import roost.server.commands.{name}\n" for name in modules)
     script = f"import sys\n{imports}print('jax' in sys.modules)"
     found = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
@@ -185,17 +185,33 @@ def test_every_setting_of_the_core_is_a_flag(served: list[Settings]) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("words", "model", "prompt"),
+    [(["hi"], "demo", "hi"), (["random:2b", "hi"], "recurrentgemma-2b-random", "hi"), (["-"], "demo", "two\nlines\n")],
+)
+def test_one_word_is_the_prompt_and_two_name_a_model(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], model: str, prompt: str
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    async def run(local: LocalModel, prompt: str, *_: object) -> None:
+        asked.append((local.service.model.id, prompt))
+
+    monkeypatch.setattr(generate_module, "_run", run)
+    assert runner.invoke(app, ["generate", *words], input="two\nlines\n").exit_code == 0
+    assert asked == [(model, prompt)]
+
+
 def test_serve_needs_no_arguments(served: list[Settings]) -> None:
     assert runner.invoke(app, ["serve"]).exit_code == 0
     assert served[0].model == "demo"
 
 
-@pytest.mark.parametrize(("words", "model", "prompt"), [(["hi"], "demo", "hi"), (["m", "hi"], "m", "hi")])
-def test_one_word_is_the_prompt_and_two_name_a_model(
-    generated: list[GenerateOptions], words: list[str], model: str, prompt: str
-) -> None:
-    assert runner.invoke(app, ["generate", *words, "--temperature", "0"]).exit_code == 0
-    assert (generated[0].settings.model, generated[0].prompt, generated[0].sampling.temperature) == (model, prompt, 0)
+def test_options_of_a_command_and_of_its_model_reach_it(generated: list[GenerateOptions]) -> None:
+    words = ["m", "hi", "--temperature", "0", "--dtype", "float32"]
+    assert runner.invoke(app, ["generate", *words]).exit_code == 0
+    assert (generated[0].words, generated[0].sampling()) == (["m", "hi"], {"max_tokens": 256, "temperature": 0})
+    assert {name: value for name, value in generated[0].settings.items() if value} == {"dtype": "float32"}
 
 
 def test_three_words_lack_quotes(generated: list[GenerateOptions]) -> None:
@@ -481,11 +497,6 @@ def test_a_gguf_file_says_what_to_do(tmp_path: Path) -> None:
     assert missing.startswith(
         "roost: other.gguf: no such file; MODEL is the folder of a model's safetensors (not GGUF)"
     )
-
-
-def test_a_prompt_may_come_from_stdin(generated: list[GenerateOptions]) -> None:
-    assert runner.invoke(app, ["generate", "m", "-"], input="two\nlines\n").exit_code == 0
-    assert generated[0].prompt == "two\nlines\n"
 
 
 def test_a_shell_completes_values() -> None:

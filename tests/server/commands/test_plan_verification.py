@@ -4,7 +4,7 @@ import json
 
 import pytest
 from roost.engine import EngineConfig, ModelSource, Verification, VerifiedProgram
-from roost.server.commands import plan_verification
+from roost.server.commands import plan
 from roost.server.commands.main import app
 from typer.testing import CliRunner
 
@@ -29,7 +29,7 @@ class Compiler:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, compiler: Compiler, *arguments: str) -> tuple[int, str]:
-    monkeypatch.setattr(plan_verification, "verify_plan", compiler)
+    monkeypatch.setattr(plan, "verify_plan", compiler)
     monkeypatch.setenv("COLUMNS", "80")
     result = CliRunner().invoke(app, ["plan", "random:2b", "--verify", *arguments])
     return result.exit_code, result.stdout
@@ -82,7 +82,7 @@ def test_the_options_of_serve_are_taken(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize(("option", "value"), [("--mesh", "auto"), ("--mesh", "data=x"), ("--slots", "0")])
 def test_options_that_cannot_be_used_are_named(monkeypatch: pytest.MonkeyPatch, option: str, value: str) -> None:
-    monkeypatch.setattr(plan_verification, "verify_plan", Compiler(DECODE))
+    monkeypatch.setattr(plan, "verify_plan", Compiler(DECODE))
     result = CliRunner().invoke(app, ["plan", "random:2b", "--verify", option, value])
     assert result.exit_code == 2
     assert option.removeprefix("--") in result.stderr

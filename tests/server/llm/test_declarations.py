@@ -2,7 +2,7 @@
 
 from dataclasses import fields
 
-from roost.server.llm.prompts import ChatOptions
+from roost.server.llm.requests import ChatOptions
 from roost.server.llm.sampling_params import SamplingParams, StructuredOutputsParams
 from roost.server.llm.settings import ModelSettings
 from roost.server.schemas.generation_fields import ChatFields, CompletionFields, GenerationFields

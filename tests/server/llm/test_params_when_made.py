@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import roost
 from roost import RequestError, SamplingParams, StructuredOutputsParams
-from roost.server.llm.prompts import conversations_of, prompts_of
+from roost.server.llm.requests import conversations_of, prompts_of
 
 
 @pytest.mark.parametrize(

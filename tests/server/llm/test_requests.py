@@ -7,7 +7,7 @@ from fake_engine import FakeEngine
 from fake_server import make_service
 from roost.server.llm import requests
 from roost.server.llm.outputs import RequestOutput
-from roost.server.llm.prompts import ChatOptions
+from roost.server.llm.requests import ChatOptions
 from roost.server.llm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 from roost.server.text.served_model import ServedModel
 

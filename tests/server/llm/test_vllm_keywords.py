@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from roost import ConfigError, EngineArgs
-from roost.server.llm.prompts import check_vllm
+from roost.server.llm.requests import check_vllm
 from roost.server.llm.settings import load_model_settings
 
 NEUTRAL: dict[str, Any] = {

@@ -5,16 +5,13 @@ from collections.abc import Callable
 from typing import Final
 
 from ....app import create_app
-from ....assembly.service import LoadProgress, engine_config, exit_while_loading, make_engine, make_service
 from ....http.in_process import post_json
-from ....model_hub import find_model
-from ....observability.metrics import Metrics
+from ....llm.local_model import LocalModel
 from ....settings import Settings
 from ....terminal.failure import INTERRUPTED_STATUS, CommandError
 from ....terminal.text import print_status
-from ....text.served_model import open_served_model
 from ..batch_lines import BatchLine
-from .run import LineResponse
+from .backends import LineResponse
 
 _TICK_S: Final = 0.1
 """Seconds between two looks for a signal while the model loads."""
@@ -34,28 +31,23 @@ class LocalBatch:
     """
 
     def __init__(self, settings: Settings, is_stopping: Callable[[], bool]) -> None:
-        config = engine_config(settings)
-        source = find_model(settings.model, settings.lora)
-        model = open_served_model(source, config, settings.served_model_name, settings.max_tokens_limit)
-        self._progress = LoadProgress(config.compile_cache)
-        self._engine = engine = make_engine(source, config, self._progress)
+        self._model = LocalModel(settings)
+        self._engine = self._model.service.engine
+        self._app = create_app(self._model.service, strict=settings.strict)
         self._is_stopping = is_stopping
-        service = make_service(settings, config, engine, model, Metrics(lambda: engine.stats))
-        self._app = create_app(service, strict=settings.strict)
-        if source.is_random:
-            print_status(f"{model.id} has random weights: its answers are noise")
+        if self._model.source.is_random:
+            print_status(f"{self._model.service.model.id} has random weights: its answers are noise")
 
     @property
     def concurrency(self) -> int:
         return 2 * self._engine.stats.slots
 
     async def start(self) -> None:
-        self._engine.start()
-        ready = asyncio.ensure_future(self._engine.wait_ready())
-        while not (await asyncio.wait([ready], timeout=_TICK_S))[0]:
+        loading = asyncio.ensure_future(self._model.start())
+        while not (await asyncio.wait([loading], timeout=_TICK_S))[0]:
             if self._is_stopping():
-                exit_while_loading(self._progress, INTERRUPTED_STATUS)
-        await ready
+                self._model.exit_if_loading(INTERRUPTED_STATUS)
+        await loading
 
     async def send(self, line: BatchLine) -> LineResponse:
         response = await post_json(self._app, line.url, line.body)
@@ -66,4 +58,4 @@ class LocalBatch:
         return LineResponse(response.status, response.body, response.headers.get("x-request-id", ""), retry_after_s)
 
     async def close(self) -> None:
-        await self._engine.stop()
+        await self._model.stop()

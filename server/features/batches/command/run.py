@@ -1,7 +1,4 @@
-"""Sends the lines of a batch to a backend, a limited number at a time, and shows the progress on stderr.
-
-A line is sent again while servers are busy or unreachable.
-"""
+"""Runs `roost batch`: sends a limited number of lines at a time, again while servers are busy or unreachable."""
 
 import asyncio
 import random
@@ -9,22 +6,31 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Protocol, runtime_checkable
+from typing import Final
 
 import orjson
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ....terminal.failure import CommandError
+from ....client.openai_server import server_addresses
+from ....settings import SettingsError, load_settings
+from ....terminal.failure import FAILURE_STATUS, INTERRUPTED_STATUS, CommandError
+from ....terminal.signals import Signals
 from ....terminal.text import print_status
 from ..batch_lines import BatchLine, error_line, line_id, response_line
 from ..batch_records import NO_USAGE, TokenUsage
-from .line_files import InvalidLine, OutputFile
+from .backends import BatchBackend, LineResponse, NoResponseError, ServerBatch
+from .line_files import InputFile, InvalidLine, OutputFile
+from .options import BatchOptions
+
+_CONCURRENCY: Final = 64
+"""Default number of lines that each server works on at the same time. Servers refuse lines if they have no room."""
 
 _BUSY: Final = frozenset({429, 502, 503})
 """Statuses after which a line is sent again: the queue is full, or the server is starting, draining or unreachable."""
 
 _FIRST_PAUSE_S: Final = 0.25
+
 _LONGEST_PAUSE_S: Final = 30.0
 """Bounds of the pause before a line is sent again, which doubles each time."""
 
@@ -39,6 +45,54 @@ _DRAW_S: Final = 0.25
 
 _LINE_S: Final = 10.0
 """Seconds between two lines, if stderr is not a terminal."""
+
+
+def batch(options: BatchOptions) -> int:
+    """Runs all lines that have no response in the output yet.
+
+    Returns:
+      The exit status, which is 1 if every line of this run ended with an error.
+
+    Raises:
+      SettingsError: An option cannot be used.
+      CommandError: A file cannot be used, or the servers stopped responding.
+      RoostError: The model cannot be loaded.
+    """
+    signals, status = Signals(), 0
+    signals.install()
+    with InputFile(options.input) as source, OutputFile(options.output, source.index) as output:
+        source.check_requests()
+        num_done = int(output.is_done.sum())
+        if num_done:
+            print_status(f"{options.output} has {num_done:,} of {len(source.index):,} lines already")
+        if num_done < len(source.index):
+            backend = _backend(options, signals)
+            with BatchProgress(len(source.index), num_done) as progress:
+                counts = asyncio.run(_run(backend, source, output, signals, progress))
+            print_status(_summary(counts, progress.speed(counts)))
+            status = FAILURE_STATUS if 0 < counts.num_lines == counts.num_failed else 0
+        output.save()
+        if not output.is_done.all():
+            left = int((~output.is_done).sum())
+            print_status(f"interrupted with {left:,} lines left; run the same command again to continue")
+            return INTERRUPTED_STATUS
+        if options.sort:
+            output.sort()
+    return status
+
+
+def _backend(options: BatchOptions, signals: Signals) -> BatchBackend:
+    """Imports and opens a backend. The client of servers does not import JAX, which takes seconds."""
+    if options.url is None:
+        if options.concurrency is not None:
+            raise SettingsError("--concurrency is for servers: give --url, or --slots for a model that is loaded here")
+        from .local_backend import LocalBatch
+
+        given = {**options.settings, "model": options.model, "itl_target_ms": 0, "request_timeout": "off"}
+        return LocalBatch(load_settings(given), lambda: signals.first is not None)
+    settings = {**options.settings, "model": options.model}
+    addresses = server_addresses(options.url.split(","), options.api_key, settings)
+    return ServerBatch(addresses, options.api_key, options.concurrency or _CONCURRENCY)
 
 
 @dataclass(slots=True)
@@ -56,55 +110,6 @@ class Counts:
     num_failed: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
-
-
-class NoResponseError(Exception):
-    """No server has responded to a line. The line should be sent again."""
-
-
-@dataclass(frozen=True, slots=True)
-class LineResponse:
-    """Response to a line.
-
-    Attributes:
-      status: HTTP status.
-      body: JSON of the body.
-      request_id: Value of its header `x-request-id`; empty if it has none.
-      retry_after_s: Seconds to wait according to its header `retry-after`; None without one.
-    """
-
-    status: int
-    body: bytes
-    request_id: str = ""
-    retry_after_s: float | None = None
-
-
-@runtime_checkable
-class BatchBackend(Protocol):
-    """Responds to lines. Its coroutines run in one event loop."""
-
-    @property
-    def concurrency(self) -> int:
-        """Number of lines to send at the same time; known once it has started."""
-
-    async def start(self) -> None:
-        """Prepares the backend.
-
-        Raises:
-          CommandError: No server can be reached.
-          RoostError: The model cannot be loaded.
-        """
-
-    async def send(self, line: BatchLine) -> LineResponse:
-        """Returns the response to a line.
-
-        Raises:
-          NoResponseError: No response arrived. Sending the line again may succeed.
-          CommandError: No further line will get a response.
-        """
-
-    async def close(self) -> None:
-        """Releases the backend's resources."""
 
 
 class BatchProgress:
@@ -161,6 +166,20 @@ class BatchProgress:
     def speed(self, counts: Counts) -> float:
         """Returns the number of generated tokens per second."""
         return counts.generated_tokens / max(time.monotonic() - self._began, 1e-3)
+
+
+async def _run(
+    backend: BatchBackend, source: InputFile, output: OutputFile, signals: Signals, progress: BatchProgress
+) -> Counts:
+    try:
+        await backend.start()
+        progress.begin()
+        lines = source.lines(output.is_done)
+        run = BatchRun(backend, lines, output, lambda: signals.first is not None, progress.show)
+        await run.run()
+        return run.counts
+    finally:
+        await backend.close()
 
 
 class BatchRun:
@@ -285,3 +304,9 @@ def _usage(body: bytes) -> TokenUsage:
         return TokenUsage.of(orjson.loads(body))
     except (KeyError, TypeError, ValueError, AttributeError):
         return NO_USAGE
+
+
+def _summary(counts: Counts, speed: float) -> str:
+    failed = f", {counts.num_failed:,} of them with errors" if counts.num_failed else ""
+    tokens = f"{counts.prompt_tokens:,} prompt tokens and {counts.generated_tokens:,} generated"
+    return f"{counts.num_lines:,} lines{failed}; {tokens}, {speed:,.0f} per second"

@@ -5,10 +5,9 @@ from typing import Any
 import pytest
 from growth import measure
 from roost.engine import EngineCore, EngineStats, FinishReason, Request, TokenOutput
-from roost.server.commands.bench.engine.benchmark import Bench, BenchSizes, EngineBenchOptions
-from roost.server.commands.bench.engine.driver import Driver, MeasuredStep, run_at, run_by_rounds, run_in_turn
-from roost.server.commands.bench.engine.loading import make_request
-from roost.server.commands.bench.engine.result import full_batch_rate, summarize, table
+from roost.server.commands.bench.driver import Driver, MeasuredStep, make_request, run_at, run_by_rounds, run_in_turn
+from roost.server.commands.bench.engine import Bench, full_batch_rate, summarize, table
+from roost.server.commands.options import EngineBenchOptions
 from roost.server.settings import Settings, SettingsError
 
 SLOTS, CHUNK = 4, 64
@@ -167,33 +166,22 @@ def test_each_workload_reports_what_it_measures(core: CountingCore, workload: st
     assert result["decode_step_ms"]["p50"] == 1000.0
 
 
-def options(**changes: Any) -> EngineBenchOptions:
-    given = {
-        "settings": Settings(prefill_chunk=CHUNK),
-        "workloads": ("prefill", "decode", "mixed"),
-        "concurrency": None,
-        "input_len": 70,
-        "output_len": 8,
-        "num_prompts": None,
-        "request_rate": None,
-        "repeat": 2,
-    }
-    return EngineBenchOptions(**{**given, **changes})
+def bench_of(core: CountingCore, **changes: Any) -> Bench:
+    options = EngineBenchOptions(input_len=70, output_len=8, repeat=2, **changes)
+    return Bench(options, Settings(prefill_chunk=CHUNK), None, vocab_size=100, core=core)
 
 
-def test_a_plan_fills_the_slots() -> None:
-    assert BenchSizes.of(options(), SLOTS) == BenchSizes(concurrency=4, num_prompts=8, interval=2 + 2)
-
-
-def test_more_requests_than_slots_are_refused() -> None:
+def test_more_requests_than_slots_are_refused(core: CountingCore) -> None:
     with pytest.raises(SettingsError, match=r"--concurrency 5: .*--slots 5"):
-        BenchSizes.of(options(concurrency=5), SLOTS)
+        bench_of(core, concurrency=5)
 
 
 def test_a_benchmark_repeats_every_workload(core: CountingCore) -> None:
-    bench = Bench(options(), BenchSizes.of(options(), SLOTS), vocab_size=100, core=core)
+    bench = bench_of(core)
     assert bench.run()
-    workloads = bench.result()["workloads"]
+    result = bench.result()
+    workloads = result["workloads"]
+    assert (result["concurrency"], result["rounds_between_arrivals"]) == (SLOTS, 2 + 2)
     tokens = {name: [run["generated_tokens"] for run in found["runs"]] for name, found in workloads.items()}
     assert tokens == {"prefill": [8, 8], "decode": [32, 32], "mixed": [64, 64]}
     assert core.is_idle
@@ -202,7 +190,7 @@ def test_a_benchmark_repeats_every_workload(core: CountingCore) -> None:
 
 def test_ctrl_c_keeps_the_measurements() -> None:
     core = CountingCore(fails_at=40)
-    bench = Bench(options(), BenchSizes.of(options(), SLOTS), vocab_size=100, core=core)
+    bench = bench_of(core)
     assert not bench.run()
     workloads = bench.result()["workloads"]
     assert len(workloads["prefill"]["runs"]) == 2
@@ -211,7 +199,7 @@ def test_ctrl_c_keeps_the_measurements() -> None:
 
 def test_ctrl_c_before_anything_was_measured_leaves_nothing() -> None:
     core = CountingCore(fails_at=1)
-    bench = Bench(options(), BenchSizes.of(options(), SLOTS), vocab_size=100, core=core)
+    bench = bench_of(core)
     assert not bench.run()
     assert bench.result()["workloads"] == {}
     assert table(

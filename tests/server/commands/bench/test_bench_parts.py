@@ -9,9 +9,16 @@ import pytest
 from growth import ends_of_stretches
 from hypothesis import given
 from hypothesis import strategies as st
-from roost.server.commands.bench.latency import Distribution, RequestTrace, in_ms, latencies_ms, median_of, percentile
-from roost.server.commands.bench.report import milliseconds, number, pick, rate
-from roost.server.commands.bench.serve.goodput import Objective
+from roost.server.commands.bench.latency import (
+    Distribution,
+    Objective,
+    RequestTrace,
+    in_ms,
+    latencies_ms,
+    median_of,
+    percentile,
+)
+from roost.server.commands.bench.report import milliseconds, number, pick, shown_rate
 from roost.server.commands.bench.workload import (
     FIRST_ID,
     LengthRange,
@@ -180,6 +187,6 @@ def test_stretches_end_at_doublings(max_length: int, ends: list[int]) -> None:
 
 def test_numbers_have_significant_digits() -> None:
     assert [milliseconds(value) for value in (0.1234, 12.34, 1234.5, None)] == ["0.12", "12.3", "1,234", "–"]
-    assert [rate(value) for value in (12.34, 12345.6, None)] == ["12.3", "12,346", "–"]
+    assert [shown_rate(value) for value in (12.34, 12345.6, None)] == ["12.3", "12,346", "–"]
     assert number(7) == "7.0"
     assert pick({"a": None}, "a", "p50") is None

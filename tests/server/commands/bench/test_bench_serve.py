@@ -11,44 +11,36 @@ import pytest
 from fake_engine import FakeEngine
 from fake_server import live
 from roost.server.client.http_client import Address
-from roost.server.commands.bench.latency import RequestTrace
-from roost.server.commands.bench.report import Outputs
-from roost.server.commands.bench.serve.benchmark import Run, bench_serve, title_of
-from roost.server.commands.bench.serve.goodput import Objective
-from roost.server.commands.bench.serve.options import ServeBenchOptions
-from roost.server.commands.bench.serve.result import draw, summarize, tables
-from roost.server.commands.bench.workload import LengthRange
+from roost.server.commands.bench.latency import Objective, RequestTrace
+from roost.server.commands.bench.report import write_report
+from roost.server.commands.bench.serve import Run, bench_serve, summarize, tables
+from roost.server.commands.options import ServeBenchOptions
 from roost.server.generation.service import Service
 from roost.server.terminal.failure import CommandError
 from scripted_server import Script, error, scripted, streamed
 
 OPTIONS = ServeBenchOptions(
-    address=Address("127.0.0.1", 1),
     url="http://127.0.0.1:1",
-    model=None,
-    endpoint="completions",
-    request_rate=float("inf"),
-    concurrency=None,
     num_prompts=12,
-    input_len=LengthRange(3, 9),
-    output_len=LengthRange(2, 6),
-    prompt_text=False,
+    input_len="3:9",
+    output_len="2:6",
     vocab_size=200,
     ignore_eos=True,
-    temperature=0.0,
-    api_key=None,
     warmup=0,
-    timeout_s=30.0,
-    goodput=None,
+    timeout=30.0,
     seed=3,
 )
+
+
+def url_of(address: Address) -> str:
+    return f"http://{address.authority}"
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         pytest.param({}, id="all at once"),
-        pytest.param({"request_rate": 2000.0}, id="at a rate"),
+        pytest.param({"request_rate": "2000"}, id="at a rate"),
         pytest.param({"concurrency": 3}, id="some at a time"),
         pytest.param({"prompt_text": True}, id="text"),
         pytest.param({"endpoint": "chat"}, id="chat"),
@@ -58,10 +50,10 @@ async def test_tokens_are_what_the_engine_counted(
     service: Service, engine: FakeEngine, changes: dict[str, Any]
 ) -> None:
     async with live(service) as client:
-        options = replace(OPTIONS, address=Address.parse(str(client.base_url)), **changes)
+        options = replace(OPTIONS, url=str(client.base_url), **changes)
         run = Run(options)
         await run.all()
-    result = summarize(run.traces, run.seconds(), options)
+    result = summarize(run.traces, run.seconds(), options.num_prompts, None)
     assert run.server["model"] == "counter"
     assert result["failures"] == {}
     assert result["requests"]["completed"] == 12
@@ -72,7 +64,7 @@ async def test_tokens_are_what_the_engine_counted(
 
 async def test_the_same_seed_sends_the_same_requests(service: Service, engine: FakeEngine) -> None:
     async with live(service) as client:
-        options = replace(OPTIONS, address=Address.parse(str(client.base_url)), concurrency=1)
+        options = replace(OPTIONS, url=str(client.base_url), concurrency=1)
         for _ in range(2):
             await Run(options).all()
     asked = [(tuple(request.prompt_token_ids), request.params.max_tokens) for request in engine.requests]
@@ -82,9 +74,9 @@ async def test_the_same_seed_sends_the_same_requests(service: Service, engine: F
 
 async def test_failures_are_counted_by_their_reasons() -> None:
     async with scripted(Script([error("429 Too Many Requests", b'{"error":{"message":"full"}}')])) as address:
-        run = Run(replace(OPTIONS, address=address, model="m"))
+        run = Run(replace(OPTIONS, url=url_of(address), model="m"))
         await run.all()
-    result = summarize(run.traces, run.seconds(), run.options)
+    result = summarize(run.traces, run.seconds(), 12, None)
     assert result["failures"] == {"HTTP 429: full": 12}
     assert (result["requests"]["completed"], result["requests"]["failed"]) == (0, 12)
     assert result["ttft_ms"] is None
@@ -93,7 +85,7 @@ async def test_failures_are_counted_by_their_reasons() -> None:
 async def test_a_failed_first_request_ends_the_benchmark() -> None:
     async with scripted(Script([error("400 Bad Request", b'{"message":"prompt must be text"}')])) as address:
         with pytest.raises(CommandError, match=r"HTTP 400: prompt must be text; see --vocab-size, and --prompt-text"):
-            await Run(replace(OPTIONS, address=address, model="m", warmup=1)).all()
+            await Run(replace(OPTIONS, url=url_of(address), model="m", warmup=1)).all()
 
 
 @pytest.mark.parametrize(
@@ -108,17 +100,18 @@ async def test_a_failed_first_request_ends_the_benchmark() -> None:
 async def test_a_server_that_tells_no_model_needs_an_option(answer: bytes, option: str) -> None:
     async with scripted(Script([answer])) as address:
         with pytest.raises(CommandError, match=option):
-            await Run(replace(OPTIONS, address=address)).all()
+            await Run(replace(OPTIONS, url=url_of(address))).all()
 
 
 @pytest.mark.parametrize(("ignore_eos", "length"), [(True, "2:6 out"), (False, "at most 2:6 out")])
 def test_the_title_says_whether_lengths_are_limits(ignore_eos: bool, length: str) -> None:
-    assert title_of("m", replace(OPTIONS, ignore_eos=ignore_eos)) == f"m, inf requests/s, 3:9 tokens in, {length}"
+    run = Run(replace(OPTIONS, model="m", ignore_eos=ignore_eos))
+    assert run.title() == f"m, inf requests/s, 3:9 tokens in, {length}"
 
 
 def test_an_unreachable_server_is_named() -> None:
     with pytest.raises(CommandError, match=r"cannot be reached: .*--url"):
-        bench_serve(OPTIONS, Outputs())
+        bench_serve(OPTIONS)
 
 
 def trace(end_s: float, failure: str | None = None, output_tokens: int | None = 2) -> RequestTrace:
@@ -127,7 +120,7 @@ def trace(end_s: float, failure: str | None = None, output_tokens: int | None = 
 
 def test_rates_count_successful_requests() -> None:
     traces = [trace(1.0), trace(4.0), trace(2.0, "HTTP 500")]
-    result = summarize(traces, 4.0, replace(OPTIONS, goodput=Objective({"e2e": 2000.0})))
+    result = summarize(traces, 4.0, 12, Objective({"e2e": 2000.0}))
     assert result["requests"] == {"planned": 12, "completed": 2, "failed": 1, "unfinished": 9, "without_usage": 0}
     assert (result["requests_per_s"], result["input_tokens_per_s"], result["output_tokens_per_s"]) == (0.5, 5.0, 1.0)
     assert result["goodput"] == {
@@ -139,48 +132,49 @@ def test_rates_count_successful_requests() -> None:
 
 
 def test_tokens_are_unknown_without_usage() -> None:
-    result = summarize([trace(1.0), trace(1.0, output_tokens=None)], 1.0, OPTIONS)
+    result = summarize([trace(1.0), trace(1.0, output_tokens=None)], 1.0, 12, None)
     assert result["output_tokens_per_s"] is None
     assert result["requests"]["without_usage"] == 1
 
 
 def test_options_as_json_can_be_read_and_hide_the_key() -> None:
-    text = json.dumps(replace(OPTIONS, api_key="sesame", goodput=Objective({"itl": 5.0})).as_json())
-    assert "sesame" not in text
-    assert json.loads(text)["goodput"] == "itl:5"
-    assert json.loads(text)["input_len"] == "3:9"
-
-
-def test_curves_are_drawn_and_are_the_same_for_the_same_numbers() -> None:
-    pytest.importorskip("matplotlib")
-    svg = draw("title", [trace(float(seconds)) for seconds in range(1, 2000)])
-    assert svg is not None
-    assert b"</svg>" in svg
-    assert len(svg) < 200_000
-    assert svg == draw("title", [trace(float(seconds)) for seconds in range(1, 2000)])
-
-
-def test_nothing_has_no_curves() -> None:
-    assert draw("title", [trace(1.0, "HTTP 500")]) is None
+    run = Run(replace(OPTIONS, api_key="sesame", goodput=["itl:5.0"]))
+    assert json.loads(json.dumps(run.options_as_json())) == {
+        "url": "http://127.0.0.1:1",
+        "model": None,
+        "endpoint": "completions",
+        "request_rate": "inf",
+        "concurrency": None,
+        "num_prompts": 12,
+        "input_len": "3:9",
+        "output_len": "2:6",
+        "prompt_text": False,
+        "vocab_size": 200,
+        "ignore_eos": True,
+        "temperature": 0.0,
+        "api_key": True,
+        "warmup": 0,
+        "timeout_s": 30.0,
+        "goodput": "itl:5",
+        "seed": 3,
+    }
 
 
 def test_tables_show_brackets_and_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
     late = replace(trace(1.0, "HTTP 400: prompt[a] is wrong"), lag_s=0.5)
-    result = summarize([late, trace(1.0, output_tokens=None)], 1.0, OPTIONS)
-    Outputs().console().print(tables("a title [bold]", result, interrupted=True))
+    result = summarize([late, trace(1.0, output_tokens=None)], 1.0, 12, None)
+    write_report(tables("a title [bold]", result, interrupted=True), {}, None)
     printed = re.sub(r"\s+", " ", capsys.readouterr().out)
     for words in ("a title [bold]", "1 × HTTP 400: prompt[a] is wrong", "`usage`", "500 ms late", "interrupted"):
         assert words in printed
 
 
-async def test_a_whole_benchmark_leaves_its_files(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    files = Outputs(str(tmp_path / "x.json"), tmp_path / "x.svg")
+async def test_a_whole_benchmark_leaves_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
     async with scripted(Script([streamed()])) as address:
-        status = await asyncio.to_thread(bench_serve, replace(OPTIONS, address=address, model="m"), files)
-    document = json.loads((tmp_path / "x.json").read_text())
+        status = await asyncio.to_thread(bench_serve, replace(OPTIONS, url=url_of(address), model="m", json=str(file)))
+    document = json.loads(file.read_text())
     assert status == 0
     assert document["result"]["output_tokens"] == 24
     assert document["machine"]["cpus"] >= 1
     assert {"roost", "jax", "python"} <= document["versions"].keys()
-    assert b"</svg>" in (tmp_path / "x.svg").read_bytes()

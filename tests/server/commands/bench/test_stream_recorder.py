@@ -1,7 +1,7 @@
 """Traces of streamed responses."""
 
 from roost.server.client.http_client import Response
-from roost.server.commands.bench.serve.stream_recorder import StreamRecorder
+from roost.server.commands.bench.serve import StreamRecorder
 from scripted_server import USAGE, event
 
 

@@ -1,17 +1,101 @@
-"""The demo model as `roost serve` runs it: log-probabilities, greedy tokens, batches, cache hits, saved states."""
+"""Checks of results: the machine, every kernel against float32, and the demo model as `roost serve` runs it."""
 
+import importlib.metadata
+import re
+import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
 
-from .....engine import device_facts
-from ....llm.llm import LLM
-from ....llm.outputs import RequestOutput
-from ....llm.sampling_params import SamplingParams
-from ..options import DEMO, ReportOptions
-from ..progress import say_step
+from ....engine import KernelCheck, check_kernels, device_facts, device_limit_bytes
+from ...assembly.service import engine_config
+from ...llm.llm import LLM
+from ...llm.outputs import RequestOutput
+from ...llm.sampling_params import SamplingParams
+from ...model_hub import find_model
+from ..bench.report import machine as machine_facts
+from ..bench.report import now, versions
+from ..options import ReportOptions
+from .parts import say_step
+
+_PACKAGES: Final = re.compile(r"(jax|libtpu|nvidia-|rocm)", re.IGNORECASE)
+_NVIDIA_DRIVER: Final = Path("/proc/driver/nvidia/version")
+_ROOT: Final = Path(__file__).resolve().parents[3]
+
+
+def machine(options: ReportOptions) -> Mapping[str, Any]:
+    """Returns facts about the machine."""
+    facts = device_facts()
+    return {
+        "time": now(),
+        "device": facts._asdict(),
+        "device_memory_bytes": device_limit_bytes(),
+        "driver": _driver(),
+        "machine": machine_facts(),
+        "versions": versions(),
+        "accelerator_packages": _accelerator_packages(),
+        "tree": _tree(),
+        "model": options.model,
+        "problems": [],
+    }
+
+
+def _driver() -> str | None:
+    """Returns the version of NVIDIA's driver, if there is one."""
+    if not _NVIDIA_DRIVER.is_file():
+        return None
+    found = re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)", _NVIDIA_DRIVER.read_text())
+    return found and found[1]
+
+
+def _accelerator_packages() -> Mapping[str, str]:
+    found = {each.name: each.version for each in importlib.metadata.distributions() if _PACKAGES.match(each.name or "")}
+    return dict(sorted(found.items()))
+
+
+def _tree() -> str | None:
+    """Returns the commit that is checked out; None outside a clone."""
+    if not (_ROOT / ".git").exists():
+        return None
+    command = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+    except OSError:
+        return None
+
+
+def kernels(options: ReportOptions) -> Mapping[str, Any]:
+    """Returns all checks, and the names of the kernels that are wrong."""
+    settings = options.load()
+    source = find_model(settings.model)
+    checks = list(check_kernels(source, engine_config(settings), say_step))
+    wrong = [check for check in checks if not check.is_right]
+    return {
+        "checks": [{**asdict(check), "shape": list(check.shape), "is_right": check.is_right} for check in checks],
+        "wrong_kernels": sorted({check.kernel for check in wrong}),
+        "problems": [_problem(check) for check in wrong],
+    }
+
+
+def _problem(check: KernelCheck) -> str:
+    where = f"{check.kernel}, {check.step} of {check.shape.rows} x {check.shape.tokens}, {check.numbers}"
+    if check.failure is not None:
+        return f"{where}: {check.failure}"
+    found = []
+    if check.distance is not None and not check.distance.relative <= check.allowed:
+        found.append(f"differs by {check.distance.relative:.1e}, allowed are {check.allowed:.1e}")
+    if check.num_unequal:
+        found.append(f"{check.num_unequal} elements have other bits in a second run")
+    if not check.is_closed:
+        found.append("idle rows or padding reach other tokens")
+    return f"{where}: {'; '.join(found)}"
+
+
+DEMO: Final = "demo"
+"""Model of the checks of results."""
 
 VALUES: Final = Path(__file__).with_name("demo_values.json")
 """Results of the demo model in float32 on a CPU; `tools/demo_values.py` writes them."""
@@ -38,7 +122,7 @@ _LONG: Final = " ".join([TEXT] * 6)
 """Prompt with several block boundaries, at which the prefix cache keeps snapshots."""
 
 
-def run(options: ReportOptions) -> Mapping[str, Any]:
+def demo(options: ReportOptions) -> Mapping[str, Any]:
     """Returns the checks by name: a text with the number of differences, and whether the check passed."""
     found: dict[str, Any] = {}
     say_step("float32")
@@ -66,11 +150,11 @@ def _compared(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> Mapping
     error = max(abs(one - other) for one, other in pairs)
     same = sum(one == other for one, other in zip(expected["tokens"], actual["tokens"], strict=True))
     return {
-        "log-probabilities": _check(
+        "log-probabilities": _verdict(
             f"at most {error:.1e} from the values that come with Roost, allowed are {_LOGPROB_ERROR:.0e}",
             error <= _LOGPROB_ERROR,
         ),
-        "greedy tokens": _check(
+        "greedy tokens": _verdict(
             f"{same} of {len(PROMPTS)} answers are those that come with Roost", same == len(PROMPTS)
         ),
     }
@@ -86,7 +170,7 @@ def _batch(llm: LLM) -> Mapping[str, Any]:
 def _prefix_hit(llm: LLM) -> Mapping[str, Any]:
     cold, hit = (llm.generate([_LONG], _drawn(1), use_tqdm=False)[0] for _ in range(2))
     if not hit.num_cached_tokens:
-        return _check("the second request found nothing in the prefix cache", False)
+        return _verdict("the second request found nothing in the prefix cache", False)
     return _equal(f"a request without the cache and one with {hit.num_cached_tokens} cached tokens", [cold], [hit])
 
 
@@ -121,8 +205,8 @@ def _bits(output: RequestOutput) -> tuple[Any, ...]:
 
 def _equality(what: str, first: Sequence[Any], second: Sequence[Any]) -> Mapping[str, Any]:
     same = sum(one == other for one, other in zip(first, second, strict=True))
-    return _check(f"{what}: {same} of {len(first)} are equal", same == len(first))
+    return _verdict(f"{what}: {same} of {len(first)} are equal", same == len(first))
 
 
-def _check(text: str, is_right: bool) -> Mapping[str, Any]:
+def _verdict(text: str, is_right: bool) -> Mapping[str, Any]:
     return {"text": text, "is_right": is_right}

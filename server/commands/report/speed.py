@@ -1,13 +1,21 @@
-"""Speed of decode and prefill, compared with the roofline, and the memory that they take."""
+"""Measurements: decode and prefill against the roofline, a job over HTTP, and a profile of decode steps."""
 
 import random
+import re
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from .....engine import (
+import orjson
+
+from ....engine import (
     CPU,
     EngineCore,
     ModelSource,
@@ -20,15 +28,16 @@ from .....engine import (
     device_named,
     device_peak_bytes,
     find_device,
+    longest_operations,
+    profiled,
 )
-from ....model_hub import find_model
-from ....settings import Settings
-from ...bench.engine.driver import Driver, MeasuredStep
-from ...bench.engine.loading import load, model_facts
-from ...bench.environment import resident_bytes
-from ...bench.workload import draw_token_ids
+from ...model_hub import find_model
+from ...settings import Settings
+from ..bench.driver import Driver, MeasuredStep, load, model_facts
+from ..bench.report import resident_bytes
+from ..bench.workload import draw_token_ids
 from ..options import ReportOptions
-from ..progress import say_step
+from .parts import say_step
 
 _COUNTS: Final = (1, 8, 64, 256)
 """Numbers of requests that decode together. All slots are measured, too."""
@@ -46,19 +55,17 @@ _SAMPLED: Final = SamplingParams(temperature=0.8, top_p=0.95, seed=0)
 _GREEDY: Final = SamplingParams(temperature=0.0)
 
 
-def run(options: ReportOptions) -> Mapping[str, Any]:
+def speed(options: ReportOptions) -> Mapping[str, Any]:
     """Returns the measured rows, the memory, and the duration of the start."""
     settings = options.load()
     source, began = find_model(settings.model), time.perf_counter()
     core = load(settings, source, _MAX_QUEUE)
     start_s, slots = time.perf_counter() - began, core.stats.slots
     roofline = _roofline(source, settings)
-    counts = _QUICK_COUNTS if options.is_quick else _COUNTS
-    counts = tuple(
-        dict.fromkeys([*(count for count in counts if count < slots), *(() if options.is_quick else (slots,))])
-    )
+    counts = _QUICK_COUNTS if options.quick else _COUNTS
+    counts = tuple(dict.fromkeys([*(count for count in counts if count < slots), *(() if options.quick else (slots,))]))
     decode = [_decode_row(core, source, roofline, *each) for each in _loads(counts)]
-    prefill = [] if options.is_quick else [_prefill_row(core, source, roofline, length) for length in _PROMPTS]
+    prefill = [] if options.quick else [_prefill_row(core, source, roofline, length) for length in _PROMPTS]
     memory = _memory(core, roofline)
     return {
         "model": model_facts(source, settings, core),
@@ -105,12 +112,12 @@ def _decode_row(
     return {
         "requests": count,
         "is_sampled": is_sampled,
-        **_rates(steps),
+        **_step_rates(steps),
         **_bounds(roofline, count, core.stats.slots, length),
     }
 
 
-def _rates(steps: Sequence[MeasuredStep]) -> Mapping[str, Any]:
+def _step_rates(steps: Sequence[MeasuredStep]) -> Mapping[str, Any]:
     seconds = sum(step.seconds for step in steps)
     return {
         "num_steps": len(steps),
@@ -182,3 +189,119 @@ def _memory(core: EngineCore, roofline: Roofline | None) -> Mapping[str, Any]:
 def _compiled_late(core: EngineCore) -> list[str]:
     count = core.stats.compiles_since_ready
     return [f"{count} programs were compiled after the start"] if count else []
+
+
+_START_S: Final = 900.0
+_STOP_S: Final = 60.0
+_JOB: Final = (
+    "--num-prompts",
+    "32",
+    "--input-len",
+    "512",
+    "--output-len",
+    "128",
+    "--ignore-eos",
+    "--vocab-size",
+    "256",
+)
+
+
+def job(options: ReportOptions) -> Mapping[str, Any]:
+    """Returns the client's result of the job.
+
+    Raises:
+      RuntimeError: The server did not start, or the client failed.
+    """
+    with tempfile.TemporaryDirectory() as name, _serving(options, Path(name) / "serve.log") as url:
+        file = Path(name) / "job.json"
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "roost.server",
+            "bench",
+            "serve",
+            "--url",
+            url,
+            *_JOB,
+            "--json",
+            str(file),
+        ]
+        ended = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
+        if not file.is_file():
+            raise RuntimeError(f"roost bench serve ended with status {ended.returncode}")
+        result = orjson.loads(file.read_bytes())["result"]
+    failed = result["requests"]["failed"]
+    return {"result": result, "problems": [f"{failed} of 32 requests failed"] if failed else []}
+
+
+@contextmanager
+def _serving(options: ReportOptions, log: Path) -> Iterator[str]:
+    """Yields the address of a server that is ready, and stops it."""
+    command = [sys.executable, "-P", "-m", "roost.server", "serve", *_flags(options), "--port", "0"]
+    with log.open("w") as stderr:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
+    try:
+        yield _server_address(process, log)
+    finally:
+        process.terminate()
+        try:
+            process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _flags(options: ReportOptions) -> Iterator[str]:
+    yield options.model
+    for name, value in options.given().items():
+        yield f"--{name.replace('_', '-')}={value}"
+    for kernel in options.without_kernels:
+        yield f"--without-kernels={kernel}"
+
+
+def _server_address(process: subprocess.Popen[bytes], log: Path) -> str:
+    deadline = time.monotonic() + _START_S
+    while (found := re.search(r"^address +(http://\S+)/v1$", log.read_text(), re.MULTILINE)) is None:
+        if process.poll() is not None or time.monotonic() > deadline:
+            last = (log.read_text().strip().splitlines() or ["no log"])[-1]
+            raise RuntimeError(f"the server did not start: {last}")
+        time.sleep(0.1)
+    return found[1]
+
+
+_NUM_STEPS: Final = 20
+_NUM_OPERATIONS: Final = 10
+_PROFILE_PROMPT: Final = 16
+
+
+def profile(options: ReportOptions) -> Mapping[str, Any]:
+    """Records a profile of steps with every slot in use, and returns the longest operations."""
+    settings = options.load()
+    source = find_model(settings.model)
+    core = load(settings, source, 10**6)
+    driver, rng = Driver(core), random.Random(0)
+    for place in range(core.stats.slots):
+        prompt = tuple(draw_token_ids(_PROFILE_PROMPT, source.config.vocab_size, rng))
+        driver.add(Request(f"profile-{place}", prompt, SamplingParams(max_tokens=None, temperature=0.0)))
+    while driver.fewest_tokens() < 2:
+        driver.step()
+    folder = options.out / "profile"
+    say_step("recording")
+    first = len(driver.steps)
+    with profiled(folder):
+        while len(driver.steps) - first < _NUM_STEPS:
+            driver.step()
+    steps = driver.steps[first:]
+    found = longest_operations(folder, _NUM_OPERATIONS)
+    driver.end()
+    return {
+        "folder": folder.name,  # no path, which may name a person
+        "requests": core.stats.slots,
+        "steps": len(steps),
+        "tokens_per_request": sum(step.rounds for step in steps),
+        "steps_seconds": sum(step.seconds for step in steps),
+        "busy_seconds": found.busy_seconds,
+        "operations": [operation._asdict() for operation in found.operations],
+        "problems": [],
+    }

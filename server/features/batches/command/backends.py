@@ -1,8 +1,9 @@
-"""Batch backend of servers with OpenAI's API."""
+"""Backends that respond to the lines of a batch: their interface, and the one of servers with OpenAI's API."""
 
 import asyncio
 from collections.abc import Sequence
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, Protocol, runtime_checkable
 
 import orjson
 
@@ -10,7 +11,56 @@ from ....client.http_client import Address, ClientError, HttpClient, Response
 from ....client.openai_server import first_model
 from ....terminal.failure import CommandError
 from ..batch_lines import BatchLine
-from .run import LineResponse, NoResponseError
+
+
+class NoResponseError(Exception):
+    """No server has responded to a line. The line should be sent again."""
+
+
+@dataclass(frozen=True, slots=True)
+class LineResponse:
+    """Response to a line.
+
+    Attributes:
+      status: HTTP status.
+      body: JSON of the body.
+      request_id: Value of its header `x-request-id`; empty if it has none.
+      retry_after_s: Seconds to wait according to its header `retry-after`; None without one.
+    """
+
+    status: int
+    body: bytes
+    request_id: str = ""
+    retry_after_s: float | None = None
+
+
+@runtime_checkable
+class BatchBackend(Protocol):
+    """Responds to lines. Its coroutines run in one event loop."""
+
+    @property
+    def concurrency(self) -> int:
+        """Number of lines to send at the same time; known once it has started."""
+
+    async def start(self) -> None:
+        """Prepares the backend.
+
+        Raises:
+          CommandError: No server can be reached.
+          RoostError: The model cannot be loaded.
+        """
+
+    async def send(self, line: BatchLine) -> LineResponse:
+        """Returns the response to a line.
+
+        Raises:
+          NoResponseError: No response arrived. Sending the line again may succeed.
+          CommandError: No further line will get a response.
+        """
+
+    async def close(self) -> None:
+        """Releases the backend's resources."""
+
 
 _TIMEOUT_S: Final = 24 * 3600.0
 """Timeout of a whole response: servers have their own limits, and the user can press Ctrl-C."""

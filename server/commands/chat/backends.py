@@ -1,9 +1,9 @@
-"""Chat backend of a server with OpenAI's API."""
+"""Backends that respond to a chat: their interface, and the one of a server with OpenAI's API."""
 
-from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from types import ModuleType
-from typing import Any, Final
+from typing import Any, Final, Protocol, runtime_checkable
 
 import orjson
 
@@ -11,7 +11,89 @@ from ...client.http_client import Address, ClientError, HttpClient, Response
 from ...client.openai_server import EventParser, first_model, http_failure
 from ...features.index import modules_of
 from ...terminal.failure import CommandError
-from .backend import ChatTurn, LoadedState, Reply
+from ..options import ChatSessionOptions
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTurn:
+    """Message of a conversation. `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+@dataclass(slots=True)
+class Reply:
+    """A response that a backend writes.
+
+    Attributes:
+      show: Called with each piece of text.
+      id: Id under which the backend saves its state; None until the response starts.
+      is_truncated: Whether the token limit ended it.
+    """
+
+    show: Callable[[str], None] = field(repr=False)
+    id: str | None = None
+    is_truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedState:
+    """A saved state that conversations continue.
+
+    Attributes:
+      id: Id of the state, known to the backend that loaded it.
+      num_tokens: Number of tokens of its history.
+      messages: Messages of its chat; empty if its tokens are not a chat in the model's format.
+    """
+
+    id: str
+    num_tokens: int
+    messages: Sequence[ChatTurn] = ()
+
+    @classmethod
+    def of(cls, described: Mapping[str, Any]) -> "LoadedState":
+        """Returns the state of the object that the API shows."""
+        turns = [ChatTurn(each["role"], each["content"]) for each in described.get("messages", ())]
+        return cls(described["id"], described["tokens"], turns)
+
+
+@runtime_checkable
+class ChatBackend(Protocol):
+    """Responds to a conversation. Its coroutines run in one event loop.
+
+    All of them raise `CommandError`: the server cannot be reached or refuses, the model cannot be loaded, or a file
+    holds no state of it.
+    """
+
+    async def start(self) -> str:
+        """Prepares the backend.
+
+        Returns:
+          The model's name.
+        """
+
+    async def respond(self, messages: Sequence[ChatTurn], reply: Reply, state_id: str | None = None) -> None:
+        """Responds to the last message. Cancelling it stops the response.
+
+        Args:
+          messages: The conversation, or the messages after the state.
+          reply: Receives the response.
+          state_id: Id of a loaded state that the messages continue.
+        """
+
+    async def save(self, reply: Reply) -> bytes:
+        """Returns the state after a response, as a file."""
+
+    async def load(self, data: bytes) -> LoadedState:
+        """Loads the state in a file."""
+
+    async def close(self) -> None:
+        """Releases the backend's resources."""
+
+    def exit_if_loading(self, status: int) -> None:
+        """Exits the process if `start` was interrupted while loading, since loading cannot be interrupted otherwise."""
+
 
 _TIMEOUT_S: Final = 24 * 3600.0
 """Timeout of a whole response: the server has its own limits, and the user can press Ctrl-C."""
@@ -23,16 +105,14 @@ class ServerChat:
     """Streams `/v1/chat/completions`.
 
     Args:
+      options: Options of the command.
       address: Address of the server.
-      api_key: Key of the server; None sends none.
-      model: Id of the model; None takes the first that the server lists.
-      fields: Sampling fields of every request.
     """
 
-    def __init__(self, address: Address, api_key: str | None, model: str | None, fields: Mapping[str, Any]) -> None:
-        self._client = HttpClient(address, api_key, _TIMEOUT_S)
-        self._model = model
-        self._fields = fields
+    def __init__(self, options: ChatSessionOptions, address: Address) -> None:
+        self._client = HttpClient(address, options.api_key, _TIMEOUT_S)
+        self._model = options.model
+        self._fields = options.sampling()
 
     async def start(self) -> str:
         """Requests the server's models, even if one is named, to find a wrong key or address early."""
@@ -55,8 +135,7 @@ class ServerChat:
 
     async def load(self, data: bytes) -> LoadedState:
         state = await _states().load(self._client, self._exchange, data)
-        messages = [ChatTurn(each["role"], each["content"]) for each in state.get("messages", ())]
-        return LoadedState(state["id"], state["tokens"], messages)
+        return LoadedState.of(state)
 
     async def close(self) -> None:
         await self._client.close()

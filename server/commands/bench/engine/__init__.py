@@ -1,1 +1,0 @@
-"""`roost bench engine`: measures an engine without a server."""

@@ -1,1 +1,0 @@
-"""`roost bench serve`: measures a server from outside."""

@@ -1,0 +1,326 @@
+"""Options of the commands, each declared once: `--help` shows these descriptions, and the commands read the values.
+
+Does not import the engine, which clients of a server do not need. `None` leaves a value to the default that the
+description names.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import orjson
+import typer
+
+from ..settings import Settings, load_settings
+from ..terminal.options import MODEL_HELP, ApiKey, completion
+
+_TPUS: Final = ("v4", "v5e", "v5p", "v6e", "v7x")
+_GPUS: Final = (
+    *("a100", "a100-40gb", "h100", "h100-pcie", "h100-nvl", "gh200", "h200", "l4", "l40", "l40s", "a6000", "rtx4090"),
+)
+_FORMATS: Final = {"hf": "safetensors", "orbax": "the official one"}
+"""Checkpoint formats. Like the devices, the engine knows them; without its import a shell completes them at once."""
+
+_DTYPES: Final = ("float32", "bfloat16")
+
+JsonFile = Annotated[
+    str | None,
+    typer.Option(help="Write everything as JSON; - is stdout.", metavar="FILE", show_default=False),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingOptions:
+    """Options named like parameters of `SamplingParams`."""
+
+    max_tokens: Annotated[int | None, typer.Option(help="Maximum number of tokens to generate.")] = None
+    temperature: Annotated[
+        float | None, typer.Option(help="0 always takes the most likely token; the default is the model's.")
+    ] = None
+    top_p: Annotated[
+        float | None, typer.Option(help="Probability mass to sample from; the default is the model's.")
+    ] = None
+    top_k: Annotated[int | None, typer.Option(help="Number of tokens to sample from; the default is the model's.")] = (
+        None
+    )
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same response.")] = None
+
+    def sampling(self) -> dict[str, Any]:
+        """Returns the sampling parameters that are set, by name."""
+        values = {each.name: getattr(self, each.name) for each in fields(SamplingOptions)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateOptions(SamplingOptions):
+    """Options of `roost generate`."""
+
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            help=f"Prompt in quotes, or - for stdin. MODEL in front of it replaces demo: {MODEL_HELP}",
+            metavar="PROMPT",
+            show_default=False,
+        ),
+    ]
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt, without the chat template.")] = False
+    max_tokens: Annotated[int | None, typer.Option(help="Maximum number of tokens to generate.")] = 256
+    load_state: Annotated[
+        Path | None, typer.Option(help="Continue from a saved state.", metavar="FILE", show_default=False)
+    ] = None
+    save_state: Annotated[
+        Path | None, typer.Option(help="Save the state at the end.", metavar="FILE", show_default=False)
+    ] = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatSessionOptions(SamplingOptions):
+    """Options of `roost chat`."""
+
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help=f"With --url, an id of the server's models, by default the first. Without, demo or: {MODEL_HELP}",
+            metavar="MODEL",
+            show_default=False,
+        ),
+    ] = None
+    url: Annotated[
+        str | None,
+        typer.Option(
+            help="Talk to this server, such as http://127.0.0.1:8000, instead of loading a model here.",
+            metavar="URL",
+            show_default=False,
+        ),
+    ] = None
+    api_key: ApiKey = None
+    system: Annotated[str, typer.Option(help="System prompt.", metavar="TEXT", show_default=False)] = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions:
+    """Options of `roost plan`."""
+
+    model: Annotated[str, typer.Argument(help=MODEL_HELP, metavar="MODEL", show_default=False)]
+    device: Annotated[
+        str,
+        typer.Option(
+            help=f"TPU {', '.join(_TPUS)}; GPU {', '.join(_GPUS)}; or cpu.",
+            autocompletion=completion((*_TPUS, *_GPUS, "cpu")),
+        ),
+    ] = "v5e"
+    dtype: Annotated[str, typer.Option(help=f"{' or '.join(_DTYPES)}.", autocompletion=completion(_DTYPES))] = (
+        "bfloat16"
+    )
+    mesh: Annotated[
+        str, typer.Option(help="Chips that share slots (data) and the weights (model).", metavar="data=N,model=M")
+    ] = "data=1,model=1"
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Compile the programs of serve for v5e, v5p, v6e, v7x, a100, b200, h100 or l4; takes minutes.",
+        ),
+    ] = False
+    load: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Plan replicas for requests of this many tokens in and out; several options are one mix.",
+            metavar="IN+OUT@RATE/s",
+            show_default=False,
+        ),
+    ] = None
+    ttft_p99: Annotated[str, typer.Option(help="With --load: target for the time to first token.", metavar="TIME")] = (
+        "1s"
+    )
+    itl_p99: Annotated[
+        str, typer.Option(help="With --load: target for the time between two tokens.", metavar="TIME")
+    ] = "100ms"
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportOptions:
+    """Options of `roost report`, which its processes pass to each other as JSON."""
+
+    model: Annotated[
+        str, typer.Argument(help=f"Model to measure. {MODEL_HELP}", metavar="MODEL", show_default=True)
+    ] = "random:2b"
+    out: Annotated[Path, typer.Option(help="Folder for report.md, report.json and the profile.", metavar="DIR")] = Path(
+        "roost-report"
+    )
+    quick: Annotated[bool, typer.Option("--quick", help="Leave out the job, the profile and most speeds.")] = False
+    compile_only: Annotated[
+        str | None,
+        typer.Option(
+            help="Only compile all that would run for a chip: v5e, h100 ...", metavar="CHIP", show_default=False
+        ),
+    ] = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "ReportOptions":
+        """Returns the options of another process."""
+        given = orjson.loads(data)
+        return cls(**{**given, "out": Path(given["out"])})
+
+    def as_json(self) -> bytes:
+        """Returns the options for another process."""
+        return orjson.dumps(self, default=str)
+
+    def given(self) -> dict[str, Any]:
+        """Returns the settings that were given, except `without_kernels`."""
+        return {name: value for name, value in self.settings.items() if name != "without_kernels" and value is not None}
+
+    @property
+    def without_kernels(self) -> Sequence[str]:
+        """Kernels that are replaced by XLA."""
+        return self.settings.get("without_kernels") or ()
+
+    def without(self, kernels: Sequence[str]) -> "ReportOptions":
+        """Returns the options with more kernels replaced by XLA."""
+        names = dict.fromkeys((*self.without_kernels, *kernels))
+        return replace(self, settings={**self.settings, "without_kernels": tuple(names)})
+
+    def load(self) -> Settings:
+        """Returns all settings.
+
+        Raises:
+          SettingsError: A setting is wrong.
+        """
+        return load_settings({"model": self.model, **self.settings})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertOptions:
+    """Options of `roost convert`."""
+
+    model: Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False, metavar="SRC")]
+    destination: Annotated[Path, typer.Argument(help="New folder.", metavar="DST")]
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help=f"{' or '.join(_DTYPES)}.", show_default="each tensor's own", autocompletion=completion(_DTYPES)
+        ),
+    ] = None
+    format: Annotated[
+        str,
+        typer.Option(
+            help=f"{' or '.join(f'{name} ({what})' for name, what in _FORMATS.items())}.",
+            autocompletion=completion(tuple(_FORMATS)),
+        ),
+    ] = "hf"
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            help="With --quantize int4: text file for whose activations the matrices are quantised, or `default` for a "
+            "text that comes with Roost. Answers differ less from the original's; takes minutes to hours.",
+            show_default="none",
+            metavar="FILE",
+        ),
+    ] = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Workload(StrEnum):
+    """Workloads of the engine benchmark."""
+
+    prefill = "prefill"
+    decode = "decode"
+    mixed = "mixed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineBenchOptions:
+    """Options of `roost bench engine`."""
+
+    workload: Annotated[
+        list[Workload] | None,
+        typer.Option(
+            help="prefill, decode or mixed; may be given several times.", show_default="all three", metavar="WORKLOAD"
+        ),
+    ] = None
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Requests that run at the same time.", show_default="the slots")
+    ] = None
+    input_len: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 512
+    output_len: Annotated[int, typer.Option(min=1, help="Tokens to generate for each.")] = 128
+    num_prompts: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Requests of a run of prefill or mixed; decode has one per slot in use.",
+            show_default="twice the concurrency",
+        ),
+    ] = None
+    request_rate: Annotated[
+        str | None,
+        typer.Option(
+            help="For mixed: arrivals per second, as a Poisson process.",
+            show_default="at the pace that keeps all slots in use busy",
+            metavar="R",
+        ),
+    ] = None
+    repeat: Annotated[int, typer.Option(min=1, help="Runs of each workload; the table has medians.")] = 3
+    json: JsonFile = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeBenchOptions:
+    """Options of `roost bench serve`."""
+
+    limits: Annotated[
+        list[str] | None, typer.Argument(help="Further limits of --goodput.", metavar="NAME:MS", hidden=True)
+    ] = None
+    url: Annotated[str, typer.Option(help="The server, with or without /v1.")] = "http://127.0.0.1:8000"
+    model: Annotated[
+        str | None,
+        typer.Option(help="Id of the model.", show_default="the first that the server lists", metavar="NAME"),
+    ] = None
+    endpoint: Annotated[Literal["completions", "chat"], typer.Option(help="API to use.")] = "completions"
+    request_rate: Annotated[
+        str | None,
+        typer.Option(
+            help="Requests per second, as a Poisson process, whether or not others have ended.",
+            show_default="inf: all at once",
+            metavar="R",
+        ),
+    ] = None
+    concurrency: Annotated[
+        int | None,
+        typer.Option(min=1, help="Instead of a rate: number of open requests.", show_default=False),
+    ] = None
+    num_prompts: Annotated[int, typer.Option(min=1, help="Requests to measure.")] = 100
+    input_len: Annotated[
+        str, typer.Option(help="Tokens (or words) of a prompt: 512, or 100:900 for any between.", metavar="N|LOW:HIGH")
+    ] = "512"
+    output_len: Annotated[str, typer.Option(help="max_tokens, in the same way.", metavar="N|LOW:HIGH")] = "128"
+    prompt_text: Annotated[
+        bool, typer.Option("--prompt-text", help="Send words, for servers that accept no token ids.")
+    ] = False
+    vocab_size: Annotated[int, typer.Option(min=2, help="Bound above all token ids of prompts.")] = 256
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", help="Request the full length; Roost, vLLM and SGLang support it.")
+    ] = False
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 always takes the most likely token.")] = 0.0
+    api_key: Annotated[str | None, typer.Option(help="Sent as a bearer token.", metavar="KEY", show_default=False)] = (
+        None
+    )
+    warmup: Annotated[int, typer.Option(min=0, help="Requests before the measurement, one after the other.")] = 1
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds that a request may take.")] = 600.0
+    goodput: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Also count the requests within limits in ms: ttft:500 itl:50 tpot:50 e2e:5000.",
+            metavar="'NAME:MS ...'",
+            show_default=False,
+        ),
+    ] = None
+    seed: Annotated[int, typer.Option(help="Seed of prompts, lengths and arrival times.")] = 0
+    json: JsonFile = None

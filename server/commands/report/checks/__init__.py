@@ -1,1 +1,0 @@
-"""Parts of a report, one module each; see `parts`."""
