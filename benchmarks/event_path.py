@@ -32,8 +32,6 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import uvicorn
-from git_commit import commit
-from markdown_page import paragraph, table, where
 from results_page import commit, paragraph, table, where
 from roost.server.commands.bench.report import machine, now
 from starlette.applications import Starlette

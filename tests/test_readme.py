@@ -404,7 +404,7 @@ def test_what_a_block_is_split_into() -> None:
 
 
 def test_extras_are_named_as_a_clone_installs_them() -> None:
-    """Roost is on no package index, so that `pip install 'roost[bench]'` finds nothing, or somebody else's package."""
+    """Roost is on no package index, so that `pip install 'roost[otel]'` finds nothing, or somebody else's package."""
     folders = [ROOT / name for name in ("server", "engine", "kernels", "docs", "deploy", "benchmarks")]
     files = [ROOT / "README.md", *(path for folder in folders for path in folder.rglob("*") if path.is_file())]
     texts = {path: path.read_text() for path in files if path.suffix in (".py", ".md", ".yaml", ".json", ".html")}

@@ -21,9 +21,7 @@ from typing import Any, NamedTuple
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 from attacks import ATTACKS
-from git_commit import commit
 from results_page import commit
-from roost.server.commands.bench.environment import machine, now, versions
 from roost.server.commands.bench.report import machine, now, versions
 
 HERE = Path(__file__).resolve().parent

@@ -25,10 +25,7 @@ from event_path import Client, cpu_seconds, free_port, roost_command, running
 from fleet import CHIP, LOAD, of_run, offered
 from fleet_load import steady
 from fleet_servers import run_load, serving
-from git_commit import commit
-from markdown_page import paragraph, table, where
 from results_page import commit, paragraph, table, where
-from roost.server.commands.bench.environment import machine, now
 from roost.server.commands.bench.report import machine, now
 
 STREAMS: Final = 512

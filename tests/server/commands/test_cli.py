@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from roost.engine import (
     CHECKPOINT_FORMATS,
     CPU,
@@ -26,7 +27,7 @@ from roost.server.commands.main import app
 from roost.server.commands.options import GenerateOptions
 from roost.server.llm.local_model import LocalModel
 from roost.server.model_hub import find_model, huggingface
-from roost.server.settings import Group, Settings, all_settings, foreign_flag_hint
+from roost.server.settings import Group, Settings, all_settings, flag_name, foreign_flag_hint
 from roost.server.settings.foreign_names import llama_cpp_names, vllm_names
 from typer.core import TyperGroup
 from typer.main import get_command
@@ -66,71 +67,7 @@ def test_help_and_clients_of_servers_do_not_import_jax() -> None:
 
 
 def test_every_setting_of_the_core_is_a_flag(served: list[Settings]) -> None:
-    flags: dict[str, Any] = {
-        "--host": "0.0.0.0",
-        "--port": "1",
-        "--served-model-name": "m",
-        "--api-key": "k",
-        "--dtype": "float32",
-        "--quantize": "int8",
-        "--kv-dtype": "int8",
-        "--seed": "2",
-        "--without-kernels": "rg_lru",
-        "--lora": "pirate=0.5",
-        "--slots": "3",
-        "--max-queue": "4",
-        "--prefill-chunk": "64",
-        "--itl-target-ms": "50.5",
-        "--compile-cache": "off",
-        "--max-tokens-limit": "5",
-        "--max-queue-tokens": "6",
-        "--reserved-slots": "2",
-        "--request-timeout": "7.5",
-        "--drain-timeout": "8",
-        "--drain-lag": "0",
-        "--step-timeout": "9",
-        "--stall-timeout": "10",
-        "--admin-port": "6",
-        "--uds": "roost.sock",
-        "--root-path": "/llm",
-        "--forwarded-allow-ips": "10.0.0.5",
-        "--api-key-file": "keys",
-        "--admin-key": "root",
-        "--ssl-certfile": "cert",
-        "--ssl-keyfile": "key",
-        "--allow-origin": "https://example.org",
-        "--max-body-bytes": "2000",
-        "--max-connections": "3000",
-        "--max-prompt-tokens": "7",
-        "--metrics-compat": "vllm",
-        "--otlp-traces-endpoint": "http://localhost:4318/v1/traces",
-        "--log-format": "json",
-        "--log-level": "warning",
-        "--access-log": "off",
-        "--state-cache-gib": "1.5",
-        "--state-cache-dir": "states",
-        "--state-cache-dir-gib": "2",
-        "--state-key": "sixteen characters and more",
-        "--store": "sqlite:///responses.db",
-        "--store-days": "3",
-        "--mesh": "data=2,model=4",
-        "--coordinator": "first:8482",
-        "--num-hosts": "2",
-        "--host-index": "1",
-        "--simulate": "v5e",
-        "--speculative-config": '{"method": "ngram"}',
-    }
-    switches = ["--strict", "--cache-salt-by-key", "--state-cache-inexact"]
-    arguments = [*(word for pair in flags.items() for word in pair), *switches]
-    assert runner.invoke(app, ["serve", "random:2b", *arguments]).exit_code == 0
-    settings = served[0].model_dump(include=set(Settings.model_fields))
-    assert [key.get_secret_value() for key in settings.pop("api_key")] == ["k"]
-    assert [key.get_secret_value() for key in settings.pop("admin_key")] == ["root"]
-    assert settings.pop("state_key").get_secret_value() == "sixteen characters and more"
-    assert settings.pop("store").get_secret_value() == "sqlite:///responses.db"
-    assert settings == {
-        "config": None,
-        "model": "random:2b",
+    values: dict[str, Any] = {
         "host": "0.0.0.0",
         "port": 1,
         "served_model_name": "m",
@@ -146,6 +83,13 @@ def test_every_setting_of_the_core_is_a_flag(served: list[Settings]) -> None:
         "itl_target_ms": 50.5,
         "compile_cache": "off",
         "max_tokens_limit": 5,
+        "max_queue_tokens": 6,
+        "reserved_slots": 2,
+        "request_timeout": 7.5,
+        "drain_timeout": 8.0,
+        "drain_lag": 0.0,
+        "step_timeout": 9.0,
+        "stall_timeout": 10.0,
         "admin_port": 6,
         "uds": Path("roost.sock"),
         "root_path": "/llm",
@@ -161,28 +105,40 @@ def test_every_setting_of_the_core_is_a_flag(served: list[Settings]) -> None:
         "otlp_traces_endpoint": "http://localhost:4318/v1/traces",
         "log_format": "json",
         "log_level": "warning",
-        "access_log": False,
-        "strict": True,
-        "max_queue_tokens": 6,
-        "reserved_slots": 2,
-        "request_timeout": 7.5,
-        "drain_timeout": 8.0,
-        "drain_lag": 0.0,
-        "step_timeout": 9.0,
-        "stall_timeout": 10.0,
         "state_cache_gib": 1.5,
-        "state_cache_inexact": True,
         "state_cache_dir": Path("states"),
         "state_cache_dir_gib": 2.0,
         "store_days": 3.0,
-        "cache_salt_by_key": True,
         "mesh": "data=2,model=4",
         "coordinator": "first:8482",
         "num_hosts": 2,
         "host_index": 1,
         "simulate": "v5e",
-        "speculative_config": {"method": "ngram"},
     }
+    others = {
+        "access_log": ("off", False),
+        "speculative_config": ('{"method": "ngram"}', {"method": "ngram"}),
+        "api_key": ("k", (SecretStr("k"),)),
+        "admin_key": ("root", (SecretStr("root"),)),
+        "state_key": ("sixteen characters and more", SecretStr("sixteen characters and more")),
+        "store": ("sqlite:///responses.db", SecretStr("sqlite:///responses.db")),
+    }
+    switches = ("strict", "cache_salt_by_key", "state_cache_inexact")
+    written = {name: str(value[0] if isinstance(value, tuple) else value) for name, value in values.items()}
+    written |= {name: text for name, (text, _) in others.items()}
+    flags = [word for name, text in written.items() for word in (flag_name(name), text)]
+    assert runner.invoke(app, ["serve", "random:2b", *flags, *map(flag_name, switches)]).exit_code == 0
+    expected = {**values, **{name: value for name, (_, value) in others.items()}, **dict.fromkeys(switches, True)}
+    assert served[0].model_dump(include=set(Settings.model_fields)) == {
+        "config": None,
+        "model": "random:2b",
+        **expected,
+    }
+
+
+def test_serve_needs_no_arguments(served: list[Settings]) -> None:
+    assert runner.invoke(app, ["serve"]).exit_code == 0
+    assert served[0].model == "demo"
 
 
 @pytest.mark.parametrize(
@@ -202,11 +158,6 @@ def test_one_word_is_the_prompt_and_two_name_a_model(
     assert asked == [(model, prompt)]
 
 
-def test_serve_needs_no_arguments(served: list[Settings]) -> None:
-    assert runner.invoke(app, ["serve"]).exit_code == 0
-    assert served[0].model == "demo"
-
-
 def test_options_of_a_command_and_of_its_model_reach_it(generated: list[GenerateOptions]) -> None:
     words = ["m", "hi", "--temperature", "0", "--dtype", "float32"]
     assert runner.invoke(app, ["generate", *words]).exit_code == 0
@@ -218,17 +169,6 @@ def test_three_words_lack_quotes(generated: list[GenerateOptions]) -> None:
     result = runner.invoke(app, ["generate", "m", "hello", "world"])
     assert result.exit_code == 2
     assert not generated
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [["--slots", "many"], ["--dtype", "half"], ["--config", "/nowhere.toml"], ["--port", "70000"], ["/nowhere"]],
-)
-def test_an_error_that_a_user_can_fix_is_one_line(arguments: list[str]) -> None:
-    result = runner.invoke(app, ["serve", *arguments])
-    assert result.exit_code == (1 if arguments == ["/nowhere"] else 2)
-    assert result.stderr.startswith("roost: ")
-    assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -264,22 +204,6 @@ def test_a_state_that_is_missing_is_named() -> None:
     result = runner.invoke(app, ["generate", "demo", "hello", "--load-state", "nowhere"])
     assert result.exit_code == 2
     assert result.stderr == "roost: --load-state nowhere: cannot be read (No such file or directory)\n"
-
-
-@pytest.mark.parametrize("command", [["generate", "demo", "hello"], ["chat"]])
-@pytest.mark.parametrize(
-    ("option", "value", "said"),
-    [
-        ("--temperature", "9", "must be at most 2, got 9"),
-        ("--top-p", "-1", "must be at least 0, got -1"),
-        ("--top-k", "-2", "must be at least -1, got -2"),
-        ("--max-tokens", "-1", "must be at least 0, got -1"),
-    ],
-)
-def test_sampling_options_have_the_bounds_of_http(command: list[str], option: str, value: str, said: str) -> None:
-    result = runner.invoke(app, [*command, option, value])
-    assert result.exit_code == 2
-    assert result.stderr == f"roost: {option} {said}\n"
 
 
 def test_convert_says_what_came_of_it(tmp_path: Path) -> None:
@@ -321,7 +245,7 @@ def test_calibrate_refuses_what_it_cannot_read_in_one_line(tmp_path: Path) -> No
         assert not (tmp_path / "it").exists()
 
 
-@pytest.mark.parametrize("options", [["--format", "gguf"], ["--quantize", "int3"], ["--dtype", "half"], []])
+@pytest.mark.parametrize("options", [["--quantize", "int3"], ["--dtype", "half"], []])
 def test_convert_refuses_in_one_line(tmp_path: Path, options: list[str]) -> None:
     """Without options, since the destination is there."""
     destination = tmp_path / "it" if options else tmp_path
@@ -436,10 +360,11 @@ def test_help_says_what_each_command_and_group_is_for(words: tuple[str, ...], co
         ("serve --port", "--port needs a value\n"),
         ("serve a b", "unexpected argument: b; roost serve --help says what it takes"),
         ("plan", "MODEL is missing; roost plan --help says what it takes"),
-        ("plan demo --device v99", "--device 'v99' is not known; give one of "),
-        ("plan demo --dtype half", "--dtype must be float32 or bfloat16, not 'half'"),
         ("convert demo it --format gguf", "--format must be hf or orbax, not 'gguf'"),
-        ("chat demo --temperature -1", "--temperature must be at least 0"),
+        ("chat demo --temperature -1", "--temperature must be at least 0, got -1"),
+        ("generate demo hi --top-k -2", "--top-k must be at least -1, got -2"),
+        ("serve --slots many", '--slots must be a whole number, got "many"'),
+        ("serve --config /nowhere.toml", "config /nowhere.toml: cannot be read (No such file or directory)"),
         ("generate demo hi --save-state /nowhere/x", "--save-state /nowhere/x: give a file in a folder that exists"),
         ("generate a b c", "PROMPT: put the prompt in quotes; roost generate --help says what it takes"),
         ("bench engine --repeat 0", "--repeat must be greater than or equal to 1; roost bench engine --help says"),

@@ -12,6 +12,7 @@ from roost.engine import CheckpointError, open_model
 from roost.server.model_hub import find_model, huggingface
 
 TINY_A = Path(__file__).parents[2] / "golden" / "tiny-a"
+BAD_TOKEN = {"X-Error-Message": "Invalid credentials in Authorization header"}
 SHARD = "model-00001-of-00002.safetensors"
 
 
@@ -130,31 +131,22 @@ def test_a_licence_that_is_not_accepted_says_what_to_click(
     assert refusal(hub, tmp_path, token="hf_x").endswith("click on the agreement")
 
 
-def test_a_token_that_is_wrong(hub: FakeHub, tmp_path: Path) -> None:
-    hub.failing = lambda path: Reply(401, {"X-Error-Message": "Invalid credentials in Authorization header"})
-    assert "the token in HF_TOKEN is not valid" in refusal(hub, tmp_path, token="hf_x")
-
-
-def test_a_token_without_permission(hub: FakeHub, tmp_path: Path) -> None:
-    hub.failing = lambda path: Reply(403)
-    assert "needs permission to read gated repositories" in refusal(hub, tmp_path, token="hf_x")
-
-
-@pytest.mark.parametrize("status", [401, 404])
-def test_a_repository_that_is_not_there(hub: FakeHub, tmp_path: Path, status: int) -> None:
-    """The hub says 401 of these to who is not logged in."""
-    hub.failing = lambda path: Reply(status, NO_REPO)
-    assert f"no repository at {hub.url} that may be read; check the name, or set HF_TOKEN" in refusal(hub, tmp_path)
-
-
-def test_a_revision_that_is_not_there(hub: FakeHub, tmp_path: Path) -> None:
-    assert "has no revision 'v9'" in refusal(hub, tmp_path, revision="v9")
-
-
-@pytest.mark.parametrize("status", [500, 503])
-def test_a_hub_that_is_down(hub: FakeHub, tmp_path: Path, status: int) -> None:
-    hub.failing = lambda path: Reply(status)
-    assert f"the hub responded with status {status}; try again later" in refusal(hub, tmp_path)
+@pytest.mark.parametrize(
+    ("reply", "options", "message"),
+    [
+        (Reply(401, BAD_TOKEN), {"token": "hf_x"}, "the token in HF_TOKEN is not valid"),
+        (Reply(403), {"token": "hf_x"}, "needs permission to read gated repositories"),
+        (Reply(401, NO_REPO), {}, "that may be read; check the name, or set HF_TOKEN"),  # to who is not logged in
+        (Reply(404, NO_REPO), {}, "that may be read; check the name, or set HF_TOKEN"),
+        (None, {"revision": "v9"}, "has no revision 'v9'"),
+        (Reply(503), {}, "the hub responded with status 503; try again later"),
+    ],
+)
+def test_a_refusal_says_what_to_do(
+    hub: FakeHub, tmp_path: Path, reply: Reply | None, options: dict[str, str], message: str
+) -> None:
+    hub.failing = lambda path: reply
+    assert message in refusal(hub, tmp_path, **options)
 
 
 def test_a_hub_that_does_not_answer(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

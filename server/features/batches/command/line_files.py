@@ -1,13 +1,8 @@
-<<<<<<<< HEAD:server/features/batches/command/line_files.py
 """Input and output of `roost batch`. The output is also the record of its progress.
 
 The input has an index with a few bytes per line, and its lines in the order in which they run.
 """
 
-========
-"""Input and output of `roost batch`. The output is also the record of its progress."""
-
->>>>>>>> 77585012 (Declare each command's options once, and generate through the Python API):server/features/batches/command/files.py
 import fcntl
 import os
 from array import array

@@ -59,10 +59,11 @@ async def test_a_state_is_kept_told_and_forgotten(client: httpx.AsyncClient) -> 
         await client.get(f"/v1/states/{state['id']}"),
         await client.delete(f"/v1/states/{state['id']}"),
         await client.get(f"/v1/states/{state['id']}/export"),
-        await client.post("/generate", json={"token_ids": [7], "from_state": state["id"]}),
         await client.post("/v1/states", json={"request_id": "gen-unknown"}),
     ):
         assert response.status_code == 404, response.text
+    response = await client.post("/generate", json={"token_ids": [7], "from_state": state["id"]})
+    assert (response.status_code, response.json()["error"]["param"]) == (404, "from_state")
 
 
 async def test_requests_go_on_from_a_state(client: httpx.AsyncClient, engine: FakeEngine) -> None:
@@ -169,12 +170,6 @@ async def test_what_cannot_follow_a_state_is_refused(client: httpx.AsyncClient) 
             404 if param == "from_state" else 400,
             param,
         )
-
-
-async def test_truncation_is_of_what_is_new(client: httpx.AsyncClient, engine: FakeEngine) -> None:
-    state = await save(client)
-    await say(client, [7, 8, 9], from_state=state["id"], truncate_prompt_tokens=2)
-    assert tuple(engine.requests[-1].prompt_token_ids) == (*WHOLE, 8, 9)
 
 
 async def test_a_file_goes_from_server_to_server(client: httpx.AsyncClient, engine: FakeEngine) -> None:
@@ -711,9 +706,3 @@ async def test_a_small_request_does_not_ask_for_a_long_history_many_times(servic
         assert response.status_code == 400
         assert response.json()["error"]["param"] == "prompt"
         assert (await client.post("/v1/completions", json={**body, "prompt": ["a"] * 2})).status_code == 200
-
-
-async def test_a_request_that_continues_an_unknown_state_is_told_the_field(client: httpx.AsyncClient) -> None:
-    response = await client.post("/generate", json={"token_ids": [7], "from_state": "state_0"})
-    assert response.status_code == 404
-    assert response.json()["error"]["param"] == "from_state"
