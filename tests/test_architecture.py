@@ -105,7 +105,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
             "engine/prefix_cache/disk.py",
             "engine/worker/compilation.py",
             "server/database/connections.py",  # a caller on the event loop interrupts a statement on its thread
-            "server/llm/event_loop.py",
+            "server/llm/llm.py",
             "server/constraints/grammar/process.py",
             "server/observability/logging.py",  # the hook for what threads raise
         ),

@@ -1,21 +1,34 @@
 """`AsyncLLM`: a model in this process, for programs with an event loop."""
 
+import math
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Unpack
+from uuid import uuid4
 
 from ...engine import RoostError, StateFileError
 from ..generation.saved_states import export_state, import_state, save_state
 from ..tenancy.tenant import tenant
-from .errors import python_errors
+from ..text.tokenizer import TextUnavailableError, Tokenizer
+from .errors import RequestError, python_errors
 from .local_model import LocalModel
 from .outputs import RequestOutput, Score, State, state_of
-from .requests import ChatOptions, Conversation, GenerationRequest, Prompt, chat, check_vllm, completion, outputs
+from .requests import (
+    ChatOptions,
+    Conversation,
+    GenerationRequest,
+    Prompt,
+    chat,
+    check_vllm,
+    completion,
+    final_output,
+    outputs,
+    prompt_content,
+)
 from .sampling_params import RequestOutputKind, SamplingParams
-from .scoring import score
 from .settings import ModelSettings, load_model_settings
 from .tokenizer import LLMTokenizer
 
@@ -105,7 +118,15 @@ class AsyncLLM:
     async def score(self, context: Prompt, continuation: Prompt) -> Score:
         """Returns the log-likelihood of a continuation after a context; see `LLM.score`."""
         await self.start()
-        return await score(self._model.service, context, continuation)
+        before, scored = _encode_pair(self._model.service.model.tokenizer, context, continuation)
+        params = SamplingParams(max_tokens=0, prompt_logprobs=1)
+        request = completion((*before, *scored), params, f"score-{uuid4().hex}")
+        output = await final_output(self._model.service, request)
+        entries = [entry for entry in (output.prompt_logprobs or ())[len(before) :] if entry is not None]
+        pairs = [(entry[token_id].logprob, entry) for token_id, entry in zip(scored, entries, strict=True)]
+        logprobs = tuple(logprob for logprob, _ in pairs)
+        is_greedy = all(logprob >= max(each.logprob for each in entry.values()) for logprob, entry in pairs)
+        return Score(math.fsum(logprobs), is_greedy, tuple(scored), logprobs)
 
     async def save_state(self, request: RequestOutput | str, index: int = 0) -> State:
         """Saves the state of a choice that is running or ended recently; see `LLM.save_state`."""
@@ -187,3 +208,34 @@ def _file_errors(path: str | Path, done: str) -> Iterator[None]:
         raise StateFileError(f"{path} {error}") from None
     except OSError as error:
         raise RoostError(f"{path}: cannot be {done} ({error.strerror})") from None
+
+
+def _encode_pair(tokenizer: Tokenizer, context: Prompt, continuation: Prompt) -> tuple[list[int], list[int]]:
+    """Returns the tokens of both, with BOS in front.
+
+    Texts are encoded together, so that their tokens are the whole text's. White space at the context's end belongs
+    to the continuation, whose first token would include it.
+
+    Raises:
+      RequestError: One of them has no tokens, or one is text and the other token ids.
+    """
+    first, second = prompt_content(context, "context", may_be_empty=True), prompt_content(continuation, "continuation")
+    if isinstance(first, str) and isinstance(second, str):
+        whole = _encode(tokenizer, first + second)
+        first = _encode(tokenizer, first.rstrip())
+        second = whole[len(first) :]
+    if isinstance(first, str) or isinstance(second, str):
+        raise RequestError("continuation must be text if context is, and token ids if context is", "continuation")
+    before = list(first) if tokenizer.bos_id is None else [tokenizer.bos_id, *first]
+    if not second:
+        raise RequestError("continuation: the text has no tokens of its own", "continuation")
+    if not before:
+        raise RequestError("context must have a token: this model has no BOS", "context")
+    return before, second
+
+
+def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    try:
+        return tokenizer.encode(text)
+    except TextUnavailableError as error:
+        raise RequestError(str(error), "context") from None

@@ -270,20 +270,6 @@ def chat(
     return GenerationRequest(spec, request_id or f"chatcmpl-{uuid4().hex}")
 
 
-@dataclass(frozen=True, slots=True)
-class PreparedRequest:
-    """A request that can be generated.
-
-    Attributes:
-      limit_warning: Warning if the limit of tokens ends a choice; None if the request or its model sets the limit.
-    """
-
-    spec: GenerationSpec
-    choices: Sequence[Choice]
-    warnings: tuple[str, ...]
-    limit_warning: str | None
-
-
 async def outputs(
     service: Service, request: GenerationRequest, kind: RequestOutputKind
 ) -> AsyncGenerator[RequestOutput]:
@@ -297,24 +283,23 @@ async def outputs(
       RoostError: The request failed for another reason.
     """
     with python_errors():
-        prepared = await asyncio.create_task(prepare(service, request))
-        (prompt,) = prepared.spec.prompts
-        num_prompt_logprobs = prepared.spec.copies.logprobs
-        num_choices, tokenizer = len(prepared.choices), service.model.tokenizer
-        builder = OutputBuilder(request.id, prompt, num_choices, num_prompt_logprobs, tokenizer, prepared.warnings)
-        async with service.generation(request.id, prepared.choices) as generation:
+        choices, builder, needs_limit = await asyncio.create_task(_prepare(service, request))
+        async with service.generation(request.id, choices) as generation:
             async for delta in generation:
                 builder.add(delta)
-                if delta.finish_reason is FinishReason.LENGTH and prepared.limit_warning is not None:
-                    builder.warn(prepared.limit_warning)
+                if needs_limit and delta.finish_reason is FinishReason.LENGTH:
+                    builder.warn(f"max_tokens: the default of {choices[0].params.max_tokens} ended the output")
                 if kind is not RequestOutputKind.FINAL_ONLY:
                     yield builder.news() if kind is RequestOutputKind.DELTA else builder.so_far()
         if kind is RequestOutputKind.FINAL_ONLY:
             yield builder.so_far()
 
 
-async def prepare(service: Service, request: GenerationRequest) -> PreparedRequest:
+async def _prepare(service: Service, request: GenerationRequest) -> tuple[Sequence[Choice], OutputBuilder, bool]:
     """Encodes a request's prompt. Run it as a task, since the warnings belong to its context.
+
+    Returns:
+      The choices, the builder of their outputs, and whether neither the request nor its model limits their tokens.
 
     Raises:
       ApiError: The request is invalid.
@@ -325,9 +310,9 @@ async def prepare(service: Service, request: GenerationRequest) -> PreparedReque
     needs_limit = spec.constraint is not None and spec.params[0].max_tokens is None
     if needs_limit:
         spec = replace(spec, params=[replace(each, max_tokens=MAX_CONSTRAINED_TOKENS) for each in spec.params])
-    choices = await service.choices(spec)
-    limit_warning = f"max_tokens: the default of {choices[0].params.max_tokens} ended the output"
-    return PreparedRequest(spec, choices, tuple(warnings), limit_warning if needs_limit else None)
+    choices, (prompt,), tokenizer = await service.choices(spec), spec.prompts, service.model.tokenizer
+    builder = OutputBuilder(request.id, prompt, len(choices), spec.copies.logprobs, tokenizer, tuple(warnings))
+    return choices, builder, needs_limit
 
 
 async def final_output(service: Service, request: GenerationRequest) -> RequestOutput:
