@@ -205,6 +205,10 @@ def _plan_as_object(plan: ShownPlan) -> dict[str, Any]:
     roofline, setup = plan.roofline, plan.setup
     shown = _shown_slots(roofline)
     fitting = () if roofline.slots else setups_that_fit(roofline.config, setup)
+    recommended = None
+    if plan.int8 is not None:
+        int8, rates = plan.int8
+        recommended = {"options": _INT8_OPTIONS, "slots": int8.slots, "requests_per_s": rates._asdict()}
     return {
         "title": plan.title,
         "device": setup.device,
@@ -218,13 +222,9 @@ def _plan_as_object(plan: ShownPlan) -> dict[str, Any]:
         "all_reduce_ms": {str(slots): 1e3 * roofline.all_reduce_seconds(slots) for slots in shown},
         "prefill_tokens_per_s": roofline.prefill_tokens_per_second() if shown else None,
         "requests_per_s": None if plan.rates is None else {"load": "512+128", **plan.rates._asdict()},
-        "recommended": None if plan.int8 is None else _recommended(*plan.int8),
+        "recommended": recommended,
         "would_fit": [{"options": _options(setup, other), "slots": found.slots} for other, found in fitting],
     }
-
-
-def _recommended(roofline: Roofline, rates: RequestRates) -> dict[str, Any]:
-    return {"options": _INT8_OPTIONS, "slots": roofline.slots, "requests_per_s": rates._asdict()}
 
 
 def _rate_rows(plan: ShownPlan) -> Iterator[tuple[str, str]]:

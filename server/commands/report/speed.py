@@ -62,9 +62,11 @@ def speed(options: ReportOptions) -> Mapping[str, Any]:
     core = load(settings, source, _MAX_QUEUE)
     start_s, slots = time.perf_counter() - began, core.stats.slots
     roofline = _roofline(source, settings)
-    counts = _QUICK_COUNTS if options.quick else _COUNTS
-    counts = tuple(dict.fromkeys([*(count for count in counts if count < slots), *(() if options.quick else (slots,))]))
-    decode = [_decode_row(core, source, roofline, *each) for each in _loads(counts)]
+    counts = [count for count in (_QUICK_COUNTS if options.quick else _COUNTS) if count < slots]
+    counts += [] if options.quick else [slots]
+    decode = [
+        _decode_row(core, source, roofline, count, is_sampled) for count in counts for is_sampled in (False, True)
+    ]
     prefill = [] if options.quick else [_prefill_row(core, source, roofline, length) for length in _PROMPTS]
     memory = _memory(core, roofline)
     return {
@@ -76,11 +78,6 @@ def speed(options: ReportOptions) -> Mapping[str, Any]:
         "memory": memory,
         "problems": [*_compiled_late(core), *memory["problems"]],
     }
-
-
-def _loads(counts: Sequence[int]) -> Iterator[tuple[int, bool]]:
-    for count in counts:
-        yield from ((count, False), (count, True))
 
 
 def _roofline(source: ModelSource, settings: Settings) -> Roofline | None:
