@@ -1,4 +1,4 @@
-"""HTTP client, against servers that send parts, close connections, refuse and hang."""
+"""HTTP client, against servers that send parts, close connections, refuse and hang; and the parser of events."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from roost.server.client.http_client import Address, ClientError, HttpClient, UrlError
+from roost.server.client.openai_server import EventParser
 from roost.server.commands.bench.latency import RequestTrace
 from roost.server.commands.bench.serve import StreamRecorder
 from scripted_server import HEAD, USAGE, Script, chunk, error, event, scripted, streamed, text
@@ -176,3 +177,25 @@ def test_an_ipv6_host_is_in_brackets() -> None:
 def test_invalid_urls_are_refused(url: str) -> None:
     with pytest.raises(UrlError):
         Address.parse(url)
+
+
+@pytest.mark.parametrize("line_end", [b"\n", b"\r", b"\r\n"])
+def test_events_are_the_same_wherever_they_are_cut(line_end: bytes) -> None:
+    lines = [
+        b": ping",
+        b"",
+        b"event: x",
+        b"data: one",
+        b"",
+        b"data:two",
+        b"data: lines",
+        b"id: 1",
+        b"",
+        b"data: no end",
+    ]
+    stream = line_end.join(lines)
+    for first in range(len(stream) + 1):
+        for second in range(first, len(stream) + 1):
+            parser = EventParser()
+            pieces = stream[:first], stream[first:second], stream[second:]
+            assert [data for piece in pieces for data in parser.feed(piece)] == [b"one", b"two\nlines"]

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from fake_engine import FakeEngine
 from fake_server import live
-from roost.server.client.http_client import Address
+from roost.server.client.http_client import Address, Response
 from roost.server.commands.bench.latency import Objective, RequestTrace
 from roost.server.commands.bench.report import write_report
-from roost.server.commands.bench.serve import Run, bench_serve, summarize, tables
+from roost.server.commands.bench.serve import Run, StreamRecorder, bench_serve, summarize, tables
 from roost.server.commands.options import ServeBenchOptions
 from roost.server.generation.service import Service
 from roost.server.terminal.failure import CommandError
-from scripted_server import Script, error, scripted, streamed
+from scripted_server import USAGE, Script, error, event, scripted, streamed
 
 OPTIONS = ServeBenchOptions(
     url="http://127.0.0.1:1",
@@ -178,3 +178,20 @@ async def test_a_whole_benchmark_leaves_its_file(tmp_path: Path) -> None:
     assert document["result"]["output_tokens"] == 24
     assert document["machine"]["cpus"] >= 1
     assert {"roost", "jax", "python"} <= document["versions"].keys()
+
+
+def test_tokens_are_chunks_with_text_or_ids() -> None:
+    recorder = StreamRecorder(due_s=1.0, sent_s=1.5)
+    chunks = [
+        b'{"choices":[{"delta":{"role":"assistant","content":""}}]}',
+        b'{"choices":[{"delta":{"content":"a"}}]}',
+        b'{"choices":[{"delta":{"content":""},"token_ids":[7]}]}',
+        b'{"choices":[{"delta":{},"finish_reason":"stop"}]}',
+        USAGE,
+        b"[DONE]",
+    ]
+    for seconds, data in enumerate(chunks, 2):
+        recorder.feed(event(data), float(seconds))
+    trace = recorder.finish(Response(200, b""), 9.0)
+    assert trace.token_times_s == [3.0, 4.0]
+    assert (trace.last_s, trace.end_s, trace.lag_s) == (5.0, 7.0, 0.5)
