@@ -158,16 +158,6 @@ def is_neutral(name: str, value: Any) -> bool:
     return found is not None and (found.is_harmless or value is None or value in found.neutral)
 
 
-def vllm_names() -> tuple[str, ...]:
-    """Returns the known names of vLLM."""
-    return tuple(_VLLM)
-
-
-def llama_cpp_names() -> tuple[str, ...]:
-    """Returns the known names of llama.cpp."""
-    return tuple(_LLAMA_CPP)
-
-
 def foreign_flags() -> Mapping[str, Mapping[str, str]]:
     """Returns the alternative to each flag, by server."""
     shorts = {name: short for short, name in _SHORT.items()}

@@ -27,8 +27,7 @@ from roost.server.commands.main import app
 from roost.server.commands.options import GenerateOptions
 from roost.server.llm.local_model import LocalModel
 from roost.server.model_hub import find_model, huggingface
-from roost.server.settings import Group, Settings, all_settings, flag_name, foreign_flag_hint
-from roost.server.settings.foreign_names import llama_cpp_names, vllm_names
+from roost.server.settings import Group, Settings, all_settings, flag_name, foreign_flag_hint, foreign_flags
 from typer.core import TyperGroup
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -403,12 +402,13 @@ def test_flags_of_other_servers_are_answered_with_ours(words: str, line: str) ->
 
 def test_hints_name_flags_that_exist_for_names_that_do_not() -> None:
     settings = all_settings().model_fields
-    for name in (*vllm_names(), *llama_cpp_names()):
+    for flag in (flags.partition(",")[0] for owner in foreign_flags().values() for flags in owner):
+        name = flag.removeprefix("--").replace("-", "_").lower()
         hint = foreign_flag_hint(f"--{name.replace('_', '-')}")
         assert hint is not None
         assert name not in settings or name == "model"
-        flags = re.findall(r"--[a-z-]+", hint.partition(": ")[2])
-        assert {flag.removeprefix("--").replace("-", "_") for flag in flags} <= settings.keys()
+        named = re.findall(r"--[a-z-]+", hint.partition(": ")[2])
+        assert {each.removeprefix("--").replace("-", "_") for each in named} <= settings.keys()
 
 
 def test_a_gguf_file_says_what_to_do(tmp_path: Path) -> None:
