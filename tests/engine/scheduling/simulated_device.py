@@ -34,8 +34,9 @@ def seconds_of(
     return PREFILL[tokens] / layer_slices
 
 
-def prefill(tokens: int, layer_slice: int = 0) -> PrefillBatch:
-    return PrefillBatch((PrefillChunk(REQUEST, 0, 0, tokens, is_last=False),), layer_slice=layer_slice)
+def prefill(*lengths: int, layer_slice: int = 0) -> PrefillBatch:
+    chunks = tuple(PrefillChunk(REQUEST, slot, 0, length, is_last=False) for slot, length in enumerate(lengths))
+    return PrefillBatch(chunks, layer_slice=layer_slice)
 
 
 def decode(rows: int, steps: int = 1) -> DecodeBatch:
@@ -52,7 +53,9 @@ def measured(limits: StepLimits = LIMITS) -> StepTimes:
 def record_all(times: StepTimes, limits: StepLimits = LIMITS, decode_s: Mapping[int, float] = DECODE) -> None:
     """Measures all steps of the simulated device."""
     slices = limits.prefill_layer_slices
-    chunks: list[PrefillBatch | DecodeBatch] = [prefill(tokens, index) for tokens in PREFILL for index in range(slices)]
+    chunks: list[PrefillBatch | DecodeBatch] = [
+        prefill(tokens, layer_slice=index) for tokens in PREFILL for index in range(slices)
+    ]
     steps = [decode(rows, num_steps) for num_steps in (1, 8) for rows in decode_s]
     for batch in chunks + steps:
         times.record(batch, seconds_of(batch, slices, decode_s))
