@@ -61,6 +61,7 @@ class BatchStore:
     Attributes:
       files, batches: Files and batches by the ids that clients send.
       uploads: Turns of receiving a file, one per tenant at a time.
+      may_have_lines: Whether there may be lines to run: in memory, not before a batch was created.
       has_work: Set when a batch was created here, and by a worker when it has room for lines.
       leases: Leases of this replica on lines.
       totals: Counts of all replicas from the last `look`; None before the first.
@@ -75,6 +76,7 @@ class BatchStore:
 
     def __init__(self, database: Database, retention_s: float, max_bytes: int = 16 * 2**30) -> None:
         self.uploads = TenantLocks()
+        self.may_have_lines = database.is_shared
         self.has_work = asyncio.Event()
         self.totals: BatchTotals | None = None
         self.num_ended = 0
@@ -264,6 +266,7 @@ class BatchStore:
         _check_quota(excess)
         if stored is None:
             raise no_input(source.id)
+        self.may_have_lines = True
         self.has_work.set()
         return stored
 

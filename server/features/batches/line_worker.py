@@ -20,6 +20,9 @@ from .line_runner import LineRunner
 _PAUSE_S: Final = 0.25
 """Maximum seconds between two looks for lines, and seconds for which a line that this replica cannot run stays open."""
 
+_IDLE_S: Final = 60.0
+"""Maximum seconds between two looks while there can be no lines."""
+
 _MAX_EXPIRED: Final = 200
 """Maximum number of lines of expired batches that end at a time."""
 
@@ -128,7 +131,7 @@ class LineKind(WorkKind[LineClaim]):
 
     @property
     def pause_s(self) -> float:
-        return _PAUSE_S
+        return _PAUSE_S if self._batches.may_have_lines else _IDLE_S
 
     @property
     def gives_way(self) -> bool:
