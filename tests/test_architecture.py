@@ -164,6 +164,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
         (
             "engine/*",
             "server/generation/admission.py",
+            "server/schemas/json_limits.py",
             "server/settings/fields.py",  # a flag of the operator's
             "server/text/*",  # files of a checkpoint
             "server/constraints/output_constraint.py",  # a schema's text, short by its limit
@@ -193,7 +194,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     r"\.validate_json\(": (),
     r"\bdecode_(own_)?json\(": (
         "server/generation/admission.py",
-        "server/generation/admission.py",
+        "server/schemas/json_limits.py",
         "server/features/*/batch_lines.py",  # of a line's `custom_id`, of at most 8 KiB
     ),
     r"engine\.submit\(": ("server/generation/generation.py",),

@@ -5,7 +5,7 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 import numpy as np
 import orjson
@@ -273,3 +273,36 @@ class SegmentOrder:
         order = run_order(np.array(self._groups, np.uint64), np.array(self._num_tokens, np.uint64))
         self._groups, self._num_tokens = array("Q"), array("Q")
         return [int(offset) for offset in order]
+
+
+class TokenUsage(NamedTuple):
+    """Token counts of the responses of lines.
+
+    Attributes:
+      input: Prompt tokens, including those served from the prefix cache.
+      cached: Prompt tokens served from the prefix cache.
+      output: Generated tokens.
+    """
+
+    input: int = 0
+    cached: int = 0
+    output: int = 0
+
+    @classmethod
+    def of(cls, response: Mapping[str, Any]) -> "TokenUsage":
+        """Returns the tokens that a response reports, with the field names of any of the APIs.
+
+        Raises:
+          KeyError: It reports none.
+        """
+        usage = response["usage"]
+        if "cache_read_input_tokens" in usage:  # Anthropic's `input_tokens` leaves cached tokens out
+            cached = usage["cache_read_input_tokens"]
+            num_prompt = usage["input_tokens"] + usage["cache_creation_input_tokens"] + cached
+            return cls(num_prompt, cached, usage["output_tokens"])
+        prompt, generated = ("prompt", "completion") if "prompt_tokens" in usage else ("input", "output")
+        cached = (usage.get(f"{prompt}_tokens_details") or {}).get("cached_tokens", 0)
+        return cls(usage[f"{prompt}_tokens"], cached, usage[f"{generated}_tokens"])
+
+
+NO_USAGE: Final = TokenUsage()

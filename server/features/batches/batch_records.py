@@ -1,11 +1,10 @@
 """Rows of files and batches, as frozen values."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final, NamedTuple
 
 from ...storage.work import Claim, Lease
+from .batch_lines import NO_USAGE, TokenUsage
 
 
 class BatchStatus(StrEnum):
@@ -40,39 +39,6 @@ class FileRecord:
     num_lines: int
     url: str = ""
     expires: float | None = None
-
-
-class TokenUsage(NamedTuple):
-    """Token counts of the responses of lines.
-
-    Attributes:
-      input: Prompt tokens, including those served from the prefix cache.
-      cached: Prompt tokens served from the prefix cache.
-      output: Generated tokens.
-    """
-
-    input: int = 0
-    cached: int = 0
-    output: int = 0
-
-    @classmethod
-    def of(cls, response: Mapping[str, Any]) -> "TokenUsage":
-        """Returns the tokens that a response reports, with the field names of any of the APIs.
-
-        Raises:
-          KeyError: It reports none.
-        """
-        usage = response["usage"]
-        if "cache_read_input_tokens" in usage:  # Anthropic's `input_tokens` leaves cached tokens out
-            cached = usage["cache_read_input_tokens"]
-            num_prompt = usage["input_tokens"] + usage["cache_creation_input_tokens"] + cached
-            return cls(num_prompt, cached, usage["output_tokens"])
-        prompt, generated = ("prompt", "completion") if "prompt_tokens" in usage else ("input", "output")
-        cached = (usage.get(f"{prompt}_tokens_details") or {}).get("cached_tokens", 0)
-        return cls(usage[f"{prompt}_tokens"], cached, usage[f"{generated}_tokens"])
-
-
-NO_USAGE: Final = TokenUsage()
 
 
 @dataclass(frozen=True, slots=True)

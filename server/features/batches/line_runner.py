@@ -13,13 +13,14 @@ from ...tenancy.tenant import tenant
 from .batch_lines import (
     BatchLine,
     LineError,
+    TokenUsage,
     error_line,
     leading_custom_id,
     line_id,
     parse_line,
     response_line,
 )
-from .batch_records import LineClaim, LineResult, TokenUsage
+from .batch_records import LineClaim, LineResult
 
 
 class LineRunner:

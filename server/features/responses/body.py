@@ -18,8 +18,7 @@ from ...schemas.body import TEXT_OR_LIST, TEXT_OR_OBJECT, Body, CacheSalt, Field
 from ...schemas.field_rules import FieldRules
 from ...schemas.generation_fields import SamplingFields, with_numbers
 from ...schemas.metadata import Metadata
-from ...schemas.output_formats import schema_spelling
-from ...schemas.output_formats import MAX_TOOLS, Function, NamedFunction, OtherTool
+from ...schemas.output_formats import MAX_TOOLS, Function, NamedFunction, OtherTool, schema_spelling
 from ...text.conversation import ToolOptions
 from .input_items import (
     COUNT_RULES,

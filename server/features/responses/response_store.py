@@ -30,7 +30,7 @@ from ...storage.worker import Leases
 from ...tenancy.tenant import TenantLocks, tenant
 from ...text.conversation import ConversationMessage
 from . import event_table, part_table, response_table
-from .appends import DEFAULT, Addition, Append, run_all
+from .appends import DEFAULT, Addition, run_all
 from .checkpoint_files import CheckpointFiles
 from .collector import StoreStats
 from .conversation_store import ConversationStore, locked
@@ -39,7 +39,7 @@ from .event_table import pack_delta
 from .log_followers import LogFollowers
 from .part_table import RESPONSE_ID, StoredPart, pack
 from .records import Adoption, CheckpointReference, Job, LogEnd, LogEntry, ResponseRecord
-from .response_table import RESPONSES, RUNNING
+from .response_table import RESPONSES, RUNNING, Append
 
 MAX_RUNNING: Final = 1000
 """Limit on each tenant's running responses in the database. Beyond it, or beyond `Bounds.max_bytes` of these

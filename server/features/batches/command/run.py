@@ -17,8 +17,7 @@ from ....settings import SettingsError, load_settings
 from ....terminal.failure import FAILURE_STATUS, INTERRUPTED_STATUS, CommandError
 from ....terminal.signals import Signals
 from ....terminal.text import print_status
-from ..batch_lines import BatchLine, error_line, line_id, response_line
-from ..batch_records import NO_USAGE, TokenUsage
+from ..batch_lines import NO_USAGE, BatchLine, TokenUsage, error_line, line_id, response_line
 from .backends import BatchBackend, LineResponse, NoResponseError, ServerBatch
 from .line_files import InputFile, InvalidLine, OutputFile
 from .options import BatchOptions

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 from pydantic_core import from_json
-from roost.server.features.batches.batch_lines import LineError, leading_custom_id, parse_line
-from roost.server.features.batches.batch_records import TokenUsage
+from roost.server.features.batches.batch_lines import LineError, TokenUsage, leading_custom_id, parse_line
 from roost.server.schemas import json_limits
 from roost.server.schemas.json_limits import MAX_CONTAINERS
 

@@ -10,7 +10,8 @@ from batch_rows import MODEL, NotHeld, at, claimed, end, make_batch, runner
 from databases import opened
 from roost.server.database.database import Database
 from roost.server.features.batches import batch_table, file_table
-from roost.server.features.batches.batch_records import BatchStatus, LineClaim, LineResult, TokenUsage
+from roost.server.features.batches.batch_lines import TokenUsage
+from roost.server.features.batches.batch_records import BatchStatus, LineClaim, LineResult
 from roost.server.features.batches.line_table import LineTable
 from roost.server.storage import objects
 from roost.server.storage.objects import PageSpec
