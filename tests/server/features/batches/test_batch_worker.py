@@ -25,6 +25,7 @@ from roost.server.features.batches.batch_store import BatchStore
 from roost.server.features.batches.line_worker import MAX_LONGEST, line_worker
 from roost.server.features.batches.open_batches import OpenBatches
 from roost.server.generation import admission
+from roost.server.schemas import json_limits
 from roost.server.schemas.json_limits import LONG_BYTES
 from roost.server.storage.claims import Places
 from roost.server.storage.worker import Worker
@@ -117,7 +118,8 @@ def parsing_threads(monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
 
         return noted
 
-    monkeypatch.setattr(admission, "from_json", watched(from_json))
+    for module in (admission, json_limits):
+        monkeypatch.setattr(module, "from_json", watched(from_json))
     return threads
 
 
