@@ -70,6 +70,6 @@ def test_a_simulated_device_is_one_that_is_known() -> None:
     assert simulation is not None
     assert (simulation.device, simulation.jitter) == ("v6e", 0.1)
     with pytest.raises(ConfigError, match=r"^--simulate takes one of v4, v5e"):
-        engine_config(load_settings({"simulate": "v7x"}))
+        engine_config(load_settings({"simulate": "v9x"}))
     with pytest.raises(ConfigError, match=r"^--simulate takes step_ms=a positive number"):
         engine_config(load_settings({"simulate": "step_ms=0"}))
