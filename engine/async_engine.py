@@ -317,7 +317,7 @@ class AsyncEngine:
         """Returns the next command; waits for it while neither a step nor a read has something to do.
 
         Raises:
-          queue.Empty: There is no command, and a step or a read has something to do.
+          queue.Empty: No command has come, and a step or a read has something to do.
         """
         timeout = None if self._pending_reads else math.inf if self._is_paused else core.next_timeout
         if timeout is None:

@@ -109,7 +109,7 @@ class EngineCore:
       wake: Called on another thread when a search on disk has ended, so that the next step has something to do.
 
     Args:
-      scheduler: Decides what the device does.
+      scheduler: Plans the steps of the device.
       runner: Runs batches on the device.
     """
 
@@ -293,7 +293,7 @@ class EngineCore:
         start, self._last_end = max(in_flight.start, self._last_end), time.monotonic()
         self._wait_seconds += self._last_end - wait_start
         commit = self._scheduler.commit(in_flight.batch, results, self._last_end - start)
-        if self._in_flight is None:  # no later commit may follow, and the device has nothing to do meanwhile
+        if self._in_flight is None:  # no later commit may follow, and the device is idle
             self._scheduler.settle()
         for state in commit.finished:
             assert self._scheduler.cache is not None

@@ -1,6 +1,6 @@
 """Arithmetic that ops share, with bits that don't depend on the number of rows or on the processor.
 
-XLA for CPUs rounds and adds in an order that depends on what it fuses. The functions here fix where products are
+XLA for CPUs rounds and adds in an order that depends on its fusions. The functions here fix where products are
 rounded, in which precision they are summed, and how vectors become int8.
 """
 
@@ -40,7 +40,7 @@ def rounded(product: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 def before_sum(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Returns numbers whose products are to be summed, computed before the sum begins.
 
-    XLA for CPUs adds in an order that depends on what it fuses into a sum, and that depends on the number of rows.
+    XLA for CPUs adds in an order that depends on the ops fused into a sum, and these depend on the number of rows.
     """
     computed: Array = jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
     return computed

@@ -133,7 +133,7 @@ def open_chips(chip: str, shape: MeshShape) -> Devices:
       chip: One of `TPUS` or `CARDS`.
 
     Raises:
-      ConfigError: The chip is unknown, there are no meshes of this size, or the compiler is missing.
+      ConfigError: The chip is unknown, no mesh has this size, or the compiler is missing.
     """
     if chip in CARDS:
         return _open_card(CARDS[chip], chip, shape)
@@ -234,7 +234,7 @@ def memory_limit(chip: str, devices: Devices) -> int:
 
 @contextmanager
 def served_on(devices: Devices, source: ModelSource, settings: EngineConfig, slots: int) -> Iterator[Served]:
-    """Yields what a start on these devices would serve.
+    """Yields the record that a server on these devices would start with.
 
     Args:
       devices: Devices from `open_chips`.

@@ -299,7 +299,7 @@ class Roofline:
     def _operations(self, tokens: float, *, logits: bool) -> tuple[float, float]:
         """Returns the operations of quantised matrices, and the others, of tokens that see a full window.
 
-        They are two per parameter, with the embedding as the logits' matrix, and those of attention.
+        Each parameter takes two, with the embedding as the logits' matrix. Attention takes further ones.
         """
         config = self.config
         matrices, parameters = _num_quantised(config), _num_parameters(config)

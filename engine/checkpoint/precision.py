@@ -2,7 +2,7 @@
 
 In int8, a matrix is `weight` and `weight_scale`, with a scale for each row. In int4 it is `weight_packed`,
 `weight_scale`, with a scale for each group of inputs, and `weight_shape`. The lowest bits of a packed word are the
-first input's, and an offset makes the values unsigned, so the bytes of the words are those of an `Int4Matrix`. Its
+first input's, and an offset makes the values unsigned, so the words have the bytes of an `Int4Matrix`. Its
 embedding is packed in the same way in 8 bits with a scale for each row, or not quantised.
 """
 
@@ -53,7 +53,7 @@ def in_dtype(tensors: Tensors, config: ModelConfig, dtype: np.dtype[Any] | None)
     """Returns tensors that convert to another dtype when read.
 
     Args:
-      tensors: Tensors of the checkpoint, by name. Quantised matrices stay as they are, and the embedding beside int4
+      tensors: Tensors of the checkpoint, by name. Quantised matrices stay as they are. With int4, the embedding
         becomes 8 bits.
       config: The model's config.
       dtype: Dtype of floating-point tensors; None keeps each tensor's own.
@@ -91,7 +91,7 @@ def in_int8(tensors: Tensors, config: ModelConfig, dtype: np.dtype[Any] | None) 
 def in_int4(
     tensors: Tensors, config: ModelConfig, dtype: np.dtype[Any] | None, quantize: Quantize | None = None
 ) -> Tensors:
-    """Returns tensors whose matrices become int4 when read, and the embedding 8 bits; see `stored_matrices`.
+    """Returns tensors whose matrices become int4 when read, and the embedding 8 bits.
 
     Args:
       tensors: Tensors of the checkpoint, by name.

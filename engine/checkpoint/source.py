@@ -1,6 +1,6 @@
 """Model references: `open_model` finds the config and files of the model that a command line names.
 
-`model_identity` tells models apart by the content of their files. Saved states are only restored into the same model.
+`model_identity` distinguishes models by the content of their files. Saved states are only restored into the same model.
 """
 
 import hashlib

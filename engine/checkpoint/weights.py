@@ -293,7 +293,7 @@ def _key(key: Any) -> str | int:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Places each shard of a parameter on its devices. A process places only the shards of its own devices.
+    """Places each shard of a parameter on its devices. Each process places only its own devices' shards.
 
     Attributes:
       mesh: The devices.

@@ -289,7 +289,7 @@ def open_mesh(shards: MeshShape) -> Mesh | None:
 def choose_mesh_shape(weight_bytes: int) -> MeshShape:
     """Returns a mesh of all devices, with the fewest model shards whose weights take at most half of a device."""
     devices, model = jax.devices(), 1
-    memory = (devices[0].memory_stats() or {}).get("bytes_limit", 0)  # a CPU has none of its own
+    memory = (devices[0].memory_stats() or {}).get("bytes_limit", 0)  # a CPU has no separate memory
     while memory and weight_bytes / model > memory / 2 and len(devices) % (2 * model) == 0:
         model *= 2
     return MeshShape(len(devices) // model, model)

@@ -33,7 +33,7 @@ MAX_ROWS: Final = 128
 """Maximum rows of a step or of the sampler."""
 
 _STEPS: Final[Mapping[str, tuple[str, ...]]] = {"recurrent_step": ("decode",), "recurrent_chunk": ("prefill",)}
-"""Steps that use a kernel, if they are fewer than those of its op."""
+"""Steps that use a kernel, if they are only part of its op's steps."""
 
 _NUMBERS: Final[Mapping[str, tuple[bool, ...]]] = {
     "gated_mlp": (False,),
@@ -275,7 +275,7 @@ def _failure(function: Callable[..., Any], devices: Devices, *arguments: Any) ->
     placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), arguments)
     try:
         jax.jit(function).lower(*placed).compile(compiler_options=dict(devices.platform.compile_options))
-    except Exception as error:  # whatever the compiler raises is the finding
+    except Exception as error:  # any error of the compiler is the finding
         return _first_line(error)
     return None
 

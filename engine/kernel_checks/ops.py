@@ -1,4 +1,4 @@
-"""Ops that kernels compute, each alone at a model's widths, for the kernels' checks; and those that choose tokens.
+"""Ops that kernels compute, each alone at a model's widths, for the kernels' checks; and ops that choose tokens.
 
 Inputs are drawn, and the same in each draw. Rows are idle, fresh, within their first window and behind it; chunks have
 padding. Kernels that choose tokens, the sampler and the argmax of logits, are compared with XLA by their tokens.
@@ -343,7 +343,7 @@ OPS: Final = (
     Op("decode_attention", _draw_attention, _decode, steps=("decode",), layer="attention", has_int8=True),
     Op("prefill_attention", _draw_attention, _prefill, steps=("prefill",), layer="attention", has_int8=True),
 )
-"""All ops whose kernels are compared number by number; those of tokens are `TOKEN_CHECKS`."""
+"""All ops whose kernels are compared number by number; ops that choose tokens are in `TOKEN_CHECKS`."""
 
 
 # --- ops that choose tokens

@@ -174,7 +174,7 @@ def matrices_without_kernel(shapes: Params, specs: Params, mesh: MeshShape, kern
             name = ".".join(str(key.key) for key in path[1:]).removesuffix(".weight")
             found[name] = " x ".join(map(str, part))
 
-    # A native kernel's packed matrix stays one node, since the specs have one where it lies.
+    # A native kernel's packed matrix stays one node, since the specs have one node in its place.
     jax.tree_util.tree_map_with_path(note, specs["blocks"], shapes["blocks"], is_leaf=is_quantized)
     return found
 

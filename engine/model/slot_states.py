@@ -46,8 +46,8 @@ class SlotStates(ABC):
     def first(self, rows: int) -> ModelState:
         """Returns the states of the first slots of each device for a decode step, without a copy.
 
-        The arrays may have more rows than the step: those of the slots behind the first ones, which a layer leaves as
-        they are. `Collectives.first_rows` says where the step's rows lie.
+        The arrays may have more rows than the step, for the slots behind the first ones. A layer leaves these rows as
+        they are. `Collectives.first_rows` says where the step's rows are.
         """
 
     @abstractmethod

@@ -1,7 +1,7 @@
 """Several positions of several rows, packed as pairs, and the states of a layer after each, of which one is kept.
 
 Letters in shapes: B rows, S positions, E RG-LRU channels, K taps of the convolution; R rows, M pairs. Each key head
-of a window has rows of its own, as in kernels.
+of a window has separate rows, as in kernels.
 """
 
 from typing import NamedTuple

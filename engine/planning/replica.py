@@ -70,7 +70,7 @@ class Chip:
       steps_s: Seconds of a decode step by its number of requests, from 0 to `slots`; empty uses `step_s` for all.
       itl_target_s: Target for the inter-token latency during prefill; 0 stands for throughput, None for the scheduler's
         default.
-      overrun: Ratio of inter-token latencies to those that the scheduler plans; see `Overrun`.
+      overrun: Ratio of inter-token latencies to the planned ones; see `Overrun`.
     """
 
     slots: int
@@ -87,7 +87,7 @@ class Chip:
         """Returns the seconds of a decode step with this number of requests."""
         return self.steps_s[num_requests] if self.steps_s else self.step_s
 
-    quiet = decode  # a step takes as long beside prefill
+    quiet = decode  # a step takes the same time during prefill
 
     def prefill_s(self, num_prefilling: int, num_decoding: int) -> float:
         """Returns the seconds of prefill that the scheduler allows between two decode steps."""

@@ -511,7 +511,7 @@ class CacheFolder:
         return True
 
     def _files(self) -> Iterator[_File]:
-        """Yields all files, except those that are removed during the iteration."""
+        """Yields all files, except files that are removed during the iteration."""
         for folder in self._entries(self.root):
             for entry in self._entries(Path(folder.path)):
                 try:

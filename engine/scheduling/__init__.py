@@ -1,1 +1,1 @@
-"""Decides which requests run and what the next device step is. Pure host Python."""
+"""Scheduler: chooses the requests that run, and plans the next device step. Pure host Python."""

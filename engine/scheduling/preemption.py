@@ -61,7 +61,7 @@ class Demand(NamedTuple):
       decoding: Requests that decode.
       num_streams: Number of decoding requests that are not preemptible.
       num_awaited: Number of decoding requests to which the target for the inter-token latency applies: the streams, or
-        all if there are no streams and several tenants.
+        all if several tenants share the engine without streams.
       is_urgent: Whether the prompts are not preemptible. Tenants take turns separately for either kind.
     """
 

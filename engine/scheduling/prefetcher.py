@@ -109,7 +109,7 @@ class Prefetcher:
             self._release(fetch.request.id)
 
     def take(self, request_id: str) -> Fetch | None:
-        """Removes a request that is no longer waiting; returns its search if the search has ended."""
+        """Removes a request that has stopped waiting; returns its search if the search has ended."""
         self._is_planned = False
         self._release(request_id)
         return self._done.pop(request_id, None)

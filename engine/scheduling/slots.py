@@ -283,7 +283,7 @@ class SlotAssignment:
         return []
 
     def _take_fetch(self, request_id: str) -> Fetch | None:
-        """Returns the search on disk for a request that is no longer waiting, if there was one."""
+        """Returns the search on disk for a request that has stopped waiting, if there was one."""
         return None if self._prefetcher is None else self._prefetcher.take(request_id)
 
     def _replace_parent(self, ended: RunningRequest) -> None:

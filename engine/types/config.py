@@ -240,7 +240,7 @@ class EngineConfig:
     """Settings of the engine.
 
     Attributes:
-      slots: Number of requests that run at the same time; None takes as many as memory permits, at least 8.
+      slots: Number of requests that run at the same time; None means as many as memory permits, at least 8.
       max_queue: Maximum number of requests that wait for a slot.
       max_queue_tokens: Maximum number of prompt tokens that wait; None sets no limit.
       tenants: Number of tenants that share slots and queue. With more than one, none may fill the queue.
@@ -344,7 +344,7 @@ class StepLimits:
     Attributes:
       prefill_chunk: Maximum number of prompt tokens per step.
       prefill_rows: Maximum number of prompts per step.
-      prefill_layer_slices: Number of steps of a prefill batch, each of which runs a slice of the layers, so that a
+      prefill_layer_slices: Number of steps of a prefill batch. Each step runs a slice of the layers, so that a
         decode step waits for only one slice.
       decode_steps: Maximum number of tokens per request and dispatch.
       decode_rows: Compiled numbers of rows, ascending; a step runs the first slots in the order of `slot_order`.
@@ -469,7 +469,7 @@ class EngineStats:
       prompt_tokens: Total prompt tokens that were prefilled.
       generated_tokens: Total generated tokens.
       steps: Total batches dispatched to the device.
-      step_tokens: Number of steps by their tokens: a bucket for each of `STEP_TOKEN_BOUNDS`, and one for larger steps.
+      step_tokens: Number of steps by their tokens: a bucket per bound in `STEP_TOKEN_BOUNDS`, and one for larger steps.
       compiles_since_ready: XLA compilations after warm-up; any number except 0 is a bug.
       restore_seconds: Total time spent on restoring snapshots.
       wait_seconds: Total time for which the host has waited for results of batches.

@@ -1,6 +1,6 @@
 """Errors of the engine. The server maps them to HTTP in one place.
 
-Those that the package exports show the name under which users catch them in tracebacks.
+Exported errors appear in tracebacks under the name by which users catch them.
 """
 
 

@@ -32,7 +32,7 @@ class Replay:
 
     Attributes:
       token_ids: Generated tokens, at least one. The request continues after the last one.
-      snapshot: State of the request's slot after the prompt and some of the tokens, without the last one; None prefills
+      snapshot: State of the request's slot after the prompt and part of the tokens, without the last one; None prefills
         the prompt.
     """
 
@@ -171,7 +171,7 @@ class FirstToken:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PrefillBatch:
-    """Chunks that are prefilled together: all layers in one step, or a slice of the layers in each of several steps.
+    """Chunks that are prefilled together: all layers in one step, or a slice of the layers per step.
 
     Attributes:
       chunks: Chunks in the order of planning, of length 0 all or none; no chunk if only first tokens are sampled.
@@ -252,7 +252,7 @@ class RowResult(NamedTuple):  # a frozen dataclass takes five times as long to c
     Attributes:
       token_ids: Sampled tokens; none for a chunk. Tokens after the one that ends the request are meaningless.
       logprobs: Log-probabilities of these tokens, if the request asks for them.
-      prompt_logprobs: Log-probabilities of the prompt token after each of the chunk's tokens, if requested.
+      prompt_logprobs: Log-probabilities of the prompt token after each token of the chunk, if requested.
       block_states: Reads the states at the block boundaries that the chunk has passed, in order; None without a prefix
         cache, and for chunks of length 0.
       drafts: Drafted and accepted tokens, if any were drafted.

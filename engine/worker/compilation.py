@@ -1,6 +1,6 @@
 """Compilation of device programs ahead of the first request, and of some while the engine runs; and their memory.
 
-The programs that an engine begins without are compiled on a thread of their own. Other compilations while it runs are
+The programs that an engine begins without are compiled on a separate thread. Other compilations while it runs are
 bugs, and are counted.
 """
 
@@ -79,7 +79,7 @@ class ProgramMemory:
 
     Attributes:
       argument_bytes: Arguments that the program reads.
-      output_bytes: All outputs, including those that reuse the memory of a donated argument.
+      output_bytes: All outputs, including outputs that reuse the memory of a donated argument.
       alias_bytes: Outputs that reuse the memory of a donated argument.
       temp_bytes: Temporaries of all memories, whether or not they exist at the same time.
       code_bytes: Machine code, which stays on the device as long as the program can run.

@@ -58,7 +58,7 @@ class TracedStep(NamedTuple):
 class TraceCache:
     """Folder of traced programs, one file each.
 
-    A file's name is a hash of all that tracing depends on: versions, Roost's source, JAX's flags, what is served
+    A file's name is a hash of all that tracing depends on: versions, Roost's source, JAX's flags, the served model
     and the arguments' shapes. A file that is torn or was not written for its name is ignored, and replaced.
 
     Args:

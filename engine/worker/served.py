@@ -1,4 +1,4 @@
-"""What is served: the facts of a model on its devices, in one record, and the table of the programs that they take.
+"""Record of the served model: its facts on its devices, and the table of the programs that they take.
 
 Nothing is allocated or compiled here, and weights are opened, but not read. A start of the server, a simulated device
 and a compilation ahead of time all begin with this record, so that the measured programs are the served programs.

@@ -199,7 +199,7 @@ class _Carry(NamedTuple):
 def decode_once(
     model: Griffin, layers: ModelState, slots: SlotState, active: Bool[Array, " R"]
 ) -> tuple[ModelState, SlotState, Sampled]:
-    """Generates a token in the active rows that go on."""
+    """Generates a token in the active rows whose requests are unfinished."""
     live = active & slots.goes_on
     hidden, layers = model(slots.tokens[:, None], jnp.where(live, slots.positions, -1)[:, None], layers, PREFILL_BLOCK)
     positions = slots.positions + live

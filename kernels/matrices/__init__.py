@@ -57,7 +57,7 @@ def zero_matrix(outputs: int, inputs: int, dtype: jnp.dtype) -> Matrix:
 def table_dtype(matrices: jnp.dtype) -> jnp.dtype:
     """Returns the dtype of the embedding, which is the output layer too, in a model whose matrices have this dtype.
 
-    It is int8 beside matrices in 4 bits, because errors of logits cost most.
+    It is int8 if the matrices have 4 bits, because errors of logits cost most.
     """
     return jnp.dtype("int8") if matrices.name == "int4" else matrices
 

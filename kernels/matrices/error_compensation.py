@@ -1,8 +1,8 @@
 """Quantisation to 4 bits for the inputs that a matrix has on a sample (GPTQ, arXiv 2210.17323).
 
-Weights are rounded one input after the other, those of the largest inputs first. Weights that are still to be rounded
-make up for the error of each, as far as their inputs go together with its own. Scales are searched before, and fitted
-to the rounded values in the end. Rows do not depend on each other.
+Weights are rounded one input after the other, the largest inputs first. Weights that are still to be rounded
+compensate for the error of each, as much as their inputs correlate with its input. Scales are searched before, and
+fitted to the rounded values in the end. Rows do not depend on each other.
 """
 
 from typing import Any, Final

@@ -39,7 +39,7 @@ An editable install keeps the library that it compiled.
 """
 
 _AVX2_ALONE: Final = "--xla_cpu_max_isa=AVX2"
-"""Flag in XLA_FLAGS with which XLA's code for CPUs, and these kernels, are those of a processor without AVX-512."""
+"""Flag in XLA_FLAGS with which XLA's code for CPUs, and these kernels, do not use AVX-512."""
 
 _CPUINFO: Final = Path("/proc/cpuinfo")
 

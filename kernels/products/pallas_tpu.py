@@ -82,7 +82,7 @@ def _walk(
     transcendentals: int,
     interpret: Any,
 ) -> Array:
-    """Runs a kernel for each block of rows and each of its steps.
+    """Runs a kernel for every step of every block of rows.
 
     Args:
       name: Name of the kernel in compiled programs.
@@ -256,7 +256,7 @@ def takes_gated_mlp(x: Array, gate_up: Matrix, gate_up_bias: Array, down: Matrix
 
 
 def _float_mlp_bytes(x: Array, down: Array) -> tuple[int, int]:
-    """Returns the bytes of on-chip memory that a row of a gated MLP in floats takes, and those of the tiles."""
+    """Returns the bytes of on-chip memory that a row of a gated MLP in floats takes, and the bytes of the tiles."""
     width, hidden = down.shape
     return width * (4 * x.dtype.itemsize + 8), 6 * _float_mlp_tile(hidden) * width * down.dtype.itemsize
 
@@ -425,7 +425,7 @@ def _int8_mlp_kernel(
 
 
 def _products(x: Any, quantized: Sequence[Any], weight: Any, scale: Any) -> Float32[Array, "R O"]:
-    """Returns the products of a block of rows with a tile; those of the quantised rows if there are any."""
+    """Returns the products of a block of rows with a tile; uses the quantised rows if there are any."""
     if not quantized:
         return float_dot(x[...], weight[...])
     return _scaled_dot(quantized[0], weight, quantized[1], scale)
@@ -441,8 +441,8 @@ def _scaled_dot(x: Any, weight: Any, row_scale: Any, scale: Any) -> Float32[Arra
 def _quantized_block(rows: int, width: int) -> list[Any]:
     """Returns scratch memory for a block of quantised rows, their scales and, lane by lane, their absolute maxima.
 
-    The maxima are those of the bits without a sign, as integers. So a NaN is the largest, whatever a chip's maximum of
-    a NaN and a number is.
+    Maxima are taken over the bits without a sign, as integers. So a NaN is the largest, even if a chip's maximum of
+    a NaN and a number is the number.
     """
     lanes = math.gcd(width, _LANES)
     return [

@@ -1,4 +1,4 @@
-"""What the Pallas kernels of window attention share: the online softmax over blocks of keys, and how ops call them."""
+"""Shared code of the Pallas kernels of window attention: the online softmax over blocks of keys, and their calls."""
 
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple

@@ -38,7 +38,7 @@ _MAX_INT8_BLOCK: Final = 1024
 
 
 def takes(q: Array, k: Vectors, v: Vectors, rings: tuple[Blocks, ...], positions: Array) -> bool:
-    """Returns whether `decode_attention_tpu` supports these rings: those of whole tiles."""
+    """Returns whether `decode_attention_tpu` supports these rings, which must consist of whole tiles."""
     return rings[0][0][0].shape[1] % (READ_TILE if isinstance(k, Int8Vectors) else _RING_TILE) == 0
 
 
@@ -138,8 +138,8 @@ def _kernel(order: Any, position: Any, *refs: Any, walk: "RingWalk", count: int)
 
     Args:
       order, position: See `BusyRows`.
-      *refs: Scales of the rows' own key and value, if they are in int8; then queries, keys and values, the rings, which
-        are the same memory as those of the results, the output and these, and scratch memory.
+      *refs: Scales of the rows' own key and value, if they are in int8; then queries, keys and values, the rings, the
+        output, the resulting rings, which share the memory of the input rings, and scratch memory.
       walk: The blocks of a ring.
       count: Number of arrays that rings consist of.
     """
@@ -246,7 +246,7 @@ class RingWalk(NamedTuple):
         return pl.multiple_of(jnp.minimum((block_of(newest, self.tile) + 1) * self.tile, self.block), self.tile)
 
     def parts(self, position: Any, j: Any) -> Iterator[tuple[int, Any]]:
-        """Yields sizes of the beginning of a block, and whether each is the smallest that holds what is read."""
+        """Yields sizes of the beginning of a block, and whether each is the smallest that holds the rows to read."""
         least, num_read = max(self.block // 4 // self.tile, 1) * self.tile, self.num_read(position, j)
         for part in range(least, self.block + 1, least):
             yield part, (num_read <= part) & (num_read > part - least)

@@ -1,7 +1,7 @@
 """Rings of keys and values of the last W tokens: position p is in row p mod W.
 
 With G > 1 key heads, arrays have an axis of G after that of the rows: rings are `[P, G, W, d]`. Kernels compute each
-key head as rows of its own, `[P * G, W, d]`, with the query heads that share it.
+key head as separate rows, `[P * G, W, d]`, with the query heads that share it.
 """
 
 from collections.abc import Sequence

@@ -166,7 +166,7 @@ def _compile_cache(setting: Literal["auto", "off"] | Path) -> Path | None:
 def _state_cache_dir(settings: Settings) -> Path | None:
     """Returns the folder for the states of prompts.
 
-    The default folder is beside the file of an SQLite store, so that stored conversations continue at constant cost
+    The default folder is next to the file of an SQLite store, so that stored conversations continue at constant cost
     after a restart. It is left out if it is not writable.
     """
     if isinstance(settings.state_cache_dir, Path):
@@ -181,7 +181,7 @@ def _state_cache_dir(settings: Settings) -> Path | None:
 
 
 def _state_cache_dir_gib(settings: Settings, folder: Path | None) -> float:
-    """Returns the maximum size of the folder for states, which leaves room for the store's file beside it."""
+    """Returns the maximum size of the folder for states, which leaves room for the store's file on the same disk."""
     most = settings.state_cache_dir_gib
     if folder is None or settings.state_cache_dir != "auto":
         return most

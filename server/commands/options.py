@@ -21,7 +21,7 @@ _GPUS: Final = (
     *("a100", "a100-40gb", "h100", "h100-pcie", "h100-nvl", "gh200", "h200", "l4", "l40", "l40s", "a6000", "rtx4090"),
 )
 _FORMATS: Final = {"hf": "safetensors", "orbax": "the official one"}
-"""Checkpoint formats. Like the devices, the engine knows them; without its import a shell completes them at once."""
+"""Checkpoint formats. The engine knows them, like devices; without its import a shell completes them immediately."""
 
 _DTYPES: Final = ("float32", "bfloat16")
 

@@ -109,7 +109,7 @@ class Database:
     """The tables of a feature in a database, or all tables of it.
 
     Args:
-      pool: Threads and connections, or the dialect for those of this object alone.
+      pool: Shared threads and connections, or the dialect with which this object opens its own.
       prepare: Creates and upgrades tables before the first other transaction; None if they exist. It is repeated while
         the database is unavailable.
       name: Name of its tables for metrics and readiness.
@@ -117,8 +117,8 @@ class Database:
 
     Attributes:
       outdated: Why this server may no longer use the database; None while it may.
-      probe: Transaction that writes what the feature's transactions write, and takes it back. While the database fails,
-        it is repeated until it succeeds. None waits for the feature's transactions to succeed.
+      probe: Transaction that writes to the feature's tables, and deletes what it wrote. While the database fails, it is
+        repeated until it succeeds. None waits for the feature's transactions to succeed.
     """
 
     def __init__(

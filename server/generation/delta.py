@@ -60,7 +60,7 @@ class Delta:
 
 
 class DeltaJoiner:
-    """Joins consecutive deltas of one choice, which then take no more memory than their content.
+    """Joins consecutive deltas of one choice, which then take only the memory of their content.
 
     Attributes:
       num_bytes: Estimated memory of the deltas added since the last `take`.

@@ -168,7 +168,7 @@ class ChoiceStream:
             self._abort()
 
     def _join(self, unread: Delta | DeltaJoiner, delta: Delta) -> bool:
-        """Joins a delta with those that the reader has not taken; returns False if they are too many."""
+        """Joins a delta with the unread deltas; returns False if they are too many."""
         if isinstance(unread, Delta):
             self._unread = joiner = DeltaJoiner()
             joiner.add(unread)
@@ -301,7 +301,7 @@ class _Inbox(Mailbox[ChoiceStream | Exception]):
     def offer(self, index: int, text: str, num_tokens: int, num_sent: int) -> bool:
         """Offers text to `take` if the reader waits, in which case the mailbox is empty.
 
-        The timeout starts over if the text is taken. See `choice_stream.Reader`.
+        The timeout starts over if the text is taken. See `Reader`.
         """
         waiter, take = self._waiter, self.take
         if take is None or waiter is None or waiter.done() or not take(index, text, num_tokens):

@@ -85,7 +85,7 @@ class Choice:
       priority, start_by, deadline, cache_salt, state, state_is_imported: See `engine.Request`.
       sends_ids: Whether clients receive token ids instead of text; then each token counts as sent immediately.
       earlier_ids: Tokens of the choice that another replica has generated. They are prefilled as part of the prompt, so
-        the remaining tokens may differ from those of that replica.
+        the remaining tokens may differ from the tokens of that replica.
       replay: The same tokens, decoded again on an engine like that replica's, so that nothing differs; None otherwise.
       predicted_ids: See `engine.Request.predicted_token_ids`.
     """

@@ -332,7 +332,7 @@ async def stream_events(
         keep-alives.
       workers: Threads for chunks that repeat much of a prompt.
       report: Further fields of the first chunk.
-      writer: Takes events of text while the stream waits, so that no task has to be woken for them.
+      writer: Takes events of text while the stream waits, so that no task is woken for them.
     """
     timeout_s = math.inf if keep_alive_s is None else keep_alive_s
     now = asyncio.get_running_loop().time

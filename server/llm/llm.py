@@ -1,4 +1,4 @@
-"""`LLM`: a model in this process, for scripts and notebooks, on an event loop in a thread of its own."""
+"""`LLM`: a model in this process, for scripts and notebooks, on an event loop in a separate thread."""
 
 import asyncio
 import importlib
@@ -372,7 +372,7 @@ def progress_bar(total: int, *, is_shown: bool) -> Iterator[Callable[[], None]]:
 class NotebookBar:
     """A bar below a notebook's cell.
 
-    Rich's own needs ipywidgets, and its thread and the event loop's break what a widget records of the cell's output.
+    Rich's own bar needs ipywidgets. Its thread and the event loop's break a widget's record of the cell's output.
 
     Args:
       total: Number of prompts.

@@ -166,7 +166,7 @@ class OutputBuilder:
         self._num_unfinished = num_choices
 
     def warn(self, warning: str) -> None:
-        """Adds a warning to the outputs from now on, unless they have it."""
+        """Adds a warning to all later outputs, unless they have it."""
         self._warnings = tuple(dict.fromkeys((*self._warnings, warning)))
 
     def add(self, delta: Delta) -> None:

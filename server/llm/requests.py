@@ -1,6 +1,6 @@
 """Requests in this process, from prompts and messages to outputs, on the same service as HTTP.
 
-Their fields are those of HTTP bodies, so checks, defaults and results are the same.
+Their fields are the fields of HTTP bodies, so checks, defaults and results are the same.
 """
 
 import asyncio

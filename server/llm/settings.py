@@ -1,4 +1,4 @@
-"""Settings of a model in this process: those of `roost serve` that do not concern HTTP, also from keywords of vLLM."""
+"""Settings of a model in this process: all of `roost serve` except HTTP's, also from keywords of vLLM."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -104,7 +104,7 @@ _Settings: Final = make_dataclass(
 )
 
 
-class EngineArgs(_Settings):  # type: ignore[misc, valid-type]  # fields are those of `ModelSettings`
+class EngineArgs(_Settings):  # type: ignore[misc, valid-type]  # the fields of `ModelSettings`
     """Settings of a model from vLLM's keywords: `LLM(**dataclasses.asdict(EngineArgs(model="demo", max_num_seqs=8)))`.
 
     Attributes are the settings of Roost; a value of None selects the setting's default.

@@ -23,7 +23,7 @@ _SECRET: Final = secrets.token_bytes(32)
 
 
 def audit(event: str, **fields: Any) -> None:
-    """Writes a line of the audit log, whatever the format and the level of the log are."""
+    """Writes a line of the audit log, independent of the log's format and level."""
     say(f"audit: {event}", fields={"logger": "roost.audit", "event": event, **fields}, as_json=True)
 
 

@@ -25,7 +25,7 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 """Media type of Prometheus' text format."""
 
 _CACHE_S: Final = 0.2
-"""Seconds between two renderings of the page, however often it is scraped and however many requests end."""
+"""Minimum seconds between two renderings of the page, for any number of scrapes and requests."""
 
 INTERVAL_S: Final = 10.0
 """Seconds between two summaries of a busy server."""
@@ -356,7 +356,7 @@ class ReloadMetrics:
             self._time.set_to_current_time()
 
     def record_certificate(self, file: str, expiry: float) -> None:
-        """Records when the certificate that is in use from now on expires, in seconds since 1970."""
+        """Records when the new certificate expires, in seconds since 1970."""
         self._expiry.labels(file).set(expiry)
 
 

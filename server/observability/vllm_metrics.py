@@ -151,7 +151,7 @@ class _EngineCollector(Collector):
         return family
 
     def _accepted_by_place(self, drafts: DraftCounts) -> Metric:
-        """Returns the accepted tokens by their place in the draft, from 0 on."""
+        """Returns the accepted tokens by their place in the draft, counted from 0."""
         family = CounterMetricFamily(
             "vllm:spec_decode_num_accepted_tokens_per_pos",
             "Drafted tokens that were accepted, by place in the draft.",

@@ -15,7 +15,7 @@ class CompletionTokensDetails(TypedDict):
     """Details of `Usage.completion_tokens`.
 
     `accepted_prediction_tokens` and `rejected_prediction_tokens` count tokens of `prediction`, each once for a choice:
-    those that were drafted and accepted, and those that were drafted but never accepted. Both are 0 until the choice
+    drafted and accepted tokens, and tokens that were drafted but never accepted. Both are 0 until the choice
     ends, and without speculative decoding.
     """
 

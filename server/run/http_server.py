@@ -44,7 +44,7 @@ _UDS_MODE: Final = 0o666
 """Permissions of a Unix socket, which are uvicorn's: a proxy has another user."""
 
 SPARE_CONNECTIONS: Final = 4096
-"""Number of connections in addition to those of running and waiting requests, for idle clients, uploads, and followed
+"""Number of connections in addition to one per running or waiting request, for idle clients, uploads, and followed
 responses."""
 
 _RESERVED_FILES: Final = RESERVED_CONNECTIONS + MAX_ADMIN_CONNECTIONS + RESERVED_CONNECTIONS + 1024

@@ -280,7 +280,7 @@ def _unnamed_fields(body: JsonObject) -> Sequence[UnnamedField]:
 
 def _all_unnamed(item: JsonObject, place: _Place) -> Iterator[UnnamedField]:
     """Yields fields that are neither ignored nor neutral, and unknown entries of lists of names. An object's fields
-    precede those of objects within it.
+    precede the fields of objects within it.
     """
     kind = type(item)
     rules = kind.field_rules

@@ -1,6 +1,6 @@
 """Fields of completions and chats, used by bodies of HTTP requests and calls of the Python API.
 
-Null is equivalent to omitting a field. `body_check` checks fields that no schema names.
+Null is equivalent to omitting a field. `BodyCheck` checks fields that no schema names.
 
 Sampling fields of bodies, generated from the engine's table, and their conversion to the engine's parameters.
 """

@@ -148,7 +148,7 @@ def _parse_speculation(value: Any) -> dict[str, Any] | None:
     """Returns the keys of a JSON object, or of a table of the config file; None for `null`.
 
     Raises:
-      ValueError: It is no object, the method is unknown, a key is unknown, or a number is none.
+      ValueError: The value is not an object, the method or a key is unknown, or a number is not whole.
     """
     if isinstance(value, str):
         try:
@@ -170,4 +170,4 @@ def _parse_speculation(value: Any) -> dict[str, Any] | None:
 
 
 SpeculativeConfig = Annotated[dict[str, Any] | None, NoDecode, BeforeValidator(_parse_speculation)]
-"""Object with `method` and maybe some of `_SPECULATION_NUMBERS`, or None."""
+"""Object with `method` and optional `_SPECULATION_NUMBERS`, or None."""

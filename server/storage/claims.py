@@ -56,7 +56,7 @@ class Places:
       num_free: Maximum number of units to claim.
       max_of_tenant: Maximum number of units of one tenant that the replica runs.
       held: Number of units of each tenant that it runs.
-      prefers_suspect: Whether a suspect comes before other units. Otherwise it is claimed if there are no others.
+      prefers_suspect: Whether a suspect comes before other units. Otherwise it comes last.
     """
 
     num_free: int

@@ -81,7 +81,7 @@ class Table[Record]:
       name: Name of the table.
       record: Dataclass whose fields are columns.
       key: Columns of the primary key.
-      under: Columns before the record's, with their types: of what it is a part, and its place there.
+      under: Columns before the record's, with their types: the object that it is part of, and its place there.
       extra: Columns after the record's that only statements use, with their types.
       indexes: Columns and condition of each index, by the end of its name.
 
@@ -258,7 +258,7 @@ class ObjectTable[Record](Table[Record]):
       name, record, key, under, extra, indexes: See `Table`.
       visible: Condition of the objects that clients find.
       bounded: Condition of the objects to which `Bounds` apply; None if to all visible ones.
-      age: Column with the time at which their age begins. It needs an index of its own, and one that begins with the
+      age: Column with the time at which their age begins. It needs its own index, and one that begins with the
         tenant, both of the bounded objects.
       parts: Tables of parts. The first columns of their keys are the tenant and the object's id.
     """

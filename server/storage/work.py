@@ -169,7 +169,7 @@ class WorkTable(Table[Unit]):
         return tenants
 
     def numbers_at(self, transaction: Transaction, name: tuple[str, str], first: int, end: int) -> Sequence[int]:
-        """Returns the numbers of the units at some places of a range: those before `end`.
+        """Returns the numbers of the units at the places from `first` to `end`, without `end`.
 
         Args:
           name: Tenant and id of the work.
@@ -218,7 +218,7 @@ class WorkTable(Table[Unit]):
         )
 
     def seize(self, transaction: Transaction, owner: str, tenant: str, id: str) -> Claim | None:
-        """Makes a replica the owner of work of one unit, even if it has an owner; None if there is no such work."""
+        """Makes a replica the owner of work of one unit, even if it has an owner; None if the work does not exist."""
         query = f"SELECT {KEY} FROM {self.name} WHERE tenant = ? AND id = ? AND number = 1 {{lock}}"
         found = transaction.rows(query, tenant, id)
         return next(iter(self.take(transaction, owner, found, is_seized=True)), None)

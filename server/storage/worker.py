@@ -117,7 +117,7 @@ class Leases:
 
 @runtime_checkable
 class Claimed(Protocol):
-    """A claimed unit with what is needed to run it."""
+    """A claimed unit with the data needed to run it."""
 
     @property
     def claim(self) -> Claim:
@@ -152,7 +152,7 @@ class WorkKind[C: Claimed](Protocol):
     async def run(self, claim: C) -> Callable[[], Awaitable[Any]] | None:
         """Runs a unit, and returns the rest of its work, if any.
 
-        During the rest it keeps its lease, but takes no place any more, and does not give way.
+        During the rest the unit keeps its lease, but does not occupy a place, and is not given back.
         """
 
     def begin(self, claim: C, task: asyncio.Task[None]) -> None:
@@ -175,19 +175,19 @@ class WorkKind[C: Claimed](Protocol):
             task.cancel()
 
     def bar_others(self) -> AbstractAsyncContextManager[None]:
-        """Returns a context in which this replica runs no work of other kinds beside a suspect."""
+        """Returns a context in which this replica does not run other kinds of work together with a suspect."""
         return nullcontext()
 
     def alone_s(self, claim: C) -> float | None:
-        """Returns the seconds after which others may join a suspect that runs alone; None is no limit."""
+        """Returns the seconds after which others may join a suspect that runs alone; None means never."""
         return None
 
     async def look(self) -> bool:
-        """Does what is due after each renewal; returns whether units may be claimed now."""
+        """Does the work that is due after each renewal; returns whether units may be claimed now."""
         return True
 
     async def clean(self) -> None:
-        """Deletes what is old."""
+        """Deletes old data."""
 
 
 class Worker[C: Claimed]:

@@ -66,7 +66,7 @@ def takes_options[Options](
 
 
 def _own_parameters(kind: type) -> Mapping[str, inspect.Parameter]:
-    """Returns the parameters of a dataclass's options; those of its base classes are the last."""
+    """Returns the parameters of a dataclass's options, with its base classes' options last."""
     hints = get_type_hints(kind, include_extras=True)
     names = [name for each in kind.__mro__ for name in inspect.get_annotations(each)]
     defaults = inspect.signature(kind).parameters

@@ -153,7 +153,7 @@ def _next_mask(matcher: LLMatcher, token_ids: Sequence[int]) -> bytes:
 
 
 def _look_ahead(matcher: LLMatcher, mask: bytes, most: int) -> tuple[list[int], bytes]:
-    """Returns tokens that are each the only one allowed after those before it, and the mask after them.
+    """Returns tokens that are each the only one allowed after the previous tokens, and the mask after them.
 
     Args:
       matcher: Matcher of one output.
@@ -215,4 +215,4 @@ _TRANSLATIONS: Final[Mapping[Notation, Callable[[str], str]]] = {
     Notation.GBNF: _from_gbnf,
     Notation.REGEX: LLMatcher.grammar_from_regex,
 }
-"""Functions that translate a source to what the library takes."""
+"""Functions that translate a source to the library's grammars."""

@@ -36,8 +36,8 @@ class Kind(IntEnum):
       TOKENS: To the process: token ids, the reply to TOKENIZE.
       COMPILED: To the server: cost of the successful compilation.
       REFUSED: To the server: cost of the compilation, and the reason for its failure.
-      MASK: To the server: number of forced tokens, each of which is the only one that a follower allows after those
-        before it; these tokens; and the mask of the token after them, one bit per token.
+      MASK: To the server: number of forced tokens, each the only one that a follower allows after the previous
+        tokens; these tokens; and the mask of the token after them, one bit per token.
       FAILED: To the server: reason why an output cannot be followed further.
       TOKENIZE: To the server: text whose token ids are needed.
     """

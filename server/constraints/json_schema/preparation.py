@@ -64,7 +64,7 @@ _ENFORCED: Final = frozenset(
         *("patternProperties", "prefixItems", "properties", "required", "type"),
     }
 )
-"""Keywords that llguidance reads. Beside any other, even an annotation, it refuses references that lead in a circle."""
+"""Keywords that llguidance reads. With any other keyword, even an annotation, it refuses circular references."""
 
 _FORMATS: Final = frozenset(
     {"date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "unknown", "uri", "uuid"}
@@ -108,7 +108,7 @@ class PreparedSchema:
 def prepare(schema: Mapping[str, Any], *, rewrites: bool = True) -> PreparedSchema:
     """Returns a schema that llguidance can enforce.
 
-    Objects with `properties` but without `additionalProperties` allow no others, since models would go on adding some.
+    Objects with `properties` but without `additionalProperties` do not allow others, since models would add ever more.
     An object described by several subschemas (`allOf`) is closed as a whole. Required properties that it does not
     declare are allowed, with any value.
 

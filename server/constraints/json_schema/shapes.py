@@ -288,7 +288,7 @@ class Cluster:
 
     @property
     def allowed(self) -> list[str]:
-        """Property names of the closed object: those that a subschema names, then those that one only requires."""
+        """Property names of the closed object: first declared names, then names that are only required."""
         return [*(self.names | self.required)]
 
     @property
@@ -331,7 +331,7 @@ class Cluster:
 
 
 def _required_lists(node: Mapping[str, Any]) -> Iterator[list[Any]]:
-    """Yields the lists of properties that a schema requires, always or beside another property."""
+    """Yields the lists of properties that a schema requires, always or together with another property."""
     rules = (node[key] for key in ("dependencies", "dependentRequired") if isinstance(node.get(key), dict))
     for names in (node.get("required"), *itertools.chain.from_iterable(rule.values() for rule in rules)):
         if isinstance(names, list):
@@ -439,7 +439,7 @@ class _Endings:
         return True
 
     def _one_can_end(self, node: Any, outer: Sequence[Mapping[str, Any]], around: frozenset[int]) -> bool:
-        """Returns whether a value may end that fits a schema and several others, and a branch of each of its unions."""
+        """Returns whether a finite value fits a schema, several others, and a branch of every union of the schema."""
         try:
             new = list(self._parts(node, frozenset(), frozenset(map(id, outer))))
         except _NoValueError:

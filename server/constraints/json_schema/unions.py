@@ -303,7 +303,7 @@ class Conditions:
 
 
 def without(node: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-    """Returns a schema without some of its keywords."""
+    """Returns a schema without the given keywords."""
     return {key: value for key, value in node.items() if key not in keys}
 
 

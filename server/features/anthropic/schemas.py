@@ -1,4 +1,4 @@
-"""Schemas of Anthropic's `/v1/messages`, and the rules for fields that no schema names, which `body_check` applies."""
+"""Schemas of Anthropic's `/v1/messages`, and the rules for fields that no schema names, which `BodyCheck` applies."""
 
 import json
 from collections.abc import Iterator, Mapping

@@ -36,7 +36,7 @@ _RESULTS_S: Final = 0.05
 """Minimum seconds between the beginnings of two transactions that store results of lines."""
 
 _LINES_OF_ROW: Final = 8
-"""Number of lines that take as long to store as a row: they are appended to their table, and have one index."""
+"""Number of lines whose storage takes the time of one row: lines are appended to their table, and have one index."""
 
 _PAGE_LINES: Final = 1000
 """Maximum number of lines that are read at a time."""
@@ -316,7 +316,7 @@ def _check_quota(excess: str | None) -> None:
     """Checks that a tenant is within its limits.
 
     Raises:
-      ApiError: 403, with the message of `quotas`.
+      ApiError: 403, with the message of `UsedQuota.excess`.
     """
     if excess is not None:
         raise ApiError(kinds.QUOTA_EXCEEDED, excess)

@@ -1,6 +1,6 @@
 """Lines of batches as work that replicas share, as functions of a transaction.
 
-A batch begins as a range of lines, whose places are those of the run order of its input.
+A batch begins as a range of lines, whose places follow the run order of its input.
 """
 
 from collections.abc import Collection, Sequence

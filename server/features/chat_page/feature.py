@@ -28,7 +28,7 @@ PAGE: Final = (_FOLDER / "index.html").read_text(encoding="utf-8").replace("{fil
 """The document. Its addresses are relative, since a proxy may serve it below a path."""
 
 ICON: Final = unquote(PAGE.partition('href="data:image/svg+xml,')[2].partition('"')[0]).encode()
-"""The document's icon, an SVG image, for `/favicon.ico`, which browsers ask for beside any other address."""
+"""The document's icon, an SVG image, for `/favicon.ico`, which browsers request in addition to any other address."""
 
 FILES: Final = {f"/{_PREFIX}/{name}": content for name, content in _FILES.items()}
 """Content of each file by its path on the server."""
@@ -73,7 +73,7 @@ async def page() -> Response:
 
 @router.get("/favicon.ico", include_in_schema=False)
 async def icon() -> Response:
-    """Returns the icon that browsers show for addresses without one of their own."""
+    """Returns the icon that browsers show for addresses without their own icon."""
     return Response(ICON, media_type="image/svg+xml", headers=_ICON_HEADERS)
 
 

@@ -210,5 +210,5 @@ class AdoptionKind(WorkKind[AdoptedResponse]):
 
 
 def adopter(service: Service, responses: ResponseStore, background: Background) -> Worker[AdoptedResponse]:
-    """Returns the worker that renews the leases of this replica's responses, and adopts those of others."""
+    """Returns the worker that renews the leases of this replica's responses, and adopts other replicas' responses."""
     return Worker(AdoptionKind(service, responses, background), responses.leases)

@@ -1,4 +1,4 @@
-"""Bodies of `/v1/responses` and their conversion to a spec. Fields that no schema names are checked by `body_check`."""
+"""Bodies of `/v1/responses` and their conversion to a spec. Fields that no schema names are checked by `BodyCheck`."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -201,7 +201,7 @@ class PromptFields(Body):
     @field_validator("input", mode="before")
     @classmethod
     def _has_one_compaction(cls, value: Any) -> Any:
-        """Checks before anything is parsed: the messages in a compaction item count for as much as those of a body."""
+        """Checks before anything is parsed: a compaction item may have as many messages as a body."""
         items = value if isinstance(value, list) else ()
         if sum(isinstance(item, dict) and is_own_compaction(item.get("encrypted_content")) for item in items) > 1:
             raise ValueError("several compaction items: send the newest, which holds the others' messages")

@@ -158,7 +158,7 @@ def locked(conversation_id: str, param: str | None = None) -> ApiError:
 
 
 def before_turn(items: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """Returns the items that a response continues: if its work has run before, those before the turn that it added."""
+    """Returns the items that a response continues; if its work has run before, only the items before its own turn."""
     own = admission.get()
     if not own.is_repeated:
         return items

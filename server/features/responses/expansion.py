@@ -1,7 +1,7 @@
-"""Expansion of what a body names or packs: stored items, responses and conversations, and compaction items.
+"""Expansion of a body's references to stored items, responses and conversations, and of its compaction items.
 
-A short body may stand for much. What it names counts in bytes and items, as often as it is named. It is limited, and
-charged to the admission, before it is read from the store or unpacked.
+A short body may stand for much. Referenced content counts in bytes and items, as often as it is referenced. It is
+limited, and charged to the admission, before it is read from the store or unpacked.
 """
 
 import re
@@ -36,11 +36,11 @@ _ITEM_ID: Final = re.compile("(?:msg|fc|fco)_([0-9a-f]{32})(?:(_[0-9]{1,9})|_c[0
 
 
 class Room(NamedTuple):
-    """RowLimits on what a body expands to.
+    """Limits on the expansion of a body.
 
     Attributes:
-      max_items: Maximum number of items, including those that the body has itself.
-      max_bytes: Maximum bytes of what the body names or packs.
+      max_items: Maximum number of items, including the body's own.
+      max_bytes: Maximum bytes of referenced and packed content.
     """
 
     max_items: int
@@ -73,7 +73,7 @@ class _Tally:
         return _MEMORY_OF_BYTE * self.num_bytes + _MEMORY_OF_ITEM * self.num_items
 
     def add(self, param: str, num_items: int = 0, num_bytes: int = 0) -> None:
-        """Counts what a field names.
+        """Counts the content that a field references.
 
         Raises:
           ApiError: 413, the body expands to more than there is room for.
@@ -102,7 +102,7 @@ async def expanded(
     Args:
       param: Field that has the items.
       items: Items of the body.
-      earlier: What the body continues, and the field that names it.
+      earlier: Stored parts that the body continues, and the field that names each.
 
     Raises:
       ApiError: 413, the body expands to too much; 404 or 400, something that it names does not exist or is damaged.
@@ -124,7 +124,7 @@ class _Body:
     """References, packed items and continued history of a body.
 
     Attributes:
-      tally: What it expands to so far.
+      tally: Items and bytes of the expansion so far.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class _Body:
         return {*self._earlier, *self._referred.values()}
 
     async def measure(self, store: ResponseStore) -> None:
-        """Counts what the body names by the sizes that the store knows, and what it packs by its length.
+        """Counts referenced content by the sizes that the store knows, and packed content by its length.
 
         Raises:
           ApiError: Something does not exist, or is too much.
@@ -173,7 +173,7 @@ class _Body:
             sizes[part] = 0, 0
 
     def expansion(self, contents: Mapping[StoredPart, Sequence[bytes]]) -> Expansion:
-        """Returns the messages, and counts what the store has no sizes of.
+        """Returns the messages, and counts content whose size the store does not know.
 
         Raises:
           ApiError: Something does not exist any more, is damaged, or is too much.

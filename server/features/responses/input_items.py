@@ -278,14 +278,14 @@ class CompactionItem(Fields):
         return items
 
     def as_messages(self) -> list[ConversationMessage]:
-        """Returns no message; `expansion` has those of the server's own item."""
+        """Returns an empty list; `expansion` unpacks the messages of the server's own item."""
         return []
 
 
 def compaction_of(messages: Sequence[ConversationMessage]) -> dict[str, Any]:
     """Returns the item that stands for messages.
 
-    It holds them as they are: a state has the same size after any number of tokens, so nothing has to be summarised.
+    It holds them as they are: a state has the same size after any number of tokens, so no summary is needed.
     """
     items = [item for message in messages for item in items_of_message(message)]
     content = _COMPACTED + base64.b64encode(to_json(items)).decode()

@@ -1,7 +1,7 @@
 """Stored responses, which clients may fetch or continue. Each tenant sees only its own.
 
-A database that other replicas share keeps what they need to continue a running response. One in memory keeps what
-clients may fetch or follow.
+A database that replicas share keeps all data that they need to continue a running response. A database in memory keeps
+only data that clients may fetch or follow.
 """
 
 import asyncio

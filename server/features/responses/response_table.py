@@ -1,8 +1,8 @@
 """Statements on stored responses, as functions of a transaction.
 
-A running response is also a unit of shared work, which tells its owner. Each write of an owner changes that row in the
-same transaction, and before any other row, so that transactions lock rows in one order. `engine` of the unit names the
-engine that has decoded all tokens of the log one after the other; other engines read them as a prompt.
+A running response is also a unit of shared work, whose row names its owner. Each write of an owner changes that row in
+the same transaction, and before any other row, so that transactions lock rows in one order. `engine` of the unit names
+the engine that has decoded all tokens of the log one after the other; other engines read them as a prompt.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from .event_table import EVENTS
 from .records import Adoption, CheckpointReference, Job, LogEnd, LogEntry, ResponseRecord
 
 _PROBE_BYTES: Final = 4096
-"""Bytes of a response that is stored as a probe: about those of a short response."""
+"""Bytes of a response that is stored as a probe: about as many as a short response has."""
 
 RESPONSES: Final = ObjectTable(
     "roost_responses",
@@ -235,7 +235,7 @@ def seize(transaction: Transaction, owner: str, tenant: str, response_id: str) -
 
 
 def _adoption(transaction: Transaction, claim: Claim, engine: str | None) -> Adoption:
-    """Returns what is needed to continue a response."""
+    """Returns the data needed to continue a response."""
     name = claim.lease.tenant, claim.lease.id
     query = (
         f"SELECT request, prompt, checkpoint, checkpoint_tokens, {RESPONSES.columns} FROM roost_responses WHERE {_OWN}"

@@ -369,7 +369,7 @@ def _state_id(body: PromptFields, earlier: Sequence[ConversationMessage]) -> str
 
 
 def _continued(body: PromptFields) -> Mapping[StoredPart, str]:
-    """Returns what a response continues, and the field that names it.
+    """Returns the stored parts that a response continues, and the field that names each.
 
     Raises:
       ApiError: A response and a conversation are named.

@@ -21,7 +21,7 @@ async def save(client: HttpClient, exchange: Exchange, request_id: str | None) -
 
 
 async def load(client: HttpClient, exchange: Exchange, data: bytes) -> dict[str, Any]:
-    """Saves the state in a file; returns what the server says of it."""
+    """Saves the state in a file; returns the server's description of it."""
     pieces: list[bytes] = []
     await exchange(client.post_file("/v1/states/import", data, lambda piece, _: pieces.append(piece)))
     state: dict[str, Any] = orjson.loads(b"".join(pieces))

@@ -91,8 +91,8 @@ class StateObject(TypedDict):
 
     messages: NotRequired[list[StateMessage]]
     """Messages of the chat, whose last one is a reply. `/v1/states/{state_id}` and `/v1/states/import` have them if the
-    tokens are a chat in the model's chat format, of no more messages than a request may have: formatting the messages
-    gives the same tokens, except that a model may have chosen others for the text of a reply."""
+    tokens are a chat in the model's chat format, with at most as many messages as a request may have: formatting the
+    messages gives the same tokens, except that a model may have chosen others for the text of a reply."""
 
 
 @described

@@ -181,7 +181,7 @@ class ChatFormat:
         """Returns the tokens of a chat whose messages have these roles and texts, and whose replies have these tokens.
 
         Raises:
-          ChatFormatError: There is no such chat.
+          ChatFormatError: Such a chat does not exist.
         """
         messages, replies = [], {}
         for role, ids in pieces:
