@@ -1,1 +1,9 @@
 """`roost toy`."""
+
+
+def toy() -> None:
+    """Greet."""
+    print("a toy greets")
+
+
+command = toy

@@ -1,9 +1,0 @@
-"""Declares `roost toy`."""
-
-
-def toy() -> None:
-    """Greet."""
-    print("a toy greets")
-
-
-command = toy
