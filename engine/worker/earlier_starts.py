@@ -1,4 +1,4 @@
-"""What earlier starts left in the folder of compiled programs: traced programs, and numbers of slots that fit.
+"""Files of earlier starts in the folder of compiled programs: traced programs, and numbers of slots that fit.
 
 Tracing a model in Python takes longer than reading its compiled programs. What tracing yields, a program in StableHLO,
 is therefore kept in a file that `jax.export` defines, and a later start only compiles the call of that program. One

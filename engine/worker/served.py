@@ -248,8 +248,8 @@ class OpenWeights(NamedTuple):
 
     Attributes:
       served: The model, without a number of slots.
-      read: Reads or draws the parameters and places them on the devices; called with a function that is told how many
-        are done, and of how many.
+      read: Reads or draws the parameters and places them on the devices; takes a callback, which
+        receives the numbers of finished and of all parameters.
       num_bytes: Bytes that the parameters will take on each device.
     """
 

@@ -1,4 +1,4 @@
-"""What layers compute between products, by native kernels: norms, the recurrent block, and attention over rings."""
+"""Native kernels of layers other than products: norms, the recurrent block, and attention over rings."""
 
 from collections.abc import Callable
 from typing import Any

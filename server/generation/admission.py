@@ -130,7 +130,7 @@ class Admission:
       name: Name of work that may run again after its replica has died; empty for all other work.
       is_repeated: Whether the work may have run before.
       num_kept: Bytes that are held until the work ends.
-      is_large: Whether they are so many that each step of the work should run on a worker thread.
+      is_large: Whether `num_kept` is so large that each step of the work should run on a worker thread.
     """
 
     preemptible = False

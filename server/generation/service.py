@@ -148,7 +148,7 @@ class OpenRequests:
     then new requests are refused.
 
     Attributes:
-      is_draining: Whether shutdown has begun, so that readiness fails.
+      is_draining: Whether shutdown has begun. Readiness fails then.
       is_accepting: Whether new requests are accepted.
       count: Number of open requests.
     """

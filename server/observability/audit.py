@@ -19,7 +19,7 @@ _MAX_PATH: Final = 200
 """Maximum characters of a path in a line."""
 
 _SECRET: Final = secrets.token_bytes(32)
-"""Key of the hashes of this process, so that nobody else can find a rejected key by its hash."""
+"""Key of the hashes of this process. Without it, a rejected key cannot be guessed from its hash."""
 
 
 def audit(event: str, **fields: Any) -> None:

@@ -1,1 +1,1 @@
-"""What tenants store, and work that replicas share: objects, leases, turns, and the loop that runs work."""
+"""Stored objects of tenants, and work that replicas share: leases, turns, and the loop that runs work."""

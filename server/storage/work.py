@@ -185,7 +185,7 @@ class WorkTable(Table[Unit]):
         num_bytes: int = 0,
         engine: str | None = None,
     ) -> Lease:
-        """Adds work of one unit that a replica has begun. Repeating it changes nothing.
+        """Adds work of one unit that a replica has begun, unless it is stored already.
 
         Args:
           name: Tenant and id of the work.
@@ -349,7 +349,7 @@ class WorkTable(Table[Unit]):
         return int(count)
 
     def drop(self, transaction: Transaction, tenant: str, id: str) -> None:
-        """Removes all units of a work, whoever owns them."""
+        """Removes all units of a work, including those that other replicas own."""
         is_new = f"SELECT 1 FROM {self.name} WHERE tenant = ? AND id = ? AND number = 0 {{lock}}"
         transaction.rows(is_new, tenant, id)  # waits for a claim, whose units the next statement sees
         transaction.execute(f"DELETE FROM {self.name} WHERE tenant = ? AND id = ?", tenant, id)
