@@ -188,9 +188,11 @@ def table_names(transaction: "Transaction", address: str) -> list[str]:
 
 def drop_tables(address: str) -> None:
     """Drops all tables of the store."""
-    from roost.server.database.address import StoreAddress  # only where Roost is installed
-    from roost.server.database.database import Database
-    from roost.server.database.dialects import dialect_of
+    from roost.server.database.database import (
+        Database,  # only where Roost is installed
+        dialect_of,
+    )
+    from roost.server.database.dialects import StoreAddress
 
     database = Database(dialect_of(StoreAddress.parse(address)))
     for name in database.run_now(lambda each: table_names(each, address)):
@@ -204,8 +206,9 @@ def upgrade_further(address: str, tables: "Tables", *statements: str, oldest: in
     Args:
       oldest: Oldest version of the code that may use the database afterwards.
     """
-    from roost.server.database.address import StoreAddress  # only where Roost is installed
-    from roost.server.database.schema import Upgrade, open_database
+    from roost.server.database.database import open_database  # only where Roost is installed
+    from roost.server.database.dialects import StoreAddress
+    from roost.server.database.schema import Upgrade
 
     later = replace(tables, upgrades=(*tables.upgrades, Upgrade(statements, oldest)))
     open_database(StoreAddress.parse(address), later).close()
@@ -217,10 +220,8 @@ def opened(address: str, *, clocked: bool = False) -> "Database":
     Args:
       clocked: Whether a table holds the clock, so that a test can move it.
     """
-    from roost.server.database import schema  # only where Roost is installed
-    from roost.server.database.address import StoreAddress
-    from roost.server.database.database import Database
-    from roost.server.database.dialects import dialect_of
+    from roost.server.database.database import Database, dialect_of, upgrade
+    from roost.server.database.dialects import StoreAddress
     from roost.server.feature import load_features
 
     dialect = dialect_of(StoreAddress.parse(address))
@@ -231,7 +232,7 @@ def opened(address: str, *, clocked: bool = False) -> "Database":
     def prepare(transaction: "Transaction") -> None:
         for feature in load_features():
             if feature.tables is not None:
-                schema.upgrade(transaction, dialect, feature.tables)
+                upgrade(transaction, feature.tables)
         for name in table_names(transaction, address):
             if name != "roost_schemas":
                 transaction.execute(f"DELETE FROM {name}")

@@ -27,7 +27,7 @@ def scans_of(database: "Database", work: "Callable[[Transaction], Any]") -> set[
         transaction.execute = noted
         work(transaction)
         transaction.execute = execute
-        is_sqlite = not transaction._dialect.lock_schema
+        is_sqlite = not transaction.dialect.lock_schema
         if not is_sqlite:
             execute("SET LOCAL enable_seqscan = off")
         read = _sqlite_scans if is_sqlite else _postgresql_scans

@@ -104,7 +104,8 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
             "engine/devices/hosts.py",
             "engine/prefix_cache/disk.py",
             "engine/worker/compilation.py",
-            "server/database/connections.py",  # a caller on the event loop interrupts a statement on its thread
+            "server/database/dialects.py",  # the transactions of a store in memory share a connection
+            "server/database/database.py",  # a caller on the event loop interrupts a statement on its thread
             "server/llm/llm.py",
             "server/constraints/grammar/process.py",
             "server/observability/logging.py",  # the hook for what threads raise
@@ -153,7 +154,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
             "server/observability/tracing.py",
         ),
     ),
-    "databases": ({"sqlite3", "psycopg"}, ("server/database/dialects.py", "server/database/hosts.py")),
+    "databases": ({"sqlite3", "psycopg"}, ("server/database/dialects.py", "server/database/postgresql.py")),
     "checkpoint formats": (
         {"safetensors", "tensorstore", "orbax"},
         ("engine/checkpoint/safetensors_files.py", "engine/checkpoint/orbax.py", "engine/prefix_cache/saved_state.py"),

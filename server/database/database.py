@@ -2,15 +2,22 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from enum import Enum
-from typing import Any, Final
+from functools import cache, partial
+from threading import Event, Lock, Thread
+from typing import TYPE_CHECKING, Any, Final
 
 from ..tenancy.workers import Workers, WorkersClosedError
-from .connections import Call, Connections
-from .dialects import STATEMENT_TIMEOUT_S, Connection, Cursor, Dialect
+from .dialects import STATEMENT_TIMEOUT_S, Connection, Cursor, Memory, Sqlite, StoreAddress
 from .errors import StoreClosedError, StoreOutdatedError, StoreUnavailableError, StoreUnusableError
-from .fence import Fence
+from .schema import Tables
+
+if TYPE_CHECKING:
+    from .postgresql import Postgresql
 
 TIMEOUT_S: Final = 2.0 * STATEMENT_TIMEOUT_S
 """Seconds after which a caller gets an error, even if the database does not respond."""
@@ -20,6 +27,12 @@ PROBE_S: Final = 1.0
 
 _PATIENCE_S: Final = 2 * PROBE_S
 """Seconds for which a request waits for a probe that succeeds."""
+
+_REPEAT_S: Final = 0.1
+"""Seconds between two interrupts of one transaction. An interrupt between two statements has no effect."""
+
+_OTHERS: Final = 0o077
+"""Permission bits of users other than the owner."""
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -40,8 +53,98 @@ class Lane(Enum):
     LEASES = "lease"
 
 
-_NUM_READERS: Final = 3
-"""Number of threads for reads."""
+type Dialect = Sqlite | Postgresql
+"""One kind of database. Both have the same attributes and methods."""
+
+
+def dialect_of(address: StoreAddress) -> Dialect:
+    """Returns the database at an address."""
+    match address.kind:
+        case "memory":
+            return Memory()
+        case "sqlite":
+            return Sqlite(address.target)
+    from .postgresql import Postgresql  # whose driver takes 100 ms to import
+
+    return Postgresql(address.target)
+
+
+class Call:
+    """A transaction that runs on one thread, and whose caller may leave on another.
+
+    Args:
+      dialect: Kind of the database.
+
+    Attributes:
+      has_begun: Whether a thread is running or has run the transaction.
+    """
+
+    def __init__(self, dialect: Dialect) -> None:
+        self.has_begun = False
+        self._dialect = dialect
+        self._connection: Connection | None = None
+        self._is_abandoned = False
+        self._lock = Lock()
+        self._ended = Event()
+
+    def begin(self) -> None:
+        """Marks the transaction as running on a thread, unless the caller has left."""
+        with self._lock:
+            self.check()
+            self.has_begun = True
+
+    def use(self, connection: Connection) -> None:
+        """Sets the connection whose statements are interrupted when the caller leaves."""
+        self._connection = connection
+        self.check()
+
+    def check(self) -> None:
+        """Checks that the caller has not left.
+
+        Raises:
+          StoreUnavailableError: The caller has left.
+        """
+        if self._is_abandoned:
+            raise StoreUnavailableError("the transaction's caller has left")
+
+    def end(self) -> None:
+        """Marks the transaction as committing or ended, so that it is not interrupted any more."""
+        with self._lock:
+            self._ended.set()
+
+    def abandon(self) -> None:
+        """Interrupts the transaction, or prevents its start. A commit is not interrupted."""
+        with self._lock:
+            if self._ended.is_set():
+                return
+            self._is_abandoned = True
+            if self.has_begun:
+                Thread(target=self._interrupt, name="store-interrupt", daemon=True).start()
+
+    def _interrupt(self) -> None:
+        while not self._ended.is_set():
+            with self._lock, suppress(*self._dialect.errors):  # the next transaction may have the same connection
+                if self._connection is not None and not self._ended.is_set():
+                    self._dialect.interrupt(self._connection)
+            self._ended.wait(_REPEAT_S)
+
+
+class Transaction:
+    """One transaction. Its statements have `?` for values, and the dialect's words in braces."""
+
+    def __init__(self, connection: Connection, dialect: Dialect, call: Call) -> None:
+        self.dialect = dialect
+        self._connection = connection
+        self._call = call
+
+    def execute(self, sql: str, *values: Any) -> Cursor:
+        """Runs one statement."""
+        self._call.check()
+        return self._connection.execute(self.dialect.sql(sql), values)
+
+    def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Runs one statement and returns its rows."""
+        return self.execute(sql, *values).fetchall()
 
 
 def placeholders(rows: int, columns: int) -> str:
@@ -49,29 +152,8 @@ def placeholders(rows: int, columns: int) -> str:
     return ", ".join([f"({', '.join('?' * columns)})"] * rows)
 
 
-class Transaction:
-    """One transaction. Its statements have `?` for values, and the dialect's words in braces."""
-
-    def __init__(self, connection: Connection, dialect: Dialect, call: Call) -> None:
-        self._connection = connection
-        self._dialect = dialect
-        self._call = call
-
-    def execute(self, sql: str, *values: Any) -> Cursor:
-        """Runs one statement."""
-        self._call.check()
-        return self._connection.execute(self._dialect.sql(sql), values)
-
-    def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
-        """Runs one statement and returns its rows."""
-        return self.execute(sql, *values).fetchall()
-
-
-def _workers(lane: Lane) -> Workers:
-    """Returns the threads of a kind of transactions."""
-    if lane is Lane.READS:  # the server itself also reads, and counts as a tenant
-        return Workers(tenants=2, num_threads=_NUM_READERS, name="store-read")
-    return Workers(num_threads=1, name=f"store-{lane.value}")
+_NUM_READERS: Final = 3
+"""Number of threads for reads."""
 
 
 class Pool:
@@ -79,12 +161,19 @@ class Pool:
 
     Args:
       dialect: Kind and address of the database.
+
+    Attributes:
+      workers: Threads of each kind of transactions.
+      num_errors: Number of times that the database has failed.
     """
 
     def __init__(self, dialect: Dialect) -> None:
         self.dialect = dialect
-        self.workers = {lane: _workers(lane) for lane in Lane}
-        self.connections = {lane: Connections(dialect) for lane in Lane}
+        self.workers = {lane: Workers(name=f"store-{lane.value}", num_threads=1) for lane in Lane}
+        # the server itself also reads, and counts as a tenant
+        self.workers[Lane.READS] = Workers(name="store-read", num_threads=_NUM_READERS, tenants=2)
+        self.num_errors = 0
+        self._idle = {lane: deque[Connection]() for lane in Lane}
         self._num_users = 0
 
     def enter(self) -> None:
@@ -95,14 +184,69 @@ class Pool:
         """Removes a user. The last one closes all: waiting transactions fail."""
         self._num_users -= 1
         if not self._num_users:
-            for lane in Lane:
-                self.workers[lane].close()
-                self.connections[lane].close()
+            for workers in self.workers.values():
+                workers.close()
+            self.fail()
+
+    @contextmanager
+    def transaction(self, lane: Lane, *statements: str) -> Iterator[tuple[Connection, Cursor]]:
+        """Commits a transaction after the `with` block, unless it raises.
+
+        The transaction has an idle connection, or a new one if there is none or it was lost.
+
+        Args:
+          lane: Kind of the transaction.
+          statements: Statement that begins the transaction, and its first statements.
+
+        Yields:
+          The connection, and the result of the last statement.
+        """
+        num_errors = self.num_errors
+        connection, first = self._begin(lane, statements)
+        try:
+            yield connection, first
+            connection.execute("COMMIT")
+        except BaseException:
+            self._drop(connection)
+            raise
+        if not self.dialect.is_shared:  # has one connection, for which others may be waiting
+            self._drop(connection)
+            return
+        self._idle[lane].append(connection)
+        if num_errors != self.num_errors or not self._num_users:  # another thread may have failed or closed it
+            self._drop_idle()
 
     def fail(self) -> None:
-        """Closes all idle connections."""
-        for connections in self.connections.values():
-            connections.fail()
+        """Closes all idle connections: each may still lead to a server that was demoted, or to a read-only session.
+
+        Connections in use are closed after their transactions.
+        """
+        self.num_errors += 1
+        self._drop_idle()
+
+    def _begin(self, lane: Lane, statements: Sequence[str]) -> tuple[Connection, Cursor]:
+        with suppress(IndexError):  # other threads pop, too
+            connection = self._idle[lane].pop()
+            try:
+                return connection, self.dialect.run_all(connection, statements)
+            except self.dialect.errors:
+                self._drop(connection)
+        connection = self.dialect.connect()
+        try:
+            return connection, self.dialect.run_all(connection, statements)
+        except BaseException:
+            self._drop(connection)
+            raise
+
+    def _drop_idle(self) -> None:
+        for idle in self._idle.values():
+            with suppress(IndexError):  # other threads pop, too
+                while True:
+                    self._drop(idle.pop())
+
+    def _drop(self, connection: Connection) -> None:
+        with suppress(*self.dialect.errors):
+            connection.close()
 
 
 class Database:
@@ -110,33 +254,26 @@ class Database:
 
     Args:
       pool: Shared threads and connections, or the dialect with which this object opens its own.
-      prepare: Creates and upgrades tables before the first other transaction; None if they exist. It is repeated while
-        the database is unavailable.
-      name: Name of its tables for metrics and readiness.
-      fence: Checked by each transaction once the tables exist; None uses tables of any version.
+      tables: Tables that are created and upgraded before the first other transaction, which is repeated while the
+        database is unavailable. Later transactions check their version. None uses tables of any version.
 
     Attributes:
+      name: Name of the tables for metrics and readiness.
       outdated: Why this server may no longer use the database; None while it may.
       probe: Transaction that writes to the feature's tables, and deletes what it wrote. While the database fails, it is
         repeated until it succeeds. None waits for the feature's transactions to succeed.
     """
 
-    def __init__(
-        self,
-        pool: Pool | Dialect,
-        prepare: Callable[[Transaction], None] | None = None,
-        name: str = "store",
-        fence: Fence | None = None,
-    ) -> None:
-        self.name = name
+    def __init__(self, pool: Pool | Dialect, tables: Tables | None = None) -> None:
+        self.name = "store" if tables is None else tables.feature
         self.outdated: str | None = None
         self.probe: Callable[[Transaction], None] | None = None
-        self._fence = fence
+        self._tables = tables
+        self._is_prepared = tables is None
         self._pool = pool if isinstance(pool, Pool) else Pool(pool)
         self._pool.enter()
         self._dialect = self._pool.dialect
         self._is_closed = False
-        self._prepare = prepare
         self._preparing: asyncio.Task[None] | None = None
         self._probing: asyncio.Task[None] | None = None
         self._running: set[Call] = set()
@@ -155,7 +292,7 @@ class Database:
     @property
     def is_available(self) -> bool:
         """Whether the tables exist, and the last transaction of each kind reached the database."""
-        return self._prepare is None and self.outdated is None and not self._failing
+        return self._is_prepared and self.outdated is None and not self._failing
 
     async def run[T](
         self,
@@ -179,7 +316,7 @@ class Database:
         call = Call(self._dialect)
         try:
             async with asyncio.timeout(timeout_s):
-                if self._prepare is not None:
+                if not self._is_prepared:
                     await asyncio.shield(self._prepared())
                 if self._is_closed:
                     raise WorkersClosedError
@@ -237,9 +374,9 @@ class Database:
           StoreUnavailableError: The database is unavailable, or its tables cannot be created. The next transaction
             tries again.
         """
-        if self._prepare is not None:
-            self.run_now(self._prepare, writes=True)
-            self._prepare = None
+        if self._tables is not None and not self._is_prepared:
+            self.run_now(partial(upgrade, tables=self._tables), writes=True)
+            self._is_prepared = True
 
     def _prepared(self) -> asyncio.Task[None]:
         """Returns the task that creates the tables. A caller's timeout does not end it: an upgrade may take minutes."""
@@ -290,24 +427,17 @@ class Database:
             self._running.discard(call)
 
     def _transact[T](self, work: Callable[[Transaction], T], lane: Lane, call: Call) -> T:
-        connections = self._pool.connections[lane]
-        num_errors = connections.num_errors
-        begin = self._dialect.begin(writes=lane is not Lane.READS)
-        fence = self._fence if self._prepare is None else None
-        connection, first = connections.begin(*begin, *(() if fence is None else (fence.query,)))
-        try:
-            call.use(connection)
-            if fence is not None:
-                fence.check(first.fetchall())
-            result = work(Transaction(connection, self._dialect, call))
-            call.end()  # a COMMIT that is interrupted while it waits for a standby is not undone
+        tables = self._tables if self._is_prepared else None
+        begin, fence = self._dialect.begin(writes=lane is not Lane.READS), [] if tables is None else [tables.fence]
+        with self._pool.transaction(lane, *begin, *fence) as (connection, first):
+            try:
+                call.use(connection)
+                if tables is not None:
+                    tables.check_fence(first.fetchall())
+                result = work(Transaction(connection, self._dialect, call))
+            finally:
+                call.end()  # a COMMIT that is interrupted while it waits for a standby is not undone
             call.check()
-            connection.execute("COMMIT")
-        except BaseException:
-            call.end()
-            connections.drop(connection)
-            raise
-        connections.put_back(connection, num_errors)
         return result
 
     def _give_up(self, error: StoreOutdatedError) -> None:
@@ -331,3 +461,104 @@ class Database:
                 self._failing.pop(each, None)
             if not self._failing:
                 _logger.info("the store's database can be used again")
+
+
+def open_database(address: StoreAddress, tables: Tables, pool: Pool | None = None) -> Database:
+    """Returns a database whose tables exist in this version or a later one, or are created once it can be reached.
+
+    One in memory is created when it is first used.
+
+    Args:
+      pool: Threads and connections to this address; None makes some for these tables alone.
+
+    Raises:
+      StoreUnavailableError: SQLite's file cannot be used.
+      StoreUnusableError: PostgreSQL's administrator must change something first.
+    """
+    database = Database(dialect_of(address) if pool is None else pool, tables)
+    if address.kind == "memory":
+        return database
+    try:
+        database.prepare_now()
+    except StoreUnavailableError as error:
+        if address.kind == "sqlite" or isinstance(error, StoreUnusableError):
+            database.close()
+            raise type(error)(f"--store {address}: {error}") from None
+        _warn_of_absence(str(address))
+    if address.kind == "sqlite":
+        _warn_of_access(address.target)
+    return database
+
+
+@cache
+def _warn_of_absence(address: str) -> None:
+    """Warns once for each database that is unavailable at the start."""
+    text = "--store %s: serving without it; requests that need it get 503 until it can be used, and it is tried again"
+    _logger.warning(text, address)
+
+
+@cache
+def _warn_of_access(path: str) -> None:
+    """Warns once for each file that other users of the machine may read or write."""
+    mode = os.stat(path).st_mode & 0o777
+    if mode & _OTHERS:
+        text = "--store: other users of the machine may use %s (mode %03o): chmod 600 it and its -wal and -shm"
+        _logger.warning(text, path, mode)
+
+
+def upgrade(transaction: Transaction, tables: Tables) -> None:
+    """Upgrades tables to this code's version, unless they are newer. Call it in a transaction that writes.
+
+    Raises:
+      StoreOutdatedError: The tables exclude this code.
+      StoreUnusableError: No upgrade leads on from the tables, or the database's role may not create or change tables.
+    """
+    dialect = transaction.dialect
+    _run(transaction, dialect.lock_schema)
+    try:
+        found = _found(transaction, tables)
+        if found is not None:
+            version, oldest = found
+            tables.check_not_older(version)
+            tables.check_oldest(version, oldest)
+            if oldest < tables.upgrades[-1].oldest:
+                _run(transaction, dialect.lock_fence)
+        if found is None or found[0] < tables.version:
+            _apply(transaction, tables, 0 if found is None else 1 + found[0] - tables.first)
+    except dialect.denials as error:
+        message = f"the database's role may not make or change the tables of {tables.feature}"
+        reason = str(dialect.unavailable(error)).rpartition(": ")[2]
+        fix = "it needs USAGE and CREATE on the schema, and must own the tables that are there"
+        raise StoreUnusableError(f"{message} ({reason}): {fix}") from None
+
+
+def _apply(transaction: Transaction, tables: Tables, num_done: int) -> None:
+    """Runs the upgrades after the first `num_done`."""
+    for step in tables.upgrades[num_done:]:
+        _run(transaction, step.statements)
+    insert = "INSERT INTO roost_schemas (feature, version, oldest) VALUES (?, ?, ?)"
+    transaction.execute("DELETE FROM roost_schemas WHERE feature = ?", tables.feature)
+    transaction.execute(insert, tables.feature, tables.version, tables.upgrades[-1].oldest)
+
+
+def _run(transaction: Transaction, statements: Sequence[str]) -> None:
+    for statement in statements:
+        transaction.execute(statement)
+
+
+def _found(transaction: Transaction, tables: Tables) -> tuple[int, int] | None:
+    """Returns the version of a feature's tables and the oldest version of the code that may use them; None without any.
+
+    Servers from before 0.1.0 kept one version of all tables in `roost_schema`. It counts as 0.
+    """
+    if not _has_table(transaction, "roost_schemas"):
+        transaction.execute(
+            "CREATE TABLE roost_schemas (feature TEXT PRIMARY KEY, version INTEGER NOT NULL, oldest INTEGER NOT NULL)"
+        )
+    for version, oldest in transaction.rows(tables.fence):
+        return version, oldest
+    return (0, 0) if _has_table(transaction, "roost_schema") else None
+
+
+def _has_table(transaction: Transaction, name: str) -> bool:
+    return bool(transaction.rows("SELECT {has_table}", name)[0][0])

@@ -1,22 +1,62 @@
-"""Differences between SQLite and PostgreSQL. All statements are written once, with `?` for values."""
+"""Address of a store, and how SQLite differs from PostgreSQL. All statements are written once, with `?` for values."""
 
 import os
+import re
 import sqlite3
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final, Protocol, runtime_checkable
-from uuid import uuid4
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Any, Final, Literal, Protocol, runtime_checkable
 
-from .address import StoreAddress
 from .errors import StoreFullError, StoreUnavailableError
 
 CONNECT_TIMEOUT_S: Final = 3
 STATEMENT_TIMEOUT_S: Final = 5
 """Maximum seconds of a statement, including waiting for locks."""
 
-_ABANDONED_S: Final = 5
-"""Seconds after which PostgreSQL ends a transaction whose client has stopped in the middle of it."""
+_PASSWORD: Final = re.compile(r"(?<=://)([^/@?#]*?):[^/?#]*@(?=[^@]*$)|(?<=[?&]password=)[^&#]*")
+"""Password of a URL, either in front of the host or among the parameters."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreAddress:
+    """An address that `--store` takes. Its text never shows a password.
+
+    Attributes:
+      kind: Kind of database.
+      target: Path of SQLite's file, or PostgreSQL's connection URL; empty for memory.
+    """
+
+    kind: Literal["memory", "sqlite", "postgresql"]
+    target: str = field(default="", repr=False)
+
+    @classmethod
+    def parse(cls, text: str) -> "StoreAddress":
+        """Returns the address that a text names: `memory:`, `sqlite:///FILE` or `postgresql://…`.
+
+        Raises:
+          ValueError: The text is not an address of a store. The message does not repeat it.
+        """
+        scheme, _, rest = text.partition(":")
+        if text == "memory:":
+            return cls("memory")
+        if scheme == "sqlite" and rest.startswith("///") and rest != "///":
+            return cls("sqlite", f"/{rest.lstrip('/')}")
+        if scheme in ("postgresql", "postgres") and rest.startswith("//"):
+            return cls("postgresql", f"postgresql:{rest}")
+        raise ValueError(
+            "must be memory:, sqlite:///FILE with an absolute path, or postgresql://USER:PASSWORD@HOST/NAME"
+        )
+
+    def __str__(self) -> str:
+        match self.kind:
+            case "memory":
+                return "memory:"
+            case "sqlite":
+                return f"sqlite://{self.target}"
+        return _PASSWORD.sub(lambda found: f"{found[1]}:***@" if found[1] is not None else "***", self.target)
 
 
 @runtime_checkable
@@ -42,81 +82,44 @@ class Connection(Protocol):
         """Runs one statement."""
 
     def close(self) -> None:
-        """Closes the connection."""
-
-
-@runtime_checkable
-class Dialect(Protocol):
-    """One kind of database.
-
-    Attributes:
-      is_shared: Whether other processes may use the database.
-      words: Replacements for the names in braces in statements: `{now}` (seconds since 1970 by the database's clock),
-        `{skip_locked}` (locks the selected rows, and skips locked ones), `{lock}` (locks them, waiting), `{bytes}`,
-        `{has_table}` (whether a table exists whose name is the next value), `{lock_name}` (a statement that waits until
-        no other transaction has locked the name that is the next value, and locks it).
-    """
-
-    is_shared: bool
-    words: Mapping[str, str]
-
-    @property
-    def lock_schema(self) -> Sequence[str]:
-        """Statements that let one process at a time upgrade the schema, until the upgrade has ended."""
-
-    @property
-    def lock_fence(self) -> Sequence[str]:
-        """Statements that wait for all transactions that have passed the fence, and block others until the commit."""
-
-    @property
-    def errors(self) -> tuple[type[Exception], ...]:
-        """All exception types of the driver."""
-
-    @property
-    def denials(self) -> tuple[type[Exception], ...]:
-        """Exception types of the driver about a role that may not create or change tables."""
-
-    def connect(self) -> Connection:
-        """Returns a new connection."""
-
-    def begin(self, *, writes: bool) -> Sequence[str]:
-        """Returns the statements that begin a transaction."""
-
-    def run_all(self, connection: Any, statements: Sequence[str]) -> Cursor:
-        """Runs statements without values in one round trip, and returns the last one's result."""
-
-    def interrupt(self, connection: Any) -> None:
-        """Ends the statement that another thread runs on a connection; it has no effect between statements."""
-
-    def sql(self, text: str) -> str:
-        """Returns a statement with the words of this database."""
-
-    def unavailable(self, error: Exception) -> StoreUnavailableError | None:
-        """Returns the store's error for one of `errors`, without passwords.
-
-        None if the statement or its values are wrong. That is a bug, and repeating the statement would not help.
-        """
+        """Closes the connection, which rolls back its transaction."""
 
 
 class Sqlite:
     """SQLite in WAL mode, which several processes of one machine may share.
 
     A transaction that writes begins immediately: the file has one writer at a time, so rows need not be locked.
+
+    Attributes:
+      is_shared: Whether other processes may use the database.
+      lock_schema: Statements that let one process at a time upgrade the schema, until the upgrade has ended.
+      lock_fence: Statements that wait for all transactions that have passed the fence, and block others until the
+        commit.
+      errors: All exception types of the driver.
+      denials: Exception types of the driver about a role that may not create or change tables.
+      words: Replacements for the names in braces in statements: `{now}` (seconds since 1970 by the database's clock),
+        `{skip_locked}` (locks the selected rows, and skips locked ones), `{lock}` (locks them, waiting), `{bytes}`,
+        `{has_table}` (whether a table exists whose name is the next value), `{lock_name}` (a statement that waits until
+        no other transaction has locked the name that is the next value, and locks it).
     """
 
     is_shared = True
-    lock_schema = ()
-    lock_fence = ()
-    errors = (sqlite3.Error,)
+    lock_schema: Sequence[str] = ()
+    lock_fence: Sequence[str] = ()
+    errors: tuple[type[Exception], ...] = (sqlite3.Error,)
     denials: tuple[type[Exception], ...] = ()
+    words: Mapping[str, str] = {
+        "now": "((julianday('now') - 2440587.5) * 86400.0)",
+        "skip_locked": "",
+        "lock": "",
+        "bytes": "BLOB",
+        "has_table": "EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?)",
+        "lock_name": "SELECT ?",
+    }
     _bugs = (sqlite3.ProgrammingError, sqlite3.DataError, sqlite3.IntegrityError, sqlite3.NotSupportedError)
 
     def __init__(self, path: str) -> None:
         self._path = path
-        now = "((julianday('now') - 2440587.5) * 86400.0)"
-        has_table = "EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?)"
-        words = {"now": now, "skip_locked": "", "lock": "", "bytes": "BLOB", "has_table": has_table}
-        self.words: Mapping[str, str] = {**words, "lock_name": "SELECT ?"}
 
     def connect(self) -> Connection:
         """Returns a new connection. Each commit reaches the disk before it returns.
@@ -125,7 +128,9 @@ class Sqlite:
         """
         with suppress(OSError):  # the file exists, or SQLite reports why it cannot be created
             os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        connection = _connection(self._path)
+        connection = sqlite3.connect(
+            self._path, timeout=STATEMENT_TIMEOUT_S, isolation_level=None, check_same_thread=False
+        )
         try:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
@@ -139,7 +144,7 @@ class Sqlite:
         return ("BEGIN IMMEDIATE" if writes else "BEGIN",)
 
     def run_all(self, connection: Any, statements: Sequence[str]) -> Cursor:
-        """Runs statements in sequence, and returns the last one's result."""
+        """Runs statements without values in sequence, and returns the last one's result."""
         results: list[Cursor] = [connection.execute(each) for each in statements]
         return results[-1]
 
@@ -152,7 +157,11 @@ class Sqlite:
         return text.format_map(self.words)
 
     def unavailable(self, error: Exception) -> StoreUnavailableError | None:
-        """Returns the store's error: the file is locked, full, read-only or corrupt, or has lost a table."""
+        """Returns the store's error for one of `errors`: the file is locked, full, read-only or corrupt, or has lost a
+        table.
+
+        None if the statement or its values are wrong. That is a bug, and repeating the statement would not help.
+        """
         if isinstance(error, self._bugs):
             return None
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
@@ -161,130 +170,28 @@ class Sqlite:
 
 
 class Memory(Sqlite):
-    """SQLite in the memory of this process, until this object is gone."""
+    """SQLite in the memory of this process, until this object is gone. Transactions take turns on one connection."""
 
     is_shared = False
 
     def __init__(self) -> None:
-        super().__init__(f"file:/roost-{uuid4().hex}?vfs=memdb")
-        self._opened: list[Connection] = []
-        weakref.finalize(self, _close_all, self._opened)
-
-    def connect(self) -> Connection:
-        """Returns a new connection. The database lasts for as long as it has one, so the first is never returned."""
-        for _ in range(1 if self._opened else 2):
-            self._opened.append(_connection(self._path))
-        return self._opened[-1]
-
-
-def _close_all(connections: Sequence[Connection]) -> None:
-    for connection in connections:
+        super().__init__(":memory:")
+        self._free = SimpleQueue[_OnlyConnection]()
+        connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, factory=_OnlyConnection)
+        connection.free = self._free
         connection.close()
-
-
-def _connection(path: str) -> sqlite3.Connection:
-    is_uri = path.startswith("file:")
-    return sqlite3.connect(path, timeout=STATEMENT_TIMEOUT_S, isolation_level=None, check_same_thread=False, uri=is_uri)
-
-
-class Postgresql:
-    """PostgreSQL 13 or later, and poolers that give each transaction another session.
-
-    Therefore statements are not prepared, locks do not outlast a transaction, and settings are set per transaction:
-    poolers refuse settings of a session.
-    """
-
-    is_shared = True
-    lock_schema = ("SET LOCAL statement_timeout = 0", "SELECT pg_advisory_xact_lock(7304201)")
-    lock_fence = ("LOCK TABLE roost_schemas IN ACCESS EXCLUSIVE MODE",)  # each transaction reads the table first
-
-    def __init__(self, url: str) -> None:
-        import psycopg  # takes 100 ms to import, and other stores don't need it
-
-        from . import hosts
-
-        self._url = url
-        self._connect: Callable[..., Any] = hosts.connect
-        self._full: type[Exception] = psycopg.errors.DiskFull
-        self._bugs: tuple[type[Exception], ...] = (
-            psycopg.DataError,
-            psycopg.IntegrityError,
-            psycopg.errors.SyntaxError,
-        )
-        self._misuse: type[Exception] = psycopg.ProgrammingError
-        self.errors: tuple[type[Exception], ...] = (psycopg.Error,)
-        self.denials: tuple[type[Exception], ...] = (
-            psycopg.errors.InsufficientPrivilege,
-            psycopg.errors.InvalidSchemaName,
-        )
-        now = "(SELECT extract(epoch from clock_timestamp())::float8)"  # computed once, so that indexes can be used
-        words = {"now": now, "skip_locked": "FOR UPDATE SKIP LOCKED", "lock": "FOR UPDATE", "bytes": "BYTEA"}
-        lock_name = "SELECT pg_advisory_xact_lock(7304202, hashtext(?))"
-        self.words: Mapping[str, str] = {
-            **words,
-            "has_table": "to_regclass(?) IS NOT NULL",
-            "lock_name": lock_name,
-        }
+        weakref.finalize(self, sqlite3.Connection.close, connection)
 
     def connect(self) -> Connection:
-        """Returns a new connection.
-
-        A server that has disappeared is noticed after at most two keep-alives, since a commit that waits for a standby
-        is not interrupted.
-        """
-        return self._connect(
-            self._url,
-            autocommit=True,
-            prepare_threshold=None,
-            connect_timeout=CONNECT_TIMEOUT_S,
-            tcp_user_timeout=STATEMENT_TIMEOUT_S * 1000,
-            keepalives_idle=STATEMENT_TIMEOUT_S,
-            keepalives_interval=STATEMENT_TIMEOUT_S,
-            application_name="roost",
-        )
-
-    def begin(self, *, writes: bool) -> Sequence[str]:
-        """Returns the statements that begin a transaction. The database ends the transaction if it takes too long."""
-        return (
-            "BEGIN",
-            f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT_S}s'",
-            f"SET LOCAL idle_in_transaction_session_timeout = '{_ABANDONED_S}s'",
-        )
-
-    def run_all(self, connection: Any, statements: Sequence[str]) -> Cursor:
-        """Sends statements as one message, and returns the last one's result."""
-        results = connection.execute("; ".join(statements))
-        while results.nextset():
-            pass
-        return results
-
-    def interrupt(self, connection: Any) -> None:
-        """Requests the server to end the statement that another thread runs on a connection."""
-        connection.cancel_safe(timeout=CONNECT_TIMEOUT_S)
-
-    def sql(self, text: str) -> str:
-        """Returns a statement with PostgreSQL's words and psycopg's placeholders."""
-        return text.format_map(self.words).replace("?", "%s")
-
-    def unavailable(self, error: Exception) -> StoreUnavailableError | None:
-        """Returns the store's error. The driver's text may name host and user, and is only logged.
-
-        Servers that are read-only, have lost a table or refuse a role raise an `InternalError` or a `ProgrammingError`.
-        These errors end when the server is repaired. Only the driver itself raises a `ProgrammingError` without a code.
-        """
-        is_drivers = isinstance(error, self._misuse) and getattr(error, "sqlstate", None) is None
-        if is_drivers or isinstance(error, self._bugs):
-            return None
-        kind = StoreFullError if isinstance(error, self._full) else StoreUnavailableError
-        diagnosis = getattr(getattr(error, "diag", None), "message_primary", None)  # without the statement's text
-        return kind(f"the store's database cannot be used: {' '.join((diagnosis or str(error)).split())[:300]}")
+        """Returns the connection, once no other transaction has it."""
+        return self._free.get()
 
 
-def dialect_of(address: StoreAddress) -> Dialect:
-    """Returns the dialect of an address."""
-    match address.kind:
-        case "memory":
-            return Memory()
-        case "sqlite":
-            return Sqlite(address.target)
-    return Postgresql(address.target)
+class _OnlyConnection(sqlite3.Connection):
+    """Connection that is not closed, but left to the next transaction."""
+
+    free: SimpleQueue["_OnlyConnection"]
+
+    def close(self) -> None:
+        self.rollback()
+        self.free.put(self)

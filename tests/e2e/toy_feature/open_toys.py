@@ -5,8 +5,7 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp
 
-from ...database.database import Database
-from ...database.schema import open_database
+from ...database.database import Database, open_database
 from ...feature import OpenFeature, Opening
 from .collector import ToyCollector
 from .settings import ToySettings

@@ -85,7 +85,7 @@ async def test_a_statement_whose_caller_was_cancelled_is_interrupted(
     """It is no fault of the database: other connections stay, and nothing is logged."""
     caplog.set_level(logging.INFO)
     await database.run(read)
-    (idle,) = database._pool.connections[Lane.READS]._idle
+    (idle,) = database._pool._idle[Lane.READS]
     has_begun = Event()
     async with occupied(database, Lane.READS, 1, "other"):
         task = started(database, endless(address, has_begun))
@@ -94,7 +94,7 @@ async def test_a_statement_whose_caller_was_cancelled_is_interrupted(
         await until(lambda: len(database._running) == 1)
         with pytest.raises(asyncio.CancelledError):
             await task
-    assert list(database._pool.connections[Lane.READS]._idle) == [idle]
+    assert list(database._pool._idle[Lane.READS]) == [idle]
     assert await database.run(read) == "read"
     assert not caplog.records
 

@@ -67,7 +67,7 @@ def test_one_error_ends_all_connections_of_before(database: Database, faulty: Fa
             database.run_now(write, writes=True)
 
     database.run_now(write_beside_a_reader)
-    assert not any(each._idle for each in database._pool.connections.values()), "neither the reader's"
+    assert not any(database._pool._idle.values()), "neither the reader's"
     database.run_now(write, writes=True)
 
 
@@ -105,8 +105,7 @@ def test_a_file_that_is_no_database_is_unavailability(tmp_path: Path) -> None:
     path = tmp_path / "store.db"
     database = opened(f"sqlite://{path}")
     database.run_now(read)
-    for connections in database._pool.connections.values():
-        connections.fail()
+    database._pool.fail()
     whole = path.read_bytes()
     path.write_bytes(b"something else" * 1000)
     for _ in range(2):

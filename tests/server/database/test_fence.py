@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 from databases import PostgresqlServer, drop_tables, opened
 from fake_server import until
-from roost.server.database.address import StoreAddress
-from roost.server.database.database import Database, Lane, Transaction
-from roost.server.database.dialects import Connection, Cursor, Postgresql, dialect_of
+from roost.server.database.database import Database, Lane, Transaction, dialect_of, open_database
+from roost.server.database.dialects import Connection, Cursor, StoreAddress
 from roost.server.database.errors import StoreOutdatedError, StoreUnusableError
-from roost.server.database.fence import Fence
 from roost.server.database.group_commit import GroupCommit
-from roost.server.database.schema import Tables, Upgrade, open_database
+from roost.server.database.postgresql import Postgresql
+from roost.server.database.schema import Tables, Upgrade
 
 FIRST = Upgrade(["CREATE TABLE roost_toys (id TEXT NOT NULL)"], oldest=1)
 EXPANSION = Upgrade(["ALTER TABLE roost_toys ADD COLUMN colour TEXT"], oldest=1)
@@ -177,10 +176,11 @@ class Counting(Postgresql):
 
 async def test_the_fence_takes_no_round_trip(postgresql: PostgresqlServer) -> None:
     drop_tables(postgresql.url)
-    upgrade(postgresql.url, OURS)
     dialect = Counting(postgresql.url)
     dialect.messages = []
-    database = Database(dialect, fence=Fence("toys", 1))
+    database = Database(dialect, OURS)
+    database.prepare_now()
+    dialect.messages.clear()
     await database.run(add, lane=Lane.COMMITS)
     begin, _, commit = dialect.messages
     assert begin.startswith("BEGIN; ")

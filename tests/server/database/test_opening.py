@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from databases import PostgresqlServer, opened
 from roost.server.app import open_features
-from roost.server.database.address import StoreAddress
-from roost.server.database.database import Lane, Transaction
-from roost.server.database.schema import Tables, Upgrade, open_database
+from roost.server.database.database import Lane, Transaction, open_database
+from roost.server.database.dialects import Connection, StoreAddress
+from roost.server.database.schema import Tables, Upgrade
 from roost.server.feature import Opening
 from roost.server.generation.service import Service
 from roost.server.settings import load_settings
@@ -47,6 +47,33 @@ def test_a_file_that_others_may_read_is_left_alone_with_a_warning(
     assert modes(tmp_path) == {"store.db": 0o644}
     (record,) = caplog.records
     assert f"other users of the machine may use {path} (mode 644): chmod 600 it" in record.message
+
+
+async def test_transactions_in_memory_take_turns_on_one_connection() -> None:
+    """One that fails leaves nothing behind but its database."""
+    database = open_database(StoreAddress("memory"), TABLES)
+    may_end, connections = threading.Event(), set[Connection]()
+
+    def add(transaction: Transaction) -> None:
+        connections.add(transaction._connection)
+        transaction.execute("INSERT INTO roost_notes VALUES ('kept')")
+
+    def fail(transaction: Transaction) -> None:
+        add(transaction)
+        assert may_end.wait(60)
+        raise ValueError("a bug")
+
+    failing = asyncio.create_task(database.run(fail, lane=Lane.UPLOADS))
+    while not connections:
+        await asyncio.sleep(0)
+    adding = [asyncio.create_task(database.run(add, lane=lane)) for lane in (Lane.COMMITS, Lane.LEASES)]
+    may_end.set()
+    with pytest.raises(ValueError, match="a bug"):
+        await failing
+    await asyncio.gather(*adding)
+    assert await database.run(lambda each: each.rows("SELECT text FROM roost_notes")) == [("kept",)] * 2
+    assert len(connections) == 1
+    database.close()
 
 
 async def test_the_features_of_a_server_share_six_connections(service: Service, postgresql: PostgresqlServer) -> None:

@@ -6,12 +6,10 @@ from pathlib import Path
 
 import pytest
 from databases import drop_tables, opened, table_names
-from roost.server.database import schema
-from roost.server.database.address import StoreAddress
-from roost.server.database.database import Database, Transaction
-from roost.server.database.dialects import dialect_of
+from roost.server.database.database import Database, Transaction, dialect_of, open_database, upgrade
+from roost.server.database.dialects import StoreAddress
 from roost.server.database.errors import StoreOutdatedError, StoreUnavailableError, StoreUnusableError
-from roost.server.database.schema import Tables, Upgrade, open_database
+from roost.server.database.schema import Tables, Upgrade
 from roost.server.feature import Feature, load_features
 
 FIRST = Upgrade(["CREATE TABLE roost_toys (id TEXT NOT NULL)"], oldest=1)
@@ -29,9 +27,8 @@ def database(address: str) -> Iterator[Database]:
     database.close()
 
 
-def upgrade(address: str, database: Database, *upgrades: Upgrade) -> None:
-    dialect, tables = dialect_of(StoreAddress.parse(address)), Tables("toys", upgrades)
-    database.run_now(lambda each: schema.upgrade(each, dialect, tables), writes=True)
+def upgrade_toys(database: Database, *upgrades: Upgrade) -> None:
+    database.run_now(lambda each: upgrade(each, Tables("toys", upgrades)), writes=True)
 
 
 def versions(database: Database) -> list[tuple[int, int]]:
@@ -39,28 +36,28 @@ def versions(database: Database) -> list[tuple[int, int]]:
     return database.run_now(lambda each: [(int(version), int(oldest)) for version, oldest in each.rows(query)])
 
 
-def test_old_and_new_replicas_share_an_upgraded_database(address: str, database: Database) -> None:
-    upgrade(address, database, FIRST)
-    upgrade(address, database, FIRST, SECOND)
-    upgrade(address, database, FIRST, SECOND)
-    upgrade(address, database, FIRST)  # an old replica starts
+def test_old_and_new_replicas_share_an_upgraded_database(database: Database) -> None:
+    upgrade_toys(database, FIRST)
+    upgrade_toys(database, FIRST, SECOND)
+    upgrade_toys(database, FIRST, SECOND)
+    upgrade_toys(database, FIRST)  # an old replica starts
     database.run_now(lambda each: each.execute("INSERT INTO roost_toys (id) VALUES ('bear')"), writes=True)
     assert database.run_now(lambda each: each.rows("SELECT * FROM roost_toys")) == [("bear", "red")]
     assert versions(database) == [(2, 1)]
 
 
-def test_a_replica_that_is_too_old_refuses_to_start(address: str, database: Database) -> None:
-    upgrade(address, database, FIRST, SECOND, HARMFUL)
+def test_a_replica_that_is_too_old_refuses_to_start(database: Database) -> None:
+    upgrade_toys(database, FIRST, SECOND, HARMFUL)
     with pytest.raises(
         StoreUnavailableError,
         match="tables of toys have version 3, for servers that know 3 or more, and this server knows 2",
     ):
-        upgrade(address, database, FIRST, SECOND)
+        upgrade_toys(database, FIRST, SECOND)
 
 
-def test_replicas_that_start_together_upgrade_once(address: str, database: Database) -> None:
+def test_replicas_that_start_together_upgrade_once(database: Database) -> None:
     with ThreadPoolExecutor(4) as threads:
-        list(threads.map(lambda _: upgrade(address, database, FIRST, SECOND), range(4)))
+        list(threads.map(lambda _: upgrade_toys(database, FIRST, SECOND), range(4)))
     assert versions(database) == [(2, 1)]
 
 
@@ -131,10 +128,9 @@ def test_the_tables_of_a_version_stay_as_they_are() -> None:
     assert written == Path(__file__).with_name("tables.sql").read_text()
 
 
-def test_current_tables_are_not_touched(address: str, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_current_tables_are_not_touched(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """A role without the right to make tables can use them."""
-    upgrade(address, database, FIRST, SECOND)
-    dialect, tables = dialect_of(StoreAddress.parse(address)), Tables("toys", (FIRST, SECOND))
+    upgrade_toys(database, FIRST, SECOND)
     statements: list[str] = []
 
     def run(transaction: Transaction) -> None:
@@ -142,7 +138,7 @@ def test_current_tables_are_not_touched(address: str, database: Database, monkey
         monkeypatch.setattr(
             transaction, "execute", lambda sql, *values: statements.append(sql) or execute(sql, *values)
         )
-        schema.upgrade(transaction, dialect, tables)
+        upgrade(transaction, Tables("toys", (FIRST, SECOND)))
 
     database.run_now(run, writes=True)
     assert not [each for each in statements if each.split()[0] in ("CREATE", "ALTER", "DELETE", "INSERT")]

@@ -17,10 +17,8 @@ from fake_engine import FakeEngine
 from fake_server import VOCAB_SIZE, features_with, limited, make_service, until
 from fastapi import FastAPI
 from roost.server.app import create_app
-from roost.server.database import schema
-from roost.server.database.address import StoreAddress
-from roost.server.database.database import Database
-from roost.server.database.schema import open_database
+from roost.server.database.database import Database, open_database, upgrade
+from roost.server.database.dialects import StoreAddress
 from roost.server.errors.request_errors import ApiError
 from roost.server.feature import Opening
 from roost.server.features.batches import open_batches
@@ -229,7 +227,7 @@ def disk(tmp_path: Path) -> SmallDisk:
 @pytest.fixture
 def database(disk: SmallDisk) -> Iterator[Database]:
     database = Database(disk)
-    database.run_now(lambda each: schema.upgrade(each, disk, TABLES), writes=True)
+    database.run_now(lambda each: upgrade(each, TABLES), writes=True)
     yield database
     database.close()
 

@@ -10,8 +10,7 @@ import pytest
 from databases import opened
 from fake_engine import FakeEngine
 from fake_server import features_with, live, make_service
-from roost.server.database import schema
-from roost.server.database.database import Database, Transaction
+from roost.server.database.database import Database, Transaction, upgrade
 from roost.server.database.dialects import Sqlite
 from roost.server.database.errors import StoreUnavailableError
 from roost.server.features.batches import file_table
@@ -100,7 +99,7 @@ def faulty(tmp_path: Path) -> Faulty:
 async def store_of_files(faulty: Faulty, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[BatchStore]:
     monkeypatch.setattr("roost.server.features.batches.batch_store._RETRY_S", 0.0)
     database = Database(faulty)
-    database.run_now(lambda each: schema.upgrade(each, faulty, TABLES), writes=True)
+    database.run_now(lambda each: upgrade(each, TABLES), writes=True)
     database.run_now(lambda each: store(each, LINES), writes=True)
     yield BatchStore(database, 1000.0)
     database.close()

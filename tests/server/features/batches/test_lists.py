@@ -108,7 +108,7 @@ class Explained(Transaction):
     """A transaction that notes the plans of its statements."""
 
     def __init__(self, transaction: Transaction, address: str) -> None:
-        super().__init__(transaction._connection, transaction._dialect, transaction._call)
+        super().__init__(transaction._connection, transaction.dialect, transaction._call)
         self.plans: list[str] = []
         self._explain = "EXPLAIN" if address.startswith("postgresql") else "EXPLAIN QUERY PLAN"
 

@@ -32,9 +32,8 @@ from roost.engine import (
     TokenOutput,
 )
 from roost.server.app import create_app
-from roost.server.database.address import StoreAddress
-from roost.server.database.database import Database, Lane
-from roost.server.database.dialects import dialect_of
+from roost.server.database.database import Database, dialect_of
+from roost.server.database.dialects import StoreAddress
 from roost.server.database.errors import StoreUnavailableError
 from roost.server.feature import Opening
 from roost.server.features.responses import response_table
@@ -988,9 +987,9 @@ def faulty(postgresql: PostgresqlServer) -> Iterator[FaultyDatabase]:
 
 async def num_errors(replica: Replica, more: int) -> None:
     """Waits until the database has failed so many times more."""
-    connections = replica.responses._database._pool.connections[Lane.COMMITS]
-    before = connections.num_errors
-    await until(lambda: connections.num_errors >= before + more, 10)
+    pool = replica.responses._database._pool
+    before = pool.num_errors
+    await until(lambda: pool.num_errors >= before + more, 10)
 
 
 @pytest.mark.parametrize("owner_s", [30.0, 0.3], ids=["owners wait", "owners give up"])
