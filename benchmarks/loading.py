@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 from roost.engine.capacity.roofline import CPU as CPU_DEVICE
 from roost.engine.capacity.roofline import compute_roofline, find_device
-from roost.engine.checkpoint import format, open_tensors, orbax
+from roost.engine.checkpoint import format, official, open_tensors
 from roost.engine.checkpoint.conversion import convert
 from roost.engine.checkpoint.format import BFLOAT16, ReadRows, StoredTensor
 from roost.engine.checkpoint.layout import tensor_specs
@@ -74,7 +74,7 @@ def write_official(config: ModelConfig, folder: Path, *, whole: bool) -> None:
         spec.name: StoredTensor(spec.name, folder, spec.shape, BFLOAT16, partial(draw_rows, spec.name, spec.shape))
         for spec in tensor_specs(config)
     }
-    orbax.write_orbax(folder, drawn, config, lambda: None)
+    official.write_orbax(folder, drawn, config, lambda: None)
     (folder / GRIFFIN_CONFIG).write_bytes(orjson.dumps(griffin_fields(config)))
 
 

@@ -157,7 +157,11 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
     "databases": ({"sqlite3", "psycopg"}, ("server/database/dialects.py", "server/database/postgresql.py")),
     "checkpoint formats": (
         {"safetensors", "tensorstore", "orbax"},
-        ("engine/checkpoint/safetensors_files.py", "engine/checkpoint/orbax.py", "engine/prefix_cache/saved_state.py"),
+        (
+            "engine/checkpoint/safetensors_files.py",
+            "engine/checkpoint/official.py",
+            "engine/prefix_cache/saved_state.py",
+        ),
     ),
     "downloads": ({"huggingface_hub", "kagglehub", "obstore", "requests"}, ("server/model_hub/*",)),
     "JSON decoders": (  # of clients' and of stored JSON: only an admission decodes it, see `generation/admission.py`

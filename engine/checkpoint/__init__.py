@@ -9,7 +9,7 @@ from ..model.config import ModelConfig
 from .flax_msgpack import FLAX_MSGPACK
 from .format import CheckpointFormat, Tensors, WritableFormat
 from .lora import Adapter, merged
-from .orbax import ORBAX
+from .official import ORBAX
 from .safetensors_files import SAFETENSORS
 
 __all__ = ["FORMATS", "WRITABLE_FORMATS", "Tensors", "open_tensors"]

@@ -38,7 +38,7 @@ from ..types.host_memory import shown_bytes
 from . import WRITABLE_FORMATS, open_tensors
 from .format import StoredTensor, Tensors, WritableFormat, bytes_of
 from .layout import checkpoint_layout
-from .precision import in_dtype, in_int4, in_int8
+from .precision import converted
 from .source import ModelSource
 from .weights import Checkpoint
 
@@ -119,7 +119,8 @@ def convert(
     with open_tensors(source.weights, source.config, source.adapters) as stored:
         checkpoint = Checkpoint(source.config, stored)
         target = None if dtype is None else _DTYPES[dtype]
-        tensors = _converted(checkpoint, stored, source.config, target, quantize, texts)
+        calibrated = None if texts is None else Calibration(checkpoint, source.config, texts).quantize
+        tensors = converted(stored, source.config, target, quantize, calibrated)
         config = replace(source.config, dtype=dtype or checkpoint.dtype, quantize=quantize or source.config.quantize)
         with _new_folder(destination, sum(t.num_bytes for t in tensors.values())) as folder:
             written = _write(folder, tensors, config, kind, report)
@@ -127,21 +128,6 @@ def convert(
             if _read_again(folder, kind, report) != written:
                 raise CheckpointError(f"{destination}: what was written is not what is read again; is the disk faulty?")
     return Converted(written, sum(t.num_bytes for t in tensors.values()))
-
-
-def _converted(
-    checkpoint: Checkpoint,
-    tensors: Tensors,
-    config: ModelConfig,
-    dtype: np.dtype[Any] | None,
-    quantize: Quantization | None,
-    texts: Sequence[Sequence[int]] | None,
-) -> Tensors:
-    if quantize == "int4":
-        return in_int4(
-            tensors, config, dtype, None if texts is None else Calibration(checkpoint, config, texts).quantize
-        )
-    return (in_dtype if quantize is None else in_int8)(tensors, config, dtype)
 
 
 def fingerprint(digests: Mapping[str, str]) -> str:
@@ -157,11 +143,11 @@ def _check_options(source: ModelSource, dtype: str | None, quantize: str | None,
         raise CheckpointError(f"{source.name}: is stored in {stored} already; convert the original checkpoint instead")
     if quantize == "int4":
         check_int4_inputs(source.config)
-    if not kind.has_key_heads and source.config.num_key_heads > 1:
+    if not kind.is_complete and source.config.num_key_heads > 1:
         raise CheckpointError(
             f"{kind.title} has one key head, but num_key_value_heads is {source.config.num_key_heads}; use --format hf"
         )
-    if not kind.has_quantized and (stored or quantize) is not None:
+    if not kind.is_complete and (stored or quantize) is not None:
         raise CheckpointError(f"{kind.title} has no {stored or quantize}; use --format hf")
 
 

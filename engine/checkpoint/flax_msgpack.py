@@ -17,9 +17,9 @@ import numpy as np
 from ..model.config import ModelConfig
 from ..types.arrays import HostArray
 from ..types.errors import CheckpointError
-from .format import CheckpointFormat, FoundCheckpoint, ReadRows, StoredTensor, Tensors, tokenizer_directory
-from .layout import EMBEDDING_ARRAY, FlaxView
-from .official import ARRAY_DTYPES, check_dtype, config_of_arrays, views_of, without_root
+from .format import CheckpointFormat, FoundCheckpoint, ReadRows, StoredTensor, Tensors
+from .layout import FlaxView
+from .official import ARRAY_DTYPES, check_dtype, found_arrays, views_of, without_root
 
 _SUFFIX: Final = ".msgpack"
 
@@ -143,11 +143,7 @@ def _find(directory: Path) -> FoundCheckpoint | None:
     if not files:
         return None
     arrays = read_headers(files[0])
-    embedding = arrays.get(EMBEDDING_ARRAY)
-    config = config_of_arrays(
-        directory, {name: array.shape for name, array in arrays.items()}, embedding.dtype if embedding else "float32"
-    )
-    return FoundCheckpoint(config, tokenizer_directory(directory), (files[0],))
+    return found_arrays(directory, files[0], {name: (array.shape, array.dtype) for name, array in arrays.items()})
 
 
 FLAX_MSGPACK: Final = CheckpointFormat(

@@ -163,15 +163,13 @@ class WritableFormat(CheckpointFormat):
         each tensor.
       config_file: Name of the file with the model's config.
       config_fields: Returns the content of that file.
-      has_quantized: Whether matrices can be stored in int8 and int4.
-      has_key_heads: Whether there can be more than one key head.
+      is_complete: Whether it has matrices in int8 and int4, and more than one key head.
     """
 
     write: Callable[[Path, Tensors, ModelConfig, Callable[[], object]], None]
     config_file: str
     config_fields: Callable[[ModelConfig], Mapping[str, Any]]
-    has_quantized: bool = False
-    has_key_heads: bool = False
+    is_complete: bool = False
 
 
 def tokenizer_directory(directory: Path) -> Path:

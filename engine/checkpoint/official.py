@@ -1,18 +1,25 @@
-"""Official checkpoints, whichever file format they have: their arrays and their config.
+"""Official checkpoints: their arrays and config in any file format, and the format of Orbax.
 
 A config's sizes come from the arrays, and its other fields from `griffin_config.json` or a preset.
+
+Orbax writes Zarr arrays, each in a separate folder or all in one OCDBT store. TensorStore reads them slice by slice:
+Orbax itself restores whole arrays, and its versions name the tree differently, while the stored form is the same.
 """
 
 import json
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import tensorstore
 
-from ..model.config import PRESETS, ModelConfig
+from ..model.config import PRESETS, ModelConfig, read_fields
+from ..types.arrays import ArrayFormat, HostArray
 from ..types.errors import CheckpointError
-from .format import BFLOAT16
+from .format import BFLOAT16, FoundCheckpoint, ReadRows, StoredTensor, Tensors, WritableFormat, tokenizer_directory
 from .layout import EMBEDDING_ARRAY, FlaxView, tensor_specs
 
 GRIFFIN_CONFIG: Final = "griffin_config.json"
@@ -41,35 +48,27 @@ _NOT_IN_SHAPES: Final[Mapping[str, type]] = {
 _KIND_NAMES: Final[Mapping[type, str]] = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
-def config_of_arrays(directory: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> ModelConfig:
-    """Returns the config of the checkpoint in a folder.
+def found_arrays(directory: Path, weights: Path, arrays: Mapping[str, ArrayFormat]) -> FoundCheckpoint:
+    """Returns the checkpoint in a folder, whose config follows from its arrays.
 
     Args:
       directory: Folder of the checkpoint; it or its parent may contain a `griffin_config.json`.
-      shapes: Shapes of the arrays, by their official names.
+      weights: File or folder with the arrays.
+      arrays: Formats of the arrays, by their official names.
 
     Raises:
       CheckpointError: An array that determines a size is missing, the file is invalid or disagrees with the arrays, or
         neither a file nor a preset has the other fields.
     """
     try:
-        sizes = _sizes(shapes)
+        sizes = _sizes({name: shape for name, (shape, _) in arrays.items()})
     except (KeyError, ValueError) as error:
         missing = error.args[0] if isinstance(error, KeyError) else "with the expected number of axes"
         raise CheckpointError(
             f"{directory}: is no RecurrentGemma checkpoint: it has no array {missing}; download all of it again"
         ) from None
-    for file in (directory / GRIFFIN_CONFIG, directory.resolve().parent / GRIFFIN_CONFIG):
-        if file.is_file():
-            return ModelConfig(**sizes, **_other_fields(file, sizes), dtype=dtype)
-    for preset in PRESETS.values():
-        if all(getattr(preset, name) == size for name, size in sizes.items()):
-            others = {ours: getattr(preset, ours) for name, ours in FIELDS.items() if name in _NOT_IN_SHAPES}
-            return ModelConfig(**sizes, **others, dtype=dtype)
-    raise CheckpointError(
-        f"{directory}: its sizes are those of no preset ({', '.join(PRESETS)}), so put a {GRIFFIN_CONFIG} there that "
-        f"has {', '.join(_NOT_IN_SHAPES)}"
-    )
+    config = ModelConfig(**sizes, **_other_fields(directory, sizes), dtype=arrays[EMBEDDING_ARRAY][1])
+    return FoundCheckpoint(config, tokenizer_directory(directory), (weights,))
 
 
 def griffin_fields(config: ModelConfig) -> dict[str, Any]:
@@ -100,36 +99,38 @@ def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     return sizes | {"num_heads": width // head_size, "lru_width": width}
 
 
-def _other_fields(file: Path, sizes: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the fields that only the file has, after checking that its other fields agree with the arrays."""
-    content = _read(file)
+def _other_fields(directory: Path, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields that only a file or a preset has."""
+    for file in (directory / GRIFFIN_CONFIG, directory.resolve().parent / GRIFFIN_CONFIG):
+        if file.is_file():
+            return read_fields(file, lambda fields: _declared_fields(fields, sizes))
+    for preset in PRESETS.values():
+        if all(getattr(preset, name) == size for name, size in sizes.items()):
+            return {FIELDS[name]: getattr(preset, FIELDS[name]) for name in _NOT_IN_SHAPES}
+    raise CheckpointError(
+        f"{directory}: its sizes are those of no preset ({', '.join(PRESETS)}), so put a {GRIFFIN_CONFIG} there that "
+        f"has {', '.join(_NOT_IN_SHAPES)}"
+    )
+
+
+def _declared_fields(fields: Mapping[str, Any], sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields that only a file has, after checking that its other fields agree with the arrays."""
     for name, ours in FIELDS.items():
-        declared, found = content.get(name), sizes.get(ours)
-        declared = tuple(declared) if isinstance(declared, list) else declared
+        declared, found = fields.get(name), sizes.get(ours)
+        found = list(found) if isinstance(found, tuple) else found
         if declared is not None and found is not None and declared != found:
-            shown = [list(value) if isinstance(value, tuple) else value for value in (declared, found)]
             raise CheckpointError(
-                f"{file}: {name} is {shown[0]}, but the parameters have {shown[1]}; use the config that belongs to them"
+                f"{name} is {declared}, but the parameters have {found}; use the config that belongs to them"
             )
     others = {}
     for name, kind in _NOT_IN_SHAPES.items():
-        value = content.get(name)
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = fields.get(name)
+        if kind is float and type(value) is int:
             value = float(value)
         if type(value) is not kind:
-            raise CheckpointError(f"{file}: {name} must be {_KIND_NAMES[kind]}, got {value!r}")
+            raise CheckpointError(f"{name} must be {_KIND_NAMES[kind]}, got {value!r}")
         others[FIELDS[name]] = value
     return others
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: cannot be read as JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file}: must hold a JSON object")
-    return content
 
 
 ARRAY_DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
@@ -164,3 +165,211 @@ def views_of(arrays: Collection[str], config: ModelConfig) -> dict[str, FlaxView
     views = {spec.name: spec.official for spec in tensor_specs(config) if spec.official.key in arrays}
     known = {view.key for view in views.values()}
     return views | {key: FlaxView(key) for key in arrays if key not in known}
+
+
+_ZARR: Final[Mapping[str, str]] = {".zarray": "zarr", "zarr.json": "zarr3"}
+"""TensorStore's driver by the name of a file that every array has."""
+
+
+def is_orbax(directory: Path) -> bool:
+    """Returns whether a folder is an Orbax checkpoint."""
+    markers = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt")
+    return any((directory / name).is_file() for name in markers) or any(directory.glob("*/.zarray"))
+
+
+def open_arrays(directory: Path) -> dict[str, tensorstore.TensorStore]:
+    """Returns the arrays by their official names, without reading them.
+
+    Raises:
+      CheckpointError: The folder has no arrays, or one cannot be opened.
+    """
+    try:
+        specs = _specs(directory.resolve())
+        stores = {name: tensorstore.open(spec, open=True, read=True) for name, spec in specs.items()}
+        opened = {name: store.result() for name, store in stores.items()}
+    except (ValueError, OSError) as error:
+        raise _damaged(directory, error) from None
+    if not opened:
+        raise CheckpointError(
+            f"{directory}: looks like an Orbax checkpoint, but holds no arrays; download all of it again"
+        )
+    return without_root(opened)
+
+
+@contextmanager
+def open_orbax(directory: Path, config: ModelConfig) -> Iterator[Tensors]:
+    """Yields the tensors of a checkpoint with Hugging Face's names and shapes. Unknown arrays keep theirs.
+
+    Raises:
+      CheckpointError: An array cannot be opened, or has an unsupported dtype.
+    """
+    arrays = open_arrays(directory)
+    views = views_of(arrays, config)
+    yield {name: _stored(directory, name, view, arrays[view.key]) for name, view in views.items()}
+
+
+def _specs(directory: Path) -> dict[str, dict[str, Any]]:
+    """Returns TensorStore's spec of each array, by name."""
+    base = {"driver": "file", "path": f"{directory}/"}
+    if (directory / "manifest.ocdbt").is_file():
+        store: dict[str, Any] = {"driver": "ocdbt", "base": base}
+        keys = [key.decode() for key in tensorstore.KvStore.open(store).result().list().result()]
+    else:
+        store = base
+        keys = [f"{file.parent.name}/{file.name}" for name in _ZARR for file in directory.glob(f"*/{name}")]
+    strict = {} if _may_omit_zeros(directory) else {"fill_missing_data_reads": False}
+    found = (key.rpartition("/") for key in keys)
+    return {
+        name: {"driver": _ZARR[file], "kvstore": {**store, "path": f"{store.get('path', '')}{name}/"}, **strict}
+        for name, _, file in found
+        if file in _ZARR
+    }
+
+
+def _may_omit_zeros(directory: Path) -> bool:
+    """Returns whether missing chunks are zeros, as older versions of Orbax write them, rather than lost."""
+    try:
+        metadata = json.loads((directory / "_METADATA").read_bytes())
+        return not metadata["store_array_data_equal_to_fill_value"]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return True
+
+
+def _stored(directory: Path, name: str, view: FlaxView, array: tensorstore.TensorStore) -> StoredTensor:
+    dtype = array.dtype.numpy_dtype
+    check_dtype(directory, view.key, dtype.name)
+    return StoredTensor(name, directory, view.shape_of(array), dtype, lambda: _reader(directory, view, array))
+
+
+def _reader(directory: Path, view: FlaxView, array: tensorstore.TensorStore) -> ReadRows:
+    """Returns a reader of one tensor's rows that caches decoded chunks for the following rows."""
+    chunk = math.prod(size or 1 for size in array.chunk_layout.read_chunk.shape or array.shape)
+    limit = 2 * chunk * array.dtype.numpy_dtype.itemsize
+    context = tensorstore.Context({"cache_pool": {"total_bytes_limit": limit}})
+    tensor = view.of(_opened(directory, lambda: tensorstore.open(array.spec(), context=context, open=True, read=True)))
+
+    def read(rows: slice) -> HostArray:
+        result: HostArray = _opened(directory, lambda: tensor[rows].read(order="C"))
+        return result
+
+    return read
+
+
+def _opened(directory: Path, start: Callable[[], Any]) -> Any:
+    try:
+        return start().result()
+    except (ValueError, OSError) as error:
+        raise _damaged(directory, error) from None
+
+
+def _damaged(directory: Path, error: Exception) -> CheckpointError:
+    reason = " ".join(str(error).split(" [source locations")[0].split())[:300]
+    return CheckpointError(f"{directory}: is no whole Orbax checkpoint ({reason}); download it again")
+
+
+def write_orbax(folder: Path, tensors: Tensors, config: ModelConfig, report: Callable[[], object]) -> None:
+    """Writes tensors in Hugging Face's layout as an official checkpoint: one OCDBT store with the tree at its root.
+
+    Args:
+      folder: Empty folder for the checkpoint.
+      tensors: Tensors by their Hugging Face names.
+      config: The model's config.
+      report: Called after each tensor.
+    """
+    specs = list(tensor_specs(config))
+    arrays = _new_arrays(folder, {spec.official.key: (spec.official, tensors[spec.name]) for spec in specs})
+    transaction, num_bytes = tensorstore.Transaction(atomic=True), 0
+    for spec in specs:
+        view, tensor = spec.official, tensors[spec.name]
+        for rows, piece in tensor.pieces() if _is_row_by_row(view) else [(slice(None), tensor.whole())]:
+            view.of(arrays[view.key].with_transaction(transaction))[rows].write(piece).result()
+            num_bytes += piece.nbytes
+            if num_bytes > _COMMIT_BYTES:
+                transaction.commit_sync()
+                transaction, num_bytes = tensorstore.Transaction(atomic=True), 0
+        report()
+    transaction.commit_sync()
+    (folder / "_METADATA").write_text(json.dumps(_metadata(arrays)), encoding="utf-8")
+    (folder / "_CHECKPOINT_METADATA").write_text(json.dumps({"item_handlers": _HANDLER}), encoding="utf-8")
+
+
+_COMMIT_BYTES: Final = 2**26
+"""Minimum bytes per commit. A commit creates several files."""
+
+_HANDLER: Final = "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"
+
+
+def _is_row_by_row(view: FlaxView) -> bool:
+    """Returns whether the tensor's rows are the array's rows, which is true for all large tensors."""
+    return not view.index and view.turn == "none"
+
+
+def _new_arrays(folder: Path, views: Mapping[str, tuple[FlaxView, StoredTensor]]) -> dict[str, tensorstore.TensorStore]:
+    """Creates an empty array for each view; its chunks are the pieces that are written at a time."""
+    base = {"driver": "file", "path": f"{folder.resolve()}/"}
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+    arrays = {}
+    transaction = tensorstore.Transaction(atomic=True)
+    for key, (view, tensor) in views.items():
+        shape = view.array_shape(tensor.shape)
+        chunks = [1] * len(view.index) + list(shape[len(view.index) :])
+        if _is_row_by_row(view):
+            chunks[0] = min(tensor.rows_per_piece, shape[0])
+        spec = {
+            "driver": "zarr",
+            "metadata": {"shape": shape, "chunks": chunks, "compressor": {"id": "zstd", "level": 1}},
+            "store_data_equal_to_fill_value": True,
+        }
+        array = tensorstore.open(
+            spec, create=True, dtype=tensor.dtype, kvstore=store / f"{key}/", transaction=transaction
+        )
+        arrays[key] = array.result()
+    transaction.commit_sync()
+    return {key: array.with_transaction(None) for key, array in arrays.items()}
+
+
+def _metadata(arrays: Mapping[str, tensorstore.TensorStore]) -> dict[str, Any]:
+    """Returns the metadata from which Orbax restores the tree: the path of each array."""
+    tree = {}
+    for key, array in arrays.items():
+        path = key.split(".")
+        if path[0] == "blocks":
+            path[:2] = [f"blocks.{path[1]}"]  # one key
+        tree[str(tuple(path))] = {
+            "key_metadata": [{"key": part, "key_type": 2} for part in path],
+            "value_metadata": {"value_type": "np.ndarray", "skip_deserialize": False, "write_shape": array.shape},
+        }
+    return {
+        "tree_metadata": tree,
+        "use_ocdbt": True,
+        "use_zarr3": False,
+        "store_array_data_equal_to_fill_value": True,
+        "custom_metadata": None,
+    }
+
+
+def _find(directory: Path) -> FoundCheckpoint | None:
+    """Returns the checkpoint in a folder, which is the folder itself or the only checkpoint inside it."""
+    if is_orbax(directory):
+        found = [directory]
+    else:
+        found = sorted(path for path in directory.iterdir() if path.is_dir() and is_orbax(path))
+    if len(found) > 1:
+        raise CheckpointError(f"{directory}: holds several checkpoints; choose one of {', '.join(map(str, found))}")
+    if not found:
+        return None
+    arrays = open_arrays(found[0])
+    formats = {name: (tuple(array.shape), array.dtype.name) for name, array in arrays.items()}
+    return found_arrays(found[0], found[0], formats)
+
+
+ORBAX: Final = WritableFormat(
+    name="orbax",
+    title="the official format",
+    find=_find,
+    owns=lambda weights: len(weights) == 1 and weights[0].is_dir(),
+    open=lambda weights, config: open_orbax(weights[0], config),
+    write=write_orbax,
+    config_file=GRIFFIN_CONFIG,
+    config_fields=griffin_fields,
+)

@@ -49,68 +49,39 @@ _WORDS: Final = Numbers("int32", (np.dtype("int32"),))
 _SIZES: Final = Numbers("int64", (np.dtype("int64"), np.dtype("int32")))
 
 
-def in_dtype(tensors: Tensors, config: ModelConfig, dtype: np.dtype[Any] | None) -> Tensors:
-    """Returns tensors that convert to another dtype when read.
-
-    Args:
-      tensors: Tensors of the checkpoint, by name. Quantised matrices stay as they are. With int4, the embedding
-        becomes 8 bits.
-      config: The model's config.
-      dtype: Dtype of floating-point tensors; None keeps each tensor's own.
-    """
-    converted: dict[str, StoredTensor] = {}
-    for spec in tensor_specs(config):
-        if config.quantize == "int4" and spec.is_embedding and spec.name in tensors:  # as other tools leave it
-            converted |= {t.name: t for t in _embedding_in_8_bits(tensors[spec.name], spec)}
-            continue
-        for stored, _ in stored_specs(spec, config, tensors):
-            tensor = tensors[stored.name]
-            is_kept = config.quantize is not None and spec.is_matrix
-            wanted = tensor.dtype if is_kept else dtype or tensor.kept_dtype or tensor.dtype
-            converted[stored.name] = tensor if wanted == tensor.dtype else _cast(tensor, wanted)
-    return converted
-
-
-def in_int8(tensors: Tensors, config: ModelConfig, dtype: np.dtype[Any] | None) -> Tensors:
-    """Returns tensors whose matrices become int8 when read, with an additional tensor of row scales for each.
-
-    Args:
-      tensors: Tensors of the checkpoint, by name.
-      config: The model's config.
-      dtype: Dtype of all other tensors; None keeps each tensor's own.
-    """
-    converted: dict[str, StoredTensor] = {}
-    others = in_dtype(tensors, config, dtype)
-    for spec in tensor_specs(config):
-        tensor = tensors[spec.name]
-        new = [_values(tensor), _scale(tensor, spec)] if spec.is_matrix else [others[spec.name]]
-        converted |= {t.name: t for t in new}
-    return converted
-
-
-def in_int4(
-    tensors: Tensors, config: ModelConfig, dtype: np.dtype[Any] | None, quantize: Quantize | None = None
+def converted(
+    tensors: Tensors,
+    config: ModelConfig,
+    dtype: np.dtype[Any] | None,
+    quantize: str | None = None,
+    quantized: Quantize | None = None,
 ) -> Tensors:
-    """Returns tensors whose matrices become int4 when read, and the embedding 8 bits.
+    """Returns tensors that are converted when they are read.
 
     Args:
-      tensors: Tensors of the checkpoint, by name.
+      tensors: Tensors of the checkpoint, by name. Matrices that are stored quantised stay as they are, except that the
+        embedding of a checkpoint in int4 becomes 8 bits.
       config: The model's config.
-      dtype: Dtype of all other tensors; None keeps each tensor's own.
-      quantize: Quantises a matrix of a layer; None searches scales without data.
+      dtype: Dtype of tensors that are not quantised; None keeps each tensor's own.
+      quantize: "int8" or "int4" for matrices that are not quantised yet, with further tensors for their scales; None
+        quantises none.
+      quantized: Quantises a matrix of a layer to int4; None searches scales without data.
     """
-    converted: dict[str, StoredTensor] = {}
-    others, last = in_dtype(tensors, config, dtype), lru_cache(1)(quantize or _searched)
+    found: dict[str, StoredTensor] = {}
+    in_4_bits = lru_cache(1)(quantized or _searched)
     for spec in tensor_specs(config):
-        tensor = tensors[spec.name]
-        if spec.is_embedding:
-            new = _embedding_in_8_bits(tensor, spec)
-        elif spec.is_matrix:
-            new = [_packed(tensor, spec, last), _group_scale(tensor, spec, last, config), _shape(tensor, spec)]
+        if "int4" in (quantize, config.quantize) and spec.is_embedding and spec.name in tensors:
+            new = _embedding_in_8_bits(tensors[spec.name], spec)
+        elif quantize == "int8" and spec.is_matrix:
+            new = _in_8_bits(tensors[spec.name], spec)
+        elif quantize == "int4" and spec.is_matrix:
+            new = _in_4_bits(tensors[spec.name], spec, in_4_bits, config)
+        elif spec.is_matrix and config.quantize is not None:
+            new = [tensors[stored.name] for stored, _ in stored_specs(spec, config, tensors)]
         else:
-            new = [others[spec.name]]
-        converted |= {t.name: t for t in new}
-    return converted
+            new = [_in_dtype(tensors[spec.name], spec, dtype)]
+        found |= {tensor.name: tensor for tensor in new}
+    return found
 
 
 def _searched(tensor: StoredTensor) -> Int4Matrix:
@@ -118,23 +89,37 @@ def _searched(tensor: StoredTensor) -> Int4Matrix:
     return Int4Matrix(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-def _cast(tensor: StoredTensor, dtype: np.dtype[Any]) -> StoredTensor:
-    def open_tensor() -> ReadRows:
-        read = tensor.reader()
-        return lambda rows: read(rows).astype(dtype)
-
-    return replace(tensor, dtype=dtype, open=open_tensor)
-
-
-def _values(tensor: StoredTensor) -> StoredTensor:
-    def open_tensor() -> ReadRows:
-        read = tensor.reader()
-        return lambda rows: quantize_on_host(read(rows)).values
-
-    return replace(tensor, dtype=np.dtype("int8"), open=open_tensor)
+def _in_dtype(tensor: StoredTensor, spec: TensorSpec, dtype: np.dtype[Any] | None) -> StoredTensor:
+    wanted = dtype or tensor.kept_dtype or tensor.dtype
+    if wanted == tensor.dtype:
+        return tensor
+    return _changed(tensor, spec, wanted.name, lambda piece: piece.astype(wanted))
 
 
-def _scale(tensor: StoredTensor, spec: TensorSpec) -> StoredTensor:
+def _in_8_bits(tensor: StoredTensor, spec: TensorSpec) -> list[StoredTensor]:
+    return [
+        _changed(tensor, spec, "int8", lambda piece: quantize_on_host(piece).values),
+        _row_scale(tensor, spec),
+    ]
+
+
+def _embedding_in_8_bits(tensor: StoredTensor, spec: TensorSpec) -> list[StoredTensor]:
+    """Returns the tensors of the embedding in a checkpoint in int4."""
+    words = _changed(tensor, spec.packed, "int32", lambda piece: words_of(quantize_on_host(piece).values))
+    return [words, _row_scale(tensor, spec), _shape(tensor, spec)]
+
+
+def _in_4_bits(tensor: StoredTensor, spec: TensorSpec, quantize: Quantize, config: ModelConfig) -> list[StoredTensor]:
+    """Returns the tensors of a matrix in 4 bits. Its scales are read while the matrix is still known from its words."""
+    scale = spec.group_scale(config.int4_group_size)
+    return [
+        _like(tensor, spec.packed, "int32", lambda: lambda rows: words_of(quantize(tensor).values[rows])),
+        _like(tensor, scale, "float16", lambda: lambda rows: quantize(tensor).scale[rows]),
+        _shape(tensor, spec),
+    ]
+
+
+def _row_scale(tensor: StoredTensor, spec: TensorSpec) -> StoredTensor:
     """Returns the row scales of a quantised matrix, which is read a second time for them."""
 
     def open_tensor() -> ReadRows:
@@ -153,29 +138,20 @@ def _scale(tensor: StoredTensor, spec: TensorSpec) -> StoredTensor:
     return _like(tensor, spec.scale, "float32", open_tensor)
 
 
-def _embedding_in_8_bits(tensor: StoredTensor, spec: TensorSpec) -> list[StoredTensor]:
-    """Returns the tensors of the embedding in a checkpoint in int4."""
+def _shape(tensor: StoredTensor, spec: TensorSpec) -> StoredTensor:
+    return _like(tensor, spec.packed_shape, "int64", lambda: np.array(spec.shape, np.int64).__getitem__)
+
+
+def _changed(
+    tensor: StoredTensor, spec: TensorSpec, dtype: str, change: Callable[[HostArray], HostArray]
+) -> StoredTensor:
+    """Returns a tensor whose rows are made of the same rows of another."""
 
     def open_tensor() -> ReadRows:
         read = tensor.reader()
-        return lambda rows: words_of(quantize_on_host(read(rows)).values)
+        return lambda rows: change(read(rows))
 
-    return [_like(tensor, spec.packed, "int32", open_tensor), _scale(tensor, spec), _shape(tensor, spec)]
-
-
-def _packed(tensor: StoredTensor, spec: TensorSpec, quantize: Quantize) -> StoredTensor:
-    """Returns the words of a matrix in 4 bits."""
-    return _like(tensor, spec.packed, "int32", lambda: lambda rows: words_of(quantize(tensor).values[rows]))
-
-
-def _group_scale(tensor: StoredTensor, spec: TensorSpec, quantize: Quantize, config: ModelConfig) -> StoredTensor:
-    """Returns the scales of a matrix in 4 bits, which is still known from reading its words."""
-    scale = spec.group_scale(config.int4_group_size)
-    return _like(tensor, scale, "float16", lambda: lambda rows: quantize(tensor).scale[rows])
-
-
-def _shape(tensor: StoredTensor, spec: TensorSpec) -> StoredTensor:
-    return _like(tensor, spec.packed_shape, "int64", lambda: np.array(spec.shape, np.int64).__getitem__)
+    return _like(tensor, spec, dtype, open_tensor)
 
 
 def _like(tensor: StoredTensor, spec: TensorSpec, dtype: str, open_tensor: Callable[[], ReadRows]) -> StoredTensor:

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from ..model.config import ModelConfig, config_to_hf, read_config
+from ..model.config import config_to_hf, read_config
 from ..types.arrays import HostArray
 from ..types.errors import CheckpointError
 from .format import BFLOAT16, FoundCheckpoint, ReadRows, StoredTensor, Tensors, WritableFormat, bytes_of
@@ -182,10 +182,6 @@ def _find(directory: Path) -> FoundCheckpoint | None:
     return FoundCheckpoint(read_config(directory / _CONFIG), directory, files) if files else None
 
 
-def _write(folder: Path, tensors: Tensors, config: ModelConfig, report: Callable[[], object]) -> None:
-    write_files(folder, tensors, report)
-
-
 _CONFIG: Final = "config.json"
 
 SAFETENSORS: Final = WritableFormat(
@@ -194,9 +190,8 @@ SAFETENSORS: Final = WritableFormat(
     find=_find,
     owns=lambda weights: all(path.suffix == ".safetensors" for path in weights),
     open=lambda weights, config: open_files(weights),
-    write=_write,
+    write=lambda folder, tensors, config, report: write_files(folder, tensors, report),
     config_file=_CONFIG,
     config_fields=config_to_hf,
-    has_quantized=True,
-    has_key_heads=True,
+    is_complete=True,
 )

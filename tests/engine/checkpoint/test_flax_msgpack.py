@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from roost.engine.checkpoint import open_tensors
 from roost.engine.checkpoint.conversion import convert
 from roost.engine.checkpoint.flax_msgpack import MsgpackError, read_arrays
-from roost.engine.checkpoint.official import griffin_fields
-from roost.engine.checkpoint.orbax import open_arrays
+from roost.engine.checkpoint.official import griffin_fields, open_arrays
 from roost.engine.checkpoint.source import ModelSource, open_model
 from roost.engine.types.errors import CheckpointError
 from small_models import TINY_A

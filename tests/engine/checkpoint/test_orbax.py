@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint
 import pytest
 from roost.engine.checkpoint import Tensors, open_tensors
-from roost.engine.checkpoint.orbax import open_arrays
+from roost.engine.checkpoint.official import open_arrays
 from roost.engine.checkpoint.safetensors_files import find_files
 from roost.engine.checkpoint.source import ModelSource, open_model
 from roost.engine.checkpoint.weights import Checkpoint

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from random_configs import configs
 from reference_griffin import reference_logits
-from roost.engine.checkpoint.official import config_of_arrays
+from roost.engine.checkpoint.official import found_arrays
 from roost.engine.model.config import ModelConfig, config_from_hf
 from small_models import counting, noisy_model
 from sweeps import examples, swept
@@ -83,7 +83,7 @@ def test_official_arrays_have_one_key_head(tmp_path: Path) -> None:
     }
     others = {"attention_window_size": 2048, "logits_soft_cap": 30.0, "embeddings_scale_by_sqrt_dim": True}
     (tmp_path / "griffin_config.json").write_text(json.dumps(others))
-    config = config_of_arrays(tmp_path, shapes, "float32")
+    config = found_arrays(tmp_path, tmp_path, {name: (shape, "float32") for name, shape in shapes.items()}).config
     assert (config.num_heads, config.num_key_heads) == (8, 1)
 
 
