@@ -37,7 +37,7 @@ from roost.engine.checkpoint.official import GRIFFIN_CONFIG, griffin_fields
 from roost.engine.checkpoint.source import open_model
 from roost.engine.devices.platform import CPU
 from roost.engine.model.config import PRESETS, ModelConfig
-from roost.engine.types.arrays import HostArray
+from roost.engine.types.host_memory import HostArray
 
 SAMPLE_S: Final = 0.002
 

@@ -23,9 +23,7 @@ from .kernel_checks.checks import KernelCheck, check_kernels, compile_kernel_che
 from .model.state import state_bytes
 from .planning.replicas import MODEL_ERROR, ExpectedLoad, LoadPlan, Targets, plan_load, saturated_requests_per_s
 from .prefix_cache.cache import PrefixCache
-from .prefix_cache.saved_state import RequestSnapshot, RequestSnapshotFormat, SavedState, SavedStateFormat
 from .scheduling.scheduler import Scheduler
-from .types.arrays import ID_BYTES, id_bytes, ids_in, pack_ids
 from .types.config import (
     MAX_PREDICTION,
     MAX_TOKENS,
@@ -63,10 +61,10 @@ from .types.errors import (
     StateFileError,
     UnknownRequestError,
 )
-from .types.host_memory import shown_bytes
+from .types.host_memory import ID_BYTES, id_bytes, ids_in, pack_ids, shown_bytes
 from .types.request import FinishReason, Replay, Request, TokenLogprobs, TokenOutput
 from .types.sampling_params import MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS, SAMPLING_FIELDS, SamplingParams
-from .types.snapshot import Snapshot
+from .types.snapshot import RequestSnapshot, RequestSnapshotFormat, SavedState, SavedStateFormat, Snapshot
 from .types.tenant_store import TenantStore
 from .worker.profiling import longest_operations, profiled, record_profile
 from .worker.runner import ModelRunner

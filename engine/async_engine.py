@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol, runtime_checkable
 
 from .engine_core import EngineCore
-from .prefix_cache.saved_state import RequestSnapshot, RequestSnapshotFormat, SavedState, SavedStateFormat
 from .types.config import EngineStats
 from .types.errors import EngineDeadError, EngineStoppedError, QueueFullError, UnknownRequestError
 from .types.request import FinishReason, Request, TokenOutput, join_outputs
+from .types.snapshot import RequestSnapshot, RequestSnapshotFormat, SavedState, SavedStateFormat
 
 type Item = TokenOutput | Exception
 """An output of a request, or the error that ended it."""

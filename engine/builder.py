@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .capacity.fitting import estimated_slots, fit_slots, memory_of_served
+from .capacity.roofline import estimated_slots, fit_slots, memory_of_served
 from .checkpoint.source import ModelSource, model_identity
 from .devices.hosts import Leader, connect_followers, connect_leader, join, min_over_hosts
 from .devices.platform import (
@@ -21,13 +21,14 @@ from .devices.platform import (
     affordable_slots,
     choose_mesh_shape,
     choose_platform,
+    configure_jax,
     device_memory,
     int8_window_warning,
     numerics,
     open_mesh,
+    report_full_cache,
     without_kernels,
 )
-from .devices.startup import configure_jax, report_full_cache
 from .engine_core import EngineCore
 from .model.collectives import Collectives
 from .model.config import ModelConfig
@@ -36,12 +37,12 @@ from .model.sharding_rules import matrices_without_kernel
 from .model.state import state_bytes
 from .prefix_cache.cache import PrefixCache
 from .prefix_cache.disk import DiskTier, make_folder
-from .prefix_cache.saved_state import RequestSnapshotFormat, SavedStateFormat
 from .scheduling.scheduler import Scheduler
 from .simulation.runner import SimulatedRunner, simulated_runner
 from .types.config import CPU_ONLY, NO_DRAFTS, SIMULATED, EngineConfig, Speculation, history_bytes
 from .types.errors import CheckpointError, ConfigError
 from .types.host_memory import available_memory, release_freed_memory, shown_bytes
+from .types.snapshot import RequestSnapshotFormat, SavedStateFormat
 from .worker.compilation import CompiledPrograms, KernelRefusedError, compile_served
 from .worker.earlier_starts import open_trace_cache, read_slots, slots_key, write_slots
 from .worker.executor import DeviceArrays, Executor

@@ -9,16 +9,15 @@ from functools import partial
 from typing import Final, NamedTuple, Protocol, runtime_checkable
 
 from .prefix_cache.cache import PrefixKey
-from .prefix_cache.saved_state import RequestSnapshot, RequestSnapshotFormat, SavedState, SavedStateFormat
 from .scheduling.prefetcher import Fetch
 from .scheduling.running_request import RequestOutput
 from .scheduling.scheduler import Scheduler
-from .types.arrays import ID_BYTES
 from .types.config import STEP_TOKEN_BOUNDS, EngineStats
 from .types.errors import EngineDeadError, NumericError, UnknownRequestError
+from .types.host_memory import ID_BYTES
 from .types.request import Batch, PrefillBatch, Request, RowResult
 from .types.sampling_params import NO_TOKEN, SamplingParams
-from .types.snapshot import Snapshot
+from .types.snapshot import RequestSnapshot, RequestSnapshotFormat, SavedState, SavedStateFormat, Snapshot
 
 _NEXT_TOKEN: Final = PrefixKey.of([NO_TOKEN], "").tokens
 """A token after a history. The prefix cache leaves at least one token to prefill, so this token lets it cover the whole

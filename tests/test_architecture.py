@@ -160,7 +160,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
         (
             "engine/checkpoint/safetensors_files.py",
             "engine/checkpoint/official.py",
-            "engine/prefix_cache/saved_state.py",
+            "engine/types/snapshot.py",
         ),
     ),
     "downloads": ({"huggingface_hub", "kagglehub", "obstore", "requests"}, ("server/model_hub/*",)),
@@ -189,7 +189,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
         (
             "server/settings/sources.py",
             "engine/capacity/chips.py",
-            "engine/devices/startup.py",
+            "engine/devices/platform.py",
             "kernels/native/library.py",  # reads the instruction sets that XLA's flags allow
         ),
     ),
@@ -218,7 +218,7 @@ BATCH_FILES = re.compile(
 STATE_FILES = (
     "engine/model/layer_kinds.py",  # declares them
     "engine/model/layers.py",  # computes them
-    "engine/model/verified_states.py",  # keeps those of accepted tokens
+    "engine/model/speculation.py",  # keeps those of accepted tokens
     "engine/model/config.py",  # has the sizes
     "engine/checkpoint/official.py",  # reads the sizes of official checkpoints
     "engine/checkpoint/layout.py",  # names the tensors of these sizes

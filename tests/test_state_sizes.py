@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from roost.engine import DeviceFacts, EngineConfig, open_model, state_bytes
 from roost.engine.model.config import PRESETS, ModelConfig
-from roost.engine.prefix_cache.saved_state import SavedState, SavedStateFormat
-from roost.engine.types.snapshot import Snapshot, SnapshotFormat
+from roost.engine.types.snapshot import SavedState, SavedStateFormat, Snapshot, SnapshotFormat
 from roost.server.commands.options import PlanOptions
 from roost.server.commands.plan import plan
 from roost.server.run.startup_message import summary

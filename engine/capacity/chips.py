@@ -28,8 +28,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, SingleDev
 
 from ...kernels import GpuSizes
 from ..checkpoint.source import ModelSource
-from ..devices.platform import TPU, gpu_platform
-from ..devices.startup import GPU_MEMORY_SHARE
+from ..devices.platform import GPU_MEMORY_SHARE, TPU, gpu_platform
 from ..model.collectives import Collectives
 from ..types.config import DATA, MODEL, ONE_DEVICE, EngineConfig, MeshShape
 from ..types.errors import ConfigError
@@ -45,7 +44,7 @@ from ..worker.compilation import (
 )
 from ..worker.lowering import idle_bytes, lower
 from ..worker.served import Devices, Program, Served, open_weights
-from .fitting import estimated_slots, fit_slots, memory_of_served
+from .roofline import estimated_slots, fit_slots, memory_of_served
 
 _ENVIRONMENT: Final = {
     "TPU_SKIP_MDS_QUERY": "1",

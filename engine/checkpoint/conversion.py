@@ -31,10 +31,9 @@ from ..model.config import ModelConfig, ParamPath
 from ..model.griffin import check_int4_inputs, scaled_embeddings
 from ..model.layers import ResidualBlock
 from ..model.state import zero_state
-from ..types.arrays import HostArray
 from ..types.config import Quantization
 from ..types.errors import CheckpointError
-from ..types.host_memory import shown_bytes
+from ..types.host_memory import HostArray, shown_bytes
 from . import WRITABLE_FORMATS, open_tensors
 from .format import StoredTensor, Tensors, WritableFormat, bytes_of
 from .layout import checkpoint_layout

@@ -15,8 +15,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from ..model.config import ModelConfig
-from ..types.arrays import HostArray
 from ..types.errors import CheckpointError
+from ..types.host_memory import HostArray
 from .format import CheckpointFormat, FoundCheckpoint, ReadRows, StoredTensor, Tensors
 from .layout import FlaxView
 from .official import ARRAY_DTYPES, check_dtype, found_arrays, views_of, without_root

@@ -14,8 +14,8 @@ import ml_dtypes
 import numpy as np
 
 from ..model.config import ModelConfig
-from ..types.arrays import HostArray
 from ..types.errors import CheckpointError
+from ..types.host_memory import HostArray
 
 TOKENIZER_FILES: Final = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
 """Files that identify the folder of a model's tokenizer; one is sufficient."""

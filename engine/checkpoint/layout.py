@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from ..model.config import ModelConfig, ParamPath
-from ..types.arrays import HostArray
+from ..types.host_memory import HostArray
 
 EMBEDDING: Final = "model.embed_tokens.weight"
 """Name of the embedding."""

@@ -17,8 +17,8 @@ from typing import Any, Final
 import numpy as np
 
 from ..model.config import ModelConfig, read_fields
-from ..types.arrays import HostArray
 from ..types.errors import CheckpointError
+from ..types.host_memory import HostArray
 from .format import ReadRows, StoredTensor, Tensors, content_pieces
 from .layout import TensorSpec, tensor_specs
 from .safetensors_files import open_files

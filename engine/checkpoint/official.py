@@ -17,8 +17,8 @@ import numpy as np
 import tensorstore
 
 from ..model.config import PRESETS, ModelConfig, read_fields
-from ..types.arrays import ArrayFormat, HostArray
 from ..types.errors import CheckpointError
+from ..types.host_memory import ArrayFormat, HostArray
 from .format import BFLOAT16, FoundCheckpoint, ReadRows, StoredTensor, Tensors, WritableFormat, tokenizer_directory
 from .layout import EMBEDDING_ARRAY, FlaxView, tensor_specs
 

@@ -16,8 +16,8 @@ import numpy as np
 from ...kernels.matrices import Int4Matrix, QuantizedMatrix
 from ...kernels.matrices.int8 import quantize_on_host
 from ..model.config import ModelConfig
-from ..types.arrays import HostArray
 from ..types.errors import CheckpointError
+from ..types.host_memory import HostArray
 from .format import BFLOAT16, ReadRows, StoredTensor, Tensors
 from .layout import TensorSpec, tensor_specs
 

@@ -14,8 +14,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ..model.config import config_to_hf, read_config
-from ..types.arrays import HostArray
 from ..types.errors import CheckpointError
+from ..types.host_memory import HostArray
 from .format import BFLOAT16, FoundCheckpoint, ReadRows, StoredTensor, Tensors, WritableFormat, bytes_of
 
 INDEX: Final = "model.safetensors.index.json"

@@ -18,9 +18,9 @@ from ...kernels.matrices import FORMATS, QuantizedMatrix, is_quantized, table_dt
 from ..model.config import ModelConfig, ParamPath
 from ..model.griffin import Params
 from ..model.sharding_rules import ShardingRule, leaf_rules
-from ..types.arrays import HostArray
 from ..types.config import MeshShape
 from ..types.errors import CheckpointError
+from ..types.host_memory import HostArray
 from .format import StoredTensor, Tensors
 from .layout import EMBEDDING, TensorSpec, checkpoint_layout
 from .precision import read_matrix, stored_specs

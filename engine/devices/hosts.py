@@ -31,9 +31,9 @@ import numpy as np
 import orjson
 from jax.experimental import multihost_utils
 
-from ..types.arrays import HostArray
 from ..types.config import HostGroup
 from ..types.errors import ConfigError, EngineDeadError
+from ..types.host_memory import HostArray
 
 _BEAT_S: Final = 1.0
 """Seconds between two heartbeats of a follower."""

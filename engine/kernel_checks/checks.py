@@ -16,8 +16,7 @@ from jax.sharding import SingleDeviceSharding
 from ...kernels.matrices import is_quantized, pack_param
 from ..capacity.chips import open_chips, tracing_for
 from ..checkpoint.source import ModelSource
-from ..devices.platform import PORTABLE, Platform, choose_platform
-from ..devices.startup import configure_jax
+from ..devices.platform import PORTABLE, Platform, choose_platform, configure_jax
 from ..model.config import ModelConfig
 from ..types.config import ONE_DEVICE, EngineConfig
 from ..worker.served import Devices

@@ -31,8 +31,7 @@ from ...kernels.window_attention import (
 )
 from ..devices.platform import Platform
 from ..model.config import ModelConfig
-from ..sampling.logits_processors import zero_sampling_state, zero_token_memory
-from ..sampling.sampler import Sampled, sample
+from ..sampling.sampler import Sampled, sample, zero_sampling_state, zero_token_memory
 from ..types.config import PREFILL_BLOCK
 from ..types.sampling_params import SAMPLING_COLUMNS, SamplingState
 

@@ -19,8 +19,8 @@ from .collectives import Collectives
 from .config import ModelConfig
 from .layer_kinds import LayerState, layer_matrices
 from .layers import ResidualBlock, RMSNorm, matrix
+from .speculation import Pairs, VerifiedStates
 from .state import BlockStates, LayerBlockStates, ModelState, stack_block_states, state_layout
-from .verified_states import Pairs, VerifiedStates
 
 type Params = Any
 """Parameters of a model as a pytree of arrays."""

@@ -42,8 +42,8 @@ from ..types.config import PREFILL_BLOCK
 from .collectives import Collectives
 from .config import ModelConfig
 from .layer_kinds import AttentionState, LayerState, RecurrentState, key_heads
+from .speculation import AttentionStates, OldRows, Pairs, RecurrentStates, VerifiedStates, no_rows, read_rows
 from .state import AttentionBlockStates, LayerBlockStates
-from .verified_states import AttentionStates, OldRows, Pairs, RecurrentStates, VerifiedStates, no_rows, read_rows
 
 
 def matrix(outputs: int, inputs: int, dtype: jnp.dtype) -> nnx.Param[Any]:

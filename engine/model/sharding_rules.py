@@ -17,9 +17,9 @@ from jax.sharding import PartitionSpec
 from ...kernels import Backend
 from ...kernels.matrices import QuantizedMatrix, is_quantized
 from ...kernels.products import int8_shape_is_left_to_xla
-from ..types.arrays import HostArray
 from ..types.config import MODEL, MeshShape
 from ..types.errors import ConfigError
+from ..types.host_memory import HostArray
 from .collectives import REPLICATED, SLOTS, WINDOWS
 from .config import ModelConfig, ParamPath
 from .griffin import Params, abstract_model

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from ...kernels.window_attention import Int8Vectors, pack
-from ..types.arrays import ArrayFormat
+from ..types.host_memory import ArrayFormat
 from .config import ModelConfig
 from .layer_kinds import GRIFFIN_KINDS, LAYER_KINDS, AttentionState, LayerKind, LayerState, StateArray, kind_of
 

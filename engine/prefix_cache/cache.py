@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol, runtime_checkable
 
-from ..types.arrays import ID_BYTES, HostArray, id_bytes
 from ..types.config import PREFILL_BLOCK, CacheStats
+from ..types.host_memory import ID_BYTES, HostArray, id_bytes
 from ..types.snapshot import BlockState, Snapshot, chunk_snapshots
 
 BLOCK_BYTES: Final = ID_BYTES * PREFILL_BLOCK

@@ -25,12 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from ..types.arrays import ArrayFormat, HostArray
 from ..types.config import PREFILL_BLOCK
 from ..types.errors import ConfigError, StateFileError
-from ..types.snapshot import Snapshot, SnapshotFormat, first_block, is_finite, num_bytes
+from ..types.host_memory import ArrayFormat, HostArray
+from ..types.snapshot import Snapshot, SnapshotFormat, first_block, is_finite, num_bytes, pack, unpack
 from .cache import PrefixKey
-from .saved_state import pack, unpack
 
 _MAX_WRITE_BYTES: Final = 256 * 2**20
 """Maximum size of snapshots that wait to be written. Further ones are dropped, since the disk is too slow for them."""

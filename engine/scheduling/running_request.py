@@ -9,9 +9,9 @@ from typing import Final
 import numpy as np
 
 from ..prefix_cache.cache import PrefixKey
-from ..types.arrays import ID_BYTES, id_bytes
 from ..types.config import HISTORY, MAX_TOKENS, UNUSED_PREDICTION, PredictionUse
 from ..types.errors import ConstraintError, ConstraintLostError, NumericError, RoostError
+from ..types.host_memory import ID_BYTES, id_bytes
 from ..types.output_constraint import Forced, ForcingConstraint, TokenMask, joined_constraint
 from ..types.request import FinishReason, Request, RowResult, TokenLogprobs, TokenOutput, error_output
 from ..types.sampling_params import NO_CHOICE

@@ -7,9 +7,9 @@ from functools import partial
 from itertools import chain
 
 from ..prefix_cache.cache import PrefixCache, PrefixKey
-from ..types.arrays import pack_ids
 from ..types.config import PREFILL_BLOCK, CacheStats, EngineStats, StepLimits
 from ..types.errors import ConstraintError, QueueFullError, QueueTimeoutError, RequestTimeoutError, RoostError
+from ..types.host_memory import pack_ids
 from ..types.request import (
     Batch,
     BlockStatesReader,

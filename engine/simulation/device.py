@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Int
 
 from ..capacity.roofline import Roofline
-from ..types.arrays import id_bytes
 from ..types.config import FaultKind, Simulation
 from ..types.errors import EngineDeadError
+from ..types.host_memory import id_bytes
 from ..types.output_constraint import TokenMask, mask_of_ids, words_of_mask
 from ..types.request import Request
 from ..types.sampling_params import NO_TOKEN

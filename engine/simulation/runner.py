@@ -12,8 +12,6 @@ from ..capacity.roofline import Roofline, compute_roofline, find_device
 from ..checkpoint.source import ModelSource, model_identity
 from ..devices.platform import TPU
 from ..model.collectives import Collectives
-from ..prefix_cache.saved_state import SavedStateFormat
-from ..types.arrays import ArrayFormat, HostArray
 from ..types.config import (
     MAX_PREFILL_ROWS,
     ONE_DEVICE,
@@ -23,9 +21,9 @@ from ..types.config import (
     Simulation,
 )
 from ..types.errors import ConfigError
-from ..types.host_memory import shown_bytes
+from ..types.host_memory import ArrayFormat, HostArray, shown_bytes
 from ..types.request import Batch, DecodeBatch, PrefillBatch, PrefillChunk, Request, RowResult, TokenLogprobs
-from ..types.snapshot import BlockState, Snapshot, window_edges
+from ..types.snapshot import BlockState, SavedStateFormat, Snapshot, window_edges
 from ..worker.served import Devices, Served
 from .device import SimulatedDevice, SlotTokens, StepDurations, wait_until
 

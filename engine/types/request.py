@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
-from .arrays import pack_ids
 from .config import HISTORY, MAX_MATCH, MAX_PREDICTION, UNUSED_PREDICTION, DraftCounts, PredictionUse
 from .errors import RoostError
+from .host_memory import pack_ids
 from .output_constraint import Constraint, Forced, TokenMask
 from .sampling_params import SamplingParams
 from .snapshot import BlockState, Snapshot

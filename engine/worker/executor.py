@@ -16,7 +16,7 @@ from jaxtyping import Array
 from ..devices.hosts import Leader
 from ..model.collectives import REPLICATED
 from ..model.griffin import Params
-from ..types.arrays import HostArray
+from ..types.host_memory import HostArray
 from .compilation import BackgroundCompiler, CompileCounter, CompiledProgram, CompiledPrograms
 from .earlier_starts import TraceCache
 from .lowering import Leaves, UsedLeaves, leaf_slices, leaf_structures, passed_leaves, used_leaves

@@ -12,10 +12,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..model.state import BlockStates
-from ..prefix_cache.saved_state import SavedStateFormat
 from ..sampling.sampler import Logprobs, Sampled
-from ..types.arrays import HostArray
 from ..types.config import MAX_PREFILL_ROWS, DraftCounts
+from ..types.host_memory import HostArray
 from ..types.request import (
     Batch,
     BlockStatesReader,
@@ -28,7 +27,7 @@ from ..types.request import (
     RowResult,
     TokenLogprobs,
 )
-from ..types.snapshot import BlockState, Snapshot, window_rows
+from ..types.snapshot import BlockState, SavedStateFormat, Snapshot, window_rows
 from .executor import Executor
 from .speculative_steps import Speculated
 from .transfer import (

@@ -26,14 +26,12 @@ from ..model.config import ModelConfig
 from ..model.griffin import Params, abstract_model
 from ..model.sharding_rules import bytes_per_device, shard_params
 from ..model.slot_states import BlockedStates, ContiguousStates
+from ..model.speculation import zero_draft_state
 from ..model.state import RowArrays, StateLayout, state_layout
-from ..prefix_cache.saved_state import SavedStateFormat
-from ..sampling.drafts import zero_draft_state
-from ..sampling.logits_processors import zero_sampling_state, zero_token_memory
-from ..sampling.sampler import Logprobs, Sampled
+from ..sampling.sampler import Logprobs, Sampled, zero_sampling_state, zero_token_memory
 from ..types.config import MAX_PREFILL_ROWS, PREFILL_BLOCK, EngineConfig, MeshShape, Speculation, StepLimits
 from ..types.output_constraint import words_of_mask
-from ..types.snapshot import SnapshotFormat
+from ..types.snapshot import SavedStateFormat, SnapshotFormat
 from .speculative_steps import Speculated, pair_sizes, speculative_step
 from .steps import (
     PrefillResult,

@@ -14,11 +14,21 @@ from flax import nnx
 from jaxtyping import Array, Bool, Int32, UInt32
 
 from ..model.griffin import Griffin, Params
+from ..model.speculation import (
+    Accepted,
+    Drafts,
+    DraftState,
+    Kept,
+    Pairs,
+    accept,
+    learn,
+    propose,
+    record,
+    with_forced,
+    within,
+)
 from ..model.state import ModelState
-from ..model.verified_states import Kept, Pairs
-from ..sampling.drafts import Accepted, Drafts, DraftState, accept, learn, propose, record, with_forced, within
-from ..sampling.logits_processors import TokenMemory, is_penalized, record_tokens
-from ..sampling.sampler import Sampled, no_logprobs
+from ..sampling.sampler import Sampled, TokenMemory, is_penalized, no_logprobs, record_tokens
 from ..types.config import Speculation
 from ..types.sampling_params import MAX_LOGPROBS
 from .steps import Graph, SlotState, StatePool, decode_once, is_last, mark_broken, sample_or_greedy, with_progress

@@ -18,10 +18,21 @@ from jaxtyping import Array, Bool, Float, Int32, Shaped, UInt32
 from ..model.collectives import Collectives
 from ..model.griffin import Griffin, Params
 from ..model.slot_states import SlotStates
+from ..model.speculation import DraftState, new_draft_state, record
 from ..model.state import BlockStates, ModelState, RowArrays, StateLayout, state_layout
-from ..sampling.drafts import DraftState, new_draft_state, record
-from ..sampling.logits_processors import TokenMemory, is_penalized, no_tokens, record_tokens
-from ..sampling.sampler import Logprobs, Sampled, logprobs, needs_logits, no_logprobs, sample, score
+from ..sampling.sampler import (
+    Logprobs,
+    Sampled,
+    TokenMemory,
+    is_penalized,
+    logprobs,
+    needs_logits,
+    no_logprobs,
+    no_tokens,
+    record_tokens,
+    sample,
+    score,
+)
 from ..types.config import MAX_PREFILL_ROWS, PREFILL_BLOCK
 from ..types.sampling_params import MAX_LOGPROBS, NO_TOKEN, SamplingState
 

@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ..model.state import BlockStates, RowArrays
-from ..sampling.logits_processors import TokenMemory
-from ..types.arrays import HostArray, pack_ids
+from ..sampling.sampler import TokenMemory
 from ..types.config import HISTORY, MAX_MATCH, PREFILL_BLOCK, UNUSED_PREDICTION, PredictionUse
+from ..types.host_memory import HostArray, pack_ids
 from ..types.output_constraint import Forced, TokenMask, mask_of_ids
 from ..types.request import DecodeBatch, FirstToken, PrefillChunk, ReplayedRow, Request
 from ..types.sampling_params import NO_LIMIT, NO_TOKEN, NUMBER_COLUMNS, PENALTY_WINDOW, SAMPLING_COLUMNS, SamplingState

@@ -1,6 +1,6 @@
 """Truncation and choice of a token in a TPU's on-chip memory: top-k, top-p, min-p and typical-p, then the draw.
 
-Weights are defined as in `roost.engine.sampling.logits_processors`: the most likely token weighs 1. Thresholds are
+Weights are defined as in `roost.engine.sampling.sampler`: the most likely token weighs 1. Thresholds are
 found by bisection over the bits of a float32, each step of which reads all weights of the block once. A row is settled
 as soon as one weight is left between its bounds, and the block when all of its rows are.
 

@@ -8,7 +8,7 @@ import httpx
 import numpy as np
 import pytest
 from demo_talk import CHUNK, SLOTS, STORIES, far, turns
-from roost.engine.prefix_cache.saved_state import pack, unpack
+from roost.engine.types.snapshot import pack, unpack
 from server_process import ServerProcess, run_here, serving
 
 OPTIONS = ("demo", "--slots", str(SLOTS), "--prefill-chunk", str(CHUNK))

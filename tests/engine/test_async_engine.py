@@ -13,7 +13,6 @@ from roost.engine import engine_core
 from roost.engine.async_engine import AsyncEngine
 from roost.engine.engine_core import EngineCore
 from roost.engine.prefix_cache.cache import PrefixCache, PrefixKey
-from roost.engine.prefix_cache.saved_state import SavedState
 from roost.engine.scheduling.scheduler import Plan, Scheduler
 from roost.engine.types.config import StepLimits
 from roost.engine.types.errors import (
@@ -26,7 +25,7 @@ from roost.engine.types.errors import (
 )
 from roost.engine.types.request import Batch, FinishReason, Request, TokenOutput
 from roost.engine.types.sampling_params import SamplingParams
-from roost.engine.types.snapshot import Snapshot
+from roost.engine.types.snapshot import SavedState, Snapshot
 
 
 class SlowRunner(FakeRunner):

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from played_grammar import LateMasks, PlayedProcess, played
 from roost.engine import EngineCore, ModelRunner, PrefixCache, Request, SamplingParams
-from roost.engine.prefix_cache.saved_state import RequestSnapshotFormat
 from roost.engine.scheduling import preemption
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.engine.types.request import Replay
+from roost.engine.types.snapshot import RequestSnapshotFormat
 from roost.server.constraints.grammar.constraint import GrammarConstraint
 from sweeps import full
 

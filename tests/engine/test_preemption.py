@@ -7,10 +7,10 @@ from math import inf
 import numpy as np
 import pytest
 from roost.engine import EngineCore, ModelRunner, PrefixCache, Request, SamplingParams
-from roost.engine.prefix_cache.saved_state import RequestSnapshotFormat
 from roost.engine.scheduling import preemption
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.engine.types.errors import QueueFullError
+from roost.engine.types.snapshot import RequestSnapshotFormat
 
 SLOTS = 4
 

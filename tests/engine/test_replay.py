@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from roost.engine import EngineCore, ModelRunner, PrefixCache, Request, SamplingParams
-from roost.engine.prefix_cache.saved_state import RequestSnapshot, RequestSnapshotFormat
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.engine.types.errors import StateFileError, UnknownRequestError
 from roost.engine.types.output_constraint import TokenMask, mask_of_ids
 from roost.engine.types.request import FinishReason, Replay
+from roost.engine.types.snapshot import RequestSnapshot, RequestSnapshotFormat
 
 SLOTS = 4
 KEY = b"a key"

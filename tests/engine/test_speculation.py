@@ -28,12 +28,12 @@ from roost.engine import (
     open_model,
 )
 from roost.engine.checkpoint.source import ModelSource
-from roost.engine.prefix_cache.saved_state import RequestSnapshotFormat
 from roost.engine.scheduling import preemption
 from roost.engine.scheduling.drafting import DraftSwitch
 from roost.engine.types.config import MeshShape
 from roost.engine.types.output_constraint import Forced, TokenMask, mask_of_ids
 from roost.engine.types.request import Replay
+from roost.engine.types.snapshot import RequestSnapshotFormat
 from roost.kernels import native
 from small_models import TINY_A
 from sweeps import examples, swept

@@ -28,8 +28,8 @@ from roost.engine.model.collectives import Collectives
 from roost.engine.model.config import ModelConfig
 from roost.engine.model.layer_kinds import LAYER_KINDS, LayerKind, StateArray, channels
 from roost.engine.model.layers import Dense
-from roost.engine.prefix_cache.saved_state import unpack
 from roost.engine.scheduling.scheduler import Scheduler
+from roost.engine.types.snapshot import unpack
 from roost.kernels import Backend
 
 CONFIG = ModelConfig(96, 64, 64, 4, 64, ("toy", "attention", "toy", "recurrent"), window=96)

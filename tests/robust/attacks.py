@@ -68,7 +68,7 @@ async def saved_file(attacker: Attacker, num_tokens: int = 130) -> bytes:
 
 def altered(file: bytes, change: Change) -> bytes:
     """Returns a changed state file with a correct digest."""
-    from roost.engine.prefix_cache.saved_state import pack, unpack
+    from roost.engine.types.snapshot import pack, unpack
 
     arrays, facts = unpack(file)
     held = {name: np.array(array) for name, array in arrays.items()}

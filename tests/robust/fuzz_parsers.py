@@ -26,7 +26,7 @@ import tokenizers
 from roost.engine import RoostError
 from roost.engine.checkpoint.safetensors_files import INDEX, find_files, open_files
 from roost.engine.model.config import read_config
-from roost.engine.prefix_cache.saved_state import pack, unpack
+from roost.engine.types.snapshot import pack, unpack
 from roost.server.text.chat_template import ChatFormatError, Message, load_chat_format
 from roost.server.text.piece_tokenizer import load_tokenizer
 from roost.server.text.served_model import read_defaults

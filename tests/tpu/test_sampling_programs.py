@@ -9,7 +9,7 @@ from jax.sharding import SingleDeviceSharding
 from roost.engine.devices.platform import TPU
 from roost.engine.model.config import PRESETS, ModelConfig, cycle
 from roost.engine.model.griffin import abstract_model
-from roost.engine.sampling.logits_processors import zero_token_memory
+from roost.engine.sampling.sampler import zero_token_memory
 from roost.engine.types.config import EngineConfig
 from roost.engine.types.output_constraint import words_of_mask
 from roost.engine.types.sampling_params import NUMBER_COLUMNS, SAMPLING_COLUMNS

@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 import pytest
 from roost.engine.capacity.chips import TPUS, AheadOfTime, compile_for_chips, memory_limit, open_chips
-from roost.engine.capacity.fitting import MemoryModel, estimated_slots, memory_of_served
-from roost.engine.capacity.roofline import DEVICES, compute_roofline
+from roost.engine.capacity.roofline import DEVICES, MemoryModel, compute_roofline, estimated_slots, memory_of_served
 from roost.engine.checkpoint.source import open_model
 from roost.engine.types.config import ONE_DEVICE, EngineConfig, MeshShape
 from roost.engine.worker.compilation import demands

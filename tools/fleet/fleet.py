@@ -33,7 +33,7 @@ from fleet_model import Fleet, InTurn, LeastOfTwo, Outcome, Picker, Policy, Pref
 from fleet_page import NEVER_S, page, picture_of
 from fleet_servers import BALANCES, Run, Server, find_program, proxying, run_load, serving
 from results_page import commit
-from roost.engine.planning.replica import Arrival, Chip
+from roost.engine.planning.replicas import Arrival, Chip
 from roost.server.commands.bench.report import opening
 
 CHIP: Final = Chip(slots=16, step_s=0.02, prefill_tokens_per_s=8000.0, cached_prefixes=0)

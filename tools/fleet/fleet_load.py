@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from roost.engine import PREFILL_BLOCK
-from roost.engine.planning.replica import Arrival, Chip
+from roost.engine.planning.replicas import Arrival, Chip
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from fleet_load import Workload
-from roost.engine.planning.replica import Arrival, Chip, Clock, Replica, SimulatedRequest
+from roost.engine.planning.replicas import Arrival, Chip, Clock, Replica, SimulatedRequest
 
 _POINTS: Final = 16
 """Points of a replica on the ring of consistent hashing."""

@@ -48,8 +48,7 @@ from gpu_dump import (
 from gpu_estimate import Part, Sizes, estimate, names_of_thunks
 from results_page import table
 from roost.engine.capacity.chips import CARDS, memory_limit, open_chips, tracing_for
-from roost.engine.capacity.fitting import estimated_slots, memory_of_served
-from roost.engine.capacity.roofline import DEVICES, Device, compute_roofline
+from roost.engine.capacity.roofline import DEVICES, Device, compute_roofline, estimated_slots, memory_of_served
 from roost.engine.checkpoint.source import open_model
 from roost.engine.model.config import ModelConfig
 from roost.engine.types.config import ONE_DEVICE, EngineConfig

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from roost.engine.capacity.fitting import (
+from roost.engine.capacity.roofline import (
     MAX_REDUCTIONS,
     MemoryModel,
     estimated_slots,

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import pytest
 from roost.engine import ConfigError, EngineConfig, builder, open_model
-from roost.engine.capacity.fitting import estimated_slots, memory_of_served
+from roost.engine.capacity.roofline import estimated_slots, memory_of_served
 from roost.engine.devices.platform import CPU_MESH, PORTABLE, TPU, Platform
 from roost.engine.model.collectives import Collectives
 from roost.engine.worker.compilation import CompiledPrograms, KernelRefusedError

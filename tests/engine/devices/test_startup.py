@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import pytest
 from cache_settings import restored
 from filelock import FileLock
-from roost.engine.devices.startup import configure_jax, report_full_cache
+from roost.engine.devices.platform import configure_jax, report_full_cache
 from roost.engine.types.errors import ConfigError
 from roost.engine.worker.compilation import compile_lowered
 

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
-from roost.engine.model.verified_states import Pairs
+from roost.engine.model.speculation import Pairs
 
 
 def pairs_of(*counts: int, size: int = 8) -> Pairs:

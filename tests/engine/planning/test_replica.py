@@ -12,8 +12,16 @@ from typing import NamedTuple
 import pytest
 from roost.engine import EngineConfig, EngineCore, Request, SamplingParams, compute_roofline, engine_core, find_device
 from roost.engine.builder import load_engine
-from roost.engine.planning.replica import OVERHEAD_S, Arrival, Clock, Replica, SimulatedRequest
-from roost.engine.planning.replicas import ExpectedLoad, Mix, mix_on
+from roost.engine.planning.replicas import (
+    OVERHEAD_S,
+    Arrival,
+    Clock,
+    ExpectedLoad,
+    Mix,
+    Replica,
+    SimulatedRequest,
+    mix_on,
+)
 from roost.engine.simulation import device
 from roost.engine.types.config import Simulation
 from roost.server.model_hub import find_model

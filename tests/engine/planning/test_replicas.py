@@ -10,11 +10,15 @@ from roost.engine import ConfigError, Roofline, compute_roofline, find_device
 from roost.engine.capacity.roofline import DEVICES
 from roost.engine.model.config import PRESETS
 from roost.engine.planning import replicas
-from roost.engine.planning.replica import OVERHEAD_S, Arrival, Clock, Replica, SimulatedRequest
 from roost.engine.planning.replicas import (
     MAX_USE,
+    OVERHEAD_S,
+    Arrival,
+    Clock,
     ExpectedLoad,
     LoadPlan,
+    Replica,
+    SimulatedRequest,
     Targets,
     mix_on,
     plan_load,

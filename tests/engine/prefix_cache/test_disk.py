@@ -16,9 +16,8 @@ from fake_states import block_states, fetch, format_of, prefill, text
 from hypothesis import given, settings
 from roost.engine.prefix_cache.cache import PrefixCache, PrefixKey
 from roost.engine.prefix_cache.disk import DiskTier
-from roost.engine.prefix_cache.saved_state import pack, unpack
 from roost.engine.types.errors import ConfigError
-from roost.engine.types.snapshot import BlockState, Snapshot, SnapshotFormat, chunk_snapshots
+from roost.engine.types.snapshot import BlockState, Snapshot, SnapshotFormat, chunk_snapshots, pack, unpack
 
 PLENTY, WINDOW = 10**9, 128
 

@@ -21,10 +21,9 @@ from roost.engine import (
     UnknownRequestError,
 )
 from roost.engine.model.config import PRESETS
-from roost.engine.prefix_cache.saved_state import pack, unpack
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.engine.types.config import MAX_TOKENS
-from roost.engine.types.snapshot import SnapshotFormat
+from roost.engine.types.snapshot import SnapshotFormat, pack, unpack
 
 SLOTS, PLENTY = 4, 10**9
 PROMPT = tuple(np.random.default_rng(3).integers(3, 320, 300).tolist())

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from jaxtyping import Array
 from roost.engine.devices.platform import CPU_OPTIONS
-from roost.engine.sampling.logits_processors import TokenMemory, no_tokens
-from roost.engine.sampling.sampler import Sampled, sample
+from roost.engine.sampling.sampler import Sampled, TokenMemory, no_tokens, sample
 from roost.engine.types.output_constraint import mask_of_ids, words_of_mask
 from roost.engine.types.request import Request
 from roost.engine.types.sampling_params import PENALTY_WINDOW, SamplingParams, SamplingState

@@ -10,8 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from reference_sampling import reference_distribution
-from roost.engine.sampling.logits_processors import no_tokens, record_tokens, zero_sampling_state, zero_token_memory
-from roost.engine.sampling.sampler import draw_from_candidates, sample
+from roost.engine.sampling.sampler import (
+    draw_from_candidates,
+    no_tokens,
+    record_tokens,
+    sample,
+    zero_sampling_state,
+    zero_token_memory,
+)
 from roost.engine.types.sampling_params import NO_TOKEN, PENALTY_WINDOW, SamplingParams
 from sampler_cases import (
     DRAWS,

@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
-from roost.engine.sampling.logits_processors import zero_sampling_state
+from roost.engine.sampling.sampler import zero_sampling_state
 from roost.engine.types.sampling_params import NUMBER_COLUMNS, SAMPLING_COLUMNS, SAMPLING_FIELDS, Range, SamplingParams
 
 

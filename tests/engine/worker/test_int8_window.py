@@ -24,10 +24,9 @@ from roost.engine.checkpoint.source import model_identity
 from roost.engine.devices.platform import TPU
 from roost.engine.model.config import PRESETS
 from roost.engine.model.state import state_bytes
-from roost.engine.prefix_cache.saved_state import unpack
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.engine.types.errors import ConfigError
-from roost.engine.types.snapshot import Snapshot, is_finite
+from roost.engine.types.snapshot import Snapshot, is_finite, unpack
 from roost.engine.worker.earlier_starts import slots_key
 from roost.engine.worker.served import Devices, Served
 from sweeps import swept

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from roost.engine import EngineConfig, ModelRunner, load_runner, open_model
-from roost.engine.prefix_cache.saved_state import unpack
+from roost.engine.types.snapshot import unpack
 from sweeps import swept
 from test_int8_window import PROMPT, ask, make_core, saved
 from test_resume import (  # noqa: F401 - collected here again, with this module's runner

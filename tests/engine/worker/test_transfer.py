@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from roost.engine.sampling import drafts
-from roost.engine.sampling.drafts import new_draft_state, record
+from roost.engine.model import speculation
+from roost.engine.model.speculation import new_draft_state, record
 from roost.engine.types.config import HISTORY, MAX_MATCH, MAX_PREDICTION, Speculation
 from roost.engine.types.request import Request
 from roost.engine.types.sampling_params import NO_TOKEN
 from roost.engine.worker.transfer import histories, prediction_use
 
-propose = jax.jit(drafts.propose, static_argnums=3)
+propose = jax.jit(speculation.propose, static_argnums=3)
 SETTINGS = Speculation(4, min_match=2, max_match=5)
 PROMPT = tuple(range(100, 130))
 PREDICTION = tuple(range(200, 240))

@@ -15,7 +15,7 @@ import host_chips
 import pytest
 from fleet_load import Workload
 from fleet_model import Fleet, Policy
-from roost.engine.planning.replica import OVERHEAD_S, Arrival, Chip, Clock, Replica, SimulatedRequest
+from roost.engine.planning.replicas import OVERHEAD_S, Arrival, Chip, Clock, Replica, SimulatedRequest
 
 CHIP = Chip(slots=2, step_s=0.02, prefill_tokens_per_s=8000.0, cached_prefixes=2, max_queue=1)
 WORK = Workload(prefixes=8, prefix_tokens=1024, question_tokens=32, output_tokens=(10, 10))

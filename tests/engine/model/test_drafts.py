@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from roost.engine.sampling import drafts
-from roost.engine.sampling.drafts import (
+from roost.engine.model import speculation
+from roost.engine.model.speculation import (
     Drafts,
     DraftState,
     accept,
@@ -21,7 +21,7 @@ from roost.engine.types.config import HISTORY, DraftCounts, PredictionUse, Specu
 from roost.engine.types.errors import ConfigError
 from roost.engine.types.sampling_params import NO_TOKEN
 
-propose, learn = jax.jit(drafts.propose, static_argnums=3), jax.jit(drafts.learn, static_argnums=4)
+propose, learn = jax.jit(speculation.propose, static_argnums=3), jax.jit(speculation.learn, static_argnums=4)
 SETTINGS = Speculation(4, min_match=2, max_match=3)
 
 
@@ -206,4 +206,8 @@ def test_forced_tokens_are_drafted_instead_of_guesses() -> None:
     drafts = with_forced(guesses, forced, int32(9, 9), int32(1, 3))
     assert drafts.tokens.tolist() == [[7, 8, NO_TOKEN], [4, 5, 6]]
     assert drafts.is_guessed.tolist() == [False, True]
-    assert (drafts.counts.tolist(), drafts.num_forced.tolist(), drafts.starts.tolist()) == ([1, 2], [2, 0], [10, 5])
+    assert (drafts.counts.tolist(), drafts.num_forced.tolist(), drafts.starts.tolist()) == (
+        [1, 2],
+        [2, 0],
+        [10, 5],
+    )
