@@ -9,8 +9,8 @@ from fastapi import APIRouter, Request
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp
 
+from .database.address import StoreAddress
 from .database.database import Database, Pool, dialect_of, open_database
-from .database.dialects import StoreAddress
 from .database.schema import Tables
 from .features.index import modules_of
 from .generation.service import Service

@@ -188,11 +188,11 @@ def table_names(transaction: "Transaction", address: str) -> list[str]:
 
 def drop_tables(address: str) -> None:
     """Drops all tables of the store."""
+    from roost.server.database.address import StoreAddress
     from roost.server.database.database import (
         Database,  # only where Roost is installed
         dialect_of,
     )
-    from roost.server.database.dialects import StoreAddress
 
     database = Database(dialect_of(StoreAddress.parse(address)))
     for name in database.run_now(lambda each: table_names(each, address)):
@@ -206,8 +206,8 @@ def upgrade_further(address: str, tables: "Tables", *statements: str, oldest: in
     Args:
       oldest: Oldest version of the code that may use the database afterwards.
     """
+    from roost.server.database.address import StoreAddress
     from roost.server.database.database import open_database  # only where Roost is installed
-    from roost.server.database.dialects import StoreAddress
     from roost.server.database.schema import Upgrade
 
     later = replace(tables, upgrades=(*tables.upgrades, Upgrade(statements, oldest)))
@@ -220,8 +220,8 @@ def opened(address: str, *, clocked: bool = False) -> "Database":
     Args:
       clocked: Whether a table holds the clock, so that a test can move it.
     """
+    from roost.server.database.address import StoreAddress
     from roost.server.database.database import Database, dialect_of, upgrade
-    from roost.server.database.dialects import StoreAddress
     from roost.server.feature import load_features
 
     dialect = dialect_of(StoreAddress.parse(address))

@@ -12,7 +12,8 @@ from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Any, Final
 
 from ..tenancy.workers import Workers, WorkersClosedError
-from .dialects import STATEMENT_TIMEOUT_S, Connection, Cursor, Memory, Sqlite, StoreAddress
+from .address import StoreAddress
+from .dialects import STATEMENT_TIMEOUT_S, Connection, Cursor, Memory, Sqlite
 from .errors import StoreClosedError, StoreOutdatedError, StoreUnavailableError, StoreUnusableError
 from .schema import Tables
 

@@ -1,62 +1,18 @@
-"""Address of a store, and how SQLite differs from PostgreSQL. All statements are written once, with `?` for values."""
+"""SQLite, in a file or in memory. All statements are written once for both databases, with `?` for values."""
 
 import os
-import re
 import sqlite3
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from queue import SimpleQueue
-from typing import Any, Final, Literal, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 from .errors import StoreFullError, StoreUnavailableError
 
 CONNECT_TIMEOUT_S: Final = 3
 STATEMENT_TIMEOUT_S: Final = 5
 """Maximum seconds of a statement, including waiting for locks."""
-
-_PASSWORD: Final = re.compile(r"(?<=://)([^/@?#]*?):[^/?#]*@(?=[^@]*$)|(?<=[?&]password=)[^&#]*")
-"""Password of a URL, either in front of the host or among the parameters."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoreAddress:
-    """An address that `--store` takes. Its text never shows a password.
-
-    Attributes:
-      kind: Kind of database.
-      target: Path of SQLite's file, or PostgreSQL's connection URL; empty for memory.
-    """
-
-    kind: Literal["memory", "sqlite", "postgresql"]
-    target: str = field(default="", repr=False)
-
-    @classmethod
-    def parse(cls, text: str) -> "StoreAddress":
-        """Returns the address that a text names: `memory:`, `sqlite:///FILE` or `postgresql://…`.
-
-        Raises:
-          ValueError: The text is not an address of a store. The message does not repeat it.
-        """
-        scheme, _, rest = text.partition(":")
-        if text == "memory:":
-            return cls("memory")
-        if scheme == "sqlite" and rest.startswith("///") and rest != "///":
-            return cls("sqlite", f"/{rest.lstrip('/')}")
-        if scheme in ("postgresql", "postgres") and rest.startswith("//"):
-            return cls("postgresql", f"postgresql:{rest}")
-        raise ValueError(
-            "must be memory:, sqlite:///FILE with an absolute path, or postgresql://USER:PASSWORD@HOST/NAME"
-        )
-
-    def __str__(self) -> str:
-        match self.kind:
-            case "memory":
-                return "memory:"
-            case "sqlite":
-                return f"sqlite://{self.target}"
-        return _PASSWORD.sub(lambda found: f"{found[1]}:***@" if found[1] is not None else "***", self.target)
 
 
 @runtime_checkable

@@ -101,7 +101,7 @@ def mesh_sizes(value: str) -> tuple[int, int] | None:
 
 
 def _check_store(value: SecretStr) -> SecretStr:
-    from ..database.dialects import StoreAddress  # which imports the engine, and with it JAX
+    from ..database.address import StoreAddress  # which imports the engine, and with it JAX
 
     StoreAddress.parse(value.get_secret_value())
     return value

@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, PrivateAttr, SecretStr, create_model, field_validator, model_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from ..database.dialects import StoreAddress
+from ..database.address import StoreAddress
 from ..features.index import modules_of
 from .fields import (
     AUTO,

@@ -142,7 +142,7 @@ TOY: Final = Path(__file__).with_name("toy_feature")
 
 OLD_DATABASE: Final = """
 import sys
-from roost.server.database.dialects import StoreAddress
+from roost.server.database.address import StoreAddress
 from roost.server.database.database import open_database
 from roost.server.database.schema import Tables
 from roost.server.features.toy.tables import TABLES

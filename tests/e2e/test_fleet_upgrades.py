@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 from databases import drop_tables, table_names, upgrade_further
+from roost.server.database.address import StoreAddress
 from roost.server.database.database import Database, Transaction, dialect_of
-from roost.server.database.dialects import StoreAddress
 from roost.server.feature import load_features
 from roost.server.features.batches.batch_table import TABLES as BATCHES
 from roost.server.features.responses.response_table import TABLES as RESPONSES

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from roost.server.database.dialects import StoreAddress
+from roost.server.database.address import StoreAddress
 
 
 @pytest.mark.parametrize(

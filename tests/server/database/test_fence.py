@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from databases import PostgresqlServer, drop_tables, opened
 from fake_server import until
+from roost.server.database.address import StoreAddress
 from roost.server.database.database import Database, Lane, Transaction, dialect_of, open_database
-from roost.server.database.dialects import Connection, Cursor, StoreAddress
+from roost.server.database.dialects import Connection, Cursor
 from roost.server.database.errors import StoreOutdatedError, StoreUnusableError
 from roost.server.database.group_commit import GroupCommit
 from roost.server.database.postgresql import Postgresql

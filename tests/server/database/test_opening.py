@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from databases import PostgresqlServer, opened
 from roost.server.app import open_features
+from roost.server.database.address import StoreAddress
 from roost.server.database.database import Lane, Transaction, open_database
-from roost.server.database.dialects import Connection, StoreAddress
+from roost.server.database.dialects import Connection
 from roost.server.database.schema import Tables, Upgrade
 from roost.server.feature import Opening
 from roost.server.generation.service import Service

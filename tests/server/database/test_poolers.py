@@ -11,8 +11,9 @@ from databases import PostgresqlServer, faulty_database, opened
 from failover import POOLER, pooled, query, wait_for_standbys
 from fake_server import until
 from ports import free_port
+from roost.server.database.address import StoreAddress
 from roost.server.database.database import Database, Lane, Transaction, dialect_of
-from roost.server.database.dialects import STATEMENT_TIMEOUT_S, StoreAddress
+from roost.server.database.dialects import STATEMENT_TIMEOUT_S
 from roost.server.database.errors import StoreUnavailableError
 
 OTHER_SESSIONS = "pg_stat_activity WHERE datname = 'faulty' AND pid <> pg_backend_pid()"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from databases import drop_tables, opened, table_names
+from roost.server.database.address import StoreAddress
 from roost.server.database.database import Database, Transaction, dialect_of, open_database, upgrade
-from roost.server.database.dialects import StoreAddress
 from roost.server.database.errors import StoreOutdatedError, StoreUnavailableError, StoreUnusableError
 from roost.server.database.schema import Tables, Upgrade
 from roost.server.feature import Feature, load_features

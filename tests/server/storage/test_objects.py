@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from databases import drop_tables
+from roost.server.database.address import StoreAddress
 from roost.server.database.database import Database, dialect_of
-from roost.server.database.dialects import StoreAddress
 from roost.server.database.group_commit import MAX_COMMIT
 from roost.server.database.schema import Upgrade
 from roost.server.storage import objects

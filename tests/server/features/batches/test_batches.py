@@ -17,8 +17,8 @@ from fake_engine import FakeEngine
 from fake_server import VOCAB_SIZE, features_with, limited, make_service, until
 from fastapi import FastAPI
 from roost.server.app import create_app
+from roost.server.database.address import StoreAddress
 from roost.server.database.database import Database, open_database, upgrade
-from roost.server.database.dialects import StoreAddress
 from roost.server.errors.request_errors import ApiError
 from roost.server.feature import Opening
 from roost.server.features.batches import open_batches

@@ -15,8 +15,8 @@ from databases import opened
 from fake_engine import FakeEngine
 from fake_server import VOCAB_SIZE, features_with, make_service, until
 from roost.server.app import create_app
+from roost.server.database.address import StoreAddress
 from roost.server.database.database import Database, dialect_of
-from roost.server.database.dialects import StoreAddress
 from roost.server.database.errors import StoreFullError, StoreUnavailableError
 from roost.server.features.batches.batch_records import LineClaim
 from roost.server.features.batches.batch_store import BatchStore

@@ -13,8 +13,9 @@ import pytest
 from databases import PostgresqlServer, opened, postgresql_server
 from fake_server import until
 from held_time import held_time
+from roost.server.database.address import StoreAddress
 from roost.server.database.database import Database, Transaction, dialect_of
-from roost.server.database.dialects import Sqlite, StoreAddress
+from roost.server.database.dialects import Sqlite
 from roost.server.database.errors import FencedError, StoreFullError, StoreUnavailableError
 from roost.server.database.group_commit import INTERVAL_S, GroupCommit
 from roost.server.features.responses import event_table, response_table

@@ -32,8 +32,8 @@ from roost.engine import (
     TokenOutput,
 )
 from roost.server.app import create_app
+from roost.server.database.address import StoreAddress
 from roost.server.database.database import Database, dialect_of
-from roost.server.database.dialects import StoreAddress
 from roost.server.database.errors import StoreUnavailableError
 from roost.server.feature import Opening
 from roost.server.features.responses import response_table
