@@ -87,7 +87,7 @@ async def test_lines_run_on_a_model_in_this_process(tiny_config: Path, tmp_path:
 
 async def run(backend: LocalBatch, source: InputFile, path: Path) -> Counts:
     with OutputFile(path, source.index) as output:
-        batch = BatchRun(backend, source.lines(output.is_done), output, lambda: False, lambda counts: None)
+        batch = BatchRun(backend, source, output, lambda: False, lambda counts: None)
         await batch.run()
         return batch.counts
 

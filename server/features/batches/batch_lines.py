@@ -1,8 +1,7 @@
 """Lines of batch files in OpenAI's format: requests of an input file, the order in which they run, and output lines."""
 
 import re
-from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Final, Literal, NamedTuple, get_args
@@ -15,7 +14,7 @@ from ...schemas.json_limits import JsonError, decode_json
 BatchUrl = Literal["/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"]
 """Endpoint that a line may name."""
 
-_URLS: Final[tuple[BatchUrl, ...]] = get_args(BatchUrl)
+_URLS: Final[tuple[str, ...]] = get_args(BatchUrl)
 
 MAX_LINE_BYTES: Final = 16 * 2**20
 """Maximum bytes of a line, independent of the limit on its body."""
@@ -52,12 +51,16 @@ class BatchLine:
       custom_id: The client's id, unique in the file.
       url: Endpoint.
       body: JSON of the request's body.
+      group: Hash of the beginning of its prompt. Lines with the same one may share a prefix.
+      num_tokens: Estimate of its prompt tokens and generated tokens.
     """
 
     number: int
     custom_id: str
     url: str
     body: bytes
+    group: int
+    num_tokens: int
 
 
 class LineError(ValueError):
@@ -66,26 +69,11 @@ class LineError(ValueError):
     Args:
       message: Reason, for the client.
       custom_id: The line's id, if it has a valid one.
-      param: The invalid field.
     """
 
-    def __init__(self, message: str, custom_id: str | None = None, param: str | None = None) -> None:
+    def __init__(self, message: str, custom_id: str | None = None) -> None:
         super().__init__(message)
         self.custom_id = custom_id
-        self.param = param
-
-
-@dataclass(frozen=True, slots=True)
-class LineFacts:
-    """Facts that decide when a line runs.
-
-    Attributes:
-      prefix: First bytes of its prompt, by which lines that may share a prefix are found.
-      num_tokens: Estimate of its prompt tokens and generated tokens.
-    """
-
-    prefix: bytes
-    num_tokens: int
 
 
 def max_line_bytes(max_body_bytes: int) -> int:
@@ -99,13 +87,8 @@ def too_long(max_body_bytes: int) -> str:
     return f"the line is longer than {max_line_bytes(max_body_bytes)} bytes{reason}"
 
 
-def parse_line(
-    raw: bytes,
-    number: int,
-    max_body_bytes: int = MAX_LINE_BYTES,
-    parse: Parse = decode_json,
-) -> tuple[BatchLine, LineFacts]:
-    """Returns the request of a line, and the facts that decide when it runs.
+def parse_line(raw: bytes, number: int, max_body_bytes: int = MAX_LINE_BYTES, parse: Parse = decode_json) -> BatchLine:
+    """Returns the request of a line.
 
     Args:
       raw: Bytes of the line.
@@ -116,8 +99,32 @@ def parse_line(
     Raises:
       LineError: The line is not a request.
     """
-    line, body = _parsed(raw, number, max_body_bytes, parse)
-    return line, LineFacts(_prefix(body), len(line.body) // _BYTES_PER_TOKEN + _max_tokens(body))
+    if len(raw) > max_line_bytes(max_body_bytes):
+        raise LineError(too_long(max_body_bytes), leading_custom_id(raw))
+    try:
+        fields = parse(raw)
+    except JsonError as error:
+        raise LineError(f"the line {error}", leading_custom_id(raw)) from None
+    if not isinstance(fields, dict):
+        raise LineError("the line must be a JSON object")
+    custom_id, url, body = _custom_id(fields), fields.get("url"), fields.get("body")
+    if (method := fields.get("method")) != "POST":
+        raise LineError(f'method must be "POST", got {_shown(method)}', custom_id)
+    if url not in _URLS:
+        raise LineError(f"url must be one of {', '.join(_URLS)}, got {_shown(url)}", custom_id)
+    if not isinstance(body, dict):
+        raise LineError("body must be an object", custom_id)
+    for name in _WHOLE_ONLY:
+        if body.get(name):
+            raise LineError(f"body.{name} must be left out: a batch has whole responses", custom_id)
+    try:
+        encoded = orjson.dumps(body)
+    except orjson.JSONEncodeError:
+        raise LineError("body has a number beyond 64 bits, or is nested too deeply", custom_id) from None
+    if len(encoded) > max_body_bytes:
+        raise LineError(f"body is longer than --max-body-bytes, {max_body_bytes}", custom_id)
+    num_tokens = len(encoded) // _BYTES_PER_TOKEN + _max_tokens(body)
+    return BatchLine(number, custom_id, url, encoded, _hash(_prefix(body)), num_tokens)
 
 
 def leading_custom_id(raw: bytes) -> str | None:
@@ -129,40 +136,10 @@ def leading_custom_id(raw: bytes) -> str | None:
         return None
 
 
-def _parsed(raw: bytes, number: int, max_body_bytes: int, parse: Parse) -> tuple[BatchLine, Mapping[str, Any]]:
-    """Returns the request of a line, and its parsed body."""
-    if len(raw) > max_line_bytes(max_body_bytes):
-        raise LineError(too_long(max_body_bytes), leading_custom_id(raw))
-    try:
-        fields = parse(raw)
-    except JsonError as error:
-        raise LineError(f"the line {error}", leading_custom_id(raw)) from None
-    if not isinstance(fields, dict):
-        raise LineError("the line must be a JSON object")
-    custom_id, body = _custom_id(fields), fields.get("body")
-    if (method := fields.get("method")) != "POST":
-        raise LineError(f'method must be "POST", got {_shown(method)}', custom_id, "method")
-    url = next((each for each in _URLS if each == fields.get("url")), None)
-    if url is None:
-        raise LineError(f"url must be one of {', '.join(_URLS)}, got {_shown(fields.get('url'))}", custom_id, "url")
-    if not isinstance(body, dict):
-        raise LineError("body must be an object", custom_id, "body")
-    for name in _WHOLE_ONLY:
-        if body.get(name):
-            raise LineError(f"body.{name} must be left out: a batch has whole responses", custom_id, f"body.{name}")
-    try:
-        line = BatchLine(number, custom_id, url, orjson.dumps(body))
-    except orjson.JSONEncodeError:
-        raise LineError("body has a number beyond 64 bits, or is nested too deeply", custom_id, "body") from None
-    if len(line.body) > max_body_bytes:
-        raise LineError(f"body is longer than --max-body-bytes, {max_body_bytes}", custom_id, "body")
-    return line, body
-
-
 def _custom_id(fields: Mapping[str, Any]) -> str:
     custom_id = fields.get("custom_id")
     if not isinstance(custom_id, str) or not 0 < len(custom_id) <= MAX_CUSTOM_ID:
-        raise LineError(f"custom_id must be a string of 1 to {MAX_CUSTOM_ID} characters", None, "custom_id")
+        raise LineError(f"custom_id must be a string of 1 to {MAX_CUSTOM_ID} characters")
     return custom_id
 
 
@@ -230,8 +207,8 @@ def run_order(groups: Column, num_tokens: Column) -> Column:
     file. Within a group, long and short lines alternate, so that slots are freed at different times.
 
     Args:
-      groups: Hash of the beginning of each line's prompt; see `group_hash`.
-      num_tokens: Estimate of each line's prompt tokens and generated tokens.
+      groups: `group` of each line.
+      num_tokens: `num_tokens` of each line.
     """
     _, first, members = np.unique(groups, return_index=True, return_inverse=True)
     starts = first[members]
@@ -242,37 +219,24 @@ def run_order(groups: Column, num_tokens: Column) -> Column:
     return by_length[begin + np.where(turn % 2 == 0, turn // 2, sizes - 1 - turn // 2)]
 
 
-def group_hash(facts: LineFacts) -> int:
-    """Returns the hash of the beginning of a line's prompt."""
-    return int.from_bytes(blake2b(facts.prefix, digest_size=8).digest())
+def id_hash(custom_id: str) -> int:
+    """Returns the hash by which a line is found by its `custom_id`."""
+    return _hash(custom_id.encode("utf-8", "surrogatepass"))
 
 
-class SegmentOrder:
-    """Orders the lines of an upload by segments, so that memory does not grow with the file.
+def repeated(hashes: Column) -> list[tuple[int, int]]:
+    """Returns the indices of lines whose `custom_id` occurs twice, in the order of the file.
 
     Args:
-      size: Number of lines of a segment.
+      hashes: Hash of each line's `custom_id`.
     """
+    order = np.argsort(hashes, kind="stable")
+    equal = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
+    return sorted((int(order[place]), int(order[place + 1])) for place in equal)
 
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._groups, self._num_tokens = array("Q"), array("Q")
 
-    @property
-    def is_full(self) -> bool:
-        """Whether a segment is complete. `take` must be called before the next line is added."""
-        return len(self._groups) == self._size
-
-    def add(self, facts: LineFacts) -> None:
-        """Adds the next line."""
-        self._groups.append(group_hash(facts))
-        self._num_tokens.append(facts.num_tokens)
-
-    def take(self) -> Sequence[int]:
-        """Returns the offsets of the segment's lines in the order in which they run, and begins the next segment."""
-        order = run_order(np.array(self._groups, np.uint64), np.array(self._num_tokens, np.uint64))
-        self._groups, self._num_tokens = array("Q"), array("Q")
-        return [int(offset) for offset in order]
+def _hash(text: bytes) -> int:
+    return int.from_bytes(blake2b(text, digest_size=8).digest())
 
 
 class TokenUsage(NamedTuple):

@@ -4,7 +4,6 @@ from array import array
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from functools import partial
-from hashlib import blake2b
 from typing import Annotated, Any, Final, Literal
 
 import numpy as np
@@ -20,7 +19,7 @@ from ...http.paging import After, QueryOrder, described, no_such_entry
 from ...http.routes import AnyService, JsonRoute, refuse_encoding
 from ...openai.response_schemas import DeletedObject
 from ...storage.objects import PageSpec
-from .batch_lines import LineError, Parse, SegmentOrder, max_line_bytes, parse_line, too_long
+from .batch_lines import LineError, Parse, id_hash, max_line_bytes, parse_line, repeated, run_order, too_long
 from .batch_records import FileRecord
 from .batch_store import BatchStore
 from .file_table import SEGMENT_LINES, read_list
@@ -103,10 +102,10 @@ class InputCheck:
         self._max_body_bytes = max_body_bytes
         self._parse = parse
         self._hashes = array("Q")
-        self._order = SegmentOrder(SEGMENT_LINES)
+        self._groups, self._num_tokens = array("Q"), array("Q")
 
     def add(self, lines: Sequence[bytes]) -> list[Sequence[int]]:
-        """Checks the next lines, and returns the orders of the segments that they complete; see `SegmentOrder`.
+        """Checks the next lines, and returns the orders of the segments that they complete; see `put_order`.
 
         Raises:
           ApiError: A line is not a request.
@@ -116,15 +115,15 @@ class InputCheck:
             self.num_lines += 1
             self.num_bytes += len(raw)
             try:
-                line, facts = parse_line(raw, self.num_lines, self._max_body_bytes, self._parse)
+                line = parse_line(raw, self.num_lines, self._max_body_bytes, self._parse)
             except LineError as error:
                 raise line_error(self.num_lines, str(error)) from None
             self.urls.add(line.url)
-            digest = blake2b(line.custom_id.encode(), digest_size=8).digest()
-            self._hashes.append(int.from_bytes(digest))
-            self._order.add(facts)
-            if self._order.is_full:
-                segments.append(self._order.take())
+            self._hashes.append(id_hash(line.custom_id))
+            self._groups.append(line.group)
+            self._num_tokens.append(line.num_tokens)
+            if len(self._groups) == SEGMENT_LINES:
+                segments.append(self._take_order())
         return segments
 
     def finish(self) -> tuple[str, Sequence[int]]:
@@ -135,13 +134,16 @@ class InputCheck:
         """
         if not self.num_lines:
             raise bad_value("file", "file: has no line")
-        hashes = np.frombuffer(self._hashes, np.uint64)
-        order = np.argsort(hashes, kind="stable")
-        equal = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
-        if len(equal):
-            first, second = order[equal[0]] + 1, order[equal[0] + 1] + 1
-            raise line_error(int(second), f"custom_id is that of line {first}; each must occur once")
-        return next(iter(self.urls)) if len(self.urls) == 1 else "", self._order.take()
+        for first, second in repeated(np.frombuffer(self._hashes, np.uint64)):
+            raise line_error(second + 1, f"custom_id is that of line {first + 1}; each must occur once")
+        return next(iter(self.urls)) if len(self.urls) == 1 else "", self._take_order()
+
+    def _take_order(self) -> list[int]:
+        """Returns the order of a segment, and begins the next one, so that memory does not grow with the file."""
+        columns = np.array(self._groups, np.uint64), np.array(self._num_tokens, np.uint64)
+        self._groups, self._num_tokens = array("Q"), array("Q")
+        order: list[int] = run_order(*columns).tolist()
+        return order
 
 
 def line_error(number: int, message: str) -> ApiError:

@@ -79,11 +79,9 @@ class LineRunner:
           LineError: The line is not a request.
         """
         data, most = claim.data, self._service.admissions.max_body_bytes
-        line, _ = await own.run(
-            lambda: parse_line(data, claim.lease.number, most, own.parse_now),
-            is_long=len(data) >= LONG_BYTES,
+        return await own.run(
+            lambda: parse_line(data, claim.lease.number, most, own.parse_now), is_long=len(data) >= LONG_BYTES
         )
-        return line
 
     def _expired(self, claim: LineClaim) -> str:
         is_served = claim.model == self._service.model.identity

@@ -8,7 +8,6 @@ import os
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -16,25 +15,20 @@ import numpy as np
 import orjson
 
 from ....terminal.failure import CommandError
-from ..batch_lines import MAX_LINE_BYTES, BatchLine, Column, LineError, group_hash, line_id, parse_line, run_order
+from ..batch_lines import (
+    MAX_LINE_BYTES,
+    BatchLine,
+    Column,
+    LineError,
+    id_hash,
+    line_id,
+    parse_line,
+    repeated,
+    run_order,
+)
 
 _MAX_SHOWN: Final = 5
 """Maximum number of duplicates that an error names."""
-
-
-@dataclass(frozen=True, slots=True)
-class InvalidLine:
-    """A line that is not a request.
-
-    Attributes:
-      number: Number of the line in the file, from 1.
-      custom_id: The line's id, if it has a valid one.
-      message: Reason, for the user.
-    """
-
-    number: int
-    custom_id: str | None
-    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +38,7 @@ class InputIndex:
     Attributes:
       numbers: Numbers of the lines in the file, from 1.
       offsets: Places of the lines in the file, in bytes.
-      hashes: Hashes of their ids; see `id_hash`.
+      hashes: Hashes of their ids; see `place_hash`.
       groups: Hashes of the beginnings of their prompts.
       num_tokens: Estimates of their prompt tokens and generated tokens.
     """
@@ -95,16 +89,19 @@ class InputFile:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def line(self, place: int) -> BatchLine | InvalidLine:
-        """Returns the line at a place of the index."""
+    def line(self, place: int) -> BatchLine | LineError:
+        """Returns the line at a place of the index, or the reason why it is not a request."""
         self._file.seek(int(self.index.offsets[place]))
-        raw, number = self._file.readline(MAX_LINE_BYTES + 1), int(self.index.numbers[place])
         try:
-            return parse_line(raw, number)[0]
+            return parse_line(self._file.readline(MAX_LINE_BYTES + 1), self.number(place))
         except LineError as error:
-            return InvalidLine(number, error.custom_id, str(error))
+            return error
 
-    def lines(self, is_done: Column) -> Iterator[tuple[int, BatchLine | InvalidLine]]:
+    def number(self, place: int) -> int:
+        """Returns the number of the line at a place of the index, from 1."""
+        return int(self.index.numbers[place])
+
+    def lines(self, is_done: Column) -> Iterator[tuple[int, BatchLine | LineError]]:
         """Yields the places and lines that are not done, in the order of `run_order`.
 
         Args:
@@ -124,30 +121,27 @@ class InputFile:
             raise CommandError(f"{self.path}: has no lines; each has a request, as in OpenAI's Batch API")
         lines = map(self.line, range(len(self.index)))
         first = next(lines)
-        if isinstance(first, InvalidLine) and all(isinstance(line, InvalidLine) for line in lines):
-            raise CommandError(f"{self.path}: no line is a request; line {first.number}: {first.message}")
+        if isinstance(first, LineError) and all(isinstance(line, LineError) for line in lines):
+            raise CommandError(f"{self.path}: no line is a request; line {self.number(0)}: {first}")
 
     def _check_duplicates(self) -> None:
-        order = np.argsort(self.index.hashes, kind="stable")
-        ordered = self.index.hashes[order]
-        pairs = sorted((int(order[each]), int(order[each + 1])) for each in np.flatnonzero(ordered[1:] == ordered[:-1]))
+        pairs = repeated(self.index.hashes)
         if not pairs:
             return
-        numbers = self.index.numbers
-        shown = [f"{self.line(a).custom_id!r} in lines {numbers[a]} and {numbers[b]}" for a, b in pairs[:_MAX_SHOWN]]
+        named = [(self.line(a).custom_id, self.number(a), self.number(b)) for a, b in pairs[:_MAX_SHOWN]]
+        shown = [f"{custom_id!r} in lines {first} and {second}" for custom_id, first, second in named]
         more = f", and {len(pairs) - _MAX_SHOWN} more" if len(pairs) > _MAX_SHOWN else ""
         raise CommandError(f"{self.path}: a custom_id must occur once: {', '.join(shown)}{more}")
 
 
-def id_hash(custom_id: str | None, number_id: str) -> int:
+def place_hash(custom_id: str | None, number_id: str) -> int:
     """Returns the hash by which a line is identified in the input and in the output.
 
     Args:
       custom_id: The line's `custom_id`, if it has a valid one.
       number_id: Id from `line_id`, which is used if there is no valid `custom_id`.
     """
-    known_by = (f"\0{number_id}" if custom_id is None else custom_id).encode("utf-8", "surrogatepass")
-    return int.from_bytes(blake2b(known_by, digest_size=8).digest())
+    return id_hash(f"\0{number_id}" if custom_id is None else custom_id)
 
 
 def _index(file: BinaryIO) -> InputIndex:
@@ -165,10 +159,10 @@ def _index(file: BinaryIO) -> InputIndex:
 def _facts(raw: bytes, number: int) -> tuple[int, int, int]:
     """Returns the hash of a line's id, the hash of its prompt's beginning, and the estimate of its tokens."""
     try:
-        line, facts = parse_line(raw, number)
+        line = parse_line(raw, number)
     except LineError as error:
-        return id_hash(error.custom_id, line_id(number)), 0, 0
-    return id_hash(line.custom_id, line_id(number)), group_hash(facts), facts.num_tokens
+        return place_hash(error.custom_id, line_id(number)), 0, 0
+    return id_hash(line.custom_id), line.group, line.num_tokens
 
 
 def _skip_rest(file: BinaryIO, raw: bytes) -> int:
@@ -287,7 +281,7 @@ def _known_by(raw: bytes) -> int | None:
     """Returns the hash of an output line's id; None if it is not an output line."""
     try:
         line = orjson.loads(raw)
-        return id_hash(line["custom_id"], line["id"])
+        return place_hash(line["custom_id"], line["id"])
     except (ValueError, LookupError, TypeError, AttributeError):
         return None
 

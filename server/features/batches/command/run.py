@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
@@ -17,9 +17,9 @@ from ....settings import SettingsError, load_settings
 from ....terminal.failure import FAILURE_STATUS, INTERRUPTED_STATUS, CommandError
 from ....terminal.signals import Signals
 from ....terminal.text import print_status
-from ..batch_lines import NO_USAGE, BatchLine, TokenUsage, error_line, line_id, response_line
+from ..batch_lines import NO_USAGE, BatchLine, LineError, TokenUsage, error_line, line_id, response_line
 from .backends import BatchBackend, LineResponse, NoResponseError, ServerBatch
-from .line_files import InputFile, InvalidLine, OutputFile
+from .line_files import InputFile, OutputFile
 from .options import BatchOptions
 
 _CONCURRENCY: Final = 64
@@ -173,8 +173,7 @@ async def _run(
     try:
         await backend.start()
         progress.begin()
-        lines = source.lines(output.is_done)
-        run = BatchRun(backend, lines, output, lambda: signals.first is not None, progress.show)
+        run = BatchRun(backend, source, output, lambda: signals.first is not None, progress.show)
         await run.run()
         return run.counts
     finally:
@@ -189,7 +188,7 @@ class BatchRun:
 
     Args:
       backend: BatchBackend that has started.
-      lines: Places and lines, in the order in which they are sent.
+      source: File of the requests.
       output: File to which the output line of each request is written.
       is_stopping: Returns whether no more lines should be sent.
       on_end: Called after each line that has ended.
@@ -199,7 +198,7 @@ class BatchRun:
     def __init__(
         self,
         backend: BatchBackend,
-        lines: Iterator[tuple[int, BatchLine | InvalidLine]],
+        source: InputFile,
         output: OutputFile,
         is_stopping: Callable[[], bool],
         on_end: Callable[[Counts], None],
@@ -207,7 +206,8 @@ class BatchRun:
     ) -> None:
         self.counts = Counts()
         self._backend = backend
-        self._lines = lines
+        self._source = source
+        self._lines = source.lines(output.is_done)
         self._output = output
         self._is_stopping = is_stopping
         self._on_end = on_end
@@ -233,9 +233,10 @@ class BatchRun:
         """Sends one line after another from the lines that it shares with other tasks."""
         while not self._is_stopping() and (entry := next(self._lines, None)) is not None:
             place, line = entry
-            if isinstance(line, InvalidLine):
-                text = f"line {line.number}: {line.message}"
-                self._end(place, error_line(line_id(line.number), line.custom_id, "invalid_line", text), None)
+            if isinstance(line, LineError):
+                number = self._source.number(place)
+                text = f"line {number}: {line}"
+                self._end(place, error_line(line_id(number), line.custom_id, "invalid_line", text), None)
             elif (response := await self._response(line)) is not None:
                 id, request_id = line_id(line.number), response.request_id
                 written = response_line(id, line.custom_id, response.status, request_id, response.body)

@@ -92,7 +92,7 @@ async def run(
     backend: Any, source: InputFile, path: Path, is_stopping: Callable[[], bool] = lambda: False, **limits: float
 ) -> Counts:
     with OutputFile(path, source.index) as output:
-        batch = BatchRun(backend, source.lines(output.is_done), output, is_stopping, lambda counts: None, **limits)
+        batch = BatchRun(backend, source, output, is_stopping, lambda counts: None, **limits)
         await batch.run()
         return batch.counts
 
@@ -212,7 +212,7 @@ def test_a_line_that_is_too_long_is_skipped(
         monkeypatch.setattr(f"{module}.MAX_LINE_BYTES", 200)
     source = make_input(request("a"), request("long" * 200), request("b"))
     first, long, last = (source.line(place) for place in range(3))
-    assert (first.custom_id, long.custom_id, last.custom_id, last.number) == ("a", None, "b", 3)
+    assert (first.custom_id, long.custom_id, last.custom_id, source.number(2)) == ("a", None, "b", 3)
     assert batch_lines.MAX_LINE_BYTES == 200
 
 
@@ -227,7 +227,7 @@ def test_only_whole_responses_are_written(
     make_input: Callable[..., InputFile], body: dict[str, Any], message: str
 ) -> None:
     line: Any = make_input(request("a", **body)).line(0)
-    assert (line.custom_id, line.message) == ("a", message)
+    assert (line.custom_id, str(line)) == ("a", message)
 
 
 @pytest.mark.parametrize(
