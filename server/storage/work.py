@@ -181,28 +181,32 @@ class WorkTable(Table[Unit]):
         transaction: Transaction,
         owner: str,
         name: tuple[str, str],
-        model: str,
+        model: str = "",
         num_bytes: int = 0,
         engine: str | None = None,
+        number: int = 1,
     ) -> Lease:
-        """Adds work of one unit that a replica has begun, unless it is stored already.
+        """Adds a unit that a replica has begun, unless it is stored already.
 
         Args:
           name: Tenant and id of the work.
+          model: Identity of the model of the replicas that may claim the unit; empty if none may.
           num_bytes, engine: See `Claim`.
+          number: Number of the unit.
         """
+        lease = Lease(*name, number, 1)
         transaction.execute(
             f"""
             INSERT INTO {self.name} ({KEY}, model, engine, owner, lease_until, num_bytes)
-            VALUES (?, ?, 1, 1, ?, ?, ?, {{now}} + {LEASE_S}, ?) ON CONFLICT DO NOTHING
+            VALUES (?, ?, ?, ?, ?, ?, ?, {{now}} + {LEASE_S}, ?) ON CONFLICT DO NOTHING
             """,
-            *name,
+            *lease,
             model,
             engine,
             owner,
             num_bytes,
         )
-        return Lease(*name, 1, 1)
+        return lease
 
     def add_range(self, transaction: Transaction, tenant: str, id: str, model: str, num_units: int) -> None:
         """Adds units that any replica may claim. Call it once."""
@@ -217,10 +221,10 @@ class WorkTable(Table[Unit]):
             num_units,
         )
 
-    def seize(self, transaction: Transaction, owner: str, tenant: str, id: str) -> Claim | None:
-        """Makes a replica the owner of work of one unit, even if it has an owner; None if the work does not exist."""
-        query = f"SELECT {KEY} FROM {self.name} WHERE tenant = ? AND id = ? AND number = 1 {{lock}}"
-        found = transaction.rows(query, tenant, id)
+    def seize(self, transaction: Transaction, owner: str, tenant: str, id: str, number: int = 1) -> Claim | None:
+        """Makes a replica the owner of a unit, even if it has an owner; None if the unit does not exist."""
+        query = f"SELECT {KEY} FROM {self.name} WHERE tenant = ? AND id = ? AND number = ? {{lock}}"
+        found = transaction.rows(query, tenant, id, number)
         return next(iter(self.take(transaction, owner, found, is_seized=True)), None)
 
     def take(

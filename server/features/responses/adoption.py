@@ -104,9 +104,9 @@ class AdoptionKind(WorkKind[AdoptedResponse]):
 
     def stop(self, lease: Lease, task: asyncio.Task[None] | None) -> None:
         """Aborts the generation, which then finds out that its log has another owner."""
-        self._responses.note_lost(lease)
-        tenant.set(lease.tenant)  # of this task only
-        self._service.tracked.abort(lease.id)
+        if self._responses.note_lost(lease):
+            tenant.set(lease.tenant)  # of this task only
+            self._service.tracked.abort(lease.id)
 
     async def look(self) -> bool:
         self._may_claim = True

@@ -19,7 +19,7 @@ from ...openai.response_schemas import DeletedObject, ItemList
 from ...schemas.body import Fields
 from ...schemas.metadata import Metadata
 from ...storage.objects import Page, PageSpec
-from .conversation_store import check, described_conversation, new_conversation, new_items
+from .conversation_store import described_conversation, new_conversation, new_items
 from .conversation_table import CONVERSATIONS, Item, delete_item, set_metadata
 from .expansion import MAX_ADDED, Room, expanded
 from .input_items import OtherItem, ResponseItem
@@ -126,7 +126,7 @@ async def create_conversation_items(
 ) -> Response:
     """Adds items to a conversation, and lists them. While a response is running in it, nothing can be added."""
     items = await _items(body, responses, request)
-    check(await responses.store.conversations.add(conversation_id, items), conversation_id)
+    await responses.store.conversations.add(conversation_id, items)
     return _listed(Page(items, has_more=False))
 
 

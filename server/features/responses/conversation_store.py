@@ -1,5 +1,6 @@
 """Conversations of a server, of which each tenant sees its own, and the conversion of messages to their items."""
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -11,12 +12,11 @@ from uuid import uuid4
 from ...database.database import Database, Transaction
 from ...database.errors import StoreUnavailableError
 from ...database.group_commit import GroupCommit
-from ...errors import kinds
-from ...errors.request_errors import ApiError
 from ...generation.admission import admission
 from ...http.responses import to_json
 from ...storage.objects import Page, PageSpec
 from ...storage.tenant_objects import REPLY_S, TenantObjects, missing
+from ...storage.work import Lease
 from ...storage.worker import Leases
 from ...tenancy.tenant import tenant
 from ...text.conversation import ConversationMessage
@@ -26,11 +26,9 @@ from .conversation_table import (
     CONVERSATION_ID,
     CONVERSATIONS,
     ITEM_ID,
-    MAX_ITEM_BYTES,
-    MAX_ITEMS,
+    RUNNING,
     ConversationRecord,
     Item,
-    Outcome,
     Turn,
     load_of,
 )
@@ -45,24 +43,29 @@ class ConversationStore(TenantObjects[ConversationRecord]):
 
     Args:
       commits: Commits writes of clients, and of responses that have ended.
-      leases: Extends leases.
+      leases: Leases of this replica on running responses and turns.
     """
 
     def __init__(self, database: Database, commits: GroupCommit, leases: Leases) -> None:
         super().__init__(CONVERSATIONS, CONVERSATION_ID, "conversation", database, commits)
         self._leases = leases
-        self._held: set[tuple[str, str, str]] = set()
 
     async def create(self, record: ConversationRecord, items: Sequence[Item]) -> None:
         """Stores a new conversation and its first items."""
         await self._add(partial(conversation_table.insert, record=record, items=items), items)
 
-    async def add(self, conversation_id: str, items: Sequence[Item]) -> Outcome:
-        """Adds items to a conversation."""
+    async def add(self, conversation_id: str, items: Sequence[Item]) -> None:
+        """Adds items to a conversation.
+
+        Raises:
+          ApiError: The conversation does not exist, or is locked or full.
+        """
         if not CONVERSATION_ID.fullmatch(conversation_id):
-            return Outcome.MISSING
+            raise missing("conversation", conversation_id)
         own = tenant.get(), conversation_id
-        return await self._add(lambda each: conversation_table.add(each, *own, items), items)
+        error = await self._add(lambda each: conversation_table.add(each, *own, items), items)
+        if error is not None:
+            raise error
 
     async def items(self, conversation_id: str, spec: PageSpec) -> Page[Item] | None:
         """Returns a page of the items; None if the conversation has no item `spec.after`."""
@@ -76,44 +79,16 @@ class ConversationStore(TenantObjects[ConversationRecord]):
             return None
         return await self.read(partial(conversation_table.item, item_id=item_id), conversation_id)
 
-    async def take(self, conversation_id: str, response_id: str) -> Outcome:
-        """Locks a conversation for a response until `release` or `end`."""
-        outcome = await self.write(partial(conversation_table.take, response=response_id), conversation_id)
-        if outcome is Outcome.DONE:
-            self._held.add((tenant.get(), conversation_id, response_id))
-        return outcome or Outcome.MISSING
-
-    async def release(self, conversation_id: str, response_id: str) -> None:
-        """Unlocks a conversation, unless the response continues in the background or has ended its turn.
-
-        The lock expires if the database is unavailable.
-        """
-        held = tenant.get(), conversation_id, response_id
-        if held in self._held:
-            self._held.discard(held)
-            with suppress(StoreUnavailableError):
-                await self.write(partial(conversation_table.release, response=response_id), conversation_id)
-
     async def end(self, turn: Turn) -> bool:
         """Adds the items of a turn and ends it; returns whether the response had the turn, or had nothing to add."""
-        return await self._add(self.ending(turn), turn.items)
-
-    def ending(self, turn: Turn) -> Callable[[Transaction], bool]:
-        """Returns the write that ends a turn of the current tenant. This replica no longer extends its lease."""
-        owner = tenant.get()
-        self._held.discard((owner, turn.conversation, turn.response))
-        return partial(conversation_table.end, tenant=owner, turn=turn)
-
-    async def renew(self) -> None:
-        """Extends the leases of this replica's responses."""
-        if self._held:
-            turns = list(self._held)
-            await self._leases.write(lambda each: conversation_table.renew(each, turns))
+        has_ended = await self._add(lambda each: conversation_table.end(each, turn), turn.items)
+        self._leases.drop(turn.lease)
+        return has_ended
 
     @asynccontextmanager
-    async def locked(self, conversation_id: str | None, response_id: str) -> AsyncGenerator[None]:
+    async def turn(self, conversation_id: str | None, response_id: str) -> AsyncGenerator[Lease | None]:
         """Locks a conversation for a response until the end of the `with` block, or until the end of a background
-        response.
+        response, and yields the lease of its turn.
 
         Args:
           conversation_id: Id of the conversation; None locks nothing.
@@ -122,39 +97,26 @@ class ConversationStore(TenantObjects[ConversationRecord]):
           ApiError: The conversation does not exist, or is locked or full.
         """
         if conversation_id is None:
-            yield
+            yield None
             return
-        check(await self.take(conversation_id, response_id), conversation_id, "conversation")
+        take = partial(conversation_table.take, response=response_id, owner=self._leases.owner)
+        with self._leases.taking(tenant.get(), response_id):
+            lease = await self.write(take, conversation_id)
+            if not isinstance(lease, Lease):
+                raise lease or missing("conversation", conversation_id, "conversation")
+            task = asyncio.current_task()
+            assert task is not None
+            self._leases.hold(lease, task)
         try:
-            yield
+            yield lease
         finally:
-            await self.release(conversation_id, response_id)
+            if lease in self._leases.held:
+                self._leases.drop(lease)
+                with suppress(StoreUnavailableError):  # the lease then ends by itself
+                    await self._commits.write(lambda each: RUNNING.end(each, [lease]), REPLY_S)
 
     async def _add[T](self, write: Callable[[Transaction], T], items: Sequence[Item]) -> T:
         return await self._commits.write(Addition(tenant.get(), write), REPLY_S, load_of(items))
-
-
-def check(outcome: Outcome, conversation_id: str, param: str | None = None) -> None:
-    """Checks that a conversation was changed.
-
-    Raises:
-      ApiError: It was not.
-    """
-    if outcome is Outcome.MISSING:
-        raise missing("conversation", conversation_id, param)
-    if outcome is Outcome.LOCKED:
-        raise locked(conversation_id, param)
-    if outcome is Outcome.FULL:
-        size = f"{MAX_ITEMS:,} items or {MAX_ITEM_BYTES // 2**20} MiB"
-        raise ApiError(
-            kinds.QUOTA_EXCEEDED, f"{conversation_id} has {size}, which is the limit: create another", param=param
-        )
-
-
-def locked(conversation_id: str, param: str | None = None) -> ApiError:
-    """Returns the error about a conversation that another response is going to add to."""
-    message = f"another response is running in {conversation_id}: wait for its end, or cancel it"
-    return ApiError(kinds.CONVERSATION_LOCKED, message, param=param)
 
 
 def before_turn(items: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:

@@ -1,23 +1,25 @@
 """Conversations and their items: records, and all statements on them, as functions of a transaction.
 
-A response that continues a conversation locks it: `take` makes the response its holder for the duration of a lease. A
-background response has a running row, which then keeps the conversation locked on whichever replica generates it. For
-other responses, their replica extends the lease. `end` adds the items of the turn in the transaction that ends the
-response. Items have ids, so repeating it changes nothing.
+The response that was last allowed to add to a conversation is its holder, and the conversation is locked while that
+response is running work. In the foreground, `take` adds a unit of work for its turn, whose lease its replica renews. In
+the background, the response itself is such a unit, on whichever replica generates it. `end` adds the items of the turn
+in the transaction that ends the response. A replica that was stopped past its lease adds nothing once another response
+holds the conversation. Items have ids, so repeating a write changes nothing.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
-from itertools import batched
 from typing import Final
 
-from ...database.database import Transaction, placeholders
+from ...database.database import Transaction
 from ...database.group_commit import WriteLoad
+from ...errors import kinds
+from ...errors.request_errors import ApiError
 from ...schemas.body import MAX_MESSAGES
 from ...storage.objects import ObjectTable, Page, PageSpec, Table
-from ...storage.work import LEASE_S
+from ...storage.tenant_objects import missing
+from ...storage.work import IS_OWNED, Lease, WorkTable
 
 MAX_ITEMS: Final = MAX_MESSAGES
 MAX_ITEM_BYTES: Final = 16 * 2**20
@@ -27,24 +29,9 @@ CONVERSATION_ID: Final = re.compile("conv_[0-9a-f]{32}")
 ITEM_ID: Final = re.compile("[a-z]+_[0-9a-f]{32}(_c[0-9]{1,9})?")
 """Pattern of valid ids. Other strings are not searched for."""
 
-_MAX_ROWS: Final = 250
-"""Maximum number of rows that a statement stores or extends."""
-
-
-class Outcome(Enum):
-    """Outcome of a change of a conversation.
-
-    Attributes:
-      DONE: The conversation was changed.
-      MISSING: The conversation does not exist.
-      LOCKED: A running response is going to add to the conversation.
-      FULL: The conversation has reached its limit of items or bytes.
-    """
-
-    DONE = "done"
-    MISSING = "missing"
-    LOCKED = "locked"
-    FULL = "full"
+RESPONSE: Final = 1
+TURN: Final = 2
+"""Numbers of a response's units of work: its generation in the background, and its turn in a conversation before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +67,12 @@ class Turn:
 
     Attributes:
       conversation: Id of the conversation.
-      response: Id of the response.
+      lease: Lease of the turn; in the background, of the response.
       items: Items that the turn adds: while the response runs, its input; none if it has failed.
     """
 
     conversation: str
-    response: str
+    lease: Lease
     items: Sequence[Item] = ()
 
     def ended(self, output: Sequence[Item]) -> "Turn":
@@ -94,7 +81,7 @@ class Turn:
         Args:
           output: Items of the response's output; none if it has failed.
         """
-        return Turn(self.conversation, self.response, [*self.items, *output] if output else ())
+        return Turn(self.conversation, self.lease, [*self.items, *output] if output else ())
 
 
 ITEMS: Final = Table(
@@ -107,12 +94,15 @@ ITEMS: Final = Table(
 CONVERSATIONS: Final = ObjectTable(
     "roost_conversations",
     ConversationRecord,
-    extra={"updated": float, "num_items": int, "num_bytes": int, "holder": str | None, "locked_until": float},
+    extra={"updated": float, "num_items": int, "num_bytes": int, "holder": str | None},
     visible="updated > 0",
     age="updated",
     parts=(ITEMS,),
     indexes={"age": "(updated)", "sizes": "(tenant, updated, num_bytes)"},
 )
+RUNNING: Final = WorkTable("roost_running")
+"""Running responses and turns, as work that replicas share."""
+
 _OWN: Final = f"tenant = ? AND id = ? AND {CONVERSATIONS.visible}"
 _OF: Final = "tenant = ? AND conversation = ?"
 _ITEMS: Final = f"{ITEMS.name} WHERE {_OF}"
@@ -146,82 +136,86 @@ def set_metadata(transaction: Transaction, tenant: str, conversation: str, metad
     transaction.execute(update, metadata, tenant, conversation)
 
 
-def take(transaction: Transaction, tenant: str, conversation: str, response: str) -> Outcome:
-    """Locks a conversation for a response, if it has room for more items."""
-    outcome = _state(transaction, tenant, conversation, response)
-    if outcome is Outcome.DONE:
-        update = f"UPDATE roost_conversations SET holder = ?, locked_until = {{now}} + {LEASE_S}, updated = {{now}}"
-        transaction.execute(f"{update} WHERE {_OWN}", response, tenant, conversation)
-    return outcome
+def take(transaction: Transaction, tenant: str, conversation: str, response: str, owner: str) -> Lease | ApiError:
+    """Locks a conversation for a response, and returns the lease of its turn; an error if it must not be changed.
 
-
-def add(transaction: Transaction, tenant: str, conversation: str, items: Sequence[Item]) -> Outcome:
-    """Adds items to a conversation."""
-    outcome = _state(transaction, tenant, conversation)
-    if outcome is Outcome.DONE:
-        _append(transaction, tenant, conversation, items)
-    return outcome
-
-
-def _state(transaction: Transaction, tenant: str, conversation: str, response: str | None = None) -> Outcome:
-    """Locks the row of a conversation, and returns whether it may be changed, by a response if one is named."""
-    query = f"""
-        SELECT holder, locked_until > {{now}}, num_items, num_bytes FROM roost_conversations WHERE {_OWN} {{lock}}
-    """
-    rows = transaction.rows(query, tenant, conversation)
-    if not rows:
-        return Outcome.MISSING
-    ((holder, is_leased, num_items, num_bytes),) = rows
-    if holder not in (None, response) and (is_leased or _is_running(transaction, tenant, holder)):
-        return Outcome.LOCKED
-    has_room = num_items < MAX_ITEMS and num_bytes < MAX_ITEM_BYTES
-    return Outcome.DONE if has_room else Outcome.FULL
-
-
-def _is_running(transaction: Transaction, tenant: str, response: str) -> bool:
-    query = "SELECT 1 FROM roost_responses WHERE tenant = ? AND id = ? AND is_running = 1"
-    return bool(transaction.rows(query, tenant, response))
-
-
-def renew(transaction: Transaction, turns: Iterable[tuple[str, str, str]]) -> None:
-    """Extends the leases of turns that have not ended.
+    A line of a batch that runs again takes the turn of its earlier run.
 
     Args:
-      turns: Tenant, id of the conversation, and id of the response of each.
+      owner: Name of the replica that generates the response.
     """
-    for some in batched(turns, _MAX_ROWS):
-        transaction.execute(
-            f"""
-            UPDATE roost_conversations SET locked_until = {{now}} + {LEASE_S}
-            WHERE (tenant, id, holder) IN (VALUES {placeholders(len(some), 3)}) AND locked_until > {{now}}
-            """,
-            *(value for turn in some for value in turn),
-        )
+    holder, error = _holder(transaction, tenant, conversation, response)
+    if error is not None:
+        return error
+    if holder not in (None, response):
+        past = f"DELETE FROM {RUNNING.name} WHERE tenant = ? AND id = ? AND number = {TURN}"
+        transaction.execute(past, tenant, holder)
+    update = f"UPDATE roost_conversations SET holder = ?, updated = {{now}} WHERE {_OWN}"
+    transaction.execute(update, response, tenant, conversation)
+    earlier = RUNNING.seize(transaction, owner, tenant, response, TURN)
+    return RUNNING.add(transaction, owner, (tenant, response), number=TURN) if earlier is None else earlier.lease
 
 
-def release(transaction: Transaction, tenant: str, conversation: str, response: str) -> None:
-    """Ends the lease of a response. One that runs in the background keeps the conversation locked."""
-    update = f"UPDATE roost_conversations SET locked_until = 0 WHERE {_OWN} AND holder = ?"
-    transaction.execute(update, tenant, conversation, response)
+def add(transaction: Transaction, tenant: str, conversation: str, items: Sequence[Item]) -> ApiError | None:
+    """Adds items to a conversation; returns an error if it must not be changed."""
+    _, error = _holder(transaction, tenant, conversation)
+    if error is None:
+        _append(transaction, tenant, conversation, items)
+    return error
 
 
-def end(transaction: Transaction, tenant: str, turn: Turn) -> bool:
+def _holder(
+    transaction: Transaction, tenant: str, conversation: str, response: str | None = None
+) -> tuple[str | None, ApiError | None]:
+    """Locks the row of a conversation, and returns its holder.
+
+    Args:
+      response: Response that wants to add to it; None if a client does.
+
+    Returns:
+      The last response that has held it, and an error if the conversation must not be changed.
+    """
+    param = None if response is None else "conversation"
+    query = f"SELECT holder, num_items, num_bytes FROM roost_conversations WHERE {_OWN} {{lock}}"
+    found = transaction.rows(query, tenant, conversation)
+    if not found:
+        return None, missing("conversation", conversation, param)
+    ((holder, num_items, num_bytes),) = found
+    running = f"SELECT 1 FROM {RUNNING.name} WHERE tenant = ? AND id = ? AND (number = {RESPONSE} OR {IS_OWNED})"
+    if holder not in (None, response) and transaction.rows(running, tenant, holder):
+        return holder, locked(conversation, param)
+    if num_items < MAX_ITEMS and num_bytes < MAX_ITEM_BYTES:
+        return holder, None
+    size = f"{MAX_ITEMS:,} items or {MAX_ITEM_BYTES // 2**20} MiB"
+    message = f"{conversation} has {size}, which is the limit: create another"
+    return holder, ApiError(kinds.QUOTA_EXCEEDED, message, param=param)
+
+
+def locked(conversation: str, param: str | None = None) -> ApiError:
+    """Returns the error about a conversation that another response is going to add to."""
+    message = f"another response is running in {conversation}: wait for its end, or cancel it"
+    return ApiError(kinds.CONVERSATION_LOCKED, message, param=param)
+
+
+def end(transaction: Transaction, turn: Turn) -> bool:
     """Adds the items of a turn, unless they are there already, and ends it. A deleted conversation stays deleted.
 
     Returns:
       Whether the response still had the turn, or had nothing to add. If not, nothing is changed.
     """
+    tenant, response, number, _ = turn.lease
     first = turn.items[0].id if turn.items else ""
     query = f"SELECT holder, EXISTS (SELECT 1 FROM {_ITEMS} AND id = ?) FROM roost_conversations WHERE {_OWN} {{lock}}"
     rows = transaction.rows(query, tenant, turn.conversation, first, tenant, turn.conversation)
+    is_held = number == RESPONSE or turn.lease in RUNNING.end(transaction, [turn.lease])
     if not rows:
         return True
     ((holder, is_added),) = rows
-    if holder != turn.response:
-        return not turn.items
-    if not is_added:  # otherwise a line of a batch runs again
-        _append(transaction, tenant, turn.conversation, turn.items)
-    release(transaction, tenant, turn.conversation, turn.response)
+    if is_added or not turn.items:  # `is_added` if the write is repeated, or a line of a batch runs again
+        return True
+    if not is_held or holder != response:
+        return False
+    _append(transaction, tenant, turn.conversation, turn.items)
     return True
 
 

@@ -33,13 +33,13 @@ from . import event_table, part_table, response_table
 from .appends import DEFAULT, Addition, run_all
 from .checkpoint_files import CheckpointFiles
 from .collector import StoreStats
-from .conversation_store import ConversationStore, locked
-from .conversation_table import CONVERSATIONS, Item, Turn, load_of
+from .conversation_store import ConversationStore
+from .conversation_table import CONVERSATIONS, RUNNING, Item, Turn, load_of, locked
 from .event_table import pack_delta
 from .log_followers import LogFollowers
 from .part_table import RESPONSE_ID, StoredPart, pack
 from .records import Adoption, CheckpointReference, Job, LogEnd, LogEntry, ResponseRecord
-from .response_table import RESPONSES, RUNNING, Append
+from .response_table import RESPONSES, Append
 
 MAX_RUNNING: Final = 1000
 """Limit on each tenant's running responses in the database. Beyond it, or beyond `Bounds.max_bytes` of these
@@ -147,18 +147,19 @@ class ResponseStore:
           ApiError: Another response has taken the turn.
         """
         record = ResponseRecord(tenant.get(), response_id, bytes(response), history, pack([output]))
-        end = None if turn is None else self.conversations.ending(turn)
-
-        def put(transaction: Transaction) -> bytes | None:
-            had_turn = end is None or end(transaction)
-            return response_table.put(transaction, record) if had_turn else None
-
         load = record.load(items=() if turn is None else turn.items)
-        stored = await self._commits.write(Addition(record.tenant, put), REPLY_S, load)
+        put = Addition(record.tenant, partial(response_table.put, record=record, turn=turn))
+        stored = await self._commits.write(put, REPLY_S, load)
+        self._drop_turn(turn)
         if stored is None:
             assert turn is not None
             raise locked(turn.conversation, "conversation")
         return stored
+
+    def _drop_turn(self, turn: Turn | None) -> None:
+        """Notes that a turn has ended in the database."""
+        if turn is not None:
+            self.leases.drop(turn.lease)
 
     async def open(self, record: ResponseRecord, job: Job, events: Sequence[bytes]) -> "ResponseLog":
         """Stores a background response before its first token.
@@ -178,6 +179,7 @@ class ResponseStore:
             lease = await self._commits.write(insert, REPLY_S, record.load(job.num_bytes + first.num_bytes))
         if isinstance(lease, str):
             raise ApiError(kinds.TOO_MANY_RUNNING, f"{lease}: wait for some of them to end, or cancel them")
+        self._drop_turn(job.turn)
         log = ResponseLog(self, lease, record.is_streamed, job.engine)
         log.go_on(LogEnd().after(first))
         return log
@@ -197,6 +199,7 @@ class ResponseStore:
         insert = partial(response_table.insert, record=record, job=job, owner=self.leases.owner, entry=entry)
         with self.leases.taking(record.tenant, record.id):
             lease = await self._commits.write(insert, _LAST_S, record.load(job.num_bytes + entry.num_bytes))
+        self._drop_turn(job.turn)
         self.stats.handovers += 1
         log = ResponseLog(self, lease, is_streamed=True, engine=job.engine)
         log.go_on(LogEnd().after(entry))
@@ -316,19 +319,16 @@ class ResponseStore:
         log.checkpoint = adoption.checkpoint
         return log
 
-    def note_lost(self, lease: Lease) -> None:
-        """Notes that this replica no longer owns a response that it generates."""
-        if (log := self._logs.get((lease.tenant, lease.id))) is not None and log.lease == lease:
-            log.is_lost = True
+    def note_lost(self, lease: Lease) -> bool:
+        """Notes that this replica no longer owns a response; returns whether it generates it in the background."""
+        if (log := self._logs.get((lease.tenant, lease.id))) is None or log.lease != lease:
+            return False
+        log.is_lost = True
+        return True
 
     async def note_running(self) -> None:
-        """Extends the leases of conversations, and counts running responses."""
-        self.stats.unattended = self.leases.num_strays
-        await self.conversations.renew()
-        await self._count_running()
-
-    async def _count_running(self) -> None:
         """Counts running responses for metrics, and logs when the number of abandoned ones has grown."""
+        self.stats.unattended = self.leases.num_strays
         patience_s = self._adopt_after_s + 2 * LEASE_S
         count = partial(response_table.count_running, patience_s=patience_s)
         earlier = self.stats.abandoned

@@ -15,9 +15,9 @@ from ...database.schema import Tables, Upgrade
 from ...storage import claims
 from ...storage.claims import Claimant, Places
 from ...storage.objects import MAX_FOUND, Bounds, Name, ObjectTable
-from ...storage.work import IS_WAITING, Claim, Lease, WorkTable, check
+from ...storage.work import IS_WAITING, Claim, Lease, check
 from . import conversation_table, event_table
-from .conversation_table import CONVERSATIONS, ITEMS, Item, Turn, pack_items, unpack_items
+from .conversation_table import CONVERSATIONS, ITEMS, RESPONSE, RUNNING, Item, Turn, pack_items, unpack_items
 from .event_table import EVENTS
 from .records import Adoption, CheckpointReference, Job, LogEnd, LogEntry, ResponseRecord
 
@@ -45,23 +45,27 @@ RESPONSES: Final = ObjectTable(
     },
 )
 
-RUNNING: Final = WorkTable("roost_running")
-"""Running responses as work that replicas share."""
-
 _TABLES: Final = (RESPONSES, RUNNING, EVENTS, CONVERSATIONS, ITEMS)
 
-TABLES: Final = Tables("responses", (Upgrade([text for each in _TABLES for text in each.statements], 6),), first=6)
+TABLES: Final = Tables("responses", (Upgrade([text for each in _TABLES for text in each.statements], 7),), first=7)
 """Tables of responses, their logs and conversations."""
 
 _OWN: Final = "tenant = ? AND id = ?"
+_GENERATED: Final = f"number = {RESPONSE}"
+"""Condition of running responses among the units of work."""
 
 
-def put(transaction: Transaction, record: ResponseRecord) -> bytes:
+def put(transaction: Transaction, record: ResponseRecord, turn: Turn | None = None) -> bytes | None:
     """Stores a response that has ended and was not generated in the background, unless its id is stored already.
 
+    Args:
+      turn: Its turn in a conversation, which ends; None if it has none.
+
     Returns:
-      JSON of the response that is stored.
+      JSON of the response that is stored; None if another response has taken the turn.
     """
+    if turn is not None and not conversation_table.end(transaction, turn):
+        return None
     if _insert(transaction, record, None):
         return record.response
     query = "SELECT response FROM roost_responses WHERE tenant = ? AND id = ?"
@@ -82,6 +86,8 @@ def insert(
         log = LogEnd() if entry is None else LogEnd().after(entry)
         engine = job.engine if log.num_tokens else None
         RUNNING.add(transaction, owner, (record.tenant, record.id), job.model, log.num_bytes, engine)
+        if job.turn is not None:  # from now on, the response itself locks its conversation
+            RUNNING.end(transaction, [job.turn.lease])
     if entry is not None:
         event_table.append(transaction, [(lease, entry)])
     return lease
@@ -185,8 +191,8 @@ def end(
     else:
         event_table.delete(transaction, lease.tenant, lease.id)
     if conversation is not None:
-        turn = Turn(conversation, lease.id, unpack_items(bytes(input_items))).ended(items)
-        conversation_table.end(transaction, lease.tenant, turn)
+        turn = Turn(conversation, lease, unpack_items(bytes(input_items))).ended(items)
+        conversation_table.end(transaction, turn)
         drop_items = f"UPDATE roost_responses SET input_items = NULL WHERE {_OWN}"
         transaction.execute(drop_items, lease.tenant, lease.id)
 
@@ -255,7 +261,7 @@ def running_of(transaction: Transaction, tenant: str, limit: int) -> tuple[int, 
     """
     found = "SELECT num_bytes FROM {} tenant = ? LIMIT ?"
     bytes_of = f"SELECT count(*), coalesce(sum(num_bytes), 0) FROM ({found}) AS found"
-    ((count, log_bytes),) = transaction.rows(bytes_of.format(f"{RUNNING.name} WHERE"), tenant, limit)
+    ((count, log_bytes),) = transaction.rows(bytes_of.format(f"{RUNNING.name} WHERE {_GENERATED} AND"), tenant, limit)
     running = f"{RESPONSES.name} WHERE is_running = 1 AND"
     ((_, own_bytes),) = transaction.rows(bytes_of.format(running), tenant, limit)
     return int(count), int(own_bytes) + int(log_bytes)
@@ -268,8 +274,9 @@ def count_running(transaction: Transaction, patience_s: float) -> tuple[int, int
     Args:
       patience_s: Seconds without an owner after which a response counts as long without one.
     """
-    orphaned, abandoned = (RUNNING.count(transaction, IS_WAITING, seconds) for seconds in (0.0, patience_s))
-    return RUNNING.count(transaction, "is_range = 0"), orphaned, abandoned
+    waiting = f"{_GENERATED} AND {IS_WAITING}"
+    orphaned, abandoned = (RUNNING.count(transaction, waiting, seconds) for seconds in (0.0, patience_s))
+    return RUNNING.count(transaction, _GENERATED), orphaned, abandoned
 
 
 def expired(transaction: Transaction, bounds: Bounds, max_age_s: float) -> list[Name]:

@@ -23,6 +23,7 @@ from ...openai.completions import check_stream_options
 from ...openai.response_schemas import DeletedObject, ItemList
 from ...schemas.body import MAX_MESSAGES
 from ...storage.tenant_objects import missing
+from ...storage.work import Lease
 from ...tenancy.tenant import tenant
 from ...text.chat_template import Ending
 from ...text.conversation import Conversation, ConversationMessage
@@ -37,8 +38,8 @@ from .body import (
     tool_options,
 )
 from .builder import TYPED_EVENTS, ResponsesBuilder, compacted, new_response_id, usage_of
-from .conversation_store import locked, new_items, output_items
-from .conversation_table import Item, Turn
+from .conversation_store import new_items, output_items
+from .conversation_table import Item, Turn, locked
 from .expansion import MAX_ADDED, Room, expanded
 from .input_items import compaction_of, page
 from .open_responses import OpenResponses, Responses
@@ -67,9 +68,10 @@ async def create_response(
     if body.store and admission.get().is_repeated and (earlier := await responses.store.find(response_id)) is not None:
         return Response(earlier.response, media_type="application/json")
     async with AsyncExitStack() as resources:
-        await resources.enter_async_context(responses.store.conversations.locked(body.conversation_id, response_id))
+        turns = responses.store.conversations.turn(body.conversation_id, response_id)
+        turn = await resources.enter_async_context(turns)
         async with until_disconnect(request.receive):
-            prepared = await _prepare(body, responses, response_id)
+            prepared = await _prepare(body, responses, response_id, turn)
         if body.background:
             return await _create_background(body, responses, prepared, request)
         builder, spec = _builder(body, responses, prepared), prepared.spec
@@ -275,8 +277,11 @@ async def compact_input(body: CompactBody, responses: Responses, request: Reques
     return json_response(compacted(output, usage))
 
 
-async def _prepare(body: ResponseBody, responses: OpenResponses, response_id: str) -> _Prepared:
+async def _prepare(body: ResponseBody, responses: OpenResponses, response_id: str, lease: Lease | None) -> _Prepared:
     """Converts a body to a spec, and packs the messages before the response's own if they are to be stored.
+
+    Args:
+      lease: Lease of its turn in its conversation; None if it has none.
 
     Raises:
       ApiError: The body cannot be converted.
@@ -293,8 +298,8 @@ async def _prepare(body: ResponseBody, responses: OpenResponses, response_id: st
             )
             raise ApiError(kinds.REQUEST_TOO_LARGE, f"{message}: send less, or store: false", param="input")
         await own.keep(len(history))
-        if body.conversation_id is not None:
-            turn = Turn(body.conversation_id, response_id, await own.run(lambda: _turn_items(found.own)))
+        if lease is not None:
+            turn = Turn(str(body.conversation_id), lease, await own.run(lambda: _turn_items(found.own)))
             await own.keep(sum(len(item.text) for item in turn.items))
     spec = generation_spec(body, found.prompt, params, constraint, found.state)
     return _Prepared(response_id, spec, history, turn)

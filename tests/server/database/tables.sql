@@ -1,4 +1,4 @@
--- responses 6
+-- responses 7
 CREATE TABLE roost_responses (tenant TEXT NOT NULL, id TEXT NOT NULL, response {bytes} NOT NULL, history {bytes} NOT NULL, output {bytes} NOT NULL, is_background INTEGER NOT NULL DEFAULT 0, is_streamed INTEGER NOT NULL DEFAULT 0, is_running INTEGER NOT NULL DEFAULT 0, created DOUBLE PRECISION NOT NULL DEFAULT 0, num_bytes BIGINT NOT NULL DEFAULT 0, request {bytes}, prompt {bytes}, conversation TEXT, input_items {bytes}, checkpoint TEXT, checkpoint_tokens BIGINT, PRIMARY KEY (tenant, id));
 CREATE INDEX roost_responses_running ON roost_responses (tenant, num_bytes) WHERE is_running = 1;
 CREATE INDEX roost_responses_ended ON roost_responses (tenant, created, num_bytes) WHERE is_running = 0;
@@ -9,7 +9,7 @@ CREATE INDEX roost_running_suspects ON roost_running (model, lease_until) WHERE 
 CREATE INDEX roost_running_owners ON roost_running (owner);
 CREATE TABLE roost_running_turns (tenant TEXT NOT NULL PRIMARY KEY, last_turn DOUBLE PRECISION NOT NULL, num_turns BIGINT NOT NULL);
 CREATE TABLE roost_events (tenant TEXT NOT NULL, id TEXT NOT NULL, number BIGINT NOT NULL DEFAULT 0, first_event BIGINT NOT NULL DEFAULT 0, num_events BIGINT NOT NULL DEFAULT 0, first_token BIGINT NOT NULL DEFAULT 0, num_tokens BIGINT NOT NULL DEFAULT 0, delta {bytes} NOT NULL, events {bytes} NOT NULL, PRIMARY KEY (tenant, id, number));
-CREATE TABLE roost_conversations (tenant TEXT NOT NULL, id TEXT NOT NULL, created BIGINT NOT NULL DEFAULT 0, metadata {bytes} NOT NULL, updated DOUBLE PRECISION NOT NULL DEFAULT 0, num_items BIGINT NOT NULL DEFAULT 0, num_bytes BIGINT NOT NULL DEFAULT 0, holder TEXT, locked_until DOUBLE PRECISION NOT NULL DEFAULT 0, PRIMARY KEY (tenant, id));
+CREATE TABLE roost_conversations (tenant TEXT NOT NULL, id TEXT NOT NULL, created BIGINT NOT NULL DEFAULT 0, metadata {bytes} NOT NULL, updated DOUBLE PRECISION NOT NULL DEFAULT 0, num_items BIGINT NOT NULL DEFAULT 0, num_bytes BIGINT NOT NULL DEFAULT 0, holder TEXT, PRIMARY KEY (tenant, id));
 CREATE INDEX roost_conversations_age ON roost_conversations (updated);
 CREATE INDEX roost_conversations_sizes ON roost_conversations (tenant, updated, num_bytes);
 CREATE TABLE roost_conversation_items (tenant TEXT NOT NULL, conversation TEXT NOT NULL, position BIGINT NOT NULL DEFAULT 0, id TEXT NOT NULL, text {bytes} NOT NULL, PRIMARY KEY (tenant, conversation, id));

@@ -191,15 +191,19 @@ async def test_lines_whose_replica_dies_act_once(
         assert asked[0] == asked[1], "the turn that is there is no part of the prompt, and the seed is the same"
 
 
+@pytest.mark.parametrize(("fields", "text"), [("stored", "aaa"), ("stored in a conversation", "bbb")])
 async def test_a_line_that_two_replicas_run_has_the_response_that_is_stored(
-    replicas: tuple[Replica, Replica], address: str
+    replicas: tuple[Replica, Replica], address: str, fields: str, text: str
 ) -> None:
-    """The first has lost its lease, and stores the response before the second one, which ends the line."""
+    """The first has lost its lease, and stores the response before the second one, which ends the line.
+
+    In a conversation, it has lost its turn, too, and stores nothing.
+    """
     first, second = replicas
     for each, says in zip(replicas, ([4], [5]), strict=True):
         each.stop_at(MOMENTS[0])
         each.engine.says = says * 3
-    batch_id, conversations = await started(first, FIELDS["stored in a conversation"])
+    batch_id, conversations = await started(first, FIELDS[fields])
     first.worker.start()
     await until(lambda: len(first.held) == NUM_LINES)
     await first.dies(address)
@@ -209,8 +213,10 @@ async def test_a_line_that_two_replicas_run_has_the_response_that_is_stored(
     await until(lambda: not first.worker._open)
     second.gate.set()
     responses = await ended(second, batch_id)
-    assert [text_of(response) for response in responses] == ["aaa"] * NUM_LINES
-    for conversation, response in zip(conversations, responses, strict=True):
+    assert [text_of(response) for response in responses] == [text] * NUM_LINES
+    for response in responses:
+        assert (await second.client.get(f"/v1/responses/{response['id']}")).json() == response
+    for conversation, response in zip(conversations, responses, strict=bool(conversations)):
         _, answer = await second.conversation_items(conversation)
         assert answer == response["output"][0]
 

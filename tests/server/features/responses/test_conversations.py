@@ -350,9 +350,10 @@ async def test_a_response_that_is_kept_again_stays_as_it_was(client: httpx.Async
     said, *outputs = (Item(each, b'{"id":"%s"}' % each.encode()) for each in ("msg_2", f"msg_{name}", f"fc_{name}_c0"))
     kept = []
     for output in outputs:
-        turn = Turn(path.rpartition("/")[2], f"resp_{name}", [said, output])
-        await store.conversations.take(turn.conversation, turn.response)
-        kept.append(await store.keep(turn.response, output.text, b"[]", ConversationMessage("assistant", ""), turn))
+        about = path.rpartition("/")[2], f"resp_{name}"
+        async with store.conversations.turn(*about) as lease:
+            turn = Turn(about[0], lease, [said, output])
+            kept.append(await store.keep(about[1], output.text, b"[]", ConversationMessage("assistant", ""), turn))
     assert kept == [outputs[0].text] * 2
     listed = (await client.get(f"{path}/items?order=asc")).json()["data"]
     assert [item["id"] for item in listed] == [said.id, outputs[0].id]

@@ -10,12 +10,13 @@ from databases import opened
 from fake_server import until
 from query_plans import scans_of
 from roost.server.database.database import Database
+from roost.server.errors.request_errors import ApiError
 from roost.server.features.responses import conversation_table, part_table, response_table
-from roost.server.features.responses.conversation_table import ConversationRecord, Item, Outcome, Turn
+from roost.server.features.responses.conversation_table import TURN, ConversationRecord, Item, Turn
 from roost.server.features.responses.part_table import StoredPart
 from roost.server.features.responses.records import Job, LogEntry, ResponseRecord
 from roost.server.storage.objects import Bounds, PageSpec
-from roost.server.storage.work import LEASE_S
+from roost.server.storage.work import LEASE_S, Lease
 from test_durable_responses import (  # noqa: F401 - `replicas` is a fixture
     LETTERS,
     Replica,
@@ -52,7 +53,7 @@ async def respond(replica: Replica, conversation: str, **fields: Any) -> Any:
 def expire_turns(address: str) -> None:
     """Ends the leases of all turns, as if their replica had stopped for long."""
     with database_of(address) as database:
-        sql = "UPDATE roost_conversations SET locked_until = 0"
+        sql = f"UPDATE roost_running SET lease_until = 0 WHERE number = {TURN}"
         database.run_now(lambda each: each.execute(sql), writes=True)
 
 
@@ -115,10 +116,10 @@ async def test_a_turn_lasts_as_long_as_its_replica_extends_it(
     running = asyncio.create_task(respond(first, conversation, input="hi"))
     await until(lambda: first.engine.running)
     with database_of(address) as database:
-        soon = "UPDATE roost_conversations SET locked_until = {now} + 5"
+        soon = "UPDATE roost_running SET lease_until = {now} + 5"
         database.run_now(lambda each: each.execute(soon), writes=True)
         await first.adopter.look()
-        left = "SELECT locked_until - {now} FROM roost_conversations"
+        left = "SELECT lease_until - {now} FROM roost_running"
         assert database.run_now(lambda each: each.rows(left))[0][0] > 5
     assert (await respond(second, conversation)).json()["error"]["code"] == "conversation_locked"
     first.engine.allowed = 1000
@@ -140,8 +141,8 @@ async def test_a_response_that_has_lost_its_turn_adds_nothing(
     running = asyncio.create_task(respond(first, conversation, input="hi", **fields))
     await until(lambda: first.engine.running)
     expire_turns(address)
-    await first.adopter.look()
     assert (await respond(second, conversation)).status_code == 200
+    await first.adopter.look()
     first.engine.allowed = 1000
     lost = await running
     error = events_of(lost.text)[-1]["response"]["error"] if "stream" in fields else lost.json()["error"]
@@ -169,33 +170,82 @@ def texts_of(database: Database) -> list[bytes]:
     return [item.text for item in page.items]
 
 
+def taken(database: Database, response: str, owner: str = "replica") -> Lease:
+    lease = written(database, conversation_table.take, "", "c", response, owner)
+    assert isinstance(lease, Lease)
+    return lease
+
+
+def is_locked(database: Database, response: str) -> bool:
+    error = written(database, conversation_table.take, "", "c", response, "another")
+    return isinstance(error, ApiError) and error.body["error"]["code"] == "conversation_locked"
+
+
 def test_an_end_that_is_repeated_adds_nothing_more(database: Database) -> None:
     """As after a commit whose answer was lost."""
     written(database, conversation_table.insert, RECORD, ITEMS[:1])
     written(database, conversation_table.insert, RECORD, ITEMS[:1])
-    assert written(database, conversation_table.take, "", "c", "r1") is Outcome.DONE
-    assert written(database, conversation_table.take, "", "c", "r1") is Outcome.DONE
-    assert written(database, conversation_table.take, "", "c", "r2") is Outcome.LOCKED
+    lease = taken(database, "r1")
+    assert is_locked(database, "r2")
     for _ in range(2):
-        assert written(database, conversation_table.end, "", Turn("c", "r1", ITEMS[1:]))
+        assert written(database, conversation_table.end, Turn("c", lease, ITEMS[1:]))
     assert texts_of(database) == [item.text for item in ITEMS]
     sizes = "SELECT num_items, num_bytes FROM roost_conversations"
     assert written(database, lambda each: each.rows(sizes)) == [(2, sum(len(item.text) for item in ITEMS))]
+    assert taken(database, "r2")
+
+
+def test_a_replica_that_was_stopped_past_its_lease_adds_nothing(database: Database) -> None:
+    """As after SIGSTOP, once another response has had the conversation, even one that has ended again."""
+
+    def rows() -> list[Any]:
+        tables = ("roost_conversations", "roost_conversation_items", "roost_running", "roost_responses")
+        return [written(database, lambda each, name=name: each.rows(f"SELECT * FROM {name}")) for name in tables]
+
+    written(database, conversation_table.insert, RECORD, [])
+    stopped = Turn("c", taken(database, "r1", "stopped"), ITEMS[:1])
+    written(database, lambda each: each.execute("UPDATE test_clock SET now = now + ?", LEASE_S - 1))
+    assert is_locked(database, "r2")
+    written(database, lambda each: each.execute("UPDATE test_clock SET now = now + 2"))
+    ended = Turn("c", taken(database, "r2"), ITEMS[1:])
+    late = ResponseRecord("", "r1", b"late", b"[]", b"[]")
+    for _ in range(2):
+        before = rows()
+        assert written(database, response_table.put, late, stopped) is None
+        assert not written(database, conversation_table.end, stopped)
+        assert rows() == before
+        assert written(database, conversation_table.end, ended)
+    assert texts_of(database) == [ITEMS[1].text]
+
+
+def test_a_line_that_runs_again_takes_its_own_turn(database: Database) -> None:
+    """Its former replica adds nothing any more."""
+    written(database, conversation_table.insert, RECORD, [])
+    former, lease = taken(database, "r1", "former"), taken(database, "r1", "next")
+    assert not written(database, conversation_table.end, Turn("c", former, ITEMS[:1]))
+    assert is_locked(database, "r2")
+    assert written(database, conversation_table.end, Turn("c", lease, ITEMS[:1]))
+    again = taken(database, "r1", "third")
+    assert written(database, conversation_table.end, Turn("c", again, ITEMS[:1]))
+    assert texts_of(database) == [ITEMS[0].text]
 
 
 def test_a_running_response_locks_its_conversation(database: Database) -> None:
+    """For any time, on whichever replica it runs."""
     written(database, conversation_table.insert, RECORD, [])
-    written(database, conversation_table.take, "", "c", "r1")
     record = ResponseRecord("", "r1", b"pending", b"[]", b"[]", True, True, True)
-    job = replace(JOB, turn=Turn("c", "r1", ITEMS[:1]))
+    job = replace(JOB, turn=Turn("c", taken(database, "r1"), ITEMS[:1]))
     lease = written(database, response_table.insert, record, job, "owner")
-    written(database, conversation_table.release, "", "c", "r1")
-    assert written(database, conversation_table.take, "", "c", "r2") is Outcome.LOCKED
+    assert written(database, response_table.count_running, 0.0)[0] == 1
+    written(database, lambda each: each.execute("UPDATE test_clock SET now = now + ?", 2 * LEASE_S))
+    assert is_locked(database, "r2")
     end = LogEntry(0, 0, 1, 0, 1, b"", b"")
     written(database, response_table.end, lease, end, b"done", b"[]", 0, ITEMS[1:])
     assert texts_of(database) == [item.text for item in ITEMS]
     assert written(database, lambda each: each.rows("SELECT input_items FROM roost_responses")) == [(None,)]
-    assert written(database, conversation_table.take, "", "c", "r2") is Outcome.DONE
+    assert written(database, response_table.count_running, 0.0) == (0, 0, 0)
+    taken(database, "r2")
+    assert written(database, response_table.count_running, 0.0) == (0, 0, 0), "a turn is no background response"
 
 
 def test_items_are_found_by_their_ids_with_an_index(database: Database) -> None:
@@ -217,7 +267,7 @@ def test_conversations_beyond_the_bounds_are_deleted(database: Database) -> None
             record = replace(RECORD, tenant=tenant, id=name)
             written(database, conversation_table.insert, record, [Item(f"msg_{name}", bytes(10))])
             written(database, lambda each: each.execute("UPDATE test_clock SET now = now + 10"))
-    written(database, conversation_table.take, "a", "1", "r")
+    written(database, conversation_table.take, "a", "1", "r", "owner")
 
     def found(max_age_s: float, count: int, size: int) -> list[tuple[str, str]]:
         return list(written(database, conversation_table.CONVERSATIONS.expired, Bounds(count, size), max_age_s))

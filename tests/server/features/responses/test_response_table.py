@@ -16,7 +16,7 @@ from roost.server.features.responses import (
     part_table,
     response_table,
 )
-from roost.server.features.responses.conversation_table import CONVERSATIONS, Item, Turn
+from roost.server.features.responses.conversation_table import CONVERSATIONS, RUNNING, TURN, Item, Turn
 from roost.server.features.responses.part_table import StoredPart
 from roost.server.features.responses.records import (
     Adoption,
@@ -26,12 +26,16 @@ from roost.server.features.responses.records import (
     LogEntry,
     ResponseRecord,
 )
-from roost.server.features.responses.response_table import RESPONSES, RUNNING, Append
+from roost.server.features.responses.response_table import RESPONSES, Append
 from roost.server.storage.claims import Claimant, Places
 from roost.server.storage.objects import Bounds, PageSpec
 from roost.server.storage.work import LEASE_S, Lease
 
-INDEXES = {"roost_responses_running", *(f"roost_running{end}" for end in ("", "_due", "_owners", "_pkey"))}
+INDEXES = {
+    "roost_responses_running",
+    "sqlite_autoindex_roost_running_1",
+    *(f"roost_running{end}" for end in ("", "_due", "_owners", "_pkey")),
+}
 """Running responses, and their indexes."""
 
 JOB = Job("model", b"{}", b"\1\0\0\0", "x86")
@@ -222,6 +226,7 @@ PARTS = {
 }
 
 LEASE = Lease("t1", "r1681", 1, 1)
+TURN_LEASE = LEASE._replace(number=TURN)
 
 STATEMENTS: dict[str, tuple[Callable[[Transaction], Any], set[str]]] = {
     "claim": (lambda e: response_table.claim(e, Claimant("b", "model", "arm", 60.0), Places(8, 8)), set()),
@@ -237,9 +242,8 @@ STATEMENTS: dict[str, tuple[Callable[[Transaction], Any], set[str]]] = {
         partial(CONVERSATIONS.expired, bounds=Bounds(1, 10**9), max_age_s=900.0),
         set(),
     ),
-    "take": (partial(conversation_table.take, tenant="t1", conversation="r1", response="r"), set()),
-    "extend": (partial(conversation_table.renew, turns=[("t1", "r1", "r"), ("t1", "r41", "r")]), set()),
-    "end a turn": (partial(conversation_table.end, tenant="t1", turn=Turn("r1", "r", [Item("new", b"{}")])), set()),
+    "take": (partial(conversation_table.take, tenant="t1", conversation="r1", response="r", owner="b"), set()),
+    "end a turn": (partial(conversation_table.end, turn=Turn("r41", TURN_LEASE, [Item("new", b"{}")])), set()),
     "sizes of what bodies name": (partial(part_table.sizes, tenant="t1", parts=PARTS), set()),
     "contents of what bodies name": (partial(part_table.contents, tenant="t1", parts=PARTS), set()),
     **{
@@ -282,8 +286,8 @@ def fill(transaction: Transaction) -> None:
     )
     transaction.execute(
         """
-        INSERT INTO roost_conversations (tenant, id, created, updated, metadata, num_items, num_bytes, locked_until)
-        SELECT tenant, id, 0, created, output, 1, 2000, 0 FROM roost_responses
+        INSERT INTO roost_conversations (tenant, id, created, updated, metadata, num_items, num_bytes, holder)
+        SELECT tenant, id, 0, created, output, 1, 2000, 'r0' FROM roost_responses
         """
     )
     transaction.execute(
