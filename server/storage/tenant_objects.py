@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ..database.database import Database, Transaction
-from ..database.group_commit import ONE_ROW, GroupCommit, WriteLoad
+from ..database.group_commit import ONE_ROW, GroupCommit, Work, WriteLoad
 from ..errors import kinds
 from ..errors.request_errors import ApiError
 from ..tenancy.tenant import tenant
@@ -26,6 +26,7 @@ class TenantObjects[Record]:
       pattern: Pattern of valid ids. Other strings from clients never reach the database: PostgreSQL refuses some
         characters.
       noun: Name of an object in errors.
+      database: Database with the table.
       commits: Commits the writes.
     """
 
@@ -35,7 +36,7 @@ class TenantObjects[Record]:
         self._table = table
         self._pattern = pattern
         self._noun = noun
-        self._database = database
+        self.database = database
         self._commits = commits
 
     async def find(self, id: str) -> Record | None:
@@ -59,14 +60,14 @@ class TenantObjects[Record]:
         if spec.after is not None and not self._pattern.fullmatch(spec.after):
             return None
         owner = tenant.get()
-        return await self._database.run(lambda each: read(each, owner, spec), timeout_s=REPLY_S)
+        return await self.run(lambda each: read(each, owner, spec))
 
     async def read[T](self, read: Callable[[Transaction, str, str], T], id: str) -> T | None:
         """Reads an object by its tenant and id; returns None if no object may have the id."""
         if not self._pattern.fullmatch(id):
             return None
         owner = tenant.get()
-        return await self._database.run(lambda each: read(each, owner, id), timeout_s=REPLY_S)
+        return await self.run(lambda each: read(each, owner, id))
 
     async def write[T](
         self, write: Callable[[Transaction, str, str], T], id: str, load: WriteLoad = ONE_ROW
@@ -75,7 +76,15 @@ class TenantObjects[Record]:
         if not self._pattern.fullmatch(id):
             return None
         owner = tenant.get()
-        return await self._commits.write(lambda each: write(each, owner, id), REPLY_S, load)
+        return await self.commit(lambda each: write(each, owner, id), load)
+
+    async def run[T](self, read: Callable[[Transaction], T]) -> T:
+        """Runs a transaction that reads, for a client."""
+        return await self.database.run(read, timeout_s=REPLY_S)
+
+    async def commit[T](self, write: Work[T], load: WriteLoad = ONE_ROW) -> T:
+        """Runs a write for a client; see `GroupCommit.write`."""
+        return await self._commits.write(write, REPLY_S, load)
 
 
 def missing(noun: str, id: str, param: str | None = None) -> ApiError:

@@ -23,8 +23,8 @@ from .background_responses import BackgroundRun, end_early
 from .body import ResponseBody, generation_options, generation_spec
 from .builder import ResponsesBuilder
 from .event_table import unpack_delta
-from .records import Adoption
 from .response_store import ResponseLog, ResponseStore
+from .response_table import Adoption
 
 _MAX_CLAIMS: Final = 8
 """Maximum number of responses to adopt at a time."""
@@ -138,21 +138,18 @@ class AdoptionKind(WorkKind[AdoptedResponse]):
             try:
                 if not adoption.claim.is_deadly:
                     return await self._begin(adoption, log, facts)
-                await self._fail(adoption, log)
-            except (FencedError, StoreUnavailableError) as error:
-                _logger.info("%s", error)
+                num_deaths = adoption.claim.num_lone_deaths
+                message = f"{num_deaths} replicas died while this was the only adopted response that they ran"
+                error = {"code": "server_error", "message": message}
+                await end_early(self._responses, adoption.record, status="failed", error=error)
+            except (FencedError, StoreUnavailableError) as reason:
+                _logger.info("%s", reason)
             except Exception as error:
                 facts["failed"] = True
                 _logger.exception("%s cannot be continued here", log.lease.id)
                 is_busy = isinstance(error, ApiError) and error.status_code in BUSY_STATUSES
                 await log.release(is_death=not is_busy)
         return None
-
-    async def _fail(self, adoption: Adoption, log: ResponseLog) -> None:
-        num_deaths = adoption.claim.num_lone_deaths
-        message = f"{num_deaths} replicas died while this was the only adopted response that they ran"
-        error = {"code": "server_error", "message": message}
-        await end_early(log, log.num_events, adoption.record.response, status="failed", error=error)
 
     async def _begin(self, adoption: Adoption, log: ResponseLog, facts: dict[str, Fact]) -> asyncio.Task[None] | None:
         """Continues a response in a task. A response that still runs here is stopped, and adopted by a later look.
@@ -204,7 +201,7 @@ class AdoptionKind(WorkKind[AdoptedResponse]):
             return None
         num_tokens = checkpoint.snapshot.length - len(prompt.token_ids) + 1
         if num_tokens != checkpoint.num_tokens or num_tokens > num_generated:
-            _logger.warning("the checkpoint of %s is of other tokens: it is decoded again", adoption.lease.id)
+            _logger.warning("the checkpoint of %s is of other tokens: it is decoded again", adoption.claim.lease.id)
             return None
         return checkpoint.snapshot
 

@@ -29,8 +29,8 @@ from .body import ResponseBody
 from .builder import NO_OUTPUT, TYPED_EVENTS, ResponsesBuilder
 from .conversation_store import output_items
 from .conversation_table import Turn
-from .records import Job
-from .response_store import ResponseLog
+from .response_store import ResponseLog, ResponseStore
+from .response_table import Job, ResponseRecord
 
 _UNSEEN_S: Final = 0.25
 """Seconds between two writes to a log whose events no client is following."""
@@ -161,17 +161,20 @@ def is_death(error: Exception) -> bool:
     return isinstance(error, EngineDeadError | ConstraintLostError) and not isinstance(error, EngineStoppedError)
 
 
-async def end_early(log: ResponseLog, number: int, pending: bytes, **changes: Any) -> None:
-    """Ends a response that another replica started, without generating anything.
+async def end_early(responses: ResponseStore, record: ResponseRecord, **changes: Any) -> None:
+    """Ends a running response in place of its owner, unless it has ended meanwhile.
 
     Args:
-      number: Number of the response's next event.
-      pending: JSON of the unfinished response.
+      record: The unfinished response.
       changes: Fields of the final response.
     """
-    response = {**admission.get().parse_stored(pending), **changes}
-    event = {"type": "response.failed", "sequence_number": number, "response": response}
-    await log.end(encoded([event]), to_json(response), NO_OUTPUT, response["status"])
+    response = {**admission.get().parse_stored(record.response), **changes}
+
+    def event(number: int) -> bytes:
+        return TYPED_EVENTS.encode({"type": "response.failed", "sequence_number": number, "response": response})
+
+    if await responses.end_early(record.id, bytes(to_json(response)), NO_OUTPUT, event):
+        responses.stats.ended[response["status"]] += 1
 
 
 def encoded(chunks: Iterable[Mapping[str, Any]]) -> list[bytes]:

@@ -12,7 +12,6 @@ from ...database.errors import FencedError, StoreUnavailableError
 from ...generation.generation import engine_request_id
 from ...observability.request_metrics import Fact, Observer, observed
 from .checkpoint_files import CheckpointFiles
-from .records import CheckpointReference
 from .response_store import ResponseLog, ResponseStore
 
 _POLL_S: Final = 0.5
@@ -170,7 +169,7 @@ class Checkpointer:
             return 0
         try:
             async with asyncio.timeout(_LOG_S):
-                await self._responses.set_checkpoint(log, CheckpointReference(name, checkpoint.num_tokens))
+                await self._responses.set_checkpoint(log, name, checkpoint.num_tokens)
         except FencedError:
             await self._files.delete(name)
         except (

@@ -15,13 +15,12 @@ from ...database.group_commit import GroupCommit
 from ...generation.admission import admission
 from ...http.responses import to_json
 from ...storage.objects import Page, PageSpec
-from ...storage.tenant_objects import REPLY_S, TenantObjects, missing
+from ...storage.tenant_objects import TenantObjects, missing
 from ...storage.work import Lease
 from ...storage.worker import Leases
 from ...tenancy.tenant import tenant
 from ...text.conversation import ConversationMessage
 from . import conversation_table
-from .appends import Addition
 from .conversation_table import (
     CONVERSATION_ID,
     CONVERSATIONS,
@@ -33,6 +32,7 @@ from .conversation_table import (
     load_of,
 )
 from .input_items import items_of_message
+from .response_table import Addition
 
 _ADDED: Final = ("completed", "incomplete")
 """Statuses of responses whose output is added to their conversation."""
@@ -82,8 +82,13 @@ class ConversationStore(TenantObjects[ConversationRecord]):
     async def end(self, turn: Turn) -> bool:
         """Adds the items of a turn and ends it; returns whether the response had the turn, or had nothing to add."""
         has_ended = await self._add(lambda each: conversation_table.end(each, turn), turn.items)
-        self._leases.drop(turn.lease)
+        self.note_end(turn)
         return has_ended
+
+    def note_end(self, turn: Turn | None) -> None:
+        """Notes that a turn has ended in the database, or is a background response's now."""
+        if turn is not None:
+            self._leases.drop(turn.lease)
 
     @asynccontextmanager
     async def turn(self, conversation_id: str | None, response_id: str) -> AsyncGenerator[Lease | None]:
@@ -111,12 +116,12 @@ class ConversationStore(TenantObjects[ConversationRecord]):
             yield lease
         finally:
             if lease in self._leases.held:
-                self._leases.drop(lease)
                 with suppress(StoreUnavailableError):  # the lease then ends by itself
-                    await self._commits.write(lambda each: RUNNING.end(each, [lease]), REPLY_S)
+                    await self.commit(lambda each: RUNNING.end(each, [lease]))
+                self._leases.drop(lease)
 
     async def _add[T](self, write: Callable[[Transaction], T], items: Sequence[Item]) -> T:
-        return await self._commits.write(Addition(tenant.get(), write), REPLY_S, load_of(items))
+        return await self.commit(Addition(tenant.get(), write), load_of(items))
 
 
 def before_turn(items: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:

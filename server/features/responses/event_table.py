@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
@@ -13,10 +14,64 @@ from ...generation.admission import Admission
 from ...generation.delta import Delta
 from ...storage.objects import Table
 from ...storage.work import Lease
-from .records import LogEnd, LogEntry
 
 MAX_ENTRIES: Final = 256
 """Maximum number of log entries that are read at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """Tokens and events that were committed together.
+
+    Attributes:
+      number: Place in the log, from 0.
+      first_event: Sequence number of the first event.
+      num_events: Number of events.
+      first_token: Index of the first generated token.
+      num_tokens: Number of generated tokens.
+      delta: JSON of the delta that the events were built from; empty without tokens.
+      events: Encoded events, one after the other; empty if the response is not streamed.
+    """
+
+    number: int
+    first_event: int
+    num_events: int
+    first_token: int
+    num_tokens: int
+    delta: bytes = b""
+    events: bytes = b""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that the entry takes."""
+        return len(self.delta) + len(self.events)
+
+
+@dataclass(frozen=True, slots=True)
+class LogEnd:
+    """Counts at the end of a log.
+
+    Attributes:
+      num_entries: Number of its next entry.
+      num_events: Number of its next event.
+      num_tokens: Number of generated tokens.
+      num_bytes: Bytes of all entries.
+    """
+
+    num_entries: int = 0
+    num_events: int = 0
+    num_tokens: int = 0
+    num_bytes: int = 0
+
+    def after(self, entry: LogEntry) -> "LogEnd":
+        """Returns the log's end after its next entry."""
+        return LogEnd(
+            entry.number + 1,
+            entry.first_event + entry.num_events,
+            entry.first_token + entry.num_tokens,
+            self.num_bytes + entry.num_bytes,
+        )
+
 
 EVENTS: Final = Table("roost_events", LogEntry, key=("tenant", "id", "number"), under={"tenant": str, "id": str})
 

@@ -14,7 +14,7 @@ from ...errors import kinds
 from ...errors.request_errors import ApiError, bad_value
 from ...tenancy.tenant import tenant
 from . import event_table
-from .records import LogEntry
+from .event_table import LogEntry
 
 _POLL_S: Final = 0.1
 """Seconds between two reads of events that another replica may have written, while new events arrive."""

@@ -66,7 +66,7 @@ class OpenResponses(OpenFeature):
 
     @property
     def is_stuck(self) -> bool:
-        return self.store.is_stuck
+        return self.store.database.is_stuck
 
     def start(self, make_app: Callable[[], ASGIApp]) -> None:
         if self._checkpointer is not None:

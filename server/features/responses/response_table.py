@@ -5,24 +5,116 @@ the same transaction, and before any other row, so that transactions lock rows i
 the engine that has decoded all tokens of the log one after the other; other engines read them as a prompt.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 from uuid import uuid4
 
 from ...database.database import Transaction
+from ...database.group_commit import Work, WriteLoad, run_each
 from ...database.schema import Tables, Upgrade
+from ...errors import kinds
+from ...errors.request_errors import ApiError
 from ...storage import claims
 from ...storage.claims import Claimant, Places
 from ...storage.objects import MAX_FOUND, Bounds, Name, ObjectTable
 from ...storage.work import IS_WAITING, Claim, Lease, check
 from . import conversation_table, event_table
-from .conversation_table import CONVERSATIONS, ITEMS, RESPONSE, RUNNING, Item, Turn, pack_items, unpack_items
-from .event_table import EVENTS
-from .records import Adoption, CheckpointReference, Job, LogEnd, LogEntry, ResponseRecord
+from .conversation_table import CONVERSATIONS, ITEMS, RESPONSE, RUNNING, Item, Turn, load_of, pack_items, unpack_items
+from .event_table import EVENTS, LogEnd, LogEntry
+
+MAX_RUNNING: Final = 1000
+"""Limit on each tenant's running responses in the database. Beyond it, or beyond `Bounds.max_bytes` of these
+responses and their logs, the tenant cannot start background responses."""
 
 _PROBE_BYTES: Final = 4096
 """Bytes of a response that is stored as a probe: about as many as a short response has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Request of a response, in a form from which a replica can generate it.
+
+    Attributes:
+      model: Identity of the model; only replicas that serve the same model may adopt the response.
+      request: JSON of the request, without its input.
+      prompt: Token ids of the prompt, as little-endian int32.
+      engine: Identity of the engine that generates it. Only the same engine repeats its tokens bit for bit. None if the
+        engine has no checkpoints, or the prompt continues an imported state.
+      turn: Turn of the response in its conversation; None if it has none, and in every job that was read from the
+        database.
+    """
+
+    model: str
+    request: bytes
+    prompt: bytes
+    engine: str | None = None
+    turn: Turn | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that the job takes, without its turn."""
+        return len(self.request) + len(self.prompt)
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseRecord:
+    """A stored response.
+
+    Attributes:
+      response: JSON of the response as clients receive it.
+      history: JSON of the messages before the response's own.
+      output: JSON of the response's own message in a list, which is empty until the response has ended.
+      is_background: Whether the response is or was generated in the background.
+      is_streamed: Whether the log keeps the events of its stream.
+      is_running: Whether the response has not ended.
+    """
+
+    tenant: str
+    id: str
+    response: bytes
+    history: bytes
+    output: bytes
+    is_background: bool = False
+    is_streamed: bool = False
+    is_running: bool = False
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that the response takes, without its job and its log."""
+        return len(self.response) + len(self.history) + len(self.output)
+
+    def load(self, num_bytes: int = 0, items: Sequence[Item] = ()) -> WriteLoad:
+        """Returns the load of a write that stores the response.
+
+        Args:
+          num_bytes: Bytes that are stored with it.
+          items: Items that are stored with it.
+        """
+        return load_of(items).plus(WriteLoad(1, self.num_bytes + num_bytes))
+
+
+@dataclass(frozen=True, slots=True)
+class Adoption:
+    """A running response that a replica has adopted.
+
+    Attributes:
+      request, prompt: See `Job`.
+      log: End of its log.
+      engine: Engine of the replica if an engine like it has decoded all tokens of the log, one after the other, so that
+        it continues them exactly; None if not.
+      checkpoint: Name of the latest saved state; None if it has none.
+    """
+
+    claim: Claim
+    record: ResponseRecord
+    request: bytes
+    prompt: bytes
+    log: LogEnd
+    engine: str | None
+    checkpoint: str | None
+
 
 RESPONSES: Final = ObjectTable(
     "roost_responses",
@@ -36,7 +128,6 @@ RESPONSES: Final = ObjectTable(
         "conversation": str | None,
         "input_items": bytes | None,
         "checkpoint": str | None,
-        "checkpoint_tokens": int | None,
     },
     indexes={
         "running": "(tenant, num_bytes) WHERE is_running = 1",
@@ -74,14 +165,25 @@ def put(transaction: Transaction, record: ResponseRecord, turn: Turn | None = No
 
 
 def insert(
-    transaction: Transaction, record: ResponseRecord, job: Job, owner: str, entry: LogEntry | None = None
-) -> Lease:
+    transaction: Transaction,
+    record: ResponseRecord,
+    job: Job,
+    owner: str,
+    entry: LogEntry | None = None,
+    bounds: Bounds | None = None,
+) -> Lease | ApiError:
     """Stores a response that its owner begins to generate.
 
     Args:
       entry: First entry of its log, if its owner has already generated a part of it; None otherwise.
+      bounds: Limits on the bytes of the tenant's running responses; None sets no limit.
+
+    Returns:
+      The owner's lease, or the error about a limit that the tenant has reached.
     """
-    lease = Lease(record.tenant, record.id, 1, 1)
+    if bounds is not None and (error := _excess(transaction, record, job, bounds)) is not None:
+        return error
+    lease = Lease(record.tenant, record.id, RESPONSE, 1)
     if _insert(transaction, record, job):
         log = LogEnd() if entry is None else LogEnd().after(entry)
         engine = job.engine if log.num_tokens else None
@@ -91,6 +193,19 @@ def insert(
     if entry is not None:
         event_table.append(transaction, [(lease, entry)])
     return lease
+
+
+def _excess(transaction: Transaction, record: ResponseRecord, job: Job, bounds: Bounds) -> ApiError | None:
+    """Returns the error about a limit that a tenant reaches with a running response; None if it reaches none."""
+    count, num_bytes = running_of(transaction, record.tenant, MAX_RUNNING)
+    if count >= MAX_RUNNING:
+        excess = f"this API key has {MAX_RUNNING} background responses running, which is the limit"
+    elif num_bytes + record.num_bytes + job.num_bytes > bounds.max_bytes:
+        size = f"{bounds.max_bytes / 2**20:.0f} MiB"
+        excess = f"this API key's running background responses and their events take {size}, which is the limit"
+    else:
+        return None
+    return ApiError(kinds.TOO_MANY_RUNNING, f"{excess}: wait for some of them to end, or cancel them")
 
 
 def probe(transaction: Transaction) -> None:
@@ -117,7 +232,7 @@ def _insert(transaction: Transaction, record: ResponseRecord, job: Job | None) -
 
 @dataclass(frozen=True, slots=True)
 class Append:
-    """An entry that an owner appends to its log.
+    """A write of an entry that an owner appends to its log.
 
     Attributes:
       num_bytes: Bytes of the log with this entry.
@@ -174,8 +289,7 @@ def end(
     ((is_streamed, conversation, input_items),) = transaction.rows(
         f"""
         UPDATE roost_responses SET response = ?, output = ?, is_running = 0, request = NULL, prompt = NULL,
-            checkpoint = NULL, checkpoint_tokens = NULL,
-            num_bytes = length(history) + ? + CASE WHEN is_streamed = 1 THEN ? ELSE 0 END
+            checkpoint = NULL, num_bytes = length(history) + ? + CASE WHEN is_streamed = 1 THEN ? ELSE 0 END
         WHERE {_OWN}
         RETURNING is_streamed, conversation, input_items
         """,
@@ -197,15 +311,37 @@ def end(
         transaction.execute(drop_items, lease.tenant, lease.id)
 
 
-def set_checkpoint(transaction: Transaction, lease: Lease, checkpoint: CheckpointReference) -> None:
-    """Stores the reference to a saved state, and replaces an earlier reference.
+def end_early(
+    transaction: Transaction,
+    tenant: str,
+    response_id: str,
+    response: bytes,
+    output: bytes,
+    event: Callable[[int], bytes],
+) -> bool:
+    """Ends a running response in place of its owner, whose next write is refused; returns whether it was running.
+
+    Args:
+      event: Returns the last event, given its number.
+    """
+    claim = RUNNING.seize(transaction, "", tenant, response_id)
+    if claim is None:
+        return False
+    log = event_table.end_of_log(transaction, tenant, response_id)
+    entry = LogEntry(log.num_entries, log.num_events, 1, log.num_tokens, 0, events=event(log.num_events))
+    end(transaction, claim.lease, entry, response, output, claim.num_bytes + entry.num_bytes)
+    return True
+
+
+def set_checkpoint(transaction: Transaction, lease: Lease, checkpoint: str) -> None:
+    """Stores the name of a saved state, and replaces an earlier name.
 
     Raises:
       FencedError: The lease's holder is no longer the owner.
     """
     check(lease, RUNNING.held(transaction, lease))
-    update = f"UPDATE roost_responses SET checkpoint = ?, checkpoint_tokens = ? WHERE {_OWN}"
-    transaction.execute(update, checkpoint.name, checkpoint.num_tokens, lease.tenant, lease.id)
+    update = f"UPDATE roost_responses SET checkpoint = ? WHERE {_OWN}"
+    transaction.execute(update, checkpoint, lease.tenant, lease.id)
 
 
 def checkpoint_names(transaction: Transaction) -> list[str]:
@@ -234,23 +370,14 @@ def claim(transaction: Transaction, claimant: Claimant, places: Places) -> list[
     return [_adoption(transaction, each, claimant.engine) for each in found]
 
 
-def seize(transaction: Transaction, owner: str, tenant: str, response_id: str) -> Adoption | None:
-    """Makes a replica the owner of a running response, even if it has an owner; None if no such response is running."""
-    found = RUNNING.seize(transaction, owner, tenant, response_id)
-    return None if found is None else _adoption(transaction, found, None)
-
-
 def _adoption(transaction: Transaction, claim: Claim, engine: str | None) -> Adoption:
     """Returns the data needed to continue a response."""
     name = claim.lease.tenant, claim.lease.id
-    query = (
-        f"SELECT request, prompt, checkpoint, checkpoint_tokens, {RESPONSES.columns} FROM roost_responses WHERE {_OWN}"
-    )
-    ((request, prompt, checkpoint, num_tokens, *record),) = transaction.rows(query, *name)
+    query = f"SELECT request, prompt, checkpoint, {RESPONSES.columns} FROM roost_responses WHERE {_OWN}"
+    ((request, prompt, checkpoint, *record),) = transaction.rows(query, *name)
     log = replace(event_table.end_of_log(transaction, *name), num_bytes=claim.num_bytes)
     exact = engine if not log.num_tokens or claim.engine == engine else None
-    reference = None if checkpoint is None else CheckpointReference(checkpoint, num_tokens)
-    return Adoption(claim, RESPONSES.of(record), bytes(request), bytes(prompt), log, exact, reference)
+    return Adoption(claim, RESPONSES.of(record), bytes(request), bytes(prompt), log, exact, checkpoint)
 
 
 def running_of(transaction: Transaction, tenant: str, limit: int) -> tuple[int, int]:
@@ -301,3 +428,35 @@ def make_room(transaction: Transaction, tenant: str, bounds: Bounds) -> None:
         remove(transaction, tenant, id)
     for id in CONVERSATIONS.unlocked(transaction, tenant, CONVERSATIONS.beyond(transaction, tenant, bounds)):
         CONVERSATIONS.hide(transaction, tenant, id)
+
+
+@dataclass(frozen=True, slots=True)
+class Addition[T]:
+    """A write that adds to the responses or conversations of a tenant, whose oldest ones make room."""
+
+    tenant: str
+    work: Work[T]
+
+    def __call__(self, transaction: Transaction) -> T:
+        """Runs the write."""
+        return self.work(transaction)
+
+
+def run_all(transaction: Transaction, works: Sequence[Work[Any]], bounds: Bounds) -> list[Any]:
+    """Returns the result of each write, or the error with which it was refused. Appends run first.
+
+    At the end, room is made once for all additions of a tenant.
+    """
+    appends = [work for work in works if isinstance(work, Append)]
+    held = append_all(transaction, appends) if appends else set[Lease]()
+    checks = {work.lease: partial(_check_append, lease=work.lease, held=held) for work in appends}
+    results = run_each(transaction, [checks[work.lease] if isinstance(work, Append) else work for work in works])
+    if owners := sorted({work.tenant for work in works if isinstance(work, Addition)}):
+        for owner in owners:
+            make_room(transaction, owner, bounds)
+        CONVERSATIONS.remove_hidden(transaction)  # so that hidden rows become no more while others are added
+    return results
+
+
+def _check_append(_: Transaction, lease: Lease, held: Collection[Lease]) -> None:
+    check(lease, held)

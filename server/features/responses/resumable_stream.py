@@ -18,10 +18,10 @@ from .background_responses import is_death, job_of
 from .body import ResponseBody
 from .builder import TYPED_EVENTS, ResponsesBuilder
 from .conversation_table import Turn
-from .event_table import pack_delta
+from .event_table import LogEntry, pack_delta
 from .part_table import pack
-from .records import LogEntry, ResponseRecord
 from .response_store import ResponseLog, ResponseStore
+from .response_table import ResponseRecord
 
 
 class ResumableBuilder(ResponsesBuilder):

@@ -27,6 +27,7 @@ from ...storage.work import Lease
 from ...tenancy.tenant import tenant
 from ...text.chat_template import Ending
 from ...text.conversation import Conversation, ConversationMessage
+from . import response_table
 from .background_responses import BackgroundRun, encoded, end_early, job_of
 from .body import (
     CompactBody,
@@ -44,8 +45,8 @@ from .expansion import MAX_ADDED, Room, expanded
 from .input_items import compaction_of, page
 from .open_responses import OpenResponses, Responses
 from .part_table import STATE_ROLE, StoredPart, pack
-from .records import ResponseRecord
 from .response_schemas import CompactedInput, InputTokens, ResponseEvent, ResponseObject
+from .response_table import ResponseRecord
 from .resumable_stream import ResumableBuilder
 
 router = APIRouter(route_class=JsonRoute)
@@ -63,7 +64,7 @@ async def create_response(
         raise bad_value("background", "background needs store: true, as the answer is fetched later")
     check_stream_options(stream=body.stream, options=body.stream_options)
     if body.store or body.conversation_id is not None:
-        await responses.store.check()
+        await responses.store.database.check()
     response_id = new_response_id()
     if body.store and admission.get().is_repeated and (earlier := await responses.store.find(response_id)) is not None:
         return Response(earlier.response, media_type="application/json")
@@ -207,31 +208,29 @@ async def list_input_items(
 @router.post("/v1/responses/{response_id}/cancel", responses=success(ResponseObject))
 async def cancel_response(response_id: str, responses: Responses) -> Response:
     """Cancels a background response; a response that has ended is unchanged."""
-    if not (await responses.store.get(response_id)).is_background:
+    found = await responses.store.get(response_id)
+    if not found.is_background:
         message = "only background responses can be cancelled: close the connection of others, or POST /abort_request"
         raise bad_value(None, message)
-    await _end(responses, response_id)
+    await _end(responses, found)
     return Response((await responses.store.get(response_id)).response, media_type="application/json")
 
 
 @router.delete("/v1/responses/{response_id}")
 async def delete_response(response_id: str, responses: Responses) -> DeletedObject:
     """Deletes a response. A response that is running in the background is cancelled first."""
-    await responses.store.get(response_id)
-    await _end(responses, response_id)
-    await responses.store.delete(response_id)
+    await _end(responses, await responses.store.get(response_id))
+    await responses.store.write(response_table.delete, response_id)
     return DeletedObject(id=response_id, object="response", deleted=True)
 
 
-async def _end(responses: OpenResponses, response_id: str) -> None:
+async def _end(responses: OpenResponses, record: ResponseRecord) -> None:
     """Cancels a response on whichever replica generates it."""
-    if responses.background.is_running(response_id):
-        responses.service.tracked.abort(response_id)
-        await responses.background.wait(response_id)
-    elif seized := await responses.store.seize(response_id):
-        log, number = seized
-        pending = (await responses.store.get(response_id)).response
-        await end_early(log, number, pending, status="cancelled")
+    if responses.background.is_running(record.id):
+        responses.service.tracked.abort(record.id)
+        await responses.background.wait(record.id)
+    elif record.is_running:
+        await end_early(responses.store, record, status="cancelled")
 
 
 async def _follow(responses: OpenResponses, response_id: str, number: int) -> Response:

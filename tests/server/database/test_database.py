@@ -12,9 +12,10 @@ from databases import FAULTS, FaultyDatabase, PostgresqlServer, faulty_database,
 from roost.server.database.database import Database, Transaction
 from roost.server.database.errors import StoreUnavailableError
 from roost.server.features.responses import response_table
-from roost.server.features.responses.records import Job, LogEntry, ResponseRecord
-from roost.server.features.responses.response_table import Append
+from roost.server.features.responses.event_table import LogEntry
+from roost.server.features.responses.response_table import Append, Job, ResponseRecord
 from roost.server.storage.claims import Claimant, Places
+from roost.server.storage.work import Lease
 
 RECORD = ResponseRecord("", "r1", b"{}", b"[]", b"[]", is_running=True)
 
@@ -34,6 +35,7 @@ def database(faulty: FaultyDatabase) -> Iterator[Database]:
 
 def write(transaction: Transaction) -> None:
     lease = response_table.insert(transaction, RECORD, Job("model", b"", b""), "me")
+    assert isinstance(lease, Lease)
     assert response_table.append_all(transaction, [Append(lease, LogEntry(0, 0, 1, 0, 1), 0)]) == {lease}
 
 
@@ -98,7 +100,7 @@ def test_a_response_whose_log_cannot_be_written_is_not_adopted(database: Databas
             database.run_now(claim, writes=True)
     faulty.mend("no privilege for the log")
     (adoption,) = database.run_now(claim, writes=True)
-    assert adoption.lease.fence == 2
+    assert adoption.claim.lease.fence == 2
 
 
 def test_a_file_that_is_no_database_is_unavailability(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import pytest
 
 _LIMITS = (
     "features.batches.batch_store._REPLY_S",
-    "features.responses.response_store.REPLY_S",
     "features.responses.response_store._LAST_S",
     "features.usage.routes._REPLY_S",
     "storage.tenant_objects.REPLY_S",

@@ -19,13 +19,19 @@ from roost.server.database.dialects import Sqlite
 from roost.server.database.errors import FencedError, StoreFullError, StoreUnavailableError
 from roost.server.database.group_commit import INTERVAL_S, GroupCommit
 from roost.server.features.responses import event_table, response_table
-from roost.server.features.responses.appends import run_all
-from roost.server.features.responses.records import Job, LogEntry, ResponseRecord
-from roost.server.features.responses.response_table import Append
+from roost.server.features.responses.conversation_table import RUNNING
+from roost.server.features.responses.event_table import LogEntry
+from roost.server.features.responses.response_table import Append, Job, ResponseRecord, run_all
+from roost.server.storage.objects import Bounds
+from roost.server.storage.work import Lease
 
 
 def record(number: int) -> ResponseRecord:
     return ResponseRecord("", f"r{number}", b"{}", b"[]", b"[]")
+
+
+def commits_of(database: Database) -> GroupCommit:
+    return GroupCommit(database, INTERVAL_S, partial(run_all, bounds=Bounds()))
 
 
 @pytest.fixture
@@ -41,7 +47,7 @@ def num_stored(database: Database) -> int:
 
 
 async def test_writes_of_a_moment_share_a_transaction(database: Database) -> None:
-    commits, began = GroupCommit(database, INTERVAL_S, run_all), time.monotonic()
+    commits, began = commits_of(database), time.monotonic()
     transactions = set()
 
     def work(number: int, transaction: Transaction) -> int:
@@ -59,7 +65,7 @@ async def test_writes_of_a_moment_share_a_transaction(database: Database) -> Non
 
 
 async def test_a_refused_write_leaves_the_others_alone(database: Database) -> None:
-    commits = GroupCommit(database, INTERVAL_S, run_all)
+    commits = commits_of(database)
 
     def refuse(_: Transaction) -> None:
         raise FencedError("not mine")
@@ -80,12 +86,12 @@ async def test_a_refused_write_leaves_the_others_alone(database: Database) -> No
 
 async def test_appends_of_a_moment_take_two_statements(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of a former owner is refused alone; one that is repeated changes nothing."""
-    commits, job = GroupCommit(database, INTERVAL_S, run_all), Job("model", b"{}", b"")
+    commits, job = commits_of(database), Job("model", b"{}", b"")
     records = [replace(record(number), is_background=True, is_running=True) for number in range(5)]
-    leases = [
-        await commits.write(partial(response_table.insert, record=each, job=job, owner="me"), 5.0) for each in records
-    ]
-    await commits.write(lambda each: response_table.seize(each, "other", "", "r3"), 5.0)
+    for each in records:
+        await commits.write(partial(response_table.insert, record=each, job=job, owner="me"), 5.0)
+    leases = [Lease("", each.id, 1, 1) for each in records]
+    await commits.write(lambda each: RUNNING.seize(each, "other", "", "r3"), 5.0)
     statements: list[str] = []
     execute = Transaction.execute
 
@@ -107,7 +113,7 @@ async def test_appends_of_a_moment_take_two_statements(database: Database, monke
 
 
 async def test_a_bug_in_a_write_leaves_the_others_alone(database: Database) -> None:
-    commits = GroupCommit(database, INTERVAL_S, run_all)
+    commits = commits_of(database)
 
     def break_down(_: Transaction) -> None:
         raise KeyError("bug")
@@ -127,7 +133,7 @@ async def test_a_full_database_says_so(tmp_path: Path) -> None:
         response_table.put(transaction, big)
 
     with pytest.raises(StoreFullError, match="full"):
-        await GroupCommit(database, INTERVAL_S, run_all).write(limited, 0.2)
+        await commits_of(database).write(limited, 0.2)
     assert num_stored(database) == 0
     database.close()
 
@@ -146,7 +152,7 @@ async def test_a_full_database_that_becomes_slow_says_that_it_is_full(tmp_path: 
         response_table.put(transaction, ResponseRecord("", "big", bytes(2**20), b"", b""))
 
     with pytest.raises(StoreFullError, match="full"):
-        await GroupCommit(database, INTERVAL_S, run_all).write(limited, 3.0, waits_for_room=True)
+        await commits_of(database).write(limited, 3.0, waits_for_room=True)
     may_end.set()
     assert len(attempts) == 2
     database.close()
@@ -181,7 +187,7 @@ async def test_a_slow_database_is_given_up(database: Database) -> None:
 async def test_writes_wait_for_a_database_that_comes_back() -> None:
     with postgresql_server() as server:
         database = opened(server.url)
-        commits = GroupCommit(database, INTERVAL_S, run_all)
+        commits = commits_of(database)
         await commits.write(lambda each: response_table.put(each, record(0)), 60.0)
         server.stop()
         kept = asyncio.create_task(commits.write(lambda each: response_table.put(each, record(1)), 120.0))

@@ -352,6 +352,7 @@ async def test_a_response_that_is_kept_again_stays_as_it_was(client: httpx.Async
     for output in outputs:
         about = path.rpartition("/")[2], f"resp_{name}"
         async with store.conversations.turn(*about) as lease:
+            assert lease is not None
             turn = Turn(about[0], lease, [said, output])
             kept.append(await store.keep(about[1], output.text, b"[]", ConversationMessage("assistant", ""), turn))
     assert kept == [outputs[0].text] * 2

@@ -34,7 +34,6 @@ from roost.engine import (
 from roost.server.app import create_app
 from roost.server.database.address import StoreAddress
 from roost.server.database.database import Database, dialect_of
-from roost.server.database.errors import StoreUnavailableError
 from roost.server.feature import Opening
 from roost.server.features.responses import response_table
 from roost.server.features.responses.adoption import AdoptedResponse, AdoptionKind
@@ -762,9 +761,9 @@ async def test_a_database_that_is_away_is_an_error(
 ) -> None:
     """Requests that store nothing are not concerned."""
     first, _ = replicas
-    for name in ("roost.server.features.responses.response_store.REPLY_S", PATIENCE):
+    for name in ("roost.server.storage.tenant_objects.REPLY_S", PATIENCE):
         monkeypatch.setattr(name, 0.3)
-    monkeypatch.setattr(first.responses._database, "_transact", _away)
+    monkeypatch.setattr(first.responses.database, "_transact", _away)
     for body in ({"background": True}, {}, {"stream": True}):
         response = await first.client.post("/v1/responses", json={"input": "hi", "max_output_tokens": 3, **body})
         assert (response.status_code, response.json()["error"]["code"]) == (503, "store_unavailable")
@@ -946,12 +945,12 @@ async def test_a_stream_that_cannot_be_stored_fails(
     replicas: tuple[Replica, Replica], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, _ = replicas
-    for name in ("_LAST_S", "REPLY_S"):
-        monkeypatch.setattr(f"roost.server.features.responses.response_store.{name}", 0.2)
+    for name in ("features.responses.response_store._LAST_S", "storage.tenant_objects.REPLY_S"):
+        monkeypatch.setattr(f"roost.server.{name}", 0.2)
     first.engine.allowed = 4
     reading = streaming(first)
     await num_tokens_streamed(first, 4)
-    monkeypatch.setattr(first.responses._database, "_transact", _away)
+    monkeypatch.setattr(first.responses.database, "_transact", _away)
     await first.responses.hand_over_streams()
     assert "1 of 1 streams cannot be continued by other replicas" in caplog.text
     await first.engine.stop()
@@ -987,7 +986,7 @@ def faulty(postgresql: PostgresqlServer) -> Iterator[FaultyDatabase]:
 
 async def num_errors(replica: Replica, more: int) -> None:
     """Waits until the database has failed so many times more."""
-    pool = replica.responses._database._pool
+    pool = replica.responses.database._pool
     before = pool.num_errors
     await until(lambda: pool.num_errors >= before + more, 10)
 
@@ -1015,7 +1014,7 @@ async def test_responses_outlast_a_fault_of_the_database(
         faulty.make(fault)
         for name in (PROBED, PATIENCE):
             monkeypatch.setattr(name, 0.1)
-        patience = "roost.server.features.responses.response_store.REPLY_S"
+        patience = "roost.server.storage.tenant_objects.REPLY_S"
         monkeypatch.setattr(patience, 0.3)
         first.engine.allowed = 1000
         await num_errors(first, 3)
@@ -1053,7 +1052,7 @@ async def test_a_fault_in_sqlite_is_one_too(
     tmp_path: Path, model: ServedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Another program overwrites the file, and a copy of it is put back."""
-    for name in ("roost.server.features.responses.response_store.REPLY_S", PROBED, PATIENCE):
+    for name in ("roost.server.storage.tenant_objects.REPLY_S", PROBED, PATIENCE):
         monkeypatch.setattr(name, 0.2)
     path = tmp_path / "store.db"
     opened(f"sqlite://{path}").close()
@@ -1066,7 +1065,7 @@ async def test_a_fault_in_sqlite_is_one_too(
         refused = await first.client.post("/v1/responses", json=body)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
         path.write_bytes(copy)
-        for name in ("roost.server.features.responses.response_store.REPLY_S", PATIENCE):
+        for name in ("roost.server.storage.tenant_objects.REPLY_S", PATIENCE):
             monkeypatch.setattr(name, 60.0)
         assert (await first.client.post("/v1/responses", json=body)).status_code == 200
     assert not [record for record in caplog.records if record.exc_info]
@@ -1103,34 +1102,6 @@ async def test_a_lease_ends_with_its_task(
     assert text_of(await second.ended(made["id"])) == LETTERS[:10]
     await first.adopter.look()
     assert first.responses.stats.unattended == 0
-
-
-@on_sqlite
-async def test_a_lease_ends_with_the_request_that_seized_it(
-    replicas: tuple[Replica, Replica], address: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The database fails in the midst of a cancellation, after this replica has become the owner."""
-    first, second = replicas
-    first.engine.allowed = 2
-    made = await first.created()
-    await num_tokens_logged(first, address, 2)
-    get, seize = second.responses.get, second.responses.seize
-
-    async def away(_: str) -> None:
-        raise StoreUnavailableError("away")
-
-    async def then_away(response_id: str) -> Any:
-        seized = await seize(response_id)
-        monkeypatch.setattr(second.responses, "get", away)
-        return seized
-
-    monkeypatch.setattr(second.responses, "seize", then_away)
-    cancelling = asyncio.create_task(second.client.post(f"/v1/responses/{made['id']}/cancel"))
-    assert (await cancelling).status_code == 503
-    monkeypatch.setattr(second.responses, "get", get)
-    await until(lambda: not second.responses.running_logs)
-    await second.adopter.look()
-    assert text_of(await second.ended(made["id"])) == LETTERS[:10]
 
 
 @on_sqlite
@@ -1328,7 +1299,7 @@ async def test_running_responses_have_a_quota(
     address: str, model: ServedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened(address).close()
-    room = "roost.server.features.responses.response_store"
+    room = "roost.server.features.responses.response_table"
     access = Access(keys=ApiKeys(["alice:key-of-alice", "bob:key-of-bob"]))
     async with replica(address, model, access) as first:
         first.engine.allowed = 2

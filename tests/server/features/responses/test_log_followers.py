@@ -14,9 +14,9 @@ from roost.server.database.database import Database, Transaction
 from roost.server.database.errors import StoreClosedError
 from roost.server.errors.request_errors import ApiError
 from roost.server.features.responses import event_table, response_table
+from roost.server.features.responses.event_table import LogEntry
 from roost.server.features.responses.log_followers import LogFollowers
-from roost.server.features.responses.records import Job, LogEntry, ResponseRecord
-from roost.server.features.responses.response_table import Append
+from roost.server.features.responses.response_table import Append, Job, ResponseRecord
 from roost.server.storage.work import Lease
 
 KEY = "tenant", "r1"

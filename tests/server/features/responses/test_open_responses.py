@@ -37,7 +37,7 @@ async def test_what_a_response_shows_of_its_request_counts(service: Service) -> 
             body = {"input": "a", "max_output_tokens": 3, "tools": tools, "tool_choice": "none"}
             assert (await client.post("/v1/responses", json=body)).status_code == 200
     size = len(json.dumps(tools, separators=(",", ":")))
-    num_bytes = await feature.store._database.run(
+    num_bytes = await feature.store.database.run(
         lambda each: each.rows("SELECT sum(num_bytes) FROM roost_responses")[0][0]
     )
     assert 10 * size < num_bytes < 11 * size

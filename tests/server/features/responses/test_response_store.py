@@ -56,7 +56,7 @@ async def stored(feature: OpenResponses, query: str) -> Any:
     def read(transaction: Transaction) -> Any:
         return transaction.rows(query)[0][0]
 
-    return await feature.store._database.run(read)
+    return await feature.store.database.run(read)
 
 
 async def test_the_oldest_responses_of_the_same_tenant_make_room(client: httpx.AsyncClient) -> None:

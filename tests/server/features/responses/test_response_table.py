@@ -17,16 +17,9 @@ from roost.server.features.responses import (
     response_table,
 )
 from roost.server.features.responses.conversation_table import CONVERSATIONS, RUNNING, TURN, Item, Turn
+from roost.server.features.responses.event_table import LogEnd, LogEntry
 from roost.server.features.responses.part_table import StoredPart
-from roost.server.features.responses.records import (
-    Adoption,
-    CheckpointReference,
-    Job,
-    LogEnd,
-    LogEntry,
-    ResponseRecord,
-)
-from roost.server.features.responses.response_table import RESPONSES, Append
+from roost.server.features.responses.response_table import RESPONSES, Adoption, Append, Job, ResponseRecord
 from roost.server.storage.claims import Claimant, Places
 from roost.server.storage.objects import Bounds, PageSpec
 from roost.server.storage.work import LEASE_S, Lease
@@ -79,19 +72,19 @@ def test_an_owner_that_was_stopped_past_its_lease_writes_nothing(run: Callable[.
 
     lease = run(response_table.insert, running("r"), JOB, "stopped")
     assert run(response_table.append_all, [Append(lease, entry(0), 6, "x86")]) == {lease}
-    run(response_table.set_checkpoint, lease, CheckpointReference("state-1", 1))
+    run(response_table.set_checkpoint, lease, "state-1")
     pass_time(run, LEASE_S + 1)
     (adoption,) = claimed(run, "x86")
     assert (adoption.claim.num_deaths, adoption.log, adoption.engine) == (1, LogEnd(1, 1, 1, 6), "x86")
-    assert adoption.checkpoint == CheckpointReference("state-1", 1)
+    assert adoption.checkpoint == "state-1"
     before = rows()
     assert run(response_table.append_all, [Append(lease, entry(1), 12, "x86")]) == set()
     with pytest.raises(FencedError):
         run(response_table.end, lease, entry(1), b"done", b"[1]", 12)
     with pytest.raises(FencedError):
-        run(response_table.set_checkpoint, lease, CheckpointReference("state-2", 2))
+        run(response_table.set_checkpoint, lease, "state-2")
     assert rows() == before
-    run(response_table.end, adoption.lease, entry(1, b"end"), b"done", b"[1]", 12)
+    run(response_table.end, adoption.claim.lease, entry(1, b"end"), b"done", b"[1]", 12)
     assert [each.events for each in run(event_table.entries, "", "r", 0)] == [b"x", b"end"]
     assert run(RESPONSES.find, "", "r").response == b"done"
 
@@ -108,11 +101,11 @@ def test_engines_continue_exactly_what_they_have_decoded(run: Callable[..., Any]
     run(response_table.append_all, [Append(lease, LogEntry(0, 0, 1, 0, 0, events=b"opening"), 7)])
     adoption = adopted("arm")
     assert adoption.engine == "arm"
-    run(response_table.append_all, [Append(adoption.lease, LogEntry(1, 1, 1, 0, 1, b"d", b"e"), 9, "arm")])
+    run(response_table.append_all, [Append(adoption.claim.lease, LogEntry(1, 1, 1, 0, 1, b"d", b"e"), 9, "arm")])
     assert adopted("arm").engine == "arm"
     adoption = adopted("x86")
     assert adoption.engine is None
-    run(response_table.append_all, [Append(adoption.lease, LogEntry(2, 2, 1, 1, 1, b"d", b"e"), 11)])
+    run(response_table.append_all, [Append(adoption.claim.lease, LogEntry(2, 2, 1, 1, 1, b"d", b"e"), 11)])
     assert [adopted(engine).engine for engine in ("arm", "x86")] == [None, None], "it never becomes exact again"
 
 
@@ -134,7 +127,7 @@ def test_a_repeated_write_changes_nothing(run: Callable[..., Any]) -> None:
 def test_tenants_are_apart(run: Callable[..., Any]) -> None:
     run(response_table.insert, running("r", "mine"), JOB, "a")
     assert run(RESPONSES.find, "other", "r") is None
-    assert run(response_table.seize, "b", "other", "r") is None
+    assert run(RUNNING.seize, "b", "other", "r") is None
     assert run(response_table.delete, "other", "r") is False
     assert run(event_table.follow, "other", "r", 0) == ([], False)
     assert run(RESPONSES.find, "mine", "r") == running("r", "mine")
@@ -169,7 +162,7 @@ def test_bytes_of_a_log_are_counted_by_its_appends(run: Callable[..., Any]) -> N
     pass_time(run, LEASE_S + 1)
     (adoption,) = claimed(run)
     assert adoption.log.num_bytes == 7
-    run(response_table.end, adoption.lease, LogEntry(1, 1, 1, 1, 0, b"", b"end"), b"done", b"[1]", 10)
+    run(response_table.end, adoption.claim.lease, LogEntry(1, 1, 1, 1, 0, b"", b"end"), b"done", b"[1]", 10)
     assert run(Transaction.rows, "SELECT num_bytes FROM roost_responses") == [(len(b"done[]") + len(b"[1]") + 10,)]
     assert run(response_table.running_of, "", 9) == (0, 0)
 
@@ -231,7 +224,7 @@ TURN_LEASE = LEASE._replace(number=TURN)
 STATEMENTS: dict[str, tuple[Callable[[Transaction], Any], set[str]]] = {
     "claim": (lambda e: response_table.claim(e, Claimant("b", "model", "arm", 60.0), Places(8, 8)), set()),
     "append": (lambda e: response_table.append_all(e, [Append(LEASE, entry(1), 9)]), set()),
-    "checkpoint": (partial(response_table.set_checkpoint, lease=LEASE, checkpoint=CheckpointReference("x", 1)), set()),
+    "checkpoint": (partial(response_table.set_checkpoint, lease=LEASE, checkpoint="x"), set()),
     "end": (lambda e: response_table.end(e, LEASE, entry(2), b"", b"", 9), set()),
     "delete": (partial(response_table.delete, tenant="t1", response_id="r1721"), set()),
     "running of": (partial(response_table.running_of, tenant="t1", limit=1000), set()),

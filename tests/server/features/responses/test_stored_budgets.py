@@ -13,7 +13,7 @@ from fake_engine import FakeEngine
 from fake_server import features_with, make_service, until
 from roost.server.app import create_app
 from roost.server.database.database import Database, Lane, Transaction
-from roost.server.features.responses import appends, response_table
+from roost.server.features.responses import response_table
 from roost.server.features.responses.conversation_table import ConversationRecord
 from roost.server.features.responses.open_responses import OpenResponses
 from roost.server.features.responses.response_store import ResponseStore
@@ -52,7 +52,7 @@ class Written:
         def run_all(transaction: Transaction, works: Sequence[Any], bounds: Bounds) -> list[Any]:
             self.num_bytes.append(Counter())
             self.num_rows.append(Counter())
-            return appends.run_all(transaction, works, self.limits or bounds)
+            return response_table.run_all(transaction, works, self.limits or bounds)
 
         def noted(transaction: Transaction, sql: str, *values: Any) -> Any:
             if "INSERT INTO roost_conversations" in sql:
