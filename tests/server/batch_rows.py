@@ -6,8 +6,7 @@ from typing import Any
 
 from roost.server.database.database import Database, Transaction
 from roost.server.features.batches import batch_table, file_table
-from roost.server.features.batches.batch_records import BatchRecord, BatchStatus, LineClaim, LineResult
-from roost.server.features.batches.line_table import LineTable
+from roost.server.features.batches.batch_table import BatchRecord, BatchStatus, LineClaim, LineResult, LineTable
 from roost.server.storage.claims import Places
 
 MODEL = "model"

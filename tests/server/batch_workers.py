@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 from fake_server import features_with
 from roost.server.app import create_app
-from roost.server.features.batches.batch_records import LineClaim
+from roost.server.features.batches.batch_table import LineClaim
 from roost.server.features.batches.line_worker import LineKind, OpenLines, line_worker
 from roost.server.features.batches.open_batches import OpenBatches
 from roost.server.storage.worker import Worker

@@ -18,10 +18,8 @@ from ...storage.work import LEASE_S, Lease
 from ...storage.worker import Leases
 from ...tenancy.tenant import TenantLocks, tenant
 from . import batch_table, file_table
-from .batch_records import BatchRecord, BatchStatus, BatchTotals, FileRecord, LineClaim, LineResult
-from .batch_table import BATCHES, LineEnd
-from .file_table import FILES
-from .line_table import LineTable
+from .batch_table import BATCHES, BatchRecord, BatchStatus, BatchTotals, LineClaim, LineEnd, LineResult, LineTable
+from .file_table import FILES, FileRecord
 
 _REPLY_S: Final = 5.0
 """Seconds after which a client gets an error while the database is unavailable."""
@@ -63,8 +61,9 @@ class BatchStore:
       uploads: Turns of receiving a file, one per tenant at a time.
       may_have_lines: Whether there may be lines to run: in memory, not before a batch was created.
       has_work: Set when a batch was created here, and by a worker when it has room for lines.
+      lines: Table of the lines that replicas share.
       leases: Leases of this replica on lines.
-      totals: Counts of all replicas from the last `look`; None before the first.
+      totals: Counts of all replicas from the last `look`.
       retention_s: Age in seconds after which files and ended batches are deleted.
       num_ended: Total lines whose results this replica stored.
 
@@ -78,7 +77,7 @@ class BatchStore:
         self.uploads = TenantLocks()
         self.may_have_lines = database.is_shared
         self.has_work = asyncio.Event()
-        self.totals: BatchTotals | None = None
+        self.totals = BatchTotals()
         self.num_ended = 0
         database.probe = file_table.probe
         self._database = database
@@ -87,8 +86,8 @@ class BatchStore:
         self.files = TenantObjects(FILES, _FILE_ID, "file", database, self._commits)
         self.batches = TenantObjects(BATCHES, _BATCH_ID, "batch", database, self._commits)
         self._results = GroupCommit(database, _RESULTS_S, batch_table.end_all, Lane.UPLOADS)
-        self._lines = LineTable(max_bytes)
-        self.leases = Leases(database, self._lines, interval_s)
+        self.lines = LineTable(max_bytes)
+        self.leases = Leases(database, self.lines, interval_s)
         self.retention_s = retention_s
 
     @property
@@ -109,7 +108,7 @@ class BatchStore:
         owner, file_id = tenant.get(), f"file-{uuid4().hex}"
 
         def begin(transaction: Transaction) -> str | None:
-            excess = (file_table.usage(transaction, owner) + file_table.NEW_FILE).excess(self._lines.max_bytes)
+            excess = (file_table.usage(transaction, owner) + file_table.NEW_FILE).excess(self.lines.max_bytes)
             if excess is None:
                 file_table.begin(transaction, owner, file_id, "batch", name)
             return excess
@@ -131,7 +130,7 @@ class BatchStore:
 
         def add(transaction: Transaction, some: Sequence[bytes]) -> str | None:
             file_table.grow(transaction, owner, file_id, first - 1 + len(some), num_bytes)
-            excess = file_table.usage(transaction, owner).excess(self._lines.max_bytes)
+            excess = file_table.usage(transaction, owner).excess(self.lines.max_bytes)
             if excess is None:
                 file_table.add_lines(transaction, owner, file_id, first, some)
             return excess
@@ -259,7 +258,7 @@ class BatchStore:
 
         def insert(transaction: Transaction) -> tuple[str | None, BatchRecord | None]:
             more = file_table.new_batch(batch.num_lines)
-            excess = (file_table.usage(transaction, batch.tenant) + more).excess(self._lines.max_bytes)
+            excess = (file_table.usage(transaction, batch.tenant) + more).excess(self.lines.max_bytes)
             return excess, None if excess else batch_table.insert(transaction, batch, window_s)
 
         excess, stored = await self._commits.write(insert, _REPLY_S)
@@ -276,7 +275,7 @@ class BatchStore:
             return None
         owner = batch.tenant
         sizes = await self._database.run(lambda each: file_table.sizes(each, [owner]), timeout_s=_REPLY_S)
-        return file_table.full(sizes[owner], self._lines.max_bytes) if sizes[owner] >= self._lines.max_bytes else None
+        return file_table.full(sizes[owner], self.lines.max_bytes) if sizes[owner] >= self.lines.max_bytes else None
 
     async def claim(self, model: str, places: Places) -> Sequence[LineClaim]:
         """Claims lines of any tenant for this replica, or a single line that must run alone.
@@ -285,15 +284,7 @@ class BatchStore:
           model: Identity of the served model.
           places: Room for lines.
         """
-        return await self.leases.write(lambda each: self._lines.claim(each, self.leases.owner, model, places))
-
-    async def claim_expired(self, limit: int) -> Sequence[LineClaim]:
-        """Claims lines of expired batches of any model.
-
-        Args:
-          limit: Maximum number of lines.
-        """
-        return await self.leases.write(lambda each: self._lines.claim_expired(each, self.leases.owner, limit))
+        return await self.leases.write(lambda each: self.lines.claim(each, self.leases.owner, model, places))
 
     async def end(self, lease: Lease, result: LineResult) -> bool:
         """Stores the result of a line if this replica still owns the line, and returns whether it does."""

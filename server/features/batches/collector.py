@@ -5,27 +5,22 @@ from collections.abc import Callable, Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from .batch_records import BatchStatus, BatchTotals
+from .batch_table import BatchStatus, BatchTotals
 
 
 class BatchCollector(Collector):
     """Reads the counts of batches in a database, and of this replica.
 
     Args:
-      totals: Returns the counts of all replicas; None before they are known.
-      num_given_back: Returns how many lines this replica gave back because it could not run them.
-      num_ended: Returns how many lines this replica ended.
+      counts: Returns the counts of all replicas, how many lines this replica ended, and how many it gave back because
+        it could not run them.
     """
 
-    def __init__(
-        self, totals: Callable[[], BatchTotals | None], num_given_back: Callable[[], int], num_ended: Callable[[], int]
-    ) -> None:
-        self._totals = totals
-        self._num_given_back = num_given_back
-        self._num_ended = num_ended
+    def __init__(self, counts: Callable[[], tuple[BatchTotals, int, int]] = lambda: (BatchTotals(), 0, 0)) -> None:
+        self._counts = counts
 
     def collect(self) -> Iterator[Metric]:
-        totals = self._totals() or BatchTotals({}, 0, 0, 0.0)
+        totals, num_ended, num_given_back = self._counts()
         batches = GaugeMetricFamily(
             "roost_batches", "Batches of all replicas, by status, up to 100,000 each.", labels=["status"]
         )
@@ -46,11 +41,9 @@ class BatchCollector(Collector):
             "Rate at which lines of all replicas must end so that each batch in progress ends in its window.",
             totals.needed_lines_per_s,
         )
-        yield CounterMetricFamily(
-            "roost_batch_lines_ended", "Lines of batches that this server ended.", self._num_ended()
-        )
+        yield CounterMetricFamily("roost_batch_lines_ended", "Lines of batches that this server ended.", num_ended)
         yield CounterMetricFamily(
             "roost_batch_lines_given_back",
             "Lines of batches that this server could not run, and left to be run later.",
-            self._num_given_back(),
+            num_given_back,
         )

@@ -14,5 +14,5 @@ FEATURE: Final = Feature(
     unlimited_paths=frozenset({file_routes.PATH}),
     tables=TABLES,
     open=open_batches,
-    unused_collectors=lambda: (BatchCollector(lambda: None, lambda: 0, lambda: 0),),
+    unused_collectors=lambda: (BatchCollector(),),
 )

@@ -1,35 +1,43 @@
 """`/v1/files`: inputs of batches, which are checked and ordered while they arrive, and results."""
 
+import re
 from array import array
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypedDict
 
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
+from pydantic import Field, ValidationError
 
 from ...database.errors import StoreUnavailableError
 from ...errors.request_errors import ApiError, bad_value, warn_all
+from ...errors.validation_errors import describe
 from ...generation.admission import admission
 from ...generation.service import Service
+from ...http import openapi
 from ...http.multipart import UploadReader
 from ...http.paging import After, QueryOrder, described, no_such_entry
 from ...http.routes import AnyService, JsonRoute, refuse_encoding
 from ...openai.response_schemas import DeletedObject
+from ...schemas.body import Fields
 from ...storage.objects import PageSpec
 from .batch_lines import LineError, Parse, id_hash, max_line_bytes, parse_line, repeated, run_order, too_long
-from .batch_records import FileRecord
 from .batch_store import BatchStore
-from .file_table import SEGMENT_LINES, read_list
+from .file_table import SEGMENT_LINES, FileRecord, read_list
 from .open_batches import Batches
-from .schemas import EXPIRY_FIELDS, FileList, FileObject, form_expiry, kept_s
 
 PATH: Final = "/v1/files"
 
 MAX_FILE_BYTES: Final = 2 * 2**30
 """Maximum bytes of an uploaded file."""
+
+EXPIRY_FIELDS: Final = {f"expires_after[{name}]": name for name in ("anchor", "seconds")}
+"""Fields of a form, and their names in `expires_after`."""
+
+_DAY_S: Final = 86400.0
 
 _JSONL: Final = "application/jsonl"
 
@@ -110,7 +118,7 @@ class InputCheck:
         Raises:
           ApiError: A line is not a request.
         """
-        segments = []
+        segments = list[Sequence[int]]()
         for raw in lines:
             self.num_lines += 1
             self.num_bytes += len(raw)
@@ -149,6 +157,65 @@ class InputCheck:
 def line_error(number: int, message: str) -> ApiError:
     """Returns the error about a line of an upload. Lines are numbered from 1; empty lines are not counted."""
     return bad_value("file", f"file: line {number} of the requests: {message}")
+
+
+class ExpiresAfter(Fields):
+    """Lifetime of a file."""
+
+    anchor: Literal["created_at"]
+    """Time from which the seconds count."""
+
+    seconds: Annotated[int, Field(ge=3600, le=2_592_000)]
+    """Seconds for which the file is kept, at most `--store-days`."""
+
+
+@openapi.described
+class FileObject(TypedDict):
+    """A stored file."""
+
+    id: str
+    """Id of the file."""
+
+    object: Literal["file"]
+    """Kind of object."""
+
+    bytes: int
+    """Size of the file."""
+
+    created_at: int
+    """Time of its upload, or of its batch's end, in seconds since 1970."""
+
+    expires_at: int | None
+    """Time at which it is deleted, in seconds since 1970; null if it is kept for `--store-days`."""
+
+    filename: str
+    """Name of the file."""
+
+    purpose: Literal["batch", "batch_output"]
+    """`batch` for requests, `batch_output` for results."""
+
+    status: Literal["processed"]
+    """Every line of the file was checked."""
+
+
+@openapi.described
+class FileList(TypedDict):
+    """One page of files."""
+
+    object: Literal["list"]
+    """Kind of object."""
+
+    data: list[FileObject]
+    """Files of the page."""
+
+    first_id: str
+    """Id of the page's first file; empty if there is none."""
+
+    last_id: str
+    """Id of the page's last file, which `after` takes for the next page."""
+
+    has_more: bool
+    """Whether more files follow."""
 
 
 router = APIRouter(route_class=JsonRoute)
@@ -314,3 +381,37 @@ def _described(record: FileRecord) -> dict[str, Any]:
         "purpose": record.purpose,
         "status": "processed",
     }
+
+
+def form_expiry(fields: Mapping[str, str]) -> ExpiresAfter | None:
+    """Returns the `expires_after` of a form, which has one field per value; None if the form has none.
+
+    Raises:
+      ApiError: A value is wrong or missing.
+    """
+    sent: dict[str, Any] = {EXPIRY_FIELDS[name]: value for name, value in fields.items() if name in EXPIRY_FIELDS}
+    if not sent:
+        return None
+    if re.fullmatch("[0-9]{1,9}", sent.get("seconds", "")):
+        sent["seconds"] = int(sent["seconds"])
+    try:
+        return ExpiresAfter.model_validate(sent)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        raise bad_value("expires_after", describe(detail, ("expires_after", *detail["loc"]))) from None
+
+
+def kept_s(expiry: ExpiresAfter | None, most_s: float, param: str) -> float | None:
+    """Returns the seconds for which a file is kept; None if the client set no limit.
+
+    Args:
+      most_s: Seconds after which all files are deleted.
+      param: Name of the field.
+
+    Raises:
+      ApiError: `expiry` is longer than `most_s`.
+    """
+    if expiry is not None and expiry.seconds > most_s:
+        limit = f"{most_s:g}, which is {most_s / _DAY_S:g} days (--store-days)"
+        raise bad_value(param, f"{param}.seconds must be at most {limit}, got {expiry.seconds}")
+    return None if expiry is None else float(expiry.seconds)

@@ -17,10 +17,34 @@ from uuid import uuid4
 
 from ...database.database import Transaction, placeholders
 from ...storage.objects import Name, ObjectTable, Page, PageSpec, Table
-from .batch_records import FileRecord
 
 SEGMENT_LINES: Final = 2**16
 """Number of lines of a segment. Lines run in the segments' order."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """A stored file of lines.
+
+    Attributes:
+      created: Seconds since 1970.
+      purpose: "batch" for an input, "batch_output" for an output.
+      name: Name that the client gave.
+      num_bytes: Size of all lines.
+      num_lines: Number of lines.
+      url: Endpoint of all lines of an input; empty for an output, and for an input whose lines name several.
+      expires: Deletion time, in seconds since 1970; None applies the store's retention period.
+    """
+
+    tenant: str
+    id: str
+    created: float
+    purpose: str
+    name: str
+    num_bytes: int
+    num_lines: int
+    url: str = ""
+    expires: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

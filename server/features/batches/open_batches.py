@@ -1,4 +1,4 @@
-"""The files and batches of a running server, and the worker that runs lines."""
+"""The files and batches of a running server: their store, and the worker that runs lines."""
 
 from collections.abc import Callable
 from math import inf
@@ -10,9 +10,8 @@ from starlette.types import ASGIApp
 from ...feature import OpenFeature, Opening, opened
 from ...generation.service import Service
 from ...storage.worker import Worker
-from .batch_records import LineClaim
 from .batch_store import BatchStore
-from .batch_table import TABLES
+from .batch_table import TABLES, LineClaim
 from .collector import BatchCollector
 from .line_worker import line_worker
 from .settings import BatchesSettings
@@ -35,9 +34,7 @@ class OpenBatches(OpenFeature):
 
     def __init__(self, service: Service, store: BatchStore, tenants: int = 1) -> None:
         self.store = store
-        self.collectors = (
-            BatchCollector(lambda: store.totals, lambda: store.leases.num_refusals, lambda: store.num_ended),
-        )
+        self.collectors = (BatchCollector(lambda: (store.totals, store.num_ended, store.leases.num_refusals)),)
         self.service = service
         self._tenants = tenants
         self._worker: Worker[LineClaim] | None = None

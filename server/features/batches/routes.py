@@ -1,25 +1,215 @@
 """`/v1/batches`: files of requests that run when slots are free."""
 
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal, TypedDict
 
 import orjson
 from fastapi import APIRouter
+from pydantic import Field
 
 from ...errors import kinds
 from ...errors.request_errors import bad_value
 from ...generation.admission import admission
+from ...http import openapi
 from ...http.paging import After, Limit, QueryOrder, described, no_such_entry
 from ...http.routes import AnyService, JsonRoute
+from ...schemas.body import Fields
+from ...schemas.metadata import Metadata
 from ...storage.objects import PageSpec
 from ...storage.tenant_objects import missing
-from .batch_records import BatchRecord, BatchStatus
+from .batch_lines import BatchUrl
 from .batch_store import no_input
-from .batch_table import cancel, read_list
+from .batch_table import BatchRecord, BatchStatus, cancel, read_list
+from .file_routes import ExpiresAfter, kept_s
 from .open_batches import Batches
-from .schemas import BatchBody, BatchList, BatchObject, kept_s
 
 _UNIT_S: Final = {"h": 3600.0, "d": 86400.0}
 """Seconds of the units of `completion_window`."""
+
+
+class BatchBody(Fields):
+    """`POST /v1/batches`."""
+
+    input_file_id: Annotated[str, Field(min_length=1)]
+    """Id of an uploaded file of requests."""
+
+    endpoint: BatchUrl
+    """Endpoint that all lines of the file name."""
+
+    completion_window: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,3}[hd]$")]
+    """Hours (`24h`) or days (`7d`), at most `--store-days`, after which lines that have not run get an error."""
+
+    output_expires_after: ExpiresAfter | None = None
+    """Lifetime of the batch's files; `--store-days` after their creation by default."""
+
+    metadata: Metadata = Field(default_factory=dict)
+    """Up to 16 names and values of the client's own, of at most 64 and 512 characters."""
+
+
+@openapi.described
+class RequestCounts(TypedDict):
+    """Numbers of a batch's lines."""
+
+    total: int
+    """Number of lines of its input."""
+
+    completed: int
+    """Number of lines with a successful response."""
+
+    failed: int
+    """Number of lines with an error."""
+
+
+@openapi.described
+class InputTokensDetails(TypedDict):
+    """Parts of the input tokens."""
+
+    cached_tokens: int
+    """Prompt tokens served from the prefix cache."""
+
+
+@openapi.described
+class OutputTokensDetails(TypedDict):
+    """Parts of the output tokens."""
+
+    reasoning_tokens: int
+    """Always 0: the model does not reason."""
+
+
+@openapi.described
+class BatchUsage(TypedDict):
+    """Tokens of the responses of a batch."""
+
+    input_tokens: int
+    """Prompt tokens."""
+
+    input_tokens_details: InputTokensDetails
+    """Parts of the prompt tokens."""
+
+    output_tokens: int
+    """Generated tokens."""
+
+    output_tokens_details: OutputTokensDetails
+    """Parts of the generated tokens."""
+
+    total_tokens: int
+    """Sum of both."""
+
+
+@openapi.described
+class BatchError(TypedDict):
+    """A reason why the lines of a batch wait."""
+
+    code: str
+    """Identifier for programs."""
+
+    message: str
+    """The reason, and what to do."""
+
+    param: None
+    """Always null: no field is wrong."""
+
+    line: None
+    """Always null: the error is not about a single line."""
+
+
+@openapi.described
+class BatchErrors(TypedDict):
+    """Reasons why the lines of a batch wait."""
+
+    object: Literal["list"]
+    """Kind of object."""
+
+    data: list[BatchError]
+    """Reasons."""
+
+
+@openapi.described
+class BatchObject(TypedDict):
+    """A batch."""
+
+    id: str
+    """Id of the batch."""
+
+    object: Literal["batch"]
+    """Kind of object."""
+
+    endpoint: str
+    """Endpoint of all its lines."""
+
+    errors: BatchErrors | None
+    """Why its lines wait, if the files of the API key leave no room for their output; only of a single batch."""
+
+    input_file_id: str
+    """Id of the file of requests."""
+
+    completion_window: str
+    """Time after which lines that have not run get an error."""
+
+    status: Literal["in_progress", "completed", "expired", "cancelled"]
+    """State of the batch."""
+
+    output_file_id: str | None
+    """Id of the file of successful responses, once the batch has ended; null if there is none."""
+
+    error_file_id: str | None
+    """Id of the file of errors, once the batch has ended; null if there is none."""
+
+    created_at: int
+    """Time of its creation, in seconds since 1970."""
+
+    in_progress_at: int
+    """The same time."""
+
+    expires_at: int
+    """Time at which its completion window ends, in seconds since 1970."""
+
+    finalizing_at: int | None
+    """Time of its end if all lines have ended, in seconds since 1970."""
+
+    completed_at: int | None
+    """Time of its end if it completed within its window, in seconds since 1970."""
+
+    failed_at: None
+    """Always null: no batch fails as a whole."""
+
+    expired_at: int | None
+    """Time of its end if its window ended before, in seconds since 1970."""
+
+    cancelling_at: int | None
+    """The time at which it was cancelled."""
+
+    cancelled_at: int | None
+    """Time at which it was cancelled, in seconds since 1970."""
+
+    request_counts: RequestCounts
+    """Numbers of its lines."""
+
+    usage: BatchUsage
+    """Tokens of the lines that have ended until now."""
+
+    metadata: dict[str, str]
+    """The client's own strings."""
+
+
+@openapi.described
+class BatchList(TypedDict):
+    """One page of batches."""
+
+    object: Literal["list"]
+    """Kind of object."""
+
+    data: list[BatchObject]
+    """Batches of the page."""
+
+    first_id: str
+    """Id of the page's first batch; empty if there is none."""
+
+    last_id: str
+    """Id of the page's last batch, which `after` takes for the next page."""
+
+    has_more: bool
+    """Whether more batches follow."""
+
 
 router = APIRouter(route_class=JsonRoute)
 

@@ -11,8 +11,7 @@ from databases import opened
 from roost.server.database.database import Database
 from roost.server.features.batches import batch_table, file_table
 from roost.server.features.batches.batch_lines import TokenUsage
-from roost.server.features.batches.batch_records import BatchStatus, LineClaim, LineResult
-from roost.server.features.batches.line_table import LineTable
+from roost.server.features.batches.batch_table import BatchStatus, LineClaim, LineResult, LineTable
 from roost.server.storage import objects
 from roost.server.storage.objects import PageSpec
 from roost.server.storage.work import LEASE_S

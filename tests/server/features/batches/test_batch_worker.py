@@ -20,8 +20,8 @@ from pydantic_core import from_json
 from roost.engine import EngineStats
 from roost.server.app import create_app
 from roost.server.features.batches.batch_lines import max_line_bytes
-from roost.server.features.batches.batch_records import LineClaim
 from roost.server.features.batches.batch_store import BatchStore
+from roost.server.features.batches.batch_table import LineClaim
 from roost.server.features.batches.line_worker import MAX_LONGEST, line_worker
 from roost.server.features.batches.open_batches import OpenBatches
 from roost.server.generation import admission

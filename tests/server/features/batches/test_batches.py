@@ -22,9 +22,8 @@ from roost.server.database.database import Database, open_database, upgrade
 from roost.server.errors.request_errors import ApiError
 from roost.server.feature import Opening
 from roost.server.features.batches import open_batches
-from roost.server.features.batches.batch_records import LineClaim
 from roost.server.features.batches.batch_store import BatchStore
-from roost.server.features.batches.batch_table import TABLES
+from roost.server.features.batches.batch_table import TABLES, LineClaim
 from roost.server.features.batches.file_routes import LineSplitter
 from roost.server.features.batches.line_worker import _MAX_EXPIRED, line_worker
 from roost.server.features.batches.open_batches import OpenBatches

@@ -18,8 +18,8 @@ from roost.server.app import create_app
 from roost.server.database.address import StoreAddress
 from roost.server.database.database import Database, dialect_of
 from roost.server.database.errors import StoreFullError, StoreUnavailableError
-from roost.server.features.batches.batch_records import LineClaim
 from roost.server.features.batches.batch_store import BatchStore
+from roost.server.features.batches.batch_table import LineClaim
 from roost.server.features.batches.line_worker import line_worker
 from roost.server.features.batches.open_batches import OpenBatches
 from roost.server.features.responses.open_responses import OpenResponses

@@ -8,8 +8,7 @@ import pytest
 from databases import opened
 from roost.server.database.database import Database, Transaction
 from roost.server.features.batches import batch_table, file_table
-from roost.server.features.batches.batch_records import BatchRecord, BatchStatus
-from roost.server.features.batches.batch_table import TABLES
+from roost.server.features.batches.batch_table import TABLES, BatchRecord, BatchStatus
 from roost.server.storage.objects import Page, PageSpec
 
 TENANTS = "ab"

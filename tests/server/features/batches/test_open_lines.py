@@ -2,7 +2,7 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
-from roost.server.features.batches.batch_records import LineClaim
+from roost.server.features.batches.batch_table import LineClaim
 from roost.server.features.batches.line_worker import MAX_LONGEST, OpenLines
 from roost.server.storage.work import Claim, Lease
 

@@ -13,7 +13,7 @@ from fake_engine import FakeEngine
 from fake_server import features_with, make_service, until
 from roost.server.app import create_app
 from roost.server.database.group_commit import WriteLoad
-from roost.server.features.batches import file_table, line_runner
+from roost.server.features.batches import file_table, line_worker
 from roost.server.features.batches.batch_store import BatchStore
 from roost.server.features.batches.open_batches import OpenBatches
 from roost.server.features.batches.settings import BatchesSettings
@@ -109,7 +109,7 @@ async def test_files_lines_and_batches_are_counted(client: httpx.AsyncClient, mo
 async def test_a_result_that_is_too_long_to_be_stored_is_an_error(
     client: httpx.AsyncClient, batches: OpenBatches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(line_runner, "MAX_WRITE", WriteLoad(1, 100))
+    monkeypatch.setattr(line_worker, "MAX_WRITE", WriteLoad(1, 100))
     batch = (await begin(client, (await upload(client, content(1))).json()["id"])).json()
     async with working(batches), asyncio.timeout(60):
         while (ended := (await client.get(f"/v1/batches/{batch['id']}")).json())["status"] != "completed":
@@ -154,7 +154,7 @@ async def test_a_batch_waits_for_room_for_its_output(
         assert "may take 60,000" in message(await upload(client, content(1)))
         assert "may take 60,000" in message(await begin(client, extra))
         assert len(engine.requests) == num_requests
-        store._lines.max_bytes = 10 * MAX_BYTES
+        store.lines.max_bytes = 10 * MAX_BYTES
         assert (await client.delete(f"/v1/files/{extra}")).status_code == 200
         while (ended := await described())["status"] == "in_progress":
             await asyncio.sleep(0.02)
