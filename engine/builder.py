@@ -30,10 +30,8 @@ from .devices.platform import (
     without_kernels,
 )
 from .engine_core import EngineCore
-from .model.collectives import Collectives
-from .model.config import ModelConfig
-from .model.griffin import Params
-from .model.sharding_rules import matrices_without_kernel
+from .model.config import ModelConfig, Params
+from .model.sharding import Collectives, matrices_without_kernel
 from .model.state import state_bytes
 from .prefix_cache.cache import PrefixCache
 from .prefix_cache.disk import DiskTier, make_folder

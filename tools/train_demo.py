@@ -35,8 +35,8 @@ from flax import nnx
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from roost.engine.checkpoint.weights import checkpoint_tensors, random_params
-from roost.engine.model.config import ModelConfig, config_to_hf, cycle
-from roost.engine.model.griffin import Griffin, Params, abstract_model
+from roost.engine.model.config import ModelConfig, Params, config_to_hf, cycle
+from roost.engine.model.griffin import Griffin, abstract_model
 from roost.engine.model.state import zero_state
 from safetensors import safe_open
 from safetensors.numpy import save, save_file

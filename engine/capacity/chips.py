@@ -29,7 +29,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, SingleDev
 from ...kernels import GpuSizes
 from ..checkpoint.source import ModelSource
 from ..devices.platform import GPU_MEMORY_SHARE, TPU, gpu_platform
-from ..model.collectives import Collectives
+from ..model.sharding import Collectives
 from ..types.config import DATA, MODEL, ONE_DEVICE, EngineConfig, MeshShape
 from ..types.errors import ConfigError
 from ..worker.compilation import (

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 
 from ..devices.platform import MIN_SLOTS, TPU
-from ..model.collectives import Collectives
-from ..model.config import ModelConfig
+from ..model.config import ModelConfig, Params
+from ..model.griffin import abstract_model
 from ..model.layer_kinds import layer_matrices
-from ..model.sharding_rules import weight_bytes
+from ..model.sharding import Collectives, bytes_per_device, shard_params
 from ..model.state import state_bytes, window_bytes
 from ..sampling.sampler import zero_sampling_state, zero_token_memory
 from ..types.config import (
@@ -374,7 +374,7 @@ def compute_roofline(
         raise ConfigError(f"quantize {quantize} is for CPUs alone; use int8")
     if speculation is not None and device.peak is not None:
         raise ConfigError(NO_DRAFTS)
-    weights = weight_bytes(config, shards, _DTYPES[dtype_bytes], quantize)
+    weights = _weight_bytes(config, shards, _DTYPES[dtype_bytes], quantize)
     whole = state_bytes(config, dtype_bytes, shards.model) + history_bytes(speculation)
     written = whole - window_bytes(config, dtype_bytes)
     if device.hbm_bytes is None:
@@ -384,6 +384,25 @@ def compute_roofline(
         served = Served(config, EngineConfig(prefill_chunk=chunk), devices, jnp.dtype(_DTYPES[dtype_bytes]))
         rows = memory_model(served, device.hbm_bytes, weights, is_quantized=quantize is not None).rows
     return Roofline(config, device, shards, weights, whole, written, shards.count * rows, quantize, dtype_bytes)
+
+
+def _weight_bytes(config: ModelConfig, mesh: MeshShape, dtype: str, matrix_dtype: str | None = None) -> int:
+    """Returns the bytes of all parameters on each device.
+
+    Args:
+      config: The model's config.
+      mesh: Sizes of the mesh's axes.
+      dtype: Dtype of the activations, and of gate matrices.
+      matrix_dtype: Dtype of the other matrices; None means `dtype`.
+    """
+    return bytes_per_device(*shard_params(_unsharded_params(config, dtype, matrix_dtype), config, mesh), mesh)
+
+
+@cache
+def _unsharded_params(config: ModelConfig, dtype: str, matrix_dtype: str | None) -> Params:
+    """Returns the shapes of all parameters, unsharded; tracing them takes a second, and a mesh changes none of them."""
+    matrices = None if matrix_dtype is None else jnp.dtype(matrix_dtype)
+    return abstract_model(config, jnp.dtype(dtype), matrix_dtype=matrices)[1]
 
 
 @dataclass(frozen=True, slots=True)

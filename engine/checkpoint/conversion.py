@@ -26,10 +26,10 @@ from jaxtyping import Array, Float32
 from ...kernels import Backend, Kernel
 from ...kernels.matrices import Int4Matrix
 from ...kernels.matrices.error_compensation import quantize_for_inputs
-from ..model.collectives import Collectives
 from ..model.config import ModelConfig, ParamPath
 from ..model.griffin import check_int4_inputs, scaled_embeddings
 from ..model.layers import ResidualBlock
+from ..model.sharding import Collectives
 from ..model.state import zero_state
 from ..types.config import Quantization
 from ..types.errors import CheckpointError

@@ -15,9 +15,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from ...kernels.matrices import FORMATS, QuantizedMatrix, is_quantized, table_dtype
-from ..model.config import ModelConfig, ParamPath
-from ..model.griffin import Params
-from ..model.sharding_rules import ShardingRule, leaf_rules
+from ..model.config import ModelConfig, ParamPath, Params
+from ..model.sharding import ShardingRule, leaf_rules
 from ..types.config import MeshShape
 from ..types.errors import CheckpointError
 from ..types.host_memory import HostArray

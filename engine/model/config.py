@@ -13,6 +13,9 @@ from typing import Any, Final, Literal
 
 from ..types.errors import CheckpointError
 
+type Params = Any
+"""Parameters of a model as a pytree of arrays."""
+
 type ParamPath = tuple[str | int, ...]
 """Path of a parameter in the model's tree of parameters, such as `("blocks", 0, "mlp", "down", "weight")`."""
 

@@ -15,15 +15,12 @@ from ...kernels.matrices import Int4Matrix, gather_rows, is_quantized, table_dty
 from ...kernels.products import product
 from ..devices.platform import PORTABLE, Platform
 from ..types.errors import ConfigError
-from .collectives import Collectives
-from .config import ModelConfig
+from .config import ModelConfig, Params
 from .layer_kinds import LayerState, layer_matrices
 from .layers import ResidualBlock, RMSNorm, matrix
+from .sharding import Collectives
 from .speculation import Pairs, VerifiedStates
 from .state import BlockStates, LayerBlockStates, ModelState, stack_block_states, state_layout
-
-type Params = Any
-"""Parameters of a model as a pytree of arrays."""
 
 
 class Griffin(nnx.Module):

@@ -39,9 +39,9 @@ from ...kernels.window_attention import (
     write_window,
 )
 from ..types.config import PREFILL_BLOCK
-from .collectives import Collectives
 from .config import ModelConfig
 from .layer_kinds import AttentionState, LayerState, RecurrentState, key_heads
+from .sharding import Collectives
 from .speculation import AttentionStates, OldRows, Pairs, RecurrentStates, VerifiedStates, no_rows, read_rows
 from .state import AttentionBlockStates, LayerBlockStates
 

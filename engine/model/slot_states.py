@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int32
 
 from ...kernels.window_attention import block_sizes
-from .collectives import Collectives
 from .config import ModelConfig
 from .layer_kinds import LAYER_KINDS, AttentionState, LayerState, num_rows, slot_axes
+from .sharding import Collectives
 from .state import ModelState, RowArrays, StackedArray, StateLayout, arrays_of_row, state_of_row, zero_state
 
 
@@ -95,7 +95,7 @@ class ContiguousStates(SlotStates):
     """States of all slots in one array per part, each sharded over the mesh.
 
     Attributes:
-      state: State of all slots, or of this device's under `jax.shard_map`; `sharding_rules.state_partition_specs` says
+      state: State of all slots, or of this device's under `jax.shard_map`; `sharding.state_partition_specs` says
         how it is sharded.
       part_rows: Numbers of slots of the decode steps that take some slots only.
     """

@@ -11,7 +11,7 @@ import numpy as np
 from ..capacity.roofline import Roofline, compute_roofline, find_device
 from ..checkpoint.source import ModelSource, model_identity
 from ..devices.platform import TPU
-from ..model.collectives import Collectives
+from ..model.sharding import Collectives
 from ..types.config import (
     MAX_PREFILL_ROWS,
     ONE_DEVICE,

@@ -14,8 +14,8 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array
 
 from ..devices.hosts import Leader
-from ..model.collectives import REPLICATED
-from ..model.griffin import Params
+from ..model.config import Params
+from ..model.sharding import REPLICATED
 from ..types.host_memory import HostArray
 from .compilation import BackgroundCompiler, CompileCounter, CompiledProgram, CompiledPrograms
 from .earlier_starts import TraceCache

@@ -17,9 +17,8 @@ import jax.numpy as jnp
 from jax.interpreters import partial_eval
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from ..model.collectives import REPLICATED, SLOTS
-from ..model.griffin import Params
-from ..model.sharding_rules import state_partition_specs
+from ..model.config import Params
+from ..model.sharding import REPLICATED, SLOTS, state_partition_specs
 from .earlier_starts import Step, TraceCache, TracedStep, is_written, on_leaves
 from .served import ArrayName, Program, Served
 from .steps import StatePool

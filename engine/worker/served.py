@@ -21,10 +21,9 @@ from ..checkpoint import open_tensors
 from ..checkpoint.source import ModelSource
 from ..checkpoint.weights import Checkpoint, HostParam, Placement, Put, load_params, random_params
 from ..devices.platform import Platform
-from ..model.collectives import Collectives
-from ..model.config import ModelConfig
-from ..model.griffin import Params, abstract_model
-from ..model.sharding_rules import bytes_per_device, shard_params
+from ..model.config import ModelConfig, Params
+from ..model.griffin import abstract_model
+from ..model.sharding import Collectives, bytes_per_device, shard_params
 from ..model.slot_states import BlockedStates, ContiguousStates
 from ..model.speculation import zero_draft_state
 from ..model.state import RowArrays, StateLayout, state_layout

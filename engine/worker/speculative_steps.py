@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Int32, UInt32
 
-from ..model.griffin import Griffin, Params
+from ..model.config import Params
+from ..model.griffin import Griffin
 from ..model.speculation import (
     Accepted,
     Drafts,

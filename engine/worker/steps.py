@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int32, Shaped, UInt32
 
-from ..model.collectives import Collectives
-from ..model.griffin import Griffin, Params
+from ..model.config import Params
+from ..model.griffin import Griffin
+from ..model.sharding import Collectives
 from ..model.slot_states import SlotStates
 from ..model.speculation import DraftState, new_draft_state, record
 from ..model.state import BlockStates, ModelState, RowArrays, StateLayout, state_layout

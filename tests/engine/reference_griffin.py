@@ -6,8 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from roost.engine.model.config import ModelConfig
-from roost.engine.model.griffin import Params
+from roost.engine.model.config import ModelConfig, Params
 from roost.kernels.references import causal_conv1d_reference, rg_lru_reference, window_attention_reference
 
 type Weights = Mapping[Any, Any]

@@ -14,8 +14,8 @@ from roost.engine.checkpoint import open_tensors
 from roost.engine.checkpoint.source import ModelSource, open_model
 from roost.engine.checkpoint.weights import Checkpoint, load_params, random_params
 from roost.engine.devices.platform import CPU, CPU_OPTIONS
-from roost.engine.model.config import ModelConfig
-from roost.engine.model.griffin import Griffin, Params, abstract_model
+from roost.engine.model.config import ModelConfig, Params
+from roost.engine.model.griffin import Griffin, abstract_model
 from roost.engine.model.layer_kinds import RecurrentState
 from roost.engine.model.state import ModelState, zero_state
 

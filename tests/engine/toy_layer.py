@@ -24,10 +24,10 @@ from roost.engine import (
     open_model,
 )
 from roost.engine.model import layers
-from roost.engine.model.collectives import Collectives
 from roost.engine.model.config import ModelConfig
 from roost.engine.model.layer_kinds import LAYER_KINDS, LayerKind, StateArray, channels
 from roost.engine.model.layers import Dense
+from roost.engine.model.sharding import Collectives
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.engine.types.snapshot import unpack
 from roost.kernels import Backend

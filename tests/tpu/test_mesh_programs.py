@@ -18,10 +18,9 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 from roost.engine.capacity.roofline import DEVICES
 from roost.engine.devices.platform import TPU
-from roost.engine.model.collectives import Collectives
 from roost.engine.model.config import PRESETS, ModelConfig, cycle
 from roost.engine.model.griffin import abstract_model
-from roost.engine.model.sharding_rules import shard_params
+from roost.engine.model.sharding import Collectives, shard_params
 from roost.engine.types.config import DATA, MODEL, EngineConfig
 from roost.engine.types.sampling_params import MAX_LOGPROBS
 from roost.engine.worker.lowering import lower

@@ -16,9 +16,9 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 from roost.engine.capacity.roofline import DEVICES, compute_roofline
 from roost.engine.devices.platform import TPU
-from roost.engine.model.collectives import Collectives
 from roost.engine.model.config import PRESETS, ModelConfig, cycle
 from roost.engine.model.griffin import abstract_model
+from roost.engine.model.sharding import Collectives
 from roost.engine.model.state import state_bytes
 from roost.engine.types.config import MAX_PREFILL_ROWS, EngineConfig
 from roost.engine.types.output_constraint import words_of_mask

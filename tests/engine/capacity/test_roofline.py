@@ -20,10 +20,9 @@ from roost.engine.capacity.roofline import (
 )
 from roost.engine.checkpoint.weights import random_params
 from roost.engine.devices.platform import TPU
-from roost.engine.model.collectives import Collectives
 from roost.engine.model.config import PRESETS, ModelConfig, cycle
 from roost.engine.model.griffin import abstract_model
-from roost.engine.model.sharding_rules import leaf_rules
+from roost.engine.model.sharding import Collectives, leaf_rules
 from roost.engine.types.config import EngineConfig, MeshShape
 from roost.engine.types.errors import ConfigError
 from roost.engine.types.host_memory import available_memory

@@ -11,7 +11,7 @@ import pytest
 from roost.engine import ConfigError, EngineConfig, builder, open_model
 from roost.engine.capacity.roofline import estimated_slots, memory_of_served
 from roost.engine.devices.platform import CPU_MESH, PORTABLE, TPU, Platform
-from roost.engine.model.collectives import Collectives
+from roost.engine.model.sharding import Collectives
 from roost.engine.worker.compilation import CompiledPrograms, KernelRefusedError
 from roost.engine.worker.lowering import Leaves
 from roost.engine.worker.served import Devices, OpenWeights, Served, open_weights

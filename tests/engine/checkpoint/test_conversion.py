@@ -20,8 +20,8 @@ from roost.engine.checkpoint.safetensors_files import INDEX
 from roost.engine.checkpoint.source import DEMO_DIRECTORY, ModelSource, open_model
 from roost.engine.checkpoint.weights import Checkpoint, checkpoint_tensors, load_params, random_params
 from roost.engine.devices.platform import CPU
-from roost.engine.model.config import ModelConfig, config_from_hf
-from roost.engine.model.griffin import Params, abstract_model
+from roost.engine.model.config import ModelConfig, Params, config_from_hf
+from roost.engine.model.griffin import abstract_model
 from roost.engine.types.errors import CheckpointError
 from safetensors.numpy import load_file, save_file
 from small_models import TINY_A

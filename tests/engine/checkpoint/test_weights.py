@@ -14,8 +14,8 @@ from roost.engine.checkpoint import open_tensors
 from roost.engine.checkpoint import weights as weights_module
 from roost.engine.checkpoint.layout import checkpoint_layout
 from roost.engine.checkpoint.weights import Checkpoint, load_params, random_params
-from roost.engine.model.config import ModelConfig
-from roost.engine.model.griffin import Params, abstract_model
+from roost.engine.model.config import ModelConfig, Params
+from roost.engine.model.griffin import abstract_model
 from roost.engine.types.errors import CheckpointError
 from safetensors.numpy import save_file
 

@@ -11,10 +11,10 @@ import pytest
 from flax import nnx
 from roost.engine.checkpoint.weights import random_params
 from roost.engine.devices.platform import TPU
-from roost.engine.model.collectives import Collectives
 from roost.engine.model.config import ModelConfig
 from roost.engine.model.griffin import abstract_model
 from roost.engine.model.layer_kinds import RecurrentState
+from roost.engine.model.sharding import Collectives
 from roost.engine.model.state import ModelState, zero_state
 from roost.kernels import XLA, Backend, Kernel
 from roost.kernels.recurrent_block import Recurrence, RecurrentInputs

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from roost.engine.model.griffin import Params
+from roost.engine.model.config import Params
 from roost.engine.model.layer_kinds import RecurrentState
 from roost.engine.model.state import ModelState
 from small_models import CPU_OPTIONS, TINY_A, SmallModel, counting, ragged, tiny_a

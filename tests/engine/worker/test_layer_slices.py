@@ -11,7 +11,7 @@ import pytest
 from cache_settings import restored
 from roost.engine import EngineConfig, ModelRunner, Request, SamplingParams, builder, load_runner, open_model
 from roost.engine.devices.platform import Platform, choose_platform
-from roost.engine.model.collectives import Collectives
+from roost.engine.model.sharding import Collectives
 from roost.engine.worker.served import PrefillShape, equal_slices
 from test_runner import SLOTS, TINY, serve, states_of
 

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from roost.engine.devices.platform import CPU, CPU_MESH, CPU_OPTIONS, TPU, Platform
-from roost.engine.model.collectives import Collectives
 from roost.engine.model.config import ModelConfig
 from roost.engine.model.griffin import abstract_model
+from roost.engine.model.sharding import Collectives
 from roost.engine.model.state import state_bytes
 from roost.engine.types.config import MAX_PREFILL_ROWS, EngineConfig, Speculation
 from roost.engine.worker.lowering import lower

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from jax.sharding import PartitionSpec
-from roost.engine.model.collectives import Collectives
 from roost.engine.model.config import PRESETS, ModelConfig, cycle
 from roost.engine.model.griffin import abstract_model
 from roost.engine.model.layer_kinds import LAYER_KINDS, Segment
-from roost.engine.model.sharding_rules import (
+from roost.engine.model.sharding import (
+    Collectives,
     ShardingRule,
     matrices_without_kernel,
     quantized_rule,
