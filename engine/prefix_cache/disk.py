@@ -8,7 +8,8 @@ never does.
 
 Several processes write, read and remove files of the folder, each at any time. Files appear atomically, by renaming,
 and the folder is kept below a limit by evicting the least recently used files. If another process removes a file during
-an operation, the result is as if the file had been removed before. diskcache keeps its index in SQLite, which must not
+an operation, the result is as if the file had been removed before. What a process that crashed has not finished writing
+is evicted in its turn. diskcache keeps its index in SQLite, which must not
 be shared over a network file system.
 """
 
@@ -46,12 +47,6 @@ prompt need to be tried."""
 
 _HEADER_BYTES: Final = 16 * 2**10
 """Maximum size of a file's header."""
-
-_TEMPORARY: Final = ".new-"
-"""Prefix of files that are being written."""
-
-_MAX_TEMPORARY_AGE_NS: Final = 3600 * 10**9
-"""Age after which a temporary file is considered a leftover of a process that crashed."""
 
 _KEPT_SHARE: Final = 0.9
 """Share of the limit to which eviction reduces the folder."""
@@ -114,10 +109,8 @@ class DiskTier:
         self._pending_bytes = 0
         self._has_logged = False
         self.num_errors = 0
-        try:
-            self._folder = CacheFolder(folder / model, limit, self._report_error)
-        except OSError as error:
-            raise ConfigError(f"state_cache_dir {folder}: cannot be made ({error.strerror})") from None
+        make_folder(folder)
+        self._folder = CacheFolder(folder / model, limit, self._report_error)
         self._writer = ThreadPoolExecutor(1, "state writer")
         self._readers = ThreadPoolExecutor(_READERS, "state reader")
         self.max_fetches = min(16, max(2, _MAX_READ_BYTES // formats.max_bytes))
@@ -173,10 +166,10 @@ class DiskTier:
         first, last = above // PREFILL_BLOCK + 1, (len(key) - 1) // PREFILL_BLOCK
         for span in range((last - 1) // _SPAN, (first - 1) // _SPAN - 1, -1) if first <= last else ():
             start = span * _SPAN
-            if start and not self._folder.exists(key.block_hash(start).hex(), "span"):
+            if start and not self._folder.exists(_name(key, "span", start * PREFILL_BLOCK)):
                 continue
             for block in range(min(last, start + _SPAN), max(first, start + 1) - 1, -1):
-                if self._folder.exists(key.block_hash(block).hex(), "state"):
+                if self._folder.exists(_name(key, "state", block * PREFILL_BLOCK)):
                     yield block
 
     def _read_end(self, key: PrefixKey) -> Snapshot | None:
@@ -196,7 +189,7 @@ class DiskTier:
         length = block * PREFILL_BLOCK
         needed = range(first_block(length, self._formats.window) + 1, block + 1)
         for other in needed:
-            if other not in missing and not self._folder.exists(key.block_hash(other).hex(), "window"):
+            if other not in missing and not self._folder.exists(_name(key, "window", other * PREFILL_BLOCK)):
                 missing.add(other)
         if not missing.isdisjoint(needed) or (state := self._read(key, "state", length)) is None:
             return None
@@ -222,12 +215,12 @@ class DiskTier:
         try:
             arrays = self._load(name, kind, length)
         except (OSError, StateFileError) as error:
-            self._report_error(self._folder.path(name, kind), error)
+            self._report_error(self._folder.path(name), error)
             if isinstance(error, StateFileError):  # otherwise every search would read it again
-                self._folder.remove(name, kind)
+                self._folder.remove(name)
             return None
         if arrays is not None:
-            self._folder.touch(name, kind)
+            self._folder.touch(name)
         return arrays
 
     def _load(self, name: str, kind: str, length: int) -> dict[str, HostArray] | None:
@@ -238,11 +231,11 @@ class DiskTier:
           StateFileError: The file is not valid.
         """
         formats = self._formats_of(kind, length)
-        data = self._folder.read(name, kind, num_bytes(*formats.values()) + _HEADER_BYTES)
+        data = self._folder.read(name, num_bytes(*formats.values()) + _HEADER_BYTES)
         if data is None:
             return None
         arrays, facts = unpack(data, self._sign_key)
-        for fact, expected in self._facts(name, kind).items():
+        for fact, expected in self._facts(name).items():
             if facts.get(fact) != expected:
                 raise StateFileError(f"has the {fact} {facts.get(fact)!r}, expected {expected!r}")
         found = {name: (array.shape, array.dtype.name) for name, array in arrays.items()}
@@ -263,8 +256,9 @@ class DiskTier:
             return recurrent
         return recurrent | {"hidden": formats.hidden} | (window if rest else {})
 
-    def _facts(self, name: str, kind: str) -> dict[str, str]:
+    def _facts(self, name: str) -> dict[str, str]:
         """Returns the metadata that binds a file to its place. The name stands for the salt and all tokens."""
+        name, _, kind = name.partition(".")
         return {"model": self._model, "kind": kind, "name": name}
 
     def _write_all(self, key: PrefixKey, files: Sequence[_StateFile], size: int) -> None:
@@ -283,20 +277,20 @@ class DiskTier:
             if not all(map(is_finite, file.arrays.values())):
                 raise StateFileError("would hold values that are not finite; it is not written")
             if not self._is_whole(name, file):
-                self._folder.write(name, file.kind, pack(file.arrays, self._facts(name, file.kind), self._sign_key))
+                self._folder.write(name, pack(file.arrays, self._facts(name), self._sign_key))
         except Exception as error:  # later files may still succeed
-            self._report_error(self._folder.path(name, file.kind), error)
+            self._report_error(self._folder.path(name), error)
 
     def _touch_span(self, key: PrefixKey, length: int) -> None:
         """Touches the marker file of a snapshot's span, when the snapshot was written or used."""
         start = (length // PREFILL_BLOCK - 1) // _SPAN * _SPAN
         if length % PREFILL_BLOCK or start <= 0 or not self._folder.is_writable:
             return
-        name = key.block_hash(start).hex()
+        name = _name(key, "span", start * PREFILL_BLOCK)
         try:
-            self._folder.touch_or_create(name, "span")
+            self._folder.touch_or_create(name)
         except OSError as error:
-            self._report_error(self._folder.path(name, "span"), error)
+            self._report_error(self._folder.path(name), error)
 
     def _is_whole(self, name: str, file: _StateFile) -> bool:
         """Returns whether the file exists and is valid. A snapshot that was computed again may have a broken file."""
@@ -315,9 +309,10 @@ class DiskTier:
 
 
 def _name(key: PrefixKey, kind: str, length: int) -> str:
-    """Returns the name of a file without its kind."""
     link = key.block_hash(length // PREFILL_BLOCK)
-    return link.hex() if kind != "end" else hashlib.sha256(link + b" ends " + key.partial_block(length)).hexdigest()
+    if kind == "end":
+        link = hashlib.sha256(link + b" ends " + key.partial_block(length)).digest()
+    return f"{link.hex()}.{kind}"
 
 
 def _files_of(snapshot: Snapshot, formats: SnapshotFormat) -> Iterator[_StateFile]:
@@ -342,25 +337,18 @@ class _File(NamedTuple):
     path: str
     num_bytes: int
 
-    @property
-    def is_temporary(self) -> bool:
-        return os.path.basename(self.path).startswith(".")
-
 
 class CacheFolder:
-    """Files by name and kind, within a limit of bytes.
+    """Files by name, within a limit of bytes.
 
     Attributes:
       is_writable: Whether files can be added and removed.
       num_bytes: Size of all files known to this process.
 
     Args:
-      path: The folder; created if it is missing, and again if it disappears.
+      path: The folder, in one that exists; created if it is missing, and again if it disappears.
       limit: Maximum number of bytes.
       on_error: Called with a path and a tolerated error, such as a file that cannot be removed.
-
-    Raises:
-      OSError: The folder is missing and cannot be created.
     """
 
     def __init__(self, path: Path, limit: int, on_error: Callable[[Path, Exception], None]) -> None:
@@ -368,18 +356,12 @@ class CacheFolder:
         self._limit = limit
         self._on_error = on_error
         self._num_uncounted = 0
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            if not path.parent.is_dir():
-                raise
+        with suppress(OSError):
+            path.mkdir(exist_ok=True)
         self.is_writable = path.is_dir() and os.access(path, os.W_OK)
-        files = list(self._files())
-        self.num_bytes = sum(file.num_bytes for file in files)
-        if self.is_writable and any(file.is_temporary for file in files):
-            self._remove_leftovers(files, self._now_ns())
+        self.num_bytes = sum(file.num_bytes for file in self._files())
 
-    def read(self, name: str, kind: str, max_bytes: int) -> bytes | None:
+    def read(self, name: str, max_bytes: int) -> bytes | None:
         """Returns a file's content; None if the file does not exist.
 
         Raises:
@@ -387,7 +369,7 @@ class CacheFolder:
           StateFileError: The file is larger than `max_bytes`, or not a regular file.
         """
         try:  # a pipe of this name must not block the reader
-            file = os.open(self.path(name, kind), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            file = os.open(self.path(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except (FileNotFoundError, NotADirectoryError):
             return None
         try:
@@ -401,15 +383,15 @@ class CacheFolder:
         finally:
             os.close(file)
 
-    def write(self, name: str, kind: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes) -> None:
         """Adds or replaces a file, then evicts others if the limit was reached.
 
         Raises:
           OSError: The file cannot be written; no part of it remains.
         """
-        path = self.path(name, kind)
+        path = self.path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_TEMPORARY)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
         try:
             with open(handle, "wb") as file:
                 file.write(data)
@@ -421,21 +403,21 @@ class CacheFolder:
         self.num_bytes += len(data)
         self._num_uncounted += len(data)
         if self.num_bytes > self._limit or self._num_uncounted > _RECOUNT_SHARE * self._limit:
-            self._make_room(path)
+            self._make_room()
 
-    def touch_or_create(self, name: str, kind: str) -> None:
+    def touch_or_create(self, name: str) -> None:
         """Adds an empty file, or marks it as used.
 
         Raises:
           OSError: The file cannot be written.
         """
-        path = self.path(name, kind)
+        path = self.path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
 
-    def exists(self, name: str, kind: str) -> bool:
+    def exists(self, name: str) -> bool:
         """Returns whether the file exists."""
-        path = self.path(name, kind)
+        path = self.path(name)
         try:
             os.stat(path)
         except (FileNotFoundError, NotADirectoryError):
@@ -445,11 +427,11 @@ class CacheFolder:
             return False
         return True
 
-    def touch(self, name: str, kind: str) -> None:
+    def touch(self, name: str) -> None:
         """Marks a file as used."""
         if not self.is_writable:
             return
-        path = self.path(name, kind)
+        path = self.path(name)
         try:
             os.utime(path)
         except FileNotFoundError:
@@ -457,48 +439,27 @@ class CacheFolder:
         except OSError as error:
             self._on_error(path, error)
 
-    def remove(self, name: str, kind: str) -> None:
+    def remove(self, name: str) -> None:
         """Removes a file, if it exists and can be removed."""
         if self.is_writable:
-            self._unlink(self.path(name, kind))
+            self._unlink(self.path(name))
 
-    def path(self, name: str, kind: str) -> Path:
+    def path(self, name: str) -> Path:
         """Returns the path of a file."""
-        return self.root / name[:2] / f"{name[2:]}.{kind}"
+        return self.root / name[:2] / name[2:]
 
-    def _make_room(self, newest: Path) -> None:
-        """Measures the folder, and evicts the least recently used files if it is above its limit.
-
-        Args:
-          newest: A file that was just written; its time is the current one by the clock of the file system.
-        """
+    def _make_room(self) -> None:
+        """Measures the folder, and evicts the least recently used files if it is above its limit."""
         self._num_uncounted = 0
         files = sorted(self._files())
         self.num_bytes = sum(file.num_bytes for file in files)
-        with suppress(OSError):
-            self._remove_leftovers(files, newest.stat().st_mtime_ns)
         if self.num_bytes <= self._limit:
             return
         for file in files:
             if self.num_bytes <= _KEPT_SHARE * self._limit:
                 return
-            if not file.is_temporary and self._unlink(Path(file.path)):
+            if self._unlink(Path(file.path)):
                 self.num_bytes -= file.num_bytes
-
-    def _remove_leftovers(self, files: list[_File], now_ns: int) -> None:
-        """Removes old temporary files; another process may still be writing to younger ones."""
-        for file in files:
-            if file.is_temporary and now_ns - file.used_ns > _MAX_TEMPORARY_AGE_NS and self._unlink(Path(file.path)):
-                self.num_bytes -= file.num_bytes
-
-    def _now_ns(self) -> int:
-        """Returns the time by the clock of the file system, which may be another machine's; 0 if that is unknown."""
-        try:
-            with tempfile.TemporaryFile(dir=self.root) as file:
-                return os.fstat(file.fileno()).st_mtime_ns
-        except OSError as error:
-            self._on_error(self.root, error)
-            return 0
 
     def _unlink(self, path: Path) -> bool:
         """Removes a file, and returns whether it is gone."""

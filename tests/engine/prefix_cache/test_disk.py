@@ -186,23 +186,7 @@ def test_failed_write_leaves_nothing_and_is_counted(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob(".*"))
 
 
-def test_leftovers_of_crashed_writers_are_removed_once_they_are_old(tmp_path: Path) -> None:
-    with process(tmp_path) as (cache, _):
-        prefill(cache, text((1, 300)))
-    size = sum(path.stat().st_size for path in files(tmp_path))
-    folder = files(tmp_path)[0].parent
-    old, young = folder / ".new-old", folder / ".new-young"
-    for path in (old, young):
-        path.write_bytes(b"x" * 1000)
-    os.utime(old, (1e9, 1e9))
-    with process(tmp_path) as (cache, disk):
-        assert not old.exists()
-        assert young.exists(), "its process may still write it"
-        assert disk.num_bytes == size + 1000
-        assert prefill(cache, text((1, 300))) == 300
-
-
-def test_running_process_removes_leftovers(tmp_path: Path) -> None:
+def test_leftovers_of_crashed_writers_are_evicted(tmp_path: Path) -> None:
     with process(tmp_path, limit=100_000) as (cache, _):
         old = tmp_path / "m" / "ab" / ".new-old"
         old.parent.mkdir(exist_ok=True)
