@@ -17,7 +17,7 @@ from .checkpoint import WRITABLE_FORMATS as CHECKPOINT_FORMATS
 from .checkpoint.conversion import TEXT_TOKENS, convert
 from .checkpoint.lora import Adapter, open_adapter
 from .checkpoint.source import ModelSource, open_model
-from .devices.platform import DeviceFacts, device_facts, device_limit_bytes, device_peak_bytes
+from .devices.platform import DeviceFacts, device_facts, memory_stats
 from .engine_core import EngineCore
 from .kernel_checks.checks import KernelCheck, check_kernels, compile_kernel_checks
 from .model.state import state_bytes

@@ -18,7 +18,7 @@ import pwd
 import stat
 import tempfile
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -249,25 +249,16 @@ class DeviceFacts(NamedTuple):
 def device_facts() -> DeviceFacts:
     """Returns facts about this process's devices as they are now."""
     devices = jax.local_devices()
-    stats = devices[0].memory_stats() or {}
-    on, in_use = devices[0].platform, stats.get("bytes_in_use")
+    on, in_use = devices[0].platform, memory_stats().get("bytes_in_use")
     why_not = native.why_unavailable() if on == "cpu" else None
     return DeviceFacts(devices[0].device_kind, len(devices), in_use, on, why_not)
 
 
-def device_limit_bytes() -> int | None:
-    """Returns the bytes of the first device's own memory; None if it has none."""
-    return _memory_stat("bytes_limit")
-
-
-def device_peak_bytes() -> int | None:
-    """Returns the largest number of bytes of the first device's own memory in use so far; None if it has none."""
-    return _memory_stat("peak_bytes_in_use")
-
-
-def _memory_stat(name: str) -> int | None:
-    found = (jax.local_devices()[0].memory_stats() or {}).get(name)
-    return None if found is None else int(found)
+def memory_stats() -> Mapping[str, int]:
+    """Returns numbers of bytes of the first device's own memory by JAX's names, such as "bytes_in_use",
+    "peak_bytes_in_use" and "bytes_limit"; empty if it has none.
+    """
+    return jax.local_devices()[0].memory_stats() or {}
 
 
 def numerics() -> str:
@@ -300,7 +291,7 @@ def open_mesh(shards: MeshShape) -> Mesh | None:
 def choose_mesh_shape(weight_bytes: int) -> MeshShape:
     """Returns a mesh of all devices, with the fewest model shards whose weights take at most half of a device."""
     devices, model = jax.devices(), 1
-    memory = (devices[0].memory_stats() or {}).get("bytes_limit", 0)  # a CPU has no separate memory
+    memory = memory_stats().get("bytes_limit", 0)  # a CPU has no separate memory
     while memory and weight_bytes / model > memory / 2 and len(devices) % (2 * model) == 0:
         model *= 2
     return MeshShape(len(devices) // model, model)
@@ -329,8 +320,8 @@ def affordable_slots(slot_bytes: int, weight_bytes: int, on: Platform) -> int:
 
 def device_memory() -> int:
     """Returns the bytes of the first device's own memory that are free."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return int(stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0))
+    stats = memory_stats()
+    return stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0)
 
 
 GPU_MEMORY_SHARE: Final = 0.92

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import orjson
 
-from ....engine import KernelCheck, check_kernels, device_facts, device_limit_bytes
+from ....engine import KernelCheck, check_kernels, device_facts, memory_stats
 from ...assembly.service import engine_config
 from ...llm.llm import LLM
 from ...llm.outputs import RequestOutput
@@ -32,7 +32,7 @@ def machine(options: ReportOptions) -> Mapping[str, Any]:
     return {
         "time": now(),
         "device": facts._asdict(),
-        "device_memory_bytes": device_limit_bytes(),
+        "device_memory_bytes": memory_stats().get("bytes_limit"),
         "driver": _driver(),
         "machine": machine_facts(),
         "versions": versions(),

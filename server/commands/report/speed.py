@@ -24,11 +24,10 @@ from ....engine import (
     SamplingParams,
     compute_roofline,
     device_facts,
-    device_limit_bytes,
     device_named,
-    device_peak_bytes,
     find_device,
     longest_operations,
+    memory_stats,
     profiled,
 )
 from ...model_hub import find_model
@@ -166,7 +165,8 @@ def _request(
 
 def _memory(core: EngineCore, roofline: Roofline | None) -> Mapping[str, Any]:
     """Compares the peak of the device's memory, or the process's memory on a CPU, with the plan."""
-    slots, peak, limit = core.stats.slots, device_peak_bytes(), device_limit_bytes()
+    slots, stats = core.stats.slots, memory_stats()
+    peak, limit = stats.get("peak_bytes_in_use"), stats.get("bytes_limit")
     planned = None if roofline is None else roofline.memory_bytes(slots)
     is_chip = roofline is not None and roofline.device.peak is not None  # a CPU has room for more slots than it serves
     problems = []
