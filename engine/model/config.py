@@ -243,17 +243,7 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
         "pad_token_id": 0,
         "torch_dtype": config.dtype,
     }
-    return fields | _quantization_fields(config)
-
-
-def _quantization_fields(config: ModelConfig) -> dict[str, Any]:
-    if config.quantize is None:
-        return {}
-    if config.quantize == "int8":
-        return {"quantization_config": INT8}
-    inputs = dict.fromkeys(_MATRICES_OF_WIDTH, config.width)
-    inputs |= {"linear_out": config.lru_width, "down_proj": config.mlp_width}
-    return {"quantization_config": int4_fields(inputs, config.int4_group_size)}
+    return fields if config.quantize is None else fields | {"quantization_config": _quantization_fields(config)}
 
 
 def _check_supported(fields: Mapping[str, Any], width: int, heads: int) -> None:
@@ -298,44 +288,25 @@ def _number(fields: Mapping[str, Any], name: str, default: float) -> float:
 
 
 _METHOD: Final = "compressed-tensors"
-_PACKED: Final = "pack-quantized"
 
-INT8: Final[Mapping[str, Any]] = {
-    "quant_method": _METHOD,
-    "format": "int-quantized",
-    "config_groups": {
-        "group_0": {
-            "targets": ["Linear", "Embedding"],
-            "weights": {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel", "dynamic": False},
-            "input_activations": {
-                "num_bits": 8,
-                "type": "int",
-                "symmetric": True,
-                "strategy": "token",
-                "dynamic": True,
-            },
-        }
-    },
-}
-"""The `quantization_config` of a checkpoint in int8."""
+_FORMATS: Final[Mapping[str, Literal["int8", "int4"]]] = {"int-quantized": "int8", "pack-quantized": "int4"}
+"""Formats of matrices by the names of compressed-tensors."""
 
-_GROUP_SIZES: Final = (32, 64, 128)
-"""Numbers of inputs that may share a scale in a checkpoint in int4."""
+type _Supported = Mapping[str, tuple[Any, tuple[Any, ...]]]
+"""Fields of a group's weights: default, and supported values."""
 
-_WEIGHTS: Final[Mapping[str, tuple[Any, tuple[Any, ...]]]] = {
+_WEIGHTS: Final[_Supported] = {
     "type": ("int", ("int",)),
     "symmetric": (True, (True,)),
     "dynamic": (False, (False,)),
     "actorder": (None, (None, False, "weight", "static")),  # these leave the columns in their order
 }
-"""Fields of a group's weights: default, and supported values."""
-
-_IN_4_BITS: Final[Mapping[str, tuple[Any, tuple[Any, ...]]]] = {
+_IN_4_BITS: Final[_Supported] = {
     "num_bits": (None, (4,)),
     "strategy": ("group", ("group",)),
-    "group_size": (None, _GROUP_SIZES),
+    "group_size": (None, (32, 64, 128)),
 }
-_IN_8_BITS: Final[Mapping[str, tuple[Any, tuple[Any, ...]]]] = {"strategy": (None, ("channel",))}
+_IN_8_BITS: Final[_Supported] = {"num_bits": (None, (8,)), "strategy": (None, ("channel",))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,7 +323,7 @@ class StoredQuantization:
 
 
 def read_quantization(fields: Any) -> StoredQuantization:
-    """Returns the format that a `quantization_config` describes.
+    """Returns the format that a `quantization_config` describes, after checking everything that changes products.
 
     Raises:
       CheckpointError: It is another format, or has a field that products or files here do not support.
@@ -361,84 +332,67 @@ def read_quantization(fields: Any) -> StoredQuantization:
         raise _refused("", fields)
     if fields.get("quant_method") != _METHOD:
         raise _refused("quant_method ", fields.get("quant_method"), _METHOD)
-    if fields.get("format") == _PACKED:
-        return StoredQuantization("int4", _read_int4(fields))
-    if not _is_int8(fields):
-        raise _refused("format ", fields.get("format"), f"{INT8['format']} in int8 and {_PACKED} in int4")
-    return StoredQuantization("int8")
+    if (form := fields.get("format")) not in tuple(_FORMATS):
+        raise _refused("format ", form, " and ".join(f"{theirs} in {ours}" for theirs, ours in _FORMATS.items()))
+    for key in ("kv_cache_scheme", "sparsity_config", "transform_config"):
+        if fields.get(key):
+            raise _refused(f"{key} ", fields[key], "null")
+    groups = fields.get("config_groups")
+    if not isinstance(groups, Mapping) or not groups:
+        raise _refused("config_groups ", groups, "groups of matrices")
+    sizes = [_check_group(f"config_groups.{key}", group, form) for key, group in groups.items()]
+    if _FORMATS[form] == "int8":
+        return StoredQuantization("int8")
+    if not any(sizes):
+        raise _refused("num_bits ", 8, "4 for matrices of layers")
+    return StoredQuantization("int4", max(size for size in sizes if size is not None))
 
 
-def int4_fields(inputs: Mapping[str, int], largest: int) -> dict[str, Any]:
-    """Returns the `quantization_config` of a checkpoint in int4, whose embedding is in 8 bits.
+def _check_group(name: str, group: Any, form: str) -> int | None:
+    """Returns the group size of a config group in 4 bits; None for one in 8 bits."""
+    weights = group.get("weights") if isinstance(group, Mapping) else None
+    if not isinstance(weights, Mapping):
+        raise _refused(f"{name}.weights ", weights, "an object")
+    is_packed, bits = _FORMATS[form] == "int4", weights.get("num_bits")
+    for key, supported in (("input_activations", (None,)), ("output_activations", (None,)), ("format", (None, form))):
+        if group.get(key) not in supported and (is_packed or key == "format"):
+            raise _refused(f"{name}.{key} ", group[key], _shown(supported))
+    for key, (default, values) in {**_WEIGHTS, **(_IN_4_BITS if is_packed and bits != 8 else _IN_8_BITS)}.items():
+        if weights.get(key, default) not in values:
+            raise _refused(f"{name}.weights.{key} ", weights.get(key, default), _shown(values))
+    return int(weights["group_size"]) if is_packed and bits != 8 else None
 
-    Args:
-      inputs: Number of inputs of the matrices, by the names of their modules.
-      largest: Largest number of inputs that share a scale.
-    """
+
+def _quantization_fields(config: ModelConfig) -> dict[str, Any]:
+    """Returns the `quantization_config` of a checkpoint; in int4, its embedding is in 8 bits."""
+    whole = {"quant_method": _METHOD, "format": next(key for key, name in _FORMATS.items() if name == config.quantize)}
+    if config.quantize == "int8":
+        tokens = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+        group = _group(["Linear", "Embedding"], tokens, num_bits=8, strategy="channel")
+        return {**whole, "config_groups": {"group_0": group}}
+    inputs = dict.fromkeys(_MATRICES_OF_WIDTH, config.width)
+    inputs |= {"linear_out": config.lru_width, "down_proj": config.mlp_width}
     modules: dict[int, list[str]] = {}
     for name, count in inputs.items():
-        modules.setdefault(math.gcd(count, largest), []).append(f"re:.*[.]{name}$")
+        modules.setdefault(math.gcd(count, config.int4_group_size), []).append(f"re:.*[.]{name}$")
     groups = [_group(names, num_bits=4, strategy="group", group_size=size) for size, names in modules.items()]
     groups.append(_group(["Embedding"], num_bits=8, strategy="channel", group_size=None))
     return {
-        "quant_method": _METHOD,
-        "format": _PACKED,
+        **whole,
         "quantization_status": "compressed",
         "config_groups": {f"group_{index}": group for index, group in enumerate(groups)},
         "ignore": [],
     }
 
 
-def _group(targets: list[str], **weights: Any) -> dict[str, Any]:
+def _group(targets: list[str], input_activations: Mapping[str, Any] | None = None, **weights: Any) -> dict[str, Any]:
     whole = {"type": "int", "symmetric": True, "dynamic": False, **weights}
-    return {"targets": targets, "weights": whole, "input_activations": None, "output_activations": None}
-
-
-def _is_int8(fields: Mapping[str, Any]) -> bool:
-    try:
-        groups = fields["config_groups"].values()
-        mine = INT8["config_groups"]["group_0"]["weights"]
-        same_weights = all(
-            group["weights"][key] == mine[key]
-            for group in groups
-            for key in ("num_bits", "type", "symmetric", "strategy")
-        )
-        return bool(same_weights) and fields["format"] == INT8["format"]
-    except (KeyError, TypeError, AttributeError):
-        return False
-
-
-def _read_int4(fields: Mapping[str, Any]) -> int:
-    """Returns the largest group size of a packed checkpoint, after checking everything that changes its products."""
-    for name in ("kv_cache_scheme", "sparsity_config", "transform_config"):
-        if fields.get(name):
-            raise _refused(f"{name} ", fields[name], "null")
-    groups = fields.get("config_groups")
-    if not isinstance(groups, Mapping) or not groups:
-        raise _refused("config_groups ", groups, "groups in 4 bits")
-    sizes = [_check_group(f"config_groups.{name}", group) for name, group in groups.items()]
-    if not any(sizes):
-        raise _refused("num_bits ", 8, "4 for matrices of layers")
-    return max(size for size in sizes if size is not None)
-
-
-def _check_group(name: str, group: Any) -> int | None:
-    """Returns the group size of a config group in 4 bits; None for one in 8 bits, which is the embedding's."""
-    weights = group.get("weights") if isinstance(group, Mapping) else None
-    if not isinstance(weights, Mapping):
-        raise _refused(f"{name}.weights ", weights, "an object")
-    for key, supported in (
-        ("input_activations", (None,)),
-        ("output_activations", (None,)),
-        ("format", (None, _PACKED)),
-    ):
-        if group.get(key) not in supported:
-            raise _refused(f"{name}.{key} ", group[key], _shown(supported))
-    bits = weights.get("num_bits")
-    for key, (default, supported) in {**_WEIGHTS, **(_IN_8_BITS if bits == 8 else _IN_4_BITS)}.items():
-        if weights.get(key, default) not in supported:
-            raise _refused(f"{name}.weights.{key} ", weights.get(key, default), _shown(supported))
-    return None if bits == 8 else int(weights["group_size"])
+    return {
+        "targets": targets,
+        "weights": whole,
+        "input_activations": input_activations,
+        "output_activations": None,
+    }
 
 
 def _shown(values: tuple[Any, ...]) -> str:

@@ -215,7 +215,16 @@ def test_random_weights_are_no_checkpoint(tmp_path: Path) -> None:
 def test_other_quantisations_are_refused(tmp_path: Path) -> None:
     convert(open_model(HF), tmp_path / "int8", quantize="int8")
     fields = json.loads((tmp_path / "int8" / "config.json").read_text())
-    for other in ({"quant_method": "gptq", "bits": 4}, fields["quantization_config"] | {"format": "pack-quantized"}, 3):
+    mine = fields["quantization_config"]
+    by_tensor = json.loads(json.dumps(mine).replace('"channel"', '"tensor"'))
+    others = (
+        {"quant_method": "gptq", "bits": 4},
+        mine | {"format": "pack-quantized"},
+        mine | {"format": []},
+        by_tensor,
+        3,
+    )
+    for other in others:
         with pytest.raises(
             CheckpointError, match=r"quantization_config: .* is not supported.*; take the original weights"
         ):
