@@ -29,8 +29,7 @@ _PICKLE: Final = "adapter_model.bin"
 _FACTOR: Final = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
 """Name of a factor: A of shape [rank, inputs], B of shape [outputs, rank]."""
 
-_logger = logging.getLogger(__name__)
-NAME: Final = "adapter_config.json"
+_CONFIG: Final = "adapter_config.json"
 
 _NO_EFFECT: Final = frozenset(
     {
@@ -61,6 +60,8 @@ _NO_EFFECT: Final = frozenset(
 _READ: Final = frozenset(
     {"alpha_pattern", "bias", "init_lora_weights", "lora_alpha", "peft_type", "r", "rank_pattern", "use_rslora"}
 )
+
+_logger = logging.getLogger(__name__)
 
 _INITS: Final = (True, False, None, "gaussian", "eva", "orthogonal")
 """Initialisations that leave the base model's matrices as they are."""
@@ -134,7 +135,7 @@ def open_adapter(name: str, directory: Path, scale: float = 1.0) -> Adapter:
     """
     if not math.isfinite(scale):
         raise CheckpointError(f"{directory}: the scale must be a number, got {scale}")
-    config = read_adapter_config(directory / NAME)
+    config = read_fields(directory / _CONFIG, _config, hint="; --lora takes a folder by PEFT")
     weights = directory / _WEIGHTS
     if not weights.is_file():
         if (directory / _PICKLE).is_file():
@@ -144,7 +145,7 @@ def open_adapter(name: str, directory: Path, scale: float = 1.0) -> Adapter:
             )
         raise CheckpointError(f"{weights}: is missing; --lora takes a folder that PEFT has saved an adapter in")
     digest = hashlib.sha256()
-    for path in (directory / NAME, weights):
+    for path in (directory / _CONFIG, weights):
         for piece in content_pieces(path):
             digest.update(piece)
     return Adapter(name, directory, scale, config, digest.hexdigest()[:32])
@@ -161,56 +162,28 @@ def merged(tensors: Tensors, config: ModelConfig, adapters: Sequence[Adapter]) -
     with ExitStack() as stack:
         for adapter in adapters:
             factors = stack.enter_context(open_files([adapter.weights]))
-            updates = _updates(adapter, factors, specs, tensors)
-            # The loader names matrices that the checkpoint lacks.
-            sums = {name: update.add_to(tensors[name]) for name, update in updates.items() if name in tensors}
-            tensors = {**tensors, **sums}
+            tensors = {**tensors, **dict(_sums(adapter, factors, specs, tensors))}
         yield tensors
 
 
-@dataclass(frozen=True, slots=True)
-class _Update:
-    """Sum of low rank, `scale` b a, of a matrix [outputs, inputs]."""
-
-    a: StoredTensor
-    b: StoredTensor
-    scale: float
-
-    def add_to(self, matrix: StoredTensor) -> StoredTensor:
-        """Returns the matrix in float32 with this sum added; it is rounded to the matrix's dtype where that is kept."""
-
-        def open_tensor() -> ReadRows:
-            read, read_b, a = matrix.reader(), self.b.reader(), self.a.whole().astype(np.float32)
-
-            def read_sum(rows: slice) -> HostArray:
-                change: HostArray = (read_b(rows).astype(np.float32) @ a) * np.float32(self.scale)
-                change += read(rows)
-                return change
-
-            return read_sum
-
-        return replace(
-            matrix, dtype=np.dtype("float32"), open=open_tensor, kept_dtype=matrix.kept_dtype or matrix.dtype
-        )
-
-
-def _updates(
+def _sums(
     adapter: Adapter, factors: Tensors, specs: Mapping[str, TensorSpec], tensors: Tensors
-) -> dict[str, _Update]:
-    """Returns the updates of an adapter by the names of the matrices."""
-    sides: dict[str, dict[str, StoredTensor]] = {}
+) -> Iterator[tuple[str, StoredTensor]]:
+    """Yields the matrices that an adapter changes, by name."""
+    modules: dict[str, dict[str, StoredTensor]] = {}
     for name, factor in factors.items():
         if (found := _FACTOR.fullmatch(name)) is None:
             raise CheckpointError(f"{factor.file}: tensor {name} is neither lora_A nor lora_B of a matrix")
-        sides.setdefault(found["module"], {})[found["side"]] = factor
-    updates = {}
-    for module, pair in sides.items():
+        modules.setdefault(found["module"], {})[found["side"]] = factor
+    for module, sides in modules.items():
         spec = specs.get(f"{module}.weight")
         if spec is None or not spec.is_matrix or spec.is_embedding:
             raise CheckpointError(f"{adapter.weights}: {module} is no matrix of this model that an adapter can change")
         _check_not_quantized(spec, tensors)
-        updates[spec.name] = _update(adapter, module, pair, spec)
-    return updates
+        _check_factors(adapter, module, sides, spec)
+        if spec.name in tensors:  # the loader names matrices that the checkpoint lacks
+            scale = adapter.scale * adapter.config.scale_of(module)
+            yield spec.name, _sum(tensors[spec.name], sides["A"], sides["B"], scale)
 
 
 def _check_not_quantized(spec: TensorSpec, tensors: Tensors) -> None:
@@ -220,30 +193,34 @@ def _check_not_quantized(spec: TensorSpec, tensors: Tensors) -> None:
         raise CheckpointError(f"{stored.file}: is stored in {name}; take the original weights for --lora")
 
 
-def _update(adapter: Adapter, module: str, pair: Mapping[str, StoredTensor], spec: TensorSpec) -> _Update:
+def _check_factors(adapter: Adapter, module: str, sides: Mapping[str, StoredTensor], spec: TensorSpec) -> None:
     rank, (outputs, inputs) = adapter.config.rank_of(module), spec.shape
     for side, shape in (("A", (rank, inputs)), ("B", (outputs, rank))):
-        if side not in pair:
+        if (factor := sides.get(side)) is None:
             raise CheckpointError(f"{adapter.weights}: {module} has no lora_{side}; save the adapter again")
-        if pair[side].shape != shape:
+        if factor.shape != shape:
             raise CheckpointError(
-                f"{adapter.weights}: {pair[side].name} has shape {list(pair[side].shape)}, but rank {rank} and this "
-                f"model ask for {list(shape)}; is the adapter of another model?"
+                f"{adapter.weights}: {factor.name} has shape {list(factor.shape)}, but rank {rank} and this model ask "
+                f"for {list(shape)}; is the adapter of another model?"
             )
-        if pair[side].dtype.kind == "i":
-            raise CheckpointError(
-                f"{adapter.weights}: {pair[side].name} is stored in {pair[side].dtype}, not as numbers"
-            )
-    return _Update(pair["A"], pair["B"], adapter.scale * adapter.config.scale_of(module))
+        if factor.dtype.kind == "i":
+            raise CheckpointError(f"{adapter.weights}: {factor.name} is stored in {factor.dtype}, not as numbers")
 
 
-def read_adapter_config(file: Path) -> AdapterConfig:
-    """Reads an `adapter_config.json`.
+def _sum(matrix: StoredTensor, a: StoredTensor, b: StoredTensor, scale: float) -> StoredTensor:
+    """Returns matrix + scale b a in float32; it is rounded to the matrix's dtype where that is kept."""
 
-    Raises:
-      CheckpointError: The file is missing or invalid, or the adapter is more than a sum of low rank.
-    """
-    return read_fields(file, _config, hint="; --lora takes a folder by PEFT")
+    def open_tensor() -> ReadRows:
+        read, read_b, whole_a = matrix.reader(), b.reader(), a.whole().astype(np.float32)
+
+        def read_sum(rows: slice) -> HostArray:
+            change: HostArray = (read_b(rows).astype(np.float32) @ whole_a) * np.float32(scale)
+            change += read(rows)
+            return change
+
+        return read_sum
+
+    return replace(matrix, dtype=np.dtype("float32"), open=open_tensor, kept_dtype=matrix.kept_dtype or matrix.dtype)
 
 
 def _config(fields: Mapping[str, Any]) -> AdapterConfig:
