@@ -224,25 +224,14 @@ class _Reader:
         code = self._number("B")
         if code < 0x80:
             return code
-        if code < 0x90:
-            return self._map(code & 0x0F, depth)
-        if code < 0xA0:
-            return self._list(code & 0x0F, depth)
-        if code < 0xC0:
-            return self._text(code & 0x1F)
-        return self._long(code, depth)
-
-    def _long(self, code: int, depth: int) -> Any:
         if code in _INTEGERS:
             return self._number(_INTEGERS[code])
         if code in _CONSTANTS:
             return _CONSTANTS[code]
-        if code in _FIXED_EXTENSIONS:
-            return self._extension(_FIXED_EXTENSIONS[code])
-        if code not in _SIZED:
+        if code not in _KINDS:
             raise MsgpackError(f"it holds a value of msgpack's type {code:#x}, which no array needs")
-        kind, size = _SIZED[code]
-        length = self._number(size)
+        kind, size = _KINDS[code]
+        length = size if isinstance(size, int) else self._number(size)
         match kind:
             case "map":
                 return self._map(length, depth)
@@ -252,7 +241,7 @@ class _Reader:
                 return self._text(length)
             case "bytes":
                 return self._skip(length)
-        return self._extension(length)
+        return _Extension(self._number("b"), self._skip(length))
 
     def _map(self, length: int, depth: int) -> dict[str, Any]:
         self._check_items(length)
@@ -281,9 +270,6 @@ class _Reader:
         except UnicodeDecodeError:
             raise MsgpackError("a text is not UTF-8") from None
 
-    def _extension(self, length: int) -> _Extension:
-        return _Extension(self._number("b"), self._skip(length))
-
     def _number(self, kind: str) -> int:
         start, length = self._skip(struct.calcsize(f">{kind}"))
         (number,) = struct.unpack(f">{kind}", self._data[start : start + length])
@@ -302,14 +288,15 @@ _CONSTANTS: Final[Mapping[int, bool | None]] = {0xC0: None, 0xC2: False, 0xC3: T
 _INTEGERS: Final[Mapping[int, str]] = {0xCC: "B", 0xCD: "H", 0xCE: "I", 0xCF: "Q"}
 """Formats of unsigned integers, for `struct`, by their codes."""
 
-_FIXED_EXTENSIONS: Final[Mapping[int, int]] = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
-"""Lengths of short extensions by their codes."""
-
-_SIZED: Final[Mapping[int, tuple[str, str]]] = {
+_KINDS: Final[Mapping[int, tuple[str, int | str]]] = {
+    **{0x80 + length: ("map", length) for length in range(16)},
+    **{0x90 + length: ("list", length) for length in range(16)},
+    **{0xA0 + length: ("text", length) for length in range(32)},
     **{0xC4 + index: ("bytes", size) for index, size in enumerate("BHI")},
     **{0xC7 + index: ("extension", size) for index, size in enumerate("BHI")},
+    **{0xD4 + index: ("extension", 2**index) for index in range(5)},
     **{0xD9 + index: ("text", size) for index, size in enumerate("BHI")},
     **{0xDC + index: ("list", size) for index, size in enumerate("HI")},
     **{0xDE + index: ("map", size) for index, size in enumerate("HI")},
 }
-"""Kinds of values whose length follows their codes, and the formats of the lengths."""
+"""Kinds of values with a length, and their lengths, or the formats of lengths that follow their codes."""
