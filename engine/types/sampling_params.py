@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Any, Final
 
 from .errors import ParameterError
-from .output_constraint import PhraseIndex, StaticMask
+from .output_constraint import PhraseIndex, StaticMask, phrase_index
 
 MAX_LOGPROBS: Final = 20
 """Maximum number of alternatives per token. The device returns this many if any row wants log-probabilities."""
@@ -24,7 +24,7 @@ MAX_BIASES: Final = 300
 """Maximum number of tokens in a request's `logit_bias`; OpenAI's bound."""
 
 MAX_BAD_TOKENS: Final = 4096
-"""Maximum number of tokens in all bad words of one request together; each is a state of an automaton."""
+"""Maximum number of tokens in all bad words of one request together."""
 
 PENALTY_WINDOW: Final = 4096
 """Number of latest generated tokens to which penalties apply, so that a long output is not penalized for all of its
@@ -280,7 +280,7 @@ class SamplingParams:
             self._check_choice(mask, stop_ids)
         object.__setattr__(self, "stop_ids", stop_ids)
         object.__setattr__(self, "static_mask", mask)
-        object.__setattr__(self, "bad_phrases", PhraseIndex(phrases) if phrases else None)
+        object.__setattr__(self, "bad_phrases", phrase_index(phrases) if phrases else None)
 
     def with_seed(self, seed: int) -> "SamplingParams":
         """Returns the same parameters with another seed. Masks and indexes are shared, not rebuilt.

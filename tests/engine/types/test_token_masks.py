@@ -1,6 +1,7 @@
 """Masks and constraints of a request's sampling parameters."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
@@ -8,11 +9,11 @@ from hypothesis import given
 from roost.engine.types.output_constraint import (
     BadPhrases,
     Constraint,
-    PhraseIndex,
     StaticMask,
     TokenMask,
     joined_constraint,
     mask_of_ids,
+    phrase_index,
     words_of_mask,
 )
 from roost.engine.types.sampling_params import SamplingParams
@@ -66,7 +67,7 @@ def walk(constraint: Constraint, tokens: Iterable[int]) -> None:
 
 
 def test_phrase_is_banned_at_its_last_token() -> None:
-    phrases = BadPhrases(PhraseIndex([(1, 2), (5, 1, 3)]))
+    phrases = BadPhrases(phrase_index([(1, 2), (5, 1, 3)]))
     everything = set(range(VOCAB))
     assert allowed_by(phrases) == everything
     walk(phrases, [1])
@@ -86,7 +87,7 @@ FEW = st.integers(0, 2)
     text=st.lists(FEW | st.just(VOCAB - 1), max_size=30),
 )
 def test_overlapping_phrases_are_banned(phrases: list[tuple[int, ...]], text: list[int]) -> None:
-    constraint = BadPhrases(PhraseIndex(phrases))
+    constraint = BadPhrases(phrase_index(phrases))
     for count in range(len(text) + 1):
         so_far = tuple(text[:count])
         banned = {phrase[-1] for phrase in phrases if so_far[count - len(phrase) + 1 :] == phrase[:-1]}
@@ -94,26 +95,25 @@ def test_overlapping_phrases_are_banned(phrases: list[tuple[int, ...]], text: li
         walk(constraint, text[count : count + 1])
 
 
-class CountedId(int):
-    """Token id that counts how often it is compared."""
+class CountedLookups(dict[tuple[int, ...], list[int]]):
+    """Last tokens of phrases of one length, which counts look-ups."""
 
     count = 0
 
-    def __eq__(self, other: object) -> bool:
-        CountedId.count += 1
-        return int(self) == other
-
-    __hash__ = int.__hash__
+    def get(self, key: Any, default: Any = None) -> Any:
+        CountedLookups.count += 1
+        return super().get(key, default)
 
 
-def test_cost_of_a_token_does_not_grow_with_the_phrases() -> None:
-    """The text repeats prefixes of nearly all of 100 phrases, none of which is compared again."""
-    phrases = [tuple(map(CountedId, (*[1] * n, 2, 3))) for n in range(1, 38)] * 3
-    constraint = BadPhrases(PhraseIndex(phrases))
-    CountedId.count = 0
-    walk(constraint, ([1] * 37 + [2]) * 50)
+def test_cost_of_a_mask_grows_with_the_lengths_of_phrases_alone() -> None:
+    """The text repeats the prefix of one of 3,000 phrases, and parts of prefixes of most."""
+    phrases = [(1, 1, n, 3) for n in range(1000)] + [(1, n, 3) for n in range(2000)]
+    index = {length: CountedLookups(lasts) for length, lasts in phrase_index(phrases).items()}
+    constraint = BadPhrases(index)
+    walk(constraint, [1] * 50)
+    CountedLookups.count = 0
     assert allowed_by(constraint) == set(range(VOCAB)) - {3}
-    assert CountedId.count == 0
+    assert CountedLookups.count == 2
 
 
 class Evens:
