@@ -78,6 +78,7 @@ class Device:
     Attributes:
       memory_bytes: Size of the main memory, by the datasheet.
       peak: Peak rates; None if no datasheet has them.
+      kinds: Parts of JAX's names of the device.
       hbm_bytes: Memory that the device's compiler gives to programs and their arrays; None if it is unknown.
       cores: Number of cores that share the rates. Kernels that walk their grid in order use one of them: the MLP's, and
         attention's of a decode step.
@@ -85,62 +86,41 @@ class Device:
 
     memory_bytes: int
     peak: Peak | None = None
+    kinds: tuple[str, ...] = ()
     hbm_bytes: int | None = None
     cores: int = 1
 
 
 DEVICES: Final[Mapping[str, Device]] = {
-    "v4": Device(32 * 10**9, Peak(1228e9, 275e12, 275e12, 100e9), cores=2),
-    "v5e": Device(16 * 10**9, Peak(819e9, 197e12, 394e12, 100e9), int(15.75 * 2**30)),
-    "v5p": Device(95 * 10**9, Peak(2765e9, 459e12, 918e12, 200e9), int(95.73 * 2**30), cores=2),
-    "v6e": Device(32 * 10**9, Peak(1640e9, 918e12, 1836e12, 200e9), int(31.24 * 2**30)),
-    "v7x": Device(96 * 10**9, Peak(3690e9, 1153.5e12, 1153.5e12, 200e9), int(94.74 * 2**30)),
-    "a100": Device(80 * 10**9, Peak(2039e9, 312e12, 624e12, 300e9)),
-    "a100-40gb": Device(40 * 10**9, Peak(1555e9, 312e12, 624e12, 300e9)),
-    "h100": Device(80 * 10**9, Peak(3350e9, 989e12, 1979e12, 450e9)),
-    "h100-pcie": Device(80 * 10**9, Peak(2000e9, 756e12, 1513e12, 64e9)),
-    "h100-nvl": Device(94 * 10**9, Peak(3900e9, 835e12, 1671e12, 300e9)),
-    "gh200": Device(96 * 10**9, Peak(4000e9, 990e12, 1979e12, 450e9)),
-    "h200": Device(141 * 10**9, Peak(4800e9, 989e12, 1979e12, 450e9)),
-    "l4": Device(24 * 10**9, Peak(300e9, 121e12, 242e12, 32e9)),
-    "l40": Device(48 * 10**9, Peak(864e9, 181e12, 362e12, 32e9)),
-    "l40s": Device(48 * 10**9, Peak(864e9, 362e12, 733e12, 32e9)),
-    "a6000": Device(48 * 10**9, Peak(768e9, 154.8e12, 309.7e12, 56e9)),
-    "rtx4090": Device(24 * 10**9, Peak(1008e9, 165.2e12, 660.6e12, 32e9)),
+    "v4": Device(32 * 10**9, Peak(1228e9, 275e12, 275e12, 100e9), ("TPU v4",), cores=2),
+    "v5e": Device(16 * 10**9, Peak(819e9, 197e12, 394e12, 100e9), ("TPU v5 lite", "TPU v5e"), int(15.75 * 2**30)),
+    "v5p": Device(95 * 10**9, Peak(2765e9, 459e12, 918e12, 200e9), ("TPU v5",), int(95.73 * 2**30), cores=2),
+    "v6e": Device(32 * 10**9, Peak(1640e9, 918e12, 1836e12, 200e9), ("TPU v6",), int(31.24 * 2**30)),
+    "v7x": Device(96 * 10**9, Peak(3690e9, 1153.5e12, 1153.5e12, 200e9), ("TPU7x",), int(94.74 * 2**30)),
+    "a100-40gb": Device(40 * 10**9, Peak(1555e9, 312e12, 624e12, 300e9), ("A100-SXM4-40GB", "A100-PCIE-40GB")),
+    "a100": Device(80 * 10**9, Peak(2039e9, 312e12, 624e12, 300e9), ("A100",)),
+    "h100-pcie": Device(80 * 10**9, Peak(2000e9, 756e12, 1513e12, 64e9), ("H100 PCIe",)),
+    "h100-nvl": Device(94 * 10**9, Peak(3900e9, 835e12, 1671e12, 300e9), ("H100 NVL",)),
+    "h100": Device(80 * 10**9, Peak(3350e9, 989e12, 1979e12, 450e9), ("H100",)),
+    "gh200": Device(96 * 10**9, Peak(4000e9, 990e12, 1979e12, 450e9), ("GH200",)),
+    "h200": Device(141 * 10**9, Peak(4800e9, 989e12, 1979e12, 450e9), ("H200",)),
+    "l40s": Device(48 * 10**9, Peak(864e9, 362e12, 733e12, 32e9), ("L40S",)),
+    "l40": Device(48 * 10**9, Peak(864e9, 181e12, 362e12, 32e9), ("L40",)),
+    "l4": Device(24 * 10**9, Peak(300e9, 121e12, 242e12, 32e9), ("NVIDIA L4",)),
+    "a6000": Device(48 * 10**9, Peak(768e9, 154.8e12, 309.7e12, 56e9), ("RTX A6000",)),
+    "rtx4090": Device(24 * 10**9, Peak(1008e9, 165.2e12, 660.6e12, 32e9), ("RTX 4090",)),
 }
 """Known devices: TPUs from Google Cloud's documentation; GPUs from NVIDIA's datasheets (the SXM modules of A100, H100
 and H200 where the name says no other, the RTX A6000 and the GeForce RTX 4090). Links count in one direction. A v7x is
-one of the two devices of a chip, and has no products in int8."""
-
-_KINDS: Final = (
-    ("TPU v4", "v4"),
-    ("TPU v5 lite", "v5e"),
-    ("TPU v5e", "v5e"),
-    ("TPU v5", "v5p"),
-    ("TPU v6", "v6e"),
-    ("TPU7x", "v7x"),
-    ("A100-SXM4-40GB", "a100-40gb"),
-    ("A100-PCIE-40GB", "a100-40gb"),
-    ("A100", "a100"),
-    ("H100 PCIe", "h100-pcie"),
-    ("H100 NVL", "h100-nvl"),
-    ("H100", "h100"),
-    ("GH200", "gh200"),
-    ("H200", "h200"),
-    ("L40S", "l40s"),
-    ("L40", "l40"),
-    ("NVIDIA L4", "l4"),
-    ("RTX A6000", "a6000"),
-    ("RTX 4090", "rtx4090"),
-)
-"""Substrings of JAX's names of devices, and the names of the devices. The first match is used."""
+one of the two devices of a chip, and has no products in int8. JAX's name for a device means the first one that it
+matches."""
 
 CPU: Final = "cpu"
 
 
 def device_named(kind: str) -> str | None:
     """Returns the name of the device that JAX calls `kind`, such as "v5e" for "TPU v5 lite"; None if it is unknown."""
-    return next((name for part, name in _KINDS if part in kind), None)
+    return next((name for name, device in DEVICES.items() if any(part in kind for part in device.kinds)), None)
 
 
 def find_device(name: str) -> Device:
