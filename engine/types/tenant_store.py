@@ -1,29 +1,8 @@
 """Values of several tenants, counted in bytes. cachetools evicts by age or use, but not fairly between tenants."""
 
 import sys
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry[Value]:
-    """A value and its size."""
-
-    value: Value
-    num_bytes: int
-
-
-@dataclass(slots=True)
-class _Shelf[Key: Hashable, Value]:
-    """One tenant's entries, oldest first.
-
-    Attributes:
-      num_bytes: Total size of the entries.
-    """
-
-    entries: OrderedDict[Key, _Entry[Value]] = field(default_factory=OrderedDict)
-    num_bytes: int = 0
 
 
 class TenantStore[Key: Hashable, Value]:
@@ -43,7 +22,8 @@ class TenantStore[Key: Hashable, Value]:
         self.num_bytes = 0
         self._max_entries = max_entries
         self._max_bytes = max_bytes
-        self._shelves: dict[str, _Shelf[Key, Value]] = {}
+        self._shelves: dict[str, OrderedDict[Key, tuple[Value, int]]] = {}
+        self._bytes = Counter[str]()
         self._tenants: dict[Key, str] = {}
 
     def __len__(self) -> int:
@@ -52,22 +32,19 @@ class TenantStore[Key: Hashable, Value]:
     def get(self, key: Key) -> Value | None:
         """Returns a value; None if the key is unknown."""
         tenant = self._tenants.get(key)
-        return None if tenant is None else self._shelves[tenant].entries[key].value
+        return None if tenant is None else self._shelves[tenant][key][0]
 
     def of(self, tenant: str) -> Sequence[Value]:
         """Returns a tenant's values, oldest first."""
-        shelf = self._shelves.get(tenant)
-        return () if shelf is None else [entry.value for entry in shelf.entries.values()]
+        return [value for value, _ in self._shelves.get(tenant, {}).values()]
 
     def bytes_of(self, tenant: str) -> int:
         """Returns the total size of a tenant's entries."""
-        shelf = self._shelves.get(tenant)
-        return 0 if shelf is None else shelf.num_bytes
+        return self._bytes[tenant]
 
     def count_of(self, tenant: str) -> int:
         """Returns the number of a tenant's entries."""
-        shelf = self._shelves.get(tenant)
-        return 0 if shelf is None else len(shelf.entries)
+        return len(self._shelves.get(tenant, ()))
 
     def has_room(self, tenant: str, num_bytes: int, limit: int, *, is_shared: bool) -> bool:
         """Returns whether a tenant may add an entry.
@@ -94,48 +71,44 @@ class TenantStore[Key: Hashable, Value]:
         Returns:
           Evicted values.
         """
-        if key in self._tenants:
-            self.pop(key)
-        shelf = self._shelves.setdefault(tenant, _Shelf())
-        shelf.entries[key] = _Entry(value, num_bytes)
+        self.pop(key)
+        self._shelves.setdefault(tenant, OrderedDict())[key] = value, num_bytes
         self._tenants[key] = tenant
-        self._count(shelf, num_bytes)
+        self._count(tenant, num_bytes)
         return self._evict()
 
     def resize(self, key: Key, num_bytes: int) -> list[Value]:
         """Sets a new size of a stored value, which keeps its place; returns evicted values."""
-        shelf = self._shelves[self._tenants[key]]
-        before = shelf.entries[key]
-        shelf.entries[key] = _Entry(before.value, num_bytes)
-        self._count(shelf, num_bytes - before.num_bytes)
+        tenant = self._tenants[key]
+        value, before = self._shelves[tenant][key]
+        self._shelves[tenant][key] = value, num_bytes
+        self._count(tenant, num_bytes - before)
         return self._evict()
 
     def pop(self, key: Key) -> Value | None:
         """Removes a value and returns it; None if the key is unknown."""
-        tenant = self._tenants.pop(key, None)
-        if tenant is None:
-            return None
-        shelf = self._shelves[tenant]
-        entry = shelf.entries.pop(key)
-        self._count(shelf, -entry.num_bytes)
-        if not shelf.entries:
-            del self._shelves[tenant]
-        return entry.value
+        tenant = self._tenants.get(key)
+        return None if tenant is None else self._take(tenant, key)
+
+    def _take(self, tenant: str, key: Key) -> Value:
+        del self._tenants[key]
+        value, num_bytes = self._shelves[tenant].pop(key)
+        self._count(tenant, -num_bytes)
+        if not self._shelves[tenant]:
+            del self._shelves[tenant], self._bytes[tenant]
+        return value
 
     def _evict(self) -> list[Value]:
         evicted = []
         while len(self._tenants) > self._max_entries:
-            evicted.append(self._pop_oldest(max(self._shelves.values(), key=lambda shelf: len(shelf.entries))))
+            evicted.append(self._take_oldest(max(self._shelves, key=self.count_of)))
         while self.num_bytes > self._max_bytes:
-            evicted.append(self._pop_oldest(max(self._shelves.values(), key=lambda shelf: shelf.num_bytes)))
+            evicted.append(self._take_oldest(self.largest()))
         return evicted
 
-    def _pop_oldest(self, shelf: _Shelf[Key, Value]) -> Value:
-        key = next(iter(shelf.entries))
-        value = shelf.entries[key].value
-        self.pop(key)
-        return value
+    def _take_oldest(self, tenant: str) -> Value:
+        return self._take(tenant, next(iter(self._shelves[tenant])))
 
-    def _count(self, shelf: _Shelf[Key, Value], num_bytes: int) -> None:
-        shelf.num_bytes += num_bytes
+    def _count(self, tenant: str, num_bytes: int) -> None:
+        self._bytes[tenant] += num_bytes
         self.num_bytes += num_bytes

@@ -64,7 +64,7 @@ def test_deleting_frees_memory() -> None:
     assert store.of("one") == [kept[0], kept[2]]
     with pytest.raises(ApiError):
         store.delete(kept[0].id, "two")
-    assert store.of("two") == ()
+    assert store.of("two") == []
 
 
 @pytest.mark.parametrize("num_blocks", [0, 2])
