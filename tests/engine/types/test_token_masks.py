@@ -1,6 +1,6 @@
 """Masks and constraints of a request's sampling parameters."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import hypothesis.strategies as st
@@ -95,7 +95,7 @@ def test_overlapping_phrases_are_banned(phrases: list[tuple[int, ...]], text: li
         walk(constraint, text[count : count + 1])
 
 
-class CountedLookups(dict[tuple[int, ...], list[int]]):
+class CountedLookups(dict[tuple[int, ...], Sequence[int]]):
     """Last tokens of phrases of one length, which counts look-ups."""
 
     count = 0
