@@ -10,7 +10,7 @@ from typing import Final, NamedTuple, Protocol, runtime_checkable
 
 from .prefix_cache.cache import PrefixKey
 from .scheduling.prefetcher import Fetch
-from .scheduling.running_request import RequestOutput
+from .scheduling.running_request import RequestOutput, RunningRequest
 from .scheduling.scheduler import Scheduler
 from .types.config import STEP_TOKEN_BOUNDS, EngineStats
 from .types.errors import EngineDeadError, NumericError, UnknownRequestError
@@ -104,7 +104,6 @@ class EngineCore:
       state_format: Format of saved states; None if states cannot be saved.
       request_snapshot_format: Format of request snapshots as files; None without them.
       hosts: Other hosts, if there are any.
-      stats: Statistics after the last call. Any thread may read them.
       wake: Called on another thread when a search on disk has ended, so that the next step has something to do.
 
     Args:
@@ -130,12 +129,25 @@ class EngineCore:
         self._in_flight: _Dispatched | None = None
         self._last_end = self._wait_seconds = 0.0
         self._committed: list[RequestOutput] = []  # outputs committed by `snapshot_request`, reported by the next step
-        self._canary = Canary()
+        self._canary = Canary(scheduler.probe)
         self._steps = 0
         self._step_tokens = [0] * (len(STEP_TOKEN_BOUNDS) + 1)
         self._prompt_tokens = 0
         self._generated_tokens = 0
-        self.stats = self._current_stats()
+
+    @property
+    def stats(self) -> EngineStats:
+        """Current statistics. Any thread may read them; those read during a step need not agree with each other."""
+        return replace(
+            self._scheduler.stats,
+            prompt_tokens=self._prompt_tokens,
+            generated_tokens=self._generated_tokens,
+            steps=self._steps,
+            step_tokens=tuple(self._step_tokens),
+            compiles_since_ready=self._runner.compiles_since_ready,
+            restore_seconds=self._runner.restore_seconds,
+            wait_seconds=self._wait_seconds,
+        )
 
     @property
     def is_idle(self) -> bool:
@@ -159,13 +171,10 @@ class EngineCore:
           ValueError: The id is in use.
         """
         self._scheduler.add(request, time.monotonic())
-        self.stats = self._current_stats()
 
     def abort(self, request_id: str) -> bool:
         """Ends a request and immediately frees its slot; returns whether it was waiting or running."""
-        was_open = self._scheduler.abort(request_id)
-        self.stats = self._current_stats()
-        return was_open
+        return self._scheduler.abort(request_id)
 
     def save(self, request_id: str, num_generated: int | None = None) -> SavedState:
         """Returns the token history of a request that is running or ended recently, with its longest snapshot.
@@ -181,7 +190,6 @@ class EngineCore:
             raise UnknownRequestError(f"no request with the id {request_id!r} is running or ended recently")
         tokens, salt = history.tokens(num_generated), history.salt
         snapshot = cache.match_prefix(PrefixKey(salt, tokens + _NEXT_TOKEN), at_block_boundary=True)
-        self.stats = self._current_stats()
         return SavedState(tokens, snapshot, salt, history.tenant, history.is_imported)
 
     def insert(self, state: SavedState) -> None:
@@ -189,7 +197,6 @@ class EngineCore:
         cache, snapshot = self._scheduler.cache, state.snapshot
         if cache is not None and snapshot is not None:
             cache.insert_one(PrefixKey(state.salt, state.tokens[: snapshot.length * ID_BYTES]), snapshot)
-            self.stats = self._current_stats()
 
     def snapshot_request(self, request_id: str) -> RequestSnapshot:
         """Returns the state of a running request, from which it can continue; waits for the batch in flight.
@@ -200,21 +207,16 @@ class EngineCore:
         Raises:
           UnknownRequestError: No request with this id is running, or it has not generated a token yet.
         """
-        in_flight, self._in_flight = self._in_flight, None
-        self._committed += self._commit(in_flight)
+        self._settle()
         running = self._scheduler.generating(request_id)
         if running is None:
             raise UnknownRequestError(f"no request with the id {request_id!r} is generating tokens")
-        length = len(running.request.prompt_token_ids) + running.num_tokens - 1
-        return RequestSnapshot(running.num_tokens, self._runner.snapshot(running.slot, length))
+        return RequestSnapshot(running.num_tokens, self._snapshot(running))
 
     def settle(self) -> list[RequestOutput]:
         """Commits the batch in flight without dispatching another one; returns the requests' new outputs."""
-        in_flight, self._in_flight = self._in_flight, None
-        outputs, self._committed = [*self._committed, *self._commit(in_flight)], []
-        self._count_tokens(0, _num_tokens(outputs))
-        self.stats = self._current_stats()
-        return [output for output in outputs if output[0] != CANARY_ID]
+        self._settle()
+        return self._report(())
 
     @property
     def is_compiling(self) -> bool:
@@ -233,137 +235,115 @@ class EngineCore:
         Raises:
           EngineDeadError: The model's parameters are broken.
         """
-        now = time.monotonic()
         while self._arrived:
             self._scheduler.commit_fetch(*self._arrived.popleft())
-        self._preempt()
-        plan = self._scheduler.schedule(now)
-        in_flight, self._in_flight = self._in_flight, self._dispatch(plan.batch)
-        self._start_fetches(plan.fetches)
-        committed, self._committed = self._committed, []
-        outputs = [*committed, *plan.failed, *self._commit(in_flight)]
-        self._count_tokens(_num_prompt_tokens(plan.batch), _num_tokens(outputs))
-        has_canary = self._canary.is_running
-        if (probe := self._canary.check(outputs)) is not None:
-            self._scheduler.probe(probe)
-        self.stats = self._current_stats()
-        return [output for output in outputs if output[0] != CANARY_ID] if has_canary else outputs
+        if self._scheduler.num_preemptible_running:
+            self._preempt()
+        plan = self._scheduler.schedule(time.monotonic())
+        in_flight, self._in_flight = self._in_flight, None
+        if (batch := plan.batch) is not None:
+            start = time.monotonic()
+            self._in_flight = _Dispatched(batch, self._runner.run(batch), start)
+            self._steps += 1
+        for fetch in plan.fetches:
+            assert self._scheduler.cache is not None
+            self._scheduler.cache.fetch(fetch.key, fetch.above, partial(self._on_arrival, fetch))
+        committed = self._commit(in_flight) if in_flight is not None else ()
+        has_prefilled = isinstance(batch, PrefillBatch) and batch.is_last_slice
+        return self._report((*plan.failed, *committed), batch.num_tokens if has_prefilled else 0)
 
     def _preempt(self) -> None:
         """Preempts requests so that others can start. Their states are copied to the host."""
-        if not self.stats.num_preemptible_running:
-            return
         preemption, can_replay = self._scheduler.preemption, self.request_snapshot_format is not None
         if not preemption.victims(can_replay=can_replay):
             return
-        in_flight, self._in_flight = self._in_flight, None
-        self._committed += self._commit(in_flight)
+        self._settle()
         for running in preemption.victims(can_replay=can_replay):
-            length = len(running.request.prompt_token_ids) + running.num_tokens - 1
             snapshot = None
             if running.num_tokens:  # until its snapshot is restored, the slot has another state
-                snapshot = running.restore or self._runner.snapshot(running.slot, length)
+                snapshot = running.restore or self._snapshot(running)
             self._committed += preemption.preempt(running, snapshot)
-
-    def _start_fetches(self, fetches: Sequence[Fetch]) -> None:
-        """Starts searches on disk; each calls back from another thread."""
-        for fetch in fetches:
-            assert self._scheduler.cache is not None
-            self._scheduler.cache.fetch(fetch.key, fetch.above, partial(self._on_arrival, fetch))
 
     def _on_arrival(self, fetch: Fetch, found: Snapshot | None) -> None:
         """Receives the result of a search on disk, on another thread."""
         self._arrived.append((fetch, found))
         self.wake()
 
-    def _dispatch(self, batch: Batch | None) -> _Dispatched | None:
-        if batch is None:
-            return None
-        self._steps += 1
-        start = time.monotonic()
-        return _Dispatched(batch, self._runner.run(batch), start)
+    def _settle(self) -> None:
+        """Commits the batch in flight; the next step reports its outputs."""
+        in_flight, self._in_flight = self._in_flight, None
+        if in_flight is not None:
+            self._committed += self._commit(in_flight)
 
-    def _commit(self, in_flight: _Dispatched | None) -> Sequence[RequestOutput]:
+    def _commit(self, in_flight: _Dispatched) -> Sequence[RequestOutput]:
         """Waits for a batch, and records its results. Snapshots finished requests before their slots are reused."""
-        if in_flight is None:
-            return ()
         wait_start = time.monotonic()
         results = in_flight.pending.wait()
         start, self._last_end = max(in_flight.start, self._last_end), time.monotonic()
         self._wait_seconds += self._last_end - wait_start
         commit = self._scheduler.commit(in_flight.batch, results, self._last_end - start)
-        if self._in_flight is None:  # no later commit may follow, and the device is idle
-            self._scheduler.settle()
         for state in commit.finished:
             assert self._scheduler.cache is not None
             self._scheduler.cache.insert_one(state.history, self._runner.snapshot(state.slot, len(state.history)))
         return commit.outputs
 
-    def _current_stats(self) -> EngineStats:
-        return replace(
-            self._scheduler.stats,
-            prompt_tokens=self._prompt_tokens,
-            generated_tokens=self._generated_tokens,
-            steps=self._steps,
-            step_tokens=tuple(self._step_tokens),
-            compiles_since_ready=self._runner.compiles_since_ready,
-            restore_seconds=self._runner.restore_seconds,
-            wait_seconds=self._wait_seconds,
-        )
+    def _snapshot(self, running: RunningRequest) -> Snapshot:
+        """Returns the state of a request after all tokens that were read back, except the last."""
+        length = len(running.request.prompt_token_ids) + running.num_tokens - 1
+        return self._runner.snapshot(running.slot, length)
 
-    def _count_tokens(self, num_prompt: int, num_generated: int) -> None:
-        self._prompt_tokens += num_prompt
+    def _report(self, outputs: Sequence[RequestOutput], num_prompt_tokens: int = 0) -> list[RequestOutput]:
+        """Counts the tokens of a step, and returns the outputs of requests.
+
+        Args:
+          outputs: The step's outputs, besides those that were committed before it.
+          num_prompt_tokens: Number of prompt tokens whose prefill the step completes.
+
+        Raises:
+          EngineDeadError: The model's parameters are broken.
+        """
+        reported, self._committed = [*self._committed, *outputs], []
+        num_generated = sum([len(output.token_ids) for _, output in reported])
+        self._prompt_tokens += num_prompt_tokens
         self._generated_tokens += num_generated
-        if num_tokens := num_prompt + num_generated:
+        if num_tokens := num_prompt_tokens + num_generated:
             self._step_tokens[bisect_left(STEP_TOKEN_BOUNDS, num_tokens)] += 1
-
-
-def _num_prompt_tokens(batch: Batch | None) -> int:
-    """Returns the number of prompt tokens whose prefill a batch completes."""
-    if not isinstance(batch, PrefillBatch) or not batch.is_last_slice:
-        return 0
-    return batch.num_tokens
-
-
-def _num_tokens(outputs: Sequence[RequestOutput]) -> int:
-    return sum(len(output.token_ids) for _, output in outputs)
+        return self._canary.check(reported)
 
 
 class Canary:
     """Runs one of the engine's own requests if consecutive requests fail with a `NumericError`.
 
-    Attributes:
-      is_running: Whether the engine's own request has not ended.
+    Args:
+      start: Starts a request of the engine.
     """
 
-    def __init__(self) -> None:
-        self.is_running = False
+    def __init__(self, start: Callable[[Request], None]) -> None:
+        self._start = start
+        self._is_running = False
         self._num_failures = 0
 
-    def check(self, outputs: Sequence[RequestOutput]) -> Request | None:
-        """Records the outputs of a step; returns a request that the engine must run, if it is time to check.
+    def check(self, outputs: list[RequestOutput]) -> list[RequestOutput]:
+        """Returns the outputs of a step without the canary's. Starts the canary if too many requests have failed.
 
         Raises:
-          EngineDeadError: The engine's own request failed as well, so the parameters are broken.
+          EngineDeadError: The canary failed as well, so the parameters are broken.
         """
-        if not self._num_failures and not self.is_running and all(output.error is None for _, output in outputs):
-            return None  # the usual case
+        errors = [output.error for _, output in outputs if output.error is not None]
+        if not (errors or self._num_failures or self._is_running):
+            return outputs  # the usual case
         for request_id, output in outputs:
             error = output.error if isinstance(output.error, NumericError) else None
             if request_id == CANARY_ID:
-                self.is_running = output.finish_reason is None
+                self._is_running = output.finish_reason is None
                 if error is not None:
-                    raise EngineDeadError(_message())
+                    failures = f"the activations of {_MAX_FAILURES} requests in a row were not finite"
+                    raise EngineDeadError(f"{failures}, and neither were those of the engine's own test prompt")
             elif error is not None:
                 self._num_failures += not error.from_imported_state
             elif output.token_ids:
                 self._num_failures = 0
-        if self._num_failures < _MAX_FAILURES or self.is_running:
-            return None
-        self._num_failures, self.is_running = 0, True
-        return _CANARY_REQUEST
-
-
-def _message() -> str:
-    failures = f"the activations of {_MAX_FAILURES} requests in a row were not finite"
-    return f"{failures}, and neither were those of the engine's own test prompt"
+        if self._num_failures >= _MAX_FAILURES and not self._is_running:
+            self._num_failures, self._is_running = 0, True
+            self._start(_CANARY_REQUEST)
+        return [output for output in outputs if output[0] != CANARY_ID]

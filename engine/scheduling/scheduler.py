@@ -154,6 +154,11 @@ class Scheduler:
         )
 
     @property
+    def num_preemptible_running(self) -> int:
+        """Number of preemptible requests with a slot."""
+        return self._assignment.num_lent
+
+    @property
     def running(self) -> Mapping[str, int]:
         """Slots of running requests, by request id."""
         return {request_id: running.slot for request_id, running in self._running.items()}
@@ -241,7 +246,8 @@ class Scheduler:
           results: Results of its rows, in their order.
           seconds: Time that the device took for it.
         """
-        self.settle()  # the chunks of the batch before: their states were read while the device ran this one
+        if self.cache is not None:  # the chunks of the batch before: the device ran this one while they were read
+            self.cache.settle()
         self._times.record(batch, seconds)
         if isinstance(batch, DecodeBatch):
             self._drafting.record(batch, results, seconds)
@@ -257,12 +263,9 @@ class Scheduler:
             if booked and booked[-1].finish_reason is not None:
                 finished += self._finished_state(running, booked[-1])
                 self._release(running)
-        return Commit(tuple(outputs), tuple(finished))
-
-    def settle(self) -> None:
-        """Waits for the committed chunks' states, and adds them to the prefix cache."""
-        if self.cache is not None:
+        if self.cache is not None and not self._in_flight:  # no later commit may follow, and the device is idle
             self.cache.settle()
+        return Commit(tuple(outputs), tuple(finished))
 
     def generating(self, request_id: str) -> RunningRequest | None:
         """Returns a running request whose slot has the state of its prompt and generated tokens; None if it has not."""

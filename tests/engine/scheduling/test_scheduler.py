@@ -890,42 +890,43 @@ def test_non_finite_state_is_never_inserted() -> None:
         commit(
             scheduler, batch, [result._replace(block_states=partial(partial, tuple, some)) for result in results(batch)]
         )
-    scheduler.settle()
     assert scheduler.cache is not None
     assert scheduler.cache.stats.snapshots == 0
 
 
 def test_states_of_a_chunk_are_awaited_by_the_next_commit() -> None:
     """Or by a request whose prompt they may begin, but not by another one."""
-    cache = PrefixCache(64, 10**9)
-    scheduler = Scheduler(3, 9, StepLimits(128), cache=cache)
+    scheduler = Scheduler(3, 9, StepLimits(128), cache=PrefixCache(64, 10**9))
     tokens, awaited = tuple(range(1, 101)), list[str]()
 
     def states(name: str, tokens: tuple[int, ...]) -> list[BlockState]:
         awaited.append(name)
         return block_states(tokens)
 
-    def run(name: str, tokens: tuple[int, ...]) -> int:
-        """Prefills a prompt; returns the number of its restored tokens."""
+    def start(name: str, tokens: tuple[int, ...]) -> PrefillBatch:
         add(scheduler, Request(name, tokens, SamplingParams(max_tokens=1)))
         batch = plan(scheduler)
         assert isinstance(batch, PrefillBatch)
+        return batch
+
+    def end(batch: PrefillBatch) -> int:
+        """Commits the prefill of a prompt; returns the number of its restored tokens."""
         (chunk,), (result, first) = batch.chunks, results(batch)
-        left = partial(partial, states, name, tokens) if not chunk.start else None
+        request = chunk.request
+        left = partial(partial, states, request.id, tuple(request.prompt_token_ids)) if not chunk.start else None
         ((_, output),) = commit(scheduler, batch, [result._replace(block_states=left), first])
         return output.num_cached
 
-    assert run("a", tokens) == 0
+    a, b = start("a", tokens), start("b", tokens[1:])
+    assert end(a) == 0
+    c = start("c", tokens[2:])
     assert awaited == []
-    add(scheduler, Request("other", tokens[1:], SamplingParams(max_tokens=1)))
-    other = plan(scheduler)
-    assert awaited == []
-    assert other is not None
-    commit(scheduler, other, results(other))
+    assert end(b) == 0
     assert awaited == ["a"]
-    assert run("b", tokens[::-1]) == 0
-    assert run("b again", tokens[::-1]) == 100
+    again = start("again", tokens[1:])
     assert awaited == ["a", "b"]
+    assert (end(c), end(again)) == (0, 99)
+    assert awaited == ["a", "b", "c"], "at once if no batch is in flight"
 
 
 def tenants_request(name: str, tenant: str) -> Request:
