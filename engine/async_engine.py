@@ -8,6 +8,8 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 from typing import Any, Final, Protocol, runtime_checkable
 
 from .engine_core import EngineCore
@@ -34,41 +36,16 @@ class OutputSink(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class _Add:
-    """Adds a request."""
-
-    request: Request
+type _Command = Callable[[EngineCore], None]
+"""Work of the thread between two steps."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Abort:
-    """Ends a request."""
-
-    request_id: str
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Read[Result]:
-    """Reads or adds a state."""
+    """A read of the engine's state that takes time."""
 
     read: Callable[[EngineCore], Result]
     future: "asyncio.Future[Result]"
-
-
-class _Pause:
-    """Ends all stepping."""
-
-
-class _Wake:
-    """Wakes the thread: a step has something to do."""
-
-
-class _Stop:
-    """Ends the thread."""
-
-
-type _Command = _Add | _Abort | _Read[Any] | _Pause | _Wake | _Stop
 
 
 class AsyncEngine:
@@ -88,14 +65,12 @@ class AsyncEngine:
 
     def __init__(self, build: Callable[[], EngineCore]) -> None:
         self._build = build
-        self._inbox: queue.SimpleQueue[_Command] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()  # None ends the thread
         self._outbox: deque[Sequence[tuple[str, Item]]] = deque()
         self._is_delivery_due = False
         self._sinks: dict[str, OutputSink] = {}
         self._reads: set[asyncio.Future[Any]] = set()
         self._pending_reads: deque[_Read[Any]] = deque()
-        self._state_format: SavedStateFormat | None = None
-        self._request_snapshot_format: RequestSnapshotFormat | None = None
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ready: asyncio.Future[None] | None = None
@@ -121,13 +96,14 @@ class AsyncEngine:
     @property
     def state_format(self) -> SavedStateFormat:
         """Format of the states that `save` returns; known once the engine is ready."""
-        assert self._state_format is not None
-        return self._state_format
+        assert self._core is not None
+        assert self._core.state_format is not None
+        return self._core.state_format
 
     @property
     def request_snapshot_format(self) -> RequestSnapshotFormat | None:
         """Format of request snapshots as files; None without them, or if the engine is not ready yet."""
-        return self._request_snapshot_format
+        return None if self._core is None else self._core.request_snapshot_format
 
     def start(self) -> None:
         """Starts the thread. Call it once, on the event loop on which requests are submitted."""
@@ -163,13 +139,13 @@ class AsyncEngine:
         Args:
           timeout_s: Maximum seconds to wait; None waits for the step.
         """
-        self._inbox.put(_Stop())
+        self._inbox.put(None)
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout_s)
 
     def fail(self, error: BaseException) -> None:
         """Ends every request immediately, even if the thread is in a step. Call it on the event loop."""
-        self._inbox.put(_Stop())
+        self._inbox.put(None)
         self._on_death(error)
 
     def check(self) -> int | None:
@@ -195,12 +171,12 @@ class AsyncEngine:
         if request.id in self._sinks:
             raise ValueError(f"request id {request.id!r} is in use")
         self._sinks[request.id] = sink
-        self._inbox.put(_Add(request))
+        self._inbox.put(partial(self._add, request))
 
     def abort(self, request_id: str) -> None:
         """Ends a request, if it has not ended, and frees its slot. Its sink gets `FinishReason.ABORT`."""
         if request_id in self._sinks:
-            self._inbox.put(_Abort(request_id))
+            self._inbox.put(lambda core: core.abort(request_id))
             self._put(request_id, TokenOutput(finish_reason=FinishReason.ABORT))
 
     async def pause(self) -> None:
@@ -211,7 +187,7 @@ class AsyncEngine:
         Raises:
           EngineDeadError: The engine died or was stopped.
         """
-        self._inbox.put(_Pause())
+        self._inbox.put(self._pause)
         await self._read(lambda _: None)
 
     async def save(self, request_id: str, num_generated: int | None = None) -> SavedState:
@@ -253,7 +229,7 @@ class AsyncEngine:
             raise EngineStoppedError("the engine is not running")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._reads.add(future)
-        self._inbox.put(_Read(read, future))
+        self._inbox.put(lambda _: self._pending_reads.append(_Read(read, future)))
         try:
             return await future
         finally:
@@ -262,8 +238,7 @@ class AsyncEngine:
     def _run(self) -> None:
         try:
             self._core = core = self._build()
-            self._state_format, self._request_snapshot_format = core.state_format, core.request_snapshot_format
-            core.wake = lambda: self._inbox.put(_Wake())
+            core.wake = lambda: self._inbox.put(lambda _: None)
             self._call(self._on_ready)
             while self._take_commands(core):
                 if self._is_paused:
@@ -272,57 +247,44 @@ class AsyncEngine:
                 self._is_in_step = True
                 outputs = core.step()
                 self._is_in_step = False
-                if outputs:
-                    self._hand_over(outputs)
+                self._hand_over(outputs)
             core.close()
             self._call(self._on_death, EngineStoppedError("the engine was stopped"))
         except BaseException as error:  # the state was donated to the failed step, so no other step can run
             self._call(self._on_death, error)
 
     def _take_commands(self, core: EngineCore) -> bool:
-        """Applies queued commands, and waits for one if there is nothing else to do. Returns False on `_Stop`.
+        """Applies queued commands, and waits for one if there is nothing else to do. Returns False at the end.
 
         A step waits for at most `_MAX_COMMANDS`, so that clients that connect and disconnect quickly don't delay all
         others. Reads take turns: one of them is served before each step.
         """
         for _ in range(_MAX_COMMANDS):
+            timeout = None if self._pending_reads else math.inf if self._is_paused else core.next_timeout
             try:
-                command = self._next_command(core)
+                if timeout is None:  # a step or a read has something to do
+                    command = self._inbox.get(block=False)
+                else:
+                    seconds = None if timeout == math.inf else max(0.0, timeout - time.monotonic())
+                    command = self._inbox.get(timeout=seconds)
             except queue.Empty:
                 break
-            if isinstance(command, _Stop):
+            if command is None:
                 return False
-            self._apply(core, command)
+            command(core)
         if self._pending_reads:
             self._serve_read(core)
         return True
 
-    def _apply(self, core: EngineCore, command: _Command) -> None:
-        match command:
-            case _Add(request):
-                try:
-                    core.add(request)
-                except (QueueFullError, ValueError) as error:
-                    self._hand_over([(request.id, error)])
-            case _Abort(request_id):
-                core.abort(request_id)
-            case _Read():
-                self._pending_reads.append(command)
-            case _Pause():
-                self._is_paused = True
-                if outputs := core.settle():
-                    self._hand_over(outputs)
+    def _add(self, request: Request, core: EngineCore) -> None:
+        try:
+            core.add(request)
+        except (QueueFullError, ValueError) as error:
+            self._hand_over([(request.id, error)])
 
-    def _next_command(self, core: EngineCore) -> _Command:
-        """Returns the next command; waits for it while neither a step nor a read has something to do.
-
-        Raises:
-          queue.Empty: No command has come, and a step or a read has something to do.
-        """
-        timeout = None if self._pending_reads else math.inf if self._is_paused else core.next_timeout
-        if timeout is None:
-            return self._inbox.get(block=False)
-        return self._inbox.get(timeout=None if timeout == math.inf else max(0.0, timeout - time.monotonic()))
+    def _pause(self, core: EngineCore) -> None:
+        self._is_paused = True
+        self._hand_over(core.settle())
 
     def _serve_read(self, core: EngineCore) -> None:
         """Serves the oldest pending read whose caller is still waiting."""
@@ -349,6 +311,8 @@ class AsyncEngine:
 
     def _hand_over(self, items: Sequence[tuple[str, Item]]) -> None:
         """Schedules a delivery, unless one is due: a busy event loop gets the outputs of several steps in one call."""
+        if not items:
+            return
         self._outbox.append(items)
         if not self._is_delivery_due:
             self._is_delivery_due = True
@@ -406,11 +370,11 @@ def _joined(items: Sequence[Item]) -> Sequence[Item]:
     if len(items) == 1:
         return items
     joined: list[Item] = []
-    outputs: list[TokenOutput] = []
-    for item in items:
-        if isinstance(item, TokenOutput) and item.finish_reason not in (FinishReason.ABORT, FinishReason.ERROR):
-            outputs.append(item)
-            continue
-        joined += [join_outputs(outputs), item] if outputs else [item]
-        outputs = []
-    return [*joined, join_outputs(outputs)] if outputs else joined
+    for has_tokens, group in groupby(items, _has_tokens):
+        run = list(group)
+        joined += [join_outputs([each for each in run if isinstance(each, TokenOutput)])] if has_tokens else run
+    return joined
+
+
+def _has_tokens(item: Item) -> bool:
+    return isinstance(item, TokenOutput) and item.finish_reason not in (FinishReason.ABORT, FinishReason.ERROR)
