@@ -36,7 +36,7 @@ class OutputSink(Protocol):
         """
 
 
-type _Command = Callable[[EngineCore], None]
+type _Command = Callable[[EngineCore], object]
 """Work of the thread between two steps."""
 
 

@@ -249,8 +249,8 @@ class EngineCore:
             assert self._scheduler.cache is not None
             self._scheduler.cache.fetch(fetch.key, fetch.above, partial(self._on_arrival, fetch))
         committed = self._commit(in_flight) if in_flight is not None else ()
-        has_prefilled = isinstance(batch, PrefillBatch) and batch.is_last_slice
-        return self._report((*plan.failed, *committed), batch.num_tokens if has_prefilled else 0)
+        num_prefilled = batch.num_tokens if isinstance(batch, PrefillBatch) and batch.is_last_slice else 0
+        return self._report((*plan.failed, *committed), num_prefilled)
 
     def _preempt(self) -> None:
         """Preempts requests so that others can start. Their states are copied to the host."""

@@ -5,13 +5,13 @@ from dataclasses import replace
 from typing import Final
 
 from ..types.config import MAX_PREFILL_ROWS, PREFILL_BLOCK, StepLimits
+from ..types.output_constraint import Forced
 from ..types.request import Batch, DecodeBatch, FirstToken, PrefillBatch, PrefillChunk, ReplayedRow
 from .drafting import Drafting
 from .preemption import Demand, Preemption
 from .prefill_budget import PrefillBudget
 from .running_request import RunningRequest
-from .slots import SlotPool
-from .waiting_queue import FairShares
+from .slots import FairShares, SlotPool
 
 _OLDEST_EVERY: Final = 4
 """Interval, in turns of a tenant, at which its oldest prompt goes first, so that shorter prompts cannot starve it."""
@@ -35,9 +35,8 @@ class BatchPlanner:
     Args:
       limits: Compiled sizes of a step.
       budget: Time for prefill between two decode steps.
-      precedence: Decides for which requests a step may run.
       extend_restored: Restores more of a prompt that is about to be prefilled, if more of it has been cached.
-      drafting: Decides which requests have drafts.
+      drafting: Decides which requests have drafts; None without speculation.
     """
 
     def __init__(
@@ -45,39 +44,40 @@ class BatchPlanner:
         limits: StepLimits,
         pool: SlotPool,
         budget: PrefillBudget,
-        precedence: Preemption,
         extend_restored: Callable[[RunningRequest], None],
-        drafting: Drafting,
+        drafting: Drafting | None,
     ) -> None:
         self._drafting = drafting
         self._extend_restored = extend_restored
         self._limits = limits
         self._pool = pool
         self._budget = budget
-        self._precedence = precedence
+        self._precedence: Preemption | None = None
         self._compaction = Compaction(limits.idle_rows_per_move)
         self._orders = {is_urgent: _PrefillOrder() for is_urgent in (False, True)}
         self._in_progress: tuple[RunningRequest, ...] = ()  # requests whose chunks have passed only the first layers
         self._last_slice: PrefillBatch | None = None
         self._in_flight: tuple[RunningRequest, ...] = ()  # requests of the last batch, if it produces snapshots
 
-    def plan(self, running: Mapping[str, RunningRequest]) -> Planned | None:
+    def plan(self, running: Mapping[str, RunningRequest], precedence: Preemption | None = None) -> Planned | None:
         """Plans the next batch.
 
         Args:
           running: All requests with a slot by id, oldest first.
+          precedence: Decides for which requests a step may run; None if none of them is preemptible.
 
         Returns:
           The batch; None if there is nothing to run.
         """
+        self._precedence = precedence
         demand = self._demand(running.values())
         planned = (
             self._plan_prefill(demand, running)
             or self._plan_held(demand)
             or self._plan_decode(demand, running.values())
         )
-        if planned is not None:
-            self._precedence.book(*planned, demand)
+        if planned is not None and precedence is not None:
+            precedence.book(*planned, demand)
         return planned
 
     def drop_unless_wanted(self, running: Iterable[RunningRequest]) -> None:
@@ -90,7 +90,12 @@ class BatchPlanner:
         new = [each for each in running if not each.num_tokens_dispatched]
         prompts = [each for each in new if _needs_prefill(each) and each not in awaited]
         awaiting = [each for each in running if _awaits_token(each) and each not in self._in_progress]
-        return self._precedence.demand(prompts, awaiting)
+        return self._weigh(prompts, awaiting)
+
+    def _weigh(self, prompts: Sequence[RunningRequest], decoding: Sequence[RunningRequest]) -> Demand:
+        if self._precedence is not None:
+            return self._precedence.demand(prompts, decoding)
+        return Demand(prompts, decoding, len(decoding), len(decoding), is_urgent=True)
 
     def _plan_prefill(self, demand: Demand, running: Mapping[str, RunningRequest]) -> Planned | None:
         """Plans the next slice of the batch in progress, or a new batch if the budget permits one.
@@ -101,7 +106,7 @@ class BatchPlanner:
         ready = [each for each in demand.prompts if not any(_shares_chunk(each, other) for other in in_flight)]
         if self._last_slice is None and not ready:
             return None
-        load = (len(demand.decoding), demand.num_waiting(ready, self._in_progress), demand.num_awaited)
+        load = (len(demand.decoding), num_waiting(demand, ready, self._in_progress), demand.num_awaited)
         if self._last_slice is not None:
             requests = self._in_progress
             index = self._last_slice.layer_slice + 1
@@ -119,7 +124,7 @@ class BatchPlanner:
             order.charge(batch)
         if not batch.is_last_slice:
             self._last_slice, self._in_progress = batch, requests
-            self._pool.pin(each.slot for each in requests)
+            self._pool.pinned.update([each.slot for each in requests])
         elif self._last_slice is not None:
             self._end_slices()
         self._in_flight = requests if batch.is_last_slice else ()
@@ -145,10 +150,10 @@ class BatchPlanner:
         if not (held or new):
             return False
         left = [each for each in demand.prompts if not each.is_prefilled]
-        later = self._precedence.demand(left, (*demand.decoding, *new))
+        later = self._weigh(left, (*demand.decoding, *new))
         if not later.prompts:
             return False
-        load = (len(later.decoding), later.num_waiting(later.prompts), later.num_awaited)
+        load = (len(later.decoding), num_waiting(later, later.prompts), later.num_awaited)
         return self._budget.max_held(batch, *load, is_holding=bool(held)) >= min(map(_num_left, later.prompts))
 
     def _plan_held(self, demand: Demand) -> Planned | None:
@@ -214,7 +219,9 @@ class BatchPlanner:
         steps = 1 if beside_prefill else self._max_steps(running)
         replays = tuple(_take_replayed(each) for each in requests if each.request.replay and _replays_next(each))
         slots = tuple(each.slot for each in requests)
-        drafts = self._drafting.drafts([None if _takes_single_tokens(each) else each for each in requests], steps)
+        drafting, drafts = self._drafting, tuple[int | Forced, ...]()
+        if drafting is not None:
+            drafts = drafting.drafts([None if _takes_single_tokens(each) else each for each in requests], steps)
         masks = tuple((each.slot, mask) for each in requests if (mask := each.mask) is not None)
         for request in requests:
             request.num_tokens_dispatched += steps
@@ -234,8 +241,8 @@ class BatchPlanner:
 
         This step and later ones then need fewer rows.
         """
-        fewest, rows = self._rows(len(running)), self._rows(1 + max(self._pool.rank(each.slot) for each in requests))
-        moved = [each for each in running if self._pool.rank(each.slot) >= fewest]
+        fewest, rows = self._rows(len(running)), self._rows(1 + max(self._pool.rank[each.slot] for each in requests))
+        moved = [each for each in running if self._pool.rank[each.slot] >= fewest]
         if not self._compaction.is_due(rows, fewest, len(moved)):
             return ()
         return tuple(map(self._move, moved))
@@ -287,6 +294,15 @@ class _PrefillOrder:
         own = [each for each in requests if each.request.tenant == tenant]
         turn = self._num_turns[tenant] = self._num_turns.get(tenant, 0) + 1
         return own[0] if turn % _OLDEST_EVERY == 0 else min(own, key=_blocks_left)
+
+
+def num_waiting(demand: Demand, *groups: Sequence[RunningRequest]) -> int:
+    """Returns the largest number of prompts in a group for which tokens may wait longer: preemptible ones only if no
+    request awaits tokens.
+    """
+    if demand.num_awaited:
+        groups = tuple([[each for each in group if not each.request.preemptible] for group in groups])
+    return max(1, *map(len, groups))
 
 
 def _needs_prefill(new: RunningRequest) -> bool:

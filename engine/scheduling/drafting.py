@@ -37,14 +37,11 @@ class Drafting:
     A batch without drafts runs the same program as without speculation, so that new text takes the same time.
 
     Attributes:
-      counts: Total drafted and accepted tokens; None without speculation.
-
-    Args:
-      settings: Settings of drafts; None drafts none.
+      counts: Total drafted and accepted tokens.
     """
 
-    def __init__(self, settings: Speculation | None) -> None:
-        self.counts = None if settings is None else DraftCounts(accepted=(0,) * settings.num_tokens)
+    def __init__(self, settings: Speculation) -> None:
+        self.counts = DraftCounts(accepted=(0,) * settings.num_tokens)
         self._settings = settings
         self._switch = DraftSwitch()
 
@@ -55,10 +52,9 @@ class Drafting:
           requests: Requests of the batch; None for one that must have no drafts.
           steps: Maximum number of rounds.
         """
-        settings = self._settings
-        if settings is None or not self._switch.is_on(len(requests), steps):
+        if not self._switch.is_on(len(requests), steps):
             return ()
-        drafts = tuple(_drafts(each, settings.num_tokens) for each in requests)
+        drafts = tuple(_drafts(each, self._settings.num_tokens) for each in requests)
         return drafts if any(drafts) else ()
 
     def record(self, batch: DecodeBatch, results: Sequence[RowResult], seconds: float) -> None:
@@ -69,8 +65,6 @@ class Drafting:
           results: Results of its rows.
           seconds: Duration of the batch.
         """
-        if self.counts is None:
-            return
         drafts = [result.drafts for result in results if result.drafts is not None]
         for each in drafts:
             self.counts = self.counts.plus(each)
@@ -79,8 +73,6 @@ class Drafting:
 
     def add(self, running: RunningRequest, token_ids: Sequence[int]) -> None:
         """Adds generated tokens of a request."""
-        if self._settings is None:
-            return
         if running.repetition is None:
             running.repetition = Repetition(running.request.searched_token_ids, 2 * self._settings.min_match)
             if running.request.replay is not None:

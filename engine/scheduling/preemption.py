@@ -6,12 +6,12 @@ needs one, or when its tenant has had more slots than another tenant for a while
 
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Final, NamedTuple
 
-from ..types.config import PREFILL_BLOCK, EngineStats, StepLimits
+from ..types.config import PREFILL_BLOCK, StepLimits
 from ..types.errors import QueueFullError
 from ..types.request import Batch, DecodeBatch, Replay, Request, error_output
 from ..types.snapshot import Snapshot
@@ -71,12 +71,6 @@ class Demand(NamedTuple):
     num_awaited: int
     is_urgent: bool
 
-    def num_waiting(self, *groups: Iterable[RunningRequest]) -> int:
-        """Returns the largest number of prompts in a group for which tokens may wait longer; preemptible ones if none
-        is awaited.
-        """
-        return max(1, *(sum(not (self.num_awaited and each.request.preemptible) for each in group) for group in groups))
-
 
 class Waiting(NamedTuple):
     """A preemptible request without a slot.
@@ -98,7 +92,8 @@ class Preemption:
     tenant is not charged, and the queue's limits don't apply to it.
 
     Attributes:
-      queue: Preemptible requests without a slot.
+      waiting: Preemptible requests without a slot by id; those that have lost one first, then the oldest.
+      num_preempted: Total times that a request yielded its slot.
 
     Args:
       assignment: Assigns slots to all other requests.
@@ -108,7 +103,8 @@ class Preemption:
     """
 
     def __init__(self, assignment: SlotAssignment, limits: StepLimits, times: StepTimes, max_bytes: int) -> None:
-        self.queue = PreemptibleQueue()
+        self.waiting: OrderedDict[str, Waiting] = OrderedDict()
+        self.num_preempted = 0
         self._assignment = assignment
         self._pool = assignment.pool
         self._limits = limits
@@ -120,60 +116,70 @@ class Preemption:
         self._now = self._next_look = 0.0
         self._looks = False
         self._passed = list[str]()  # tenants whose slots are given to others by the next assignment
-        self._num_slots = 0  # by the last assignment
-        self._num_preempted = 0
+        self._num_turns = 0
+        self._last_turns: dict[str, int] = {}
 
     @property
-    def stats(self) -> EngineStats:
-        """Statistics of preemptible requests. The other fields are 0."""
-        return EngineStats(
-            num_preemptible_running=self._assignment.num_lent,
-            num_preemptible_waiting=len(self.queue),
-            num_preemptible_slots=self._num_slots if self._assignment.queued else self._pool.size,
-            preemptions=self._num_preempted,
-        )
+    def num_slots(self) -> int:
+        """Number of slots that preemptible requests may get beside the other running requests."""
+        num_others = self._assignment.num_queued
+        return self.max_rows(num_others, is_entry=True) - num_others
 
-    def assign(self, now: float) -> list[RequestOutput]:
-        """Gives slots to as many requests as possible. Preemptible requests come last.
-
-        Returns:
-          Last outputs of requests that could not be started.
-        """
+    def assign(self, now: float) -> None:
+        """Gives slots to as many requests as possible. Preemptible requests come last."""
         self._now, self._looks = now, now >= self._next_look
         if self._looks:
             self._next_look = now + _LOOK_S
-        num_others = len(self._assignment.queued)
+        num_others = self._assignment.num_queued
         if num_others >= self._num_expected or now >= self._expected_until:
             self._num_expected, self._expected_until = num_others, now + _LINGER_S
-        failed = self._assignment.assign(now)
-        if self._may_lend:
-            failed += self._lend(now)
+        self._assignment.assign(now)
+        num_tokens, held = 0, self._held + Counter(self._passed)
+        while self._may_lend and num_tokens < _MAX_STARTED_TOKENS:
+            request, last = self.pop(held)
+            self._assignment.start(request, last, now)
+            held[request.tenant] += 1
+            num_tokens += len(request.prompt_token_ids)
+            del self._passed[:1]
         self._passed.clear()
-        num_others = len(self._assignment.queued)
-        self._num_slots = self.max_rows(num_others, is_entry=True) - num_others
-        return failed
+
+    def add(self, request: Request) -> None:
+        """Queues a request with a new id."""
+        self.waiting[request.id] = Waiting(request, None)
+
+    def pop(self, held: Mapping[str, int]) -> Waiting:
+        """Removes the next request; there is at least one. It belongs to the tenant that holds the fewest slots.
+
+        Tenants that hold the same number take turns.
+
+        Args:
+          held: Number of slots of preemptible requests, by tenant.
+        """
+
+        def place(waiting: Waiting) -> tuple[int, int]:
+            tenant = waiting.request.tenant
+            return held.get(tenant, 0), self._last_turns.get(tenant, 0)
+
+        found = min(self.waiting.values(), key=place)
+        self._num_turns += 1
+        self._last_turns[found.request.tenant] = self._num_turns
+        return self.waiting.pop(found.request.id)
 
     @property
     def _may_lend(self) -> bool:
-        if not (self._pool.num_free and len(self.queue)):
+        if not (self._pool.free and self.waiting):
             return False
         return bool(self._passed) or self._num_over(is_entry=True) < 0
 
     @property
     def _held(self) -> Counter[str]:
         """Number of slots of preemptible requests, by tenant."""
-        return Counter(each.request.tenant for each in self._assignment.running.values() if each.request.preemptible)
+        return Counter(each.request.tenant for each in self._assignment.lent.values())
 
-    def _lend(self, now: float) -> list[RequestOutput]:
-        """Gives free slots to preemptible requests; returns the last outputs of requests that could not be started."""
-        failed, num_tokens, held = list[RequestOutput](), 0, self._held + Counter(self._passed)
-        while self._may_lend and num_tokens < _MAX_STARTED_TOKENS:
-            found = self.queue.pop(held)
-            failed += self._assignment.start(*found, now)
-            held[found.request.tenant] += 1
-            num_tokens += len(found.request.prompt_token_ids)
-            del self._passed[:1]
-        return failed
+    @property
+    def _num_bytes(self) -> int:
+        """Host memory of the states of requests that have lost their slots."""
+        return sum(_held_bytes(each.request) for each in self.waiting.values() if each.last is not None)
 
     def victims(self, *, can_replay: bool) -> list[RunningRequest]:
         """Returns the requests that should yield their slots before the next batch is planned, newest first.
@@ -181,16 +187,15 @@ class Preemption:
         Args:
           can_replay: Whether requests that have generated a token can continue later.
         """
-        running = (each for each in reversed(self._assignment.running.values()) if each.request.preemptible)
-        found = (each for each in running if can_replay or not each.num_tokens_dispatched)
-        found = (each for each in found if not self._pool.is_pinned(each.slot))
+        lent = (each for each in reversed(self._assignment.lent.values()) if each.slot not in self._pool.pinned)
+        found = (each for each in lent if can_replay or not each.num_tokens_dispatched)
         num_wanted = self._num_wanted
         return list(islice(found, num_wanted)) if num_wanted > 0 else self._next_to_pass(found)
 
     @property
     def _num_wanted(self) -> int:
         """Number of slots that other requests need from preemptible ones; 0 or less if they need none."""
-        num_free = self._pool.num_free
+        num_free = len(self._pool.free)
         num_wanted = self._assignment.num_ready - num_free
         num_wanted = min(num_wanted, max(self._assignment.num_open - num_free, 1))
         return min(max(num_wanted, self._num_over()), _MAX_PREEMPTIONS)
@@ -204,12 +209,11 @@ class Preemption:
         Args:
           candidates: Requests that may yield their slots, newest first.
         """
-        tenants = self.queue.tenants
-        if not (self._looks and tenants) or self._may_lend or 2 * self.queue.num_bytes > self._max_bytes:
+        if not (self._looks and self.waiting) or self._may_lend or 2 * self._num_bytes > self._max_bytes:
             return []
         held = self._held
         tenant, most = max(held.items(), key=lambda item: item[1], default=("", 0))
-        num_more = most - min(held[each] for each in tenants)
+        num_more = most - min(held[each.request.tenant] for each in self.waiting.values())
         own = [each for each in candidates if each.request.tenant == tenant and _keeps_progress(each)]
         if num_more == 1:
             own = [each for each in own if self._now - each.assigned_at >= _TURN_S]
@@ -227,14 +231,15 @@ class Preemption:
         if self._num_wanted <= 0:
             self._passed.append(running.request.tenant)
         self._assignment.free(running)
-        self._num_preempted += 1
-        self.queue.put_back(_replayed(running, snapshot), running)
-        if self.queue.num_bytes <= self._max_bytes:
+        self.num_preempted += 1
+        self.waiting[running.request.id] = Waiting(_replayed(running, snapshot), running)
+        self.waiting.move_to_end(running.request.id, last=False)
+        if self._num_bytes <= self._max_bytes:
             return []
-        self.queue.remove(running.request.id)
+        del self.waiting[running.request.id]
         return [(running.request.id, error_output(QueueFullError(_NO_MEMORY)))]
 
-    def demand(self, prompts: Sequence[RunningRequest], decoding: Sequence[RunningRequest]) -> "Demand":
+    def demand(self, prompts: Sequence[RunningRequest], decoding: Sequence[RunningRequest]) -> Demand:
         """Returns the requests for which the next step may run.
 
         Preemptible prompts wait for all other prompts, and while they owe time.
@@ -250,7 +255,7 @@ class Preemption:
         num_awaited = len(decoding) if is_shared and not num_streams else num_streams
         return Demand(urgent if is_for_urgent else prompts, decoding, num_streams, num_awaited, is_urgent=is_for_urgent)
 
-    def book(self, batch: Batch, rows: Sequence[RunningRequest], demand: "Demand") -> None:
+    def book(self, batch: Batch, rows: Sequence[RunningRequest], demand: Demand) -> None:
         """Records the time of a planned step.
 
         Preemptible prompts owe their time to other requests that decode. Decode steps pay it off with a share of their
@@ -291,8 +296,8 @@ class Preemption:
         Args:
           is_entry: Whether further requests are to get slots; see `max_rows`.
         """
-        num_others = max(len(self._assignment.queued), self._num_expected)
-        return num_others + self._assignment.num_lent - self.max_rows(num_others, is_entry=is_entry)
+        num_others = max(self._assignment.num_queued, self._num_expected)
+        return num_others + len(self._assignment.lent) - self.max_rows(num_others, is_entry=is_entry)
 
 
 def _replayed(running: RunningRequest, snapshot: Snapshot | None) -> Request:
@@ -312,85 +317,6 @@ def _keeps_progress(running: RunningRequest) -> bool:
     """Returns whether a request that loses its slot keeps its progress, except a chunk of its prompt."""
     can_resume = running.last_snapshot is not None and running.request.params.prompt_logprobs is None
     return running.num_tokens > 0 or can_resume or not running.num_prompt_dispatched
-
-
-class PreemptibleQueue:
-    """Preemptible requests without a slot. The next one belongs to the tenant that holds the fewest slots.
-
-    Tenants that hold the same number take turns. Within a tenant, requests that have lost a slot go first, then the
-    oldest.
-    """
-
-    def __init__(self) -> None:
-        self._waiting: OrderedDict[str, Waiting] = OrderedDict()
-        self._num_requests = Counter[str]()
-        self._num_turns = 0
-        self._last_turns: dict[str, int] = {}
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def __contains__(self, request_id: object) -> bool:
-        return request_id in self._waiting
-
-    def __iter__(self) -> Iterator[Request]:
-        return (each.request for each in self._waiting.values())
-
-    @property
-    def tenants(self) -> Collection[str]:
-        """Tenants of all requests."""
-        return self._num_requests.keys()
-
-    @property
-    def num_bytes(self) -> int:
-        """Host memory of the states of requests that have lost their slots."""
-        return sum(_held_bytes(each.request) for each in self._waiting.values() if each.last is not None)
-
-    def check_room(self, request: Request) -> None:
-        """Does nothing: this queue has no limits."""
-
-    def add(self, request: Request) -> None:
-        """Adds a request with a new id."""
-        self._waiting[request.id] = Waiting(request, None)
-        self._num_requests[request.tenant] += 1
-
-    def put_back(self, request: Request, last: RunningRequest) -> None:
-        """Adds a request that has lost its slot.
-
-        Args:
-          last: The request at the time when it lost its slot.
-        """
-        self._waiting[request.id] = Waiting(request, last)
-        self._waiting.move_to_end(request.id, last=False)
-        self._num_requests[request.tenant] += 1
-
-    def pop(self, held: Mapping[str, int]) -> Waiting:
-        """Removes the next request; there is at least one.
-
-        Args:
-          held: Number of slots of preemptible requests, by tenant.
-        """
-
-        def place(waiting: Waiting) -> tuple[int, int]:
-            tenant = waiting.request.tenant
-            return held.get(tenant, 0), self._last_turns.get(tenant, 0)
-
-        found = min(self._waiting.values(), key=place)
-        self._num_turns += 1
-        self._last_turns[found.request.tenant] = self._num_turns
-        self.remove(found.request.id)
-        return found
-
-    def remove(self, request_id: str) -> bool:
-        """Removes a request; returns whether it was waiting."""
-        found = self._waiting.pop(request_id, None)
-        if found is None:
-            return False
-        tenant = found.request.tenant
-        self._num_requests[tenant] -= 1
-        if not self._num_requests[tenant]:
-            del self._num_requests[tenant]
-        return True
 
 
 def _held_bytes(request: Request) -> int:

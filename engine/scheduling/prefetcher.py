@@ -8,7 +8,7 @@ from typing import Final
 from ..prefix_cache.cache import PrefixCache, PrefixKey
 from ..types.request import Request
 from ..types.snapshot import Snapshot
-from .waiting_queue import WaitingQueue
+from .slots import WaitingQueue
 
 _MAX_SECONDS: Final = 5.0
 """Seconds after which requests no longer wait for a search, since prefill would have been faster."""
@@ -41,13 +41,17 @@ class Prefetcher:
     snapshots of requests that ended during the search are found, too. If a search takes too long, requests are not held
     until it ends.
 
+    Attributes:
+      is_planned: Whether nothing has changed since `plan`, so that `plan` has nothing to do before `timeout`.
+
     Args:
-      waiting: Requests without a slot.
+      queue: Requests without a slot.
       cache: A prefix cache with a tier on disk, which limits the number of searches.
     """
 
-    def __init__(self, waiting: WaitingQueue, cache: PrefixCache) -> None:
-        self._waiting = waiting
+    def __init__(self, queue: WaitingQueue, cache: PrefixCache) -> None:
+        self.is_planned = True
+        self._queue = queue
         self._cache = cache
         self._max_fetches = cache.max_fetches
         self._queued: dict[str, Fetch] = {}
@@ -55,12 +59,6 @@ class Prefetcher:
         self._done: dict[str, Fetch] = {}
         self._forks: dict[str, list[str]] = {}
         self._is_stuck = False
-        self._is_planned = True
-
-    @property
-    def is_planned(self) -> bool:
-        """Whether nothing has changed since `plan`, so that `plan` has nothing to do before `timeout`."""
-        return self._is_planned
 
     @property
     def timeout(self) -> float:
@@ -73,18 +71,18 @@ class Prefetcher:
         if self._is_stuck or request.params.prompt_logprobs is not None:
             return
         parent = request.fork_of
-        if parent is not None and parent in self._waiting:  # the parent prefills the prompt for both
-            if self._waiting.is_held(parent):
+        if parent is not None and parent in self._queue.waiting:  # the parent prefills the prompt for both
+            if self._queue.is_held(parent):
                 self._forks.setdefault(parent, []).append(request.id)
-                self._waiting.hold(request.id)
+                self._queue.hold(request.id)
             return
         fetch = Fetch(request, PrefixKey.of(request.prompt_token_ids, request.cache_salt))
         if not self._needs_search(fetch):
             self._done[request.id] = fetch
             return
         self._queued[request.id] = fetch
-        self._waiting.hold(request.id)
-        self._is_planned = False
+        self._queue.hold(request.id)
+        self.is_planned = False
 
     def plan(self, now: float) -> list[Fetch]:
         """Returns the searches that are to begin, and records them as running.
@@ -92,7 +90,7 @@ class Prefetcher:
         Args:
           now: Current time, in seconds of `time.monotonic`.
         """
-        self._is_planned = True
+        self.is_planned = True
         self._is_stuck = any(now >= fetch.started + _MAX_SECONDS for fetch in self._running)
         if self._is_stuck:
             for request_id in [*self._queued, *(fetch.request.id for fetch in self._running)]:
@@ -101,24 +99,26 @@ class Prefetcher:
 
     def commit(self, fetch: Fetch, found: Snapshot | None) -> None:
         """Records the result of a search, and releases its request."""
-        self._is_planned = False
+        self.is_planned = False
         del self._running[fetch]
-        if self._waiting.get(fetch.request.id) is fetch.request:
+        waiting = self._queue.waiting.get(fetch.request.id)
+        if waiting is not None and waiting.request is fetch.request:
             fetch.found = found
             self._done[fetch.request.id] = fetch
             self._release(fetch.request.id)
 
-    def take(self, request_id: str) -> Fetch | None:
-        """Removes a request that has stopped waiting; returns its search if the search has ended."""
-        self._is_planned = False
+    def take(self, request_id: str) -> tuple[PrefixKey, Snapshot | None] | None:
+        """Removes a request that has stopped waiting; returns its key and what was found, if its search has ended."""
+        self.is_planned = False
         self._release(request_id)
-        return self._done.pop(request_id, None)
+        fetch = self._done.pop(request_id, None)
+        return None if fetch is None else (fetch.key, fetch.found)
 
     def _begin(self, now: float) -> list[Fetch]:
         started: list[Fetch] = []
         found = (fetch for fetch in self._done.values() if fetch.found is not None)
         taken = Counter(fetch.request.tenant for fetch in (*self._running, *found))
-        for requests in self._waiting.held_in_rounds():
+        for requests in self._queue.held_in_rounds():
             for request in requests:
                 fetch = self._queued.get(request.id)
                 room = self._max_fetches // 2 if taken[request.tenant] else self._max_fetches
@@ -146,4 +146,4 @@ class Prefetcher:
         """Releases a request, and the forks that wait for it to prefill their prompt."""
         self._queued.pop(request_id, None)
         for each in (request_id, *self._forks.pop(request_id, ())):
-            self._waiting.release(each)
+            self._queue.release(each)

@@ -252,7 +252,7 @@ class StepTimes:
 
     They decide when chunks are prefilled and how long the chunks are, but don't affect results: states at block
     boundaries don't depend on how a prompt is split. Unmeasured sizes are estimated from the nearest size, as if twice
-    the tokens took no longer, so that the next larger size is tried.
+    the tokens took no longer, so that the next larger size is tried. Any thread may ask for them.
 
     Args:
       limits: Compiled sizes of a step.
@@ -339,7 +339,7 @@ class StepTimes:
             return known
         if not self._prefill:
             return None
-        nearest = min(self._prefill, key=lambda other: _distance(kind, other))
+        nearest = min(tuple(self._prefill), key=lambda other: _distance(kind, other))
         ratio = kind.tokens / nearest.tokens
         return (max(ratio / 2, 1) if ratio > 1 else ratio) * self._prefill[nearest]
 
@@ -368,7 +368,7 @@ def _updated(mean: float | None, seconds: float) -> float:
 
 def _nearest(table: dict[int, float], size: int) -> float | None:
     """Returns the entry of the nearest size by ratio; None if there is none."""
-    return table[min(table, key=lambda other: abs(math.log(other / size)))] if table else None
+    return table[min(tuple(table), key=lambda other: abs(math.log(other / size)))] if table else None
 
 
 def _distance(kind: _Prefill, other: _Prefill) -> tuple[float, bool]:

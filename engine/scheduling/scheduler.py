@@ -1,14 +1,13 @@
 """Plans device steps, and records their results. Pure host Python: no clock, no thread, no JAX, no files."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 
 from ..prefix_cache.cache import PrefixCache, PrefixKey
 from ..types.config import PREFILL_BLOCK, CacheStats, EngineStats, StepLimits
-from ..types.errors import ConstraintError, QueueFullError, QueueTimeoutError, RequestTimeoutError, RoostError
+from ..types.errors import ConstraintError, QueueTimeoutError, RequestTimeoutError, RoostError
 from ..types.host_memory import pack_ids
 from ..types.request import (
     Batch,
@@ -27,8 +26,7 @@ from .preemption import Preemption
 from .prefetcher import Fetch, Prefetcher
 from .prefill_budget import PrefillBudget, StepTimes
 from .running_request import MASK_WAIT_S, RequestOutput, RunningRequest, TokenHistories, TokenHistory, book_result
-from .slots import SlotAssignment, SlotPool, SlotReserve
-from .waiting_queue import WaitingQueue
+from .slots import SlotAssignment, SlotPool, WaitingQueue
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +86,7 @@ class Scheduler:
       limits: Compiled sizes of a step.
       max_queue_tokens: Maximum number of prompt tokens that wait; None sets no limit.
       tenants: Number of tenants that share the queue.
-      reserved_slots: Number of slots kept free for tenants without a running request; see `SlotReserve`.
+      reserved_slots: Number of slots kept free for tenants without a running request; see `SlotAssignment`.
       cache: Prefix cache; None prefills every prompt as a whole.
     """
 
@@ -107,33 +105,29 @@ class Scheduler:
         self.cache = cache
         self.queue = WaitingQueue(max_queue, max_queue_tokens, tenants)
         self._prefetcher = Prefetcher(self.queue, cache) if cache is not None and cache.max_fetches else None
-        self._times = times = StepTimes(limits)
-        reserve, max_bytes = SlotReserve(slots, reserved_slots), 0 if cache is None else cache.stats.budget
-        self._assignment = SlotAssignment(self.slots, reserve, self.queue, cache, self._prefetcher, limits.mask_words)
-        self.preemption = Preemption(self._assignment, limits, times, max_bytes)
-        self._queues = (self.queue, self.preemption.queue)
+        take_fetch = None if self._prefetcher is None else self._prefetcher.take
+        self._assignment = SlotAssignment(
+            self.slots, self.queue, cache, take_fetch, mask_words=limits.mask_words, reserved=reserved_slots
+        )
         self._running = self._assignment.running
-        self._timeouts = RequestTimeouts()
-        budget, extend_restored = PrefillBudget(limits, times), self._assignment.extend_restored
-        self._drafting = Drafting(limits.speculation)
-        self._planner = BatchPlanner(limits, self.slots, budget, self.preemption, extend_restored, self._drafting)
+        self._times = StepTimes(limits)
+        max_bytes = 0 if cache is None else cache.stats.budget
+        self.preemption = Preemption(self._assignment, limits, self._times, max_bytes)
+        self._drafting = None if limits.speculation is None else Drafting(limits.speculation)
+        budget, extend_restored = PrefillBudget(limits, self._times), self._assignment.extend_restored
+        self._planner = BatchPlanner(limits, self.slots, budget, extend_restored, self._drafting)
         self._histories = TokenHistories()
         self._now = 0.0
-        self._failed: list[RequestOutput] = []  # found by `add`, reported by the next plan
-        self._in_flight: dict[Batch, tuple[RunningRequest, ...]] = {}
+        self._next_end = math.inf  # earliest time at which a request may time out
+        self._in_flight: dict[Batch, Sequence[RunningRequest]] = {}
 
     def __repr__(self) -> str:
-        return f"Scheduler(waiting={self.num_waiting}, running={self.num_running}, slots={self.slots!r})"
+        return f"Scheduler(waiting={self.num_waiting}, running={self.num_running}, slots={self.slots.size})"
 
     @property
     def num_waiting(self) -> int:
         """Number of requests in `queue`."""
-        return len(self.queue)
-
-    @property
-    def _num_queued(self) -> int:
-        """Number of all requests without a slot."""
-        return len(self.queue) + len(self.preemption.queue)
+        return len(self.queue.waiting)
 
     @property
     def num_running(self) -> int:
@@ -143,20 +137,23 @@ class Scheduler:
     @property
     def stats(self) -> EngineStats:
         """Statistics of requests, slots and the cache. Statistics of steps are 0."""
-        return replace(
-            self.preemption.stats,
+        return EngineStats(
             num_waiting=self.num_waiting,
             num_running=self.num_running,
+            num_preemptible_running=len(self._assignment.lent),
+            num_preemptible_waiting=len(self.preemption.waiting),
+            num_preemptible_slots=self.preemption.num_slots,
+            preemptions=self.preemption.num_preempted,
             waiting_tokens=self.queue.num_tokens,
             slots=self.slots.size,
             cache=CacheStats() if self.cache is None else self.cache.stats,
-            drafts=self._drafting.counts,
+            drafts=None if self._drafting is None else self._drafting.counts,
         )
 
     @property
     def num_preemptible_running(self) -> int:
         """Number of preemptible requests with a slot."""
-        return self._assignment.num_lent
+        return len(self._assignment.lent)
 
     @property
     def running(self) -> Mapping[str, int]:
@@ -166,7 +163,9 @@ class Scheduler:
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to plan and nothing to report."""
-        return not (self._num_queued or self._assignment.probes or self._running or self._failed)
+        assignment = self._assignment
+        is_waiting = self.queue.waiting or self.preemption.waiting or assignment.probes
+        return not (is_waiting or self._running or assignment.failed)
 
     @property
     def next_timeout(self) -> float | None:
@@ -174,12 +173,13 @@ class Scheduler:
 
         None if there is already something to plan; infinite if the scheduler is idle.
         """
-        if self.is_idle:
-            return math.inf
-        all_held = self._num_queued == self.queue.num_held
-        if self._prefetcher is None or not all_held or self._running or self._failed or self._assignment.probes:
+        if self._running or self._assignment.failed or self._assignment.probes or self.preemption.waiting:
             return None
-        return min(self._timeouts.next, self._prefetcher.timeout) if self._prefetcher.is_planned else None
+        if not self.queue.waiting:
+            return math.inf
+        if self._prefetcher is None or not self._prefetcher.is_planned or self.queue.num_held < self.num_waiting:
+            return None
+        return min(self._next_end, self._prefetcher.timeout)
 
     def add(self, request: Request, now: float) -> None:
         """Queues a request.
@@ -192,19 +192,16 @@ class Scheduler:
           QueueFullError: The queue is full, and no slot is free for this request.
           ValueError: The id is in use.
         """
-        if any(request.id in requests for requests in (self._running, *self._queues)):
+        if request.id in self._running or request.id in self.queue.waiting or request.id in self.preemption.waiting:
             raise ValueError(f"request id {request.id!r} is in use")
         self._now = now
-        queue = self.preemption.queue if request.preemptible else self.queue
-        try:
-            queue.check_room(request)
-        except QueueFullError:
-            self._failed += self.preemption.assign(now)
-            self._assignment.check_room(request, now)
-        queue.add(request)
-        if self._prefetcher is not None and queue is self.queue and self._assignment.parent_of(request) is None:
-            self._prefetcher.offer(request)
-        self._timeouts.watch(request)
+        if request.preemptible:
+            self.preemption.add(request)
+        else:
+            self._assignment.add(request, now)
+            if self._prefetcher is not None and self._assignment.parent_of(request) is None:
+                self._prefetcher.offer(request)
+        self._next_end = min(self._next_end, request.start_by, request.deadline)
 
     def probe(self, request: Request) -> None:
         """Gives one of the engine's own requests the next free slot, ahead of the queue. It uses no prefix cache."""
@@ -217,7 +214,7 @@ class Scheduler:
             return True
         if self._prefetcher is not None:
             self._prefetcher.take(request_id)
-        return any(queue.remove(request_id) for queue in self._queues)
+        return self.queue.remove(request_id) or self.preemption.waiting.pop(request_id, None) is not None
 
     def commit_fetch(self, fetch: Fetch, found: Snapshot | None) -> None:
         """Records the result of a search on disk. Its request may then get a slot."""
@@ -231,12 +228,25 @@ class Scheduler:
           now: Current time, in seconds of `time.monotonic`.
         """
         self._now = now
-        failed, self._failed = self._end_expired(now) + self._failed, []
+        failed = [] if now < self._next_end else self._end_expired(now)
         fetches = () if self._prefetcher is None else self._prefetcher.plan(now)
-        failed += self.preemption.assign(now)
-        failed += self._update_masks([running for running in self._running.values() if running.awaits_mask])
-        planned = self._planner.plan(self._running)
-        return Plan(None if planned is None else self._book_dispatch(*planned), tuple(failed), tuple(fetches))
+        precedence = self.preemption if self.preemption.waiting or self._assignment.lent else None
+        if precedence is None:
+            self._assignment.assign(now)
+        else:
+            precedence.assign(now)
+        failed += self._assignment.failed
+        self._assignment.failed.clear()
+        if late := [each for each in self._running.values() if each.constraint is not None and each.awaits_mask]:
+            failed += self._update_masks(late)
+        planned = self._planner.plan(self._running, precedence)
+        if planned is None:
+            return Plan(None, tuple(failed), tuple(fetches))
+        batch, self._in_flight[batch] = planned
+        for running in self._in_flight[batch]:
+            if running.started_at is None:
+                running.started_at = now
+        return Plan(batch, tuple(failed), tuple(fetches))
 
     def commit(self, batch: Batch, results: Sequence[RowResult], seconds: float) -> Commit:
         """Records the results of a batch. Tokens of requests that have ended since it was planned are dropped.
@@ -249,7 +259,7 @@ class Scheduler:
         if self.cache is not None:  # the chunks of the batch before: the device ran this one while they were read
             self.cache.settle()
         self._times.record(batch, seconds)
-        if isinstance(batch, DecodeBatch):
+        if self._drafting is not None and isinstance(batch, DecodeBatch):
             self._drafting.record(batch, results, seconds)
         outputs: list[RequestOutput] = []
         finished: list[FinishedState] = []
@@ -259,7 +269,8 @@ class Scheduler:
             booked = self._commit_row(running, result)
             for output in booked:
                 outputs.append((running.request.id, output))
-                self._drafting.add(running, output.token_ids)
+                if self._drafting is not None:
+                    self._drafting.add(running, output.token_ids)
             if booked and booked[-1].finish_reason is not None:
                 finished += self._finished_state(running, booked[-1])
                 self._release(running)
@@ -278,11 +289,19 @@ class Scheduler:
         return self._histories.get(request_id) if running is None else running.history
 
     def _end_expired(self, now: float) -> list[RequestOutput]:
-        running = (running.request for running in self._running.values())
-        expired = self._timeouts.expired(now, chain(*self._queues), running)
-        for request, _ in expired:
-            self.abort(request.id)
-        return [(request.id, error_output(error)) for request, error in expired]
+        """Ends requests that have timed out, and finds the earliest time at which another one may."""
+        ends = [(each.request, each.request.start_by) for each in self.queue.waiting.values()]
+        ends += [(each.request, each.request.start_by) for each in self.preemption.waiting.values()]
+        ends += [(each.request, math.inf) for each in self._running.values()]
+        failed = []
+        self._next_end = math.inf
+        for request, start_by in ends:
+            if (error := _timeout_error(request, start_by, now)) is None:
+                self._next_end = min(self._next_end, start_by, request.deadline)
+            else:
+                self.abort(request.id)
+                failed.append((request.id, error_output(error)))
+        return failed
 
     def _update_masks(self, waiting: Sequence[RunningRequest]) -> list[RequestOutput]:
         """Updates masks that were not computed yet. Waits for at most one constraint, to keep the step short.
@@ -304,13 +323,6 @@ class Scheduler:
     def _end(self, running: RunningRequest, error: RoostError) -> RequestOutput:
         self._release(running)
         return running.request.id, error_output(error)
-
-    def _book_dispatch(self, batch: Batch, rows: Sequence[RunningRequest]) -> Batch:
-        self._in_flight[batch] = tuple(rows)
-        for running in rows:
-            if running.started_at is None:
-                running.started_at = self._now
-        return batch
 
     def _commit_row(self, running: RunningRequest, result: RowResult) -> Sequence[TokenOutput]:
         """Records a row's result; returns its outputs, none for a request that has already ended."""
@@ -350,7 +362,8 @@ class Scheduler:
     def _release(self, running: RunningRequest) -> None:
         """Ends a running request for any reason."""
         self._assignment.release(running, self._now)
-        self._planner.drop_unless_wanted(self._running.values())
+        if self.slots.retained:  # of a prefill batch in progress
+            self._planner.drop_unless_wanted(self._running.values())
         self._histories.keep(running)
 
 
@@ -362,39 +375,6 @@ def _insert(
     running.is_finite = running.is_finite and all(state.is_finite for state in states)
     if running.is_finite:
         running.last_snapshot = cache.insert_chunk(key, running.last_snapshot, states)
-
-
-class RequestTimeouts:
-    """Tracks the `start_by` and `deadline` of requests. All of them are examined only when the earliest has passed."""
-
-    def __init__(self) -> None:
-        self._next = math.inf
-
-    @property
-    def next(self) -> float:
-        """Earliest time at which a request may time out, in seconds of `time.monotonic`."""
-        return self._next
-
-    def watch(self, request: Request) -> None:
-        """Adds a newly queued request."""
-        self._next = min(self._next, request.start_by, request.deadline)
-
-    def expired(
-        self, now: float, waiting: Iterable[Request], running: Iterable[Request]
-    ) -> list[tuple[Request, RoostError]]:
-        """Returns requests that have timed out, each with its error. The caller ends them.
-
-        Args:
-          now: Current time, in seconds of `time.monotonic`.
-          waiting: All requests without a slot.
-          running: All requests with a slot.
-        """
-        if now < self._next:
-            return []
-        limits = [(each, each.start_by) for each in waiting] + [(each, math.inf) for each in running]
-        ends = [(each, _timeout_error(each, start_by, now), min(start_by, each.deadline)) for each, start_by in limits]
-        self._next = min((end for _, error, end in ends if error is None), default=math.inf)
-        return [(each, error) for each, error, _ in ends if error is not None]
 
 
 def _timeout_error(request: Request, start_by: float, now: float) -> RoostError | None:

@@ -1,23 +1,41 @@
-"""Slots: which are free, which are kept for tenants without a running request, and which request gets the next one.
+"""Slots, and the queue of requests without one: bounded, fair between tenants, ordered by priority within one.
 
 A slot is a row of the state pool, identified by its index. A request that gets one restores the cached prefix of its
-prompt.
+prompt. A request beyond the queue's bounds is refused, with an estimate of when a slot will be free for it.
 """
 
 import heapq
+from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
-from itertools import chain
-from typing import Final
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import Final, NamedTuple
 
 from ..prefix_cache.cache import PrefixCache, PrefixKey
 from ..types.errors import ConfigError, QueueFullError, RequestFailedError, RoostError
 from ..types.request import Request, error_output
 from ..types.snapshot import Snapshot
-from .prefetcher import Fetch, Prefetcher
 from .running_request import RequestOutput, RunningRequest, TokenConstraint
-from .waiting_queue import RetryAfterEstimator, WaitingQueue
+
+OLDEST_EVERY: Final = 8
+"""Interval, in requests of a tenant that get a slot, at which its oldest request goes first, so that none waits
+forever."""
+
+_EXPECTED_TOKENS: Final = 256
+"""Maximum number of tokens that a request is expected to generate. Its tenant later pays for the actual number."""
+
+_WEIGHT: Final = 0.1
+"""Weight of the latest service time in the moving average: about the last twenty requests count."""
+
+_UNKNOWN_S: Final = 1.0
+"""Estimated wait of a refused request while no request has ended."""
+
+_SHORTEST_S: Final = 0.05
+
+_LONGEST_S: Final = 60.0
+"""Bounds of the estimate. Load changes within a minute, and clients don't wait longer."""
 
 _NOT_STARTED: Final = "the engine could not start the request; others are not affected"
 
@@ -25,7 +43,12 @@ _NOT_STARTED: Final = "the engine could not start the request; others are not af
 class SlotPool:
     """Claims the first free slot in a fixed order, so that slots in use stay close together.
 
-    Free and used slots are disjoint, and together they are all slots.
+    Attributes:
+      size: Number of slots.
+      rank: Place of each slot in the order.
+      free: Ranks of the slots without an owner, as a heap. Retained slots are not free.
+      pinned: Slots that are kept from being reused until `unpin`, even if they are released before.
+      retained: Slots that were released while they were pinned.
 
     Args:
       order: All slots, in the order in which they are claimed; None stands for ascending order.
@@ -33,34 +56,11 @@ class SlotPool:
 
     def __init__(self, size: int, order: Sequence[int] | None = None) -> None:
         self.size = size
+        self.free = list(range(size))
+        self.pinned: set[int] = set()
+        self.retained: set[int] = set()
         self._order = range(size) if order is None else order
-        self._rank = {slot: rank for rank, slot in enumerate(self._order)}
-        self._free = list(range(size))
-        self._used: set[int] = set()
-        self._pinned: set[int] = set()
-        self._retained: set[int] = set()
-
-    def __repr__(self) -> str:
-        return f"SlotPool(size={self.size}, used={sorted(self._used)})"
-
-    @property
-    def num_free(self) -> int:
-        """Number of slots without an owner."""
-        return len(self._free)
-
-    @property
-    def num_used(self) -> int:
-        """Number of slots with an owner, and of retained slots."""
-        return len(self._used)
-
-    @property
-    def retained(self) -> frozenset[int]:
-        """Slots that were released while they were pinned."""
-        return frozenset(self._retained)
-
-    def rank(self, slot: int) -> int:
-        """Returns the place of a slot in the order."""
-        return self._rank[slot]
+        self.rank = {slot: rank for rank, slot in enumerate(self._order)}
 
     def claim(self) -> int:
         """Claims the first free slot.
@@ -68,66 +68,226 @@ class SlotPool:
         Raises:
           IndexError: No slot is free.
         """
-        slot = self._order[heapq.heappop(self._free)]
-        self._used.add(slot)
-        return slot
+        return self._order[heapq.heappop(self.free)]
 
     def release(self, slot: int) -> None:
-        """Frees a slot; a pinned one is retained until `unpin`.
-
-        Raises:
-          ValueError: The slot has no owner.
-        """
-        if slot not in self._used or slot in self._retained:
-            raise ValueError(f"slot {slot} is not in use")
-        if slot in self._pinned:
-            self._retained.add(slot)
+        """Frees a claimed slot; a pinned one is retained until `unpin`."""
+        if slot in self.pinned:
+            self.retained.add(slot)
         else:
-            self._used.remove(slot)
-            heapq.heappush(self._free, self._rank[slot])
-
-    def is_pinned(self, slot: int) -> bool:
-        """Returns whether a slot is kept from being reused."""
-        return slot in self._pinned
-
-    def pin(self, slots: Iterable[int]) -> None:
-        """Keeps used slots from being reused until `unpin`, even if they are released before."""
-        self._pinned.update(slots)
+            heapq.heappush(self.free, self.rank[slot])
 
     def unpin(self) -> None:
         """Unpins all slots, and frees the retained ones."""
-        self._pinned.clear()
-        retained, self._retained = self._retained, set()
-        for slot in retained:
-            self.release(slot)
+        self.pinned.clear()
+        while self.retained:
+            self.release(self.retained.pop())
 
 
-class SlotReserve:
-    """Keeps the last free slots for tenants without a running request.
+class FairShares:
+    """Number of tokens that were served to each tenant, on a common scale (start-time fair queueing).
 
-    A tenant with a running request may take a slot only while more slots than the reserve are free; a tenant without
-    one may take any. A new tenant thus immediately gets a slot, independent of how long the requests of others run,
-    unless `size` other tenants have used up the reserve. No request loses its slot for that.
+    The scale's zero follows the tenant that is served. A tenant that returns after a pause is not compensated for the
+    pause, but is served before all tenants that have had more since.
 
-    Args:
-      size: Number of slots in reserve, less than `slots`.
-
-    Raises:
-      ConfigError: `size` is negative, or not less than `slots`.
+    Attributes:
+      used: Number of tokens of each tenant.
     """
 
-    def __init__(self, slots: int, size: int) -> None:
-        if not 0 <= size < slots:
-            raise ConfigError(f"reserved_slots must be less than slots ({slots}), got {size}")
-        self._num_shared = slots - size
+    def __init__(self) -> None:
+        self.used: dict[str, int] = {}
+        self._zero = 0
 
-    def num_open(self, num_used: int) -> int:
-        """Returns the number of free slots that any tenant may take.
+    def enter(self, tenant: str) -> None:
+        """Adds a tenant that had no waiting request, or brings it up to the scale's zero."""
+        self.used[tenant] = max(self.used.get(tenant, 0), self._zero)
+
+    def first(self, tenants: Iterable[str]) -> str:
+        """Returns the tenant with the fewest served tokens; among equals, the first."""
+        tenant = min(tenants, key=self.used.__getitem__)
+        self._zero = max(self._zero, self.used[tenant])
+        return tenant
+
+    def charge(self, tenant: str, tokens: int) -> None:
+        """Charges a tenant for tokens; a negative number corrects an estimate."""
+        self.used[tenant] = self.used.get(tenant, self._zero) + tokens
+
+
+def expected_tokens(request: Request) -> int:
+    """Returns the expected cost of a request: its prompt tokens, and an estimate of its generated tokens."""
+    limit = request.params.max_tokens
+    return len(request.prompt_token_ids) + min(_EXPECTED_TOKENS, _EXPECTED_TOKENS if limit is None else limit)
+
+
+class Waiting(NamedTuple):
+    """A request in the queue. Requests are compared by priority, then by age.
+
+    Attributes:
+      priority: The request's priority.
+      number: Its number in the order of arrival.
+    """
+
+    priority: int
+    number: int
+    request: Request
+
+
+@dataclass(slots=True)
+class _TenantQueue:
+    """Requests of one tenant.
+
+    Attributes:
+      waiting: The requests, by priority, then by age.
+      held: Ids of held requests.
+      num_tokens: Total prompt tokens of the requests.
+      num_popped: Number of requests that were popped since the first of them came.
+    """
+
+    waiting: list[Waiting] = field(default_factory=list)
+    held: set[str] = field(default_factory=set)
+    num_tokens: int = 0
+    num_popped: int = 0
+
+    def those(self, *, are_held: bool) -> Iterator[Waiting]:
+        """Returns the requests that are held, or those that are not."""
+        return (each for each in self.waiting if (each.request.id in self.held) == are_held)
+
+
+class WaitingQueue:
+    """Requests without a slot.
+
+    The next request belongs to the tenant with the fewest served tokens; among its requests it has the lowest
+    `priority`, then the highest age. With several tenants, none may take more of the queue than it leaves free, so that
+    another tenant has room. A held request keeps its place, but is skipped until it is released.
+
+    Attributes:
+      waiting: The requests by id, oldest first.
+      num_tokens: Total prompt tokens of the requests.
+
+    Args:
+      max_requests: Maximum number of requests.
+      max_tokens: Maximum number of prompt tokens; None sets no limit.
+    """
+
+    def __init__(self, max_requests: int, max_tokens: int | None = None, tenants: int = 1) -> None:
+        self.waiting: dict[str, Waiting] = {}
+        self.num_tokens = 0
+        self._shares = FairShares()
+        self._max_requests = max_requests
+        self._max_tokens = max_tokens
+        self._is_shared = tenants > 1
+        self._tenants: dict[str, _TenantQueue] = {}
+        self._num_added = 0
+
+    @property
+    def num_held(self) -> int:
+        """Number of held requests."""
+        return sum(len(own.held) for own in self._tenants.values())
+
+    def hold(self, request_id: str) -> None:
+        """Keeps a request from being popped."""
+        self._tenants[self.waiting[request_id].request.tenant].held.add(request_id)
+
+    def release(self, request_id: str) -> None:
+        """Ends `hold`; has no effect if the request is not held, or no longer waiting."""
+        if (found := self.waiting.get(request_id)) is not None:
+            self._tenants[found.request.tenant].held.discard(request_id)
+
+    def is_held(self, request_id: str) -> bool:
+        """Returns whether a request is waiting and held."""
+        found = self.waiting.get(request_id)
+        return found is not None and request_id in self._tenants[found.request.tenant].held
+
+    def num_ready(self, blocked: Collection[str]) -> int:
+        """Returns the number of requests that `pop` could return one after the other."""
+        return sum(len(own.waiting) - len(own.held) for each, own in self._tenants.items() if each not in blocked)
+
+    def held_in_rounds(self) -> Iterator[list[Request]]:
+        """Yields each tenant's first held request, then each tenant's second, and so on.
+
+        This is approximately the order in which they would be popped. The tenant with the fewest served tokens is
+        first.
+        """
+        tenants = sorted((each for each, own in self._tenants.items() if own.held), key=self._shares.used.__getitem__)
+        for waiting in zip_longest(*(self._tenants[tenant].those(are_held=True) for tenant in tenants)):
+            yield [each.request for each in waiting if each is not None]
+
+    def check_room(self, request: Request) -> None:
+        """Checks whether a request may wait.
+
+        Raises:
+          QueueFullError: The queue is full, or the request's tenant takes too much of it.
+        """
+        own, num_tokens = self._tenants.get(request.tenant), len(request.prompt_token_ids)
+        requests_left, tokens_left = self._max_requests - len(self.waiting), (self._max_tokens or 0) - self.num_tokens
+        if requests_left <= 0:
+            raise QueueFullError(f"the queue is full ({self._max_requests} requests wait); try again later")
+        if self._max_tokens is not None and num_tokens > tokens_left:
+            raise QueueFullError(f"the queue is full ({self.num_tokens} tokens of prompts wait); try again later")
+        if own is None or not self._is_shared:
+            return
+        is_greedy = len(own.waiting) >= requests_left
+        if is_greedy or (self._max_tokens is not None and own.num_tokens + num_tokens > tokens_left):
+            raise QueueFullError(f"too many requests of this API key wait ({len(own.waiting)}); try again later")
+
+    def add(self, request: Request) -> None:
+        """Adds a request with a new id, even if the queue is full; see `check_room`."""
+        if request.tenant not in self._tenants:
+            self._tenants[request.tenant] = _TenantQueue()
+            self._shares.enter(request.tenant)
+        self.waiting[request.id] = waiting = Waiting(request.priority, self._num_added, request)
+        insort(self._tenants[request.tenant].waiting, waiting)
+        self._num_added += 1
+        self._count(request, 1)
+
+    def pop(self, blocked: Collection[str] = ()) -> Request | None:
+        """Removes the next request, and charges its tenant for the expected cost.
 
         Args:
-          num_used: Number of slots in use.
+          blocked: Tenants whose requests may not start now.
+
+        Returns:
+          The request, or None if every waiting request is held or may not start.
         """
-        return max(0, self._num_shared - num_used)
+        ready = [tenant for tenant, own in self._tenants.items() if len(own.waiting) > len(own.held)]
+        tenants = [tenant for tenant in ready if tenant not in blocked]
+        if not tenants:
+            return None
+        tenant = self._shares.first(tenants)
+        own = self._tenants[tenant]
+        own.num_popped += 1
+        requests, is_turn_of_oldest = own.those(are_held=False), own.num_popped % OLDEST_EVERY == 0
+        found = min(requests, key=lambda each: each.number) if is_turn_of_oldest else next(requests)
+        self._shares.charge(tenant, expected_tokens(found.request))
+        self.remove(found.request.id)
+        return found.request
+
+    def correct_cost(self, request: Request, num_tokens: int) -> None:
+        """Charges the tenant of a popped request for its actual cost instead of the expected one.
+
+        Args:
+          request: Request that has ended.
+          num_tokens: Number of prompt tokens and generated tokens.
+        """
+        self._shares.charge(request.tenant, num_tokens - expected_tokens(request))
+
+    def remove(self, request_id: str) -> bool:
+        """Removes a request; returns whether it was waiting."""
+        found = self.waiting.pop(request_id, None)
+        if found is None:
+            return False
+        own = self._tenants[found.request.tenant]
+        own.held.discard(request_id)
+        del own.waiting[bisect_left(own.waiting, found)]
+        self._count(found.request, -1)
+        if not own.waiting:
+            del self._tenants[found.request.tenant]
+        return True
+
+    def _count(self, request: Request, sign: int) -> None:
+        num_tokens = sign * len(request.prompt_token_ids)
+        self.num_tokens += num_tokens
+        self._tenants[request.tenant].num_tokens += num_tokens
 
 
 class SlotAssignment:
@@ -136,80 +296,85 @@ class SlotAssignment:
     A request that gets a slot restores the longest prefix of its prompt in memory; files were read while it waited.
     When its prefill begins, it restores more if another request has prefilled more of the same prefix since then.
 
+    The last `reserved` slots are kept free for tenants without a running request. Such a tenant may take any slot and
+    thus immediately gets one, independent of how long the requests of others run, unless as many other tenants have
+    used up the reserve. No request loses its slot for that.
+
     Attributes:
       running: Requests with a slot by id, oldest first.
-      queued: Running requests that came from the queue, by id.
+      lent: Preemptible ones among them, which yield their slots to requests from the queue.
       pool: Free and used slots.
       probes: The engine's own requests, which get slots ahead of all others. They use no prefix cache.
+      failed: Last outputs of requests that could not be started. No other request is affected.
 
     Args:
       pool: Free and used slots.
-      reserve: Slots kept free for tenants without a running request.
       queue: Requests without a slot.
       cache: The prefix cache; None restores only snapshots that come with a request.
-      prefetcher: Searches on disk for waiting requests, if the cache has a tier on disk.
+      take_fetch: Returns the key of a prompt and the snapshot that was found on disk for it, if it was searched for.
       mask_words: Number of words of a token mask.
+      reserved: Number of slots in reserve, less than there are slots.
+
+    Raises:
+      ConfigError: `reserved` is negative, or too large.
     """
 
     def __init__(
         self,
         pool: SlotPool,
-        reserve: SlotReserve,
         queue: WaitingQueue,
-        cache: PrefixCache | None,
-        prefetcher: Prefetcher | None,
-        mask_words: int,
+        cache: PrefixCache | None = None,
+        take_fetch: Callable[[str], tuple[PrefixKey, Snapshot | None] | None] | None = None,
+        *,
+        mask_words: int = 0,
+        reserved: int = 0,
     ) -> None:
+        if not 0 <= reserved < pool.size:
+            raise ConfigError(f"reserved_slots must be less than slots ({pool.size}), got {reserved}")
         self.running: dict[str, RunningRequest] = {}
-        self.queued: dict[str, RunningRequest] = {}
+        self.lent: dict[str, RunningRequest] = {}
         self.pool = pool
-        self._reserve = reserve
-        self._queue = queue
-        self._prefetcher = prefetcher
-        self._cache = cache
-        self._mask_words = mask_words
-        self._retry_after = RetryAfterEstimator(pool.size)
         self.probes: deque[Request] = deque()
-        self._running_probes: dict[str, RunningRequest] = {}
+        self.failed: list[RequestOutput] = []
+        self._queue = queue
+        self._cache = cache
+        self._take_fetch = take_fetch
+        self._mask_words = mask_words
+        self._reserved = reserved
+        self._running_probes: set[str] = set()
+        self._service_s: float | None = None  # moving average of ended requests
+        self._num_refused = 0
 
     @property
-    def num_lent(self) -> int:
-        """Number of slots of requests that `start` was called for, which yield them to requests from the queue."""
-        return len(self.running) - len(self.queued) - len(self._running_probes)
+    def num_queued(self) -> int:
+        """Number of running requests that came from the queue."""
+        return len(self.running) - len(self.lent) - len(self._running_probes)
 
     @property
     def num_open(self) -> int:
         """Number of slots that any tenant may take: free and lent ones."""
-        return self._reserve.num_open(self.pool.num_used - self.num_lent)
+        return max(0, len(self.pool.free) + len(self.lent) - self._reserved)
 
     @property
     def num_ready(self) -> int:
         """Number of requests in the queue that would get slots if enough were free."""
         return self._queue.num_ready(self._blocked_tenants())
 
-    def assign(self, now: float) -> list[RequestOutput]:
-        """Gives slots to as many requests as possible.
-
-        Returns:
-          Last outputs of requests that could not be started.
-        """
-        while self.probes and self.pool.num_free:
+    def assign(self, now: float) -> None:
+        """Gives slots to as many requests as possible."""
+        while self.probes and self.pool.free:
             probe = self.probes.popleft()
-            running = RunningRequest(probe, self.pool.claim(), now)
-            self.running[probe.id] = self._running_probes[probe.id] = running
-        failed = []
-        while self.pool.num_free and (request := self._queue.pop(self._blocked_tenants())) is not None:
-            failures = self.start(request, None, now)
-            if failures:
-                failed += failures
+            self.running[probe.id] = RunningRequest(probe, self.pool.claim(), now)
+            self._running_probes.add(probe.id)
+        while self.pool.free and self._queue.waiting:
+            request = self._queue.pop(self._blocked_tenants() if self._reserved else ())
+            if request is None:
+                return
+            if not self.start(request, None, now):
                 self._queue.correct_cost(request, 0)
-            else:
-                self.queued[request.id] = self.running[request.id]
-                self._retry_after.assigned(now)
-        return failed
 
-    def check_room(self, request: Request, now: float) -> None:
-        """Checks whether a request may wait, unless it is about to get a slot.
+    def add(self, request: Request, now: float) -> None:
+        """Queues a request, even beyond the queue's limits if it is about to get a slot.
 
         Args:
           now: Current time, in seconds.
@@ -217,13 +382,41 @@ class SlotAssignment:
         Raises:
           QueueFullError: The queue has no room for the request.
         """
-        num_free = self.pool.num_free + self.num_lent
-        if self._queue.num_held < num_free and request.tenant not in self._blocked_tenants():
-            return
+        try:
+            self._queue.check_room(request)
+        except QueueFullError:
+            self.assign(now)
+            num_free = len(self.pool.free) + len(self.lent)
+            if self._queue.num_held >= num_free or request.tenant in self._blocked_tenants():
+                self._check_room(request, now)
+        self._queue.add(request)
+
+    def _check_room(self, request: Request, now: float) -> None:
+        """Checks whether a request may wait; refuses it with an estimate of when a slot will be free for it."""
         try:
             self._queue.check_room(request)
         except QueueFullError as error:
-            raise QueueFullError(str(error), self._retry_after.refused(now)) from None
+            raise QueueFullError(str(error), self._retry_after(now)) from None
+
+    def _retry_after(self, now: float) -> float:
+        """Counts a refused request, and returns the number of seconds after which it should be sent again.
+
+        One slot becomes free every (mean service time / slots) seconds. Estimates have the same rate: a refused request
+        returns when as many slots have become free as requests were refused before it. The mean service time covers the
+        latest ended requests, but is at least the mean time for which the running ones have had their slots, so that
+        long requests are noticed while they run.
+        """
+        if self._service_s is None:
+            return _UNKNOWN_S
+        ages = [now - each.assigned_at for each in self.running.values() if self._is_queued(each.request)]
+        service_s = max(self._service_s, sum(ages) / len(ages) if ages else 0.0)
+        estimate = (self._num_refused + 1) * service_s / self.pool.size
+        if estimate < _LONGEST_S:  # requests beyond that are not counted, since they don't wait that long
+            self._num_refused += 1
+        return min(max(estimate, _SHORTEST_S), _LONGEST_S)
+
+    def _is_queued(self, request: Request) -> bool:
+        return not request.preemptible and request.id not in self._running_probes
 
     def parent_of(self, request: Request) -> RunningRequest | None:
         """Returns the running request whose state this one may copy instead of prefilling the same prompt."""
@@ -235,42 +428,45 @@ class SlotAssignment:
 
     def release(self, running: RunningRequest, now: float) -> None:
         """Takes a request's slot back, and charges its tenant for the request's actual cost."""
-        was_queued = running.request.id in self.queued
-        self.free(running)
-        if was_queued:
+        if self._is_queued(running.request):
             self._queue.correct_cost(running.request, running.num_prompt_dispatched + running.num_tokens)
-            self._retry_after.released(running.assigned_at, now)
-        if not self.queued and not len(self._queue):
-            self._retry_after.forget_refused()
+            service_s = now - running.assigned_at
+            last_s = service_s if self._service_s is None else self._service_s
+            self._service_s = last_s + _WEIGHT * (service_s - last_s)
+            self._num_refused = max(0, self._num_refused - 1)
+        self.free(running)
+        if not (self.num_queued or self._queue.waiting):
+            self._num_refused = 0  # refused clients that return now immediately get a slot; some never return
 
     def free(self, running: RunningRequest) -> None:
         """Takes a request's slot back without a charge."""
-        del self.running[running.request.id]
-        self.queued.pop(running.request.id, None)
-        self._running_probes.pop(running.request.id, None)
+        request_id = running.request.id
+        del self.running[request_id]
+        self.lent.pop(request_id, None)
+        self._running_probes.discard(request_id)
         self.pool.release(running.slot)
-        self._replace_parent(running)
+        forks = [each for each in self.running.values() if each.parent is running]
+        for fork in forks:  # the first one prefills the prompt instead, for all others
+            fork.parent = None if fork is forks[0] else forks[0]
+            with suppress(Exception):  # a restored snapshot only saves work
+                self._restore(fork)
 
-    def _blocked_tenants(self) -> Set[str]:
+    def _blocked_tenants(self) -> Collection[str]:
         """Returns the tenants that may not take a free slot."""
         if self.num_open:
-            return frozenset()
-        return {each.request.tenant for each in chain(self.queued.values(), self._running_probes.values())}
+            return ()
+        return {each.request.tenant for each in self.running.values() if not each.request.preemptible}
 
-    def start(self, request: Request, last: RunningRequest | None, now: float) -> list[RequestOutput]:
-        """Gives a request a slot.
+    def start(self, request: Request, last: RunningRequest | None, now: float) -> bool:
+        """Gives a request a slot; returns whether it could be started.
 
         Args:
           last: The request at the time when it lost its last slot; None if it had none.
-
-        Returns:
-          The last output of a request that could not be started. No other request is affected.
         """
         slot = self.pool.claim()
-        fetch = self._take_fetch(request.id)
         try:
             running = RunningRequest(request, slot, now, self.parent_of(request))
-            self._restore(running, fetch)
+            self._restore(running)
             if last is not None:
                 running.resume(last)
             elif request.constraint is not None or request.params.bad_phrases is not None:
@@ -278,41 +474,38 @@ class SlotAssignment:
         except Exception as error:
             self.pool.release(slot)
             reason = error if isinstance(error, RoostError) else RequestFailedError(_NOT_STARTED)
-            return [(request.id, error_output(reason))]
+            self.failed.append((request.id, error_output(reason)))
+            return False
         self.running[request.id] = running
-        return []
+        if request.preemptible:
+            self.lent[request.id] = running
+        return True
 
-    def _take_fetch(self, request_id: str) -> Fetch | None:
-        """Returns the search on disk for a request that has stopped waiting, if there was one."""
-        return None if self._prefetcher is None else self._prefetcher.take(request_id)
-
-    def _replace_parent(self, ended: RunningRequest) -> None:
-        """Lets the first fork of an ended request prefill the prompt instead, for all other forks."""
-        forks = [each for each in self.running.values() if each.parent is ended]
-        for fork in forks:
-            fork.parent = None if fork is forks[0] else forks[0]
-            with suppress(Exception):  # a restored snapshot only saves work
-                self._restore(fork, self._take_fetch(fork.request.id))
-
-    def _restore(self, running: RunningRequest, fetch: Fetch | None) -> None:
+    def _restore(self, running: RunningRequest) -> None:
         """Restores the longest cached prefix of a request's prompt, unless its prompt tokens are scored or it is a
         fork.
 
-        Args:
-          running: Request that just got its slot, or whose parent has ended.
-          fetch: Search on disk for the same request, if there was one.
+        The key shares the bytes of the parent's or the search's key if there is one.
         """
-        if self._cache is not None:
-            running.key = _key_of(running, fetch)
-        if running.request.replay is not None and running.request.replay.snapshot is not None:
-            running.replay_from(running.request.replay.snapshot)
+        request, parent = running.request, running.parent
+        fetch = None if self._take_fetch is None else self._take_fetch(request.id)
+        if self._cache is not None and parent is not None and parent.key is not None:
+            running.key = PrefixKey(request.cache_salt, parent.key.tokens)
+        elif self._cache is not None and running.key is None:
+            running.key = PrefixKey.of(request.prompt_token_ids, request.cache_salt) if fetch is None else fetch[0]
+        if request.replay is not None and request.replay.snapshot is not None:
+            running.replay_from(request.replay.snapshot)
             return
-        if running.parent is not None or running.request.params.prompt_logprobs is not None:
+        if parent is not None or request.params.prompt_logprobs is not None:
             return
-        snapshots = (self._look_up(running, fetch), _own_snapshot(running))
-        longest = max(filter(None, snapshots), key=lambda snapshot: snapshot.length, default=None)
-        if longest is not None:
-            running.restore_from(longest)
+        found, own = None, request.state
+        if self._cache is not None and running.key is not None:
+            found = self._cache.match_prefix(running.key, None if fetch is None else fetch[1])
+            running.looked_up_at = self._cache.num_inserts
+        if own is not None and (0 if found is None else found.length) < own.length < len(request.prompt_token_ids):
+            found = own
+        if found is not None:
+            running.restore_from(found)
 
     def extend_restored(self, running: RunningRequest) -> None:
         """Restores a longer prefix of a prompt before its prefill starts, if another request has prefilled one."""
@@ -325,29 +518,3 @@ class SlotAssignment:
         running.looked_up_at = self._cache.num_inserts
         if (longer := self._cache.extend_match(running.key, num_restored)) is not None:
             running.restore_from(longer)
-
-    def _look_up(self, running: RunningRequest, fetch: Fetch | None) -> Snapshot | None:
-        if self._cache is None or running.key is None:
-            return None
-        found = self._cache.match_prefix(running.key, None if fetch is None else fetch.found)
-        running.looked_up_at = self._cache.num_inserts
-        return found
-
-
-def _key_of(running: RunningRequest, fetch: Fetch | None) -> PrefixKey:
-    """Returns the key of a request's prompt, which shares the bytes of the parent's or the search's key if there is
-    one.
-    """
-    request, parent = running.request, running.parent
-    if parent is not None and parent.key is not None:
-        return PrefixKey(request.cache_salt, parent.key.tokens)
-    if running.key is not None:
-        return running.key
-    return PrefixKey.of(request.prompt_token_ids, request.cache_salt) if fetch is None else fetch.key
-
-
-def _own_snapshot(running: RunningRequest) -> Snapshot | None:
-    """Returns the snapshot that came with the request, if at least one token remains to prefill."""
-    snapshot = running.request.state
-    is_useful = snapshot is not None and snapshot.length < len(running.request.prompt_token_ids)
-    return snapshot if is_useful else None

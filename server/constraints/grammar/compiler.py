@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, NamedTuple
 
-from ....engine.scheduling.waiting_queue import FairShares
+from ....engine.scheduling.slots import FairShares
 from ...tenancy.tenant import tenant
 from ...text.tokenizer import Tokenizer
 from ..grammar_worker.limits import GrammarLimits

@@ -4,19 +4,19 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from roost.engine.scheduling.batch_planner import num_waiting
 from roost.engine.scheduling.preemption import Preemption
 from roost.engine.scheduling.prefill_budget import StepTimes
 from roost.engine.scheduling.running_request import RunningRequest
 from roost.engine.scheduling.scheduler import Scheduler
-from roost.engine.scheduling.slots import SlotAssignment, SlotPool, SlotReserve
-from roost.engine.scheduling.waiting_queue import WaitingQueue
+from roost.engine.scheduling.slots import SlotAssignment, SlotPool, WaitingQueue
 from roost.engine.types.config import StepLimits
 from roost.engine.types.request import DecodeBatch, Request
 from simulated_device import LIMITS, Simulation, decode, measured, prefill
 
 
 def preemption_of(slots: int, times: StepTimes, limits: StepLimits = LIMITS) -> Preemption:
-    assignment = SlotAssignment(SlotPool(slots), SlotReserve(slots, 0), WaitingQueue(10), None, None, 0)
+    assignment = SlotAssignment(SlotPool(slots), WaitingQueue(10))
     return Preemption(assignment, limits, times, 0)
 
 
@@ -27,30 +27,30 @@ def test_preemptible_requests_leave_room_for_others_and_for_a_moment_after_them(
     times, queue = StepTimes(limits), WaitingQueue(10)
     for rows, seconds in ((4, 0.01), (8, 1.0)):
         times.record(DecodeBatch((Request("a", (1,)),) * rows, tuple(range(rows))), seconds)
-    slots = SlotAssignment(SlotPool(8), SlotReserve(8, 0), queue, None, None, 0)
+    slots = SlotAssignment(SlotPool(8), queue)
     preemption = Preemption(slots, limits, times, 0)
     slots.probes.append(Request("probe", (1,)))
     for number in range(10):
-        preemption.queue.add(Request(f"{number}", (1,), preemptible=True))
+        preemption.add(Request(f"{number}", (1,), preemptible=True))
     preemption.assign(0.0)
-    assert preemption.stats.num_preemptible_running == 7
+    assert len(preemption._assignment.lent) == 7
     slots.release(slots.running["probe"], 0.0)
     queue.add(Request("other", (1,)))
     assert preemption.victims(can_replay=True) == []  # a slot is free
     preemption.assign(0.1)
     over = preemption.victims(can_replay=True)
     assert [running.request.id for running in over] == ["6", "5", "4", "3"]
-    assert preemption.stats.num_preemptible_slots == 3
+    assert preemption.num_slots == 3
     for running in over:
         preemption.preempt(running, None)
     preemption.assign(0.2)
-    assert (preemption.stats.num_preemptible_running, preemption.victims(can_replay=True)) == (3, [])
+    assert (len(preemption._assignment.lent), preemption.victims(can_replay=True)) == (3, [])
     slots.release(slots.running["other"], 0.3)
-    assert preemption.stats.num_preemptible_slots == 8, "no other request runs"
+    assert preemption.num_slots == 8, "no other request runs"
     preemption.assign(0.4)
-    assert preemption.stats.num_preemptible_running == 3
+    assert len(preemption._assignment.lent) == 3
     preemption.assign(0.5)
-    assert preemption.stats.num_preemptible_running == 8
+    assert len(preemption._assignment.lent) == 8
 
 
 @pytest.mark.parametrize(
@@ -113,24 +113,25 @@ def test_prompts_of_other_requests_go_before_preemptible_ones() -> None:
     urgent, *background = (RunningRequest(Request(str(slot), (1,), preemptible=slot > 0), slot) for slot in range(4))
     demand = preemption.demand([*background, urgent], [])
     assert (demand.prompts, demand.is_urgent) == ([urgent], True)
-    assert demand.num_waiting([*background, urgent]) == 4  # nobody waits for tokens
+    assert num_waiting(demand, [*background, urgent]) == 4  # nobody waits for tokens
     demand = preemption.demand(background, [urgent])
     assert (demand.prompts, demand.is_urgent, demand.num_streams) == (background, False, 1)
-    assert demand.num_waiting(background) == 1  # none delays the stream
+    assert num_waiting(demand, background) == 1  # none delays the stream
 
 
 def test_tenants_take_turns_at_slots_for_preemptible_requests() -> None:
     """Requests that have lost a slot are ahead of all others of their tenant."""
     preemption = preemption_of(2, StepTimes(LIMITS))
     for name in ("a1", "a2", "a3", "b1", "b2", "c1"):
-        preemption.queue.add(lent(name))
+        preemption.add(lent(name))
     for name in ("a5", "a4"):
-        preemption.queue.put_back(lent(name), RunningRequest(lent(name), 0))
-    order = [preemption.queue.pop({}).request.id for _ in range(8)]
+        preemption._assignment.start(lent(name), None, 0.0)
+        preemption.preempt(preemption._assignment.lent[name], None)
+    order = [preemption.pop({}).request.id for _ in range(8)]
     assert order == ["a4", "b1", "c1", "a5", "b2", "a1", "a2", "a3"]
-    preemption.queue.add(lent("b3"))
-    preemption.queue.add(lent("a6"))
-    assert preemption.queue.pop({}).request.id == "b3"
+    preemption.add(lent("b3"))
+    preemption.add(lent("a6"))
+    assert preemption.pop({}).request.id == "b3"
 
 
 def test_a_tenant_whose_requests_run_for_long_leaves_slots_to_others() -> None:
@@ -138,7 +139,7 @@ def test_a_tenant_whose_requests_run_for_long_leaves_slots_to_others() -> None:
     preemption = preemption_of(4, StepTimes(LIMITS))
     slots = preemption._assignment
     for name in ("a1", "a2", "a3", "a4", "a5", "a6", "b1", "b2", "b3", "b4"):
-        preemption.queue.add(lent(name))
+        preemption.add(lent(name))
     preemption.assign(0.0)
     assert list(slots.running) == ["a1", "b1", "a2", "b2"]
     for name, started in (("b1", "b3"), ("b3", "b4"), ("b2", "a3"), ("b4", "a4")):
@@ -151,10 +152,10 @@ def test_slots_pass_to_a_tenant_that_holds_fewer() -> None:
     """At once while it holds two fewer, and then each in turn after two seconds."""
     preemption = preemption_of(3, StepTimes(LIMITS))
     for name in ("a1", "a2", "a3", "a4"):
-        preemption.queue.add(lent(name))
+        preemption.add(lent(name))
     assert [step(preemption, now) for now in (0.0, 0.2)] == ["a1 a2 a3"] * 2, "nobody else waits"
-    preemption.queue.add(lent("b1"))
-    preemption.queue.add(lent("b2"))
+    preemption.add(lent("b1"))
+    preemption.add(lent("b2"))
     seen = [step(preemption, now) for now in (0.4, 2.1, 2.3, 2.5, 2.7)]
     assert seen == ["a1 a2 b1", "a1 a2 b1", "a2 b1 b2", "a2 b1 b2", "a2 b2 a1"]
     for now in range(3, 40):
@@ -165,7 +166,7 @@ def test_slots_pass_to_a_tenant_that_holds_fewer() -> None:
 def test_a_single_slot_goes_round() -> None:
     preemption = preemption_of(1, StepTimes(LIMITS))
     for name in ("a1", "a2", "b1", "c1"):
-        preemption.queue.add(lent(name))
+        preemption.add(lent(name))
     seen = [step(preemption, float(now)) for now in range(13)]
     assert seen == [*["a1"] * 3, *["b1"] * 3, *["c1"] * 3, *["a1"] * 3, "b1"]
 
@@ -198,10 +199,10 @@ def test_one_long_prompt_gets_a_slot_in_a_step() -> None:
     """To look it up takes the engine's time, for which others wait."""
     preemption = preemption_of(8, StepTimes(LIMITS))
     for name, length in (("short", 1), ("a", 2**18), ("b", 2**18), ("c", 2**18)):
-        preemption.queue.add(Request(name, (1,) * length, preemptible=True))
+        preemption.add(Request(name, (1,) * length, preemptible=True))
     for num_running in (2, 3, 4):
         preemption.assign(0.0)
-        assert preemption.stats.num_preemptible_running == num_running
+        assert len(preemption._assignment.lent) == num_running
 
 
 def lent(name: str) -> Request:

@@ -5,8 +5,7 @@ import pytest
 from fake_states import prefill, text
 from hypothesis import given
 from roost.engine.prefix_cache.cache import Entry, PrefixCache, PrefixKey
-from roost.engine.scheduling.slots import SlotAssignment, SlotPool, SlotReserve
-from roost.engine.scheduling.waiting_queue import WaitingQueue
+from roost.engine.scheduling.slots import SlotAssignment, SlotPool, WaitingQueue
 from roost.engine.types.request import Request
 
 
@@ -25,25 +24,11 @@ def test_claim_from_an_empty_pool_raises() -> None:
         pool.claim()
 
 
-@pytest.mark.parametrize("slot", [0, 1, -1, 7])
-def test_releasing_a_free_or_unknown_slot_raises(slot: int) -> None:
-    with pytest.raises(ValueError, match="not in use"):
-        SlotPool(2).release(slot)
-
-
-def test_releasing_twice_raises() -> None:
-    pool = SlotPool(2)
-    slot = pool.claim()
-    pool.release(slot)
-    with pytest.raises(ValueError, match="not in use"):
-        pool.release(slot)
-
-
 @given(size=st.integers(1, 8), choices=st.lists(st.integers(0, 99), max_size=60))
 def test_free_and_used_are_all_slots(size: int, choices: list[int]) -> None:
     pool, used = SlotPool(size), set[int]()
     for choice in choices:
-        if pool.num_free and (choice % 2 or not used):
+        if pool.free and (choice % 2 or not used):
             slot = pool.claim()
             assert slot not in used
             assert 0 <= slot < size
@@ -52,8 +37,7 @@ def test_free_and_used_are_all_slots(size: int, choices: list[int]) -> None:
             slot = sorted(used)[choice % len(used)]
             pool.release(slot)
             used.remove(slot)
-        assert pool.num_used == len(used)
-        assert pool.num_free + pool.num_used == size
+        assert sorted([*used, *pool.free]) == list(range(size))
 
 
 def test_slots_are_claimed_in_the_given_order() -> None:
@@ -68,7 +52,7 @@ def test_a_prompt_is_looked_up_again_only_after_snapshots_were_added() -> None:
     cache, tokens = PrefixCache(128, 10**9), text((1, 512))
     prefill(cache, tokens[:128])
     queue = WaitingQueue(10)
-    slots = SlotAssignment(SlotPool(8), SlotReserve(8, 0), queue, cache, None, 0)
+    slots = SlotAssignment(SlotPool(8), queue, cache)
     queue.add(Request("a", tokens))
     slots.assign(0.0)
     running, looked_up = slots.running["a"], cache.tree.find

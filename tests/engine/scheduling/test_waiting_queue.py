@@ -5,10 +5,12 @@ from collections import Counter
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
-from roost.engine.scheduling.waiting_queue import (
+from roost.engine.scheduling.running_request import RunningRequest
+from roost.engine.scheduling.slots import (
     OLDEST_EVERY,
     FairShares,
-    RetryAfterEstimator,
+    SlotAssignment,
+    SlotPool,
     WaitingQueue,
     expected_tokens,
 )
@@ -36,8 +38,12 @@ def pop(queue: WaitingQueue) -> Request:
     return popped
 
 
+def requests_of(queue: WaitingQueue) -> list[Request]:
+    return [waiting.request for waiting in queue.waiting.values()]
+
+
 def drain(queue: WaitingQueue) -> list[Request]:
-    return [pop(queue) for _ in range(len(queue))]
+    return [pop(queue) for _ in range(len(queue.waiting))]
 
 
 def test_first_come_first_served() -> None:
@@ -129,10 +135,11 @@ def test_queue_has_room_for_another_tenant(asked: list[str], max_requests: int) 
         try:
             queue.check_room(each)
         except QueueFullError:
-            assert any(r.tenant == tenant for r in queue) or len({r.tenant for r in queue}) + 1 >= max_requests
+            present = {r.tenant for r in requests_of(queue)}
+            assert tenant in present or len(present) + 1 >= max_requests
         else:
             queue.add(each)
-        waiting = Counter(r.tenant for r in queue)
+        waiting = Counter(r.tenant for r in requests_of(queue))
         assert sum(waiting.values()) <= max_requests
         assert len(waiting) < 2 or max(waiting.values()) <= max_requests - min(waiting.values())
 
@@ -161,8 +168,8 @@ def test_no_request_is_lost_and_order_holds(events: list[tuple[str, str, int, in
             popped = alive.pop(queue.pop().id)
             peers = [r for r in alive.values() if (r.tenant, r.priority) == (popped.tenant, popped.priority)]
             assert all(popped.id < peer.id for peer in peers)
-        assert len(queue) == len(alive)
-        assert sorted(r.id for r in queue) == sorted(alive)
+        assert len(queue.waiting) == len(alive)
+        assert sorted(r.id for r in requests_of(queue)) == sorted(alive)
         assert queue.num_tokens == sum(len(r.prompt_token_ids) for r in alive.values())
     assert {r.id for r in drain(queue)} == set(alive)
 
@@ -172,11 +179,11 @@ def test_tenants_that_always_wait_get_equal_shares(work: list[tuple[str, int]], 
     """While two tenants both have waiting requests, their shares differ by at most two requests."""
     queue = queue_of(*(request(str(i), tenant, prompt=prompt) for i, (tenant, prompt) in enumerate(work)))
     most = 2 * max(prompt + 9 for _, prompt in work)
-    for _ in range(min(num_before, len(queue))):
+    for _ in range(min(num_before, len(queue.waiting))):
         queue.pop()
-    waiting = Counter(r.tenant for r in queue)
+    waiting = Counter(r.tenant for r in requests_of(queue))
     had: Counter[str] = Counter()
-    while len(queue):
+    while queue.waiting:
         popped = pop(queue)
         had[popped.tenant] += expected_tokens(popped)
         waiting[popped.tenant] -= 1
@@ -189,7 +196,7 @@ def test_no_request_starves(priorities: list[int], place: int) -> None:
     """Each request gets its turn while more urgent ones keep arriving: one pop in `OLDEST_EVERY` is the oldest's."""
     queue = queue_of(*(request(str(i), priority=p) for i, p in enumerate(priorities)))
     wanted, pops = str(place % len(priorities)), 0
-    while wanted in queue:
+    while wanted in queue.waiting:
         queue.add(request(f"urgent {pops}", priority=-3))
         queue.pop()
         pops += 1
@@ -204,49 +211,76 @@ def test_a_tenant_without_waiting_requests_may_be_charged() -> None:
     assert shares.first(["a", "b"]) == "b"
 
 
-def serve(estimator: RetryAfterEstimator, seconds: float) -> None:
-    estimator.assigned(0.0)
-    estimator.released(0.0, seconds)
+class Refusing:
+    """Slots of a queue that has no room. Each request is refused with the seconds after which it should come again."""
+
+    def __init__(self, slots: int) -> None:
+        self.queue = WaitingQueue(0)
+        self.slots = SlotAssignment(SlotPool(slots), self.queue)
+        self._num_requests = 0
+
+    def start(self, now: float) -> RunningRequest:
+        self._num_requests += 1
+        name = f"running {self._num_requests}"
+        self.queue.add(request(name))
+        self.slots.assign(now)
+        return self.slots.running[name]
+
+    def serve(self, seconds: float) -> None:
+        """Serves a request beside those that run."""
+        self.slots.release(self.start(0.0), seconds)
+
+    def refused(self, now: float) -> float:
+        """Returns when a request is to come again that finds all slots in use by requests that come later."""
+        waiting = request("waiting")
+        blockers = [self.slots.pool.claim() for _ in self.slots.pool.free.copy()]
+        with pytest.raises(QueueFullError) as refusal:
+            self.slots.add(waiting, now)
+        for slot in blockers:
+            self.slots.pool.release(slot)
+        return refusal.value.retry_after_s
 
 
 def test_default_estimate_while_no_request_has_ended() -> None:
-    assert RetryAfterEstimator(4).refused(0.0) == 1.0
+    assert Refusing(4).refused(0.0) == 1.0
 
 
 def test_refused_requests_come_back_one_after_the_other() -> None:
-    estimator = RetryAfterEstimator(4)
+    refusing = Refusing(4)
+    other = refusing.start(0.0)
     for _ in range(10):
-        serve(estimator, 8.0)  # so a slot comes free every 2 s
-    assert [estimator.refused(9.0) for _ in range(3)] == pytest.approx([2, 4, 6])
-    serve(estimator, 8.0)
-    serve(estimator, 8.0)
-    assert estimator.refused(9.0) == pytest.approx(4)
+        refusing.serve(8.0)  # so a slot comes free every 2 s
+    assert [refusing.refused(8.0) for _ in range(3)] == pytest.approx([2, 4, 6])
+    refusing.serve(8.0)
+    refusing.serve(8.0)
+    assert refusing.refused(8.0) == pytest.approx(4)
+    refusing.slots.release(other, 8.0)
+    assert refusing.refused(8.0) == pytest.approx(2), "those that return now get a slot"
 
 
 def test_latest_service_times_decide() -> None:
-    estimator = RetryAfterEstimator(1)
-    serve(estimator, 50.0)
+    refusing = Refusing(1)
+    refusing.serve(50.0)
     for _ in range(60):
-        serve(estimator, 2.0)
-    assert estimator.refused(2.0) == pytest.approx(2, rel=0.1)
+        refusing.serve(2.0)
+    assert refusing.refused(2.0) == pytest.approx(2, rel=0.1)
 
 
 def test_long_requests_are_noticed_while_they_run() -> None:
     """Short requests ended before, but the running ones have had their slots for 6 and 10 s."""
-    estimator = RetryAfterEstimator(2)
-    serve(estimator, 0.1)
-    estimator.assigned(100.0)
-    estimator.assigned(104.0)
-    assert estimator.refused(110.0) == pytest.approx(4)
-    estimator.released(100.0, 110.0)
-    estimator.released(104.0, 110.0)
-    assert estimator.refused(1000.0) == pytest.approx((0.1 + 0.99 + 0.491) / 2, rel=0.01)  # none runs any more
+    refusing = Refusing(2)
+    refusing.serve(0.1)
+    running = [refusing.start(100.0), refusing.start(104.0)]
+    assert refusing.refused(110.0) == pytest.approx(4)
+    for each in running:
+        refusing.slots.release(each, 110.0)
+    assert refusing.refused(1000.0) == pytest.approx((0.1 + 0.99 + 0.491) / 2, rel=0.01)  # none runs any more
 
 
-@given(st.integers(1, 500), st.lists(st.floats(0, 1e5), max_size=30), st.integers(1, 300), st.floats(0, 1e6))
+@given(st.integers(1, 50), st.lists(st.floats(0, 1e5), max_size=30), st.integers(1, 60), st.floats(0, 1e6))
 def test_estimates_are_bounded(slots: int, times: list[float], refused: int, now: float) -> None:
-    estimator = RetryAfterEstimator(slots)
+    refusing = Refusing(slots)
     for each in times:
-        serve(estimator, each)
-    estimator.assigned(0.0)
-    assert all(0.05 <= estimator.refused(now) <= 60 for _ in range(refused))
+        refusing.serve(each)
+    refusing.start(0.0)
+    assert all(0.05 <= refusing.refused(now) <= 60 for _ in range(refused))
