@@ -237,7 +237,7 @@ class EngineCore:
         """
         while self._arrived:
             self._scheduler.commit_fetch(*self._arrived.popleft())
-        if self._scheduler.num_preemptible_running:
+        if self._scheduler.preemption.running:
             self._preempt()
         plan = self._scheduler.schedule(time.monotonic())
         in_flight, self._in_flight = self._in_flight, None
@@ -282,9 +282,9 @@ class EngineCore:
         start, self._last_end = max(in_flight.start, self._last_end), time.monotonic()
         self._wait_seconds += self._last_end - wait_start
         commit = self._scheduler.commit(in_flight.batch, results, self._last_end - start)
-        for state in commit.finished:
+        for history, slot in commit.finished:
             assert self._scheduler.cache is not None
-            self._scheduler.cache.insert_one(state.history, self._runner.snapshot(state.slot, len(state.history)))
+            self._scheduler.cache.insert_one(history, self._runner.snapshot(slot, len(history)))
         return commit.outputs
 
     def _snapshot(self, running: RunningRequest) -> Snapshot:

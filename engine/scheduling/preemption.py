@@ -93,6 +93,7 @@ class Preemption:
 
     Attributes:
       waiting: Preemptible requests without a slot by id; those that have lost one first, then the oldest.
+      running: Preemptible requests with a slot by id, oldest first.
       num_preempted: Total times that a request yielded its slot.
 
     Args:
@@ -104,6 +105,7 @@ class Preemption:
 
     def __init__(self, assignment: SlotAssignment, limits: StepLimits, times: StepTimes, max_bytes: int) -> None:
         self.waiting: OrderedDict[str, Waiting] = OrderedDict()
+        self.running = assignment.lent
         self.num_preempted = 0
         self._assignment = assignment
         self._pool = assignment.pool
@@ -174,7 +176,7 @@ class Preemption:
     @property
     def _held(self) -> Counter[str]:
         """Number of slots of preemptible requests, by tenant."""
-        return Counter(each.request.tenant for each in self._assignment.lent.values())
+        return Counter(each.request.tenant for each in self.running.values())
 
     @property
     def _num_bytes(self) -> int:
@@ -187,7 +189,7 @@ class Preemption:
         Args:
           can_replay: Whether requests that have generated a token can continue later.
         """
-        lent = (each for each in reversed(self._assignment.lent.values()) if each.slot not in self._pool.pinned)
+        lent = (each for each in reversed(self.running.values()) if each.slot not in self._pool.pinned)
         found = (each for each in lent if can_replay or not each.num_tokens_dispatched)
         num_wanted = self._num_wanted
         return list(islice(found, num_wanted)) if num_wanted > 0 else self._next_to_pass(found)
@@ -297,7 +299,7 @@ class Preemption:
           is_entry: Whether further requests are to get slots; see `max_rows`.
         """
         num_others = max(self._assignment.num_queued, self._num_expected)
-        return num_others + len(self._assignment.lent) - self.max_rows(num_others, is_entry=is_entry)
+        return num_others + len(self.running) - self.max_rows(num_others, is_entry=is_entry)
 
 
 def _replayed(running: RunningRequest, snapshot: Snapshot | None) -> Request:

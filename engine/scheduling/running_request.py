@@ -318,26 +318,17 @@ class TokenHistory:
         return self.prompt + self.generated[:end]
 
 
-class TokenHistories:
+class TokenHistories(TenantStore[str, TokenHistory]):
     """Histories of the latest requests. The oldest history of the tenant with the most memory is evicted first."""
 
     def __init__(self) -> None:
-        self._histories = TenantStore[str, TokenHistory](MAX_HISTORIES, MAX_BYTES)
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory that all histories take, in bytes."""
-        return self._histories.num_bytes
+        super().__init__(MAX_HISTORIES, MAX_BYTES)
 
     def keep(self, ended: RunningRequest) -> None:
         """Stores the history of a request, and replaces an earlier one with the same id."""
         request_id, history = ended.request.id, ended.history
         if history is not None and len(history) <= MAX_TOKENS:
-            self._histories.put(request_id, history.tenant, history, history.num_bytes + sys.getsizeof(request_id))
-
-    def get(self, request_id: str) -> TokenHistory | None:
-        """Returns the history of a request; None if it was evicted or never stored."""
-        return self._histories.get(request_id)
+            self.put(request_id, history.tenant, history, history.num_bytes + sys.getsizeof(request_id))
 
 
 def book_result(running: RunningRequest, result: RowResult) -> list[TokenOutput]:
@@ -352,73 +343,59 @@ def book_result(running: RunningRequest, result: RowResult) -> list[TokenOutput]
     Returns:
       Up to two outputs, none for a replayed token; only the last one may end the request.
     """
-    if running.request.replay is not None and running.num_tokens < running.request.num_replayed:
-        return _book_replayed(running, result.token_ids[0])
+    replay = running.request.replay
+    if replay is not None and running.num_tokens < len(replay.token_ids):
+        return _book_replayed(running, replay.token_ids[running.num_tokens], result.token_ids[0])
     if min(result.token_ids) >= 0:  # the usual case
-        return [_book_constrained(running, result.token_ids, result.logprobs)]
+        return [_book_tokens(running, result.token_ids, result.logprobs)]
     valid = tuple(takewhile(lambda token_id: token_id >= 0, result.token_ids))
-    outputs = []
-    if valid:
-        outputs.append(_book_constrained(running, valid, result.logprobs))
+    outputs = [_book_tokens(running, valid, result.logprobs)] if valid else []
     if not any(output.finish_reason for output in outputs):
         outputs.append(error_output(_sentinel_error(running, result.token_ids[len(valid)])))
     return outputs
 
 
-def _book_replayed(running: RunningRequest, sampled: int) -> list[TokenOutput]:
-    """Records the next replayed token instead of the sampled one. It returns an output only for an error."""
-    assert running.request.replay is not None
+def _book_replayed(running: RunningRequest, token_id: int, sampled: int) -> list[TokenOutput]:
+    """Records a replayed token instead of the sampled one. It returns an output only for an error."""
     if sampled < 0:
         return [error_output(_sentinel_error(running, sampled))]
-    token_id = running.request.replay.token_ids[running.num_tokens]
     running.num_tokens += 1
     if running.keeps_tokens:
         running.token_ids.append(token_id)
     return []
 
 
-def _book_constrained(
-    running: RunningRequest, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...] | None
-) -> TokenOutput:
-    """Returns the output of valid tokens, or of an error if a constraint refuses the token or fails after it."""
-    constraint = running.constraint
-    if constraint is None:
-        return _book_tokens(running, token_ids, logprobs)
-    try:
-        constraint.take(token_ids)
-        output = _book_tokens(running, token_ids, logprobs)
-        if output.finish_reason is None:
-            constraint.update()
-    except ConstraintError as error:
-        return error_output(error)
-    return output
-
-
 def _book_tokens(
     running: RunningRequest, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...] | None
 ) -> TokenOutput:
-    """Returns the output of valid tokens; the first output also describes the prompt."""
-    is_first, running.has_output = not running.has_output, True
+    """Returns the output of valid tokens, or of an error if a constraint refuses a token or fails after it.
+
+    The first output also describes the prompt.
+    """
+    request = running.request
     count, reason = _count_until_end(running, token_ids)
+    if running.constraint is not None:
+        try:
+            running.constraint.take(token_ids)
+            if reason is None:
+                running.constraint.update()
+        except ConstraintError as error:
+            return error_output(error)
     tokens = token_ids[:count]
     running.num_tokens += count
     if running.keeps_tokens:
         running.token_ids += tokens
     output = TokenOutput(tokens, logprobs[:count] if logprobs and count else None)
     if reason is not None:
-        stop_reason = _stop_reason(running, tokens) if reason is FinishReason.STOP else None
+        is_stop = reason is FinishReason.STOP and tokens[-1] in request.params.stop_token_ids
+        stop_reason = tokens[-1] if is_stop and tokens[-1] not in request.params.end_token_ids else None
         output = output._replace(finish_reason=reason, stop_reason=stop_reason, prediction=running.prediction)
-    if is_first:
-        scores, started_at = _prompt_logprobs(running), running.started_at
-        output = output._replace(prompt_logprobs=scores, started_at=started_at, num_cached=running.num_cached)
+    if not running.has_output:
+        running.has_output = True
+        is_scored = request.params.prompt_logprobs is not None and request.replay is None
+        scores = (None, *running.prompt_logprobs)[: len(request.prompt_token_ids)] if is_scored else None
+        output = output._replace(prompt_logprobs=scores, started_at=running.started_at, num_cached=running.num_cached)
     return output
-
-
-def _prompt_logprobs(running: RunningRequest) -> tuple[TokenLogprobs | None, ...] | None:
-    request = running.request
-    if request.params.prompt_logprobs is None or request.replay is not None:
-        return None
-    return (None, *running.prompt_logprobs)[: len(request.prompt_token_ids)]
 
 
 def _count_until_end(running: RunningRequest, token_ids: tuple[int, ...]) -> tuple[int, FinishReason | None]:
@@ -429,13 +406,6 @@ def _count_until_end(running: RunningRequest, token_ids: tuple[int, ...]) -> tup
         return (count, None) if count < most else (most, FinishReason.LENGTH)
     count = 1 + next(place for place, token_id in enumerate(token_ids) if token_id in params.stop_ids)
     return (count, FinishReason.STOP) if count <= most else (most, FinishReason.LENGTH)
-
-
-def _stop_reason(running: RunningRequest, token_ids: tuple[int, ...]) -> int | None:
-    """Returns the last token if it is one of the caller's stop ids."""
-    params = running.request.params
-    is_stop = bool(token_ids) and token_ids[-1] in params.stop_token_ids and token_ids[-1] not in params.end_token_ids
-    return token_ids[-1] if is_stop else None
 
 
 def _sentinel_error(running: RunningRequest, sentinel: int) -> RoostError:

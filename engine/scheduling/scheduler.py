@@ -45,17 +45,8 @@ class Plan:
     fetches: tuple[Fetch, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class FinishedState:
-    """State of a request that has just ended. The state stays in the slot until the next batch is planned.
-
-    Attributes:
-      history: All tokens that the state covers.
-      slot: Slot that the request had.
-    """
-
-    history: PrefixKey
-    slot: int
+type FinishedState = tuple[PrefixKey, int]
+"""All tokens that the state of an ended request covers, and the slot that holds it until the next batch is planned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +112,6 @@ class Scheduler:
         self._next_end = math.inf  # earliest time at which a request may time out
         self._in_flight: dict[Batch, Sequence[RunningRequest]] = {}
 
-    def __repr__(self) -> str:
-        return f"Scheduler(waiting={self.num_waiting}, running={self.num_running}, slots={self.slots.size})"
-
     @property
     def num_waiting(self) -> int:
         """Number of requests in `queue`."""
@@ -140,7 +128,7 @@ class Scheduler:
         return EngineStats(
             num_waiting=self.num_waiting,
             num_running=self.num_running,
-            num_preemptible_running=len(self._assignment.lent),
+            num_preemptible_running=len(self.preemption.running),
             num_preemptible_waiting=len(self.preemption.waiting),
             num_preemptible_slots=self.preemption.num_slots,
             preemptions=self.preemption.num_preempted,
@@ -149,11 +137,6 @@ class Scheduler:
             cache=CacheStats() if self.cache is None else self.cache.stats,
             drafts=None if self._drafting is None else self._drafting.counts,
         )
-
-    @property
-    def num_preemptible_running(self) -> int:
-        """Number of preemptible requests with a slot."""
-        return len(self._assignment.lent)
 
     @property
     def running(self) -> Mapping[str, int]:
@@ -230,7 +213,7 @@ class Scheduler:
         self._now = now
         failed = [] if now < self._next_end else self._end_expired(now)
         fetches = () if self._prefetcher is None else self._prefetcher.plan(now)
-        precedence = self.preemption if self.preemption.waiting or self._assignment.lent else None
+        precedence = self.preemption if self.preemption.waiting or self.preemption.running else None
         if precedence is None:
             self._assignment.assign(now)
         else:
@@ -315,14 +298,11 @@ class Scheduler:
             try:
                 running.constraint.update(wait_s)
             except ConstraintError as error:
-                failed.append(self._end(running, error))
+                self._release(running)
+                failed.append((running.request.id, error_output(error)))
             if running.awaits_mask:
                 wait_s = 0.0
         return failed
-
-    def _end(self, running: RunningRequest, error: RoostError) -> RequestOutput:
-        self._release(running)
-        return running.request.id, error_output(error)
 
     def _commit_row(self, running: RunningRequest, result: RowResult) -> Sequence[TokenOutput]:
         """Records a row's result; returns its outputs, none for a request that has already ended."""
@@ -357,7 +337,7 @@ class Scheduler:
             return ()
         request = running.request
         tokens = pack_ids(request.prompt_token_ids, running.token_ids[:-1])
-        return (FinishedState(PrefixKey.of(tokens, request.cache_salt), running.slot),)
+        return ((PrefixKey.of(tokens, request.cache_salt), running.slot),)
 
     def _release(self, running: RunningRequest) -> None:
         """Ends a running request for any reason."""

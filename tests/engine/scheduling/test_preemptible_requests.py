@@ -33,7 +33,7 @@ def test_preemptible_requests_leave_room_for_others_and_for_a_moment_after_them(
     for number in range(10):
         preemption.add(Request(f"{number}", (1,), preemptible=True))
     preemption.assign(0.0)
-    assert len(preemption._assignment.lent) == 7
+    assert len(preemption.running) == 7
     slots.release(slots.running["probe"], 0.0)
     queue.add(Request("other", (1,)))
     assert preemption.victims(can_replay=True) == []  # a slot is free
@@ -44,13 +44,13 @@ def test_preemptible_requests_leave_room_for_others_and_for_a_moment_after_them(
     for running in over:
         preemption.preempt(running, None)
     preemption.assign(0.2)
-    assert (len(preemption._assignment.lent), preemption.victims(can_replay=True)) == (3, [])
+    assert (len(preemption.running), preemption.victims(can_replay=True)) == (3, [])
     slots.release(slots.running["other"], 0.3)
     assert preemption.num_slots == 8, "no other request runs"
     preemption.assign(0.4)
-    assert len(preemption._assignment.lent) == 3
+    assert len(preemption.running) == 3
     preemption.assign(0.5)
-    assert len(preemption._assignment.lent) == 8
+    assert len(preemption.running) == 8
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_tenants_take_turns_at_slots_for_preemptible_requests() -> None:
         preemption.add(lent(name))
     for name in ("a5", "a4"):
         preemption._assignment.start(lent(name), None, 0.0)
-        preemption.preempt(preemption._assignment.lent[name], None)
+        preemption.preempt(preemption.running[name], None)
     order = [preemption.pop({}).request.id for _ in range(8)]
     assert order == ["a4", "b1", "c1", "a5", "b2", "a1", "a2", "a3"]
     preemption.add(lent("b3"))
@@ -202,7 +202,7 @@ def test_one_long_prompt_gets_a_slot_in_a_step() -> None:
         preemption.add(Request(name, (1,) * length, preemptible=True))
     for num_running in (2, 3, 4):
         preemption.assign(0.0)
-        assert len(preemption._assignment.lent) == num_running
+        assert len(preemption.running) == num_running
 
 
 def lent(name: str) -> Request:
