@@ -7,7 +7,6 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from typing import Any, Final, Protocol, runtime_checkable
@@ -40,14 +39,6 @@ type _Command = Callable[[EngineCore], object]
 """Work of the thread between two steps."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Read[Result]:
-    """A read of the engine's state that takes time."""
-
-    read: Callable[[EngineCore], Result]
-    future: "asyncio.Future[Result]"
-
-
 class AsyncEngine:
     """Runs an `EngineCore` on a separate thread.
 
@@ -70,10 +61,10 @@ class AsyncEngine:
         self._is_delivery_due = False
         self._sinks: dict[str, OutputSink] = {}
         self._reads: set[asyncio.Future[Any]] = set()
-        self._pending_reads: deque[_Read[Any]] = deque()
+        self._pending_reads: deque[tuple[Callable[[EngineCore], Any], asyncio.Future[Any]]] = deque()
         self._thread: threading.Thread | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._ready: asyncio.Future[None] | None = None
+        self._loop: asyncio.AbstractEventLoop  # set by `start`, as `_ready` is
+        self._ready: asyncio.Future[None]
         self.error: BaseException | None = None
         self.is_ready = False
         self._core: EngineCore | None = None
@@ -83,7 +74,7 @@ class AsyncEngine:
 
     @property
     def stats(self) -> EngineStats:
-        """Statistics after the last step or command."""
+        """Current statistics; see `EngineCore.stats`."""
         return EngineStats() if self._core is None else self._core.stats
 
     @property
@@ -118,7 +109,6 @@ class AsyncEngine:
         Raises:
           Exception: Any error of `build`.
         """
-        assert self._ready is not None
         await asyncio.shield(self._ready)
 
     async def stop(self, timeout_s: float | None = None) -> None:
@@ -229,7 +219,7 @@ class AsyncEngine:
             raise EngineStoppedError("the engine is not running")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._reads.add(future)
-        self._inbox.put(lambda _: self._pending_reads.append(_Read(read, future)))
+        self._inbox.put(lambda _: self._pending_reads.append((read, future)))
         try:
             return await future
         finally:
@@ -289,23 +279,21 @@ class AsyncEngine:
     def _serve_read(self, core: EngineCore) -> None:
         """Serves the oldest pending read whose caller is still waiting."""
         while self._pending_reads:
-            command = self._pending_reads.popleft()
-            if command.future.cancelled():
+            read, future = self._pending_reads.popleft()
+            if future.cancelled():
                 continue
             try:
-                self._call(self._settle, command.future, command.read(core))
+                self._call(self._settle, future, read(core))
             except UnknownRequestError as error:
-                self._call(self._settle, command.future, error)
+                self._call(self._settle, future, error)
             return
 
     def _call[*Args](self, function: Callable[[*Args], None], *args: *Args) -> None:
         """Runs a function on the event loop, unless the loop is closed."""
-        assert self._loop is not None
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(function, *args)
 
     def _on_ready(self) -> None:
-        assert self._ready is not None
         self._ready.set_result(None)
         self.is_ready = self.error is None
 
@@ -348,7 +336,6 @@ class AsyncEngine:
             future.set_result(result)
 
     def _on_death(self, error: BaseException) -> None:
-        assert self._ready is not None
         if self.error is not None:
             return
         self.error, self.is_ready = error, False

@@ -1,5 +1,6 @@
 """The engine without its thread: runs the scheduler's plans, one step at a time."""
 
+import math
 import time
 from bisect import bisect_left
 from collections import deque
@@ -152,7 +153,7 @@ class EngineCore:
     @property
     def is_idle(self) -> bool:
         """Whether a step would do nothing."""
-        return self._in_flight is None and not self._arrived and not self._committed and self._scheduler.is_idle
+        return self.next_timeout == math.inf
 
     @property
     def next_timeout(self) -> float | None:

@@ -41,9 +41,6 @@ NO_CHOICE_TEXT: Final = "no token is allowed to come next"
 _NOT_ALLOWED: Final = "a token was sampled that the constraint does not allow"
 """Error of a request that got a token without, or against, the mask of its constraint. It never reaches the client."""
 
-_ROOM: Final = 2 * HISTORY
-"""Number of tokens at which all but the last are dropped."""
-
 
 class TokenConstraint:
     """Masks tokens by a request's constraint, its bad words and its allowed tokens. Any failure is a `ConstraintError`.
@@ -138,25 +135,17 @@ class Repetition:
     """
 
     def __init__(self, prompt: Sequence[int], length: int) -> None:
-        self._tokens = np.empty(_ROOM, np.int32)
-        self._size = 0
+        self._tokens = np.array(prompt[-HISTORY:], np.int32)
         self._length = length
-        self.add(prompt)
 
     def add(self, token_ids: Sequence[int]) -> None:
         """Adds tokens."""
-        new = token_ids[-HISTORY:]
-        if self._size + len(new) > _ROOM:
-            kept = _ROOM - HISTORY
-            self._tokens[:kept] = self._tokens[self._size - kept : self._size]
-            self._size = kept
-        self._tokens[self._size : self._size + len(new)] = new
-        self._size += len(new)
+        self._tokens = np.concatenate((self._tokens, np.array(token_ids, np.int32)))[-HISTORY:]
 
     @property
     def is_repeating(self) -> bool:
         """Whether the last tokens occurred before."""
-        length, tokens = self._length, self._tokens[: self._size]
+        length, tokens = self._length, self._tokens
         if len(tokens) <= length:
             return False
         ends = np.flatnonzero(tokens[length - 1 : -1] == tokens[-1]) + length - 1

@@ -146,9 +146,7 @@ class Scheduler:
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to plan and nothing to report."""
-        assignment = self._assignment
-        is_waiting = self.queue.waiting or self.preemption.waiting or assignment.probes
-        return not (is_waiting or self._running or assignment.failed)
+        return self.next_timeout == math.inf
 
     @property
     def next_timeout(self) -> float | None:

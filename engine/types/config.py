@@ -456,7 +456,7 @@ STEP_TOKEN_BOUNDS: Final = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Statistics of the engine, taken between two steps.
+    """Statistics of the engine.
 
     Attributes:
       num_waiting: Number of requests without a slot.
