@@ -263,7 +263,7 @@ class EngineCore:
             snapshot = None
             if running.num_tokens:  # until its snapshot is restored, the slot has another state
                 snapshot = running.restore or self._snapshot(running)
-            self._committed += preemption.preempt(running, snapshot)
+            preemption.preempt(running, snapshot)
 
     def _on_arrival(self, fetch: Fetch, found: Snapshot | None) -> None:
         """Receives the result of a search on disk, on another thread."""

@@ -16,7 +16,7 @@ from ..types.errors import QueueFullError
 from ..types.request import Batch, DecodeBatch, Replay, Request, error_output
 from ..types.snapshot import Snapshot
 from .prefill_budget import StepTimes
-from .running_request import RequestOutput, RunningRequest
+from .running_request import RunningRequest
 from .slots import SlotAssignment
 
 _MAX_PREEMPTIONS: Final = 8
@@ -221,25 +221,24 @@ class Preemption:
             own = [each for each in own if self._now - each.assigned_at >= _TURN_S]
         return own[:1] if num_more > 1 else own[-1:] if num_more == 1 else []
 
-    def preempt(self, running: RunningRequest, snapshot: Snapshot | None) -> list[RequestOutput]:
-        """Takes the slot of one of the `victims`, which then waits for another slot. No batch may be in flight.
+    def preempt(self, running: RunningRequest, snapshot: Snapshot | None) -> None:
+        """Takes the slot of one of the `victims`. No batch may be in flight.
+
+        The request then waits for another slot, or ends if its state does not fit in memory.
 
         Args:
           snapshot: State after the prompt and all generated tokens except the last; None if no token was generated.
-
-        Returns:
-          The last output of the request if its state does not fit in memory.
         """
         if self._num_wanted <= 0:
             self._passed.append(running.request.tenant)
         self._assignment.free(running)
         self.num_preempted += 1
-        self.waiting[running.request.id] = Waiting(_replayed(running, snapshot), running)
-        self.waiting.move_to_end(running.request.id, last=False)
-        if self._num_bytes <= self._max_bytes:
-            return []
-        del self.waiting[running.request.id]
-        return [(running.request.id, error_output(QueueFullError(_NO_MEMORY)))]
+        request_id = running.request.id
+        self.waiting[request_id] = Waiting(_replayed(running, snapshot), running)
+        self.waiting.move_to_end(request_id, last=False)
+        if self._num_bytes > self._max_bytes:
+            del self.waiting[request_id]
+            self._assignment.failed.append((request_id, error_output(QueueFullError(_NO_MEMORY))))
 
     def demand(self, prompts: Sequence[RunningRequest], decoding: Sequence[RunningRequest]) -> Demand:
         """Returns the requests for which the next step may run.

@@ -288,15 +288,6 @@ class TokenHistory:
     tenant: str = ""
     is_imported: bool = False
 
-    def __len__(self) -> int:
-        return (len(self.prompt) + len(self.generated)) // ID_BYTES
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory that the history takes, in bytes."""
-        sizes = map(sys.getsizeof, (self.prompt, self.generated, self.salt, self.tenant))
-        return sum(sizes) + _OBJECT_BYTES
-
     def tokens(self, num_generated: int | None = None) -> bytes:
         """Returns the token ids of the prompt and of generated tokens, 4 bytes each.
 
@@ -316,8 +307,10 @@ class TokenHistories(TenantStore[str, TokenHistory]):
     def keep(self, ended: RunningRequest) -> None:
         """Stores the history of a request, and replaces an earlier one with the same id."""
         request_id, history = ended.request.id, ended.history
-        if history is not None and len(history) <= MAX_TOKENS:
-            self.put(request_id, history.tenant, history, history.num_bytes + sys.getsizeof(request_id))
+        if history is None or len(history.prompt) + len(history.generated) > MAX_TOKENS * ID_BYTES:
+            return
+        parts = (request_id, history.prompt, history.generated, history.salt, history.tenant)
+        self.put(request_id, history.tenant, history, sum(map(sys.getsizeof, parts)) + _OBJECT_BYTES)
 
 
 def book_result(running: RunningRequest, result: RowResult) -> list[TokenOutput]:

@@ -1,9 +1,8 @@
 """Plans device steps, and records their results. Pure host Python: no clock, no thread, no JAX, no files."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from ..prefix_cache.cache import PrefixCache, PrefixKey
 from ..types.config import PREFILL_BLOCK, CacheStats, EngineStats, StepLimits
@@ -19,7 +18,7 @@ from ..types.request import (
     TokenOutput,
     error_output,
 )
-from ..types.snapshot import BlockState, Snapshot
+from ..types.snapshot import Snapshot
 from .batch_planner import BatchPlanner
 from .drafting import Drafting
 from .preemption import Preemption
@@ -315,15 +314,23 @@ class Scheduler:
         return book_result(running, result) if result.token_ids else ()
 
     def _defer_insert(self, running: RunningRequest, block_states: BlockStatesReader) -> None:
-        """Lets the states that a chunk produced be read, and inserts them later.
+        """Lets the states that a chunk produced be read, and inserts them later if all of the request's are finite.
 
         The request may have ended: its states are computed, and another request may use them.
         """
-        if self.cache is None or running.key is None:
+        cache, key = self.cache, running.key
+        if cache is None or key is None:
             return
+        read = block_states()
+
+        def insert() -> None:
+            states = read()
+            running.is_finite = running.is_finite and all(state.is_finite for state in states)
+            if running.is_finite:
+                running.last_snapshot = cache.insert_chunk(key, running.last_snapshot, states)
+
         start = 0 if running.last_snapshot is None else running.last_snapshot.length
-        first = min(start // PREFILL_BLOCK * PREFILL_BLOCK + PREFILL_BLOCK, len(running.key))
-        self.cache.defer(running.key, first, partial(_insert, self.cache, running, running.key, block_states()))
+        cache.defer(key, min(start // PREFILL_BLOCK * PREFILL_BLOCK + PREFILL_BLOCK, len(key)), insert)
 
     def _finished_state(self, running: RunningRequest, output: TokenOutput) -> Sequence[FinishedState]:
         """Returns the state that an ended request has left in its slot, if the cache keeps inexact states.
@@ -343,16 +350,6 @@ class Scheduler:
         if self.slots.retained:  # of a prefill batch in progress
             self._planner.drop_unless_wanted(self._running.values())
         self._histories.keep(running)
-
-
-def _insert(
-    cache: PrefixCache, running: RunningRequest, key: PrefixKey, block_states: Callable[[], Sequence[BlockState]]
-) -> None:
-    """Inserts the states that a chunk produced, if all states of the request were finite."""
-    states = block_states()
-    running.is_finite = running.is_finite and all(state.is_finite for state in states)
-    if running.is_finite:
-        running.last_snapshot = cache.insert_chunk(key, running.last_snapshot, states)
 
 
 def _timeout_error(request: Request, start_by: float, now: float) -> RoostError | None:

@@ -62,7 +62,6 @@ def test_eviction_spares_tenants_with_less_memory(monkeypatch: pytest.MonkeyPatc
 
 def test_history_includes_the_requested_number_of_generated_tokens() -> None:
     whole = TokenHistory(packed([1, 2]), packed([3, 4, 5]))
-    assert len(whole) == 5
     for num_generated, expected in ((None, [1, 2, 3, 4, 5]), (2, [1, 2, 3, 4]), (0, [1, 2]), (9, [1, 2, 3, 4, 5])):
         assert list(memoryview(whole.tokens(num_generated)).cast("i")) == expected
 
