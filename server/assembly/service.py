@@ -73,7 +73,7 @@ def make_service(
         engine=engine,
         model=model,
         metrics=metrics,
-        prompts=PromptEncoder(model, admissions.workers),
+        prompts=PromptEncoder(model),
         admissions=admissions,
         grammars=GrammarCompiler(model.tokenizer, model.end_token_ids, tenants=config.tenants, limits=grammar_limits),
         limits=Limits(

@@ -7,26 +7,22 @@ from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final, Protocol, runtime_checkable
+from typing import Final
 
 from ...engine import (
     AsyncEngine,
     EngineDeadError,
     FinishReason,
     Request,
-    SamplingParams,
     TokenOutput,
-    pack_ids,
 )
-from ..constraints.grammar import Grammar, GrammarConstraint
 from ..constraints.tools import CallReader, join_calls
 from ..errors.request_errors import client_too_slow, request_aborted
 from ..observability.request_metrics import RequestRecord, RequestTracker
 from ..text.detokenizer import Detokenizer
 from ..text.tokenizer import Tokenizer
-from .admission import Admission
 from .delta import Delta, DeltaJoiner
-from .spec import Choice
+from .spec import GenerationSpec
 
 MAX_UNREAD_BYTES: Final = 256 * 2**10
 """Maximum estimated memory of a choice's deltas that the client does not read: some 10,000 tokens, or 100 with 20
@@ -60,158 +56,6 @@ class SentResponse:
             self.order = array("i", order)
 
 
-@runtime_checkable
-class Reader(Protocol):
-    """Mailbox of a request's reader.
-
-    Attributes:
-      has_reader: Whether the reader waits for an item, or was cancelled while it did.
-    """
-
-    has_reader: bool
-
-    def put(self, item: "ChoiceStream | Exception") -> None:
-        """Adds a stream that has a delta to take, or an error."""
-
-    def offer(self, index: int, text: str, num_tokens: int, num_sent: int) -> bool:
-        """Offers a delta that has only text to a waiting reader, which takes it immediately; returns whether it did.
-
-        Args:
-          index: Index of the choice.
-          text: New text, which may be empty.
-          num_tokens: Number of new tokens.
-          num_sent: See `Delta.num_sent`.
-        """
-
-
-class ChoiceStream:
-    """Sink of one choice's outputs: decodes them on arrival, and joins the deltas that were not taken yet.
-
-    Decoding does not wait for the reader, since a stop string must free the slot immediately.
-
-    Attributes:
-      is_open: Whether more deltas may come.
-
-    Args:
-      choice: Choice to decode.
-      tokenizer: Tokenizer of the model.
-      record: Record of the engine's request.
-      inbox: Mailbox of the request's reader; receives errors, and this stream when it has a delta to take.
-      abort: Ends the engine's request.
-      max_unread_bytes: Maximum estimated memory of deltas that a slow reader leaves unread.
-    """
-
-    def __init__(
-        self,
-        choice: Choice,
-        tokenizer: Tokenizer,
-        record: RequestRecord,
-        inbox: Reader,
-        abort: Callable[[], None],
-        max_unread_bytes: int = MAX_UNREAD_BYTES,
-    ) -> None:
-        self.is_open = True
-        self._index = choice.index
-        self._decoder = _ChoiceDecoder(choice, tokenizer)
-        self._record = record
-        self._inbox = inbox
-        self._abort = abort
-        self._max_unread_bytes = max_unread_bytes
-        self._unread: Delta | DeltaJoiner | None = None
-        self._context = copy_context()  # context of the HTTP request, which is the parent of its choices' spans
-
-    def put(self, item: TokenOutput | Exception) -> None:
-        """Takes the engine's next output; see `OutputSink`."""
-        if not self.is_open:
-            return
-        if isinstance(item, Exception):
-            self._fail(item, item)
-        elif item.finish_reason is FinishReason.ABORT:
-            self._fail(request_aborted())
-        elif item.error is not None:
-            self._fail(item.error, item.error)
-        else:
-            self._advance(item)
-
-    def take(self) -> Delta:
-        """Returns all deltas since the last call as one."""
-        unread, self._unread = self._unread, None
-        assert unread is not None
-        if isinstance(unread, DeltaJoiner):
-            return unread.take()
-        return replace(unread, calls=join_calls(unread.calls)) if unread.calls else unread
-
-    def close(self) -> None:
-        """Ends the choice, which must be open, and frees its slot."""
-        self._end()
-        self._abort()
-
-    def _advance(self, output: TokenOutput) -> None:
-        try:
-            delta = self._decode(output)
-            if delta is None:
-                return
-        except Exception as error:  # a bug here must not end the requests that are delivered after this one
-            self._fail(error, error)
-            self._abort()
-            return
-        if self._unread is None:  # the usual case: the reader takes each delta alone
-            self._unread = delta
-            self._inbox.put(self)
-        elif not self._join(self._unread, delta):
-            self._fail(client_too_slow())
-            self._abort()
-            return
-        if delta.finish_reason is not None:
-            self._end()
-        if output.finish_reason is None and not self.is_open:  # a stop string is complete
-            self._abort()
-
-    def _join(self, unread: Delta | DeltaJoiner, delta: Delta) -> bool:
-        """Joins a delta with the unread deltas; returns False if they are too many."""
-        if isinstance(unread, Delta):
-            self._unread = joiner = DeltaJoiner()
-            joiner.add(unread)
-        else:
-            joiner = unread
-        if not self._inbox.has_reader and joiner.num_bytes >= self._max_unread_bytes:
-            return False
-        joiner.add(delta)
-        return True
-
-    def _decode(self, output: TokenOutput) -> Delta | None:
-        """Returns the delta of an output; None if the reader has taken it already."""
-        received_at = self._record.clock()
-        text = self._decoder.decode_text(output)
-        if text is not None:  # the usual case, for which no delta is built
-            self._record.add(output, len(output.token_ids), received_at)
-            if self._inbox.offer(self._index, text, len(output.token_ids), self._decoder.num_sent):
-                return None
-            return Delta(self._index, text, token_ids=output.token_ids, num_sent=self._decoder.num_sent)
-        delta = self._decoder.decode(output)
-        delta.times = self._record.add(output, len(delta.token_ids), received_at, delta.finish_reason)
-        if (
-            delta.finish_reason is None
-            and _is_text(delta)
-            and self._inbox.offer(self._index, delta.text, len(delta.token_ids), delta.num_sent)
-        ):
-            return None
-        return delta
-
-    def _fail(self, error: Exception, cause: Exception | None = None) -> None:
-        """Ends the choice with an error for the reader.
-
-        Args:
-          cause: Error that ended the request; None if the request was aborted.
-        """
-        self._end(cause)
-        self._inbox.put(error)
-
-    def _end(self, cause: Exception | None = None) -> None:
-        self.is_open = False
-        self._context.run(self._record.end, cause)
-
-
 class Mailbox[Item]:
     """Queue between callbacks and one reader on the same event loop. A cancelled reader loses nothing.
 
@@ -220,10 +64,12 @@ class Mailbox[Item]:
 
     Attributes:
       has_reader: Whether the reader waits for an item, or was cancelled while it did.
+      take: Takes text immediately, if it can; None if the reader takes only items.
     """
 
     def __init__(self) -> None:
         self.has_reader = False
+        self.take: TakeText | None = None
         self._items: deque[Item] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._waits_since = 0.0
@@ -237,6 +83,17 @@ class Mailbox[Item]:
         """Adds an item, and wakes the reader."""
         self._items.append(item)
         self._wake()
+
+    def offer(self, index: int, text: str, num_tokens: int) -> bool:
+        """Offers text to `take` if the reader waits, in which case there is no item; returns whether it was taken.
+
+        The timeout starts over if the text is taken.
+        """
+        waiter, take = self._waiter, self.take
+        if take is None or waiter is None or waiter.done() or not take(index, text, num_tokens):
+            return False
+        self._waits_since = asyncio.get_running_loop().time()
+        return True
 
     async def get(self, timeout_s: float | None) -> Item | None:
         """Returns the next item, or None after the timeout, which is the same in all calls; None waits forever.
@@ -283,32 +140,211 @@ class Mailbox[Item]:
             self._wake()
 
 
-class _Inbox(Mailbox[ChoiceStream | Exception]):
-    """Mailbox of a generation's reader.
+class ChoiceStream:
+    """Sink of one choice's outputs: decodes them on arrival, and joins the deltas that were not taken yet.
 
-    Args:
-      sent: Counts the tokens that `take` takes.
+    Decoding does not wait for the reader, since a stop string must free the slot immediately.
 
     Attributes:
-      take: Takes text immediately, if it can; see `Generation.next_within`.
+      is_open: Whether more deltas may come.
+
+    Args:
+      index: Index of the choice.
+      spec: Spec of all choices of the response.
+      tokenizer: Tokenizer of the model.
+      record: Record of the engine's request.
+      mailbox: Mailbox of the response's reader; receives errors, and this stream when it has a delta to take.
+      sent: Counts the tokens that the reader has taken.
+      abort: Ends the engine's request.
+      max_unread_bytes: Maximum estimated memory of deltas that a slow reader leaves unread.
     """
 
-    def __init__(self, sent: SentResponse) -> None:
-        super().__init__()
-        self.take: TakeText | None = None
+    def __init__(
+        self,
+        index: int,
+        spec: GenerationSpec,
+        tokenizer: Tokenizer,
+        record: RequestRecord,
+        mailbox: "Mailbox[ChoiceStream | Exception]",
+        sent: SentResponse,
+        abort: Callable[[], None],
+        max_unread_bytes: int = MAX_UNREAD_BYTES,
+    ) -> None:
+        self.is_open = True
+        self._index = index
+        self._spec = spec
+        self._detokenizer = Detokenizer(tokenizer, spec.stop, include_stop=spec.include_stop)
+        self._calls = CallReader() if spec.may_call else None
+        self._has_text_only = not (spec.stop or spec.may_call or spec.sends_ids)
+        self._num_tokens = self._num_sent = 0
+        self._record = record
+        self._mailbox = mailbox
         self._sent = sent
+        self._abort = abort
+        self._max_unread_bytes = max_unread_bytes
+        self._unread: Delta | DeltaJoiner | None = None
+        self._context = copy_context()  # context of the HTTP request, which is the parent of its choices' spans
+        if spec.earlier_ids:  # another replica has sent their text
+            self._decode(TokenOutput(spec.earlier_ids))
 
-    def offer(self, index: int, text: str, num_tokens: int, num_sent: int) -> bool:
-        """Offers text to `take` if the reader waits, in which case the mailbox is empty.
+    def put(self, item: TokenOutput | Exception) -> None:
+        """Takes the engine's next output; see `OutputSink`."""
+        if not self.is_open:
+            return
+        if isinstance(item, Exception):
+            self._fail(item, item)
+        elif item.finish_reason is FinishReason.ABORT:
+            self._fail(request_aborted())
+        elif item.error is not None:
+            self._fail(item.error, item.error)
+        else:
+            self._advance(item)
 
-        The timeout starts over if the text is taken. See `Reader`.
-        """
-        waiter, take = self._waiter, self.take
-        if take is None or waiter is None or waiter.done() or not take(index, text, num_tokens):
+    def take(self) -> Delta:
+        """Returns all deltas since the last call as one."""
+        unread, self._unread = self._unread, None
+        assert unread is not None
+        if isinstance(unread, DeltaJoiner):
+            delta = unread.take()
+        else:
+            delta = replace(unread, calls=join_calls(unread.calls)) if unread.calls else unread
+        self._sent.num_tokens[self._index] = delta.num_sent
+        return delta
+
+    def close(self) -> None:
+        """Ends the choice, which must be open, and frees its slot."""
+        self._end()
+        self._abort()
+
+    def _advance(self, output: TokenOutput) -> None:
+        try:
+            delta = self._untaken(output)
+            if delta is None:
+                return
+        except Exception as error:  # a bug here must not end the requests that are delivered after this one
+            self._fail(error, error)
+            self._abort()
+            return
+        if self._unread is None:  # the usual case: the reader takes each delta alone
+            self._unread = delta
+            self._mailbox.put(self)
+        elif not self._join(self._unread, delta):
+            self._fail(client_too_slow())
+            self._abort()
+            return
+        if delta.finish_reason is not None:
+            self._end()
+        if output.finish_reason is None and not self.is_open:  # a stop string is complete
+            self._abort()
+
+    def _join(self, unread: Delta | DeltaJoiner, delta: Delta) -> bool:
+        """Joins a delta with the unread deltas; returns False if they are too many."""
+        if isinstance(unread, Delta):
+            self._unread = joiner = DeltaJoiner()
+            joiner.add(unread)
+        else:
+            joiner = unread
+        if not self._mailbox.has_reader and joiner.num_bytes >= self._max_unread_bytes:
             return False
-        self._sent.num_tokens[index] = num_sent
-        self._waits_since = asyncio.get_running_loop().time()
+        joiner.add(delta)
         return True
+
+    def _untaken(self, output: TokenOutput) -> Delta | None:
+        """Returns the delta of an output; None if the reader has taken it already.
+
+        Most deltas have only text, and most of these are taken, so that no `Delta` is built for them.
+        """
+        received_at, num_tokens = self._record.clock(), len(output.token_ids)
+        delta = None
+        if self._has_text_only and _is_text(output) and output.finish_reason is None:
+            text = self._detokenizer.push(output.token_ids)
+            self._num_sent = self._detokenizer.num_sent
+            self._record.add(output, num_tokens, received_at)
+        else:
+            delta = self._decode(output)
+            text, num_tokens = delta.text, len(delta.token_ids)
+            delta.times = self._record.add(output, num_tokens, received_at, delta.finish_reason)
+            if delta.finish_reason is not None or delta.calls or not _is_text(output):
+                return delta
+        if self._mailbox.offer(self._index, text, num_tokens):
+            self._sent.num_tokens[self._index] = self._num_sent
+            return None
+        return delta or Delta(self._index, text, token_ids=output.token_ids, num_sent=self._num_sent)
+
+    def _decode(self, output: TokenOutput) -> Delta:
+        """Returns the delta of an output. It also has a finish reason if a stop string is complete."""
+        delta = self._detokenize(output)
+        self._num_tokens += len(delta.token_ids)
+        if self._spec.sends_ids:
+            delta.num_sent = self._num_tokens
+        if self._calls is not None:
+            delta = self._parse_calls(self._calls, delta)
+        self._num_sent = delta.num_sent
+        return delta
+
+    def _detokenize(self, output: TokenOutput) -> Delta:
+        detokenizer, fork = self._detokenizer, self._record.request.fork_of
+        finish_reason: FinishReason | None = output.finish_reason
+        stop_reason: int | str | None = output.stop_reason
+        hides_last = finish_reason is FinishReason.STOP and not self._spec.include_stop
+        visible, num_taken = output.token_ids[:-1] if hides_last else output.token_ids, len(output.token_ids)
+        if self._spec.stop:
+            text, num_taken = self._text_until_stop(visible, num_taken)
+        else:
+            text = detokenizer.push(visible) if visible else ""
+        if finish_reason is not None:
+            text += detokenizer.finish()
+        if detokenizer.stop_string is not None:
+            finish_reason, stop_reason = FinishReason.STOP, detokenizer.stop_string
+        return Delta(
+            index=self._index,
+            text=text,
+            token_ids=output.token_ids[:num_taken],
+            logprobs=(output.logprobs or ())[:num_taken],
+            prompt_logprobs=output.prompt_logprobs,
+            finish_reason=finish_reason,
+            stop_reason=stop_reason,
+            num_cached=0 if fork is not None or self._spec.earlier_ids else output.num_cached,
+            num_sent=detokenizer.num_sent + (hides_last and detokenizer.stop_string is None),
+            prediction=output.prediction,
+        )
+
+    def _text_until_stop(self, visible: tuple[int, ...], num_tokens: int) -> tuple[str, int]:
+        """Returns the text of an output's visible tokens, and how many of its tokens belong to the choice.
+
+        Tokens are decoded one by one, so that tokens after a stop string don't count.
+        """
+        text, num_taken = "", 0
+        while num_taken < num_tokens and self._detokenizer.stop_string is None:
+            text += self._detokenizer.push(visible[num_taken : num_taken + 1])
+            num_taken += 1
+        return text, num_taken
+
+    def _parse_calls(self, calls: CallReader, delta: Delta) -> Delta:
+        """Returns the delta with tool calls instead of their text. Text that the parser holds back is not sent."""
+        is_last = delta.finish_reason is not None
+        text, pieces = calls.read(delta.text, is_last=is_last)
+        called = delta.finish_reason is FinishReason.STOP and calls.is_complete
+        num_sent = delta.num_sent if is_last or not calls.is_holding else self._num_sent
+        return replace(delta, text=text, calls=pieces, called=called, num_sent=num_sent)
+
+    def _fail(self, error: Exception, cause: Exception | None = None) -> None:
+        """Ends the choice with an error for the reader.
+
+        Args:
+          cause: Error that ended the request; None if the request was aborted.
+        """
+        self._end(cause)
+        self._mailbox.put(error)
+
+    def _end(self, cause: Exception | None = None) -> None:
+        self.is_open = False
+        self._context.run(self._record.end, cause)
+
+
+def _is_text(output: TokenOutput) -> bool:
+    """Returns whether an output has only tokens, and perhaps the reason of its end."""
+    return output.logprobs is None and output.prompt_logprobs is None and not output.num_cached
 
 
 class Generation:
@@ -327,35 +363,34 @@ class Generation:
 
     def __init__(self, num_choices: int) -> None:
         self.sent = SentResponse(array("i", bytes(4 * num_choices)))
-        self._inbox = _Inbox(self.sent)
+        self._mailbox = Mailbox[ChoiceStream | Exception]()
         self._choices: list[ChoiceStream] = []
         self._records: Sequence[RequestRecord] = ()
 
     @classmethod
     def start(
         cls,
-        own: Admission,
         engine: AsyncEngine,
         tokenizer: Tokenizer,
         tracker: RequestTracker,
-        request_id: str,
-        choices: Sequence[Choice],
+        spec: GenerationSpec,
+        requests: Sequence[Request],
         max_unread_bytes: int = MAX_UNREAD_BYTES,
     ) -> "Generation":
-        """Submits choices to the engine. No other function does.
+        """Submits the requests of a spec to the engine. No other function does.
 
         Args:
-          own: Admission of the work.
           tracker: Records the engine's requests.
-          request_id: Id of the request, which has all choices.
+          requests: Requests from `Service.requests`.
           max_unread_bytes: Maximum estimated memory of a choice's deltas that a slow reader leaves unread.
         """
-        generation = cls(len(choices))
-        generation._records = records = tracker.track([_request(own, choice, request_id) for choice in choices])
-        for choice, record in zip(choices, records, strict=True):
-            record.num_earlier, record.is_chat = len(choice.earlier_ids), choice.prompt.is_chat
+        generation = cls(len(requests))
+        generation._records = records = tracker.track(requests)
+        mailbox, sent, is_chat = generation._mailbox, generation.sent, spec.prompts[0].is_chat
+        for index, record in enumerate(records):
+            record.num_earlier, record.is_chat = len(spec.earlier_ids), is_chat
             abort = partial(engine.abort, record.request.id)
-            stream = ChoiceStream(choice, tokenizer, record, generation._inbox, abort, max_unread_bytes)
+            stream = ChoiceStream(index, spec, tokenizer, record, mailbox, sent, abort, max_unread_bytes)
             generation._choices.append(stream)
             try:
                 engine.submit(record.request, stream)
@@ -384,17 +419,15 @@ class Generation:
           ApiError: The request was aborted, or the client reads too slowly.
           Exception: Any error of a choice.
         """
-        if not self._is_open and not self._inbox:
+        if not self._is_open and not self._mailbox:
             raise StopAsyncIteration
-        self._inbox.take = take
-        item = await self._inbox.get(timeout_s)
+        self._mailbox.take = take
+        item = await self._mailbox.get(timeout_s)
         if item is None:
             return None
         if isinstance(item, Exception):
             raise item
-        delta = item.take()
-        self.sent.num_tokens[delta.index] = delta.num_sent
-        return delta
+        return item.take()
 
     @property
     def _is_open(self) -> bool:
@@ -408,7 +441,7 @@ class Generation:
         """Ends the unfinished choices, and returns their number. The reader gets an `ApiError`."""
         num_unfinished = self._end()
         if num_unfinished:
-            self._inbox.put(request_aborted())
+            self._mailbox.put(request_aborted())
         return num_unfinished
 
     def discard(self) -> None:
@@ -418,7 +451,7 @@ class Generation:
 
     def close(self) -> None:
         """Ends the unfinished choices, and reports all as settled. Call it once."""
-        self._inbox.close()
+        self._mailbox.close()
         self._end()
         for record in self._records:
             record.settle()
@@ -436,143 +469,3 @@ async def collect(generation: Generation) -> list[Delta]:
     async for delta in generation:
         choices[delta.index].add(delta)
     return [choices[index].take() for index in sorted(choices)]
-
-
-def engine_request_id(response_id: str, index: int) -> str:
-    """Returns the id of the engine's request for a choice of a response."""
-    return f"{response_id}-{index}"
-
-
-def _request(own: Admission, choice: Choice, request_id: str) -> Request:
-    """Returns the engine's request for a choice.
-
-    Args:
-      own: Admission of the work.
-      request_id: Id of the request, which has all choices.
-    """
-    prompt_ids, read = choice.prompt.token_ids, choice.earlier_ids if choice.replay is None else ()
-    return Request(
-        engine_request_id(request_id, choice.index),
-        pack_ids(prompt_ids, read) if read else prompt_ids,
-        _remaining(choice.params, len(read)) if read else choice.params,
-        stepwise=bool(choice.stop),
-        fork_of=None if choice.fork_of is None else engine_request_id(request_id, choice.fork_of),
-        constraint=None if choice.grammar is None else _constraint(choice.grammar, read),
-        tenant=own.owner,
-        priority=choice.priority,
-        start_by=choice.start_by,
-        deadline=choice.deadline,
-        preemptible=own.preemptible,
-        cache_salt=choice.cache_salt,
-        state=choice.state,
-        state_is_imported=choice.state_is_imported,
-        replay=choice.replay,
-        predicted_token_ids=choice.predicted_ids,
-    )
-
-
-def _remaining(params: SamplingParams, num_generated: int) -> SamplingParams:
-    """Returns the sampling parameters for the remaining tokens."""
-    max_tokens = None if params.max_tokens is None else params.max_tokens - num_generated
-    return replace(params, max_tokens=max_tokens, min_tokens=max(params.min_tokens - num_generated, 0))
-
-
-def _constraint(grammar: Grammar, generated: Sequence[int]) -> GrammarConstraint:
-    """Returns the constraint after the tokens that were already generated."""
-    constraint = grammar.constraint()
-    for token_id in generated:
-        constraint.advance(token_id)
-    return constraint
-
-
-class _ChoiceDecoder:
-    """Decodes the outputs of a choice, in order.
-
-    Attributes:
-      num_sent: See `Delta.num_sent`.
-    """
-
-    def __init__(self, choice: Choice, tokenizer: Tokenizer) -> None:
-        self.num_sent = 0
-        self._has_text_only = not (choice.stop or choice.may_call or choice.sends_ids)
-        self._choice = choice
-        self._detokenizer = Detokenizer(tokenizer, choice.stop, include_stop=choice.include_stop)
-        self._calls = CallReader() if choice.may_call else None
-        self._num_tokens = 0
-        if choice.earlier_ids:  # another replica has sent their text
-            self.decode(TokenOutput(choice.earlier_ids))
-
-    def decode_text(self, output: TokenOutput) -> str | None:
-        """Returns the text of an output whose delta has only text and the ids of its tokens.
-
-        Returns None, and decodes nothing, for all other outputs, and for choices with stop strings or tool calls.
-        """
-        if not self._has_text_only or output.finish_reason is not None or output.num_cached:
-            return None
-        if output.logprobs is not None or output.prompt_logprobs is not None:
-            return None
-        text = self._detokenizer.push(output.token_ids)
-        self.num_sent = self._detokenizer.num_sent
-        return text
-
-    def decode(self, output: TokenOutput) -> Delta:
-        """Returns the delta of an output. It also has a finish reason if a stop string is complete."""
-        delta = self._detokenize(output)
-        self._num_tokens += len(delta.token_ids)
-        if self._choice.sends_ids:
-            delta.num_sent = self._num_tokens
-        if self._calls is not None:
-            delta = self._parse_calls(self._calls, delta)
-        self.num_sent = delta.num_sent
-        return delta
-
-    def _detokenize(self, output: TokenOutput) -> Delta:
-        choice, detokenizer = self._choice, self._detokenizer
-        finish_reason: FinishReason | None = output.finish_reason
-        stop_reason: int | str | None = output.stop_reason
-        hides_last = finish_reason is FinishReason.STOP and not choice.include_stop
-        visible, num_taken = output.token_ids[:-1] if hides_last else output.token_ids, len(output.token_ids)
-        if choice.stop:
-            text, num_taken = self._text_until_stop(visible, num_taken)
-        else:
-            text = detokenizer.push(visible) if visible else ""
-        if finish_reason is not None:
-            text += detokenizer.finish()
-        if detokenizer.stop_string is not None:
-            finish_reason, stop_reason = FinishReason.STOP, detokenizer.stop_string
-        return Delta(
-            index=choice.index,
-            text=text,
-            token_ids=output.token_ids[:num_taken],
-            logprobs=(output.logprobs or ())[:num_taken],
-            prompt_logprobs=output.prompt_logprobs,
-            finish_reason=finish_reason,
-            stop_reason=stop_reason,
-            num_cached=0 if choice.fork_of is not None or choice.earlier_ids else output.num_cached,
-            num_sent=detokenizer.num_sent + (hides_last and detokenizer.stop_string is None),
-            prediction=output.prediction,
-        )
-
-    def _text_until_stop(self, visible: tuple[int, ...], num_tokens: int) -> tuple[str, int]:
-        """Returns the text of an output's visible tokens, and how many of its tokens belong to the choice.
-
-        Tokens are decoded one by one, so that tokens after a stop string don't count.
-        """
-        text, num_taken = "", 0
-        while num_taken < num_tokens and self._detokenizer.stop_string is None:
-            text += self._detokenizer.push(visible[num_taken : num_taken + 1])
-            num_taken += 1
-        return text, num_taken
-
-    def _parse_calls(self, calls: CallReader, delta: Delta) -> Delta:
-        """Returns the delta with tool calls instead of their text. Text that the parser holds back is not sent."""
-        is_last = delta.finish_reason is not None
-        text, pieces = calls.read(delta.text, is_last=is_last)
-        called = delta.finish_reason is FinishReason.STOP and calls.is_complete
-        num_sent = delta.num_sent if is_last or not calls.is_holding else self.num_sent
-        return replace(delta, text=text, calls=pieces, called=called, num_sent=num_sent)
-
-
-def _is_text(delta: Delta) -> bool:
-    """Returns whether an unfinished choice's delta has only text, which may be empty, and the ids of its tokens."""
-    return not (delta.calls or delta.logprobs or delta.prompt_logprobs or delta.num_cached)

@@ -4,13 +4,11 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from ...engine import ID_BYTES, MAX_PREDICTION, MAX_TOKENS, SavedState, pack_ids
 from ..constraints.tools import call_text, described, result_text, tools_text
 from ..errors.request_errors import bad_value
-from ..tenancy.workers import Workers
 from ..text.chat_template import ChatFormatError, Message
 from ..text.conversation import Conversation, ConversationMessage, FunctionTool
 from ..text.served_model import ServedModel
@@ -70,35 +68,111 @@ class Prompt:
                 yield tokenizer.token_bytes(token_id)
 
 
+class Cut(NamedTuple):
+    """Maximum length of a prompt.
+
+    Attributes:
+      limit: Maximum number of tokens; None or -1 sets no limit.
+      side: `left` drops the first tokens, `right` the last.
+    """
+
+    limit: int | None = None
+    side: Literal["left", "right"] = "left"
+
+
+WHOLE: Final = Cut()
+"""No maximum length."""
+
+
 class PromptEncoder:
     """Encodes prompts, long ones on worker threads, and charges their memory to the current admission."""
 
-    def __init__(self, model: ServedModel, workers: Workers | None = None) -> None:
+    def __init__(self, model: ServedModel) -> None:
         self._tokenizer = model.tokenizer
         self._chat_format = model.chat_format
         self._end_token_ids = model.end_token_ids
-        self._workers = workers or Workers()
 
-    async def completions(self, prompts: Sequence[str | list[int]], *, add_bos: bool) -> list[Prompt]:
-        """Encodes the prompts of a completion.
+    async def completions(
+        self,
+        prompts: Sequence[str | list[int]],
+        *,
+        add_bos: bool,
+        param: str = "prompt",
+        state: StoredState | None = None,
+        cut: Cut = WHOLE,
+    ) -> list[Prompt]:
+        """Encodes the prompts of a completion, each behind the tokens of a saved state.
 
         Args:
           prompts: Texts, in which control tokens may be spelled out, or token ids.
           add_bos: Whether a BOS is put in front of texts.
+          param: Field that holds the prompts.
+          state: Saved state that each prompt continues.
+          cut: Maximum length of each prompt without the state.
 
         Raises:
-          ApiError: The model has no tokenizer for a text, or a prompt has no tokens or one outside the vocabulary.
+          ApiError: The model has no tokenizer for a text, or a prompt has no tokens or one outside the vocabulary, or
+            the prompts would have too many tokens together.
         """
 
         def encode() -> list[Prompt]:
-            return [
-                self._text(prompt, add_bos) if isinstance(prompt, str) else self.token_ids(prompt) for prompt in prompts
+            encoded = [
+                self._text(prompt, add_bos) if isinstance(prompt, str) else self.token_ids(prompt, param)
+                for prompt in prompts
             ]
+            return [self.cut(prompt, cut) for prompt in encoded]
 
-        encoded = await self._off_loop(sum(map(len, prompts)), encode)
-        for prompt in encoded:
-            await admission.get().keep(len(prompt.token_ids) * ID_BYTES)
-        return encoded
+        encoded = await self._encoded(sum(map(len, prompts)), encode)
+        return encoded if state is None else await self._after(state, encoded)
+
+    async def chat(
+        self,
+        conversation: Conversation,
+        *,
+        param: str = "messages",
+        state: StoredState | None = None,
+        cut: Cut = WHOLE,
+    ) -> Prompt:
+        """Encodes a conversation behind the tokens of a saved state.
+
+        The prompt closes the state's last message.
+
+        Args:
+          param: Field that holds the messages.
+          state: Saved state that the conversation continues.
+          cut: Maximum length of the prompt without the state.
+
+        Raises:
+          ApiError: The messages cannot be encoded as a prompt.
+        """
+
+        def encode() -> list[Prompt]:
+            return [self.cut(self.encoded_chat(conversation, param=param, state=state), cut)]
+
+        encoded = await self._encoded(_num_characters(conversation.messages), encode)
+        return encoded[0] if state is None else (await self._after(state, encoded))[0]
+
+    def encoded_chat(
+        self, conversation: Conversation, *, param: str = "messages", state: StoredState | None = None
+    ) -> Prompt:
+        """Returns the prompt of a conversation, without the tokens of a state that it continues.
+
+        It is encoded on the calling thread, and no memory is charged.
+
+        Raises:
+          ApiError: The messages cannot be encoded as a prompt.
+        """
+        plain = _plain(conversation.messages, param, has_earlier=state is not None)
+        ending, tools = conversation.ending, () if conversation.tools is None else conversation.tools.introduced
+        if tools and self._chat_format.takes_tools:
+            ending = ending.with_variable("tools", self._described(tools))
+        elif tools and state is None:  # the state's tokens introduce the tools
+            plain = _with_tools_text(tools, plain)
+        encode = self._chat_format.encode if state is None else self._chat_format.encode_after_reply
+        try:
+            return Prompt(encode(plain, ending), from_text=True, is_chat=True)
+        except ChatFormatError as error:
+            raise bad_value(param, str(error), is_private=True) from None
 
     async def prediction(self, text: str) -> Sequence[int]:
         """Returns the token ids of a predicted output, as many as drafts are looked up in, packed by `pack_ids`.
@@ -106,13 +180,16 @@ class PromptEncoder:
         Raises:
           ApiError: The model has no tokenizer.
         """
+
+        def encode() -> list[Prompt]:
+            token_ids = self._tokenizer.encode(text, control_tokens=False)[:MAX_PREDICTION]
+            return [Prompt(token_ids)]
+
         try:
-            encoded = await self._off_loop(len(text), lambda: self._tokenizer.encode(text, control_tokens=False))
+            (encoded,) = await self._encoded(len(text), encode)
         except TextUnavailableError as error:
             raise bad_value("prediction", f"prediction: {error}") from None
-        token_ids = pack_ids(encoded[:MAX_PREDICTION])
-        await admission.get().keep(len(token_ids) * ID_BYTES)
-        return token_ids
+        return encoded.token_ids
 
     def token_ids(self, token_ids: Sequence[int], param: str = "prompt") -> Prompt:
         """Returns a prompt of these ids.
@@ -130,84 +207,14 @@ class PromptEncoder:
             )
         return Prompt(token_ids)
 
-    async def after(self, state: StoredState | None, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
-        """Returns the prompts, each after the token history of a saved state; unchanged without a state.
-
-        A chat closes the state's last message itself, so an end token of that message is left out.
-
-        Raises:
-          ApiError: The prompts would have too many tokens together.
-        """
-        if state is None:
-            return prompts
-        history = state.state
-        num_tokens = history.num_tokens * len(prompts)
-        if num_tokens > MAX_TOKENS:
-            message = (
-                f"prompt: {len(prompts)} prompts after a state of {history.num_tokens} tokens are more than"
-                f" {MAX_TOKENS} tokens: send fewer in one request"
-            )
-            raise bad_value("prompt", message)
-
-        await admission.get().keep(ID_BYTES * num_tokens)
-
-        def put_behind() -> list[Prompt]:
-            token_ids, without_end = history.token_ids, without_end_token(history, self._end_token_ids)
-            return [prompt.after(without_end if prompt.is_chat else token_ids) for prompt in prompts]
-
-        return await self._off_loop(num_tokens, put_behind)
-
-    async def chat(
-        self, conversation: Conversation, *, param: str = "messages", state: StoredState | None = None
-    ) -> Prompt:
-        """Encodes a conversation, or the messages after a saved state.
-
-        Args:
-          param: Field that holds the messages.
-          state: Saved state that the conversation continues. The prompt begins with the markup that closes the state's
-            last message; `after` puts the state's tokens in front.
-
-        Raises:
-          ApiError: The messages cannot be encoded as a prompt.
-        """
-        encode = partial(self.encoded_chat, conversation, param=param, state=state)
-        prompt = await self._off_loop(_num_characters(conversation.messages), encode)
-        await admission.get().keep(len(prompt.token_ids) * ID_BYTES)
-        return prompt
-
-    def encoded_chat(
-        self, conversation: Conversation, *, param: str = "messages", state: StoredState | None = None
-    ) -> Prompt:
-        """Returns the prompt of `chat`, encoded on the calling thread. No memory is charged.
-
-        Raises:
-          ApiError: The messages cannot be encoded as a prompt.
-        """
-        plain = _plain(conversation.messages, param, has_earlier=state is not None)
-        ending, tools = conversation.ending, () if conversation.tools is None else conversation.tools.introduced
-        if tools and self._chat_format.takes_tools:
-            ending = ending.with_variable("tools", self._described(tools))
-        elif tools and state is None:  # the state's tokens introduce the tools
-            plain = _with_tools_text(tools, plain)
-        encode = self._chat_format.encode if state is None else self._chat_format.encode_after_reply
-        try:
-            return Prompt(encode(plain, ending), from_text=True, is_chat=True)
-        except ChatFormatError as error:
-            raise bad_value(param, str(error), is_private=True) from None
-
-    def truncated(self, prompt: Prompt, limit: int | None, side: Literal["left", "right"] = "left") -> Prompt:
-        """Returns the prompt with at most `limit` tokens. A leading BOS is kept, and counts.
-
-        Args:
-          limit: Maximum number of tokens; None or -1 sets no limit.
-          side: `left` drops the first tokens, `right` the last.
-        """
-        if limit is None or limit == -1 or len(prompt.token_ids) <= limit:
+    def cut(self, prompt: Prompt, cut: Cut) -> Prompt:
+        """Returns the prompt with at most as many tokens as allowed. A leading BOS is kept, and counts."""
+        if cut.limit is None or cut.limit == -1 or len(prompt.token_ids) <= cut.limit:
             return prompt
         num_in_front = int(prompt.token_ids[0] == self._tokenizer.bos_id)
         front, rest = prompt.token_ids[:num_in_front], prompt.token_ids[num_in_front:]
-        room = limit - num_in_front
-        kept = rest[:room] if side == "right" else rest[len(rest) - room :]
+        room = cut.limit - num_in_front
+        kept = rest[:room] if cut.side == "right" else rest[len(rest) - room :]
         return replace(prompt, token_ids=pack_ids(front, kept))
 
     def _described(self, tools: Sequence[FunctionTool]) -> list[dict[str, Any]]:
@@ -233,10 +240,42 @@ class PromptEncoder:
             raise bad_value("prompt", "the prompt is empty: it has no tokens")
         return Prompt(token_ids, from_text=True, adds_bos=bos_id is not None)
 
-    async def _off_loop[T](self, length: int, encode: Callable[[], T]) -> T:
-        if length < _LONG and not admission.get().is_large:
-            return encode()
-        return await self._workers.run(encode)
+    async def _encoded(self, length: int, encode: Callable[[], list[Prompt]]) -> list[Prompt]:
+        """Returns the prompts from `encode`, and charges them.
+
+        Args:
+          length: Number of characters or token ids to encode.
+        """
+        own = admission.get()
+        is_long = length >= _LONG or own.is_large
+        prompts = await own.run(encode, is_long=True) if is_long else encode()
+        await own.keep(ID_BYTES * sum([len(prompt.token_ids) for prompt in prompts]))
+        return prompts
+
+    async def _after(self, state: StoredState, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """Returns the prompts, each after the token history of a saved state.
+
+        A chat closes the state's last message itself, so an end token of that message is left out.
+
+        Raises:
+          ApiError: The prompts would have too many tokens together.
+        """
+        history = state.state
+        num_tokens = history.num_tokens * len(prompts)
+        if num_tokens > MAX_TOKENS:
+            message = (
+                f"prompt: {len(prompts)} prompts after a state of {history.num_tokens} tokens are more than"
+                f" {MAX_TOKENS} tokens: send fewer in one request"
+            )
+            raise bad_value("prompt", message)
+
+        def put_behind() -> list[Prompt]:
+            token_ids, without_end = history.token_ids, without_end_token(history, self._end_token_ids)
+            return [prompt.after(without_end if prompt.is_chat else token_ids) for prompt in prompts]
+
+        own = admission.get()
+        await own.keep(ID_BYTES * num_tokens)
+        return await own.run(put_behind, is_long=num_tokens >= _LONG)
 
 
 def without_end_token(state: SavedState, end_token_ids: Sequence[int]) -> Sequence[int]:

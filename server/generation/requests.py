@@ -31,16 +31,20 @@ from ..schemas.generation_fields import (
 from ..schemas.output_formats import Spelling, StructuredFields, StructuredOutputs, tool_options
 from ..text.chat_template import Ending
 from ..text.conversation import Conversation, ConversationMessage
+from ..text.detokenizer import StopStrings
 from ..text.served_model import ServedModel
 from ..text.tokenizer import TextUnavailableError
 from .admission import admission
-from .prompts import Prompt
+from .prompts import Cut, Prompt
 from .service import Service
 from .spec import GenerationSpec, PromptCopies
 from .state_store import StoredState
 
 _DEFAULT_COMPLETION_TOKENS: Final = 16
 """Default of `max_tokens` in `/v1/completions` only; OpenAI's."""
+
+_LONG_STOP: Final = 512
+"""Number of characters of stop strings whose automaton takes half a millisecond."""
 
 _LISTS: Final = frozenset({"allowed_token_ids", "bad_words", "logit_bias", "logprob_token_ids", "stop_token_ids"})
 """Fields that hold tokens, which few requests have."""
@@ -65,9 +69,10 @@ async def chat(body: ChatFields, service: Service, *, holds_output: bool = True)
     own = admission.get()
     params, output_constraint, conversation = await own.run(convert) if own.is_large else convert()
     state = None if body.from_state is None else service.saved_state(body.from_state)
-    return spec_of(
+    prompt = await service.prompts.chat(conversation, state=state, cut=cut_of(body))
+    return await spec_of(
         body,
-        await chat_prompts(body, conversation, state, service),
+        [prompt],
         params,
         output_constraint,
         state=state,
@@ -95,7 +100,7 @@ async def completion(body: CompletionFields, service: Service, *, holds_output: 
     params, output_constraint = await own.run(convert) if own.is_large else convert()
     state = None if body.from_state is None else service.saved_state(body.from_state)
     id_copies = body.num_candidates if body.return_token_ids else 0
-    return spec_of(
+    return await spec_of(
         body,
         await completion_prompts(body, state, service),
         params,
@@ -106,7 +111,7 @@ async def completion(body: CompletionFields, service: Service, *, holds_output: 
     )
 
 
-def spec_of(
+async def spec_of(
     body: GenerationFields,
     prompts: Sequence[Prompt],
     params: Sequence[SamplingParams],
@@ -129,7 +134,7 @@ def spec_of(
         prompts,
         params,
         output_constraint,
-        stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
+        stop=await stop_strings([body.stop] if isinstance(body.stop, str) else body.stop) if body.stop else (),
         include_stop=body.include_stop_str_in_output,
         ignore_eos=body.ignore_eos,
         may_call=may_call,
@@ -146,18 +151,9 @@ def spec_of(
     )
 
 
-async def chat_prompts(
-    body: ChatFields, conversation: Conversation, state: StoredState | None, service: Service
-) -> Sequence[Prompt]:
-    """Returns the prompt of a chat, after the tokens of the state that it continues.
-
-    Raises:
-      ApiError: The messages cannot be encoded as a prompt.
-    """
-    prompt = await service.prompts.chat(conversation, state=state)
-    if body.truncate_prompt_tokens is not None:
-        prompt = service.prompts.truncated(prompt, body.truncate_prompt_tokens, body.truncation_side)
-    return [prompt] if state is None else await service.prompts.after(state, [prompt])
+async def stop_strings(strings: Sequence[str]) -> StopStrings:
+    """Returns the automaton of stop strings. That of long ones is built on a worker thread."""
+    return await admission.get().run(lambda: StopStrings(strings), is_long=sum(map(len, strings)) >= _LONG_STOP)
 
 
 def chat_conversation(body: ChatFields) -> Conversation:
@@ -197,9 +193,13 @@ async def completion_prompts(body: CompletionFields, state: StoredState | None, 
     Raises:
       ApiError: A prompt cannot be encoded, or the prompts have too many tokens together.
     """
-    encoded = await service.prompts.completions(body.prompts, add_bos=body.add_special_tokens and state is None)
-    limit, side = body.truncate_prompt_tokens, body.truncation_side
-    return await service.prompts.after(state, [service.prompts.truncated(prompt, limit, side) for prompt in encoded])
+    add_bos = body.add_special_tokens and state is None
+    return await service.prompts.completions(body.prompts, add_bos=add_bos, state=state, cut=cut_of(body))
+
+
+def cut_of(body: GenerationFields) -> Cut:
+    """Returns the maximum length of the prompts."""
+    return Cut(body.truncate_prompt_tokens, body.truncation_side)
 
 
 def chat_params(body: ChatFields, model: ServedModel) -> list[SamplingParams]:

@@ -7,11 +7,20 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 from uuid import uuid4
 
-from ...engine import AsyncEngine, EngineStoppedError, QueueFullError, RequestTimeoutError, SamplingParams, TenantStore
+from ...engine import (
+    AsyncEngine,
+    EngineStoppedError,
+    QueueFullError,
+    Request,
+    RequestTimeoutError,
+    SamplingParams,
+    TenantStore,
+    pack_ids,
+)
 from ..constraints.grammar import Grammar, GrammarBusyError, GrammarCompiler, GrammarError
 from ..constraints.output_constraint import OutputConstraint
 from ..errors import kinds
@@ -20,13 +29,11 @@ from ..observability.logging import request_id
 from ..observability.metrics import Metrics
 from ..tenancy.tenant import tenant
 from ..tenancy.workers import Workers
-from ..text.detokenizer import StopStringsBuilder
 from ..text.served_model import ServedModel
 from .admission import Admissions, PreemptibleAdmission, admission
-from .generation import MAX_UNREAD_BYTES, Generation, SentResponse, collect, engine_request_id
+from .generation import MAX_UNREAD_BYTES, Generation, SentResponse, collect
 from .prompts import Prompt, PromptEncoder
-from .response_size import response_size
-from .spec import Choice, GenerationSpec, PromptCopies
+from .spec import GenerationSpec, PromptCopies, response_size
 from .state_store import StateStore, StoredState
 
 MAX_RESPONSES: Final = 1000
@@ -181,7 +188,6 @@ class Service:
     state_key: bytes | None = field(default=None, repr=False)
     states: StateStore = field(default_factory=StateStore)
     tracked: TrackedResponses = field(default_factory=TrackedResponses)
-    stop_strings: StopStringsBuilder = field(default_factory=StopStringsBuilder)
     open_requests: OpenRequests = field(default_factory=OpenRequests)
     admissions: Admissions = field(default_factory=Admissions)
     loading: Callable[[], str] = str
@@ -215,14 +221,13 @@ class Service:
           ApiError: The queue is full, or the token does not come in time.
           EngineDeadError: The engine died.
         """
-        prompt = Prompt((self.model.tokenizer.bos_id or 0,))
-        choice = Choice(0, prompt, SamplingParams(max_tokens=1))
+        prompt, response_id = Prompt((self.model.tokenizer.bos_id or 0,)), f"health-{uuid4().hex}"
+        spec = GenerationSpec([prompt], [SamplingParams(max_tokens=1)], holds_output=False)
         try:
-            async with (
-                asyncio.timeout(self.limits.proof_s),
-                self.generation(f"health-{uuid4().hex}", [choice]) as generation,
-            ):
-                await collect(generation)
+            async with asyncio.timeout(self.limits.proof_s):
+                requests = await self.requests(spec, response_id)
+                async with self.generation(response_id, spec, requests) as generation:
+                    await collect(generation)
         except TimeoutError:
             raise ApiError(kinds.NOT_GENERATING, f"no token came within {self.limits.proof_s:g} s") from None
         except QueueFullError as error:
@@ -257,8 +262,13 @@ class Service:
             message = f"the prompt has {max(lengths)} tokens, and this server takes {limits.max_prompt_tokens}"
             raise ApiError(kinds.CONTEXT_TOO_LONG, message)
 
-    async def choices(self, spec: GenerationSpec) -> list[Choice]:
-        """Returns the choices of a spec, prompt by prompt.
+    async def requests(self, spec: GenerationSpec, response_id: str) -> list[Request]:
+        """Returns the engine's requests for the choices of a spec, prompt by prompt.
+
+        All choices of a prompt but the first are forks of it. Their memory is charged to the current admission.
+
+        Args:
+          response_id: Id by which clients and the engine know the choices.
 
         Raises:
           ApiError: There are too many choices, they are too long, or the constraint cannot be compiled.
@@ -269,7 +279,9 @@ class Service:
         self._check_lengths(spec)
         now = time.monotonic()
         start_by = math.inf if spec.queue_timeout_s is None else now + spec.queue_timeout_s
-        deadline = self._deadline(spec, now)
+        # The operator's timeout applies to every request except lines of batches, which may wait for hours.
+        longest_s = math.inf if own.preemptible else self.limits.request_timeout_s
+        deadline = now + min(math.inf if spec.timeout_s is None else spec.timeout_s, longest_s)
         if spec.holds_output or spec.copies != PromptCopies():
             size = await own.run(lambda: response_size(spec, self.model.tokenizer))
             await own.keep(size.prompt_bytes)
@@ -278,32 +290,39 @@ class Service:
         predicted_ids = await self.prompts.prediction(spec.prediction) if has_prediction else ()
         if isinstance(own, PreemptibleAdmission):
             await own.settle()
-        stop = await self.stop_strings.build(spec.stop) if spec.stop else ()
         grammar = None if spec.constraint is None else await self._grammar(spec, spec.constraint, deadline)
+        prefilled = spec.earlier_ids if spec.replay is None else ()
+        if prefilled:
+            params = [_remaining(each, len(prefilled)) for each in params]
         has_states = spec.state is not None or self.states.has_imported
-        found = [(prompt, self.restored_state(spec, prompt) if has_states else None) for prompt in spec.prompts]
-        pairs = [(prompt, state, each) for prompt, state in found for each in params]
-        return [
-            Choice(
-                index,
-                prompt,
-                each,
-                stop,
-                spec.include_stop,
-                fork_of=index - index % len(spec.params) if index % len(spec.params) else None,
-                grammar=grammar,
-                may_call=spec.may_call,
-                priority=spec.priority,
-                start_by=start_by,
-                deadline=deadline,
-                cache_salt=self.salt(spec.cache_salt) if state is None else state.state.salt,
-                state=None if state is None else state.state.snapshot,
-                state_is_imported=state is not None and state.state.is_imported,
-                sends_ids=spec.sends_ids,
-                predicted_ids=predicted_ids,
-            )
-            for index, (prompt, state, each) in enumerate(pairs)
-        ]
+        requests: list[Request] = []
+        for prompt in spec.prompts:
+            token_ids = pack_ids(prompt.token_ids, prefilled) if prefilled else prompt.token_ids
+            state = self.restored_state(spec, prompt) if has_states else None
+            first_id = engine_request_id(response_id, len(requests))
+            for each in params:
+                request_id = engine_request_id(response_id, len(requests))
+                requests.append(
+                    Request(
+                        request_id,
+                        token_ids,
+                        each,
+                        stepwise=bool(spec.stop),
+                        constraint=None if grammar is None else grammar.constraint(prefilled),
+                        fork_of=None if request_id == first_id else first_id,
+                        tenant=own.owner,
+                        priority=spec.priority,
+                        start_by=start_by,
+                        deadline=deadline,
+                        preemptible=own.preemptible,
+                        cache_salt=self.salt(spec.cache_salt) if state is None else state.state.salt,
+                        state=None if state is None else state.state.snapshot,
+                        state_is_imported=state is not None and state.state.is_imported,
+                        replay=spec.replay,
+                        predicted_token_ids=predicted_ids,
+                    )
+                )
+        return requests
 
     def saved_state(self, state_id: str | None) -> StoredState | None:
         """Returns the saved state that a request continues, if it names one.
@@ -320,14 +339,6 @@ class Service:
     def restored_state(self, spec: GenerationSpec, prompt: Prompt) -> StoredState | None:
         """Returns the saved state that a prompt continues: its spec's, or an imported one that it begins with."""
         return spec.state or self.states.imported(tenant.get(), spec.cache_salt, prompt.token_ids)
-
-    def _deadline(self, spec: GenerationSpec, now: float) -> float:
-        """Returns the time until which a request must be done.
-
-        The operator's timeout applies to every request except lines of batches, which may wait for hours.
-        """
-        longest_s = math.inf if admission.get().preemptible else self.limits.request_timeout_s
-        return now + min(math.inf if spec.timeout_s is None else spec.timeout_s, longest_s)
 
     async def _grammar(self, spec: GenerationSpec, constraint: OutputConstraint, deadline: float) -> Grammar:
         """Returns the compiled grammar. The grammar ends the output, so other fields must not require more tokens."""
@@ -364,20 +375,28 @@ class Service:
             raise
 
     @asynccontextmanager
-    async def generation(self, response_id: str, choices: Sequence[Choice]) -> AsyncGenerator[Generation]:
-        """Runs the choices until the end of the `with` block, during which they can be aborted by id.
+    async def generation(
+        self, response_id: str, spec: GenerationSpec, requests: Sequence[Request]
+    ) -> AsyncGenerator[Generation]:
+        """Runs the requests of a spec until the end of the `with` block, during which they can be aborted by id.
 
         Args:
           response_id: Id by which clients and the engine know the choices.
+          requests: The engine's requests, from `requests`.
         """
         started = Generation.start(
-            admission.get(),
-            self.engine,
-            self.model.tokenizer,
-            self.metrics.requests,
-            response_id,
-            choices,
-            self.limits.max_unread_bytes,
+            self.engine, self.model.tokenizer, self.metrics.requests, spec, requests, self.limits.max_unread_bytes
         )
         with closing(started) as generation, self.tracked.track(generation, response_id, request_id.get()):
             yield generation
+
+
+def engine_request_id(response_id: str, index: int) -> str:
+    """Returns the id of the engine's request for a choice of a response."""
+    return f"{response_id}-{index}"
+
+
+def _remaining(params: SamplingParams, num_generated: int) -> SamplingParams:
+    """Returns the sampling parameters for the remaining tokens."""
+    max_tokens = None if params.max_tokens is None else params.max_tokens - num_generated
+    return replace(params, max_tokens=max_tokens, min_tokens=max(params.min_tokens - num_generated, 0))

@@ -1,12 +1,17 @@
-"""The request for a generation, independent of the API that received it, and its choices."""
+"""The request for a generation, independent of the API that received it, and the memory that its response may take.
 
-import math
+The memory is computed before anything is generated. All sizes include everything that one token needs: the engine's
+output, the response's objects, and JSON.
+"""
+
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
 
-from ...engine import Replay, SamplingParams, Snapshot
-from ..constraints.grammar import Grammar
+from ...engine import Replay, SamplingParams
 from ..constraints.output_constraint import OutputConstraint
+from ..errors.request_errors import ApiError, bad_value
+from ..text.tokenizer import Tokenizer
 from .prompts import Prompt
 from .state_store import StoredState
 
@@ -36,7 +41,7 @@ class GenerationSpec:
       prompts: Prompts, with at least one token each.
       params: Sampling parameters of the choices of each prompt, which differ in their seeds.
       constraint: Constraint on the output of every choice.
-      stop: Stop strings.
+      stop: Stop strings; all choices share one `StopStrings`.
       include_stop: Whether the output includes the stop string, or the text of the stop token, that ended it.
       ignore_eos: Whether end tokens do not end the output.
       may_call: Whether the output may consist of tool calls.
@@ -50,6 +55,9 @@ class GenerationSpec:
       priority: Scheduling priority; lower values are scheduled first.
       queue_timeout_s: Maximum time without a slot, in seconds.
       timeout_s: Maximum time until the last token, in seconds.
+      earlier_ids: Tokens of the only choice that another replica has generated. They are prefilled as part of the
+        prompt, so the remaining tokens may differ from the tokens of that replica.
+      replay: The same tokens, decoded again on an engine like that replica's, so that nothing differs; None otherwise.
     """
 
     prompts: Sequence[Prompt]
@@ -69,42 +77,131 @@ class GenerationSpec:
     priority: int = 0
     queue_timeout_s: float | None = None
     timeout_s: float | None = None
+    earlier_ids: tuple[int, ...] = ()
+    replay: Replay | None = None
+
+
+MAX_RESPONSE_BYTES: Final = 256 * 2**20
+"""Room for about 750,000 tokens, or 20,000 with 20 alternatives each."""
+
+_TOKEN_BYTES: Final = 360
+"""Memory of a generated token: mostly the objects that carry it."""
+
+_ALTERNATIVE_BYTES: Final = 640
+"""Memory of a log-probability with the name of its token, of 16 bytes."""
+
+_NAME_BYTES: Final = 24
+"""Memory of one byte of a token's name, in all its forms."""
+
+_TEXT_BYTES: Final = 8
+"""Memory of one byte of repeated prompt text: wide characters take 4 bytes each, and JSON may escape them."""
+
+_ID_BYTES: Final = 12
+"""Memory of a repeated token id, as JSON."""
+
+_FIX: Final = "leave {} out, or send a lower n, fewer or shorter prompts"
+
+
+class _Part(NamedTuple):
+    """A part of a response.
+
+    Attributes:
+      param: Field that requests the part.
+      fix: How to request less.
+    """
+
+    num_bytes: int
+    param: str
+    fix: str
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """One choice to generate.
-
+class ResponseSize:
+    """
     Attributes:
-      index: Place among the choices of the request.
-      stop: Strings that end the output; the choices of a request share one `StopStrings`.
-      fork_of: Index of the earlier choice with the same prompt, whose prefill this choice shares.
-      include_stop: Whether the output includes the stop string, or the text of the stop token, that ended it.
-      grammar: Grammar that the output matches.
-      may_call: Whether the output may consist of tool calls, which are then parsed.
-      priority, start_by, deadline, cache_salt, state, state_is_imported: See `engine.Request`.
-      sends_ids: Whether clients receive token ids instead of text; then each token counts as sent immediately.
-      earlier_ids: Tokens of the choice that another replica has generated. They are prefilled as part of the prompt, so
-        the remaining tokens may differ from the tokens of that replica.
-      replay: The same tokens, decoded again on an engine like that replica's, so that nothing differs; None otherwise.
-      predicted_ids: See `engine.Request.predicted_token_ids`.
+      prompt_bytes: Memory of the repeated parts of the prompts.
+      params: Sampling parameters of each choice of a prompt, limited to the tokens that a whole response has room for.
     """
 
-    index: int
-    prompt: Prompt
-    params: SamplingParams
-    stop: Sequence[str] = ()
-    include_stop: bool = False
-    fork_of: int | None = None
-    grammar: Grammar | None = None
-    may_call: bool = False
-    priority: int = 0
-    start_by: float = math.inf
-    deadline: float = math.inf
-    cache_salt: str = ""
-    state: Snapshot | None = None
-    state_is_imported: bool = False
-    sends_ids: bool = False
-    earlier_ids: tuple[int, ...] = ()
-    replay: Replay | None = None
-    predicted_ids: Sequence[int] = ()
+    prompt_bytes: int
+    params: list[SamplingParams]
+
+
+def response_size(spec: GenerationSpec, tokenizer: Tokenizer) -> ResponseSize:
+    """Returns the memory that a response may take.
+
+    Raises:
+      ApiError: 400, the response could hold more than `MAX_RESPONSE_BYTES`.
+    """
+    parts, params = _prompt_parts(spec, tokenizer), spec.params
+    prompt_bytes = sum(part.num_bytes for part in parts)
+    if prompt_bytes > MAX_RESPONSE_BYTES:
+        raise _too_large(max(parts).param, prompt_bytes, max(parts).fix)
+    if not spec.holds_output:
+        return ResponseSize(prompt_bytes, list(params))
+    first = params[0]
+    per_token = _TOKEN_BYTES + _logprob_bytes(first, tokenizer)
+    num_choices, limit = len(spec.prompts) * len(params), first.max_tokens
+    room = (MAX_RESPONSE_BYTES - prompt_bytes) // (num_choices * per_token)
+    has_logprobs = first.logprobs is not None  # without them, a huge limit often means no limit
+    requested = limit if has_logprobs and limit is not None and spec.limit_param is not None else first.min_tokens
+    if requested > room:
+        part = _generated(spec, is_min=requested == first.min_tokens)
+        raise _too_large(part.param, prompt_bytes + requested * num_choices * per_token, part.fix)
+    if limit is None or limit > room:
+        return ResponseSize(prompt_bytes, [replace(each, max_tokens=max(room, 1)) for each in params])
+    return ResponseSize(prompt_bytes, list(params))
+
+
+def text_response_bytes(token_ids: Sequence[int], tokenizer: Tokenizer) -> int:
+    """Returns the maximum memory of a response with the text of these ids, and the ids themselves.
+
+    Raises:
+      ApiError: 400, the response could hold more than `MAX_RESPONSE_BYTES`.
+    """
+    num_bytes = len(token_ids) * (_ID_BYTES + 3 * tokenizer.max_token_bytes)
+    if num_bytes > MAX_RESPONSE_BYTES:
+        raise _too_large("tokens", num_bytes, "send fewer tokens at a time")
+    return num_bytes
+
+
+def _prompt_parts(spec: GenerationSpec, tokenizer: Tokenizer) -> list[_Part]:
+    copies, num_candidates = spec.copies, len(spec.params)
+    num_tokens = sum(len(prompt.token_ids) for prompt in spec.prompts)
+    parts = [_Part(0, "prompt", "send fewer or shorter prompts")]
+    if copies.logprobs is not None:
+        each = num_tokens * _entry_bytes(copies.logprobs, tokenizer)
+        parts.append(_Part(each * num_candidates, "prompt_logprobs", _FIX.format("prompt_logprobs")))
+    if copies.token_ids:
+        num_bytes = num_tokens * copies.token_ids * _ID_BYTES
+        parts.append(_Part(num_bytes, "return_token_ids", _FIX.format("return_token_ids")))
+    if copies.is_echoed:
+        each = sum(prompt.num_text_bytes(tokenizer) for prompt in spec.prompts) * _TEXT_BYTES
+        if copies.echo_logprobs is not None:
+            each += num_tokens * _entry_bytes(copies.echo_logprobs, tokenizer)
+        parts.append(_Part(each * num_candidates, "echo", _FIX.format("echo")))
+    return parts
+
+
+def _generated(spec: GenerationSpec, *, is_min: bool) -> _Part:
+    """Returns the generated part. Its errors state the size separately."""
+    param = "min_tokens" if is_min else spec.limit_param or "max_tokens"
+    fewer = " or logprobs" if spec.params[0].logprobs is not None else ""
+    return _Part(0, param, f"send a lower {param}, n{fewer}, or stream: true")
+
+
+def _logprob_bytes(params: SamplingParams, tokenizer: Tokenizer) -> int:
+    if params.logprobs is None:
+        return 0
+    return _entry_bytes(params.logprobs + len(params.logprob_token_ids), tokenizer)
+
+
+def _entry_bytes(num_alternatives: int, tokenizer: Tokenizer) -> int:
+    """Returns the memory of one token's log-probability and its alternatives, if all have the longest names."""
+    return _ALTERNATIVE_BYTES * (num_alternatives + 1) + _NAME_BYTES * tokenizer.max_token_bytes
+
+
+def _too_large(param: str, num_bytes: int, fix: str) -> ApiError:
+    """Returns a 400 for a request whose response could never be held in memory."""
+    size = f"{num_bytes / 2**20:.0f} MiB, and at most {MAX_RESPONSE_BYTES / 2**20:.0f} MiB are allowed"
+    return bad_value(param, f"{param}: the answer could take {size}: {fix}")

@@ -23,7 +23,7 @@ from ..generation.admission import admission
 from ..generation.delta import Delta
 from ..generation.generation import Generation, collect
 from ..generation.service import Service
-from ..generation.spec import Choice, GenerationSpec
+from ..generation.spec import GenerationSpec
 from ..observability.logging import error_reason
 from ..tenancy.workers import Workers
 
@@ -254,35 +254,22 @@ async def respond(
       ApiError: The spec cannot be generated, or the engine refused a choice before anything was sent.
       ClientDisconnect: The client disconnected before the response began.
     """
-    choices = await choices_of(service, request, spec)
     async with AsyncExitStack() as resources:
-        generation = await resources.enter_async_context(service.generation(builder.id, choices))
-        async with until_disconnect(request.receive):
-            if not stream:
-                return await _whole(service, generation, builder, report_warnings=report_warnings)
-            try:  # an error before the first token still sets the response's status
-                async with asyncio.timeout(FIRST_TOKEN_TIMEOUT_S):
-                    first = await generation.next_within(None)
-            except TimeoutError:
-                first = None
+        await resources.enter_async_context(until_disconnect(request.receive))
+        requests = await service.requests(spec, builder.id)
+        generation = await resources.enter_async_context(service.generation(builder.id, spec, requests))
+        if not stream:
+            return await _whole(service, generation, builder, report_warnings=report_warnings)
+        try:  # an error before the first token still sets the response's status
+            async with asyncio.timeout(FIRST_TOKEN_TIMEOUT_S):
+                first = await generation.next_within(None)
+        except TimeoutError:
+            first = None
         report = _report() if report_warnings else {}
         writer = request.scope.get("extensions", {}).get(BODY_WRITER, {}).get("writer")
         workers = service.admissions.workers
         events = stream_events(generation, first, builder, service.limits.keep_alive_s, workers, report, writer)
         return EventStream(events, resources.pop_all())  # the response closes them
-
-
-async def choices_of(service: Service, request: Request, spec: GenerationSpec) -> Sequence[Choice]:
-    """Returns the choices of a spec. No grammar is compiled for a client that has disconnected.
-
-    Raises:
-      ApiError: See `Service.choices`.
-      ClientDisconnect: The client disconnected.
-    """
-    if spec.constraint is None:
-        return await service.choices(spec)
-    async with until_disconnect(request.receive):
-        return await service.choices(spec)
 
 
 async def _whole(
@@ -406,7 +393,7 @@ class EventStream(StreamingResponse):
     """A stream that releases its resources at its end, including when the client disconnects.
 
     Args:
-      resources: The generation that the events come from, and objects that depend on it.
+      resources: What the events depend on, `until_disconnect` and a generation among it.
     """
 
     media_type = "text/event-stream"
@@ -420,18 +407,14 @@ class EventStream(StreamingResponse):
         """Releases further resources when the stream has ended."""
         self._resources.push_async_exit(resources)
 
-    async def stream_response(self, send: Send) -> None:
-        """Sends the events. Starlette's method also checks the type of each event, which is slow."""
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async for event in self._events:
-            await send({"type": "http.response.body", "body": event, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the events. Starlette's method also checks the type of each event, which is slow."""
         try:
-            async with self._resources, aclosing(self._events), until_disconnect(receive):
-                # In a separate task: otherwise an event would resume the coroutines of all middleware, one by one.
-                await asyncio.create_task(self.stream_response(send))
+            async with self._resources, aclosing(self._events):
+                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                async for event in self._events:
+                    await send({"type": "http.response.body", "body": event, "more_body": True})
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
         except ClientDisconnect:
             _logger.debug("the client closed the stream")
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, SupportsIndex, TypedDict, cast
 from uuid import uuid4
 
-from ...engine import FinishReason
+from ...engine import FinishReason, Request
 from ..errors.request_errors import request_warnings
 from ..generation import requests
+from ..generation.admission import admission
 from ..generation.service import Service
-from ..generation.spec import Choice, GenerationSpec
+from ..generation.spec import GenerationSpec
 from ..schemas.body import BodyCheck
 from ..schemas.generation_fields import ChatFields, CompletionFields
 from .errors import RequestError, checked, python_errors
@@ -283,36 +284,41 @@ async def outputs(
       RoostError: The request failed for another reason.
     """
     with python_errors():
-        choices, builder, needs_limit = await asyncio.create_task(_prepare(service, request))
-        async with service.generation(request.id, choices) as generation:
+        spec, engine_requests, builder, needs_limit = await asyncio.create_task(_prepare(service, request))
+        async with service.generation(request.id, spec, engine_requests) as generation:
             async for delta in generation:
                 builder.add(delta)
                 if needs_limit and delta.finish_reason is FinishReason.LENGTH:
-                    builder.warn(f"max_tokens: the default of {choices[0].params.max_tokens} ended the output")
+                    builder.warn(f"max_tokens: the default of {engine_requests[0].params.max_tokens} ended the output")
                 if kind is not RequestOutputKind.FINAL_ONLY:
                     yield builder.news() if kind is RequestOutputKind.DELTA else builder.so_far()
         if kind is RequestOutputKind.FINAL_ONLY:
             yield builder.so_far()
 
 
-async def _prepare(service: Service, request: GenerationRequest) -> tuple[Sequence[Choice], OutputBuilder, bool]:
-    """Encodes a request's prompt. Run it as a task, since the warnings belong to its context.
+async def _prepare(
+    service: Service, request: GenerationRequest
+) -> tuple[GenerationSpec, Sequence[Request], OutputBuilder, bool]:
+    """Encodes a request's prompt. Run it as a task, since the warnings and the admission belong to its context.
 
     Returns:
-      The choices, the builder of their outputs, and whether neither the request nor its model limits their tokens.
+      The spec, the engine's requests, the builder of outputs, and whether neither the request nor its model limits
+      their tokens.
 
     Raises:
       ApiError: The request is invalid.
     """
     warnings: list[str] = []
     request_warnings.set(warnings)
+    admission.set(service.admissions.unbounded())
     spec = await request.spec(service)
     needs_limit = spec.constraint is not None and spec.params[0].max_tokens is None
     if needs_limit:
         spec = replace(spec, params=[replace(each, max_tokens=MAX_CONSTRAINED_TOKENS) for each in spec.params])
-    choices, (prompt,), tokenizer = await service.choices(spec), spec.prompts, service.model.tokenizer
-    builder = OutputBuilder(request.id, prompt, len(choices), spec.copies.logprobs, tokenizer, tuple(warnings))
-    return choices, builder, needs_limit
+    engine_requests, (prompt,) = await service.requests(spec, request.id), spec.prompts
+    num_choices, tokenizer = len(engine_requests), service.model.tokenizer
+    builder = OutputBuilder(request.id, prompt, num_choices, spec.copies.logprobs, tokenizer, tuple(warnings))
+    return spec, engine_requests, builder, needs_limit
 
 
 async def final_output(service: Service, request: GenerationRequest) -> RequestOutput:

@@ -4,9 +4,10 @@ Completions take raw text or token ids, and can score a prompt with `echo` and `
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final, NamedTuple
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Final
 from uuid import uuid4
 
 from fastapi import APIRouter, Request, Response
@@ -17,6 +18,7 @@ from ..errors.request_errors import bad_value, warn
 from ..generation.admission import admission
 from ..generation.delta import Delta
 from ..generation.logprobs import (
+    ChatLogprobs,
     CompletionLogprobs,
     CompletionLogprobsBuilder,
     TokenNames,
@@ -46,26 +48,7 @@ from .response_schemas import (
     Usage,
 )
 
-
-class ResponseKind(NamedTuple):
-    """Names of a kind of response.
-
-    Attributes:
-      id_prefix: Prefix of ids.
-      whole: Value of `object` in a whole response.
-      chunk: Value of `object` in the chunks of a stream.
-    """
-
-    id_prefix: str
-    whole: str
-    chunk: str
-
-
 router = APIRouter(route_class=JsonRoute)
-
-_CHAT: Final = ResponseKind("chatcmpl", "chat.completion", "chat.completion.chunk")
-
-_COMPLETION: Final = ResponseKind("cmpl", "text_completion", "text_completion")
 
 _MARK: Final = uuid4().hex
 """Placeholder for the text of an event."""
@@ -84,26 +67,6 @@ class StreamOptions(Fields):
     """Accepted without effect: nothing is obfuscated."""
 
 
-_NO_OPTIONS: Final = StreamOptions()
-
-
-@dataclass(frozen=True, slots=True)
-class RequestedReports:
-    """Reports that a request asks for.
-
-    Attributes:
-      usage: Whether a stream ends with a chunk about usage.
-      continuous_usage: Whether the other chunks also hold the usage so far.
-      timings: Whether the response holds `Timings`.
-      service_tier: Whether the response names the service tier.
-    """
-
-    usage: bool = False
-    continuous_usage: bool = False
-    timings: bool = False
-    service_tier: bool = False
-
-
 class StreamingFields(Body):
     """Fields about the form of the response."""
 
@@ -115,12 +78,6 @@ class StreamingFields(Body):
 
     return_timings: bool = False
     """Whether the response has the field `timings`, in milliseconds and under llama.cpp's names."""
-
-    @property
-    def reports(self) -> RequestedReports:
-        """Reports that the request asks for."""
-        stream = self.stream_options or _NO_OPTIONS
-        return RequestedReports(stream.include_usage, stream.continuous_usage_stats, self.return_timings)
 
 
 class TokenNameFields(Body):
@@ -186,99 +143,84 @@ def check_stream_options(*, stream: bool, options: Fields | None) -> None:
         raise bad_value("stream_options", "stream_options needs stream: true")
 
 
-class Report:
-    """Builds responses and chunks around their choices, with usage and timings counted over all choices.
+class ChoicesBuilder(ResponseBuilder):
+    """Builds responses that are lists of choices, and their chunks, with usage and timings counted over all choices.
 
     Args:
-      kind: Kind of the response.
       num_choices: Number of choices that the engine generates.
 
     Attributes:
-      id: Id of the response.
+      id_prefix: Prefix of ids.
+      whole_object: Value of `object` in a whole response.
+      chunk_object: Value of `object` in the chunks of a stream.
     """
 
-    def __init__(
-        self,
-        kind: ResponseKind,
-        model: ServedModel,
-        prompts: Sequence[Prompt],
-        num_choices: int,
-        options: RequestedReports,
-    ) -> None:
-        self.id = f"{kind.id_prefix}-{uuid4().hex}"
-        self._kind = kind
+    id_prefix: ClassVar[str]
+    whole_object: ClassVar[str]
+    chunk_object: ClassVar[str]
+
+    def __init__(self, body: StreamingFields, model: ServedModel, prompts: Sequence[Prompt], num_choices: int) -> None:
+        self.id = f"{self.id_prefix}-{uuid4().hex}"
         self._constants = {
             "created": int(time.time()),
             "model": model.id,
             "system_fingerprint": model.fingerprint,
-            **({"service_tier": "default"} if options.service_tier else {}),
         }
-        self._options = options
+        self._stream_options = body.stream_options or StreamOptions()
+        self._reports_timings = body.return_timings
         self._num_prompt_tokens = sum([len(prompt.token_ids) for prompt in prompts])
-        self._num_tokens = 0
-        self._num_cached = 0
-        self._num_accepted = 0
-        self._num_rejected = 0
+        self._num_tokens = self._num_cached = self._num_accepted = self._num_rejected = 0
         self._num_open = num_choices
         self._times: list[Times] = []
         self._around_text: dict[int, tuple[bytes, bytes]] = {}
 
-    def whole(self, choices: Sequence[Any], deltas: Sequence[Delta]) -> dict[str, Any]:
-        """Returns the response to a request that does not stream.
+    @abstractmethod
+    def whole_choices(self, choices: Sequence[Delta]) -> list[dict[str, Any]]:
+        """Returns the choices of a whole response, of those that were generated."""
 
-        Args:
-          choices: Choices of the response.
-          deltas: All choices that were generated, whole.
-        """
-        for delta in deltas:
+    @abstractmethod
+    def parts(self, delta: Delta) -> Sequence[dict[str, Any]]:
+        """Returns the parts that a delta adds to its choice, one for each chunk."""
+
+    def has_text_events(self, index: int) -> bool:
+        """Returns whether the next chunks of a choice may differ only by their text."""
+        return False
+
+    def whole(self, choices: Sequence[Delta]) -> dict[str, Any]:
+        for delta in choices:
             self._count(delta)
-        timings = {"timings": self._timings()} if self._options.timings else {}
-        return {**self._fields(self._kind.whole, choices), "usage": self._usage(), **timings}
+        timings = {"timings": self._timings()} if self._reports_timings else {}
+        return {**self._fields(self.whole_object, self.whole_choices(choices)), "usage": self._usage(), **timings}
 
-    def chunk(self, choice: Any) -> dict[str, Any]:
-        """Returns a chunk with a choice."""
-        fields = self._fields(self._kind.chunk, [choice])
-        if self._options.usage:
-            fields["usage"] = self._usage() if self._options.continuous_usage else None
+    def chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
+        """Returns a chunk with a part of a choice."""
+        fields = self._fields(self.chunk_object, [choice])
+        if self._stream_options.include_usage:
+            fields["usage"] = self._usage() if self._stream_options.continuous_usage_stats else None
         return fields
 
-    def chunks(self, delta: Delta, choices: Sequence[Any]) -> Iterator[dict[str, Any]]:
-        """Counts a delta, and yields its chunks.
+    def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
+        """Yields the chunks of a delta.
 
         After the end of the last choice, its last chunk holds the timings and a chunk about usage follows, if
         requested.
-
-        Args:
-          delta: Next delta of a choice.
-          choices: Parts that the delta adds to the choice, one for each chunk.
         """
         self._count(delta)
-        is_over = not self._num_open
-        for place, choice in enumerate(choices, start=1):
-            is_last = is_over and self._options.timings and place == len(choices)
-            chunk = self.chunk(choice)
-            yield {**chunk, "timings": self._timings()} if is_last else chunk
-        if is_over and self._options.usage:
-            yield {**self._fields(self._kind.chunk, []), "usage": self._usage()}
+        chunks = [self.chunk(part) for part in self.parts(delta)]
+        if not self._num_open and self._reports_timings and chunks:
+            chunks[-1]["timings"] = self._timings()
+        yield from chunks
+        if not self._num_open and self._stream_options.include_usage:
+            yield {**self._fields(self.chunk_object, []), "usage": self._usage()}
 
-    def text_event(self, index: int, text: str, num_tokens: int, choice: Callable[[Delta], Any]) -> bytes | None:
-        """Counts a delta that has only text, and returns the event of its chunk. The bytes around the text are encoded
-        once.
-
-        Returns None, and counts nothing, if chunks differ by more than their text.
-
-        Args:
-          index: Index of the choice.
-          text: New text.
-          num_tokens: Number of new tokens.
-          choice: Returns the part that a delta of text adds to the choice.
-        """
-        if self._options.continuous_usage:
+    def text_event(self, index: int, text: str, num_tokens: int) -> bytes | None:
+        if not text or self._stream_options.continuous_usage_stats or not self.has_text_events(index):
             return None
         self._num_tokens += num_tokens
         around = self._around_text.get(index)
-        if around is None:
-            head, _, tail = CHUNKS.encode(self.chunk(choice(Delta(index, _MARK)))).partition(to_json(_MARK))
+        if around is None:  # the bytes around the text are encoded once
+            (part,) = self.parts(Delta(index, _MARK))
+            head, _, tail = CHUNKS.encode(self.chunk(part)).partition(to_json(_MARK))
             around = self._around_text[index] = (head, tail)
         return around[0] + to_json(text) + around[1]
 
@@ -338,13 +280,15 @@ def _rate(count: int, seconds: float) -> float:
     return count / seconds if seconds > 0 else 0.0
 
 
-class ChatResponseBuilder(ResponseBuilder):
+class ChatResponseBuilder(ChoicesBuilder):
     """Builds chat completions and their chunks."""
 
+    id_prefix, whole_object, chunk_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
+
     def __init__(self, body: ChatBody, model: ServedModel, prompt: Prompt) -> None:
-        options = replace(body.reports, service_tier="service_tier" in (body.model_extra or {}))
-        self._report = Report(_CHAT, model, [prompt], body.n, options)
-        self.id = self._report.id
+        super().__init__(body, model, [prompt], body.n)
+        if "service_tier" in (body.model_extra or {}):
+            self._constants["service_tier"] = "default"
         self._body = body
         self._prompt = prompt
         self._tokenizer = model.tokenizer
@@ -352,63 +296,52 @@ class ChatResponseBuilder(ResponseBuilder):
         self._reports_tokens = body.logprobs or body.return_token_ids
 
     def whole(self, choices: Sequence[Delta]) -> dict[str, Any]:
-        response = self._report.whole([self._whole_choice(choice) for choice in choices], choices)
+        response = super().whole(choices)
         if self._body.return_token_ids:  # next to the choices, as in vLLM
             response["prompt_token_ids"] = self._prompt.token_ids
-        return {**response, **self._prompt_logprobs(choices[0])}
+        if (num_top := self._body.prompt_logprobs) is not None:
+            entries = choices[0].prompt_logprobs or ()
+            prompt_ids = self._prompt.token_ids
+            response["prompt_logprobs"] = prompt_logprobs(self._tokenizer, prompt_ids, entries, num_top)
+        return response
+
+    def whole_choices(self, choices: Sequence[Delta]) -> list[dict[str, Any]]:
+        return [
+            {
+                "index": choice.index,
+                "message": {"role": "assistant", "refusal": None, **_whole_content(choice)},
+                "logprobs": self._logprobs(choice),
+                **choice_end(choice, choice.token_ids if self._body.return_token_ids else None),
+            }
+            for choice in choices
+        ]
 
     def opening(self) -> Iterator[dict[str, Any]]:
         for index in range(self._body.n):
             start = {"role": "assistant", "content": ""}
-            chunk = self._report.chunk({"index": index, "delta": start, "logprobs": None, "finish_reason": None})
+            chunk = self.chunk({"index": index, "delta": start, "logprobs": None, "finish_reason": None})
             if index == 0 and self._body.return_token_ids:  # all choices have the same prompt
                 chunk["prompt_token_ids"] = self._prompt.token_ids
             yield chunk
 
-    def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
-        yield from self._report.chunks(delta, self._choices(delta))
+    def has_text_events(self, index: int) -> bool:
+        return not self._reports_tokens
 
-    def text_event(self, index: int, text: str, num_tokens: int) -> bytes | None:
-        if self._reports_tokens or not text:
-            return None
-        return self._report.text_event(index, text, num_tokens, self._choice)
-
-    def _choices(self, delta: Delta) -> Sequence[dict[str, Any]]:
+    def parts(self, delta: Delta) -> Sequence[dict[str, Any]]:
         """Returns the parts that a delta adds to its choice: text or calls, then the end, whose `delta` is empty."""
-        choices = []
+        parts = []
         if delta.text or delta.calls or (delta.token_ids and self._reports_tokens):
-            choices.append(self._choice(delta))
+            pieces = [{"index": piece.index, **_call(piece)} for piece in delta.calls]
+            content = {"tool_calls": pieces} if pieces else {"content": delta.text}
+            part = {"index": delta.index, "delta": content, "logprobs": self._logprobs(delta), "finish_reason": None}
+            parts.append(part | ({"token_ids": delta.token_ids} if self._body.return_token_ids else {}))
         if delta.finish_reason is not None:
             end = choice_end(delta, () if self._body.return_token_ids else None)
-            choices.append({"index": delta.index, "delta": {}, "logprobs": None, **end})
-        return choices
+            parts.append({"index": delta.index, "delta": {}, "logprobs": None, **end})
+        return parts
 
-    def _choice(self, delta: Delta) -> dict[str, Any]:
-        pieces = [{"index": piece.index, **_call(piece)} for piece in delta.calls]
-        choice: dict[str, Any] = {
-            "index": delta.index,
-            "delta": {"tool_calls": pieces} if pieces else {"content": delta.text},
-            "logprobs": None if self._names is None else chat_logprobs(self._names, delta.token_ids, delta.logprobs),
-            "finish_reason": None,
-        }
-        if self._body.return_token_ids:
-            choice["token_ids"] = delta.token_ids
-        return choice
-
-    def _whole_choice(self, choice: Delta) -> dict[str, Any]:
-        return {
-            "index": choice.index,
-            "message": {"role": "assistant", "refusal": None, **_whole_content(choice)},
-            "logprobs": None if self._names is None else chat_logprobs(self._names, choice.token_ids, choice.logprobs),
-            **choice_end(choice, choice.token_ids if self._body.return_token_ids else None),
-        }
-
-    def _prompt_logprobs(self, choice: Delta) -> dict[str, Any]:
-        num_top = self._body.prompt_logprobs
-        if num_top is None:
-            return {}
-        entries = choice.prompt_logprobs or ()
-        return {"prompt_logprobs": prompt_logprobs(self._tokenizer, self._prompt.token_ids, entries, num_top)}
+    def _logprobs(self, delta: Delta) -> ChatLogprobs | None:
+        return None if self._names is None else chat_logprobs(self._names, delta.token_ids, delta.logprobs)
 
 
 def _whole_content(choice: Delta) -> dict[str, Any]:
@@ -428,13 +361,13 @@ def _call(piece: CallPiece) -> dict[str, Any]:
     }
 
 
-class CompletionResponseBuilder(ResponseBuilder):
+class CompletionResponseBuilder(ChoicesBuilder):
     """Builds completions and their chunks."""
 
+    id_prefix, whole_object, chunk_object = "cmpl", "text_completion", "text_completion"
+
     def __init__(self, body: CompletionBody, model: ServedModel, prompts: Sequence[Prompt]) -> None:
-        num_choices = len(prompts) * body.num_candidates
-        self._report = Report(_COMPLETION, model, prompts, num_choices, body.reports)
-        self.id = self._report.id
+        super().__init__(body, model, prompts, len(prompts) * body.num_candidates)
         self._body = body
         self._reports_tokens = body.logprobs is not None or body.return_token_ids
         self._choices = [
@@ -444,25 +377,21 @@ class CompletionResponseBuilder(ResponseBuilder):
     def repeats_much(self, delta: Delta) -> bool:
         return admission.get().is_large and self._choices[delta.index].is_new
 
-    def whole(self, choices: Sequence[Delta]) -> dict[str, Any]:
+    def whole_choices(self, choices: Sequence[Delta]) -> list[dict[str, Any]]:
         kept = enumerate(most_likely(choices, self._body.n, self._body.num_candidates))
-        built = [self._choices[each.index].build(replace(each, index=index)) for index, each in kept]
-        return self._report.whole(built, choices)
+        return [self._choices[each.index].build(replace(each, index=index)) for index, each in kept]
 
     def order(self, choices: Sequence[Delta]) -> Sequence[int]:
         return [each.index for each in most_likely(choices, self._body.n, self._body.num_candidates)]
 
-    def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
-        has_news = delta.finish_reason is not None or self._choices[delta.index].has_news(delta)
-        yield from self._report.chunks(delta, [self._choice(delta)] if has_news else [])
+    def has_text_events(self, index: int) -> bool:
+        return not (self._reports_tokens or self._choices[index].is_new)
 
-    def text_event(self, index: int, text: str, num_tokens: int) -> bytes | None:
-        if self._reports_tokens or not text or self._choices[index].is_new:
-            return None
-        return self._report.text_event(index, text, num_tokens, self._choice)
-
-    def _choice(self, delta: Delta) -> dict[str, Any]:
-        return self._choices[delta.index].build(delta)
+    def parts(self, delta: Delta) -> Sequence[dict[str, Any]]:
+        choice = self._choices[delta.index]
+        reports_tokens = bool(delta.token_ids) and self._reports_tokens
+        has_news = delta.text or reports_tokens or (choice.is_new and self._body.echo)
+        return [choice.build(delta)] if has_news or delta.finish_reason is not None else []
 
 
 def most_likely(choices: Sequence[Delta], kept: int, candidates: int) -> list[Delta]:
@@ -491,17 +420,11 @@ class ChoiceBuilder:
         self._body = body
         self._prompt: Prompt | None = prompt
         self._logprobs = CompletionLogprobsBuilder(TokenNames(tokenizer, by_id=body.return_tokens_as_token_ids))
-        self._reports_tokens = body.logprobs is not None or body.return_token_ids
 
     @property
     def is_new(self) -> bool:
         """Whether nothing has been built yet."""
         return self._prompt is not None
-
-    def has_news(self, delta: Delta) -> bool:
-        """Returns whether a delta has anything to report."""
-        reports_prompt = self._prompt is not None and self._body.echo
-        return bool(delta.text) or reports_prompt or (bool(delta.token_ids) and self._reports_tokens)
 
     def build(self, delta: Delta) -> dict[str, Any]:
         """Returns the choice's part of a chunk, or the whole choice."""

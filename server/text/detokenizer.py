@@ -3,12 +3,10 @@
 All stop strings of a request are matched in one pass, character by character (Aho and Corasick, 1975).
 """
 
-import asyncio
 import codecs
 from array import array
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final, overload
 
 from .tokenizer import Tokenizer
@@ -17,9 +15,6 @@ ROOT: Final = 0
 """Node of a text that ends with no prefix of a stop string."""
 
 _NONE: Final = -1
-
-_LONG: Final = 512
-"""Total characters above which a thread builds the tables, which takes about half a millisecond."""
 
 
 class StopStrings(Sequence[str]):
@@ -113,19 +108,6 @@ class StopStrings(Sequence[str]):
                 self._fallbacks[node] = self.next_node(self._fallbacks[parent], self._codes[node])
             if self._found[node] == _NONE:
                 self._found[node] = self._found[self._fallbacks[node]]
-
-
-class StopStringsBuilder:
-    """Builds the automata of long stop strings on a thread, one request at a time."""
-
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stop-strings")
-
-    async def build(self, strings: Sequence[str]) -> StopStrings:
-        """Returns the automaton of stop strings."""
-        if sum(map(len, strings)) < _LONG:
-            return StopStrings(strings)
-        return await asyncio.get_running_loop().run_in_executor(self._thread, StopStrings, strings)
 
 
 class Detokenizer:

@@ -9,7 +9,7 @@ from ...constraints.output_constraint import OutputConstraint, with_tools
 from ...errors.request_errors import bad_value, warn_all
 from ...feature import Feature
 from ...generation.admission import admission
-from ...generation.requests import constraint_of, sampling_params
+from ...generation.requests import constraint_of, sampling_params, stop_strings
 from ...generation.service import Service
 from ...generation.spec import GenerationSpec
 from ...http.error_responses import ErrorShape
@@ -48,7 +48,7 @@ async def count_tokens(body: CountTokensBody, service: AnyService) -> TokenCount
     """Returns the number of tokens of the prompt."""
     conversation = await admission.get().run(lambda: _conversation(body, _tool_options(body)))
     state = service.saved_state(body.from_state)
-    (prompt,) = await service.prompts.after(state, [await service.prompts.chat(conversation, state=state)])
+    prompt = await service.prompts.chat(conversation, state=state)
     return TokenCount(input_tokens=len(prompt.token_ids))
 
 
@@ -66,10 +66,10 @@ async def messages_spec(body: MessagesBody, service: Service) -> GenerationSpec:
     conversation, params, output_constraint = await admission.get().run(convert)
     state = service.saved_state(body.from_state)
     return GenerationSpec(
-        await service.prompts.after(state, [await service.prompts.chat(conversation, state=state)]),
+        [await service.prompts.chat(conversation, state=state)],
         params,
         output_constraint,
-        stop=body.stop_sequences,
+        stop=await stop_strings(body.stop_sequences) if body.stop_sequences else (),
         ignore_eos=body.ignore_eos,
         may_call=conversation.tools is not None and bool(conversation.tools.introduced),
         holds_output=not body.stream,

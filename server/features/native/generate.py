@@ -1,31 +1,29 @@
 """`/generate`: token ids in, token ids out, without any text; and `/abort_request`."""
 
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Final, Literal, NotRequired, TypedDict
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
-from ....engine import ID_BYTES, SamplingParams
+from ....engine import SamplingParams
 from ...generation.admission import admission
 from ...generation.delta import Delta
 from ...generation.logprobs import IdLogprobs, token_logprobs
 from ...generation.prompts import Prompt
-from ...generation.requests import body_constraint, choice_params, spec_of
+from ...generation.requests import body_constraint, choice_params, cut_of, spec_of
 from ...generation.service import Service
 from ...generation.spec import GenerationSpec, PromptCopies
 from ...http.openapi import described, streamable
-from ...http.responses import ResponseBuilder, respond
+from ...http.responses import respond
 from ...http.routes import AnyService, JsonRoute, ReadyService
-from ...openai.completions import Report, ResponseKind, StreamingFields, check_stream_options, choice_end
+from ...openai.completions import ChoicesBuilder, StreamingFields, check_stream_options, choice_end
 from ...openai.response_schemas import ChoiceEnd, ReportFields, Usage
 from ...schemas.body import Fields, TokenIds, TopLogprobs
 from ...schemas.generation_fields import GenerationFields
 from ...text.served_model import ServedModel
 
 router = APIRouter(route_class=JsonRoute)
-
-_KIND: Final = ResponseKind("gen", "tokens", "tokens.chunk")
 
 
 class GenerateBody(GenerationFields, StreamingFields):
@@ -81,14 +79,13 @@ async def generate_spec(body: GenerateBody, service: Service) -> GenerationSpec:
     """
     check_stream_options(stream=body.stream, options=body.stream_options)
     params, output_constraint = await admission.get().run(lambda: (_params(body, service.model), body_constraint(body)))
-    encoded = await admission.get().run(lambda: service.prompts.token_ids(body.token_ids, param="token_ids"))
-    new = service.prompts.truncated(encoded, body.truncate_prompt_tokens, body.truncation_side)
     state = service.saved_state(body.from_state)
-    await admission.get().keep(ID_BYTES * len(new.token_ids))
-    prompts = await service.prompts.after(state, [new])
+    prompts = await service.prompts.completions(
+        [body.token_ids], add_bos=False, param="token_ids", state=state, cut=cut_of(body)
+    )
     copies = PromptCopies(body.n if body.return_token_ids else 0, body.prompt_logprobs)
     holds_output = not body.stream
-    return spec_of(
+    return await spec_of(
         body, prompts, params, output_constraint, state=state, copies=copies, holds_output=holds_output, sends_ids=True
     )
 
@@ -98,32 +95,31 @@ def _params(body: GenerateBody, model: ServedModel) -> list[SamplingParams]:
     return choice_params(body, model, max_tokens, body.n, body.logprobs, body.prompt_logprobs)
 
 
-class TokensResponseBuilder(ResponseBuilder):
+class TokensResponseBuilder(ChoicesBuilder):
     """Builds responses of token ids. Whole responses and chunks have one shape."""
 
-    def __init__(self, body: GenerateBody, model: ServedModel, prompt: Prompt) -> None:
-        self._report = Report(_KIND, model, [prompt], body.n, body.reports)
-        self.id = self._report.id
-        self._body = body
+    id_prefix, whole_object, chunk_object = "gen", "tokens", "tokens.chunk"
 
-    def whole(self, choices: Sequence[Delta]) -> dict[str, Any]:
-        return self._report.whole([self._choice(choice) for choice in choices], choices)
+    def __init__(self, body: GenerateBody, model: ServedModel, prompt: Prompt) -> None:
+        super().__init__(body, model, [prompt], body.n)
+        self._reports_logprobs = body.logprobs is not None
 
     def repeats_much(self, delta: Delta) -> bool:
         return delta.prompt_logprobs is not None and admission.get().is_large
 
-    def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
-        return self._report.chunks(delta, [self._choice(delta)])
+    def whole_choices(self, choices: Sequence[Delta]) -> list[dict[str, Any]]:
+        return [part for choice in choices for part in self.parts(choice)]
 
-    def _choice(self, delta: Delta) -> dict[str, Any]:
-        reports_logprobs, reports_prompt = self._body.logprobs is not None, delta.prompt_logprobs is not None
-        return {
+    def parts(self, delta: Delta) -> Sequence[dict[str, Any]]:
+        part = {
             "index": delta.index,
             **choice_end(delta, None),
             "token_ids": delta.token_ids,
-            "logprobs": token_logprobs(delta.logprobs) if reports_logprobs else None,
-            **({"prompt_logprobs": token_logprobs(delta.prompt_logprobs or ())} if reports_prompt else {}),
+            "logprobs": token_logprobs(delta.logprobs) if self._reports_logprobs else None,
         }
+        if delta.prompt_logprobs is not None:
+            part["prompt_logprobs"] = token_logprobs(delta.prompt_logprobs)
+        return [part]
 
 
 class AbortBody(Fields):

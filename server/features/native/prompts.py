@@ -9,9 +9,9 @@ from fastapi import APIRouter, Response
 from ...errors.request_errors import bad_value
 from ...generation.admission import admission
 from ...generation.prompts import Prompt
-from ...generation.requests import chat_conversation, chat_prompts, completion_prompts, conversation_of
-from ...generation.response_size import text_response_bytes
+from ...generation.requests import chat_conversation, completion_prompts, conversation_of, cut_of
 from ...generation.service import Service
+from ...generation.spec import text_response_bytes
 from ...http.openapi import described, success
 from ...http.responses import json_response, made_json_response
 from ...http.routes import AnyService, JsonRoute
@@ -154,7 +154,8 @@ async def _encode(body: TokenizeBody, service: Service) -> Prompt:
 async def render_chat(body: ChatBody, service: AnyService) -> Response:
     """Returns the prompt of a chat. The paths are vLLM's and llama.cpp's."""
     conversation = await admission.get().run(partial(chat_conversation, body))
-    (prompt,) = await chat_prompts(body, conversation, service.saved_state(body.from_state), service)
+    state = service.saved_state(body.from_state)
+    prompt = await service.prompts.chat(conversation, state=state, cut=cut_of(body))
     return await _rendered_response(service, lambda: _rendered(service, prompt), [prompt])
 
 

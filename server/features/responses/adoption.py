@@ -163,7 +163,7 @@ class AdoptionKind(WorkKind[AdoptedResponse]):
             await log.release()
             return None
         run = await self._continued(adoption, log)
-        replay = run.choice.replay
+        replay = run.request.replay
         facts["checkpoint"] = replay is not None and replay.snapshot is not None
         how = "inexactly" if log.engine is None else "exactly"
         _logger.info("continues %s %s after event %d", response_id, how, log.num_events - 1)
@@ -180,18 +180,18 @@ class AdoptionKind(WorkKind[AdoptedResponse]):
 
         body, prompt = await own.run(parse, is_long=True)
         params, constraint = generation_options(body, service)
-        spec = generation_spec(body, prompt, params, constraint)
-        (choice,) = await service.choices(spec)
         packed = await self._responses.deltas(adoption)
         deltas = await own.run(lambda: [unpack_delta(own, each) for each in packed], is_long=True)
         generated = tuple(token_id for delta in deltas for token_id in delta.token_ids)
         pending = own.parse_stored(adoption.record.response)
         builder = ResponsesBuilder(body, service.model, prompt, params[0], pending=pending)
         await own.run(lambda: builder.replay(deltas, log.num_events, is_exact=is_exact), is_long=True)
-        choice = replace(choice, earlier_ids=generated)
+        spec = replace(generation_spec(body, prompt, params, constraint), earlier_ids=generated)
         if is_exact and generated:
-            choice = replace(choice, replay=Replay(generated, await self._snapshot(adoption, prompt, len(generated))))
-        return BackgroundRun(service, builder, choice, log, is_pending=not adoption.log.num_entries, is_adopted=True)
+            spec = replace(spec, replay=Replay(generated, await self._snapshot(adoption, prompt, len(generated))))
+        (request,) = await service.requests(spec, builder.id)
+        is_pending = not adoption.log.num_entries
+        return BackgroundRun(service, builder, spec, request, log, is_pending=is_pending, is_adopted=True)
 
     async def _snapshot(self, adoption: Adoption, prompt: Prompt, num_generated: int) -> Snapshot | None:
         """Returns the state of the latest checkpoint, which reduces the tokens to decode again."""

@@ -12,6 +12,7 @@ from ....engine import (
     EngineDeadError,
     EngineStoppedError,
     QueueFullError,
+    Request,
     SamplingParams,
     id_bytes,
 )
@@ -20,9 +21,8 @@ from ...errors.request_errors import ApiError, from_exception
 from ...generation.admission import admission
 from ...generation.delta import Delta, DeltaJoiner
 from ...generation.generation import Generation
-from ...generation.prompts import Prompt
 from ...generation.service import Service
-from ...generation.spec import Choice
+from ...generation.spec import GenerationSpec
 from ...http.responses import to_json
 from .background import Background
 from .body import ResponseBody
@@ -40,7 +40,7 @@ _logger: Final = logging.getLogger(__name__)
 
 def job_of(
     body: ResponseBody,
-    prompt: Prompt,
+    prompt_token_ids: Sequence[int],
     params: SamplingParams,
     service: Service,
     turn: Turn | None,
@@ -55,9 +55,8 @@ def job_of(
     """
     seeded = body.model_copy(update={"seed": params.seed})
     request = seeded.model_dump_json(by_alias=True, exclude_unset=True, exclude={"input"}).encode()
-    token_ids = id_bytes(prompt.token_ids)
     engine = None if state_is_imported else service.engine_identity
-    return Job(service.model.identity, request, token_ids, engine, turn)
+    return Job(service.model.identity, request, id_bytes(prompt_token_ids), engine, turn)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +64,7 @@ class BackgroundRun:
     """Generation of a background response, from its first or any later event until its end is stored.
 
     Attributes:
+      request: The engine's request for the only choice of the spec.
       log: Log of the response, which this replica owns.
       is_pending: Whether the response has no event yet.
       is_adopted: Whether another replica started it.
@@ -72,7 +72,8 @@ class BackgroundRun:
 
     service: Service
     builder: ResponsesBuilder
-    choice: Choice
+    spec: GenerationSpec
+    request: Request
     log: ResponseLog
     is_pending: bool = False
     is_adopted: bool = False
@@ -96,7 +97,7 @@ class BackgroundRun:
 
     async def _run(self) -> None:
         try:
-            async with self.service.generation(self.builder.id, [self.choice]) as generation:
+            async with self.service.generation(self.builder.id, self.spec, [self.request]) as generation:
                 try:
                     await self._generate(generation)
                 except Exception as error:

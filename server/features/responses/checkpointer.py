@@ -9,7 +9,7 @@ from typing import Final
 
 from ....engine import AsyncEngine, EngineDeadError, RequestSnapshot, RequestSnapshotFormat, UnknownRequestError
 from ...database.errors import FencedError, StoreUnavailableError
-from ...generation.generation import engine_request_id
+from ...generation.service import engine_request_id
 from ...observability.request_metrics import Fact, Observer, observed
 from .checkpoint_files import CheckpointFiles
 from .response_store import ResponseLog, ResponseStore

@@ -139,9 +139,8 @@ class ResumableBuilder(ResponsesBuilder):
         delta = pack_delta(output) if num_tokens else b""
         entry = LogEntry(0, 0, len(events), 0, num_tokens, delta, b"".join(events))
         body = self._body.model_copy(update={"background": True})
-        job = job_of(
-            body, self._prompt, self._params, self._service, self._turn, state_is_imported=self._state_is_imported
-        )
+        prompt_ids, is_imported = self._prompt.token_ids, self._state_is_imported
+        job = job_of(body, prompt_ids, self._params, self._service, self._turn, state_is_imported=is_imported)
         return await self._responses.hand_over(record, job, entry, self._task)
 
     def _events(self, output: Delta) -> list[bytes]:

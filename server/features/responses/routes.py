@@ -17,7 +17,7 @@ from ...generation.spec import GenerationSpec
 from ...generation.state_store import StoredState
 from ...http.openapi import streamable, success
 from ...http.paging import After, Limit, QueryOrder
-from ...http.responses import EventStream, choices_of, json_response, respond, to_json, until_disconnect
+from ...http.responses import EventStream, json_response, respond, to_json, until_disconnect
 from ...http.routes import JsonRoute, ReadyService
 from ...openai.completions import check_stream_options
 from ...openai.response_schemas import DeletedObject, ItemList
@@ -133,7 +133,8 @@ async def _create_background(
 ) -> Response:
     """Starts a background response, which is stored before the client receives its id."""
     service, spec = responses.service, prepared.spec
-    (choice,) = await choices_of(service, request, spec)
+    async with until_disconnect(request.receive):
+        (engine_request,) = await service.requests(spec, prepared.id)
     builder = ResponsesBuilder(body, service.model, spec.prompts[0], spec.params[0], response_id=prepared.id)
     response = bytes(memoryview(to_json(builder.in_progress())))
     pending = ResponseRecord(
@@ -146,13 +147,15 @@ async def _create_background(
         is_streamed=body.stream,
         is_running=True,
     )
-    job = job_of(body, choice.prompt, choice.params, service, prepared.turn, state_is_imported=choice.state_is_imported)
+    prompt_ids, is_imported = engine_request.prompt_token_ids, engine_request.state_is_imported
+    job = job_of(body, prompt_ids, engine_request.params, service, prepared.turn, state_is_imported=is_imported)
     async with AsyncExitStack() as resources:
         if body.stream:
             resources.enter_context(responses.followers.hold())
         log = await responses.store.open(pending, job, encoded(builder.opening()))
-        BackgroundRun(service, builder, choice, log).start(responses.background)
+        BackgroundRun(service, builder, spec, engine_request, log).start(responses.background)
         if body.stream:
+            await resources.enter_async_context(until_disconnect(request.receive))
             events = await responses.store.follow(pending.id, 0, service.limits.keep_alive_s)
             return EventStream(replay(events, 0), resources.pop_all())
     return json_response(builder.queued())
@@ -162,6 +165,7 @@ async def _create_background(
 async def get_response(
     response_id: str,
     responses: Responses,
+    request: Request,
     stream: Annotated[bool, Query(description="Whether to return the events of a background stream.")] = False,
     starting_after: Annotated[
         int | None,
@@ -181,7 +185,7 @@ async def get_response(
         return Response(stored.response, media_type="application/json")
     if not stored.is_streamed:
         raise bad_value("stream", "only responses made with background: true and stream: true can be streamed again")
-    return await _follow(responses, response_id, 0 if starting_after is None else starting_after + 1)
+    return await _follow(responses, request, response_id, 0 if starting_after is None else starting_after + 1)
 
 
 @router.get("/v1/responses/{response_id}/input_items", responses=success(ItemList))
@@ -233,8 +237,9 @@ async def _end(responses: OpenResponses, record: ResponseRecord) -> None:
         await end_early(responses.store, record, status="cancelled")
 
 
-async def _follow(responses: OpenResponses, response_id: str, number: int) -> Response:
+async def _follow(responses: OpenResponses, request: Request, response_id: str, number: int) -> Response:
     async with AsyncExitStack() as resources:
+        await resources.enter_async_context(until_disconnect(request.receive))
         resources.enter_context(responses.followers.hold())
         events = await responses.store.follow(response_id, number, responses.service.limits.keep_alive_s)
         return EventStream(replay(events, number), resources.pop_all())
@@ -352,8 +357,7 @@ async def _prompt(body: PromptFields, responses: OpenResponses) -> AsyncGenerato
         instructions = [ConversationMessage("system", body.instructions)] if body.instructions else []
         ending = Ending(variables=body.chat_template_kwargs)
         conversation = Conversation([*instructions, *new], ending, tool_options(body))
-        encoded = await service.prompts.chat(conversation, param="input", state=state)
-        (prompt,) = await service.prompts.after(state, [encoded])
+        prompt = await service.prompts.chat(conversation, param="input", state=state)
         yield _Input(prompt, state, new if state is None else [ConversationMessage(STATE_ROLE, state.id), *new], own)
 
 

@@ -1,7 +1,6 @@
 """Tests of generations: every way to end, held-back text, slow readers, and errors."""
 
 import asyncio
-import time
 import tracemalloc
 from collections.abc import Iterable, Iterator, Sequence
 from contextvars import Context
@@ -15,11 +14,10 @@ from roost.engine import EngineDeadError, FinishReason, OutputSink, Request, Sam
 from roost.server.constraints.tools import call_text
 from roost.server.errors.request_errors import ApiError
 from roost.server.generation import generation
-from roost.server.generation.admission import Admission
 from roost.server.generation.delta import Delta
-from roost.server.generation.generation import ChoiceStream, Generation, Mailbox, collect
+from roost.server.generation.generation import Generation, Mailbox, collect
 from roost.server.generation.prompts import Prompt
-from roost.server.generation.spec import Choice
+from roost.server.generation.spec import GenerationSpec
 from roost.server.observability.logging import request_id
 from roost.server.observability.metrics import Metrics
 from roost.server.observability.request_metrics import Observer, RequestRecord, RequestTracker
@@ -28,18 +26,31 @@ from roost.server.text.tokenizer import Tokenizer
 EURO = (270, 174, 216)  # the bytes e2 82 ac
 
 
-def start(engine: FakeEngine, tokenizer: Tokenizer, *choices: Choice, request_id: str = "id") -> Generation:
-    return Generation.start(Admission(), engine, tokenizer, Metrics(lambda: engine.stats).requests, request_id, choices)
+def start(
+    engine: FakeEngine,
+    tokenizer: Tokenizer,
+    num_choices: int = 1,
+    *,
+    response_id: str = "id",
+    last_prompt_ids: Sequence[int] = (),
+    params: SamplingParams | None = None,
+    tracker: RequestTracker | None = None,
+    max_unread_bytes: int = generation.MAX_UNREAD_BYTES,
+    **fields: Any,
+) -> Generation:
+    """Starts choices of endless length, or with these parameters, and fields of their spec."""
+    last_prompt_ids = last_prompt_ids or [4] * num_choices
+    params = params or SamplingParams(max_tokens=None)
+    tracker = tracker or Metrics(lambda: engine.stats).requests
+    requests = [Request(f"{response_id}-{i}", (last,), params) for i, last in enumerate(last_prompt_ids)]
+    spec = GenerationSpec([Prompt((last,)) for last in last_prompt_ids], [params], **fields)
+    return Generation.start(engine, tokenizer, tracker, spec, requests, max_unread_bytes)
 
 
-async def run(
-    engine: FakeEngine, tokenizer: Tokenizer, last_prompt_ids: Sequence[int], **fields: object
-) -> list[Delta]:
-    """One choice per prompt, all with the same fields; "stop" and "include_stop" are the choice's own."""
+async def run(engine: FakeEngine, tokenizer: Tokenizer, last_prompt_ids: Sequence[int], **fields: Any) -> list[Delta]:
+    """One choice per prompt, all with the same fields; "stop" and "include_stop" are the spec's own."""
     own = {name: fields.pop(name) for name in ("stop", "include_stop") if name in fields}
-    params = SamplingParams(**fields)  # type: ignore[arg-type]
-    choices = [Choice(i, Prompt((last,)), params, **own) for i, last in enumerate(last_prompt_ids)]  # type: ignore[arg-type]
-    generation = start(engine, tokenizer, *choices)
+    generation = start(engine, tokenizer, last_prompt_ids=last_prompt_ids, params=SamplingParams(**fields), **own)
     try:
         return await collect(generation)
     finally:
@@ -79,8 +90,7 @@ async def test_text_of_a_stop_token_completes_no_stop_string(engine: FakeEngine,
 
 
 async def test_closing_frees_every_slot(engine: FakeEngine, tokenizer: Tokenizer) -> None:
-    choices = [Choice(i, Prompt((4,)), SamplingParams(max_tokens=None)) for i in range(3)]
-    generation = start(engine, tokenizer, *choices)
+    generation = start(engine, tokenizer, 3)
     await anext(generation)
     assert len(engine.running) == 3
     generation.close()
@@ -90,8 +100,7 @@ async def test_closing_frees_every_slot(engine: FakeEngine, tokenizer: Tokenizer
 
 async def test_cancelled_wait_loses_nothing(engine: FakeEngine, tokenizer: Tokenizer) -> None:
     engine.gate.clear()
-    choice = Choice(0, Prompt((4,)), SamplingParams(max_tokens=2))
-    generation = start(engine, tokenizer, choice)
+    generation = start(engine, tokenizer, params=SamplingParams(max_tokens=2))
     for _ in range(3):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
@@ -104,9 +113,7 @@ async def test_cancelled_wait_loses_nothing(engine: FakeEngine, tokenizer: Token
 
 async def test_unread_deltas_are_bounded(engine: FakeEngine, tokenizer: Tokenizer) -> None:
     """Exceeding the bound frees the slots. A client that reads again gets the unread deltas, then the error."""
-    choices = [Choice(i, Prompt((4,)), SamplingParams(max_tokens=None)) for i in range(2)]
-    tracker = Metrics(lambda: engine.stats).requests
-    generation = Generation.start(Admission(), engine, tokenizer, tracker, "id", choices, max_unread_bytes=100)
+    generation = start(engine, tokenizer, 2, max_unread_bytes=100)
     first = await anext(generation)
     await until(lambda: len(engine.requests) == 2 and not engine.running)
     left = [await anext(generation), await anext(generation)]
@@ -142,10 +149,6 @@ def outputs(num_outputs: int, *token_ids: int) -> Iterator[TokenOutput]:
     yield TokenOutput(finish_reason=FinishReason.LENGTH)
 
 
-def endless(index: int = 0) -> Choice:
-    return Choice(index, Prompt((4,)), SamplingParams(max_tokens=None))
-
-
 async def read_all(generation: Generation) -> list[Delta]:
     try:
         return [delta async for delta in generation]
@@ -157,7 +160,7 @@ async def test_waiting_reader_is_never_too_slow(tokenizer: Tokenizer) -> None:
     """The server has fallen behind then, and joins the deltas."""
     count = 100
     engine = FloodEngine(outputs(count, *[5] * 1000))
-    (delta,) = await read_all(start(engine, tokenizer, endless()))
+    (delta,) = await read_all(start(engine, tokenizer))
     assert delta.text == "b" * (1000 * count)
     assert 9 * len(delta.text) > 3 * generation.MAX_UNREAD_BYTES
     assert (len(delta.token_ids), delta.finish_reason) == (1000 * count, FinishReason.LENGTH)
@@ -165,12 +168,12 @@ async def test_waiting_reader_is_never_too_slow(tokenizer: Tokenizer) -> None:
 
 async def test_deltas_of_several_choices_are_joined_apart(tokenizer: Tokenizer) -> None:
     engine = FloodEngine(list(outputs(1000, 5)))
-    deltas = await read_all(start(engine, tokenizer, *map(endless, range(3))))
+    deltas = await read_all(start(engine, tokenizer, 3))
     assert [(delta.index, delta.text) for delta in deltas] == [(i, "b" * 1000) for i in range(3)]
 
 
 async def test_reader_that_catches_up_does_not_block_the_event_loop(tokenizer: Tokenizer) -> None:
-    generation = start(FloodEngine(list(outputs(100, 5))), tokenizer, *map(endless, range(100)))
+    generation = start(FloodEngine(list(outputs(100, 5))), tokenizer, 100)
     await asyncio.sleep(0)
     reading = asyncio.create_task(read_all(generation))
     num_turns = 0
@@ -183,7 +186,7 @@ async def test_reader_that_catches_up_does_not_block_the_event_loop(tokenizer: T
 
 async def test_error_comes_after_earlier_deltas(tokenizer: Tokenizer) -> None:
     items: list[TokenOutput | Exception] = [*[TokenOutput((5,))] * 10, RuntimeError("it broke")]
-    generation = start(FloodEngine(items), tokenizer, endless())
+    generation = start(FloodEngine(items), tokenizer)
     assert (await anext(generation)).text == "b" * 10
     with pytest.raises(RuntimeError, match="it broke"):
         await anext(generation)
@@ -194,7 +197,7 @@ async def test_error_comes_after_earlier_deltas(tokenizer: Tokenizer) -> None:
 async def test_bug_in_one_choice_is_an_error_of_its_request(tokenizer: Tokenizer) -> None:
     """It must not interrupt the engine, which delivers to other requests in the same call."""
     engine = FloodEngine([TokenOutput((5,)), TokenOutput((10**6,)), TokenOutput((5,))])
-    generation = start(engine, tokenizer, endless())
+    generation = start(engine, tokenizer)
     assert (await anext(generation)).text == "b"
     with pytest.raises(IndexError):
         await anext(generation)
@@ -206,7 +209,7 @@ async def test_error_of_submit_is_raised_by_the_stream(engine: FakeEngine, token
             raise EngineDeadError("the engine is not running")
 
     with pytest.raises(EngineDeadError):
-        await anext(start(Refusing(), tokenizer, endless()))
+        await anext(start(Refusing(), tokenizer))
 
 
 async def test_id_in_use_does_not_abort_the_other_request(engine: FakeEngine, tokenizer: Tokenizer) -> None:
@@ -221,7 +224,7 @@ async def test_id_in_use_does_not_abort_the_other_request(engine: FakeEngine, to
 
     refusing = Refusing()
     with pytest.raises(ValueError, match="in use"):
-        await anext(start(refusing, tokenizer, endless()))
+        await anext(start(refusing, tokenizer))
     assert not refusing.aborted
 
 
@@ -240,7 +243,7 @@ async def test_request_ends_in_the_context_of_its_http_request(tokenizer: Tokeni
     engine, observer = FloodEngine(list(outputs(3, 5))), NotingObserver()
     metrics = Metrics(lambda: engine.stats, observers=[observer])
     token = request_id.set("req-1")
-    generation = Generation.start(Admission(), engine, tokenizer, metrics.requests, "id", [endless(0), endless(1)])
+    generation = start(engine, tokenizer, 2, tracker=metrics.requests)
     request_id.reset(token)
     await read_all(generation)
     assert observer.ids == ["req-1", "req-1"]
@@ -250,7 +253,7 @@ async def test_collected_response_takes_the_memory_of_its_tokens(tokenizer: Toke
     num_tokens = 4_000
     tracemalloc.start()
     try:
-        (whole,) = await collect(start(FloodEngine(outputs(num_tokens, 5)), tokenizer, endless()))
+        (whole,) = await collect(start(FloodEngine(outputs(num_tokens, 5)), tokenizer))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -263,10 +266,11 @@ async def test_collected_response_takes_the_memory_of_its_tokens(tokenizer: Toke
 async def test_taken_tokens_count_as_sent(engine: FakeEngine, tokenizer: Tokenizer, sends_ids: bool) -> None:
     """Unread tokens don't count, and half a character counts only if clients receive ids."""
     engine.says = [5, *EURO, 6, 7]
-    choice = Choice(0, Prompt((4,)), SamplingParams(max_tokens=6), sends_ids=sends_ids)
-    counts = [delta.num_sent async for delta in start(engine, tokenizer, choice, request_id="alone")]
+    params = SamplingParams(max_tokens=6)
+    alone = start(engine, tokenizer, response_id="alone", params=params, sends_ids=sends_ids)
+    counts = [delta.num_sent async for delta in alone]
     assert counts == ([1, 2, 3, 4, 5, 6] if sends_ids else [1, 1, 1, 4, 5, 6])
-    generation = start(engine, tokenizer, choice)
+    generation = start(engine, tokenizer, params=params, sends_ids=sends_ids)
     await until(lambda: len(engine.given.get("id-0", ())) == 6)
     assert generation.sent.num_tokens[0] == 0, "no delta was taken"
     await anext(generation)
@@ -278,8 +282,7 @@ async def test_tool_call_counts_as_sent_once_its_pieces_are(engine: FakeEngine, 
     text = call_text("f", '{"a": 1}')
     engine.says = tokenizer.encode(text, control_tokens=False)
     params = SamplingParams(max_tokens=500, end_token_ids=tokenizer.end_token_ids)
-    choice = Choice(0, Prompt((4,)), params, may_call=True)
-    generation = start(engine, tokenizer, choice)
+    generation = start(engine, tokenizer, params=params, may_call=True)
     arguments, num_tokens = "", 0
     async for delta in generation:
         num_tokens += len(delta.token_ids)
@@ -295,7 +298,7 @@ async def test_a_reader_that_waits_is_offered_each_delta_before_it_is_woken(
     engine: FakeEngine, tokenizer: Tokenizer
 ) -> None:
     """It takes "c" and "d" at once, so that its task gets the others only."""
-    generation = start(engine, tokenizer, Choice(0, Prompt((4,)), SamplingParams(max_tokens=5)))
+    generation = start(engine, tokenizer, params=SamplingParams(max_tokens=5))
     taken: list[str] = []
 
     def take(index: int, text: str, num_tokens: int) -> bool:
@@ -317,7 +320,7 @@ async def test_a_reader_that_waits_is_offered_each_delta_before_it_is_woken(
 
 
 async def test_a_reader_that_does_not_wait_is_offered_nothing(engine: FakeEngine, tokenizer: Tokenizer) -> None:
-    generation = start(engine, tokenizer, Choice(0, Prompt((4,)), SamplingParams(max_tokens=4)))
+    generation = start(engine, tokenizer, params=SamplingParams(max_tokens=4))
     taken: list[str] = []
 
     def take(index: int, text: str, num_tokens: int) -> bool:
@@ -331,29 +334,12 @@ async def test_a_reader_that_does_not_wait_is_offered_nothing(engine: FakeEngine
     generation.close()
 
 
-class WillingReader:
-    """Reader that waits, and takes every text that it is offered."""
-
-    def __init__(self) -> None:
-        self.has_reader = True
-        self.offered: list[str] = []
-        self.woken = 0
-
-    def put(self, item: ChoiceStream | Exception) -> None:
-        self.woken += 1
-
-    def offer(self, index: int, text: str, num_tokens: int, num_sent: int) -> bool:
-        self.offered.append(text)
-        return True
-
-
-def put(tokenizer: Tokenizer, reader: WillingReader, outputs: Sequence[TokenOutput], **fields: Any) -> None:
-    """Puts outputs into the stream of a choice with these fields."""
-    params = SamplingParams()
-    record = RequestTracker((), time.monotonic).track([Request("id", (4,), params)])[0]
-    stream = ChoiceStream(Choice(0, Prompt((4,)), params, **fields), tokenizer, record, reader, lambda: None)
-    for output in outputs:
-        stream.put(output)
+async def offered(tokenizer: Tokenizer, outputs: Sequence[TokenOutput], **fields: Any) -> list[str]:
+    """Returns what a reader is offered that takes every text, until it gets a delta."""
+    generation, texts = start(FloodEngine(outputs), tokenizer, **fields), list[str]()
+    assert await generation.next_within(None, lambda _, text, __: texts.append(text) is None) is not None
+    generation.close()
+    return texts
 
 
 @pytest.mark.parametrize("fields", [{}, {"stop": ("zz",)}], ids=["plain", "stop"])
@@ -367,21 +353,19 @@ def put(tokenizer: Tokenizer, reader: WillingReader, outputs: Sequence[TokenOutp
     ],
     ids=lambda more: next(iter(more)),
 )
-def test_only_text_alone_is_offered(tokenizer: Tokenizer, fields: dict[str, Any], more: dict[str, Any]) -> None:
-    reader = WillingReader()
-    put(tokenizer, reader, [TokenOutput((5,)), TokenOutput((5,))._replace(**more)], **fields)
-    assert (reader.offered, reader.woken) == (["b"], 1)
+async def test_only_text_alone_is_offered(tokenizer: Tokenizer, fields: dict[str, Any], more: dict[str, Any]) -> None:
+    outputs = [TokenOutput((5,)), TokenOutput((5,))._replace(**more)]
+    assert await offered(tokenizer, outputs, **fields) == ["b"]
 
 
-def test_a_tool_call_is_not_offered(tokenizer: Tokenizer) -> None:
-    reader, call = WillingReader(), tokenizer.encode(call_text("f", '{"a": 1}'), control_tokens=False)
-    put(tokenizer, reader, [TokenOutput(tuple(call))], may_call=True)
-    assert (reader.offered, reader.woken) == ([], 1)
+async def test_a_tool_call_is_not_offered(tokenizer: Tokenizer) -> None:
+    call = tokenizer.encode(call_text("f", '{"a": 1}'), control_tokens=False)
+    assert await offered(tokenizer, [TokenOutput(tuple(call))], may_call=True) == []
 
 
 async def test_a_delta_that_is_taken_at_once_begins_the_timeout_anew(engine: FakeEngine, tokenizer: Tokenizer) -> None:
     engine.gate.clear()
-    generation = start(engine, tokenizer, Choice(0, Prompt((4,)), SamplingParams(max_tokens=9)))
+    generation = start(engine, tokenizer, params=SamplingParams(max_tokens=9))
     with held_time() as time:
         reading = asyncio.create_task(generation.next_within(0.3, lambda *_: engine.gate.clear() is None))
         await time.skip(0.2)
@@ -396,7 +380,7 @@ async def test_a_delta_that_is_taken_at_once_begins_the_timeout_anew(engine: Fak
 
 
 async def test_an_error_of_the_callback_ends_the_request(engine: FakeEngine, tokenizer: Tokenizer) -> None:
-    generation = start(engine, tokenizer, Choice(0, Prompt((4,)), SamplingParams(max_tokens=9)))
+    generation = start(engine, tokenizer, params=SamplingParams(max_tokens=9))
     with pytest.raises(ZeroDivisionError):
         await generation.next_within(None, lambda *_: bool(1 // 0))
     assert not engine.running

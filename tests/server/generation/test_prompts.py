@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 import pytest
 from roost.server.errors.request_errors import ApiError
-from roost.server.generation.prompts import Prompt, PromptEncoder
+from roost.server.generation.admission import Admissions, admission
+from roost.server.generation.prompts import Cut, Prompt, PromptEncoder
 from roost.server.text.conversation import Conversation, ConversationMessage
 from roost.server.text.served_model import ServedModel
 from roost.server.text.tokenizer import Tokenizer
@@ -51,7 +52,7 @@ def test_a_long_prompt_is_cut_but_for_its_bos(
     side: Literal["left", "right"],
     kept: tuple[int, ...],
 ) -> None:
-    assert list(encoder.truncated(Prompt(ids), limit, side).token_ids) == list(kept)
+    assert list(encoder.cut(Prompt(ids), Cut(limit, side)).token_ids) == list(kept)
 
 
 async def test_control_tokens_in_a_message_are_plain_text(encoder: PromptEncoder) -> None:
@@ -99,10 +100,14 @@ async def test_what_takes_long_is_done_off_the_loop(
         return encode(text)
 
     monkeypatch.setattr(tokenizer, "encode", spy)
+    token = admission.set(Admissions().unbounded())
     await encoder.completions(["a" * (length // 2)] * 2, add_bos=True)
+    admission.reset(token)
     assert all((thread is threading.main_thread()) is on_loop for thread in threads)
 
 
 async def test_errors_come_back_from_the_threads(encoder: PromptEncoder) -> None:
+    token = admission.set(Admissions().unbounded())
     with pytest.raises(ApiError):
         await asyncio.wait_for(encoder.completions([[600] * 10_000], add_bos=True), 60)
+    admission.reset(token)

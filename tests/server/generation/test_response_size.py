@@ -17,8 +17,8 @@ from pydantic import field_validator
 from roost.server.app import create_app
 from roost.server.features.native.generate import GenerateBody, generate_spec
 from roost.server.generation import requests
-from roost.server.generation.response_size import MAX_RESPONSE_BYTES, response_size
 from roost.server.generation.service import Service
+from roost.server.generation.spec import MAX_RESPONSE_BYTES, response_size
 from roost.server.http.middleware import BodyLimit
 from roost.server.http.responses import large_to_json, to_json
 from roost.server.http.routes import JsonRoute

@@ -7,19 +7,18 @@ from roost.engine import FinishReason
 from roost.server.generation.delta import Delta
 from roost.server.generation.prompts import Prompt
 from roost.server.observability.request_metrics import Times
-from roost.server.openai.completions import Report, RequestedReports, ResponseKind
+from roost.server.openai.completions import ChatBody, ChatResponseBuilder
 from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
 
-PROMPTS = [Prompt((4, 5, 6, 7))]
+
+def builder(wanted: bool = True, num_choices: int = 1) -> ChatResponseBuilder:
+    messages = [{"role": "user", "content": "hi"}]
+    body = ChatBody.model_validate({"messages": messages, "n": num_choices, "return_timings": wanted})
+    return ChatResponseBuilder(body, served_model(synthetic_tokenizer(VOCAB_SIZE)), Prompt((4, 5, 6, 7)))
 
 
-def report(wanted: bool = True, num_choices: int = 1) -> Report:
-    model = served_model(synthetic_tokenizer(VOCAB_SIZE))
-    return Report(ResponseKind("x", "x", "chunk"), model, PROMPTS, num_choices, RequestedReports(timings=wanted))
-
-
-def timings_of(report: Report, *choices: Delta) -> Any:
-    return report.whole([], choices).get("timings")
+def timings_of(builder: ChatResponseBuilder, *choices: Delta) -> Any:
+    return builder.whole(choices).get("timings")
 
 
 def ended(index: int, num_tokens: int, times: Times) -> Delta:
@@ -28,7 +27,7 @@ def ended(index: int, num_tokens: int, times: Times) -> Delta:
 
 def test_several_choices_are_one_answer() -> None:
     choices = ended(0, 3, Times(1.0, 1.125, 1.5, 2.0)), ended(1, 5, Times(1.0, 1.0625, 1.25, 3.25))
-    assert timings_of(report(num_choices=2), *choices) == {
+    assert timings_of(builder(num_choices=2), *choices) == {
         "queue_ms": 62.5,
         "cache_n": 0,
         "prompt_n": 4,
@@ -42,26 +41,26 @@ def test_several_choices_are_one_answer() -> None:
 
 def test_what_was_remembered_was_not_read() -> None:
     end = Delta(0, token_ids=(9,), finish_reason=FinishReason.STOP, num_cached=3, times=Times(1.0, 1.25, 1.5, 2.0))
-    timings = timings_of(report(), end)
+    timings = timings_of(builder(), end)
     assert (timings["cache_n"], timings["prompt_n"], timings["prompt_per_second"]) == (3, 1, 2.0)
 
 
 def test_a_stream_tells_it_with_the_last_choice() -> None:
-    of_stream = report(num_choices=2)
+    of_stream = builder(num_choices=2)
     reported: list[Any] = []
     for delta in (
-        Delta(0, token_ids=(9,)),
+        Delta(0, "a", token_ids=(9,)),
         ended(1, 1, Times(0.0, 0.5, 1.0, 2.0)),
         ended(0, 1, Times(0.0, 0.5, 1.0, 3.0)),
     ):
-        reported += [chunk.get("timings") for chunk in of_stream.chunks(delta, [{}, {}])]
-    assert reported[:5] == [None] * 5
-    assert reported[5]["predicted_n"] == 3
+        reported += [chunk.get("timings") for chunk in of_stream.chunks(delta)]
+    assert reported[:2] == [None] * 2
+    assert reported[2]["predicted_n"] == 3
 
 
 def test_nothing_is_told_unasked() -> None:
-    assert timings_of(report(wanted=False), ended(0, 1, Times(0.0, 0.5, 1.0, 2.0))) is None
+    assert timings_of(builder(wanted=False), ended(0, 1, Times(0.0, 0.5, 1.0, 2.0))) is None
 
 
 def test_no_time_is_no_rate() -> None:
-    assert timings_of(report(), ended(0, 1, Times(1.0, 1.0, 1.0, 1.0)))["predicted_per_second"] == 0
+    assert timings_of(builder(), ended(0, 1, Times(1.0, 1.0, 1.0, 1.0)))["predicted_per_second"] == 0

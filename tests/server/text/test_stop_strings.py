@@ -10,12 +10,11 @@ from typing import Any
 import httpx
 import pytest
 from fake_engine import FakeEngine
-from roost.engine import SamplingParams
-from roost.server.generation.prompts import Prompt
+from roost.server.generation.admission import Admissions, admission
+from roost.server.generation.requests import completion, stop_strings
 from roost.server.generation.service import Service
-from roost.server.generation.spec import GenerationSpec
-from roost.server.schemas.generation_fields import MAX_TOTAL_STOP_CHARACTERS
-from roost.server.text.detokenizer import Detokenizer, StopStrings, StopStringsBuilder
+from roost.server.schemas.generation_fields import MAX_TOTAL_STOP_CHARACTERS, CompletionFields
+from roost.server.text.detokenizer import Detokenizer, StopStrings
 from roost.server.text.tokenizer import Tokenizer
 
 SHARED_PREFIX = ["a" * 250 + f"{number:06d}" for number in range(64)]
@@ -54,12 +53,11 @@ def test_cost_of_a_token_does_not_depend_on_the_number_of_strings(
 
 
 async def test_choices_of_a_request_share_one_automaton(service: Service) -> None:
-    params = [SamplingParams(seed=seed) for seed in range(128)]
-    spec = GenerationSpec([Prompt((4,))], params, stop=[*SHARED_PREFIX[1:], "x" * 256])
-    choices = await service.choices(spec)
+    body = CompletionFields(prompt="a", n=128, stop=[*SHARED_PREFIX[1:], "x" * 256])
+    spec = await completion(body, service)
     tracemalloc.start()
     try:
-        detokenizers = [Detokenizer(service.model.tokenizer, choice.stop) for choice in choices]
+        detokenizers = [Detokenizer(service.model.tokenizer, spec.stop) for _ in spec.params]
         num_bytes, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -89,9 +87,11 @@ class Recorded(list[str]):
 
 
 async def test_long_stop_strings_are_built_off_the_event_loop() -> None:
-    builder, few, many = StopStringsBuilder(), Recorded(["END", "\n\n"]), Recorded(OWN_PREFIX)
+    few, many = Recorded(["END", "\n\n"]), Recorded(OWN_PREFIX)
+    token = admission.set(Admissions().unbounded())
     for strings in (few, many):
-        assert list(await builder.build(strings)) == list(strings)
+        assert list(await stop_strings(strings)) == list(strings)
+    admission.reset(token)
     assert few.threads == {threading.get_ident()}
     assert len(many.threads) == 2
 
