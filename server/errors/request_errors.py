@@ -7,7 +7,7 @@ import re
 import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Final, TypedDict
+from typing import Any, Final, TypedDict
 
 from ...engine import (
     ConstraintError,
@@ -22,6 +22,7 @@ from ...engine import (
 from ..database.errors import StoreFullError, StoreOutdatedError, StoreUnavailableError, WriteTooLargeError
 from . import kinds
 from .kinds import ErrorKind, retry_after
+from .validation_errors import describe, path_of
 
 BUSY_STATUSES: Final = frozenset({429, 503})
 """Statuses that concern only one replica at one time: another replica, or a later attempt, may succeed."""
@@ -102,6 +103,28 @@ def _one_line(text: str, most: int = _MAX_MESSAGE) -> str:
 def bad_value(param: str | None, message: str, *, is_private: bool = False) -> ApiError:
     """Returns a 400 for an invalid value of a request."""
     return ApiError(kinds.INVALID_REQUEST, message, param=param, is_private=is_private)
+
+
+def refusal(detail: Mapping[str, Any], location: Sequence[str | int], body: Any) -> ApiError:
+    """Returns the error for a value that a schema refuses.
+
+    Args:
+      detail: Entry of pydantic's `errors()`.
+      location: Place of the value in the body or among the parameters.
+      body: Body of the request, or the part that was parsed.
+    """
+    if not location:
+        return bad_value(None, _about_body(body))
+    param = path_of(location).partition(".")[0].partition("[")[0]
+    return bad_value(param, describe(detail, location))
+
+
+def _about_body(body: Any) -> str:
+    if body is None:
+        return "a body is missing: send a JSON object"
+    if isinstance(body, bytes):
+        return "send the body as JSON, with Content-Type: application/json"
+    return "the body must be a JSON object"
 
 
 def unknown_model(name: str, served: str) -> ApiError:

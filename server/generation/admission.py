@@ -7,6 +7,7 @@ admission decodes JSON of clients and of the store, within limits that apply bef
 
 import asyncio
 import gc
+import sys
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,11 +16,12 @@ from hashlib import blake2b
 from typing import Any, Final
 from uuid import uuid4
 
+from pydantic import BaseModel
 from pydantic_core import from_json
 
 from ..errors import kinds
 from ..errors.request_errors import ApiError, bad_value, too_many_bytes
-from ..schemas.json_limits import LONG_BYTES, JsonError, decode_json, size_of
+from ..schemas.json_limits import LONG_BYTES, JsonError, decode_json
 from ..tenancy.tenant import TenantLocks, tenant
 from ..tenancy.workers import Workers
 
@@ -448,3 +450,48 @@ class Admissions:
     def unbounded(self) -> Admission:
         """Returns an admission for work of the process itself."""
         return Admission(self.workers, owner=tenant.get())
+
+
+_LARGEST_SHARED_INT: Final = 256
+"""Largest integer that CPython caches."""
+
+
+def size_of(value: Any) -> int:
+    """Returns an upper bound, at most 25% too large, of the bytes that a parsed body takes.
+
+    Visits about 10 million values per second.
+
+    Args:
+      value: Tree of pydantic models and JSON types. Only keys of objects may occur twice in it.
+    """
+    total, stack = 0, [value]
+    keys = set[int]()
+    while stack:
+        item = stack.pop()
+        kind = type(item)
+        if kind is list:
+            total += _allocated(item)
+            if {*map(type, item)} == {int}:
+                total += sum(_allocated(number) for number in item if number > _LARGEST_SHARED_INT)
+            else:
+                stack += item
+        elif kind is dict:
+            total += _allocated(item)
+            new = [key for key in item if id(key) not in keys]
+            keys.update(map(id, new))
+            total += sum(map(_allocated, new))
+            stack += item.values()
+        elif isinstance(item, BaseModel):
+            total += _allocated(item) + _allocated(item.__dict__) + _allocated(item.__pydantic_fields_set__)
+            stack += item.__dict__.values()
+            stack += [each for each in (item.__pydantic_extra__, item.__pydantic_private__) if each is not None]
+        elif kind is str and len(item) <= 1:
+            continue  # CPython shares strings of one character, except rare ones
+        elif item is not None and kind is not bool:
+            total += _allocated(item)
+    return total
+
+
+def _allocated(value: object) -> int:
+    """Returns an object's own bytes; CPython allocates in multiples of 16."""
+    return (sys.getsizeof(value) + 15) & ~15

@@ -290,10 +290,9 @@ class ChoiceStream:
         visible, num_taken = output.token_ids[:-1] if hides_last else output.token_ids, len(output.token_ids)
         if self._spec.stop:
             text, num_taken = self._text_until_stop(visible, num_taken)
+            text += "" if finish_reason is None else detokenizer.finish()
         else:
-            text = detokenizer.push(visible) if visible else ""
-        if finish_reason is not None:
-            text += detokenizer.finish()
+            text = detokenizer.push(visible) if finish_reason is None else detokenizer.finish(visible)
         if detokenizer.stop_string is not None:
             finish_reason, stop_reason = FinishReason.STOP, detokenizer.stop_string
         return Delta(

@@ -224,10 +224,8 @@ class Service:
         prompt, response_id = Prompt((self.model.tokenizer.bos_id or 0,)), f"health-{uuid4().hex}"
         spec = GenerationSpec([prompt], [SamplingParams(max_tokens=1)], holds_output=False)
         try:
-            async with asyncio.timeout(self.limits.proof_s):
-                requests = await self.requests(spec, response_id)
-                async with self.generation(response_id, spec, requests) as generation:
-                    await collect(generation)
+            async with asyncio.timeout(self.limits.proof_s), self.generation(response_id, spec) as generation:
+                await collect(generation)
         except TimeoutError:
             raise ApiError(kinds.NOT_GENERATING, f"no token came within {self.limits.proof_s:g} s") from None
         except QueueFullError as error:
@@ -376,14 +374,18 @@ class Service:
 
     @asynccontextmanager
     async def generation(
-        self, response_id: str, spec: GenerationSpec, requests: Sequence[Request]
+        self, response_id: str, spec: GenerationSpec, requests: Sequence[Request] = ()
     ) -> AsyncGenerator[Generation]:
-        """Runs the requests of a spec until the end of the `with` block, during which they can be aborted by id.
+        """Runs the choices of a spec until the end of the `with` block, during which they can be aborted by id.
 
         Args:
           response_id: Id by which clients and the engine know the choices.
-          requests: The engine's requests, from `requests`.
+          requests: The result of `requests` for the spec, if it was called before.
+
+        Raises:
+          ApiError, RequestTimeoutError: See `requests`.
         """
+        requests = requests or await self.requests(spec, response_id)
         started = Generation.start(
             self.engine, self.model.tokenizer, self.metrics.requests, spec, requests, self.limits.max_unread_bytes
         )

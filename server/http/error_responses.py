@@ -15,8 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from ...engine import RoostError
 from ..errors import kinds
-from ..errors.request_errors import CLIENT_CLOSED_REQUEST, ApiError, bad_value, from_exception, log_reason
-from ..errors.validation_errors import describe, path_of
+from ..errors.request_errors import CLIENT_CLOSED_REQUEST, ApiError, from_exception, log_reason, refusal
 from ..observability.logging import error_reason
 
 _API_ROOT: Final = "/v1"
@@ -153,28 +152,6 @@ def _directions_to(request: Request) -> str:
 
     right = right_path(request.scope["path"], exists)
     return "GET /v1 lists the endpoints" if right is None else f"use {request.scope.get('root_path', '')}{right}"
-
-
-def refusal(detail: Mapping[str, Any], location: Sequence[str | int], body: Any) -> ApiError:
-    """Returns the error for a value that a schema refuses.
-
-    Args:
-      detail: Entry of pydantic's `errors()`.
-      location: Place of the value in the body or among the parameters.
-      body: Body of the request, or the part that was parsed.
-    """
-    if not location:
-        return bad_value(None, _about_body(body))
-    param = path_of(location).partition(".")[0].partition("[")[0]
-    return bad_value(param, describe(detail, location))
-
-
-def _about_body(body: Any) -> str:
-    if body is None:
-        return "a body is missing: send a JSON object"
-    if isinstance(body, bytes):
-        return "send the body as JSON, with Content-Type: application/json"
-    return "the body must be a JSON object"
 
 
 def _directions(request: Request) -> Response:

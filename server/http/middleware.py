@@ -5,7 +5,7 @@ import re
 import secrets
 import time
 import urllib.parse
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -23,7 +23,7 @@ from ..errors.request_errors import (
 )
 from ..generation.admission import Admissions, PreemptibleAdmission, admission
 from ..generation.service import OpenRequests
-from ..observability.logging import ACCESS_LOGGER, client_of, error_reason, request_id
+from ..observability.logging import ACCESS_LOGGER, error_reason, request_id
 from ..observability.request_metrics import UNKNOWN_HANDLER, HttpMetrics, RequestTokens, request_tokens
 from ..tenancy.tenant import tenant
 from .error_responses import send_error
@@ -31,6 +31,9 @@ from .error_responses import send_error
 _SAFE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 """A request id that is safe in logs and headers."""
 
+
+_ADDRESS: Final = re.compile(r"[0-9A-Za-z.:%_-]{1,64}")
+"""Pattern of a client's address or name. Proxies copy it from clients' headers unchecked."""
 
 _MAX_PATH: Final = 200
 """Maximum characters of a path in a log line."""
@@ -164,6 +167,12 @@ class _Exchange:
         fields = {"method": method, "path": path, "status": status, "seconds": seconds, "client_id": client_id}
         fields |= about | ({"error": reason} if reason else {})
         _logger.log(level, "%s %s %s %.3f s%s", method, path, status, seconds, note, extra={"fields": fields})
+
+
+def client_of(scope: Mapping[str, Any]) -> str:
+    """Returns the address of an ASGI scope's client; empty for a Unix socket, or if it is malformed."""
+    host = str((scope.get("client") or ("",))[0])
+    return host if _ADDRESS.fullmatch(host) else ""
 
 
 def _path(scope: Scope) -> str:

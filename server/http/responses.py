@@ -256,8 +256,7 @@ async def respond(
     """
     async with AsyncExitStack() as resources:
         await resources.enter_async_context(until_disconnect(request.receive))
-        requests = await service.requests(spec, builder.id)
-        generation = await resources.enter_async_context(service.generation(builder.id, spec, requests))
+        generation = await resources.enter_async_context(service.generation(builder.id, spec))
         if not stream:
             return await _whole(service, generation, builder, report_warnings=report_warnings)
         try:  # an error before the first token still sets the response's status

@@ -6,15 +6,13 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request, Response
 from fastapi.routing import APIRoute
-from pydantic import ValidationError
 from starlette.datastructures import Headers
 
 from ..errors import kinds
 from ..errors.request_errors import ApiError
 from ..generation.admission import admission
 from ..generation.service import Service
-from ..schemas.body import BodyCheck, JsonObject
-from .error_responses import refusal
+from ..schemas.body import BodyCheck
 
 
 async def _service(request: Request) -> Service:
@@ -68,7 +66,7 @@ class _JsonRequest(Request):
       model: Model of the body; None if the route has no body.
     """
 
-    def __init__(self, request: Request, model: type[JsonObject] | None) -> None:
+    def __init__(self, request: Request, model: Any) -> None:
         super().__init__(request.scope, request.receive)
         self._model = model
         self._raw = bytearray()
@@ -84,7 +82,8 @@ class _JsonRequest(Request):
 
     async def json(self) -> Any:
         raw, self._raw = self._raw, bytearray()
-        return await admission.get().parse(raw, partial(_built, self._model, self.app.state.check_body))
+        check: BodyCheck = self.app.state.check_body
+        return await admission.get().parse(raw, partial(check.built, self._model))
 
 
 def refuse_encoding(headers: Headers) -> None:
@@ -97,20 +96,3 @@ def refuse_encoding(headers: Headers) -> None:
     if encoding not in ("", "identity"):
         message = f"content-encoding {encoding[:60]!r} is not supported: send the body uncompressed"
         raise ApiError(kinds.BODY_ENCODED, message)
-
-
-def _built(model: type[JsonObject] | None, check: BodyCheck, parsed: Any) -> Any:
-    """Returns a body as its model.
-
-    Raises:
-      ApiError: The body does not fit the model, or does not pass the check.
-    """
-    if model is None:
-        return parsed
-    try:
-        body = model.model_validate(parsed)
-    except ValidationError as error:
-        detail = error.errors(include_url=False)[0]
-        raise refusal(detail, detail["loc"], parsed) from None
-    check(body)
-    return body

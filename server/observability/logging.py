@@ -5,7 +5,6 @@ python-json-logger could only replace `_JsonFormatter`. It has no text format th
 
 import json
 import logging
-import re
 import sys
 import threading
 from collections.abc import Mapping
@@ -27,9 +26,6 @@ _FORMAT: Final = "%(asctime)s %(levelname)-7s %(request_id)s %(message)s"
 
 ACCESS_LOGGER: Final = "roost.server.http.middleware"
 """Name of the access log, which has a line for each HTTP request."""
-
-_ADDRESS: Final = re.compile(r"[0-9A-Za-z.:%_-]{1,64}")
-"""Pattern of a client's address or name. Proxies copy it from clients' headers unchecked."""
 
 
 def set_up_logging(level: int = logging.INFO, *, as_json: bool = False, access_log: bool = True) -> None:
@@ -60,12 +56,6 @@ def log_warnings_and_uncaught() -> None:
 
 def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     logging.getLogger("roost").critical("uncaught %s", kind.__name__, exc_info=(kind, error, trace))
-
-
-def client_of(scope: Mapping[str, Any]) -> str:
-    """Returns the address of an ASGI scope's client; empty for a Unix socket, or if it is malformed."""
-    host = str((scope.get("client") or ("",))[0])
-    return host if _ADDRESS.fullmatch(host) else ""
 
 
 def is_json() -> bool:

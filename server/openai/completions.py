@@ -67,6 +67,9 @@ class StreamOptions(Fields):
     """Accepted without effect: nothing is obfuscated."""
 
 
+_NO_OPTIONS: Final = StreamOptions()
+
+
 class StreamingFields(Body):
     """Fields about the form of the response."""
 
@@ -166,7 +169,7 @@ class ChoicesBuilder(ResponseBuilder):
             "model": model.id,
             "system_fingerprint": model.fingerprint,
         }
-        self._stream_options = body.stream_options or StreamOptions()
+        self._stream_options = body.stream_options or _NO_OPTIONS
         self._reports_timings = body.return_timings
         self._num_prompt_tokens = sum([len(prompt.token_ids) for prompt in prompts])
         self._num_tokens = self._num_cached = self._num_accepted = self._num_rejected = 0
@@ -329,7 +332,7 @@ class ChatResponseBuilder(ChoicesBuilder):
 
     def parts(self, delta: Delta) -> Sequence[dict[str, Any]]:
         """Returns the parts that a delta adds to its choice: text or calls, then the end, whose `delta` is empty."""
-        parts = []
+        parts: list[dict[str, Any]] = []
         if delta.text or delta.calls or (delta.token_ids and self._reports_tokens):
             pieces = [{"index": piece.index, **_call(piece)} for piece in delta.calls]
             content = {"tool_calls": pieces} if pieces else {"content": delta.text}

@@ -14,10 +14,10 @@ from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Final, NamedTuple
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from ...engine import MAX_LOGPROBS
-from ..errors.request_errors import ApiError, bad_value, unknown_model, warn
+from ..errors.request_errors import ApiError, bad_value, refusal, unknown_model, warn
 from ..errors.validation_errors import path_of
 from .field_rules import NO_RULES, FieldRules, Refusal
 
@@ -229,6 +229,20 @@ class BodyCheck:
         self._elsewhere = elsewhere
         self._strict = strict
         self._logged: set[str] = set()
+
+    def built(self, model: type[JsonObject], parsed: Any) -> JsonObject:
+        """Returns a parsed body as its model, checked.
+
+        Raises:
+          ApiError: The body does not fit the model, or does not pass the check.
+        """
+        try:
+            body = model.model_validate(parsed)
+        except ValidationError as error:
+            detail = error.errors(include_url=False)[0]
+            raise refusal(detail, detail["loc"], parsed) from None
+        self(body)
+        return body
 
     def __call__(self, body: JsonObject) -> None:
         """Checks a body and the objects within it.

@@ -1,13 +1,11 @@
-"""JSON of clients: limits that apply before it is parsed, and the memory that its values take.
+"""JSON of clients, with limits that apply before it is parsed.
 
 Nothing here imports the engine, which commands for other servers do without.
 """
 
 import codecs
-import sys
 from typing import Any, Final
 
-from pydantic import BaseModel
 from pydantic_core import from_json
 
 MAX_CONTAINERS: Final = 2**17
@@ -15,9 +13,6 @@ MAX_CONTAINERS: Final = 2**17
 
 LONG_BYTES: Final = 16 * 2**10
 """Bytes of JSON above which a worker thread parses it, which takes about a millisecond."""
-
-_LARGEST_SHARED_INT: Final = 256
-"""Largest integer that CPython caches."""
 
 _FAULTS: Final = {
     "recursion limit exceeded": "has more than 201 arrays and objects within each other",
@@ -67,44 +62,3 @@ def _outside_strings(raw: bytes | bytearray) -> bytes:
     unescaped = raw.replace(rb"\\", b"").replace(rb"\"", b"")
     structure = bytes(unescaped.translate(None, _NOT_STRUCTURE))
     return b"".join(structure.replace(b'""', b"").split(b'"')[::2])  # two quotes in a row change nothing around them
-
-
-def size_of(value: Any) -> int:
-    """Returns an upper bound, at most 25% too large, of the bytes that a parsed body takes.
-
-    Visits about 10 million values per second.
-
-    Args:
-      value: Tree of pydantic models and JSON types. Only keys of objects may occur twice in it.
-    """
-    total, stack = 0, [value]
-    keys = set[int]()
-    while stack:
-        item = stack.pop()
-        kind = type(item)
-        if kind is list:
-            total += _allocated(item)
-            if {*map(type, item)} == {int}:
-                total += sum(_allocated(number) for number in item if number > _LARGEST_SHARED_INT)
-            else:
-                stack += item
-        elif kind is dict:
-            total += _allocated(item)
-            new = [key for key in item if id(key) not in keys]
-            keys.update(map(id, new))
-            total += sum(map(_allocated, new))
-            stack += item.values()
-        elif isinstance(item, BaseModel):
-            total += _allocated(item) + _allocated(item.__dict__) + _allocated(item.__pydantic_fields_set__)
-            stack += item.__dict__.values()
-            stack += [each for each in (item.__pydantic_extra__, item.__pydantic_private__) if each is not None]
-        elif kind is str and len(item) <= 1:
-            continue  # CPython shares strings of one character, except rare ones
-        elif item is not None and kind is not bool:
-            total += _allocated(item)
-    return total
-
-
-def _allocated(value: object) -> int:
-    """Returns an object's own bytes; CPython allocates in multiples of 16."""
-    return (sys.getsizeof(value) + 15) & ~15

@@ -160,18 +160,19 @@ class Detokenizer:
                 return piece.decode()
         return self._count_sent(self._advance("".join(map(self._decode, token_ids))))
 
-    def finish(self) -> str:
-        """Returns the text that was held back, after the last id. An incomplete character becomes U+FFFD."""
+    def finish(self, token_ids: Sequence[int] = ()) -> str:
+        """Adds the last ids, and returns the remaining text. An incomplete character becomes U+FFFD."""
+        text = self.push(token_ids) if token_ids else ""
         if self.stop_string is not None:
-            return ""
-        text = self._decoder.decode(b"", final=True)
-        if not text and self._stop is None:  # the usual case: nothing was held back
-            return ""
-        text = self._advance(text)
+            return text
+        held = self._decoder.decode(b"", final=True)
+        if not held and self._stop is None:  # the usual case: nothing was held back
+            return text
+        held = self._advance(held)
         if self._stop is not None:
-            text += self._stop.prefix(self._node, self._stop.depth(self._node))
+            held += self._stop.prefix(self._node, self._stop.depth(self._node))
             self._node = ROOT
-        return self._count_sent(text)
+        return text + self._count_sent(held)
 
     def _decode(self, token_id: int) -> str:
         """Returns the characters that a token completes, and records where its own last character ends."""

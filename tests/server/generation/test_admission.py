@@ -19,11 +19,11 @@ from roost.server.errors.request_errors import ApiError
 from roost.server.features.anthropic.schemas import MessagesBody
 from roost.server.features.native.generate import GenerateBody
 from roost.server.features.responses.body import ResponseBody
-from roost.server.generation.admission import Admissions, ByteBudget, PreemptibleAdmission, PreemptibleWork
+from roost.server.generation.admission import Admissions, ByteBudget, PreemptibleAdmission, PreemptibleWork, size_of
 from roost.server.generation.service import Service
 from roost.server.http.auth import Access, ApiKeys
 from roost.server.openai.completions import ChatBody, CompletionBody
-from roost.server.schemas.json_limits import decode_json, size_of
+from roost.server.schemas.json_limits import decode_json
 from roost.server.tenancy.tenant import TenantLocks
 from roost.server.tenancy.workers import Workers
 
