@@ -38,9 +38,9 @@ from roost.engine.model.griffin import abstract_model
 from roost.engine.model.state import zero_state
 from roost.kernels.references import window_attention_reference
 from roost.kernels.window_attention import decode_attention, quantize
-from roost.server.text.chat_template import Ending, Message, load_chat_format
-from roost.server.text.piece_tokenizer import load_tokenizer
-from roost.server.text.tokenizer import Tokenizer
+from roost.server.text.chat_format import Ending, Message
+from roost.server.text.chat_template import load_chat_format
+from roost.server.text.tokenizer import Tokenizer, load_tokenizer
 
 EVALUATION: Final = Path(__file__).parents[1] / "tools" / "eval_demo.py"
 ROWS, STEPS, BLOCK = 8, 512, 64

@@ -14,11 +14,11 @@ from starlette.types import ASGIApp
 from .errors.request_errors import WARNINGS_HEADER
 from .feature import Feature, OpenFeature, Opening, load_features
 from .generation.service import Service
-from .http import health, openapi
+from .http import health
 from .http.auth import Access, KeyAuthentication, PortSplit, needs_admin_key, needs_key
 from .http.error_responses import install_error_handlers
 from .http.middleware import BodyLimit, Drain, HeadAndOptions, RequestScope, RootPath
-from .http.openapi import ERRORS, with_events
+from .http.routes import ERRORS, docs_router, with_events
 from .observability.metrics import DatabaseCollector
 from .openai import completions, models
 from .openai.response_schemas import ChatCompletionChunk, Completion
@@ -30,7 +30,7 @@ _ROUTERS: Final = (
     completions.router,
     models.router,
     health.router,
-    openapi.router,
+    docs_router,
     *(router for feature in FEATURES for router in feature.routers),
 )
 """Routers of all endpoints, in the order of `/openapi.json`. Admin endpoints of features need an admin key."""

@@ -13,7 +13,7 @@ from ..llm.tokenizer import LLMTokenizer
 from ..settings import load_settings
 from ..terminal.failure import INTERRUPTED_STATUS
 from ..terminal.text import StreamWriter, print_status
-from ..text.chat_template import ChatFormatError, Message
+from ..text.chat_format import ChatFormatError, Message
 from .options import GenerateOptions
 
 _REQUEST_ID = "cli"

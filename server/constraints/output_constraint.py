@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ..errors.request_errors import ApiError, bad_value, warn, warn_all
-from ..text.conversation import FunctionTool, ToolOptions
+from ..text.chat_format import FunctionTool, ToolOptions
 from .grammar import GrammarError, GrammarSpec, json_spec
 from .json_schema import prepare
 from .tools import calls_spec, parameters, text_or_calls_spec

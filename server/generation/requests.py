@@ -29,8 +29,7 @@ from ..schemas.generation_fields import (
     TemplateFields,
 )
 from ..schemas.output_formats import Spelling, StructuredFields, StructuredOutputs, tool_options
-from ..text.chat_template import Ending
-from ..text.conversation import Conversation, ConversationMessage
+from ..text.chat_format import Conversation, ConversationMessage, Ending
 from ..text.detokenizer import StopStrings
 from ..text.served_model import ServedModel
 from ..text.tokenizer import TextUnavailableError

@@ -7,8 +7,7 @@ from fastapi import APIRouter, Request, Response
 
 from ..errors.request_errors import shutting_down, store_outdated
 from ..observability.metrics import CONTENT_TYPE
-from .openapi import PLAIN_TEXT, described
-from .routes import AnyService, ReadyService
+from .routes import PLAIN_TEXT, AnyService, ReadyService, described
 
 
 @described

@@ -1,18 +1,26 @@
-"""Routes: the service that they depend on, and strict parsing of JSON bodies."""
+"""What routes share: the service that they depend on, strict parsing of JSON bodies, pages of lists, and descriptions.
 
-from collections.abc import Callable, Coroutine
+`/openapi.json` and the page `/docs` are made from the descriptions of responses and events.
+"""
+
+import html
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Final, Literal
 
-from fastapi import Depends, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.routing import APIRoute
+from pydantic import ConfigDict, TypeAdapter, with_config
+from pydantic.json_schema import GenerateJsonSchema
 from starlette.datastructures import Headers
 
 from ..errors import kinds
-from ..errors.request_errors import ApiError
+from ..errors.request_errors import ApiError, ErrorBody, bad_value
 from ..generation.admission import admission
 from ..generation.service import Service
 from ..schemas.body import BodyCheck
+from ..storage.objects import Page
+from .responses import CHUNKS, DONE, SseEncoder
 
 
 async def _service(request: Request) -> Service:
@@ -96,3 +104,165 @@ def refuse_encoding(headers: Headers) -> None:
     if encoding not in ("", "identity"):
         message = f"content-encoding {encoding[:60]!r} is not supported: send the body uncompressed"
         raise ApiError(kinds.BODY_ENCODED, message)
+
+
+Order = Literal["asc", "desc"]
+
+Limit = Annotated[int, Query(ge=1, le=100, description="Maximum number of entries of a page.")]
+QueryOrder = Annotated[Order, Query(description="Order of the entries: `desc` begins with the newest.")]
+After = Annotated[str | None, Query(description="Id of the entry that the page follows; none begins with the first.")]
+
+
+def page[Item](
+    items: Sequence[Item],
+    limit: int,
+    order: Order,
+    after: str | None,
+    *,
+    id_of: Callable[[Item], str],
+    describe: Callable[[Item], dict[str, Any]],
+) -> dict[str, Any]:
+    """Returns one page of a list.
+
+    Args:
+      items: All items, oldest first.
+      after: Id of the item that the page follows; None begins with the first.
+
+    Raises:
+      ApiError: No item has the id `after`.
+    """
+    ordered = items[::-1] if order == "desc" else items
+    start = 0
+    if after is not None:
+        start = 1 + next((place for place, item in enumerate(ordered) if id_of(item) == after), -1)
+        if not start:
+            raise no_such_entry(after)
+    end = start + limit
+    return page_object(Page(ordered[start:end], end < len(ordered)), id_of=id_of, describe=describe)
+
+
+def page_object[Item](
+    found: Page[Item], *, id_of: Callable[[Item], str], describe: Callable[[Item], Any]
+) -> dict[str, Any]:
+    """Returns a page in the form that clients receive."""
+    return {
+        "object": "list",
+        "data": [describe(item) for item in found.items],
+        "first_id": id_of(found.items[0]) if found.items else "",
+        "last_id": id_of(found.items[-1]) if found.items else "",
+        "has_more": found.has_more,
+    }
+
+
+def no_such_entry(after: str | None) -> ApiError:
+    """Returns a 400 for a page that follows an entry which the list does not have."""
+    return bad_value("after", f"after: the list has no item with the id {after!r}")
+
+
+type Responses = dict[int | str, dict[str, Any]]
+
+ERRORS: Final[Responses] = {"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}}
+
+PLAIN_TEXT: Final[Responses] = {200: {"content": {"text/plain": {}}}}
+
+_COMPONENT: Final = "#/components/schemas/{model}"
+
+described: Final = with_config(ConfigDict(use_attribute_docstrings=True))
+"""Class decorator of a `TypedDict` whose fields have docstrings, which become their descriptions."""
+
+
+def success(model: Any) -> Responses:
+    """Returns the description of a response with a JSON object."""
+    return {200: {"model": model}}
+
+
+def streamable(model: Any, event: type, sse: SseEncoder = CHUNKS) -> Responses:
+    """Returns the description of a response that is a JSON object or a stream of events; see `with_events`."""
+    stream = {"itemSchema": _item_schema(event, sse)}
+    return {200: {"model": model, "content": {"application/json": {}, "text/event-stream": stream}}}
+
+
+def _item_schema(event: type, sse: SseEncoder) -> dict[str, Any]:
+    """Returns the JSON schema of one server-sent event, in the form of OpenAPI 3.2 and FastAPI."""
+    content: dict[str, Any] = _reference(event)
+    if not sse.is_named:
+        content = {"anyOf": [content, _reference(ErrorBody)]}  # named events include errors
+    data: dict[str, Any] = {"type": "string", "contentMediaType": "application/json", "contentSchema": content}
+    if sse.end == DONE:
+        data = {"anyOf": [{"const": "[DONE]"}, data]}
+    properties = {"event": {"type": "string"}, "data": data} if sse.is_named else {"data": data}
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+def _reference(model: type) -> dict[str, Any]:
+    return {"$ref": _COMPONENT.format(model=model.__name__)}
+
+
+def with_events(app: FastAPI, events: Sequence[type]) -> Callable[[], dict[str, Any]]:
+    """Returns the app's function for `/openapi.json`, extended by these events of streams."""
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schemas = describe()["components"]["schemas"]
+            for name, schema in _event_schemas(events).items():
+                schemas.setdefault(name, schema)
+        return describe()
+
+    return openapi
+
+
+def _event_schemas(events: Sequence[type]) -> dict[str, Any]:
+    """Returns the JSON schemas of events, and of their parts, by name."""
+    inputs: list[Any] = [(event.__name__, "serialization", TypeAdapter(event).core_schema) for event in events]
+    _, definitions = GenerateJsonSchema(ref_template=_COMPONENT).generate_definitions(inputs)
+    return {str(name): schema for name, schema in definitions.items()}
+
+
+docs_router = APIRouter()
+
+_PAGE_HEADERS: Final = {
+    "cache-control": "no-cache",
+    "content-security-policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+
+_PAGE: Final = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<meta name="color-scheme" content="light dark">
+<title>Roost: endpoints</title>
+</head>
+<body>
+<h1>Endpoints</h1>
+<p>OpenAI's clients take the address <code>{base}v1</code>.
+<a href="{root}/openapi.json">openapi.json</a> has all fields and responses.</p>
+<table>
+<thead><tr><th align="left">method</th><th align="left">path</th><th align="left"></th></tr></thead>
+<tbody>
+{rows}
+</tbody>
+</table>
+</body>
+</html>
+"""
+
+
+@docs_router.get("/docs", include_in_schema=False)
+async def docs(request: Request) -> Response:
+    """Returns the page."""
+    rows = "\n".join(_endpoint_rows(request.app.openapi()["paths"]))
+    base, root = html.escape(str(request.base_url)), html.escape(request.scope.get("root_path", ""))
+    return Response(_PAGE.format(base=base, root=root, rows=rows), media_type="text/html", headers=_PAGE_HEADERS)
+
+
+def _endpoint_rows(paths: Mapping[str, Any]) -> Iterator[str]:
+    """Yields a row for each method of each path."""
+    for path, methods in paths.items():
+        for method, operation in methods.items():
+            text = " ".join(operation.get("description", operation["summary"]).split("\n\n")[0].split())
+            cells = (method.upper(), f"<code>{html.escape(path)}</code>", html.escape(text))
+            yield f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"

@@ -13,7 +13,6 @@ from ...engine import RoostError, StateFileError
 from ..generation.saved_states import export_state, import_state, save_state
 from ..tenancy.tenant import tenant
 from ..text.tokenizer import TextUnavailableError, Tokenizer
-from .errors import RequestError, python_errors
 from .local_model import LocalModel
 from .outputs import RequestOutput, Score, State, state_of
 from .requests import (
@@ -28,7 +27,7 @@ from .requests import (
     outputs,
     prompt_content,
 )
-from .sampling_params import RequestOutputKind, SamplingParams
+from .sampling_params import RequestError, RequestOutputKind, SamplingParams, python_errors
 from .settings import ModelSettings, load_model_settings
 from .tokenizer import LLMTokenizer
 

@@ -19,9 +19,8 @@ from ..generation.service import Service
 from ..generation.spec import GenerationSpec
 from ..schemas.body import BodyCheck
 from ..schemas.generation_fields import ChatFields, CompletionFields
-from .errors import RequestError, checked, python_errors
 from .outputs import OutputBuilder, RequestOutput, State
-from .sampling_params import RequestOutputKind, SamplingParams
+from .sampling_params import RequestError, RequestOutputKind, SamplingParams, checked, python_errors
 
 
 class TextPrompt(TypedDict):

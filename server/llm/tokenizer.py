@@ -7,9 +7,8 @@ from ..generation.prompts import Prompt
 from ..generation.requests import chat_conversation
 from ..generation.service import Service
 from ..text.tokenizer import TextUnavailableError
-from .errors import RequestError, python_errors
 from .requests import Conversation, chat_fields
-from .sampling_params import SamplingParams
+from .sampling_params import RequestError, SamplingParams, python_errors
 
 
 class LLMTokenizer:

@@ -29,9 +29,8 @@ from ..generation.logprobs import (
 )
 from ..generation.prompts import Prompt
 from ..generation.requests import chat, completion
-from ..http.openapi import streamable
 from ..http.responses import CHUNKS, ResponseBuilder, respond, to_json
-from ..http.routes import JsonRoute, ReadyService
+from ..http.routes import JsonRoute, ReadyService, streamable
 from ..observability.request_metrics import Times
 from ..schemas.body import Body, Fields
 from ..schemas.generation_fields import ChatFields, CompletionFields

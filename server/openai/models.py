@@ -6,9 +6,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request, Response
 
 from ..errors.request_errors import unknown_model
-from ..http.openapi import success
 from ..http.responses import json_response
-from ..http.routes import JsonRoute, ReadyService
+from ..http.routes import JsonRoute, ReadyService, success
 from ..text.served_model import ServedModel
 from .response_schemas import AnthropicModelList, AnthropicModelObject, ModelList, ModelObject
 

@@ -14,7 +14,8 @@ from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Final, NamedTuple
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic_core import PydanticKnownError
 
 from ...engine import MAX_LOGPROBS
 from ..errors.request_errors import ApiError, bad_value, refusal, unknown_model, warn
@@ -123,6 +124,27 @@ def _with_whole_numbers(value: Any) -> Any:
 
 CacheSalt = Annotated[str, Field(max_length=256)]
 """Name of a separate prefix cache: requests share cached states only with the same salt."""
+
+
+_MAX_PAIRS: Final = 16
+"""Maximum number of pairs of metadata."""
+
+
+def _few_pairs(value: Any) -> Any:
+    """Checks the number of pairs before the pairs, since each invalid pair would become a separate error."""
+    if isinstance(value, dict) and len(value) > _MAX_PAIRS:
+        sizes = {"field_type": "Dictionary", "max_length": _MAX_PAIRS, "actual_length": len(value)}
+        raise PydanticKnownError("too_long", sizes)
+    return value
+
+
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+    BeforeValidator(_few_pairs),
+    Field(max_length=_MAX_PAIRS),
+]
+"""Metadata that clients store with objects, within OpenAI's limits: 16 names and values, of at most 64 and 512
+characters."""
 
 
 class Body(Fields):

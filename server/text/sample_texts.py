@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from ...engine import TEXT_TOKENS, ConfigError, ModelSource
-from .piece_tokenizer import load_tokenizer
+from .tokenizer import load_tokenizer
 
 DEFAULT: Final = "default"
 """Name of the text that comes with Roost."""

@@ -12,10 +12,10 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from ...engine import SAMPLING_FIELDS, SIMULATED, CheckpointError, EngineConfig, ModelSource
-from .chat_template import ChatFormat, load_chat_format
-from .piece_tokenizer import load_tokenizer, read_tokenizer_config
+from .chat_format import ChatFormat
+from .chat_template import load_chat_format
 from .synthetic_tokenizer import synthetic_tokenizer
-from .tokenizer import TokenIdsOnly, Tokenizer
+from .tokenizer import TokenIdsOnly, Tokenizer, load_tokenizer, read_tokenizer_config
 
 OFFICIAL_SPECIAL_TOKENS: Final[Mapping[str, Any]] = {"bos_token_id": 2, "eos_token_id": 1}
 """Special tokens of an official checkpoint, which has no file that names them."""

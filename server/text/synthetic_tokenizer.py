@@ -9,8 +9,15 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from .piece_tokenizer import BYTE_PIECES, SPACE_MARK, SentencePieceTokenizer
-from .tokenizer import END_OF_TURN, START_OF_TURN, TokenIdsOnly, Tokenizer
+from .tokenizer import (
+    BYTE_PIECES,
+    END_OF_TURN,
+    SPACE_MARK,
+    START_OF_TURN,
+    SentencePieceTokenizer,
+    TokenIdsOnly,
+    Tokenizer,
+)
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
 

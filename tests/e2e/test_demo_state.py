@@ -20,9 +20,9 @@ from roost.engine import (
 from roost.engine.model.layer_kinds import RecurrentState
 from roost.engine.model.state import ModelState
 from roost.engine.scheduling.scheduler import Scheduler
-from roost.server.text.chat_template import Message, load_chat_format
-from roost.server.text.piece_tokenizer import load_tokenizer
-from roost.server.text.tokenizer import Tokenizer
+from roost.server.text.chat_format import Message
+from roost.server.text.chat_template import load_chat_format
+from roost.server.text.tokenizer import Tokenizer, load_tokenizer
 from shared_programs import compiled_once, folder
 
 REACH = 2 * 127 + 4 * 3

@@ -27,10 +27,11 @@ from roost.engine import RoostError
 from roost.engine.checkpoint.safetensors_files import INDEX, find_files, open_files
 from roost.engine.model.config import read_config
 from roost.engine.types.snapshot import pack, unpack
-from roost.server.text.chat_template import ChatFormatError, Message, load_chat_format
-from roost.server.text.piece_tokenizer import load_tokenizer
+from roost.server.text.chat_format import ChatFormatError, Message
+from roost.server.text.chat_template import load_chat_format
 from roost.server.text.served_model import read_defaults
 from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
+from roost.server.text.tokenizer import load_tokenizer
 from safetensors.numpy import save
 
 DEMO = Path(__file__).resolve().parents[2] / "configs" / "demo"

@@ -17,8 +17,9 @@ import pytest
 from roost.engine.checkpoint import open_tensors
 from roost.engine.checkpoint.weights import Checkpoint
 from roost.engine.model.config import read_config
-from roost.server.text.chat_template import Message, load_chat_format
-from roost.server.text.piece_tokenizer import load_tokenizer
+from roost.server.text.chat_format import Message
+from roost.server.text.chat_template import load_chat_format
+from roost.server.text.tokenizer import load_tokenizer
 
 
 def load_tool(name: str) -> ModuleType:

@@ -7,14 +7,13 @@ from dataclasses import asdict
 from ....engine import RoostError, StateFileError
 from ...generation.saved_states import describe, export_state, import_state, save_state
 from ...llm.async_llm import OpenedLLM
-from ...llm.errors import python_errors
 from ...llm.local_model import LocalModel, one_request_at_a_time
 from ...llm.outputs import State, state_of
-from ...llm.sampling_params import RequestOutputKind, SamplingParams
+from ...llm.sampling_params import RequestOutputKind, SamplingParams, python_errors
 from ...settings import load_settings
 from ...tenancy.tenant import tenant
 from ...terminal.failure import CommandError
-from ...text.chat_template import ChatFormatError, Message
+from ...text.chat_format import ChatFormatError, Message
 from ..options import ChatSessionOptions
 from .backends import ChatTurn, LoadedState, Reply
 

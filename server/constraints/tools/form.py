@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Final
 
-from ...text.conversation import FunctionTool
+from ...text.chat_format import FunctionTool
 from ..grammar import GrammarError, GrammarSpec, grammar_spec, lark_text, schema_text
 
 MARK: Final = "<tool_call>"

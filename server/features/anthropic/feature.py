@@ -13,12 +13,10 @@ from ...generation.requests import constraint_of, sampling_params, stop_strings
 from ...generation.service import Service
 from ...generation.spec import GenerationSpec
 from ...http.error_responses import ErrorShape
-from ...http.openapi import streamable
 from ...http.responses import respond
-from ...http.routes import AnyService, JsonRoute, ReadyService
+from ...http.routes import AnyService, JsonRoute, ReadyService, streamable
 from ...schemas.output_formats import schema_spelling
-from ...text.chat_template import Ending
-from ...text.conversation import Conversation, ToolOptions
+from ...text.chat_format import Conversation, Ending, ToolOptions
 from .messages import (
     ANTHROPIC_ERRORS,
     PINGED_EVENTS,

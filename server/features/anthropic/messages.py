@@ -10,8 +10,8 @@ from ...constraints.tools import CallPiece
 from ...errors.request_errors import ApiError
 from ...generation.delta import Delta
 from ...generation.prompts import Prompt
-from ...http.openapi import Responses
 from ...http.responses import ResponseBuilder, SseEncoder
+from ...http.routes import Responses
 from ...observability.logging import request_id
 from ...text.served_model import ServedModel
 

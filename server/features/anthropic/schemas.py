@@ -22,7 +22,7 @@ from ...schemas.field_rules import (
 )
 from ...schemas.generation_fields import SamplingFields, StopStringList, with_numbers
 from ...schemas.output_formats import MAX_TOOLS, FunctionName, OtherTool
-from ...text.conversation import ConversationMessage, FunctionCall, FunctionTool, ToolOptions
+from ...text.chat_format import ConversationMessage, FunctionCall, FunctionTool, ToolOptions
 
 _MESSAGES_REFUSED: Final[Mapping[str, Refusal]] = {
     **with_hints(

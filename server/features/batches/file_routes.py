@@ -17,10 +17,9 @@ from ...errors.request_errors import ApiError, bad_value, warn_all
 from ...errors.validation_errors import describe
 from ...generation.admission import admission
 from ...generation.service import Service
-from ...http import openapi
+from ...http import routes
 from ...http.multipart import UploadReader
-from ...http.paging import After, QueryOrder, described, no_such_entry
-from ...http.routes import AnyService, JsonRoute, refuse_encoding
+from ...http.routes import After, AnyService, JsonRoute, QueryOrder, no_such_entry, page_object, refuse_encoding
 from ...openai.response_schemas import DeletedObject
 from ...schemas.body import Fields
 from ...storage.objects import PageSpec
@@ -169,7 +168,7 @@ class ExpiresAfter(Fields):
     """Seconds for which the file is kept, at most `--store-days`."""
 
 
-@openapi.described
+@routes.described
 class FileObject(TypedDict):
     """A stored file."""
 
@@ -198,7 +197,7 @@ class FileObject(TypedDict):
     """Every line of the file was checked."""
 
 
-@openapi.described
+@routes.described
 class FileList(TypedDict):
     """One page of files."""
 
@@ -266,7 +265,7 @@ async def list_files(
     found = await batches.files.page(PageSpec(limit, after, order == "desc"), read)
     if found is None:
         raise no_such_entry(after)
-    return described(found, id_of=lambda each: each.id, describe=_described)
+    return page_object(found, id_of=lambda each: each.id, describe=_described)
 
 
 @router.get("/v1/files/{file_id}", response_model=FileObject)

@@ -9,11 +9,9 @@ from pydantic import Field
 from ...errors import kinds
 from ...errors.request_errors import bad_value
 from ...generation.admission import admission
-from ...http import openapi
-from ...http.paging import After, Limit, QueryOrder, described, no_such_entry
-from ...http.routes import AnyService, JsonRoute
-from ...schemas.body import Fields
-from ...schemas.metadata import Metadata
+from ...http import routes
+from ...http.routes import After, AnyService, JsonRoute, Limit, QueryOrder, no_such_entry, page_object
+from ...schemas.body import Fields, Metadata
 from ...storage.objects import PageSpec
 from ...storage.tenant_objects import missing
 from .batch_lines import BatchUrl
@@ -45,7 +43,7 @@ class BatchBody(Fields):
     """Up to 16 names and values of the client's own, of at most 64 and 512 characters."""
 
 
-@openapi.described
+@routes.described
 class RequestCounts(TypedDict):
     """Numbers of a batch's lines."""
 
@@ -59,7 +57,7 @@ class RequestCounts(TypedDict):
     """Number of lines with an error."""
 
 
-@openapi.described
+@routes.described
 class InputTokensDetails(TypedDict):
     """Parts of the input tokens."""
 
@@ -67,7 +65,7 @@ class InputTokensDetails(TypedDict):
     """Prompt tokens served from the prefix cache."""
 
 
-@openapi.described
+@routes.described
 class OutputTokensDetails(TypedDict):
     """Parts of the output tokens."""
 
@@ -75,7 +73,7 @@ class OutputTokensDetails(TypedDict):
     """Always 0: the model does not reason."""
 
 
-@openapi.described
+@routes.described
 class BatchUsage(TypedDict):
     """Tokens of the responses of a batch."""
 
@@ -95,7 +93,7 @@ class BatchUsage(TypedDict):
     """Sum of both."""
 
 
-@openapi.described
+@routes.described
 class BatchError(TypedDict):
     """A reason why the lines of a batch wait."""
 
@@ -112,7 +110,7 @@ class BatchError(TypedDict):
     """Always null: the error is not about a single line."""
 
 
-@openapi.described
+@routes.described
 class BatchErrors(TypedDict):
     """Reasons why the lines of a batch wait."""
 
@@ -123,7 +121,7 @@ class BatchErrors(TypedDict):
     """Reasons."""
 
 
-@openapi.described
+@routes.described
 class BatchObject(TypedDict):
     """A batch."""
 
@@ -191,7 +189,7 @@ class BatchObject(TypedDict):
     """The client's own strings."""
 
 
-@openapi.described
+@routes.described
 class BatchList(TypedDict):
     """One page of batches."""
 
@@ -256,7 +254,7 @@ async def list_batches(
     found = await batches.batches.page(PageSpec(limit, after, order == "desc"), read_list)
     if found is None:
         raise no_such_entry(after)
-    return described(found, id_of=lambda each: each.id, describe=_described)
+    return page_object(found, id_of=lambda each: each.id, describe=_described)
 
 
 @router.get("/v1/batches/{batch_id}", response_model=BatchObject)

@@ -14,9 +14,8 @@ from ...generation.prompts import Prompt
 from ...generation.requests import body_constraint, choice_params, cut_of, spec_of
 from ...generation.service import Service
 from ...generation.spec import GenerationSpec, PromptCopies
-from ...http.openapi import described, streamable
 from ...http.responses import respond
-from ...http.routes import AnyService, JsonRoute, ReadyService
+from ...http.routes import AnyService, JsonRoute, ReadyService, described, streamable
 from ...openai.completions import ChoicesBuilder, StreamingFields, check_stream_options, choice_end
 from ...openai.response_schemas import ChoiceEnd, ReportFields, Usage
 from ...schemas.body import Fields, TokenIds, TopLogprobs

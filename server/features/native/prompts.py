@@ -12,9 +12,8 @@ from ...generation.prompts import Prompt
 from ...generation.requests import chat_conversation, completion_prompts, conversation_of, cut_of
 from ...generation.service import Service
 from ...generation.spec import text_response_bytes
-from ...http.openapi import described, success
 from ...http.responses import json_response, made_json_response
-from ...http.routes import AnyService, JsonRoute
+from ...http.routes import AnyService, JsonRoute, described, success
 from ...openai.completions import ChatBody, CompletionBody
 from ...schemas.body import Body, TokenIds
 from ...schemas.generation_fields import Messages, TemplateFields

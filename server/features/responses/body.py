@@ -14,12 +14,22 @@ from ...generation.requests import constraint_of, sampling_params
 from ...generation.service import Service
 from ...generation.spec import GenerationSpec
 from ...generation.state_store import StoredState
-from ...schemas.body import TEXT_OR_LIST, TEXT_OR_OBJECT, Body, CacheSalt, Fields, Several, Text, TopLogprobs, union
+from ...schemas.body import (
+    TEXT_OR_LIST,
+    TEXT_OR_OBJECT,
+    Body,
+    CacheSalt,
+    Fields,
+    Metadata,
+    Several,
+    Text,
+    TopLogprobs,
+    union,
+)
 from ...schemas.field_rules import FieldRules
 from ...schemas.generation_fields import SamplingFields, with_numbers
-from ...schemas.metadata import Metadata
 from ...schemas.output_formats import MAX_TOOLS, Function, NamedFunction, OtherTool, schema_spelling
-from ...text.conversation import ToolOptions
+from ...text.chat_format import ToolOptions
 from .input_items import (
     COUNT_RULES,
     RESPONSES_RULES,

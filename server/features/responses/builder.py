@@ -15,7 +15,7 @@ from ...generation.logprobs import ResponseTokenLogprob, response_logprobs
 from ...generation.prompts import Prompt
 from ...generation.requests import requested_numbers
 from ...http.responses import ResponseBuilder, SseEncoder
-from ...text.conversation import ConversationMessage, FunctionCall
+from ...text.chat_format import ConversationMessage, FunctionCall
 from ...text.served_model import ServedModel
 from .body import ResponseBody, ResponseTool
 

@@ -11,13 +11,10 @@ from pydantic import Field
 from ...errors import kinds
 from ...errors.request_errors import ApiError, warn_all
 from ...generation.admission import admission
-from ...http import openapi
-from ...http.paging import After, Limit, QueryOrder, described, no_such_entry
 from ...http.responses import json_response, to_json, until_disconnect
-from ...http.routes import JsonRoute
+from ...http.routes import After, JsonRoute, Limit, QueryOrder, described, no_such_entry, page_object, success
 from ...openai.response_schemas import DeletedObject, ItemList
-from ...schemas.body import Fields
-from ...schemas.metadata import Metadata
+from ...schemas.body import Fields, Metadata
 from ...storage.objects import Page, PageSpec
 from .conversation_store import described_conversation, new_conversation, new_items
 from .conversation_table import CONVERSATIONS, Item, delete_item, set_metadata
@@ -60,7 +57,7 @@ class ConversationBody(MetadataBody, ItemsBody):
     """Up to 20 items to begin with, oldest first. Items that are not kept, such as reasoning, are left out."""
 
 
-@openapi.described
+@described
 class ConversationObject(TypedDict):
     """A conversation."""
 
@@ -120,7 +117,7 @@ async def delete_conversation(conversation_id: str, responses: Responses) -> Del
     return DeletedObject(id=conversation_id, object="conversation.deleted", deleted=True)
 
 
-@router.post("/v1/conversations/{conversation_id}/items", responses=openapi.success(ItemList))
+@router.post("/v1/conversations/{conversation_id}/items", responses=success(ItemList))
 async def create_conversation_items(
     conversation_id: str, body: ItemsBody, responses: Responses, request: Request
 ) -> Response:
@@ -130,7 +127,7 @@ async def create_conversation_items(
     return _listed(Page(items, has_more=False))
 
 
-@router.get("/v1/conversations/{conversation_id}/items", responses=openapi.success(ItemList))
+@router.get("/v1/conversations/{conversation_id}/items", responses=success(ItemList))
 async def list_conversation_items(
     conversation_id: str,
     responses: Responses,
@@ -148,7 +145,7 @@ async def list_conversation_items(
     return _listed(found)
 
 
-@router.get("/v1/conversations/{conversation_id}/items/{item_id}", responses=openapi.success(ConversationItem))
+@router.get("/v1/conversations/{conversation_id}/items/{item_id}", responses=success(ConversationItem))
 async def get_conversation_item(conversation_id: str, item_id: str, responses: Responses) -> Response:
     """Returns an item of a conversation."""
     item = await _item(conversation_id, item_id, responses.store)
@@ -194,4 +191,6 @@ async def _item(conversation_id: str, item_id: str, store: ResponseStore) -> Ite
 
 
 def _listed(found: Page[Item]) -> Response:
-    return json_response(described(found, id_of=lambda item: item.id, describe=lambda item: orjson.Fragment(item.text)))
+    return json_response(
+        page_object(found, id_of=lambda item: item.id, describe=lambda item: orjson.Fragment(item.text))
+    )

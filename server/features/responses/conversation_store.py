@@ -19,7 +19,7 @@ from ...storage.tenant_objects import TenantObjects, missing
 from ...storage.work import Lease
 from ...storage.worker import Leases
 from ...tenancy.tenant import tenant
-from ...text.conversation import ConversationMessage
+from ...text.chat_format import ConversationMessage
 from . import conversation_table
 from .conversation_table import (
     CONVERSATION_ID,

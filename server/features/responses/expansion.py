@@ -15,7 +15,7 @@ from ...errors.request_errors import ApiError, bad_value
 from ...generation.admission import admission
 from ...http.responses import to_json
 from ...storage.tenant_objects import missing
-from ...text.conversation import ConversationMessage
+from ...text.chat_format import ConversationMessage
 from .conversation_store import before_turn
 from .input_items import CompactionItem, ItemReference, ResponseItem, items_with_ids, own_messages
 from .part_table import StoredPart, num_messages, unpack

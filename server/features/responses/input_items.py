@@ -11,9 +11,9 @@ from pydantic import Discriminator, Tag, TypeAdapter
 
 from ...generation.admission import admission
 from ...generation.prompts import message_text
-from ...http.paging import Order
-from ...http.paging import page as page_of
 from ...http.responses import to_json
+from ...http.routes import Order
+from ...http.routes import page as page_of
 from ...schemas.body import TEXT_OR_LIST, Fields, Several, Text, TextOnly
 from ...schemas.field_rules import (
     GENERATION_RULES,
@@ -28,7 +28,7 @@ from ...schemas.field_rules import (
 )
 from ...schemas.generation_fields import RefusalPart, kind_of_part
 from ...schemas.output_formats import FunctionName
-from ...text.conversation import ConversationMessage, FunctionCall
+from ...text.chat_format import ConversationMessage, FunctionCall
 from .part_table import STATE_ROLE
 
 _RESPONSES_REFUSED: Final[Mapping[str, Refusal]] = {

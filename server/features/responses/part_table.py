@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from ...database.database import Transaction, placeholders
 from ...generation.admission import admission
-from ...text.conversation import ConversationMessage
+from ...text.chat_format import ConversationMessage
 from .conversation_table import CONVERSATION_ID, CONVERSATIONS, ITEM_ID
 
 RESPONSE_ID: Final = re.compile("resp_[0-9a-f]{32}")

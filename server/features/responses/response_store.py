@@ -28,7 +28,7 @@ from ...storage.tenant_objects import TenantObjects
 from ...storage.work import LEASE_S, Lease
 from ...storage.worker import Leases
 from ...tenancy.tenant import TenantLocks, tenant
-from ...text.conversation import ConversationMessage
+from ...text.chat_format import ConversationMessage
 from . import event_table, part_table, response_table
 from .checkpoint_files import CheckpointFiles
 from .collector import StoreStats

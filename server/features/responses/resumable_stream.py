@@ -13,7 +13,7 @@ from ...generation.service import Service
 from ...generation.spec import GenerationSpec
 from ...http.responses import to_json
 from ...tenancy.tenant import tenant
-from ...text.conversation import ConversationMessage
+from ...text.chat_format import ConversationMessage
 from .background_responses import is_death, job_of
 from .body import ResponseBody
 from .builder import TYPED_EVENTS, ResponsesBuilder

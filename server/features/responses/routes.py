@@ -15,18 +15,15 @@ from ...generation.admission import admission
 from ...generation.prompts import Prompt
 from ...generation.spec import GenerationSpec
 from ...generation.state_store import StoredState
-from ...http.openapi import streamable, success
-from ...http.paging import After, Limit, QueryOrder
 from ...http.responses import EventStream, json_response, respond, to_json, until_disconnect
-from ...http.routes import JsonRoute, ReadyService
+from ...http.routes import After, JsonRoute, Limit, QueryOrder, ReadyService, streamable, success
 from ...openai.completions import check_stream_options
 from ...openai.response_schemas import DeletedObject, ItemList
 from ...schemas.body import MAX_MESSAGES
 from ...storage.tenant_objects import missing
 from ...storage.work import Lease
 from ...tenancy.tenant import tenant
-from ...text.chat_template import Ending
-from ...text.conversation import Conversation, ConversationMessage
+from ...text.chat_format import Conversation, ConversationMessage, Ending
 from . import response_table
 from .background_responses import BackgroundRun, encoded, end_early, job_of
 from .body import (

@@ -10,9 +10,7 @@ from ....engine import StateFileError
 from ...errors.request_errors import bad_value
 from ...feature import Feature, OpenFeature, Opening, opened
 from ...generation import saved_states
-from ...http.openapi import described
-from ...http.paging import After, Limit, QueryOrder, page
-from ...http.routes import AnyService, JsonRoute, ReadyService
+from ...http.routes import After, AnyService, JsonRoute, Limit, QueryOrder, ReadyService, described, page
 from ...openai.response_schemas import DeletedObject
 from ...schemas.body import Body, Count
 from ...tenancy.tenant import tenant

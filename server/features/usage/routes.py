@@ -6,8 +6,7 @@ from typing import Annotated, Any, Final, TypedDict
 from fastapi import APIRouter, Query
 
 from ...errors.request_errors import bad_value
-from ...http.openapi import described
-from ...http.routes import JsonRoute
+from ...http.routes import JsonRoute, described
 from . import usage_table
 from .open_usage import UsageDatabase
 from .usage_table import today

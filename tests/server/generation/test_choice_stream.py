@@ -24,7 +24,7 @@ from roost.server.generation.prompts import Prompt
 from roost.server.http.responses import ResponseBuilder, to_json
 from roost.server.observability.request_metrics import Times
 from roost.server.openai.completions import ChatBody, ChatResponseBuilder, CompletionBody, CompletionResponseBuilder
-from roost.server.text.conversation import ConversationMessage
+from roost.server.text.chat_format import ConversationMessage
 from roost.server.text.detokenizer import Detokenizer
 from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
 

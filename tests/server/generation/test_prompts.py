@@ -8,7 +8,7 @@ import pytest
 from roost.server.errors.request_errors import ApiError
 from roost.server.generation.admission import Admissions, admission
 from roost.server.generation.prompts import Cut, Prompt, PromptEncoder
-from roost.server.text.conversation import Conversation, ConversationMessage
+from roost.server.text.chat_format import Conversation, ConversationMessage
 from roost.server.text.served_model import ServedModel
 from roost.server.text.tokenizer import Tokenizer
 

@@ -24,8 +24,7 @@ from roost.server.http.responses import large_to_json, to_json
 from roost.server.http.routes import JsonRoute
 from roost.server.openai.completions import ChatBody, CompletionBody
 from roost.server.schemas.body import BodyCheck, Fields
-from roost.server.text.piece_tokenizer import SentencePieceTokenizer
-from roost.server.text.tokenizer import Tokenizer
+from roost.server.text.tokenizer import SentencePieceTokenizer, Tokenizer
 from starlette.types import Message, Scope
 from tokenizer_files import train_sentencepiece
 

@@ -13,8 +13,8 @@ from roost.engine import CheckpointError
 from roost.engine.checkpoint.source import DEMO_DIRECTORY
 from roost.server.commands.main import app
 from roost.server.text import served_model
-from roost.server.text.piece_tokenizer import load_tokenizer
 from roost.server.text.served_model import check_special_tokens
+from roost.server.text.tokenizer import load_tokenizer
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 

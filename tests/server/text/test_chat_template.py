@@ -10,10 +10,10 @@ from chat_templates import GEMMA_TEMPLATE
 from hypothesis import given
 from hypothesis import strategies as st
 from roost.engine.types.errors import CheckpointError
-from roost.server.text.chat_template import ChatFormat, ChatFormatError, Ending, Message, load_chat_format
-from roost.server.text.piece_tokenizer import SentencePieceTokenizer
+from roost.server.text.chat_format import ChatFormat, ChatFormatError, Ending, Message
+from roost.server.text.chat_template import load_chat_format
 from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
-from roost.server.text.tokenizer import TokenIdsOnly, Tokenizer
+from roost.server.text.tokenizer import SentencePieceTokenizer, TokenIdsOnly, Tokenizer
 
 # A format that has a system role.
 NATIVE_SYSTEM_TEMPLATE = (

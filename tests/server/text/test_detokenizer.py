@@ -11,9 +11,8 @@ import tokenizers
 from hypothesis import example, given
 from hypothesis import strategies as st
 from roost.server.text.detokenizer import Detokenizer
-from roost.server.text.piece_tokenizer import HFTokenizer, SentencePieceTokenizer
 from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
-from roost.server.text.tokenizer import TokenIdsOnly, Tokenizer
+from roost.server.text.tokenizer import HFTokenizer, SentencePieceTokenizer, TokenIdsOnly, Tokenizer
 from sweeps import examples
 from tokenizer_files import hf_json, train_sentencepiece
 from tokenizers import decoders, normalizers, pre_tokenizers

@@ -9,9 +9,16 @@ import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from roost.engine.types.errors import CheckpointError
-from roost.server.text.piece_tokenizer import HFTokenizer, SentencePieceTokenizer, TokenizerConfig, load_tokenizer
 from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
-from roost.server.text.tokenizer import TextUnavailableError, TokenIdsOnly, Tokenizer
+from roost.server.text.tokenizer import (
+    HFTokenizer,
+    SentencePieceTokenizer,
+    TextUnavailableError,
+    TokenIdsOnly,
+    Tokenizer,
+    TokenizerConfig,
+    load_tokenizer,
+)
 from tokenizer_files import PROSE, hf_json, train_sentencepiece
 
 LOSSLESS: Mapping[str, Callable[[], Tokenizer]] = {

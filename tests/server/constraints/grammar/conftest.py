@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from roost import configs
 from roost.server.constraints.grammar import GrammarCompiler
-from roost.server.text.piece_tokenizer import load_tokenizer
-from roost.server.text.tokenizer import Tokenizer
+from roost.server.text.tokenizer import Tokenizer, load_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from roost.server.constraints.grammar import GrammarCompiler, GrammarError, schema_text
 from roost.server.constraints.tools import CallReader, call_text, calls_spec, join_calls, text_or_calls_spec
-from roost.server.text.conversation import FunctionTool
+from roost.server.text.chat_format import FunctionTool
 from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
 from sweeps import examples
 from walk import spell, walk

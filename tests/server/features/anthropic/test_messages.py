@@ -17,7 +17,7 @@ from roost.server.constraints.tools import call_text
 from roost.server.generation.service import Service
 from roost.server.http import responses
 from roost.server.http.auth import Access, ApiKeys
-from roost.server.text.conversation import Conversation, ConversationMessage
+from roost.server.text.chat_format import Conversation, ConversationMessage
 from roost.server.text.served_model import ServedModel
 
 HI = [{"role": "user", "content": "hi"}]

@@ -12,7 +12,7 @@ from openai.types.responses import CompactedResponse
 from roost.engine import SavedState
 from roost.server.generation.service import Service
 from roost.server.schemas.json_limits import MAX_CONTAINERS
-from roost.server.text.conversation import Conversation, ConversationMessage
+from roost.server.text.chat_format import Conversation, ConversationMessage
 
 TURNS: list[dict[str, Any]] = [
     {"role": "user", "content": "one"},

@@ -19,7 +19,7 @@ from roost.server.features.responses.open_responses import OpenResponses
 from roost.server.features.responses.response_store import ResponseStore
 from roost.server.generation.service import Service
 from roost.server.http.auth import Access, ApiKeys
-from roost.server.text.conversation import ConversationMessage
+from roost.server.text.chat_format import ConversationMessage
 from roost.server.text.served_model import ServedModel
 
 KEYS = Access(keys=ApiKeys(["alice:key-of-alice", "bob:key-of-bob"]))

@@ -18,7 +18,7 @@ from roost.server.features.responses.open_responses import OpenResponses, open_r
 from roost.server.features.responses.part_table import num_messages, pack, unpack
 from roost.server.generation.service import Service
 from roost.server.http.auth import Access, ApiKeys
-from roost.server.text.conversation import ConversationMessage, FunctionCall
+from roost.server.text.chat_format import ConversationMessage, FunctionCall
 
 ALICE = {"authorization": "Bearer key-of-alice"}
 BOB = {"authorization": "Bearer key-of-bob"}

@@ -15,7 +15,7 @@ from roost.engine import SavedState
 from roost.server.generation.prompts import Prompt
 from roost.server.generation.service import Service
 from roost.server.http.auth import Access, ApiKeys
-from roost.server.text.conversation import Conversation, ConversationMessage
+from roost.server.text.chat_format import Conversation, ConversationMessage
 from roost.server.text.served_model import ServedModel
 
 LOGPROBS = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}

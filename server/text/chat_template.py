@@ -10,10 +10,8 @@ import jinja2
 import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from ....engine.types.errors import CheckpointError
-from ..piece_tokenizer import read_tokenizer_config
-from ..tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer
-from .format import (
+from ...engine.types.errors import CheckpointError
+from .chat_format import (
     ChatFormat,
     ChatFormatError,
     Ending,
@@ -27,6 +25,7 @@ from .format import (
     lay_out,
     unfolded,
 )
+from .tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer, read_tokenizer_config
 
 type Fold = Callable[[Sequence[Message]], list[Message]]
 
