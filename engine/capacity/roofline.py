@@ -354,7 +354,8 @@ def compute_roofline(
         raise ConfigError(f"quantize {quantize} is for CPUs alone; use int8")
     if speculation is not None and device.peak is not None:
         raise ConfigError(NO_DRAFTS)
-    weights = _weight_bytes(config, shards, _DTYPES[dtype_bytes], quantize)
+    params = _unsharded_params(config, _DTYPES[dtype_bytes], quantize)
+    weights = bytes_per_device(*shard_params(params, config, shards), shards)
     whole = state_bytes(config, dtype_bytes, shards.model) + history_bytes(speculation)
     written = whole - window_bytes(config, dtype_bytes)
     if device.hbm_bytes is None:
@@ -364,18 +365,6 @@ def compute_roofline(
         served = Served(config, EngineConfig(prefill_chunk=chunk), devices, jnp.dtype(_DTYPES[dtype_bytes]))
         rows = memory_model(served, device.hbm_bytes, weights, is_quantized=quantize is not None).rows
     return Roofline(config, device, shards, weights, whole, written, shards.count * rows, quantize, dtype_bytes)
-
-
-def _weight_bytes(config: ModelConfig, mesh: MeshShape, dtype: str, matrix_dtype: str | None = None) -> int:
-    """Returns the bytes of all parameters on each device.
-
-    Args:
-      config: The model's config.
-      mesh: Sizes of the mesh's axes.
-      dtype: Dtype of the activations, and of gate matrices.
-      matrix_dtype: Dtype of the other matrices; None means `dtype`.
-    """
-    return bytes_per_device(*shard_params(_unsharded_params(config, dtype, matrix_dtype), config, mesh), mesh)
 
 
 @cache

@@ -16,6 +16,7 @@ import numpy as np
 from ..model.config import ModelConfig
 from ..types.errors import CheckpointError
 from ..types.host_memory import HostArray
+from ..types.snapshot import is_finite
 
 TOKENIZER_FILES: Final = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
 """Files that identify the folder of a model's tokenizer; one is sufficient."""
@@ -77,7 +78,7 @@ class StoredTensor:
 
         def read_finite(rows: slice) -> HostArray:
             piece = read(rows)
-            if _is_finite(piece):
+            if piece.dtype.kind in "iu" or is_finite(piece):
                 return piece
             raise CheckpointError(
                 f"{self.file}: tensor {self.name} holds NaN or an infinite number, so every output would be noise; "
@@ -112,12 +113,6 @@ type Tensors = Mapping[str, StoredTensor]
 def bytes_of(array: HostArray) -> memoryview:
     """Returns the bytes of an array in row-major order."""
     return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-
-
-def _is_finite(array: HostArray) -> bool:
-    if array.dtype == BFLOAT16:  # by the exponent's bits, because NumPy widens bfloat16 one element at a time
-        return bool(((array.view(np.uint16) & 0x7F80) != 0x7F80).all())
-    return array.dtype.kind in "iu" or bool(np.isfinite(array).all())
 
 
 class FoundCheckpoint(NamedTuple):

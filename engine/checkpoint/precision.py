@@ -73,14 +73,16 @@ def converted(
         if "int4" in (quantize, config.quantize) and spec.is_embedding and spec.name in tensors:
             new = _embedding_in_8_bits(tensors[spec.name], spec)
         elif quantize == "int8" and spec.is_matrix:
-            new = _in_8_bits(tensors[spec.name], spec)
+            tensor = tensors[spec.name]
+            values = _changed(tensor, spec, "int8", lambda piece: quantize_on_host(piece).values)
+            new = [values, _row_scale(tensor, spec)]
         elif quantize == "int4" and spec.is_matrix:
             new = _in_4_bits(tensors[spec.name], spec, in_4_bits, config)
         elif spec.is_matrix and config.quantize is not None:
             new = [tensors[stored.name] for stored, _ in stored_specs(spec, config, tensors)]
         else:
             new = [_in_dtype(tensors[spec.name], spec, dtype)]
-        found |= {tensor.name: tensor for tensor in new}
+        found |= {each.name: each for each in new}
     return found
 
 
@@ -94,13 +96,6 @@ def _in_dtype(tensor: StoredTensor, spec: TensorSpec, dtype: np.dtype[Any] | Non
     if wanted == tensor.dtype:
         return tensor
     return _changed(tensor, spec, wanted.name, lambda piece: piece.astype(wanted))
-
-
-def _in_8_bits(tensor: StoredTensor, spec: TensorSpec) -> list[StoredTensor]:
-    return [
-        _changed(tensor, spec, "int8", lambda piece: quantize_on_host(piece).values),
-        _row_scale(tensor, spec),
-    ]
 
 
 def _embedding_in_8_bits(tensor: StoredTensor, spec: TensorSpec) -> list[StoredTensor]:

@@ -205,7 +205,7 @@ class _Checks:
                 allowed |= {name: max(_MARGIN * baseline[name].relative, _LEAST[self._dtype]) for name in expected}
         except Exception as error:  # of the compiler, the runtime or the kernel: the other kernels are checked still
             return replace(found, failure=_first_line(error))
-        worst = max(distances, key=lambda name: _ratio(distances[name].relative, allowed[name]))
+        worst = max(distances, key=lambda name: np.nan_to_num(distances[name].relative / allowed[name], nan=np.inf))
         return replace(
             found,
             distance=Distance(max(each.largest for each in distances.values()), distances[worst].relative),
@@ -288,10 +288,6 @@ def _distance(actual: np.ndarray, expected: np.ndarray) -> Distance:
     size = float(np.sqrt(np.mean(np.square(expected, dtype=np.float64))))
     error = float(np.sqrt(np.mean(np.square(difference))))
     return Distance(float(np.max(np.abs(difference))), error / size if size else error)
-
-
-def _ratio(relative: float, allowed: float) -> float:
-    return np.inf if np.isnan(relative) else relative / allowed
 
 
 def _num_unequal(first: Outputs, second: Outputs) -> int:

@@ -329,9 +329,6 @@ def _dequantized(vectors: Vectors) -> Array:
     return vectors.values * jnp.swapaxes(vectors.scale, -1, -2)
 
 
-"""Soft cap of RecurrentGemma's logits."""
-
-
 OPS: Final = (
     Op("product", _draw_product, _product, has_int8=True),
     Op("gated_mlp", _draw_mlp, _mlp, has_int8=True),

@@ -11,7 +11,7 @@ The order of eviction is Greedy-Dual-Size. Caches of cachetools know neither pri
 import hashlib
 import heapq
 import json
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol, runtime_checkable
@@ -220,11 +220,7 @@ class PrefixCache:
         self._window = window
         self._budget = budget
         self._disk = disk
-        self._queries = 0
-        self._hits = 0
-        self._hit_tokens = 0
-        self._num_evicted = 0
-        self._disk_hits = 0
+        self._counts = Counter[str]()
         self._deferred: deque[tuple[PrefixKey, int, Callable[[], None]]] = deque()
 
     def __repr__(self) -> str:
@@ -237,13 +233,9 @@ class PrefixCache:
             budget=self._budget,
             num_bytes=self.tree.num_bytes,
             snapshots=self.tree.num_entries,
-            queries=self._queries,
-            hits=self._hits,
-            hit_tokens=self._hit_tokens,
-            evictions=self._num_evicted,
             disk_bytes=0 if self._disk is None else self._disk.num_bytes,
-            disk_hits=self._disk_hits,
             disk_errors=0 if self._disk is None else self._disk.num_errors,
+            **self._counts,
         )
 
     @property
@@ -275,19 +267,19 @@ class PrefixCache:
           fetched: Snapshot that the tier below has found; it is inserted if it is longer.
           at_block_boundary: Requires a block boundary even if the cache is inexact.
         """
-        self._queries += 1
+        self._counts["queries"] += 1
         entry = self._find(key, at_block_boundary=at_block_boundary)
         found = None if entry is None else entry.snapshot
         if fetched is not None and fetched.length > (0 if found is None else found.length):
-            self._disk_hits += 1
+            self._counts["disk_hits"] += 1
             self._insert(key, [fetched])
             found, entry = fetched, self._find(key, at_block_boundary=at_block_boundary)
         if entry is not None:
             entry.is_reused = True
             self.evictions.use(entry)
         if found is not None:
-            self._hits += 1
-            self._hit_tokens += found.length
+            self._counts["hits"] += 1
+            self._counts["hit_tokens"] += found.length
         return found
 
     def extend_match(self, key: PrefixKey, matched: int) -> Snapshot | None:
@@ -304,8 +296,8 @@ class PrefixCache:
             return None
         entry.is_reused = True
         self.evictions.use(entry)
-        self._hits += not matched
-        self._hit_tokens += entry.snapshot.length - matched
+        self._counts["hits"] += not matched
+        self._counts["hit_tokens"] += entry.snapshot.length - matched
         return entry.snapshot
 
     def insert(self, key: PrefixKey, snapshots: Sequence[Snapshot]) -> None:
@@ -371,7 +363,7 @@ class PrefixCache:
             self.evictions.use(entry)
         while self.tree.num_bytes > self._budget:
             self.tree.remove(self.evictions.pop())
-            self._num_evicted += 1
+            self._counts["evictions"] += 1
 
 
 class EvictionQueue:

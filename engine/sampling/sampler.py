@@ -119,11 +119,22 @@ def process_logits(
     """
     biased, penalized, masked, early = processed_rows(state, positions, active)
 
+    def add_biases(x: Float32[Array, "R V"]) -> Float32[Array, "R V"]:
+        ids = jnp.where(biased[:, None], state.bias_ids, -1)
+        return x.at[_rows(ids), _inside(ids, x)].add(state.biases, mode="drop")
+
+    def apply_token_mask(x: Float32[Array, "R V"]) -> Float32[Array, "R V"]:
+        return jnp.where(masked[:, None] & ~unpack_bits(memory.allowed, x.shape[1]), -jnp.inf, x)
+
+    def mask_stop_ids(x: Float32[Array, "R V"]) -> Float32[Array, "R V"]:
+        ids = jnp.where(early[:, None], state.stop_ids, -1)
+        return x.at[_rows(ids), _inside(ids, x)].set(-jnp.inf, mode="drop")
+
     def processed() -> Float32[Array, "R V"]:
-        x = _where(biased, logits, lambda x: _add_biases(x, state, biased))
+        x = _where(biased, logits, add_biases)
         x = _where(penalized, x, lambda x: _penalize(x, state, memory, penalized))
-        x = _where(masked, x, lambda x: _apply_token_mask(x, memory.allowed, masked))
-        return _where(early, x, lambda x: _mask_ids(x, jnp.where(early[:, None], state.stop_ids, -1)))
+        x = _where(masked, x, apply_token_mask)
+        return _where(early, x, mask_stop_ids)
 
     result: Float32[Array, "R V"] = jax.lax.cond(
         jnp.any(early | masked | biased | penalized), processed, lambda: logits
@@ -181,23 +192,6 @@ def _where(
     """Returns `process(x)` if any row is selected, else x."""
     processed: Float32[Array, "R V"] = jax.lax.cond(jnp.any(rows), process, lambda x: x, x)
     return processed
-
-
-def _apply_token_mask(
-    logits: Float32[Array, "R V"], allowed: UInt32[Array, "R W"], rows: Bool[Array, " R"]
-) -> Float32[Array, "R V"]:
-    return jnp.where(rows[:, None] & ~unpack_bits(allowed, logits.shape[1]), -jnp.inf, logits)
-
-
-def _mask_ids(logits: Float32[Array, "R V"], ids: Int32[Array, "R S"]) -> Float32[Array, "R V"]:
-    return logits.at[_rows(ids), _inside(ids, logits)].set(-jnp.inf, mode="drop")
-
-
-def _add_biases(
-    logits: Float32[Array, "R V"], state: SamplingState[Array], rows: Bool[Array, " R"]
-) -> Float32[Array, "R V"]:
-    ids = jnp.where(rows[:, None], state.bias_ids, -1)
-    return logits.at[_rows(ids), _inside(ids, logits)].add(state.biases, mode="drop")
 
 
 def _penalize(

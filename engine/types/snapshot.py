@@ -69,15 +69,16 @@ class Snapshot:
     @property
     def is_finite(self) -> bool:
         """Whether no value is NaN or infinite."""
-        return all(map(is_finite, self._arrays))
+        return all(map(is_finite, self.arrays))
 
     @property
     def num_bytes(self) -> int:
         """Size of its arrays, including arrays shared with other snapshots."""
-        return sum(array.nbytes for array in self._arrays)
+        return sum(array.nbytes for array in self.arrays)
 
     @property
-    def _arrays(self) -> tuple[HostArray, ...]:
+    def arrays(self) -> tuple[HostArray, ...]:
+        """All of its arrays."""
         return *self.recurrent, *self.window, *([] if self.hidden is None else [self.hidden])
 
 
@@ -118,6 +119,31 @@ class SnapshotFormat:
     def recurrent_of(self, arrays: Mapping[str, HostArray]) -> tuple[HostArray, ...]:
         """Returns a snapshot's recurrent arrays from a file's arrays by name."""
         return tuple(arrays[name] for name in self.recurrent)
+
+    def arrays_of(self, snapshot: "Snapshot") -> dict[str, HostArray]:
+        """Returns the arrays of a snapshot's file, by name."""
+        return self.named(snapshot) | {"window": np.concatenate(snapshot.window)}
+
+    def snapshot_in(self, arrays: Mapping[str, HostArray], length: int, start: int) -> Snapshot:
+        """Returns the snapshot in a file's arrays.
+
+        Args:
+          length: Number of tokens that led to the state.
+          start: Position of the first token whose keys and values the file has.
+
+        Raises:
+          StateFileError: An array is missing, has another shape or dtype, or contains a non-finite value.
+        """
+        for name, wanted in {**self.recurrent, "window": self.tokens(length - start)}.items():
+            array = arrays.get(name)
+            found = None if array is None else (array.shape, array.dtype.name)
+            if found != wanted:
+                raise StateFileError(f"has {name} as {found}, expected {wanted}")
+            if not is_finite(arrays[name]):
+                raise StateFileError(f"has values in {name} that are not finite numbers")
+        edges = range(start - start % PREFILL_BLOCK + PREFILL_BLOCK, length, PREFILL_BLOCK)
+        window = np.split(arrays["window"], [edge - start for edge in edges])
+        return Snapshot(length, self.recurrent_of(arrays), tuple(window))
 
 
 def num_bytes(*formats: ArrayFormat) -> int:
@@ -281,9 +307,7 @@ class SavedState:
     @property
     def num_bytes(self) -> int:
         """Memory that the state takes. Arrays that the prefix cache shares are counted in full."""
-        arrays = () if self.snapshot is None else (*self.snapshot.recurrent, *self.snapshot.window)
-        hidden = None if self.snapshot is None else self.snapshot.hidden
-        arrays = arrays if hidden is None else (*arrays, hidden)
+        arrays = () if self.snapshot is None else self.snapshot.arrays
         held = sum(array.nbytes + _ARRAY_BYTES for array in arrays)
         return held + sum(map(sys.getsizeof, (self.tokens, self.salt, self.tenant))) + _OBJECT_BYTES
 
@@ -316,7 +340,7 @@ class SavedStateFormat:
         length = 0
         if state.snapshot is not None:
             length = state.snapshot.length
-            arrays |= self.snapshot.named(state.snapshot) | {"window": np.concatenate(state.snapshot.window)}
+            arrays |= self.snapshot.arrays_of(state.snapshot)
         facts = {"model": self.model, "length": str(length), "engine": "" if state.is_imported else self.engine}
         return pack(arrays, facts, key)
 
@@ -336,7 +360,9 @@ class SavedStateFormat:
             return SavedState(tokens.tobytes(), is_imported=is_imported)
         if length % PREFILL_BLOCK or not 0 < length <= len(tokens):
             raise StateFileError(f"has a state after {length} tokens of {len(tokens)}")
-        return SavedState(tokens.tobytes(), self._snapshot(arrays, length), is_imported=is_imported)
+        start = first_block(length, self.snapshot.window) * PREFILL_BLOCK
+        snapshot = self.snapshot.snapshot_in(arrays, length, start)
+        return SavedState(tokens.tobytes(), snapshot, is_imported=is_imported)
 
     def _tokens(self, arrays: Mapping[str, HostArray]) -> HostArray:
         tokens = arrays.get("tokens", np.zeros(0, np.int32))
@@ -347,12 +373,6 @@ class SavedStateFormat:
         if len(tokens) > MAX_TOKENS:
             raise StateFileError(f"holds {len(tokens)} tokens, more than {MAX_TOKENS}")
         return tokens
-
-    def _snapshot(self, arrays: Mapping[str, HostArray], length: int) -> Snapshot:
-        formats = self.snapshot
-        blocks = length // PREFILL_BLOCK - first_block(length, formats.window)
-        check_arrays(arrays, {**formats.recurrent, "window": formats.blocks(blocks)})
-        return Snapshot(length, formats.recurrent_of(arrays), tuple(np.split(arrays["window"], blocks)))
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -397,8 +417,7 @@ class RequestSnapshotFormat:
             "tokens": str(request.num_tokens),
             "length": str(snapshot.length),
         }
-        arrays = self.snapshot.named(snapshot) | {"window": np.concatenate(snapshot.window)}
-        return pack(arrays, facts, key, REQUEST_SNAPSHOT_FORMAT)
+        return pack(self.snapshot.arrays_of(snapshot), facts, key, REQUEST_SNAPSHOT_FORMAT)
 
     def load(self, data: bytes, name: str, key: bytes | None = None) -> RequestSnapshot:
         """Returns the request snapshot in a file; see `export`.
@@ -415,10 +434,8 @@ class RequestSnapshotFormat:
         num_tokens, length = (parse_length(facts.get(name, "")) for name in ("tokens", "length"))
         if not 0 < num_tokens <= length:
             raise StateFileError(f"has {num_tokens} generated tokens in a history of {length}")
-        formats, (first, *edges) = self.snapshot, window_edges(length, self.snapshot.window)
-        check_arrays(arrays, {**formats.recurrent, "window": formats.tokens(length - first)})
-        blocks = np.split(arrays["window"], [edge - first for edge in edges[:-1]])
-        return RequestSnapshot(num_tokens, Snapshot(length, formats.recurrent_of(arrays), tuple(blocks)))
+        start = max(0, length - self.snapshot.window)
+        return RequestSnapshot(num_tokens, self.snapshot.snapshot_in(arrays, length, start))
 
     def example(self) -> RequestSnapshot:
         """Returns a request snapshot of the largest size, with random bytes in it."""
@@ -483,21 +500,6 @@ def unpack(
 
 def _format_of(arrays: Mapping[str, HostArray]) -> str:
     return INT8_FORMAT if any(array.dtype == np.int8 for array in arrays.values()) else FORMAT
-
-
-def check_arrays(arrays: Mapping[str, HostArray], expected: Mapping[str, ArrayFormat]) -> None:
-    """Checks the arrays of a file.
-
-    Raises:
-      StateFileError: An array is missing, has another shape or dtype, or contains a non-finite value.
-    """
-    for name, wanted in expected.items():
-        array = arrays.get(name)
-        found = None if array is None else (array.shape, array.dtype.name)
-        if found != wanted:
-            raise StateFileError(f"has {name} as {found}, expected {wanted}")
-        if not is_finite(arrays[name]):
-            raise StateFileError(f"has values in {name} that are not finite numbers")
 
 
 def parse_length(fact: str) -> int:
