@@ -30,8 +30,7 @@ from roost.kernels.backend import Backend
 from roost.kernels.backends import BACKENDS, gpu_backend
 from roost.kernels.products.pallas_tpu import gated_mlp_tpu
 from roost.kernels.recurrent_block import RecurrentWeights, recurrent_block
-from roost.kernels.recurrent_block.causal_conv1d import causal_conv1d
-from roost.kernels.recurrent_block.rg_lru import decay_and_input, rg_lru, rg_lru_sequential
+from roost.kernels.recurrent_block.xla import causal_conv1d, decay_and_input, rg_lru, rg_lru_sequential
 from roost.kernels.references import (
     causal_conv1d_reference,
     gated_mlp_reference,

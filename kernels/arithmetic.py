@@ -1,7 +1,8 @@
 """Arithmetic that ops share, with bits that don't depend on the number of rows or on the processor.
 
 XLA for CPUs rounds and adds in an order that depends on its fusions. The functions here fix where products are
-rounded, in which precision they are summed, and how vectors become int8.
+rounded, in which precision they are summed, and how vectors become int8. The last ones take the first rows of every
+group, in arrays that have more rows than a step has tokens.
 """
 
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Final
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, Int8
+from jaxtyping import Array, Float, Float32, Int8, Shaped
 
 _LOWEST: Final = {"float32": -(2.0 - 2.0**-23) * 2.0**127, "bfloat16": -(2.0 - 2.0**-7) * 2.0**127}
 """Lowest finite number of each dtype."""
@@ -95,3 +96,34 @@ def round_to_int8(x: Float[Array, "*rows n"]) -> tuple[Int8[Array, "*rows n"], F
     wide = x.astype(jnp.float32)
     largest = jnp.maximum(max_last(jnp.abs(wide)), INT8_FLOOR)
     return jnp.round(wide * (INT8_LARGEST / largest)).astype(jnp.int8), largest * INT8_STEP
+
+
+def first_rows(x: Shaped[Array, "*slots"], count: int, groups: int, axis: int = 0) -> Shaped[Array, "*rows"]:
+    """Returns the first rows of each group.
+
+    Args:
+      x: Array with a row for each slot.
+      count: Number of rows to return, a multiple of the number of groups.
+      groups: Number of groups, which lie one after the other.
+      axis: Axis of the rows.
+    """
+    if count == x.shape[axis]:
+        return x
+    first = jax.lax.slice_in_dim(_by_group(x, groups, axis), 0, count // groups, axis=axis + 1)
+    return first.reshape(*x.shape[:axis], count, *x.shape[axis + 1 :])
+
+
+def with_first_rows(
+    x: Shaped[Array, "*slots"], new: Shaped[Array, "*rows"], groups: int, axis: int = 0
+) -> Shaped[Array, "*slots"]:
+    """Returns an array with the rows that `first_rows` returns replaced by others; the rest is not copied."""
+    if new.shape == x.shape:
+        return new
+    whole = _by_group(x, groups, axis)
+    written: Array = jax.lax.dynamic_update_slice(whole, _by_group(new, groups, axis), (0,) * whole.ndim)
+    return written.reshape(x.shape)
+
+
+def _by_group(x: Array, groups: int, axis: int) -> Array:
+    """Returns rows `[G * n, …]` as `[G, n, …]`."""
+    return x.reshape(*x.shape[:axis], groups, x.shape[axis] // groups, *x.shape[axis + 1 :])

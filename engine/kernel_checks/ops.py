@@ -18,7 +18,7 @@ from ...kernels import XLA, Backend
 from ...kernels.matrices import Int8Matrix, Matrix
 from ...kernels.products import argmax, gated_mlp, logits, product
 from ...kernels.recurrent_block import RecurrentWeights, recurrent_block
-from ...kernels.recurrent_block.rg_lru import log_decay_of, rg_lru
+from ...kernels.recurrent_block.xla import log_decay_of, rg_lru
 from ...kernels.rms_norm import add_rms_norm, rms_norm
 from ...kernels.window_attention import (
     Int8Vectors,

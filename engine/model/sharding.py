@@ -33,9 +33,9 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Int32, Shaped
 
 from ...kernels import Backend
+from ...kernels.arithmetic import first_rows, with_first_rows
 from ...kernels.matrices import QuantizedMatrix, is_quantized
 from ...kernels.products import int8_shape_is_left_to_xla
-from ...kernels.row_groups import first_rows, with_first_rows
 from ..types.config import DATA, MODEL, MeshShape
 from ..types.errors import ConfigError
 from ..types.host_memory import HostArray

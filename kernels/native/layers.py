@@ -9,10 +9,8 @@ import numpy as np
 from jaxtyping import Array, BFloat16, Float, Float32, Int32
 
 from ..matrices import PackedGates
-from ..recurrent_block.arguments import Recurrence, RecurrentInputs
-from ..recurrent_block.rg_lru import log_decay_of
-from ..window_attention.int8 import Int8Vectors, Vectors
-from ..window_attention.ring import Blocks, Rings, write_ring
+from ..recurrent_block.xla import Recurrence, RecurrentInputs, log_decay_of
+from ..window_attention.ring import Blocks, Int8Vectors, Rings, Vectors, write_ring
 from .library import Products, call, in_pairs
 
 

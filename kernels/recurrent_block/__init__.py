@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
 from ..backend import Backend
-from .arguments import Recurrence, RecurrentInputs, RecurrentWeights
-from .separate import recurrent_block_separate
+from .xla import Recurrence, RecurrentInputs, RecurrentWeights, recurrent_block_separate
 
 __all__ = ["Recurrence", "RecurrentInputs", "RecurrentWeights", "recurrent_block"]
 

@@ -25,8 +25,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 from ..arithmetic import product_precision
 from ..backend import GpuSizes
 from ..matrices import PackedGates
-from .arguments import Recurrence, RecurrentInputs
-from .rg_lru import decay_and_input, log_decay_of
+from .xla import Recurrence, RecurrentInputs, decay_and_input, log_decay_of
 
 ROWS: Final = 16
 """Rows of a program, the fewest of a product on tensor cores: programs for 128 rows about fill a GPU."""

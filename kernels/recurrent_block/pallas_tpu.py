@@ -13,9 +13,7 @@ from jaxtyping import Array, Float, Float32
 
 from ..arithmetic import product_precision
 from ..matrices import PackedGates
-from .arguments import Recurrence, RecurrentInputs
-from .causal_conv1d import next_state, states_at_boundaries
-from .rg_lru import log_decay_of
+from .xla import Recurrence, RecurrentInputs, log_decay_of, next_state, states_at_boundaries
 
 _ELEMENTS: Final = 256 * 256
 """Maximum elements of a block, so that on-chip memory does not depend on the size of the batch."""

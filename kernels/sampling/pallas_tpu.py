@@ -12,19 +12,30 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float32, Int32, UInt32
 
 from . import NUMBERS, Choice, SamplingInputs
-from .draw import (
+from .tiles import (
+    LANES,
+    ROWS,
+    Column,
+    IdLists,
+    Tile,
+    Tiles,
     Tokens,
+    add_biases,
+    apply_token_mask,
     copy_and_summarize,
     invert,
     keep_typical,
     kept_mass,
+    lane_masks,
+    mask_stop_ids,
     most_likely,
+    num_chunks,
+    padded_size,
+    penalize,
     top_k_threshold,
     top_p_threshold,
     weigh,
 )
-from .processors import IdLists, add_biases, apply_token_mask, lane_masks, mask_stop_ids, penalize
-from .tiles import LANES, ROWS, Column, Tile, Tiles, num_chunks, padded_size
 
 _VMEM_LIMIT: Final = 48 * 2**20
 """Bytes of on-chip memory: enough for 8 rows of a vocabulary of 256,000 three times, once to be read ahead."""

@@ -12,21 +12,25 @@ from functools import partial
 from jaxtyping import Array, Float, Int32
 
 from ..backend import XLA, Backend
-from .int8 import Int8Vectors, Vectors, pack, quantize, unpack
 from .ring import (
     Blocks,
+    Int8Vectors,
     Rings,
+    Vectors,
     block_sizes,
     for_each_head,
     heads_as_rows,
     join_ring,
     num_key_heads,
     outputs_of_rows,
+    pack,
     put_tokens,
+    quantize,
     queries_by_key_head,
     read_blocks,
     rows_as_heads,
     split_ring,
+    unpack,
     write_blocks,
     write_ring,
     zero_ring,

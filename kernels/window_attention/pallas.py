@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32
 
 from ..arithmetic import product_precision
-from .int8 import Int8Vectors, Vectors
-from .ring import Blocks, Rings, write_ring
+from .ring import Blocks, Int8Vectors, Rings, Vectors, write_ring
 
 MASKED: Final = -2.3819763e38
 """Score of masked keys: finite, so that a query that sees no key gives numbers instead of NaN."""

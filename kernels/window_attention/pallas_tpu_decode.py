@@ -17,9 +17,8 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int32
 
 from ..arithmetic import product_precision
-from .int8 import Int8Vectors, Vectors
 from .pallas import MASKED, Softmax, add_keys, block_of, iota, scores_of
-from .ring import Blocks, Rings
+from .ring import Blocks, Int8Vectors, Rings, Vectors
 
 READ_TILE: Final = 128
 """Rows of a ring of which copies read multiples: the lanes of a tile of scales."""

@@ -12,9 +12,8 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int32
 
 from ..arithmetic import product_precision
-from .int8 import Int8Vectors, map_tokens
 from .pallas import MASKED, block_of, iota, scores_of
-from .ring import in_order, pad_rows, round_up
+from .ring import Int8Vectors, in_order, map_tokens, pad_rows, round_up
 
 _MAX_QUERY_BYTES: Final = 2560 * 256 * 2
 """Maximum bytes of a block of 256 tokens' queries that fit in on-chip memory with their scores and results."""

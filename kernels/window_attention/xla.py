@@ -9,15 +9,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from ..arithmetic import max_last, product_precision, rounded, sum_last
-from .int8 import Int8Vectors, Vectors, map_tokens, with_token_axis
 from .pallas import MASKED
 from .ring import (
     Blocks,
+    Int8Vectors,
     Rings,
+    Vectors,
     block_sizes,
     concatenate_rings,
     first_rings,
+    map_tokens,
     slice_ring,
+    with_token_axis,
     write_blocks,
     write_ring,
 )

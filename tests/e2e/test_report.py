@@ -31,7 +31,7 @@ WRONG = """
 from dataclasses import replace
 from roost.engine.devices import platform
 from roost.kernels import XLA, Backend, Kernel
-from roost.kernels.recurrent_block.rg_lru import rg_lru
+from roost.kernels.recurrent_block.xla import rg_lru
 
 def wrong(x, input_gate, recurrence_gate, log_decay, h0, positions):
     y, last = rg_lru(x, input_gate, recurrence_gate, log_decay, h0, positions, XLA)

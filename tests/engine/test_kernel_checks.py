@@ -16,7 +16,7 @@ from roost.engine.kernel_checks.ops import TOKEN_CHECKS, Draw, StepShape, TokenC
 from roost.engine.types.config import EngineConfig
 from roost.kernels import XLA, Backend, Kernel
 from roost.kernels.products import argmax_xla
-from roost.kernels.recurrent_block.rg_lru import rg_lru
+from roost.kernels.recurrent_block.xla import rg_lru
 from small_models import TINY_A
 
 SETTINGS = EngineConfig(prefill_chunk=64, dtype="bfloat16")

@@ -12,7 +12,7 @@ from roost.engine.capacity.chips import CARDS, open_chips, tracing_for
 from roost.engine.types.config import ONE_DEVICE
 from roost.kernels import Backend
 from roost.kernels.recurrent_block import RecurrentWeights, recurrent_block
-from roost.kernels.recurrent_block.rg_lru import rg_lru
+from roost.kernels.recurrent_block.xla import rg_lru
 from roost.kernels.window_attention import decode_attention, pallas_gpu, prefill_attention
 
 pytestmark = [

@@ -14,7 +14,7 @@ from roost.kernels.backends import gpu_backend
 from roost.kernels.products import gated_mlp
 from roost.kernels.recurrent_block import RecurrentWeights, recurrent_block
 from roost.kernels.recurrent_block.pallas_gpu import rg_lru_gpu
-from roost.kernels.recurrent_block.rg_lru import rg_lru
+from roost.kernels.recurrent_block.xla import rg_lru
 from roost.kernels.window_attention import decode_attention, prefill_attention
 from roost.kernels.window_attention.pallas_gpu import decode_attention_gpu, prefill_attention_gpu
 

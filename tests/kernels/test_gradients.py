@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from roost.kernels.recurrent_block.rg_lru import MAX_SQRT_GRADIENT, bounded_sqrt, rg_lru
+from roost.kernels.recurrent_block.xla import MAX_SQRT_GRADIENT, bounded_sqrt, rg_lru
 from roost.kernels.references import rg_lru_reference
 
 E = 3

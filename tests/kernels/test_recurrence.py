@@ -14,8 +14,7 @@ from chunk_cases import CPU_OPTIONS, SEEDS, cut, positions
 from hypothesis import given
 from roost.kernels import XLA
 from roost.kernels.recurrent_block import RecurrentWeights, recurrent_block
-from roost.kernels.recurrent_block.causal_conv1d import causal_conv1d
-from roost.kernels.recurrent_block.rg_lru import rg_lru
+from roost.kernels.recurrent_block.xla import causal_conv1d, rg_lru
 from roost.kernels.references import causal_conv1d_reference, rg_lru_reference
 from sweeps import full
 

@@ -17,8 +17,7 @@ from roost.engine.types.output_constraint import mask_of_ids, words_of_mask
 from roost.engine.types.sampling_params import SamplingParams
 from roost.kernels.sampling import SamplingInputs
 from roost.kernels.sampling.pallas_tpu import sample_tpu
-from roost.kernels.sampling.processors import lane_masks
-from roost.kernels.sampling.tiles import LANES, ROWS, num_chunks, padded_size
+from roost.kernels.sampling.tiles import LANES, ROWS, lane_masks, num_chunks, padded_size
 from sampling_cases import inputs_of
 from sweeps import examples, swept
 
