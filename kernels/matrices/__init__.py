@@ -14,24 +14,6 @@ from .int4 import Int4Matrix, takes_inputs
 from .int8 import Int8Matrix
 from .packed import PackedGates, PackedInt4Matrix, PackedMatrix, pack_param, pack_shapes
 
-__all__ = [
-    "FORMATS",
-    "Int4Matrix",
-    "Int8Matrix",
-    "Matrix",
-    "PackedGates",
-    "PackedInt4Matrix",
-    "PackedMatrix",
-    "QuantizedMatrix",
-    "gather_rows",
-    "is_quantized",
-    "pack_param",
-    "pack_shapes",
-    "table_dtype",
-    "takes_inputs",
-    "zero_matrix",
-]
-
 type QuantizedMatrix = Int8Matrix | Int4Matrix
 """A quantised matrix; arrays on the device or host, or shapes."""
 

@@ -19,28 +19,3 @@ from .library import (
     why_unavailable,
 )
 from .products import argmax, bf16_gated_mlp, bf16_product, int4_product, int8_gated_mlp, int8_product, logits
-
-__all__ = [
-    "CALLS",
-    "CALLS_VERSION",
-    "Products",
-    "add_rms_norm",
-    "argmax",
-    "bf16_gated_mlp",
-    "bf16_product",
-    "chosen_products",
-    "decode_attention",
-    "instruction_sets",
-    "int4_product",
-    "int8_gated_mlp",
-    "int8_product",
-    "is_available",
-    "logits",
-    "named_instruction_sets",
-    "possible_products",
-    "prefill_attention",
-    "recurrent_chunk",
-    "recurrent_step",
-    "rms_norm",
-    "why_unavailable",
-]

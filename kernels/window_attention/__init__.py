@@ -37,30 +37,6 @@ from .ring import (
 )
 from .xla import decode_attention_xla, prefill_attention_xla
 
-__all__ = [
-    "Blocks",
-    "Int8Vectors",
-    "Rings",
-    "Vectors",
-    "block_sizes",
-    "decode_attention",
-    "for_each_head",
-    "heads_as_rows",
-    "join_ring",
-    "num_key_heads",
-    "pack",
-    "prefill_attention",
-    "put_tokens",
-    "quantize",
-    "read_blocks",
-    "rows_as_heads",
-    "split_ring",
-    "unpack",
-    "write_blocks",
-    "write_window",
-    "zero_ring",
-]
-
 
 def decode_attention(
     q: Float[Array, "B N d"],
