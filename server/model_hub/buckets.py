@@ -3,14 +3,12 @@
 Several processes may fill the folder of a path at the same time.
 """
 
-import fcntl
 import glob
 import hashlib
 import json
 import logging
 import os
 import re
-import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -106,9 +104,8 @@ def version_of(objects: Sequence[BucketObject]) -> str:
 class BucketFolder:
     """Files of a folder. An object is complete once its file has its name, size and time.
 
-    Each process writes to a separate partial file, which gets the object's name at the end. Processes that share the
-    folder therefore never write to the same file, with or without locks. Locks only identify partial files of processes
-    that have ended.
+    A partial file is named after the content of its object. Processes that download the same content therefore write
+    the same bytes to the same places, and need no lock. The first to complete the file gives it the object's name.
     """
 
     def __init__(self, path: Path, listing: Path) -> None:
@@ -157,72 +154,21 @@ class BucketFolder:
 
         Unless an error occurs, the object is complete afterwards, either by this file or by another process.
         """
-        with self._begin(each) as out:
+        file = self.path / each.name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(f"{file.name}.{hashlib.sha256(each.tag.encode()).hexdigest()[:_TOKEN_DIGITS]}.partial")
+        with os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as out:
+            out.seek(0, os.SEEK_END)
             yield out
-            mine = Path(out.name)
-            if self.has(each):
-                mine.unlink(missing_ok=True)
-                return
             out.flush()
             os.fsync(out.fileno())
-            os.utime(mine, (each.changed, each.changed))
-            mine.rename(self.path / each.name)
-        for path in self._partials(each, "?" * _TOKEN_DIGITS):
-            with suppress(FileNotFoundError), path.open("r+b") as old:
-                _remove_if_left(path, old)
-
-    def _begin(self, each: BucketObject) -> BinaryIO:
-        """Opens a new partial file, with a copy of the longest one of the same object."""
-        (self.path / each.name).parent.mkdir(parents=True, exist_ok=True)
-        token = hashlib.sha256(each.tag.encode()).hexdigest()[:_TOKEN_DIGITS]
-        others = sorted(self._partials(each, token), key=_size, reverse=True)
-        out = _open_new(self.path / f"{each.name}.{token}")
-        for path in others:
-            with suppress(FileNotFoundError), path.open("r+b") as old:
-                if out.tell() == 0:
-                    shutil.copyfileobj(old, out)
-                _remove_if_left(path, old)
-        return out
-
-    def _partials(self, each: BucketObject, token: str) -> list[Path]:
-        file = self.path / each.name
-        return list(file.parent.glob(f"{glob.escape(file.name)}.{token}.{'?' * 32}.partial"))
-
-
-def _open_new(start: Path) -> BinaryIO:
-    """Opens a locked file with a new name. Retries if another process removes it before it is locked."""
-    while True:
-        path = start.with_name(f"{start.name}.{uuid.uuid4().hex}.partial")
-        out = path.open("w+b")
-        _lock(out, wait=True)
-        if path.exists():
-            return out
-        out.close()
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
-
-
-def _lock(file: BinaryIO, *, wait: bool = False) -> bool:
-    """Locks a file until it is closed.
-
-    Returns False if another process has locked it, or if the file system has no locks.
-    """
-    try:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
-def _remove_if_left(path: Path, file: BinaryIO) -> None:
-    """Removes a partial file whose process has ended."""
-    if _lock(file):
-        path.unlink(missing_ok=True)
+            if not self.has(each):
+                os.utime(out.fileno(), (each.changed, each.changed))
+            if not self.has(each):  # nor has another process renamed the file
+                with suppress(FileNotFoundError):
+                    partial.rename(file)
+        for left in file.parent.glob(f"{glob.escape(file.name)}.{'?' * _TOKEN_DIGITS}.partial"):
+            left.unlink(missing_ok=True)
 
 
 def fetch(url: str, cache: Path | None = None) -> Path:
@@ -312,8 +258,8 @@ def _download(
     with folder.partial(each) as out:
         advance(out.tell())
         for begin in range(out.tell(), each.size, _CHUNK):
-            part = b"" if folder.has(each) else _read(store, each, begin)
-            if not part:  # another process has completed it
+            part = _read(store, each, begin)
+            if folder.has(each):  # another process has completed it
                 advance(each.size - begin)
                 break
             out.write(part)

@@ -1,6 +1,5 @@
 """gs:// and s3:// from a bucket on a loopback address."""
 
-import fcntl
 import logging
 import re
 import socket
@@ -237,7 +236,7 @@ def test_a_version_follows_from_names_and_contents() -> None:
 def test_three_downloads_share_a_folder(bucket: FakeBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All three list the objects, and read the first part of the first one, at the same time.
 
-    Threads stand for processes: they share no file, and so no lock.
+    Threads stand for processes: they share nothing but the folder.
     """
     together = threading.Barrier(3)
     first = min(name for name in bucket.objects if name.startswith(BEFORE))
@@ -273,20 +272,32 @@ def test_what_another_process_completes_is_not_read_to_the_end(
     assert [path.name for path in folder.iterdir()] == ["weights"]
 
 
-def test_a_partial_file_of_a_process_that_lives_stays(tmp_path: Path) -> None:
+def test_partial_files_of_an_older_content_are_removed(tmp_path: Path) -> None:
     folder, each = BucketFolder(tmp_path / "f", tmp_path / "unused"), BucketObject("a", 4, '"x"', 100)
-    token = "0" * 16
     (tmp_path / "f").mkdir()
-    names = [f"a.{token}.{digit * 32}.partial" for digit in "12"] + [f"a.b.{token}.{'3' * 32}.partial"]
-    for name in names:
+    older, of_another = (f"{name}.{'0' * 16}.partial" for name in ("a", "a.b"))
+    for name in (older, of_another):
         (tmp_path / "f" / name).write_bytes(b"ab")
-    with (tmp_path / "f" / names[0]).open("r+b") as alive:
-        fcntl.flock(alive, fcntl.LOCK_EX)
-        with folder.partial(each) as out:
-            assert out.tell() == 0  # another content
-            out.write(b"abcd")
-    assert sorted(path.name for path in (tmp_path / "f").iterdir()) == sorted(["a", names[0], names[2]])
+    with folder.partial(each) as out:
+        assert out.tell() == 0
+        out.write(b"abcd")
+    assert sorted(path.name for path in (tmp_path / "f").iterdir()) == sorted(["a", of_another])
     assert folder.has(each)
+
+
+def test_two_processes_complete_one_file(tmp_path: Path) -> None:
+    """The slower one writes after the faster one has given the file its name."""
+    folder, each = BucketFolder(tmp_path / "f", tmp_path / "unused"), BucketObject("a", 4, '"x"', 100)
+    with folder.partial(each) as slower:
+        slower.write(b"ab")
+        slower.flush()
+        with folder.partial(each) as faster:
+            assert faster.tell() == 2
+            faster.write(b"cd")
+        assert folder.has(each)
+        slower.write(b"cd")
+    assert folder.has(each)
+    assert [(path.name, path.read_bytes()) for path in (tmp_path / "f").iterdir()] == [("a", b"abcd")]
 
 
 def test_a_model_is_served_from_there(bucket: FakeBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
