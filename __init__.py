@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from .engine import CheckpointError, ConfigError, EngineDeadError, RoostError, StateFileError
     from .server.llm.async_llm import AsyncLLM
     from .server.llm.llm import LLM
+    from .server.llm.local_model import EngineArgs
     from .server.llm.outputs import CompletionOutput, Logprob, RequestOutput, Score, State, ToolCall
     from .server.llm.requests import TextPrompt, TokensPrompt
     from .server.llm.sampling_params import RequestError, RequestOutputKind, SamplingParams, StructuredOutputsParams
-    from .server.llm.settings import EngineArgs
 
     __version__: str
 
@@ -49,7 +49,7 @@ _MODULES: Final = {
     "CheckpointError": "engine",
     "CompletionOutput": "server.llm.outputs",
     "ConfigError": "engine",
-    "EngineArgs": "server.llm.settings",
+    "EngineArgs": "server.llm.local_model",
     "EngineDeadError": "engine",
     "Logprob": "server.llm.outputs",
     "RequestError": "server.llm.sampling_params",

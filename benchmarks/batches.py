@@ -41,9 +41,8 @@ import httpx
 import orjson
 import served
 from results_page import commit, table
-from roost.server.client.http_client import Address, HttpClient
-from roost.server.commands.bench.latency import percentile
-from roost.server.commands.bench.report import machine, now
+from roost.server.client import Address, HttpClient
+from roost.server.commands.bench.report import machine, now, percentile
 
 sys.path.append(str(Path(__file__).resolve().parent / "peers"))
 

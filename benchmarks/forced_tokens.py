@@ -18,10 +18,9 @@ import orjson
 from llguidance import LLMatcher
 from roost import LLM, SamplingParams, StructuredOutputsParams
 from roost.engine import open_model
-from roost.server.constraints.grammar import GrammarError
-from roost.server.constraints.grammar.process import TokenBytes
-from roost.server.constraints.grammar_worker.follow import GrammarFailure, compile_grammar
-from roost.server.constraints.grammar_worker.tokenizer import WorkerTokenizer
+from roost.server.constraints.grammar_process import TokenBytes
+from roost.server.constraints.grammar_spec import GrammarError
+from roost.server.constraints.grammar_worker.follow import GrammarFailure, WorkerTokenizer, compile_grammar
 from roost.server.constraints.output_constraint import json_constraint
 from roost.server.text.served_model import open_tokenizer
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final
 import typer
 from rich.console import Group
 from roost.engine import EngineCore, Request, device_facts
-from roost.server.commands.bench.driver import Clock, load, make_request, model_facts, settings_as_json
+from roost.server.commands.bench.engine import Clock, load, make_request, model_facts, settings_as_json
 from roost.server.commands.bench.report import (
     Advance,
     check_json_file,
@@ -32,7 +32,7 @@ from roost.server.commands.bench.workload import draw_token_ids
 from roost.server.commands.options import JsonFile
 from roost.server.model_hub import find_model
 from roost.server.settings import load_settings
-from roost.server.terminal.failure import INTERRUPTED_STATUS
+from roost.server.terminal.exits import INTERRUPTED_STATUS
 from roost.server.terminal.options import takes_options
 
 _FIRST: Final = 128

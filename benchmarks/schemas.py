@@ -20,7 +20,8 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 from roost.engine import open_model
-from roost.server.constraints.grammar import GrammarCompiler, GrammarError
+from roost.server.constraints.grammar_compiler import GrammarCompiler
+from roost.server.constraints.grammar_spec import GrammarError
 from roost.server.constraints.output_constraint import json_constraint
 from roost.server.errors.request_errors import request_warnings
 from roost.server.text.served_model import open_tokenizer

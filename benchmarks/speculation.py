@@ -39,7 +39,10 @@ from roost.engine import (
 )
 from roost.engine.types.config import MAX_PREDICTION
 from roost.server.commands.bench.report import machine, now
-from roost.server.constraints.grammar import Grammar, GrammarCompiler, GrammarLimits, json_spec
+from roost.server.constraints.grammar_compiler import GrammarCompiler
+from roost.server.constraints.grammar_process import Grammar
+from roost.server.constraints.grammar_spec import json_spec
+from roost.server.constraints.grammar_worker.protocol import GrammarLimits
 from roost.server.model_hub import find_model
 from roost.server.text.served_model import open_tokenizer
 from roost.server.text.tokenizer import Tokenizer

@@ -7,9 +7,8 @@ from contextlib import contextmanager, suppress
 from io import FileIO
 
 from roost.engine.types.output_constraint import mask_of_ids
-from roost.server.constraints.grammar.process import GrammarProcess
-from roost.server.constraints.grammar_worker.frames import TOKEN, Frame, FrameReader, Kind
-from roost.server.constraints.grammar_worker.limits import GrammarLimits
+from roost.server.constraints.grammar_process import GrammarProcess
+from roost.server.constraints.grammar_worker.protocol import TOKEN, Frame, FrameReader, GrammarLimits, Kind
 
 
 class PlayedProcess:

@@ -32,7 +32,7 @@ LEVELS = (
     "server/app.py",
     "server/features",
     "server/feature.py",
-    "server/client",
+    "server/client.py",
     "server/openai",
     "server/http",
     "server/llm",
@@ -49,7 +49,7 @@ LEVELS = (
     "server/storage",
     "server/errors",
     "server/database",
-    "server/tenancy",
+    "server/tenants.py",
     "server/__init__.py",
     "engine/__init__.py",
     "engine/async_engine.py",
@@ -107,7 +107,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
             "server/database/dialects.py",  # the transactions of a store in memory share a connection
             "server/database/database.py",  # a caller on the event loop interrupts a statement on its thread
             "server/llm/llm.py",
-            "server/constraints/grammar/process.py",
+            "server/constraints/grammar_process.py",
             "server/observability/logging.py",  # the hook for what threads raise
         ),
     ),
@@ -176,7 +176,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
             "server/constraints/grammar_worker/*",  # what the server sends to its own processes
             "server/features/*/builder.py",  # arguments that the model has generated
             "server/features/*/messages.py",
-            "server/client/*",  # what servers have sent
+            "server/client.py",  # what servers have sent
             "server/features/*/client.py",
             "server/model_hub/buckets.py",  # the listing that it has written itself
             "server/commands/*",

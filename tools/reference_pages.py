@@ -27,7 +27,7 @@ from roost.server.generation.service import Service
 from roost.server.http.connection import OpenConnections
 from roost.server.observability.metrics import DatabaseCollector, Metrics
 from roost.server.settings import SettingReference, foreign_flags, settings_reference
-from roost.server.terminal.failure import EXIT_STATUSES
+from roost.server.terminal.exits import EXIT_STATUSES
 
 sys.path.append(str(Path(__file__).parent))  # for an interpreter with -P
 from markdown_tables import code, row, rule, wide_table

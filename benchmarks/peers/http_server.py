@@ -22,9 +22,8 @@ from environments import HERE
 from jobs import Job, Range, equal_jobs, mixed_jobs, outcome
 from models import LLAMA, hf_tokenizer
 from protocol import Command, answer_all
-from roost.server.client.http_client import Address, ClientError, HttpClient
-from roost.server.client.openai_server import first_model
-from roost.server.commands.bench.latency import RequestTrace
+from roost.server.client import Address, ClientError, HttpClient, first_model
+from roost.server.commands.bench.report import RequestTrace
 from roost.server.commands.bench.serve import Send, StreamRecorder, send_at, send_in_turn
 from roost.server.commands.bench.workload import poisson_times
 

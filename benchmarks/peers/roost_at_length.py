@@ -16,8 +16,7 @@ from typing import Any
 import orjson
 import uvloop
 from protocol import Command, answer_all, draw_prompts, versions
-from roost.server.client.http_client import Address, ClientError, HttpClient
-from roost.server.client.openai_server import EventParser, http_failure
+from roost.server.client import Address, ClientError, EventParser, HttpClient, http_failure
 
 PROMPT = 16
 """Tokens of each prompt."""

@@ -12,9 +12,8 @@ from typing import Any
 import orjson
 from http_server import Launch, RequestError, Server
 from protocol import Command, answer_all, draw_prompts, versions
-from roost.server.client.http_client import Response
-from roost.server.client.openai_server import EventParser, http_failure
-from roost.server.commands.bench.latency import percentile
+from roost.server.client import EventParser, Response, http_failure
+from roost.server.commands.bench.report import percentile
 
 LONG = 100_000
 """Requested tokens of streams whose client disconnects before their end."""

@@ -26,7 +26,7 @@ class Engine:
 
     def __init__(self, wanted: Mapping[str, Any]) -> None:
         from roost.engine import open_model
-        from roost.server.commands.bench.driver import load
+        from roost.server.commands.bench.engine import load
         from roost.server.settings import Settings
 
         settings = Settings(model=wanted["model"], slots=wanted["slots"], dtype="bfloat16", quantize="int8")
@@ -41,8 +41,7 @@ class Engine:
 
     def decode(self, rows: int, prompt: int, new: int, seed: int) -> Mapping[str, float]:
         """Requests that decode together, and the bytes that one step of theirs has to read."""
-        from roost.server.commands.bench.driver import Driver, make_request, run_together
-        from roost.server.commands.bench.engine import summarize
+        from roost.server.commands.bench.engine import Driver, make_request, run_together, summarize
 
         driver = Driver(self.core)
         requests = []

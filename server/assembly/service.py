@@ -27,7 +27,8 @@ from ...engine import (
     Speculation,
     load_engine,
 )
-from ..constraints.grammar import GrammarCompiler, GrammarLimits
+from ..constraints.grammar_compiler import GrammarCompiler
+from ..constraints.grammar_worker.protocol import GrammarLimits
 from ..generation.admission import Admissions
 from ..generation.prompts import PromptEncoder
 from ..generation.service import Limits, Service
@@ -35,7 +36,7 @@ from ..generation.state_store import StateStore
 from ..observability.logging import is_json, say
 from ..observability.metrics import Metrics
 from ..settings import Settings, mesh_sizes
-from ..terminal.signals import exit_now
+from ..terminal.exits import exit_now
 from ..text.served_model import ServedModel
 
 _SPECULATION: Final = {

@@ -11,7 +11,7 @@ from ..llm.local_model import LocalModel, one_request_at_a_time
 from ..llm.sampling_params import RequestOutputKind, SamplingParams
 from ..llm.tokenizer import LLMTokenizer
 from ..settings import load_settings
-from ..terminal.failure import INTERRUPTED_STATUS
+from ..terminal.exits import INTERRUPTED_STATUS
 from ..terminal.text import StreamWriter, print_status
 from ..text.chat_format import ChatFormatError, Message
 from .options import GenerateOptions

@@ -7,7 +7,7 @@ import typer
 
 from ..features.index import modules_of
 from ..settings import is_json_wanted, load_settings
-from ..terminal.failure import exit_on_error
+from ..terminal.exits import exit_on_error
 from ..terminal.options import CommandGroup, ServeCommand, takes_options, takes_settings
 from .options import (
     ChatSessionOptions,
@@ -90,9 +90,14 @@ def chat(options: ChatSessionOptions) -> int:
 
     Each line of a pipe is a message. Only responses go to stdout.
     """
-    from .chat.session import chat as run
+    from .chat import ServerChat
+    from .chat import chat as run
 
-    return run(options)
+    if options.url is not None:
+        return run(ServerChat(options.url, options), options)
+    from .local_chat import LocalChat
+
+    return run(LocalChat(options), options)
 
 
 for _module in modules_of("command"):

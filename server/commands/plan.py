@@ -37,7 +37,7 @@ from ...engine import (
 from ..assembly.service import engine_config, speculation_of
 from ..model_hub import find_model
 from ..settings import Settings, SettingsError, load_settings, mesh_sizes
-from ..terminal.failure import FAILURE_STATUS
+from ..terminal.exits import FAILURE_STATUS
 from .options import PlanOptions
 
 _INT8_OPTIONS: Final = "--quantize int8 --kv-dtype int8"

@@ -35,7 +35,7 @@ from ..run.http_server import ConnectionLimit, HttpServer, Listeners, raise_file
 from ..run.lifecycle import Lifecycle, Timeouts, serve_until_stopped
 from ..run.startup_message import VALUE_COLUMN, greeting, summary, unused_accelerator
 from ..settings import Settings, chosen_platforms
-from ..terminal.signals import Signals, exit_now
+from ..terminal.exits import Signals, exit_now
 from ..terminal.text import hang
 from ..text.served_model import ServedModel, open_served_model
 

@@ -8,9 +8,9 @@ from typing import Any, Final
 
 from ..errors.request_errors import ApiError, bad_value, warn, warn_all
 from ..text.chat_format import FunctionTool, ToolOptions
-from .grammar import GrammarError, GrammarSpec, json_spec
-from .json_schema import prepare
-from .tools import calls_spec, parameters, text_or_calls_spec
+from .grammar_spec import GrammarError, GrammarSpec, json_spec
+from .schema_preparation import prepare
+from .tool_calls import calls_spec, parameters, text_or_calls_spec
 
 _ANY_ARGUMENTS: Final[Mapping[str, Any]] = {"type": "object"}
 

@@ -11,7 +11,7 @@ from functools import cache, partial
 from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Any, Final
 
-from ..tenancy.workers import Workers, WorkersClosedError
+from ..tenants import Workers, WorkersClosedError
 from .address import StoreAddress
 from .dialects import STATEMENT_TIMEOUT_S, Connection, Cursor, Memory, Sqlite
 from .errors import StoreClosedError, StoreOutdatedError, StoreUnavailableError, StoreUnusableError

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from ..tenancy.tenant import tenant
-from ..tenancy.workers import Turns
+from ..tenants import Turns, tenant
 from .database import Database, Lane, Transaction
 from .errors import FencedError, StoreClosedError, StoreFullError, StoreUnavailableError, WriteTooLargeError
 

@@ -22,8 +22,7 @@ from pydantic_core import from_json
 from ..errors import kinds
 from ..errors.request_errors import ApiError, bad_value, too_many_bytes
 from ..schemas.json_limits import LONG_BYTES, JsonError, decode_json
-from ..tenancy.tenant import TenantLocks, tenant
-from ..tenancy.workers import Workers
+from ..tenants import TenantLocks, Workers, tenant
 
 
 class ByteBudget:

@@ -7,7 +7,7 @@ from io import StringIO
 from typing import Final
 
 from ...engine import UNUSED_PREDICTION, FinishReason, PredictionUse, TokenLogprobs
-from ..constraints.tools import CallJoiner, CallPiece
+from ..constraints.tool_calls import CallJoiner, CallPiece
 from ..observability.request_metrics import NEVER, Times
 
 _TOKEN_BYTES: Final = 8

@@ -16,7 +16,7 @@ from ...engine import (
     Request,
     TokenOutput,
 )
-from ..constraints.tools import CallReader, join_calls
+from ..constraints.tool_calls import CallReader, join_calls
 from ..errors.request_errors import client_too_slow, request_aborted
 from ..observability.request_metrics import RequestRecord, RequestTracker
 from ..text.detokenizer import Detokenizer

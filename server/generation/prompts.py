@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, NamedTuple
 
 from ...engine import ID_BYTES, MAX_PREDICTION, MAX_TOKENS, SavedState, pack_ids
-from ..constraints.tools import call_text, described, result_text, tools_text
+from ..constraints.tool_calls import call_text, described, result_text, tools_text
 from ..errors.request_errors import bad_value
 from ..text.chat_format import ChatFormatError, Conversation, ConversationMessage, FunctionTool, Message
 from ..text.served_model import ServedModel

@@ -8,14 +8,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from ...engine import ParameterError, SamplingParams
-from ..constraints.grammar import (
-    OBJECT_SCHEMA,
-    GrammarSpec,
-    choice_spec,
-    json_spec,
-    lark_spec,
-    regex_spec,
-)
+from ..constraints.grammar_spec import OBJECT_SCHEMA, GrammarSpec, choice_spec, json_spec, lark_spec, regex_spec
 from ..constraints.output_constraint import OutputConstraint, constraint, json_constraint, with_tools
 from ..errors.request_errors import bad_value
 from ..schemas.generation_fields import (

@@ -8,7 +8,7 @@ from ...engine import MAX_TOKENS, SavedState, UnknownRequestError
 from ..errors import kinds
 from ..errors.request_errors import ApiError, bad_value
 from ..schemas.body import MAX_MESSAGES
-from ..tenancy.tenant import tenant
+from ..tenants import tenant
 from .service import Service
 from .state_store import Prefix, StoredState
 

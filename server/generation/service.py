@@ -21,14 +21,15 @@ from ...engine import (
     TenantStore,
     pack_ids,
 )
-from ..constraints.grammar import Grammar, GrammarBusyError, GrammarCompiler, GrammarError
+from ..constraints.grammar_compiler import GrammarCompiler
+from ..constraints.grammar_process import Grammar
+from ..constraints.grammar_spec import GrammarBusyError, GrammarError
 from ..constraints.output_constraint import OutputConstraint
 from ..errors import kinds
 from ..errors.request_errors import ApiError, bad_value, warn_all
 from ..observability.logging import request_id
 from ..observability.metrics import Metrics
-from ..tenancy.tenant import tenant
-from ..tenancy.workers import Workers
+from ..tenants import Workers, tenant
 from ..text.served_model import ServedModel
 from .admission import Admissions, PreemptibleAdmission, admission
 from .generation import MAX_UNREAD_BYTES, Generation, SentResponse, collect

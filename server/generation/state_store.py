@@ -14,7 +14,7 @@ from uuid import uuid4
 from ...engine import ID_BYTES, SavedState, TenantStore, id_bytes
 from ..errors import kinds
 from ..errors.request_errors import ApiError
-from ..tenancy.tenant import TenantLocks
+from ..tenants import TenantLocks
 
 MAX_STATES: Final = 10_000
 """Maximum number of states of all tenants together, so that a page of a list is found quickly."""

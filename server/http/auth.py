@@ -13,11 +13,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..errors import kinds
 from ..errors.request_errors import ApiError
-from ..observability.audit import RejectedKeys, audit
+from ..observability.logging import RejectedKeys, audit, client_of
 from ..settings import Settings, SettingsError
-from ..tenancy.tenant import tenant
+from ..tenants import tenant
 from .error_responses import send_error
-from .middleware import client_of
 
 UNNAMED: Final = "default"
 """Owner of keys without a name."""

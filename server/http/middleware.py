@@ -25,7 +25,7 @@ from ..generation.admission import Admissions, PreemptibleAdmission, admission
 from ..generation.service import OpenRequests
 from ..observability.logging import ACCESS_LOGGER, error_reason, request_id
 from ..observability.request_metrics import UNKNOWN_HANDLER, HttpMetrics, RequestTokens, request_tokens
-from ..tenancy.tenant import tenant
+from ..tenants import tenant
 from .error_responses import send_error
 
 _SAFE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")

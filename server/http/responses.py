@@ -25,7 +25,7 @@ from ..generation.generation import Generation, collect
 from ..generation.service import Service
 from ..generation.spec import GenerationSpec
 from ..observability.logging import error_reason
-from ..tenancy.workers import Workers
+from ..tenants import Workers
 
 _DEPTH: Final = 5
 """Depth to which lists are written in slices: response, choices, choice, log-probabilities, list by token."""

@@ -11,9 +11,9 @@ from uuid import uuid4
 
 from ...engine import RoostError, StateFileError
 from ..generation.saved_states import export_state, import_state, save_state
-from ..tenancy.tenant import tenant
+from ..tenants import tenant
 from ..text.tokenizer import TextUnavailableError, Tokenizer
-from .local_model import LocalModel
+from .local_model import LocalModel, ModelSettings, load_model_settings
 from .outputs import RequestOutput, Score, State, state_of
 from .requests import (
     ChatOptions,
@@ -28,7 +28,6 @@ from .requests import (
     prompt_content,
 )
 from .sampling_params import RequestError, RequestOutputKind, SamplingParams, python_errors
-from .settings import ModelSettings, load_model_settings
 from .tokenizer import LLMTokenizer
 
 

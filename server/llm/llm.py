@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ...engine import EngineDeadError
 from .async_llm import OpenedLLM
-from .local_model import LocalModel
+from .local_model import LocalModel, ModelSettings, load_model_settings
 from .outputs import RequestOutput, Score, State
 from .requests import (
     ChatOptions,
@@ -37,7 +37,6 @@ from .requests import (
     run_all,
 )
 from .sampling_params import RequestOutputKind, SamplingParams
-from .settings import ModelSettings, load_model_settings
 from .tokenizer import LLMTokenizer
 
 _DEFAULTS: Final[Mapping[str, Any]] = {"itl_target_ms": 0.0}

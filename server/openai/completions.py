@@ -13,7 +13,7 @@ from uuid import uuid4
 from fastapi import APIRouter, Request, Response
 
 from ...engine import UNUSED_PREDICTION
-from ..constraints.tools import CallPiece
+from ..constraints.tool_calls import CallPiece
 from ..errors.request_errors import bad_value, warn
 from ..generation.admission import admission
 from ..generation.delta import Delta

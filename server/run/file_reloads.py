@@ -12,10 +12,10 @@ import uvicorn
 
 from ...engine import RoostError
 from ..http.auth import Access, reload_keys
-from ..observability.audit import audit
+from ..observability.logging import audit
 from ..observability.metrics import ReloadMetrics
 from ..settings import Settings, SettingsError
-from ..terminal.signals import Signals
+from ..terminal.exits import Signals
 from .http_server import certificate_expiry, reload_certificate
 
 LOOK_INTERVAL_S: Final = 5.0

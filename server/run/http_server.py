@@ -26,7 +26,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from ...engine import ConfigError, RoostError
 from ..http.connection import MAX_ADMIN_CONNECTIONS, RESERVED_CONNECTIONS, LimitedConnection, OpenConnections
 from ..settings import Settings
-from ..terminal.signals import Signals
+from ..terminal.exits import Signals
 from .lifecycle import STOP_TIMEOUT_S
 
 _KEEP_ALIVE_S: Final = 75

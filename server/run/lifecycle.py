@@ -15,7 +15,7 @@ from ...engine import EngineDeadError
 from ..feature import OpenFeature
 from ..generation.service import Service
 from ..observability.logging import say
-from ..terminal.signals import Signals
+from ..terminal.exits import Signals
 
 STOP_TIMEOUT_S: Final = 2.0
 """Maximum seconds in which the engine stops, and then the connections close. After that, they are cut off."""

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple
 
 from pydantic import ConfigDict, Field, Tag, model_validator
 
-from ..constraints.grammar import MAX_CHOICES
+from ..constraints.grammar_spec import MAX_CHOICES
 from ..text.chat_format import FunctionCall, FunctionTool, ToolOptions
 from .body import TEXT_OR_OBJECT, Body, Fields, Text, union
 from .field_rules import CALL_RULES, LEFT_OUT, TOOL_RULES, FieldRules, Refusal

@@ -8,7 +8,7 @@ from ..database.database import Database, Transaction
 from ..database.group_commit import ONE_ROW, GroupCommit, Work, WriteLoad
 from ..errors import kinds
 from ..errors.request_errors import ApiError
-from ..tenancy.tenant import tenant
+from ..tenants import tenant
 from .objects import ObjectTable, Page, PageSpec
 
 REPLY_S: Final = 5.0

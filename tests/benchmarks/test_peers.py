@@ -25,7 +25,7 @@ import run
 from hypothesis import given
 from hypothesis import strategies as st
 from roost.engine.model.config import config_from_hf
-from roost.server.commands.bench.latency import percentile
+from roost.server.commands.bench.report import percentile
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "peers"
 

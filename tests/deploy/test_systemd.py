@@ -16,7 +16,7 @@ from deploy_tools import program, run
 from kubernetes_objects import DEPLOY
 from ports import free_port
 from roost.server.settings import all_settings, load_settings
-from roost.server.terminal.failure import USAGE_STATUS
+from roost.server.terminal.exits import USAGE_STATUS
 
 UNIT = DEPLOY / "systemd/roost.service"
 PAGE = DEPLOY.parent / "docs/tutorials/tpu-and-gpu.md"

@@ -21,7 +21,7 @@ from roost.engine.async_engine import OutputSink
 from roost.engine.scheduling.drafting import DraftSwitch
 from roost.engine.worker.runner import PendingDecode
 from roost.server.__main__ import main
-from roost.server.constraints.grammar import process
+from roost.server.constraints import grammar_process
 from roost.server.database.dialects import Connection, Sqlite
 from roost.server.features.batches.batch_store import BatchStore
 from roost.server.features.batches.command.line_files import OutputFile
@@ -117,7 +117,7 @@ def slow_grammars() -> None:
     """Lets every mask come late."""
     folder = Path(__file__).parent
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
-    vars(process)["grammar_worker"] = importlib.import_module("slow_grammar_worker")
+    vars(grammar_process)["grammar_worker"] = importlib.import_module("slow_grammar_worker")
 
 
 def die_of_seed(seed: int) -> None:

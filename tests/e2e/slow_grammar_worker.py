@@ -7,7 +7,7 @@ from typing import Final
 
 from roost.server.constraints.grammar_worker import follow
 from roost.server.constraints.grammar_worker.__main__ import main
-from roost.server.constraints.grammar_worker.frames import Frame
+from roost.server.constraints.grammar_worker.protocol import Frame
 
 SLOW_S: Final = 0.03
 

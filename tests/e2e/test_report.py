@@ -18,8 +18,7 @@ from roost.engine.types.config import ONE_DEVICE
 from roost.server.commands.main import app
 from roost.server.commands.options import ReportOptions
 from roost.server.commands.report import checks, command
-from roost.server.commands.report.parts import ReportPart, find_part
-from roost.server.commands.report.process import run_apart
+from roost.server.commands.report.parts import ReportPart, find_part, run_apart
 from roost.server.llm.llm import LLM
 from server_process import SHAPES, SLOTS
 from shared_programs import compiled_once
@@ -76,7 +75,7 @@ import sys
 from pathlib import Path
 from roost.server.commands.options import ReportOptions
 from roost.server.commands.report.parts import find_part
-from roost.server.commands.report.process import run_apart
+from roost.server.commands.report.parts import run_apart
 run_apart(find_part("speed"), ReportOptions(model="demo", out=Path(sys.argv[1])), Path(sys.argv[1], "speed.json"))
 """
 """Runs a part that takes seconds after its first line."""

@@ -15,7 +15,7 @@ from roost.engine.scheduling import preemption
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.engine.types.request import Replay
 from roost.engine.types.snapshot import RequestSnapshotFormat
-from roost.server.constraints.grammar.constraint import GrammarConstraint
+from roost.server.constraints.grammar_process import GrammarConstraint
 from sweeps import full
 
 SLOTS, VOCABULARY, WORDS = 4, 320, 10

@@ -47,7 +47,7 @@ import httpx
 import psycopg
 from attacker import Attack
 from attacks import ATTACKS
-from roost.server.commands.bench.latency import percentile
+from roost.server.commands.bench.report import percentile
 from store_victim import MAX_BATCH_S, BatchRun, StoreVictim, cancel_batches, metric
 
 sys.path += [str(Path(__file__).resolve().parents[1] / folder) for folder in (".", "e2e")]

@@ -11,7 +11,7 @@ from roost.server.app import create_app, open_features
 from roost.server.feature import OpenFeature, Opening
 from roost.server.generation.service import Service
 from roost.server.run.lifecycle import Lifecycle, Timeouts, serve_until_stopped
-from roost.server.terminal.signals import Signals
+from roost.server.terminal.exits import Signals
 
 LONG = {"prompt": "a", "max_tokens": 1_000_000, "ignore_eos": True}
 

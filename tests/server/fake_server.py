@@ -13,7 +13,7 @@ import httpx
 import uvicorn
 from fake_engine import FakeEngine
 from roost.server.app import create_app, open_features
-from roost.server.constraints.grammar import GrammarCompiler
+from roost.server.constraints.grammar_compiler import GrammarCompiler
 from roost.server.feature import OpenFeature, Opening
 from roost.server.generation.admission import Admissions
 from roost.server.generation.prompts import PromptEncoder

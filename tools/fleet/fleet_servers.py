@@ -21,8 +21,7 @@ from typing import Any, Final, Self
 from event_path import cpu_seconds, free_port
 from fleet_load import Workload
 from roost.engine.planning.replicas import Arrival, Chip
-from roost.server.client.http_client import Address, ClientError, HttpClient
-from roost.server.client.openai_server import http_failure
+from roost.server.client import Address, ClientError, HttpClient, http_failure
 from roost.server.commands.bench.serve import StreamRecorder
 
 MODEL: Final = "random:2b"

@@ -12,16 +12,28 @@ from typing import Any, Final
 import orjson
 from rich.console import Group
 
-from ...client.http_client import Address, ClientError, HttpClient, Response, UrlError
-from ...client.openai_server import EventParser, error_message, first_model, http_failure, server_version
+from ...client import (
+    Address,
+    ClientError,
+    EventParser,
+    HttpClient,
+    Response,
+    UrlError,
+    error_message,
+    first_model,
+    http_failure,
+    server_version,
+)
 from ...settings import SettingsError
-from ...terminal.failure import INTERRUPTED_STATUS, CommandError
+from ...terminal.exits import INTERRUPTED_STATUS, CommandError
 from ..options import ServeBenchOptions
-from .latency import Objective, RequestTrace, latencies_ms
 from .report import (
     Advance,
+    Objective,
+    RequestTrace,
     check_json_file,
     interruption,
+    latencies_ms,
     make_table,
     milliseconds,
     number,

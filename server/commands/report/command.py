@@ -11,11 +11,10 @@ import orjson
 from ....engine import EngineConfig, ModelSource, compile_kernel_checks, verify_plan
 from ...assembly.service import engine_config
 from ...model_hub import find_model
-from ...terminal.failure import CommandError
+from ...terminal.exits import CommandError
 from ..options import ReportOptions
 from .page import as_page
-from .parts import PARTS, ReportPart, say
-from .process import run_apart
+from .parts import PARTS, ReportPart, run_apart, say
 
 _PAGE: Final = "report.md"
 _FILE: Final = "report.json"

@@ -32,7 +32,7 @@ from ....engine import (
 )
 from ...model_hub import find_model
 from ...settings import Settings
-from ..bench.driver import Driver, MeasuredStep, load, model_facts
+from ..bench.engine import Driver, MeasuredStep, load, model_facts
 from ..bench.report import resident_bytes
 from ..bench.workload import draw_token_ids
 from ..options import ReportOptions

@@ -11,10 +11,8 @@ import socket
 import sys
 from contextlib import suppress
 
-from .follow import Server, ServerClosedError, run
-from .limits import GrammarLimits
-from .tokenizer import WorkerTokenizer
-from .vocabulary import SIZE_BYTES, Vocabulary
+from .follow import Server, ServerClosedError, WorkerTokenizer, run
+from .protocol import SIZE_BYTES, GrammarLimits, Vocabulary
 
 
 def main() -> int:

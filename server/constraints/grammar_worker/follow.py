@@ -1,23 +1,72 @@
 """Compiles one grammar, then computes token masks of outputs until the server closes the pipe."""
 
 import os
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
-from .frames import COST, TOKEN, Frame, FrameReader, Kind, Notation
-from .limits import Allowance, GrammarLimits, TooMuchWorkError, cpu_limit, limit_memory, resident
-from .tokenizer import WorkerTokenizer
+from .protocol import (
+    TOKEN,
+    Allowance,
+    Frame,
+    FrameReader,
+    GrammarLimits,
+    Kind,
+    Notation,
+    TooMuchWorkError,
+    Vocabulary,
+    cpu_limit,
+    limit_memory,
+    resident,
+)
 
 _MAX_MESSAGE: Final = 16 * 1024
 """Maximum characters of an error message, since the library quotes the grammar in it."""
 
 _LIMITS: Final = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
 """The library's limits, except for lexer states: a state takes up to 2 kB, and every follower has separate states."""
+
+
+_MAX_FORCED_BYTES: Final = 256
+"""Maximum bytes of a forced text that the model's tokenizer encodes.
+
+The library tokenizes the whole text again for each token and uses the first id only, so a long constant would take
+seconds.
+"""
+
+
+class WorkerTokenizer:
+    """Tokenizer that llguidance calls; the names of its attributes are those that the library reads.
+
+    Args:
+      vocabulary: Tokens of the model.
+
+    Attributes:
+      tokenize: Requests the token ids of a text from the server; None before the connection exists.
+      library: Tokenizer of the library.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.tokenize: Callable[[bytes], list[int]] | None = None
+        self.tokens = vocabulary.tokens
+        self.special_token_ids = vocabulary.special_token_ids
+        self.eos_token_id = vocabulary.end_token_ids[0]
+        self.bos_token_id = vocabulary.bos_token_id
+        ends = list(vocabulary.end_token_ids)
+        self.library = LLTokenizer(TokenizerWrapper(self), n_vocab=len(self.tokens), eos_token=ends)
+
+    def __call__(self, text: bytes) -> list[int]:
+        """Returns the token ids of a forced text."""
+        if self.tokenize is None:
+            return []
+        cut = min(len(text), _MAX_FORCED_BYTES)
+        while cut < len(text) and text[cut] & 0xC0 == 0x80:  # never inside of a character
+            cut -= 1
+        rest = self.library.greedy_tokenize(text[cut:].decode()) if cut < len(text) else []
+        return self.tokenize(text[:cut]) + rest
 
 
 class GrammarFailure(Exception):
@@ -82,11 +131,9 @@ def run(tokenizer: WorkerTokenizer, server: Server, limits: GrammarLimits) -> No
         with cpu_limit(limits.compile_cpu_s):
             matcher = compile_grammar(tokenizer.library, notation, source)
     except GrammarFailure as error:
-        cost = COST.pack(time.process_time(), 0)
-        server.write(Frame(Kind.REFUSED, payload=cost + str(error)[:_MAX_MESSAGE].encode()))
+        server.write(Frame(Kind.REFUSED, payload=str(error)[:_MAX_MESSAGE].encode()))
         return
-    size = max(resident() - before, 0)
-    server.write(Frame(Kind.COMPILED, payload=COST.pack(time.process_time(), size)))
+    server.write(Frame(Kind.COMPILED, payload=max(resident() - before, 0).to_bytes(8)))
     follow(matcher, server, limits)
 
 

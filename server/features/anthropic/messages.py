@@ -6,7 +6,7 @@ from typing import Any, Final, Literal, NotRequired, TypedDict
 from uuid import uuid4
 
 from ....engine import PREFILL_BLOCK, FinishReason
-from ...constraints.tools import CallPiece
+from ...constraints.tool_calls import CallPiece
 from ...errors.request_errors import ApiError
 from ...generation.delta import Delta
 from ...generation.prompts import Prompt

@@ -16,7 +16,7 @@ from ...storage.claims import Places
 from ...storage.tenant_objects import TenantObjects, missing
 from ...storage.work import LEASE_S, Lease
 from ...storage.worker import Leases
-from ...tenancy.tenant import TenantLocks, tenant
+from ...tenants import TenantLocks, tenant
 from . import batch_table, file_table
 from .batch_table import BATCHES, BatchRecord, BatchStatus, BatchTotals, LineClaim, LineEnd, LineResult, LineTable
 from .file_table import FILES, FileRecord

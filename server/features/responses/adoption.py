@@ -17,7 +17,7 @@ from ...observability.request_metrics import Fact, observed
 from ...storage.claims import Places
 from ...storage.work import SUSPECT_DEATHS, Claim, Lease
 from ...storage.worker import Worker, WorkKind
-from ...tenancy.tenant import tenant
+from ...tenants import tenant
 from .background import Background
 from .background_responses import BackgroundRun, end_early
 from .body import ResponseBody, generation_options, generation_spec

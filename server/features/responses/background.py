@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from ...generation.admission import admission
-from ...tenancy.tenant import tenant
+from ...tenants import tenant
 
 
 class Background:

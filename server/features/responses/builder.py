@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from ....engine import FinishReason, SamplingParams
-from ...constraints.tools import CallJoiner, CallPiece
+from ...constraints.tool_calls import CallJoiner, CallPiece
 from ...errors.request_errors import ApiError
 from ...generation.admission import admission
 from ...generation.delta import Delta, DeltaJoiner

@@ -18,7 +18,7 @@ from ...storage.objects import Page, PageSpec
 from ...storage.tenant_objects import TenantObjects, missing
 from ...storage.work import Lease
 from ...storage.worker import Leases
-from ...tenancy.tenant import tenant
+from ...tenants import tenant
 from ...text.chat_format import ConversationMessage
 from . import conversation_table
 from .conversation_table import (

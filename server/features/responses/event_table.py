@@ -8,7 +8,7 @@ from typing import Any, Final
 import orjson
 
 from ....engine import TokenLogprobs
-from ...constraints.tools import CallPiece
+from ...constraints.tool_calls import CallPiece
 from ...database.database import Transaction
 from ...generation.admission import Admission
 from ...generation.delta import Delta

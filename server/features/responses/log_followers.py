@@ -12,7 +12,7 @@ from ...database.database import Database, Transaction
 from ...database.errors import StoreClosedError, StoreUnavailableError
 from ...errors import kinds
 from ...errors.request_errors import ApiError, bad_value
-from ...tenancy.tenant import tenant
+from ...tenants import tenant
 from . import event_table
 from .event_table import LogEntry
 

@@ -27,7 +27,7 @@ from ...storage.objects import MAX_REMOVED, Bounds, Name
 from ...storage.tenant_objects import TenantObjects
 from ...storage.work import LEASE_S, Lease
 from ...storage.worker import Leases
-from ...tenancy.tenant import TenantLocks, tenant
+from ...tenants import TenantLocks, tenant
 from ...text.chat_format import ConversationMessage
 from . import event_table, part_table, response_table
 from .checkpoint_files import CheckpointFiles

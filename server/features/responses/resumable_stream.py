@@ -6,13 +6,13 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from ....engine import EngineDeadError, EngineStoppedError
-from ...constraints.tools import CallPiece
+from ...constraints.tool_calls import CallPiece
 from ...errors.request_errors import ApiError, stream_moved
 from ...generation.delta import Delta
 from ...generation.service import Service
 from ...generation.spec import GenerationSpec
 from ...http.responses import to_json
-from ...tenancy.tenant import tenant
+from ...tenants import tenant
 from ...text.chat_format import ConversationMessage
 from .background_responses import is_death, job_of
 from .body import ResponseBody

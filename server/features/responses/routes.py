@@ -22,7 +22,7 @@ from ...openai.response_schemas import DeletedObject, ItemList
 from ...schemas.body import MAX_MESSAGES
 from ...storage.tenant_objects import missing
 from ...storage.work import Lease
-from ...tenancy.tenant import tenant
+from ...tenants import tenant
 from ...text.chat_format import Conversation, ConversationMessage, Ending
 from . import response_table
 from .background_responses import BackgroundRun, encoded, end_early, job_of

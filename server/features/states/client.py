@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from ...client.http_client import HttpClient, Response
+from ...client import HttpClient, Response
 
 type Exchange = Callable[[Awaitable[Response]], Awaitable[Response]]
 """Waits for a response, and raises an error for the user if there is none or the response is an error."""

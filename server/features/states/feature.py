@@ -13,7 +13,7 @@ from ...generation import saved_states
 from ...http.routes import After, AnyService, JsonRoute, Limit, QueryOrder, ReadyService, described, page
 from ...openai.response_schemas import DeletedObject
 from ...schemas.body import Body, Count
-from ...tenancy.tenant import tenant
+from ...tenants import tenant
 from .state_files import STATE_FILE_TYPE, StateFileResponse, StateFiles, receive_file
 
 IMPORT_PATH: Final = "/v1/states/import"

@@ -17,7 +17,7 @@ from ...errors import kinds
 from ...errors.request_errors import ApiError, body_too_large, too_many_bytes
 from ...http.responses import until_disconnect
 from ...http.routes import refuse_encoding
-from ...tenancy.tenant import tenant
+from ...tenants import tenant
 
 FILES_AT_A_TIME: Final = 8
 """Number of the largest files that fit into memory together. More files fit if they are smaller."""

@@ -5,9 +5,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from roost.server.client.http_client import Address, ClientError, HttpClient, UrlError
-from roost.server.client.openai_server import EventParser
-from roost.server.commands.bench.latency import RequestTrace
+from roost.server.client import Address, ClientError, EventParser, HttpClient, UrlError
+from roost.server.commands.bench.report import RequestTrace
 from roost.server.commands.bench.serve import StreamRecorder
 from scripted_server import HEAD, USAGE, Script, chunk, error, event, scripted, streamed, text
 

@@ -15,10 +15,9 @@ from typing import Any
 
 import orjson
 import pytest
-from roost.server.commands.chat.backends import ChatTurn, LoadedState, Reply
-from roost.server.commands.chat.session import Session, read_message
+from roost.server.commands.chat import ChatTurn, LoadedState, Reply, Session, read_message
 from roost.server.commands.main import app
-from roost.server.terminal.failure import CommandError
+from roost.server.terminal.exits import CommandError
 from scripted_server import HEAD, chunk, error, event, scripted
 from typer.testing import CliRunner
 

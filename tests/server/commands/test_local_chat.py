@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from cache_settings import restored
 from roost.engine import PREFILL_BLOCK
-from roost.server.commands.chat.backends import ChatTurn, Reply
-from roost.server.commands.chat.local_backend import LocalChat
+from roost.server.commands.chat import ChatTurn, Reply
+from roost.server.commands.local_chat import LocalChat
 from roost.server.commands.options import ChatSessionOptions
 from roost.server.llm import local_model
-from roost.server.terminal.failure import CommandError
+from roost.server.terminal.exits import CommandError
 from shared_programs import compiled_once
 
 TINY = {

@@ -12,7 +12,7 @@ from fake_server import until
 from roost.server.database.database import Database, Lane, Transaction
 from roost.server.database.errors import StoreClosedError, StoreUnavailableError
 from roost.server.database.group_commit import GroupCommit
-from roost.server.tenancy.tenant import tenant
+from roost.server.tenants import tenant
 
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT 1 - i FROM n) SELECT count(*) FROM n"
 

@@ -24,8 +24,7 @@ from roost.server.generation.service import Service
 from roost.server.http.auth import Access, ApiKeys
 from roost.server.openai.completions import ChatBody, CompletionBody
 from roost.server.schemas.json_limits import decode_json
-from roost.server.tenancy.tenant import TenantLocks
-from roost.server.tenancy.workers import Workers
+from roost.server.tenants import TenantLocks, Workers
 
 JSON = {"content-type": "application/json"}
 ROOM = 1000

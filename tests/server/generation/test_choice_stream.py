@@ -14,7 +14,7 @@ from fake_server import served_model
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from roost.engine import FinishReason, SamplingParams
-from roost.server.constraints.tools import CallReader, call_text
+from roost.server.constraints.tool_calls import CallReader, call_text
 from roost.server.features.anthropic.messages import MessageBuilder
 from roost.server.features.native.generate import GenerateBody, TokensResponseBuilder
 from roost.server.features.responses.body import ResponseBody

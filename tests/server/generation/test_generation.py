@@ -11,7 +11,7 @@ from fake_engine import FakeEngine
 from fake_server import until
 from held_time import held_time
 from roost.engine import EngineDeadError, FinishReason, OutputSink, Request, SamplingParams, TokenLogprobs, TokenOutput
-from roost.server.constraints.tools import call_text
+from roost.server.constraints.tool_calls import call_text
 from roost.server.errors.request_errors import ApiError
 from roost.server.generation import generation
 from roost.server.generation.delta import Delta

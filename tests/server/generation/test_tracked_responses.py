@@ -9,7 +9,7 @@ import pytest
 from roost.server.generation import service
 from roost.server.generation.generation import Generation, SentResponse
 from roost.server.generation.service import SentChoice, TrackedResponses
-from roost.server.tenancy.tenant import tenant
+from roost.server.tenants import tenant
 
 
 @contextmanager

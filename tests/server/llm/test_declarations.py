@@ -2,9 +2,9 @@
 
 from dataclasses import fields
 
+from roost.server.llm.local_model import ModelSettings
 from roost.server.llm.requests import ChatOptions
 from roost.server.llm.sampling_params import SamplingParams, StructuredOutputsParams
-from roost.server.llm.settings import ModelSettings
 from roost.server.schemas.generation_fields import ChatFields, CompletionFields, GenerationFields
 from roost.server.schemas.output_formats import StructuredOutputs
 from roost.server.settings import all_settings

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 from roost import ConfigError, EngineArgs
+from roost.server.llm.local_model import load_model_settings
 from roost.server.llm.requests import check_vllm
-from roost.server.llm.settings import load_model_settings
 
 NEUTRAL: dict[str, Any] = {
     "tensor_parallel_size": 1,

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 
 import pytest
-from roost.server.observability.audit import RejectedKeys
+from roost.server.observability.logging import RejectedKeys
 
 
 def written(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:

@@ -10,7 +10,7 @@ from chat_templates import GEMMA_TEMPLATE
 from fake_engine import FakeEngine
 from fake_server import client_of, make_service, served_model
 from roost.server.app import create_app
-from roost.server.constraints.tools import call_text
+from roost.server.constraints.tool_calls import call_text
 from roost.server.text.chat_template import load_chat_format
 from roost.server.text.tokenizer import Tokenizer
 

@@ -14,7 +14,7 @@ from fake_server import client_of, make_service, served_model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.responses import Response, ResponseStreamEvent
 from roost.server.app import create_app
-from roost.server.constraints.tools import call_text
+from roost.server.constraints.tool_calls import call_text
 from roost.server.text.chat_template import load_chat_format
 from roost.server.text.tokenizer import Tokenizer
 

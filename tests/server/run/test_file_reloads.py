@@ -11,7 +11,7 @@ from roost.engine import ConfigError
 from roost.server.observability.metrics import ReloadMetrics
 from roost.server.run.file_reloads import FileReloads, FileSource
 from roost.server.run.http_server import certificate_expiry
-from roost.server.terminal.signals import Signals
+from roost.server.terminal.exits import Signals
 
 
 @pytest.mark.parametrize("year", [2049, 2050], ids=["UTCTime", "GeneralizedTime"])

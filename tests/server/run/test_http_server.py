@@ -20,7 +20,7 @@ from roost.server.http.connection import OpenConnections
 from roost.server.run.http_server import HttpServer, listen, uvicorn_config
 from roost.server.run.lifecycle import Lifecycle, Timeouts, serve_until_stopped
 from roost.server.settings import load_settings
-from roost.server.terminal.signals import Signals
+from roost.server.terminal.exits import Signals
 
 
 def test_a_port_in_use_is_refused() -> None:

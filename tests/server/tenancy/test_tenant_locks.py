@@ -2,7 +2,7 @@
 
 import asyncio
 
-from roost.server.tenancy.tenant import TenantLocks, tenant
+from roost.server.tenants import TenantLocks, tenant
 
 
 async def test_tenant_waits_for_its_own_tasks_only() -> None:

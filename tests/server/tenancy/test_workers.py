@@ -6,8 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 from fake_server import until
-from roost.server.tenancy.tenant import tenant
-from roost.server.tenancy.workers import CallerGoneError, Workers, WorkersClosedError, check_caller
+from roost.server.tenants import CallerGoneError, Workers, WorkersClosedError, check_caller, tenant
 
 
 class Job:

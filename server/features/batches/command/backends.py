@@ -7,9 +7,8 @@ from typing import Final, Protocol, runtime_checkable
 
 import orjson
 
-from ....client.http_client import Address, ClientError, HttpClient, Response
-from ....client.openai_server import first_model
-from ....terminal.failure import CommandError
+from ....client import Address, ClientError, HttpClient, Response, first_model
+from ....terminal.exits import CommandError
 from ..batch_lines import BatchLine
 
 

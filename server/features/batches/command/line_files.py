@@ -14,7 +14,7 @@ from typing import BinaryIO, Final
 import numpy as np
 import orjson
 
-from ....terminal.failure import CommandError
+from ....terminal.exits import CommandError
 from ..batch_lines import (
     MAX_LINE_BYTES,
     BatchLine,

@@ -8,7 +8,7 @@ from ....app import create_app
 from ....http.in_process import post_json
 from ....llm.local_model import LocalModel
 from ....settings import Settings
-from ....terminal.failure import INTERRUPTED_STATUS, CommandError
+from ....terminal.exits import INTERRUPTED_STATUS, CommandError
 from ....terminal.text import print_status
 from ..batch_lines import BatchLine
 from .backends import LineResponse

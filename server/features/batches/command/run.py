@@ -12,10 +12,9 @@ import orjson
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ....client.openai_server import server_addresses
+from ....client import server_addresses
 from ....settings import SettingsError, load_settings
-from ....terminal.failure import FAILURE_STATUS, INTERRUPTED_STATUS, CommandError
-from ....terminal.signals import Signals
+from ....terminal.exits import FAILURE_STATUS, INTERRUPTED_STATUS, CommandError, Signals
 from ....terminal.text import print_status
 from ..batch_lines import NO_USAGE, BatchLine, LineError, TokenUsage, error_line, line_id, response_line
 from .backends import BatchBackend, LineResponse, NoResponseError, ServerBatch

@@ -5,8 +5,18 @@ from typing import Any
 import pytest
 from growth import measure
 from roost.engine import EngineCore, EngineStats, FinishReason, Request, TokenOutput
-from roost.server.commands.bench.driver import Driver, MeasuredStep, make_request, run_at, run_by_rounds, run_in_turn
-from roost.server.commands.bench.engine import Bench, full_batch_rate, summarize, table
+from roost.server.commands.bench.engine import (
+    Bench,
+    Driver,
+    MeasuredStep,
+    full_batch_rate,
+    make_request,
+    run_at,
+    run_by_rounds,
+    run_in_turn,
+    summarize,
+    table,
+)
 from roost.server.commands.options import EngineBenchOptions
 from roost.server.settings import Settings, SettingsError
 

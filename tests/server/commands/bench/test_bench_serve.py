@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 from fake_engine import FakeEngine
 from fake_server import live
-from roost.server.client.http_client import Address, Response
-from roost.server.commands.bench.latency import Objective, RequestTrace
-from roost.server.commands.bench.report import write_report
+from roost.server.client import Address, Response
+from roost.server.commands.bench.report import Objective, RequestTrace, write_report
 from roost.server.commands.bench.serve import Run, StreamRecorder, bench_serve, summarize, tables
 from roost.server.commands.options import ServeBenchOptions
 from roost.server.generation.service import Service
-from roost.server.terminal.failure import CommandError
+from roost.server.terminal.exits import CommandError
 from scripted_server import USAGE, Script, error, event, scripted, streamed
 
 OPTIONS = ServeBenchOptions(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from roost import configs
-from roost.server.constraints.grammar import GrammarCompiler
+from roost.server.constraints.grammar_compiler import GrammarCompiler
 from roost.server.text.tokenizer import Tokenizer, load_tokenizer
 
 

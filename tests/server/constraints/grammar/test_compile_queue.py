@@ -6,17 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from roost.server.constraints.grammar import (
-    Compilation,
-    GrammarBusyError,
-    GrammarCompiler,
-    GrammarError,
-    GrammarSpec,
-    json_spec,
-    regex_spec,
-)
-from roost.server.constraints.grammar.compiler import CompileQueue
-from roost.server.tenancy.tenant import tenant
+from roost.server.constraints.grammar_compiler import GrammarCompiler
+from roost.server.constraints.grammar_process import Grammar
+from roost.server.constraints.grammar_spec import GrammarBusyError, GrammarError, GrammarSpec, json_spec, regex_spec
+from roost.server.tenants import tenant
 from roost.server.text.tokenizer import TokenIdsOnly, Tokenizer
 
 HANGS_S = 60
@@ -29,10 +22,10 @@ class FakeCompiler:
         self.started: list[str] = []
         self._may_end: dict[str, threading.Event] = {}
 
-    def __call__(self, spec: GrammarSpec) -> Compilation:
+    def __call__(self, spec: GrammarSpec) -> Grammar:
         self.started.append(spec.source)
         assert self._event(spec.source).wait(HANGS_S)
-        return Compilation(GrammarError("no"), 1.0)
+        raise GrammarError("no")
 
     def release(self, *names: str) -> None:
         for name in names:
@@ -132,40 +125,31 @@ async def test_failed_grammar_is_compiled_again(fake: FakeCompiler) -> None:
 
 
 async def test_internal_error_is_raised_as_it_is(fake: FakeCompiler) -> None:
-    def broken(spec: GrammarSpec) -> Compilation:
+    def broken(spec: GrammarSpec) -> Grammar:
         raise ZeroDivisionError
 
     compiler = GrammarCompiler(TokenIdsOnly(64), (), compile_=broken)
     assert await ended(request(compiler, "a", "x", "y", "z")) == ["ZeroDivisionError"] * 3
 
 
-def test_tenant_with_the_least_cpu_time_is_next() -> None:
-    queue = CompileQueue(lanes=1, max_waiting=10)
-    for tenant_name in "aab":
-        queue.add(tenant_name)
-    first = queue.next()
-    assert first is not None
-    assert (first.tenant, queue.next()) == ("a", None), "there is one lane"
-    queue.end(first, cpu_s=2.0)
-    order = []
-    queue.add("c")
-    while (entry := queue.next()) is not None:
-        order.append(entry.tenant)
-        queue.end(entry, cpu_s=0.5)
-    assert order == ["b", "c", "a"]
-
-
-def test_tenant_leaves_as_much_of_the_queue_as_it_holds() -> None:
-    queue = CompileQueue(lanes=1, max_waiting=4, tenants=2)
-    kept = [queue.add("a") for _ in range(2)]
+async def test_tenant_leaves_as_much_of_the_queue_as_it_holds(
+    fake: FakeCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("roost.server.constraints.grammar_compiler.MAX_WAITING", 4)
+    compiler = compiler_with(fake, tenants=2)
+    tasks = request(compiler, "a", *(f"a{i}" for i in range(3)))
+    await until(lambda: len(fake.started) == 1)
     with pytest.raises(GrammarBusyError, match="of this API key"):
-        queue.add("a")
-    queue.add("b")
+        await request(compiler, "a", "a3")[0]
+    tasks += request(compiler, "b", "b0", "b1")
+    await until(lambda: len(fake.started) == 2)
     with pytest.raises(GrammarBusyError, match="of this API key"):
-        queue.add("b")
-    queue.remove(kept[0])
-    queue.add("b")
-    assert queue.num_waiting == 3
+        await request(compiler, "b", "b2")[0]
+    tasks[1].cancel()
+    await asyncio.sleep(0)
+    tasks += request(compiler, "b", "b2")
+    fake.release("a0", "a2", "b0", "b1", "b2")
+    assert await ended(tasks) == ["GrammarError", "CancelledError", *["GrammarError"] * 4]
 
 
 async def compiled(compiler: GrammarCompiler, tenant_name: str, pattern: str) -> Any:
@@ -201,7 +185,7 @@ async def test_tenants_do_not_share_grammars(demo_tokenizer: Tokenizer) -> None:
 
 
 async def test_cache_is_bounded_in_bytes(demo_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("roost.server.constraints.grammar.compiler.MAX_CACHED_BYTES", 2**20)
+    monkeypatch.setattr("roost.server.constraints.grammar_compiler.MAX_CACHED_BYTES", 2**20)
     compiler = GrammarCompiler(demo_tokenizer, demo_tokenizer.end_token_ids)
     large = json_spec({"enum": [f"label {number}" for number in range(15_000)]})
     small, first = await compiled(compiler, "", "a"), await compiler.compile(large)

@@ -6,18 +6,17 @@ import sys
 from typing import Any
 
 import pytest
-from roost.server.constraints.grammar import (
-    Grammar,
-    GrammarCompiler,
+from roost.server.constraints.grammar_compiler import GrammarCompiler
+from roost.server.constraints.grammar_process import Grammar, GrammarFailedError
+from roost.server.constraints.grammar_spec import (
     GrammarError,
-    GrammarFailedError,
-    GrammarLimits,
     GrammarSpec,
     choice_spec,
     json_spec,
     lark_spec,
     regex_spec,
 )
+from roost.server.constraints.grammar_worker.protocol import GrammarLimits
 from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
 from roost.server.text.tokenizer import TokenIdsOnly, Tokenizer
 from walk import allowed_ids, spell

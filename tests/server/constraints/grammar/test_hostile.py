@@ -8,17 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from roost.engine.types.output_constraint import words_of_mask
-from roost.server.constraints.grammar import (
-    GrammarCompiler,
-    GrammarConstraint,
-    GrammarError,
-    GrammarFailedError,
-    GrammarLimits,
-    GrammarSpec,
-    json_spec,
-    lark_spec,
-    regex_spec,
-)
+from roost.server.constraints.grammar_compiler import GrammarCompiler
+from roost.server.constraints.grammar_process import GrammarConstraint, GrammarFailedError
+from roost.server.constraints.grammar_spec import GrammarError, GrammarSpec, json_spec, lark_spec, regex_spec
+from roost.server.constraints.grammar_worker.protocol import GrammarLimits
 from roost.server.text.tokenizer import Tokenizer
 from walk import allowed_ids, spell
 

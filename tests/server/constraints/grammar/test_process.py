@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 from played_grammar import PlayedProcess, played
 from roost.engine import ConstraintLostError
-from roost.server.constraints.grammar import GrammarBusyError, GrammarSpec
-from roost.server.constraints.grammar.constraint import Grammar, GrammarConstraint, GrammarFailedError
-from roost.server.constraints.grammar.process import GrammarProcessFactory
-from roost.server.constraints.grammar_worker.frames import Frame, Kind
-from roost.server.constraints.grammar_worker.limits import GrammarLimits
+from roost.server.constraints.grammar_process import (
+    Grammar,
+    GrammarConstraint,
+    GrammarFailedError,
+    GrammarProcessFactory,
+)
+from roost.server.constraints.grammar_spec import GrammarBusyError, GrammarSpec
+from roost.server.constraints.grammar_worker.protocol import Frame, GrammarLimits, Kind
 from roost.server.text.tokenizer import Tokenizer
 
 WORDS = 8

@@ -9,7 +9,8 @@ from typing import Any
 import jsonschema
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from roost.server.constraints.grammar import GrammarCompiler, json_spec
+from roost.server.constraints.grammar_compiler import GrammarCompiler
+from roost.server.constraints.grammar_spec import json_spec
 from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
 from roost.server.text.tokenizer import Tokenizer
 from sweeps import examples

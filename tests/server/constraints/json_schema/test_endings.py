@@ -7,7 +7,7 @@ from typing import Any
 import jsonschema
 import pytest
 from grammars import allows, named, random_text
-from roost.server.constraints.json_schema import prepare
+from roost.server.constraints.schema_preparation import prepare
 
 LEFT = {"type": "object", "properties": {"left": {"$ref": "#/$defs/left"}}, "required": ["left"]}
 ITEMS = {"type": "array", "items": {"$ref": "#/$defs/items"}, "minItems": 2}

@@ -9,8 +9,8 @@ import pytest
 from grammars import accepts, allows, named, opened
 from hypothesis import given
 from hypothesis import strategies as st
-from roost.server.constraints.grammar import GrammarError
-from roost.server.constraints.json_schema import prepare
+from roost.server.constraints.grammar_spec import GrammarError
+from roost.server.constraints.schema_preparation import prepare
 from sweeps import examples
 
 AB = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}}

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from roost.server.constraints.json_schema.strings import few
+from roost.server.constraints.schema_strings import few
 
 FEW = {
     "^a$": ["a"],

@@ -7,8 +7,9 @@ import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from roost.server.constraints.grammar import GrammarCompiler, GrammarError, schema_text
-from roost.server.constraints.tools import CallReader, call_text, calls_spec, join_calls, text_or_calls_spec
+from roost.server.constraints.grammar_compiler import GrammarCompiler
+from roost.server.constraints.grammar_spec import GrammarError, schema_text
+from roost.server.constraints.tool_calls import CallReader, call_text, calls_spec, join_calls, text_or_calls_spec
 from roost.server.text.chat_format import FunctionTool
 from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
 from sweeps import examples

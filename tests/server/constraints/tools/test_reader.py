@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from roost.server.constraints.tools import CallPiece, CallReader, call_text, join_calls
+from roost.server.constraints.tool_calls import CallPiece, CallReader, call_text, join_calls
 from sweeps import examples
 
 VALUES = st.recursive(

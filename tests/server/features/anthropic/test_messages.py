@@ -13,7 +13,7 @@ from fake_engine import FakeEngine
 from fake_server import limited, live, make_service, until
 from roost.engine import SavedState
 from roost.server.app import create_app
-from roost.server.constraints.tools import call_text
+from roost.server.constraints.tool_calls import call_text
 from roost.server.generation.service import Service
 from roost.server.http import responses
 from roost.server.http.auth import Access, ApiKeys

@@ -19,7 +19,7 @@ from roost.server.features.batches.batch_lines import BatchLine
 from roost.server.features.batches.command.backends import LineResponse, NoResponseError
 from roost.server.features.batches.command.line_files import InputFile, OutputFile
 from roost.server.features.batches.command.run import BatchRun, Counts
-from roost.server.terminal.failure import CommandError
+from roost.server.terminal.exits import CommandError
 from typer.testing import CliRunner
 
 

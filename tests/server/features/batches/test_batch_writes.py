@@ -15,7 +15,7 @@ from roost.server.features.batches.batch_store import BatchStore
 from roost.server.features.batches.batch_table import LineResult
 from roost.server.storage import objects
 from roost.server.storage.work import Lease
-from roost.server.tenancy.tenant import tenant
+from roost.server.tenants import tenant
 
 MIB = 2**20
 

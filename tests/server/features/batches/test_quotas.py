@@ -19,7 +19,7 @@ from roost.server.features.batches.open_batches import OpenBatches
 from roost.server.features.batches.settings import BatchesSettings
 from roost.server.http.auth import Access, ApiKeys
 from roost.server.settings import SettingsError, load_settings
-from roost.server.tenancy.tenant import tenant
+from roost.server.tenants import tenant
 from roost.server.text.served_model import ServedModel
 
 MAX_BYTES = 60_000

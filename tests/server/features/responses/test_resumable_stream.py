@@ -2,7 +2,7 @@
 
 import pytest
 from roost.engine import TokenLogprobs
-from roost.server.constraints.tools import CallPiece
+from roost.server.constraints.tool_calls import CallPiece
 from roost.server.features.responses.resumable_stream import DeltaSizes
 from roost.server.generation.delta import Delta, DeltaJoiner
 

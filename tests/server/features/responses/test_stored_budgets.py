@@ -20,7 +20,7 @@ from roost.server.features.responses.response_store import ResponseStore
 from roost.server.http.auth import Access, ApiKeys
 from roost.server.storage import objects
 from roost.server.storage.objects import Bounds
-from roost.server.tenancy.tenant import tenant
+from roost.server.tenants import tenant
 from roost.server.text.served_model import ServedModel
 from test_conversations import conversation, message, reference
 

@@ -1,8 +1,8 @@
-"""Server side of the processes that compile and follow grammars.
+"""Processes that compile and follow grammars, and the constraint that follows one output.
 
 llguidance is native code whose parsers recurse, and a mask of a hostile grammar can take minutes. Its limits bound
 neither, so each grammar has a separate process, which the system ends when it overflows its stack or exceeds the CPU
-time or memory of `grammar_worker.limits`. The end of a process ends only the outputs that follow its grammar.
+time or memory of `GrammarLimits`. The end of a process ends only the outputs that follow its grammar.
 """
 
 import fcntl
@@ -24,12 +24,14 @@ from importlib.util import find_spec
 from io import FileIO
 from typing import Final
 
-from ...text.tokenizer import Tokenizer
-from .. import grammar_worker
-from ..grammar_worker.frames import COST, TOKEN, Frame, FrameReader, Kind
-from ..grammar_worker.limits import GrammarLimits
-from ..grammar_worker.vocabulary import SIZE_BYTES, Vocabulary
-from .spec import GrammarBusyError, GrammarError, GrammarSpec, one_line
+import numpy as np
+
+from ...engine import ConstraintLostError, RoostError
+from ...engine.types.output_constraint import Forced, TokenMask, mask_of_ids
+from ..text.tokenizer import Tokenizer
+from . import grammar_worker
+from .grammar_spec import GrammarBusyError, GrammarError, GrammarSpec, one_line
+from .grammar_worker.protocol import SIZE_BYTES, TOKEN, Frame, FrameReader, GrammarLimits, Kind, Vocabulary
 
 _LIBRARY: Final = "llguidance"
 """Package that compiles grammars, which only the worker process imports."""
@@ -120,14 +122,12 @@ class GrammarProcess:
       limits: Resource limits of the process.
 
     Attributes:
-      cpu_s: CPU seconds of the compilation; its limit until the grammar is compiled.
       num_bytes: Bytes of memory that the grammar holds.
     """
 
     def __init__(
         self, commands: FileIO, replies: FileIO, status: FileIO, tokenize: Tokenize, limits: GrammarLimits
     ) -> None:
-        self.cpu_s = limits.compile_cpu_s
         self._limits = limits
         self.num_bytes = 0
         self._commands, self._replies, self._status = commands, replies, status
@@ -181,9 +181,9 @@ class GrammarProcess:
             if self.was_killed:
                 raise GrammarBusyError("the system has ended the process that compiled it; try again later")
             raise GrammarError(_too_complex(self._limits))
-        self.cpu_s, self.num_bytes = COST.unpack_from(result.payload)
         if result.kind is Kind.REFUSED:
-            raise GrammarError(one_line(result.payload[COST.size :].decode()))
+            raise GrammarError(one_line(result.payload.decode()))
+        self.num_bytes = int.from_bytes(result.payload)
 
     def new_follower(self) -> int:
         """Returns the number of a new follower. The caller must drop it in the end."""
@@ -382,3 +382,105 @@ def _close(*files: FileIO) -> None:
 def _end(control: socket.socket, process: "subprocess.Popen[bytes]") -> None:
     control.close()
     process.wait()
+
+
+class GrammarFailedError(RoostError):
+    """A grammar cannot be followed further: it became too complex, or received a token that it had not allowed."""
+
+
+class GrammarConstraint:
+    """A `Constraint` of one output. End tokens are allowed exactly where the grammar may end.
+
+    Masks are computed in the grammar's process. The first call of `is_ready` after new tokens requests the next one,
+    unless the tokens were forced, and the masks after them known.
+
+    Args:
+      process: Process that has compiled the grammar.
+    """
+
+    def __init__(self, process: GrammarProcess) -> None:
+        self._process = process
+        self._follower = process.new_follower()
+        self._unsent: list[int] = []
+        self._is_requested = False
+        self._known: Forced | None = None  # after all tokens
+        weakref.finalize(self, process.drop, self._follower).atexit = False
+
+    def advance(self, token_id: int) -> None:
+        """Takes the output's next token. `fill_mask` raises if it was not allowed."""
+        self._unsent.append(token_id)
+        known, self._known = self._known, None
+        if known is not None and known.token_ids[:1] == (token_id,):
+            self._known = Forced(known.token_ids[1:], known.mask)
+        else:
+            self._is_requested = False
+
+    def is_ready(self, wait_s: float) -> bool:
+        """Waits up to `wait_s` seconds, and returns whether `fill_mask` would return without waiting."""
+        if self._known is not None:
+            return True
+        self._request()
+        return self._process.wait(self._follower, wait_s)
+
+    def fill_mask(self, mask: TokenMask) -> None:
+        """Writes the current token mask, and waits for it if necessary.
+
+        Args:
+          mask: uint32 words, one bit per token; overwritten.
+
+        Raises:
+          GrammarFailedError: The mask takes too much work, or the last token was not allowed.
+          ConstraintLostError: The system has ended the grammar's process.
+        """
+        forced, following = self.forced()
+        mask[:] = mask_of_ids(forced[:1], mask.size) if forced else following[: mask.size]
+
+    def forced(self) -> Forced:
+        """Returns the next tokens that are known to be forced. Waits and raises as `fill_mask`."""
+        if self._known is None:
+            self._known = self._read()
+        return self._known
+
+    def _read(self) -> Forced:
+        self._request()
+        result = self._process.result(self._follower)
+        if result.kind is not Kind.MASK:
+            if self._process.was_killed:
+                raise ConstraintLostError("the system has ended the process of the grammar: send the request again")
+            reason = one_line(result.payload.decode())
+            raise GrammarFailedError(f"the grammar cannot be followed any further: {reason}")
+        words = np.frombuffer(result.payload, np.uint32)
+        end = 1 + int(words[0])
+        return Forced(tuple(words[1:end].tolist()), words[end:])
+
+    def _request(self) -> None:
+        """Requests the mask after all tokens, unless it was already requested."""
+        if not self._is_requested:
+            self._process.request_mask(self._follower, self._unsent)
+            self._unsent.clear()
+            self._is_requested = True
+
+
+class Grammar:
+    """A compiled grammar, which any number of outputs may follow.
+
+    Args:
+      process: Process that has compiled the grammar.
+    """
+
+    def __init__(self, process: GrammarProcess) -> None:
+        self._process = process
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the grammar's process is running."""
+        return self._process.is_alive
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of memory that the grammar holds."""
+        return self._process.num_bytes
+
+    def constraint(self) -> GrammarConstraint:
+        """Returns the constraint of one more output, at negligible cost."""
+        return GrammarConstraint(self._process)

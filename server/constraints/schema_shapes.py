@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from .strings import few
+from .schema_strings import few
 
 ALL_TYPES: Final = frozenset({"null", "boolean", "number", "integer", "string", "array", "object"})
 """Types of JSON. If `integer` is also present, `number` stands for numbers with a fraction."""

@@ -1,17 +1,53 @@
-"""Worker threads for work that would block the event loop, shared fairly between tenants.
+"""The tenant on whose behalf code runs, the owner of the request's API key; and what tenants share fairly.
 
-`ThreadPoolExecutor` alone runs functions in order of submission, independent of the tenant.
+`Workers` are threads for work that would block the event loop. `ThreadPoolExecutor` alone runs functions in order of
+submission, independent of the tenant.
 """
 
 import asyncio
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar, copy_context
+from dataclasses import dataclass, field
 from typing import Any, Final
 
-from .tenant import tenant
+tenant: Final[ContextVar[str]] = ContextVar("tenant", default="")
+"""Name of the current request's tenant; "" for all requests if the server has no keys."""
+
+
+@dataclass(slots=True)
+class _TenantLock:
+    """A lock that exists while tasks use it.
+
+    Attributes:
+      num_users: Number of tasks that hold the lock or wait for it.
+    """
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    num_users: int = 0
+
+
+class TenantLocks:
+    """A lock per tenant, so that costly work waits only for work of the same tenant, in order of arrival."""
+
+    def __init__(self) -> None:
+        self._locks: dict[str, _TenantLock] = {}
+
+    @asynccontextmanager
+    async def hold(self) -> AsyncGenerator[None]:
+        """Holds the current tenant's lock until the end of the `with` block."""
+        owner = tenant.get()
+        lock = self._locks.setdefault(owner, _TenantLock())
+        lock.num_users += 1
+        try:
+            async with lock.lock:
+                yield
+        finally:
+            lock.num_users -= 1
+            if not lock.num_users:
+                del self._locks[owner]
 
 
 class Turns[Item]:
@@ -103,7 +139,7 @@ class Workers:
         self._num_free = num_threads
         self._max_per_tenant = num_threads - 1 if tenants > 1 else num_threads
         self._running: Counter[str] = Counter()
-        self._waiting: Turns[tuple[asyncio.Future[Any], Callable[[], Any]]] = Turns()
+        self._waiting: Turns[tuple[asyncio.Future[Any], Callable[[], Any], Callable[[], None]]] = Turns()
         self._is_closed = False
 
     async def run[T](self, work: Callable[[], T]) -> T:
@@ -113,38 +149,51 @@ class Workers:
           Exception: The exception that `work` raised.
           WorkersClosedError: The workers were closed before `work` started.
         """
-        if self._is_closed:
-            raise WorkersClosedError
-        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        context, caller = copy_context(), _Caller()
+        caller = _Caller()
+        context = copy_context()
         context.run(_caller.set, caller)
-        self._waiting.add(tenant.get(), (done, lambda: context.run(work)))
-        self._start()
         try:
-            return await done
+            return await self.submit(lambda: context.run(work))
         except asyncio.CancelledError:
             caller.is_gone = True
             raise
+
+    def submit[T](self, work: Callable[[], T], on_start: Callable[[], None] = lambda: None) -> asyncio.Future[T]:
+        """Returns the future result of a function on a thread. Cancelled before the function starts, it never runs.
+
+        Args:
+          on_start: Called on the event loop once the function has a thread.
+
+        Raises:
+          WorkersClosedError: The workers are closed.
+        """
+        if self._is_closed:
+            raise WorkersClosedError
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._waiting.add(tenant.get(), (done, work, on_start))
+        self._start()
+        return done
 
     def close(self) -> None:
         """Fails waiting and later calls. Running functions continue."""
         self._is_closed = True
         while found := self._waiting.take():
-            _, (done, _) = found
+            _, (done, *_) = found
             if not done.done():
                 done.set_exception(WorkersClosedError())
         self._threads.shutdown(wait=False)
 
     def _start(self) -> None:
         while self._num_free and (found := self._waiting.take(self._may_run)) is not None:
-            owner, (done, work) = found
+            owner, (done, work, on_start) = found
             if not done.done():
-                self._submit(owner, done, work)
+                on_start()
+                self._run_on_thread(owner, done, work)
 
     def _may_run(self, owner: str, _: object) -> bool:
         return self._running[owner] < self._max_per_tenant
 
-    def _submit(self, owner: str, done: asyncio.Future[Any], work: Callable[[], Any]) -> None:
+    def _run_on_thread(self, owner: str, done: asyncio.Future[Any], work: Callable[[], Any]) -> None:
         loop = asyncio.get_running_loop()
         self._num_free -= 1
         self._running[owner] += 1

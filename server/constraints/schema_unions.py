@@ -9,8 +9,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Final, Protocol
 
-from .shapes import ALL_TYPES, InexactError, Shapes, WorkLimit, identity, is_closed, own_values, required, type_of
-from .strings import MAX_CHARACTERS, MAX_LENGTH, all_but
+from .schema_shapes import (
+    ALL_TYPES,
+    InexactError,
+    Shapes,
+    WorkLimit,
+    identity,
+    is_closed,
+    own_values,
+    required,
+    type_of,
+)
+from .schema_strings import MAX_CHARACTERS, MAX_LENGTH, all_but
 
 type Schema = Mapping[str, Any] | bool
 

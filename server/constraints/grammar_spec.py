@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ....engine import RoostError
-from ..grammar_worker.frames import Notation
+from ...engine import RoostError
+from .grammar_worker.protocol import Notation
 
 MAX_SOURCE: Final = 2**20
 """Maximum characters of a schema, of all tools' schemas, or of all choices together."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import asdict
 
-from ....engine import RoostError, StateFileError
+from ...engine import RoostError, StateFileError
 from ...generation.saved_states import describe, export_state, import_state, save_state
 from ...llm.async_llm import OpenedLLM
 from ...llm.local_model import LocalModel, one_request_at_a_time
@@ -14,8 +14,8 @@ from ...settings import load_settings
 from ...tenancy.tenant import tenant
 from ...terminal.failure import CommandError
 from ...text.chat_format import ChatFormatError, Message
-from ..options import ChatSessionOptions
-from .backends import ChatTurn, LoadedState, Reply
+from .chat import ChatTurn, LoadedState, Reply
+from .options import ChatSessionOptions
 
 
 class LocalChat:

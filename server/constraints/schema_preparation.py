@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Final
 
-from ..grammar import GrammarError
-from .shapes import (
+from .grammar_spec import GrammarError
+from .schema_shapes import (
     BRANCHES,
     Cluster,
     InexactError,
@@ -22,8 +22,8 @@ from .shapes import (
     required,
     without_endless,
 )
-from .strings import few
-from .unions import (
+from .schema_strings import few
+from .schema_unions import (
     DEPENDENCIES,
     Complements,
     Conditions,

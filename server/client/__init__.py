@@ -1,1 +1,0 @@
-"""Client for servers with OpenAI's API."""

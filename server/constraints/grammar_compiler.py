@@ -1,0 +1,236 @@
+"""Compiles each grammar once, in a separate process, and fairly between tenants.
+
+Compiled grammars are cached, also fairly, which cachetools' caches are not.
+"""
+
+import asyncio
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from ..tenants import Workers, tenant
+from ..text.tokenizer import Tokenizer
+from .grammar_process import Grammar, GrammarProcessFactory
+from .grammar_spec import GrammarBusyError, GrammarSpec
+from .grammar_worker.protocol import GrammarLimits
+
+LANES: Final = 2
+"""Number of grammars that are compiled at the same time. Each occupies a CPU."""
+
+MAX_WAITING: Final = 64
+"""Maximum number of grammars that wait to be compiled."""
+
+WAIT_S: Final = 10.0
+"""Maximum seconds that a grammar waits for a lane."""
+
+MAX_GRAMMARS: Final = 128
+"""Maximum number of grammars that are cached or in use. Each has a process, usually of about 3 MB."""
+
+MAX_CACHED: Final = 64
+"""Maximum number of cached grammars."""
+
+MAX_CACHED_BYTES: Final = 2**30
+"""Maximum bytes of memory that cached grammars hold together."""
+
+type _Key = tuple[str, GrammarSpec]
+
+
+type Compile = Callable[[GrammarSpec], Grammar]
+"""Compiles a grammar; called on any thread. Raises `GrammarError` or `GrammarBusyError`."""
+
+type Evicted = tuple[GrammarSpec, weakref.ref[Grammar]]
+"""A grammar that left the cache; it still exists while requests use it."""
+
+
+class GrammarCache:
+    """Least-recently-used cache per tenant.
+
+    A full cache evicts a grammar of the tenant that holds the most, so that no tenant can evict another's grammars by
+    requesting many.
+
+    Args:
+      max_grammars: Maximum number of grammars.
+      max_bytes: Maximum bytes of memory that grammars hold together; a single grammar may exceed it.
+    """
+
+    def __init__(self, max_grammars: int, max_bytes: int) -> None:
+        self._max_grammars, self._max_bytes = max_grammars, max_bytes
+        self._grammars: dict[str, OrderedDict[GrammarSpec, Grammar]] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._grammars.values()))
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of memory that all grammars hold."""
+        return sum(map(self._bytes_of, self._grammars))
+
+    def get(self, tenant: str, spec: GrammarSpec) -> Grammar | None:
+        """Returns a tenant's grammar if it is cached and its process is alive, or None."""
+        own = self._grammars.get(tenant, OrderedDict())
+        grammar = own.get(spec)
+        if grammar is None:
+            return None
+        if not grammar.is_alive:
+            self._discard(tenant, spec)
+            return None
+        own.move_to_end(spec)
+        return grammar
+
+    def put(self, tenant: str, spec: GrammarSpec, grammar: Grammar) -> None:
+        """Adds a grammar as the most recently used one, and evicts others if the cache is full."""
+        self._grammars.setdefault(tenant, OrderedDict())[spec] = grammar
+        while len(self) > self._max_grammars:
+            self.evict(max(self._grammars, key=lambda each: len(self._grammars[each])))
+        while self.num_bytes > self._max_bytes and len(self) > 1:
+            self.evict(max(self._grammars, key=self._bytes_of))
+
+    def evict(self, tenant: str) -> Evicted | None:
+        """Removes and returns the tenant's least recently used grammar, if it has one."""
+        own = self._grammars.get(tenant)
+        if not own:
+            return None
+        spec, grammar = next(iter(own.items()))
+        self._discard(tenant, spec)
+        return spec, weakref.ref(grammar)
+
+    def _discard(self, tenant: str, spec: GrammarSpec) -> None:
+        del self._grammars[tenant][spec]
+        if not self._grammars[tenant]:
+            del self._grammars[tenant]
+
+    def _bytes_of(self, tenant: str) -> int:
+        return sum(spec.num_bytes + grammar.num_bytes for spec, grammar in self._grammars[tenant].items())
+
+
+def _compile(factory: GrammarProcessFactory, spec: GrammarSpec) -> Grammar:
+    try:
+        process = factory.new_process()
+    except OSError as error:
+        raise GrammarBusyError(f"no process for another grammar: {error.strerror}") from None
+    process.compile(spec)
+    return Grammar(process)
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """Compilation of one grammar.
+
+    Attributes:
+      started: Set once the compilation has a thread.
+      done: Result of the compilation.
+      num_waiters: Number of requests that wait for it.
+    """
+
+    started: asyncio.Event
+    done: asyncio.Future[Grammar]
+    num_waiters: int = 0
+
+
+class GrammarCompiler:
+    """Compiles grammars on demand, and caches them per tenant.
+
+    Args:
+      tokenizer: Tokenizer of the model.
+      end_token_ids: All tokens that end a generation.
+      tenants: Number of tenants. Grammars are cached and queued per tenant.
+      max_cached: Maximum number of cached grammars.
+      max_grammars: Maximum number of grammars that are cached or in use.
+      wait_s: Maximum seconds that a grammar waits for a lane.
+      limits: Resource limits of each grammar.
+      compile_: Compiles a grammar; None compiles in a process.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        end_token_ids: Sequence[int],
+        *,
+        tenants: int = 1,
+        max_cached: int = MAX_CACHED,
+        max_grammars: int = MAX_GRAMMARS,
+        wait_s: float = WAIT_S,
+        limits: GrammarLimits = GrammarLimits(),  # noqa: B008 - a frozen value
+        compile_: Compile | None = None,
+    ) -> None:
+        self._compile = compile_ or partial(_compile, GrammarProcessFactory(tokenizer, end_token_ids, limits))
+        self._workers = Workers(tenants, LANES, "grammar")
+        self._wait_s = wait_s
+        self._max_grammars, self._is_shared = max_grammars, tenants > 1
+        self._jobs: dict[_Key, _Job] = {}
+        self._cache = GrammarCache(max_cached, MAX_CACHED_BYTES)
+        self._alive: weakref.WeakKeyDictionary[Grammar, str] = weakref.WeakKeyDictionary()
+
+    async def compile(self, spec: GrammarSpec) -> Grammar:
+        """Returns the compiled grammar for the current tenant.
+
+        Cancellation removes a waiting grammar from the queue, unless other requests wait for it.
+
+        Raises:
+          GrammarError: The grammar is wrong, uses an unsupported feature or exceeds the limits, or the model has no
+            suitable tokenizer.
+          GrammarBusyError: Too many grammars wait or are in use.
+        """
+        key = tenant.get(), spec
+        if (cached := self._cache.get(*key)) is not None:
+            return cached
+        job = self._jobs.get(key) or self._add(key)
+        job.num_waiters += 1
+        try:
+            async with asyncio.timeout(self._wait_s):
+                await job.started.wait()
+            return await asyncio.shield(job.done)
+        except TimeoutError:
+            raise GrammarBusyError("other grammars take too long to compile; try again later") from None
+        finally:
+            job.num_waiters -= 1
+            if not job.num_waiters and not job.started.is_set():
+                job.done.cancel()
+                del self._jobs[key]
+
+    def _add(self, key: _Key) -> _Job:
+        owner, spec = key
+        self._make_room(owner)
+        waiting = [tenant for (tenant, _), job in self._jobs.items() if not job.started.is_set()]
+        free = MAX_WAITING - len(waiting)
+        if free <= 0 or (self._is_shared and waiting.count(owner) >= free):
+            whose = " of this API key" if self._is_shared and free > 0 else ""
+            raise GrammarBusyError(f"too many grammars{whose} wait to be compiled; try again later")
+        started = asyncio.Event()
+        job = _Job(started, self._workers.submit(lambda: self._compile(spec), on_start=started.set))
+        job.done.add_done_callback(partial(self._finish, key))
+        self._jobs[key] = job
+        return job
+
+    def _finish(self, key: _Key, done: asyncio.Future[Grammar]) -> None:
+        if done.cancelled():
+            return
+        del self._jobs[key]
+        if done.exception() is None:  # also marks an exception as retrieved, as all waiters may be gone
+            grammar = done.result()
+            self._alive[grammar] = key[0]
+            self._cache.put(*key, grammar)
+
+    def _make_room(self, owner: str) -> None:
+        """Evicts grammars of a tenant that are not in use until one more fits.
+
+        Raises:
+          GrammarBusyError: Requests use too many grammars.
+        """
+        in_use: list[Evicted] = []
+        while not (has_room := self._has_room(owner)) and (evicted := self._cache.evict(owner)) is not None:
+            in_use.append(evicted)
+        for spec, reference in in_use:
+            if (grammar := reference()) is not None:
+                self._cache.put(owner, spec, grammar)
+        if not has_room:
+            whose = " of this API key" if self._is_shared else ""
+            raise GrammarBusyError(f"requests{whose} use too many different grammars; try again later")
+
+    def _has_room(self, owner: str) -> bool:
+        owners = list(self._alive.values())
+        free = self._max_grammars - len(owners)
+        return free > 0 and not (self._is_shared and owners.count(owner) >= free)

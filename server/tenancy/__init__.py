@@ -1,1 +1,0 @@
-"""Tenants and the resources they share fairly: worker threads, locks, open requests."""
