@@ -83,7 +83,7 @@ def _alternatives(name: str) -> list[str]:
 
 
 def _without_names(schema: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in schema.items() if key not in ("default", "title")}
+    return {key: value for key, value in schema.items() if key not in ("default", "description", "title")}
 
 
 def _nullable(schema: dict[str, Any]) -> dict[str, Any]:

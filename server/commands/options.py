@@ -35,17 +35,16 @@ JsonFile = Annotated[
 class SamplingOptions:
     """Options named like parameters of `SamplingParams`."""
 
-    max_tokens: Annotated[int | None, typer.Option(help="Maximum number of tokens to generate.")] = None
-    temperature: Annotated[
-        float | None, typer.Option(help="0 always takes the most likely token; the default is the model's.")
-    ] = None
-    top_p: Annotated[
-        float | None, typer.Option(help="Probability mass to sample from; the default is the model's.")
-    ] = None
-    top_k: Annotated[int | None, typer.Option(help="Number of tokens to sample from; the default is the model's.")] = (
-        None
-    )
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same response.")] = None
+    max_tokens: Annotated[int | None, typer.Option()] = None
+    """Maximum number of tokens to generate."""
+    temperature: Annotated[float | None, typer.Option()] = None
+    """0 always takes the most likely token; the default is the model's."""
+    top_p: Annotated[float | None, typer.Option()] = None
+    """Probability mass to sample from; the default is the model's."""
+    top_k: Annotated[int | None, typer.Option()] = None
+    """Number of tokens to sample from; the default is the model's."""
+    seed: Annotated[int | None, typer.Option()] = None
+    """The same seed gives the same response."""
 
     def sampling(self) -> dict[str, Any]:
         """Returns the sampling parameters that are set, by name."""
@@ -65,14 +64,14 @@ class GenerateOptions(SamplingOptions):
             show_default=False,
         ),
     ]
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt, without the chat template.")] = False
-    max_tokens: Annotated[int | None, typer.Option(help="Maximum number of tokens to generate.")] = 256
-    load_state: Annotated[
-        Path | None, typer.Option(help="Continue from a saved state.", metavar="FILE", show_default=False)
-    ] = None
-    save_state: Annotated[
-        Path | None, typer.Option(help="Save the state at the end.", metavar="FILE", show_default=False)
-    ] = None
+    raw: Annotated[bool, typer.Option("--raw")] = False
+    """Continue the prompt, without the chat template."""
+    max_tokens: Annotated[int | None, typer.Option()] = 256
+    """Maximum number of tokens to generate."""
+    load_state: Annotated[Path | None, typer.Option(metavar="FILE", show_default=False)] = None
+    """Continue from a saved state."""
+    save_state: Annotated[Path | None, typer.Option(metavar="FILE", show_default=False)] = None
+    """Save the state at the end."""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -88,16 +87,11 @@ class ChatSessionOptions(SamplingOptions):
             show_default=False,
         ),
     ] = None
-    url: Annotated[
-        str | None,
-        typer.Option(
-            help="Talk to this server, such as http://127.0.0.1:8000, instead of loading a model here.",
-            metavar="URL",
-            show_default=False,
-        ),
-    ] = None
+    url: Annotated[str | None, typer.Option(metavar="URL", show_default=False)] = None
+    """Talk to this server, such as http://127.0.0.1:8000, instead of loading a model here."""
     api_key: ApiKey = None
-    system: Annotated[str, typer.Option(help="System prompt.", metavar="TEXT", show_default=False)] = ""
+    system: Annotated[str, typer.Option(metavar="TEXT", show_default=False)] = ""
+    """System prompt."""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -116,31 +110,18 @@ class PlanOptions:
     dtype: Annotated[str, typer.Option(help=f"{' or '.join(_DTYPES)}.", autocompletion=completion(_DTYPES))] = (
         "bfloat16"
     )
-    mesh: Annotated[
-        str, typer.Option(help="Chips that share slots (data) and the weights (model).", metavar="data=N,model=M")
-    ] = "data=1,model=1"
-    verify: Annotated[
-        bool,
-        typer.Option(
-            "--verify",
-            help="Compile the programs of serve for v5e, v5p, v6e, v7x, a100, b200, h100 or l4; takes minutes.",
-        ),
-    ] = False
-    load: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Plan replicas for requests of this many tokens in and out; several options are one mix.",
-            metavar="IN+OUT@RATE/s",
-            show_default=False,
-        ),
-    ] = None
-    ttft_p99: Annotated[str, typer.Option(help="With --load: target for the time to first token.", metavar="TIME")] = (
-        "1s"
-    )
-    itl_p99: Annotated[
-        str, typer.Option(help="With --load: target for the time between two tokens.", metavar="TIME")
-    ] = "100ms"
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False
+    mesh: Annotated[str, typer.Option(metavar="data=N,model=M")] = "data=1,model=1"
+    """Chips that share slots (data) and the weights (model)."""
+    verify: Annotated[bool, typer.Option("--verify")] = False
+    """Compile the programs of serve for v5e, v5p, v6e, v7x, a100, b200, h100 or l4; takes minutes."""
+    load: Annotated[list[str] | None, typer.Option(metavar="IN+OUT@RATE/s", show_default=False)] = None
+    """Plan replicas for requests of this many tokens in and out; several options are one mix."""
+    ttft_p99: Annotated[str, typer.Option(metavar="TIME")] = "1s"
+    """With --load: target for the time to first token."""
+    itl_p99: Annotated[str, typer.Option(metavar="TIME")] = "100ms"
+    """With --load: target for the time between two tokens."""
+    as_json: Annotated[bool, typer.Option("--json")] = False
+    """Print one JSON object."""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -151,16 +132,12 @@ class ReportOptions:
     model: Annotated[
         str, typer.Argument(help=f"Model to measure. {MODEL_HELP}", metavar="MODEL", show_default=True)
     ] = "random:2b"
-    out: Annotated[Path, typer.Option(help="Folder for report.md, report.json and the profile.", metavar="DIR")] = Path(
-        "roost-report"
-    )
-    quick: Annotated[bool, typer.Option("--quick", help="Leave out the job, the profile and most speeds.")] = False
-    compile_only: Annotated[
-        str | None,
-        typer.Option(
-            help="Only compile all that would run for a chip: v5e, h100 ...", metavar="CHIP", show_default=False
-        ),
-    ] = None
+    out: Annotated[Path, typer.Option(metavar="DIR")] = Path("roost-report")
+    """Folder for report.md, report.json and the profile."""
+    quick: Annotated[bool, typer.Option("--quick")] = False
+    """Leave out the job, the profile and most speeds."""
+    compile_only: Annotated[str | None, typer.Option(metavar="CHIP", show_default=False)] = None
+    """Only compile all that would run for a chip: v5e, h100 ..."""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -201,7 +178,8 @@ class ConvertOptions:
     """Options of `roost convert`."""
 
     model: Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False, metavar="SRC")]
-    destination: Annotated[Path, typer.Argument(help="New folder.", metavar="DST")]
+    destination: Annotated[Path, typer.Argument(metavar="DST")]
+    """New folder."""
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -215,15 +193,10 @@ class ConvertOptions:
             autocompletion=completion(tuple(_FORMATS)),
         ),
     ] = "hf"
-    calibrate: Annotated[
-        str | None,
-        typer.Option(
-            help="With --quantize int4: text file for whose activations the matrices are quantised, or `default` for a "
-            "text that comes with Roost. Answers differ less from the original's; takes minutes to hours.",
-            show_default="none",
-            metavar="FILE",
-        ),
-    ] = None
+    calibrate: Annotated[str | None, typer.Option(show_default="none", metavar="FILE")] = None
+    """With --quantize int4: text file for whose activations the matrices are quantised, or `default` for a text that
+    comes with Roost. Answers differ less from the original's; takes minutes to hours.
+    """
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -239,34 +212,22 @@ class Workload(StrEnum):
 class EngineBenchOptions:
     """Options of `roost bench engine`."""
 
-    workload: Annotated[
-        list[Workload] | None,
-        typer.Option(
-            help="prefill, decode or mixed; may be given several times.", show_default="all three", metavar="WORKLOAD"
-        ),
-    ] = None
-    concurrency: Annotated[
-        int | None, typer.Option(min=1, help="Requests that run at the same time.", show_default="the slots")
-    ] = None
-    input_len: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 512
-    output_len: Annotated[int, typer.Option(min=1, help="Tokens to generate for each.")] = 128
-    num_prompts: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Requests of a run of prefill or mixed; decode has one per slot in use.",
-            show_default="twice the concurrency",
-        ),
-    ] = None
+    workload: Annotated[list[Workload] | None, typer.Option(show_default="all three", metavar="WORKLOAD")] = None
+    """prefill, decode or mixed; may be given several times."""
+    concurrency: Annotated[int | None, typer.Option(min=1, show_default="the slots")] = None
+    """Requests that run at the same time."""
+    input_len: Annotated[int, typer.Option(min=1)] = 512
+    """Tokens of each prompt."""
+    output_len: Annotated[int, typer.Option(min=1)] = 128
+    """Tokens to generate for each."""
+    num_prompts: Annotated[int | None, typer.Option(min=1, show_default="twice the concurrency")] = None
+    """Requests of a run of prefill or mixed; decode has one per slot in use."""
     request_rate: Annotated[
-        str | None,
-        typer.Option(
-            help="For mixed: arrivals per second, as a Poisson process.",
-            show_default="at the pace that keeps all slots in use busy",
-            metavar="R",
-        ),
+        str | None, typer.Option(show_default="at the pace that keeps all slots in use busy", metavar="R")
     ] = None
-    repeat: Annotated[int, typer.Option(min=1, help="Runs of each workload; the table has medians.")] = 3
+    """For mixed: arrivals per second, as a Poisson process."""
+    repeat: Annotated[int, typer.Option(min=1)] = 3
+    """Runs of each workload; the table has medians."""
     json: JsonFile = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -275,52 +236,40 @@ class EngineBenchOptions:
 class ServeBenchOptions:
     """Options of `roost bench serve`."""
 
-    limits: Annotated[
-        list[str] | None, typer.Argument(help="Further limits of --goodput.", metavar="NAME:MS", hidden=True)
-    ] = None
-    url: Annotated[str, typer.Option(help="The server, with or without /v1.")] = "http://127.0.0.1:8000"
-    model: Annotated[
-        str | None,
-        typer.Option(help="Id of the model.", show_default="the first that the server lists", metavar="NAME"),
-    ] = None
-    endpoint: Annotated[Literal["completions", "chat"], typer.Option(help="API to use.")] = "completions"
-    request_rate: Annotated[
-        str | None,
-        typer.Option(
-            help="Requests per second, as a Poisson process, whether or not others have ended.",
-            show_default="inf: all at once",
-            metavar="R",
-        ),
-    ] = None
-    concurrency: Annotated[
-        int | None,
-        typer.Option(min=1, help="Instead of a rate: number of open requests.", show_default=False),
-    ] = None
-    num_prompts: Annotated[int, typer.Option(min=1, help="Requests to measure.")] = 100
-    input_len: Annotated[
-        str, typer.Option(help="Tokens (or words) of a prompt: 512, or 100:900 for any between.", metavar="N|LOW:HIGH")
-    ] = "512"
-    output_len: Annotated[str, typer.Option(help="max_tokens, in the same way.", metavar="N|LOW:HIGH")] = "128"
-    prompt_text: Annotated[
-        bool, typer.Option("--prompt-text", help="Send words, for servers that accept no token ids.")
-    ] = False
-    vocab_size: Annotated[int, typer.Option(min=2, help="Bound above all token ids of prompts.")] = 256
-    ignore_eos: Annotated[
-        bool, typer.Option("--ignore-eos", help="Request the full length; Roost, vLLM and SGLang support it.")
-    ] = False
-    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 always takes the most likely token.")] = 0.0
-    api_key: Annotated[str | None, typer.Option(help="Sent as a bearer token.", metavar="KEY", show_default=False)] = (
-        None
-    )
-    warmup: Annotated[int, typer.Option(min=0, help="Requests before the measurement, one after the other.")] = 1
-    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds that a request may take.")] = 600.0
-    goodput: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Also count the requests within limits in ms: ttft:500 itl:50 tpot:50 e2e:5000.",
-            metavar="'NAME:MS ...'",
-            show_default=False,
-        ),
-    ] = None
-    seed: Annotated[int, typer.Option(help="Seed of prompts, lengths and arrival times.")] = 0
+    limits: Annotated[list[str] | None, typer.Argument(metavar="NAME:MS", hidden=True)] = None
+    """Further limits of --goodput."""
+    url: Annotated[str, typer.Option()] = "http://127.0.0.1:8000"
+    """The server, with or without /v1."""
+    model: Annotated[str | None, typer.Option(show_default="the first that the server lists", metavar="NAME")] = None
+    """Id of the model."""
+    endpoint: Annotated[Literal["completions", "chat"], typer.Option()] = "completions"
+    """API to use."""
+    request_rate: Annotated[str | None, typer.Option(show_default="inf: all at once", metavar="R")] = None
+    """Requests per second, as a Poisson process, whether or not others have ended."""
+    concurrency: Annotated[int | None, typer.Option(min=1, show_default=False)] = None
+    """Instead of a rate: number of open requests."""
+    num_prompts: Annotated[int, typer.Option(min=1)] = 100
+    """Requests to measure."""
+    input_len: Annotated[str, typer.Option(metavar="N|LOW:HIGH")] = "512"
+    """Tokens (or words) of a prompt: 512, or 100:900 for any between."""
+    output_len: Annotated[str, typer.Option(metavar="N|LOW:HIGH")] = "128"
+    """max_tokens, in the same way."""
+    prompt_text: Annotated[bool, typer.Option("--prompt-text")] = False
+    """Send words, for servers that accept no token ids."""
+    vocab_size: Annotated[int, typer.Option(min=2)] = 256
+    """Bound above all token ids of prompts."""
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos")] = False
+    """Request the full length; Roost, vLLM and SGLang support it."""
+    temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.0
+    """0 always takes the most likely token."""
+    api_key: Annotated[str | None, typer.Option(metavar="KEY", show_default=False)] = None
+    """Sent as a bearer token."""
+    warmup: Annotated[int, typer.Option(min=0)] = 1
+    """Requests before the measurement, one after the other."""
+    timeout: Annotated[float, typer.Option(min=0.001)] = 600.0
+    """Seconds that a request may take."""
+    goodput: Annotated[list[str] | None, typer.Option(metavar="'NAME:MS ...'", show_default=False)] = None
+    """Also count the requests within limits in ms: ttft:500 itl:50 tpot:50 e2e:5000."""
+    seed: Annotated[int, typer.Option()] = 0
+    """Seed of prompts, lengths and arrival times."""
     json: JsonFile = None

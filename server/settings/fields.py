@@ -31,18 +31,16 @@ class Group(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """Describes a setting in `--help` and in the settings reference. Annotates a field of `Settings`.
+    """Describes a setting in `--help` and in the settings reference, with the docstring of its field.
 
     Attributes:
       group: Title under which the option is listed: a `Group`, or a title of a feature, which is listed last.
-      help: Description in plain text.
       metavar: Placeholder of the value; None shows its type. A placeholder with alternatives, such as "auto|N", makes
         the command line accept any text.
       default: Description of the default, for a value that needs an explanation.
     """
 
     group: str
-    help: str
     metavar: str | None = None
     default: str | None = None
 

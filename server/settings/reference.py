@@ -56,7 +56,7 @@ def setting_reference(name: str) -> SettingReference:
         kind=_kind(field, option),
         metavar=option.metavar,
         default=_shown_default(field.default) if option.default is None else option.default,
-        help=option.help,
+        help=" ".join((field.description or "").split()),
         group=option.group,
         values=_values(field, option),
     )

@@ -1,7 +1,10 @@
 """Command-line options of commands and of settings, and how `--help` shows them."""
 
+import ast
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Final, cast, get_type_hints
 
 import typer
@@ -9,7 +12,7 @@ from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from ..settings import MODEL_CHOICES, foreign_flag_hint, setting_reference, settings_reference
-from .failure import exit_on_error, exit_on_usage_error
+from .exits import exit_on_error, exit_on_usage_error
 
 MODEL_HELP: Final = escape(f"A{MODEL_CHOICES[1:]}.")
 """Values of MODEL, escaped for rich, which would take `[@revision]` for a style."""
@@ -43,7 +46,8 @@ def takes_options[Options](
     """Makes a command of a function that returns an exit status.
 
     Args:
-      kind: Dataclass with a field for each option, annotated as Typer's parameters are.
+      kind: Dataclass with a field for each option, annotated as Typer's parameters are. The text below a field is its
+        description, unless the annotation has one.
       settings: Names of settings that are options, too. The field `settings` has their values by name, or None.
       helps: Descriptions by name, for settings whose own description does not fit the command.
     """
@@ -70,6 +74,9 @@ def _own_parameters(kind: type) -> Mapping[str, inspect.Parameter]:
     hints = get_type_hints(kind, include_extras=True)
     names = [name for each in kind.__mro__ for name in inspect.get_annotations(each)]
     defaults = inspect.signature(kind).parameters
+    for name, text in itertools.chain.from_iterable(map(_field_docs, reversed(kind.__mro__[:-1]))):
+        (option,) = hints[name].__metadata__
+        option.help = option.help or text
     return {
         name: inspect.Parameter(
             name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name].default, annotation=hints[name]
@@ -77,6 +84,16 @@ def _own_parameters(kind: type) -> Mapping[str, inspect.Parameter]:
         for name in dict.fromkeys(names)
         if hasattr(hints[name], "__metadata__")
     }
+
+
+def _field_docs(kind: type) -> Iterator[tuple[str, str]]:
+    """Yields the fields of a class that have a docstring, and its text in one line."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(tree, ast.ClassDef)
+    for field, doc in itertools.pairwise(tree.body):
+        match field, doc:
+            case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):
+                yield name, " ".join(text.split())
 
 
 def _parameter(name: str, help: str | None = None, *, is_grouped: bool = False) -> inspect.Parameter:

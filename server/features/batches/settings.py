@@ -9,15 +9,10 @@ from ...settings.fields import Group, Option, PositiveFloat
 class BatchesSettings(Settings):
     """Settings of a server with files and batches."""
 
-    store_gib: Annotated[
-        PositiveFloat,
-        Option(
-            Group.STORE,
-            "Maximum GiB of the files of one API key, including the output of its batches; of all files on a server "
-            "without keys.",
-            "GIB",
-        ),
-    ] = 16.0
+    store_gib: Annotated[PositiveFloat, Option(Group.STORE, "GIB")] = 16.0
+    """Maximum GiB of the files of one API key, including the output of its batches; of all files on a server without
+    keys.
+    """
 
 
 SETTINGS: Final = BatchesSettings

@@ -9,7 +9,8 @@ from ...settings.fields import Option
 class ToySettings(Settings):
     """Settings of a server with toys."""
 
-    toy_greeting: Annotated[str, Option("Toys", "Greeting of the toys.", "TEXT")] = "hello"
+    toy_greeting: Annotated[str, Option("Toys", "TEXT")] = "hello"
+    """Greeting of the toys."""
 
 
 SETTINGS: Final = ToySettings
