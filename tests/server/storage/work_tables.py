@@ -33,8 +33,11 @@ class Tables:
     def rows(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
         return self.run(lambda each: each.rows(f"{statement} RETURNING 1", *values))
 
+    def rows_of(self, query: str) -> list[tuple[Any, ...]]:
+        return self.run(lambda each: each.rows(query))
+
     def read(self, columns: str) -> list[tuple[Any, ...]]:
-        return self.run(lambda each: each.rows(f"SELECT {columns} FROM {TABLE} ORDER BY tenant, id, number"))
+        return self.rows_of(f"SELECT {columns} FROM {TABLE} ORDER BY tenant, id, number")
 
     def pass_time(self, seconds: float) -> None:
         self.now += seconds

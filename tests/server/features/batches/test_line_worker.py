@@ -1,4 +1,4 @@
-"""Lines whose owners have died, and what a worker does with its leases when it ends."""
+"""When a replica gives lines back, and which lines it leaves to other tenants."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -18,10 +18,7 @@ from roost.server.app import create_app
 from roost.server.features.batches.batch_store import BatchStore
 from roost.server.features.batches.open_batches import OpenBatches
 from roost.server.http.auth import Access, ApiKeys
-from roost.server.storage.claims import Places
 from roost.server.text.served_model import ServedModel
-
-ALONE = "num_deaths = 2"
 
 
 @pytest.fixture
@@ -53,30 +50,6 @@ def rows(store: BatchStore, statement: str) -> list[tuple[Any, ...]]:
     return store._database.run_now(lambda each: each.rows(statement), writes=True)
 
 
-async def die(batches: OpenBatches, store: BatchStore, num_lines: int, columns: str) -> None:
-    """Lets another replica claim lines and die."""
-    other = BatchStore(store._database, 86400.0)
-    await other.claim(batches.service.model.identity, Places(num_lines, num_lines))
-    rows(store, f"UPDATE roost_lines SET {columns}, lease_until = 0 WHERE owner = '{other.leases.owner}' RETURNING 1")
-
-
-async def test_suspects_run_alone_one_after_the_other(
-    client: httpx.AsyncClient, batches: OpenBatches, store: BatchStore, engine: FakeEngine
-) -> None:
-    """They are not to blame for the deaths, and end."""
-    batch = await started(client, 9)
-    await die(batches, store, 2, ALONE)
-    engine.gate.clear()
-    async with working(batches) as worker:
-        await until(lambda: engine.running)
-        store.has_work.set()  # the worker looks for more
-        await until(lambda: not store.has_work.is_set())
-        assert (len(engine.running), len(worker._open)) == (1, 1)
-        assert len(rows(store, "SELECT 1 FROM roost_lines WHERE lone_fence = fence AND owner IS NOT NULL")) == 1
-        engine.gate.set()
-        assert await ended(client, batch) == {"total": 9, "completed": 9, "failed": 0}
-
-
 async def test_lines_are_given_back_for_work_that_tolerates_none_beside_it(
     client: httpx.AsyncClient, batches: OpenBatches, store: BatchStore, engine: FakeEngine
 ) -> None:
@@ -93,42 +66,6 @@ async def test_lines_are_given_back_for_work_that_tolerates_none_beside_it(
             assert rows(store, "SELECT 1 FROM roost_lines WHERE owner IS NOT NULL") == []
         engine.gate.set()
         assert await ended(client, batch) == {"total": 5, "completed": 5, "failed": 0}
-
-
-async def test_a_suspect_waits_until_the_others_have_ended(
-    client: httpx.AsyncClient, batches: OpenBatches, store: BatchStore, engine: FakeEngine
-) -> None:
-    """Meanwhile a death of the replica would not be the suspect's, and nothing else is begun."""
-    second = await started(client, 1)
-    await die(batches, store, 1, ALONE)
-    rows(store, "UPDATE roost_lines SET lease_until = lease_until + 1e12 RETURNING 1")
-    first = await started(client, 3)
-    engine.gate.clear()
-    async with working(batches) as worker:
-        await until(lambda: len(engine.running) == 3)
-        rows(store, "UPDATE roost_lines SET lease_until = 0 WHERE num_deaths > 0 RETURNING 1")
-        await until(lambda: worker._lone)
-        third = await started(client, 1)
-        await until(lambda: not store.has_work.is_set())
-        assert (len(engine.running), len(worker._open)) == (3, 4)
-        assert rows(store, "SELECT 1 FROM roost_lines WHERE lone_fence = fence") == []
-        engine.gate.set()
-        counts = [(await ended(client, batch))["completed"] for batch in (first, second, third)]
-    assert counts == [3, 1, 1]
-
-
-async def test_a_worker_that_stops_gives_its_lines_back_and_stores_results(
-    client: httpx.AsyncClient, batches: OpenBatches, store: BatchStore, engine: FakeEngine
-) -> None:
-    """So a drain is no death of its lines."""
-    batch = await started(client, 8)
-    engine.gate.clear()
-    async with working(batches):
-        await until(lambda: len(engine.running) == 8)
-    assert rows(store, "SELECT owner, num_deaths, num_refusals FROM roost_lines") == [(None, 0, 0)] * 8
-    engine.gate.set()
-    async with working(batches):
-        assert await ended(client, batch) == {"total": 8, "completed": 8, "failed": 0}
 
 
 async def test_an_engine_that_dies_counts_as_a_death(
