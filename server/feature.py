@@ -83,8 +83,8 @@ class OpenFeature:
 
     @property
     def is_stuck(self) -> bool:
-        """Whether a thread would delay the exit of the process."""
-        return False
+        """Whether a transaction would delay the exit of the process."""
+        return self.database is not None and self.database.is_stuck
 
     def start(self, make_app: Callable[[], ASGIApp]) -> None:
         """Starts the feature's tasks. The engine must be ready.

@@ -13,7 +13,7 @@ from io import StringIO
 from typing import Any, Final
 from uuid import uuid4
 
-from ..text.conversation import FunctionTool
+from ..text.chat_format import FunctionTool
 from .grammar_spec import GrammarError, GrammarSpec, grammar_spec, lark_text, schema_text
 
 MARK: Final = "<tool_call>"

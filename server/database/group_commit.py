@@ -122,7 +122,7 @@ class GroupCommit:
 
     Args:
       database: Database to write to.
-      interval_s: Minimum seconds between the beginnings of two transactions.
+      interval_s: Minimum seconds between the beginnings of two transactions; none in memory.
       run_all: Runs the writes of a transaction.
       lane: Threads and connections that the transactions use.
     """
@@ -136,7 +136,7 @@ class GroupCommit:
     ) -> None:
         self._database = database
         self._run_all = run_all
-        self._interval_s = interval_s
+        self._interval_s = interval_s if database.is_shared else 0.0
         self._lane = lane
         self._waiting: Turns[_Write] = Turns()
         self._task: asyncio.Task[None] | None = None

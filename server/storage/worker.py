@@ -12,12 +12,15 @@ from uuid import uuid4
 
 from ..database.database import Database, Lane, Transaction
 from ..database.errors import FencedError, StoreOutdatedError, StoreUnavailableError
-from ..database.group_commit import INTERVAL_S, GroupCommit
+from ..database.group_commit import GroupCommit
 from .claims import Places
 from .work import Claim, Lease, WorkTable
 
 RENEW_S: Final = 2.0
 """Seconds between two renewals of all leases. Leases last longer."""
+
+_INTERVAL_S: Final = 0.01
+"""Minimum seconds between the beginnings of two transactions on leases."""
 
 _CLEAN_S: Final = 30.0
 """Seconds between two deletions of old work."""
@@ -39,7 +42,6 @@ class Leases:
     Args:
       database: Database with the table.
       table: Table of the work.
-      interval_s: Minimum seconds between the beginnings of two transactions.
 
     Attributes:
       owner: Name of the replica.
@@ -47,11 +49,11 @@ class Leases:
       num_refusals: Total units that this replica gave back because it could not run them.
     """
 
-    def __init__(self, database: Database, table: WorkTable, interval_s: float = INTERVAL_S) -> None:
+    def __init__(self, database: Database, table: WorkTable) -> None:
         self.owner = uuid4().hex
         self.num_strays = self.num_refusals = 0
         self._table = table
-        self._commits = GroupCommit(database, interval_s, lane=Lane.LEASES)
+        self._commits = GroupCommit(database, _INTERVAL_S, lane=Lane.LEASES)
         self._holders: dict[Lease, asyncio.Future[Any]] = {}
         self._taken: set[tuple[str, str]] = set()
 

@@ -81,19 +81,13 @@ class BatchStore:
         self.num_ended = 0
         database.probe = file_table.probe
         self._database = database
-        interval_s = _INTERVAL_S if database.is_shared else 0.0
-        self._commits = GroupCommit(database, interval_s, lane=Lane.UPLOADS)
+        self._commits = GroupCommit(database, _INTERVAL_S, lane=Lane.UPLOADS)
         self.files = TenantObjects(FILES, _FILE_ID, "file", database, self._commits)
         self.batches = TenantObjects(BATCHES, _BATCH_ID, "batch", database, self._commits)
         self._results = GroupCommit(database, _RESULTS_S, batch_table.end_all, Lane.UPLOADS)
         self.lines = LineTable(max_bytes)
-        self.leases = Leases(database, self.lines, interval_s)
+        self.leases = Leases(database, self.lines)
         self.retention_s = retention_s
-
-    @property
-    def is_stuck(self) -> bool:
-        """Whether a transaction would delay the exit of the process."""
-        return self._database.is_stuck
 
     def close(self) -> None:
         """Closes the database."""
@@ -108,7 +102,7 @@ class BatchStore:
         owner, file_id = tenant.get(), f"file-{uuid4().hex}"
 
         def begin(transaction: Transaction) -> str | None:
-            excess = (file_table.usage(transaction, owner) + file_table.NEW_FILE).excess(self.lines.max_bytes)
+            excess = file_table.excess(transaction, owner, self.lines.max_bytes, num_files=1, num_bytes=1)
             if excess is None:
                 file_table.begin(transaction, owner, file_id, "batch", name)
             return excess
@@ -130,7 +124,7 @@ class BatchStore:
 
         def add(transaction: Transaction, some: Sequence[bytes]) -> str | None:
             file_table.grow(transaction, owner, file_id, first - 1 + len(some), num_bytes)
-            excess = file_table.usage(transaction, owner).excess(self.lines.max_bytes)
+            excess = file_table.excess(transaction, owner, self.lines.max_bytes)
             if excess is None:
                 file_table.add_lines(transaction, owner, file_id, first, some)
             return excess
@@ -257,8 +251,8 @@ class BatchStore:
         )
 
         def insert(transaction: Transaction) -> tuple[str | None, BatchRecord | None]:
-            more = file_table.new_batch(batch.num_lines)
-            excess = (file_table.usage(transaction, batch.tenant) + more).excess(self.lines.max_bytes)
+            more = {"num_batches": 1, "num_lines": batch.num_lines, "num_bytes": 1}  # the size of its output is unknown
+            excess = file_table.excess(transaction, batch.tenant, self.lines.max_bytes, **more)
             return excess, None if excess else batch_table.insert(transaction, batch, window_s)
 
         excess, stored = await self._commits.write(insert, _REPLY_S)
@@ -307,7 +301,7 @@ def _check_quota(excess: str | None) -> None:
     """Checks that a tenant is within its limits.
 
     Raises:
-      ApiError: 403, with the message of `UsedQuota.excess`.
+      ApiError: 403, with the message of `excess`.
     """
     if excess is not None:
         raise ApiError(kinds.QUOTA_EXCEEDED, excess)

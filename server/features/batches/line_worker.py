@@ -18,7 +18,7 @@ from ...schemas.json_limits import LONG_BYTES
 from ...storage.claims import Places
 from ...storage.work import Lease
 from ...storage.worker import Worker, WorkKind
-from ...tenancy.tenant import tenant
+from ...tenants import tenant
 from .batch_lines import (
     BatchLine,
     LineError,

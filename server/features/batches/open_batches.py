@@ -39,10 +39,6 @@ class OpenBatches(OpenFeature):
         self._tenants = tenants
         self._worker: Worker[LineClaim] | None = None
 
-    @property
-    def is_stuck(self) -> bool:
-        return self.store.is_stuck
-
     def start(self, make_app: Callable[[], ASGIApp]) -> None:
         self._worker = line_worker(self.service, make_app(), self.store, self._tenants)
         self._worker.start()

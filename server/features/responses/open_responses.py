@@ -64,10 +64,6 @@ class OpenResponses(OpenFeature):
     def is_busy(self) -> bool:
         return self.background.is_busy
 
-    @property
-    def is_stuck(self) -> bool:
-        return self.store.database.is_stuck
-
     def start(self, make_app: Callable[[], ASGIApp]) -> None:
         if self._checkpointer is not None:
             self._checkpointer.start()

@@ -17,7 +17,7 @@ from ....engine import RequestSnapshot, RequestSnapshotFormat
 from ...database.database import Database, Transaction
 from ...database.errors import FencedError
 from ...database.errors import StoreUnavailableError as UnavailableError
-from ...database.group_commit import INTERVAL_S, GroupCommit, Work, WriteLoad
+from ...database.group_commit import GroupCommit, Work, WriteLoad
 from ...errors.request_errors import ApiError
 from ...generation.admission import admission
 from ...generation.delta import Delta
@@ -85,11 +85,10 @@ class ResponseStore(TenantObjects[ResponseRecord]):
         bounds: Bounds | None = None,
     ) -> None:
         self._bounds = bounds or Bounds()
-        interval_s = INTERVAL_S if database.is_shared else 0.0
-        commits = GroupCommit(database, interval_s, partial(run_all, bounds=self._bounds))
+        commits = GroupCommit(database, run_all=partial(run_all, bounds=self._bounds))
         super().__init__(RESPONSES, RESPONSE_ID, "stored response", database, commits)
         self.is_shared = database.is_shared
-        self.leases = Leases(database, RUNNING, interval_s)
+        self.leases = Leases(database, RUNNING)
         self.conversations = ConversationStore(database, commits, self.leases)
         self.locks = TenantLocks()
         self.stats = stats or StoreStats()

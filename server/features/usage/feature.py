@@ -1,10 +1,92 @@
-"""Usage of each tenant and day: `/v1/usage`."""
+"""`GET /v1/usage`: tokens and requests of each tenant and day, for operators with an admin key."""
 
-from typing import Final
+from functools import partial
+from typing import Annotated, Any, Final, TypedDict
 
+from fastapi import APIRouter, Query
+
+from ...errors.request_errors import bad_value
 from ...feature import Feature
-from .open_usage import open_usage
-from .routes import router
-from .usage_table import TABLES
+from ...http.openapi import described
+from ...http.routes import JsonRoute
+from . import usage_table
+from .open_usage import UsageDatabase, open_usage
+from .usage_table import TABLES, today
+
+_DEFAULT_DAYS: Final = 30
+"""Number of days for which usage is returned by default, in addition to today."""
+
+_MAX_ROWS: Final = 100_000
+"""Maximum number of rows of a response."""
+
+_REPLY_S: Final = 5.0
+"""Seconds after which a client gets an error while the database is unavailable."""
+
+Day = Annotated[str | None, Query(pattern=r"^\d{4}-\d{2}-\d{2}$")]
+
+router = APIRouter(route_class=JsonRoute)
+
+
+@described
+class UsageRow(TypedDict):
+    """Usage of a tenant on a day."""
+
+    date: str
+    """UTC day on which the requests ended, such as `2026-11-29`."""
+
+    tenant: str
+    """Name of the API keys; empty on a server without keys."""
+
+    requests: int
+    """Number of requests that had a slot and have ended."""
+
+    prompt_tokens: int
+    """Tokens of their prompts. Each prompt is counted once for all of its choices."""
+
+    cached_tokens: int
+    """Prompt tokens that were served from the prefix cache."""
+
+    completion_tokens: int
+    """Generated tokens of all choices."""
+
+
+@described
+class UsageList(TypedDict):
+    """Response of `/v1/usage`."""
+
+    object: str
+    """Always `list`."""
+
+    start: str
+    """First day."""
+
+    end: str
+    """Last day."""
+
+    data: list[UsageRow]
+    """A row for each day and tenant with usage, oldest first."""
+
+
+@router.get("/v1/usage", response_model=UsageList)
+async def usage(database: UsageDatabase, start: Day = None, end: Day = None) -> dict[str, Any]:
+    """Returns the usage of each tenant and UTC day from `start` to `end`, such as 2026-11-29, both included."""
+    start, end = start or today(_DEFAULT_DAYS), end or today()
+    read = partial(usage_table.read, start=start, end=end, limit=_MAX_ROWS + 1)
+    rows = await database.run(read, timeout_s=_REPLY_S)
+    if len(rows) > _MAX_ROWS:
+        raise bad_value("start", f"start and end must be nearer to each other: there are more than {_MAX_ROWS} rows")
+    data = [
+        {
+            "date": day,
+            "tenant": tenant,
+            "requests": found.num_requests,
+            "prompt_tokens": found.prompt_tokens,
+            "cached_tokens": found.cached_tokens,
+            "completion_tokens": found.completion_tokens,
+        }
+        for day, tenant, found in rows
+    ]
+    return {"object": "list", "start": start, "end": end, "data": data}
+
 
 FEATURE: Final = Feature("usage", admin_routers=(router,), tables=TABLES, open=open_usage)

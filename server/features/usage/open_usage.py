@@ -126,10 +126,6 @@ class OpenUsage(OpenFeature):
         self.observers = () if self._counter is None else (self._counter,)
         self._task: asyncio.Task[None] | None = None
 
-    @property
-    def is_stuck(self) -> bool:
-        return self.database is not None and self.database.is_stuck
-
     def start(self, make_app: Callable[[], ASGIApp]) -> None:
         if self._counter is not None:
             self._task = asyncio.create_task(self._counter.run())

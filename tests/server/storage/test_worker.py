@@ -69,6 +69,8 @@ class Kind(WorkKind[Unit]):
     def end(self, claim: Unit) -> None:
         self.ended.append(claim.claim.lease.number)
 
+    async def clean(self) -> None: ...
+
     def bar_others(self) -> AbstractAsyncContextManager[None]:
         @asynccontextmanager
         async def barred() -> AsyncGenerator[None]:
@@ -106,7 +108,7 @@ class Replica:
     """A worker, whose looks a test makes."""
 
     def __init__(self, tables: Tables, size: int) -> None:
-        self.leases = Leases(tables.database, tables.work, 0.0)
+        self.leases = Leases(tables.database, tables.work)
         self.kind = Kind(tables, self.leases, size)
         self.has_work = asyncio.Event()
         self.worker = Worker(self.kind, self.leases, self.has_work)
