@@ -481,6 +481,9 @@ class Grammar:
         """Bytes of memory that the grammar holds."""
         return self._process.num_bytes
 
-    def constraint(self) -> GrammarConstraint:
-        """Returns the constraint of one more output, at negligible cost."""
-        return GrammarConstraint(self._process)
+    def constraint(self, generated: Sequence[int] = ()) -> GrammarConstraint:
+        """Returns the constraint of one more output, after the tokens that were already generated."""
+        constraint = GrammarConstraint(self._process)
+        for token_id in generated:
+            constraint.advance(token_id)
+        return constraint

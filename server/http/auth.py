@@ -13,10 +13,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..errors import kinds
 from ..errors.request_errors import ApiError
-from ..observability.logging import RejectedKeys, audit, client_of
+from ..observability.logging import RejectedKeys, audit
 from ..settings import Settings, SettingsError
 from ..tenants import tenant
 from .error_responses import send_error
+from .middleware import client_of
 
 UNNAMED: Final = "default"
 """Owner of keys without a name."""

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any, Final, Literal, NamedTuple
 from uuid import uuid4
 
-from ...tenants import check_caller
+from ..tenants import check_caller
 from .tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer
 
 _ROLES: Final = {

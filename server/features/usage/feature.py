@@ -7,8 +7,7 @@ from fastapi import APIRouter, Query
 
 from ...errors.request_errors import bad_value
 from ...feature import Feature
-from ...http.openapi import described
-from ...http.routes import JsonRoute
+from ...http.routes import JsonRoute, described
 from . import usage_table
 from .open_usage import UsageDatabase, open_usage
 from .usage_table import TABLES, today
