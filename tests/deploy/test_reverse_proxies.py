@@ -1,4 +1,4 @@
-"""Hostile headers, large uploads, TLS and HTTP/2 through proxies, set up as docs/how-to/reverse-proxies.md says."""
+"""Hostile headers, large uploads, TLS and HTTP/2 through proxies, set up by the files of deploy/proxies."""
 
 import json
 import re

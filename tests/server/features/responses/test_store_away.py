@@ -224,7 +224,7 @@ async def test_an_answer_that_is_too_large_to_store_is_sent_without(server: Serv
 async def test_an_answer_that_must_be_stored_is_an_error_that_no_client_repeats(
     server: Server, fields: dict[str, Any]
 ) -> None:
-    """It does not count as usage. Proxies pass its status on, as docs/how-to/reverse-proxies.md configures them."""
+    """It does not count as usage. Proxies pass its status on, as deploy/proxies configures them."""
     if "conversation" in fields:
         fields = {**fields, "conversation": await server.conversation()}
     http = httpx2.AsyncClient(transport=httpx2.ASGITransport(server.app))
