@@ -44,9 +44,9 @@ MIN_CAPABILITY: Final = (8, 0)
 MIN_SLOTS: Final = 8
 """Minimum number of slots that must fit in memory if the config leaves the number open."""
 
-_DOUBLED_ROWS: Final = (512, 1024, 2048, 4096, 8192)
-"""Numbers of slots of the larger decode steps on TPUs and GPUs. A step computes all of its rows, busy or idle, and each
-size below all slots is a program to compile."""
+_DECODE_ROWS: Final = (8, 32, 128, 256, 512, 1024, 2048, 4096, 8192)
+"""Numbers of slots of the decode steps on TPUs and GPUs. A step of few rows takes as long as reading the weights. Most
+kernels compute all rows of a step, busy or idle, and each number below all slots is a program to compile."""
 
 _IDLE_ROWS_PER_MOVE: Final = 64
 """On TPUs and GPUs. On a v5e an idle row takes 25 µs of a step, and a move of 2B's state 50 µs and a dispatch, so that
@@ -113,7 +113,7 @@ GPU: Final = replace(PORTABLE, name="gpu")
 TPU: Final = Platform(
     "tpu",
     kernels=backends.TPU,
-    decode_rows=(8, 32, 128, 256, *_DOUBLED_ROWS),  # a step of few rows takes as long as reading the weights
+    decode_rows=_DECODE_ROWS,
     idle_rows_per_move=_IDLE_ROWS_PER_MOVE,
     jits_layers=False,  # the compiler fuses less across functions: 60 MB more per step of 512 rows of 2B
     has_layer_barrier=True,  # else every layer's output is kept, to be summed at the end
@@ -153,11 +153,10 @@ def gpu_platform(capability: tuple[int, int], sizes: GpuSizes) -> Platform:
     """Returns the platform of NVIDIA GPUs of this compute capability and these sizes."""
     if capability < MIN_CAPABILITY:
         return GPU
-    # Kernels skip the slots behind a step's, and each number of slots is a program to compile.
     return replace(
         GPU,
         kernels=backends.gpu_backend(sizes),
-        decode_rows=(8, 32, 128, *_DOUBLED_ROWS),
+        decode_rows=_DECODE_ROWS,
         idle_rows_per_move=_IDLE_ROWS_PER_MOVE,
         logits_per_row=2.0,
         skips_logits=True,  # else a step of greedy rows copies the logits past each processor that it skips
