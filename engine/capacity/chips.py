@@ -56,9 +56,9 @@ _ENVIRONMENT: Final = {
 """Variables with which libtpu starts on a machine without a TPU. They are the same for all target chips."""
 
 _TOPOLOGIES: Final[Mapping[str, tuple[tuple[int, ...], ...]]] = {
-    "v5e": ((2, 2, 1), (2, 4, 1), (4, 4, 1), (4, 8, 1), (8, 8, 1)),
+    "v5e": ((1, 1, 1), (2, 2, 1), (2, 4, 1), (4, 4, 1), (4, 8, 1), (8, 8, 1)),
     "v5p": ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4)),
-    "v6e": ((2, 2, 1), (2, 4, 1), (4, 4, 1), (4, 8, 1), (8, 8, 1)),
+    "v6e": ((1, 1, 1), (2, 2, 1), (2, 4, 1), (4, 4, 1), (4, 8, 1), (8, 8, 1)),
     "v7x": ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4)),
 }
 """Topologies by chip, in rising order of size. Each chip is a device, and a v7x two."""
