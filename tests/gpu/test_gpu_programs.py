@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gpu_dump import LOAD_CYCLES
 from roost.engine.capacity.chips import verify_plan
 from roost.engine.checkpoint.source import open_model
 from roost.engine.types.config import EngineConfig, MeshShape
@@ -53,6 +54,8 @@ def test_launches_of_a_small_model(config: Path) -> None:
         bound = max(row["memory_seconds"], row["tensor_seconds"], row["launch_seconds"])
         assert sum(part["seconds"] for part in row["parts"]) > bound
     assert [kernel["name"] for kernel in decode["kernels"]] == ["recurrent_step", "window_attention_decode"]
+    passes = (128 // 64) * (128 // 32)  # of the loops over a gate block's 128 inputs, for its 128 channels
+    assert decode["kernels"][0]["cycles"] > passes * LOAD_CYCLES
     assert [kernel["name"] for kernel in prefill["kernels"]] == ["rg_lru", "window_attention_prefill"]
 
 

@@ -4,14 +4,15 @@ A thunk is a launch or control flow, and a line of the dump: a number, a kind an
 loop, a conditional or a command buffer follow it, indented, under the labels of its parts.
 
 XLA hands each kernel's PTX to NVIDIA's nvJitLink. The same PTX is linked here once more, because only then the linker
-reports registers and spills. ptxas by itself allocates registers in another way.
+reports registers and spills. ptxas by itself allocates registers in another way. The PTX also has the loops of a
+kernel, from which `block_cycles` counts what one of its blocks executes.
 """
 
 import ctypes
 import importlib.util
 import math
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -39,6 +40,15 @@ _REPORT: Final = re.compile(
     r".*?Used (?P<registers>\d+) registers",
     re.DOTALL,
 )
+
+_BRANCH: Final = re.compile(r"\bbra(?:\.uni)?\s+(\$\w+);")
+_WAIT: Final = re.compile(r"cp\.async\.wait_group\s+0;")
+
+LOAD_CYCLES: Final = 260
+"""Cycles of a load that the second-level cache answers, on an H100 (arXiv 2501.12084)."""
+
+_SCHEDULERS: Final = 4
+"""Schedulers of a multiprocessor. Each issues an instruction of one warp per cycle."""
 
 _WARP: Final = 32
 _REGISTERS: Final = 65_536
@@ -172,6 +182,7 @@ class KernelResources:
       registers: Registers of a thread; None where nvJitLink is not installed, as in the two below.
       spilled_bytes: Bytes that a thread stores because registers do not suffice.
       blocks_per_multiprocessor: Number of blocks that a multiprocessor holds at a time.
+      cycles: Cycles of one block by itself; see `block_cycles`.
     """
 
     name: str
@@ -181,15 +192,16 @@ class KernelResources:
     registers: int | None
     spilled_bytes: int | None
     blocks_per_multiprocessor: int | None
+    cycles: int | None = None
 
 
 def kernel_resources(
-    names: Collection[str], thunks: Sequence[Thunk], dump: Path, card: Card
+    names: Mapping[str, int | None], thunks: Sequence[Thunk], dump: Path, card: Card
 ) -> tuple[KernelResources, ...]:
     """Returns what kernels of a program take, in the order of their names.
 
     Args:
-      names: Names of the kernels, of which the program may lack some.
+      names: Names of the kernels, of which the program may lack some, and passes of their loops; see `block_cycles`.
       thunks: Thunks of the program.
       dump: Folder with the PTX that XLA dumped (`xla_dump_emitter_re=^ptx$`).
       card: Card that the program was compiled for.
@@ -199,7 +211,7 @@ def kernel_resources(
     sources = {
         name: text for text in (path.read_text() for path in dump.glob("*.ptx")) for name in _ENTRY.findall(text)
     }
-    return tuple(_resources(found, sources.get(name), card) for name, found in by_name.items() if found)
+    return tuple(_resources(found, sources.get(name), card, names[name]) for name, found in by_name.items() if found)
 
 
 def launch_of(thunk: Thunk) -> Launch | None:
@@ -211,13 +223,45 @@ def launch_of(thunk: Thunk) -> Launch | None:
     return Launch(found["name"], blocks, threads, int(found["shared"]))
 
 
-def _resources(launches: Sequence[Launch], ptx: str | None, card: Card) -> KernelResources:
+def _resources(launches: Sequence[Launch], ptx: str | None, card: Card, passes: int | None) -> KernelResources:
     name, _, threads, shared = launches[0]
     report = None if ptx is None else link_report(ptx)
     reported = None if report is None else parse_report(report).get(name)
     registers, spilled = reported or (None, None)
     blocks = None if registers is None else blocks_per_multiprocessor(card, threads, registers, shared)
-    return KernelResources(name, len(launches), threads, shared, registers, spilled, blocks)
+    cycles = None if ptx is None else block_cycles(ptx, name, threads, passes)
+    return KernelResources(name, len(launches), threads, shared, registers, spilled, blocks, cycles)
+
+
+def block_cycles(ptx: str, name: str, threads: int, passes: int | None) -> int | None:
+    """Returns the cycles in which a multiprocessor executes one block of a kernel, at least.
+
+    Each scheduler issues the instructions of its share of the warps. A wait for all copies from memory takes a load of
+    the second-level cache: a loop with two stages starts the copies of its next pass after the last use of this one's.
+    Other loads, and waits of warps for one another, don't count.
+
+    Args:
+      ptx: Text with the kernel.
+      name: Name of the kernel.
+      threads: Threads of a block.
+      passes: Passes of each loop of the kernel, which are not nested.
+
+    Returns:
+      The cycles; None if the kernel has loops and `passes` is None.
+    """
+    text = ptx.partition(f".entry {name}(")[2].partition("\n}")[0]
+    lines = [line.strip() for line in text.splitlines()]
+    labels = {line[:-1]: i for i, line in enumerate(lines) if line.endswith(":")}
+    branches = [(labels[found[1]], i) for i, line in enumerate(lines) if (found := _BRANCH.search(line))]
+    looped = {i for first, last in branches for i in range(first, last + 1)}  # no lines if a branch skips some
+    if looped and passes is None:
+        return None
+    warps, cycles = -(-threads // (_WARP * _SCHEDULERS)), 0
+    for i, line in enumerate(lines):
+        once = LOAD_CYCLES if _WAIT.match(line) else 0
+        once += warps if line.endswith(";") and line[0] not in "./" else 0
+        cycles += once * (passes or 1) if i in looped else once
+    return cycles
 
 
 def parse_report(report: str) -> dict[str, tuple[int, int]]:

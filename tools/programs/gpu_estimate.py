@@ -1,13 +1,14 @@
 """Estimates the time of a compiled program for a GPU as the sum of its launches, kind by kind.
 
 A launch takes the longest of three times: its bytes at `BANDWIDTH_SHARE` of the card's bandwidth, its matrix products
-at the card's peak, and `LATENCY_SECONDS` for each wave of blocks that its multiprocessors hold at a time. The launches
-of a step follow one another, so their times add up: a step that is bound by memory in one launch and by products in
-another is slower than each bound of the whole step.
+at the card's peak, and its latency. That is the time of each wave of blocks that the multiprocessors hold at a time:
+`LATENCY_SECONDS`, and what a block executes (`gpu_dump.block_cycles`) at the card's clock. The launches of a step
+follow one another, so their times add up: a step that is bound by memory in one launch and by products in another is
+slower than each bound of the whole step.
 
 Bytes are those of the instruction that a launch computes (`tpu_hlo`): arrays that the caches hold count as if main
-memory held them, and of the state pool only the rows of the step. Waves of cuBLAS's kernels are not known; each counts
-as one.
+memory held them, and of the state pool only the rows of the step, in decode attention the busy ones. Waves of cuBLAS's
+kernels are not known; each counts as one. What blocks execute counts for Roost's kernels whose loops have known passes.
 """
 
 import math
@@ -60,11 +61,13 @@ class Sizes(NamedTuple):
 
     Attributes:
       rows: Slots that a decode step computes; all slots for other programs.
+      busy: Those of them with a request, whose windows attention reads.
       slots: Slots of the pool.
       window: Tokens of an attention window.
     """
 
     rows: int
+    busy: int
     slots: int
     window: int
 
@@ -95,13 +98,13 @@ def estimate(
       sizes: Sizes of the step.
     """
     places = {name: (where, each) for where in module.computations.values() for name, each in where.items()}
-    blocks = {kernel.name: kernel.blocks_per_multiprocessor for kernel in kernels}
+    known = {kernel.name: kernel for kernel in kernels}
     sums: defaultdict[str, list[float]] = defaultdict(lambda: [0, 0.0, 0.0, 0.0, 0.0])
     for thunk, times in _launches(thunks, names, places, 1):
         kind, cost = _cost(module, places.get(names.get(thunk.number, "")), sizes)
         memory = cost.hbm_bytes / (BANDWIDTH_SHARE * peak.bytes_per_second)
         tensor = cost.flops / peak.flops_per_second + cost.int8_ops / peak.int8_per_second
-        latency = LATENCY_SECONDS * _num_waves(thunk, blocks, card)
+        latency = _latency(thunk, known, card)
         for i, number in enumerate((1, max(memory, tensor, latency), memory, tensor, latency)):
             sums[kind][i] += times * number
     parts = (Part(kind, int(count), *seconds) for kind, (count, *seconds) in sums.items())
@@ -126,14 +129,16 @@ def _launches(
             yield from _launches(part, names, places, times * trips)
 
 
-def _num_waves(thunk: Thunk, blocks: Mapping[str, int | None], card: Card) -> int:
-    """Returns the number of times that a launch's blocks fill the card; 1 for what is not a kernel of known blocks."""
+def _latency(thunk: Thunk, kernels: Mapping[str, KernelResources], card: Card) -> float:
+    """Returns the time of the waves of a launch's blocks; what is not a kernel of known blocks has one."""
     launch = launch_of(thunk)
     if launch is None:
-        return 1
+        return LATENCY_SECONDS
     by_threads = min(card.threads // launch.threads, card.shared_memory // (launch.shared_bytes + 1024), 32)
-    held = blocks.get(launch.name) or max(by_threads, 1)
-    return -(-launch.blocks // (card.multiprocessors * held))
+    kernel = kernels.get(launch.name)
+    held = (kernel and kernel.blocks_per_multiprocessor) or max(by_threads, 1)
+    executing = ((kernel and kernel.cycles) or 0) / (1e9 * card.clock_ghz)
+    return -(-launch.blocks // (card.multiprocessors * held)) * (LATENCY_SECONDS + executing)
 
 
 def _cost(module: Module, place: tuple[Computation, Instruction] | None, sizes: Sizes) -> tuple[str, Cost]:
@@ -160,14 +165,15 @@ def _product(operands: Sequence[ArrayType], instruction: Instruction) -> Cost:
 
 def _kernel(name: str, operands: Sequence[ArrayType], instruction: Instruction, sizes: Sizes) -> Cost:
     """Returns the cost of one of Roost's kernels: its arrays once, and the products of attention."""
-    moved = sum(_bytes_of_rows(x, sizes) for x in (*operands, *instruction.outputs))
-    if not name.startswith("window_attention"):
+    is_attention = name.startswith("window_attention")
+    rows = sizes.busy if is_attention else sizes.rows
+    moved = sum(_bytes_of_rows(x, rows, sizes.slots) for x in (*operands, *instruction.outputs))
+    if not is_attention:
         return Cost(0.0, 0.0, moved)
     queries = next(x for x in operands if len(x.shape) >= 3)
-    return Cost(4.0 * math.prod(queries.shape) * sizes.window, 0.0, moved)
+    return Cost(4.0 * math.prod(queries.shape) * sizes.window * sizes.busy / sizes.rows, 0.0, moved)
 
 
-def _bytes_of_rows(array: ArrayType, sizes: Sizes) -> int:
-    """Returns the bytes of an array; of the state pool those of the step's rows."""
-    is_pool = sizes.slots in array.shape
-    return array.num_bytes * sizes.rows // sizes.slots if is_pool else array.num_bytes
+def _bytes_of_rows(array: ArrayType, rows: int, slots: int) -> int:
+    """Returns the bytes of an array; of the state pool those of some rows."""
+    return array.num_bytes * rows // slots if slots in array.shape else array.num_bytes

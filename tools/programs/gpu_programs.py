@@ -3,7 +3,7 @@
 Requires JAX's CUDA plugin (`pip install '.[cuda13]'`), but no GPU.
 
     python tools/programs/gpu_programs.py --model 2b|9b --card h100|a100|l4 [--quantize int8] [--kv-dtype int8]
-        [--slots N] [--programs decode-128 prefill-1x512 ...] [--json]
+        [--slots N] [--programs decode-128 prefill-1x512 ...] [--busy 1 64 ...] [--json]
     python tools/programs/gpu_programs.py --markdown results.jsonl... [--page benchmarks/gpu-programs.md]
 
 The programs are those that `roost serve` compiles on the card: same options, donation, sampling branches and, without
@@ -16,7 +16,11 @@ every path, penalties, masks and draws included: copies of an array of the state
 
 `parts` are the estimated times of the launches by kind (`gpu_estimate`), and the estimate of a program is their sum.
 Three times are bounds, of which none is an estimate: `memory_seconds` to move weights and states once at the card's
-bandwidth, `tensor_seconds` for all products at its peak, and `launch_seconds` at 2 µs for every launch.
+bandwidth, `tensor_seconds` for all products at its peak, and `launch_seconds` at 2 µs for every launch. The limit of
+tokens per second is that of the first two, as `roost plan` has it.
+
+`busy` are the slots with a request: all that a program computes, or with `--busy` as many of the smallest decode
+program that has them. Attention reads nothing of the others; everything else counts for all rows.
 """
 
 import argparse
@@ -24,7 +28,7 @@ import math
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -55,6 +59,7 @@ from roost.engine.types.config import ONE_DEVICE, EngineConfig
 from roost.engine.worker.compilation import compile_lowered, program_memory
 from roost.engine.worker.lowering import idle_bytes, lower
 from roost.engine.worker.served import PrefillShape, Program, Served, open_weights
+from roost.kernels.recurrent_block.pallas_gpu import INNER_BYTES
 from tpu_hlo import parse_module
 
 PROGRAMS: Final = ("prefill-1x512", "prefill-8x64", "prefill-1x2048", "decode-128", "decode-512")
@@ -67,17 +72,18 @@ LAUNCH_SECONDS: Final = 2e-6
 INT8_PRODUCT: Final = re.compile(r'= \(s32\[.* custom-call\(.*"__cublas\$lt')
 
 COLUMNS: Final = (
-    "model", "card", "slots", "program", "launches", "in graphs", "loops", "copies of pool", "full sorts",
+    "model", "card", "slots", "program", "busy", "launches", "in graphs", "loops", "copies of pool", "full sorts",
     "int8 products", "temporaries", "memory", "fits", "by memory", "by products", "by launches", "estimate", "tokens/s",
+    "limit",
 )  # fmt: skip
 
 PART_COLUMNS: Final = (
-    "model", "card", "program", "part", "launches", "by bytes", "by products", "by latency", "estimate",
+    "model", "card", "program", "busy", "part", "launches", "by bytes", "by products", "by latency", "estimate",
 )  # fmt: skip
 
 KERNEL_COLUMNS: Final = (
     "model", "card", "program", "kernel", "launches", "threads", "registers", "spilled bytes", "shared memory",
-    "blocks per multiprocessor",
+    "blocks per multiprocessor", "cycles of a block",
 )  # fmt: skip
 
 SHORT_TYPES: Final = {"bfloat16": "bf16", "float32": "f32", "int32": "s32", "int8": "s8"}
@@ -89,6 +95,7 @@ class Row:
 
     Attributes:
       rows: Slots that the program computes, or prompts that it prefills.
+      busy: Rows with a request.
       tokens: Tokens that one run generates or prefills.
       temp_bytes: Bytes of temporaries.
       memory_bytes: Memory that the program takes while it runs, with weights and all slots.
@@ -106,6 +113,7 @@ class Row:
     kv_dtype: str
     program: str
     rows: int
+    busy: int
     tokens: int
     launches: int
     launches_in_graphs: int
@@ -128,6 +136,11 @@ class Row:
         """Estimate of one run."""
         return sum(part.seconds for part in self.parts)
 
+    @property
+    def limit(self) -> float:
+        """Upper bound of tokens per second."""
+        return self.tokens / max(self.memory_seconds, self.tensor_seconds)
+
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -137,7 +150,10 @@ def main() -> None:
     arguments.add_argument("--kv-dtype", choices=["int8"], help="attention windows in int8")
     arguments.add_argument("--slots", type=int, help="slots of the pool; without it as many as a start estimates")
     arguments.add_argument("--prefill-chunk", type=int, default=2048)
-    arguments.add_argument("--programs", nargs="+", default=PROGRAMS, help="such as decode-128 or prefill-1x512")
+    arguments.add_argument("--programs", nargs="*", default=PROGRAMS, help="such as decode-128 or prefill-1x512")
+    arguments.add_argument(
+        "--busy", nargs="+", type=int, default=[], help="busy slots, each number in the smallest program that has them"
+    )
     arguments.add_argument("--json", action="store_true", help="one line per program")
     arguments.add_argument("--markdown", nargs="+", type=Path, help="print tables of files that --json wrote")
     arguments.add_argument("--page", type=Path, help="put the tables of --markdown in the place of a page's tables")
@@ -184,12 +200,23 @@ def measure(options: argparse.Namespace) -> Iterator[Row]:
         memory = memory_of_served(weights, limit)
         slots = options.slots or estimated_slots(memory, devices.shards)
         served = weights.served.with_slots(slots)
-        for name in options.programs:
-            yield measured(served, name, options, limit)
+        for name, busy in wanted_rows(served, options).items():
+            yield from measured(served, name, busy, options, limit)
 
 
-def measured(served: Served, name: str, options: argparse.Namespace, limit_bytes: int) -> Row:
-    """Compiles one program and returns its row."""
+def wanted_rows(served: Served, options: argparse.Namespace) -> dict[str, list[int]]:
+    """Returns the numbers of busy rows by program."""
+    wanted = {name: [find_program(served, name)[1]] for name in options.programs}
+    for busy in options.busy:
+        rows = next(rows for rows in served.programs.decode if rows >= busy)
+        wanted.setdefault(f"decode-{rows}", []).append(busy)
+    return wanted
+
+
+def measured(
+    served: Served, name: str, wanted: Sequence[int], options: argparse.Namespace, limit_bytes: int
+) -> Iterator[Row]:
+    """Compiles one program and yields its row for each number of busy rows."""
     program, rows, tokens = find_program(served, name)
     with tempfile.TemporaryDirectory() as folder:
         dumps: dict[str, Any] = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True, "xla_dump_emitter_re": "^ptx$"}
@@ -199,40 +226,49 @@ def measured(served: Served, name: str, options: argparse.Namespace, limit_bytes
         (dump,) = Path(folder).glob("*thunk_sequence_after_thunk_passes.txt")
         (metadata,) = Path(folder).glob("*thunk_metadata.txt")
         thunks, names = parse_thunks(dump.read_text()), names_of_thunks(metadata.read_text())
-        kernels = kernel_resources(KERNELS, thunks, Path(folder), CARDS[options.card])
+        kernels = kernel_resources(loop_passes(served), thunks, Path(folder), CARDS[options.card])
     text, memory = compiled.as_text(), program_memory(compiled)
     memory_bytes = memory.hbm_bytes + idle_bytes(lowered, served)
-    times = roofline_seconds(served.config, DEVICES[options.card], options.quantize, rows, tokens)
-    launches = count_launches(thunks)
+    module, launches = parse_module(text), count_launches(thunks)
     card, device = CARDS[options.card], DEVICES[options.card]
     assert device.peak is not None
-    sizes = Sizes(rows if rows == tokens else served.rows, served.rows, served.config.window)
-    parts = estimate(parse_module(text), thunks, names, kernels, card, device.peak, sizes)
-    return Row(
-        model=options.model,
-        card=options.card,
-        slots=served.slots,
-        quantize=options.quantize,
-        kv_dtype=options.kv_dtype or "bfloat16",
-        program=name,
-        rows=rows,
-        tokens=tokens,
-        launches=launches,
-        launches_in_graphs=count_graph_launches(thunks),
-        graphs=count(thunks, "kCommandBuffer"),
-        while_loops=count(thunks, "kWhile"),
-        copies_of_pool=count_copies(text, pool_types(served)),
-        full_sorts=count_sorts(text, served.config.vocab_size),
-        int8_products=len(INT8_PRODUCT.findall(text)),
-        temp_bytes=memory.temp_bytes,
-        memory_bytes=memory_bytes,
-        fits=memory_bytes <= limit_bytes,
-        memory_seconds=times[0],
-        tensor_seconds=times[1],
-        launch_seconds=launches * LAUNCH_SECONDS,
-        kernels=kernels,
-        parts=parts,
-    )
+    for busy in wanted:
+        done = busy if rows == tokens else tokens
+        times = roofline_seconds(served.config, device, options.quantize, busy, done)
+        computed = (rows, busy) if rows == tokens else (served.rows, served.rows)
+        sizes = Sizes(*computed, served.rows, served.config.window)
+        yield Row(
+            model=options.model,
+            card=options.card,
+            slots=served.slots,
+            quantize=options.quantize,
+            kv_dtype=options.kv_dtype or "bfloat16",
+            program=name,
+            rows=rows,
+            busy=busy,
+            tokens=done,
+            launches=launches,
+            launches_in_graphs=count_graph_launches(thunks),
+            graphs=count(thunks, "kCommandBuffer"),
+            while_loops=count(thunks, "kWhile"),
+            copies_of_pool=count_copies(text, pool_types(served)),
+            full_sorts=count_sorts(text, served.config.vocab_size),
+            int8_products=len(INT8_PRODUCT.findall(text)),
+            temp_bytes=memory.temp_bytes,
+            memory_bytes=memory_bytes,
+            fits=memory_bytes <= limit_bytes,
+            memory_seconds=times[0],
+            tensor_seconds=times[1],
+            launch_seconds=launches * LAUNCH_SECONDS,
+            kernels=kernels,
+            parts=estimate(module, thunks, names, kernels, card, device.peak, sizes),
+        )
+
+
+def loop_passes(served: Served) -> dict[str, int | None]:
+    """Returns the passes of each loop of Roost's kernels, by name; None where they depend on the data."""
+    inputs = served.config.lru_width // served.config.num_heads  # of a gate block
+    return dict.fromkeys(KERNELS) | {"recurrent_step": inputs * served.dtype.itemsize // INNER_BYTES}
 
 
 def find_program(served: Served, name: str) -> tuple[Program[Any], int, int]:
@@ -289,7 +325,7 @@ def with_tables(page: str, rows: list[Row]) -> str:
 def tables(rows: list[Row]) -> tuple[str, ...]:
     """Returns the tables of programs, of parts and of kernels, with a line break after each line."""
     parts = [part_cells(row, part) for row in rows for part in row.parts]
-    kernels = [kernel_cells(row, kernel) for row in rows for kernel in row.kernels]
+    kernels = list(dict.fromkeys(kernel_cells(row, kernel) for row in rows for kernel in row.kernels))
     own = ((COLUMNS, list(map(cells, rows))), (PART_COLUMNS, parts), (KERNEL_COLUMNS, kernels))
     return tuple(table(columns, lines) + "\n" for columns, lines in own)
 
@@ -301,17 +337,24 @@ def model_of(row: Row) -> str:
 def part_cells(row: Row, part: Part) -> tuple[str, ...]:
     times = (part.memory_seconds, part.tensor_seconds, part.latency_seconds, part.seconds)
     shown = (f"{1e3 * seconds:.2f} ms" for seconds in times)
-    return model_of(row), row.card, row.program, part.name, f"{part.launches:,}", *shown
+    return model_of(row), row.card, row.program, str(row.busy), part.name, f"{part.launches:,}", *shown
 
 
 def kernel_cells(row: Row, kernel: KernelResources) -> tuple[str, ...]:
-    numbers = (kernel.registers, kernel.spilled_bytes, f"{kernel.shared_bytes:,}", kernel.blocks_per_multiprocessor)
-    known = ("unknown" if number is None else str(number) for number in numbers)
+    numbers = (
+        kernel.registers,
+        kernel.spilled_bytes,
+        kernel.shared_bytes,
+        kernel.blocks_per_multiprocessor,
+        kernel.cycles,
+    )
+    known = ("unknown" if number is None else f"{number:,}" for number in numbers)
     return model_of(row), row.card, row.program, kernel.name, str(kernel.launches), str(kernel.threads), *known
 
 
 def cells(row: Row) -> tuple[str, ...]:
     counts = (
+        row.busy,
         row.launches,
         row.launches_in_graphs,
         row.while_loops,
@@ -331,6 +374,7 @@ def cells(row: Row) -> tuple[str, ...]:
         "yes" if row.fits else "no",
         *(f"{1e3 * seconds:.2f} ms" for seconds in times),
         f"{row.tokens / row.seconds:,.0f}",
+        f"{row.limit:,.0f}",
     )
 
 

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 from gpu_dump import (
+    LOAD_CYCLES,
+    block_cycles,
     blocks_per_multiprocessor,
     count,
     count_copies,
@@ -120,6 +122,44 @@ def test_blocks_per_multiprocessor(card: str, threads: int, registers: int, shar
 
 
 def test_launches_of_a_kernel_without_its_program_text(tmp_path: Path) -> None:
-    (found,) = kernel_resources(("rg_lru", "recurrent_step"), parse_thunks(LAUNCHES), tmp_path, CARDS["h100"])
+    (found,) = kernel_resources({"rg_lru": None, "recurrent_step": 8}, parse_thunks(LAUNCHES), tmp_path, CARDS["h100"])
     assert (found.name, found.launches, found.threads, found.shared_bytes) == ("rg_lru", 2, 256, 1024)
     assert found.registers is found.spilled_bytes is found.blocks_per_multiprocessor is None
+
+
+PTX = """\
+.visible .entry other(
+)
+{
+\tadd.s32 \t%r1, %r1, 1;
+}
+.visible .entry step(
+\t.param .u64 .ptr .global step_param_0
+)
+{
+\t.reg .b32 \t%r<9>;
+\tmov.b32 \t%r7, 0;
+$L__BB0_1:
+\t// begin inline asm
+\tcp.async.wait_group \t0;
+\t// end inline asm
+\tadd.s32 \t%r3, %r3, 32;
+\tsetp.ne.b32 \t%p1, %r3, 192;
+\t@%p1 bra \t$L__BB0_1;
+\t@%p3 bra \t$L__BB0_3;
+\tcp.async.wait_group \t0;
+\tst.global.b32 \t[%rd1], %r7;
+$L__BB0_3:
+\tret;
+}
+"""
+
+
+def test_a_block_executes_its_loops_several_times_and_waits_for_their_copies() -> None:
+    """A scheduler issues for two of eight warps."""
+    assert block_cycles(PTX, "step", 256, 6) == 2 * (6 * 4 + 5) + 7 * LOAD_CYCLES
+    assert block_cycles(PTX, "other", 32, None) == 1
+
+
+def test_a_loop_of_unknown_passes_has_no_known_cycles() -> None:
+    assert block_cycles(PTX, "step", 256, None) is None

@@ -8,7 +8,7 @@ from roost.engine.capacity.roofline import DEVICES
 from tpu_hlo import parse_module
 
 CARD, PEAK = CARDS["h100"], DEVICES["h100"].peak
-SIZES = Sizes(rows=128, slots=1280, window=2048)
+SIZES = Sizes(rows=128, busy=128, slots=1280, window=2048)
 
 PROGRAM = """\
 HloModule jit_run
@@ -55,12 +55,12 @@ METADATA = "".join(
 )
 
 
-def parts(blocks: int) -> dict[str, Part]:
+def parts(blocks: int, cycles: int | None = None, sizes: Sizes = SIZES) -> dict[str, Part]:
     """Returns the parts of the program, of whose kernel a multiprocessor holds that many blocks."""
-    kernel = KernelResources("window_attention_decode", 1, 128, 42_240, 153, 0, blocks)
+    kernel = KernelResources("window_attention_decode", 1, 128, 42_240, 153, 0, blocks, cycles)
     names = names_of_thunks(METADATA)
     assert PEAK is not None
-    found = estimate(parse_module(PROGRAM), parse_thunks(THUNKS), names, (kernel,), CARD, PEAK, SIZES)
+    found = estimate(parse_module(PROGRAM), parse_thunks(THUNKS), names, (kernel,), CARD, PEAK, sizes)
     return {part.name: part for part in found}
 
 
@@ -82,9 +82,17 @@ def test_attention_reads_the_rows_of_its_step() -> None:
     assert attention.tensor_seconds == pytest.approx(4 * queries * 2048 / PEAK.flops_per_second)
 
 
-def test_a_launch_of_more_blocks_than_the_card_holds_takes_waves() -> None:
-    one, two = (parts(blocks)["window_attention_decode"].latency_seconds for blocks in (2, 1))
-    assert (one, two) == (LATENCY_SECONDS, 2 * LATENCY_SECONDS), "256 blocks on 132 multiprocessors"
+def test_attention_skips_idle_rows() -> None:
+    whole, half = (parts(3, sizes=SIZES._replace(busy=busy))["window_attention_decode"] for busy in (128, 64))
+    assert half.tensor_seconds == whole.tensor_seconds / 2
+    assert half.memory_seconds == pytest.approx(whole.memory_seconds / 2, rel=0.01), "not queries and outputs"
+
+
+@pytest.mark.parametrize("cycles", [None, 39_706])
+def test_a_launch_of_more_blocks_than_the_card_holds_takes_waves(cycles: int | None) -> None:
+    one, two = (parts(blocks, cycles)["window_attention_decode"].latency_seconds for blocks in (2, 1))
+    wave = LATENCY_SECONDS + (cycles or 0) / (1e9 * CARD.clock_ghz)
+    assert (one, two) == (wave, 2 * wave), "256 blocks on 132 multiprocessors"
 
 
 def test_launches_of_a_loop_count_for_each_pass() -> None:
