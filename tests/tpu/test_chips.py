@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 from cache_settings import restored
-from roost.engine.capacity.ahead import compiles_from_cache
-from roost.engine.capacity.chips import TPUS, AheadOfTime, compile_for_chips, open_chips, served_on
+from roost.engine.capacity.chips import TPUS, AheadOfTime, compile_for_chips, compiles_from_cache, open_chips, served_on
 from roost.engine.checkpoint.source import open_model
 from roost.engine.types.config import EngineConfig, MeshShape
 from roost.engine.types.errors import ConfigError

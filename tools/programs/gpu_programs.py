@@ -100,7 +100,6 @@ class Row:
       temp_bytes: Bytes of temporaries.
       memory_bytes: Memory that the program takes while it runs, with weights and all slots.
       fits: Whether JAX's share of the card's memory is as much.
-      graphs: Number of CUDA graphs on the greedy path.
       int8_products: Number of products of int8 matrices that call cuBLASLt, on any path.
       kernels: What Roost's own kernels take.
       parts: Estimated times of the launches by kind.
@@ -117,7 +116,6 @@ class Row:
     tokens: int
     launches: int
     launches_in_graphs: int
-    graphs: int
     while_loops: int
     copies_of_pool: int
     full_sorts: int
@@ -249,7 +247,6 @@ def measured(
             tokens=done,
             launches=launches,
             launches_in_graphs=count_graph_launches(thunks),
-            graphs=count(thunks, "kCommandBuffer"),
             while_loops=count(thunks, "kWhile"),
             copies_of_pool=count_copies(text, pool_types(served)),
             full_sorts=count_sorts(text, served.config.vocab_size),
@@ -353,15 +350,7 @@ def kernel_cells(row: Row, kernel: KernelResources) -> tuple[str, ...]:
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    counts = (
-        row.busy,
-        row.launches,
-        row.launches_in_graphs,
-        row.while_loops,
-        row.copies_of_pool,
-        row.full_sorts,
-        row.int8_products,
-    )
+    counts = (row.busy, row.launches, row.launches_in_graphs, row.while_loops, row.copies_of_pool, row.full_sorts)
     sizes = (f"{size / 1e9:.2f} GB" for size in (row.temp_bytes, row.memory_bytes))
     times = (row.memory_seconds, row.tensor_seconds, row.launch_seconds, row.seconds)
     return (
@@ -369,7 +358,7 @@ def cells(row: Row) -> tuple[str, ...]:
         row.card,
         f"{row.slots:,}",
         row.program,
-        *map(str, counts),
+        *map(str, (*counts, row.int8_products)),
         *sizes,
         "yes" if row.fits else "no",
         *(f"{1e3 * seconds:.2f} ms" for seconds in times),

@@ -44,7 +44,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import jax
 import orjson
@@ -84,7 +84,7 @@ KINDS: Final = ["decode", "prefill", "mixed"]
 
 COLUMNS: Final = (
     "program", "rows", "busy", "sampling", "windows", "floor", "accessed", "over floor", "temporaries", "HBM", "fits",
-    "estimate", "scheduled", "tokens/s", "kernels",
+    "estimate", "scheduled", "tokens/s", "limit", "kernels",
 )  # fmt: skip
 
 type Fields = Mapping[str, Any]
@@ -151,11 +151,7 @@ def main() -> None:
         "--rows", nargs="*", help='decode programs to compile, such as "8 all"; without it every one'
     )
     arguments.add_argument(
-        "--busy",
-        nargs="+",
-        type=int,
-        default=[],
-        help="numbers of busy slots, each of which the smallest program takes",
+        "--busy", nargs="+", type=int, default=[], help="busy slots, each number in the smallest program that has them"
     )
     arguments.add_argument("--programs", nargs="+", choices=KINDS, default=KINDS)
     arguments.add_argument("--prefill-chunk", type=int, default=EngineConfig().prefill_chunk)
@@ -293,20 +289,8 @@ class Bench:
 
     def _row(self, program: str, rows: int, tokens: int, floor_bytes: int) -> Row:
         kv_dtype = self.served.config.kv_dtype or self.served.dtype.name
-        return Row(
-            self.name,
-            self.chip,
-            self.served.slots,
-            program,
-            rows,
-            rows,
-            tokens,
-            "full",
-            "greedy",
-            kv_dtype,
-            self.quantize,
-            floor_bytes,
-        )
+        made = (self.name, self.chip, self.served.slots, program, rows, rows, tokens)
+        return Row(*made, "full", "greedy", kv_dtype, self.quantize, floor_bytes)
 
     @property
     def _window(self) -> int:
@@ -344,15 +328,11 @@ class Bench:
         memory = compiled.program.memory
         return replace(
             row,
-            bytes_accessed=times.hbm_bytes,
+            **times._asdict(),
             temp_bytes=memory.temp_bytes,
             hbm_bytes=memory.hbm_bytes,
-            optimal_seconds=times.optimal_seconds,
-            scheduled_seconds=times.scheduled_seconds,
             custom_calls=compiled.program.custom_calls,
             fits=True,
-            without_end=times.without_end,
-            without_bundles=times.without_bundles,
         )
 
 
@@ -380,11 +360,10 @@ class Attended:
     visited: float
 
 
-@dataclass(frozen=True)
-class Times:
-    """Bytes and both estimates of one run; the others as in `Row`."""
+class Times(NamedTuple):
+    """Bytes and both estimates of one run, as in `Row`."""
 
-    hbm_bytes: int
+    bytes_accessed: int
     optimal_seconds: float
     scheduled_seconds: float
     without_end: int
@@ -468,12 +447,26 @@ def cells(row: Fields) -> tuple[str, ...]:
     )
     known = (_name(row), str(row["rows"]), str(row["busy"]), row["sampling"], row["window"], floor)
     if not row["fits"]:
-        return (*known, "", "", "", hbm, "no", "", "", "", "")
+        return (*known, "", "", "", hbm, "no", "", "", "", "", "")
     ratio = f"{row['bytes_accessed'] / row['floor_bytes']:.3f}"
     at_least, at_most = ("> ", "< ") if row["without_end"] or row["without_bundles"] else ("", "")
     times = (f"{1e3 * row['optimal_seconds']:.2f} ms", f"{at_least}{1e3 * row['scheduled_seconds']:.2f} ms")
     rate = f"{at_most}{speed(row):,.0f}"
-    return (*known, accessed, ratio, temp, hbm, "yes", *times, rate, str(row["custom_calls"]))
+    return (*known, accessed, ratio, temp, hbm, "yes", *times, rate, limit(row), str(row["custom_calls"]))
+
+
+def limit(row: Fields) -> str:
+    """Returns the most tokens per second that `roost plan` gives the row's busy slots; "" for parts of a request."""
+    if row["program"] not in ("decode", "prefill"):
+        return ""
+    kv_dtype = "int8" if row["kv_dtype"] == "int8" else None
+    model = open_model(f"random:{row['model']}").with_kv_dtype(kv_dtype).config
+    line = compute_roofline(model, DEVICES[row["chip"]], 2, quantize=row["quantize"])
+    if row["program"] == "prefill":
+        return f"{line.prefill_tokens_per_second():,.0f}"
+    parts = {"full": model.window, "quarter": model.window // 4}
+    filled = parts.get(row["window"]) or int(row["window"].removeprefix("at "))
+    return f"{row['busy'] / line.decode_seconds(row['busy'], row['busy'] * filled):,.0f}"
 
 
 def _name(row: Fields) -> str:

@@ -12,7 +12,7 @@ KNOWN = KernelResources("rg_lru", 18, 256, 1024, 113, 0, 2)
 UNKNOWN = KernelResources("recurrent_step", 18, 256, 13_952, None, None, None, 39_706)
 PARTS = (Part("products", 105, 0.0020, 0.0019, 0.0006, 0.0002), Part("others", 233, 0.0012, 0.0003, 0.0, 0.0011))
 ROW = Row(
-    "2b", "h100", 3728, "int8", "int8", "decode-128", 128, 64, 64, 338, 338, 3, 0, 0, 0, 106, 10**9, 7 * 10**10, True,
+    "2b", "h100", 3728, "int8", "int8", "decode-128", 128, 64, 64, 338, 338, 0, 0, 0, 106, 10**9, 7 * 10**10, True,
     0.002, 0.001, 0.0007, (KNOWN, UNKNOWN), PARTS,
 )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from roost.engine import DEVICES, compute_roofline, open_model
 from tpu_programs import as_markdown, seconds
 
 ROW: dict[str, Any] = {
@@ -28,6 +29,9 @@ def test_one_table_per_model_chip_and_pool() -> None:
         in page
     )
     assert "| prefill 512 | 1 | 1 |" in page
+    bound = compute_roofline(open_model("random:2b").config, DEVICES["v5e"], 2)
+    assert f"| 20,000 | {bound.decode_tokens_per_second(512):,.0f} | 53 |" in page
+    assert f"| {bound.prefill_tokens_per_second():,.0f} | 53 |" in page
     assert "8 slots" in page
     assert "| 14.000 | no |" in page
 
