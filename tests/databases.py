@@ -179,10 +179,10 @@ def faulty_database(server: PostgresqlServer) -> Iterator[FaultyDatabase]:
 
 def table_names(transaction: "Transaction", address: str) -> list[str]:
     """Returns the names of all tables of the store."""
-    if address.startswith("sqlite"):
-        rows = transaction.rows("SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE 'roost%'")
-    else:
+    if address.startswith("postgresql"):
         rows = transaction.rows("SELECT tablename FROM pg_tables WHERE tablename LIKE 'roost%%'")
+    else:
+        rows = transaction.rows("SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE 'roost%'")
     return [name for (name,) in rows]
 
 

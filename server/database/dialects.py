@@ -41,6 +41,10 @@ class Connection(Protocol):
         """Closes the connection, which rolls back its transaction."""
 
 
+LEASE_S: Final = 15.0
+"""Seconds after its last renewal at which a lease ends, so that other processes may claim the work."""
+
+
 class Sqlite:
     """SQLite in WAL mode, which several processes of one machine may share.
 
@@ -56,7 +60,8 @@ class Sqlite:
       words: Replacements for the names in braces in statements: `{now}` (seconds since 1970 by the database's clock),
         `{skip_locked}` (locks the selected rows, and skips locked ones), `{lock}` (locks them, waiting), `{bytes}`,
         `{has_table}` (whether a table exists whose name is the next value), `{lock_name}` (a statement that waits until
-        no other transaction has locked the name that is the next value, and locks it).
+        no other transaction has locked the name that is the next value, and locks it), `{lease_s}` (seconds for which a
+        lease lasts).
     """
 
     is_shared = True
@@ -71,6 +76,7 @@ class Sqlite:
         "bytes": "BLOB",
         "has_table": "EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?)",
         "lock_name": "SELECT ?",
+        "lease_s": str(LEASE_S),
     }
     _bugs = (sqlite3.ProgrammingError, sqlite3.DataError, sqlite3.IntegrityError, sqlite3.NotSupportedError)
 
@@ -126,9 +132,13 @@ class Sqlite:
 
 
 class Memory(Sqlite):
-    """SQLite in the memory of this process, until this object is gone. Transactions take turns on one connection."""
+    """SQLite in the memory of this process, until this object is gone. Transactions take turns on one connection.
+
+    Leases do not end: nobody else could claim the work, and the time of day may jump, as after a suspension.
+    """
 
     is_shared = False
+    words: Mapping[str, str] = {**Sqlite.words, "lease_s": "1e12"}
 
     def __init__(self) -> None:
         super().__init__(":memory:")

@@ -14,7 +14,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from . import dialects
-from .dialects import STATEMENT_TIMEOUT_S, Connection, Cursor
+from .dialects import LEASE_S, STATEMENT_TIMEOUT_S, Connection, Cursor
 from .errors import StoreFullError, StoreUnavailableError
 
 _ABANDONED_S: Final = 5
@@ -43,6 +43,7 @@ class Postgresql:
         "bytes": "BYTEA",
         "has_table": "to_regclass(?) IS NOT NULL",
         "lock_name": "SELECT pg_advisory_xact_lock(7304202, hashtext(?))",
+        "lease_s": str(LEASE_S),
     }
     _bugs = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.SyntaxError)
 

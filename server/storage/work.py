@@ -21,9 +21,6 @@ from ..database.database import Transaction, placeholders
 from ..database.errors import FencedError
 from .objects import Table
 
-LEASE_S: Final = 15.0
-"""Seconds after its last renewal at which a lease ends, so that others may claim the unit."""
-
 SUSPECT_DEATHS: Final = 2
 """Number of deaths of its owners at which a unit is a suspect, and runs alone."""
 
@@ -198,7 +195,7 @@ class WorkTable(Table[Unit]):
         transaction.execute(
             f"""
             INSERT INTO {self.name} ({KEY}, model, engine, owner, lease_until, num_bytes)
-            VALUES (?, ?, ?, ?, ?, ?, ?, {{now}} + {LEASE_S}, ?) ON CONFLICT DO NOTHING
+            VALUES (?, ?, ?, ?, ?, ?, ?, {{now}} + {{lease_s}}, ?) ON CONFLICT DO NOTHING
             """,
             *lease,
             model,
@@ -240,7 +237,7 @@ class WorkTable(Table[Unit]):
         for some in batched(found, _MAX_NAMED):
             rows = transaction.rows(
                 f"""
-                UPDATE {self.name} SET owner = ?, fence = fence + 1, lease_until = {{now}} + {LEASE_S},
+                UPDATE {self.name} SET owner = ?, fence = fence + 1, lease_until = {{now}} + {{lease_s}},
                     num_deaths = num_deaths + {deaths}, num_lone_deaths = num_lone_deaths + {lone_deaths}
                 WHERE ({KEY}) IN (VALUES {placeholders(len(some), 4)})
                 RETURNING {KEY}, num_deaths, num_lone_deaths, engine, num_bytes
@@ -278,7 +275,7 @@ class WorkTable(Table[Unit]):
             transaction.execute(
                 f"""
                 INSERT INTO {self.name} ({KEY}, model, owner, lease_until)
-                VALUES {", ".join([f"(?, ?, ?, ?, ?, ?, {{now}} + {LEASE_S})"] * len(claims))}
+                VALUES {", ".join(["(?, ?, ?, ?, ?, ?, {now} + {lease_s})"] * len(claims))}
                 """,
                 *rows,
             )
@@ -291,7 +288,7 @@ class WorkTable(Table[Unit]):
         """
         held = [Lease(*row) for row in transaction.rows(f"SELECT {KEY} FROM {self.name} WHERE owner = ?", owner)]
         extend = f"""
-            UPDATE {self.name} SET lease_until = {{now}} + {LEASE_S} WHERE (tenant, id, number) IN (
+            UPDATE {self.name} SET lease_until = {{now}} + {{lease_s}} WHERE (tenant, id, number) IN (
                 SELECT tenant, id, number FROM {self.name} WHERE owner = ? {{skip_locked}})
         """
         kept = set(leases)
@@ -318,7 +315,7 @@ class WorkTable(Table[Unit]):
         rows = transaction.rows(
             f"""
             WITH written (holder, name, part, fenced, bytes, decoder) AS (VALUES {placeholders(len(writes), 6)})
-            UPDATE {self.name} SET lease_until = {{now}} + {LEASE_S}, num_bytes = bytes, engine = decoder FROM written
+            UPDATE {self.name} SET lease_until = {{now}} + {{lease_s}}, num_bytes = bytes, engine = decoder FROM written
             WHERE tenant = holder AND id = name AND number = part AND fence = fenced AND {_HELD}
             RETURNING {KEY}
             """,

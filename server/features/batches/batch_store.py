@@ -8,13 +8,14 @@ from typing import Final
 from uuid import uuid4
 
 from ...database.database import Database, Lane, Transaction
+from ...database.dialects import LEASE_S
 from ...database.errors import StoreClosedError, StoreUnavailableError
 from ...database.group_commit import MAX_SHARE, GroupCommit, WriteLoad, shares
 from ...errors import kinds
 from ...errors.request_errors import ApiError, bad_value
 from ...storage.claims import Places
 from ...storage.tenant_objects import TenantObjects, missing
-from ...storage.work import LEASE_S, Lease
+from ...storage.work import Lease
 from ...storage.worker import Leases
 from ...tenants import TenantLocks, tenant
 from . import batch_table, file_table

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from ....engine import RequestSnapshot, RequestSnapshotFormat
 from ...database.database import Database, Transaction
+from ...database.dialects import LEASE_S
 from ...database.errors import FencedError
 from ...database.errors import StoreUnavailableError as UnavailableError
 from ...database.group_commit import GroupCommit, Work, WriteLoad
@@ -25,7 +26,7 @@ from ...storage import tenant_objects
 from ...storage.claims import Claimant, Places
 from ...storage.objects import MAX_REMOVED, Bounds, Name
 from ...storage.tenant_objects import TenantObjects
-from ...storage.work import LEASE_S, Lease
+from ...storage.work import Lease
 from ...storage.worker import Leases
 from ...tenants import TenantLocks, tenant
 from ...text.chat_format import ConversationMessage

@@ -11,10 +11,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 from roost.server.database.database import Transaction
+from roost.server.database.dialects import LEASE_S
 from roost.server.database.errors import FencedError
 from roost.server.storage import claims
 from roost.server.storage.claims import Claimant, Places
-from roost.server.storage.work import LEASE_S, SUSPECT_DEATHS, Claim, Lease, check
+from roost.server.storage.work import SUSPECT_DEATHS, Claim, Lease, check
 from work_tables import MODEL, Tables, work_tables
 
 REPLICAS = {"a": "x86", "b": "x86", "c": "arm"}
@@ -208,6 +209,18 @@ def test_leases_without_a_running_task_are_not_extended(tables: Tables) -> None:
     assert set(tables.run(tables.work.renew, "me", leases[:550])) == set(leases)
     until = Counter(seconds for (seconds,) in tables.read("lease_until"))
     assert until == {1000 + LEASE_S: 50, 1010 + LEASE_S: 550}
+
+
+def test_leases_in_memory_do_not_end() -> None:
+    """The time of day may jump, as after a suspension of the machine, and nobody else can claim the work."""
+    with work_tables("memory:") as tables:
+        lease = tables.begun("", "r")
+        tables.make_range("", "range", 1)
+        assert [each.lease.id for each in tables.claimed(2)] == ["range"]
+        tables.pass_time(1e9)
+        assert tables.claimed(2) == []
+        tables.run(tables.work.release, [lease])
+        assert [each.lease.id for each in tables.claimed(2)] == ["r"]
 
 
 def test_a_renewal_does_not_wait_for_a_transaction_that_writes(postgresql: PostgresqlServer) -> None:

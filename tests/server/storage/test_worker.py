@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 from fake_server import until
+from roost.server.database.dialects import LEASE_S
 from roost.server.database.errors import StoreOutdatedError, StoreUnavailableError
 from roost.server.storage import claims, work
 from roost.server.storage.claims import Claimant, Places
-from roost.server.storage.work import LEASE_S, Claim, Lease
+from roost.server.storage.work import Claim, Lease
 from roost.server.storage.worker import Leases, Worker, WorkKind
 from work_tables import MODEL, TABLE, Tables
 

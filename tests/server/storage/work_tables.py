@@ -6,8 +6,9 @@ from typing import Any, Concatenate
 
 from databases import opened
 from roost.server.database.database import Database, Transaction
+from roost.server.database.dialects import LEASE_S
 from roost.server.storage.claims import Claimant, Places, claim
-from roost.server.storage.work import LEASE_S, Claim, Lease, WorkTable
+from roost.server.storage.work import Claim, Lease, WorkTable
 
 TABLE = "roost_work_of_tests"
 MODEL = "model"

@@ -9,12 +9,12 @@ import pytest
 from batch_rows import MODEL, NotHeld, at, claimed, end, make_batch, runner
 from databases import opened
 from roost.server.database.database import Database
+from roost.server.database.dialects import LEASE_S
 from roost.server.features.batches import batch_table, file_table
 from roost.server.features.batches.batch_lines import TokenUsage
 from roost.server.features.batches.batch_table import BatchStatus, LineClaim, LineResult, LineTable
 from roost.server.storage import objects
 from roost.server.storage.objects import PageSpec
-from roost.server.storage.work import LEASE_S
 
 LINES = LineTable(10**9)
 

@@ -10,6 +10,7 @@ from databases import opened
 from fake_server import until
 from query_plans import scans_of
 from roost.server.database.database import Database
+from roost.server.database.dialects import LEASE_S
 from roost.server.errors.request_errors import ApiError
 from roost.server.features.responses import conversation_table, part_table, response_table
 from roost.server.features.responses.conversation_table import TURN, ConversationRecord, Item, Turn
@@ -17,7 +18,7 @@ from roost.server.features.responses.event_table import LogEntry
 from roost.server.features.responses.part_table import StoredPart
 from roost.server.features.responses.response_table import Job, ResponseRecord
 from roost.server.storage.objects import Bounds, PageSpec
-from roost.server.storage.work import LEASE_S, Lease
+from roost.server.storage.work import Lease
 from test_durable_responses import (  # noqa: F401 - `replicas` is a fixture
     LETTERS,
     Replica,

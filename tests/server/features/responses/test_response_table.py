@@ -9,6 +9,7 @@ import pytest
 from databases import opened
 from query_plans import scans_of
 from roost.server.database.database import Database, Transaction
+from roost.server.database.dialects import LEASE_S
 from roost.server.database.errors import FencedError
 from roost.server.features.responses import (
     conversation_table,
@@ -22,7 +23,7 @@ from roost.server.features.responses.part_table import StoredPart
 from roost.server.features.responses.response_table import RESPONSES, Adoption, Append, Job, ResponseRecord
 from roost.server.storage.claims import Claimant, Places
 from roost.server.storage.objects import Bounds, PageSpec
-from roost.server.storage.work import LEASE_S, Lease
+from roost.server.storage.work import Lease
 
 INDEXES = {
     "roost_responses_running",
