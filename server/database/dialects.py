@@ -152,6 +152,9 @@ class Memory(Sqlite):
         """Returns the connection, once no other transaction has it."""
         return self._free.get()
 
+    def interrupt(self, connection: Any) -> None:
+        """Does nothing: statements in memory take no time, and the next transaction's could be ended instead."""
+
 
 class _OnlyConnection(sqlite3.Connection):
     """Connection that is not closed, but left to the next transaction."""
