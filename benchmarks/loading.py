@@ -29,12 +29,12 @@ from rich.console import Console
 from rich.table import Table
 from roost.engine.capacity.roofline import CPU as CPU_DEVICE
 from roost.engine.capacity.roofline import compute_roofline, find_device
-from roost.engine.checkpoint import format, official, open_tensors
+from roost.engine.checkpoint import format, official
 from roost.engine.checkpoint.conversion import convert
 from roost.engine.checkpoint.format import BFLOAT16, ReadRows, StoredTensor
 from roost.engine.checkpoint.layout import tensor_specs
 from roost.engine.checkpoint.official import GRIFFIN_CONFIG, griffin_fields
-from roost.engine.checkpoint.source import open_model
+from roost.engine.checkpoint.source import open_model, open_tensors
 from roost.engine.devices.platform import CPU
 from roost.engine.model.config import PRESETS, ModelConfig
 from roost.engine.types.host_memory import HostArray

@@ -30,8 +30,7 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 from roost.engine import EngineConfig, Request, SamplingParams, load_engine
-from roost.engine.checkpoint import open_tensors
-from roost.engine.checkpoint.source import ModelSource, open_model
+from roost.engine.checkpoint.source import ModelSource, open_model, open_tensors
 from roost.engine.checkpoint.weights import Checkpoint, load_params
 from roost.engine.devices.platform import CPU, CPU_OPTIONS
 from roost.engine.model.griffin import abstract_model

@@ -18,7 +18,6 @@ from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float32
@@ -34,20 +33,13 @@ from ..model.state import zero_state
 from ..types.config import Quantization
 from ..types.errors import CheckpointError
 from ..types.host_memory import HostArray, shown_bytes
-from . import WRITABLE_FORMATS, open_tensors
 from .format import StoredTensor, Tensors, WritableFormat, bytes_of
-from .layout import checkpoint_layout
-from .precision import converted
-from .source import ModelSource
+from .layout import checkpoint_layout, converted
+from .source import WRITABLE_FORMATS, ModelSource, open_tensors
 from .weights import Checkpoint
 
 type Progress = Callable[[str, int, int], None]
 """Called with the stage ("writing" or "checking"), the number of finished tensors, and of all tensors."""
-
-_DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
-    "float32": np.dtype("float32"),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
 
 _TEXT_FILES: Final = (
     "tokenizer.model",
@@ -117,7 +109,7 @@ def convert(
     report = progress or (lambda stage, done, total: None)
     with open_tensors(source.weights, source.config, source.adapters) as stored:
         checkpoint = Checkpoint(source.config, stored)
-        target = None if dtype is None else _DTYPES[dtype]
+        target = None if dtype is None else jnp.dtype(dtype)
         calibrated = None if texts is None else Calibration(checkpoint, source.config, texts).quantize
         tensors = converted(stored, source.config, target, quantize, calibrated)
         config = replace(source.config, dtype=dtype or checkpoint.dtype, quantize=quantize or source.config.quantize)

@@ -131,7 +131,7 @@ class FoundCheckpoint(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFormat:
-    """Checkpoint format: one row of `roost.engine.checkpoint.FORMATS`.
+    """Checkpoint format: one row of `roost.engine.checkpoint.source.FORMATS`.
 
     Attributes:
       name: Name for `roost convert --format`.

@@ -4,16 +4,25 @@
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from ..model.config import INT4_GROUP_SIZE, PRESETS, ModelConfig, read_config
 from ..types.errors import CheckpointError
-from . import FORMATS
-from .format import content_pieces
-from .lora import Adapter
+from .flax_msgpack import FLAX_MSGPACK
+from .format import CheckpointFormat, Tensors, WritableFormat, content_pieces
+from .lora import Adapter, merged
+from .official import ORBAX
+from .safetensors_files import SAFETENSORS
+
+WRITABLE_FORMATS: Final[Mapping[str, WritableFormat]] = {kind.name: kind for kind in (SAFETENSORS, ORBAX)}
+"""Formats of `roost convert`, by name."""
+
+FORMATS: Final[Mapping[str, CheckpointFormat]] = {**WRITABLE_FORMATS, FLAX_MSGPACK.name: FLAX_MSGPACK}
+"""Supported formats by name. The first one that finds a checkpoint in a folder opens it."""
 
 DEMO_DIRECTORY: Final = Path(__file__).parents[2] / "configs" / "demo"
 """Folder of the bundled model."""
@@ -141,6 +150,23 @@ def _open_random(reference: str) -> ModelSource:
     name = path.resolve().parent.name if path.name == "config.json" else path.stem
     config = replace(read_config(path), int4_group_size=INT4_GROUP_SIZE)  # weights are quantised as they are drawn
     return ModelSource(f"{name}-random", config, path.parent, ())
+
+
+@contextmanager
+def open_tensors(weights: Sequence[Path], config: ModelConfig, adapters: Sequence[Adapter] = ()) -> Iterator[Tensors]:
+    """Yields the tensors of a checkpoint in any format, which are read on demand.
+
+    Args:
+      weights: The checkpoint's files or folders, from `ModelSource`.
+      config: The model's config.
+      adapters: Adapters that are merged into the tensors, in order.
+
+    Raises:
+      CheckpointError: A file is broken, or an adapter does not fit the checkpoint.
+    """
+    kind = next(kind for kind in FORMATS.values() if kind.owns(weights))
+    with kind.open(weights, config) as tensors, merged(tensors, config, adapters) as sums:
+        yield sums
 
 
 def model_identity(source: ModelSource, dtype: str, quantize: str | None, seed: int) -> str:

@@ -21,8 +21,7 @@ from ..types.config import MeshShape
 from ..types.errors import CheckpointError
 from ..types.host_memory import HostArray
 from .format import StoredTensor, Tensors
-from .layout import EMBEDDING, TensorSpec, checkpoint_layout
-from .precision import read_matrix, stored_specs
+from .layout import EMBEDDING, TensorSpec, checkpoint_layout, read_matrix, stored_specs
 
 type AbstractParam = jax.ShapeDtypeStruct | QuantizedMatrix
 """Shape and dtype of a parameter."""
@@ -176,14 +175,11 @@ def checkpoint_tensors(params: Params, config: ModelConfig) -> dict[str, HostArr
         tensor.name: part
         for path, spec in checkpoint_layout(config).items()
         for tensor, part in zip(
-            spec.tensors, map(np.ascontiguousarray, spec.views(np.asarray(_at(params, path)))), strict=True
+            spec.tensors,
+            map(np.ascontiguousarray, spec.views(np.asarray(functools.reduce(operator.getitem, path, params)))),
+            strict=True,
         )
     }
-
-
-def _at(params: Params, path: ParamPath) -> jax.Array:
-    leaf: jax.Array = functools.reduce(operator.getitem, path, params)
-    return leaf
 
 
 def random_params(abstract: Params, seed: int, progress: Progress | None = None, put: Put | None = None) -> Params:
@@ -252,7 +248,7 @@ def _place(
 
     def place(index: int) -> tuple[int, Any]:
         path, leaf = leaves[index]
-        param = make(tuple(_key(k) for k in path), leaf)
+        param = make(tuple(key.key for key in path), leaf)
         return index, jax.device_put(param) if put is None else put(path, param)
 
     placed: dict[int, Any] = {}
@@ -283,11 +279,6 @@ _ALIGNMENT: Final = 64
 
 def _num_bytes(param: AbstractParam) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(param))
-
-
-def _key(key: Any) -> str | int:
-    name: str | int = key.key
-    return name
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ...kernels.matrices import pack_param, pack_shapes
-from ..checkpoint import open_tensors
-from ..checkpoint.source import ModelSource
+from ..checkpoint.source import ModelSource, open_tensors
 from ..checkpoint.weights import Checkpoint, HostParam, Placement, Put, load_params, random_params
 from ..devices.platform import Platform
 from ..model.config import ModelConfig, Params

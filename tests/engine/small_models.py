@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from roost.engine.checkpoint import open_tensors
-from roost.engine.checkpoint.source import ModelSource, open_model
+from roost.engine.checkpoint.source import ModelSource, open_model, open_tensors
 from roost.engine.checkpoint.weights import Checkpoint, load_params, random_params
 from roost.engine.devices.platform import CPU, CPU_OPTIONS
 from roost.engine.model.config import ModelConfig, Params

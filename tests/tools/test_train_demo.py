@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from roost.engine.checkpoint import open_tensors
+from roost.engine.checkpoint.source import open_tensors
 from roost.engine.checkpoint.weights import Checkpoint
 from roost.engine.model.config import read_config
 from roost.server.text.chat_format import Message

@@ -13,11 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint
 import pytest
-from roost.engine.checkpoint import WRITABLE_FORMATS, open_tensors
 from roost.engine.checkpoint.conversion import Converted, convert
 from roost.engine.checkpoint.layout import tensor_specs
 from roost.engine.checkpoint.safetensors_files import INDEX
-from roost.engine.checkpoint.source import DEMO_DIRECTORY, ModelSource, open_model
+from roost.engine.checkpoint.source import DEMO_DIRECTORY, WRITABLE_FORMATS, ModelSource, open_model, open_tensors
 from roost.engine.checkpoint.weights import Checkpoint, checkpoint_tensors, load_params, random_params
 from roost.engine.devices.platform import CPU
 from roost.engine.model.config import ModelConfig, Params, config_from_hf

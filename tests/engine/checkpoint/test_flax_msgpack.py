@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from roost.engine.checkpoint import open_tensors
 from roost.engine.checkpoint.conversion import convert
 from roost.engine.checkpoint.flax_msgpack import MsgpackError, read_arrays
 from roost.engine.checkpoint.official import griffin_fields, open_arrays
-from roost.engine.checkpoint.source import ModelSource, open_model
+from roost.engine.checkpoint.source import ModelSource, open_model, open_tensors
 from roost.engine.types.errors import CheckpointError
 from small_models import TINY_A
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from roost.engine.capacity.roofline import DEVICES, compute_roofline
-from roost.engine.checkpoint import format, open_tensors
+from roost.engine.checkpoint import format
 from roost.engine.checkpoint.conversion import convert
-from roost.engine.checkpoint.source import ModelSource, open_model
+from roost.engine.checkpoint.source import ModelSource, open_model, open_tensors
 from roost.engine.checkpoint.weights import Checkpoint, checkpoint_tensors, load_params, random_params
 from roost.engine.model.config import ModelConfig, config_to_hf, cycle
 from roost.engine.model.griffin import abstract_model

@@ -9,10 +9,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from roost.engine.checkpoint import Tensors, open_tensors
 from roost.engine.checkpoint.conversion import convert
 from roost.engine.checkpoint.lora import open_adapter
-from roost.engine.checkpoint.source import ModelSource, model_identity, open_model
+from roost.engine.checkpoint.source import ModelSource, Tensors, model_identity, open_model, open_tensors
 from roost.engine.checkpoint.weights import Checkpoint
 from roost.engine.types.errors import CheckpointError
 from roost.kernels.matrices.int8 import quantize_on_host

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from roost.engine.checkpoint import open_tensors
 from roost.engine.checkpoint.safetensors_files import INDEX
-from roost.engine.checkpoint.source import open_model
+from roost.engine.checkpoint.source import open_model, open_tensors
 from roost.engine.checkpoint.weights import Checkpoint
 from roost.engine.types.errors import CheckpointError
 from safetensors.numpy import load_file, save_file

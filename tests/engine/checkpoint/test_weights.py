@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from roost.engine.checkpoint import open_tensors
 from roost.engine.checkpoint import weights as weights_module
 from roost.engine.checkpoint.layout import checkpoint_layout
+from roost.engine.checkpoint.source import open_tensors
 from roost.engine.checkpoint.weights import Checkpoint, load_params, random_params
 from roost.engine.model.config import ModelConfig, Params
 from roost.engine.model.griffin import abstract_model
