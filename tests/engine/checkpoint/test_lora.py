@@ -10,8 +10,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 from roost.engine.checkpoint.conversion import convert
+from roost.engine.checkpoint.format import Tensors
 from roost.engine.checkpoint.lora import open_adapter
-from roost.engine.checkpoint.source import ModelSource, Tensors, model_identity, open_model, open_tensors
+from roost.engine.checkpoint.source import ModelSource, model_identity, open_model, open_tensors
 from roost.engine.checkpoint.weights import Checkpoint
 from roost.engine.types.errors import CheckpointError
 from roost.kernels.matrices.int8 import quantize_on_host

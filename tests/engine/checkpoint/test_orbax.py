@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import orbax.checkpoint
 import pytest
+from roost.engine.checkpoint.format import Tensors
 from roost.engine.checkpoint.official import open_arrays
 from roost.engine.checkpoint.safetensors_files import find_files
-from roost.engine.checkpoint.source import ModelSource, Tensors, open_model, open_tensors
+from roost.engine.checkpoint.source import ModelSource, open_model, open_tensors
 from roost.engine.checkpoint.weights import Checkpoint
 from roost.engine.types.errors import CheckpointError
 from small_models import TINY_A, counting, ragged, read_model
