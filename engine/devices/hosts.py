@@ -73,7 +73,7 @@ def join(group: HostGroup) -> None:
 
 
 class Leader:
-    """The leader's connections to its followers.
+    """The leader's connections to its followers, whose heartbeats it watches, each in a thread.
 
     Args:
       followers: Connections whose peers have presented the secret; see `connect_followers`.
@@ -85,10 +85,7 @@ class Leader:
     def __init__(self, followers: Sequence[socket.socket]) -> None:
         self.failure: EngineDeadError | None = None
         self._followers = followers
-
-    def start(self) -> None:
-        """Starts watching the heartbeats, one thread per follower."""
-        for follower in self._followers:
+        for follower in followers:
             threading.Thread(target=self._watch, args=(follower,), name="host", daemon=True).start()
 
     def send(self, label: str, arrays: Sequence[HostArray]) -> None:
@@ -130,7 +127,7 @@ class Leader:
 
 
 class Follower:
-    """A follower's connection to its leader.
+    """A follower's connection to its leader, to which a thread sends heartbeats.
 
     Args:
       leader: Connection on which the secret has been presented; see `connect_leader`.
@@ -141,9 +138,6 @@ class Follower:
         self._on_loss = on_loss
         self._is_over = False
         self._leader = leader
-
-    def start(self) -> None:
-        """Starts the thread that sends heartbeats."""
         threading.Thread(target=self._send_heartbeats, name="heartbeat", daemon=True).start()
 
     def calls(self) -> Iterator[tuple[str, list[HostArray]]]:
@@ -172,9 +166,7 @@ def connect_followers(group: HostGroup) -> Leader:
     with socket.create_server(("", group.port + 1)) as listener:
         secret = _shared_secret()
         listener.settimeout(_JOIN_S)
-        leader = Leader([_accept(listener, secret) for _ in range(group.count - 1)])
-    leader.start()
-    return leader
+        return Leader([_accept(listener, secret) for _ in range(group.count - 1)])
 
 
 def connect_leader(group: HostGroup, on_loss: Callable[[], None]) -> Follower:
@@ -182,9 +174,7 @@ def connect_leader(group: HostGroup, on_loss: Callable[[], None]) -> Follower:
     secret = _shared_secret()
     connection = _connect(group.leader, group.port + 1)
     connection.sendall(secret)
-    follower = Follower(connection, on_loss)
-    follower.start()
-    return follower
+    return Follower(connection, on_loss)
 
 
 def min_over_hosts(number: int) -> int:
@@ -203,10 +193,7 @@ def _accept(listener: socket.socket, secret: bytes) -> socket.socket:
         connection, _ = listener.accept()
         connection.settimeout(_SILENCE_S)
         try:
-            stream = connection.makefile("rb", buffering=0)
-            presented = b""
-            while len(presented) < _SECRET_BYTES and (piece := stream.read(_SECRET_BYTES - len(presented))):
-                presented += piece
+            presented = connection.makefile("rb").read(_SECRET_BYTES)
         except OSError:
             presented = b""
         if hmac.compare_digest(presented, secret):

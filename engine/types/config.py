@@ -294,24 +294,16 @@ class EngineConfig:
     speculation: Speculation | None = None
 
     def __post_init__(self) -> None:
-        if self.slots is not None and self.slots < 1:
-            raise ConfigError(f"slots must be at least 1, got {self.slots}")
-        if self.max_queue < 1:
-            raise ConfigError(f"max_queue must be at least 1, got {self.max_queue}")
-        if self.max_queue_tokens is not None and self.max_queue_tokens < 1:
-            raise ConfigError(f"max_queue_tokens must be at least 1, got {self.max_queue_tokens}")
-        if self.reserved_slots is not None and self.reserved_slots < 0:
-            raise ConfigError(f"reserved_slots must be at least 0, got {self.reserved_slots}")
+        for name, least in (*((name, 1) for name in _COUNTS), *((name, 0) for name in _AMOUNTS)):
+            value = getattr(self, name)
+            if value is not None and not least <= value < float("inf"):
+                raise ConfigError(f"{name} must be at least {least}, got {value}")
         if self.slots is not None and (self.reserved_slots or 0) >= self.slots:
             raise ConfigError(f"reserved_slots must be less than slots ({self.slots}), got {self.reserved_slots}")
         if self.prefill_chunk < PREFILL_BLOCK or self.prefill_chunk % PREFILL_BLOCK:
             raise ConfigError(f"prefill_chunk must be a multiple of {PREFILL_BLOCK}, got {self.prefill_chunk}")
-        if self.itl_target_ms is not None and not 0 <= self.itl_target_ms < float("inf"):
-            raise ConfigError(f"itl_target_ms must be at least 0, got {self.itl_target_ms}")
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise ConfigError(f"dtype must be auto, float32 or bfloat16, got {self.dtype!r}")
-        if self.state_cache_gib is not None and not 0 <= self.state_cache_gib < float("inf"):
-            raise ConfigError(f"state_cache_gib must be at least 0, got {self.state_cache_gib}")
         if self.quantize not in (None, *QUANTIZATIONS):
             raise ConfigError(f"quantize must be {', '.join(QUANTIZATIONS)} or None, got {self.quantize!r}")
         if self.kv_dtype not in (None, "int8"):
@@ -322,6 +314,10 @@ class EngineConfig:
             raise ConfigError("simulate takes one host; leave coordinator out")
         if self.simulate is not None and self.speculation is not None:
             raise ConfigError("simulate drafts no tokens; leave speculative_config out")
+
+
+_COUNTS: Final = ("slots", "max_queue", "max_queue_tokens")
+_AMOUNTS: Final = ("reserved_slots", "itl_target_ms", "state_cache_gib")
 
 
 def _check_kernels(names: Sequence[str]) -> None:
