@@ -223,9 +223,6 @@ class PrefixCache:
         self._counts = Counter[str]()
         self._deferred: deque[tuple[PrefixKey, int, Callable[[], None]]] = deque()
 
-    def __repr__(self) -> str:
-        return f"PrefixCache({self.tree.num_entries} snapshots, {self.tree.num_bytes} of {self._budget} bytes)"
-
     @property
     def stats(self) -> CacheStats:
         """Counters of the cache and of the tier below."""
@@ -423,14 +420,6 @@ class RadixTree:
         self.roots: dict[str, Node] = {}
         self.num_bytes = 0
         self.num_entries = 0
-
-    def entries(self) -> Iterator[Entry]:
-        """Yields every entry."""
-        nodes = list(self.roots.values())
-        while nodes:
-            node = nodes.pop()
-            nodes += node.children.values()
-            yield from node.entries.values()
 
     def find(self, key: PrefixKey, *, at_block_boundary: bool) -> Entry | None:
         """Returns the entry of the longest prefix: the key itself, if its snapshot has `hidden`, or a shorter one.
