@@ -61,10 +61,9 @@ from .types.errors import (
     StateFileError,
     UnknownRequestError,
 )
-from .types.host_memory import ID_BYTES, id_bytes, ids_in, pack_ids, shown_bytes
+from .types.host_memory import ID_BYTES, TenantStore, id_bytes, ids_in, pack_ids, shown_bytes
 from .types.request import FinishReason, Replay, Request, TokenLogprobs, TokenOutput
 from .types.sampling_params import MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS, SAMPLING_FIELDS, SamplingParams
 from .types.snapshot import RequestSnapshot, RequestSnapshotFormat, SavedState, SavedStateFormat, Snapshot
-from .types.tenant_store import TenantStore
 from .worker.profiling import longest_operations, profiled, record_profile
 from .worker.runner import ModelRunner

@@ -64,7 +64,7 @@ class BatchPlanner:
 
         Args:
           running: All requests with a slot by id, oldest first.
-          precedence: Decides for which requests a step may run; None if none of them is preemptible.
+          precedence: Decides for which requests a step may run; None lets it run for all.
 
         Returns:
           The batch; None if there is nothing to run.
@@ -297,9 +297,7 @@ class _PrefillOrder:
 
 
 def num_waiting(demand: Demand, *groups: Sequence[RunningRequest]) -> int:
-    """Returns the largest number of prompts in a group for which tokens may wait longer: preemptible ones only if no
-    request awaits tokens.
-    """
+    """Returns the largest number of prompts in a group for which tokens may wait longer."""
     if demand.num_awaited:
         groups = tuple([[each for each in group if not each.request.preemptible] for group in groups])
     return max(1, *map(len, groups))

@@ -11,12 +11,11 @@ import numpy as np
 from ..prefix_cache.cache import PrefixKey
 from ..types.config import HISTORY, MAX_TOKENS, UNUSED_PREDICTION, PredictionUse
 from ..types.errors import ConstraintError, ConstraintLostError, NumericError, RoostError
-from ..types.host_memory import ID_BYTES, id_bytes
+from ..types.host_memory import ID_BYTES, TenantStore, id_bytes
 from ..types.output_constraint import Forced, ForcingConstraint, TokenMask, joined_constraint
 from ..types.request import FinishReason, Request, RowResult, TokenLogprobs, TokenOutput, error_output
 from ..types.sampling_params import NO_CHOICE
 from ..types.snapshot import Snapshot
-from ..types.tenant_store import TenantStore
 
 type RequestOutput = tuple[str, TokenOutput]
 """A request's id and its output."""

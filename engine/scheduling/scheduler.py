@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..prefix_cache.cache import PrefixCache, PrefixKey
 from ..types.config import PREFILL_BLOCK, CacheStats, EngineStats, StepLimits
@@ -103,6 +103,7 @@ class Scheduler:
         self._times = StepTimes(limits)
         max_bytes = 0 if cache is None else cache.stats.budget
         self.preemption = Preemption(self._assignment, limits, self._times, max_bytes)
+        self._waiting = (self.queue.waiting, self.preemption.waiting)
         self._drafting = None if limits.speculation is None else Drafting(limits.speculation)
         budget, extend_restored = PrefillBudget(limits, self._times), self._assignment.extend_restored
         self._planner = BatchPlanner(limits, self.slots, budget, extend_restored, self._drafting)
@@ -124,13 +125,10 @@ class Scheduler:
     @property
     def stats(self) -> EngineStats:
         """Statistics of requests, slots and the cache. Statistics of steps are 0."""
-        return EngineStats(
+        return replace(
+            self.preemption.stats,
             num_waiting=self.num_waiting,
             num_running=self.num_running,
-            num_preemptible_running=len(self.preemption.running),
-            num_preemptible_waiting=len(self.preemption.waiting),
-            num_preemptible_slots=self.preemption.num_slots,
-            preemptions=self.preemption.num_preempted,
             waiting_tokens=self.queue.num_tokens,
             slots=self.slots.size,
             cache=CacheStats() if self.cache is None else self.cache.stats,
@@ -153,11 +151,13 @@ class Scheduler:
 
         None if there is already something to plan; infinite if the scheduler is idle.
         """
-        if self._running or self._assignment.failed or self._assignment.probes or self.preemption.waiting:
+        if self._running or self._assignment.failed or self._assignment.probes:
             return None
-        if not self.queue.waiting:
+        if not any(self._waiting):
             return math.inf
-        if self._prefetcher is None or not self._prefetcher.is_planned or self.queue.num_held < self.num_waiting:
+        if self._prefetcher is None or not self._prefetcher.is_planned:
+            return None
+        if self.queue.num_held < sum(map(len, self._waiting)):
             return None
         return min(self._next_end, self._prefetcher.timeout)
 
@@ -172,7 +172,7 @@ class Scheduler:
           QueueFullError: The queue is full, and no slot is free for this request.
           ValueError: The id is in use.
         """
-        if request.id in self._running or request.id in self.queue.waiting or request.id in self.preemption.waiting:
+        if any(request.id in each for each in (self._running, *self._waiting)):
             raise ValueError(f"request id {request.id!r} is in use")
         self._now = now
         if request.preemptible:
@@ -270,8 +270,8 @@ class Scheduler:
 
     def _end_expired(self, now: float) -> list[RequestOutput]:
         """Ends requests that have timed out, and finds the earliest time at which another one may."""
-        ends = [(each.request, each.request.start_by) for each in self.queue.waiting.values()]
-        ends += [(each.request, each.request.start_by) for each in self.preemption.waiting.values()]
+        queued = [each.request for waiting in self._waiting for each in waiting.values()]
+        ends = [(each, each.start_by) for each in queued]
         ends += [(each.request, math.inf) for each in self._running.values()]
         failed = []
         self._next_end = math.inf

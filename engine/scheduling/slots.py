@@ -119,7 +119,7 @@ def expected_tokens(request: Request) -> int:
     return len(request.prompt_token_ids) + min(_EXPECTED_TOKENS, _EXPECTED_TOKENS if limit is None else limit)
 
 
-class Waiting(NamedTuple):
+class QueuedRequest(NamedTuple):
     """A request in the queue. Requests are compared by priority, then by age.
 
     Attributes:
@@ -143,12 +143,12 @@ class _TenantQueue:
       num_popped: Number of requests that were popped since the first of them came.
     """
 
-    waiting: list[Waiting] = field(default_factory=list)
+    waiting: list[QueuedRequest] = field(default_factory=list)
     held: set[str] = field(default_factory=set)
     num_tokens: int = 0
     num_popped: int = 0
 
-    def those(self, *, are_held: bool) -> Iterator[Waiting]:
+    def those(self, *, are_held: bool) -> Iterator[QueuedRequest]:
         """Returns the requests that are held, or those that are not."""
         return (each for each in self.waiting if (each.request.id in self.held) == are_held)
 
@@ -170,7 +170,7 @@ class WaitingQueue:
     """
 
     def __init__(self, max_requests: int, max_tokens: int | None = None, tenants: int = 1) -> None:
-        self.waiting: dict[str, Waiting] = {}
+        self.waiting: dict[str, QueuedRequest] = {}
         self.num_tokens = 0
         self._shares = FairShares()
         self._max_requests = max_requests
@@ -235,7 +235,7 @@ class WaitingQueue:
         if request.tenant not in self._tenants:
             self._tenants[request.tenant] = _TenantQueue()
             self._shares.enter(request.tenant)
-        self.waiting[request.id] = waiting = Waiting(request.priority, self._num_added, request)
+        self.waiting[request.id] = waiting = QueuedRequest(request.priority, self._num_added, request)
         insort(self._tenants[request.tenant].waiting, waiting)
         self._num_added += 1
         self._count(request, 1)
@@ -302,7 +302,7 @@ class SlotAssignment:
 
     Attributes:
       running: Requests with a slot by id, oldest first.
-      lent: Preemptible ones among them, which yield their slots to requests from the queue.
+      lent: Requests among them that yield their slots to requests from the queue.
       pool: Free and used slots.
       probes: The engine's own requests, which get slots ahead of all others. They use no prefix cache.
       failed: Last outputs of requests that could not be started. No other request is affected.
@@ -416,7 +416,7 @@ class SlotAssignment:
         return min(max(estimate, _SHORTEST_S), _LONGEST_S)
 
     def _is_queued(self, request: Request) -> bool:
-        return not request.preemptible and request.id not in self._running_probes
+        return request.id not in self.lent and request.id not in self._running_probes
 
     def parent_of(self, request: Request) -> RunningRequest | None:
         """Returns the running request whose state this one may copy instead of prefilling the same prompt."""
@@ -455,7 +455,7 @@ class SlotAssignment:
         """Returns the tenants that may not take a free slot."""
         if self.num_open:
             return ()
-        return {each.request.tenant for each in self.running.values() if not each.request.preemptible}
+        return {each.request.tenant for name, each in self.running.items() if name not in self.lent}
 
     def start(self, request: Request, last: RunningRequest | None, now: float) -> bool:
         """Gives a request a slot; returns whether it could be started.
