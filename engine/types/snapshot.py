@@ -205,30 +205,11 @@ def snapshot_of(length: int, recurrent: tuple[HostArray, ...], window: HostArray
     Args:
       length: Number of tokens that led to the state.
       recurrent: See `Snapshot`.
-      window: Keys and values as `window_rows` returns them.
+      window: Keys and values as a slot holds them: position p is in row p mod the number of rows.
     """
     edges = pairwise(window_edges(length, len(window)))
     blocks = tuple(window[np.arange(start, end) % len(window)] for start, end in edges)
     return Snapshot(length, recurrent, blocks)
-
-
-def window_rows(snapshot: Snapshot, window: int) -> HostArray:
-    """Returns a snapshot's keys and values as a slot holds them, `[window, ...]`; see `snapshot_of`.
-
-    Position p is in row p mod `window`; rows without a position are zeros.
-    """
-    first = snapshot.window[0]
-    slot = np.zeros((window, *first.shape[1:]), first.dtype)
-    position = snapshot.length - sum(map(len, snapshot.window))
-    oldest = max(0, snapshot.length - window)
-    for block in snapshot.window:
-        rows = block[max(0, oldest - position) :]
-        start = max(position, oldest) % window
-        fits = min(len(rows), window - start)
-        slot[start : start + fits] = rows[:fits]
-        slot[: len(rows) - fits] = rows[fits:]
-        position += len(block)
-    return slot
 
 
 FORMAT: Final = "roost-state-1"

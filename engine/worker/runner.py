@@ -27,7 +27,7 @@ from ..types.request import (
     RowResult,
     TokenLogprobs,
 )
-from ..types.snapshot import BlockState, SavedStateFormat, Snapshot, window_rows
+from ..types.snapshot import BlockState, SavedStateFormat, Snapshot
 from .executor import Executor
 from .speculative_steps import Speculated
 from .transfer import (
@@ -41,6 +41,7 @@ from .transfer import (
     read_slot,
     replay_input,
     score_targets,
+    window_rows,
 )
 
 

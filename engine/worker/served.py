@@ -140,7 +140,7 @@ class Served:
         """Number of words of a token mask."""
         return words_of_mask(self.config.vocab_size)
 
-    @property
+    @cached_property
     def has_drafts(self) -> bool:
         """Whether tokens are drafted."""
         return self.settings.speculation is not None

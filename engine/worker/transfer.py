@@ -264,6 +264,25 @@ def read_slot(arrays: RowArrays, length: int) -> Snapshot:
     return snapshot_of(length, tuple(recurrent), window)
 
 
+def window_rows(snapshot: Snapshot, window: int) -> HostArray:
+    """Returns a snapshot's keys and values as a slot holds them, `[window, ...]`.
+
+    Position p is in row p mod `window`; rows without a position are zeros.
+    """
+    first = snapshot.window[0]
+    slot = np.zeros((window, *first.shape[1:]), first.dtype)
+    position = snapshot.length - sum(map(len, snapshot.window))
+    oldest = max(0, snapshot.length - window)
+    for block in snapshot.window:
+        rows = block[max(0, oldest - position) :]
+        start = max(position, oldest) % window
+        fits = min(len(rows), window - start)
+        slot[start : start + fits] = rows[:fits]
+        slot[: len(rows) - fits] = rows[fits:]
+        position += len(block)
+    return slot
+
+
 def histories(requests: Sequence[tuple[Request, Sequence[int]]], rows: int) -> Any:
     """Returns `DraftState.history` `[R, H]` of requests, each with the tokens that it has generated.
 

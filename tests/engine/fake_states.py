@@ -13,8 +13,8 @@ from roost.engine.types.snapshot import (
     SnapshotFormat,
     chunk_snapshots,
     snapshot_of,
-    window_rows,
 )
+from roost.engine.worker.transfer import window_rows
 
 STATE_BYTES, TOKEN_BYTES, HIDDEN_BYTES = 400, 4, 40
 

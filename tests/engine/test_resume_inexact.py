@@ -7,7 +7,7 @@ import pytest
 from roost.engine import EngineCore, ModelRunner, PrefixCache, Request, SamplingParams
 from roost.engine.prefix_cache.cache import PrefixKey
 from roost.engine.scheduling.scheduler import Scheduler
-from roost.engine.types.snapshot import window_rows
+from roost.engine.worker.transfer import window_rows
 
 SLOTS, PLENTY = 4, 10**9
 NEAR = {"rtol": 1e-4, "atol": 1e-4}
