@@ -86,11 +86,22 @@ class BatchPlanner:
             self._end_slices()
 
     def _demand(self, running: Collection[RunningRequest]) -> Demand:
-        awaited = {each.parent for each in running if not each.may_sample}  # a fork needs its mask with the prompt
-        new = [each for each in running if not each.num_tokens_dispatched]
-        prompts = [each for each in new if _needs_prefill(each) and each not in awaited]
-        awaiting = [each for each in running if _awaits_token(each) and each not in self._in_progress]
-        return self._weigh(prompts, awaiting)
+        prompts: list[RunningRequest] = []
+        decoding: list[RunningRequest] = []
+        awaited: set[RunningRequest | None] = set()  # a fork needs its mask with the prompt
+        for each in running:
+            may_sample, limit = each.constraint is None or each.may_sample, each.request.params.max_tokens
+            if not may_sample:
+                awaited.add(each.parent)
+            if each.num_tokens_dispatched:  # one more token may be dispatched, even if others are in flight
+                if may_sample and (limit is None or each.num_tokens_dispatched < limit):
+                    decoding.append(each)
+            elif each.is_prefilled:
+                if each not in self._in_progress:
+                    decoding.append(each)
+            elif may_sample and each.parent is None:
+                prompts.append(each)
+        return self._weigh([each for each in prompts if each not in awaited], decoding)
 
     def _weigh(self, prompts: Sequence[RunningRequest], decoding: Sequence[RunningRequest]) -> Demand:
         if self._precedence is not None:
@@ -219,10 +230,10 @@ class BatchPlanner:
         steps = 1 if beside_prefill else self._max_steps(running)
         replays = tuple(_take_replayed(each) for each in requests if each.request.replay and _replays_next(each))
         slots = tuple(each.slot for each in requests)
-        drafting, drafts = self._drafting, tuple[int | Forced, ...]()
-        if drafting is not None:
-            drafts = drafting.drafts([None if _takes_single_tokens(each) else each for each in requests], steps)
-        masks = tuple((each.slot, mask) for each in requests if (mask := each.mask) is not None)
+        drafts: tuple[int | Forced, ...] = ()
+        if self._drafting is not None:
+            drafts = self._drafting.drafts([None if _takes_single_tokens(each) else each for each in requests], steps)
+        masks = tuple((each.slot, mask) for each in requests if each.constraint and (mask := each.mask) is not None)
         for request in requests:
             request.num_tokens_dispatched += steps
         batch = DecodeBatch(tuple(each.request for each in requests), slots, steps, moves, masks, replays, drafts)
@@ -303,21 +314,6 @@ def num_waiting(demand: Demand, *groups: Sequence[RunningRequest]) -> int:
     return max(1, *map(len, groups))
 
 
-def _needs_prefill(new: RunningRequest) -> bool:
-    """Returns whether a new request's own prompt must be prefilled or restored, and its first token sampled."""
-    return new.parent is None and new.may_sample and not new.is_prefilled
-
-
-def _awaits_token(running: RunningRequest) -> bool:
-    """Returns whether one more token may be dispatched, even if others are in flight: by a decode step, or the first
-    one.
-    """
-    limit, dispatched = running.request.params.max_tokens, running.num_tokens_dispatched
-    if not dispatched:
-        return running.is_prefilled
-    return (limit is None or dispatched < limit) and running.may_sample
-
-
 def _owners(batch: PrefillBatch, running: Iterable[RunningRequest]) -> tuple[RunningRequest, ...]:
     """Returns the requests of a batch's chunks, then the requests of their forks."""
     owners = {each.slot: each for each in running}
@@ -387,7 +383,8 @@ def _take_chunk(running: RunningRequest, most: int, others: Iterable[RunningRequ
 
 
 def _take_first_token(running: RunningRequest) -> FirstToken:
-    running.num_tokens_dispatched, mask = 1, running.mask
+    mask = None if running.constraint is None else running.mask
+    running.num_tokens_dispatched = 1
     return FirstToken(running.request, running.slot, mask)
 
 

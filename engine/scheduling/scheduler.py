@@ -21,11 +21,11 @@ from ..types.request import (
 from ..types.snapshot import Snapshot
 from .batch_planner import BatchPlanner
 from .drafting import Drafting
-from .preemption import Preemption
+from .preemption import Preemption, Waiting
 from .prefetcher import Fetch, Prefetcher
 from .prefill_budget import PrefillBudget, StepTimes
 from .running_request import MASK_WAIT_S, RequestOutput, RunningRequest, TokenHistories, TokenHistory, book_result
-from .slots import SlotAssignment, SlotPool, WaitingQueue
+from .slots import QueuedRequest, SlotAssignment, SlotPool, WaitingQueue
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class Scheduler:
         self._times = StepTimes(limits)
         max_bytes = 0 if cache is None else cache.stats.budget
         self.preemption = Preemption(self._assignment, limits, self._times, max_bytes)
-        self._waiting = (self.queue.waiting, self.preemption.waiting)
+        self._waiting: tuple[Mapping[str, QueuedRequest | Waiting], ...] = (self.queue.waiting, self.preemption.waiting)
         self._drafting = None if limits.speculation is None else Drafting(limits.speculation)
         budget, extend_restored = PrefillBudget(limits, self._times), self._assignment.extend_restored
         self._planner = BatchPlanner(limits, self.slots, budget, extend_restored, self._drafting)
