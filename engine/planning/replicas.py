@@ -82,7 +82,7 @@ class Chip:
       steps_s: Seconds of a decode step by its number of requests, from 0 to `slots`; empty uses `step_s` for all.
       itl_target_s: Target for the inter-token latency during prefill; 0 stands for throughput, None for the scheduler's
         default.
-      overrun: Ratio of inter-token latencies to the planned ones; see `Overrun`.
+      overrun: Ratio of inter-token latencies to the planned ones; see `StepTimes`.
     """
 
     slots: int

@@ -53,7 +53,7 @@ class BatchPlanner:
         self._pool = pool
         self._budget = budget
         self._precedence: Preemption | None = None
-        self._compaction = Compaction(limits.idle_rows_per_move)
+        self._num_idle_rows = 0  # of the decode steps since a smaller step would have sufficed
         self._orders = {is_urgent: _PrefillOrder() for is_urgent in (False, True)}
         self._in_progress: tuple[RunningRequest, ...] = ()  # requests whose chunks have passed only the first layers
         self._last_slice: PrefillBatch | None = None
@@ -250,12 +250,19 @@ class BatchPlanner:
     ) -> tuple[tuple[int, int], ...]:
         """Moves states to earlier slots if it is due; returns source and target of each.
 
-        This step and later ones then need fewer rows.
+        This step and later ones then need fewer rows. States move once the idle rows of the steps since a smaller step
+        would have sufficed outweigh the moves. If the load hovers at the number of rows of a compiled step, most states
+        stay until they end.
         """
-        fewest, rows = self._rows(len(running)), self._rows(1 + max(self._pool.rank[each.slot] for each in requests))
-        moved = [each for each in running if self._pool.rank[each.slot] >= fewest]
-        if not self._compaction.is_due(rows, fewest, len(moved)):
+        fewest, rows = self._rows(len(running)), self._rows(1 + max([self._pool.rank[each.slot] for each in requests]))
+        if rows <= fewest:
+            self._num_idle_rows = 0
             return ()
+        moved = [each for each in running if self._pool.rank[each.slot] >= fewest]
+        self._num_idle_rows += rows - fewest
+        if self._num_idle_rows < self._limits.idle_rows_per_move * len(moved):
+            return ()
+        self._num_idle_rows = 0
         return tuple(map(self._move, moved))
 
     def _move(self, running: RunningRequest) -> tuple[int, int]:
@@ -412,36 +419,3 @@ def _chunk_length(num_tokens: int, budget: int) -> int:
 
 def _floor_power_of_two(n: int) -> int:
     return 1 << (n.bit_length() - 1)
-
-
-class Compaction:
-    """Weighs moves of states against the idle rows that decode steps compute without them.
-
-    States move once the idle rows of the steps since a smaller step would have sufficed outweigh the moves. If the load
-    hovers at the number of rows of a compiled step, most states stay until they end.
-
-    Args:
-      idle_rows_per_move: Number of idle rows, summed over decode steps, that outweigh one move; 0 for moves that
-        cost nothing.
-    """
-
-    def __init__(self, idle_rows_per_move: int) -> None:
-        self._idle_rows_per_move = idle_rows_per_move
-        self._num_idle_rows = 0
-
-    def is_due(self, num_rows: int, fewest_rows: int, num_moves: int) -> bool:
-        """Returns whether states move before the next decode step, and counts its idle rows if they do not.
-
-        Args:
-          num_rows: Number of rows of the step without moves.
-          fewest_rows: Number of rows that would suffice.
-          num_moves: Number of states that would move.
-        """
-        if num_rows <= fewest_rows:
-            self._num_idle_rows = 0
-            return False
-        self._num_idle_rows += num_rows - fewest_rows
-        is_due = self._num_idle_rows >= self._idle_rows_per_move * num_moves
-        if is_due:
-            self._num_idle_rows = 0
-        return is_due

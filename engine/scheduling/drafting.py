@@ -10,6 +10,7 @@ from typing import Final
 from ..types.config import DraftCounts, Speculation
 from ..types.output_constraint import Forced
 from ..types.request import DecodeBatch, RowResult
+from .prefill_budget import updated
 from .running_request import Repetition, RunningRequest
 
 _FIRST_PAUSE: Final = 4
@@ -26,9 +27,6 @@ _TERM: Final = 128
 
 _WEIGHT: Final = 1 / 4
 """Weight of a new measurement in a mean, unless it is one of the first, which weigh the same."""
-
-_MAX_GROWTH: Final = 2.0
-"""Maximum ratio of a measurement to its mean that counts, so that a single outlier changes little."""
 
 
 class Drafting:
@@ -141,7 +139,7 @@ class DraftSwitch:
         if has_drafts:
             _add_drafted(record, sum(num_tokens) / len(num_tokens), seconds)
         else:
-            record.plain_s = _updated(record.plain_s, seconds / max(num_tokens), _WEIGHT)
+            record.plain_s = updated(record.plain_s, seconds / max(num_tokens), _WEIGHT)
             record.pause = max(record.pause - 1, 0)
 
     def _record_of(self, num_requests: int, steps: int) -> _Record:
@@ -154,13 +152,9 @@ def _add_drafted(record: _Record, num_tokens: float, seconds: float) -> None:
     if record.plain_s is None:
         record.pause = 1 if record.num_drafted >= _TRIAL else 0
         return
-    record.cost = _updated(record.cost, seconds / (num_tokens * record.plain_s), max(_WEIGHT, 1 / record.num_drafted))
+    record.cost = updated(record.cost, seconds / (num_tokens * record.plain_s), max(_WEIGHT, 1 / record.num_drafted))
     if record.num_drafted >= _TRIAL and record.cost > 1:
         record.pause, record.next_pause = record.next_pause, min(2 * record.next_pause, _MAX_PAUSE)
         record.cost, record.num_drafted = None, 0
     elif record.num_drafted >= _TERM:
         record.pause, record.next_pause, record.num_drafted = 1, _FIRST_PAUSE, 0
-
-
-def _updated(mean: float | None, value: float, weight: float) -> float:
-    return value if mean is None else mean + weight * (min(value, _MAX_GROWTH * mean) - mean)

@@ -15,7 +15,7 @@ _PUNCTUAL: Final = 0.995
 does."""
 
 OVERRUN: Final = 1 / 0.85
-"""First estimate of `Overrun.ratio`."""
+"""First estimate of `StepTimes.overrun`."""
 
 _OVERRUN_STEP: Final = 0.1
 """Step size with which the estimate is updated."""
@@ -37,7 +37,7 @@ _WEIGHT: Final = 1 / 8
 """Weight of a new duration in the mean."""
 
 _MAX_GROWTH: Final = 2.0
-"""Maximum ratio of a duration to its estimate that counts, so that a single outlier changes little."""
+"""Maximum ratio of a value to its mean that counts, so that a single outlier changes little."""
 
 
 class PrefillBudget:
@@ -139,7 +139,7 @@ class Durations(Protocol):
 
     @property
     def overrun(self) -> float:
-        """See `Overrun.ratio`."""
+        """See `StepTimes.overrun`."""
 
     def decode(self, num_requests: int) -> float | None:
         """Returns the seconds of a step with a token for each request; None if no decode step was measured."""
@@ -209,44 +209,6 @@ class _Prefill(NamedTuple):
     samples: bool = False
 
 
-class Overrun:
-    """Estimates the ratio of measured inter-token latencies to planned ones.
-
-    The estimate is a percentile by stochastic approximation: a sample above it adds nearly a step, and each other
-    sample subtracts a small amount, so that the share `_PUNCTUAL` of all samples is below it.
-
-    Attributes:
-      ratio: Percentile of the ratio of the time from one decode step to the next, with prefill between them, to the sum
-        of the mean durations of its steps.
-    """
-
-    def __init__(self) -> None:
-        self.ratio = OVERRUN
-        self._planned = self._taken = 0.0
-        self._has_prefill = False
-
-    def add(self, batch: Batch, planned: float | None, taken: float) -> None:
-        """Adds the next step.
-
-        Args:
-          planned: Mean duration of steps of its kind, in seconds; None if it is the first one.
-          taken: Its duration, in seconds.
-        """
-        self._planned += math.nan if planned is None else planned
-        self._taken += taken
-        if not isinstance(batch, DecodeBatch):
-            self._has_prefill = True
-            return
-        if self._has_prefill and not math.isnan(self._planned):
-            self._update(self._taken > self.ratio * self._planned)
-        self._planned = self._taken = 0.0
-        self._has_prefill = False
-
-    def _update(self, is_above: bool) -> None:
-        least, most = _OVERRUNS
-        self.ratio = min(max(self.ratio + _OVERRUN_STEP * (is_above - (1 - _PUNCTUAL)), least), most)
-
-
 class StepTimes:
     """Durations of steps by size, as exponentially weighted means of the served steps.
 
@@ -254,11 +216,16 @@ class StepTimes:
     boundaries don't depend on how a prompt is split. Unmeasured sizes are estimated from the nearest size, as if twice
     the tokens took no longer, so that the next larger size is tried. Any thread may ask for them.
 
+    Attributes:
+      overrun: Ratio of measured inter-token latencies to planned ones: a percentile of the ratio of the time from one
+        decode step to the next, with prefill between them, to the sum of the mean durations of its steps.
+
     Args:
       limits: Compiled sizes of a step.
     """
 
     def __init__(self, limits: StepLimits) -> None:
+        self.overrun = OVERRUN
         self._limits = limits
         self._rank = {slot: rank for rank, slot in enumerate(limits.slot_order)}
         self._prefill: dict[_Prefill, float] = {}
@@ -266,29 +233,44 @@ class StepTimes:
         self._quiet: dict[int, float] = {}
         self._restore: float | None = None
         self._first: float | None = None  # of a batch without a chunk
-        self._overrun = Overrun()
-
-    @property
-    def overrun(self) -> float:
-        """See `Overrun.ratio`."""
-        return self._overrun.ratio
+        self._planned = self._taken = 0.0  # since the last decode step
+        self._has_prefill = False
 
     def record(self, batch: Batch, seconds: float) -> None:
         """Adds the duration of a batch."""
-        self._overrun.add(batch, self._mean(batch), seconds)
+        self._update_overrun(batch, seconds)
         match batch:
             case DecodeBatch(steps=1):
                 rows = self._rows_of(batch)
-                self._decode[rows] = _updated(self._decode.get(rows), seconds)
+                self._decode[rows] = updated(self._decode.get(rows), seconds)
             case DecodeBatch():
                 rows = self._rows_of(batch)
-                self._quiet[rows] = _updated(self._quiet.get(rows), seconds / batch.steps)
+                self._quiet[rows] = updated(self._quiet.get(rows), seconds / batch.steps)
             case PrefillBatch(chunks=()):
-                self._first = _updated(self._first, seconds)
+                self._first = updated(self._first, seconds)
             case PrefillBatch(num_tokens=0):
-                self._restore = _updated(self._restore, seconds)
+                self._restore = updated(self._restore, seconds)
             case PrefillBatch():
                 self._record_prefill(self._kind(batch), seconds)
+
+    def _update_overrun(self, batch: Batch, seconds: float) -> None:
+        """Updates the percentile by stochastic approximation, if the step ends an interval with prefill.
+
+        A sample above it adds nearly a step, and each other sample subtracts a small amount, so that the share
+        `_PUNCTUAL` of all samples is below it.
+        """
+        mean = self._mean(batch)
+        self._planned += math.nan if mean is None else mean
+        self._taken += seconds
+        if not isinstance(batch, DecodeBatch):
+            self._has_prefill = True
+            return
+        if self._has_prefill and not math.isnan(self._planned):
+            least, most = _OVERRUNS
+            is_above = self._taken > self.overrun * self._planned
+            self.overrun = min(max(self.overrun + _OVERRUN_STEP * (is_above - (1 - _PUNCTUAL)), least), most)
+        self._planned = self._taken = 0.0
+        self._has_prefill = False
 
     def decode(self, num_requests: int) -> float | None:
         """Returns the seconds of a step with a token for each request; None if no decode step was measured."""
@@ -332,7 +314,7 @@ class StepTimes:
     def _record_prefill(self, kind: _Prefill, seconds: float) -> None:
         known = self._prefill.get(kind)
         first = min(seconds, _MAX_GROWTH * (self._estimate(kind) or math.inf))
-        self._prefill[kind] = first if known is None else _updated(known, seconds)
+        self._prefill[kind] = first if known is None else updated(known, seconds)
 
     def _estimate(self, kind: _Prefill) -> float | None:
         if (known := self._prefill.get(kind)) is not None:
@@ -360,10 +342,9 @@ class StepTimes:
         return next((rows for rows in self._limits.decode_rows if rows >= num_requests), num_requests)
 
 
-def _updated(mean: float | None, seconds: float) -> float:
-    if mean is None:
-        return seconds
-    return mean + _WEIGHT * (min(seconds, _MAX_GROWTH * mean) - mean)
+def updated(mean: float | None, value: float, weight: float = _WEIGHT) -> float:
+    """Returns a moving average after one more value, of which at most `_MAX_GROWTH` times the mean counts."""
+    return value if mean is None else mean + weight * (min(value, _MAX_GROWTH * mean) - mean)
 
 
 def _nearest(table: dict[int, float], size: int) -> float | None:

@@ -1,4 +1,4 @@
-"""When states move to earlier slots: the decision, and how often they move under simulated loads."""
+"""When states move to earlier slots, and how often they move under simulated loads."""
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -6,7 +6,6 @@ from itertools import count
 
 import pytest
 from roost.engine.devices.platform import CPU, TPU
-from roost.engine.scheduling.batch_planner import Compaction
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.engine.types.config import StepLimits
 from roost.engine.types.request import Batch, DecodeBatch, Request
@@ -15,23 +14,6 @@ from simulated_device import results
 
 ROWS = (64, 128, 256, 512)
 SLOTS = 608
-
-
-def test_states_move_once_idle_rows_outweigh_them() -> None:
-    compaction = Compaction(64)
-    assert compaction.is_due(512, 256, 4), "256 idle rows are four moves"
-    assert [compaction.is_due(512, 256, 9) for _ in range(4)] == [False, False, True, False]
-
-
-def test_idle_rows_of_a_full_step_are_forgotten() -> None:
-    compaction = Compaction(64)
-    decisions = [compaction.is_due(*step, 9) for step in [(512, 256), (512, 256), (512, 512), (512, 256), (512, 256)]]
-    assert not any(decisions)
-
-
-def test_moves_that_cost_nothing_are_never_delayed() -> None:
-    assert Compaction(CPU.idle_rows_per_move).is_due(8, 4, 4)
-    assert not Compaction(CPU.idle_rows_per_move).is_due(4, 4, 0)
 
 
 def decode_steps(idle_rows_per_move: int, loads: Iterable[int], mean_tokens: int = 128) -> Iterator[DecodeBatch]:
@@ -90,6 +72,17 @@ def test_a_load_that_falls_for_good_moves_each_state_once() -> None:
     assert max(steps[-1].slots) < 256
     begin = next(i for i, number in enumerate(moved) if number)
     assert 256 * (begin - 5) < TPU.idle_rows_per_move * sum(moved) <= 256 * (begin - 4)
+
+
+def test_idle_rows_of_a_full_step_are_forgotten() -> None:
+    steps = list(decode_steps(TPU.idle_rows_per_move, [300, 250] * 20, mean_tokens=10_000))
+    assert num_moves(steps) == 0
+
+
+def test_moves_that_cost_nothing_are_never_delayed() -> None:
+    steps = list(decode_steps(CPU.idle_rows_per_move, [500] * 5 + [250] * 2, mean_tokens=10_000))
+    assert [len(step.moves) > 0 for step in steps] == [*[False] * 5, True, False]
+    assert max(steps[4].slots) > 256 > max(steps[5].slots)
 
 
 @pytest.mark.parametrize("load", [64, 128, 256])
