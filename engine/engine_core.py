@@ -186,12 +186,11 @@ class EngineCore:
         Raises:
           UnknownRequestError: No request with this id is running or ended recently, or there is no prefix cache.
         """
-        history, cache = self._scheduler.history_of(request_id), self._scheduler.cache
-        if history is None or cache is None:
+        state, cache = self._scheduler.history_of(request_id, num_generated), self._scheduler.cache
+        if state is None or cache is None:
             raise UnknownRequestError(f"no request with the id {request_id!r} is running or ended recently")
-        tokens, salt = history.tokens(num_generated), history.salt
-        snapshot = cache.match_prefix(PrefixKey(salt, tokens + _NEXT_TOKEN), at_block_boundary=True)
-        return SavedState(tokens, snapshot, salt, history.tenant, history.is_imported)
+        key = PrefixKey(state.salt, state.tokens + _NEXT_TOKEN)
+        return replace(state, snapshot=cache.match_prefix(key, at_block_boundary=True))
 
     def insert(self, state: SavedState) -> None:
         """Adds a state's snapshot to the prefix cache, under the state's salt."""

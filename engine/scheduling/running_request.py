@@ -11,14 +11,17 @@ import numpy as np
 from ..prefix_cache.cache import PrefixKey
 from ..types.config import HISTORY, MAX_TOKENS, UNUSED_PREDICTION, PredictionUse
 from ..types.errors import ConstraintError, ConstraintLostError, NumericError, RoostError
-from ..types.host_memory import ID_BYTES, TenantStore, id_bytes
+from ..types.host_memory import TenantStore, id_bytes
 from ..types.output_constraint import Forced, ForcingConstraint, TokenMask, joined_constraint
 from ..types.request import FinishReason, Request, RowResult, TokenLogprobs, TokenOutput, error_output
 from ..types.sampling_params import NO_CHOICE
-from ..types.snapshot import Snapshot
+from ..types.snapshot import SavedState, Snapshot
 
 type RequestOutput = tuple[str, TokenOutput]
 """A request's id and its output."""
+
+type TokenHistory = tuple[int, SavedState]
+"""Number of prompt tokens of a request, and all its tokens without a snapshot."""
 
 MAX_BYTES: Final = 16 * 2**20
 
@@ -247,8 +250,9 @@ class RunningRequest:
         """Token history so far; None if the prompt has no key."""
         if self.key is None:
             return None
-        request, generated = self.request, id_bytes(self.token_ids)
-        return TokenHistory(self.key.tokens, generated, self.key.salt, request.tenant, request.state_is_imported)
+        request, tokens = self.request, self.key.tokens + id_bytes(self.token_ids)
+        state = SavedState(tokens, None, self.key.salt, request.tenant, request.state_is_imported)
+        return len(request.prompt_token_ids), state
 
     def restore_from(self, snapshot: Snapshot) -> None:
         """Continues the prompt after a snapshot of its first tokens."""
@@ -269,34 +273,6 @@ class RunningRequest:
         self.constraint, self.prediction = last.constraint, last.prediction
 
 
-@dataclass(frozen=True, slots=True)
-class TokenHistory:
-    """All tokens of a request.
-
-    Attributes:
-      prompt: Token ids of the prompt, 4 bytes each, like `PrefixKey.tokens`.
-      generated: Generated token ids, 4 bytes each.
-      salt: The request's `cache_salt`.
-      tenant: The request's `tenant`.
-      is_imported: The request's `state_is_imported`.
-    """
-
-    prompt: bytes
-    generated: bytes = b""
-    salt: str = ""
-    tenant: str = ""
-    is_imported: bool = False
-
-    def tokens(self, num_generated: int | None = None) -> bytes:
-        """Returns the token ids of the prompt and of generated tokens, 4 bytes each.
-
-        Args:
-          num_generated: Number of generated tokens to include; None includes all.
-        """
-        end = None if num_generated is None else num_generated * ID_BYTES
-        return self.prompt + self.generated[:end]
-
-
 class TokenHistories(TenantStore[str, TokenHistory]):
     """Histories of the latest requests. The oldest history of the tenant with the most memory is evicted first."""
 
@@ -306,10 +282,10 @@ class TokenHistories(TenantStore[str, TokenHistory]):
     def keep(self, ended: RunningRequest) -> None:
         """Stores the history of a request, and replaces an earlier one with the same id."""
         request_id, history = ended.request.id, ended.history
-        if history is None or len(history.prompt) + len(history.generated) > MAX_TOKENS * ID_BYTES:
+        if history is None or history[1].num_tokens > MAX_TOKENS:
             return
-        parts = (request_id, history.prompt, history.generated, history.salt, history.tenant)
-        self.put(request_id, history.tenant, history, sum(map(sys.getsizeof, parts)) + _OBJECT_BYTES)
+        parts = (request_id, history[1].tokens, history[1].salt, history[1].tenant)
+        self.put(request_id, history[1].tenant, history, sum(map(sys.getsizeof, parts)) + _OBJECT_BYTES)
 
 
 def book_result(running: RunningRequest, result: RowResult) -> list[TokenOutput]:

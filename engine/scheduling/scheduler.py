@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from ..prefix_cache.cache import PrefixCache, PrefixKey
 from ..types.config import PREFILL_BLOCK, CacheStats, EngineStats, StepLimits
 from ..types.errors import ConstraintError, QueueTimeoutError, RequestTimeoutError, RoostError
-from ..types.host_memory import pack_ids
+from ..types.host_memory import ID_BYTES, pack_ids
 from ..types.request import (
     Batch,
     BlockStatesReader,
@@ -18,13 +18,13 @@ from ..types.request import (
     TokenOutput,
     error_output,
 )
-from ..types.snapshot import Snapshot
+from ..types.snapshot import SavedState, Snapshot
 from .batch_planner import BatchPlanner
 from .drafting import Drafting
 from .preemption import Preemption, Waiting
 from .prefetcher import Fetch, Prefetcher
 from .prefill_budget import PrefillBudget, StepTimes
-from .running_request import MASK_WAIT_S, RequestOutput, RunningRequest, TokenHistories, TokenHistory, book_result
+from .running_request import MASK_WAIT_S, RequestOutput, RunningRequest, TokenHistories, book_result
 from .slots import QueuedRequest, SlotAssignment, SlotPool, WaitingQueue
 
 
@@ -263,10 +263,18 @@ class Scheduler:
         running = self._running.get(request_id)
         return None if running is None or not running.num_tokens or running.restore is not None else running
 
-    def history_of(self, request_id: str) -> TokenHistory | None:
-        """Returns the token history of a request that is running or ended recently; None without a prefix cache."""
+    def history_of(self, request_id: str, num_generated: int | None = None) -> SavedState | None:
+        """Returns the tokens of a request that is running or ended recently; None without a prefix cache.
+
+        Args:
+          num_generated: Number of generated tokens that are included; None includes all.
+        """
         running = self._running.get(request_id)
-        return self._histories.get(request_id) if running is None else running.history
+        history = self._histories.get(request_id) if running is None else running.history
+        if history is None or num_generated is None:
+            return None if history is None else history[1]
+        num_prompt, state = history
+        return replace(state, tokens=state.tokens[: (num_prompt + num_generated) * ID_BYTES])
 
     def _end_expired(self, now: float) -> list[RequestOutput]:
         """Ends requests that have timed out, and finds the earliest time at which another one may."""
