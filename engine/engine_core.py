@@ -13,7 +13,7 @@ from .prefix_cache.cache import PrefixKey
 from .scheduling.prefetcher import Fetch
 from .scheduling.running_request import RequestOutput, RunningRequest
 from .scheduling.scheduler import Scheduler
-from .types.config import STEP_TOKEN_BOUNDS, EngineStats
+from .types.config import STEP_TOKEN_BOUNDS, CacheStats, EngineStats
 from .types.errors import EngineDeadError, NumericError, UnknownRequestError
 from .types.host_memory import ID_BYTES
 from .types.request import Batch, PrefillBatch, Request, RowResult
@@ -139,8 +139,16 @@ class EngineCore:
     @property
     def stats(self) -> EngineStats:
         """Current statistics. Any thread may read them; those read during a step need not agree with each other."""
-        return replace(
-            self._scheduler.stats,
+        scheduler, preemption, cache = self._scheduler, self._scheduler.preemption, self._scheduler.cache
+        return EngineStats(
+            num_waiting=scheduler.num_waiting,
+            num_running=scheduler.num_running,
+            num_preemptible_running=len(preemption.running),
+            num_preemptible_waiting=len(preemption.waiting),
+            num_preemptible_slots=preemption.num_slots,
+            preemptions=preemption.num_preempted,
+            waiting_tokens=scheduler.queue.num_tokens,
+            slots=scheduler.slots.size,
             prompt_tokens=self._prompt_tokens,
             generated_tokens=self._generated_tokens,
             steps=self._steps,
@@ -148,6 +156,8 @@ class EngineCore:
             compiles_since_ready=self._runner.compiles_since_ready,
             restore_seconds=self._runner.restore_seconds,
             wait_seconds=self._wait_seconds,
+            cache=CacheStats() if cache is None else cache.stats,
+            drafts=scheduler.drafts,
         )
 
     @property

@@ -1,6 +1,6 @@
 """Plans batches: which chunks are prefilled, which requests get tokens, and which states move to earlier slots."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -9,9 +9,9 @@ from ..types.output_constraint import Forced
 from ..types.request import Batch, DecodeBatch, FirstToken, PrefillBatch, PrefillChunk, ReplayedRow
 from .drafting import Drafting
 from .preemption import Demand, Preemption
-from .prefill_budget import PrefillBudget
+from .prefill_budget import PrefillBudget, StepTimes
 from .running_request import RunningRequest
-from .slots import FairShares, SlotPool
+from .slots import FairShares, SlotAssignment
 
 _OLDEST_EVERY: Final = 4
 """Interval, in turns of a tenant, at which its oldest prompt goes first, so that shorter prompts cannot starve it."""
@@ -34,24 +34,19 @@ class BatchPlanner:
 
     Args:
       limits: Compiled sizes of a step.
-      budget: Time for prefill between two decode steps.
-      extend_restored: Restores more of a prompt that is about to be prefilled, if more of it has been cached.
+      assignment: Slots, and the requests that have them.
+      times: Durations of steps.
       drafting: Decides which requests have drafts; None without speculation.
     """
 
     def __init__(
-        self,
-        limits: StepLimits,
-        pool: SlotPool,
-        budget: PrefillBudget,
-        extend_restored: Callable[[RunningRequest], None],
-        drafting: Drafting | None,
+        self, limits: StepLimits, assignment: SlotAssignment, times: StepTimes, drafting: Drafting | None
     ) -> None:
-        self._drafting = drafting
-        self._extend_restored = extend_restored
         self._limits = limits
-        self._pool = pool
-        self._budget = budget
+        self._assignment = assignment
+        self._pool = assignment.pool
+        self._budget = PrefillBudget(limits, times)
+        self._drafting = drafting
         self._precedence: Preemption | None = None
         self._num_idle_rows = 0  # of the decode steps since a smaller step would have sufficed
         self._orders = {is_urgent: _PrefillOrder() for is_urgent in (False, True)}
@@ -193,7 +188,7 @@ class BatchPlanner:
         """
         first = ordered[0]
         for each in ordered[: self._limits.prefill_rows]:
-            self._extend_restored(each)
+            self._assignment.extend_restored(each)
         if not _num_left(first):
             restored = [each for each in ordered if not _num_left(each)][:MAX_PREFILL_ROWS]
             return PrefillBatch(tuple(_take_chunk(each, 0, running) for each in restored))

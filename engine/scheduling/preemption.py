@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Final, NamedTuple
 
-from ..types.config import PREFILL_BLOCK, EngineStats, StepLimits
+from ..types.config import PREFILL_BLOCK, StepLimits
 from ..types.errors import QueueFullError
 from ..types.request import Batch, DecodeBatch, Replay, Request, error_output
 from ..types.snapshot import Snapshot
@@ -94,6 +94,7 @@ class Preemption:
     Attributes:
       waiting: Preemptible requests without a slot by id; those that have lost one first, then the oldest.
       running: Preemptible requests with a slot by id, oldest first.
+      num_preempted: Total times that a request yielded its slot.
 
     Args:
       assignment: Assigns slots to all other requests.
@@ -105,7 +106,7 @@ class Preemption:
     def __init__(self, assignment: SlotAssignment, limits: StepLimits, times: StepTimes, max_bytes: int) -> None:
         self.waiting: OrderedDict[str, Waiting] = OrderedDict()
         self.running = assignment.lent
-        self._num_preempted = 0
+        self.num_preempted = 0
         self._assignment = assignment
         self._pool = assignment.pool
         self._limits = limits
@@ -121,15 +122,10 @@ class Preemption:
         self._last_turns: dict[str, int] = {}
 
     @property
-    def stats(self) -> EngineStats:
-        """Statistics of preemptible requests. The other fields are 0."""
+    def num_slots(self) -> int:
+        """Number of slots that preemptible requests may get in addition to the other running requests."""
         num_others = self._assignment.num_queued
-        return EngineStats(
-            num_preemptible_running=len(self.running),
-            num_preemptible_waiting=len(self.waiting),
-            num_preemptible_slots=self.max_rows(num_others, is_entry=True) - num_others,
-            preemptions=self._num_preempted,
-        )
+        return self.max_rows(num_others, is_entry=True) - num_others
 
     def assign(self, now: float) -> None:
         """Gives slots to as many requests as possible. Preemptible requests come last."""
@@ -236,7 +232,7 @@ class Preemption:
         if self._num_wanted <= 0:
             self._passed.append(running.request.tenant)
         self._assignment.free(running)
-        self._num_preempted += 1
+        self.num_preempted += 1
         request_id = running.request.id
         self.waiting[request_id] = Waiting(_replayed(running, snapshot), running)
         self.waiting.move_to_end(request_id, last=False)

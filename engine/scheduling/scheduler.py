@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..prefix_cache.cache import PrefixCache, PrefixKey
-from ..types.config import PREFILL_BLOCK, CacheStats, EngineStats, StepLimits
+from ..types.config import PREFILL_BLOCK, DraftCounts, StepLimits
 from ..types.errors import ConstraintError, QueueTimeoutError, RequestTimeoutError, RoostError
 from ..types.host_memory import ID_BYTES, pack_ids
 from ..types.request import (
@@ -23,7 +23,7 @@ from .batch_planner import BatchPlanner
 from .drafting import Drafting
 from .preemption import Preemption, Waiting
 from .prefetcher import Fetch, Prefetcher
-from .prefill_budget import PrefillBudget, StepTimes
+from .prefill_budget import StepTimes
 from .running_request import MASK_WAIT_S, RequestOutput, RunningRequest, TokenHistories, book_result
 from .slots import QueuedRequest, SlotAssignment, SlotPool, WaitingQueue
 
@@ -105,8 +105,7 @@ class Scheduler:
         self.preemption = Preemption(self._assignment, limits, self._times, max_bytes)
         self._waiting: tuple[Mapping[str, QueuedRequest | Waiting], ...] = (self.queue.waiting, self.preemption.waiting)
         self._drafting = None if limits.speculation is None else Drafting(limits.speculation)
-        budget, extend_restored = PrefillBudget(limits, self._times), self._assignment.extend_restored
-        self._planner = BatchPlanner(limits, self.slots, budget, extend_restored, self._drafting)
+        self._planner = BatchPlanner(limits, self._assignment, self._times, self._drafting)
         self._histories = TokenHistories()
         self._now = 0.0
         self._next_end = math.inf  # earliest time at which a request may time out
@@ -123,17 +122,9 @@ class Scheduler:
         return len(self._running)
 
     @property
-    def stats(self) -> EngineStats:
-        """Statistics of requests, slots and the cache. Statistics of steps are 0."""
-        return replace(
-            self.preemption.stats,
-            num_waiting=self.num_waiting,
-            num_running=self.num_running,
-            waiting_tokens=self.queue.num_tokens,
-            slots=self.slots.size,
-            cache=CacheStats() if self.cache is None else self.cache.stats,
-            drafts=None if self._drafting is None else self._drafting.counts,
-        )
+    def drafts(self) -> DraftCounts | None:
+        """Total drafted and accepted tokens; None without speculation."""
+        return None if self._drafting is None else self._drafting.counts
 
     @property
     def running(self) -> Mapping[str, int]:
@@ -271,10 +262,11 @@ class Scheduler:
         """
         running = self._running.get(request_id)
         history = self._histories.get(request_id) if running is None else running.history
-        if history is None or num_generated is None:
-            return None if history is None else history[1]
+        if history is None:
+            return None
         num_prompt, state = history
-        return replace(state, tokens=state.tokens[: (num_prompt + num_generated) * ID_BYTES])
+        end = None if num_generated is None else (num_prompt + num_generated) * ID_BYTES
+        return replace(state, tokens=state.tokens[:end])
 
     def _end_expired(self, now: float) -> list[RequestOutput]:
         """Ends requests that have timed out, and finds the earliest time at which another one may."""

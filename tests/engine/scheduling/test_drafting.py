@@ -173,7 +173,7 @@ def test_drafts_are_counted_also_of_requests_that_have_ended() -> None:
     scheduler.abort("b")
     kept, dropped = DraftCounts(1, 3, (1, 0, 0)), DraftCounts(1, 2, (0, 0, 0))
     scheduler.commit(batch, [RowResult((7, 7), drafts=kept), RowResult((7,), drafts=dropped)], 1.0)
-    assert scheduler.stats.drafts == DraftCounts(2, 5, (1, 0, 0))
+    assert scheduler.drafts == DraftCounts(2, 5, (1, 0, 0))
 
 
 def test_a_request_drafts_once_its_last_tokens_occurred_before() -> None:

@@ -40,13 +40,13 @@ def test_preemptible_requests_leave_room_for_others_and_for_a_moment_after_them(
     preemption.assign(0.1)
     over = preemption.victims(can_replay=True)
     assert [running.request.id for running in over] == ["6", "5", "4", "3"]
-    assert preemption.stats.num_preemptible_slots == 3
+    assert preemption.num_slots == 3
     for running in over:
         preemption.preempt(running, None)
     preemption.assign(0.2)
     assert (len(preemption.running), preemption.victims(can_replay=True)) == (3, [])
     slots.release(slots.running["other"], 0.3)
-    assert preemption.stats.num_preemptible_slots == 8, "no other request runs"
+    assert preemption.num_slots == 8, "no other request runs"
     preemption.assign(0.4)
     assert len(preemption.running) == 3
     preemption.assign(0.5)

@@ -55,15 +55,16 @@ def make(name: str, *parts: tuple[int, int], salt: str = "", max_tokens: int = 3
 
 def test_a_common_prefix_is_prefilled_once() -> None:
     """All have a slot before the first of them is prefilled. One with another salt prefills its own."""
-    scheduler = Scheduler(8, 100, LIMITS, cache=PrefixCache(128, 10**9))
+    cache = PrefixCache(128, 10**9)
+    scheduler = Scheduler(8, 100, LIMITS, cache=cache)
     requests = [make(str(number), (1, 128), (10 + number, 48)) for number in range(5)]
     chunks = run(scheduler, [*requests, make("salted", (1, 128), (9, 40), salt="x")])
     first, *others = (chunks[str(number)] for number in range(5))
     assert first == [(0, 176)]
     assert others == [[(128, 48)]] * 4
     assert chunks["salted"] == [(0, 168)]
-    assert scheduler.stats.cache.hits == 4
-    assert scheduler.stats.cache.hit_tokens == 4 * 128
+    assert cache.stats.hits == 4
+    assert cache.stats.hit_tokens == 4 * 128
 
 
 def test_another_prompt_goes_first_while_a_common_prefix_is_on_its_way() -> None:
