@@ -212,26 +212,23 @@ class WaitingQueue:
         for waiting in zip_longest(*(self._tenants[tenant].those(are_held=True) for tenant in tenants)):
             yield [each.request for each in waiting if each is not None]
 
-    def check_room(self, request: Request) -> None:
-        """Checks whether a request may wait.
-
-        Raises:
-          QueueFullError: The queue is full, or the request's tenant takes too much of it.
-        """
+    def refusal(self, request: Request) -> str | None:
+        """Returns why a request may not wait: the queue is full, or its tenant takes too much of it. None if it may."""
         own, num_tokens = self._tenants.get(request.tenant), len(request.prompt_token_ids)
         requests_left, tokens_left = self._max_requests - len(self.waiting), (self._max_tokens or 0) - self.num_tokens
         if requests_left <= 0:
-            raise QueueFullError(f"the queue is full ({self._max_requests} requests wait); try again later")
+            return f"the queue is full ({self._max_requests} requests wait); try again later"
         if self._max_tokens is not None and num_tokens > tokens_left:
-            raise QueueFullError(f"the queue is full ({self.num_tokens} tokens of prompts wait); try again later")
+            return f"the queue is full ({self.num_tokens} tokens of prompts wait); try again later"
         if own is None or not self._is_shared:
-            return
+            return None
         is_greedy = len(own.waiting) >= requests_left
         if is_greedy or (self._max_tokens is not None and own.num_tokens + num_tokens > tokens_left):
-            raise QueueFullError(f"too many requests of this API key wait ({len(own.waiting)}); try again later")
+            return f"too many requests of this API key wait ({len(own.waiting)}); try again later"
+        return None
 
     def add(self, request: Request) -> None:
-        """Adds a request with a new id, even if the queue is full; see `check_room`."""
+        """Adds a request with a new id, even if the queue is full; see `refusal`."""
         if request.tenant not in self._tenants:
             self._tenants[request.tenant] = _TenantQueue()
             self._shares.enter(request.tenant)
@@ -382,41 +379,13 @@ class SlotAssignment:
         Raises:
           QueueFullError: The queue has no room for the request.
         """
-        try:
-            self._queue.check_room(request)
-        except QueueFullError:
+        if self._queue.refusal(request) is not None:
             self.assign(now)
             num_free = len(self.pool.free) + len(self.lent)
-            if self._queue.num_held >= num_free or request.tenant in self._blocked_tenants():
-                self._check_room(request, now)
+            is_next = self._queue.num_held < num_free and request.tenant not in self._blocked_tenants()
+            if not is_next and (reason := self._queue.refusal(request)) is not None:
+                raise QueueFullError(reason, self._retry_after(now))
         self._queue.add(request)
-
-    def _check_room(self, request: Request, now: float) -> None:
-        """Checks whether a request may wait; refuses it with an estimate of when a slot will be free for it."""
-        try:
-            self._queue.check_room(request)
-        except QueueFullError as error:
-            raise QueueFullError(str(error), self._retry_after(now)) from None
-
-    def _retry_after(self, now: float) -> float:
-        """Counts a refused request, and returns the number of seconds after which it should be sent again.
-
-        One slot becomes free every (mean service time / slots) seconds. Estimates have the same rate: a refused request
-        returns when as many slots have become free as requests were refused before it. The mean service time covers the
-        latest ended requests, but is at least the mean time for which the running ones have had their slots, so that
-        long requests are noticed while they run.
-        """
-        if self._service_s is None:
-            return _UNKNOWN_S
-        ages = [now - each.assigned_at for each in self.running.values() if self._is_queued(each.request)]
-        service_s = max(self._service_s, sum(ages) / len(ages) if ages else 0.0)
-        estimate = (self._num_refused + 1) * service_s / self.pool.size
-        if estimate < _LONGEST_S:  # requests beyond that are not counted, since they don't wait that long
-            self._num_refused += 1
-        return min(max(estimate, _SHORTEST_S), _LONGEST_S)
-
-    def _is_queued(self, request: Request) -> bool:
-        return request.id not in self.lent and request.id not in self._running_probes
 
     def parent_of(self, request: Request) -> RunningRequest | None:
         """Returns the running request whose state this one may copy instead of prefilling the same prompt."""
@@ -425,6 +394,30 @@ class SlotAssignment:
             return None
         is_same = parent.request.prompt_token_ids == request.prompt_token_ids
         return (parent.parent or parent) if is_same else None
+
+    def start(self, request: Request, last: RunningRequest | None, now: float) -> bool:
+        """Gives a request a slot; returns whether it could be started.
+
+        Args:
+          last: The request at the time when it lost its last slot; None if it had none.
+        """
+        slot = self.pool.claim()
+        try:
+            running = RunningRequest(request, slot, now, self.parent_of(request))
+            self._restore(running)
+            if last is not None:
+                running.resume(last)
+            elif request.constraint is not None or request.params.bad_phrases is not None:
+                running.constraint = TokenConstraint(request, self._mask_words)
+        except Exception as error:
+            self.pool.release(slot)
+            reason = error if isinstance(error, RoostError) else RequestFailedError(_NOT_STARTED)
+            self.failed.append((request.id, error_output(reason)))
+            return False
+        self.running[request.id] = running
+        if request.preemptible:
+            self.lent[request.id] = running
+        return True
 
     def release(self, running: RunningRequest, now: float) -> None:
         """Takes a request's slot back, and charges its tenant for the request's actual cost."""
@@ -451,35 +444,26 @@ class SlotAssignment:
             with suppress(Exception):  # a restored snapshot only saves work
                 self._restore(fork)
 
+    def extend_restored(self, running: RunningRequest) -> None:
+        """Restores a longer prefix of a prompt before its prefill starts, if another request has prefilled one."""
+        if self._cache is None or running.key is None or running.looked_up_at == self._cache.num_inserts:
+            return
+        num_restored = 0 if running.restore is None else running.restore.length
+        is_scored = running.request.params.prompt_logprobs is not None
+        if running.num_prompt_dispatched != num_restored or is_scored:
+            return
+        running.looked_up_at = self._cache.num_inserts
+        if (longer := self._cache.extend_match(running.key, num_restored)) is not None:
+            running.restore_from(longer)
+
     def _blocked_tenants(self) -> Collection[str]:
         """Returns the tenants that may not take a free slot."""
         if self.num_open:
             return ()
         return {each.request.tenant for name, each in self.running.items() if name not in self.lent}
 
-    def start(self, request: Request, last: RunningRequest | None, now: float) -> bool:
-        """Gives a request a slot; returns whether it could be started.
-
-        Args:
-          last: The request at the time when it lost its last slot; None if it had none.
-        """
-        slot = self.pool.claim()
-        try:
-            running = RunningRequest(request, slot, now, self.parent_of(request))
-            self._restore(running)
-            if last is not None:
-                running.resume(last)
-            elif request.constraint is not None or request.params.bad_phrases is not None:
-                running.constraint = TokenConstraint(request, self._mask_words)
-        except Exception as error:
-            self.pool.release(slot)
-            reason = error if isinstance(error, RoostError) else RequestFailedError(_NOT_STARTED)
-            self.failed.append((request.id, error_output(reason)))
-            return False
-        self.running[request.id] = running
-        if request.preemptible:
-            self.lent[request.id] = running
-        return True
+    def _is_queued(self, request: Request) -> bool:
+        return request.id not in self.lent and request.id not in self._running_probes
 
     def _restore(self, running: RunningRequest) -> None:
         """Restores the longest cached prefix of a request's prompt, unless its prompt tokens are scored or it is a
@@ -507,14 +491,19 @@ class SlotAssignment:
         if found is not None:
             running.restore_from(found)
 
-    def extend_restored(self, running: RunningRequest) -> None:
-        """Restores a longer prefix of a prompt before its prefill starts, if another request has prefilled one."""
-        if self._cache is None or running.key is None or running.looked_up_at == self._cache.num_inserts:
-            return
-        num_restored = 0 if running.restore is None else running.restore.length
-        is_scored = running.request.params.prompt_logprobs is not None
-        if running.num_prompt_dispatched != num_restored or is_scored:
-            return
-        running.looked_up_at = self._cache.num_inserts
-        if (longer := self._cache.extend_match(running.key, num_restored)) is not None:
-            running.restore_from(longer)
+    def _retry_after(self, now: float) -> float:
+        """Counts a refused request, and returns the number of seconds after which it should be sent again.
+
+        One slot becomes free every (mean service time / slots) seconds. Estimates have the same rate: a refused request
+        returns when as many slots have become free as requests were refused before it. The mean service time covers the
+        latest ended requests, but is at least the mean time for which the running ones have had their slots, so that
+        long requests are noticed while they run.
+        """
+        if self._service_s is None:
+            return _UNKNOWN_S
+        ages = [now - each.assigned_at for each in self.running.values() if self._is_queued(each.request)]
+        service_s = max(self._service_s, sum(ages) / len(ages) if ages else 0.0)
+        estimate = (self._num_refused + 1) * service_s / self.pool.size
+        if estimate < _LONGEST_S:  # requests beyond that are not counted, since they don't wait that long
+            self._num_refused += 1
+        return min(max(estimate, _SHORTEST_S), _LONGEST_S)
