@@ -5,15 +5,14 @@ from contextlib import aclosing, contextmanager
 from dataclasses import asdict
 
 from ...engine import RoostError, StateFileError
-from ..generation.saved_states import describe, export_state, import_state, save_state
-from ..llm.async_llm import OpenedLLM
-from ..llm.local_model import LocalModel, one_request_at_a_time
-from ..llm.outputs import State, state_of
-from ..llm.sampling_params import RequestOutputKind, SamplingParams, python_errors
-from ..settings import load_settings
-from ..tenants import tenant
-from ..terminal.exits import CommandError
-from ..text.chat_format import ChatFormatError, Message
+from ...llm.async_llm import OpenedLLM
+from ...llm.local_model import LocalModel, one_request_at_a_time
+from ...llm.outputs import State, state_of
+from ...llm.sampling_params import RequestOutputKind, SamplingParams, python_errors
+from ...settings import load_settings
+from ...tenancy.tenant import tenant
+from ...terminal.failure import CommandError
+from ...text.chat_format import ChatFormatError, Message
 from .chat import ChatTurn, LoadedState, Reply
 from .options import ChatSessionOptions
 
@@ -58,17 +57,17 @@ class LocalChat:
     async def save(self, reply: Reply) -> bytes:
         assert reply.id is not None
         with _command_errors():
-            stored = await save_state(self._service, reply.id, 0)
+            stored = await self._service.save_state(reply.id, 0)
             try:
-                return await export_state(self._service, stored)
+                return await self._service.export_state(stored)
             finally:
                 self._service.states.delete(stored.id, tenant.get())
 
     async def load(self, data: bytes) -> LoadedState:
         with _command_errors():
-            stored = await import_state(self._service, data)
+            stored = await self._service.import_state(data)
             self._states[stored.id] = state_of(stored)
-            return LoadedState.of(await describe(self._service, stored))
+            return LoadedState.of(await self._service.described_state(stored))
 
     async def close(self) -> None:
         await self._llm.close()

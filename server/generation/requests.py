@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Final
 
-from pydantic import BaseModel
-
 from ...engine import ParameterError, SamplingParams
 from ..constraints.grammar_spec import OBJECT_SCHEMA, GrammarSpec, choice_spec, json_spec, lark_spec, regex_spec
 from ..constraints.output_constraint import OutputConstraint, constraint, json_constraint, with_tools
@@ -258,7 +256,9 @@ def sampling_params(
         raise bad_value("ignore_eos", "ignore_eos needs a limit: set max_tokens")
     if max_tokens is not None and body.min_tokens > max_tokens:
         raise bad_value("min_tokens", f"min_tokens must be at most max_tokens, which is {max_tokens}")
-    numbers = {**model.defaults.sampling, **requested_numbers(body)}
+    own = [name for name in NUMBERS if name in type(body).model_fields]  # unknown fields are attributes, too
+    requested = {name: value for name in own if (value := getattr(body, name)) is not None}
+    numbers = {**model.defaults.sampling, **requested}
     if numbers.get("top_p") == 0:  # clients mean the most likely token alone
         numbers |= {"temperature": 0.0, "top_p": 1.0}
     if numbers.get("top_k") == -1:  # vLLM's value for off
@@ -276,13 +276,6 @@ def sampling_params(
     except ParameterError as error:  # of values that depend on each other, which no schema checks
         raise bad_value(error.field, str(error)) from None
     return [params, *[params.with_seed(seed) for seed in seeds[1:]]]
-
-
-def requested_numbers(body: BaseModel) -> dict[str, Any]:
-    """Returns the numbers that a request sets, by their names in `SamplingParams`."""
-    known = type(body).model_fields  # a body has its unknown fields as attributes, too
-    named = {name: getattr(body, name) for name in NUMBERS if name in known}
-    return {name: value for name, value in named.items() if value is not None}
 
 
 def _token_lists(body: GenerationFields, model: ServedModel) -> dict[str, Any]:

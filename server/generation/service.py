@@ -1,4 +1,4 @@
-"""The service behind every API: the way from a spec to a generation, its limits, and responses by id."""
+"""The service behind every API: the way from a spec to a generation, its limits, responses by id, and saved states."""
 
 import asyncio
 import math
@@ -7,18 +7,21 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
-from dataclasses import dataclass, field, replace
-from typing import Final
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Final
 from uuid import uuid4
 
 from ...engine import (
+    MAX_TOKENS,
     AsyncEngine,
     EngineStoppedError,
     QueueFullError,
     Request,
     RequestTimeoutError,
     SamplingParams,
+    SavedState,
     TenantStore,
+    UnknownRequestError,
     pack_ids,
 )
 from ..constraints.grammar_compiler import GrammarCompiler
@@ -29,13 +32,14 @@ from ..errors import kinds
 from ..errors.request_errors import ApiError, bad_value, warn_all
 from ..observability.logging import request_id
 from ..observability.metrics import Metrics
+from ..schemas.body import MAX_MESSAGES
 from ..tenants import Workers, tenant
 from ..text.served_model import ServedModel
 from .admission import Admissions, PreemptibleAdmission, admission
 from .generation import MAX_UNREAD_BYTES, Generation, SentResponse, collect
 from .prompts import Prompt, PromptEncoder
 from .spec import GenerationSpec, PromptCopies, response_size
-from .state_store import StateStore, StoredState
+from .state_store import Prefix, StateStore, StoredState
 
 MAX_RESPONSES: Final = 1000
 """Maximum number of ended responses whose records are kept."""
@@ -338,6 +342,73 @@ class Service:
     def restored_state(self, spec: GenerationSpec, prompt: Prompt) -> StoredState | None:
         """Returns the saved state that a prompt continues: its spec's, or an imported one that it begins with."""
         return spec.state or self.states.imported(tenant.get(), spec.cache_salt, prompt.token_ids)
+
+    async def save_state(self, response_id: str, index: int) -> StoredState:
+        """Saves the state of a choice that is running or ended recently, up to the tokens whose text was sent whole.
+
+        Args:
+          response_id: Id of the response.
+          index: Index of the choice.
+
+        Raises:
+          ApiError: The choice does not exist, or its state has no room.
+        """
+        message = f"no request with the id {response_id!r} and a choice {index} is running or ended recently"
+        unknown = ApiError(kinds.NO_SUCH_OBJECT, message, param="request_id")
+        async with self.states.saves.hold():
+            sent = self.tracked.find(response_id, index)
+            if sent is None:
+                raise unknown
+            try:
+                state = await self.engine.save(sent.request_id, sent.num_tokens)
+            except UnknownRequestError:
+                raise unknown from None
+        if state.tenant != tenant.get():
+            raise unknown
+        if state.num_tokens > MAX_TOKENS:
+            raise bad_value("request_id", f"request_id: a state may have {MAX_TOKENS} tokens, not {state.num_tokens}")
+        return self._keep_state(state)
+
+    async def described_state(self, stored: StoredState) -> dict[str, Any]:
+        """Returns the object that the API shows, with the messages of a chat."""
+        decode, token_ids = self.model.chat_format.decode, stored.state.token_ids
+        messages = await self.workers.run(lambda: decode(token_ids, MAX_MESSAGES))
+        found = {} if messages is None else {"messages": [asdict(message) for message in messages]}
+        return stored.described() | found
+
+    async def export_state(self, stored: StoredState) -> bytes:
+        """Returns a state as a file, signed if there is a key."""
+        return await self.workers.run(lambda: self.engine.state_format.export(stored.state, self.state_key))
+
+    async def import_state(self, data: bytes, cache_salt: str = "") -> StoredState:
+        """Saves the state in a file. Prompts of the tenant that begin with its tokens restore it.
+
+        A state that is signed with the service's key also enters the prefix cache that the tenant's requests use.
+        Snapshots after any other state are kept separate, under a salt that no other request shares.
+
+        Args:
+          cache_salt: `cache_salt` of the requests that may restore the state.
+
+        Raises:
+          StateFileError: The file is broken, belongs to another model, or is not signed with the service's key.
+          ApiError: The state has no room.
+        """
+
+        def load() -> tuple[SavedState, Prefix | None]:
+            state = self.engine.state_format.load(data, self.state_key)
+            return state, Prefix.of(state, cache_salt)
+
+        state, prefix = await self.workers.run(load)
+        salt = f"import-{uuid4().hex}" if state.is_imported else self.salt(cache_salt)
+        stored = self._keep_state(replace(state, salt=salt), prefix)
+        if not state.is_imported:
+            async with self.states.saves.hold():
+                await self.engine.insert(stored.state)
+        return stored
+
+    def _keep_state(self, state: SavedState, prefix: Prefix | None = None) -> StoredState:
+        """Stores a state. All states together take at most as much memory as the prefix cache may take."""
+        return self.states.keep(state, tenant.get(), self.engine.stats.cache.budget, prefix)
 
     async def _grammar(self, spec: GenerationSpec, constraint: OutputConstraint, deadline: float) -> Grammar:
         """Returns the compiled grammar. The grammar ends the output, so other fields must not require more tokens."""

@@ -166,69 +166,14 @@ class OpenConnections:
         return {name: each.counts for name, each in ports.items()}
 
 
-class ClientConnection(HttpToolsProtocol):
-    """A connection that is reset when its client does not read from a full write buffer for `stall_s`.
+class LimitedConnection(HttpToolsProtocol):
+    """A connection that responds with an error, if it still can, and closes when its client exceeds a limit.
 
-    The request's task then sees a client disconnect.
+    It is reset when its client does not read from a full write buffer for `stall_s`. The request's task then sees a
+    client disconnect.
 
     Args:
       stall_s: Write timeout in seconds.
-    """
-
-    def __init__(self, *args: Any, stall_s: float, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._stall_s = stall_s
-        self._write_timer: asyncio.TimerHandle | None = None
-        self._running: RequestResponseCycle | None = None
-
-    def pause_writing(self) -> None:
-        """Starts the write timeout. The transport calls this when its buffer is full."""
-        super().pause_writing()
-        self._write_timer = self.loop.call_later(self._stall_s, self._reset)
-
-    def resume_writing(self) -> None:
-        """Stops the write timeout. The transport calls this when its buffer has drained."""
-        self._stop_write_timer()
-        super().resume_writing()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Signals the disconnect to the running request. uvicorn signals it only to the last one."""
-        self._stop_write_timer()
-        self.pipeline.clear()
-        if self._running is not None and not self._running.response_complete:
-            self._running.disconnected = True
-            self._running.message_event.set()
-        super().connection_lost(exc)
-
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self._running = cycle
-        cycle.scope["extensions"] = {BODY_WRITER: {"writer": _ChunkWriter(cycle)}}
-        is_old = cycle.scope["http_version"] == "1.0"
-        whole = partial(_read_rest, partial(_until_close, app, cycle) if is_old else app, cycle)
-        super()._start_asgi_task(cycle, whole)
-
-    def close_after_response(self) -> None:
-        """Closes the connection once the running request has its response."""
-        if self._running is None or self._running.response_complete:
-            self.transport.close()
-        else:
-            self._running.keep_alive = False
-
-    def _stop_write_timer(self) -> None:
-        if self._write_timer is not None:
-            self._write_timer.cancel()
-            self._write_timer = None
-
-    def _reset(self) -> None:
-        _logger.info("connection reset: the client has read nothing for %g s", self._stall_s)
-        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
-        self.transport.abort()
-
-
-class LimitedConnection(ClientConnection):
-    """A connection that responds with an error, if it still can, and closes when its client exceeds a limit.
-
-    Args:
       connections: Open connections of the server.
 
     Attributes:
@@ -241,8 +186,11 @@ class LimitedConnection(ClientConnection):
     head_s = HEAD_S
     body_s = BODY_S
 
-    def __init__(self, *args: Any, connections: OpenConnections, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, stall_s: float, connections: OpenConnections, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._stall_s = stall_s
+        self._write_timer: asyncio.TimerHandle | None = None
+        self._running: RequestResponseCycle | None = None
         self._open_connections = connections
         self._port_connections = connections.of(None)
         self._reads_head = True
@@ -261,9 +209,25 @@ class LimitedConnection(ClientConnection):
             self._refuse(too_many_connections())
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Signals the disconnect to the running request. uvicorn signals it only to the last one."""
         self._stop_timer()
+        self._stop_write_timer()
         self._port_connections.close(self)
+        self.pipeline.clear()
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Starts the write timeout. The transport calls this when its buffer is full."""
+        super().pause_writing()
+        self._write_timer = self.loop.call_later(self._stall_s, self._reset)
+
+    def resume_writing(self) -> None:
+        """Stops the write timeout. The transport calls this when its buffer has drained."""
+        self._stop_write_timer()
+        super().resume_writing()
 
     def drop(self) -> None:
         """Closes the connection immediately. An idle client expects no response."""
@@ -324,6 +288,30 @@ class LimitedConnection(ClientConnection):
     def send_400_response(self, msg: str) -> None:
         """Responds to a request that the parser rejects."""
         self._refuse(self._refusal or ApiError(kinds.NOT_HTTP, "this is no HTTP request"))
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        cycle.scope["extensions"] = {BODY_WRITER: {"writer": _ChunkWriter(cycle)}}
+        is_old = cycle.scope["http_version"] == "1.0"
+        whole = partial(_read_rest, partial(_until_close, app, cycle) if is_old else app, cycle)
+        super()._start_asgi_task(cycle, whole)
+
+    def close_after_response(self) -> None:
+        """Closes the connection once the running request has its response."""
+        if self._running is None or self._running.response_complete:
+            self.transport.close()
+        else:
+            self._running.keep_alive = False
+
+    def _stop_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+    def _reset(self) -> None:
+        _logger.info("connection reset: the client has read nothing for %g s", self._stall_s)
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        self.transport.abort()
 
     def _count(self, num_bytes: int) -> None:
         self._head_bytes += num_bytes

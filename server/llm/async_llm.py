@@ -10,7 +10,6 @@ from typing import Any, Unpack
 from uuid import uuid4
 
 from ...engine import RoostError, StateFileError
-from ..generation.saved_states import export_state, import_state, save_state
 from ..tenants import tenant
 from ..text.tokenizer import TextUnavailableError, Tokenizer
 from .local_model import LocalModel, ModelSettings, load_model_settings
@@ -131,22 +130,22 @@ class AsyncLLM:
         self._model.check_usable()
         request_id = request if isinstance(request, str) else request.request_id
         with python_errors():
-            return state_of(await save_state(self._model.service, request_id, index))
+            return state_of(await self._model.service.save_state(request_id, index))
 
     async def export_state(self, state: State, path: str | Path) -> None:
         """Writes a state into a file; see `LLM.export_state`."""
         self._model.check_usable()
         with python_errors(), _file_errors(path, "written"):
-            data = await export_state(self._model.service, self._model.service.states.get(state.id, tenant.get()))
-            await self._model.service.workers.run(partial(Path(path).write_bytes, data))
+            service = self._model.service
+            data = await service.export_state(service.states.get(state.id, tenant.get()))
+            await service.workers.run(partial(Path(path).write_bytes, data))
 
     async def load_state(self, path: str | Path) -> State:
         """Saves the state in a file; see `LLM.load_state`."""
         await self.start()
         with python_errors(), _file_errors(path, "read"):
-            return state_of(
-                await import_state(self._model.service, await self._model.service.workers.run(Path(path).read_bytes))
-            )
+            service = self._model.service
+            return state_of(await service.import_state(await service.workers.run(Path(path).read_bytes)))
 
     async def delete_state(self, state: State) -> None:
         """Deletes a state; see `LLM.delete_state`."""

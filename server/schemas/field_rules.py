@@ -49,108 +49,60 @@ class FieldRules:
 _OFF: Final = (0, False)
 _NONE: Final[tuple[Any, ...]] = ([], "")
 
-_SAMPLERS: Final[Mapping[str, Refusal]] = {
-    "do_sample": Refusal((True,), "set temperature: 0 for greedy decoding"),
-    "dry_multiplier": Refusal(_OFF),
-    "dynamic_temperature": Refusal(_OFF),
-    "dynatemp_range": Refusal(_OFF),
-    "encoder_repetition_penalty": Refusal((1,)),
-    "epsilon_cutoff": Refusal(_OFF),
-    "eta_cutoff": Refusal(_OFF),
-    "guidance_scale": Refusal((1,)),
-    "min_keep": Refusal((0, 1)),
-    "mirostat": Refusal(_OFF),
-    "mirostat_mode": Refusal(_OFF),
-    "no_repeat_ngram_size": Refusal(_OFF),
-    "penalty_alpha": Refusal(_OFF),
-    "repeat_penalty": Refusal((1,), "use repetition_penalty"),
-    "samplers": Refusal(_NONE),
-    "smoothing_factor": Refusal(_OFF),
-    "tfs": Refusal((1,)),
-    "tfs_z": Refusal((1,)),
-    "top_a": Refusal(_OFF),
-    "top_n_sigma": Refusal((0, -1)),
-    "typical": Refusal((1,), "use typical_p"),
-    "xtc_probability": Refusal(_OFF),
-}
-"""Samplers of other servers, by the field that enables each."""
 
-_SAMPLER_DETAILS: Final = frozenset(
-    {
-        "dry_allowed_length",
-        "dry_base",
-        "dry_penalty_last_n",
-        "dry_sequence_breakers",
-        "dynatemp_exponent",
-        "dynatemp_high",
-        "dynatemp_low",
-        "mirostat_eta",
-        "mirostat_tau",
-        "repeat_last_n",
-        "smoothing_curve",
-        "temperature_last",
-        "xtc_threshold",
-    }
-)
-"""Parameters of the samplers above, which have no effect while the sampler is disabled."""
+def _names(text: str) -> frozenset[str]:
+    """Returns names that spaces separate."""
+    return frozenset(text.split())
+
+
+def _each(names: str, rule: Refusal) -> dict[str, Refusal]:
+    """Returns the same rule for each of several names, which spaces separate."""
+    return dict.fromkeys(names.split(), rule)
+
 
 _GENERATION_REFUSED: Final[Mapping[str, Refusal]] = {
-    **_SAMPLERS,
-    "adapter_id": Refusal(_NONE),
-    "background": Refusal(_OFF),
+    **_each(
+        "background dry_multiplier dynamic_temperature dynatemp_range early_stopping epsilon_cutoff eta_cutoff "
+        "grammar_lazy mirostat mirostat_mode n_indent no_repeat_ngram_size penalty_alpha return_hidden_states "
+        "smoothing_factor top_a use_beam_search xtc_probability",
+        Refusal(_OFF),
+    ),
+    **_each("encoder_repetition_penalty guidance_scale length_penalty num_beams tfs tfs_z", Refusal((1,))),
+    **_each("adapter_id custom_logit_processor lora lora_path lora_request prompt_embeds samplers", Refusal(_NONE)),
+    **_each("echo return_tokens_as_token_ids", Refusal(_OFF, "use it in /v1/completions")),
+    **_each(
+        "grammar_triggers image_data images logits_processors plugins response_fields token_ids transforms",
+        Refusal(([],)),
+    ),
+    **_each("guided_whitespace_pattern instructions negative_prompt", Refusal(("",))),
+    **_each("input previous_response_id", Refusal()),
+    **_each(
+        "max_completion_tokens max_length max_new_tokens max_output_tokens max_tokens_to_sample",
+        Refusal((), "use max_tokens"),
+    ),
+    **_each("min_length min_new_tokens", Refusal(_OFF, "use min_tokens")),
+    **_each("n_predict num_predict", Refusal((-1,), "use max_tokens")),
+    **_each("n_probs top_logprobs", Refusal(_OFF, "use logprobs")),
+    **_each("options sampling_params", Refusal(({},), "send its fields at the top of the body")),
+    **_each("output_config output_format", Refusal(({},), "use response_format")),
     "best_of": Refusal((1,), "use it in /v1/completions"),
     "chat_template": Refusal(("",), "put the template into the checkpoint's folder as chat_template.jinja"),
-    "custom_logit_processor": Refusal(_NONE),
+    "do_sample": Refusal((True,), "set temperature: 0 for greedy decoding"),
     "documents": Refusal(([],), "put them into a message"),
-    "early_stopping": Refusal(_OFF),
-    "echo": Refusal(_OFF, "use it in /v1/completions"),
     "format": Refusal(("",), "use response_format"),
     "function_call": Refusal(("none", "auto"), "use tool_choice"),
     "functions": Refusal(([],), "use tools"),
-    "grammar_lazy": Refusal(_OFF),
-    "grammar_triggers": Refusal(([],)),
     "guided_choice": Refusal(([],), "use structured_outputs.choice"),
     "guided_grammar": Refusal(("",), "use structured_outputs.grammar"),
     "guided_json": Refusal(("",), "use structured_outputs.json"),
     "guided_regex": Refusal(("",), "use structured_outputs.regex"),
-    "guided_whitespace_pattern": Refusal(("",)),
-    "image_data": Refusal(([],)),
-    "images": Refusal(([],)),
-    "input": Refusal(),
-    "instructions": Refusal(("",)),
-    "length_penalty": Refusal((1,)),
-    "logits_processors": Refusal(([],)),
-    "lora": Refusal(_NONE),
-    "lora_path": Refusal(_NONE),
-    "lora_request": Refusal(_NONE),
-    "max_completion_tokens": Refusal((), "use max_tokens"),
-    "max_length": Refusal((), "use max_tokens"),
-    "max_new_tokens": Refusal((), "use max_tokens"),
-    "max_output_tokens": Refusal((), "use max_tokens"),
-    "max_tokens_to_sample": Refusal((), "use max_tokens"),
     "messages": Refusal(([],), "use it in /v1/chat/completions"),
-    "min_length": Refusal(_OFF, "use min_tokens"),
-    "min_new_tokens": Refusal(_OFF, "use min_tokens"),
+    "min_keep": Refusal((0, 1)),
     "modalities": Refusal((["text"],)),
-    "n_indent": Refusal(_OFF),
-    "n_predict": Refusal((-1,), "use max_tokens"),
-    "n_probs": Refusal(_OFF, "use logprobs"),
-    "negative_prompt": Refusal(("",)),
     "no_stop_trim": Refusal(_OFF, "use include_stop_str_in_output"),
-    "num_beams": Refusal((1,)),
-    "num_predict": Refusal((-1,), "use max_tokens"),
-    "options": Refusal(({},), "send its fields at the top of the body"),
-    "output_config": Refusal(({},), "use response_format"),
-    "output_format": Refusal(({},), "use response_format"),
-    "plugins": Refusal(([],)),
-    "previous_response_id": Refusal(),
     "prompt": Refusal(_NONE, "use it in /v1/completions"),
-    "prompt_embeds": Refusal(_NONE),
-    "response_fields": Refusal(([],)),
-    "return_hidden_states": Refusal(_OFF),
+    "repeat_penalty": Refusal((1,), "use repetition_penalty"),
     "return_tokens": Refusal(_OFF, "use return_token_ids"),
-    "return_tokens_as_token_ids": Refusal(_OFF, "use it in /v1/completions"),
-    "sampling_params": Refusal(({},), "send its fields at the top of the body"),
     "session_params": Refusal(({},), "use from_state"),
     "skip_special_tokens": Refusal((True,)),
     "state": Refusal((), "use from_state"),
@@ -160,83 +112,41 @@ _GENERATION_REFUSED: Final[Mapping[str, Refusal]] = {
     "suffix": Refusal(("",), "the model was not trained to fill in"),
     "system": Refusal(_NONE, "send it as a message of the role system"),
     "t_max_predict_ms": Refusal(_OFF, "use timeout"),
-    "token_ids": Refusal(([],)),
     "tool_choice": Refusal(("none", "auto"), "use it in /v1/chat/completions"),
     "tools": Refusal(([],), "use them in /v1/chat/completions"),
-    "top_logprobs": Refusal(_OFF, "use logprobs"),
-    "transforms": Refusal(([],)),
-    "use_beam_search": Refusal(_OFF),
+    "top_n_sigma": Refusal((0, -1)),
+    "typical": Refusal((1,), "use typical_p"),
     "vllm_xargs": Refusal(({},)),
     "web_search_options": Refusal((), "the server calls no other servers"),
 }
+"""Fields of other servers' generations. A sampler is refused by the field that enables it."""
 
-_GENERATION_IGNORED: Final = _SAMPLER_DETAILS | {
-    "audio",
-    "cache_prompt",
-    "id_slot",
-    "include_reasoning",
-    "keep_alive",
-    "kv_transfer_params",
-    "media_io_kwargs",
-    "metadata",
-    "mm_processor_kwargs",
-    "moderation",
-    "n_discard",
-    "n_keep",
-    "parallel_tool_calls",
-    "parse_tool_calls",
-    "post_sampling_probs",
-    "prediction",
-    "prompt_cache_key",
-    "prompt_cache_options",
-    "prompt_cache_retention",
-    "provider",
-    "reasoning",
-    "reasoning_effort",
-    "reasoning_format",
-    "request_id",
-    "safety_identifier",
-    "separate_reasoning",
-    "service_tier",
-    "slot_id",
-    "spaces_between_special_tokens",
-    "store",
-    "stream_reasoning",
-    "thinking",
-    "timings_per_token",
-    "usage",
-    "user",
-    "verbosity",
-}
+_GENERATION_IGNORED: Final = _names(
+    "audio cache_prompt dry_allowed_length dry_base dry_penalty_last_n dry_sequence_breakers dynatemp_exponent "
+    "dynatemp_high dynatemp_low id_slot include_reasoning keep_alive kv_transfer_params media_io_kwargs metadata "
+    "mirostat_eta mirostat_tau mm_processor_kwargs moderation n_discard n_keep parallel_tool_calls "
+    "parse_tool_calls post_sampling_probs prediction prompt_cache_key prompt_cache_options prompt_cache_retention "
+    "provider reasoning reasoning_effort reasoning_format repeat_last_n request_id safety_identifier "
+    "separate_reasoning service_tier slot_id smoothing_curve spaces_between_special_tokens store stream_reasoning "
+    "temperature_last thinking timings_per_token usage user verbosity xtc_threshold"
+)
+"""Fields without effect here, among them the parameters of samplers that are disabled."""
 
 _CHAT_FIELDS: Final[Mapping[str, Refusal]] = {
+    **_each("allowed_token_ids bad_words logprob_token_ids stop_token_ids", Refusal(([],))),
+    **_each("chat_template_kwargs logit_bias structured_outputs", Refusal(({},))),
+    **_each(
+        "continue_final_message include_stop_str_in_output logprobs return_timings return_token_ids", Refusal(_OFF)
+    ),
+    **_each("ebnf grammar json_schema regex", Refusal(("",))),
+    **_each("frequency_penalty presence_penalty", Refusal((0,))),
+    **_each("n repetition_penalty typical_p", Refusal((1,))),
     "add_generation_prompt": Refusal((True,)),
-    "allowed_token_ids": Refusal(([],)),
-    "bad_words": Refusal(([],)),
-    "chat_template_kwargs": Refusal(({},)),
-    "continue_final_message": Refusal(_OFF),
-    "ebnf": Refusal(("",)),
-    "frequency_penalty": Refusal((0,)),
-    "grammar": Refusal(("",)),
-    "include_stop_str_in_output": Refusal(_OFF),
-    "json_schema": Refusal(("",)),
-    "logit_bias": Refusal(({},)),
-    "logprob_token_ids": Refusal(([],)),
-    "logprobs": Refusal(_OFF),
-    "n": Refusal((1,)),
-    "presence_penalty": Refusal((0,)),
-    "prompt_logprobs": Refusal(()),
-    "regex": Refusal(("",)),
-    "repetition_penalty": Refusal((1,)),
+    "prompt_logprobs": Refusal(),
     "response_format": Refusal(({"type": "text"},)),
-    "return_timings": Refusal(_OFF),
-    "return_token_ids": Refusal(_OFF),
     "stop": Refusal(_NONE),
-    "stop_token_ids": Refusal(([],)),
-    "structured_outputs": Refusal(({},)),
     "truncate_prompt_tokens": Refusal((-1,)),
     "truncation_side": Refusal(("left",)),
-    "typical_p": Refusal((1,)),
 }
 """Fields of chat completions that responses and messages lack."""
 

@@ -1,14 +1,13 @@
 """Fields of completions and chats, used by bodies of HTTP requests and calls of the Python API.
 
-Null is equivalent to omitting a field. `BodyCheck` checks fields that no schema names.
-
-Sampling fields of bodies, generated from the engine's table, and their conversion to the engine's parameters.
+Null is equivalent to omitting a field. `BodyCheck` checks fields that no schema names. Numbers have bounds, defaults and
+descriptions of the engine's table.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Final, Literal, cast
 
-from pydantic import AfterValidator, BaseModel, Discriminator, Field, Tag, create_model
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from ...engine import MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS, SAMPLING_FIELDS
 from .body import (
@@ -35,7 +34,7 @@ NUMBERS: Final = tuple(name for name, row in SAMPLING_FIELDS.items() if row.requ
 
 
 class SamplingFields(SchedulingFields):
-    """Fields of all bodies that generate. The numbers are added by `with_numbers`."""
+    """Fields of all bodies that generate. Each body declares its numbers with `number`."""
 
     seed: int | None = None
     """Seed of all randomness: on CPU, the same request with the same seed gives the same tokens. Random by default."""
@@ -47,24 +46,17 @@ class SamplingFields(SchedulingFields):
     """Number of tokens before which no end or stop token is chosen."""
 
 
-def with_numbers[B: BaseModel](*names: str) -> Callable[[type[B]], type[B]]:
-    """Returns a class decorator that adds numbers of the table to a body, such as `top_p: float | None`."""
-    fields: dict[str, Any] = {name: _number(name) for name in names}
+def number(name: str) -> Any:
+    """Returns the field of a number in the engine's table, such as `top_p: float | None = number("top_p")`.
 
-    def add(body: type[B]) -> type[B]:
-        return create_model(body.__name__, __base__=body, __doc__=body.__doc__, __module__=body.__module__, **fields)
-
-    return add
-
-
-def _number(name: str) -> tuple[Any, Any]:
-    """Returns the type and default of a field. The default is None if the checkpoint may have another default."""
+    The default is None if the checkpoint may have another default.
+    """
     row = SAMPLING_FIELDS[name]
     bounds = {} if row.request is None else row.request.bounds
     if row.checkpoint is None:
-        return row.kind, Field(row.default, description=row.description, **bounds)
+        return Field(row.default, description=row.description, **bounds)
     description = f"{row.description} The default is the checkpoint's, or {row.default:g}."
-    return row.kind | None, Field(None, description=description, **bounds)
+    return Field(None, description=description, **bounds)
 
 
 MAX_STOP_STRINGS: Final = 64
@@ -159,7 +151,6 @@ class Prediction(Fields):
         return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
 
 
-@with_numbers(*NUMBERS)
 class GenerationFields(StructuredFields, SamplingFields):
     """Fields of all requests that generate. None means the checkpoint's default, or OpenAI's if the checkpoint has
     none.
@@ -213,6 +204,15 @@ class GenerationFields(StructuredFields, SamplingFields):
     prediction: Prediction | None = None
     """Text that the output is expected to begin with. With speculative decoding, tokens are drafted from it, which
     changes no output; otherwise it has no effect."""
+
+    temperature: float | None = number("temperature")
+    top_k: int | None = number("top_k")
+    top_p: float | None = number("top_p")
+    min_p: float | None = number("min_p")
+    typical_p: float | None = number("typical_p")
+    frequency_penalty: float = number("frequency_penalty")
+    presence_penalty: float = number("presence_penalty")
+    repetition_penalty: float = number("repetition_penalty")
 
 
 class CompletionFields(GenerationFields):

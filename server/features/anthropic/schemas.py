@@ -20,7 +20,7 @@ from ...schemas.field_rules import (
     Refusal,
     with_hints,
 )
-from ...schemas.generation_fields import SamplingFields, StopStringList, with_numbers
+from ...schemas.generation_fields import SamplingFields, StopStringList, number
 from ...schemas.output_formats import MAX_TOOLS, FunctionName, OtherTool
 from ...text.chat_format import ConversationMessage, FunctionCall, FunctionTool, ToolOptions
 
@@ -344,7 +344,6 @@ class CountTokensBody(Body):
         return self.messages[-1].role == "assistant"
 
 
-@with_numbers("top_p", "min_p")
 class MessagesBody(CountTokensBody, SamplingFields):
     """Body of `POST /v1/messages`. `min_p` and the fields of `SamplingFields` are extensions, as in chat.
 
@@ -377,6 +376,9 @@ class MessagesBody(CountTokensBody, SamplingFields):
 
     cache_salt: CacheSalt = ""
     """Name of a separate prefix cache: requests reuse states only of requests with the same salt."""
+
+    top_p: float | None = number("top_p")
+    min_p: float | None = number("min_p")
 
 
 def _content(content: str | list[TextBlock]) -> str | tuple[str, ...]:

@@ -27,7 +27,7 @@ from ...schemas.body import (
     union,
 )
 from ...schemas.field_rules import FieldRules
-from ...schemas.generation_fields import SamplingFields, with_numbers
+from ...schemas.generation_fields import SamplingFields, number
 from ...schemas.output_formats import MAX_TOOLS, Function, NamedFunction, OtherTool, schema_spelling
 from ...text.chat_format import ToolOptions
 from .input_items import (
@@ -280,7 +280,6 @@ class ResponseStreamOptions(Fields):
     """Accepted without effect: nothing is obfuscated."""
 
 
-@with_numbers("temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty")
 class ResponseBody(PromptFields, SamplingFields):
     """Body of `POST /v1/responses`. Sampling fields but `temperature` and `top_p` are extensions, as in chat."""
 
@@ -324,6 +323,14 @@ class ResponseBody(PromptFields, SamplingFields):
 
     cache_salt: CacheSalt = ""
     """Name of a separate prefix cache: requests reuse states only of requests with the same salt."""
+
+    temperature: float | None = number("temperature")
+    top_p: float | None = number("top_p")
+    top_k: int | None = number("top_k")
+    min_p: float | None = number("min_p")
+    frequency_penalty: float = number("frequency_penalty")
+    presence_penalty: float = number("presence_penalty")
+    repetition_penalty: float = number("repetition_penalty")
 
     @property
     def wants_logprobs(self) -> bool:

@@ -13,7 +13,6 @@ from ...generation.admission import admission
 from ...generation.delta import Delta, DeltaJoiner
 from ...generation.logprobs import ResponseTokenLogprob, response_logprobs
 from ...generation.prompts import Prompt
-from ...generation.requests import requested_numbers
 from ...http.responses import ResponseBuilder, SseEncoder
 from ...text.chat_format import ConversationMessage, FunctionCall
 from ...text.served_model import ServedModel
@@ -210,7 +209,7 @@ class ResponsesBuilder(ResponseBuilder):
         yield self._event("response.output_item.done", output_index=call.index, item=item)
 
     def _response(self, status: str, **changes: Any) -> dict[str, Any]:
-        body, numbers = self._body, requested_numbers(self._body)
+        body, params = self._body, self._params
         return {
             "id": self.id,
             "object": "response",
@@ -219,7 +218,7 @@ class ResponsesBuilder(ResponseBuilder):
             "status": status,
             "background": body.background,
             "error": None,
-            "frequency_penalty": numbers["frequency_penalty"],
+            "frequency_penalty": body.frequency_penalty,
             "incomplete_details": None,
             "instructions": body.instructions,
             "max_output_tokens": self._params.max_tokens,
@@ -228,19 +227,19 @@ class ResponsesBuilder(ResponseBuilder):
             "model": self._model.id,
             "output": [],
             "parallel_tool_calls": body.parallel_tool_calls,
-            "presence_penalty": numbers["presence_penalty"],
+            "presence_penalty": body.presence_penalty,
             "previous_response_id": body.previous_response_id,
             "prompt_cache_key": body.prompt_cache_key,
             "reasoning": {"effort": None, "summary": None},
             "safety_identifier": body.safety_identifier,
             "service_tier": "default",
             "store": body.store,
-            "temperature": numbers.get("temperature", self._params.temperature),
+            "temperature": params.temperature if body.temperature is None else body.temperature,
             "text": {"format": body.text.format.described()},
             "tool_choice": body.tool_choice if isinstance(body.tool_choice, str) else body.tool_choice.model_dump(),
             "tools": [_described(tool) for tool in body.functions],
             "top_logprobs": body.top_logprobs or 0,
-            "top_p": numbers.get("top_p", self._params.top_p),
+            "top_p": params.top_p if body.top_p is None else body.top_p,
             "truncation": body.truncation,
             "usage": None,
             "user": body.user,

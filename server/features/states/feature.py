@@ -9,7 +9,6 @@ from pydantic import Field
 from ....engine import StateFileError
 from ...errors.request_errors import bad_value
 from ...feature import Feature, OpenFeature, Opening, opened
-from ...generation import saved_states
 from ...http.routes import After, AnyService, JsonRoute, Limit, QueryOrder, ReadyService, described, page
 from ...openai.response_schemas import DeletedObject
 from ...schemas.body import Body, Count
@@ -116,7 +115,7 @@ class StateList(TypedDict):
 @router.post("/v1/states", response_model=StateObject)
 async def save_state(body: StateBody, service: ReadyService) -> dict[str, Any]:
     """Saves the state of a choice that is running or ended recently, up to the tokens whose text was sent whole."""
-    return (await saved_states.save_state(service, body.request_id, body.index)).described()
+    return (await service.save_state(body.request_id, body.index)).described()
 
 
 @router.get("/v1/states", response_model=StateList)
@@ -134,7 +133,7 @@ async def list_states(
 @router.get("/v1/states/{state_id}", response_model=StateObject)
 async def get_state(state_id: str, service: AnyService) -> dict[str, Any]:
     """Describes a state. If it is one of a chat, `messages` has the text."""
-    return await saved_states.describe(service, service.states.get(state_id, tenant.get()))
+    return await service.described_state(service.states.get(state_id, tenant.get()))
 
 
 @router.delete("/v1/states/{state_id}")
@@ -156,7 +155,7 @@ async def export_state(state_id: str, service: ReadyService, states: States) -> 
         transfer = await resources.enter_async_context(states.files.transfer())
         transfer.may_give_way = False
         states.files.grow(transfer, stored.num_bytes, kind.max_file_bytes)
-        data = await saved_states.export_state(service, stored)
+        data = await service.export_state(stored)
         return StateFileResponse(data, f"{state_id}.safetensors", transfer, resources.pop_all())
 
 
@@ -179,10 +178,10 @@ async def import_state(
     async with states.files.transfer() as transfer:
         data = await receive_file(request, states.files, transfer, kind.max_file_bytes)
         try:
-            stored = await saved_states.import_state(service, bytes(data), cache_salt)
+            stored = await service.import_state(bytes(data), cache_salt)
         except StateFileError as error:
             raise bad_value(None, f"the file {error}") from None
-    return await saved_states.describe(service, stored)
+    return await service.described_state(stored)
 
 
 FEATURE: Final = Feature("states", routers=(router,), unlimited_paths=frozenset({IMPORT_PATH}), open=open_states)

@@ -10,21 +10,22 @@ from roost.engine import SAMPLING_FIELDS
 from roost.server.features.anthropic.schemas import MessagesBody
 from roost.server.features.native.generate import GenerateBody
 from roost.server.features.responses.body import ResponseBody
-from roost.server.generation.requests import requested_numbers
+from roost.server.generation.requests import sampling_params
 from roost.server.openai.completions import ChatBody, CompletionBody
-from roost.server.schemas.generation_fields import NUMBERS, SamplingFields, with_numbers
+from roost.server.schemas.generation_fields import NUMBERS, SamplingFields, number
+from roost.server.text.served_model import ServedModel
 
 MESSAGES = [{"role": "user", "content": "a"}]
 
 
-@with_numbers("top_p", "presence_penalty")
 class Sample(SamplingFields):
     """A body of two numbers."""
 
+    top_p: float | None = number("top_p")
+    presence_penalty: float = number("presence_penalty")
 
-def test_body_gets_the_numbers_that_it_names() -> None:
-    assert set(Sample.model_fields) - set(SamplingFields.model_fields) == {"top_p", "presence_penalty"}
-    assert (Sample.__name__, Sample.__doc__) == ("Sample", "A body of two numbers.")
+
+def test_a_default_that_the_checkpoint_may_have_is_none() -> None:
     assert Sample().model_dump(include={"top_p", "presence_penalty"}) == {"top_p": None, "presence_penalty": 0.0}
 
 
@@ -34,15 +35,19 @@ def test_bounds_are_those_of_the_table(fields: dict[str, Any]) -> None:
         Sample.model_validate(fields)
 
 
-def test_only_numbers_that_the_body_has_are_requested() -> None:
+def test_only_numbers_that_the_body_has_are_requested(model: ServedModel) -> None:
     body = Sample.model_validate({"top_p": 0.5, "temperature": 2, "min_p": "x"})
-    assert requested_numbers(body) == {"top_p": 0.5, "presence_penalty": 0.0}
+    (params,) = sampling_params(body, model, 1)
+    assert (params.top_p, params.temperature, params.min_p) == (0.5, 1.0, 0.0)
 
 
 def test_bodies_and_their_numbers() -> None:
     assert set(NUMBERS) == {name for name, row in SAMPLING_FIELDS.items() if row.request is not None}
     for body in (ChatBody, CompletionBody, GenerateBody):
         assert set(NUMBERS) <= body.model_fields.keys()
+    for body in (ChatBody, ResponseBody):
+        for name in set(NUMBERS) & body.model_fields.keys():
+            assert body.model_fields[name].annotation in (kind := SAMPLING_FIELDS[name].kind, kind | None)
     assert set(NUMBERS) - ResponseBody.model_fields.keys() == {"typical_p"}
     assert set(NUMBERS) & MessagesBody.model_fields.keys() == {"temperature", "top_p", "top_k", "min_p"}
 
