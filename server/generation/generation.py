@@ -82,7 +82,8 @@ class Mailbox[Item]:
     def put(self, item: Item) -> None:
         """Adds an item, and wakes the reader."""
         self._items.append(item)
-        self._wake()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def offer(self, index: int, text: str, num_tokens: int) -> bool:
         """Offers text to `take` if the reader waits, in which case there is no item; returns whether it was taken.
@@ -121,10 +122,6 @@ class Mailbox[Item]:
             self._timer.cancel()
             self._timer = None
 
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
     def _set_timer(self, seconds: float, timeout_s: float) -> None:
         self._timer = asyncio.get_running_loop().call_later(seconds, self._on_timer, timeout_s)
 
@@ -136,8 +133,8 @@ class Mailbox[Item]:
         left = self._waits_since + timeout_s - asyncio.get_running_loop().time()
         if left > 0:
             self._set_timer(left, timeout_s)
-        else:
-            self._wake()
+        elif not self._waiter.done():
+            self._waiter.set_result(None)
 
 
 class ChoiceStream:
@@ -255,8 +252,9 @@ class ChoiceStream:
         Most deltas have only text, and most of these are taken, so that no `Delta` is built for them.
         """
         received_at, num_tokens = self._record.clock(), len(output.token_ids)
+        is_text = output.logprobs is None and output.prompt_logprobs is None and not output.num_cached
         delta = None
-        if self._has_text_only and _is_text(output) and output.finish_reason is None:
+        if is_text and self._has_text_only and output.finish_reason is None:
             text = self._detokenizer.push(output.token_ids)
             self._num_sent = self._detokenizer.num_sent
             self._record.add(output, num_tokens, received_at)
@@ -264,7 +262,7 @@ class ChoiceStream:
             delta = self._decode(output)
             text, num_tokens = delta.text, len(delta.token_ids)
             delta.times = self._record.add(output, num_tokens, received_at, delta.finish_reason)
-            if delta.finish_reason is not None or delta.calls or not _is_text(output):
+            if delta.finish_reason is not None or delta.calls or not is_text:
                 return delta
         if self._mailbox.offer(self._index, text, num_tokens):
             self._sent.num_tokens[self._index] = self._num_sent
@@ -339,11 +337,6 @@ class ChoiceStream:
     def _end(self, cause: Exception | None = None) -> None:
         self.is_open = False
         self._context.run(self._record.end, cause)
-
-
-def _is_text(output: TokenOutput) -> bool:
-    """Returns whether an output has only tokens, and perhaps the reason of its end."""
-    return output.logprobs is None and output.prompt_logprobs is None and not output.num_cached
 
 
 class Generation:

@@ -75,7 +75,8 @@ class RequestScope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id.set(_request_id(scope))
+        given_id = Headers(scope=scope).get("x-request-id", "")  # identifies the request across servers, if it is safe
+        request_id.set(given_id if _SAFE_ID.fullmatch(given_id) else f"req_{secrets.token_hex(16)}")
         request_warnings.set([])
         error_reason.set([])
         tokens = RequestTokens()
@@ -180,12 +181,6 @@ def _path(scope: Scope) -> str:
     return urllib.parse.quote(scope["path"][:_MAX_PATH])[:_MAX_PATH]
 
 
-def _request_id(scope: Scope) -> str:
-    """Returns the client's id if it is safe, so that it identifies the request across servers; otherwise a new id."""
-    given = Headers(scope=scope).get("x-request-id", "")
-    return given if _SAFE_ID.fullmatch(given) else f"req_{secrets.token_hex(16)}"
-
-
 class Drain:
     """Counts open requests, and refuses new ones once shutdown has closed the server.
 
@@ -235,7 +230,8 @@ class BodyLimit:
             admission.set(self._admissions.unbounded())  # replaces that of the connection's earlier request
             await self._app(scope, receive, send)
             return
-        if _content_length(scope) > self._max_bytes:
+        announced = Headers(scope=scope).get("content-length", "0")
+        if announced.isdecimal() and int(announced) > self._max_bytes:
             await send_error(body_too_large(self._max_bytes, _FLAG), scope, receive, send)
             return
         given: PreemptibleAdmission | None = scope.get(ADMISSION)
@@ -260,12 +256,6 @@ class BodyLimit:
                 own.release()
             else:
                 await given.settle()
-
-
-def _content_length(scope: Scope) -> int:
-    """Returns the body's size according to its header, or 0 without one."""
-    length = Headers(scope=scope).get("content-length", "0")
-    return int(length) if length.isdecimal() else 0
 
 
 class HeadAndOptions:

@@ -18,7 +18,6 @@ from ..errors.request_errors import bad_value, warn
 from ..generation.admission import admission
 from ..generation.delta import Delta
 from ..generation.logprobs import (
-    ChatLogprobs,
     CompletionLogprobs,
     CompletionLogprobsBuilder,
     TokenNames,
@@ -312,7 +311,7 @@ class ChatResponseBuilder(ChoicesBuilder):
             {
                 "index": choice.index,
                 "message": {"role": "assistant", "refusal": None, **_whole_content(choice)},
-                "logprobs": self._logprobs(choice),
+                "logprobs": chat_logprobs(self._names, choice.token_ids, choice.logprobs) if self._names else None,
                 **choice_end(choice, choice.token_ids if self._body.return_token_ids else None),
             }
             for choice in choices
@@ -335,15 +334,13 @@ class ChatResponseBuilder(ChoicesBuilder):
         if delta.text or delta.calls or (delta.token_ids and self._reports_tokens):
             pieces = [{"index": piece.index, **_call(piece)} for piece in delta.calls]
             content = {"tool_calls": pieces} if pieces else {"content": delta.text}
-            part = {"index": delta.index, "delta": content, "logprobs": self._logprobs(delta), "finish_reason": None}
+            logprobs = chat_logprobs(self._names, delta.token_ids, delta.logprobs) if self._names else None
+            part = {"index": delta.index, "delta": content, "logprobs": logprobs, "finish_reason": None}
             parts.append(part | ({"token_ids": delta.token_ids} if self._body.return_token_ids else {}))
         if delta.finish_reason is not None:
             end = choice_end(delta, () if self._body.return_token_ids else None)
             parts.append({"index": delta.index, "delta": {}, "logprobs": None, **end})
         return parts
-
-    def _logprobs(self, delta: Delta) -> ChatLogprobs | None:
-        return None if self._names is None else chat_logprobs(self._names, delta.token_ids, delta.logprobs)
 
 
 def _whole_content(choice: Delta) -> dict[str, Any]:

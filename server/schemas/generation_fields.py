@@ -1,7 +1,7 @@
 """Fields of completions and chats, used by bodies of HTTP requests and calls of the Python API.
 
-Null is equivalent to omitting a field. `BodyCheck` checks fields that no schema names. Numbers have bounds, defaults and
-descriptions of the engine's table.
+Null is equivalent to omitting a field. `BodyCheck` checks fields that no schema names. Numbers have the bounds of the
+engine's table, its defaults and descriptions.
 """
 
 from collections.abc import Sequence
