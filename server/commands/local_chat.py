@@ -5,14 +5,14 @@ from contextlib import aclosing, contextmanager
 from dataclasses import asdict
 
 from ...engine import RoostError, StateFileError
-from ...llm.async_llm import OpenedLLM
-from ...llm.local_model import LocalModel, one_request_at_a_time
-from ...llm.outputs import State, state_of
-from ...llm.sampling_params import RequestOutputKind, SamplingParams, python_errors
-from ...settings import load_settings
-from ...tenancy.tenant import tenant
-from ...terminal.failure import CommandError
-from ...text.chat_format import ChatFormatError, Message
+from ..llm.async_llm import OpenedLLM
+from ..llm.local_model import LocalModel, one_request_at_a_time
+from ..llm.outputs import State, state_of
+from ..llm.sampling_params import RequestOutputKind, SamplingParams, python_errors
+from ..settings import load_settings
+from ..tenants import tenant
+from ..terminal.exits import CommandError
+from ..text.chat_format import ChatFormatError, Message
 from .chat import ChatTurn, LoadedState, Reply
 from .options import ChatSessionOptions
 
