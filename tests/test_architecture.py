@@ -144,7 +144,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
         (
             "server/openai/completions.py",
             "server/features/*/builder.py",
-            "server/features/*/conversation_store.py",
+            "server/features/*/conversation_routes.py",
             "server/features/*/usage_table.py",
             "server/openai/models.py",
             "server/text/served_model.py",

@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 
 from ..database.database import Transaction, placeholders
 from ..database.errors import FencedError
-from .objects import Table
+from .objects import Name, Table
 
 SUSPECT_DEATHS: Final = 2
 """Number of deaths of its owners at which a unit is a suspect, and runs alone."""
@@ -70,6 +70,11 @@ class Lease(NamedTuple):
     id: str
     number: int
     fence: int
+
+    @property
+    def name(self) -> Name:
+        """Tenant and id of the work."""
+        return self.tenant, self.id
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +170,7 @@ class WorkTable(Table[Unit]):
         """Returns those tenants that may get work now."""
         return tenants
 
-    def numbers_at(self, transaction: Transaction, name: tuple[str, str], first: int, end: int) -> Sequence[int]:
+    def numbers_at(self, transaction: Transaction, name: Name, first: int, end: int) -> Sequence[int]:
         """Returns the numbers of the units at the places from `first` to `end`, without `end`.
 
         Args:
@@ -177,7 +182,7 @@ class WorkTable(Table[Unit]):
         self,
         transaction: Transaction,
         owner: str,
-        name: tuple[str, str],
+        name: Name,
         model: str = "",
         num_bytes: int = 0,
         engine: str | None = None,

@@ -157,7 +157,7 @@ class WorkKind[C: Claimed](Protocol):
         During the rest the unit keeps its lease, but does not occupy a place, and is not given back.
         """
 
-    def begin(self, claim: C, task: asyncio.Task[None]) -> None:
+    def begin(self, claim: C) -> None:
         """Notes a unit whose task begins."""
 
     def end(self, claim: C) -> None:
@@ -292,7 +292,7 @@ class Worker[C: Claimed]:
         task = self._open[lease] = asyncio.create_task(self._run_safely(claim))
         self._running[lease] = claim
         self._leases.hold(lease, task)
-        self._kind.begin(claim, task)
+        self._kind.begin(claim)
         task.add_done_callback(lambda _: self._forget(lease))
 
     def _forget(self, lease: Lease) -> None:

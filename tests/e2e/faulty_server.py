@@ -26,7 +26,7 @@ from roost.server.database.dialects import Connection, Sqlite
 from roost.server.features.batches.batch_store import BatchStore
 from roost.server.features.batches.command.line_files import OutputFile
 from roost.server.features.responses import adoption
-from roost.server.features.responses.conversation_store import ConversationStore
+from roost.server.features.responses.conversations import ConversationStore
 from roost.server.features.responses.response_store import ResponseStore
 
 CALLS_BEFORE = 3

@@ -241,7 +241,7 @@ class LineKind(WorkKind[LineClaim]):
     async def claim(self, places: Places) -> Sequence[LineClaim]:
         return await self._batches.claim(self._service.model.identity, places)
 
-    def begin(self, claim: LineClaim, task: asyncio.Task[None]) -> None:
+    def begin(self, claim: LineClaim) -> None:
         self.lines.add(claim)
 
     def end(self, claim: LineClaim) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from ....engine import Replay, Snapshot, ids_in
@@ -15,11 +15,10 @@ from ...generation.prompts import Prompt
 from ...generation.service import Service
 from ...observability.request_metrics import Fact, observed
 from ...storage.claims import Places
-from ...storage.work import SUSPECT_DEATHS, Claim, Lease
+from ...storage.work import SUSPECT_DEATHS, Lease
 from ...storage.worker import Worker, WorkKind
 from ...tenants import tenant
-from .background import Background
-from .background_responses import BackgroundRun, end_early
+from .background_responses import Background, BackgroundRun, end_early
 from .body import ResponseBody, generation_options, generation_spec
 from .builder import ResponsesBuilder
 from .event_table import unpack_delta
@@ -39,20 +38,7 @@ _MAX_ALONE_S: Final = 3600.0
 _logger: Final = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class AdoptedResponse:
-    """An adopted response and its log."""
-
-    adoption: Adoption
-    log: ResponseLog
-
-    @property
-    def claim(self) -> Claim:
-        """The response as a unit of work."""
-        return self.adoption.claim
-
-
-class AdoptionKind(WorkKind[AdoptedResponse]):
+class AdoptionKind(WorkKind[Adoption]):
     """Running responses, as work of a replica. A suspect runs alone for a limited time, since a response may take days.
 
     Args:
@@ -72,7 +58,7 @@ class AdoptionKind(WorkKind[AdoptedResponse]):
     def others_s(self) -> float | None:
         return _OTHERS_S
 
-    def alone_s(self, claim: AdoptedResponse) -> float | None:
+    def alone_s(self, claim: Adoption) -> float | None:
         return min(_FIRST_ALONE_S * 2 ** (claim.claim.num_deaths - SUSPECT_DEATHS), _MAX_ALONE_S)
 
     def bar_others(self) -> AbstractAsyncContextManager[None]:
@@ -89,17 +75,15 @@ class AdoptionKind(WorkKind[AdoptedResponse]):
         free = stats.slots - stats.num_running - stats.num_waiting - self._num_preparing
         return Places(most := max(min(free, _MAX_CLAIMS), 0), most)
 
-    async def claim(self, places: Places) -> Sequence[AdoptedResponse]:
+    async def claim(self, places: Places) -> Sequence[Adoption]:
         self._may_claim = False
         service = self._service
-        adoptions = await self._responses.claim(service.model.identity, places, service.engine_identity)
-        return [AdoptedResponse(each, self._responses.log_of(each)) for each in adoptions]
+        return await self._responses.claim(service.model.identity, places, service.engine_identity)
 
-    def begin(self, claim: AdoptedResponse, task: asyncio.Task[None]) -> None:
-        claim.log.hold(task)
+    def begin(self, claim: Adoption) -> None:
         self._num_preparing += 1
 
-    def end(self, claim: AdoptedResponse) -> None:
+    def end(self, claim: Adoption) -> None:
         self._num_preparing -= 1
 
     def stop(self, lease: Lease, task: asyncio.Task[None] | None) -> None:
@@ -116,13 +100,13 @@ class AdoptionKind(WorkKind[AdoptedResponse]):
     async def clean(self) -> None:
         await self._responses.expire()
 
-    async def run(self, claim: AdoptedResponse) -> Callable[[], Awaitable[None]] | None:
+    async def run(self, claim: Adoption) -> Callable[[], Awaitable[None]] | None:
         """Continues a response under its own admission, or ends it if it has caused too many deaths of its owners."""
-        tenant.set(claim.adoption.record.tenant)  # of this task only
+        tenant.set(claim.record.tenant)  # of this task only
         own = self._service.admissions.open()
         admission.set(own)
         try:
-            task = await self._continue_or_end(claim.adoption, claim.log)
+            task = await self._continue_or_end(claim, self._responses.log_of(claim))
         finally:
             own.release()
         return None if task is None else lambda: task
@@ -140,10 +124,10 @@ class AdoptionKind(WorkKind[AdoptedResponse]):
                     return await self._begin(adoption, log, facts)
                 num_deaths = adoption.claim.num_lone_deaths
                 message = f"{num_deaths} replicas died while this was the only adopted response that they ran"
-                error = {"code": "server_error", "message": message}
-                await end_early(self._responses, adoption.record, status="failed", error=error)
-            except (FencedError, StoreUnavailableError) as reason:
-                _logger.info("%s", reason)
+                about = {"code": "server_error", "message": message}
+                await end_early(self._responses, adoption.record, status="failed", error=about)
+            except (FencedError, StoreUnavailableError) as error:
+                _logger.info("%s", error)
             except Exception as error:
                 facts["failed"] = True
                 _logger.exception("%s cannot be continued here", log.lease.id)
@@ -190,8 +174,7 @@ class AdoptionKind(WorkKind[AdoptedResponse]):
         if is_exact and generated:
             spec = replace(spec, replay=Replay(generated, await self._snapshot(adoption, prompt, len(generated))))
         (request,) = await service.requests(spec, builder.id)
-        is_pending = not adoption.log.num_entries
-        return BackgroundRun(service, builder, spec, request, log, is_pending=is_pending, is_adopted=True)
+        return BackgroundRun(service, builder, spec, request, log, is_adopted=True)
 
     async def _snapshot(self, adoption: Adoption, prompt: Prompt, num_generated: int) -> Snapshot | None:
         """Returns the state of the latest checkpoint, which reduces the tokens to decode again."""
@@ -206,6 +189,6 @@ class AdoptionKind(WorkKind[AdoptedResponse]):
         return checkpoint.snapshot
 
 
-def adopter(service: Service, responses: ResponseStore, background: Background) -> Worker[AdoptedResponse]:
+def adopter(service: Service, responses: ResponseStore, background: Background) -> Worker[Adoption]:
     """Returns the worker that renews the leases of this replica's responses, and adopts other replicas' responses."""
     return Worker(AdoptionKind(service, responses, background), responses.leases)

@@ -1,10 +1,15 @@
-"""Background responses, which are generated without a client and may be continued by another replica."""
+"""Background responses, which are generated without a client and may be continued by another replica.
+
+A stream in the foreground becomes one if this replica stops before its end.
+"""
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from array import array
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from ....engine import (
@@ -16,21 +21,24 @@ from ....engine import (
     SamplingParams,
     id_bytes,
 )
+from ...constraints.tool_calls import CallPiece
 from ...database.errors import FencedError, StoreUnavailableError
-from ...errors.request_errors import ApiError, from_exception
+from ...errors.request_errors import ApiError, from_exception, stream_moved
 from ...generation.admission import admission
 from ...generation.delta import Delta, DeltaJoiner
 from ...generation.generation import Generation
 from ...generation.service import Service
 from ...generation.spec import GenerationSpec
 from ...http.responses import to_json
-from .background import Background
+from ...tenants import tenant
+from ...text.chat_format import ConversationMessage
 from .body import ResponseBody
 from .builder import NO_OUTPUT, TYPED_EVENTS, ResponsesBuilder
-from .conversation_store import output_items
-from .conversation_table import Turn
+from .conversations import Turn
+from .event_table import LogEnd, pack_delta
+from .input_items import output_items
 from .response_store import ResponseLog, ResponseStore
-from .response_table import Job, ResponseRecord
+from .response_table import Job, ResponseRecord, pack
 
 _UNSEEN_S: Final = 0.25
 """Seconds between two writes to a log whose events no client is following."""
@@ -38,25 +46,81 @@ _UNSEEN_S: Final = 0.25
 _logger: Final = logging.getLogger(__name__)
 
 
-def job_of(
-    body: ResponseBody,
-    prompt_token_ids: Sequence[int],
-    params: SamplingParams,
-    service: Service,
-    turn: Turn | None,
-    *,
-    state_is_imported: bool,
-) -> Job:
-    """Returns what another replica needs to continue a response, except the log.
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A response that is about to be generated.
 
-    Args:
-      turn: Turn of the response in its conversation; None if it has none.
-      state_is_imported: Whether the prompt continues a state of another engine, which its tokens do not repeat.
+    Attributes:
+      history: Messages before its own, from `pack`; empty if it is not stored.
+      turn: Turn in its conversation; None if it has none.
     """
-    seeded = body.model_copy(update={"seed": params.seed})
-    request = seeded.model_dump_json(by_alias=True, exclude_unset=True, exclude={"input"}).encode()
-    engine = None if state_is_imported else service.engine_identity
-    return Job(service.model.identity, request, id_bytes(prompt_token_ids), engine, turn)
+
+    tenant: str
+    id: str
+    body: ResponseBody
+    spec: GenerationSpec
+    history: bytes
+    turn: Turn | None
+
+    def unfinished(self, response: Mapping[str, Any], *, is_streamed: bool) -> ResponseRecord:
+        """Returns the record of the response without output, for the background.
+
+        Args:
+          response: The response as clients receive it.
+        """
+        flags = {"is_background": True, "is_streamed": is_streamed, "is_running": True}
+        return ResponseRecord(self.tenant, self.id, to_json(response), self.history, pack([]), **flags)
+
+    def job(
+        self, service: Service, prompt_token_ids: Sequence[int], params: SamplingParams, *, state_is_imported: bool
+    ) -> Job:
+        """Returns what another replica needs to continue the response, except the log.
+
+        Args:
+          state_is_imported: Whether the prompt continues a state of another engine, which its tokens do not repeat.
+        """
+        seeded = self.body.model_copy(update={"background": True, "seed": params.seed})
+        request = seeded.model_dump_json(by_alias=True, exclude_unset=True, exclude={"input"}).encode()
+        engine = None if state_is_imported else service.engine_identity
+        return Job(service.model.identity, request, id_bytes(prompt_token_ids), engine, self.turn)
+
+
+class Background:
+    """Keeps references to running tasks, since the event loop keeps only weak ones."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
+
+    def start(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Runs a coroutine as a task, and returns the task.
+
+        Args:
+          name: Name of the task, unique among the tenant's running tasks.
+        """
+        task, key = asyncio.create_task(work), (tenant.get(), name)
+        self._tasks[key] = task
+        task.add_done_callback(partial(self._forget, key))
+        own = admission.get()
+        own.hold()
+        task.add_done_callback(lambda _: own.release())
+        return task
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether any task is running."""
+        return bool(self._tasks)
+
+    def is_running(self, name: str) -> bool:
+        """Returns whether the tenant has a running task of this name."""
+        return (tenant.get(), name) in self._tasks
+
+    async def wait(self, name: str) -> None:
+        """Waits until the tenant's running task of this name has ended."""
+        await asyncio.wait([self._tasks[tenant.get(), name]])
+
+    def _forget(self, key: tuple[str, str], task: asyncio.Task[None]) -> None:
+        if self._tasks.get(key) is task:  # otherwise a response that was given up has been adopted again
+            del self._tasks[key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +130,6 @@ class BackgroundRun:
     Attributes:
       request: The engine's request for the only choice of the spec.
       log: Log of the response, which this replica owns.
-      is_pending: Whether the response has no event yet.
       is_adopted: Whether another replica started it.
     """
 
@@ -75,7 +138,6 @@ class BackgroundRun:
     spec: GenerationSpec
     request: Request
     log: ResponseLog
-    is_pending: bool = False
     is_adopted: bool = False
 
     def start(self, background: Background) -> asyncio.Task[None]:
@@ -118,7 +180,7 @@ class BackgroundRun:
 
     async def _generate(self, generation: Generation) -> None:
         builder = self.builder
-        if self.is_pending:
+        if not self.log.num_events:
             await self.log.append(encoded(builder.opening()))
         last: list[bytes] = []
         async with aclosing(self._deltas(generation)) as deltas:
@@ -181,3 +243,140 @@ async def end_early(responses: ResponseStore, record: ResponseRecord, **changes:
 def encoded(chunks: Iterable[Mapping[str, Any]]) -> list[bytes]:
     """Returns events in the encoding of a log."""
     return [TYPED_EVENTS.encode(chunk) for chunk in chunks]
+
+
+class ResumableBuilder(ResponsesBuilder):
+    """Builds the events of a stream that other replicas with the same database can continue.
+
+    A response in the foreground is stored at its end. If the engine stops before, its request, tokens and events are
+    stored, and it becomes a background response, which another replica adopts. The stream ends with an error that says
+    how to follow it there.
+
+    Args:
+      responses: The service's store.
+      keep: Stores the final response and its message before the client gets them.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        service: Service,
+        responses: ResponseStore,
+        keep: Callable[[dict[str, Any], ConversationMessage], Awaitable[None]],
+    ) -> None:
+        spec = prepared.spec
+        super().__init__(prepared.body, service.model, spec.prompts[0], spec.params[0], keep, response_id=prepared.id)
+        self._prepared = prepared
+        self._service = service
+        self._responses = responses
+        state = service.restored_state(spec, self._prompt)
+        self._state_is_imported = state is not None and state.state.is_imported
+        self._sizes = DeltaSizes()
+        self._has_finished = False
+        self._handover: asyncio.Task[ResponseLog] | None = None
+        self._log: ResponseLog | None = None
+        self._task: asyncio.Task[Any] | None = None
+
+    def opening(self) -> Iterator[dict[str, Any]]:
+        self._task = asyncio.current_task()
+        self._responses.streams.add(self.hand_over)
+        return super().opening()
+
+    def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
+        if self._handover is not None:
+            return iter(())  # another replica generates these tokens again
+        self._sizes.add(delta)
+        self._has_finished = delta.finish_reason is not None
+        return super().chunks(delta)
+
+    def closing(self) -> Iterator[dict[str, Any]]:
+        if self._handover is not None:
+            raise EngineStoppedError("the engine was stopped")
+        return super().closing()
+
+    async def hand_over(self) -> None:
+        """Stores the current state of the response for other replicas to continue, unless it has all of its tokens.
+
+        Nothing more of it is sent. This replica keeps the lease until the engine has stopped or the client has
+        disconnected.
+
+        Raises:
+          StoreUnavailableError: The database is unavailable, full or too slow.
+        """
+        if self._handover is None and not self._has_finished:
+            output = self._output.take() if self._output else Delta(0)
+            self._handover = asyncio.create_task(self._store(output))
+        if self._handover is not None:
+            self._log = await asyncio.shield(self._handover)
+
+    async def interrupt(self, error: Exception) -> None:
+        if isinstance(error, EngineDeadError):
+            await self.hand_over()
+            if self._log is not None:
+                await self._log.release(is_death=is_death(error))
+
+    def failure(self, error: ApiError) -> Iterator[dict[str, Any]]:
+        if self._log is None:
+            yield from super().failure(error)
+            return
+        last = next(self._numbers) - 1
+        resume = f"/v1/responses/{self.id}?stream=true&starting_after={last}"
+        detail = stream_moved(resume).body["error"]
+        about = {"code": detail["code"], "message": detail["message"], "param": None}
+        yield {"type": "error", "sequence_number": last, **about, "response_id": self.id, "resume": resume}
+
+    def close(self) -> None:
+        self._responses.streams.discard(self.hand_over)
+
+    async def _store(self, output: Delta) -> ResponseLog:
+        """Stores the response with its log. This replica owns it until the stream's task ends.
+
+        Args:
+          output: All of its deltas, joined.
+        """
+        assert self._task is not None
+        service, prepared = self._service, self._prepared
+        events = await service.workers.run(lambda: self._events(output))
+        num_tokens = len(output.token_ids)
+        entry = LogEnd().entry(events, pack_delta(output) if num_tokens else b"", num_tokens)
+        record = prepared.unfinished({**self.in_progress(), "background": True}, is_streamed=True)
+        job = prepared.job(service, self._prompt.token_ids, self._params, state_is_imported=self._state_is_imported)
+        return await self._responses.hand_over(record, job, entry, self._task)
+
+    def _events(self, output: Delta) -> list[bytes]:
+        """Returns all events so far. The same deltas produce the same events again."""
+        again = ResponsesBuilder(self._body, self._model, self._prompt, self._params, pending=self.in_progress())
+        chunks = list(again.opening())
+        for delta in self._sizes.split(output):
+            chunks += again.chunks(delta)
+        return [TYPED_EVENTS.encode(chunk) for chunk in chunks]
+
+
+class DeltaSizes:
+    """Sizes of joined deltas, by which they can be split again. Most deltas take eight bytes."""
+
+    def __init__(self) -> None:
+        self._num_tokens = array("I")
+        self._num_chars = array("I")
+        self._calls: dict[int, tuple[CallPiece, ...]] = {}
+
+    def add(self, delta: Delta) -> None:
+        """Records the size of the next delta."""
+        if delta.calls:
+            self._calls[len(self._num_tokens)] = delta.calls
+        self._num_tokens.append(len(delta.token_ids))
+        self._num_chars.append(len(delta.text))
+
+    def split(self, joined: Delta) -> Iterator[Delta]:
+        """Yields the deltas that were joined: their texts, tokens, log-probabilities and calls."""
+        token = char = 0
+        for number, (num_tokens, num_chars) in enumerate(zip(self._num_tokens, self._num_chars, strict=True)):
+            tokens, chars = slice(token, token + num_tokens), slice(char, char + num_chars)
+            token, char = tokens.stop, chars.stop
+            yield Delta(
+                0,
+                text=joined.text[chars],
+                calls=self._calls.get(number, ()),
+                token_ids=joined.token_ids[tokens],
+                logprobs=joined.logprobs[tokens],
+            )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Final, Literal, get_args
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
@@ -31,7 +31,7 @@ from ...schemas.generation_fields import SamplingFields, number
 from ...schemas.output_formats import MAX_TOOLS, Function, NamedFunction, OtherTool, schema_spelling
 from ...text.chat_format import ToolOptions
 from .input_items import (
-    COUNT_RULES,
+    RESPONSES_REFUSED,
     RESPONSES_RULES,
     TEXT_OPTIONS_RULES,
     CompactionItem,
@@ -258,21 +258,6 @@ class PromptFields(Body):
                 yield f"input[{index}]: {item.type}"
 
 
-class InputTokensBody(PromptFields):
-    """Body of `POST /v1/responses/input_tokens`. Other fields of a response are ignored."""
-
-    field_rules: ClassVar[FieldRules] = COUNT_RULES
-
-
-class CompactBody(PromptFields):
-    """Body of `POST /v1/responses/compact`. Other fields of a response are ignored."""
-
-    field_rules: ClassVar[FieldRules] = COUNT_RULES
-
-    model: str
-    """Name of the served model; any other name is a 404."""
-
-
 class ResponseStreamOptions(Fields):
     """Options of a stream. They are accepted, and nothing is obfuscated."""
 
@@ -336,6 +321,28 @@ class ResponseBody(PromptFields, SamplingFields):
     def wants_logprobs(self) -> bool:
         """Whether the response includes log-probabilities."""
         return LOGPROBS in self.include
+
+
+_COUNT_RULES: Final = FieldRules(
+    {name: RESPONSES_REFUSED[name] for name in ("messages", "prompt", "system")},
+    RESPONSES_RULES.ignored | (ResponseBody.model_fields.keys() - PromptFields.model_fields.keys()),
+)
+"""Rules of endpoints that use only the prompt of a response's body."""
+
+
+class InputTokensBody(PromptFields):
+    """Body of `POST /v1/responses/input_tokens`. Other fields of a response are ignored."""
+
+    field_rules: ClassVar[FieldRules] = _COUNT_RULES
+
+
+class CompactBody(PromptFields):
+    """Body of `POST /v1/responses/compact`. Other fields of a response are ignored."""
+
+    field_rules: ClassVar[FieldRules] = _COUNT_RULES
+
+    model: str
+    """Name of the served model; any other name is a 404."""
 
 
 def generation_options(

@@ -1,10 +1,10 @@
-"""Builds OpenAI's responses event by event."""
+"""Responses of `/v1/responses`: their schemas for `/openapi.json`, and the builder that writes them, event by event."""
 
 import itertools
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, Literal, NotRequired, TypedDict
 
 from ....engine import FinishReason, SamplingParams
 from ...constraints.tool_calls import CallJoiner, CallPiece
@@ -17,12 +17,145 @@ from ...http.responses import ResponseBuilder, SseEncoder
 from ...text.chat_format import ConversationMessage, FunctionCall
 from ...text.served_model import ServedModel
 from .body import ResponseBody, ResponseTool
+from .input_items import call_item, message_item
+
+
+class OutputText(TypedDict):
+    """Text of an output message."""
+
+    type: Literal["output_text"]
+    text: str
+    annotations: list[Any]
+    logprobs: list[ResponseTokenLogprob]
+
+
+class OutputMessage(TypedDict):
+    """Output item with a text."""
+
+    type: Literal["message"]
+    id: str
+    status: str
+    role: Literal["assistant"]
+    content: list[OutputText]
+
+
+class OutputFunctionCall(TypedDict):
+    """Output item with a call."""
+
+    type: Literal["function_call"]
+    id: str
+    call_id: str
+    name: str
+    arguments: str
+    status: str
+
+
+class ResponseUsage(TypedDict):
+    """Numbers of tokens of a response."""
+
+    input_tokens: int
+    input_tokens_details: dict[str, int]
+    output_tokens: int
+    output_tokens_details: dict[str, int]
+    total_tokens: int
+
+
+class StoredError(TypedDict):
+    """Error of a failed response."""
+
+    code: str
+    message: str
+
+
+class ResponseConversation(TypedDict):
+    """Conversation that a response continues."""
+
+    id: str
+
+
+class ResponseObject(TypedDict):
+    """Response of `/v1/responses`."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    completed_at: int | None
+    status: Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
+    background: bool
+    error: StoredError | None
+    frequency_penalty: float
+    incomplete_details: dict[str, str] | None
+    instructions: str | None
+    max_output_tokens: int | None
+    max_tool_calls: int | None
+    metadata: dict[str, str]
+    model: str
+    output: list[OutputMessage | OutputFunctionCall]
+    parallel_tool_calls: bool
+    presence_penalty: float
+    previous_response_id: str | None
+    prompt_cache_key: str | None
+    reasoning: dict[str, str | None]
+    safety_identifier: str | None
+    service_tier: str
+    store: bool
+    temperature: float
+    text: dict[str, Any]
+    tool_choice: str | dict[str, Any]
+    tools: list[dict[str, Any]]
+    top_logprobs: int
+    top_p: float
+    truncation: str
+    usage: ResponseUsage | None
+    user: str | None
+    conversation: NotRequired[ResponseConversation]
+    inexact: NotRequired[bool]
+    warnings: NotRequired[list[str]]
+
+
+class InputTokens(TypedDict):
+    """Response of `/v1/responses/input_tokens`."""
+
+    object: Literal["response.input_tokens"]
+    input_tokens: int
+
+
+class CompactionOutput(TypedDict):
+    """Item that stands for all messages of a conversation so far."""
+
+    type: Literal["compaction"]
+    id: str
+    encrypted_content: str
+
+
+class CompactedInput(TypedDict):
+    """Response of `/v1/responses/compact`."""
+
+    id: str
+    object: Literal["response.compaction"]
+    created_at: int
+    output: list[CompactionOutput]
+    usage: ResponseUsage
+
+
+class ResponseEvent(TypedDict):
+    """Event of a streamed response. Further fields depend on its type."""
+
+    type: str
+    sequence_number: int
+
 
 TYPED_EVENTS: Final = SseEncoder(is_named=True)
 """Encoder of events."""
 
 _TEXT_PLACE: Final = {"output_index": 0, "content_index": 0}
 """Place of the text. The output is either one message with one text, or calls."""
+
+_ECHOED: Final = (
+    *("background", "instructions", "max_tool_calls", "metadata", "parallel_tool_calls", "previous_response_id"),
+    *("prompt_cache_key", "safety_identifier", "store", "truncation", "user"),
+)
+"""Fields of the body that a response repeats."""
 
 NO_OUTPUT: Final = ConversationMessage("assistant", "")
 
@@ -216,33 +349,23 @@ class ResponsesBuilder(ResponseBuilder):
             "created_at": self._created,
             "completed_at": None,
             "status": status,
-            "background": body.background,
             "error": None,
             "frequency_penalty": body.frequency_penalty,
             "incomplete_details": None,
-            "instructions": body.instructions,
-            "max_output_tokens": self._params.max_tokens,
-            "max_tool_calls": body.max_tool_calls,
-            "metadata": body.metadata,
+            "max_output_tokens": params.max_tokens,
             "model": self._model.id,
             "output": [],
-            "parallel_tool_calls": body.parallel_tool_calls,
             "presence_penalty": body.presence_penalty,
-            "previous_response_id": body.previous_response_id,
-            "prompt_cache_key": body.prompt_cache_key,
             "reasoning": {"effort": None, "summary": None},
-            "safety_identifier": body.safety_identifier,
             "service_tier": "default",
-            "store": body.store,
             "temperature": params.temperature if body.temperature is None else body.temperature,
             "text": {"format": body.text.format.described()},
             "tool_choice": body.tool_choice if isinstance(body.tool_choice, str) else body.tool_choice.model_dump(),
             "tools": [_described(tool) for tool in body.functions],
             "top_logprobs": body.top_logprobs or 0,
             "top_p": params.top_p if body.top_p is None else body.top_p,
-            "truncation": body.truncation,
             "usage": None,
-            "user": body.user,
+            **{name: getattr(body, name) for name in _ECHOED},
             **({} if body.conversation_id is None else {"conversation": {"id": body.conversation_id}}),
             **({"inexact": True} if self._is_inexact else {}),
             **changes,
@@ -254,17 +377,10 @@ class ResponsesBuilder(ResponseBuilder):
         return [self._call_item(call, status if call.index == last else "completed") for call in calls]
 
     def _call_item(self, call: CallPiece, status: str) -> dict[str, Any]:
-        return {
-            "type": "function_call",
-            "id": f"{self.id.replace('resp_', 'fc_')}_c{call.index}",
-            "call_id": call.id,
-            "name": call.name,
-            "arguments": call.arguments,
-            "status": status,
-        }
+        return call_item(f"{self.id.replace('resp_', 'fc_')}_c{call.index}", call, status)
 
     def _item(self, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"type": "message", "id": self._item_id, "status": status, "role": "assistant", "content": content}
+        return message_item(self._item_id, "assistant", content, status)
 
     def _part(self, choice: Delta) -> dict[str, Any]:
         logprobs = self._logprobs(choice)

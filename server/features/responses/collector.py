@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -16,7 +17,7 @@ class StoreStats:
       ended: Number of background responses that this replica ended, by status.
       adoptions: Number of responses that this replica adopted.
       handovers: Number of this replica's streams that were left to others.
-      refusals: Number of this replica's writes that were refused because of their fencing number.
+      fencing_refusals: Number of this replica's writes that were refused because of their fencing number.
       running: Number of running responses of all replicas.
       orphaned: Number of running responses without a live owner.
       abandoned: Number of running responses that have had no live owner for too long.
@@ -31,7 +32,7 @@ class StoreStats:
     ended: Counter[str] = field(default_factory=Counter)
     adoptions: int = 0
     handovers: int = 0
-    refusals: int = 0
+    fencing_refusals: int = 0
     running: int = 0
     orphaned: int = 0
     abandoned: int = 0
@@ -41,6 +42,20 @@ class StoreStats:
     checkpoint_seconds: float = 0.0
     checkpoint_errors: int = 0
     evacuation_seconds: float | None = None
+
+
+_COUNTERS: Final = {
+    "adoptions": "Background responses of other replicas that this one continued.",
+    "handovers": "Streams in the foreground that this replica left to others when it stopped.",
+    "fencing_refusals": (
+        "Writes of this replica that were refused since another one owned the response, or it was cancelled."
+    ),
+    "checkpoints": "Checkpoints of running responses that were written.",
+    "checkpoint_bytes": "Bytes of those checkpoints.",
+    "checkpoint_seconds": "Seconds spent on writing checkpoints.",
+    "checkpoint_errors": "Checkpoints that could not be written or read.",
+}
+"""Counters, by the names of counts."""
 
 
 class StoreCollector(Collector):
@@ -70,31 +85,8 @@ class StoreCollector(Collector):
         for status in ("completed", "incomplete", "failed", "cancelled"):
             ended.add_metric([status], stats.ended[status])
         yield ended
-        yield CounterMetricFamily(
-            "roost_store_adoptions", "Background responses of other replicas that this one continued.", stats.adoptions
-        )
-        yield CounterMetricFamily(
-            "roost_store_handovers",
-            "Streams in the foreground that this replica left to others when it stopped.",
-            stats.handovers,
-        )
-        yield CounterMetricFamily(
-            "roost_store_fencing_refusals",
-            "Writes of this replica that were refused since another one owned the response, or it was cancelled.",
-            stats.refusals,
-        )
-        yield CounterMetricFamily(
-            "roost_store_checkpoints", "Checkpoints of running responses that were written.", stats.checkpoints
-        )
-        yield CounterMetricFamily("roost_store_checkpoint_bytes", "Bytes of those checkpoints.", stats.checkpoint_bytes)
-        yield CounterMetricFamily(
-            "roost_store_checkpoint_seconds", "Seconds spent on writing checkpoints.", stats.checkpoint_seconds
-        )
-        yield CounterMetricFamily(
-            "roost_store_checkpoint_errors",
-            "Checkpoints that could not be written or read.",
-            stats.checkpoint_errors,
-        )
+        for name, text in _COUNTERS.items():
+            yield CounterMetricFamily(f"roost_store_{name}", text, getattr(stats, name))
         if stats.evacuation_seconds is not None:
             yield GaugeMetricFamily(
                 "roost_store_evacuation_seconds",

@@ -1,8 +1,10 @@
 """`/v1/conversations`: stored conversations, which responses continue and add to."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Annotated, Any, Final, Literal, TypedDict
+from uuid import uuid4
 
 import orjson
 from fastapi import APIRouter, Request, Response
@@ -16,10 +18,10 @@ from ...http.routes import After, JsonRoute, Limit, QueryOrder, described, no_su
 from ...openai.response_schemas import DeletedObject, ItemList
 from ...schemas.body import Fields, Metadata
 from ...storage.objects import Page, PageSpec
-from .conversation_store import described_conversation, new_conversation, new_items
-from .conversation_table import CONVERSATIONS, Item, delete_item, set_metadata
+from ...tenants import tenant
+from .conversations import CONVERSATIONS, ConversationRecord, Item, delete_item, set_metadata
 from .expansion import MAX_ADDED, Room, expanded
-from .input_items import OtherItem, ResponseItem
+from .input_items import OtherItem, ResponseItem, new_items
 from .open_responses import OpenResponses, Responses
 from .response_store import ResponseStore
 
@@ -194,3 +196,14 @@ def _listed(found: Page[Item]) -> Response:
     return json_response(
         page_object(found, id_of=lambda item: item.id, describe=lambda item: orjson.Fragment(item.text))
     )
+
+
+def new_conversation(metadata: Mapping[str, str]) -> ConversationRecord:
+    """Returns a new conversation, which is not stored yet."""
+    return ConversationRecord(tenant.get(), f"conv_{uuid4().hex}", int(time.time()), to_json(metadata))
+
+
+def described_conversation(record: ConversationRecord) -> dict[str, Any]:
+    """Returns a conversation in the form that clients receive."""
+    metadata = admission.get().parse_stored(record.metadata)
+    return {"id": record.id, "object": "conversation", "created_at": record.created, "metadata": metadata}

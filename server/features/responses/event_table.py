@@ -12,7 +12,7 @@ from ...constraints.tool_calls import CallPiece
 from ...database.database import Transaction
 from ...generation.admission import Admission
 from ...generation.delta import Delta
-from ...storage.objects import Table
+from ...storage.objects import Name, Table
 from ...storage.work import Lease
 
 MAX_ENTRIES: Final = 256
@@ -63,6 +63,18 @@ class LogEnd:
     num_tokens: int = 0
     num_bytes: int = 0
 
+    def entry(
+        self, events: Sequence[bytes], delta: bytes = b"", num_tokens: int = 0, *, keeps_events: bool = True
+    ) -> LogEntry:
+        """Returns the log's next entry.
+
+        Args:
+          delta: JSON of the delta that the events were built from; empty without one.
+          keeps_events: Whether the response is streamed.
+        """
+        kept = b"".join(events) if keeps_events else b""
+        return LogEntry(self.num_entries, self.num_events, len(events), self.num_tokens, num_tokens, delta, kept)
+
     def after(self, entry: LogEntry) -> "LogEnd":
         """Returns the log's end after its next entry."""
         return LogEnd(
@@ -83,47 +95,46 @@ def append(transaction: Transaction, appends: Sequence[tuple[Lease, LogEntry]]) 
     EVENTS.put(transaction, [(lease.tenant, lease.id, *EVENTS.values(entry)) for lease, entry in appends])
 
 
-def entries(transaction: Transaction, tenant: str, response_id: str, place: int) -> list[LogEntry]:
+def entries(transaction: Transaction, name: Name, place: int) -> list[LogEntry]:
     """Returns up to `MAX_ENTRIES` entries of a log in order, beginning at a place.
 
     Args:
       place: Number of the first entry.
     """
     rest = f"WHERE {_LOG} AND number >= ? ORDER BY number LIMIT ?"
-    return EVENTS.rows(transaction, rest, tenant, response_id, place, MAX_ENTRIES)
+    return EVENTS.rows(transaction, rest, *name, place, MAX_ENTRIES)
 
 
-def deltas(transaction: Transaction, tenant: str, response_id: str, place: int) -> tuple[Sequence[bytes], int]:
-    """Returns up to `MAX_ENTRIES` deltas of a log, beginning at a place, and the place after them."""
+def deltas(transaction: Transaction, name: Name, place: int) -> list[tuple[int, bytes]]:
+    """Returns up to `MAX_ENTRIES` deltas of a log, beginning at a place, with their places."""
     query = f"SELECT number, delta FROM roost_events WHERE {_LOG} AND number >= ? ORDER BY number LIMIT ?"
-    rows = transaction.rows(query, tenant, response_id, place, MAX_ENTRIES)
-    return [bytes(delta) for _, delta in rows if delta], rows[-1][0] + 1 if rows else place
+    return [(number, bytes(delta)) for number, delta in transaction.rows(query, *name, place, MAX_ENTRIES)]
 
 
-def follow(transaction: Transaction, tenant: str, response_id: str, place: int) -> tuple[Sequence[LogEntry], bool]:
+def follow(transaction: Transaction, name: Name, place: int) -> tuple[Sequence[LogEntry], bool]:
     """Returns up to `MAX_ENTRIES` entries of a log, beginning at a place, and whether more may follow."""
     query = f"SELECT is_running FROM roost_responses WHERE {_LOG}"
-    found = transaction.rows(query, tenant, response_id)  # before the log, which is complete if this says so
-    some = entries(transaction, tenant, response_id, place)
+    found = transaction.rows(query, *name)  # before the log, which is complete if this says so
+    some = entries(transaction, name, place)
     return some, len(some) == MAX_ENTRIES or (bool(found) and bool(found[0][0]))
 
 
-def end_of_log(transaction: Transaction, tenant: str, response_id: str) -> LogEnd:
+def end_of_log(transaction: Transaction, name: Name) -> LogEnd:
     """Returns the counts at the end of a log, except its bytes."""
     columns = "number, first_event, num_events, first_token, num_tokens"
     query = f"SELECT {columns} FROM roost_events WHERE {_LOG} ORDER BY number DESC LIMIT 1"
-    found = transaction.rows(query, tenant, response_id)
+    found = transaction.rows(query, *name)
     return LogEnd().after(LogEntry(*found[0])) if found else LogEnd()
 
 
-def kept_events(transaction: Transaction, tenant: str, response_id: str) -> tuple[int, int]:
+def kept_events(transaction: Transaction, name: Name) -> tuple[int, int]:
     """Returns the numbers of the first event that a log still has and of its next event; 0 and 0 if it has none."""
     query = f"SELECT first_event FROM roost_events WHERE {_LOG} ORDER BY number LIMIT 1"
-    first = next((int(event) for (event,) in transaction.rows(query, tenant, response_id)), 0)
-    return first, end_of_log(transaction, tenant, response_id).num_events
+    first = next((int(event) for (event,) in transaction.rows(query, *name)), 0)
+    return first, end_of_log(transaction, name).num_events
 
 
-def entry_of(transaction: Transaction, tenant: str, response_id: str, event: int) -> int:
+def entry_of(transaction: Transaction, name: Name, event: int) -> int:
     """Returns the place of the first entry that has the event of this number or a later one, by binary search.
 
     An index by events would find it faster, but slow down every append.
@@ -131,21 +142,21 @@ def entry_of(transaction: Transaction, tenant: str, response_id: str, event: int
     query = f"SELECT first_event + num_events FROM roost_events WHERE {_LOG} AND number >= ? ORDER BY number LIMIT 1"
 
     def next_event(place: int) -> int:
-        found = transaction.rows(query, tenant, response_id, place)
+        found = transaction.rows(query, *name, place)
         return int(found[0][0]) if found else event + 1  # the log was deleted
 
-    num_places = end_of_log(transaction, tenant, response_id).num_entries
+    num_places = end_of_log(transaction, name).num_entries
     return bisect_right(range(num_places), event, key=next_event)
 
 
-def drop(transaction: Transaction, tenant: str, response_id: str, first: int) -> None:
+def drop(transaction: Transaction, name: Name, first: int) -> None:
     """Deletes the entries of a log before a number."""
-    transaction.execute(f"DELETE FROM roost_events WHERE {_LOG} AND number < ?", tenant, response_id, first)
+    transaction.execute(f"DELETE FROM roost_events WHERE {_LOG} AND number < ?", *name, first)
 
 
-def delete(transaction: Transaction, tenant: str, response_id: str) -> None:
+def delete(transaction: Transaction, name: Name) -> None:
     """Deletes a log."""
-    transaction.execute(f"DELETE FROM roost_events WHERE {_LOG}", tenant, response_id)
+    transaction.execute(f"DELETE FROM roost_events WHERE {_LOG}", *name)
 
 
 def pack_delta(delta: Delta) -> bytes:

@@ -4,22 +4,25 @@ A short body may stand for much. Referenced content counts in bytes and items, a
 limited, and charged to the admission, before it is read from the store or unpacked.
 """
 
+import itertools
 import re
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
+from ...database.database import Transaction, placeholders
 from ...errors import kinds
 from ...errors.request_errors import ApiError, bad_value
 from ...generation.admission import admission
 from ...http.responses import to_json
 from ...storage.tenant_objects import missing
+from ...tenants import tenant
 from ...text.chat_format import ConversationMessage
-from .conversation_store import before_turn
-from .input_items import CompactionItem, ItemReference, ResponseItem, items_with_ids, own_messages
-from .part_table import StoredPart, num_messages, unpack
+from .conversations import CONVERSATION_ID, CONVERSATIONS, ITEM_ID
+from .input_items import CompactionItem, ItemReference, ResponseItem, before_turn, items_with_ids, own_messages
 from .response_store import ResponseStore
+from .response_table import RESPONSE_ID, num_messages, unpack
 
 MAX_ADDED: Final = 1024
 """Maximum number of items that a request adds to a conversation, since one transaction stores them."""
@@ -33,6 +36,21 @@ _MEMORY_OF_ITEM: Final = 2048
 
 _ITEM_ID: Final = re.compile("(?:msg|fc|fco)_([0-9a-f]{32})(?:(_[0-9]{1,9})|_c[0-9]{1,9})?")
 """Ids that a response's items may have. Those by which its input is listed end with a place."""
+
+
+type PartKind = Literal["history", "output", "conversation", "item"]
+"""The history or the output of a response, all items of a conversation, or an item of any conversation."""
+
+
+class StoredPart(NamedTuple):
+    """Key of something in the store that bodies name.
+
+    Attributes:
+      id: Id of the response, the conversation or the item.
+    """
+
+    kind: PartKind
+    id: str
 
 
 class Room(NamedTuple):
@@ -114,10 +132,20 @@ async def expanded(
         if is_long:
             await stack.enter_async_context(store.locks.hold())
         await stack.enter_async_context(own.holding(charged))
-        contents = await store.contents(body.parts) if body.parts else {}
+        contents = await read_parts(store, contents_of, body.parts)
         expansion = await own.make(lambda: body.expansion(contents), is_long=is_long)
         await stack.enter_async_context(own.holding(body.tally.cost - charged))
         yield expansion
+
+
+async def read_parts[T](
+    store: ResponseStore,
+    read: Callable[[Transaction, str, Collection[StoredPart]], dict[StoredPart, T]],
+    parts: Collection[StoredPart],
+) -> dict[StoredPart, T]:
+    """Returns sizes or contents of those parts of the current tenant that exist."""
+    owner = tenant.get()
+    return await store.run(lambda each: read(each, owner, parts)) if parts else {}
 
 
 class _Body:
@@ -147,17 +175,13 @@ class _Body:
           ApiError: Something does not exist, or is too much.
         """
         names = {item.id for _, item in self._items if isinstance(item, ItemReference)}
-        wanted = {*self._earlier, *(StoredPart("item", name) for name in names)}
-        sizes = dict(await store.sizes(wanted)) if wanted else {}
+        found = {name: (StoredPart("item", name), _part_of(name)) for name in names}
+        sizes = await read_parts(store, sizes_of, {*self._earlier, *itertools.chain(*found.values())})
         for part, param in self._earlier.items():
             if part not in sizes:
                 raise _not_found(part, param)
             self.tally.add(param, *sizes[part])
-        self._referred = {
-            name: kept if (kept := StoredPart("item", name)) in sizes else _part_of(name) for name in names
-        }
-        if missing := {*self._referred.values()} - sizes.keys():
-            sizes |= await store.sizes(missing)
+        self._referred = {name: item if item in sizes else part for name, (item, part) in found.items()}
         for param, item in self._items:
             if isinstance(item, ItemReference):
                 self._measure_reference(param, item.id, sizes)
@@ -255,3 +279,72 @@ def _not_found(part: StoredPart, param: str) -> ApiError:
 
 def _no_item(param: str, item_id: str) -> ApiError:
     return missing("stored item", item_id, param)
+
+
+_IDS: Final[Mapping[PartKind, re.Pattern[str]]] = {
+    "history": RESPONSE_ID,
+    "output": RESPONSE_ID,
+    "conversation": CONVERSATION_ID,
+    "item": ITEM_ID,
+}
+"""Patterns of ids. Other strings from clients never reach the database."""
+
+_MAX_NAMED: Final = 250
+"""Maximum number of ids in a statement."""
+
+_OF_RESPONSES: Final = "FROM roost_responses WHERE tenant = ? AND id IN {ids}"
+_OF_ITEMS: Final = f"""
+    FROM roost_conversation_items AS found WHERE tenant = ? AND id IN {{ids}} AND EXISTS (
+        SELECT 1 FROM roost_conversations
+        WHERE roost_conversations.tenant = found.tenant AND roost_conversations.id = conversation
+            AND {CONVERSATIONS.visible})
+"""
+
+_SIZES: Final[Mapping[PartKind, str]] = {
+    "history": f"SELECT id, 0, length(history) {_OF_RESPONSES}",
+    "output": f"SELECT id, 0, length(output) {_OF_RESPONSES}",
+    "conversation": f"""
+        SELECT id, num_items, num_bytes FROM roost_conversations
+        WHERE tenant = ? AND id IN {{ids}} AND {CONVERSATIONS.visible}
+    """,
+    "item": f"SELECT id, 0, length(text) {_OF_ITEMS}",
+}
+_CONTENTS: Final[Mapping[PartKind, str]] = {
+    "history": f"SELECT id, history {_OF_RESPONSES}",
+    "output": f"SELECT id, output {_OF_RESPONSES}",
+    "conversation": """
+        SELECT conversation, text FROM roost_conversation_items WHERE tenant = ? AND conversation IN {ids}
+        ORDER BY position
+    """,
+    "item": f"SELECT id, text {_OF_ITEMS}",
+}
+"""Statements for each kind of part."""
+
+
+def sizes_of(transaction: Transaction, tenant: str, parts: Collection[StoredPart]) -> dict[StoredPart, tuple[int, int]]:
+    """Returns the numbers of items and of bytes of those parts that exist.
+
+    The number of items is known of conversations only, and 0 for other parts.
+    """
+    rows = _rows(transaction, tenant, parts, _SIZES)
+    return {part: (int(num_items), int(num_bytes)) for part, num_items, num_bytes in rows}
+
+
+def contents_of(transaction: Transaction, tenant: str, parts: Collection[StoredPart]) -> dict[StoredPart, list[bytes]]:
+    """Returns the contents of those parts that exist."""
+    found: dict[StoredPart, list[bytes]] = {part: [] for part in parts if part.kind == "conversation"}
+    for part, text in _rows(transaction, tenant, parts, _CONTENTS):
+        found.setdefault(part, []).append(bytes(text))
+    return found
+
+
+def _rows(
+    transaction: Transaction, tenant: str, parts: Collection[StoredPart], statements: Mapping[PartKind, str]
+) -> Iterator[tuple[Any, ...]]:
+    """Yields the rows of a statement for each kind of part, which begin with the part."""
+    for kind, pattern in _IDS.items():
+        ids = (part.id for part in parts if part.kind == kind and pattern.fullmatch(part.id))
+        for some in itertools.batched(ids, _MAX_NAMED):
+            statement = statements[kind].format(ids=placeholders(1, len(some)))
+            for name, *values in transaction.rows(statement, tenant, *some):
+                yield StoredPart(kind, name), *values

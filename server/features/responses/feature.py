@@ -3,10 +3,10 @@
 from typing import Final
 
 from ...feature import Feature
+from .builder import ResponseEvent
 from .collector import StoreCollector, StoreStats
 from .conversation_routes import router as conversations
 from .open_responses import open_responses
-from .response_schemas import ResponseEvent
 from .response_table import TABLES
 from .routes import router
 

@@ -4,11 +4,13 @@ import base64
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
 from typing import Annotated, Any, ClassVar, Final, Literal, get_args
 from uuid import uuid4
 
 from pydantic import Discriminator, Tag, TypeAdapter
 
+from ...constraints.tool_calls import CallPiece
 from ...generation.admission import admission
 from ...generation.prompts import message_text
 from ...http.responses import to_json
@@ -29,9 +31,16 @@ from ...schemas.field_rules import (
 from ...schemas.generation_fields import RefusalPart, kind_of_part
 from ...schemas.output_formats import FunctionName
 from ...text.chat_format import ConversationMessage, FunctionCall
-from .part_table import STATE_ROLE
+from .conversations import Item
 
-_RESPONSES_REFUSED: Final[Mapping[str, Refusal]] = {
+STATE_ROLE: Final = "state"
+"""Role of a history's first message if its content is the id of a saved state, which the other messages continue."""
+
+_ADDED: Final = ("completed", "incomplete")
+"""Statuses of responses whose output is added to their conversation."""
+
+
+RESPONSES_REFUSED: Final[Mapping[str, Refusal]] = {
     **with_hints(
         dict.fromkeys(LENGTH_FIELDS, "use max_output_tokens")
         | dict.fromkeys((*SCHEMA_FIELDS, "output_config", "output_format"), "use text.format")
@@ -45,21 +54,7 @@ _RESPONSES_REFUSED: Final[Mapping[str, Refusal]] = {
 
 _RESPONSES_IGNORED: Final = frozenset({"access_programs", "background_options", "image"})
 
-RESPONSES_RULES: Final = FieldRules(_RESPONSES_REFUSED, GENERATION_RULES.ignored | _RESPONSES_IGNORED)
-COUNT_RULES: Final = FieldRules(
-    {name: _RESPONSES_REFUSED[name] for name in ("messages", "prompt", "system")},
-    frozenset(
-        {
-            *("background", "cache_salt", "frequency_penalty", "ignore_eos", "include", "max_output_tokens"),
-            *("max_tool_calls", "metadata", "min_p", "min_tokens", "presence_penalty", "priority", "prompt_cache_key"),
-            *("queue_timeout", "reasoning", "repetition_penalty", "return_warnings", "safety_identifier", "seed"),
-            *("service_tier", "store", "stream", "stream_options", "temperature", "timeout", "top_k", "top_logprobs"),
-            *("top_p", "user"),
-        }
-    ),
-)
-"""Rules of the endpoint that counts input tokens, which accepts all fields of a response's request."""
-
+RESPONSES_RULES: Final = FieldRules(RESPONSES_REFUSED, GENERATION_RULES.ignored | _RESPONSES_IGNORED)
 ITEM_RULES: Final = FieldRules(
     ignored=MARKS | {"async", "caller", "created_by", "id", "name", "namespace", "parsed_arguments", "phase", "status"}
 )
@@ -95,14 +90,17 @@ class MessageItem(Fields):
     """Kind of item."""
 
     role: str
-    """Role of the author: system, developer, user or assistant."""
+    """Role of the author: system, developer, user or assistant; or tool, as in a chat."""
 
     content: PartedText
     """Text, or parts of a text."""
 
+    tool_call_id: str | None = None
+    """Id of the call whose result the message is, for the role tool."""
+
     def as_messages(self) -> list[ConversationMessage]:
         """Returns the message."""
-        return [ConversationMessage(self.role, _content(self.content))]
+        return [ConversationMessage(self.role, _content(self.content), call_id=self.tool_call_id)]
 
 
 class CallItem(Fields):
@@ -346,16 +344,27 @@ def items_with_ids(
 
 def items_of_message(message: ConversationMessage) -> Iterator[dict[str, Any]]:
     """Yields the items of a message, one per call. Their ids are only prefixes."""
-    done = {"status": "completed"}
     if message.role == "tool":
-        call_id = message.call_id
-        yield {"id": "fco", "type": "function_call_output", "call_id": call_id, "output": message_text(message), **done}
+        result = {"type": "function_call_output", "call_id": message.call_id, "output": message_text(message)}
+        yield {"id": "fco", **result, "status": "completed"}
         return
     if message_text(message) or not message.calls:
-        yield {"id": "msg", "type": "message", "role": message.role, "content": _shown_content(message), **done}
+        yield message_item("msg", message.role, _shown_content(message))
     for call in message.calls:
-        function = {"name": call.name, "arguments": call.arguments}
-        yield {"id": "fc", "type": "function_call", "call_id": call.id, **function, **done}
+        yield call_item("fc", call)
+
+
+def message_item(
+    item_id: str, role: str, content: Sequence[Mapping[str, Any]], status: str = "completed"
+) -> dict[str, Any]:
+    """Returns the item of a message."""
+    return {"id": item_id, "type": "message", "role": role, "content": content, "status": status}
+
+
+def call_item(item_id: str, call: FunctionCall | CallPiece, status: str = "completed") -> dict[str, Any]:
+    """Returns the item of a call."""
+    function = {"call_id": call.id, "name": call.name, "arguments": call.arguments}
+    return {"id": item_id, "type": "function_call", **function, "status": status}
 
 
 def _shown_content(message: ConversationMessage) -> list[dict[str, Any]]:
@@ -367,3 +376,29 @@ def _shown_content(message: ConversationMessage) -> list[dict[str, Any]]:
 
 def _content(content: str | list[ResponseTextPart | RefusalPart]) -> str | tuple[str, ...]:
     return content if isinstance(content, str) else tuple(part.text for part in content)
+
+
+def before_turn(items: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Returns the items that a response continues; if its work has run before, only the items before its own turn."""
+    own = admission.get()
+    if not own.is_repeated:
+        return items
+    turn = own.new_id("item 0"), own.new_id("response")
+    return list(takewhile(lambda item: not any(each in item["id"] for each in turn), items))
+
+
+def new_items(messages: Sequence[ConversationMessage]) -> list[Item]:
+    """Returns the items of messages, with new ids."""
+    own, items = admission.get(), (item for message in messages for item in items_of_message(message))
+    return [_item({**item, "id": f"{item['id']}_{own.new_id(f'item {place}')}"}) for place, item in enumerate(items)]
+
+
+def output_items(response: Mapping[str, Any]) -> list[Item]:
+    """Returns the items that an ended response adds to its conversation; none if it failed or has no conversation."""
+    if "conversation" not in response or response["status"] not in _ADDED:
+        return []
+    return [_item(item) for item in response["output"]]
+
+
+def _item(fields: Mapping[str, Any]) -> Item:
+    return Item(str(fields["id"]), to_json(fields))

@@ -12,6 +12,7 @@ from ...database.database import Database, Transaction
 from ...database.errors import StoreClosedError, StoreUnavailableError
 from ...errors import kinds
 from ...errors.request_errors import ApiError, bad_value
+from ...storage.objects import Name
 from ...tenants import tenant
 from . import event_table
 from .event_table import LogEntry
@@ -27,9 +28,6 @@ _OUTAGE_S: Final = 30.0
 
 _TAIL_BYTES: Final = 2**20
 """Memory for a response's newest events, which its followers share."""
-
-MAX_BYTES: Final = 4 * 2**20
-"""Room for some 20,000 tokens, one by one."""
 
 _EVENTS_PER_TURN: Final = 32
 """Number of events after which a follower yields to the event loop. A follower may be thousands of events behind."""
@@ -54,7 +52,7 @@ class EventsDroppedError(ApiError):
 
 
 class EventLog:
-    """Encoded events by number. One task appends, and any number of tasks follow, each at its own pace.
+    """Newest events of a response, by number. One task appends, and any number of tasks follow, each at its own pace.
 
     Args:
       max_bytes: Maximum memory of the events.
@@ -63,15 +61,21 @@ class EventLog:
     Attributes:
       num_bytes: Memory of the events. The oldest are dropped for the newest, which always stays.
       first: Number of the oldest event that is kept.
+      num_followers: Number of followers that `LogFollowers` counts.
+      reading: Task that reads the events from the database.
     """
 
-    def __init__(self, max_bytes: int = MAX_BYTES, first: int = 0) -> None:
+    reading: asyncio.Task[None]
+
+    def __init__(self, max_bytes: int = _TAIL_BYTES, first: int = 0) -> None:
         self.first = first
+        self.num_bytes = 0
+        self.num_followers = 0
         self._max_bytes = max_bytes
         self._events: deque[bytes] = deque()
-        self._is_closed = False
         self._changed = asyncio.Event()
-        self.num_bytes = 0
+        self._is_closed = False
+        self._error: Exception | None = None
 
     @property
     def num_events(self) -> int:
@@ -85,9 +89,9 @@ class EventLog:
         self._make_room()
         self._wake()
 
-    def close(self) -> None:
-        """Ends the log: followers return after the last event."""
-        self._is_closed = True
+    def close(self, error: Exception | None = None) -> None:
+        """Ends the log: followers return after the last event, or raise an error."""
+        self._is_closed, self._error = True, error
         self._wake()
 
     async def follow(self, number: int, pause_s: float) -> AsyncGenerator[bytes | None]:
@@ -95,6 +99,7 @@ class EventLog:
 
         Raises:
           EventsDroppedError: An event was dropped before this follower had it.
+          Exception: The error with which the log was closed.
         """
         while True:
             changed = self._changed
@@ -105,6 +110,8 @@ class EventLog:
                 number += 1
                 if number % _EVENTS_PER_TURN == 0:
                     await asyncio.sleep(0)
+            if self._error is not None:
+                raise self._error
             if self._is_closed:
                 return
             try:
@@ -121,18 +128,6 @@ class EventLog:
     def _wake(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
-
-
-def check_beginning(number: int, num_events: int) -> None:
-    """Checks that a log of `num_events` events can be followed from an event.
-
-    Raises:
-      ApiError: The log ends before the event that precedes this one.
-    """
-    if number > num_events:
-        last = num_events - 1
-        log = f"the last event so far has number {last}" if num_events else "there is no event yet"
-        raise bad_value("starting_after", f"{log}: send starting_after={last} or less")
 
 
 def _size(event: bytes) -> int:
@@ -165,30 +160,6 @@ class Followers:
                 del self._open[owner]
 
 
-type Key = tuple[str, str]
-"""Tenant and response id."""
-
-
-class _Tail:
-    """The newest events of a response, shared by its followers.
-
-    Attributes:
-      events: The events.
-      is_open: Set when `events` begins at the log's end of that moment.
-      num_followers: Number of followers.
-      reading: Task that reads the events.
-      error: Error that ended the reading; None if there was none.
-    """
-
-    reading: asyncio.Task[None]
-
-    def __init__(self) -> None:
-        self.events = EventLog(_TAIL_BYTES)
-        self.is_open = asyncio.Event()
-        self.num_followers = 0
-        self.error: Exception | None = None
-
-
 class LogFollowers:
     """Follows the logs of responses, whichever replica writes them.
 
@@ -201,24 +172,26 @@ class LogFollowers:
         log.
     """
 
-    def __init__(self, database: Database, changed: Callable[[Key], asyncio.Event | None]) -> None:
+    def __init__(self, database: Database, changed: Callable[[Name], asyncio.Event | None]) -> None:
         self._database = database
         self._changed = changed
-        self._tails: dict[Key, _Tail] = {}
+        self._tails: dict[Name, EventLog] = {}
 
-    async def check(self, key: Key, number: int) -> None:
+    async def check(self, key: Name, number: int) -> None:
         """Checks that a log may be followed from an event.
 
         Raises:
           ApiError: The event was dropped, or the log ends before the event that precedes this one.
           StoreUnavailableError: The database is unavailable.
         """
-        first, end = await self._database.run(lambda each: event_table.kept_events(each, *key))
-        check_beginning(number, end)
+        first, end = await self._database.run(lambda each: event_table.kept_events(each, key))
+        if number > end:
+            log = f"the last event so far has number {end - 1}" if end else "there is no event yet"
+            raise bad_value("starting_after", f"{log}: send starting_after={end - 1} or less")
         if number < first:
             raise EventsDroppedError(first)
 
-    async def follow(self, key: Key, number: int, pause_s: float) -> AsyncGenerator[bytes | None]:
+    async def follow(self, key: Name, number: int, pause_s: float) -> AsyncGenerator[bytes | None]:
         """Yields the event of this number and all later ones, and None whenever the next takes longer than `pause_s`.
 
         Raises:
@@ -226,30 +199,28 @@ class LogFollowers:
         """
         async with self._tail(key) as tail:
             while True:
-                async with aclosing(self._earlier(key, number, tail.events)) as earlier:
+                async with aclosing(self._earlier(key, number, tail)) as earlier:
                     async for event in earlier:
                         yield event
                         number += 1
-                if number < tail.events.first:
+                if number < tail.first:
                     return  # the log was deleted
                 try:
-                    async with aclosing(tail.events.follow(number, pause_s)) as newest:
+                    async with aclosing(tail.follow(number, pause_s)) as newest:
                         async for each in newest:
                             yield each
                             number += each is not None
+                    return
                 except EventsDroppedError:
                     continue
-                if tail.error is not None:
-                    raise tail.error
-                return
 
-    async def _earlier(self, key: Key, number: int, tail: EventLog) -> AsyncGenerator[bytes]:
+    async def _earlier(self, key: Name, number: int, tail: EventLog) -> AsyncGenerator[bytes]:
         """Yields the existing events from a number up to the first event of a tail."""
         if number >= tail.first:
             return
-        place = await self._run(lambda each: event_table.entry_of(each, *key, number))
+        place = await self._run(lambda each: event_table.entry_of(each, key, number))
         while number < tail.first:
-            entries = await self._run(partial(_entries, key=key, place=place))
+            entries = await self._run(partial(event_table.entries, name=key, place=place))
             if not entries:
                 return
             if number < entries[0].first_event:
@@ -260,15 +231,16 @@ class LogFollowers:
             place = entries[-1].number + 1
 
     @asynccontextmanager
-    async def _tail(self, key: Key) -> AsyncIterator[_Tail]:
-        """Yields the tail of a log, which is read for as long as it has followers."""
-        tail = self._tails.get(key)
-        if tail is None:
-            tail = self._tails[key] = _Tail()
-            tail.reading = asyncio.create_task(self._read(key, tail))
+    async def _tail(self, key: Name) -> AsyncIterator[EventLog]:
+        """Yields the newest events of a log, which are read for as long as they have followers."""
+        if key not in self._tails:
+            end = await self._run(lambda each: event_table.end_of_log(each, key))
+            if key not in self._tails:
+                tail = self._tails[key] = EventLog(_TAIL_BYTES, end.num_events)
+                tail.reading = asyncio.create_task(self._read(key, tail, end.num_entries))
+        tail = self._tails[key]
         tail.num_followers += 1
         try:
-            await tail.is_open.wait()
             yield tail
         finally:
             tail.num_followers -= 1
@@ -276,35 +248,35 @@ class LogFollowers:
                 self._close(key, tail)
                 tail.reading.cancel()
 
-    async def _read(self, key: Key, tail: _Tail) -> None:
-        """Reads new events until the response has ended."""
+    async def _read(self, key: Name, tail: EventLog, place: int) -> None:
+        """Reads new events until the response has ended.
+
+        Args:
+          place: Place in the log of the entry to begin with.
+        """
+        error, pause_s = None, _POLL_S
         try:
-            end = await self._run(lambda each: event_table.end_of_log(each, *key))
-            place, tail.events = end.num_entries, EventLog(_TAIL_BYTES, end.num_events)
-            tail.is_open.set()
-            pause_s = _POLL_S
             while True:
                 changed = self._changed(key)
-                entries, may_grow = await self._run(partial(_next, key=key, place=place))
-                for event in events_of(entries, tail.events.num_events):
-                    tail.events.append(event)
+                entries, may_grow = await self._run(partial(event_table.follow, name=key, place=place))
+                for event in events_of(entries, tail.num_events):
+                    tail.append(event)
                 if not may_grow:
                     return
                 place = entries[-1].number + 1 if entries else place
                 pause_s = _POLL_S if entries else min(2 * pause_s, _MAX_POLL_S)
                 if len(entries) < event_table.MAX_ENTRIES:
                     await _wait(changed, pause_s)
-        except Exception as error:
-            tail.error = error
+        except Exception as failure:
+            error = failure
         finally:
-            self._close(key, tail)
+            self._close(key, tail, error)
 
-    def _close(self, key: Key, tail: _Tail) -> None:
+    def _close(self, key: Name, tail: EventLog, error: Exception | None = None) -> None:
         """Ends a tail. Later followers get a new one."""
         if self._tails.get(key) is tail:
             del self._tails[key]
-        tail.events.close()
-        tail.is_open.set()
+        tail.close(error)
 
     async def _run[T](self, read: Callable[[Transaction], T]) -> T:
         """Reads from the database, and waits for a database that is unavailable for a moment."""
@@ -327,14 +299,6 @@ def events_of(entries: Sequence[LogEntry], number: int) -> Iterator[bytes]:
         events = entry.events.split(b"\n\n")[:-1]
         for event in events[max(number - entry.first_event, 0) :]:
             yield event + b"\n\n"
-
-
-def _entries(transaction: Transaction, key: Key, place: int) -> Sequence[LogEntry]:
-    return event_table.entries(transaction, *key, place)
-
-
-def _next(transaction: Transaction, key: Key, place: int) -> tuple[Sequence[LogEntry], bool]:
-    return event_table.follow(transaction, *key, place)
 
 
 async def _wait(changed: asyncio.Event | None, pause_s: float) -> None:

@@ -12,7 +12,7 @@ from ...feature import OpenFeature, Opening, opened
 from ...generation.service import Service
 from ...storage.objects import Bounds
 from .adoption import adopter
-from .background import Background
+from .background_responses import Background
 from .checkpoint_files import CheckpointFiles
 from .checkpointer import Checkpointer, CheckpointSettings
 from .collector import StoreCollector, StoreStats

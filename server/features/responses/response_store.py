@@ -7,7 +7,7 @@ only data that clients may fetch or follow.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import batched
@@ -30,15 +30,13 @@ from ...storage.work import Lease
 from ...storage.worker import Leases
 from ...tenants import TenantLocks, tenant
 from ...text.chat_format import ConversationMessage
-from . import event_table, part_table, response_table
+from . import event_table, response_table
 from .checkpoint_files import CheckpointFiles
 from .collector import StoreStats
-from .conversation_store import ConversationStore
-from .conversation_table import CONVERSATIONS, RUNNING, Item, Turn, load_of, locked
+from .conversations import CONVERSATIONS, RUNNING, Addition, ConversationStore, Item, Turn, load_of, locked
 from .event_table import LogEnd, LogEntry, pack_delta
 from .log_followers import LogFollowers
-from .part_table import RESPONSE_ID, StoredPart, pack
-from .response_table import RESPONSES, Addition, Adoption, Append, Job, ResponseRecord, run_all
+from .response_table import RESPONSE_ID, RESPONSES, Adoption, Append, Job, ResponseRecord, pack, run_all
 
 _MAX_KEPT: Final = 4 * 2**20
 _MIN_KEPT: Final = 64 * 2**10
@@ -145,7 +143,7 @@ class ResponseStore(TenantObjects[ResponseRecord]):
           ApiError: The tenant has too many running responses.
           StoreUnavailableError: The store is unavailable or full.
         """
-        first = LogEntry(0, 0, len(events), 0, 0, events=b"".join(events) if record.is_streamed else b"")
+        first = LogEnd().entry(events, keeps_events=record.is_streamed)
         return await self._open(record, job, first, tenant_objects.REPLY_S, self._bounds)
 
     async def hand_over(
@@ -187,17 +185,6 @@ class ResponseStore(TenantObjects[ResponseRecord]):
             text = "%d of %d streams cannot be continued by other replicas: %s"
             _logger.warning(text, len(failures), len(streams), failures[0])
 
-    async def sizes(self, parts: Collection[StoredPart]) -> Mapping[StoredPart, tuple[int, int]]:
-        """Returns the numbers of items and of bytes of those parts of the current tenant that exist.
-
-        The number of items is known of conversations only, and 0 for other parts.
-        """
-        return await self.run(partial(part_table.sizes, tenant=tenant.get(), parts=parts))
-
-    async def contents(self, parts: Collection[StoredPart]) -> Mapping[StoredPart, Sequence[bytes]]:
-        """Returns the contents of those parts that exist: packed messages, or the JSON of each item."""
-        return await self.run(partial(part_table.contents, tenant=tenant.get(), parts=parts))
-
     async def follow(self, response_id: str, number: int, pause_s: float) -> AsyncGenerator[bytes | None]:
         """Returns the event of this number and all later ones, and None whenever the next takes longer than `pause_s`.
 
@@ -223,9 +210,19 @@ class ResponseStore(TenantObjects[ResponseRecord]):
         return adoptions
 
     def log_of(self, adoption: Adoption) -> "ResponseLog":
-        """Returns the log of an adopted response, after its last entry. No task holds it yet."""
-        is_streamed = adoption.record.is_streamed
-        return ResponseLog(self, adoption.claim.lease, is_streamed, adoption.engine, adoption.log, adoption.checkpoint)
+        """Returns the log of an adopted response, after its last entry, which the current task holds."""
+        log = ResponseLog(
+            self,
+            adoption.claim.lease,
+            is_streamed=adoption.record.is_streamed,
+            engine=adoption.engine,
+            end=adoption.log,
+            checkpoint=adoption.checkpoint,
+        )
+        task = asyncio.current_task()
+        assert task is not None
+        log.hold(task)
+        return log
 
     async def deltas(self, adoption: Adoption) -> list[bytes]:
         """Returns the packed deltas in the log of an adopted response. Its former owners cannot write to it any more.
@@ -233,15 +230,10 @@ class ResponseStore(TenantObjects[ResponseRecord]):
         Raises:
           StoreUnavailableError: The database is unavailable.
         """
-        found: list[bytes] = []
-        lease, place = adoption.claim.lease, 0
-        while place < adoption.log.num_entries:
-            read = partial(event_table.deltas, tenant=lease.tenant, response_id=lease.id, place=place)
-            some, after = await self.database.run(read)
-            if after == place:
-                break  # the response was deleted
-            found += some
-            place = after
+        found, place = list[bytes](), 0
+        while some := await self.database.run(partial(event_table.deltas, name=adoption.claim.lease.name, place=place)):
+            found += [delta for _, delta in some if delta]
+            place = some[-1][0] + 1
         return found
 
     async def end_early(
@@ -259,7 +251,7 @@ class ResponseStore(TenantObjects[ResponseRecord]):
 
     def note_lost(self, lease: Lease) -> bool:
         """Notes that this replica no longer owns a response; returns whether it generates it in the background."""
-        if (log := self._logs.get((lease.tenant, lease.id))) is None or log.lease != lease:
+        if (log := self._logs.get(lease.name)) is None or log.lease != lease:
             return False
         log.is_lost = True
         return True
@@ -322,13 +314,13 @@ class ResponseStore(TenantObjects[ResponseRecord]):
             await self._commits.write(write, _OWNER_S, load, waits_for_room=True)
         except (FencedError, UnavailableError) as error:
             log.is_lost = isinstance(error, FencedError)
-            self.stats.refusals += log.is_lost
+            self.stats.fencing_refusals += log.is_lost
             self.forget(log)
             raise
         if not self.is_shared:
             share = self._bounds.max_bytes // max(len(self._logs), 1)
             if first := log.drop(entry, max(min(share, _MAX_KEPT), _MIN_KEPT)):
-                await self._commits.write(lambda each: event_table.drop(each, *log.key, first), _OWNER_S)
+                await self._commits.write(lambda each: event_table.drop(each, log.key, first), _OWNER_S)
         log.note_commit(num_tokens)
         if final is not None:
             self.forget(log)
@@ -408,7 +400,7 @@ class ResponseLog:
         checkpoint: str | None = None,
     ) -> None:
         self.lease = lease
-        self.key = lease.tenant, lease.id
+        self.key = lease.name
         self.is_streamed = is_streamed
         self.engine = engine
         self.checkpoint = checkpoint
@@ -507,17 +499,10 @@ class ResponseLog:
         return first
 
     def _next(self, events: Sequence[bytes], delta: Delta | None) -> LogEntry:
-        end = self._end
-        entry = LogEntry(
-            end.num_entries,
-            end.num_events,
-            len(events),
-            end.num_tokens,
-            0 if delta is None else len(delta.token_ids),
-            pack_delta(delta) if delta is not None and self._store.is_shared else b"",
-            b"".join(events) if self.is_streamed else b"",
-        )
-        self._end = end.after(entry)
+        packed = pack_delta(delta) if delta is not None and self._store.is_shared else b""
+        num_tokens = 0 if delta is None else len(delta.token_ids)
+        entry = self._end.entry(events, packed, num_tokens, keeps_events=self.is_streamed)
+        self._end = self._end.after(entry)
         return entry
 
 

@@ -5,23 +5,39 @@ the same transaction, and before any other row, so that transactions lock rows i
 the engine that has decoded all tokens of the log one after the other; other engines read them as a prompt.
 """
 
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 from uuid import uuid4
 
+from pydantic import TypeAdapter
+
 from ...database.database import Transaction
 from ...database.group_commit import Work, WriteLoad, run_each
 from ...database.schema import Tables, Upgrade
 from ...errors import kinds
 from ...errors.request_errors import ApiError
+from ...generation.admission import admission
 from ...storage import claims
 from ...storage.claims import Claimant, Places
 from ...storage.objects import MAX_FOUND, Bounds, Name, ObjectTable
 from ...storage.work import IS_WAITING, Claim, Lease, check
-from . import conversation_table, event_table
-from .conversation_table import CONVERSATIONS, ITEMS, RESPONSE, RUNNING, Item, Turn, load_of, pack_items, unpack_items
+from ...text.chat_format import ConversationMessage
+from . import conversations, event_table
+from .conversations import (
+    CONVERSATIONS,
+    ITEMS,
+    RESPONSE,
+    RUNNING,
+    Addition,
+    Item,
+    Turn,
+    load_of,
+    pack_items,
+    unpack_items,
+)
 from .event_table import EVENTS, LogEnd, LogEntry
 
 MAX_RUNNING: Final = 1000
@@ -116,6 +132,10 @@ class Adoption:
     checkpoint: str | None
 
 
+RESPONSE_ID: Final = re.compile("resp_[0-9a-f]{32}")
+
+_MESSAGES: Final = TypeAdapter(list[ConversationMessage])
+
 RESPONSES: Final = ObjectTable(
     "roost_responses",
     ResponseRecord,
@@ -155,7 +175,7 @@ def put(transaction: Transaction, record: ResponseRecord, turn: Turn | None = No
     Returns:
       JSON of the response that is stored; None if another response has taken the turn.
     """
-    if turn is not None and not conversation_table.end(transaction, turn):
+    if turn is not None and not conversations.end_turn(transaction, turn):
         return None
     if _insert(transaction, record, None):
         return record.response
@@ -303,10 +323,10 @@ def end(
     if is_streamed:
         event_table.append(transaction, [(lease, entry)])
     else:
-        event_table.delete(transaction, lease.tenant, lease.id)
+        event_table.delete(transaction, lease.name)
     if conversation is not None:
         turn = Turn(conversation, lease, unpack_items(bytes(input_items))).ended(items)
-        conversation_table.end(transaction, turn)
+        conversations.end_turn(transaction, turn)
         drop_items = f"UPDATE roost_responses SET input_items = NULL WHERE {_OWN}"
         transaction.execute(drop_items, lease.tenant, lease.id)
 
@@ -327,8 +347,8 @@ def end_early(
     claim = RUNNING.seize(transaction, "", tenant, response_id)
     if claim is None:
         return False
-    log = event_table.end_of_log(transaction, tenant, response_id)
-    entry = LogEntry(log.num_entries, log.num_events, 1, log.num_tokens, 0, events=event(log.num_events))
+    log = event_table.end_of_log(transaction, (tenant, response_id))
+    entry = log.entry([event(log.num_events)])
     end(transaction, claim.lease, entry, response, output, claim.num_bytes + entry.num_bytes)
     return True
 
@@ -358,7 +378,7 @@ def delete(transaction: Transaction, tenant: str, response_id: str) -> bool:
 
 def remove(transaction: Transaction, tenant: str, response_id: str) -> bool:
     """Deletes a response that has ended, and its log; returns whether it existed."""
-    event_table.delete(transaction, tenant, response_id)
+    event_table.delete(transaction, (tenant, response_id))
     return transaction.execute(f"DELETE FROM roost_responses WHERE {_OWN}", tenant, response_id).rowcount > 0
 
 
@@ -372,10 +392,10 @@ def claim(transaction: Transaction, claimant: Claimant, places: Places) -> list[
 
 def _adoption(transaction: Transaction, claim: Claim, engine: str | None) -> Adoption:
     """Returns the data needed to continue a response."""
-    name = claim.lease.tenant, claim.lease.id
+    name = claim.lease.name
     query = f"SELECT request, prompt, checkpoint, {RESPONSES.columns} FROM roost_responses WHERE {_OWN}"
     ((request, prompt, checkpoint, *record),) = transaction.rows(query, *name)
-    log = replace(event_table.end_of_log(transaction, *name), num_bytes=claim.num_bytes)
+    log = replace(event_table.end_of_log(transaction, name), num_bytes=claim.num_bytes)
     exact = engine if not log.num_tokens or claim.engine == engine else None
     return Adoption(claim, RESPONSES.of(record), bytes(request), bytes(prompt), log, exact, checkpoint)
 
@@ -430,18 +450,6 @@ def make_room(transaction: Transaction, tenant: str, bounds: Bounds) -> None:
         CONVERSATIONS.hide(transaction, tenant, id)
 
 
-@dataclass(frozen=True, slots=True)
-class Addition[T]:
-    """A write that adds to the responses or conversations of a tenant, whose oldest ones make room."""
-
-    tenant: str
-    work: Work[T]
-
-    def __call__(self, transaction: Transaction) -> T:
-        """Runs the write."""
-        return self.work(transaction)
-
-
 def run_all(transaction: Transaction, works: Sequence[Work[Any]], bounds: Bounds) -> list[Any]:
     """Returns the result of each write, or the error with which it was refused. Appends run first.
 
@@ -460,3 +468,18 @@ def run_all(transaction: Transaction, works: Sequence[Work[Any]], bounds: Bounds
 
 def _check_append(_: Transaction, lease: Lease, held: Collection[Lease]) -> None:
     check(lease, held)
+
+
+def pack(messages: Sequence[ConversationMessage]) -> bytes:
+    """Returns messages in the encoding in which they are stored."""
+    return _MESSAGES.dump_json(list(messages), exclude_defaults=True)
+
+
+def unpack(packed: bytes) -> list[ConversationMessage]:
+    """Returns the messages of `pack`."""
+    return _MESSAGES.validate_python(admission.get().parse_stored(packed))
+
+
+def num_messages(packed: bytes) -> int:
+    """Returns the number of messages of `pack`, without unpacking them. Quotation marks in texts are escaped."""
+    return packed.count(b'"role":')

@@ -13,7 +13,6 @@ from ...errors import kinds
 from ...errors.request_errors import ApiError, bad_value, from_exception, request_warnings, warn, warn_all
 from ...generation.admission import admission
 from ...generation.prompts import Prompt
-from ...generation.spec import GenerationSpec
 from ...generation.state_store import StoredState
 from ...http.responses import EventStream, json_response, respond, to_json, until_disconnect
 from ...http.routes import After, JsonRoute, Limit, QueryOrder, ReadyService, streamable, success
@@ -25,7 +24,7 @@ from ...storage.work import Lease
 from ...tenants import tenant
 from ...text.chat_format import Conversation, ConversationMessage, Ending
 from . import response_table
-from .background_responses import BackgroundRun, encoded, end_early, job_of
+from .background_responses import BackgroundRun, Prepared, ResumableBuilder, encoded, end_early
 from .body import (
     CompactBody,
     InputTokensBody,
@@ -35,16 +34,22 @@ from .body import (
     generation_spec,
     tool_options,
 )
-from .builder import TYPED_EVENTS, ResponsesBuilder, compacted, new_response_id, usage_of
-from .conversation_store import new_items, output_items
-from .conversation_table import Item, Turn, locked
-from .expansion import MAX_ADDED, Room, expanded
-from .input_items import compaction_of, page
+from .builder import (
+    TYPED_EVENTS,
+    CompactedInput,
+    InputTokens,
+    ResponseEvent,
+    ResponseObject,
+    ResponsesBuilder,
+    compacted,
+    new_response_id,
+    usage_of,
+)
+from .conversations import Item, Turn, locked
+from .expansion import MAX_ADDED, Room, StoredPart, expanded, read_parts, sizes_of
+from .input_items import STATE_ROLE, compaction_of, new_items, output_items, page
 from .open_responses import OpenResponses, Responses
-from .part_table import STATE_ROLE, StoredPart, pack
-from .response_schemas import CompactedInput, InputTokens, ResponseEvent, ResponseObject
-from .response_table import ResponseRecord
-from .resumable_stream import ResumableBuilder
+from .response_table import ResponseRecord, pack
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -71,8 +76,8 @@ async def create_response(
         async with until_disconnect(request.receive):
             prepared = await _prepare(body, responses, response_id, turn)
         if body.background:
-            return await _create_background(body, responses, prepared, request)
-        builder, spec = _builder(body, responses, prepared), prepared.spec
+            return await _create_background(responses, prepared, request)
+        builder, spec = _builder(responses, prepared), prepared.spec
         warns = body.return_warnings
         response = await respond(service, request, spec, builder, stream=body.stream, report_warnings=warns)
         if isinstance(response, EventStream):
@@ -80,24 +85,10 @@ async def create_response(
         return response
 
 
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """A response that is about to be generated.
-
-    Attributes:
-      history: Messages before its own, packed; empty if it is not stored.
-      turn: Turn in its conversation; None if it has none.
-    """
-
-    id: str
-    spec: GenerationSpec
-    history: bytes
-    turn: Turn | None
-
-
-def _builder(body: ResponseBody, responses: OpenResponses, prepared: _Prepared) -> ResponsesBuilder:
+def _builder(responses: OpenResponses, prepared: Prepared) -> ResponsesBuilder:
     """Returns the builder of a response in the foreground."""
-    service, store, spec, turn = responses.service, responses.store, prepared.spec, prepared.turn
+    service, store = responses.service, responses.store
+    body, spec, turn = prepared.body, prepared.spec, prepared.turn
 
     async def keep(response: dict[str, Any], output: ConversationMessage) -> None:
         ended = None if turn is None else turn.ended(output_items(response))
@@ -118,34 +109,19 @@ def _builder(body: ResponseBody, responses: OpenResponses, prepared: _Prepared) 
             response.update({"store": False, **({"warnings": request_warnings.get([])} if late else {})})
 
     if body.store and body.stream and store.is_shared:
-        return ResumableBuilder(body, service, store, spec, prepared.history, keep, prepared.id, turn)
-    keeps = body.store or turn is not None
-    return ResponsesBuilder(
-        body, service.model, spec.prompts[0], spec.params[0], keep if keeps else None, response_id=prepared.id
-    )
+        return ResumableBuilder(prepared, service, store, keep)
+    return ResponsesBuilder(body, service.model, spec.prompts[0], spec.params[0], keep, response_id=prepared.id)
 
 
-async def _create_background(
-    body: ResponseBody, responses: OpenResponses, prepared: _Prepared, request: Request
-) -> Response:
+async def _create_background(responses: OpenResponses, prepared: Prepared, request: Request) -> Response:
     """Starts a background response, which is stored before the client receives its id."""
-    service, spec = responses.service, prepared.spec
+    service, body, spec = responses.service, prepared.body, prepared.spec
     async with until_disconnect(request.receive):
         (engine_request,) = await service.requests(spec, prepared.id)
     builder = ResponsesBuilder(body, service.model, spec.prompts[0], spec.params[0], response_id=prepared.id)
-    response = bytes(memoryview(to_json(builder.in_progress())))
-    pending = ResponseRecord(
-        tenant.get(),
-        builder.id,
-        response,
-        prepared.history,
-        pack([]),
-        is_background=True,
-        is_streamed=body.stream,
-        is_running=True,
-    )
+    pending = prepared.unfinished(builder.in_progress(), is_streamed=body.stream)
     prompt_ids, is_imported = engine_request.prompt_token_ids, engine_request.state_is_imported
-    job = job_of(body, prompt_ids, engine_request.params, service, prepared.turn, state_is_imported=is_imported)
+    job = prepared.job(service, prompt_ids, engine_request.params, state_is_imported=is_imported)
     async with AsyncExitStack() as resources:
         if body.stream:
             resources.enter_context(responses.followers.hold())
@@ -196,7 +172,7 @@ async def list_input_items(
 ) -> Response:
     """Lists the input of a response, the conversation that it continues included."""
     history, room = StoredPart("history", response_id), Room(sys.maxsize, sys.maxsize)
-    if history not in await responses.store.sizes({history}):
+    if not await read_parts(responses.store, sizes_of, {history}):
         raise missing("stored response", response_id)
     async with (
         until_disconnect(request.receive),
@@ -278,7 +254,7 @@ async def compact_input(body: CompactBody, responses: Responses, request: Reques
     return json_response(compacted(output, usage))
 
 
-async def _prepare(body: ResponseBody, responses: OpenResponses, response_id: str, lease: Lease | None) -> _Prepared:
+async def _prepare(body: ResponseBody, responses: OpenResponses, response_id: str, lease: Lease | None) -> Prepared:
     """Converts a body to a spec, and packs the messages before the response's own if they are to be stored.
 
     Args:
@@ -303,7 +279,7 @@ async def _prepare(body: ResponseBody, responses: OpenResponses, response_id: st
             turn = Turn(str(body.conversation_id), lease, await own.run(lambda: _turn_items(found.own)))
             await own.keep(sum(len(item.text) for item in turn.items))
     spec = generation_spec(body, found.prompt, params, constraint, found.state)
-    return _Prepared(response_id, spec, history, turn)
+    return Prepared(tenant.get(), response_id, body, spec, history, turn)
 
 
 def _turn_items(messages: Sequence[ConversationMessage]) -> list[Item]:

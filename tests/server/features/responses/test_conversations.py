@@ -13,8 +13,8 @@ from fake_server import features_with, live, make_service, until
 from openai.types.conversations import Conversation, ConversationDeletedResource, ConversationItem, ConversationItemList
 from openai.types.responses import Response
 from roost.server.app import create_app
-from roost.server.features.responses import conversation_table
-from roost.server.features.responses.conversation_table import Item, Turn
+from roost.server.features.responses import conversations
+from roost.server.features.responses.conversations import Item, Turn
 from roost.server.features.responses.open_responses import OpenResponses
 from roost.server.features.responses.response_store import ResponseStore
 from roost.server.generation.service import Service
@@ -269,13 +269,21 @@ async def test_a_response_of_a_conversation_is_continued_by_its_id(client: httpx
     assert await texts(client, path) == ["one", "two", "ABC"]
 
 
-async def test_a_call_and_its_result_are_items(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+@pytest.mark.parametrize(
+    "result",
+    [
+        {"type": "function_call_output", "call_id": "c1", "output": "done"},
+        {"role": "tool", "tool_call_id": "c1", "content": "done"},
+    ],
+    ids=["an item", "a message as in a chat"],
+)
+async def test_a_call_and_its_result_are_items(client: httpx.AsyncClient, result: dict[str, Any]) -> None:
     path = await conversation(client)
     tool = {"type": "function", "name": "f", "parameters": {"type": "object", "properties": {}}}
     call = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"}
-    result = {"type": "function_call_output", "call_id": "c1", "output": "done"}
-    await respond(client, path, [message("one"), call, result], tools=[tool])
+    assert (await respond(client, path, [message("one"), call, result], tools=[tool])).status_code == 200
     listed = (await client.get(f"{path}/items", params={"order": "asc"})).json()["data"]
+    assert (listed[2]["call_id"], listed[2]["output"]) == ("c1", "done")
     assert [item["type"] for item in listed] == ["message", "function_call", "function_call_output", "message"]
     assert (await respond(client, path, "two", tools=[tool])).status_code == 200
 
@@ -392,7 +400,7 @@ async def test_a_response_adds_nothing_to_a_conversation_that_was_deleted(
 
 
 async def test_a_conversation_has_a_limit(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conversation_table, "MAX_ITEMS", 3)
+    monkeypatch.setattr(conversations, "MAX_ITEMS", 3)
     path = await conversation(client, items=[message("one")])
     assert (await respond(client, path)).status_code == 200
     assert error_of(await respond(client, path), 403)["code"] == "quota_exceeded"

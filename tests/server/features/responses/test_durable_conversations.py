@@ -12,10 +12,10 @@ from query_plans import scans_of
 from roost.server.database.database import Database
 from roost.server.database.dialects import LEASE_S
 from roost.server.errors.request_errors import ApiError
-from roost.server.features.responses import conversation_table, part_table, response_table
-from roost.server.features.responses.conversation_table import TURN, ConversationRecord, Item, Turn
+from roost.server.features.responses import conversations, expansion, response_table
+from roost.server.features.responses.conversations import TURN, ConversationRecord, Item, Turn
 from roost.server.features.responses.event_table import LogEntry
-from roost.server.features.responses.part_table import StoredPart
+from roost.server.features.responses.expansion import StoredPart
 from roost.server.features.responses.response_table import Job, ResponseRecord
 from roost.server.storage.objects import Bounds, PageSpec
 from roost.server.storage.work import Lease
@@ -168,29 +168,29 @@ def written(database: Database, work: Any, *arguments: Any) -> Any:
 
 def texts_of(database: Database) -> list[bytes]:
     """Returns the JSON of the conversation's items, oldest first."""
-    page = written(database, conversation_table.read_list, "", "c", PageSpec(100))
+    page = written(database, conversations.list_items, "", "c", PageSpec(100))
     return [item.text for item in page.items]
 
 
 def taken(database: Database, response: str, owner: str = "replica") -> Lease:
-    lease = written(database, conversation_table.take, "", "c", response, owner)
+    lease = written(database, conversations.take_turn, "", "c", response, owner)
     assert isinstance(lease, Lease)
     return lease
 
 
 def is_locked(database: Database, response: str) -> bool:
-    error = written(database, conversation_table.take, "", "c", response, "another")
+    error = written(database, conversations.take_turn, "", "c", response, "another")
     return isinstance(error, ApiError) and error.body["error"]["code"] == "conversation_locked"
 
 
 def test_an_end_that_is_repeated_adds_nothing_more(database: Database) -> None:
     """As after a commit whose answer was lost."""
-    written(database, conversation_table.insert, RECORD, ITEMS[:1])
-    written(database, conversation_table.insert, RECORD, ITEMS[:1])
+    written(database, conversations.insert_conversation, RECORD, ITEMS[:1])
+    written(database, conversations.insert_conversation, RECORD, ITEMS[:1])
     lease = taken(database, "r1")
     assert is_locked(database, "r2")
     for _ in range(2):
-        assert written(database, conversation_table.end, Turn("c", lease, ITEMS[1:]))
+        assert written(database, conversations.end_turn, Turn("c", lease, ITEMS[1:]))
     assert texts_of(database) == [item.text for item in ITEMS]
     sizes = "SELECT num_items, num_bytes FROM roost_conversations"
     assert written(database, lambda each: each.rows(sizes)) == [(2, sum(len(item.text) for item in ITEMS))]
@@ -204,7 +204,7 @@ def test_a_replica_that_was_stopped_past_its_lease_adds_nothing(database: Databa
         tables = ("roost_conversations", "roost_conversation_items", "roost_running", "roost_responses")
         return [written(database, lambda each, name=name: each.rows(f"SELECT * FROM {name}")) for name in tables]
 
-    written(database, conversation_table.insert, RECORD, [])
+    written(database, conversations.insert_conversation, RECORD, [])
     stopped = Turn("c", taken(database, "r1", "stopped"), ITEMS[:1])
     written(database, lambda each: each.execute("UPDATE test_clock SET now = now + ?", LEASE_S - 1))
     assert is_locked(database, "r2")
@@ -214,27 +214,27 @@ def test_a_replica_that_was_stopped_past_its_lease_adds_nothing(database: Databa
     for _ in range(2):
         before = rows()
         assert written(database, response_table.put, late, stopped) is None
-        assert not written(database, conversation_table.end, stopped)
+        assert not written(database, conversations.end_turn, stopped)
         assert rows() == before
-        assert written(database, conversation_table.end, ended)
+        assert written(database, conversations.end_turn, ended)
     assert texts_of(database) == [ITEMS[1].text]
 
 
 def test_a_line_that_runs_again_takes_its_own_turn(database: Database) -> None:
     """Its former replica adds nothing any more."""
-    written(database, conversation_table.insert, RECORD, [])
+    written(database, conversations.insert_conversation, RECORD, [])
     former, lease = taken(database, "r1", "former"), taken(database, "r1", "next")
-    assert not written(database, conversation_table.end, Turn("c", former, ITEMS[:1]))
+    assert not written(database, conversations.end_turn, Turn("c", former, ITEMS[:1]))
     assert is_locked(database, "r2")
-    assert written(database, conversation_table.end, Turn("c", lease, ITEMS[:1]))
+    assert written(database, conversations.end_turn, Turn("c", lease, ITEMS[:1]))
     again = taken(database, "r1", "third")
-    assert written(database, conversation_table.end, Turn("c", again, ITEMS[:1]))
+    assert written(database, conversations.end_turn, Turn("c", again, ITEMS[:1]))
     assert texts_of(database) == [ITEMS[0].text]
 
 
 def test_a_running_response_locks_its_conversation(database: Database) -> None:
     """For any time, on whichever replica it runs."""
-    written(database, conversation_table.insert, RECORD, [])
+    written(database, conversations.insert_conversation, RECORD, [])
     record = ResponseRecord("", "r1", b"pending", b"[]", b"[]", True, True, True)
     job = replace(JOB, turn=Turn("c", taken(database, "r1"), ITEMS[:1]))
     lease = written(database, response_table.insert, record, job, "owner")
@@ -254,9 +254,9 @@ def test_items_are_found_by_their_ids_with_an_index(database: Database) -> None:
     names = [f"msg_{number:032}" for number in range(3)]
     items = [Item(name, f'{{"id":"{name}"}}'.encode()) for name in names[:2]]
     for tenant in ("a", "b"):
-        written(database, conversation_table.insert, replace(RECORD, tenant=tenant), items)
+        written(database, conversations.insert_conversation, replace(RECORD, tenant=tenant), items)
     parts = {StoredPart("item", names[1]), StoredPart("item", names[2])}
-    sizes, contents = (partial(find, tenant="a", parts=parts) for find in (part_table.sizes, part_table.contents))
+    sizes, contents = (partial(find, tenant="a", parts=parts) for find in (expansion.sizes_of, expansion.contents_of))
     assert written(database, sizes) == {StoredPart("item", names[1]): (0, len(items[1].text))}
     assert written(database, contents) == {StoredPart("item", names[1]): [items[1].text]}
     assert not scans_of(database, sizes)
@@ -267,12 +267,12 @@ def test_conversations_beyond_the_bounds_are_deleted(database: Database) -> None
     for tenant, names in (("a", "123"), ("b", "4")):
         for name in names:
             record = replace(RECORD, tenant=tenant, id=name)
-            written(database, conversation_table.insert, record, [Item(f"msg_{name}", bytes(10))])
+            written(database, conversations.insert_conversation, record, [Item(f"msg_{name}", bytes(10))])
             written(database, lambda each: each.execute("UPDATE test_clock SET now = now + 10"))
-    written(database, conversation_table.take, "a", "1", "r", "owner")
+    written(database, conversations.take_turn, "a", "1", "r", "owner")
 
     def found(max_age_s: float, count: int, size: int) -> list[tuple[str, str]]:
-        return list(written(database, conversation_table.CONVERSATIONS.expired, Bounds(count, size), max_age_s))
+        return list(written(database, conversations.CONVERSATIONS.expired, Bounds(count, size), max_age_s))
 
     assert found(1e6, 3, 1000) == []
     assert found(1e6, 2, 1000) == [("a", "2")], "the first was just taken"

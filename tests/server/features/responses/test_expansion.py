@@ -12,6 +12,7 @@ import pytest
 from fake_engine import FakeEngine
 from fake_server import features_with, live, make_service, until
 from roost.server.app import create_app
+from roost.server.features.responses import expansion
 from roost.server.features.responses.open_responses import OpenResponses
 from roost.server.features.responses.response_store import ResponseStore
 from roost.server.generation.admission import admission
@@ -108,20 +109,17 @@ async def test_each_reference_counts(
         assert (await client.post(added, json={"items": [named, named]})).status_code == 200
 
 
-async def test_nothing_is_read_that_is_too_much(
-    client: httpx.AsyncClient,
-    store: ResponseStore,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_nothing_is_read_that_is_too_much(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its sizes suffice. What fits is read when it has been charged."""
     named, charged = await kept_item(client), list[int]()
-    read = store.contents
+    read_parts = expansion.read_parts
 
-    async def contents(parts: Any) -> Any:
-        charged.append(admission.get().num_kept)
-        return await read(parts)
+    async def noted(kept: ResponseStore, read: Any, parts: Any) -> Any:
+        if read is expansion.contents_of:
+            charged.append(admission.get().num_kept)
+        return await read_parts(kept, read, parts)
 
-    monkeypatch.setattr(store, "contents", contents)
+    monkeypatch.setattr(expansion, "read_parts", noted)
     for path in PROMPTS:
         await refused(client, path, r"input\[103\]", model="counter", input=[*[message("a")] * 100, *[named] * 900])
     await refused(client, "/v1/conversations", r"items\[3\]", items=[named] * 20)
@@ -207,7 +205,11 @@ async def test_a_client_that_leaves_ends_the_expansion(
     """What it was charged is free again, and its turn."""
     has_begun, is_cancelled = asyncio.Event(), asyncio.Event()
 
-    async def never(_: Any) -> Any:
+    read_parts = expansion.read_parts
+
+    async def never(kept: ResponseStore, read: Any, parts: Any) -> Any:
+        if read is not expansion.contents_of or not parts:
+            return await read_parts(kept, read, parts)
         has_begun.set()
         try:
             await asyncio.Event().wait()
@@ -219,7 +221,7 @@ async def test_a_client_that_leaves_ends_the_expansion(
         named = await kept_item(client)
         made = (await client.post("/v1/responses", json={"input": LONG, "max_output_tokens": 1})).json()
         await until(lambda: not service.admissions._kept.num_bytes)
-        monkeypatch.setattr(responses.store, "contents", never)
+        monkeypatch.setattr(expansion, "read_parts", never)
         body = {"model": "counter", "items" if "conversations" in path else "input": [named, named]}
         if path == "items":
             path, body = f"{await conversation(client)}/items", {"items": [named, named]}

@@ -1,4 +1,4 @@
-"""Followers of logs in a database: what they share, and what each of them reads by itself."""
+"""Followers of logs in a database: what they share, what each reads by itself, and what is no longer kept."""
 
 import asyncio
 import math
@@ -7,16 +7,19 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
+import hypothesis.strategies as st
 import pytest
 from databases import opened
+from hypothesis import given
 from query_plans import scans_of
 from roost.server.database.database import Database, Transaction
 from roost.server.database.errors import StoreClosedError
 from roost.server.errors.request_errors import ApiError
 from roost.server.features.responses import event_table, response_table
 from roost.server.features.responses.event_table import LogEntry
-from roost.server.features.responses.log_followers import LogFollowers
+from roost.server.features.responses.log_followers import EventLog, LogFollowers
 from roost.server.features.responses.response_table import Append, Job, ResponseRecord
+from roost.server.features.responses.routes import replay
 from roost.server.storage.work import Lease
 
 KEY = "tenant", "r1"
@@ -50,7 +53,7 @@ class Log:
         self.events.append(b"end\n\n")
 
     def _num_entries(self) -> int:
-        return self.database.run_now(lambda each: event_table.end_of_log(each, *KEY)).num_entries
+        return self.database.run_now(lambda each: event_table.end_of_log(each, KEY)).num_entries
 
 
 @pytest.fixture
@@ -117,7 +120,7 @@ async def test_a_slow_follower_holds_nobody_back(database: Database, monkeypatch
         log.append(b"%d\n\n" % number)
         await took(quick, 1)
     (tail,) = followers._tails.values()
-    assert tail.events.num_bytes <= 200
+    assert tail.num_bytes <= 200
     assert await waiting == log.events[1:2]
     log.end()
     assert [event async for event in slow if event is not None] == log.events[2:]
@@ -142,10 +145,10 @@ async def test_looks_that_find_nothing_become_rare(database: Database, monkeypat
     monkeypatch.setattr("roost.server.features.responses.log_followers._POLL_S", 0.01)
     num_looks, follow = 0, event_table.follow
 
-    def counted(transaction: Transaction, *key: Any) -> Any:
+    def counted(transaction: Transaction, **place: Any) -> Any:
         nonlocal num_looks
         num_looks += 1
-        return follow(transaction, *key)
+        return follow(transaction, **place)
 
     monkeypatch.setattr(event_table, "follow", counted)
     log, began = Log(database), time.monotonic()
@@ -183,7 +186,107 @@ def test_no_statement_scans_a_log(address: str) -> None:
     database = opened(address)
     log = Log(database)
     log.append(b"a\n\n")
-    assert scans_of(database, lambda each: event_table.follow(each, *KEY, 0)) == set()
-    assert scans_of(database, lambda each: event_table.end_of_log(each, *KEY)) == set()
-    assert scans_of(database, lambda each: event_table.entry_of(each, *KEY, 1)) == set()
+    assert scans_of(database, lambda each: event_table.follow(each, KEY, 0)) == set()
+    assert scans_of(database, lambda each: event_table.end_of_log(each, KEY)) == set()
+    assert scans_of(database, lambda each: event_table.entry_of(each, KEY, 1)) == set()
     database.close()
+
+
+EVENTS = [b"event: x\ndata: {}\n\n", b"yy", b"z"]
+
+
+EVENT_BYTES = 41
+"""Memory of an event beside its own bytes."""
+
+
+def filled(max_bytes: int = 1000) -> EventLog:
+    log = EventLog(max_bytes)
+    for event in EVENTS:
+        log.append(event)
+    log.close()
+    return log
+
+
+async def followed(log: EventLog, number: int = 0) -> list[bytes]:
+    return [event async for event in log.follow(number, 5.0) if event is not None]
+
+
+@given(sizes=st.lists(st.integers(1, 9)), early=st.integers(0, 9), number=st.integers(0, 9))
+def test_followers_get_all_from_their_number_on(sizes: list[int], early: int, number: int) -> None:
+    """Those that were there before the events, those that came after the last, and those in between."""
+
+    async def run() -> None:
+        events, log = [bytes([i]) * size for i, size in enumerate(sizes)], EventLog()
+        for event in events[:early]:
+            log.append(event)
+        followers = [asyncio.create_task(followed(log, number)) for _ in range(2)]
+        for event in events[early:]:
+            log.append(event)
+            await asyncio.sleep(0)
+        log.close()
+        for got in (await followers[0], await followers[1], await followed(log, number)):
+            assert got == events[number:]
+        assert log.num_bytes == sum(EVENT_BYTES + size for size in sizes)
+
+    asyncio.run(run())
+
+
+async def test_the_oldest_events_make_room() -> None:
+    log = filled(max_bytes=2 * EVENT_BYTES + 3)
+    assert log.num_bytes == 2 * EVENT_BYTES + 3
+    assert await followed(log, 1) == EVENTS[1:]
+    with pytest.raises(ApiError, match="starting_after=1"):
+        await followed(log, 0)
+
+
+async def test_the_newest_event_stays_however_long_it_is() -> None:
+    log = EventLog(max_bytes=1)
+    for event in reversed(EVENTS):
+        log.append(event)
+    log.close()
+    assert await followed(log, 2) == EVENTS[:1]
+
+
+async def test_small_events_count_with_what_they_take_beside_their_bytes() -> None:
+    log = EventLog(max_bytes=41_000)
+    for _ in range(10_000):
+        log.append(b"x")
+    log.close()
+    assert len(await followed(log, 10_000 - 41_000 // 42)) == 41_000 // 42
+    with pytest.raises(ApiError):
+        await followed(log, 10_000 - 41_000 // 42 - 1)
+
+
+async def test_silence_is_told_of() -> None:
+    log = EventLog()
+    followers = [log.follow(0, 0.01) for _ in range(2)]
+    assert [await anext(follower) for follower in followers] == [None, None]
+    log.append(b"x")
+    assert [await anext(follower) for follower in followers] == [b"x", b"x"]
+
+
+async def test_a_client_that_is_too_slow_is_told_so() -> None:
+    log = EventLog(max_bytes=60)
+    stream = replay(log.follow(0, 1.0), 0)
+    log.append(b"one")
+    assert await anext(stream) == b"one"
+    for event in (b"two", b"six"):
+        log.append(event)
+    last = await anext(stream)
+    assert last.startswith(b"event: error\n")
+    assert b'"sequence_number":0' in last, "of the last event that it got"
+    assert [event async for event in stream] == []
+
+
+async def test_a_follower_with_much_to_catch_up_lets_others_have_their_turns() -> None:
+    log = EventLog()
+    for _ in range(3200):
+        log.append(b"x")
+    log.close()
+    following = asyncio.create_task(followed(log))
+    num_turns = 0
+    while not following.done():
+        await asyncio.sleep(0)
+        num_turns += 1
+    assert len(await following) == 3200
+    assert num_turns >= 100

@@ -15,7 +15,7 @@ from roost.server.features.responses import open_responses as opening
 from roost.server.features.responses import response_store
 from roost.server.features.responses.input_items import page
 from roost.server.features.responses.open_responses import OpenResponses, open_responses
-from roost.server.features.responses.part_table import num_messages, pack, unpack
+from roost.server.features.responses.response_table import num_messages, pack, unpack
 from roost.server.generation.service import Service
 from roost.server.http.auth import Access, ApiKeys
 from roost.server.text.chat_format import ConversationMessage, FunctionCall

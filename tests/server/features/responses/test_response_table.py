@@ -12,14 +12,14 @@ from roost.server.database.database import Database, Transaction
 from roost.server.database.dialects import LEASE_S
 from roost.server.database.errors import FencedError
 from roost.server.features.responses import (
-    conversation_table,
+    conversations,
     event_table,
-    part_table,
+    expansion,
     response_table,
 )
-from roost.server.features.responses.conversation_table import CONVERSATIONS, RUNNING, TURN, Item, Turn
+from roost.server.features.responses.conversations import CONVERSATIONS, RUNNING, TURN, Item, Turn
 from roost.server.features.responses.event_table import LogEnd, LogEntry
-from roost.server.features.responses.part_table import StoredPart
+from roost.server.features.responses.expansion import StoredPart
 from roost.server.features.responses.response_table import RESPONSES, Adoption, Append, Job, ResponseRecord
 from roost.server.storage.claims import Claimant, Places
 from roost.server.storage.objects import Bounds, PageSpec
@@ -86,7 +86,7 @@ def test_an_owner_that_was_stopped_past_its_lease_writes_nothing(run: Callable[.
         run(response_table.set_checkpoint, lease, "state-2")
     assert rows() == before
     run(response_table.end, adoption.claim.lease, entry(1, b"end"), b"done", b"[1]", 12)
-    assert [each.events for each in run(event_table.entries, "", "r", 0)] == [b"x", b"end"]
+    assert [each.events for each in run(event_table.entries, ("", "r"), 0)] == [b"x", b"end"]
     assert run(RESPONSES.find, "", "r").response == b"done"
 
 
@@ -110,47 +110,32 @@ def test_engines_continue_exactly_what_they_have_decoded(run: Callable[..., Any]
     assert [adopted(engine).engine for engine in ("arm", "x86")] == [None, None], "it never becomes exact again"
 
 
-def test_what_is_handed_over_is_exact(run: Callable[..., Any]) -> None:
-    run(RUNNING.release, [run(response_table.insert, running("r"), JOB, "a", entry(0))])
-    (adoption,) = claimed(run, "x86")
-    assert (adoption.engine, adoption.log) == ("x86", LogEnd(1, 1, 1, 6))
-
-
 def test_a_repeated_write_changes_nothing(run: Callable[..., Any]) -> None:
     """A write is repeated if the database goes away between its commit and the news of it."""
     lease = run(response_table.insert, running("r"), JOB, "a")
     assert run(response_table.insert, running("r"), JOB, "a") == lease
     for _ in range(2):
         run(response_table.append_all, [Append(lease, entry(0), 6)])
-    assert [each.number for each in run(event_table.entries, "", "r", 0)] == [0]
-
-
-def test_tenants_are_apart(run: Callable[..., Any]) -> None:
-    run(response_table.insert, running("r", "mine"), JOB, "a")
-    assert run(RESPONSES.find, "other", "r") is None
-    assert run(RUNNING.seize, "b", "other", "r") is None
-    assert run(response_table.delete, "other", "r") is False
-    assert run(event_table.follow, "other", "r", 0) == ([], False)
-    assert run(RESPONSES.find, "mine", "r") == running("r", "mine")
+    assert [each.number for each in run(event_table.entries, ("", "r"), 0)] == [0]
 
 
 def test_a_stream_is_followed_from_any_event(run: Callable[..., Any]) -> None:
     lease = run(response_table.insert, running("r"), JOB, "a")
-    assert run(event_table.end_of_log, "", "r") == LogEnd()
-    assert run(event_table.entry_of, "", "r", 0) == 0
+    assert run(event_table.end_of_log, ("", "r")) == LogEnd()
+    assert run(event_table.entry_of, ("", "r"), 0) == 0
     for each, size in (
         (LogEntry(0, 0, 2, 0, 0, b"", b"ab"), 2),
         (LogEntry(1, 2, 0, 0, 3, b"held back", b""), 11),
         (LogEntry(2, 2, 1, 3, 1, b"delta", b"c"), 17),
     ):
         run(response_table.append_all, [Append(lease, each, size)])
-    assert [run(event_table.entry_of, "", "r", n) for n in range(5)] == [0, 0, 2, 3, 3]
-    assert run(event_table.end_of_log, "", "r") == LogEnd(3, 3, 4)
-    texts = [b"".join(each.events for each in run(event_table.follow, "", "r", n)[0]) for n in range(4)]
+    assert [run(event_table.entry_of, ("", "r"), n) for n in range(5)] == [0, 0, 2, 3, 3]
+    assert run(event_table.end_of_log, ("", "r")) == LogEnd(3, 3, 4)
+    texts = [b"".join(each.events for each in run(event_table.follow, ("", "r"), n)[0]) for n in range(4)]
     assert texts == [b"abc", b"c", b"c", b""]
-    assert run(event_table.follow, "", "r", 3) == ([], True)
+    assert run(event_table.follow, ("", "r"), 3) == ([], True)
     run(response_table.end, lease, LogEntry(3, 3, 1, 4, 0, b"", b"d"), b"done", b"[]", 18)
-    entries, is_running = run(event_table.follow, "", "r", 2)
+    entries, is_running = run(event_table.follow, ("", "r"), 2)
     assert (b"".join(each.events for each in entries), is_running) == (b"cd", False)
 
 
@@ -172,7 +157,7 @@ def test_the_log_of_what_is_no_stream_goes_with_its_end(run: Callable[..., Any])
     lease = run(response_table.insert, replace(running("r"), is_streamed=False), JOB, "first")
     run(response_table.append_all, [Append(lease, LogEntry(0, 0, 1, 0, 1, b"delta", b""), 5)])
     run(response_table.end, lease, LogEntry(1, 1, 1, 1, 0), b"done", b"[1]", 5)
-    assert run(event_table.entries, "", "r", 0) == []
+    assert run(event_table.entries, ("", "r"), 0) == []
     assert run(Transaction.rows, "SELECT num_bytes FROM roost_responses") == [(9,)]
 
 
@@ -236,15 +221,15 @@ STATEMENTS: dict[str, tuple[Callable[[Transaction], Any], set[str]]] = {
         partial(CONVERSATIONS.expired, bounds=Bounds(1, 10**9), max_age_s=900.0),
         set(),
     ),
-    "take": (partial(conversation_table.take, tenant="t1", conversation="r1", response="r", owner="b"), set()),
-    "end a turn": (partial(conversation_table.end, turn=Turn("r41", TURN_LEASE, [Item("new", b"{}")])), set()),
-    "sizes of what bodies name": (partial(part_table.sizes, tenant="t1", parts=PARTS), set()),
-    "contents of what bodies name": (partial(part_table.contents, tenant="t1", parts=PARTS), set()),
+    "take": (partial(conversations.take_turn, tenant="t1", conversation="r1", response="r", owner="b"), set()),
+    "end a turn": (partial(conversations.end_turn, turn=Turn("r41", TURN_LEASE, [Item("new", b"{}")])), set()),
+    "sizes of what bodies name": (partial(expansion.sizes_of, tenant="t1", parts=PARTS), set()),
+    "contents of what bodies name": (partial(expansion.contents_of, tenant="t1", parts=PARTS), set()),
     **{
-        f"list {spec}": (partial(conversation_table.read_list, tenant="t1", conversation="r1", spec=spec), set())
+        f"list {spec}": (partial(conversations.list_items, tenant="t1", conversation="r1", spec=spec), set())
         for spec in (PageSpec(2), PageSpec(2, "i", newest_first=True))
     },
-    "delete an item": (partial(conversation_table.delete_item, tenant="t1", conversation="r1", item_id="i"), set()),
+    "delete an item": (partial(conversations.delete_item, tenant="t1", conversation="r1", item_id="i"), set()),
     "hide a conversation": (partial(CONVERSATIONS.hide, tenant="t1", id="r1"), set()),
     "remove hidden conversations": (CONVERSATIONS.remove_hidden, set()),
     "make room": (partial(response_table.make_room, tenant="t1", bounds=Bounds()), set()),

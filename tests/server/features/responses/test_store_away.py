@@ -20,11 +20,11 @@ from roost.server.database.database import Database, Lane, Transaction
 from roost.server.database.dialects import Sqlite
 from roost.server.database.errors import StoreUnavailableError, WriteTooLargeError
 from roost.server.errors.request_errors import WARNINGS_HEADER
-from roost.server.features.responses.adoption import AdoptedResponse
 from roost.server.features.responses.adoption import adopter as adopter_of
-from roost.server.features.responses.conversation_table import CONVERSATIONS
+from roost.server.features.responses.conversations import CONVERSATIONS
 from roost.server.features.responses.open_responses import OpenResponses
 from roost.server.features.responses.response_store import ResponseStore
+from roost.server.features.responses.response_table import Adoption
 from roost.server.features.usage import usage_table
 from roost.server.features.usage.open_usage import UsageCounter
 from roost.server.storage.worker import Worker
@@ -62,7 +62,7 @@ class Server:
     usage: UsageCounter
     client: httpx.AsyncClient
     app: ASGIApp
-    adopter: Worker[AdoptedResponse]
+    adopter: Worker[Adoption]
     patch: pytest.MonkeyPatch
 
     async def respond(self, **fields: Any) -> httpx.Response:

@@ -14,7 +14,7 @@ from fake_server import features_with, make_service, until
 from roost.server.app import create_app
 from roost.server.database.database import Database, Lane, Transaction
 from roost.server.features.responses import response_table
-from roost.server.features.responses.conversation_table import ConversationRecord
+from roost.server.features.responses.conversations import ConversationRecord
 from roost.server.features.responses.open_responses import OpenResponses
 from roost.server.features.responses.response_store import ResponseStore
 from roost.server.http.auth import Access, ApiKeys

@@ -1,25 +1,31 @@
-"""Conversations and their items: records, and all statements on them, as functions of a transaction.
+"""Conversations and their items: records, all statements on them as functions of a transaction, and their store.
 
 The response that was last allowed to add to a conversation is its holder, and the conversation is locked while that
-response is running work. In the foreground, `take` adds a unit of work for its turn, whose lease its replica renews. In
-the background, the response itself is such a unit, on whichever replica generates it. `end` adds the items of the turn
-in the transaction that ends the response. A replica that was stopped past its lease adds nothing once another response
-holds the conversation. Items have ids, so repeating a write changes nothing.
+response is running work. In the foreground, `take_turn` adds a unit of work for its turn, whose lease its replica
+renews. In the background, the response itself is such a unit, on whichever replica generates it. `end_turn` adds the
+items of the turn in the transaction that ends the response. A replica that was stopped past its lease adds nothing once
+another response holds the conversation. Items have ids, so repeating a write changes nothing.
 """
 
+import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
-from ...database.database import Transaction
-from ...database.group_commit import WriteLoad
+from ...database.database import Database, Transaction
+from ...database.errors import StoreUnavailableError
+from ...database.group_commit import GroupCommit, Work, WriteLoad
 from ...errors import kinds
 from ...errors.request_errors import ApiError
 from ...schemas.body import MAX_MESSAGES
 from ...storage.objects import ObjectTable, Page, PageSpec, Table
-from ...storage.tenant_objects import missing
+from ...storage.tenant_objects import TenantObjects, missing
 from ...storage.work import IS_OWNED, Lease, WorkTable
+from ...storage.worker import Leases
+from ...tenants import tenant
 
 MAX_ITEMS: Final = MAX_MESSAGES
 MAX_ITEM_BYTES: Final = 16 * 2**20
@@ -124,7 +130,7 @@ def unpack_items(packed: bytes) -> list[Item]:
     return [Item(name.decode(), text) for name, _, text in parts]
 
 
-def insert(transaction: Transaction, record: ConversationRecord, items: Sequence[Item]) -> None:
+def insert_conversation(transaction: Transaction, record: ConversationRecord, items: Sequence[Item]) -> None:
     """Stores a new conversation and its first items."""
     CONVERSATIONS.insert(transaction, record, updated="{now}")
     _append(transaction, record.tenant, record.id, items)
@@ -136,7 +142,7 @@ def set_metadata(transaction: Transaction, tenant: str, conversation: str, metad
     transaction.execute(update, metadata, tenant, conversation)
 
 
-def take(transaction: Transaction, tenant: str, conversation: str, response: str, owner: str) -> Lease | ApiError:
+def take_turn(transaction: Transaction, tenant: str, conversation: str, response: str, owner: str) -> Lease | ApiError:
     """Locks a conversation for a response, and returns the lease of its turn; an error if it must not be changed.
 
     A line of a batch that runs again takes the turn of its earlier run.
@@ -156,7 +162,7 @@ def take(transaction: Transaction, tenant: str, conversation: str, response: str
     return RUNNING.add(transaction, owner, (tenant, response), number=TURN) if earlier is None else earlier.lease
 
 
-def add(transaction: Transaction, tenant: str, conversation: str, items: Sequence[Item]) -> ApiError | None:
+def add_items(transaction: Transaction, tenant: str, conversation: str, items: Sequence[Item]) -> ApiError | None:
     """Adds items to a conversation; returns an error if it must not be changed."""
     _, error = _holder(transaction, tenant, conversation)
     if error is None:
@@ -197,7 +203,7 @@ def locked(conversation: str, param: str | None = None) -> ApiError:
     return ApiError(kinds.CONVERSATION_LOCKED, message, param=param)
 
 
-def end(transaction: Transaction, turn: Turn) -> bool:
+def end_turn(transaction: Transaction, turn: Turn) -> bool:
     """Adds the items of a turn, unless they are there already, and ends it. A deleted conversation stays deleted.
 
     Returns:
@@ -233,12 +239,12 @@ def _count(transaction: Transaction, tenant: str, conversation: str, num_items: 
     transaction.execute(f"{update} WHERE {_OWN}", num_items, num_bytes, tenant, conversation)
 
 
-def read_list(transaction: Transaction, tenant: str, conversation: str, spec: PageSpec) -> Page[Item] | None:
+def list_items(transaction: Transaction, tenant: str, conversation: str, spec: PageSpec) -> Page[Item] | None:
     """Returns a page of a conversation's items; None if the conversation has no item `spec.after`."""
     return ITEMS.page(transaction, spec, _OF, tenant, conversation, order=("position",))
 
 
-def item(transaction: Transaction, tenant: str, conversation: str, item_id: str) -> Item | None:
+def find_item(transaction: Transaction, tenant: str, conversation: str, item_id: str) -> Item | None:
     """Returns an item; None if it does not exist."""
     found = ITEMS.rows(transaction, f"WHERE {_OF} AND id = ?", tenant, conversation, item_id)
     return found[0] if found else None
@@ -249,3 +255,101 @@ def delete_item(transaction: Transaction, tenant: str, conversation: str, item_i
     query = f"DELETE FROM {_ITEMS} AND id = ? RETURNING length(text)"
     for (size,) in transaction.rows(query, tenant, conversation, item_id):
         _count(transaction, tenant, conversation, -1, -size)
+
+
+@dataclass(frozen=True, slots=True)
+class Addition[T]:
+    """A write that adds to the responses or conversations of a tenant, whose oldest ones make room."""
+
+    tenant: str
+    work: Work[T]
+
+    def __call__(self, transaction: Transaction) -> T:
+        """Runs the write."""
+        return self.work(transaction)
+
+
+class ConversationStore(TenantObjects[ConversationRecord]):
+    """Keeps conversations in the database of the responses.
+
+    Args:
+      commits: Commits writes of clients, and of responses that have ended.
+      leases: Leases of this replica on running responses and turns.
+    """
+
+    def __init__(self, database: Database, commits: GroupCommit, leases: Leases) -> None:
+        super().__init__(CONVERSATIONS, CONVERSATION_ID, "conversation", database, commits)
+        self._leases = leases
+
+    async def create(self, record: ConversationRecord, items: Sequence[Item]) -> None:
+        """Stores a new conversation and its first items."""
+        await self._add(partial(insert_conversation, record=record, items=items), items)
+
+    async def add(self, conversation_id: str, items: Sequence[Item]) -> None:
+        """Adds items to a conversation.
+
+        Raises:
+          ApiError: The conversation does not exist, or is locked or full.
+        """
+        if not CONVERSATION_ID.fullmatch(conversation_id):
+            raise missing("conversation", conversation_id)
+        own = tenant.get(), conversation_id
+        error = await self._add(lambda each: add_items(each, *own, items), items)
+        if error is not None:
+            raise error
+
+    async def items(self, conversation_id: str, spec: PageSpec) -> Page[Item] | None:
+        """Returns a page of the items; None if the conversation has no item `spec.after`."""
+        if spec.after is not None and not ITEM_ID.fullmatch(spec.after):
+            return None
+        return await self.read(partial(list_items, spec=spec), conversation_id)
+
+    async def item(self, conversation_id: str, item_id: str) -> Item | None:
+        """Returns an item; None if it does not exist."""
+        if not ITEM_ID.fullmatch(item_id):
+            return None
+        return await self.read(partial(find_item, item_id=item_id), conversation_id)
+
+    async def end(self, turn: Turn) -> bool:
+        """Adds the items of a turn and ends it; returns whether the response had the turn, or had nothing to add."""
+        has_ended = await self._add(lambda each: end_turn(each, turn), turn.items)
+        self.note_end(turn)
+        return has_ended
+
+    def note_end(self, turn: Turn | None) -> None:
+        """Notes that a turn has ended in the database, or is a background response's now."""
+        if turn is not None:
+            self._leases.drop(turn.lease)
+
+    @asynccontextmanager
+    async def turn(self, conversation_id: str | None, response_id: str) -> AsyncGenerator[Lease | None]:
+        """Locks a conversation for a response until the end of the `with` block, or until the end of a background
+        response, and yields the lease of its turn.
+
+        Args:
+          conversation_id: Id of the conversation; None locks nothing.
+
+        Raises:
+          ApiError: The conversation does not exist, or is locked or full.
+        """
+        if conversation_id is None:
+            yield None
+            return
+        take = partial(take_turn, response=response_id, owner=self._leases.owner)
+        with self._leases.taking(tenant.get(), response_id):
+            lease = await self.write(take, conversation_id)
+            if not isinstance(lease, Lease):
+                raise lease or missing("conversation", conversation_id, "conversation")
+            task = asyncio.current_task()
+            assert task is not None
+            self._leases.hold(lease, task)
+        try:
+            yield lease
+        finally:
+            if lease in self._leases.held:
+                with suppress(StoreUnavailableError):  # the lease then ends by itself
+                    await self.commit(lambda each: RUNNING.end(each, [lease]))
+                self._leases.drop(lease)
+
+    async def _add[T](self, write: Callable[[Transaction], T], items: Sequence[Item]) -> T:
+        return await self.commit(Addition(tenant.get(), write), load_of(items))
