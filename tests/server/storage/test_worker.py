@@ -277,6 +277,24 @@ async def test_suspects_run_alone_one_after_the_other(tables: Tables, replica: R
     assert tables.rows_of(ALONE) == [(11 - first,)]
 
 
+async def test_a_suspect_waits_for_the_rest_of_the_work_of_others(tables: Tables, replica: Replica) -> None:
+    tables.make_range("", "r", 2)
+    rest = replica.kind.rest = asyncio.Event()
+    await replica.look(1, 2)
+    replica.kind.ends[1].set_result(None)
+    replica.kind.ends[2].set_result(None)
+    await until(lambda: len(replica.kind.ended) == 2)
+    tables.make_range("", "s", 3)
+    tables.claimed(3, "dead")
+    suspect(tables, 3)
+    await replica.look()
+    await until(lambda: replica.kind.num_barred)
+    assert (replica.running, tables.rows_of(ALONE)) == ([], [])
+    rest.set()
+    await until(lambda: replica.running == [3])
+    assert tables.rows_of(ALONE) == [(3,)]
+
+
 async def test_a_suspect_runs_beside_units_that_take_long(tables: Tables, replica: Replica) -> None:
     """Its owner's death would then not be attributed to it."""
     tables.make_range("", "r", 3)

@@ -1138,31 +1138,6 @@ async def dies_with_all(replica: Replica, address: str) -> None:
 
 
 @on_sqlite
-async def test_suspects_run_one_after_the_other(replicas: tuple[Replica, Replica], address: str) -> None:
-    """All have lost two owners, of whichever of them. None fails for that, and each has its whole text."""
-    first, second = replicas
-    first.engine.allowed = second.engine.allowed = 2
-    made = [(await first.created())["id"] for _ in range(3)]
-    await num_tokens_logged(first, address, 6)
-    await dies_with_all(first, address)
-    await second.adopter.look()
-    await until(lambda: len(second.engine.running) == 3)
-    assert states_of(address) == dict.fromkeys(made, (1, 0, 0))
-    await dies_with_all(second, address)
-    first.engine.requests.clear()
-    for count in range(1, 4):
-        first.engine.allowed = 0
-        await first.adopter.look()
-        await until(lambda: len(first.engine.running) == 1)
-        await first.adopter.look()
-        assert sorted(states_of(address).values()) == [(1, 0, 0)] * (3 - count) + [(2, 0, 1)]
-        assert len(first.engine.requests) == count
-        first.engine.allowed = 1000
-        await until(lambda: first.adopter._lone is None)
-    assert [text_of(await second.ended(name)) for name in made] == [LETTERS[:10]] * 3
-
-
-@on_sqlite
 async def test_a_suspect_waits_for_lines_of_batches(replicas: tuple[Replica, Replica], address: str) -> None:
     first, second = replicas
     first.engine.allowed, second.engine.allowed = 2, 1000
@@ -1178,58 +1153,6 @@ async def test_a_suspect_waits_for_lines_of_batches(replicas: tuple[Replica, Rep
     line.release()
     assert text_of(await second.ended(suspect)) == LETTERS[:10]
     await until(lambda: not second.service.admissions.preemptible.is_barred)
-
-
-async def lost(replicas: tuple[Replica, Replica], address: str) -> list[str]:
-    """Returns the ids of two responses that have lost owners: one that runs again, and a suspect that is due."""
-    first, second = replicas
-    first.engine.allowed, second.engine.allowed = 2, 0
-    innocent, suspect = [(await first.created())["id"] for _ in range(2)]
-    await num_tokens_logged(first, address, 4)
-    await dies_with_all(first, address)
-    with database_of(address) as database:
-        mark = "UPDATE roost_running SET num_deaths = 1, lease_until = {now} + 1e6 WHERE id = ?"
-        database.run_now(lambda each: each.execute(mark, suspect), writes=True)
-    await second.adopter.look()
-    await until(lambda: second.engine.running)
-    with database_of(address) as database:
-        is_due = "UPDATE roost_running SET lease_until = 0 WHERE id = ?"
-        database.run_now(lambda each: each.execute(is_due, suspect), writes=True)
-    return [innocent, suspect]
-
-
-@on_sqlite
-async def test_a_suspect_waits_for_other_adopted_responses(
-    replicas: tuple[Replica, Replica], address: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It counts as alone only from then on."""
-    monkeypatch.setattr("roost.server.features.responses.adoption._OTHERS_S", 60.0)
-    _, second = replicas
-    innocent, suspect = await lost(replicas, address)
-    for _ in range(2):
-        await second.adopter.look()
-    assert states_of(address) == {innocent: (1, 0, 0), suspect: (2, 0, 0)}
-    assert len(second.engine.requests) == 1
-    second.engine.allowed = 1000
-    assert text_of(await second.ended(innocent)) == LETTERS[:10]
-    assert text_of(await second.ended(suspect)) == LETTERS[:10]
-    assert len(second.engine.requests) == 2
-
-
-@on_sqlite
-async def test_a_suspect_runs_beside_adopted_responses_that_take_long(
-    replicas: tuple[Replica, Replica], address: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its death would not count against it."""
-    monkeypatch.setattr("roost.server.features.responses.adoption._OTHERS_S", 0.01)
-    _, second = replicas
-    innocent, suspect = await lost(replicas, address)
-    await second.adopter.look()
-    await until(lambda: len(second.engine.running) == 2)
-    await until(lambda: second.adopter._lone is None)
-    assert states_of(address) == {innocent: (1, 0, 0), suspect: (2, 0, 0)}
-    second.engine.allowed = 1000
-    assert [text_of(await second.ended(name)) for name in (innocent, suspect)] == [LETTERS[:10]] * 2
 
 
 @on_sqlite
