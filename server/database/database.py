@@ -170,9 +170,10 @@ class Pool:
 
     def __init__(self, dialect: Dialect) -> None:
         self.dialect = dialect
-        self.workers = {lane: Workers(name=f"store-{lane.value}", num_threads=1) for lane in Lane}
         # the server itself also reads, and counts as a tenant
-        self.workers[Lane.READS] = Workers(name="store-read", num_threads=_NUM_READERS, tenants=2)
+        self.workers = {Lane.READS: Workers(tenants=2, num_threads=_NUM_READERS, name="store-read")}
+        for lane in (Lane.COMMITS, Lane.UPLOADS, Lane.LEASES):
+            self.workers[lane] = Workers(num_threads=1, name=f"store-{lane.value}")
         self.num_errors = 0
         self._idle = {lane: deque[Connection]() for lane in Lane}
         self._num_users = 0
