@@ -14,13 +14,13 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 
 MOST: Final[Mapping[str, int]] = {
     "code lines of server": 24600,
-    "code lines of engine": 12100,
-    "code lines of kernels": 3750,
+    "code lines of engine": 11450,
+    "code lines of kernels": 3650,
     "code lines of tools": 5000,
     "code lines of benchmarks": 5050,
     "files of server": 203,
-    "files of engine": 71,
-    "files of kernels": 40,
+    "files of engine": 59,
+    "files of kernels": 33,
     "code lines of the largest file": 400,
     "files on a request's way": 38,
     "changes of file on a request's way": 127,
