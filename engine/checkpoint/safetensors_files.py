@@ -10,25 +10,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ..model.config import config_to_hf, read_config
 from ..types.errors import CheckpointError
 from ..types.host_memory import HostArray
-from .format import BFLOAT16, FoundCheckpoint, ReadRows, StoredTensor, Tensors, WritableFormat, bytes_of
+from ..types.snapshot import DTYPES
+from .format import FoundCheckpoint, ReadRows, StoredTensor, Tensors, WritableFormat, bytes_of
 
 INDEX: Final = "model.safetensors.index.json"
-
-DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
-    "F32": np.dtype("float32"),
-    "BF16": BFLOAT16,
-    "F16": np.dtype("float16"),
-    "I8": np.dtype("int8"),
-    "I32": np.dtype("int32"),
-    "I64": np.dtype("int64"),
-}
-"""Supported dtypes by their names in the format."""
 
 
 def find_files(directory: Path) -> tuple[Path, ...]:

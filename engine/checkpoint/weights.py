@@ -6,7 +6,6 @@ import operator
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, Final
 
 import jax
@@ -281,35 +280,23 @@ def _num_bytes(param: AbstractParam) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(param))
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Places each shard of a parameter on its devices. Each process places only its own devices' shards.
+def sharded_over(mesh: Mesh, config: ModelConfig, shape: MeshShape) -> Put:
+    """Returns a function that shards a parameter over a mesh. Each process places only its own devices' shards.
 
-    Attributes:
+    Args:
       mesh: The devices.
       config: The model's config.
       shape: Sizes of the mesh's axes.
     """
 
-    mesh: Mesh
-    config: ModelConfig
-    shape: MeshShape
-
-    def put(self, path: tuple[Any, ...], param: HostParam) -> Any:
-        """Returns a parameter as an array sharded over the mesh.
-
-        Args:
-          path: Path of the parameter, as JAX's tree keys.
-          param: The whole parameter.
-        """
-        return jax.tree.map(self._put, leaf_rules(path, param, self.config), param)
-
-    def _put(self, rule: ShardingRule, whole: HostArray) -> jax.Array:
-        shape = rule.global_shape(whole.shape, self.shape.model)
+    def put(rule: ShardingRule, whole: HostArray) -> jax.Array:
+        global_shape = rule.global_shape(whole.shape, shape.model)
 
         def shard(index: tuple[slice, ...] | None) -> HostArray:
             assert index is not None
             start = (index[rule.axis].start or 0) if rule.segments else 0
-            return rule.shard(whole, start * self.shape.model // shape[rule.axis], self.shape.model)
+            return rule.shard(whole, start * shape.model // global_shape[rule.axis], shape.model)
 
-        return jax.make_array_from_callback(shape, NamedSharding(self.mesh, rule.partition_spec), shard)
+        return jax.make_array_from_callback(global_shape, NamedSharding(mesh, rule.partition_spec), shard)
+
+    return lambda path, param: jax.tree.map(put, leaf_rules(path, param, config), param)

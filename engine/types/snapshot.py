@@ -229,13 +229,15 @@ _LONGEST_FACT: Final = 100
 _CHECKSUM_KEY: Final = b"roost"
 """Key of the digest in files that are not signed."""
 
-_DTYPES: Final[Mapping[str, Any]] = {
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "I32": np.int32,
-    "I8": np.int8,
+DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
+    "F32": np.dtype("float32"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F16": np.dtype("float16"),
+    "I8": np.dtype("int8"),
+    "I32": np.dtype("int32"),
+    "I64": np.dtype("int64"),
 }
+"""Dtypes of arrays in files by their names in safetensors."""
 
 _ARRAY_BYTES: Final = 160
 """Memory of an array on the host in addition to its data."""
@@ -500,7 +502,7 @@ def shown(fact: str | None) -> str | None:
 
 
 def _array(tensor: Mapping[str, Any]) -> HostArray:
-    return np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
+    return np.frombuffer(tensor["data"], DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
 
 
 def _digest(arrays: Mapping[str, HostArray], facts: Mapping[str, str], key: bytes | None) -> str:

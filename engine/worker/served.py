@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from ...kernels.matrices import pack_param, pack_shapes
 from ..checkpoint.source import ModelSource, open_tensors
-from ..checkpoint.weights import Checkpoint, HostParam, Placement, Put, load_params, random_params
+from ..checkpoint.weights import Checkpoint, HostParam, Put, load_params, random_params, sharded_over
 from ..devices.platform import Platform
 from ..model.config import ModelConfig, Params
 from ..model.griffin import abstract_model
@@ -268,7 +268,7 @@ def open_weights(source: ModelSource, settings: EngineConfig, devices: Devices) 
     config = source.config
     put: Put | None = _put_packed if devices.platform.kernels.packs_weights else None
     if devices.mesh is not None:
-        put = Placement(devices.mesh, config, devices.shards).put
+        put = sharded_over(devices.mesh, config, devices.shards)
     if source.is_random:
         served, whole = _served(config, settings, devices, config.dtype, settings.quantize)
         yield _open(served, whole, partial(random_params, whole, settings.seed, put=put))
