@@ -1,6 +1,6 @@
 """Sampling parameters of a request, declared as a table of sampling fields, and the device arrays that hold them.
 
-The table is `SamplingParams`. Every number in it is declared as a row, a `sampling_field`, which holds all facts about
+The table is `SamplingParams`. Every number in it is declared as a row, a `SamplingField`, which holds all facts about
 the number except its arithmetic: bounds, defaults and the device array. Request schemas, validation, checkpoint
 defaults and device arrays are derived from it. To add a number, declare its row, and its array in `SamplingState`.
 """
@@ -113,24 +113,10 @@ class SamplingField:
         """Type of the numbers, int or float."""
         return type(self.default)
 
-
-def sampling_field(
-    default: Number | None,
-    valid: Range,
-    *,
-    request: Range | None = None,
-    checkpoint: Range | None = None,
-    column: Column | None = None,
-    description: str = "",
-) -> Any:
-    """Declares a dataclass field as a row of the table; see `SamplingField` for the arguments."""
-    row = SamplingField(default, valid, request, checkpoint, column, description)
-    return field(default=default, metadata={_KEY: row})
-
-
-def sampling_fields(params: type) -> dict[str, SamplingField]:
-    """Returns the rows that a dataclass declares, by name."""
-    return {each.name: each.metadata[_KEY] for each in fields(params) if _KEY in each.metadata}
+    @property
+    def declared(self) -> Any:
+        """Declaration of a dataclass field as this row."""
+        return field(default=self.default, metadata={_KEY: self})
 
 
 def _digits(bound: Number) -> str:
@@ -184,24 +170,24 @@ class SamplingParams:
       ParameterError: A value is out of range, or the values leave no token.
     """
 
-    max_tokens: int | None = sampling_field(16, Range(ge=0))
-    temperature: float = sampling_field(
+    max_tokens: int | None = SamplingField(16, Range(ge=0)).declared
+    temperature: float = SamplingField(
         1.0,
         Range(ge=0, le=1e30),
         request=Range(ge=0, le=2),
         checkpoint=Range(ge=0),
         column=Column(_FLOAT, 0.0),
         description="Divisor of the logits; 0 always takes the most likely token.",
-    )
-    top_k: int = sampling_field(
+    ).declared
+    top_k: int = SamplingField(
         0,
         Range(ge=0),
         request=Range(ge=-1, lt=2**31),
         checkpoint=Range(ge=0),
         column=Column(_INT, 0),
         description="Number of most likely tokens to keep, with ties of the last; 0 and -1 keep all.",
-    )
-    top_p: float = sampling_field(
+    ).declared
+    top_p: float = SamplingField(
         1.0,
         Range(gt=0, le=1),
         request=_SHARE,
@@ -209,16 +195,16 @@ class SamplingParams:
         column=Column(_FLOAT, 1.0),
         description="Probability mass to keep: the smallest set of most likely tokens that reaches it, after `top_k`. "
         "0 takes the most likely token.",
-    )
-    min_p: float = sampling_field(
+    ).declared
+    min_p: float = SamplingField(
         0.0,
         _SHARE,
         request=_SHARE,
         checkpoint=_SHARE,
         column=Column(_FLOAT, 0.0),
         description="Probability, relative to that of the most likely token, below which tokens are dropped.",
-    )
-    typical_p: float = sampling_field(
+    ).declared
+    typical_p: float = SamplingField(
         1.0,
         Range(ge=1e-6, le=1),  # float32 may round much smaller numbers to 0
         request=Range(ge=1e-6, le=1),
@@ -226,39 +212,39 @@ class SamplingParams:
         column=Column(_FLOAT, 1.0),
         description="Probability mass to keep of the remaining tokens, starting with those whose surprise is nearest "
         "to the entropy; ties of the last are kept (locally typical sampling, arXiv 2202.00666).",
-    )
-    frequency_penalty: float = sampling_field(
+    ).declared
+    frequency_penalty: float = SamplingField(
         0.0,
         _LOGIT_CHANGE,
         request=Range(ge=-2, le=2),
         column=Column(_FLOAT, 0.0),
         description="Number to subtract from a token's logit for each time it was generated." + _PENALTIES_LOOK_BACK,
-    )
-    presence_penalty: float = sampling_field(
+    ).declared
+    presence_penalty: float = SamplingField(
         0.0,
         _LOGIT_CHANGE,
         request=Range(ge=-2, le=2),
         column=Column(_FLOAT, 0.0),
         description="Number to subtract once from the logit of each token that was generated." + _PENALTIES_LOOK_BACK,
-    )
-    repetition_penalty: float = sampling_field(
+    ).declared
+    repetition_penalty: float = SamplingField(
         1.0,
         Range(ge=1e-6, le=1e6),  # no logit leaves the range of float32
         request=Range(ge=1e-6, le=10),
         column=Column(_FLOAT, 1.0),
         description="Divisor of positive and factor of negative logits of tokens in the prompt or the output."
         + _PENALTIES_LOOK_BACK,
-    )
+    ).declared
     logit_bias: tuple[tuple[int, float], ...] = ()
     allowed_token_ids: tuple[int, ...] | None = None
     bad_words: tuple[tuple[int, ...], ...] = ()
-    seed: int = sampling_field(0, Range(ge=0, lt=2**64))
-    min_tokens: int = sampling_field(0, Range(ge=0))
+    seed: int = SamplingField(0, Range(ge=0, lt=2**64)).declared
+    min_tokens: int = SamplingField(0, Range(ge=0)).declared
     end_token_ids: tuple[int, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
-    logprobs: int | None = sampling_field(None, Range(ge=0, le=MAX_LOGPROBS))
+    logprobs: int | None = SamplingField(None, Range(ge=0, le=MAX_LOGPROBS)).declared
     logprob_token_ids: tuple[int, ...] = ()
-    prompt_logprobs: int | None = sampling_field(None, Range(ge=0, le=MAX_LOGPROBS))
+    prompt_logprobs: int | None = SamplingField(None, Range(ge=0, le=MAX_LOGPROBS)).declared
     stop_ids: frozenset[int] = field(init=False, repr=False, compare=False)
     static_mask: StaticMask | None = field(init=False, repr=False, compare=False)
     bad_phrases: PhraseIndex | None = field(init=False, repr=False, compare=False)
@@ -331,7 +317,9 @@ class SamplingParams:
                 raise ParameterError(name, f"be {rule}")
 
 
-SAMPLING_FIELDS: Final[Mapping[str, SamplingField]] = sampling_fields(SamplingParams)
+SAMPLING_FIELDS: Final[Mapping[str, SamplingField]] = {
+    each.name: each.metadata[_KEY] for each in fields(SamplingParams) if _KEY in each.metadata
+}
 """Rows of the table by name."""
 
 
