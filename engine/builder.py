@@ -36,7 +36,7 @@ from .model.state import state_bytes
 from .prefix_cache.cache import PrefixCache
 from .prefix_cache.disk import DiskTier, make_folder
 from .scheduling.scheduler import Scheduler
-from .simulation.runner import SimulatedRunner, simulated_runner
+from .simulation import SimulatedRunner, simulated_runner
 from .types.config import CPU_ONLY, NO_DRAFTS, SIMULATED, EngineConfig, Speculation, history_bytes
 from .types.errors import CheckpointError, ConfigError
 from .types.host_memory import available_memory, release_freed_memory, shown_bytes

@@ -56,7 +56,7 @@ LEVELS = (
     "engine/builder.py",
     "engine/engine_core.py",
     "engine/planning",
-    "engine/simulation",
+    "engine/simulation.py",
     "engine/kernel_checks",
     "engine/capacity",
     "engine/worker",

@@ -25,7 +25,7 @@ from typing import Final, Protocol, runtime_checkable
 from ..capacity.roofline import PREFILL_CHUNK, Roofline
 from ..devices.platform import TPU
 from ..scheduling.prefill_budget import OVERRUN, prefill_seconds, target_seconds
-from ..simulation.device import EFFICIENCIES, StepDurations
+from ..simulation import EFFICIENCIES, StepDurations
 from ..types.config import MAX_PREFILL_ROWS, PREFILL_BLOCK, Simulation
 from ..types.errors import ConfigError
 from ..worker.served import part_rows

@@ -176,7 +176,7 @@ class Simulation:
       text: The settings as the user wrote them.
       device: Name of the device whose memory and roofline are used; see `roost.engine.capacity.roofline.DEVICES`.
       efficiency: Share of the roofline's speed that steps reach; None uses the device's, from
-        `roost.engine.simulation.device`.
+        `roost.engine.simulation`.
       step_ms: Milliseconds of a decode step; None uses the roofline's.
       prefill_tokens_per_s: Prompt tokens per second; None uses the roofline's.
       jitter: Maximum relative deviation of a step's duration.

@@ -10,7 +10,16 @@ from statistics import fmean
 from typing import NamedTuple
 
 import pytest
-from roost.engine import EngineConfig, EngineCore, Request, SamplingParams, compute_roofline, engine_core, find_device
+from roost.engine import (
+    EngineConfig,
+    EngineCore,
+    Request,
+    SamplingParams,
+    compute_roofline,
+    engine_core,
+    find_device,
+    simulation,
+)
 from roost.engine.builder import load_engine
 from roost.engine.planning.replicas import (
     OVERHEAD_S,
@@ -22,7 +31,6 @@ from roost.engine.planning.replicas import (
     SimulatedRequest,
     mix_on,
 )
-from roost.engine.simulation import device
 from roost.engine.types.config import Simulation
 from roost.server.model_hub import find_model
 
@@ -47,7 +55,7 @@ class ManualTime:
 def time(monkeypatch: pytest.MonkeyPatch) -> ManualTime:
     time = ManualTime()
     monkeypatch.setattr(engine_core, "time", time)
-    monkeypatch.setattr(device, "time", time)
+    monkeypatch.setattr(simulation, "time", time)
     return time
 
 

@@ -8,10 +8,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from roost.engine import EngineDeadError, Simulation, compute_roofline, find_device
+from roost.engine import EngineDeadError, Simulation, compute_roofline, find_device, simulation
 from roost.engine.model.config import PRESETS
-from roost.engine.simulation import device as simulation_device
-from roost.engine.simulation.device import SimulatedDevice, SlotTokens, StepDurations, wait_until
+from roost.engine.simulation import SimulatedDevice, SlotTokens, StepDurations, wait_until
 from roost.engine.types.output_constraint import TokenMask, mask_of_ids, words_of_mask
 from roost.engine.types.request import Request
 from roost.engine.types.sampling_params import NO_TOKEN, SamplingParams
@@ -21,7 +20,7 @@ def durations(text: str, count: int = 20, seconds: float = 100.0) -> list[float]
     """Durations of steps that are dispatched at once, on a clock that stands still."""
     device, start = SimulatedDevice(Simulation.parse(text), seed=0), 1000.0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(simulation_device, "time", SimpleNamespace(monotonic=lambda: start))
+        patch.setattr(simulation, "time", SimpleNamespace(monotonic=lambda: start))
         ends = [start, *(device.dispatch(seconds) for _ in range(count))]
     return [end - start for start, end in pairwise(ends)]
 

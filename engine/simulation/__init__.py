@@ -1,1 +1,0 @@
-"""A simulated device, which has the timing of a real one and draws tokens without a model."""
