@@ -141,8 +141,8 @@ class EngineCore:
         """Current statistics. Any thread may read them; those read during a step need not agree with each other."""
         scheduler, preemption, cache = self._scheduler, self._scheduler.preemption, self._scheduler.cache
         return EngineStats(
-            num_waiting=scheduler.num_waiting,
-            num_running=scheduler.num_running,
+            num_waiting=len(scheduler.queue.waiting),
+            num_running=len(scheduler.running),
             num_preemptible_running=len(preemption.running),
             num_preemptible_waiting=len(preemption.waiting),
             num_preemptible_slots=preemption.num_slots,

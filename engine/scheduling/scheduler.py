@@ -68,6 +68,7 @@ class Scheduler:
       slots: Pool of the slots.
       preemption: Preemptible requests.
       queue: All other requests without a slot.
+      running: Requests with a slot by id, oldest first.
       cache: The prefix cache, if there is one.
 
     Args:
@@ -99,7 +100,7 @@ class Scheduler:
         self._assignment = SlotAssignment(
             self.slots, self.queue, cache, take_fetch, mask_words=limits.mask_words, reserved=reserved_slots
         )
-        self._running = self._assignment.running
+        self.running = self._assignment.running
         self._times = StepTimes(limits)
         max_bytes = 0 if cache is None else cache.stats.budget
         self.preemption = Preemption(self._assignment, limits, self._times, max_bytes)
@@ -112,24 +113,9 @@ class Scheduler:
         self._in_flight: dict[Batch, Sequence[RunningRequest]] = {}
 
     @property
-    def num_waiting(self) -> int:
-        """Number of requests in `queue`."""
-        return len(self.queue.waiting)
-
-    @property
-    def num_running(self) -> int:
-        """Number of requests with a slot."""
-        return len(self._running)
-
-    @property
     def drafts(self) -> DraftCounts | None:
         """Total drafted and accepted tokens; None without speculation."""
         return None if self._drafting is None else self._drafting.counts
-
-    @property
-    def running(self) -> Mapping[str, int]:
-        """Slots of running requests, by request id."""
-        return {request_id: running.slot for request_id, running in self._running.items()}
 
     @property
     def is_idle(self) -> bool:
@@ -142,7 +128,7 @@ class Scheduler:
 
         None if there is already something to plan; infinite if the scheduler is idle.
         """
-        if self._running or self._assignment.failed or self._assignment.probes:
+        if self.running or self._assignment.failed or self._assignment.probes:
             return None
         if not any(self._waiting):
             return math.inf
@@ -163,7 +149,7 @@ class Scheduler:
           QueueFullError: The queue is full, and no slot is free for this request.
           ValueError: The id is in use.
         """
-        if any(request.id in each for each in (self._running, *self._waiting)):
+        if any(request.id in each for each in (self.running, *self._waiting)):
             raise ValueError(f"request id {request.id!r} is in use")
         self._now = now
         if request.preemptible:
@@ -180,8 +166,8 @@ class Scheduler:
 
     def abort(self, request_id: str) -> bool:
         """Ends a request and immediately frees its slot; returns whether it was waiting or running."""
-        if request_id in self._running:
-            self._release(self._running[request_id])
+        if request_id in self.running:
+            self._release(self.running[request_id])
             return True
         if self._prefetcher is not None:
             self._prefetcher.take(request_id)
@@ -208,9 +194,9 @@ class Scheduler:
             precedence.assign(now)
         failed += self._assignment.failed
         self._assignment.failed.clear()
-        if late := [each for each in self._running.values() if each.constraint is not None and each.awaits_mask]:
+        if late := [each for each in self.running.values() if each.constraint is not None and each.awaits_mask]:
             failed += self._update_masks(late)
-        planned = self._planner.plan(self._running, precedence)
+        planned = self._planner.plan(self.running, precedence)
         if planned is None:
             return Plan(None, tuple(failed), tuple(fetches))
         batch, self._in_flight[batch] = planned
@@ -251,7 +237,7 @@ class Scheduler:
 
     def generating(self, request_id: str) -> RunningRequest | None:
         """Returns a running request whose slot has the state of its prompt and generated tokens; None if it has not."""
-        running = self._running.get(request_id)
+        running = self.running.get(request_id)
         return None if running is None or not running.num_tokens or running.restore is not None else running
 
     def history_of(self, request_id: str, num_generated: int | None = None) -> SavedState | None:
@@ -260,7 +246,7 @@ class Scheduler:
         Args:
           num_generated: Number of generated tokens that are included; None includes all.
         """
-        running = self._running.get(request_id)
+        running = self.running.get(request_id)
         history = self._histories.get(request_id) if running is None else running.history
         if history is None:
             return None
@@ -272,7 +258,7 @@ class Scheduler:
         """Ends requests that have timed out, and finds the earliest time at which another one may."""
         queued = [each.request for waiting in self._waiting for each in waiting.values()]
         ends = [(each, each.start_by) for each in queued]
-        ends += [(each.request, math.inf) for each in self._running.values()]
+        ends += [(each.request, math.inf) for each in self.running.values()]
         failed = []
         self._next_end = math.inf
         for request, start_by in ends:
@@ -305,7 +291,7 @@ class Scheduler:
         """Records a row's result; returns its outputs, none for a request that has already ended."""
         if result.block_states is not None:
             self._defer_insert(running, result.block_states)
-        if self._running.get(running.request.id) is not running:
+        if self.running.get(running.request.id) is not running:
             return ()
         if result.prompt_logprobs:
             running.prompt_logprobs.extend(result.prompt_logprobs)
@@ -348,7 +334,7 @@ class Scheduler:
         """Ends a running request for any reason."""
         self._assignment.release(running, self._now)
         if self.slots.retained:  # of a prefill batch in progress
-            self._planner.drop_unless_wanted(self._running.values())
+            self._planner.drop_unless_wanted(self.running.values())
         self._histories.keep(running)
 
 

@@ -24,10 +24,10 @@ def decode_steps(idle_rows_per_move: int, loads: Iterable[int], mean_tokens: int
     limits = StepLimits(512, itl_target_s=0.0, decode_rows=ROWS, idle_rows_per_move=idle_rows_per_move)
     scheduler, names, rng = Scheduler(SLOTS, SLOTS, limits), count(), random.Random(1)
     for load in loads:
-        for _ in range(load - scheduler.num_running):
+        for _ in range(load - len(scheduler.running)):
             tokens = 1 + round(rng.expovariate(1 / mean_tokens))
             scheduler.add(Request(str(next(names)), (1,), SamplingParams(max_tokens=tokens)), 0.0)
-        for name in rng.sample(list(scheduler.running), max(0, scheduler.num_running - load)):
+        for name in rng.sample(list(scheduler.running), max(0, len(scheduler.running) - load)):
             scheduler.abort(name)
         batch: Batch | None = None
         while not isinstance(batch, DecodeBatch):

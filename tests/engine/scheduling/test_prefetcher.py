@@ -88,7 +88,7 @@ def test_request_waits_for_its_search_and_restores_the_result() -> None:
     (fetch,) = fetches(scheduler)
     assert (fetch.request, fetch.above) == (one, 0)
     assert fetches(scheduler) == []
-    assert (scheduler.num_waiting, scheduler.num_running) == (1, 0)
+    assert (len(scheduler.queue.waiting), len(scheduler.running)) == (1, 0)
     scheduler.commit_fetch(fetch, state(one))
     assert run(scheduler) == ([("a", 256)], [])
     assert cache.stats.disk_hits == 1
@@ -109,7 +109,7 @@ def test_request_without_a_search_is_not_held() -> None:
     begun, planned = run(scheduler)
     assert ids(planned) == ["a"]
     assert begun == [("known", 300), ("scored", 0)]
-    assert scheduler.num_waiting == 1
+    assert len(scheduler.queue.waiting) == 1
 
 
 def test_held_requests_keep_their_places() -> None:
@@ -155,7 +155,7 @@ def test_queue_limit_holds_while_requests_wait_for_searches() -> None:
         scheduler.add(request(str(index), kind=index + 1), 0.0)
     with pytest.raises(QueueFullError, match="the queue is full"):
         scheduler.add(request("4", kind=5), 0.0)
-    assert scheduler.num_waiting == 4
+    assert len(scheduler.queue.waiting) == 4
 
 
 def test_timeouts_and_aborts_during_a_search() -> None:

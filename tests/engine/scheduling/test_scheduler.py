@@ -109,7 +109,7 @@ def test_results_of_ended_requests_are_dropped() -> None:
     add(scheduler, request("b"))  # takes the same slot while the second batch is still on its way
     assert names(plan(scheduler)) == ("prefill", ["b"])
     assert commit(scheduler, second, results(second)) == []
-    assert scheduler.num_running == 1
+    assert len(scheduler.running) == 1
 
 
 def test_stop_id_is_reported_and_end_id_is_not() -> None:
@@ -182,7 +182,7 @@ def test_abort_of_a_waiting_request() -> None:
     plan(scheduler)
     add(scheduler, request("b"))
     assert scheduler.abort("b")
-    assert scheduler.num_waiting == 0
+    assert len(scheduler.queue.waiting) == 0
 
 
 @pytest.mark.parametrize("running", [False, True])
@@ -384,11 +384,11 @@ def test_slot_of_a_sliced_prefill_is_retained_until_the_last_slice() -> None:
     add(scheduler, replace(request("fork"), fork_of="a"))
     assert layer_slice(plan(scheduler)) == (["a"], 0, False)
     scheduler.abort("a")
-    assert (scheduler.num_running, num_used(scheduler)) == (1, 2)
+    assert (len(scheduler.running), num_used(scheduler)) == (1, 2)
     assert layer_slice(plan(scheduler)) == (["a"], 1, False)
     last = plan(scheduler)
     assert (layer_slice(last), forks_of(last)) == ((["a"], 2, True), ["fork"])
-    assert (scheduler.num_running, num_used(scheduler)) == (1, 1)
+    assert (len(scheduler.running), num_used(scheduler)) == (1, 1)
     assert names(plan(scheduler)) == ("decode", ["fork"])
 
 
@@ -543,7 +543,7 @@ def test_failed_constraint_ends_its_request_alone() -> None:
     assert [(name, o.finish_reason) for name, o in commit(scheduler, batch, results(batch))] == [
         ("b", FinishReason.ERROR)
     ]
-    assert (scheduler.num_running, num_used(scheduler)) == (1, 1)
+    assert (len(scheduler.running), num_used(scheduler)) == (1, 1)
     assert scheduler.schedule(0.0).failed == (), "each failure is reported once"
 
 
@@ -593,7 +593,7 @@ def test_row_without_an_allowed_token_ends_its_request_alone() -> None:
     assert [(name, output.token_ids) for name, output in outputs] == [("a", (7, 8)), ("a", ()), ("b", (7, 8, 9, 9))]
     error = outputs[1][1].error
     assert (type(error), str(error)) == (ConstraintError, "no token is allowed to come next")
-    assert scheduler.num_running == 1
+    assert len(scheduler.running) == 1
 
 
 def test_mask_is_the_intersection_of_constraint_and_parameters() -> None:
@@ -665,7 +665,7 @@ def test_constraint_that_fails_late_ends_its_request_alone() -> None:
     plan(scheduler)
     late.knows = True
     assert [name for name, _ in scheduler.schedule(0.0).failed] == ["a"]
-    assert (scheduler.num_running, num_used(scheduler)) == (1, 1)
+    assert (len(scheduler.running), num_used(scheduler)) == (1, 1)
 
 
 def family(scheduler: Scheduler, *names: str, prompt: int = 100) -> None:
@@ -741,7 +741,7 @@ def test_requests_end_at_their_deadlines() -> None:
     assert ends(planned.failed) == [("runs", "RequestTimeoutError")]
     assert names(planned.batch) == ("prefill", ["patient"])
     plan(scheduler, 1e9)
-    assert (scheduler.num_waiting, scheduler.num_running) == (0, 1)
+    assert (len(scheduler.queue.waiting), len(scheduler.running)) == (0, 1)
 
 
 def test_deadline_may_pass_before_the_first_plan() -> None:
@@ -850,7 +850,7 @@ def test_request_that_cannot_be_started_ends_alone() -> None:
     assert planned.batch is None
     ((name, output),) = planned.failed
     assert (name, type(output.error)) == ("a", RequestFailedError)
-    assert (scheduler.num_running, num_used(scheduler)) == (0, 0)
+    assert (len(scheduler.running), num_used(scheduler)) == (0, 0)
     cache.is_broken = False
     add(scheduler, request("b"))
     assert names(plan(scheduler)) == ("prefill", ["b"])
