@@ -11,7 +11,7 @@ import numpy as np
 from ..prefix_cache.cache import PrefixKey
 from ..types.config import HISTORY, MAX_TOKENS, UNUSED_PREDICTION, PredictionUse
 from ..types.errors import ConstraintError, ConstraintLostError, NumericError, RoostError
-from ..types.host_memory import TenantStore, id_bytes
+from ..types.host_memory import ID_BYTES, TenantStore, id_bytes
 from ..types.output_constraint import Forced, ForcingConstraint, TokenMask, joined_constraint
 from ..types.request import FinishReason, Request, RowResult, TokenLogprobs, TokenOutput, error_output
 from ..types.sampling_params import NO_CHOICE
@@ -282,10 +282,12 @@ class TokenHistories(TenantStore[str, TokenHistory]):
     def keep(self, ended: RunningRequest) -> None:
         """Stores the history of a request, and replaces an earlier one with the same id."""
         request_id, history = ended.request.id, ended.history
-        if history is None or history[1].num_tokens > MAX_TOKENS:
+        if history is None:
             return
-        parts = (request_id, history[1].tokens, history[1].salt, history[1].tenant)
-        self.put(request_id, history[1].tenant, history, sum(map(sys.getsizeof, parts)) + _OBJECT_BYTES)
+        _, state = history
+        if len(state.tokens) <= MAX_TOKENS * ID_BYTES:
+            num_bytes = sum(map(sys.getsizeof, (request_id, state.tokens, state.salt, state.tenant))) + _OBJECT_BYTES
+            self.put(request_id, state.tenant, history, num_bytes)
 
 
 def book_result(running: RunningRequest, result: RowResult) -> list[TokenOutput]:
