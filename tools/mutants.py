@@ -109,6 +109,7 @@ class Tree:
           AssertionError: Its status isn't 0.
           subprocess.TimeoutExpired: It took longer than `seconds`.
         """
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # which would leave the process behind
         process = subprocess.Popen(
             [sys.executable, "-P", *command],
             cwd=self.root,

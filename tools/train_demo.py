@@ -4,7 +4,8 @@
 
 The method is the corpus's RECIPE.md, with the numbers in `Recipe`. Run again after an interruption, the tool continues
 from its last training state (`OUT/training/`, written every few minutes). On two free CPU cores a step of 4,096 tokens
-takes 0.8 s. The scores in the model card come from `tools/eval_demo.py` and a server.
+takes 0.8 s. The model card is `configs/demo/README.md`; `tools/eval_demo.py` writes its
+scores.
 
 Without help, the model learns to answer from its attention window only and not to keep earlier turns: after 12 million
 tokens it recalled a fact over 100 tokens nearly always, and over 130 hardly ever. With a window of 32 tokens and many
@@ -32,8 +33,6 @@ import numpy as np
 import optax
 import sentencepiece
 from flax import nnx
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from roost.engine.checkpoint.weights import checkpoint_tensors, random_params
 from roost.engine.model.config import ModelConfig, Params, config_to_hf, cycle
 from roost.engine.model.griffin import Griffin, abstract_model
@@ -44,9 +43,6 @@ from safetensors.numpy import save, save_file
 PAD_ID, EOS_ID, BOS_ID, UNK_ID = range(4)
 START_OF_TURN: Final = "<start_of_turn>"
 END_OF_TURN: Final = "<end_of_turn>"
-
-CARD: Final = Path(__file__).with_name("demo_card.md")
-"""Model card, with fields for figures of the training."""
 
 type Row = Mapping[str, Any]
 """A line of the corpus: a story or a dialogue."""
@@ -545,71 +541,21 @@ class Budget:
         return tally.seconds / self.seconds if self.steps is None else tally.steps / self.steps
 
 
-class Report:
-    """Reports progress: a progress bar on a terminal, or else a line every half minute."""
-
-    def __init__(self) -> None:
-        self._console = Console()
-        self._bar = Progress(
-            TextColumn("{task.percentage:>5.1f} %"),
-            BarColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
-        self._task = self._bar.add_task("training", total=1.0, note="")
-        self._loss, self._speed, self._told = math.nan, math.nan, -math.inf
-
-    def __enter__(self) -> "Report":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def step(self, tally: Tally, progress: float, loss: float, tokens_per_second: float) -> None:
-        """Reports a step."""
-        self._loss, self._speed = _smooth(self._loss, loss), _smooth(self._speed, tokens_per_second)
-        left = tally.seconds * (1.0 - progress) / progress
-        note = (
-            f"step {tally.steps}, {tally.tokens / 1e6:.2f} M tokens, loss {self._loss:.3f}, "
-            f"{self._speed:,.0f} tokens/s, {max(left, 0.0) / 60:.0f} min left"
-        )
-        self._bar.update(self._task, completed=min(progress, 1.0), note=note)
-        now = time.monotonic()
-        if not self._console.is_terminal and (now - self._told > 30.0 or progress >= 1.0):
-            self._told = now
-            self.line(f"{progress:6.1%} {note}")
-
-    def line(self, text: str) -> None:
-        """Reports another message."""
-        self._console.print(text, highlight=False, soft_wrap=True)
-
-
-def _smooth(mean: float, value: float) -> float:
-    return value if math.isnan(mean) else 0.98 * mean + 0.02 * value
-
-
 def train(
     trainer: Trainer,
     sources: Mapping[str, Sequence[Document]],
-    validation: Mapping[str, Rows],
     budget: Budget,
     state_path: Path,
     save_every: float = 240.0,
-    validate_every: float = 600.0,
 ) -> tuple[Trained, Tally]:
-    """Trains, or continues training, until the budget is spent.
+    """Trains, or continues training, until the budget is spent. Prints its progress with every save.
 
     Args:
       trainer: The compiled recipe.
       sources: Documents by the names in the recipe's shares.
-      validation: Rows whose losses are reported now and then, by name.
       budget: Duration.
       state_path: Path of the training's state.
       save_every: Seconds between saves.
-      validate_every: Seconds between validations.
 
     Raises:
       FloatingPointError: The loss is not finite.
@@ -618,37 +564,27 @@ def train(
     if state_path.exists():
         trained, tally = load_state(state_path, recipe, trained)
     mixture = Mixture(sources, recipe, tally.places)
-    last = saved = validated = time.monotonic()
-    with Report() as report:
-        if tally.steps:
-            report.line(f"going on after step {tally.steps}")
-        while (progress := budget.progress(tally)) < 1.0:
-            rows = mixture.batch(tally.steps, progress)
-            average_decay = recipe.average_decay if progress >= recipe.average_from else 0.0
-            phase = recipe.phase(progress)
-            rate = recipe.rate(tally.steps, progress)
-            trained, loss = trainer.step(trained, rows.batch(phase.weights), rate, average_decay, phase.window)
-            if not math.isfinite(loss):
-                raise FloatingPointError(f"the loss is {loss} after {tally.steps} steps")
-            now = time.monotonic()
-            tally.steps += 1
-            tally.tokens += int((rows.positions >= 0).sum())
-            tally.seconds += now - last
-            tally.places = dict(mixture.places)
-            report.step(tally, budget.progress(tally), loss, rows.tokens.size / (now - last))
-            last = now
-            if now - validated > validate_every:
-                validated = now
-                report.line(_told({name: trainer.loss(trained.average, v) for name, v in validation.items()}))
-            if now - saved > save_every:
-                saved = now
-                save_state(state_path, recipe, trained, tally)
+    last = saved = time.monotonic()
+    while (progress := budget.progress(tally)) < 1.0:
+        rows = mixture.batch(tally.steps, progress)
+        average_decay = recipe.average_decay if progress >= recipe.average_from else 0.0
+        phase = recipe.phase(progress)
+        rate = recipe.rate(tally.steps, progress)
+        trained, loss = trainer.step(trained, rows.batch(phase.weights), rate, average_decay, phase.window)
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss} after {tally.steps} steps")
+        now = time.monotonic()
+        tally.steps += 1
+        tally.tokens += int((rows.positions >= 0).sum())
+        tally.seconds += now - last
+        tally.places = dict(mixture.places)
+        last = now
+        if now - saved > save_every:
+            saved = now
+            save_state(state_path, recipe, trained, tally)
+            print(f"{progress:6.1%} step {tally.steps}, {tally.tokens / 1e6:.2f} M tokens, loss {loss:.3f}", flush=True)
     save_state(state_path, recipe, trained, tally)
     return trained, tally
-
-
-def _told(losses: Mapping[str, float]) -> str:
-    return "validation: " + ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
 
 
 # --- the checkpoint
@@ -678,41 +614,6 @@ def rounded(params: Params) -> Params:
 
 def _write_json(path: Path, fields: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-
-
-def write_card(
-    path: Path, recipe: Recipe, tally: Tally, losses: Mapping[str, tuple[float, float]], book_count: int
-) -> None:
-    """Writes the model card without scores, which come from `tools/eval_demo.py`.
-
-    Args:
-      path: Path of the card.
-      recipe: Recipe of the training.
-      tally: Progress of the training.
-      losses: Losses on validation texts by name, with weights in float32 and in bfloat16.
-      book_count: Number of books that `ATTRIBUTION.md` names.
-    """
-    config = recipe.model
-    card = CARD.read_text(encoding="utf-8").format(
-        **{name: getattr(config, name) for name in ("depth", "window", "width", "mlp_width", "head_dim", "vocab_size")},
-        **{name: getattr(recipe, name) for name in ("heads", "seed", "peak_rate", "rows", "length")},
-        parameters=config.num_parameters / 1e6,
-        megabytes=2 * config.num_parameters / 1e6,
-        pattern=" ".join(kind[0].upper() for kind in config.block_types),
-        phases="\n".join(_phase_row(phase, recipe.window) for phase in recipe.phases),
-        minutes=tally.seconds / 60,
-        steps=tally.steps,
-        tokens=tally.tokens / 1e6,
-        losses="\n".join(f"| {name} | {wide:.3f} | {narrow:.3f} |" for name, (wide, narrow) in losses.items()),
-        book_count=book_count,
-    )
-    path.write_text(card, encoding="utf-8")
-
-
-def _phase_row(phase: Phase, window: int) -> str:
-    shares = ", ".join(f"{name} {share:.0%}" for name, share in phase.shares.items())
-    weights = ", ".join(f"{weight:g}" for weight in phase.weights[1:])
-    return f"| {phase.start:.0%} | {shares} | {weights} | {phase.window or window} |"
 
 
 def write_attribution(path: Path, books: Sequence[Row]) -> None:
@@ -750,7 +651,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(recipe: Recipe, corpus: Path, out: Path, budget: Budget) -> None:
-    """Runs everything from the corpus to a checkpoint with its card."""
+    """Runs everything from the corpus to a checkpoint, and prints the figures of its card."""
     stories, dialogues, books, val_stories, val_dialogues = (
         read_rows(corpus / f"{name}.jsonl.xz")
         for name in ("tinystories-train", "chat-train", "ccby-stories", "tinystories-val", "chat-val")
@@ -775,17 +676,14 @@ def run(recipe: Recipe, corpus: Path, out: Path, budget: Budget) -> None:
         ),
     }
     trainer = Trainer(recipe)
-    sample = {name: rows.take(slice(64)) for name, rows in validation.items()}
-    trained, tally = train(trainer, sources, sample, budget, state_path)
+    trained, tally = train(trainer, sources, budget, state_path)
     export(out, recipe, trained.average, encoder.end_of_turn)
     stored = jax.tree.map(lambda p: p.astype(jnp.float32), rounded(trained.average))
-    losses = {
-        name: (trainer.loss(trained.average, rows), trainer.loss(stored, rows)) for name, rows in validation.items()
-    }
-    write_card(out / "README.md", recipe, tally, losses, len(books))
-    write_attribution(out / "ATTRIBUTION.md", books)
-    for name, (wide, narrow) in losses.items():
+    for name, rows in validation.items():
+        wide, narrow = trainer.loss(trained.average, rows), trainer.loss(stored, rows)
         print(f"{name}: {wide:.4f} in float32, {narrow:.4f} in bfloat16")
+    write_attribution(out / "ATTRIBUTION.md", books)
+    print(f"{tally.steps} steps, {tally.tokens / 1e6:.1f} million tokens, {tally.seconds / 60:.0f} minutes")
 
 
 if __name__ == "__main__":
