@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from io import FileIO
 
 from roost.engine.types.output_constraint import mask_of_ids
-from roost.server.constraints.grammar_process import GrammarProcess
+from roost.server.constraints.grammar_process import Grammar
 from roost.server.constraints.grammar_worker.protocol import TOKEN, Frame, FrameReader, GrammarLimits, Kind
 
 
@@ -18,7 +18,7 @@ class PlayedProcess:
       process: The server's side.
     """
 
-    def __init__(self, process: GrammarProcess, commands: int, replies: int, status: int) -> None:
+    def __init__(self, process: Grammar, commands: int, replies: int, status: int) -> None:
         self.process = process
         self._commands, self._replies, self._status = commands, replies, status
         self._reader = FrameReader()
@@ -61,7 +61,7 @@ def played() -> Iterator[PlayedProcess]:
     our_status, status = os.pipe()
     os.set_blocking(our_commands, False)
     ours = FileIO(our_commands, "w"), FileIO(our_replies), FileIO(our_status)
-    yield PlayedProcess(GrammarProcess(*ours, list, GrammarLimits()), commands, replies, status)
+    yield PlayedProcess(Grammar(*ours, list, GrammarLimits()), commands, replies, status)
     for file in ours:
         file.close()
     for pipe in (commands, replies, status):

@@ -16,32 +16,10 @@ FILE: Final = Path(__file__).parents[1] / "deploy" / "chart" / "values.schema.js
 
 DECIDED_BY_THE_CHART: Final = frozenset(
     {
-        "model",
-        "config",
-        "served_model_name",
-        "host",
-        "port",
-        "admin_port",
-        "metrics_compat",
-        "ssl_certfile",
-        "ssl_keyfile",
-        "api_key",
-        "api_key_file",
-        "admin_key",
-        "state_key",
-        "mesh",
-        "coordinator",
-        "num_hosts",
-        "host_index",
-        "compile_cache",
-        "state_cache_gib",
-        "state_cache_dir",
-        "state_cache_dir_gib",
-        "store",
-        "state_store",
-        "drain_lag",
-        "drain_timeout",
-        "evacuate_seconds",
+        *("model", "config", "served_model_name", "host", "port", "admin_port", "metrics_compat", "ssl_certfile"),
+        *("ssl_keyfile", "api_key", "api_key_file", "admin_key", "state_key", "mesh", "coordinator", "num_hosts"),
+        *("host_index", "compile_cache", "state_cache_gib", "state_cache_dir", "state_cache_dir_gib", "store"),
+        *("state_store", "drain_lag", "drain_timeout", "evacuate_seconds"),
     }
 )
 """Settings that other values of the chart give, so that `settings` must not."""

@@ -108,11 +108,11 @@ class GrammarCache:
 
 def _compile(factory: GrammarProcessFactory, spec: GrammarSpec) -> Grammar:
     try:
-        process = factory.new_process()
+        grammar = factory.new_process()
     except OSError as error:
         raise GrammarBusyError(f"no process for another grammar: {error.strerror}") from None
-    process.compile(spec)
-    return Grammar(process)
+    grammar.compile(spec)
+    return grammar
 
 
 @dataclass(slots=True, eq=False)

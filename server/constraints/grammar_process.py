@@ -109,8 +109,10 @@ class TokenBytes:
         return token_ids
 
 
-class GrammarProcess:
-    """Process of one grammar. One thread at a time may use it, but any thread may drop followers.
+class Grammar:
+    """A grammar, which any number of outputs may follow, and its process.
+
+    One thread at a time may use it, but any thread may drop followers.
 
     A follower is the grammar's state along one output.
 
@@ -184,6 +186,13 @@ class GrammarProcess:
         if result.kind is Kind.REFUSED:
             raise GrammarError(one_line(result.payload.decode()))
         self.num_bytes = int.from_bytes(result.payload)
+
+    def constraint(self, generated: Sequence[int] = ()) -> "GrammarConstraint":
+        """Returns the constraint of one more output, after the tokens that were already generated."""
+        constraint = GrammarConstraint(self)
+        for token_id in generated:
+            constraint.advance(token_id)
+        return constraint
 
     def new_follower(self) -> int:
         """Returns the number of a new follower. The caller must drop it in the end."""
@@ -309,7 +318,7 @@ class GrammarProcessFactory:
         self._tokens: TokenBytes | None = None
         self._control: socket.socket | None = None
 
-    def new_process(self) -> GrammarProcess:
+    def new_process(self) -> Grammar:
         """Returns a new process without a grammar. Callable on any thread.
 
         Raises:
@@ -341,7 +350,7 @@ class GrammarProcessFactory:
         self._control = ours
         return ours
 
-    def _fork(self, tokens: TokenBytes, control: socket.socket) -> GrammarProcess:
+    def _fork(self, tokens: TokenBytes, control: socket.socket) -> Grammar:
         commands, our_commands = os.pipe()
         our_replies, replies = os.pipe()
         our_status, status = os.pipe()
@@ -356,7 +365,7 @@ class GrammarProcessFactory:
         finally:
             for pipe in (commands, replies, status):
                 os.close(pipe)
-        process = GrammarProcess(*ours, tokens.token_ids, self._limits)
+        process = Grammar(*ours, tokens.token_ids, self._limits)
         weakref.finalize(process, _close, *ours)
         return process
 
@@ -398,7 +407,7 @@ class GrammarConstraint:
       process: Process that has compiled the grammar.
     """
 
-    def __init__(self, process: GrammarProcess) -> None:
+    def __init__(self, process: Grammar) -> None:
         self._process = process
         self._follower = process.new_follower()
         self._unsent: list[int] = []
@@ -459,31 +468,3 @@ class GrammarConstraint:
             self._process.request_mask(self._follower, self._unsent)
             self._unsent.clear()
             self._is_requested = True
-
-
-class Grammar:
-    """A compiled grammar, which any number of outputs may follow.
-
-    Args:
-      process: Process that has compiled the grammar.
-    """
-
-    def __init__(self, process: GrammarProcess) -> None:
-        self._process = process
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the grammar's process is running."""
-        return self._process.is_alive
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of memory that the grammar holds."""
-        return self._process.num_bytes
-
-    def constraint(self, generated: Sequence[int] = ()) -> GrammarConstraint:
-        """Returns the constraint of one more output, after the tokens that were already generated."""
-        constraint = GrammarConstraint(self._process)
-        for token_id in generated:
-            constraint.advance(token_id)
-        return constraint

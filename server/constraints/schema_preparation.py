@@ -37,22 +37,9 @@ from .schema_unions import (
 
 _UNENFORCEABLE: Final = frozenset(
     {
-        "$dynamicRef",
-        "$recursiveRef",
-        "contains",
-        "dependencies",
-        "dependentRequired",
-        "dependentSchemas",
-        "else",
-        "if",
-        "maxContains",
-        "minContains",
-        "not",
-        "propertyNames",
-        "then",
-        "unevaluatedItems",
-        "unevaluatedProperties",
-        "uniqueItems",
+        *("$dynamicRef", "$recursiveRef", "contains", "dependencies", "dependentRequired", "dependentSchemas"),
+        *("else", "if", "maxContains", "minContains", "not", "propertyNames", "then", "unevaluatedItems"),
+        *("unevaluatedProperties", "uniqueItems"),
     }
 )
 

@@ -35,21 +35,9 @@ _NONE: Final[tuple[Any, ...]] = (False, {"not": {}}, {"not": True})
 
 _DESCRIBING: Final = frozenset(
     {
-        "$ref",
-        "additionalProperties",
-        "allOf",
-        "anyOf",
-        "dependencies",
-        "dependentRequired",
-        "dependentSchemas",
-        "else",
-        "if",
-        "minProperties",
-        "oneOf",
-        "patternProperties",
-        "properties",
-        "required",
-        "then",
+        *("$ref", "additionalProperties", "allOf", "anyOf", "dependencies", "dependentRequired"),
+        *("dependentSchemas", "else", "if", "minProperties", "oneOf", "patternProperties", "properties"),
+        *("required", "then"),
     }
 )
 """Keywords that say which properties an object has."""

@@ -26,26 +26,9 @@ type Schema = Mapping[str, Any] | bool
 
 _ASSERTIONS: Final = frozenset(
     {
-        "$dynamicRef",
-        "$recursiveRef",
-        "contains",
-        "dependencies",
-        "dependentRequired",
-        "dependentSchemas",
-        "else",
-        "exclusiveMaximum",
-        "exclusiveMinimum",
-        "format",
-        "if",
-        "maxProperties",
-        "minProperties",
-        "multipleOf",
-        "oneOf",
-        "pattern",
-        "patternProperties",
-        "prefixItems",
-        "then",
-        "uniqueItems",
+        *("$dynamicRef", "$recursiveRef", "contains", "dependencies", "dependentRequired", "dependentSchemas"),
+        *("else", "exclusiveMaximum", "exclusiveMinimum", "format", "if", "maxProperties", "minProperties"),
+        *("multipleOf", "oneOf", "pattern", "patternProperties", "prefixItems", "then", "uniqueItems"),
     }
 )
 """Keywords from which no complement can be built."""

@@ -286,6 +286,24 @@ class _EngineCollector(Collector):
         yield bytes_used
 
 
+_CONNECTIONS: Final = {
+    "num_open": (GaugeMetricFamily, "", "Open connections"),
+    "num_busy": (GaugeMetricFamily, "_busy", "Connections with a request, probes aside"),
+    "limit": (GaugeMetricFamily, "_limit", "Maximum number of connections with a request"),
+    "num_dropped": (
+        CounterMetricFamily,
+        "_dropped",
+        "Connections without a request that were closed to make room for new ones",
+    ),
+    "num_refused": (
+        CounterMetricFamily,
+        "_refused",
+        "Connections and requests that were refused since too many connections had a request",
+    ),
+}
+"""Kind, end of the name and description of the metric of each field of `ConnectionCounts`."""
+
+
 class _ConnectionCollector(Collector):
     """Reads the counts of connections."""
 
@@ -293,30 +311,12 @@ class _ConnectionCollector(Collector):
         self._counts = counts
 
     def collect(self) -> Iterator[Metric]:
-        opened = GaugeMetricFamily("roost_connections", "Open connections, by port.", labels=["port"])
-        busy = GaugeMetricFamily(
-            "roost_connections_busy", "Connections with a request, probes aside, by port.", labels=["port"]
-        )
-        limit = GaugeMetricFamily(
-            "roost_connections_limit", "Maximum number of connections with a request, by port.", labels=["port"]
-        )
-        dropped = CounterMetricFamily(
-            "roost_connections_dropped",
-            "Connections without a request that were closed to make room for new ones, by port.",
-            labels=["port"],
-        )
-        refused = CounterMetricFamily(
-            "roost_connections_refused",
-            "Connections and requests that were refused since too many connections had a request, by port.",
-            labels=["port"],
-        )
-        for port, counts in self._counts().items():
-            opened.add_metric([port], counts.num_open)
-            busy.add_metric([port], counts.num_busy)
-            limit.add_metric([port], counts.limit)
-            dropped.add_metric([port], counts.num_dropped)
-            refused.add_metric([port], counts.num_refused)
-        yield from (opened, busy, limit, dropped, refused)
+        by_port = self._counts()
+        for field, (kind, name, text) in _CONNECTIONS.items():
+            family = kind(f"roost_connections{name}", f"{text}, by port.", labels=["port"])
+            for port, counts in by_port.items():
+                family.add_metric([port], getattr(counts, field))
+            yield family
 
 
 class ReloadMetrics:

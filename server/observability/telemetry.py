@@ -11,10 +11,6 @@ from ..settings import Settings
 from .request_metrics import Observer
 
 
-def _nothing() -> None:
-    pass
-
-
 @dataclass(frozen=True, slots=True)
 class Telemetry:
     """Observers of one server's requests.
@@ -27,7 +23,7 @@ class Telemetry:
 
     observers: tuple[Observer, ...] = ()
     trace: Callable[[ASGIApp], ASGIApp] | None = None
-    close: Callable[[], None] = _nothing
+    close: Callable[[], None] = lambda: None
 
 
 def open_telemetry(settings: Settings, model_id: str) -> Telemetry:

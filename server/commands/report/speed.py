@@ -191,15 +191,7 @@ def _compiled_late(core: EngineCore) -> list[str]:
 _START_S: Final = 900.0
 _STOP_S: Final = 60.0
 _JOB: Final = (
-    "--num-prompts",
-    "32",
-    "--input-len",
-    "512",
-    "--output-len",
-    "128",
-    "--ignore-eos",
-    "--vocab-size",
-    "256",
+    *("--num-prompts", "32", "--input-len", "512", "--output-len", "128", "--ignore-eos", "--vocab-size", "256"),
 )
 
 

@@ -12,7 +12,6 @@ import pytest
 from played_grammar import PlayedProcess, played
 from roost.engine import ConstraintLostError
 from roost.server.constraints.grammar_process import (
-    Grammar,
     GrammarConstraint,
     GrammarFailedError,
     GrammarProcessFactory,
@@ -91,7 +90,7 @@ def test_after_another_token_than_the_forced_one_nothing_is_known(other: PlayedP
 
 
 def test_tokens_of_a_replay_are_one_request(other: PlayedProcess) -> None:
-    constraint = Grammar(other.process).constraint()
+    constraint = other.process.constraint()
     for token_id in range(100):
         constraint.advance(token_id)
     assert other.requests() == [], "nothing is sent on the thread that makes the constraint"
