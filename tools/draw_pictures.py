@@ -9,7 +9,6 @@ from the code.
 import ast
 import itertools
 import json
-import math
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from roost.engine.model.config import PRESETS
 from roost.engine.model.state import state_bytes
 
 sys.path.append(str(Path(__file__).parent))  # for an interpreter with -P
-from svg import arrow, box, picture, text
+from svg import arrow, box, chart, picture, text
 
 ROOT: Final = Path(__file__).parents[1]
 FOLDER: Final = ROOT / "docs" / "pictures"
@@ -290,30 +289,17 @@ def draw_lengths(document: Mapping[str, Any]) -> str:
       document: What `benchmarks/length_chart.py` has measured.
     """
     options, machine = document["options"], document["machine"]
-    left, top, width, height = _CHART
-    step = _round_step(max(map(max, document["curves"].values())) / 5)
-    levels = [step * number for number in range(int(max(map(max, document["curves"].values())) / step) + 2)]
-    across = [math.log2(length) for length in options["lengths"]]
-    xs = [left + width * (each - across[0]) / (across[-1] - across[0]) for each in across]
-
-    def y_of(speed: float) -> float:
-        return top + height * (1 - speed / levels[-1])
-
-    parts = [text(20, 50, f"Tokens per second of {options['rows']} streams together", "small")]
-    parts += _owners(document["curves"])
-    for level in levels:
-        parts.append(f'<path class="grid" d="M{left:g},{y_of(level):.1f} h{width:g}"/>')
-        parts.append(text(left - 8, y_of(level) + 4, f"{level:,.0f}", "small", "end"))
-    for x, length in zip(xs, options["lengths"], strict=True):
-        parts.append(text(x, top + height + 18, f"{length:,}", "small", "middle"))
-    parts.append(text(left + width / 2, top + height + 36, "tokens of each stream", "small", "middle"))
-    ends = _apart({name: y_of(curve[-1]) for name, curve in document["curves"].items()}, 16)
-    for name, curve in document["curves"].items():
-        points = " L".join(f"{x:.1f},{y_of(speed):.1f}" for x, speed in zip(xs, curve, strict=True))
-        parts.append(f'<path class="curve {_kind(name)}" d="M{points}"/>')
-        parts.append(text(left + width + 8, ends[name] - 4, f"{name.partition(', ')[2]}: {curve[-1]:,.0f}"))
-    parts.append(text(20, top + height + 58, f"{machine['cpu']}, {options['threads']} cores", "small"))
-    parts.append(text(20, top + height + 74, f"{document['started'][:10]}, tree {document['tree']}", "small"))
+    curves = {f"{name.partition(', ')[2]}: {curve[-1]:,.0f}": curve for name, curve in document["curves"].items()}
+    labels = [f"{length:,}" for length in options["lengths"]]
+    styles = [(_kind(name), "") for name in document["curves"]]
+    _, top, _, height = _CHART
+    parts = [
+        text(20, 50, f"Tokens per second of {options['rows']} streams together", "small"),
+        *_owners(document["curves"]),
+        *chart(_CHART, curves, labels, "tokens of each stream", styles),
+        text(20, top + height + 58, f"{machine['cpu']}, {options['threads']} cores", "small"),
+        text(20, top + height + 74, f"{document['started'][:10]}, tree {document['tree']}", "small"),
+    ]
     return picture(440, top + height + 88, "Speed against generated length", parts)
 
 
@@ -333,20 +319,6 @@ def _kind(name: str) -> str:
 def draw_measured_lengths() -> str:
     """Returns the chart of what `benchmarks/length.json` holds."""
     return draw_lengths(json.loads((ROOT / "benchmarks" / "length.json").read_text()))
-
-
-def _round_step(step: float) -> float:
-    """Returns the next number up that is 1, 2 or 5 times a power of ten."""
-    power = 10 ** math.floor(math.log10(step))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step)
-
-
-def _apart(places: Mapping[str, float], gap: float) -> Mapping[str, float]:
-    """Returns the places in the same order, moved down where two would be closer than the gap."""
-    moved: dict[str, float] = {}
-    for name in sorted(places, key=lambda each: places[each]):
-        moved[name] = max([places[name], *(other + gap for other in moved.values())])
-    return moved
 
 
 PICTURES: Final = {

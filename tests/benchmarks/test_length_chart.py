@@ -11,6 +11,7 @@ import length_chart
 import orjson
 import pytest
 import roost_at_length
+import svg
 
 DOCUMENT: dict[str, Any] = {
     "started": "2026-11-26T12:00:00+00:00",
@@ -81,4 +82,4 @@ def test_the_page_has_a_table_of_all_curves() -> None:
 
 
 def test_neighbouring_labels_are_moved_apart() -> None:
-    assert draw_pictures._apart({"a": 10.0, "b": 12.0, "c": 50.0}, 16) == {"a": 10.0, "b": 26.0, "c": 50.0}
+    assert svg.apart({"a": 10.0, "b": 12.0, "c": 50.0}, 16) == {"a": 10.0, "b": 26.0, "c": 50.0}

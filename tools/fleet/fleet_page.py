@@ -1,12 +1,10 @@
 """Writes the page and the picture of fleet.py."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from results_page import paragraph, table, where
-from svg import picture, text
+from svg import chart, picture, text
 
 COMMAND: Final = "python tools/fleet/fleet.py --json benchmarks/fleet.json --results benchmarks/fleet.md"
 
@@ -163,38 +161,24 @@ def _percent(share: float) -> str:
 # --- the picture
 
 
-@dataclass(frozen=True, slots=True)
-class Panel:
-    """Curves in one pair of axes.
-
-    Attributes:
-      title: Title, with the unit of the values.
-      below: Name of the horizontal axis.
-      curves: Points of each curve; they have equal places, one for each label.
-      labels: Labels of the places.
-      is_log: Whether values are drawn by their logarithm.
-    """
-
-    title: str
-    below: str
-    curves: Mapping[str, Sequence[float]]
-    labels: Sequence[str]
-    is_log: bool = False
-
-
 def picture_of(results: Mapping[str, Any]) -> str:
     """Returns the curves of the model."""
-    hot, scaling, spot = (_curves(results[name], *keys) for name, keys in _CURVES.items() if name != "need")
-    need = _curves(results["need"], *_CURVES["need"])
-    panels = [
-        Panel("Requests/s of each replica, p99 within 1 s", "replicas", need[0], need[1]),
-        Panel("First token p99, s, 100 replicas", "share of the hottest prefix, %", hot[0], hot[1], is_log=True),
-        Panel("First token p99, s, load doubles", "seconds to start a replica", scaling[0], scaling[1], is_log=True),
-        Panel("Replies of 41 s that are cut, %", "reclaims of each replica per hour", spot[0], spot[1]),
-    ]
-    parts = [part for number, panel in enumerate(panels) for part in _panel(panel, 0, number * 310 + 20)]
-    return picture(480, 310 * len(panels) + 30, "A simulated fleet", parts)
+    parts = []
+    for number, (title, name, below, is_log) in enumerate(_PANELS):
+        curves, labels = _curves(results[name], *_CURVES[name])
+        plane, top = (60.0, 310.0 * number + 70, 240.0, 200.0), 310 * number + 50
+        parts += [text(20, top, title)]
+        parts += chart(plane, curves, labels, below, _STYLES, is_log=is_log, most=NEVER_S)
+    return picture(480, 310 * len(_PANELS) + 30, "A simulated fleet", parts)
 
+
+_PANELS: Final = (
+    ("Requests/s of each replica, p99 within 1 s", "need", "replicas", False),
+    ("First token p99, s, 100 replicas", "hot", "share of the hottest prefix, %", True),
+    ("First token p99, s, load doubles", "scaling", "seconds to start a replica", True),
+    ("Replies of 41 s that are cut, %", "spot", "reclaims of each replica per hour", False),
+)
+"""Title of each panel, its results, the name of its horizontal axis, and whether its values are logarithms."""
 
 _CURVES: Final = {
     "need": ("router", "replicas", "requests_per_s", 1.0, 1.0),
@@ -214,49 +198,3 @@ def _curves(
         curves.setdefault(name, []).append(up * each[value])
     places = dict.fromkeys(each[column] for each in entries)
     return curves, [f"{across * place:g}" for place in places]
-
-
-def _panel(panel: Panel, left: float, top: float) -> Iterator[str]:
-    x0, y0, width, height = left + 60, top + 50, 240.0, 200.0
-    values = [value for curve in panel.curves.values() for value in curve if value < NEVER_S]
-    ticks = _log_ticks(values) if panel.is_log else _ticks(max(values))
-
-    def y_of(value: float) -> float:
-        if panel.is_log:
-            low, high = math.log(ticks[0]), math.log(ticks[-1])
-            return y0 + height * (1 - (math.log(max(value, ticks[0])) - low) / (high - low))
-        return y0 + height * (1 - value / ticks[-1])
-
-    xs = [x0 + width * place / max(len(panel.labels) - 1, 1) for place in range(len(panel.labels))]
-    yield text(left + 20, top + 30, panel.title)
-    for tick in ticks:
-        yield f'<path class="grid" d="M{x0:g},{y_of(tick):.1f} h{width:g}"/>'
-        yield text(x0 - 8, y_of(tick) + 4, f"{tick:g}", "small", "end")
-    for x, label in zip(xs, panel.labels, strict=True):
-        yield text(x, y0 + height + 16, label, "small", "middle")
-    yield text(x0 + width / 2, y0 + height + 34, panel.below, "small", "middle")
-    drawn = {name: [min(value, ticks[-1]) for value in curve] for name, curve in panel.curves.items()}
-    ends = _apart({name: y_of(curve[-1]) for name, curve in drawn.items()}, 15.0)
-    for (name, curve), (kind, dashes) in zip(drawn.items(), _STYLES, strict=False):
-        points = " L".join(f"{x:.1f},{y_of(value):.1f}" for x, value in zip(xs, curve, strict=True))
-        yield f'<path class="curve {kind}" stroke-dasharray="{dashes}" d="M{points}"/>'
-        yield text(x0 + width + 8, ends[name] + 4, name, "small")
-
-
-def _ticks(most: float) -> list[float]:
-    step = 10 ** math.floor(math.log10(max(most, 1e-6)))
-    step = next(step * factor for factor in (0.2, 0.5, 1, 2) if most <= 6 * step * factor)
-    return [step * number for number in range(math.ceil(most / step - 1e-9) + 1)]
-
-
-def _log_ticks(values: Sequence[float]) -> list[float]:
-    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
-    return [10.0**power for power in range(low, max(high, low + 1) + 1)]
-
-
-def _apart(places: Mapping[str, float], gap: float) -> Mapping[str, float]:
-    """Returns the places in the same order, moved down where two would be closer than the gap."""
-    moved: dict[str, float] = {}
-    for name in sorted(places, key=lambda each: places[each]):
-        moved[name] = max([places[name], *(other + gap for other in moved.values())])
-    return moved
