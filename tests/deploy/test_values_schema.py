@@ -12,16 +12,15 @@ from roost.server.settings import all_settings
 from serve_settings import settings_of
 
 chart_values = load("chart_values", DEPLOY.parent / "tools")
-chart_schema = load("chart_schema", DEPLOY.parent / "tools")
 HELM = "python3 dev.py test-deploy brings it"
 
 
 def test_the_schema_has_the_settings_of_the_server() -> None:
     written = (CHART / "values.schema.json").read_text()
-    assert written == chart_schema.schema_text(), "write it anew: python tools/chart_schema.py"
+    assert written == chart_values.schema_text(), "write it anew: python tools/chart_values.py"
     names = json.loads(written)["properties"]["settings"]["properties"].keys()
-    assert names | chart_schema.DECIDED_BY_THE_CHART == all_settings().model_fields.keys()
-    assert not names & chart_schema.DECIDED_BY_THE_CHART
+    assert names | chart_values.DECIDED_BY_THE_CHART == all_settings().model_fields.keys()
+    assert not names & chart_values.DECIDED_BY_THE_CHART
 
 
 def test_the_page_has_the_values_of_the_chart() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import draw_pictures
 import pytest
-import reference_commands
+import reference_pages
 import roost
 from roost.server.commands.main import app
 from typer.main import get_command
@@ -45,7 +45,7 @@ def test_every_public_name_has_a_section() -> None:
 
 def test_every_option_of_the_parser_is_listed() -> None:
     pages = [(ROOT / "docs" / "reference" / name).read_text() for name in ("commands.md", "settings.md")]
-    for path, command in reference_commands.commands(get_command(app), "roost"):
+    for path, command in reference_pages.commands(get_command(app), "roost"):
         section = pages[0].partition(f"## {path}\n")[2].partition("\n## ")[0]
         listed = section + (pages[1] if path == "roost serve" else "")
         options = [name for param in command.params if param.param_type_name == "option" for name in param.opts]

@@ -28,8 +28,21 @@ from typing import Any, Final
 sys.path += [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2] / "benchmarks")]
 
 import orjson
-from fleet_load import Workload, arrivals, capacity, steady
-from fleet_model import Fleet, InTurn, LeastOfTwo, Outcome, Picker, Policy, PrefixHash, Router, percentile
+from fleet_model import (
+    Fleet,
+    InTurn,
+    LeastOfTwo,
+    Outcome,
+    Picker,
+    Policy,
+    PrefixHash,
+    Router,
+    Workload,
+    arrivals,
+    capacity,
+    percentile,
+    steady,
+)
 from fleet_page import NEVER_S, page, picture_of
 from fleet_servers import BALANCES, Run, Server, find_program, proxying, run_load, serving
 from results_page import commit

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from event_path import cpu_seconds, free_port
-from fleet_load import Workload
+from fleet_model import Workload
 from roost.engine.planning.replicas import Arrival, Chip
 from roost.server.client import Address, ClientError, HttpClient, http_failure
 from roost.server.commands.bench.serve import StreamRecorder

@@ -23,7 +23,7 @@ sys.path += [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolv
 
 from event_path import Client, cpu_seconds, free_port, roost_command, running
 from fleet import CHIP, LOAD, of_run, offered
-from fleet_load import steady
+from fleet_model import steady
 from fleet_servers import run_load, serving
 from results_page import commit, paragraph, table, where
 from roost.server.commands.bench.report import machine, now

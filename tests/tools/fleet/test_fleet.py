@@ -7,14 +7,12 @@ import xml.etree.ElementTree as ET
 from typing import Any
 
 import event_path
-import fleet_load
 import fleet_model
 import fleet_page
 import fleet_servers
 import host_chips
 import pytest
-from fleet_load import Workload
-from fleet_model import Fleet, Policy
+from fleet_model import Fleet, Policy, Workload
 from roost.engine.planning.replicas import OVERHEAD_S, Arrival, Chip, Clock, Replica, SimulatedRequest
 
 CHIP = Chip(slots=2, step_s=0.02, prefill_tokens_per_s=8000.0, cached_prefixes=2, max_queue=1)
@@ -62,7 +60,7 @@ def test_a_request_without_a_slot_waits_and_one_behind_a_full_queue_is_refused()
 
 def test_all_requests_end_and_none_is_faster_than_the_chip() -> None:
     chip = Chip(slots=8, step_s=0.02, prefill_tokens_per_s=8000.0, cached_prefixes=8)
-    load = fleet_load.steady(WORK, 0.8 * 4 * fleet_load.capacity(chip, WORK, 1.0), 60.0, 1)
+    load = fleet_model.steady(WORK, 0.8 * 4 * fleet_model.capacity(chip, WORK, 1.0), 60.0, 1)
     outcome = run(*load, replicas=4, chip=chip, router=fleet_model.Picker())
     assert all(job.end - job.arrival.at >= WARM_S + 9 * 0.02 - 1e-6 for job in outcome.jobs)
     assert outcome.num_refused == outcome.num_cut == 0
@@ -70,10 +68,10 @@ def test_all_requests_end_and_none_is_faster_than_the_chip() -> None:
 
 
 def test_more_than_the_capacity_does_not_fit() -> None:
-    rate = 1.3 * fleet_load.capacity(CHIP, WORK, 1.0)
-    outcome = run(*fleet_load.steady(WORK, rate, 60.0, 1), policy=Policy(retries=0))
+    rate = 1.3 * fleet_model.capacity(CHIP, WORK, 1.0)
+    outcome = run(*fleet_model.steady(WORK, rate, 60.0, 1), policy=Policy(retries=0))
     done = sum(not job.failure for job in outcome.jobs)
-    assert 0 < done / 60 <= fleet_load.capacity(CHIP, WORK, 1.0)
+    assert 0 < done / 60 <= fleet_model.capacity(CHIP, WORK, 1.0)
     assert outcome.num_refused == len(outcome.jobs) - done
 
 
@@ -151,7 +149,7 @@ def test_of_two_replicas_the_one_with_fewer_requests_is_picked() -> None:
 
 def test_the_autoscaler_adds_what_the_load_needs_once_it_has_started() -> None:
     chip = Chip(slots=4, step_s=0.02, prefill_tokens_per_s=8000.0, cached_prefixes=8, max_queue=1000)
-    load = fleet_load.steady(WORK, 4 * fleet_load.capacity(chip, WORK, 1.0), 120.0, 2)
+    load = fleet_model.steady(WORK, 4 * fleet_model.capacity(chip, WORK, 1.0), 120.0, 2)
     policy = Policy(start_s=10.0, target=0.7, look_s=5.0)
     outcome = Fleet(chip, WORK, fleet_model.LeastOfTwo(), policy).run(1, load, 300.0)
     assert outcome.replicas[0] == (0.0, 1)
@@ -176,7 +174,7 @@ def test_a_reclaim_cuts_what_does_not_end_within_its_notice(notice_s: float, is_
 
 def test_a_hot_prefix_has_its_share_and_the_others_follow_zipf() -> None:
     work = Workload(prefixes=100, prefix_tokens=64, question_tokens=1, output_tokens=(5, 9), hot_share=0.5)
-    load = fleet_load.steady(work, 1000.0, 20.0, 1)
+    load = fleet_model.steady(work, 1000.0, 20.0, 1)
     assert len(load) == pytest.approx(20_000, rel=0.05)
     shares = [sum(each.prefix == prefix for each in load) / len(load) for prefix in range(4)]
     harmonic = sum(1 / number for number in range(1, 101))
