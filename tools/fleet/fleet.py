@@ -191,8 +191,10 @@ def summary_of(ttft_s: Sequence[float], e2e_s: Sequence[float]) -> dict[str, flo
 def measure_routing(servers: Sequence[Server], seconds: float) -> Any:
     """Yields a result for each way of choosing a replica, with the same requests and prefixes of its own."""
     load = steady(LOAD, offered(len(servers)), seconds + WARM_S, seed=7)
-    ways = [(name, balance) for name in ("nginx", "haproxy") if find_program(name) for balance in BALANCES]
-    ways = [way for way in ways if getattr(BALANCES[way[1]], way[0]) is not None and way != ("nginx", "random")]
+    ways = [
+        (name, way) for name in ("nginx", "haproxy") if find_program(name) for way in BALANCES if name in BALANCES[way]
+    ]
+    ways = [way for way in ways if way != ("nginx", "random")]
     for salt, (name, balance) in enumerate(ways):
         say(f"routing: {name}, {balance}")
         with proxying(name, servers, balance) as proxy:

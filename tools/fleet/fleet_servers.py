@@ -43,21 +43,19 @@ class Server:
         self.port = free_port()
         self.log = log
         pace = f"step_ms={1e3 * chip.step_s:g},prefill_tokens_per_s={chip.prefill_tokens_per_s:g}"
-        slots = ["--slots", str(chip.slots), "--max-queue", str(chip.max_queue), "--state-cache-gib", f"{cache_gib:g}"]
-        pages = ["--metrics-compat", "vllm"]  # what the endpoint picker reads
-        drain = ["--drain-lag", f"{_DRAIN_LAG_S:g}", "--drain-timeout", "60"]
-        options = [
-            "--simulate",
-            pace,
-            *slots,
-            "--port",
-            str(self.port),
-            "--prefill-chunk",
-            str(chip.chunk),
-            *drain,
-            *pages,
-        ]
-        self._command = [sys.executable, "-P", "-m", "roost.server", "serve", MODEL, *options]
+        settings = {
+            "port": self.port,
+            "simulate": pace,
+            "slots": chip.slots,
+            "max-queue": chip.max_queue,
+            "prefill-chunk": chip.chunk,
+            "state-cache-gib": cache_gib,
+            "metrics-compat": "vllm",  # which the endpoint picker reads
+            "drain-lag": _DRAIN_LAG_S,
+            "drain-timeout": 60,
+        }
+        flags = [f"--{name}={value}" for name, value in settings.items()]
+        self._command = [sys.executable, "-P", "-m", "roost.server", "serve", MODEL, *flags, *options]
         self._process: subprocess.Popen[bytes] | None = None
         self._spent = 0.0
 
@@ -147,29 +145,18 @@ def serving(count: int, chip: Chip, cache_gib: float, options: Sequence[str] = (
 # --- proxies
 
 
-@dataclass(frozen=True, slots=True)
-class Balance:
-    """How a proxy chooses a replica.
-
-    Attributes:
-      nginx, haproxy: Lines of its configuration; None if the proxy can't.
-    """
-
-    nginx: Sequence[str] | None = None
-    haproxy: Sequence[str] | None = None
-
-
-BALANCES: Final[Mapping[str, Balance]] = {
-    "random": Balance(["random;"], ["balance random(1)"]),
-    "least connections": Balance(["least_conn;"], ["balance leastconn"]),
-    "hash of the prefix": Balance(
-        [f"hash $http_{KEY_HEADER.replace('-', '_')} consistent;"],
-        [f"balance hdr({KEY_HEADER})", "hash-type consistent"],
-    ),
-    "hash, bounded load": Balance(
-        None, [f"balance hdr({KEY_HEADER})", "hash-type consistent", "hash-balance-factor 125"]
-    ),
+BALANCES: Final[Mapping[str, Mapping[str, Sequence[str]]]] = {
+    "random": {"nginx": ["random;"], "haproxy": ["balance random(1)"]},
+    "least connections": {"nginx": ["least_conn;"], "haproxy": ["balance leastconn"]},
+    "hash of the prefix": {
+        "nginx": [f"hash $http_{KEY_HEADER.replace('-', '_')} consistent;"],
+        "haproxy": [f"balance hdr({KEY_HEADER})", "hash-type consistent"],
+    },
+    "hash, bounded load": {
+        "haproxy": [f"balance hdr({KEY_HEADER})", "hash-type consistent", "hash-balance-factor 125"]
+    },
 }
+"""Ways to choose a replica, and the lines of each proxy's configuration that has the way."""
 
 
 def find_program(name: str) -> str | None:
@@ -281,7 +268,7 @@ def proxying(name: str, servers: Sequence[Server], balance: str, retries: str = 
     assert program is not None
     with tempfile.TemporaryDirectory() as path:
         folder = Path(path)
-        lines = getattr(BALANCES[balance], name)
+        lines = BALANCES[balance][name]
         make = nginx_config if name == "nginx" else haproxy_config
         config = folder / "config"
         config.write_text(make(folder, port, servers, lines, _RETRIES[name][retries]))
@@ -501,47 +488,29 @@ def run_load(
       waits: Whether a client waits for the seconds of `Retry-After` before it tries again.
       beside: Runs on a thread beside the load.
     """
-    started, cpu_before = time.perf_counter(), _cpu_s(servers, proxy)
-    cached_before = _cached(servers)
-    clients = asyncio.run(_run(servers, load, arrivals, proxy, picks, salt, retries, waits, beside))
+    urls = [server.url for server in servers] if proxy is None else [proxy.url]
+    started, cpu_before, cached_before = time.perf_counter(), _cpu_s(servers, proxy), _cached(servers)
+
+    async def send_all() -> Sequence[Answer]:
+        picker = EndpointPicker(servers, load)
+        watching = asyncio.create_task(picker.watch()) if picks == "scores" else None
+        ways = {"first": None, "in turn": lambda number, _: number % len(urls), "scores": picker.pick}
+        async with Clients(urls, load, salt, ways[picks], retries, waits=waits) as clients:
+            side = None if beside is None else asyncio.create_task(asyncio.to_thread(beside))
+            await clients.send_all(arrivals)
+            if side is not None:
+                await side
+        if watching is not None:
+            watching.cancel()
+        await picker.close()
+        return clients.answers
+
+    answers = asyncio.run(send_all())
     seconds = time.perf_counter() - started
     cpu = (_cpu_s(servers, proxy) - cpu_before) / seconds / len(os.sched_getaffinity(0))
     hits, all_tokens = (after - before for after, before in zip(_cached(servers), cached_before, strict=True))
-    failures = Counter(reason for answer in clients.answers for reason in answer.failures)
-    return Run(clients.answers, seconds, hits / all_tokens if all_tokens else 0.0, cpu, failures)
-
-
-async def _run(
-    servers: Sequence[Server],
-    load: Workload,
-    arrivals: Sequence[Arrival],
-    proxy: Proxy | None,
-    picks: str,
-    salt: int,
-    retries: int,
-    waits: bool,
-    beside: Callable[[], None] | None,
-) -> Clients:
-    urls = [server.url for server in servers] if proxy is None else [proxy.url]
-    picker, watching = (EndpointPicker(servers, load) if picks == "scores" else None), None
-    pick: Callable[[int, Arrival], int] | None = None
-    if picks == "in turn":
-        pick = _in_turn(len(urls))
-    if picker is not None:
-        pick, watching = picker.pick, asyncio.create_task(picker.watch())
-    async with Clients(urls, load, salt, pick, retries, waits=waits) as clients:
-        side = None if beside is None else asyncio.create_task(asyncio.to_thread(beside))
-        await clients.send_all(arrivals)
-        if side is not None:
-            await side
-    if picker is not None and watching is not None:
-        watching.cancel()
-        await picker.close()
-    return clients
-
-
-def _in_turn(count: int) -> Callable[[int, Arrival], int]:
-    return lambda number, arrival: number % count
+    failures = Counter(reason for answer in answers for reason in answer.failures)
+    return Run(answers, seconds, hits / all_tokens if all_tokens else 0.0, cpu, failures)
 
 
 def _cpu_s(servers: Sequence[Server], proxy: Proxy | None) -> float:
