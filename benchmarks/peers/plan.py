@@ -177,61 +177,34 @@ class _Makers:
         return Entrant(stage, title, f"{peer}.py", peer, wanted, peer == "official_jax", seconds)
 
     def vllm(self, stage: str, title: str, eager: bool, seconds: float) -> Entrant:
-        wanted = {
-            "folder": f"{self.work}/llama-small",
-            "dtype": "bfloat16",
-            "eager": eager,
-            "rows": 32,
-            "threads": self.threads,
-        }
+        wanted = {**self._llama("bfloat16"), "eager": eager}
         return Entrant(stage, title, "vllm_cpu.py", "vllm_cpu", wanted, seconds=seconds)
 
     def llama(self, stage: str, dtype: str) -> Entrant:
-        wanted = {
-            "folder": f"{self.work}/llama-small",
-            "dtype": dtype,
-            "rows": 32,
-            "length": 640,
-            "threads": self.threads,
-        }
         title = f"llama.cpp, Llama of the same size, {dtype}"
-        return Entrant(stage, title, "llamacpp.py", "llama_cpp", wanted, seconds=5)
+        return Entrant(stage, title, "llamacpp.py", "llama_cpp", {**self._llama(dtype), "length": 640}, seconds=5)
+
+    def _llama(self, dtype: str) -> dict[str, Any]:
+        return {"folder": f"{self.work}/llama-small", "dtype": dtype, "rows": 32, "threads": self.threads}
 
     def served(
         self, title: str, server: str, peer: str, dtype: str, packages: Sequence[str], seconds: float
     ) -> Entrant:
-        size = {"rows": 32, "length": sum(map(max, (PROMPTS, OUTPUTS))), "connections": 80, "threads": self.threads}
-        wanted = {
-            "server": server,
-            "folder": f"{self.work}/{server}-served",
-            "dtype": dtype,
-            "packages": packages,
-            **size,
-        }
+        wanted = {**self._llama(dtype), "length": sum(map(max, (PROMPTS, OUTPUTS))), "connections": 80}
+        wanted |= {"server": server, "folder": f"{self.work}/{server}-served", "packages": packages}
         return Entrant("jobs", title, "http_server.py", peer, wanted, seconds=seconds, is_served=True)
 
 
 def _entrants_of_jobs(make: _Makers) -> dict[str, Entrant]:
+    def roost(title: str, dtype: str, *options: str) -> Entrant:
+        return make.roost("jobs", f"Roost, {title}", "small", *options, slots=32, dtype=dtype, seconds=30)
+
     return {
-        "job roost bf16": make.roost("jobs", "Roost, bf16", "small", *BF16, slots=32, dtype="bfloat16", seconds=30),
-        "job roost int8": make.roost("jobs", "Roost, int8", "small", *INT8, slots=32, dtype="int8", seconds=30),
-        "job roost bf16 throughput": make.roost(
-            "jobs", "Roost, bf16, for throughput", "small", *BF16, *THROUGHPUT, slots=32, dtype="bfloat16", seconds=30
-        ),
-        "job roost int8 throughput": make.roost(
-            "jobs", "Roost, int8, for throughput", "small", *INT8, *THROUGHPUT, slots=32, dtype="int8", seconds=30
-        ),
-        "job roost int8 20 ms": make.roost(
-            "jobs",
-            "Roost, int8, for 20 ms",
-            "small",
-            *INT8,
-            "--itl-target-ms",
-            "20",
-            slots=32,
-            dtype="int8",
-            seconds=30,
-        ),
+        "job roost bf16": roost("bf16", "bfloat16", *BF16),
+        "job roost int8": roost("int8", "int8", *INT8),
+        "job roost bf16 throughput": roost("bf16, for throughput", "bfloat16", *BF16, *THROUGHPUT),
+        "job roost int8 throughput": roost("int8, for throughput", "int8", *INT8, *THROUGHPUT),
+        "job roost int8 20 ms": roost("int8, for 20 ms", "int8", *INT8, "--itl-target-ms", "20"),
         "job hf": make.griffin("jobs", "HF transformers, bf16, a static batch", "hf", "small", "bfloat16", 6),
         "job vllm engine": make.vllm("jobs", "vLLM's engine, Llama of the same size, bf16, compiled", False, 70),
         "job vllm serve": make.served(
@@ -303,12 +276,7 @@ def _tasks_of_phases(work: str, cache: str) -> dict[str, Task]:
     small = f"random:{work}/small/config.json"
     fast = {"roost bf16": 8.0, "roost int8": 6.0, "engine int8": 6.0, "hf": 8.0, "vllm compiled": 4.0}
     many = {"roost bf16": 20.0, "roost int8": 16.0, "engine int8": 14.0, "hf": 18.0, "vllm eager": 9.0}
-    length = {
-        "arguments": [small, "--dtype", "bfloat16", "--quantize", "int8"],
-        "concurrency": 8,
-        "early": 2048,
-        "late": 16384,
-    }
+    length = {"arguments": [small, *INT8], "concurrency": 8, "early": 2048, "late": 16384}
     four_bits = ("roost int4", *(f"llama.cpp {dtype}" for dtype in FOUR_BITS))
     mixed = {"rows": 6, "prompt": 256, "new": 192, "arrivals": 8, "long": 2048}
     return {
@@ -426,100 +394,42 @@ def _goals_of_phases() -> list[Goal]:
 
 
 def _goals_of_large_runs() -> list[Goal]:
+    int8, hf = "roost 2b int8", "hf 2b"
+    speed = _refs("decode 2b", (int8, hf), "decode_tokens_per_s")
+    peak, _ = _refs("decode 2b", (int8, hf), "peak_gb")
+    resident = _refs("decode 2b", (int8, hf), "resident_gb")
+    late, early = (Ref("length", "roost anew", f"{when}_tokens_per_s") for when in ("late", "early"))
+    late_gb, early_gb = (Ref("length", "roost anew", f"{when}_gb") for when in ("late", "early"))
     return [
-        Goal(
-            "2b",
-            "2B, decode, 8 at a time, int8 against HF bf16",
-            Ref("decode 2b", "roost 2b int8", "decode_tokens_per_s"),
-            Ref("decode 2b", "hf 2b", "decode_tokens_per_s"),
-            1.5,
-            2.5,
-        ),
-        Goal(
-            "2b",
-            "2B, int8: most memory, loading included",
-            Ref("decode 2b", "roost 2b int8", "peak_gb"),
-            None,
-            4.5,
-            None,
-            True,
-            "GB",
-            "GB",
-        ),
-        Goal(
-            "2b",
-            "2B, int8: memory after it has served",
-            Ref("decode 2b", "roost 2b int8", "resident_gb"),
-            Ref("decode 2b", "hf 2b", "resident_gb"),
-            None,
-            None,
-            unit="GB",
-        ),
-        Goal(
-            "length",
-            "speed up to token 16,384 against after 2,048",
-            Ref("length", "roost anew", "late_tokens_per_s"),
-            Ref("length", "roost anew", "early_tokens_per_s"),
-            0.97,
-            None,
-            shown="%",
-        ),
-        Goal(
-            "length",
-            "memory at token 16,384 against at 4,096",
-            Ref("length", "roost anew", "late_gb"),
-            Ref("length", "roost anew", "early_gb"),
-            None,
-            1.01,
-            True,
-            "%",
-            "GB",
-        ),
+        Goal("2b", "2B, decode, 8 at a time, int8 against HF bf16", *speed, 1.5, 2.5),
+        Goal("2b", "2B, int8: most memory, loading included", peak, None, 4.5, None, True, "GB", "GB"),
+        Goal("2b", "2B, int8: memory after it has served", *resident, None, None, unit="GB"),
+        Goal("length", "speed up to token 16,384 against after 2,048", late, early, 0.97, None, shown="%"),
+        Goal("length", "memory at token 16,384 against at 4,096", late_gb, early_gb, None, 1.01, True, "%", "GB"),
     ]
 
 
+def _refs(task: str, names: tuple[str, str], field: str) -> tuple[Ref, Ref]:
+    """Returns the numbers of Roost and of a peer in one task."""
+    ours, theirs = names
+    return Ref(task, ours, field), Ref(task, theirs, field)
+
+
 def _goals_of_starts_and_streams() -> list[Goal]:
+    streams = _refs("decode 32", ("roost int8", "engine int8"), "decode_tokens_per_s")
+    step, limit = (Ref("step 8", "engine int8", field) for field in ("step_ms", "limit_ms"))
+    loaded, quiet = (Ref("mixed", "roost int8", field) for field in ("loaded_p99_ms", "quiet_ms"))
+    events = Ref("events", "roost demo", "events_per_s")
+    bytes_title = "one decode step against reading its bytes, 8 slots, int8"
+    mixed_title = "between tokens: p99 while long prompts arrive against the quiet median, int8"
     return [
-        Goal(
-            "http",
-            "HTTP streams against the bare engine, 32 at a time, int8",
-            Ref("decode 32", "roost int8", "decode_tokens_per_s"),
-            Ref("decode 32", "engine int8", "decode_tokens_per_s"),
-            0.9,
-            0.97,
-            shown="%",
-        ),
-        Goal(
-            "bytes",
-            "one decode step against reading its bytes, 8 slots, int8",
-            Ref("step 8", "engine int8", "step_ms"),
-            Ref("step 8", "engine int8", "limit_ms"),
-            2.5,
-            1.6,
-            True,
-            unit="ms",
-        ),
+        Goal("http", "HTTP streams against the bare engine, 32 at a time, int8", *streams, 0.9, 0.97, shown="%"),
+        Goal("bytes", bytes_title, step, limit, 2.5, 1.6, True, unit="ms"),
         _start_goal("demo", "demo model", 5.0),
         _start_goal("small", "small, bf16", 8.0),
+        Goal("mixed", mixed_title, loaded, quiet, 2.9, 2.0, True, unit="ms"),
         Goal(
-            "mixed",
-            "between tokens: p99 while long prompts arrive against the quiet median, int8",
-            Ref("mixed", "roost int8", "loaded_p99_ms"),
-            Ref("mixed", "roost int8", "quiet_ms"),
-            2.9,
-            2.0,
-            True,
-            unit="ms",
-        ),
-        Goal(
-            "events",
-            "demo model, 64 streams: events through HTTP",
-            Ref("events", "roost demo", "events_per_s"),
-            None,
-            None,
-            15_000,
-            shown="/s",
-            unit="/s",
+            "events", "demo model, 64 streams: events through HTTP", events, None, None, 15_000, shown="/s", unit="/s"
         ),
     ]
 
@@ -530,14 +440,8 @@ def _decode_goal(family: str, peer: str, rows: int, kind: str, at_least: float |
     names |= {f"llama.cpp {dtype}": f"llama.cpp (Llama, {dtype})" for dtype in ("Q8_0", *FOUR_BITS)}
     name = names.get(peer, f"{peer.replace('vllm', 'vLLM')} (Llama)")
     what = "a single stream" if rows == 1 else f"{rows} at a time"
-    return Goal(
-        family,
-        f"decode, {what}, {kind} against {name}",
-        Ref(task, f"roost {kind}", "decode_tokens_per_s"),
-        Ref(task, peer, "decode_tokens_per_s"),
-        at_least,
-        stretch,
-    )
+    refs = _refs(task, (f"roost {kind}", peer), "decode_tokens_per_s")
+    return Goal(family, f"decode, {what}, {kind} against {name}", *refs, at_least, stretch)
 
 
 def _prefill_goal(kind: str, at_least: float) -> Goal:
