@@ -1,12 +1,14 @@
 """Health check of the image: asks the server whether it lives, on its own port, with TLS if it has a certificate.
 
-Port and certificate are those of the command line of process 1 (`docker run … serve --port 9000`), or of variables.
+Port and certificate are those of the command line of process 1 (`docker run … serve --port 9000`), of variables, or of
+the config file that one of them names.
 """
 
 import os
 import re
 import ssl
 import sys
+import tomllib
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -21,10 +23,13 @@ def address(command: str) -> str:
     return f"{scheme}://127.0.0.1:{setting('port', command) or 8000}/health"
 
 
-def setting(flag: str, command: str) -> str | None:
-    """Returns the last value of a flag, or that of its variable."""
-    found = re.findall(rf"\0--{flag}[=\0]([^\0]*)", command)
-    return found[-1] if found else os.environ.get(f"ROOST_{flag.upper().replace('-', '_')}")
+def setting(flag: str, command: str) -> object:
+    """Returns the last value of a flag, or that of its variable or its key in the config file."""
+    found, name = re.findall(rf"\0--{flag}[=\0]([^\0]*)", command), flag.replace("-", "_")
+    given = found[-1] if found else os.environ.get(f"ROOST_{name.upper()}")
+    if given is None and flag != "config" and (config := setting("config", command)):
+        return tomllib.loads(Path(str(config)).read_text()).get(name)
+    return given
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 _SERVERS: Final = "ROOST_COMPILE_CACHE"
 """Environment variable that names the folder of engines; the servers that tests start inherit it."""
@@ -23,6 +23,21 @@ _MAX_BYTES: Final = 2 * 2**30
 
 _LEAST_SECONDS: Final = 0.3
 """Seconds that a program takes to compile at least, to be kept: JAX looks at all kept ones whenever it adds one."""
+
+
+TINY: Final[dict[str, Any]] = {
+    "model_type": "recurrent_gemma",
+    "vocab_size": 512,
+    "hidden_size": 32,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "lru_width": 32,
+    "attention_window_size": 64,
+    "dtype": "float32",
+}
+"""Configuration of a model whose programs several files share."""
 
 
 def open_folder() -> tempfile.TemporaryDirectory[str] | None:

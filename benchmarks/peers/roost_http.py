@@ -48,6 +48,10 @@ class Stream:
                 self.total += len(ids)
                 self._on_event(self)
 
+    def tokens(self, begin: float, end: float) -> int:
+        """Returns the number of tokens that arrived after `begin` and up to `end`."""
+        return sum(count for now, count in zip(self.times, self.counts, strict=True) if begin < now <= end)
+
 
 class Together:
     """Streams that run at the same time, until each has a number of tokens more since all have started.
@@ -84,16 +88,7 @@ class Together:
     def rate(self) -> float:
         """Returns the tokens per second of all streams, from the last start to the first end."""
         end = min(stream.times[-1] for stream in self.streams)
-        return self.tokens(self.began_s, end) / (end - self.began_s)
-
-    def tokens(self, begin: float, end: float) -> int:
-        """Returns the number of tokens that arrived after `begin` and up to `end`."""
-        return sum(
-            count
-            for stream in self.streams
-            for now, count in zip(stream.times, stream.counts, strict=True)
-            if begin < now <= end
-        )
+        return sum(stream.tokens(self.began_s, end) for stream in self.streams) / (end - self.began_s)
 
     def events(self, begin: float, end: float) -> int:
         return sum(begin < now <= end for stream in self.streams for now in stream.times)

@@ -5,13 +5,13 @@ import gc
 import logging
 import sys
 import time
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from typing import Final
 
 from ...engine import (
     SIMULATED,
-    AsyncEngine,
     DeviceFacts,
     EngineConfig,
     EngineDeadError,
@@ -24,12 +24,12 @@ from ..app import create_app, open_features
 from ..assembly.service import LoadProgress, engine_config, exit_while_loading, is_loading, make_engine, make_service
 from ..feature import Opening
 from ..generation.service import Service
-from ..http.auth import Access, load_access
+from ..http.auth import load_access
 from ..http.connection import OpenConnections
 from ..model_hub import find_model
 from ..observability.logging import is_json, log_warnings_and_uncaught, say, set_up_logging
 from ..observability.metrics import Metrics, ThroughputLog
-from ..observability.telemetry import Telemetry, open_telemetry
+from ..observability.telemetry import open_telemetry
 from ..run.file_reloads import FileReloads, file_sources
 from ..run.http_server import ConnectionLimit, HttpServer, Listeners, raise_file_limit, uvicorn_config
 from ..run.lifecycle import Lifecycle, Timeouts, serve_until_stopped
@@ -60,7 +60,20 @@ def serve(settings: Settings) -> int:
     if config.hosts is not None and not config.hosts.is_leader:
         return _follow(source, config)
     model = open_served_model(source, config, settings.served_model_name, settings.max_tokens_limit)
-    listeners = Listeners.bind(settings)
+    with closing(Listeners.bind(settings)) as listeners:
+        failure, is_stuck = _serve(settings, source, config, model, listeners, signals)
+    return _exit_status(failure, is_stuck=is_stuck)
+
+
+def _serve(
+    settings: Settings,
+    source: ModelSource,
+    config: EngineConfig,
+    model: ServedModel,
+    listeners: Listeners,
+    signals: Signals,
+) -> tuple[BaseException | None, bool]:
+    """Serves on bound ports; returns the engine's failure, and whether a thread is stuck."""
     access = load_access(settings, listeners.admin_port)
     config = replace(config, tenants=max(len(access.keys.owners), 1))
     telemetry = open_telemetry(settings, model.id)
@@ -68,7 +81,14 @@ def serve(settings: Settings) -> int:
     engine = make_engine(source, config, progress)
     max_files = raise_file_limit()
     connections = OpenConnections(ConnectionLimit.of(settings, 0, max_files).number, listeners.admin_port)
-    metrics = _metrics(settings, engine, model, access, telemetry, connections)
+    metrics = Metrics(
+        lambda: engine.stats,
+        tenants=access.keys.owners,
+        vllm_model=model.id if settings.metrics_compat == "vllm" else None,
+        observers=telemetry.observers,
+        connections=connections.counts_by_port,
+        simulated=model.simulated,
+    )
     service = replace(make_service(settings, config, engine, model, metrics), loading=lambda: progress.text)
     features = open_features(Opening(service, settings, telemetry.observers, config.tenants))
     make_app = partial(
@@ -93,9 +113,7 @@ def serve(settings: Settings) -> int:
         if is_loading(engine):
             exit_while_loading(progress, 0)
     telemetry.close()
-    listeners.close(settings)
-    is_stuck = engine.is_stuck or any(feature.is_stuck for feature in features)
-    return _exit_status(failure, is_stuck=is_stuck)
+    return failure, engine.is_stuck or any(feature.is_stuck for feature in features)
 
 
 def _prepare_process(settings: Settings) -> Signals:
@@ -112,24 +130,6 @@ def _prepare_process(settings: Settings) -> Signals:
     for warning in settings.warnings:
         _logger.warning("%s", warning)
     return signals
-
-
-def _metrics(
-    settings: Settings,
-    engine: AsyncEngine,
-    model: ServedModel,
-    access: Access,
-    telemetry: Telemetry,
-    connections: OpenConnections,
-) -> Metrics:
-    return Metrics(
-        lambda: engine.stats,
-        tenants=access.keys.owners,
-        vllm_model=model.id if settings.metrics_compat == "vllm" else None,
-        observers=telemetry.observers,
-        connections=connections.counts_by_port,
-        simulated=model.simulated,
-    )
 
 
 def _announce(

@@ -188,10 +188,12 @@ class Listeners:
     Attributes:
       public: Port of the API.
       admin: Port of metrics and debugging; None serves them on the public one.
+      uds: Path of the public port, if that is a Unix socket.
     """
 
     public: socket.socket
     admin: socket.socket | None
+    uds: Path | None
 
     @classmethod
     def bind(cls, settings: Settings) -> "Listeners":
@@ -202,7 +204,7 @@ class Listeners:
         """
         public = listen(settings.host, settings.port) if settings.uds is None else listen_on_path(settings.uds)
         admin = None if settings.admin_port is None else listen(settings.host, settings.admin_port, "admin_port")
-        return cls(public, admin)
+        return cls(public, admin, settings.uds)
 
     @property
     def admin_port(self) -> int | None:
@@ -217,10 +219,12 @@ class Listeners:
         scheme = "http" if settings.ssl_certfile is None else "https"
         return f"{scheme}://{host}:{self.public.getsockname()[1]}"
 
-    def close(self, settings: Settings) -> None:
-        """Removes the Unix socket, if there is one."""
-        if settings.uds is not None:
-            settings.uds.unlink(missing_ok=True)
+    def close(self) -> None:
+        """Closes the ports, and removes the Unix socket, if there is one."""
+        for listener in self.sockets():
+            listener.close()
+        if self.uds is not None:
+            self.uds.unlink(missing_ok=True)
 
     def sockets(self) -> list[socket.socket]:
         """Returns the bound sockets."""

@@ -11,6 +11,7 @@ import length_chart
 import orjson
 import pytest
 import roost_at_length
+import roost_http
 import svg
 
 DOCUMENT: dict[str, Any] = {
@@ -23,32 +24,30 @@ DOCUMENT: dict[str, Any] = {
 
 
 def stream(*seen: tuple[float, int]) -> Any:
-    """Returns a stream with tokens at these times, each with the number so far."""
-    found = roost_at_length.Stream(10, lambda: None)
-    found.seen = list(seen)
+    """Returns a stream with events at these times, each with a number of tokens."""
+    found = roost_http.Stream()
+    found.times, found.counts = [now for now, _ in seen], [count for _, count in seen]
     return found
 
 
 def test_a_speed_counts_while_all_streams_are_within_the_stretch() -> None:
-    early, late = stream((1, 2), (2, 4), (3, 6), (4, 8)), stream((2, 2), (3, 4), (4, 6), (5, 8))
-    assert early.reached(5) == 3
+    early, late = stream((1, 2), (2, 2), (3, 2), (4, 2)), stream((2, 2), (3, 2), (4, 2), (5, 2))
+    assert roost_at_length.reached(early, 5) == 3
     assert early.tokens(2, 4) == 4
     assert roost_at_length.rate([early, late], 2, 8) == (4 + 4) / 2  # from the late one's start to the early one's end
 
 
 def test_streams_that_never_grow_together_have_no_speed() -> None:
     with pytest.raises(RuntimeError, match="no moment"):
-        roost_at_length.rate([stream((1, 2), (2, 4)), stream((3, 2), (4, 4))], 2, 4)
+        roost_at_length.rate([stream((1, 2), (2, 2)), stream((3, 2), (4, 2))], 2, 4)
 
 
-def test_a_stream_says_once_when_it_is_long_enough() -> None:
-    calls: list[int] = []
-    found = roost_at_length.Stream(3, lambda: calls.append(1))
+def test_a_stream_counts_the_tokens_of_each_event() -> None:
+    found = roost_http.Stream()
     for now in range(4):
         chunk = orjson.dumps({"choices": [{"token_ids": [1, 2]}]})
         found.feed(b"data: " + chunk + b"\n\n", float(now))
-    assert found.seen == [(0.0, 2), (1.0, 4), (2.0, 6), (3.0, 8)]
-    assert calls == [1]
+    assert (found.times, found.counts, found.total) == ([0.0, 1.0, 2.0, 3.0], [2, 2, 2, 2], 8)
 
 
 def test_curves_of_an_earlier_run_are_kept_if_its_options_are_the_same(tmp_path: Path) -> None:

@@ -73,10 +73,17 @@ def test_health_is_liveness_on_the_servers_port(status: int, is_healthy: bool, s
     assert asked[0] in {getattr(route, "path", "") for route in router.routes}
 
 
-def test_the_images_health_check_follows_flags_and_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_images_health_check_follows_flags_variables_and_the_config_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (port,) = re.findall(r"^EXPOSE (\d+)$", DOCKERFILE, re.MULTILINE)
     address = load("healthcheck").address
     assert address("roost\0serve\0") == f"http://127.0.0.1:{port}/health"
+    config = tmp_path / "roost.toml"
+    config.write_text("port = 7000\nslots = 4\n")
+    assert address(f"roost\0serve\0--config\0{config}\0") == "http://127.0.0.1:7000/health"
+    monkeypatch.setenv("ROOST_CONFIG", str(config))
+    assert address("roost\0serve\0") == "http://127.0.0.1:7000/health"
     monkeypatch.setenv("ROOST_PORT", "9000")
     monkeypatch.setenv("ROOST_SSL_CERTFILE", "/etc/tls.crt")
     assert address("roost\0serve\0") == "https://127.0.0.1:9000/health"

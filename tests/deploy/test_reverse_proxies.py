@@ -16,7 +16,8 @@ from certificates import make_certificate
 from ports import free_port
 from proxies import caddy, envoy, haproxy, nginx
 from roost.server.features.batches.file_routes import MAX_FILE_BYTES
-from server_process import TINY, ServerProcess, serving, wait_for_line
+from server_process import ServerProcess, serving, wait_for_line
+from shared_programs import TINY
 
 pytestmark = pytest.mark.deploy
 

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from server_process import API_KEY, MAX_QUEUE, SHAPES, TINY, ServerProcess, serving
+from server_process import API_KEY, MAX_QUEUE, SHAPES, ServerProcess, serving
+from shared_programs import TINY
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from server_process import PROGRAM, SLOTS, TINY, ServerProcess, launched
+from server_process import PROGRAM, SLOTS, ServerProcess, launched
+from shared_programs import TINY
 
 WIDTH = 384
 """Width of the model, of which a step takes a millisecond: a response lasts longer than finding its owner."""

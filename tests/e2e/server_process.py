@@ -29,19 +29,6 @@ SHAPES = ("--slots", str(SLOTS), "--prefill-chunk", "128")
 with these options share compiled programs, see `tests/conftest.py`.
 """
 
-TINY: dict[str, Any] = {
-    "model_type": "recurrent_gemma",
-    "vocab_size": 512,
-    "hidden_size": 32,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "lru_width": 32,
-    "attention_window_size": 64,
-    "dtype": "float32",
-}
-
 SIMULATED = ("--simulate", "v5e")
 """Options of servers that load no model."""
 

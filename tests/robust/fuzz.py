@@ -30,7 +30,8 @@ from urllib.parse import urlsplit
 
 sys.path += [str(Path(__file__).resolve().parents[1] / folder) for folder in (".", "e2e")]
 
-from server_process import TINY, launched
+from server_process import launched
+from shared_programs import TINY
 
 TIMEOUT_S = 20.0
 """Seconds a response may take. Compiling a grammar alone may take ten."""

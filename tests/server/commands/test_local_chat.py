@@ -11,20 +11,7 @@ from roost.server.commands.local_chat import LocalChat
 from roost.server.commands.options import ChatSessionOptions
 from roost.server.llm import local_model
 from roost.server.terminal.exits import CommandError
-from shared_programs import compiled_once
-
-TINY = {
-    "model_type": "recurrent_gemma",
-    "vocab_size": 512,
-    "hidden_size": 32,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "lru_width": 32,
-    "attention_window_size": 64,
-    "dtype": "float32",
-}
+from shared_programs import TINY, compiled_once
 
 
 async def test_a_turn_prefills_only_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

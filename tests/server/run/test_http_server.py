@@ -17,7 +17,7 @@ from roost.engine import ConfigError, RoostError
 from roost.server.app import create_app
 from roost.server.generation.service import Service
 from roost.server.http.connection import OpenConnections
-from roost.server.run.http_server import HttpServer, listen, uvicorn_config
+from roost.server.run.http_server import HttpServer, Listeners, listen, uvicorn_config
 from roost.server.run.lifecycle import Lifecycle, Timeouts, serve_until_stopped
 from roost.server.settings import load_settings
 from roost.server.terminal.exits import Signals
@@ -30,6 +30,15 @@ def test_a_port_in_use_is_refused() -> None:
             reason = rf"^{option} {port}: cannot listen on 127\.0\.0\.1:{port}: Address already in use$"
             with pytest.raises(RoostError, match=reason):
                 listen("127.0.0.1", port, option)
+
+
+def test_a_server_that_does_not_start_leaves_no_socket(tmp_path: Path) -> None:
+    path = tmp_path / "roost.sock"
+    listeners = Listeners.bind(load_settings({"uds": path, "admin_port": 0}))
+    assert path.is_socket()
+    listeners.close()
+    assert not path.exists()
+    assert [each.fileno() for each in listeners.sockets()] == [-1, -1]
 
 
 def test_an_address_of_another_machine_is_refused() -> None:
