@@ -9,7 +9,7 @@ import asyncio
 import gc
 import sys
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
 from hashlib import blake2b
@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from pydantic_core import from_json
 
 from ..errors import kinds
-from ..errors.request_errors import ApiError, bad_value, too_many_bytes
+from ..errors.request_errors import ApiError, bad_value, body_too_large, too_many_bytes
 from ..schemas.json_limits import LONG_BYTES, JsonError, decode_json
 from ..tenants import TenantLocks, Workers, tenant
 
@@ -111,6 +111,12 @@ class ByteBudget:
             raise ApiError(kinds.REQUEST_TOO_LARGE, message)
 
 
+BODY_FLAG: Final = "--max-body-bytes"
+"""Flag that sets the maximum size of a body."""
+
+type _Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+"""ASGI channel from which a request's body is received."""
+
 _LARGE: Final = 64 * 2**10
 """Bytes of a parsed body above which a worker thread prepares its request, which takes milliseconds."""
 
@@ -162,15 +168,27 @@ class Admission:
         """
         return blake2b(f"{self.name} {part}".encode(), digest_size=16).hexdigest() if self.name else uuid4().hex
 
-    def receive(self, num_bytes: int) -> None:
-        """Charges bytes of JSON that has arrived.
+    def charged(self, receive: _Receive, max_bytes: int) -> _Receive:
+        """Returns an ASGI channel that charges the bytes of JSON that arrive.
 
         Raises:
-          ApiError: The budget is exhausted.
+          ApiError: From the channel: the body has more than `max_bytes`, or the budget is exhausted.
         """
-        if self._raw is not None:
-            self._raw.reserve(self.owner, num_bytes)
-            self._num_raw += num_bytes
+        num_bytes = 0
+
+        async def receive_charged() -> MutableMapping[str, Any]:
+            nonlocal num_bytes
+            message = await receive()
+            new = len(message.get("body", b""))
+            num_bytes += new
+            if num_bytes > max_bytes:
+                raise body_too_large(max_bytes, BODY_FLAG)
+            if self._raw is not None:
+                self._raw.reserve(self.owner, new)
+                self._num_raw += new
+            return message
+
+        return receive_charged
 
     async def parse[T](self, raw: bytes | bytearray, build: Callable[[Any], T]) -> T:
         """Returns the result of `build` for a parsed body. A long body is parsed on a worker thread.

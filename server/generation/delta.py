@@ -53,11 +53,6 @@ class Delta:
     num_sent: int = 0
     prediction: PredictionUse = UNUSED_PREDICTION
 
-    @property
-    def reported_reason(self) -> str | None:
-        """Reason why the choice ended, as OpenAI's `finish_reason`."""
-        return "tool_calls" if self.called else self.finish_reason and self.finish_reason.value
-
 
 class DeltaJoiner:
     """Joins consecutive deltas of one choice, which then take only the memory of their content.

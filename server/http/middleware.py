@@ -21,7 +21,7 @@ from ..errors.request_errors import (
     request_warnings,
     shutting_down,
 )
-from ..generation.admission import Admissions, PreemptibleAdmission, admission
+from ..generation.admission import BODY_FLAG, Admissions, PreemptibleAdmission, admission
 from ..generation.service import OpenRequests
 from ..observability.logging import ACCESS_LOGGER, error_reason, request_id
 from ..observability.request_metrics import UNKNOWN_HANDLER, HttpMetrics, RequestTokens, request_tokens
@@ -46,8 +46,6 @@ _UNCOUNTED: Final = ("/health", "/health/ready", "/load", "/metrics", "/version"
 
 ADMISSION: Final = "roost.admission"
 """Key of an ASGI scope with the admission of work that a server sends to itself. Outside requests cannot set it."""
-
-_FLAG: Final = "--max-body-bytes"
 
 _METHODS: Final = ("DELETE", "GET", "POST")
 """Methods that routes may have."""
@@ -232,25 +230,15 @@ class BodyLimit:
             return
         announced = Headers(scope=scope).get("content-length", "0")
         if announced.isdecimal() and int(announced) > self._max_bytes:
-            await send_error(body_too_large(self._max_bytes, _FLAG), scope, receive, send)
+            await send_error(body_too_large(self._max_bytes, BODY_FLAG), scope, receive, send)
             return
         given: PreemptibleAdmission | None = scope.get(ADMISSION)
-        own, num_bytes = given or self._admissions.open(), 0
-
-        async def limited() -> Message:
-            nonlocal num_bytes
-            message = await receive()
-            num_bytes += len(message.get("body", b""))
-            if num_bytes > self._max_bytes:
-                raise body_too_large(self._max_bytes, _FLAG)
-            own.receive(len(message.get("body", b"")))
-            return message
-
+        own = given or self._admissions.open()
         admission.set(own)
         try:
             if given is not None:
                 await given.begin()
-            await self._app(scope, limited, send)
+            await self._app(scope, own.charged(receive, self._max_bytes), send)
         finally:
             if given is None:
                 own.release()

@@ -206,7 +206,7 @@ class OutputBuilder:
             delta.token_ids,
             math.fsum(entry.logprob for entry in delta.logprobs) if has_logprobs else None,
             tuple(map(self._by_id, delta.token_ids, delta.logprobs)) if has_logprobs else None,
-            delta.reported_reason,
+            "tool_calls" if delta.called else delta.finish_reason and delta.finish_reason.value,
             delta.stop_reason,
             tuple(ToolCall(call.id or "", call.name or "", call.arguments) for call in delta.calls),
         )

@@ -271,7 +271,8 @@ class ChoicesBuilder(ResponseBuilder):
 
 def choice_end(delta: Delta, token_ids: Sequence[int] | None) -> ChoiceEnd:
     """Returns the fields about a choice's end, with its token ids if they are requested."""
-    end = ChoiceEnd(finish_reason=delta.reported_reason, stop_reason=delta.stop_reason)
+    reason = "tool_calls" if delta.called else delta.finish_reason
+    end = ChoiceEnd(finish_reason=reason, stop_reason=delta.stop_reason)
     if token_ids is not None:
         end["token_ids"] = list(token_ids)
     return end
