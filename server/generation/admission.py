@@ -226,10 +226,6 @@ class Admission:
         """
         return decode_json(raw)
 
-    def parse_stored(self, raw: bytes) -> Any:
-        """Returns the value of JSON that a server wrote. Call it like `parse_now`. Nothing is charged for the value."""
-        return from_json(raw)
-
     async def run[T](self, work: Callable[[], T], *, is_long: bool = False) -> T:
         """Runs a step of the work, on a worker thread in the tenant's turn if the step is long or the work is large."""
         if self._workers is not None and (is_long or self.is_large):
@@ -301,6 +297,11 @@ class Admission:
 
 admission: Final[ContextVar[Admission]] = ContextVar("admission", default=Admission())  # noqa: B039 - unbounded
 """Admission of the current work. By default it is unbounded, and long work runs on the current thread."""
+
+
+def stored_json(raw: bytes) -> Any:
+    """Returns the value of JSON that a server wrote. Nothing is charged for it. Call it like `Admission.parse_now`."""
+    return from_json(raw)
 
 
 class PreemptibleWork:

@@ -6,7 +6,7 @@ output, the response's objects, and JSON.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final, NamedTuple
+from typing import Final
 
 from ...engine import Replay, SamplingParams
 from ..constraints.output_constraint import OutputConstraint
@@ -99,21 +99,6 @@ _TEXT_BYTES: Final = 8
 _ID_BYTES: Final = 12
 """Memory of a repeated token id, as JSON."""
 
-_FIX: Final = "leave {} out, or send a lower n, fewer or shorter prompts"
-
-
-class _Part(NamedTuple):
-    """A part of a response.
-
-    Attributes:
-      param: Field that requests the part.
-      fix: How to request less.
-    """
-
-    num_bytes: int
-    param: str
-    fix: str
-
 
 @dataclass(frozen=True, slots=True)
 class ResponseSize:
@@ -134,9 +119,11 @@ def response_size(spec: GenerationSpec, tokenizer: Tokenizer) -> ResponseSize:
       ApiError: 400, the response could hold more than `MAX_RESPONSE_BYTES`.
     """
     parts, params = _prompt_parts(spec, tokenizer), spec.params
-    prompt_bytes = sum(part.num_bytes for part in parts)
+    prompt_bytes = sum(parts.values())
     if prompt_bytes > MAX_RESPONSE_BYTES:
-        raise _too_large(max(parts).param, prompt_bytes, max(parts).fix)
+        largest = max(parts, key=lambda param: parts[param])
+        fix = f"leave {largest} out, or send a lower n, fewer or shorter prompts"
+        raise _too_large(largest, prompt_bytes, fix)
     if not spec.holds_output:
         return ResponseSize(prompt_bytes, list(params))
     first = params[0]
@@ -146,8 +133,9 @@ def response_size(spec: GenerationSpec, tokenizer: Tokenizer) -> ResponseSize:
     has_logprobs = first.logprobs is not None  # without them, a huge limit often means no limit
     requested = limit if has_logprobs and limit is not None and spec.limit_param is not None else first.min_tokens
     if requested > room:
-        part = _generated(spec, is_min=requested == first.min_tokens)
-        raise _too_large(part.param, prompt_bytes + requested * num_choices * per_token, part.fix)
+        param = "min_tokens" if requested == first.min_tokens else spec.limit_param or "max_tokens"
+        fix = f"send a lower {param}, n{' or logprobs' if has_logprobs else ''}, or stream: true"
+        raise _too_large(param, prompt_bytes + requested * num_choices * per_token, fix)
     if limit is None or limit > room:
         return ResponseSize(prompt_bytes, [replace(each, max_tokens=max(room, 1)) for each in params])
     return ResponseSize(prompt_bytes, list(params))
@@ -165,29 +153,21 @@ def text_response_bytes(token_ids: Sequence[int], tokenizer: Tokenizer) -> int:
     return num_bytes
 
 
-def _prompt_parts(spec: GenerationSpec, tokenizer: Tokenizer) -> list[_Part]:
+def _prompt_parts(spec: GenerationSpec, tokenizer: Tokenizer) -> dict[str, int]:
+    """Returns the memory of each repeated part of the prompts, by the field that requests it."""
     copies, num_candidates = spec.copies, len(spec.params)
     num_tokens = sum(len(prompt.token_ids) for prompt in spec.prompts)
-    parts = [_Part(0, "prompt", "send fewer or shorter prompts")]
+    parts = {}
     if copies.logprobs is not None:
-        each = num_tokens * _entry_bytes(copies.logprobs, tokenizer)
-        parts.append(_Part(each * num_candidates, "prompt_logprobs", _FIX.format("prompt_logprobs")))
+        parts["prompt_logprobs"] = num_tokens * _entry_bytes(copies.logprobs, tokenizer) * num_candidates
     if copies.token_ids:
-        num_bytes = num_tokens * copies.token_ids * _ID_BYTES
-        parts.append(_Part(num_bytes, "return_token_ids", _FIX.format("return_token_ids")))
+        parts["return_token_ids"] = num_tokens * copies.token_ids * _ID_BYTES
     if copies.is_echoed:
         each = sum(prompt.num_text_bytes(tokenizer) for prompt in spec.prompts) * _TEXT_BYTES
         if copies.echo_logprobs is not None:
             each += num_tokens * _entry_bytes(copies.echo_logprobs, tokenizer)
-        parts.append(_Part(each * num_candidates, "echo", _FIX.format("echo")))
+        parts["echo"] = each * num_candidates
     return parts
-
-
-def _generated(spec: GenerationSpec, *, is_min: bool) -> _Part:
-    """Returns the generated part. Its errors state the size separately."""
-    param = "min_tokens" if is_min else spec.limit_param or "max_tokens"
-    fewer = " or logprobs" if spec.params[0].logprobs is not None else ""
-    return _Part(0, param, f"send a lower {param}, n{fewer}, or stream: true")
 
 
 def _logprob_bytes(params: SamplingParams, tokenizer: Tokenizer) -> int:

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 from ...database.group_commit import MAX_WRITE
 from ...errors.kinds import STORE_FULL
 from ...errors.request_errors import BUSY_STATUSES
-from ...generation.admission import Admission
+from ...generation.admission import Admission, stored_json
 from ...generation.service import Service
 from ...http.in_process import post_json
 from ...schemas.json_limits import LONG_BYTES
@@ -167,7 +167,7 @@ class LineRunner:
         if response.status != 200:
             return _failed(written)
         usage = await own.run(
-            lambda: TokenUsage.of(own.parse_stored(response.body)), is_long=len(response.body) >= LONG_BYTES
+            lambda: TokenUsage.of(stored_json(response.body)), is_long=len(response.body) >= LONG_BYTES
         )
         return LineResult(written, is_failed=False, usage=usage)
 

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from ...errors import kinds
 from ...errors.request_errors import bad_value
-from ...generation.admission import admission
+from ...generation.admission import stored_json
 from ...http import routes
 from ...http.routes import After, AnyService, JsonRoute, Limit, QueryOrder, no_such_entry, page_object
 from ...schemas.body import Fields, Metadata
@@ -310,7 +310,7 @@ def _described(batch: BatchRecord, shortage: str | None = None) -> dict[str, Any
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": batch.input_tokens + batch.output_tokens,
         },
-        "metadata": admission.get().parse_stored(batch.metadata),
+        "metadata": stored_json(batch.metadata),
     }
 
 

@@ -10,7 +10,7 @@ from typing import Final
 from ....engine import Replay, Snapshot, ids_in
 from ...database.errors import FencedError, StoreUnavailableError
 from ...errors.request_errors import BUSY_STATUSES, ApiError
-from ...generation.admission import admission
+from ...generation.admission import admission, stored_json
 from ...generation.prompts import Prompt
 from ...generation.service import Service
 from ...observability.request_metrics import Fact, observed
@@ -159,15 +159,15 @@ class AdoptionKind(WorkKind[Adoption]):
         await own.keep(len(adoption.request) + len(adoption.prompt))
 
         def parse() -> tuple[ResponseBody, Prompt]:
-            body = ResponseBody.model_validate(own.parse_stored(adoption.request))
+            body = ResponseBody.model_validate(stored_json(adoption.request))
             return body, Prompt(ids_in(adoption.prompt), is_chat=True)
 
         body, prompt = await own.run(parse, is_long=True)
         params, constraint = generation_options(body, service)
         packed = await self._responses.deltas(adoption)
-        deltas = await own.run(lambda: [unpack_delta(own, each) for each in packed], is_long=True)
+        deltas = await own.run(lambda: [unpack_delta(each) for each in packed], is_long=True)
         generated = tuple(token_id for delta in deltas for token_id in delta.token_ids)
-        pending = own.parse_stored(adoption.record.response)
+        pending = stored_json(adoption.record.response)
         builder = ResponsesBuilder(body, service.model, prompt, params[0], pending=pending)
         await own.run(lambda: builder.replay(deltas, log.num_events, is_exact=is_exact), is_long=True)
         spec = replace(generation_spec(body, prompt, params, constraint), earlier_ids=generated)

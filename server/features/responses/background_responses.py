@@ -24,7 +24,7 @@ from ....engine import (
 from ...constraints.tool_calls import CallPiece
 from ...database.errors import FencedError, StoreUnavailableError
 from ...errors.request_errors import ApiError, from_exception, stream_moved
-from ...generation.admission import admission
+from ...generation.admission import admission, stored_json
 from ...generation.delta import Delta, DeltaJoiner
 from ...generation.generation import Generation
 from ...generation.service import Service
@@ -231,7 +231,7 @@ async def end_early(responses: ResponseStore, record: ResponseRecord, **changes:
       record: The unfinished response.
       changes: Fields of the final response.
     """
-    response = {**admission.get().parse_stored(record.response), **changes}
+    response = {**stored_json(record.response), **changes}
 
     def event(number: int) -> bytes:
         return TYPED_EVENTS.encode({"type": "response.failed", "sequence_number": number, "response": response})

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from ...errors import kinds
 from ...errors.request_errors import ApiError, warn_all
-from ...generation.admission import admission
+from ...generation.admission import admission, stored_json
 from ...http.responses import json_response, to_json, until_disconnect
 from ...http.routes import After, JsonRoute, Limit, QueryOrder, described, no_such_entry, page_object, success
 from ...openai.response_schemas import DeletedObject, ItemList
@@ -205,5 +205,5 @@ def new_conversation(metadata: Mapping[str, str]) -> ConversationRecord:
 
 def described_conversation(record: ConversationRecord) -> dict[str, Any]:
     """Returns a conversation in the form that clients receive."""
-    metadata = admission.get().parse_stored(record.metadata)
+    metadata = stored_json(record.metadata)
     return {"id": record.id, "object": "conversation", "created_at": record.created, "metadata": metadata}

@@ -10,7 +10,7 @@ import orjson
 from ....engine import TokenLogprobs
 from ...constraints.tool_calls import CallPiece
 from ...database.database import Transaction
-from ...generation.admission import Admission
+from ...generation.admission import stored_json
 from ...generation.delta import Delta
 from ...storage.objects import Name, Table
 from ...storage.work import Lease
@@ -174,9 +174,9 @@ def pack_delta(delta: Delta) -> bytes:
     return orjson.dumps({name: value for name, value in fields.items() if value})
 
 
-def unpack_delta(own: Admission, packed: bytes) -> Delta:
+def unpack_delta(packed: bytes) -> Delta:
     """Returns the delta from the result of `pack_delta`."""
-    fields: dict[str, Any] = own.parse_stored(packed)
+    fields: dict[str, Any] = stored_json(packed)
     return Delta(
         0,
         text=fields.get("text", ""),

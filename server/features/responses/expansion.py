@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, NamedTuple
 from ...database.database import Transaction, placeholders
 from ...errors import kinds
 from ...errors.request_errors import ApiError, bad_value
-from ...generation.admission import admission
+from ...generation.admission import admission, stored_json
 from ...http.responses import to_json
 from ...storage.tenant_objects import missing
 from ...tenants import tenant
@@ -258,7 +258,7 @@ def _referred_items(
 
 
 def _parsed(texts: Sequence[bytes]) -> list[dict[str, Any]]:
-    items: list[dict[str, Any]] = admission.get().parse_stored(b"[" + b",".join(texts) + b"]")
+    items: list[dict[str, Any]] = stored_json(b"[" + b",".join(texts) + b"]")
     return items
 
 

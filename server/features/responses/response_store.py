@@ -20,7 +20,7 @@ from ...database.errors import FencedError
 from ...database.errors import StoreUnavailableError as UnavailableError
 from ...database.group_commit import GroupCommit, Work, WriteLoad
 from ...errors.request_errors import ApiError
-from ...generation.admission import admission
+from ...generation.admission import stored_json
 from ...generation.delta import Delta
 from ...storage import tenant_objects
 from ...storage.claims import Claimant, Places
@@ -468,7 +468,7 @@ class ResponseLog:
     async def is_continued(self) -> bool:
         """Returns whether another replica continues the response or has ended it, other than by a cancellation."""
         found = await self._store.find(self.lease.id) if self.is_lost else None
-        return found is not None and admission.get().parse_stored(found.response)["status"] != "cancelled"
+        return found is not None and stored_json(found.response)["status"] != "cancelled"
 
     async def release(self, *, is_death: bool = False) -> bool:
         """Leaves the response to other replicas immediately. Returns whether there may be other replicas.

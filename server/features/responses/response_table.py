@@ -19,7 +19,7 @@ from ...database.group_commit import Work, WriteLoad, run_each
 from ...database.schema import Tables, Upgrade
 from ...errors import kinds
 from ...errors.request_errors import ApiError
-from ...generation.admission import admission
+from ...generation.admission import stored_json
 from ...storage import claims
 from ...storage.claims import Claimant, Places
 from ...storage.objects import MAX_FOUND, Bounds, Name, ObjectTable
@@ -477,7 +477,7 @@ def pack(messages: Sequence[ConversationMessage]) -> bytes:
 
 def unpack(packed: bytes) -> list[ConversationMessage]:
     """Returns the messages of `pack`."""
-    return _MESSAGES.validate_python(admission.get().parse_stored(packed))
+    return _MESSAGES.validate_python(stored_json(packed))
 
 
 def num_messages(packed: bytes) -> int:

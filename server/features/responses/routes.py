@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 from ...database.errors import StoreUnavailableError, WriteTooLargeError
 from ...errors import kinds
 from ...errors.request_errors import ApiError, bad_value, from_exception, request_warnings, warn, warn_all
-from ...generation.admission import admission
+from ...generation.admission import admission, stored_json
 from ...generation.prompts import Prompt
 from ...generation.state_store import StoredState
 from ...http.responses import EventStream, json_response, respond, to_json, until_disconnect
@@ -97,7 +97,7 @@ def _builder(responses: OpenResponses, prepared: Prepared) -> ResponsesBuilder:
                 written = to_json(response)
                 stored = await store.keep(response["id"], written, prepared.history, output, ended)
                 if stored != written:  # a line of a batch that another replica ran at the same time
-                    response.update(admission.get().parse_stored(stored))
+                    response.update(stored_json(stored))
             elif ended is not None and not await store.conversations.end(ended):
                 raise locked(ended.conversation, "conversation")
         except (StoreUnavailableError, WriteTooLargeError):
