@@ -13,18 +13,18 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parents[1]
 
 MOST: Final[Mapping[str, int]] = {
-    "code lines of server": 24600,
+    "code lines of server": 23450,
     "code lines of engine": 11450,
     "code lines of kernels": 3650,
     "code lines of tools": 5000,
     "code lines of benchmarks": 5050,
-    "files of server": 203,
+    "files of server": 163,
     "files of engine": 59,
     "files of kernels": 33,
     "code lines of the largest file": 400,
-    "files on a request's way": 38,
-    "changes of file on a request's way": 127,
-    "functions on a request's way": 373,
+    "files on a request's way": 32,
+    "changes of file on a request's way": 88,
+    "functions on a request's way": 292,
 }
 """The most that there may be. `tools/request_path.py` says what counts as a request's way. Code lines are lines without
 docstrings, comments and blank lines; a file without code does not count."""
