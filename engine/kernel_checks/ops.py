@@ -195,10 +195,8 @@ def _product(on: Platform, weight: Any, bias: Array, x: Array) -> Results:
 
 def _draw_mlp(draw: Draw) -> Drawn:
     width, hidden = draw.model.width, draw.model.mlp_width
-    up, down = (
-        (draw.matrix(2 * hidden, width), draw.normal(2 * hidden)),
-        (draw.matrix(width, hidden), draw.normal(width)),
-    )
+    up = draw.matrix(2 * hidden, width), draw.normal(2 * hidden)
+    down = draw.matrix(width, hidden), draw.normal(width)
     return (*up, *down), (draw.activations(width),)
 
 
@@ -245,15 +243,9 @@ def _block(on: Platform, weights: RecurrentWeights, xy: Array, conv: Array, h: A
         return xy if dtype is None else xy.astype(dtype)
 
     found = recurrent_block(project, weights, conv, h, positions, PREFILL_BLOCK, 1, on.kernels)
-    states = {
-        "conv": jnp.moveaxis(found.conv, 1, 0),
-        "h": found.h,
-        "kept conv": found.kept_conv,
-        "kept h": found.kept_h,
-    }
-    return Results(
-        {"mixed": found.mixed.reshape(*positions.shape, -1)}, {name: x for name, x in states.items() if x is not None}
-    )
+    states = found._replace(conv=jnp.moveaxis(found.conv, 1, 0))._asdict()
+    mixed = states.pop("mixed").reshape(*positions.shape, -1)
+    return Results({"mixed": mixed}, {name: x for name, x in states.items() if x is not None})
 
 
 def _draw_scan(draw: Draw) -> Drawn:
