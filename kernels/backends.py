@@ -10,8 +10,8 @@ from .native import products as native_products
 from .products import pallas_tpu as products_tpu
 from .recurrent_block import pallas_gpu as recurrent_gpu
 from .recurrent_block import pallas_tpu as recurrent_tpu
+from .sampling import top_k_by_blocks
 from .sampling.pallas_tpu import choose_tokens_tpu, takes_fields
-from .sampling.top_k import top_k_by_blocks
 from .window_attention import pallas_tpu_decode as decode_tpu
 from .window_attention.pallas import decode_with, prefill_with, takes_floats
 from .window_attention.pallas_gpu import decode_attention_gpu, prefill_attention_gpu

@@ -7,8 +7,6 @@ from jaxtyping import Array, Float, Float32
 from .arithmetic import before_sum
 from .backend import Backend
 
-__all__ = ["add_rms_norm", "rms_norm"]
-
 
 def rms_norm(
     x: Float[Array, "*rows D"], scale: Float32[Array, " D"], eps: float, backend: Backend

@@ -30,8 +30,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int32, Shaped, UInt32
 
 from ...kernels import XLA, Backend
-from ...kernels.sampling import SamplingInputs, choose_tokens, reads_logits_once
-from ...kernels.sampling.top_k import top_k
+from ...kernels.sampling import SamplingInputs, choose_tokens, reads_logits_once, top_k
 from ..types.output_constraint import words_of_mask
 from ..types.sampling_params import (
     MAX_LOGPROBS,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 import pytest
-from roost.kernels.sampling.top_k import top_k_by_blocks
+from roost.kernels.sampling import top_k_by_blocks
 
 K = 4
 """Number of elements; a row of more than 64 * K is not sorted as a whole."""

@@ -15,9 +15,8 @@ from roost.engine.sampling.sampler import Logprobs, block_size, invert, logprobs
 from roost.engine.types.errors import ParameterError
 from roost.engine.types.sampling_params import MAX_LOGPROBS, NO_CHOICE, NO_TOKEN, SamplingParams
 from roost.kernels import Backend, Kernel
-from roost.kernels.sampling import NUMBERS, pallas_tpu
+from roost.kernels.sampling import NUMBERS, pallas_tpu, top_k_by_blocks
 from roost.kernels.sampling.pallas_tpu import takes_fields
-from roost.kernels.sampling.top_k import top_k_by_blocks
 from sampler_cases import (
     DRAWS,
     FILTERS,
