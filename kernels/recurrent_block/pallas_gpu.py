@@ -40,7 +40,7 @@ WARPS: Final = 8
 """Warps of a program, so that its weights, pointers and sums fit the registers."""
 
 STAGES: Final = 2
-"""Blocks of weights in flight: the one that is multiplied, and the next."""
+"""Stages of the loop over blocks of weights: the copies of the next block start after the last use of this one."""
 
 
 WARP: Final = 32
