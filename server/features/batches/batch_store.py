@@ -14,7 +14,7 @@ from ...database.group_commit import MAX_SHARE, GroupCommit, WriteLoad, shares
 from ...errors import kinds
 from ...errors.request_errors import ApiError, bad_value
 from ...storage.claims import Places
-from ...storage.tenant_objects import TenantObjects, missing
+from ...storage.objects import TenantObjects, missing
 from ...storage.work import Lease
 from ...storage.worker import Leases
 from ...tenants import TenantLocks, tenant

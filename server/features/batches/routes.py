@@ -12,8 +12,7 @@ from ...generation.admission import stored_json
 from ...http import routes
 from ...http.routes import After, AnyService, JsonRoute, Limit, QueryOrder, no_such_entry, page_object
 from ...schemas.body import Fields, Metadata
-from ...storage.objects import PageSpec
-from ...storage.tenant_objects import missing
+from ...storage.objects import PageSpec, missing
 from .batch_lines import BatchUrl
 from .batch_store import no_input
 from .batch_table import BatchRecord, BatchStatus, cancel, read_list

@@ -21,8 +21,7 @@ from ...database.group_commit import GroupCommit, Work, WriteLoad
 from ...errors import kinds
 from ...errors.request_errors import ApiError
 from ...schemas.body import MAX_MESSAGES
-from ...storage.objects import ObjectTable, Page, PageSpec, Table
-from ...storage.tenant_objects import TenantObjects, missing
+from ...storage.objects import ObjectTable, Page, PageSpec, Table, TenantObjects, missing
 from ...storage.work import IS_OWNED, Lease, WorkTable
 from ...storage.worker import Leases
 from ...tenants import tenant

@@ -16,7 +16,7 @@ from ...errors import kinds
 from ...errors.request_errors import ApiError, bad_value
 from ...generation.admission import admission, stored_json
 from ...http.responses import to_json
-from ...storage.tenant_objects import missing
+from ...storage.objects import missing
 from ...tenants import tenant
 from ...text.chat_format import ConversationMessage
 from .conversations import CONVERSATION_ID, CONVERSATIONS, ITEM_ID

@@ -22,10 +22,9 @@ from ...database.group_commit import GroupCommit, Work, WriteLoad
 from ...errors.request_errors import ApiError
 from ...generation.admission import stored_json
 from ...generation.delta import Delta
-from ...storage import tenant_objects
+from ...storage import objects
 from ...storage.claims import Claimant, Places
-from ...storage.objects import MAX_REMOVED, Bounds, Name
-from ...storage.tenant_objects import TenantObjects
+from ...storage.objects import MAX_REMOVED, Bounds, Name, TenantObjects
 from ...storage.work import Lease
 from ...storage.worker import Leases
 from ...tenants import TenantLocks, tenant
@@ -144,7 +143,7 @@ class ResponseStore(TenantObjects[ResponseRecord]):
           StoreUnavailableError: The store is unavailable or full.
         """
         first = LogEnd().entry(events, keeps_events=record.is_streamed)
-        return await self._open(record, job, first, tenant_objects.REPLY_S, self._bounds)
+        return await self._open(record, job, first, objects.REPLY_S, self._bounds)
 
     async def hand_over(
         self, record: ResponseRecord, job: Job, entry: LogEntry, task: asyncio.Task[Any]

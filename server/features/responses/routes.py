@@ -19,7 +19,7 @@ from ...http.routes import After, JsonRoute, Limit, QueryOrder, ReadyService, st
 from ...openai.completions import check_stream_options
 from ...openai.response_schemas import DeletedObject, ItemList
 from ...schemas.body import MAX_MESSAGES
-from ...storage.tenant_objects import missing
+from ...storage.objects import missing
 from ...storage.work import Lease
 from ...tenants import tenant
 from ...text.chat_format import Conversation, ConversationMessage, Ending

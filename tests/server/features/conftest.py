@@ -8,7 +8,7 @@ _LIMITS = (
     "features.batches.batch_store._REPLY_S",
     "features.responses.response_store._LAST_S",
     "features.usage.routes._REPLY_S",
-    "storage.tenant_objects.REPLY_S",
+    "storage.objects.REPLY_S",
 )
 
 

@@ -757,7 +757,7 @@ async def test_a_database_that_is_away_is_an_error(
 ) -> None:
     """Requests that store nothing are not concerned."""
     first, _ = replicas
-    for name in ("roost.server.storage.tenant_objects.REPLY_S", PATIENCE):
+    for name in ("roost.server.storage.objects.REPLY_S", PATIENCE):
         monkeypatch.setattr(name, 0.3)
     monkeypatch.setattr(first.responses.database, "_transact", _away)
     for body in ({"background": True}, {}, {"stream": True}):
@@ -941,7 +941,7 @@ async def test_a_stream_that_cannot_be_stored_fails(
     replicas: tuple[Replica, Replica], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, _ = replicas
-    for name in ("features.responses.response_store._LAST_S", "storage.tenant_objects.REPLY_S"):
+    for name in ("features.responses.response_store._LAST_S", "storage.objects.REPLY_S"):
         monkeypatch.setattr(f"roost.server.{name}", 0.2)
     first.engine.allowed = 4
     reading = streaming(first)
@@ -1010,7 +1010,7 @@ async def test_responses_outlast_a_fault_of_the_database(
         faulty.make(fault)
         for name in (PROBED, PATIENCE):
             monkeypatch.setattr(name, 0.1)
-        patience = "roost.server.storage.tenant_objects.REPLY_S"
+        patience = "roost.server.storage.objects.REPLY_S"
         monkeypatch.setattr(patience, 0.3)
         first.engine.allowed = 1000
         await num_errors(first, 3)
@@ -1048,7 +1048,7 @@ async def test_a_fault_in_sqlite_is_one_too(
     tmp_path: Path, model: ServedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Another program overwrites the file, and a copy of it is put back."""
-    for name in ("roost.server.storage.tenant_objects.REPLY_S", PROBED, PATIENCE):
+    for name in ("roost.server.storage.objects.REPLY_S", PROBED, PATIENCE):
         monkeypatch.setattr(name, 0.2)
     path = tmp_path / "store.db"
     opened(f"sqlite://{path}").close()
@@ -1061,7 +1061,7 @@ async def test_a_fault_in_sqlite_is_one_too(
         refused = await first.client.post("/v1/responses", json=body)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
         path.write_bytes(copy)
-        for name in ("roost.server.storage.tenant_objects.REPLY_S", PATIENCE):
+        for name in ("roost.server.storage.objects.REPLY_S", PATIENCE):
             monkeypatch.setattr(name, 60.0)
         assert (await first.client.post("/v1/responses", json=body)).status_code == 200
     assert not [record for record in caplog.records if record.exc_info]

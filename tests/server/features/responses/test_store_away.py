@@ -82,7 +82,7 @@ class Server:
 
     def _set_patience(self, seconds: float) -> None:
         for name in (
-            "storage.tenant_objects.REPLY_S",
+            "storage.objects.REPLY_S",
             "storage.worker._WRITE_S",
         ):
             self.patch.setattr(f"roost.server.{name}", seconds)
