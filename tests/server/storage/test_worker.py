@@ -64,7 +64,7 @@ class Kind(WorkKind[Unit]):
         found = await self.leases.write(lambda each: claims.claim(each, self.tables.work, claimant, places))
         return [Unit(each) for each in found]
 
-    def begin(self, claim: Unit, task: asyncio.Task[None]) -> None:
+    def begin(self, claim: Unit) -> None:
         self.begun.append(claim.claim.lease.number)
 
     def end(self, claim: Unit) -> None:
