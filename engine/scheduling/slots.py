@@ -434,9 +434,9 @@ class SlotAssignment:
     def free(self, running: RunningRequest) -> None:
         """Takes a request's slot back without a charge."""
         request_id = running.request.id
-        del self.running[request_id]
         self.lent.pop(request_id, None)
         self._running_probes.discard(request_id)
+        del self.running[request_id]
         self.pool.release(running.slot)
         forks = [each for each in self.running.values() if each.parent is running]
         for fork in forks:  # the first one prefills the prompt instead, for all others
