@@ -81,6 +81,7 @@ class BatchPlanner:
             self._end_slices()
 
     def _demand(self, running: Collection[RunningRequest]) -> Demand:
+        """Sorts requests by whether they need prefill or another token."""
         prompts: list[RunningRequest] = []
         decoding: list[RunningRequest] = []
         awaited: set[RunningRequest | None] = set()  # a fork needs its mask with the prompt
@@ -99,6 +100,7 @@ class BatchPlanner:
         return self._weigh([each for each in prompts if each not in awaited], decoding)
 
     def _weigh(self, prompts: Sequence[RunningRequest], decoding: Sequence[RunningRequest]) -> Demand:
+        """Returns the requests for which the next step may run: all of them, unless some have precedence."""
         if self._precedence is not None:
             return self._precedence.demand(prompts, decoding)
         return Demand(prompts, decoding, len(decoding), len(decoding), is_urgent=True)
