@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import zip_longest
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 from ..prefix_cache.cache import PrefixCache, PrefixKey
@@ -150,6 +151,8 @@ class _TenantQueue:
 
     def those(self, *, are_held: bool) -> Iterator[QueuedRequest]:
         """Returns the requests that are held, or those that are not."""
+        if not self.held:  # the usual case
+            return iter(() if are_held else self.waiting)
         return (each for each in self.waiting if (each.request.id in self.held) == are_held)
 
 
@@ -254,7 +257,7 @@ class WaitingQueue:
         own = self._tenants[tenant]
         own.num_popped += 1
         requests, is_turn_of_oldest = own.those(are_held=False), own.num_popped % OLDEST_EVERY == 0
-        found = min(requests, key=lambda each: each.number) if is_turn_of_oldest else next(requests)
+        found = min(requests, key=attrgetter("number")) if is_turn_of_oldest else next(requests)
         self._shares.charge(tenant, expected_tokens(found.request))
         self.remove(found.request.id)
         return found.request
