@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Final, NamedTuple
@@ -178,16 +178,10 @@ def _print_plan(plan: ShownPlan, *, as_json: bool) -> None:
       as_json: Whether to print a JSON object.
     """
     if as_json:
-        print(orjson.dumps(_plan_as_object(plan)).decode())
+        _print_json(_plan_as_object(plan))
         return
     roofline = plan.roofline
-    console = Console(highlight=False)
-    console.print(plan.title, style="italic", markup=False)
-    table = Table("", "", show_header=False)
-    table.columns[1].justify = "right"
-    for row in (*_rows(roofline), *_rate_rows(plan)):
-        table.add_row(*row)
-    console.print(table)
+    console = _print_table(plan.title, _pairs([*_rows(roofline), *_rate_rows(plan)]))
     if plan.int8 is not None and plan.rates is not None:
         found, rates = plan.int8
         gain = rates.throughput / plan.rates.throughput
@@ -198,6 +192,27 @@ def _print_plan(plan: ShownPlan, *, as_json: bool) -> None:
         return
     for line in _advice(plan.setup, setups_that_fit(roofline.config, plan.setup)):
         console.print(line, markup=False)
+
+
+def _print_json(plan: Mapping[str, Any]) -> None:
+    print(orjson.dumps(plan).decode())
+
+
+def _print_table(title: str, table: Table) -> Console:
+    """Prints a table below its title, and returns the console for notes."""
+    console = Console(highlight=False)
+    console.print(title, style="italic", markup=False)
+    console.print(table)
+    return console
+
+
+def _pairs(rows: Iterable[tuple[str, str]]) -> Table:
+    """Returns a table of names and numbers."""
+    table = Table("", "", show_header=False)
+    table.columns[1].justify = "right"
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def _plan_as_object(plan: ShownPlan) -> dict[str, Any]:
@@ -335,17 +350,10 @@ def _print_load_plan(plan: ShownPlan, loads: Sequence[str], slots: int | None, o
     found = plan_load(parsed, targets, roofline, plan.setup.device)
     step_times = _COMPILED if found.is_compiled else _GUESSED
     if options.as_json:
-        print(
-            orjson.dumps(_load_plan_as_object(found, parsed, targets, roofline) | {"step_times": step_times}).decode()
-        )
+        _print_json(_load_plan_as_object(found, parsed, targets, roofline) | {"step_times": step_times})
         return
-    console = Console(highlight=False)
-    console.print(f"{plan.title}: {' and '.join(map(str, parsed))}", style="italic", markup=False)
-    table = Table("", "", show_header=False)
-    table.columns[1].justify = "right"
-    for row in _load_rows(found, targets, roofline):
-        table.add_row(*row)
-    console.print(table)
+    title = f"{plan.title}: {' and '.join(map(str, parsed))}"
+    console = _print_table(title, _pairs(_load_rows(found, targets, roofline)))
     console.print(f"{_LOAD_NOTE} {_STEPS[step_times]}", style="dim", markup=False)
 
 
@@ -439,11 +447,9 @@ def _print_verification(settings: Settings, device: str, *, as_json: bool) -> bo
     source = find_model(settings.model)
     found = verify_plan(source, config, device, _print_progress)
     if as_json:
-        print(orjson.dumps(_verification_as_object(found)).decode())
+        _print_json(_verification_as_object(found))
         return found.fits
-    console = Console(highlight=False)
-    console.print(f"{source.name} on {device}, {_verified_slots(found)}", style="italic", markup=False)
-    console.print(_verification_table(found))
+    console = _print_table(f"{source.name} on {device}, {_verified_slots(found)}", _verification_table(found))
     console.print(_VERIFICATION_NOTE, style="dim", markup=False)
     return found.fits
 

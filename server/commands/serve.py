@@ -32,7 +32,7 @@ from ..observability.metrics import Metrics, ThroughputLog
 from ..observability.telemetry import open_telemetry
 from ..run.file_reloads import FileReloads, file_sources
 from ..run.http_server import ConnectionLimit, HttpServer, Listeners, raise_file_limit, uvicorn_config
-from ..run.lifecycle import Lifecycle, Timeouts, serve_until_stopped
+from ..run.lifecycle import Lifecycle, serve_until_stopped
 from ..run.startup_message import VALUE_COLUMN, greeting, summary, unused_accelerator
 from ..settings import Settings, chosen_platforms
 from ..terminal.exits import Signals, exit_now
@@ -106,8 +106,7 @@ def _serve(
             feature.start(make_app)
         _announce(settings, source, config, service, listeners.url(settings), limit)
 
-    timeouts = Timeouts(settings.drain_lag, settings.drain_timeout, settings.step_timeout)
-    lifecycle = Lifecycle(service, signals, timeouts, on_ready=start, features=features)
+    lifecycle = Lifecycle(service, signals, settings, on_ready=start, features=features)
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
         failure = runner.run(serve_until_stopped(lifecycle, server, listeners.sockets(), features, tasks))
         if is_loading(engine):

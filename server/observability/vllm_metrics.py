@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ...engine import PREFILL_BLOCK, STEP_TOKEN_BOUNDS, DraftCounts, EngineStats
+from ...engine import PREFILL_BLOCK, STEP_TOKEN_BOUNDS, EngineStats
 from .request_metrics import VLLM_NEXT_TOKEN_S, VLLM_REQUEST_S, Histogram, Observer, RequestRecord
 
 _TOKENS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000)
@@ -56,26 +56,18 @@ class VllmMetrics(Observer):
             return Histogram(f"vllm:{name}", text, buckets, registry, labels)
 
         self._labels = labels
-        self._per_token = histogram(
-            "request_time_per_output_token_seconds",
-            "Mean seconds per token of a request after the first.",
-            VLLM_NEXT_TOKEN_S,
-        )
-        self._inference = histogram(
-            "request_inference_time_seconds", "Seconds for which a request had a slot.", VLLM_REQUEST_S
-        )
+        text = "Mean seconds per token of a request after the first."
+        self._per_token = histogram("request_time_per_output_token_seconds", text, VLLM_NEXT_TOKEN_S)
+        text = "Seconds for which a request had a slot."
+        self._inference = histogram("request_inference_time_seconds", text, VLLM_REQUEST_S)
         self._prompt_tokens = histogram("request_prompt_tokens", "Prompt tokens of a request.", _TOKENS)
         self._generated_tokens = histogram("request_generation_tokens", "Tokens generated for a request.", _TOKENS)
         self._longest = histogram("request_max_num_generation_tokens", "Tokens of a prompt's longest choice.", _TOKENS)
         self._open: OrderedDict[str, _OpenPrompt] = OrderedDict()
         self._max_tokens = histogram("request_params_max_tokens", "Requested maximum number of tokens.", _TOKENS)
         self._n = histogram("request_params_n", "Requested number of choices of a prompt.", (1, 2, 5, 10, 20))
-        self._ended = Counter(
-            "vllm:request_success",
-            "Requests that have ended, by reason.",
-            (*labels, "finished_reason"),
-            registry=registry,
-        )
+        text, names = "Requests that have ended, by reason.", (*labels, "finished_reason")
+        self._ended = Counter("vllm:request_success", text, names, registry=registry)
         for reason in _FINISHED:
             self._ended.labels(**labels, finished_reason=reason)
         registry.register(_EngineCollector(stats, labels))
@@ -127,38 +119,35 @@ class _EngineCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         stats = self._stats()
         yield self._step_tokens(stats)
-        yield self._waiting_by_reason(stats)
+        reasons = {"capacity": stats.num_waiting, "deferred": 0}  # the only reason is the number of slots
+        name, text = "vllm:num_requests_waiting_by_reason", "Waiting requests, by reason."
+        yield self._labelled(GaugeMetricFamily, name, text, "reason", reasons)
         yield self._config(stats)
         if stats.drafts is not None:
-            yield self._accepted_by_place(stats.drafts)
+            places = {str(place): count for place, count in enumerate(stats.drafts.accepted)}
+            name = "vllm:spec_decode_num_accepted_tokens_per_pos"
+            text = "Drafted tokens that were accepted, by place in the draft."
+            yield self._labelled(CounterMetricFamily, name, text, "position", places)
+
+    def _labelled(
+        self,
+        kind: type[GaugeMetricFamily | CounterMetricFamily],
+        name: str,
+        text: str,
+        label: str,
+        values: Mapping[str, int],
+    ) -> Metric:
+        family = kind(name, text, labels=(*self._labels, label))
+        for value, count in values.items():
+            family.add_metric((*self._values, value), count)
+        return family
 
     def _step_tokens(self, stats: EngineStats) -> Metric:
-        family = HistogramMetricFamily(
-            "vllm:iteration_tokens_total", "Tokens processed by an engine step.", labels=self._labels
-        )
+        text = "Tokens processed by an engine step."
+        family = HistogramMetricFamily("vllm:iteration_tokens_total", text, labels=self._labels)
         names = [*(f"{float(bound)}" for bound in STEP_TOKEN_BOUNDS), "+Inf"]
         counts = zip(names, accumulate(stats.step_tokens), strict=True)
         family.add_metric(self._values, list(counts), stats.prompt_tokens + stats.generated_tokens)
-        return family
-
-    def _waiting_by_reason(self, stats: EngineStats) -> Metric:
-        """Returns the waiting requests by reason; the only reason is the number of slots."""
-        family = GaugeMetricFamily(
-            "vllm:num_requests_waiting_by_reason", "Waiting requests, by reason.", labels=(*self._labels, "reason")
-        )
-        family.add_metric((*self._values, "capacity"), stats.num_waiting)
-        family.add_metric((*self._values, "deferred"), 0)
-        return family
-
-    def _accepted_by_place(self, drafts: DraftCounts) -> Metric:
-        """Returns the accepted tokens by their place in the draft, counted from 0."""
-        family = CounterMetricFamily(
-            "vllm:spec_decode_num_accepted_tokens_per_pos",
-            "Drafted tokens that were accepted, by place in the draft.",
-            labels=(*self._labels, "position"),
-        )
-        for place, count in enumerate(drafts.accepted):
-            family.add_metric((*self._values, str(place)), count)
         return family
 
     def _config(self, stats: EngineStats) -> Metric:
@@ -169,10 +158,7 @@ class _EngineCollector(Collector):
             "kv_cache_size_tokens": "0",
             "kv_cache_max_concurrency": str(stats.slots),
         }
-        family = GaugeMetricFamily(
-            "vllm:cache_config_info",
-            "Configuration of the cache as labels; the value is 1.",
-            labels=(*self._labels, *facts),
-        )
+        text = "Configuration of the cache as labels; the value is 1."
+        family = GaugeMetricFamily("vllm:cache_config_info", text, labels=(*self._labels, *facts))
         family.add_metric((*self._values, *facts.values()), 1)
         return family

@@ -6,7 +6,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import uvicorn
@@ -15,6 +14,7 @@ from ...engine import EngineDeadError
 from ..feature import OpenFeature
 from ..generation.service import Service
 from ..observability.logging import say
+from ..settings import Settings
 from ..terminal.exits import Signals
 
 STOP_TIMEOUT_S: Final = 2.0
@@ -26,28 +26,13 @@ _MAX_INTERVAL_S: Final = 1.0
 """Maximum seconds counted between two checks: while the whole process is frozen, a step cannot advance either."""
 
 
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """Limits in seconds.
-
-    Attributes:
-      drain_lag_s: Time after SIGTERM in which new requests are still accepted.
-      drain_s: Time after the first signal until open requests are cut off.
-      step_s: Time after which a device step is considered stuck.
-    """
-
-    drain_lag_s: float
-    drain_s: float
-    step_s: float
-
-
 class Lifecycle:
     """Manages a service from loading to the end of its last request.
 
     Args:
       service: Service whose engine is not started yet.
       signals: Signals that the process has received.
-      timeouts: Limits of shutdown and of a step.
+      settings: Settings, of which the timeouts of shutdown and of a step count.
       on_ready: Called once, when the engine is ready.
       features: Open features.
     """
@@ -56,17 +41,17 @@ class Lifecycle:
         self,
         service: Service,
         signals: Signals,
-        timeouts: Timeouts,
+        settings: Settings,
         on_ready: Callable[[], None] = lambda: None,
         features: Sequence[OpenFeature] = (),
     ) -> None:
         self._engine = service.engine
         self._requests = service.open_requests
         self._signals = signals
-        self._timeouts = timeouts
+        self._settings = settings
         self._on_ready = on_ready
         self._features = features
-        self._watchdog = Watchdog(timeouts.step_s)
+        self._watchdog = Watchdog(settings.step_timeout)
 
     async def run(self) -> BaseException | None:
         """Loads, serves until a signal comes, and drains.
@@ -106,8 +91,8 @@ class Lifecycle:
         """
         began = time.monotonic()
         self._requests.is_draining = True
-        say(_drain_message(self._requests.count, self._is_busy, self._timeouts.drain_s))
-        while (passed := time.monotonic() - began) < self._timeouts.drain_s:
+        say(_drain_message(self._requests.count, self._is_busy, self._settings.drain_timeout))
+        while (passed := time.monotonic() - began) < self._settings.drain_timeout:
             self._requests.is_accepting = passed < self._lag_s
             if not self._requests.is_accepting and not self._is_busy:
                 break
@@ -127,13 +112,13 @@ class Lifecycle:
     @property
     def _lag_s(self) -> float:
         """Seconds in which new requests are still accepted; none after Ctrl-C, since no load balancer sends it."""
-        return self._timeouts.drain_lag_s if self._signals.first == signal.SIGTERM else 0.0
+        return self._settings.drain_lag if self._signals.first == signal.SIGTERM else 0.0
 
     async def _watch(self) -> BaseException | None:
         """Waits until the next check, then checks the engine's thread. Returns the engine's failure, if any."""
         await asyncio.sleep(_POLL_INTERVAL_S)
         if self._watchdog.is_stuck(self._engine.check(), time.monotonic()):
-            self._engine.fail(EngineDeadError(f"a step has taken more than {self._timeouts.step_s:g} s"))
+            self._engine.fail(EngineDeadError(f"a step has taken more than {self._settings.step_timeout:g} s"))
         return self._engine.error
 
 

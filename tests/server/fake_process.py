@@ -10,7 +10,8 @@ from fake_server import PATIENCE_S
 from roost.server.app import create_app, open_features
 from roost.server.feature import OpenFeature, Opening
 from roost.server.generation.service import Service
-from roost.server.run.lifecycle import Lifecycle, Timeouts, serve_until_stopped
+from roost.server.run.lifecycle import Lifecycle, serve_until_stopped
+from roost.server.settings import load_settings
 from roost.server.terminal.exits import Signals
 
 LONG = {"prompt": "a", "max_tokens": 1_000_000, "ignore_eos": True}
@@ -34,7 +35,8 @@ class Process:
         features = open_features(Opening(service)) if features is None else features
         app = create_app(service, features=features)
         server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, timeout_keep_alive=PATIENCE_S))
-        lifecycle = Lifecycle(service, self.signals, Timeouts(lag_s, drain_s, step_s), announce, features)
+        settings = load_settings({"drain_lag": lag_s, "drain_timeout": drain_s, "step_timeout": step_s})
+        lifecycle = Lifecycle(service, self.signals, settings, announce, features)
         self.task = asyncio.create_task(serve_until_stopped(lifecycle, server, [listener], features))
 
     def client(self) -> httpx.AsyncClient:

@@ -94,11 +94,7 @@ def _decode_row(
 ) -> Mapping[str, Any]:
     """Lets requests decode together, and returns medians over steps."""
     say_step(f"decode, {count} {'sampled' if is_sampled else 'greedy'}")
-    driver, rng = Driver(core), random.Random(count)
-    for place in range(count):
-        driver.add(_request(f"decode-{count}-{is_sampled}-{place}", source, rng, _SHORT_PROMPT, None, is_sampled))
-    while driver.fewest_tokens() < 2:
-        driver.step()
+    driver = _decoding(core, source, count, is_sampled)
     first, until = len(driver.steps), driver.clock() + _MEASURE_S
     while driver.clock() < until and len(driver.steps) - first < _MAX_STEPS:
         driver.step()
@@ -111,6 +107,16 @@ def _decode_row(
         **_step_rates(steps),
         **_bounds(roofline, count, core.stats.slots, length),
     }
+
+
+def _decoding(core: EngineCore, source: ModelSource, count: int, is_sampled: bool) -> Driver:
+    """Returns a driver whose requests all decode."""
+    driver, rng = Driver(core), random.Random(count)
+    for place in range(count):
+        driver.add(_request(f"decode-{count}-{is_sampled}-{place}", source, rng, _SHORT_PROMPT, None, is_sampled))
+    while driver.fewest_tokens() < 2:
+        driver.step()
+    return driver
 
 
 def _step_rates(steps: Sequence[MeasuredStep]) -> Mapping[str, Any]:
@@ -188,6 +194,7 @@ def _compiled_late(core: EngineCore) -> list[str]:
     return [f"{count} programs were compiled after the start"] if count else []
 
 
+_ROOST: Final = (sys.executable, "-P", "-m", "roost.server")
 _START_S: Final = 900.0
 _STOP_S: Final = 60.0
 _JOB: Final = (
@@ -203,19 +210,7 @@ def job(options: ReportOptions) -> Mapping[str, Any]:
     """
     with tempfile.TemporaryDirectory() as name, _serving(options, Path(name) / "serve.log") as url:
         file = Path(name) / "job.json"
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            "roost.server",
-            "bench",
-            "serve",
-            "--url",
-            url,
-            *_JOB,
-            "--json",
-            str(file),
-        ]
+        command = [*_ROOST, "bench", "serve", "--url", url, *_JOB, "--json", str(file)]
         ended = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
         if not file.is_file():
             raise RuntimeError(f"roost bench serve ended with status {ended.returncode}")
@@ -227,7 +222,7 @@ def job(options: ReportOptions) -> Mapping[str, Any]:
 @contextmanager
 def _serving(options: ReportOptions, log: Path) -> Iterator[str]:
     """Yields the address of a server that is ready, and stops it."""
-    command = [sys.executable, "-P", "-m", "roost.server", "serve", *_flags(options), "--port", "0"]
+    command = [*_ROOST, "serve", *_flags(options), "--port", "0"]
     with log.open("w") as stderr:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
     try:
@@ -261,20 +256,14 @@ def _server_address(process: subprocess.Popen[bytes], log: Path) -> str:
 
 _NUM_STEPS: Final = 20
 _NUM_OPERATIONS: Final = 10
-_PROFILE_PROMPT: Final = 16
 
 
 def profile(options: ReportOptions) -> Mapping[str, Any]:
     """Records a profile of steps with every slot in use, and returns the longest operations."""
     settings = options.load()
     source = find_model(settings.model)
-    core = load(settings, source, 10**6)
-    driver, rng = Driver(core), random.Random(0)
-    for place in range(core.stats.slots):
-        prompt = tuple(draw_token_ids(_PROFILE_PROMPT, source.config.vocab_size, rng))
-        driver.add(Request(f"profile-{place}", prompt, SamplingParams(max_tokens=None, temperature=0.0)))
-    while driver.fewest_tokens() < 2:
-        driver.step()
+    core = load(settings, source, _MAX_QUEUE)
+    driver = _decoding(core, source, core.stats.slots, is_sampled=False)
     folder = options.out / "profile"
     say_step("recording")
     first = len(driver.steps)

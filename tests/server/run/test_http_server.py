@@ -18,7 +18,7 @@ from roost.server.app import create_app
 from roost.server.generation.service import Service
 from roost.server.http.connection import OpenConnections
 from roost.server.run.http_server import HttpServer, Listeners, listen, uvicorn_config
-from roost.server.run.lifecycle import Lifecycle, Timeouts, serve_until_stopped
+from roost.server.run.lifecycle import Lifecycle, serve_until_stopped
 from roost.server.settings import load_settings
 from roost.server.terminal.exits import Signals
 
@@ -110,7 +110,7 @@ async def test_clients_that_connect_during_shutdown_get_a_response(
     address = listener.getsockname()
     server, signals = LateClients(service, lambda: address), Signals()
     announced = asyncio.Event()
-    lifecycle = Lifecycle(service, signals, Timeouts(0.0, 5.0, 60.0), announced.set)
+    lifecycle = Lifecycle(service, signals, load_settings({"drain_timeout": 5.0}), announced.set)
     running = asyncio.create_task(serve_until_stopped(lifecycle, server, [listener]))
     await (announced.wait() if is_ready else until(lambda: server.started))
     signals.first = signal.SIGINT
