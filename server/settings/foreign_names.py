@@ -1,5 +1,6 @@
 """Names of vLLM and llama.cpp for settings, on their command lines and in vLLM's Python API."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -132,16 +133,6 @@ _SHORT: Final[Mapping[str, str]] = {
 """Short flags of both, and their long names."""
 
 
-class _Labels(dict[str, str]):
-    """Formats each name of a setting with `label`."""
-
-    def __init__(self, label: Callable[[str], str]) -> None:
-        self._label = label
-
-    def __missing__(self, name: str) -> str:
-        return self._label(name)
-
-
 def foreign_flag_hint(flag: str) -> str | None:
     """Returns what to use instead of a flag of vLLM or llama.cpp; None for any other flag."""
     return _hint(flag, _SHORT.get(flag, flag.removeprefix("--").replace("-", "_")), flag_name)
@@ -168,7 +159,7 @@ def foreign_flags() -> Mapping[str, Mapping[str, str]]:
         return flag_name(name) + short
 
     return {
-        owner: {flags(name): each.instead.format_map(_Labels(flag_name)) for name, each in names.items()}
+        owner: {flags(name): _instead(each, flag_name) for name, each in names.items()}
         for owner, names in owners.items()
     }
 
@@ -178,4 +169,9 @@ def _hint(written: str, name: str, label: Callable[[str], str]) -> str | None:
     if found is None:
         return None
     noun = "flag" if written.startswith("-") else "name"
-    return f"{written} is {owner}'s {noun}: {found.instead.format_map(_Labels(label))}"
+    return f"{written} is {owner}'s {noun}: {_instead(found, label)}"
+
+
+def _instead(found: ForeignName, label: Callable[[str], str]) -> str:
+    """Returns the alternative, with each setting named by `label`."""
+    return re.sub(r"\{(\w+)\}", lambda setting: label(setting[1]), found.instead)

@@ -415,19 +415,18 @@ def run_at(
             driver.step()
 
 
-def load(settings: Settings, source: ModelSource, max_queue: int, slots: int | None = None) -> EngineCore:
+def load(settings: Settings, source: ModelSource, max_queue: int) -> EngineCore:
     """Returns an engine that is ready. It has no prefix cache, so that every prompt is prefilled.
 
     Args:
       settings: Settings of the engine.
       source: Model to load.
       max_queue: Number of requests that may wait.
-      slots: Number of slots, if the settings leave it open.
 
     Raises:
       RoostError: A setting is wrong, or the model cannot be loaded.
     """
-    config = replace(engine_config(settings), slots=settings.slots or slots, max_queue=max_queue, state_cache_gib=0)
+    config = replace(engine_config(settings), max_queue=max_queue, state_cache_gib=0)
     progress = LoadProgress()
     try:
         with _exit_on_interrupt(progress):
