@@ -216,7 +216,7 @@ class Step(NamedTuple):
 
 
 STEPS: Final[Sequence[Step]] = (
-    Step(0, "1  limits, request id, key, body", "transport, middleware"),
+    Step(0, "1  limits, request id, key, body", "http"),
     Step(0, "2  body to GenerationSpec", "openai, generation"),
     Step(0, "3  messages to token ids", "text"),
     Step(0, "4  choices, each an engine request", "generation"),
@@ -228,7 +228,7 @@ STEPS: Final[Sequence[Step]] = (
     Step(2, "10  logits to a token", "sampling"),
     Step(1, "11  results to outputs", "scheduling"),
     Step(0, "12  tokens to text deltas", "generation, text"),
-    Step(0, "13  deltas to server-sent events", "api/common"),
+    Step(0, "13  deltas to server-sent events", "http"),
 )
 _LANES: Final = ("event loop", "engine thread", "device")
 

@@ -156,6 +156,11 @@ class Driver:
         """Returns the minimum number of tokens over all requests."""
         return min(self._tokens[request_id] for request_id in self._times)
 
+    def finish(self) -> None:
+        """Steps until all requests have ended."""
+        while self.num_unfinished:
+            self.step()
+
     def end(self) -> None:
         """Aborts all requests. The steps that this takes are not recorded."""
         for request_id in self._times:
@@ -373,13 +378,11 @@ def _rows(columns: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[str]
 
 def run_in_turn(driver: Driver, requests: Iterable[Request], concurrency: int) -> None:
     """Adds the next request as soon as fewer than `concurrency` are unfinished (closed loop)."""
-    waiting = iter(requests)
-    following = next(waiting, None)
-    while following is not None or driver.num_unfinished:
-        while following is not None and driver.num_unfinished < concurrency:
-            driver.add(following)
-            following = next(waiting, None)
-        driver.step()
+    for request in requests:
+        while driver.num_unfinished >= concurrency:
+            driver.step()
+        driver.add(request)
+    driver.finish()
 
 
 def run_together(driver: Driver, requests: Iterable[Request], num_tokens: int) -> None:
@@ -390,29 +393,29 @@ def run_together(driver: Driver, requests: Iterable[Request], num_tokens: int) -
         driver.step()
 
 
-def run_by_rounds(driver: Driver, requests: Sequence[Request], interval: int) -> None:
+def run_by_rounds(driver: Driver, requests: Iterable[Request], interval: int) -> None:
     """Adds a request every `interval` model rounds (open loop), which gives the same batches each time."""
-    num_added = 0
-    while num_added < len(requests) or driver.num_unfinished:
-        if num_added < len(requests) and (driver.num_rounds >= num_added * interval or driver.is_idle):
-            driver.add(requests[num_added])
-            num_added += 1
+    for number, request in enumerate(requests, start=1):
+        driver.add(request)
         driver.step()
+        while driver.num_rounds < number * interval and not driver.is_idle:
+            driver.step()
+    driver.finish()
 
 
 def run_at(
     driver: Driver, requests: Sequence[Request], times: Sequence[float], sleep: Callable[[float], None] = time.sleep
 ) -> None:
     """Adds each request at its time, in seconds from now (open loop)."""
-    start, num_added = driver.clock(), 0
-    while num_added < len(requests) or driver.num_unfinished:
-        while num_added < len(requests) and start + times[num_added] <= driver.clock():
-            driver.add(requests[num_added], start + times[num_added])
-            num_added += 1
-        if driver.is_idle and num_added < len(requests):
-            sleep(max(0.0, start + times[num_added] - driver.clock()))
-        else:
-            driver.step()
+    start = driver.clock()
+    for request, due_s in zip(requests, (start + seconds for seconds in times), strict=True):
+        while (wait_s := due_s - driver.clock()) > 0:
+            if driver.is_idle:
+                sleep(wait_s)
+            else:
+                driver.step()
+        driver.add(request, due_s)
+    driver.finish()
 
 
 def load(settings: Settings, source: ModelSource, max_queue: int) -> EngineCore:

@@ -32,7 +32,7 @@ from ....engine import (
 )
 from ...model_hub import find_model
 from ...settings import Settings
-from ..bench.engine import Driver, MeasuredStep, load, model_facts
+from ..bench.engine import Driver, MeasuredStep, load, model_facts, run_together
 from ..bench.report import resident_bytes
 from ..bench.workload import draw_token_ids
 from ..options import ReportOptions
@@ -112,10 +112,8 @@ def _decode_row(
 def _decoding(core: EngineCore, source: ModelSource, count: int, is_sampled: bool) -> Driver:
     """Returns a driver whose requests all decode."""
     driver, rng = Driver(core), random.Random(count)
-    for place in range(count):
-        driver.add(_request(f"decode-{count}-{is_sampled}-{place}", source, rng, _SHORT_PROMPT, None, is_sampled))
-    while driver.fewest_tokens() < 2:
-        driver.step()
+    names = (f"decode-{count}-{is_sampled}-{place}" for place in range(count))
+    run_together(driver, [_request(name, source, rng, _SHORT_PROMPT, None, is_sampled) for name in names], 2)
     return driver
 
 
@@ -148,8 +146,7 @@ def _prefill_row(core: EngineCore, source: ModelSource, roofline: Roofline | Non
         driver = Driver(core)
         driver.add(_request(f"prefill-{length}-{place}", source, rng, length, 1, False))
         began = driver.clock()
-        while driver.num_unfinished:
-            driver.step()
+        driver.finish()
         seconds.append(driver.clock() - began)
     prompt_s = median(seconds[1:])
     has_peak = roofline is not None and roofline.device.peak is not None
