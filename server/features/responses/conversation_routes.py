@@ -1,7 +1,7 @@
 """`/v1/conversations`: stored conversations, which responses continue and add to."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from typing import Annotated, Any, Final, Literal, TypedDict
 from uuid import uuid4
@@ -91,15 +91,15 @@ router = APIRouter(route_class=JsonRoute)
 async def create_conversation(body: ConversationBody, responses: Responses, request: Request) -> dict[str, Any]:
     """Creates a conversation, with items if the body has any."""
     items = await _items(body, responses, request)
-    record = new_conversation(body.metadata)
+    record = ConversationRecord(tenant.get(), f"conv_{uuid4().hex}", int(time.time()), to_json(body.metadata))
     await responses.store.conversations.create(record, items)
-    return described_conversation(record)
+    return _described(record)
 
 
 @router.get("/v1/conversations/{conversation_id}", response_model=ConversationObject)
 async def get_conversation(conversation_id: str, responses: Responses) -> dict[str, Any]:
     """Describes a conversation."""
-    return described_conversation(await responses.store.conversations.get(conversation_id))
+    return _described(await responses.store.conversations.get(conversation_id))
 
 
 @router.post("/v1/conversations/{conversation_id}", response_model=ConversationObject)
@@ -107,7 +107,7 @@ async def update_conversation(conversation_id: str, body: MetadataBody, response
     """Replaces the metadata of a conversation."""
     conversations = responses.store.conversations
     await conversations.write(partial(set_metadata, metadata=to_json(body.metadata)), conversation_id)
-    return described_conversation(await conversations.get(conversation_id))
+    return _described(await conversations.get(conversation_id))
 
 
 @router.delete("/v1/conversations/{conversation_id}")
@@ -162,7 +162,7 @@ async def delete_conversation_item(conversation_id: str, item_id: str, responses
     record = await conversations.get(conversation_id)
     await _item(conversation_id, item_id, responses.store)
     await conversations.write(partial(delete_item, item_id=item_id), conversation_id)
-    return described_conversation(record)
+    return _described(record)
 
 
 async def _items(body: ItemsBody, responses: OpenResponses, request: Request) -> list[Item]:
@@ -198,12 +198,7 @@ def _listed(found: Page[Item]) -> Response:
     )
 
 
-def new_conversation(metadata: Mapping[str, str]) -> ConversationRecord:
-    """Returns a new conversation, which is not stored yet."""
-    return ConversationRecord(tenant.get(), f"conv_{uuid4().hex}", int(time.time()), to_json(metadata))
-
-
-def described_conversation(record: ConversationRecord) -> dict[str, Any]:
+def _described(record: ConversationRecord) -> dict[str, Any]:
     """Returns a conversation in the form that clients receive."""
     metadata = stored_json(record.metadata)
     return {"id": record.id, "object": "conversation", "created_at": record.created, "metadata": metadata}

@@ -87,6 +87,9 @@ class LogEnd:
 
 EVENTS: Final = Table("roost_events", LogEntry, key=("tenant", "id", "number"), under={"tenant": str, "id": str})
 
+_PACKED: Final = ("text", "calls", "token_ids", "logprobs", "num_cached", "num_sent")
+"""Fields of a delta that a log keeps."""
+
 _LOG: Final = "tenant = ? AND id = ?"
 
 
@@ -161,31 +164,16 @@ def delete(transaction: Transaction, name: Name) -> None:
 
 def pack_delta(delta: Delta) -> bytes:
     """Returns the JSON of a delta that is not the last of its choice."""
-    calls = [[piece.index, piece.id, piece.name, piece.arguments] for piece in delta.calls]
-    logprobs = [[entry.logprob, entry.top, entry.named] for entry in delta.logprobs]
-    fields = {
-        "text": delta.text,
-        "calls": calls,
-        "token_ids": delta.token_ids,
-        "logprobs": logprobs,
-        "num_cached": delta.num_cached,
-        "num_sent": delta.num_sent,
-    }
-    return orjson.dumps({name: value for name, value in fields.items() if value})
+    return orjson.dumps({name: value for name in _PACKED if (value := getattr(delta, name))})
 
 
 def unpack_delta(packed: bytes) -> Delta:
     """Returns the delta from the result of `pack_delta`."""
     fields: dict[str, Any] = stored_json(packed)
-    return Delta(
-        0,
-        text=fields.get("text", ""),
-        calls=tuple(CallPiece(*piece) for piece in fields.get("calls", ())),
-        token_ids=tuple(fields.get("token_ids", ())),
-        logprobs=tuple(
-            TokenLogprobs(own, tuple((t, p) for t, p in top), tuple((t, p) for t, p in named))
-            for own, top, named in fields.get("logprobs", ())
-        ),
-        num_cached=fields.get("num_cached", 0),
-        num_sent=fields.get("num_sent", 0),
+    calls = tuple(CallPiece(**piece) for piece in fields.pop("calls", ()))
+    logprobs = tuple(
+        TokenLogprobs(each["logprob"], *(tuple(map(tuple, each[name])) for name in ("top", "named")))
+        for each in fields.pop("logprobs", ())
     )
+    token_ids = tuple(fields.pop("token_ids", ()))
+    return Delta(0, calls=calls, logprobs=logprobs, token_ids=token_ids, **fields)

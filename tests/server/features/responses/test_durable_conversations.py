@@ -238,6 +238,7 @@ def test_a_running_response_locks_its_conversation(database: Database) -> None:
     record = ResponseRecord("", "r1", b"pending", b"[]", b"[]", True, True, True)
     job = replace(JOB, turn=Turn("c", taken(database, "r1"), ITEMS[:1]))
     lease = written(database, response_table.insert, record, job, "owner")
+    assert written(database, lambda each: each.rows("SELECT number FROM roost_running")) == [(1,)]
     assert written(database, response_table.count_running, 0.0)[0] == 1
     written(database, lambda each: each.execute("UPDATE test_clock SET now = now + ?", 2 * LEASE_S))
     assert is_locked(database, "r2")

@@ -119,6 +119,15 @@ def test_a_repeated_write_changes_nothing(run: Callable[..., Any]) -> None:
     assert [each.number for each in run(event_table.entries, ("", "r"), 0)] == [0]
 
 
+def test_tenants_are_apart(run: Callable[..., Any]) -> None:
+    run(response_table.insert, running("r", "mine"), JOB, "a")
+    assert run(RUNNING.seize, "b", "other", "r") is None
+    assert run(response_table.delete, "other", "r") is False
+    run(response_table.insert, running("r", "my"), JOB, "a", entry(0))
+    assert run(event_table.entries, ("mine", "r"), 0) == []
+    assert run(event_table.follow, ("other", "r"), 0) == ([], False)
+
+
 def test_a_stream_is_followed_from_any_event(run: Callable[..., Any]) -> None:
     lease = run(response_table.insert, running("r"), JOB, "a")
     assert run(event_table.end_of_log, ("", "r")) == LogEnd()
