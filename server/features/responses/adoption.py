@@ -21,7 +21,7 @@ from ...tenants import tenant
 from .background_responses import Background, BackgroundRun, end_early
 from .body import ResponseBody, generation_options, generation_spec
 from .builder import ResponsesBuilder
-from .event_table import unpack_delta
+from .event_log import unpack_delta
 from .response_store import ResponseLog, ResponseStore
 from .response_table import Adoption
 

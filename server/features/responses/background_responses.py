@@ -35,7 +35,7 @@ from ...text.chat_format import ConversationMessage
 from .body import ResponseBody
 from .builder import NO_OUTPUT, TYPED_EVENTS, ResponsesBuilder
 from .conversations import Turn
-from .event_table import LogEnd, pack_delta
+from .event_log import LogEnd, pack_delta
 from .input_items import output_items
 from .response_store import ResponseLog, ResponseStore
 from .response_table import Job, ResponseRecord, pack

@@ -16,7 +16,7 @@ from .background_responses import Background
 from .checkpoint_files import CheckpointFiles
 from .checkpointer import Checkpointer, CheckpointSettings
 from .collector import StoreCollector, StoreStats
-from .log_followers import Followers
+from .event_log import Followers
 from .response_store import ResponseStore
 from .response_table import TABLES
 from .settings import ResponsesSettings

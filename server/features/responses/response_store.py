@@ -29,12 +29,11 @@ from ...storage.work import Lease
 from ...storage.worker import Leases
 from ...tenants import TenantLocks, tenant
 from ...text.chat_format import ConversationMessage
-from . import event_table, response_table
+from . import event_log, response_table
 from .checkpoint_files import CheckpointFiles
 from .collector import StoreStats
 from .conversations import CONVERSATIONS, RUNNING, Addition, ConversationStore, Item, Turn, load_of, locked
-from .event_table import LogEnd, LogEntry, pack_delta
-from .log_followers import LogFollowers
+from .event_log import LogEnd, LogEntry, LogFollowers, pack_delta
 from .response_table import RESPONSE_ID, RESPONSES, Adoption, Append, Job, ResponseRecord, pack, run_all
 
 _MAX_KEPT: Final = 4 * 2**20
@@ -230,7 +229,7 @@ class ResponseStore(TenantObjects[ResponseRecord]):
           StoreUnavailableError: The database is unavailable.
         """
         found, place = list[bytes](), 0
-        while some := await self.database.run(partial(event_table.deltas, name=adoption.claim.lease.name, place=place)):
+        while some := await self.database.run(partial(event_log.deltas, name=adoption.claim.lease.name, place=place)):
             found += [delta for _, delta in some if delta]
             place = some[-1][0] + 1
         return found
@@ -319,7 +318,7 @@ class ResponseStore(TenantObjects[ResponseRecord]):
         if not self.is_shared:
             share = self._bounds.max_bytes // max(len(self._logs), 1)
             if first := log.drop(entry, max(min(share, _MAX_KEPT), _MIN_KEPT)):
-                await self._commits.write(lambda each: event_table.drop(each, log.key, first), _OWNER_S)
+                await self._commits.write(lambda each: event_log.drop(each, log.key, first), _OWNER_S)
         log.note_commit(num_tokens)
         if final is not None:
             self.forget(log)

@@ -25,7 +25,7 @@ from ...storage.claims import Claimant, Places
 from ...storage.objects import MAX_FOUND, Bounds, Name, ObjectTable
 from ...storage.work import IS_WAITING, Claim, Lease, check
 from ...text.chat_format import ConversationMessage
-from . import conversations, event_table
+from . import conversations, event_log
 from .conversations import (
     CONVERSATIONS,
     ITEMS,
@@ -38,7 +38,7 @@ from .conversations import (
     pack_items,
     unpack_items,
 )
-from .event_table import EVENTS, LogEnd, LogEntry
+from .event_log import EVENTS, LogEnd, LogEntry
 
 MAX_RUNNING: Final = 1000
 """Limit on each tenant's running responses in the database. Beyond it, or beyond `Bounds.max_bytes` of these
@@ -211,7 +211,7 @@ def insert(
         if job.turn is not None:  # from now on, the response itself locks its conversation
             RUNNING.end(transaction, [job.turn.lease])
     if entry is not None:
-        event_table.append(transaction, [(lease, entry)])
+        event_log.append(transaction, [(lease, entry)])
     return lease
 
 
@@ -283,7 +283,7 @@ def append_all(transaction: Transaction, appends: Sequence[Append]) -> set[Lease
       The leases whose holders are still the owners. Nothing is appended to the other logs.
     """
     held = RUNNING.extend(transaction, {each.lease: (each.num_bytes, each.engine) for each in appends})
-    event_table.append(transaction, [(each.lease, each.entry) for each in appends if each.lease in held])
+    event_log.append(transaction, [(each.lease, each.entry) for each in appends if each.lease in held])
     return held
 
 
@@ -321,9 +321,9 @@ def end(
         lease.id,
     )
     if is_streamed:
-        event_table.append(transaction, [(lease, entry)])
+        event_log.append(transaction, [(lease, entry)])
     else:
-        event_table.delete(transaction, lease.name)
+        event_log.delete(transaction, lease.name)
     if conversation is not None:
         turn = Turn(conversation, lease, unpack_items(bytes(input_items))).ended(items)
         conversations.end_turn(transaction, turn)
@@ -347,7 +347,7 @@ def end_early(
     claim = RUNNING.seize(transaction, "", tenant, response_id)
     if claim is None:
         return False
-    log = event_table.end_of_log(transaction, (tenant, response_id))
+    log = event_log.end_of_log(transaction, (tenant, response_id))
     entry = log.entry([event(log.num_events)])
     end(transaction, claim.lease, entry, response, output, claim.num_bytes + entry.num_bytes)
     return True
@@ -378,7 +378,7 @@ def delete(transaction: Transaction, tenant: str, response_id: str) -> bool:
 
 def remove(transaction: Transaction, tenant: str, response_id: str) -> bool:
     """Deletes a response that has ended, and its log; returns whether it existed."""
-    event_table.delete(transaction, (tenant, response_id))
+    event_log.delete(transaction, (tenant, response_id))
     return transaction.execute(f"DELETE FROM roost_responses WHERE {_OWN}", tenant, response_id).rowcount > 0
 
 
@@ -395,7 +395,7 @@ def _adoption(transaction: Transaction, claim: Claim, engine: str | None) -> Ado
     name = claim.lease.name
     query = f"SELECT request, prompt, checkpoint, {RESPONSES.columns} FROM roost_responses WHERE {_OWN}"
     ((request, prompt, checkpoint, *record),) = transaction.rows(query, *name)
-    log = replace(event_table.end_of_log(transaction, name), num_bytes=claim.num_bytes)
+    log = replace(event_log.end_of_log(transaction, name), num_bytes=claim.num_bytes)
     exact = engine if not log.num_tokens or claim.engine == engine else None
     return Adoption(claim, RESPONSES.of(record), bytes(request), bytes(prompt), log, exact, checkpoint)
 

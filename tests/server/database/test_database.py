@@ -12,7 +12,7 @@ from databases import FAULTS, FaultyDatabase, PostgresqlServer, faulty_database,
 from roost.server.database.database import Database, Transaction
 from roost.server.database.errors import StoreUnavailableError
 from roost.server.features.responses import response_table
-from roost.server.features.responses.event_table import LogEntry
+from roost.server.features.responses.event_log import LogEntry
 from roost.server.features.responses.response_table import Append, Job, ResponseRecord
 from roost.server.storage.claims import Claimant, Places
 from roost.server.storage.work import Lease

@@ -17,9 +17,9 @@ from roost.server.database.address import StoreAddress
 from roost.server.database.database import Database, Transaction, dialect_of
 from roost.server.database.errors import FencedError, StoreFullError, StoreUnavailableError
 from roost.server.database.group_commit import INTERVAL_S, GroupCommit
-from roost.server.features.responses import event_table, response_table
+from roost.server.features.responses import event_log, response_table
 from roost.server.features.responses.conversations import RUNNING
-from roost.server.features.responses.event_table import LogEntry
+from roost.server.features.responses.event_log import LogEntry
 from roost.server.features.responses.response_table import Append, Job, ResponseRecord, run_all
 from roost.server.storage.objects import Bounds
 from roost.server.storage.work import Lease
@@ -107,7 +107,7 @@ async def test_appends_of_a_moment_take_two_statements(database: Database, monke
         assert [type(each) for each in results] == [type(None)] * 3 + [FencedError, type(None)]
         assert len(statements) == 2
     for number, entry in enumerate(entries):
-        logged = database.run_now(lambda each, n=number: event_table.entries(each, ("", f"r{n}"), 0))
+        logged = database.run_now(lambda each, n=number: event_log.entries_of(each, ("", f"r{n}"), 0))
         assert logged == ([] if number == 3 else [entry])
 
 

@@ -14,7 +14,7 @@ from roost.server.database.dialects import LEASE_S
 from roost.server.errors.request_errors import ApiError
 from roost.server.features.responses import conversations, expansion, response_table
 from roost.server.features.responses.conversations import TURN, ConversationRecord, Item, Turn
-from roost.server.features.responses.event_table import LogEntry
+from roost.server.features.responses.event_log import LogEntry
 from roost.server.features.responses.expansion import StoredPart
 from roost.server.features.responses.response_table import Job, ResponseRecord
 from roost.server.storage.objects import Bounds, PageSpec

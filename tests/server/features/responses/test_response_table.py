@@ -11,14 +11,9 @@ from query_plans import scans_of
 from roost.server.database.database import Database, Transaction
 from roost.server.database.dialects import LEASE_S
 from roost.server.database.errors import FencedError
-from roost.server.features.responses import (
-    conversations,
-    event_table,
-    expansion,
-    response_table,
-)
+from roost.server.features.responses import conversations, event_log, expansion, response_table
 from roost.server.features.responses.conversations import CONVERSATIONS, RUNNING, TURN, Item, Turn
-from roost.server.features.responses.event_table import LogEnd, LogEntry
+from roost.server.features.responses.event_log import LogEnd, LogEntry
 from roost.server.features.responses.expansion import StoredPart
 from roost.server.features.responses.response_table import RESPONSES, Adoption, Append, Job, ResponseRecord
 from roost.server.storage.claims import Claimant, Places
@@ -86,7 +81,7 @@ def test_an_owner_that_was_stopped_past_its_lease_writes_nothing(run: Callable[.
         run(response_table.set_checkpoint, lease, "state-2")
     assert rows() == before
     run(response_table.end, adoption.claim.lease, entry(1, b"end"), b"done", b"[1]", 12)
-    assert [each.events for each in run(event_table.entries, ("", "r"), 0)] == [b"x", b"end"]
+    assert [each.events for each in run(event_log.entries_of, ("", "r"), 0)] == [b"x", b"end"]
     assert run(RESPONSES.find, "", "r").response == b"done"
 
 
@@ -116,7 +111,7 @@ def test_a_repeated_write_changes_nothing(run: Callable[..., Any]) -> None:
     assert run(response_table.insert, running("r"), JOB, "a") == lease
     for _ in range(2):
         run(response_table.append_all, [Append(lease, entry(0), 6)])
-    assert [each.number for each in run(event_table.entries, ("", "r"), 0)] == [0]
+    assert [each.number for each in run(event_log.entries_of, ("", "r"), 0)] == [0]
 
 
 def test_tenants_are_apart(run: Callable[..., Any]) -> None:
@@ -124,27 +119,27 @@ def test_tenants_are_apart(run: Callable[..., Any]) -> None:
     assert run(RUNNING.seize, "b", "other", "r") is None
     assert run(response_table.delete, "other", "r") is False
     run(response_table.insert, running("r", "my"), JOB, "a", entry(0))
-    assert run(event_table.entries, ("mine", "r"), 0) == []
-    assert run(event_table.follow, ("other", "r"), 0) == ([], False)
+    assert run(event_log.entries_of, ("mine", "r"), 0) == []
+    assert run(event_log.new_entries, ("other", "r"), 0) == ([], False)
 
 
 def test_a_stream_is_followed_from_any_event(run: Callable[..., Any]) -> None:
     lease = run(response_table.insert, running("r"), JOB, "a")
-    assert run(event_table.end_of_log, ("", "r")) == LogEnd()
-    assert run(event_table.entry_of, ("", "r"), 0) == 0
+    assert run(event_log.end_of_log, ("", "r")) == LogEnd()
+    assert run(event_log.entry_of, ("", "r"), 0) == 0
     for each, size in (
         (LogEntry(0, 0, 2, 0, 0, b"", b"ab"), 2),
         (LogEntry(1, 2, 0, 0, 3, b"held back", b""), 11),
         (LogEntry(2, 2, 1, 3, 1, b"delta", b"c"), 17),
     ):
         run(response_table.append_all, [Append(lease, each, size)])
-    assert [run(event_table.entry_of, ("", "r"), n) for n in range(5)] == [0, 0, 2, 3, 3]
-    assert run(event_table.end_of_log, ("", "r")) == LogEnd(3, 3, 4)
-    texts = [b"".join(each.events for each in run(event_table.follow, ("", "r"), n)[0]) for n in range(4)]
+    assert [run(event_log.entry_of, ("", "r"), n) for n in range(5)] == [0, 0, 2, 3, 3]
+    assert run(event_log.end_of_log, ("", "r")) == LogEnd(3, 3, 4)
+    texts = [b"".join(each.events for each in run(event_log.new_entries, ("", "r"), n)[0]) for n in range(4)]
     assert texts == [b"abc", b"c", b"c", b""]
-    assert run(event_table.follow, ("", "r"), 3) == ([], True)
+    assert run(event_log.new_entries, ("", "r"), 3) == ([], True)
     run(response_table.end, lease, LogEntry(3, 3, 1, 4, 0, b"", b"d"), b"done", b"[]", 18)
-    entries, is_running = run(event_table.follow, ("", "r"), 2)
+    entries, is_running = run(event_log.new_entries, ("", "r"), 2)
     assert (b"".join(each.events for each in entries), is_running) == (b"cd", False)
 
 
@@ -166,7 +161,7 @@ def test_the_log_of_what_is_no_stream_goes_with_its_end(run: Callable[..., Any])
     lease = run(response_table.insert, replace(running("r"), is_streamed=False), JOB, "first")
     run(response_table.append_all, [Append(lease, LogEntry(0, 0, 1, 0, 1, b"delta", b""), 5)])
     run(response_table.end, lease, LogEntry(1, 1, 1, 1, 0), b"done", b"[1]", 5)
-    assert run(event_table.entries, ("", "r"), 0) == []
+    assert run(event_log.entries_of, ("", "r"), 0) == []
     assert run(Transaction.rows, "SELECT num_bytes FROM roost_responses") == [(9,)]
 
 

@@ -471,7 +471,7 @@ async def test_a_background_stream_goes_on_without_its_client(service: Service, 
 async def test_followers_are_limited_for_each_tenant(
     service: Service, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("roost.server.features.responses.log_followers.MAX_FOLLOWERS", 2)
+    monkeypatch.setattr("roost.server.features.responses.event_log.MAX_FOLLOWERS", 2)
     engine.gate.clear()
     keys = Access(keys=ApiKeys(["greedy:g", "modest:m"]))
     body = {"input": "hi", "max_output_tokens": 3, "background": True, "stream": True}

@@ -15,9 +15,8 @@ from query_plans import scans_of
 from roost.server.database.database import Database, Transaction
 from roost.server.database.errors import StoreClosedError
 from roost.server.errors.request_errors import ApiError
-from roost.server.features.responses import event_table, response_table
-from roost.server.features.responses.event_table import LogEntry
-from roost.server.features.responses.log_followers import EventLog, LogFollowers
+from roost.server.features.responses import event_log, response_table
+from roost.server.features.responses.event_log import EventLog, LogEntry, LogFollowers
 from roost.server.features.responses.response_table import Append, Job, ResponseRecord
 from roost.server.features.responses.routes import replay
 from roost.server.storage.work import Lease
@@ -53,7 +52,7 @@ class Log:
         self.events.append(b"end\n\n")
 
     def _num_entries(self) -> int:
-        return self.database.run_now(lambda each: event_table.end_of_log(each, KEY)).num_entries
+        return self.database.run_now(lambda each: event_log.end_of_log(each, KEY)).num_entries
 
 
 @pytest.fixture
@@ -98,7 +97,7 @@ async def test_followers_do_not_wait_for_a_database_that_was_closed(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As one is that a newer server has upgraded."""
-    monkeypatch.setattr("roost.server.features.responses.log_followers._OUTAGE_S", math.inf)
+    monkeypatch.setattr("roost.server.features.responses.event_log._OUTAGE_S", math.inf)
     log, followers = Log(database), followers_of(database)
     log.append(b"old\n\n")
     follower = followers.follow(KEY, 0, 30.0)
@@ -110,7 +109,7 @@ async def test_followers_do_not_wait_for_a_database_that_was_closed(
 
 async def test_a_slow_follower_holds_nobody_back(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """It finds in the database what is no longer in memory."""
-    monkeypatch.setattr("roost.server.features.responses.log_followers._TAIL_BYTES", 200)
+    monkeypatch.setattr("roost.server.features.responses.event_log._TAIL_BYTES", 200)
     log, followers = Log(database), followers_of(database)
     log.append(b"old\n\n")
     slow, quick = (followers.follow(KEY, 0, 30.0) for _ in range(2))
@@ -142,15 +141,15 @@ async def test_a_log_is_read_only_while_it_has_followers(database: Database) -> 
 
 async def test_looks_that_find_nothing_become_rare(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each one doubles the time until the next, and an event begins anew."""
-    monkeypatch.setattr("roost.server.features.responses.log_followers._POLL_S", 0.01)
-    num_looks, follow = 0, event_table.follow
+    monkeypatch.setattr("roost.server.features.responses.event_log._POLL_S", 0.01)
+    num_looks, follow = 0, event_log.new_entries
 
     def counted(transaction: Transaction, **place: Any) -> Any:
         nonlocal num_looks
         num_looks += 1
         return follow(transaction, **place)
 
-    monkeypatch.setattr(event_table, "follow", counted)
+    monkeypatch.setattr(event_log, "new_entries", counted)
     log, began = Log(database), time.monotonic()
     log.append(b"old\n\n")
     async with aclosing(followers_of(database).follow(KEY, 0, 0.6)) as following:
@@ -186,9 +185,9 @@ def test_no_statement_scans_a_log(address: str) -> None:
     database = opened(address)
     log = Log(database)
     log.append(b"a\n\n")
-    assert scans_of(database, lambda each: event_table.follow(each, KEY, 0)) == set()
-    assert scans_of(database, lambda each: event_table.end_of_log(each, KEY)) == set()
-    assert scans_of(database, lambda each: event_table.entry_of(each, KEY, 1)) == set()
+    assert scans_of(database, lambda each: event_log.new_entries(each, KEY, 0)) == set()
+    assert scans_of(database, lambda each: event_log.end_of_log(each, KEY)) == set()
+    assert scans_of(database, lambda each: event_log.entry_of(each, KEY, 1)) == set()
     database.close()
 
 
