@@ -2,6 +2,8 @@
 
     python benchmarks/cpu_step.py [--model MODEL] [--quantize int8|int4] [--rows 32] [--filled 600] [--steps 300]
     python benchmarks/cpu_step.py [--model MODEL] [--quantize int8|int4] --prefill 512 [--steps 50]
+    python benchmarks/cpu_step.py [--model MODEL] [--quantize int8|int4] --busy 1 3 6 12 20 32 [--slots 32] [--steps 50]
+    python benchmarks/cpu_step.py [--model MODEL] [--quantize int8|int4] --prompts 8 65 200 512 2000 [--steps 20]
 
 A step is the engine's own program with greedy rows, each with `filled` tokens in its window; a chunk is the engine's
 programs for the beginning of one prompt, a slice of the layers each. It is timed, and then traced: the table has the
@@ -9,6 +11,10 @@ time of each native kernel and of XLA's operations, as a low percentile over the
 something else runs does not count. The floor is the larger of two times: that of reading the matrices and states, at
 the rate at which a product of one row reads a matrix, and that of the products, at the rate of a matrix in the cache
 with many rows. Both rates are measured in the same process, with int8 matrices for int4.
+
+`--busy` has the time of the step that the engine runs for some busy slots, greedy and sampled (temperature 0.8, top-p
+0.9); `--prompts` the time from a prompt to its first token, from an idle engine. Sizes take turns; each has its least
+time and the tenth percentile.
 """
 
 import argparse
@@ -21,6 +27,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -28,9 +35,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orjson
+from roost.engine import ModelRunner, Request, SamplingParams
 from roost.engine.builder import load_runner
 from roost.engine.checkpoint.source import open_model
+from roost.engine.engine_core import EngineCore
 from roost.engine.model.layer_kinds import AttentionState
+from roost.engine.sampling.sampler import Sampled
+from roost.engine.scheduling.scheduler import Scheduler
 from roost.engine.types.config import EngineConfig
 from roost.engine.worker.executor import Executor
 from roost.engine.worker.served import PrefillShape, Program
@@ -53,6 +64,10 @@ DEFINITION: Final = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (?:\([^)]*\)|\S+)\s
 
 type Programs = Mapping[str, Callable[[], jax.Array]]
 """Programs of a step or a chunk by label, as functions that run them and return a result that need not be ready."""
+
+
+type Sizes = Iterable[tuple[str, Callable[[], None], Callable[[], None]]]
+"""Names of sizes, each with a function that prepares a call, and the call that is timed."""
 
 
 class Rates(NamedTuple):
@@ -84,10 +99,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         runner = load_runner(open_model(options.model or small(Path(folder))), config(options))
         executor: Executor = runner.executor
+        if options.busy or options.prompts:
+            calls = busy_steps(executor, options) if options.busy else first_tokens(runner, options.prompts)
+            print(sizes_page(in_turns(calls, options.steps)))
+            return
         fill(executor, options.filled)
         programs = chunk(executor, options.prefill) if options.prefill else decode_step(executor, options.rows)
         times = sorted(timed(partial(run, programs.values())) for _ in range(options.steps))
-        calls = total_of(
+        operations_of = total_of(
             traced(partial(run, [program]), Path(folder) / label, executor.compiled[label].as_text())
             for label, program in programs.items()
         )
@@ -95,16 +114,21 @@ def main() -> None:
         need = need_of_chunk(executor, options.prefill)
     else:
         need = need_of_step(executor, options.rows, options.filled)
-    print(page(times, calls, need, measured_rates(options.quantize)))
+    print(page(times, operations_of, need, measured_rates(options.quantize)))
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="what `roost serve` takes; random weights of `small` by default")
     parser.add_argument("--quantize", choices=["int8", "int4"], help="format of the matrices (bfloat16)")
-    parser.add_argument("--rows", type=int, default=32, metavar="N", help="rows of the step, 1, 4, 8, 16 or 32 (32)")
+    parser.add_argument("--rows", type=int, default=32, metavar="N", help="rows of the step, 1, 8 or 32 (32)")
     parser.add_argument("--filled", type=int, default=600, metavar="N", help="tokens before the step in each row (600)")
-    parser.add_argument("--prefill", type=int, metavar="N", help="time a chunk of 64, 128, 256 or 512 tokens instead")
+    parser.add_argument("--prefill", type=int, metavar="N", help="time a chunk of 64 or 512 tokens instead")
+    parser.add_argument("--busy", type=int, nargs="+", metavar="N", help="time steps of these numbers of busy slots")
+    parser.add_argument(
+        "--prompts", type=int, nargs="+", metavar="N", help="time first tokens of prompts of these lengths"
+    )
+    parser.add_argument("--slots", type=int, default=32, metavar="N", help="number of slots (32)")
     parser.add_argument("--steps", type=int, default=300, metavar="N", help="steps or chunks that are timed (300)")
     return parser.parse_args()
 
@@ -116,14 +140,19 @@ def small(folder: Path) -> str:
 
 
 def config(options: argparse.Namespace) -> EngineConfig:
-    return EngineConfig(slots=32, quantize=options.quantize, dtype="bfloat16", state_cache_gib=0.0)
+    return EngineConfig(slots=options.slots, quantize=options.quantize, dtype="bfloat16", state_cache_gib=0.0)
 
 
-def fill(executor: Executor, filled: int) -> None:
-    """Makes every slot a greedy request with `filled` tokens before it, a last token of its own and no end."""
+def fill(executor: Executor, filled: int, temperature: float = 0.0) -> None:
+    """Makes every slot a request with `filled` tokens before it, a last token of its own and no end."""
     pool = executor.arrays.pool
     slots = pool.slots
-    sampling = replace(slots.sampling, last_position=jnp.full_like(slots.sampling.last_position, 2**30))
+    sampling = replace(
+        slots.sampling,
+        last_position=jnp.full_like(slots.sampling.last_position, 2**30),
+        temperature=jnp.full_like(slots.sampling.temperature, temperature),
+        top_p=jnp.full_like(slots.sampling.top_p, 0.9),
+    )
     slots = slots._replace(
         tokens=jnp.arange(len(slots.tokens), dtype=slots.tokens.dtype),  # equal rows would be computed once
         positions=jnp.full_like(slots.positions, filled),
@@ -136,6 +165,50 @@ def fill(executor: Executor, filled: int) -> None:
 def decode_step(executor: Executor, rows: int) -> Programs:
     program, active = executor.programs.decode[rows], np.ones(rows, np.bool_)
     return {program.label: lambda: executor.run(program, active, np.int32(1)).tokens}
+
+
+def busy_steps(executor: Executor, options: argparse.Namespace) -> Sizes:
+    """Yields a step for each number of busy slots, and the name of its row."""
+    for temperature, name in ((0.0, "greedy"), (0.8, "sampled")):
+        for busy in options.busy:
+            rows = next(rows for rows in executor.served.decode_rows if rows >= busy)
+            program, active = executor.programs.decode[rows], np.arange(rows) < busy
+
+            def step(program: Program[Sampled] = program, active: Any = active) -> None:
+                executor.run(program, active, np.int32(1)).tokens.block_until_ready()
+
+            yield f"{busy} busy of {options.slots}, {name}", partial(fill, executor, options.filled, temperature), step
+
+
+def first_tokens(runner: ModelRunner, lengths: Iterable[int]) -> Sizes:
+    """Yields a request of one token for each length of a prompt, and the name of its row."""
+    core, ids = EngineCore(Scheduler(runner.slots, 100, runner.limits), runner), count()
+
+    def serve(length: int) -> None:
+        request = Request(str(next(ids)), tuple(range(3, 3 + length)), SamplingParams(max_tokens=1, temperature=0.0))
+        core.add(request)
+        while not core.is_idle:
+            core.step()
+
+    for length in lengths:
+        yield f"prompt of {length:,}", lambda: None, partial(serve, length)
+
+
+def in_turns(sizes: Sizes, num_calls: int) -> Mapping[str, list[float]]:
+    """Returns the seconds of `num_calls` calls of each size, in rising order."""
+    each = list(sizes)
+    times: dict[str, list[float]] = {name: [] for name, *_ in each}
+    for _ in range(num_calls):
+        for name, prepare, call in each:
+            prepare()
+            times[name].append(timed(call))
+    return {name: sorted(some) for name, some in times.items()}
+
+
+def sizes_page(times: Mapping[str, list[float]]) -> str:
+    lines = ["| size | least, ms | tenth percentile, ms |", "| --- | --- | --- |"]
+    lines += [f"| {name} | {1e3 * each[0]:.2f} | {1e3 * each[len(each) // 10]:.2f} |" for name, each in times.items()]
+    return "\n".join(lines)
 
 
 def chunk(executor: Executor, tokens: int) -> Programs:
@@ -215,15 +288,12 @@ def size_of(params: Any) -> tuple[int, int]:
 def need_of_step(executor: Executor, rows: int, filled: int) -> Need:
     """Returns what a step of the first slots needs at least."""
     elements, read = size_of(executor.arrays.params)
-    states = executor.arrays.pool.states.first(rows)
-    for layer in states:
-        is_ring = isinstance(layer, AttentionState)
-        for x in jax.tree.leaves(layer):
-            read += x.nbytes if not is_ring else 0
-        if is_ring:
-            keys = layer.rings[0][0][0]
-            window = sum(block.shape[1] for block, _ in layer.rings[0])
-            read += rows * min(filled, window) * 2 * keys.shape[2] * keys.dtype.itemsize
+    for layer in executor.arrays.pool.states.state:
+        if isinstance(layer, AttentionState):
+            keys, _ = layer.rings
+            read += rows * min(filled, keys.shape[1]) * 2 * keys.shape[2] * keys.dtype.itemsize
+        else:
+            read += sum(x.nbytes for x in layer) * rows // executor.served.rows
     return Need(read, 2.0 * rows * elements)
 
 

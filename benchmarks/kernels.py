@@ -203,7 +203,7 @@ def attend_reference(*arguments: np.ndarray) -> list[np.ndarray]:
 
 
 def decode(q: Any, k: Any, v: Any, ring_k: Any, ring_v: Any, positions: Any, backend: Any) -> Any:
-    rings = (((ring_k, ring_v),),)
+    rings = ring_k, ring_v
     out, _ = decode_attention(q[:, 0], k[:, 0], v[:, 0], rings, positions[:, 0], backend)
     return [out[:, None]]
 

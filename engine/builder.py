@@ -187,7 +187,7 @@ def _check_speculation(speculation: Speculation, model: ModelConfig, platform: P
     Raises:
       ConfigError: They cannot on this platform, or a round would be longer than the window.
     """
-    if platform.window_block is None:
+    if not platform.sizes.draft_rows:
         raise ConfigError(NO_DRAFTS)
     if speculation.num_tokens >= model.window:
         raise ConfigError(

@@ -16,27 +16,37 @@ from .window_attention import pallas_tpu_decode as decode_tpu
 from .window_attention.pallas import decode_with, prefill_with, takes_floats
 from .window_attention.pallas_gpu import decode_attention_gpu, prefill_attention_gpu
 from .window_attention.pallas_tpu_prefill import prefill_attention_tpu
+from .window_attention.xla import decode_attention_by_row
 
 _DECODE: Final = ("window_attention_decode",)
 _PREFILL: Final = ("window_attention_prefill",)
 
+_BY_ROW: Final = Kernel("decode_attention", (), decode_attention_by_row)
+
+CPU_XLA: Final = Backend("cpu-xla", (_BY_ROW,))
+"""XLA, with what suits CPUs alone."""
+
 CPU: Final = Backend(
     "cpu",
-    tuple(
-        Kernel(op, (NATIVE,), run, takes)
-        for op, run, takes in (
-            ("product", native_products.product, native_products.takes_product),
-            ("product", native_products.int4_product, native_products.takes_int4),
-            ("gated_mlp", native_products.gated_mlp, native_products.takes_gated_mlp),
-            ("rms_norm", native_layers.rms_norm, native_layers.takes_norm),
-            ("add_rms_norm", native_layers.add_rms_norm, native_layers.takes_norm),
-            ("recurrent_block", native_layers.recurrent_block, native_layers.takes_block),
-            ("decode_attention", native_layers.decode_attention, native_layers.takes_decode),
-            ("prefill_attention", native_layers.prefill_and_write, native_layers.takes_prefill),
-            ("logits", native_products.logits_of_rows, native_products.takes_output_layer),
-            ("argmax", native_products.finite_argmax, native_products.takes_output_layer),
-        )
+    (
+        *(
+            Kernel(op, (NATIVE,), run, takes)
+            for op, run, takes in (
+                ("product", native_products.product, native_products.takes_product),
+                ("product", native_products.int4_product, native_products.takes_int4),
+                ("gated_mlp", native_products.gated_mlp, native_products.takes_gated_mlp),
+                ("rms_norm", native_layers.rms_norm, native_layers.takes_norm),
+                ("add_rms_norm", native_layers.add_rms_norm, native_layers.takes_norm),
+                ("recurrent_block", native_layers.recurrent_block, native_layers.takes_block),
+                ("decode_attention", native_layers.decode_attention, native_layers.takes_attention),
+                ("prefill_attention", native_layers.prefill_and_write, native_layers.takes_attention),
+                ("logits", native_products.logits_of_rows, native_products.takes_output_layer),
+                ("argmax", native_products.finite_argmax, native_products.takes_output_layer),
+            )
+        ),
+        _BY_ROW,
     ),
+    sampled_rows=4,  # idle ones at the end cost nothing
 )
 """Native kernels for x86 CPUs. The split of a batch changes no bit of the results."""
 

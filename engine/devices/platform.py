@@ -30,7 +30,7 @@ from jax.sharding import Mesh
 
 from ...kernels import XLA, Backend, GpuSizes, backends, native
 from ...kernels.sampling import reads_logits_once
-from ..types.config import DATA, MAX_PREFILL_ROWS, MODEL, MeshShape
+from ..types.config import DATA, MAX_PREFILL_ROWS, MODEL, PREFILL_BLOCK, MeshShape
 from ..types.errors import ConfigError
 from ..types.host_memory import available_memory, shown_bytes
 
@@ -55,6 +55,25 @@ moves pay soon. While a load hovers at 256 of 608 slots, this saves a quarter of
 _logger = logging.getLogger(__name__)
 
 
+class StepSizes(NamedTuple):
+    """Sizes of the steps that are compiled.
+
+    Attributes:
+      decode_rows: Numbers of slots of the decode steps, apart from the step of all slots; ascending multiples of the
+        first.
+      prefill_shapes: Numbers of prompts and of tokens of each in the prefill steps, apart from the longest chunk;
+        None for powers of two up to it.
+      draft_rows: Numbers of slots of the steps with drafted tokens, in rising order; empty if there are none.
+    """
+
+    decode_rows: tuple[int, ...] = ()
+    prefill_shapes: tuple[tuple[int, int], ...] | None = None
+    draft_rows: tuple[int, ...] = ()
+
+
+_ALL_SLOTS: Final = StepSizes()
+
+
 @dataclass(frozen=True, slots=True)
 class Platform:
     """Decisions that depend on the hardware.
@@ -64,13 +83,12 @@ class Platform:
       gate_dtype: Dtype of the RG-LRU's gate matrices; None for the dtype of the activations.
       uses_host_memory: Whether weights and slots lie in the host's memory, which all devices share.
       max_slots: Maximum number of slots if the config leaves it open; None for as many as memory allows.
-      decode_rows: Numbers of slots of the decode steps, apart from the step of all slots; ascending multiples of the
-        first.
+      sizes: Sizes of steps, between which they differ in time.
+      padded_sizes: Sizes of steps if products compute padding once, so that few steps are compiled; None if they never
+        do.
       idle_rows_per_move: Number of idle rows, summed over decode steps, that outweigh moving the state of a slot, after
         which fewer rows suffice; 0 for moves that cost nothing.
       decode_steps: Maximum number of tokens per row of one decode dispatch.
-      window_block: Number of rows of the first block of a window, after which a step need not read the
-        unfilled ones. Slots are then stored in groups that end at `decode_rows`. None for whole arrays.
       prefill_rows: Maximum number of prompts in one prefill step.
       layers_per_slice: Number of layers in one step of a prefill batch; None for all layers.
       jits_layers: Whether each layer is a jitted function, so that layers of one kind are traced once.
@@ -89,10 +107,10 @@ class Platform:
     gate_dtype: str | None = None
     uses_host_memory: bool = False
     max_slots: int | None = None
-    decode_rows: tuple[int, ...] = ()
+    sizes: StepSizes = _ALL_SLOTS
+    padded_sizes: StepSizes | None = None
     idle_rows_per_move: int = 0
     decode_steps: int = 1
-    window_block: int | None = None
     prefill_rows: int = MAX_PREFILL_ROWS
     layers_per_slice: int | None = None
     jits_layers: bool = True
@@ -113,7 +131,10 @@ GPU: Final = replace(PORTABLE, name="gpu")
 TPU: Final = Platform(
     "tpu",
     kernels=backends.TPU,
-    decode_rows=_DECODE_ROWS,
+    sizes=StepSizes(
+        _DECODE_ROWS,
+        ((4, 64), (2, 128), (1, 256), (8, 64), (1, 512)),  # weights take as long to read as 256 tokens to compute
+    ),
     idle_rows_per_move=_IDLE_ROWS_PER_MOVE,
     jits_layers=False,  # the compiler fuses less across functions: 60 MB more per step of 512 rows of 2B
     has_layer_barrier=True,  # else every layer's output is kept, to be summed at the end
@@ -123,7 +144,8 @@ TPU: Final = Platform(
 )
 
 CPU_MESH: Final = Platform(
-    "cpu-mesh",  # devices share the cores, which native kernels would each take whole
+    "cpu-mesh",
+    kernels=backends.CPU_XLA,  # devices share the cores, which native kernels would each take whole
     gate_dtype="float32",  # no fast path for bfloat16
     uses_host_memory=True,
     max_slots=32,  # more rows gain nothing and slow down a lone request
@@ -134,15 +156,20 @@ CPU_MESH: Final = Platform(
 CPU: Final = replace(
     CPU_MESH,
     name="cpu",
-    decode_rows=(1, 4, 8, 16, 32, 64, 128, 256),
+    # Rounds of more tokens than a lone request drafts would take longer.
+    sizes=StepSizes((1, 4, 8, 16, 32, 64, 128, 256), draft_rows=(1, 8)),
     decode_steps=8,
-    window_block=512,
     prefill_rows=1,  # a prompt's tokens fill the cores as well as several prompts'
     layers_per_slice=3,  # with 128 tokens, they take as long as one decode step of eight slots
     exports_programs=True,
 )
 
-CPU_NATIVE: Final = replace(CPU, name="cpu-native", kernels=backends.CPU)
+CPU_NATIVE: Final = replace(
+    CPU,
+    name="cpu-native",
+    kernels=backends.CPU,
+    padded_sizes=StepSizes((1, 8), ((1, PREFILL_BLOCK),), (8,)),
+)
 
 
 _SMALL_GPU: Final = GpuSizes(block_memory=101_376, multiprocessors=58)
@@ -156,7 +183,7 @@ def gpu_platform(capability: tuple[int, int], sizes: GpuSizes) -> Platform:
     return replace(
         GPU,
         kernels=backends.gpu_backend(sizes),
-        decode_rows=_DECODE_ROWS,
+        sizes=StepSizes(_DECODE_ROWS),
         idle_rows_per_move=_IDLE_ROWS_PER_MOVE,
         logits_per_row=2.0,
         skips_logits=True,  # else a step of greedy rows copies the logits past each processor that it skips

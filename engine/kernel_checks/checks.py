@@ -158,7 +158,7 @@ def _token_checks(platform: Platform) -> list[TokenCheck]:
 def _kernels(checks: "_Checks", settings: EngineConfig) -> Iterator[tuple[str, list[StepShape]]]:
     """Yields the kernels that are checked in these numbers, and the sizes of their steps; "xla" if there are none."""
     platform, choosing = checks.platform, {check.kernel for check in TOKEN_CHECKS}
-    rows = [rows for rows in platform.decode_rows if rows <= MAX_ROWS] or [8]
+    rows = [rows for rows in platform.sizes.decode_rows if rows <= MAX_ROWS] or [8]
     decode = [StepShape(count, 1) for count in dict.fromkeys((rows[0], rows[-1]))]
     prompts = [StepShape(count, settings.prefill_chunk) for count in dict.fromkeys((1, min(4, platform.prefill_rows)))]
     for name in [name for name in platform.kernels.names if name not in choosing] or ["xla"]:

@@ -23,11 +23,8 @@ from ...kernels.rms_norm import add_rms_norm, rms_norm
 from ...kernels.window_attention import (
     Int8Vectors,
     Vectors,
-    block_sizes,
     decode_attention,
-    join_ring,
     prefill_attention,
-    split_ring,
 )
 from ..devices.platform import Platform
 from ..model.config import ModelConfig
@@ -274,10 +271,9 @@ def _draw_attention(draw: Draw) -> Drawn:
 def _decode(
     on: Platform, q: Array, k: Vectors, v: Vectors, ring_k: Vectors, ring_v: Vectors, positions: Array
 ) -> Results:
-    window = ring_k.shape[-2]
-    blocks = split_ring((ring_k, ring_v), block_sizes(window, on.window_block or window))
-    mixed, (new,) = decode_attention(q[:, 0], _only(k), _only(v), (blocks,), positions[:, 0], on.kernels)
-    return Results({"heads": mixed[:, None]}, _written((ring_k, ring_v), join_ring(new), positions))
+    rings = ring_k, ring_v
+    mixed, new = decode_attention(q[:, 0], _only(k), _only(v), rings, positions[:, 0], on.kernels)
+    return Results({"heads": mixed[:, None]}, _written(rings, new, positions))
 
 
 def _prefill(

@@ -65,7 +65,7 @@ class Griffin(nnx.Module):
           tokens: Token ids; anything in padding.
           positions: Position of each token in its document; 0 begins one, negative is padding (see `roost.kernels`).
           state: State after the tokens before this chunk. In a decode step it may have more rows than there are tokens;
-            see `SlotStates.first`.
+            see `SlotStates`.
           block: Tokens per block of attention; T is 1 or a multiple of it. Splitting a prompt at any block boundaries
             gives the same bits.
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Shaped
 
-from ...kernels.window_attention import Blocks, join_ring, pack, split_ring, unpack, zero_ring
+from ...kernels.window_attention import Rings, pack, unpack, zero_ring
 from ..types.snapshot import SCALE_BYTES
 from .config import ModelConfig
 
@@ -105,78 +105,38 @@ class AttentionState(NamedTuple):
     """State of an attention layer.
 
     Attributes:
-      rings: Keys (after RoPE) and values of the last W tokens, for consecutive groups of rows; each group's rings may
-        be split into blocks.
+      rings: Keys (after RoPE) and values of the last W tokens of each row.
     """
 
-    rings: tuple[Blocks, ...]
+    rings: Rings
 
     @classmethod
-    def zeros(cls, config: ModelConfig, rows: int, dtype: jnp.dtype, blocks: Sequence[int] = ()) -> "AttentionState":
-        """Returns one group of empty rings.
+    def zeros(cls, config: ModelConfig, rows: int, dtype: jnp.dtype) -> "AttentionState":
+        """Returns empty rings.
 
         Args:
           config: The model's config.
           dtype: Dtype of the activations.
-          blocks: Ring rows of each block; empty for one block.
         """
         kv_dtype = jnp.dtype(config.kv_dtype or dtype)
-
-        def ring(size: int) -> Any:
-            return zero_ring(rows, size, config.head_dim, kv_dtype, config.num_key_heads)
-
-        return cls((tuple((ring(size), ring(size)) for size in blocks or [config.window]),))
+        keys, values = (zero_ring(rows, config.window, config.head_dim, kv_dtype, config.num_key_heads) for _ in "kv")
+        return cls((keys, values))
 
     @classmethod
     def of_row(cls, windows: Shaped[Array, "W A 2 *G d"], layer: int) -> "AttentionState":
-        """Returns the state of one row, with rings in one block.
+        """Returns the state of one row.
 
         Args:
           windows: Keys and values of all layers with a window, by row of the ring.
           layer: Index of the layer among them.
         """
-        return cls((((unpack(windows[None, :, layer, 0]), unpack(windows[None, :, layer, 1])),),))
+        return cls((unpack(windows[None, :, layer, 0]), unpack(windows[None, :, layer, 1])))
 
     @property
     def row(self) -> Shaped[Array, "W 2 *G d"]:
-        """Keys and values of the first row, whose rings are in one block; the inverse of `of_row`."""
-        keys, values = self.whole
+        """Keys and values of the first row; the inverse of `of_row`."""
+        keys, values = self.rings
         return jnp.stack([pack(keys)[0], pack(values)[0]], axis=1)
-
-    @property
-    def whole(self) -> tuple[Any, Any]:
-        """Keys and values of the first group, whose rings are in one block."""
-        (keys, values), *_ = self.rings[0]
-        return keys, values
-
-    @property
-    def num_rows(self) -> int:
-        """Number of rows of the first group."""
-        rows: int = self.whole[0].shape[0]
-        return rows
-
-    @property
-    def block_sizes(self) -> tuple[int, ...]:
-        """Ring rows of each block."""
-        return tuple(keys.shape[-2] for keys, _ in self.rings[0])
-
-    def joined(self) -> "AttentionState":
-        """Returns the state with rings in one block."""
-        return AttentionState(tuple((join_ring(blocks),) for blocks in self.rings))
-
-    def split(self, sizes: Sequence[int]) -> "AttentionState":
-        """Splits rings in one block into blocks of these numbers of ring rows."""
-        return AttentionState(tuple(split_ring(blocks[0], sizes) for blocks in self.rings))
-
-    @property
-    def groups(self) -> tuple["AttentionState", ...]:
-        """State of each group of rows."""
-        return tuple(AttentionState((blocks,)) for blocks in self.rings)
-
-    @staticmethod
-    def of_groups(groups: Sequence["AttentionState"]) -> "AttentionState":
-        """Returns consecutive groups as one state; their rings stay separate arrays."""
-        return AttentionState(tuple(blocks for group in groups for blocks in group.rings))
 
 
 type LayerState = Any
@@ -264,8 +224,7 @@ def slot_axes(state: LayerState) -> LayerState:
 
 
 def num_rows(state: LayerState) -> int:
-    """Returns the number of rows of a layer's state that is one group."""
-    if isinstance(state, AttentionState):
-        return state.num_rows
-    rows: int = state[0].shape[slot_axes(state)[0]]
+    """Returns the number of rows of a layer's state."""
+    arrays, axes = jax.tree.leaves(state), jax.tree.leaves(slot_axes(state))
+    rows: int = arrays[0].shape[axes[0]]
     return rows

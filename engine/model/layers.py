@@ -27,7 +27,6 @@ from ...kernels.products import gated_mlp, product
 from ...kernels.recurrent_block import RecurrentWeights, recurrent_block
 from ...kernels.rms_norm import add_rms_norm, rms_norm
 from ...kernels.window_attention import (
-    Blocks,
     Rings,
     Vectors,
     decode_attention,
@@ -174,8 +173,12 @@ class RecurrentBlock(nnx.Module):
             state = RecurrentState(new.h, new.conv)
             return state, states.put(offset, state), mixed.at[offset].set(new.mixed.reshape(mixed.shape[1:]))
 
-        mixed = jnp.zeros((depth, pairs.counts.shape[0], state.h.shape[-1]), xy.dtype)
-        carry = state, RecurrentStates.zeros(state, depth), mixed
+        rows = pairs.counts.shape[0]
+        nothing, mixed = (
+            RecurrentStates.zeros(state, rows, depth),
+            jnp.zeros((depth, rows, state.h.shape[-1]), xy.dtype),
+        )
+        carry = nothing.first, nothing, mixed
         _, states, mixed = jax.lax.fori_loop(0, pairs.depth, step, carry)
         return self.out(pairs.of_offsets(mixed)).reshape(u.shape), states
 
@@ -214,11 +217,10 @@ class AttentionBlock(nnx.Module):
         if u.shape[1] == 1:  # without a time axis, which would change every array's layout on a TPU
             mixed, rings = self._decode(*self._project(u[:, 0], positions[:, 0]), state.rings, positions)
         else:
-            ((whole,),) = state.rings
             q, k, v = self._project(u, positions)
             held_k, held_v = (self._as_held(self._heads_first(self._all_key_heads(x))) for x in (k, v))
-            mixed, whole = self._prefill(q, held_k, held_v, whole, positions, block)
-            rings, block_states = ((whole,),), AttentionBlockStates(held_k, held_v)
+            mixed, rings = self._prefill(q, held_k, held_v, state.rings, positions, block)
+            block_states = AttentionBlockStates(held_k, held_v)
         rows = mixed.reshape(*mixed.shape[:-2], -1).astype(u.dtype)
         return self.out(rows).reshape(u.shape), AttentionState(rings), block_states
 
@@ -229,9 +231,7 @@ class AttentionBlock(nnx.Module):
         q, k, v = self._project(u[:, 0], positions[:, 0])
         new, heads = (q, self._as_held(k), self._as_held(v)), self.config.num_key_heads
 
-        def step(
-            offset: Array, carry: tuple[tuple[Blocks, ...], OldRows, Array]
-        ) -> tuple[tuple[Blocks, ...], OldRows, Array]:
+        def step(offset: Array, carry: tuple[Rings, OldRows, Array]) -> tuple[Rings, OldRows, Array]:
             rings, old, mixed = carry
             q, k, v = jax.tree.map(partial(pairs.at, offset), new)
             at = jnp.where(offset < pairs.counts, pairs.at(offset, positions[:, 0]), -1)
@@ -260,8 +260,8 @@ class AttentionBlock(nnx.Module):
         return q, k, v
 
     def _decode(
-        self, q: Array, k: Array, v: Array, rings: tuple[Blocks, ...], positions: Int32[Array, "B 1"]
-    ) -> tuple[Float[Array, "B N d"], tuple[Blocks, ...]]:
+        self, q: Array, k: Array, v: Array, rings: Rings, positions: Int32[Array, "B 1"]
+    ) -> tuple[Float[Array, "B N d"], Rings]:
         """Attends with all heads of this device's rows, and returns the outputs of this shard's heads of all rows."""
         count = q.shape[1] * self.collectives.model
         q, k, v = self._exchange_heads(q, k, v)

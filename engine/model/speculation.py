@@ -13,16 +13,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int32, Shaped
 
+from ...kernels.arithmetic import first_rows, with_first_rows
 from ...kernels.window_attention import (
-    Blocks,
+    Rings,
     Vectors,
     for_each_head,
     heads_as_rows,
     num_key_heads,
     put_tokens,
-    read_blocks,
+    read_ring,
     rows_as_heads,
-    write_blocks,
+    write_ring,
     zero_ring,
 )
 from ..types.config import HISTORY, Speculation
@@ -322,27 +323,38 @@ class RecurrentStates(NamedTuple):
     """States of a recurrent layer after each position; those past a row's last position are that row's last one.
 
     Attributes:
+      before: State of all slots before the first position; the first slots are the rows.
       h: State of the RG-LRU.
       conv: State of the convolution.
     """
 
+    before: RecurrentState
     h: Float32[Array, "S B E"]
     conv: Float[Array, "S K1 B E"]
 
     @classmethod
-    def zeros(cls, state: RecurrentState, steps: int) -> "RecurrentStates":
-        """Returns room for the states after `steps` positions."""
-        return cls(*(jnp.zeros((steps, *x.shape), x.dtype) for x in state))
+    def zeros(cls, before: RecurrentState, rows: int, steps: int) -> "RecurrentStates":
+        """Returns room for the states after `steps` positions of the first rows."""
+        h, conv = first_rows(before.h, rows, 1), first_rows(before.conv, rows, 1, axis=1)
+        return cls(before, *(jnp.zeros((steps, *x.shape), x.dtype) for x in (h, conv)))
+
+    @property
+    def first(self) -> RecurrentState:
+        """State of the rows before their first position."""
+        rows = self.h.shape[1]
+        return RecurrentState(first_rows(self.before.h, rows, 1), first_rows(self.before.conv, rows, 1, axis=1))
 
     def put(self, step: Int32[Array, ""], state: RecurrentState) -> "RecurrentStates":
         """Returns the states with the one after a position."""
-        return RecurrentStates(*(all_.at[step].set(one) for all_, one in zip(self, state, strict=True)))
+        return self._replace(h=self.h.at[step].set(state.h), conv=self.conv.at[step].set(state.conv))
 
     def keep(self, kept: Kept) -> RecurrentState:
-        """Returns each row's state after its last kept position."""
+        """Returns the state of all slots, each row's being the one after its last kept position."""
         rows, last = jnp.arange(self.h.shape[1]), jnp.clip(kept.last, 0, jnp.maximum(kept.counts - 1, 0))
-        conv = jnp.moveaxis(self.conv, 2, 1)[last, rows]
-        return RecurrentState(self.h[last, rows], jnp.moveaxis(conv, 0, 1))
+        conv = jnp.moveaxis(jnp.moveaxis(self.conv, 2, 1)[last, rows], 0, 1)
+        return RecurrentState(
+            with_first_rows(self.before.h, self.h[last, rows], 1), with_first_rows(self.before.conv, conv, 1, axis=1)
+        )
 
 
 class AttentionStates(NamedTuple):
@@ -350,7 +362,7 @@ class AttentionStates(NamedTuple):
 
     Attributes:
       state: State after all positions.
-      old: Keys and values of the positions' ring rows, for each group of rows.
+      old: Keys and values of the positions' ring rows.
     """
 
     state: AttentionState
@@ -358,47 +370,29 @@ class AttentionStates(NamedTuple):
 
     def keep(self, kept: Kept) -> AttentionState:
         """Returns rings that have the keys of kept positions only."""
-        heads = num_key_heads(self.state.rings[0][0][0])
-        rings = heads_as_rows(self.state.rings, heads)
+        heads = num_key_heads(self.state.rings[0])
         starts, counts, last = (for_each_head(x, heads) for x in kept)
-        restored, first = [], 0
-        for blocks, (keys, values) in zip(rings, self.old, strict=True):
-            rows = slice(first, first + keys.shape[0])
-            offsets = jnp.arange(keys.shape[1])
-            undone = (offsets > last[rows, None]) & (offsets < counts[rows, None])
-            positions = jnp.where(undone, starts[rows, None] + offsets, -1)
-            restored.append(write_blocks(blocks, keys, values, positions, starts[rows]))
-            first += keys.shape[0]
-        return AttentionState(rows_as_heads(tuple(restored), heads))
+        offsets = jnp.arange(self.old[0].shape[1])
+        undone = (offsets > last[:, None]) & (offsets < counts[:, None])
+        positions = jnp.where(undone, starts[:, None] + offsets, -1)
+        rings = write_ring(heads_as_rows(self.state.rings, heads), *self.old, positions, starts)
+        return AttentionState(rows_as_heads(rings, heads))
 
 
-type OldRows = tuple[tuple[Vectors, Vectors], ...]
-"""Keys and values of several positions of each row, for each group of rows."""
+type OldRows = tuple[Vectors, Vectors]
+"""Keys and values of several positions of each row."""
 
 type VerifiedStates = RecurrentStates | AttentionStates
 """States of one layer after several positions."""
 
 
-def no_rows(rings: tuple[Blocks, ...], rows: int, depth: int) -> OldRows:
-    """Returns room for the entries of each group's rings at `depth` positions of the first rows."""
-    old, left = [], rows
-    for blocks in rings:
-        keys, _ = blocks[0]
-        count = min(left, keys.shape[0])
-        zeros = zero_ring(count, depth, keys.shape[-1], keys.dtype)
-        old.append((zeros, zeros))
-        left -= count
-    return tuple(old)
+def no_rows(rings: Rings, rows: int, depth: int) -> OldRows:
+    """Returns room for the entries of rings at `depth` positions of the first rows."""
+    zeros = zero_ring(rows, depth, rings[0].shape[-1], rings[0].dtype)
+    return zeros, zeros
 
 
-def read_rows(
-    rings: tuple[Blocks, ...], old: OldRows, positions: Int32[Array, " B"], offset: Int32[Array, ""]
-) -> OldRows:
+def read_rows(rings: Rings, old: OldRows, positions: Int32[Array, " B"], offset: Int32[Array, ""]) -> OldRows:
     """Returns `old` with the rings' entries of one position of each row, at its offset."""
-    read, first = [], 0
-    for blocks, (keys, values) in zip(rings, old, strict=True):
-        own = positions[first : first + keys.shape[0]]
-        k, v = read_blocks(blocks, own, 1)
-        read.append((put_tokens(keys, k, offset), put_tokens(values, v, offset)))
-        first += keys.shape[0]
-    return tuple(read)
+    keys, values = read_ring(rings, positions)
+    return put_tokens(old[0], keys, offset), put_tokens(old[1], values, offset)

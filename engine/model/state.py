@@ -165,15 +165,12 @@ type RowArrays = tuple[Shaped[Array, "..."], ...]
 """State of one row, as `StateLayout.formats` lists its arrays."""
 
 
-def zero_state(
-    config: ModelConfig, rows: int, dtype: jnp.dtype, blocks: Sequence[int] = (), model_shards: int = 1
-) -> ModelState:
+def zero_state(config: ModelConfig, rows: int, dtype: jnp.dtype, model_shards: int = 1) -> ModelState:
     """Returns the state before the first token.
 
     Args:
       config: The model's config.
       dtype: Dtype of the activations.
-      blocks: Window rows of each block; empty for windows in one block.
       model_shards: Number of shards along `model`, whose padding the arrays have.
     """
 
@@ -184,7 +181,7 @@ def zero_state(
 
     def layer(kind: LayerKind) -> LayerState:
         if kind.window is not None:
-            return AttentionState.zeros(config, rows, dtype, blocks)
+            return AttentionState.zeros(config, rows, dtype)
         return kind.state(*map(zeros, kind.arrays))
 
     return tuple(layer(LAYER_KINDS[kind]) for kind in config.block_types)
@@ -221,7 +218,7 @@ def _rows_and_steps(layers: Sequence[LayerBlockStates | None], block: int) -> tu
 
 
 def state_of_row(layout: StateLayout, layers: ModelState, arrays: RowArrays) -> ModelState:
-    """Returns the state of one row, with windows in one block.
+    """Returns the state of one row.
 
     Args:
       layout: Layout of the model's state.

@@ -647,7 +647,7 @@ def _decode_steps(durations: StepDurations, window: float) -> tuple[float, ...]:
       window: Mean number of tokens in the attention window of a request.
     """
     slots = durations.roofline.slots
-    sizes = (*part_rows(TPU, slots, durations.roofline.shards), slots)
+    sizes = (*part_rows(TPU.sizes.decode_rows, slots, durations.roofline.shards), slots)
     rows = (next(size for size in sizes if size >= count) for count in range(slots + 1))
     return tuple(durations.decode_seconds(size, round(count * window)) for count, size in enumerate(rows))
 

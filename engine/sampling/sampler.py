@@ -384,7 +384,8 @@ def sample(
     Args:
       logits: The model's logits.
       positions: Positions of the tokens to be chosen, which together with a row's seed determine all its randomness.
-      active: Rows whose result is read. The others cost nothing, and their result is arbitrary.
+      active: Rows whose result is read. The others cost nothing, and their result is arbitrary; of those at the end,
+        nothing is computed if the backend samples some rows at a time.
       backend: Backend of the kernels.
     """
     rows, at_a_time = logits.shape[0], backend.sampled_rows
@@ -403,7 +404,8 @@ def sample(
         return put_all
 
     nothing = Sampled(jnp.zeros(rows, jnp.int32), no_logprobs((rows,), logits.shape[1], state.named_ids.shape[1]))
-    sampled: Sampled = jax.lax.fori_loop(0, -(-rows // at_a_time), sample_block, nothing)
+    num_used = jnp.max(jnp.where(active, jnp.arange(1, rows + 1), 0))
+    sampled: Sampled = jax.lax.fori_loop(0, -(-num_used // at_a_time), sample_block, nothing)
     return sampled
 
 
@@ -636,7 +638,9 @@ def score(
     logprobs_of: Callable[[Array, Array], Logprobs],
     hidden: Float[Array, "T D"],
     targets: Int32[Array, " T"],
+    count: Int32[Array, ""] | int,
     block: int,
+    vocab_size: int,
 ) -> Logprobs:
     """Returns log-probabilities of a chunk's next tokens, computed by block, since logits of a chunk would be large.
 
@@ -644,9 +648,16 @@ def score(
       logprobs_of: Computes log-probabilities of `[block]` targets from `[block, D]` activations.
       hidden: Activations after the final norm.
       targets: Token after each position.
+      count: Number of blocks; the results of later ones are zeros.
       block: Positions per block; T is a multiple of it.
     """
-    blocks = (hidden.reshape(-1, block, hidden.shape[-1]), targets.reshape(-1, block))
-    scored: Logprobs = jax.lax.map(lambda item: logprobs_of(*item), blocks)
-    flat: Logprobs = jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), scored)
-    return flat
+
+    def score_block(index: Array, scored: Logprobs) -> Logprobs:
+        start = index * block
+        own = (jax.lax.dynamic_slice_in_dim(x, start, block) for x in (hidden, targets))
+        put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
+        with_block: Logprobs = jax.tree.map(put, scored, logprobs_of(*own))
+        return with_block
+
+    scored: Logprobs = jax.lax.fori_loop(0, count, score_block, no_logprobs(targets.shape, vocab_size, 0))
+    return scored

@@ -199,7 +199,7 @@ class BatchPlanner:
         if is_urgent and any(_blocks_left(each) < _blocks_left(first) for each in ordered):
             most = PREFILL_BLOCK
         length = _chunk_length(_num_left(first), most)
-        rows = self._choose_rows(ordered, min(most // length, self._limits.prefill_rows))
+        rows = self._choose_rows(ordered, min(most // length, self._limits.rows_of(length)))
         chunks = tuple(_take_chunk(each, min(length, most), running) for each in rows)
         return PrefillBatch(chunks, is_last_slice=self._limits.prefill_layer_slices == 1)
 

@@ -340,10 +340,13 @@ class StepLimits:
     Attributes:
       prefill_chunk: Maximum number of prompt tokens per step.
       prefill_rows: Maximum number of prompts per step.
+      prefill_shapes: Numbers of prompts and of tokens of each that steps have room for; empty for any up to
+        `prefill_chunk` tokens together.
       prefill_layer_slices: Number of steps of a prefill batch. Each step runs a slice of the layers, so that a
         decode step waits for only one slice.
       decode_steps: Maximum number of tokens per request and dispatch.
-      decode_rows: Compiled numbers of rows, ascending; a step runs the first slots in the order of `slot_order`.
+      decode_rows: Numbers of rows between which decode steps differ in time, ascending; a step runs the first slots in
+        the order of `slot_order`.
       idle_rows_per_move: Number of idle rows, summed over decode steps, that outweigh moving the state of a slot; 0 for
         moves that cost nothing.
       mask_words: Number of words of a token mask.
@@ -357,6 +360,7 @@ class StepLimits:
 
     prefill_chunk: int
     prefill_rows: int = MAX_PREFILL_ROWS
+    prefill_shapes: tuple[tuple[int, int], ...] = ()
     prefill_layer_slices: int = 1
     decode_steps: int = 1
     decode_rows: tuple[int, ...] = ()
@@ -366,6 +370,12 @@ class StepLimits:
     shard_rows: int = 0
     itl_target_s: float | None = None
     speculation: Speculation | None = None
+
+    def rows_of(self, length: int) -> int:
+        """Returns the maximum number of prompts of a step with chunks of up to `length` tokens."""
+        if not self.prefill_shapes:
+            return self.prefill_rows
+        return max((rows for rows, most in self.prefill_shapes if most >= length), default=1)
 
 
 @dataclass(frozen=True, slots=True)

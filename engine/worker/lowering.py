@@ -140,8 +140,8 @@ def _device_leaves(program: Program[Any], served: Served) -> list[Any]:
     slices = leaf_slices(served.params, served.pool)
     leaves: list[Any] = [None] * slices["hidden"].stop
     for name in program.reads:
-        shapes = _placed(served, _shape(name, program, served), _spec(name, served))
-        leaves[slices[name]] = jax.tree.leaves(shapes)
+        arrays = {"params": served.params, "pool": served.pool, "hidden": served.hidden}
+        leaves[slices[name]] = jax.tree.leaves(_placed(served, arrays[name], _spec(name, served)))
     return leaves
 
 
@@ -208,13 +208,6 @@ def pool_partition_specs(pool: StatePool) -> StatePool:
 
 def _spec(name: ArrayName, served: Served) -> Any:
     return {"params": served.specs, "pool": pool_partition_specs(served.pool), "hidden": SLOTS}[name]
-
-
-def _shape(name: ArrayName, program: Program[Any], served: Served) -> Any:
-    shapes = {"params": served.params, "pool": served.pool}
-    if name in shapes:
-        return shapes[name]
-    return jax.ShapeDtypeStruct((*jax.tree.leaves(program.inputs)[0].shape, served.config.width), served.dtype)
 
 
 def leaf_slices(params: Params, pool: StatePool) -> Mapping[ArrayName, slice]:

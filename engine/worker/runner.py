@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from ..model.state import BlockStates
 from ..sampling.sampler import Logprobs, Sampled
-from ..types.config import MAX_PREFILL_ROWS, DraftCounts
+from ..types.config import MAX_PREFILL_ROWS, PREFILL_BLOCK, DraftCounts
 from ..types.host_memory import HostArray
 from ..types.request import (
     Batch,
@@ -29,6 +29,7 @@ from ..types.request import (
 )
 from ..types.snapshot import BlockState, SavedStateFormat, Snapshot
 from .executor import Executor
+from .served import Program
 from .speculative_steps import Speculated
 from .transfer import (
     draft_columns,
@@ -262,18 +263,26 @@ class ModelRunner:
             self._copy(source, target)
         self._replay(batch.replays)
         served, run = self.served, self.executor.run
+        speculate = self._speculate(batch)
         rows, places = served.decode_places(batch.slots)
-        has_drafts = bool(batch.drafts) and self.executor.has(self._programs.speculate.get(rows))
-        masks = masks_after_drafts(batch) if has_drafts else batch.masks
+        if speculate is not None:
+            rows = speculate.inputs[0].shape[0]
+        masks = batch.masks if speculate is None else masks_after_drafts(batch)
         for slots, words in mask_columns(masks, MAX_PREFILL_ROWS, served.rows, served.mask_words):
             run(self._programs.set_mask, slots, words)
         active = np.zeros(rows, np.bool)
         active[list(places)] = True
-        if has_drafts:
-            limits, forced = draft_columns(batch.drafts, places, (rows, self._max_drafts))
-            result = run(self._programs.speculate[rows], active, limits, forced, np.int32(batch.steps))
-            return PendingSpeculation(batch, places, self._max_drafts, result)
-        return PendingDecode(batch, places, run(self._programs.decode[rows], active, np.int32(batch.steps)))
+        if speculate is None:
+            return PendingDecode(batch, places, run(self._programs.decode[rows], active, np.int32(batch.steps)))
+        limits, forced = draft_columns(batch.drafts, places, (rows, self._max_drafts))
+        result = run(speculate, active, limits, forced, np.int32(batch.steps))
+        return PendingSpeculation(batch, places, self._max_drafts, result)
+
+    def _speculate(self, batch: DecodeBatch) -> Program[Speculated] | None:
+        """Returns the smallest program for a batch's drafts; None without drafts, or until it is compiled."""
+        fitting = (each for rows, each in self._programs.speculate.items() if rows > max(batch.slots))
+        program = next(fitting, None) if batch.drafts else None
+        return program if self.executor.has(program) else None
 
     def _replay(self, rows: Sequence[ReplayedRow]) -> None:
         """Sets slots' decoding states, some at a time; restores the snapshots that come with them."""
@@ -299,7 +308,7 @@ class ModelRunner:
         if not batch.is_last_slice:
             return PendingSlice(batch, result.last)
         sampled = self._fork_and_sample(batch)
-        scores = self._score(batch, places, shape.rows * shards, shape.length)
+        scores = self._score(chunks)
         rows = zip(chunks, places, ends, strict=True) if self.keeps_snapshots else ()
         readers = (partial(self._begin_read, block_states, result.last, *row) for row in rows)
         return PendingPrefill(batch, tuple(places), result.last, sampled, scores, tuple(readers))
@@ -308,11 +317,13 @@ class ModelRunner:
         """Lets another thread call `read_block_states`; returns a function that waits for the result."""
         return self._reader.submit(read_block_states, *arguments).result
 
-    def _score(self, batch: PrefillBatch, places: Sequence[int], rows: int, length: int) -> Logprobs | None:
-        if all(chunk.request.params.prompt_logprobs is None for chunk in batch.chunks):
+    def _score(self, chunks: Sequence[PrefillChunk]) -> Logprobs | None:
+        """Scores the tokens of a chunk that is alone in its batch, if its request wants that."""
+        if chunks[0].request.params.prompt_logprobs is None:
             return None
-        targets = score_targets(batch.chunks, places, rows, length)
-        return self.executor.run(self._programs.score[length], targets)
+        (chunk,), program = chunks, self._programs.score
+        targets = score_targets(chunk, chunk.slot // self.limits.shard_rows, program.inputs[0].shape)
+        return self.executor.run(program, targets, np.int32(-(-chunk.length // PREFILL_BLOCK)))
 
     def _fork_and_sample(self, batch: PrefillBatch) -> tuple[Sampled, ...]:
         """Copies slots for forks, then samples first tokens, some at a time."""

@@ -19,18 +19,18 @@ from jax.sharding import Mesh
 from ...kernels.matrices import pack_param, pack_shapes
 from ..checkpoint.source import ModelSource, open_tensors
 from ..checkpoint.weights import Checkpoint, HostParam, Put, load_params, random_params, sharded_over
-from ..devices.platform import Platform
+from ..devices.platform import Platform, StepSizes
 from ..model.config import ModelConfig, Params
 from ..model.griffin import abstract_model
 from ..model.sharding import Collectives, bytes_per_device, shard_params
-from ..model.slot_states import BlockedStates, ContiguousStates
+from ..model.slot_states import SlotStates
 from ..model.speculation import zero_draft_state
-from ..model.state import RowArrays, StateLayout, state_layout
+from ..model.state import RowArrays, StateLayout, state_layout, zero_state
 from ..sampling.sampler import Logprobs, Sampled, zero_sampling_state, zero_token_memory
 from ..types.config import MAX_PREFILL_ROWS, PREFILL_BLOCK, EngineConfig, MeshShape, Speculation, StepLimits
 from ..types.output_constraint import words_of_mask
 from ..types.snapshot import SavedStateFormat, SnapshotFormat
-from .speculative_steps import Speculated, pair_sizes, speculative_step
+from .speculative_steps import Speculated, speculative_step
 from .steps import (
     PrefillResult,
     SlotState,
@@ -38,7 +38,6 @@ from .steps import (
     copy_step,
     decode_step,
     first_token_step,
-    later_prefill_step,
     mask_step,
     prefill_step,
     read_step,
@@ -114,15 +113,37 @@ class Served:
         count = self.devices.shards.count
         return -(-max(self.slots, 2) // count) * count  # a step of one row takes another path, slow and with other bits
 
+    @property
+    def sizes(self) -> StepSizes:
+        """Sizes of the steps that are compiled."""
+        platform, is_quantized = self.devices.platform, self.config.quantize or self.settings.quantize
+        has_products = is_quantized or self.dtype == jnp.bfloat16  # native ones, which compute padding once
+        return platform.padded_sizes if platform.padded_sizes and has_products else platform.sizes
+
     @cached_property
     def decode_rows(self) -> tuple[int, ...]:
         """Numbers of slots for which there is a decode program, in rising order."""
-        return (*part_rows(self.devices.platform, self.rows, self.devices.shards), self.rows)
+        return self._with_all(self.sizes.decode_rows)
+
+    def _with_all(self, sizes: Sequence[int]) -> tuple[int, ...]:
+        return (*part_rows(sizes, self.rows, self.devices.shards), self.rows)
 
     @cached_property
     def prefill_shapes(self) -> tuple[PrefillShape, ...]:
         """Shapes for which there are prefill programs."""
-        return prefill_shapes(self.settings.prefill_chunk, self.devices.platform.prefill_rows)
+        return prefill_shapes(
+            self.settings.prefill_chunk, self.devices.platform.prefill_rows, self.sizes.prefill_shapes
+        )
+
+    @property
+    def prefill_tokens(self) -> int:
+        """Number of tokens of the largest prefill step of a data shard."""
+        return max(rows * length for rows, length in self.prefill_shapes)
+
+    @property
+    def hidden(self) -> jax.ShapeDtypeStruct:
+        """Shape of the activations of a prefill step's tokens, of all data shards."""
+        return jax.ShapeDtypeStruct((self.devices.shards.data * self.prefill_tokens, self.config.width), self.dtype)
 
     @cached_property
     def layer_slices(self) -> tuple[range, ...]:
@@ -152,8 +173,8 @@ class Served:
 
     def fit(self, rows: int, length: int) -> PrefillShape:
         """Returns the smallest prefill shape with room for `rows` chunks of up to `length` tokens."""
-        fitting_rows = min(shape.rows for shape in self.prefill_shapes if shape.rows >= rows)
-        return min(shape for shape in self.prefill_shapes if shape.rows == fitting_rows and shape.length >= length)
+        fitting = (shape for shape in self.prefill_shapes if shape.rows >= rows and shape.length >= length)
+        return min(fitting, key=lambda shape: (shape.rows * shape.length, shape.rows))
 
     @property
     def slot_order(self) -> tuple[int, ...]:
@@ -190,9 +211,10 @@ class Served:
         return StepLimits(
             prefill_chunk=settings.prefill_chunk,
             prefill_rows=max(shape.rows for shape in self.prefill_shapes),
+            prefill_shapes=self.prefill_shapes,
             prefill_layer_slices=len(self.layer_slices),
             decode_steps=decode_steps,
-            decode_rows=self.decode_rows,
+            decode_rows=self._with_all(self.devices.platform.sizes.decode_rows),
             idle_rows_per_move=self.devices.platform.idle_rows_per_move,
             mask_words=self.mask_words,
             slot_order=self.slot_order,
@@ -215,17 +237,14 @@ class Served:
         return SavedStateFormat(identity, self.config.vocab_size, snapshot)
 
     def new_pool(self) -> StatePool:
-        """Returns an empty state pool of all shards, in the platform's layout."""
+        """Returns an empty state pool of all shards."""
         config, rows, shards = self.config, self.rows, self.devices.shards
         tokens, positions = jnp.zeros(rows, jnp.int32), jnp.zeros(rows, jnp.int32)
         memory = zero_token_memory(rows, config.vocab_size)
         drafts = zero_draft_state(rows) if self.has_drafts else None
         slots = SlotState(tokens, positions, jnp.ones(rows, jnp.bool), zero_sampling_state(rows), memory, drafts)
-        ends, parts = jnp.zeros((rows, config.width), self.dtype), self.decode_rows[:-1]
-        if self.devices.platform.window_block is None:
-            return StatePool(ContiguousStates.zeros(config, rows, self.dtype, shards, parts), slots, ends)
-        blocks = BlockedStates.zeros(config, rows, self.dtype, parts, self.devices.platform.window_block)
-        return StatePool(blocks, slots, ends)
+        states = SlotStates(zero_state(config, rows, self.dtype, shards.model), shards)
+        return StatePool(states, slots, jnp.zeros((rows, config.width), self.dtype))
 
     @cached_property
     def pool(self) -> StatePool:
@@ -307,31 +326,38 @@ def _put_packed(path: tuple[Any, ...], param: HostParam) -> Any:
     return jax.device_put(pack_param(param))
 
 
-def part_rows(platform: Platform, rows: int, shards: MeshShape) -> tuple[int, ...]:
+def part_rows(sizes: Sequence[int], rows: int, shards: MeshShape) -> tuple[int, ...]:
     """Returns the numbers of slots of the decode steps that take some slots only, in rising order.
 
-    A step takes the same number of first slots of each device, a multiple of the platform's smallest step. Along
-    `model` the devices' slots lie one after the other, and the multiple must divide them too.
+    A step takes the same number of first slots of each device, a multiple of the smallest size. Along `model` the
+    devices' slots lie one after the other, and the multiple must divide them too.
 
     Args:
-      platform: Platform of the devices.
+      sizes: Sizes of a platform, in rising order.
       rows: Number of slots of all shards.
       shards: Mesh over which the slots are sharded.
     """
-    own, least = rows // shards.count, min(platform.decode_rows, default=1)
+    own, least = rows // shards.count, min(sizes, default=1)
     if shards.model > 1 and own % least:
         return ()
-    sizes = {-(-size // (least * shards.count)) * least for size in platform.decode_rows}
-    return tuple(size * shards.count for size in sorted(sizes) if size < own)
+    of_device = {-(-size // (least * shards.count)) * least for size in sizes}
+    return tuple(size * shards.count for size in sorted(of_device) if size < own)
 
 
-def prefill_shapes(chunk: int, max_rows: int) -> tuple[PrefillShape, ...]:
-    """Returns lengths from `PREFILL_BLOCK`, doubled up to the chunk, with powers of two as rows that fit the chunk."""
-    lengths = [PREFILL_BLOCK]
-    while lengths[-1] < chunk:
-        lengths.append(min(2 * lengths[-1], chunk))
-    rows = [2**i for i in range(max_rows.bit_length())]
-    return tuple(PrefillShape(n, length) for length in lengths for n in rows if n * length <= chunk)
+def prefill_shapes(
+    chunk: int, max_rows: int, shapes: tuple[tuple[int, int], ...] | None = None
+) -> tuple[PrefillShape, ...]:
+    """Returns shapes of at most a chunk of tokens, with fewer rows than given where these do not fit, and the chunk.
+
+    Args:
+      shapes: See `StepSizes.prefill_shapes`.
+    """
+    if shapes is None:
+        lengths = [PREFILL_BLOCK * 2**i for i in range((chunk // PREFILL_BLOCK).bit_length())]
+        rows = [2**i for i in range(max_rows.bit_length())]
+        shapes = tuple((n, length) for length in (*lengths, chunk) for n in rows if n * length <= chunk)
+    fitting = (PrefillShape(min(n, chunk // length), length) for n, length in shapes if length < chunk)
+    return tuple(dict.fromkeys((*fitting, PrefillShape(1, chunk))))
 
 
 def layer_slices(depth: int, size: int | None) -> tuple[range, ...]:
@@ -375,6 +401,7 @@ class Program[Result]:
 
 _POOL: Final[tuple[ArrayName, ...]] = ("pool",)
 _MODEL: Final[tuple[ArrayName, ...]] = ("params", "pool")
+_ACTIVATIONS: Final[tuple[ArrayName, ...]] = ("pool", "hidden")
 
 
 class DevicePrograms:
@@ -384,13 +411,13 @@ class DevicePrograms:
       decode: Generates tokens in the first slots, by the number of slots.
       first_token: Samples the token after each prompt, and makes its slot ready to decode.
       prefill: Prefills chunks, by shape; one program per layer slice.
-      score: Log-probabilities of prompt tokens after a prefill step, by the length of its chunks.
+      score: Log-probabilities of prompt tokens after a prefill step of one chunk.
       set_mask: Sets token masks of some slots; a slot past the pool is skipped.
       copy_slot: Copies a slot onto another.
       restore: Scatters a snapshot into a slot, and the activation of its last token.
       read_slot: Gathers a slot's state; None if no snapshots are taken after decoding.
       replay: Sets the decoding state of some slots; None if no request continues after tokens generated before.
-      speculate: Generates tokens with drafts, by the number of slots; empty without speculation, or past its rows.
+      speculate: Generates tokens with drafts, by the number of slots, in rising order; empty without speculation.
     """
 
     def __init__(self, served: Served) -> None:
@@ -412,13 +439,12 @@ class DevicePrograms:
             "first token", partial(first_token_step, graph), (firsts,), _MODEL, replaces=_POOL
         )
         self.prefill = {shape: _prefill_slices(served, shape) for shape in served.prefill_shapes}
-        self.score: Mapping[int, Program[Logprobs]] = {
-            length: Program(
-                f"score {length}", partial(score_step, graph), (_int32(shards.data, length),), ("params", "hidden")
-            )
-            for rows, length in served.prefill_shapes
-            if rows == 1
-        }
+        self.score: Program[Logprobs] = Program(
+            "score",
+            partial(score_step, graph),
+            (_int32(shards.data, served.prefill_tokens), _int32()),
+            ("params", "hidden"),
+        )
         self.set_mask = _pool_program("mask", partial(mask_step, shards), _int32(MAX_PREFILL_ROWS), masks)
         self.copy_slot = _pool_program("copy", partial(copy_step, shards), slot, slot)
         self.restore = _pool_program("restore", partial(restore_step, layout, shards), slot, end, *snapshot)
@@ -463,15 +489,11 @@ def _prefill_slices(served: Served, shape: PrefillShape) -> tuple[Program[Prefil
     """Returns the programs of the layer slices of a prefill batch."""
     label, slices = f"prefill {shape.rows}x{shape.length}", served.layer_slices
     inputs = (prefill_input((), (), shape.rows * served.devices.shards.data, shape.length, served.rows),)
-    replaces: tuple[ArrayName, ...] = ("pool", "hidden")
 
     def program(index: int, layers: range) -> Program[PrefillResult]:
         name = label if len(slices) == 1 else f"{label} slice {index + 1}"
-        if not index:
-            step = partial(prefill_step, served.graph, layers=layers)
-            return Program(name, step, inputs, _MODEL, replaces, layers=layers)
-        later = partial(later_prefill_step, served.graph, layers)
-        return Program(name, later, inputs, ("params", "pool", "hidden"), replaces, layers=layers)
+        step = partial(prefill_step, served.graph, layers)
+        return Program(name, step, inputs, ("params", *_ACTIVATIONS), _ACTIVATIONS, layers=layers)
 
     programs = [program(index, layers) for index, layers in enumerate(slices)]
     firsts = equal_slices(slices, served.config.block_types)
@@ -482,14 +504,15 @@ def _prefill_slices(served: Served, shape: PrefillShape) -> tuple[Program[Prefil
 
 
 def _speculative_programs(served: Served, settings: Speculation) -> dict[int, Program[Speculated]]:
-    """Returns a program for each number of slots that leaves room for drafts."""
+    """Returns a program for each number of slots of the platform's steps with drafts."""
 
     def program(rows: int) -> Program[Speculated]:
         step = partial(speculative_step, served.graph, settings, served.devices.platform.decode_steps)
         inputs = _bools(rows), _int32(rows), _int32(rows, settings.num_tokens), _int32()
         return Program(f"speculate {rows}", step, inputs, _MODEL, replaces=_POOL)
 
-    return {rows: program(rows) for rows in served.decode_rows if pair_sizes(rows, settings)}
+    sizes = {min(rows, served.rows) for rows in served.sizes.draft_rows}
+    return {rows: program(rows) for rows in sorted(sizes)}
 
 
 def equal_slices(slices: Sequence[range], kinds: Sequence[str]) -> tuple[int, ...]:

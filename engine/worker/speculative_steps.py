@@ -34,8 +34,8 @@ from ..types.config import Speculation
 from ..types.sampling_params import MAX_LOGPROBS
 from .steps import Graph, SlotState, StatePool, decode_once, is_last, mark_broken, sample_or_greedy, with_progress
 
-_PAIRS: Final = (4, 8, 16, 32)
-"""Numbers of tokens of a round for which code is compiled; products cost as much as a decode step of as many rows."""
+_MOST_PAIRS: Final = 32
+"""Maximum number of tokens of a round."""
 
 
 class Speculated(NamedTuple):
@@ -65,12 +65,9 @@ class _Carry(NamedTuple):
     result: Speculated
 
 
-def pair_sizes(rows: int, settings: Speculation) -> tuple[int, ...]:
-    """Returns the numbers of tokens of a round for which code is compiled. Each has room for a draft of every row."""
-    enough = rows * (1 + settings.num_tokens)
-    sizes = [size for size in _PAIRS if size >= 2 * rows]
-    needed = [size for size, before in zip(sizes, [0, *sizes], strict=False) if before < enough]
-    return tuple(needed)
+def num_pairs(rows: int, settings: Speculation) -> int:
+    """Returns the number of tokens of a round, enough for all rows' longest drafts up to a limit"""
+    return min(rows * (1 + settings.num_tokens), _MOST_PAIRS)
 
 
 def speculative_step(
@@ -100,25 +97,20 @@ def speculative_step(
     """
     model, rows = nnx.merge(graph, params), active.shape[0]
     slots = jax.tree.map(lambda x: model.collectives.first_rows(x, rows), pool.slots)
-    sizes = pair_sizes(rows, settings)
-    branches = [partial(_plain_round, model, settings, active)]
-    branches += [partial(_verify_round, model, settings, active, size) for size in sizes]
+    verify, plain = (partial(each, model, settings, active) for each in (_verify_round, _plain_round))
 
     def is_wanted(carry: _Carry) -> Bool[Array, ""]:
         return (carry.done < steps) & jnp.any(active & carry.slots.goes_on)
 
     def run_round(carry: _Carry) -> _Carry:
         drafts = _draft(settings, active, limits, forced, carry.slots)
-        tokens = jnp.sum(active & carry.slots.goes_on) + jnp.sum(drafts.counts)
-        fitting = 1 + jnp.sum(tokens > jnp.array(sizes, jnp.int32))
-        branch = jnp.where(jnp.any(drafts.counts > 0), fitting, 0)
-        ran: _Carry = jax.lax.switch(branch, branches, carry, drafts)
+        ran: _Carry = jax.lax.cond(jnp.any(drafts.counts > 0), verify, plain, carry, drafts)
         return ran._replace(done=carry.done + 1)
 
-    nothing = _no_tokens(model, rows, (max_steps, sizes[-1]))
-    carry = _Carry(jnp.zeros((), jnp.int32), pool.states.first(rows), slots, nothing)
+    nothing = _no_tokens(model, rows, (max_steps, num_pairs(rows, settings)))
+    carry = _Carry(jnp.zeros((), jnp.int32), pool.states.state, slots, nothing)
     carry = jax.lax.while_loop(is_wanted, run_round, carry)
-    states = pool.states.with_first(rows, carry.layers)
+    states = pool.states.map(lambda _: carry.layers)
     slots = with_progress(pool.slots, carry.slots, model.collectives)
     return pool._replace(states=states, slots=slots), carry.result
 
@@ -137,11 +129,11 @@ def _draft(
     forced: Int32[Array, "R T"],
     slots: SlotState,
 ) -> Drafts:
-    """Returns the drafts of a round. No draft goes past a request's last position, or past the largest round."""
+    """Returns the drafts of a round. No draft goes past a request's last position, or past the round."""
     assert slots.drafts is not None
     live = active & slots.goes_on
     left = slots.sampling.last_position - slots.positions - 1
-    room = pair_sizes(active.shape[0], settings)[-1] - jnp.sum(live, dtype=jnp.int32)
+    room = num_pairs(active.shape[0], settings) - jnp.sum(live, dtype=jnp.int32)
     most = jnp.where(live & (room > 0), left, 0)
     drafts = propose(slots.drafts, slots.positions, jnp.minimum(limits, most), settings)
     drafts = with_forced(drafts, forced, slots.positions, most)
@@ -170,10 +162,11 @@ def _put(result: Speculated, done: Int32[Array, ""], sampled: Sampled, rows: Int
 
 
 def _verify_round(
-    model: Griffin, settings: Speculation, active: Bool[Array, " R"], size: int, carry: _Carry, drafts: Drafts
+    model: Griffin, settings: Speculation, active: Bool[Array, " R"], carry: _Carry, drafts: Drafts
 ) -> _Carry:
-    """Verifies drafts: computes the last token and the drafts of each row, `size` tokens in all."""
+    """Verifies drafts: computes the last token and the drafts of each row."""
     slots, live, depth = carry.slots, active & carry.slots.goes_on, 1 + settings.num_tokens
+    size = num_pairs(active.shape[0], settings)
     pairs = Pairs.of(jnp.where(live, 1 + drafts.counts, 0), size)
     tokens = jnp.concatenate([slots.tokens[:, None], drafts.tokens], axis=1)
     own_tokens = pairs.of_rows(tokens)[jnp.arange(size), jnp.clip(pairs.offsets, 0, settings.num_tokens)]

@@ -3,8 +3,8 @@
 On a mesh these are one shard's functions, run under `jax.shard_map`. Inputs from the host are replicated, and so are
 results for the host.
 
-Letters in shapes: R rows of a pool or a batch, T tokens of a chunk, D width, K tokens per row of one dispatch, W words
-of a token mask.
+Letters in shapes: R rows of a pool or a batch, T tokens of a chunk, N tokens of the largest prefill batch, S data
+shards, D width, K tokens per row of one dispatch, W words of a token mask.
 """
 
 from functools import partial
@@ -159,7 +159,7 @@ def decode_step(
       max_steps: K, the maximum of `steps`.
       params: Parameters of the model.
       pool: All slots.
-      active: Whether each slot of the first R gets tokens; R is one of `SlotStates.decode_rows`.
+      active: Whether each slot of the first R gets tokens; R is one of `Served.decode_rows`.
       steps: Number of tokens per row. A row that ends earlier stays as its last token left it.
 
     Returns:
@@ -167,7 +167,6 @@ def decode_step(
     """
     model = nnx.merge(graph, params)
     active = model.collectives.local_slots(active)
-    layers = pool.states.first(active.shape[0])
     slots = jax.tree.map(lambda x: model.collectives.first_rows(x, active.shape[0]), pool.slots)
     shape = (max_steps, active.shape[0])
     results = Sampled(jnp.zeros(shape, jnp.int32), no_logprobs(shape, model.config.vocab_size, MAX_LOGPROBS))
@@ -180,9 +179,9 @@ def decode_step(
         results = jax.tree.map(lambda all, one: all.at[carry.done].set(one), carry.results, result)
         return _Carry(carry.done + 1, layers, slots, results)
 
-    carry = _Carry(jnp.zeros((), jnp.int32), layers, slots, results)
+    carry = _Carry(jnp.zeros((), jnp.int32), pool.states.state, slots, results)
     carry = step(carry) if max_steps == 1 else jax.lax.while_loop(is_wanted, step, carry)
-    states = pool.states.with_first(active.shape[0], carry.layers)
+    states = pool.states.map(lambda _: carry.layers)
     pool = pool._replace(states=states, slots=with_progress(pool.slots, carry.slots, model.collectives))
     return pool, model.collectives.all_gather_slots(carry.results, axis=1)
 
@@ -213,7 +212,8 @@ def decode_once(
 ) -> tuple[ModelState, SlotState, Sampled]:
     """Generates a token in the active rows whose requests are unfinished."""
     live = active & slots.goes_on
-    hidden, layers = model(slots.tokens[:, None], jnp.where(live, slots.positions, -1)[:, None], layers, PREFILL_BLOCK)
+    tokens = jnp.where(live, slots.tokens, 0)  # so that idle rows are equal, of which native products compute one
+    hidden, layers = model(tokens[:, None], jnp.where(live, slots.positions, -1)[:, None], layers, PREFILL_BLOCK)
     positions = slots.positions + live
     result = mark_broken(sample_or_greedy(model, hidden[:, 0], slots, live), hidden[:, 0])
     tokens = jnp.where(live, result.tokens, slots.tokens)
@@ -281,58 +281,40 @@ def is_last(
 
 
 def prefill_step(
-    graph: Graph, params: Params, pool: StatePool, inputs: PrefillInput, layers: range | None = None
-) -> tuple[StatePool, Float[Array, "R T D"], PrefillResult]:
-    """Prefills one chunk per row.
+    graph: Graph,
+    layers: range,
+    params: Params,
+    pool: StatePool,
+    hidden: Float[Array, "N D"],
+    inputs: PrefillInput,
+) -> tuple[StatePool, Float[Array, "N D"], PrefillResult]:
+    """Prefills one chunk per row, or runs a slice of the layers on it, with the bits of a single step.
 
     Args:
       graph: Code of the model.
+      layers: Layers that run.
       params: Parameters of the model.
       pool: All slots.
-      inputs: The chunks.
-      layers: First slice of the layers; None for all layers.
-
-    Returns:
-      The pool; the activations of all tokens of this data shard's rows; and the result. Activations before the model's
-      last layer are inputs of the next layer.
-    """
-    model = nnx.merge(graph, params)
-    inputs = model.collectives.local_slots(inputs)
-    return _prefill(model, layers or range(model.config.depth), pool, model.embed(inputs.tokens), inputs)
-
-
-def later_prefill_step(
-    graph: Graph, layers: range, params: Params, pool: StatePool, hidden: Float[Array, "R T D"], inputs: PrefillInput
-) -> tuple[StatePool, Float[Array, "R T D"], PrefillResult]:
-    """Runs a later slice of the layers after `prefill_step`, with the bits of a single step.
-
-    Args:
-      graph: Code of the model.
-      layers: The slice.
-      params: Parameters of the model.
-      pool: All slots.
-      hidden: Activations after the layers before the slice.
+      hidden: Activations of all tokens of this data shard's rows after the layers before the slice, with room for the
+        largest batch; the first layer does not read them.
       inputs: The chunks.
 
     Returns:
-      The same as `prefill_step`.
+      The pool, the activations after the slice, and the result. Activations before the model's last layer are inputs
+      of the next layer.
     """
     model = nnx.merge(graph, params)
-    return _prefill(model, layers, pool, hidden, model.collectives.local_slots(inputs))
-
-
-def _prefill(
-    model: Griffin, layers: range, pool: StatePool, x: Float[Array, "R T D"], inputs: PrefillInput
-) -> tuple[StatePool, Float[Array, "R T D"], PrefillResult]:
-    shards = model.collectives
-    steps = jnp.arange(inputs.tokens.shape[1])
+    shards, inputs = model.collectives, model.collectives.local_slots(inputs)
+    tokens = inputs.tokens
+    x = hidden[: tokens.size].reshape(*tokens.shape, -1) if layers.start else model.embed(tokens)
+    steps = jnp.arange(tokens.shape[1])
     positions = jnp.where(steps < inputs.lengths[:, None], inputs.starts[:, None] + steps, -1)
     states = pool.states.layers(layers)
     state = states.gather(inputs.slots, inputs.starts == 0)
     if model.platform.has_state_barrier:
         state = jax.lax.optimization_barrier(state)
-    hidden, state, block_states = model.prefill(x, positions, state, PREFILL_BLOCK, layers)
-    last = jnp.take_along_axis(hidden, jnp.maximum(inputs.lengths - 1, 0)[:, None, None], axis=1)[:, 0]
+    x, state, block_states = model.prefill(x, positions, state, PREFILL_BLOCK, layers)
+    last = jnp.take_along_axis(x, jnp.maximum(inputs.lengths - 1, 0)[:, None, None], axis=1)[:, 0]
     ends = _scatter(pool.ends, inputs.slots, last, shards)
     last = jnp.pad(last, ((0, MAX_PREFILL_ROWS - last.shape[0]), (0, 0)))
     layout = state_layout(model.config, model.dtype.name)
@@ -342,7 +324,8 @@ def _prefill(
     )
     states = pool.states.with_layers(layers, states.scatter(inputs.slots, state))
     result: PrefillResult = shards.all_gather_slots(PrefillResult(last, BlockStates(recurrent, block_states.window)))
-    return pool._replace(states=states, ends=ends), hidden, result
+    padded = jnp.pad(x.reshape(tokens.size, -1), ((0, hidden.shape[0] - tokens.size), (0, 0)))
+    return pool._replace(states=states, ends=ends), padded, result
 
 
 def first_token_step(
@@ -373,17 +356,24 @@ def replay_step(shards: Collectives, pool: StatePool, inputs: ReplayInput) -> St
     return pool._replace(slots=_scatter(pool.slots, inputs.slots, new, shards))
 
 
-def score_step(graph: Graph, params: Params, hidden: Float[Array, "R T D"], targets: Int32[Array, "R T"]) -> Logprobs:
-    """Returns log-probabilities `[R, T]` of the tokens that follow each token of a prefill batch.
+def score_step(
+    graph: Graph,
+    params: Params,
+    hidden: Float[Array, "N D"],
+    targets: Int32[Array, "S N"],
+    count: Int32[Array, ""],
+) -> Logprobs:
+    """Returns log-probabilities `[S, N]` of the tokens that follow each token of a prefill batch of one row.
 
     Args:
       graph: Code of the model.
       params: Parameters of the model.
-      hidden: Activations of this data shard's rows.
-      targets: Following tokens, of all data shards.
+      hidden: Activations of this data shard's row; see `prefill_step`.
+      targets: Following tokens, of each data shard.
+      count: Number of blocks with tokens; the results of later ones are zeros.
     """
     model: Griffin = nnx.merge(graph, params)
-    shards, targets = model.collectives, model.collectives.local_slots(targets)
+    shards = model.collectives
 
     def score_block(hidden: Float[Array, "T D"], targets: Int32[Array, " T"]) -> Logprobs:
         padding = -PREFILL_BLOCK % shards.model  # every model shard scores as many
@@ -393,9 +383,8 @@ def score_step(graph: Graph, params: Params, hidden: Float[Array, "R T D"], targ
         unpadded: Logprobs = jax.tree.map(lambda x: x[:PREFILL_BLOCK], scored)
         return unpadded
 
-    flat = score(score_block, hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1), PREFILL_BLOCK)
-    shaped = jax.tree.map(lambda x: x.reshape(*targets.shape, *x.shape[1:]), flat)
-    gathered: Logprobs = shards.all_gather_slots(shaped)
+    scored = score(score_block, hidden, shards.local_slots(targets)[0], count, PREFILL_BLOCK, model.config.vocab_size)
+    gathered: Logprobs = shards.all_gather_slots(jax.tree.map(lambda x: x[None], scored))
     return gathered
 
 

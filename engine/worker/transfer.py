@@ -88,14 +88,16 @@ def prefill_input(
     return PrefillInput(**columns)
 
 
-def score_targets(
-    chunks: Sequence[PrefillChunk], places: Sequence[int], rows: int, length: int
-) -> Int[np.ndarray, "R T"]:
-    """Returns the token that follows each token of the chunks in its prompt; see `prefill_input`."""
-    targets = np.zeros((rows, length), np.int32)
-    for row, chunk in zip(places, chunks, strict=True):
-        following = chunk.request.prompt_token_ids[chunk.start + 1 : chunk.start + chunk.length + 1]
-        targets[row, : len(following)] = following
+def score_targets(chunk: PrefillChunk, shard: int, shape: tuple[int, int]) -> Int[np.ndarray, "S N"]:
+    """Returns the token that follows each token of a chunk in its prompt.
+
+    Args:
+      shard: Data shard of the chunk.
+      shape: Numbers of data shards and of tokens.
+    """
+    targets = np.zeros(shape, np.int32)
+    following = chunk.request.prompt_token_ids[chunk.start + 1 : chunk.start + chunk.length + 1]
+    targets[shard, : len(following)] = following
     return targets
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, BFloat16, Float, Float32, Int32
 
 from ..matrices import PackedGates
 from ..recurrent_block.xla import Recurrence, RecurrentInputs, log_decay_of
-from ..window_attention.ring import Blocks, Int8Vectors, Rings, Vectors, write_ring
+from ..window_attention.ring import Int8Vectors, Rings, Vectors, write_ring
 from .library import Products, call, in_pairs
 
 
@@ -52,20 +52,23 @@ def recurrent_block(
 
 def recurrent_step(
     xy: Float[Array, "B E2"], inputs: RecurrentInputs
-) -> tuple[Float[Array, "B E"], Float[Array, "K1 B E"], Float32[Array, "B E"]]:
+) -> tuple[Float[Array, "B E"], Float[Array, "K1 P E"], Float32[Array, "P E"]]:
     """Computes gelu(y) * RG-LRU(conv(x)) for one token per row.
 
     Args:
       xy: Input projections of the block, x first, in float32 or bfloat16.
-      inputs: The others, with packed gates and the state of the convolution in the dtype of xy. Rows with a negative
-        position keep their state, and their output is 0.
+      inputs: The others, with packed gates and the state of the convolution in the dtype of xy. The state, which may
+        have more rows, is updated in place if it is donated. Rows with a negative position keep theirs, and their
+        output is 0.
 
     Returns:
       Inputs of the output projection, in the dtype of xy; the new conv; the new h.
     """
     _, conv, h, _ = inputs
-    results = tuple(jax.ShapeDtypeStruct(x.shape, kind) for x, kind in ((h, xy.dtype), (conv, xy.dtype), (h, h.dtype)))
-    out, new_conv, new_h = jax.ffi.ffi_call("roost_recurrent_step", results)(xy, *_arrays(inputs))
+    mixed = jax.ShapeDtypeStruct((xy.shape[0], h.shape[1]), xy.dtype)
+    results = mixed, *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (conv, h))
+    call: Any = jax.ffi.ffi_call("roost_recurrent_step", results, input_output_aliases={6: 1, 7: 2})
+    out, new_conv, new_h = call(xy, *_arrays(inputs))
     return out, new_conv, new_h
 
 
@@ -109,50 +112,35 @@ def _arrays(inputs: RecurrentInputs) -> tuple[Array, ...]:
     return conv_weight, conv_bias, gates.values, gate_bias, log_decay_of(a_param), conv, h, positions
 
 
-def takes_decode(q: Array, k: Vectors, v: Vectors, rings: tuple[Blocks, ...], positions: Array) -> bool:
-    """Returns whether `decode_attention` supports these: bfloat16, with a head size that is a multiple of 16."""
-    return _takes(q, rings[0][0][0])
-
-
-def takes_prefill(q: Array, k: Vectors, v: Vectors, rings: Rings, positions: Array) -> bool:
-    """Returns whether `prefill_attention` supports these, as `takes_decode` does."""
-    return _takes(q, rings[0])
-
-
-def _takes(q: Array, keys: Vectors) -> bool:
-    return {q.dtype, keys.dtype} == {jnp.dtype(jnp.bfloat16)} and q.shape[-1] % 16 == 0
+def takes_attention(q: Array, k: Vectors, v: Vectors, rings: Rings, positions: Array) -> bool:
+    """Returns whether attention supports these: bfloat16, with a head size that is a multiple of 16."""
+    return {q.dtype, rings[0].dtype} == {jnp.dtype(jnp.bfloat16)} and q.shape[-1] % 16 == 0
 
 
 def decode_attention(
     q: BFloat16[Array, "B N d"],
     k: BFloat16[Array, "B d"],
     v: BFloat16[Array, "B d"],
-    rings: tuple[tuple[tuple[BFloat16[Array, "_ _ d"], BFloat16[Array, "_ _ d"]], ...], ...],
+    rings: Rings,
     positions: Int32[Array, " B"],
-) -> tuple[Float32[Array, "B N d"], Any]:
+) -> tuple[Float32[Array, "B N d"], Rings]:
     """Attends with one query per row and head to the filled part of a ring and to the token's own key, then writes it.
 
     Args:
       q: Queries of the new tokens; d is a multiple of 16.
       k: Keys of the new tokens.
       v: Values of the new tokens.
-      rings: Keys and values of the tokens before them, for consecutive groups of rows: the blocks of rings that are
-        split along their rows. They are updated in place if they are donated. The last group may have more rings than
-        rows are left.
+      rings: Keys and values of the tokens before them, of these rows and maybe of others behind them. They are updated
+        in place if they are donated.
       positions: Positions of the new tokens; rows with a negative position give zeros and write nothing.
 
     Returns:
       Outputs of the heads, and the rings.
     """
-    arrays, structure = jax.tree.flatten(rings)
-    out = jax.ShapeDtypeStruct(q.shape, jnp.float32)
-    results = (out, *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays))
-    inputs = (q, k, v, positions, *arrays)
-    aliases = {len(inputs) - len(arrays) + i: 1 + i for i in range(len(arrays))}
-    call: Any = jax.ffi.ffi_call("roost_decode_attention", results, input_output_aliases=aliases)
-    window = sum(keys.shape[1] for keys, _ in rings[0])
-    mixed, *written = call(*inputs, window=np.int64(window))
-    return mixed, jax.tree.unflatten(structure, written)
+    results = jax.ShapeDtypeStruct(q.shape, jnp.float32), *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in rings)
+    call: Any = jax.ffi.ffi_call("roost_decode_attention", results, input_output_aliases={4: 1, 5: 2})
+    mixed, *written = call(q, k, v, positions, *rings)
+    return mixed, (written[0], written[1])
 
 
 def prefill_attention(

@@ -32,7 +32,7 @@ CALLS: Final = (
 )
 """Names of the custom calls."""
 
-CALLS_VERSION: Final = 6
+CALLS_VERSION: Final = 7
 """Version of the calls' arguments and of their results' bits, raised together with that in csrc/handlers.cc.
 
 An editable install keeps the library that it compiled.

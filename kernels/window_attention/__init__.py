@@ -13,25 +13,20 @@ from jaxtyping import Array, Float, Int32
 
 from ..backend import XLA, Backend
 from .ring import (
-    Blocks,
     Int8Vectors,
     Rings,
     Vectors,
-    block_sizes,
     for_each_head,
     heads_as_rows,
-    join_ring,
     num_key_heads,
     outputs_of_rows,
     pack,
     put_tokens,
     quantize,
     queries_by_key_head,
-    read_blocks,
+    read_ring,
     rows_as_heads,
-    split_ring,
     unpack,
-    write_blocks,
     write_ring,
     zero_ring,
 )
@@ -42,19 +37,17 @@ def decode_attention(
     q: Float[Array, "B N d"],
     k: Float[Array, "B *G d"] | Int8Vectors,
     v: Float[Array, "B *G d"] | Int8Vectors,
-    rings: tuple[Blocks, ...],
+    rings: Rings,
     positions: Int32[Array, " B"],
     backend: Backend = XLA,
-) -> tuple[Float[Array, "B N d"], tuple[Blocks, ...]]:
+) -> tuple[Float[Array, "B N d"], Rings]:
     """Attends with one query per row to its ring and its own key, then writes the key into the ring.
 
     Args:
       q: Queries of the new tokens, after RoPE.
       k: Keys of the new tokens, after RoPE, in int8 if the rings are.
       v: Values of the new tokens, likewise.
-      rings: Keys and values of the W tokens before them, for consecutive groups of rows; the last group may have more
-        rings than rows are left. XLA and native kernels take any groups, with rings split into any blocks; other
-        kernels take one group of unsplit rings.
+      rings: Keys and values of the W tokens before them, of these rows and maybe of others behind them.
       positions: Positions of the new tokens. Rows with a negative position are idle: nothing is written there, and
         their output is undefined.
       backend: Backend of the kernels.
@@ -62,7 +55,7 @@ def decode_attention(
     Returns:
       Outputs of the heads, in float32 or the dtype of q, and the rings.
     """
-    heads = num_key_heads(rings[0][0][0])
+    heads = num_key_heads(rings[0])
     k, v, rings = heads_as_rows((k, v, rings), heads)
     rows = queries_by_key_head(q, heads), k, v, rings, for_each_head(positions, heads)
     mixed, written = backend.dispatch("decode_attention", decode_attention_xla, *rows)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32
 
 from ..arithmetic import product_precision
-from .ring import Blocks, Int8Vectors, Rings, Vectors, write_ring
+from .ring import Int8Vectors, Rings, Vectors, write_ring
 
 MASKED: Final = -2.3819763e38
 """Score of masked keys: finite, so that a query that sees no key gives numbers instead of NaN."""
@@ -71,15 +71,12 @@ def iota(shape: tuple[int, ...], axis: int) -> Array:
     return jax.lax.broadcasted_iota(jnp.int32, shape, axis)
 
 
-def decode_with(kernel: Callable[..., Any]) -> Callable[..., tuple[Array, tuple[Blocks, ...]]]:
-    """Returns an implementation of `decode_attention` that calls a kernel with the unsplit rings of one group."""
+def decode_with(kernel: Callable[..., Any]) -> Callable[..., tuple[Array, Rings]]:
+    """Returns an implementation of `decode_attention` that calls a kernel, which returns outputs and rings."""
 
-    def decode(
-        q: Array, k: Vectors, v: Vectors, rings: tuple[Blocks, ...], positions: Array
-    ) -> tuple[Array, tuple[Blocks, ...]]:
-        ((whole,),) = rings
-        out, whole = kernel(q, k, v, *whole, positions)
-        return out, ((whole,),)
+    def decode(q: Array, k: Vectors, v: Vectors, rings: Rings, positions: Array) -> tuple[Array, Rings]:
+        decoded: tuple[Array, Rings] = kernel(q, k, v, *rings, positions)
+        return decoded
 
     return decode
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int32
 
 from ..arithmetic import product_precision
 from .pallas import MASKED, Softmax, add_keys, block_of, iota, scores_of
-from .ring import Blocks, Int8Vectors, Rings, Vectors
+from .ring import Int8Vectors, Rings, Vectors
 
 READ_TILE: Final = 128
 """Rows of a ring of which copies read multiples: the lanes of a tile of scales."""
@@ -36,9 +36,9 @@ _MAX_INT8_BLOCK: Final = 1024
 """The same for rings in int8."""
 
 
-def takes(q: Array, k: Vectors, v: Vectors, rings: tuple[Blocks, ...], positions: Array) -> bool:
+def takes(q: Array, k: Vectors, v: Vectors, rings: Rings, positions: Array) -> bool:
     """Returns whether `decode_attention_tpu` supports these rings, which must consist of whole tiles."""
-    return rings[0][0][0].shape[1] % (READ_TILE if isinstance(k, Int8Vectors) else _RING_TILE) == 0
+    return rings[0].shape[1] % (READ_TILE if isinstance(k, Int8Vectors) else _RING_TILE) == 0
 
 
 def decode_attention_tpu(

@@ -8,7 +8,7 @@ queries attend to value * scale. Results therefore don't depend on whether a key
 chunk or as a token's own.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import jax
@@ -105,9 +105,6 @@ Rings = tuple[Float[Array, "P *G W d"] | Int8Vectors, Float[Array, "P *G W d"] |
 
 Only outside kernels, rings of several key heads have an axis of them."""
 
-Blocks = tuple[tuple[Float[Array, "_ ... d"] | Int8Vectors, Float[Array, "_ ... d"] | Int8Vectors], ...]
-"""Keys and values of rings split along W, so that blocks not filled yet need not be read."""
-
 
 def zero_ring(rows: int, size: int, head_dim: int, dtype: jnp.dtype, heads: int = 1) -> Vectors:
     """Returns empty keys or values of rings, with scales if `dtype` is int8.
@@ -124,19 +121,12 @@ def zero_ring(rows: int, size: int, head_dim: int, dtype: jnp.dtype, heads: int 
     return Int8Vectors(zeros, jnp.zeros((*rings, 1, size), jnp.float32)) if dtype == jnp.int8 else zeros
 
 
-def block_sizes(length: int, first: int) -> tuple[int, ...]:
-    """Returns block sizes for `length` rows of a ring or a pool: the first block, then blocks that double the total."""
-    ends = [min(first, length)]
-    while ends[-1] < length:
-        ends.append(min(2 * ends[-1], length))
-    return tuple(end - start for start, end in zip([0, *ends], ends, strict=False))
-
-
-def split_ring(rings: Rings, sizes: Sequence[int]) -> Blocks:
-    """Splits rings into blocks of these numbers of rows."""
-    starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    keys, values = ([slice_ring(x, at, at + size) for at, size in zip(starts, sizes, strict=True)] for x in rings)
-    return tuple(zip(keys, values, strict=True))
+def filled_ends(window: int, first: int) -> tuple[int, ...]:
+    """Returns numbers of ring rows that are read as more of a ring is filled: the first, then doubled."""
+    ends = [min(first, window)]
+    while ends[-1] < window:
+        ends.append(min(2 * ends[-1], window))
+    return tuple(ends)
 
 
 def slice_ring(ring: Vectors, start: int, stop: int) -> Vectors:
@@ -151,19 +141,6 @@ def concatenate_rings(first: Vectors, *others: Vectors) -> Vectors:
     return joined
 
 
-def join_ring(blocks: Blocks) -> Rings:
-    """Joins the blocks of rings split by `split_ring`."""
-    if len(blocks) == 1:
-        return blocks[0]
-    return concatenate_rings(*(k for k, _ in blocks)), concatenate_rings(*(v for _, v in blocks))
-
-
-def first_rings(blocks: Blocks, count: int) -> Blocks:
-    """Returns the first rings of a group."""
-    first: Blocks = jax.tree.map(lambda x: x[:count], blocks)
-    return first
-
-
 def write_ring(
     rings: Rings,
     k: Float[Array, "B T d"] | Int8Vectors,
@@ -171,7 +148,7 @@ def write_ring(
     positions: Int32[Array, "B T"],
     start: Int32[Array, " B"],
 ) -> Rings:
-    """Writes a chunk's keys and values into whole rings, without padding and without what later tokens overwrite.
+    """Writes a chunk's keys and values into rings, without padding and without what later tokens overwrite.
 
     Args:
       rings: Rings before the chunk, of the chunk's rows and maybe of others behind them.
@@ -180,62 +157,32 @@ def write_ring(
       positions: Positions of the tokens; see `prefill_attention`.
       start: Position of the chunk's first token.
     """
-    (written,) = write_blocks((rings,), k, v, positions, start)
-    return written
-
-
-def write_blocks(
-    blocks: Blocks,
-    k: Float[Array, "B T d"] | Int8Vectors,
-    v: Float[Array, "B T d"] | Int8Vectors,
-    positions: Int32[Array, "B T"],
-    start: Int32[Array, " B"],
-) -> Blocks:
-    """Writes a chunk's keys and values into rings split into blocks; see `write_ring`."""
-    window, step = sum(keys.shape[1] for keys, _ in blocks), jnp.arange(k.shape[1])
+    window, step = rings[0].shape[1], jnp.arange(k.shape[1])
     valid = positions >= 0
     kept = valid & (step >= jnp.sum(valid, axis=1, keepdims=True) - window)
     slot = jnp.where(kept, (start[:, None] + step) % window, window)
     row = jnp.arange(k.shape[0])[:, None]
 
-    def write(ring: Vectors, new: Vectors, at: int) -> Vectors:
-        local = jnp.where(slot >= at, slot - at, window)  # a negative index would count from the end of the array
+    def put(axis: int, ring: Array, new: Array) -> Array:
+        if axis == 1:
+            return ring.at[row, slot].set(new.astype(ring.dtype), mode="drop")
+        return ring.at[row, 0, slot].set(new[:, 0], mode="drop")
 
-        def put(axis: int, ring: Array, new: Array) -> Array:
-            if axis == 1:
-                return ring.at[row, local].set(new.astype(ring.dtype), mode="drop")
-            return ring.at[row, 0, local].set(new[:, 0], mode="drop")
-
-        written: Vectors = map_tokens(put, ring, new)
-        return written
-
-    starts = [sum(keys.shape[1] for keys, _ in blocks[:i]) for i in range(len(blocks))]
-    return tuple((write(keys, k, at), write(values, v, at)) for (keys, values), at in zip(blocks, starts, strict=True))
+    return map_tokens(put, rings[0], k), map_tokens(put, rings[1], v)
 
 
-def read_blocks(blocks: Blocks, start: Int32[Array, " B"], count: int) -> tuple[Vectors, Vectors]:
-    """Returns what rings split into blocks hold for `count` positions: keys and values as `write_blocks` takes them.
+def read_ring(rings: Rings, positions: Int32[Array, " B"]) -> tuple[Vectors, Vectors]:
+    """Returns what rings hold for one position of each row: keys and values as `write_ring` takes them.
 
     Args:
-      blocks: Rings of the rows and maybe of others behind them.
-      start: First position of each row.
-      count: Number of positions, at most W.
+      rings: Rings of the rows and maybe of others behind them.
     """
-    sizes = [keys.shape[1] for keys, _ in blocks]
-    slot, row = (start[:, None] + jnp.arange(count)) % sum(sizes), jnp.arange(start.shape[0])[:, None]
+    slot, row = positions[:, None] % rings[0].shape[1], jnp.arange(positions.shape[0])[:, None]
 
-    def read(axis: int, *parts: Array) -> Array:
-        taken, at = None, 0
-        for part, size in zip(parts, sizes, strict=True):
-            local = jnp.clip(slot - at, 0, size - 1)
-            own = part[row, local] if axis == 1 else part[row, 0, local][:, None]
-            is_here = (slot >= at)[..., None] if axis == 1 else (slot >= at)[:, None]
-            taken, at = own if taken is None else jnp.where(is_here, own, taken), at + size
-        assert taken is not None
-        return taken
+    def read(axis: int, ring: Array) -> Array:
+        return ring[row, slot] if axis == 1 else ring[row, 0, slot][:, None]
 
-    keys, values = zip(*blocks, strict=True)
-    return map_tokens(read, *keys), map_tokens(read, *values)
+    return map_tokens(read, rings[0]), map_tokens(read, rings[1])
 
 
 def put_tokens(vectors: Vectors, new: Vectors, at: Int32[Array, ""]) -> Vectors:

@@ -1,7 +1,6 @@
 """Window attention as matrix products, for every backend."""
 
 from functools import partial
-from itertools import accumulate
 from typing import Any, Final
 
 import jax
@@ -11,98 +10,95 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 from ..arithmetic import max_last, product_precision, rounded, sum_last
 from .pallas import MASKED
 from .ring import (
-    Blocks,
     Int8Vectors,
     Rings,
     Vectors,
-    block_sizes,
     concatenate_rings,
-    first_rings,
+    filled_ends,
     map_tokens,
     slice_ring,
     with_token_axis,
-    write_blocks,
     write_ring,
 )
 
 _FIRST_ROWS: Final = 256
-"""Ring rows that a block of a prompt attends to at first; doubled as more of the ring is filled."""
+"""Ring rows that a block of a prompt attends to at first, and half of those of a decode step; doubled as more of the
+ring is filled."""
 
 
 def decode_attention_xla(
     q: Float[Array, "B N d"],
     k: Float[Array, "B d"] | Int8Vectors,
     v: Float[Array, "B d"] | Int8Vectors,
-    rings: tuple[Blocks, ...],
+    rings: Rings,
     positions: Int32[Array, " B"],
-) -> tuple[Float32[Array, "B N d"], tuple[Blocks, ...]]:
+) -> tuple[Float32[Array, "B N d"], Rings]:
     """Returns outputs of one query per row, and the rings with the new keys; see `decode_attention`."""
-    sizes = [blocks[0][0].shape[0] for blocks in rings]
-    starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    rows = [slice(start, start + size) for start, size in zip(starts, sizes, strict=True)]
-    parts = [
-        _attend_group(q[r], _rows(k, r), _rows(v, r), first_rings(blocks, q[r].shape[0]), positions[r])
-        for r, blocks in zip(rows, rings, strict=True)
-    ]
-    out = parts[0] if len(parts) == 1 else jnp.concatenate(parts)
-    out, k, v = jax.lax.optimization_barrier((out, k, v))  # reads before writes: no copy of the rings
-    new_k, new_v = with_token_axis(k), with_token_axis(v)
-    written = [
-        write_blocks(blocks, _rows(new_k, r), _rows(new_v, r), positions[r, None], positions[r])
-        for r, blocks in zip(rows, rings, strict=True)
-    ]
-    return out, tuple(written)
+    own: Rings = jax.tree.map(lambda x: x[: q.shape[0]], rings)
+    return _with_new_keys(_attend(q, k, v, own, positions), k, v, rings, positions)
 
 
-def _rows[Tree](tree: Tree, rows: slice) -> Tree:
-    taken: Tree = jax.tree.map(lambda x: x[rows], tree)
-    return taken
-
-
-def _attend_group(
+def decode_attention_by_row(
     q: Float[Array, "B N d"],
     k: Float[Array, "B d"] | Int8Vectors,
     v: Float[Array, "B d"] | Int8Vectors,
-    blocks: Blocks,
+    rings: Rings,
     positions: Int32[Array, " B"],
-) -> Float32[Array, "B N d"]:
-    """Returns outputs of one query per row of a group. Blocks that are empty in every row are not read.
+) -> tuple[Float32[Array, "B N d"], Rings]:
+    """Returns the same as `decode_attention_xla`, computed row by row, each of which reads the filled part of its ring.
 
-    Rows that are not filled are masked and add exactly 0, so a result does not depend on the rest of the batch.
+    That is faster on CPUs. A row's bits do not depend on the others, whatever their number is. Idle rows are zeros.
     """
-    ends = [sum(keys.shape[1] for keys, _ in blocks[: i + 1]) for i in range(len(blocks))]
-    branches = [partial(_attend_blocks, q, k, v, blocks[: i + 1], positions) for i in range(len(blocks))]
-    return jax.lax.switch(jnp.sum(jnp.max(positions) > jnp.array(ends[:-1], jnp.int32)), branches)
+    ends = filled_ends(rings[0].shape[1], 2 * _FIRST_ROWS)
+
+    def attend(row: Array) -> Float32[Array, "N d"]:
+        own_q, own_k, own_v, position = jax.tree.map(lambda x: x[row][None], (q, k, v, positions))
+
+        def attend_filled(end: int) -> Float32[Array, "1 N d"]:
+            def filled(axis: int, ring: Array) -> Array:
+                starts, sizes = (row, *[0] * (ring.ndim - 1)), (1, *ring.shape[1:axis], end, *ring.shape[axis + 1 :])
+                return jax.lax.dynamic_slice(ring, starts, sizes)
+
+            return _attend(own_q, own_k, own_v, (map_tokens(filled, rings[0]), map_tokens(filled, rings[1])), position)
+
+        nothing = partial(jnp.zeros, (1, *q.shape[1:]), jnp.float32)
+        branches = [nothing, *(partial(attend_filled, end) for end in ends)]
+        return jax.lax.switch(jnp.sum(position[0] > jnp.array([-1, *ends[:-1]], jnp.int32)), branches)[0]
+
+    return _with_new_keys(jax.lax.map(attend, jnp.arange(q.shape[0])), k, v, rings, positions)
 
 
-def _attend_blocks(
+def _with_new_keys(
+    out: Float32[Array, "B N d"], k: Vectors, v: Vectors, rings: Rings, positions: Int32[Array, " B"]
+) -> tuple[Float32[Array, "B N d"], Rings]:
+    out, k, v = jax.lax.optimization_barrier((out, k, v))  # reads before writes: no copy of the rings
+    return out, write_ring(rings, with_token_axis(k), with_token_axis(v), positions[:, None], positions)
+
+
+def _attend(
     q: Float[Array, "B N d"],
     k: Float[Array, "B d"] | Int8Vectors,
     v: Float[Array, "B d"] | Int8Vectors,
-    blocks: Blocks,
+    rings: Rings,
     positions: Int32[Array, " B"],
 ) -> Float32[Array, "B N d"]:
-    """See `_attend_group`. A single row is computed twice, since XLA for CPUs would add in another order."""
-    if q.shape[0] == 1:
-        twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), (q, k, v, blocks, positions))
-        return _attend_blocks(*twice)[:1]
+    """Returns outputs of one query per row.
+
+    Rows of a ring that are not filled are masked and add exactly 0.
+    """
+    keys, values = rings
     scale = q.shape[-1] ** -0.5
     own = jnp.sum(q.astype(jnp.float32) * _widened(k)[:, None], axis=-1, keepdims=True)
     own = rounded(own * scale)
-    top, scores, start = own, [], 0
-    for keys, _ in blocks:
-        filled = start + jnp.arange(keys.shape[1]) < positions[:, None]
-        scores.append(jnp.where(filled[:, None], _scores("bnd,bwd->bnw", q, keys) * scale, MASKED))
-        top = jnp.maximum(top, jnp.max(scores[-1], axis=-1, keepdims=True))
-        start += keys.shape[1]
-    total = jnp.exp(own - top)
-    mixed = total * _widened(v)[:, None]
+    filled = jnp.arange(keys.shape[1]) < positions[:, None]
+    scores = jnp.where(filled[:, None], _scores("bnd,bwd->bnw", q, keys) * scale, MASKED)
+    top = jnp.maximum(own, jnp.max(scores, axis=-1, keepdims=True))
+    own_weight = jnp.exp(own - top)
+    mixed = own_weight * _widened(v)[:, None]
     mixed = jnp.where(jnp.isfinite(mixed), rounded(mixed), mixed)
-    for (_, values), score in zip(blocks, scores, strict=True):
-        weights = jnp.exp(score - top)
-        total += jnp.sum(weights, axis=-1, keepdims=True)
-        mixed += _mixed("bnw,bwd->bnd", weights, values, q.dtype)
-    return mixed / total
+    weights = jnp.exp(scores - top)
+    total = own_weight + jnp.sum(weights, axis=-1, keepdims=True)
+    return (mixed + _mixed("bnw,bwd->bnd", weights, values, q.dtype)) / total
 
 
 def _widened(x: Vectors) -> Float32[Array, "B d"]:
@@ -179,7 +175,9 @@ def _prefill_row(
 
     def step(rings: Rings, inputs: tuple[Any, ...]) -> tuple[Rings, Array]:
         q, k, v, positions, start = inputs
-        out = _attend_filled(q, k, v, rings, positions, start)
+        nothing = partial(jnp.zeros, q.shape, jnp.float32)  # for a block of padding alone
+        attend = partial(_attend_filled, q, k, v, rings, positions, start)
+        out = jax.lax.cond(positions[0, 0] < 0, nothing, attend)
         out, k, v = jax.lax.optimization_barrier((out, k, v))  # reads before writes: no copy of the rings
         return write_ring(rings, k, v, positions, start), out
 
@@ -199,7 +197,7 @@ def _attend_filled(
 ) -> Float32[Array, "1 C N d"]:
     """Attends to the ring's rows up to the first block boundary at or after `start`, and to the block itself."""
     window = rings[0].shape[1]
-    ends = list(accumulate(block_sizes(window, _FIRST_ROWS)))
+    ends = filled_ends(window, _FIRST_ROWS)
     branches = [partial(_attend_block, q, k, v, rings, positions, start, end) for end in ends]
     return jax.lax.switch(jnp.sum(start[0] > jnp.array(ends[:-1], jnp.int32)), branches)
 

@@ -128,7 +128,7 @@ def test_a_quick_report(
     assert (ended.exit_code, found["problems"]) == (0, []), ended.output
     assert list(found["parts"]) == ALL[:4]
     platform, checked = choose_platform(ONE_DEVICE), found["parts"]["kernels"]["checks"]
-    names, steps = platform.kernels.names or ("xla",), ((min(platform.decode_rows), 1), (1, int(SHAPES[-1])))
+    names, steps = platform.kernels.names or ("xla",), ((min(platform.sizes.decode_rows), 1), (1, int(SHAPES[-1])))
     wanted = [(name, *step) for name in names for step in steps]
     assert {(check["kernel"], *check["shape"]) for check in checked} >= {*wanted[:num_checks]}
     assert num_checks in (None, len(checked))

@@ -114,7 +114,7 @@ def answers(
 
 def answers_in_parts(shards: MeshShape, chunk: int) -> dict[str, Any]:
     """Returns the same as `answers`, from decode steps of one slot of each device and of all slots."""
-    in_parts = replace(platform.CPU_MESH, decode_rows=(1,))
+    in_parts = replace(platform.CPU_MESH, sizes=platform.StepSizes((1,)))
     with patch.object(platform, "CPU_MESH", in_parts):
         return answers(shards, chunk)
 

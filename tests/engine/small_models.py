@@ -104,6 +104,5 @@ def row_of(state: ModelState, row: int) -> list[np.ndarray]:
         if isinstance(layer, RecurrentState):
             arrays += [layer.h[row], layer.conv[:, row]]
         else:
-            ((whole,),) = layer.rings
-            arrays += [ring[row] for ring in whole]
+            arrays += [ring[row] for ring in layer.rings]
     return arrays

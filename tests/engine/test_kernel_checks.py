@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from roost.engine.checkpoint.source import ModelSource, open_model
-from roost.engine.devices.platform import CPU
+from roost.engine.devices.platform import CPU, StepSizes
 from roost.engine.kernel_checks.checks import KernelCheck, checks_on
 from roost.engine.kernel_checks.ops import TOKEN_CHECKS, Draw, StepShape, TokenCheck
 from roost.engine.types.config import EngineConfig
@@ -31,7 +31,7 @@ def found_with(
     kernel: Callable[..., Any] | None, prefill_rows: int = 4, source: ModelSource = SOURCE
 ) -> list[KernelCheck]:
     kernels = () if kernel is None else (Kernel("rg_lru", ("rg_lru",), kernel),)
-    platform = replace(CPU, kernels=Backend("planted", kernels), decode_rows=(4,), prefill_rows=prefill_rows)
+    platform = replace(CPU, kernels=Backend("planted", kernels), sizes=StepSizes((4,)), prefill_rows=prefill_rows)
     return list(checks_on(platform, source, SETTINGS, lambda name: None))
 
 

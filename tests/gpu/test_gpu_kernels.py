@@ -68,7 +68,7 @@ def test_decode_attention(compiler: Compiler, dtype: Any, heads: int, rows: int)
     shapes = ((dtype, rows, heads, 256), token, token, ring, ring, (INT, rows))
 
     def attend(q: Any, k: Any, v: Any, ring_k: Any, ring_v: Any, positions: Any) -> Any:
-        return decode_attention(q, k, v, (((ring_k, ring_v),),), positions, compiler.kernels)
+        return decode_attention(q, k, v, (ring_k, ring_v), positions, compiler.kernels)
 
     assert "triton" in compiler.compile(attend, *shapes)
 
@@ -92,7 +92,7 @@ def test_attention_with_several_key_heads(compiler: Compiler, heads: int, key_he
     token, chunk = (BF16, rows, key_heads, 256), (BF16, rows, key_heads, 128, 256)
 
     def decode(q: Any, k: Any, v: Any, ring_k: Any, ring_v: Any, positions: Any) -> Any:
-        return decode_attention(q, k, v, (((ring_k, ring_v),),), positions, compiler.kernels)
+        return decode_attention(q, k, v, (ring_k, ring_v), positions, compiler.kernels)
 
     def prefill(q: Any, k: Any, v: Any, ring_k: Any, ring_v: Any, positions: Any) -> Any:
         return prefill_attention(q, k, v, (ring_k, ring_v), positions, 64, compiler.kernels)

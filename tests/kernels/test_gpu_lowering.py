@@ -83,7 +83,7 @@ def test_the_backend_takes_them() -> None:
     assert kernels_in(scan, *scan_shapes(F32, 2, 8, 24)) == ["rg_lru"]
 
     def decode(q: jax.Array, k: jax.Array, ring: jax.Array, positions: jax.Array) -> Any:
-        return decode_attention(q, k, k, (((ring, ring),),), positions, GPU)
+        return decode_attention(q, k, k, (ring, ring), positions, GPU)
 
     def prefill(q: jax.Array, k: jax.Array, ring: jax.Array, positions: jax.Array) -> Any:
         return prefill_attention(q, k, k, (ring, ring), positions, 8, GPU)

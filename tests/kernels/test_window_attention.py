@@ -1,6 +1,6 @@
 """Window attention against its float64 reference: rings, the W + 1 visible keys, padding and chunking."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from chunk_cases import CPU_OPTIONS, SEEDS, cut, positions
 from hypothesis import given
+from roost.kernels import XLA, Backend
+from roost.kernels.backends import CPU_XLA
 from roost.kernels.references import window_attention_reference
 from roost.kernels.window_attention import (
-    Blocks,
     Int8Vectors,
-    block_sizes,
     decode_attention,
     prefill_attention,
     quantize,
@@ -30,7 +30,7 @@ SHAPES = [(3, 1, 4, "float32"), (5, 2, 4, "float32"), (16, 3, 6, "float32"), (5,
 the chunk; one head."""
 
 prefill = jax.jit(prefill_attention, static_argnums=5, compiler_options=CPU_OPTIONS)
-decode = jax.jit(decode_attention, compiler_options=CPU_OPTIONS)
+decode = jax.jit(decode_attention, static_argnums=5, compiler_options=CPU_OPTIONS)
 
 close = partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5)
 
@@ -43,15 +43,13 @@ type Ring = np.ndarray | Int8Vectors
 class Case:
     """Draws the arguments of one call except positions; q, k and v are one array `[B, T, N + 2, d]`.
 
-    A decode step's rows stand in `groups`, and their rings are cut after the `first` rows. Keys and values of a case in
-    int8 are quantised before every call, and its queries are in float32.
+    Keys and values of a case in int8 are quantised before every call, and its queries are in float32.
     """
 
     qkv: np.ndarray
     rings: tuple[Ring, Ring]
     block: int
-    groups: tuple[int, ...] = (ROWS,)
-    first: int = 100
+    backend: Backend = CPU_XLA
 
     @classmethod
     def of(cls, seed: int, shape: tuple[int, int, int, str], dtype: str = "") -> "Case":
@@ -74,15 +72,9 @@ class Case:
     def decode(self, positions: np.ndarray, t: int) -> tuple[np.ndarray, tuple[Ring, Ring]]:
         """Returns step t alone."""
         q, k, v = self.qkv[:, t, :-2], self.qkv[:, t, -2], self.qkv[:, t, -1]
-        out, groups = decode(q, stored(k, self.dtype), stored(v, self.dtype), self.in_groups(), positions[:, t])
-        return np.asarray(out), jax.tree.map(lambda *x: np.concatenate(x), *map(joined, groups))
-
-    def in_groups(self) -> tuple[Blocks, ...]:
-        sizes, ends = block_sizes(self.rings[0].shape[1], self.first), np.cumsum(self.groups)
-        return tuple(
-            split(jax.tree.map(lambda x, a=end - size, b=end: x[a:b], self.rings), sizes)
-            for size, end in zip(self.groups, ends, strict=True)
-        )
+        stored_k, stored_v = stored(k, self.dtype), stored(v, self.dtype)
+        out, rings = decode(q, stored_k, stored_v, self.rings, positions[:, t], self.backend)
+        return np.asarray(out), jax.tree.map(np.asarray, rings)
 
     def reference(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         q, k, v = self.qkv[:, :, :-2].astype(np.float32), self.qkv[:, :, -2], self.qkv[:, :, -1]
@@ -98,26 +90,6 @@ def stored(x: np.ndarray, dtype: str) -> Ring:
 
 
 quantize_jit = jax.jit(quantize)
-
-
-def by_tokens(function: Callable[..., np.ndarray], *rings: Ring) -> Ring:
-    """Applies `function(axis, *arrays)` to vectors and to their scales, where `axis` has the tokens."""
-    if isinstance(rings[0], Int8Vectors):
-        values, scales = ([np.asarray(part) for part in parts] for parts in zip(*rings, strict=True))
-        return Int8Vectors(function(-2, *values), function(-1, *scales))
-    return function(-2, *map(np.asarray, rings))
-
-
-def split(rings: tuple[Ring, Ring], sizes: Sequence[int]) -> Blocks:
-    """Returns the rings in blocks of these sizes, as `split_ring` does, without a program."""
-    parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
-    return tuple(tuple(by_tokens(lambda axis, x, p=part: x.take(p, axis), ring) for ring in rings) for part in parts)
-
-
-def joined(blocks: Blocks) -> tuple[Ring, Ring]:
-    """Returns the rings of blocks, as `join_ring` does, without a program."""
-    keys, values = (by_tokens(lambda axis, *x: np.concatenate(x, axis), *side) for side in zip(*blocks, strict=True))
-    return keys, values
 
 
 def as_floats(ring: Ring) -> np.ndarray:
@@ -148,14 +120,14 @@ def test_prefill_equals_the_reference(shape: tuple[int, int, int, str], seed: in
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("groups", "first"), [*swept(((ROWS,), 100)), ((1, 2), 2)])
+@pytest.mark.parametrize("backend", [XLA, CPU_XLA], ids=lambda backend: backend.name)
 @given(seed=SEEDS, positions=POSITIONS)
 @examples(10, sweep=100)
 def test_single_steps_equal_the_reference(
-    shape: tuple[int, int, int, str], groups: tuple[int, ...], first: int, seed: int, positions: np.ndarray
+    shape: tuple[int, int, int, str], backend: Backend, seed: int, positions: np.ndarray
 ) -> None:
-    """A row decodes past its ring's end while idle rows keep theirs, in one block and in groups and blocks."""
-    case = replace(Case.of(seed, shape), groups=groups, first=first)
+    """A row decodes past its ring's end while idle rows keep theirs, in one batch and row by row."""
+    case = replace(Case.of(seed, shape), backend=backend)
     expected, *expected_rings = case.reference(positions)
     for t in range(STEPS):
         out, rings = case.decode(positions, t)
@@ -200,9 +172,8 @@ def test_a_query_sees_exactly_its_own_key_and_those_of_the_window_before_it(wind
         np.testing.assert_allclose(np.concatenate(outputs), expected, atol=1e-6)
 
     rings = (ring, ring)
-    groups: tuple[Blocks, ...] = ((rings,),)
     for t in range(length):
-        out, groups = decode(q[:, t], k[:, t], v[:, t], groups, position[:, t])
+        out, rings = decode(q[:, t], k[:, t], v[:, t], rings, position[:, t], CPU_XLA)
         np.testing.assert_allclose(out[0, 0], expected[t], atol=1e-6)
 
 
@@ -273,23 +244,6 @@ def test_documents_in_one_row_do_not_see_each_other(shape: tuple[int, int, int, 
     close(out, expected)
 
 
-@pytest.mark.parametrize("shape", [*swept((SHAPES[0],), (SHAPES[2],)), SHAPES[1], SHAPES[3]])
-@given(seed=SEEDS, place=st.lists(st.integers(-1, 20), min_size=ROWS, max_size=ROWS))
-@examples(8, sweep=20)
-def test_blocks_that_only_others_fill_change_nothing(
-    shape: tuple[int, int, int, str], seed: int, place: list[int]
-) -> None:
-    """A row's step has the same bits whether the batch reads one block of the rings or all."""
-    case = replace(Case.of(seed, shape), first=2)
-    positions = np.array(place, np.int32)[:, None].repeat(STEPS, 1)
-    positions[1:] = -1
-    alone, rings = case.decode(positions, 0)
-    positions[1:] = 50
-    together, other_rings = case.decode(positions, 0)
-    np.testing.assert_array_equal(alone[:1][positions[:1, 0] >= 0], together[:1][positions[:1, 0] >= 0])
-    equal_rings(first_rows(rings, 1), first_rows(other_rings, 1))
-
-
 @pytest.mark.parametrize(
     ("start", "dtype"),
     [
@@ -299,7 +253,7 @@ def test_blocks_that_only_others_fill_change_nothing(
     ],
 )
 def test_a_long_ring_is_read_as_far_as_it_is_filled(start: int, dtype: str) -> None:
-    """Rows at different positions in one batch depend neither on each other nor on how rings are split."""
+    """Rows at different positions in one batch don't depend on each other, in a chunk or in a step."""
     window, block, steps = 600, 64, 128
     rng = np.random.default_rng(start)
     qkv = (2 * rng.normal(size=(2, steps, 4, SIZE))).astype(np.float32)
@@ -311,6 +265,10 @@ def test_a_long_ring_is_read_as_far_as_it_is_filled(start: int, dtype: str) -> N
     close(out, expected)
     equal_rings(rings, (expected_rings[0], expected_rings[1]))
     alone = Case(qkv[:1], first_rows(case.rings, 1), block)
+    step, written = case.decode(positions, 0)
+    close(step, expected[:, 0])
+    np.testing.assert_array_equal(alone.decode(positions[:1], 0)[0], step[:1])
+    equal_rings(alone.decode(positions[:1], 0)[1], first_rows(written, 1))
     carried = alone.rings
     for at in range(0, steps, block):
         part = slice(at, at + block)
@@ -324,7 +282,7 @@ def test_rows_do_not_depend_on_their_number(shape: tuple[int, int, int, str]) ->
     """A row's bits are the same in a batch of two as in one of three."""
     case = Case.of(2, shape)
     positions = np.tile(np.arange(30, 30 + STEPS, dtype=np.int32), (ROWS, 1))
-    pair = replace(case, qkv=case.qkv[:2], rings=first_rows(case.rings, 2), groups=(2,))
+    pair = replace(case, qkv=case.qkv[:2], rings=first_rows(case.rings, 2))
     np.testing.assert_array_equal(pair.prefill(positions[:2])[0], case.prefill(positions)[0][:2])
     np.testing.assert_array_equal(pair.decode(positions[:2], 0)[0], case.decode(positions, 0)[0][:2])
 
@@ -350,11 +308,9 @@ def test_several_key_heads_are_each_as_one_alone(kind: str) -> None:
         np.testing.assert_array_equal, new, tuple(with_heads([e[side] for _, e in expected]) for side in range(2))
     )
     k, v = (with_heads([stored(case.qkv[:, 0, side], kind) for case in cases]) for side in (-2, -1))
-    out, (blocks,) = decode(q[:, 0], k, v, (split(rings, block_sizes(5, 2)),), places[:, 0])
-    expected = [replace(case, first=2).decode(places, 0) for case in cases]
+    out, new = decode(q[:, 0], k, v, rings, places[:, 0], CPU_XLA)
+    expected = [case.decode(places, 0) for case in cases]
     np.testing.assert_array_equal(out, np.concatenate([e for e, _ in expected], axis=1))
     jax.tree.map(
-        np.testing.assert_array_equal,
-        joined(blocks),
-        tuple(with_heads([e[side] for _, e in expected]) for side in range(2)),
+        np.testing.assert_array_equal, new, tuple(with_heads([e[side] for _, e in expected]) for side in range(2))
     )

@@ -1,8 +1,7 @@
 // Attention of a decode step: one query `[N, d]` per row to the filled part of the row's ring and to the token's own
 // key, which is then written into the ring. N heads of queries share one head of keys and values; all are in bfloat16.
 //
-// A ring is `[W, d]`, and may be split into blocks along W. Rows come in groups with blocks `[B, length, d]` of their
-// own. Holds the call `decode_attention`.
+// A ring is `[W, d]`. There may be more rings than rows. Holds the call `decode_attention`.
 
 #pragma once
 
@@ -10,7 +9,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <utility>
 #include <vector>
 
 #include "activations.h"
@@ -32,8 +30,8 @@ struct Scaled {
   }
 };
 
-// Keys and values of the `length` tokens that a block of a row's ring holds.
-struct RingBlock {
+// Keys and values of the `length` tokens that a row's ring holds.
+struct Filled {
   const uint16_t* keys;
   const uint16_t* values;
   int64_t length;
@@ -44,16 +42,17 @@ constexpr int64_t kLead = 16384;  // bytes read between a cache line's prefetch 
 // Keys and values in the order in which a thread reads them: a row's keys, its values, then those of the row after it.
 class Reading {
  public:
-  void Add(const std::vector<RingBlock>& blocks, int64_t size) {
-    for (const RingBlock& block : blocks) parts_.push_back({block.keys, block.length * size * 2});
-    for (const RingBlock& block : blocks) parts_.push_back({block.values, block.length * size * 2});
+  void Add(const Filled& ring, int64_t size) {
+    parts_[count_++] = {ring.keys, ring.length * size * 2};
+    parts_[count_++] = {ring.values, ring.length * size * 2};
   }
 
   // Returns the distance in bytes from `at` to the memory that is read `kLead` bytes later, or 0 if there is none.
   // `read` bytes are read before `at`.
   int64_t Ahead(const void* at, int64_t read) const {
     int64_t left = read + kLead;
-    for (const Part& part : parts_) {
+    for (int i = 0; i < count_; ++i) {
+      const Part& part = parts_[i];
       if (left < part.bytes) return reinterpret_cast<intptr_t>(part.begin) + left - reinterpret_cast<intptr_t>(at);
       left -= part.bytes;
     }
@@ -65,7 +64,8 @@ class Reading {
     const void* begin;
     int64_t bytes;
   };
-  std::vector<Part> parts_;
+  Part parts_[4];
+  int count_ = 0;
 };
 
 // Adds the values of `count` tokens, times their weights, to the sums of `Heads` heads and 16 * `Parts` elements of
@@ -125,14 +125,13 @@ struct AttentionRow {
   const uint16_t* q;
   const uint16_t* key;  // the token's own
   const uint16_t* value;
-  const std::vector<RingBlock>& blocks;
+  const Filled& ring;
   const Reading& reading;
   int64_t heads, size;
   float* out;
 
   void Attend() const {
-    int64_t filled = 0;
-    for (const RingBlock& block : blocks) filled += block.length;
+    const int64_t filled = ring.length;
     const int64_t stride = (filled + 15) / 16 * 16;
     thread_local std::vector<float> scratch;
     Grow(scratch, heads * stride + 2 * heads);
@@ -141,7 +140,7 @@ struct AttentionRow {
     float* const totals = own + heads;
     Score(scores, stride);
     for (int64_t n = 0; n < heads; ++n) Weigh(q + n * size, scores + n * stride, filled, own + n, totals + n);
-    MixValues(scores, stride, filled, own);
+    MixValues(scores, stride, own);
     for (int64_t n = 0; n < heads; ++n) {
       for (float* at = out + n * size; at < out + (n + 1) * size; at += 16) {
         Store(at, Over(Widen(at), Splat(totals[n])));
@@ -154,12 +153,8 @@ struct AttentionRow {
 
   // Computes the scores of all heads.
   void Score(float* scores, int64_t stride) const {
-    int64_t before = 0;
-    for (const RingBlock& block : blocks) {
-      const auto ahead = [&](const uint16_t* at) { return reading.Ahead(at, 2 * (before * size + (at - block.keys))); };
-      Product<K>(block.keys, block.length, q, heads, size, scores + before, stride, ScaledProducts(), ahead);
-      before += block.length;
-    }
+    const auto ahead = [&](const uint16_t* at) { return reading.Ahead(at, 2 * (at - ring.keys)); };
+    Product<K>(ring.keys, ring.length, q, heads, size, scores, stride, ScaledProducts(), ahead);
   }
 
   // Replaces a head's scores by weights, and computes the weight of the token's own key and the sum of all weights.
@@ -188,38 +183,33 @@ struct AttentionRow {
   }
 
   // Computes the weighted sums of values, a few tokens at a time.
-  void MixValues(const float* weights, int64_t stride, int64_t filled, const float* own) const {
+  void MixValues(const float* weights, int64_t stride, const float* own) const {
     for (int64_t n = 0; n < heads; ++n) {
       for (int64_t e = 0; e < size; e += 16) {
         Store(out + n * size + e, Times(Splat(own[n]), Widen(value + e)));
       }
     }
     const int64_t passes = (heads + kMostHeads - 1) / kMostHeads, some = std::max<int64_t>(1, kMixBytes / (2 * size));
-    int64_t before = 0;
-    for (const RingBlock& block : blocks) {
-      for (int64_t w = 0; w < block.length; w += some) {
-        const uint16_t* const at = block.values + w * size;
-        const int64_t ahead = reading.Ahead(at, 2 * size * (filled + before + w));
-        for (int64_t pass = 0; pass < passes; ++pass) {
-          const int64_t n = heads * pass / passes, next = heads * (pass + 1) / passes;
-          MixHeads<kMostHeads>(next - n, weights + n * stride + before + w, stride, at,
-                               std::min(some, block.length - w), size, ahead, out + n * size);
-        }
+    for (int64_t w = 0; w < ring.length; w += some) {
+      const uint16_t* const at = ring.values + w * size;
+      const int64_t ahead = reading.Ahead(at, 2 * size * (ring.length + w));
+      for (int64_t pass = 0; pass < passes; ++pass) {
+        const int64_t n = heads * pass / passes, next = heads * (pass + 1) / passes;
+        MixHeads<kMostHeads>(next - n, weights + n * stride + w, stride, at, std::min(some, ring.length - w), size,
+                             ahead, out + n * size);
       }
-      before += block.length;
     }
   }
 };
 
-// Attention of a decode step over the rings of all rows, which are in consecutive groups with blocks of their own.
+// Attention of a decode step. The first rings are those of the rows.
 struct DecodeAttention {
-  using Rings = std::vector<std::pair<Bf16Buffer, Bf16Buffer>>;  // keys and values of blocks, group after group
-
   const uint16_t* q;
   const uint16_t* k;
   const uint16_t* v;
   const int32_t* positions;
-  const Rings& rings;
+  uint16_t* ring_k;
+  uint16_t* ring_v;
   int64_t rows, heads, size, window;
   float* out;
 
@@ -231,71 +221,47 @@ struct DecodeAttention {
         std::fill(to, to + heads * size, 0.0f);
         return;
       }
-      const std::vector<RingBlock> blocks = Filled(b);
+      const Filled ring = FilledOf(b);
       Reading reading;
-      reading.Add(blocks, size);
-      if (b + 1 < rows) reading.Add(Filled(b + 1), size);
-      AttentionRow<K>{q + b * heads * size, k + b * size, v + b * size, blocks, reading, heads, size, to}.Attend();
+      reading.Add(ring, size);
+      if (b + 1 < rows) reading.Add(FilledOf(b + 1), size);
+      AttentionRow<K>{q + b * heads * size, k + b * size, v + b * size, ring, reading, heads, size, to}.Attend();
       Write(b);
     });
   }
 
  private:
-  // Calls `call` with keys and values of each of a row's blocks, the place of its first token in the ring, and its
-  // number of tokens.
-  template <typename Call>
-  void ForEachBlock(int64_t b, const Call& call) const {
-    int64_t begin = 0;
-    for (const auto& [keys, values] : rings) {
-      const int64_t group = keys.dimensions()[0], length = keys.dimensions()[1];
-      const auto of_row = [&](const Bf16Buffer& x) {
-        return static_cast<uint16_t*>(x.untyped_data()) + b * length * size;
-      };
-      if (b < group) call(of_row(keys), of_row(values), begin, length);
-      begin += length;
-      if (begin == window) {  // the next group begins
-        if (b < group) return;
-        b -= group;
-        begin = 0;
-      }
-    }
-  }
-
-  // Returns the filled part of each of a row's blocks.
-  std::vector<RingBlock> Filled(int64_t b) const {
-    std::vector<RingBlock> blocks;
-    ForEachBlock(b, [&](uint16_t* keys, uint16_t* values, int64_t begin, int64_t length) {
-      const int64_t filled = std::min<int64_t>(length, positions[b] - begin);
-      if (filled > 0) blocks.push_back({keys, values, filled});
-    });
-    return blocks;
+  // Returns the filled part of a row's ring.
+  Filled FilledOf(int64_t b) const {
+    const int64_t first = b * window * size, length = std::min<int64_t>(window, positions[b]);
+    return {ring_k + first, ring_v + first, std::max<int64_t>(0, length)};
   }
 
   // Writes the token's key and value over those of the token `window` before it.
   void Write(int64_t b) const {
-    const int64_t place = positions[b] % window;
-    ForEachBlock(b, [&](uint16_t* keys, uint16_t* values, int64_t begin, int64_t length) {
-      if (place < begin || place >= begin + length) return;
-      std::memcpy(keys + (place - begin) * size, k + b * size, 2 * size);
-      std::memcpy(values + (place - begin) * size, v + b * size, 2 * size);
-    });
+    const int64_t place = (b * window + positions[b] % window) * size;
+    std::memcpy(ring_k + place, k + b * size, 2 * size);
+    std::memcpy(ring_v + place, v + b * size, 2 * size);
   }
 };
 
-// Updates the rings in place: the remaining results have the memory of the remaining arguments.
-ffi::Error DecodeAttentionImpl(ffi::ThreadPool pool, int64_t window, Bf16Buffer q, Bf16Buffer k, Bf16Buffer v,
-                               ffi::Buffer<ffi::S32> positions, ffi::RemainingArgs, ffi::ResultBuffer<ffi::F32> out,
-                               ffi::RemainingRets rings) {
-  DecodeAttention::Rings blocks;
-  for (size_t i = 0; i + 1 < rings.size(); i += 2) {
-    const auto keys = rings.get<Bf16Buffer>(i), values = rings.get<Bf16Buffer>(i + 1);
-    if (!keys.has_value()) return keys.error();
-    if (!values.has_value()) return values.error();
-    blocks.emplace_back(**keys, **values);
-  }
+// Updates the rings in place: the last results have the memory of the last arguments.
+ffi::Error DecodeAttentionImpl(ffi::ThreadPool pool, Bf16Buffer q, Bf16Buffer k, Bf16Buffer v,
+                               ffi::Buffer<ffi::S32> positions, Bf16Buffer, Bf16Buffer,
+                               ffi::ResultBuffer<ffi::F32> out, ffi::Result<Bf16Buffer> ring_k,
+                               ffi::Result<Bf16Buffer> ring_v) {
   const auto sizes = q.dimensions();
-  const DecodeAttention attention{Bf16Of(q), Bf16Of(k), Bf16Of(v), positions.typed_data(), blocks,
-                                  sizes[0],  sizes[1],  sizes[2],  window,                 out->typed_data()};
+  const DecodeAttention attention{Bf16Of(q),
+                                  Bf16Of(k),
+                                  Bf16Of(v),
+                                  positions.typed_data(),
+                                  static_cast<uint16_t*>(ring_k->untyped_data()),
+                                  static_cast<uint16_t*>(ring_v->untyped_data()),
+                                  sizes[0],
+                                  sizes[1],
+                                  sizes[2],
+                                  ring_k->dimensions()[1],
+                                  out->typed_data()};
   WithRowKernel([&](auto kernel) { attention.Run<decltype(kernel)>(pool); });
   return ffi::Error::Success();
 }

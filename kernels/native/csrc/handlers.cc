@@ -167,14 +167,15 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(ROOST_CALL(recurrent_chunk), RecurrentChunkImpl,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(ROOST_CALL(decode_attention), DecodeAttentionImpl,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
-                                  .Attr<int64_t>("window")
                                   .Arg<ffi::Buffer<ffi::BF16>>()
                                   .Arg<ffi::Buffer<ffi::BF16>>()
                                   .Arg<ffi::Buffer<ffi::BF16>>()
                                   .Arg<ffi::Buffer<ffi::S32>>()
-                                  .RemainingArgs()
+                                  .Arg<ffi::Buffer<ffi::BF16>>()
+                                  .Arg<ffi::Buffer<ffi::BF16>>()
                                   .Ret<ffi::Buffer<ffi::F32>>()
-                                  .RemainingRets());
+                                  .Ret<ffi::Buffer<ffi::BF16>>()
+                                  .Ret<ffi::Buffer<ffi::BF16>>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(ROOST_CALL(prefill_attention), PrefillAttentionImpl,
                               ffi::Ffi::Bind()
@@ -191,7 +192,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(ROOST_CALL(prefill_attention), PrefillAttentionImp
 #ifndef ROOST_AVX2
 
 // Returns the version of the calls' arguments and bits, which is `CALLS_VERSION` in library.py.
-extern "C" int roost_calls_version() { return 6; }
+extern "C" int roost_calls_version() { return 7; }
 
 // Returns whether this processor can run `PairKernel`.
 extern "C" int roost_has_pairs() { return HasPairs(); }

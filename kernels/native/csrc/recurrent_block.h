@@ -1,8 +1,8 @@
 // Recurrent block between its projections: convolution, gates, RG-LRU and product with gelu(y), for B rows of T tokens
 // and E channels (arXiv 2402.19427, section 2.3).
 //
-// xy is `[B, T, 2 E]`, the state of the convolution `[K - 1, B, E]`, and that of the RG-LRU `[B, E]`. Holds the calls
-// `recurrent_step`, where T is 1, and `recurrent_chunk`.
+// xy is `[B, T, 2 E]`, the state of the convolution `[K - 1, P, E]`, and that of the RG-LRU `[P, E]`. Holds the calls
+// `recurrent_step`, where T is 1 and P at least B, and the state is updated in place; and `recurrent_chunk`, where P is B.
 
 #pragma once
 
@@ -56,10 +56,10 @@ struct RecurrentBlock {
   const float* gates;  // packed
   const float* gate_bias;
   const float* log_decay;
-  const X* conv;  // [taps - 1, rows, width], oldest first
+  const X* conv;  // [taps - 1, pool, width], oldest first
   const float* h;
   const int32_t* positions;
-  int64_t rows, steps, width, taps, blocks;
+  int64_t pool_rows, rows, steps, width, taps, blocks;
   X* out;
   X* new_conv;
   float* new_h;
@@ -69,20 +69,24 @@ struct RecurrentBlock {
 
   void Run(ffi::ThreadPool& pool) const {
     const int64_t tokens = rows * steps;
+    int64_t used = tokens;  // without the padding at the end, which costs no products
+    while (used > 0 && positions[used - 1] < 0) --used;
     thread_local std::vector<float> scratch;
-    Grow(scratch, tokens * width);
+    Grow(scratch, used * width);
     float* const c = scratch.data();
     ForEachRow(pool, tokens, width, [&](int64_t n) {
-      Convolve(n / steps, n % steps, c + n * width);
+      if (n < used) Convolve(n / steps, n % steps, c + n * width);
       if ((n + 1) % steps == 0) KeepInputs(n / steps);
     });
     ForEach(pool, width / 16, [&](int64_t piece) {
       Place place;
       int64_t n = 0;
       if constexpr (kManyRegisters) {
-        for (; tokens - n > 2; n += 8) Strip<8>(piece, n, c, place);
+        for (; used - n > 2; n += 8) Strip<8>(piece, n, used, c, place);
       }
-      for (; n < tokens; n += 2) Strip<2>(piece, n, c, place);
+      for (; n < used; n += 2) Strip<2>(piece, n, used, c, place);
+      const int64_t e = piece * 16;
+      for (n = used; n < tokens; ++n) Update(n, e, Floats{}, Floats{}, nullptr, place);
     });
   }
 
@@ -95,7 +99,7 @@ struct RecurrentBlock {
 
   // Returns the inputs of a row's token; steps before the first are in the state of the convolution.
   const X* Inputs(int64_t r, int64_t t) const {
-    return t < 0 ? conv + ((taps - 1 + t) * rows + r) * width : xy + (r * steps + t) * 2 * width;
+    return t < 0 ? conv + ((taps - 1 + t) * pool_rows + r) * width : xy + (r * steps + t) * 2 * width;
   }
 
   // Computes the convolution of a row's token into c.
@@ -115,7 +119,7 @@ struct RecurrentBlock {
   void KeepInputs(int64_t r) const {
     int64_t length = steps;
     while (length > 0 && positions[r * steps + length - 1] < 0) --length;
-    CopyInputs(r, length, new_conv + r * width, rows * width);
+    CopyInputs(r, length, new_conv + r * width, pool_rows * width);
     const int64_t count = every == 0 ? 0 : steps / every;
     for (int64_t m = 0; m < count; ++m) {
       CopyInputs(r, std::min((m + 1) * every, length), kept_conv + (r * count + m) * (taps - 1) * width, width);
@@ -125,14 +129,14 @@ struct RecurrentBlock {
   // Copies the taps - 1 inputs before step `end` to positions that are `stride` elements apart.
   void CopyInputs(int64_t r, int64_t end, X* to, int64_t stride) const {
     for (int64_t s = 0; s < taps - 1; ++s) {
-      std::memcpy(to + s * stride, Inputs(r, end - (taps - 1) + s), width * sizeof(X));
+      std::memmove(to + s * stride, Inputs(r, end - (taps - 1) + s), width * sizeof(X));
     }
   }
 
-  // Computes sixteen channels of a block for tokens [n, n + Tokens), and moves `place` past them.
+  // Computes sixteen channels of a block for tokens [n, n + Tokens) below `tokens`, and moves `place` past them.
   template <int Tokens>
-  ROOST_INLINE void Strip(int64_t piece, int64_t n, const float* c, Place& place) const {
-    const int64_t size = width / blocks, strips = size / 16, tokens = rows * steps;
+  ROOST_INLINE void Strip(int64_t piece, int64_t n, int64_t tokens, const float* c, Place& place) const {
+    const int64_t size = width / blocks, strips = size / 16;
     const int64_t block = piece / strips, o = piece % strips * 16;
     Floats gate[Tokens][2];
     GateSums<Tokens>(gates + piece * size * kGateColumns, gate_bias + block * 2 * size + o,
@@ -183,9 +187,9 @@ RecurrentBlock<X> BlockOf(X* xy, int64_t steps, const ffi::Buffer<ffi::F32>& con
                           ffi::Result<ffi::AnyBuffer>& new_conv, ffi::ResultBuffer<ffi::F32>& new_h) {
   const auto typed = [](const ffi::AnyBuffer& array) { return static_cast<X*>(array.untyped_data()); };
   return {xy, conv_weight.typed_data(), conv_bias.typed_data(), gates.typed_data(), gate_bias.typed_data(),
-          log_decay.typed_data(), typed(conv), h.typed_data(), positions.typed_data(), h.dimensions()[0], steps,
-          h.dimensions()[1], conv_weight.dimensions()[0], gates.dimensions()[0], typed(*out), typed(*new_conv),
-          new_h->typed_data()};
+          log_decay.typed_data(), typed(conv), h.typed_data(), positions.typed_data(), h.dimensions()[0],
+          static_cast<int64_t>(positions.element_count()) / steps, steps, h.dimensions()[1],
+          conv_weight.dimensions()[0], gates.dimensions()[0], typed(*out), typed(*new_conv), new_h->typed_data()};
 }
 
 ffi::Error RecurrentStepImpl(ffi::ThreadPool pool, ffi::AnyBuffer xy, ffi::Buffer<ffi::F32> conv_weight,

@@ -59,7 +59,7 @@ def memory_of(model: str, limit_bytes: int, weight_bytes: int, chunk: int = 512)
 
 
 def test_larger_chunks_and_models_leave_fewer_rows() -> None:
-    chunk, model = memory_of("2b", 32 * GIB, 5 * GIB, 8192), memory_of("9b", 32 * GIB, 5 * GIB)
+    chunk, model = memory_of("2b", 32 * GIB, 5 * GIB, 65536), memory_of("9b", 32 * GIB, 5 * GIB)
     assert max(chunk.rows, model.rows) < memory_of("2b", 32 * GIB, 5 * GIB).rows
 
 

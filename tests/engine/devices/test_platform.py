@@ -24,10 +24,10 @@ def test_this_machine_is_a_cpu() -> None:
     assert choose_platform(MeshShape(2, 1)) == CPU_MESH, "native kernels would each take all cores"
 
 
-def test_accelerators_store_states_whole() -> None:
+def test_accelerators_run_all_layers_in_one_step() -> None:
     for platform in (GPU, TPU, CPU_MESH):
-        assert (platform.window_block, platform.layers_per_slice) == (None, None)
-    assert (GPU.decode_rows, CPU_MESH.decode_rows) == ((), ()), "one decode step of all slots"
+        assert (platform.sizes.draft_rows, platform.layers_per_slice) == ((), None)
+    assert (GPU.sizes.decode_rows, CPU_MESH.sizes.decode_rows) == ((), ()), "one decode step of all slots"
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_nvidia_gpus_get_kernels_that_triton_compiles(capability: tuple[int, int
     platform = gpu_platform(capability, GpuSizes(101_376, 58))
     assert platform.kernels.name == kernels
     assert (gpu_warning("a card", capability) is None) == (kernels == "gpu")
-    assert bool(platform.decode_rows) == (platform.kernels != XLA), "XLA would copy the first slots' rings"
+    assert bool(platform.sizes.decode_rows) == (platform.kernels != XLA), "XLA would copy the first slots' rings"
 
 
 def test_gpus_say_what_int8_windows_cost() -> None:

@@ -13,10 +13,9 @@ from hypothesis import given
 from hypothesis.extra import numpy as hnp
 from reference_griffin import reference_logits
 from roost.engine.model.config import ModelConfig, cycle
-from roost.engine.model.layer_kinds import RecurrentState
 from roost.engine.model.layers import rope_angles
-from roost.engine.model.slot_states import BlockedStates, ContiguousStates, SlotStates
-from roost.engine.model.state import ModelState, zero_state
+from roost.engine.model.slot_states import SlotStates
+from roost.engine.model.state import ModelState
 from roost.engine.types.config import PREFILL_BLOCK
 from small_models import CPU_OPTIONS, SmallModel, counting, noisy_model, ragged, row_of
 from sweeps import examples, full, swept
@@ -173,7 +172,7 @@ def test_a_row_gives_the_same_bits_in_a_batch_of_any_size(dtype: str, steps: int
     tokens = rng.integers(0, BASE.vocab_size, (rows, steps), np.int32)
     positions = counting([steps] * rows, steps, [8, 3, 64, 1])
     expected, expected_state = model.run(tokens, positions, pool)
-    part = gather(ContiguousStates(pool), np.array(fewer, np.int32), np.zeros(len(fewer), np.bool))
+    part = gather(SlotStates(pool), np.array(fewer, np.int32), np.zeros(len(fewer), np.bool))
     logits, state = model.run(tokens[fewer], positions[fewer], part)
     np.testing.assert_array_equal(logits, expected[fewer])
     for index, row in enumerate(fewer):
@@ -209,7 +208,7 @@ def test_a_fresh_row_reads_nothing_of_the_previous_sequence(model: SmallModel) -
     tokens = np.arange(ROWS * STEPS, dtype=np.int32).reshape(ROWS, STEPS)
     positions = counting([STEPS, 2], STEPS)
     dirty = jax.tree.map(lambda x: np.full_like(x, np.nan), model.zero(3))
-    fresh = gather(ContiguousStates(dirty), np.array([2, 0], np.int32), np.ones(2, np.bool))
+    fresh = gather(SlotStates(dirty), np.array([2, 0], np.int32), np.ones(2, np.bool))
     logits, state = model.run(tokens, positions, fresh)
     expected, expected_state = model.run(tokens, positions, model.zero(ROWS))
     for row, length in enumerate((STEPS, 2)):
@@ -217,22 +216,13 @@ def test_a_fresh_row_reads_nothing_of_the_previous_sequence(model: SmallModel) -
         equal_row(state, row, expected_state, row)
 
 
-scatter, copy = moved(BlockedStates.scatter), moved(BlockedStates.copy)
-
-GROUPS = (3, 1)
-"""Rows of each group of a pool of four rows, whose rings are in blocks of 2, 2 and 3 rows."""
+scatter, copy = moved(SlotStates.scatter), moved(SlotStates.copy)
 
 
-def random_pool(model: SmallModel, seed: int) -> BlockedStates:
+def random_pool(model: SmallModel, seed: int) -> SlotStates:
+    """Returns a pool of four rows."""
     rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(lambda: tuple(zero_state(model.config, n, model.dtype, (2, 2, 3)) for n in GROUPS))
-    return BlockedStates(jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes))
-
-
-def rows_of(pool: BlockedStates) -> ModelState:
-    """Returns all rows of a pool as one state with rings in one block."""
-    rows = np.arange(sum(GROUPS), dtype=np.int32)
-    return gather(pool, rows, np.zeros(len(rows), np.bool))
+    return SlotStates(jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), model.zero(4)))
 
 
 @given(rows=st.lists(st.sampled_from([0, 1, 2, 3, 4, 9]), min_size=1, max_size=3), fresh=st.booleans())
@@ -244,17 +234,8 @@ def test_gather_copies_or_clears(model: SmallModel, rows: list[int], fresh: bool
     for index, row in enumerate(rows):
         if row > 3 or (fresh and index == 0):
             equal_row(taken, index, model.zero(1), 0)
-            continue
-        group, local = divmod(row, GROUPS[0])
-        for layer, expected in zip(taken, pool.groups[group], strict=True):
-            pieces = jax.tree.map(np.asarray, (layer, expected))
-            if isinstance(layer, RecurrentState):
-                np.testing.assert_array_equal(pieces[0].h[index], pieces[1].h[local])
-                np.testing.assert_array_equal(pieces[0].conv[:, index], pieces[1].conv[:, local])
-            else:
-                for side in range(2):
-                    blocks = [block[side][local] for block in pieces[1].rings[0]]
-                    np.testing.assert_array_equal(pieces[0].rings[0][0][side][index], np.concatenate(blocks))
+        else:
+            equal_row(taken, index, pool.state, row)
 
 
 @given(rows=st.permutations([0, 1, 2, 3, 4, 9]).map(lambda order: order[:3]), count=st.integers(1, 3))
@@ -264,7 +245,7 @@ def test_scatter_writes_the_slots_named_and_no_others(model: SmallModel, rows: l
     pool, rows = random_pool(model, seed=6), rows[:count]
     taken = gather(pool, np.arange(count, dtype=np.int32), np.zeros(count, np.bool))
     new = jax.tree.map(lambda x: np.asarray(x) + 1, taken)
-    before, after = rows_of(pool), rows_of(scatter(pool, np.array(rows, np.int32), new))
+    before, after = pool.state, scatter(pool, np.array(rows, np.int32), new).state
     for row in range(4):
         equal_row(after, row, new if row in rows else before, rows.index(row) if row in rows else row)
 
@@ -274,16 +255,9 @@ def test_scatter_writes_the_slots_named_and_no_others(model: SmallModel, rows: l
 def test_copy_reads_all_before_it_writes(model: SmallModel, pairs: list[int], sources: list[int]) -> None:
     pool = random_pool(model, seed=8)
     copied = copy(pool, np.array(sources[:3], np.int32), np.array(pairs, np.int32))
-    before, after = rows_of(pool), rows_of(copied)
+    before, after = pool.state, copied.state
     for row in range(4):
         equal_row(after, row, before, sources[pairs.index(row)] if row in pairs else row)
-
-
-def test_first_slots_are_put_back_unchanged(model: SmallModel) -> None:
-    pool = random_pool(model, seed=9)
-    put_back = moved(lambda pool: [pool.with_first(rows, pool.first(rows)) for rows in pool.decode_rows])
-    for found in put_back(pool):
-        jax.tree.map(np.testing.assert_array_equal, found, pool)
 
 
 PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459")

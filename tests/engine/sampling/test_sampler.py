@@ -286,7 +286,7 @@ def test_blocks_are_equal(rows: int, size: int) -> None:
 
 
 def test_scores_of_a_chunk_are_the_logprobs_of_its_targets() -> None:
-    """In blocks, so that the logits of a long chunk never stand in memory at once."""
+    """In blocks, so that the logits of a long chunk never stand in memory at once; later blocks are left out."""
     rng = np.random.default_rng(5)
     hidden, table = rng.normal(size=(12, 8)).astype(np.float32), rng.normal(size=(8, VOCAB)).astype(np.float32)
     targets = rng.integers(0, VOCAB, 12, np.int32)
@@ -296,8 +296,11 @@ def test_scores_of_a_chunk_are_the_logprobs_of_its_targets() -> None:
         blocks.append(x.shape)
         return logprobs(x @ table, targets, jnp.zeros((4, 0), jnp.int32))
 
-    scored = jax.jit(partial(score, logprobs_of), static_argnums=2)(hidden, targets, 4)
+    scores = jax.jit(partial(score, logprobs_of), static_argnums=(3, 4))
+    scored = scores(hidden, targets, 3, 4, VOCAB)
     assert set(blocks) == {(4, 8)}
+    for all_, some in zip(scored, scores(hidden, targets, 2, 4, VOCAB), strict=True):
+        np.testing.assert_array_equal(some, np.where(np.arange(12) < 8, np.asarray(all_).T, 0).T)
     expected = jax.jit(logprobs)(hidden @ table, targets, np.zeros((12, 0), np.int32))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), scored, expected)
     np.testing.assert_allclose(scored.chosen, log_softmax(hidden @ table)[np.arange(12), targets], rtol=1e-5, atol=1e-5)

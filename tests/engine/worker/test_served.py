@@ -3,7 +3,6 @@
 import re
 from dataclasses import replace
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from roost.engine.devices.platform import CPU, CPU_MESH, CPU_OPTIONS, TPU, Platform
+from roost.engine.devices.platform import CPU, CPU_MESH, CPU_NATIVE, CPU_OPTIONS, TPU, Platform, StepSizes
 from roost.engine.model.config import ModelConfig
 from roost.engine.model.griffin import abstract_model
 from roost.engine.model.sharding import Collectives
@@ -58,6 +57,23 @@ def test_prefill_shapes(chunk: int, shapes: set[tuple[int, int]]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("chunk", "shapes"),
+    [
+        (64, {(1, 64)}),
+        (128, {(2, 64), (1, 128)}),
+        (512, {(4, 64), (2, 128), (1, 256), (8, 64), (1, 512)}),
+        (1024, {(4, 64), (2, 128), (1, 256), (8, 64), (1, 512), (1, 1024)}),
+    ],
+)
+def test_a_tpu_prefills_short_prompts_together(chunk: int, shapes: set[tuple[int, int]]) -> None:
+    served = served_by(TPU, prefill_chunk=chunk)
+    assert set(served.prefill_shapes) == shapes
+    for length in (64, 128, 256, 512):
+        most = served.limits().rows_of(length)
+        assert length > chunk or served.fit(most, length).rows >= most
+
+
+@pytest.mark.parametrize(
     ("depth", "size", "slices"),
     [(1, 2, [(0, 1)]), (4, 2, [(0, 2), (2, 4)]), (5, 2, [(0, 2), (2, 4), (4, 5)]), (5, None, [(0, 5)])],
 )
@@ -68,6 +84,7 @@ def test_layer_slices(depth: int, size: int | None, slices: list[tuple[int, int]
 def test_a_cpu_prefills_prompts_one_by_one_and_in_slices_of_the_layers() -> None:
     alone = served_by(CPU, model=FOUR_LAYERS, prefill_chunk=256)
     assert alone.prefill_shapes == ((1, 64), (1, 128), (1, 256))
+    assert served_by(CPU_NATIVE, prefill_chunk=256).prefill_shapes == ((1, 64), (1, 256))
     assert (alone.limits().prefill_rows, alone.limits().prefill_layer_slices) == (1, 2)
     for platform in (TPU, CPU_MESH):
         others = served_by(platform, model=FOUR_LAYERS, prefill_chunk=256).limits()
@@ -76,8 +93,8 @@ def test_a_cpu_prefills_prompts_one_by_one_and_in_slices_of_the_layers() -> None
 
 def test_a_batch_takes_the_smallest_shape_that_fits() -> None:
     served = served_by(TPU, prefill_chunk=256)
-    assert [served.fit(rows, 65) for rows in (1, 2)] == [(1, 128), (2, 128)]
-    assert [served.fit(rows, 1) for rows in (1, 3, 4)] == [(1, 64), (4, 64), (4, 64)]
+    assert [served.fit(rows, 65) for rows in (1, 2)] == [(1, 256), (2, 128)]
+    assert [served.fit(rows, 1) for rows in (1, 3, 4)] == [(1, 256), (4, 64), (4, 64)]
 
 
 def test_the_table_has_each_program_once() -> None:
@@ -86,7 +103,7 @@ def test_the_table_has_each_program_once() -> None:
     assert [program.label for program in served.programs] == [
         *("decode 1", "decode 4", "decode 6", "first token"),
         *("prefill 1x64 slice 1", "prefill 1x64 slice 2", "prefill 1x128 slice 1", "prefill 1x128 slice 2"),
-        *("score 64", "score 128", "mask", "copy", "restore", "read", "replay"),
+        *("score", "mask", "copy", "restore", "read", "replay"),
     ]
 
 
@@ -102,11 +119,13 @@ def test_the_page_about_the_architecture_shows_the_table() -> None:
     assert table == {name: tuple(set(re.findall(r"`(\w+)`", cell)) for cell in cells) for name, *cells in rows}
 
 
-def test_drafts_take_a_program_for_each_number_of_slots_that_leaves_room_for_them() -> None:
+def test_drafts_take_one_or_two_programs() -> None:
     """Without speculation there are no such programs, and slots keep nothing for them."""
     without, with_drafts = served_by(CPU, 40), served_by(CPU, 40, speculation=Speculation())
     assert list(without.programs.speculate) == []
-    assert [program.label for program in with_drafts.programs.later] == [f"speculate {rows}" for rows in (1, 4, 8, 16)]
+    native = served_by(CPU_NATIVE, 40, speculation=Speculation())
+    assert [program.label for program in with_drafts.programs.later] == ["speculate 1", "speculate 8"]
+    assert [program.label for program in native.programs.later] == ["speculate 8"]
     assert len(jax.tree.leaves(with_drafts.pool)) == len(jax.tree.leaves(without.pool)) + 2
 
 
@@ -115,16 +134,22 @@ def test_a_round_with_drafts_copies_no_ring() -> None:
     """It writes rejected tokens into rings, and restores what was there, in place."""
     served = with_parameters(served_by(CPU, dtype="float32", speculation=Speculation(1)))
     text = lower(served.programs.speculate[4], served).compile(compiler_options=CPU_OPTIONS).as_text()
-    assert {"f32[1,512,64]", "f32[3,512,64]"} <= set(re.findall(r"f32\[\d,512,64\]", text)), "rings of both groups"
-    assert re.findall(r"f32\[[13],(?:512|1024|2048),64\]\S* copy\(", text) == []
+    assert "f32[4,2048,64]" in text, "rings"
+    assert re.findall(r"f32\[4,2048,64\]\S* copy\(", text) == []
 
 
 @pytest.mark.parametrize(
-    ("slots", "groups"), [(1, (1, 1)), (4, (1, 3)), (32, (1, 3, 4, 8, 16)), (33, (1, 3, 4, 8, 16, 1))]
+    ("platform", "slots", "steps"),
+    [
+        *((CPU, slots, steps) for slots, steps in ((1, (1, 2)), (4, (1, 4)), (33, (1, 4, 8, 16, 32, 33)))),
+        *((CPU_NATIVE, slots, steps) for slots, steps in ((4, (1, 4)), (8, (1, 8)), (33, (1, 8, 33)))),
+    ],
 )
-def test_groups_of_slots(slots: int, groups: tuple[int, ...]) -> None:
-    served = served_by(CPU, slots)
-    assert served.decode_rows == served.pool.states.decode_rows == tuple(accumulate(groups))
+def test_steps_of_cpus(platform: Platform, slots: int, steps: tuple[int, ...]) -> None:
+    """With native kernels, idle rows cost little, so that fewer steps are compiled; the scheduler knows all sizes."""
+    served = served_by(platform, slots)
+    assert served.decode_rows == steps
+    assert served.limits().decode_rows == served_by(CPU, slots).decode_rows
 
 
 @pytest.mark.parametrize(
@@ -142,7 +167,7 @@ def test_groups_of_slots(slots: int, groups: tuple[int, ...]) -> None:
 )
 def test_steps_take_some_slots_of_each_device(rows: int, shards: tuple[int, int], steps: tuple[int, ...]) -> None:
     served = served_by(TPU, rows, shards=Collectives(*shards))
-    assert served.decode_rows == served.pool.states.decode_rows == steps
+    assert served.decode_rows == steps
 
 
 @pytest.mark.parametrize(
@@ -159,7 +184,7 @@ def test_slots_are_spread_over_shards(slots: int, shards: tuple[int, int], order
 
 def on_mesh(data: int, model: int, own: int) -> Served:
     """Returns a model with `own` slots on each device, and a step for each number of them."""
-    every = replace(TPU, decode_rows=tuple(range(1, data * model * own + 1)))
+    every = replace(TPU, sizes=StepSizes(tuple(range(1, data * model * own + 1))))
     return served_by(every, data * model * own, shards=Collectives(data, model))
 
 
@@ -184,7 +209,7 @@ def test_a_step_has_the_first_slots_of_each_device(data: int, model: int, own: i
     assert [step[place] for place in places] == list(slots)
 
 
-def test_a_slot_is_copied_in_place_in_a_pool_of_groups() -> None:
+def test_a_slot_is_copied_in_place() -> None:
     """The program's temporaries hold a slot or two, not the pool."""
     served, slot = served_by(CPU, 32), jax.ShapeDtypeStruct((1,), jnp.int32)
     copy = jax.jit(partial(copy_step, Collectives()), donate_argnums=0).lower(served.pool, slot, slot)
