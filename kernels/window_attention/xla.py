@@ -56,8 +56,8 @@ def decode_attention_by_row(
 
         def attend_filled(end: int) -> Float32[Array, "1 N d"]:
             def filled(axis: int, ring: Array) -> Array:
-                starts, sizes = (row, *[0] * (ring.ndim - 1)), (1, *ring.shape[1:axis], end, *ring.shape[axis + 1 :])
-                return jax.lax.dynamic_slice(ring, starts, sizes)
+                sizes = (1, *ring.shape[1:axis], end, *ring.shape[axis + 1 :])
+                return jax.lax.dynamic_slice(ring, [row, *[0] * (ring.ndim - 1)], sizes)
 
             return _attend(own_q, own_k, own_v, (map_tokens(filled, rings[0]), map_tokens(filled, rings[1])), position)
 

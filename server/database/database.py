@@ -54,7 +54,7 @@ class Lane(Enum):
     LEASES = "lease"
 
 
-type Dialect = Sqlite | Postgresql
+type Dialect = "Sqlite | Postgresql"
 """One kind of database. Both have the same attributes and methods."""
 
 

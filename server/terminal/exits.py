@@ -13,8 +13,6 @@ from collections.abc import Collection, Iterator, Mapping
 from types import FrameType
 from typing import Any, Final, NoReturn
 
-import typer
-
 from ..observability.logging import say
 from ..settings import SettingsError, flag_name, is_json_wanted
 
@@ -38,9 +36,6 @@ EXIT_STATUSES: Final[Mapping[int, str]] = {
     128 + signal.SIGTERM: "A second signal, SIGTERM, ended `roost serve` before it had drained.",
 }
 """Exit statuses of all commands, and their meanings. `docs/reference/errors.md` is written from them."""
-
-_UsageError: Final[type[Any]] = typer.BadParameter.__bases__[0]
-"""Base class of Typer's usage errors, which Typer does not export."""
 
 
 class CommandError(Exception):
@@ -77,6 +72,8 @@ def _with_flag(text: str, options: Collection[str]) -> str:
 
 
 def _fail(text: str, status: int, as_json: bool | None) -> None:
+    import typer  # which scripts with the Python API do not need
+
     say(f"roost: {text}", logging.ERROR, as_json=as_json)
     raise typer.Exit(status) from None
 
@@ -84,9 +81,12 @@ def _fail(text: str, status: int, as_json: bool | None) -> None:
 @contextlib.contextmanager
 def exit_on_usage_error() -> Iterator[None]:
     """Prints Typer's usage errors as one line, and exits."""
+    import typer
+
+    usage_error: type[Any] = typer.BadParameter.__bases__[0]  # which Typer does not export
     try:
         yield
-    except _UsageError as error:
+    except usage_error as error:
         if type(error).__name__ != "NoArgsIsHelpError":  # whose help has been printed
             _fail(_usage_line(error), USAGE_STATUS, is_json_wanted(None) or None)
         raise

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import pytest
-from roost.engine.devices.platform import CPU
 from roost.engine.worker.compilation import (
     BackgroundCompiler,
     CompileCounter,
@@ -21,7 +20,7 @@ from roost.engine.worker.compilation import (
     parse_refused_kernel,
 )
 from roost.engine.worker.served import Program, Served
-from test_lowering import served_on
+from test_lowering import served_on_cpu
 
 
 def test_memory_counts_a_donated_output_once() -> None:
@@ -114,13 +113,13 @@ def test_a_refused_program_needs_what_the_compiler_says() -> None:
 
 def serving(*later: Program[Any]) -> Served:
     """Returns a served model with these programs as the ones that are compiled later."""
-    served = served_on(CPU)
+    served = served_on_cpu()
     served.programs.speculate = dict(enumerate(later))
     return served
 
 
 def small_programs() -> list[Program[Any]]:
-    programs = served_on(CPU).programs
+    programs = served_on_cpu().programs
     return [programs.copy_slot, programs.set_mask]
 
 

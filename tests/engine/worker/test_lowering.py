@@ -26,12 +26,16 @@ CONFIG = ModelConfig(64, 64, 64, 1, 64, ("recurrent", "attention") * 3)
 DTYPE = jnp.dtype("float32")
 
 
-@pytest.fixture(scope="module")
-def served() -> Served:
-    """A model with eight slots."""
+def served_on_cpu() -> Served:
+    """Returns a model with eight slots."""
     graph, params = abstract_model(CONFIG, DTYPE, CPU)
     settings = EngineConfig(prefill_chunk=64, state_cache_inexact=True)
     return Served(CONFIG, settings, Devices(CPU), DTYPE, 8, graph, params)
+
+
+@pytest.fixture(scope="module")
+def served() -> Served:
+    return served_on_cpu()
 
 
 def names(tree: Any) -> list[str]:
