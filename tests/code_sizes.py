@@ -13,11 +13,11 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parents[1]
 
 MOST: Final[Mapping[str, int]] = {
-    "code lines of server": 23450,
-    "code lines of engine": 11450,
-    "code lines of kernels": 3650,
+    "code lines of server": 23400,
+    "code lines of engine": 11250,
+    "code lines of kernels": 3580,
     "code lines of tools": 4860,
-    "code lines of benchmarks": 4870,
+    "code lines of benchmarks": 4910,
     "files of server": 163,
     "files of engine": 59,
     "files of kernels": 33,

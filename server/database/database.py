@@ -131,9 +131,14 @@ class Call:
 
 
 class Transaction:
-    """One transaction. Its statements have `?` for values, and the dialect's words in braces."""
+    """One transaction. Its statements have `?` for values, and the dialect's words in braces.
+
+    Attributes:
+      has_written: Whether a statement that may write has run.
+    """
 
     def __init__(self, connection: Connection, dialect: Dialect, call: Call) -> None:
+        self.has_written = False
         self.dialect = dialect
         self._connection = connection
         self._call = call
@@ -141,7 +146,9 @@ class Transaction:
     def execute(self, sql: str, *values: Any) -> Cursor:
         """Runs one statement."""
         self._call.check()
-        return self._connection.execute(self.dialect.sql(sql), values)
+        cursor = self._connection.execute(self.dialect.sql(sql), values)
+        self.has_written |= not sql.startswith("SELECT ")
+        return cursor
 
     def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         """Runs one statement and returns its rows."""
@@ -408,8 +415,8 @@ class Database:
         call.begin()
         self._running.add(call)
         try:
-            result = self._transact(work, lane, call)
-            self._note(None, lane)
+            result, has_written = self._transact(work, lane, call)
+            self._note(None, lane if has_written else Lane.READS)
             return result
         except StoreOutdatedError:
             raise
@@ -428,7 +435,8 @@ class Database:
             call.end()
             self._running.discard(call)
 
-    def _transact[T](self, work: Callable[[Transaction], T], lane: Lane, call: Call) -> T:
+    def _transact[T](self, work: Callable[[Transaction], T], lane: Lane, call: Call) -> tuple[T, bool]:
+        """Returns the result of a transaction, and whether it has written."""
         tables = self._tables if self._is_prepared else None
         begin, fence = self._dialect.begin(writes=lane is not Lane.READS), [] if tables is None else [tables.fence]
         with self._pool.transaction(lane, *begin, *fence) as (connection, first):
@@ -436,11 +444,12 @@ class Database:
                 call.use(connection)
                 if tables is not None:
                     tables.check_fence(first.fetchall())
-                result = work(Transaction(connection, self._dialect, call))
+                transaction = Transaction(connection, self._dialect, call)
+                result = work(transaction)
             finally:
                 call.end()  # a COMMIT that is interrupted while it waits for a standby is not undone
             call.check()
-        return result
+        return result, transaction.has_written
 
     def _give_up(self, error: StoreOutdatedError) -> None:
         """Stops using the database, and logs the reason once."""
