@@ -715,8 +715,8 @@ async def test_a_full_replica_adopts_nothing(replicas: tuple[Replica, Replica], 
     expire_leases(address)
     for _ in range(3):
         await second.adopter.look()
-    assert len(second.responses.leases.held) == 4, "all slots of the fake engine"
-    await until(lambda: len(second.engine.running) == 4)
+        await until(lambda: len(second.engine.running) == len(second.responses.leases.held))
+    assert len(second.engine.running) == 4, "all slots of the fake engine"
     second.engine.allowed = 1000
     await until(lambda: not second.engine.running)
     await second.adopter.look()
