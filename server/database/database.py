@@ -146,8 +146,9 @@ class Transaction:
     def execute(self, sql: str, *values: Any) -> Cursor:
         """Runs one statement."""
         self._call.check()
-        cursor = self._connection.execute(self.dialect.sql(sql), values)
-        self.has_written |= not sql.startswith("SELECT ")
+        statement = self.dialect.sql(sql)
+        cursor = self._connection.execute(statement, values)
+        self.has_written |= not statement.startswith("SELECT ")  # as a lock on a name is, too
         return cursor
 
     def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
