@@ -61,6 +61,7 @@ class PostgresqlServer:
         server = postgresql_program("postgres")
         assert server is not None
         options = ["-h", "127.0.0.1", "-p", str(self.port), "-k", "", "-c", "max_connections=60"]
+        options += ["-c", "autovacuum=off"]  # between a test's inserts and their commit, it notes an empty table
         options += [] if self.waits_for_disk else ["-F"]
         command = [server, "-D", str(self.folder), *options]
         with (self.folder.parent / "log").open("ab") as log:
