@@ -1,17 +1,13 @@
-"""Logs of responses: their table, with all statements as functions of a transaction, and those who follow them.
-
-Followers of the same response share one reader of new events.
-"""
+"""Logs of responses: their table, with all statements as functions of a transaction, and those who follow them."""
 
 import asyncio
-import sys
 from bisect import bisect_right
-from collections import Counter, deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -110,16 +106,6 @@ def append(transaction: Transaction, appends: Sequence[tuple[Lease, LogEntry]]) 
     EVENTS.put(transaction, [(lease.tenant, lease.id, *EVENTS.values(entry)) for lease, entry in appends])
 
 
-def entries_of(transaction: Transaction, name: Name, place: int) -> list[LogEntry]:
-    """Returns up to `MAX_ENTRIES` entries of a log in order, beginning at a place.
-
-    Args:
-      place: Number of the first entry.
-    """
-    rest = f"WHERE {_LOG} AND number >= ? ORDER BY number LIMIT ?"
-    return EVENTS.rows(transaction, rest, *name, place, MAX_ENTRIES)
-
-
 def deltas(transaction: Transaction, name: Name, place: int) -> list[tuple[int, bytes]]:
     """Returns up to `MAX_ENTRIES` deltas of a log, beginning at a place, with their places."""
     query = f"SELECT number, delta FROM roost_events WHERE {_LOG} AND number >= ? ORDER BY number LIMIT ?"
@@ -130,7 +116,8 @@ def new_entries(transaction: Transaction, name: Name, place: int) -> tuple[Seque
     """Returns up to `MAX_ENTRIES` entries of a log, beginning at a place, and whether more may follow."""
     query = f"SELECT is_running FROM roost_responses WHERE {_LOG}"
     found = transaction.rows(query, *name)  # before the log, which is complete if this says so
-    some = entries_of(transaction, name, place)
+    rest = f"WHERE {_LOG} AND number >= ? ORDER BY number LIMIT ?"
+    some = EVENTS.rows(transaction, rest, *name, place, MAX_ENTRIES)
     return some, len(some) == MAX_ENTRIES or (bool(found) and bool(found[0][0]))
 
 
@@ -200,112 +187,11 @@ _MAX_POLL_S: Final = 1.0
 _OUTAGE_S: Final = 30.0
 """Seconds for which a follower waits for an unavailable database."""
 
-_TAIL_BYTES: Final = 2**20
-"""Memory for a response's newest events, which its followers share."""
-
 _EVENTS_PER_TURN: Final = 32
 """Number of events after which a follower yields to the event loop. A follower may be thousands of events behind."""
 
-_PLACE_BYTES: Final = 8
-"""Memory of an event's entry in the log."""
-
 MAX_FOLLOWERS: Final = 256
 """Maximum number of streams of stored responses that a tenant follows at a time, on each replica."""
-
-
-class EventsDroppedError(ApiError):
-    """The event that a follower wants next was dropped.
-
-    Args:
-      first: Number of the oldest event that is kept.
-    """
-
-    def __init__(self, first: int) -> None:
-        message = f"only the events from number {first} on are still kept: send starting_after={first}"
-        super().__init__(kinds.INVALID_REQUEST, message, param="starting_after")
-
-
-class EventLog:
-    """Newest events of a response, by number. One task appends, and any number of tasks follow, each at its own pace.
-
-    Args:
-      max_bytes: Maximum memory of the events.
-      first: Number of the first event.
-
-    Attributes:
-      num_bytes: Memory of the events. The oldest are dropped for the newest, which always stays.
-      first: Number of the oldest event that is kept.
-      num_followers: Number of followers that `LogFollowers` counts.
-      reading: Task that reads the events from the database.
-    """
-
-    reading: asyncio.Task[None]
-
-    def __init__(self, max_bytes: int = _TAIL_BYTES, first: int = 0) -> None:
-        self.first = first
-        self.num_bytes = 0
-        self.num_followers = 0
-        self._max_bytes = max_bytes
-        self._events: deque[bytes] = deque()
-        self._changed = asyncio.Event()
-        self._is_closed = False
-        self._error: Exception | None = None
-
-    @property
-    def num_events(self) -> int:
-        """Number of events so far, including dropped ones."""
-        return self.first + len(self._events)
-
-    def append(self, event: bytes) -> None:
-        """Appends an event."""
-        self._events.append(event)
-        self.num_bytes += _size(event)
-        self._make_room()
-        self._wake()
-
-    def close(self, error: Exception | None = None) -> None:
-        """Ends the log: followers return after the last event, or raise an error."""
-        self._is_closed, self._error = True, error
-        self._wake()
-
-    async def follow(self, number: int, pause_s: float) -> AsyncGenerator[bytes | None]:
-        """Yields the event of this number and all later ones, and None whenever the next takes longer than `pause_s`.
-
-        Raises:
-          EventsDroppedError: An event was dropped before this follower had it.
-          Exception: The error with which the log was closed.
-        """
-        while True:
-            changed = self._changed
-            while number < self.num_events:
-                if number < self.first:
-                    raise EventsDroppedError(self.first)
-                yield self._events[number - self.first]
-                number += 1
-                if number % _EVENTS_PER_TURN == 0:
-                    await asyncio.sleep(0)
-            if self._error is not None:
-                raise self._error
-            if self._is_closed:
-                return
-            try:
-                async with asyncio.timeout(pause_s):
-                    await changed.wait()
-            except TimeoutError:
-                yield None
-
-    def _make_room(self) -> None:
-        while self.num_bytes > self._max_bytes and len(self._events) > 1:
-            self.num_bytes -= _size(self._events.popleft())
-            self.first += 1
-
-    def _wake(self) -> None:
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
-
-
-def _size(event: bytes) -> int:
-    return sys.getsizeof(event) + _PLACE_BYTES
 
 
 class Followers:
@@ -334,11 +220,34 @@ class Followers:
                 del self._open[owner]
 
 
+class _Read(NamedTuple):
+    """Result of a read of a log.
+
+    Attributes:
+      entries: Entries from a place on, up to `MAX_ENTRIES`.
+      may_grow: Whether more entries may follow.
+      changed: Event that the first later commit of this replica sets; None if this replica does not write the log.
+    """
+
+    entries: Sequence[LogEntry]
+    may_grow: bool
+    changed: asyncio.Event | None
+
+    async def wait(self, pause_s: float) -> None:
+        """Waits for this replica's next commit to the log, or for a pause if another replica may write it."""
+        if self.changed is None:
+            await asyncio.sleep(pause_s)
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_MAX_POLL_S):
+                await self.changed.wait()
+
+
 class LogFollowers:
     """Follows the logs of responses, whichever replica writes them.
 
-    One task reads the end of a followed log for all of its followers. A follower that is behind the newest events reads
-    the database itself until it has caught up, so that no follower waits for a slower one.
+    Each follower reads the log at its own pace, so that no follower waits for a slower one. Followers that wait for the
+    same entry share one read.
 
     Args:
       database: Database with the logs.
@@ -349,7 +258,7 @@ class LogFollowers:
     def __init__(self, database: Database, changed: Callable[[Name], asyncio.Event | None]) -> None:
         self._database = database
         self._changed = changed
-        self._tails: dict[Name, EventLog] = {}
+        self._reads: dict[tuple[Name, int], asyncio.Task[_Read]] = {}
 
     async def check(self, key: Name, number: int) -> None:
         """Checks that a log may be followed from an event.
@@ -363,94 +272,56 @@ class LogFollowers:
             log = f"the last event so far has number {end - 1}" if end else "there is no event yet"
             raise bad_value("starting_after", f"{log}: send starting_after={end - 1} or less")
         if number < first:
-            raise EventsDroppedError(first)
+            raise _dropped(first)
 
     async def follow(self, key: Name, number: int, pause_s: float) -> AsyncGenerator[bytes | None]:
         """Yields the event of this number and all later ones, and None whenever the next takes longer than `pause_s`.
 
         Raises:
+          ApiError: An event was dropped before this follower had it.
           StoreUnavailableError: The database was unavailable for too long.
         """
-        async with self._tail(key) as tail:
-            while True:
-                async with aclosing(self._earlier(key, number, tail)) as earlier:
-                    async for event in earlier:
-                        yield event
-                        number += 1
-                if number < tail.first:
-                    return  # the log was deleted
-                try:
-                    async with aclosing(tail.follow(number, pause_s)) as newest:
-                        async for each in newest:
-                            yield each
-                            number += each is not None
-                    return
-                except EventsDroppedError:
-                    continue
-
-    async def _earlier(self, key: Name, number: int, tail: EventLog) -> AsyncGenerator[bytes]:
-        """Yields the existing events from a number up to the first event of a tail."""
-        if number >= tail.first:
-            return
-        place = await self._run(lambda each: entry_of(each, key, number))
-        while number < tail.first:
-            entries = await self._run(partial(entries_of, name=key, place=place))
-            if not entries:
-                return
-            if number < entries[0].first_event:
-                raise EventsDroppedError(entries[0].first_event)
+        now = asyncio.get_running_loop().time
+        place = await self._run(partial(entry_of, name=key, event=number)) if number else 0
+        latest, poll_s, silent_at = None, _POLL_S, now() + pause_s
+        while latest is None or latest.may_grow:
+            try:
+                async with asyncio.timeout_at(silent_at):
+                    latest = await asyncio.shield(self._reading(key, place, latest, poll_s))
+            except TimeoutError:
+                yield None
+                silent_at = now() + pause_s
+                continue
+            entries = latest.entries
+            if entries and number < entries[0].first_event:
+                raise _dropped(entries[0].first_event)
             for event in events_of(entries, number):
                 yield event
                 number += 1
-            place = entries[-1].number + 1
+                silent_at = now() + pause_s
+                if number % _EVENTS_PER_TURN == 0:
+                    await asyncio.sleep(0)
+            place = entries[-1].number + 1 if entries else place
+            poll_s = _POLL_S if entries else min(2 * poll_s, _MAX_POLL_S)
 
-    @asynccontextmanager
-    async def _tail(self, key: Name) -> AsyncIterator[EventLog]:
-        """Yields the newest events of a log, which are read for as long as they have followers."""
-        if key not in self._tails:
-            end = await self._run(lambda each: end_of_log(each, key))
-            if key not in self._tails:
-                tail = self._tails[key] = EventLog(_TAIL_BYTES, end.num_events)
-                tail.reading = asyncio.create_task(self._read(key, tail, end.num_entries))
-        tail = self._tails[key]
-        tail.num_followers += 1
-        try:
-            yield tail
-        finally:
-            tail.num_followers -= 1
-            if not tail.num_followers:
-                self._close(key, tail)
-                tail.reading.cancel()
-
-    async def _read(self, key: Name, tail: EventLog, place: int) -> None:
-        """Reads new events until the response has ended.
+    def _reading(self, key: Name, place: int, latest: _Read | None, poll_s: float) -> asyncio.Task[_Read]:
+        """Returns the task that reads the entries from a place on, which all followers at this place share.
 
         Args:
-          place: Place in the log of the entry to begin with.
+          latest: Latest read of this follower, after which it waits for a change; None reads immediately.
         """
-        error, pause_s = None, _POLL_S
-        try:
-            while True:
-                changed = self._changed(key)
-                entries, may_grow = await self._run(partial(new_entries, name=key, place=place))
-                for event in events_of(entries, tail.num_events):
-                    tail.append(event)
-                if not may_grow:
-                    return
-                place = entries[-1].number + 1 if entries else place
-                pause_s = _POLL_S if entries else min(2 * pause_s, _MAX_POLL_S)
-                if len(entries) < MAX_ENTRIES:
-                    await _wait(changed, pause_s)
-        except Exception as failure:
-            error = failure
-        finally:
-            self._close(key, tail, error)
+        if (task := self._reads.get((key, place))) is None:
+            task = self._reads[key, place] = asyncio.create_task(self._read(key, place, latest, poll_s))
+            task.add_done_callback(
+                lambda ended: (self._reads.pop((key, place)), ended.cancelled() or ended.exception())
+            )
+        return task
 
-    def _close(self, key: Name, tail: EventLog, error: Exception | None = None) -> None:
-        """Ends a tail. Later followers get a new one."""
-        if self._tails.get(key) is tail:
-            del self._tails[key]
-        tail.close(error)
+    async def _read(self, key: Name, place: int, latest: _Read | None, poll_s: float) -> _Read:
+        if latest is not None and len(latest.entries) < MAX_ENTRIES:
+            await latest.wait(poll_s)
+        changed = self._changed(key)
+        return _Read(*await self._run(partial(new_entries, name=key, place=place)), changed)
 
     async def _run[T](self, read: Callable[[Transaction], T]) -> T:
         """Reads from the database, and waits for a database that is unavailable for a moment."""
@@ -475,13 +346,11 @@ def events_of(entries: Sequence[LogEntry], number: int) -> Iterator[bytes]:
             yield event + b"\n\n"
 
 
-async def _wait(changed: asyncio.Event | None, pause_s: float) -> None:
-    """Waits for this replica's next commit to a log, or for a pause if another replica may write it."""
-    if changed is None:
-        await asyncio.sleep(pause_s)
-        return
-    try:
-        async with asyncio.timeout(_MAX_POLL_S):
-            await changed.wait()
-    except TimeoutError:
-        pass
+def _dropped(first: int) -> ApiError:
+    """Returns the error about an event that is no longer kept.
+
+    Args:
+      first: Number of the oldest event that is kept.
+    """
+    message = f"only the events from number {first} on are still kept: send starting_after={first}"
+    return bad_value("starting_after", message)

@@ -107,7 +107,7 @@ async def test_appends_of_a_moment_take_two_statements(database: Database, monke
         assert [type(each) for each in results] == [type(None)] * 3 + [FencedError, type(None)]
         assert len(statements) == 2
     for number, entry in enumerate(entries):
-        logged = database.run_now(lambda each, n=number: event_log.entries_of(each, ("", f"r{n}"), 0))
+        logged = database.run_now(lambda each, n=number: event_log.new_entries(each, ("", f"r{n}"), 0)[0])
         assert logged == ([] if number == 3 else [entry])
 
 

@@ -1,4 +1,4 @@
-"""Followers of logs in a database: what they share, what each reads by itself, and what is no longer kept."""
+"""Followers of logs in a database: the reads that they share, their pace, and events that are no longer kept."""
 
 import asyncio
 import math
@@ -16,7 +16,7 @@ from roost.server.database.database import Database, Transaction
 from roost.server.database.errors import StoreClosedError
 from roost.server.errors.request_errors import ApiError
 from roost.server.features.responses import event_log, response_table
-from roost.server.features.responses.event_log import EventLog, LogEntry, LogFollowers
+from roost.server.features.responses.event_log import LogEntry, LogFollowers
 from roost.server.features.responses.response_table import Append, Job, ResponseRecord
 from roost.server.features.responses.routes import replay
 from roost.server.storage.work import Lease
@@ -66,6 +66,11 @@ def followers_of(database: Database) -> LogFollowers:
     return LogFollowers(database, lambda _: None)
 
 
+async def rest(follower: AsyncGenerator[bytes | None]) -> list[bytes]:
+    """Returns all later events of a follower."""
+    return [event async for event in follower if event is not None]
+
+
 async def took(follower: AsyncGenerator[bytes | None], count: int) -> list[bytes]:
     """Returns the next events of a follower."""
     events: list[bytes] = []
@@ -76,21 +81,34 @@ async def took(follower: AsyncGenerator[bytes | None], count: int) -> list[bytes
     return events
 
 
-async def test_followers_of_a_response_share_what_is_read(database: Database) -> None:
-    """The very same bytes, and so one reading of them."""
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Places of all reads of logs."""
+    places: list[int] = []
+    read = event_log.new_entries
+
+    def noted(transaction: Transaction, name: Any, place: int) -> Any:
+        places.append(place)
+        return read(transaction, name, place)
+
+    monkeypatch.setattr(event_log, "new_entries", noted)
+    return places
+
+
+async def test_followers_of_a_response_share_what_is_read(database: Database, reads: list[int]) -> None:
     log, followers = Log(database), followers_of(database)
     log.append(b"old\n\n")
     following = [followers.follow(KEY, 0, 30.0) for _ in range(5)]
-    assert [await took(each, 1) for each in following] == [[b"old\n\n"]] * 5
+    assert await asyncio.gather(*(took(each, 1) for each in following)) == [[b"old\n\n"]] * 5
+    assert reads == [0]
     taking = [asyncio.create_task(took(each, 2)) for each in following]
     await asyncio.sleep(0)
     log.append(b"one\n\n", b"two\n\n")
-    got = [await each for each in taking]
-    assert got == [[b"one\n\n", b"two\n\n"]] * 5
-    assert len({id(event) for events in got for event in events}) == 2
+    assert await asyncio.gather(*taking) == [[b"one\n\n", b"two\n\n"]] * 5
     log.end()
-    for each in following:
-        assert [event async for event in each if event is not None] == [b"end\n\n"]
+    assert await asyncio.gather(*map(rest, following)) == [[b"end\n\n"]] * 5
+    assert {*reads} == {0, 1, 2}
+    assert reads.count(2) == 1, "the last entry is read once for all"
 
 
 async def test_followers_do_not_wait_for_a_database_that_was_closed(
@@ -108,54 +126,44 @@ async def test_followers_do_not_wait_for_a_database_that_was_closed(
 
 
 async def test_a_slow_follower_holds_nobody_back(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It finds in the database what is no longer in memory."""
-    monkeypatch.setattr("roost.server.features.responses.event_log._TAIL_BYTES", 200)
+    monkeypatch.setattr("roost.server.features.responses.event_log._POLL_S", 0.01)
     log, followers = Log(database), followers_of(database)
     log.append(b"old\n\n")
     slow, quick = (followers.follow(KEY, 0, 30.0) for _ in range(2))
     assert await took(slow, 1) == await took(quick, 1) == [b"old\n\n"]
-    waiting = asyncio.create_task(took(slow, 1))
     for number in range(20):
         log.append(b"%d\n\n" % number)
-        await took(quick, 1)
-    (tail,) = followers._tails.values()
-    assert tail.num_bytes <= 200
-    assert await waiting == log.events[1:2]
+        assert await took(quick, 1) == log.events[-1:]
     log.end()
-    assert [event async for event in slow if event is not None] == log.events[2:]
-    assert [event async for event in quick if event is not None] == log.events[-1:]
+    assert await rest(slow) == log.events[1:]
+    assert await rest(quick) == log.events[-1:]
 
 
-async def test_a_log_is_read_only_while_it_has_followers(database: Database) -> None:
+async def test_a_log_is_read_only_while_it_has_followers(database: Database, reads: list[int]) -> None:
     log, followers = Log(database), followers_of(database)
     log.append(b"old\n\n")
-    async with aclosing(followers.follow(KEY, 0, 30.0)) as first:
+    async with aclosing(followers.follow(KEY, 0, 0.01)) as first:
         await took(first, 1)
-        (tail,) = followers._tails.values()
-    assert not followers._tails
-    await asyncio.wait([tail.reading])
+        assert await anext(first) is None
+    await asyncio.wait(list(followers._reads.values()))
+    await asyncio.sleep(0)
+    assert not followers._reads
     log.append(b"new\n\n")
     async with aclosing(followers.follow(KEY, 1, 30.0)) as second:
         assert await took(second, 1) == [b"new\n\n"]
 
 
-async def test_looks_that_find_nothing_become_rare(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_looks_that_find_nothing_become_rare(
+    database: Database, reads: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each one doubles the time until the next, and an event begins anew."""
     monkeypatch.setattr("roost.server.features.responses.event_log._POLL_S", 0.01)
-    num_looks, follow = 0, event_log.new_entries
-
-    def counted(transaction: Transaction, **place: Any) -> Any:
-        nonlocal num_looks
-        num_looks += 1
-        return follow(transaction, **place)
-
-    monkeypatch.setattr(event_log, "new_entries", counted)
     log, began = Log(database), time.monotonic()
     log.append(b"old\n\n")
     async with aclosing(followers_of(database).follow(KEY, 0, 0.6)) as following:
         await took(following, 1)
         assert await anext(following) is None
-        assert num_looks <= 2 + math.log2((time.monotonic() - began) / 0.01)
+        assert len(reads) <= 2 + math.log2((time.monotonic() - began) / 0.01)
         log.append(b"new\n\n")
         assert await took(following, 1) == [b"new\n\n"]
 
@@ -167,8 +175,8 @@ async def test_a_log_that_is_deleted_ends_its_followers(database: Database) -> N
     await took(following, 1)
     database.run_now(lambda each: response_table.delete(each, *KEY), writes=True)
     async with asyncio.timeout(60):
-        assert [event async for event in following if event is not None] == []
-        assert [event async for event in followers.follow(KEY, 3, 30.0)] == []
+        assert await rest(following) == []
+        assert await rest(followers.follow(KEY, 3, 30.0)) == []
 
 
 async def test_a_log_is_followed_from_its_next_event_at_most(database: Database) -> None:
@@ -191,101 +199,62 @@ def test_no_statement_scans_a_log(address: str) -> None:
     database.close()
 
 
-EVENTS = [b"event: x\ndata: {}\n\n", b"yy", b"z"]
-
-
-EVENT_BYTES = 41
-"""Memory of an event beside its own bytes."""
-
-
-def filled(max_bytes: int = 1000) -> EventLog:
-    log = EventLog(max_bytes)
-    for event in EVENTS:
-        log.append(event)
-    log.close()
-    return log
-
-
-async def followed(log: EventLog, number: int = 0) -> list[bytes]:
-    return [event async for event in log.follow(number, 5.0) if event is not None]
-
-
-@given(sizes=st.lists(st.integers(1, 9)), early=st.integers(0, 9), number=st.integers(0, 9))
+@given(sizes=st.lists(st.integers(0, 3)), early=st.integers(0, 9), number=st.integers(0, 9))
 def test_followers_get_all_from_their_number_on(sizes: list[int], early: int, number: int) -> None:
-    """Those that were there before the events, those that came after the last, and those in between."""
+    """Followers that begin before the events, after the last one, and in between get the same."""
 
     async def run() -> None:
-        events, log = [bytes([i]) * size for i, size in enumerate(sizes)], EventLog()
-        for event in events[:early]:
-            log.append(event)
-        followers = [asyncio.create_task(followed(log, number)) for _ in range(2)]
-        for event in events[early:]:
-            log.append(event)
+        database = opened("memory:")
+        log, changed = Log(database), asyncio.Event()
+        events = [[b"%d-%d\n\n" % (i, j) for j in range(size)] for i, size in enumerate(sizes)]
+        followers = LogFollowers(database, lambda _: changed)
+        for some in events[:early]:
+            log.append(*some)
+        begun = asyncio.create_task(rest(followers.follow(KEY, min(number, len(log.events)), 5.0)))
+        first = min(number, len(log.events))
+        for some in events[early:]:
+            log.append(*some)
             await asyncio.sleep(0)
-        log.close()
-        for got in (await followers[0], await followers[1], await followed(log, number)):
-            assert got == events[number:]
-        assert log.num_bytes == sum(EVENT_BYTES + size for size in sizes)
+        log.end()
+        changed.set()
+        assert await begun == await rest(followers.follow(KEY, first, 5.0)) == log.events[first:]
+        database.close()
 
     asyncio.run(run())
 
 
-async def test_the_oldest_events_make_room() -> None:
-    log = filled(max_bytes=2 * EVENT_BYTES + 3)
-    assert log.num_bytes == 2 * EVENT_BYTES + 3
-    assert await followed(log, 1) == EVENTS[1:]
-    with pytest.raises(ApiError, match="starting_after=1"):
-        await followed(log, 0)
+async def test_silence_is_reported(database: Database) -> None:
+    log, followers = Log(database), followers_of(database)
+    following = [followers.follow(KEY, 0, 0.01) for _ in range(2)]
+    assert [await anext(follower) for follower in following] == [None, None]
+    log.append(b"x\n\n")
+    assert [await took(follower, 1) for follower in following] == [[b"x\n\n"]] * 2
 
 
-async def test_the_newest_event_stays_however_long_it_is() -> None:
-    log = EventLog(max_bytes=1)
-    for event in reversed(EVENTS):
+async def test_a_client_that_is_too_slow_is_told_so(database: Database) -> None:
+    """The log in memory keeps the newest events only."""
+    log, followers = Log(database), followers_of(database)
+    log.append(b"one\n\n")
+    stream = replay(followers.follow(KEY, 0, 30.0), 0)
+    assert await anext(stream) == b"one\n\n"
+    for event in (b"two\n\n", b"six\n\n"):
         log.append(event)
-    log.close()
-    assert await followed(log, 2) == EVENTS[:1]
-
-
-async def test_small_events_count_with_what_they_take_beside_their_bytes() -> None:
-    log = EventLog(max_bytes=41_000)
-    for _ in range(10_000):
-        log.append(b"x")
-    log.close()
-    assert len(await followed(log, 10_000 - 41_000 // 42)) == 41_000 // 42
-    with pytest.raises(ApiError):
-        await followed(log, 10_000 - 41_000 // 42 - 1)
-
-
-async def test_silence_is_told_of() -> None:
-    log = EventLog()
-    followers = [log.follow(0, 0.01) for _ in range(2)]
-    assert [await anext(follower) for follower in followers] == [None, None]
-    log.append(b"x")
-    assert [await anext(follower) for follower in followers] == [b"x", b"x"]
-
-
-async def test_a_client_that_is_too_slow_is_told_so() -> None:
-    log = EventLog(max_bytes=60)
-    stream = replay(log.follow(0, 1.0), 0)
-    log.append(b"one")
-    assert await anext(stream) == b"one"
-    for event in (b"two", b"six"):
-        log.append(event)
+    database.run_now(lambda each: event_log.drop(each, KEY, 2), writes=True)
     last = await anext(stream)
     assert last.startswith(b"event: error\n")
     assert b'"sequence_number":0' in last, "of the last event that it got"
+    assert b"send starting_after=2" in last
     assert [event async for event in stream] == []
 
 
-async def test_a_follower_with_much_to_catch_up_lets_others_have_their_turns() -> None:
-    log = EventLog()
-    for _ in range(3200):
-        log.append(b"x")
-    log.close()
-    following = asyncio.create_task(followed(log))
+async def test_a_follower_with_much_to_catch_up_lets_others_have_their_turns(database: Database) -> None:
+    log = Log(database)
+    log.append(*[b"x\n\n"] * 3200)
+    following = followers_of(database).follow(KEY, 0, 30.0)
+    await took(following, 1)
+    taking = asyncio.create_task(took(following, 3199))
     num_turns = 0
-    while not following.done():
+    while not taking.done():
         await asyncio.sleep(0)
         num_turns += 1
-    assert len(await following) == 3200
     assert num_turns >= 100
