@@ -420,18 +420,6 @@ class RequestSnapshotFormat:
         start = max(0, length - self.snapshot.window)
         return RequestSnapshot(num_tokens, self.snapshot.snapshot_in(arrays, length, start))
 
-    def example(self) -> RequestSnapshot:
-        """Returns a request snapshot of the largest size, with random bytes in it."""
-        draw = np.random.default_rng(0)
-
-        def array(shape: tuple[int, ...], dtype: str) -> HostArray:
-            return np.frombuffer(draw.bytes(num_bytes((shape, dtype))), dtype).reshape(shape)
-
-        formats = self.snapshot
-        recurrent = tuple(array(*each) for each in formats.recurrent.values())
-        window = array(*formats.tokens(formats.window))
-        return RequestSnapshot(1, Snapshot(formats.window, recurrent, (window,)))
-
 
 def pack(
     arrays: Mapping[str, HostArray], facts: Mapping[str, str], key: bytes | None = None, name: str | None = None

@@ -18,7 +18,7 @@ from ...storage.claims import Places
 from ...storage.work import SUSPECT_DEATHS, Lease
 from ...storage.worker import Worker, WorkKind
 from ...tenants import tenant
-from .background_responses import Background, BackgroundRun, end_early
+from .background_responses import BackgroundRun, end_early
 from .body import ResponseBody, generation_options, generation_spec
 from .builder import ResponsesBuilder
 from .event_log import unpack_delta
@@ -44,13 +44,11 @@ class AdoptionKind(WorkKind[Adoption]):
     Args:
       service: Service that generates.
       responses: The service's store.
-      background: Tasks of the responses that are generated here.
     """
 
-    def __init__(self, service: Service, responses: ResponseStore, background: Background) -> None:
+    def __init__(self, service: Service, responses: ResponseStore) -> None:
         self._service = service
         self._responses = responses
-        self._background = background
         self._num_preparing = 0
         self._may_claim = False
 
@@ -106,10 +104,21 @@ class AdoptionKind(WorkKind[Adoption]):
         own = self._service.admissions.open()
         admission.set(own)
         try:
-            task = await self._continue_or_end(claim, self._responses.log_of(claim))
+            task = await self._continue_or_end(claim, self._log_of(claim))
         finally:
             own.release()
         return None if task is None else lambda: task
+
+    def _log_of(self, adoption: Adoption) -> ResponseLog:
+        """Returns the log of an adopted response, after its last entry, which the current task holds."""
+        lease, is_streamed = adoption.claim.lease, adoption.record.is_streamed
+        log = ResponseLog(
+            self._responses, lease, is_streamed, adoption.engine, adoption.log, checkpoint=adoption.checkpoint
+        )
+        task = asyncio.current_task()
+        assert task is not None
+        log.hold(task)
+        return log
 
     async def _continue_or_end(self, adoption: Adoption, log: ResponseLog) -> asyncio.Task[None] | None:
         """Returns the task that generates the rest of a response; None if there is none here."""
@@ -142,7 +151,7 @@ class AdoptionKind(WorkKind[Adoption]):
           facts: Receives the point from which the response is continued.
         """
         response_id = log.lease.id
-        if self._background.is_running(response_id):  # this replica claimed it again after its own lease had ended
+        if log.key in self._responses.tasks:  # this replica claimed it again after its own lease had ended
             self._service.tracked.abort(response_id)
             await log.release()
             return None
@@ -151,7 +160,7 @@ class AdoptionKind(WorkKind[Adoption]):
         facts["checkpoint"] = replay is not None and replay.snapshot is not None
         how = "inexactly" if log.engine is None else "exactly"
         _logger.info("continues %s %s after event %d", response_id, how, log.num_events - 1)
-        return run.start(self._background)
+        return log.start(run.run())
 
     async def _continued(self, adoption: Adoption, log: ResponseLog) -> BackgroundRun:
         """Returns the rest of a response's generation."""
@@ -172,23 +181,19 @@ class AdoptionKind(WorkKind[Adoption]):
         await own.run(lambda: builder.replay(deltas, log.num_events, is_exact=is_exact), is_long=True)
         spec = replace(generation_spec(body, prompt, params, constraint), earlier_ids=generated)
         if is_exact and generated:
-            spec = replace(spec, replay=Replay(generated, await self._snapshot(adoption, prompt, len(generated))))
+            spec = replace(spec, replay=Replay(generated, await self._snapshot(adoption)))
         (request,) = await service.requests(spec, builder.id)
         return BackgroundRun(service, builder, spec, request, log, is_adopted=True)
 
-    async def _snapshot(self, adoption: Adoption, prompt: Prompt, num_generated: int) -> Snapshot | None:
+    async def _snapshot(self, adoption: Adoption) -> Snapshot | None:
         """Returns the state of the latest checkpoint, which reduces the tokens to decode again."""
-        formats = self._service.engine.request_snapshot_format
-        checkpoint = None if formats is None else await self._responses.checkpoint_of(adoption, formats)
-        if checkpoint is None:
+        files, formats, name = self._responses.files, self._service.engine.request_snapshot_format, adoption.checkpoint
+        if files is None or formats is None or name is None:
             return None
-        num_tokens = checkpoint.snapshot.length - len(prompt.token_ids) + 1
-        if num_tokens != checkpoint.num_tokens or num_tokens > num_generated:
-            _logger.warning("the checkpoint of %s is of other tokens: it is decoded again", adoption.claim.lease.id)
-            return None
-        return checkpoint.snapshot
+        checkpoint = await files.read(name, formats)
+        return None if checkpoint is None else checkpoint.snapshot
 
 
-def adopter(service: Service, responses: ResponseStore, background: Background) -> Worker[Adoption]:
+def adopter(service: Service, responses: ResponseStore) -> Worker[Adoption]:
     """Returns the worker that renews the leases of this replica's responses, and adopts other replicas' responses."""
-    return Worker(AdoptionKind(service, responses, background), responses.leases)
+    return Worker(AdoptionKind(service, responses), responses.leases)

@@ -6,7 +6,7 @@ A stream in the foreground becomes one if this replica stops before its end.
 import asyncio
 import logging
 from array import array
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -23,15 +23,16 @@ from ....engine import (
 )
 from ...constraints.tool_calls import CallPiece
 from ...database.errors import FencedError, StoreUnavailableError
+from ...database.group_commit import WriteLoad
 from ...errors.request_errors import ApiError, from_exception, stream_moved
-from ...generation.admission import admission, stored_json
+from ...generation.admission import stored_json
 from ...generation.delta import Delta, DeltaJoiner
 from ...generation.generation import Generation
 from ...generation.service import Service
 from ...generation.spec import GenerationSpec
 from ...http.responses import to_json
-from ...tenants import tenant
 from ...text.chat_format import ConversationMessage
+from . import response_table
 from .body import ResponseBody
 from .builder import NO_OUTPUT, TYPED_EVENTS, ResponsesBuilder
 from .conversations import Turn
@@ -85,44 +86,6 @@ class Prepared:
         return Job(service.model.identity, request, id_bytes(prompt_token_ids), engine, self.turn)
 
 
-class Background:
-    """Keeps references to running tasks, since the event loop keeps only weak ones."""
-
-    def __init__(self) -> None:
-        self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
-
-    def start(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Runs a coroutine as a task, and returns the task.
-
-        Args:
-          name: Name of the task, unique among the tenant's running tasks.
-        """
-        task, key = asyncio.create_task(work), (tenant.get(), name)
-        self._tasks[key] = task
-        task.add_done_callback(partial(self._forget, key))
-        own = admission.get()
-        own.hold()
-        task.add_done_callback(lambda _: own.release())
-        return task
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether any task is running."""
-        return bool(self._tasks)
-
-    def is_running(self, name: str) -> bool:
-        """Returns whether the tenant has a running task of this name."""
-        return (tenant.get(), name) in self._tasks
-
-    async def wait(self, name: str) -> None:
-        """Waits until the tenant's running task of this name has ended."""
-        await asyncio.wait([self._tasks[tenant.get(), name]])
-
-    def _forget(self, key: tuple[str, str], task: asyncio.Task[None]) -> None:
-        if self._tasks.get(key) is task:  # otherwise a response that was given up has been adopted again
-            del self._tasks[key]
-
-
 @dataclass(frozen=True, slots=True)
 class BackgroundRun:
     """Generation of a background response, from its first or any later event until its end is stored.
@@ -139,12 +102,6 @@ class BackgroundRun:
     request: Request
     log: ResponseLog
     is_adopted: bool = False
-
-    def start(self, background: Background) -> asyncio.Task[None]:
-        """Generates the response in a task, which holds its log, and returns the task."""
-        task = background.start(self.builder.id, self.run())
-        self.log.hold(task)
-        return task
 
     async def run(self) -> None:
         """Generates the response. When this returns, the response has ended or is left to another owner."""
@@ -232,11 +189,13 @@ async def end_early(responses: ResponseStore, record: ResponseRecord, **changes:
       changes: Fields of the final response.
     """
     response = {**stored_json(record.response), **changes}
+    written = bytes(to_json(response))
 
     def event(number: int) -> bytes:
         return TYPED_EVENTS.encode({"type": "response.failed", "sequence_number": number, "response": response})
 
-    if await responses.end_early(record.id, bytes(to_json(response)), NO_OUTPUT, event):
+    write = partial(response_table.end_early, response=written, output=pack([NO_OUTPUT]), event=event)
+    if await responses.write(write, record.id, WriteLoad(1, 2 * len(written))):
         responses.stats.ended[response["status"]] += 1
 
 
@@ -341,7 +300,9 @@ class ResumableBuilder(ResponsesBuilder):
         entry = LogEnd().entry(events, pack_delta(output) if num_tokens else b"", num_tokens)
         record = prepared.unfinished({**self.in_progress(), "background": True}, is_streamed=True)
         job = prepared.job(service, self._prompt.token_ids, self._params, state_is_imported=self._state_is_imported)
-        return await self._responses.hand_over(record, job, entry, self._task)
+        log = await self._responses.open(record, job, entry, is_left=True)
+        log.hold(self._task)
+        return log
 
     def _events(self, output: Delta) -> list[bytes]:
         """Returns all events so far. The same deltas produce the same events again."""

@@ -46,7 +46,7 @@ class CheckpointFiles:
         """Writes a file atomically, and returns its size in bytes; 0 if it cannot be written."""
         start = time.monotonic()
         try:
-            num_bytes = await self._export(name, formats, checkpoint)
+            num_bytes = await self._run(lambda: self._write(name, formats.export(checkpoint, name, self._key)))
         except OSError as error:
             self._stats.checkpoint_errors += 1
             self._note(error)
@@ -90,26 +90,9 @@ class CheckpointFiles:
                 await self._run((self._folder / each).unlink)
             self._unused = unused
 
-    async def measure(self, formats: RequestSnapshotFormat) -> float | None:
-        """Writes files of the largest size, and returns the seconds per file; None if the folder cannot be written."""
-        checkpoint, start = formats.example(), time.monotonic()
-        names = [f"measure-{os.getpid()}-{number}" for number in range(_NUM_THREADS)]
-        try:
-            await asyncio.gather(*(self._export(name, formats, checkpoint) for name in names))
-        except OSError as error:
-            self._note(error)
-            return None
-        finally:
-            for name in names:
-                await self.delete(name)
-        return (time.monotonic() - start) / len(names)
-
     def close(self) -> None:
         """Stops the threads, and drops queued work."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-
-    async def _export(self, name: str, formats: RequestSnapshotFormat, checkpoint: RequestSnapshot) -> int:
-        return await self._run(lambda: self._write(name, formats.export(checkpoint, name, self._key)))
 
     async def _run[T](self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)

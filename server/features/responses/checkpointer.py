@@ -4,7 +4,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from ....engine import AsyncEngine, EngineDeadError, RequestSnapshot, RequestSnapshotFormat, UnknownRequestError
@@ -29,21 +28,6 @@ _READERS_S: Final = 0.05
 _logger: Final = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class CheckpointSettings:
-    """Intervals and limits of checkpoints.
-
-    Attributes:
-      interval_s: Minimum seconds between two checkpoints of a response.
-      max_bytes_per_s: Maximum bytes per second of all periodic checkpoints together.
-      evacuation_s: Maximum seconds for the checkpoints before the process exits.
-    """
-
-    interval_s: float
-    max_bytes_per_s: float
-    evacuation_s: float
-
-
 class Checkpointer:
     """Takes checkpoints of responses that another replica could continue.
 
@@ -51,7 +35,9 @@ class Checkpointer:
       engine: Engine with checkpoints.
       responses: Responses of this replica.
       files: Files of checkpoints.
-      settings: Intervals and limits of checkpoints.
+      interval_s: Minimum seconds between two checkpoints of a response.
+      max_bytes_per_s: Maximum bytes per second of all periodic checkpoints together.
+      evacuation_s: Maximum seconds for the checkpoints before the process exits.
       observers: Observers of checkpoints and of the evacuation.
     """
 
@@ -60,13 +46,17 @@ class Checkpointer:
         engine: AsyncEngine,
         responses: ResponseStore,
         files: CheckpointFiles,
-        settings: CheckpointSettings,
+        interval_s: float,
+        max_bytes_per_s: float,
+        evacuation_s: float,
         observers: Sequence[Observer] = (),
     ) -> None:
         self._engine = engine
         self._responses = responses
         self._files = files
-        self._settings = settings
+        self._interval_s = interval_s
+        self._max_bytes_per_s = max_bytes_per_s
+        self._evacuation_s = evacuation_s
         self._observers = observers
         self._taken_at: dict[ResponseLog, float] = {}
         self._task: asyncio.Task[None] | None = None
@@ -83,7 +73,7 @@ class Checkpointer:
             return
         try:
             with observed(self._observers, "evacuation") as facts:
-                async with asyncio.timeout(self._settings.evacuation_s):
+                async with asyncio.timeout(self._evacuation_s):
                     await self._save_all(facts)
         except TimeoutError:
             text = "not all of %d responses were checkpointed before the end: see --evacuate-seconds"
@@ -109,7 +99,6 @@ class Checkpointer:
         _logger.info("checkpointed %d of %d responses in %.1f s", num_taken, len(logs), seconds)
 
     async def _run(self) -> None:
-        await self._measure()
         while True:
             try:
                 await self._look()
@@ -119,33 +108,17 @@ class Checkpointer:
                 _logger.exception("checkpoints were not taken")
             await asyncio.sleep(_POLL_S)
 
-    async def _measure(self) -> None:
-        """Estimates how long an evacuation of all slots takes, and warns if there is less time."""
-        seconds = await self._files.measure(self._formats)
-        if seconds is None:
-            return
-        limit, slots = self._settings.evacuation_s, self._engine.stats.slots
-        self._responses.stats.evacuation_seconds = slots * seconds
-        if slots * seconds > limit:
-            _logger.warning(
-                "checkpoints of all %d slots take %.1f s, and --evacuate-seconds is %g: "
-                "responses that are left then continue from an earlier checkpoint",
-                slots,
-                slots * seconds,
-                limit,
-            )
-
     async def _look(self) -> None:
         """Takes checkpoints that are due, oldest first, within the limit of bytes per second."""
         now, logs = time.monotonic(), self._exact_logs()
         self._taken_at = {log: self._taken_at.get(log, now) for log in logs}
         for log in sorted(logs, key=self._taken_at.__getitem__):
             start = time.monotonic()
-            if start - self._taken_at[log] < self._settings.interval_s:
+            if start - self._taken_at[log] < self._interval_s:
                 return
             self._taken_at[log] = start
             num_bytes = await self._take(log)
-            await asyncio.sleep(max(num_bytes / self._settings.max_bytes_per_s - (time.monotonic() - start), 0))
+            await asyncio.sleep(max(num_bytes / self._max_bytes_per_s - (time.monotonic() - start), 0))
 
     async def _take_in_turn(self, log: ResponseLog, turns: asyncio.Semaphore) -> int:
         async with turns:
@@ -169,18 +142,16 @@ class Checkpointer:
             return 0
         try:
             async with asyncio.timeout(_LOG_S):
-                await self._responses.set_checkpoint(log, name, checkpoint.num_tokens)
+                await log.set_checkpoint(name, checkpoint.num_tokens)
         except FencedError:
             await self._files.delete(name)
-        except (
-            StoreUnavailableError,
-            TimeoutError,
-        ) as error:  # the write may still commit; the file is swept if it does not
+        except (StoreUnavailableError, TimeoutError) as error:
+            # the write may still commit; the file is swept if it does not
             _logger.debug("the checkpoint %s may be lost: %s", name, error)
         return num_bytes
 
     def _exact_logs(self) -> Sequence[ResponseLog]:
-        return [log for log in self._responses.running_logs if log.engine is not None]
+        return [log for log in self._responses.logs.values() if log.engine is not None]
 
     @property
     def _formats(self) -> RequestSnapshotFormat:

@@ -26,7 +26,6 @@ class StoreStats:
       checkpoint_bytes: Bytes of these files.
       checkpoint_seconds: Seconds spent on writing them.
       checkpoint_errors: Number of checkpoint files that could not be written or read.
-      evacuation_seconds: Estimated seconds for checkpoints of all slots; None without a folder for them.
     """
 
     ended: Counter[str] = field(default_factory=Counter)
@@ -41,7 +40,6 @@ class StoreStats:
     checkpoint_bytes: int = 0
     checkpoint_seconds: float = 0.0
     checkpoint_errors: int = 0
-    evacuation_seconds: float | None = None
 
 
 _COUNTERS: Final = {
@@ -87,9 +85,3 @@ class StoreCollector(Collector):
         yield ended
         for name, text in _COUNTERS.items():
             yield CounterMetricFamily(f"roost_store_{name}", text, getattr(stats, name))
-        if stats.evacuation_seconds is not None:
-            yield GaugeMetricFamily(
-                "roost_store_evacuation_seconds",
-                "Estimated seconds for checkpoints of all slots, to compare with --evacuate-seconds.",
-                stats.evacuation_seconds,
-            )

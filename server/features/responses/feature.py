@@ -19,5 +19,5 @@ FEATURE: Final = Feature(
     events=(ResponseEvent,),
     tables=TABLES,
     open=open_responses,
-    unused_collectors=lambda: (StoreCollector(StoreStats(evacuation_seconds=0.0)),),
+    unused_collectors=lambda: (StoreCollector(StoreStats()),),
 )

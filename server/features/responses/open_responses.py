@@ -12,9 +12,8 @@ from ...feature import OpenFeature, Opening, opened
 from ...generation.service import Service
 from ...storage.objects import Bounds
 from .adoption import adopter
-from .background_responses import Background
 from .checkpoint_files import CheckpointFiles
-from .checkpointer import Checkpointer, CheckpointSettings
+from .checkpointer import Checkpointer
 from .collector import StoreCollector, StoreStats
 from .event_log import Followers
 from .response_store import ResponseStore
@@ -34,7 +33,6 @@ class OpenResponses(OpenFeature):
     Attributes:
       service: Service that generates them.
       store: Store of the responses.
-      background: Tasks that generate responses without a client.
       followers: Counts the streams of stored responses.
 
     Args:
@@ -53,7 +51,6 @@ class OpenResponses(OpenFeature):
     ) -> None:
         self.service = service
         self.store = store
-        self.background = Background()
         self.followers = Followers()
         self.facts = {"store": address}
         self.collectors = (StoreCollector(store.stats),)
@@ -62,12 +59,12 @@ class OpenResponses(OpenFeature):
 
     @property
     def is_busy(self) -> bool:
-        return self.background.is_busy
+        return bool(self.store.tasks)
 
     def start(self, make_app: Callable[[], ASGIApp]) -> None:
         if self._checkpointer is not None:
             self._checkpointer.start()
-        adopter(self.service, self.store, self.background).start()
+        adopter(self.service, self.store).start()
 
     async def evacuate(self) -> None:
         if self._checkpointer is not None:
@@ -96,8 +93,8 @@ def open_responses(opening: Opening) -> OpenResponses:
     checkpointer = None
     if files is not None:
         rate = settings.checkpoint_mib_per_s * 2**20
-        limits = CheckpointSettings(settings.checkpoint_seconds, rate, settings.evacuate_seconds)
-        checkpointer = Checkpointer(service.engine, store, files, limits, opening.observers)
+        limits = settings.checkpoint_seconds, rate, settings.evacuate_seconds
+        checkpointer = Checkpointer(service.engine, store, files, *limits, opening.observers)
     return OpenResponses(service, store, str(opening.address), checkpointer, database)
 
 

@@ -7,20 +7,19 @@ only data that clients may fetch or follow.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import batched
 from typing import Any, Final
 
-from ....engine import RequestSnapshot, RequestSnapshotFormat
 from ...database.database import Database, Transaction
 from ...database.dialects import LEASE_S
 from ...database.errors import FencedError
 from ...database.errors import StoreUnavailableError as UnavailableError
 from ...database.group_commit import GroupCommit, Work, WriteLoad
 from ...errors.request_errors import ApiError
-from ...generation.admission import stored_json
+from ...generation.admission import admission, stored_json
 from ...generation.delta import Delta
 from ...storage import objects
 from ...storage.claims import Claimant, Places
@@ -70,6 +69,9 @@ class ResponseStore(TenantObjects[ResponseRecord]):
       locks: Locks under which a tenant's long expansions are made, one at a time.
       stats: Counts for metrics.
       streams: For each open foreground stream, a function that stores what another replica needs to continue it.
+      tasks: Tasks that generate responses in the background, by tenant and id.
+      logs: Logs of the responses that this replica owns, by tenant and id.
+      bounds: See the argument.
     """
 
     def __init__(
@@ -81,26 +83,22 @@ class ResponseStore(TenantObjects[ResponseRecord]):
         stats: StoreStats | None = None,
         bounds: Bounds | None = None,
     ) -> None:
-        self._bounds = bounds or Bounds()
-        commits = GroupCommit(database, run_all=partial(run_all, bounds=self._bounds))
-        super().__init__(RESPONSES, RESPONSE_ID, "stored response", database, commits)
+        self.bounds = bounds or Bounds()
+        self.commits = GroupCommit(database, run_all=partial(run_all, bounds=self.bounds))
+        super().__init__(RESPONSES, RESPONSE_ID, "stored response", database, self.commits)
         self.is_shared = database.is_shared
         self.leases = Leases(database, RUNNING)
-        self.conversations = ConversationStore(database, commits, self.leases)
+        self.conversations = ConversationStore(database, self.commits, self.leases)
         self.locks = TenantLocks()
         self.stats = stats or StoreStats()
         self.files = files
         self.streams: set[Callable[[], Awaitable[None]]] = set()
+        self.tasks: dict[Name, asyncio.Task[None]] = {}
+        self.logs: dict[Name, ResponseLog] = {}
         database.probe = response_table.probe
         self._retention_s = retention_s
         self._adopt_after_s = adopt_after_s
-        self._logs: dict[Name, ResponseLog] = {}
-        self._followers = LogFollowers(database, self._changed)
-
-    @property
-    def running_logs(self) -> Sequence["ResponseLog"]:
-        """Logs of the responses that this replica owns."""
-        return list(self._logs.values())
+        self._followers = LogFollowers(database, lambda key: self.logs[key].changed if key in self.logs else None)
 
     async def keep(
         self, response_id: str, response: bytes, history: bytes, output: ConversationMessage, turn: Turn | None = None
@@ -129,51 +127,30 @@ class ResponseStore(TenantObjects[ResponseRecord]):
             raise locked(turn.conversation, "conversation")
         return stored
 
-    async def open(self, record: ResponseRecord, job: Job, events: Sequence[bytes]) -> "ResponseLog":
-        """Stores a background response before its first token.
+    async def open(self, record: ResponseRecord, job: Job, entry: LogEntry, *, is_left: bool = False) -> "ResponseLog":
+        """Stores an unfinished response. The caller must hold its log.
 
         Args:
           record: The response without output.
           job: All that another replica needs to generate it.
-          events: First events, which are stored in the same transaction as the response.
+          entry: Events and tokens so far, which are stored in the same transaction as the response.
+          is_left: Whether another replica will continue it, and this one is shutting down.
 
         Raises:
           ApiError: The tenant has too many running responses.
-          StoreUnavailableError: The store is unavailable or full.
+          StoreUnavailableError: The store is unavailable, full or too slow.
         """
-        first = LogEnd().entry(events, keeps_events=record.is_streamed)
-        return await self._open(record, job, first, objects.REPLY_S, self._bounds)
-
-    async def hand_over(
-        self, record: ResponseRecord, job: Job, entry: LogEntry, task: asyncio.Task[Any]
-    ) -> "ResponseLog":
-        """Stores a response that another replica will continue.
-
-        Args:
-          entry: All of its events and tokens so far.
-          task: Task until whose end this replica stays the owner.
-
-        Raises:
-          StoreUnavailableError: The database is unavailable, full or too slow.
-        """
-        log = await self._open(record, job, entry, _LAST_S)
-        self.stats.handovers += 1
-        log.is_left = True
-        log.hold(task)
-        return log
-
-    async def _open(
-        self, record: ResponseRecord, job: Job, entry: LogEntry, timeout_s: float, bounds: Bounds | None = None
-    ) -> "ResponseLog":
         owner, load = self.leases.owner, record.load(job.num_bytes + entry.num_bytes)
+        timeout_s, bounds = (_LAST_S, None) if is_left else (objects.REPLY_S, self.bounds)
         with self.leases.taking(record.tenant, record.id):
-            lease = await self._commits.write(
+            lease = await self.commits.write(
                 lambda each: response_table.insert(each, record, job, owner, entry, bounds), timeout_s, load
             )
         if isinstance(lease, ApiError):
             raise lease
         self.conversations.note_end(job.turn)
-        return ResponseLog(self, lease, record.is_streamed, job.engine, LogEnd().after(entry))
+        self.stats.handovers += is_left
+        return ResponseLog(self, lease, record.is_streamed, job.engine, LogEnd().after(entry), is_left=is_left)
 
     async def hand_over_streams(self) -> None:
         """Stores the responses of all open streams. Nothing is sent on these streams afterwards."""
@@ -207,21 +184,6 @@ class ResponseStore(TenantObjects[ResponseRecord]):
         self.stats.adoptions += len(adoptions)
         return adoptions
 
-    def log_of(self, adoption: Adoption) -> "ResponseLog":
-        """Returns the log of an adopted response, after its last entry, which the current task holds."""
-        log = ResponseLog(
-            self,
-            adoption.claim.lease,
-            is_streamed=adoption.record.is_streamed,
-            engine=adoption.engine,
-            end=adoption.log,
-            checkpoint=adoption.checkpoint,
-        )
-        task = asyncio.current_task()
-        assert task is not None
-        log.hold(task)
-        return log
-
     async def deltas(self, adoption: Adoption) -> list[bytes]:
         """Returns the packed deltas in the log of an adopted response. Its former owners cannot write to it any more.
 
@@ -234,22 +196,9 @@ class ResponseStore(TenantObjects[ResponseRecord]):
             place = some[-1][0] + 1
         return found
 
-    async def end_early(
-        self, response_id: str, response: bytes, output: ConversationMessage, event: Callable[[int], bytes]
-    ) -> bool:
-        """Ends a running response on whichever replica generates it; returns whether it was running.
-
-        Args:
-          response: JSON of the final response.
-          output: Its message.
-          event: Returns the last event, given its number.
-        """
-        write = partial(response_table.end_early, response=response, output=pack([output]), event=event)
-        return bool(await self.write(write, response_id, WriteLoad(1, 2 * len(response))))
-
     def note_lost(self, lease: Lease) -> bool:
         """Notes that this replica no longer owns a response; returns whether it generates it in the background."""
-        if (log := self._logs.get(lease.name)) is None or log.lease != lease:
+        if (log := self.logs.get(lease.name)) is None or log.lease != lease:
             return False
         log.is_lost = True
         return True
@@ -272,7 +221,7 @@ class ResponseStore(TenantObjects[ResponseRecord]):
             (response_table.expired, response_table.delete),
             (CONVERSATIONS.expired, CONVERSATIONS.hide),
         ):
-            read = partial(find, bounds=self._bounds, max_age_s=self._retention_s)
+            read = partial(find, bounds=self.bounds, max_age_s=self._retention_s)
             for names in batched(await self.database.run(read), _MAX_DELETED):
                 await self.commit(partial(_delete_all, delete, names), WriteLoad(len(names)))
         while await self.commit(CONVERSATIONS.remove_hidden, WriteLoad(MAX_REMOVED)):
@@ -291,84 +240,6 @@ class ResponseStore(TenantObjects[ResponseRecord]):
         if self.files is not None:
             self.files.close()
 
-    async def write_entry(
-        self, log: "ResponseLog", entry: LogEntry, final: tuple[bytes, bytes, Sequence[Item]] | None = None
-    ) -> None:
-        """Commits an entry of a log, and with the last entry the final response, its packed message and its items.
-
-        Raises:
-          FencedError: Another replica owns the response, or it was deleted.
-          UnavailableError: The database was unavailable for too long.
-        """
-        lease, log_bytes, num_tokens = log.lease, log.num_bytes, entry.first_token + entry.num_tokens
-        load = WriteLoad(1, entry.num_bytes)
-        write: Work[None] = Append(lease, entry, log_bytes, log.engine if num_tokens else None)
-        if final is not None:
-            response, output, items = final
-            end = partial(response_table.end, lease=lease, entry=entry, log_bytes=log_bytes, items=items)
-            write = Addition(lease.tenant, partial(end, response=response, output=output))
-            load = load_of(items).plus(load).plus(WriteLoad(0, len(response) + len(output)))
-        try:
-            await self._commits.write(write, _OWNER_S, load, waits_for_room=True)
-        except (FencedError, UnavailableError) as error:
-            log.is_lost = isinstance(error, FencedError)
-            self.stats.fencing_refusals += log.is_lost
-            self.forget(log)
-            raise
-        if not self.is_shared:
-            share = self._bounds.max_bytes // max(len(self._logs), 1)
-            if first := log.drop(entry, max(min(share, _MAX_KEPT), _MIN_KEPT)):
-                await self._commits.write(lambda each: event_log.drop(each, log.key, first), _OWNER_S)
-        log.note_commit(num_tokens)
-        if final is not None:
-            self.forget(log)
-            await self._replace_checkpoint(log, None)
-
-    async def set_checkpoint(self, log: "ResponseLog", name: str, num_tokens: int) -> None:
-        """Stores the name of a checkpoint's file once the log has all of its tokens, and deletes the previous file.
-
-        Raises:
-          FencedError: The response has ended, or another replica owns it.
-          UnavailableError: The database is unavailable.
-        """
-        while log.num_committed < num_tokens:
-            if self._logs.get(log.key) is not log or log.is_left:
-                raise FencedError(f"{log.lease.id} has ended, or was left to others")
-            await log.changed.wait()
-        await self.commit(lambda each: response_table.set_checkpoint(each, log.lease, name))
-        await self._replace_checkpoint(log, name)
-
-    async def checkpoint_of(self, adoption: Adoption, formats: RequestSnapshotFormat) -> RequestSnapshot | None:
-        """Returns the latest checkpoint of an adopted response; None if it has no usable one."""
-        if self.files is None or adoption.checkpoint is None:
-            return None
-        return await self.files.read(adoption.checkpoint, formats)
-
-    async def _replace_checkpoint(self, log: "ResponseLog", name: str | None) -> None:
-        earlier, log.checkpoint = log.checkpoint, name
-        if self.files is not None and earlier not in (None, name):
-            await self.files.delete(earlier)
-
-    def hold(self, log: "ResponseLog", task: asyncio.Task[Any]) -> None:
-        """Renews the lease of a log until a task has ended for any reason. A lease that no task holds is never renewed.
-
-        A later task replaces an earlier one, whose end then has no effect.
-        """
-        self._logs[log.key] = log
-        self.leases.hold(log.lease, task)
-        task.add_done_callback(lambda _: None if log.lease in self.leases.held else self.forget(log))
-
-    def forget(self, log: "ResponseLog") -> None:
-        """Renews the lease of a log no longer: its response has ended, or is left to others."""
-        if self._logs.get(log.key) is log:
-            del self._logs[log.key]
-            self.leases.drop(log.lease)
-            log.note_commit(log.num_committed)
-
-    def _changed(self, key: Name) -> asyncio.Event | None:
-        log = self._logs.get(key)
-        return None if log is None else log.changed
-
 
 class ResponseLog:
     """Log of a response that this replica owns.
@@ -379,10 +250,10 @@ class ResponseLog:
       is_streamed: Whether it keeps the events of a stream.
       engine: Engine that decodes all tokens, so that a checkpoint is useful; None if another one decoded some.
       checkpoint: Name of the latest checkpoint in the database; None if there is none.
-      num_committed: Number of tokens in the database.
-      changed: Event that the next commit, or the end of the log, sets.
       is_left: Whether only other replicas append to the log.
       is_lost: Whether this replica is known to be no longer the owner.
+      num_committed: Number of tokens in the database.
+      changed: Event that the next commit, or the end of the log, sets.
 
     Args:
       end: End of the log so far.
@@ -396,15 +267,18 @@ class ResponseLog:
         engine: str | None,
         end: LogEnd,
         checkpoint: str | None = None,
+        *,
+        is_left: bool = False,
     ) -> None:
         self.lease = lease
         self.key = lease.name
         self.is_streamed = is_streamed
         self.engine = engine
         self.checkpoint = checkpoint
+        self.is_left = is_left
+        self.is_lost = False
         self.num_committed = end.num_tokens
         self.changed = asyncio.Event()
-        self.is_left = self.is_lost = False
         self._store = store
         self._end = end
         self._kept: deque[tuple[int, int]] = deque()  # numbers and bytes of the entries in memory
@@ -414,24 +288,25 @@ class ResponseLog:
         """Number of events so far."""
         return self._end.num_events
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the log so far."""
-        return self._end.num_bytes
+    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Runs what generates the response as a task, and returns the task, which holds the log and the admission."""
+        tasks, own = self._store.tasks, admission.get()
+        task = tasks[self.key] = asyncio.create_task(work)
+        own.hold()
+        task.add_done_callback(lambda _: own.release())
+        task.add_done_callback(lambda _: tasks.pop(self.key))
+        self.hold(task)
+        return task
 
     def hold(self, task: asyncio.Task[Any]) -> None:
-        """Keeps other replicas from adopting the response until a task has ended for any reason. Only this does so."""
-        self._store.hold(self, task)
+        """Renews the lease until a task has ended for any reason, so that no other replica adopts the response.
 
-    def note_commit(self, num_tokens: int) -> None:
-        """Wakes those that wait for a change of the log.
-
-        Args:
-          num_tokens: Number of tokens in the database.
+        A lease that no task holds is never renewed. A later task replaces an earlier one, whose end then has no effect.
         """
-        self.num_committed = num_tokens
-        changed, self.changed = self.changed, asyncio.Event()
-        changed.set()
+        leases = self._store.leases
+        self._store.logs[self.key] = self
+        leases.hold(self.lease, task)
+        task.add_done_callback(lambda _: None if self.lease in leases.held else self._forget())
 
     async def append(self, events: Sequence[bytes], delta: Delta | None = None) -> None:
         """Appends events, and the delta from which they were built. After this returns, the events may be sent.
@@ -441,7 +316,11 @@ class ResponseLog:
           StoreUnavailableError: The store was unavailable for too long.
         """
         if self._store.is_shared or self.is_streamed:
-            await self._store.write_entry(self, self._next(events, delta))
+            entry = self._next(events, delta)
+            engine = self.engine if self._end.num_tokens else None
+            await self._commit(
+                entry, Append(self.lease, entry, self._end.num_bytes, engine), WriteLoad(1, entry.num_bytes)
+            )
 
     async def end(
         self,
@@ -460,8 +339,35 @@ class ResponseLog:
         Raises:
           FencedError, StoreUnavailableError: See `append`.
         """
-        await self._store.write_entry(self, self._next(events, None), (bytes(response), pack([output]), items))
+        entry, message = self._next(events, None), pack([output])
+        end = partial(
+            response_table.end,
+            lease=self.lease,
+            entry=entry,
+            response=bytes(response),
+            output=message,
+            log_bytes=self._end.num_bytes,
+            items=items,
+        )
+        load = load_of(items).plus(WriteLoad(1, entry.num_bytes + len(response) + len(message)))
+        await self._commit(entry, Addition(self.lease.tenant, end), load)
+        self._forget()
+        await self._replace_checkpoint(None)
         self._store.stats.ended[status] += 1
+
+    async def set_checkpoint(self, name: str, num_tokens: int) -> None:
+        """Stores the name of a checkpoint's file once the log has all of its tokens, and deletes the previous file.
+
+        Raises:
+          FencedError: The response has ended, or another replica owns it.
+          UnavailableError: The database is unavailable.
+        """
+        while self.num_committed < num_tokens:
+            if self._store.logs.get(self.key) is not self or self.is_left:
+                raise FencedError(f"{self.lease.id} has ended, or was left to others")
+            await self.changed.wait()
+        await self._store.commit(lambda each: response_table.set_checkpoint(each, self.lease, name))
+        await self._replace_checkpoint(name)
 
     async def is_continued(self) -> bool:
         """Returns whether another replica continues the response or has ended it, other than by a cancellation."""
@@ -475,19 +381,40 @@ class ResponseLog:
           is_death: Whether the response may have ended this replica's work on it, which then counts as a death.
         """
         if self._store.is_shared:
-            self._store.forget(self)
+            self._forget()
             await self._store.leases.release([self.lease], is_death=is_death)
         return self._store.is_shared
 
-    def drop(self, entry: LogEntry, max_bytes: int) -> int:
-        """Forgets the oldest entries beyond a number of bytes, and returns the number of the oldest that is left.
+    def _next(self, events: Sequence[bytes], delta: Delta | None) -> LogEntry:
+        packed = pack_delta(delta) if delta is not None and self._store.is_shared else b""
+        num_tokens = 0 if delta is None else len(delta.token_ids)
+        entry = self._end.entry(events, packed, num_tokens, keeps_events=self.is_streamed)
+        self._end = self._end.after(entry)
+        return entry
+
+    async def _commit(self, entry: LogEntry, write: Work[None], load: WriteLoad) -> None:
+        try:
+            await self._store.commits.write(write, _OWNER_S, load, waits_for_room=True)
+        except (FencedError, UnavailableError) as error:
+            self.is_lost = isinstance(error, FencedError)
+            self._store.stats.fencing_refusals += self.is_lost
+            self._forget()
+            raise
+        if not self._store.is_shared and (first := self._drop(entry)):
+            await self._store.commits.write(lambda each: event_log.drop(each, self.key, first), _OWNER_S)
+        self._note_commit(entry.first_token + entry.num_tokens)
+
+    def _drop(self, entry: LogEntry) -> int:
+        """Forgets the oldest entries in memory that are too much.
 
         Args:
           entry: The newest entry, which is never forgotten.
 
         Returns:
-          0 if none was forgotten.
+          Number of the oldest entry that is left; 0 if none was forgotten.
         """
+        share = self._store.bounds.max_bytes // max(len(self._store.logs), 1)
+        max_bytes = max(min(share, _MAX_KEPT), _MIN_KEPT)
         self._kept.append((entry.number, entry.num_bytes))
         num_bytes, first = self._end.num_bytes, 0
         while num_bytes > max_bytes and len(self._kept) > 1:
@@ -496,12 +423,23 @@ class ResponseLog:
         self._end = replace(self._end, num_bytes=num_bytes)
         return first
 
-    def _next(self, events: Sequence[bytes], delta: Delta | None) -> LogEntry:
-        packed = pack_delta(delta) if delta is not None and self._store.is_shared else b""
-        num_tokens = 0 if delta is None else len(delta.token_ids)
-        entry = self._end.entry(events, packed, num_tokens, keeps_events=self.is_streamed)
-        self._end = self._end.after(entry)
-        return entry
+    def _note_commit(self, num_tokens: int) -> None:
+        """Wakes those that wait for a change of the log."""
+        self.num_committed = num_tokens
+        changed, self.changed = self.changed, asyncio.Event()
+        changed.set()
+
+    def _forget(self) -> None:
+        """Renews the lease no longer: the response has ended, or is left to others."""
+        if self._store.logs.get(self.key) is self:
+            del self._store.logs[self.key]
+            self._store.leases.drop(self.lease)
+            self._note_commit(self.num_committed)
+
+    async def _replace_checkpoint(self, name: str | None) -> None:
+        earlier, self.checkpoint = self.checkpoint, name
+        if self._store.files is not None and earlier not in (None, name):
+            await self._store.files.delete(earlier)
 
 
 def _delete_all(

@@ -1,5 +1,6 @@
 """`/v1/responses`: OpenAI's newer chat API, in which the server stores responses."""
 
+import asyncio
 import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -46,6 +47,7 @@ from .builder import (
     usage_of,
 )
 from .conversations import Item, Turn, locked
+from .event_log import LogEnd
 from .expansion import MAX_ADDED, Room, StoredPart, expanded, read_parts, sizes_of
 from .input_items import STATE_ROLE, compaction_of, new_items, output_items, page
 from .open_responses import OpenResponses, Responses
@@ -125,8 +127,9 @@ async def _create_background(responses: OpenResponses, prepared: Prepared, reque
     async with AsyncExitStack() as resources:
         if body.stream:
             resources.enter_context(responses.followers.hold())
-        log = await responses.store.open(pending, job, encoded(builder.opening()))
-        BackgroundRun(service, builder, spec, engine_request, log).start(responses.background)
+        opening = LogEnd().entry(encoded(builder.opening()), keeps_events=body.stream)
+        log = await responses.store.open(pending, job, opening)
+        log.start(BackgroundRun(service, builder, spec, engine_request, log).run())
         if body.stream:
             await resources.enter_async_context(until_disconnect(request.receive))
             events = await responses.store.follow(pending.id, 0, service.limits.keep_alive_s)
@@ -203,9 +206,9 @@ async def delete_response(response_id: str, responses: Responses) -> DeletedObje
 
 async def _end(responses: OpenResponses, record: ResponseRecord) -> None:
     """Cancels a response on whichever replica generates it."""
-    if responses.background.is_running(record.id):
+    if (task := responses.store.tasks.get((record.tenant, record.id))) is not None:
         responses.service.tracked.abort(record.id)
-        await responses.background.wait(record.id)
+        await asyncio.wait([task])
     elif record.is_running:
         await end_early(responses.store, record, status="cancelled")
 

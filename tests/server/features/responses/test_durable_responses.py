@@ -40,7 +40,7 @@ from roost.server.features.responses.adoption import AdoptionKind
 from roost.server.features.responses.adoption import adopter as adopter_of
 from roost.server.features.responses.background_responses import ResumableBuilder
 from roost.server.features.responses.checkpoint_files import CheckpointFiles
-from roost.server.features.responses.checkpointer import Checkpointer, CheckpointSettings
+from roost.server.features.responses.checkpointer import Checkpointer
 from roost.server.features.responses.open_responses import OpenResponses, open_responses
 from roost.server.features.responses.response_store import ResponseStore
 from roost.server.features.responses.response_table import Adoption
@@ -149,9 +149,9 @@ class Replica:
 
     async def dies(self) -> None:
         """Ends all work, and with it all writes, as `kill -9` does."""
-        for task in list(self.feature.background._tasks.values()):
+        for task in list(self.feature.store.tasks.values()):
             task.cancel()
-        await until(lambda: not self.feature.background.is_busy)
+        await until(lambda: not self.feature.is_busy)
 
 
 def kind_of(replica: Replica) -> AdoptionKind:
@@ -180,11 +180,11 @@ async def replica(address: str, model: ServedModel, access: Access | None = None
     feature = OpenResponses(service, responses)
     app = create_app(service, access or Access(), features_with(service, feature))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost", timeout=30) as client:
-        adopter = adopter_of(service, responses, feature.background)
+        adopter = adopter_of(service, responses)
         try:
             yield Replica(service, engine, feature, responses, client, adopter, notes.works)
         finally:
-            for task in list(feature.background._tasks.values()):
+            for task in list(feature.store.tasks.values()):
                 task.cancel()
             await responses.close()
 
@@ -384,9 +384,9 @@ def with_checkpoints(replica: Replica, folder: Path, evacuation_s: float = 60.0)
     """Gives a replica a folder for checkpoints, and returns what takes them."""
     replica.engine.checkpoints = RequestSnapshotFormat("x86", STATE_FORMAT.snapshot)
     replica.responses.files = CheckpointFiles(folder, None, replica.responses.stats)
-    limits = CheckpointSettings(0.0, 1e9, evacuation_s)
     observers = replica.service.metrics.requests.observers
-    return Checkpointer(replica.engine, replica.responses, replica.responses.files, limits, observers)
+    files = replica.responses.files
+    return Checkpointer(replica.engine, replica.responses, files, 0.0, 1e9, evacuation_s, observers)
 
 
 @on_sqlite
@@ -463,7 +463,7 @@ async def test_an_evacuation_saves_what_was_generated(
     assert "checkpointed 3 of 3 responses" in caplog.text
     await first.engine.stop()
     first.engine.allowed = 1000
-    await until(lambda: not first.feature.background.is_busy)
+    await until(lambda: not first.feature.is_busy)
     await second.adopter.look()
     assert [text_of(await second.ended(each["id"])) for each in made] == [LETTERS[:10]] * 3
     assert [work.name for work in first.works] == ["checkpoint"] * 3 + ["evacuation"]
@@ -489,7 +489,7 @@ async def test_an_evacuation_ends_in_time(
     checkpointer = with_checkpoints(first, folder, evacuation_s=0.2)
     first.engine.allowed = 2
     await first.created()
-    (log,) = first.responses.running_logs
+    (log,) = first.responses.logs.values()
     await until(lambda: log.num_committed == 2)
     log.num_committed = -1000  # as if the database were away
     async with asyncio.timeout(60):  # the log would never be committed
@@ -505,7 +505,6 @@ async def test_a_folder_that_cannot_be_written_costs_the_checkpoints_only(
     make_file(folder)
     checkpointer = with_checkpoints(first, folder)
     with_checkpoints(second, folder)
-    await checkpointer._measure()
     first.engine.allowed = 4
     made = await first.created()
     await num_tokens_logged(first, address, 4)
@@ -532,18 +531,6 @@ async def test_files_that_nobody_needs_are_swept(replicas: tuple[Replica, Replic
     assert len(files_in(folder)) == 5
     await files.sweep(["a"])
     assert {path.name for path in files_in(folder)} == {"a.checkpoint", "new.checkpoint", "theirs"}
-
-
-@on_sqlite
-async def test_too_little_time_for_an_evacuation_is_reported(
-    replicas: tuple[Replica, Replica], folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    first, _ = replicas
-    await with_checkpoints(first, folder, evacuation_s=0.0)._measure()
-    assert "checkpoints of all 4 slots take" in caplog.text
-    assert first.responses.stats.evacuation_seconds is not None
-    assert first.responses.stats.evacuation_seconds > 0
-    assert not files_in(folder)
 
 
 async def test_a_stream_is_followed_while_it_changes_its_replica(
@@ -580,7 +567,7 @@ async def test_a_frozen_owner_writes_nothing_when_it_comes_back(
     await second.adopter.look()
     done = await second.ended(made["id"])
     first.engine.allowed = 1000
-    await until(lambda: not first.feature.background.is_busy)
+    await until(lambda: not first.feature.is_busy)
     assert first.responses.stats.fencing_refusals == 1
     assert "adopted, ended or deleted by another replica" in caplog.text
     assert not first.engine.running
@@ -601,7 +588,7 @@ async def test_a_replica_that_claims_its_own_response_stops_it_first(
     await first.adopter.look(renews=False)
     await until(lambda: not first.adopter._open)
     first.engine.allowed = 1000
-    await until(lambda: not first.feature.background.is_busy)
+    await until(lambda: not first.feature.is_busy)
     assert len(first.engine.requests) == 1
     await first.adopter.look()
     assert text_of(await first.ended(made["id"])) == LETTERS[:10]
@@ -618,7 +605,7 @@ async def test_an_owner_without_tokens_learns_that_it_lost(replicas: tuple[Repli
     await second.ended(made["id"])
     assert first.engine.running
     await first.adopter.look()
-    await until(lambda: not first.engine.running and not first.feature.background.is_busy)
+    await until(lambda: not first.engine.running and not first.feature.is_busy)
 
 
 async def test_a_response_is_cancelled_from_any_replica(replicas: tuple[Replica, Replica], address: str) -> None:
@@ -646,7 +633,7 @@ async def test_a_running_response_is_deleted_from_any_replica(replicas: tuple[Re
     await num_tokens_logged(first, address, 2)
     assert (await second.client.delete(f"/v1/responses/{made['id']}")).json()["deleted"]
     first.engine.allowed = 1000
-    await until(lambda: not first.feature.background.is_busy)
+    await until(lambda: not first.feature.is_busy)
     assert (await first.client.get(f"/v1/responses/{made['id']}")).status_code == 404
 
 
@@ -654,7 +641,7 @@ async def test_a_response_whose_engine_died_is_left_to_others(replicas: tuple[Re
     first, second = replicas
     first.engine.dies_after = 4
     made = await first.created()
-    await until(lambda: not first.feature.background.is_busy)
+    await until(lambda: not first.feature.is_busy)
     assert (await second.fetched(made["id"]))["status"] == "in_progress"
     await second.adopter.look()
     assert text_of(await second.ended(made["id"])) == LETTERS[:10]
@@ -679,7 +666,7 @@ async def test_a_response_that_kills_its_owners_fails(replicas: tuple[Replica, R
     for _ in range(20):
         if (await second.fetched(made["id"]))["status"] != "in_progress":
             break
-        await until(lambda: not second.feature.background.is_busy and not first.feature.background.is_busy)
+        await until(lambda: not second.feature.is_busy and not first.feature.is_busy)
         expire_leases(address)
         await second.adopter.look()
     failed = await second.ended(made["id"])
@@ -783,7 +770,7 @@ async def test_engine_error_of_no_database_is_as_before(service: Service, engine
     app = create_app(service, features=features_with(service, feature))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as client:
         made = (await client.post("/v1/responses", json={"input": "hi", "background": True})).json()
-        await until(lambda: not feature.background.is_busy)
+        await until(lambda: not feature.is_busy)
         assert (await client.get(f"/v1/responses/{made['id']}")).json()["status"] == "failed"
 
 
@@ -927,7 +914,7 @@ async def test_other_streams_end_as_before(
     await first.responses.hand_over_streams()
     await first.engine.stop()
     first.engine.allowed = 1000
-    await until(lambda: not first.feature.background.is_busy)
+    await until(lambda: not first.feature.is_busy)
     await second.adopter.look()
     last = events_of((await reading).text)[-1]
     if fields.get("background"):
@@ -1024,7 +1011,7 @@ async def test_responses_outlast_a_fault_of_the_database(
                 refused = await first.client.post("/v1/responses", json={**body, how: True})
                 assert refused.status_code == 503
         if owner_s < 1:
-            await until(lambda: not first.feature.background.is_busy)
+            await until(lambda: not first.feature.is_busy)
             await num_errors(first, 10)
         faulty.mend(fault)
         for name in (patience, PATIENCE):
@@ -1033,7 +1020,7 @@ async def test_responses_outlast_a_fault_of_the_database(
         done = [await first.ended(name) for name in names]
         assert [text_of(each) for each in done] == [LETTERS[:10]] * 4
         assert {each["status"] for each in done} == {"incomplete"}, "of its number of tokens"
-        await until(lambda: not first.responses.running_logs)
+        await until(lambda: not first.responses.logs)
         await until(lambda: first.responses.stats.running == 0)
         assert first.responses.stats.unattended == 0
         num_logged = 1 if fault == "no privilege for the log" else 4  # the others may end without another entry
@@ -1083,10 +1070,10 @@ async def test_a_lease_ends_with_its_task(
             for name in ("append_all", "end"):
                 patches.setattr(response_table, name, lambda *_: 1 / 0)
             first.engine.allowed = 1000
-            await until(lambda: not first.feature.background.is_busy)
+            await until(lambda: not first.feature.is_busy)
     else:
         await first.dies()
-    assert not first.responses.running_logs
+    assert not first.responses.logs
     with database_of(address) as database:
         leases = "SELECT lease_until, owner IS NULL FROM roost_running"
         ((earlier, _),) = database.run_now(lambda each: each.rows(leases))
@@ -1111,8 +1098,8 @@ async def test_a_lease_ends_with_its_stream(replicas: tuple[Replica, Replica]) -
         async with client.stream("POST", "/v1/responses", json=body):
             await num_tokens_streamed(first, 4)
             await first.responses.hand_over_streams()
-            (log,) = first.responses.running_logs
-        await until(lambda: not first.responses.running_logs)
+            (log,) = first.responses.logs.values()
+        await until(lambda: not first.responses.logs)
     first.adopter._kind.places = lambda: Places(0, 0)
     await first.adopter.look()
     await second.adopter.look()
@@ -1175,7 +1162,7 @@ async def test_a_suspect_is_alone_for_a_time(
         await until(lambda count=count: second.adopter._lone is None and len(second.engine.running) == count)
     await second.adopter.look()
     assert second.responses.stats.unattended == 0
-    assert len(second.engine.requests) == len(second.responses.running_logs) == 3, "each was begun once and goes on"
+    assert len(second.engine.requests) == len(second.responses.logs) == 3, "each was begun once and goes on"
     assert states_of(address) == dict.fromkeys(made, (2, 0, 0))
     assert not second.service.admissions.preemptible.is_barred
     second.engine.allowed = 1000
@@ -1191,7 +1178,7 @@ async def test_a_grammar_that_the_system_ends_is_continued_elsewhere(
     first.engine.fails_after, first.engine.fails_with = 4, ConstraintLostError("killed")
     first.engine.allowed, second.engine.allowed = 1000, 2
     made = await first.created()
-    await until(lambda: not first.feature.background.is_busy)
+    await until(lambda: not first.feature.is_busy)
     await second.adopter.look()
     await until(lambda: second.engine.running)
     assert states_of(address) == {made["id"]: (1, 0, 0)}
@@ -1207,7 +1194,7 @@ async def test_a_stop_is_no_death(replicas: tuple[Replica, Replica], address: st
     await num_tokens_logged(first, address, 4)
     await first.engine.stop()
     first.engine.allowed = 1000
-    await until(lambda: not first.feature.background.is_busy)
+    await until(lambda: not first.feature.is_busy)
     assert states_of(address) == {made["id"]: (0, 0, 0)}
     second.engine.dies_after = 0
     await second.adopter.look()
@@ -1234,7 +1221,7 @@ async def test_running_responses_have_a_quota(
                 if name == "MAX_RUNNING":
                     patches.setattr(f"{room}.{name}", value)
                 else:
-                    patches.setattr(first.responses, "_bounds", Bounds(max_bytes=value))
+                    patches.setattr(first.responses, "bounds", Bounds(max_bytes=value))
                 refused = await first.client.post("/v1/responses", json=body)
                 assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
                 assert text in refused.json()["error"]["message"]
@@ -1247,5 +1234,5 @@ async def test_running_responses_have_a_quota(
                 for each in made:
                     await first.ended(each["id"])
                 assert (await first.client.post("/v1/responses", json=body)).status_code == 200
-                await until(lambda: not first.feature.background.is_busy)
+                await until(lambda: not first.feature.is_busy)
             first.engine.allowed = 2

@@ -60,7 +60,7 @@ async def test_a_stream_without_room_for_its_first_events_is_refused(disk: Small
         assert stored.status_code == 200, stored.text
         num_pages = num_used(disk) - before
         feature.service.engine.gate.set()
-        await until(lambda: not feature.background.is_busy)
+        await until(lambda: not feature.is_busy)
         disk.max_pages = num_used(disk) + num_pages  # for another one without events
         refused = await client.post("/v1/responses", json={**BODY, "stream": True})
     assert (refused.status_code, refused.json()["error"]["message"]) == (507, "the store of responses is full")

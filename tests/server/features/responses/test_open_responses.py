@@ -58,9 +58,9 @@ async def test_background_work_holds_its_memory_until_it_ends(service: Service, 
         assert response.status_code == 429
         assert len(created) < 20
         engine.gate.set()
-        await until(lambda: not feature.background.is_busy)
+        await until(lambda: not feature.is_busy)
         assert (await client.post("/v1/responses", content=body, headers=headers)).status_code == 200
-        await until(lambda: not feature.background.is_busy)
+        await until(lambda: not feature.is_busy)
 
 
 async def test_shutdown_drains_a_background_response(engine: FakeEngine, service: Service) -> None:

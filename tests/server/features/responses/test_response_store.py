@@ -84,13 +84,13 @@ async def test_a_long_stream_keeps_its_newest_events(
     engine.gate.clear()
     body = {"input": "hi", "max_output_tokens": 3, "background": True, "stream": True}
     following = asyncio.create_task(client.post("/v1/responses", json=body))
-    await until(lambda: feature.store.running_logs and engine.running)
-    (log,) = feature.store.running_logs
+    await until(lambda: feature.store.logs and engine.running)
+    (log,) = feature.store.logs.values()
     before = log.num_events
     for number in range(before, before + 20):
         await log.append([b"data: %0100d\n\n" % number])
     engine.gate.set()
-    await until(lambda: not feature.background.is_busy)
+    await until(lambda: not feature.is_busy)
     first = await stored(feature, "SELECT min(first_event) FROM roost_events")
     assert before < first < log.num_events
     path = f"/v1/responses/{log.lease.id}"
@@ -110,7 +110,7 @@ async def test_memory_keeps_nothing_that_only_other_replicas_would_read(
     path = await created(client, 10, background=True, max_output_tokens=50)
     assert await stored(feature, "SELECT count(*) FROM roost_events") == 1
     engine.gate.set()
-    await until(lambda: not feature.background.is_busy)
+    await until(lambda: not feature.is_busy)
     assert (await client.get(path)).json()["status"] == "incomplete"
     assert await stored(feature, "SELECT count(*) FROM roost_events") == 0
 

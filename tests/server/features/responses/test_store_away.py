@@ -120,7 +120,7 @@ async def serving(path: str, model: ServedModel, patch: pytest.MonkeyPatch) -> A
     feature = OpenResponses(service, responses)
     app = create_app(service, features=features_with(service, feature))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost", timeout=60) as client:
-        adopter = adopter_of(service, responses, feature.background)
+        adopter = adopter_of(service, responses)
         yield Server(dialect, engine, feature, responses, usage, client, app, adopter, patch)
     dialect.is_away = False
     await responses.close()
@@ -266,7 +266,7 @@ async def test_a_background_response_that_its_owner_loses_counts_once(
             monkeypatch.setattr("roost.server.features.responses.response_store._OWNER_S", 0.1)
             server.lose_store()
             server.engine.allowed = 1000
-            await until(lambda: not server.feature.background.is_busy)
+            await until(lambda: not server.feature.is_busy)
             server.find_store()
         if how == "another one cancels":
             commit = other.responses._commits.write
@@ -274,7 +274,7 @@ async def test_a_background_response_that_its_owner_loses_counts_once(
             async def then_the_owner_writes(*arguments: Any) -> Any:
                 done = await commit(*arguments)
                 server.engine.allowed = 1000
-                await until(lambda: not server.feature.background.is_busy)
+                await until(lambda: not server.feature.is_busy)
                 return done
 
             monkeypatch.setattr(other.responses._commits, "write", then_the_owner_writes)
@@ -287,7 +287,7 @@ async def test_a_background_response_that_its_owner_loses_counts_once(
         if how == "it looks first":
             await server.adopter.look()
         server.engine.allowed = 1000
-        await until(lambda: not server.feature.background.is_busy)
+        await until(lambda: not server.feature.is_busy)
         await server.used()
         assert await other.used() == (1, 3)
 
