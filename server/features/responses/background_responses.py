@@ -18,7 +18,6 @@ from ....engine import (
     EngineStoppedError,
     QueueFullError,
     Request,
-    SamplingParams,
     id_bytes,
 )
 from ...constraints.tool_calls import CallPiece
@@ -72,18 +71,16 @@ class Prepared:
         flags = {"is_background": True, "is_streamed": is_streamed, "is_running": True}
         return ResponseRecord(self.tenant, self.id, to_json(response), self.history, pack([]), **flags)
 
-    def job(
-        self, service: Service, prompt_token_ids: Sequence[int], params: SamplingParams, *, state_is_imported: bool
-    ) -> Job:
+    def job(self, service: Service, *, state_is_imported: bool) -> Job:
         """Returns what another replica needs to continue the response, except the log.
 
         Args:
           state_is_imported: Whether the prompt continues a state of another engine, which its tokens do not repeat.
         """
-        seeded = self.body.model_copy(update={"background": True, "seed": params.seed})
+        seeded = self.body.model_copy(update={"background": True, "seed": self.spec.params[0].seed})
         request = seeded.model_dump_json(by_alias=True, exclude_unset=True, exclude={"input"}).encode()
         engine = None if state_is_imported else service.engine_identity
-        return Job(service.model.identity, request, id_bytes(prompt_token_ids), engine, self.turn)
+        return Job(service.model.identity, request, id_bytes(self.spec.prompts[0].token_ids), engine, self.turn)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +134,6 @@ class BackgroundRun:
 
     async def _generate(self, generation: Generation) -> None:
         builder = self.builder
-        if not self.log.num_events:
-            await self.log.append(encoded(builder.opening()))
         last: list[bytes] = []
         async with aclosing(self._deltas(generation)) as deltas:
             async for delta in deltas:
@@ -299,7 +294,7 @@ class ResumableBuilder(ResponsesBuilder):
         num_tokens = len(output.token_ids)
         entry = LogEnd().entry(events, pack_delta(output) if num_tokens else b"", num_tokens)
         record = prepared.unfinished({**self.in_progress(), "background": True}, is_streamed=True)
-        job = prepared.job(service, self._prompt.token_ids, self._params, state_is_imported=self._state_is_imported)
+        job = prepared.job(service, state_is_imported=self._state_is_imported)
         log = await self._responses.open(record, job, entry, is_left=True)
         log.hold(self._task)
         return log

@@ -8,7 +8,7 @@ import itertools
 import re
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Final, Literal, NamedTuple
 
 from ...database.database import Transaction, placeholders
@@ -77,34 +77,6 @@ class Expansion(NamedTuple):
     own: list[ConversationMessage]
 
 
-@dataclass(slots=True)
-class _Tally:
-    """Items and bytes that a body expands to so far."""
-
-    room: Room
-    num_items: int
-    num_bytes: int = 0
-
-    @property
-    def cost(self) -> int:
-        """Memory that the expansion takes."""
-        return _MEMORY_OF_BYTE * self.num_bytes + _MEMORY_OF_ITEM * self.num_items
-
-    def add(self, param: str, num_items: int = 0, num_bytes: int = 0) -> None:
-        """Counts the content that a field references.
-
-        Raises:
-          ApiError: 413, the body expands to more than there is room for.
-        """
-        self.num_items += num_items
-        self.num_bytes += num_bytes
-        if self.num_items > self.room.max_items or self.num_bytes > self.room.max_bytes:
-            size = f"{self.num_items:,} items and {self.num_bytes:,} bytes"
-            most = f"{self.room.max_items:,} items and {self.room.max_bytes:,} bytes"
-            message = f"{param}: with it, the request expands to {size}, and may expand to {most}: name or send less"
-            raise ApiError(kinds.REQUEST_TOO_LARGE, message, param=param)
-
-
 @asynccontextmanager
 async def expanded(
     store: ResponseStore,
@@ -125,16 +97,16 @@ async def expanded(
     Raises:
       ApiError: 413, the body expands to too much; 404 or 400, something that it names does not exist or is damaged.
     """
-    own, body = admission.get(), _Body(param, items, earlier or {}, _Tally(room, len(items)))
-    await body.measure(store)
-    is_long, charged = body.tally.num_bytes >= _LONG, body.tally.cost
+    own, body = admission.get(), _Body(param, items, earlier or {}, room)
+    body.measure(await read_parts(store, sizes_of, body.candidates))
+    is_long, charged = body.num_bytes >= _LONG, body.cost
     async with AsyncExitStack() as stack:
         if is_long:
             await stack.enter_async_context(store.locks.hold())
         await stack.enter_async_context(own.holding(charged))
         contents = await read_parts(store, contents_of, body.parts)
         expansion = await own.make(lambda: body.expansion(contents), is_long=is_long)
-        await stack.enter_async_context(own.holding(body.tally.cost - charged))
+        await stack.enter_async_context(own.holding(body.cost - charged))
         yield expansion
 
 
@@ -152,49 +124,56 @@ class _Body:
     """References, packed items and continued history of a body.
 
     Attributes:
-      tally: Items and bytes of the expansion so far.
+      num_items: Items that the body expands to so far.
+      num_bytes: Bytes that it expands to so far.
     """
 
     def __init__(
-        self, param: str, items: Sequence[ResponseItem], earlier: Mapping[StoredPart, str], tally: _Tally
+        self, param: str, items: Sequence[ResponseItem], earlier: Mapping[StoredPart, str], room: Room
     ) -> None:
-        self.tally = tally
+        self.num_items, self.num_bytes = len(items), 0
         self._items = [(f"{param}[{place}]", item) for place, item in enumerate(items)]
         self._earlier = earlier
+        self._room = room
         self._referred: dict[str, StoredPart] = {}
+
+    @property
+    def cost(self) -> int:
+        """Memory that the expansion takes."""
+        return _MEMORY_OF_BYTE * self.num_bytes + _MEMORY_OF_ITEM * self.num_items
+
+    @property
+    def candidates(self) -> set[StoredPart]:
+        """Parts that the body names or may name."""
+        references = (item.id for _, item in self._items if isinstance(item, ItemReference))
+        return {*self._earlier, *itertools.chain.from_iterable(map(_parts_of, references))}
 
     @property
     def parts(self) -> set[StoredPart]:
         """Parts to read from the store."""
         return {*self._earlier, *self._referred.values()}
 
-    async def measure(self, store: ResponseStore) -> None:
+    def measure(self, sizes: dict[StoredPart, tuple[int, int]]) -> None:
         """Counts referenced content by the sizes that the store knows, and packed content by its length.
 
         Raises:
           ApiError: Something does not exist, or is too much.
         """
-        names = {item.id for _, item in self._items if isinstance(item, ItemReference)}
-        found = {name: (StoredPart("item", name), _part_of(name)) for name in names}
-        sizes = await read_parts(store, sizes_of, {*self._earlier, *itertools.chain(*found.values())})
         for part, param in self._earlier.items():
             if part not in sizes:
                 raise _not_found(part, param)
-            self.tally.add(param, *sizes[part])
-        self._referred = {name: item if item in sizes else part for name, (item, part) in found.items()}
+            self._count(param, *sizes[part])
         for param, item in self._items:
             if isinstance(item, ItemReference):
-                self._measure_reference(param, item.id, sizes)
+                named = next((each for each in _parts_of(item.id) if each in sizes), None)
+                if named is None:
+                    raise missing("stored item", item.id, param)
+                self._referred[item.id] = named
+                self._count(param, num_bytes=sizes[named][1])
+                if named.kind == "history":  # read once; the items that are named count when they are known
+                    sizes[named] = 0, 0
             elif isinstance(item, CompactionItem) and item.is_own:
-                self.tally.add(param, num_bytes=len(item.encrypted_content))
-
-    def _measure_reference(self, param: str, name: str, sizes: dict[StoredPart, tuple[int, int]]) -> None:
-        part = self._referred[name]
-        if part not in sizes:
-            raise _no_item(param, name)
-        self.tally.add(param, num_bytes=sizes[part][1])
-        if part.kind == "history":  # read once; the items that are named count when they are known
-            sizes[part] = 0, 0
+                self._count(param, num_bytes=len(item.encrypted_content))
 
     def expansion(self, contents: Mapping[StoredPart, Sequence[bytes]]) -> Expansion:
         """Returns the messages, and counts content whose size the store does not know.
@@ -207,12 +186,26 @@ class _Body:
             if part not in contents:
                 raise _not_found(part, param)
             if part.kind != "conversation":
-                self.tally.add(param, sum(map(num_messages, contents[part])))
+                self._count(param, sum(map(num_messages, contents[part])))
             earlier += _messages(part, contents[part])
         referred = dict(_referred_items(self._referred, contents))
         found = dict(zip(referred, own_messages(list(referred.values())), strict=True))
         own = [message for param, item in self._items for message in self._messages_of(param, item, referred, found)]
         return Expansion(earlier, own)
+
+    def _count(self, param: str, num_items: int = 0, num_bytes: int = 0) -> None:
+        """Counts the content that a field references.
+
+        Raises:
+          ApiError: 413, the body expands to more than there is room for.
+        """
+        self.num_items += num_items
+        self.num_bytes += num_bytes
+        if self.num_items > self._room.max_items or self.num_bytes > self._room.max_bytes:
+            size = f"{self.num_items:,} items and {self.num_bytes:,} bytes"
+            most = f"{self._room.max_items:,} items and {self._room.max_bytes:,} bytes"
+            message = f"{param}: with it, the request expands to {size}, and may expand to {most}: name or send less"
+            raise ApiError(kinds.REQUEST_TOO_LARGE, message, param=param)
 
     def _messages_of(
         self,
@@ -224,15 +217,15 @@ class _Body:
         """Returns the messages of an item of the body."""
         if isinstance(item, ItemReference):
             if item.id not in found:
-                raise _no_item(param, item.id)
+                raise missing("stored item", item.id, param)
             if self._referred[item.id].kind == "history":
-                self.tally.add(param, num_bytes=len(to_json(referred[item.id])))
+                self._count(param, num_bytes=len(to_json(referred[item.id])))
             return [found[item.id]]
         if not isinstance(item, CompactionItem) or not item.is_own:
             return item.as_messages()
         try:
             unpacked = item.unpacked()
-            self.tally.add(param, len(unpacked) - 1)
+            self._count(param, len(unpacked) - 1)
             return own_messages(unpacked)
         except ValueError:
             message = f"{param}: encrypted_content is damaged: send it as /v1/responses/compact returned it"
@@ -262,12 +255,10 @@ def _parsed(texts: Sequence[bytes]) -> list[dict[str, Any]]:
     return items
 
 
-def _part_of(item_id: str) -> StoredPart:
-    """Returns the part of a response that has an item, if any has. The item's id holds the response's."""
-    found = _ITEM_ID.fullmatch(item_id)
-    if found is None:
-        return StoredPart("output", "")
-    return StoredPart("history" if found[2] else "output", f"resp_{found[1]}")
+def _parts_of(item_id: str) -> Sequence[StoredPart]:
+    """Returns the parts that may have an item: itself, and the response whose id the item's id holds."""
+    own, found = StoredPart("item", item_id), _ITEM_ID.fullmatch(item_id)
+    return [own] if found is None else [own, StoredPart("history" if found[2] else "output", f"resp_{found[1]}")]
 
 
 def _not_found(part: StoredPart, param: str) -> ApiError:
@@ -277,48 +268,47 @@ def _not_found(part: StoredPart, param: str) -> ApiError:
     return ApiError(kinds.NO_PREVIOUS_RESPONSE, message, param=param)
 
 
-def _no_item(param: str, item_id: str) -> ApiError:
-    return missing("stored item", item_id, param)
+class _Statements(NamedTuple):
+    """Statements on a kind of part.
 
+    Attributes:
+      pattern: Pattern of its ids. Other strings from clients never reach the database.
+      sizes: Finds ids, numbers of items and of bytes.
+      contents: Finds ids and contents.
+    """
 
-_IDS: Final[Mapping[PartKind, re.Pattern[str]]] = {
-    "history": RESPONSE_ID,
-    "output": RESPONSE_ID,
-    "conversation": CONVERSATION_ID,
-    "item": ITEM_ID,
-}
-"""Patterns of ids. Other strings from clients never reach the database."""
+    pattern: re.Pattern[str]
+    sizes: str
+    contents: str
+
 
 _MAX_NAMED: Final = 250
 """Maximum number of ids in a statement."""
 
 _OF_RESPONSES: Final = "FROM roost_responses WHERE tenant = ? AND id IN {ids}"
+_OF_CONVERSATIONS: Final = f"FROM roost_conversations WHERE tenant = ? AND id IN {{ids}} AND {CONVERSATIONS.visible}"
 _OF_ITEMS: Final = f"""
     FROM roost_conversation_items AS found WHERE tenant = ? AND id IN {{ids}} AND EXISTS (
         SELECT 1 FROM roost_conversations
         WHERE roost_conversations.tenant = found.tenant AND roost_conversations.id = conversation
             AND {CONVERSATIONS.visible})
 """
+_ALL_ITEMS: Final = "FROM roost_conversation_items WHERE tenant = ? AND conversation IN {ids} ORDER BY position"
 
-_SIZES: Final[Mapping[PartKind, str]] = {
-    "history": f"SELECT id, 0, length(history) {_OF_RESPONSES}",
-    "output": f"SELECT id, 0, length(output) {_OF_RESPONSES}",
-    "conversation": f"""
-        SELECT id, num_items, num_bytes FROM roost_conversations
-        WHERE tenant = ? AND id IN {{ids}} AND {CONVERSATIONS.visible}
-    """,
-    "item": f"SELECT id, 0, length(text) {_OF_ITEMS}",
+_STATEMENTS: Final[Mapping[PartKind, _Statements]] = {
+    "conversation": _Statements(
+        CONVERSATION_ID,
+        f"SELECT id, num_items, num_bytes {_OF_CONVERSATIONS}",
+        f"SELECT conversation, text {_ALL_ITEMS}",
+    ),
+    "item": _Statements(ITEM_ID, f"SELECT id, 0, length(text) {_OF_ITEMS}", f"SELECT id, text {_OF_ITEMS}"),
+    **{
+        kind: _Statements(
+            RESPONSE_ID, f"SELECT id, 0, length({kind}) {_OF_RESPONSES}", f"SELECT id, {kind} {_OF_RESPONSES}"
+        )
+        for kind in ("history", "output")
+    },
 }
-_CONTENTS: Final[Mapping[PartKind, str]] = {
-    "history": f"SELECT id, history {_OF_RESPONSES}",
-    "output": f"SELECT id, output {_OF_RESPONSES}",
-    "conversation": """
-        SELECT conversation, text FROM roost_conversation_items WHERE tenant = ? AND conversation IN {ids}
-        ORDER BY position
-    """,
-    "item": f"SELECT id, text {_OF_ITEMS}",
-}
-"""Statements for each kind of part."""
 
 
 def sizes_of(transaction: Transaction, tenant: str, parts: Collection[StoredPart]) -> dict[StoredPart, tuple[int, int]]:
@@ -326,25 +316,28 @@ def sizes_of(transaction: Transaction, tenant: str, parts: Collection[StoredPart
 
     The number of items is known of conversations only, and 0 for other parts.
     """
-    rows = _rows(transaction, tenant, parts, _SIZES)
-    return {part: (int(num_items), int(num_bytes)) for part, num_items, num_bytes in rows}
+    found = _rows(transaction, tenant, parts, attrgetter("sizes"))
+    return {part: (num_items, num_bytes) for part, num_items, num_bytes in found}
 
 
 def contents_of(transaction: Transaction, tenant: str, parts: Collection[StoredPart]) -> dict[StoredPart, list[bytes]]:
     """Returns the contents of those parts that exist."""
     found: dict[StoredPart, list[bytes]] = {part: [] for part in parts if part.kind == "conversation"}
-    for part, text in _rows(transaction, tenant, parts, _CONTENTS):
+    for part, text in _rows(transaction, tenant, parts, attrgetter("contents")):
         found.setdefault(part, []).append(bytes(text))
     return found
 
 
 def _rows(
-    transaction: Transaction, tenant: str, parts: Collection[StoredPart], statements: Mapping[PartKind, str]
+    transaction: Transaction,
+    tenant: str,
+    parts: Collection[StoredPart],
+    statement_of: Callable[[_Statements], str],
 ) -> Iterator[tuple[Any, ...]]:
     """Yields the rows of a statement for each kind of part, which begin with the part."""
-    for kind, pattern in _IDS.items():
-        ids = (part.id for part in parts if part.kind == kind and pattern.fullmatch(part.id))
+    for kind, statements in _STATEMENTS.items():
+        ids = (part.id for part in parts if part.kind == kind and statements.pattern.fullmatch(part.id))
         for some in itertools.batched(ids, _MAX_NAMED):
-            statement = statements[kind].format(ids=placeholders(1, len(some)))
+            statement = statement_of(statements).format(ids=placeholders(1, len(some)))
             for name, *values in transaction.rows(statement, tenant, *some):
                 yield StoredPart(kind, name), *values

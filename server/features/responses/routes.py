@@ -122,8 +122,7 @@ async def _create_background(responses: OpenResponses, prepared: Prepared, reque
         (engine_request,) = await service.requests(spec, prepared.id)
     builder = ResponsesBuilder(body, service.model, spec.prompts[0], spec.params[0], response_id=prepared.id)
     pending = prepared.unfinished(builder.in_progress(), is_streamed=body.stream)
-    prompt_ids, is_imported = engine_request.prompt_token_ids, engine_request.state_is_imported
-    job = prepared.job(service, prompt_ids, engine_request.params, state_is_imported=is_imported)
+    job = prepared.job(service, state_is_imported=engine_request.state_is_imported)
     async with AsyncExitStack() as resources:
         if body.stream:
             resources.enter_context(responses.followers.hold())
