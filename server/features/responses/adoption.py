@@ -177,7 +177,9 @@ class AdoptionKind(WorkKind[Adoption]):
         deltas = await own.run(lambda: [unpack_delta(each) for each in packed], is_long=True)
         generated = tuple(token_id for delta in deltas for token_id in delta.token_ids)
         pending = stored_json(adoption.record.response)
-        builder = ResponsesBuilder(body, service.model, prompt, params[0], pending=pending)
+        builder = ResponsesBuilder(
+            body, service.model, prompt, params[0], response_id=pending["id"], created=pending["created_at"]
+        )
         await own.run(lambda: builder.replay(deltas, log.num_events, is_exact=is_exact), is_long=True)
         spec = replace(generation_spec(body, prompt, params, constraint), earlier_ids=generated)
         if is_exact and generated:

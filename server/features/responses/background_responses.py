@@ -293,7 +293,7 @@ class ResumableBuilder(ResponsesBuilder):
         events = await service.workers.run(lambda: self._events(output))
         num_tokens = len(output.token_ids)
         entry = LogEnd().entry(events, pack_delta(output) if num_tokens else b"", num_tokens)
-        record = prepared.unfinished({**self.in_progress(), "background": True}, is_streamed=True)
+        record = prepared.unfinished(self.response("in_progress", background=True), is_streamed=True)
         job = prepared.job(service, state_is_imported=self._state_is_imported)
         log = await self._responses.open(record, job, entry, is_left=True)
         log.hold(self._task)
@@ -301,7 +301,8 @@ class ResumableBuilder(ResponsesBuilder):
 
     def _events(self, output: Delta) -> list[bytes]:
         """Returns all events so far. The same deltas produce the same events again."""
-        again = ResponsesBuilder(self._body, self._model, self._prompt, self._params, pending=self.in_progress())
+        shared = self._body, self._model, self._prompt, self._params
+        again = ResponsesBuilder(*shared, response_id=self.id, created=self._created)
         chunks = list(again.opening())
         for delta in self._sizes.split(output):
             chunks += again.chunks(delta)

@@ -34,11 +34,11 @@ from .input_items import (
     RESPONSES_REFUSED,
     RESPONSES_RULES,
     TEXT_OPTIONS_RULES,
-    CompactionItem,
     MessageItem,
-    OtherItem,
     ResponseItem,
     is_own_compaction,
+    left_out,
+    type_of,
 )
 
 LOGPROBS = "message.output_text.logprobs"
@@ -64,8 +64,7 @@ class ResponseTool(Function):
 
 
 def _kind_of_tool(value: Any) -> str:
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return "<other>" if isinstance(kind, str) and kind != "function" else "<function>"
+    return "<function>" if type_of(value) in (None, "function") else "<other>"
 
 
 AnyResponseTool = Annotated[
@@ -104,10 +103,9 @@ class ResponseAllowedTools(Fields):
 
 
 def _kind_of_choice(value: Any) -> str | None:
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
     if isinstance(value, str):
         return "<text>"
-    if kind == "allowed_tools":
+    if type_of(value) == "allowed_tools":
         return "<allowed>"
     return _kind_of_tool(value) if isinstance(value, dict | Fields) else None
 
@@ -229,7 +227,11 @@ class PromptFields(Body):
 
     @property
     def tool_options(self) -> ToolOptions:
-        """The tools and the tool choice, which must not be a tool of another type."""
+        """The tools and the tool choice.
+
+        Raises:
+          ApiError: The only tool to call is one that the server cannot run.
+        """
         tools = [tool.as_tool() for tool in self.functions]
         choice, parallel = self.tool_choice, self.parallel_tool_calls
         match choice:
@@ -238,7 +240,9 @@ class PromptFields(Body):
             case ResponseAllowedTools():
                 return ToolOptions(tools, choice.mode, choice.names, parallel)
             case OtherTool():
-                raise ValueError(f"{choice.type} is no function")
+                raise bad_value(
+                    "tool_choice", f"tool_choice: this server runs no tools of the type {choice.type[:60]!r}"
+                )
         return ToolOptions(tools, choice, parallel=parallel)
 
     @property
@@ -252,10 +256,7 @@ class PromptFields(Body):
         for index, tool in enumerate(self.tools):
             if isinstance(tool, OtherTool):
                 yield f"tools[{index}]: {tool.type}"
-        for index, item in enumerate(self.input if isinstance(self.input, list) else ()):
-            is_foreign = isinstance(item, CompactionItem) and not item.is_own
-            if is_foreign or (isinstance(item, OtherItem) and item.type != "reasoning"):
-                yield f"input[{index}]: {item.type}"
+        yield from left_out("input", self.items)
 
 
 class ResponseStreamOptions(Fields):
@@ -353,7 +354,15 @@ def generation_options(
     Raises:
       ApiError: The body requests something that the server cannot do.
     """
-    return _params(body, service), with_tools(_text_constraint(body), body.tool_options)
+    if body.top_logprobs is not None and not body.wants_logprobs:
+        raise bad_value("top_logprobs", f'top_logprobs needs include: ["{LOGPROBS}"]')
+    max_tokens = body.max_output_tokens or service.model.defaults.max_tokens
+    logprobs = (body.top_logprobs or 0) if body.wants_logprobs else None
+    params = sampling_params(body, service.model, max_tokens, logprobs=logprobs)
+    requested, constraint = body.text.format, None
+    if requested.type != "text":
+        constraint = constraint_of([schema_spelling("text.format", requested.schema_, requested.strict)])
+    return params, with_tools(constraint, body.tool_options)
 
 
 def generation_spec(
@@ -381,32 +390,3 @@ def generation_spec(
         queue_timeout_s=body.queue_timeout,
         timeout_s=body.timeout,
     )
-
-
-def tool_options(body: PromptFields) -> ToolOptions:
-    """Returns the tools and the tool choice.
-
-    Raises:
-      ApiError: The only tool to call is one that the server cannot run.
-    """
-    if isinstance(body.tool_choice, OtherTool):
-        kind = body.tool_choice.type
-        raise bad_value("tool_choice", f"tool_choice: this server runs no tools of the type {kind[:60]!r}")
-    return body.tool_options
-
-
-def _text_constraint(body: ResponseBody) -> OutputConstraint | None:
-    requested = body.text.format
-    if requested.type == "text":
-        return None
-    is_schema = requested.type == "json_schema"
-    schema = requested.schema_ if is_schema else None
-    return constraint_of([schema_spelling("text.format", schema, requested.strict and is_schema)])
-
-
-def _params(body: ResponseBody, service: Service) -> list[SamplingParams]:
-    if body.top_logprobs is not None and not body.wants_logprobs:
-        raise bad_value("top_logprobs", f'top_logprobs needs include: ["{LOGPROBS}"]')
-    max_tokens = body.max_output_tokens or service.model.defaults.max_tokens
-    logprobs = (body.top_logprobs or 0) if body.wants_logprobs else None
-    return sampling_params(body, service.model, max_tokens, logprobs=logprobs)

@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final, Literal, NotRequired, TypedDict
 
@@ -16,7 +16,7 @@ from ...generation.prompts import Prompt
 from ...http.responses import ResponseBuilder, SseEncoder
 from ...text.chat_format import ConversationMessage, FunctionCall
 from ...text.served_model import ServedModel
-from .body import ResponseBody, ResponseTool
+from .body import ResponseBody
 from .input_items import call_item, message_item
 
 
@@ -157,6 +157,9 @@ _ECHOED: Final = (
 )
 """Fields of the body that a response repeats."""
 
+_SHOWN: Final = ("name", "description", "parameters", "strict")
+"""Fields of a tool that a response repeats."""
+
 NO_OUTPUT: Final = ConversationMessage("assistant", "")
 
 
@@ -188,8 +191,8 @@ class ResponsesBuilder(ResponseBuilder):
     Args:
       params: Sampling parameters; the response reports the values of fields that the client left out.
       keep: Stores the final response and its message before the client gets them.
-      pending: Unfinished response that another replica started; None for a new one.
-      response_id: Id of a new response; None makes one.
+      response_id: Id of the response; None makes one.
+      created: Time of its creation, in seconds since 1970; None is now.
 
     Attributes:
       ended: The final response and its message; None before the end.
@@ -204,12 +207,12 @@ class ResponsesBuilder(ResponseBuilder):
         prompt: Prompt,
         params: SamplingParams,
         keep: Callable[[dict[str, Any], ConversationMessage], Awaitable[None]] | None = None,
-        pending: Mapping[str, Any] | None = None,
         response_id: str | None = None,
+        created: int | None = None,
     ) -> None:
-        self.id = response_id or new_response_id() if pending is None else str(pending["id"])
+        self.id = response_id or new_response_id()
         self._item_id = self.id.replace("resp_", "msg_")  # the store finds items by their response's id
-        self._created = int(time.time()) if pending is None else int(pending["created_at"])
+        self._created = created or int(time.time())
         self._is_inexact = False
         self._body = body
         self._model = model
@@ -236,8 +239,10 @@ class ResponsesBuilder(ResponseBuilder):
             await keep(*self.ended)
 
     def opening(self) -> Iterator[dict[str, Any]]:
-        yield self._event("response.created", response=self.queued() if self._body.background else self.in_progress())
-        yield self._event("response.in_progress", response=self.in_progress())
+        yield self._event(
+            "response.created", response=self.response("queued" if self._body.background else "in_progress")
+        )
+        yield self._event("response.in_progress", response=self.response("in_progress"))
 
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
         """Yields the events of a delta. An item begins when it is known whether it is a message or a call."""
@@ -264,7 +269,9 @@ class ResponsesBuilder(ResponseBuilder):
         no other.
         """
         is_cancelled = self._body.background and error.body["error"]["code"] == "request_aborted"
-        response = self._response("cancelled") if is_cancelled else self._failed(error)
+        code = "rate_limit_exceeded" if error.status_code == 429 else "server_error"
+        detail = {"code": code, "message": error.body["error"]["message"]}
+        response = self.response("cancelled") if is_cancelled else self.response("failed", error=detail)
         self.ended = response, NO_OUTPUT
         yield self._event("response.failed", response=response)
 
@@ -281,27 +288,48 @@ class ResponsesBuilder(ResponseBuilder):
                 pass
         self._numbers = itertools.count(num_events)
 
-    def queued(self) -> dict[str, Any]:
-        """Returns a background response as its client first receives it."""
-        return self._response("queued")
-
-    def in_progress(self) -> dict[str, Any]:
-        """Returns the response before it has any output."""
-        return self._response("in_progress")
-
-    def _failed(self, error: ApiError) -> dict[str, Any]:
-        code = "rate_limit_exceeded" if error.status_code == 429 else "server_error"
-        return self._response("failed", error={"code": code, "message": error.body["error"]["message"]})
+    def response(self, status: str, **changes: Any) -> dict[str, Any]:
+        """Returns the response with a status, without output unless `changes` has it."""
+        body, params = self._body, self._params
+        return {
+            "id": self.id,
+            "object": "response",
+            "created_at": self._created,
+            "completed_at": None,
+            "status": status,
+            "error": None,
+            "frequency_penalty": body.frequency_penalty,
+            "incomplete_details": None,
+            "max_output_tokens": params.max_tokens,
+            "model": self._model.id,
+            "output": [],
+            "presence_penalty": body.presence_penalty,
+            "reasoning": {"effort": None, "summary": None},
+            "service_tier": "default",
+            "temperature": params.temperature if body.temperature is None else body.temperature,
+            "text": {"format": body.text.format.described()},
+            "tool_choice": body.tool_choice if isinstance(body.tool_choice, str) else body.tool_choice.model_dump(),
+            "tools": [
+                {"type": "function", **{name: getattr(tool, name) for name in _SHOWN}} for tool in body.functions
+            ],
+            "top_logprobs": body.top_logprobs or 0,
+            "top_p": params.top_p if body.top_p is None else body.top_p,
+            "usage": None,
+            **{name: getattr(body, name) for name in _ECHOED},
+            **({} if body.conversation_id is None else {"conversation": {"id": body.conversation_id}}),
+            **({"inexact": True} if self._is_inexact else {}),
+            **changes,
+        }
 
     def _finished(self, choice: Delta) -> dict[str, Any]:
         cut = choice.finish_reason is FinishReason.LENGTH
         status = "incomplete" if cut else "completed"
-        return self._response(
+        return self.response(
             status,
             incomplete_details={"reason": "max_output_tokens"} if cut else None,
             completed_at=None if cut else int(time.time()),
             output=self._call_items(choice.calls, status) or [self._item(status, [self._part(choice)])],
-            usage=self._usage(choice),
+            usage=usage_of(len(self._prompt.token_ids), choice.num_cached, len(choice.token_ids)),
         )
 
     def _text_chunks(self) -> Iterator[dict[str, Any]]:
@@ -341,36 +369,6 @@ class ResponsesBuilder(ResponseBuilder):
         yield self._event("response.function_call_arguments.done", **place, arguments=call.arguments)
         yield self._event("response.output_item.done", output_index=call.index, item=item)
 
-    def _response(self, status: str, **changes: Any) -> dict[str, Any]:
-        body, params = self._body, self._params
-        return {
-            "id": self.id,
-            "object": "response",
-            "created_at": self._created,
-            "completed_at": None,
-            "status": status,
-            "error": None,
-            "frequency_penalty": body.frequency_penalty,
-            "incomplete_details": None,
-            "max_output_tokens": params.max_tokens,
-            "model": self._model.id,
-            "output": [],
-            "presence_penalty": body.presence_penalty,
-            "reasoning": {"effort": None, "summary": None},
-            "service_tier": "default",
-            "temperature": params.temperature if body.temperature is None else body.temperature,
-            "text": {"format": body.text.format.described()},
-            "tool_choice": body.tool_choice if isinstance(body.tool_choice, str) else body.tool_choice.model_dump(),
-            "tools": [_described(tool) for tool in body.functions],
-            "top_logprobs": body.top_logprobs or 0,
-            "top_p": params.top_p if body.top_p is None else body.top_p,
-            "usage": None,
-            **{name: getattr(body, name) for name in _ECHOED},
-            **({} if body.conversation_id is None else {"conversation": {"id": body.conversation_id}}),
-            **({"inexact": True} if self._is_inexact else {}),
-            **changes,
-        }
-
     def _call_items(self, calls: Sequence[CallPiece], status: str) -> list[dict[str, Any]]:
         """Returns the items of calls. Truncated output ended within the last call."""
         last = len(calls) - 1
@@ -391,9 +389,6 @@ class ResponsesBuilder(ResponseBuilder):
             return []
         return response_logprobs(self._model.tokenizer, delta.token_ids, delta.logprobs)
 
-    def _usage(self, choice: Delta) -> dict[str, Any]:
-        return usage_of(len(self._prompt.token_ids), choice.num_cached, len(choice.token_ids))
-
     def _text_event(self, kind: str, **fields: Any) -> dict[str, Any]:
         return self._event(kind, item_id=self._item_id, **_TEXT_PLACE, **fields)
 
@@ -405,13 +400,3 @@ def _message(choice: Delta) -> ConversationMessage:
     """Returns the message with which a conversation continues."""
     calls = tuple(FunctionCall(call.id or "", call.name or "", call.arguments) for call in choice.calls)
     return ConversationMessage("assistant", choice.text, calls)
-
-
-def _described(tool: ResponseTool) -> dict[str, Any]:
-    return {
-        "type": "function",
-        "name": tool.name,
-        "description": tool.description,
-        "parameters": tool.parameters,
-        "strict": tool.strict,
-    }

@@ -1,7 +1,6 @@
 """`/v1/conversations`: stored conversations, which responses continue and add to."""
 
 import time
-from collections.abc import Iterator
 from functools import partial
 from typing import Annotated, Any, Final, Literal, TypedDict
 from uuid import uuid4
@@ -21,7 +20,7 @@ from ...storage.objects import Page, PageSpec
 from ...tenants import tenant
 from .conversations import CONVERSATIONS, ConversationRecord, Item, delete_item, set_metadata
 from .expansion import MAX_ADDED, Room, expanded
-from .input_items import OtherItem, ResponseItem, new_items
+from .input_items import ResponseItem, left_out, new_items
 from .open_responses import OpenResponses, Responses
 from .response_store import ResponseStore
 
@@ -43,13 +42,6 @@ class ItemsBody(Fields):
 
     items: AddedItems
     """Up to 20 items to add, oldest first. Items that are not kept, such as reasoning, are left out."""
-
-    @property
-    def dropped(self) -> Iterator[str]:
-        """Names of the items that are left out, for warnings."""
-        for index, item in enumerate(self.items):
-            if isinstance(item, OtherItem) and item.type != "reasoning":
-                yield f"items[{index}]: {item.type}"
 
 
 class ConversationBody(MetadataBody, ItemsBody):
@@ -171,7 +163,7 @@ async def _items(body: ItemsBody, responses: OpenResponses, request: Request) ->
     Raises:
       ApiError: An item refers to a stored item that does not exist, or the items are too many or too long.
     """
-    warn_all(body.dropped)
+    warn_all(left_out("items", body.items))
     own, room = admission.get(), Room(MAX_ADDED, responses.service.admissions.max_expanded_bytes)
     async with until_disconnect(request.receive), expanded(responses.store, room, "items", body.items) as expansion:
         items = await own.run(lambda: new_items(expansion.own))

@@ -224,9 +224,14 @@ _ITEM_TAGS: Final = {
 }
 
 
-def _kind_of_item(value: Any) -> str:
+def type_of(value: Any) -> str | None:
+    """Returns the type that an object of a body names, if it does, before or after its validation."""
     kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return _ITEM_TAGS.get(kind, "<message>") if isinstance(kind, str) else "<message>"
+    return kind if isinstance(kind, str) else None
+
+
+def _kind_of_item(value: Any) -> str:
+    return _ITEM_TAGS.get(type_of(value) or "", "<message>")
 
 
 OwnItem = Annotated[
@@ -300,6 +305,14 @@ ResponseItem = Annotated[
     | Annotated[OtherItem, Tag("<other>")],
     Discriminator(_kind_of_item),
 ]
+
+
+def left_out(param: str, items: Sequence[Any]) -> Iterator[str]:
+    """Yields the names of the items of a field that are left out, for warnings."""
+    for index, item in enumerate(items):
+        is_foreign = isinstance(item, CompactionItem) and not item.is_own
+        if is_foreign or (isinstance(item, OtherItem) and item.type != "reasoning"):
+            yield f"{param}[{index}]: {item.type}"
 
 
 def own_messages(items: Sequence[Any]) -> list[ConversationMessage]:

@@ -33,7 +33,6 @@ from .body import (
     ResponseBody,
     generation_options,
     generation_spec,
-    tool_options,
 )
 from .builder import (
     TYPED_EVENTS,
@@ -121,7 +120,7 @@ async def _create_background(responses: OpenResponses, prepared: Prepared, reque
     async with until_disconnect(request.receive):
         (engine_request,) = await service.requests(spec, prepared.id)
     builder = ResponsesBuilder(body, service.model, spec.prompts[0], spec.params[0], response_id=prepared.id)
-    pending = prepared.unfinished(builder.in_progress(), is_streamed=body.stream)
+    pending = prepared.unfinished(builder.response("in_progress"), is_streamed=body.stream)
     job = prepared.job(service, state_is_imported=engine_request.state_is_imported)
     async with AsyncExitStack() as resources:
         if body.stream:
@@ -133,7 +132,7 @@ async def _create_background(responses: OpenResponses, prepared: Prepared, reque
             await resources.enter_async_context(until_disconnect(request.receive))
             events = await responses.store.follow(pending.id, 0, service.limits.keep_alive_s)
             return EventStream(replay(events, 0), resources.pop_all())
-    return json_response(builder.queued())
+    return json_response(builder.response("queued"))
 
 
 @router.get("/v1/responses/{response_id}", responses=streamable(ResponseObject, ResponseEvent, TYPED_EVENTS))
@@ -331,7 +330,7 @@ async def _prompt(body: PromptFields, responses: OpenResponses) -> AsyncGenerato
             raise bad_value("input", "there is no message: send input, or a response or conversation with messages")
         instructions = [ConversationMessage("system", body.instructions)] if body.instructions else []
         ending = Ending(variables=body.chat_template_kwargs)
-        conversation = Conversation([*instructions, *new], ending, tool_options(body))
+        conversation = Conversation([*instructions, *new], ending, body.tool_options)
         prompt = await service.prompts.chat(conversation, param="input", state=state)
         yield _Input(prompt, state, new if state is None else [ConversationMessage(STATE_ROLE, state.id), *new], own)
 
