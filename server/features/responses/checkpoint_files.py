@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -84,8 +83,9 @@ class CheckpointFiles:
             to it.
         """
         with suppress(OSError):
-            found = await self._run(lambda: {path.name for path in self._folder.iterdir()})
-            unused = frozenset(each for each in found if _is_ours(each)) - {each + _SUFFIX for each in used}
+            names = await self._run(lambda: [path.name for path in self._folder.iterdir()])
+            ours = {each for each in names if each.endswith(_SUFFIX) or each.startswith(_TEMPORARY)}
+            unused = frozenset(ours - {each + _SUFFIX for each in used})
             for each in unused & self._unused:
                 await self._run((self._folder / each).unlink)
             self._unused = unused
@@ -99,16 +99,15 @@ class CheckpointFiles:
 
     def _write(self, name: str, data: bytes) -> int:
         self._folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=self._folder, prefix=_TEMPORARY)
+        temporary = self._folder / (_TEMPORARY + name)
         try:
-            with open(handle, "wb") as file:
+            with temporary.open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, self._path(name))
+            temporary.replace(self._path(name))
         except BaseException:
-            with suppress(OSError):
-                os.unlink(temporary)
+            temporary.unlink(missing_ok=True)
             raise
         return len(data)
 
@@ -123,7 +122,3 @@ class CheckpointFiles:
         elif error is None and self._is_failing:
             _logger.info("checkpoints can be written to %s again", self._folder)
         self._is_failing = error is not None
-
-
-def _is_ours(name: str) -> bool:
-    return name.endswith(_SUFFIX) or name.startswith(_TEMPORARY)

@@ -7,12 +7,11 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import orjson
+from pydantic import TypeAdapter
 
-from ....engine import TokenLogprobs
-from ...constraints.tool_calls import CallPiece
 from ...database.database import Database, Transaction
 from ...database.errors import StoreClosedError, StoreUnavailableError
 from ...errors import kinds
@@ -98,6 +97,8 @@ EVENTS: Final = Table("roost_events", LogEntry, key=("tenant", "id", "number"), 
 _PACKED: Final = ("text", "calls", "token_ids", "logprobs", "num_cached", "num_sent")
 """Fields of a delta that a log keeps."""
 
+_DELTA: Final = TypeAdapter(Delta)
+
 _LOG: Final = "tenant = ? AND id = ?"
 
 
@@ -168,14 +169,7 @@ def pack_delta(delta: Delta) -> bytes:
 
 def unpack_delta(packed: bytes) -> Delta:
     """Returns the delta from the result of `pack_delta`."""
-    fields: dict[str, Any] = stored_json(packed)
-    calls = tuple(CallPiece(**piece) for piece in fields.pop("calls", ()))
-    logprobs = tuple(
-        TokenLogprobs(each["logprob"], *(tuple(map(tuple, each[name])) for name in ("top", "named")))
-        for each in fields.pop("logprobs", ())
-    )
-    token_ids = tuple(fields.pop("token_ids", ()))
-    return Delta(0, calls=calls, logprobs=logprobs, token_ids=token_ids, **fields)
+    return _DELTA.validate_python({"index": 0, **stored_json(packed)})
 
 
 _POLL_S: Final = 0.1

@@ -7,7 +7,6 @@ from typing import Annotated, Final
 from fastapi import Depends
 from starlette.types import ASGIApp
 
-from ...database.database import Database
 from ...feature import OpenFeature, Opening, opened
 from ...generation.service import Service
 from ...storage.objects import Bounds
@@ -38,7 +37,6 @@ class OpenResponses(OpenFeature):
     Args:
       address: Address of the store, without a password.
       checkpointer: Takes checkpoints of running responses, if there is a folder for them.
-      database: Database of the store if most requests fail without it.
     """
 
     def __init__(
@@ -47,14 +45,13 @@ class OpenResponses(OpenFeature):
         store: ResponseStore,
         address: str = "memory:",
         checkpointer: Checkpointer | None = None,
-        database: Database | None = None,
     ) -> None:
         self.service = service
         self.store = store
         self.followers = Followers()
         self.facts = {"store": address}
         self.collectors = (StoreCollector(store.stats),)
-        self.database = database
+        self.database = store.database if store.is_shared else None
         self._checkpointer = checkpointer
 
     @property
@@ -87,22 +84,15 @@ def open_responses(opening: Opening) -> OpenResponses:
     if settings is None or not database.is_shared:
         num_bytes = max(_MEMORY_BYTES // opening.num_tenants, _MIN_MEMORY_BYTES)
         return OpenResponses(service, ResponseStore(database, inf, bounds=Bounds(_MEMORY_ROWS, num_bytes)))
-    stats = StoreStats()
-    files = _checkpoint_files(settings, stats)
+    stats, files, checkpointer = StoreStats(), None, None
+    if settings.state_store is not None:
+        files = CheckpointFiles(settings.state_store, service.state_key, stats)
     store = ResponseStore(database, settings.retention_s, settings.adopt_after, files, stats)
-    checkpointer = None
     if files is not None:
         rate = settings.checkpoint_mib_per_s * 2**20
         limits = settings.checkpoint_seconds, rate, settings.evacuate_seconds
         checkpointer = Checkpointer(service.engine, store, files, *limits, opening.observers)
-    return OpenResponses(service, store, str(opening.address), checkpointer, database)
-
-
-def _checkpoint_files(settings: ResponsesSettings, stats: StoreStats) -> CheckpointFiles | None:
-    if settings.state_store is None:
-        return None
-    key = settings.state_key
-    return CheckpointFiles(settings.state_store, None if key is None else key.get_secret_value().encode(), stats)
+    return OpenResponses(service, store, str(opening.address), checkpointer)
 
 
 Responses = Annotated[OpenResponses, Depends(opened(OpenResponses))]

@@ -6,9 +6,8 @@ the engine that has decoded all tokens of the log one after the other; other eng
 """
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Final
 from uuid import uuid4
 
@@ -23,7 +22,7 @@ from ...generation.admission import stored_json
 from ...storage import claims
 from ...storage.claims import Claimant, Places
 from ...storage.objects import MAX_FOUND, Bounds, Name, ObjectTable
-from ...storage.work import IS_WAITING, Claim, Lease, check
+from ...storage.work import IS_WAITING, Claim, Lease, check, refused
 from ...text.chat_format import ConversationMessage
 from . import conversations, event_log
 from .conversations import (
@@ -457,17 +456,16 @@ def run_all(transaction: Transaction, works: Sequence[Work[Any]], bounds: Bounds
     """
     appends = [work for work in works if isinstance(work, Append)]
     held = append_all(transaction, appends) if appends else set[Lease]()
-    checks = {work.lease: partial(_check_append, lease=work.lease, held=held) for work in appends}
-    results = run_each(transaction, [checks[work.lease] if isinstance(work, Append) else work for work in works])
+    others = iter(run_each(transaction, [work for work in works if not isinstance(work, Append)]))
+    results = [
+        next(others) if not isinstance(work, Append) else None if work.lease in held else refused(work.lease)
+        for work in works
+    ]
     if owners := sorted({work.tenant for work in works if isinstance(work, Addition)}):
         for owner in owners:
             make_room(transaction, owner, bounds)
         CONVERSATIONS.remove_hidden(transaction)  # so that hidden rows become no more while others are added
     return results
-
-
-def _check_append(_: Transaction, lease: Lease, held: Collection[Lease]) -> None:
-    check(lease, held)
 
 
 def pack(messages: Sequence[ConversationMessage]) -> bytes:
