@@ -13,7 +13,7 @@ from ...errors.request_errors import BUSY_STATUSES, ApiError
 from ...generation.admission import admission, stored_json
 from ...generation.prompts import Prompt
 from ...generation.service import Service
-from ...observability.request_metrics import Fact, observed
+from ...observability.request_metrics import observed
 from ...storage.claims import Places
 from ...storage.work import SUSPECT_DEATHS, Lease
 from ...storage.worker import Worker, WorkKind
@@ -103,34 +103,38 @@ class AdoptionKind(WorkKind[Adoption]):
         tenant.set(claim.record.tenant)  # of this task only
         own = self._service.admissions.open()
         admission.set(own)
-        try:
-            task = await self._continue_or_end(claim, self._log_of(claim))
-        finally:
-            own.release()
-        return None if task is None else lambda: task
-
-    def _log_of(self, adoption: Adoption) -> ResponseLog:
-        """Returns the log of an adopted response, after its last entry, which the current task holds."""
-        lease, is_streamed = adoption.claim.lease, adoption.record.is_streamed
         log = ResponseLog(
-            self._responses, lease, is_streamed, adoption.engine, adoption.log, checkpoint=adoption.checkpoint
+            self._responses, claim.claim.lease, claim.record.is_streamed, claim.engine, claim.log, claim.checkpoint
         )
         task = asyncio.current_task()
         assert task is not None
         log.hold(task)
-        return log
+        try:
+            rest = await self._continue_or_end(claim, log)
+        finally:
+            own.release()
+        return None if rest is None else lambda: rest
 
     async def _continue_or_end(self, adoption: Adoption, log: ResponseLog) -> asyncio.Task[None] | None:
-        """Returns the task that generates the rest of a response; None if there is none here."""
-        if self._service.open_requests.is_draining:
+        """Returns the task that generates the rest of a response; None if there is none here.
+
+        A response that still runs here, whose lease had ended, is stopped, and adopted by a later look.
+        """
+        response_id, is_exact = log.lease.id, log.engine is not None
+        if self._service.open_requests.is_draining or log.key in self._responses.tasks:
+            self._service.tracked.abort(response_id)
             await log.release()
             return None
-        with observed(self._service.metrics.requests.observers, "adoption", response=log.lease.id) as facts:
-            exact = log.engine is not None
-            facts.update(tenant=adoption.record.tenant, tokens=log.num_committed, exact=exact)
+        with observed(self._service.metrics.requests.observers, "adoption", response=response_id) as facts:
+            facts.update(tenant=adoption.record.tenant, tokens=log.num_committed, exact=is_exact)
             try:
                 if not adoption.claim.is_deadly:
-                    return await self._begin(adoption, log, facts)
+                    run = await self._continued(adoption, log)
+                    replay = run.request.replay
+                    facts["checkpoint"] = replay is not None and replay.snapshot is not None
+                    how = "exactly" if is_exact else "inexactly"
+                    _logger.info("continues %s %s after event %d", response_id, how, log.num_events - 1)
+                    return log.start(run.run())
                 num_deaths = adoption.claim.num_lone_deaths
                 message = f"{num_deaths} replicas died while this was the only adopted response that they ran"
                 about = {"code": "server_error", "message": message}
@@ -139,28 +143,10 @@ class AdoptionKind(WorkKind[Adoption]):
                 _logger.info("%s", error)
             except Exception as error:
                 facts["failed"] = True
-                _logger.exception("%s cannot be continued here", log.lease.id)
+                _logger.exception("%s cannot be continued here", response_id)
                 is_busy = isinstance(error, ApiError) and error.status_code in BUSY_STATUSES
                 await log.release(is_death=not is_busy)
         return None
-
-    async def _begin(self, adoption: Adoption, log: ResponseLog, facts: dict[str, Fact]) -> asyncio.Task[None] | None:
-        """Continues a response in a task. A response that still runs here is stopped, and adopted by a later look.
-
-        Args:
-          facts: Receives the point from which the response is continued.
-        """
-        response_id = log.lease.id
-        if log.key in self._responses.tasks:  # this replica claimed it again after its own lease had ended
-            self._service.tracked.abort(response_id)
-            await log.release()
-            return None
-        run = await self._continued(adoption, log)
-        replay = run.request.replay
-        facts["checkpoint"] = replay is not None and replay.snapshot is not None
-        how = "inexactly" if log.engine is None else "exactly"
-        _logger.info("continues %s %s after event %d", response_id, how, log.num_events - 1)
-        return log.start(run.run())
 
     async def _continued(self, adoption: Adoption, log: ResponseLog) -> BackgroundRun:
         """Returns the rest of a response's generation."""

@@ -6,8 +6,8 @@ A stream in the foreground becomes one if this replica stops before its end.
 import asyncio
 import logging
 from array import array
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -33,7 +33,7 @@ from ...http.responses import to_json
 from ...text.chat_format import ConversationMessage
 from . import response_table
 from .body import ResponseBody
-from .builder import NO_OUTPUT, TYPED_EVENTS, ResponsesBuilder
+from .builder import NO_OUTPUT, TYPED_EVENTS, ResponsesBuilder, error_event
 from .conversations import Turn
 from .event_log import LogEnd, pack_delta
 from .input_items import output_items
@@ -68,8 +68,8 @@ class Prepared:
         Args:
           response: The response as clients receive it.
         """
-        flags = {"is_background": True, "is_streamed": is_streamed, "is_running": True}
-        return ResponseRecord(self.tenant, self.id, to_json(response), self.history, pack([]), **flags)
+        written = bytes(to_json(response))
+        return ResponseRecord(self.tenant, self.id, written, self.history, pack([]), True, is_streamed, True)
 
     def job(self, service: Service, *, state_is_imported: bool) -> Job:
         """Returns what another replica needs to continue the response, except the log.
@@ -133,32 +133,23 @@ class BackgroundRun:
         return isinstance(error, EngineDeadError | ConstraintLostError)
 
     async def _generate(self, generation: Generation) -> None:
-        builder = self.builder
-        last: list[bytes] = []
-        async with aclosing(self._deltas(generation)) as deltas:
-            async for delta in deltas:
-                last = encoded(builder.chunks(delta))
-                if delta.finish_reason is None and (last or delta.token_ids):
-                    await self.log.append(last, delta)
-        await self._end([*last, *encoded(builder.closing())])
-
-    async def _deltas(self, generation: Generation) -> AsyncGenerator[Delta]:
-        """Yields the deltas to log. Without followers, deltas are joined for up to `_UNSEEN_S` seconds."""
-        if self.log.is_streamed:
-            async for delta in generation:
-                yield delta
-            return
-        now, unlogged = asyncio.get_running_loop().time, DeltaJoiner()
-        logged_at = now()
+        """Logs deltas, joined for up to `_UNSEEN_S` seconds if no client can follow their events."""
+        builder, now, unlogged = self.builder, asyncio.get_running_loop().time, DeltaJoiner()
+        logged_at, last = now(), list[bytes]()
         with suppress(StopAsyncIteration):
             while True:
                 newest = await generation.next_within(_UNSEEN_S)
                 if newest is not None:
                     unlogged.add(newest)
                 is_last = newest is not None and newest.finish_reason is not None
-                if unlogged and (is_last or newest is None or now() - logged_at >= _UNSEEN_S):
-                    yield unlogged.take()
-                    logged_at = now()
+                is_due = self.log.is_streamed or is_last or newest is None or now() - logged_at >= _UNSEEN_S
+                if not (unlogged and is_due):
+                    continue
+                delta, logged_at = unlogged.take(), now()
+                last = encoded(builder.chunks(delta))
+                if not is_last and (last or delta.token_ids):
+                    await self.log.append(last, delta)
+        await self._end([*last, *encoded(builder.closing())])
 
     async def _fail(self, error: ApiError, cause: Exception) -> None:
         if error.status_code == 500:
@@ -275,9 +266,7 @@ class ResumableBuilder(ResponsesBuilder):
             return
         last = next(self._numbers) - 1
         resume = f"/v1/responses/{self.id}?stream=true&starting_after={last}"
-        detail = stream_moved(resume).body["error"]
-        about = {"code": detail["code"], "message": detail["message"], "param": None}
-        yield {"type": "error", "sequence_number": last, **about, "response_id": self.id, "resume": resume}
+        yield {**error_event(stream_moved(resume), last), "response_id": self.id, "resume": resume}
 
     def close(self) -> None:
         self._responses.streams.discard(self.hand_over)

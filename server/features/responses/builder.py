@@ -179,6 +179,16 @@ def usage_of(input_tokens: int, cached_tokens: int = 0, output_tokens: int = 0) 
     }
 
 
+def error_event(error: ApiError, number: int) -> dict[str, Any]:
+    """Returns the event that ends a stream which could not be sent to its end.
+
+    Args:
+      number: Number of the last event before it.
+    """
+    detail = error.body["error"]
+    return {"type": "error", "sequence_number": number, **{name: detail[name] for name in ("code", "message", "param")}}
+
+
 def compacted(output: list[dict[str, Any]], usage: dict[str, Any]) -> dict[str, Any]:
     """Returns the result of a compaction."""
     fields = {"id": new_response_id(), "object": "response.compaction", "created_at": int(time.time())}

@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import batched
 from typing import Any, Final
@@ -241,12 +241,12 @@ class ResponseStore(TenantObjects[ResponseRecord]):
             self.files.close()
 
 
+@dataclass(eq=False, slots=True)
 class ResponseLog:
     """Log of a response that this replica owns.
 
     Attributes:
       lease: Lease against which all writes are checked.
-      key: Tenant and response id.
       is_streamed: Whether it keeps the events of a stream.
       engine: Engine that decodes all tokens, so that a checkpoint is useful; None if another one decoded some.
       checkpoint: Name of the latest checkpoint in the database; None if there is none.
@@ -254,34 +254,29 @@ class ResponseLog:
       is_lost: Whether this replica is known to be no longer the owner.
       num_committed: Number of tokens in the database.
       changed: Event that the next commit, or the end of the log, sets.
-
-    Args:
-      end: End of the log so far.
     """
 
-    def __init__(
-        self,
-        store: ResponseStore,
-        lease: Lease,
-        is_streamed: bool,
-        engine: str | None,
-        end: LogEnd,
-        checkpoint: str | None = None,
-        *,
-        is_left: bool = False,
-    ) -> None:
-        self.lease = lease
-        self.key = lease.name
-        self.is_streamed = is_streamed
-        self.engine = engine
-        self.checkpoint = checkpoint
-        self.is_left = is_left
-        self.is_lost = False
-        self.num_committed = end.num_tokens
-        self.changed = asyncio.Event()
-        self._store = store
-        self._end = end
-        self._kept: deque[tuple[int, int]] = deque()  # numbers and bytes of the entries in memory
+    _store: ResponseStore
+    lease: Lease
+    is_streamed: bool
+    engine: str | None
+    _end: LogEnd
+    """End of the log so far."""
+    checkpoint: str | None = None
+    is_left: bool = False
+    is_lost: bool = field(default=False, init=False)
+    num_committed: int = field(init=False)
+    changed: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    _kept: deque[tuple[int, int]] = field(default_factory=deque, init=False)
+    """Numbers and bytes of the entries in memory."""
+
+    def __post_init__(self) -> None:
+        self.num_committed = self._end.num_tokens
+
+    @property
+    def key(self) -> Name:
+        """Tenant and id of the response."""
+        return self.lease.name
 
     @property
     def num_events(self) -> int:

@@ -42,6 +42,7 @@ from .builder import (
     ResponseObject,
     ResponsesBuilder,
     compacted,
+    error_event,
     new_response_id,
     usage_of,
 )
@@ -232,9 +233,7 @@ async def replay(events: AsyncGenerator[bytes | None], number: int) -> AsyncGene
             number += event is not None
             yield TYPED_EVENTS.keep_alive if event is None else event
     except (ApiError, StoreUnavailableError) as error:  # a log that drops events a client is slow to read, or an outage
-        detail = from_exception(error).body["error"]
-        about = {"code": detail["code"], "message": detail["message"], "param": detail["param"]}
-        yield TYPED_EVENTS.encode({"type": "error", "sequence_number": number - 1, **about})
+        yield TYPED_EVENTS.encode(error_event(from_exception(error), number - 1))
 
 
 @router.post("/v1/responses/input_tokens", responses=success(InputTokens))
