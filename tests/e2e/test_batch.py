@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 import pytest
-from roost.server.features.batches.command.line_files import InputFile, OutputFile
+from roost.server.features.batches.command.line_files import InputFile, open_input, open_output
 from roost.server.features.batches.command.local_backend import LocalBatch
 from roost.server.features.batches.command.run import BatchRun, Counts
 from roost.server.settings import load_settings
@@ -74,7 +74,7 @@ async def test_lines_run_on_a_model_in_this_process(tiny_config: Path, tmp_path:
     with compiled_once("tiny"):
         await backend.start()
     try:
-        with InputFile(tmp_path / "in.jsonl") as source:
+        with open_input(tmp_path / "in.jsonl") as source:
             counts = await run(backend, source, whole)
             half.write_bytes(b"".join(whole.read_bytes().splitlines(keepends=True)[:5]))
             await run(backend, source, half)
@@ -86,7 +86,7 @@ async def test_lines_run_on_a_model_in_this_process(tiny_config: Path, tmp_path:
 
 
 async def run(backend: LocalBatch, source: InputFile, path: Path) -> Counts:
-    with OutputFile(path, source.index) as output:
+    with open_output(path, source.index) as output:
         batch = BatchRun(backend, source, output, lambda: False, lambda counts: None)
         await batch.run()
         return batch.counts

@@ -6,7 +6,8 @@ from typing import Any
 
 from roost.server.database.database import Database, Transaction
 from roost.server.features.batches import batch_table, file_table
-from roost.server.features.batches.batch_table import BatchRecord, BatchStatus, LineClaim, LineResult, LineTable
+from roost.server.features.batches.batch_lines import LineResult
+from roost.server.features.batches.batch_table import BatchRecord, BatchStatus, LineClaim, LineTable
 from roost.server.storage.claims import Places
 
 MODEL = "model"

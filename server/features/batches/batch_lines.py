@@ -171,22 +171,77 @@ def line_id(number: int, batch: str = "") -> str:
     return f"batch_req_{batch}_{number}" if batch else f"batch_req_{number}"
 
 
-def response_line(id: str, custom_id: str | None, status: int, request_id: str, body: bytes) -> bytes:
-    """Returns the output line of a request that got a response with any status. The line ends with a newline.
+class TokenUsage(NamedTuple):
+    """Token counts of the responses of lines.
+
+    Attributes:
+      input: Prompt tokens, including those served from the prefix cache.
+      cached: Prompt tokens served from the prefix cache.
+      output: Generated tokens.
+    """
+
+    input: int = 0
+    cached: int = 0
+    output: int = 0
+
+    @classmethod
+    def of(cls, response: Any) -> "TokenUsage":
+        """Returns the tokens that a response reports, with the field names of any of the APIs; none of an error."""
+        try:
+            usage = response["usage"]
+            if "cache_read_input_tokens" in usage:  # Anthropic's `input_tokens` leaves cached tokens out
+                cached = usage["cache_read_input_tokens"]
+                num_prompt = usage["input_tokens"] + usage["cache_creation_input_tokens"] + cached
+                return cls(num_prompt, cached, usage["output_tokens"])
+            prompt, generated = ("prompt", "completion") if "prompt_tokens" in usage else ("input", "output")
+            cached = (usage.get(f"{prompt}_tokens_details") or {}).get("cached_tokens", 0)
+            return cls(usage[f"{prompt}_tokens"], cached, usage[f"{generated}_tokens"])
+        except (KeyError, TypeError, AttributeError):
+            return NO_USAGE
+
+
+NO_USAGE: Final = TokenUsage()
+
+
+@dataclass(frozen=True, slots=True)
+class LineResult:
+    """Output line of a line that has ended.
+
+    Attributes:
+      line: Line of the output, with its newline.
+      is_failed: Whether the line is an error, or its response is.
+      usage: Token counts of its response.
+    """
+
+    line: bytes
+    is_failed: bool
+    usage: TokenUsage = NO_USAGE
+
+
+def response_result(
+    id: str, custom_id: str, status: int, request_id: str, body: bytes, parse: Parse = orjson.loads
+) -> LineResult:
+    """Returns the result of a request that got a response. A body that is not JSON becomes the message of an error.
 
     Args:
       id: Id from `line_id`.
       status: HTTP status of the response.
       request_id: Value of the response's header `x-request-id`.
-      body: JSON of the response's body.
+      parse: Returns the value of JSON.
     """
+    try:
+        usage = TokenUsage.of(parse(body))
+    except ValueError:  # the page of a proxy
+        message = body.decode(errors="replace")[:1000]
+        body = orjson.dumps({"error": {"message": message, "type": "api_error", "param": None, "code": None}})
+        usage = NO_USAGE
     response = {"status_code": status, "request_id": request_id, "body": orjson.Fragment(body)}
-    return _encoded(id, custom_id, response, None)
+    return LineResult(_encoded(id, custom_id, response, None), status != 200, usage)
 
 
-def error_line(id: str, custom_id: str | None, code: str, message: str) -> bytes:
-    """Returns the output line of a request that got no response. The line ends with a newline."""
-    return _encoded(id, custom_id, None, {"code": code, "message": message})
+def error_result(id: str, custom_id: str | None, code: str, message: str) -> LineResult:
+    """Returns the result of a request that got no response."""
+    return LineResult(_encoded(id, custom_id, None, {"code": code, "message": message}), is_failed=True)
 
 
 def _encoded(
@@ -237,36 +292,3 @@ def repeated(hashes: Column) -> list[tuple[int, int]]:
 
 def _hash(text: bytes) -> int:
     return int.from_bytes(blake2b(text, digest_size=8).digest())
-
-
-class TokenUsage(NamedTuple):
-    """Token counts of the responses of lines.
-
-    Attributes:
-      input: Prompt tokens, including those served from the prefix cache.
-      cached: Prompt tokens served from the prefix cache.
-      output: Generated tokens.
-    """
-
-    input: int = 0
-    cached: int = 0
-    output: int = 0
-
-    @classmethod
-    def of(cls, response: Mapping[str, Any]) -> "TokenUsage":
-        """Returns the tokens that a response reports, with the field names of any of the APIs.
-
-        Raises:
-          KeyError: It reports none.
-        """
-        usage = response["usage"]
-        if "cache_read_input_tokens" in usage:  # Anthropic's `input_tokens` leaves cached tokens out
-            cached = usage["cache_read_input_tokens"]
-            num_prompt = usage["input_tokens"] + usage["cache_creation_input_tokens"] + cached
-            return cls(num_prompt, cached, usage["output_tokens"])
-        prompt, generated = ("prompt", "completion") if "prompt_tokens" in usage else ("input", "output")
-        cached = (usage.get(f"{prompt}_tokens_details") or {}).get("cached_tokens", 0)
-        return cls(usage[f"{prompt}_tokens"], cached, usage[f"{generated}_tokens"])
-
-
-NO_USAGE: Final = TokenUsage()

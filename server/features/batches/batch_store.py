@@ -19,7 +19,8 @@ from ...storage.work import Lease
 from ...storage.worker import Leases
 from ...tenants import TenantLocks, tenant
 from . import batch_table, file_table
-from .batch_table import BATCHES, BatchRecord, BatchStatus, BatchTotals, LineClaim, LineEnd, LineResult, LineTable
+from .batch_lines import LineResult
+from .batch_table import BATCHES, BatchRecord, BatchStatus, BatchTotals, LineClaim, LineEnd, LineTable
 from .file_table import FILES, FileRecord
 
 _REPLY_S: Final = 5.0

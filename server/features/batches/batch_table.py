@@ -18,7 +18,7 @@ from ...storage.claims import Claimant, Places
 from ...storage.objects import ObjectTable, Page, PageSpec
 from ...storage.work import IS_OWNED, KEY, Claim, Lease, WorkTable
 from . import file_table
-from .batch_lines import NO_USAGE, TokenUsage
+from .batch_lines import LineResult
 from .file_table import FILES, LINES, ORDER
 
 _MAX_EXPIRED: Final = 1000
@@ -125,21 +125,6 @@ class LineClaim:
     def lease(self) -> Lease:
         """Right to end the line."""
         return self.claim.lease
-
-
-@dataclass(frozen=True, slots=True)
-class LineResult:
-    """Output line of a line that has ended.
-
-    Attributes:
-      line: Line of the output file or the error file.
-      is_failed: Whether the line belongs to the error file.
-      usage: Token counts of its response.
-    """
-
-    line: bytes
-    is_failed: bool
-    usage: TokenUsage = NO_USAGE
 
 
 LINE_WORK: Final = WorkTable("roost_lines")

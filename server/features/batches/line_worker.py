@@ -22,16 +22,16 @@ from ...tenants import tenant
 from .batch_lines import (
     BatchLine,
     LineError,
-    TokenUsage,
-    error_line,
+    LineResult,
+    error_result,
     leading_custom_id,
     line_id,
     max_line_bytes,
     parse_line,
-    response_line,
+    response_result,
 )
 from .batch_store import BatchStore
-from .batch_table import LineClaim, LineResult
+from .batch_table import LineClaim
 
 _PAUSE_S: Final = 0.25
 """Maximum seconds between two looks for lines, and seconds for which a line that this replica cannot run stays open."""
@@ -141,35 +141,34 @@ class LineRunner:
         owned = claim.claim
         if owned.is_deadly:  # parsing may end the replica
             message = f"{owned.num_lone_deaths} replicas that ran this line alone ended before it did"
-            return _failed(error_line(id, leading_custom_id(claim.data), "server_error", message))
+            return error_result(id, leading_custom_id(claim.data), "server_error", message)
         if claim.is_expired and owned.may_be_deadly:
-            return _failed(error_line(id, leading_custom_id(claim.data), "batch_expired", self._expired(claim)))
+            return error_result(id, leading_custom_id(claim.data), "batch_expired", self._expired(claim))
         own = self._service.admissions.open_preemptible(id, is_repeated=claim.lease.fence > 1)
         try:
             line = await self._parsed(claim, own)
             if claim.is_expired:
-                return _failed(error_line(id, line.custom_id, "batch_expired", self._expired(claim)))
-            return await self._sent(line, claim, own)
+                return error_result(id, line.custom_id, "batch_expired", self._expired(claim))
+            return await self._sent(line, id, own)
         except LineError as error:  # in a file that another version, or a replica with other settings, has checked
-            return _failed(error_line(id, error.custom_id, "invalid_line", str(error)))
+            return error_result(id, error.custom_id, "invalid_line", str(error))
         finally:
             own.release()
 
-    async def _sent(self, line: BatchLine, claim: LineClaim, own: Admission) -> LineResult | None:
+    async def _sent(self, line: BatchLine, id: str, own: Admission) -> LineResult | None:
         response = await post_json(self._app, line.url, line.body, own)
-        if response.status in BUSY_STATUSES or response.status == STORE_FULL.status:
+        status, body = response.status, response.body
+        if status in BUSY_STATUSES or status == STORE_FULL.status:
             return None
         request_id = response.headers.get("x-request-id", "")
-        written = response_line(_id(claim), line.custom_id, response.status, request_id, response.body)
-        if len(written) > MAX_WRITE.num_bytes:
-            message = f"the result has {len(written):,} bytes, and at most {MAX_WRITE.num_bytes:,} are stored"
-            return _failed(error_line(_id(claim), line.custom_id, "result_too_large", message))
-        if response.status != 200:
-            return _failed(written)
-        usage = await own.run(
-            lambda: TokenUsage.of(stored_json(response.body)), is_long=len(response.body) >= LONG_BYTES
+        result = await own.run(
+            lambda: response_result(id, line.custom_id, status, request_id, body, stored_json),
+            is_long=len(body) >= LONG_BYTES,
         )
-        return LineResult(written, is_failed=False, usage=usage)
+        if len(result.line) > MAX_WRITE.num_bytes:
+            message = f"the result has {len(result.line):,} bytes, and at most {MAX_WRITE.num_bytes:,} are stored"
+            return error_result(id, line.custom_id, "result_too_large", message)
+        return result
 
     async def _parsed(self, claim: LineClaim, own: Admission) -> BatchLine:
         """Returns the request of a line.
@@ -189,10 +188,6 @@ class LineRunner:
 
 def _id(claim: LineClaim) -> str:
     return line_id(claim.lease.number, claim.lease.id.removeprefix("batch_"))
-
-
-def _failed(line: bytes) -> LineResult:
-    return LineResult(line, is_failed=True)
 
 
 class LineKind(WorkKind[LineClaim]):

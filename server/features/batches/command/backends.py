@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final, Protocol, runtime_checkable
 
 import orjson
@@ -14,23 +13,6 @@ from ..batch_lines import BatchLine
 
 class NoResponseError(Exception):
     """No server has responded to a line. The line should be sent again."""
-
-
-@dataclass(frozen=True, slots=True)
-class LineResponse:
-    """Response to a line.
-
-    Attributes:
-      status: HTTP status.
-      body: JSON of the body.
-      request_id: Value of its header `x-request-id`; empty if it has none.
-      retry_after_s: Seconds to wait according to its header `retry-after`; None without one.
-    """
-
-    status: int
-    body: bytes
-    request_id: str = ""
-    retry_after_s: float | None = None
 
 
 @runtime_checkable
@@ -49,8 +31,8 @@ class BatchBackend(Protocol):
           RoostError: The model cannot be loaded.
         """
 
-    async def send(self, line: BatchLine) -> LineResponse:
-        """Returns the response to a line.
+    async def send(self, line: BatchLine) -> Response:
+        """Returns the response to a line, with its whole body.
 
         Raises:
           NoResponseError: No response arrived. Sending the line again may succeed.
@@ -101,54 +83,28 @@ class ServerBatch:
 
     async def start(self) -> None:
         """Requests the servers' models, to find a wrong key or address early. At least one server must respond."""
-        results = await asyncio.gather(
-            *(first_model(server.client) for server in self._servers), return_exceptions=True
-        )
+        models = [first_model(server.client) for server in self._servers]
+        results = await asyncio.gather(*models, return_exceptions=True)
         errors = [result for result in results if isinstance(result, BaseException)]
         if len(errors) == len(results):
             raise errors[0]
 
-    async def send(self, line: BatchLine) -> LineResponse:
-        server = self._next()
-        pieces: list[bytes] = []
+    async def send(self, line: BatchLine) -> Response:
+        now, pieces = asyncio.get_running_loop().time, list[bytes]()
+        server = min(self._servers, key=lambda each: (each.away_until > now(), each.num_open))
         server.num_open += 1
         try:
-            response = await server.client.post(
-                line.url, orjson.Fragment(line.body), lambda piece, _: pieces.append(piece)
-            )
+            body = orjson.Fragment(line.body)
+            response = await server.client.post(line.url, body, lambda piece, _: pieces.append(piece))
         except ClientError as error:
-            server.away_until = asyncio.get_running_loop().time() + _AWAY_S
+            server.away_until = now() + _AWAY_S
             raise NoResponseError(f"{server.address.authority}: {error}") from None
         finally:
             server.num_open -= 1
         if response.status == 401:
             raise CommandError(f"{server.address.authority} refuses the key; give it in ROOST_API_KEY")
-        return _line_response(response, b"".join(pieces))
+        return Response(response.status, response.body or b"".join(pieces), response.headers)
 
     async def close(self) -> None:
         for server in self._servers:
             await server.client.close()
-
-    def _next(self) -> _Server:
-        now = asyncio.get_running_loop().time()
-        return min(self._servers, key=lambda server: (server.away_until > now, server.num_open))
-
-
-def _line_response(response: Response, body: bytes) -> LineResponse:
-    """Returns the response to a line. A body that is not JSON, such as a proxy's, becomes the message of an error."""
-    body = body or response.body
-    try:
-        orjson.loads(body)
-    except orjson.JSONDecodeError:
-        message = body.decode(errors="replace")[:1000]
-        body = orjson.dumps({"error": {"message": message, "type": "api_error", "param": None, "code": None}})
-    return LineResponse(
-        response.status, body, response.headers.get(b"x-request-id", b"").decode("latin-1"), _seconds(response)
-    )
-
-
-def _seconds(response: Response) -> float | None:
-    try:
-        return max(float(response.headers[b"retry-after"]), 0.0)
-    except (KeyError, ValueError):  # or a date, which no server that generates text sends
-        return None

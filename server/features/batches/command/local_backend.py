@@ -5,13 +5,13 @@ from collections.abc import Callable
 from typing import Final
 
 from ....app import create_app
+from ....client import Response
 from ....http.in_process import post_json
 from ....llm.local_model import LocalModel
 from ....settings import Settings
 from ....terminal.exits import INTERRUPTED_STATUS, CommandError
 from ....terminal.text import print_status
 from ..batch_lines import BatchLine
-from .backends import LineResponse
 
 _TICK_S: Final = 0.1
 """Seconds between two looks for a signal while the model loads."""
@@ -49,13 +49,11 @@ class LocalBatch:
                 self._model.exit_if_loading(INTERRUPTED_STATUS)
         await loading
 
-    async def send(self, line: BatchLine) -> LineResponse:
+    async def send(self, line: BatchLine) -> Response:
         response = await post_json(self._app, line.url, line.body)
         if self._engine.error is not None:
             raise CommandError(f"the engine died ({self._engine.error}); run the same command again to continue")
-        retry_after = response.headers.get("retry-after")
-        retry_after_s = None if retry_after is None else float(retry_after)
-        return LineResponse(response.status, response.body, response.headers.get("x-request-id", ""), retry_after_s)
+        return Response(response.status, response.body, dict(response.headers.raw))
 
     async def close(self) -> None:
         await self._model.stop()

@@ -5,20 +5,18 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Final
 
-import orjson
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ....client import server_addresses
+from ....client import Response, server_addresses
 from ....settings import SettingsError, load_settings
 from ....terminal.exits import FAILURE_STATUS, INTERRUPTED_STATUS, CommandError, Signals
 from ....terminal.text import print_status
-from ..batch_lines import NO_USAGE, BatchLine, LineError, TokenUsage, error_line, line_id, response_line
-from .backends import BatchBackend, LineResponse, NoResponseError, ServerBatch
-from .line_files import InputFile, OutputFile
+from ..batch_lines import BatchLine, LineError, LineResult, error_result, line_id, response_result
+from .backends import BatchBackend, NoResponseError, ServerBatch
+from .line_files import InputFile, OutputFile, open_input, open_output
 from .options import BatchOptions
 
 _CONCURRENCY: Final = 64
@@ -58,24 +56,22 @@ def batch(options: BatchOptions) -> int:
     """
     signals, status = Signals(), 0
     signals.install()
-    with InputFile(options.input) as source, OutputFile(options.output, source.index) as output:
+    with open_input(options.input) as source:
         source.check_requests()
-        num_done = int(output.is_done.sum())
-        if num_done:
-            print_status(f"{options.output} has {num_done:,} of {len(source.index):,} lines already")
-        if num_done < len(source.index):
-            backend = _backend(options, signals)
-            with BatchProgress(len(source.index), num_done) as progress:
-                counts = asyncio.run(_run(backend, source, output, signals, progress))
-            print_status(_summary(counts, progress.speed(counts)))
-            status = FAILURE_STATUS if 0 < counts.num_lines == counts.num_failed else 0
-        output.save()
-        if not output.is_done.all():
-            left = int((~output.is_done).sum())
-            print_status(f"interrupted with {left:,} lines left; run the same command again to continue")
-            return INTERRUPTED_STATUS
-        if options.sort:
-            output.sort()
+        with open_output(options.output, source.index) as output:
+            num_done = int(output.is_done.sum())
+            if num_done:
+                print_status(f"{options.output} has {num_done:,} of {len(source.index):,} lines already")
+            if num_done < len(source.index):
+                counts = asyncio.run(_run(_backend(options, signals), source, output, signals))
+                status = FAILURE_STATUS if 0 < counts.num_lines == counts.num_failed else 0
+            output.save()
+            num_left = int((~output.is_done).sum())
+            if num_left:
+                print_status(f"interrupted with {num_left:,} lines left; run the same command again to continue")
+                return INTERRUPTED_STATUS
+            if options.sort:
+                output.sort()
     return status
 
 
@@ -109,9 +105,19 @@ class Counts:
     prompt_tokens: int = 0
     generated_tokens: int = 0
 
+    def add(self, result: LineResult) -> None:
+        """Counts the result of a line."""
+        self.num_lines += 1
+        self.num_failed += result.is_failed
+        self.prompt_tokens += result.usage.input
+        self.generated_tokens += result.usage.output
+
 
 class BatchProgress:
-    """Shows lines, tokens per second and the time left during a `with` block.
+    """Shows lines, tokens per second and the time left.
+
+    Attributes:
+      bar: Bar of a terminal, which is shown during its `with` block.
 
     Args:
       total: Number of lines of the input.
@@ -123,7 +129,7 @@ class BatchProgress:
         self._num_done = num_done
         self._began = self._shown_at = time.monotonic()
         console = Console(stderr=True)
-        self._bar = Progress(
+        self.bar = Progress(
             TextColumn("batch"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -134,46 +140,38 @@ class BatchProgress:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("batch", total=total, completed=num_done, speed=0.0)
-
-    def __enter__(self) -> "BatchProgress":
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
-
-    def begin(self) -> None:
-        """Starts the clock for speeds, once the model is loaded."""
-        self._began = time.monotonic()
+        self._task = self.bar.add_task("batch", total=total, completed=num_done, speed=0.0)
 
     def show(self, counts: Counts) -> None:
         """Shows the progress, at most once per interval."""
         now = time.monotonic()
-        if now - self._shown_at < (_LINE_S if self._bar.disable else _DRAW_S):
+        if now - self._shown_at < (_LINE_S if self.bar.disable else _DRAW_S):
             return
         self._shown_at = now
-        done = self._num_done + counts.num_lines
-        if self._bar.disable:
-            print_status(f"{done:,} of {self._total:,} lines, {self.speed(counts):,.0f} tokens per second")
+        done, speed = self._num_done + counts.num_lines, self._speed(counts)
+        if self.bar.disable:
+            print_status(f"{done:,} of {self._total:,} lines, {speed:,.0f} tokens per second")
         else:
-            self._bar.update(self._task, completed=done, speed=self.speed(counts), refresh=True)
+            self.bar.update(self._task, completed=done, speed=speed, refresh=True)
 
-    def speed(self, counts: Counts) -> float:
-        """Returns the number of generated tokens per second."""
+    def summary(self, counts: Counts) -> str:
+        """Returns a line about a run that has ended."""
+        failed = f", {counts.num_failed:,} of them with errors" if counts.num_failed else ""
+        tokens = f"{counts.prompt_tokens:,} prompt tokens and {counts.generated_tokens:,} generated"
+        return f"{counts.num_lines:,} lines{failed}; {tokens}, {self._speed(counts):,.0f} per second"
+
+    def _speed(self, counts: Counts) -> float:
         return counts.generated_tokens / max(time.monotonic() - self._began, 1e-3)
 
 
-async def _run(
-    backend: BatchBackend, source: InputFile, output: OutputFile, signals: Signals, progress: BatchProgress
-) -> Counts:
+async def _run(backend: BatchBackend, source: InputFile, output: OutputFile, signals: Signals) -> Counts:
     try:
         await backend.start()
-        progress.begin()
+        progress = BatchProgress(len(source.index), int(output.is_done.sum()))
         run = BatchRun(backend, source, output, lambda: signals.first is not None, progress.show)
-        await run.run()
+        with progress.bar:
+            await run.run()
+        print_status(progress.summary(run.counts))
         return run.counts
     finally:
         await backend.close()
@@ -232,16 +230,15 @@ class BatchRun:
         """Sends one line after another from the lines that it shares with other tasks."""
         while not self._is_stopping() and (entry := next(self._lines, None)) is not None:
             place, line = entry
+            id = line_id(self._source.number(place))
             if isinstance(line, LineError):
-                number = self._source.number(place)
-                text = f"line {number}: {line}"
-                self._end(place, error_line(line_id(number), line.custom_id, "invalid_line", text), None)
+                text = f"line {self._source.number(place)}: {line}"
+                self._end(place, error_result(id, line.custom_id, "invalid_line", text))
             elif (response := await self._response(line)) is not None:
-                id, request_id = line_id(line.number), response.request_id
-                written = response_line(id, line.custom_id, response.status, request_id, response.body)
-                self._end(place, written, response)
+                request_id = response.headers.get(b"x-request-id", b"").decode("latin-1")
+                self._end(place, response_result(id, line.custom_id, response.status, request_id, response.body))
 
-    async def _response(self, line: BatchLine) -> LineResponse | None:
+    async def _response(self, line: BatchLine) -> Response | None:
         """Returns the response to a line, which is sent again while servers are busy or unreachable; None if it was
         stopped.
 
@@ -250,19 +247,19 @@ class BatchRun:
         """
         pause_s = _FIRST_PAUSE_S
         while True:
-            wait_s = None
+            wait_s = random.uniform(0.5, 1.0) * pause_s
             try:
                 response = await self._send(line)
                 if response.status not in _BUSY:
                     return response
-                wait_s = response.retry_after_s
+                wait_s = _retry_after_s(response, wait_s)
             except NoResponseError as error:
                 self._check_hope(error)
-            if not await self._pause(random.uniform(0.5, 1.0) * pause_s if wait_s is None else wait_s):
+            if not await self._pause(wait_s):
                 return None
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
-    async def _send(self, line: BatchLine) -> LineResponse:
+    async def _send(self, line: BatchLine) -> Response:
         self._num_open += 1
         try:
             response = await self._backend.send(line)
@@ -286,26 +283,15 @@ class BatchRun:
             await asyncio.sleep(min(left, _TICK_S))
         return False
 
-    def _end(self, place: int, written: bytes, response: LineResponse | None) -> None:
-        self._output.append(place, written)
-        self.counts.num_lines += 1
-        self.counts.num_failed += response is None or response.status >= 400
-        if response is not None:
-            usage = _usage(response.body)
-            self.counts.prompt_tokens += usage.input
-            self.counts.generated_tokens += usage.output
+    def _end(self, place: int, result: LineResult) -> None:
+        self._output.append(place, result.line)
+        self.counts.add(result)
         self._on_end(self.counts)
 
 
-def _usage(body: bytes) -> TokenUsage:
-    """Returns the tokens that a response reports; none if it is an error."""
+def _retry_after_s(response: Response, default_s: float) -> float:
+    """Returns the seconds to wait according to a response, or the default if it has none, or a date."""
     try:
-        return TokenUsage.of(orjson.loads(body))
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return NO_USAGE
-
-
-def _summary(counts: Counts, speed: float) -> str:
-    failed = f", {counts.num_failed:,} of them with errors" if counts.num_failed else ""
-    tokens = f"{counts.prompt_tokens:,} prompt tokens and {counts.generated_tokens:,} generated"
-    return f"{counts.num_lines:,} lines{failed}; {tokens}, {speed:,.0f} per second"
+        return float(response.headers[b"retry-after"])
+    except (KeyError, ValueError):
+        return default_s

@@ -13,11 +13,12 @@ from typing import Any
 
 import orjson
 import pytest
+from roost.server.client import Response
 from roost.server.commands.main import app
 from roost.server.features.batches import batch_lines
 from roost.server.features.batches.batch_lines import BatchLine
-from roost.server.features.batches.command.backends import LineResponse, NoResponseError
-from roost.server.features.batches.command.line_files import InputFile, OutputFile
+from roost.server.features.batches.command.backends import NoResponseError
+from roost.server.features.batches.command.line_files import InputFile, open_input, open_output
 from roost.server.features.batches.command.run import BatchRun, Counts
 from roost.server.terminal.exits import CommandError
 from typer.testing import CliRunner
@@ -46,7 +47,7 @@ def make_input(tmp_path: Path) -> Iterator[Callable[..., InputFile]]:
 
         def make(*lines: bytes) -> InputFile:
             (tmp_path / "in.jsonl").write_bytes(b"".join(lines))
-            return stack.enter_context(InputFile(tmp_path / "in.jsonl"))
+            return stack.enter_context(open_input(tmp_path / "in.jsonl"))
 
         yield make
 
@@ -70,7 +71,7 @@ class Echo:
 
     concurrency = 3
 
-    def __init__(self, *faults: LineResponse | Exception) -> None:
+    def __init__(self, *faults: Response | Exception) -> None:
         self.faults = list(faults)
         self.sent: list[str] = []
 
@@ -78,20 +79,22 @@ class Echo:
 
     async def close(self) -> None: ...
 
-    async def send(self, line: BatchLine) -> LineResponse:
+    async def send(self, line: BatchLine) -> Response:
         self.sent.append(line.custom_id)
         fault = self.faults.pop(0) if self.faults else None
         await asyncio.sleep(0)
         if isinstance(fault, Exception):
             raise fault
         usage = {"prompt_tokens": 2, "completion_tokens": 3}
-        return fault or LineResponse(200, orjson.dumps({"echo": orjson.Fragment(line.body), "usage": usage}), "req_1")
+        return fault or Response(
+            200, orjson.dumps({"echo": orjson.Fragment(line.body), "usage": usage}), {b"x-request-id": b"req_1"}
+        )
 
 
 async def run(
     backend: Any, source: InputFile, path: Path, is_stopping: Callable[[], bool] = lambda: False, **limits: float
 ) -> Counts:
-    with OutputFile(path, source.index) as output:
+    with open_output(path, source.index) as output:
         batch = BatchRun(backend, source, output, is_stopping, lambda counts: None, **limits)
         await batch.run()
         return batch.counts
@@ -133,9 +136,9 @@ async def test_a_run_goes_on_after_a_torn_line(make_input: Callable[..., InputFi
 
 
 async def test_busy_and_lost_servers_get_a_line_again(make_input: Callable[..., InputFile], tmp_path: Path) -> None:
-    faults: list[LineResponse | Exception] = [
-        LineResponse(429, b"{}", retry_after_s=0.0),
-        LineResponse(503, b"{}", retry_after_s=0.01),
+    faults: list[Response | Exception] = [
+        Response(429, b"{}", {b"retry-after": b"0"}),
+        Response(503, b"{}", {b"retry-after": b"0.01"}),
         NoResponseError("gone"),
     ]
     echo = Echo(*faults)
@@ -145,7 +148,7 @@ async def test_busy_and_lost_servers_get_a_line_again(make_input: Callable[..., 
 
 
 async def test_an_error_of_the_request_is_its_response(make_input: Callable[..., InputFile], tmp_path: Path) -> None:
-    counts = await run(Echo(LineResponse(400, b'{"error":{}}')), make_input(request("a")), tmp_path / "out.jsonl")
+    counts = await run(Echo(Response(400, b'{"error":{}}')), make_input(request("a")), tmp_path / "out.jsonl")
     assert counts.num_failed == 1
     assert written(tmp_path / "out.jsonl")[0]["response"]["status_code"] == 400
 
@@ -168,7 +171,7 @@ async def test_the_output_can_be_sorted(make_input: Callable[..., InputFile], tm
     path = tmp_path / "out.jsonl"
     await run(Echo(), source, path)
     assert [line["custom_id"] for line in written(path)] != names
-    with OutputFile(path, source.index) as output:
+    with open_output(path, source.index) as output:
         output.sort()
     assert [line["custom_id"] for line in written(path)] == names
     assert sorted(os.listdir(tmp_path)) == ["in.jsonl", "out.jsonl"]
@@ -191,18 +194,20 @@ def test_another_file_is_not_taken_for_the_output(
     make_input: Callable[..., InputFile], tmp_path: Path, lines: bytes, message: str
 ) -> None:
     (tmp_path / "out.jsonl").write_bytes(lines)
-    with pytest.raises(CommandError, match=message):
-        OutputFile(tmp_path / "out.jsonl", make_input(request("a")).index)
+    source = make_input(request("a"))
+    with pytest.raises(CommandError, match=message), open_output(tmp_path / "out.jsonl", source.index):
+        pass
     assert (tmp_path / "out.jsonl").read_bytes() == lines
 
 
 def test_two_runs_do_not_write_one_file(make_input: Callable[..., InputFile], tmp_path: Path) -> None:
     source = make_input(request("a"))
     with (
-        OutputFile(tmp_path / "out.jsonl", source.index),
+        open_output(tmp_path / "out.jsonl", source.index),
         pytest.raises(CommandError, match="another roost batch is writing it"),
+        open_output(tmp_path / "out.jsonl", source.index),
     ):
-        OutputFile(tmp_path / "out.jsonl", source.index)
+        pass
 
 
 def test_a_line_that_is_too_long_is_skipped(

@@ -11,8 +11,8 @@ from databases import opened
 from roost.server.database.database import Database
 from roost.server.database.dialects import LEASE_S
 from roost.server.features.batches import batch_table, file_table
-from roost.server.features.batches.batch_lines import TokenUsage
-from roost.server.features.batches.batch_table import BatchStatus, LineClaim, LineResult, LineTable
+from roost.server.features.batches.batch_lines import LineResult, TokenUsage
+from roost.server.features.batches.batch_table import BatchStatus, LineClaim, LineTable
 from roost.server.storage import objects
 from roost.server.storage.objects import PageSpec
 

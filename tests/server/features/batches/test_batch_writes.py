@@ -11,8 +11,8 @@ from databases import opened
 from roost.server.database.database import Database
 from roost.server.database.group_commit import WriteLoad
 from roost.server.features.batches import batch_table, file_table
+from roost.server.features.batches.batch_lines import LineResult
 from roost.server.features.batches.batch_store import BatchStore
-from roost.server.features.batches.batch_table import LineResult
 from roost.server.storage import objects
 from roost.server.storage.work import Lease
 from roost.server.tenants import tenant
