@@ -178,7 +178,6 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
             "server/features/*/messages.py",
             "server/client.py",  # what servers have sent
             "server/features/*/client.py",
-            "server/model_hub/buckets.py",  # the listing that it has written itself
             "server/commands/*",
             "server/features/*/command/*",
         ),

@@ -1,22 +1,21 @@
 """Download of models from buckets: gs:// (Google Cloud Storage) and s3:// (Amazon S3 and compatible stores).
 
-Several processes may fill the folder of a path at the same time.
+Each version of the objects under a path has a folder, which is renamed once it is complete.
 """
 
-import glob
 import hashlib
 import json
 import logging
 import os
 import re
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import astuple, dataclass
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, Final
 
 import platformdirs
+from huggingface_hub.utils import WeakFileLock
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -34,8 +33,8 @@ _READ_MS: Final = 30_000
 _CHUNK: Final = 2**25
 """Bytes per request, which are lost if the connection breaks."""
 
-_TOKEN_DIGITS: Final = 16
-"""Number of digits in the name of a partial file that distinguish contents of an object."""
+_PARTIAL: Final = ".partial"
+"""Suffix of the folder of a version that is not complete."""
 
 _ACCESS: Final = {
     "gs": "log in with gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS to the key file of "
@@ -86,13 +85,11 @@ class BucketObject:
       name: Path below the folder.
       size: Bytes.
       tag: Entity tag, which changes with the content.
-      changed: Time of the last change, in whole seconds since 1970.
     """
 
     name: str
     size: int
     tag: str
-    changed: int
 
 
 def version_of(objects: Sequence[BucketObject]) -> str:
@@ -101,80 +98,10 @@ def version_of(objects: Sequence[BucketObject]) -> str:
     return hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:12]
 
 
-class BucketFolder:
-    """Files of a folder. An object is complete once its file has its name, size and time.
-
-    A partial file is named after the content of its object. Processes that download the same content therefore write
-    the same bytes to the same places, and need no lock. The first to complete the file gives it the object's name.
-    """
-
-    def __init__(self, path: Path, listing: Path) -> None:
-        """Takes the path of the folder, and of a file for the last listing whose objects were all complete."""
-        self.path = path
-        self._listing = listing
-
-    def has(self, each: BucketObject) -> bool:
-        """Returns whether an object is complete."""
-        try:
-            found = (self.path / each.name).stat()
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        return (found.st_size, int(found.st_mtime)) == (each.size, each.changed)
-
-    def complete_version(self) -> str | None:
-        """Returns the version of the last listing if all of its objects are still complete; otherwise None."""
-        objects = self._remembered()
-        return version_of(objects) if objects and all(map(self.has, objects)) else None
-
-    def remember(self, objects: list[BucketObject]) -> None:
-        """Stores a listing of complete objects, and removes objects that only the previous listing had."""
-        last = self._remembered()
-        if last == objects:
-            return
-        for name in {each.name for each in last} - {each.name for each in objects}:
-            (self.path / name).unlink(missing_ok=True)
-        self._listing.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._listing.with_name(f"{self._listing.name}.{uuid.uuid4().hex}.partial")
-        with partial.open("w") as out:
-            json.dump([astuple(each) for each in objects], out)
-            out.flush()
-            os.fsync(out.fileno())
-        partial.rename(self._listing)
-
-    def _remembered(self) -> list[BucketObject]:
-        """Returns the last listing; empty if there is none or it cannot be read."""
-        try:
-            return [BucketObject(*each) for each in json.loads(self._listing.read_text())]
-        except (OSError, ValueError, TypeError):
-            return []
-
-    @contextmanager
-    def partial(self, each: BucketObject) -> Iterator[BinaryIO]:
-        """Yields a file for the rest of an object, which begins with the bytes that any process has left.
-
-        Unless an error occurs, the object is complete afterwards, either by this file or by another process.
-        """
-        file = self.path / each.name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f"{file.name}.{hashlib.sha256(each.tag.encode()).hexdigest()[:_TOKEN_DIGITS]}.partial")
-        with os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as out:
-            out.seek(0, os.SEEK_END)
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
-            if not self.has(each):
-                os.utime(out.fileno(), (each.changed, each.changed))
-            if not self.has(each):  # nor has another process renamed the file
-                with suppress(FileNotFoundError):
-                    partial.rename(file)
-        for left in file.parent.glob(f"{glob.escape(file.name)}.{'?' * _TOKEN_DIGITS}.partial"):
-            left.unlink(missing_ok=True)
-
-
 def fetch(url: str, cache: Path | None = None) -> Path:
-    """Returns a folder with the objects under a path; complete objects are reused and partial downloads resumed.
+    """Returns a folder with the objects under a path; complete versions are reused and partial downloads resumed.
 
-    Several processes may share the cache. If the bucket is out of reach, or the version is given, a folder that was
+    Several processes may share the cache. If the bucket is out of reach, or the version is given, a version that is
     complete is enough.
 
     Args:
@@ -182,35 +109,37 @@ def fetch(url: str, cache: Path | None = None) -> Path:
       cache: Folder for downloads; None means Roost's folder in the user's cache.
 
     Raises:
-      CheckpointError: The path is empty or has another version, access is refused, or the bucket is unreachable and the
-        folder incomplete.
+      CheckpointError: The path is empty or has another version, access is refused, or the bucket is unreachable and no
+        version complete.
     """
     address = BucketAddress.parse(url)
-    folder = _folder(address, cache or platformdirs.user_cache_path("roost", appauthor=False) / "buckets")
-    if address.version and address.version == folder.complete_version():
-        return folder.path
+    cache = cache or platformdirs.user_cache_path("roost", appauthor=False) / "buckets"
+    folder = cache / address.scheme / address.bucket / address.path
+    if address.version and (complete := folder / f"#{address.version}").exists():
+        return complete
     try:
         import obstore.exceptions
     except ImportError:
         text = f"{url}: needs one more library; in a clone of Roost, pip install '.[buckets]'"
         raise CheckpointError(text) from None
     try:
-        _update(url, address, folder)
+        return _fetch(url, address, folder)
     except (obstore.exceptions.BaseError, OSError, ValueError) as error:
-        reason, complete = _explain(error, address), folder.complete_version()
-        if complete is None or address.version or _status(error):
-            raise CheckpointError(f"{url}: {reason}") from error
-        _logger.warning("%s: %s; its version #%s is complete here, and is used", url, reason, complete)
-    return folder.path
+        versions = [each for each in folder.glob("#*") if not each.name.endswith(_PARTIAL)]
+        reason = " ".join(f"{type(error).__name__}: {error}".partition("Debug source")[0].split())[:300]
+        access = _ACCESS[address.scheme]
+        if _is_refusal(error):
+            raise CheckpointError(f"{url}: access is refused, or an object has changed ({reason}): {access}") from error
+        if address.version or not versions:
+            fix = f"check the name and the network, and start again: finished downloads are kept. For access, {access}"
+            raise CheckpointError(f"{url}: cannot be downloaded ({reason}); {fix}") from error
+    newest = max(versions, key=lambda each: each.stat().st_mtime)
+    _logger.warning("%s: %s; its version %s is complete here, and is used", url, reason, newest.name)
+    return newest
 
 
-def _folder(address: BucketAddress, cache: Path) -> BucketFolder:
-    place = Path(address.scheme, address.bucket, address.path)
-    return BucketFolder(cache / place, cache / "listings" / place.with_name(f"{place.name}.json"))
-
-
-def _update(url: str, address: BucketAddress, folder: BucketFolder) -> None:
-    """Downloads missing objects."""
+def _fetch(url: str, address: BucketAddress, folder: Path) -> Path:
+    """Downloads the present version, unless it is complete, and returns its folder."""
     store = _open(address)
     objects = _list(store)
     if not objects:
@@ -218,11 +147,17 @@ def _update(url: str, address: BucketAddress, folder: BucketFolder) -> None:
     version = version_of(objects)
     if address.version not in ("", version):
         raise CheckpointError(f"{url}: its objects have the version #{version} now; restore them, or name this version")
-    with _progress(sum(each.size for each in objects)) as advance:
-        for each in objects:
-            _download(store, each, folder, advance)
-    folder.remember(objects)
+    complete = folder / f"#{version}"
+    if not complete.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with WeakFileLock(folder / ".lock"):
+            if not complete.exists():  # nor has another process completed it
+                _download(store, objects, partial := folder / f"#{version}{_PARTIAL}")
+                partial.rename(complete)
+                for left in folder.glob(f"#*{_PARTIAL}"):
+                    shutil.rmtree(left)
     _logger.info("%s: has the version #%s; append it to the name to serve no other version", url, version)
+    return complete
 
 
 def _open(address: BucketAddress) -> "GCSStore | S3Store":
@@ -239,7 +174,7 @@ def _open(address: BucketAddress) -> "GCSStore | S3Store":
 def _list(store: "GCSStore | S3Store") -> list[BucketObject]:
     """Returns the objects, except placeholders of folders."""
     found = [
-        BucketObject(each["path"], each["size"], each["e_tag"] or "", int(each["last_modified"].timestamp()))
+        BucketObject(each["path"], each["size"], each["e_tag"] or "")
         for page in store.list()
         for each in page
         if all(part not in ("", ".", "..") for part in each["path"].split("/"))
@@ -248,23 +183,21 @@ def _list(store: "GCSStore | S3Store") -> list[BucketObject]:
     return [each for each in found if each.name not in folders]
 
 
-def _download(
-    store: "GCSStore | S3Store", each: BucketObject, folder: BucketFolder, advance: Callable[[int], None]
-) -> None:
-    """Completes an object."""
-    if folder.has(each):
-        advance(each.size)
-        return
-    with folder.partial(each) as out:
-        advance(out.tell())
-        for begin in range(out.tell(), each.size, _CHUNK):
-            part = _read(store, each, begin)
-            if folder.has(each):  # another process has completed it
-                advance(each.size - begin)
-                break
-            out.write(part)
-            out.flush()  # so that another process can continue from it
-            advance(len(part))
+def _download(store: "GCSStore | S3Store", objects: Sequence[BucketObject], folder: Path) -> None:
+    """Downloads what a folder lacks of a version. A progress bar is shown only on a terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("downloading"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=sum(each.size for each in objects))
+        for each in objects:
+            path = folder / each.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("ab") as out:
+                progress.advance(task, out.tell())
+                for begin in range(out.tell(), each.size, _CHUNK):
+                    progress.advance(task, out.write(_read(store, each, begin)))
+                out.flush()
+                os.fsync(out.fileno())
 
 
 def _read(store: "GCSStore | S3Store", each: BucketObject, begin: int) -> bytes:
@@ -276,40 +209,12 @@ def _read(store: "GCSStore | S3Store", each: BucketObject, begin: int) -> bytes:
     return bytes(part)
 
 
-def _status(error: Exception) -> int | None:
-    """Returns the HTTP status of a refusal, or None if the bucket is out of reach."""
+def _is_refusal(error: Exception) -> bool:
+    """Returns whether the bucket responded, and refused."""
     from obstore.exceptions import PermissionDeniedError, PreconditionError, UnauthenticatedError
 
-    if isinstance(error, OSError) and error.errno:  # of a file
-        return None
-    kinds: dict[type[Exception], int] = {FileNotFoundError: 404, PermissionDeniedError: 403, PreconditionError: 412}
-    kinds[UnauthenticatedError] = 401
-    # An error of a listing has the status only in its text.
-    written = re.search(r"status code: (4\d\d)", str(error))
-    return kinds.get(type(error), int(written[1]) if written else None)
-
-
-def _explain(error: Exception, address: BucketAddress) -> str:
-    reason = " ".join(f"{type(error).__name__}: {error}".partition("Debug source")[0].split())
-    status = _status(error)
-    if status in (401, 403):
-        return f"access is refused ({status}): {_ACCESS[address.scheme]}"
-    if "service account file" in reason:
-        return f"the credentials cannot be used ({reason[:300]}): {_ACCESS[address.scheme]}"
-    if "169.254.169.254" in reason:
-        return f"no credentials were found: {_ACCESS[address.scheme]}"
-    if status == 404:
-        return f"there is no bucket {address.bucket}, or an object was deleted during the download; check the name"
-    if status == 412:
-        return "an object has changed during the download; start again"
-    return f"cannot be downloaded ({reason[:300]}); check the network and start again: finished downloads are kept"
-
-
-@contextmanager
-def _progress(num_bytes: int) -> Iterator[Callable[[int], None]]:
-    """Yields a function that advances a progress bar by a number of bytes. The bar is shown only on a terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn("downloading"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=num_bytes)
-        yield lambda count: progress.advance(task, count)
+    if isinstance(error, PermissionDeniedError | PreconditionError | UnauthenticatedError):
+        return True
+    # An error of a listing has the status only in its text. A local file's error has a number.
+    is_missing = isinstance(error, FileNotFoundError) and not error.errno
+    return is_missing or re.search(r"status code: 4\d\d", str(error)) is not None

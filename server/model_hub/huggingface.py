@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Final
 
-from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -65,33 +65,18 @@ _TIMEOUT_S: Final = 10.0
 
 
 def _explain(error: Exception, repo: str, revision: str | None, api: HfApi) -> str:
-    page = f"{api.endpoint}/{repo}"
-    if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
-        error = error.__cause__ if isinstance(error.__cause__, Exception) else error
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-    has_token = bool(api.token or get_token())
+    page, tokens = f"{api.endpoint}/{repo}", f"{api.endpoint}/settings/tokens"
+    cause = error.__cause__
+    if isinstance(error, LocalEntryNotFoundError) and isinstance(cause, Exception):
+        error = cause
     if isinstance(error, GatedRepoError):
-        token = "" if has_token else f", then make a token at {api.endpoint}/settings/tokens and set HF_TOKEN to it"
-        return f"its licence has to be accepted first: open {page}, log in, and click on the agreement{token}"
+        steps = f"open {page}, log in, and click on the agreement, then make a token at {tokens} and set HF_TOKEN to it"
+        return f"its licence has to be accepted first: {steps}"
     if isinstance(error, RevisionNotFoundError):
         return f"has no revision {revision!r}; {page}/refs lists them"
-    if status == 401 and has_token:
-        return f"the token in HF_TOKEN is not valid; make one at {api.endpoint}/settings/tokens and set HF_TOKEN to it"
     if isinstance(error, RepositoryNotFoundError):
-        return (
-            f"is no directory here, and no repository at {api.endpoint} that may be read; check the name, or set "
-            "HF_TOKEN if it is private"
-        )
-    if status == 403:
-        return f"access is refused (403): the token in HF_TOKEN needs permission to read gated repositories, see {page}"
-    if status is not None:
-        return f"the hub responded with status {status}; try again later: finished downloads are kept"
-    if isinstance(error, HFValidationError):
-        return f"is not a valid repository name ({_line(error)})"
-    if constants.is_offline_mode():
-        return f"is incomplete in the cache ({constants.HF_HUB_CACHE}); unset HF_HUB_OFFLINE to download it"
-    return f"cannot be downloaded ({_line(error)}); check the network and start again: finished downloads are kept"
-
-
-def _line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        found = f"is no directory here, and no repository at {api.endpoint} that may be read"
+        return f"{found}; check the name, or set HF_TOKEN if it is private"
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    fix = "check the network, HF_TOKEN and HF_HUB_OFFLINE, and start again: finished downloads are kept"
+    return f"cannot be downloaded ({reason}); {fix}"

@@ -31,31 +31,20 @@ def fetch(handle: str) -> Path:
         raise CheckpointError(text) from None
     try:
         return Path(kagglehub.model_download(handle))
-    except requests.RequestException as error:
-        status = None if error.response is None else error.response.status_code
-        raise CheckpointError(f"kaggle:{handle}: {_explain(handle, status, error)}") from error
-    except (kagglehub.exceptions.DataCorruptionError, OSError) as error:
-        raise CheckpointError(f"kaggle:{handle}: {_explain(handle, None, error)}") from error
-    except ValueError as error:  # an invalid handle or kaggle.json
-        raise CheckpointError(f"kaggle:{handle}: {_line(error)}") from error
+    # ValueError: an invalid handle or kaggle.json
+    except (requests.RequestException, kagglehub.exceptions.DataCorruptionError, OSError, ValueError) as error:
+        raise CheckpointError(f"kaggle:{handle}: {_explain(handle, error)}") from error
 
 
-def _explain(handle: str, status: int | None, error: Exception) -> str:
-    if status in (401, 403):
-        page = "/".join(handle.split("/")[:2])
-        return (
-            f"access is refused ({status}): open https://www.kaggle.com/models/{page}, log in, and accept the licence; "
-            f"then make a token at {_SETTINGS} and set KAGGLE_API_TOKEN to it"
-        )
-    if status == 404:
-        return "no such model; it is owner/model/framework/variation, as in kaggle:google/recurrentgemma/flax/2b-it"
-    if status is not None:
-        return f"Kaggle responded with status {status}; try again later: finished downloads are kept"
+def _explain(handle: str, error: Exception) -> str:
+    response = getattr(error, "response", None)
+    if response is not None and response.status_code in (401, 403):
+        page = f"https://www.kaggle.com/models/{'/'.join(handle.split('/')[:2])}"
+        steps = f"open {page}, log in, and accept the licence; then make a token at {_SETTINGS}"
+        return f"access is refused ({response.status_code}): {steps} and set KAGGLE_API_TOKEN to it"
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
     return (
-        f"cannot be downloaded ({_line(error)}); check the network and start again: finished downloads are kept. A "
-        "downloaded model is found without a network if the handle ends with its version: …/2b-it/1"
+        f"cannot be downloaded ({reason}); check that it is owner/model/framework/variation, and the network, and "
+        "start again: finished downloads are kept. A downloaded model is found without a network if the handle ends "
+        "with its version: …/2b-it/1"
     )
-
-
-def _line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

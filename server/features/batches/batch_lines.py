@@ -218,9 +218,7 @@ class LineResult:
     usage: TokenUsage = NO_USAGE
 
 
-def response_result(
-    id: str, custom_id: str, status: int, request_id: str, body: bytes, parse: Parse = orjson.loads
-) -> LineResult:
+def response_result(id: str, custom_id: str, status: int, request_id: str, body: bytes, parse: Parse) -> LineResult:
     """Returns the result of a request that got a response. A body that is not JSON becomes the message of an error.
 
     Args:

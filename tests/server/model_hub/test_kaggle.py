@@ -113,8 +113,8 @@ ACCEPT = "open https://www.kaggle.com/models/google/recurrentgemma, log in, and 
     ("status", "said"),
     [
         *((status, f"access is refused ({status}): {ACCEPT}") for status in (401, 403)),
-        (404, "no such model; it is owner/model/framework/variation"),
-        (500, "Kaggle responded with status 500; try again later"),
+        (404, "check that it is owner/model/framework/variation"),
+        (500, "500"),
     ],
 )
 def test_a_status_is_explained(fake: FakeKaggle, status: int, said: str) -> None:

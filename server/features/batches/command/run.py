@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+import orjson
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -236,7 +237,8 @@ class BatchRun:
                 self._end(place, error_result(id, line.custom_id, "invalid_line", text))
             elif (response := await self._response(line)) is not None:
                 request_id = response.headers.get(b"x-request-id", b"").decode("latin-1")
-                self._end(place, response_result(id, line.custom_id, response.status, request_id, response.body))
+                found = line.custom_id, response.status, request_id, response.body
+                self._end(place, response_result(id, *found, orjson.loads))
 
     async def _response(self, line: BatchLine) -> Response | None:
         """Returns the response to a line, which is sent again while servers are busy or unreachable; None if it was
