@@ -145,8 +145,12 @@ class WorkKind[C: Claimed](Protocol):
         """Whether all units must be given back now."""
         return False
 
-    def places(self) -> Places:
-        """Returns the room for more units."""
+    def places(self, running: Collection[C]) -> Places:
+        """Returns the room for more units.
+
+        Args:
+          running: Units that run now.
+        """
 
     async def claim(self, places: Places) -> Sequence[C]:
         """Claims units, as many as there are places."""
@@ -156,12 +160,6 @@ class WorkKind[C: Claimed](Protocol):
 
         During the rest the unit keeps its lease, but does not occupy a place, and is not given back.
         """
-
-    def begin(self, claim: C) -> None:
-        """Notes a unit whose task begins."""
-
-    def end(self, claim: C) -> None:
-        """Notes a unit that has run or was stopped, before the rest of its work."""
 
     def name_of(self, lease: Lease) -> str:
         """Returns the name of a unit in the log."""
@@ -184,7 +182,7 @@ class WorkKind[C: Claimed](Protocol):
         """Returns the seconds after which others may join a suspect that runs alone; None means never."""
         return None
 
-    async def look(self) -> bool:
+    async def look(self, running: Collection[C]) -> bool:
         """Does the work that is due after each renewal; returns whether units may be claimed now."""
         return True
 
@@ -250,10 +248,10 @@ class Worker[C: Claimed]:
             return
         if renews:
             await self._renew()
-            if not await self._kind.look():
+            if not await self._kind.look(self._running.values()):
                 self._has_work.set()
                 return
-        while self._lone is None and (places := self._kind.places()).num_free > 0:
+        while self._lone is None and (places := self._kind.places(self._running.values())).num_free > 0:
             places = replace(places, prefers_suspect=time.monotonic() >= self._next_lone_at)
             claims = await self._kind.claim(places)
             for claim in claims:
@@ -292,18 +290,13 @@ class Worker[C: Claimed]:
         task = self._open[lease] = asyncio.create_task(self._run_safely(claim))
         self._running[lease] = claim
         self._leases.hold(lease, task)
-        self._kind.begin(claim)
         task.add_done_callback(lambda _: self._forget(lease))
 
     def _forget(self, lease: Lease) -> None:
-        self._end_run(lease)
+        self._running.pop(lease, None)
         del self._open[lease]
         self._end_alone(lease)
         self._has_work.set()
-
-    def _end_run(self, lease: Lease) -> None:
-        if (claim := self._running.pop(lease, None)) is not None:
-            self._kind.end(claim)
 
     def _end_alone(self, lease: Lease) -> None:
         if self._lone == lease:
@@ -323,7 +316,7 @@ class Worker[C: Claimed]:
     async def _run(self, claim: C) -> None:
         rest = await self._kind.run(claim)
         if rest is not None:
-            self._end_run(claim.claim.lease)
+            self._running.pop(claim.claim.lease, None)
             self._has_work.set()
             await rest()
 

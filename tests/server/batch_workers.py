@@ -15,7 +15,7 @@ def lines_of(worker: Worker[LineClaim]) -> OpenLines:
     """Returns the open lines of a worker."""
     kind = worker._kind
     assert isinstance(kind, LineKind)
-    return kind.lines
+    return kind.open_lines(worker._running.values())
 
 
 @asynccontextmanager

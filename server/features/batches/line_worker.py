@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 from typing import Final
 
@@ -57,6 +57,7 @@ class OpenLines:
     """Number and size of the lines that a replica has open, by tenant.
 
     Args:
+      claims: The open lines.
       max_line_bytes: Maximum bytes of a line.
       is_shared: Whether there is more than one tenant.
 
@@ -65,26 +66,14 @@ class OpenLines:
       num_bytes: Bytes of all open lines.
     """
 
-    def __init__(self, max_line_bytes: int, *, is_shared: bool) -> None:
-        self.held = Counter[str]()
-        self.num_bytes = 0
+    def __init__(self, claims: Collection[LineClaim], max_line_bytes: int, *, is_shared: bool) -> None:
+        self.held = Counter(claim.lease.tenant for claim in claims)
+        self._bytes_of = Counter[str]()
+        for claim in claims:
+            self._bytes_of[claim.lease.tenant] += len(claim.data)
+        self.num_bytes = self._bytes_of.total()
         self._max_line_bytes = max_line_bytes
         self._is_shared = is_shared
-        self._bytes_of = Counter[str]()
-
-    def add(self, claim: LineClaim) -> None:
-        """Counts a line."""
-        tenant, num_bytes = claim.lease.tenant, len(claim.data)
-        self.held[tenant] += 1
-        self._bytes_of[tenant] += num_bytes
-        self.num_bytes += num_bytes
-
-    def remove(self, claim: LineClaim) -> None:
-        """Stops counting a line."""
-        tenant, num_bytes = claim.lease.tenant, len(claim.data)
-        self.held -= Counter({tenant: 1})
-        self._bytes_of -= Counter({tenant: num_bytes})
-        self.num_bytes -= num_bytes
 
     @property
     def num_fitting(self) -> int:
@@ -202,13 +191,10 @@ class LineKind(WorkKind[LineClaim]):
       app: Application with the service's routes, which trusts its caller.
       batches: Store of the batches.
       tenants: Number of tenants.
-
-    Attributes:
-      lines: Open lines.
     """
 
     def __init__(self, service: Service, app: ASGIApp, batches: BatchStore, tenants: int = 1) -> None:
-        self.lines = OpenLines(max_line_bytes(service.admissions.max_body_bytes), is_shared=tenants > 1)
+        self._tenants = tenants
         self._service = service
         self._batches = batches
         self._runner = LineRunner(service, app)
@@ -226,21 +212,20 @@ class LineKind(WorkKind[LineClaim]):
             service.admissions.preemptible.is_barred or service.open_requests.is_draining or not service.engine.is_ready
         )
 
-    def places(self) -> Places:
+    def open_lines(self, running: Collection[LineClaim]) -> OpenLines:
+        """Returns the number and size of running lines."""
+        longest = max_line_bytes(self._service.admissions.max_body_bytes)
+        return OpenLines(running, longest, is_shared=self._tenants > 1)
+
+    def places(self, running: Collection[LineClaim]) -> Places:
         """Returns the room for lines: none while other requests take all slots."""
         stats = self._service.engine.stats
         if self._service.engine.error is not None:
             return Places(0, 0)
-        return self.lines.wanted(2 * max(stats.num_preemptible_slots - stats.num_waiting, 0))
+        return self.open_lines(running).wanted(2 * max(stats.num_preemptible_slots - stats.num_waiting, 0))
 
     async def claim(self, places: Places) -> Sequence[LineClaim]:
         return await self._batches.claim(self._service.model.identity, places)
-
-    def begin(self, claim: LineClaim) -> None:
-        self.lines.add(claim)
-
-    def end(self, claim: LineClaim) -> None:
-        self.lines.remove(claim)
 
     def name_of(self, lease: Lease) -> str:
         return f"line {lease.number} of {lease.id}"
@@ -257,12 +242,12 @@ class LineKind(WorkKind[LineClaim]):
             await leases.refuse([claim.lease])
         return None
 
-    async def look(self) -> bool:
+    async def look(self, running: Collection[LineClaim]) -> bool:
         """Ends lines of expired batches, including models that no replica serves; returns whether these were all."""
         leases, claim = self._batches.leases, self._batches.lines.claim_expired
         num_ended = 0
         while num_ended < _MAX_EXPIRED:
-            limit = max(min(_MAX_EXPIRED - num_ended, self.lines.num_fitting), 1)
+            limit = max(min(_MAX_EXPIRED - num_ended, self.open_lines(running).num_fitting), 1)
             claims = await leases.write(partial(claim, owner=leases.owner, limit=limit))
             results = await asyncio.gather(*map(self._runner.result, claims))
             ended = [(claim.lease, result) for claim, result in zip(claims, results, strict=True) if result is not None]

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import Final
@@ -49,7 +49,6 @@ class AdoptionKind(WorkKind[Adoption]):
     def __init__(self, service: Service, responses: ResponseStore) -> None:
         self._service = service
         self._responses = responses
-        self._num_preparing = 0
         self._may_claim = False
 
     @property
@@ -63,14 +62,14 @@ class AdoptionKind(WorkKind[Adoption]):
         """Bars preemptible work."""
         return self._service.admissions.preemptible.barred()
 
-    def places(self) -> Places:
+    def places(self, running: Collection[Adoption]) -> Places:
         """Returns the free slots, as the engine knows them some time after the last adoptions."""
         service = self._service
         is_draining = service.open_requests.is_draining
         if is_draining or not (self._responses.is_shared and service.engine.is_ready and self._may_claim):
             return Places(0, 0)
         stats = service.engine.stats
-        free = stats.slots - stats.num_running - stats.num_waiting - self._num_preparing
+        free = stats.slots - stats.num_running - stats.num_waiting - len(running)
         return Places(most := max(min(free, _MAX_CLAIMS), 0), most)
 
     async def claim(self, places: Places) -> Sequence[Adoption]:
@@ -78,19 +77,13 @@ class AdoptionKind(WorkKind[Adoption]):
         service = self._service
         return await self._responses.claim(service.model.identity, places, service.engine_identity)
 
-    def begin(self, claim: Adoption) -> None:
-        self._num_preparing += 1
-
-    def end(self, claim: Adoption) -> None:
-        self._num_preparing -= 1
-
     def stop(self, lease: Lease, task: asyncio.Task[None] | None) -> None:
         """Aborts the generation, which then finds out that its log has another owner."""
         if self._responses.note_lost(lease):
             tenant.set(lease.tenant)  # of this task only
             self._service.tracked.abort(lease.id)
 
-    async def look(self) -> bool:
+    async def look(self, running: Collection[Adoption]) -> bool:
         self._may_claim = True
         await self._responses.note_running()
         return True

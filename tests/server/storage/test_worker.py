@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +33,7 @@ class Kind(WorkKind[Unit]):
 
     Attributes:
       ends: How each running unit ends, by its number: it is finished, or raises an error.
-      begun, ended: Numbers of the units whose runs have begun or ended.
+      begun: Numbers of the units whose runs have begun.
       finished: Numbers of the units whose results were stored.
       rest: Whether a unit leaves the storing of its result for the rest of its work; set ends the rest.
       preferred: Whether each claim preferred a suspect.
@@ -47,7 +47,7 @@ class Kind(WorkKind[Unit]):
     def __init__(self, tables: Tables, leases: Leases, size: int) -> None:
         self.tables, self.leases, self.size = tables, leases, size
         self.ends: dict[int, asyncio.Future[None]] = {}
-        self.begun, self.ended, self.finished = list[int](), list[int](), list[int]()
+        self.begun, self.finished = list[int](), list[int]()
         self.preferred = list[bool]()
         self.num_barred = 0
 
@@ -55,20 +55,14 @@ class Kind(WorkKind[Unit]):
     def gives_way(self) -> bool:
         return self.is_draining
 
-    def places(self) -> Places:
-        return Places(self.size - (len(self.begun) - len(self.ended)), self.size)
+    def places(self, running: Collection[Unit]) -> Places:
+        return Places(self.size - len(running), self.size)
 
     async def claim(self, places: Places) -> Sequence[Unit]:
         self.preferred.append(places.prefers_suspect)
         claimant = Claimant(self.leases.owner, MODEL)
         found = await self.leases.write(lambda each: claims.claim(each, self.tables.work, claimant, places))
         return [Unit(each) for each in found]
-
-    def begin(self, claim: Unit) -> None:
-        self.begun.append(claim.claim.lease.number)
-
-    def end(self, claim: Unit) -> None:
-        self.ended.append(claim.claim.lease.number)
 
     async def clean(self) -> None: ...
 
@@ -86,6 +80,7 @@ class Kind(WorkKind[Unit]):
 
     async def run(self, claim: Unit) -> Callable[[], Awaitable[Any]] | None:
         lease = claim.claim.lease
+        self.begun.append(lease.number)
         end = self.ends[lease.number] = asyncio.get_running_loop().create_future()
         try:
             await end
@@ -158,7 +153,6 @@ async def test_as_many_units_run_as_there_are_places(tables: Tables, replica: Re
     await replica.look(1, 4, 5, 6)
     await replica.finish(1, 4, 5, 6)
     assert (sorted(replica.kind.finished), tables.read("number")) == ([1, 2, 3, 4, 5, 6], [])
-    assert sorted(replica.kind.begun) == sorted(replica.kind.ended) == [1, 2, 3, 4, 5, 6]
 
 
 async def test_the_rest_of_a_units_work_takes_no_place(tables: Tables, replica: Replica) -> None:
@@ -167,7 +161,7 @@ async def test_the_rest_of_a_units_work_takes_no_place(tables: Tables, replica: 
     rest = replica.kind.rest = asyncio.Event()
     await replica.look(1, 2, 3, 4)
     replica.kind.ends[1].set_result(None)
-    await until(lambda: replica.kind.ended)
+    await until(lambda: len(replica.worker._running) < 4)
     assert replica.has_work.is_set()
     tables.die()
     await replica.look(2, 3, 4, 5)
@@ -283,7 +277,7 @@ async def test_a_suspect_waits_for_the_rest_of_the_work_of_others(tables: Tables
     await replica.look(1, 2)
     replica.kind.ends[1].set_result(None)
     replica.kind.ends[2].set_result(None)
-    await until(lambda: len(replica.kind.ended) == 2)
+    await until(lambda: not replica.worker._running)
     tables.make_range("", "s", 3)
     tables.claimed(3, "dead")
     suspect(tables, 3)
@@ -329,7 +323,7 @@ async def test_a_suspect_that_was_lost_while_it_waited_does_not_run(tables: Tabl
     tables.run(tables.work.seize, "other", "", "s")
     await replica.finish(2)
     await until(lambda: not replica.worker._open)
-    assert replica.kind.begun == [1, 2, 1]
+    assert replica.kind.begun == [1, 2]
     assert (replica.kind.num_barred, replica.worker._lone, owners(tables)) == (0, None, {1: "other"})
 
 

@@ -11,11 +11,8 @@ LONGEST = 1000
 
 def opened(counts: dict[str, int], num_bytes: int = 1, *, is_shared: bool = True) -> OpenLines:
     """Returns so many lines of each tenant."""
-    lines = OpenLines(LONGEST, is_shared=is_shared)
-    for tenant, count in counts.items():
-        for number in range(count):
-            lines.add(claim(tenant, number, num_bytes))
-    return lines
+    claims = [claim(tenant, number, num_bytes) for tenant, count in counts.items() for number in range(count)]
+    return OpenLines(claims, LONGEST, is_shared=is_shared)
 
 
 def claim(tenant: str, number: int, num_bytes: int) -> LineClaim:
@@ -48,11 +45,12 @@ def test_a_tenant_whose_lines_are_long_leaves_memory_to_others() -> None:
 @given(st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 50)), st.integers(0, 64), st.integers(1, LONGEST))
 def test_room_and_memory_have_bounds(counts: dict[str, int], room: int, num_bytes: int) -> None:
     """All tenants together never get more than twice the room."""
-    lines = opened({})
+    claims = list[LineClaim]()
     for tenant, count in counts.items():
         for number in range(count):
-            places = lines.wanted(room)
+            places = OpenLines(claims, LONGEST, is_shared=True).wanted(room)
             if places.num_free and places.of(tenant):
-                lines.add(claim(tenant, number, num_bytes))
+                claims.append(claim(tenant, number, num_bytes))
+    lines = OpenLines(claims, LONGEST, is_shared=True)
     assert lines.held.total() <= 2 * room
     assert lines.num_bytes <= MAX_LONGEST * LONGEST
