@@ -1,9 +1,9 @@
 """Whose work a replica claims next: tenants take turns, and suspects run alone."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import batched
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 from ..database.database import Transaction, placeholders
 from .work import IS_SUSPECT, KEY, Claim, WorkTable
@@ -69,20 +69,6 @@ class Places:
         return max(self.max_of_tenant - self.held.get(tenant, 0), 0)
 
 
-class _TenantTurn(NamedTuple):
-    """Turn of a tenant with work.
-
-    Attributes:
-      num_turns: Number of its turns before this one.
-      has_new, has_due: Whether it has units that were never claimed, and due units.
-    """
-
-    tenant: str
-    num_turns: int
-    has_new: bool
-    has_due: bool
-
-
 def claim(transaction: Transaction, work: WorkTable, claimant: Claimant, places: Places) -> list[Claim]:
     """Makes a replica the owner of one suspect, or of several other units.
 
@@ -107,30 +93,27 @@ def _claim_others(transaction: Transaction, work: WorkTable, claimant: Claimant,
     """Claims an equal number of units of each tenant; others get the places that one tenant does not use."""
     passed, turns = _open_turns(transaction, work, claimant, places)
     claims: list[Claim] = []
-    room = {turn: places.of(turn.tenant) for turn in turns}
+    room = {tenant: places.of(tenant) for tenant in turns}
     while room and len(claims) < places.num_free:
-        for place, turn in enumerate(left := list(room)):
-            share = min(-(-(places.num_free - len(claims)) // (len(left) - place)), room[turn])
-            taken = _claim_of(transaction, work, claimant, turn, share)
+        for place, tenant in enumerate(left := list(room)):
+            share = min(-(-(places.num_free - len(claims)) // (len(left) - place)), room[tenant])
+            taken = _claim_of(transaction, work, claimant, tenant, share, turns[tenant])
             claims += taken
-            room[turn] -= len(taken)
-            if len(taken) < share or not room[turn]:
-                del room[turn]
+            room[tenant] -= len(taken)
+            if len(taken) < share or not room[tenant]:
+                del room[tenant]
     _end_turns(transaction, work, passed)
     return claims
 
 
 def _claim_of(
-    transaction: Transaction, work: WorkTable, claimant: Claimant, turn: _TenantTurn, limit: int
+    transaction: Transaction, work: WorkTable, claimant: Claimant, tenant: str, limit: int, num_turns: int
 ) -> list[Claim]:
     """Claims units of a tenant. While it has new ones, at most half of the units of two turns are due ones."""
-    due, new = list[tuple[Any, ...]](), list[Claim]()
-    if turn.has_due:
-        due = transaction.rows(due_query(work), claimant.model, turn.tenant, *claimant.reserved, limit)
-    num_new = limit - min(len(due), (limit + turn.num_turns % 2) // 2)
-    if turn.has_new and num_new:
-        ranges = transaction.rows(ranges_query(work), claimant.model, turn.tenant, min(num_new, _MAX_RANGES))
-        new = work.take_new(transaction, claimant.owner, ranges, num_new)
+    due = transaction.rows(due_query(work), claimant.model, tenant, *claimant.reserved, limit)
+    num_new = limit - min(len(due), (limit + num_turns % 2) // 2)
+    ranges = transaction.rows(ranges_query(work), claimant.model, tenant, min(num_new, _MAX_RANGES))
+    new = work.take_new(transaction, claimant.owner, ranges, num_new)
     return work.take(transaction, claimant.owner, due[: limit - len(new)]) + new
 
 
@@ -176,30 +159,28 @@ def turns_query(work: WorkTable) -> str:
             SELECT ({tenant_after.format("AND found.tenant > tenants.tenant")}) FROM tenants
             WHERE tenants.tenant IS NOT NULL
         ), waiting AS (
-            SELECT tenants.tenant, {turn.format("num_turns")} AS num_turns, {turn.format("last_turn")} AS last_turn,
-                {has.format("is_range = 1")} AS has_new, {has.format(f"{_DUE} AND NOT ({IS_SUSPECT})")} AS has_due
+            SELECT tenants.tenant, {turn.format("num_turns")} AS num_turns, {turn.format("last_turn")} AS last_turn
             FROM tenants WHERE tenants.tenant IS NOT NULL
+                AND ({has.format("is_range = 1")} OR {has.format(f"{_DUE} AND NOT ({IS_SUSPECT})")})
         )
-        SELECT tenant, num_turns, has_new, has_due FROM waiting WHERE has_new OR has_due
-        ORDER BY last_turn, tenant LIMIT {_MAX_LOOKED_AT}
+        SELECT tenant, num_turns FROM waiting ORDER BY last_turn, tenant LIMIT {_MAX_LOOKED_AT}
     """
 
 
 def _open_turns(
     transaction: Transaction, work: WorkTable, claimant: Claimant, places: Places
-) -> tuple[Collection[str], Sequence[_TenantTurn]]:
-    """Returns the tenants whose turns end, and the turns of those tenants among them that get units."""
-    passed, turns = list[str](), list[_TenantTurn]()
-    wanted = min(_MAX_TENANTS, places.num_free)
+) -> tuple[Collection[str], Mapping[str, int]]:
+    """Returns the tenants whose turns end, and those among them that get units, with their numbers of turns before."""
+    passed, turns = list[str](), dict[str, int]()
     rows = transaction.rows(turns_query(work), *[claimant.model] * 4, *claimant.reserved)
-    found = (_TenantTurn(*row) for row in rows)
-    for some in batched((turn for turn in found if places.of(turn.tenant)), _MAX_TENANTS):
-        tenants = work.with_room(transaction, [turn.tenant for turn in some])
-        for turn in some:
-            if len(turns) == wanted:
+    for some in batched((row for row in rows if places.of(row[0])), _MAX_TENANTS):
+        with_room = work.with_room(transaction, [tenant for tenant, _ in some])
+        for tenant, num_turns in some:
+            if len(turns) == min(_MAX_TENANTS, places.num_free):
                 return passed, turns
-            passed.append(turn.tenant)
-            turns += [turn] if turn.tenant in tenants else []
+            passed.append(tenant)
+            if tenant in with_room:
+                turns[tenant] = num_turns
     return passed, turns
 
 
