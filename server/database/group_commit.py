@@ -180,12 +180,13 @@ class GroupCommit:
         self._waiting.add(owner, write)
         if self._task is None:
             self._task = asyncio.create_task(self._run())
-        timer = loop.call_at(write.give_up_at, _give_up, write, timeout_s)
         try:
-            result: T = await write.done
-            return result
-        finally:
-            timer.cancel()
+            async with asyncio.timeout(timeout_s):
+                result: T = await write.done
+                return result
+        except TimeoutError:
+            late = StoreUnavailableError(f"the store's database has not committed a write within {timeout_s:g} s")
+            raise write.error or late from None
 
     async def _run(self) -> None:
         """Commits until no write is waiting."""
@@ -283,12 +284,6 @@ class GroupCommit:
             return
         for write in batch:
             await self._commit([write])
-
-
-def _give_up(write: _Write, timeout_s: float) -> None:
-    """Ends a write whose time is over. It may still be committed if its transaction runs."""
-    late = StoreUnavailableError(f"the store's database has not committed a write within {timeout_s:g} s")
-    _finish(write, write.error or late)
 
 
 def _finish(write: _Write, result: Any) -> None:

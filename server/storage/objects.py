@@ -434,12 +434,11 @@ def missing(noun: str, id: str, param: str | None = None) -> ApiError:
     return ApiError(kinds.NO_SUCH_OBJECT, f"there is no {noun} with the id {id[:_MAX_SHOWN]!r}", param=param)
 
 
-def tenants_with(transaction: Transaction, table: str, condition: str, filter: str = "1 = 1") -> list[str]:
+def tenants_with(transaction: Transaction, table: str, condition: str) -> list[str]:
     """Returns the tenants that have rows of a condition, by a few index lookups for each tenant.
 
     Args:
       condition: Condition of a row. The tenants of such rows must be indexed.
-      filter: Further condition of a tenant, whose column is `name`.
     """
     rows = transaction.rows(
         f"""
@@ -449,7 +448,7 @@ def tenants_with(transaction: Transaction, table: str, condition: str, filter: s
             SELECT (SELECT min(tenant) FROM {table} WHERE {condition} AND tenant > tenants.name) FROM tenants
             WHERE name IS NOT NULL
         )
-        SELECT name FROM tenants WHERE name IS NOT NULL AND {filter}
+        SELECT name FROM tenants WHERE name IS NOT NULL
         """
     )
     return [name for (name,) in rows]

@@ -194,48 +194,6 @@ async def test_the_fence_takes_no_round_trip(postgresql: PostgresqlServer) -> No
 # --- rules for upgrades
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "DROP TABLE roost_toys",
-        "ALTER TABLE roost_toys DROP COLUMN id",
-        "ALTER TABLE roost_toys RENAME COLUMN id TO name",
-        "ALTER TABLE roost_toys ADD COLUMN size BIGINT NOT NULL",
-        "ALTER TABLE roost_toys ADD COLUMN size BIGINT UNIQUE",
-        "ALTER TABLE roost_toys\n ADD COLUMN size BIGINT CHECK (size > 0)",
-        "CREATE UNIQUE INDEX roost_toys_ids ON roost_toys (id)",
-        "UPDATE roost_toys SET id = lower(id)",
-    ],
-)
-def test_an_upgrade_that_does_not_only_expand_excludes_older_code(statement: str) -> None:
-    with pytest.raises(
-        ValueError, match="upgrade 2 of toys has oldest=1: keep oldest=1 and only expand, or raise it to 2"
-    ):
-        Tables("toys", (FIRST, Upgrade([statement], oldest=1)))
-    Tables("toys", (FIRST, Upgrade([statement], oldest=2)))
-
-
-@pytest.mark.parametrize("oldest", [1, 3])
-def test_an_upgrade_neither_lets_code_back_in_nor_excludes_its_own(oldest: int) -> None:
-    before = (FIRST, Upgrade(["DROP TABLE roost_toys"], oldest=2)) if oldest == 1 else (FIRST,)
-    with pytest.raises(ValueError, match=f"has oldest={oldest}"):
-        Tables("toys", (*before, Upgrade(["CREATE TABLE roost_dolls (id TEXT)"], oldest=oldest)))
-
-
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "CREATE TABLE roost_dolls (id TEXT NOT NULL UNIQUE)",
-        "CREATE INDEX roost_toys_ids ON roost_toys (id)",
-        "DROP INDEX roost_toys_ids",
-        "ALTER TABLE roost_toys ADD COLUMN size BIGINT",
-        "\n ALTER TABLE roost_toys\n ADD COLUMN size BIGINT NOT NULL DEFAULT 0\n",
-    ],
-)
-def test_an_upgrade_that_only_expands_lets_older_code_go_on(statement: str) -> None:
-    Tables("toys", (FIRST, Upgrade([statement], oldest=1)))
-
-
 def test_both_dialects_run_statements_in_order(address: str) -> None:
     dialect = dialect_of(StoreAddress.parse(address))
     connection = dialect.connect()

@@ -1,7 +1,9 @@
 """Upgrades of tables, under replicas that know the older ones."""
 
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -142,3 +144,69 @@ def test_current_tables_are_not_touched(database: Database, monkeypatch: pytest.
 
     database.run_now(run, writes=True)
     assert not [each for each in statements if each.split()[0] in ("CREATE", "ALTER", "DELETE", "INSERT")]
+
+
+EXPANSIONS = re.compile(
+    r"""
+    CREATE\ TABLE\ .* | CREATE\ INDEX\ .* | DROP\ INDEX\ .*
+    | ALTER\ TABLE\ \w+\ ADD\ COLUMN\ (?!.*\b(UNIQUE|CHECK|REFERENCES|PRIMARY)\b)(?!.*\bNOT\ NULL(?!\ DEFAULT)).*
+    """,
+    re.VERBOSE,
+)
+"""Statements after which older code works as before."""
+
+
+def mistakes(tables: Tables) -> list[int]:
+    """Returns the upgrades that let older code use tables that they change, or that exclude newer code."""
+    found = []
+    for version, (before, step) in enumerate(pairwise(tables.upgrades), tables.first + 1):
+        only_expands = all(EXPANSIONS.fullmatch(" ".join(each.split())) for each in step.statements)
+        is_kept = step.oldest == before.oldest and only_expands
+        if not is_kept and not before.oldest < step.oldest <= version:
+            found.append(version)
+    return found
+
+
+@pytest.mark.parametrize("feature", [each for each in load_features() if each.tables])
+def test_upgrades_only_expand_or_exclude_older_code(feature: Feature) -> None:
+    assert feature.tables is not None
+    assert mistakes(feature.tables) == []
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DROP TABLE roost_toys",
+        "ALTER TABLE roost_toys DROP COLUMN id",
+        "ALTER TABLE roost_toys RENAME COLUMN id TO name",
+        "ALTER TABLE roost_toys ADD COLUMN size BIGINT NOT NULL",
+        "ALTER TABLE roost_toys ADD COLUMN size BIGINT UNIQUE",
+        "ALTER TABLE roost_toys\n ADD COLUMN size BIGINT CHECK (size > 0)",
+        "CREATE UNIQUE INDEX roost_toys_ids ON roost_toys (id)",
+        "UPDATE roost_toys SET id = lower(id)",
+    ],
+)
+def test_an_upgrade_that_does_not_only_expand_excludes_older_code(statement: str) -> None:
+    assert mistakes(Tables("toys", (FIRST, Upgrade([statement], oldest=1)))) == [2]
+    assert mistakes(Tables("toys", (FIRST, Upgrade([statement], oldest=2)))) == []
+
+
+@pytest.mark.parametrize("oldest", [1, 3])
+def test_an_upgrade_neither_lets_code_back_in_nor_excludes_its_own(oldest: int) -> None:
+    before = (FIRST, Upgrade(["DROP TABLE roost_toys"], oldest=2)) if oldest == 1 else (FIRST,)
+    upgrades = (*before, Upgrade(["CREATE TABLE roost_dolls (id TEXT)"], oldest=oldest))
+    assert mistakes(Tables("toys", upgrades)) == [len(upgrades)]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TABLE roost_dolls (id TEXT NOT NULL UNIQUE)",
+        "CREATE INDEX roost_toys_ids ON roost_toys (id)",
+        "DROP INDEX roost_toys_ids",
+        "ALTER TABLE roost_toys ADD COLUMN size BIGINT",
+        "\n ALTER TABLE roost_toys\n ADD COLUMN size BIGINT NOT NULL DEFAULT 0\n",
+    ],
+)
+def test_an_upgrade_that_only_expands_lets_older_code_go_on(statement: str) -> None:
+    assert mistakes(Tables("toys", (FIRST, Upgrade([statement], oldest=1)))) == []
