@@ -235,8 +235,7 @@ class GroupCommit:
         """Commits a batch, and puts it back if the database is unavailable."""
         if not batch:
             return
-        now = asyncio.get_running_loop().time
-        left_s = min(write.give_up_at for write in batch) - now()
+        left_s = min(write.give_up_at for write in batch) - asyncio.get_running_loop().time()
         if self._waiting or any(write.owner != batch[0].owner for write in batch):
             left_s /= 2  # so that others have time left if this one takes too long
         timeout_s = max(left_s, _MIN_ATTEMPT_S)
@@ -244,18 +243,16 @@ class GroupCommit:
             results = await self._database.run(
                 lambda each: self._run_batch(each, batch), timeout_s=timeout_s, lane=self._lane
             )
-        except StoreClosedError as error:
-            for write in batch:
-                _finish(write, error)
-        except StoreFullError as error:
-            if len(batch) > 1 or not batch[0].waits_for_room:  # a smaller batch, such as a deletion, may have room
-                await self._isolate(batch, error)
-            else:
-                self._retry(batch, error, now())
-                await asyncio.sleep(_RETRY_S)
         except StoreUnavailableError as error:
-            self._retry(batch, error, now())
-            await asyncio.sleep(_RETRY_S)
+            if isinstance(error, StoreClosedError) or (
+                isinstance(error, StoreFullError) and not (len(batch) == 1 and batch[0].waits_for_room)
+            ):
+                await self._isolate(batch, error)  # a smaller batch, such as a deletion, may have room
+            else:
+                for write in reversed(batch):
+                    write.error = write.error or error
+                    self._waiting.put_back(write.owner, write)
+                await asyncio.sleep(_RETRY_S)
         except Exception as error:  # a bug in one of them must not fail the others
             await self._isolate(batch, error)
         else:
@@ -268,15 +265,6 @@ class GroupCommit:
         if not wanted:
             return []
         return list(zip(wanted, self._run_all(transaction, [write.work for write in wanted]), strict=True))
-
-    def _retry(self, batch: Sequence[_Write], error: StoreUnavailableError, now: float) -> None:
-        """Puts writes back, each tenant's to be run apart from others'."""
-        for write in reversed(batch):
-            write.error = write.error or error
-            if write.give_up_at > now:
-                self._waiting.put_back(write.owner, write)
-            else:
-                _finish(write, write.error)
 
     async def _isolate(self, batch: Sequence[_Write], error: Exception) -> None:
         if len(batch) == 1:

@@ -39,8 +39,8 @@ def make_batch(
 ) -> None:
     lines = [b"%d\n" % number for number in range(num_lines)]
     file_table.begin(transaction, tenant, f"in-{name}", "batch", "in.jsonl")
-    file_table.add_lines(transaction, tenant, f"in-{name}", 1, lines)
-    file_table.finish(transaction, tenant, f"in-{name}", num_lines, sum(map(len, lines)), "/v1/completions")
+    file_table.add_lines(transaction, tenant, f"in-{name}", 1, lines, sum(map(len, lines)))
+    file_table.finish(transaction, tenant, f"in-{name}", "/v1/completions")
     files = f"in-{name}", f"out-{name}", f"err-{name}"
     batch = BatchRecord(
         tenant, name, BatchStatus.IN_PROGRESS, MODEL, "/v1/x", *files, "24h", b"{}", 0.0, 0.0, None, num_lines

@@ -38,17 +38,11 @@ _RESULTS_S: Final = 0.05
 _LINES_OF_ROW: Final = 8
 """Number of lines whose storage takes the time of one row: lines are appended to their table, and have one index."""
 
-_PAGE_LINES: Final = 1000
-"""Maximum number of lines that are read at a time."""
-
 _OUTAGE_S: Final = 30.0
 """Seconds for which a download waits for an unavailable database."""
 
 _RETRY_S: Final = 0.25
 """Seconds before a download retries to read lines."""
-
-_SHRINK: Final = 8
-"""Factor by which the bytes of a read are reduced after a failure."""
 
 _FILE_ID: Final = re.compile("file-[0-9a-f]{32}")
 _BATCH_ID: Final = re.compile("batch_[0-9a-f]{32}")
@@ -125,11 +119,8 @@ class BatchStore:
         owner, num_bytes = tenant.get(), num_bytes - sum(map(len, lines))
 
         def add(transaction: Transaction, some: Sequence[bytes]) -> str | None:
-            file_table.grow(transaction, owner, file_id, first - 1 + len(some), num_bytes)
-            excess = file_table.excess(transaction, owner, self.lines.max_bytes)
-            if excess is None:
-                file_table.add_lines(transaction, owner, file_id, first, some)
-            return excess
+            file_table.add_lines(transaction, owner, file_id, first, some, num_bytes)
+            return file_table.excess(transaction, owner, self.lines.max_bytes)
 
         for some in shares(lines, len, MAX_SHARE.num_rows * _LINES_OF_ROW):
             size = sum(map(len, some))
@@ -143,21 +134,10 @@ class BatchStore:
         put = partial(file_table.put_order, tenant=tenant.get(), file_id=file_id, segment=segment, offsets=offsets)
         await self._commits.write(put, _REPLY_S, WriteLoad(1, 2 * len(offsets)))
 
-    async def finish_file(
-        self, file_id: str, num_lines: int, num_bytes: int, url: str, expires_s: float | None = None
-    ) -> FileRecord:
-        """Marks a file as complete, and returns it.
-
-        Args:
-          num_lines: Number of its lines.
-          num_bytes: Size of all its lines.
-          url: Endpoint of all its lines; empty if they name several.
-          expires_s: Seconds between its creation and its deletion; None applies the store's retention period.
-        """
-        owner = tenant.get()
-        record = await self._commits.write(
-            lambda each: file_table.finish(each, owner, file_id, num_lines, num_bytes, url, expires_s), _REPLY_S
-        )
+    async def finish_file(self, file_id: str, url: str, expires_s: float | None = None) -> FileRecord:
+        """Marks a file as complete, and returns it; see `file_table.finish`."""
+        finish = partial(file_table.finish, tenant=tenant.get(), file_id=file_id, url=url, expires_s=expires_s)
+        record = await self._commits.write(finish, _REPLY_S)
         if record is None:
             raise missing("file", file_id)
         return record
@@ -195,19 +175,15 @@ class BatchStore:
             yield b"".join(line for _, line in lines)
 
     async def _next_lines(self, record: FileRecord, after: int) -> Sequence[tuple[int, bytes]]:
-        """Reads the next lines of a file. When the database is slow, it reads fewer lines, down to one."""
         now = asyncio.get_running_loop().time
-        give_up_at, max_bytes = now() + _OUTAGE_S, file_table.MAX_PAGE_BYTES
-        read = partial(file_table.lines, tenant=record.tenant, file_id=record.id, after=after, limit=_PAGE_LINES)
+        give_up_at = now() + _OUTAGE_S
+        read = partial(file_table.lines, tenant=record.tenant, file_id=record.id, after=after)
         while True:
             try:
-                return await self._database.run(partial(read, max_bytes=max_bytes))
-            except StoreClosedError:
-                raise
-            except StoreUnavailableError:
-                if now() >= give_up_at:
+                return await self._database.run(read)
+            except StoreUnavailableError as error:
+                if isinstance(error, StoreClosedError) or now() >= give_up_at:
                     raise
-            max_bytes //= _SHRINK
             await asyncio.sleep(_RETRY_S)
 
     async def create(

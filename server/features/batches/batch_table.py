@@ -19,7 +19,7 @@ from ...storage.objects import ObjectTable, Page, PageSpec
 from ...storage.work import IS_OWNED, KEY, Claim, Lease, WorkTable
 from . import file_table
 from .batch_lines import LineResult
-from .file_table import FILES, LINES, ORDER
+from .file_table import FILES, LINES, ORDER, FileRecord
 
 _MAX_EXPIRED: Final = 1000
 """Maximum number of batches that one transaction deletes."""
@@ -379,5 +379,7 @@ def _close(transaction: Transaction, tenant: str, batch_id: str, status: BatchSt
         """
         ((file_id, num_lines, num_bytes, expires_s),) = transaction.rows(query, tenant, batch_id)
         if num_lines:
-            file_table.begin(transaction, tenant, file_id, "batch_output", f"{batch_id}_{kind}.jsonl")
-            file_table.finish(transaction, tenant, file_id, num_lines, num_bytes, expires_s=expires_s)
+            name = f"{batch_id}_{kind}.jsonl"
+            file = FileRecord(tenant, file_id, 0.0, "batch_output", name, num_bytes, num_lines)
+            FILES.insert(transaction, file, created="{now}")
+            file_table.finish(transaction, tenant, file_id, expires_s=expires_s)

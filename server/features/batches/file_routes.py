@@ -1,6 +1,5 @@
 """`/v1/files`: inputs of batches, which are checked and ordered while they arrive, and results."""
 
-import re
 from array import array
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
@@ -55,37 +54,27 @@ class LineSplitter:
         self._rest = bytearray()
         self._num_lines = 0
         self._max_body_bytes = max_body_bytes
-        self._max_bytes = max_line_bytes(max_body_bytes)
 
     def feed(self, piece: bytes) -> list[bytes]:
         """Returns the lines that a piece completes.
 
         Raises:
-          ApiError: A line is too long.
+          ApiError: The line that follows is too long.
         """
-        self._rest += piece
-        if b"\n" not in piece:
-            self._check(len(self._rest))
-            return []
-        *lines, rest = bytes(self._rest).split(b"\n")
-        self._rest = bytearray(rest)
-        found = []
-        for line in lines:
-            self._check(len(line))
-            if line.strip():
-                found.append(line + b"\n")
-                self._num_lines += 1
-        self._check(len(rest))
-        return found
+        whole, newline, rest = piece.rpartition(b"\n")
+        lines = list[bytes]()
+        if newline:
+            lines = [line + newline for line in bytes(self._rest + whole).split(newline) if line.strip()]
+            self._rest.clear()
+        self._rest += rest
+        self._num_lines += len(lines)
+        if len(self._rest) > max_line_bytes(self._max_body_bytes):
+            raise line_error(self._num_lines + 1, too_long(self._max_body_bytes))
+        return lines
 
     def end(self) -> list[bytes]:
         """Returns the last line, if it has no newline."""
-        rest, self._rest = bytes(self._rest), bytearray()
-        return [rest + b"\n"] if rest.strip() else []
-
-    def _check(self, num_bytes: int) -> None:
-        if num_bytes > self._max_bytes:
-            raise line_error(self._num_lines + 1, too_long(self._max_body_bytes))
+        return self.feed(b"\n")
 
 
 class InputCheck:
@@ -312,6 +301,15 @@ async def _receive(request: Request, service: Service, batches: BatchStore) -> F
     max_body_bytes = service.admissions.max_body_bytes
     splitter, check, file_id = LineSplitter(max_body_bytes), InputCheck(max_body_bytes, admission.get().parse_now), ""
     lines: list[bytes] = []
+
+    async def write() -> None:
+        first = check.num_lines + 1
+        segments = await service.workers.run(lambda: check.add(lines))
+        await batches.add_lines(file_id, first, lines, check.num_bytes)
+        for index, offsets in enumerate(segments, (first - 1) // SEGMENT_LINES):
+            await batches.put_order(file_id, index, offsets)
+        lines.clear()
+
     try:
         async for piece in reader.pieces(request):
             if not file_id:
@@ -319,49 +317,20 @@ async def _receive(request: Request, service: Service, batches: BatchStore) -> F
                 file_id = await batches.begin_file(reader.filename or "file")
             lines += splitter.feed(piece)
             if sum(map(len, lines)) >= _WRITE_BYTES:
-                await _add_lines(service, batches, file_id, check, lines)
-                lines = []
+                await write()
         lines += splitter.end()
-        file_id = file_id or await batches.begin_file(reader.filename or "file")
-        await _add_lines(service, batches, file_id, check, lines)
+        await write()
         _check_purpose(reader.fields.get("purpose"))
         warn_all(sorted(reader.fields.keys() - {"purpose", *EXPIRY_FIELDS}))
         expires_s = kept_s(form_expiry(reader.fields), batches.retention_s, "expires_after")
-        return await _finish_lines(service, batches, file_id, check, expires_s)
+        url, offsets = await service.workers.run(check.finish)
+        await batches.put_order(file_id, check.num_lines // SEGMENT_LINES, offsets)
+        return await batches.finish_file(file_id, url, expires_s)
     except BaseException:
         if file_id:
             with suppress(StoreUnavailableError):
                 await batches.drop_file(file_id)
         raise
-
-
-async def _add_lines(
-    service: Service, batches: BatchStore, file_id: str, check: InputCheck, lines: Sequence[bytes]
-) -> None:
-    """Checks the next lines of a file, and writes them.
-
-    Raises:
-      ApiError: A line is not a request, or the tenant has no room for them.
-    """
-    first = check.num_lines + 1
-    segments = await service.workers.run(lambda: check.add(lines))
-    await batches.add_lines(file_id, first, lines, check.num_bytes)
-    for index, offsets in enumerate(segments, (first - 1) // SEGMENT_LINES):
-        await batches.put_order(file_id, index, offsets)
-
-
-async def _finish_lines(
-    service: Service, batches: BatchStore, file_id: str, check: InputCheck, expires_s: float | None = None
-) -> FileRecord:
-    """Marks a file as complete, and returns it.
-
-    Raises:
-      ApiError: The file has no line, or a `custom_id` occurs twice.
-    """
-    url, offsets = await service.workers.run(check.finish)
-    if offsets:
-        await batches.put_order(file_id, check.num_lines // SEGMENT_LINES, offsets)
-    return await batches.finish_file(file_id, check.num_lines, check.num_bytes, url, expires_s)
 
 
 def _check_purpose(purpose: str | None) -> None:
@@ -391,10 +360,8 @@ def form_expiry(fields: Mapping[str, str]) -> ExpiresAfter | None:
     sent: dict[str, Any] = {EXPIRY_FIELDS[name]: value for name, value in fields.items() if name in EXPIRY_FIELDS}
     if not sent:
         return None
-    if re.fullmatch("[0-9]{1,9}", sent.get("seconds", "")):
-        sent["seconds"] = int(sent["seconds"])
     try:
-        return ExpiresAfter.model_validate(sent)
+        return ExpiresAfter.model_validate_strings(sent, strict=False)
     except ValidationError as error:
         detail = error.errors()[0]
         raise bad_value("expires_after", describe(detail, ("expires_after", *detail["loc"]))) from None

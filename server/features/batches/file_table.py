@@ -103,6 +103,9 @@ _IS_READ: Final = """
 _ABANDONED_S: Final = 3600.0
 """Seconds after which an unfinished upload is deleted."""
 
+_PAGE_LINES: Final = 1000
+"""Maximum number of lines that are read at a time."""
+
 MAX_PAGE_BYTES: Final = 2**20
 """Number of bytes after which a page of lines ends."""
 
@@ -112,26 +115,20 @@ def begin(transaction: Transaction, tenant: str, file_id: str, purpose: str, nam
     FILES.insert(transaction, FileRecord(tenant, file_id, 0.0, purpose, name, 0, 0), created="{now}")
 
 
-def add_lines(transaction: Transaction, tenant: str, file_id: str, first: int, lines: Sequence[bytes]) -> None:
-    """Adds lines to an incomplete file. Calling it again has no effect.
+def add_lines(
+    transaction: Transaction, tenant: str, file_id: str, first: int, lines: Sequence[bytes], num_bytes: int
+) -> None:
+    """Adds lines to an incomplete file, and stores its size. Calling it again has no effect.
 
     Args:
       first: Number of the first line, from 1.
       lines: Lines with their newlines.
+      num_bytes: Size of the file with these lines.
     """
     put_lines(transaction, tenant, [(file_id, number, line) for number, line in enumerate(lines, first)])
-
-
-def grow(transaction: Transaction, tenant: str, file_id: str, num_lines: int, num_bytes: int) -> None:
-    """Stores the current size of an incomplete file. Calling it again has no effect.
-
-    Args:
-      num_lines: Number of its lines.
-      num_bytes: Size of all its lines.
-    """
     transaction.execute(
         "UPDATE roost_files SET num_lines = ?, num_bytes = ? WHERE tenant = ? AND id = ?",
-        num_lines,
+        first - 1 + len(lines),
         num_bytes,
         tenant,
         file_id,
@@ -183,28 +180,17 @@ def numbers_at(transaction: Transaction, tenant: str, file_id: str, first: int, 
 
 
 def finish(
-    transaction: Transaction,
-    tenant: str,
-    file_id: str,
-    num_lines: int,
-    num_bytes: int,
-    url: str = "",
-    expires_s: float | None = None,
+    transaction: Transaction, tenant: str, file_id: str, url: str = "", expires_s: float | None = None
 ) -> FileRecord | None:
     """Marks a file as complete and returns it; None if it was deleted before.
 
     Args:
-      num_lines: Number of its lines.
-      num_bytes: Size of all its lines. Summing it here would exceed the time limit of a transaction.
       url: Endpoint of all lines of an input.
       expires_s: Seconds between its creation and its deletion; None applies the store's retention period.
     """
     transaction.execute(
-        "UPDATE roost_files SET is_whole = 1, num_lines = ?, num_bytes = ?, url = ?, "
-        "expires = created + CAST(? AS DOUBLE PRECISION) "
+        "UPDATE roost_files SET is_whole = 1, url = ?, expires = created + CAST(? AS DOUBLE PRECISION) "
         "WHERE tenant = ? AND id = ? AND created > 0",  # unless it was hidden before
-        num_lines,
-        num_bytes,
         url,
         expires_s,
         tenant,
@@ -227,34 +213,27 @@ def read_list(
 
 
 def lines(
-    transaction: Transaction, tenant: str, file_id: str, after: int, limit: int, max_bytes: int = MAX_PAGE_BYTES
+    transaction: Transaction, tenant: str, file_id: str, after: int, max_bytes: int = MAX_PAGE_BYTES
 ) -> list[tuple[int, bytes]]:
     """Returns the next lines of a file with their numbers; none at its end.
 
     Args:
       after: Number of the line before the first line to return.
-      limit: Maximum number of lines.
       max_bytes: Number of bytes after which the page ends.
     """
-    last = LINES.end_of_page(transaction, (tenant, file_id), limit, max_bytes, after)
-    rows = transaction.rows(
-        """
+    last = LINES.end_of_page(transaction, (tenant, file_id), _PAGE_LINES, max_bytes, after)
+    query = """
         SELECT number, line FROM roost_file_lines WHERE tenant = ? AND file = ? AND number > ? AND number <= ?
         ORDER BY number
-        """,
-        tenant,
-        file_id,
-        after,
-        last,
-    )
-    return [(int(number), bytes(line)) for number, line in rows]
+    """
+    return [(int(number), bytes(line)) for number, line in transaction.rows(query, tenant, file_id, after, last)]
 
 
 def probe(transaction: Transaction) -> None:
     """Stores a file with a line, and deletes both, to find out whether the tables can be written."""
     file_id = f"probe-{uuid4().hex}"
     begin(transaction, "", file_id, "", "")
-    add_lines(transaction, "", file_id, 1, [b"\n"])
+    add_lines(transaction, "", file_id, 1, [b"\n"], 1)
     FILES.remove_object(transaction, "", file_id)
 
 

@@ -32,7 +32,7 @@ def run(database: Database) -> Callable[..., Any]:
 
 
 def output(database: Database, name: str, tenant: str = "") -> list[tuple[int, bytes]]:
-    return database.run_now(lambda each: file_table.lines(each, tenant, name, 0, 1000))
+    return database.run_now(lambda each: file_table.lines(each, tenant, name, 0))
 
 
 def test_a_batch_ends_with_its_last_line(database: Database, run: Callable[..., Any]) -> None:
@@ -153,7 +153,7 @@ def test_a_large_file_is_deleted_piece_by_piece(
     run(batch_table.cancel, tenant="", batch_id="b")
     assert run(batch_table.hide_file, tenant="", file_id="in-b")
     assert run(file_table.FILES.find, tenant="", id="in-b") is None
-    assert run(file_table.finish, tenant="", file_id="in-b", num_lines=5, num_bytes=10) is None
+    assert run(file_table.finish, tenant="", file_id="in-b") is None
     monkeypatch.setattr(objects, "MAX_REMOVED", 3)
     assert run(file_table.FILES.remove_object, tenant="", id="in-b")
     assert run(file_table.expire, max_age_s=1e9) == []
@@ -216,8 +216,8 @@ def test_file_expires_but_for_a_batch_in_progress(database: Database, run: Calla
     """It is not found from its last second on, whenever it is deleted."""
     run(make_batch, name="b", num_lines=1)
     run(file_table.begin, tenant="", file_id="f", purpose="batch", name="x")
-    assert run(file_table.finish, tenant="", file_id="f", num_lines=0, num_bytes=0, expires_s=60.0).expires == 1060.0
-    run(file_table.finish, tenant="", file_id="in-b", num_lines=1, num_bytes=2, expires_s=60.0)
+    assert run(file_table.finish, tenant="", file_id="f", expires_s=60.0).expires == 1060.0
+    run(file_table.finish, tenant="", file_id="in-b", expires_s=60.0)
     at(database, 1060.0)
     assert run(file_table.FILES.find, tenant="", id="f") is not None
     assert run(file_table.expire, max_age_s=1e9) == []
@@ -263,9 +263,9 @@ def test_each_batch_needs_a_rate_to_end_in_its_window(database: Database, run: C
 def test_lines_are_read_in_pages(run: Callable[..., Any]) -> None:
     run(file_table.begin, tenant="", file_id="f", purpose="batch", name="x")
     lines = [b"x" * 700_000 + b"%d\n" % number for number in range(5)]
-    run(file_table.add_lines, tenant="", file_id="f", first=1, lines=lines)
+    run(file_table.add_lines, tenant="", file_id="f", first=1, lines=lines, num_bytes=sum(map(len, lines)))
     after, read = 0, []
-    while page := run(file_table.lines, tenant="", file_id="f", after=after, limit=1000):
+    while page := run(file_table.lines, tenant="", file_id="f", after=after):
         assert len(page) <= 2
         read += [line for _, line in page]
         after = page[-1][0]

@@ -25,12 +25,12 @@ LINES = [b"%d" % number * 300_000 + b"\n" for number in range(9)]
 
 def store(transaction: Transaction, lines: list[bytes]) -> None:
     file_table.begin(transaction, "", FILE_ID, "batch_output", "out.jsonl")
-    file_table.add_lines(transaction, "", FILE_ID, 1, lines)
-    file_table.finish(transaction, "", FILE_ID, len(lines), sum(map(len, lines)))
+    file_table.add_lines(transaction, "", FILE_ID, 1, lines, sum(map(len, lines)))
+    file_table.finish(transaction, "", FILE_ID)
 
 
 def page(transaction: Transaction, **options: Any) -> list[bytes]:
-    return [line for _, line in file_table.lines(transaction, "", FILE_ID, limit=1000, **options)]
+    return [line for _, line in file_table.lines(transaction, "", FILE_ID, **options)]
 
 
 @pytest.mark.parametrize(("max_bytes", "count"), [(2**20, 4), (300_002, 2), (300_001, 1), (1, 1), (0, 1)])
@@ -119,15 +119,6 @@ async def test_a_download_outlasts_a_database_that_is_away(client: httpx.AsyncCl
     response = await client.get(f"/v1/files/{FILE_ID}/content")
     assert response.content == b"".join(LINES)
     assert faulty.num_faults == 0
-
-
-async def test_a_page_that_fails_is_read_in_smaller_ones(faulty: Faulty, store_of_files: BatchStore) -> None:
-    record = await store_of_files.files.get(FILE_ID)
-    pieces = store_of_files.content(record)
-    assert await anext(pieces) == b"".join(LINES[:4])
-    faulty.num_faults = 1
-    assert await anext(pieces) == LINES[4]
-    assert [piece async for piece in pieces] == [b"".join(LINES[5:])]
 
 
 async def test_a_download_that_fails_breaks_the_connection(

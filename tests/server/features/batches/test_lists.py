@@ -41,7 +41,7 @@ def store(transaction: Transaction, tenant: str, number: int) -> None:
     file_id = f"f{number}"
     file_table.begin(transaction, tenant, file_id, "batch_output" if number % 2 else "batch", "x")
     if number < 6:
-        file_table.finish(transaction, tenant, file_id, 1, 1)
+        file_table.finish(transaction, tenant, file_id)
     files = file_id, f"out{number}", f"err{number}"
     times = 0.0, 0.0, None
     batch = BatchRecord(tenant, f"b{number}", BatchStatus.IN_PROGRESS, "m", "/v1/x", *files, "24h", b"{}", *times, 1)
