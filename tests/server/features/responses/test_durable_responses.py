@@ -1077,7 +1077,7 @@ async def test_a_lease_ends_with_its_task(
     with database_of(address) as database:
         leases = "SELECT lease_until, owner IS NULL FROM roost_running"
         ((earlier, _),) = database.run_now(lambda each: each.rows(leases))
-        first.adopter._kind.places = lambda: Places(0, 0)  # it leaves the response to the other one
+        first.adopter._kind.places = lambda _: Places(0, 0)  # it leaves the response to the other one
         await first.adopter.look()
         assert first.responses.stats.unattended == 1
         ((now, is_free),) = database.run_now(lambda each: each.rows(leases))
@@ -1100,7 +1100,7 @@ async def test_a_lease_ends_with_its_stream(replicas: tuple[Replica, Replica]) -
             await first.responses.hand_over_streams()
             (log,) = first.responses.logs.values()
         await until(lambda: not first.responses.logs)
-    first.adopter._kind.places = lambda: Places(0, 0)
+    first.adopter._kind.places = lambda _: Places(0, 0)
     await first.adopter.look()
     await second.adopter.look()
     assert text_of(await second.ended(log.lease.id)) == LETTERS[:10]
