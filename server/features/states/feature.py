@@ -1,46 +1,28 @@
 """Saved states over HTTP: `/v1/states` saves the state of a request under an id, to continue, export and import it."""
 
-from contextlib import AsyncExitStack
 from typing import Annotated, Any, Final, Literal, NotRequired, TypedDict
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
 
 from ....engine import StateFileError
-from ...errors.request_errors import bad_value
-from ...feature import Feature, OpenFeature, Opening, opened
+from ...errors.request_errors import bad_value, body_too_large
+from ...feature import Feature
+from ...generation.admission import Admission, admission
+from ...http.responses import SlicedResponse
 from ...http.routes import After, AnyService, JsonRoute, Limit, QueryOrder, ReadyService, described, page
 from ...openai.response_schemas import DeletedObject
 from ...schemas.body import Body, Count
 from ...tenants import tenant
-from .state_files import STATE_FILE_TYPE, StateFileResponse, StateFiles, receive_file
 
 IMPORT_PATH: Final = "/v1/states/import"
 
-_FILE: Final = {STATE_FILE_TYPE: {"schema": {"type": "string", "format": "binary"}}}
+_FILE_TYPE: Final = "application/octet-stream"
+
+_FILE: Final = {_FILE_TYPE: {"schema": {"type": "string", "format": "binary"}}}
 """Content of a request or a response that is a state file, for `/openapi.json`."""
 
 router = APIRouter(route_class=JsonRoute)
-
-
-class OpenStates(OpenFeature):
-    """Transfers of state files. The service keeps the states themselves.
-
-    Args:
-      files: Memory of the files.
-    """
-
-    def __init__(self, files: StateFiles) -> None:
-        self.files = files
-
-
-def open_states(opening: Opening) -> OpenStates:
-    """Returns the feature of a server."""
-    return OpenStates(StateFiles(opening.num_tenants))
-
-
-States = Annotated[OpenStates, Depends(opened(OpenStates))]
-"""Open feature of routes."""
 
 
 class StateBody(Body):
@@ -148,15 +130,12 @@ async def delete_state(state_id: str, service: AnyService) -> DeletedObject:
     response_class=Response,
     responses={200: {"description": "The file.", "content": _FILE}},
 )
-async def export_state(state_id: str, service: ReadyService, states: States) -> Response:
+async def export_state(state_id: str, service: ReadyService) -> Response:
     """Returns a file in the safetensors format, which any server with this model imports."""
-    stored, kind = service.states.get(state_id, tenant.get()), service.engine.state_format
-    async with AsyncExitStack() as resources:
-        transfer = await resources.enter_async_context(states.files.transfer())
-        transfer.may_give_way = False
-        states.files.grow(transfer, stored.num_bytes, kind.max_file_bytes)
-        data = await service.export_state(stored)
-        return StateFileResponse(data, f"{state_id}.safetensors", transfer, resources.pop_all())
+    stored = service.states.get(state_id, tenant.get())
+    await admission.get().keep(stored.num_bytes)
+    headers = {"content-disposition": f'attachment; filename="{state_id}.safetensors"'}
+    return SlicedResponse(await service.export_state(stored), headers=headers, media_type=_FILE_TYPE)
 
 
 @router.post(
@@ -165,7 +144,6 @@ async def export_state(state_id: str, service: ReadyService, states: States) -> 
 async def import_state(
     request: Request,
     service: ReadyService,
-    states: States,
     cache_salt: Annotated[
         str, Query(max_length=256, description="`cache_salt` of the requests that restore the state by their prompts.")
     ] = "",
@@ -174,14 +152,26 @@ async def import_state(
 
     If the file is one of a chat, `messages` has the text.
     """
-    kind = service.engine.state_format
-    async with states.files.transfer() as transfer:
-        data = await receive_file(request, states.files, transfer, kind.max_file_bytes)
-        try:
-            stored = await service.import_state(bytes(data), cache_salt)
-        except StateFileError as error:
-            raise bad_value(None, f"the file {error}") from None
+    own = service.admissions.open()
+    try:
+        data = await _receive(request, own, service.engine.state_format.max_file_bytes)
+        stored = await service.import_state(data, cache_salt)
+    except StateFileError as error:
+        raise bad_value(None, f"the file {error}") from None
+    finally:
+        own.release()
     return await service.described_state(stored)
 
 
-FEATURE: Final = Feature("states", routers=(router,), unlimited_paths=frozenset({IMPORT_PATH}), open=open_states)
+async def _receive(request: Request, own: Admission, max_bytes: int) -> bytes:
+    """Returns a request's body. Only the received part of it is charged, so a slow client holds no more than that."""
+    data = bytearray()
+    async for chunk in request.stream():
+        if len(data) + len(chunk) > max_bytes:
+            raise body_too_large(max_bytes)
+        await own.keep(len(chunk))
+        data += chunk
+    return bytes(data)
+
+
+FEATURE: Final = Feature("states", routers=(router,), unlimited_paths=frozenset({IMPORT_PATH}))

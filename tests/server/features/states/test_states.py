@@ -4,19 +4,18 @@ import asyncio
 import dataclasses
 import json
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import httpx
 import pytest
 from fake_engine import STATE_FORMAT, FakeEngine, snapshot_of
-from fake_server import features_with, limited, until
+from fake_server import until
 from roost.engine import CacheStats, EngineStats, SavedState, SavedStateFormat
 from roost.server.app import create_app
-from roost.server.features.states.feature import OpenStates
-from roost.server.features.states.state_files import FILES_AT_A_TIME, StateFiles
+from roost.server.generation.admission import Admissions
 from roost.server.generation.service import Service
 from roost.server.generation.state_store import StateStore
 from roost.server.http.auth import Access, ApiKeys
@@ -280,7 +279,7 @@ async def test_the_shared_cache_takes_what_the_key_vouches_for(
 @pytest.fixture
 async def small(service: Service) -> AsyncIterator[httpx.AsyncClient]:
     """Takes bodies of 1,000 bytes."""
-    transport = httpx.ASGITransport(create_app(limited(service, 1000)))
+    transport = httpx.ASGITransport(create_app(replace(service, admissions=Admissions(1000))))
     async with httpx.AsyncClient(transport=transport, base_url="http://roost") as client:
         yield client
 
@@ -310,125 +309,28 @@ async def test_a_file_is_not_read_beyond_what_a_state_can_have(small: httpx.Asyn
     assert (await small.post("/v1/states/import", content=bytes(limit))).status_code == 400, "read, and no state"
 
 
-def piece() -> bytes:
-    """A quarter of the largest file."""
-    return bytes(STATE_FORMAT.max_file_bytes // 4)
+async def test_files_on_their_way_are_charged_like_requests(service: Service) -> None:
+    """A slow sender holds what it has sent, and an unread file is held until its client has it."""
+    room = STATE_FORMAT.max_file_bytes
+    service = replace(service, states=StateStore(), admissions=Admissions(1000, max_kept_bytes=room))
+    arrived, go_on = asyncio.Event(), asyncio.Event()
 
+    async def slow() -> AsyncIterator[bytes]:
+        yield bytes(room // 2)
+        arrived.set()
+        await go_on.wait()
 
-class Sender:
-    """Sends files in pieces, when it is told to; none is a whole state."""
-
-    def __init__(self, client: httpx.AsyncClient, key: str) -> None:
-        self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue()
-        self._headers = {"x-api-key": key}
-        self._task = asyncio.create_task(self._post(client))
-
-    async def send(self, data: bytes) -> None:
-        self._pieces.put_nowait(data)
-        async with asyncio.timeout(60):
-            while not self._pieces.empty() and not self._task.done():
-                await asyncio.sleep(0)
-
-    async def answer(self) -> httpx.Response:
-        self._pieces.put_nowait(None)
-        async with asyncio.timeout(60):
-            return await self._task
-
-    async def _post(self, client: httpx.AsyncClient) -> httpx.Response:
-        async def body() -> AsyncIterator[bytes]:
-            while (data := await self._pieces.get()) is not None:
-                yield data
-
-        return await client.post("/v1/states/import", content=body(), headers=self._headers)
-
-
-@dataclass
-class Clock:
-    now: float = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-async def test_slow_senders_hold_what_they_have_sent(service: Service) -> None:
-    """Many more of them than there is room for whole files; the file of another gets through."""
-    files = StateFiles()
-    async with clients(service, files) as client:
-        slow = [Sender(client, "11") for _ in range(3 * FILES_AT_A_TIME)]
-        for sender in slow:
-            await sender.send(piece())
-        assert files.num_bytes == len(slow) * len(piece())
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(service)), base_url="http://roost") as client:
+        sender = asyncio.create_task(client.post("/v1/states/import", content=slow()))
+        await arrived.wait()
         assert (await client.post("/v1/states/import", content=FILE)).status_code == 200
-        for sender in slow:
-            assert (await sender.answer()).status_code == 400
-        assert files.num_bytes == 0
-
-
-async def test_a_tenant_leaves_room_for_the_files_of_others(service: Service) -> None:
-    files = StateFiles(num_tenants=2)
-    async with clients(service, files) as client:
-        greedy = [Sender(client, "11") for _ in range(FILES_AT_A_TIME)]
-        for sender in greedy:
-            for _ in range(3):
-                await sender.send(piece())
-        assert files.num_bytes <= FILES_AT_A_TIME * STATE_FORMAT.max_file_bytes / 2
-        response = await client.post("/v1/states/import", content=FILE, headers={"x-api-key": "22"})
-        assert response.status_code == 200
-        answers = [await sender.answer() for sender in greedy]
-        refused = [answer for answer in answers if answer.status_code == 503]
-        assert {answer.json()["error"]["code"] for answer in refused} == {"overloaded"}
-        assert {answer.status_code for answer in answers} == {400, 503}
-
-
-async def test_what_had_its_time_gives_way_where_room_is_short(service: Service) -> None:
-    clock = Clock()
-    files = StateFiles(clock=clock)
-    async with clients(service, files) as client:
-        stalled = [Sender(client, "11") for _ in range(FILES_AT_A_TIME + 1)]
-        for sender in stalled:
-            for _ in range(3):
-                await sender.send(piece())
-        brisk = Sender(client, "11")
-        for _ in range(3):
-            await brisk.send(piece())
-        assert (await client.post("/v1/states/import", content=FILE)).status_code == 200
-        await brisk.send(piece()[:-1000])
-        clock.now = 100.0
-        late = [Sender(client, "11") for _ in range(2)]
-        for sender in late:
-            for _ in range(4):
-                await sender.send(piece()[:-1000])
-        assert [(await sender.answer()).status_code for sender in late] == [400, 400], "no states, but they came"
-        answers = [(await sender.answer()) for sender in stalled]
-        ended = [answer.json()["error"]["code"] for answer in answers if answer.status_code == 408]
-        assert ended
-        assert set(ended) == {"request_too_slow"}
-        assert (await brisk.answer()).status_code in (400, 408)
-        assert files.num_bytes == 0
-
-
-async def test_files_on_their_way_out_count_too(service: Service) -> None:
-    """Files count until the client has them; those of clients that do not read are ended for others."""
-    clock = Clock()
-    service, files = replace(service, states=StateStore()), StateFiles(clock=clock)
-    big = SavedState.of((5,) * 2**20)
-    stored = service.states.keep(big, "", 2**30)
-    path = f"/v1/states/{stored.id}/export"
-    async with asgi_client(create_app(service, features=features_with(service, OpenStates(files)))) as get:
-        begun: list[int] = []
-        unread = [asyncio.ensure_future(get(path, begun)) for _ in range(FILES_AT_A_TIME)]
-        await until(lambda: len(begun) == FILES_AT_A_TIME)
-        assert (await get(path))[0] == 503
-        clock.now = 100.0
-        status, size = await get(path)
-        assert status == 200
-        assert size > stored.num_bytes - 10_000
-        done, pending = await asyncio.wait(unread, return_when=asyncio.FIRST_COMPLETED, timeout=60)
-        assert len(done) == 1
-        for task in pending:
-            task.cancel()
-        await asyncio.gather(*pending, return_exceptions=True)
-        assert files.num_bytes == 0
+        stored = service.states.keep(SavedState.of((5,) * (room // 8)), "", 2**30)
+        response = await client.post("/v1/states/import", content=bytes(room))
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "overloaded")
+        assert (await client.get(f"/v1/states/{stored.id}/export")).status_code == 503
+        go_on.set()
+        assert (await sender).status_code == 400, "no state"
+        assert (await client.get(f"/v1/states/{stored.id}/export")).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -496,65 +398,16 @@ async def test_there_is_an_end_to_room(
 
 
 @asynccontextmanager
-async def clients(service: Service, files: StateFiles | None = None) -> AsyncIterator[httpx.AsyncClient]:
+async def clients(service: Service) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a server with two keys; without a header it uses the first."""
-    features = features_with(service, OpenStates(files or StateFiles()))
-    transport = httpx.ASGITransport(create_app(service, Access(ApiKeys(["one:11", "two:22"])), features))
+    transport = httpx.ASGITransport(create_app(service, Access(ApiKeys(["one:11", "two:22"]))))
     async with httpx.AsyncClient(transport=transport, base_url="http://roost", headers={"x-api-key": "11"}) as client:
         yield client
 
 
-@asynccontextmanager
-async def asgi_client(app: Any) -> AsyncIterator[Callable[..., Awaitable[tuple[int, int]]]]:
-    """Gives a function that fetches a path, and gives its status and the size of its body.
-
-    With a list it appends the size of a body's first piece to that, and takes no other.
-    """
-
-    async def get(path: str, begun: list[int] | None = None) -> tuple[int, int]:
-        status, size, over = 0, 0, asyncio.Event()
-        request = {"type": "http.request", "body": b"", "more_body": False}
-
-        async def receive() -> Any:
-            nonlocal request
-            if request:
-                message, request = request, {}
-                return message
-            await over.wait()
-            return {"type": "http.disconnect"}
-
-        async def send(message: Any) -> None:
-            nonlocal status, size
-            status = message.get("status", status)
-            size += len(message.get("body", b""))
-            if size and begun is not None:
-                begun.append(size)
-                await over.wait()
-
-        scope = {
-            "type": "http",
-            "asgi": {"version": "3.0"},
-            "http_version": "1.1",
-            "method": "GET",
-            "path": path,
-            "raw_path": path.encode(),
-            "query_string": b"",
-            "root_path": "",
-            "scheme": "http",
-            "headers": [],
-            "server": ("roost", 80),
-            "client": ("client", 1),
-        }
-        await app(scope, receive, send)
-        return status, size
-
-    yield get
-
-
 @pytest.fixture
 async def by_key(service: Service) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(create_app(service, Access(ApiKeys(["one:11", "two:22"]))))
-    async with httpx.AsyncClient(transport=transport, base_url="http://roost", headers={"x-api-key": "11"}) as client:
+    async with clients(service) as client:
         yield client
 
 
