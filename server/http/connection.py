@@ -261,7 +261,7 @@ class LimitedConnection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         if self.parser.get_http_version() == "1.1" and [name for name, _ in self.headers].count(b"host") != 1:
-            self._refusal = ApiError(kinds.HOST_MISSING, "an HTTP/1.1 request needs exactly one Host header")
+            self._refusal = ApiError(kinds.NOT_HTTP, "an HTTP/1.1 request needs exactly one Host header")
             raise httptools.HttpParserError("no Host header, or several")
         codings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
         if codings not in ([], [b"chunked"]):

@@ -1,17 +1,14 @@
 """Roost's native endpoints, and `POST /debug/profile`: device profiles, for operators with an admin key."""
 
 import asyncio
-import io
+import shutil
 import tempfile
-import zipfile
 from pathlib import Path
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Query, Response
 
 from ....engine import record_profile
-from ...errors import kinds
-from ...errors.request_errors import ApiError
 from ...feature import Feature
 from ...http.routes import ReadyService
 from . import generate, prompts
@@ -19,14 +16,12 @@ from . import generate, prompts
 router = APIRouter()
 
 _ONE: Final = asyncio.Lock()
-"""JAX records one profile at a time."""
+"""JAX records one profile at a time; another one waits."""
 
 
 @router.post("/debug/profile", response_class=Response, responses={200: {"content": {"application/zip": {}}}})
 async def profile(service: ReadyService, seconds: Annotated[float, Query(gt=0, le=60)] = 2.0) -> Response:
     """Records a profile of the host and the device, and returns files for xprof and Perfetto, zipped."""
-    if _ONE.locked():
-        raise ApiError(kinds.PROFILE_IN_PROGRESS, "a profile is being recorded; wait for its end")
     async with _ONE:
         content = await asyncio.to_thread(_record, seconds)
     headers = {"content-disposition": 'attachment; filename="profile.zip"'}
@@ -34,14 +29,9 @@ async def profile(service: ReadyService, seconds: Annotated[float, Query(gt=0, l
 
 
 def _record(seconds: float) -> bytes:
-    content = io.BytesIO()
     with tempfile.TemporaryDirectory() as folder:
-        record_profile(Path(folder), seconds)
-        with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
-            for path in sorted(Path(folder).rglob("*")):
-                if path.is_file():
-                    archive.write(path, path.relative_to(folder))
-    return content.getvalue()
+        record_profile(Path(folder, "profile"), seconds)
+        return Path(shutil.make_archive(f"{folder}/profile", "zip", f"{folder}/profile")).read_bytes()
 
 
 FEATURE: Final = Feature(
