@@ -2,7 +2,6 @@
 
 import importlib.metadata
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Final
 
 from fastapi import APIRouter, FastAPI
@@ -15,7 +14,7 @@ from .errors.request_errors import WARNINGS_HEADER
 from .feature import Feature, OpenFeature, Opening, load_features
 from .generation.service import Service
 from .http import health
-from .http.auth import Access, KeyAuthentication, PortSplit, needs_admin_key, needs_key
+from .http.auth import Access, AccessControl
 from .http.error_responses import install_error_handlers
 from .http.middleware import BodyLimit, Drain, HeadAndOptions, RequestScope, RootPath
 from .http.routes import ERRORS, docs_router, with_events
@@ -112,26 +111,18 @@ def create_app(
     for router in admin_routers:
         app.include_router(router)
     install_error_handlers(app, _ERROR_SHAPES)
-    app.add_middleware(HeadAndOptions, routes=app.routes)
+    routes = [route for router in (*_ROUTERS, *admin_routers) for route in router.routes if isinstance(route, Route)]
+    app.add_middleware(HeadAndOptions, routes=routes)
     unlimited = frozenset[str]().union(*(feature.unlimited_paths for feature in FEATURES))
     app.add_middleware(BodyLimit, admissions=service.admissions, exempt_paths=unlimited)
-    admin_paths = frozenset(
-        route.path for router in admin_routers for route in router.routes if isinstance(route, Route)
-    )
-    needs_admin = partial(needs_admin_key, admin_paths=admin_paths)
-    if access.keys:
-        is_protected = partial(needs_key, public_paths=_PUBLIC_PATHS | admin_paths)
-        app.add_middleware(KeyAuthentication, access=access, is_protected=is_protected)
-    if access.admin_keys:
-        app.add_middleware(KeyAuthentication, access=access, is_protected=needs_admin, is_admin=True)
+    if access.keys or access.admin_keys or access.admin_port is not None:
+        admin_paths = {route.path for router in admin_routers for route in router.routes if isinstance(route, Route)}
+        app.add_middleware(AccessControl, access=access, public_paths=_PUBLIC_PATHS, admin_paths=admin_paths)
     app.add_middleware(Drain, open_requests=service.open_requests)
-    if access.admin_port is not None:
-        app.add_middleware(PortSplit, admin_port=access.admin_port, admin_paths=admin_paths)
     if access.allowed_origins:
         _allow_origins(app, access.allowed_origins)
     if trace is not None:
         app.add_middleware(trace)
-    routes = [route for router in (*_ROUTERS, *admin_routers) for route in router.routes if isinstance(route, Route)]
     app.add_middleware(RequestScope, metrics=service.metrics.http, routes=routes, model=service.model.id)
     if root_path:
         app.add_middleware(RootPath, prefix=root_path)  # the last one added is the outermost

@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -28,15 +28,11 @@ _ENTRY: Final = re.compile(r"(?:(?P<name>[A-Za-z0-9._-]{1,64}):)?(?P<key>[A-Za-z
 _DEBUG: Final = "/debug/"
 """Prefix of paths that require an admin key."""
 
-_ADMIN_ONLY: Final = ("/metrics", _DEBUG)
-"""Prefixes of paths that move from the main port to the admin port, if there is one."""
+_METRICS: Final = "/metrics"
+"""Path that moves from the main port to the admin port, if there is one, like those that require an admin key."""
 
-_ON_ADMIN_PORT: Final = ("/health", *_ADMIN_ONLY)
-"""Prefixes of paths that the admin port serves."""
-
-
-class KeyFormatError(ValueError):
-    """An API key is malformed. The message is one line and does not repeat the key."""
+_HEALTH: Final = "/health"
+"""Prefix of paths that both ports serve."""
 
 
 class ApiKeys:
@@ -44,21 +40,22 @@ class ApiKeys:
 
     Args:
       entries: `NAME:KEY`, or `KEY` alone, whose owner is "default". An owner may have several keys.
+      source: Where the entries are from, for errors.
 
     Raises:
-      KeyFormatError: An entry is malformed, or two owners have the same key.
+      SettingsError: An entry is malformed, or two owners have the same key. The message does not repeat the key.
     """
 
-    def __init__(self, entries: Iterable[str] = ()) -> None:
-        self._owners = _owners(entries)
+    def __init__(self, entries: Iterable[str] = (), source: str = "api_key") -> None:
+        self.replace(entries, source)
 
-    def replace(self, entries: Iterable[str]) -> None:
+    def replace(self, entries: Iterable[str], source: str) -> None:
         """Replaces the accepted keys.
 
         Raises:
-          KeyFormatError: An entry is malformed, or two owners have the same key. The keys are unchanged.
+          SettingsError: See the constructor. The keys are unchanged.
         """
-        self._owners = _owners(entries)
+        self._owners = _owners(entries, source)
 
     def __len__(self) -> int:
         """Number of keys."""
@@ -108,7 +105,7 @@ def load_access(settings: Settings, admin_port: int | None) -> Access:
       SettingsError: A key is malformed, or the key file cannot be read.
     """
     access = Access(
-        admin_keys=_keys("admin_key", [key.get_secret_value() for key in settings.admin_key or ()]),
+        admin_keys=ApiKeys([key.get_secret_value() for key in settings.admin_key or ()], "admin_key"),
         admin_port=admin_port,
         allowed_origins=settings.allow_origin,
     )
@@ -122,55 +119,37 @@ def reload_keys(access: Access, settings: Settings) -> None:
     Raises:
       SettingsError: A key is malformed, or the key file cannot be read. The keys are unchanged.
     """
-    in_file = [] if settings.api_key_file is None else _read_keys(settings.api_key_file)
+    path = settings.api_key_file
+    in_file = [] if path is None else _read_keys(path)
     given = [key.get_secret_value() for key in settings.api_key or ()]
-    try:
-        access.keys.replace([*given, *in_file])
-    except KeyFormatError as error:
-        name = "api_key" if given else f"api_key_file {settings.api_key_file}"
-        raise SettingsError(f"{name}: {error}") from None
+    access.keys.replace([*given, *in_file], "api_key" if given else f"api_key_file {path}")
 
 
 def _read_keys(path: Path) -> list[str]:
+    """Returns the entries of a key file, one per line, without empty lines and comments (#)."""
     try:
-        entries = read_key_file(path)
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"api_key_file {path}: cannot be read ({error})") from None
+    entries = [line for line in lines if line and not line.startswith("#")]
     if not entries:
         raise SettingsError(f"api_key_file {path}: has no key; add a line KEY or NAME:KEY")
     return entries
 
 
-def _keys(name: str, entries: Sequence[str]) -> ApiKeys:
-    try:
-        return ApiKeys(entries)
-    except KeyFormatError as error:
-        raise SettingsError(f"{name}: {error}") from None
-
-
-def read_key_file(path: Path) -> list[str]:
-    """Returns the entries of a key file, one per line, without empty lines and comments (#).
-
-    Raises:
-      OSError, UnicodeDecodeError: The file cannot be read.
-    """
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-    return [line for line in lines if line and not line.startswith("#")]
-
-
-def _owners(entries: Iterable[str]) -> dict[bytes, str]:
+def _owners(entries: Iterable[str], source: str) -> dict[bytes, str]:
     """Returns the owner of each key, by the hash of the key."""
     owners: dict[bytes, str] = {}
     for number, entry in enumerate(entries, 1):
         match = _ENTRY.fullmatch(entry)
         if match is None:
-            raise KeyFormatError(
-                f"entry {number} must be KEY or NAME:KEY; keys are made of letters, digits and ._~+/=-, "
+            raise SettingsError(
+                f"{source}: entry {number} must be KEY or NAME:KEY; keys are made of letters, digits and ._~+/=-, "
                 "names of letters, digits and ._-"
             )
         owner = owners.setdefault(_digest(match["key"].encode()), match["name"] or UNNAMED)
         if owner != (match["name"] or UNNAMED):
-            raise KeyFormatError(f"entry {number} repeats the key of {owner}")
+            raise SettingsError(f"{source}: entry {number} repeats the key of {owner}")
     return owners
 
 
@@ -178,77 +157,53 @@ def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
 
 
-def needs_admin_key(path: str, admin_paths: Collection[str]) -> bool:
-    """Returns whether a path requires an admin key."""
-    return path.startswith(_DEBUG) or path in admin_paths
+class AccessControl:
+    """Middleware that refuses requests without a required key, and requests for paths of the other port.
 
-
-def needs_key(path: str, public_paths: Collection[str]) -> bool:
-    """Returns whether a path requires an API key."""
-    return path not in public_paths and not path.startswith(_DEBUG)
-
-
-class KeyAuthentication:
-    """Responds 401 where a path requires a key and the request has none; sets the tenant to the key's owner.
+    It sets the tenant to the key's owner.
 
     Args:
       app: Wrapped application.
       access: Access control of the server.
-      is_protected: Returns whether a path requires a key.
-      is_admin: Whether the accepted keys are the admin keys, whose requests the audit log has.
+      public_paths: Paths that need no key.
+      admin_paths: Paths that need an admin key, in addition to those below `/debug/`.
     """
 
     def __init__(
-        self, app: ASGIApp, access: Access, is_protected: Callable[[str], bool], *, is_admin: bool = False
+        self, app: ASGIApp, access: Access, public_paths: Collection[str], admin_paths: Collection[str]
     ) -> None:
         self._app = app
-        self._keys = access.admin_keys if is_admin else access.keys
-        self._is_protected = is_protected
-        self._is_admin = is_admin
-        self._rejected = access.rejected
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._is_protected(scope["path"]):
-            presented, path = _presented_keys(Headers(scope=scope)), scope["path"]
-            owner = self._keys.owner(presented)
-            if owner is None:
-                self._rejected.write(client_of(scope), path, presented)
-                message = "missing or wrong API key: send the header Authorization: Bearer KEY, or x-api-key: KEY"
-                await send_error(ApiError(kinds.INVALID_API_KEY, message), scope, receive, send)
-                return
-            tenant.set(owner)
-            if self._is_admin:
-                audit("admin", client=client_of(scope), method=scope["method"], path=path)
-        await self._app(scope, receive, send)
-
-
-class PortSplit:
-    """Responds 404 to paths that the request's port does not serve.
-
-    Args:
-      app: Wrapped application.
-      admin_port: Port that serves the admin paths.
-      admin_paths: Further paths that need an admin key.
-    """
-
-    def __init__(self, app: ASGIApp, admin_port: int, admin_paths: Collection[str] = ()) -> None:
-        self._app = app
-        self._admin_port = admin_port
+        self._access = access
+        self._public_paths = public_paths
         self._admin_paths = admin_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not self._is_served(scope):
-            error = ApiError(kinds.NO_SUCH_URL, "no such URL on this port")
-            await send_error(error, scope, receive, send)
-        else:
+        error = self._check(scope) if scope["type"] == "http" else None
+        if error is None:
             await self._app(scope, receive, send)
+        else:
+            await send_error(error, scope, receive, send)
 
-    def _is_served(self, scope: Mapping[str, object]) -> bool:
-        server, path = scope["server"], str(scope["path"])
-        on_admin_port = isinstance(server, tuple) and server[1] == self._admin_port
-        if path in self._admin_paths:
-            return on_admin_port
-        return path.startswith(_ON_ADMIN_PORT) if on_admin_port else not path.startswith(_ADMIN_ONLY)
+    def _check(self, scope: Scope) -> ApiError | None:
+        access, path = self._access, scope["path"]
+        is_admin = path.startswith(_DEBUG) or path in self._admin_paths
+        if access.admin_port is not None and not path.startswith(_HEALTH):
+            is_on_admin_port = (scope.get("server") or ("", None))[1] == access.admin_port
+            if is_on_admin_port != (is_admin or path.startswith(_METRICS)):
+                return ApiError(kinds.NO_SUCH_URL, "no such URL on this port")
+        keys = access.admin_keys if is_admin else access.keys
+        if not keys or path in self._public_paths:
+            return None
+        presented = _presented_keys(Headers(scope=scope))
+        owner = keys.owner(presented)
+        if owner is None:
+            access.rejected.write(client_of(scope), path, presented)
+            message = "missing or wrong API key: send the header Authorization: Bearer KEY, or x-api-key: KEY"
+            return ApiError(kinds.INVALID_API_KEY, message)
+        tenant.set(owner)
+        if is_admin:
+            audit("admin", client=client_of(scope), method=scope["method"], path=path)
+        return None
 
 
 def _presented_keys(headers: Headers) -> list[bytes]:

@@ -5,11 +5,13 @@ import re
 import secrets
 import time
 import urllib.parse
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.routing import BaseRoute, Match, Route
+from starlette.responses import Response
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors.request_errors import (
@@ -46,9 +48,6 @@ _UNCOUNTED: Final = ("/health", "/health/ready", "/load", "/metrics", "/version"
 
 ADMISSION: Final = "roost.admission"
 """Key of an ASGI scope with the admission of work that a server sends to itself. Outside requests cannot set it."""
-
-_METHODS: Final = ("DELETE", "GET", "POST")
-"""Methods that routes may have."""
 
 _logger = logging.getLogger(ACCESS_LOGGER)
 
@@ -253,52 +252,35 @@ class HeadAndOptions:
 
     Args:
       app: Wrapped application.
-      routes: Routes of the application; later additions count.
+      routes: Routes of the application's endpoints.
     """
 
-    def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute]) -> None:
+    def __init__(self, app: ASGIApp, routes: Sequence[Route]) -> None:
         self._app = app
         self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         method = scope.get("method")
         if method == "OPTIONS" and (methods := self._methods(scope)):
-            allow = ", ".join(sorted({*methods, "OPTIONS"})).encode()
-            await send({"type": "http.response.start", "status": 204, "headers": [(b"allow", allow)]})
-            await send({"type": "http.response.body", "body": b""})
-        elif method == "HEAD" and "GET" in self._methods(scope):
-            head = _HeadOnly(receive, send)
-            await self._app({**scope, "method": "GET"}, head.receive, head.send)
+            headers = {"allow": ", ".join(sorted({*methods, "OPTIONS"}))}
+            await Response(status_code=204, headers=headers)(scope, receive, send)
+        elif method == "HEAD":
+            await self._app({**scope, "method": "GET"}, receive, partial(_send_head, send))
         else:
             await self._app(scope, receive, send)
 
     def _methods(self, scope: Scope) -> set[str]:
-        if scope["path"] == "*":
-            return set(_METHODS)
-        methods = {method for method in _METHODS if self._has_route({**scope, "method": method})}
+        is_any = scope["path"] == "*"
+        routes = [route for route in self._routes if is_any or route.matches(scope)[0] is not Match.NONE]
+        methods = {method for route in routes for method in route.methods or ()}
         return methods | {"HEAD"} if "GET" in methods else methods
 
-    def _has_route(self, scope: Scope) -> bool:
-        return any(route.matches(scope)[0] is Match.FULL for route in self._routes)
 
-
-class _HeadOnly:
+async def _send_head(send: Send, message: Message) -> None:
     """Sends a response's head without the body. The application then sees a client that disconnected."""
-
-    def __init__(self, receive: Receive, send: Send) -> None:
-        self._receive = receive
-        self._send = send
-        self._is_sent = False
-
-    async def receive(self) -> Message:
-        return {"type": "http.disconnect"} if self._is_sent else await self._receive()
-
-    async def send(self, message: Message) -> None:
-        if message["type"] != "http.response.start":
-            return
-        await self._send(message)
-        await self._send({"type": "http.response.body", "body": b""})
-        self._is_sent = True
+    if message["type"] == "http.response.start":
+        await send(message)
+        await send({"type": "http.response.body", "body": b""})
 
 
 class RootPath:
