@@ -34,10 +34,22 @@ async def post_json(app: ASGIApp, path: str, body: bytes, own: Admission | None 
       body: JSON of the body.
       own: Admission of the work; None lets the application open one.
     """
-    exchange = _Exchange(body)
-    scope = _scope(path, len(body)) | ({} if own is None else {ADMISSION: own})
-    await app(scope, exchange.receive, exchange.send)
-    return exchange.response()
+    status, headers, pieces, unread = 0, Headers(), list[bytes](), [body]
+
+    async def receive() -> Message:
+        if not unread:
+            await asyncio.Event().wait()  # this client stays connected
+        return {"type": "http.request", "body": unread.pop(), "more_body": False}
+
+    async def send(message: Message) -> None:
+        nonlocal status, headers
+        if message["type"] == "http.response.start":
+            status, headers = message["status"], Headers(raw=message["headers"])
+        else:
+            pieces.append(message.get("body", b""))
+
+    await app(_scope(path, len(body)) | ({} if own is None else {ADMISSION: own}), receive, send)
+    return InProcessResponse(status, headers, b"".join(pieces))
 
 
 def _scope(path: str, num_bytes: int) -> dict[str, Any]:
@@ -56,29 +68,3 @@ def _scope(path: str, num_bytes: int) -> dict[str, Any]:
         "client": None,
         "server": None,
     }
-
-
-class _Exchange:
-    """The two channels of a request."""
-
-    def __init__(self, body: bytes) -> None:
-        self._body: bytes | None = body
-        self._status = 0
-        self._headers = Headers()
-        self._pieces: list[bytes] = []
-
-    async def receive(self) -> Message:
-        """Returns the body on the first call. Later calls never return, since this client stays connected."""
-        body, self._body = self._body, None
-        if body is None:
-            await asyncio.Event().wait()
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self._status, self._headers = message["status"], Headers(raw=message["headers"])
-        else:
-            self._pieces.append(message.get("body", b""))
-
-    def response(self) -> InProcessResponse:
-        return InProcessResponse(self._status, self._headers, b"".join(self._pieces))
