@@ -112,6 +112,7 @@ def create_app(
         app.include_router(router)
     install_error_handlers(app, _ERROR_SHAPES)
     routes = [route for router in (*_ROUTERS, *admin_routers) for route in router.routes if isinstance(route, Route)]
+    app.state.paths = [route.path for route in routes if route.include_in_schema and "{" not in route.path]
     app.add_middleware(HeadAndOptions, routes=routes)
     unlimited = frozenset[str]().union(*(feature.unlimited_paths for feature in FEATURES))
     app.add_middleware(BodyLimit, admissions=service.admissions, exempt_paths=unlimited)

@@ -1,7 +1,7 @@
 """Responses to errors in the shape of each API, errors behind exceptions of FastAPI, and directions for wrong URLs."""
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, Final, NamedTuple
 
 from fastapi import FastAPI, Request
@@ -10,7 +10,6 @@ from fastapi.responses import JSONResponse, Response
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from ...engine import RoostError
@@ -46,22 +45,11 @@ _OTHER_SERVERS: Final[Mapping[str, str]] = {
 }
 """Paths of Ollama, llama.cpp, SGLang, TGI, and of probes in Kubernetes."""
 
-_PLURALS: Final[Mapping[str, str]] = {
-    "batch": "batches",
-    "completion": "completions",
-    "file": "files",
-    "message": "messages",
-    "model": "models",
-    "response": "responses",
-    "state": "states",
-}
+_MAX_PATH: Final = 64
+"""Maximum characters of a path without a route that are compared with paths that have one."""
 
-_PREFIXES: Final = re.compile(r"^(?:/(?:api|openai|anthropic|v1|v1beta|v2))+(?=/)")
-
-_SINGULAR: Final = re.compile(rf"/({'|'.join(_PLURALS)})(?=/|$)")
-
-_MAX_PATH: Final = 256
-"""Maximum characters of a path for which a right one is searched."""
+_MIN_LIKENESS: Final = 0.7
+"""Minimum ratio of `difflib` between a path and the one that was probably meant."""
 
 
 class ErrorShape(NamedTuple):
@@ -146,11 +134,11 @@ def _from_http(error: HTTPException, request: Request) -> ApiError:
 
 def _directions_to(request: Request) -> str:
     """Returns a hint about the right path for a path without a route."""
-
-    def exists(path: str) -> bool:
-        return any(route.matches({**request.scope, "path": path})[0] is not Match.NONE for route in request.app.routes)
-
-    right = right_path(request.scope["path"], exists)
+    path = request.scope["path"].lower().rstrip("/")
+    right = _OTHER_SERVERS.get(path)
+    if right is None:
+        likely = get_close_matches(path[:_MAX_PATH], request.app.state.paths, n=1, cutoff=_MIN_LIKENESS)
+        right = next(iter(likely), None)
     return "GET /v1 lists the endpoints" if right is None else f"use {request.scope.get('root_path', '')}{right}"
 
 
@@ -170,25 +158,3 @@ def _directions(request: Request) -> Response:
 
 async def _no_response(request: Request, error: Exception) -> Response:
     return Response(status_code=CLIENT_CLOSED_REQUEST)
-
-
-def right_path(path: str, exists: Callable[[str], bool]) -> str | None:
-    """Returns the path that was probably meant, if there is one.
-
-    Args:
-      path: Path without a route.
-      exists: Returns whether a path has a route.
-    """
-    if len(path) > _MAX_PATH:
-        return None
-    return next((each for each in _candidates(path) if each != path and exists(each)), None)
-
-
-def _candidates(path: str) -> Iterator[str]:
-    clean = re.sub("/{2,}", "/", path).rstrip("/").lower()
-    tail = _PREFIXES.sub("", clean)
-    if (known := _OTHER_SERVERS.get(clean)) is not None:
-        yield known
-    for each in (clean, f"/v1{tail}", tail):
-        yield each
-        yield _SINGULAR.sub(lambda found: f"/{_PLURALS[found[1]]}", each)

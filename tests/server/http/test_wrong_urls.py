@@ -19,7 +19,7 @@ from roost.server.http.auth import Access, ApiKeys
         ("/v1/v1/chat/completions", "/v1/chat/completions"),
         ("/v1/chat/completion", "/v1/chat/completions"),
         ("/v1/completion", "/v1/completions"),
-        ("/v1/model/demo", "/v1/models/demo"),
+        ("/v1/model/demo", "/v1/models"),
         ("/v1/message", "/v1/messages"),
         ("/v1/response", "/v1/responses"),
         ("/v1/batch", "/v1/batches"),
