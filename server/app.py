@@ -46,8 +46,6 @@ _EVENTS: Final = (ChatCompletionChunk, Completion, *(event for feature in FEATUR
 
 _ERROR_SHAPES: Final = [feature.error_shape for feature in FEATURES if feature.error_shape is not None]
 
-_FIELDS: Final = {name: path for feature in FEATURES for name, path in feature.fields.items()}
-
 _OPEN_TO_ALL: Final = Access()
 
 _PUBLIC_PATHS: Final = frozenset({"/v1", "/v1/", "/docs", "/health", "/health/ready", "/metrics"}).union(
@@ -104,7 +102,7 @@ def create_app(
     )
     app.state.service = service
     app.state.features = open_features(Opening(service)) if features is None else features
-    app.state.check_body = BodyCheck(service.model.id, _FIELDS, strict=strict)
+    app.state.check_body = BodyCheck(service.model.id, strict=strict)
     app.openapi = with_events(app, _EVENTS)  # type: ignore[method-assign]
     app.state.endpoints = tuple(each for router in _ROUTERS for each in _endpoints(router))
     admin_routers = [router for feature in FEATURES for router in feature.admin_routers] if access.admin_keys else []

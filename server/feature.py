@@ -114,7 +114,6 @@ class Feature:
       admin_routers: Routes that need an admin key, and that are missing without one. Their paths have no parameters.
       public_paths: Paths that need no API key.
       unlimited_paths: Paths whose routes limit bodies themselves.
-      fields: Fields of its bodies that others refuse, and the path that takes each, for errors.
       events: Models of the events of its streams, for `/openapi.json`.
       error_shape: Bodies of errors for its clients, if they have another shape than OpenAI's.
       tables: Its tables in a database; None if it has none.
@@ -127,7 +126,6 @@ class Feature:
     admin_routers: Sequence[APIRouter] = ()
     public_paths: frozenset[str] = frozenset()
     unlimited_paths: frozenset[str] = frozenset()
-    fields: Mapping[str, str] = field(default_factory=dict)
     events: Sequence[Any] = ()
     error_shape: ErrorShape | None = None
     tables: Tables | None = None

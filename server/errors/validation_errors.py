@@ -1,10 +1,31 @@
-"""Error messages for values that a schema refuses: the field, the accepted values, and the value sent."""
+"""What is wrong with names and values: names of other servers, and error messages for values that a schema refuses."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Final
 
 import orjson
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignName:
+    """A field or a setting of another server.
+
+    Attributes:
+      instead: Alternative in Roost, as the end of a sentence; empty if there is none.
+      neutral: Values without effect here.
+      is_harmless: Whether no value has an effect here.
+    """
+
+    instead: str = ""
+    neutral: tuple[Any, ...] = ()
+    is_harmless: bool = False
+
+    def has_effect(self, value: Any) -> bool:
+        """Returns whether a value would change something elsewhere. Null is like leaving the name out."""
+        return not (self.is_harmless or value is None or value in self.neutral)
+
 
 _MAX_SHOWN: Final = 60
 """Maximum characters of a value that an error repeats."""
@@ -21,30 +42,24 @@ _KINDS: Final[Mapping[type, str]] = {
 type _Detail = Mapping[str, Any]
 """One entry of pydantic's `errors()`."""
 
-_RULES: Final[Mapping[str, Callable[[_Detail], str]]] = {
-    "bool_parsing": lambda _: "must be true or false",
-    "bool_type": lambda _: "must be true or false",
-    "dict_type": lambda _: "must be an object",
-    "float_parsing": lambda _: "must be a number",
-    "float_type": lambda _: "must be a number",
-    "finite_number": lambda _: "must be a finite number",
-    "greater_than": lambda detail: f"must be above {_limit(detail, 'gt')}",
-    "greater_than_equal": lambda detail: f"must be at least {_limit(detail, 'ge')}",
-    "int_from_float": lambda _: "must be a whole number",
-    "int_parsing": lambda _: "must be a whole number",
-    "int_parsing_size": lambda _: "must be a smaller whole number",
-    "int_type": lambda _: "must be a whole number",
-    "less_than": lambda detail: f"must be below {_limit(detail, 'lt')}",
-    "less_than_equal": lambda detail: f"must be at most {_limit(detail, 'le')}",
-    "list_type": lambda _: "must be an array",
-    "literal_error": lambda detail: f"must be {_choices(detail)}",
-    "model_attributes_type": lambda _: "must be an object",
-    "model_type": lambda _: "must be an object",
-    "string_pattern_mismatch": lambda detail: f"must match {detail['ctx']['pattern']}",
-    "string_type": lambda _: "must be a string",
-    "wrong_kind": lambda detail: str(detail["msg"]),
+_RULES: Final[Mapping[str, str]] = {
+    "bool": "must be true or false",
+    "dict": "must be an object",
+    "finite_number": "must be a finite number",
+    "float": "must be a number",
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "int": "must be a whole number",
+    "int_parsing_size": "must be a smaller whole number",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+    "list": "must be an array",
+    "literal_error": "must be {expected}",
+    "model": "must be an object",
+    "string_pattern_mismatch": "must match {pattern}",
+    "string_type": "must be a string",
 }
-"""Descriptions of accepted values, by the type of pydantic's error."""
+"""Descriptions of accepted values, by the type of pydantic's error or its first word."""
 
 _SIZES: Final = {
     "string_too_long": "must have at most {max_length} characters",
@@ -71,8 +86,11 @@ def describe(detail: _Detail, location: Sequence[str | int]) -> str:
     if kind in _SIZES:
         rule = _SIZES[kind].format(**detail["ctx"]).replace(" 1 characters", " 1 character")
         return f"{path} {rule.replace(' 1 entries', ' 1 entry')}, got {len(value or ())}"
-    if kind in _RULES:
-        return f"{path} {_RULES[kind](detail)}, got {_shown(value)}"
+    if kind == "wrong_kind":
+        return f"{path} {detail['msg']}, got {_shown(value)}"
+    if accepted := _RULES.get(kind) or _RULES.get(kind.partition("_")[0]):
+        limits = {name: _limit(limit) for name, limit in detail.get("ctx", {}).items()}
+        return f"{path} {accepted.format(**limits)}, got {_shown(value)}"
     return f"{path}: {str(detail['msg']).removeprefix('Value error, ')}"
 
 
@@ -95,13 +113,9 @@ def path_of(location: Sequence[str | int]) -> str:
     return path
 
 
-def _limit(detail: _Detail, name: str) -> str:
-    return f"{detail['ctx'][name]:g}" if isinstance(detail["ctx"][name], float) else str(detail["ctx"][name])
-
-
-def _choices(detail: _Detail) -> str:
-    """Returns `"a", "b" or "c"`, from pydantic's sentence about the choices."""
-    return str(detail["ctx"]["expected"]).replace("'", '"')
+def _limit(value: Any) -> str:
+    """Returns a bound, or `"a", "b" or "c"` from pydantic's sentence about choices."""
+    return f"{value:g}" if isinstance(value, float) else str(value).replace("'", '"')
 
 
 def _shown(value: Any) -> str:

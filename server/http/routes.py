@@ -45,7 +45,7 @@ ReadyService = Annotated[Service, Depends(_ready_service)]
 
 
 class JsonRoute(APIRoute):
-    """Parses JSON more strictly than Python: no NaN, no lone surrogates, no nesting deeper than 201. Checks the query.
+    """Parses JSON more strictly than Python: no NaN, no lone surrogates, no nesting deeper than 201.
 
     The body is validated and checked before FastAPI sees it, so that a worker thread can do it and only the model stays
     in memory.
@@ -54,13 +54,10 @@ class JsonRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
         model: Any = None if self.body_field is None else self.body_field.field_info.annotation
-        known = frozenset(param.alias for param in self.dependant.query_params)
 
         async def handle_json(request: Request) -> Response:
             if "content-encoding" in request.headers:
                 refuse_encoding(request.headers)
-            if request.scope["query_string"]:
-                request.app.state.check_body.check_query(request.query_params, known)
             return await handle(_JsonRequest(request, model))
 
         return handle_json

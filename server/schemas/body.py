@@ -7,10 +7,8 @@ unknown or have no effect here.
 import difflib
 import logging
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
-from itertools import islice
-from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Final, NamedTuple
 
 import orjson
@@ -19,8 +17,8 @@ from pydantic_core import PydanticKnownError
 
 from ...engine import MAX_LOGPROBS
 from ..errors.request_errors import ApiError, bad_value, refusal, unknown_model, warn
-from ..errors.validation_errors import path_of
-from .field_rules import NO_RULES, FieldRules, Refusal
+from ..errors.validation_errors import ForeignName, path_of
+from .field_rules import NO_RULES, FieldRules
 
 MAX_MESSAGES: Final = 16_384
 """Maximum number of messages of a conversation, and of parts of a message. Each takes microseconds."""
@@ -196,9 +194,6 @@ _MAX_NAME: Final = 60
 _USED_FIELD: Final = re.compile(r"use (\w+)[\w. ]*")
 """An alternative that is a field of the same body."""
 
-_IGNORED_QUERY: Final = frozenset({"api-version", "beta"})
-"""Query parameters that clients for Azure and Anthropic's clients add to any path."""
-
 _logger = logging.getLogger(__name__)
 
 type _Place = tuple[str | int, ...]
@@ -227,11 +222,6 @@ class UnnamedField(NamedTuple):
         """The field of the body that holds this field."""
         return str(self.place[0]) if self.place else self.name
 
-    @property
-    def pattern(self) -> str:
-        """The path without indexes, which is the same for all messages of a conversation."""
-        return ".".join((*(step for step in self.place if isinstance(step, str)), self.name))
-
 
 class BodyCheck:
     """Refuses other models, fields without effect and near misses; reports unknown names in a header and in the log.
@@ -240,17 +230,13 @@ class BodyCheck:
 
     Args:
       model_id: Name of the served model.
-      elsewhere: Fields of other endpoints, and the path of the endpoint.
       strict: Whether all unknown names are refused.
     """
 
-    def __init__(
-        self, model_id: str, elsewhere: Mapping[str, str] = MappingProxyType({}), *, strict: bool = False
-    ) -> None:
+    def __init__(self, model_id: str, *, strict: bool = False) -> None:
         self._model_id = model_id
-        self._elsewhere = elsewhere
         self._strict = strict
-        self._logged: set[str] = set()
+        self._logged: set[tuple[type[JsonObject], str]] = set()
 
     def built(self, model: type[JsonObject], parsed: Any) -> JsonObject:
         """Returns a parsed body as its model, checked.
@@ -277,31 +263,18 @@ class BodyCheck:
             raise unknown_model(body.model, self._model_id)
         fields = _unnamed_fields(body)
         for field in fields:
-            if (refusal := field.kind.field_rules.refused.get(field.name)) is not None:
-                raise _refused(field, refusal, self._elsewhere.get(field.name))
+            if (rule := field.kind.field_rules.names.get(field.name)) is not None:
+                raise _refused(field, rule)
         for index, field in enumerate(fields):
             self._report(field, closest_field(field.kind, field.name) if index < _MAX_GUESSES else None)
-
-    def check_query(self, names: Iterable[str], known: Collection[str]) -> None:
-        """Checks the query parameters of a request, as `__call__` checks fields.
-
-        Raises:
-          ApiError: A parameter is unknown, and is either almost a known one or found by a strict check.
-        """
-        for name in islice((each for each in names if each not in known and each not in _IGNORED_QUERY), _MAX_UNNAMED):
-            guess = next(iter(difflib.get_close_matches(name[:_MAX_NAME], known, n=1, cutoff=0.8)), None)
-            if self._strict or _is_near_any(name, known):
-                hint = "" if guess is None else f"; did you mean {guess}?"
-                raise bad_value(name[:_MAX_NAME], f"the query parameter {name[:120]!r} is unknown{hint}")
-            warn(f"?{name}" if guess is None else f"?{name} ({guess}?)")
 
     def _report(self, field: UnnamedField, guess: str | None) -> None:
         hint = "" if guess is None else f"; did you mean {guess}?"
         if self._strict or is_near_miss(field.kind, field.name):
             raise bad_value(field.param, f"the field {field.path[:120]!r} is unknown{hint}")
         warn(field.path if guess is None else f"{field.path} ({guess}?)")
-        if field.pattern not in self._logged and len(self._logged) < _MAX_NAMES:
-            self._logged.add(field.pattern)
+        if (field.kind, field.name) not in self._logged and len(self._logged) < _MAX_NAMES:
+            self._logged.add((field.kind, field.name))
             _logger.warning("the unknown field %.60r was ignored%s; this is logged once", field.path, hint)
 
 
@@ -309,7 +282,7 @@ def _unnamed_fields(body: JsonObject) -> Sequence[UnnamedField]:
     """Returns the first of each field that no schema names, in a body and in the objects within it."""
     found = dict[tuple[type[JsonObject], str], UnnamedField]()
     for field in _all_unnamed(body, ()):
-        if len(found) < _MAX_UNNAMED or field.name in field.kind.field_rules.refused:
+        if len(found) < _MAX_UNNAMED or field.name in field.kind.field_rules.names:
             found.setdefault((field.kind, field.name), field)
     return tuple(found.values())
 
@@ -335,15 +308,17 @@ def _all_unnamed(item: JsonObject, place: _Place) -> Iterator[UnnamedField]:
                 yield from _all_unnamed(each, (*place, name, index))
 
 
+def _names_of(kind: type[JsonObject]) -> set[str]:
+    """Returns the fields that a schema names."""
+    return {field.alias or name for name, field in kind.model_fields.items()}
+
+
 @lru_cache(maxsize=1024)
 def is_near_miss(kind: type[JsonObject], name: str) -> bool:
     """Returns whether a name is one edit away from a field of its object, and no API has a field of this name."""
-    known = (field.alias or own for own, field in kind.model_fields.items())
-    return name not in _all_names() and _is_near_any(name, known)
-
-
-def _is_near_any(name: str, known: Iterable[str]) -> bool:
-    return _MIN_NEAR_MISS <= len(name) <= _MAX_NAME and any(_is_one_edit(name, each) for each in known)
+    if not _MIN_NEAR_MISS <= len(name) <= _MAX_NAME or name in _all_names():
+        return False
+    return any(_is_one_edit(name, each) for each in _names_of(kind))
 
 
 @cache
@@ -352,8 +327,7 @@ def _all_names() -> frozenset[str]:
     kinds, names = [JsonObject], set[str]()
     for kind in kinds:
         kinds += kind.__subclasses__()
-        names.update(field.alias or name for name, field in kind.model_fields.items())
-        names.update(kind.field_rules.refused, kind.field_rules.ignored)
+        names.update(_names_of(kind), kind.field_rules.names)
     return frozenset(names)
 
 
@@ -371,20 +345,15 @@ def _is_one_edit(a: str, b: str) -> bool:
 @lru_cache(maxsize=1024)
 def closest_field(kind: type[JsonObject], name: str) -> str | None:
     """Returns the known field that a misspelt name is closest to, if any is close."""
-    rules = kind.field_rules
-    named = (field.alias or name for name, field in kind.model_fields.items())
-    known: Iterable[str] = {*named, *rules.refused, *rules.ignored}
-    return next(iter(difflib.get_close_matches(name[:_MAX_NAME], sorted(known), n=1, cutoff=0.8)), None)
+    known = sorted(_names_of(kind).union(kind.field_rules.names))
+    return next(iter(difflib.get_close_matches(name[:_MAX_NAME], known, n=1, cutoff=0.8)), None)
 
 
-def _refused(field: UnnamedField, refusal: Refusal, elsewhere: str | None) -> ApiError:
-    values = " or ".join(orjson.dumps(value).decode() for value in refusal.neutral)
+def _refused(field: UnnamedField, rule: ForeignName) -> ApiError:
+    """Returns the error for a field with an effect. An alternative that the body lacks is one of chat completions."""
+    values = " or ".join(orjson.dumps(value).decode() for value in rule.neutral)
     leave_out = f"leave it out, or send {values}" if values else "leave it out"
-    instead = refusal.instead
-    named = _USED_FIELD.fullmatch(instead)
-    if named and not field.place and named[1] not in field.kind.model_fields:
-        instead += " in /v1/chat/completions"
-    if elsewhere is not None:
-        other = f"use it in {elsewhere}"
-        instead = instead.replace("use it in", f"{other} or") or other
+    used = _USED_FIELD.fullmatch(rule.instead)
+    is_elsewhere = used and not field.place and used[1] not in field.kind.model_fields
+    instead = f"{rule.instead} in /v1/chat/completions" if is_elsewhere else rule.instead
     return bad_value(field.param, f"{field.path} is not supported: {instead or leave_out}")

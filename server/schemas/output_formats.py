@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, Tag, model_validator
 from ..constraints.grammar_spec import MAX_CHOICES
 from ..text.chat_format import FunctionCall, FunctionTool, ToolOptions
 from .body import TEXT_OR_OBJECT, Body, Fields, Text, union
-from .field_rules import CALL_RULES, LEFT_OUT, TOOL_RULES, FieldRules, Refusal
+from .field_rules import CALL_RULES, LEFT_OUT, TOOL_RULES, FieldRules, named
 
 MAX_TOOLS: Final = 128
 """Maximum number of tools, as in OpenAI's API."""
@@ -42,7 +42,7 @@ class JsonSchema(Fields):
 class ResponseFormat(Fields):
     """OpenAI's constraint to JSON. `schema` next to the type is llama.cpp's form."""
 
-    field_rules: ClassVar[FieldRules] = FieldRules({"value": Refusal(instead="use schema")})
+    field_rules: ClassVar[FieldRules] = FieldRules(named("value", "use schema"))
 
     type: Literal["text", "json_object", "json_schema"]
     """Kind of constraint. `json_object` is any JSON object, unless there is a schema."""

@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
+from ..errors.validation_errors import ForeignName
 from .sources import flag_name
 
 _NO_LIMIT: Final = "a state has the same size at any length: {max_prompt_tokens} and {max_tokens_limit} set limits"
@@ -13,21 +13,6 @@ _TEMPLATE: Final = "put the template into the checkpoint's folder as chat_templa
 _ALWAYS: Final = "leave it out: it is always so"
 _NO_ADAPTERS: Final = "merge the adapter into the weights with {lora}"
 _REVISION: Final = "append the revision to {model}: owner/name@revision"
-
-
-@dataclass(frozen=True, slots=True)
-class ForeignName:
-    """A name of another server.
-
-    Attributes:
-      instead: Alternative in Roost, with names of settings in braces.
-      neutral: Values that `LLM` accepts, since they have no effect here.
-      is_harmless: Whether `LLM` accepts every value, since none would change an output.
-    """
-
-    instead: str
-    neutral: tuple[Any, ...] = ()
-    is_harmless: bool = False
 
 
 _VLLM: Final[Mapping[str, ForeignName]] = {
@@ -74,7 +59,7 @@ _VLLM: Final[Mapping[str, ForeignName]] = {
     "trust_remote_code": ForeignName("leave it out: no code of a checkpoint is run", (False,)),
     "uvicorn_log_level": ForeignName("use {log_level}"),
 }
-"""vLLM's names: its flags, with underscores."""
+"""vLLM's names: its flags, with underscores. Alternatives have names of settings in braces."""
 
 _LLAMA_CPP: Final[Mapping[str, ForeignName]] = {
     "alias": ForeignName("use {served_model_name}"),
@@ -145,8 +130,7 @@ def foreign_name_hint(name: str) -> str | None:
 
 def is_neutral(name: str, value: Any) -> bool:
     """Returns whether a keyword of vLLM's `LLM` has a value that has no effect here. None is like omitting it."""
-    found = _VLLM.get(name)
-    return found is not None and (found.is_harmless or value is None or value in found.neutral)
+    return name in _VLLM and not _VLLM[name].has_effect(value)
 
 
 def foreign_flags() -> Mapping[str, Mapping[str, str]]:

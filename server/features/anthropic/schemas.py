@@ -6,10 +6,11 @@ from typing import Annotated, Any, ClassVar, Final, Literal, get_args
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from ...errors.validation_errors import ForeignName
 from ...schemas.body import TEXT_OR_LIST, Body, CacheSalt, Fields, Several, Text, TextOnly
 from ...schemas.field_rules import (
     CALL_RULES,
-    GENERATION_RULES,
+    GENERATION_IGNORED,
     LEFT_OUT,
     LENGTH_FIELDS,
     MARKS,
@@ -17,14 +18,14 @@ from ...schemas.field_rules import (
     SCHEMA_FIELDS,
     TOOL_RULES,
     FieldRules,
-    Refusal,
+    ignored,
     with_hints,
 )
 from ...schemas.generation_fields import SamplingFields, StopStringList, number
 from ...schemas.output_formats import MAX_TOOLS, FunctionName, OtherTool
 from ...text.chat_format import ConversationMessage, FunctionCall, FunctionTool, ToolOptions
 
-_MESSAGES_REFUSED: Final[Mapping[str, Refusal]] = {
+_MESSAGES_REFUSED: Final[Mapping[str, ForeignName]] = {
     **with_hints(
         dict.fromkeys(LENGTH_FIELDS, "use max_tokens")
         | dict.fromkeys(SCHEMA_FIELDS, "use output_config.format")
@@ -32,42 +33,28 @@ _MESSAGES_REFUSED: Final[Mapping[str, Refusal]] = {
         | {"instructions": "use system", "stop": "use stop_sequences"}
         | {"top_logprobs": "use it in /v1/chat/completions"}
     ),
-    "compaction": Refusal((), "send the whole conversation"),
-    "container": Refusal(),
-    "mcp_servers": Refusal(([],), "the server calls no other servers"),
-    "parallel_tool_calls": Refusal((True,), "use tool_choice.disable_parallel_tool_use"),
-    "thread": Refusal((), "send the whole conversation, and give thread: false to a tool runner of Anthropic's SDKs"),
+    "compaction": ForeignName("send the whole conversation"),
+    "container": ForeignName(),
+    "mcp_servers": ForeignName("the server calls no other servers", ([],)),
+    "parallel_tool_calls": ForeignName("use tool_choice.disable_parallel_tool_use", (True,)),
+    "thread": ForeignName("send the whole conversation, and give thread: false to a tool runner of Anthropic's SDKs"),
 }
 
-_MESSAGES_IGNORED: Final = frozenset(
-    {
-        "billing_policy",
-        "context_management",
-        "diagnostics",
-        "fallback_credit_token",
-        "fallbacks",
-        "inference_geo",
-        "speed",
-        "stream_options",
-        "user_profile_id",
-        "workspace_id",
-    }
+_MESSAGES_IGNORED: Final = GENERATION_IGNORED | ignored(
+    "billing_policy context_management diagnostics fallback_credit_token fallbacks inference_geo speed stream_options "
+    "user_profile_id workspace_id"
 )
 
-MESSAGES_RULES: Final = FieldRules(
-    _MESSAGES_REFUSED, (GENERATION_RULES.ignored | _MESSAGES_IGNORED) - {"parallel_tool_calls"}
-)
+MESSAGES_RULES: Final = FieldRules({**_MESSAGES_IGNORED, **_MESSAGES_REFUSED})
 
 COUNT_TOKENS_RULES: Final = FieldRules(
-    {name: _MESSAGES_REFUSED[name] for name in ("container", "mcp_servers")},
-    MESSAGES_RULES.ignored
-    | {"max_tokens", "output_config", "output_format", "stop_sequences", "stream", "temperature", "top_k", "top_p"},
+    {
+        **_MESSAGES_IGNORED,
+        **ignored("max_tokens output_config output_format stop_sequences stream temperature top_k top_p"),
+        **{name: _MESSAGES_REFUSED[name] for name in ("container", "mcp_servers")},
+    }
 )
 """Rules of bodies whose tokens are counted, which may contain all fields of a message's body."""
-
-RESULT_RULES: Final = FieldRules(ignored=MARKS | {"is_error", "toolset_name"})
-
-OUTPUT_OPTIONS_RULES: Final = FieldRules(ignored=frozenset({"effort", "task_budget"}))
 
 
 class TextBlock(TextOnly, Fields):
@@ -110,7 +97,7 @@ class ToolUseBlock(Fields):
 class ToolResultBlock(Fields):
     """The result of a call. `is_error` is ignored, as the content says what went wrong."""
 
-    field_rules: ClassVar[FieldRules] = RESULT_RULES
+    field_rules: ClassVar[FieldRules] = FieldRules(MARKS | ignored("is_error toolset_name"))
 
     type: Literal["tool_result"]
     """Kind of block."""
@@ -248,7 +235,7 @@ class OutputFormat(Fields):
 class OutputConfig(Fields):
     """Constraint on the output. `effort` is ignored."""
 
-    field_rules: ClassVar[FieldRules] = OUTPUT_OPTIONS_RULES
+    field_rules: ClassVar[FieldRules] = FieldRules(ignored("effort task_budget"))
 
     format: OutputFormat | None = None
     """Format of the text; any text by default."""

@@ -38,6 +38,5 @@ FEATURE: Final = Feature(
     "native",
     routers=(generate.router, prompts.router),
     admin_routers=(router,),
-    fields={"token_ids": "/generate"},
     events=(generate.TokensChunk,),
 )

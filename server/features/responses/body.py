@@ -26,11 +26,12 @@ from ...schemas.body import (
     TopLogprobs,
     union,
 )
-from ...schemas.field_rules import FieldRules
+from ...schemas.field_rules import FieldRules, ignored
 from ...schemas.generation_fields import SamplingFields, number
 from ...schemas.output_formats import MAX_TOOLS, Function, NamedFunction, OtherTool, schema_spelling
 from ...text.chat_format import ToolOptions
 from .input_items import (
+    RESPONSES_IGNORED,
     RESPONSES_REFUSED,
     RESPONSES_RULES,
     TEXT_OPTIONS_RULES,
@@ -325,8 +326,11 @@ class ResponseBody(PromptFields, SamplingFields):
 
 
 _COUNT_RULES: Final = FieldRules(
-    {name: RESPONSES_REFUSED[name] for name in ("messages", "prompt", "system")},
-    RESPONSES_RULES.ignored | (ResponseBody.model_fields.keys() - PromptFields.model_fields.keys()),
+    {
+        **RESPONSES_IGNORED,
+        **ignored(" ".join(ResponseBody.model_fields.keys() - PromptFields.model_fields.keys())),
+        **{name: RESPONSES_REFUSED[name] for name in ("messages", "prompt", "system")},
+    }
 )
 """Rules of endpoints that use only the prompt of a response's body."""
 

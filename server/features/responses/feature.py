@@ -13,9 +13,6 @@ from .routes import router
 FEATURE: Final = Feature(
     "responses",
     routers=(router, conversations),
-    fields=dict.fromkeys(
-        ("background", "conversation", "input", "instructions", "previous_response_id"), "/v1/responses"
-    ),
     events=(ResponseEvent,),
     tables=TABLES,
     open=open_responses,

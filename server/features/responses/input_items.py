@@ -11,6 +11,7 @@ from uuid import uuid4
 from pydantic import Discriminator, Tag, TypeAdapter
 
 from ...constraints.tool_calls import CallPiece
+from ...errors.validation_errors import ForeignName
 from ...generation.admission import admission
 from ...generation.prompts import message_text
 from ...http.responses import to_json
@@ -18,14 +19,14 @@ from ...http.routes import Order
 from ...http.routes import page as page_of
 from ...schemas.body import TEXT_OR_LIST, Fields, Several, Text, TextOnly
 from ...schemas.field_rules import (
-    GENERATION_RULES,
+    GENERATION_IGNORED,
     LEFT_OUT,
     LENGTH_FIELDS,
     MARKS,
     PART_RULES,
     SCHEMA_FIELDS,
     FieldRules,
-    Refusal,
+    ignored,
     with_hints,
 )
 from ...schemas.generation_fields import RefusalPart, kind_of_part
@@ -40,25 +41,25 @@ _ADDED: Final = ("completed", "incomplete")
 """Statuses of responses whose output is added to their conversation."""
 
 
-RESPONSES_REFUSED: Final[Mapping[str, Refusal]] = {
+RESPONSES_REFUSED: Final[Mapping[str, ForeignName]] = {
     **with_hints(
         dict.fromkeys(LENGTH_FIELDS, "use max_output_tokens")
         | dict.fromkeys((*SCHEMA_FIELDS, "output_config", "output_format"), "use text.format")
         | dict.fromkeys(("logprobs", "n_probs"), 'use include: ["message.output_text.logprobs"]')
         | {"messages": "use input", "system": "use instructions"}
     ),
-    "context_management": Refusal(([],)),
-    "max_tokens": Refusal((), "use max_output_tokens"),
-    "prompt": Refusal((), "send the text as instructions and input"),
+    "context_management": ForeignName(neutral=([],)),
+    "max_tokens": ForeignName("use max_output_tokens"),
+    "prompt": ForeignName("send the text as instructions and input"),
 }
 
-_RESPONSES_IGNORED: Final = frozenset({"access_programs", "background_options", "image"})
+RESPONSES_IGNORED: Final = GENERATION_IGNORED | ignored("access_programs background_options image")
 
-RESPONSES_RULES: Final = FieldRules(RESPONSES_REFUSED, GENERATION_RULES.ignored | _RESPONSES_IGNORED)
+RESPONSES_RULES: Final = FieldRules({**RESPONSES_IGNORED, **RESPONSES_REFUSED})
 ITEM_RULES: Final = FieldRules(
-    ignored=MARKS | {"async", "caller", "created_by", "id", "name", "namespace", "parsed_arguments", "phase", "status"}
+    MARKS | ignored("async caller created_by id name namespace parsed_arguments phase status")
 )
-TEXT_OPTIONS_RULES: Final = FieldRules(ignored=frozenset({"verbosity"}))
+TEXT_OPTIONS_RULES: Final = FieldRules(ignored("verbosity"))
 
 
 class ResponseTextPart(TextOnly):

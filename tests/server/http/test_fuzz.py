@@ -51,7 +51,7 @@ def requests(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
     """A good request, of which up to three fields have been replaced."""
     path = draw(st.sampled_from(sorted(GOOD)))
     schema, good = GOOD[path]
-    names = st.sampled_from([*schema.model_fields, *sorted(schema.field_rules.refused)])
+    names = st.sampled_from([*schema.model_fields, *sorted(schema.field_rules.names)])
     return path, {**good, **draw(st.dictionaries(names, values, max_size=3))}
 
 
