@@ -5,49 +5,26 @@ submission, independent of the tenant.
 """
 
 import asyncio
-from collections import Counter, OrderedDict, deque
-from collections.abc import AsyncGenerator, Callable
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from contextvars import ContextVar, copy_context
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 tenant: Final[ContextVar[str]] = ContextVar("tenant", default="")
 """Name of the current request's tenant; "" for all requests if the server has no keys."""
 
 
-@dataclass(slots=True)
-class _TenantLock:
-    """A lock that exists while tasks use it.
-
-    Attributes:
-      num_users: Number of tasks that hold the lock or wait for it.
-    """
-
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    num_users: int = 0
-
-
 class TenantLocks:
     """A lock per tenant, so that costly work waits only for work of the same tenant, in order of arrival."""
 
     def __init__(self) -> None:
-        self._locks: dict[str, _TenantLock] = {}
+        self._locks = defaultdict[str, asyncio.Lock](asyncio.Lock)
 
-    @asynccontextmanager
-    async def hold(self) -> AsyncGenerator[None]:
-        """Holds the current tenant's lock until the end of the `with` block."""
-        owner = tenant.get()
-        lock = self._locks.setdefault(owner, _TenantLock())
-        lock.num_users += 1
-        try:
-            async with lock.lock:
-                yield
-        finally:
-            lock.num_users -= 1
-            if not lock.num_users:
-                del self._locks[owner]
+    def hold(self) -> asyncio.Lock:
+        """Returns the current tenant's lock, for a `with` block."""
+        return self._locks[tenant.get()]
 
 
 class Turns[Item]:
@@ -91,34 +68,6 @@ _NUM_THREADS: Final = 3
 """Number of threads. They share one interpreter, so more threads would only take more memory."""
 
 
-class _Caller:
-    """Caller of a function that runs on a thread.
-
-    Attributes:
-      is_gone: Whether the caller was cancelled.
-    """
-
-    is_gone = False
-
-
-_caller: Final[ContextVar[_Caller | None]] = ContextVar("caller", default=None)
-
-
-class CallerGoneError(RuntimeError):
-    """The function's caller was cancelled, so its result is not needed."""
-
-
-def check_caller() -> None:
-    """Ends a function whose caller was cancelled. Long functions call it between their steps.
-
-    Raises:
-      CallerGoneError: The caller was cancelled.
-    """
-    caller = _caller.get()
-    if caller is not None and caller.is_gone:
-        raise CallerGoneError
-
-
 class WorkersClosedError(RuntimeError):
     """The workers were closed before the function started."""
 
@@ -149,14 +98,8 @@ class Workers:
           Exception: The exception that `work` raised.
           WorkersClosedError: The workers were closed before `work` started.
         """
-        caller = _Caller()
         context = copy_context()
-        context.run(_caller.set, caller)
-        try:
-            return await self.submit(lambda: context.run(work))
-        except asyncio.CancelledError:
-            caller.is_gone = True
-            raise
+        return await self.submit(lambda: context.run(work))
 
     def submit[T](self, work: Callable[[], T], on_start: Callable[[], None] = lambda: None) -> asyncio.Future[T]:
         """Returns the future result of a function on a thread. Cancelled before the function starts, it never runs.

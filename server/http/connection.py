@@ -12,7 +12,7 @@ import socket
 import struct
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import httptools
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,7 +22,7 @@ from ..errors import kinds
 from ..errors.request_errors import ApiError, head_too_large, too_many_connections
 from ..observability.metrics import ConnectionCounts
 from .error_responses import error_response
-from .responses import BODY_WRITER
+from .responses import BODY_WRITER, BodyWriter
 
 MAX_HEAD_BYTES: Final = 64 * 2**10
 """Maximum bytes of the URL and all headers together."""
@@ -56,13 +56,6 @@ _NO_LINGER: Final = struct.pack("ii", 1, 0)
 _logger = logging.getLogger(__name__)
 
 
-class Droppable(Protocol):
-    """A connection."""
-
-    def drop(self) -> None:
-        """Closes the connection immediately."""
-
-
 class PortConnections:
     """Open connections of one port.
 
@@ -77,9 +70,9 @@ class PortConnections:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._silent: dict[Droppable, None] = {}  # oldest first
-        self._idle: dict[Droppable, None] = {}
-        self._busy: set[Droppable] = set()
+        self._silent: dict[LimitedConnection, None] = {}  # oldest first
+        self._idle: dict[LimitedConnection, None] = {}
+        self._busy: set[LimitedConnection] = set()
         self._num_dropped = 0
         self._num_refused = 0
 
@@ -89,7 +82,7 @@ class PortConnections:
         num_open = len(self._silent) + len(self._idle) + len(self._busy)
         return ConnectionCounts(num_open, len(self._busy), self.limit, self._num_dropped, self._num_refused)
 
-    def open(self, connection: Droppable) -> bool:
+    def open(self, connection: "LimitedConnection") -> bool:
         """Adds a new connection; returns False if the port is full and no other connection can be closed for it."""
         num_open = len(self._silent) + len(self._idle) + len(self._busy)
         has_room = num_open < self.limit + RESERVED_CONNECTIONS or self._drop_oldest()
@@ -97,7 +90,7 @@ class PortConnections:
         self._num_refused += not has_room
         return has_room
 
-    def begin(self, connection: Droppable, path: bytes) -> bool:
+    def begin(self, connection: "LimitedConnection", path: bytes) -> bool:
         """Makes a connection busy, except for the path of a probe; returns False if too many are busy."""
         if connection in self._busy:
             return True
@@ -113,13 +106,13 @@ class PortConnections:
             self._busy.add(connection)
         return True
 
-    def end(self, connection: Droppable) -> None:
+    def end(self, connection: "LimitedConnection") -> None:
         """Makes a busy connection idle."""
         if connection in self._busy:
             self._busy.remove(connection)
             self._idle[connection] = None
 
-    def close(self, connection: Droppable) -> None:
+    def close(self, connection: "LimitedConnection") -> None:
         """Removes a connection, if it is still there."""
         self._silent.pop(connection, None)
         self._idle.pop(connection, None)
@@ -291,7 +284,7 @@ class LimitedConnection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
-        cycle.scope["extensions"] = {BODY_WRITER: {"writer": _ChunkWriter(cycle)}}
+        cycle.scope[BODY_WRITER] = BodyWriter(cycle)  # type: ignore[typeddict-unknown-key]
         is_old = cycle.scope["http_version"] == "1.0"
         whole = partial(_read_rest, partial(_until_close, app, cycle) if is_old else app, cycle)
         super()._start_asgi_task(cycle, whole)
@@ -401,24 +394,6 @@ async def _read_rest(app: ASGIApp, cycle: RequestResponseCycle, scope: Scope, re
         await send(message)
 
     await app(scope, receive, send_and_read)
-
-
-class _ChunkWriter:
-    """Writes chunks of a response; see `BodyWriter`. It avoids the cost of middleware and `send` coroutines for each
-    chunk.
-    """
-
-    def __init__(self, cycle: RequestResponseCycle) -> None:
-        self._cycle = cycle
-
-    @property
-    def is_open(self) -> bool:
-        cycle = self._cycle
-        is_sending = cycle.response_started and not cycle.response_complete and cycle.chunked_encoding
-        return bool(is_sending) and not cycle.flow.write_paused and not cycle.disconnected
-
-    def write(self, data: bytes) -> None:
-        self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
 
 def _raw(error: ApiError) -> bytes:

@@ -9,13 +9,14 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mappin
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final
 
 import orjson
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from ..database.errors import StoreUnavailableError as StoreError
 from ..errors.request_errors import ApiError, from_exception, log_reason, request_warnings
@@ -25,7 +26,6 @@ from ..generation.generation import Generation, collect
 from ..generation.service import Service
 from ..generation.spec import GenerationSpec
 from ..observability.logging import error_reason
-from ..tenants import Workers
 
 _DEPTH: Final = 5
 """Depth to which lists are written in slices: response, choices, choice, log-probabilities, list by token."""
@@ -50,7 +50,7 @@ that."""
 _HEADERS: Final = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 BODY_WRITER: Final = "roost.body_writer"
-"""ASGI extension with a `BodyWriter`, under the name `writer`."""
+"""Key of an ASGI scope with a `BodyWriter`."""
 
 _logger = logging.getLogger(__name__)
 
@@ -175,8 +175,8 @@ class ResponseBuilder(ABC):
         If it fails, the client gets its error instead, and the response does not count as usage.
         """
 
-    def repeats_much(self, delta: Delta) -> bool:
-        """Returns whether the chunks of a delta repeat so much of a prompt that a worker thread should build them."""
+    def repeats_prompt(self, delta: Delta) -> bool:
+        """Returns whether the chunks of a delta repeat its prompt. If that is large, a worker thread builds them."""
         return False
 
     def order(self, choices: Sequence[Delta]) -> Sequence[int]:
@@ -224,16 +224,26 @@ class ResponseBuilder(ABC):
         """Runs when a stream has ended, with or without an error."""
 
 
-@runtime_checkable
-class BodyWriter(Protocol):
-    """Writes parts of a response's body directly to its connection: `writer` of the ASGI extension `BODY_WRITER`."""
+class BodyWriter:
+    """Writes chunks of a response directly to its connection, without the cost of middleware and `send` coroutines.
+
+    Args:
+      cycle: The request and its response.
+    """
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
 
     @property
     def is_open(self) -> bool:
         """Whether the response has started and not ended, and the connection accepts writes."""
+        cycle = self._cycle
+        is_sending = cycle.response_started and not cycle.response_complete and cycle.chunked_encoding
+        return bool(is_sending) and not cycle.flow.write_paused and not cycle.disconnected
 
     def write(self, data: bytes) -> None:
-        """Writes a part of the body; `is_open` must be true."""
+        """Writes a chunk; `is_open` must be true."""
+        self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
 
 async def respond(
@@ -265,9 +275,8 @@ async def respond(
         except TimeoutError:
             first = None
         report = _report() if report_warnings else {}
-        writer = request.scope.get("extensions", {}).get(BODY_WRITER, {}).get("writer")
-        workers = service.admissions.workers
-        events = stream_events(generation, first, builder, service.limits.keep_alive_s, workers, report, writer)
+        writer = request.scope.get(BODY_WRITER)
+        events = stream_events(generation, first, builder, service.limits.keep_alive_s, report, writer)
         return EventStream(events, resources.pop_all())  # the response closes them
 
 
@@ -306,7 +315,6 @@ async def stream_events(
     first: Delta | None,
     builder: ResponseBuilder,
     keep_alive_s: float | None,
-    workers: Workers | None = None,
     report: Mapping[str, Any] = MappingProxyType({}),
     writer: BodyWriter | None = None,
 ) -> AsyncGenerator[bytes]:
@@ -316,12 +324,11 @@ async def stream_events(
       first: Delta that was already taken from the generation.
       keep_alive_s: Seconds for which the stream may be silent, even if tokens without text arrive; None sends no
         keep-alives.
-      workers: Threads for chunks that repeat much of a prompt.
       report: Further fields of the first chunk.
       writer: Takes events of text while the stream waits, so that no task is woken for them.
     """
     timeout_s = math.inf if keep_alive_s is None else keep_alive_s
-    now = asyncio.get_running_loop().time
+    now, own = asyncio.get_running_loop().time, admission.get()
     silent_since = now()
 
     def encode(chunks: Iterable[Mapping[str, Any]], write: Callable[[Any], bytes] = to_json) -> list[bytes]:
@@ -334,8 +341,8 @@ async def stream_events(
         return encoded
 
     async def encode_delta(delta: Delta) -> list[bytes]:
-        if workers is not None and builder.repeats_much(delta):
-            return await workers.run(lambda: encode(builder.chunks(delta), large_to_json))
+        if own.is_large and builder.repeats_prompt(delta):
+            return await own.run(lambda: encode(builder.chunks(delta), large_to_json))
         return encode(builder.chunks(delta))
 
     def write_text(index: int, text: str, num_tokens: int) -> bool:

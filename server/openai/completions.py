@@ -15,7 +15,6 @@ from fastapi import APIRouter, Request, Response
 from ...engine import UNUSED_PREDICTION
 from ..constraints.tool_calls import CallPiece
 from ..errors.request_errors import bad_value, warn
-from ..generation.admission import admission
 from ..generation.delta import Delta
 from ..generation.logprobs import (
     CompletionLogprobs,
@@ -374,8 +373,8 @@ class CompletionResponseBuilder(ChoicesBuilder):
             ChoiceBuilder(body, model.tokenizer, prompt) for prompt in prompts for _ in range(body.num_candidates)
         ]
 
-    def repeats_much(self, delta: Delta) -> bool:
-        return admission.get().is_large and self._choices[delta.index].is_new
+    def repeats_prompt(self, delta: Delta) -> bool:
+        return self._choices[delta.index].is_new
 
     def whole_choices(self, choices: Sequence[Delta]) -> list[dict[str, Any]]:
         kept = enumerate(most_likely(choices, self._body.n, self._body.num_candidates))

@@ -103,8 +103,8 @@ class TokensResponseBuilder(ChoicesBuilder):
         super().__init__(body, model, [prompt], body.n)
         self._reports_logprobs = body.logprobs is not None
 
-    def repeats_much(self, delta: Delta) -> bool:
-        return delta.prompt_logprobs is not None and admission.get().is_large
+    def repeats_prompt(self, delta: Delta) -> bool:
+        return delta.prompt_logprobs is not None
 
     def whole_choices(self, choices: Sequence[Delta]) -> list[dict[str, Any]]:
         return [part for choice in choices for part in self.parts(choice)]

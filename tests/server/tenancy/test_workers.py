@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 from fake_server import until
-from roost.server.tenants import CallerGoneError, Workers, WorkersClosedError, check_caller, tenant
+from roost.server.tenants import Workers, WorkersClosedError, tenant
 
 
 class Job:
@@ -130,31 +130,3 @@ def test_work_may_outlast_its_event_loop(caplog: pytest.LogCaptureFixture) -> No
     job.end.set()
     workers._threads.shutdown()
     assert not caplog.records
-
-
-async def test_work_ends_between_its_steps_when_its_caller_is_cancelled() -> None:
-    workers, has_begun, goes_on, ends = Workers(), threading.Event(), threading.Event(), list[str]()
-
-    def work() -> None:
-        check_caller()
-        has_begun.set()
-        assert goes_on.wait(120)
-        try:
-            check_caller()
-        except CallerGoneError:
-            ends.append("between two steps")
-            raise
-        ends.append("whole")
-
-    for is_cancelled in (True, False):
-        task = asyncio.create_task(workers.run(work))
-        await until(has_begun.is_set)
-        if is_cancelled:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-        goes_on.set()
-        await until(lambda: ends)
-        assert ends.pop() == ("between two steps" if is_cancelled else "whole")
-        has_begun.clear()
-        goes_on.clear()
-    check_caller()
