@@ -12,7 +12,7 @@ import socket
 import struct
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import httptools
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,7 +22,7 @@ from ..errors import kinds
 from ..errors.request_errors import ApiError, head_too_large, too_many_connections
 from ..observability.metrics import ConnectionCounts
 from .error_responses import error_response
-from .responses import BODY_WRITER, BodyWriter
+from .responses import CYCLE
 
 MAX_HEAD_BYTES: Final = 64 * 2**10
 """Maximum bytes of the URL and all headers together."""
@@ -56,6 +56,13 @@ _NO_LINGER: Final = struct.pack("ii", 1, 0)
 _logger = logging.getLogger(__name__)
 
 
+class Droppable(Protocol):
+    """A connection."""
+
+    def drop(self) -> None:
+        """Closes the connection immediately."""
+
+
 class PortConnections:
     """Open connections of one port.
 
@@ -82,7 +89,7 @@ class PortConnections:
         num_open = len(self._silent) + len(self._idle) + len(self._busy)
         return ConnectionCounts(num_open, len(self._busy), self.limit, self._num_dropped, self._num_refused)
 
-    def open(self, connection: "LimitedConnection") -> bool:
+    def open(self, connection: Droppable) -> bool:
         """Adds a new connection; returns False if the port is full and no other connection can be closed for it."""
         num_open = len(self._silent) + len(self._idle) + len(self._busy)
         has_room = num_open < self.limit + RESERVED_CONNECTIONS or self._drop_oldest()
@@ -90,7 +97,7 @@ class PortConnections:
         self._num_refused += not has_room
         return has_room
 
-    def begin(self, connection: "LimitedConnection", path: bytes) -> bool:
+    def begin(self, connection: Droppable, path: bytes) -> bool:
         """Makes a connection busy, except for the path of a probe; returns False if too many are busy."""
         if connection in self._busy:
             return True
@@ -106,13 +113,13 @@ class PortConnections:
             self._busy.add(connection)
         return True
 
-    def end(self, connection: "LimitedConnection") -> None:
+    def end(self, connection: Droppable) -> None:
         """Makes a busy connection idle."""
         if connection in self._busy:
             self._busy.remove(connection)
             self._idle[connection] = None
 
-    def close(self, connection: "LimitedConnection") -> None:
+    def close(self, connection: Droppable) -> None:
         """Removes a connection, if it is still there."""
         self._silent.pop(connection, None)
         self._idle.pop(connection, None)
@@ -284,7 +291,7 @@ class LimitedConnection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
-        cycle.scope[BODY_WRITER] = BodyWriter(cycle)  # type: ignore[typeddict-unknown-key]
+        cycle.scope[CYCLE] = cycle  # type: ignore[typeddict-unknown-key]
         is_old = cycle.scope["http_version"] == "1.0"
         whole = partial(_read_rest, partial(_until_close, app, cycle) if is_old else app, cycle)
         super()._start_asgi_task(cycle, whole)

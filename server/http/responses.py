@@ -49,8 +49,8 @@ that."""
 
 _HEADERS: Final = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
-BODY_WRITER: Final = "roost.body_writer"
-"""Key of an ASGI scope with a `BodyWriter`."""
+CYCLE: Final = "roost.cycle"
+"""Key of an ASGI scope with uvicorn's request and response, for `BodyWriter`."""
 
 _logger = logging.getLogger(__name__)
 
@@ -275,7 +275,8 @@ async def respond(
         except TimeoutError:
             first = None
         report = _report() if report_warnings else {}
-        writer = request.scope.get(BODY_WRITER)
+        cycle = request.scope.get(CYCLE)
+        writer = None if cycle is None else BodyWriter(cycle)
         events = stream_events(generation, first, builder, service.limits.keep_alive_s, report, writer)
         return EventStream(events, resources.pop_all())  # the response closes them
 
