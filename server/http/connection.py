@@ -77,9 +77,9 @@ class PortConnections:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._silent: dict[LimitedConnection, None] = {}  # oldest first
-        self._idle: dict[LimitedConnection, None] = {}
-        self._busy: set[LimitedConnection] = set()
+        self._silent: dict[Droppable, None] = {}  # oldest first
+        self._idle: dict[Droppable, None] = {}
+        self._busy: set[Droppable] = set()
         self._num_dropped = 0
         self._num_refused = 0
 
