@@ -21,7 +21,6 @@ from ..schemas.generation_fields import (
 )
 from ..schemas.output_formats import Spelling, StructuredFields, StructuredOutputs, tool_options
 from ..text.chat_format import Conversation, ConversationMessage, Ending
-from ..text.detokenizer import StopStrings
 from ..text.served_model import ServedModel
 from ..text.tokenizer import TextUnavailableError
 from .admission import admission
@@ -32,9 +31,6 @@ from .state_store import StoredState
 
 _DEFAULT_COMPLETION_TOKENS: Final = 16
 """Default of `max_tokens` in `/v1/completions` only; OpenAI's."""
-
-_LONG_STOP: Final = 512
-"""Number of characters of stop strings whose automaton takes half a millisecond."""
 
 _LISTS: Final = frozenset({"allowed_token_ids", "bad_words", "logit_bias", "logprob_token_ids", "stop_token_ids"})
 """Fields that hold tokens, which few requests have."""
@@ -60,7 +56,7 @@ async def chat(body: ChatFields, service: Service, *, holds_output: bool = True)
     params, output_constraint, conversation = await own.run(convert) if own.is_large else convert()
     state = None if body.from_state is None else service.saved_state(body.from_state)
     prompt = await service.prompts.chat(conversation, state=state, cut=cut_of(body))
-    return await spec_of(
+    return spec_of(
         body,
         [prompt],
         params,
@@ -90,7 +86,7 @@ async def completion(body: CompletionFields, service: Service, *, holds_output: 
     params, output_constraint = await own.run(convert) if own.is_large else convert()
     state = None if body.from_state is None else service.saved_state(body.from_state)
     id_copies = body.num_candidates if body.return_token_ids else 0
-    return await spec_of(
+    return spec_of(
         body,
         await completion_prompts(body, state, service),
         params,
@@ -101,7 +97,7 @@ async def completion(body: CompletionFields, service: Service, *, holds_output: 
     )
 
 
-async def spec_of(
+def spec_of(
     body: GenerationFields,
     prompts: Sequence[Prompt],
     params: Sequence[SamplingParams],
@@ -124,7 +120,7 @@ async def spec_of(
         prompts,
         params,
         output_constraint,
-        stop=await stop_strings([body.stop] if isinstance(body.stop, str) else body.stop) if body.stop else (),
+        stop=[body.stop] if isinstance(body.stop, str) else body.stop or (),
         include_stop=body.include_stop_str_in_output,
         ignore_eos=body.ignore_eos,
         may_call=may_call,
@@ -139,11 +135,6 @@ async def spec_of(
         queue_timeout_s=body.queue_timeout,
         timeout_s=body.timeout,
     )
-
-
-async def stop_strings(strings: Sequence[str]) -> StopStrings:
-    """Returns the automaton of stop strings. That of long ones is built on a worker thread."""
-    return await admission.get().run(lambda: StopStrings(strings), is_long=sum(map(len, strings)) >= _LONG_STOP)
 
 
 def chat_conversation(body: ChatFields) -> Conversation:

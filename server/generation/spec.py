@@ -41,7 +41,7 @@ class GenerationSpec:
       prompts: Prompts, with at least one token each.
       params: Sampling parameters of the choices of each prompt, which differ in their seeds.
       constraint: Constraint on the output of every choice.
-      stop: Stop strings; all choices share one `StopStrings`.
+      stop: Stop strings.
       include_stop: Whether the output includes the stop string, or the text of the stop token, that ended it.
       ignore_eos: Whether end tokens do not end the output.
       may_call: Whether the output may consist of tool calls.

@@ -63,7 +63,7 @@ MAX_STOP_STRINGS: Final = 64
 """Maximum number of stop strings; OpenAI allows 4."""
 
 MAX_TOTAL_STOP_CHARACTERS: Final = 4 * MAX_STOP_CHARACTERS
-"""Characters of all stop strings of a request together. Their tables take about 20 ms and 400 kB."""
+"""Characters of all stop strings of a request together."""
 
 MAX_BAD_WORDS: Final = 128
 """Maximum number of bad words. Each is encoded in two ways, with and without a space before it."""

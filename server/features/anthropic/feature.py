@@ -9,7 +9,7 @@ from ...constraints.output_constraint import OutputConstraint, with_tools
 from ...errors.request_errors import bad_value, warn_all
 from ...feature import Feature
 from ...generation.admission import admission
-from ...generation.requests import constraint_of, sampling_params, stop_strings
+from ...generation.requests import constraint_of, sampling_params
 from ...generation.service import Service
 from ...generation.spec import GenerationSpec
 from ...http.error_responses import ErrorShape
@@ -67,7 +67,7 @@ async def messages_spec(body: MessagesBody, service: Service) -> GenerationSpec:
         [await service.prompts.chat(conversation, state=state)],
         params,
         output_constraint,
-        stop=await stop_strings(body.stop_sequences) if body.stop_sequences else (),
+        stop=body.stop_sequences,
         ignore_eos=body.ignore_eos,
         may_call=conversation.tools is not None and bool(conversation.tools.introduced),
         holds_output=not body.stream,

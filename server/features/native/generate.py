@@ -84,7 +84,7 @@ async def generate_spec(body: GenerateBody, service: Service) -> GenerationSpec:
     )
     copies = PromptCopies(body.n if body.return_token_ids else 0, body.prompt_logprobs)
     holds_output = not body.stream
-    return await spec_of(
+    return spec_of(
         body, prompts, params, output_constraint, state=state, copies=copies, holds_output=holds_output, sends_ids=True
     )
 

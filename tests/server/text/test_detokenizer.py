@@ -224,12 +224,6 @@ class TestUtf8:
         assert (detokenizer.finish(), detokenizer.stop_string) == ("", "�")
 
 
-class TestStopStrings:
-    def test_must_not_be_empty(self) -> None:
-        with pytest.raises(ValueError, match="stop string must not be empty"):
-            Detokenizer(TOKENIZER, ["a", ""])
-
-
 def test_tokens_without_text_have_none() -> None:
     assert stream(Detokenizer(TokenIdsOnly(8), ["a"]), [[1, 2], [3]]) == ["", "", ""]
 
