@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Never
+from typing import Any, Final, Never
 
 import jinja2
 import jinja2.meta
@@ -27,44 +27,15 @@ from .chat_format import (
 )
 from .tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer, read_tokenizer_config
 
-type Fold = Callable[[Sequence[Message]], list[Message]]
+_ROLES: Final = {"s": "system", "u": "user", "a": "assistant"}
 
-
-class _Form(NamedTuple):
-    """Form in which a template receives messages.
-
-    Attributes:
-      as_content: Converts a text to the `content` of a message.
-      fold: Folds messages into an order of roles that the template accepts.
-    """
-
-    as_content: Callable[[str], object]
-    fold: Fold
-
-
-class _Order(NamedTuple):
-    """An order of roles that a template may accept.
-
-    Attributes:
-      fold: Folds messages into that order.
-      probes: Roles of the conversations that test whether the template accepts it.
-    """
-
-    fold: Fold
-    probes: Sequence[Sequence[str]]
-
-
-def _roles(initials: str) -> Sequence[str]:
-    return [{"s": "system", "u": "user", "a": "assistant"}[initial] for initial in initials]
-
-
-_ORDERS: Final = (
-    # Each role comes first, and after each role. Only a request tests a header after an assistant's message.
-    _Order(unfolded, [_roles("ssuuaasaus"), _roles("uuaasaussu"), _roles("aasaussuuau")]),
-    _Order(fold_after_system, [_roles("suau")]),
-    _Order(fold, [_roles("u")]),
+_ORDERS: Final[Sequence[tuple[Callable[[Sequence[Message]], list[Message]], Sequence[str]]]] = (
+    (unfolded, ("ssuuaasaus", "uuaasaussu", "aasaussuuau")),  # each role comes first, and after each role
+    (fold_after_system, ("suau",)),
+    (fold, ("u",)),
 )
-"""Orders from the least folded to the most."""
+"""Functions that fold messages into an order of roles, from the least folded to the most, with the roles of the
+conversations that test whether a template accepts that order."""
 
 
 class ChatTemplate:
@@ -76,8 +47,8 @@ class ChatTemplate:
 
     Probes determine once, when the template is loaded, which order of roles it accepts: any order, alternating turns
     after a system message, or alternating turns only. Every conversation is then rendered in that form, so that the
-    prefix of a growing prompt does not change. Only a conversation that is refused in this form is folded further. The
-    probes also determine whether each text is passed as a string or as a list of one part.
+    prefix of a growing prompt does not change. The probes also determine whether each text is passed as a string or as
+    a list of one part.
 
     Args:
       source: Source of the template.
@@ -97,59 +68,43 @@ class ChatTemplate:
         environment.globals |= {**variables, "raise_exception": _raise_exception}
         self.takes_tools = "tools" in jinja2.meta.find_undeclared_variables(environment.parse(source))
         self._template = environment.from_string(source)
-        self._forms = self._usable_forms()
+        self._set_form()
 
     def __call__(self, messages: Sequence[Message], ending: Ending) -> list[Part]:
-        refusals: dict[Fold, ChatFormatError] = {}
-        for form in self._forms:
-            write = partial(self._write, form, ending.variables)
-            try:
-                return lay_out(form.fold(messages), ending, write)
-            except ChatFormatError as error:
-                refusals.setdefault(form.fold, error)
-        raise refusals[fold]
+        return lay_out(self._fold(messages), ending, partial(self._write, ending.variables))
 
-    def _usable_forms(self) -> Sequence[_Form]:
-        """Returns the form for all conversations, then the forms that fold further."""
-        for as_content in (str, _as_parts):
-            forms = [_Form(as_content, order.fold) for order in _ORDERS]
-            for position, order in enumerate(_ORDERS):
-                if all(self._takes(forms[position], probe) for probe in order.probes):
-                    return forms[position:]
-        return [_Form(str, fold), _Form(_as_parts, fold)]  # the template may need a variable of the request
+    def _set_form(self) -> None:
+        """Sets the form of all conversations to the one that folds least."""
+        for self._as_content in (str, _as_parts):
+            for self._fold, probes in _ORDERS:
+                if all(map(self._takes, probes)):
+                    return
+        self._as_content = str  # the template may need a variable of the request
 
-    def _takes(self, form: _Form, roles: Sequence[str]) -> bool:
-        """Returns whether the template accepts messages with these roles, and keeps their order."""
-        probe = form.fold([Message(role, str(position)) for position, role in enumerate(roles)])
+    def _takes(self, roles: str) -> bool:
+        """Returns whether the template accepts messages with roles of these initials, and keeps their order."""
+        probe = self._fold([Message(_ROLES[role], str(position)) for position, role in enumerate(roles)])
         try:
-            parts = self._write(form, {}, probe, True)
+            parts = self._write({}, probe, True)
         except ChatFormatError:
             return False
         texts = dict.fromkeys(part.text for part in parts if not part.markup)
         return list(texts) == [message.content for message in probe]
 
-    def _write(
-        self, form: _Form, variables: Mapping[str, Any], messages: Sequence[Message], add_header: bool
-    ) -> list[Part]:
-        write = partial(self._parts, messages, form.as_content, variables=variables)
-        parts = write(add_header)
-        if add_header and messages and messages[-1].role == "assistant" and parts == write(False):
+    def _write(self, variables: Mapping[str, Any], messages: Sequence[Message], add_header: bool) -> list[Part]:
+        parts = self._parts(messages, variables, add_header=add_header)
+        ends_with_reply = add_header and messages and messages[-1].role == "assistant"
+        if ends_with_reply and parts == self._parts(messages, variables, add_header=False):
             raise ChatFormatError(
                 "the checkpoint's chat template starts no turn after an assistant's message: "
                 "add a user's message, or set continue_final_message"
             )
         return parts
 
-    def _parts(
-        self,
-        messages: Sequence[Message],
-        as_content: Callable[[str], object],
-        add_header: bool,
-        variables: Mapping[str, Any],
-    ) -> list[Part]:
+    def _parts(self, messages: Sequence[Message], variables: Mapping[str, Any], *, add_header: bool) -> list[Part]:
         texts = {str(index): message.content for index, message in enumerate(messages) if message.content}
         quoted = [
-            {"role": message.role, "content": as_content(_placeholder(index) if message.content else "")}
+            {"role": message.role, "content": self._as_content(_placeholder(index) if message.content else "")}
             for index, message in enumerate(messages)
         ]
         # `split` alternates between markup and the indices inside of placeholders.
