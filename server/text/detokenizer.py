@@ -35,7 +35,6 @@ class Detokenizer:
         self._include_stop = include_stop
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stop = stop
-        self._first_characters = frozenset([string[0] for string in stop])
         self._held = ""
         self.num_sent = 0
         self._num_decoded = 0
@@ -84,19 +83,17 @@ class Detokenizer:
 
     def _advance(self, new: str) -> str:
         """Matches new text, and returns the text that can be sent. Holds back what may begin a stop string."""
-        num_held = len(self._held)
-        if not num_held and self._first_characters.isdisjoint(new):
-            return new
-        text, self._held = self._held + new, ""
+        num_held, text, self._held = len(self._held), self._held + new, ""
+        candidates = [stop for stop in self._stop if stop[0] in text]
         found = []
-        for stop in self._stop:
+        for stop in candidates:
             start = text.find(stop, max(num_held - len(stop) + 1, 0))  # the held text has no whole stop string
             if start >= 0:
                 found.append((start + len(stop), start, stop))
         if found:
             end, start, self.stop_string = min(found)
             return text[: end if self._include_stop else start]
-        start = min([_start_of_prefix(text, stop) for stop in self._stop])
+        start = min([_start_of_prefix(text, stop) for stop in candidates], default=len(text))
         self._held = text[start:]
         return text[:start]
 
