@@ -33,8 +33,8 @@ from ..observability.telemetry import open_telemetry
 from ..run.file_reloads import FileReloads, file_sources
 from ..run.http_server import ConnectionLimit, HttpServer, Listeners, raise_file_limit, uvicorn_config
 from ..run.lifecycle import Lifecycle, serve_until_stopped
-from ..run.startup_message import VALUE_COLUMN, greeting, summary, unused_accelerator
-from ..settings import Settings, chosen_platforms
+from ..run.startup_message import VALUE_COLUMN, greeting, summary
+from ..settings import Settings
 from ..terminal.exits import Signals, exit_now
 from ..terminal.text import hang
 from ..text.served_model import ServedModel, open_served_model
@@ -139,18 +139,14 @@ def _announce(
     url: str,
     limit: ConnectionLimit,
 ) -> None:
-    """Prints the address and the served model, and warns about an unused accelerator and a low limit of open files."""
+    """Prints the address and the served model, and warns about a low limit of open files."""
     gc.freeze()  # a full collection would visit all objects of the libraries and the model, which takes at least 100 ms
-    device = _device_facts(config)
-    lines = summary(
-        source, config, service.engine.stats.slots, service.model.id, url, device, str(settings.store_address)
-    )
+    slots, store = service.engine.stats.slots, str(settings.store_address)
+    lines = summary(source, config, slots, service.model.id, url, _device_facts(config), store)
     if is_json():
         say(greeting(url), fields=dict(line.split(maxsplit=1) for line in lines))
     else:
         say("\n".join(["", greeting(url), "", *(hang(line, VALUE_COLUMN) for line in lines), ""]))
-    if warning := unused_accelerator(device.platform, chosen_platforms()):
-        _logger.warning("%s", warning)
     if limit.warning is not None:
         _logger.warning("%s", limit.warning)
 

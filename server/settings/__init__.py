@@ -19,7 +19,6 @@ from .settings import MODEL_CHOICES, Settings, all_settings
 from .sources import (
     Labels,
     SettingsError,
-    chosen_platforms,
     config_path,
     flag_name,
     read_environment,
@@ -34,7 +33,6 @@ __all__ = [
     "Settings",
     "SettingsError",
     "all_settings",
-    "chosen_platforms",
     "flag_name",
     "foreign_flag_hint",
     "foreign_flags",

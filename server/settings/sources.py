@@ -173,8 +173,3 @@ def _with_hint(key: str, value: Any, names: Collection[str]) -> str:
         return f"[{key}] (write settings without a table)"
     meant = closest(key, names)
     return key if meant is None else f"{key} (did you mean {meant}?)"
-
-
-def chosen_platforms() -> str:
-    """Returns JAX's environment variable for the devices to use; an empty text leaves the choice to JAX."""
-    return os.environ.get("JAX_PLATFORMS", "")
