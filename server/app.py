@@ -18,7 +18,7 @@ from .http.auth import Access, AccessControl
 from .http.error_responses import install_error_handlers
 from .http.middleware import BodyLimit, Drain, HeadAndOptions, RequestScope, RootPath
 from .http.routes import ERRORS, docs_router, with_events
-from .observability.metrics import DatabaseCollector
+from .observability.metrics import RowCollector, store_rows
 from .openai import completions, models
 from .openai.response_schemas import ChatCompletionChunk, Completion
 from .schemas.body import BodyCheck
@@ -65,7 +65,7 @@ def open_features(opening: Opening, features: Sequence[Feature] = FEATURES) -> l
         opening.service.metrics.observe(each.observers)
     databases = [each.database for each in opened if each.database is not None]
     opening.service.metrics.registry.register(
-        DatabaseCollector(lambda: {database.name: database.is_available for database in databases})
+        RowCollector(lambda: store_rows({database.name: database.is_available for database in databases}))
     )
     for collector in (collector for each in opened for collector in each.collectors):
         opening.service.metrics.registry.register(collector)

@@ -29,7 +29,7 @@ from roost.server.features.anthropic.messages import anthropic_type
 from roost.server.generation.admission import Admissions
 from roost.server.generation.service import Service
 from roost.server.http.connection import OpenConnections
-from roost.server.observability.metrics import DatabaseCollector, Metrics
+from roost.server.observability.metrics import Metrics, RowCollector, store_rows
 from roost.server.settings import SettingReference, foreign_flags, settings_reference
 from roost.server.terminal.exits import EXIT_STATUSES
 from roost.server.terminal.options import MODEL_HELP
@@ -353,7 +353,7 @@ def metrics_page() -> str:
     for collector in (each for feature in load_features() for each in feature.unused_collectors()):
         metrics.registry.register(collector)
     metrics.http.count("PATH", "GET", 200)
-    metrics.registry.register(DatabaseCollector(lambda: {"FEATURE": True}))
+    metrics.registry.register(RowCollector(lambda: store_rows({"FEATURE": True})))
     lines = [
         _NOTE,
         "",

@@ -251,17 +251,17 @@ class ChoiceStream:
 
         Most deltas have only text, and most of these are taken, so that no `Delta` is built for them.
         """
-        received_at, num_tokens = self._record.clock(), len(output.token_ids)
+        num_tokens = len(output.token_ids)
         is_text = output.logprobs is None and output.prompt_logprobs is None and not output.num_cached
         delta = None
         if is_text and self._has_text_only and output.finish_reason is None:
             text = self._detokenizer.push(output.token_ids)
             self._num_sent = self._detokenizer.num_sent
-            self._record.add(output, num_tokens, received_at)
+            self._record.add(output, num_tokens)
         else:
             delta = self._decode(output)
             text, num_tokens = delta.text, len(delta.token_ids)
-            delta.times = self._record.add(output, num_tokens, received_at, delta.finish_reason)
+            delta.times = self._record.add(output, num_tokens, delta.finish_reason)
             if delta.finish_reason is not None or delta.calls or not is_text:
                 return delta
         if self._mailbox.offer(self._index, text, num_tokens):

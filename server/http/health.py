@@ -145,7 +145,7 @@ async def health_generate(service: ReadyService) -> Status:
 @router.get("/metrics", response_class=Response, responses=PLAIN_TEXT)
 async def metrics(service: AnyService) -> Response:
     """Returns metrics in Prometheus' text format."""
-    return Response(await service.metrics.page(), headers={"content-type": CONTENT_TYPE})
+    return Response(service.metrics.page(), headers={"content-type": CONTENT_TYPE})
 
 
 @router.get("/load")

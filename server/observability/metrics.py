@@ -1,6 +1,6 @@
 """Prometheus metrics with the names `roost_*`, and their aliases with vLLM's names; a summary of throughput in the log.
 
-Metrics of requests are in `request_metrics.py`, and vLLM's other metrics in `vllm_metrics.py`.
+Metrics of requests are in `request_metrics.py`, and those that only vLLM has in `vllm_metrics.py`.
 """
 
 import asyncio
@@ -17,15 +17,12 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollecto
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ...engine import DraftCounts, EngineStats
+from ...engine import PREFILL_BLOCK, DraftCounts, EngineStats
 from .request_metrics import HttpMetrics, LatencyMetrics, Observer, RequestRecord, RequestTracker
 from .vllm_metrics import VllmMetrics
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 """Media type of Prometheus' text format."""
-
-_CACHE_S: Final = 0.2
-"""Minimum seconds between two renderings of the page, for any number of scrapes and requests."""
 
 INTERVAL_S: Final = 10.0
 """Seconds between two summaries of a busy server."""
@@ -55,17 +52,52 @@ class ConnectionCounts:
     num_refused: int
 
 
-class _RenderedPage(NamedTuple):
-    """A rendered page.
+class Row(NamedTuple):
+    """A metric that is read whenever metrics are collected.
 
     Attributes:
-      at: Time at which it was rendered, in seconds of the clock.
-      num_ended: Number of requests that had ended by then.
+      kind: Kind of the metric.
+      name: Roost's name of the metric, without its prefix; empty if only vLLM has it.
+      text: Description.
+      value: The value, or values by the values of the labels.
+      labels: Names of labels.
+      vllm: vLLM's name of the metric, without its prefix; empty if only Roost has it.
     """
 
-    at: float
-    num_ended: int
-    content: bytes
+    kind: type[GaugeMetricFamily | CounterMetricFamily]
+    name: str
+    text: str
+    value: float | Mapping[tuple[str, ...], float]
+    labels: tuple[str, ...] = ()
+    vllm: str = ""
+
+    def family(self, name: str, labels: Mapping[str, str]) -> Metric:
+        """Returns the metric under a name, with further labels."""
+        family = self.kind(name, self.text, labels=(*labels, *self.labels))
+        values = self.value if isinstance(self.value, Mapping) else {(): self.value}
+        for own, value in values.items():
+            family.add_metric((*labels.values(), *own), value)
+        return family
+
+
+class RowCollector(Collector):
+    """Collects rows.
+
+    Args:
+      rows: Returns the rows.
+      vllm_labels: Labels of vLLM's metrics; None leaves these out.
+    """
+
+    def __init__(self, rows: Callable[[], Iterable[Row]], vllm_labels: Mapping[str, str] | None = None) -> None:
+        self._rows = rows
+        self._vllm_labels = vllm_labels
+
+    def collect(self) -> Iterator[Metric]:
+        for row in self._rows():
+            if row.name:
+                yield row.family(f"roost_{row.name}", {})
+            if row.vllm and self._vllm_labels is not None:
+                yield row.family(f"vllm:{row.vllm}", self._vllm_labels)
 
 
 class Metrics:
@@ -105,9 +137,9 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         _add_build_info(self.registry)
         vllm_labels = None if vllm_model is None else {"model_name": vllm_model, "engine": "0"}
-        self.registry.register(_EngineCollector(stats, vllm_labels))
+        self.registry.register(RowCollector(lambda: _engine_rows(stats()), vllm_labels))
         if connections is not None:
-            self.registry.register(_ConnectionCollector(connections))
+            self.registry.register(RowCollector(lambda: _connection_rows(connections())))
         if simulated is not None:
             gauge = Gauge(
                 "roost_simulated", "1 on a server that simulates its device.", ["device"], registry=self.registry
@@ -119,38 +151,14 @@ class Metrics:
         if vllm_labels is not None:
             all_observers.append(VllmMetrics(self.registry, stats, vllm_labels))
         self.requests = RequestTracker(all_observers, clock)
-        self._page = _Page(self.registry, self.requests)
 
     def observe(self, observers: Iterable[Observer]) -> None:
         """Adds observers of all requests."""
         self.requests.observe(observers)
 
-    async def page(self) -> bytes:
-        """Returns all metrics as text, at most `_CACHE_S` old. Each request that has ended is counted."""
-        return await self._page.rendered()
-
-
-class _Page:
-    """The rendered metrics, which take milliseconds to render: they are rendered every `_CACHE_S` at most."""
-
-    def __init__(self, registry: CollectorRegistry, requests: RequestTracker) -> None:
-        self._registry = registry
-        self._requests = requests
-        self._clock = requests.clock
-        self._rendered: _RenderedPage | None = None
-
-    async def rendered(self) -> bytes:
-        """Returns the page. A client that has its response finds its tokens counted, if need be after a wait."""
-        num_ended, page = self._requests.num_ended, self._rendered
-        if page is not None and (age := self._clock() - page.at) < _CACHE_S:
-            if page.num_ended < num_ended:
-                await asyncio.sleep(_CACHE_S - age)
-                page = self._rendered
-            if page is not None and page.num_ended >= num_ended:  # also one that another client has waited for
-                return page.content
-        content = prometheus_client.generate_latest(self._registry)
-        self._rendered = _RenderedPage(self._clock(), self._requests.num_ended, content)
-        return content
+    def page(self) -> bytes:
+        """Returns all metrics as text."""
+        return prometheus_client.generate_latest(self.registry)
 
 
 def _add_build_info(registry: CollectorRegistry) -> None:
@@ -194,96 +202,78 @@ class _TenantMetrics(Observer):
             self._prompt_tokens.labels(tenant).inc(len(record.request.prompt_token_ids))
 
 
-class _Row(NamedTuple):
-    """A value of the engine's statistics.
-
-    Attributes:
-      name: Roost's name of the metric, without its prefix; empty if only vLLM has it.
-      text: Description.
-      value: The value.
-      vllm: vLLM's name of the metric, without its prefix; empty if only Roost has it.
-    """
-
-    name: str
-    text: str
-    value: float
-    vllm: str = ""
-
-
-def _gauges(stats: EngineStats) -> Iterator[_Row]:
+def _engine_rows(stats: EngineStats) -> Iterator[Row]:
+    gauge, counter, cache = GaugeMetricFamily, CounterMetricFamily, stats.cache
     running, waiting = "num_requests_running", "num_requests_waiting"
-    yield _Row(running, "Running requests, each of which has a slot.", stats.num_running, running)
-    yield _Row(waiting, "Requests that wait for a slot.", stats.num_waiting, waiting)
-    yield _Row("waiting_prompt_tokens", "Total prompt tokens of waiting requests.", stats.waiting_tokens)
-    yield _Row("slots", "Maximum number of requests that run at the same time.", stats.slots)
-    yield _Row("slots_used", "Slots in use.", stats.num_running)
+    yield Row(gauge, running, "Running requests, each of which has a slot.", stats.num_running, vllm=running)
+    yield Row(gauge, waiting, "Requests that wait for a slot.", stats.num_waiting, vllm=waiting)
+    by_reason = {("capacity",): stats.num_waiting, ("deferred",): 0}  # the only reason is the number of slots
+    text = "Waiting requests, by reason."
+    yield Row(gauge, "", text, by_reason, ("reason",), "num_requests_waiting_by_reason")
+    yield Row(gauge, "waiting_prompt_tokens", "Total prompt tokens of waiting requests.", stats.waiting_tokens)
+    yield Row(gauge, "slots", "Maximum number of requests that run at the same time.", stats.slots)
+    yield Row(gauge, "slots_used", "Slots in use.", stats.num_running)
     usage = stats.num_running / max(stats.slots, 1)
-    yield _Row("", "Share of slots in use, from 0 to 1.", usage, "kv_cache_usage_perc")
-    yield _Row("state_cache_snapshots", "Snapshots in the prefix cache.", stats.cache.snapshots)
-    yield _Row("batch_requests_running", "Lines of batches that have a slot.", stats.num_preemptible_running)
-    yield _Row("batch_requests_waiting", "Lines of batches that wait here for a slot.", stats.num_preemptible_waiting)
-
-
-def _counters(stats: EngineStats) -> Iterator[_Row]:
-    cache = stats.cache
+    yield Row(gauge, "", "Share of slots in use, from 0 to 1.", usage, vllm="kv_cache_usage_perc")
+    yield Row(gauge, "state_cache_snapshots", "Snapshots in the prefix cache.", cache.snapshots)
+    text = "Bytes of snapshots in the prefix cache, by tier."
+    by_tier = {("host",): cache.num_bytes, ("disk",): cache.disk_bytes}
+    yield Row(gauge, "state_cache_bytes", text, by_tier, ("tier",))
+    text = "Lines of batches that have a slot."
+    yield Row(gauge, "batch_requests_running", text, stats.num_preemptible_running)
+    text = "Lines of batches that wait here for a slot."
+    yield Row(gauge, "batch_requests_waiting", text, stats.num_preemptible_waiting)
+    facts = {
+        "block_size": str(PREFILL_BLOCK),  # the distance of snapshots, as KV blocks do not exist
+        "num_gpu_blocks": "0",
+        "kv_cache_size_tokens": "0",
+        "kv_cache_max_concurrency": str(stats.slots),
+    }
+    text = "Configuration of the cache as labels; the value is 1."
+    yield Row(gauge, "", text, {tuple(facts.values()): 1}, tuple(facts), "cache_config_info")
+    text = "Prompt tokens processed, without those served from the prefix cache."
+    yield Row(counter, "prompt_tokens", text, stats.prompt_tokens)
     looked_up = stats.prompt_tokens + cache.hit_tokens
-    computed = "Prompt tokens processed, without those served from the prefix cache."
-    yield _Row("prompt_tokens", computed, stats.prompt_tokens)
-    yield _Row("", "Prompt tokens, including those served from the prefix cache.", looked_up, "prompt_tokens")
-    yield _Row("generation_tokens", "Tokens generated.", stats.generated_tokens, "generation_tokens")
-    preempted = "Times that a line of a batch gave its slot to another request."
-    yield _Row("batch_preemptions", preempted, stats.preemptions, "num_preemptions")
-    yield _Row("engine_steps", "Engine steps run on the device.", stats.steps)
-    yield _Row("compiles_since_ready", "Compilations after warm-up; must stay 0.", stats.compiles_since_ready)
-    yield _Row("state_cache_queries", "Prompts looked up in the prefix cache.", cache.queries)
-    yield _Row("", "Prompt tokens looked up in the prefix cache.", looked_up, "prefix_cache_queries")
-    yield _Row("state_cache_hits", "Prompts with a hit in the prefix cache.", cache.hits)
-    saved = "Prompt tokens served from the prefix cache."
-    yield _Row("state_cache_hit_tokens", saved, cache.hit_tokens, "prefix_cache_hits")
-    yield _Row("state_cache_disk_hits", "Prompts with a longer hit on disk than in memory.", cache.disk_hits)
-    broken = "Snapshot files that were corrupt or could not be written."
-    yield _Row("state_cache_disk_errors", broken, cache.disk_errors)
-    yield _Row("state_cache_evictions", "Snapshots evicted from the prefix cache.", cache.evictions)
-    yield from () if stats.drafts is None else _draft_counters(stats.drafts)
-    restored = "Seconds spent on restoring snapshots into slots."
-    yield _Row("state_cache_restore_seconds", restored, stats.restore_seconds)
+    text = "Prompt tokens, including those served from the prefix cache."
+    yield Row(counter, "", text, looked_up, vllm="prompt_tokens")
+    yield Row(counter, "", "Prompt tokens looked up in the prefix cache.", looked_up, vllm="prefix_cache_queries")
+    yield Row(counter, "generation_tokens", "Tokens generated.", stats.generated_tokens, vllm="generation_tokens")
+    text = "Times that a line of a batch gave its slot to another request."
+    yield Row(counter, "batch_preemptions", text, stats.preemptions, vllm="num_preemptions")
+    yield Row(counter, "engine_steps", "Engine steps run on the device.", stats.steps)
+    text = "Compilations after warm-up; must stay 0."
+    yield Row(counter, "compiles_since_ready", text, stats.compiles_since_ready)
+    yield Row(counter, "state_cache_queries", "Prompts looked up in the prefix cache.", cache.queries)
+    yield Row(counter, "state_cache_hits", "Prompts with a hit in the prefix cache.", cache.hits)
+    text = "Prompt tokens served from the prefix cache."
+    yield Row(counter, "state_cache_hit_tokens", text, cache.hit_tokens, vllm="prefix_cache_hits")
+    text = "Prompts with a longer hit on disk than in memory."
+    yield Row(counter, "state_cache_disk_hits", text, cache.disk_hits)
+    text = "Snapshot files that were corrupt or could not be written."
+    yield Row(counter, "state_cache_disk_errors", text, cache.disk_errors)
+    yield Row(counter, "state_cache_evictions", "Snapshots evicted from the prefix cache.", cache.evictions)
+    text = "Seconds spent on restoring snapshots into slots."
+    yield Row(counter, "state_cache_restore_seconds", text, stats.restore_seconds)
+    if stats.drafts is not None:
+        yield from _draft_rows(stats.drafts)
 
 
-def _draft_counters(drafts: DraftCounts) -> Iterator[_Row]:
-    rounds, accepted = "spec_decode_num_drafts", "spec_decode_num_accepted_tokens"
-    yield _Row(rounds, "Steps with drafted tokens, for each request separately.", drafts.drafts, rounds)
-    yield _Row("spec_decode_num_draft_tokens", "Drafted tokens.", drafts.tokens, "spec_decode_num_draft_tokens")
-    yield _Row(accepted, "Drafted tokens that were accepted.", sum(drafts.accepted), accepted)
+def _draft_rows(drafts: DraftCounts) -> Iterator[Row]:
+    counter, accepted = CounterMetricFamily, "spec_decode_num_accepted_tokens"
+    name, text = "spec_decode_num_drafts", "Steps with drafted tokens, for each request separately."
+    yield Row(counter, name, text, drafts.drafts, vllm=name)
+    name = "spec_decode_num_draft_tokens"
+    yield Row(counter, name, "Drafted tokens.", drafts.tokens, vllm=name)
+    yield Row(counter, accepted, "Drafted tokens that were accepted.", sum(drafts.accepted), vllm=accepted)
+    by_place = {(str(place),): count for place, count in enumerate(drafts.accepted)}
+    text = "Drafted tokens that were accepted, by place in the draft."
+    yield Row(counter, "", text, by_place, ("position",), f"{accepted}_per_pos")
 
 
-class _EngineCollector(Collector):
-    """Reads the engine's statistics whenever metrics are collected.
-
-    Args:
-      stats: Returns the engine's latest statistics.
-      vllm_labels: Labels of vLLM's metrics; None leaves these out.
-    """
-
-    def __init__(self, stats: Callable[[], EngineStats], vllm_labels: Mapping[str, str] | None) -> None:
-        self._stats = stats
-        self._vllm_labels = vllm_labels
-
-    def collect(self) -> Iterator[Metric]:
-        stats = self._stats()
-        for kind, rows in ((GaugeMetricFamily, _gauges(stats)), (CounterMetricFamily, _counters(stats))):
-            for row in rows:
-                if row.name:
-                    yield kind(f"roost_{row.name}", row.text, row.value)
-                if row.vllm and self._vllm_labels is not None:
-                    family = kind(f"vllm:{row.vllm}", row.text, labels=tuple(self._vllm_labels))
-                    family.add_metric(tuple(self._vllm_labels.values()), row.value)
-                    yield family
-        bytes_used = GaugeMetricFamily(
-            "roost_state_cache_bytes", "Bytes of snapshots in the prefix cache, by tier.", labels=["tier"]
-        )
-        bytes_used.add_metric(["host"], stats.cache.num_bytes)
-        bytes_used.add_metric(["disk"], stats.cache.disk_bytes)
-        yield bytes_used
+def _connection_rows(ports: Mapping[str, ConnectionCounts]) -> Iterator[Row]:
+    for field, (kind, name, text) in _CONNECTIONS.items():
+        by_port = {(port,): getattr(counts, field) for port, counts in ports.items()}
+        yield Row(kind, f"connections{name}", f"{text}, by port.", by_port, ("port",))
 
 
 _CONNECTIONS: Final = {
@@ -304,19 +294,12 @@ _CONNECTIONS: Final = {
 """Kind, end of the name and description of the metric of each field of `ConnectionCounts`."""
 
 
-class _ConnectionCollector(Collector):
-    """Reads the counts of connections."""
-
-    def __init__(self, counts: Callable[[], Mapping[str, ConnectionCounts]]) -> None:
-        self._counts = counts
-
-    def collect(self) -> Iterator[Metric]:
-        by_port = self._counts()
-        for field, (kind, name, text) in _CONNECTIONS.items():
-            family = kind(f"roost_connections{name}", f"{text}, by port.", labels=["port"])
-            for port, counts in by_port.items():
-                family.add_metric([port], getattr(counts, field))
-            yield family
+def store_rows(are_available: Mapping[str, bool]) -> Iterator[Row]:
+    """Yields whether each database can be used, by the name of its feature."""
+    if are_available:
+        text = "1 while the database of --store can be used, 0 while it is unavailable, by feature."
+        values = {(name,): float(is_available) for name, is_available in are_available.items()}
+        yield Row(GaugeMetricFamily, "store_available", text, values, ("feature",))
 
 
 class ReloadMetrics:
@@ -358,30 +341,6 @@ class ReloadMetrics:
     def record_certificate(self, file: str, expiry: float) -> None:
         """Records when the new certificate expires, in seconds since 1970."""
         self._expiry.labels(file).set(expiry)
-
-
-class DatabaseCollector(Collector):
-    """Reads whether each feature's database can be used.
-
-    Args:
-      are_available: Returns whether each database can be used, by the name of its feature.
-    """
-
-    def __init__(self, are_available: Callable[[], Mapping[str, bool]]) -> None:
-        self._are_available = are_available
-
-    def collect(self) -> Iterator[Metric]:
-        are_available = self._are_available()
-        if not are_available:
-            return
-        family = GaugeMetricFamily(
-            "roost_store_available",
-            "1 while the database of --store can be used, 0 while it is unavailable, by feature.",
-            labels=["feature"],
-        )
-        for name, is_available in are_available.items():
-            family.add_metric([name], float(is_available))
-        yield family
 
 
 class ThroughputLog:

@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import accumulate
-from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.metrics_core import HistogramMetricFamily, Metric
@@ -29,21 +28,21 @@ from ...engine import (
 REASONS: Final = ("stop", "length", "abort", "rejected", "timeout", "error")
 """Reasons for which requests end."""
 
-_FIRST_TOKEN_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
-
-_NEXT_TOKEN_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2, 5)
-
-_REQUEST_S: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)
-
-_VLLM_FIRST_TOKEN_S: Final = (
+_FIRST_TOKEN_S: Final = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
+    *(1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 320),
+)
+
+NEXT_TOKEN_S: Final = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75),
     *(1, 2.5, 5, 7.5, 10, 20, 40, 80),
 )
 
-VLLM_NEXT_TOKEN_S: Final = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40)
-
-VLLM_REQUEST_S: Final = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
-"""Buckets of vLLM, which its dashboards expect."""
+REQUEST_S: Final = (
+    *(0.01, 0.03, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50),
+    *(60, 120, 240, 480, 960, 1920, 3840, 7680),
+)
+"""Upper bounds of buckets: those of vLLM, which its dashboards expect, and finer ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,13 +142,11 @@ class RequestTracker:
 
     Attributes:
       observers: Observers of all requests.
-      num_ended: Number of requests that have ended.
     """
 
     def __init__(self, observers: Iterable[Observer], clock: Callable[[], float]) -> None:
         self.observers: list[Observer] = []
         self.clock = clock
-        self.num_ended = 0
         self.observe(observers)
 
     def observe(self, observers: Iterable[Observer]) -> None:
@@ -191,7 +188,6 @@ class RequestRecord:
       is_chat: Whether the prompt is a conversation.
       is_left: Whether the request does not count as usage: it ended with its engine, is a line of a batch that was
         given back for another replica to run, or its output was discarded.
-      detokenize_s: Seconds spent on detokenization.
       reason: One of `REASONS`, once the request has ended.
       has_finished: Whether the request ended with all of its output.
       ended: Time of the end, once the request has ended.
@@ -206,27 +202,22 @@ class RequestRecord:
         self.last_token: float | None = None
         self.num_tokens = self.num_cached = self.num_earlier = 0
         self.is_chat = self.is_left = False
-        self.detokenize_s = 0.0
         self.reason = ""
         self.has_finished = False
         self._tracker = tracker
         self._first_output: float | None = None
 
-    def add(
-        self, output: TokenOutput, num_tokens: int, received_at: float, finish_reason: FinishReason | None = None
-    ) -> Times:
+    def add(self, output: TokenOutput, num_tokens: int, finish_reason: FinishReason | None = None) -> Times:
         """Records an output that has been detokenized, and reports its tokens to the observers.
 
         Args:
           num_tokens: Number of its tokens that belong to the request.
-          received_at: Time at which the output was received and its detokenization started.
           finish_reason: Reason why the request ended with all of its output; None if it did not.
 
         Returns:
           Times of the request if it ended; `NEVER` before that.
         """
         now = self.clock()
-        self.detokenize_s += now - received_at
         if self._first_output is None:
             self._first_output = now
         if self.started is None:
@@ -249,7 +240,6 @@ class RequestRecord:
         self.reason = self.reason or _reason(error)
         given_back = self.request.preemptible and self.reason == "abort"
         self.is_left = self.is_left or isinstance(error, EngineDeadError) or given_back
-        self._tracker.num_ended += 1
         if (tokens := request_tokens.get()) is not None:
             tokens.add(self)
         for on_end in self._tracker.on_end:
@@ -283,54 +273,29 @@ def _reason(error: BaseException | None) -> str:
             return "abort"
 
 
-class _Series(NamedTuple):
-    """The only series of a metric.
-
-    Attributes:
-      name: Name of the metric.
-      text: Description.
-      bounds: Upper bounds of the buckets but the last, in rising order.
-      labels: Labels of the series.
-    """
-
-    name: str
-    text: str
-    bounds: tuple[float | int, ...]
-    labels: Mapping[str, str]
-
-
 class Histogram(Collector):
     """A histogram that a single thread observes and collects. The library's histogram takes two locks per observation.
 
     Args:
-      name: Name of the metric.
+      names: Names of the metric, with the labels of its only series under each.
       text: Description.
       bounds: Upper bounds of all buckets except the last, in rising order.
       registry: Registry that collects it.
-      labels: Labels of its only series.
     """
 
     def __init__(
         self,
-        name: str,
+        names: Mapping[str, Mapping[str, str]],
         text: str,
         bounds: Sequence[float | int],
         registry: CollectorRegistry,
-        labels: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self._series: list[_Series] = []
-        self._bounds: list[float | int] = []
-        self.show_as(name, text, bounds, labels)
+        self._names = names
+        self._text = text
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
         registry.register(self)
-
-    def show_as(
-        self, name: str, text: str, bounds: Sequence[float | int], labels: Mapping[str, str] = MappingProxyType({})
-    ) -> None:
-        """Also shows the values in another metric. Call it before the first value is observed."""
-        self._series.append(_Series(name, text, tuple(bounds), labels))
-        self._bounds = sorted({*self._bounds, *bounds})
-        self._counts = [0] * (len(self._bounds) + 1)
 
     def observe(self, value: float | int, count: int = 1) -> None:
         """Counts a value that was observed `count` times."""
@@ -338,11 +303,10 @@ class Histogram(Collector):
         self._sum += value * count
 
     def collect(self) -> Iterator[Metric]:
-        totals = dict(zip((*self._bounds, math.inf), accumulate(self._counts), strict=True))
-        for name, text, bounds, labels in self._series:
-            ends = (*bounds, math.inf)
-            buckets = [(floatToGoString(end), float(totals[end])) for end in ends]  # type: ignore[no-untyped-call]
-            family = HistogramMetricFamily(name, text, labels=tuple(labels))
+        bounds = map(floatToGoString, (*self._bounds, math.inf))
+        buckets = [(bound, float(total)) for bound, total in zip(bounds, accumulate(self._counts), strict=True)]
+        for name, labels in self._names.items():
+            family = HistogramMetricFamily(name, self._text, labels=tuple(labels))
             family.add_metric(tuple(labels.values()), buckets, self._sum)
             yield family
 
@@ -356,54 +320,22 @@ class LatencyMetrics(Observer):
     """
 
     def __init__(self, registry: CollectorRegistry, vllm_labels: Mapping[str, str] | None = None) -> None:
-        def histogram(
-            name: str,
-            text: str,
-            bounds: Sequence[float | int],
-            vllm_bounds: Sequence[float | int],
-            vllm_text: str | None = None,
-        ) -> Histogram:
-            made = Histogram(f"roost_{name}_seconds", text, bounds, registry)
+        def histogram(name: str, text: str, bounds: Sequence[float | int] = REQUEST_S) -> Histogram:
+            names: dict[str, Mapping[str, str]] = {f"roost_{name}_seconds": {}}
             if vllm_labels is not None:
-                made.show_as(f"vllm:{name}_seconds", vllm_text or text, vllm_bounds, vllm_labels)
-            return made
+                names[f"vllm:{name}_seconds"] = vllm_labels
+            return Histogram(names, text, bounds, registry)
 
-        self._first_token = histogram(
-            "time_to_first_token",
-            "Seconds from a request's arrival to its first token.",
-            _FIRST_TOKEN_S,
-            _VLLM_FIRST_TOKEN_S,
-        )
-        self._next_token = histogram(
-            "inter_token_latency",
-            "Seconds between consecutive tokens of a request.",
-            _NEXT_TOKEN_S,
-            VLLM_NEXT_TOKEN_S,
-        )
-        self._whole = histogram(
-            "e2e_request_latency",
-            "Seconds from a request's arrival to its last token.",
-            _REQUEST_S,
-            VLLM_REQUEST_S,
-            "Seconds from a request's arrival to its end.",
-        )
-        self._queue = histogram(
-            "request_queue_time",
-            "Seconds from a request's arrival to the start of its prefill.",
-            _FIRST_TOKEN_S,
-            VLLM_REQUEST_S,
-            "Seconds for which a request waited for a slot.",
-        )
-        self._prefill = histogram(
-            "request_prefill_time",
-            "Seconds from the start of a request's prefill to its first token.",
-            _FIRST_TOKEN_S,
-            VLLM_REQUEST_S,
-            "Seconds from a request's slot to its first token.",
-        )
-        self._decode = histogram(
-            "request_decode_time", "Seconds from a request's first token to its last.", _REQUEST_S, VLLM_REQUEST_S
-        )
+        text = "Seconds from a request's arrival to its first token."
+        self._first_token = histogram("time_to_first_token", text, _FIRST_TOKEN_S)
+        text = "Seconds between consecutive tokens of a request."
+        self._next_token = histogram("inter_token_latency", text, NEXT_TOKEN_S)
+        self._whole = histogram("e2e_request_latency", "Seconds from a request's arrival to its end.")
+        text = "Seconds from a request's arrival to the start of its prefill."
+        self._queue = histogram("request_queue_time", text)
+        text = "Seconds from the start of a request's prefill to its first token."
+        self._prefill = histogram("request_prefill_time", text)
+        self._decode = histogram("request_decode_time", "Seconds from a request's first token to its last.")
         self._ended = Counter("roost_requests", "Requests that have ended, by reason.", ["reason"], registry=registry)
         for reason in REASONS:
             self._ended.labels(reason)

@@ -84,8 +84,6 @@ class Tracing(Observer):
         span("prefill", started, first_token, {"roost.prompt_tokens": len(record.request.prompt_token_ids)}, request)
         if record.first_token is not None:
             span("decode", first_token, record.ended, {"roost.generated_tokens": record.num_tokens}, request)
-            together = {"roost.sum": True}  # the sum of many short intervals, as one
-            span("detokenize", first_token, first_token + record.detokenize_s, together, request)
 
     def on_work(self, work: StoreWork) -> None:
         """Creates a span of database work for responses, in a separate trace."""

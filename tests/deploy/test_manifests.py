@@ -1,6 +1,5 @@
 """The manifests as they are committed, against the server that they start; nothing but files is needed."""
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from roost.engine import CacheStats, EngineStats, Request, SamplingParams
 from roost.server.assembly.service import engine_config
 from roost.server.feature import load_features
 from roost.server.http.health import router
-from roost.server.observability.metrics import DatabaseCollector, Metrics
+from roost.server.observability.metrics import Metrics, RowCollector, store_rows
 from roost.server.run.lifecycle import STOP_TIMEOUT_S
 from roost.server.settings import Settings
 from serve_settings import settings_of
@@ -223,10 +222,10 @@ def told_by_the_server() -> set[str]:
     metrics.reloads.record_certificate("tls.crt", 1.0)
     metrics.http.count("/v1/completions", "POST", 200)
     metrics.requests.track([Request("a", (1,), SamplingParams(), tenant="TENANT")])[0].end()
-    metrics.registry.register(DatabaseCollector(lambda: {"responses": True}))
+    metrics.registry.register(RowCollector(lambda: store_rows({"responses": True})))
     for collector in (each for feature in load_features() for each in feature.unused_collectors()):
         metrics.registry.register(collector)
-    families = text_string_to_metric_families(asyncio.run(metrics.page()).decode())
+    families = text_string_to_metric_families(metrics.page().decode())
     return {sample.name for family in families for sample in family.samples}
 
 

@@ -48,7 +48,7 @@ def record_of(
     """Returns the record of a request that has generated tokens, and has not ended."""
     request = Request(name, (1, 2, 3, 4), SamplingParams(), tenant=tenant, **fields)
     record = RequestTracker([counter], lambda: 1.0).track([request])[0]
-    record.add(TokenOutput((5,) * num_tokens, started_at=0.5, num_cached=2), num_tokens, 1.0)
+    record.add(TokenOutput((5,) * num_tokens, started_at=0.5, num_cached=2), num_tokens)
     return record
 
 
