@@ -5,6 +5,7 @@ import base64
 import calendar
 import contextlib
 import errno
+import math
 import re
 import resource
 import select
@@ -141,12 +142,12 @@ def reload_certificate(config: uvicorn.Config, settings: Settings) -> None:
         _load_certificate(context, settings.ssl_certfile, settings.ssl_keyfile)
 
 
-def certificate_expiry(path: Path) -> float | None:
-    """Returns when the first certificate of a PEM file expires, in seconds since 1970; None if it cannot be found."""
+def certificate_expiry(path: Path) -> float:
+    """Returns when the first certificate of a PEM file expires, in seconds since 1970; NaN if it cannot be found."""
     found = _CERTIFICATE.search(path.read_bytes())
     times = _VALIDITY.search(base64.b64decode(found[1])) if found else None
     if times is None:
-        return None
+        return math.nan
     digits, form = (times[1], "%y%m%d%H%M%S") if times[1] else (times[2], "%Y%m%d%H%M%S")
     return calendar.timegm(time.strptime(digits.decode(), form))
 
@@ -155,30 +156,15 @@ def _load_certificate(context: ssl.SSLContext, certificate: Path, key: Path | No
     """Loads a certificate and its key, which may be in the same file.
 
     Raises:
-      ConfigError: One of them cannot be used.
+      ConfigError: They cannot be used.
     """
-    chain, key_file = f"ssl_certfile {certificate}", f"ssl_keyfile {key}" if key else f"ssl_certfile {certificate}"
-    if not _CERTIFICATE.search(_read_pem(chain, certificate)):
-        raise ConfigError(f"{chain}: holds no certificate in PEM")
-    pem = _read_pem(key_file, key or certificate)
-    private = re.search(rb"-----BEGIN (\w+ )?PRIVATE KEY-----.*?-----END", pem, re.DOTALL)
-    if private is None:
-        raise ConfigError(f"{key_file}: holds no private key in PEM{'' if key else '; give it with --ssl-keyfile'}")
-    if b"ENCRYPTED" in private[0]:
-        raise ConfigError(f"{key_file}: the key is encrypted; write it without a passphrase by `openssl pkey`")
     try:
-        context.load_cert_chain(certificate, key, password=lambda: b"")
-    except ssl.SSLError as error:
-        if error.reason in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"):
-            raise ConfigError(f"{key_file}: is not the key of the certificate in {certificate}") from None
-        raise ConfigError(f"{chain}: the certificate or its key is damaged ({error.reason})") from None
-
-
-def _read_pem(option: str, path: Path) -> bytes:
-    try:
-        return path.read_bytes()
+        context.load_cert_chain(certificate, key, password=lambda: b"")  # a prompt for a passphrase would block
     except OSError as error:
-        raise ConfigError(f"{option}: cannot be read ({error.strerror})") from None
+        files = f"ssl_certfile {certificate} and ssl_keyfile {key}" if key else f"ssl_certfile {certificate}"
+        raise ConfigError(
+            f"{files}: must hold a certificate and its private key, in PEM and without a passphrase ({error.strerror})"
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)

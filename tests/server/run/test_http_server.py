@@ -50,19 +50,19 @@ ENCRYPTED = b"-----BEGIN ENCRYPTED PRIVATE KEY-----\nMA==\n-----END ENCRYPTED PR
 
 
 @pytest.mark.parametrize(
-    ("chain", "key", "said"),
+    ("chain", "key"),
     [
-        (None, None, "ssl_certfile {chain}: cannot be read (No such file or directory)"),
-        (b"x", None, "ssl_certfile {chain}: holds no certificate in PEM"),
-        ("chain", None, "ssl_certfile {chain}: holds no private key in PEM; give it with --ssl-keyfile"),
-        ("chain", b"x", "ssl_keyfile {key}: holds no private key in PEM"),
-        ("chain", ENCRYPTED, "ssl_keyfile {key}: the key is encrypted; write it without a passphrase"),
-        ("chain", "other key", "ssl_keyfile {key}: is not the key of the certificate in {chain}"),
-        (b"-----BEGIN CERTIFICATE-----", "key", "ssl_certfile {chain}: the certificate or its key is damaged ("),
+        (None, None),
+        (b"x", None),
+        ("chain", None),
+        ("chain", b"x"),
+        ("chain", ENCRYPTED),
+        ("chain", "other key"),
+        (b"-----BEGIN CERTIFICATE-----", "key"),
     ],
 )
 def test_a_certificate_that_cannot_be_used_is_named(
-    tmp_path: Path, chain: str | bytes | None, key: str | bytes | None, said: str
+    tmp_path: Path, chain: str | bytes | None, key: str | bytes | None
 ) -> None:
     (certificate, own), (_, other) = make_certificate(), make_certificate()
     contents, paths = {"chain": certificate, "key": own, "other key": other}, {}
@@ -71,7 +71,8 @@ def test_a_certificate_that_cannot_be_used_is_named(
         if content is not None:
             paths[name].write_bytes(contents[content] if isinstance(content, str) else content)
     settings = load_settings({"ssl_certfile": paths["chain"], "ssl_keyfile": None if key is None else paths["key"]})
-    with pytest.raises(ConfigError, match=f"^{re.escape(said.format(**paths))}"):
+    files = f"ssl_certfile {paths['chain']}" + ("" if key is None else f" and ssl_keyfile {paths['key']}")
+    with pytest.raises(ConfigError, match=f"^{re.escape(files)}: must hold a certificate and its private key"):
         uvicorn_config(FastAPI(), settings, OpenConnections(1))
 
 
