@@ -6,7 +6,6 @@ admission decodes JSON of clients and of the store, within limits that apply bef
 """
 
 import asyncio
-import gc
 import sys
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, MutableMapping
@@ -43,7 +42,7 @@ class ByteBudget:
         self._max_bytes = max_bytes
         self._is_shared = tenants > 1
         self._held: Counter[str] = Counter()
-        self._waiting: dict[asyncio.Future[None], tuple[str, int]] = {}
+        self._has_changed = asyncio.Event()
 
     def reserve(self, owner: str, num_bytes: int) -> None:
         """Reserves bytes for a tenant. A tenant that holds nothing may exceed its share.
@@ -54,9 +53,12 @@ class ByteBudget:
         """
         if not num_bytes:
             return
+        if num_bytes > self._max_bytes:
+            size = f"{self._max_bytes / 2**20:.0f} MiB"
+            message = f"the request would hold more than {size} of memory: send fewer or shorter prompts"
+            raise ApiError(kinds.REQUEST_TOO_LARGE, message)
         free, held = self._max_bytes - self.num_bytes, self._held[owner]
         if num_bytes > free:
-            self._check(num_bytes)
             raise too_many_bytes()
         if self._is_shared and held and held + num_bytes > free:
             message = (
@@ -72,43 +74,24 @@ class ByteBudget:
         self._held[owner] -= num_bytes
         if not self._held[owner]:
             del self._held[owner]
-        if self._waiting:
-            self._admit()
+        self._has_changed.set()
 
     async def wait(self, owner: str, num_bytes: int) -> None:
-        """Reserves bytes for a tenant once they fit. The tenant that holds the fewest is first; then the order of
-        arrival decides.
+        """Reserves bytes for a tenant once they fit.
 
         Raises:
           ApiError: 413, the bytes can never fit.
         """
-        self._check(num_bytes)
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting[turn] = owner, num_bytes
-        self._admit()
-        try:
-            await turn
-        except asyncio.CancelledError:
-            self._waiting.pop(turn, None)
-            self.release(owner, 0 if turn.cancelled() else num_bytes)  # the bytes may have been granted just before
-            raise
-
-    def _admit(self) -> None:
-        while self._waiting:
-            turn, (owner, num_bytes) = min(self._waiting.items(), key=lambda each: self._held[each[1][0]])
-            if not turn.cancelled():  # otherwise its task is about to notice
-                if num_bytes > self._max_bytes - self.num_bytes:
-                    return
-                self.num_bytes += num_bytes
-                self._held[owner] += num_bytes
-                turn.set_result(None)
-            del self._waiting[turn]
-
-    def _check(self, num_bytes: int) -> None:
-        if num_bytes > self._max_bytes:
-            size = f"{self._max_bytes / 2**20:.0f} MiB"
-            message = f"the request would hold more than {size} of memory: send fewer or shorter prompts"
-            raise ApiError(kinds.REQUEST_TOO_LARGE, message)
+        while True:
+            try:
+                self.reserve(owner, num_bytes)
+            except ApiError as error:
+                if error.kind is kinds.REQUEST_TOO_LARGE:
+                    raise
+            else:
+                return
+            self._has_changed.clear()
+            await self._has_changed.wait()
 
 
 BODY_FLAG: Final = "--max-body-bytes"
@@ -137,7 +120,6 @@ class Admission:
       name: Name of work that may run again after its replica has died; empty for all other work.
       is_repeated: Whether the work may have run before.
       num_kept: Bytes that are held until the work ends.
-      is_large: Whether `num_kept` is so large that each step of the work should run on a worker thread.
     """
 
     preemptible = False
@@ -153,12 +135,16 @@ class Admission:
     ) -> None:
         self.owner = owner
         self.num_kept = 0
-        self.is_large = False
         self._workers = workers
         self._raw = raw
         self._kept = kept
         self._num_raw = 0
         self._num_holders = 1
+
+    @property
+    def is_large(self) -> bool:
+        """Whether so many bytes are held that each step of the work should run on a worker thread."""
+        return self.num_kept > _LARGE
 
     def new_id(self, part: str) -> str:
         """Returns 32 hexadecimal digits: random ones, or the same ones each time that work with a name runs.
@@ -213,7 +199,7 @@ class Admission:
             num_bytes = size_of(result)
             return result
 
-        result = await self.make(parse, is_long=True) if len(raw) >= LONG_BYTES else parse()
+        result = await self.run(parse, is_long=True) if len(raw) >= LONG_BYTES else parse()
         self._drop_raw()
         await self.keep(num_bytes)
         return result
@@ -232,20 +218,6 @@ class Admission:
             return await self._workers.run(work)
         return work()
 
-    async def make[T](self, work: Callable[[], T], *, is_long: bool) -> T:
-        """Runs a step that makes many objects; see `run`."""
-
-        def uncollected() -> T:
-            was_enabled = gc.isenabled()
-            gc.disable()  # a million new objects would trigger many collections, and each one stops all threads
-            try:
-                return work()
-            finally:
-                if was_enabled:
-                    gc.enable()
-
-        return await self.run(uncollected, is_long=is_long)
-
     async def keep(self, num_bytes: int) -> None:
         """Charges bytes until the work ends.
 
@@ -255,7 +227,6 @@ class Admission:
         if self._kept is not None:
             self._kept.reserve(self.owner, num_bytes)
             self.num_kept += num_bytes
-            self.is_large = self.num_kept > _LARGE
 
     @asynccontextmanager
     async def holding(self, num_bytes: int) -> AsyncGenerator[None]:
@@ -271,7 +242,12 @@ class Admission:
             if self._kept is not None:
                 self._kept.release(self.owner, num_bytes)
                 self.num_kept -= num_bytes
-                self.is_large = self.num_kept > _LARGE
+
+    async def begin(self) -> None:
+        """Waits for the tenant's turn, if the work takes turns. The work must not charge anything before it."""
+
+    async def settle(self) -> None:
+        """Ends the tenant's turn. The work must not charge anything after it."""
 
     def hold(self) -> None:
         """Adds a holder of the charged bytes, which stay charged until each holder has called `release`."""
@@ -389,7 +365,6 @@ class PreemptibleAdmission(Admission):
         self._budget.release(self.owner, held)
         await self._budget.wait(self.owner, held + num_bytes)
         self.num_kept = held + num_bytes
-        self.is_large = self.num_kept > _LARGE
 
     async def settle(self) -> None:
         """Ends the tenant's turn. The work must not charge anything after it."""

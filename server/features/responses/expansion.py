@@ -105,7 +105,7 @@ async def expanded(
             await stack.enter_async_context(store.locks.hold())
         await stack.enter_async_context(own.holding(charged))
         contents = await read_parts(store, contents_of, body.parts)
-        expansion = await own.make(lambda: body.expansion(contents), is_long=is_long)
+        expansion = await own.run(lambda: body.expansion(contents), is_long=is_long)
         await stack.enter_async_context(own.holding(body.cost - charged))
         yield expansion
 
