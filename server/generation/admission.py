@@ -120,6 +120,7 @@ class Admission:
       name: Name of work that may run again after its replica has died; empty for all other work.
       is_repeated: Whether the work may have run before.
       num_kept: Bytes that are held until the work ends.
+      is_large: Whether `num_kept` is so large that each step of the work should run on a worker thread.
     """
 
     preemptible = False
@@ -135,16 +136,12 @@ class Admission:
     ) -> None:
         self.owner = owner
         self.num_kept = 0
+        self.is_large = False
         self._workers = workers
         self._raw = raw
         self._kept = kept
         self._num_raw = 0
         self._num_holders = 1
-
-    @property
-    def is_large(self) -> bool:
-        """Whether so many bytes are held that each step of the work should run on a worker thread."""
-        return self.num_kept > _LARGE
 
     def new_id(self, part: str) -> str:
         """Returns 32 hexadecimal digits: random ones, or the same ones each time that work with a name runs.
@@ -226,7 +223,7 @@ class Admission:
         """
         if self._kept is not None:
             self._kept.reserve(self.owner, num_bytes)
-            self.num_kept += num_bytes
+            self._set_kept(self.num_kept + num_bytes)
 
     @asynccontextmanager
     async def holding(self, num_bytes: int) -> AsyncGenerator[None]:
@@ -241,13 +238,11 @@ class Admission:
         finally:
             if self._kept is not None:
                 self._kept.release(self.owner, num_bytes)
-                self.num_kept -= num_bytes
+                self._set_kept(self.num_kept - num_bytes)
 
-    async def begin(self) -> None:
-        """Waits for the tenant's turn, if the work takes turns. The work must not charge anything before it."""
-
-    async def settle(self) -> None:
-        """Ends the tenant's turn. The work must not charge anything after it."""
+    def _set_kept(self, num_bytes: int) -> None:
+        self.num_kept = num_bytes
+        self.is_large = num_bytes > _LARGE
 
     def hold(self) -> None:
         """Adds a holder of the charged bytes, which stay charged until each holder has called `release`."""
@@ -364,7 +359,7 @@ class PreemptibleAdmission(Admission):
         held, self.num_kept = self.num_kept, 0
         self._budget.release(self.owner, held)
         await self._budget.wait(self.owner, held + num_bytes)
-        self.num_kept = held + num_bytes
+        self._set_kept(held + num_bytes)
 
     async def settle(self) -> None:
         """Ends the tenant's turn. The work must not charge anything after it."""

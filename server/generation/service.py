@@ -35,7 +35,7 @@ from ..observability.metrics import Metrics
 from ..schemas.body import MAX_MESSAGES
 from ..tenants import Workers, tenant
 from ..text.served_model import ServedModel
-from .admission import Admissions, admission
+from .admission import Admissions, PreemptibleAdmission, admission
 from .generation import MAX_UNREAD_BYTES, Generation, SentResponse, collect
 from .prompts import Prompt, PromptEncoder
 from .spec import GenerationSpec, PromptCopies, response_size
@@ -291,7 +291,8 @@ class Service:
             params = size.params
         has_prediction = spec.prediction and self.engine.stats.drafts is not None
         predicted_ids = await self.prompts.prediction(spec.prediction) if has_prediction else ()
-        await own.settle()
+        if isinstance(own, PreemptibleAdmission):
+            await own.settle()
         grammar = None if spec.constraint is None else await self._grammar(spec, spec.constraint, deadline)
         prefilled = spec.earlier_ids if spec.replay is None else ()
         if prefilled:

@@ -23,7 +23,7 @@ from ..errors.request_errors import (
     request_warnings,
     shutting_down,
 )
-from ..generation.admission import BODY_FLAG, Admission, Admissions, admission
+from ..generation.admission import BODY_FLAG, Admissions, PreemptibleAdmission, admission
 from ..generation.service import OpenRequests
 from ..observability.logging import ACCESS_LOGGER, error_reason, request_id
 from ..observability.request_metrics import UNKNOWN_HANDLER, HttpMetrics, RequestTokens, request_tokens
@@ -78,7 +78,7 @@ class RequestScope:
         error_reason.set([])
         tokens = RequestTokens()
         request_tokens.set(tokens)
-        own: Admission | None = scope.get(ADMISSION)
+        own: PreemptibleAdmission | None = scope.get(ADMISSION)
         tenant.set("" if own is None else own.owner)  # a pipelined request starts in the context of the previous one
         exchange = _Exchange(scope, receive, send)
         try:
@@ -231,16 +231,18 @@ class BodyLimit:
         if announced.isdecimal() and int(announced) > self._max_bytes:
             await send_error(body_too_large(self._max_bytes, BODY_FLAG), scope, receive, send)
             return
-        given: Admission | None = scope.get(ADMISSION)
+        given: PreemptibleAdmission | None = scope.get(ADMISSION)
         own = given or self._admissions.open()
         admission.set(own)
         try:
-            await own.begin()
+            if given is not None:
+                await given.begin()
             await self._app(scope, own.charged(receive, self._max_bytes), send)
         finally:
-            await own.settle()
             if given is None:
                 own.release()
+            else:
+                await given.settle()
 
 
 class HeadAndOptions:
