@@ -52,6 +52,10 @@ class ConnectionCounts:
     num_refused: int
 
 
+type Values = Mapping[tuple[str, ...], float]
+"""Values of a metric by the values of its labels."""
+
+
 class Row(NamedTuple):
     """A metric that is read whenever metrics are collected.
 
@@ -59,7 +63,7 @@ class Row(NamedTuple):
       kind: Kind of the metric.
       name: Roost's name of the metric, without its prefix; empty if only vLLM has it.
       text: Description.
-      value: The value, or values by the values of the labels.
+      value: The value, or several.
       labels: Names of labels.
       vllm: vLLM's name of the metric, without its prefix; empty if only Roost has it.
     """
@@ -67,7 +71,7 @@ class Row(NamedTuple):
     kind: type[GaugeMetricFamily | CounterMetricFamily]
     name: str
     text: str
-    value: float | Mapping[tuple[str, ...], float]
+    value: float | Values
     labels: tuple[str, ...] = ()
     vllm: str = ""
 
@@ -207,8 +211,8 @@ def _engine_rows(stats: EngineStats) -> Iterator[Row]:
     running, waiting = "num_requests_running", "num_requests_waiting"
     yield Row(gauge, running, "Running requests, each of which has a slot.", stats.num_running, vllm=running)
     yield Row(gauge, waiting, "Requests that wait for a slot.", stats.num_waiting, vllm=waiting)
-    by_reason = {("capacity",): stats.num_waiting, ("deferred",): 0}  # the only reason is the number of slots
     text = "Waiting requests, by reason."
+    by_reason: Values = {("capacity",): stats.num_waiting, ("deferred",): 0}  # the only reason is the number of slots
     yield Row(gauge, "", text, by_reason, ("reason",), "num_requests_waiting_by_reason")
     yield Row(gauge, "waiting_prompt_tokens", "Total prompt tokens of waiting requests.", stats.waiting_tokens)
     yield Row(gauge, "slots", "Maximum number of requests that run at the same time.", stats.slots)
@@ -217,7 +221,7 @@ def _engine_rows(stats: EngineStats) -> Iterator[Row]:
     yield Row(gauge, "", "Share of slots in use, from 0 to 1.", usage, vllm="kv_cache_usage_perc")
     yield Row(gauge, "state_cache_snapshots", "Snapshots in the prefix cache.", cache.snapshots)
     text = "Bytes of snapshots in the prefix cache, by tier."
-    by_tier = {("host",): cache.num_bytes, ("disk",): cache.disk_bytes}
+    by_tier: Values = {("host",): cache.num_bytes, ("disk",): cache.disk_bytes}
     yield Row(gauge, "state_cache_bytes", text, by_tier, ("tier",))
     text = "Lines of batches that have a slot."
     yield Row(gauge, "batch_requests_running", text, stats.num_preemptible_running)
@@ -265,14 +269,14 @@ def _draft_rows(drafts: DraftCounts) -> Iterator[Row]:
     name = "spec_decode_num_draft_tokens"
     yield Row(counter, name, "Drafted tokens.", drafts.tokens, vllm=name)
     yield Row(counter, accepted, "Drafted tokens that were accepted.", sum(drafts.accepted), vllm=accepted)
-    by_place = {(str(place),): count for place, count in enumerate(drafts.accepted)}
+    by_place: Values = {(str(place),): count for place, count in enumerate(drafts.accepted)}
     text = "Drafted tokens that were accepted, by place in the draft."
     yield Row(counter, "", text, by_place, ("position",), f"{accepted}_per_pos")
 
 
 def _connection_rows(ports: Mapping[str, ConnectionCounts]) -> Iterator[Row]:
     for field, (kind, name, text) in _CONNECTIONS.items():
-        by_port = {(port,): getattr(counts, field) for port, counts in ports.items()}
+        by_port: Values = {(port,): getattr(counts, field) for port, counts in ports.items()}
         yield Row(kind, f"connections{name}", f"{text}, by port.", by_port, ("port",))
 
 
@@ -298,7 +302,7 @@ def store_rows(are_available: Mapping[str, bool]) -> Iterator[Row]:
     """Yields whether each database can be used, by the name of its feature."""
     if are_available:
         text = "1 while the database of --store can be used, 0 while it is unavailable, by feature."
-        values = {(name,): float(is_available) for name, is_available in are_available.items()}
+        values: Values = {(name,): float(is_available) for name, is_available in are_available.items()}
         yield Row(GaugeMetricFamily, "store_available", text, values, ("feature",))
 
 
