@@ -407,4 +407,9 @@ def check(lease: Lease, held: Collection[Lease]) -> None:
       FencedError: It was not.
     """
     if lease not in held:
-        raise FencedError(f"{lease.id} was adopted, ended or deleted by another replica")
+        raise refused(lease)
+
+
+def refused(lease: Lease) -> FencedError:
+    """Returns the error for a write of a former owner."""
+    return FencedError(f"{lease.id} was adopted, ended or deleted by another replica")
