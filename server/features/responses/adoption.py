@@ -79,7 +79,9 @@ class AdoptionKind(WorkKind[Adoption]):
 
     def stop(self, lease: Lease, task: asyncio.Task[None] | None) -> None:
         """Aborts the generation, which then finds out that its log has another owner."""
-        if self._responses.note_lost(lease):
+        log = self._responses.logs.get(lease.name)
+        if log is not None and log.lease == lease:
+            log.is_lost = True
             tenant.set(lease.tenant)  # of this task only
             self._service.tracked.abort(lease.id)
 

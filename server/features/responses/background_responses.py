@@ -123,14 +123,10 @@ class BackgroundRun:
         except (FencedError, StoreUnavailableError):
             raise
         except Exception as error:
-            if not (self._is_for_others(error) and await self.log.release(is_death=is_death(error))):
+            is_busy = self.is_adopted and isinstance(error, QueueFullError)
+            is_for_others = is_busy or isinstance(error, EngineDeadError | ConstraintLostError)
+            if not (is_for_others and await self.log.release(is_death=is_death(error))):
                 await self._fail(from_exception(error), error)
-
-    def _is_for_others(self, error: Exception) -> bool:
-        """Returns whether the error is specific to this replica, so that others may continue the response."""
-        if isinstance(error, QueueFullError):
-            return self.is_adopted
-        return isinstance(error, EngineDeadError | ConstraintLostError)
 
     async def _generate(self, generation: Generation) -> None:
         """Logs deltas, joined for up to `_UNSEEN_S` seconds if no client can follow their events."""

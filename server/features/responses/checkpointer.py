@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from ....engine import AsyncEngine, EngineDeadError, RequestSnapshot, RequestSnapshotFormat, UnknownRequestError
+from ....engine import AsyncEngine, EngineDeadError, RequestSnapshot, UnknownRequestError
 from ...database.errors import FencedError, StoreUnavailableError
 from ...generation.service import engine_request_id
 from ...observability.request_metrics import Fact, Observer, observed
@@ -93,7 +93,12 @@ class Checkpointer:
         await self._responses.hand_over_streams()
         logs, turns = self._exact_logs(), asyncio.Semaphore(_AT_A_TIME)
         facts["responses"] = len(logs)
-        taken = await asyncio.gather(*(self._take_in_turn(log, turns) for log in logs))
+
+        async def take_in_turn(log: ResponseLog) -> int:
+            async with turns:
+                return await self._take(log)
+
+        taken = await asyncio.gather(*map(take_in_turn, logs))
         facts["checkpoints"] = num_taken = sum(map(bool, taken))
         seconds = time.monotonic() - start
         _logger.info("checkpointed %d of %d responses in %.1f s", num_taken, len(logs), seconds)
@@ -120,10 +125,6 @@ class Checkpointer:
             num_bytes = await self._take(log)
             await asyncio.sleep(max(num_bytes / self._max_bytes_per_s - (time.monotonic() - start), 0))
 
-    async def _take_in_turn(self, log: ResponseLog, turns: asyncio.Semaphore) -> int:
-        async with turns:
-            return await self._take(log)
-
     async def _take(self, log: ResponseLog) -> int:
         """Takes a checkpoint of a response, and returns the size of its file; 0 if it has none."""
         with observed(self._observers, "checkpoint", response=log.lease.id) as facts:
@@ -137,8 +138,10 @@ class Checkpointer:
 
     async def _keep(self, log: ResponseLog, checkpoint: RequestSnapshot) -> int:
         """Writes a checkpoint's file and refers to it, and returns the file's size; 0 if it cannot be written."""
+        formats = self._engine.request_snapshot_format
+        assert formats is not None
         name = f"{log.lease.id}-{log.lease.fence}-{checkpoint.num_tokens}"
-        if not (num_bytes := await self._files.write(name, self._formats, checkpoint)):
+        if not (num_bytes := await self._files.write(name, formats, checkpoint)):
             return 0
         try:
             async with asyncio.timeout(_LOG_S):
@@ -152,9 +155,3 @@ class Checkpointer:
 
     def _exact_logs(self) -> Sequence[ResponseLog]:
         return [log for log in self._responses.logs.values() if log.engine is not None]
-
-    @property
-    def _formats(self) -> RequestSnapshotFormat:
-        formats = self._engine.request_snapshot_format
-        assert formats is not None
-        return formats

@@ -202,26 +202,24 @@ def locked(conversation: str, param: str | None = None) -> ApiError:
     return ApiError(kinds.CONVERSATION_LOCKED, message, param=param)
 
 
-def end_turn(transaction: Transaction, turn: Turn) -> bool:
+def end_turn(transaction: Transaction, turn: Turn) -> ApiError | None:
     """Adds the items of a turn, unless they are there already, and ends it. A deleted conversation stays deleted.
 
     Returns:
-      Whether the response still had the turn, or had nothing to add. If not, nothing is changed.
+      An error if another response has taken the turn. Then nothing is changed.
     """
     tenant, response, number, _ = turn.lease
     first = turn.items[0].id if turn.items else ""
     query = f"SELECT holder, EXISTS (SELECT 1 FROM {_ITEMS} AND id = ?) FROM roost_conversations WHERE {_OWN} {{lock}}"
     rows = transaction.rows(query, tenant, turn.conversation, first, tenant, turn.conversation)
     is_held = number == RESPONSE or turn.lease in RUNNING.end(transaction, [turn.lease])
-    if not rows:
-        return True
-    ((holder, is_added),) = rows
-    if is_added or not turn.items:  # `is_added` if the write is repeated, or a line of a batch runs again
-        return True
-    if not is_held or holder != response:
-        return False
-    _append(transaction, tenant, turn.conversation, turn.items)
-    return True
+    for holder, is_added in rows:
+        if is_added or not turn.items:  # `is_added` if the write is repeated, or a line of a batch runs again
+            break
+        if not is_held or holder != response:
+            return locked(turn.conversation, "conversation")
+        _append(transaction, tenant, turn.conversation, turn.items)
+    return None
 
 
 def _append(transaction: Transaction, tenant: str, conversation: str, items: Sequence[Item]) -> None:
@@ -293,9 +291,7 @@ class ConversationStore(TenantObjects[ConversationRecord]):
         if not CONVERSATION_ID.fullmatch(conversation_id):
             raise missing("conversation", conversation_id)
         own = tenant.get(), conversation_id
-        error = await self._add(lambda each: add_items(each, *own, items), items)
-        if error is not None:
-            raise error
+        await self._add(lambda each: add_items(each, *own, items), items)
 
     async def items(self, conversation_id: str, spec: PageSpec) -> Page[Item] | None:
         """Returns a page of the items; None if the conversation has no item `spec.after`."""
@@ -309,11 +305,14 @@ class ConversationStore(TenantObjects[ConversationRecord]):
             return None
         return await self.read(partial(find_item, item_id=item_id), conversation_id)
 
-    async def end(self, turn: Turn) -> bool:
-        """Adds the items of a turn and ends it; returns whether the response had the turn, or had nothing to add."""
-        has_ended = await self._add(lambda each: end_turn(each, turn), turn.items)
+    async def end(self, turn: Turn) -> None:
+        """Adds the items of a turn and ends it.
+
+        Raises:
+          ApiError: Another response has taken the turn.
+        """
+        await self._add(lambda each: end_turn(each, turn), turn.items)
         self.note_end(turn)
-        return has_ended
 
     def note_end(self, turn: Turn | None) -> None:
         """Notes that a turn has ended in the database, or is a background response's now."""
@@ -337,10 +336,11 @@ class ConversationStore(TenantObjects[ConversationRecord]):
         take = partial(take_turn, response=response_id, owner=self._leases.owner)
         with self._leases.taking(tenant.get(), response_id):
             lease = await self.write(take, conversation_id)
-            if not isinstance(lease, Lease):
-                raise lease or missing("conversation", conversation_id, "conversation")
+            if lease is None:
+                raise missing("conversation", conversation_id, "conversation")
             task = asyncio.current_task()
             assert task is not None
+            assert isinstance(lease, Lease)  # an error that a write returns is raised
             self._leases.hold(lease, task)
         try:
             yield lease

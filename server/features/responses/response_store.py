@@ -18,7 +18,6 @@ from ...database.dialects import LEASE_S
 from ...database.errors import FencedError
 from ...database.errors import StoreUnavailableError as UnavailableError
 from ...database.group_commit import GroupCommit, Work, WriteLoad
-from ...errors.request_errors import ApiError
 from ...generation.admission import admission, stored_json
 from ...generation.delta import Delta
 from ...storage import objects
@@ -31,7 +30,7 @@ from ...text.chat_format import ConversationMessage
 from . import event_log, response_table
 from .checkpoint_files import CheckpointFiles
 from .collector import StoreStats
-from .conversations import CONVERSATIONS, RUNNING, Addition, ConversationStore, Item, Turn, load_of, locked
+from .conversations import CONVERSATIONS, RUNNING, Addition, ConversationStore, Item, Turn, load_of
 from .event_log import LogEnd, LogEntry, LogFollowers, pack_delta
 from .response_table import RESPONSE_ID, RESPONSES, Adoption, Append, Job, ResponseRecord, pack, run_all
 
@@ -122,9 +121,7 @@ class ResponseStore(TenantObjects[ResponseRecord]):
         put = Addition(record.tenant, partial(response_table.put, record=record, turn=turn))
         stored = await self.commit(put, load)
         self.conversations.note_end(turn)
-        if stored is None:
-            assert turn is not None
-            raise locked(turn.conversation, "conversation")
+        assert isinstance(stored, bytes)  # an error that a write returns is raised
         return stored
 
     async def open(self, record: ResponseRecord, job: Job, entry: LogEntry, *, is_left: bool = False) -> "ResponseLog":
@@ -146,8 +143,7 @@ class ResponseStore(TenantObjects[ResponseRecord]):
             lease = await self.commits.write(
                 lambda each: response_table.insert(each, record, job, owner, entry, bounds), timeout_s, load
             )
-        if isinstance(lease, ApiError):
-            raise lease
+        assert isinstance(lease, Lease)
         self.conversations.note_end(job.turn)
         self.stats.handovers += is_left
         return ResponseLog(self, lease, record.is_streamed, job.engine, LogEnd().after(entry), is_left=is_left)
@@ -195,13 +191,6 @@ class ResponseStore(TenantObjects[ResponseRecord]):
             found += [delta for _, delta in some if delta]
             place = some[-1][0] + 1
         return found
-
-    def note_lost(self, lease: Lease) -> bool:
-        """Notes that this replica no longer owns a response; returns whether it generates it in the background."""
-        if (log := self.logs.get(lease.name)) is None or log.lease != lease:
-            return False
-        log.is_lost = True
-        return True
 
     async def note_running(self) -> None:
         """Counts running responses for metrics, and logs when the number of abandoned ones has grown."""

@@ -165,17 +165,17 @@ _GENERATED: Final = f"number = {RESPONSE}"
 """Condition of running responses among the units of work."""
 
 
-def put(transaction: Transaction, record: ResponseRecord, turn: Turn | None = None) -> bytes | None:
+def put(transaction: Transaction, record: ResponseRecord, turn: Turn | None = None) -> bytes | ApiError:
     """Stores a response that has ended and was not generated in the background, unless its id is stored already.
 
     Args:
       turn: Its turn in a conversation, which ends; None if it has none.
 
     Returns:
-      JSON of the response that is stored; None if another response has taken the turn.
+      JSON of the response that is stored, or an error if another response has taken the turn.
     """
-    if turn is not None and not conversations.end_turn(transaction, turn):
-        return None
+    if turn is not None and (error := conversations.end_turn(transaction, turn)) is not None:
+        return error
     if _insert(transaction, record, None):
         return record.response
     query = "SELECT response FROM roost_responses WHERE tenant = ? AND id = ?"
@@ -216,7 +216,7 @@ def insert(
 
 def _excess(transaction: Transaction, record: ResponseRecord, job: Job, bounds: Bounds) -> ApiError | None:
     """Returns the error about a limit that a tenant reaches with a running response; None if it reaches none."""
-    count, num_bytes = running_of(transaction, record.tenant, MAX_RUNNING)
+    count, num_bytes = running_of(transaction, record.tenant)
     if count >= MAX_RUNNING:
         excess = f"this API key has {MAX_RUNNING} background responses running, which is the limit"
     elif num_bytes + record.num_bytes + job.num_bytes > bounds.max_bytes:
@@ -399,17 +399,12 @@ def _adoption(transaction: Transaction, claim: Claim, engine: str | None) -> Ado
     return Adoption(claim, RESPONSES.of(record), bytes(request), bytes(prompt), log, exact, checkpoint)
 
 
-def running_of(transaction: Transaction, tenant: str, limit: int) -> tuple[int, int]:
-    """Returns the number of a tenant's running responses, and the bytes of them and their logs.
-
-    Args:
-      limit: Maximum number of responses to count.
-    """
-    found = "SELECT num_bytes FROM {} tenant = ? LIMIT ?"
+def running_of(transaction: Transaction, tenant: str) -> tuple[int, int]:
+    """Returns the number of a tenant's running responses, up to `MAX_RUNNING`, and the bytes of them and their logs."""
+    found = f"SELECT num_bytes FROM {{}} tenant = ? LIMIT {MAX_RUNNING}"
     bytes_of = f"SELECT count(*), coalesce(sum(num_bytes), 0) FROM ({found}) AS found"
-    ((count, log_bytes),) = transaction.rows(bytes_of.format(f"{RUNNING.name} WHERE {_GENERATED} AND"), tenant, limit)
-    running = f"{RESPONSES.name} WHERE is_running = 1 AND"
-    ((_, own_bytes),) = transaction.rows(bytes_of.format(running), tenant, limit)
+    ((count, log_bytes),) = transaction.rows(bytes_of.format(f"{RUNNING.name} WHERE {_GENERATED} AND"), tenant)
+    ((_, own_bytes),) = transaction.rows(bytes_of.format(f"{RESPONSES.name} WHERE is_running = 1 AND"), tenant)
     return int(count), int(own_bytes) + int(log_bytes)
 
 

@@ -46,7 +46,7 @@ from .builder import (
     new_response_id,
     usage_of,
 )
-from .conversations import Item, Turn, locked
+from .conversations import Item, Turn
 from .event_log import LogEnd
 from .expansion import MAX_ADDED, Room, StoredPart, expanded, read_parts, sizes_of
 from .input_items import STATE_ROLE, compaction_of, new_items, output_items, page
@@ -100,8 +100,8 @@ def _builder(responses: OpenResponses, prepared: Prepared) -> ResponsesBuilder:
                 stored = await store.keep(response["id"], written, prepared.history, output, ended)
                 if stored != written:  # a line of a batch that another replica ran at the same time
                     response.update(stored_json(stored))
-            elif ended is not None and not await store.conversations.end(ended):
-                raise locked(ended.conversation, "conversation")
+            elif ended is not None:
+                await store.conversations.end(ended)
         except (StoreUnavailableError, WriteTooLargeError):
             if turn is not None or "store" in body.model_fields_set:
                 message = "the response was generated, and could not be stored: nothing of it is kept"

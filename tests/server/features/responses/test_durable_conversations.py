@@ -190,7 +190,7 @@ def test_an_end_that_is_repeated_adds_nothing_more(database: Database) -> None:
     lease = taken(database, "r1")
     assert is_locked(database, "r2")
     for _ in range(2):
-        assert written(database, conversations.end_turn, Turn("c", lease, ITEMS[1:]))
+        assert written(database, conversations.end_turn, Turn("c", lease, ITEMS[1:])) is None
     assert texts_of(database) == [item.text for item in ITEMS]
     sizes = "SELECT num_items, num_bytes FROM roost_conversations"
     assert written(database, lambda each: each.rows(sizes)) == [(2, sum(len(item.text) for item in ITEMS))]
@@ -213,10 +213,10 @@ def test_a_replica_that_was_stopped_past_its_lease_adds_nothing(database: Databa
     late = ResponseRecord("", "r1", b"late", b"[]", b"[]")
     for _ in range(2):
         before = rows()
-        assert written(database, response_table.put, late, stopped) is None
-        assert not written(database, conversations.end_turn, stopped)
+        assert isinstance(written(database, response_table.put, late, stopped), ApiError)
+        assert isinstance(written(database, conversations.end_turn, stopped), ApiError)
         assert rows() == before
-        assert written(database, conversations.end_turn, ended)
+        assert written(database, conversations.end_turn, ended) is None
     assert texts_of(database) == [ITEMS[1].text]
 
 
@@ -224,11 +224,11 @@ def test_a_line_that_runs_again_takes_its_own_turn(database: Database) -> None:
     """Its former replica adds nothing any more."""
     written(database, conversations.insert_conversation, RECORD, [])
     former, lease = taken(database, "r1", "former"), taken(database, "r1", "next")
-    assert not written(database, conversations.end_turn, Turn("c", former, ITEMS[:1]))
+    assert isinstance(written(database, conversations.end_turn, Turn("c", former, ITEMS[:1])), ApiError)
     assert is_locked(database, "r2")
-    assert written(database, conversations.end_turn, Turn("c", lease, ITEMS[:1]))
+    assert written(database, conversations.end_turn, Turn("c", lease, ITEMS[:1])) is None
     again = taken(database, "r1", "third")
-    assert written(database, conversations.end_turn, Turn("c", again, ITEMS[:1]))
+    assert written(database, conversations.end_turn, Turn("c", again, ITEMS[:1])) is None
     assert texts_of(database) == [ITEMS[0].text]
 
 

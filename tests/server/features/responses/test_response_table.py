@@ -147,14 +147,14 @@ def test_bytes_of_a_log_are_counted_by_its_appends(run: Callable[..., Any]) -> N
     lease = run(response_table.insert, running("r"), JOB, "first")
     run(response_table.append_all, [Append(lease, LogEntry(0, 0, 1, 0, 1, b"de", b"event"), 7)])
     own = len(b"pending") + len(b"[]") * 2 + len(JOB.request) + len(JOB.prompt)
-    assert run(response_table.running_of, "", 9) == (1, own + 7)
-    assert run(response_table.running_of, "other", 9) == (0, 0)
+    assert run(response_table.running_of, "") == (1, own + 7)
+    assert run(response_table.running_of, "other") == (0, 0)
     pass_time(run, LEASE_S + 1)
     (adoption,) = claimed(run)
     assert adoption.log.num_bytes == 7
     run(response_table.end, adoption.claim.lease, LogEntry(1, 1, 1, 1, 0, b"", b"end"), b"done", b"[1]", 10)
     assert run(Transaction.rows, "SELECT num_bytes FROM roost_responses") == [(len(b"done[]") + len(b"[1]") + 10,)]
-    assert run(response_table.running_of, "", 9) == (0, 0)
+    assert run(response_table.running_of, "") == (0, 0)
 
 
 def test_the_log_of_what_is_no_stream_goes_with_its_end(run: Callable[..., Any]) -> None:
@@ -217,7 +217,7 @@ STATEMENTS: dict[str, tuple[Callable[[Transaction], Any], set[str]]] = {
     "checkpoint": (partial(response_table.set_checkpoint, lease=LEASE, checkpoint="x"), set()),
     "end": (lambda e: response_table.end(e, LEASE, entry(2), b"", b"", 9), set()),
     "delete": (partial(response_table.delete, tenant="t1", response_id="r1721"), set()),
-    "running of": (partial(response_table.running_of, tenant="t1", limit=1000), set()),
+    "running of": (partial(response_table.running_of, tenant="t1"), set()),
     "count running": (partial(response_table.count_running, patience_s=60.0), INDEXES),
     "checkpoint names": (response_table.checkpoint_names, INDEXES),
     "expired": (partial(response_table.expired, max_age_s=900.0, bounds=Bounds(35, 10**9)), INDEXES),
