@@ -126,7 +126,10 @@ class BackgroundRun:
             is_busy = self.is_adopted and isinstance(error, QueueFullError)
             is_for_others = is_busy or isinstance(error, EngineDeadError | ConstraintLostError)
             if not (is_for_others and await self.log.release(is_death=is_death(error))):
-                await self._fail(from_exception(error), error)
+                failure = from_exception(error)
+                if failure.status_code == 500:
+                    _logger.error("a background response failed", exc_info=error)
+                await self._end(encoded(self.builder.failure(failure)))
 
     async def _generate(self, generation: Generation) -> None:
         """Logs deltas, joined for up to `_UNSEEN_S` seconds if no client can follow their events."""
@@ -146,11 +149,6 @@ class BackgroundRun:
                 if not is_last and (last or delta.token_ids):
                     await self.log.append(last, delta)
         await self._end([*last, *encoded(builder.closing())])
-
-    async def _fail(self, error: ApiError, cause: Exception) -> None:
-        if error.status_code == 500:
-            _logger.error("a background response failed", exc_info=cause)
-        await self._end(encoded(self.builder.failure(error)))
 
     async def _end(self, events: Sequence[bytes]) -> None:
         assert self.builder.ended is not None

@@ -8,7 +8,6 @@ import itertools
 import re
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from operator import attrgetter
 from typing import Any, Final, Literal, NamedTuple
 
 from ...database.database import Transaction, placeholders
@@ -268,20 +267,6 @@ def _not_found(part: StoredPart, param: str) -> ApiError:
     return ApiError(kinds.NO_PREVIOUS_RESPONSE, message, param=param)
 
 
-class _Statements(NamedTuple):
-    """Statements on a kind of part.
-
-    Attributes:
-      pattern: Pattern of its ids. Other strings from clients never reach the database.
-      sizes: Finds ids, numbers of items and of bytes.
-      contents: Finds ids and contents.
-    """
-
-    pattern: re.Pattern[str]
-    sizes: str
-    contents: str
-
-
 _MAX_NAMED: Final = 250
 """Maximum number of ids in a statement."""
 
@@ -295,20 +280,24 @@ _OF_ITEMS: Final = f"""
 """
 _ALL_ITEMS: Final = "FROM roost_conversation_items WHERE tenant = ? AND conversation IN {ids} ORDER BY position"
 
-_STATEMENTS: Final[Mapping[PartKind, _Statements]] = {
-    "conversation": _Statements(
+_STATEMENTS: Final[Mapping[PartKind, tuple[re.Pattern[str], str, str]]] = {
+    "history": (
+        RESPONSE_ID,
+        f"SELECT id, 0, length(history) {_OF_RESPONSES}",
+        f"SELECT id, history {_OF_RESPONSES}",
+    ),
+    "output": (RESPONSE_ID, f"SELECT id, 0, length(output) {_OF_RESPONSES}", f"SELECT id, output {_OF_RESPONSES}"),
+    "conversation": (
         CONVERSATION_ID,
         f"SELECT id, num_items, num_bytes {_OF_CONVERSATIONS}",
         f"SELECT conversation, text {_ALL_ITEMS}",
     ),
-    "item": _Statements(ITEM_ID, f"SELECT id, 0, length(text) {_OF_ITEMS}", f"SELECT id, text {_OF_ITEMS}"),
-    **{
-        kind: _Statements(
-            RESPONSE_ID, f"SELECT id, 0, length({kind}) {_OF_RESPONSES}", f"SELECT id, {kind} {_OF_RESPONSES}"
-        )
-        for kind in ("history", "output")
-    },
+    "item": (ITEM_ID, f"SELECT id, 0, length(text) {_OF_ITEMS}", f"SELECT id, text {_OF_ITEMS}"),
 }
+"""Pattern of the ids of each kind of part, and the statements that find its sizes and its contents.
+
+Other strings from clients never reach the database.
+"""
 
 
 def sizes_of(transaction: Transaction, tenant: str, parts: Collection[StoredPart]) -> dict[StoredPart, tuple[int, int]]:
@@ -316,14 +305,14 @@ def sizes_of(transaction: Transaction, tenant: str, parts: Collection[StoredPart
 
     The number of items is known of conversations only, and 0 for other parts.
     """
-    found = _rows(transaction, tenant, parts, attrgetter("sizes"))
+    found = _rows(transaction, tenant, parts, are_sizes=True)
     return {part: (num_items, num_bytes) for part, num_items, num_bytes in found}
 
 
 def contents_of(transaction: Transaction, tenant: str, parts: Collection[StoredPart]) -> dict[StoredPart, list[bytes]]:
     """Returns the contents of those parts that exist."""
     found: dict[StoredPart, list[bytes]] = {part: [] for part in parts if part.kind == "conversation"}
-    for part, text in _rows(transaction, tenant, parts, attrgetter("contents")):
+    for part, text in _rows(transaction, tenant, parts, are_sizes=False):
         found.setdefault(part, []).append(bytes(text))
     return found
 
@@ -332,12 +321,13 @@ def _rows(
     transaction: Transaction,
     tenant: str,
     parts: Collection[StoredPart],
-    statement_of: Callable[[_Statements], str],
+    *,
+    are_sizes: bool,
 ) -> Iterator[tuple[Any, ...]]:
     """Yields the rows of a statement for each kind of part, which begin with the part."""
-    for kind, statements in _STATEMENTS.items():
-        ids = (part.id for part in parts if part.kind == kind and statements.pattern.fullmatch(part.id))
+    for kind, (pattern, sizes, contents) in _STATEMENTS.items():
+        ids = (part.id for part in parts if part.kind == kind and pattern.fullmatch(part.id))
         for some in itertools.batched(ids, _MAX_NAMED):
-            statement = statement_of(statements).format(ids=placeholders(1, len(some)))
+            statement = (sizes if are_sizes else contents).format(ids=placeholders(1, len(some)))
             for name, *values in transaction.rows(statement, tenant, *some):
                 yield StoredPart(kind, name), *values

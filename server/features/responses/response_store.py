@@ -324,17 +324,10 @@ class ResponseLog:
           FencedError, StoreUnavailableError: See `append`.
         """
         entry, message = self._next(events, None), pack([output])
-        end = partial(
-            response_table.end,
-            lease=self.lease,
-            entry=entry,
-            response=bytes(response),
-            output=message,
-            log_bytes=self._end.num_bytes,
-            items=items,
-        )
+        arguments = self.lease, entry, bytes(response), message, self._end.num_bytes, items
+        end = Addition(self.lease.tenant, lambda each: response_table.end(each, *arguments))
         load = load_of(items).plus(WriteLoad(1, entry.num_bytes + len(response) + len(message)))
-        await self._commit(entry, Addition(self.lease.tenant, end), load)
+        await self._commit(entry, end, load)
         self._forget()
         await self._replace_checkpoint(None)
         self._store.stats.ended[status] += 1
