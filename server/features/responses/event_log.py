@@ -188,32 +188,6 @@ MAX_FOLLOWERS: Final = 256
 """Maximum number of streams of stored responses that a tenant follows at a time, on each replica."""
 
 
-class Followers:
-    """Counts the followers of each tenant."""
-
-    def __init__(self) -> None:
-        self._open: Counter[str] = Counter()
-
-    @contextmanager
-    def hold(self) -> Iterator[None]:
-        """Counts a follower of the current tenant until the end of the `with` block.
-
-        Raises:
-          ApiError: 429, the tenant has reached the maximum number of followers.
-        """
-        owner = tenant.get()
-        if self._open[owner] >= MAX_FOLLOWERS:
-            message = f"this API key follows {MAX_FOLLOWERS} streams of background responses, which is the limit"
-            raise ApiError(kinds.TOO_MANY_FOLLOWERS, f"{message}: close some of them")
-        self._open[owner] += 1
-        try:
-            yield
-        finally:
-            self._open[owner] -= 1
-            if not self._open[owner]:
-                del self._open[owner]
-
-
 class _Read(NamedTuple):
     """Result of a read of a log.
 
@@ -253,6 +227,35 @@ class LogFollowers:
         self._database = database
         self._changed = changed
         self._reads: dict[tuple[Name, int], asyncio.Task[_Read]] = {}
+        self._num_open: Counter[str] = Counter()
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Counts a follower of the current tenant until the end of the `with` block.
+
+        Raises:
+          ApiError: 429, the tenant has reached the maximum number of followers.
+        """
+        owner = tenant.get()
+        if self._num_open[owner] >= MAX_FOLLOWERS:
+            message = f"this API key follows {MAX_FOLLOWERS} streams of background responses, which is the limit"
+            raise ApiError(kinds.TOO_MANY_FOLLOWERS, f"{message}: close some of them")
+        self._num_open[owner] += 1
+        try:
+            yield
+        finally:
+            self._num_open[owner] -= 1
+
+    async def follow(self, response_id: str, number: int, pause_s: float) -> AsyncGenerator[bytes | None]:
+        """Returns the events of a response of the current tenant; see `events`.
+
+        Raises:
+          ApiError: The event is no longer kept, or the event before it does not exist yet.
+        """
+        key = tenant.get(), response_id
+        if number or not self._database.is_shared:
+            await self.check(key, number)
+        return self.events(key, number, pause_s)
 
     async def check(self, key: Name, number: int) -> None:
         """Checks that a log may be followed from an event.
@@ -268,7 +271,7 @@ class LogFollowers:
         if number < first:
             raise _dropped(first)
 
-    async def follow(self, key: Name, number: int, pause_s: float) -> AsyncGenerator[bytes | None]:
+    async def events(self, key: Name, number: int, pause_s: float) -> AsyncGenerator[bytes | None]:
         """Yields the event of this number and all later ones, and None whenever the next takes longer than `pause_s`.
 
         Raises:

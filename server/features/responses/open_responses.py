@@ -14,7 +14,6 @@ from .adoption import adopter
 from .checkpoint_files import CheckpointFiles
 from .checkpointer import Checkpointer
 from .collector import StoreCollector, StoreStats
-from .event_log import Followers
 from .response_store import ResponseStore
 from .response_table import TABLES
 from .settings import ResponsesSettings
@@ -32,7 +31,6 @@ class OpenResponses(OpenFeature):
     Attributes:
       service: Service that generates them.
       store: Store of the responses.
-      followers: Counts the streams of stored responses.
 
     Args:
       address: Address of the store, without a password.
@@ -48,7 +46,6 @@ class OpenResponses(OpenFeature):
     ) -> None:
         self.service = service
         self.store = store
-        self.followers = Followers()
         self.facts = {"store": address}
         self.collectors = (StoreCollector(store.stats),)
         self.database = store.database if store.is_shared else None

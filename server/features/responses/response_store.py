@@ -7,7 +7,7 @@ only data that clients may fetch or follow.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import batched
@@ -70,6 +70,7 @@ class ResponseStore(TenantObjects[ResponseRecord]):
       streams: For each open foreground stream, a function that stores what another replica needs to continue it.
       tasks: Tasks that generate responses in the background, by tenant and id.
       logs: Logs of the responses that this replica owns, by tenant and id.
+      followers: Followers of logs, whichever replica writes them.
       bounds: See the argument.
     """
 
@@ -97,7 +98,7 @@ class ResponseStore(TenantObjects[ResponseRecord]):
         database.probe = response_table.probe
         self._retention_s = retention_s
         self._adopt_after_s = adopt_after_s
-        self._followers = LogFollowers(database, lambda key: self.logs[key].changed if key in self.logs else None)
+        self.followers = LogFollowers(database, lambda key: self.logs[key].changed if key in self.logs else None)
 
     async def keep(
         self, response_id: str, response: bytes, history: bytes, output: ConversationMessage, turn: Turn | None = None
@@ -117,7 +118,7 @@ class ResponseStore(TenantObjects[ResponseRecord]):
           ApiError: Another response has taken the turn.
         """
         record = ResponseRecord(tenant.get(), response_id, bytes(response), history, pack([output]))
-        load = record.load(items=() if turn is None else turn.items)
+        load = load_of(() if turn is None else turn.items).plus(WriteLoad(1, record.num_bytes))
         put = Addition(record.tenant, partial(response_table.put, record=record, turn=turn))
         stored = await self.commit(put, load)
         self.conversations.note_end(turn)
@@ -137,7 +138,7 @@ class ResponseStore(TenantObjects[ResponseRecord]):
           ApiError: The tenant has too many running responses.
           StoreUnavailableError: The store is unavailable, full or too slow.
         """
-        owner, load = self.leases.owner, record.load(job.num_bytes + entry.num_bytes)
+        owner, load = self.leases.owner, WriteLoad(2, record.num_bytes + job.num_bytes + entry.num_bytes)
         timeout_s, bounds = (_LAST_S, None) if is_left else (objects.REPLY_S, self.bounds)
         with self.leases.taking(record.tenant, record.id):
             lease = await self.commits.write(
@@ -155,17 +156,6 @@ class ResponseStore(TenantObjects[ResponseRecord]):
         if failures := [result for result in results if isinstance(result, Exception)]:
             text = "%d of %d streams cannot be continued by other replicas: %s"
             _logger.warning(text, len(failures), len(streams), failures[0])
-
-    async def follow(self, response_id: str, number: int, pause_s: float) -> AsyncGenerator[bytes | None]:
-        """Returns the event of this number and all later ones, and None whenever the next takes longer than `pause_s`.
-
-        Raises:
-          ApiError: The event is no longer kept, or the event before it does not exist yet.
-        """
-        key = tenant.get(), response_id
-        if number or not self.is_shared:
-            await self._followers.check(key, number)
-        return self._followers.follow(key, number, pause_s)
 
     async def claim(self, model: str, places: Places, engine: str | None) -> Sequence[Adoption]:
         """Adopts responses without a live owner.

@@ -14,7 +14,7 @@ from uuid import uuid4
 from pydantic import TypeAdapter
 
 from ...database.database import Transaction
-from ...database.group_commit import Work, WriteLoad, run_each
+from ...database.group_commit import Work, run_each
 from ...database.schema import Tables, Upgrade
 from ...errors import kinds
 from ...errors.request_errors import ApiError
@@ -33,7 +33,6 @@ from .conversations import (
     Addition,
     Item,
     Turn,
-    load_of,
     pack_items,
     unpack_items,
 )
@@ -99,15 +98,6 @@ class ResponseRecord:
     def num_bytes(self) -> int:
         """Bytes that the response takes, without its job and its log."""
         return len(self.response) + len(self.history) + len(self.output)
-
-    def load(self, num_bytes: int = 0, items: Sequence[Item] = ()) -> WriteLoad:
-        """Returns the load of a write that stores the response.
-
-        Args:
-          num_bytes: Bytes that are stored with it.
-          items: Items that are stored with it.
-        """
-        return load_of(items).plus(WriteLoad(1, self.num_bytes + num_bytes))
 
 
 @dataclass(frozen=True, slots=True)

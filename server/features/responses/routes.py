@@ -125,14 +125,12 @@ async def _create_background(responses: OpenResponses, prepared: Prepared, reque
     job = prepared.job(service, state_is_imported=engine_request.state_is_imported)
     async with AsyncExitStack() as resources:
         if body.stream:
-            resources.enter_context(responses.followers.hold())
+            resources.enter_context(responses.store.followers.hold())
         opening = LogEnd().entry(encoded(builder.opening()), keeps_events=body.stream)
         log = await responses.store.open(pending, job, opening)
         log.start(BackgroundRun(service, builder, spec, engine_request, log).run())
         if body.stream:
-            await resources.enter_async_context(until_disconnect(request.receive))
-            events = await responses.store.follow(pending.id, 0, service.limits.keep_alive_s)
-            return EventStream(replay(events, 0), resources.pop_all())
+            return await _follow(responses, request, resources, pending.id, 0)
     return json_response(builder.response("queued"))
 
 
@@ -160,7 +158,10 @@ async def get_response(
         return Response(stored.response, media_type="application/json")
     if not stored.is_streamed:
         raise bad_value("stream", "only responses made with background: true and stream: true can be streamed again")
-    return await _follow(responses, request, response_id, 0 if starting_after is None else starting_after + 1)
+    async with AsyncExitStack() as resources:
+        resources.enter_context(responses.store.followers.hold())
+        number = 0 if starting_after is None else starting_after + 1
+        return await _follow(responses, request, resources, response_id, number)
 
 
 @router.get("/v1/responses/{response_id}/input_items", responses=success(ItemList))
@@ -212,12 +213,13 @@ async def _end(responses: OpenResponses, record: ResponseRecord) -> None:
         await end_early(responses.store, record, status="cancelled")
 
 
-async def _follow(responses: OpenResponses, request: Request, response_id: str, number: int) -> Response:
-    async with AsyncExitStack() as resources:
-        await resources.enter_async_context(until_disconnect(request.receive))
-        resources.enter_context(responses.followers.hold())
-        events = await responses.store.follow(response_id, number, responses.service.limits.keep_alive_s)
-        return EventStream(replay(events, number), resources.pop_all())
+async def _follow(
+    responses: OpenResponses, request: Request, resources: AsyncExitStack, response_id: str, number: int
+) -> EventStream:
+    """Returns the events of a stored stream. It releases the resources at its end."""
+    await resources.enter_async_context(until_disconnect(request.receive))
+    events = await responses.store.followers.follow(response_id, number, responses.service.limits.keep_alive_s)
+    return EventStream(replay(events, number), resources.pop_all())
 
 
 async def replay(events: AsyncGenerator[bytes | None], number: int) -> AsyncGenerator[bytes]:

@@ -98,7 +98,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 async def test_followers_of_a_response_share_what_is_read(database: Database, reads: list[int]) -> None:
     log, followers = Log(database), followers_of(database)
     log.append(b"old\n\n")
-    following = [followers.follow(KEY, 0, 30.0) for _ in range(5)]
+    following = [followers.events(KEY, 0, 30.0) for _ in range(5)]
     assert await asyncio.gather(*(took(each, 1) for each in following)) == [[b"old\n\n"]] * 5
     assert reads == [0]
     taking = [asyncio.create_task(took(each, 2)) for each in following]
@@ -118,7 +118,7 @@ async def test_followers_do_not_wait_for_a_database_that_was_closed(
     monkeypatch.setattr("roost.server.features.responses.event_log._OUTAGE_S", math.inf)
     log, followers = Log(database), followers_of(database)
     log.append(b"old\n\n")
-    follower = followers.follow(KEY, 0, 30.0)
+    follower = followers.events(KEY, 0, 30.0)
     await took(follower, 1)
     database.close()
     with pytest.raises(StoreClosedError):
@@ -129,7 +129,7 @@ async def test_a_slow_follower_holds_nobody_back(database: Database, monkeypatch
     monkeypatch.setattr("roost.server.features.responses.event_log._POLL_S", 0.01)
     log, followers = Log(database), followers_of(database)
     log.append(b"old\n\n")
-    slow, quick = (followers.follow(KEY, 0, 30.0) for _ in range(2))
+    slow, quick = (followers.events(KEY, 0, 30.0) for _ in range(2))
     assert await took(slow, 1) == await took(quick, 1) == [b"old\n\n"]
     for number in range(20):
         log.append(b"%d\n\n" % number)
@@ -142,14 +142,14 @@ async def test_a_slow_follower_holds_nobody_back(database: Database, monkeypatch
 async def test_a_log_is_read_only_while_it_has_followers(database: Database, reads: list[int]) -> None:
     log, followers = Log(database), followers_of(database)
     log.append(b"old\n\n")
-    async with aclosing(followers.follow(KEY, 0, 0.01)) as first:
+    async with aclosing(followers.events(KEY, 0, 0.01)) as first:
         await took(first, 1)
         assert await anext(first) is None
     await asyncio.wait(list(followers._reads.values()))
     await asyncio.sleep(0)
     assert not followers._reads
     log.append(b"new\n\n")
-    async with aclosing(followers.follow(KEY, 1, 30.0)) as second:
+    async with aclosing(followers.events(KEY, 1, 30.0)) as second:
         assert await took(second, 1) == [b"new\n\n"]
 
 
@@ -160,7 +160,7 @@ async def test_looks_that_find_nothing_become_rare(
     monkeypatch.setattr("roost.server.features.responses.event_log._POLL_S", 0.01)
     log, began = Log(database), time.monotonic()
     log.append(b"old\n\n")
-    async with aclosing(followers_of(database).follow(KEY, 0, 0.6)) as following:
+    async with aclosing(followers_of(database).events(KEY, 0, 0.6)) as following:
         await took(following, 1)
         assert await anext(following) is None
         assert len(reads) <= 2 + math.log2((time.monotonic() - began) / 0.01)
@@ -171,12 +171,12 @@ async def test_looks_that_find_nothing_become_rare(
 async def test_a_log_that_is_deleted_ends_its_followers(database: Database) -> None:
     log, followers = Log(database), followers_of(database)
     log.append(b"old\n\n")
-    following = followers.follow(KEY, 0, 30.0)
+    following = followers.events(KEY, 0, 30.0)
     await took(following, 1)
     database.run_now(lambda each: response_table.delete(each, *KEY), writes=True)
     async with asyncio.timeout(60):
         assert await rest(following) == []
-        assert await rest(followers.follow(KEY, 3, 30.0)) == []
+        assert await rest(followers.events(KEY, 3, 30.0)) == []
 
 
 async def test_a_log_is_followed_from_its_next_event_at_most(database: Database) -> None:
@@ -210,14 +210,14 @@ def test_followers_get_all_from_their_number_on(sizes: list[int], early: int, nu
         followers = LogFollowers(database, lambda _: changed)
         for some in events[:early]:
             log.append(*some)
-        begun = asyncio.create_task(rest(followers.follow(KEY, min(number, len(log.events)), 5.0)))
+        begun = asyncio.create_task(rest(followers.events(KEY, min(number, len(log.events)), 5.0)))
         first = min(number, len(log.events))
         for some in events[early:]:
             log.append(*some)
             await asyncio.sleep(0)
         log.end()
         changed.set()
-        assert await begun == await rest(followers.follow(KEY, first, 5.0)) == log.events[first:]
+        assert await begun == await rest(followers.events(KEY, first, 5.0)) == log.events[first:]
         database.close()
 
     asyncio.run(run())
@@ -225,7 +225,7 @@ def test_followers_get_all_from_their_number_on(sizes: list[int], early: int, nu
 
 async def test_silence_is_reported(database: Database) -> None:
     log, followers = Log(database), followers_of(database)
-    following = [followers.follow(KEY, 0, 0.01) for _ in range(2)]
+    following = [followers.events(KEY, 0, 0.01) for _ in range(2)]
     assert [await anext(follower) for follower in following] == [None, None]
     log.append(b"x\n\n")
     assert [await took(follower, 1) for follower in following] == [[b"x\n\n"]] * 2
@@ -235,7 +235,7 @@ async def test_a_client_that_is_too_slow_is_told_so(database: Database) -> None:
     """The log in memory keeps the newest events only."""
     log, followers = Log(database), followers_of(database)
     log.append(b"one\n\n")
-    stream = replay(followers.follow(KEY, 0, 30.0), 0)
+    stream = replay(followers.events(KEY, 0, 30.0), 0)
     assert await anext(stream) == b"one\n\n"
     for event in (b"two\n\n", b"six\n\n"):
         log.append(event)
@@ -250,7 +250,7 @@ async def test_a_client_that_is_too_slow_is_told_so(database: Database) -> None:
 async def test_a_follower_with_much_to_catch_up_lets_others_have_their_turns(database: Database) -> None:
     log = Log(database)
     log.append(*[b"x\n\n"] * 3200)
-    following = followers_of(database).follow(KEY, 0, 30.0)
+    following = followers_of(database).events(KEY, 0, 30.0)
     await took(following, 1)
     taking = asyncio.create_task(took(following, 3199))
     num_turns = 0
