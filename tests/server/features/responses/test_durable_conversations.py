@@ -2,20 +2,17 @@
 
 import asyncio
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytest
 from databases import opened
 from fake_server import until
-from query_plans import scans_of
 from roost.server.database.database import Database
 from roost.server.database.dialects import LEASE_S
 from roost.server.errors.request_errors import ApiError
-from roost.server.features.responses import conversations, expansion, response_table
+from roost.server.features.responses import conversations, response_table
 from roost.server.features.responses.conversations import TURN, ConversationRecord, Item, Turn
 from roost.server.features.responses.event_log import LogEntry
-from roost.server.features.responses.expansion import StoredPart
 from roost.server.features.responses.response_table import Job, ResponseRecord
 from roost.server.storage.objects import Bounds, PageSpec
 from roost.server.storage.work import Lease
@@ -249,19 +246,6 @@ def test_a_running_response_locks_its_conversation(database: Database) -> None:
     assert written(database, response_table.count_running, 0.0) == (0, 0, 0)
     taken(database, "r2")
     assert written(database, response_table.count_running, 0.0) == (0, 0, 0), "a turn is no background response"
-
-
-def test_items_are_found_by_their_ids_with_an_index(database: Database) -> None:
-    names = [f"msg_{number:032}" for number in range(3)]
-    items = [Item(name, f'{{"id":"{name}"}}'.encode()) for name in names[:2]]
-    for tenant in ("a", "b"):
-        written(database, conversations.insert_conversation, replace(RECORD, tenant=tenant), items)
-    parts = {StoredPart("item", names[1]), StoredPart("item", names[2])}
-    sizes, contents = (partial(find, tenant="a", parts=parts) for find in (expansion.sizes_of, expansion.contents_of))
-    assert written(database, sizes) == {StoredPart("item", names[1]): (0, len(items[1].text))}
-    assert written(database, contents) == {StoredPart("item", names[1]): [items[1].text]}
-    assert not scans_of(database, sizes)
-    assert not scans_of(database, contents)
 
 
 def test_conversations_beyond_the_bounds_are_deleted(database: Database) -> None:

@@ -11,7 +11,6 @@ import hypothesis.strategies as st
 import pytest
 from databases import opened
 from hypothesis import given
-from query_plans import scans_of
 from roost.server.database.database import Database, Transaction
 from roost.server.database.errors import StoreClosedError
 from roost.server.errors.request_errors import ApiError
@@ -187,16 +186,6 @@ async def test_a_log_is_followed_from_its_next_event_at_most(database: Database)
     await followers.check(KEY, 2)
     with pytest.raises(ApiError, match="the last event so far has number 1: send starting_after=1 or less"):
         await followers.check(KEY, 3)
-
-
-def test_no_statement_scans_a_log(address: str) -> None:
-    database = opened(address)
-    log = Log(database)
-    log.append(b"a\n\n")
-    assert scans_of(database, lambda each: event_log.new_entries(each, KEY, 0)) == set()
-    assert scans_of(database, lambda each: event_log.end_of_log(each, KEY)) == set()
-    assert scans_of(database, lambda each: event_log.entry_of(each, KEY, 1)) == set()
-    database.close()
 
 
 @given(sizes=st.lists(st.integers(0, 3)), early=st.integers(0, 9), number=st.integers(0, 9))

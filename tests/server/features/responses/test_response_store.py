@@ -68,13 +68,6 @@ async def test_the_oldest_responses_of_the_same_tenant_make_room(client: httpx.A
     assert (await client.get(f"/v1/responses/{bobs}", headers=BOB)).status_code == 200
 
 
-async def test_the_oldest_conversations_make_room(client: httpx.AsyncClient) -> None:
-    items = [{"role": "user", "content": "x" * 10_000}]
-    made = [(await client.post("/v1/conversations", json={"items": items})).json()["id"] for _ in range(4)]
-    statuses = [(await client.get(f"/v1/conversations/{each}")).status_code for each in made]
-    assert statuses == [404, 404, 200, 200]
-
-
 async def test_a_long_stream_keeps_its_newest_events(
     client: httpx.AsyncClient, feature: OpenResponses, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -236,6 +236,10 @@ STATEMENTS: dict[str, tuple[Callable[[Transaction], Any], set[str]]] = {
     "delete an item": (partial(conversations.delete_item, tenant="t1", conversation="r1", item_id="i"), set()),
     "hide a conversation": (partial(CONVERSATIONS.hide, tenant="t1", id="r1"), set()),
     "remove hidden conversations": (CONVERSATIONS.remove_hidden, set()),
+    "new entries": (partial(event_log.new_entries, name=("t1", "r1681"), place=0), set()),
+    "kept events": (partial(event_log.kept_events, name=("t1", "r1681")), set()),
+    "entry of an event": (partial(event_log.entry_of, name=("t1", "r1681"), event=1), set()),
+    "deltas": (partial(event_log.deltas, name=("t1", "r1681"), place=0), set()),
     "make room": (partial(response_table.make_room, tenant="t1", bounds=Bounds()), set()),
 }
 """Statements, and the indexes of running responses that they may read from end to end."""

@@ -338,18 +338,8 @@ async def test_errors_of_a_count_of_input_tokens(client: httpx.AsyncClient, fiel
     assert (await error_of(response))["param"] == param
 
 
-OPEN_RESPONSES = {
-    *("id", "object", "created_at", "completed_at", "status", "error", "incomplete_details", "background", "store"),
-    *("model", "previous_response_id", "instructions", "output", "usage", "metadata", "truncation", "text"),
-    *("tools", "tool_choice", "parallel_tool_calls", "max_tool_calls", "max_output_tokens", "service_tier"),
-    *("temperature", "top_p", "presence_penalty", "frequency_penalty", "top_logprobs", "reasoning"),
-    *("safety_identifier", "prompt_cache_key"),
-}
-"""Required fields of a response, by the specification of Open Responses (openresponses.org)."""
-
-
 @pytest.mark.parametrize("stream", [False, True])
-async def test_responses_have_all_fields_of_open_responses(client: httpx.AsyncClient, stream: bool) -> None:
+async def test_a_response_repeats_its_request(client: httpx.AsyncClient, stream: bool) -> None:
     sent = {
         "store": False,
         "max_tool_calls": 3,
@@ -359,19 +349,10 @@ async def test_responses_have_all_fields_of_open_responses(client: httpx.AsyncCl
     }
     got = await create(client, stream=stream, **sent)
     last = events(got.text)[-1][1]["response"] if stream else got.json()
-    assert last.keys() >= OPEN_RESPONSES
     assert {name: last[name] for name in sent} == sent
     unset = (await create(client)).json()
     expected = {"store": True, "max_tool_calls": None, "presence_penalty": 0, "frequency_penalty": 0}
     assert {name: unset[name] for name in expected} == expected
-
-
-async def test_first_events_of_a_response_have_all_fields_of_open_responses(client: httpx.AsyncClient) -> None:
-    got = events((await create(client, stream=True)).text)
-    assert [name for name, _ in got[:2]] == ["response.created", "response.in_progress"]
-    for _, event in got[:2]:
-        assert event["response"].keys() >= OPEN_RESPONSES
-        assert (event["response"]["status"], event["response"]["completed_at"]) == ("in_progress", None)
 
 
 async def test_a_background_response_is_fetched_later(client: httpx.AsyncClient, engine: FakeEngine) -> None:

@@ -26,6 +26,15 @@ ITEMS: dict[str, Shape] = {
     "message": {"id": str, "status": str, "role": str, "content": list},
     "function_call": {"id": str, "status": str, "call_id": str, "name": str, "arguments": str},
 }
+RESPONSE = {
+    *("id", "object", "created_at", "completed_at", "status", "error", "incomplete_details", "background", "store"),
+    *("model", "previous_response_id", "instructions", "output", "usage", "metadata", "truncation", "text"),
+    *("tools", "tool_choice", "parallel_tool_calls", "max_tool_calls", "max_output_tokens", "service_tier"),
+    *("temperature", "top_p", "presence_penalty", "frequency_penalty", "top_logprobs", "reasoning"),
+    *("safety_identifier", "prompt_cache_key"),
+}
+"""Required fields of a response (openresponses.org)."""
+
 PART: Shape = {"text": str, "annotations": list, "logprobs": list}
 FORMATS: dict[str, Shape] = {
     "text": {},
@@ -64,6 +73,7 @@ def check_item(item: dict[str, Any]) -> None:
 
 
 def check_response(response: dict[str, Any]) -> None:
+    assert response.keys() >= RESPONSE
     shown = response["text"]["format"]
     check(shown, FORMATS[shown["type"]])
     for item in response["output"]:
@@ -85,3 +95,6 @@ async def test_a_response_and_its_events_have_all_required_fields(
             check_item(event["item"])
         if "response" in event:
             check_response(event["response"])
+    for name, (kind, event) in zip(("created", "in_progress"), got, strict=False):
+        assert kind == f"response.{name}"
+        assert (event["response"]["status"], event["response"]["completed_at"]) == ("in_progress", None)

@@ -169,6 +169,7 @@ async def test_nothing_is_computed_that_is_known_not_to_be_stored(server: Server
         assert refused.headers["retry-after"] == "1"
     refused = await server.respond(conversation=conversation, store=False)
     assert refused.status_code == 503
+    assert (await server.client.get(f"/v1/responses/resp_{'0' * 32}")).status_code == 503
     assert not server.engine.requests
     assert (await server.respond(store=False)).status_code == 200
     assert await server.used() == (1, 3)
