@@ -19,7 +19,7 @@ from ...storage.work import SUSPECT_DEATHS, Lease
 from ...storage.worker import Worker, WorkKind
 from ...tenants import tenant
 from .background_responses import BackgroundRun, end_early
-from .body import ResponseBody, generation_options, generation_spec
+from .body import ResponseBody, generation_spec
 from .builder import ResponsesBuilder
 from .event_log import unpack_delta
 from .response_store import ResponseLog, ResponseStore
@@ -153,18 +153,15 @@ class AdoptionKind(WorkKind[Adoption]):
             return body, Prompt(ids_in(adoption.prompt), is_chat=True)
 
         body, prompt = await own.run(parse, is_long=True)
-        params, constraint = generation_options(body, service)
         packed = await self._responses.deltas(adoption)
         deltas = await own.run(lambda: [unpack_delta(each) for each in packed], is_long=True)
         generated = tuple(token_id for delta in deltas for token_id in delta.token_ids)
         pending = stored_json(adoption.record.response)
-        builder = ResponsesBuilder(
-            body, service.model, prompt, params[0], response_id=pending["id"], created=pending["created_at"]
-        )
+        spec = generation_spec(body, prompt, service)
+        builder = ResponsesBuilder(body, service.model, spec, None, pending["id"], pending["created_at"])
         await own.run(lambda: builder.replay(deltas, log.num_events, is_exact=is_exact), is_long=True)
-        spec = replace(generation_spec(body, prompt, params, constraint), earlier_ids=generated)
-        if is_exact and generated:
-            spec = replace(spec, replay=Replay(generated, await self._snapshot(adoption)))
+        replay = Replay(generated, await self._snapshot(adoption)) if is_exact and generated else None
+        spec = replace(spec, earlier_ids=generated, replay=replay)
         (request,) = await service.requests(spec, builder.id)
         return BackgroundRun(service, builder, spec, request, log, is_adopted=True)
 

@@ -203,12 +203,11 @@ class ResumableBuilder(ResponsesBuilder):
         responses: ResponseStore,
         keep: Callable[[dict[str, Any], ConversationMessage], Awaitable[None]],
     ) -> None:
-        spec = prepared.spec
-        super().__init__(prepared.body, service.model, spec.prompts[0], spec.params[0], keep, response_id=prepared.id)
+        super().__init__(prepared.body, service.model, prepared.spec, keep, prepared.id)
         self._prepared = prepared
         self._service = service
         self._responses = responses
-        state = service.restored_state(spec, self._prompt)
+        state = service.restored_state(prepared.spec, prepared.spec.prompts[0])
         self._state_is_imported = state is not None and state.state.is_imported
         self._sizes = DeltaSizes()
         self._has_finished = False
@@ -284,8 +283,7 @@ class ResumableBuilder(ResponsesBuilder):
 
     def _events(self, output: Delta) -> list[bytes]:
         """Returns all events so far. The same deltas produce the same events again."""
-        shared = self._body, self._model, self._prompt, self._params
-        again = ResponsesBuilder(*shared, response_id=self.id, created=self._created)
+        again = ResponsesBuilder(self._body, self._model, self._spec, None, self.id, self._created)
         chunks = list(again.opening())
         for delta in self._sizes.split(output):
             chunks += again.chunks(delta)

@@ -6,8 +6,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, get_args
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from ....engine import SamplingParams
-from ...constraints.output_constraint import OutputConstraint, with_tools
+from ...constraints.output_constraint import with_tools
 from ...errors.request_errors import bad_value
 from ...generation.prompts import Prompt
 from ...generation.requests import constraint_of, sampling_params
@@ -96,11 +95,6 @@ class ResponseAllowedTools(Fields):
         ]
     ] = Field(max_length=MAX_TOOLS)
     """Tools that may be called. Each must be in the request's `tools`."""
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the functions among the tools."""
-        return sorted({tool.name for tool in self.tools if isinstance(tool, ResponseNamedTool)})
 
 
 def _kind_of_choice(value: Any) -> str | None:
@@ -239,7 +233,8 @@ class PromptFields(Body):
             case ResponseNamedTool():
                 return ToolOptions(tools, "required", [choice.name], parallel=False)
             case ResponseAllowedTools():
-                return ToolOptions(tools, choice.mode, choice.names, parallel)
+                names = {tool.name for tool in choice.tools if isinstance(tool, ResponseNamedTool)}
+                return ToolOptions(tools, choice.mode, sorted(names), parallel)
             case OtherTool():
                 raise bad_value(
                     "tool_choice", f"tool_choice: this server runs no tools of the type {choice.type[:60]!r}"
@@ -350,10 +345,13 @@ class CompactBody(PromptFields):
     """Name of the served model; any other name is a 404."""
 
 
-def generation_options(
-    body: ResponseBody, service: Service
-) -> tuple[Sequence[SamplingParams], OutputConstraint | None]:
-    """Returns the sampling parameters and the output constraint of a body.
+def generation_spec(
+    body: ResponseBody, prompt: Prompt, service: Service, state: StoredState | None = None
+) -> GenerationSpec:
+    """Returns the spec of a body.
+
+    Args:
+      state: Saved state that the prompt begins with; None prefills the whole prompt.
 
     Raises:
       ApiError: The body requests something that the server cannot do.
@@ -362,29 +360,13 @@ def generation_options(
         raise bad_value("top_logprobs", f'top_logprobs needs include: ["{LOGPROBS}"]')
     max_tokens = body.max_output_tokens or service.model.defaults.max_tokens
     logprobs = (body.top_logprobs or 0) if body.wants_logprobs else None
-    params = sampling_params(body, service.model, max_tokens, logprobs=logprobs)
     requested, constraint = body.text.format, None
     if requested.type != "text":
         constraint = constraint_of([schema_spelling("text.format", requested.schema_, requested.strict)])
-    return params, with_tools(constraint, body.tool_options)
-
-
-def generation_spec(
-    body: ResponseBody,
-    prompt: Prompt,
-    params: Sequence[SamplingParams],
-    constraint: OutputConstraint | None,
-    state: StoredState | None = None,
-) -> GenerationSpec:
-    """Returns the spec of a body from its prepared parts.
-
-    Args:
-      state: Saved state that the prompt begins with; None prefills the whole prompt.
-    """
     return GenerationSpec(
         [prompt],
-        params,
-        constraint,
+        sampling_params(body, service.model, max_tokens, logprobs=logprobs),
+        with_tools(constraint, body.tool_options),
         ignore_eos=body.ignore_eos,
         may_call=bool(body.tool_options.introduced),
         limit_param=None if body.max_output_tokens is None else "max_output_tokens",

@@ -6,13 +6,13 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final, Literal, NotRequired, TypedDict
 
-from ....engine import FinishReason, SamplingParams
+from ....engine import FinishReason
 from ...constraints.tool_calls import CallJoiner, CallPiece
 from ...errors.request_errors import ApiError
 from ...generation.admission import admission
 from ...generation.delta import Delta, DeltaJoiner
 from ...generation.logprobs import ResponseTokenLogprob, response_logprobs
-from ...generation.prompts import Prompt
+from ...generation.spec import GenerationSpec
 from ...http.responses import ResponseBuilder, SseEncoder
 from ...text.chat_format import ConversationMessage, FunctionCall
 from ...text.served_model import ServedModel
@@ -199,7 +199,7 @@ class ResponsesBuilder(ResponseBuilder):
     """Builds responses and their events.
 
     Args:
-      params: Sampling parameters; the response reports the values of fields that the client left out.
+      spec: Spec of its only choice; the response reports the parameters that the client left out.
       keep: Stores the final response and its message before the client gets them.
       response_id: Id of the response; None makes one.
       created: Time of its creation, in seconds since 1970; None is now.
@@ -214,8 +214,7 @@ class ResponsesBuilder(ResponseBuilder):
         self,
         body: ResponseBody,
         model: ServedModel,
-        prompt: Prompt,
-        params: SamplingParams,
+        spec: GenerationSpec,
         keep: Callable[[dict[str, Any], ConversationMessage], Awaitable[None]] | None = None,
         response_id: str | None = None,
         created: int | None = None,
@@ -226,8 +225,7 @@ class ResponsesBuilder(ResponseBuilder):
         self._is_inexact = False
         self._body = body
         self._model = model
-        self._prompt = prompt
-        self._params = params
+        self._spec = spec
         self._keep = keep
         self._numbers = itertools.count()
         self._output = DeltaJoiner()
@@ -300,7 +298,7 @@ class ResponsesBuilder(ResponseBuilder):
 
     def response(self, status: str, **changes: Any) -> dict[str, Any]:
         """Returns the response with a status, without output unless `changes` has it."""
-        body, params = self._body, self._params
+        body, params = self._body, self._spec.params[0]
         return {
             "id": self.id,
             "object": "response",
@@ -339,7 +337,7 @@ class ResponsesBuilder(ResponseBuilder):
             incomplete_details={"reason": "max_output_tokens"} if cut else None,
             completed_at=None if cut else int(time.time()),
             output=self._call_items(choice.calls, status) or [self._item(status, [self._part(choice)])],
-            usage=usage_of(len(self._prompt.token_ids), choice.num_cached, len(choice.token_ids)),
+            usage=usage_of(len(self._spec.prompts[0].token_ids), choice.num_cached, len(choice.token_ids)),
         )
 
     def _text_chunks(self) -> Iterator[dict[str, Any]]:

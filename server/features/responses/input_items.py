@@ -15,8 +15,6 @@ from ...errors.validation_errors import ForeignName
 from ...generation.admission import admission
 from ...generation.prompts import message_text
 from ...http.responses import to_json
-from ...http.routes import Order
-from ...http.routes import page as page_of
 from ...schemas.body import TEXT_OR_LIST, Fields, Several, Text, TextOnly
 from ...schemas.field_rules import (
     GENERATION_IGNORED,
@@ -323,18 +321,6 @@ def own_messages(items: Sequence[Any]) -> list[ConversationMessage]:
       ValueError: An item is damaged.
     """
     return [message for item in _OWN_ITEMS.validate_python(items) for message in item.as_messages()]
-
-
-def page(
-    response_id: str, messages: Sequence[ConversationMessage], limit: int, order: Order, after: str | None
-) -> dict[str, Any]:
-    """Returns one page of the items of a response's input, including items of previous responses.
-
-    Raises:
-      ApiError: No item has the id `after`.
-    """
-    items = items_with_ids(response_id, messages, is_input=True)
-    return page_of(items, limit, order, after, id_of=lambda item: str(item["id"]), describe=lambda item: item)
 
 
 def items_with_ids(

@@ -4,7 +4,8 @@ import asyncio
 import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request, Response
@@ -16,7 +17,7 @@ from ...generation.admission import admission, stored_json
 from ...generation.prompts import Prompt
 from ...generation.state_store import StoredState
 from ...http.responses import EventStream, json_response, respond, to_json, until_disconnect
-from ...http.routes import After, JsonRoute, Limit, QueryOrder, ReadyService, streamable, success
+from ...http.routes import After, JsonRoute, Limit, QueryOrder, ReadyService, page, streamable, success
 from ...openai.completions import check_stream_options
 from ...openai.response_schemas import DeletedObject, ItemList
 from ...schemas.body import MAX_MESSAGES
@@ -31,7 +32,6 @@ from .body import (
     InputTokensBody,
     PromptFields,
     ResponseBody,
-    generation_options,
     generation_spec,
 )
 from .builder import (
@@ -46,10 +46,10 @@ from .builder import (
     new_response_id,
     usage_of,
 )
-from .conversations import Item, Turn
+from .conversations import Turn
 from .event_log import LogEnd
 from .expansion import MAX_ADDED, Room, StoredPart, expanded, read_parts, sizes_of
-from .input_items import STATE_ROLE, compaction_of, new_items, output_items, page
+from .input_items import STATE_ROLE, compaction_of, items_with_ids, new_items, output_items
 from .open_responses import OpenResponses, Responses
 from .response_table import ResponseRecord, pack
 
@@ -112,7 +112,7 @@ def _builder(responses: OpenResponses, prepared: Prepared) -> ResponsesBuilder:
 
     if body.store and body.stream and store.is_shared:
         return ResumableBuilder(prepared, service, store, keep)
-    return ResponsesBuilder(body, service.model, spec.prompts[0], spec.params[0], keep, response_id=prepared.id)
+    return ResponsesBuilder(body, service.model, spec, keep, prepared.id)
 
 
 async def _create_background(responses: OpenResponses, prepared: Prepared, request: Request) -> Response:
@@ -120,7 +120,7 @@ async def _create_background(responses: OpenResponses, prepared: Prepared, reque
     service, body, spec = responses.service, prepared.body, prepared.spec
     async with until_disconnect(request.receive):
         (engine_request,) = await service.requests(spec, prepared.id)
-    builder = ResponsesBuilder(body, service.model, spec.prompts[0], spec.params[0], response_id=prepared.id)
+    builder = ResponsesBuilder(body, service.model, spec, response_id=prepared.id)
     pending = prepared.unfinished(builder.response("in_progress"), is_streamed=body.stream)
     job = prepared.job(service, state_is_imported=engine_request.state_is_imported)
     async with AsyncExitStack() as resources:
@@ -181,8 +181,8 @@ async def list_input_items(
         until_disconnect(request.receive),
         expanded(responses.store, room, "input", [], {history: "response_id"}) as (messages, _),
     ):
-        found = await responses.service.workers.run(lambda: page(response_id, messages, limit, order, after))
-        return json_response(found)
+        items = await responses.service.workers.run(lambda: items_with_ids(response_id, messages, is_input=True))
+        return json_response(page(items, limit, order, after, id_of=itemgetter("id"), describe=dict))
 
 
 @router.post("/v1/responses/{response_id}/cancel", responses=success(ResponseObject))
@@ -267,9 +267,9 @@ async def _prepare(body: ResponseBody, responses: OpenResponses, response_id: st
     """
     service, own, turn = responses.service, admission.get(), None
     async with _prompt(body, responses) as found:
-        params, constraint = await own.run(lambda: generation_options(body, service))
+        spec = await own.run(lambda: generation_spec(body, found.prompt, service, found.state))
         if own.name and body.seed is None:  # work that runs again says the same again
-            params = [params[0].with_seed(int(own.new_id("seed")[:16], 16))]
+            spec = replace(spec, params=[spec.params[0].with_seed(int(own.new_id("seed")[:16], 16))])
         history = await service.workers.run(lambda: pack(found.messages)) if body.store else b""
         if len(history) > MAX_HISTORY:
             message = (
@@ -278,22 +278,14 @@ async def _prepare(body: ResponseBody, responses: OpenResponses, response_id: st
             raise ApiError(kinds.REQUEST_TOO_LARGE, f"{message}: send less, or store: false", param="input")
         await own.keep(len(history))
         if lease is not None:
-            turn = Turn(str(body.conversation_id), lease, await own.run(lambda: _turn_items(found.own)))
+            if len(found.own) > MAX_ADDED:
+                message = (
+                    f"input: adds {len(found.own):,} items to the conversation, and may add {MAX_ADDED:,} at a time"
+                )
+                raise ApiError(kinds.REQUEST_TOO_LARGE, message, param="input")
+            turn = Turn(str(body.conversation_id), lease, await own.run(lambda: new_items(found.own)))
             await own.keep(sum(len(item.text) for item in turn.items))
-    spec = generation_spec(body, found.prompt, params, constraint, found.state)
     return Prepared(tenant.get(), response_id, body, spec, history, turn)
-
-
-def _turn_items(messages: Sequence[ConversationMessage]) -> list[Item]:
-    """Returns the items that the input of a response adds to its conversation.
-
-    Raises:
-      ApiError: They are more than one transaction stores.
-    """
-    if len(messages) > MAX_ADDED:
-        message = f"input: adds {len(messages):,} items to the conversation, and may add {MAX_ADDED:,} at a time"
-        raise ApiError(kinds.REQUEST_TOO_LARGE, message, param="input")
-    return new_items(messages)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from roost.server.features.responses.body import ResponseBody
 from roost.server.features.responses.builder import ResponsesBuilder
 from roost.server.generation.delta import Delta, DeltaJoiner
 from roost.server.generation.prompts import Prompt
+from roost.server.generation.spec import GenerationSpec
 from roost.server.http.responses import ResponseBuilder, to_json
 from roost.server.observability.request_metrics import Times
 from roost.server.openai.completions import ChatBody, ChatResponseBuilder, CompletionBody, CompletionResponseBuilder
@@ -174,7 +175,7 @@ async def keep_nothing(response: dict[str, Any], message: ConversationMessage) -
 def responses_builder(with_logprobs: bool = True) -> ResponseBuilder:
     include = ["message.output_text.logprobs"] if with_logprobs else []
     body = ResponseBody.model_validate({"input": "hi", "include": include})
-    return ResponsesBuilder(body, MODEL, PROMPT, PARAMS, keep_nothing)
+    return ResponsesBuilder(body, MODEL, GenerationSpec([PROMPT], [PARAMS]), keep_nothing)
 
 
 BUILDERS: dict[str, tuple[Callable[[], ResponseBuilder], int]] = {

@@ -13,7 +13,7 @@ from roost.server.database.database import Transaction
 from roost.server.feature import Opening
 from roost.server.features.responses import open_responses as opening
 from roost.server.features.responses import response_store
-from roost.server.features.responses.input_items import page
+from roost.server.features.responses.input_items import items_with_ids
 from roost.server.features.responses.open_responses import OpenResponses, open_responses
 from roost.server.features.responses.response_table import num_messages, pack, unpack
 from roost.server.generation.service import Service
@@ -127,6 +127,6 @@ def test_messages_are_kept_as_they_were() -> None:
     packed = pack(messages)
     assert unpack(packed) == messages
     assert num_messages(packed) == len(messages)
-    listed = page("resp_a", messages, 20, "asc", None)["data"]
+    listed = items_with_ids("resp_a", messages, is_input=True)
     kinds = ["message", "message", "function_call", "function_call_output", "message"]
     assert [item["type"] for item in listed] == kinds
