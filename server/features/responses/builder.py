@@ -152,8 +152,9 @@ _TEXT_PLACE: Final = {"output_index": 0, "content_index": 0}
 """Place of the text. The output is either one message with one text, or calls."""
 
 _ECHOED: Final = (
-    *("background", "instructions", "max_tool_calls", "metadata", "parallel_tool_calls", "previous_response_id"),
-    *("prompt_cache_key", "safety_identifier", "store", "truncation", "user"),
+    *("background", "frequency_penalty", "instructions", "max_tool_calls", "metadata", "parallel_tool_calls"),
+    *("presence_penalty", "previous_response_id", "prompt_cache_key", "safety_identifier", "store", "truncation"),
+    "user",
 )
 """Fields of the body that a response repeats."""
 
@@ -232,7 +233,6 @@ class ResponsesBuilder(ResponseBuilder):
         self._unsent = DeltaJoiner()
         self._call = CallJoiner()
         self._has_message = False
-        self._call_item_id = ""
         self.ended: tuple[dict[str, Any], ConversationMessage] | None = None
 
     def whole(self, choices: Sequence[Delta]) -> dict[str, Any]:
@@ -268,7 +268,12 @@ class ResponsesBuilder(ResponseBuilder):
         if choice.calls:
             yield from self._ended_call(choice.calls[-1], response["output"][-1])
         else:
-            yield from self._ended_message(choice, response["output"][0])
+            (item,) = response["output"]
+            (part,) = item["content"]
+            yield from self._text_chunks()
+            yield self._text_event("response.output_text.done", text=choice.text, logprobs=part["logprobs"])
+            yield self._text_event("response.content_part.done", part=part)
+            yield self._event("response.output_item.done", output_index=0, item=item)
         self.ended = response, _message(choice)
         yield self._event(f"response.{response['status']}", response=response)
 
@@ -306,12 +311,10 @@ class ResponsesBuilder(ResponseBuilder):
             "completed_at": None,
             "status": status,
             "error": None,
-            "frequency_penalty": body.frequency_penalty,
             "incomplete_details": None,
             "max_output_tokens": params.max_tokens,
             "model": self._model.id,
             "output": [],
-            "presence_penalty": body.presence_penalty,
             "reasoning": {"effort": None, "summary": None},
             "service_tier": "default",
             "temperature": params.temperature if body.temperature is None else body.temperature,
@@ -351,13 +354,6 @@ class ResponsesBuilder(ResponseBuilder):
             logprobs = self._logprobs(unsent)
             yield self._text_event("response.output_text.delta", delta=unsent.text, logprobs=logprobs)
 
-    def _ended_message(self, choice: Delta, item: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        yield from self._text_chunks()
-        logprobs = self._logprobs(choice)
-        yield self._text_event("response.output_text.done", text=choice.text, logprobs=logprobs)
-        yield self._text_event("response.content_part.done", part=item["content"][0])
-        yield self._event("response.output_item.done", output_index=0, item=item)
-
     def _call_chunks(self, piece: CallPiece) -> Iterator[dict[str, Any]]:
         if piece.id is not None:
             if piece.index:
@@ -365,16 +361,13 @@ class ResponsesBuilder(ResponseBuilder):
                 yield from self._ended_call(before, self._call_item(before, "completed"))
             self._call = CallJoiner()
             item = self._call_item(replace(piece, arguments=""), "in_progress")
-            self._call_item_id = item["id"]
             yield self._event("response.output_item.added", output_index=piece.index, item=item)
         self._call.add(piece)
         if piece.arguments:
-            place = {"item_id": self._call_item_id, "output_index": piece.index}
-            yield self._event("response.function_call_arguments.delta", **place, delta=piece.arguments)
+            yield self._call_event("delta", piece, delta=piece.arguments)
 
     def _ended_call(self, call: CallPiece, item: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        place = {"item_id": item["id"], "output_index": call.index}
-        yield self._event("response.function_call_arguments.done", **place, arguments=call.arguments)
+        yield self._call_event("done", call, arguments=call.arguments)
         yield self._event("response.output_item.done", output_index=call.index, item=item)
 
     def _call_items(self, calls: Sequence[CallPiece], status: str) -> list[dict[str, Any]]:
@@ -383,7 +376,10 @@ class ResponsesBuilder(ResponseBuilder):
         return [self._call_item(call, status if call.index == last else "completed") for call in calls]
 
     def _call_item(self, call: CallPiece, status: str) -> dict[str, Any]:
-        return call_item(f"{self.id.replace('resp_', 'fc_')}_c{call.index}", call, status)
+        return call_item(self._call_id(call), call, status)
+
+    def _call_id(self, call: CallPiece) -> str:
+        return f"{self.id.replace('resp_', 'fc_')}_c{call.index}"
 
     def _item(self, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
         return message_item(self._item_id, "assistant", content, status)
@@ -396,6 +392,10 @@ class ResponsesBuilder(ResponseBuilder):
         if not self._body.wants_logprobs:
             return []
         return response_logprobs(self._model.tokenizer, delta.token_ids, delta.logprobs)
+
+    def _call_event(self, step: str, call: CallPiece, **fields: Any) -> dict[str, Any]:
+        place = {"item_id": self._call_id(call), "output_index": call.index}
+        return self._event(f"response.function_call_arguments.{step}", **place, **fields)
 
     def _text_event(self, kind: str, **fields: Any) -> dict[str, Any]:
         return self._event(kind, item_id=self._item_id, **_TEXT_PLACE, **fields)
