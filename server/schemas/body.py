@@ -4,7 +4,6 @@ Null is equivalent to omitting a field. A body that fits its schema may still na
 unknown or have no effect here.
 """
 
-import difflib
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -185,9 +184,6 @@ _MAX_UNNAMED: Final = 100
 _MIN_NEAR_MISS: Final = 6
 """Minimum letters of an unknown name that is refused because it is one edit away from a known one."""
 
-_MAX_GUESSES: Final = 4
-"""Maximum number of unknown names of a request that are compared with the known ones; each takes a millisecond."""
-
 _MAX_NAME: Final = 60
 """Maximum characters of a name that is compared with known ones."""
 
@@ -265,17 +261,15 @@ class BodyCheck:
         for field in fields:
             if (rule := field.kind.field_rules.names.get(field.name)) is not None:
                 raise _refused(field, rule)
-        for index, field in enumerate(fields):
-            self._report(field, closest_field(field.kind, field.name) if index < _MAX_GUESSES else None)
-
-    def _report(self, field: UnnamedField, guess: str | None) -> None:
-        hint = "" if guess is None else f"; did you mean {guess}?"
-        if self._strict or is_near_miss(field.kind, field.name):
-            raise bad_value(field.param, f"the field {field.path[:120]!r} is unknown{hint}")
-        warn(field.path if guess is None else f"{field.path} ({guess}?)")
-        if (field.kind, field.name) not in self._logged and len(self._logged) < _MAX_NAMES:
-            self._logged.add((field.kind, field.name))
-            _logger.warning("the unknown field %.60r was ignored%s; this is logged once", field.path, hint)
+        for field in fields:
+            meant = near_miss(field.kind, field.name)
+            if self._strict or meant is not None:
+                hint = "" if meant is None else f"; did you mean {meant}?"
+                raise bad_value(field.param, f"the field {field.path[:120]!r} is unknown{hint}")
+            warn(field.path)
+            if (field.kind, field.name) not in self._logged and len(self._logged) < _MAX_NAMES:
+                self._logged.add((field.kind, field.name))
+                _logger.warning("the unknown field %.60r was ignored; this is logged once", field.path)
 
 
 def _unnamed_fields(body: JsonObject) -> Sequence[UnnamedField]:
@@ -314,11 +308,11 @@ def _names_of(kind: type[JsonObject]) -> set[str]:
 
 
 @lru_cache(maxsize=1024)
-def is_near_miss(kind: type[JsonObject], name: str) -> bool:
-    """Returns whether a name is one edit away from a field of its object, and no API has a field of this name."""
+def near_miss(kind: type[JsonObject], name: str) -> str | None:
+    """Returns the field of an object that a name is one edit away from, unless another API has a field of this name."""
     if not _MIN_NEAR_MISS <= len(name) <= _MAX_NAME or name in _all_names():
-        return False
-    return any(_is_one_edit(name, each) for each in _names_of(kind))
+        return None
+    return next((each for each in _names_of(kind) if _is_one_edit(name, each)), None)
 
 
 @cache
@@ -340,13 +334,6 @@ def _is_one_edit(a: str, b: str) -> bool:
         return any(long[:place] + long[place + 1 :] == short for place in range(len(long)))
     first, *others = [place for place, (x, y) in enumerate(zip(a, b, strict=True)) if x != y]
     return not others or (others == [first + 1] and a[first : first + 2] == b[first : first + 2][::-1])
-
-
-@lru_cache(maxsize=1024)
-def closest_field(kind: type[JsonObject], name: str) -> str | None:
-    """Returns the known field that a misspelt name is closest to, if any is close."""
-    known = sorted(_names_of(kind).union(kind.field_rules.names))
-    return next(iter(difflib.get_close_matches(name[:_MAX_NAME], known, n=1, cutoff=0.8)), None)
 
 
 def _refused(field: UnnamedField, rule: ForeignName) -> ApiError:

@@ -84,7 +84,7 @@ async def test_what_changes_nothing_passes_whatever_it_holds(client: httpx.Async
 async def test_unknown_names_pass_and_are_reported(client: httpx.AsyncClient, kind: type[Fields]) -> None:
     response = await post(client, kind, brand_new=1, tempraturre=0.5, **{"späße, \r\nx-evil": 2})
     assert response.status_code == 200
-    assert warnings_of(response) == ["brand_new", "tempraturre (temperature?)", "späße, \r\nx-evil"]
+    assert warnings_of(response) == ["brand_new", "tempraturre", "späße, \r\nx-evil"]
     assert "x-evil" not in response.headers
     assert "warnings" not in response.json()
 
@@ -127,12 +127,12 @@ WITHIN: list[tuple[type[Fields], dict[str, Any], str]] = [
     (
         ChatBody,
         {"stream": True, "stream_options": {"includ_usge": True}},
-        "stream_options.includ_usge (include_usage?)",
+        "stream_options.includ_usge",
     ),
     (
         ChatBody,
         {"response_format": {"type": "json_schema", "json_schema": {"schemaas": {}}}},
-        "response_format.json_schema.schemaas (schema?)",
+        "response_format.json_schema.schemaas",
     ),
     (ChatBody, {"tools": [{"type": "function", "function": {**FUNCTION, "new": 1}}]}, "tools[0].function.new"),
     (ChatBody, {"messages": [*HI, {"role": "user", "content": "a", "new": 1}]}, "messages[1].new"),
@@ -144,7 +144,7 @@ WITHIN: list[tuple[type[Fields], dict[str, Any], str]] = [
     (ResponseBody, {"input": [{"role": "user", "content": "a", "new": 1}]}, "input[0].new"),
     (ResponseBody, {"text": {"format": {"type": "text", "new": 1}}}, "text.format.new"),
     (ResponseBody, {"tools": [{"type": "function", **FUNCTION, "new": 1}]}, "tools[0].new"),
-    (MessagesBody, {"output_config": {"efort": "low"}}, "output_config.efort (effort?)"),
+    (MessagesBody, {"output_config": {"efort": "low"}}, "output_config.efort"),
     (
         MessagesBody,
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "new": 1}]}]},
