@@ -23,15 +23,12 @@ from rich.text import Text
 from roost.engine import DraftCounts, EngineStats
 from roost.server.app import create_app
 from roost.server.commands.main import app
-from roost.server.errors.kinds import KINDS, ErrorKind
 from roost.server.feature import load_features
-from roost.server.features.anthropic.messages import anthropic_type
 from roost.server.generation.admission import Admissions
 from roost.server.generation.service import Service
 from roost.server.http.connection import OpenConnections
 from roost.server.observability.metrics import Metrics, RowCollector, store_rows
 from roost.server.settings import SettingReference, foreign_flags, settings_reference
-from roost.server.terminal.exits import EXIT_STATUSES
 from roost.server.terminal.options import MODEL_HELP
 from typer.main import get_command
 
@@ -276,76 +273,6 @@ def _number(value: float) -> str:
     return powers.get(value) or (f"{int(value):,}" if value == int(value) else str(value))
 
 
-_ERRORS_START: Final = """
-# Errors and exit statuses
-
-Each error of the API is an HTTP status and a JSON body in OpenAI's shape. `message` is one line for people, `param` the
-field that caused the error, and `code` an identifier for programs:
-
-```json
-{
-  "error": {
-    "message": "n must be at least 1, got 0",
-    "type": "invalid_request_error",
-    "param": "n",
-    "code": null
-  }
-}
-```
-
-If an error occurs after a stream has started, the status stays 200, and the error is the stream's last event. Each
-response has a header `x-request-id`, under which the log gives the reason of each refusal.
-"""
-
-_RETRIES: Final = """
-## When to send a request again
-
-- `retry-after` (seconds) and `retry-after-ms` say when. OpenAI's and Anthropic's clients wait that long and try again
-  by themselves.
-- `x-should-retry: false` says that the same request would fail again. Those clients then don't repeat it.
-- `connection: close` ends the connection, so that a load balancer can choose another server.
-"""
-
-
-def errors_page() -> str:
-    """Returns the page of all errors of the API, and of the exit statuses of commands."""
-    kinds = sorted(KINDS, key=lambda each: each.status)
-    lines = [_NOTE, *_ERRORS_START.splitlines()]
-    for title in dict.fromkeys(each.type for each in kinds):
-        head = row("code", "status", "headers", "when", "what to do")
-        rows = [_error_row(each) for each in kinds if each.type == title]
-        lines += ["", f"## `{title}`", "", *wide_table(head, rows)]
-    lines += [
-        *_RETRIES.splitlines(),
-        "",
-        "## Anthropic's types",
-        "",
-        "`/v1/messages` returns the same errors in Anthropic's shape, and so do all paths of `/v1` to requests with",
-        "the header `anthropic-version`. Their `type` follows from the status:",
-        "",
-        row("status", "type"),
-        rule(2),
-    ]
-    lines += [row(str(each), f"`{anthropic_type(each)}`") for each in dict.fromkeys(kind.status for kind in kinds)]
-    lines += [
-        "",
-        "## Exit statuses of commands",
-        "",
-        "A command that fails prints one line, `roost: …`, on stderr, or one JSON object with `--log-format json`. A",
-        "traceback is a bug.",
-        "",
-        row("status", "meaning"),
-        rule(2),
-    ]
-    return _page([*lines, *(row(str(status), meaning) for status, meaning in EXIT_STATUSES.items())])
-
-
-def _error_row(kind: ErrorKind) -> str:
-    shown = {"x-should-retry": "x-should-retry: false", "connection": "connection: close"}
-    headers = ", ".join(f"`{shown.get(each, each)}`" for each in kind.headers if each != "retry-after-ms")
-    return row(f"`{kind.code}`" if kind.code else "–", str(kind.status), headers or "–", kind.when, kind.fix)
-
-
 def metrics_page() -> str:
     """Returns the page of all metrics, under Roost's names and under vLLM's."""
     stats = partial(EngineStats, drafts=DraftCounts(accepted=(0,)))
@@ -461,7 +388,6 @@ def _page(lines: Iterable[str]) -> str:
 
 PAGES: Final = {
     "settings.md": settings_page,
-    "errors.md": errors_page,
     "metrics.md": metrics_page,
     "other-servers.md": other_servers_page,
     "commands.md": lambda: _page([_NOTE, *commands_page()]),

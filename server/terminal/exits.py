@@ -1,6 +1,7 @@
 """How a command ends: by a failure, with one line on stderr and an exit status, or by a signal.
 
 The first SIGINT or SIGTERM begins a shutdown, the second ends the process; SIGHUP reloads files.
+`docs/reference/errors.md` lists the exit statuses.
 """
 
 import contextlib
@@ -24,18 +25,6 @@ USAGE_STATUS: Final = 2
 
 INTERRUPTED_STATUS: Final = 130
 """Exit status after Ctrl-C."""
-
-EXIT_STATUSES: Final[Mapping[int, str]] = {
-    0: "The command is done. `roost serve` was stopped by a signal, and has drained.",
-    FAILURE_STATUS: "The command failed, and the last line on stderr says why and what to do: the model cannot be "
-    "loaded, the port is in use, the engine failed. `roost batch` ends so if every line failed, and `roost bench "
-    "serve` if no request completed.",
-    USAGE_STATUS: "A flag, an argument or a setting is unknown, missing or has a value that cannot be used; the last "
-    "line on stderr names it.",
-    INTERRUPTED_STATUS: "Ctrl-C ended the command, or a second one ended `roost serve` before it had drained.",
-    128 + signal.SIGTERM: "A second signal, SIGTERM, ended `roost serve` before it had drained.",
-}
-"""Exit statuses of all commands, and their meanings. `docs/reference/errors.md` is written from them."""
 
 
 class CommandError(Exception):

@@ -15,6 +15,7 @@ from roost.server.errors.request_errors import bad_value, from_exception
 from roost.server.text.tokenizer import Tokenizer
 
 CHAT = "/v1/chat/completions"
+ALL_KINDS = [value for value in vars(kinds).values() if isinstance(value, kinds.ErrorKind)]
 
 
 def error_of(response: httpx.Response, status: int) -> dict[str, str | None]:
@@ -124,7 +125,29 @@ def test_a_message_is_one_line_of_bounded_length(text: str) -> None:
         assert len(each) <= 1000
 
 
+ERRORS_PAGE = Path(__file__).resolve().parents[3] / "docs/reference/errors.md"
+
+
+def test_the_page_of_errors_has_each_kind() -> None:
+    """Its tables, one for each type, have the codes, statuses and headers."""
+    on_page = set()
+    for section in ERRORS_PAGE.read_text().split("\n## `")[1:]:
+        rows = re.findall(r"^\| (\S+) \| (\d{3}) \| (.*?) \|", section, re.MULTILINE)
+        on_page |= {(section.partition("`")[0], *(cell.replace("`", "") for cell in cells)) for cells in rows}
+    shown = {"x-should-retry": "x-should-retry: false", "connection": "connection: close", "retry-after-ms": ""}
+    of_kinds = {
+        (
+            kind.type,
+            kind.code or "–",
+            str(kind.status),
+            ", ".join(filter(None, (shown.get(name, name) for name in kind.headers))) or "–",
+        )
+        for kind in ALL_KINDS
+    }
+    assert on_page == of_kinds
+
+
 def test_a_client_that_has_to_wait_is_told_for_how_long() -> None:
-    for kind in kinds.KINDS:
+    for kind in ALL_KINDS:
         if kind.status in (429, 503):
             assert kind.headers["retry-after"] == "1"

@@ -1,6 +1,8 @@
 """Anthropic's `/v1/messages`: its messages, its events, its errors."""
 
 import asyncio
+import re
+from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -14,6 +16,8 @@ from fake_server import limited, live, make_service, until
 from roost.engine import SavedState
 from roost.server.app import create_app
 from roost.server.constraints.tool_calls import call_text
+from roost.server.errors import kinds
+from roost.server.features.anthropic.messages import anthropic_type
 from roost.server.generation.service import Service
 from roost.server.http import responses
 from roost.server.http.auth import Access, ApiKeys
@@ -259,3 +263,10 @@ async def test_a_stream_can_be_aborted(service: Service, engine: FakeEngine) -> 
         text = "".join([part async for part in stream.aiter_text()])
     name, event = events(text)[-1]
     assert (name, event["error"]["message"]) == ("error", "the request was aborted")
+
+
+def test_the_page_of_errors_has_the_type_of_each_status() -> None:
+    page = (Path(__file__).resolve().parents[4] / "docs/reference/errors.md").read_text()
+    statuses = {kind.status for kind in vars(kinds).values() if isinstance(kind, kinds.ErrorKind)}
+    types = [(str(status), anthropic_type(status)) for status in sorted(statuses)]
+    assert re.findall(r"^\| (\d{3}) \| `(\w+)` \|$", page, re.MULTILINE) == types
