@@ -8,7 +8,6 @@ from typing import Final
 
 from ...engine import UNUSED_PREDICTION, FinishReason, PredictionUse, TokenLogprobs
 from ..constraints.tool_calls import CallJoiner, CallPiece
-from ..observability.request_metrics import NEVER, Times
 
 _TOKEN_BYTES: Final = 8
 
@@ -34,7 +33,6 @@ class Delta:
       stop_reason: The stop string or stop token that ended the choice, if any.
       num_cached: Prompt tokens served from the prefix cache; on the first delta only. 0 for a fork of another choice,
         which reports them for both.
-      times: Times of the request; on the last delta only.
       num_sent: Number of the choice's tokens, so far, whose text was sent whole; see `Detokenizer.num_sent`.
       prediction: Tokens of the request's prediction that were drafted; on the last delta only.
     """
@@ -49,7 +47,6 @@ class Delta:
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     num_cached: int = 0
-    times: Times = NEVER
     num_sent: int = 0
     prediction: PredictionUse = UNUSED_PREDICTION
 
@@ -105,7 +102,6 @@ class DeltaJoiner:
             finish_reason=last.finish_reason,
             stop_reason=last.stop_reason,
             num_cached=self._num_cached,
-            times=last.times,
             num_sent=last.num_sent,
             prediction=last.prediction,
         )

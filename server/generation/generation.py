@@ -261,7 +261,7 @@ class ChoiceStream:
         else:
             delta = self._decode(output)
             text, num_tokens = delta.text, len(delta.token_ids)
-            delta.times = self._record.add(output, num_tokens, delta.finish_reason)
+            self._record.add(output, num_tokens, delta.finish_reason)
             if delta.finish_reason is not None or delta.calls or not is_text:
                 return delta
         if self._mailbox.offer(self._index, text, num_tokens):

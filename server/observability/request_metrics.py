@@ -45,26 +45,6 @@ REQUEST_S: Final = (
 """Upper bounds of buckets: those of vLLM, which its dashboards expect, and finer ones."""
 
 
-@dataclass(frozen=True, slots=True)
-class Times:
-    """Times of a request in seconds of one clock.
-
-    Attributes:
-      arrived: Arrival of the request.
-      started: Start of prefill.
-      first: First output.
-      last: Last output so far.
-    """
-
-    arrived: float
-    started: float
-    first: float
-    last: float
-
-
-NEVER: Final = Times(0.0, 0.0, 0.0, 0.0)
-"""Times of a request that has not started."""
-
 type Fact = str | bool | int | float
 """Value that describes work."""
 
@@ -205,30 +185,20 @@ class RequestRecord:
         self.reason = ""
         self.has_finished = False
         self._tracker = tracker
-        self._first_output: float | None = None
 
-    def add(self, output: TokenOutput, num_tokens: int, finish_reason: FinishReason | None = None) -> Times:
+    def add(self, output: TokenOutput, num_tokens: int, finish_reason: FinishReason | None = None) -> None:
         """Records an output that has been detokenized, and reports its tokens to the observers.
 
         Args:
           num_tokens: Number of its tokens that belong to the request.
           finish_reason: Reason why the request ended with all of its output; None if it did not.
-
-        Returns:
-          Times of the request if it ended; `NEVER` before that.
         """
-        now = self.clock()
-        if self._first_output is None:
-            self._first_output = now
         if self.started is None:
             self.started, self.num_cached = output.started_at, output.num_cached
         if num_tokens:
-            self._add_tokens(num_tokens, now)
-        if finish_reason is None:
-            return NEVER
-        self.reason, self.has_finished = finish_reason, True
-        started = self._first_output if self.started is None else self.started
-        return Times(self.arrived, started, self._first_output, now)
+            self._add_tokens(num_tokens, self.clock())
+        if finish_reason is not None:
+            self.reason, self.has_finished = finish_reason, True
 
     def end(self, error: BaseException | None = None) -> None:
         """Adds the request to the token counts of its HTTP request, and reports its end to the observers.

@@ -29,7 +29,6 @@ from ..generation.prompts import Prompt
 from ..generation.requests import chat, completion
 from ..http.responses import CHUNKS, ResponseBuilder, respond, to_json
 from ..http.routes import JsonRoute, ReadyService, streamable
-from ..observability.request_metrics import Times
 from ..schemas.body import Body, Fields
 from ..schemas.generation_fields import ChatFields, CompletionFields
 from ..text.served_model import ServedModel
@@ -41,7 +40,6 @@ from .response_schemas import (
     Completion,
     CompletionTokensDetails,
     PromptTokensDetails,
-    Timings,
     Usage,
 )
 
@@ -75,9 +73,6 @@ class StreamingFields(Body):
 
     stream_options: StreamOptions | None = None
     """Options of the stream. They need `stream`."""
-
-    return_timings: bool = False
-    """Whether the response has the field `timings`, in milliseconds and under llama.cpp's names."""
 
 
 class TokenNameFields(Body):
@@ -144,7 +139,7 @@ def check_stream_options(*, stream: bool, options: Fields | None) -> None:
 
 
 class ChoicesBuilder(ResponseBuilder):
-    """Builds responses that are lists of choices, and their chunks, with usage and timings counted over all choices.
+    """Builds responses that are lists of choices, and their chunks, with usage counted over all choices.
 
     Args:
       num_choices: Number of choices that the engine generates.
@@ -167,11 +162,9 @@ class ChoicesBuilder(ResponseBuilder):
             "system_fingerprint": model.fingerprint,
         }
         self._stream_options = body.stream_options or _NO_OPTIONS
-        self._reports_timings = body.return_timings
         self._num_prompt_tokens = sum([len(prompt.token_ids) for prompt in prompts])
         self._num_tokens = self._num_cached = self._num_accepted = self._num_rejected = 0
         self._num_open = num_choices
-        self._times: list[Times] = []
         self._around_text: dict[int, tuple[bytes, bytes]] = {}
 
     @abstractmethod
@@ -189,8 +182,7 @@ class ChoicesBuilder(ResponseBuilder):
     def whole(self, choices: Sequence[Delta]) -> dict[str, Any]:
         for delta in choices:
             self._count(delta)
-        timings = {"timings": self._timings()} if self._reports_timings else {}
-        return {**self._fields(self.whole_object, self.whole_choices(choices)), "usage": self._usage(), **timings}
+        return {**self._fields(self.whole_object, self.whole_choices(choices)), "usage": self._usage()}
 
     def chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
         """Returns a chunk with a part of a choice."""
@@ -200,16 +192,10 @@ class ChoicesBuilder(ResponseBuilder):
         return fields
 
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
-        """Yields the chunks of a delta.
-
-        After the end of the last choice, its last chunk holds the timings and a chunk about usage follows, if
-        requested.
-        """
+        """Yields the chunks of a delta. After the end of the last choice, a chunk about usage follows, if requested."""
         self._count(delta)
-        chunks = [self.chunk(part) for part in self.parts(delta)]
-        if not self._num_open and self._reports_timings and chunks:
-            chunks[-1]["timings"] = self._timings()
-        yield from chunks
+        for part in self.parts(delta):
+            yield self.chunk(part)
         if not self._num_open and self._stream_options.include_usage:
             yield {**self._fields(self.chunk_object, []), "usage": self._usage()}
 
@@ -232,7 +218,6 @@ class ChoicesBuilder(ResponseBuilder):
             if delta.prediction is not UNUSED_PREDICTION:
                 self._num_accepted += delta.prediction.num_accepted
                 self._num_rejected += delta.prediction.num_rejected
-            self._times.append(delta.times)
 
     def _fields(self, object_name: str, choices: Sequence[Any]) -> dict[str, Any]:
         return {"id": self.id, "object": object_name, **self._constants, "choices": choices}
@@ -250,23 +235,6 @@ class ChoicesBuilder(ResponseBuilder):
             ),
         )
 
-    def _timings(self) -> Timings:
-        arrived = min(times.arrived for times in self._times)
-        started = min(times.started for times in self._times)
-        first = min(times.first for times in self._times)
-        last = max(times.last for times in self._times)
-        prompt_n = self._num_prompt_tokens - self._num_cached
-        return Timings(
-            queue_ms=(started - arrived) * 1000,
-            cache_n=self._num_cached,
-            prompt_n=prompt_n,
-            prompt_ms=(first - arrived) * 1000,
-            prompt_per_second=_rate(prompt_n, first - arrived),
-            predicted_n=self._num_tokens,
-            predicted_ms=(last - first) * 1000,
-            predicted_per_second=_rate(self._num_tokens, last - first),
-        )
-
 
 def choice_end(delta: Delta, token_ids: Sequence[int] | None) -> ChoiceEnd:
     """Returns the fields about a choice's end, with its token ids if they are requested."""
@@ -275,10 +243,6 @@ def choice_end(delta: Delta, token_ids: Sequence[int] | None) -> ChoiceEnd:
     if token_ids is not None:
         end["token_ids"] = list(token_ids)
     return end
-
-
-def _rate(count: int, seconds: float) -> float:
-    return count / seconds if seconds > 0 else 0.0
 
 
 class ChatResponseBuilder(ChoicesBuilder):

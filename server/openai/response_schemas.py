@@ -42,24 +42,6 @@ class ChoiceEnd(TypedDict):
     token_ids: NotRequired[list[int]]
 
 
-class Timings(TypedDict):
-    """Times of a response, with llama.cpp's names.
-
-    `prompt_n` tokens were prefilled and `cache_n` were served from the prefix cache. `prompt_ms` runs from the
-    request's arrival to its first token. Its part `queue_ms` ends when the prompt's first chunk is dispatched to the
-    device.
-    """
-
-    queue_ms: float
-    cache_n: int
-    prompt_n: int
-    prompt_ms: float
-    prompt_per_second: float
-    predicted_n: int
-    predicted_ms: float
-    predicted_per_second: float
-
-
 class ReportFields(TypedDict):
     """Fields that several responses have in common."""
 
@@ -67,7 +49,6 @@ class ReportFields(TypedDict):
     created: int
     model: str
     system_fingerprint: str
-    timings: NotRequired[Timings]
     warnings: NotRequired[list[str]]
 
 

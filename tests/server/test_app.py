@@ -379,24 +379,6 @@ async def test_logprobs_of_the_prompt(client: httpx.AsyncClient) -> None:
         assert (response.status_code, response.json()["error"]["param"]) == (400, "prompt_logprobs")
 
 
-async def test_timings_come_on_demand(client: httpx.AsyncClient) -> None:
-    fields = {"n": 2, "max_tokens": 3}
-    for ask in (chat(client, **fields), chat(client, **fields, stream=True)):
-        assert "timings" not in (await ask).text
-    bodies = [
-        (await chat(client, **fields, return_timings=True)).json(),
-        (await complete(client, "a", **fields, return_timings=True)).json(),
-        chunks(await chat(client, **fields, return_timings=True, stream=True))[-1],
-        chunks(await complete(client, "a", **fields, return_timings=True, stream=True))[-1],
-    ]
-    for body, prompt_n in zip(bodies, (14, 2, 14, 2), strict=True):
-        timings = body["timings"]
-        assert (timings["prompt_n"], timings["predicted_n"]) == (prompt_n, 6)
-        assert timings["prompt_ms"] > timings["queue_ms"] > 0
-        assert timings["predicted_ms"] > 0
-        assert timings["predicted_per_second"] == pytest.approx(6 / timings["predicted_ms"] * 1000)
-
-
 async def test_the_operators_limit_is_above_all_others(engine: FakeEngine, tokenizer: Tokenizer) -> None:
     service = make_service(engine, served_model(tokenizer, max_tokens_limit=4))
     async with client_of(create_app(service)) as client:

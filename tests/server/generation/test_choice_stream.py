@@ -23,7 +23,6 @@ from roost.server.generation.delta import Delta, DeltaJoiner
 from roost.server.generation.prompts import Prompt
 from roost.server.generation.spec import GenerationSpec
 from roost.server.http.responses import ResponseBuilder, to_json
-from roost.server.observability.request_metrics import Times
 from roost.server.openai.completions import ChatBody, ChatResponseBuilder, CompletionBody, CompletionResponseBuilder
 from roost.server.text.chat_format import ConversationMessage
 from roost.server.text.detokenizer import Detokenizer
@@ -54,7 +53,7 @@ def answer(text: str, index: int, finish_reason: FinishReason) -> list[Delta]:
         deltas.append(Delta(index, shown, calls, token_ids=(token_id,), logprobs=(entry(token_id, 2),)))
     shown, calls = reader.read(detokenizer.finish(), is_last=True)
     called = finish_reason is FinishReason.STOP and reader.is_complete
-    last = Delta(index, shown, calls, called, finish_reason=finish_reason, times=Times(1.0, 2.0, 3.0, 4.0))
+    last = Delta(index, shown, calls, called, finish_reason=finish_reason)
     scored = (None, *(entry(token_id, 2) for token_id in PROMPT.token_ids[1:]))
     return [replace(deltas[0], prompt_logprobs=scored, num_cached=1), *deltas[1:], last]
 
@@ -150,8 +149,7 @@ def events(builder: ResponseBuilder, deltas: Sequence[Delta]) -> Iterator[Mappin
 
 def chat_builder() -> ResponseBuilder:
     body = ChatBody.model_validate(
-        {"messages": HI, "n": 2, "logprobs": True, "return_token_ids": True, "return_timings": True}
-        | {"stream": True, "stream_options": USAGE}
+        {"messages": HI, "n": 2, "logprobs": True, "return_token_ids": True} | {"stream": True, "stream_options": USAGE}
     )
     return ChatResponseBuilder(body, MODEL, PROMPT)
 

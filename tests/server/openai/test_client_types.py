@@ -19,7 +19,7 @@ from roost.server.openai.completions import ChatBody, CompletionBody
 from roost.server.schemas.body import Fields
 
 HI = [{"role": "user", "content": "hi"}]
-OURS = frozenset({"stop_reason", "token_ids", "prompt_token_ids", "prompt_logprobs", "timings"})
+OURS = frozenset({"stop_reason", "token_ids", "prompt_token_ids", "prompt_logprobs"})
 """Fields that vLLM and llama.cpp have added to OpenAI's responses, and Roost too."""
 
 FIELDS: list[dict[str, Any]] = [
@@ -27,7 +27,7 @@ FIELDS: list[dict[str, Any]] = [
     {"n": 3, "seed": 1},
     {"stop": "C", "max_tokens": 9},
     {"max_tokens": 0},
-    {"return_token_ids": True, "return_timings": True},
+    {"return_token_ids": True},
     {"stream_options": {"include_usage": True, "continuous_usage_stats": True}},
     {"service_tier": "auto", "user": "me", "metadata": {"a": "b"}},
 ]
