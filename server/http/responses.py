@@ -102,14 +102,15 @@ def json_response(content: Any) -> Response:
     return Response(to_json(content), media_type="application/json")
 
 
-async def made_json_response(service: Service, make: Callable[[], Any], *, num_values: int = 0) -> Response:
+async def made_json_response(make: Callable[[], Any], *, num_values: int = 0) -> Response:
     """Returns a response with the content from `make`. Large content is built on a worker thread.
 
     Args:
       num_values: Number of tokens and alternatives that were generated for the content.
     """
-    if admission.get().is_large or num_values >= MANY_VALUES:
-        return SlicedResponse(await service.workers.run(lambda: large_to_json(make())))
+    own = admission.get()
+    if own.is_large or num_values >= MANY_VALUES:
+        return SlicedResponse(await own.run(lambda: large_to_json(make()), is_long=True))
     return json_response(make())
 
 
@@ -268,7 +269,7 @@ async def respond(
         await resources.enter_async_context(until_disconnect(request.receive))
         generation = await resources.enter_async_context(service.generation(builder.id, spec))
         if not stream:
-            return await _whole(service, generation, builder, report_warnings=report_warnings)
+            return await _whole(generation, builder, report_warnings=report_warnings)
         try:  # an error before the first token still sets the response's status
             async with asyncio.timeout(FIRST_TOKEN_TIMEOUT_S):
                 first = await generation.next_within(None)
@@ -281,16 +282,14 @@ async def respond(
         return EventStream(events, resources.pop_all())  # the response closes them
 
 
-async def _whole(
-    service: Service, generation: Generation, builder: ResponseBuilder, *, report_warnings: bool
-) -> Response:
+async def _whole(generation: Generation, builder: ResponseBuilder, *, report_warnings: bool) -> Response:
     choices = await collect(generation)
     generation.sent.reorder(builder.order(choices))
     num_values = sum(_num_values(choice) for choice in choices)
     whole = await admission.get().run(lambda: builder.whole(choices), is_long=num_values >= MANY_VALUES)
     await _finish(generation, builder)
     report = _report() if report_warnings else {}
-    return await made_json_response(service, lambda: {**whole, **report}, num_values=num_values)
+    return await made_json_response(lambda: {**whole, **report}, num_values=num_values)
 
 
 async def _finish(generation: Generation, builder: ResponseBuilder) -> None:

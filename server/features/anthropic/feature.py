@@ -36,8 +36,7 @@ async def create_message(body: MessagesBody, request: Request, service: ReadySer
     """Returns the assistant's next message."""
     warn_all(body.dropped)
     spec = await messages_spec(body, service)
-    counts_cache = body.wants_cache and service.engine.stats.cache.budget > 0
-    builder = MessageBuilder(service.model, spec.prompts[0], counts_cache=counts_cache)
+    builder = MessageBuilder(service.model, spec.prompts[0])
     return await respond(service, request, spec, builder, stream=body.stream, report_warnings=body.return_warnings)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NotRequired, TypedDict
 from uuid import uuid4
 
-from ....engine import PREFILL_BLOCK, FinishReason
+from ....engine import FinishReason
 from ...constraints.tool_calls import CallPiece
 from ...errors.request_errors import ApiError
 from ...generation.delta import Delta
@@ -33,7 +33,7 @@ class MessageToolUseBlock(TypedDict):
 
 
 class MessageUsage(TypedDict):
-    """Numbers of tokens. `input_tokens` were neither read from the prefix cache nor added to it."""
+    """Numbers of tokens. `input_tokens` were not read from the prefix cache, to which every prompt is added."""
 
     input_tokens: int
     cache_creation_input_tokens: int
@@ -74,16 +74,11 @@ _EMPTY_TEXT: Final = {"type": "text", "text": ""}
 
 
 class MessageBuilder(ResponseBuilder):
-    """Builds messages and their events.
-
-    Args:
-      counts_cache: Whether whole blocks of the prompt that were not cached count as added to the prefix cache.
-    """
+    """Builds messages and their events."""
 
     sse = PINGED_EVENTS
 
-    def __init__(self, model: ServedModel, prompt: Prompt, *, counts_cache: bool = False) -> None:
-        self._counts_cache = counts_cache
+    def __init__(self, model: ServedModel, prompt: Prompt) -> None:
         self.id = f"msg_{uuid4().hex}"
         self._model = model
         self._prompt = prompt
@@ -154,16 +149,10 @@ class MessageBuilder(ResponseBuilder):
         }
 
     def _usage(self, output_tokens: int) -> dict[str, int]:
-        """Returns the usage. `input_tokens` counts tokens that were neither served from the prefix cache nor added to
-        it.
-
-        The number of cached tokens is unknown before the first token.
-        """
-        num_read = len(self._prompt.token_ids) - self._num_cached
-        num_added = num_read // PREFILL_BLOCK * PREFILL_BLOCK if self._counts_cache else 0
+        """Returns the usage. The number of cached tokens is unknown before the first token."""
         return {
-            "input_tokens": num_read - num_added,
-            "cache_creation_input_tokens": num_added,
+            "input_tokens": len(self._prompt.token_ids) - self._num_cached,
+            "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": self._num_cached,
             "output_tokens": output_tokens,
         }

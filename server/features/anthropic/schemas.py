@@ -41,8 +41,8 @@ _MESSAGES_REFUSED: Final[Mapping[str, ForeignName]] = {
 }
 
 _MESSAGES_IGNORED: Final = GENERATION_IGNORED | ignored(
-    "billing_policy context_management diagnostics fallback_credit_token fallbacks inference_geo speed stream_options "
-    "user_profile_id workspace_id"
+    "billing_policy cache_control context_management diagnostics fallback_credit_token fallbacks inference_geo speed "
+    "stream_options user_profile_id workspace_id"
 )
 
 MESSAGES_RULES: Final = FieldRules({**_MESSAGES_IGNORED, **_MESSAGES_REFUSED})
@@ -288,9 +288,6 @@ class CountTokensBody(Body):
     tool_choice: AnthropicToolChoice = AnthropicToolChoice()
     """Whether the model may or must call a function, or which one."""
 
-    cache_control: dict[str, Any] | None = None
-    """Accepted: every prefix is cached. If present, `usage` counts cached tokens as Anthropic does."""
-
     from_state: str | None = None
     """Id of a saved state that the messages continue. `messages` are only the messages after the state."""
 
@@ -316,14 +313,6 @@ class CountTokensBody(Body):
             for block in message.content if isinstance(message.content, list) else ():
                 if isinstance(block, OtherBlock) and block.type not in _THINKING:
                     yield f"messages[{index}]: {block.type}"
-
-    @property
-    def wants_cache(self) -> bool:
-        """Whether the client marks a prefix to be cached, and so reads the counts of cached tokens."""
-        contents = [self.system, *(message.content for message in self.messages)]
-        blocks = [block for content in contents if isinstance(content, list) for block in content]
-        marked = ("cache_control" in (part.model_extra or {}) for part in (*blocks, *self.tools))
-        return self.cache_control is not None or any(marked)
 
     @property
     def continues_message(self) -> bool:

@@ -101,9 +101,7 @@ class RenderedPrompt(TypedDict):
 async def tokenize(body: TokenizeBody, service: AnyService) -> Response:
     """Returns the token ids of a text or a chat."""
     token_ids = (await _encode(body, service)).token_ids
-    return await made_json_response(
-        service, lambda: {"tokens": token_ids, "count": len(token_ids), "max_model_len": None}
-    )
+    return await made_json_response(lambda: {"tokens": token_ids, "count": len(token_ids), "max_model_len": None})
 
 
 @router.post("/detokenize", responses=success(DetokenizedPrompt))
@@ -121,7 +119,7 @@ async def detokenize(body: DetokenizeBody, service: AnyService) -> Response:
         prompt = Prompt(token_ids, from_text=True, adds_bos=token_ids[0] == tokenizer.bos_id)
         return {"prompt": prompt.text(tokenizer)}
 
-    return await made_json_response(service, detokenized)
+    return await made_json_response(detokenized)
 
 
 @router.get("/tokenizer_info")
@@ -170,7 +168,7 @@ async def _rendered_response(service: Service, make: Callable[[], Any], prompts:
     await admission.get().keep(
         sum(text_response_bytes(prompt.token_ids, service.model.tokenizer) for prompt in prompts)
     )
-    return await made_json_response(service, make)
+    return await made_json_response(make)
 
 
 def _rendered(service: Service, prompt: Prompt) -> RenderedPrompt:

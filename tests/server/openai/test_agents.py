@@ -11,7 +11,6 @@ from client_types import checked
 from fake_engine import FakeEngine
 from openai.types.responses import Response
 from roost.server.errors.request_errors import WARNINGS_HEADER
-from roost.server.text.tokenizer import Tokenizer
 
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 HI = [{"role": "user", "content": "hi"}]
@@ -143,20 +142,6 @@ async def test_tools_of_anthropics_own_are_dropped(client: httpx.AsyncClient) ->
     said = {"role": "assistant", "content": [used, {"type": "text", "text": "a"}]}
     response = await ask(client, MESSAGES, messages=[*HI, said, *HI])
     assert warnings_of(response) == ["messages[1]: server_tool_use"]
-
-
-async def test_what_is_marked_for_the_cache_counts_as_added_to_it(
-    client: httpx.AsyncClient, tokenizer: Tokenizer
-) -> None:
-    """The whole blocks of the prompt count; without a mark none does."""
-    long = [{"role": "user", "content": [{"type": "text", "text": "a b c d e f " * 20}]}]
-    plain = (await ask(client, MESSAGES, messages=long)).json()["usage"]
-    assert plain["cache_creation_input_tokens"] == 0
-    marked = [{"role": "user", "content": [{**long[0]["content"][0], "cache_control": {"type": "ephemeral"}}]}]
-    for fields in ({"messages": marked}, {"messages": long, "cache_control": {"type": "ephemeral"}}):
-        usage = (await ask(client, MESSAGES, **fields)).json()["usage"]
-        assert usage["cache_creation_input_tokens"] == plain["input_tokens"] // 64 * 64 > 0
-        assert usage["cache_creation_input_tokens"] + usage["input_tokens"] == plain["input_tokens"]
 
 
 async def test_a_schema_needs_no_name(client: httpx.AsyncClient) -> None:
