@@ -17,12 +17,12 @@ from .foreign_names import foreign_flag_hint, foreign_flags, foreign_name_hint, 
 from .reference import SettingReference, setting_reference, settings_reference
 from .settings import MODEL_CHOICES, Settings, all_settings
 from .sources import (
-    Labels,
     SettingsError,
-    config_path,
     flag_name,
     read_environment,
     read_file,
+    rename,
+    variable_name,
     variable_value,
 )
 
@@ -57,15 +57,22 @@ def load_settings(flags: Mapping[str, Any], flag_label: Callable[[str], str] = f
       SettingsError: A value cannot be used; the file is missing, broken or has an unknown key; or an environment
         variable's name is almost a setting's.
     """
+    names = all_settings().model_fields
     given = {name: value for name, value in flags.items() if value not in (None, [], ())}
-    environment = read_environment(all_settings().model_fields)
-    if environment.mistakes:
-        raise SettingsError("; ".join(environment.mistakes))
+    variables, warnings = read_environment(names)
+    path = given.get("config") or variables.get("config")
+    in_file = {} if path is None else read_file(path, names)
+    labels = {
+        **{name: flag_label(name) for name in names},
+        **{name: f"config {path}: {name}" for name in in_file},
+        **{name: variable_name(name) for name in variables},
+        **{name: flag_label(name) for name in given},
+    }
     try:
-        settings = all_settings()(**given)
+        settings = all_settings()(**in_file | variables | given)
     except ValidationError as error:
-        raise SettingsError(_error_line(error, _labels(given, environment.given, flag_label))) from None
-    settings.remember_sources(_labels(given, environment.given, flag_label), environment.warnings)
+        raise SettingsError(_error_line(error, labels)) from None
+    settings.remember_sources(labels, warnings)
     return settings
 
 
@@ -74,13 +81,7 @@ def is_json_wanted(log_format: str | None) -> bool:
     return "json" in (log_format, variable_value("log_format"))
 
 
-def _labels(flags: Mapping[str, Any], variables: frozenset[str], flag_label: Callable[[str], str]) -> Labels:
-    path = config_path(flags)
-    in_file = read_file(path, all_settings().model_fields)
-    return Labels(frozenset(flags), variables, None if path is None else str(path), frozenset(in_file), flag_label)
-
-
-def _error_line(error: ValidationError, labels: Labels) -> str:
+def _error_line(error: ValidationError, labels: Mapping[str, str]) -> str:
     """Joins one sentence for each setting that is wrong; a union's several errors count once."""
     first: dict[str, str] = {}
     for detail in error.errors():
@@ -88,16 +89,16 @@ def _error_line(error: ValidationError, labels: Labels) -> str:
     return "; ".join(first.values())
 
 
-def _sentence(detail: Mapping[str, Any], labels: Labels) -> str:
+def _sentence(detail: Mapping[str, Any], labels: Mapping[str, str]) -> str:
     """Returns a sentence that begins with the label of the setting that is wrong."""
     rule = str(detail["msg"]).removeprefix("Value error, ")
     if not detail["loc"]:
-        return labels.rename(rule, all_settings().model_fields)
+        return rename(rule, labels)
     name = str(detail["loc"][0])
     if detail["type"] == "value_error":
         detail = {**detail, "type": "wrong_kind", "msg": rule}
     text = describe({**detail, "input": _as_written(detail["input"])}, ())
-    return labels.label(name) + (text.partition(", got ")[0] if _must_hide(name) else text)
+    return labels.get(name, name) + (text.partition(", got ")[0] if _must_hide(name) else text)
 
 
 def _must_hide(name: str) -> bool:

@@ -9,7 +9,6 @@ from types import NoneType
 from typing import Annotated, Any, Final, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
-from pydantic_settings import NoDecode
 
 _MAX_DEVICES_PER_AXIS: Final = 64
 
@@ -117,8 +116,8 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Store = Annotated[SecretStr, AfterValidator(_check_store)]
 Mesh = Annotated[str, AfterValidator(_check_mesh)]
-Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
-Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split), AfterValidator(_check_not_empty)]
+Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_split), AfterValidator(_check_not_empty)]
 
 
 def plain_type(annotation: Any) -> Any:
@@ -167,5 +166,5 @@ def _parse_speculation(value: Any) -> dict[str, Any] | None:
     return dict(value)
 
 
-SpeculativeConfig = Annotated[dict[str, Any] | None, NoDecode, BeforeValidator(_parse_speculation)]
+SpeculativeConfig = Annotated[dict[str, Any] | None, BeforeValidator(_parse_speculation)]
 """Object with `method` and optional `_SPECULATION_NUMBERS`, or None."""

@@ -1,11 +1,11 @@
 """The declaration of every setting."""
 
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, PrivateAttr, SecretStr, create_model, field_validator, model_validator
-from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, create_model, model_validator
 
 from ..database.address import StoreAddress
 from ..features.index import modules_of
@@ -26,7 +26,7 @@ from .fields import (
     Store,
     Words,
 )
-from .sources import PREFIX, Labels, config_path, environment_values, read_file
+from .sources import rename
 
 MODEL_CHOICES: Final = (
     "a directory (safetensors with config.json, or an official Flax checkpoint), owner/name[@revision] on Hugging "
@@ -40,7 +40,7 @@ _OWN_PATHS: Final = frozenset({"debug", "health", "metrics", "v1"})
 """First parts of paths with access control. A prefix must not begin with them."""
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """Settings of `roost serve` without features' settings, which `all_settings` adds.
 
     Each field is a flag (`--max-queue`), an environment variable (`ROOST_MAX_QUEUE`) and a key of the config file
@@ -48,7 +48,7 @@ class Settings(BaseSettings):
     name is also a field of `EngineConfig` sets that field. The text below a field is its description in `--help`.
     """
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     model: Annotated[str, Field(description=f"A{MODEL_CHOICES[1:]}."), Option(Group.MODEL, "MODEL")] = "demo"
     config: Annotated[Path | None, Option(Group.COMMON, "FILE")] = None
@@ -204,21 +204,21 @@ class Settings(BaseSettings):
     drain_lag: Annotated[NonNegativeFloat, Option(Group.SHUTDOWN, "SECONDS")] = 2.0
     """Seconds after SIGTERM in which new requests are still accepted."""
 
-    _labels: Labels = PrivateAttr(default_factory=Labels)
-    _warnings: tuple[str, ...] = PrivateAttr(default=())
+    _labels: Mapping[str, str] = PrivateAttr(default_factory=dict)
+    _warnings: Sequence[str] = PrivateAttr(default=())
 
     @property
-    def warnings(self) -> tuple[str, ...]:
+    def warnings(self) -> Sequence[str]:
         """One line for each environment variable that was ignored."""
         return self._warnings
 
-    def remember_sources(self, labels: Labels, warnings: tuple[str, ...]) -> None:
-        """Records the sources of the values, and the ignored variables."""
+    def remember_sources(self, labels: Mapping[str, str], warnings: Sequence[str]) -> None:
+        """Records the names of the settings in the sources of their values, and the ignored variables."""
         self._labels, self._warnings = labels, warnings
 
     def rename(self, text: str) -> str:
         """Returns an error about settings, with their names as they appear in the sources of their values."""
-        return self._labels.rename(text, type(self).model_fields)
+        return rename(text, self._labels)
 
     @property
     def store_address(self) -> StoreAddress:
@@ -240,28 +240,9 @@ class Settings(BaseSettings):
             raise ValueError("several hosts need both coordinator and num_hosts")
         if self.host_index >= self.num_hosts:
             raise ValueError(f"host_index must be less than num_hosts ({self.num_hosts}), not {self.host_index}")
+        if self.root_path is not None and self.root_path.split("/")[1] in _OWN_PATHS:
+            raise ValueError(f"root_path must not begin with one of {', '.join(sorted(_OWN_PATHS))}")
         return self
-
-    @field_validator("root_path")
-    @classmethod
-    def _check_root_path(cls, value: str | None) -> str | None:
-        if value is not None and value.split("/")[1] in _OWN_PATHS:
-            raise ValueError(f"must not begin with a path of the server's own: {', '.join(sorted(_OWN_PATHS))}")
-        return value
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Adds the config file, which a flag or a variable names, as the source of lowest precedence."""
-        variables = environment_values(env_settings(), cls.model_fields)
-        file = read_file(config_path(init_settings()), cls.model_fields)
-        return init_settings, InitSettingsSource(settings_cls, variables), InitSettingsSource(settings_cls, file)
 
 
 @cache

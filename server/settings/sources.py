@@ -4,21 +4,16 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
-
-from pydantic.fields import FieldInfo
 
 PREFIX: Final = "ROOST_"
 
 _ADDRESS: Final = re.compile(r"(?:tcp|udp|sctp)://")
 """Start of the value that Kubernetes gives ROOST_PORT if a Service is called roost."""
 
-_SERVICE_VARIABLE: Final = re.compile(
-    r"ROOST_(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)"
-)
+_SERVICE_VARIABLE: Final = re.compile(r"ROOST_(\w+_)?(SERVICE_HOST|SERVICE_PORT|PORT_\d+_(TCP|UDP|SCTP))(_\w+)?")
 """Other variables that Kubernetes sets for a Service whose name begins with roost."""
 
 _MIN_SIMILARITY: Final = 0.75
@@ -45,88 +40,39 @@ def closest(name: str, names: Collection[str]) -> str | None:
     return next(iter(matches), None)
 
 
-@dataclass(frozen=True, slots=True)
-class Labels:
-    """Names each setting as it is written in the source of its value.
-
-    Attributes:
-      flags, variables: Names of the settings given on the command line and by environment variables.
-      file: Path of the config file; None if there is none.
-      in_file: Names of the settings that the file gives.
-      flag_label: Returns how a setting's flag is written.
-    """
-
-    flags: frozenset[str] = frozenset()
-    variables: frozenset[str] = frozenset()
-    file: str | None = None
-    in_file: frozenset[str] = frozenset()
-    flag_label: Callable[[str], str] = flag_name
-
-    def label(self, name: str) -> str:
-        """Returns `--slots`, `ROOST_SLOTS` or `config roost.toml: slots`; a default gets the flag's name."""
-        if name in self.flags:
-            return self.flag_label(name)
-        if name in self.variables:
-            return variable_name(name)
-        if name in self.in_file:
-            return f"config {self.file}: {name}"
-        return self.flag_label(name)
-
-    def rename(self, text: str, names: Collection[str]) -> str:
-        """Replaces the names of settings in a message by their labels."""
-        words = "|".join(sorted(names, key=len, reverse=True))
-        return re.sub(rf"(?<![\w-])(?:{words})(?![\w-])", lambda found: self.label(found[0]), text)
+def rename(text: str, labels: Mapping[str, str]) -> str:
+    """Replaces the names of settings in a message by their labels."""
+    words = "|".join(sorted(labels, key=len, reverse=True))
+    return re.sub(rf"(?<![\w-])(?:{words})(?![\w-])", lambda found: labels[found[0]], text)
 
 
-@dataclass(frozen=True, slots=True)
-class Environment:
-    """Environment variables that begin with `ROOST_`, sorted.
-
-    Attributes:
-      given: Names of the settings that have a value from a variable.
-      ignored: Names of the settings whose variable holds a Service's address.
-      warnings: One line for each variable that has no effect but looks as if it should.
-      mistakes: One line for each variable whose name is almost a setting's.
-    """
-
-    given: frozenset[str] = frozenset()
-    ignored: frozenset[str] = frozenset()
-    warnings: tuple[str, ...] = ()
-    mistakes: tuple[str, ...] = ()
-
-
-def read_environment(names: Collection[str]) -> Environment:
-    """Sorts the variables that begin with `ROOST_`, in upper or lower case.
+def read_environment(names: Collection[str]) -> tuple[dict[str, str], list[str]]:
+    """Reads the variables that begin with `ROOST_`, in upper or lower case.
 
     Args:
       names: Names of all settings.
+
+    Returns:
+      The values by setting, and one line for each variable that has no effect but looks as if it should.
+
+    Raises:
+      SettingsError: The name of a variable is almost a setting's.
     """
-    given, ignored, warnings, mistakes = set(), set(), [], []
+    values, warnings = dict[str, str](), list[str]()
     for variable, value in sorted(os.environ.items()):
         name = variable.upper().removeprefix(PREFIX).lower()
         if not variable.upper().startswith(PREFIX) or _SERVICE_VARIABLE.fullmatch(variable):
             continue
         if _ADDRESS.match(value) and name.endswith("port"):
-            warnings.append(_address_warning(variable, name, name in names))
-            ignored.add(name)
+            text = f"its value is the address that Kubernetes sets for a Service of that name; use {flag_name(name)}"
+            warnings += [f"{variable} is ignored: {text}"] if name in names else []
         elif name in names:
-            given.add(name)
+            values[name] = value
         elif meant := closest(name, names):
-            mistakes.append(f"{variable} is unknown; did you mean {variable_name(meant)}?")
+            raise SettingsError(f"{variable} is unknown; did you mean {variable_name(meant)}?")
         else:
             warnings.append(f"{variable} is ignored: there is no such setting; roost serve --help lists them all")
-    return Environment(frozenset(given), frozenset(ignored), tuple(warnings), tuple(mistakes))
-
-
-def _address_warning(variable: str, name: str, is_setting: bool) -> str:
-    fix = f"; use {flag_name(name)} or the config file for the setting" if is_setting else ""
-    return f"{variable} is ignored: its value is the address that Kubernetes sets for a Service of that name{fix}"
-
-
-def environment_values(values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """Returns the values of variables without the addresses that Kubernetes sets for a Service called roost."""
-    ignored = read_environment(names).ignored
-    return {name: value for name, value in values.items() if name not in ignored}
+    return values, warnings
 
 
 def variable_value(name: str) -> str | None:
@@ -134,37 +80,26 @@ def variable_value(name: str) -> str | None:
     return next((value for key, value in os.environ.items() if key.upper() == variable_name(name)), None)
 
 
-def config_path(flags: Mapping[str, Any]) -> Path | None:
-    """Returns the config file that a flag or an environment variable names."""
-    path = flags.get("config") or variable_value("config")
-    return Path(path) if path else None
-
-
-def read_file(path: Path | None, settings: Mapping[str, FieldInfo]) -> dict[str, Any]:
-    """Reads the config file, if there is one.
+def read_file(path: str, names: Collection[str]) -> dict[str, Any]:
+    """Returns the values in the config file.
 
     Args:
-      path: Path of the file; None gives no values.
-      settings: All settings, by their names.
+      path: Path of the file.
+      names: Names of all settings.
 
     Raises:
       SettingsError: The file cannot be read, is not valid TOML, or has a key that is not a setting.
     """
-    if path is None:
-        return {}
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"config {path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise SettingsError(f"config {path}: is not valid TOML ({error})") from None
-    known = set(settings) - {"config"}
+    known = set(names) - {"config"}
     if unknown := sorted(content.keys() - known):
         hints = ", ".join(_with_hint(key, content[key], known) for key in unknown)
         raise SettingsError(f"config {path}: unknown setting {hints}")
-    for name, value in content.items():
-        if isinstance(value, bool) and settings[name].annotation is not bool:  # which pydantic would take for 0 or 1
-            raise SettingsError(f"config {path}: {name} must not be {str(value).lower()}, as it is no switch")
     return content
 
 

@@ -130,7 +130,6 @@ def test_numbers_and_keys_are_described_as_such() -> None:
         ("slots = 0", r"\Aconfig .*roost\.toml: slots must be at least 1, got 0\Z"),
         ("strict = 'perhaps'", r'roost\.toml: strict must be true or false, got "perhaps"\Z'),
         ("mesh = {data = 2}", r"roost\.toml: mesh must be a string"),
-        ("slots = true", r"\Aconfig .*roost\.toml: slots must not be true, as it is no switch\Z"),
     ],
 )
 def test_a_bad_file(tmp_path: Path, text: str, message: str) -> None:
