@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 from ...engine import ConfigError, StateFileError, shown_bytes
-from ..llm.async_llm import OpenedLLM
-from ..llm.local_model import LocalModel, one_request_at_a_time
+from ..llm.async_llm import ConfiguredLLM
+from ..llm.local_model import one_request_at_a_time
 from ..llm.sampling_params import RequestOutputKind, SamplingParams
 from ..llm.tokenizer import LLMTokenizer
 from ..settings import load_settings
@@ -31,27 +31,27 @@ def generate(options: GenerateOptions) -> int:
     *named, prompt = options.words
     settings = load_settings({"model": named[0] if named else "demo", **options.settings})
     params = SamplingParams(**options.sampling(), output_kind=RequestOutputKind.DELTA)
-    model = LocalModel(one_request_at_a_time(settings))
+    llm = ConfiguredLLM(one_request_at_a_time(settings))
     if options.load_state is not None:
-        _check_state(model, options.load_state)
+        _check_state(llm, options.load_state)
     if options.save_state is not None and not options.save_state.absolute().parent.is_dir():
         raise ConfigError(f"--save-state {options.save_state}: give a file in a folder that exists")
-    if model.source.is_random:
-        print_status(f"{model.service.model.id} has random weights: its answer is noise")
+    if llm.source.is_random:
+        print_status(f"{llm.service.model.id} has random weights: its answer is noise")
     try:
-        asyncio.run(_run(model, sys.stdin.read() if prompt == "-" else prompt, params, options))
+        asyncio.run(_run(llm, sys.stdin.read() if prompt == "-" else prompt, params, options))
     except KeyboardInterrupt:
-        model.exit_if_loading(INTERRUPTED_STATUS)
+        llm.exit_if_loading(INTERRUPTED_STATUS)
         return INTERRUPTED_STATUS
     return 0
 
 
-async def _run(model: LocalModel, prompt: str, params: SamplingParams, options: GenerateOptions) -> None:
+async def _run(llm: ConfiguredLLM, prompt: str, params: SamplingParams, options: GenerateOptions) -> None:
     """Streams the text, then saves the state and prints the speed."""
-    is_chat = not options.raw and _can_chat(model)
+    is_chat = not options.raw and _can_chat(llm)
     if not is_chat:
-        LLMTokenizer(model.service).encode(prompt)  # which may fail, before the weights are loaded
-    async with OpenedLLM(model) as llm:
+        LLMTokenizer(llm.service).encode(prompt)  # which may fail, before the weights are loaded
+    async with llm:
         state = None if options.load_state is None else await llm.load_state(options.load_state)
         began, num_tokens = time.perf_counter(), 0
         if is_chat:
@@ -69,24 +69,24 @@ async def _run(model: LocalModel, prompt: str, params: SamplingParams, options: 
     print_status(f"{num_tokens} {'token' if num_tokens == 1 else 'tokens'}, {num_tokens / seconds:.1f} per second")
 
 
-def _check_state(model: LocalModel, path: Path) -> None:
+def _check_state(llm: ConfiguredLLM, path: Path) -> None:
     """Checks the file of a state before the weights are loaded.
 
     Raises:
       ConfigError: It cannot be read, or cannot be continued.
     """
     try:
-        model.check_state(path.read_bytes())
+        llm.check_state(path.read_bytes())
     except StateFileError as error:
         raise ConfigError(f"--load-state {path} {error}") from None
     except OSError as error:
         raise ConfigError(f"--load-state {path}: cannot be read ({error.strerror})") from None
 
 
-def _can_chat(model: LocalModel) -> bool:
+def _can_chat(llm: ConfiguredLLM) -> bool:
     """Returns whether the checkpoint has a chat template; prints why not."""
     try:
-        model.service.model.chat_format.encode([Message("user", "")])
+        llm.service.model.chat_format.encode([Message("user", "")])
     except ChatFormatError as error:
         print_status(f"continuing the prompt as it stands: {error}")
         return False

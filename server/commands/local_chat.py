@@ -5,8 +5,8 @@ from contextlib import aclosing, contextmanager
 from dataclasses import asdict
 
 from ...engine import RoostError, StateFileError
-from ..llm.async_llm import OpenedLLM
-from ..llm.local_model import LocalModel, one_request_at_a_time
+from ..llm.async_llm import ConfiguredLLM
+from ..llm.local_model import one_request_at_a_time
 from ..llm.outputs import State, state_of
 from ..llm.sampling_params import RequestOutputKind, SamplingParams, python_errors
 from ..settings import load_settings
@@ -28,9 +28,8 @@ class LocalChat:
     def __init__(self, options: ChatSessionOptions) -> None:
         settings = load_settings({"model": options.model or "demo", **options.settings})
         self._params = SamplingParams(**options.sampling(), output_kind=RequestOutputKind.DELTA)
-        self._model = LocalModel(one_request_at_a_time(settings))
-        self._llm = OpenedLLM(self._model)
-        self._service = self._model.service
+        self._llm = ConfiguredLLM(one_request_at_a_time(settings))
+        self._service = self._llm.service
         self._states: dict[str, State] = {}
         self._num_replies = 0
         try:
@@ -73,7 +72,7 @@ class LocalChat:
         await self._llm.close()
 
     def exit_if_loading(self, status: int) -> None:
-        self._model.exit_if_loading(status)
+        self._llm.exit_if_loading(status)
 
 
 @contextmanager

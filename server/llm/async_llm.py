@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Unpack
-from uuid import uuid4
 
 from ...engine import RoostError, StateFileError
+from ..schemas.generation_fields import ChatFields, CompletionFields
 from ..tenants import tenant
 from ..text.tokenizer import TextUnavailableError, Tokenizer
 from .local_model import LocalModel, ModelSettings, load_model_settings
@@ -17,20 +17,19 @@ from .outputs import RequestOutput, Score, State, state_of
 from .requests import (
     ChatOptions,
     Conversation,
-    GenerationRequest,
     Prompt,
-    chat,
+    chat_fields,
     check_vllm,
-    completion,
+    completion_fields,
     final_output,
     outputs,
     prompt_content,
 )
-from .sampling_params import RequestError, RequestOutputKind, SamplingParams, python_errors
+from .sampling_params import RequestError, SamplingParams, python_errors
 from .tokenizer import LLMTokenizer
 
 
-class AsyncLLM:
+class AsyncLLM(LocalModel):
     """A model in this process, for programs with an event loop.
 
     The model is loaded by the first request, or on entering `async with`; all requests must be made on one event loop.
@@ -49,7 +48,7 @@ class AsyncLLM:
     """
 
     def __init__(self, model: str, **settings: Unpack[ModelSettings]) -> None:
-        self._model = LocalModel(load_model_settings(model, settings), "AsyncLLM")
+        super().__init__(load_model_settings(model, settings), "AsyncLLM")
 
     async def generate(
         self,
@@ -78,8 +77,7 @@ class AsyncLLM:
         """
         check_vllm(vllm)
         params = sampling_params or SamplingParams()
-        request = completion(prompt, params, request_id, from_state)
-        async with aclosing(self._outputs(request, params.output_kind)) as found:
+        async with aclosing(self._outputs(completion_fields(prompt, params, from_state), params, request_id)) as found:
             async for output in found:
                 yield output
 
@@ -107,18 +105,17 @@ class AsyncLLM:
           RoostError: The model cannot be loaded, or the request failed.
         """
         params = sampling_params or SamplingParams()
-        request = chat(messages, params, options, request_id, from_state)
-        async with aclosing(self._outputs(request, params.output_kind)) as found:
+        body = chat_fields(messages, params, options, from_state)
+        async with aclosing(self._outputs(body, params, request_id)) as found:
             async for output in found:
                 yield output
 
     async def score(self, context: Prompt, continuation: Prompt) -> Score:
         """Returns the log-likelihood of a continuation after a context; see `LLM.score`."""
         await self.start()
-        before, scored = _encode_pair(self._model.service.model.tokenizer, context, continuation)
+        before, scored = _encode_pair(self.service.model.tokenizer, context, continuation)
         params = SamplingParams(max_tokens=0, prompt_logprobs=1)
-        request = completion((*before, *scored), params, f"score-{uuid4().hex}")
-        output = await final_output(self._model.service, request)
+        output = await final_output(self.service, completion_fields((*before, *scored), params))
         entries = [entry for entry in (output.prompt_logprobs or ())[len(before) :] if entry is not None]
         pairs = [(entry[token_id].logprob, entry) for token_id, entry in zip(scored, entries, strict=True)]
         logprobs = tuple(logprob for logprob, _ in pairs)
@@ -127,16 +124,16 @@ class AsyncLLM:
 
     async def save_state(self, request: RequestOutput | str, index: int = 0) -> State:
         """Saves the state of a choice that is running or ended recently; see `LLM.save_state`."""
-        self._model.check_usable()
+        self.check_usable()
         request_id = request if isinstance(request, str) else request.request_id
         with python_errors():
-            return state_of(await self._model.service.save_state(request_id, index))
+            return state_of(await self.service.save_state(request_id, index))
 
     async def export_state(self, state: State, path: str | Path) -> None:
         """Writes a state into a file; see `LLM.export_state`."""
-        self._model.check_usable()
+        self.check_usable()
         with python_errors(), _file_errors(path, "written"):
-            service = self._model.service
+            service = self.service
             data = await service.export_state(service.states.get(state.id, tenant.get()))
             await service.workers.run(partial(Path(path).write_bytes, data))
 
@@ -144,21 +141,17 @@ class AsyncLLM:
         """Saves the state in a file; see `LLM.load_state`."""
         await self.start()
         with python_errors(), _file_errors(path, "read"):
-            service = self._model.service
+            service = self.service
             return state_of(await service.import_state(await service.workers.run(Path(path).read_bytes)))
 
     async def delete_state(self, state: State) -> None:
         """Deletes a state; see `LLM.delete_state`."""
         with python_errors():
-            self._model.service.states.delete(state.id, tenant.get())
+            self.service.states.delete(state.id, tenant.get())
 
     async def get_tokenizer(self) -> LLMTokenizer:
         """Returns the model's tokenizer, which needs no weights."""
-        return LLMTokenizer(self._model.service)
-
-    def __repr__(self) -> str:
-        """Returns the model and the number of its slots."""
-        return repr(self._model)
+        return LLMTokenizer(self.service)
 
     async def start(self) -> None:
         """Loads the weights and compiles, if that has not been done.
@@ -167,11 +160,11 @@ class AsyncLLM:
           RoostError: The weights do not match the model, or the model does not fit the memory.
           EngineDeadError: The instance was closed, or the process was forked.
         """
-        await self._model.start()
+        await super().start()
 
     async def close(self) -> None:
         """Ends unfinished requests with an error and frees the model's memory. Callable more than once."""
-        await self._model.stop()
+        await super().close()
 
     async def __aenter__(self) -> "AsyncLLM":
         await self.start()
@@ -182,18 +175,19 @@ class AsyncLLM:
     ) -> None:
         await self.close()
 
-    async def _outputs(self, request: GenerationRequest, kind: RequestOutputKind) -> AsyncGenerator[RequestOutput]:
+    async def _outputs(
+        self, body: CompletionFields | ChatFields, params: SamplingParams, request_id: str | None
+    ) -> AsyncGenerator[RequestOutput]:
         await self.start()
-        async with aclosing(outputs(self._model.service, request, kind)) as found:
+        async with aclosing(outputs(self.service, body, request_id, params.output_kind)) as found:
             async for output in found:
                 yield output
 
 
-class OpenedLLM(AsyncLLM):
-    """`AsyncLLM` with a model that was opened before, for `LLM` and for commands."""
+class ConfiguredLLM(AsyncLLM):
+    """`AsyncLLM` whose settings are loaded, for `LLM` and for commands."""
 
-    def __init__(self, model: LocalModel) -> None:
-        self._model = model
+    __init__ = LocalModel.__init__
 
 
 @contextmanager

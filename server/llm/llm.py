@@ -1,7 +1,6 @@
 """`LLM`: a model in this process, for scripts and notebooks, on an event loop in a separate thread."""
 
 import asyncio
-import importlib
 import queue
 import threading
 import weakref
@@ -15,21 +14,21 @@ from types import TracebackType
 from typing import Any, Final, Unpack, cast
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tqdm import tqdm
 
 from ...engine import EngineDeadError
-from .async_llm import OpenedLLM
-from .local_model import LocalModel, ModelSettings, load_model_settings
+from ..schemas.generation_fields import ChatFields, CompletionFields
+from .async_llm import ConfiguredLLM
+from .local_model import ModelSettings, load_model_settings
 from .outputs import RequestOutput, Score, State
 from .requests import (
     ChatOptions,
     Conversation,
-    GenerationRequest,
     Prompt,
     as_conversation,
-    chat,
+    chat_fields,
     check_vllm,
-    completion,
+    completion_fields,
     conversations_of,
     final_output,
     params_of,
@@ -63,10 +62,9 @@ class LLM:
     """
 
     def __init__(self, model: str, **settings: Unpack[ModelSettings]) -> None:
-        self._model = LocalModel(load_model_settings(model, settings, _DEFAULTS), "LLM")
-        self._llm = OpenedLLM(self._model)
+        self._llm = ConfiguredLLM(load_model_settings(model, settings, _DEFAULTS), "LLM")
         self._loop = EventLoopThread()
-        self._stop = weakref.finalize(self, _stop, self._model, self._loop)
+        self._stop = weakref.finalize(self, _stop, self._llm, self._loop)
         self._run(self._llm.start())
 
     def generate(
@@ -95,8 +93,8 @@ class LLM:
         check_vllm(vllm)
         listed = prompts_of(prompts)
         params = params_of(sampling_params, len(listed))
-        requests = [completion(prompt, own, state=from_state) for prompt, own in zip(listed, params, strict=True)]
-        return self._finish(requests, params, use_tqdm=use_tqdm)
+        bodies = [completion_fields(prompt, own, from_state) for prompt, own in zip(listed, params, strict=True)]
+        return self._finish(bodies, use_tqdm=use_tqdm)
 
     def chat(
         self,
@@ -123,8 +121,8 @@ class LLM:
         """
         listed = conversations_of(messages)
         params = params_of(sampling_params, len(listed))
-        requests = [chat(each, own, options, state=from_state) for each, own in zip(listed, params, strict=True)]
-        return self._finish(requests, params, use_tqdm=use_tqdm)
+        bodies = [chat_fields(each, own, options, from_state) for each, own in zip(listed, params, strict=True)]
+        return self._finish(bodies, use_tqdm=use_tqdm)
 
     def stream(
         self,
@@ -184,7 +182,7 @@ class LLM:
           RoostError: A request failed.
         """
         jobs = [partial(self._llm.score, context, continuation) for context, continuation in pairs]
-        return self._run_all(jobs, self._model.service.limits.max_choices, is_shown=use_tqdm)
+        return self._run_all(jobs, self._llm.service.limits.max_choices, is_shown=use_tqdm)
 
     def save_state(self, request: RequestOutput | str, index: int = 0) -> State:
         """Saves the state of a recent or streaming choice, so that later requests can continue it.
@@ -225,16 +223,16 @@ class LLM:
 
     def get_tokenizer(self) -> LLMTokenizer:
         """Returns the model's tokenizer."""
-        return LLMTokenizer(self._model.service)
+        return LLMTokenizer(self._llm.service)
 
     def get_default_sampling_params(self) -> SamplingParams:
         """Returns the parameters that the checkpoint's `generation_config.json` sets, which are also the defaults."""
-        defaults = self._model.service.model.defaults
+        defaults = self._llm.service.model.defaults
         return SamplingParams(**defaults.sampling, max_tokens=defaults.max_tokens)
 
     def __repr__(self) -> str:
         """Returns the model and the number of its slots."""
-        return repr(self._model)
+        return repr(self._llm)
 
     def close(self) -> None:
         """Ends unfinished requests with an error and frees the model's memory. Callable more than once."""
@@ -248,19 +246,23 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _finish(
-        self, requests: Sequence[GenerationRequest], params: Sequence[SamplingParams], *, use_tqdm: bool
-    ) -> list[RequestOutput]:
-        service = self._model.service
-        max_running = service.limits.max_choices // max((each.n for each in params), default=1)
-        jobs = [partial(final_output, service, request) for request in requests]
+    def _finish(self, bodies: Sequence[CompletionFields | ChatFields], *, use_tqdm: bool) -> list[RequestOutput]:
+        service = self._llm.service
+        max_running = service.limits.max_choices // max((body.n for body in bodies), default=1)
+        jobs = [partial(final_output, service, body) for body in bodies]
         return self._run_all(jobs, max(max_running, 1), is_shown=use_tqdm)
 
     def _run_all[Result](
         self, jobs: Sequence[Callable[[], Coroutine[Any, Any, Result]]], max_running: int, *, is_shown: bool
     ) -> list[Result]:
-        with progress_bar(len(jobs), is_shown=is_shown) as advance:
-            return self._run(run_all(jobs, max_running, advance))
+        """Returns the results of jobs in their order. A terminal or a notebook shows how many have ended."""
+        console, found = Console(stderr=True), dict[int, Result]()
+        is_shown = is_shown and bool(jobs) and (console.is_terminal or console.is_jupyter)
+        with self._open(), tqdm(total=len(jobs), desc="prompts", disable=not is_shown) as bar:
+            for index, result in self._loop.iterate(run_all(jobs, max_running)):
+                found[index] = result
+                bar.update()  # in this thread, since a notebook shows it in the cell that began the thread
+        return [found[index] for index in range(len(jobs))]
 
     def _run[T](self, work: Coroutine[Any, Any, T]) -> T:
         try:
@@ -277,11 +279,11 @@ class LLM:
         Raises:
           EngineDeadError: The instance was closed before or during the block, or the process was forked.
         """
-        self._model.check_usable()
+        self._llm.check_usable()
         try:
             yield
         except CancelledError:
-            raise self._model.closed_error() from None
+            raise self._llm.closed_error() from None
 
 
 class _End:
@@ -349,49 +351,6 @@ class EventLoopThread:
         await stopped.wait()
 
 
-def _stop(model: LocalModel, loop: EventLoopThread) -> None:
+def _stop(model: ConfiguredLLM, loop: EventLoopThread) -> None:
     model.join()
     loop.stop()
-
-
-@contextmanager
-def progress_bar(total: int, *, is_shown: bool) -> Iterator[Callable[[], None]]:
-    """Shows a bar in a notebook or a terminal; yields a function that advances it by one, on any thread."""
-    console = Console(stderr=True)
-    is_shown = is_shown and total > 0
-    if is_shown and console.is_jupyter:
-        yield NotebookBar(total).advance
-        return
-    columns = (TextColumn("prompts"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not (is_shown and console.is_terminal)) as progress:
-        bar = progress.add_task("", total=total)
-        yield lambda: progress.advance(bar)
-
-
-class NotebookBar:
-    """A bar below a notebook's cell.
-
-    Rich's own bar needs ipywidgets. Its thread and the event loop's break a widget's record of the cell's output.
-
-    Args:
-      total: Number of prompts.
-    """
-
-    def __init__(self, total: int) -> None:
-        self._total = total
-        self._num_done = self._percent = 0
-        display = importlib.import_module("IPython.display").display
-        self._handle = display(self._content(), raw=True, display_id=True)
-
-    def advance(self) -> None:
-        """Counts a prompt, and shows it if that is another percent."""
-        self._num_done += 1
-        percent = 100 * self._num_done // self._total
-        if percent > self._percent:
-            self._percent = percent
-            self._handle.update(self._content(), raw=True)
-
-    def _content(self) -> dict[str, Any]:
-        text = f"prompts {self._num_done}/{self._total}"
-        bar = f'<progress max="{self._total}" value="{self._num_done}"></progress>'
-        return {"text/plain": text, "text/html": f"{bar} {text}"}

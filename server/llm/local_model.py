@@ -93,12 +93,7 @@ class LocalModel:
         saved_state_format(self.source, self._config).load(data, self._config.state_key)
 
     async def start(self) -> None:
-        """Loads the weights and compiles, if that has not been done.
-
-        Raises:
-          RoostError: The weights do not match the model, or the model does not fit the memory.
-          EngineDeadError: The model was closed, or the process was forked.
-        """
+        """Loads the weights and compiles; see `AsyncLLM.start`."""
         self.check_usable()
         if self._loading is None:
             self._engine.start()
@@ -110,13 +105,13 @@ class LocalModel:
         if is_loading(self._engine):
             exit_while_loading(self._progress, status)
 
-    async def stop(self) -> None:
-        """Ends unfinished requests with an error and frees the model's memory. Callable more than once."""
+    async def close(self) -> None:
+        """Ends unfinished requests and frees the model's memory; see `AsyncLLM.close`."""
         self._join.detach()
         await self._engine.stop(STOP_TIMEOUT_S)
 
     def join(self) -> None:
-        """Stops the model from any thread; see `stop`."""
+        """Stops the engine, from any thread; see `close`."""
         self._join()
 
 

@@ -144,7 +144,6 @@ class OutputBuilder:
       num_choices: Number of choices.
       num_prompt_logprobs: Number of alternatives of each prompt token; None without log-probabilities.
       tokenizer: Tokenizer of the model.
-      warnings: Parts of the request that were dropped or ignored.
     """
 
     def __init__(
@@ -154,20 +153,19 @@ class OutputBuilder:
         num_choices: int,
         num_prompt_logprobs: int | None,
         tokenizer: Tokenizer,
-        warnings: tuple[str, ...] = (),
     ) -> None:
         self._request_id = request_id
         self._prompt = prompt
         self._prompt_text = prompt.text(tokenizer) if prompt.from_text else None
         self._num_prompt_logprobs = num_prompt_logprobs
         self._tokenizer = tokenizer
-        self._warnings = warnings
+        self._warnings: tuple[str, ...] = ()
         self._choices = [DeltaJoiner() for _ in range(num_choices)]
         self._num_unfinished = num_choices
 
-    def warn(self, warning: str) -> None:
-        """Adds a warning to all later outputs, unless they have it."""
-        self._warnings = tuple(dict.fromkeys((*self._warnings, warning)))
+    def warn(self, *warnings: str) -> None:
+        """Adds warnings to all later outputs, unless they have them."""
+        self._warnings = tuple(dict.fromkeys((*self._warnings, *warnings)))
 
     def add(self, delta: Delta) -> None:
         """Adds the next delta."""

@@ -7,7 +7,7 @@ import asyncio
 import operator
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final, SupportsIndex, TypedDict, cast
 from uuid import uuid4
 
@@ -155,25 +155,26 @@ def params_of(params: SamplingParams | Sequence[SamplingParams] | None, count: i
     return list(params)
 
 
-def completion_fields(prompt: Prompt, params: SamplingParams, state_id: str | None = None) -> CompletionFields:
+def completion_fields(prompt: Prompt, params: SamplingParams, state: State | None = None) -> CompletionFields:
     """Returns the fields of a completion.
 
     Args:
-      state_id: Id of a saved state that the prompt continues.
+      state: Saved state that the prompt continues.
 
     Raises:
       RequestError: The prompt or a parameter has the wrong type or is out of range.
     """
-    return checked(CompletionFields, {**params.body_fields(), "prompt": prompt_content(prompt), "from_state": state_id})
+    fields = {**params.body_fields(), "prompt": prompt_content(prompt), "from_state": state and state.id}
+    return checked(CompletionFields, fields)
 
 
 def chat_fields(
-    messages: Conversation, params: SamplingParams, options: ChatOptions, state_id: str | None = None
+    messages: Conversation, params: SamplingParams, options: ChatOptions, state: State | None = None
 ) -> ChatFields:
     """Returns the fields of a chat.
 
     Args:
-      state_id: Id of a saved state that the conversation continues.
+      state: Saved state that the conversation continues.
 
     Raises:
       RequestError: A message, a parameter or an option has the wrong type or is out of range.
@@ -186,7 +187,8 @@ def chat_fields(
     fields = params.body_fields()
     if (num_top := fields.pop("logprobs", None)) is not None:
         fields |= {"logprobs": True, "top_logprobs": num_top}
-    return checked(ChatFields, {**fields, "messages": _plain(messages), **_plain(options), "from_state": state_id})
+    fields |= {"messages": _plain(messages), **_plain(options), "from_state": state and state.id}
+    return checked(ChatFields, fields)
 
 
 def prompt_content(prompt: Prompt, param: str = "prompt", *, may_be_empty: bool = False) -> str | list[int]:
@@ -224,67 +226,26 @@ def _plain(value: Any) -> Any:
     return value
 
 
-@dataclass(frozen=True, slots=True)
-class GenerationRequest:
-    """A request whose prompt is not encoded yet.
-
-    Attributes:
-      spec: Returns the spec.
-      id: Id of the request.
-    """
-
-    spec: Callable[[Service], Awaitable[GenerationSpec]]
-    id: str
-
-
-def completion(
-    prompt: Prompt, params: SamplingParams, request_id: str | None = None, state: State | None = None
-) -> GenerationRequest:
-    """Returns the request to continue a prompt, after a saved state if one is given.
-
-    Raises:
-      RequestError: The prompt or a parameter has the wrong type or is out of range.
-    """
-    fields = completion_fields(prompt, params, None if state is None else state.id)
-    return GenerationRequest(lambda service: requests.completion(fields, service), request_id or f"cmpl-{uuid4().hex}")
-
-
-def chat(
-    messages: Conversation,
-    params: SamplingParams,
-    options: ChatOptions,
-    request_id: str | None = None,
-    state: State | None = None,
-) -> GenerationRequest:
-    """Returns the request for the next message of a conversation, after a saved state if one is given.
-
-    Raises:
-      RequestError: A message, a parameter or an option has the wrong type or is out of range.
-    """
-    fields = chat_fields(messages, params, options, None if state is None else state.id)
-
-    async def spec(service: Service) -> GenerationSpec:
-        _check(fields)  # messages and tools may have fields that no schema names
-        return await requests.chat(fields, service)
-
-    return GenerationRequest(spec, request_id or f"chatcmpl-{uuid4().hex}")
-
-
 async def outputs(
-    service: Service, request: GenerationRequest, kind: RequestOutputKind
+    service: Service,
+    body: CompletionFields | ChatFields,
+    request_id: str | None = None,
+    kind: RequestOutputKind = RequestOutputKind.FINAL_ONLY,
 ) -> AsyncGenerator[RequestOutput]:
     """Yields the outputs of a request.
 
     Args:
+      request_id: Unique id of the request. Random by default.
       kind: Content of the outputs.
 
     Raises:
       RequestError: The request is invalid.
       RoostError: The request failed for another reason.
     """
+    request_id = request_id or f"{'chatcmpl' if isinstance(body, ChatFields) else 'cmpl'}-{uuid4().hex}"
     with python_errors():
-        spec, engine_requests, builder, needs_limit = await asyncio.create_task(_prepare(service, request))
-        async with service.generation(request.id, spec, engine_requests) as generation:
+        spec, engine_requests, builder, needs_limit = await asyncio.create_task(_prepare(service, body, request_id))
+        async with service.generation(request_id, spec, engine_requests) as generation:
             async for delta in generation:
                 builder.add(delta)
                 if needs_limit and delta.finish_reason is FinishReason.LENGTH:
@@ -296,7 +257,7 @@ async def outputs(
 
 
 async def _prepare(
-    service: Service, request: GenerationRequest
+    service: Service, body: CompletionFields | ChatFields, request_id: str
 ) -> tuple[GenerationSpec, Sequence[Request], OutputBuilder, bool]:
     """Encodes a request's prompt. Run it as a task, since the warnings and the admission belong to its context.
 
@@ -310,47 +271,48 @@ async def _prepare(
     warnings: list[str] = []
     request_warnings.set(warnings)
     admission.set(service.admissions.unbounded())
-    spec = await request.spec(service)
+    if isinstance(body, ChatFields):
+        _check(body)  # messages and tools may have fields that no schema names
+        spec = await requests.chat(body, service)
+    else:
+        spec = await requests.completion(body, service)
     needs_limit = spec.constraint is not None and spec.params[0].max_tokens is None
     if needs_limit:
         spec = replace(spec, params=[replace(each, max_tokens=MAX_CONSTRAINED_TOKENS) for each in spec.params])
-    engine_requests, (prompt,) = await service.requests(spec, request.id), spec.prompts
-    num_choices, tokenizer = len(engine_requests), service.model.tokenizer
-    builder = OutputBuilder(request.id, prompt, num_choices, spec.copies.logprobs, tokenizer, tuple(warnings))
+    engine_requests, (prompt,) = await service.requests(spec, request_id), spec.prompts
+    builder = OutputBuilder(request_id, prompt, len(engine_requests), spec.copies.logprobs, service.model.tokenizer)
+    builder.warn(*warnings)
     return spec, engine_requests, builder, needs_limit
 
 
-async def final_output(service: Service, request: GenerationRequest) -> RequestOutput:
+async def final_output(service: Service, body: CompletionFields | ChatFields) -> RequestOutput:
     """Returns the whole output of a request; see `outputs`."""
-    async with aclosing(outputs(service, request, RequestOutputKind.FINAL_ONLY)) as generated:
+    async with aclosing(outputs(service, body)) as generated:
         return await anext(generated)
 
 
 async def run_all[Result](
-    jobs: Sequence[Callable[[], Awaitable[Result]]], max_running: int, on_finished: Callable[[], None] = lambda: None
-) -> list[Result]:
-    """Returns the results of jobs, in their order. The first error cancels the remaining jobs.
+    jobs: Sequence[Callable[[], Awaitable[Result]]], max_running: int
+) -> AsyncGenerator[tuple[int, Result]]:
+    """Yields the index and the result of each job once it ends. The first error cancels the remaining jobs.
 
     Args:
       max_running: Maximum number of jobs at the same time.
-      on_finished: Called after each job.
 
     Raises:
       Exception: Any error of a job.
     """
-    found: dict[int, Result] = {}
-    pending = iter(enumerate(jobs))
+    running = asyncio.Semaphore(max_running)
 
-    async def work() -> None:
-        for index, job in pending:
-            found[index] = await job()
-            on_finished()
+    async def run(index: int) -> tuple[int, Result]:
+        async with running:
+            return index, await jobs[index]()
 
-    tasks = [asyncio.create_task(work()) for _ in range(min(max_running, len(jobs)))]
+    tasks = [asyncio.create_task(run(index)) for index in range(len(jobs))]
     try:
-        await asyncio.gather(*tasks)
+        for ended in asyncio.as_completed(tasks):
+            yield await ended
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    return [found[index] for index in range(len(jobs))]

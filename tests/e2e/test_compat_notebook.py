@@ -1,5 +1,7 @@
 """`LLM` in a notebook: in a real Jupyter kernel, whose own event loop is busy."""
 
+from typing import Any
+
 import nbformat
 import pytest
 from nbclient import NotebookClient
@@ -24,9 +26,12 @@ def test_a_notebook_shows_how_many_prompts_are_done() -> None:
     notebook = nbformat.v4.new_notebook(cells=list(map(nbformat.v4.new_code_cell, CELLS)))
     NotebookClient(notebook, timeout=240, kernel_name="python3").execute()
     _, bar, none, two_bars, streamed = (cell.outputs for cell in notebook.cells)
-    assert [output.data["text/plain"] for output in bar] == ["prompts 9/9"]
-    assert bar[0].data["text/html"] == '<progress max="9" value="9"></progress> prompts 9/9'
+    assert "prompts: 100%" in _text(bar)
+    assert "9/9" in _text(bar)
     assert [output.data["text/plain"] for output in none] == ["[]"]
-    shown = [output.data["text/plain"] for output in two_bars if output.output_type == "display_data"]
-    assert shown == ["prompts 3/3", "prompts 3/3"]
-    assert "".join(output.text for output in streamed) != ""
+    assert _text(two_bars).count(" 3/3 ") == 2
+    assert _text(streamed) != ""
+
+
+def _text(outputs: list[Any]) -> str:
+    return "".join(output.text for output in outputs if output.output_type == "stream")

@@ -3,25 +3,25 @@
 import contextlib
 import datetime
 import importlib.metadata
-import math
 import os
 import platform
 import re
 import resource
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import orjson
+from numpy.typing import ArrayLike
 from rich.console import Console, Group
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+from tqdm import tqdm
 
 from ...settings import SettingsError
 from ...terminal.exits import CommandError
@@ -115,39 +115,15 @@ def pick(result: Mapping[str, Any], *path: str) -> Any:
     return value
 
 
-_INTERVAL_S: Final = 0.25
-"""Minimum time between two drawings, which disturb the measurement."""
-
-type Advance = Callable[[int], None]
+type Advance = Callable[[int], object]
 """Advances the bar by a number of steps."""
 
 
 @contextlib.contextmanager
 def progress_bar(description: str, total: int) -> Iterator[Advance]:
-    """Shows a bar on stderr during the `with` block."""
-    console = Console(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    times = TimeElapsedColumn(), TimeRemainingColumn()
-    bar = Progress(*columns, *times, console=console, transient=True, auto_refresh=False)
-    if not console.is_terminal:
-        yield lambda count: None
-        return
-    with bar:
-        yield _Advancer(bar, description, total)
-
-
-class _Advancer:
-    def __init__(self, bar: Progress, description: str, total: int) -> None:
-        self._bar = bar
-        self._task = bar.add_task(description, total=total)
-        self._pending = 0
-        self._drawn = time.monotonic()
-
-    def __call__(self, count: int) -> None:
-        self._pending += count
-        if (now := time.monotonic()) - self._drawn >= _INTERVAL_S:
-            self._bar.update(self._task, advance=self._pending, refresh=True)
-            self._pending, self._drawn = 0, now
+    """Shows a bar on a terminal during the `with` block. It is drawn seldom, since that disturbs the measurement."""
+    with tqdm(desc=description, total=total, mininterval=0.25, leave=False, disable=None) as bar:
+        yield bar.update
 
 
 _PACKAGES: Final = ("roost", "jax", "jaxlib", "numpy", "flax")
@@ -256,27 +232,19 @@ def _known(traces: Iterable[RequestTrace], time: Callable[[RequestTrace], float 
     return [seconds for trace in traces if (seconds := time(trace)) is not None]
 
 
-def percentile(ordered: Sequence[float], percent: int) -> float:
-    """Returns a percentile, interpolated between two values as numpy does by default.
-
-    Args:
-      ordered: At least one value, in rising order.
-      percent: Percentile from 0 to 100.
-    """
-    place = (len(ordered) - 1) * percent / 100
-    below = math.floor(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+def percentile(values: ArrayLike, percent: int) -> float:
+    """Returns a percentile of at least one value."""
+    return float(np.percentile(values, percent))
 
 
 def in_ms(seconds: Iterable[float]) -> dict[str, Any] | None:
     """Returns the distribution of times in milliseconds, from times in seconds; None if the list is empty."""
-    ordered = sorted(value * 1e3 for value in seconds)
-    if not ordered:
+    times = 1e3 * np.fromiter(seconds, float)
+    if not times.size:
         return None
-    mean, percents = math.fsum(ordered) / len(ordered), (50, 90, 95, 99)
-    percentiles = {f"p{percent}": percentile(ordered, percent) for percent in percents}
-    return {"count": len(ordered), "mean": mean, "min": ordered[0], **percentiles, "max": ordered[-1]}
+    percentiles = {f"p{percent}": percentile(times, percent) for percent in (50, 90, 95, 99)}
+    ends = {"min": float(times.min()), **percentiles, "max": float(times.max())}
+    return {"count": times.size, "mean": float(times.mean()), **ends}
 
 
 def median_of(results: Sequence[Any]) -> Any:
@@ -320,11 +288,10 @@ class Objective:
         """Returns whether a request succeeded within every limit. An unknown time counts as within its limit."""
         if trace.failure is not None:
             return False
-        gaps = sorted(trace.gaps_s)
         times = {
             "ttft": trace.ttft_s,
             "tpot": trace.tpot_s,
-            "itl": percentile(gaps, 99) if gaps else None,
+            "itl": percentile(trace.gaps_s, 99) if trace.gaps_s else None,
             "e2e": trace.e2e_s,
         }
         return all((times[name] or 0.0) * 1e3 <= limit for name, limit in self.limits_ms.items())

@@ -22,8 +22,8 @@ async def answers(
     options: ChatOptions = ChatOptions(),  # noqa: B008 - never changed
 ) -> Sequence[RequestOutput]:
     """Returns the outputs of a chat without `max_tokens`."""
-    request = requests.chat(QUESTION, SamplingParams(structured_outputs=wanted), options)
-    generated = requests.outputs(make_service(engine, model), request, RequestOutputKind.CUMULATIVE)
+    body = requests.chat_fields(QUESTION, SamplingParams(structured_outputs=wanted), options)
+    generated = requests.outputs(make_service(engine, model), body, kind=RequestOutputKind.CUMULATIVE)
     return [output async for output in generated]
 
 

@@ -56,4 +56,4 @@ class LocalBatch:
         return Response(response.status, response.body, dict(response.headers.raw))
 
     async def close(self) -> None:
-        await self._model.stop()
+        await self._model.close()

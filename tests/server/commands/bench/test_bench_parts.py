@@ -17,7 +17,6 @@ from roost.server.commands.bench.report import (
     median_of,
     milliseconds,
     number,
-    percentile,
     pick,
     shown_rate,
 )
@@ -33,12 +32,6 @@ from roost.server.commands.bench.workload import (
 from roost.server.settings import SettingsError
 
 numbers = st.lists(st.floats(-1e6, 1e6), min_size=1)
-
-
-@given(numbers, st.integers(0, 100))
-def test_percentiles_are_those_of_numpy(values: list[float], percent: int) -> None:
-    expected = float(np.percentile(values, percent))
-    assert percentile(sorted(values), percent) == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
 @given(numbers)
