@@ -1,9 +1,10 @@
 """`roost convert`: writes a checkpoint in another format or precision."""
 
-from ...engine import CHECKPOINT_FORMATS, QUANTIZATIONS, ConfigError, shown_bytes
+from ...engine import ConfigError, shown_bytes
 from ...engine import convert as convert_checkpoint
 from ..assembly.service import LoadProgress
 from ..model_hub import find_model
+from ..settings import load_settings
 from ..terminal.text import print_status
 from ..text.sample_texts import sample_texts
 from .options import ConvertOptions
@@ -19,30 +20,23 @@ def convert(options: ConvertOptions) -> int:
       ConfigError: An option is not known.
       CheckpointError: The source cannot be read, or the destination cannot be written.
     """
-    dtype, calibrate, destination = options.dtype, options.calibrate, options.destination
-    quantize = options.settings["quantize"]
-    if dtype not in (None, "float32", "bfloat16"):
-        raise ConfigError(f"dtype must be float32 or bfloat16, not {dtype!r}")
-    if quantize not in (None, "int8", "int4"):
-        raise ConfigError(f"quantize must be {' or '.join(QUANTIZATIONS)}, not {quantize!r}")
-    if calibrate is not None and quantize != "int4":
+    settings = load_settings({"model": options.model, **options.settings})
+    if options.calibrate is not None and settings.quantize != "int4":
         raise ConfigError("calibrate takes quantize int4")
-    if options.format not in CHECKPOINT_FORMATS:
-        raise ConfigError(f"format must be {' or '.join(CHECKPOINT_FORMATS)}, not {options.format!r}")
-    source = find_model(options.model, options.settings["lora"] or ())
-    texts = None if calibrate is None else sample_texts(source, calibrate)
+    source = find_model(settings.model, settings.lora)
+    texts = None if options.calibrate is None else sample_texts(source, options.calibrate)
     progress = LoadProgress()
     try:
         done = convert_checkpoint(
             source,
-            destination,
-            dtype=dtype,
-            quantize=quantize,
+            options.destination,
+            dtype=options.dtype,
+            quantize=settings.quantize,
             texts=texts,
             to=options.format,
             progress=progress,
         )
     finally:
         progress.close()
-    print_status(f"{destination}: {shown_bytes(done.num_bytes)}, fingerprint {done.fingerprint}")
+    print_status(f"{options.destination}: {shown_bytes(done.num_bytes)}, fingerprint {done.fingerprint}")
     return 0

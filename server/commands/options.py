@@ -20,10 +20,7 @@ _TPUS: Final = ("v4", "v5e", "v5p", "v6e", "v7x")
 _GPUS: Final = (
     *("a100", "a100-40gb", "h100", "h100-pcie", "h100-nvl", "gh200", "h200", "l4", "l40", "l40s", "a6000", "rtx4090"),
 )
-_FORMATS: Final = {"hf": "safetensors", "orbax": "the official one"}
-"""Checkpoint formats. The engine knows them, like devices; without its import a shell completes them immediately."""
-
-_DTYPES: Final = ("float32", "bfloat16")
+_Dtype = Literal["float32", "bfloat16"]
 
 JsonFile = Annotated[
     str | None,
@@ -107,9 +104,8 @@ class PlanOptions:
             autocompletion=completion((*_TPUS, *_GPUS, "cpu")),
         ),
     ] = "v5e"
-    dtype: Annotated[str, typer.Option(help=f"{' or '.join(_DTYPES)}.", autocompletion=completion(_DTYPES))] = (
-        "bfloat16"
-    )
+    dtype: Annotated[_Dtype, typer.Option(metavar="DTYPE")] = "bfloat16"
+    """float32 or bfloat16."""
     mesh: Annotated[str, typer.Option(metavar="data=N,model=M")] = "data=1,model=1"
     """Chips that share slots (data) and the weights (model)."""
     verify: Annotated[bool, typer.Option("--verify")] = False
@@ -180,19 +176,10 @@ class ConvertOptions:
     model: Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False, metavar="SRC")]
     destination: Annotated[Path, typer.Argument(metavar="DST")]
     """New folder."""
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            help=f"{' or '.join(_DTYPES)}.", show_default="each tensor's own", autocompletion=completion(_DTYPES)
-        ),
-    ] = None
-    format: Annotated[
-        str,
-        typer.Option(
-            help=f"{' or '.join(f'{name} ({what})' for name, what in _FORMATS.items())}.",
-            autocompletion=completion(tuple(_FORMATS)),
-        ),
-    ] = "hf"
+    dtype: Annotated[_Dtype | None, typer.Option(metavar="DTYPE", show_default="each tensor's own")] = None
+    """float32 or bfloat16."""
+    format: Annotated[Literal["hf", "orbax"], typer.Option(metavar="FORMAT")] = "hf"
+    """hf (safetensors) or orbax (the official one)."""
     calibrate: Annotated[str | None, typer.Option(show_default="none", metavar="FILE")] = None
     """With --quantize int4: text file for whose activations the matrices are quantised, or `default` for a text that
     comes with Roost. Answers differ less from the original's; takes minutes to hours.

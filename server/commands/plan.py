@@ -3,8 +3,7 @@
 import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -15,17 +14,14 @@ from ...engine import (
     CPU,
     MODEL_ERROR,
     NO_DRAFTS,
-    QUANTIZATIONS,
     ConfigError,
     ExpectedLoad,
     LoadPlan,
     MeshShape,
     Roofline,
     Setup,
-    Speculation,
     Targets,
     Verification,
-    VerifiedProgram,
     compute_roofline,
     find_device,
     plan_load,
@@ -73,20 +69,36 @@ def plan(options: PlanOptions) -> int:
     """
     if options.verify and options.load:
         raise SettingsError("--verify and --load: give one of them")
-    model, given = options.model, options.settings
-    speculation = speculation_of(load_settings({"model": model, "speculative_config": given["speculative_config"]}))
+    settings = load_settings({"model": options.model, "dtype": options.dtype, "mesh": options.mesh, **options.settings})
+    speculation = speculation_of(settings)
     if options.verify:
         if speculation is not None:
             raise ConfigError(NO_DRAFTS)
-        settings = load_settings({"model": model, "dtype": options.dtype, "mesh": options.mesh, **given})
         return 0 if _print_verification(settings, options.device, as_json=options.as_json) else FAILURE_STATUS
-    shown = _compute_plan(options, given["quantize"], given["kv_dtype"], speculation)
+    if (sizes := mesh_sizes(settings.mesh)) is None:
+        raise ConfigError(f'mesh must be like "data=2,model=4", not {settings.mesh!r}')
+    shards, dtype_bytes = MeshShape(*sizes), 4 if options.dtype == "float32" else 2
+    if options.device == CPU and shards.count > 1:
+        raise ConfigError(f"mesh must be data=1,model=1 for device {CPU}, which is one device, not {settings.mesh!r}")
+    device, source = find_device(options.device), find_model(options.model).with_kv_dtype(settings.kv_dtype)
+    setup = Setup(options.device, dtype_bytes, settings.quantize or source.config.quantize, shards, speculation)
+    roofline = compute_roofline(
+        source.config, device, dtype_bytes, quantize=setup.quantize, shards=shards, speculation=speculation
+    )
+    numbers = f"{options.dtype}, quantised to {setup.quantize}" if setup.quantize else options.dtype
+    numbers += f", window in {settings.kv_dtype}" if settings.kv_dtype else ""
+    title = f"{source.name} on {_devices(setup)}, {numbers}"
     if options.load:
-        slots = load_settings({"model": model, "slots": given["slots"]}).slots
-        _print_load_plan(shown, options.load, slots, options)
+        _print_load_plan(title, setup, roofline, settings.slots, options)
     else:
-        _print_plan(shown, as_json=options.as_json)
+        _print_plan(title, setup, roofline, as_json=options.as_json)
     return 0
+
+
+def _devices(setup: Setup) -> str:
+    if setup.shards.count > 1:
+        return f"{setup.shards.data} x {setup.shards.model} {setup.device}"
+    return "this machine's CPU" if setup.device == CPU else f"one {setup.device}"
 
 
 class RequestRates(NamedTuple):
@@ -101,38 +113,8 @@ class RequestRates(NamedTuple):
     throughput: float
 
 
-@dataclass(frozen=True)
-class ShownPlan:
-    """A model on devices.
-
-    Attributes:
-      title: Title of the plan.
-      setup: The device, and the model's precision and mesh on it.
-      roofline: Its roofline.
-    """
-
-    title: str
-    setup: Setup
-    roofline: Roofline
-
-    @cached_property
-    def rates(self) -> RequestRates | None:
-        """Requests per second; None for a device without a datasheet, or for no slots or more than `_MAX_SLOTS`."""
-        return _rates(self.roofline, self.setup.device)
-
-    @cached_property
-    def int8(self) -> tuple[Roofline, RequestRates] | None:
-        """The model with matrices and windows in int8, if it then ends more requests per second on a TPU."""
-        roofline, setup = self.roofline, self.setup
-        if self.rates is None or not setup.device.startswith("v") or setup.dtype_bytes != 2:
-            return None
-        config = replace(roofline.config, kv_dtype="int8")
-        found = compute_roofline(config, roofline.device, setup.dtype_bytes, quantize="int8", shards=setup.shards)
-        rates = _rates(found, setup.device)
-        return (found, rates) if rates is not None and rates.throughput > self.rates.throughput else None
-
-
 def _rates(roofline: Roofline, device: str) -> RequestRates | None:
+    """Returns the rates; None for a device without a datasheet, or for no slots or more than `_MAX_SLOTS`."""
     shards = roofline.shards
     slots = roofline.slots // shards.data
     if roofline.device.peak is None or not 0 < slots <= _MAX_SLOTS:
@@ -142,56 +124,52 @@ def _rates(roofline: Roofline, device: str) -> RequestRates | None:
     return RequestRates(*rates)
 
 
-def _compute_plan(
-    options: PlanOptions, quantize: str | None, kv_dtype: str | None, speculation: Speculation | None
-) -> ShownPlan:
-    """Returns the roofline of a model on a device or a mesh of devices."""
-    device, dtype, mesh = options.device, options.dtype, options.mesh
-    found = find_device(device)
-    sizes = {"float32": 4, "bfloat16": 2}
-    if dtype not in sizes:
-        raise ConfigError(f"dtype must be float32 or bfloat16, not {dtype!r}")
-    if quantize not in (None, *QUANTIZATIONS):
-        raise ConfigError(f"quantize must be {', '.join(QUANTIZATIONS)}, not {quantize!r}")
-    if kv_dtype not in (None, "int8"):
-        raise ConfigError(f"kv_dtype must be int8, not {kv_dtype!r}")
-    shards = _shards(mesh)
-    if device == CPU and shards.count > 1:
-        raise ConfigError(f"mesh must be data=1,model=1 for device {CPU}, which is one device, not {mesh!r}")
-    source = find_model(options.model).with_kv_dtype(kv_dtype)
-    quantize = quantize or source.config.quantize
-    roofline = compute_roofline(
-        source.config, found, sizes[dtype], quantize=quantize, shards=shards, speculation=speculation
-    )
-    numbers = f"{dtype}, quantised to {quantize}" if quantize else dtype
-    numbers += f", window in {kv_dtype}" if kv_dtype else ""
-    setup = Setup(device, sizes[dtype], quantize, shards, speculation)
-    return ShownPlan(_title(roofline, source.name, device, numbers), setup, roofline)
+def _recommended(setup: Setup, roofline: Roofline, rates: RequestRates | None) -> tuple[Roofline, RequestRates] | None:
+    """Returns the model with matrices and windows in int8, if it then ends more requests per second on a TPU."""
+    if rates is None or not setup.device.startswith("v") or setup.dtype_bytes != 2:
+        return None
+    config = replace(roofline.config, kv_dtype="int8")
+    found = compute_roofline(config, roofline.device, setup.dtype_bytes, quantize="int8", shards=setup.shards)
+    int8 = _rates(found, setup.device)
+    return (found, int8) if int8 is not None and int8.throughput > rates.throughput else None
 
 
-def _print_plan(plan: ShownPlan, *, as_json: bool) -> None:
+def _print_plan(title: str, setup: Setup, roofline: Roofline, *, as_json: bool) -> None:
     """Prints the memory that a model needs on a device or a mesh of devices, and the limits of its speed.
 
     If no slot fits, prints the options with which one fits.
 
     Args:
-      as_json: Whether to print a JSON object.
+      as_json: Whether to print a JSON object. For a CPU, and if no slot fits, it has no limits of speed.
     """
+    rates = _rates(roofline, setup.device)
+    recommended = _recommended(setup, roofline, rates)
+    fitting = [] if roofline.slots else setups_that_fit(roofline.config, setup)
+    would_fit = [{"options": _options(setup, other), "slots": found.slots} for other, found in fitting]
     if as_json:
-        _print_json(_plan_as_object(plan))
+        found = (
+            None if recommended is None else {"slots": recommended[0].slots, "requests_per_s": recommended[1]._asdict()}
+        )
+        _print_json(
+            {
+                "title": title,
+                **_plan_as_object(setup, roofline),
+                "requests_per_s": None if rates is None else {"load": "512+128", **rates._asdict()},
+                "recommended": None if found is None else {"options": _INT8_OPTIONS, **found},
+                "would_fit": would_fit,
+            }
+        )
         return
-    roofline = plan.roofline
-    console = _print_table(plan.title, _pairs([*_rows(roofline), *_rate_rows(plan)]))
-    if plan.int8 is not None and plan.rates is not None:
-        found, rates = plan.int8
-        gain = rates.throughput / plan.rates.throughput
-        line = f"{found.slots:,} slots, {_shown_rate(rates.default)} requests/s, {gain:.2f} times as many."
+    console = _print_table(title, _pairs([*_rows(roofline), *_rate_rows(rates)]))
+    if recommended is not None and rates is not None:
+        int8, faster = recommended
+        gain = f"{faster.throughput / rates.throughput:.2f} times as many"
+        line = f"{int8.slots:,} slots, {_shown_rate(faster.default)} requests/s, {gain}."
         console.print(f"Recommended: {_INT8_OPTIONS}: {line}", markup=False)
     if roofline.slots:
         console.print(_LIMITS_NOTE if roofline.device.peak else _CPU_NOTE, style="dim", markup=False)
-        return
-    for line in _advice(plan.setup, setups_that_fit(roofline.config, plan.setup)):
-        console.print(line, markup=False)
+    else:
+        console.print("\n".join(_advice(would_fit)), markup=False)
 
 
 def _print_json(plan: Mapping[str, Any]) -> None:
@@ -215,17 +193,9 @@ def _pairs(rows: Iterable[tuple[str, str]]) -> Table:
     return table
 
 
-def _plan_as_object(plan: ShownPlan) -> dict[str, Any]:
-    """Returns a plan as a JSON object. For a CPU, and if no slot fits, it has no limits of speed."""
-    roofline, setup = plan.roofline, plan.setup
+def _plan_as_object(setup: Setup, roofline: Roofline) -> dict[str, Any]:
     shown = _shown_slots(roofline)
-    fitting = () if roofline.slots else setups_that_fit(roofline.config, setup)
-    recommended = None
-    if plan.int8 is not None:
-        int8, rates = plan.int8
-        recommended = {"options": _INT8_OPTIONS, "slots": int8.slots, "requests_per_s": rates._asdict()}
     return {
-        "title": plan.title,
         "device": setup.device,
         "mesh": {"data": setup.shards.data, "model": setup.shards.model},
         "memory_bytes": roofline.device.memory_bytes,
@@ -236,17 +206,13 @@ def _plan_as_object(plan: ShownPlan) -> dict[str, Any]:
         "decode_tokens_per_s": {str(slots): roofline.decode_tokens_per_second(slots) for slots in shown},
         "all_reduce_ms": {str(slots): 1e3 * roofline.all_reduce_seconds(slots) for slots in shown},
         "prefill_tokens_per_s": roofline.prefill_tokens_per_second() if shown else None,
-        "requests_per_s": None if plan.rates is None else {"load": "512+128", **plan.rates._asdict()},
-        "recommended": recommended,
-        "would_fit": [{"options": _options(setup, other), "slots": found.slots} for other, found in fitting],
     }
 
 
-def _rate_rows(plan: ShownPlan) -> Iterator[tuple[str, str]]:
-    if plan.rates is None:
-        return
-    yield "512 + 128 tokens, all slots busy", f"{_shown_rate(plan.rates.default)} requests/s"
-    yield "  with --itl-target-ms 0", f"{_shown_rate(plan.rates.throughput)} requests/s"
+def _rate_rows(rates: RequestRates | None) -> Iterator[tuple[str, str]]:
+    if rates is not None:
+        yield "512 + 128 tokens, all slots busy", f"{_shown_rate(rates.default)} requests/s"
+        yield "  with --itl-target-ms 0", f"{_shown_rate(rates.throughput)} requests/s"
 
 
 def _shown_rate(per_s: float) -> str:
@@ -257,22 +223,6 @@ def _shown_slots(roofline: Roofline) -> Sequence[int]:
     """Returns the numbers of slots whose limits are shown; none for a device without a datasheet."""
     slots = roofline.slots
     return [] if roofline.device.peak is None or not slots else sorted({1, min(32, slots), min(128, slots), slots})
-
-
-def _shards(mesh: str) -> MeshShape:
-    try:
-        sizes = mesh_sizes(mesh)
-    except ValueError:
-        sizes = None
-    if sizes is None:
-        raise ConfigError(f'mesh must be like "data=2,model=4", not {mesh!r}')
-    return MeshShape(*sizes)
-
-
-def _title(roofline: Roofline, name: str, device: str, numbers: str) -> str:
-    shards = roofline.shards
-    one = "this machine's CPU" if device == CPU else f"one {device}"
-    return f"{name} on {one if shards.count == 1 else f'{shards.data} x {shards.model} {device}'}, {numbers}"
 
 
 def _rows(roofline: Roofline) -> Iterator[tuple[str, str]]:
@@ -300,16 +250,15 @@ def _rows(roofline: Roofline) -> Iterator[tuple[str, str]]:
     yield "prefill limit", f"{roofline.prefill_tokens_per_second():,.0f} tokens/s"
 
 
-def _advice(setup: Setup, fitting: list[tuple[Setup, Roofline]]) -> Iterator[str]:
-    """Yields lines of advice if no slot fits: the options of each fitting setup, and its number of slots."""
-    if not fitting:
+def _advice(would_fit: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yields lines of advice if no slot fits: the options with which some do, and their number."""
+    if not would_fit:
         yield "It does not fit, nor would it in bfloat16, in int8, on a larger mesh or on another known device."
         return
     yield "It does not fit. What would:"
-    options = [(_options(setup, other), roofline.slots) for other, roofline in fitting]
-    width = max(len(option) for option, _ in options)
-    for option, slots in options:
-        yield f"  {option:<{width}}  {slots:,} {'slot' if slots == 1 else 'slots'}"
+    width = max(len(each["options"]) for each in would_fit)
+    for each in would_fit:
+        yield f"  {each['options']:<{width}}  {each['slots']:,} {'slot' if each['slots'] == 1 else 'slots'}"
 
 
 def _options(setup: Setup, other: Setup) -> str:
@@ -336,34 +285,30 @@ _STEPS: Final = {
 }
 
 
-def _print_load_plan(plan: ShownPlan, loads: Sequence[str], slots: int | None, options: PlanOptions) -> None:
+def _print_load_plan(title: str, setup: Setup, roofline: Roofline, slots: int | None, options: PlanOptions) -> None:
     """Prints the replicas that serve loads together.
 
     Args:
-      plan: A replica.
-      loads: Loads such as "512+128@40/s".
+      roofline: Roofline of a replica.
       slots: Number of slots of a replica; None takes all that fit.
-      options: Options with the targets.
+      options: Options with the loads and the targets.
     """
-    parsed, targets = [ExpectedLoad.parse(text) for text in loads], Targets.parse(options.ttft_p99, options.itl_p99)
-    roofline = _replica_roofline(plan, slots)
-    found = plan_load(parsed, targets, roofline, plan.setup.device)
-    step_times = _COMPILED if found.is_compiled else _GUESSED
+    loads = [ExpectedLoad.parse(text) for text in options.load or ()]
+    targets, roofline = Targets.parse(options.ttft_p99, options.itl_p99), _replica_roofline(setup, roofline, slots)
+    found = plan_load(loads, targets, roofline, setup.device)
+    plan = _load_plan_as_object(found, targets, roofline) | {"loads": [str(load) for load in loads]}
     if options.as_json:
-        _print_json(_load_plan_as_object(found, parsed, targets, roofline) | {"step_times": step_times})
+        _print_json(plan)
         return
-    title = f"{plan.title}: {' and '.join(map(str, parsed))}"
-    console = _print_table(title, _pairs(_load_rows(found, targets, roofline)))
-    console.print(f"{_LOAD_NOTE} {_STEPS[step_times]}", style="dim", markup=False)
+    title = f"{title}: {' and '.join(map(str, loads))}"
+    console = _print_table(title, _pairs(_load_rows(plan, targets)))
+    console.print(f"{_LOAD_NOTE} {_STEPS[plan['step_times']]}", style="dim", markup=False)
 
 
-def _load_plan_as_object(
-    found: LoadPlan, loads: Sequence[ExpectedLoad], targets: Targets, roofline: Roofline
-) -> dict[str, Any]:
+def _load_plan_as_object(found: LoadPlan, targets: Targets, roofline: Roofline) -> dict[str, Any]:
     """Returns a plan as a JSON object."""
     replica = found.replica
     return {
-        "loads": [str(load) for load in loads],
         "requests_per_s": replica.requests_per_s,
         "replicas": found.replicas,
         "chips": found.chips,
@@ -373,59 +318,51 @@ def _load_plan_as_object(
         "slots": roofline.slots,
         "ttft_p99_s": replica.ttft_p99_s,
         "itl_p99_s": replica.itl_p99_s,
-        "autoscaling": {"minReplicas": found.replicas + 1, "waitingPerReplica": _num_waiting(found)},
-        "slots_used_per_replica": _num_used(found),
+        "autoscaling": {
+            "minReplicas": found.replicas + 1,
+            "waitingPerReplica": max(1, math.ceil(replica.waiting)),
+        },
+        "slots_used_per_replica": max(1, math.floor(replica.slots_used)),
         "settings": {"itl_target_ms": 1e3 * targets.itl_s},
         "model_error": MODEL_ERROR,
+        "step_times": _COMPILED if found.is_compiled else _GUESSED,
     }
 
 
-def _replica_roofline(plan: ShownPlan, slots: int | None) -> Roofline:
+def _replica_roofline(setup: Setup, roofline: Roofline, slots: int | None) -> Roofline:
     """Returns the roofline of a replica.
 
     Raises:
       ConfigError: Its speed cannot be computed, or it does not have that many slots.
     """
-    roofline, device = plan.roofline, plan.setup.device
     if roofline.device.peak is None:
-        raise ConfigError(f"device must be a chip with a datasheet for --load, not {device}")
+        raise ConfigError(f"device must be a chip with a datasheet for --load, not {setup.device}")
     if roofline.shards.data > 1:
         raise ConfigError("mesh must have data=1 for --load: each data shard takes the load of a replica")
     if not roofline.slots:
-        raise ConfigError(f"device {device} has no room for the model; see roost plan without --load")
+        raise ConfigError(f"device {setup.device} has no room for the model; see roost plan without --load")
     if slots is not None and slots > roofline.slots:
         raise ConfigError(f"slots must be at most {roofline.slots:,}, which fit, not {slots:,}")
     return roofline if slots is None else replace(roofline, slots=slots)
 
 
-def _load_rows(found: LoadPlan, targets: Targets, roofline: Roofline) -> Iterator[tuple[str, str]]:
-    replica = found.replica
-    yield "requests/s of a replica within the targets", f"{replica.requests_per_s:,.3g}"
-    slower = found.replicas_if_slower
-    yield "replicas", f"{found.replicas:,}"
-    yield f"  if steps take {found.step_error:g} times as long", "targets missed" if slower is None else f"{slower:,}"
-    yield "chips", f"{found.chips:,}"
-    yield "replicas with a spare (N+1)", f"{found.replicas + 1:,}"
-    yield "time to first token at that rate, p99", _shown_time(replica.ttft_p99_s, targets.ttft_s)
-    yield "time between tokens at that rate, p99", _shown_time(replica.itl_p99_s, targets.itl_s)
-    yield "settings.itl_target_ms", f"{1e3 * targets.itl_s:g}"
-    yield "autoscaling.minReplicas", f"{found.replicas + 1:,}"
-    yield "autoscaling.waitingPerReplica", f"{_num_waiting(found):,}"
-    yield f"autoscaling.slotsUsedPerReplica, of {roofline.slots:,}", f"{_num_used(found):,}"
+def _load_rows(plan: Mapping[str, Any], targets: Targets) -> Iterator[tuple[str, str]]:
+    slower, scaling = plan["replicas_if_slower"], plan["autoscaling"]
+    yield "requests/s of a replica within the targets", f"{plan['requests_per_s']:,.3g}"
+    yield "replicas", f"{plan['replicas']:,}"
+    yield f"  if steps take {plan['step_error']:g} times as long", "targets missed" if slower is None else f"{slower:,}"
+    yield "chips", f"{plan['chips']:,}"
+    yield "replicas with a spare (N+1)", f"{plan['replicas_with_spare']:,}"
+    yield "time to first token at that rate, p99", _shown_time(plan["ttft_p99_s"], targets.ttft_s)
+    yield "time between tokens at that rate, p99", _shown_time(plan["itl_p99_s"], targets.itl_s)
+    yield "settings.itl_target_ms", f"{plan['settings']['itl_target_ms']:g}"
+    yield "autoscaling.minReplicas", f"{scaling['minReplicas']:,}"
+    yield "autoscaling.waitingPerReplica", f"{scaling['waitingPerReplica']:,}"
+    yield f"autoscaling.slotsUsedPerReplica, of {plan['slots']:,}", f"{plan['slots_used_per_replica']:,}"
 
 
 def _shown_time(seconds: float, target_s: float) -> str:
     return f"{1e3 * seconds:,.0f} of {1e3 * target_s:,.0f} ms"
-
-
-def _num_waiting(found: LoadPlan) -> int:
-    """Returns the mean number of requests that wait for a slot of a replica at its rate; at least 1."""
-    return max(1, math.ceil(found.replica.waiting))
-
-
-def _num_used(found: LoadPlan) -> int:
-    """Returns the mean number of slots in use of a replica at its rate; at least 1."""
-    return max(1, math.floor(found.replica.slots_used))
 
 
 _VERIFICATION_NOTE = (
@@ -447,18 +384,19 @@ def _print_verification(settings: Settings, device: str, *, as_json: bool) -> bo
     source = find_model(settings.model)
     found = verify_plan(source, config, device, _print_progress)
     if as_json:
-        _print_json(_verification_as_object(found))
+        names = ("name", "rows", "hbm_bytes", "temp_bytes", "custom_calls", "fits")
+        programs = [{name: getattr(program, name) for name in names} for program in found.programs]
+        _print_json({"slots": found.slots, "hbm_limit_bytes": found.hbm_limit_bytes, "programs": programs})
         return found.fits
-    console = _print_table(f"{source.name} on {device}, {_verified_slots(found)}", _verification_table(found))
+    unfit = (
+        ""
+        if found.estimated_slots in (None, found.slots)
+        else f" (the estimate of {found.estimated_slots:,} does not fit)"
+    )
+    title = f"{source.name} on {device}, {found.slots:,} slots{unfit}"
+    console = _print_table(title, _verification_table(found))
     console.print(_VERIFICATION_NOTE, style="dim", markup=False)
     return found.fits
-
-
-def _verification_as_object(found: Verification) -> dict[str, object]:
-    """Returns a verification as a JSON object."""
-    names = ("name", "rows", "hbm_bytes", "temp_bytes", "custom_calls", "fits")
-    programs = [{name: asdict(program)[name] for name in names} for program in found.programs]
-    return {"slots": found.slots, "hbm_limit_bytes": found.hbm_limit_bytes, "programs": programs}
 
 
 def _verification_table(found: Verification) -> Table:
@@ -467,22 +405,12 @@ def _verification_table(found: Verification) -> Table:
     for name in ("HBM", "temporaries", "kernels", "estimate", "fits"):
         table.add_column(name, justify="right")
     for program in found.programs:
-        table.add_row(program.name, *_verification_cells(program))
+        temporaries = "" if program.temp_bytes is None else shown_bytes(program.temp_bytes)
+        kernels = "" if program.custom_calls is None else str(program.custom_calls)
+        estimate = "" if program.optimal_seconds is None else f"{1000 * program.optimal_seconds:.2f} ms"
+        fits = "yes" if program.fits else "NO"
+        table.add_row(program.name, shown_bytes(program.hbm_bytes), temporaries, kernels, estimate, fits)
     return table
-
-
-def _verification_cells(program: VerifiedProgram) -> tuple[str, ...]:
-    temporaries = "" if program.temp_bytes is None else shown_bytes(program.temp_bytes)
-    kernels = "" if program.custom_calls is None else str(program.custom_calls)
-    estimate = "" if program.optimal_seconds is None else f"{1000 * program.optimal_seconds:.2f} ms"
-    return shown_bytes(program.hbm_bytes), temporaries, kernels, estimate, "yes" if program.fits else "NO"
-
-
-def _verified_slots(found: Verification) -> str:
-    """Returns the number of slots, and the estimate if programs did not fit it."""
-    estimated = found.estimated_slots
-    less = "" if estimated in (None, found.slots) else f" (the estimate of {estimated:,} does not fit)"
-    return f"{found.slots:,} slots{less}"
 
 
 def _print_progress(slots: int, done: int, total: int) -> None:

@@ -359,7 +359,7 @@ def test_help_says_what_each_command_and_group_is_for(words: tuple[str, ...], co
         ("serve --port", "--port needs a value\n"),
         ("serve a b", "unexpected argument: b; roost serve --help says what it takes"),
         ("plan", "MODEL is missing; roost plan --help says what it takes"),
-        ("convert demo it --format gguf", "--format must be hf or orbax, not 'gguf'"),
+        ("convert demo it --format gguf", "--format: 'gguf' is not one of 'hf', 'orbax'; roost convert --help says"),
         ("chat demo --temperature -1", "--temperature must be at least 0, got -1"),
         ("generate demo hi --top-k -2", "--top-k must be at least -1, got -2"),
         ("serve --slots many", '--slots must be a whole number, got "many"'),

@@ -146,9 +146,9 @@ def test_this_machine_has_no_datasheet() -> None:
         ("--device V5E", f"--device 'V5E' is not known; give one of {', '.join(DEVICES)} or cpu\n"),
         ("--device cpu --mesh data=2", "--mesh must be data=1,model=1 for device cpu, which is one device"),
         ("--mesh auto", "--mesh must be like \"data=2,model=4\", not 'auto'\n"),
-        ("--mesh data=2,rows=4", "--mesh must be like \"data=2,model=4\", not 'data=2,rows=4'\n"),
+        ("--mesh data=2,rows=4", '--mesh must be auto, or like data=2,model=4, got "data=2,rows=4"\n'),
         ("--quantize int4", "--quantize "),
-        ("--dtype float16", "--dtype must be float32 or bfloat16, not 'float16'\n"),
+        ("--dtype float16", "--dtype: 'float16' is not one of 'float32', 'bfloat16'; roost plan --help says"),
     ],
 )
 def test_a_wrong_value_is_one_line(arguments: str, message: str) -> None:
