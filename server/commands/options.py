@@ -10,7 +10,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-import orjson
 import typer
 
 from ..settings import Settings, load_settings
@@ -123,7 +122,7 @@ class PlanOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportOptions:
-    """Options of `roost report`, which its processes pass to each other as JSON."""
+    """Options of `roost report`."""
 
     model: Annotated[
         str, typer.Argument(help=f"Model to measure. {MODEL_HELP}", metavar="MODEL", show_default=True)
@@ -135,16 +134,6 @@ class ReportOptions:
     compile_only: Annotated[str | None, typer.Option(metavar="CHIP", show_default=False)] = None
     """Only compile all that would run for a chip: v5e, h100 ..."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def from_json(cls, data: bytes) -> "ReportOptions":
-        """Returns the options of another process."""
-        given = orjson.loads(data)
-        return cls(**{**given, "out": Path(given["out"])})
-
-    def as_json(self) -> bytes:
-        """Returns the options for another process."""
-        return orjson.dumps(self, default=str)
 
     def given(self) -> dict[str, Any]:
         """Returns the settings that were given, except `without_kernels`."""

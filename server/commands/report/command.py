@@ -1,7 +1,6 @@
 """`roost report`: runs all parts and writes their results, or compiles their programs for a chip that isn't here."""
 
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +17,7 @@ from .parts import PARTS, ReportPart, run_apart, say
 
 _PAGE: Final = "report.md"
 _FILE: Final = "report.json"
+_JSON: Final = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY
 
 
 def report(options: ReportOptions) -> int:
@@ -52,16 +52,15 @@ def _run(options: ReportOptions, folder: Path) -> Mapping[str, Any]:
     """Runs the parts in turn, and writes the results so far after each part."""
     found: dict[str, Any] = {}
     document = _document(found, options)
-    with tempfile.TemporaryDirectory() as results:
-        for part in PARTS:
-            if options.quick and not part.in_quick:
-                continue
-            say(f"{part.title} …")
-            found[part.name] = run_apart(part, options, Path(results) / f"{part.name}.json")
-            say(_outcome(part, found[part.name]))
-            options = options.without(tuple(found[part.name].get("wrong_kernels", ())))
-            document = _document(found, options)
-            _write(folder, document)
+    for part in PARTS:
+        if options.quick and not part.in_quick:
+            continue
+        say(f"{part.title} …")
+        found[part.name] = run_apart(part, options)
+        say(_outcome(part, found[part.name]))
+        options = options.without(tuple(found[part.name].get("wrong_kernels", ())))
+        document = _document(found, options)
+        _write(folder, document)
     return document
 
 
@@ -79,7 +78,7 @@ def _document(found: Mapping[str, Any], options: ReportOptions) -> Mapping[str, 
 
 
 def _write(folder: Path, document: Mapping[str, Any]) -> None:
-    (folder / _FILE).write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    (folder / _FILE).write_bytes(orjson.dumps(document, option=_JSON))
     (folder / _PAGE).write_text(as_page(document), encoding="utf-8")
 
 

@@ -1,23 +1,15 @@
-"""Parts of a report. Each runs in a separate process, so that a crash or hang does not affect the others.
+"""Parts of a report. Each runs in a separate process, so that a crash or hang does not affect the others."""
 
-    python -m roost.server.commands.report.parts NAME FILE.json PARENT <options.json
-
-writes the part's results, or its error in one line, to the file. On Linux, it ends with the process PARENT.
-"""
-
-import ctypes
 import os
-import signal
-import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection
 from typing import Any, Final
-
-import orjson
 
 from ..options import ReportOptions
 
@@ -61,11 +53,6 @@ PARTS: Final[Sequence[ReportPart]] = (
 """Parts in their order."""
 
 
-def find_part(name: str) -> ReportPart:
-    """Returns the part of a name."""
-    return next(part for part in PARTS if part.name == name)
-
-
 def say(text: str) -> None:
     """Prints the current activity."""
     print(text, file=sys.stderr, flush=True)
@@ -76,53 +63,37 @@ def say_step(text: str) -> None:
     say(f"  {text}")
 
 
-_SET_SIGNAL_OF_PARENT_END: Final = 1
-"""Number of the operation PR_SET_PDEATHSIG of Linux's prctl."""
-
-
-def run_apart(part: ReportPart, options: ReportOptions, file: Path) -> dict[str, Any]:
-    """Returns the results of a part with its duration; an `error` instead of results if it did not finish.
-
-    Args:
-      part: The part.
-      options: Options of the report.
-      file: File for the result, which must not exist.
-    """
-    command = [sys.executable, "-P", "-m", __spec__.name, part.name, str(file), str(os.getpid())]
-    began = time.perf_counter()
+def run_apart(part: ReportPart, options: ReportOptions) -> dict[str, Any]:
+    """Returns the results of a part with its duration; an `error` instead of results if it did not finish."""
+    context, began = get_context("spawn"), time.perf_counter()
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_run, args=(part, options, sender))
+    process.start()
+    sender.close()
     try:
-        ended = subprocess.run(command, input=options.as_json(), timeout=part.limit_s, check=False)
-        found = _read(file, f"its process ended with status {ended.returncode} and no result")
-    except subprocess.TimeoutExpired:
-        found = _read(file, f"it was ended after {part.limit_s:g} s")
+        found = receiver.recv() if receiver.poll(part.limit_s) else {"error": f"it was ended after {part.limit_s:g} s"}
+    except EOFError:
+        process.join()
+        found = {"error": f"its process ended with status {process.exitcode} and no result"}
+    finally:
+        process.kill()
+        process.join()
     return {**found, "seconds": time.perf_counter() - began}
 
 
-def _read(file: Path, failure: str) -> dict[str, Any]:
-    if not file.is_file():
-        return {"error": failure}
-    return orjson.loads(file.read_bytes())
-
-
-def main(name: str, file: Path, parent: int) -> None:
+def _run(part: ReportPart, options: ReportOptions, results: Connection) -> None:
     """Runs a part in this process, which would keep the device if it outlived its parent."""
-    options = ReportOptions.from_json(sys.stdin.buffer.read())
-    _end_with(parent)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        result = find_part(name).run(options)
+        result = part.run(options)
     except Exception as error:  # the report includes any error
         lines = str(error).strip().splitlines() or [""]
         result = {"error": f"{type(error).__name__}: {lines[0]}"[:500]}
-    file.write_bytes(orjson.dumps(result, option=orjson.OPT_SERIALIZE_NUMPY))
+    results.send(result)
 
 
-def _end_with(parent: int) -> None:
-    """Ends this process if its parent has ended, and has Linux end it when the parent does."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_SET_SIGNAL_OF_PARENT_END, int(signal.SIGKILL))
-    if os.getppid() != parent:
-        sys.exit("the report has ended")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
