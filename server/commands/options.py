@@ -198,10 +198,6 @@ class EngineBenchOptions:
     """Tokens to generate for each."""
     num_prompts: Annotated[int | None, typer.Option(min=1, show_default="twice the concurrency")] = None
     """Requests of a run of prefill or mixed; decode has one per slot in use."""
-    request_rate: Annotated[
-        str | None, typer.Option(show_default="at the pace that keeps all slots in use busy", metavar="R")
-    ] = None
-    """For mixed: arrivals per second, as a Poisson process."""
     repeat: Annotated[int, typer.Option(min=1)] = 3
     """Runs of each workload; the table has medians."""
     json: JsonFile = None

@@ -26,7 +26,6 @@ from .report import (
     RequestTrace,
     check_json_file,
     in_ms,
-    interruption,
     latencies_ms,
     make_table,
     median_of,
@@ -38,10 +37,12 @@ from .report import (
     titled,
     write_report,
 )
-from .workload import balanced_interval, draw_token_ids, parse_rate, poisson_times
+from .workload import balanced_interval, draw_token_ids
 
 _MAX_QUEUE: Final = 10**6
 
+_OPTIONS: Final = ("concurrency", "input_len", "output_len", "num_prompts", "repeat")
+"""Options that the JSON document holds, beside the workloads."""
 
 type Clock = Callable[[], float]
 """Returns monotonic seconds."""
@@ -116,14 +117,9 @@ class Driver:
         """Number of tokens generated since the start."""
         return sum(step.tokens for step in self.steps)
 
-    def add(self, request: Request, due_s: float | None = None) -> None:
-        """Queues a request.
-
-        Args:
-          request: Request to run.
-          due_s: Time of its arrival on the clock; None is now.
-        """
-        self._arrived[request.id] = (self.clock() if due_s is None else due_s, request)
+    def add(self, request: Request) -> None:
+        """Queues a request."""
+        self._arrived[request.id] = (self.clock(), request)
         self._times[request.id] = []
         self.num_unfinished += 1
         self._core.add(request)
@@ -190,25 +186,26 @@ def bench_engine(options: EngineBenchOptions) -> int:
     """
     settings = load_settings(options.settings)
     check_json_file(options.json)
-    rate = None if options.request_rate is None else parse_rate("--request-rate", options.request_rate)
     source = find_model(settings.model, settings.lora)
-    document = opening("engine", _as_json(options, settings, rate))
+    given = {name: getattr(options, name) for name in _OPTIONS}
+    document = opening("engine", {**settings_as_json(settings), "workloads": _workloads(options), **given})
     core = load(settings, source, _MAX_QUEUE)
-    bench = Bench(options, settings, rate, source.config.vocab_size, core)
-    interrupted = not bench.run()
-    model, device = model_facts(source, settings, core), device_facts()
-    document |= {"model": model, "device": device._asdict(), "interrupted": interrupted, "result": bench.result()}
+    try:
+        result = Bench(options, settings, source.config.vocab_size, core).run()
+    except KeyboardInterrupt:
+        return INTERRUPTED_STATUS
+    model = model_facts(source, settings, core)
+    document |= {"model": model, "device": device_facts()._asdict(), "result": result}
     write_report(table(document), document, options.json)
-    return INTERRUPTED_STATUS if interrupted else 0
+    return 0
 
 
 class Bench:
-    """Runs the workloads. Results so far can be read at any time.
+    """Runs the workloads.
 
     Args:
       options: Options of the command.
       settings: Settings of the engine; their seed also draws the prompts.
-      rate: Arrivals per second of `mixed`; None adds a request after a fixed number of model rounds.
       vocab_size: Exclusive upper bound of the prompts' token ids.
       core: Engine that is ready.
 
@@ -216,9 +213,7 @@ class Bench:
       SettingsError: The concurrency is larger than the number of slots.
     """
 
-    def __init__(
-        self, options: EngineBenchOptions, settings: Settings, rate: float | None, vocab_size: int, core: EngineCore
-    ) -> None:
+    def __init__(self, options: EngineBenchOptions, settings: Settings, vocab_size: int, core: EngineCore) -> None:
         slots = core.stats.slots
         self._concurrency = options.concurrency or slots
         if self._concurrency > slots:
@@ -230,82 +225,49 @@ class Bench:
         )
         self._options = options
         self._seed = settings.seed
-        self._rate = rate
         self._vocab_size = vocab_size
         self._core = core
-        self._runs: dict[str, list[Mapping[str, Any]]] = {}
-        self._unfinished: tuple[str, Driver] | None = None
 
-    def run(self) -> bool:
-        """Runs everything. Returns False if Ctrl-C interrupted it."""
-        try:
-            run_in_turn(Driver(self._core), self._requests("warm-up", 0, 1, 2), 1)
-            for workload in _workloads(self._options):
-                self._repeat(workload)
-        except KeyboardInterrupt:
-            return False
-        return True
-
-    def result(self) -> Mapping[str, Any]:
-        """Returns every run of each workload and their medians. An interrupted run is included."""
-        if self._unfinished is not None and self._unfinished[1].steps:
-            workload, driver = self._unfinished
-            self._runs.setdefault(workload, []).append(summarize(workload, driver))
+    def run(self) -> Mapping[str, Any]:
+        """Returns every run of each workload and their medians."""
+        run_in_turn(Driver(self._core), self._requests("warm-up", 0, 1, 2), 1)
+        runs = {name: self._repeat(name) for name in _workloads(self._options)}
         return {
             "concurrency": self._concurrency,
             "rounds_between_arrivals": self._interval,
             "compiles_since_ready": self._core.stats.compiles_since_ready,
-            "workloads": {name: {"median": median_of(runs), "runs": runs} for name, runs in self._runs.items()},
+            "workloads": {name: {"median": median_of(found), "runs": found} for name, found in runs.items()},
         }
 
-    def _repeat(self, workload: str) -> None:
+    def _repeat(self, workload: str) -> list[Mapping[str, Any]]:
         options = self._options
         count = self._concurrency if workload == "decode" else self._num_prompts
         output_len = 1 if workload == "prefill" else options.output_len
         max_tokens = None if workload == "decode" else output_len
         with progress_bar(workload, options.repeat * count * output_len) as advance:
-            for run in range(options.repeat):
-                self._run(workload, run, self._requests(workload, run, count, max_tokens), advance)
+            requests = (self._requests(workload, run, count, max_tokens) for run in range(options.repeat))
+            return [self._run(workload, each, advance) for each in requests]
 
-    def _run(self, workload: str, run: int, requests: Sequence[Request], advance: Advance = lambda count: None) -> None:
+    def _run(self, workload: str, requests: Sequence[Request], advance: Advance) -> Mapping[str, Any]:
         driver = Driver(self._core, advance)
-        self._unfinished = workload, driver
         if workload == "decode":
             run_together(driver, requests, self._options.output_len)
         elif workload == "prefill":
             run_in_turn(driver, requests, self._concurrency)
-        elif self._rate is None:
-            run_by_rounds(driver, requests, self._interval)
         else:
-            run_at(driver, requests, poisson_times(self._rate, len(requests), self._rng("times", run)))
-        self._unfinished = None
-        self._runs.setdefault(workload, []).append(summarize(workload, driver))
+            run_by_rounds(driver, requests, self._interval)
+        found = summarize(workload, driver)
         driver.end()
+        return found
 
     def _requests(self, workload: str, run: int, count: int, max_tokens: int | None) -> Sequence[Request]:
-        rng = self._rng(workload, run)
+        rng = random.Random(f"{self._seed} {workload} {run}")
         prompts = (draw_token_ids(self._options.input_len, self._vocab_size, rng) for _ in range(count))
         return [make_request(f"{workload}-{run}-{place}", prompt, max_tokens) for place, prompt in enumerate(prompts)]
-
-    def _rng(self, *names: object) -> random.Random:
-        return random.Random(f"{self._seed} {names}")
 
 
 def _workloads(options: EngineBenchOptions) -> list[str]:
     return [each.value for each in Workload if each in (options.workload or Workload)]
-
-
-def _as_json(options: EngineBenchOptions, settings: Settings, rate: float | None) -> Mapping[str, Any]:
-    return {
-        **settings_as_json(settings),
-        "workloads": _workloads(options),
-        "concurrency": options.concurrency,
-        "input_len": options.input_len,
-        "output_len": options.output_len,
-        "num_prompts": options.num_prompts,
-        "request_rate": rate,
-        "repeat": options.repeat,
-    }
 
 
 def summarize(workload: str, driver: Driver) -> dict[str, Any]:
@@ -354,7 +316,7 @@ def table(document: Mapping[str, Any]) -> Group:
     workloads = document["result"]["workloads"]
     columns = [workloads[name]["median"] for name in workloads]
     rows = [[name, *cells] for name, cells in _rows(columns) if any(cell != "–" for cell in cells)]
-    return titled(_title(document), [make_table(list(workloads), rows)], interruption(document["interrupted"]))
+    return titled(_title(document), [make_table(list(workloads), rows)])
 
 
 def _title(document: Mapping[str, Any]) -> str:
@@ -400,21 +362,6 @@ def run_by_rounds(driver: Driver, requests: Iterable[Request], interval: int) ->
         driver.step()
         while driver.num_rounds < number * interval and not driver.is_idle:
             driver.step()
-    driver.finish()
-
-
-def run_at(
-    driver: Driver, requests: Sequence[Request], times: Sequence[float], sleep: Callable[[float], None] = time.sleep
-) -> None:
-    """Adds each request at its time, in seconds from now (open loop)."""
-    start = driver.clock()
-    for request, due_s in zip(requests, (start + seconds for seconds in times), strict=True):
-        while (wait_s := due_s - driver.clock()) > 0:
-            if driver.is_idle:
-                sleep(wait_s)
-            else:
-                driver.step()
-        driver.add(request, due_s)
     driver.finish()
 
 

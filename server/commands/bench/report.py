@@ -80,7 +80,7 @@ def make_table(columns: Sequence[str], rows: Iterable[Sequence[str]], corner: st
     return table
 
 
-def titled(title: str, tables: Sequence[Table], notes: Sequence[str]) -> Group:
+def titled(title: str, tables: Sequence[Table], notes: Sequence[str] = ()) -> Group:
     """Returns tables with a title and notes, neither of which is parsed for markup."""
     return Group(Text(title), *tables, *(Text(note) for note in notes))
 

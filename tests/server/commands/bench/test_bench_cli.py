@@ -41,7 +41,6 @@ def test_limits_may_be_several_words(calls: list[Any]) -> None:
     ("words", "named"),
     [
         ("engine --slots many", "slots"),
-        ("engine --request-rate x", "--request-rate"),
         ("engine --json /nowhere/x.json", "--json"),
         ("serve --url example.org", "--url"),
         ("serve --concurrency 2 --request-rate 3", "--concurrency"),
