@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 import os
+import readline
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, TypedDict, runtime_checkable
 
 import orjson
 import platformdirs
@@ -50,8 +51,7 @@ _MAX_HISTORY: Final = 1000
 """Maximum number of lines in the history file."""
 
 
-@dataclass(frozen=True, slots=True)
-class ChatTurn:
+class ChatTurn(TypedDict):
     """Message of a conversation. `role` is system, user or assistant."""
 
     role: str
@@ -90,8 +90,7 @@ class LoadedState:
     @classmethod
     def of(cls, described: Mapping[str, Any]) -> "LoadedState":
         """Returns the state of the object that the API shows."""
-        turns = [ChatTurn(each["role"], each["content"]) for each in described.get("messages", ())]
-        return cls(described["id"], described["tokens"], turns)
+        return cls(described["id"], described["tokens"], described.get("messages", ()))
 
 
 @runtime_checkable
@@ -262,8 +261,8 @@ class Session:
     def _send(self, message: str, before: Sequence[ChatTurn]) -> None:
         """Responds to a message that follows `before`. Both are added to the conversation once there is a response."""
         self._conversation = now = replace(self._conversation, last_message=message, before=before)
-        system = [ChatTurn("system", now.system)] if now.system else []
-        messages = [*before, ChatTurn("user", message)]
+        system = [ChatTurn(role="system", content=now.system)] if now.system else []
+        messages = [*before, ChatTurn(role="user", content=message)]
         writer = StreamWriter()
         reply = Reply(writer.write)
         try:
@@ -275,7 +274,9 @@ class Session:
                 raise KeyboardInterrupt from None
             print_status("(stopped)" if writer.text else "\n(stopped)")
         if writer.text:
-            self._conversation = replace(now, turns=[*messages, ChatTurn("assistant", writer.text)], reply=reply)
+            self._conversation = replace(
+                now, turns=[*messages, ChatTurn(role="assistant", content=writer.text)], reply=reply
+            )
         if reply.is_truncated:
             print_status("(cut off at the limit of tokens; see --max-tokens)")
 
@@ -329,7 +330,7 @@ class Session:
         state = self._runner.run(self._backend.load(data))
         self._conversation = ChatState(state=state)
         for message in state.messages if self._is_interactive else ():
-            print_status(printable(message.content if message.role == "assistant" else f"{PROMPT}{message.content}"))
+            print_status(printable(f"{'' if message['role'] == 'assistant' else PROMPT}{message['content']}"))
         unseen = "" if state.messages else ", whose text cannot be shown"
         self._note(f"the conversation continues after the {state.num_tokens} tokens of {file}{unseen}")
 
@@ -398,32 +399,24 @@ def _read_plain_line(prompt: str) -> str:
 
 
 class _TerminalLines:
-    """Reads lines with `input`, and with readline if Python has it.
+    """Reads lines with `input`, which readline edits.
 
     Each line is written to the history file immediately. Errors of the file are ignored.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._readline: ModuleType | None = None
-        with contextlib.suppress(ImportError):  # Windows has none
-            import readline
-
-            self._readline = readline
-            readline.set_history_length(_MAX_HISTORY)
-            with contextlib.suppress(OSError):
-                self._open_history()
-                readline.read_history_file(path)
+        readline.set_history_length(_MAX_HISTORY)
+        with contextlib.suppress(OSError):
+            self._open_history()
+            readline.read_history_file(path)
 
     def __call__(self, prompt: str) -> str:
         line = input(prompt)
-        if line.strip() and self._readline is not None:
+        if line.strip():
             with contextlib.suppress(OSError):
                 self._open_history()
-                if hasattr(self._readline, "append_history_file"):
-                    self._readline.append_history_file(1, self._path)
-                else:
-                    self._readline.write_history_file(self._path)
+                readline.write_history_file(self._path)
         return line
 
     def _open_history(self) -> None:
@@ -466,13 +459,10 @@ class ServerChat:
         return self._model
 
     async def respond(self, messages: Sequence[ChatTurn], reply: Reply, state_id: str | None = None) -> None:
-        body = {"model": self._model, "messages": [asdict(each) for each in messages], "stream": True, **self._fields}
+        state = {} if state_id is None else {"from_state": state_id}
+        body = {"model": self._model, "messages": messages, "stream": True, **self._fields, **state}
         reader = _StreamReader(reply)
-        await self._exchange(
-            self._client.post(
-                "/v1/chat/completions", body if state_id is None else {**body, "from_state": state_id}, reader.feed
-            )
-        )
+        await self._exchange(self._client.post("/v1/chat/completions", body, reader.feed))
         reader.end()
 
     async def save(self, reply: Reply) -> bytes:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import asdict
 
 from ...engine import RoostError, StateFileError
 from ..llm.async_llm import ConfiguredLLM
@@ -46,7 +45,7 @@ class LocalChat:
         state = None if state_id is None else self._states[state_id]
         reply.id = f"chat-{self._num_replies}"
         self._num_replies += 1
-        outputs = self._llm.chat([asdict(each) for each in messages], self._params, reply.id, from_state=state)
+        outputs = self._llm.chat(messages, self._params, reply.id, from_state=state)
         with _command_errors():
             async with aclosing(outputs):
                 async for output in outputs:

@@ -282,7 +282,7 @@ async def test_the_arrow_key_recalls_a_message_of_an_earlier_chat(tmp_path: Path
     assert [body["messages"][-1]["content"] for body in parrot.bodies] == ["a secret", "a secret"]
     (history,) = (tmp_path / "state").rglob("chat_history")
     assert stat.S_IMODE(history.stat().st_mode) == 0o600
-    assert history.read_text() == "a secret\na secret\n"
+    assert history.read_text() == "a secret\n"
 
 
 async def test_a_history_that_others_could_read_is_closed_to_them(tmp_path: Path) -> None:
@@ -442,7 +442,7 @@ class Echo:
         return "echo"
 
     async def respond(self, messages: Sequence[ChatTurn], reply: Reply, state_id: str | None = None) -> None:
-        self.asked.append([message.content for message in messages])
+        self.asked.append([message["content"] for message in messages])
         self.after.append(state_id)
         reply.id = str(len(self.asked))
         if self.interrupts:
@@ -520,7 +520,7 @@ def test_the_chat_of_a_state_is_shown(tmp_path: Path, capsys: pytest.CaptureFixt
     """Control characters of a file are not."""
     file = tmp_path / "boat.state"
     file.write_text("a state")
-    turns = [ChatTurn("user", "Hi\x1b[2J."), ChatTurn("assistant", "Hello!")]
+    turns = [ChatTurn(role="user", content="Hi\x1b[2J."), ChatTurn(role="assistant", content="Hello!")]
     talk(Echo(loads=turns), f"/load {file}")
     noted = f"(the conversation continues after the 7 tokens of {file}"
     assert capsys.readouterr().err == f">>> Hi[2J.\nHello!\n{noted})\n\n"

@@ -32,10 +32,10 @@ async def test_a_turn_prefills_only_what_is_new(tmp_path: Path, monkeypatch: pyt
         for turn in range(6):
             pieces: list[str] = []
             before = engine.stats
-            messages.append(ChatTurn("user", f"{turn} is a number of many " * 4))
+            messages.append(ChatTurn(role="user", content=f"{turn} is a number of many " * 4))
             reply = Reply(pieces.append)
             await backend.respond(messages, reply)
-            messages.append(ChatTurn("assistant", "".join(pieces)))
+            messages.append(ChatTurn(role="assistant", content="".join(pieces)))
             after = engine.stats
             read.append(after.prompt_tokens - before.prompt_tokens)
             lengths.append(read[-1] + after.cache.hit_tokens - before.cache.hit_tokens)
@@ -43,7 +43,7 @@ async def test_a_turn_prefills_only_what_is_new(tmp_path: Path, monkeypatch: pyt
         for _ in range(2):
             state = await backend.load(file)
             before, again = engine.stats, Reply(lambda _: None)
-            await backend.respond([ChatTurn("user", "more")], again, state.id)
+            await backend.respond([ChatTurn(role="user", content="more")], again, state.id)
             states.append((state.num_tokens, engine.stats.prompt_tokens - before.prompt_tokens))
         with pytest.raises(CommandError, match="the file is no whole state file"):
             await backend.load(file[:-9])
