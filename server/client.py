@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, cast
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 import httptools
 import orjson
@@ -73,13 +73,9 @@ class Address:
             raise UrlError(f"{url!r}: {error}") from None
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise UrlError(f"{url!r} is not the URL of a server; write it as http://127.0.0.1:8000")
-        return cls._from_parts(parts, port)
-
-    @classmethod
-    def _from_parts(cls, parts: SplitResult, port: int | None) -> "Address":
         is_tls = parts.scheme == "https"
         prefix = parts.path.rstrip("/").removesuffix("/v1")
-        return cls(parts.hostname or "", port or (443 if is_tls else 80), is_tls, prefix)
+        return cls(parts.hostname, port or (443 if is_tls else 80), is_tls, prefix)
 
     @property
     def authority(self) -> str:
@@ -112,32 +108,32 @@ class HttpClient:
         Raises:
           ClientError: The exchange failed.
         """
-        return await self._whole("GET", path)
+        return await self._exchange("GET", path)
 
     async def delete(self, path: str) -> Response:
         """Deletes a resource; see `get`."""
-        return await self._whole("DELETE", path)
+        return await self._exchange("DELETE", path)
 
     async def post(
         self,
         path: str,
-        body: Mapping[str, Any] | orjson.Fragment,
-        sink: Sink,
+        body: Mapping[str, Any] | orjson.Fragment | bytes,
+        sink: Sink | None = None,
         headers: Mapping[str, str] = MappingProxyType({}),
     ) -> Response:
-        """Sends JSON, and passes the body of a successful response to the sink, piece by piece as it arrives.
+        """Sends JSON, or bytes as they are.
 
         Args:
+          sink: Receives the body of a successful response, piece by piece as it arrives; None leaves it whole.
           headers: Further headers of the request.
 
         Raises:
           ClientError: The exchange failed; the sink may have received pieces before.
         """
-        return await self._post(path, orjson.dumps(body), "application/json", sink, headers)
-
-    async def post_file(self, path: str, data: bytes, sink: Sink) -> Response:
-        """Sends bytes; see `post`."""
-        return await self._post(path, data, "application/octet-stream", sink)
+        kind = "application/octet-stream" if isinstance(body, bytes) else "application/json"
+        data = body if isinstance(body, bytes) else orjson.dumps(body)
+        headers = {**headers, "Content-Type": kind, "Content-Length": str(len(data))}
+        return await self._exchange("POST", path, headers, data, sink)
 
     async def close(self) -> None:
         """Closes every connection."""
@@ -146,41 +142,34 @@ class HttpClient:
             connection.close()
             await connection.lost
 
-    async def _post(
-        self, path: str, data: bytes, kind: str, sink: Sink, headers: Mapping[str, str] = MappingProxyType({})
+    async def _exchange(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        data: bytes = b"",
+        sink: Sink | None = None,
     ) -> Response:
-        further = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        head = f"{further}Content-Type: {kind}\r\nContent-Length: {len(data)}\r\n"
-        return await self._exchange(self._head("POST", path, head) + data, sink)
-
-    async def _whole(self, method: str, path: str) -> Response:
-        pieces: list[bytes] = []
-        response = await self._exchange(self._head(method, path), lambda piece, now: pieces.append(piece))
-        return Response(response.status, response.body or b"".join(pieces), response.headers)
-
-    def _head(self, method: str, path: str, headers: str = "") -> bytes:
-        return f"{method} {self._address.prefix}{path} HTTP/1.1\r\n{self._headers}{headers}\r\n".encode()
-
-    async def _exchange(self, request: bytes, sink: Sink) -> Response:
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        head = f"{method} {self._address.prefix}{path} HTTP/1.1\r\n{self._headers}{lines}\r\n"
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await self._attempt(request, sink)
+                return await self._attempt(head.encode() + data, sink)
         except TimeoutError:
             raise ClientError(f"no end within the timeout of {self._timeout_s:g} s") from None
 
-    async def _attempt(self, request: bytes, sink: Sink) -> Response:
+    async def _attempt(self, request: bytes, sink: Sink | None) -> Response:
         """Uses an idle connection, or the next one if the server has closed it."""
-        while connection := self._take_idle():
+        while True:
+            is_new = not self._idle
+            connection = await self._connect() if is_new else self._idle.pop()
             try:
                 return await self._carry(connection, request, sink)
             except _StaleConnection:
-                continue
-        try:
-            return await self._carry(await self._connect(), request, sink)
-        except _StaleConnection:
-            raise ClientError("the server closed the connection without an answer") from None
+                if is_new:
+                    raise ClientError("the server closed the connection without an answer") from None
 
-    async def _carry(self, connection: "_Connection", request: bytes, sink: Sink) -> Response:
+    async def _carry(self, connection: "_Connection", request: bytes, sink: Sink | None) -> Response:
         try:
             response = await connection.exchange(request, sink)
         except BaseException:
@@ -191,13 +180,6 @@ class HttpClient:
         else:
             connection.close()
         return response
-
-    def _take_idle(self) -> "_Connection | None":
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.is_reusable:
-                return connection
-        return None
 
     async def _connect(self) -> "_Connection":
         loop, address = asyncio.get_running_loop(), self._address
@@ -235,11 +217,16 @@ class _Connection(asyncio.Protocol):
         """Returns whether another exchange may follow."""
         return self._keeps_alive and self._transport is not None and not self._transport.is_closing()
 
-    async def exchange(self, request: bytes, sink: Sink) -> Response:
-        """Sends a whole request and waits for the whole response."""
-        assert self._transport is not None
+    async def exchange(self, request: bytes, sink: Sink | None) -> Response:
+        """Sends a whole request and waits for the whole response.
+
+        Raises:
+          _StaleConnection: The connection ended before the first byte of the response.
+        """
+        if not self.is_reusable:
+            raise _StaleConnection
         self._sink, self._has_started = sink, False
-        self._status, self._error_body = 0, bytearray()
+        self._status, self._body = 0, bytearray()
         self._headers: dict[bytes, bytes] = {}
         self._parser = httptools.HttpResponseParser(self)
         self._response = asyncio.get_running_loop().create_future()
@@ -289,17 +276,17 @@ class _Connection(asyncio.Protocol):
         self._status = self._parser.get_status_code()
 
     def on_body(self, piece: bytes) -> None:
-        if self._status == 200:
+        if self._status == 200 and self._sink is not None:
             self._sink(piece, self._now)
-        elif len(self._error_body) < _MAX_ERROR_BYTES:
-            self._error_body += piece
+        elif self._status == 200 or len(self._body) < _MAX_ERROR_BYTES:
+            self._body += piece
 
     def on_message_complete(self) -> None:
         if self._status < 200:
             return  # an interim response, such as 100 Continue
         self._keeps_alive &= self._has_length() and self._parser.should_keep_alive()
         if self._response is not None and not self._response.done():
-            self._response.set_result(Response(self._status, bytes(self._error_body), self._headers))
+            self._response.set_result(Response(self._status, bytes(self._body), self._headers))
 
     def _fail(self, error: Exception) -> None:
         self._keeps_alive = False
@@ -386,24 +373,17 @@ def error_message(body: Mapping[str, Any]) -> str:
 class EventParser:
     """Returns the data of each complete event.
 
-    Lines may end in LF, CR or CRLF. Comments and the names and ids of events are dropped.
+    Lines may end in LF or CRLF. Comments and the names and ids of events are dropped.
     """
 
     def __init__(self) -> None:
         self._rest = b""
-        self._ended_in_cr = False
         self._data: list[bytes] = []
 
     def feed(self, piece: bytes) -> list[bytes]:
         """Returns the events that a piece completes. Pieces may end anywhere."""
-        if self._ended_in_cr and piece:
-            piece = piece.removeprefix(b"\n")
-            self._ended_in_cr = False
-        if b"\r" in piece:
-            self._ended_in_cr = piece.endswith(b"\r")
-            piece = piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         *lines, self._rest = (self._rest + piece).split(b"\n")
-        return [event for line in lines if (event := self._feed_line(line)) is not None]
+        return [event for line in lines if (event := self._feed_line(line.removesuffix(b"\r"))) is not None]
 
     def _feed_line(self, line: bytes) -> bytes | None:
         """Returns the event that a line ends, if any: an empty line ends an event."""
@@ -412,7 +392,7 @@ class EventParser:
             return None
         if line or not self._data:
             return None
-        event = self._data[0] if len(self._data) == 1 else b"\n".join(self._data)
+        event = b"\n".join(self._data)
         self._data = []
         return event
 

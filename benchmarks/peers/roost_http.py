@@ -110,9 +110,9 @@ class RoostServer(Server):
 
     async def ask(self, body: Mapping[str, Any]) -> Any:
         """Returns the whole response."""
-        pieces: list[bytes] = []
-        check(await self.client.post("/v1/completions", body, lambda piece, now: pieces.append(piece)))
-        return orjson.loads(b"".join(pieces))
+        response = await self.client.post("/v1/completions", body)
+        check(response)
+        return orjson.loads(response.body)
 
     # --- commands
 

@@ -10,18 +10,18 @@ from dataclasses import asdict
 from typing import Any, Final
 
 import orjson
+import uvloop
 from rich.console import Group
 
 from ...client import (
-    Address,
     ClientError,
     EventParser,
     HttpClient,
     Response,
-    UrlError,
     error_message,
     first_model,
     http_failure,
+    server_addresses,
     server_version,
 )
 from ...settings import SettingsError
@@ -64,7 +64,7 @@ def bench_serve(options: ServeBenchOptions) -> int:
     document = opening("serve", run.options_as_json())
     interrupted = False
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(run.all())
     except KeyboardInterrupt:
         interrupted = True
@@ -94,10 +94,7 @@ class Run:
             raise SettingsError(f"{options.limits[0]!r}: no argument is expected; a server is given by --url")
         if options.concurrency is not None and options.request_rate is not None:
             raise SettingsError("--concurrency and --request-rate: give one of them")
-        try:
-            self._address = Address.parse(options.url)
-        except UrlError as error:
-            raise SettingsError(f"--url {error}") from None
+        (self._address,) = server_addresses([options.url], options.api_key, {})
         self._options = options
         self._rate = parse_rate("--request-rate", options.request_rate or "inf")
         self._input_len = LengthRange.parse("--input-len", options.input_len)
@@ -205,15 +202,6 @@ def _advice(failure: str, body: Mapping[str, Any]) -> str:
     if not isinstance(body.get("prompt"), list) or not failure.startswith(("HTTP 400", "HTTP 422")):
         return ""
     return "; see --vocab-size, and --prompt-text for a server that takes no token ids"
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Returns uvloop's factory if it is installed: uvloop takes much less time per event."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
 
 
 type Send = Callable[[int, float], Coroutine[Any, Any, None]]

@@ -90,12 +90,11 @@ class ServerBatch:
             raise errors[0]
 
     async def send(self, line: BatchLine) -> Response:
-        now, pieces = asyncio.get_running_loop().time, list[bytes]()
+        now = asyncio.get_running_loop().time
         server = min(self._servers, key=lambda each: (each.away_until > now(), each.num_open))
         server.num_open += 1
         try:
-            body = orjson.Fragment(line.body)
-            response = await server.client.post(line.url, body, lambda piece, _: pieces.append(piece))
+            response = await server.client.post(line.url, orjson.Fragment(line.body))
         except ClientError as error:
             server.away_until = now() + _AWAY_S
             raise NoResponseError(f"{server.address.authority}: {error}") from None
@@ -103,7 +102,7 @@ class ServerBatch:
             server.num_open -= 1
         if response.status == 401:
             raise CommandError(f"{server.address.authority} refuses the key; give it in ROOST_API_KEY")
-        return Response(response.status, response.body or b"".join(pieces), response.headers)
+        return response
 
     async def close(self) -> None:
         for server in self._servers:
