@@ -106,6 +106,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
             "engine/worker/compilation.py",
             "server/database/dialects.py",  # the transactions of a store in memory share a connection
             "server/database/database.py",  # a caller on the event loop interrupts a statement on its thread
+            "server/commands/report/parts.py",  # ends its process with its parent
             "server/llm/llm.py",
             "server/constraints/grammar_process.py",
             "server/observability/logging.py",  # the hook for what threads raise

@@ -17,7 +17,6 @@ from typing import Any, Final
 
 import numpy as np
 import orjson
-from numpy.typing import ArrayLike
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
@@ -232,19 +231,18 @@ def _known(traces: Iterable[RequestTrace], time: Callable[[RequestTrace], float 
     return [seconds for trace in traces if (seconds := time(trace)) is not None]
 
 
-def percentile(values: ArrayLike, percent: int) -> float:
+def percentile(values: Sequence[float], percent: int) -> float:
     """Returns a percentile of at least one value."""
     return float(np.percentile(values, percent))
 
 
 def in_ms(seconds: Iterable[float]) -> dict[str, Any] | None:
     """Returns the distribution of times in milliseconds, from times in seconds; None if the list is empty."""
-    times = 1e3 * np.fromiter(seconds, float)
-    if not times.size:
+    times = [1e3 * value for value in seconds]
+    if not times:
         return None
     percentiles = {f"p{percent}": percentile(times, percent) for percent in (50, 90, 95, 99)}
-    ends = {"min": float(times.min()), **percentiles, "max": float(times.max())}
-    return {"count": times.size, "mean": float(times.mean()), **ends}
+    return {"count": len(times), "mean": statistics.fmean(times), "min": min(times), **percentiles, "max": max(times)}
 
 
 def median_of(results: Sequence[Any]) -> Any:
