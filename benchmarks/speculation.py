@@ -212,7 +212,6 @@ def main() -> None:
     slots = max(4, *options.streams)
     config = EngineConfig(slots, prefill_chunk=64, quantize=options.quantize, speculation=Speculation())
     runner = load_runner(find_model(options.model), config)
-    runner.finish_compiling()
     print(f"{options.model}, {options.quantize or 'as stored'}; {where(machine())}; {now()}; {commit()}\n")
     heads = [
         "prompt",

@@ -80,8 +80,6 @@ class AsyncEngine:
     @property
     def is_stuck(self) -> bool:
         """Whether a thread still runs although the engine is dead or stopped. Only the process's exit then ends it."""
-        if self._core is not None and self._core.is_compiling:
-            return True
         return self.error is not None and self._thread is not None and self._thread.is_alive()
 
     @property

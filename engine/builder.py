@@ -109,12 +109,10 @@ def _engine(
 
 
 def load_runner(source: ModelSource, config: EngineConfig, progress: Progress | None = None) -> ModelRunner:
-    """Returns a runner, which still compiles the programs with drafts if there are any; see `load_engine`."""
+    """Returns a runner that is ready to serve; see `load_engine`."""
     source = source.with_kv_dtype(config.kv_dtype)
     executor = _load_executor(source, config, progress or _no_progress)
-    steps = _affordable_steps(executor)
-    executor.compile_later()
-    return ModelRunner(executor, _state_format(source, executor.served), steps)
+    return ModelRunner(executor, _state_format(source, executor.served), _affordable_steps(executor))
 
 
 def saved_state_format(source: ModelSource, config: EngineConfig) -> SavedStateFormat:
@@ -178,7 +176,7 @@ def _load_executor(source: ModelSource, config: EngineConfig, report: Progress) 
         report_full_cache(config.compile_cache)
     arrays = DeviceArrays(params, _allocate_pool(compiled.served))
     leader = connect_followers(hosts) if hosts is not None and hosts.is_leader else None
-    return Executor(compiled, arrays, open_trace_cache(config.compile_cache, compiled.served), leader)
+    return Executor(compiled, arrays, leader)
 
 
 def _check_speculation(speculation: Speculation, model: ModelConfig, platform: Platform) -> None:

@@ -52,10 +52,6 @@ class Runner(Protocol):
         """Number of XLA compilations after warm-up."""
 
     @property
-    def is_compiling(self) -> bool:
-        """Whether programs are being compiled that it does without until then."""
-
-    @property
     def restore_seconds(self) -> float:
         """Total time spent on restoring snapshots."""
 
@@ -227,11 +223,6 @@ class EngineCore:
         """Commits the batch in flight without dispatching another one; returns the requests' new outputs."""
         self._settle()
         return self._report(())
-
-    @property
-    def is_compiling(self) -> bool:
-        """Whether programs are being compiled. Only the process's exit interrupts that."""
-        return self._runner.is_compiling
 
     def close(self) -> None:
         """Closes the runner, and completes the writes of the prefix cache."""

@@ -297,7 +297,6 @@ class SimulatedRunner:
     """
 
     compiles_since_ready = 0
-    is_compiling = False
     restore_seconds = 0.0
 
     def __init__(

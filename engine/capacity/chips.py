@@ -377,7 +377,7 @@ def verify_plan(
 def _verification(compiled: CompiledPrograms, limit_bytes: int, estimated: int | None) -> Verification:
     needs = demands(compiled.memory, limit_bytes)
     served, outcomes = compiled.served, compiled.outcomes
-    programs = (_verified(each, outcomes[each.label], needs[each.label]) for each in served.programs.at_start)
+    programs = (_verified(each, outcomes[each.label], needs[each.label]) for each in served.programs.compiled)
     return Verification(served.slots, estimated, limit_bytes, tuple(programs))
 
 

@@ -1,19 +1,15 @@
-"""Compilation of device programs ahead of the first request, and of some while the engine runs; and their memory.
+"""Compilation of device programs ahead of the first request, and their memory.
 
-The programs that an engine begins without are compiled on a separate thread. Other compilations while it runs are
-bugs, and are counted.
+Compilations while the engine runs are bugs, and are counted.
 """
 
-import atexit
 import itertools
 import logging
 import re
-import threading
 import time
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -21,10 +17,9 @@ import jax
 import jax.monitoring
 
 from ..types.errors import ConfigError
-from ..types.host_memory import release_freed_memory
 from .earlier_starts import TraceCache
 from .lowering import Leaves, idle_bytes, lower
-from .served import Program, Served
+from .served import Served
 
 type CompiledProgram = Callable[..., tuple[Leaves, Any]]
 """A compiled program; takes and returns what `lowering.lower` says."""
@@ -172,7 +167,7 @@ def compile_served(
     check: Callable[[], None] = lambda: None,
     traces: TraceCache | None = None,
 ) -> CompiledPrograms:
-    """Compiles the programs that a served model begins with, with the options of its platform.
+    """Compiles the programs of a served model, with the options of its platform.
 
     Args:
       executor: Threads that compile. Shutting it down cancels the remaining compilations.
@@ -183,7 +178,7 @@ def compile_served(
     Raises:
       KernelRefusedError: Kernels do not compile for the devices; it names all that the programs were refused for.
     """
-    programs, num_done, start = served.programs.at_start, itertools.count(1), time.monotonic()
+    programs, num_done, start = served.programs.compiled, itertools.count(1), time.monotonic()
 
     def compile_traced(lowered: Any) -> CompiledProgram:
         compiled = compile_beside_all(served, lowered)
@@ -225,17 +220,6 @@ class CompileCounter:
 
     def __init__(self) -> None:
         self.count = 0
-        self._excluded: set[int] = set()
-
-    @contextmanager
-    def excluding(self) -> Iterator[None]:
-        """Leaves out the compilations of the calling thread within the `with` block."""
-        thread = threading.get_ident()
-        self._excluded.add(thread)
-        try:
-            yield
-        finally:
-            self._excluded.remove(thread)
 
     def start(self) -> None:
         """Starts counting."""
@@ -246,74 +230,7 @@ class CompileCounter:
         jax.monitoring.unregister_event_duration_listener(self._on_event)
 
     def _on_event(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
-        if event == _COMPILE_EVENT and threading.get_ident() not in self._excluded:
-            self.count += 1
-
-
-class BackgroundCompiler:
-    """Compiles the programs that an engine begins without, one after the other, on a separate thread.
-
-    A compilation cannot be interrupted. The interpreter's shutdown waits for it; `os._exit` does not.
-
-    Args:
-      served: The model, and which of its programs are compiled later.
-      traces: Traced programs of earlier starts, if they are kept.
-    """
-
-    def __init__(self, served: Served, traces: TraceCache | None = None) -> None:
-        self._served = served
-        self._traces = traces
-        self._is_stopped = False
-        self._thread: threading.Thread | None = None
-
-    @property
-    def is_running(self) -> bool:
-        """Whether a program is being compiled."""
-        return self._thread is not None and self._thread.is_alive()
-
-    def start(self, add: Callable[[Program[Any], CompiledProgram], None], counter: CompileCounter) -> None:
-        """Starts the thread, unless there is nothing to compile.
-
-        Args:
-          add: Called on the thread with each program and its compiled form.
-          counter: Counter that leaves these compilations out.
-        """
-        if not self._served.programs.later:
-            return
-        self._thread = threading.Thread(target=self._run, args=(add, counter), name="compile", daemon=True)
-        atexit.register(self.stop_and_wait)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Ends the thread after the program that is being compiled, without waiting for it."""
-        self._is_stopped = True
-
-    def wait(self) -> None:
-        """Waits until every program is compiled, or the thread has been stopped."""
-        if self._thread is not None:
-            self._thread.join()
-
-    def stop_and_wait(self) -> None:
-        """Ends the thread, and waits for the program that is being compiled."""
-        self.stop()
-        self.wait()
-
-    def _run(self, add: Callable[[Program[Any], CompiledProgram], None], counter: CompileCounter) -> None:
-        start, programs = time.monotonic(), self._served.programs.later
-        _logger.info("drafts: compiling %d programs while the engine runs", len(programs))
-        try:
-            for program in programs:
-                if self._is_stopped:
-                    return
-                with counter.excluding():
-                    compiled = compile_beside_all(self._served, lower(program, self._served, self._traces))
-                add(program, compiled)
-            _logger.info("drafts: compiled %d programs in %.1f s", len(programs), time.monotonic() - start)
-        except Exception:
-            _logger.exception("a program did not compile; the engine goes on without it and later ones")
-        finally:
-            atexit.unregister(self.stop_and_wait)
-            release_freed_memory()
+        self.count += event == _COMPILE_EVENT
 
 
 def program_memory(compiled: Any, idle_bytes: int = 0) -> ProgramMemory:

@@ -17,8 +17,7 @@ from ..devices.hosts import Leader
 from ..model.config import Params
 from ..model.sharding import REPLICATED
 from ..types.host_memory import HostArray
-from .compilation import BackgroundCompiler, CompileCounter, CompiledProgram, CompiledPrograms
-from .earlier_starts import TraceCache
+from .compilation import CompileCounter, CompiledProgram, CompiledPrograms
 from .lowering import Leaves, UsedLeaves, leaf_slices, leaf_structures, passed_leaves, used_leaves
 from .served import ArrayName, Program
 from .steps import StatePool
@@ -79,9 +78,8 @@ class Executor:
     """Runs the compiled programs one after the other. Calls don't wait, and return arrays that may not be ready yet.
 
     Args:
-      compiled: The compiled programs, without the ones of `DevicePrograms.later`.
+      compiled: The compiled programs.
       arrays: Parameters and state pool.
-      traces: Traced programs of earlier starts, if they are kept.
       leader: Connections to the followers, if this process leads several hosts.
 
     Attributes:
@@ -89,16 +87,9 @@ class Executor:
       programs: Its programs.
       compiled: The compiled programs, by label.
       compiles: Counter of compilations since all programs were compiled.
-      later: Compiler of the programs that are missing, not started yet.
     """
 
-    def __init__(
-        self,
-        compiled: CompiledPrograms,
-        arrays: DeviceArrays,
-        traces: TraceCache | None = None,
-        leader: Leader | None = None,
-    ) -> None:
+    def __init__(self, compiled: CompiledPrograms, arrays: DeviceArrays, leader: Leader | None = None) -> None:
         self.served = compiled.served
         self.programs = self.served.programs
         self.compiled: dict[str, CompiledProgram] = {}
@@ -108,31 +99,23 @@ class Executor:
         self.compiles = CompileCounter()
         self.compiles.start()
         self.leader = leader
-        self.later = BackgroundCompiler(self.served, traces)
         for program in self.programs:
-            if program not in self.programs.later:
-                self._add(program, compiled.outcomes[program.traced.label])
-
-    def compile_later(self) -> None:
-        """Starts to compile the programs that are missing."""
-        self.later.start(self._add, self.compiles)
+            label, outcome = program.label, compiled.outcomes[program.traced.label]
+            self._traced[label] = used_leaves(outcome)
+            self._used[label] = passed_leaves(outcome, program, self.served)
+            self.compiled[label] = outcome
 
     def close(self) -> None:
-        """Stops compiling and counting, and lets followers end. The devices' memory goes with the last reference."""
-        self.later.stop()
+        """Stops counting, and lets followers end. The devices' memory goes with the last reference."""
         self.compiles.stop()
         if self.leader is not None:
             self.leader.close()
-
-    def has(self, program: Program[Any] | None) -> bool:
-        """Returns whether a program is there and compiled."""
-        return program is not None and program.label in self.compiled
 
     def run[Result](self, program: Program[Result] | None, *inputs: Any) -> Result:
         """Runs a program.
 
         Args:
-          program: One of `programs` that is compiled.
+          program: One of `programs`.
           inputs: What its step takes from the host.
 
         Raises:
@@ -157,12 +140,6 @@ class Executor:
         self.arrays.replace(used.written, written.arrays)
         returned: Result = result
         return returned
-
-    def _add(self, program: Program[Any], compiled: CompiledProgram) -> None:
-        """Adds a compiled program, which other threads find once all of it is there."""
-        self._traced[program.label] = used_leaves(compiled)
-        self._used[program.label] = passed_leaves(compiled, program, self.served)
-        self.compiled[program.label] = compiled
 
     def _place(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         """Returns the inputs as a program takes them. Without a mesh, it moves host arrays itself, which costs less."""

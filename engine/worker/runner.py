@@ -226,17 +226,8 @@ class ModelRunner:
         """Number of XLA compilations since every program was compiled."""
         return self.executor.compiles.count
 
-    @property
-    def is_compiling(self) -> bool:
-        """Whether programs that it does without until then are being compiled."""
-        return self.executor.later.is_running
-
-    def finish_compiling(self) -> None:
-        """Waits until every program is compiled."""
-        self.executor.later.wait()
-
     def close(self) -> None:
-        """Stops compiling and counting, and reads the last block states.
+        """Stops counting compilations, and reads the last block states.
 
         The device's memory goes with the last reference.
         """
@@ -279,10 +270,9 @@ class ModelRunner:
         return PendingSpeculation(batch, places, self._max_drafts, result)
 
     def _speculate(self, batch: DecodeBatch) -> Program[Speculated] | None:
-        """Returns the smallest program for a batch's drafts; None without drafts, or until it is compiled."""
+        """Returns the smallest program for a batch's drafts; None without drafts."""
         fitting = (each for rows, each in self._programs.speculate.items() if rows > max(batch.slots))
-        program = next(fitting, None) if batch.drafts else None
-        return program if self.executor.has(program) else None
+        return next(fitting, None) if batch.drafts else None
 
     def _replay(self, rows: Sequence[ReplayedRow]) -> None:
         """Sets slots' decoding states, some at a time; restores the snapshots that come with them."""

@@ -463,14 +463,9 @@ class DevicePrograms:
         return chain.from_iterable(map(_programs_in, vars(self).values()))
 
     @property
-    def at_start(self) -> tuple[Program[Any], ...]:
-        """Programs that are traced and compiled before the engine is ready: none with an equal one or of `later`."""
-        return tuple(program for program in self if program.equal is None and program not in self.later)
-
-    @property
-    def later(self) -> tuple[Program[Any], ...]:
-        """Programs that are compiled while the engine runs, which does without them until then."""
-        return tuple(self.speculate.values())
+    def compiled(self) -> tuple[Program[Any], ...]:
+        """Programs that are traced and compiled: all without an equal one."""
+        return tuple(program for program in self if program.equal is None)
 
 
 def _programs_in(row: Any) -> Iterable[Program[Any]]:

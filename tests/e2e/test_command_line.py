@@ -5,10 +5,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from roost.server.llm import local_model
-from server_process import API_KEY, SHAPES, SLOTS, ServerProcess, run_here, serving, start
+from server_process import API_KEY, SHAPES, SLOTS, ServerProcess, run_here, start
 from shared_programs import compiled_once
 
 CHUNK: dict[str, Any] = {"ROOST_PREFILL_CHUNK": SHAPES[-1]}
@@ -107,14 +106,6 @@ def test_a_signal_while_compiling_ends_it_at_once(tiny_config: Path) -> None:
     assert process.returncode == 0, err
     assert "address" not in err
     assert "Traceback" not in err
-
-
-@pytest.mark.full
-def test_a_signal_while_programs_with_drafts_are_compiled_ends_a_ready_server(tiny_config: Path) -> None:
-    drafts = ("--speculative-config", '{"method": "ngram", "num_speculative_tokens": 31}')
-    with serving(f"random:{tiny_config}", *SHAPES, *drafts) as server:
-        generated = httpx.post(f"{server.url}/v1/completions", json={"prompt": "a", "max_tokens": 3}, timeout=120)
-        assert generated.status_code == 200
 
 
 @pytest.mark.full

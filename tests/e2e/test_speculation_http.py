@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from server_process import SHAPES, serving, wait_for_line
+from server_process import SHAPES, serving
 
 pytestmark = pytest.mark.sweep
 
@@ -24,7 +24,6 @@ def clients() -> Iterator[list[httpx.Client]]:
     """Clients of a server without drafts, and of one with them."""
     with ExitStack() as stack:
         servers = [stack.enter_context(serving(MODEL, "--dtype", "float32", *SHAPES, *more)) for more in ((), DRAFTS)]
-        wait_for_line(servers[1], "drafts: compiled")
         yield [stack.enter_context(httpx.Client(base_url=server.url, timeout=600)) for server in servers]
 
 

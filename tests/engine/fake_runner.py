@@ -30,7 +30,6 @@ class FakeRunner:
     def __init__(self) -> None:
         self.batches: list[Batch] = []
         self.compiles_since_ready = 0
-        self.is_compiling = False
         self.restore_seconds = 0.0
         self._last: dict[int, int] = {}
         self._lengths: dict[int, int] = {}

@@ -72,7 +72,6 @@ def runner(request: pytest.FixtureRequest) -> Iterator[ModelRunner]:
     settings = Speculation(num_tokens, min_match=1, max_match=3)
     config = EngineConfig(slots, prefill_chunk=64, request_snapshots=True, speculation=settings, **kind)
     runner = load_runner(source, config)
-    runner.finish_compiling()
     yield runner
     assert runner.compiles_since_ready == 0
     runner.close()

@@ -124,8 +124,8 @@ def test_drafts_take_one_or_two_programs() -> None:
     without, with_drafts = served_by(CPU, 40), served_by(CPU, 40, speculation=Speculation())
     assert list(without.programs.speculate) == []
     native = served_by(CPU_NATIVE, 40, speculation=Speculation())
-    assert [program.label for program in with_drafts.programs.later] == ["speculate 1", "speculate 8"]
-    assert [program.label for program in native.programs.later] == ["speculate 8"]
+    assert [program.label for program in with_drafts.programs.speculate.values()] == ["speculate 1", "speculate 8"]
+    assert [program.label for program in native.programs.speculate.values()] == ["speculate 8"]
     assert len(jax.tree.leaves(with_drafts.pool)) == len(jax.tree.leaves(without.pool)) + 2
 
 
