@@ -16,7 +16,7 @@ from .scheduling.scheduler import Scheduler
 from .types.config import STEP_TOKEN_BOUNDS, CacheStats, EngineStats
 from .types.errors import EngineDeadError, NumericError, UnknownRequestError
 from .types.host_memory import ID_BYTES
-from .types.request import Batch, PrefillBatch, Request, RowResult
+from .types.request import Batch, Pending, PrefillBatch, Request
 from .types.sampling_params import NO_TOKEN, SamplingParams
 from .types.snapshot import RequestSnapshot, RequestSnapshotFormat, SavedState, SavedStateFormat, Snapshot
 
@@ -33,14 +33,6 @@ _CANARY_REQUEST: Final = Request(CANARY_ID, (1, 2, 3), SamplingParams(max_tokens
 _MAX_FAILURES: Final = 8
 """Number of consecutive requests with non-finite activations after which the engine checks itself. Rows are independent
 of each other, so fewer failures are likely caused by the requests' tokens or states."""
-
-
-@runtime_checkable
-class Pending(Protocol):
-    """A batch that the device is running."""
-
-    def wait(self) -> Sequence[RowResult]:
-        """Waits for the batch, and returns one result per row, in the batch's order."""
 
 
 @runtime_checkable
@@ -279,7 +271,7 @@ class EngineCore:
     def _commit(self, in_flight: _Dispatched) -> Sequence[RequestOutput]:
         """Waits for a batch, and records its results. Snapshots finished requests before their slots are reused."""
         wait_start = time.monotonic()
-        results = in_flight.pending.wait()
+        results = in_flight.pending()
         start, self._last_end = max(in_flight.start, self._last_end), time.monotonic()
         self._wait_seconds += self._last_end - wait_start
         commit = self._scheduler.commit(in_flight.batch, results, self._last_end - start)

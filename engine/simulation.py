@@ -24,7 +24,7 @@ from .types.config import MAX_PREFILL_ROWS, ONE_DEVICE, PREFILL_BLOCK, SIMULATED
 from .types.errors import ConfigError, EngineDeadError
 from .types.host_memory import ArrayFormat, HostArray, id_bytes, shown_bytes
 from .types.output_constraint import TokenMask, mask_of_ids, words_of_mask
-from .types.request import Batch, DecodeBatch, PrefillBatch, PrefillChunk, Request, RowResult, TokenLogprobs
+from .types.request import Batch, DecodeBatch, Pending, PrefillBatch, PrefillChunk, Request, RowResult, TokenLogprobs
 from .types.sampling_params import NO_TOKEN
 from .types.snapshot import BlockState, SavedStateFormat, Snapshot, window_edges
 from .worker.served import Devices, Served
@@ -268,24 +268,6 @@ def _mixed(x: Any) -> Any:
     return x ^ (x >> np.uint64(31))
 
 
-@dataclass(frozen=True, slots=True)
-class SimulatedBatch:
-    """A batch on a simulated device.
-
-    Attributes:
-      results: One result per row.
-      end: Time at which the device is done, in seconds of `time.monotonic`.
-    """
-
-    results: tuple[RowResult, ...]
-    end: float
-
-    def wait(self) -> tuple[RowResult, ...]:
-        """Waits for the device and returns one result per row."""
-        wait_until(self.end)
-        return self.results
-
-
 class SimulatedRunner:
     """Replaces `ModelRunner`; `simulated_runner` builds one.
 
@@ -328,7 +310,7 @@ class SimulatedRunner:
     def close(self) -> None:
         """Does nothing: the runner holds no resources."""
 
-    def run(self, batch: Batch) -> SimulatedBatch:
+    def run(self, batch: Batch) -> Pending:
         """Dispatches a batch to the device, without waiting for it.
 
         Raises:
@@ -341,7 +323,7 @@ class SimulatedRunner:
         edges = pairwise(window_edges(length, self.window))
         return Snapshot(length, self._recurrent(), tuple(self._window(end - start) for start, end in edges))
 
-    def _run_decode(self, batch: DecodeBatch) -> SimulatedBatch:
+    def _run_decode(self, batch: DecodeBatch) -> Pending:
         for source, target in batch.moves:
             self._tokens.move(source, target)
         for row in batch.replays:
@@ -352,10 +334,9 @@ class SimulatedRunner:
         slots, (rows, _) = np.array(batch.slots), self.served.decode_places(batch.slots)
         seconds = self._durations.decode_seconds(rows, self._tokens.window_tokens(slots, self.window))
         drawn = zip(batch.requests, self._tokens.draw(slots), strict=True)
-        results = tuple(self._result(request, token) for request, token in drawn)
-        return SimulatedBatch(results, self._device.dispatch(seconds))
+        return self._pending([self._result(request, token) for request, token in drawn], seconds)
 
-    def _run_prefill(self, batch: PrefillBatch) -> SimulatedBatch:
+    def _run_prefill(self, batch: PrefillBatch) -> Pending:
         firsts = batch.first_tokens
         for row in firsts:
             self._tokens.start(row.slot, row.request, len(row.request.prompt_token_ids) - 1, row.mask)
@@ -363,7 +344,16 @@ class SimulatedRunner:
         tokens = (self._result(row.request, token) for row, token in zip(firsts, drawn, strict=True))
         num_steps = -(-len(firsts) // MAX_PREFILL_ROWS)
         seconds = self._durations.prefill_seconds(self._padded_tokens(batch.chunks), num_steps)
-        return SimulatedBatch((*map(self._chunk, batch.chunks), *tokens), self._device.dispatch(seconds))
+        return self._pending([*map(self._chunk, batch.chunks), *tokens], seconds)
+
+    def _pending(self, results: Sequence[RowResult], seconds: float) -> Pending:
+        end = self._device.dispatch(seconds)
+
+        def wait() -> Sequence[RowResult]:
+            wait_until(end)
+            return results
+
+        return wait
 
     def _chunk(self, chunk: PrefillChunk) -> RowResult:
         states = partial(partial, self._block_states, chunk) if self._keeps_snapshots and chunk.length else None
@@ -371,11 +361,9 @@ class SimulatedRunner:
 
     def _padded_tokens(self, chunks: Sequence[PrefillChunk]) -> int:
         """Returns the number of tokens of the compiled shape that fits the chunks; 0 if they have none."""
-        length = max((chunk.length for chunk in chunks), default=0)
-        if not length:
+        if not any(chunk.length for chunk in chunks):
             return 0
-        homes = [chunk.slot // self.limits.shard_rows for chunk in chunks]
-        shape = self.served.fit(max(map(homes.count, homes)), length)
+        shape, _, _ = self.served.prefill_places(chunks)
         return shape.rows * shape.length * self.served.devices.shards.data
 
     def _result(self, request: Request, token: int) -> RowResult:

@@ -242,6 +242,9 @@ type Batch = PrefillBatch | DecodeBatch
 """One step of the device. Batches are compared by identity."""
 
 
+type Pending = Callable[[], Sequence[RowResult]]
+"""Waits for a batch that the device is running, and returns one result per row, in the batch's order."""
+
 type BlockStatesReader = Callable[[], Callable[[], Sequence[BlockState]]]
 """Begins to read block states on another thread, and returns a function that waits for them."""
 

@@ -3,13 +3,11 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
-from itertools import batched, chain, repeat
+from itertools import batched
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float
 
 from ..model.state import BlockStates
 from ..sampling.sampler import Logprobs, Sampled
@@ -20,6 +18,7 @@ from ..types.request import (
     BlockStatesReader,
     DecodeBatch,
     FirstToken,
+    Pending,
     PrefillBatch,
     PrefillChunk,
     ReplayedRow,
@@ -46,121 +45,58 @@ from .transfer import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class PendingDecode:
-    """Decode steps on the device.
+def _decoded(batch: DecodeBatch, places: Sequence[int], sampled: Sampled) -> list[RowResult]:
+    """Waits for decode steps, and returns one result per request.
 
-    Attributes:
+    Args:
       places: Row of each request in the steps.
       sampled: Tokens of the steps.
     """
-
-    batch: DecodeBatch
-    places: tuple[int, ...]
-    sampled: Sampled
-
-    def wait(self) -> tuple[RowResult, ...]:
-        """Waits for the device and returns one result per request."""
-        tokens = np.asarray(self.sampled.tokens)[: self.batch.steps].T.tolist()
-        return tuple(
-            _row_result(
-                request, tuple(tokens[place]), self.sampled.logprobs, [(t, place) for t in range(self.batch.steps)]
-            )
-            for request, place in zip(self.batch.requests, self.places, strict=True)
-        )
+    steps, by_row = range(batch.steps), np.asarray(sampled.tokens)[: batch.steps].T.tolist()
+    rows = zip(batch.requests, places, strict=True)
+    return [
+        _row_result(request, tuple(by_row[place]), sampled.logprobs, [(step, place) for step in steps])
+        for request, place in rows
+    ]
 
 
-@dataclass(frozen=True, slots=True)
-class PendingSpeculation:
-    """Decode steps with drafts on the device.
+def _speculated(batch: DecodeBatch, places: Sequence[int], max_drafts: int, result: Speculated) -> list[RowResult]:
+    """Waits for decode steps with drafts, and returns one result per request.
 
-    Attributes:
-      batch: The batch.
+    Args:
       places: Row of each request in the steps.
       max_drafts: Maximum number of drafted tokens of a request in a step.
       result: Tokens of the steps.
     """
-
-    batch: DecodeBatch
-    places: tuple[int, ...]
-    max_drafts: int
-    result: Speculated
-
-    def wait(self) -> tuple[RowResult, ...]:
-        """Waits for the device and returns one result per request."""
-        return tuple(map(self._row, self.batch.requests, self.places))
-
-    def _row(self, request: Request, place: int) -> RowResult:
-        is_own = np.asarray(self.result.rows) == place
-        tokens, places = np.asarray(self.result.sampled.tokens)[is_own].tolist(), np.argwhere(is_own).tolist()
-        row = _row_result(request, tuple(tokens), self.result.sampled.logprobs, list(map(tuple, places)))
-        by_step = (np.asarray(x)[:, place] for x in (self.result.starts, self.result.drafted, self.result.accepted))
-        drafts = [each for each in zip(*(x.tolist() for x in by_step), strict=True) if each[1]]
-        if not drafts:
-            return row
-        accepted = tuple(sum(each[2] > index for each in drafts) for index in range(self.max_drafts))
-        counts = DraftCounts(len(drafts), sum(each[1] for each in drafts), accepted)
-        use = prediction_use(request, drafts) if request.predicted_token_ids else None
-        return row._replace(drafts=counts, prediction=use)
+    return [_drafted(request, place, max_drafts, result) for request, place in zip(batch.requests, places, strict=True)]
 
 
-@dataclass(frozen=True, slots=True)
-class PendingPrefill:
-    """A prefill step on the device.
-
-    Attributes:
-      places: Row of each chunk in the step.
-      last: Activations of last tokens, so that the host never runs ahead of the device; None without prefilled tokens.
-      sampled: First tokens, `MAX_PREFILL_ROWS` at a time.
-      scores: Log-probabilities of the token after each token of the chunks, if a request wants them.
-      block_states: Readers of each chunk's block states, if there is a prefix cache.
-    """
-
-    batch: PrefillBatch
-    places: tuple[int, ...]
-    last: Float[Array, "R D"] | None
-    sampled: tuple[Sampled, ...]
-    scores: Logprobs | None = None
-    block_states: tuple[BlockStatesReader, ...] = ()
-
-    def wait(self) -> tuple[RowResult, ...]:
-        """Waits for the device and returns one result per row of the batch."""
-        if self.last is not None:
-            self.last.block_until_ready()
-        chunks = map(self._chunk, self.batch.chunks, self.places or repeat(0), self.block_states or repeat(None))
-        some = batched(self.batch.first_tokens, MAX_PREFILL_ROWS)
-        return (*chunks, *chain.from_iterable(map(_first_tokens, some, self.sampled)))
-
-    def _chunk(self, chunk: PrefillChunk, place: int, block_states: BlockStatesReader | None) -> RowResult:
-        num_top = chunk.request.params.prompt_logprobs
-        if num_top is None:
-            return RowResult(block_states=block_states)
-        assert self.scores is not None
-        count = chunk.length - chunk.is_last  # the token after the prompt is sampled, not scored
-        scores = tuple(_token_logprobs(self.scores, (place, t), num_top) for t in range(count))
-        return RowResult(prompt_logprobs=scores, block_states=block_states)
+def _drafted(request: Request, place: int, max_drafts: int, result: Speculated) -> RowResult:
+    is_own = np.asarray(result.rows) == place
+    tokens, places = np.asarray(result.sampled.tokens)[is_own].tolist(), np.argwhere(is_own).tolist()
+    row = _row_result(request, tuple(tokens), result.sampled.logprobs, list(map(tuple, places)))
+    by_step = (np.asarray(x)[:, place].tolist() for x in (result.starts, result.drafted, result.accepted))
+    drafts = [each for each in zip(*by_step, strict=True) if each[1]]
+    if not drafts:
+        return row
+    accepted = tuple(sum(each[2] > index for each in drafts) for index in range(max_drafts))
+    counts = DraftCounts(len(drafts), sum(each[1] for each in drafts), accepted)
+    use = prediction_use(request, drafts) if request.predicted_token_ids else None
+    return row._replace(drafts=counts, prediction=use)
 
 
-@dataclass(frozen=True, slots=True)
-class PendingSlice:
-    """A layer slice of a prefill step on the device, but not the last one.
-
-    Attributes:
-      last: Activations after the slice.
-    """
-
-    batch: PrefillBatch
-    last: Float[Array, "R D"]
-
-    def wait(self) -> tuple[RowResult, ...]:
-        """Waits for the device and returns an empty result per row."""
-        self.last.block_until_ready()
-        return (RowResult(),) * len(self.batch.rows)
+def _first_tokens(rows: Sequence[FirstToken], sampled: Sequence[Sampled]) -> Iterator[RowResult]:
+    """Waits for steps that sample first tokens, `MAX_PREFILL_ROWS` each, and yields one result per request."""
+    for some, step in zip(batched(rows, MAX_PREFILL_ROWS), sampled, strict=True):
+        for place, (row, token) in enumerate(zip(some, np.asarray(step.tokens).tolist(), strict=False)):
+            yield _row_result(row.request, (token,), step.logprobs, [(place,)])
 
 
-def _first_tokens(rows: Sequence[FirstToken], sampled: Sampled) -> Iterator[RowResult]:
-    for place, token in enumerate(np.asarray(sampled.tokens)[: len(rows)].tolist()):
-        yield _row_result(rows[place].request, (token,), sampled.logprobs, [(place,)])
+def _prompt_logprobs(chunk: PrefillChunk, place: int, scores: Logprobs) -> tuple[TokenLogprobs, ...]:
+    """Returns the log-probabilities of the token after each token of a chunk."""
+    num_top = chunk.request.params.prompt_logprobs or 0
+    count = chunk.length - chunk.is_last  # the token after the prompt is sampled, not scored
+    return tuple(_token_logprobs(scores, (place, step), num_top) for step in range(count))
 
 
 def _row_result(
@@ -234,22 +170,23 @@ class ModelRunner:
         self._reader.shutdown()
         self.executor.close()
 
-    def run(self, batch: Batch) -> PendingDecode | PendingSpeculation | PendingPrefill | PendingSlice:
+    def run(self, batch: Batch) -> Pending:
         """Dispatches a batch to the device without waiting for it."""
         if isinstance(batch, DecodeBatch):
             return self._run_decode(batch)
         for chunk in batch.chunks:
             if chunk.snapshot is not None and not batch.layer_slice:
                 self._restore(chunk.slot, chunk.snapshot)
-        if not batch.num_tokens:
-            return PendingPrefill(batch, (), None, self._fork_and_sample(batch))
-        return self._run_prefill(batch)
+        if batch.num_tokens:
+            return self._run_prefill(batch)
+        sampled = self._fork_and_sample(batch)
+        return lambda: [*(RowResult() for _ in batch.chunks), *_first_tokens(batch.first_tokens, sampled)]
 
     def snapshot(self, slot: int, length: int) -> Snapshot:
         """Returns the state of a slot that has processed `length` tokens, after all batches so far; waits for them."""
         return read_slot(self.executor.run(self._programs.read_slot, _slot(slot)), length)
 
-    def _run_decode(self, batch: DecodeBatch) -> PendingDecode | PendingSpeculation:
+    def _run_decode(self, batch: DecodeBatch) -> Pending:
         for source, target in batch.moves:
             self._copy(source, target)
         self._replay(batch.replays)
@@ -264,10 +201,10 @@ class ModelRunner:
         active = np.zeros(rows, np.bool)
         active[list(places)] = True
         if speculate is None:
-            return PendingDecode(batch, places, run(self._programs.decode[rows], active, np.int32(batch.steps)))
+            return partial(_decoded, batch, places, run(self._programs.decode[rows], active, np.int32(batch.steps)))
         limits, forced = draft_columns(batch.drafts, places, (rows, self._max_drafts))
         result = run(speculate, active, limits, forced, np.int32(batch.steps))
-        return PendingSpeculation(batch, places, self._max_drafts, result)
+        return partial(_speculated, batch, places, self._max_drafts, result)
 
     def _speculate(self, batch: DecodeBatch) -> Program[Speculated] | None:
         """Returns the smallest program for a batch's drafts; None without drafts."""
@@ -283,36 +220,43 @@ class ModelRunner:
             sizes = MAX_PREFILL_ROWS, self.served.rows, self.served.mask_words
             self.executor.run(self._programs.replay, replay_input(some, *sizes, drafts=self.served.has_drafts))
 
-    def _run_prefill(self, batch: PrefillBatch) -> PendingPrefill | PendingSlice:
-        chunks, shards = batch.chunks, self.served.devices.shards.data
-        homes = [chunk.slot // self.limits.shard_rows for chunk in chunks]
-        ranks = [homes[:place].count(home) for place, home in enumerate(homes)]
-        shape = self.served.fit(max(ranks) + 1, max(chunk.length for chunk in chunks))
+    def _run_prefill(self, batch: PrefillBatch) -> Pending:
+        chunks = batch.chunks
+        shape, homes, ranks = self.served.prefill_places(chunks)
         places = [home * shape.rows + rank for home, rank in zip(homes, ranks, strict=True)]
-        ends = [home * MAX_PREFILL_ROWS + rank for home, rank in zip(homes, ranks, strict=True)]
-        inputs = prefill_input(chunks, places, shape.rows * shards, shape.length, self.served.rows)
-        result = self.executor.run(self._programs.prefill[shape][batch.layer_slice], inputs)
-        block_states = self._block_states = (*(self._block_states if batch.layer_slice else ()), result.block_states)
-        for array in (*result.block_states.recurrent, result.block_states.window) if self.keeps_snapshots else ():
+        inputs = prefill_input(
+            chunks, places, shape.rows * self.served.devices.shards.data, shape.length, self.served.rows
+        )
+        last, states = self.executor.run(self._programs.prefill[shape][batch.layer_slice], inputs)
+        block_states = self._block_states = (*(self._block_states if batch.layer_slice else ()), states)
+        for array in (*states.recurrent, states.window) if self.keeps_snapshots else ():
             array.copy_to_host_async()
-        if not batch.is_last_slice:
-            return PendingSlice(batch, result.last)
-        sampled = self._fork_and_sample(batch)
-        scores = self._score(chunks)
-        rows = zip(chunks, places, ends, strict=True) if self.keeps_snapshots else ()
-        readers = (partial(self._begin_read, block_states, result.last, *row) for row in rows)
-        return PendingPrefill(batch, tuple(places), result.last, sampled, scores, tuple(readers))
+        sampled = self._fork_and_sample(batch) if batch.is_last_slice else ()
+        scores = self._score(chunks[0], homes[0]) if batch.is_last_slice else None
+        readers: Sequence[BlockStatesReader | None] = [None] * len(chunks)
+        if self.keeps_snapshots and batch.is_last_slice:
+            ends = [home * MAX_PREFILL_ROWS + rank for home, rank in zip(homes, ranks, strict=True)]
+            rows = zip(chunks, places, ends, strict=True)
+            readers = [partial(self._begin_read, block_states, last, *row) for row in rows]
+
+        def wait() -> list[RowResult]:
+            last.block_until_ready()  # so that the host never runs ahead of the device
+            scored = () if scores is None else _prompt_logprobs(chunks[0], homes[0], scores)
+            rows = (RowResult(prompt_logprobs=scored, block_states=reader) for reader in readers)
+            return [*rows, *_first_tokens(batch.first_tokens, sampled)]
+
+        return wait
 
     def _begin_read(self, *arguments: Any) -> Callable[[], Sequence[BlockState]]:
         """Lets another thread call `read_block_states`; returns a function that waits for the result."""
         return self._reader.submit(read_block_states, *arguments).result
 
-    def _score(self, chunks: Sequence[PrefillChunk]) -> Logprobs | None:
-        """Scores the tokens of a chunk that is alone in its batch, if its request wants that."""
-        if chunks[0].request.params.prompt_logprobs is None:
+    def _score(self, chunk: PrefillChunk, home: int) -> Logprobs | None:
+        """Scores the tokens of a chunk of a data shard, alone in its batch, if its request wants that."""
+        if chunk.request.params.prompt_logprobs is None:
             return None
-        (chunk,), program = chunks, self._programs.score
-        targets = score_targets(chunk, chunk.slot // self.limits.shard_rows, program.inputs[0].shape)
+        program = self._programs.score
+        targets = score_targets(chunk, home, program.inputs[0].shape)
         return self.executor.run(program, targets, np.int32(-(-chunk.length // PREFILL_BLOCK)))
 
     def _fork_and_sample(self, batch: PrefillBatch) -> tuple[Sampled, ...]:

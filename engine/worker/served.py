@@ -29,6 +29,7 @@ from ..model.state import RowArrays, StateLayout, state_layout, zero_state
 from ..sampling.sampler import Logprobs, Sampled, zero_sampling_state, zero_token_memory
 from ..types.config import MAX_PREFILL_ROWS, PREFILL_BLOCK, EngineConfig, MeshShape, Speculation, StepLimits
 from ..types.output_constraint import words_of_mask
+from ..types.request import PrefillChunk
 from ..types.snapshot import SavedStateFormat, SnapshotFormat
 from .speculative_steps import Speculated, speculative_step
 from .steps import (
@@ -175,6 +176,12 @@ class Served:
         """Returns the smallest prefill shape with room for `rows` chunks of up to `length` tokens."""
         fitting = (shape for shape in self.prefill_shapes if shape.rows >= rows and shape.length >= length)
         return min(fitting, key=lambda shape: (shape.rows * shape.length, shape.rows))
+
+    def prefill_places(self, chunks: Sequence[PrefillChunk]) -> tuple[PrefillShape, list[int], list[int]]:
+        """Returns the shape of the prefill step for some chunks, the data shard of each, and its rank there."""
+        homes = [chunk.slot // (self.rows // self.devices.shards.data) for chunk in chunks]
+        ranks = [homes[:place].count(home) for place, home in enumerate(homes)]
+        return self.fit(max(ranks) + 1, max(chunk.length for chunk in chunks)), homes, ranks
 
     @property
     def slot_order(self) -> tuple[int, ...]:

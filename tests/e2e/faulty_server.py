@@ -19,7 +19,7 @@ import numpy as np
 from roost.engine import AsyncEngine, ModelRunner, Request, builder
 from roost.engine.async_engine import OutputSink
 from roost.engine.scheduling.drafting import DraftSwitch
-from roost.engine.worker.runner import PendingDecode
+from roost.engine.worker import runner
 from roost.server.__main__ import main
 from roost.server.constraints import grammar_process
 from roost.server.database.dialects import Connection, Sqlite
@@ -192,7 +192,7 @@ def install(fault: str) -> None:
     elif fault == "stuck":
         after_loading(break_program("decode", hang))
     elif fault == "read":
-        PendingDecode.wait = later(PendingDecode.wait, fail)
+        runner._decoded = later(runner._decoded, fail)
     else:
         after_loading(break_program(fault, fail))
 

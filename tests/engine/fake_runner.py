@@ -1,21 +1,15 @@
 """A runner without a device, whose tokens are easy to predict."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from roost.engine.types.request import Batch, DecodeBatch, FirstToken, PrefillBatch, RowResult
+from roost.engine.types.request import Batch, DecodeBatch, FirstToken, Pending, PrefillBatch, RowResult
 from roost.engine.types.snapshot import Snapshot, snapshot_of
 
 
-@dataclass
-class FakePending:
-    """A batch whose results are known at once."""
-
-    results: Sequence[RowResult]
-
-    def wait(self) -> Sequence[RowResult]:
-        return self.results
+def pending(results: Sequence[RowResult]) -> Pending:
+    """Returns results that are known at once."""
+    return lambda: results
 
 
 class FakeRunner:
@@ -36,7 +30,7 @@ class FakeRunner:
         self._in_progress: PrefillBatch | None = None
         self._touched: set[int] = set()  # slots of other work since the first slice
 
-    def run(self, batch: Batch) -> FakePending:
+    def run(self, batch: Batch) -> Pending:
         self.batches.append(batch)
         if isinstance(batch, DecodeBatch):
             assert len(set(batch.slots)) == len(batch.slots)
@@ -45,7 +39,7 @@ class FakeRunner:
                 for kept in (self._last, self._lengths):  # a slot whose prompt waits for prefill is empty
                     if source in kept:
                         kept[target] = kept.pop(source)
-            return FakePending([self._decode(slot, batch.steps) for slot in batch.slots])
+            return pending([self._decode(slot, batch.steps) for slot in batch.slots])
         if not batch.num_tokens:
             self._touched |= {row.slot for row in batch.rows}
             return self._end(batch)
@@ -58,7 +52,7 @@ class FakeRunner:
         else:
             self._touched.clear()
         self._in_progress = None if batch.is_last_slice else batch
-        return self._end(batch) if batch.is_last_slice else FakePending([RowResult() for _ in batch.chunks])
+        return self._end(batch) if batch.is_last_slice else pending([RowResult() for _ in batch.chunks])
 
     def close(self) -> None:
         pass
@@ -72,12 +66,12 @@ class FakeRunner:
         self._last[slot] += steps
         return RowResult(tuple(range(first, first + steps)))
 
-    def _end(self, batch: PrefillBatch) -> FakePending:
+    def _end(self, batch: PrefillBatch) -> Pending:
         for chunk in batch.chunks:
             assert chunk.start in (0, self._lengths.get(chunk.slot))
             for slot in (chunk.slot, *chunk.forks):
                 self._lengths[slot] = chunk.start + chunk.length
-        return FakePending([*(RowResult() for _ in batch.chunks), *map(self._first_token, batch.first_tokens)])
+        return pending([*(RowResult() for _ in batch.chunks), *map(self._first_token, batch.first_tokens)])
 
     def _first_token(self, row: FirstToken) -> RowResult:
         assert self._lengths[row.slot] == len(row.request.prompt_token_ids)

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import pytest
-from fake_runner import FakePending, FakeRunner
+from fake_runner import FakeRunner
 from roost.engine import engine_core
 from roost.engine.async_engine import AsyncEngine
 from roost.engine.engine_core import EngineCore
@@ -23,7 +23,7 @@ from roost.engine.types.errors import (
     RequestTimeoutError,
     UnknownRequestError,
 )
-from roost.engine.types.request import Batch, FinishReason, Request, TokenOutput
+from roost.engine.types.request import Batch, FinishReason, Pending, Request, TokenOutput
 from roost.engine.types.sampling_params import SamplingParams
 from roost.engine.types.snapshot import SavedState, Snapshot
 
@@ -31,7 +31,7 @@ from roost.engine.types.snapshot import SavedState, Snapshot
 class SlowRunner(FakeRunner):
     """Takes a moment per batch, as a device does."""
 
-    def run(self, batch: Batch) -> FakePending:
+    def run(self, batch: Batch) -> Pending:
         time.sleep(0.001)
         return super().run(batch)
 
@@ -39,7 +39,7 @@ class SlowRunner(FakeRunner):
 class FailingRunner(FakeRunner):
     """Dies at its third batch."""
 
-    def run(self, batch: Batch) -> FakePending:
+    def run(self, batch: Batch) -> Pending:
         if len(self.batches) == 2:
             raise RuntimeError("the device caught fire")
         return super().run(batch)
@@ -293,7 +293,7 @@ class StuckRunner(FakeRunner):
         self.gate = threading.Event()
         self.is_stuck = threading.Event()
 
-    def run(self, batch: Batch) -> FakePending:
+    def run(self, batch: Batch) -> Pending:
         if len(self.batches) == 2:
             self.is_stuck.set()
             self.gate.wait()
@@ -460,7 +460,7 @@ class GatedRunner(FakeRunner):
         self._is_waiting = threading.Event()
         self._log = log
 
-    def run(self, batch: Batch) -> FakePending:
+    def run(self, batch: Batch) -> Pending:
         self._log.append("step")
         if not self.gate.is_set():
             self._is_waiting.set()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import hypothesis.strategies as st
 import pytest
-from fake_runner import FakePending, FakeRunner
+from fake_runner import FakeRunner
 from hypothesis import given
 from roost.engine.engine_core import EngineCore
 from roost.engine.scheduling.scheduler import Scheduler
@@ -17,6 +17,7 @@ from roost.engine.types.request import (
     DecodeBatch,
     FinishReason,
     FirstToken,
+    Pending,
     PrefillBatch,
     Request,
     RowResult,
@@ -247,20 +248,6 @@ def run_out(core: EngineCore) -> list[tuple[str, TokenOutput]]:
     raise AssertionError("the engine never comes to rest")
 
 
-@dataclass
-class TimedPending(FakePending):
-    """A batch for which the host has to wait, as its runner sums up."""
-
-    runner: "TimedRunner"
-
-    def wait(self) -> Sequence[RowResult]:
-        start = time.monotonic()
-        while time.monotonic() == start:
-            pass
-        self.runner.waited_s += time.monotonic() - start
-        return self.results
-
-
 class TimedRunner(FakeRunner):
     """A runner whose batches take at least a tick of the clock."""
 
@@ -268,8 +255,17 @@ class TimedRunner(FakeRunner):
         super().__init__()
         self.waited_s = 0.0
 
-    def run(self, batch: Batch) -> TimedPending:
-        return TimedPending(super().run(batch).results, self)
+    def run(self, batch: Batch) -> Pending:
+        results = super().run(batch)
+
+        def wait() -> Sequence[RowResult]:
+            start = time.monotonic()
+            while time.monotonic() == start:
+                pass
+            self.waited_s += time.monotonic() - start
+            return results()
+
+        return wait
 
 
 def test_the_time_of_waiting_for_the_device_is_counted() -> None:
