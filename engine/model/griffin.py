@@ -17,7 +17,7 @@ from ..devices.platform import PORTABLE, Platform
 from ..types.errors import ConfigError
 from .config import ModelConfig, Params
 from .layer_kinds import LayerState, layer_matrices
-from .layers import ResidualBlock, RMSNorm, matrix
+from .layers import Activations, Positions, ResidualBlock, RMSNorm, matrix
 from .sharding import Collectives
 from .speculation import Pairs, VerifiedStates
 from .state import BlockStates, LayerBlockStates, ModelState, stack_block_states, state_layout
@@ -57,8 +57,8 @@ class Griffin(nnx.Module):
         self.final_norm = RMSNorm(config.width, config.rms_norm_eps, platform.kernels)
 
     def __call__(
-        self, tokens: Int32[Array, "B T"], positions: Int32[Array, "B T"], state: ModelState, block: int
-    ) -> tuple[Float[Array, "B T D"], ModelState]:
+        self, tokens: Int32[Array, "B T"], positions: Positions, state: ModelState, block: int
+    ) -> tuple[Activations, ModelState]:
         """Runs all layers on a chunk of tokens.
 
         Args:
@@ -76,8 +76,8 @@ class Griffin(nnx.Module):
         return x, new_state
 
     def prefill(
-        self, x: Float[Array, "B T D"], positions: Int32[Array, "B T"], state: ModelState, block: int, layers: range
-    ) -> tuple[Float[Array, "B T D"], ModelState, BlockStates]:
+        self, x: Activations, positions: Positions, state: ModelState, block: int, layers: range
+    ) -> tuple[Activations, ModelState, BlockStates]:
         """Runs some layers on a chunk of several tokens.
 
         Args:
@@ -120,8 +120,8 @@ class Griffin(nnx.Module):
         return self.final_norm(x)[:, 0], tuple(states)
 
     def _run_layers(
-        self, x: Float[Array, "B T D"], positions: Int32[Array, "B T"], state: ModelState, block: int, layers: range
-    ) -> tuple[Float[Array, "B T D"], ModelState, list[LayerBlockStates | None]]:
+        self, x: Activations, positions: Positions, state: ModelState, block: int, layers: range
+    ) -> tuple[Activations, ModelState, list[LayerBlockStates | None]]:
         new_state: list[LayerState] = []
         block_states: list[LayerBlockStates | None] = []
         for layer, layer_state in zip(self.blocks[layers.start : layers.stop], state, strict=True):
@@ -136,11 +136,11 @@ class Griffin(nnx.Module):
         x = self.final_norm(x) if layers.stop == len(self.blocks) else x
         return x, tuple(new_state), block_states
 
-    def embed(self, tokens: Int32[Array, "B T"]) -> Float[Array, "B T D"]:
+    def embed(self, tokens: Int32[Array, "B T"]) -> Activations:
         """Returns the scaled embeddings, which are the first layer's input."""
         return scaled_embeddings(self.config, self._look_up(tokens))
 
-    def _look_up(self, tokens: Int32[Array, "B T"]) -> Float[Array, "B T D"]:
+    def _look_up(self, tokens: Int32[Array, "B T"]) -> Activations:
         table = self.embedding.get_value()
         if self.collectives.model == 1:
             return gather_rows(table, tokens, self.dtype)
@@ -177,7 +177,7 @@ class Griffin(nnx.Module):
         return jnp.take_along_axis(tokens, jnp.argmax(each, axis=0)[None], axis=0)[0]
 
 
-def scaled_embeddings(config: ModelConfig, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+def scaled_embeddings(config: ModelConfig, x: Activations) -> Activations:
     """Returns the first layer's input, given rows of the embedding."""
     return rounded(x * jnp.asarray(config.width**0.5, jnp.bfloat16).astype(x.dtype)) if config.scale_embeddings else x
 
@@ -186,11 +186,11 @@ def scaled_embeddings(config: ModelConfig, x: Float[Array, "B T D"]) -> Float[Ar
 def _call_layer(
     graph: nnx.GraphDef[ResidualBlock],
     params: Params,
-    x: Float[Array, "B T D"],
+    x: Activations,
     state: LayerState,
-    positions: Int32[Array, "B T"],
+    positions: Positions,
     block: int,
-) -> tuple[Float[Array, "B T D"], LayerState, LayerBlockStates | None]:
+) -> tuple[Activations, LayerState, LayerBlockStates | None]:
     """Calls a layer as a jitted function, so that layers of the same kind are traced once."""
     layer: ResidualBlock = nnx.merge(graph, params)
     return layer(x, state, positions, block)

@@ -44,6 +44,11 @@ from .sharding import Collectives
 from .speculation import AttentionStates, OldRows, Pairs, RecurrentStates, VerifiedStates, no_rows, read_rows
 from .state import AttentionBlockStates, LayerBlockStates
 
+type Activations = Float[Array, "B T D"]
+
+type Positions = Int32[Array, "B T"]
+"""Position of every token in its document; 0 begins one, negative is padding (see `roost.kernels`)."""
+
 
 def matrix(outputs: int, inputs: int, dtype: jnp.dtype) -> nnx.Param[Any]:
     """Returns a parameter for `product`, whose `get_value` is a `Matrix`."""
@@ -116,7 +121,7 @@ class MLP(nnx.Module):
         self.gate_up = Dense(config.width, 2 * config.mlp_width, dtype, backend)
         self.down = Dense(config.mlp_width, config.width, dtype, backend, collectives)
 
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def __call__(self, x: Activations) -> Activations:
         gate_up, down = self.gate_up, self.down
         weights = gate_up.weight.get_value(), gate_up.bias[...], down.weight.get_value(), down.own_bias
         return down.psum_parts(gated_mlp(x, *weights, self.backend))
@@ -147,8 +152,8 @@ class RecurrentBlock(nnx.Module):
         self.out = Dense(config.lru_width, config.width, dtype, backend, collectives)
 
     def __call__(
-        self, u: Float[Array, "B T D"], state: RecurrentState, positions: Int32[Array, "B T"], block: int
-    ) -> tuple[Float[Array, "B T D"], RecurrentState, LayerBlockStates | None]:
+        self, u: Activations, state: RecurrentState, positions: Positions, block: int
+    ) -> tuple[Activations, RecurrentState, LayerBlockStates | None]:
         project, groups = partial(self.xy, u), self.collectives.model
         new = recurrent_block(project, self._weights, state.conv, state.h, positions, block, groups, self.backend)
         kept = None
@@ -211,8 +216,8 @@ class AttentionBlock(nnx.Module):
         self.out = Dense(config.width, config.width, dtype, backend, collectives)
 
     def __call__(
-        self, u: Float[Array, "B T D"], state: AttentionState, positions: Int32[Array, "B T"], block: int
-    ) -> tuple[Float[Array, "B T D"], AttentionState, AttentionBlockStates | None]:
+        self, u: Activations, state: AttentionState, positions: Positions, block: int
+    ) -> tuple[Activations, AttentionState, AttentionBlockStates | None]:
         block_states = None
         if u.shape[1] == 1:  # without a time axis, which would change every array's layout on a TPU
             mixed, rings = self._decode(*self._project(u[:, 0], positions[:, 0]), state.rings, positions)
@@ -289,7 +294,7 @@ class AttentionBlock(nnx.Module):
         return q, k, v
 
     def _prefill(
-        self, q: Array, k: Vectors, v: Vectors, rings: Rings, positions: Int32[Array, "B T"], block: int
+        self, q: Array, k: Vectors, v: Vectors, rings: Rings, positions: Positions, block: int
     ) -> tuple[Float[Array, "B T N d"], Rings]:
         """Attends with this shard's heads, and writes the keys and values of all heads."""
         if self.collectives.model == 1 or self.config.num_key_heads == 1:
@@ -369,12 +374,8 @@ class ResidualBlock(nnx.Module):
         self.mlp = MLP(config, dtype, backend, collectives)
 
     def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        state: LayerState,
-        positions: Int32[Array, "B T"],
-        block: int,
-    ) -> tuple[Float[Array, "B T D"], LayerState, LayerBlockStates | None]:
+        self, x: Activations, state: LayerState, positions: Positions, block: int
+    ) -> tuple[Activations, LayerState, LayerBlockStates | None]:
         mixed, new_state, block_states = self.temporal(self.temporal_norm(x), state, positions, block)
         x, u = self.mlp_norm.of_sum(x, mixed)
         return x + self.mlp(u), new_state, block_states

@@ -30,6 +30,13 @@ from ..types.config import HISTORY, Speculation
 from ..types.sampling_params import NO_TOKEN
 from .layer_kinds import AttentionState, RecurrentState
 
+type RowInts = Int32[Array, " R"]
+
+type RowFlags = Bool[Array, " R"]
+
+type Histories = Int32[Array, "R H"]
+"""Last tokens of every row, the one at position p in column p mod H."""
+
 _FIRST_DEPTH: Final = 2
 """Number of tokens of a draft after right guesses."""
 
@@ -47,8 +54,8 @@ class DraftState(NamedTuple):
         n + 1 guesses in a row were right.
     """
 
-    history: Int32[Array, "R H"]
-    depth: Int32[Array, " R"]
+    history: Histories
+    depth: RowInts
 
 
 def zero_draft_state(rows: int) -> DraftState:
@@ -56,7 +63,7 @@ def zero_draft_state(rows: int) -> DraftState:
     return new_draft_state(no_history(rows))
 
 
-def new_draft_state(history: Int32[Array, "R H"]) -> DraftState:
+def new_draft_state(history: Histories) -> DraftState:
     """Returns the state of rows for which nothing was guessed yet."""
     return DraftState(history, jnp.full(history.shape[0], _FIRST_DEPTH, jnp.int32))
 
@@ -73,15 +80,13 @@ class Drafts(NamedTuple):
     """
 
     tokens: Int32[Array, "R T"]
-    counts: Int32[Array, " R"]
-    is_guessed: Bool[Array, " R"]
-    starts: Int32[Array, " R"]
-    num_forced: Int32[Array, " R"]
+    counts: RowInts
+    is_guessed: RowFlags
+    starts: RowInts
+    num_forced: RowInts
 
 
-def propose(
-    state: DraftState, positions: Int32[Array, " R"], limits: Int32[Array, " R"], settings: Speculation
-) -> Drafts:
+def propose(state: DraftState, positions: RowInts, limits: RowInts, settings: Speculation) -> Drafts:
     """Returns the tokens after the latest of the longest matches of each row's last tokens.
 
     A match that reaches the last token is continued periodically.
@@ -109,9 +114,7 @@ def propose(
     return drafts
 
 
-def with_forced(
-    drafts: Drafts, forced: Int32[Array, "R T"], positions: Int32[Array, " R"], limits: Int32[Array, " R"]
-) -> Drafts:
+def with_forced(drafts: Drafts, forced: Int32[Array, "R T"], positions: RowInts, limits: RowInts) -> Drafts:
     """Returns drafts with the forced tokens of rows that have some.
 
     Args:
@@ -131,9 +134,7 @@ def with_forced(
     )
 
 
-def _match_distances(
-    history: Int32[Array, "R H"], positions: Int32[Array, " R"], settings: Speculation
-) -> Int32[Array, " R"]:
+def _match_distances(history: Histories, positions: RowInts, settings: Speculation) -> RowInts:
     """Returns how far the latest of the longest matches ends before each row's last token; 0 without a match.
 
     Columns are compared as they lie, without a gather: that takes microseconds, and a gather as long as a layer.
@@ -154,19 +155,13 @@ def _match_distances(
     return jnp.where(best >= 0, HISTORY - 1 - best % HISTORY, 0)
 
 
-def within(counts: Int32[Array, " R"], most: Int32[Array, ""]) -> Int32[Array, " R"]:
+def within(counts: RowInts, most: Int32[Array, ""]) -> RowInts:
     """Returns numbers of drafted tokens, cut from the last rows on so that their sum is at most `most`."""
     before = jnp.cumsum(counts) - counts
     return jnp.clip(most - before, 0, counts)
 
 
-def learn(
-    depth: Int32[Array, " R"],
-    drafts: Drafts,
-    sampled: Int32[Array, " R"],
-    accepted: Int32[Array, " R"],
-    settings: Speculation,
-) -> Int32[Array, " R"]:
+def learn(depth: RowInts, drafts: Drafts, sampled: RowInts, accepted: RowInts, settings: Speculation) -> RowInts:
     """Returns `DraftState.depth` after a round: drafts double while all of them are accepted, and end with a miss.
 
     Args:
@@ -183,14 +178,12 @@ def learn(
     return jnp.where(drafts.is_guessed, jnp.where(is_right, grown, -_PATIENCE), depth)
 
 
-def no_history(rows: int) -> Int32[Array, "R H"]:
+def no_history(rows: int) -> Histories:
     """Returns the histories of rows without tokens."""
     return jnp.full((rows, HISTORY), NO_TOKEN, jnp.int32)
 
 
-def record(
-    history: Int32[Array, "R H"], tokens: Int32[Array, "R T"], positions: Int32[Array, " R"], counts: Int32[Array, " R"]
-) -> Int32[Array, "R H"]:
+def record(history: Histories, tokens: Int32[Array, "R T"], positions: RowInts, counts: RowInts) -> Histories:
     """Returns the histories with new tokens. The token at position p is in column p mod H.
 
     Every column is written, with its old value if it gets no new token: CPUs scatter much more slowly.
@@ -207,7 +200,7 @@ def record(
     return history
 
 
-def tokens_at(history: Int32[Array, "R H"], positions: Int32[Array, "R N"]) -> Int32[Array, "R N"]:
+def tokens_at(history: Histories, positions: Int32[Array, "R N"]) -> Int32[Array, "R N"]:
     """Returns the tokens at some positions."""
     return jnp.take_along_axis(history, positions % HISTORY, axis=1)
 
@@ -221,8 +214,8 @@ class Accepted(NamedTuple):
         the one after the whole draft.
     """
 
-    counts: Int32[Array, " R"]
-    last: Int32[Array, " R"]
+    counts: RowInts
+    last: RowInts
 
 
 def accept(drafts: Drafts, sampled: Int32[Array, "R S"], ends: Bool[Array, "R S"]) -> Accepted:
@@ -260,11 +253,11 @@ class Pairs(NamedTuple):
 
     rows: Int32[Array, " M"]
     offsets: Int32[Array, " M"]
-    starts: Int32[Array, " R"]
-    counts: Int32[Array, " R"]
+    starts: RowInts
+    counts: RowInts
 
     @classmethod
-    def of(cls, counts: Int32[Array, " R"], size: int) -> "Pairs":
+    def of(cls, counts: RowInts, size: int) -> "Pairs":
         """Returns the pairs of rows with these numbers of positions, whose sum is at most `size`."""
         ends, places = jnp.cumsum(counts), jnp.arange(size, dtype=jnp.int32)
         starts = ends - counts
@@ -291,7 +284,7 @@ class Pairs(NamedTuple):
         rows, offsets = jnp.minimum(self.rows, x.shape[1] - 1), jnp.clip(self.offsets, 0, x.shape[0] - 1)
         return x[offsets, rows]
 
-    def index_at(self, offset: Int32[Array, ""] | int) -> Int32[Array, " R"]:
+    def index_at(self, offset: Int32[Array, ""] | int) -> RowInts:
         """Returns the index of each row's pair at an offset; M for rows without one."""
         return jnp.where(offset < self.counts, self.starts + offset, self.rows.shape[0])
 

@@ -44,6 +44,16 @@ from ..types.sampling_params import (
 
 jax.tree_util.register_dataclass(SamplingState)
 
+type RowInts = Int32[Array, " R"]
+
+type RowFlags = Bool[Array, " R"]
+
+type RowFloats = Float32[Array, " R"]
+"""A number of every row."""
+
+type TokenFloats = Float32[Array, "R V"]
+"""A number of every token of every row: a logit or a weight."""
+
 
 class TokenMemory(NamedTuple):
     """Sets of tokens and recent tokens of every row. Its size does not grow with a row's number of tokens.
@@ -85,7 +95,7 @@ def no_tokens(rows: int) -> Int32[Array, "R K"]:
 
 
 def record_tokens(
-    recent: Int32[Array, "M K"], tokens: Int32[Array, " R"], positions: Int32[Array, " R"], rows: Bool[Array, " R"]
+    recent: Int32[Array, "M K"], tokens: RowInts, positions: RowInts, rows: RowFlags
 ) -> Int32[Array, "M K"]:
     """Returns `recent` with a new token for every slot that `rows` selects among the first R, instead of the oldest."""
     row = jnp.where(rows, jnp.arange(tokens.shape[0]), recent.shape[0])
@@ -98,17 +108,13 @@ _ONE_BITS: Final = 0x3F800000
 _INFINITY_BITS: Final = 0x7F800000
 """Bits of infinity, the largest distance."""
 
-type _IsEnough = Callable[[Bool[Array, "R V"]], Bool[Array, " R"]]
+type _IsEnough = Callable[[Bool[Array, "R V"]], RowFlags]
 """Returns whether a set of tokens is large enough for a row."""
 
 
 def process_logits(
-    logits: Float32[Array, "R V"],
-    state: SamplingState[Array],
-    memory: TokenMemory,
-    positions: Int32[Array, " R"],
-    active: Bool[Array, " R"],
-) -> Float32[Array, "R V"]:
+    logits: TokenFloats, state: SamplingState[Array], memory: TokenMemory, positions: RowInts, active: RowFlags
+) -> TokenFloats:
     """Returns the logits from which tokens are chosen; -inf where a token is masked.
 
     Args:
@@ -118,26 +124,24 @@ def process_logits(
     """
     biased, penalized, masked, early = processed_rows(state, positions, active)
 
-    def add_biases(x: Float32[Array, "R V"]) -> Float32[Array, "R V"]:
+    def add_biases(x: TokenFloats) -> TokenFloats:
         ids = jnp.where(biased[:, None], state.bias_ids, -1)
         return x.at[_rows(ids), _inside(ids, x)].add(state.biases, mode="drop")
 
-    def apply_token_mask(x: Float32[Array, "R V"]) -> Float32[Array, "R V"]:
+    def apply_token_mask(x: TokenFloats) -> TokenFloats:
         return jnp.where(masked[:, None] & ~unpack_bits(memory.allowed, x.shape[1]), -jnp.inf, x)
 
-    def mask_stop_ids(x: Float32[Array, "R V"]) -> Float32[Array, "R V"]:
+    def mask_stop_ids(x: TokenFloats) -> TokenFloats:
         ids = jnp.where(early[:, None], state.stop_ids, -1)
         return x.at[_rows(ids), _inside(ids, x)].set(-jnp.inf, mode="drop")
 
-    def processed() -> Float32[Array, "R V"]:
+    def processed() -> TokenFloats:
         x = _where(biased, logits, add_biases)
         x = _where(penalized, x, lambda x: _penalize(x, state, memory, penalized))
         x = _where(masked, x, apply_token_mask)
         return _where(early, x, mask_stop_ids)
 
-    result: Float32[Array, "R V"] = jax.lax.cond(
-        jnp.any(early | masked | biased | penalized), processed, lambda: logits
-    )
+    result: TokenFloats = jax.lax.cond(jnp.any(early | masked | biased | penalized), processed, lambda: logits)
     return result
 
 
@@ -150,15 +154,13 @@ class ProcessedRows(NamedTuple):
       early: Rows in which stop ids are masked.
     """
 
-    biased: Bool[Array, " R"]
-    penalized: Bool[Array, " R"]
-    masked: Bool[Array, " R"]
-    early: Bool[Array, " R"]
+    biased: RowFlags
+    penalized: RowFlags
+    masked: RowFlags
+    early: RowFlags
 
 
-def processed_rows(
-    state: SamplingState[Array], positions: Int32[Array, " R"], active: Bool[Array, " R"]
-) -> ProcessedRows:
+def processed_rows(state: SamplingState[Array], positions: RowInts, active: RowFlags) -> ProcessedRows:
     """Returns which of the active rows each processor changes."""
     return ProcessedRows(
         biased=active & (state.bias_ids[:, 0] >= 0),
@@ -168,13 +170,13 @@ def processed_rows(
     )
 
 
-def has_processors(state: SamplingState[Array], positions: Int32[Array, " R"]) -> Bool[Array, " R"]:
+def has_processors(state: SamplingState[Array], positions: RowInts) -> RowFlags:
     """Returns which rows' logits `process_logits` may change."""
     biased, penalized, masked, early = processed_rows(state, positions, jnp.ones_like(state.is_masked))
     return early | masked | biased | penalized
 
 
-def is_penalized(state: SamplingState[Array]) -> Bool[Array, " R"]:
+def is_penalized(state: SamplingState[Array]) -> RowFlags:
     """Returns which rows have a penalty."""
     return (state.frequency_penalty != 0) | (state.presence_penalty != 0) | (state.repetition_penalty != 1)
 
@@ -185,17 +187,13 @@ def unpack_bits(words: UInt32[Array, "R W"], count: int) -> Bool[Array, "R V"]:
     return bits.reshape(words.shape[0], -1)[:, :count].astype(jnp.bool)
 
 
-def _where(
-    rows: Bool[Array, " R"], x: Float32[Array, "R V"], process: Callable[[Array], Array]
-) -> Float32[Array, "R V"]:
+def _where(rows: RowFlags, x: TokenFloats, process: Callable[[Array], Array]) -> TokenFloats:
     """Returns `process(x)` if any row is selected, else x."""
-    processed: Float32[Array, "R V"] = jax.lax.cond(jnp.any(rows), process, lambda x: x, x)
+    processed: TokenFloats = jax.lax.cond(jnp.any(rows), process, lambda x: x, x)
     return processed
 
 
-def _penalize(
-    logits: Float32[Array, "R V"], state: SamplingState[Array], memory: TokenMemory, rows: Bool[Array, " R"]
-) -> Float32[Array, "R V"]:
+def _penalize(logits: TokenFloats, state: SamplingState[Array], memory: TokenMemory, rows: RowFlags) -> TokenFloats:
     """Applies frequency and presence penalties to generated tokens, and the repetition penalty also to the prompt's
     tokens.
     """
@@ -218,7 +216,7 @@ def _rows(ids: Int32[Array, "R S"]) -> Int32[Array, "R 1"]:
     return jnp.arange(ids.shape[0])[:, None]
 
 
-def _inside(ids: Int32[Array, "R S"], logits: Float32[Array, "R V"]) -> Int32[Array, "R S"]:
+def _inside(ids: Int32[Array, "R S"], logits: TokenFloats) -> Int32[Array, "R S"]:
     """Returns ids with unused places of the list moved past the vocabulary, where scatters drop them."""
     return jnp.where(ids >= 0, ids, logits.shape[1])
 
@@ -229,12 +227,12 @@ def when[Result](condition: Bool[Array, ""], yes: Callable[[], Result], no: Call
     return result
 
 
-def column_of(x: Shaped[Array, "R C"], column: Int32[Array, " R"]) -> Shaped[Array, " R"]:
+def column_of(x: Shaped[Array, "R C"], column: RowInts) -> Shaped[Array, " R"]:
     """Returns one element of every row."""
     return jnp.take_along_axis(x, column[:, None], axis=1)[:, 0]
 
 
-def without_truncation(state: SamplingState[Array], rows: Bool[Array, " R"], vocab_size: int) -> SamplingState[Array]:
+def without_truncation(state: SamplingState[Array], rows: RowFlags, vocab_size: int) -> SamplingState[Array]:
     """Returns the state with `top_k` within the vocabulary, and temperature 1 and no truncation outside `rows`."""
     return replace(
         state,
@@ -245,14 +243,14 @@ def without_truncation(state: SamplingState[Array], rows: Bool[Array, " R"], voc
     )
 
 
-def may_fit_candidates(state: SamplingState[Array], rows: Bool[Array, " R"]) -> Bool[Array, " R"]:
+def may_fit_candidates(state: SamplingState[Array], rows: RowFlags) -> RowFlags:
     """Returns which of the rows may keep only candidates: rows whose thresholds are all on weights."""
     return rows & ((state.top_k > 0) | (state.top_p < 1) | (state.min_p > 0)) & (state.typical_p >= 1)
 
 
 def candidate_threshold(
-    weights: Float32[Array, "R C"], state: SamplingState[Array], total: Callable[[], Float32[Array, " R"]]
-) -> Float32[Array, " R"]:
+    weights: Float32[Array, "R C"], state: SamplingState[Array], total: Callable[[], RowFloats]
+) -> RowFloats:
     """Returns the weight below which top-k, top-p and min-p drop tokens; 0 if it is below all candidates.
 
     Args:
@@ -271,9 +269,7 @@ def candidate_threshold(
     return jnp.maximum(jnp.maximum(cut_k, cut_p), state.min_p)
 
 
-def truncate(
-    weights: Float32[Array, "R V"], state: SamplingState[Array], rows: Bool[Array, " R"]
-) -> Float32[Array, "R V"]:
+def truncate(weights: TokenFloats, state: SamplingState[Array], rows: RowFlags) -> TokenFloats:
     """Returns the weights, with 0 for dropped tokens; arbitrary outside `rows`."""
     top_k, top_p = jnp.where(rows, state.top_k, 0), jnp.where(rows, state.top_p, 1.0)
     weights = when(jnp.any(top_k > 0), lambda: _keep_top_k(weights, top_k), lambda: weights)
@@ -283,19 +279,19 @@ def truncate(
     return when(jnp.any(typical_p < 1), lambda: _keep_typical(weights, typical_p), lambda: weights)
 
 
-def _keep_top_k(weights: Float32[Array, "R V"], k: Int32[Array, " R"]) -> Float32[Array, "R V"]:
+def _keep_top_k(weights: TokenFloats, k: RowInts) -> TokenFloats:
     """Keeps the k largest weights and ties of the last; all if k is 0."""
     full = jnp.where(k > 0, jnp.minimum(k, weights.shape[1]), weights.shape[1])
     return _keep_largest(weights, lambda kept: jnp.sum(kept, axis=-1) >= full)
 
 
-def _keep_top_p(weights: Float32[Array, "R V"], p: Float32[Array, " R"]) -> Float32[Array, "R V"]:
+def _keep_top_p(weights: TokenFloats, p: RowFloats) -> TokenFloats:
     """Keeps the smallest set of largest weights whose sum reaches the share p of all, and ties of the last."""
     cut = _keep_largest(weights, _reaches(weights, p))
     return jnp.where(p[:, None] < 1, cut, weights)
 
 
-def _keep_typical(weights: Float32[Array, "R V"], p: Float32[Array, " R"]) -> Float32[Array, "R V"]:
+def _keep_typical(weights: TokenFloats, p: RowFloats) -> TokenFloats:
     """Keeps the tokens whose surprise is nearest to the entropy, until they reach the share p, and ties of the last."""
     total = jnp.sum(weights, axis=-1, keepdims=True)
     surprise = jnp.where(weights > 0, jnp.log(total) - jnp.log(weights), jnp.inf)
@@ -307,19 +303,19 @@ def _keep_typical(weights: Float32[Array, "R V"], p: Float32[Array, " R"]) -> Fl
     return jnp.where((p[:, None] < 1) & ~kept, 0.0, weights)
 
 
-def _reaches(weights: Float32[Array, "R V"], p: Float32[Array, " R"]) -> _IsEnough:
+def _reaches(weights: TokenFloats, p: RowFloats) -> _IsEnough:
     """Returns a test whether the weights of kept tokens sum to the share p of all."""
     mass = p * jnp.sum(weights, axis=-1)
     return lambda kept: jnp.sum(jnp.where(kept, weights, 0.0), axis=-1) >= mass
 
 
-def _keep_largest(weights: Float32[Array, "R V"], is_enough: _IsEnough) -> Float32[Array, "R V"]:
+def _keep_largest(weights: TokenFloats, is_enough: _IsEnough) -> TokenFloats:
     """Zeroes the weights below the highest threshold that keeps enough."""
     bits = jax.lax.bitcast_convert_type(weights, jnp.int32)
     return jnp.where(bits >= _threshold(bits, _ONE_BITS, is_enough)[:, None], weights, 0.0)
 
 
-def _threshold(bits: Int32[Array, "R V"], most: int, is_enough: _IsEnough) -> Int32[Array, " R"]:
+def _threshold(bits: Int32[Array, "R V"], most: int, is_enough: _IsEnough) -> RowInts:
     """Returns the highest number from 0 to `most` for which enough bits are at or above it, found by bisection."""
 
     def halve(_: Int32[Array, ""], bounds: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -328,7 +324,7 @@ def _threshold(bits: Int32[Array, "R V"], most: int, is_enough: _IsEnough) -> In
         enough = is_enough(bits >= middle[:, None])
         return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
-    low: Int32[Array, " R"] = jnp.zeros(bits.shape[0], jnp.int32)
+    low: RowInts = jnp.zeros(bits.shape[0], jnp.int32)
     low, _ = jax.lax.fori_loop(0, 31, halve, (low, jnp.full_like(low, most + 1)))
     return low
 
@@ -367,16 +363,16 @@ class Sampled(NamedTuple):
       logprobs: Their log-probabilities.
     """
 
-    tokens: Int32[Array, " R"]
+    tokens: RowInts
     logprobs: Logprobs
 
 
 def sample(
-    logits: Float32[Array, "R V"],
+    logits: TokenFloats,
     state: SamplingState[Array],
     memory: TokenMemory,
-    positions: Int32[Array, " R"],
-    active: Bool[Array, " R"],
+    positions: RowInts,
+    active: RowFlags,
     backend: Backend = XLA,
 ) -> Sampled:
     """Chooses a token for every row.
@@ -410,11 +406,11 @@ def sample(
 
 
 def _sample(
-    logits: Float32[Array, "R V"],
+    logits: TokenFloats,
     state: SamplingState[Array],
     memory: TokenMemory,
-    positions: Int32[Array, " R"],
-    active: Bool[Array, " R"],
+    positions: RowInts,
+    active: RowFlags,
     backend: Backend,
 ) -> Sampled:
     """Chooses a token for every row, all at a time; see `sample`."""
@@ -439,13 +435,13 @@ def _sample(
 
 
 def _choose(
-    logits: Float32[Array, "R V"],
+    logits: TokenFloats,
     state: SamplingState[Array],
     memory: TokenMemory,
-    positions: Int32[Array, " R"],
-    active: Bool[Array, " R"],
+    positions: RowInts,
+    active: RowFlags,
     backend: Backend,
-) -> tuple[Int32[Array, " R"], Float32[Array, " R"]]:
+) -> tuple[RowInts, RowFloats]:
     """Returns a token of every row, and its highest logit after the logits processors."""
     processed = process_logits(logits, state, memory, positions, active)
     greedy = top_k(processed, 1, backend)[1][:, 0]  # takes a third of argmax's time on a CPU
@@ -455,11 +451,7 @@ def _choose(
 
 
 def kernel_inputs(
-    state: SamplingState[Array],
-    memory: TokenMemory,
-    positions: Int32[Array, " R"],
-    active: Bool[Array, " R"],
-    vocab_size: int,
+    state: SamplingState[Array], memory: TokenMemory, positions: RowInts, active: RowFlags, vocab_size: int
 ) -> SamplingInputs:
     """Returns the inputs of a kernel that chooses tokens."""
     rows, random = processed_rows(state, positions, active), active & (state.temperature > 0)
@@ -480,12 +472,12 @@ def kernel_inputs(
     )
 
 
-def needs_logits(state: SamplingState[Array], positions: Int32[Array, " R"]) -> Bool[Array, " R"]:
+def needs_logits(state: SamplingState[Array], positions: RowInts) -> RowFlags:
     """Returns which rows need more than the argmax of the model's logits."""
     return (state.temperature > 0) | state.wants_logprobs | has_processors(state, positions)
 
 
-def _mark_invalid(tokens: Int32[Array, " R"], best: Float32[Array, " R"]) -> Int32[Array, " R"]:
+def _mark_invalid(tokens: RowInts, best: RowFloats) -> RowInts:
     """Replaces tokens of rows without an allowed token, and of rows with NaN.
 
     Args:
@@ -497,12 +489,8 @@ def _mark_invalid(tokens: Int32[Array, " R"], best: Float32[Array, " R"]) -> Int
 
 
 def draw(
-    logits: Float32[Array, "R V"],
-    state: SamplingState[Array],
-    positions: Int32[Array, " R"],
-    random: Bool[Array, " R"],
-    backend: Backend = XLA,
-) -> Int32[Array, " R"]:
+    logits: TokenFloats, state: SamplingState[Array], positions: RowInts, random: RowFlags, backend: Backend = XLA
+) -> RowInts:
     """Returns a token per row, drawn from the truncated softmax(logits / temperature).
 
     Args:
@@ -527,15 +515,15 @@ def draw(
     )
 
 
-def uniform_numbers(state: SamplingState[Array], positions: Int32[Array, " R"]) -> Float32[Array, " R"]:
+def uniform_numbers(state: SamplingState[Array], positions: RowInts) -> RowFloats:
     """Returns the random number of every row: from 0, below 1, a function of its seed and position alone."""
     keys = jax.vmap(lambda seed, p: jax.random.fold_in(jax.random.wrap_key_data(seed), p))(state.seed, positions)
     return jax.vmap(jax.random.uniform)(keys)
 
 
 def draw_from_candidates(
-    logits: Float32[Array, "R V"], state: SamplingState[Array], uniform: Float32[Array, " R"], backend: Backend = XLA
-) -> tuple[Int32[Array, " R"], Bool[Array, " R"]]:
+    logits: TokenFloats, state: SamplingState[Array], uniform: RowFloats, backend: Backend = XLA
+) -> tuple[RowInts, RowFlags]:
     """Returns a token of each row's candidates, and whether the candidates include every token that the row keeps."""
     count = min(_CANDIDATES, logits.shape[1])
     best, ids = top_k(logits, count, backend)
@@ -549,18 +537,15 @@ def draw_from_candidates(
 
 
 def _draw_from_vocabulary(
-    logits: Float32[Array, "R V"],
-    state: SamplingState[Array],
-    uniform: Float32[Array, " R"],
-    rows: Bool[Array, " R"],
-) -> Int32[Array, " R"]:
+    logits: TokenFloats, state: SamplingState[Array], uniform: RowFloats, rows: RowFlags
+) -> RowInts:
     """Returns a token of the whole vocabulary; arbitrary outside `rows`."""
     below_best = logits - jnp.max(logits, axis=-1, keepdims=True)
     weights = jnp.exp(below_best / state.temperature[:, None])
     return invert(truncate(weights, state, rows), uniform)
 
 
-def invert(weights: Float32[Array, "R V"], uniform: Float32[Array, " R"]) -> Int32[Array, " R"]:
+def invert(weights: TokenFloats, uniform: RowFloats) -> RowInts:
     """Returns the token at which the running sum of weights exceeds the share `uniform` of their total.
 
     The lane is picked first and then the token in it. The token of a row without weights is arbitrary.
@@ -573,9 +558,7 @@ def invert(weights: Float32[Array, "R V"], uniform: Float32[Array, " R"]) -> Int
     return jnp.minimum(index * _LANE + within, vocab - 1)
 
 
-def _pick(
-    weights: Float32[Array, "R K"], target: Float32[Array, " R"]
-) -> tuple[Int32[Array, " R"], Float32[Array, " R"]]:
+def _pick(weights: Float32[Array, "R K"], target: RowFloats) -> tuple[RowInts, RowFloats]:
     """Returns the first index whose running sum exceeds the target, never one of weight 0, and the remainder of the
     target.
     """
@@ -608,9 +591,7 @@ def logprobs(
     return Logprobs(own[..., 0], top_ids, top - norm, others)
 
 
-def logprobs_by_block(
-    logits: Float32[Array, "R V"], chosen: Int32[Array, " R"], named: Int32[Array, "R B"]
-) -> Logprobs:
+def logprobs_by_block(logits: TokenFloats, chosen: RowInts, named: Int32[Array, "R B"]) -> Logprobs:
     """Returns the same as `logprobs`, computed by blocks of rows, since a copy of all logits would be large."""
     size = block_size(logits.shape[0])
     result: Logprobs = jax.lax.map(lambda row: logprobs(*row), (logits, chosen, named), batch_size=size)

@@ -29,7 +29,7 @@ from ..model.speculation import (
     within,
 )
 from ..model.state import ModelState
-from ..sampling.sampler import Sampled, TokenMemory, is_penalized, no_logprobs, record_tokens
+from ..sampling.sampler import RowFlags, RowInts, Sampled, TokenMemory, is_penalized, no_logprobs, record_tokens
 from ..types.config import Speculation
 from ..types.sampling_params import MAX_LOGPROBS
 from .steps import Graph, SlotState, StatePool, decode_once, is_last, mark_broken, sample_or_greedy, with_progress
@@ -76,8 +76,8 @@ def speculative_step(
     max_steps: int,
     params: Params,
     pool: StatePool,
-    active: Bool[Array, " R"],
-    limits: Int32[Array, " R"],
+    active: RowFlags,
+    limits: RowInts,
     forced: Int32[Array, "R T"],
     steps: Int32[Array, ""],
 ) -> tuple[StatePool, Speculated]:
@@ -123,11 +123,7 @@ def _no_tokens(model: Griffin, rows: int, shape: tuple[int, int]) -> Speculated:
 
 
 def _draft(
-    settings: Speculation,
-    active: Bool[Array, " R"],
-    limits: Int32[Array, " R"],
-    forced: Int32[Array, "R T"],
-    slots: SlotState,
+    settings: Speculation, active: RowFlags, limits: RowInts, forced: Int32[Array, "R T"], slots: SlotState
 ) -> Drafts:
     """Returns the drafts of a round. No draft goes past a request's last position, or past the round."""
     assert slots.drafts is not None
@@ -140,9 +136,7 @@ def _draft(
     return drafts._replace(counts=within(drafts.counts, room))
 
 
-def _plain_round(
-    model: Griffin, settings: Speculation, active: Bool[Array, " R"], carry: _Carry, drafts: Drafts
-) -> _Carry:
+def _plain_round(model: Griffin, settings: Speculation, active: RowFlags, carry: _Carry, drafts: Drafts) -> _Carry:
     """Runs a decode step, for rows without drafts or without room for them."""
     rows = jnp.where(active & carry.slots.goes_on, jnp.arange(active.shape[0]), active.shape[0])
     memory = carry.slots.memory
@@ -161,9 +155,7 @@ def _put(result: Speculated, done: Int32[Array, ""], sampled: Sampled, rows: Int
     return result._replace(sampled=put(result.sampled, sampled), rows=put(result.rows, rows))
 
 
-def _verify_round(
-    model: Griffin, settings: Speculation, active: Bool[Array, " R"], carry: _Carry, drafts: Drafts
-) -> _Carry:
+def _verify_round(model: Griffin, settings: Speculation, active: RowFlags, carry: _Carry, drafts: Drafts) -> _Carry:
     """Verifies drafts: computes the last token and the drafts of each row."""
     slots, live, depth = carry.slots, active & carry.slots.goes_on, 1 + settings.num_tokens
     size = num_pairs(active.shape[0], settings)
@@ -215,7 +207,7 @@ def _allowed(allowed: UInt32[Array, "M W"], drafts: Drafts, offsets: Int32[Array
 def _advance(
     settings: Speculation,
     slots: SlotState,
-    live: Bool[Array, " R"],
+    live: RowFlags,
     drafts: Drafts,
     sampled: Int32[Array, "R S"],
     accepted: Accepted,

@@ -23,6 +23,8 @@ from ..model.speculation import DraftState, new_draft_state, record
 from ..model.state import BlockStates, ModelState, RowArrays, StateLayout, state_layout
 from ..sampling.sampler import (
     Logprobs,
+    RowFlags,
+    RowInts,
     Sampled,
     TokenMemory,
     is_penalized,
@@ -52,9 +54,9 @@ class SlotState(NamedTuple):
       drafts: What decides on drafted tokens; None without speculation.
     """
 
-    tokens: Int32[Array, " R"]
-    positions: Int32[Array, " R"]
-    goes_on: Bool[Array, " R"]
+    tokens: RowInts
+    positions: RowInts
+    goes_on: RowFlags
     sampling: SamplingState[Array]
     memory: TokenMemory
     drafts: DraftState | None = None
@@ -99,9 +101,9 @@ class PrefillInput(NamedTuple):
     """
 
     tokens: Int32[Array, "R T"]
-    starts: Int32[Array, " R"]
-    lengths: Int32[Array, " R"]
-    slots: Int32[Array, " R"]
+    starts: RowInts
+    lengths: RowInts
+    slots: RowInts
 
 
 class FirstTokenInput(NamedTuple):
@@ -115,8 +117,8 @@ class FirstTokenInput(NamedTuple):
       history: See `DraftState`; without the token to sample.
     """
 
-    slots: Int32[Array, " R"]
-    lengths: Int32[Array, " R"]
+    slots: RowInts
+    lengths: RowInts
     sampling: SamplingState[Array]
     in_prompt: UInt32[Array, "R W"]
     allowed: UInt32[Array, "R W"]
@@ -134,21 +136,16 @@ class ReplayInput(NamedTuple):
       history: See `DraftState`.
     """
 
-    slots: Int32[Array, " R"]
-    tokens: Int32[Array, " R"]
-    positions: Int32[Array, " R"]
+    slots: RowInts
+    tokens: RowInts
+    positions: RowInts
     sampling: SamplingState[Array]
     memory: TokenMemory
     history: Int32[Array, "R H"] | None = None
 
 
 def decode_step(
-    graph: Graph,
-    max_steps: int,
-    params: Params,
-    pool: StatePool,
-    active: Bool[Array, " R"],
-    steps: Int32[Array, ""],
+    graph: Graph, max_steps: int, params: Params, pool: StatePool, active: RowFlags, steps: Int32[Array, ""]
 ) -> tuple[StatePool, Sampled]:
     """Generates tokens in the active slots among the first R; the others' state stays as it is, bit for bit.
 
@@ -208,7 +205,7 @@ class _Carry(NamedTuple):
 
 
 def decode_once(
-    model: Griffin, layers: ModelState, slots: SlotState, active: Bool[Array, " R"]
+    model: Griffin, layers: ModelState, slots: SlotState, active: RowFlags
 ) -> tuple[ModelState, SlotState, Sampled]:
     """Generates a token in the active rows whose requests are unfinished."""
     live = active & slots.goes_on
@@ -226,7 +223,7 @@ def decode_once(
     return layers, SlotState(tokens, positions, goes_on, slots.sampling, memory, drafts), result
 
 
-def sample_or_greedy(model: Griffin, hidden: Float[Array, "R D"], slots: SlotState, live: Bool[Array, " R"]) -> Sampled:
+def sample_or_greedy(model: Griffin, hidden: Float[Array, "R D"], slots: SlotState, live: RowFlags) -> Sampled:
     """Samples, or takes the argmax without the logits if no row needs more and the model gains from that."""
     positions = slots.positions + 1
 
@@ -246,8 +243,8 @@ def _sample(
     hidden: Float[Array, "R D"],
     sampling: SamplingState[Array],
     memory: TokenMemory,
-    positions: Int32[Array, " R"],
-    active: Bool[Array, " R"],
+    positions: RowInts,
+    active: RowFlags,
 ) -> Sampled:
     """Samples each row on one of the model shards."""
     sampling, memory, positions, active = model.collectives.local_rows((sampling, memory, positions, active))
@@ -272,21 +269,14 @@ def mark_broken(sampled: Sampled, hidden: Float[Array, "R D"]) -> Sampled:
     return sampled._replace(tokens=jnp.where(is_broken, NO_TOKEN, sampled.tokens))
 
 
-def is_last(
-    tokens: Int32[Array, " R"], positions: Int32[Array, " R"], sampling: SamplingState[Array]
-) -> Bool[Array, " R"]:
+def is_last(tokens: RowInts, positions: RowInts, sampling: SamplingState[Array]) -> RowFlags:
     """Returns whether each request ends with this token: at a stop id, at its limit, or for lack of a token."""
     is_stop = jnp.any(tokens[:, None] == sampling.stop_ids, axis=-1) | (tokens < 0)
     return is_stop | (positions >= sampling.last_position)
 
 
 def prefill_step(
-    graph: Graph,
-    layers: range,
-    params: Params,
-    pool: StatePool,
-    hidden: Float[Array, "N D"],
-    inputs: PrefillInput,
+    graph: Graph, layers: range, params: Params, pool: StatePool, hidden: Float[Array, "N D"], inputs: PrefillInput
 ) -> tuple[StatePool, Float[Array, "N D"], PrefillResult]:
     """Prefills one chunk per row, or runs a slice of the layers on it, with the bits of a single step.
 
@@ -357,11 +347,7 @@ def replay_step(shards: Collectives, pool: StatePool, inputs: ReplayInput) -> St
 
 
 def score_step(
-    graph: Graph,
-    params: Params,
-    hidden: Float[Array, "N D"],
-    targets: Int32[Array, "S N"],
-    count: Int32[Array, ""],
+    graph: Graph, params: Params, hidden: Float[Array, "N D"], targets: Int32[Array, "S N"], count: Int32[Array, ""]
 ) -> Logprobs:
     """Returns log-probabilities `[S, N]` of the tokens that follow each token of a prefill batch of one row.
 
@@ -388,9 +374,7 @@ def score_step(
     return gathered
 
 
-def copy_step(
-    shards: Collectives, pool: StatePool, sources: Int32[Array, " R"], targets: Int32[Array, " R"]
-) -> StatePool:
+def copy_step(shards: Collectives, pool: StatePool, sources: RowInts, targets: RowInts) -> StatePool:
     """Copies slots, model state and decoding state, onto others; a target past the pool is skipped."""
     rows = pool.slots, pool.ends
     slots, ends = _scatter(rows, targets, _gather(rows, sources, shards), shards)
@@ -415,16 +399,14 @@ def read_step(layout: StateLayout, pool: StatePool, slots: Int32[Array, " 1"]) -
     return pool.states.read(layout, slots)
 
 
-def mask_step(
-    shards: Collectives, pool: StatePool, slots: Int32[Array, " R"], allowed: UInt32[Array, "R W"]
-) -> StatePool:
+def mask_step(shards: Collectives, pool: StatePool, slots: RowInts, allowed: UInt32[Array, "R W"]) -> StatePool:
     """Sets the token masks of some slots; a slot past the pool is skipped."""
     memory = pool.slots.memory
     memory = memory._replace(allowed=_scatter(memory.allowed, slots, allowed, shards))
     return pool._replace(slots=pool.slots._replace(memory=memory))
 
 
-def _scatter[Tree](old: Tree, slots: Int32[Array, " R"], new: Tree, shards: Collectives) -> Tree:
+def _scatter[Tree](old: Tree, slots: RowInts, new: Tree, shards: Collectives) -> Tree:
     """Replaces rows of slots, if this data shard holds them."""
 
     def scatter(old: Array, new: Array) -> Array:
@@ -435,7 +417,7 @@ def _scatter[Tree](old: Tree, slots: Int32[Array, " R"], new: Tree, shards: Coll
     return scattered
 
 
-def _gather[Tree](tree: Tree, slots: Int32[Array, " R"], shards: Collectives) -> Tree:
+def _gather[Tree](tree: Tree, slots: RowInts, shards: Collectives) -> Tree:
     """Returns rows of slots of any data shard."""
     if shards.data == 1:
         gathered: Tree = jax.tree.map(lambda x: x[slots], tree)
