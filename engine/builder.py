@@ -31,7 +31,7 @@ from .devices.platform import (
 )
 from .engine_core import EngineCore
 from .model.config import ModelConfig, Params
-from .model.sharding import Collectives, matrices_without_kernel
+from .model.sharding import Collectives
 from .model.state import state_bytes
 from .prefix_cache.cache import PrefixCache
 from .prefix_cache.disk import DiskTier, make_folder
@@ -218,8 +218,7 @@ def _allocate_pool(served: Served) -> StatePool:
     if served.devices.mesh is None:
         return served.new_pool()
     placed = shard_shapes(served.devices.mesh, pool_partition_specs(served.pool), served.pool)
-    pool: StatePool = jax.jit(served.new_pool, out_shardings=jax.tree.map(lambda x: x.sharding, placed))()
-    return pool
+    return jax.jit(served.new_pool, out_shardings=jax.tree.map(lambda x: x.sharding, placed))()
 
 
 def _with_kernels_or_xla[Result](devices: Devices, load: Callable[[Devices], Result]) -> Result:
@@ -239,7 +238,6 @@ def _load_and_compile(
 ) -> tuple[Params, CompiledPrograms]:
     """Loads weights and compiles programs at the same time; the first failure ends both."""
     with open_weights(source, config, devices) as weights:
-        _warn_of_odd_matrices(weights.served)
         if config.kv_dtype == "int8" and (warning := int8_window_warning(devices.platform)):
             _logger.warning("%s", warning)
         limit = None if devices.platform.uses_host_memory else device_memory()
@@ -261,17 +259,6 @@ def _load_and_compile(
         finally:
             executor.shutdown(cancel_futures=True)
             release_freed_memory()
-
-
-def _warn_of_odd_matrices(served: Served) -> None:
-    """Logs which int8 matrices XLA multiplies because no kernel supports their sizes."""
-    odd = matrices_without_kernel(served.params, served.specs, served.devices.shards, served.devices.platform.kernels)
-    if odd:
-        _logger.warning(
-            "no kernel multiplies int8 matrices with a side that is no multiple of 128, so XLA does, more slowly: %s "
-            "on each device; another number of devices along model may help",
-            ", ".join(f"{name} is {size}" for name, size in odd.items()),
-        )
 
 
 def _read_weights(weights: OpenWeights, report: Callable[[int, int], None]) -> Params:

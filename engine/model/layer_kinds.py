@@ -226,5 +226,4 @@ def slot_axes(state: LayerState) -> LayerState:
 def num_rows(state: LayerState) -> int:
     """Returns the number of rows of a layer's state."""
     arrays, axes = jax.tree.leaves(state), jax.tree.leaves(slot_axes(state))
-    rows: int = arrays[0].shape[axes[0]]
-    return rows
+    return arrays[0].shape[axes[0]]

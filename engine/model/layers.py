@@ -319,8 +319,7 @@ class AttentionBlock(nnx.Module):
             taken = jnp.take(x, shared, axis=1)
             return taken[:, 0] if len(shared) == 1 else taken
 
-        taken: Tree = jax.tree.map(take, tree)
-        return taken
+        return jax.tree.map(take, tree)
 
     @property
     def _shards_keys(self) -> bool:

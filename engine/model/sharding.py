@@ -22,7 +22,6 @@ Heads, gate blocks, channels and tokens that do not divide evenly are padded wit
 Letters in shapes: B rows of a data shard, M devices along `model`, P this shard's part of an axis.
 """
 
-import itertools
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -32,10 +31,8 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Int32, Shaped
 
-from ...kernels import Backend
 from ...kernels.arithmetic import first_rows, with_first_rows
 from ...kernels.matrices import QuantizedMatrix, is_quantized
-from ...kernels.products import int8_shape_is_left_to_xla
 from ..types.config import DATA, MODEL, MeshShape
 from ..types.errors import ConfigError
 from ..types.host_memory import HostArray
@@ -166,8 +163,7 @@ REPLICATED: Final = PartitionSpec()
 
 def _local_part(x: Array, name: str, count: int, axis: int = 0) -> Array:
     size = x.shape[axis] // count
-    part: Array = jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(name) * size, size, axis)
-    return part
+    return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(name) * size, size, axis)
 
 
 def _all_gather(tree: Any, name: str, count: int, axis: int = 0) -> Any:
@@ -306,33 +302,6 @@ def bytes_per_device(shapes: Params, specs: Params, mesh: MeshShape) -> int:
         lambda x, spec: x.size * x.dtype.itemsize // (1 if spec == REPLICATED else mesh.model), shapes, specs
     )
     return sum(jax.tree.leaves(sizes))
-
-
-def matrices_without_kernel(shapes: Params, specs: Params, mesh: MeshShape, kernels: Backend) -> dict[str, str]:
-    """Returns names of int8 matrices, and sizes of their parts on each device, that XLA multiplies despite a kernel.
-
-    The embedding is not among them: its products are XLA's on every backend.
-
-    Args:
-      shapes: Global shapes, from `shard_params`.
-      specs: Their partition specs.
-      mesh: Sizes of the mesh's axes.
-      kernels: Backend of the products; one without a kernel for them has no such matrices.
-    """
-    found: dict[str, str] = {}
-
-    def note(path: tuple[Any, ...], spec: Any, shape: Any) -> None:
-        if not is_quantized(shape):
-            return
-        names = itertools.zip_longest(shape.shape, spec.values)
-        part = tuple(size // (mesh.model if name == MODEL else 1) for size, name in names)
-        if int8_shape_is_left_to_xla(kernels, part):
-            name = ".".join(str(key.key) for key in path[1:]).removesuffix(".weight")
-            found[name] = " x ".join(map(str, part))
-
-    # A native kernel's packed matrix stays one node, since the specs have one node in its place.
-    jax.tree_util.tree_map_with_path(note, specs["blocks"], shapes["blocks"], is_leaf=is_quantized)
-    return found
 
 
 def state_partition_specs(state: ModelState) -> ModelState:

@@ -60,8 +60,7 @@ class SlotStates:
 
         def gather_one(slot: Int32[Array, ""], fresh: Bool[Array, ""]) -> ModelState:
             local = self._local(slot)
-            row: ModelState = jax.tree.map(partial(_row_if_local, fresh), _axes(self.state), local, self.state)
-            return row
+            return jax.tree.map(partial(_row_if_local, fresh), _axes(self.state), local, self.state)
 
         gathered = _gather_each(gather_one, slots, fresh)
         return tuple(self._replicated(layer, over_data=over_data) for layer in gathered)
@@ -77,10 +76,9 @@ class SlotStates:
         local, axes = self._local(slots), _axes(self.state)
 
         def scatter_one(i: Any, old: ModelState) -> ModelState:
-            written: ModelState = jax.tree.map(
+            return jax.tree.map(
                 lambda axis, slots, old, new: _put_row(axis, old, new, slots[i], i), axes, local, old, state
             )
-            return written
 
         return replace(self, state=_scatter_each(scatter_one, slots, self.state))
 
@@ -136,18 +134,14 @@ def _gather_each(
     if slots.shape[0] == 1:
         return gather_one(slots[0], fresh[0])
     stacked = jax.lax.map(lambda item: gather_one(*item), (slots, fresh))
-    gathered: ModelState = jax.tree.map(
-        lambda axis, x: jnp.moveaxis(jnp.squeeze(x, 1 + axis), 0, axis), _axes(stacked), stacked
-    )
-    return gathered
+    return jax.tree.map(lambda axis, x: jnp.moveaxis(jnp.squeeze(x, 1 + axis), 0, axis), _axes(stacked), stacked)
 
 
 def _scatter_each[Tree](scatter_one: Callable[[Any, Tree], Tree], slots: Int32[Array, " R"], old: Tree) -> Tree:
     """Scatters one row after the other into slots."""
     if slots.shape[0] == 1:
         return scatter_one(0, old)
-    written: Tree = jax.lax.fori_loop(0, slots.shape[0], scatter_one, old)
-    return written
+    return jax.lax.fori_loop(0, slots.shape[0], scatter_one, old)
 
 
 def _row_if_local(fresh: Bool[Array, ""], axis: int, row: Int32[Array, ""], x: Array) -> Array:

@@ -110,8 +110,7 @@ def propose(state: DraftState, positions: RowInts, limits: RowInts, settings: Sp
     rows = limits.shape[0]
     tokens, zeros = jnp.zeros((rows, settings.num_tokens), jnp.int32), jnp.zeros(rows, jnp.int32)
     nothing = Drafts(tokens, zeros, jnp.zeros(rows, jnp.bool), zeros, zeros)
-    drafts: Drafts = jax.lax.cond(jnp.any(limits > 0), search, lambda: nothing)
-    return drafts
+    return jax.lax.cond(jnp.any(limits > 0), search, lambda: nothing)
 
 
 def with_forced(drafts: Drafts, forced: Int32[Array, "R T"], positions: RowInts, limits: RowInts) -> Drafts:

@@ -112,17 +112,44 @@ type _IsEnough = Callable[[Bool[Array, "R V"]], RowFlags]
 """Returns whether a set of tokens is large enough for a row."""
 
 
-def process_logits(
-    logits: TokenFloats, state: SamplingState[Array], memory: TokenMemory, positions: RowInts, active: RowFlags
-) -> TokenFloats:
+class SamplingRows(NamedTuple):
+    """Rows for which tokens are chosen.
+
+    Attributes:
+      state: Sampling parameters.
+      memory: Tokens that penalties and masks refer to.
+      positions: Positions of the tokens to be chosen, which together with a row's seed determine all its randomness.
+      active: Rows whose result is read. The others cost nothing, and their result is arbitrary.
+    """
+
+    state: SamplingState[Array]
+    memory: TokenMemory
+    positions: RowInts
+    active: RowFlags
+
+    @property
+    def random(self) -> RowFlags:
+        """Rows whose tokens are drawn."""
+        return self.active & (self.state.temperature > 0)
+
+    @property
+    def processed(self) -> "ProcessedRows":
+        """Rows that each processor changes."""
+        return ProcessedRows(
+            biased=self.active & (self.state.bias_ids[:, 0] >= 0),
+            penalized=self.active & is_penalized(self.state),
+            masked=self.active & self.state.is_masked,
+            early=self.active & (self.positions < self.state.min_position),
+        )
+
+
+def process_logits(logits: TokenFloats, rows: SamplingRows) -> TokenFloats:
     """Returns the logits from which tokens are chosen; -inf where a token is masked.
 
-    Args:
-      logits: The model's logits.
-      positions: Positions of the tokens to be chosen.
-      active: Rows whose logits are used. Other rows may keep the model's logits.
+    Rows that are not active may keep the model's logits.
     """
-    biased, penalized, masked, early = processed_rows(state, positions, active)
+    state, memory, changed = rows.state, rows.memory, rows.processed
+    biased, penalized, masked, early = changed
 
     def add_biases(x: TokenFloats) -> TokenFloats:
         ids = jnp.where(biased[:, None], state.bias_ids, -1)
@@ -141,8 +168,7 @@ def process_logits(
         x = _where(masked, x, apply_token_mask)
         return _where(early, x, mask_stop_ids)
 
-    result: TokenFloats = jax.lax.cond(jnp.any(early | masked | biased | penalized), processed, lambda: logits)
-    return result
+    return jax.lax.cond(jnp.any(changed.any), processed, lambda: logits)
 
 
 class ProcessedRows(NamedTuple):
@@ -159,21 +185,10 @@ class ProcessedRows(NamedTuple):
     masked: RowFlags
     early: RowFlags
 
-
-def processed_rows(state: SamplingState[Array], positions: RowInts, active: RowFlags) -> ProcessedRows:
-    """Returns which of the active rows each processor changes."""
-    return ProcessedRows(
-        biased=active & (state.bias_ids[:, 0] >= 0),
-        penalized=active & is_penalized(state),
-        masked=active & state.is_masked,
-        early=active & (positions < state.min_position),
-    )
-
-
-def has_processors(state: SamplingState[Array], positions: RowInts) -> RowFlags:
-    """Returns which rows' logits `process_logits` may change."""
-    biased, penalized, masked, early = processed_rows(state, positions, jnp.ones_like(state.is_masked))
-    return early | masked | biased | penalized
+    @property
+    def any(self) -> RowFlags:
+        """Rows that any processor changes."""
+        return self.early | self.masked | self.biased | self.penalized
 
 
 def is_penalized(state: SamplingState[Array]) -> RowFlags:
@@ -189,8 +204,7 @@ def unpack_bits(words: UInt32[Array, "R W"], count: int) -> Bool[Array, "R V"]:
 
 def _where(rows: RowFlags, x: TokenFloats, process: Callable[[Array], Array]) -> TokenFloats:
     """Returns `process(x)` if any row is selected, else x."""
-    processed: TokenFloats = jax.lax.cond(jnp.any(rows), process, lambda x: x, x)
-    return processed
+    return jax.lax.cond(jnp.any(rows), process, lambda x: x, x)
 
 
 def _penalize(logits: TokenFloats, state: SamplingState[Array], memory: TokenMemory, rows: RowFlags) -> TokenFloats:
@@ -219,12 +233,6 @@ def _rows(ids: Int32[Array, "R S"]) -> Int32[Array, "R 1"]:
 def _inside(ids: Int32[Array, "R S"], logits: TokenFloats) -> Int32[Array, "R S"]:
     """Returns ids with unused places of the list moved past the vocabulary, where scatters drop them."""
     return jnp.where(ids >= 0, ids, logits.shape[1])
-
-
-def when[Result](condition: Bool[Array, ""], yes: Callable[[], Result], no: Callable[[], Result]) -> Result:
-    """Returns `jax.lax.cond(condition, yes, no)` with the branches' type."""
-    result: Result = jax.lax.cond(condition, yes, no)
-    return result
 
 
 def column_of(x: Shaped[Array, "R C"], column: RowInts) -> Shaped[Array, " R"]:
@@ -261,7 +269,9 @@ def candidate_threshold(
     cut_k = jnp.where(state.top_k > count, 0.0, column_of(weights, jnp.maximum(state.top_k, 1) - 1))
     cut_k = jnp.where(state.top_k > 0, cut_k, 0.0)
     kept = jnp.where(weights >= cut_k[:, None], weights, 0.0)
-    mass = when(jnp.any((state.top_p < 1) & (state.top_k == 0)), total, lambda: jnp.ones(weights.shape[0], jnp.float32))
+    mass = jax.lax.cond(
+        jnp.any((state.top_p < 1) & (state.top_k == 0)), total, lambda: jnp.ones(weights.shape[0], jnp.float32)
+    )
     mass = jnp.where(state.top_k > 0, jnp.sum(kept, axis=-1), mass)
     enough = jnp.cumsum(kept, axis=-1) >= (state.top_p * mass)[:, None]
     has_cut = jnp.any(enough, axis=-1) & (state.top_p < 1)
@@ -272,11 +282,11 @@ def candidate_threshold(
 def truncate(weights: TokenFloats, state: SamplingState[Array], rows: RowFlags) -> TokenFloats:
     """Returns the weights, with 0 for dropped tokens; arbitrary outside `rows`."""
     top_k, top_p = jnp.where(rows, state.top_k, 0), jnp.where(rows, state.top_p, 1.0)
-    weights = when(jnp.any(top_k > 0), lambda: _keep_top_k(weights, top_k), lambda: weights)
-    weights = when(jnp.any(top_p < 1), lambda: _keep_top_p(weights, top_p), lambda: weights)
+    weights = jax.lax.cond(jnp.any(top_k > 0), lambda: _keep_top_k(weights, top_k), lambda: weights)
+    weights = jax.lax.cond(jnp.any(top_p < 1), lambda: _keep_top_p(weights, top_p), lambda: weights)
     weights = jnp.where(weights >= state.min_p[:, None], weights, 0.0)
     typical_p = jnp.where(rows, state.typical_p, 1.0)
-    return when(jnp.any(typical_p < 1), lambda: _keep_typical(weights, typical_p), lambda: weights)
+    return jax.lax.cond(jnp.any(typical_p < 1), lambda: _keep_typical(weights, typical_p), lambda: weights)
 
 
 def _keep_top_k(weights: TokenFloats, k: RowInts) -> TokenFloats:
@@ -367,114 +377,88 @@ class Sampled(NamedTuple):
     logprobs: Logprobs
 
 
-def sample(
-    logits: TokenFloats,
-    state: SamplingState[Array],
-    memory: TokenMemory,
-    positions: RowInts,
-    active: RowFlags,
-    backend: Backend = XLA,
-) -> Sampled:
+def sample(logits: TokenFloats, rows: SamplingRows, backend: Backend = XLA) -> Sampled:
     """Chooses a token for every row.
+
+    If the backend samples some rows at a time, nothing is computed for inactive rows at the end.
 
     Args:
       logits: The model's logits.
-      positions: Positions of the tokens to be chosen, which together with a row's seed determine all its randomness.
-      active: Rows whose result is read. The others cost nothing, and their result is arbitrary; of those at the end,
-        nothing is computed if the backend samples some rows at a time.
+      rows: The rows.
       backend: Backend of the kernels.
     """
-    rows, at_a_time = logits.shape[0], backend.sampled_rows
-    if at_a_time is None or rows <= at_a_time:
-        return _sample(logits, state, memory, positions, active, backend)
-    inputs = (logits, state, memory, positions, active)
+    count, at_a_time = logits.shape[0], backend.sampled_rows
+    if at_a_time is None or count <= at_a_time:
+        return _sample(logits, rows, backend)
 
     def sample_block(i: Array, results: Sampled) -> Sampled:
-        start = jnp.minimum(i * at_a_time, rows - at_a_time)  # the last block processes some rows a second time
+        start = jnp.minimum(i * at_a_time, count - at_a_time)  # the last block processes some rows a second time
         take = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=at_a_time)
-        block: tuple[Array, SamplingState[Array], TokenMemory, Array, Array] = jax.tree.map(take, inputs)
-        own_logits, own_state, own_memory, own_positions, own_active = block
-        new = _sample(own_logits, own_state, own_memory, own_positions, own_active, backend)
+        block: tuple[Array, SamplingRows] = jax.tree.map(take, (logits, rows))
         put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
-        put_all: Sampled = jax.tree.map(put, results, new)
-        return put_all
+        return jax.tree.map(put, results, _sample(*block, backend))
 
-    nothing = Sampled(jnp.zeros(rows, jnp.int32), no_logprobs((rows,), logits.shape[1], state.named_ids.shape[1]))
-    num_used = jnp.max(jnp.where(active, jnp.arange(1, rows + 1), 0))
-    sampled: Sampled = jax.lax.fori_loop(0, -(-num_used // at_a_time), sample_block, nothing)
-    return sampled
+    num_named = rows.state.named_ids.shape[1]
+    nothing = Sampled(jnp.zeros(count, jnp.int32), no_logprobs((count,), logits.shape[1], num_named))
+    num_used = jnp.max(jnp.where(rows.active, jnp.arange(1, count + 1), 0))
+    return jax.lax.fori_loop(0, -(-num_used // at_a_time), sample_block, nothing)
 
 
-def _sample(
-    logits: TokenFloats,
-    state: SamplingState[Array],
-    memory: TokenMemory,
-    positions: RowInts,
-    active: RowFlags,
-    backend: Backend,
-) -> Sampled:
+def _sample(logits: TokenFloats, rows: SamplingRows, backend: Backend) -> Sampled:
     """Chooses a token for every row, all at a time; see `sample`."""
     tokens, best = choose_tokens(
         logits,
         NUMBER_COLUMNS,
-        partial(kernel_inputs, state, memory, positions, active, logits.shape[1]),
-        partial(_choose, logits, state, memory, positions, active, backend),
+        partial(_kernel_inputs, rows, logits.shape[1]),
+        partial(_choose, logits, rows, backend),
         backend,
     )
-    by_block = reads_logits_once(backend)
-    logprobs_of = logprobs_by_block if by_block else partial(logprobs, backend=backend)
-    wanted = jnp.any(active & state.wants_logprobs)
+    named, wanted = rows.state.named_ids, jnp.any(rows.active & rows.state.wants_logprobs)
+    logprobs_of = logprobs_by_block if reads_logits_once(backend) else partial(logprobs, backend=backend)
     return Sampled(
         _mark_invalid(tokens, best),
-        when(
+        jax.lax.cond(
             wanted,
-            lambda: logprobs_of(logits, tokens, state.named_ids),
-            lambda: no_logprobs(logits.shape[:-1], logits.shape[-1], state.named_ids.shape[-1]),
+            lambda: logprobs_of(logits, tokens, named),
+            lambda: no_logprobs(logits.shape[:-1], logits.shape[-1], named.shape[-1]),
         ),
     )
 
 
-def _choose(
-    logits: TokenFloats,
-    state: SamplingState[Array],
-    memory: TokenMemory,
-    positions: RowInts,
-    active: RowFlags,
-    backend: Backend,
-) -> tuple[RowInts, RowFloats]:
+def _choose(logits: TokenFloats, rows: SamplingRows, backend: Backend) -> tuple[RowInts, RowFloats]:
     """Returns a token of every row, and its highest logit after the logits processors."""
-    processed = process_logits(logits, state, memory, positions, active)
+    processed = process_logits(logits, rows)
     greedy = top_k(processed, 1, backend)[1][:, 0]  # takes a third of argmax's time on a CPU
-    random = active & (state.temperature > 0)
-    drawn = when(jnp.any(random), lambda: draw(processed, state, positions, random, backend), lambda: greedy)
+    random = rows.random
+    drawn = jax.lax.cond(jnp.any(random), lambda: _draw(processed, rows, random, backend), lambda: greedy)
     return jnp.where(random, drawn, greedy), column_of(processed, greedy)
 
 
-def kernel_inputs(
-    state: SamplingState[Array], memory: TokenMemory, positions: RowInts, active: RowFlags, vocab_size: int
-) -> SamplingInputs:
+def _kernel_inputs(rows: SamplingRows, vocab_size: int) -> SamplingInputs:
     """Returns the inputs of a kernel that chooses tokens."""
-    rows, random = processed_rows(state, positions, active), active & (state.temperature > 0)
+    state, memory, processed, random = rows.state, rows.memory, rows.processed, rows.random
     truncation = without_truncation(state, random, vocab_size)
     return SamplingInputs(
-        is_active=active,
+        is_active=rows.active,
         is_random=random,
         numbers={name: getattr(truncation, name).astype(jnp.float32) for name in NUMBER_COLUMNS},
-        uniform=uniform_numbers(state, positions),
-        bias_ids=jnp.where(rows.biased[:, None], state.bias_ids, NO_TOKEN),
+        uniform=uniform_numbers(state, rows.positions),
+        bias_ids=jnp.where(processed.biased[:, None], state.bias_ids, NO_TOKEN),
         biases=state.biases,
-        stop_ids=jnp.where(rows.early[:, None], state.stop_ids, NO_TOKEN),
-        is_penalized=rows.penalized,
+        stop_ids=jnp.where(processed.early[:, None], state.stop_ids, NO_TOKEN),
+        is_penalized=processed.penalized,
         recent=memory.recent,
         in_prompt=memory.in_prompt,
-        is_masked=rows.masked,
+        is_masked=processed.masked,
         allowed=memory.allowed,
     )
 
 
-def needs_logits(state: SamplingState[Array], positions: RowInts) -> RowFlags:
+def needs_logits(rows: SamplingRows) -> RowFlags:
     """Returns which rows need more than the argmax of the model's logits."""
-    return (state.temperature > 0) | state.wants_logprobs | has_processors(state, positions)
+    state = rows.state
+    drawn_or_scored = (state.temperature > 0) | state.wants_logprobs
+    return drawn_or_scored | rows._replace(active=jnp.ones_like(state.is_masked)).processed.any
 
 
 def _mark_invalid(tokens: RowInts, best: RowFloats) -> RowInts:
@@ -488,27 +472,25 @@ def _mark_invalid(tokens: RowInts, best: RowFloats) -> RowInts:
     return jnp.where(best == -jnp.inf, NO_CHOICE, tokens)
 
 
-def draw(
-    logits: TokenFloats, state: SamplingState[Array], positions: RowInts, random: RowFlags, backend: Backend = XLA
-) -> RowInts:
+def _draw(logits: TokenFloats, rows: SamplingRows, random: RowFlags, backend: Backend) -> RowInts:
     """Returns a token per row, drawn from the truncated softmax(logits / temperature).
 
     Args:
       logits: Processed logits.
-      positions: Positions of the tokens, which together with a row's seed determine all its randomness.
+      rows: The rows.
       random: Rows to draw for; the token of other rows is arbitrary.
       backend: Backend of the kernels.
     """
-    uniform = uniform_numbers(state, positions)
-    state = without_truncation(state, random, logits.shape[1])
+    uniform = uniform_numbers(rows.state, rows.positions)
+    state = without_truncation(rows.state, random, logits.shape[1])
     is_cut = may_fit_candidates(state, random)
-    tokens, found = when(
+    tokens, found = jax.lax.cond(
         jnp.any(is_cut),
         lambda: draw_from_candidates(logits, state, uniform, backend),
         lambda: (jnp.zeros(logits.shape[0], jnp.int32), jnp.zeros(logits.shape[0], jnp.bool)),
     )
     rest = random & ~(found & is_cut)
-    return when(
+    return jax.lax.cond(
         jnp.any(rest),
         lambda: jnp.where(rest, _draw_from_vocabulary(logits, state, uniform, rest), tokens),
         lambda: tokens,
@@ -594,8 +576,7 @@ def logprobs(
 def logprobs_by_block(logits: TokenFloats, chosen: RowInts, named: Int32[Array, "R B"]) -> Logprobs:
     """Returns the same as `logprobs`, computed by blocks of rows, since a copy of all logits would be large."""
     size = block_size(logits.shape[0])
-    result: Logprobs = jax.lax.map(lambda row: logprobs(*row), (logits, chosen, named), batch_size=size)
-    return result
+    return jax.lax.map(lambda row: logprobs(*row), (logits, chosen, named), batch_size=size)
 
 
 def block_size(rows: int) -> int:
@@ -637,8 +618,6 @@ def score(
         start = index * block
         own = (jax.lax.dynamic_slice_in_dim(x, start, block) for x in (hidden, targets))
         put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
-        with_block: Logprobs = jax.tree.map(put, scored, logprobs_of(*own))
-        return with_block
+        return jax.tree.map(put, scored, logprobs_of(*own))
 
-    scored: Logprobs = jax.lax.fori_loop(0, count, score_block, no_logprobs(targets.shape, vocab_size, 0))
-    return scored
+    return jax.lax.fori_loop(0, count, score_block, no_logprobs(targets.shape, vocab_size, 0))

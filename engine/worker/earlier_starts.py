@@ -141,8 +141,7 @@ def on_leaves(step: Step, tree: Any) -> Step:
 def _export(step: Step, tree: Any, leaves: list[Any]) -> export.Exported:
     # JAX vouches for calls that it knows. The key holds what decides on ours.
     checks = [export.DisabledSafetyCheck.custom_call(name) for name in native.CALLS]
-    exported: export.Exported = export.export(jax.jit(on_leaves(step, tree)), disabled_checks=checks)(*leaves)
-    return exported
+    return export.export(jax.jit(on_leaves(step, tree)), disabled_checks=checks)(*leaves)
 
 
 def _read(path: Path) -> export.Exported | None:
@@ -154,8 +153,7 @@ def _read(path: Path) -> export.Exported | None:
     digest, program = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
     if digest != _digest(path, program):
         return None
-    exported: export.Exported = export.deserialize(bytearray(program))
-    return exported
+    return export.deserialize(bytearray(program))
 
 
 def _write(path: Path, exported: export.Exported) -> None:

@@ -60,8 +60,7 @@ class DeviceArrays:
     @property
     def pool(self) -> StatePool:
         """State pool; a program that replaces a leaf of it takes the old one's memory."""
-        pool: StatePool = self._tree("pool")
-        return pool
+        return self._tree("pool")
 
     @pool.setter
     def pool(self, pool: StatePool) -> None:
@@ -138,16 +137,14 @@ class Executor:
         kept, donated = Leaves(take(used.kept), traced.kept), Leaves(take(used.donated), traced.donated)
         written, result = self.compiled[program.label](kept, donated, *self._place(inputs))
         self.arrays.replace(used.written, written.arrays)
-        returned: Result = result
-        return returned
+        return result
 
     def _place(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         """Returns the inputs as a program takes them. Without a mesh, it moves host arrays itself, which costs less."""
         if self.served.devices.mesh is None:
             return inputs
         replicated = NamedSharding(self.served.devices.mesh, REPLICATED)
-        on_all: tuple[Any, ...] = jax.tree.map(partial(_on_all, replicated), inputs)
-        return on_all
+        return jax.tree.map(partial(_on_all, replicated), inputs)
 
 
 def _on_all(replicated: NamedSharding, x: Any) -> jax.Array:

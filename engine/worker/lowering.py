@@ -131,8 +131,7 @@ def _step_on_leaves(program: Program[Any], served: Served) -> Step:
         return step
     specs = _leaf_specs(served)
     takes, gives = (specs, *(REPLICATED for _ in program.inputs)), (specs, REPLICATED)
-    sharded: Step = jax.shard_map(step, mesh=mesh, in_specs=takes, out_specs=gives, check_vma=False)
-    return sharded
+    return jax.shard_map(step, mesh=mesh, in_specs=takes, out_specs=gives, check_vma=False)
 
 
 def _device_leaves(program: Program[Any], served: Served) -> list[Any]:
@@ -153,8 +152,7 @@ def _leaf_specs(served: Served) -> list[PartitionSpec]:
 def _resident_leaves(served: Served) -> list[jax.ShapeDtypeStruct]:
     """Returns the shapes of the leaves of the parameters and the state pool."""
     specs = _spec("params", served), _spec("pool", served)
-    leaves: list[jax.ShapeDtypeStruct] = jax.tree.leaves(_placed(served, (served.params, served.pool), specs))
-    return leaves
+    return jax.tree.leaves(_placed(served, (served.params, served.pool), specs))
 
 
 def idle_bytes(lowered: Any, served: Served) -> int:
@@ -174,13 +172,11 @@ def _placed[Tree](served: Served, tree: Tree, spec: Any) -> Tree:
     """Returns shapes of arrays on the model's devices; see `shard_shapes`."""
     devices = served.devices
     if devices.mesh is not None:
-        sharded: Tree = shard_shapes(devices.mesh, spec, tree)
-        return sharded
+        return shard_shapes(devices.mesh, spec, tree)
     if devices.device is None:
         return tree
     place = SingleDeviceSharding(devices.device)
-    placed: Tree = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
-    return placed
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
 
 
 def shard_shapes(mesh: Mesh, spec: Any, tree: Any) -> Any:

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 
 from ...kernels.matrices import pack_param, pack_shapes
@@ -90,7 +91,7 @@ class Served:
       devices: Devices that run the model.
       dtype: Dtype of the activations.
       slots: Number of requests that run at a time; 0 until a start has chosen it.
-      graph: Code of the model, a `Graph`; None for a simulated device, as are `params` and `specs`.
+      graph: Code of the model; None for a simulated device, as are `params` and `specs`.
       params: Shapes of the parameters of all shards side by side.
       specs: Partition specs of the parameters.
     """
@@ -256,8 +257,11 @@ class Served:
     @cached_property
     def pool(self) -> StatePool:
         """Shapes of the state pool of all shards."""
-        pool: StatePool = jax.eval_shape(self.new_pool)
-        return pool
+        return jax.eval_shape(self.new_pool)
+
+    def with_model(self, step: Callable[..., Any], *settings: Any) -> Callable[..., Any]:
+        """Returns a step that takes the model and some settings as a function of the parameters and the rest."""
+        return lambda params, *arguments: step(nnx.merge(self.graph, params), *settings, *arguments)
 
     @cached_property
     def programs(self) -> "DevicePrograms":
@@ -428,7 +432,7 @@ class DevicePrograms:
     """
 
     def __init__(self, served: Served) -> None:
-        graph, shards, layout, settings = served.graph, served.devices.shards, served.state_layout, served.settings
+        shards, layout, settings = served.devices.shards, served.state_layout, served.settings
         steps, sizes = served.devices.platform.decode_steps, (served.rows, served.mask_words)
         slot, masks = _int32(1), jax.ShapeDtypeStruct((MAX_PREFILL_ROWS, served.mask_words), jnp.uint32)
         end = jax.ShapeDtypeStruct((1, served.config.width), served.dtype)
@@ -436,19 +440,18 @@ class DevicePrograms:
         firsts = first_token_input((), served.first_token_rows, *sizes, drafts=served.has_drafts)
         replays = replay_input((), MAX_PREFILL_ROWS, *sizes, drafts=served.has_drafts)
 
+        decode = served.with_model(decode_step, steps)
         self.decode: Mapping[int, Program[Sampled]] = {
-            rows: Program(
-                f"decode {rows}", partial(decode_step, graph, steps), (_bools(rows), _int32()), _MODEL, replaces=_POOL
-            )
+            rows: Program(f"decode {rows}", decode, (_bools(rows), _int32()), _MODEL, _POOL)
             for rows in served.decode_rows
         }
         self.first_token: Program[Sampled] = Program(
-            "first token", partial(first_token_step, graph), (firsts,), _MODEL, replaces=_POOL
+            "first token", served.with_model(first_token_step), (firsts,), _MODEL, replaces=_POOL
         )
         self.prefill = {shape: _prefill_slices(served, shape) for shape in served.prefill_shapes}
         self.score: Program[Logprobs] = Program(
             "score",
-            partial(score_step, graph),
+            served.with_model(score_step),
             (_int32(shards.data, served.prefill_tokens), _int32()),
             ("params", "hidden"),
         )
@@ -494,7 +497,7 @@ def _prefill_slices(served: Served, shape: PrefillShape) -> tuple[Program[Prefil
 
     def program(index: int, layers: range) -> Program[PrefillResult]:
         name = label if len(slices) == 1 else f"{label} slice {index + 1}"
-        step = partial(prefill_step, served.graph, layers)
+        step = served.with_model(prefill_step, layers)
         return Program(name, step, inputs, ("params", *_ACTIVATIONS), _ACTIVATIONS, layers=layers)
 
     programs = [program(index, layers) for index, layers in enumerate(slices)]
@@ -509,7 +512,7 @@ def _speculative_programs(served: Served, settings: Speculation) -> dict[int, Pr
     """Returns a program for each number of slots of the platform's steps with drafts."""
 
     def program(rows: int) -> Program[Speculated]:
-        step = partial(speculative_step, served.graph, settings, served.devices.platform.decode_steps)
+        step = served.with_model(speculative_step, settings, served.devices.platform.decode_steps)
         inputs = _bools(rows), _int32(rows), _int32(rows, settings.num_tokens), _int32()
         return Program(f"speculate {rows}", step, inputs, _MODEL, replaces=_POOL)
 

@@ -10,10 +10,8 @@ from typing import Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Bool, Int32, UInt32
 
-from ..model.config import Params
 from ..model.griffin import Griffin
 from ..model.speculation import (
     Accepted,
@@ -32,7 +30,7 @@ from ..model.state import ModelState
 from ..sampling.sampler import RowFlags, RowInts, Sampled, TokenMemory, is_penalized, no_logprobs, record_tokens
 from ..types.config import Speculation
 from ..types.sampling_params import MAX_LOGPROBS
-from .steps import Graph, SlotState, StatePool, decode_once, is_last, mark_broken, sample_or_greedy, with_progress
+from .steps import SlotState, StatePool, decode_once, is_last, mark_broken, sample_or_greedy, with_progress
 
 _MOST_PAIRS: Final = 32
 """Maximum number of tokens of a round."""
@@ -71,10 +69,9 @@ def num_pairs(rows: int, settings: Speculation) -> int:
 
 
 def speculative_step(
-    graph: Graph,
+    model: Griffin,
     settings: Speculation,
     max_steps: int,
-    params: Params,
     pool: StatePool,
     active: RowFlags,
     limits: RowInts,
@@ -84,10 +81,9 @@ def speculative_step(
     """Generates tokens in the active slots among the first R, as `steps.decode_step` does on a single device.
 
     Args:
-      graph: Code of the model.
+      model: The model.
       settings: Lengths of matches and drafts.
       max_steps: K, the maximum of `steps`.
-      params: Parameters of the model.
       pool: All slots.
       active: Whether each slot of the first R gets tokens.
       limits: Maximum number of tokens that each row drafts from its history in a round.
@@ -95,7 +91,7 @@ def speculative_step(
         some is that of the token after them, and `steps` is 1.
       steps: Number of rounds. A row gets a token and its accepted drafts in every round.
     """
-    model, rows = nnx.merge(graph, params), active.shape[0]
+    rows = active.shape[0]
     slots = jax.tree.map(lambda x: model.collectives.first_rows(x, rows), pool.slots)
     verify, plain = (partial(each, model, settings, active) for each in (_verify_round, _plain_round))
 

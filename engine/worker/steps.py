@@ -12,10 +12,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int32, Shaped, UInt32
 
-from ..model.config import Params
 from ..model.griffin import Griffin
 from ..model.sharding import Collectives
 from ..model.slot_states import SlotStates
@@ -26,6 +24,7 @@ from ..sampling.sampler import (
     RowFlags,
     RowInts,
     Sampled,
+    SamplingRows,
     TokenMemory,
     is_penalized,
     logprobs,
@@ -38,8 +37,6 @@ from ..sampling.sampler import (
 )
 from ..types.config import MAX_PREFILL_ROWS, PREFILL_BLOCK
 from ..types.sampling_params import MAX_LOGPROBS, NO_TOKEN, SamplingState
-
-type Graph = nnx.GraphDef[Griffin]
 
 
 class SlotState(NamedTuple):
@@ -145,16 +142,15 @@ class ReplayInput(NamedTuple):
 
 
 def decode_step(
-    graph: Graph, max_steps: int, params: Params, pool: StatePool, active: RowFlags, steps: Int32[Array, ""]
+    model: Griffin, max_steps: int, pool: StatePool, active: RowFlags, steps: Int32[Array, ""]
 ) -> tuple[StatePool, Sampled]:
     """Generates tokens in the active slots among the first R; the others' state stays as it is, bit for bit.
 
     On a mesh these are the first slots of each device, one device after the other.
 
     Args:
-      graph: Code of the model.
+      model: The model.
       max_steps: K, the maximum of `steps`.
-      params: Parameters of the model.
       pool: All slots.
       active: Whether each slot of the first R gets tokens; R is one of `Served.decode_rows`.
       steps: Number of tokens per row. A row that ends earlier stays as its last token left it.
@@ -162,7 +158,6 @@ def decode_step(
     Returns:
       The pool, and tokens `[K, R]`, of which those past a row's last one are meaningless.
     """
-    model = nnx.merge(graph, params)
     active = model.collectives.local_slots(active)
     slots = jax.tree.map(lambda x: model.collectives.first_rows(x, active.shape[0]), pool.slots)
     shape = (max_steps, active.shape[0])
@@ -225,35 +220,22 @@ def decode_once(
 
 def sample_or_greedy(model: Griffin, hidden: Float[Array, "R D"], slots: SlotState, live: RowFlags) -> Sampled:
     """Samples, or takes the argmax without the logits if no row needs more and the model gains from that."""
-    positions = slots.positions + 1
-
-    def sampled() -> Sampled:
-        return _sample(model, hidden, slots.sampling, slots.memory, positions, live)
-
+    rows = SamplingRows(slots.sampling, slots.memory, slots.positions + 1, live)
+    sampled = partial(_sample, model, hidden, rows)
     if not model.skips_logits:
         return sampled()
-    greedy = partial(greedy_sample, model, hidden)
-    is_logits_needed = model.collectives.any_device(live & needs_logits(slots.sampling, positions))
-    result: Sampled = jax.lax.cond(is_logits_needed, sampled, greedy)
-    return result
+    is_logits_needed = model.collectives.any_device(live & needs_logits(rows))
+    return jax.lax.cond(is_logits_needed, sampled, partial(_greedy_sample, model, hidden))
 
 
-def _sample(
-    model: Griffin,
-    hidden: Float[Array, "R D"],
-    sampling: SamplingState[Array],
-    memory: TokenMemory,
-    positions: RowInts,
-    active: RowFlags,
-) -> Sampled:
+def _sample(model: Griffin, hidden: Float[Array, "R D"], rows: SamplingRows) -> Sampled:
     """Samples each row on one of the model shards."""
-    sampling, memory, positions, active = model.collectives.local_rows((sampling, memory, positions, active))
-    chosen = sample(model.logits(hidden), sampling, memory, positions, active, model.platform.kernels)
-    sampled: Sampled = model.collectives.all_gather_rows(chosen)
-    return sampled
+    rows = model.collectives.local_rows(rows)
+    chosen = sample(model.logits(hidden), rows, model.platform.kernels)
+    return model.collectives.all_gather_rows(chosen)
 
 
-def greedy_sample(model: Griffin, hidden: Float[Array, "R D"]) -> Sampled:
+def _greedy_sample(model: Griffin, hidden: Float[Array, "R D"]) -> Sampled:
     """Returns the argmax of each row, without log-probabilities."""
     tokens = model.argmax(hidden)
     return Sampled(tokens, no_logprobs(tokens.shape, model.config.vocab_size, MAX_LOGPROBS))
@@ -276,14 +258,13 @@ def is_last(tokens: RowInts, positions: RowInts, sampling: SamplingState[Array])
 
 
 def prefill_step(
-    graph: Graph, layers: range, params: Params, pool: StatePool, hidden: Float[Array, "N D"], inputs: PrefillInput
+    model: Griffin, layers: range, pool: StatePool, hidden: Float[Array, "N D"], inputs: PrefillInput
 ) -> tuple[StatePool, Float[Array, "N D"], PrefillResult]:
     """Prefills one chunk per row, or runs a slice of the layers on it, with the bits of a single step.
 
     Args:
-      graph: Code of the model.
+      model: The model.
       layers: Layers that run.
-      params: Parameters of the model.
       pool: All slots.
       hidden: Activations of all tokens of this data shard's rows after the layers before the slice, with room for the
         largest batch; the first layer does not read them.
@@ -293,7 +274,6 @@ def prefill_step(
       The pool, the activations after the slice, and the result. Activations before the model's last layer are inputs
       of the next layer.
     """
-    model = nnx.merge(graph, params)
     shards, inputs = model.collectives, model.collectives.local_slots(inputs)
     tokens = inputs.tokens
     x = hidden[: tokens.size].reshape(*tokens.shape, -1) if layers.start else model.embed(tokens)
@@ -318,16 +298,13 @@ def prefill_step(
     return pool._replace(states=states, ends=ends), padded, result
 
 
-def first_token_step(
-    graph: Graph, params: Params, pool: StatePool, inputs: FirstTokenInput
-) -> tuple[StatePool, Sampled]:
+def first_token_step(model: Griffin, pool: StatePool, inputs: FirstTokenInput) -> tuple[StatePool, Sampled]:
     """Samples the token after each prompt and makes its slot ready to decode."""
-    model = nnx.merge(graph, params)
     slots, sampling = inputs.slots, inputs.sampling
     active = slots < pool.slots.tokens.shape[0] * model.collectives.data
     memory = TokenMemory(inputs.in_prompt, inputs.allowed, no_tokens(slots.shape[0]))
     hidden = _gather(pool.ends, slots, model.collectives)
-    sampled = mark_broken(_sample(model, hidden, sampling, memory, inputs.lengths, active), hidden)
+    sampled = mark_broken(_sample(model, hidden, SamplingRows(sampling, memory, inputs.lengths, active)), hidden)
     goes_on = ~is_last(sampled.tokens, inputs.lengths, sampling)
     recent = record_tokens(memory.recent, sampled.tokens, inputs.lengths, is_penalized(sampling))
     drafts = None
@@ -347,18 +324,16 @@ def replay_step(shards: Collectives, pool: StatePool, inputs: ReplayInput) -> St
 
 
 def score_step(
-    graph: Graph, params: Params, hidden: Float[Array, "N D"], targets: Int32[Array, "S N"], count: Int32[Array, ""]
+    model: Griffin, hidden: Float[Array, "N D"], targets: Int32[Array, "S N"], count: Int32[Array, ""]
 ) -> Logprobs:
     """Returns log-probabilities `[S, N]` of the tokens that follow each token of a prefill batch of one row.
 
     Args:
-      graph: Code of the model.
-      params: Parameters of the model.
+      model: The model.
       hidden: Activations of this data shard's row; see `prefill_step`.
       targets: Following tokens, of each data shard.
       count: Number of blocks with tokens; the results of later ones are zeros.
     """
-    model: Griffin = nnx.merge(graph, params)
     shards = model.collectives
 
     def score_block(hidden: Float[Array, "T D"], targets: Int32[Array, " T"]) -> Logprobs:
@@ -366,12 +341,10 @@ def score_step(
         hidden, own = jnp.pad(hidden, ((0, padding), (0, 0))), shards.local_rows(jnp.pad(targets, (0, padding)))
         named, kernels = jnp.zeros((own.shape[0], 0), jnp.int32), model.platform.kernels
         scored = shards.all_gather_rows(logprobs(model.logits(hidden), own, named, kernels))
-        unpadded: Logprobs = jax.tree.map(lambda x: x[:PREFILL_BLOCK], scored)
-        return unpadded
+        return jax.tree.map(lambda x: x[:PREFILL_BLOCK], scored)
 
     scored = score(score_block, hidden, shards.local_slots(targets)[0], count, PREFILL_BLOCK, model.config.vocab_size)
-    gathered: Logprobs = shards.all_gather_slots(jax.tree.map(lambda x: x[None], scored))
-    return gathered
+    return shards.all_gather_slots(jax.tree.map(lambda x: x[None], scored))
 
 
 def copy_step(shards: Collectives, pool: StatePool, sources: RowInts, targets: RowInts) -> StatePool:
@@ -413,20 +386,17 @@ def _scatter[Tree](old: Tree, slots: RowInts, new: Tree, shards: Collectives) ->
         local = slots - shards.slot_offset(old.shape[0])
         return old.at[jnp.where(local < 0, old.shape[0], local)].set(new, mode="drop")
 
-    scattered: Tree = jax.tree.map(scatter, old, new)
-    return scattered
+    return jax.tree.map(scatter, old, new)
 
 
 def _gather[Tree](tree: Tree, slots: RowInts, shards: Collectives) -> Tree:
     """Returns rows of slots of any data shard."""
     if shards.data == 1:
-        gathered: Tree = jax.tree.map(lambda x: x[slots], tree)
-        return gathered
+        return jax.tree.map(lambda x: x[slots], tree)
 
     def gather(x: Array) -> Array:
         local = slots - shards.slot_offset(x.shape[0])
         is_here = ((local >= 0) & (local < x.shape[0])).reshape(-1, *[1] * (x.ndim - 1))
         return jnp.where(is_here, x[jnp.clip(local, 0, x.shape[0] - 1)], jnp.zeros((), x.dtype))
 
-    shared: Tree = shards.psum_slots(jax.tree.map(gather, tree))
-    return shared
+    return shards.psum_slots(jax.tree.map(gather, tree))

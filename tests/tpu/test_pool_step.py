@@ -13,11 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 from jax.sharding import SingleDeviceSharding
 from roost.engine.capacity.roofline import DEVICES, compute_roofline
 from roost.engine.devices.platform import TPU
 from roost.engine.model.config import PRESETS, ModelConfig, cycle
-from roost.engine.model.griffin import abstract_model
+from roost.engine.model.griffin import Griffin, abstract_model
 from roost.engine.model.sharding import Collectives
 from roost.engine.model.state import state_bytes
 from roost.engine.types.config import MAX_PREFILL_ROWS, EngineConfig
@@ -58,18 +59,22 @@ def compile_step(
     """Compiles a step for shapes of arguments, with the pool donated."""
     graph, params = abstract_model(model, BF16, TPU)
     arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=chip), (params, pool, *inputs))
-    lowered = jax.jit(partial(step, graph), donate_argnums=1).trace(*arguments).lower(lowering_platforms=("tpu",))
+
+    def run(params: Any, *rest: Any) -> Any:
+        return step(nnx.merge(graph, params), *rest)
+
+    lowered = jax.jit(run, donate_argnums=1).trace(*arguments).lower(lowering_platforms=("tpu",))
     return lowered.compile(compiler_options={"xla_vf_vmem_memory_space_assignment": "false"})
 
 
-def decode_one(graph: Any, *inputs: Any) -> Any:
+def decode_one(model: Griffin, *inputs: Any) -> Any:
     """Decodes one token, as accelerators do in a dispatch."""
-    return steps.decode_step(graph, 1, *inputs)
+    return steps.decode_step(model, 1, *inputs)
 
 
 def compile_prefill(chip: SingleDeviceSharding, model: ModelConfig, pool: Any, length: int) -> Any:
-    def prefill(graph: Any, *inputs: Any) -> Any:
-        return steps.prefill_step(graph, range(model.depth), *inputs)
+    def prefill(griffin: Griffin, *inputs: Any) -> Any:
+        return steps.prefill_step(griffin, range(model.depth), *inputs)
 
     hidden = jax.ShapeDtypeStruct((512, model.width), BF16)
     return compile_step(chip, model, prefill, pool, hidden, prefill_input((), (), 1, length, ROWS))

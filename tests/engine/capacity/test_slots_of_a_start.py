@@ -120,17 +120,6 @@ def test_xla_takes_the_place_of_kernels_that_do_not_compile(caplog: pytest.LogCa
     assert "kernel gated_mlp: Used 20.88M of 16.00M vmem; XLA computes in their place" in caplog.text
 
 
-@pytest.mark.parametrize(("quantize", "kernels", "lines"), [("int8", TPU, 1), ("int8", PORTABLE, 0), (None, TPU, 0)])
-def test_a_start_names_int8_matrices_without_a_kernel(
-    quantize: str | None, kernels: Platform, lines: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A tiny model's matrices fill no vector registers."""
-    with open_weights(TINY, EngineConfig(quantize=quantize), Devices(kernels)) as weights:
-        builder._warn_of_odd_matrices(weights.served)
-    assert len(caplog.records) == lines
-    assert all("mlp.down is" in record.getMessage() for record in caplog.records)
-
-
 def test_xla_takes_the_place_of_all_kernels_if_the_compiler_names_none() -> None:
     tried: list[Backend] = []
 

@@ -16,15 +16,13 @@ from roost.engine.model.layer_kinds import LAYER_KINDS, Segment
 from roost.engine.model.sharding import (
     Collectives,
     ShardingRule,
-    matrices_without_kernel,
     quantized_rule,
     shard_params,
     sharding_rule,
 )
 from roost.engine.model.state import padded_channels
 from roost.engine.types.errors import ConfigError
-from roost.kernels import XLA, backends
-from roost.kernels.matrices import Int4Matrix, Int8Matrix, PackedMatrix, pack_shapes
+from roost.kernels.matrices import Int4Matrix, Int8Matrix
 
 SMALL = ModelConfig(50, 24, 36, 6, 30, cycle(("recurrent", "attention"), 2))
 
@@ -134,28 +132,3 @@ def test_channels_of_states_are_padded(model: str, shards: int, wide: int) -> No
 def test_queries_are_sharded_by_heads_and_their_key_and_value_are_replicated() -> None:
     rule: Any = sharding_rule(("blocks", 1, "temporal", "qkv"), SMALL)
     assert rule == ShardingRule(0, (Segment(24, 4), Segment(4, 4, is_padded=False), Segment(4, 4, is_padded=False)))
-
-
-@pytest.mark.parametrize(("shards", "odd"), [(1, {}), (4, {}), (8, {"mlp.down": "2560 x 960"})])
-def test_int8_matrices_without_a_kernel_are_named(shards: int, odd: dict[str, str]) -> None:
-    """2B's hidden width over 8 shards fills no whole number of vector registers. Other backends have no kernel."""
-    wide = PRESETS["2b"]
-    layers = cycle(("recurrent", "attention"), 2)
-    config = ModelConfig(256, wide.width, wide.mlp_width, wide.num_heads, wide.lru_width, layers)
-    mesh = Collectives(1, shards)
-    _, whole = abstract_model(config, jnp.dtype("bfloat16"), matrix_dtype=jnp.dtype("int8"))
-    shapes, specs = shard_params(whole, config, mesh)
-    assert matrices_without_kernel(shapes, specs, mesh, backends.TPU) == odd
-    assert matrices_without_kernel(shapes, specs, mesh, XLA) == {}
-
-
-def test_packed_matrices_have_a_kernel() -> None:
-    """Native kernels pack the shapes, but not the specs."""
-    mesh, config = Collectives(1, 1), replace(SMALL, width=32, mlp_width=48, lru_width=48, num_heads=2)
-    _, whole = abstract_model(config, jnp.dtype("bfloat16"), matrix_dtype=jnp.dtype("int8"))
-    shapes, specs = shard_params(whole, config, mesh)
-    packed = pack_shapes(shapes)
-    assert any(
-        isinstance(x, PackedMatrix) for x in jax.tree.leaves(packed, is_leaf=lambda x: isinstance(x, PackedMatrix))
-    )
-    assert matrices_without_kernel(packed, specs, mesh, backends.CPU) == {}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jaxtyping import Array
 from roost.engine.devices.platform import CPU_OPTIONS
-from roost.engine.sampling.sampler import Sampled, TokenMemory, no_tokens, sample
+from roost.engine.sampling.sampler import Sampled, SamplingRows, TokenMemory, no_tokens, sample
 from roost.engine.types.output_constraint import mask_of_ids, words_of_mask
 from roost.engine.types.request import Request
 from roost.engine.types.sampling_params import PENALTY_WINDOW, SamplingParams, SamplingState
@@ -94,7 +94,7 @@ def run(
     positions = np.full(len(requests), PROMPT + num_tokens, np.int32)
     mask = np.array([True] * len(requests) if active is None else active)
     memory = memory_of(requests, logits.shape[1]) if memory is None else memory
-    return sampler(logits.astype(np.float32), state_of(requests), memory, positions, mask)
+    return sampler(logits.astype(np.float32), SamplingRows(state_of(requests), memory, positions, mask))
 
 
 def counts(
@@ -111,7 +111,9 @@ def counts(
     positions, active = np.full(DRAWS, PROMPT + num_tokens, np.int32), np.ones(DRAWS, np.bool)
     memory = memory_of([params], len(logits)) if memory is None else memory
     memories = jax.tree.map(lambda x: np.repeat(np.asarray(x), DRAWS, axis=0), memory)
-    tokens = sampler(np.tile(logits.astype(np.float32), (DRAWS, 1)), state, memories, positions, active).tokens
+    tokens = sampler(
+        np.tile(logits.astype(np.float32), (DRAWS, 1)), SamplingRows(state, memories, positions, active)
+    ).tokens
     return np.bincount(np.asarray(tokens), minlength=len(logits))
 
 

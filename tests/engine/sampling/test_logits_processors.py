@@ -11,6 +11,7 @@ import pytest
 from hypothesis import assume, given
 from reference_sampling import reference_distribution
 from roost.engine.sampling.sampler import (
+    SamplingRows,
     draw_from_candidates,
     no_tokens,
     record_tokens,
@@ -135,7 +136,8 @@ def test_values_that_no_request_may_have_still_keep_to_the_mask(
     state = replace(state_of([params] * ROWS), **changed)
     logits = np.abs(quantised(11, ROWS * VOCAB, 2.0).reshape(ROWS, VOCAB)).astype(np.float32)
     memory = memory_of([params] * ROWS, VOCAB, range(VOCAB))
-    tokens = sampler(logits, state, memory, np.full(ROWS, PROMPT, np.int32), np.ones(ROWS, np.bool)).tokens
+    rows: Any = (np.full(ROWS, PROMPT, np.int32), np.ones(ROWS, np.bool))
+    tokens = sampler(logits, SamplingRows(state, memory, *rows)).tokens
     assert set(tokens.tolist()) <= {5, 200, NO_TOKEN}
 
 
@@ -267,10 +269,10 @@ def test_candidates_end_at_no_token_of_note(top_k: int) -> None:
 def test_a_vocabulary_is_never_sorted() -> None:
     def inputs() -> Any:
         state = (zero_sampling_state(ROWS), zero_token_memory(ROWS, 256_000))
-        return *state, jnp.zeros(ROWS, jnp.int32), jnp.zeros(ROWS, jnp.bool)
+        return SamplingRows(*state, jnp.zeros(ROWS, jnp.int32), jnp.zeros(ROWS, jnp.bool))
 
     shapes = jax.eval_shape(inputs)
-    lowered = jax.jit(sample).lower(jax.ShapeDtypeStruct((ROWS, 256_000), jnp.float32), *shapes).as_text()
+    lowered = jax.jit(sample).lower(jax.ShapeDtypeStruct((ROWS, 256_000), jnp.float32), shapes).as_text()
     assert "top_k" in lowered
     assert "stablehlo.sort" not in lowered
 
