@@ -27,7 +27,7 @@ from ...kernels.matrices import Int4Matrix
 from ...kernels.matrices.error_compensation import quantize_for_inputs
 from ..model.config import ModelConfig, ParamPath
 from ..model.griffin import check_int4_inputs, scaled_embeddings
-from ..model.layers import ResidualBlock
+from ..model.layers import LayerContext, ResidualBlock
 from ..model.sharding import Collectives
 from ..model.state import zero_state
 from ..types.config import Quantization
@@ -258,7 +258,8 @@ class Calibration:
         """Runs the current layer in both models, and quantises its matrices on the way."""
         kind = self._config.block_types[self._layer]
         backend = Backend("calibration", (Kernel("product", (), self._product),))
-        layer = nnx.eval_shape(lambda: ResidualBlock(self._config, kind, _FLOAT32, _FLOAT32, backend, Collectives()))
+        context = LayerContext(self._config, _FLOAT32, _FLOAT32, backend, Collectives())
+        layer = nnx.eval_shape(lambda: ResidualBlock(context, kind))
         graph, shapes = nnx.split(layer)
         leaves, tree = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(shapes))
         paths = [tuple(key.key for key in path) for path, _ in leaves]

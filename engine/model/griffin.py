@@ -17,7 +17,7 @@ from ..devices.platform import PORTABLE, Platform
 from ..types.errors import ConfigError
 from .config import ModelConfig, Params
 from .layer_kinds import LayerState, layer_matrices
-from .layers import Activations, Positions, ResidualBlock, RMSNorm, matrix
+from .layers import Activations, LayerContext, Positions, ResidualBlock, RMSNorm, matrix
 from .sharding import Collectives
 from .speculation import Pairs, VerifiedStates
 from .state import BlockStates, LayerBlockStates, ModelState, stack_block_states, state_layout
@@ -50,11 +50,9 @@ class Griffin(nnx.Module):
         self.platform = platform
         matrices, gates = matrix_dtype or dtype, jnp.dtype(platform.gate_dtype or dtype)
         self.embedding = matrix(config.vocab_size, config.width, table_dtype(matrices))
-        self.blocks = nnx.List(
-            ResidualBlock(config, kind, matrices, gates, platform.kernels, self.collectives)
-            for kind in config.block_types
-        )
-        self.final_norm = RMSNorm(config.width, config.rms_norm_eps, platform.kernels)
+        context = LayerContext(config, matrices, gates, platform.kernels, self.collectives)
+        self.blocks = nnx.List(ResidualBlock(context, kind) for kind in config.block_types)
+        self.final_norm = RMSNorm(config, platform.kernels)
 
     def __call__(
         self, tokens: Int32[Array, "B T"], positions: Positions, state: ModelState, block: int

@@ -12,7 +12,7 @@ dtype of matrices, quantised if int8; activations keep the dtype of the input.
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,23 +60,38 @@ def vector(*shape: int) -> nnx.Param[Any]:
     return nnx.Param(jnp.zeros(shape, jnp.float32))
 
 
+class LayerContext(NamedTuple):
+    """Facts that all layers of a model share.
+
+    Attributes:
+      config: The model's config.
+      dtype: Dtype of the matrices except gates.
+      gate_dtype: Dtype of the RG-LRU's gate matrices.
+      backend: Backend of the kernels.
+      collectives: Collectives of the mesh over which the model is sharded.
+    """
+
+    config: ModelConfig
+    dtype: jnp.dtype
+    gate_dtype: jnp.dtype
+    backend: Backend
+    collectives: Collectives
+
+
 class Dense(nnx.Module):
     """Linear layer y = x · Kᵀ + b, summed in float32 and rounded to the dtype of x.
 
     Args:
       inputs: Input width of the unsharded matrix.
       outputs: Output width of the unsharded matrix.
-      dtype: Dtype of the matrix.
-      backend: Backend of the product.
-      psum_over: Mesh over which inputs are sharded and partial products are summed; None for whole inputs.
+      context: Facts of the model.
+      is_summed: Whether inputs are sharded, and partial products are summed over the mesh.
     """
 
-    def __init__(
-        self, inputs: int, outputs: int, dtype: jnp.dtype, backend: Backend, psum_over: Collectives | None = None
-    ) -> None:
-        self.backend = backend
-        self.psum_over = psum_over or Collectives()
-        self.weight = matrix(outputs, inputs, dtype)
+    def __init__(self, inputs: int, outputs: int, context: LayerContext, *, is_summed: bool = False) -> None:
+        self.backend = context.backend
+        self.psum_over = context.collectives if is_summed else Collectives()
+        self.weight = matrix(outputs, inputs, context.dtype)
         self.bias = vector(outputs)
 
     def __call__(self, x: Float[Array, "*rows I"], dtype: jnp.dtype | None = None) -> Float[Array, "*rows O"]:
@@ -98,9 +113,9 @@ class Dense(nnx.Module):
 class RMSNorm(nnx.Module):
     """RMSNorm y = x * rsqrt(mean(x²) + eps) * (1 + scale), computed in float32."""
 
-    def __init__(self, width: int, eps: float, backend: Backend) -> None:
-        self.scale = vector(width)
-        self.eps = eps
+    def __init__(self, config: ModelConfig, backend: Backend) -> None:
+        self.scale = vector(config.width)
+        self.eps = config.rms_norm_eps
         self.backend = backend
 
     def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
@@ -116,10 +131,11 @@ class RMSNorm(nnx.Module):
 class MLP(nnx.Module):
     """Gated MLP down(gelu(gate(x)) * up(x)) (arXiv 2402.19427, section 2.2)."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, backend: Backend, collectives: Collectives) -> None:
-        self.backend = backend
-        self.gate_up = Dense(config.width, 2 * config.mlp_width, dtype, backend)
-        self.down = Dense(config.mlp_width, config.width, dtype, backend, collectives)
+    def __init__(self, context: LayerContext) -> None:
+        width, hidden = context.config.width, context.config.mlp_width
+        self.backend = context.backend
+        self.gate_up = Dense(width, 2 * hidden, context)
+        self.down = Dense(hidden, width, context, is_summed=True)
 
     def __call__(self, x: Activations) -> Activations:
         gate_up, down = self.gate_up, self.down
@@ -140,16 +156,15 @@ class RGLRU(nnx.Module):
 class RecurrentBlock(nnx.Module):
     """Recurrent block out(gelu(y(u)) * RG-LRU(conv(x(u)))) (arXiv 2402.19427, section 2.3); x and y are one array."""
 
-    def __init__(
-        self, config: ModelConfig, dtype: jnp.dtype, gate_dtype: jnp.dtype, backend: Backend, collectives: Collectives
-    ) -> None:
-        self.backend = backend
-        self.xy = Dense(config.width, 2 * config.lru_width, dtype, backend)
+    def __init__(self, context: LayerContext) -> None:
+        config = context.config
+        self.backend = context.backend
+        self.xy = Dense(config.width, 2 * config.lru_width, context)
         self.conv_weight = vector(config.conv_width, config.lru_width)
         self.conv_bias = vector(config.lru_width)
-        self.rg_lru = RGLRU(config, gate_dtype)
-        self.collectives = collectives
-        self.out = Dense(config.lru_width, config.width, dtype, backend, collectives)
+        self.rg_lru = RGLRU(config, context.gate_dtype)
+        self.collectives = context.collectives
+        self.out = Dense(config.lru_width, config.width, context, is_summed=True)
 
     def __call__(
         self, u: Activations, state: RecurrentState, positions: Positions, block: int
@@ -206,14 +221,12 @@ class AttentionBlock(nnx.Module):
     evenly among the shards, or else replicated.
     """
 
-    def __init__(
-        self, config: ModelConfig, dtype: jnp.dtype, gate_dtype: jnp.dtype, backend: Backend, collectives: Collectives
-    ) -> None:
-        self.config = config
-        self.backend = backend
-        self.collectives = collectives
-        self.qkv = matrix(config.width + 2 * config.key_width, config.width, dtype)
-        self.out = Dense(config.width, config.width, dtype, backend, collectives)
+    def __init__(self, context: LayerContext) -> None:
+        self.config = config = context.config
+        self.backend = context.backend
+        self.collectives = context.collectives
+        self.qkv = matrix(config.width + 2 * config.key_width, config.width, context.dtype)
+        self.out = Dense(config.width, config.width, context, is_summed=True)
 
     def __call__(
         self, u: Activations, state: AttentionState, positions: Positions, block: int
@@ -358,19 +371,11 @@ has a method `verify` too, as `RecurrentBlock` has."""
 class ResidualBlock(nnx.Module):
     """Residual block (arXiv 2402.19427, section 2.1): pre-norm temporal block, then pre-norm MLP."""
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        kind: str,
-        dtype: jnp.dtype,
-        gate_dtype: jnp.dtype,
-        backend: Backend,
-        collectives: Collectives,
-    ) -> None:
-        self.temporal_norm = RMSNorm(config.width, config.rms_norm_eps, backend)
-        self.temporal = TEMPORAL_BLOCKS[kind](config, dtype, gate_dtype, backend, collectives)
-        self.mlp_norm = RMSNorm(config.width, config.rms_norm_eps, backend)
-        self.mlp = MLP(config, dtype, backend, collectives)
+    def __init__(self, context: LayerContext, kind: str) -> None:
+        self.temporal_norm = RMSNorm(context.config, context.backend)
+        self.temporal = TEMPORAL_BLOCKS[kind](context)
+        self.mlp_norm = RMSNorm(context.config, context.backend)
+        self.mlp = MLP(context)
 
     def __call__(
         self, x: Activations, state: LayerState, positions: Positions, block: int

@@ -74,18 +74,13 @@ def prefill_input(
       rows: Number of rows of the compiled shape, on all data shards.
       length: Number of tokens per row of the compiled shape.
     """
-    columns: dict[str, Any] = {
-        "tokens": np.zeros((rows, length), np.int32),
-        "starts": np.zeros(rows, np.int32),
-        "lengths": np.zeros(rows, np.int32),
-        "slots": np.full(rows, pool_rows, np.int32),
-    }
+    tokens, slots = np.zeros((rows, length), np.int32), np.full(rows, pool_rows, np.int32)
+    starts, lengths = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
     for row, chunk in zip(places, chunks, strict=True):
-        request, end = chunk.request, chunk.start + chunk.length
-        columns["tokens"][row, : chunk.length] = request.prompt_token_ids[chunk.start : end]
-        columns["starts"][row], columns["lengths"][row] = chunk.start, chunk.length
-        columns["slots"][row] = chunk.slot
-    return PrefillInput(**columns)
+        end = chunk.start + chunk.length
+        tokens[row, : chunk.length] = chunk.request.prompt_token_ids[chunk.start : end]
+        starts[row], lengths[row], slots[row] = chunk.start, chunk.length, chunk.slot
+    return PrefillInput(tokens, starts, lengths, slots)  # type: ignore[arg-type]
 
 
 def score_targets(chunk: PrefillChunk, shard: int, shape: tuple[int, int]) -> Int[np.ndarray, "S N"]:
@@ -111,15 +106,16 @@ def first_token_input(
       rows: Number of rows of the compiled shape.
       drafts: Whether tokens are drafted.
     """
-    columns: dict[str, Any] = {
-        "slots": np.full(rows, pool_rows, np.int32),
-        "lengths": np.zeros(rows, np.int32),
-    }
-    for row, end in enumerate(ends):
-        columns["slots"][row], columns["lengths"][row] = end.slot, len(end.request.prompt_token_ids)
-    sampling, masks = _sampling_and_masks([(end.request, end.mask) for end in ends], rows, mask_words)
-    history = histories([(end.request, ()) for end in ends], rows) if drafts else None
-    return FirstTokenInput(sampling=SamplingState(**sampling), history=history, **masks, **columns)
+    requests = [end.request for end in ends]
+    sampling, in_prompt, allowed = _sampling_and_masks(requests, [end.mask for end in ends], rows, mask_words)
+    return FirstTokenInput(
+        slots=_padded([end.slot for end in ends], rows, pool_rows),
+        lengths=_padded([len(request.prompt_token_ids) for request in requests], rows),
+        sampling=sampling,
+        in_prompt=in_prompt,
+        allowed=allowed,
+        history=histories([(request, ()) for request in requests], rows) if drafts else None,
+    )
 
 
 def replay_input(
@@ -133,22 +129,28 @@ def replay_input(
       mask_words: Number of words of a token mask.
       drafts: Whether tokens are drafted.
     """
-    columns: dict[str, Any] = {
-        "slots": np.full(size, pool_rows, np.int32),
-        "tokens": np.zeros(size, np.int32),
-        "positions": np.zeros(size, np.int32),
-    }
+    requests, generated = [row.request for row in rows], [_generated(row) for row in rows]
+    sampling, in_prompt, allowed = _sampling_and_masks(requests, [row.mask for row in rows], size, mask_words)
     recent: Any = np.full((size, PENALTY_WINDOW), NO_TOKEN, np.int32)
-    for place, row in enumerate(rows):
-        token_ids = _generated(row)
-        position, last = len(row.request.prompt_token_ids) + row.num_tokens - 1, token_ids[-PENALTY_WINDOW:]
-        columns["slots"][place], columns["tokens"][place] = row.slot, token_ids[-1]
-        columns["positions"][place] = position
+    positions = [len(row.request.prompt_token_ids) + row.num_tokens - 1 for row in rows]
+    for place, (position, token_ids) in enumerate(zip(positions, generated, strict=True)):
+        last = token_ids[-PENALTY_WINDOW:]
         recent[place, np.arange(position - len(last) + 1, position + 1) % PENALTY_WINDOW] = last
-    sampling, masks = _sampling_and_masks([(row.request, row.mask) for row in rows], size, mask_words)
-    memory = TokenMemory(recent=recent, **masks)
-    history = histories([(row.request, _generated(row)) for row in rows], size) if drafts else None
-    return ReplayInput(sampling=SamplingState(**sampling), memory=memory, history=history, **columns)
+    return ReplayInput(
+        slots=_padded([row.slot for row in rows], size, pool_rows),
+        tokens=_padded([token_ids[-1] for token_ids in generated], size),
+        positions=_padded(positions, size),
+        sampling=sampling,
+        memory=TokenMemory(in_prompt, allowed, recent),
+        history=histories(list(zip(requests, generated, strict=True)), size) if drafts else None,
+    )
+
+
+def _padded(values: Sequence[int], rows: int, padding: int = 0) -> Any:
+    """Returns a column of a compiled shape."""
+    column = np.full(rows, padding, np.int32)
+    column[: len(values)] = values
+    return column
 
 
 def _generated(row: ReplayedRow) -> tuple[int, ...]:
@@ -158,28 +160,29 @@ def _generated(row: ReplayedRow) -> tuple[int, ...]:
 
 
 def _sampling_and_masks(
-    requests: Sequence[tuple[Request, TokenMask | None]], rows: int, mask_words: int
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the arrays of `SamplingState`, and both masks of `TokenMemory`, by name.
+    requests: Sequence[Request], masks: Sequence[TokenMask | None], rows: int, mask_words: int
+) -> tuple[SamplingState[Any], Any, Any]:
+    """Returns the sampling state, and both masks of `TokenMemory`.
 
     Args:
-      requests: Requests of the first rows, each with the mask of its output constraint.
+      requests: Requests of the first rows.
+      masks: Mask of each request's output constraint.
       mask_words: Number of words of a token mask.
     """
-    sampling: dict[str, Any] = sampling_columns([request for request, _ in requests], rows)
-    masks: dict[str, Any] = {name: np.zeros((rows, mask_words), np.uint32) for name in ("in_prompt", "allowed")}
+    sampling: dict[str, Any] = sampling_columns(requests, rows)
+    in_prompt, allowed = (np.zeros((rows, mask_words), np.uint32) for _ in range(2))
     prompt_masks: dict[int, TokenMask] = {}  # by identity, as forks share their prompt
-    for row, (request, mask) in enumerate(requests):
+    for row, (request, mask) in enumerate(zip(requests, masks, strict=True)):
         params, prompt = request.params, request.prompt_token_ids
         if params.repetition_penalty != 1:
             if id(prompt) not in prompt_masks:
                 prompt_masks[id(prompt)] = mask_of_ids(prompt, mask_words)
-            masks["in_prompt"][row] = prompt_masks[id(prompt)]
+            in_prompt[row] = prompt_masks[id(prompt)]
         if mask is None and params.static_mask is not None:
             mask = params.static_mask.mask(mask_words)
         if mask is not None:
-            masks["allowed"][row], sampling["is_masked"][row] = mask, True
-    return sampling, masks
+            allowed[row], sampling["is_masked"][row] = mask, True
+    return SamplingState(**sampling), in_prompt, allowed
 
 
 def mask_columns(

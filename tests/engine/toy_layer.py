@@ -26,11 +26,9 @@ from roost.engine import (
 from roost.engine.model import layers
 from roost.engine.model.config import ModelConfig
 from roost.engine.model.layer_kinds import LAYER_KINDS, LayerKind, StateArray, channels
-from roost.engine.model.layers import Dense
-from roost.engine.model.sharding import Collectives
+from roost.engine.model.layers import Dense, LayerContext
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.engine.types.snapshot import unpack
-from roost.kernels import Backend
 
 CONFIG = ModelConfig(96, 64, 64, 4, 64, ("toy", "attention", "toy", "recurrent"), window=96)
 PROMPT = tuple(range(3, 93)) + tuple(range(90, 10, -1))
@@ -45,12 +43,11 @@ class ToyState(NamedTuple):
 class ToyBlock(nnx.Module):
     """Temporal block of a toy layer."""
 
-    def __init__(
-        self, config: ModelConfig, dtype: jnp.dtype, gate_dtype: jnp.dtype, backend: Backend, collectives: Collectives
-    ) -> None:
-        self.collectives = collectives
-        self.inputs = Dense(config.width, config.lru_width, dtype, backend)
-        self.out = Dense(config.lru_width, config.width, dtype, backend, collectives)
+    def __init__(self, context: LayerContext) -> None:
+        config = context.config
+        self.collectives = context.collectives
+        self.inputs = Dense(config.width, config.lru_width, context)
+        self.out = Dense(config.lru_width, config.width, context, is_summed=True)
 
     def __call__(
         self, u: Float[Array, "B T D"], state: ToyState, positions: Int32[Array, "B T"], block: int
