@@ -58,11 +58,17 @@ class SlotStates:
           over_data: Whether slots of any data shard are gathered, not only of this one.
         """
 
+        axes = _axes(self.state)
+
         def gather_one(slot: Int32[Array, ""], fresh: Bool[Array, ""]) -> ModelState:
             local = self._local(slot)
-            return jax.tree.map(partial(_row_if_local, fresh), _axes(self.state), local, self.state)
+            return jax.tree.map(partial(_row_if_local, fresh), axes, local, self.state)
 
-        gathered = _gather_each(gather_one, slots, fresh)
+        if slots.shape[0] == 1:
+            gathered = gather_one(slots[0], fresh[0])
+        else:
+            stacked = jax.lax.map(lambda item: gather_one(*item), (slots, fresh))
+            gathered = jax.tree.map(lambda axis, x: jnp.moveaxis(jnp.squeeze(x, 1 + axis), 0, axis), axes, stacked)
         return tuple(self._replicated(layer, over_data=over_data) for layer in gathered)
 
     def _replicated(self, layer: LayerState, *, over_data: bool) -> LayerState:
@@ -80,7 +86,9 @@ class SlotStates:
                 lambda axis, slots, old, new: _put_row(axis, old, new, slots[i], i), axes, local, old, state
             )
 
-        return replace(self, state=_scatter_each(scatter_one, slots, self.state))
+        if slots.shape[0] == 1:
+            return self.map(partial(scatter_one, 0))
+        return self.map(lambda old: jax.lax.fori_loop(0, slots.shape[0], scatter_one, old))
 
     def read(self, layout: StateLayout, slots: Int32[Array, " 1"]) -> RowArrays:
         """Returns the whole state of one slot on every device.
@@ -125,23 +133,6 @@ class SlotStates:
 def _axes(state: ModelState) -> Any:
     """Returns the axis of the rows in each array."""
     return tuple(map(slot_axes, state))
-
-
-def _gather_each(
-    gather_one: Callable[[Array, Array], ModelState], slots: Int32[Array, " R"], fresh: Bool[Array, " R"]
-) -> ModelState:
-    """Gathers one slot after the other into the rows of a state."""
-    if slots.shape[0] == 1:
-        return gather_one(slots[0], fresh[0])
-    stacked = jax.lax.map(lambda item: gather_one(*item), (slots, fresh))
-    return jax.tree.map(lambda axis, x: jnp.moveaxis(jnp.squeeze(x, 1 + axis), 0, axis), _axes(stacked), stacked)
-
-
-def _scatter_each[Tree](scatter_one: Callable[[Any, Tree], Tree], slots: Int32[Array, " R"], old: Tree) -> Tree:
-    """Scatters one row after the other into slots."""
-    if slots.shape[0] == 1:
-        return scatter_one(0, old)
-    return jax.lax.fori_loop(0, slots.shape[0], scatter_one, old)
 
 
 def _row_if_local(fresh: Bool[Array, ""], axis: int, row: Int32[Array, ""], x: Array) -> Array:

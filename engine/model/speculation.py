@@ -60,7 +60,7 @@ class DraftState(NamedTuple):
 
 def zero_draft_state(rows: int) -> DraftState:
     """Returns the state of rows without tokens."""
-    return new_draft_state(no_history(rows))
+    return new_draft_state(jnp.full((rows, HISTORY), NO_TOKEN, jnp.int32))
 
 
 def new_draft_state(history: Histories) -> DraftState:
@@ -177,11 +177,6 @@ def learn(depth: RowInts, drafts: Drafts, sampled: RowInts, accepted: RowInts, s
     return jnp.where(drafts.is_guessed, jnp.where(is_right, grown, -_PATIENCE), depth)
 
 
-def no_history(rows: int) -> Histories:
-    """Returns the histories of rows without tokens."""
-    return jnp.full((rows, HISTORY), NO_TOKEN, jnp.int32)
-
-
 def record(history: Histories, tokens: Int32[Array, "R T"], positions: RowInts, counts: RowInts) -> Histories:
     """Returns the histories with new tokens. The token at position p is in column p mod H.
 
@@ -232,12 +227,9 @@ def accept(drafts: Drafts, sampled: Int32[Array, "R S"], ends: Bool[Array, "R S"
     is_same = (sampled[:, :-1] == drafts.tokens) & is_draft
     goes_on = jnp.cumprod((is_same & ~ends[:, :-1]).astype(jnp.int32), axis=1)
     last = jnp.sum(goes_on, axis=1)
-    return Accepted(jnp.sum(jnp.cumprod(is_same.astype(jnp.int32), axis=1) * _before(goes_on), axis=1), last)
-
-
-def _before(goes_on: Int32[Array, "R T"]) -> Int32[Array, "R T"]:
-    """Returns whether each token comes before or with the one that ends the row's round."""
-    return jnp.pad(goes_on[:, :-1], ((0, 0), (1, 0)), constant_values=1)
+    same = jnp.cumprod(is_same.astype(jnp.int32), axis=1)
+    not_after_end = jnp.pad(goes_on[:, :-1], ((0, 0), (1, 0)), constant_values=1)  # 1 for the token that ends the round
+    return Accepted(jnp.sum(same * not_after_end, axis=1), last)
 
 
 class Pairs(NamedTuple):

@@ -198,7 +198,8 @@ def stack_block_states(
       block: Tokens per block.
     """
     windows = [jnp.stack([pack(x.k), pack(x.v)], axis=2) for x in layers if isinstance(x, AttentionBlockStates)]
-    rows, steps = (windows[0].shape[0], windows[0].shape[1]) if windows else _rows_and_steps(layers, block)
+    first: Any = next(x for x in layers if x is not None)
+    rows, steps = windows[0].shape[:2] if windows else (first[0].shape[0], first[0].shape[1] * block)
 
     def stack(array: StackedArray) -> Array:
         parts: list[Any] = [x[array.index] for kind, x in zip(kinds, layers, strict=True) if x and kind == array.kind]
@@ -209,12 +210,6 @@ def stack_block_states(
     shape, dtype = layout.window
     empty_window = (rows, steps, 0, *shape[2:-1], 0)
     return BlockStates(recurrent, jnp.stack(windows, axis=2) if windows else jnp.zeros(empty_window, dtype))
-
-
-def _rows_and_steps(layers: Sequence[LayerBlockStates | None], block: int) -> tuple[int, int]:
-    """Returns the numbers of rows and tokens of a chunk in layers without a window."""
-    first: Any = next(x for x in layers if x is not None)
-    return first[0].shape[0], first[0].shape[1] * block
 
 
 def state_of_row(layout: StateLayout, layers: ModelState, arrays: RowArrays) -> ModelState:

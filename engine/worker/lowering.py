@@ -129,7 +129,7 @@ def _step_on_leaves(program: Program[Any], served: Served) -> Step:
 
     if (mesh := served.devices.mesh) is None:
         return step
-    specs = _leaf_specs(served)
+    specs = [*(leaf.sharding.spec for leaf in _resident_leaves(served)), _spec("hidden", served)]
     takes, gives = (specs, *(REPLICATED for _ in program.inputs)), (specs, REPLICATED)
     return jax.shard_map(step, mesh=mesh, in_specs=takes, out_specs=gives, check_vma=False)
 
@@ -142,11 +142,6 @@ def _device_leaves(program: Program[Any], served: Served) -> list[Any]:
         arrays = {"params": served.params, "pool": served.pool, "hidden": served.hidden}
         leaves[slices[name]] = jax.tree.leaves(_placed(served, arrays[name], _spec(name, served)))
     return leaves
-
-
-def _leaf_specs(served: Served) -> list[PartitionSpec]:
-    """Returns the partition spec of each leaf of `DeviceArrays`."""
-    return [*(leaf.sharding.spec for leaf in _resident_leaves(served)), _spec("hidden", served)]
 
 
 def _resident_leaves(served: Served) -> list[jax.ShapeDtypeStruct]:

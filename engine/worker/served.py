@@ -5,7 +5,7 @@ and a compilation ahead of time all begin with this record, so that the measured
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import chain
@@ -295,41 +295,27 @@ def open_weights(source: ModelSource, settings: EngineConfig, devices: Devices) 
     Raises:
       CheckpointError: The weights do not fit the model.
     """
-    config = source.config
-    put: Put | None = _put_packed if devices.platform.kernels.packs_weights else None
+    config, shards, kernels = source.config, devices.shards, devices.platform.kernels
+    put: Put | None = _put_packed if kernels.packs_weights else None
     if devices.mesh is not None:
-        put = sharded_over(devices.mesh, config, devices.shards)
-    if source.is_random:
-        served, whole = _served(config, settings, devices, config.dtype, settings.quantize)
-        yield _open(served, whole, partial(random_params, whole, settings.seed, put=put))
-        return
-    with open_tensors(source.weights, config, source.adapters) as tensors:
-        checkpoint = Checkpoint(config, tensors)
-        served, whole = _served(config, settings, devices, checkpoint.dtype, config.quantize or settings.quantize)
-        yield _open(served, whole, partial(load_params, checkpoint, whole, put=put))
-
-
-def _served(
-    config: ModelConfig, settings: EngineConfig, devices: Devices, stored: str, quantize: str | None
-) -> tuple[Served, Params]:
-    """Returns the model without parameters, and the shapes of the parameters before they are sharded.
-
-    Args:
-      stored: Dtype of the checkpoint.
-      quantize: Name of the matrices' format.
-    """
-    dtype = jnp.dtype(stored if settings.dtype == "auto" else settings.dtype)
-    matrix_dtype = None if quantize is None else jnp.dtype(quantize)
-    graph, whole = abstract_model(config, dtype, devices.platform, matrix_dtype, devices.shards)
-    return Served(config, settings, devices, dtype, graph=graph), whole
-
-
-def _open(served: Served, whole: Params, read: Callable[..., Params]) -> OpenWeights:
-    params, specs = shard_params(whole, served.config, served.devices.shards)
-    num_bytes = bytes_per_device(params, specs, served.devices.shards)
-    if served.devices.platform.kernels.packs_weights:
-        params = pack_shapes(params)
-    return OpenWeights(replace(served, params=params, specs=specs), lambda report: read(progress=report), num_bytes)
+        put = sharded_over(devices.mesh, config, shards)
+    with nullcontext() if source.is_random else open_tensors(source.weights, config, source.adapters) as tensors:
+        checkpoint = None if tensors is None else Checkpoint(config, tensors)
+        stored, quantize = config.dtype, settings.quantize
+        if checkpoint is not None:
+            stored, quantize = checkpoint.dtype, config.quantize or quantize
+        dtype = jnp.dtype(stored if settings.dtype == "auto" else settings.dtype)
+        matrix_dtype = None if quantize is None else jnp.dtype(quantize)
+        graph, whole = abstract_model(config, dtype, devices.platform, matrix_dtype, shards)
+        params, specs = shard_params(whole, config, shards)
+        num_bytes = bytes_per_device(params, specs, shards)
+        if kernels.packs_weights:
+            params = pack_shapes(params)
+        served = Served(config, settings, devices, dtype, graph=graph, params=params, specs=specs)
+        if checkpoint is None:
+            yield OpenWeights(served, partial(random_params, whole, settings.seed, put=put), num_bytes)
+        else:
+            yield OpenWeights(served, partial(load_params, checkpoint, whole, put=put), num_bytes)
 
 
 def _put_packed(path: tuple[Any, ...], param: HostParam) -> Any:

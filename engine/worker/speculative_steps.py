@@ -166,8 +166,13 @@ def _verify_round(model: Griffin, settings: Speculation, active: RowFlags, carry
     accepted = accept(drafts, by_row, jax.vmap(is_last, (1, 1, None), 1)(by_row, later, slots.sampling))
     kept = Kept(slots.positions, pairs.counts, accepted.last)
     new_slots = _advance(settings, slots, live, drafts, by_row, accepted)
-    result = _put(carry.result, carry.done, sampled, _kept_rows(pairs, accepted))
-    result = _with_drafts(result, carry.done, drafts, accepted)
+    rows = jnp.where(pairs.offsets <= pairs.of_rows(accepted.last), pairs.rows, pairs.counts.shape[0])
+    result, done = _put(carry.result, carry.done, sampled, rows), carry.done
+    result = result._replace(
+        starts=result.starts.at[done].set(drafts.starts),
+        drafted=result.drafted.at[done].set(drafts.counts),
+        accepted=result.accepted.at[done].set(accepted.counts),
+    )
     return carry._replace(layers=tuple(each.keep(kept) for each in states), slots=new_slots, result=result)
 
 
@@ -220,17 +225,3 @@ def _advance(
     learnt = DraftState(history, learn(slots.drafts.depth, drafts, sampled[:, 0], accepted.counts, settings))
     goes_on = slots.goes_on & ~(live & is_last(tokens, positions, slots.sampling))
     return SlotState(tokens, positions, goes_on, slots.sampling, slots.memory._replace(recent=recent), learnt)
-
-
-def _kept_rows(pairs: Pairs, accepted: Accepted) -> Int32[Array, " M"]:
-    """Returns the row of each pair whose token is kept; R for the others."""
-    return jnp.where(pairs.offsets <= pairs.of_rows(accepted.last), pairs.rows, pairs.counts.shape[0])
-
-
-def _with_drafts(result: Speculated, done: Int32[Array, ""], drafts: Drafts, accepted: Accepted) -> Speculated:
-    """Returns the result with the drafts of a round."""
-    return result._replace(
-        starts=result.starts.at[done].set(drafts.starts),
-        drafted=result.drafted.at[done].set(drafts.counts),
-        accepted=result.accepted.at[done].set(accepted.counts),
-    )

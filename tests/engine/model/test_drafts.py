@@ -12,10 +12,10 @@ from roost.engine.model.speculation import (
     DraftState,
     accept,
     new_draft_state,
-    no_history,
     record,
     with_forced,
     within,
+    zero_draft_state,
 )
 from roost.engine.types.config import HISTORY, DraftCounts, PredictionUse, Speculation
 from roost.engine.types.errors import ConfigError
@@ -31,7 +31,7 @@ def int32(*values: int) -> jnp.ndarray:
 
 def state_of(rows: Sequence[Sequence[int]]) -> DraftState:
     """Rows with these tokens, of which four may be drafted."""
-    history = no_history(len(rows))
+    history = zero_draft_state(len(rows)).history
     tokens = np.zeros((len(rows), max(map(len, rows))), np.int32)
     for row, own in zip(tokens, rows, strict=True):
         row[: len(own)] = own
@@ -87,7 +87,9 @@ def test_rows_are_independent_and_limited() -> None:
 @pytest.mark.parametrize("position", [HISTORY - 3, HISTORY - 1, HISTORY, 3 * HISTORY + 1])
 def test_a_match_is_found_across_the_end_of_the_ring(position: int) -> None:
     tokens = [1, 2, 3, 4, 5, 1, 2]
-    history = record(no_history(1), jnp.array([tokens], jnp.int32), int32(position), int32(len(tokens)))
+    history = record(
+        zero_draft_state(1).history, jnp.array([tokens], jnp.int32), int32(position), int32(len(tokens)).history
+    )
     state = new_draft_state(history)._replace(depth=int32(2))
     drafts = propose(state, int32(position + len(tokens) - 1), int32(4), SETTINGS)
     assert np.asarray(drafts.tokens)[0, : int(drafts.counts[0])].tolist() == [3, 4]
@@ -133,7 +135,7 @@ def test_after_a_miss_tokens_are_drafted_again_once_some_guesses_in_a_row_were_r
 
 
 def test_a_new_request_drafts_at_its_first_guess() -> None:
-    depth = new_draft_state(no_history(1)).depth
+    depth = zero_draft_state(1).depth
     drafts = propose(state_of([[1, 2, 3, 4, 1, 2]])._replace(depth=depth), int32(5), int32(4), SETTINGS)
     assert (bool(drafts.is_guessed[0]), int(drafts.counts[0])) == (True, 2)
 
