@@ -89,13 +89,16 @@ def _engine(
       bits: Identifies everything that affects the last bits of states; see `numerics`.
       leader: Connections to other hosts, if there are any.
     """
+    reserved_slots = config.reserved_slots
+    if reserved_slots is None:
+        reserved_slots = 1 if config.tenants > 1 and runner.slots > 1 else 0
     scheduler = Scheduler(
         runner.slots,
         config.max_queue,
         runner.limits,
         config.max_queue_tokens,
         config.tenants,
-        reserved_slots=_reserved_slots(config, runner.slots),
+        reserved_slots=reserved_slots,
         cache=_prefix_cache(config, runner, bits),
     )
     identity = _engine_identity(runner, bits)
@@ -243,7 +246,7 @@ def _load_and_compile(
         limit = None if devices.platform.uses_host_memory else device_memory()
         executor = ThreadPoolExecutor(3, "load")
         try:
-            params: Future[Params] = executor.submit(_read_weights, weights, partial(report, "weights"))
+            params: Future[Params] = executor.submit(weights.read, partial(report, "weights"))
 
             def check_weights() -> None:
                 if params.done():
@@ -259,13 +262,6 @@ def _load_and_compile(
         finally:
             executor.shutdown(cancel_futures=True)
             release_freed_memory()
-
-
-def _read_weights(weights: OpenWeights, report: Callable[[int, int], None]) -> Params:
-    start = time.monotonic()
-    params = weights.read(report)
-    _logger.debug("weights: read in %.2f s", time.monotonic() - start)
-    return params
 
 
 def _compile_to_fit(
@@ -321,12 +317,6 @@ def _engine_identity(runner: ModelRunner | SimulatedRunner, bits: str) -> str:
     """Returns an identity that is the same for engines whose states have the same bits."""
     platform, shards, *_ = runner.served.devices
     return f"{runner.state_format.model}-{bits}-data={shards.data},model={shards.model}-{platform.name}"
-
-
-def _reserved_slots(config: EngineConfig, slots: int) -> int:
-    if config.reserved_slots is not None:
-        return config.reserved_slots
-    return 1 if config.tenants > 1 and slots > 1 else 0
 
 
 def _prefix_cache(config: EngineConfig, runner: ModelRunner | SimulatedRunner, bits: str) -> PrefixCache | None:

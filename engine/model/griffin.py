@@ -237,13 +237,8 @@ def abstract_model(
     with use_abstract_mesh(AbstractMesh((), ())):  # within another one, `nnx.eval_shape` drops the scales of matrices
         model = nnx.eval_shape(lambda: Griffin(config, dtype, platform, matrix_dtype, collectives))
     graph, params = nnx.split(model)
-    return graph, _in_groups(nnx.to_pure_dict(params), config.int4_group_size)
 
+    def in_groups(leaf: Any) -> Any:
+        return leaf.in_groups(config.int4_group_size) if isinstance(leaf, Int4Matrix) else leaf
 
-def _in_groups(params: Params, largest: int) -> Params:
-    """Returns shapes of parameters with at most `largest` inputs to a scale in int4."""
-
-    def regrouped(leaf: Any) -> Any:
-        return leaf.in_groups(largest) if isinstance(leaf, Int4Matrix) else leaf
-
-    return jax.tree.map(regrouped, params, is_leaf=is_quantized)
+    return graph, jax.tree.map(in_groups, nnx.to_pure_dict(params), is_leaf=is_quantized)

@@ -153,14 +153,14 @@ def process_logits(logits: TokenFloats, rows: SamplingRows) -> TokenFloats:
 
     def add_biases(x: TokenFloats) -> TokenFloats:
         ids = jnp.where(biased[:, None], state.bias_ids, -1)
-        return x.at[_rows(ids), _inside(ids, x)].add(state.biases, mode="drop")
+        return x.at[_places(ids, x)].add(state.biases, mode="drop")
 
     def apply_token_mask(x: TokenFloats) -> TokenFloats:
         return jnp.where(masked[:, None] & ~unpack_bits(memory.allowed, x.shape[1]), -jnp.inf, x)
 
     def mask_stop_ids(x: TokenFloats) -> TokenFloats:
         ids = jnp.where(early[:, None], state.stop_ids, -1)
-        return x.at[_rows(ids), _inside(ids, x)].set(-jnp.inf, mode="drop")
+        return x.at[_places(ids, x)].set(-jnp.inf, mode="drop")
 
     def processed() -> TokenFloats:
         x = _where(biased, logits, add_biases)
@@ -212,7 +212,7 @@ def _penalize(logits: TokenFloats, state: SamplingState[Array], memory: TokenMem
     tokens.
     """
     ids = jnp.where(rows[:, None], memory.recent, -1)
-    counts = jnp.zeros_like(logits).at[_rows(ids), _inside(ids, logits)].add(1.0, mode="drop")
+    counts = jnp.zeros_like(logits).at[_places(ids, logits)].add(1.0, mode="drop")
     frequency, presence, repetition = (
         jnp.where(rows, penalty, neutral)[:, None]
         for penalty, neutral in (
@@ -226,13 +226,11 @@ def _penalize(logits: TokenFloats, state: SamplingState[Array], memory: TokenMem
     return logits - frequency * counts - presence * (counts > 0)
 
 
-def _rows(ids: Int32[Array, "R S"]) -> Int32[Array, "R 1"]:
-    return jnp.arange(ids.shape[0])[:, None]
-
-
-def _inside(ids: Int32[Array, "R S"], logits: TokenFloats) -> Int32[Array, "R S"]:
-    """Returns ids with unused places of the list moved past the vocabulary, where scatters drop them."""
-    return jnp.where(ids >= 0, ids, logits.shape[1])
+def _places(ids: Int32[Array, "R S"], x: TokenFloats) -> tuple[Array, Array]:
+    """Returns indices of the ids of each row, with unused places of the list past the vocabulary, where scatters drop
+    them.
+    """
+    return jnp.arange(ids.shape[0])[:, None], jnp.where(ids >= 0, ids, x.shape[1])
 
 
 def column_of(x: Shaped[Array, "R C"], column: RowInts) -> Shaped[Array, " R"]:

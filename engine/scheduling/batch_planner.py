@@ -211,7 +211,7 @@ class BatchPlanner:
         for each in ordered:
             if each.request.params.prompt_logprobs is None:
                 shards.setdefault(each.slot // (self._limits.shard_rows or self._pool.size), []).append(each)
-        count = _floor_power_of_two(min(most, max(map(len, shards.values()))))
+        count = 1 << (min(most, max(map(len, shards.values()))).bit_length() - 1)
         return [each for shard in shards.values() for each in shard[:count]]
 
     def _plan_decode(self, demand: Demand, running: Collection[RunningRequest]) -> Planned | None:
@@ -224,7 +224,9 @@ class BatchPlanner:
         if not requests:
             return None
         moves = () if self._in_progress else self._compact(requests, running)
-        steps = 1 if beside_prefill else self._max_steps(running)
+        steps = 1 if beside_prefill else self._limits.decode_steps
+        if steps > 1 and any(each.constraint is not None or _takes_single_tokens(each) for each in running):
+            steps = 1
         replays = tuple(_take_replayed(each) for each in requests if each.request.replay and _replays_next(each))
         slots = tuple(each.slot for each in requests)
         drafts: tuple[int | Forced, ...] = ()
@@ -235,12 +237,6 @@ class BatchPlanner:
             request.num_tokens_dispatched += steps
         batch = DecodeBatch(tuple(each.request for each in requests), slots, steps, moves, masks, replays, drafts)
         return batch, requests
-
-    def _max_steps(self, running: Collection[RunningRequest]) -> int:
-        """Returns the number of tokens per request: 1 if the host must see each token before the next."""
-        if self._limits.decode_steps == 1:
-            return 1
-        return 1 if any(map(_is_stepwise, running)) else self._limits.decode_steps
 
     def _compact(
         self, requests: Sequence[RunningRequest], running: Collection[RunningRequest]
@@ -330,11 +326,6 @@ def _ended(requests: Iterable[RunningRequest]) -> list[RunningRequest]:
     return [each for each in requests if each.is_prefilled and not each.num_tokens_dispatched]
 
 
-def _is_stepwise(running: RunningRequest) -> bool:
-    """Returns whether the host must see the tokens of each step of a request before the next step."""
-    return running.constraint is not None or _takes_single_tokens(running)
-
-
 def _takes_single_tokens(running: RunningRequest) -> bool:
     """Returns whether the host must see each token of a request before the next."""
     return running.request.stepwise or _replays_next(running)
@@ -412,7 +403,3 @@ def _chunk_length(num_tokens: int, budget: int) -> int:
     if length >= 4 * PREFILL_BLOCK and 8 * num_tokens <= 5 * length:
         length //= 2  # two steps, the second of which is short, need less padding than one
     return length
-
-
-def _floor_power_of_two(n: int) -> int:
-    return 1 << (n.bit_length() - 1)

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from ..types.config import PREFILL_BLOCK, StepLimits
 from ..types.request import Batch, DecodeBatch, PrefillBatch
@@ -231,27 +231,27 @@ class StepTimes:
         self._prefill: dict[_Prefill, float] = {}
         self._decode: dict[int, float] = {}
         self._quiet: dict[int, float] = {}
-        self._restore: float | None = None
-        self._first: float | None = None  # of a batch without a chunk
+        self._without_tokens: dict[bool, float] = {}  # by whether prompts are restored
         self._planned = self._taken = 0.0  # since the last decode step
         self._has_prefill = False
 
     def record(self, batch: Batch, seconds: float) -> None:
         """Adds the duration of a batch."""
         self._update_overrun(batch, seconds)
-        match batch:
-            case DecodeBatch(steps=1):
-                rows = self._rows_of(batch)
-                self._decode[rows] = updated(self._decode.get(rows), seconds)
-            case DecodeBatch():
-                rows = self._rows_of(batch)
-                self._quiet[rows] = updated(self._quiet.get(rows), seconds / batch.steps)
-            case PrefillBatch(chunks=()):
-                self._first = updated(self._first, seconds)
-            case PrefillBatch(num_tokens=0):
-                self._restore = updated(self._restore, seconds)
-            case PrefillBatch():
-                self._record_prefill(self._kind(batch), seconds)
+        means, kind = self._means_of(batch)
+        if isinstance(batch, DecodeBatch):
+            seconds /= batch.steps
+        elif isinstance(kind, _Prefill) and kind not in means:
+            seconds = min(seconds, _MAX_GROWTH * (self._estimate(kind) or math.inf))
+        means[kind] = updated(means.get(kind), seconds)
+
+    def _means_of(self, batch: Batch) -> tuple[dict[Any, float], Any]:
+        """Returns the mean durations of steps like this one, and its kind among them."""
+        if isinstance(batch, DecodeBatch):
+            return self._decode if batch.steps == 1 else self._quiet, self._rows_of(batch)
+        if not batch.num_tokens:
+            return self._without_tokens, bool(batch.chunks)
+        return self._prefill, self._kind(batch)
 
     def _update_overrun(self, batch: Batch, seconds: float) -> None:
         """Updates the percentile by stochastic approximation, if the step ends an interval with prefill.
@@ -301,20 +301,10 @@ class StepTimes:
 
     def _mean(self, batch: Batch) -> float | None:
         """Returns the mean duration of steps of the same kind; None if none was measured."""
-        match batch:
-            case DecodeBatch():
-                return self._decode.get(self._rows_of(batch))
-            case PrefillBatch(chunks=()):
-                return self._first
-            case PrefillBatch(num_tokens=0):
-                return self._restore
-            case PrefillBatch():
-                return self._prefill.get(self._kind(batch))
-
-    def _record_prefill(self, kind: _Prefill, seconds: float) -> None:
-        known = self._prefill.get(kind)
-        first = min(seconds, _MAX_GROWTH * (self._estimate(kind) or math.inf))
-        self._prefill[kind] = first if known is None else updated(known, seconds)
+        if isinstance(batch, DecodeBatch):
+            return self._decode.get(self._rows_of(batch))
+        means, kind = self._means_of(batch)
+        return means.get(kind)
 
     def _estimate(self, kind: _Prefill) -> float | None:
         if (known := self._prefill.get(kind)) is not None:

@@ -4,9 +4,7 @@ Compilations while the engine runs are bugs, and are counted.
 """
 
 import itertools
-import logging
 import re
-import time
 from collections import ChainMap
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future, as_completed
@@ -24,7 +22,6 @@ from .served import Served
 type CompiledProgram = Callable[..., tuple[Leaves, Any]]
 """A compiled program; takes and returns what `lowering.lower` says."""
 
-_logger = logging.getLogger(__name__)
 _COMPILE_EVENT: Final = "/jax/core/compile/backend_compile_duration"
 
 _OVERFLOW: Final = (
@@ -178,7 +175,7 @@ def compile_served(
     Raises:
       KernelRefusedError: Kernels do not compile for the devices; it names all that the programs were refused for.
     """
-    programs, num_done, start = served.programs.compiled, itertools.count(1), time.monotonic()
+    programs, num_done = served.programs.compiled, itertools.count(1)
 
     def compile_traced(lowered: Any) -> CompiledProgram:
         compiled = compile_beside_all(served, lowered)
@@ -188,12 +185,10 @@ def compile_served(
     compiled: dict[str, Future[CompiledProgram]] = {}
     for program in programs:  # traced one by one; earlier ones are compiled at the same time
         compiled[program.label] = executor.submit(compile_traced, lower(program, served, traces))
-    traced = time.monotonic()
     for done in as_completed(compiled.values()):
         if not isinstance(done.exception(), OutOfMemoryError | KernelRefusedError):
             done.result()
         check()
-    _logger.debug("programs: traced in %.2f s, compiled %.2f s later", traced - start, time.monotonic() - traced)
     outcomes = {label: each.exception() or each.result() for label, each in compiled.items()}
     refused = [outcome.reasons for outcome in outcomes.values() if isinstance(outcome, KernelRefusedError)]
     if refused:
@@ -212,7 +207,7 @@ def compile_beside_all(served: Served, lowered: Any) -> CompiledProgram:
 
 
 class CompileCounter:
-    """Counts XLA compilations of this process from `start` to `stop`.
+    """Counts XLA compilations of this process until `stop`.
 
     Attributes:
       count: Number of compilations so far.
@@ -220,9 +215,6 @@ class CompileCounter:
 
     def __init__(self) -> None:
         self.count = 0
-
-    def start(self) -> None:
-        """Starts counting."""
         jax.monitoring.register_event_duration_secs_listener(self._on_event)
 
     def stop(self) -> None:

@@ -96,7 +96,6 @@ class Executor:
         self._used: dict[str, UsedLeaves] = {}
         self.arrays = arrays
         self.compiles = CompileCounter()
-        self.compiles.start()
         self.leader = leader
         for program in self.programs:
             label, outcome = program.label, compiled.outcomes[program.traced.label]

@@ -87,9 +87,8 @@ def test_rows_are_independent_and_limited() -> None:
 @pytest.mark.parametrize("position", [HISTORY - 3, HISTORY - 1, HISTORY, 3 * HISTORY + 1])
 def test_a_match_is_found_across_the_end_of_the_ring(position: int) -> None:
     tokens = [1, 2, 3, 4, 5, 1, 2]
-    history = record(
-        zero_draft_state(1).history, jnp.array([tokens], jnp.int32), int32(position), int32(len(tokens)).history
-    )
+    before = zero_draft_state(1).history
+    history = record(before, jnp.array([tokens], jnp.int32), int32(position), int32(len(tokens)))
     state = new_draft_state(history)._replace(depth=int32(2))
     drafts = propose(state, int32(position + len(tokens) - 1), int32(4), SETTINGS)
     assert np.asarray(drafts.tokens)[0, : int(drafts.counts[0])].tolist() == [3, 4]
