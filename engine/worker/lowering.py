@@ -50,10 +50,6 @@ class UsedLeaves(NamedTuple):
     donated: tuple[int, ...]
     written: tuple[int, ...]
 
-    def moved(self, moves: Mapping[int, int]) -> "UsedLeaves":
-        """Returns the leaves after moves of indices."""
-        return UsedLeaves(*(tuple(moves.get(index, index) for index in indices) for indices in self))
-
 
 def lower(program: Program[Any], served: Served, traces: TraceCache | None = None) -> Any:
     """Traces a program, ready to be compiled.
@@ -243,4 +239,5 @@ def passed_leaves(compiled: Any, program: Program[Any], served: Served) -> UsedL
         return jax.tree.leaves(([params["blocks"][layer] for layer in layers], pool.states.layers(layers)))
 
     assert program.equal.layers is not None
-    return used.moved(dict(zip(leaves(program.equal.layers), leaves(program.layers), strict=True)))
+    moves = dict(zip(leaves(program.equal.layers), leaves(program.layers), strict=True))
+    return UsedLeaves(*(tuple(moves.get(index, index) for index in indices) for indices in used))

@@ -26,7 +26,7 @@ from ..types.request import (
     RowResult,
     TokenLogprobs,
 )
-from ..types.snapshot import BlockState, SavedStateFormat, Snapshot
+from ..types.snapshot import BlockState, SavedStateFormat, Snapshot, snapshot_of
 from .executor import Executor
 from .served import Program
 from .speculative_steps import Speculated
@@ -38,7 +38,6 @@ from .transfer import (
     prediction_use,
     prefill_input,
     read_block_states,
-    read_slot,
     replay_input,
     score_targets,
     window_rows,
@@ -184,7 +183,8 @@ class ModelRunner:
 
     def snapshot(self, slot: int, length: int) -> Snapshot:
         """Returns the state of a slot that has processed `length` tokens, after all batches so far; waits for them."""
-        return read_slot(self.executor.run(self._programs.read_slot, _slot(slot)), length)
+        *recurrent, window = map(np.asarray, self.executor.run(self._programs.read_slot, _slot(slot)))
+        return snapshot_of(length, tuple(recurrent), window)
 
     def _run_decode(self, batch: DecodeBatch) -> Pending:
         for source, target in batch.moves:

@@ -6,14 +6,14 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ..model.state import BlockStates, RowArrays
+from ..model.state import BlockStates
 from ..sampling.sampler import TokenMemory
 from ..types.config import HISTORY, MAX_MATCH, PREFILL_BLOCK, UNUSED_PREDICTION, PredictionUse
 from ..types.host_memory import HostArray, pack_ids
 from ..types.output_constraint import Forced, TokenMask, mask_of_ids
 from ..types.request import DecodeBatch, FirstToken, PrefillChunk, ReplayedRow, Request
 from ..types.sampling_params import NO_LIMIT, NO_TOKEN, NUMBER_COLUMNS, PENALTY_WINDOW, SAMPLING_COLUMNS, SamplingState
-from ..types.snapshot import BlockState, Snapshot, snapshot_of
+from ..types.snapshot import BlockState, Snapshot
 from .steps import FirstTokenInput, PrefillInput, ReplayInput
 
 _SMALLEST_NORMAL: Final = float(np.finfo(np.float32).tiny)
@@ -31,36 +31,22 @@ def sampling_columns(requests: Sequence[Request], rows: int) -> dict[str, HostAr
         name: np.full((rows, *column.shape), column.neutral, column.dtype) for name, column in SAMPLING_COLUMNS.items()
     }
     for row, request in enumerate(requests):
-        _fill_numbers(columns, row, request)
-        _fill_lists(columns, row, request)
-        _fill_positions(columns, row, request)
+        params, start, stop_ids = request.params, len(request.prompt_token_ids), sorted(request.params.stop_ids)
+        for name, column in NUMBER_COLUMNS.items():
+            value = getattr(params, name)
+            columns[name][row] = min(value, NO_LIMIT) if column.dtype == "int32" else value
+        if params.temperature < _SMALLEST_NORMAL:
+            columns["temperature"][row] = 0.0
+        columns["seed"][row] = params.seed & 0xFFFFFFFF, params.seed >> 32
+        columns["wants_logprobs"][row] = params.logprobs is not None
+        for place, (token_id, bias) in enumerate(params.logit_bias):
+            columns["bias_ids"][row, place], columns["biases"][row, place] = token_id, bias
+        columns["stop_ids"][row, : len(stop_ids)] = stop_ids
+        columns["named_ids"][row, : len(params.logprob_token_ids)] = params.logprob_token_ids
+        columns["min_position"][row] = min(start + params.min_tokens, NO_LIMIT)
+        if params.max_tokens is not None:
+            columns["last_position"][row] = min(start + params.max_tokens - 1, NO_LIMIT)
     return columns
-
-
-def _fill_numbers(columns: dict[str, HostArray], row: int, request: Request) -> None:
-    params = request.params
-    for name, column in NUMBER_COLUMNS.items():
-        value = getattr(params, name)
-        columns[name][row] = min(value, NO_LIMIT) if column.dtype == "int32" else value
-    if params.temperature < _SMALLEST_NORMAL:
-        columns["temperature"][row] = 0.0
-    columns["seed"][row] = params.seed & 0xFFFFFFFF, params.seed >> 32
-    columns["wants_logprobs"][row] = params.logprobs is not None
-
-
-def _fill_lists(columns: dict[str, HostArray], row: int, request: Request) -> None:
-    params, stop_ids = request.params, sorted(request.params.stop_ids)
-    for place, (token_id, bias) in enumerate(params.logit_bias):
-        columns["bias_ids"][row, place], columns["biases"][row, place] = token_id, bias
-    columns["stop_ids"][row, : len(stop_ids)] = stop_ids
-    columns["named_ids"][row, : len(params.logprob_token_ids)] = params.logprob_token_ids
-
-
-def _fill_positions(columns: dict[str, HostArray], row: int, request: Request) -> None:
-    params, start = request.params, len(request.prompt_token_ids)
-    columns["min_position"][row] = min(start + params.min_tokens, NO_LIMIT)
-    if params.max_tokens is not None:
-        columns["last_position"][row] = min(start + params.max_tokens - 1, NO_LIMIT)
 
 
 def prefill_input(
@@ -256,17 +242,6 @@ def _all_layers(slices: Sequence[Array], row: int) -> HostArray:
     arrays = [np.asarray(each)[row] for each in slices]
     some = [array for array in arrays if array.shape[1]] or arrays[:1]
     return some[0] if len(some) == 1 else np.concatenate(some, axis=1)  # which would copy
-
-
-def read_slot(arrays: RowArrays, length: int) -> Snapshot:
-    """Waits for the device and returns the snapshot of a slot.
-
-    Args:
-      arrays: Results of `read_step`.
-      length: Number of tokens that led to the state.
-    """
-    *recurrent, window = map(np.asarray, arrays)
-    return snapshot_of(length, tuple(recurrent), window)
 
 
 def window_rows(snapshot: Snapshot, window: int) -> HostArray:
