@@ -145,7 +145,7 @@ def config(options: argparse.Namespace) -> EngineConfig:
 
 def fill(executor: Executor, filled: int, temperature: float = 0.0) -> None:
     """Makes every slot a request with `filled` tokens before it, a last token of its own and no end."""
-    pool = executor.arrays.pool
+    pool = executor.arrays.get("pool")
     slots = pool.slots
     sampling = replace(
         slots.sampling,
@@ -159,7 +159,7 @@ def fill(executor: Executor, filled: int, temperature: float = 0.0) -> None:
         goes_on=jnp.ones_like(slots.goes_on),
         sampling=sampling,
     )
-    executor.arrays.pool = pool._replace(slots=slots)
+    executor.arrays.put("pool", pool._replace(slots=slots))
 
 
 def decode_step(executor: Executor, rows: int) -> Programs:
@@ -272,8 +272,8 @@ def operations(program: str) -> Iterator[tuple[str, str]]:
 
 def need_of_chunk(executor: Executor, tokens: int) -> Need:
     """Returns what a chunk needs at least: all weights but those of the embedding, whose rows are few."""
-    elements, read = size_of(executor.arrays.params)
-    others, rest = size_of(executor.arrays.params["embedding"])
+    elements, read = size_of(executor.arrays.get("params"))
+    others, rest = size_of(executor.arrays.get("params")["embedding"])
     return Need(read - rest, 2.0 * tokens * (elements - others))
 
 
@@ -287,8 +287,8 @@ def size_of(params: Any) -> tuple[int, int]:
 
 def need_of_step(executor: Executor, rows: int, filled: int) -> Need:
     """Returns what a step of the first slots needs at least."""
-    elements, read = size_of(executor.arrays.params)
-    for layer in executor.arrays.pool.states.state:
+    elements, read = size_of(executor.arrays.get("params"))
+    for layer in executor.arrays.get("pool").states.state:
         if isinstance(layer, AttentionState):
             keys, _ = layer.rings
             read += rows * min(filled, keys.shape[1]) * 2 * keys.shape[2] * keys.dtype.itemsize

@@ -125,12 +125,12 @@ class CompiledPrograms(NamedTuple):
     @property
     def memory(self) -> dict[str, ProgramMemory | OutOfMemoryError]:
         """Memory of each program by label, or why the compiler refused it."""
-        return {label: self._memory(outcome) for label, outcome in self.outcomes.items()}
-
-    def _memory(self, outcome: Any) -> ProgramMemory | OutOfMemoryError:
-        if isinstance(outcome, OutOfMemoryError):
-            return outcome
-        return program_memory(outcome, idle_bytes(outcome, self.served))
+        return {
+            label: outcome
+            if isinstance(outcome, OutOfMemoryError)
+            else program_memory(outcome, idle_bytes(outcome, self.served))
+            for label, outcome in self.outcomes.items()
+        }
 
     def excess_bytes(self, limit_bytes: int) -> int:
         """Returns the bytes that the most demanding program needs beyond a device's memory; 0 if all programs fit."""

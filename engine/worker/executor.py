@@ -48,28 +48,12 @@ class DeviceArrays:
         for index, array in zip(indices, arrays, strict=True):
             leaves[index] = array
 
-    @property
-    def params(self) -> Params:
-        """Parameters of the model."""
-        return self._tree("params")
-
-    @params.setter
-    def params(self, params: Params) -> None:
-        self._set_tree("params", params)
-
-    @property
-    def pool(self) -> StatePool:
-        """State pool; a program that replaces a leaf of it takes the old one's memory."""
-        return self._tree("pool")
-
-    @pool.setter
-    def pool(self, pool: StatePool) -> None:
-        self._set_tree("pool", pool)
-
-    def _tree(self, name: ArrayName) -> Any:
+    def get(self, name: ArrayName) -> Any:
+        """Returns the tree of some arrays. A program that replaces a leaf of it takes the old one's memory."""
         return jax.tree.unflatten(self._structures[name], self._leaves[self._slices[name]])
 
-    def _set_tree(self, name: ArrayName, tree: Any) -> None:
+    def put(self, name: ArrayName, tree: Any) -> None:
+        """Replaces the tree of some arrays."""
         self._leaves[self._slices[name]] = self._structures[name].flatten_up_to(tree)
 
 

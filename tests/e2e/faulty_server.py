@@ -62,9 +62,11 @@ def later(works: Callable[..., Any], then: Callable[..., Any]) -> Callable[..., 
 def spoil(runner: ModelRunner) -> None:
     """Sets all parameters to NaN."""
     arrays = runner.executor.arrays
-    arrays.params = jax.tree.map(
-        lambda leaf: jax.device_put(np.full_like(leaf, np.nan)) if leaf.dtype.kind == "f" else leaf, arrays.params
+    spoilt = jax.tree.map(
+        lambda leaf: jax.device_put(np.full_like(leaf, np.nan)) if leaf.dtype.kind == "f" else leaf,
+        arrays.get("params"),
     )
+    arrays.put("params", spoilt)
 
 
 def after_loading(change: Callable[[ModelRunner], None]) -> None:

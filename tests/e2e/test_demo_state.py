@@ -57,7 +57,8 @@ def forget(runner: ModelRunner) -> None:
     def zero_recurrent(state: ModelState) -> ModelState:
         return tuple(jax.tree.map(jnp.zeros_like, s) if isinstance(s, RecurrentState) else s for s in state)
 
-    arrays.pool = arrays.pool._replace(states=arrays.pool.states.map(zero_recurrent))
+    pool = arrays.get("pool")
+    arrays.put("pool", pool._replace(states=pool.states.map(zero_recurrent)))
 
 
 def answer(runner: ModelRunner, tokenizer: Tokenizer, prompt: list[int], forget_after: int | None) -> str:

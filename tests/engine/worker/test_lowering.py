@@ -117,11 +117,12 @@ def test_a_refused_program_needs_memory_for_what_it_does_not_take(
 def test_arrays_are_taken_and_replaced_leaf_by_leaf() -> None:
     pool = StatePool(jnp.zeros(1), jnp.ones(2), jnp.ones(5))  # type: ignore[arg-type]
     arrays = DeviceArrays({"a": jnp.zeros(3), "b": jnp.zeros(4)}, pool)
-    slices = leaf_slices(arrays.params, pool)
+    slices = leaf_slices(arrays.get("params"), pool)
     assert slices == {"params": slice(0, 2), "pool": slice(2, 5), "hidden": slice(5, 6)}
     assert [x.size for x in arrays.take((3, 1)) if x is not None] == [2, 4]
     arrays.replace((2, 4), (jnp.full(1, 7), jnp.full(5, 8)))
-    assert (arrays.pool.states.tolist(), arrays.pool.ends.tolist()) == ([7], [8] * 5)  # type: ignore[attr-defined]
-    arrays.pool = StatePool(jnp.full(1, 9), arrays.pool.slots, arrays.pool.ends)  # type: ignore[arg-type]
-    arrays.params = {"a": jnp.ones(3), "b": jnp.ones(4)}
+    pool = arrays.get("pool")
+    assert (pool.states.tolist(), pool.ends.tolist()) == ([7], [8] * 5)
+    arrays.put("pool", pool._replace(states=jnp.full(1, 9)))
+    arrays.put("params", {"a": jnp.ones(3), "b": jnp.ones(4)})
     assert [x.tolist() for x in arrays.take((2, 0)) if x is not None] == [[9], [1, 1, 1]]

@@ -49,12 +49,12 @@ def serve(
 
 def states_of(runner: ModelRunner) -> Any:
     """Returns the model's states of all slots."""
-    return runner.executor.arrays.pool.states
+    return runner.executor.arrays.get("pool").states
 
 
 def put_states(runner: ModelRunner, states: Any) -> None:
     arrays = runner.executor.arrays
-    arrays.pool = arrays.pool._replace(states=states)
+    arrays.put("pool", arrays.get("pool")._replace(states=states))
 
 
 @contextmanager
