@@ -70,23 +70,39 @@ def dialect_of(address: StoreAddress) -> Dialect:
     return Postgresql(address.target)
 
 
-class Call:
+class Transaction:
     """A transaction that runs on one thread, and whose caller may leave on another.
+
+    Statements have `?` for values, and the dialect's words in braces.
 
     Args:
       dialect: Kind of the database.
 
     Attributes:
       has_begun: Whether a thread is running or has run the transaction.
+      has_written: Whether a statement that may write has run.
     """
 
     def __init__(self, dialect: Dialect) -> None:
-        self.has_begun = False
-        self._dialect = dialect
+        self.has_begun = self.has_written = False
+        self.dialect = dialect
         self._connection: Connection | None = None
         self._is_abandoned = False
         self._lock = Lock()
         self._ended = Event()
+
+    def execute(self, sql: str, *values: Any) -> Cursor:
+        """Runs one statement."""
+        self.check()
+        assert self._connection is not None
+        statement = self.dialect.sql(sql)
+        cursor = self._connection.execute(statement, values)
+        self.has_written |= not statement.startswith("SELECT ")  # as a lock on a name is, too
+        return cursor
+
+    def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Runs one statement and returns its rows."""
+        return self.execute(sql, *values).fetchall()
 
     def begin(self) -> None:
         """Marks the transaction as running on a thread, unless the caller has left."""
@@ -95,7 +111,7 @@ class Call:
             self.has_begun = True
 
     def use(self, connection: Connection) -> None:
-        """Sets the connection whose statements are interrupted when the caller leaves."""
+        """Sets the connection, whose statements are interrupted when the caller leaves."""
         self._connection = connection
         self.check()
 
@@ -124,36 +140,10 @@ class Call:
 
     def _interrupt(self) -> None:
         while not self._ended.is_set():
-            with self._lock, suppress(*self._dialect.errors):  # the next transaction may have the same connection
+            with self._lock, suppress(*self.dialect.errors):  # the next transaction may have the same connection
                 if self._connection is not None and not self._ended.is_set():
-                    self._dialect.interrupt(self._connection)
+                    self.dialect.interrupt(self._connection)
             self._ended.wait(_REPEAT_S)
-
-
-class Transaction:
-    """One transaction. Its statements have `?` for values, and the dialect's words in braces.
-
-    Attributes:
-      has_written: Whether a statement that may write has run.
-    """
-
-    def __init__(self, connection: Connection, dialect: Dialect, call: Call) -> None:
-        self.has_written = False
-        self.dialect = dialect
-        self._connection = connection
-        self._call = call
-
-    def execute(self, sql: str, *values: Any) -> Cursor:
-        """Runs one statement."""
-        self._call.check()
-        statement = self.dialect.sql(sql)
-        cursor = self._connection.execute(statement, values)
-        self.has_written |= not statement.startswith("SELECT ")  # as a lock on a name is, too
-        return cursor
-
-    def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
-        """Runs one statement and returns its rows."""
-        return self.execute(sql, *values).fetchall()
 
 
 def placeholders(rows: int, columns: int) -> str:
@@ -286,7 +276,7 @@ class Database:
         self._is_closed = False
         self._preparing: asyncio.Task[None] | None = None
         self._probing: asyncio.Task[None] | None = None
-        self._running: set[Call] = set()
+        self._running = set[Transaction]()
         self._failing: dict[Lane, StoreUnavailableError] = {}
 
     @property
@@ -323,14 +313,14 @@ class Database:
         """
         if self.outdated is not None:
             raise StoreOutdatedError(self.outdated)
-        call = Call(self._dialect)
+        transaction = Transaction(self._dialect)
         try:
             async with asyncio.timeout(timeout_s):
                 if not self._is_prepared:
                     await asyncio.shield(self._prepared())
                 if self._is_closed:
                     raise WorkersClosedError
-                return await self._pool.workers[lane].run(lambda: self._run(work, lane, call))
+                return await self._pool.workers[lane].run(lambda: self._run(work, lane, transaction))
         except WorkersClosedError:
             raise StoreClosedError("the store's database was closed") from None
         except StoreOutdatedError as outdated:
@@ -341,12 +331,12 @@ class Database:
             raise
         except TimeoutError:
             error = StoreUnavailableError(f"the store's database has not responded within {timeout_s:g} s")
-            if call.has_begun:
+            if transaction.has_begun:
                 self._note(error, lane)
                 self._probe_if_failing()
             raise error from None
         finally:
-            call.abandon()
+            transaction.abandon()
 
     async def check(self) -> None:
         """Waits for the next probe if the database fails. Call it before work whose result a transaction will store.
@@ -403,7 +393,7 @@ class Database:
         Raises:
           StoreUnavailableError: The database is unavailable, full, too slow, or refuses the transaction for now.
         """
-        return self._run(work, Lane.COMMITS if writes else Lane.READS, Call(self._dialect))
+        return self._run(work, Lane.COMMITS if writes else Lane.READS, Transaction(self._dialect))
 
     def close(self) -> None:
         """Refuses new transactions. The pool's last user fails waiting ones, and closes connections not in use."""
@@ -411,13 +401,13 @@ class Database:
             self._is_closed = True
             self._pool.leave()
 
-    def _run[T](self, work: Callable[[Transaction], T], lane: Lane, call: Call) -> T:
-        """Runs a transaction for a call."""
-        call.begin()
-        self._running.add(call)
+    def _run[T](self, work: Callable[[Transaction], T], lane: Lane, transaction: Transaction) -> T:
+        """Runs a transaction, and notes whether the database can be used."""
+        transaction.begin()
+        self._running.add(transaction)
         try:
-            result, has_written = self._transact(work, lane, call)
-            self._note(None, lane if has_written else Lane.READS)
+            result = self._transact(work, lane, transaction)
+            self._note(None, lane if transaction.has_written else Lane.READS)
             return result
         except StoreOutdatedError:
             raise
@@ -425,7 +415,7 @@ class Database:
             self._note(error, lane)
             raise
         except self._dialect.errors as error:
-            call.check()
+            transaction.check()
             unavailable = self._dialect.unavailable(error)
             if unavailable is None:
                 raise
@@ -433,24 +423,23 @@ class Database:
             self._note(unavailable, lane)
             raise unavailable from None
         finally:
-            call.end()
-            self._running.discard(call)
+            transaction.end()
+            self._running.discard(transaction)
 
-    def _transact[T](self, work: Callable[[Transaction], T], lane: Lane, call: Call) -> tuple[T, bool]:
-        """Returns the result of a transaction, and whether it has written."""
+    def _transact[T](self, work: Callable[[Transaction], T], lane: Lane, transaction: Transaction) -> T:
+        """Commits a transaction, and returns its result."""
         tables = self._tables if self._is_prepared else None
         begin, fence = self._dialect.begin(writes=lane is not Lane.READS), [] if tables is None else [tables.fence]
         with self._pool.transaction(lane, *begin, *fence) as (connection, first):
             try:
-                call.use(connection)
+                transaction.use(connection)
                 if tables is not None:
                     tables.check_fence(first.fetchall())
-                transaction = Transaction(connection, self._dialect, call)
                 result = work(transaction)
             finally:
-                call.end()  # a COMMIT that is interrupted while it waits for a standby is not undone
-            call.check()
-        return result, transaction.has_written
+                transaction.end()  # a COMMIT that is interrupted while it waits for a standby is not undone
+            transaction.check()
+        return result
 
     def _give_up(self, error: StoreOutdatedError) -> None:
         """Stops using the database, and logs the reason once."""

@@ -5,13 +5,11 @@ failover, libpq would take the standby for the primary, and refuse the primary. 
 server.
 """
 
-import socket
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import zip_longest
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_attempts, conninfo_to_dict
 
 from . import dialects
 from .dialects import LEASE_S, STATEMENT_TIMEOUT_S, Connection, Cursor
@@ -73,7 +71,7 @@ class Postgresql:
             return psycopg.connect(**parameters)
         del parameters["target_session_attrs"]
         reasons: list[str] = []
-        for each in _addresses(parameters):
+        for each in conninfo_attempts(parameters):
             try:
                 return _connect_to_primary(**each)
             except psycopg.Error as error:
@@ -128,24 +126,3 @@ def _connect_to_primary(**parameters: Any) -> psycopg.Connection[Any]:
         raise
     connection.close()
     raise psycopg.OperationalError(f"{parameters.get('host')} port {parameters.get('port')} is read-only")
-
-
-def _addresses(parameters: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yields the parameters of each host, and of each address of a host's name."""
-    hosts, given, ports = (str(parameters.get(name) or "").split(",") for name in ("host", "hostaddr", "port"))
-    ports = ports * max(len(hosts), len(given)) if len(ports) == 1 else ports
-    for host, address, port in zip_longest(hosts, given, ports, fillvalue=""):
-        each = {**parameters, "host": host, "hostaddr": address, "port": port}
-        if address or not host or host.startswith("/"):
-            yield each
-        else:
-            yield from ({**each, "hostaddr": found} for found in _resolved(host))
-
-
-def _resolved(name: str) -> list[str]:
-    """Returns the addresses of a name, or the name itself if it cannot be resolved, which the driver then reports."""
-    try:
-        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
-    except OSError:
-        return [""]
-    return [str(each[4][0]) for each in found]

@@ -14,7 +14,7 @@ Work of very many units begins as one row, a range, which stands for those units
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import batched
+from itertools import batched, chain
 from typing import Any, Final, NamedTuple
 
 from ..database.database import Transaction, placeholders
@@ -248,7 +248,7 @@ class WorkTable(Table[Unit]):
                 RETURNING {KEY}, num_deaths, num_lone_deaths, engine, num_bytes
                 """,
                 owner,
-                *(value for row in some for value in row),
+                *chain.from_iterable(some),
             )
             claims |= {Lease(*row[:4]): Claim(Lease(*row[:4]), *row[4:]) for row in rows}
         leases = (Lease(tenant, id, number, fence + 1) for tenant, id, number, fence in found)
@@ -303,7 +303,7 @@ class WorkTable(Table[Unit]):
             return held
         for some in batched(wanted, _MAX_NAMED):  # takes PostgreSQL 20 times as long
             named = f"{extend} AND ({KEY}) IN (VALUES {placeholders(len(some), 4)})"
-            transaction.execute(named, owner, *(value for lease in some for value in lease))
+            transaction.execute(named, owner, *chain.from_iterable(some))
         return held
 
     def extend(self, transaction: Transaction, writes: Mapping[Lease, tuple[int, str | None]]) -> set[Lease]:
@@ -330,8 +330,7 @@ class WorkTable(Table[Unit]):
 
     def held(self, transaction: Transaction, lease: Lease) -> set[Lease]:
         """Locks a unit for a write that does not extend its lease; returns the lease if its holder is the owner."""
-        query = f"SELECT {KEY} FROM {self.name} WHERE ({KEY}) IN (VALUES {placeholders(1, 4)}) AND {_HELD} {{lock}}"
-        return {Lease(*row) for row in transaction.rows(query, *lease)}
+        return {Lease(*row) for row in transaction.rows(f"SELECT {KEY} FROM {self._owned(1)} {{lock}}", *lease)}
 
     def end(self, transaction: Transaction, leases: Sequence[Lease]) -> set[Lease]:
         """Removes units whose results the transaction stores.
@@ -339,14 +338,12 @@ class WorkTable(Table[Unit]):
         Returns:
           The leases whose holders were still the owners. Results of the others must not be stored.
         """
-        rows = transaction.rows(
-            f"""
-            DELETE FROM {self.name} WHERE ({KEY}) IN (VALUES {placeholders(len(leases), 4)}) AND {_HELD}
-            RETURNING {KEY}
-            """,
-            *(value for lease in leases for value in lease),
-        )
-        return {Lease(*row) for row in rows}
+        ended = f"DELETE FROM {self._owned(len(leases))} RETURNING {KEY}"
+        return {Lease(*row) for row in transaction.rows(ended, *chain.from_iterable(leases))}
+
+    def _owned(self, count: int) -> str:
+        """Returns the table and the condition of so many units whose holders are the owners; the values are leases."""
+        return f"{self.name} WHERE ({KEY}) IN (VALUES {placeholders(count, 4)}) AND {_HELD}"
 
     def count(self, transaction: Transaction, condition: str, *values: Any) -> int:
         """Returns the number of units of a condition, up to 100,000."""
@@ -392,11 +389,9 @@ class WorkTable(Table[Unit]):
             transaction.execute(  # locks them in one order, as `end` may lock the same rows at the same time
                 f"""
                 UPDATE {self.name} SET owner = NULL, lease_until = {lease_until} WHERE ({KEY}) IN (
-                    SELECT {KEY} FROM {self.name}
-                    WHERE ({KEY}) IN (VALUES {placeholders(len(some), 4)}) AND {_HELD}
-                    ORDER BY tenant, id, number {{lock}})
+                    SELECT {KEY} FROM {self._owned(len(some))} ORDER BY tenant, id, number {{lock}})
                 """,
-                *(value for lease in some for value in lease),
+                *chain.from_iterable(some),
             )
 
 

@@ -23,9 +23,6 @@ from .batch_lines import LineResult
 from .batch_table import BATCHES, BatchRecord, BatchStatus, BatchTotals, LineClaim, LineEnd, LineTable
 from .file_table import FILES, FileRecord
 
-_REPLY_S: Final = 5.0
-"""Seconds after which a client gets an error while the database is unavailable."""
-
 _OWNER_S: Final = 2 * LEASE_S
 """Timeout of writing a line's result, in seconds. Its lease has ended by then, so others may claim the line."""
 
@@ -77,9 +74,9 @@ class BatchStore:
         self.num_ended = 0
         database.probe = file_table.probe
         self._database = database
-        self._commits = GroupCommit(database, _INTERVAL_S, lane=Lane.UPLOADS)
-        self.files = TenantObjects(FILES, _FILE_ID, "file", database, self._commits)
-        self.batches = TenantObjects(BATCHES, _BATCH_ID, "batch", database, self._commits)
+        commits = GroupCommit(database, _INTERVAL_S, lane=Lane.UPLOADS)
+        self.files = TenantObjects(FILES, _FILE_ID, "file", database, commits)
+        self.batches = TenantObjects(BATCHES, _BATCH_ID, "batch", database, commits)
         self._results = GroupCommit(database, _RESULTS_S, batch_table.end_all, Lane.UPLOADS)
         self.lines = LineTable(max_bytes)
         self.leases = Leases(database, self.lines)
@@ -103,7 +100,7 @@ class BatchStore:
                 file_table.begin(transaction, owner, file_id, "batch", name)
             return excess
 
-        _check_quota(await self._commits.write(begin, _REPLY_S))
+        _check_quota(await self.files.commit(begin))
         return file_id
 
     async def add_lines(self, file_id: str, first: int, lines: Sequence[bytes], num_bytes: int) -> None:
@@ -126,27 +123,26 @@ class BatchStore:
             size = sum(map(len, some))
             num_bytes += size
             load = WriteLoad(len(some) // _LINES_OF_ROW, size)
-            _check_quota(await self._commits.write(partial(add, some=some), _REPLY_S, load))
+            _check_quota(await self.files.commit(partial(add, some=some), load))
             first += len(some)
 
     async def put_order(self, file_id: str, segment: int, offsets: Sequence[int]) -> None:
         """Stores the order in which the lines of a segment of a file run; see `file_table.put_order`."""
         put = partial(file_table.put_order, tenant=tenant.get(), file_id=file_id, segment=segment, offsets=offsets)
-        await self._commits.write(put, _REPLY_S, WriteLoad(1, 2 * len(offsets)))
+        await self.files.commit(put, WriteLoad(1, 2 * len(offsets)))
 
     async def finish_file(self, file_id: str, url: str, expires_s: float | None = None) -> FileRecord:
         """Marks a file as complete, and returns it; see `file_table.finish`."""
         finish = partial(file_table.finish, tenant=tenant.get(), file_id=file_id, url=url, expires_s=expires_s)
-        record = await self._commits.write(finish, _REPLY_S)
+        record = await self.files.commit(finish)
         if record is None:
             raise missing("file", file_id)
         return record
 
     async def drop_file(self, file_id: str) -> None:
         """Deletes a failed upload. If this is interrupted, the next `look` of a replica deletes the remaining lines."""
-        owner = tenant.get()
-        await self._commits.write(lambda each: FILES.hide(each, owner, file_id), _REPLY_S)
-        await self._commits.write(lambda each: FILES.remove_object(each, owner, file_id), _REPLY_S)
+        await self.files.write(FILES.hide, file_id)
+        await self.files.write(FILES.remove_object, file_id)
 
     async def delete_file(self, file_id: str) -> None:
         """Deletes a file.
@@ -233,7 +229,7 @@ class BatchStore:
             excess = file_table.excess(transaction, batch.tenant, self.lines.max_bytes, **more)
             return excess, None if excess else batch_table.insert(transaction, batch, window_s)
 
-        excess, stored = await self._commits.write(insert, _REPLY_S)
+        excess, stored = await self.batches.commit(insert)
         _check_quota(excess)
         if stored is None:
             raise no_input(source.id)
@@ -246,7 +242,7 @@ class BatchStore:
         if batch.status != BatchStatus.IN_PROGRESS:
             return None
         owner = batch.tenant
-        sizes = await self._database.run(lambda each: file_table.sizes(each, [owner]), timeout_s=_REPLY_S)
+        sizes = await self.batches.run(lambda each: file_table.sizes(each, [owner]))
         return file_table.full(sizes[owner], self.lines.max_bytes) if sizes[owner] >= self.lines.max_bytes else None
 
     async def claim(self, model: str, places: Places) -> Sequence[LineClaim]:
@@ -269,9 +265,9 @@ class BatchStore:
     async def look(self) -> None:
         """Updates the counts for metrics, and removes expired batches and files, and files deleted by clients."""
         self.totals = await self._database.run(batch_table.totals)
-        await self._commits.write(lambda each: batch_table.expire(each, self.retention_s), _REPLY_S)
-        await self._commits.write(lambda each: file_table.expire(each, self.retention_s), _REPLY_S)
-        while await self._commits.write(FILES.remove_hidden, _REPLY_S):
+        await self.batches.commit(lambda each: batch_table.expire(each, self.retention_s))
+        await self.files.commit(lambda each: file_table.expire(each, self.retention_s))
+        while await self.files.commit(FILES.remove_hidden):
             pass
 
 

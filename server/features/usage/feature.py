@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query
 from ...errors.request_errors import bad_value
 from ...feature import Feature
 from ...http.routes import JsonRoute, described
+from ...storage.objects import REPLY_S
 from . import usage_table
 from .open_usage import UsageDatabase, open_usage
 from .usage_table import TABLES, today
@@ -17,9 +18,6 @@ _DEFAULT_DAYS: Final = 30
 
 _MAX_ROWS: Final = 100_000
 """Maximum number of rows of a response."""
-
-_REPLY_S: Final = 5.0
-"""Seconds after which a client gets an error while the database is unavailable."""
 
 Day = Annotated[str | None, Query(pattern=r"^\d{4}-\d{2}-\d{2}$")]
 
@@ -71,7 +69,7 @@ async def usage(database: UsageDatabase, start: Day = None, end: Day = None) -> 
     """Returns the usage of each tenant and UTC day from `start` to `end`, such as 2026-11-29, both included."""
     start, end = start or today(_DEFAULT_DAYS), end or today()
     read = partial(usage_table.read, start=start, end=end, limit=_MAX_ROWS + 1)
-    rows = await database.run(read, timeout_s=_REPLY_S)
+    rows = await database.run(read, timeout_s=REPLY_S)
     if len(rows) > _MAX_ROWS:
         raise bad_value("start", f"start and end must be nearer to each other: there are more than {_MAX_ROWS} rows")
     data = [

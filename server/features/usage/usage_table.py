@@ -61,10 +61,9 @@ def today(days_ago: int = 0) -> str:
 
 def add(transaction: Transaction, addition: UsageAddition, counts: Mapping[Key, TenantUsage]) -> None:
     """Adds a replica's counts, unless an earlier attempt has added them."""
-    _ADDITIONS.insert(transaction, addition, number="0")
-    update = "UPDATE roost_usage_additions SET number = ?, day = ? WHERE replica = ? AND number < ?"
-    values = addition.number, addition.day, addition.replica, addition.number
-    if transaction.execute(update, *values).rowcount:
+    newer = "number = excluded.number, day = excluded.day WHERE roost_usage_additions.number < excluded.number"
+    (added,) = _ADDITIONS.put(transaction, [astuple(addition)], f"DO UPDATE SET {newer}")
+    if added.rowcount:
         _add(transaction, counts)
 
 

@@ -5,9 +5,8 @@ from contextlib import suppress
 import pytest
 
 _LIMITS = (
-    "features.batches.batch_store._REPLY_S",
     "features.responses.response_store._LAST_S",
-    "features.usage.routes._REPLY_S",
+    "features.usage.feature.REPLY_S",
     "storage.objects.REPLY_S",
 )
 
