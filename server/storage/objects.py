@@ -296,6 +296,11 @@ class ObjectTable[Record](Table[Record]):
         found = self.rows(transaction, f"WHERE tenant = ? AND id = ? AND {self.visible}", tenant, id)
         return found[0] if found else None
 
+    def page_of(self, transaction: Transaction, tenant: str, spec: PageSpec, **values: Any) -> Page[Record] | None:
+        """Returns a page of a tenant's objects with these values of columns; see `page`."""
+        where = "".join(f" AND {name} = ?" for name in values)
+        return self.page(transaction, spec, f"tenant = ? AND {self.visible}{where}", tenant, *values.values())
+
     def hide(self, transaction: Transaction, tenant: str, id: str) -> None:
         """Hides an object, which `remove_hidden` deletes."""
         transaction.execute(f"UPDATE {self.name} SET {self._age} = 0 WHERE tenant = ? AND id = ?", tenant, id)
@@ -390,14 +395,12 @@ class TenantObjects[Record]:
             raise missing(self._noun, id)
         return found
 
-    async def page(
-        self, spec: PageSpec, read: Callable[[Transaction, str, PageSpec], Page[Record] | None]
-    ) -> Page[Record] | None:
-        """Returns a page of the objects; None if `spec.after` names none."""
+    async def page(self, spec: PageSpec, **values: Any) -> Page[Record] | None:
+        """Returns a page of the objects with these values of columns; None if `spec.after` names none."""
         if spec.after is not None and not self._pattern.fullmatch(spec.after):
             return None
         owner = tenant.get()
-        return await self.run(lambda each: read(each, owner, spec))
+        return await self.run(lambda each: self._table.page_of(each, owner, spec, **values))
 
     async def read[T](self, read: Callable[[Transaction, str, str], T], id: str) -> T | None:
         """Reads an object by its tenant and id; returns None if no object may have the id."""

@@ -15,7 +15,7 @@ from ...database.group_commit import Work
 from ...database.schema import Tables, Upgrade
 from ...storage import claims
 from ...storage.claims import Claimant, Places
-from ...storage.objects import ObjectTable, Page, PageSpec
+from ...storage.objects import ObjectTable
 from ...storage.work import IS_OWNED, KEY, Claim, Lease, WorkTable
 from . import file_table
 from .batch_lines import LineResult
@@ -163,11 +163,6 @@ def insert(transaction: Transaction, batch: BatchRecord, window_s: float) -> Bat
     if BATCHES.insert(transaction, batch, created="{now}", expires=f"{{now}} + {float(window_s)}"):
         LINE_WORK.add_range(transaction, batch.tenant, batch.id, batch.model, batch.num_lines)
     return BATCHES.find(transaction, batch.tenant, batch.id)
-
-
-def read_list(transaction: Transaction, tenant: str, spec: PageSpec) -> Page[BatchRecord] | None:
-    """Returns a page of a tenant's batches; None if `spec.after` is not in the list."""
-    return BATCHES.page(transaction, spec, "tenant = ?", tenant)
 
 
 def hide_file(transaction: Transaction, tenant: str, file_id: str) -> bool:

@@ -3,7 +3,6 @@
 from array import array
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Annotated, Any, Final, Literal, TypedDict
 
 import numpy as np
@@ -24,7 +23,7 @@ from ...schemas.body import Fields
 from ...storage.objects import PageSpec
 from .batch_lines import LineError, Parse, id_hash, max_line_bytes, parse_line, repeated, run_order, too_long
 from .batch_store import BatchStore
-from .file_table import SEGMENT_LINES, FileRecord, read_list
+from .file_table import SEGMENT_LINES, FileRecord
 from .open_batches import Batches
 
 PATH: Final = "/v1/files"
@@ -250,8 +249,8 @@ async def list_files(
     ] = None,
 ) -> dict[str, Any]:
     """Lists the tenant's files, page by page."""
-    read = partial(read_list, purpose=purpose)
-    found = await batches.files.page(PageSpec(limit, after, order == "desc"), read)
+    only = {} if purpose is None else {"purpose": purpose}
+    found = await batches.files.page(PageSpec(limit, after, order == "desc"), **only)
     if found is None:
         raise no_such_entry(after)
     return page_object(found, id_of=lambda each: each.id, describe=_described)

@@ -16,7 +16,7 @@ from typing import Final
 from uuid import uuid4
 
 from ...database.database import Transaction, placeholders
-from ...storage.objects import Name, ObjectTable, Page, PageSpec, Table
+from ...storage.objects import Name, ObjectTable, Table
 
 SEGMENT_LINES: Final = 2**16
 """Number of lines of a segment. Lines run in the segments' order."""
@@ -197,19 +197,6 @@ def finish(
         file_id,
     )
     return FILES.find(transaction, tenant, file_id)
-
-
-def read_list(
-    transaction: Transaction, tenant: str, spec: PageSpec, purpose: str | None = None
-) -> Page[FileRecord] | None:
-    """Returns a page of a tenant's complete files; None if `spec.after` is not in the list.
-
-    Args:
-      purpose: Purpose of the listed files; None lists all files.
-    """
-    if purpose is None:
-        return FILES.page(transaction, spec, f"tenant = ? AND {FILES.visible}", tenant)
-    return FILES.page(transaction, spec, f"tenant = ? AND {FILES.visible} AND purpose = ?", tenant, purpose)
 
 
 def lines(

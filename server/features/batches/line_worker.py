@@ -111,20 +111,89 @@ class OpenLines:
         return max(max_longest * self._max_line_bytes - num_bytes, 0) // self._max_line_bytes
 
 
-class LineRunner:
-    """Runs lines, and returns their results. Long lines are parsed on worker threads.
+class LineKind(WorkKind[LineClaim]):
+    """Lines of batches, as work of a replica.
+
+    The replica keeps twice as many lines open as there are slots for them, so that a freed slot immediately gets its
+    next request. A line whose result is being stored no longer counts as open. Fewer lines are claimed while the open
+    lines are large.
 
     Args:
       service: Service that generates.
       app: Application with the service's routes, which trusts its caller.
+      batches: Store of the batches.
+      tenants: Number of tenants.
     """
 
-    def __init__(self, service: Service, app: ASGIApp) -> None:
+    def __init__(self, service: Service, app: ASGIApp, batches: BatchStore, tenants: int = 1) -> None:
+        self._tenants = tenants
         self._service = service
+        self._batches = batches
         self._app = app
 
-    async def result(self, claim: LineClaim) -> LineResult | None:
-        """Returns the result of a line; None if this replica cannot run it now."""
+    @property
+    def pause_s(self) -> float:
+        return _PAUSE_S if self._batches.may_have_lines else _IDLE_S
+
+    @property
+    def gives_way(self) -> bool:
+        service = self._service
+        if service.engine.error is not None:
+            return False  # a line may have ended the engine, which counts as its owner's death
+        return (
+            service.admissions.preemptible.is_barred or service.open_requests.is_draining or not service.engine.is_ready
+        )
+
+    def open_lines(self, running: Collection[LineClaim]) -> OpenLines:
+        """Returns the number and size of running lines."""
+        longest = max_line_bytes(self._service.admissions.max_body_bytes)
+        return OpenLines(running, longest, is_shared=self._tenants > 1)
+
+    def places(self, running: Collection[LineClaim]) -> Places:
+        """Returns the room for lines: none while other requests take all slots."""
+        stats = self._service.engine.stats
+        if self._service.engine.error is not None:
+            return Places(0, 0)
+        return self.open_lines(running).wanted(2 * max(stats.num_preemptible_slots - stats.num_waiting, 0))
+
+    async def claim(self, places: Places) -> Sequence[LineClaim]:
+        return await self._batches.claim(self._service.model.identity, places)
+
+    def name_of(self, lease: Lease) -> str:
+        return f"line {lease.number} of {lease.id}"
+
+    async def run(self, claim: LineClaim) -> Callable[[], Awaitable[bool]] | None:
+        leases = self._batches.leases
+        result = await self._result(claim)
+        if result is not None:
+            return partial(self._batches.end, claim.lease, result)
+        if self._service.engine.error is not None:
+            await leases.release([claim.lease], is_death=True)
+        else:
+            await asyncio.sleep(_PAUSE_S)
+            await leases.refuse([claim.lease])
+        return None
+
+    async def look(self, running: Collection[LineClaim]) -> bool:
+        """Ends lines of expired batches, including models that no replica serves; returns whether these were all."""
+        leases, claim = self._batches.leases, self._batches.lines.claim_expired
+        num_ended = 0
+        while num_ended < _MAX_EXPIRED:
+            limit = max(min(_MAX_EXPIRED - num_ended, self.open_lines(running).num_fitting), 1)
+            claims = await leases.write(partial(claim, owner=leases.owner, limit=limit))
+            results = await asyncio.gather(*map(self._result, claims))
+            ended = [(claim.lease, result) for claim, result in zip(claims, results, strict=True) if result is not None]
+            await asyncio.gather(*(self._batches.end(*each) for each in ended))
+            if len(claims) < limit:
+                return True
+            num_ended += limit
+        return False
+
+    async def clean(self) -> None:
+        await self._batches.look()
+
+    async def _result(self, claim: LineClaim) -> LineResult | None:
+        """Returns the result of a line; None if this replica cannot run it now. A long line is parsed on a thread."""
         tenant.set(claim.lease.tenant)  # of this task only
         id = _id(claim)
         owned = claim.claim
@@ -177,88 +246,6 @@ class LineRunner:
 
 def _id(claim: LineClaim) -> str:
     return line_id(claim.lease.number, claim.lease.id.removeprefix("batch_"))
-
-
-class LineKind(WorkKind[LineClaim]):
-    """Lines of batches, as work of a replica.
-
-    The replica keeps twice as many lines open as there are slots for them, so that a freed slot immediately gets its
-    next request. A line whose result is being stored no longer counts as open. Fewer lines are claimed while the open
-    lines are large.
-
-    Args:
-      service: Service that generates.
-      app: Application with the service's routes, which trusts its caller.
-      batches: Store of the batches.
-      tenants: Number of tenants.
-    """
-
-    def __init__(self, service: Service, app: ASGIApp, batches: BatchStore, tenants: int = 1) -> None:
-        self._tenants = tenants
-        self._service = service
-        self._batches = batches
-        self._runner = LineRunner(service, app)
-
-    @property
-    def pause_s(self) -> float:
-        return _PAUSE_S if self._batches.may_have_lines else _IDLE_S
-
-    @property
-    def gives_way(self) -> bool:
-        service = self._service
-        if service.engine.error is not None:
-            return False  # a line may have ended the engine, which counts as its owner's death
-        return (
-            service.admissions.preemptible.is_barred or service.open_requests.is_draining or not service.engine.is_ready
-        )
-
-    def open_lines(self, running: Collection[LineClaim]) -> OpenLines:
-        """Returns the number and size of running lines."""
-        longest = max_line_bytes(self._service.admissions.max_body_bytes)
-        return OpenLines(running, longest, is_shared=self._tenants > 1)
-
-    def places(self, running: Collection[LineClaim]) -> Places:
-        """Returns the room for lines: none while other requests take all slots."""
-        stats = self._service.engine.stats
-        if self._service.engine.error is not None:
-            return Places(0, 0)
-        return self.open_lines(running).wanted(2 * max(stats.num_preemptible_slots - stats.num_waiting, 0))
-
-    async def claim(self, places: Places) -> Sequence[LineClaim]:
-        return await self._batches.claim(self._service.model.identity, places)
-
-    def name_of(self, lease: Lease) -> str:
-        return f"line {lease.number} of {lease.id}"
-
-    async def run(self, claim: LineClaim) -> Callable[[], Awaitable[bool]] | None:
-        leases = self._batches.leases
-        result = await self._runner.result(claim)
-        if result is not None:
-            return partial(self._batches.end, claim.lease, result)
-        if self._service.engine.error is not None:
-            await leases.release([claim.lease], is_death=True)
-        else:
-            await asyncio.sleep(_PAUSE_S)
-            await leases.refuse([claim.lease])
-        return None
-
-    async def look(self, running: Collection[LineClaim]) -> bool:
-        """Ends lines of expired batches, including models that no replica serves; returns whether these were all."""
-        leases, claim = self._batches.leases, self._batches.lines.claim_expired
-        num_ended = 0
-        while num_ended < _MAX_EXPIRED:
-            limit = max(min(_MAX_EXPIRED - num_ended, self.open_lines(running).num_fitting), 1)
-            claims = await leases.write(partial(claim, owner=leases.owner, limit=limit))
-            results = await asyncio.gather(*map(self._runner.result, claims))
-            ended = [(claim.lease, result) for claim, result in zip(claims, results, strict=True) if result is not None]
-            await asyncio.gather(*(self._batches.end(*each) for each in ended))
-            if len(claims) < limit:
-                return True
-            num_ended += limit
-        return False
-
-    async def clean(self) -> None:
-        await self._batches.look()
 
 
 def line_worker(service: Service, app: ASGIApp, batches: BatchStore, tenants: int = 1) -> Worker[LineClaim]:

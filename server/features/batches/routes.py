@@ -15,7 +15,7 @@ from ...schemas.body import Fields, Metadata
 from ...storage.objects import PageSpec, missing
 from .batch_lines import BatchUrl
 from .batch_store import no_input
-from .batch_table import BatchRecord, BatchStatus, cancel, read_list
+from .batch_table import BatchRecord, BatchStatus, cancel
 from .file_routes import ExpiresAfter, kept_s
 from .open_batches import Batches
 
@@ -250,7 +250,7 @@ async def list_batches(
     after: After = None,
 ) -> dict[str, Any]:
     """Lists the tenant's batches, page by page."""
-    found = await batches.batches.page(PageSpec(limit, after, order == "desc"), read_list)
+    found = await batches.batches.page(PageSpec(limit, after, order == "desc"))
     if found is None:
         raise no_such_entry(after)
     return page_object(found, id_of=lambda each: each.id, describe=_described)

@@ -223,7 +223,7 @@ def test_file_expires_but_for_a_batch_in_progress(database: Database, run: Calla
     assert run(file_table.expire, max_age_s=1e9) == []
     at(database, 1061.0)
     assert run(file_table.FILES.find, tenant="", id="f") is None
-    assert run(file_table.read_list, tenant="", spec=PageSpec(10)).items == []
+    assert run(file_table.FILES.page_of, tenant="", spec=PageSpec(10)).items == []
     assert run(file_table.expire, max_age_s=1e9) == [("", "f")]
     (claim,) = claimed(run, "r", 1)
     end(run, claim)

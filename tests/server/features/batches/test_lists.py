@@ -8,7 +8,8 @@ import pytest
 from databases import opened
 from roost.server.database.database import Database, Transaction
 from roost.server.features.batches import batch_table, file_table
-from roost.server.features.batches.batch_table import TABLES, BatchRecord, BatchStatus
+from roost.server.features.batches.batch_table import BATCHES, TABLES, BatchRecord, BatchStatus
+from roost.server.features.batches.file_table import FILES
 from roost.server.storage.objects import Page, PageSpec
 
 TENANTS = "ab"
@@ -58,10 +59,10 @@ type Read = Callable[..., Page[Any] | None]
 @pytest.mark.parametrize(
     ("read", "options", "ids"),
     [
-        (file_table.read_list, {}, ["f0", "f1", "f2", "f3", "f4", "f5"]),
-        (file_table.read_list, {"purpose": "batch"}, ["f0", "f2", "f4"]),
-        (file_table.read_list, {"purpose": "batch_output"}, ["f1", "f3", "f5"]),
-        (batch_table.read_list, {}, ["b0", "b1", "b2", "b3", "b4", "b5"]),
+        (FILES.page_of, {}, ["f0", "f1", "f2", "f3", "f4", "f5"]),
+        (FILES.page_of, {"purpose": "batch"}, ["f0", "f2", "f4"]),
+        (FILES.page_of, {"purpose": "batch_output"}, ["f1", "f3", "f5"]),
+        (BATCHES.page_of, {}, ["b0", "b1", "b2", "b3", "b4", "b5"]),
     ],
 )
 def test_pages_follow_one_another(
@@ -83,8 +84,8 @@ def test_a_page_after_an_entry_of_another_list(database: Database) -> None:
     database.run_now(lambda each: file_table.begin(each, "b", "own", "batch", "x"), writes=True)
     for after, options in (("own", {}), ("f1", {"purpose": "batch"}), ("f6", {})):
         spec = PageSpec(1, after)
-        assert database.run_now(lambda each, s=spec, o=options: file_table.read_list(each, "a", s, **o)) is None
-    assert database.run_now(lambda each: batch_table.read_list(each, "c", PageSpec(1, "b1"))) is None
+        assert database.run_now(lambda each, s=spec, o=options: FILES.page_of(each, "a", s, **o)) is None
+    assert database.run_now(lambda each: BATCHES.page_of(each, "c", PageSpec(1, "b1"))) is None
 
 
 def test_ended_batches_are_deleted_some_at_a_time(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +108,9 @@ class Explained(Transaction):
     """A transaction that notes the plans of its statements."""
 
     def __init__(self, transaction: Transaction, address: str) -> None:
-        super().__init__(transaction._connection, transaction.dialect, transaction._call)
+        super().__init__(transaction.dialect)
+        assert transaction._connection is not None
+        self.use(transaction._connection)
         self.plans: list[str] = []
         self._explain = "EXPLAIN" if address.startswith("postgresql") else "EXPLAIN QUERY PLAN"
 
@@ -121,15 +124,15 @@ def read_all(transaction: Transaction) -> None:
     """Runs each statement that looks for rows by other columns than their keys."""
     for newest_first in (False, True):
         for after in (None, "f1"):
-            file_table.read_list(transaction, "a", PageSpec(2, after, newest_first))
-            file_table.read_list(transaction, "a", PageSpec(2, after, newest_first), "batch_output")
+            FILES.page_of(transaction, "a", PageSpec(2, after, newest_first))
+            FILES.page_of(transaction, "a", PageSpec(2, after, newest_first), purpose="batch_output")
         for after in (None, "b1"):
-            batch_table.read_list(transaction, "a", PageSpec(2, after, newest_first))
+            BATCHES.page_of(transaction, "a", PageSpec(2, after, newest_first))
     batch_table.hide_file(transaction, "a", "f1")
     batch_table.totals(transaction)
     file_table.expire(transaction, 1.0)
     batch_table.expire(transaction, 1.0)
-    file_table.FILES.remove_hidden(transaction)
+    FILES.remove_hidden(transaction)
     batch_table.cancel(transaction, "a", "b1")
 
 
