@@ -88,6 +88,4 @@ def _why_not_there(reference: str) -> str:
     """Returns why a reference is neither a path nor a repository, for an error message."""
     if _FILE.fullmatch(reference):
         return f"{reference}: no such file; MODEL is the folder of a model's safetensors (not GGUF), or owner/name"
-    if reference.startswith("~"):
-        return f"{reference}: no such directory; the shell replaces ~ by the home folder only without quotes"
     return f"{reference}: no such directory; MODEL is {MODEL_CHOICES}"

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
 from itertools import batched, chain, islice
-from operator import attrgetter
 from typing import Any, Final, NamedTuple, get_args, get_type_hints
 
 from ..database.database import Database, Transaction, placeholders
@@ -117,7 +116,6 @@ class Table[Record]:
         self.columns = ", ".join(self._types)
         self._key, self._indexes = key, indexes or {}
         self._extra = extra or {}
-        self._values_of: Callable[[Record], tuple[Any, ...]] = attrgetter(*self.fields)
         self._loads = [(place, load) for place, each in enumerate(self.fields) if (load := _load(types[each]))]
 
     @property
@@ -146,10 +144,7 @@ class Table[Record]:
 
     def values(self, record: Record) -> list[Any]:
         """Returns the values of a record's columns."""
-        values = list(self._values_of(record))
-        for place, _ in self._loads:
-            values[place] = values[place].value if isinstance(values[place], Enum) else int(values[place])
-        return values
+        return [_stored(getattr(record, name)) for name in self.fields]
 
     def put(
         self, transaction: Transaction, rows: Iterable[Sequence[Any]], conflict: str = "DO NOTHING"
@@ -180,8 +175,7 @@ class Table[Record]:
           computed: Expressions of columns that the database computes, instead of the record's values.
         """
         given = dict(zip(self.fields, self.values(record), strict=True)) | (extra or {})
-        for name in given.keys() & computed.keys():
-            del given[name]
+        given = {name: value for name, value in given.items() if name not in computed}
         values = ", ".join((*"?" * len(given), *computed.values()))
         return transaction.execute(
             f"INSERT INTO {self.name} ({', '.join((*given, *computed))}) VALUES ({values}) ON CONFLICT DO NOTHING",
@@ -463,6 +457,11 @@ def _sql_type(kind: Any) -> str:
         (kind,) = (each for each in get_args(kind) if each is not type(None))
         return {**_NUMBERS, **_TEXTS}[kind]
     return f"{_NUMBERS[kind]} NOT NULL DEFAULT 0" if kind in _NUMBERS else f"{_TEXTS.get(kind, 'TEXT')} NOT NULL"
+
+
+def _stored(value: Any) -> Any:
+    """Returns the value that a database stores."""
+    return value.value if isinstance(value, Enum) else int(value) if isinstance(value, bool) else value
 
 
 def _load(kind: Any) -> Callable[[Any], Any] | None:

@@ -8,6 +8,7 @@ batch's last line completes the batch's files.
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import batched
 from typing import Final
 
 from ...database.database import Transaction, placeholders
@@ -365,14 +366,16 @@ def _count(transaction: Transaction, tenant: str, batch_id: str, results: Sequen
 
 def _close(transaction: Transaction, tenant: str, batch_id: str, status: BatchStatus) -> None:
     """Ends a batch, and completes its files that have at least one line."""
-    transaction.execute(
-        "UPDATE roost_batches SET status = ?, ended = {now} WHERE tenant = ? AND id = ?", status.value, tenant, batch_id
-    )
-    for kind, count in (("output", "num_completed"), ("error", "num_failed")):
-        query = f"""
-            SELECT {kind}_file, {count}, {kind}_bytes, output_expires_s FROM roost_batches WHERE tenant = ? AND id = ?
+    ((expires_s, *files),) = transaction.rows(
         """
-        ((file_id, num_lines, num_bytes, expires_s),) = transaction.rows(query, tenant, batch_id)
+        UPDATE roost_batches SET status = ?, ended = {now} WHERE tenant = ? AND id = ? RETURNING output_expires_s,
+            'output', output_file, output_bytes, num_completed, 'error', error_file, error_bytes, num_failed
+        """,
+        status.value,
+        tenant,
+        batch_id,
+    )
+    for kind, file_id, num_bytes, num_lines in batched(files, 4):
         if num_lines:
             name = f"{batch_id}_{kind}.jsonl"
             file = FileRecord(tenant, file_id, 0.0, "batch_output", name, num_bytes, num_lines)

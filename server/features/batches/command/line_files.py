@@ -90,17 +90,15 @@ class InputFile:
             yield int(place), self.line(int(place))
 
     def check_requests(self) -> None:
-        """Checks that at least one line is a request, before a model is loaded. Usually the first line is.
+        """Checks that at least one line is a request, before a model is loaded.
 
         Raises:
           CommandError: No line is a request.
         """
         if not len(self.index):
             raise CommandError(f"{self._path}: has no lines; each has a request, as in OpenAI's Batch API")
-        lines = map(self.line, range(len(self.index)))
-        first = next(lines)
-        if isinstance(first, LineError) and all(isinstance(line, LineError) for line in lines):
-            raise CommandError(f"{self._path}: no line is a request; line {self.number(0)}: {first}")
+        if not self.index["group"].any():
+            raise CommandError(f"{self._path}: no line is a request; line {self.number(0)}: {self.line(0)}")
 
     def _check_duplicates(self) -> None:
         pairs = repeated(self.index["hash"])
@@ -133,7 +131,10 @@ def _index(file: BinaryIO) -> Column:
 
 
 def _facts(raw: bytes, number: int) -> tuple[int, int, int]:
-    """Returns the hash of a line's id, the hash of its prompt's beginning, and the estimate of its tokens."""
+    """Returns the hash of a line's id, the hash of its prompt's beginning, and the estimate of its tokens.
+
+    The last two are 0 if the line is not a request.
+    """
     try:
         line = parse_line(raw, number)
     except LineError as error:

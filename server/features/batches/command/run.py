@@ -9,7 +9,7 @@ from typing import Final
 
 import orjson
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from ....client import Response, server_addresses
 from ....settings import SettingsError, load_settings
@@ -130,18 +130,8 @@ class BatchProgress:
         self._num_done = num_done
         self._began = self._shown_at = time.monotonic()
         console = Console(stderr=True)
-        self.bar = Progress(
-            TextColumn("batch"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[speed]:,.0f} tokens/s"),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            console=console,
-            auto_refresh=False,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._task = self.bar.add_task("batch", total=total, completed=num_done, speed=0.0)
+        self.bar = Progress(console=console, auto_refresh=False, transient=True, disable=not console.is_terminal)
+        self._task = self.bar.add_task("batch", total=total, completed=num_done)
 
     def show(self, counts: Counts) -> None:
         """Shows the progress, at most once per interval."""
@@ -149,11 +139,12 @@ class BatchProgress:
         if now - self._shown_at < (_LINE_S if self.bar.disable else _DRAW_S):
             return
         self._shown_at = now
-        done, speed = self._num_done + counts.num_lines, self._speed(counts)
+        done = self._num_done + counts.num_lines
+        text = f"{done:,} of {self._total:,} lines, {self._speed(counts):,.0f} tokens per second"
         if self.bar.disable:
-            print_status(f"{done:,} of {self._total:,} lines, {speed:,.0f} tokens per second")
+            print_status(text)
         else:
-            self.bar.update(self._task, completed=done, speed=speed, refresh=True)
+            self.bar.update(self._task, completed=done, description=text, refresh=True)
 
     def summary(self, counts: Counts) -> str:
         """Returns a line about a run that has ended."""
