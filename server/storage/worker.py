@@ -80,13 +80,9 @@ class Leases:
         finally:
             self._taken.discard((tenant, id))
 
-    async def write[T](self, work: Callable[[Transaction], T], *, is_last: bool = False) -> T:
-        """Runs a transaction on leases.
-
-        Args:
-          is_last: Whether the replica may be shutting down.
-        """
-        return await self._commits.write(work, _LAST_S if is_last else _WRITE_S)
+    async def write[T](self, work: Callable[[Transaction], T], timeout_s: float = _WRITE_S) -> T:
+        """Runs a transaction on leases."""
+        return await self._commits.write(work, timeout_s)
 
     async def renew(self) -> Sequence[Lease]:
         """Extends all leases that tasks hold, and gives the others back.
@@ -105,12 +101,12 @@ class Leases:
 
     async def release(self, leases: Collection[Lease], *, is_death: bool = False) -> None:
         """Gives units back to other replicas; see `WorkTable.release`."""
-        await self.write(partial(self._table.release, leases=leases, is_death=is_death), is_last=True)
+        await self.write(partial(self._table.release, leases=leases, is_death=is_death), _LAST_S)
 
     async def refuse(self, leases: Collection[Lease]) -> None:
         """Gives units back that this replica could not run now. Other replicas may claim them after a pause."""
         self.num_refusals += len(leases)
-        await self.write(partial(self._table.refuse, leases=leases), is_last=True)
+        await self.write(partial(self._table.refuse, leases=leases), _LAST_S)
 
     async def set_alone(self, lease: Lease, *, is_alone: bool) -> bool:
         """Records whether this replica runs only this unit; returns whether it still owns the unit."""

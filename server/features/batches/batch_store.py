@@ -52,7 +52,6 @@ class BatchStore:
     Attributes:
       files, batches: Files and batches by the ids that clients send.
       uploads: Turns of receiving a file, one per tenant at a time.
-      may_have_lines: Whether there may be lines to run: in memory, not before a batch was created.
       has_work: Set when a batch was created here, and by a worker when it has room for lines.
       lines: Table of the lines that replicas share.
       leases: Leases of this replica on lines.
@@ -68,7 +67,6 @@ class BatchStore:
 
     def __init__(self, database: Database, retention_s: float, max_bytes: int = 16 * 2**30) -> None:
         self.uploads = TenantLocks()
-        self.may_have_lines = database.is_shared
         self.has_work = asyncio.Event()
         self.totals = BatchTotals()
         self.num_ended = 0
@@ -161,26 +159,23 @@ class BatchStore:
           StoreUnavailableError: The database is unavailable, or the file was deleted. The lines so far are not the
             whole file.
         """
-        after, num_bytes = 0, 0
+        now, after, num_bytes = asyncio.get_running_loop().time, 0, 0
+        give_up_at = now() + _OUTAGE_S
         while num_bytes < record.num_bytes:
-            lines = await self._next_lines(record, after)
+            read = partial(file_table.lines, tenant=record.tenant, file_id=record.id, after=after)
+            try:
+                lines = await self._database.run(read)
+            except StoreUnavailableError as error:
+                if isinstance(error, StoreClosedError) or now() >= give_up_at:
+                    raise
+                await asyncio.sleep(_RETRY_S)
+                continue
             if not lines:
                 raise StoreUnavailableError(f"{record.id} was deleted while it was sent")
             after = lines[-1][0]
             num_bytes += sum(len(line) for _, line in lines)
             yield b"".join(line for _, line in lines)
-
-    async def _next_lines(self, record: FileRecord, after: int) -> Sequence[tuple[int, bytes]]:
-        now = asyncio.get_running_loop().time
-        give_up_at = now() + _OUTAGE_S
-        read = partial(file_table.lines, tenant=record.tenant, file_id=record.id, after=after)
-        while True:
-            try:
-                return await self._database.run(read)
-            except StoreUnavailableError as error:
-                if isinstance(error, StoreClosedError) or now() >= give_up_at:
-                    raise
-            await asyncio.sleep(_RETRY_S)
+            give_up_at = now() + _OUTAGE_S
 
     async def create(
         self,
@@ -233,7 +228,6 @@ class BatchStore:
         _check_quota(excess)
         if stored is None:
             raise no_input(source.id)
-        self.may_have_lines = True
         self.has_work.set()
         return stored
 

@@ -17,7 +17,7 @@ from ...http.in_process import post_json
 from ...schemas.json_limits import LONG_BYTES
 from ...storage.claims import Places
 from ...storage.work import Lease
-from ...storage.worker import Worker, WorkKind
+from ...storage.worker import RENEW_S, Worker, WorkKind
 from ...tenants import tenant
 from .batch_lines import (
     BatchLine,
@@ -34,10 +34,8 @@ from .batch_store import BatchStore
 from .batch_table import LineClaim
 
 _PAUSE_S: Final = 0.25
-"""Maximum seconds between two looks for lines, and seconds for which a line that this replica cannot run stays open."""
-
-_IDLE_S: Final = 60.0
-"""Maximum seconds between two looks while there can be no lines."""
+"""Maximum seconds between two looks for lines that other replicas may add, and seconds for which a line that this
+replica cannot run stays open."""
 
 _MAX_EXPIRED: Final = 200
 """Maximum number of lines of expired batches that end at a time."""
@@ -133,7 +131,7 @@ class LineKind(WorkKind[LineClaim]):
 
     @property
     def pause_s(self) -> float:
-        return _PAUSE_S if self._batches.may_have_lines else _IDLE_S
+        return _PAUSE_S if self._batches.files.database.is_shared else RENEW_S
 
     @property
     def gives_way(self) -> bool:
