@@ -53,7 +53,7 @@ def test_a_file_that_others_may_read_is_left_alone_with_a_warning(
 async def test_transactions_in_memory_take_turns_on_one_connection() -> None:
     """One that fails leaves nothing behind but its database."""
     database = open_database(StoreAddress("memory"), TABLES)
-    may_end, connections = threading.Event(), set[Connection]()
+    may_end, connections = threading.Event(), set[Connection | None]()
 
     def add(transaction: Transaction) -> None:
         connections.add(transaction._connection)
