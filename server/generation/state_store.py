@@ -5,7 +5,6 @@ States are kept in memory; an export can outlive the process.
 
 import hashlib
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -77,56 +76,11 @@ class StoredState:
         }
 
 
-type _Lengths = defaultdict[int, dict[bytes, list[str]]]
-"""Ids of states by the number of covered tokens and their digest, oldest first."""
-
-
-@dataclass(slots=True)
-class ImportedPrefixes:
-    """Ids of imported states by their prefixes. Each tenant finds only its own."""
-
-    _found: dict[tuple[str, str], _Lengths] = field(default_factory=dict)
-
-    def __bool__(self) -> bool:
-        """Whether there is any state."""
-        return bool(self._found)
-
-    def add(self, owner: str, prefix: Prefix, state_id: str) -> None:
-        """Adds a state."""
-        lengths = self._found.setdefault((owner, prefix.cache_salt), defaultdict(dict))
-        lengths[prefix.length].setdefault(prefix.digest, []).append(state_id)
-
-    def remove(self, owner: str, prefix: Prefix, state_id: str) -> None:
-        """Removes a state that was added."""
-        lengths = self._found[owner, prefix.cache_salt]
-        lengths[prefix.length][prefix.digest].remove(state_id)
-        if not lengths[prefix.length][prefix.digest]:
-            del lengths[prefix.length][prefix.digest]
-        if not lengths[prefix.length]:
-            del lengths[prefix.length]
-        if not lengths:
-            del self._found[owner, prefix.cache_salt]
-
-    def longest(self, owner: str, cache_salt: str, token_ids: Sequence[int]) -> str | None:
-        """Returns the newest state that covers the most tokens of a prompt, but not all; None if none covers any.
-
-        Each token is hashed once, independent of the number of states.
-        """
-        lengths = self._found.get((owner, cache_salt))
-        if lengths is None:
-            return None
-        found, start, digest, tokens = None, 0, hashlib.sha256(), id_bytes(token_ids)
-        for length in sorted(each for each in lengths if each < len(token_ids)):
-            digest.update(tokens[start * ID_BYTES : length * ID_BYTES])
-            found, start = lengths[length].get(digest.digest(), found), length
-        return None if found is None else found[-1]
-
-
 class StateStore:
     """Keeps states until they are deleted. None is evicted.
 
     Attributes:
-      has_imported: Whether prompts may begin with an imported state.
+      has_imported: Whether a state was ever imported, with which prompts may begin.
       saves: Turns of saving or caching a state, one per tenant at a time, since each takes a part of an engine step.
 
     Args:
@@ -138,7 +92,6 @@ class StateStore:
         self.saves = TenantLocks()
         self._is_shared = num_tenants > 1
         self._stored: TenantStore[str, StoredState] = TenantStore()
-        self._imported = ImportedPrefixes()
 
     @property
     def num_bytes(self) -> int:
@@ -158,15 +111,24 @@ class StateStore:
         stored = StoredState(f"state_{uuid4().hex}", owner, state, state.num_bytes + _OBJECT_BYTES, prefix)
         self._check_room(stored, limit)
         self._stored.put(stored.id, owner, stored, stored.num_bytes)
-        if prefix is not None:
-            self._imported.add(owner, prefix, stored.id)
-            self.has_imported = True
+        self.has_imported |= prefix is not None
         return stored
 
     def imported(self, owner: str, cache_salt: str, token_ids: Sequence[int]) -> StoredState | None:
-        """Returns the owner's imported state that covers the most tokens of a prompt, but not all of them."""
-        state_id = self._imported.longest(owner, cache_salt, token_ids)
-        return None if state_id is None else self._stored.get(state_id)
+        """Returns the owner's newest imported state that covers the most tokens of a prompt, but not all of them.
+
+        Each token is hashed once, independent of the number of states.
+        """
+        states = {
+            (stored.prefix.length, stored.prefix.digest): stored
+            for stored in self._stored.of(owner)
+            if stored.prefix is not None and stored.prefix.cache_salt == cache_salt
+        }
+        found, start, digest, tokens = None, 0, hashlib.sha256(), id_bytes(token_ids)
+        for length in sorted({length for length, _ in states if length < len(token_ids)}):
+            digest.update(tokens[start * ID_BYTES : length * ID_BYTES])
+            found, start = states.get((length, digest.digest()), found), length
+        return found
 
     def _check_room(self, stored: StoredState, limit: int) -> None:
         """Checks that a state fits.
@@ -207,11 +169,7 @@ class StateStore:
         Raises:
           ApiError: See `get`.
         """
-        stored = self.get(state_id, owner)
-        self._stored.pop(stored.id)
-        if stored.prefix is not None:
-            self._imported.remove(owner, stored.prefix, stored.id)
-            self.has_imported = bool(self._imported)
+        self._stored.pop(self.get(state_id, owner).id)
 
 
 def _full(message: str) -> ApiError:
