@@ -58,15 +58,6 @@ class DeltaJoiner:
       num_bytes: Estimated memory of the deltas added since the last `take`.
     """
 
-    num_bytes: int
-    _first: Delta | None
-    _last: Delta | None
-    _text: StringIO
-    _calls: CallJoiner
-    _token_ids: "array[int]"
-    _logprobs: list[TokenLogprobs]
-    _num_cached: int
-
     def __init__(self) -> None:
         self._clear()
 
@@ -109,11 +100,12 @@ class DeltaJoiner:
         return joined
 
     def _clear(self) -> None:
-        self._first = self._last = None
+        self._first: Delta | None = None
+        self._last: Delta | None = None
         self._text = StringIO()
         self._calls = CallJoiner()
         self._token_ids = array("i")
-        self._logprobs = []
+        self._logprobs: list[TokenLogprobs] = []
         self._num_cached = 0
         self.num_bytes = 0
 

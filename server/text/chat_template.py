@@ -25,7 +25,7 @@ from .chat_format import (
     lay_out,
     unfolded,
 )
-from .tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer, read_tokenizer_config
+from .tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer, read_object
 
 _ROLES: Final = {"s": "system", "u": "user", "a": "assistant"}
 
@@ -186,7 +186,7 @@ def _load_template(directory: Path, tokenizer: Tokenizer) -> ChatTemplate | None
         source: str | None = _read_text(path)
     else:
         path = directory / "tokenizer_config.json"
-        source = _default_template(path, read_tokenizer_config(directory).get("chat_template"))
+        source = _default_template(path, read_object(path).get("chat_template"))
     if source is None:
         return None
     try:

@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.metadata
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,13 +14,7 @@ from ...engine import SAMPLING_FIELDS, SIMULATED, CheckpointError, EngineConfig,
 from .chat_format import ChatFormat
 from .chat_template import load_chat_format
 from .synthetic_tokenizer import synthetic_tokenizer
-from .tokenizer import TokenIdsOnly, Tokenizer, load_tokenizer, read_tokenizer_config
-
-OFFICIAL_SPECIAL_TOKENS: Final[Mapping[str, Any]] = {"bos_token_id": 2, "eos_token_id": 1}
-"""Special tokens of an official checkpoint, which has no file that names them."""
-
-OFFICIAL_VOCAB_SIZE: Final = 256_000
-"""Vocabulary size of official checkpoints."""
+from .tokenizer import TokenIdsOnly, Tokenizer, load_tokenizer, read_object
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +109,7 @@ def _default_name(source: ModelSource, config: EngineConfig) -> str:
 
 def _tokenizer_class(directory: Path | None, tokenizer: Tokenizer) -> str | None:
     """Returns the class that the checkpoint names; otherwise the class of RecurrentGemma's checkpoints."""
-    named = None if directory is None else read_tokenizer_config(directory).get("tokenizer_class")
+    named = None if directory is None else read_object(directory / "tokenizer_config.json").get("tokenizer_class")
     return named if isinstance(named, str) else "GemmaTokenizer" if tokenizer.has_text else None
 
 
@@ -124,13 +117,12 @@ def open_tokenizer(source: ModelSource) -> Tokenizer:
     """Returns the checkpoint's tokenizer, or a synthetic one for random weights without a tokenizer.
 
     Raises:
-      CheckpointError: The tokenizer is broken, has another vocabulary, or has other special tokens than the model.
+      CheckpointError: The tokenizer is broken, or has another vocabulary.
     """
     vocab_size = source.config.vocab_size
     tokenizer: Tokenizer = TokenIdsOnly(vocab_size)
     if source.directory is not None:
         tokenizer = load_tokenizer(source.directory, vocab_size)
-        check_special_tokens(source.directory, tokenizer)
     if source.is_random and not tokenizer.has_text:
         return synthetic_tokenizer(vocab_size)
     return tokenizer
@@ -148,46 +140,6 @@ def _identity(source: ModelSource, config: EngineConfig) -> str:
     files = [(path.name, path.stat().st_size) for path in source.files]
     facts = repr((source.config, sorted(files), config.dtype, config.seed, config.quantize, *source.merged))
     return ("model_" if config.simulate is None else f"{SIMULATED}_") + hashlib.sha256(facts.encode()).hexdigest()[:24]
-
-
-def check_special_tokens(directory: Path, tokenizer: Tokenizer) -> None:
-    """Compares a tokenizer's special tokens with the ids in the checkpoint's config.
-
-    Another model's tokenizer may fit this model's vocabulary; then only the ids of its special tokens differ.
-
-    Raises:
-      CheckpointError: BOS is another token, or an end token is plain text.
-    """
-    if not tokenizer.has_text:
-        return
-    named, file = _named(directory, tokenizer.vocab_size)
-    bos_id = named.get("bos_token_id")
-    if bos_id is not None and tokenizer.bos_id is not None and tokenizer.bos_id != bos_id:
-        raise CheckpointError(
-            f"{directory}: the tokenizer's BOS token is {tokenizer.bos_id}, but the model's is {bos_id} "
-            f"({file}); replace it by the tokenizer that the model was trained with"
-        )
-    for end_id in _ids(named.get("eos_token_id")):
-        if 0 <= end_id < tokenizer.vocab_size and not tokenizer.is_control(end_id):
-            raise CheckpointError(
-                f"{directory}: the model's end token is {end_id} ({file}), but in the tokenizer that is plain text, "
-                f"{tokenizer.token_text(end_id)!r}; replace it by the tokenizer that the model was trained with"
-            )
-
-
-def _named(directory: Path, vocab_size: int) -> tuple[Mapping[str, Any], str]:
-    """Returns the ids and the file that names them. The engine has already checked that it is a JSON object."""
-    path = directory / "config.json"
-    if path.is_file():
-        content: Mapping[str, Any] = json.loads(path.read_bytes())
-        return content, path.name
-    is_official = vocab_size == OFFICIAL_VOCAB_SIZE
-    return (OFFICIAL_SPECIAL_TOKENS if is_official else {}), "as in every RecurrentGemma"
-
-
-def _ids(value: Any) -> list[int]:
-    values = value if isinstance(value, list) else [value]
-    return [token_id for token_id in values if isinstance(token_id, int)]
 
 
 class _KnownFields(BaseModel):
@@ -240,11 +192,9 @@ def read_defaults(directory: Path | None, vocab_size: int) -> GenerationDefaults
         return GenerationDefaults()
     path = directory / "generation_config.json"
     if path.is_file():
-        return _parse(path, _read_object(path), vocab_size)
+        return _parse(path, read_object(path), vocab_size)
     path = directory / "config.json"
-    if path.is_file():
-        return _parse(path, {"eos_token_id": _read_object(path).get("eos_token_id")}, vocab_size)
-    return GenerationDefaults()
+    return _parse(path, {"eos_token_id": read_object(path).get("eos_token_id")}, vocab_size)
 
 
 def _parse(path: Path, content: Mapping[str, Any], vocab_size: int) -> GenerationDefaults:
@@ -257,13 +207,3 @@ def _parse(path: Path, content: Mapping[str, Any], vocab_size: int) -> Generatio
     if any(not 0 <= token_id < vocab_size for token_id in end_token_ids):
         raise CheckpointError(f"{path}: eos_token_id: outside the vocabulary of {vocab_size} tokens")
     return GenerationDefaults(file.sampling(), max_tokens=file.max_new_tokens, end_token_ids=end_token_ids)
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: must hold a JSON object")
-    return content

@@ -9,12 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from roost.engine import CheckpointError
 from roost.engine.checkpoint.source import DEMO_DIRECTORY
 from roost.server.commands.main import app
-from roost.server.text import served_model
-from roost.server.text.served_model import check_special_tokens
-from roost.server.text.tokenizer import load_tokenizer
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
@@ -114,34 +110,3 @@ def test_an_official_checkpoint_whose_config_disagrees(tmp_path: Path) -> None:
     shutil.copy(TINY_A / "griffin_config.json", folder)
     change_json(folder / "griffin_config.json", width=128)
     assert "griffin_config.json: width is 128, but the parameters have 64; use the config" in refusal(folder)
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        (
-            {"bos_token_id": 1},
-            "the tokenizer's BOS token is 2, but the model's is 1 (config.json); replace it by",
-        ),
-        ({"eos_token_id": [1, 300]}, "the model's end token is 300 (config.json), but in the tokenizer that is plain"),
-    ],
-)
-def test_a_tokenizer_of_another_model(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
-    """It is small enough, but its special tokens are others."""
-    folder = Path(shutil.copytree(DEMO_DIRECTORY, tmp_path / "it"))
-    change_json(folder / "config.json", **changes)
-    assert expected in refusal(folder)
-
-
-def test_a_tokenizer_of_another_model_beside_an_official_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Which has no file that names its special tokens; those of RecurrentGemma's vocabulary are known."""
-    shutil.copy(DEMO_DIRECTORY / "tokenizer.model", tmp_path)
-    tokenizer = load_tokenizer(tmp_path, 3072)
-    check_special_tokens(tmp_path, tokenizer)
-    monkeypatch.setattr(served_model, "OFFICIAL_VOCAB_SIZE", 3072)
-    check_special_tokens(tmp_path, tokenizer)
-    monkeypatch.setattr(served_model, "OFFICIAL_SPECIAL_TOKENS", {"bos_token_id": 7})
-    with pytest.raises(CheckpointError, match=r"BOS token is 2, but the model's is 7 \(as in every RecurrentGemma\)"):
-        check_special_tokens(tmp_path, tokenizer)
