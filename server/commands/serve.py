@@ -31,7 +31,7 @@ from ..observability.logging import is_json, log_warnings_and_uncaught, say, set
 from ..observability.metrics import Metrics, ThroughputLog
 from ..observability.telemetry import open_telemetry
 from ..run.file_reloads import FileReloads, file_sources
-from ..run.http_server import ConnectionLimit, HttpServer, Listeners, raise_file_limit, uvicorn_config
+from ..run.http_server import HttpServer, Listeners, connection_limit, raise_file_limit, uvicorn_config
 from ..run.lifecycle import Lifecycle, serve_until_stopped
 from ..run.startup_message import VALUE_COLUMN, greeting, summary
 from ..settings import Settings
@@ -80,7 +80,7 @@ def _serve(
     progress = LoadProgress(config.compile_cache)
     engine = make_engine(source, config, progress)
     max_files = raise_file_limit()
-    connections = OpenConnections(ConnectionLimit.of(settings, 0, max_files).number, listeners.admin_port)
+    connections = OpenConnections(connection_limit(settings, 0, max_files)[0], listeners.admin_port)
     metrics = Metrics(
         lambda: engine.stats,
         tenants=access.keys.owners,
@@ -100,11 +100,10 @@ def _serve(
     tasks = (reloads.run, ThroughputLog(lambda: engine.stats).run)
 
     def start() -> None:
-        limit = ConnectionLimit.of(settings, engine.stats.slots, max_files)
-        connections.public.limit = limit.number
+        connections.public.limit, advice = connection_limit(settings, engine.stats.slots, max_files)
         for feature in features:
             feature.start(make_app)
-        _announce(settings, source, config, service, listeners.url(settings), limit)
+        _announce(settings, source, config, service, listeners.url(settings), advice)
 
     lifecycle = Lifecycle(service, signals, settings, on_ready=start, features=features)
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
@@ -137,9 +136,9 @@ def _announce(
     config: EngineConfig,
     service: Service,
     url: str,
-    limit: ConnectionLimit,
+    advice: str,
 ) -> None:
-    """Prints the address and the served model, and warns about a low limit of open files."""
+    """Prints the address and the served model, and advice about the limit of open files."""
     gc.freeze()  # a full collection would visit all objects of the libraries and the model, which takes at least 100 ms
     slots, store = service.engine.stats.slots, str(settings.store_address)
     lines = summary(source, config, slots, service.model.id, url, _device_facts(config), store)
@@ -147,8 +146,8 @@ def _announce(
         say(greeting(url), fields=dict(line.split(maxsplit=1) for line in lines))
     else:
         say("\n".join(["", greeting(url), "", *(hang(line, VALUE_COLUMN) for line in lines), ""]))
-    if limit.warning is not None:
-        _logger.warning("%s", limit.warning)
+    if advice:
+        _logger.warning("%s", advice)
 
 
 def _device_facts(config: EngineConfig) -> DeviceFacts:

@@ -3,17 +3,13 @@
 import asyncio
 import base64
 import calendar
-import contextlib
 import errno
 import math
 import re
 import resource
-import select
 import socket
 import ssl
 import time
-from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +18,6 @@ from typing import Final, cast
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ...engine import ConfigError, RoostError
 from ..http.connection import MAX_ADMIN_CONNECTIONS, RESERVED_CONNECTIONS, LimitedConnection, OpenConnections
@@ -32,11 +27,6 @@ from .lifecycle import STOP_TIMEOUT_S
 
 _KEEP_ALIVE_S: Final = 75
 """Seconds after which an idle connection is closed. Proxies use shorter timeouts, so that they close first."""
-
-_LAST_REQUEST_TIMEOUT_S: Final = 0.5
-"""Seconds for which shutdown waits for the first request of a client that connects during it."""
-
-_POLL_INTERVAL_S: Final = 0.01
 
 _BACKLOG: Final = 2048
 """Number of connections that wait to be accepted."""
@@ -57,9 +47,7 @@ _VALIDITY: Final = re.compile(rb"(?:\x17\x0d\d{12}Z|\x18\x0f\d{14}Z)(?:\x17\x0d(
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn server that leaves signals to the lifecycle, and responds to all clients that connected before the port
-    closed.
-    """
+    """uvicorn server that leaves signals to the lifecycle."""
 
     def __init__(self, config: uvicorn.Config, signals: Signals) -> None:
         super().__init__(config)
@@ -67,36 +55,6 @@ class HttpServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._signals(sig, frame)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Shuts down once connections in the system's backlog are accepted and have sent a request.
-
-        uvicorn would reset them without a response.
-        """
-        before = set(self.server_state.connections)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LAST_REQUEST_TIMEOUT_S):
-                await _accept_backlog(sockets or [])
-                for listener in self.servers:
-                    listener.close()
-                while self._has_idle_connection(before):  # noqa: ASYNC110 - connections have no event to wait for
-                    await asyncio.sleep(_POLL_INTERVAL_S)
-        await super().shutdown(sockets)
-
-    def _has_idle_connection(self, before: AbstractSet[object]) -> bool:
-        """Returns whether a connection that is not in `before` has not sent a request yet."""
-        new = self.server_state.connections - before
-        return any(isinstance(each, HttpToolsProtocol) and each.cycle is None for each in new)
-
-
-async def _accept_backlog(listeners: Sequence[socket.socket]) -> None:
-    """Waits until the event loop has accepted all connections in the system's backlog, which is closed to new ones."""
-    poll = select.poll()
-    for listener in listeners:
-        listener.listen(0)
-        poll.register(listener, select.POLLIN)
-    while poll.poll(0):  # noqa: ASYNC110 - the event loop accepts, without an event to wait for
-        await asyncio.sleep(_POLL_INTERVAL_S)
 
 
 def uvicorn_config(app: ASGIApp, settings: Settings, connections: OpenConnections) -> uvicorn.Config:
@@ -260,37 +218,24 @@ def _is_in_use(path: Path) -> bool:
         return probe.connect_ex(str(path)) == 0
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionLimit:
-    """Maximum number of connections of the public port with a request.
+def connection_limit(settings: Settings, slots: int, max_files: int) -> tuple[int, str]:
+    """Returns the maximum number of connections of the public port with a request.
 
-    Attributes:
-      wanted: Number of connections that the settings request.
+    Args:
+      slots: Number of slots, which is 0 before the model is loaded.
       max_files: Maximum number of files that the process may open.
+
+    Returns:
+      The number, and advice if the files are too few for what the settings request; empty if they are enough.
     """
-
-    wanted: int
-    max_files: int
-
-    @classmethod
-    def of(cls, settings: Settings, slots: int, max_files: int) -> "ConnectionLimit":
-        """Returns the limit of a server with a number of slots, which is 0 before the model is loaded."""
-        return cls(settings.max_connections or slots + settings.max_queue + SPARE_CONNECTIONS, max_files)
-
-    @property
-    def number(self) -> int:
-        """Number of connections."""
-        return min(self.wanted, self.max_files - min(_RESERVED_FILES, self.max_files // 2))
-
-    @property
-    def warning(self) -> str | None:
-        """Advice for a process whose limit of open files is too low; None if it is high enough."""
-        if self.number == self.wanted:
-            return None
-        return (
-            f"the process may open {self.max_files} files, which is enough for {self.number} connections, not "
-            f"{self.wanted}: raise the limit (ulimit -n) to {self.wanted + _RESERVED_FILES}"
-        )
+    wanted = settings.max_connections or slots + settings.max_queue + SPARE_CONNECTIONS
+    possible = max_files - min(_RESERVED_FILES, max_files // 2)
+    if wanted <= possible:
+        return wanted, ""
+    return possible, (
+        f"the process may open {max_files} files, which is enough for {possible} connections, not {wanted}: "
+        f"raise the limit (ulimit -n) to {wanted + _RESERVED_FILES}"
+    )
 
 
 def raise_file_limit() -> int:

@@ -1,26 +1,16 @@
 """Ports, and clients that connect while the server shuts down."""
 
-import asyncio
 import re
-import signal
 import socket
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import uvicorn
 from certificates import make_certificate
-from fake_engine import FakeEngine
-from fake_server import until
 from fastapi import FastAPI
 from roost.engine import ConfigError, RoostError
-from roost.server.app import create_app
-from roost.server.generation.service import Service
 from roost.server.http.connection import OpenConnections
-from roost.server.run.http_server import HttpServer, Listeners, listen, uvicorn_config
-from roost.server.run.lifecycle import Lifecycle, serve_until_stopped
+from roost.server.run.http_server import Listeners, listen, uvicorn_config
 from roost.server.settings import load_settings
-from roost.server.terminal.exits import Signals
 
 
 def test_a_port_in_use_is_refused() -> None:
@@ -80,47 +70,3 @@ def test_a_certificate_that_cannot_be_used_is_named(
 def test_the_ipv6_wildcard_accepts_ipv4_too() -> None:
     with listen("::", 0) as listener:
         socket.create_connection(("127.0.0.1", listener.getsockname()[1]), timeout=60).close()
-
-
-class LateClients(HttpServer):
-    """Connects clients just before the port is closed, so that their connections are in the system's backlog."""
-
-    def __init__(self, service: Service, url: Callable[[], tuple[str, int]]) -> None:
-        config = uvicorn.Config(create_app(service), lifespan="off", log_config=None)
-        super().__init__(config, Signals())
-        self.clients: list[socket.socket] = []
-        self._url = url
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        for _ in range(20):
-            client = socket.create_connection(self._url(), timeout=60)
-            client.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: roost\r\ncontent-length: 0\r\n\r\n")
-            self.clients.append(client)
-        await super().shutdown(sockets)
-
-
-@pytest.mark.parametrize("is_ready", [True, False])
-async def test_clients_that_connect_during_shutdown_get_a_response(
-    engine: FakeEngine, service: Service, monkeypatch: pytest.MonkeyPatch, is_ready: bool
-) -> None:
-    """Clients get one while the model is loading, too."""
-    monkeypatch.setattr("roost.server.run.http_server._LAST_REQUEST_TIMEOUT_S", 60.0)
-    if not is_ready:
-        engine.ready.clear()
-    listener = socket.create_server(("127.0.0.1", 0))
-    address = listener.getsockname()
-    server, signals = LateClients(service, lambda: address), Signals()
-    announced = asyncio.Event()
-    lifecycle = Lifecycle(service, signals, load_settings({"drain_timeout": 5.0}), announced.set)
-    running = asyncio.create_task(serve_until_stopped(lifecycle, server, [listener]))
-    await (announced.wait() if is_ready else until(lambda: server.started))
-    signals.first = signal.SIGINT
-    async with asyncio.timeout(60):
-        assert await running is None
-    for client in server.clients:
-        with client:
-            answer = await asyncio.to_thread(client.recv, 65536)
-            assert answer.startswith(b"HTTP/1.1 503 ")
-            assert b"shutting_down" in answer
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(address, timeout=60)
