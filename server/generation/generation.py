@@ -5,7 +5,7 @@ from array import array
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -37,23 +37,22 @@ type TakeText = Callable[[int, str, int], bool]
 was taken. It is called on the event loop."""
 
 
-@dataclass(slots=True)
 class SentResponse:
     """Part of one response that the client has received.
 
+    Args:
+      num_choices: Number of the engine's requests.
+
     Attributes:
       num_tokens: Number of generated tokens whose text was sent whole, by engine request.
-      order: Index of the engine's request behind each choice of the response; None if they are in the same order, as in
-        all responses without `best_of`.
+      order: Index of the engine's request behind each choice of the response. With `best_of`, not all become choices.
     """
 
-    num_tokens: "array[int]"
-    order: "array[int] | None" = None
+    __slots__ = ("num_tokens", "order")
 
-    def reorder(self, order: Sequence[int]) -> None:
-        """Records which of the engine's requests became the response's choices."""
-        if list(order) != list(range(len(self.num_tokens))):
-            self.order = array("i", order)
+    def __init__(self, num_choices: int) -> None:
+        self.num_tokens = array("i", bytes(4 * num_choices))
+        self.order: Sequence[int] = range(num_choices)
 
 
 class Mailbox[Item]:
@@ -354,7 +353,7 @@ class Generation:
     """
 
     def __init__(self, num_choices: int) -> None:
-        self.sent = SentResponse(array("i", bytes(4 * num_choices)))
+        self.sent = SentResponse(num_choices)
         self._mailbox = Mailbox[ChoiceStream | Exception]()
         self._choices: list[ChoiceStream] = []
         self._records: Sequence[RequestRecord] = ()

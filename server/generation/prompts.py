@@ -49,10 +49,6 @@ class Prompt:
         """Returns the bytes of each token in the prompt's text; joined, they are the text that was sent."""
         return list(self._pieces(tokenizer))
 
-    def num_text_bytes(self, tokenizer: Tokenizer) -> int:
-        """Returns the number of bytes of the text in UTF-8."""
-        return sum(map(len, self._pieces(tokenizer)))
-
     def text(self, tokenizer: Tokenizer) -> str:
         """Returns the prompt's text."""
         return b"".join(self._pieces(tokenizer)).decode("utf-8", "replace")

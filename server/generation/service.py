@@ -78,19 +78,6 @@ class Limits:
     max_unread_bytes: int = MAX_UNREAD_BYTES
 
 
-@dataclass(frozen=True, slots=True)
-class SentChoice:
-    """Part of one choice that the client has received.
-
-    Attributes:
-      request_id: Id of the engine's request for the choice.
-      num_tokens: Number of its generated tokens whose text was sent whole.
-    """
-
-    request_id: str
-    num_tokens: int
-
-
 type _Key = tuple[str, str]
 """Tenant and id."""
 
@@ -132,24 +119,23 @@ class TrackedResponses:
             if self._sent.get(key) is generation.sent:  # otherwise a response that was given up is running again
                 del self._sent[key]
             sent = generation.sent
-            num_bytes = sys.getsizeof(sent.num_tokens) + _OBJECT_BYTES
-            num_bytes += 0 if sent.order is None else sys.getsizeof(sent.order)
+            num_bytes = sys.getsizeof(sent.num_tokens) + sys.getsizeof(sent.order) + _OBJECT_BYTES
             self._ended.put(key, key[0], sent, num_bytes)
 
     def abort(self, any_id: str) -> int:
         """Aborts all of the tenant's generations with an id, and returns the number of choices that were unfinished."""
         return sum(generation.abort() for generation in self._running.get((tenant.get(), any_id), ()))
 
-    def find(self, response_id: str, index: int) -> SentChoice | None:
-        """Returns the sent part of a choice, by its index in a response; None if it does not exist."""
+    def find(self, response_id: str, index: int) -> tuple[str, int] | None:
+        """Returns the id of the engine's request for a choice, by its index in a response, and the number of its tokens
+        whose text was sent whole; None if the choice does not exist.
+        """
         key = tenant.get(), response_id
         sent = self._sent.get(key) or self._ended.get(key)
-        if sent is None:
+        if sent is None or index >= len(sent.order):
             return None
-        places = range(len(sent.num_tokens)) if sent.order is None else sent.order
-        if index >= len(places):
-            return None
-        return SentChoice(engine_request_id(response_id, places[index]), sent.num_tokens[places[index]])
+        place = sent.order[index]
+        return engine_request_id(response_id, place), sent.num_tokens[place]
 
 
 @dataclass(slots=True)
@@ -286,9 +272,8 @@ class Service:
         longest_s = math.inf if own.preemptible else self.limits.request_timeout_s
         deadline = now + min(math.inf if spec.timeout_s is None else spec.timeout_s, longest_s)
         if spec.holds_output or spec.copies != PromptCopies():
-            size = await own.run(lambda: response_size(spec, self.model.tokenizer))
-            await own.keep(size.prompt_bytes)
-            params = size.params
+            prompt_bytes, params = response_size(spec, self.model.tokenizer.max_token_bytes)
+            await own.keep(prompt_bytes)
         has_prediction = spec.prediction and self.engine.stats.drafts is not None
         predicted_ids = await self.prompts.prediction(spec.prediction) if has_prediction else ()
         if isinstance(own, PreemptibleAdmission):
@@ -360,7 +345,7 @@ class Service:
             if sent is None:
                 raise unknown
             try:
-                state = await self.engine.save(sent.request_id, sent.num_tokens)
+                state = await self.engine.save(*sent)
             except UnknownRequestError:
                 raise unknown from None
         if state.tenant != tenant.get():

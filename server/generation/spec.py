@@ -100,34 +100,26 @@ _ID_BYTES: Final = 12
 """Memory of a repeated token id, as JSON."""
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseSize:
-    """
-    Attributes:
-      prompt_bytes: Memory of the repeated parts of the prompts.
-      params: Sampling parameters of each choice of a prompt, limited to the tokens that a whole response has room for.
-    """
+def response_size(spec: GenerationSpec, max_token_bytes: int) -> tuple[int, list[SamplingParams]]:
+    """Returns the memory of what a response repeats of its prompts, and the sampling parameters of each choice of a
+    prompt, limited to the tokens that a whole response has room for.
 
-    prompt_bytes: int
-    params: list[SamplingParams]
-
-
-def response_size(spec: GenerationSpec, tokenizer: Tokenizer) -> ResponseSize:
-    """Returns the memory that a response may take.
+    Args:
+      max_token_bytes: Length of the longest token's text.
 
     Raises:
       ApiError: 400, the response could hold more than `MAX_RESPONSE_BYTES`.
     """
-    parts, params = _prompt_parts(spec, tokenizer), spec.params
+    parts, params = _prompt_parts(spec, max_token_bytes), list(spec.params)
     prompt_bytes = sum(parts.values())
     if prompt_bytes > MAX_RESPONSE_BYTES:
         largest = max(parts, key=lambda param: parts[param])
         fix = f"leave {largest} out, or send a lower n, fewer or shorter prompts"
         raise _too_large(largest, prompt_bytes, fix)
     if not spec.holds_output:
-        return ResponseSize(prompt_bytes, list(params))
+        return prompt_bytes, params
     first = params[0]
-    per_token = _TOKEN_BYTES + _logprob_bytes(first, tokenizer)
+    per_token = _TOKEN_BYTES + _logprob_bytes(first, max_token_bytes)
     num_choices, limit = len(spec.prompts) * len(params), first.max_tokens
     room = (MAX_RESPONSE_BYTES - prompt_bytes) // (num_choices * per_token)
     has_logprobs = first.logprobs is not None  # without them, a huge limit often means no limit
@@ -137,8 +129,8 @@ def response_size(spec: GenerationSpec, tokenizer: Tokenizer) -> ResponseSize:
         fix = f"send a lower {param}, n{' or logprobs' if has_logprobs else ''}, or stream: true"
         raise _too_large(param, prompt_bytes + requested * num_choices * per_token, fix)
     if limit is None or limit > room:
-        return ResponseSize(prompt_bytes, [replace(each, max_tokens=max(room, 1)) for each in params])
-    return ResponseSize(prompt_bytes, list(params))
+        params = [replace(each, max_tokens=max(room, 1)) for each in params]
+    return prompt_bytes, params
 
 
 def text_response_bytes(token_ids: Sequence[int], tokenizer: Tokenizer) -> int:
@@ -153,32 +145,32 @@ def text_response_bytes(token_ids: Sequence[int], tokenizer: Tokenizer) -> int:
     return num_bytes
 
 
-def _prompt_parts(spec: GenerationSpec, tokenizer: Tokenizer) -> dict[str, int]:
+def _prompt_parts(spec: GenerationSpec, max_token_bytes: int) -> dict[str, int]:
     """Returns the memory of each repeated part of the prompts, by the field that requests it."""
     copies, num_candidates = spec.copies, len(spec.params)
     num_tokens = sum(len(prompt.token_ids) for prompt in spec.prompts)
     parts = {}
     if copies.logprobs is not None:
-        parts["prompt_logprobs"] = num_tokens * _entry_bytes(copies.logprobs, tokenizer) * num_candidates
+        parts["prompt_logprobs"] = num_tokens * _entry_bytes(copies.logprobs, max_token_bytes) * num_candidates
     if copies.token_ids:
         parts["return_token_ids"] = num_tokens * copies.token_ids * _ID_BYTES
     if copies.is_echoed:
-        each = sum(prompt.num_text_bytes(tokenizer) for prompt in spec.prompts) * _TEXT_BYTES
+        each = num_tokens * max_token_bytes * _TEXT_BYTES
         if copies.echo_logprobs is not None:
-            each += num_tokens * _entry_bytes(copies.echo_logprobs, tokenizer)
+            each += num_tokens * _entry_bytes(copies.echo_logprobs, max_token_bytes)
         parts["echo"] = each * num_candidates
     return parts
 
 
-def _logprob_bytes(params: SamplingParams, tokenizer: Tokenizer) -> int:
+def _logprob_bytes(params: SamplingParams, max_token_bytes: int) -> int:
     if params.logprobs is None:
         return 0
-    return _entry_bytes(params.logprobs + len(params.logprob_token_ids), tokenizer)
+    return _entry_bytes(params.logprobs + len(params.logprob_token_ids), max_token_bytes)
 
 
-def _entry_bytes(num_alternatives: int, tokenizer: Tokenizer) -> int:
+def _entry_bytes(num_alternatives: int, max_token_bytes: int) -> int:
     """Returns the memory of one token's log-probability and its alternatives, if all have the longest names."""
-    return _ALTERNATIVE_BYTES * (num_alternatives + 1) + _NAME_BYTES * tokenizer.max_token_bytes
+    return _ALTERNATIVE_BYTES * (num_alternatives + 1) + _NAME_BYTES * max_token_bytes
 
 
 def _too_large(param: str, num_bytes: int, fix: str) -> ApiError:

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -284,7 +285,7 @@ async def respond(
 
 async def _whole(generation: Generation, builder: ResponseBuilder, *, report_warnings: bool) -> Response:
     choices = await collect(generation)
-    generation.sent.reorder(builder.order(choices))
+    generation.sent.order = array("i", builder.order(choices))
     num_values = sum(_num_values(choice) for choice in choices)
     whole = await admission.get().run(lambda: builder.whole(choices), is_long=num_values >= MANY_VALUES)
     await _finish(generation, builder)

@@ -223,7 +223,7 @@ async def test_no_answer_takes_more_than_was_computed(
     content = {name: PROMPT, "max_tokens": 1, **fields}
     body = kind.model_validate(content)
     convert: Any = requests.completion if kind is CompletionBody else generate_spec
-    computed = response_size(await convert(body, service), service.model.tokenizer).prompt_bytes
+    computed, _ = response_size(await convert(body, service), service.model.tokenizer.max_token_bytes)
     assert await _peak(service, path, content) <= computed + FLOOR
 
 
@@ -233,9 +233,9 @@ async def test_no_long_answer_takes_more_than_its_limit_allows(engine: FakeEngin
     engine.says = [5] * 500
     content = {**body.model_dump(exclude_unset=True), "max_tokens": 500}
     with pytest.raises(Exception, match="max_tokens: the answer could take"):
-        response_size(await requests.chat(body, service), service.model.tokenizer)
+        response_size(await requests.chat(body, service), service.model.tokenizer.max_token_bytes)
     unlimited = body.model_copy(update={"max_tokens": None, "ignore_eos": False})
-    (params,) = response_size(await requests.chat(unlimited, service), service.model.tokenizer).params
+    _, (params,) = response_size(await requests.chat(unlimited, service), service.model.tokenizer.max_token_bytes)
     assert params.max_tokens is not None
     assert await _peak(service, "/v1/chat/completions", content) / 500 <= MAX_RESPONSE_BYTES / params.max_tokens
 

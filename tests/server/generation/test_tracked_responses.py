@@ -2,13 +2,14 @@
 
 import gc
 import tracemalloc
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 from roost.server.generation import service
 from roost.server.generation.generation import Generation, SentResponse
-from roost.server.generation.service import SentChoice, TrackedResponses
+from roost.server.generation.service import TrackedResponses
 from roost.server.tenants import tenant
 
 
@@ -23,12 +24,12 @@ def tracked(responses: TrackedResponses, response_id: str, num_choices: int) -> 
 def test_response_is_found_while_it_is_sent_and_afterwards() -> None:
     responses = TrackedResponses()
     with tracked(responses, "a", 2) as sent:
-        assert responses.find("a", 1) == SentChoice("a-1", 0)
+        assert responses.find("a", 1) == ("a-1", 0)
         sent.num_tokens[1] = 5
-        assert responses.find("a", 1) == SentChoice("a-1", 5)
+        assert responses.find("a", 1) == ("a-1", 5)
         sent.num_tokens[1] = 7
-    assert responses.find("a", 1) == SentChoice("a-1", 7)
-    assert responses.find("a", 0) == SentChoice("a-0", 0)
+    assert responses.find("a", 1) == ("a-1", 7)
+    assert responses.find("a", 0) == ("a-0", 0)
     assert responses.find("a", 2) is None
     assert responses.find("b", 0) is None
 
@@ -40,17 +41,17 @@ def test_a_response_that_was_given_up_may_run_again_before_it_has_ended() -> Non
     with tracked(responses, "a", 1) as later:
         later.num_tokens[0] = 3
         earlier.__exit__(None, None, None)
-        assert responses.find("a", 0) == SentChoice("a-0", 3)
-    assert responses.find("a", 0) == SentChoice("a-0", 3)
+        assert responses.find("a", 0) == ("a-0", 3)
+    assert responses.find("a", 0) == ("a-0", 3)
 
 
 def test_choices_may_be_reordered() -> None:
     responses = TrackedResponses()
     with tracked(responses, "a", 4) as sent:
         sent.num_tokens[3] = 9
-        sent.reorder([3, 1])
-    assert responses.find("a", 0) == SentChoice("a-3", 9)
-    assert responses.find("a", 1) == SentChoice("a-1", 0)
+        sent.order = [3, 1]
+    assert responses.find("a", 0) == ("a-3", 9)
+    assert responses.find("a", 1) == ("a-1", 0)
     assert responses.find("a", 2) is None
 
 
@@ -94,7 +95,7 @@ def test_num_bytes_is_the_memory_of_the_records(num_choices: int) -> None:
     try:
         for number in range(200):
             with tracked(responses, f"{number:020}", num_choices) as sent:
-                sent.reorder(range(num_choices)[::-1])
+                sent.order = array("i", range(num_choices)[::-1])
         del sent
         gc.collect()
         taken = tracemalloc.get_traced_memory()[0]
