@@ -18,7 +18,8 @@ from .http.auth import Access, AccessControl
 from .http.error_responses import install_error_handlers
 from .http.middleware import BodyLimit, Drain, HeadAndOptions, RequestScope, RootPath
 from .http.routes import ERRORS, docs_router, with_events
-from .observability.metrics import RowCollector, store_rows
+from .observability.metrics import store_rows
+from .observability.request_metrics import RowCollector
 from .openai import completions, models
 from .openai.response_schemas import ChatCompletionChunk, Completion
 from .schemas.body import BodyCheck
@@ -62,7 +63,7 @@ def open_features(opening: Opening, features: Sequence[Feature] = FEATURES) -> l
     """
     opened = [feature.open(opening) for feature in features]
     for each in opened:
-        opening.service.metrics.observe(each.observers)
+        opening.service.metrics.requests.observers += each.observers
     databases = [each.database for each in opened if each.database is not None]
     opening.service.metrics.registry.register(
         RowCollector(lambda: store_rows({database.name: database.is_available for database in databases}))

@@ -27,7 +27,8 @@ from roost.server.feature import load_features
 from roost.server.generation.admission import Admissions
 from roost.server.generation.service import Service
 from roost.server.http.connection import OpenConnections
-from roost.server.observability.metrics import Metrics, RowCollector, store_rows
+from roost.server.observability.metrics import Metrics, store_rows
+from roost.server.observability.request_metrics import RowCollector
 from roost.server.settings import SettingReference, foreign_flags, settings_reference
 from roost.server.terminal.options import MODEL_HELP
 from typer.main import get_command

@@ -223,7 +223,8 @@ class Admission:
         """
         if self._kept is not None:
             self._kept.reserve(self.owner, num_bytes)
-            self._set_kept(self.num_kept + num_bytes)
+            self.num_kept += num_bytes
+            self.is_large = self.num_kept > _LARGE
 
     @asynccontextmanager
     async def holding(self, num_bytes: int) -> AsyncGenerator[None]:
@@ -238,11 +239,8 @@ class Admission:
         finally:
             if self._kept is not None:
                 self._kept.release(self.owner, num_bytes)
-                self._set_kept(self.num_kept - num_bytes)
-
-    def _set_kept(self, num_bytes: int) -> None:
-        self.num_kept = num_bytes
-        self.is_large = num_bytes > _LARGE
+                self.num_kept -= num_bytes
+                self.is_large = self.num_kept > _LARGE
 
     def hold(self) -> None:
         """Adds a holder of the charged bytes, which stay charged until each holder has called `release`."""
@@ -359,7 +357,8 @@ class PreemptibleAdmission(Admission):
         held, self.num_kept = self.num_kept, 0
         self._budget.release(self.owner, held)
         await self._budget.wait(self.owner, held + num_bytes)
-        self._set_kept(held + num_bytes)
+        self.num_kept = held + num_bytes
+        self.is_large = self.num_kept > _LARGE
 
     async def settle(self) -> None:
         """Ends the tenant's turn. The work must not charge anything after it."""

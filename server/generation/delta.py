@@ -61,6 +61,16 @@ class DeltaJoiner:
     def __init__(self) -> None:
         self._clear()
 
+    def _clear(self) -> None:
+        self._first: Delta | None = None
+        self._last: Delta | None = None
+        self._text = StringIO()
+        self._calls = CallJoiner()
+        self._token_ids = array("i")
+        self._logprobs: list[TokenLogprobs] = []
+        self._num_cached = 0
+        self.num_bytes = 0
+
     def __bool__(self) -> bool:
         """Whether a delta was added since the last `take`."""
         return self._first is not None
@@ -98,16 +108,6 @@ class DeltaJoiner:
         )
         self._clear()
         return joined
-
-    def _clear(self) -> None:
-        self._first: Delta | None = None
-        self._last: Delta | None = None
-        self._text = StringIO()
-        self._calls = CallJoiner()
-        self._token_ids = array("i")
-        self._logprobs: list[TokenLogprobs] = []
-        self._num_cached = 0
-        self.num_bytes = 0
 
 
 def num_bytes(delta: Delta) -> int:

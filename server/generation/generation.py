@@ -410,7 +410,7 @@ class Generation:
           ApiError: The request was aborted, or the client reads too slowly.
           Exception: Any error of a choice.
         """
-        if not self._is_open and not self._mailbox:
+        if not self._mailbox and not [choice for choice in self._choices if choice.is_open]:
             raise StopAsyncIteration
         self._mailbox.take = take
         item = await self._mailbox.get(timeout_s)
@@ -419,14 +419,6 @@ class Generation:
         if isinstance(item, Exception):
             raise item
         return item.take()
-
-    @property
-    def _is_open(self) -> bool:
-        """Whether more deltas may come."""
-        for choice in self._choices:  # noqa: SIM110 - `any` would make a generator for each event
-            if choice.is_open:
-                return True
-        return False
 
     def abort(self) -> int:
         """Ends the unfinished choices, and returns their number. The reader gets an `ApiError`."""

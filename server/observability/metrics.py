@@ -1,6 +1,7 @@
 """Prometheus metrics with the names `roost_*`, and their aliases with vLLM's names; a summary of throughput in the log.
 
-Metrics of requests are in `request_metrics.py`, and those that only vLLM has in `vllm_metrics.py`.
+Metrics of requests are in `request_metrics.py`. In vLLM's names slots stand for the KV cache: a request needs only a
+slot, so the share of slots in use is exact, and only requests of batches are ever preempted.
 """
 
 import asyncio
@@ -8,18 +9,18 @@ import importlib.metadata
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from itertools import accumulate
+from typing import Final
 
 import prometheus_client
-from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ...engine import PREFILL_BLOCK, DraftCounts, EngineStats
-from .request_metrics import HttpMetrics, LatencyMetrics, Observer, RequestRecord, RequestTracker
-from .vllm_metrics import VllmMetrics
+from ...engine import PREFILL_BLOCK, STEP_TOKEN_BOUNDS, DraftCounts, EngineStats
+from .request_metrics import HttpMetrics, Observer, RequestMetrics, RequestTracker, Row, RowCollector, Values
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 """Media type of Prometheus' text format."""
@@ -50,58 +51,6 @@ class ConnectionCounts:
     limit: int
     num_dropped: int
     num_refused: int
-
-
-type Values = Mapping[tuple[str, ...], float]
-"""Values of a metric by the values of its labels."""
-
-
-class Row(NamedTuple):
-    """A metric that is read whenever metrics are collected.
-
-    Attributes:
-      kind: Kind of the metric.
-      name: Roost's name of the metric, without its prefix; empty if only vLLM has it.
-      text: Description.
-      value: The value, or several.
-      labels: Names of labels.
-      vllm: vLLM's name of the metric, without its prefix; empty if only Roost has it.
-    """
-
-    kind: type[GaugeMetricFamily | CounterMetricFamily]
-    name: str
-    text: str
-    value: float | Values
-    labels: tuple[str, ...] = ()
-    vllm: str = ""
-
-    def family(self, name: str, labels: Mapping[str, str]) -> Metric:
-        """Returns the metric under a name, with further labels."""
-        family = self.kind(name, self.text, labels=(*labels, *self.labels))
-        values = self.value if isinstance(self.value, Mapping) else {(): self.value}
-        for own, value in values.items():
-            family.add_metric((*labels.values(), *own), value)
-        return family
-
-
-class RowCollector(Collector):
-    """Collects rows.
-
-    Args:
-      rows: Returns the rows.
-      vllm_labels: Labels of vLLM's metrics; None leaves these out.
-    """
-
-    def __init__(self, rows: Callable[[], Iterable[Row]], vllm_labels: Mapping[str, str] | None = None) -> None:
-        self._rows = rows
-        self._vllm_labels = vllm_labels
-
-    def collect(self) -> Iterator[Metric]:
-        for row in self._rows():
-            if row.name:
-                yield row.family(f"roost_{row.name}", {})
-            if row.vllm and self._vllm_labels is not None:
-                yield row.family(f"vllm:{row.vllm}", self._vllm_labels)
 
 
 class Metrics:
@@ -149,16 +98,10 @@ class Metrics:
                 "roost_simulated", "1 on a server that simulates its device.", ["device"], registry=self.registry
             )
             gauge.labels(simulated).set(1)
-        all_observers: list[Observer] = [LatencyMetrics(self.registry, vllm_labels), *observers]
-        if tenants:
-            all_observers.append(_TenantMetrics(self.registry, tenants))
         if vllm_labels is not None:
-            all_observers.append(VllmMetrics(self.registry, stats, vllm_labels))
-        self.requests = RequestTracker(all_observers, clock)
-
-    def observe(self, observers: Iterable[Observer]) -> None:
-        """Adds observers of all requests."""
-        self.requests.observe(observers)
+            self.registry.register(_StepTokens(stats, vllm_labels))
+        own = RequestMetrics(self.registry, tenants, vllm_labels)
+        self.requests = RequestTracker([own, *observers], clock)
 
     def page(self) -> bytes:
         """Returns all metrics as text."""
@@ -171,62 +114,27 @@ def _add_build_info(registry: CollectorRegistry) -> None:
     Gauge("roost_build_info", "1, with versions as labels.", tuple(facts), registry=registry).labels(**facts).set(1)
 
 
-class _TenantMetrics(Observer):
-    """Requests and tokens of each tenant. The server's own requests (`/health_generate`) have no tenant."""
-
-    def __init__(self, registry: CollectorRegistry, tenants: Sequence[str]) -> None:
-        self._ended = Counter(
-            "roost_tenant_requests",
-            "Requests of a tenant that have ended, by reason.",
-            ["tenant", "reason"],
-            registry=registry,
-        )
-        self._prompt_tokens = Counter(
-            "roost_tenant_prompt_tokens",
-            "Prompt tokens of a tenant's requests that got a slot.",
-            ["tenant"],
-            registry=registry,
-        )
-        self._generated_tokens = Counter(
-            "roost_tenant_generation_tokens", "Tokens generated for a tenant.", ["tenant"], registry=registry
-        )
-        for tenant in tenants:
-            self._prompt_tokens.labels(tenant)
-            self._generated_tokens.labels(tenant)
-
-    def on_tokens(self, record: RequestRecord, count: int, gap_s: float) -> None:
-        if record.request.tenant:
-            self._generated_tokens.labels(record.request.tenant).inc(count)
-
-    def on_end(self, record: RequestRecord) -> None:
-        tenant = record.request.tenant
-        if tenant:
-            self._ended.labels(tenant, record.reason).inc()
-        if tenant and record.started is not None:
-            self._prompt_tokens.labels(tenant).inc(len(record.request.prompt_token_ids))
-
-
 def _engine_rows(stats: EngineStats) -> Iterator[Row]:
     gauge, counter, cache = GaugeMetricFamily, CounterMetricFamily, stats.cache
     running, waiting = "num_requests_running", "num_requests_waiting"
-    yield Row(gauge, running, "Running requests, each of which has a slot.", stats.num_running, vllm=running)
-    yield Row(gauge, waiting, "Requests that wait for a slot.", stats.num_waiting, vllm=waiting)
+    yield Row(gauge, f"roost_{running}", "Running requests, each of which has a slot.", stats.num_running, vllm=running)
+    yield Row(gauge, f"roost_{waiting}", "Requests that wait for a slot.", stats.num_waiting, vllm=waiting)
     text = "Waiting requests, by reason."
     by_reason: Values = {("capacity",): stats.num_waiting, ("deferred",): 0}  # the only reason is the number of slots
     yield Row(gauge, "", text, by_reason, ("reason",), "num_requests_waiting_by_reason")
-    yield Row(gauge, "waiting_prompt_tokens", "Total prompt tokens of waiting requests.", stats.waiting_tokens)
-    yield Row(gauge, "slots", "Maximum number of requests that run at the same time.", stats.slots)
-    yield Row(gauge, "slots_used", "Slots in use.", stats.num_running)
+    yield Row(gauge, "roost_waiting_prompt_tokens", "Total prompt tokens of waiting requests.", stats.waiting_tokens)
+    yield Row(gauge, "roost_slots", "Maximum number of requests that run at the same time.", stats.slots)
+    yield Row(gauge, "roost_slots_used", "Slots in use.", stats.num_running)
     usage = stats.num_running / max(stats.slots, 1)
     yield Row(gauge, "", "Share of slots in use, from 0 to 1.", usage, vllm="kv_cache_usage_perc")
-    yield Row(gauge, "state_cache_snapshots", "Snapshots in the prefix cache.", cache.snapshots)
+    yield Row(gauge, "roost_state_cache_snapshots", "Snapshots in the prefix cache.", cache.snapshots)
     text = "Bytes of snapshots in the prefix cache, by tier."
     by_tier: Values = {("host",): cache.num_bytes, ("disk",): cache.disk_bytes}
-    yield Row(gauge, "state_cache_bytes", text, by_tier, ("tier",))
+    yield Row(gauge, "roost_state_cache_bytes", text, by_tier, ("tier",))
     text = "Lines of batches that have a slot."
-    yield Row(gauge, "batch_requests_running", text, stats.num_preemptible_running)
+    yield Row(gauge, "roost_batch_requests_running", text, stats.num_preemptible_running)
     text = "Lines of batches that wait here for a slot."
-    yield Row(gauge, "batch_requests_waiting", text, stats.num_preemptible_waiting)
+    yield Row(gauge, "roost_batch_requests_waiting", text, stats.num_preemptible_waiting)
     facts = {
         "block_size": str(PREFILL_BLOCK),  # the distance of snapshots, as KV blocks do not exist
         "num_gpu_blocks": "0",
@@ -236,28 +144,28 @@ def _engine_rows(stats: EngineStats) -> Iterator[Row]:
     text = "Configuration of the cache as labels; the value is 1."
     yield Row(gauge, "", text, {tuple(facts.values()): 1}, tuple(facts), "cache_config_info")
     text = "Prompt tokens processed, without those served from the prefix cache."
-    yield Row(counter, "prompt_tokens", text, stats.prompt_tokens)
+    yield Row(counter, "roost_prompt_tokens", text, stats.prompt_tokens)
     looked_up = stats.prompt_tokens + cache.hit_tokens
     text = "Prompt tokens, including those served from the prefix cache."
     yield Row(counter, "", text, looked_up, vllm="prompt_tokens")
     yield Row(counter, "", "Prompt tokens looked up in the prefix cache.", looked_up, vllm="prefix_cache_queries")
-    yield Row(counter, "generation_tokens", "Tokens generated.", stats.generated_tokens, vllm="generation_tokens")
+    yield Row(counter, "roost_generation_tokens", "Tokens generated.", stats.generated_tokens, vllm="generation_tokens")
     text = "Times that a line of a batch gave its slot to another request."
-    yield Row(counter, "batch_preemptions", text, stats.preemptions, vllm="num_preemptions")
-    yield Row(counter, "engine_steps", "Engine steps run on the device.", stats.steps)
+    yield Row(counter, "roost_batch_preemptions", text, stats.preemptions, vllm="num_preemptions")
+    yield Row(counter, "roost_engine_steps", "Engine steps run on the device.", stats.steps)
     text = "Compilations after warm-up; must stay 0."
-    yield Row(counter, "compiles_since_ready", text, stats.compiles_since_ready)
-    yield Row(counter, "state_cache_queries", "Prompts looked up in the prefix cache.", cache.queries)
-    yield Row(counter, "state_cache_hits", "Prompts with a hit in the prefix cache.", cache.hits)
+    yield Row(counter, "roost_compiles_since_ready", text, stats.compiles_since_ready)
+    yield Row(counter, "roost_state_cache_queries", "Prompts looked up in the prefix cache.", cache.queries)
+    yield Row(counter, "roost_state_cache_hits", "Prompts with a hit in the prefix cache.", cache.hits)
     text = "Prompt tokens served from the prefix cache."
-    yield Row(counter, "state_cache_hit_tokens", text, cache.hit_tokens, vllm="prefix_cache_hits")
+    yield Row(counter, "roost_state_cache_hit_tokens", text, cache.hit_tokens, vllm="prefix_cache_hits")
     text = "Prompts with a longer hit on disk than in memory."
-    yield Row(counter, "state_cache_disk_hits", text, cache.disk_hits)
+    yield Row(counter, "roost_state_cache_disk_hits", text, cache.disk_hits)
     text = "Snapshot files that were corrupt or could not be written."
-    yield Row(counter, "state_cache_disk_errors", text, cache.disk_errors)
-    yield Row(counter, "state_cache_evictions", "Snapshots evicted from the prefix cache.", cache.evictions)
+    yield Row(counter, "roost_state_cache_disk_errors", text, cache.disk_errors)
+    yield Row(counter, "roost_state_cache_evictions", "Snapshots evicted from the prefix cache.", cache.evictions)
     text = "Seconds spent on restoring snapshots into slots."
-    yield Row(counter, "state_cache_restore_seconds", text, stats.restore_seconds)
+    yield Row(counter, "roost_state_cache_restore_seconds", text, stats.restore_seconds)
     if stats.drafts is not None:
         yield from _draft_rows(stats.drafts)
 
@@ -265,19 +173,35 @@ def _engine_rows(stats: EngineStats) -> Iterator[Row]:
 def _draft_rows(drafts: DraftCounts) -> Iterator[Row]:
     counter, accepted = CounterMetricFamily, "spec_decode_num_accepted_tokens"
     name, text = "spec_decode_num_drafts", "Steps with drafted tokens, for each request separately."
-    yield Row(counter, name, text, drafts.drafts, vllm=name)
+    yield Row(counter, f"roost_{name}", text, drafts.drafts, vllm=name)
     name = "spec_decode_num_draft_tokens"
-    yield Row(counter, name, "Drafted tokens.", drafts.tokens, vllm=name)
-    yield Row(counter, accepted, "Drafted tokens that were accepted.", sum(drafts.accepted), vllm=accepted)
+    yield Row(counter, f"roost_{name}", "Drafted tokens.", drafts.tokens, vllm=name)
+    yield Row(counter, f"roost_{accepted}", "Drafted tokens that were accepted.", sum(drafts.accepted), vllm=accepted)
     by_place: Values = {(str(place),): count for place, count in enumerate(drafts.accepted)}
     text = "Drafted tokens that were accepted, by place in the draft."
     yield Row(counter, "", text, by_place, ("position",), f"{accepted}_per_pos")
 
 
+class _StepTokens(Collector):
+    """Reads the histogram of tokens per step from the engine's statistics."""
+
+    def __init__(self, stats: Callable[[], EngineStats], labels: Mapping[str, str]) -> None:
+        self._stats = stats
+        self._labels = labels
+
+    def collect(self) -> Iterator[Metric]:
+        stats, text = self._stats(), "Tokens processed by an engine step."
+        family = HistogramMetricFamily("vllm:iteration_tokens_total", text, labels=tuple(self._labels))
+        names = [*(f"{float(bound)}" for bound in STEP_TOKEN_BOUNDS), "+Inf"]
+        counts = zip(names, accumulate(stats.step_tokens), strict=True)
+        family.add_metric(tuple(self._labels.values()), list(counts), stats.prompt_tokens + stats.generated_tokens)
+        yield family
+
+
 def _connection_rows(ports: Mapping[str, ConnectionCounts]) -> Iterator[Row]:
     for field, (kind, name, text) in _CONNECTIONS.items():
         by_port: Values = {(port,): getattr(counts, field) for port, counts in ports.items()}
-        yield Row(kind, f"connections{name}", f"{text}, by port.", by_port, ("port",))
+        yield Row(kind, f"roost_connections{name}", f"{text}, by port.", by_port, ("port",))
 
 
 _CONNECTIONS: Final = {
@@ -303,7 +227,7 @@ def store_rows(are_available: Mapping[str, bool]) -> Iterator[Row]:
     if are_available:
         text = "1 while the database of --store can be used, 0 while it is unavailable, by feature."
         values: Values = {(name,): float(is_available) for name, is_available in are_available.items()}
-        yield Row(GaugeMetricFamily, "store_available", text, values, ("feature",))
+        yield Row(GaugeMetricFamily, "roost_store_available", text, values, ("feature",))
 
 
 class ReloadMetrics:

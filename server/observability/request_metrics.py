@@ -3,15 +3,16 @@
 import math
 import time
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Final
+from typing import Final, NamedTuple
 
-from prometheus_client import CollectorRegistry, Counter
-from prometheus_client.metrics_core import HistogramMetricFamily, Metric
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
@@ -33,16 +34,21 @@ _FIRST_TOKEN_S: Final = (
     *(1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 320),
 )
 
-NEXT_TOKEN_S: Final = (
+_NEXT_TOKEN_S: Final = (
     *(0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75),
     *(1, 2.5, 5, 7.5, 10, 20, 40, 80),
 )
 
-REQUEST_S: Final = (
+_REQUEST_S: Final = (
     *(0.01, 0.03, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50),
     *(60, 120, 240, 480, 960, 1920, 3840, 7680),
 )
 """Upper bounds of buckets: those of vLLM, which its dashboards expect, and finer ones."""
+
+_TOKENS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000)
+
+_FINISHED: Final = ("stop", "length", "abort", "error")
+"""Reasons that vLLM counts as success, including aborts and errors."""
 
 
 type Fact = str | bool | int | float
@@ -70,14 +76,6 @@ class StoreWork:
 
 class Observer:
     """Receives the progress of requests. The base class does nothing."""
-
-    def on_start(self, record: "RequestRecord", num_choices: int) -> None:
-        """Called when a prompt arrives.
-
-        Args:
-          record: Record of the prompt's first request. The other requests are its forks.
-          num_choices: Number of the prompt's choices. Every choice is a request.
-        """
 
     def on_tokens(self, record: "RequestRecord", count: int, gap_s: float) -> None:
         """Called when tokens have been generated, before the record counts them.
@@ -116,37 +114,19 @@ def observed(observers: Sequence[Observer], name: str, **facts: Fact) -> Iterato
 class RequestTracker:
     """Makes the records of requests.
 
-    Args:
-      observers: Observers of all requests.
-      clock: Monotonic clock in seconds.
-
     Attributes:
       observers: Observers of all requests.
+      clock: Monotonic clock in seconds.
     """
 
     def __init__(self, observers: Iterable[Observer], clock: Callable[[], float]) -> None:
-        self.observers: list[Observer] = []
+        self.observers = list(observers)
         self.clock = clock
-        self.observe(observers)
-
-    def observe(self, observers: Iterable[Observer]) -> None:
-        """Adds observers. Each is called only for what its class observes."""
-        self.observers += observers
-        kinds = [(each, type(each)) for each in self.observers]
-        self.on_start = [each.on_start for each, kind in kinds if kind.on_start is not Observer.on_start]
-        self.on_tokens = [each.on_tokens for each, kind in kinds if kind.on_tokens is not Observer.on_tokens]
-        self.on_end = [each.on_end for each, kind in kinds if kind.on_end is not Observer.on_end]
-        self.on_settle = [each.on_settle for each, kind in kinds if kind.on_settle is not Observer.on_settle]
 
     def track(self, requests: Sequence[Request]) -> list["RequestRecord"]:
         """Returns the records of the choices of one or several prompts, which all have the same number of choices."""
-        records = [RequestRecord(request, self) for request in requests]
-        if self.on_start:
-            firsts = [record for record in records if record.request.fork_of is None]
-            for first in firsts:
-                for on_start in self.on_start:
-                    on_start(first, len(requests) // len(firsts))
-        return records
+        num_prompts = len([request for request in requests if request.fork_of is None]) or 1
+        return [RequestRecord(request, self, len(requests) // num_prompts) for request in requests]
 
 
 class RequestRecord:
@@ -157,6 +137,7 @@ class RequestRecord:
 
     Attributes:
       request: The engine request.
+      num_choices: Number of the choices of its prompt, each of which is a request.
       clock: Monotonic clock in seconds.
       arrived: Time of arrival. All times are seconds of one monotonic clock.
       started: Time at which prefill started; None before that.
@@ -173,8 +154,9 @@ class RequestRecord:
       ended: Time of the end, once the request has ended.
     """
 
-    def __init__(self, request: Request, tracker: RequestTracker) -> None:
+    def __init__(self, request: Request, tracker: RequestTracker, num_choices: int = 1) -> None:
         self.request = request
+        self.num_choices = num_choices
         self.clock = tracker.clock
         self.arrived = self.ended = self.clock()
         self.started: float | None = None
@@ -196,7 +178,13 @@ class RequestRecord:
         if self.started is None:
             self.started, self.num_cached = output.started_at, output.num_cached
         if num_tokens:
-            self._add_tokens(num_tokens, self.clock())
+            now, last = self.clock(), self.last_token
+            if last is None:
+                last, self.first_token = self.arrived, now
+            for observer in self._tracker.observers:
+                observer.on_tokens(self, num_tokens, now - last)
+            self.last_token = now
+            self.num_tokens += num_tokens
         if finish_reason is not None:
             self.reason, self.has_finished = finish_reason, True
 
@@ -212,22 +200,13 @@ class RequestRecord:
         self.is_left = self.is_left or isinstance(error, EngineDeadError) or given_back
         if (tokens := request_tokens.get()) is not None:
             tokens.add(self)
-        for on_end in self._tracker.on_end:
-            on_end(self)
+        for observer in self._tracker.observers:
+            observer.on_end(self)
 
     def settle(self) -> None:
         """Reports to the observers that `is_left` does not change any more."""
-        for on_settle in self._tracker.on_settle:
-            on_settle(self)
-
-    def _add_tokens(self, count: int, now: float) -> None:
-        last = self.last_token
-        if last is None:
-            last, self.first_token = self.arrived, now
-        for on_tokens in self._tracker.on_tokens:
-            on_tokens(self, count, now - last)
-        self.last_token = now
-        self.num_tokens += count
+        for observer in self._tracker.observers:
+            observer.on_settle(self)
 
 
 def _reason(error: BaseException | None) -> str:
@@ -241,6 +220,58 @@ def _reason(error: BaseException | None) -> str:
             return "error"
         case _:
             return "abort"
+
+
+type Values = Mapping[tuple[str, ...], float]
+"""Values of a metric by the values of its labels."""
+
+
+class Row(NamedTuple):
+    """A metric that is read whenever metrics are collected.
+
+    Attributes:
+      kind: Kind of the metric.
+      name: Name of the metric; empty if only vLLM has it.
+      text: Description.
+      value: The value, or several.
+      labels: Names of labels.
+      vllm: vLLM's name of the metric, without its prefix; empty if only Roost has it.
+    """
+
+    kind: type[GaugeMetricFamily | CounterMetricFamily]
+    name: str
+    text: str
+    value: float | Values
+    labels: tuple[str, ...] = ()
+    vllm: str = ""
+
+    def family(self, name: str, labels: Mapping[str, str]) -> Metric:
+        """Returns the metric under a name, with further labels."""
+        family = self.kind(name, self.text, labels=(*labels, *self.labels))
+        values = self.value if isinstance(self.value, Mapping) else {(): self.value}
+        for own, value in values.items():
+            family.add_metric((*labels.values(), *own), value)
+        return family
+
+
+class RowCollector(Collector):
+    """Collects rows.
+
+    Args:
+      rows: Returns the rows.
+      vllm_labels: Labels of vLLM's metrics; None leaves these out.
+    """
+
+    def __init__(self, rows: Callable[[], Iterable[Row]], vllm_labels: Mapping[str, str] | None = None) -> None:
+        self._rows = rows
+        self._vllm_labels = vllm_labels
+
+    def collect(self) -> Iterator[Metric]:
+        for row in self._rows():
+            if row.name:
+                yield row.family(row.name, {})
+            if row.vllm and self._vllm_labels is not None:
+                yield row.family(f"vllm:{row.vllm}", self._vllm_labels)
 
 
 class Histogram(Collector):
@@ -281,52 +312,102 @@ class Histogram(Collector):
             yield family
 
 
-class LatencyMetrics(Observer):
-    """Latencies and outcomes of requests.
+class RequestMetrics(Observer):
+    """Latencies, sizes and outcomes of requests.
+
+    The server's own requests (`/health_generate`) have no tenant.
 
     Args:
       registry: Registry that the metrics are added to.
-      vllm_labels: Labels of vLLM's metrics of the same names; None leaves these out.
+      tenants: Tenants whose requests are counted by name, which bounds the number of series.
+      vllm_labels: Labels of vLLM's metrics; None leaves these out.
     """
 
-    def __init__(self, registry: CollectorRegistry, vllm_labels: Mapping[str, str] | None = None) -> None:
-        def histogram(name: str, text: str, bounds: Sequence[float | int] = REQUEST_S) -> Histogram:
-            names: dict[str, Mapping[str, str]] = {f"roost_{name}_seconds": {}}
+    def __init__(
+        self, registry: CollectorRegistry, tenants: Sequence[str] = (), vllm_labels: Mapping[str, str] | None = None
+    ) -> None:
+        def histogram(text: str, bounds: Sequence[float | int], name: str, *vllm_names: str) -> Histogram:
+            names: dict[str, Mapping[str, str]] = {f"roost_{name}": {}} if name else {}
             if vllm_labels is not None:
-                names[f"vllm:{name}_seconds"] = vllm_labels
+                names |= {f"vllm:{each}": vllm_labels for each in vllm_names or (name,)}
             return Histogram(names, text, bounds, registry)
 
         text = "Seconds from a request's arrival to its first token."
-        self._first_token = histogram("time_to_first_token", text, _FIRST_TOKEN_S)
+        self._first_token = histogram(text, _FIRST_TOKEN_S, "time_to_first_token_seconds")
         text = "Seconds between consecutive tokens of a request."
-        self._next_token = histogram("inter_token_latency", text, NEXT_TOKEN_S)
-        self._whole = histogram("e2e_request_latency", "Seconds from a request's arrival to its end.")
+        self._next_token = histogram(text, _NEXT_TOKEN_S, "inter_token_latency_seconds")
+        text = "Mean seconds per token of a request after the first."
+        self._per_token = histogram(text, _NEXT_TOKEN_S, "", "request_time_per_output_token_seconds")
+        text = "Seconds from a request's arrival to its end."
+        self._whole = histogram(text, _REQUEST_S, "e2e_request_latency_seconds")
         text = "Seconds from a request's arrival to the start of its prefill."
-        self._queue = histogram("request_queue_time", text)
+        self._queue = histogram(text, _REQUEST_S, "request_queue_time_seconds")
+        text = "Seconds for which a request had a slot."
+        self._inference = histogram(text, _REQUEST_S, "", "request_inference_time_seconds")
         text = "Seconds from the start of a request's prefill to its first token."
-        self._prefill = histogram("request_prefill_time", text)
-        self._decode = histogram("request_decode_time", "Seconds from a request's first token to its last.")
-        self._ended = Counter("roost_requests", "Requests that have ended, by reason.", ["reason"], registry=registry)
-        for reason in REASONS:
-            self._ended.labels(reason)
+        self._prefill = histogram(text, _REQUEST_S, "request_prefill_time_seconds")
+        text = "Seconds from a request's first token to its last."
+        self._decode = histogram(text, _REQUEST_S, "request_decode_time_seconds")
+        self._prompt = histogram("Prompt tokens of a request.", _TOKENS, "", "request_prompt_tokens")
+        # vLLM's second name is that of a prompt's longest choice; here each choice is a request.
+        names = ("request_generation_tokens", "request_max_num_generation_tokens")
+        self._generated = histogram("Tokens generated for a request.", _TOKENS, "", *names)
+        text = "Requested maximum number of tokens."
+        self._max_tokens = histogram(text, _TOKENS, "", "request_params_max_tokens")
+        self._n = histogram("Requested number of choices of a prompt.", (1, 2, 5, 10, 20), "", "request_params_n")
+        self._ended = Counter[tuple[str, ...]]()
+        self._tenants_ended = Counter[tuple[str, ...]]()
+        self._tenants_prompt = Counter[tuple[str, ...]]({(tenant,): 0 for tenant in tenants})
+        self._tenants_generated = self._tenants_prompt.copy()
+        self._has_tenants = bool(tenants)
+        registry.register(RowCollector(self._rows, vllm_labels))
 
     def on_tokens(self, record: RequestRecord, count: int, gap_s: float) -> None:
         """Observes tokens that arrived together as if they had arrived at equal intervals."""
         if record.last_token is None:
             self._first_token.observe(gap_s)
-            return
-        self._next_token.observe(gap_s / count, count)
+        else:
+            self._next_token.observe(gap_s / count, count)
+        if self._has_tenants and record.request.tenant:
+            self._tenants_generated[record.request.tenant,] += count
 
     def on_end(self, record: RequestRecord) -> None:
-        self._ended.labels(record.reason).inc()
+        request = record.request
+        self._ended[record.reason,] += 1
+        if self._has_tenants and request.tenant:
+            self._tenants_ended[request.tenant, record.reason] += 1
+            self._tenants_prompt[request.tenant,] += 0 if record.started is None else len(request.prompt_token_ids)
+        if request.fork_of is None:
+            self._n.observe(record.num_choices)
         if not record.has_finished:
             return
         self._whole.observe(record.ended - record.arrived)
+        self._prompt.observe(len(request.prompt_token_ids))
+        self._generated.observe(record.num_tokens)
+        if request.params.max_tokens is not None:
+            self._max_tokens.observe(request.params.max_tokens)
         if record.started is not None:
             self._queue.observe(max(record.started - record.arrived, 0.0))
         if record.started is not None and record.first_token is not None:
             self._prefill.observe(max(record.first_token - record.started, 0.0))
             self._decode.observe(record.ended - record.first_token)
+            self._inference.observe(record.ended - record.started)
+            if record.num_tokens > 1:
+                self._per_token.observe((record.ended - record.first_token) / (record.num_tokens - 1))
+
+    def _rows(self) -> Iterator[Row]:
+        kind, text = CounterMetricFamily, "Requests that have ended, by reason."
+        ended: Values = {(reason,): self._ended[reason,] for reason in REASONS}
+        yield Row(kind, "roost_requests", text, ended, ("reason",))
+        finished: Values = {(reason,): self._ended[reason,] for reason in _FINISHED}
+        yield Row(kind, "", text, finished, ("finished_reason",), "request_success")
+        if self._has_tenants:
+            labels, text = ("tenant",), "Requests of a tenant that have ended, by reason."
+            yield Row(kind, "roost_tenant_requests", text, self._tenants_ended, ("tenant", "reason"))
+            text = "Prompt tokens of a tenant's requests that got a slot."
+            yield Row(kind, "roost_tenant_prompt_tokens", text, self._tenants_prompt, labels)
+            text = "Tokens generated for a tenant."
+            yield Row(kind, "roost_tenant_generation_tokens", text, self._tenants_generated, labels)
 
 
 @dataclass(slots=True)
@@ -382,12 +463,8 @@ class HttpMetrics:
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._requests = Counter(
-            "http_requests",
-            "HTTP requests by path template, method and status; 499 if the client left. Probes are not counted.",
-            ["handler", "method", "status"],
-            registry=registry,
-        )
+        self._requests = Counter[tuple[str, ...]]()
+        registry.register(RowCollector(self._rows))
 
     def count(self, handler: str, method: str, status: int) -> None:
         """Counts a request.
@@ -395,4 +472,8 @@ class HttpMetrics:
         Args:
           handler: Path template of its endpoint, or `UNKNOWN_HANDLER`.
         """
-        self._requests.labels(handler, method if method in _METHODS else _OTHER_METHOD, str(status)).inc()
+        self._requests[handler, method if method in _METHODS else _OTHER_METHOD, str(status)] += 1
+
+    def _rows(self) -> Iterator[Row]:
+        text = "HTTP requests by path template, method and status; 499 if the client left. Probes are not counted."
+        yield Row(CounterMetricFamily, "http_requests", text, self._requests, ("handler", "method", "status"))

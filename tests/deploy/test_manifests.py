@@ -22,7 +22,8 @@ from roost.engine import CacheStats, EngineStats, Request, SamplingParams
 from roost.server.assembly.service import engine_config
 from roost.server.feature import load_features
 from roost.server.http.health import router
-from roost.server.observability.metrics import Metrics, RowCollector, store_rows
+from roost.server.observability.metrics import Metrics, store_rows
+from roost.server.observability.request_metrics import RowCollector
 from roost.server.run.lifecycle import STOP_TIMEOUT_S
 from roost.server.settings import Settings
 from serve_settings import settings_of

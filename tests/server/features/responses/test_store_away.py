@@ -116,7 +116,7 @@ async def serving(path: str, model: ServedModel, patch: pytest.MonkeyPatch) -> A
     engine, dialect = PacedEngine(), Fragile(path)
     service = make_service(engine, model)
     responses, usage = ResponseStore(Database(dialect), 1000.0), UsageCounter(Database(dialect))
-    service.metrics.observe([usage])
+    service.metrics.requests.observers.append(usage)
     feature = OpenResponses(service, responses)
     app = create_app(service, features=features_with(service, feature))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost", timeout=60) as client:

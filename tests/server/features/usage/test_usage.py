@@ -152,7 +152,7 @@ async def test_old_usage_is_deleted(database: Database) -> None:
 @pytest.fixture
 def metered(engine: FakeEngine, service: Service, database: Database) -> tuple[Service, OpenUsage]:
     usage = OpenUsage(database)
-    service.metrics.observe(usage.observers)
+    service.metrics.requests.observers += usage.observers
     return service, usage
 
 
