@@ -101,7 +101,8 @@ def _engine(
         reserved_slots=reserved_slots,
         cache=_prefix_cache(config, runner, bits),
     )
-    identity = _engine_identity(runner, bits)
+    platform, shards, *_ = runner.served.devices  # an engine of the same identity has states with the same bits
+    identity = f"{runner.state_format.model}-{bits}-data={shards.data},model={shards.model}-{platform.name}"
     request_snapshot_format = (
         RequestSnapshotFormat(identity, runner.state_format.snapshot) if config.request_snapshots else None
     )
@@ -267,7 +268,11 @@ def _load_and_compile(
 def _compile_to_fit(
     weights: OpenWeights, limit_bytes: int | None, compile_for: Callable[[int], CompiledPrograms]
 ) -> CompiledPrograms:
-    """Compiles programs for a number of slots that fits the devices' memory; hosts agree on it."""
+    """Compiles programs for a number of slots that fits the devices' memory; hosts agree on it.
+
+    Raises:
+      ConfigError: The programs for the number of slots that the config requests need more memory than a device has.
+    """
     served, config, devices = weights.served, weights.served.settings, weights.served.devices
     agree = min_over_hosts if config.hosts is not None else int
     if limit_bytes is None:
@@ -275,7 +280,13 @@ def _compile_to_fit(
         each = state + history_bytes(config.speculation)
         return compile_for(agree(config.slots or affordable_slots(each, weights.num_bytes, devices.platform)))
     if config.slots is not None:
-        return _check_slots(compile_for(agree(config.slots)), limit_bytes)
+        compiled = compile_for(agree(config.slots))
+        if excess := compiled.excess_bytes(limit_bytes):
+            raise ConfigError(
+                f"slots={compiled.served.slots} needs {shown_bytes(limit_bytes + excess)} on each device, which has "
+                f"{shown_bytes(limit_bytes)}; set fewer, or auto"
+            )
+        return compiled
     memory = memory_of_served(weights, limit_bytes)
     key = slots_key(numerics(), served, limit_bytes)
     first = read_slots(config.compile_cache, key) or estimated_slots(memory, devices.shards)
@@ -284,20 +295,6 @@ def _compile_to_fit(
         _logger.warning("programs for %d slots need more memory than a device has; serving %d", first, slots)
     write_slots(config.compile_cache, key, slots)
     return compiled
-
-
-def _check_slots(compiled: CompiledPrograms, limit_bytes: int) -> CompiledPrograms:
-    """Returns the programs for the number of slots that the config requests.
-
-    Raises:
-      ConfigError: The programs need more memory than a device has.
-    """
-    if not (excess := compiled.excess_bytes(limit_bytes)):
-        return compiled
-    raise ConfigError(
-        f"slots={compiled.served.slots} needs {shown_bytes(limit_bytes + excess)} on each device, which has "
-        f"{shown_bytes(limit_bytes)}; set fewer, or auto"
-    )
 
 
 def _affordable_steps(executor: Executor) -> int:
@@ -311,12 +308,6 @@ def _affordable_steps(executor: Executor) -> int:
         executor.run(executor.programs.decode[rows], np.ones(rows, np.bool), np.int32(1)).tokens.block_until_ready()
         times.append(time.perf_counter() - start)
     return max(1, min(int(_DISPATCH_SECONDS / min(times)), most))
-
-
-def _engine_identity(runner: ModelRunner | SimulatedRunner, bits: str) -> str:
-    """Returns an identity that is the same for engines whose states have the same bits."""
-    platform, shards, *_ = runner.served.devices
-    return f"{runner.state_format.model}-{bits}-data={shards.data},model={shards.model}-{platform.name}"
 
 
 def _prefix_cache(config: EngineConfig, runner: ModelRunner | SimulatedRunner, bits: str) -> PrefixCache | None:

@@ -249,11 +249,6 @@ def without_truncation(state: SamplingState[Array], rows: RowFlags, vocab_size: 
     )
 
 
-def may_fit_candidates(state: SamplingState[Array], rows: RowFlags) -> RowFlags:
-    """Returns which of the rows may keep only candidates: rows whose thresholds are all on weights."""
-    return rows & ((state.top_k > 0) | (state.top_p < 1) | (state.min_p > 0)) & (state.typical_p >= 1)
-
-
 def candidate_threshold(
     weights: Float32[Array, "R C"], state: SamplingState[Array], total: Callable[[], RowFloats]
 ) -> RowFloats:
@@ -481,7 +476,8 @@ def _draw(logits: TokenFloats, rows: SamplingRows, random: RowFlags, backend: Ba
     """
     uniform = uniform_numbers(rows.state, rows.positions)
     state = without_truncation(rows.state, random, logits.shape[1])
-    is_cut = may_fit_candidates(state, random)
+    has_thresholds = (state.top_k > 0) | (state.top_p < 1) | (state.min_p > 0)
+    is_cut = random & has_thresholds & (state.typical_p >= 1)  # rows that may keep only candidates
     tokens, found = jax.lax.cond(
         jnp.any(is_cut),
         lambda: draw_from_candidates(logits, state, uniform, backend),

@@ -256,13 +256,12 @@ class BatchPlanner:
         if self._num_idle_rows < self._limits.idle_rows_per_move * len(moved):
             return ()
         self._num_idle_rows = 0
-        return tuple(map(self._move, moved))
-
-    def _move(self, running: RunningRequest) -> tuple[int, int]:
-        """Gives a request the first free slot; returns its old slot and the new one."""
-        source, running.slot = running.slot, self._pool.claim()
-        self._pool.release(source)
-        return source, running.slot
+        moves = []
+        for each in moved:
+            source, each.slot = each.slot, self._pool.claim()
+            self._pool.release(source)
+            moves.append((source, each.slot))
+        return tuple(moves)
 
     def _rows(self, num_slots: int) -> int:
         """Returns the number of rows of the step that is compiled for the first slots."""

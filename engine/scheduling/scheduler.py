@@ -257,11 +257,14 @@ class Scheduler:
         failed = []
         self._next_end = math.inf
         for request, start_by in ends:
-            if (error := _timeout_error(request, start_by, now)) is None:
+            if now < min(start_by, request.deadline):
                 self._next_end = min(self._next_end, start_by, request.deadline)
-            else:
-                self.abort(request.id)
-                failed.append((request.id, error_output(error)))
+                continue
+            error: RoostError = QueueTimeoutError("the request got no slot within its queue timeout")
+            if now >= request.deadline:
+                error = RequestTimeoutError("the request took longer than its timeout")
+            self.abort(request.id)
+            failed.append((request.id, error_output(error)))
         return failed
 
     def _update_masks(self, waiting: Sequence[RunningRequest]) -> list[RequestOutput]:
@@ -331,11 +334,3 @@ class Scheduler:
         if self.slots.retained:  # of a prefill batch in progress
             self._planner.drop_unless_wanted(self.running.values())
         self._histories.keep(running)
-
-
-def _timeout_error(request: Request, start_by: float, now: float) -> RoostError | None:
-    if now >= request.deadline:
-        return RequestTimeoutError("the request took longer than its timeout")
-    if now >= start_by:
-        return QueueTimeoutError("the request got no slot within its queue timeout")
-    return None

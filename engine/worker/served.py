@@ -496,14 +496,13 @@ def _prefill_slices(served: Served, shape: PrefillShape) -> tuple[Program[Prefil
 
 def _speculative_programs(served: Served, settings: Speculation) -> dict[int, Program[Speculated]]:
     """Returns a program for each number of slots of the platform's steps with drafts."""
+    step = served.with_model(speculative_step, settings, served.devices.platform.decode_steps)
 
     def program(rows: int) -> Program[Speculated]:
-        step = served.with_model(speculative_step, settings, served.devices.platform.decode_steps)
         inputs = _bools(rows), _int32(rows), _int32(rows, settings.num_tokens), _int32()
-        return Program(f"speculate {rows}", step, inputs, _MODEL, replaces=_POOL)
+        return Program(f"speculate {rows}", step, inputs, _MODEL, _POOL)
 
-    sizes = {min(rows, served.rows) for rows in served.sizes.draft_rows}
-    return {rows: program(rows) for rows in sorted(sizes)}
+    return {rows: program(rows) for rows in sorted({min(rows, served.rows) for rows in served.sizes.draft_rows})}
 
 
 def equal_slices(slices: Sequence[range], kinds: Sequence[str]) -> tuple[int, ...]:
