@@ -24,16 +24,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import orbax.checkpoint
 import orjson
 from rich.console import Console
 from rich.table import Table
 from roost.engine.capacity.roofline import CPU as CPU_DEVICE
 from roost.engine.capacity.roofline import compute_roofline, find_device
-from roost.engine.checkpoint import format, official
 from roost.engine.checkpoint.conversion import convert
-from roost.engine.checkpoint.format import BFLOAT16, ReadRows, StoredTensor
+from roost.engine.checkpoint.format import BFLOAT16
 from roost.engine.checkpoint.layout import tensor_specs
-from roost.engine.checkpoint.official import GRIFFIN_CONFIG, griffin_fields
+from roost.engine.checkpoint.official import FIELDS, GRIFFIN_CONFIG
 from roost.engine.checkpoint.source import open_model, open_tensors
 from roost.engine.devices.platform import CPU
 from roost.engine.model.config import PRESETS, ModelConfig
@@ -65,29 +65,29 @@ class Measure:
         return self.limit_bytes is None or self.peak_bytes <= self.limit_bytes
 
 
-def write_official(config: ModelConfig, folder: Path, *, whole: bool) -> None:
-    """Returns random weights; `whole` writes one chunk per array, like Orbax on one host."""
-    if whole:
-        format._PIECE = 2**40
-    folder.mkdir()
-    drawn = {
-        spec.name: StoredTensor(spec.name, folder, spec.shape, BFLOAT16, partial(draw_rows, spec.name, spec.shape))
-        for spec in tensor_specs(config)
-    }
-    official.write_orbax(folder, drawn, config, lambda: None)
-    (folder / GRIFFIN_CONFIG).write_bytes(orjson.dumps(griffin_fields(config)))
+def write_official(config: ModelConfig, folder: Path) -> None:
+    """Writes random weights with Orbax, which makes one chunk of each array."""
+    tree: dict[str, Any] = {}
+    for spec in tensor_specs(config):
+        view = spec.official
+        shape = spec.shape if view.turn == "none" else (spec.shape[-1], spec.shape[0])
+        *path, name = view.key.replace("blocks.", "blocks/").split(".")
+        branch = tree
+        for part in path:
+            branch = branch.setdefault(part.replace("/", "."), {})
+        if name not in branch:
+            branch[name] = drawn((*(2, 1, 1)[: len(view.index)], *shape))
+    with orbax.checkpoint.PyTreeCheckpointer() as saver:
+        saver.save(folder, tree)
+    fields = {name: getattr(config, ours) for name, ours in FIELDS.items()}
+    (folder / GRIFFIN_CONFIG).write_bytes(orjson.dumps(fields))
 
 
-def draw_rows(name: str, shape: tuple[int, ...]) -> ReadRows:
-    def read(rows: slice) -> HostArray:
-        rng = np.random.default_rng([*name.encode(), rows.start])
-        drawn = np.empty((rows.stop - rows.start, *shape[1:]), BFLOAT16)
-        for start in range(0, len(drawn), 1024):
-            part = drawn[start : start + 1024]
-            part[:] = 0.04 * (rng.random(part.shape, np.float32) - 0.5)
-        return drawn
-
-    return read
+def drawn(shape: tuple[int, ...]) -> HostArray:
+    rng, out = np.random.default_rng(shape), np.empty(shape, BFLOAT16)
+    for part in out:
+        part[...] = 0.04 * (rng.random(part.shape, np.float32) - 0.5)
+    return out
 
 
 def load(folder: Path, dtype: str, quantize: str | None) -> None:
@@ -105,15 +105,13 @@ def load(folder: Path, dtype: str, quantize: str | None) -> None:
 
 
 def steps(config: ModelConfig, folder: Path) -> Iterator[Step]:
-    names = ("official", "whole-chunks", "safetensors", "int8", "int4")
-    official, whole, safetensors, int8, int4 = (folder / name for name in names)
-    yield Step("write official", partial(write_official, config, official, whole=False), is_limited=False)
-    yield Step("write whole-chunks", partial(write_official, config, whole, whole=True), is_limited=False)
+    official, safetensors, int8, int4 = (folder / name for name in ("official", "safetensors", "int8", "int4"))
+    yield Step("write official", partial(write_official, config, official), is_limited=False)
     yield Step("convert official to safetensors", partial(convert_to, official, safetensors))
     for quantized in (int8, int4):
         run = partial(convert_to, safetensors, quantized, quantize=quantized.name)
         yield Step(f"convert safetensors to {quantized.name}", run, quantize=quantized.name)
-    for path in (official, whole, safetensors):
+    for path in (official, safetensors):
         for dtype, quantize in (("bfloat16", None), ("bfloat16", "int8"), ("bfloat16", "int4"), ("float32", None)):
             name = f"load {path.name} in {quantize or dtype}"
             yield Step(name, partial(load, path, dtype, quantize), dtype, quantize)

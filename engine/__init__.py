@@ -15,7 +15,6 @@ from .capacity.roofline import (
 )
 from .checkpoint.conversion import TEXT_TOKENS, convert
 from .checkpoint.lora import Adapter, open_adapter
-from .checkpoint.source import WRITABLE_FORMATS as CHECKPOINT_FORMATS
 from .checkpoint.source import ModelSource, open_model
 from .devices.platform import DeviceFacts, device_facts, memory_stats
 from .engine_core import EngineCore

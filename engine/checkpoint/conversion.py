@@ -1,4 +1,4 @@
-"""Conversion of checkpoints to another format or precision, one tensor at a time, with verification.
+"""Conversion of checkpoints to safetensors in any precision, one tensor at a time, with verification.
 
 Matrices are quantised to 4 bits for the activations of sample texts, layer by layer in float32. The texts go through
 two models side by side: the exact one, and one whose matrices up to the current one are quantised. A matrix is first
@@ -25,7 +25,7 @@ from jaxtyping import Array, Float32
 from ...kernels import Backend, Kernel
 from ...kernels.matrices import Int4Matrix
 from ...kernels.matrices.error_compensation import quantize_for_inputs
-from ..model.config import ModelConfig, ParamPath
+from ..model.config import ModelConfig, ParamPath, config_to_hf
 from ..model.griffin import check_int4_inputs, scaled_embeddings
 from ..model.layers import LayerContext, ResidualBlock
 from ..model.sharding import Collectives
@@ -33,9 +33,10 @@ from ..model.state import zero_state
 from ..types.config import Quantization
 from ..types.errors import CheckpointError
 from ..types.host_memory import HostArray, shown_bytes
-from .format import StoredTensor, Tensors, WritableFormat, bytes_of
+from .format import StoredTensor, Tensors, bytes_of
 from .layout import checkpoint_layout, converted
-from .source import WRITABLE_FORMATS, ModelSource, open_tensors
+from .safetensors_files import CONFIG, write_files
+from .source import ModelSource, open_model, open_tensors
 from .weights import Checkpoint
 
 type Progress = Callable[[str, int, int], None]
@@ -84,11 +85,11 @@ def convert(
     dtype: str | None = None,
     quantize: Quantization | None = None,
     texts: Sequence[Sequence[int]] | None = None,
-    to: str = "hf",
     progress: Progress | None = None,
 ) -> Converted:
-    """Writes a checkpoint in another format or precision. The destination appears only once it is complete and
-    verified.
+    """Writes a checkpoint as safetensors, in its own precision or another.
+
+    The destination appears only once it is complete and verified.
 
     Args:
       destination: Folder that does not exist yet.
@@ -96,7 +97,6 @@ def convert(
       quantize: "int8", "int4" or None. Without texts, int4 gives the bytes that loading with it does.
       texts: Token ids of sample texts, `TEXT_TOKENS` of each, for whose activations int4 is calibrated; None searches
         scales without data, as loading does.
-      to: Name of the format, one of `WRITABLE_FORMATS`.
       progress: Callback for progress.
 
     Raises:
@@ -104,8 +104,7 @@ def convert(
       CheckpointError: The source cannot be read, the destination cannot be written, or the written tensors differ when
         read again.
     """
-    kind = WRITABLE_FORMATS[to]
-    _check_options(source, dtype, quantize, kind)
+    _check_options(source, dtype, quantize)
     report = progress or (lambda stage, done, total: None)
     with open_tensors(source.weights, source.config, source.adapters) as stored:
         checkpoint = Checkpoint(source.config, stored)
@@ -114,9 +113,9 @@ def convert(
         tensors = converted(stored, source.config, target, quantize, calibrated)
         config = replace(source.config, dtype=dtype or checkpoint.dtype, quantize=quantize or source.config.quantize)
         with _new_folder(destination, sum(t.num_bytes for t in tensors.values())) as folder:
-            written = _write(folder, tensors, config, kind, report)
-            _write_other_files(folder, source, config, kind)
-            if _read_again(folder, kind, report) != written:
+            written = _write(folder, tensors, report)
+            _write_other_files(folder, source, config)
+            if _read_again(folder, report) != written:
                 raise CheckpointError(f"{destination}: what was written is not what is read again; is the disk faulty?")
     return Converted(written, sum(t.num_bytes for t in tensors.values()))
 
@@ -126,7 +125,7 @@ def fingerprint(digests: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _check_options(source: ModelSource, dtype: str | None, quantize: str | None, kind: WritableFormat) -> None:
+def _check_options(source: ModelSource, dtype: str | None, quantize: str | None) -> None:
     if source.is_random:
         raise CheckpointError(f"{source.name}: random weights are no checkpoint that could be converted")
     stored = source.config.quantize
@@ -134,12 +133,6 @@ def _check_options(source: ModelSource, dtype: str | None, quantize: str | None,
         raise CheckpointError(f"{source.name}: is stored in {stored} already; convert the original checkpoint instead")
     if quantize == "int4":
         check_int4_inputs(source.config)
-    if not kind.is_complete and source.config.num_key_heads > 1:
-        raise CheckpointError(
-            f"{kind.title} has one key head, but num_key_value_heads is {source.config.num_key_heads}; use --format hf"
-        )
-    if not kind.is_complete and (stored or quantize) is not None:
-        raise CheckpointError(f"{kind.title} has no {stored or quantize}; use --format hf")
 
 
 @contextmanager
@@ -163,21 +156,19 @@ def _new_folder(destination: Path, num_bytes: int) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write(folder: Path, tensors: Tensors, config: ModelConfig, kind: WritableFormat, report: Progress) -> str:
+def _write(folder: Path, tensors: Tensors, report: Progress) -> str:
     """Writes the tensors and returns their fingerprint."""
     digests: dict[str, str] = {}
     hashed = {name: _hashed(tensor, digests) for name, tensor in tensors.items()}
-
-    kind.write(folder, hashed, config, lambda: report("writing", len(digests), len(tensors)))
+    write_files(folder, hashed, lambda: report("writing", len(digests), len(tensors)))
     return fingerprint(digests)
 
 
-def _read_again(folder: Path, kind: WritableFormat, report: Progress) -> str:
+def _read_again(folder: Path, report: Progress) -> str:
     """Returns the fingerprint of the written checkpoint, found and opened as a server would."""
-    found = kind.find(folder)
-    assert found is not None
+    found = open_model(str(folder))
     digests: dict[str, str] = {}
-    with kind.open(found.weights, found.config) as tensors:
+    with open_tensors(found.weights, found.config) as tensors:
         Checkpoint(found.config, tensors)
         for tensor in tensors.values():
             for _ in _hashed(tensor, digests).pieces():
@@ -205,18 +196,18 @@ def _hashed(tensor: StoredTensor, digests: dict[str, str]) -> StoredTensor:
     return replace(tensor, open=open_tensor)
 
 
-def _write_other_files(folder: Path, source: ModelSource, config: ModelConfig, kind: WritableFormat) -> None:
+def _write_other_files(folder: Path, source: ModelSource, config: ModelConfig) -> None:
     """Writes the config, and copies the tokenizer and generation defaults."""
     for name in _TEXT_FILES:
         if source.directory is not None and (source.directory / name).is_file():
             shutil.copyfile(source.directory / name, folder / name)
-    fields = _with_token_ids(kind.config_fields(config), source)
-    (folder / kind.config_file).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    fields = _with_token_ids(config_to_hf(config), source)
+    (folder / CONFIG).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
 def _with_token_ids(fields: Mapping[str, Any], source: ModelSource) -> dict[str, Any]:
     """Returns config fields with the special tokens that the source's config names."""
-    path = None if source.directory is None else source.directory / "config.json"
+    path = None if source.directory is None else source.directory / CONFIG
     if path is None or not path.is_file():
         return dict(fields)
     own = json.loads(path.read_bytes())

@@ -147,8 +147,6 @@ def _find(directory: Path) -> FoundCheckpoint | None:
 
 
 FLAX_MSGPACK: Final = CheckpointFormat(
-    name="flax-msgpack",
-    title="Flax's msgpack",
     find=_find,
     owns=lambda weights: len(weights) == 1 and weights[0].suffix == _SUFFIX,
     open=lambda weights, config: open_msgpack(weights[0], config),

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: the record of a format, which finds, opens and writes them, and their tensors.
+"""Checkpoints on disk: the record of a format, which finds and opens them, and their tensors.
 
 Tensors have Hugging Face's names and shapes in every format.
 """
@@ -134,37 +134,15 @@ class CheckpointFormat:
     """Checkpoint format: one row of `roost.engine.checkpoint.source.FORMATS`.
 
     Attributes:
-      name: Name for `roost convert --format`.
-      title: Name for messages.
       find: Returns the checkpoint in a folder; None if the folder has none of this format. Raises `CheckpointError` if
         the checkpoint is broken.
       owns: Returns whether `FoundCheckpoint.weights` are of this format.
       open: Opens weights; the tensors have Hugging Face's names and shapes.
     """
 
-    name: str
-    title: str
     find: Callable[[Path], FoundCheckpoint | None]
     owns: Callable[[Sequence[Path]], bool]
     open: Callable[[Sequence[Path], ModelConfig], AbstractContextManager[Tensors]]
-
-
-@dataclass(frozen=True, slots=True)
-class WritableFormat(CheckpointFormat):
-    """Checkpoint format that `roost convert` writes.
-
-    Attributes:
-      write: Writes tensors with Hugging Face's names and shapes into an empty folder, and calls its last argument after
-        each tensor.
-      config_file: Name of the file with the model's config.
-      config_fields: Returns the content of that file.
-      is_complete: Whether it has matrices in int8 and int4, and more than one key head.
-    """
-
-    write: Callable[[Path, Tensors, ModelConfig, Callable[[], object]], None]
-    config_file: str
-    config_fields: Callable[[ModelConfig], Mapping[str, Any]]
-    is_complete: bool = False
 
 
 def tokenizer_directory(directory: Path) -> Path:

@@ -65,12 +65,6 @@ class FlaxView:
         except (IndexError, ValueError):
             return tuple(array.shape)
 
-    def array_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Returns the shape of the whole array for a tensor of this shape."""
-        turned = shape if self.turn == "none" else (shape[-1], shape[0])
-        leading = (2, 1, 1)[: len(self.index)]
-        return (*leading, *turned)
-
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:

@@ -19,11 +19,11 @@ import tensorstore
 from ..model.config import PRESETS, ModelConfig, read_fields
 from ..types.errors import CheckpointError
 from ..types.host_memory import ArrayFormat, HostArray
-from .format import BFLOAT16, FoundCheckpoint, ReadRows, StoredTensor, Tensors, WritableFormat, tokenizer_directory
+from .format import BFLOAT16, CheckpointFormat, FoundCheckpoint, ReadRows, StoredTensor, Tensors, tokenizer_directory
 from .layout import EMBEDDING_ARRAY, FlaxView, tensor_specs
 
 GRIFFIN_CONFIG: Final = "griffin_config.json"
-"""Name of the config file that Roost writes next to an official checkpoint."""
+"""Name of the config file beside an official checkpoint, for models that are no preset."""
 
 FIELDS: Final[Mapping[str, str]] = {
     "vocab_size": "vocab_size",
@@ -69,11 +69,6 @@ def found_arrays(directory: Path, weights: Path, arrays: Mapping[str, ArrayForma
         ) from None
     config = ModelConfig(**sizes, **_other_fields(directory, sizes), dtype=arrays[EMBEDDING_ARRAY][1])
     return FoundCheckpoint(config, tokenizer_directory(directory), (weights,))
-
-
-def griffin_fields(config: ModelConfig) -> dict[str, Any]:
-    """Returns the content of a `griffin_config.json`."""
-    return {name: getattr(config, ours) for name, ours in FIELDS.items()}
 
 
 def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -267,87 +262,6 @@ def _damaged(directory: Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"{directory}: is no whole Orbax checkpoint ({reason}); download it again")
 
 
-def write_orbax(folder: Path, tensors: Tensors, config: ModelConfig, report: Callable[[], object]) -> None:
-    """Writes tensors in Hugging Face's layout as an official checkpoint: one OCDBT store with the tree at its root.
-
-    Args:
-      folder: Empty folder for the checkpoint.
-      tensors: Tensors by their Hugging Face names.
-      config: The model's config.
-      report: Called after each tensor.
-    """
-    specs = list(tensor_specs(config))
-    arrays = _new_arrays(folder, {spec.official.key: (spec.official, tensors[spec.name]) for spec in specs})
-    transaction, num_bytes = tensorstore.Transaction(atomic=True), 0
-    for spec in specs:
-        view, tensor = spec.official, tensors[spec.name]
-        for rows, piece in tensor.pieces() if _is_row_by_row(view) else [(slice(None), tensor.whole())]:
-            view.of(arrays[view.key].with_transaction(transaction))[rows].write(piece).result()
-            num_bytes += piece.nbytes
-            if num_bytes > _COMMIT_BYTES:
-                transaction.commit_sync()
-                transaction, num_bytes = tensorstore.Transaction(atomic=True), 0
-        report()
-    transaction.commit_sync()
-    (folder / "_METADATA").write_text(json.dumps(_metadata(arrays)), encoding="utf-8")
-    (folder / "_CHECKPOINT_METADATA").write_text(json.dumps({"item_handlers": _HANDLER}), encoding="utf-8")
-
-
-_COMMIT_BYTES: Final = 2**26
-"""Minimum bytes per commit. A commit creates several files."""
-
-_HANDLER: Final = "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"
-
-
-def _is_row_by_row(view: FlaxView) -> bool:
-    """Returns whether the tensor's rows are the array's rows, which is true for all large tensors."""
-    return not view.index and view.turn == "none"
-
-
-def _new_arrays(folder: Path, views: Mapping[str, tuple[FlaxView, StoredTensor]]) -> dict[str, tensorstore.TensorStore]:
-    """Creates an empty array for each view; its chunks are the pieces that are written at a time."""
-    base = {"driver": "file", "path": f"{folder.resolve()}/"}
-    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
-    arrays = {}
-    transaction = tensorstore.Transaction(atomic=True)
-    for key, (view, tensor) in views.items():
-        shape = view.array_shape(tensor.shape)
-        chunks = [1] * len(view.index) + list(shape[len(view.index) :])
-        if _is_row_by_row(view):
-            chunks[0] = min(tensor.rows_per_piece, shape[0])
-        spec = {
-            "driver": "zarr",
-            "metadata": {"shape": shape, "chunks": chunks, "compressor": {"id": "zstd", "level": 1}},
-            "store_data_equal_to_fill_value": True,
-        }
-        array = tensorstore.open(
-            spec, create=True, dtype=tensor.dtype, kvstore=store / f"{key}/", transaction=transaction
-        )
-        arrays[key] = array.result()
-    transaction.commit_sync()
-    return {key: array.with_transaction(None) for key, array in arrays.items()}
-
-
-def _metadata(arrays: Mapping[str, tensorstore.TensorStore]) -> dict[str, Any]:
-    """Returns the metadata from which Orbax restores the tree: the path of each array."""
-    tree = {}
-    for key, array in arrays.items():
-        path = key.split(".")
-        if path[0] == "blocks":
-            path[:2] = [f"blocks.{path[1]}"]  # one key
-        tree[str(tuple(path))] = {
-            "key_metadata": [{"key": part, "key_type": 2} for part in path],
-            "value_metadata": {"value_type": "np.ndarray", "skip_deserialize": False, "write_shape": array.shape},
-        }
-    return {
-        "tree_metadata": tree,
-        "use_ocdbt": True,
-        "use_zarr3": False,
-        "store_array_data_equal_to_fill_value": True,
-        "custom_metadata": None,
-    }
-
-
 def _find(directory: Path) -> FoundCheckpoint | None:
     """Returns the checkpoint in a folder, which is the folder itself or the only checkpoint inside it."""
     if is_orbax(directory):
@@ -363,13 +277,8 @@ def _find(directory: Path) -> FoundCheckpoint | None:
     return found_arrays(found[0], found[0], formats)
 
 
-ORBAX: Final = WritableFormat(
-    name="orbax",
-    title="the official format",
+ORBAX: Final = CheckpointFormat(
     find=_find,
     owns=lambda weights: len(weights) == 1 and weights[0].is_dir(),
     open=lambda weights, config: open_orbax(weights[0], config),
-    write=write_orbax,
-    config_file=GRIFFIN_CONFIG,
-    config_fields=griffin_fields,
 )

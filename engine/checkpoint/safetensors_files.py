@@ -12,13 +12,15 @@ from typing import Any, Final
 
 from safetensors import SafetensorError, safe_open
 
-from ..model.config import config_to_hf, read_config
+from ..model.config import read_config
 from ..types.errors import CheckpointError
 from ..types.host_memory import HostArray
 from ..types.snapshot import DTYPES
-from .format import FoundCheckpoint, ReadRows, StoredTensor, Tensors, WritableFormat, bytes_of
+from .format import CheckpointFormat, FoundCheckpoint, ReadRows, StoredTensor, Tensors, bytes_of
 
 INDEX: Final = "model.safetensors.index.json"
+
+CONFIG: Final = "config.json"
 
 
 def find_files(directory: Path) -> tuple[Path, ...]:
@@ -169,19 +171,11 @@ def _write_file(file: Path, tensors: Sequence[StoredTensor], report: Callable[[]
 
 def _find(directory: Path) -> FoundCheckpoint | None:
     files = find_files(directory)
-    return FoundCheckpoint(read_config(directory / _CONFIG), directory, files) if files else None
+    return FoundCheckpoint(read_config(directory / CONFIG), directory, files) if files else None
 
 
-_CONFIG: Final = "config.json"
-
-SAFETENSORS: Final = WritableFormat(
-    name="hf",
-    title="the Hugging Face format",
+SAFETENSORS: Final = CheckpointFormat(
     find=_find,
     owns=lambda weights: all(path.suffix == ".safetensors" for path in weights),
     open=lambda weights, config: open_files(weights),
-    write=lambda folder, tensors, config, report: write_files(folder, tensors, report),
-    config_file=_CONFIG,
-    config_fields=config_to_hf,
-    is_complete=True,
 )

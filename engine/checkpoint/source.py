@@ -4,7 +4,7 @@
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,16 +13,13 @@ from typing import Final
 from ..model.config import INT4_GROUP_SIZE, PRESETS, ModelConfig, read_config
 from ..types.errors import CheckpointError
 from .flax_msgpack import FLAX_MSGPACK
-from .format import CheckpointFormat, Tensors, WritableFormat, content_pieces
+from .format import Tensors, content_pieces
 from .lora import Adapter, merged
 from .official import ORBAX
 from .safetensors_files import SAFETENSORS
 
-WRITABLE_FORMATS: Final[Mapping[str, WritableFormat]] = {kind.name: kind for kind in (SAFETENSORS, ORBAX)}
-"""Formats of `roost convert`, by name."""
-
-FORMATS: Final[Mapping[str, CheckpointFormat]] = {**WRITABLE_FORMATS, FLAX_MSGPACK.name: FLAX_MSGPACK}
-"""Supported formats by name. The first one that finds a checkpoint in a folder opens it."""
+FORMATS: Final = (SAFETENSORS, ORBAX, FLAX_MSGPACK)
+"""Supported formats. The first one that finds a checkpoint in a folder opens it."""
 
 DEMO_DIRECTORY: Final = Path(__file__).parents[2] / "configs" / "demo"
 """Folder of the bundled model."""
@@ -106,7 +103,7 @@ def open_model(reference: str, name: str | None = None) -> ModelSource:
     if not directory.is_dir():
         raise CheckpointError(f"{reference}: no such directory; MODEL is {CHOICES}")
     name = name or directory.resolve().name
-    for kind in FORMATS.values():
+    for kind in FORMATS:
         if (found := kind.find(directory)) is not None:
             return ModelSource(name, *found)
     if reference == "demo":
@@ -164,7 +161,7 @@ def open_tensors(weights: Sequence[Path], config: ModelConfig, adapters: Sequenc
     Raises:
       CheckpointError: A file is broken, or an adapter does not fit the checkpoint.
     """
-    kind = next(kind for kind in FORMATS.values() if kind.owns(weights))
+    kind = next(kind for kind in FORMATS if kind.owns(weights))
     with kind.open(weights, config) as tensors, merged(tensors, config, adapters) as sums:
         yield sums
 

@@ -1,4 +1,4 @@
-"""`roost convert`: writes a checkpoint in another format or precision."""
+"""`roost convert`: writes a checkpoint as safetensors, in another precision."""
 
 from ...engine import ConfigError, shown_bytes
 from ...engine import convert as convert_checkpoint
@@ -33,7 +33,6 @@ def convert(options: ConvertOptions) -> int:
             dtype=options.dtype,
             quantize=settings.quantize,
             texts=texts,
-            to=options.format,
             progress=progress,
         )
     finally:

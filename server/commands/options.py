@@ -167,8 +167,6 @@ class ConvertOptions:
     """New folder."""
     dtype: Annotated[_Dtype | None, typer.Option(metavar="DTYPE", show_default="each tensor's own")] = None
     """float32 or bfloat16."""
-    format: Annotated[Literal["hf", "orbax"], typer.Option(metavar="FORMAT")] = "hf"
-    """hf (safetensors) or orbax (the official one)."""
     calibrate: Annotated[str | None, typer.Option(show_default="none", metavar="FILE")] = None
     """With --quantize int4: text file for whose activations the matrices are quantised, or `default` for a text that
     comes with Roost. Answers differ less from the original's; takes minutes to hours.

@@ -1,22 +1,20 @@
-"""Conversion is lossless in both directions, int8 on disk equals int8 at load, and failures leave nothing behind."""
+"""Conversion is lossless, int8 on disk equals int8 at load, and failures leave nothing behind."""
 
 import itertools
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint
 import pytest
 from roost.engine.checkpoint.conversion import Converted, convert
 from roost.engine.checkpoint.layout import tensor_specs
 from roost.engine.checkpoint.safetensors_files import INDEX
-from roost.engine.checkpoint.source import DEMO_DIRECTORY, WRITABLE_FORMATS, ModelSource, open_model, open_tensors
+from roost.engine.checkpoint.source import DEMO_DIRECTORY, ModelSource, open_model, open_tensors
 from roost.engine.checkpoint.weights import Checkpoint, checkpoint_tensors, load_params, random_params
 from roost.engine.devices.platform import CPU
 from roost.engine.model.config import ModelConfig, Params, config_from_hf
@@ -44,12 +42,9 @@ def assert_same(params: Params, others: Params) -> None:
     jax.tree.map(np.testing.assert_array_equal, params, others)
 
 
-def test_there_and_back_again(tmp_path: Path) -> None:
-    """The config survives too: fields that shapes do not determine are in the file beside the arrays."""
-    there = convert(open_model(HF), tmp_path / "official", to="orbax")
-    back = convert(open_model(str(tmp_path / "official")), tmp_path / "back")
-    assert there == back
-    source, again = open_model(HF), open_model(str(tmp_path / "back"))
+def test_the_config_and_all_tensors_are_kept(tmp_path: Path) -> None:
+    convert(open_model(ORBAX), tmp_path / "it")
+    source, again = open_model(HF), open_model(str(tmp_path / "it"))
     assert source.config == again.config
     before, after = tensors_of(source), tensors_of(again)
     assert before.keys() == after.keys()
@@ -62,16 +57,6 @@ def test_the_official_checkpoint_and_hugging_faces_have_one_fingerprint(tmp_path
     converted = [convert(open_model(model), tmp_path / str(i)) for i, model in enumerate((HF, ORBAX))]
     assert converted[0] == converted[1]
     assert converted[0].num_bytes == 2 * open_model(HF).config.num_parameters
-
-
-def test_orbax_itself_reads_what_is_written(tmp_path: Path) -> None:
-    convert(open_model(HF), tmp_path / "it", dtype="float32", to="orbax")
-    with orbax.checkpoint.PyTreeCheckpointer() as reader:
-        tree = reader.restore(tmp_path / "it")
-    embedding = load_file(TINY_A / "hf" / "model-00001-of-00002.safetensors")["model.embed_tokens.weight"]
-    np.testing.assert_array_equal(tree["embedder"]["input_embedding"], embedding.astype(np.float32))
-    assert tree["blocks.2"]["attention_block"]["proj_k"]["kernel"].shape == (64, 16)
-    assert tree["blocks.5"]["mlp_block"]["ffw_up"]["b"].shape == (2, 1, 1, 192)
 
 
 def test_int8_on_disk_is_what_quantising_at_load_gives(tmp_path: Path) -> None:
@@ -103,13 +88,11 @@ def test_the_type_is_changed_for_all_tensors(tmp_path: Path) -> None:
 
 
 def test_the_tokenizer_and_the_end_tokens_come_along(tmp_path: Path) -> None:
-    convert(open_model("demo"), tmp_path / "it", to="orbax")
-    convert(open_model(str(tmp_path / "it")), tmp_path / "hf")
+    convert(open_model("demo"), tmp_path / "it")
     for name in ("tokenizer.model", "generation_config.json"):
-        assert (tmp_path / "hf" / name).read_bytes() == (DEMO_DIRECTORY / name).read_bytes()
-    convert(open_model("demo"), tmp_path / "direct")
+        assert (tmp_path / "it" / name).read_bytes() == (DEMO_DIRECTORY / name).read_bytes()
     end = json.loads((DEMO_DIRECTORY / "config.json").read_text())["eos_token_id"]
-    assert json.loads((tmp_path / "direct" / "config.json").read_text())["eos_token_id"] == end
+    assert json.loads((tmp_path / "it" / "config.json").read_text())["eos_token_id"] == end
 
 
 def test_large_checkpoints_are_cut_into_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +134,7 @@ def test_a_source_that_is_broken_leaves_nothing_behind(tmp_path: Path) -> None:
     tensors = load_file(file)
     max(tensors.values(), key=np.size)[-1, -1] = np.inf
     save_file(tensors, file)
-    for options in ({}, {"quantize": "int8"}, {"to": "orbax"}):
+    for options in ({}, {"quantize": "int8"}):
         assert f"{file}: tensor model." in refusal(open_model(str(folder)), tmp_path / "new", **options)
 
 
@@ -174,7 +157,7 @@ def test_a_full_disk_is_told_before(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_lies_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def write(folder: Path, tensors: Any, config: Any, report: Any) -> None:
+    def write(folder: Path, tensors: Any, report: Any) -> None:
         wrong = {}
         for name, tensor in tensors.items():
             wrong[name] = tensor.whole()
@@ -182,18 +165,13 @@ def test_a_disk_that_lies_is_found_out(tmp_path: Path, monkeypatch: pytest.Monke
         wrong["model.final_norm.weight"][7] += 1
         save_file(wrong, folder / "model.safetensors")
 
-    faulty = {"hf": replace(WRITABLE_FORMATS["hf"], write=write)}
-    monkeypatch.setattr("roost.engine.checkpoint.conversion.WRITABLE_FORMATS", faulty)
+    monkeypatch.setattr("roost.engine.checkpoint.conversion.write_files", write)
     assert "what was written is not what is read again" in refusal(open_model(HF), tmp_path / "it")
 
 
-def test_several_key_heads_are_kept_and_have_no_official_form(tmp_path: Path) -> None:
-    source = open_model(str(TINY_A.parent / "key-heads" / "grouped"))
-    convert(source, tmp_path / "int8", quantize="int8")
+def test_several_key_heads_are_kept(tmp_path: Path) -> None:
+    convert(open_model(str(TINY_A.parent / "key-heads" / "grouped")), tmp_path / "int8", quantize="int8")
     assert open_model(str(tmp_path / "int8")).config.num_key_heads == 2
-    assert "the official format has one key head, but num_key_value_heads is 2; use --format hf" in refusal(
-        source, tmp_path / "it", to="orbax"
-    )
 
 
 def test_int8_is_where_it_ends(tmp_path: Path) -> None:
@@ -201,8 +179,6 @@ def test_int8_is_where_it_ends(tmp_path: Path) -> None:
     small = open_model(str(tmp_path / "int8"))
     for options in ({"dtype": "float32"}, {"quantize": "int8"}):
         assert "is stored in int8 already" in refusal(small, tmp_path / "it", **options)
-    for source, options in ((small, {}), (open_model(HF), {"quantize": "int8"})):
-        assert "the official format has no int8" in refusal(source, tmp_path / "it", to="orbax", **options)
     copy: Converted = convert(small, tmp_path / "copy")
     assert copy.num_bytes == sum(t.nbytes for t in tensors_of(small).values())
 

@@ -244,8 +244,6 @@ def test_int4_is_where_it_ends(int4: Path, tmp_path: Path) -> None:
     small = open_model(str(int4))
     for options in ({"dtype": "float32"}, {"quantize": "int8"}, {"quantize": "int4"}):
         assert "is stored in int4 already" in refusal(small, tmp_path / "it", **options)
-    for source, options in ((small, {}), (open_model(HF), {"quantize": "int4"})):
-        assert "the official format has no int4" in refusal(source, tmp_path / "it", to="orbax", **options)
     for matrices in (None, "int8"):
         with pytest.raises(CheckpointError, match="stored in int4 and can be loaded with quantize int4 only"):
             params_of(small, "bfloat16", matrices)

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from loading import write_official
 from roost.engine.capacity.roofline import DEVICES, compute_roofline
 from roost.engine.checkpoint import format
 from roost.engine.checkpoint.conversion import convert
@@ -28,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     params = random_params(abstract_model(CONFIG, jnp.dtype("bfloat16"))[1], 0)
     save_file(checkpoint_tensors(params, CONFIG), folder / "hf" / "model.safetensors")
     (folder / "hf" / "config.json").write_text(json.dumps(config_to_hf(CONFIG)))
-    convert(open_model(str(folder / "hf")), folder / "orbax", to="orbax")
+    write_official(CONFIG, folder / "orbax")
     convert(open_model(str(folder / "hf")), folder / "int8", quantize="int8")
     return folder
 

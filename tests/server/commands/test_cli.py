@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 from roost.engine import (
-    CHECKPOINT_FORMATS,
     CPU,
     DEVICES,
     CheckpointError,
@@ -359,7 +358,6 @@ def test_help_says_what_each_command_and_group_is_for(words: tuple[str, ...], co
         ("serve --port", "--port needs a value\n"),
         ("serve a b", "unexpected argument: b; roost serve --help says what it takes"),
         ("plan", "MODEL is missing; roost plan --help says what it takes"),
-        ("convert demo it --format gguf", "--format: 'gguf' is not one of 'hf', 'orbax'; roost convert --help says"),
         ("chat demo --temperature -1", "--temperature must be at least 0, got -1"),
         ("generate demo hi --top-k -2", "--top-k must be at least -1, got -2"),
         ("serve --slots many", '--slots must be a whole number, got "many"'),
@@ -431,7 +429,6 @@ def test_a_shell_completes_values() -> None:
         ("plan --device ", {*DEVICES, CPU}),
         ("plan --dtype b", {"bfloat16"}),
         ("convert --dtype f", {"float32"}),
-        ("convert --format ", set(CHECKPOINT_FORMATS)),
     ):
         env = {"_ROOST_COMPLETE": "complete_bash", "COMP_WORDS": f"roost {words}", "COMP_CWORD": "3"}
         assert set(runner.invoke(app, [], env=env, prog_name="roost").output.split()) == values
