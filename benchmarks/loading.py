@@ -85,8 +85,8 @@ def write_official(config: ModelConfig, folder: Path) -> None:
 
 def drawn(shape: tuple[int, ...]) -> HostArray:
     rng, out = np.random.default_rng(shape), np.empty(shape, BFLOAT16)
-    for part in out:
-        part[...] = 0.04 * (rng.random(part.shape, np.float32) - 0.5)
+    for part in np.array_split(out.reshape(-1), 1 + out.size // 2**22):
+        part[:] = 0.04 * (rng.random(part.shape, np.float32) - 0.5)
     return out
 
 

@@ -2,7 +2,7 @@
 
 from .async_engine import AsyncEngine, OutputSink
 from .builder import follow, load_engine, load_runner, saved_state_format
-from .capacity.chips import TPUS, Verification, VerifiedProgram, compiles_from_cache, verify_plan
+from .capacity.chips import TPUS, Verification, VerifiedProgram, verify_plan
 from .capacity.roofline import (
     CPU,
     DEVICES,
@@ -18,7 +18,7 @@ from .checkpoint.lora import Adapter, open_adapter
 from .checkpoint.source import ModelSource, open_model
 from .devices.platform import DeviceFacts, device_facts, memory_stats
 from .engine_core import EngineCore
-from .kernel_checks.checks import KernelCheck, check_kernels, compile_kernel_checks
+from .kernel_checks.checks import KernelCheck, check_kernels
 from .model.state import state_bytes
 from .planning.replicas import MODEL_ERROR, ExpectedLoad, LoadPlan, Targets, plan_load, saturated_requests_per_s
 from .prefix_cache.cache import PrefixCache

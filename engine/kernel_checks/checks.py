@@ -6,20 +6,17 @@ A kernel may be a few times as far from the reference as XLA is in the kernel's 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import SingleDeviceSharding
 
 from ...kernels.matrices import is_quantized, pack_param
-from ..capacity.chips import open_chips, tracing_for
 from ..checkpoint.source import ModelSource
 from ..devices.platform import PORTABLE, Platform, choose_platform, configure_jax
 from ..model.config import ModelConfig
 from ..types.config import ONE_DEVICE, EngineConfig
-from ..worker.served import Devices
 from .ops import OPS, TOKEN_CHECKS, Draw, Op, Results, StepShape, TokenCheck
 
 _MARGIN: Final = 3.0
@@ -119,34 +116,6 @@ def checks_on(
         yield _checked(check, source, platform)
 
 
-def compile_kernel_checks(source: ModelSource, settings: EngineConfig, chip: str) -> Iterator[tuple[str, str | None]]:
-    """Compiles the checks for a chip that this machine need not have.
-
-    Yields each kernel and step, and why it does not compile; None if it does. Call it before anything else asks JAX for
-    devices.
-
-    Args:
-      source: Model whose widths and dtype the checks have.
-      chip: See `verify_plan`.
-
-    Raises:
-      ConfigError: The chip is unknown, or its compiler is missing.
-    """
-    devices = open_chips(chip, ONE_DEVICE)
-    on = devices.platform
-    with tracing_for(chip):
-        for is_int8 in (False, True):
-            checks = _Checks(source.config, _dtype(source, settings), on, is_int8=is_int8)
-            for kernel, shapes in _kernels(checks, settings):
-                for shape in shapes:
-                    name = f"{kernel}, {shape.rows} x {shape.tokens}{', int8' if is_int8 else ''}"
-                    yield name, checks.failure(kernel, shape, devices)
-        for check in _token_checks(on):
-            inputs = jax.eval_shape(partial(check.inputs, source.config, MAX_ROWS))
-            name = f"{check.kernel}, {MAX_ROWS} x 1, {check.numbers}"
-            yield name, _failure(partial(check.tokens, on.kernels.only(check.kernel)), devices, *inputs)
-
-
 def _dtype(source: ModelSource, settings: EngineConfig) -> str:
     return source.config.dtype if settings.dtype == "auto" else settings.dtype
 
@@ -214,15 +183,6 @@ class _Checks:
             is_closed=not _num_unequal(first, closed),
         )
 
-    def failure(self, kernel: str, shape: StepShape, devices: Devices) -> str | None:
-        """Returns why a kernel's ops do not compile for devices; None if they do."""
-        on = self._only(kernel)
-        for op in self.ops(kernel, shape.step):
-            weights, inputs = op.draw(self._draw(on, shape))
-            if failure := _failure(partial(op.run, on), devices, *weights, *inputs):
-                return failure
-        return None
-
     def _reference(self, op: Op, shape: StepShape) -> tuple[Outputs, Mapping[str, Distance]]:
         """Returns an op's results in float32, and how far XLA's are from them."""
         if (op.name, shape) not in self._expected:
@@ -266,17 +226,6 @@ def _live(op: Op, results: Results, positions: np.ndarray) -> Outputs:
     return {
         f"{op.name}: {name}": np.asarray(x.astype(jnp.float32))[at] for part, at in parts for name, x in part.items()
     }
-
-
-def _failure(function: Callable[..., Any], devices: Devices, *arguments: Any) -> str | None:
-    """Returns why a function of arrays does not compile; None if it does."""
-    place = SingleDeviceSharding(devices.device)
-    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), arguments)
-    try:
-        jax.jit(function).lower(*placed).compile(compiler_options=dict(devices.platform.compile_options))
-    except Exception as error:  # any error of the compiler is the finding
-        return _first_line(error)
-    return None
 
 
 def _distances(outputs: Outputs, reference: Outputs) -> dict[str, Distance]:

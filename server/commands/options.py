@@ -131,8 +131,6 @@ class ReportOptions:
     """Folder for report.md, report.json and the profile."""
     quick: Annotated[bool, typer.Option("--quick")] = False
     """Leave out the job, the profile and most speeds."""
-    compile_only: Annotated[str | None, typer.Option(metavar="CHIP", show_default=False)] = None
-    """Only compile all that would run for a chip: v5e, h100 ..."""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def given(self) -> dict[str, Any]:

@@ -1,15 +1,12 @@
-"""`roost report`: runs all parts and writes their results, or compiles their programs for a chip that isn't here."""
+"""`roost report`: runs all parts and writes their results."""
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
 
-from ....engine import EngineConfig, ModelSource, compile_kernel_checks, verify_plan
 from ...assembly.service import engine_config
-from ...model_hub import find_model
 from ...terminal.exits import CommandError
 from ..options import ReportOptions
 from .page import as_page
@@ -21,20 +18,17 @@ _JSON: Final = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERI
 
 
 def report(options: ReportOptions) -> int:
-    """Runs the report, and writes `report.md` and `report.json`; or compiles its programs for a chip.
+    """Runs the report, and writes `report.md` and `report.json`.
 
     Returns:
-      1 if a check failed, a part didn't end, or a program does not compile or fit.
+      1 if a check failed or a part didn't end.
 
     Raises:
-      SettingsError, ConfigError: A setting is wrong, or the chip has no compiler here.
-      CheckpointError: The model does not exist.
+      SettingsError, ConfigError: A setting is wrong.
       CommandError: The folder cannot be written.
     """
     settings, folder = options.load(), options.out
-    config = engine_config(settings)  # which checks them
-    if options.compile_only is not None:
-        return _compile(find_model(settings.model), config, options.compile_only)
+    engine_config(settings)  # which checks them
     options = options.without(settings.without_kernels)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,26 +79,3 @@ def _write(folder: Path, document: Mapping[str, Any]) -> None:
 def _outcome(part: ReportPart, found: Mapping[str, Any]) -> str:
     count = len(found.get("problems", ())) + ("error" in found)
     return f"{part.title}: {'right' if not count else f'{count} problems'}, {found['seconds']:.0f} s"
-
-
-def _compile(source: ModelSource, config: EngineConfig, chip: str) -> int:
-    """Compiles the kernels' checks and the served programs, and prints what fails. Returns the exit status."""
-    problems = [*_kernels(source, config, chip), *_programs(source, config, chip)]
-    for problem in problems:
-        print(f"problem: {problem}")
-    print(f"{len(problems)} problems" if problems else f"all that a report runs compiles for {chip}")
-    return 1 if problems else 0
-
-
-def _kernels(source: ModelSource, config: EngineConfig, chip: str) -> list[str]:
-    failures = []
-    for name, failure in compile_kernel_checks(source, config, chip):
-        print(f"{name}: {failure or 'compiled'}", file=sys.stderr, flush=True)
-        failures += [f"{name}: {failure}"] if failure else []
-    return failures
-
-
-def _programs(source: ModelSource, config: EngineConfig, chip: str) -> list[str]:
-    found = verify_plan(source, config, chip, lambda slots, done, total: None)
-    print(f"{len(found.programs)} programs of {found.slots} slots: compiled", file=sys.stderr, flush=True)
-    return [f"{program.name} does not fit" for program in found.programs if not program.fits]

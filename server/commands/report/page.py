@@ -196,15 +196,6 @@ def _profile(found: Found) -> Iterator[str]:
     yield _table(("operation", "total, ms", "times"), rows)
 
 
-def _ahead(found: Found) -> Iterator[str]:
-    where = f"for {found['chip']}, without the chip," if found["chip"] else "by another process, on this device,"
-    yield (
-        f"A decode program that was compiled {where} in {found['ahead_seconds']:.0f} s **was "
-        f"{'' if found['is_found'] else 'not '}found** in `--compile-cache` by this device's start, which had it after "
-        f"{found['start_seconds']:.0f} s."
-    )
-
-
 def _rate(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}"
 
@@ -224,5 +215,4 @@ _SECTIONS: Final[Mapping[str, Callable[[Found], Iterator[str]]]] = {
     "speed": _speed,
     "job": _job,
     "profile": _profile,
-    "ahead": _ahead,
 }

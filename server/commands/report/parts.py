@@ -48,7 +48,6 @@ PARTS: Final[Sequence[ReportPart]] = (
     ReportPart("speed", "speed", "Speed and memory of the engine", 1800.0),
     ReportPart("job", "speed", "A job over HTTP", 1200.0, in_quick=False),
     ReportPart("profile", "speed", "Profile of decode steps", 900.0, in_quick=False),
-    ReportPart("ahead", "checks", "A program compiled ahead of time", 900.0, in_quick=False),
 )
 """Parts in their order."""
 
