@@ -12,15 +12,14 @@ not quantised. Tensors are converted to another precision while they are read.
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 
-from ...kernels.matrices import Int4Matrix, QuantizedMatrix
-from ...kernels.matrices.int8 import quantize_on_host
+from ...kernels.matrices import Int4Matrix, Int8Matrix, QuantizedMatrix
 from ..model.config import ModelConfig, ParamPath
 from ..types.errors import CheckpointError
 from ..types.host_memory import HostArray
@@ -58,12 +57,13 @@ class FlaxView:
             return part
         return part.T[:, None] if self.turn == "depthwise" else part.T
 
-    def shape_of(self, array: Any) -> tuple[int, ...]:
-        """Returns the shape of the tensor; the array's own if it has too few axes."""
+    def shape_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the shape of the tensor in an array of a shape; this one if the array has too few axes."""
         try:
-            return tuple(self.of(array).shape)
+            found: HostArray = self.of(np.broadcast_to(np.int8(0), shape))
+            return found.shape
         except (IndexError, ValueError):
-            return tuple(array.shape)
+            return shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,31 +91,25 @@ class TensorSpec:
         return self.name == EMBEDDING
 
     @property
-    def scale(self) -> "TensorSpec":
-        """Tensor of the row scales of a matrix stored in int8, with the name that compressed-tensors uses."""
-        return replace(self, name=f"{self.name}_scale", shape=(self.shape[0], 1))
+    def packed_name(self) -> str:
+        """Name of the tensor of a matrix's values in a checkpoint in int4."""
+        return f"{self.name}_packed"
 
-    @property
-    def packed(self) -> "TensorSpec":
-        """Tensor of a matrix's values in a checkpoint in int4: 32-bit words of 8 inputs, of 4 for the embedding."""
-        outputs, inputs = self.shape
-        return replace(self, name=f"{self.name}_packed", shape=(outputs, inputs // (4 if self.is_embedding else 8)))
-
-    @property
-    def packed_shape(self) -> "TensorSpec":
-        """Tensor with the shape of a matrix in a checkpoint in int4."""
-        return replace(self, name=f"{self.name}_shape", shape=(2,))
-
-    def group_scale(self, largest: int) -> "TensorSpec":
-        """Returns the tensor of the scales of a matrix in a checkpoint in int4; the embedding has one for each row.
+    def quantized(self, quantize: str, group_size: int) -> "list[tuple[TensorSpec, Numbers]]":
+        """Returns the tensors, and their dtypes, of a matrix in int8 or int4: values and scales, and in int4 the shape.
 
         Args:
-          largest: Largest number of inputs that share a scale.
+          group_size: Largest number of inputs that share a scale in int4; those of a row of the embedding all do.
         """
-        if self.is_embedding:
-            return self.scale
         outputs, inputs = self.shape
-        return replace(self.scale, shape=(outputs, inputs // math.gcd(inputs, largest)))
+        if quantize == "int8":
+            return [(self, _BYTES), (replace(self, name=f"{self.name}_scale", shape=(outputs, 1)), _FLOATS)]
+        in_word, groups = (4, 1) if self.is_embedding else (8, inputs // math.gcd(inputs, group_size))
+        return [
+            (replace(self, name=self.packed_name, shape=(outputs, inputs // in_word)), _WORDS),
+            (replace(self, name=f"{self.name}_scale", shape=(outputs, groups)), _FLOATS),
+            (replace(self, name=f"{self.name}_shape", shape=(2,)), _SIZES),
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,8 +223,6 @@ def _inside(spec: ParamSpec, prefix: str, official_prefix: str) -> ParamSpec:
 type Quantize = Callable[[StoredTensor], Int4Matrix]
 """Reads a whole matrix and quantises it to 4 bits."""
 
-_INT8: Final = np.dtype("int8")
-_MAX_SCALE: Final = float(np.finfo(np.float16).max)
 
 _SIGN: Final = np.uint8(0x80)
 """Adds 128 to a byte in two's complement, as packing in 8 bits does."""
@@ -249,7 +241,7 @@ class Numbers(NamedTuple):
 
 
 _FLOATS: Final = Numbers("a floating-point type", (np.dtype("float32"), BFLOAT16, np.dtype("float16")))
-_BYTES: Final = Numbers("int8", (_INT8,))
+_BYTES: Final = Numbers("int8", (np.dtype("int8"),))
 _WORDS: Final = Numbers("int32", (np.dtype("int32"),))
 _SIZES: Final = Numbers("int64", (np.dtype("int64"), np.dtype("int32")))
 
@@ -272,102 +264,73 @@ def converted(
         quantises none.
       quantized: Quantises a matrix of a layer to int4; None searches scales without data.
     """
+    form = quantize or config.quantize
+
+    @lru_cache(1)
+    def matrix(tensor: StoredTensor, *, in_8_bits: bool) -> QuantizedMatrix:
+        if quantized is not None and not in_8_bits:
+            return quantized(tensor)
+        kind = Int8Matrix if in_8_bits else Int4Matrix
+        parts = [kind.quantize(piece) for _, piece in tensor.pieces()]
+        return kind(*map(np.concatenate, zip(*parts, strict=True)))
+
     found: dict[str, StoredTensor] = {}
-    in_4_bits = lru_cache(1)(quantized or _searched)
     for spec in tensor_specs(config):
-        if "int4" in (quantize, config.quantize) and spec.is_embedding and spec.name in tensors:
-            new = _embedding_in_8_bits(tensors[spec.name], spec)
-        elif quantize == "int8" and spec.is_matrix:
-            tensor = tensors[spec.name]
-            values = _changed(tensor, spec, "int8", lambda piece: quantize_on_host(piece).values)
-            new = [values, _row_scale(tensor, spec)]
-        elif quantize == "int4" and spec.is_matrix:
-            new = _in_4_bits(tensors[spec.name], spec, in_4_bits, config)
-        elif spec.is_matrix and config.quantize is not None:
+        tensor = tensors.get(spec.name)
+        if tensor is None or tensor.dtype == np.int8:
             new = [tensors[stored.name] for stored, _ in stored_specs(spec, config, tensors)]
+        elif form is None or not spec.is_matrix:
+            new = [_in_dtype(tensor, dtype)]
         else:
-            new = [_in_dtype(tensors[spec.name], spec, dtype)]
+            in_8_bits = form == "int8" or spec.is_embedding
+            specs = [each for each, _ in spec.quantized(form, config.int4_group_size)]
+            new = _in_bits(tensor, specs, partial(matrix, tensor, in_8_bits=in_8_bits), in_8_bits=in_8_bits)
         found |= {each.name: each for each in new}
     return found
 
 
-def _searched(tensor: StoredTensor) -> Int4Matrix:
-    parts = [Int4Matrix.quantize(piece) for _, piece in tensor.pieces()]
-    return Int4Matrix(*map(np.concatenate, zip(*parts, strict=True)))
-
-
-def _in_dtype(tensor: StoredTensor, spec: TensorSpec, dtype: np.dtype[Any] | None) -> StoredTensor:
+def _in_dtype(tensor: StoredTensor, dtype: np.dtype[Any] | None) -> StoredTensor:
     wanted = dtype or tensor.kept_dtype or tensor.dtype
-    if wanted == tensor.dtype:
-        return tensor
-    return _changed(tensor, spec, wanted.name, lambda piece: piece.astype(wanted))
+
+    def open_tensor() -> ReadRows:
+        read = tensor.reader()
+        return lambda rows: read(rows).astype(wanted)
+
+    return tensor if wanted == tensor.dtype else replace(tensor, dtype=wanted, open=open_tensor, kept_dtype=None)
 
 
-def _embedding_in_8_bits(tensor: StoredTensor, spec: TensorSpec) -> list[StoredTensor]:
-    """Returns the tensors of the embedding in a checkpoint in int4."""
-    words = _changed(tensor, spec.packed, "int32", lambda piece: words_of(quantize_on_host(piece).values))
-    return [words, _row_scale(tensor, spec), _shape(tensor, spec)]
+def _in_bits(
+    tensor: StoredTensor, specs: Sequence[TensorSpec], matrix: Callable[[], QuantizedMatrix], *, in_8_bits: bool
+) -> list[StoredTensor]:
+    """Returns the tensors of a matrix that is quantised when it is read."""
+    is_packed = len(specs) > 2
 
+    def values(rows: slice) -> HostArray:
+        found = matrix().values[rows]
+        return words_of(found) if is_packed else found
 
-def _in_4_bits(tensor: StoredTensor, spec: TensorSpec, quantize: Quantize, config: ModelConfig) -> list[StoredTensor]:
-    """Returns the tensors of a matrix in 4 bits. Its scales are read while the matrix is still known from its words."""
-    scale = spec.group_scale(config.int4_group_size)
+    def scale(rows: slice) -> HostArray:
+        found: HostArray = matrix().scale[rows]
+        return found.reshape(len(found), -1)
+
+    readers: tuple[ReadRows, ...] = values, scale, np.array(tensor.shape).__getitem__
+    dtypes = "int32" if is_packed else "int8", "float32" if in_8_bits else "float16", "int64"
     return [
-        _like(tensor, spec.packed, "int32", lambda: lambda rows: words_of(quantize(tensor).values[rows])),
-        _like(tensor, scale, "float16", lambda: lambda rows: quantize(tensor).scale[rows]),
-        _shape(tensor, spec),
+        StoredTensor(spec.name, tensor.file, spec.shape, np.dtype(dtype), partial(_itself, read))
+        for spec, dtype, read in zip(specs, dtypes, readers, strict=False)
     ]
 
 
-def _row_scale(tensor: StoredTensor, spec: TensorSpec) -> StoredTensor:
-    """Returns the row scales of a quantised matrix, which is read a second time for them."""
-
-    def open_tensor() -> ReadRows:
-        read = tensor.reader()
-
-        def scale(rows: slice) -> HostArray:
-            # The scales' pieces would span too many rows of the matrix, so the matrix is read in its pieces.
-            parts = [
-                quantize_on_host(read(slice(start, min(start + tensor.rows_per_piece, rows.stop)))).scale
-                for start in range(rows.start, rows.stop, tensor.rows_per_piece)
-            ]
-            return np.concatenate(parts)[:, None]
-
-        return scale
-
-    return _like(tensor, spec.scale, "float32", open_tensor)
-
-
-def _shape(tensor: StoredTensor, spec: TensorSpec) -> StoredTensor:
-    return _like(tensor, spec.packed_shape, "int64", lambda: np.array(spec.shape, np.int64).__getitem__)
-
-
-def _changed(
-    tensor: StoredTensor, spec: TensorSpec, dtype: str, change: Callable[[HostArray], HostArray]
-) -> StoredTensor:
-    """Returns a tensor whose rows are made of the same rows of another."""
-
-    def open_tensor() -> ReadRows:
-        read = tensor.reader()
-        return lambda rows: change(read(rows))
-
-    return _like(tensor, spec, dtype, open_tensor)
-
-
-def _like(tensor: StoredTensor, spec: TensorSpec, dtype: str, open_tensor: Callable[[], ReadRows]) -> StoredTensor:
-    """Returns a tensor of the file of another."""
-    return replace(tensor, name=spec.name, shape=spec.shape, dtype=np.dtype(dtype), open=open_tensor, kept_dtype=None)
+def _itself(read: ReadRows) -> ReadRows:
+    return read
 
 
 def stored_specs(spec: TensorSpec, config: ModelConfig, tensors: Tensors) -> list[tuple[TensorSpec, Numbers]]:
     """Returns the tensors, and their dtypes, that stand for a tensor in a checkpoint with this config."""
-    if config.quantize is None or not spec.is_matrix:
+    is_plain = config.quantize == "int4" and spec.is_embedding and spec.packed_name not in tensors
+    if config.quantize is None or not spec.is_matrix or is_plain:
         return [(spec, _FLOATS)]
-    if config.quantize == "int8":
-        return [(spec, _BYTES), (spec.scale, _FLOATS)]
-    if spec.is_embedding and spec.packed.name not in tensors:
-        return [(spec, _FLOATS)]
-    return [(spec.packed, _WORDS), (spec.group_scale(config.int4_group_size), _FLOATS), (spec.packed_shape, _SIZES)]
+    return spec.quantized(config.quantize, config.int4_group_size)
 
 
 def words_of(values: HostArray) -> HostArray:
@@ -388,8 +351,8 @@ def read_matrix(spec: TensorSpec, tensors: Tensors, into: QuantizedMatrix) -> No
     Raises:
       CheckpointError: A tensor cannot be read, or holds NaN, an infinite number or too large a scale.
     """
-    is_packed = spec.packed.name in tensors
-    stored = tensors[spec.packed.name if is_packed else spec.name]
+    is_packed = spec.packed_name in tensors
+    stored = tensors[spec.packed_name if is_packed else spec.name]
     if stored.dtype.kind != "i":
         for rows, piece in stored.pieces():
             for part, quantized in zip(into, into.quantize(piece), strict=True):
@@ -397,25 +360,14 @@ def read_matrix(spec: TensorSpec, tensors: Tensors, into: QuantizedMatrix) -> No
         return
     for rows, piece in stored.pieces():
         into.values[rows] = _values_of(piece, into) if is_packed else piece
-    if isinstance(into, Int4Matrix):
-        into.scale[:] = _half_scale(tensors[spec.scale.name])
-    else:
-        into.scale[:] = tensors[spec.scale.name].whole()[:, 0]
-
-
-def _half_scale(stored: StoredTensor) -> HostArray:
-    """Returns a scale in float16.
-
-    Raises:
-      CheckpointError: A value is too large for float16.
-    """
+    stored = tensors[f"{spec.name}_scale"]
     scale = stored.whole()
-    if scale.size and np.abs(scale).max() > _MAX_SCALE:
+    if scale.size and np.abs(scale).max() > np.finfo(into.scale.dtype).max:
         raise CheckpointError(
             f"{stored.file}: tensor {stored.name} holds {np.abs(scale).max():g}, but scales in int4 must be at most "
-            f"{_MAX_SCALE:g}; is the file broken?"
+            f"{np.finfo(into.scale.dtype).max:g}; is the file broken?"
         )
-    return scale
+    into.scale[:] = scale.reshape(into.scale.shape)
 
 
 def _values_of(words: HostArray, like: QuantizedMatrix) -> HostArray:

@@ -187,7 +187,7 @@ def _sums(
 
 
 def _check_not_quantized(spec: TensorSpec, tensors: Tensors) -> None:
-    stored = tensors.get(spec.packed.name) or tensors.get(spec.name)
+    stored = tensors.get(spec.packed_name) or tensors.get(spec.name)
     if stored is not None and stored.dtype.kind == "i":
         name = "int8" if stored.dtype == np.int8 else "int4"
         raise CheckpointError(f"{stored.file}: is stored in {name}; take the original weights for --lora")

@@ -8,17 +8,17 @@ Orbax itself restores whole arrays, and its versions name the tree differently, 
 
 import json
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import tensorstore
 
 from ..model.config import PRESETS, ModelConfig, read_fields
 from ..types.errors import CheckpointError
-from ..types.host_memory import ArrayFormat, HostArray
 from .format import BFLOAT16, CheckpointFormat, FoundCheckpoint, ReadRows, StoredTensor, Tensors, tokenizer_directory
 from .layout import EMBEDDING_ARRAY, FlaxView, tensor_specs
 
@@ -48,26 +48,39 @@ _NOT_IN_SHAPES: Final[Mapping[str, type]] = {
 _KIND_NAMES: Final[Mapping[type, str]] = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
-def found_arrays(directory: Path, weights: Path, arrays: Mapping[str, ArrayFormat]) -> FoundCheckpoint:
+class OfficialArray(NamedTuple):
+    """Array of an official checkpoint.
+
+    Attributes:
+      dtype: Name of the dtype.
+      open: Returns a reader of the rows of a tensor in the array, which does not check values.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    open: Callable[[FlaxView], ReadRows]
+
+
+def found_arrays(directory: Path, weights: Path, arrays: Mapping[str, OfficialArray]) -> FoundCheckpoint:
     """Returns the checkpoint in a folder, whose config follows from its arrays.
 
     Args:
       directory: Folder of the checkpoint; it or its parent may contain a `griffin_config.json`.
       weights: File or folder with the arrays.
-      arrays: Formats of the arrays, by their official names.
+      arrays: The arrays, by their official names.
 
     Raises:
       CheckpointError: An array that determines a size is missing, the file is invalid or disagrees with the arrays, or
         neither a file nor a preset has the other fields.
     """
     try:
-        sizes = _sizes({name: shape for name, (shape, _) in arrays.items()})
+        sizes = _sizes({name: array.shape for name, array in arrays.items()})
     except (KeyError, ValueError) as error:
         missing = error.args[0] if isinstance(error, KeyError) else "with the expected number of axes"
         raise CheckpointError(
             f"{directory}: is no RecurrentGemma checkpoint: it has no array {missing}; download all of it again"
         ) from None
-    config = ModelConfig(**sizes, **_other_fields(directory, sizes), dtype=arrays[EMBEDDING_ARRAY][1])
+    config = ModelConfig(**sizes, **_other_fields(directory, sizes), dtype=arrays[EMBEDDING_ARRAY].dtype)
     return FoundCheckpoint(config, tokenizer_directory(directory), (weights,))
 
 
@@ -128,9 +141,7 @@ def _declared_fields(fields: Mapping[str, Any], sizes: Mapping[str, Any]) -> dic
     return others
 
 
-ARRAY_DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
-    dtype.name: dtype for dtype in (np.dtype("float32"), BFLOAT16, np.dtype("float16"))
-}
+_DTYPES: Final = {dtype.name: dtype for dtype in (np.dtype("float32"), BFLOAT16, np.dtype("float16"))}
 """Dtypes that arrays may have, by name."""
 
 _ROOT: Final = "params."
@@ -143,23 +154,35 @@ def without_root[Array](arrays: Mapping[str, Array]) -> dict[str, Array]:
     return {name.removeprefix(_ROOT) if rooted else name: array for name, array in arrays.items()}
 
 
-def check_dtype(place: Path, key: str, dtype: str) -> None:
-    """Checks the dtype of an array.
+def check_dtype(place: Path, key: str, dtype: str) -> np.dtype[Any]:
+    """Returns the dtype of an array.
 
     Raises:
-      CheckpointError: It is not one of `ARRAY_DTYPES`.
+      CheckpointError: It is not supported.
     """
-    if dtype not in ARRAY_DTYPES:
+    if dtype not in _DTYPES:
         raise CheckpointError(
-            f"{place}: array {key} is of type {dtype}, which is not supported, only {', '.join(ARRAY_DTYPES)}"
+            f"{place}: array {key} is of type {dtype}, which is not supported, only {', '.join(_DTYPES)}"
         )
+    return _DTYPES[dtype]
 
 
-def views_of(arrays: Collection[str], config: ModelConfig) -> dict[str, FlaxView]:
-    """Returns the views of the arrays that exist, by Hugging Face's names; unknown arrays keep their own names."""
+def tensors_of(place: Path, arrays: Mapping[str, OfficialArray], config: ModelConfig) -> Tensors:
+    """Returns the tensors in arrays with Hugging Face's names and shapes; unknown arrays keep their own names.
+
+    Raises:
+      CheckpointError: An array has an unsupported dtype.
+    """
     views = {spec.name: spec.official for spec in tensor_specs(config) if spec.official.key in arrays}
     known = {view.key for view in views.values()}
-    return views | {key: FlaxView(key) for key in arrays if key not in known}
+    views |= {key: FlaxView(key) for key in arrays if key not in known}
+
+    def stored(name: str, view: FlaxView) -> StoredTensor:
+        array = arrays[view.key]
+        dtype = check_dtype(place, view.key, array.dtype)
+        return StoredTensor(name, place, view.shape_of(array.shape), dtype, partial(array.open, view))
+
+    return {name: stored(name, view) for name, view in views.items()}
 
 
 _ZARR: Final[Mapping[str, str]] = {".zarray": "zarr", "zarr.json": "zarr3"}
@@ -178,12 +201,9 @@ def open_arrays(directory: Path) -> dict[str, tensorstore.TensorStore]:
     Raises:
       CheckpointError: The folder has no arrays, or one cannot be opened.
     """
-    try:
-        specs = _specs(directory.resolve())
-        stores = {name: tensorstore.open(spec, open=True, read=True) for name, spec in specs.items()}
-        opened = {name: store.result() for name, store in stores.items()}
-    except (ValueError, OSError) as error:
-        raise _damaged(directory, error) from None
+    specs = _opened(directory, lambda: _specs(directory.resolve()))
+    stores = {name: tensorstore.open(spec, open=True, read=True) for name, spec in specs.items()}
+    opened = {name: _opened(directory, store.result) for name, store in stores.items()}
     if not opened:
         raise CheckpointError(
             f"{directory}: looks like an Orbax checkpoint, but holds no arrays; download all of it again"
@@ -191,16 +211,11 @@ def open_arrays(directory: Path) -> dict[str, tensorstore.TensorStore]:
     return without_root(opened)
 
 
-@contextmanager
-def open_orbax(directory: Path, config: ModelConfig) -> Iterator[Tensors]:
-    """Yields the tensors of a checkpoint with Hugging Face's names and shapes. Unknown arrays keep theirs.
-
-    Raises:
-      CheckpointError: An array cannot be opened, or has an unsupported dtype.
-    """
-    arrays = open_arrays(directory)
-    views = views_of(arrays, config)
-    yield {name: _stored(directory, name, view, arrays[view.key]) for name, view in views.items()}
+def _open(directory: Path) -> dict[str, OfficialArray]:
+    return {
+        name: OfficialArray(tuple(array.shape), array.dtype.name, partial(_reader, directory, array))
+        for name, array in open_arrays(directory).items()
+    }
 
 
 def _specs(directory: Path) -> dict[str, dict[str, Any]]:
@@ -230,36 +245,22 @@ def _may_omit_zeros(directory: Path) -> bool:
         return True
 
 
-def _stored(directory: Path, name: str, view: FlaxView, array: tensorstore.TensorStore) -> StoredTensor:
-    dtype = array.dtype.numpy_dtype
-    check_dtype(directory, view.key, dtype.name)
-    return StoredTensor(name, directory, view.shape_of(array), dtype, lambda: _reader(directory, view, array))
-
-
-def _reader(directory: Path, view: FlaxView, array: tensorstore.TensorStore) -> ReadRows:
+def _reader(directory: Path, array: tensorstore.TensorStore, view: FlaxView) -> ReadRows:
     """Returns a reader of one tensor's rows that caches decoded chunks for the following rows."""
     chunk = math.prod(size or 1 for size in array.chunk_layout.read_chunk.shape or array.shape)
     limit = 2 * chunk * array.dtype.numpy_dtype.itemsize
     context = tensorstore.Context({"cache_pool": {"total_bytes_limit": limit}})
-    tensor = view.of(_opened(directory, lambda: tensorstore.open(array.spec(), context=context, open=True, read=True)))
-
-    def read(rows: slice) -> HostArray:
-        result: HostArray = _opened(directory, lambda: tensor[rows].read(order="C"))
-        return result
-
-    return read
+    store = _opened(directory, tensorstore.open(array.spec(), context=context, open=True, read=True).result)
+    tensor = view.of(store)
+    return lambda rows: _opened(directory, lambda: tensor[rows].read(order="C").result())
 
 
-def _opened(directory: Path, start: Callable[[], Any]) -> Any:
+def _opened[Value](directory: Path, result: Callable[[], Value]) -> Value:
     try:
-        return start().result()
+        return result()
     except (ValueError, OSError) as error:
-        raise _damaged(directory, error) from None
-
-
-def _damaged(directory: Path, error: Exception) -> CheckpointError:
-    reason = " ".join(str(error).split(" [source locations")[0].split())[:300]
-    return CheckpointError(f"{directory}: is no whole Orbax checkpoint ({reason}); download it again")
+        reason = " ".join(str(error).split(" [source locations")[0].split())[:300]
+        raise CheckpointError(f"{directory}: is no whole Orbax checkpoint ({reason}); download it again") from None
 
 
 def _find(directory: Path) -> FoundCheckpoint | None:
@@ -272,13 +273,11 @@ def _find(directory: Path) -> FoundCheckpoint | None:
         raise CheckpointError(f"{directory}: holds several checkpoints; choose one of {', '.join(map(str, found))}")
     if not found:
         return None
-    arrays = open_arrays(found[0])
-    formats = {name: (tuple(array.shape), array.dtype.name) for name, array in arrays.items()}
-    return found_arrays(found[0], found[0], formats)
+    return found_arrays(found[0], found[0], _open(found[0]))
 
 
 ORBAX: Final = CheckpointFormat(
     find=_find,
     owns=lambda weights: len(weights) == 1 and weights[0].is_dir(),
-    open=lambda weights, config: open_orbax(weights[0], config),
+    open=lambda weights, config: nullcontext(tensors_of(weights[0], _open(weights[0]), config)),
 )

@@ -102,7 +102,6 @@ HOSTILE = {
     "a long key": b"\x81\xdb" + struct.pack(">I", 10**6) + b"a" * 10**6 + b"\x00",
     "a number": b"\x81\xa1a\x07",
     "another extension": b"\x81\xa1a\xd4\x02\x00",
-    "a key twice": b"\x82\xa1a\xc0\xa1a\xc0",
     "nothing": b"",
 }
 
