@@ -79,7 +79,7 @@ def write_official(config: ModelConfig, folder: Path) -> None:
             branch[name] = drawn((*(2, 1, 1)[: len(view.index)], *shape))
     with orbax.checkpoint.PyTreeCheckpointer() as saver:
         saver.save(folder, tree)
-    fields = {name: getattr(config, ours) for name, ours in FIELDS.items()}
+    fields = {name: getattr(config, ours) for name, (ours, _) in FIELDS.items()}
     (folder / GRIFFIN_CONFIG).write_bytes(orjson.dumps(fields))
 
 

@@ -5,7 +5,6 @@ merging would take more than a sum.
 """
 
 import hashlib
-import logging
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +23,6 @@ from .layout import TensorSpec, tensor_specs
 from .safetensors_files import open_files
 
 _WEIGHTS: Final = "adapter_model.safetensors"
-_PICKLE: Final = "adapter_model.bin"
 
 _FACTOR: Final = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
 """Name of a factor: A of shape [rank, inputs], B of shape [outputs, rank]."""
@@ -61,18 +59,19 @@ _READ: Final = frozenset(
     {"alpha_pattern", "bias", "init_lora_weights", "lora_alpha", "peft_type", "r", "rank_pattern", "use_rslora"}
 )
 
-_logger = logging.getLogger(__name__)
-
 _INITS: Final = (True, False, None, "gaussian", "eva", "orthogonal")
 """Initialisations that leave the base model's matrices as they are."""
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterConfig:
-    """Ranks and scales of an adapter's matrices.
+class Adapter:
+    """Adapter on this machine, whose config was checked and whose tensors were not.
 
     Attributes:
-      base: Name of the model that the adapter was trained on; None if the file does not say.
+      name: Name for clients; never a path.
+      weights: File with the tensors.
+      scale: Additional factor; 1 merges the adapter as it was trained.
+      digest: Hash of the files' content.
       rank: Rank of matrices that `ranks` does not name.
       alpha: Numerator of the scale of matrices that `alphas` does not name.
       ranks: Ranks by patterns of module names.
@@ -80,7 +79,10 @@ class AdapterConfig:
       has_root: Whether the scale is alpha / sqrt(rank) (rsLoRA, arXiv 2312.03732), not alpha / rank.
     """
 
-    base: str | None
+    name: str
+    weights: Path
+    scale: float
+    digest: str
     rank: int
     alpha: float
     ranks: Mapping[str, int]
@@ -94,37 +96,7 @@ class AdapterConfig:
     def scale_of(self, module: str) -> float:
         """Returns the factor of B A for a module."""
         rank = self.rank_of(module)
-        return _of_pattern(self.alphas, module, self.alpha) / (math.sqrt(rank) if self.has_root else rank)
-
-
-@dataclass(frozen=True, slots=True)
-class Adapter:
-    """Adapter on this machine, whose config was checked and whose tensors were not.
-
-    Attributes:
-      name: Name for clients; never a path.
-      directory: Folder with the config and the tensors.
-      scale: Additional factor; 1 merges the adapter as it was trained.
-      config: Ranks and scales.
-      digest: Hash of the files' content.
-    """
-
-    name: str
-    directory: Path
-    scale: float
-    config: AdapterConfig
-    digest: str
-
-    @property
-    def weights(self) -> Path:
-        """File with the tensors."""
-        return self.directory / _WEIGHTS
-
-    def warn_unless_of(self, model: str) -> None:
-        """Logs a warning if the adapter was trained on a model of another name."""
-        base = self.config.base
-        if base is not None and base.rstrip("/").rpartition("/")[2] != model:
-            _logger.warning("%s: this adapter was trained on %s, and is merged into %s", self.name, base, model)
+        return self.scale * _of_pattern(self.alphas, module, self.alpha) / (math.sqrt(rank) if self.has_root else rank)
 
 
 def open_adapter(name: str, directory: Path, scale: float = 1.0) -> Adapter:
@@ -135,20 +107,15 @@ def open_adapter(name: str, directory: Path, scale: float = 1.0) -> Adapter:
     """
     if not math.isfinite(scale):
         raise CheckpointError(f"{directory}: the scale must be a number, got {scale}")
-    config = read_fields(directory / _CONFIG, _config, hint="; --lora takes a folder by PEFT")
+    ranks = read_fields(directory / _CONFIG, _ranks, hint="; --lora takes a folder by PEFT")
     weights = directory / _WEIGHTS
     if not weights.is_file():
-        if (directory / _PICKLE).is_file():
-            raise CheckpointError(
-                f"{directory / _PICKLE}: is a pickle, which could run any program when opened; save the adapter as "
-                "safetensors (PEFT's default)"
-            )
-        raise CheckpointError(f"{weights}: is missing; --lora takes a folder that PEFT has saved an adapter in")
+        raise CheckpointError(f"{weights}: is missing; --lora takes a folder with an adapter that PEFT has saved")
     digest = hashlib.sha256()
     for path in (directory / _CONFIG, weights):
         for piece in content_pieces(path):
             digest.update(piece)
-    return Adapter(name, directory, scale, config, digest.hexdigest()[:32])
+    return Adapter(name, weights, scale, digest.hexdigest()[:32], **ranks)
 
 
 @contextmanager
@@ -182,8 +149,7 @@ def _sums(
         _check_not_quantized(spec, tensors)
         _check_factors(adapter, module, sides, spec)
         if spec.name in tensors:  # the loader names matrices that the checkpoint lacks
-            scale = adapter.scale * adapter.config.scale_of(module)
-            yield spec.name, _sum(tensors[spec.name], sides["A"], sides["B"], scale)
+            yield spec.name, _sum(tensors[spec.name], sides["A"], sides["B"], adapter.scale_of(module))
 
 
 def _check_not_quantized(spec: TensorSpec, tensors: Tensors) -> None:
@@ -194,7 +160,7 @@ def _check_not_quantized(spec: TensorSpec, tensors: Tensors) -> None:
 
 
 def _check_factors(adapter: Adapter, module: str, sides: Mapping[str, StoredTensor], spec: TensorSpec) -> None:
-    rank, (outputs, inputs) = adapter.config.rank_of(module), spec.shape
+    rank, (outputs, inputs) = adapter.rank_of(module), spec.shape
     for side, shape in (("A", (rank, inputs)), ("B", (outputs, rank))):
         if (factor := sides.get(side)) is None:
             raise CheckpointError(f"{adapter.weights}: {module} has no lora_{side}; save the adapter again")
@@ -223,20 +189,8 @@ def _sum(matrix: StoredTensor, a: StoredTensor, b: StoredTensor, scale: float) -
     return replace(matrix, dtype=np.dtype("float32"), open=open_tensor, kept_dtype=matrix.kept_dtype or matrix.dtype)
 
 
-def _config(fields: Mapping[str, Any]) -> AdapterConfig:
-    _check_supported(fields)
-    base = fields.get("base_model_name_or_path")
-    return AdapterConfig(
-        base=base if isinstance(base, str) else None,
-        rank=_rank("r", fields.get("r")),
-        alpha=_number("lora_alpha", fields.get("lora_alpha")),
-        ranks={pattern: _rank("rank_pattern", value) for pattern, value in _patterns(fields, "rank_pattern")},
-        alphas={pattern: _number("alpha_pattern", value) for pattern, value in _patterns(fields, "alpha_pattern")},
-        has_root=bool(fields.get("use_rslora", False)),
-    )
-
-
-def _check_supported(fields: Mapping[str, Any]) -> None:
+def _ranks(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of `Adapter` that a config declares."""
     if fields.get("peft_type") != "LORA":
         raise CheckpointError(f"peft_type must be LORA, got {fields.get('peft_type')!r}")
     if fields.get("bias", "none") != "none":
@@ -248,6 +202,13 @@ def _check_supported(fields: Mapping[str, Any]) -> None:
     for name in sorted(fields.keys() - _NO_EFFECT - _READ):
         if fields[name]:
             raise CheckpointError(f"{name} is not supported; merge the adapter with PEFT, and serve the whole model")
+    return {
+        "rank": _rank("r", fields.get("r")),
+        "alpha": _number("lora_alpha", fields.get("lora_alpha")),
+        "ranks": {pattern: _rank("rank_pattern", value) for pattern, value in _patterns(fields, "rank_pattern")},
+        "alphas": {pattern: _number("alpha_pattern", value) for pattern, value in _patterns(fields, "alpha_pattern")},
+        "has_root": bool(fields.get("use_rslora", False)),
+    }
 
 
 def _patterns(fields: Mapping[str, Any], name: str) -> list[tuple[str, Any]]:

@@ -25,27 +25,12 @@ from .layout import EMBEDDING_ARRAY, FlaxView, tensor_specs
 GRIFFIN_CONFIG: Final = "griffin_config.json"
 """Name of the config file beside an official checkpoint, for models that are no preset."""
 
-FIELDS: Final[Mapping[str, str]] = {
-    "vocab_size": "vocab_size",
-    "width": "width",
-    "mlp_expanded_width": "mlp_width",
-    "num_heads": "num_heads",
-    "lru_width": "lru_width",
-    "block_types": "block_types",
-    "attention_window_size": "window",
-    "logits_soft_cap": "logits_soft_cap",
-    "embeddings_scale_by_sqrt_dim": "scale_embeddings",
+FIELDS: Final[Mapping[str, tuple[str, type]]] = {
+    "attention_window_size": ("window", int),
+    "logits_soft_cap": ("logits_soft_cap", float),
+    "embeddings_scale_by_sqrt_dim": ("scale_embeddings", bool),
 }
-"""Names of `ModelConfig`'s fields by their official names."""
-
-_NOT_IN_SHAPES: Final[Mapping[str, type]] = {
-    "attention_window_size": int,
-    "logits_soft_cap": float,
-    "embeddings_scale_by_sqrt_dim": bool,
-}
-"""Fields that no array's shape determines, and their types."""
-
-_KIND_NAMES: Final[Mapping[type, str]] = {int: "a whole number", float: "a number", bool: "true or false"}
+"""Fields of the file that no array's shape determines: the names of `ModelConfig`'s fields, and their types."""
 
 
 class OfficialArray(NamedTuple):
@@ -111,34 +96,22 @@ def _other_fields(directory: Path, sizes: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the fields that only a file or a preset has."""
     for file in (directory / GRIFFIN_CONFIG, directory.resolve().parent / GRIFFIN_CONFIG):
         if file.is_file():
-            return read_fields(file, lambda fields: _declared_fields(fields, sizes))
+            return read_fields(file, _declared_fields)
     for preset in PRESETS.values():
         if all(getattr(preset, name) == size for name, size in sizes.items()):
-            return {FIELDS[name]: getattr(preset, FIELDS[name]) for name in _NOT_IN_SHAPES}
+            return {name: getattr(preset, name) for name, _ in FIELDS.values()}
     raise CheckpointError(
         f"{directory}: its sizes are those of no preset ({', '.join(PRESETS)}), so put a {GRIFFIN_CONFIG} there that "
-        f"has {', '.join(_NOT_IN_SHAPES)}"
+        f"has {', '.join(FIELDS)}"
     )
 
 
-def _declared_fields(fields: Mapping[str, Any], sizes: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the fields that only a file has, after checking that its other fields agree with the arrays."""
-    for name, ours in FIELDS.items():
-        declared, found = fields.get(name), sizes.get(ours)
-        found = list(found) if isinstance(found, tuple) else found
-        if declared is not None and found is not None and declared != found:
-            raise CheckpointError(
-                f"{name} is {declared}, but the parameters have {found}; use the config that belongs to them"
-            )
-    others = {}
-    for name, kind in _NOT_IN_SHAPES.items():
-        value = fields.get(name)
-        if kind is float and type(value) is int:
-            value = float(value)
-        if type(value) is not kind:
-            raise CheckpointError(f"{name} must be {_KIND_NAMES[kind]}, got {value!r}")
-        others[FIELDS[name]] = value
-    return others
+def _declared_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields that only a file has; its sizes are not read."""
+    for name, (_, kind) in FIELDS.items():
+        if type(fields.get(name)) is not kind and not (kind is float and type(fields.get(name)) is int):
+            raise CheckpointError(f"{name} must be of type {kind.__name__}, got {fields.get(name)!r}")
+    return {ours: kind(fields[name]) for name, (ours, kind) in FIELDS.items()}
 
 
 _DTYPES: Final = {dtype.name: dtype for dtype in (np.dtype("float32"), BFLOAT16, np.dtype("float16"))}

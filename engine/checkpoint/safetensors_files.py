@@ -43,8 +43,7 @@ def open_files(files: Sequence[Path]) -> Iterator[Tensors]:
     """Yields the tensors of files, which are memory-mapped and read on demand.
 
     Raises:
-      CheckpointError: A file is missing, truncated or empty, two files hold the same tensor, or the index next to them
-        names other tensors.
+      CheckpointError: A file is missing, truncated or empty, or two files hold the same tensor.
     """
     tensors: dict[str, StoredTensor] = {}
     with ExitStack() as stack:
@@ -56,8 +55,6 @@ def open_files(files: Sequence[Path]) -> Iterator[Tensors]:
                 if name in tensors:
                     raise CheckpointError(f"{file}: tensor {name} is in {tensors[name].file.name} too; remove one file")
                 tensors[name] = _stored(file, handle, name)
-        if files and (index := files[0].parent / INDEX).is_file():
-            _check_index(index, tensors)
         yield tensors
 
 
@@ -96,17 +93,6 @@ def _weight_map(index: Path) -> Mapping[str, str]:
     raise CheckpointError(
         f"{index}: must be JSON with a weight_map from tensors to files of this folder; download it again"
     )
-
-
-def _check_index(index: Path, tensors: Tensors) -> None:
-    for name, file in _weight_map(index).items():
-        found = tensors.get(name)
-        if found is None or found.file.name != file:
-            place = "is in no file" if found is None else f"is in {found.file.name}"
-            raise CheckpointError(
-                f"{index}: says that tensor {name} is in {file}, but it {place}; download the index and the files "
-                "again, all of one revision"
-            )
 
 
 _SHARD_BYTES: Final = 4 * 10**9

@@ -68,8 +68,6 @@ class ModelSource:
         """
         if adapters and self.is_random:
             raise CheckpointError(f"{self.name}: random weights take no adapter; give a checkpoint")
-        for adapter in adapters:
-            adapter.warn_unless_of(self.name)
         return replace(self, adapters=(*self.adapters, *adapters))
 
     @property

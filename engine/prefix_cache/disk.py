@@ -284,13 +284,8 @@ class DiskTier:
     def _touch_span(self, key: PrefixKey, length: int) -> None:
         """Touches the marker file of a snapshot's span, when the snapshot was written or used."""
         start = (length // PREFILL_BLOCK - 1) // _SPAN * _SPAN
-        if length % PREFILL_BLOCK or start <= 0 or not self._folder.is_writable:
-            return
-        name = _name(key, "span", start * PREFILL_BLOCK)
-        try:
-            self._folder.touch_or_create(name)
-        except OSError as error:
-            self._report_error(self._folder.path(name), error)
+        if not length % PREFILL_BLOCK and start > 0:
+            self._folder.touch(_name(key, "span", start * PREFILL_BLOCK), create=True)
 
     def _is_whole(self, name: str, file: _StateFile) -> bool:
         """Returns whether the file exists and is valid. A snapshot that was computed again may have a broken file."""
@@ -405,35 +400,23 @@ class CacheFolder:
         if self.num_bytes > self._limit or self._num_uncounted > _RECOUNT_SHARE * self._limit:
             self._make_room()
 
-    def touch_or_create(self, name: str) -> None:
-        """Adds an empty file, or marks it as used.
-
-        Raises:
-          OSError: The file cannot be written.
-        """
-        path = self.path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-
     def exists(self, name: str) -> bool:
         """Returns whether the file exists."""
-        path = self.path(name)
-        try:
-            os.stat(path)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        except OSError as error:
-            self._on_error(path, error)
-            return False
-        return True
+        return os.path.exists(self.path(name))
 
-    def touch(self, name: str) -> None:
-        """Marks a file as used."""
-        if not self.is_writable:
-            return
+    def touch(self, name: str, *, create: bool = False) -> None:
+        """Marks a file as used, if the folder can be changed.
+
+        Args:
+          create: Whether to add an empty file if there is none.
+        """
         path = self.path(name)
         try:
-            os.utime(path)
+            if create and self.is_writable:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+            elif self.is_writable:
+                os.utime(path)
         except FileNotFoundError:
             pass
         except OSError as error:
@@ -453,10 +436,9 @@ class CacheFolder:
         self._num_uncounted = 0
         files = sorted(self._files())
         self.num_bytes = sum(file.num_bytes for file in files)
-        if self.num_bytes <= self._limit:
-            return
+        left = _KEPT_SHARE * self._limit if self.num_bytes > self._limit else self._limit
         for file in files:
-            if self.num_bytes <= _KEPT_SHARE * self._limit:
+            if self.num_bytes <= left:
                 return
             if self._unlink(Path(file.path)):
                 self.num_bytes -= file.num_bytes
@@ -471,25 +453,16 @@ class CacheFolder:
         return True
 
     def _files(self) -> Iterator[_File]:
-        """Yields all files, except files that are removed during the iteration."""
-        for folder in self._entries(self.root):
-            for entry in self._entries(Path(folder.path)):
-                try:
+        """Yields all files, except those that are removed during the iteration or cannot be listed."""
+        for folder in _entries(self.root):
+            for entry in _entries(folder.path):
+                with suppress(OSError):
                     facts = entry.stat(follow_symlinks=False)
-                except FileNotFoundError:
-                    continue
-                except OSError as error:
-                    self._on_error(Path(entry.path), error)
-                    continue
-                if stat.S_ISREG(facts.st_mode):
-                    yield _File(facts.st_mtime_ns, not facts.st_size, entry.path, facts.st_size)
+                    if stat.S_ISREG(facts.st_mode):
+                        yield _File(facts.st_mtime_ns, not facts.st_size, entry.path, facts.st_size)
 
-    def _entries(self, folder: Path) -> list["os.DirEntry[str]"]:
-        try:
-            with os.scandir(folder) as entries:
-                return list(entries)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        except OSError as error:
-            self._on_error(folder, error)
-            return []
+
+def _entries(folder: Path | str) -> list["os.DirEntry[str]"]:
+    with suppress(OSError), os.scandir(folder) as entries:
+        return list(entries)
+    return []

@@ -222,9 +222,6 @@ def test_files_that_are_missing_are_named(tmp_path: Path) -> None:
     (adapter / "adapter_model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"adapter_model.safetensors: is missing"):
         open_adapter("a", adapter)
-    (adapter / "adapter_model.bin").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"adapter_model.bin: is a pickle"):
-        open_adapter("a", adapter)
 
 
 def test_a_matrix_that_the_checkpoint_lacks_is_left_to_the_loader(tmp_path: Path) -> None:
@@ -245,11 +242,3 @@ def test_models_that_cannot_take_an_adapter_say_so(tmp_path: Path) -> None:
     convert(open_model(HF), tmp_path / "int8", quantize="int8")
     with pytest.raises(CheckpointError, match="is stored in int8; take the original weights for --lora"):
         tensors_of(open_model(str(tmp_path / "int8")).with_adapters([adapter]))
-
-
-def test_an_adapter_of_another_model_is_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    lora = factors(open_model(HF), {UP: 4})
-    with_adapters(save(tmp_path / "a", lora))
-    assert caplog.messages == []
-    with_adapters(save(tmp_path / "a", lora, base_model_name_or_path="google/gemma-2b"))
-    assert caplog.messages == ["a: this adapter was trained on google/gemma-2b, and is merged into hf"]

@@ -174,14 +174,12 @@ def test_a_folder_with_metadata_alone_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"width": 128}, "width is 128, but the parameters have 64"),
-        ({"block_types": ["recurrent"] * 6}, "block_types is ['recurrent',"),
-        ({"attention_window_size": None}, "attention_window_size must be a whole number, got None"),
-        ({"logits_soft_cap": "30"}, "logits_soft_cap must be a number, got '30'"),
-        ({"embeddings_scale_by_sqrt_dim": 1}, "embeddings_scale_by_sqrt_dim must be true or false, got 1"),
+        ({"attention_window_size": None}, "attention_window_size must be of type int, got None"),
+        ({"logits_soft_cap": "30"}, "logits_soft_cap must be of type float, got '30'"),
+        ({"embeddings_scale_by_sqrt_dim": 1}, "embeddings_scale_by_sqrt_dim must be of type bool, got 1"),
     ],
 )
-def test_a_config_that_disagrees_is_named(tmp_path: Path, change: dict[str, Any], expected: str) -> None:
+def test_a_field_of_another_type_is_named(tmp_path: Path, change: dict[str, Any], expected: str) -> None:
     shutil.copytree(ORBAX, tmp_path / "it")
     file = tmp_path / "griffin_config.json"
     file.write_text(json.dumps(json.loads((TINY_A / "griffin_config.json").read_text()) | change))

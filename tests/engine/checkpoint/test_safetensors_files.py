@@ -62,18 +62,6 @@ def test_a_shard_that_is_cut_short_is_named(folder: Path) -> None:
     assert refusal(folder).startswith(f"{folder / FIRST}: is not a whole safetensors file")
 
 
-def test_an_index_of_another_revision_is_named(folder: Path) -> None:
-    holder = json.loads((folder / INDEX).read_text())["weight_map"][NORM]
-    other = FIRST if holder == SECOND else SECOND
-    change_index(folder, lambda content: content["weight_map"].update({NORM: other}))
-    assert f"{INDEX}: says that tensor {NORM} is in {other}, but it is in {holder}; download" in refusal(folder)
-
-
-def test_an_index_with_a_tensor_too_many_is_named(folder: Path) -> None:
-    change_index(folder, lambda content: content["weight_map"].update({"model.what": FIRST}))
-    assert f"says that tensor model.what is in {FIRST}, but it is in no file" in refusal(folder)
-
-
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": 1}', '{"weight_map": {"a": "../b"}}'])
 def test_what_is_no_index_is_named(folder: Path, text: str) -> None:
     (folder / INDEX).write_text(text)

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from random_configs import configs
 from reference_griffin import reference_logits
-from roost.engine.checkpoint.official import found_arrays
+from roost.engine.checkpoint.format import ReadRows
+from roost.engine.checkpoint.layout import FlaxView
+from roost.engine.checkpoint.official import OfficialArray, found_arrays
 from roost.engine.model.config import ModelConfig, config_from_hf
 from small_models import counting, noisy_model
 from sweeps import examples, swept
@@ -83,7 +85,12 @@ def test_official_arrays_have_one_key_head(tmp_path: Path) -> None:
     }
     others = {"attention_window_size": 2048, "logits_soft_cap": 30.0, "embeddings_scale_by_sqrt_dim": True}
     (tmp_path / "griffin_config.json").write_text(json.dumps(others))
-    config = found_arrays(tmp_path, tmp_path, {name: (shape, "float32") for name, shape in shapes.items()}).config
+
+    def unread(view: FlaxView) -> ReadRows:
+        raise AssertionError(view)
+
+    arrays = {name: OfficialArray(shape, "float32", unread) for name, shape in shapes.items()}
+    config = found_arrays(tmp_path, tmp_path, arrays).config
     assert (config.num_heads, config.num_key_heads) == (8, 1)
 
 

@@ -60,7 +60,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (f / FIRST).unlink(),
         f"{FIRST}: is missing, but {INDEX} names it; download",
     ),
-    "a wrong index": (move_a_tensor, f"{INDEX}: says that tensor "),
+    "a wrong index": (move_a_tensor, "temporal_pre_norm.weight [64] is missing; download every file of the checkpoint"),
     "a broken index": (lambda f: (f / INDEX).write_text("{"), f"{INDEX}: must be JSON with a weight_map"),
     "NaN": (put_in_nan, "tensor model.embed_tokens.weight holds NaN or an infinite number, so every answer would be"),
     "another vocabulary": (
@@ -105,8 +105,8 @@ def test_bad_input(tmp_path: Path, case: str) -> None:
     assert expected in refusal(folder)
 
 
-def test_an_official_checkpoint_whose_config_disagrees(tmp_path: Path) -> None:
+def test_an_official_checkpoint_whose_config_is_wrong(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(TINY_A / "orbax", tmp_path / "it"))
     shutil.copy(TINY_A / "griffin_config.json", folder)
-    change_json(folder / "griffin_config.json", width=128)
-    assert "griffin_config.json: width is 128, but the parameters have 64; use the config" in refusal(folder)
+    change_json(folder / "griffin_config.json", attention_window_size="16")
+    assert "griffin_config.json: attention_window_size must be of type int, got '16'" in refusal(folder)
