@@ -7,7 +7,6 @@ from .capacity.roofline import (
     CPU,
     DEVICES,
     Roofline,
-    Setup,
     compute_roofline,
     device_named,
     find_device,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import cache
 from itertools import islice
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -76,6 +76,7 @@ class Device:
     """One chip, or this machine's CPU.
 
     Attributes:
+      name: Name for command lines.
       memory_bytes: Size of the main memory, by the datasheet.
       peak: Peak rates; None if no datasheet has them.
       kinds: Parts of JAX's names of the device.
@@ -84,6 +85,7 @@ class Device:
         attention's of a decode step.
     """
 
+    name: str
     memory_bytes: int
     peak: Peak | None = None
     kinds: tuple[str, ...] = ()
@@ -92,23 +94,26 @@ class Device:
 
 
 DEVICES: Final[Mapping[str, Device]] = {
-    "v4": Device(32 * 10**9, Peak(1228e9, 275e12, 275e12, 100e9), ("TPU v4",), cores=2),
-    "v5e": Device(16 * 10**9, Peak(819e9, 197e12, 394e12, 100e9), ("TPU v5 lite", "TPU v5e"), int(15.75 * 2**30)),
-    "v5p": Device(95 * 10**9, Peak(2765e9, 459e12, 918e12, 200e9), ("TPU v5",), int(95.73 * 2**30), cores=2),
-    "v6e": Device(32 * 10**9, Peak(1640e9, 918e12, 1836e12, 200e9), ("TPU v6",), int(31.24 * 2**30)),
-    "v7x": Device(96 * 10**9, Peak(3690e9, 1153.5e12, 1153.5e12, 200e9), ("TPU7x",), int(94.74 * 2**30)),
-    "a100-40gb": Device(40 * 10**9, Peak(1555e9, 312e12, 624e12, 300e9), ("A100-SXM4-40GB", "A100-PCIE-40GB")),
-    "a100": Device(80 * 10**9, Peak(2039e9, 312e12, 624e12, 300e9), ("A100",)),
-    "h100-pcie": Device(80 * 10**9, Peak(2000e9, 756e12, 1513e12, 64e9), ("H100 PCIe",)),
-    "h100-nvl": Device(94 * 10**9, Peak(3900e9, 835e12, 1671e12, 300e9), ("H100 NVL",)),
-    "h100": Device(80 * 10**9, Peak(3350e9, 989e12, 1979e12, 450e9), ("H100",)),
-    "gh200": Device(96 * 10**9, Peak(4000e9, 990e12, 1979e12, 450e9), ("GH200",)),
-    "h200": Device(141 * 10**9, Peak(4800e9, 989e12, 1979e12, 450e9), ("H200",)),
-    "l40s": Device(48 * 10**9, Peak(864e9, 362e12, 733e12, 32e9), ("L40S",)),
-    "l40": Device(48 * 10**9, Peak(864e9, 181e12, 362e12, 32e9), ("L40",)),
-    "l4": Device(24 * 10**9, Peak(300e9, 121e12, 242e12, 32e9), ("NVIDIA L4",)),
-    "a6000": Device(48 * 10**9, Peak(768e9, 154.8e12, 309.7e12, 56e9), ("RTX A6000",)),
-    "rtx4090": Device(24 * 10**9, Peak(1008e9, 165.2e12, 660.6e12, 32e9), ("RTX 4090",)),
+    device.name: device
+    for device in (
+        Device("v4", 32 * 10**9, Peak(1228e9, 275e12, 275e12, 100e9), ("TPU v4",), cores=2),
+        Device("v5e", 16 * 10**9, Peak(819e9, 197e12, 394e12, 100e9), ("TPU v5 lite", "TPU v5e"), int(15.75 * 2**30)),
+        Device("v5p", 95 * 10**9, Peak(2765e9, 459e12, 918e12, 200e9), ("TPU v5",), int(95.73 * 2**30), cores=2),
+        Device("v6e", 32 * 10**9, Peak(1640e9, 918e12, 1836e12, 200e9), ("TPU v6",), int(31.24 * 2**30)),
+        Device("v7x", 96 * 10**9, Peak(3690e9, 1153.5e12, 1153.5e12, 200e9), ("TPU7x",), int(94.74 * 2**30)),
+        Device("a100-40gb", 40 * 10**9, Peak(1555e9, 312e12, 624e12, 300e9), ("A100-SXM4-40GB", "A100-PCIE-40GB")),
+        Device("a100", 80 * 10**9, Peak(2039e9, 312e12, 624e12, 300e9), ("A100",)),
+        Device("h100-pcie", 80 * 10**9, Peak(2000e9, 756e12, 1513e12, 64e9), ("H100 PCIe",)),
+        Device("h100-nvl", 94 * 10**9, Peak(3900e9, 835e12, 1671e12, 300e9), ("H100 NVL",)),
+        Device("h100", 80 * 10**9, Peak(3350e9, 989e12, 1979e12, 450e9), ("H100",)),
+        Device("gh200", 96 * 10**9, Peak(4000e9, 990e12, 1979e12, 450e9), ("GH200",)),
+        Device("h200", 141 * 10**9, Peak(4800e9, 989e12, 1979e12, 450e9), ("H200",)),
+        Device("l40s", 48 * 10**9, Peak(864e9, 362e12, 733e12, 32e9), ("L40S",)),
+        Device("l40", 48 * 10**9, Peak(864e9, 181e12, 362e12, 32e9), ("L40",)),
+        Device("l4", 24 * 10**9, Peak(300e9, 121e12, 242e12, 32e9), ("NVIDIA L4",)),
+        Device("a6000", 48 * 10**9, Peak(768e9, 154.8e12, 309.7e12, 56e9), ("RTX A6000",)),
+        Device("rtx4090", 24 * 10**9, Peak(1008e9, 165.2e12, 660.6e12, 32e9), ("RTX 4090",)),
+    )
 }
 """Known devices: TPUs from Google Cloud's documentation; GPUs from NVIDIA's datasheets (the SXM modules of A100, H100
 and H200 where the name says no other, the RTX A6000 and the GeForce RTX 4090). Links count in one direction. A v7x is
@@ -120,7 +125,7 @@ CPU: Final = "cpu"
 
 def device_named(kind: str) -> str | None:
     """Returns the name of the device that JAX calls `kind`, such as "v5e" for "TPU v5 lite"; None if it is unknown."""
-    return next((name for name, device in DEVICES.items() if any(part in kind for part in device.kinds)), None)
+    return next((device.name for device in DEVICES.values() if any(part in kind for part in device.kinds)), None)
 
 
 def find_device(name: str) -> Device:
@@ -130,7 +135,7 @@ def find_device(name: str) -> Device:
       ConfigError: The device is unknown.
     """
     if name == CPU:
-        return Device(available_memory())
+        return Device(CPU, available_memory())
     if name not in DEVICES:
         raise ConfigError(f"device {name!r} is not known; give one of {', '.join(DEVICES)} or {CPU}")
     return DEVICES[name]
@@ -163,6 +168,7 @@ class Roofline:
         fit.
       quantize: Name of the matrices' format, such as "int8"; None if they are not quantised.
       dtype_bytes: Bytes of an activation.
+      speculation: Settings of drafted tokens; None drafts none.
     """
 
     config: ModelConfig
@@ -174,6 +180,7 @@ class Roofline:
     slots: int
     quantize: str | None
     dtype_bytes: int
+    speculation: Speculation | None = None
 
     def slowed(self, ratio: float) -> "Roofline":
         """Returns the same on devices whose rates are lower by a ratio."""
@@ -364,7 +371,9 @@ def compute_roofline(
         devices = Devices(TPU, Collectives(shards.data, shards.model))
         served = Served(config, EngineConfig(prefill_chunk=chunk), devices, jnp.dtype(_DTYPES[dtype_bytes]))
         rows = memory_model(served, device.hbm_bytes, weights, is_quantized=quantize is not None).rows
-    return Roofline(config, device, shards, weights, whole, written, shards.count * rows, quantize, dtype_bytes)
+    return Roofline(
+        config, device, shards, weights, whole, written, shards.count * rows, quantize, dtype_bytes, speculation
+    )
 
 
 @cache
@@ -374,64 +383,35 @@ def _unsharded_params(config: ModelConfig, dtype: str, matrix_dtype: str | None)
     return abstract_model(config, jnp.dtype(dtype), matrix_dtype=matrices)[1]
 
 
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """A device, and a model's precision and mesh on it.
-
-    Attributes:
-      device: Name of the device.
-      dtype_bytes: Bytes of an activation, and of a weight that is not int8: 2 or 4.
-      quantize: Name of the matrices' format, such as "int8"; None if they are not quantised.
-      shards: Mesh over which the model and its slots are sharded.
-      speculation: Settings of drafted tokens; None drafts none.
-    """
-
-    device: str
-    dtype_bytes: int
-    quantize: str | None
-    shards: MeshShape
-    speculation: Speculation | None = None
-
-
-def setups_that_fit(config: ModelConfig, setup: Setup) -> list[tuple[Setup, Roofline]]:
-    """Returns setups that differ from `setup` in one value and fit the model and a slot, with their rooflines.
+def setups_that_fit(of: Roofline) -> list[Roofline]:
+    """Returns rooflines that differ from `of` in one value, and fit the model and a slot.
 
     If they exist, these are: bfloat16 instead of float32, weights in int8 or else, on a CPU, in int4, the smallest mesh
     with more model shards, and the known devices with the least memory.
     """
-    is_cpu = setup.device == CPU
-    meshes = (2**power for power in range(1, _MAX_MESH.bit_length()) if 2**power > setup.shards.model)
-    by_memory = sorted((name for name in DEVICES if name != setup.device), key=lambda name: DEVICES[name].memory_bytes)
-    ways = (
-        (1, [] if setup.dtype_bytes == 2 else [replace(setup, dtype_bytes=2)]),
-        (1, [replace(setup, quantize=name) for name in _smaller(setup)]),
-        (1, [] if is_cpu else [replace(setup, shards=MeshShape(setup.shards.data, model)) for model in meshes]),
-        (_MAX_DEVICES, [replace(setup, device=name) for name in by_memory]),
+    is_cpu, model = of.device.name == CPU, of.shards.model
+    formats = [name for name in QUANTIZATIONS if is_cpu or name not in CPU_ONLY]
+    smaller = formats if of.quantize is None else formats[QUANTIZATIONS.index(of.quantize) + 1 :]
+    meshes = [2**power for power in range(1, _MAX_MESH.bit_length()) if 2**power > model and not is_cpu]
+    others = sorted((device for device in DEVICES.values() if device != of.device), key=lambda each: each.memory_bytes)
+    ways: tuple[tuple[int, Sequence[Mapping[str, Any]]], ...] = (
+        (1, [{"dtype_bytes": 2}] if of.dtype_bytes == 4 else []),
+        (1, [{"quantize": name} for name in smaller]),
+        (1, [{"shards": MeshShape(of.shards.data, count)} for count in meshes]),
+        (_MAX_DEVICES, [{"device": device} for device in others]),
     )
-    return [found for count, way in ways for found in islice(_fitting(config, way), count)]
+    return [found for count, changes in ways for found in islice(_fitting(of, changes), count)]
 
 
-def _fitting(config: ModelConfig, setups: Iterable[Setup]) -> Iterator[tuple[Setup, Roofline]]:
-    for setup in setups:
+def _fitting(of: Roofline, changes: Iterable[Mapping[str, Any]]) -> Iterator[Roofline]:
+    names = ("config", "device", "dtype_bytes", "quantize", "shards", "speculation")
+    for change in changes:
         try:
-            roofline = compute_roofline(
-                config,
-                find_device(setup.device),
-                setup.dtype_bytes,
-                quantize=setup.quantize,
-                shards=setup.shards,
-                speculation=setup.speculation,
-            )
+            found = compute_roofline(**{name: getattr(of, name) for name in names} | dict(change))
         except ConfigError:  # the device has no drafts, or the format of the matrices does not go with it or the model
             continue
-        if roofline.slots:
-            yield setup, roofline
-
-
-def _smaller(setup: Setup) -> Sequence[str]:
-    """Returns the formats of matrices that take less memory than a setup's and that its device has."""
-    known = QUANTIZATIONS if setup.device == CPU else tuple(name for name in QUANTIZATIONS if name not in CPU_ONLY)
-    return known if setup.quantize is None else known[QUANTIZATIONS.index(setup.quantize) + 1 :]
+        if found.slots:
+            yield found
 
 
 @cache  # since a plan computes the duration of thousands of steps

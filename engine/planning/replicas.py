@@ -470,22 +470,21 @@ class Mix:
         return self.prompts_s[arrival.prefix] * self.chip.prefill_tokens_per_s
 
 
-def plan_load(loads: Sequence[ExpectedLoad], targets: Targets, roofline: Roofline, device: str) -> LoadPlan:
+def plan_load(loads: Sequence[ExpectedLoad], targets: Targets, roofline: Roofline) -> LoadPlan:
     """Returns the replicas that serve loads together, each within the targets.
 
     Args:
       loads: At least one load.
       targets: The targets; replicas are served with `--itl-target-ms` of `itl_s`.
       roofline: Roofline of a replica, with one data shard and at least one slot.
-      device: Name of its device.
 
     Raises:
       ConfigError: A target is shorter than a lone request takes, or no rate keeps it.
     """
-    is_compiled, load = device in EFFICIENCIES, fsum(each.requests_per_s for each in loads)
+    is_compiled, load = roofline.device.name in EFFICIENCIES, fsum(each.requests_per_s for each in loads)
 
     def replica_on(on: Roofline) -> SimulatedRate:
-        mix = mix_on(tuple(loads), on, device, targets.itl_s)
+        mix = mix_on(tuple(loads), on, targets.itl_s)
         _check_lone_requests(mix, targets)
         return _highest(mix, targets)
 
@@ -498,7 +497,7 @@ def plan_load(loads: Sequence[ExpectedLoad], targets: Targets, roofline: Rooflin
     return LoadPlan(replica, replicas, replicas * roofline.shards.count, is_compiled, slower)
 
 
-def saturated_requests_per_s(load: ExpectedLoad, roofline: Roofline, device: str, itl_target_s: float | None) -> float:
+def saturated_requests_per_s(load: ExpectedLoad, roofline: Roofline, itl_target_s: float | None) -> float:
     """Returns the requests of a load that a replica ends per second while others wait for its slots.
 
     As many requests end as are prefilled, so that each decode step needs the prefill of a share of them. So many slots
@@ -507,10 +506,9 @@ def saturated_requests_per_s(load: ExpectedLoad, roofline: Roofline, device: str
     Args:
       load: Lengths of the requests; their rate is not read.
       roofline: Roofline of a replica, with one data shard and at least one slot.
-      device: Name of its device.
       itl_target_s: Target of the scheduler for the inter-token latency; 0 for throughput, None for the default.
     """
-    mix = mix_on((load,), roofline, device, itl_target_s)
+    mix = mix_on((load,), roofline, itl_target_s)
     chip, (alone_s,) = mix.chip, mix.prompts_s
     for num_prefilling in range(1, chip.slots):
         num_decoding = chip.slots - num_prefilling
@@ -521,13 +519,13 @@ def saturated_requests_per_s(load: ExpectedLoad, roofline: Roofline, device: str
     return 1 / (alone_s + load.output_tokens * chip.decode(1))
 
 
-def mix_on(loads: tuple[ExpectedLoad, ...], roofline: Roofline, device: str, itl_target_s: float | None) -> Mix:
+def mix_on(loads: tuple[ExpectedLoad, ...], roofline: Roofline, itl_target_s: float | None) -> Mix:
     """Returns loads on a device whose steps have the durations of `roost serve --simulate`.
 
     Args:
       itl_target_s: Target of the scheduler for the inter-token latency; 0 for throughput, None for the default.
     """
-    durations = StepDurations(roofline, Simulation(device, device))
+    durations = StepDurations(roofline, Simulation(roofline.device.name, roofline.device.name))
     steps = _decode_steps(durations, _window(loads, roofline.config.window))
     tokens_per_s = PREFILL_CHUNK / durations.prefill_seconds(PREFILL_CHUNK)
     chip = Chip(roofline.slots, steps[-1], tokens_per_s, 0, steps_s=steps, itl_target_s=itl_target_s)

@@ -19,7 +19,6 @@ from ...engine import (
     LoadPlan,
     MeshShape,
     Roofline,
-    Setup,
     Targets,
     Verification,
     compute_roofline,
@@ -81,24 +80,25 @@ def plan(options: PlanOptions) -> int:
     if options.device == CPU and shards.count > 1:
         raise ConfigError(f"mesh must be data=1,model=1 for device {CPU}, which is one device, not {settings.mesh!r}")
     device, source = find_device(options.device), find_model(options.model).with_kv_dtype(settings.kv_dtype)
-    setup = Setup(options.device, dtype_bytes, settings.quantize or source.config.quantize, shards, speculation)
+    quantize = settings.quantize or source.config.quantize
     roofline = compute_roofline(
-        source.config, device, dtype_bytes, quantize=setup.quantize, shards=shards, speculation=speculation
+        source.config, device, dtype_bytes, quantize=quantize, shards=shards, speculation=speculation
     )
-    numbers = f"{options.dtype}, quantised to {setup.quantize}" if setup.quantize else options.dtype
+    numbers = f"{options.dtype}, quantised to {quantize}" if quantize else options.dtype
     numbers += f", window in {settings.kv_dtype}" if settings.kv_dtype else ""
-    title = f"{source.name} on {_devices(setup)}, {numbers}"
+    title = f"{source.name} on {_devices(roofline)}, {numbers}"
     if options.load:
-        _print_load_plan(title, setup, roofline, settings.slots, options)
+        _print_load_plan(title, roofline, settings.slots, options)
     else:
-        _print_plan(title, setup, roofline, as_json=options.as_json)
+        _print_plan(title, roofline, as_json=options.as_json)
     return 0
 
 
-def _devices(setup: Setup) -> str:
-    if setup.shards.count > 1:
-        return f"{setup.shards.data} x {setup.shards.model} {setup.device}"
-    return "this machine's CPU" if setup.device == CPU else f"one {setup.device}"
+def _devices(roofline: Roofline) -> str:
+    shards, name = roofline.shards, roofline.device.name
+    if shards.count > 1:
+        return f"{shards.data} x {shards.model} {name}"
+    return "this machine's CPU" if name == CPU else f"one {name}"
 
 
 class RequestRates(NamedTuple):
@@ -113,28 +113,28 @@ class RequestRates(NamedTuple):
     throughput: float
 
 
-def _rates(roofline: Roofline, device: str) -> RequestRates | None:
+def _rates(roofline: Roofline) -> RequestRates | None:
     """Returns the rates; None for a device without a datasheet, or for no slots or more than `_MAX_SLOTS`."""
     shards = roofline.shards
     slots = roofline.slots // shards.data
     if roofline.device.peak is None or not 0 < slots <= _MAX_SLOTS:
         return None
     one = replace(roofline, shards=MeshShape(1, shards.model), slots=slots)
-    rates = (shards.data * saturated_requests_per_s(_LOAD, one, device, target_s) for target_s in (None, 0.0))
+    rates = (shards.data * saturated_requests_per_s(_LOAD, one, target_s) for target_s in (None, 0.0))
     return RequestRates(*rates)
 
 
-def _recommended(setup: Setup, roofline: Roofline, rates: RequestRates | None) -> tuple[Roofline, RequestRates] | None:
+def _recommended(roofline: Roofline, rates: RequestRates | None) -> tuple[Roofline, RequestRates] | None:
     """Returns the model with matrices and windows in int8, if it then ends more requests per second on a TPU."""
-    if rates is None or not setup.device.startswith("v") or setup.dtype_bytes != 2:
+    if rates is None or not roofline.device.name.startswith("v") or roofline.dtype_bytes != 2:
         return None
     config = replace(roofline.config, kv_dtype="int8")
-    found = compute_roofline(config, roofline.device, setup.dtype_bytes, quantize="int8", shards=setup.shards)
-    int8 = _rates(found, setup.device)
+    found = compute_roofline(config, roofline.device, 2, quantize="int8", shards=roofline.shards)
+    int8 = _rates(found)
     return (found, int8) if int8 is not None and int8.throughput > rates.throughput else None
 
 
-def _print_plan(title: str, setup: Setup, roofline: Roofline, *, as_json: bool) -> None:
+def _print_plan(title: str, roofline: Roofline, *, as_json: bool) -> None:
     """Prints the memory that a model needs on a device or a mesh of devices, and the limits of its speed.
 
     If no slot fits, prints the options with which one fits.
@@ -142,10 +142,10 @@ def _print_plan(title: str, setup: Setup, roofline: Roofline, *, as_json: bool) 
     Args:
       as_json: Whether to print a JSON object. For a CPU, and if no slot fits, it has no limits of speed.
     """
-    rates = _rates(roofline, setup.device)
-    recommended = _recommended(setup, roofline, rates)
-    fitting = [] if roofline.slots else setups_that_fit(roofline.config, setup)
-    would_fit = [{"options": _options(setup, other), "slots": found.slots} for other, found in fitting]
+    rates = _rates(roofline)
+    recommended = _recommended(roofline, rates)
+    fitting = [] if roofline.slots else setups_that_fit(roofline)
+    would_fit = [{"options": _options(roofline, other), "slots": other.slots} for other in fitting]
     if as_json:
         found = (
             None if recommended is None else {"slots": recommended[0].slots, "requests_per_s": recommended[1]._asdict()}
@@ -153,7 +153,7 @@ def _print_plan(title: str, setup: Setup, roofline: Roofline, *, as_json: bool) 
         _print_json(
             {
                 "title": title,
-                **_plan_as_object(setup, roofline),
+                **_plan_as_object(roofline),
                 "requests_per_s": None if rates is None else {"load": "512+128", **rates._asdict()},
                 "recommended": None if found is None else {"options": _INT8_OPTIONS, **found},
                 "would_fit": would_fit,
@@ -193,11 +193,11 @@ def _pairs(rows: Iterable[tuple[str, str]]) -> Table:
     return table
 
 
-def _plan_as_object(setup: Setup, roofline: Roofline) -> dict[str, Any]:
+def _plan_as_object(roofline: Roofline) -> dict[str, Any]:
     shown = _shown_slots(roofline)
     return {
-        "device": setup.device,
-        "mesh": {"data": setup.shards.data, "model": setup.shards.model},
+        "device": roofline.device.name,
+        "mesh": {"data": roofline.shards.data, "model": roofline.shards.model},
         "memory_bytes": roofline.device.memory_bytes,
         "weight_bytes": roofline.weight_bytes,
         "loading_bytes": roofline.loading_bytes,
@@ -261,13 +261,13 @@ def _advice(would_fit: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield f"  {each['options']:<{width}}  {each['slots']:,} {'slot' if each['slots'] == 1 else 'slots'}"
 
 
-def _options(setup: Setup, other: Setup) -> str:
-    """Returns the command-line options that lead from one setup to another."""
-    if other.device != setup.device:
-        return f"--device {other.device}"
-    if other.dtype_bytes != setup.dtype_bytes:
+def _options(roofline: Roofline, other: Roofline) -> str:
+    """Returns the command-line options that lead from one roofline to another."""
+    if other.device.name != roofline.device.name:
+        return f"--device {other.device.name}"
+    if other.dtype_bytes != roofline.dtype_bytes:
         return "--dtype bfloat16"
-    if other.quantize != setup.quantize:
+    if other.quantize != roofline.quantize:
         return f"--quantize {other.quantize}"
     data = f"data={other.shards.data}," if other.shards.data > 1 else ""
     return f"--mesh {data}model={other.shards.model}"
@@ -285,7 +285,7 @@ _STEPS: Final = {
 }
 
 
-def _print_load_plan(title: str, setup: Setup, roofline: Roofline, slots: int | None, options: PlanOptions) -> None:
+def _print_load_plan(title: str, roofline: Roofline, slots: int | None, options: PlanOptions) -> None:
     """Prints the replicas that serve loads together.
 
     Args:
@@ -294,8 +294,8 @@ def _print_load_plan(title: str, setup: Setup, roofline: Roofline, slots: int | 
       options: Options with the loads and the targets.
     """
     loads = [ExpectedLoad.parse(text) for text in options.load or ()]
-    targets, roofline = Targets.parse(options.ttft_p99, options.itl_p99), _replica_roofline(setup, roofline, slots)
-    found = plan_load(loads, targets, roofline, setup.device)
+    targets, roofline = Targets.parse(options.ttft_p99, options.itl_p99), _replica_roofline(roofline, slots)
+    found = plan_load(loads, targets, roofline)
     plan = _load_plan_as_object(found, targets, roofline) | {"loads": [str(load) for load in loads]}
     if options.as_json:
         _print_json(plan)
@@ -329,18 +329,18 @@ def _load_plan_as_object(found: LoadPlan, targets: Targets, roofline: Roofline) 
     }
 
 
-def _replica_roofline(setup: Setup, roofline: Roofline, slots: int | None) -> Roofline:
+def _replica_roofline(roofline: Roofline, slots: int | None) -> Roofline:
     """Returns the roofline of a replica.
 
     Raises:
       ConfigError: Its speed cannot be computed, or it does not have that many slots.
     """
     if roofline.device.peak is None:
-        raise ConfigError(f"device must be a chip with a datasheet for --load, not {setup.device}")
+        raise ConfigError(f"device must be a chip with a datasheet for --load, not {roofline.device.name}")
     if roofline.shards.data > 1:
         raise ConfigError("mesh must have data=1 for --load: each data shard takes the load of a replica")
     if not roofline.slots:
-        raise ConfigError(f"device {setup.device} has no room for the model; see roost plan without --load")
+        raise ConfigError(f"device {roofline.device.name} has no room for the model; see roost plan without --load")
     if slots is not None and slots > roofline.slots:
         raise ConfigError(f"slots must be at most {roofline.slots:,}, which fit, not {slots:,}")
     return roofline if slots is None else replace(roofline, slots=slots)

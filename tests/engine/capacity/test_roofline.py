@@ -12,7 +12,6 @@ import pytest
 from roost.engine.capacity.roofline import (
     DEVICES,
     Device,
-    Setup,
     compute_roofline,
     device_named,
     find_device,
@@ -228,49 +227,42 @@ def test_data_shards_sum_their_own_rows() -> None:
 # --- what would fit
 
 
-def fitting(model: str, setup: Setup) -> list[tuple[Setup, int]]:
-    return [(other, roofline.slots) for other, roofline in setups_that_fit(PRESETS[model], setup)]
-
-
 def test_a_model_that_does_not_fit_would_with_one_change() -> None:
     """By hand: 22.08 GB of an L4 or an RTX 4090, and 29.44 of a v4, leave 187 and 467 slots beside 9B's 17.17 GB."""
-    setup = Setup("v5e", 2, quantize=None, shards=MeshShape())
-    found = fitting("9b", setup)
-    assert found[0][0] == replace(setup, quantize="int8")
-    assert found[0][1] == compute_roofline(PRESETS["9b"], DEVICES["v5e"], 2, quantize="int8").slots
-    two = compute_roofline(PRESETS["9b"], DEVICES["v5e"], 2, shards=MeshShape(1, 2)).slots
-    assert found[1:] == [
-        (replace(setup, shards=MeshShape(1, 2)), two),
-        (replace(setup, device="l4"), 187),
-        (replace(setup, device="rtx4090"), 187),
-        (replace(setup, device="v4"), 467),
+    model, chip = PRESETS["9b"], DEVICES["v5e"]
+    found = setups_that_fit(compute_roofline(model, chip, 2))
+    assert found[:2] == [
+        compute_roofline(model, chip, 2, quantize="int8"),
+        compute_roofline(model, chip, 2, shards=MeshShape(1, 2)),
     ]
+    assert found[2:] == [compute_roofline(model, DEVICES[name], 2) for name in ("l4", "rtx4090", "v4")]
+    assert [each.slots for each in found[2:]] == [187, 187, 467]
 
 
 def test_float32_has_one_way_more() -> None:
-    setup = Setup("l4", 4, quantize=None, shards=MeshShape())
-    assert fitting("9b", setup)[0] == (replace(setup, dtype_bytes=2), 187)
+    found = setups_that_fit(compute_roofline(PRESETS["9b"], DEVICES["l4"], 4))
+    assert (found[0], found[0].slots) == (compute_roofline(PRESETS["9b"], DEVICES["l4"], 2), 187)
 
 
 def test_what_is_proposed_differs_in_one_thing_and_fits() -> None:
     """Also where the options of a user are unusual."""
-    setup = Setup("v5e", 4, quantize=None, shards=MeshShape(2, 1))
-    for other, slots in fitting("9b", setup):
+    given = compute_roofline(PRESETS["9b"], DEVICES["v5e"], 4, shards=MeshShape(2, 1))
+    for other in setups_that_fit(given):
         names = ("device", "dtype_bytes", "quantize", "shards")
-        assert sum(getattr(other, name) != getattr(setup, name) for name in names) == 1
+        assert sum(getattr(other, name) != getattr(given, name) for name in names) == 1
         assert other.shards.data == 2
-        assert slots > 0
+        assert other.slots > 0
 
 
 def test_nothing_is_proposed_for_a_model_that_is_too_large_for_everything() -> None:
     huge = replace(PRESETS["9b"], width=2**16, lru_width=2**16, mlp_width=2**24, block_types=("attention",) * 3)
-    assert setups_that_fit(huge, Setup("v5e", 2, quantize="int8", shards=MeshShape())) == []
+    assert setups_that_fit(compute_roofline(huge, DEVICES["v5e"], 2, quantize="int8")) == []
 
 
 def test_a_cpu_has_the_memory_of_this_machine_and_no_limits() -> None:
     cpu = find_device("cpu")
     assert cpu.memory_bytes == pytest.approx(available_memory(), rel=0.2)
-    roofline = compute_roofline(SMALL, Device(10**9), 2)
+    roofline = compute_roofline(SMALL, Device("cpu", 10**9), 2)
     assert roofline.slots == int((0.92 * 10**9 - roofline.weight_bytes) // roofline.slot_bytes)
     with pytest.raises(ValueError, match="unknown"):
         roofline.decode_tokens_per_second(1)
@@ -309,7 +301,9 @@ def test_gpus(device: str, model: str, slots: int, limit: int) -> None:
 )
 def test_names_of_jax_are_of_devices_with_rates_of_their_own(kind: str, name: str | None) -> None:
     assert device_named(kind) == name
-    assert name is None or [each for each, device in DEVICES.items() if device == DEVICES[name]] == [name]
+    assert name is None or [each for each in DEVICES.values() if replace(each, name=name) == DEVICES[name]] == [
+        DEVICES[name]
+    ]
 
 
 def test_the_deployments_promise_what_plan_gives() -> None:

@@ -106,7 +106,7 @@ def of_scheduler(core: EngineCore, time: ManualTime, load: ExpectedLoad, arrival
 def test_the_fluid_is_the_scheduler_on_the_simulated_device(load: ExpectedLoad, share: float, time: ManualTime) -> None:
     source = find_model("random:2b")
     roofline = replace(compute_roofline(source.config, find_device("v5e"), 2), slots=SLOTS)
-    mix = mix_on((load,), roofline, "v5e", None)
+    mix = mix_on((load,), roofline, None)
     rng = random.Random(1)
     times = accumulate(rng.expovariate(share / mix.busy_s) for _ in range(COUNT))
     arrivals = [Arrival(at, 0, load.output_tokens) for at in times]

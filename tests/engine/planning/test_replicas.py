@@ -48,19 +48,19 @@ def roofline(slots: int = 8, device: str = "v5e") -> Roofline:
 
 @cache
 def planned(*loads: ExpectedLoad, targets: Targets = TARGETS, slots: int = 8, device: str = "v5e") -> LoadPlan:
-    return plan_load(loads, targets, roofline(slots, device), device)
+    return plan_load(loads, targets, roofline(slots, device))
 
 
 def test_the_rate_of_a_replica_keeps_the_targets_and_one_percent_more_does_not() -> None:
     rate = planned(SHORT).replica.requests_per_s
-    mix = mix_on((SHORT,), roofline(), "v5e", TARGETS.itl_s)
+    mix = mix_on((SHORT,), roofline(), TARGETS.itl_s)
     assert all(simulate(mix, rate, seed).keeps(TARGETS) for seed in (1, 2, 3))
     assert rate < MAX_USE / mix.busy_s
     assert not all(simulate(mix, 1.01 * rate, seed).keeps(TARGETS) for seed in (1, 2, 3))
 
 
 def test_lax_targets_leave_a_replica_some_idle_time() -> None:
-    mix = mix_on((SHORT,), roofline(), "v5e", 10.0)
+    mix = mix_on((SHORT,), roofline(), 10.0)
     assert planned(SHORT, targets=Targets(1000.0, 10.0)).replica.requests_per_s == pytest.approx(MAX_USE / mix.busy_s)
 
 
@@ -97,12 +97,12 @@ def test_loads_are_one_mix_and_a_second_one_needs_no_fewer() -> None:
 def test_the_targets_hold_for_each_load_of_a_mix() -> None:
     """One of 200 requests is long, which the 99th percentile of all would not show."""
     rare = ExpectedLoad.parse("16384+16@0.2/s")
-    mix = mix_on((SHORT, rare), roofline(), "v5e", TARGETS.itl_s)
+    mix = mix_on((SHORT, rare), roofline(), TARGETS.itl_s)
     assert max(simulate(mix, 1.0, seed).ttft_p99_s for seed in range(4)) > mix.prompts_s[1] > 20 * mix.prompts_s[0]
 
 
 def test_a_plan_is_the_same_each_time() -> None:
-    assert plan_load([SHORT], TARGETS, roofline(), "v5e") == planned(SHORT)
+    assert plan_load([SHORT], TARGETS, roofline()) == planned(SHORT)
 
 
 def test_chips_are_those_of_all_replicas() -> None:
@@ -114,15 +114,15 @@ def test_chips_are_those_of_all_replicas() -> None:
 def test_slower_steps_take_more_replicas_or_miss_the_targets() -> None:
     """Times of requests grow with those of steps; what a request takes outside of the device does not."""
     found = planned(replace(SHORT, requests_per_s=100.0))
-    slower = plan_load([replace(SHORT, requests_per_s=100.0)], TARGETS, roofline().slowed(1.3), "v5e")
+    slower = plan_load([replace(SHORT, requests_per_s=100.0)], TARGETS, roofline().slowed(1.3))
     assert found.step_error == 1.3
     assert found.replicas_if_slower == slower.replicas > found.replicas
-    lone_s = mix_on((SHORT,), roofline(), "v5e", TARGETS.itl_s).chip.decode(1)
+    lone_s = mix_on((SHORT,), roofline(), TARGETS.itl_s).chip.decode(1)
     assert planned(SHORT, targets=replace(TARGETS, itl_s=1.2 * lone_s)).replicas_if_slower is None
 
 
 def test_a_lone_request_takes_its_chunks_and_its_steps() -> None:
-    mix = mix_on((ExpectedLoad.parse("1000+2@1/s"),), roofline(), "v5e", TARGETS.itl_s)
+    mix = mix_on((ExpectedLoad.parse("1000+2@1/s"),), roofline(), TARGETS.itl_s)
     lone = simulate(mix, 0.01, 1)
     assert lone.ttft_p99_s == pytest.approx(OVERHEAD_S + mix.prompts_s[0])
     assert lone.itl_p99_s == pytest.approx(mix.chip.decode(1), abs=1e-4)
@@ -186,7 +186,7 @@ def simulated(roofline: Roofline, itl_target_s: float | None) -> float:
 
     Prompts that end between two decode steps share first tokens.
     """
-    mix = mix_on((LOAD,), roofline, "v5e", itl_target_s)
+    mix = mix_on((LOAD,), roofline, itl_target_s)
     saved = 1 - LOAD.output_tokens / mix.chip.slots
     mix = replace(mix, prompts_s=(mix.prompts_s[0] - saved * mix.first_token_s,))
     clock, jobs = Clock(), list[SimulatedRequest]()
@@ -208,7 +208,7 @@ def simulated(roofline: Roofline, itl_target_s: float | None) -> float:
 @pytest.mark.parametrize("itl_target_s", [None, 0.0])
 def test_as_many_requests_end_as_in_a_simulation(itl_target_s: float | None) -> None:
     plain = roofline_of()
-    rate = saturated_requests_per_s(LOAD, plain, "v5e", itl_target_s)
+    rate = saturated_requests_per_s(LOAD, plain, itl_target_s)
     assert rate == pytest.approx(simulated(plain, itl_target_s), rel=0.02)
 
 
@@ -217,18 +217,18 @@ def test_a_request_takes_what_its_programs_take() -> None:
 
     Decode steps count by the share of the roofline that they reach with full windows, which is less than with others.
     """
-    rate = saturated_requests_per_s(LOAD, roofline_of(), "v5e", 0.0)
+    rate = saturated_requests_per_s(LOAD, roofline_of(), 0.0)
     assert rate == pytest.approx(1 / 0.01693, rel=0.07)
-    assert saturated_requests_per_s(LOAD, roofline_of("int8", "int8"), "v5e", 0.0) > 1.5 * rate
+    assert saturated_requests_per_s(LOAD, roofline_of("int8", "int8"), 0.0) > 1.5 * rate
 
 
 def test_a_short_target_leaves_less_time_for_prefill() -> None:
-    rates = [saturated_requests_per_s(LOAD, roofline_of(), "v5e", seconds) for seconds in (0.0, 0.01)]
+    rates = [saturated_requests_per_s(LOAD, roofline_of(), seconds) for seconds in (0.0, 0.01)]
     assert rates[0] > rates[1]
 
 
 def test_one_slot_prefills_and_decodes_in_turn() -> None:
     lone = replace(roofline_of(), slots=1)
-    mix = mix_on((LOAD,), lone, "v5e", None)
+    mix = mix_on((LOAD,), lone, None)
     seconds = mix.prompts_s[0] + 128 * mix.chip.decode(1)
-    assert saturated_requests_per_s(LOAD, lone, "v5e", None) == pytest.approx(1 / seconds)
+    assert saturated_requests_per_s(LOAD, lone, None) == pytest.approx(1 / seconds)
