@@ -23,10 +23,8 @@ from .devices.platform import (
     choose_platform,
     configure_jax,
     device_memory,
-    int8_window_warning,
     numerics,
     open_mesh,
-    report_full_cache,
     without_kernels,
 )
 from .engine_core import EngineCore
@@ -165,7 +163,7 @@ def _no_progress(stage: str, done: int, total: int) -> None:
 
 def _load_executor(source: ModelSource, config: EngineConfig, report: Progress) -> Executor:
     hosts = config.hosts
-    keeps_programs = configure_jax(config.compile_cache, has_hosts=hosts is not None)
+    configure_jax(config.compile_cache, has_hosts=hosts is not None)
     if hosts is not None:
         join(hosts)
     shards = _mesh_shape(source, config)
@@ -176,8 +174,6 @@ def _load_executor(source: ModelSource, config: EngineConfig, report: Progress) 
     _check_quantization(source, config, platform)
     devices = Devices(platform, shards, mesh)
     params, compiled = _with_kernels_or_xla(devices, partial(_load_and_compile, source, config, report))
-    if config.compile_cache is not None and keeps_programs:
-        report_full_cache(config.compile_cache)
     arrays = DeviceArrays(params, _allocate_pool(compiled.served))
     leader = connect_followers(hosts) if hosts is not None and hosts.is_leader else None
     return Executor(compiled, arrays, leader)
@@ -242,8 +238,6 @@ def _load_and_compile(
 ) -> tuple[Params, CompiledPrograms]:
     """Loads weights and compiles programs at the same time; the first failure ends both."""
     with open_weights(source, config, devices) as weights:
-        if config.kv_dtype == "int8" and (warning := int8_window_warning(devices.platform)):
-            _logger.warning("%s", warning)
         limit = None if devices.platform.uses_host_memory else device_memory()
         executor = ThreadPoolExecutor(3, "load")
         try:

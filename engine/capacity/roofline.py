@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import cache
 from itertools import islice
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +49,10 @@ _MAX_MESH: Final = 64
 _MAX_DEVICES: Final = 3
 """Maximum number of other devices that are proposed."""
 
+_TWO_CORES: Final = 0.58
+"""Share of two cores' rates if the MLP and the attention of a decode step run on one core, and the rest on both: by the
+shapes of 2B and 9B, 0.57 to 0.59 in prefill, and 0.44 to 0.64 in decode, by the number of slots."""
+
 _LOADING_MARGIN: Final = 1.15
 _DTYPES: Final = {2: "bfloat16", 4: "float32"}
 
@@ -81,8 +85,8 @@ class Device:
       peak: Peak rates; None if no datasheet has them.
       kinds: Parts of JAX's names of the device.
       hbm_bytes: Memory that the device's compiler gives to programs and their arrays; None if it is unknown.
-      cores: Number of cores that share the rates. Kernels that walk their grid in order use one of them: the MLP's, and
-        attention's of a decode step.
+      reach: Share of the rates that a step can reach; less than 1 for chips of two cores, since kernels that walk their
+        grid in order, such as the MLP's, use one of them.
     """
 
     name: str
@@ -90,15 +94,17 @@ class Device:
     peak: Peak | None = None
     kinds: tuple[str, ...] = ()
     hbm_bytes: int | None = None
-    cores: int = 1
+    reach: float = 1.0
 
 
 DEVICES: Final[Mapping[str, Device]] = {
     device.name: device
     for device in (
-        Device("v4", 32 * 10**9, Peak(1228e9, 275e12, 275e12, 100e9), ("TPU v4",), cores=2),
+        Device("v4", 32 * 10**9, Peak(1228e9, 275e12, 275e12, 100e9), ("TPU v4",), reach=_TWO_CORES),
         Device("v5e", 16 * 10**9, Peak(819e9, 197e12, 394e12, 100e9), ("TPU v5 lite", "TPU v5e"), int(15.75 * 2**30)),
-        Device("v5p", 95 * 10**9, Peak(2765e9, 459e12, 918e12, 200e9), ("TPU v5",), int(95.73 * 2**30), cores=2),
+        Device(
+            "v5p", 95 * 10**9, Peak(2765e9, 459e12, 918e12, 200e9), ("TPU v5",), int(95.73 * 2**30), reach=_TWO_CORES
+        ),
         Device("v6e", 32 * 10**9, Peak(1640e9, 918e12, 1836e12, 200e9), ("TPU v6",), int(31.24 * 2**30)),
         Device("v7x", 96 * 10**9, Peak(3690e9, 1153.5e12, 1153.5e12, 200e9), ("TPU7x",), int(94.74 * 2**30)),
         Device("a100-40gb", 40 * 10**9, Peak(1555e9, 312e12, 624e12, 300e9), ("A100-SXM4-40GB", "A100-PCIE-40GB")),
@@ -139,20 +145,6 @@ def find_device(name: str) -> Device:
     if name not in DEVICES:
         raise ConfigError(f"device {name!r} is not known; give one of {', '.join(DEVICES)} or {CPU}")
     return DEVICES[name]
-
-
-class Work(NamedTuple):
-    """Work of a part of a step on one device.
-
-    Attributes:
-      num_bytes: Bytes of main memory.
-      products: Operations of the matrices that may be quantised.
-      others: Other operations of matrix products.
-    """
-
-    num_bytes: float
-    products: float
-    others: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,13 +219,8 @@ class Roofline:
         share, window = self._share(slots), self.config.window
         filled = 1.0 if window_tokens is None else window_tokens / (slots * window)
         windows = share * (self.slot_bytes - self.written_bytes) * filled
-        tokens = slots / self.shards.count
-        whole = Work(
-            self.weight_bytes + windows + 2 * share * self.written_bytes, *self._operations(tokens, logits=True)
-        )
-        mlp = self._mlp(tokens)
-        in_order = Work(mlp.num_bytes + windows, mlp.products, tokens * self._attention_operations)
-        return self._seconds(whole, in_order) + self.all_reduce_seconds(slots)
+        read = self.weight_bytes + windows + 2 * share * self.written_bytes
+        return self._seconds(read, slots, logits=True) + self.all_reduce_seconds(slots)
 
     def prefill_seconds(self, tokens: int) -> float:
         """Returns the lower bound of the duration of a prefill step without logits.
@@ -243,9 +230,8 @@ class Roofline:
         Raises:
           ValueError: The device's peak rates are unknown.
         """
-        share = tokens / self.shards.count
-        whole = Work(self.weight_bytes * (1 - self._embedding_share), *self._operations(share, logits=False))
-        return self._seconds(whole, self._mlp(share)) + self.all_reduce_seconds(tokens)
+        read = self.weight_bytes * (1 - self._embedding_share)
+        return self._seconds(read, tokens, logits=False) + self.all_reduce_seconds(tokens)
 
     def logits_seconds(self) -> float:
         """Returns the lower bound of the duration of computing the logits of a few rows: reading the embedding.
@@ -257,9 +243,7 @@ class Roofline:
 
     def prefill_tokens_per_second(self) -> float:
         """Returns the upper bound of prefill throughput by computation; only a prompt's last token has logits."""
-        share = 1 / self.shards.count
-        whole, mlp = Work(0, *self._operations(share, logits=False)), self._mlp(share)
-        return 1 / (self._seconds(whole, mlp._replace(num_bytes=0)) + self.all_reduce_seconds(1))
+        return 1 / (self._seconds(0, 1, logits=False) + self.all_reduce_seconds(1))
 
     def all_reduce_seconds(self, tokens: int) -> float:
         """Returns the lower bound of the time in which shards along `model` sum their parts; 0 without such shards.
@@ -291,47 +275,24 @@ class Roofline:
     def _share(self, slots: int) -> int:
         return -(-slots // self.shards.count)
 
-    def _operations(self, tokens: float, *, logits: bool) -> tuple[float, float]:
-        """Returns the operations of quantised matrices, and the others, of tokens that see a full window.
+    def _seconds(self, num_bytes: float, tokens: float, *, logits: bool) -> float:
+        """Returns the lower bound of the duration of a step on one device.
 
-        Each parameter takes two, with the embedding as the logits' matrix. Attention takes further ones.
-        """
-        config = self.config
-        matrices, parameters = _num_quantised(config), _num_parameters(config)
-        products = 2 * (matrices if logits else matrices - config.vocab_size * config.width)
-        others = 2 * (parameters - matrices) + self._attention_operations
-        return tokens * products, tokens * others
-
-    @property
-    def _attention_operations(self) -> float:
-        """Operations of attention to a full window, per token."""
-        config = self.config
-        return 4.0 * config.block_types.count("attention") * config.width * (config.window + 1)
-
-    def _mlp(self, tokens: float) -> Work:
-        """Returns the work of all MLPs on one device."""
-        config = self.config
-        parameters = 3 * config.depth * config.width * config.mlp_width
-        return Work(self.weight_bytes * parameters / _num_parameters(config), 2 * parameters * tokens, 0.0)
-
-    def _seconds(self, whole: Work, in_order: Work) -> float:
-        """Returns the lower bound of the duration of a step's work.
+        Each parameter takes two operations, with the embedding as the logits' matrix. Attention takes further ones.
 
         Args:
-          whole: All of its work.
-          in_order: The part in kernels that use one core, which other operations wait for.
+          num_bytes: Bytes of main memory that are read or written.
+          tokens: Number of tokens on all devices, each of which sees a full window.
+          logits: Whether they have logits.
         """
-        peak, cores = self._peak, self.device.cores
-
-        def seconds(work: Work) -> float:
-            speed = peak.int8_per_second if self.quantize else peak.flops_per_second
-            computed = work.products / speed + work.others / peak.flops_per_second
-            return max(work.num_bytes / peak.bytes_per_second, computed)
-
-        if cores == 1:
-            return seconds(whole)
-        rest = Work(*(all_of_it - part for all_of_it, part in zip(whole, in_order, strict=True)))
-        return seconds(rest) + cores * seconds(in_order)
+        config, peak = self.config, self._peak
+        matrices, parameters = _num_quantised(config), _num_parameters(config)
+        products = 2 * (matrices if logits else matrices - config.vocab_size * config.width)
+        attention = 4 * config.block_types.count("attention") * config.width * (config.window + 1)
+        others = 2 * (parameters - matrices) + attention
+        speed = peak.int8_per_second if self.quantize else peak.flops_per_second
+        computed = tokens / self.shards.count * (products / speed + others / peak.flops_per_second)
+        return max(num_bytes / peak.bytes_per_second, computed) / self.device.reach
 
 
 def compute_roofline(

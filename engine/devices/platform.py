@@ -201,13 +201,6 @@ def gpu_warning(kind: str, capability: tuple[int, int]) -> str | None:
     )
 
 
-def int8_window_warning(on: Platform) -> str | None:
-    """Returns what attention windows in int8 cost on a GPU, which has no kernel for them; None on other platforms."""
-    if on.name != GPU.name:
-        return None
-    return "attention windows in int8 have no kernel for GPUs, so XLA attends to them, more slowly"
-
-
 def gpu_capability(device: jax.Device) -> tuple[int, int]:
     """Returns the compute capability of a GPU; (0, 0) if it is not NVIDIA's."""
     major, _, minor = str(getattr(device, "compute_capability", "")).partition(".")
@@ -244,7 +237,7 @@ def _platform(shards: MeshShape) -> Platform:
             capability = gpu_capability(device)
             if warning := gpu_warning(device.device_kind, capability):
                 _logger.warning("%s", warning)
-            return gpu_platform(capability, gpu_sizes(device)) if capability >= MIN_CAPABILITY else GPU
+            return gpu_platform(capability, gpu_sizes(device))
 
 
 def without_kernels(platform: Platform, kernels: Collection[str]) -> Platform:
@@ -365,7 +358,7 @@ _UNWRITABLE: Final = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errn
 """Errors of a folder that may be correct, but currently accepts no new programs."""
 
 
-def configure_jax(compile_cache: Path | None, *, has_hosts: bool = False) -> bool:
+def configure_jax(compile_cache: Path | None, *, has_hosts: bool = False) -> None:
     """Sets JAX's process-wide options.
 
     On a GPU, JAX takes `GPU_MEMORY_SHARE` of the memory, unless XLA_PYTHON_CLIENT_MEM_FRACTION sets another share.
@@ -381,9 +374,6 @@ def configure_jax(compile_cache: Path | None, *, has_hosts: bool = False) -> boo
       compile_cache: Folder of compiled programs; None for no cache.
       has_hosts: Whether this process is one of several hosts.
 
-    Returns:
-      Whether new programs are kept.
-
     Raises:
       ConfigError: The path cannot be used as the folder, or others may write to it.
     """
@@ -392,15 +382,13 @@ def configure_jax(compile_cache: Path | None, *, has_hosts: bool = False) -> boo
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.config.update("jax_enable_preemption_service", False)  # it would handle SIGTERM, which shuts Roost down
     if compile_cache is None:
-        return False
-    keeps_programs = _check_folder(compile_cache)
+        return
+    is_locked = _check_folder(compile_cache) and _takes_locks(compile_cache)
     warnings.filterwarnings("ignore", "Error writing persistent compilation cache")  # one for each program
     jax.config.update("jax_compilation_cache_dir", str(compile_cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    is_locked = keeps_programs and _takes_locks(compile_cache)
     jax.config.update("jax_compilation_cache_max_size", _MAX_CACHE_BYTES if is_locked else -1)
-    return keeps_programs
 
 
 def _check_folder(folder: Path) -> bool:
@@ -435,14 +423,6 @@ def _takes_locks(folder: Path) -> bool:
 def _probe(folder: Path) -> None:
     with tempfile.TemporaryFile(dir=folder) as probe:
         probe.write(bytes(_PROBE_BYTES))
-
-
-def report_full_cache(folder: Path) -> None:
-    """Logs one line if the folder of compiled programs accepted programs at the start, but no longer does."""
-    try:
-        _probe(folder)
-    except OSError as error:
-        _logger.warning("compile_cache %s: not every program was kept there (%s)", folder, error.strerror)
 
 
 def _check_owner(folder: Path) -> None:

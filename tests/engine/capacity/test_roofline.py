@@ -125,15 +125,12 @@ def test_int8_products_are_quicker_where_the_chip_says_so() -> None:
     assert 1.8 < quantised.prefill_tokens_per_second() / plain.prefill_tokens_per_second() < 2.0
 
 
-def test_kernels_of_one_core_take_twice_as_long_on_a_chip_with_two() -> None:
-    """By hand: MLPs of 2B have 3 x 26 x 2560 x 7680 parameters, and a slot's windows 16.8 MB."""
+def test_chips_of_two_cores_reach_a_share_of_their_rates() -> None:
     two = compute_roofline(PRESETS["2b"], DEVICES["v5p"], 2)
-    one = replace(two, device=replace(two.device, cores=1))
-    bandwidth, mlps = 2765e9, 2 * 3 * 26 * 2560 * 7680
-    assert two.decode_seconds(1) - one.decode_seconds(1) == pytest.approx((mlps + 16.8e6) / bandwidth, rel=0.01)
-    assert two.prefill_tokens_per_second() < 0.7 * one.prefill_tokens_per_second()
-    assert 1.3 < two.decode_seconds(4096) / one.decode_seconds(4096) < 2
-    assert DEVICES["v5e"].cores == DEVICES["v6e"].cores == DEVICES["h100"].cores == 1
+    one = replace(two, device=replace(two.device, reach=1.0))
+    assert two.decode_seconds(64) == pytest.approx(one.decode_seconds(64) / 0.58)
+    assert two.prefill_tokens_per_second() == pytest.approx(0.58 * one.prefill_tokens_per_second())
+    assert DEVICES["v5e"].reach == DEVICES["v6e"].reach == DEVICES["h100"].reach == 1
 
 
 # --- over a mesh
@@ -301,9 +298,7 @@ def test_gpus(device: str, model: str, slots: int, limit: int) -> None:
 )
 def test_names_of_jax_are_of_devices_with_rates_of_their_own(kind: str, name: str | None) -> None:
     assert device_named(kind) == name
-    assert name is None or [each for each in DEVICES.values() if replace(each, name=name) == DEVICES[name]] == [
-        DEVICES[name]
-    ]
+    assert name is None or [each.peak for each in DEVICES.values()].count(DEVICES[name].peak) == 1
 
 
 def test_the_deployments_promise_what_plan_gives() -> None:

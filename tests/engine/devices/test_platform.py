@@ -11,7 +11,6 @@ from roost.engine.devices.platform import (
     choose_platform,
     gpu_platform,
     gpu_warning,
-    int8_window_warning,
     numerics,
 )
 from roost.engine.types.config import ONE_DEVICE, MeshShape
@@ -38,11 +37,6 @@ def test_nvidia_gpus_get_kernels_that_triton_compiles(capability: tuple[int, int
     assert platform.kernels.name == kernels
     assert (gpu_warning("a card", capability) is None) == (kernels == "gpu")
     assert bool(platform.sizes.decode_rows) == (platform.kernels != XLA), "XLA would copy the first slots' rings"
-
-
-def test_gpus_say_what_int8_windows_cost() -> None:
-    assert int8_window_warning(gpu_platform((8, 0), GpuSizes(101_376, 58))) is not None
-    assert int8_window_warning(TPU) is None
 
 
 def test_slots_that_do_not_fit_are_refused_with_numbers() -> None:
