@@ -20,7 +20,7 @@ from heapq import heappop, heappush
 from itertools import count
 from math import fsum
 from statistics import fmean
-from typing import Final, Protocol, runtime_checkable
+from typing import Final
 
 from ..capacity.roofline import PREFILL_CHUNK, Roofline
 from ..devices.platform import TPU
@@ -120,14 +120,6 @@ class Arrival:
     output_tokens: int
 
 
-@runtime_checkable
-class Prompts(Protocol):
-    """Lengths of prompts."""
-
-    def prefill_tokens(self, arrival: Arrival, *, is_cached: bool) -> float:
-        """Returns the prompt tokens that are prefilled for a request whose prefix is cached or not."""
-
-
 @dataclass(eq=False, slots=True)
 class SimulatedRequest:
     """A request in the simulated fleet.
@@ -166,15 +158,17 @@ class Replica:
 
     Args:
       clock: Clock of the simulation.
-      prompts: Lengths of prompts.
+      prefill_tokens: Returns the prompt tokens that are prefilled for a request, whose prefix is cached or not.
     """
 
-    def __init__(self, clock: Clock, number: int, chip: Chip, prompts: Prompts) -> None:
+    def __init__(
+        self, clock: Clock, number: int, chip: Chip, prefill_tokens: Callable[[SimulatedRequest], float]
+    ) -> None:
         self.number = number
         self.is_open = True
         self.load = 0
         self.intervals: defaultdict[int, float] = defaultdict(float)
-        self._clock, self._chip, self._prompts = clock, chip, prompts
+        self._clock, self._chip, self._prefill_tokens = clock, chip, prefill_tokens
         self._waiting: deque[SimulatedRequest] = deque()
         self._starting: set[SimulatedRequest] = set()
         self._prefilling: list[SimulatedRequest] = []
@@ -231,7 +225,7 @@ class Replica:
         prefix = job.arrival.prefix
         job.was_hit = prefix in self._cache
         self.remember(prefix)
-        job.prefill_left = self._prompts.prefill_tokens(job.arrival, is_cached=job.was_hit)
+        job.prefill_left = self._prefill_tokens(job)
         self._starting.add(job)
         self._clock.call_later(lag * self._cycle() + OVERHEAD_S, lambda: self._enter(job))
 
@@ -465,9 +459,9 @@ class Mix:
         busy = (load.requests_per_s * (load.output_tokens * token_s + prompt_s) for load, prompt_s in each)
         return fsum(busy) / self.requests_per_s
 
-    def prefill_tokens(self, arrival: Arrival, *, is_cached: bool) -> float:
+    def prefill_tokens(self, job: SimulatedRequest) -> float:
         """Returns the number of tokens in full chunks whose prefill has the duration of the prompt's steps."""
-        return self.prompts_s[arrival.prefix] * self.chip.prefill_tokens_per_s
+        return self.prompts_s[job.arrival.prefix] * self.chip.prefill_tokens_per_s
 
 
 def plan_load(loads: Sequence[ExpectedLoad], targets: Targets, roofline: Roofline) -> LoadPlan:
@@ -536,7 +530,7 @@ def mix_on(loads: tuple[ExpectedLoad, ...], roofline: Roofline, itl_target_s: fl
 def simulate(mix: Mix, requests_per_s: float, seed: int) -> SimulatedRate:
     """Returns the outcome of a replica at a rate, with the arrivals of a seed."""
     clock, jobs, warm_up = Clock(), list[SimulatedRequest](), _ROUNDS * mix.chip.slots
-    replica = Replica(clock, 0, mix.chip, mix)
+    replica = Replica(clock, 0, mix.chip, mix.prefill_tokens)
     used, waiting = [], []
 
     def send(arrival: Arrival) -> None:

@@ -48,9 +48,9 @@ class Workload:
     def mean_output(self) -> float:
         return sum(self.output_tokens) / 2
 
-    def prefill_tokens(self, _: Arrival, *, is_cached: bool) -> float:
+    def prefill_tokens(self, job: SimulatedRequest) -> float:
         """Returns the prompt tokens that are prefilled for a request whose prefix is cached or not."""
-        return (0 if is_cached else self.prefix_tokens) + blocks(self.question_tokens)
+        return (0 if job.was_hit else self.prefix_tokens) + blocks(self.question_tokens)
 
 
 def blocks(tokens: int) -> int:
@@ -354,7 +354,7 @@ class Fleet:
     def _ask(self) -> Replica:
         self._num_made += 1
         self._asked[self._num_made] = self._clock.now
-        return Replica(self._clock, self._num_made, self._chip, self._workload)
+        return Replica(self._clock, self._num_made, self._chip, self._workload.prefill_tokens)
 
     def _ready(self, replica: Replica) -> None:
         if len(self._replicas) >= self._wanted:

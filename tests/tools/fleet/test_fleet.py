@@ -87,7 +87,7 @@ def test_a_warm_fleet_has_each_prefix_where_its_router_looks_for_it() -> None:
 
 def replicas(count: int) -> list[Any]:
     clock = Clock()
-    return [Replica(clock, number, CHIP, WORK) for number in range(count)]
+    return [Replica(clock, number, CHIP, WORK.prefill_tokens) for number in range(count)]
 
 
 def routed(router: Any, fleet: list[Any]) -> Any:
