@@ -32,7 +32,7 @@ from ..model.sharding import Collectives
 from ..model.state import zero_state
 from ..types.config import Quantization
 from ..types.errors import CheckpointError
-from ..types.host_memory import HostArray, shown_bytes
+from ..types.host_memory import HostArray
 from .format import StoredTensor, Tensors, bytes_of
 from .layout import checkpoint_layout, converted
 from .safetensors_files import CONFIG, write_files
@@ -112,7 +112,7 @@ def convert(
         calibrated = None if texts is None else Calibration(checkpoint, source.config, texts).quantize
         tensors = converted(stored, source.config, target, quantize, calibrated)
         config = replace(source.config, dtype=dtype or checkpoint.dtype, quantize=quantize or source.config.quantize)
-        with _new_folder(destination, sum(t.num_bytes for t in tensors.values())) as folder:
+        with _new_folder(destination) as folder:
             written = _write(folder, tensors, report)
             _write_other_files(folder, source, config)
             if _read_again(folder, report) != written:
@@ -136,7 +136,7 @@ def _check_options(source: ModelSource, dtype: str | None, quantize: str | None)
 
 
 @contextmanager
-def _new_folder(destination: Path, num_bytes: int) -> Iterator[Path]:
+def _new_folder(destination: Path) -> Iterator[Path]:
     """Yields a new folder, which is renamed to the destination on success, and deleted on failure."""
     if destination.exists():
         raise CheckpointError(f"{destination}: is there already; name a folder that does not exist")
@@ -144,10 +144,6 @@ def _new_folder(destination: Path, num_bytes: int) -> Iterator[Path]:
     folder = parent / f".{destination.name}.{os.getpid()}.partial"
     try:
         folder.mkdir(parents=True)
-        if (free := shutil.disk_usage(folder).free) < num_bytes:
-            raise CheckpointError(
-                f"{destination}: takes {shown_bytes(num_bytes)}, but only {shown_bytes(free)} are free there"
-            )
         yield folder
         folder.rename(destination)
     except OSError as error:
@@ -230,7 +226,8 @@ class Calibration:
         self._layer = -1
         self._quantized: dict[ParamPath, Int4Matrix] = {}
         self._weights: Mapping[ParamPath, Array] = {}
-        self._x = self._embed(np.asarray(texts, np.int32))
+        x = scaled_embeddings(config, jnp.asarray(checkpoint.read_embeddings(np.asarray(texts, np.int32))))
+        self._x: Float32[Array, "B2 T D"] = jnp.concatenate([x, x])  # of both models
 
     def quantize(self, tensor: StoredTensor) -> Int4Matrix:
         """Returns a matrix of the current layer, or of one behind it, which becomes the current one."""
@@ -239,11 +236,6 @@ class Calibration:
             self._layer += 1
             self._run_layer()
         return Int4Matrix(*(part[rows] for part in self._quantized[tuple(path)]))
-
-    def _embed(self, tokens: HostArray) -> Float32[Array, "B2 T D"]:
-        """Returns the first layer's inputs, for both models."""
-        x = scaled_embeddings(self._config, jnp.asarray(self._checkpoint.read_embeddings(tokens)))
-        return jnp.concatenate([x, x])
 
     def _run_layer(self) -> None:
         """Runs the current layer in both models, and quantises its matrices on the way."""

@@ -340,6 +340,15 @@ def words_of(values: HostArray) -> HostArray:
     return words
 
 
+def fill_rows(into: HostArray | QuantizedMatrix, rows: slice, piece: HostArray) -> None:
+    """Writes rows of numbers into an array, or quantised into a matrix."""
+    if isinstance(into, np.ndarray):
+        into[rows] = piece
+        return
+    for part, quantized in zip(into, into.quantize(piece), strict=True):
+        part[rows] = quantized
+
+
 def read_matrix(spec: TensorSpec, tensors: Tensors, into: QuantizedMatrix) -> None:
     """Reads a matrix, several rows at a time, and quantises it if it is not stored so.
 
@@ -355,8 +364,7 @@ def read_matrix(spec: TensorSpec, tensors: Tensors, into: QuantizedMatrix) -> No
     stored = tensors[spec.packed_name if is_packed else spec.name]
     if stored.dtype.kind != "i":
         for rows, piece in stored.pieces():
-            for part, quantized in zip(into, into.quantize(piece), strict=True):
-                part[rows] = quantized
+            fill_rows(into, rows, piece)
         return
     for rows, piece in stored.pieces():
         into.values[rows] = _values_of(piece, into) if is_packed else piece

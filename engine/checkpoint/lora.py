@@ -212,14 +212,12 @@ def _ranks(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _patterns(fields: Mapping[str, Any], name: str) -> list[tuple[str, Any]]:
-    patterns = fields.get(name) or {}
-    if not isinstance(patterns, Mapping):
-        raise CheckpointError(f"{name} must be an object, got {patterns!r}")
-    for pattern in patterns:
-        try:
+    try:
+        patterns = dict(fields.get(name) or {})
+        for pattern in patterns:
             re.compile(pattern)
-        except re.error as error:
-            raise CheckpointError(f"{name}: {pattern!r} is no regular expression ({error})") from None
+    except (TypeError, ValueError, re.error) as error:
+        raise CheckpointError(f"{name} must be an object with regular expressions as names ({error})") from None
     return list(patterns.items())
 
 

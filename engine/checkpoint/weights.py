@@ -20,7 +20,7 @@ from ..types.config import MeshShape
 from ..types.errors import CheckpointError
 from ..types.host_memory import HostArray
 from .format import StoredTensor, Tensors
-from .layout import EMBEDDING, TensorSpec, checkpoint_layout, read_matrix, stored_specs
+from .layout import EMBEDDING, TensorSpec, checkpoint_layout, fill_rows, read_matrix, stored_specs
 
 type AbstractParam = jax.ShapeDtypeStruct | QuantizedMatrix
 """Shape and dtype of a parameter."""
@@ -196,15 +196,9 @@ def random_params(abstract: Params, seed: int, progress: Progress | None = None,
     def draw(path: ParamPath, leaf: AbstractParam) -> HostParam:
         rng = np.random.default_rng([seed, zlib.crc32("/".join(map(str, path)).encode())])
         name = str(path[-1])
-        if is_quantized(leaf):
-            matrix = type(leaf)(*map(_empty, leaf))
-            for rows, piece in _draw(name, leaf.shape, rng):
-                for part, quantized in zip(matrix, leaf.quantize(piece), strict=True):
-                    part[rows] = quantized
-            return matrix
-        drawn = _empty(leaf)
+        drawn = type(leaf)(*map(_empty, leaf)) if is_quantized(leaf) else _empty(leaf)
         for rows, piece in _draw(name, leaf.shape, rng):
-            drawn[rows] = piece
+            fill_rows(drawn, rows, piece)
         return drawn
 
     return _place(abstract, draw, progress, put)

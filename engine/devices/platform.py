@@ -190,17 +190,6 @@ def gpu_platform(capability: tuple[int, int], sizes: GpuSizes) -> Platform:
     )
 
 
-def gpu_warning(kind: str, capability: tuple[int, int]) -> str | None:
-    """Returns what XLA's kernels cost on a GPU that has no others; None if it has."""
-    if capability >= MIN_CAPABILITY:
-        return None
-    least = ".".join(map(str, MIN_CAPABILITY))
-    return (
-        f"{kind} is no NVIDIA GPU of compute capability {least} or above, so XLA computes in the place of kernels: a "
-        "prefill then launches more than 50 kernels for every token, and long prompts take many times longer"
-    )
-
-
 def gpu_capability(device: jax.Device) -> tuple[int, int]:
     """Returns the compute capability of a GPU; (0, 0) if it is not NVIDIA's."""
     major, _, minor = str(getattr(device, "compute_capability", "")).partition(".")
@@ -235,8 +224,13 @@ def _platform(shards: MeshShape) -> Platform:
         case _:
             device = jax.local_devices()[0]
             capability = gpu_capability(device)
-            if warning := gpu_warning(device.device_kind, capability):
-                _logger.warning("%s", warning)
+            if capability < MIN_CAPABILITY:
+                _logger.warning(
+                    "%s is no NVIDIA GPU of compute capability %d.%d or above, so it has no kernels: XLA launches more than "
+                    "50 for every token of a prompt, and long prompts take many times longer",
+                    device.device_kind,
+                    *MIN_CAPABILITY,
+                )
             return gpu_platform(capability, gpu_sizes(device))
 
 

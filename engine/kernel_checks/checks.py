@@ -28,7 +28,11 @@ _LEAST: Final = {"float32": 1e-5, "bfloat16": 2**-9}
 MAX_ROWS: Final = 128
 """Maximum rows of a step or of the sampler."""
 
-_STEPS: Final[Mapping[str, tuple[str, ...]]] = {"recurrent_step": ("decode",), "recurrent_chunk": ("prefill",)}
+_STEPS: Final[Mapping[str, tuple[str, ...]]] = {
+    "recurrent_step": ("decode",),
+    "recurrent_chunk": ("prefill",),
+    "rg_lru": ("prefill",),
+}
 """Steps that use a kernel, if they are only part of its op's steps."""
 
 _NUMBERS: Final[Mapping[str, tuple[bool, ...]]] = {
@@ -157,8 +161,8 @@ class _Checks:
             return []
         own = {each.op for each in self.platform.kernels.kernels if kernel in each.names}
         layers = (None, *self._model.block_types)
-        found = [op for op in OPS if (op.name in own or kernel == "xla") and step in op.steps and op.layer in layers]
-        return [op for op in found if op.has_int8 or not self._is_int8]
+        found = [op for op in OPS if step in op.steps and op.layer in layers and (op.has_int8 or not self._is_int8)]
+        return [op for op in found if kernel == "xla" or not own.isdisjoint((op.name, op.part))]
 
     def check(self, kernel: str, shape: StepShape) -> KernelCheck:
         """Runs a kernel's ops: twice, and once with NaN where nothing may be read."""

@@ -18,7 +18,6 @@ from ...kernels import XLA, Backend
 from ...kernels.matrices import Int8Matrix, Matrix
 from ...kernels.products import argmax, gated_mlp, logits, product
 from ...kernels.recurrent_block import RecurrentWeights, recurrent_block
-from ...kernels.recurrent_block.xla import log_decay_of, rg_lru
 from ...kernels.rms_norm import add_rms_norm, rms_norm
 from ...kernels.window_attention import (
     Int8Vectors,
@@ -171,6 +170,7 @@ class Op(NamedTuple):
       steps: Steps in which it is computed.
       layer: Kind of the layers that have it; None for all models.
       has_int8: Whether it has matrices or windows, which may be in int8.
+      part: Name of an op that it dispatches itself.
     """
 
     name: str
@@ -179,6 +179,7 @@ class Op(NamedTuple):
     steps: tuple[str, ...] = _BOTH
     layer: str | None = None
     has_int8: bool = False
+    part: str = ""
 
 
 def _draw_product(draw: Draw) -> Drawn:
@@ -245,19 +246,6 @@ def _block(on: Platform, weights: RecurrentWeights, xy: Array, conv: Array, h: A
     return Results({"mixed": mixed}, {name: x for name, x in states.items() if x is not None})
 
 
-def _draw_scan(draw: Draw) -> Drawn:
-    width = draw.model.lru_width
-    gates = (draw.activations(width, dtype=np.float32) for _ in range(3))
-    return (draw.normal(width),), (*gates, draw.state(draw.shape.rows, width), draw.positions)
-
-
-def _scan(
-    on: Platform, a_param: Array, x: Array, input_gate: Array, gate: Array, h: Array, positions: Array
-) -> Results:
-    y, last = rg_lru(x, input_gate, gate, log_decay_of(a_param), h, positions, on.kernels)
-    return Results({"y": y}, {"last": last})
-
-
 def _draw_attention(draw: Draw) -> Drawn:
     model, rows = draw.model, draw.shape.rows
     heads = (model.num_key_heads,) if model.num_key_heads > 1 else ()
@@ -322,8 +310,7 @@ OPS: Final = (
     Op("gated_mlp", _draw_mlp, _mlp, has_int8=True),
     Op("logits", _draw_logits, _logits, has_int8=True),
     Op("rms_norm", _draw_norm, _norm),
-    Op("recurrent_block", _draw_block, _block, layer="recurrent"),
-    Op("rg_lru", _draw_scan, _scan, steps=("prefill",), layer="recurrent"),
+    Op("recurrent_block", _draw_block, _block, layer="recurrent", part="rg_lru"),
     Op("decode_attention", _draw_attention, _decode, steps=("decode",), layer="attention", has_int8=True),
     Op("prefill_attention", _draw_attention, _prefill, steps=("prefill",), layer="attention", has_int8=True),
 )

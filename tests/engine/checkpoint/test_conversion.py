@@ -3,7 +3,6 @@
 import itertools
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -142,18 +141,6 @@ def test_what_is_there_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "it").mkdir()
     assert "is there already" in refusal(open_model(HF), tmp_path / "it")
     assert not list((tmp_path / "it").iterdir())
-
-
-@pytest.fixture
-def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    usage = type(shutil.disk_usage("/"))
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**6, 10**6 - 1000, 1000))
-    return
-
-
-@pytest.mark.usefixtures("full_disk")
-def test_a_full_disk_is_told_before(tmp_path: Path) -> None:
-    assert "takes 636.6 KiB, but only 1,000 B are free there" in refusal(open_model(HF), tmp_path / "it")
 
 
 def test_a_disk_that_lies_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,8 +166,8 @@ def test_a_merged_adapter_makes_another_model(tmp_path: Path) -> None:
         ),
         ({"r": 0}, "r must be a whole number of at least 1, got 0"),
         ({"lora_alpha": None}, "lora_alpha must be a number, got None"),
-        ({"rank_pattern": [1]}, r"rank_pattern must be an object, got \[1\]"),
-        ({"alpha_pattern": {"(": 1}}, "alpha_pattern: '\\(' is no regular expression"),
+        ({"rank_pattern": [1]}, "rank_pattern must be an object with regular expressions"),
+        ({"alpha_pattern": {"(": 1}}, "alpha_pattern must be an object with regular expressions"),
         ({"r": 5}, r"lora_A.weight has shape \[4, 64\], but rank 5 and this model ask for \[5, 64\]"),
     ],
 )
