@@ -226,8 +226,8 @@ def _platform(shards: MeshShape) -> Platform:
             capability = gpu_capability(device)
             if capability < MIN_CAPABILITY:
                 _logger.warning(
-                    "%s is no NVIDIA GPU of compute capability %d.%d or above, so it has no kernels: XLA launches more than "
-                    "50 for every token of a prompt, and long prompts take many times longer",
+                    "%s is no NVIDIA GPU of compute capability %d.%d or above. Without kernels for it, XLA launches "
+                    "more than 50 for every token of a prompt, and long prompts take many times longer",
                     device.device_kind,
                     *MIN_CAPABILITY,
                 )

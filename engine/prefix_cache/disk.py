@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -131,13 +132,16 @@ class DiskTier:
 
     def find(self, key: PrefixKey, above: int) -> Snapshot | None:
         """Returns the longest snapshot with more than `above` tokens: at the key's end, or at a block boundary."""
-        if len(key) > above and (whole := self._read_end(key)) is not None:
-            return whole
-        missing: set[int] = set()
-        for block in self._blocks(key, above):
-            if (found := self._read_boundary(key, block, missing)) is not None:
-                return found
-        return None
+        if len(key) > above and (end := self._read_snapshot(key, "end", len(key))) is not None:
+            return end
+
+        @cache
+        def has_window(block: int) -> bool:
+            return self._folder.exists(_name(key, "window", block * PREFILL_BLOCK))
+
+        whole = (each for each in self._boundaries(key, above) if all(map(has_window, self._window_blocks(each))))
+        found = (self._read_snapshot(key, "state", length) for length in whole)
+        return next((snapshot for snapshot in found if snapshot is not None), None)
 
     def store(self, key: PrefixKey, snapshots: Sequence[Snapshot]) -> None:
         """Writes snapshots on another thread, unless too many are already waiting."""
@@ -161,8 +165,8 @@ class DiskTier:
             self._report_error(self._folder.root, error)
         done(found)
 
-    def _blocks(self, key: PrefixKey, above: int) -> Iterator[int]:
-        """Yields the block boundaries whose files exist, last one first."""
+    def _boundaries(self, key: PrefixKey, above: int) -> Iterator[int]:
+        """Yields the lengths of prefixes up to a block boundary whose states exist, longest first."""
         first, last = above // PREFILL_BLOCK + 1, (len(key) - 1) // PREFILL_BLOCK
         for span in range((last - 1) // _SPAN, (first - 1) // _SPAN - 1, -1) if first <= last else ():
             start = span * _SPAN
@@ -170,44 +174,24 @@ class DiskTier:
                 continue
             for block in range(min(last, start + _SPAN), max(first, start + 1) - 1, -1):
                 if self._folder.exists(_name(key, "state", block * PREFILL_BLOCK)):
-                    yield block
+                    yield block * PREFILL_BLOCK
 
-    def _read_end(self, key: PrefixKey) -> Snapshot | None:
-        length = len(key)
-        if (end := self._read(key, "end", length)) is None or (window := self._read_window(key, length)) is None:
+    def _window_blocks(self, length: int) -> range:
+        """Returns the whole blocks of a window, each by the number of blocks up to its end."""
+        return range(first_block(length, self._formats.window) + 1, length // PREFILL_BLOCK + 1)
+
+    def _read_snapshot(self, key: PrefixKey, kind: str, length: int) -> Snapshot | None:
+        """Returns the snapshot of a "state" at a block boundary, or of an "end"; None if a file is missing."""
+        if (own := self._read(key, kind, length)) is None:
             return None
-        self._touch_span(key, length)
-        blocks = (*window, end["window"]) if length % PREFILL_BLOCK else tuple(window)
-        return Snapshot(length, self._formats.recurrent_of(end), blocks, end["hidden"])
-
-    def _read_boundary(self, key: PrefixKey, block: int, missing: set[int]) -> Snapshot | None:
-        """Returns the snapshot at a block boundary, or None if a file is missing.
-
-        Args:
-          missing: Blocks whose window is known to be missing; more are added.
-        """
-        length = block * PREFILL_BLOCK
-        needed = range(first_block(length, self._formats.window) + 1, block + 1)
-        for other in needed:
-            if other not in missing and not self._folder.exists(_name(key, "window", other * PREFILL_BLOCK)):
-                missing.add(other)
-        if not missing.isdisjoint(needed) or (state := self._read(key, "state", length)) is None:
-            return None
-        if (window := self._read_window(key, length, missing)) is None:
-            return None
-        self._touch_span(key, length)
-        return Snapshot(length, self._formats.recurrent_of(state), tuple(window))
-
-    def _read_window(self, key: PrefixKey, length: int, missing: set[int] | None = None) -> list[HostArray] | None:
-        """Returns the whole blocks of a window, or None if a block is missing."""
-        blocks = []
-        for block in range(first_block(length, self._formats.window) + 1, length // PREFILL_BLOCK + 1):
-            if (found := self._read(key, "window", block * PREFILL_BLOCK)) is None:
-                if missing is not None:
-                    missing.add(block)
+        files = []
+        for block in self._window_blocks(length):
+            if (file := self._read(key, "window", block * PREFILL_BLOCK)) is None:
                 return None
-            blocks.append(found["window"])
-        return blocks
+            files.append(file)
+        self._touch_span(key, length)
+        window = tuple(file["window"] for file in (*files, own) if "window" in file)
+        return Snapshot(length, self._formats.recurrent_of(own), window, own.get("hidden"))
 
     def _read(self, key: PrefixKey, kind: str, length: int) -> dict[str, HostArray] | None:
         """Returns a file's arrays; None if the file is missing or not valid."""
