@@ -43,8 +43,7 @@ def before_sum(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
     XLA for CPUs adds in an order that depends on the ops fused into a sum, and these depend on the number of rows.
     """
-    computed: Array = jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
-    return computed
+    return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
 
 
 def product_precision(dtype: jnp.dtype) -> jax.lax.Precision | None:

@@ -55,8 +55,7 @@ class Backend:
           *arguments: Arguments of every implementation. A kernel looks at their types, shapes and dtypes, in tracing.
         """
         kernel = next((each for each in self.kernels if each.op == op and each.takes(*arguments)), None)
-        result: Result = xla(*arguments) if kernel is None else kernel.run(*arguments)
-        return result
+        return xla(*arguments) if kernel is None else kernel.run(*arguments)
 
     @property
     def packs_weights(self) -> bool:

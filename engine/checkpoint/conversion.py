@@ -254,8 +254,7 @@ class Calibration:
         self._x, *_ = run(self._x, state, positions, _BLOCK)
 
     def _read(self, path: ParamPath, like: Any) -> HostArray:
-        array: HostArray = self._checkpoint.read(("blocks", self._layer, *path), like)  # type: ignore[assignment]
-        return array
+        return self._checkpoint.read(("blocks", self._layer, *path), like)  # type: ignore[return-value]
 
     def _product(
         self, x: Float32[Array, "R I"], weight: Float32[Array, "O I"], bias: Float32[Array, " O"] | None, dtype: Any

@@ -336,8 +336,7 @@ def stored_specs(spec: TensorSpec, config: ModelConfig, tensors: Tensors) -> lis
 def words_of(values: HostArray) -> HostArray:
     """Returns the packed words of rows of an `Int8Matrix` or `Int4Matrix`, given its values."""
     unsigned = values if values.dtype == np.uint8 else values.view(np.uint8) ^ _SIGN
-    words: HostArray = np.ascontiguousarray(unsigned).view("<i4")
-    return words
+    return np.ascontiguousarray(unsigned).view("<i4")
 
 
 def fill_rows(into: HostArray | QuantizedMatrix, rows: slice, piece: HostArray) -> None:

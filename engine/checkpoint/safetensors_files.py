@@ -74,8 +74,7 @@ def _stored(file: Path, handle: Any, name: str) -> StoredTensor:
 
     def open_tensor() -> ReadRows:
         def read(wanted: slice) -> HostArray:
-            array: HostArray = rows[wanted]
-            return array
+            return rows[wanted]
 
         return read
 

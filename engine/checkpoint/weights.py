@@ -262,8 +262,7 @@ def _empty(like: Any) -> HostArray:
     num_bytes = math.prod(like.shape) * like.dtype.itemsize
     memory = np.empty(num_bytes + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
-    array: HostArray = memory[start : start + num_bytes].view(like.dtype).reshape(like.shape)
-    return array
+    return memory[start : start + num_bytes].view(like.dtype).reshape(like.shape)
 
 
 _ALIGNMENT: Final = 64

@@ -295,8 +295,7 @@ def _written(rings: Any, new: Any, positions: Array) -> dict[str, Array]:
 
 
 def _values(vectors: Vectors) -> Array:
-    values: Array = vectors.values if isinstance(vectors, Int8Vectors) else vectors
-    return values
+    return vectors.values if isinstance(vectors, Int8Vectors) else vectors
 
 
 def _dequantized(vectors: Vectors) -> Array:

@@ -438,8 +438,7 @@ def pack(
         "signed": "no" if key is None else "hmac-sha256",
     }
     whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}  # safetensors ignores strides
-    data: bytes = safetensors.numpy.save(whole, metadata={**facts, "digest": _digest(whole, facts, key)})
-    return data
+    return safetensors.numpy.save(whole, metadata={**facts, "digest": _digest(whole, facts, key)})
 
 
 def unpack(

@@ -69,8 +69,7 @@ def _best_scales(groups: Numbers, weights: Numbers) -> Numbers:
 
 def _factor(moments: Numbers) -> Numbers:
     """Returns the upper Cholesky factor of the inverse: its rows say how later weights make up for an error."""
-    factor: Numbers = np.linalg.cholesky(np.linalg.inv(moments.astype(np.float64))).T.astype(np.float32)
-    return factor
+    return np.linalg.cholesky(np.linalg.inv(moments.astype(np.float64))).T.astype(np.float32)
 
 
 def _compensated(weights: Numbers, scales: Numbers, factor: Numbers) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -105,8 +105,7 @@ class Int4Matrix(NamedTuple):
     def rows(self, rows: Int32[Array, "*shape"]) -> Float32[Array, "*shape I"]:
         """Returns some rows in float32."""
         values, scale = unpack_nibbles(self.values[rows]), self.scale[rows].astype(jnp.float32)
-        wide: Array = (values.reshape(*scale.shape, -1) * scale[..., None]).reshape(values.shape)
-        return wide
+        return (values.reshape(*scale.shape, -1) * scale[..., None]).reshape(values.shape)
 
 
 def takes_inputs(inputs: int) -> bool:
@@ -173,5 +172,4 @@ def _extremes(groups: Groups) -> Groups:
 
 def _dots(one: Groups, other: Groups) -> Groups:
     """Returns the dot product of each pair of groups, added in an order that depends on their size alone."""
-    sums: Groups = np.einsum("ng,ng->n", one, other)
-    return sums
+    return np.einsum("ng,ng->n", one, other)

@@ -33,14 +33,12 @@ class Int8Matrix(NamedTuple):
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the matrix."""
-        shape: tuple[int, ...] = self.values.shape
-        return shape
+        return self.values.shape
 
     @property
     def dtype(self) -> jnp.dtype:
         """Dtype of the values."""
-        kind: jnp.dtype = self.values.dtype
-        return kind
+        return self.values.dtype
 
     @classmethod
     def zeros(cls, outputs: int, inputs: int) -> "Int8Matrix":
@@ -58,8 +56,7 @@ class Int8Matrix(NamedTuple):
 
     def rows(self, rows: Int32[Array, "*shape"]) -> Float32[Array, "*shape I"]:
         """Returns some rows in float32."""
-        wide: Array = self.values[rows].astype(jnp.float32) * self.scale[rows][..., None]
-        return wide
+        return self.values[rows].astype(jnp.float32) * self.scale[rows][..., None]
 
 
 def quantized_dot(x: Float[Array, "R I"], weight: Int8Matrix) -> Float32[Array, "R O"]:

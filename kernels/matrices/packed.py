@@ -38,8 +38,7 @@ class PackedMatrix(NamedTuple):
     @property
     def num_strips(self) -> int:
         """Number of strips of 16 rows."""
-        count: int = self.values.shape[0]
-        return count
+        return self.values.shape[0]
 
     def rows(self, rows: Int32[Array, "*shape"]) -> Float[Array, "*shape I"]:
         """Returns some rows, in float32 if the matrix is quantised."""
@@ -47,8 +46,7 @@ class PackedMatrix(NamedTuple):
         values: Array = self.values[strips, :, places].reshape(*rows.shape, -1)
         if self.scale is None:
             return values
-        wide: Array = (values.astype(jnp.float32) - 128.0) * self.scale[rows][..., None]
-        return wide
+        return (values.astype(jnp.float32) - 128.0) * self.scale[rows][..., None]
 
 
 class PackedInt4Matrix(NamedTuple):

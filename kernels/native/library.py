@@ -139,5 +139,4 @@ def in_pairs(products: Products | None) -> bool:
 
 def call(name: str, shape: tuple[int, ...], dtype: jnp.dtype, *inputs: Array, **attributes: bool | np.float32) -> Array:
     """Returns the array of this shape and dtype that a custom call computes from its inputs."""
-    result: Array = jax.ffi.ffi_call(name, jax.ShapeDtypeStruct(shape, dtype))(*inputs, **attributes)
-    return result
+    return jax.ffi.ffi_call(name, jax.ShapeDtypeStruct(shape, dtype))(*inputs, **attributes)

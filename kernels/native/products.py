@@ -172,8 +172,7 @@ def logits(
     """
     shape = (x.shape[0], values.shape[0] * STRIP_OUTPUTS)
     result = jax.ShapeDtypeStruct(shape, jnp.float32)
-    y: Array = _output_layer("logits", result, x, values, scale, cap, products)
-    return y
+    return _output_layer("logits", result, x, values, scale, cap, products)
 
 
 def argmax(

@@ -41,11 +41,6 @@ def fills_registers(*shapes: tuple[int, ...]) -> bool:
     return all(size % 128 == 0 for shape in shapes for size in shape)
 
 
-def int8_shape_is_left_to_xla(backend: Backend, shape: tuple[int, ...]) -> bool:
-    """Returns whether XLA multiplies int8 matrices of this shape although the backend has a kernel for others."""
-    return "int8_product" in backend.names and not fills_registers(shape)
-
-
 def product_xla(
     x: Float[Array, "R I"],
     weight: Float[Array, "O I"] | QuantizedMatrix,

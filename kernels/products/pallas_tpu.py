@@ -103,7 +103,7 @@ def _walk(
     block = block_of_rows(rows, row_bytes, tile_bytes)
     blocks, block_bytes = pl.cdiv(rows, block), block * row_bytes + tile_bytes
     weights = {id(each.array): each.array.nbytes for each in streamed}
-    y: Array = pl.pallas_call(
+    return pl.pallas_call(
         kernel,
         out_shape=out,
         grid=(blocks, steps),
@@ -124,7 +124,6 @@ def _walk(
         interpret=interpret,
         name=name,
     )(x, *(each.array for each in streamed))
-    return y
 
 
 def block_of_rows(rows: int, row_bytes: int, tile_bytes: int) -> int:
@@ -434,8 +433,7 @@ def _products(x: Any, quantized: Sequence[Any], weight: Any, scale: Any) -> Floa
 def _scaled_dot(x: Any, weight: Any, row_scale: Any, scale: Any) -> Float32[Array, "R O"]:
     """Returns (x * row_scale) · (weight * scale)ᵀ, summed in int32."""
     sums = jax.lax.dot_general(x[...], weight[...], (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)
-    product: Array = sums.astype(jnp.float32) * (row_scale[...] * scale[...])
-    return product
+    return sums.astype(jnp.float32) * (row_scale[...] * scale[...])
 
 
 def _quantized_block(rows: int, width: int) -> list[Any]:
@@ -483,8 +481,7 @@ def _take_scales(largest: Any, row_scale: Any) -> Array:
     bits = jnp.maximum(jnp.max(largest[...], axis=1, keepdims=True), _FLOOR_BITS)
     top = jax.lax.bitcast_convert_type(bits, jnp.float32)
     row_scale[...] = top * INT8_STEP
-    factor: Array = INT8_LARGEST / top
-    return factor
+    return INT8_LARGEST / top
 
 
 def _rounded(x: Array, factor: Array) -> Int8[Array, "R I"]:

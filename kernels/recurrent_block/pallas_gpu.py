@@ -122,8 +122,7 @@ def _step_kernel(
 
     def load(ref: Any, count: Any) -> Array:
         mask = jnp.broadcast_to(exists[:, None], (ROWS, count))
-        loaded: Array = plgpu.load(ref, mask=mask, other=0.0)
-        return loaded
+        return plgpu.load(ref, mask=mask, other=0.0)
 
     def projected(channels: pl.Slice) -> Float[Array, "R C"]:
         return load(xy.at[tokens, channels], channels.size).astype(conv.dtype)
@@ -137,8 +136,7 @@ def _step_kernel(
         for s in range(1, taps):
             tap = load(conv.at[jnp.int32(taps - 1 - s), slots, channels], count).astype(jnp.float32)
             c += jnp.where((position >= s)[:, None], tap * conv_weight[taps - 1 - s, channels], 0.0)
-        convolution: Array = c + conv_bias[channels]
-        return convolution
+        return c + conv_bias[channels]
 
     inner = INNER_BYTES // gate_weight.dtype.itemsize
     for start in range(0, size, COLUMNS):
@@ -174,8 +172,7 @@ def _step_kernel(
 
 def _dot(inputs: Float[Array, "R I"], weights: Float[Array, "I C"]) -> Float32[Array, "R C"]:
     precision = product_precision(weights.dtype)
-    product: Array = jnp.dot(inputs, weights, preferred_element_type=jnp.float32, precision=precision)
-    return product
+    return jnp.dot(inputs, weights, preferred_element_type=jnp.float32, precision=precision)
 
 
 def rg_lru_gpu(

@@ -280,8 +280,7 @@ def _chunk_kernel(
         at = pl.ds(pl.multiple_of(i * _TILE, _TILE), _TILE)
         solved = decay[at] * h + state[at]
         state[at] = solved
-        ending: Array = solved[_TILE - 1 :]
-        return ending
+        return solved[_TILE - 1 :]
 
     last[0] = jax.lax.fori_loop(0, block // _TILE, tile, last[0], unroll=True)
     for i in range(block // every):

@@ -38,8 +38,7 @@ class RecurrentWeights(NamedTuple):
     @property
     def gate_block(self) -> int:
         """Number of channels of a gate block."""
-        size: int = self.gate_bias.shape[1] // 2
-        return size
+        return self.gate_bias.shape[1] // 2
 
 
 class RecurrentInputs(NamedTuple):

@@ -109,7 +109,7 @@ def _call(
     rows, width, numbers = inputs.uniform.shape[0], logits.shape[1], _numbers(inputs)
     vectors = (logits, jnp.stack([*numbers.values()], axis=1), *masks)
     result = pl.BlockSpec((ROWS, 1), lambda block, _: (block, 0))
-    chosen: tuple[Array, Array] = pl.pallas_call(
+    return pl.pallas_call(
         partial(_kernel, tuple(numbers)),
         out_shape=(jax.ShapeDtypeStruct((rows, 1), jnp.int32), jax.ShapeDtypeStruct((rows, 1), jnp.float32)),
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -129,7 +129,6 @@ def _call(
         interpret=interpret,
         name="sample",
     )(_needs(inputs), *vectors, lists)
-    return chosen
 
 
 def _with_rows(x: Array, rows: int) -> Array:
@@ -188,10 +187,9 @@ def _lane_masks(words: UInt32[Array, "R W"], rows: Bool[Array, " R"], vocab: int
     """Returns lane masks of some rows, and neutral words of the others."""
     shape = jax.eval_shape(lambda: lane_masks(words, vocab)).shape
     unused = jnp.full(shape, neutral, jnp.uint32)
-    masks: Array = jax.lax.cond(
+    return jax.lax.cond(
         jnp.any(rows), lambda: jnp.where(rows[:, None], lane_masks(words, vocab), unused), lambda: unused
     )
-    return masks
 
 
 def _kernel(
@@ -201,13 +199,11 @@ def _kernel(
     index = pl.program_id(0)  # the interpreter knows it outside conditions only
 
     def need(work: _Need) -> Array:
-        is_needed: Array = needs[index, work] > 0
-        return is_needed
+        return needs[index, work] > 0
 
     def column(name: str) -> Column:
         place = names.index(name)
-        own: Array = numbers[:, place : place + 1]
-        return own
+        return numbers[:, place : place + 1]
 
     rows = Tiles(block)
 

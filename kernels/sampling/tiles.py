@@ -121,8 +121,7 @@ class Tiles:
         return num_chunks(int(self.ref.shape[1]))
 
     def __getitem__(self, place: Place) -> Array:
-        value: Array = self._chunk(place)[:, _lanes_of(place.offset)]
-        return value
+        return self._chunk(place)[:, _lanes_of(place.offset)]
 
     def __setitem__(self, place: Place, value: Array) -> None:
         self._chunk(place)[:, _lanes_of(place.offset)] = value
@@ -354,8 +353,7 @@ def copy_and_summarize(source: Tiles, target: Tiles) -> tuple[Tile, Tile]:
         return jnp.maximum(a[0], b[0]), a[1] + b[1]
 
     nothing = (jnp.full((ROWS, LANES), -jnp.inf, jnp.float32), jnp.zeros((ROWS, LANES), jnp.float32))
-    summary: tuple[Tile, Tile] = source.reduce(copy, combine, nothing)
-    return summary
+    return source.reduce(copy, combine, nothing)
 
 
 def weigh(logits: Tiles, best: Column, temperature: Column) -> Column:
@@ -566,8 +564,7 @@ def _threshold(
 
     def step(_: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
         any_open = jnp.max(state[-1]) > 0
-        halved: tuple[Array, ...] = jax.lax.cond(any_open, halve, lambda state: state, state)
-        return halved
+        return jax.lax.cond(any_open, halve, lambda state: state, state)
 
     high = jnp.where(rows, jnp.full_like(low, bounds.stop), low + 1)
     unknown, nothing = jnp.full((ROWS, 1), jnp.inf, jnp.float32), jnp.zeros((ROWS, 1), jnp.float32)
@@ -582,5 +579,4 @@ def _bits(number: float) -> int:
 
 
 def _float(bits: _Bits) -> Column:
-    number: Array = jax.lax.bitcast_convert_type(bits, jnp.float32)
-    return number
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)

@@ -75,8 +75,7 @@ def decode_with(kernel: Callable[..., Any]) -> Callable[..., tuple[Array, Rings]
     """Returns an implementation of `decode_attention` that calls a kernel, which returns outputs and rings."""
 
     def decode(q: Array, k: Vectors, v: Vectors, rings: Rings, positions: Array) -> tuple[Array, Rings]:
-        decoded: tuple[Array, Rings] = kernel(q, k, v, *rings, positions)
-        return decoded
+        return kernel(q, k, v, *rings, positions)
 
     return decode
 

@@ -145,8 +145,7 @@ def _decode_kernel(
 def _load_rows(ref: Any, start: Array, wanted: Bool[Array, " K"], size: int) -> Float[Array, "K D"]:
     """Loads rows of `[*, D]` from `start` on, with zeros for unwanted rows and behind the first `size` columns."""
     inside = wanted[:, None] & (jnp.arange(ref.shape[1]) < size)[None]
-    loaded: Array = plgpu.load(ref.at[pl.ds(start, wanted.shape[0]), :], mask=inside, other=0.0)
-    return loaded
+    return plgpu.load(ref.at[pl.ds(start, wanted.shape[0]), :], mask=inside, other=0.0)
 
 
 def _store_rows(ref: Any, value: Float[Array, "K D"], rows: Any, size: int) -> None:

@@ -35,14 +35,12 @@ class Int8Vectors(NamedTuple):
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the vectors."""
-        shape: tuple[int, ...] = self.values.shape
-        return shape
+        return self.values.shape
 
     @property
     def dtype(self) -> jnp.dtype:
         """Dtype of the vectors' elements."""
-        kind: jnp.dtype = self.values.dtype
-        return kind
+        return self.values.dtype
 
 
 type Vectors = Float[Array, "..."] | Int8Vectors
@@ -131,14 +129,12 @@ def filled_ends(window: int, first: int) -> tuple[int, ...]:
 
 def slice_ring(ring: Vectors, start: int, stop: int) -> Vectors:
     """Returns the rows of a ring from `start` to `stop`."""
-    sliced: Vectors = map_tokens(lambda axis, x: jax.lax.slice_in_dim(x, start, stop, axis=axis), ring)
-    return sliced
+    return map_tokens(lambda axis, x: jax.lax.slice_in_dim(x, start, stop, axis=axis), ring)
 
 
 def concatenate_rings(first: Vectors, *others: Vectors) -> Vectors:
     """Returns rings of the same rows one behind the other."""
-    joined: Vectors = map_tokens(lambda axis, *parts: jnp.concatenate(parts, axis=axis), first, *others)
-    return joined
+    return map_tokens(lambda axis, *parts: jnp.concatenate(parts, axis=axis), first, *others)
 
 
 def write_ring(
@@ -191,8 +187,7 @@ def put_tokens(vectors: Vectors, new: Vectors, at: Int32[Array, ""]) -> Vectors:
     def put(axis: int, vectors: Array, new: Array) -> Array:
         return jax.lax.dynamic_update_slice_in_dim(vectors, new, at, axis)
 
-    replaced: Vectors = map_tokens(put, vectors, new)
-    return replaced
+    return map_tokens(put, vectors, new)
 
 
 def in_order(ring: Vectors, new: Vectors, start: Int32[Array, " B"], multiple: int) -> Any:
@@ -217,24 +212,21 @@ def pad_rows(x: Array, multiple: int, axis: int = 1) -> Array:
 
 def num_key_heads(ring: Vectors) -> int:
     """Returns the number of key heads of rings `[P, W, d]` or `[P, G, W, d]`."""
-    count: int = ring.shape[1] if len(ring.shape) == 4 else 1
-    return count
+    return ring.shape[1] if len(ring.shape) == 4 else 1
 
 
 def heads_as_rows[Tree](tree: Tree, heads: int) -> Tree:
     """Merges the axes of rows and of key heads in all arrays."""
     if heads == 1:
         return tree
-    merged: Tree = jax.tree.map(lambda x: x.reshape(x.shape[0] * heads, *x.shape[2:]), tree)
-    return merged
+    return jax.tree.map(lambda x: x.reshape(x.shape[0] * heads, *x.shape[2:]), tree)
 
 
 def rows_as_heads[Tree](tree: Tree, heads: int) -> Tree:
     """Splits the rows of all arrays into rows and key heads, the inverse of `heads_as_rows`."""
     if heads == 1:
         return tree
-    split: Tree = jax.tree.map(lambda x: x.reshape(x.shape[0] // heads, heads, *x.shape[1:]), tree)
-    return split
+    return jax.tree.map(lambda x: x.reshape(x.shape[0] // heads, heads, *x.shape[1:]), tree)
 
 
 def for_each_head(positions: Shaped[Array, "B ..."], heads: int) -> Shaped[Array, "BG ..."]:

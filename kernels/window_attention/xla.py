@@ -153,8 +153,7 @@ def prefill_attention_xla(
     def attend(row: tuple[Any, ...]) -> tuple[Array, tuple[Vectors, Vectors]]:
         return _prefill_row(*jax.tree.map(lambda x: x[None], row), block=block)
 
-    attended: tuple[Array, Rings] = jax.lax.map(attend, one_by_one)
-    return attended
+    return jax.lax.map(attend, one_by_one)
 
 
 def _prefill_row(

@@ -182,8 +182,7 @@ class GroupCommit:
             self._task = asyncio.create_task(self._run())
         try:
             async with asyncio.timeout(timeout_s):
-                result: T = await write.done
-                return result
+                return await write.done
         except TimeoutError:
             late = StoreUnavailableError(f"the store's database has not committed a write within {timeout_s:g} s")
             raise write.error or late from None

@@ -137,8 +137,7 @@ class InputCheck:
         """Returns the order of a segment, and begins the next one, so that memory does not grow with the file."""
         columns = np.array(self._groups, np.uint64), np.array(self._num_tokens, np.uint64)
         self._groups, self._num_tokens = array("Q"), array("Q")
-        order: list[int] = run_order(*columns).tolist()
-        return order
+        return run_order(*columns).tolist()
 
 
 def line_error(number: int, message: str) -> ApiError:

@@ -250,8 +250,7 @@ def _referred_items(
 
 
 def _parsed(texts: Sequence[bytes]) -> list[dict[str, Any]]:
-    items: list[dict[str, Any]] = stored_json(b"[" + b",".join(texts) + b"]")
-    return items
+    return stored_json(b"[" + b",".join(texts) + b"]")
 
 
 def _parts_of(item_id: str) -> Sequence[StoredPart]:

@@ -23,5 +23,4 @@ async def save(client: HttpClient, exchange: Exchange, request_id: str | None) -
 
 async def load(client: HttpClient, exchange: Exchange, data: bytes) -> dict[str, Any]:
     """Saves the state in a file; returns the server's description of it."""
-    state: dict[str, Any] = orjson.loads((await exchange(client.post("/v1/states/import", data))).body)
-    return state
+    return orjson.loads((await exchange(client.post("/v1/states/import", data))).body)
