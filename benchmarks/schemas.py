@@ -12,7 +12,6 @@ import asyncio
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from rich.table import Table
 from roost.engine import open_model
 from roost.server.constraints.grammar_compiler import GrammarCompiler
 from roost.server.constraints.grammar_spec import GrammarError
-from roost.server.constraints.output_constraint import json_constraint
+from roost.server.constraints.output_constraint import schema_spec
 from roost.server.errors.request_errors import request_warnings
 from roost.server.text.served_model import open_tokenizer
 
@@ -32,21 +31,10 @@ async def unenforced(compiler: GrammarCompiler, schema: Mapping[str, Any]) -> li
     warnings: list[str] = []
     request_warnings.set(warnings)
     try:
-        constraint = json_constraint("", schema)
+        await compiler.compile(schema_spec("", schema))
     except GrammarError:
         return None
-    with suppress(GrammarError):
-        await compiler.compile(constraint.spec)
-        return keywords(warnings)
-    for fallback in constraint.fallbacks:
-        with suppress(GrammarError):
-            await compiler.compile(fallback.make())
-            return keywords([*warnings, *fallback.warnings])
-    return None
-
-
-def keywords(warnings: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(warning.removeprefix(": ") for warning in warnings))
+    return [warning.removeprefix(": ") for warning in warnings]
 
 
 def split_of(path: Path) -> str:

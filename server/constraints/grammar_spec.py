@@ -60,33 +60,27 @@ class GrammarSpec:
         return sys.getsizeof(self.source) + sys.getsizeof(self.schema)
 
 
-def json_spec(schema: Mapping[str, Any], *, coerce_one_of: bool = False) -> GrammarSpec:
+def json_spec(schema: Mapping[str, Any]) -> GrammarSpec:
     """Returns the language of JSON that matches a schema, with properties in the schema's order.
 
     Args:
       schema: JSON schema.
-      coerce_one_of: See `schema_text`.
 
     Raises:
       GrammarError: The schema is too large. Other errors are raised by its compilation.
     """
-    text = schema_text(schema, coerce_one_of=coerce_one_of)
+    text = schema_text(schema)
     return grammar_spec(f"start: %json {text}\n", text)
 
 
-def schema_text(schema: Mapping[str, Any], *, coerce_one_of: bool = False) -> str:
+def schema_text(schema: Mapping[str, Any]) -> str:
     """Returns a schema as source for `%json` in Lark's notation, with `JSON_STYLE`.
-
-    Args:
-      schema: JSON schema.
-      coerce_one_of: Whether a `oneOf` with overlapping branches is treated as `anyOf` instead of as an error.
 
     Raises:
       GrammarError: The schema is nested too deeply.
     """
-    guidance = {**JSON_STYLE, "coerce_one_of": True} if coerce_one_of else JSON_STYLE
     try:
-        return json.dumps({**schema, "x-guidance": guidance}, ensure_ascii=False)
+        return json.dumps({**schema, "x-guidance": JSON_STYLE}, ensure_ascii=False)
     except RecursionError:
         raise GrammarError("the schema is nested too deeply") from None
 

@@ -16,69 +16,50 @@ _ANY_ARGUMENTS: Final[Mapping[str, Any]] = {"type": "object"}
 
 
 @dataclass(frozen=True, slots=True)
-class Fallback:
-    """A wider grammar, used if the requested one cannot be compiled.
-
-    Attributes:
-      make: Returns the grammar; raises `GrammarError` if it is too large.
-      warnings: Names of the keywords that the wider grammar does not enforce.
-    """
-
-    make: Callable[[], GrammarSpec]
-    warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class OutputConstraint:
     """A grammar that the output of every choice matches.
 
     Attributes:
       param: Field of the request that requests the constraint.
-      fallbacks: Grammars to try in this order if `spec` cannot be compiled.
+      fallback: Wider grammar with arbitrary arguments of tools, used and reported if `spec` cannot be compiled.
     """
 
     param: str
     spec: GrammarSpec
-    fallbacks: tuple[Fallback, ...] = ()
+    fallback: GrammarSpec | None = None
 
     def refused(self, error: GrammarError) -> ApiError:
         """Returns the error for a constraint that cannot be compiled."""
         return _refused(self.param, error)
 
 
-def constraint(param: str, make: Callable[[], GrammarSpec | OutputConstraint]) -> OutputConstraint:
+def constraint(param: str, make: Callable[[], GrammarSpec]) -> OutputConstraint:
     """Returns the constraint that a field requests.
 
     Args:
-      make: Returns the grammar or constraint; may raise `GrammarError`.
+      make: Returns the grammar; may raise `GrammarError`.
 
     Raises:
       ApiError: The field's value cannot become a grammar.
     """
     try:
-        made = make()
+        return OutputConstraint(param, make())
     except GrammarError as error:
         raise _refused(param, error) from None
-    return made if isinstance(made, OutputConstraint) else OutputConstraint(param, made)
 
 
-def json_constraint(param: str, schema: str | Mapping[str, Any], *, is_strict: bool = False) -> OutputConstraint:
-    """Returns the constraint to JSON that matches a schema.
+def schema_spec(param: str, schema: str | Mapping[str, Any], *, is_strict: bool = False) -> GrammarSpec:
+    """Returns the language of JSON that matches a client's schema.
 
     Args:
+      param: Name of the schema in warnings.
       schema: JSON schema, as an object or as JSON text.
       is_strict: Whether a keyword that cannot be enforced is an error. Otherwise it is dropped and reported.
 
     Raises:
-      GrammarError: The schema is too large, or is strict and has keywords that cannot be enforced.
+      GrammarError: The schema is too large or has no value, or is strict and has keywords that cannot be enforced.
     """
-    prepared = _Prepared(param, _parsed(schema), is_strict=is_strict)
-    prepared.warn()
-    return _with_fallbacks(
-        param,
-        lambda rewrites, coerces: json_spec(prepared.schema(rewrites=rewrites), coerce_one_of=coerces),
-        [prepared],
-    )
+    return json_spec(_enforceable(param, _parsed(schema), is_strict=is_strict))
 
 
 def with_tools(text: OutputConstraint | None, options: ToolOptions) -> OutputConstraint | None:
@@ -96,9 +77,15 @@ def with_tools(text: OutputConstraint | None, options: ToolOptions) -> OutputCon
     if not is_forced and text is not None and text.spec.schema is None:
         raise bad_value(text.param, f"with tools, {text.param} can only request JSON")
     if is_forced:
-        return constraint("tools", lambda: _forced_calls(tools, parallel=options.parallel))
-    schema = None if text is None else text.spec.schema
-    return constraint("tools", lambda: _possible_calls(tools, schema, parallel=options.parallel))
+        return constraint("tools", lambda: calls_spec([*map(_enforceable_tool, tools)], parallel=options.parallel))
+
+    def spec(tools: Sequence[FunctionTool]) -> GrammarSpec:
+        return text_or_calls_spec(tools, None if text is None else text.spec.schema, parallel=options.parallel)
+
+    made = constraint("tools", lambda: spec([*map(_known_tool, tools)]))
+    if any(tool.strict for tool in tools):
+        return made
+    return replace(made, fallback=spec([_with_any_arguments(tool) for tool in tools]))
 
 
 def _callable_tools(options: ToolOptions) -> tuple[list[FunctionTool], bool]:
@@ -120,144 +107,50 @@ def _callable_tools(options: ToolOptions) -> tuple[list[FunctionTool], bool]:
     return [tool for name, tool in tools.items() if name in names], is_forced
 
 
-def _forced_calls(tools: Sequence[FunctionTool], *, parallel: bool) -> OutputConstraint:
-    enforceable = [_EnforceableTool(tool) for tool in tools]
-    for each in enforceable:
-        each.warn()
-    return _calls(enforceable, lambda tools, coerces: calls_spec(tools, parallel=parallel, coerce_one_of=coerces))
-
-
-def _possible_calls(tools: Sequence[FunctionTool], schema: str | None, *, parallel: bool) -> OutputConstraint:
-    """Returns the constraint to text or calls. Tools that are not strict may fall back to arbitrary arguments."""
-
-    def spec(tools: Sequence[FunctionTool], coerces: bool) -> GrammarSpec:
-        return text_or_calls_spec(tools, schema, parallel=parallel, coerce_one_of=coerces)
-
-    made = _calls([_known_tool(tool) for tool in tools], spec)
-    if any(tool.strict for tool in tools):
-        return made
-    any_arguments = [replace(tool, parameters=_ANY_ARGUMENTS) for tool in tools]
-    last = Fallback(lambda: spec(any_arguments, False), ("tools: parameters",))
-    return replace(made, fallbacks=(*made.fallbacks, last))
-
-
-def _known_tool(tool: FunctionTool) -> "_EnforceableTool":
+def _known_tool(tool: FunctionTool) -> FunctionTool:
     """Returns the tool with a schema that can be enforced, or with arbitrary arguments if it has no such schema.
 
     Raises:
       GrammarError: The tool is strict, and its schema cannot be enforced.
     """
     try:
-        made = _EnforceableTool(tool)
-        made.warn()
+        return _enforceable_tool(tool)
     except GrammarError:
         if tool.strict:
             raise
         warn(f"tools.{tool.name}: parameters")
-        return _EnforceableTool(replace(tool, parameters=_ANY_ARGUMENTS))
-    return made
+        return _with_any_arguments(tool)
 
 
-def _calls(
-    tools: "Sequence[_EnforceableTool]", spec: Callable[[Sequence[FunctionTool], bool], GrammarSpec]
-) -> OutputConstraint:
-    return _with_fallbacks(
-        "tools", lambda rewrites, coerces: spec([tool.tool(rewrites=rewrites) for tool in tools], coerces), tools
-    )
+def _with_any_arguments(tool: FunctionTool) -> FunctionTool:
+    return replace(tool, parameters=_ANY_ARGUMENTS)
 
 
-def _with_fallbacks(
-    param: str, spec: Callable[[bool, bool], GrammarSpec], schemas: "Sequence[_Prepared]"
-) -> OutputConstraint:
-    """Returns a constraint that falls back to wider grammars, unless a schema is strict.
-
-    Args:
-      spec: Returns a grammar, given whether keywords become unions and whether `oneOf` is treated as `anyOf`.
+def _enforceable_tool(tool: FunctionTool) -> FunctionTool:
+    """Returns the tool with a schema for llguidance.
 
     Raises:
-      GrammarError: Each grammar is too large.
+      GrammarError: The parameters are not a schema of an object, or cannot be enforced.
     """
-    rewritten = [warning for schema in schemas for warning in schema.rewritten]
-    try:
-        made = spec(True, False)
-    except GrammarError:
-        if not rewritten or any(schema.is_strict for schema in schemas):
-            raise
-        warn_all(rewritten)
-        return OutputConstraint(param, spec(False, True))
-    if any(schema.is_strict for schema in schemas):
-        return OutputConstraint(param, made)
-    fallbacks = [Fallback(lambda: spec(True, True), (f"{param}: oneOf",))] if "oneOf" in made.source else []
-    if rewritten:
-        fallbacks.append(Fallback(lambda: spec(False, True), tuple(rewritten)))
-    return OutputConstraint(param, made, tuple(fallbacks))
+    schema = parameters(tool)
+    if schema["type"] != "object":
+        raise GrammarError(f"the parameters of {tool.name} must be of the type object")
+    return replace(tool, parameters=_enforceable(f"tools.{tool.name}", schema, is_strict=tool.strict))
 
 
-class _Prepared:
-    """A schema that can be enforced.
-
-    Args:
-      schema: JSON schema.
+def _enforceable(name: str, schema: Mapping[str, Any], *, is_strict: bool) -> Mapping[str, Any]:
+    """Returns a schema for llguidance, and reports the keywords that cannot be enforced.
 
     Raises:
-      GrammarError: No value fits the schema.
-
-    Attributes:
-      param: Name of the schema in warnings.
-      is_strict: Whether a keyword that cannot be enforced is an error.
-      rewritten: Warnings about the keywords that became unions, used if these keywords are dropped.
+      GrammarError: No value fits the schema, or it is strict and has keywords that cannot be enforced.
     """
-
-    def __init__(self, param: str, schema: Mapping[str, Any], *, is_strict: bool) -> None:
-        self.param, self.is_strict = param, is_strict
-        self._schema = schema
-        self._prepared = prepare(schema)
-        if self._prepared.schema is None and (is_strict or prepare(schema, rewrites=False).schema is None):
-            raise _unsatisfiable()
-        self.rewritten = [f"{param}: {keyword}" for keyword in self._prepared.rewritten]
-
-    def warn(self) -> None:
-        """Reports the keywords that cannot be enforced.
-
-        Raises:
-          GrammarError: The request requires that all keywords are enforced.
-        """
-        if self.is_strict and self._prepared.dropped:
-            raise GrammarError(f"unsupported keyword: {', '.join(self._prepared.dropped)}")
-        warn_all(f"{self.param}: {keyword}" for keyword in self._prepared.dropped)
-
-    def schema(self, *, rewrites: bool) -> Mapping[str, Any]:
-        """Returns the schema for llguidance.
-
-        Args:
-          rewrites: Whether keywords become unions, which may be too much for llguidance.
-
-        Raises:
-          GrammarError: No value fits the schema.
-        """
-        prepared = self._prepared if rewrites else prepare(self._schema, rewrites=False)
-        if prepared.schema is None:
-            raise _unsatisfiable()
-        return prepared.schema
-
-
-class _EnforceableTool(_Prepared):
-    """A tool whose arguments can be enforced.
-
-    Raises:
-      GrammarError: The parameters are not a schema of an object.
-    """
-
-    def __init__(self, tool: FunctionTool) -> None:
-        schema = parameters(tool)
-        if schema["type"] != "object":
-            raise GrammarError(f"the parameters of {tool.name} must be of the type object")
-        super().__init__(f"tools.{tool.name}", schema, is_strict=tool.strict)
-        self._tool = tool
-
-    def tool(self, *, rewrites: bool) -> FunctionTool:
-        """Returns the tool with a schema for llguidance; see `schema`."""
-        return replace(self._tool, parameters=self.schema(rewrites=rewrites))
+    prepared = prepare(schema)
+    if prepared.schema is None:
+        raise GrammarError("no text can satisfy it")
+    if is_strict and prepared.dropped:
+        raise GrammarError(f"unsupported keyword: {', '.join(prepared.dropped)}")
+    warn_all(f"{name}: {keyword}" for keyword in prepared.dropped)
+    return prepared.schema
 
 
 def _parsed(schema: str | Mapping[str, Any]) -> Mapping[str, Any]:
@@ -270,10 +163,6 @@ def _parsed(schema: str | Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(parsed, dict):
         raise GrammarError("the schema must be a JSON object")
     return parsed
-
-
-def _unsatisfiable() -> GrammarError:
-    return GrammarError("no text can satisfy it")
 
 
 def _refused(param: str, error: GrammarError) -> ApiError:

@@ -3,42 +3,22 @@
 llguidance has no negation, so every enforced keyword narrows the language, and dropping one only widens it.
 """
 
+import itertools
+import math
 import re
-import urllib.parse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
 from typing import Any, Final
 
 from .grammar_spec import GrammarError
-from .schema_shapes import (
-    BRANCHES,
-    Cluster,
-    InexactError,
-    Shapes,
-    WorkLimit,
-    is_plain_reference,
-    is_plain_union,
-    required,
-    without_endless,
-)
-from .schema_strings import few
-from .schema_unions import (
-    DEPENDENCIES,
-    Complements,
-    Conditions,
-    Schema,
-    contains,
-    num_alternatives,
-    num_properties,
-    unique_items,
-    without,
-)
+from .schema_facts import ALL_TYPES, Facts, Schema, is_closed, required, without_endless
+from .schema_objects import Cluster, few, is_plain_reference, is_plain_union
+from .schema_references import References
 
 _UNENFORCEABLE: Final = frozenset(
     {
         *("$dynamicRef", "$recursiveRef", "contains", "dependencies", "dependentRequired", "dependentSchemas"),
-        *("else", "if", "maxContains", "minContains", "not", "propertyNames", "then", "unevaluatedItems"),
+        *("else", "if", "maxContains", "minContains", "not", "oneOf", "propertyNames", "then", "unevaluatedItems"),
         *("unevaluatedProperties", "uniqueItems"),
     }
 )
@@ -47,34 +27,35 @@ _ENFORCED: Final = frozenset(
     {
         *("$ref", "$schema", "additionalItems", "additionalProperties", "allOf", "anyOf", "const", "enum"),
         *("exclusiveMaximum", "exclusiveMinimum", "format", "items", "maxItems", "maxLength", "maxProperties"),
-        *("maximum", "minItems", "minLength", "minProperties", "minimum", "multipleOf", "oneOf", "pattern"),
+        *("maximum", "minItems", "minLength", "minProperties", "minimum", "multipleOf", "pattern"),
         *("patternProperties", "prefixItems", "properties", "required", "type"),
     }
 )
 """Keywords that llguidance reads. With any other keyword, even an annotation, it refuses circular references."""
 
-_FORMATS: Final = frozenset(
-    {"date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "unknown", "uri", "uuid"}
+_FORMATS: Final = (
+    *("date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "unknown", "uri", "uuid"),
 )
 """Formats that llguidance enforces; JSON Schema treats any other format as an annotation."""
 
 _UNENFORCEABLE_PATTERN: Final = re.compile(r"\(\?(?:[=!>#]|<[=!])|\\(?:[1-9]|k<|[bBchNRZ])")
 """Look-around, back references and similar, which an automaton cannot match."""
 
-_INEXACT: Final = _UNENFORCEABLE | {"maxProperties", "minProperties", "oneOf"}
-"""Keywords that llguidance may enforce only in part."""
+_WITHOUT_EFFECT: Final = (("propertyNames", {"type": "string"}), ("uniqueItems", False))
+"""Keywords with values that allow everything."""
 
-_MAX_ALTERNATIVES: Final = 128
-"""Maximum number of alternatives that all rewritten keywords of a schema together may have for one value."""
+_ANNOTATIONS: Final = frozenset({"$comment", "description", "title"})
 
-_COUNTS: Final = ("minProperties", "maxProperties")
+_DEPENDENCIES: Final = ("dependencies", "dependentRequired", "dependentSchemas")
+
+_MAX_ALTERNATIVES: Final = 64
+"""Maximum number of alternatives that the rewritten keywords of a schema together have for one value."""
 
 _OF_VALUES: Final = ("items", "additionalItems", "additionalProperties")
 
-_OLD_DRAFTS: Final = ("draft-03", "draft-04")
-"""Drafts whose keyword for a schema's URI is `id`."""
 
-_MISSING: Final = object()
+class _InexactError(Exception):
+    """A keyword cannot be rewritten so that exactly the same values fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,279 +64,142 @@ class PreparedSchema:
 
     Attributes:
       schema: The rewritten schema; None if no value fits it.
-      dropped: Keywords that llguidance cannot enforce, each once.
-      rewritten: Keywords that became unions, which llguidance may find too large, each once.
+      dropped: Keywords that cannot be enforced, each once.
     """
 
     schema: Mapping[str, Any] | None
     dropped: tuple[str, ...]
-    rewritten: tuple[str, ...] = ()
 
 
-def prepare(schema: Mapping[str, Any], *, rewrites: bool = True) -> PreparedSchema:
+def prepare(schema: Mapping[str, Any]) -> PreparedSchema:
     """Returns a schema that llguidance can enforce.
 
     Objects with `properties` but without `additionalProperties` do not allow others, since models would add ever more.
     An object described by several subschemas (`allOf`) is closed as a whole. Required properties that it does not
     declare are allowed, with any value.
 
-    Args:
-      schema: JSON schema.
-      rewrites: Whether keywords that llguidance lacks become unions if that is exact. Otherwise they are dropped.
-
     Raises:
       GrammarError: A `$ref` has no target, or the schema is nested too deeply.
     """
     try:
-        preparation = _Preparation(schema, rewrites=rewrites)
-        prepared = without_endless(preparation.whole())
+        return _Preparation(schema).prepared()
     except RecursionError:
         raise GrammarError("the schema is nested too deeply") from None
-    return PreparedSchema(prepared, tuple(preparation.dropped), tuple(preparation.rewritten))
-
-
-class References:
-    """References of one schema, each relative to the resource that contains it.
-
-    A resource is the whole schema, or a subschema with a URI. Generators also give URIs to subschemas whose references
-    are relative to the whole schema, which is tried second.
-
-    Args:
-      root: The whole schema.
-    """
-
-    def __init__(self, root: Mapping[str, Any]) -> None:
-        self._root = root
-        is_old = str(root.get("$schema")).partition("//json-schema.org/")[2].startswith(_OLD_DRAFTS)
-        self._identifier = "id" if is_old else "$id"
-        self._added: dict[str, tuple[Any, Mapping[str, Any]]] = {}
-
-    def resource(self, node: Mapping[str, Any], outer: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Returns the resource of a subschema, given the resource of the schema around it."""
-        uri = node.get(self._identifier)
-        return node if isinstance(uri, str) and not uri.startswith("#") else outer
-
-    def add(self, node: Any, resource: Mapping[str, Any]) -> str:
-        """Returns a new reference to a subschema of a resource. No schema has such a reference itself."""
-        pointer = f"#added/{len(self._added)}"
-        self._added[pointer] = node, resource
-        return pointer
-
-    def target(self, pointer: str, resource: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
-        """Returns the subschema that a reference such as `#/$defs/a` points to, and the resource in which it was found.
-
-        Raises:
-          GrammarError: The reference has no target.
-        """
-        if pointer in self._added:
-            return self._added[pointer]
-        if pointer == "#" or pointer.startswith("#/"):
-            node = _follow(resource, pointer)
-            if node is _MISSING:
-                resource, node = self._root, _follow(self._root, pointer)
-        else:
-            node, resource = self._identified(pointer, resource)
-        if node is _MISSING:
-            raise GrammarError(f"$ref {pointer[:60]!r} has no target in the schema")
-        if not isinstance(node, dict | bool):
-            raise GrammarError(f"$ref {pointer[:60]!r} does not lead to a schema")
-        return node, resource
-
-    def _identified(self, pointer: str, resource: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
-        """Returns the subschema that a reference names by an anchor or a URI, and its resource."""
-        bases, named = self._names
-        uri, _, fragment = pointer.partition("#")
-        uri = _joined(bases.get(id(resource), ""), uri)
-        if fragment.startswith("/"):
-            found, _ = named.get(uri, (_MISSING, resource))
-            return (found, resource) if found is _MISSING else (_follow(found, fragment), found)
-        return named.get(f"{uri}#{fragment}" if fragment else uri, (_MISSING, resource))
-
-    @cached_property
-    def _names(self) -> tuple[dict[int, str], dict[str, tuple[Any, Mapping[str, Any]]]]:
-        """URIs of resources by `id()`, and the subschemas that have a URI or an anchor, each with its resource."""
-        bases = {id(self._root): ""}
-        named: dict[str, tuple[Any, Mapping[str, Any]]] = {"": (self._root, self._root)}
-
-        def collect(node: Any, outer: Mapping[str, Any]) -> None:
-            for each in node if isinstance(node, list) else ():
-                collect(each, outer)
-            if not isinstance(node, dict):
-                return
-            resource, uri = self.resource(node, outer), str(node.get(self._identifier, ""))
-            if resource is node:
-                bases[id(node)] = _joined(bases[id(outer)], uri.partition("#")[0])
-                named.setdefault(bases[id(node)], (node, node))
-            for anchor in (uri.partition("#")[2], node.get("$anchor"), node.get("$dynamicAnchor")):
-                if isinstance(anchor, str) and anchor:
-                    named.setdefault(f"{bases[id(resource)]}#{anchor}", (node, resource))
-            for each in node.values():
-                collect(each, resource)
-
-        collect(self._root, self._root)
-        return bases, named
 
 
 class _Preparation:
     """Rewrites one schema.
 
     Referenced definitions are rewritten up to twice: closed, and open for use as a part of a larger object.
-
-    Attributes:
-      dropped: Dropped keywords in order of appearance.
-      rewritten: Keywords that became unions, in order of appearance.
     """
 
-    def __init__(self, root: Mapping[str, Any], *, rewrites: bool) -> None:
-        self.dropped: dict[str, None] = {}
-        self.rewritten: dict[str, None] = {}
+    def __init__(self, root: Mapping[str, Any]) -> None:
+        self._dropped: dict[str, None] = {}
         self._root = root
-        self._closes = True
         self._references = References(root)
         self._resource = root
-        self._names: dict[tuple[int, str, bool, bool], str] = {}
-        self._pending: list[tuple[str, Any, Mapping[str, Any], bool, bool]] = []
-        self._rewrites = rewrites
-        self._work = WorkLimit()
-        self._shapes = Shapes(self._target, self._work)
-        complements = Complements(self._shapes, self._target, self.exactly, self._work)
-        self._conditions = Conditions(self, self._shapes, complements)
+        self._names: dict[tuple[int, str, bool], str] = {}
+        self._pending: list[tuple[str, Any, Mapping[str, Any], bool]] = []
+        self._one_ofs: list[tuple[Schema, Sequence[Schema]]] = []
 
-    def whole(self) -> Schema:
+    def prepared(self) -> PreparedSchema:
         """Returns the rewritten schema with its definitions."""
-        result = self._schema(self._root, close=self._closes)
-        if not isinstance(result, dict):
-            return False
+        whole = self._schema(self._root, close=True)
         definitions: dict[str, Any] = {}
         while self._pending:  # a definition may refer to others
-            name, node, self._resource, close, self._closes = self._pending.pop()
+            name, node, self._resource, close = self._pending.pop()
             definitions[name] = self._schema(node, close=close)
-        return {**result, "$defs": definitions} if definitions else result
+        whole, definitions = without_endless(whole, definitions)
+        facts = Facts(definitions)
+        for rest, branches in self._one_ofs:
+            pairs = itertools.combinations(branches, 2)
+            if not all(facts.are_disjoint({"allOf": [rest, one]}, other) for one, other in pairs):
+                self._dropped["oneOf"] = None
+                break
+        result = ({**whole, "$defs": definitions} if definitions else whole) if isinstance(whole, dict) else None
+        return PreparedSchema(result, tuple(self._dropped))
 
     def _schema(self, node: Any, *, close: bool) -> Any:
         if not isinstance(node, dict):
             return node
-        if node.get("not", _MISSING) in ({}, True):
+        if node.get("not", False) in ({}, True):
             return False
         outer, self._resource = self._resource, self._references.resource(node, self._resource)
+        if "oneOf" in node and "anyOf" in node:
+            node = {**_without(node, "oneOf"), "allOf": [*node.get("allOf", ()), {"oneOf": node["oneOf"]}]}
         result = self._rewritten(self._with_names(node), close=close)
         self._resource = outer
         return result
 
     def _rewritten(self, node: Mapping[str, Any], *, close: bool) -> dict[str, Any]:
         branches_close = close and is_plain_union(node)
-        unions = self._unions(node, close=close, branches_close=branches_close) if self._rewrites else {}
-        result: dict[str, Any] = {}
+        unions = self._unions(node, close=close)
+        inner: dict[str, Any] = {}
         for key, value in node.items():
-            if key == "type" and self._has_implied_type(node):
-                continue
-            if key not in unions:
-                result |= self._keyword(node, key, value, close=close, branches_close=branches_close)
-            elif key == "oneOf" and "allOf" not in node:  # keeps its place, which decides the order of properties
-                result["allOf"] = [unions.pop(key)]
-        if added := [each for each in unions.values() if each is not True]:
-            outer = {key: result.pop(key) for key in ("$schema",) if key in result}  # which belongs to a whole schema
-            result = {**outer, "allOf": [result, *added]}
+            if key not in unions and not (key == "type" and self._has_implied_type(node)):
+                inner |= self._keyword(node, key, value, close=close, branches_close=branches_close)
+        result = inner
+        if added := [self._schema(union, close=False) for union in unions.values() if union != {}]:
+            outer = {key: inner.pop(key) for key in ("$schema",) if key in inner}  # which belongs to a whole schema
+            result = {**outer, "allOf": [inner, *added]}
         if close and not branches_close:
             self._close(node, result)
+        if isinstance(node.get("oneOf"), list) and _exclusions(node["oneOf"]) is None:
+            rest = {"allOf": [_without(inner, "anyOf"), _without(result, "allOf")]}
+            self._one_ofs.append((rest, inner["anyOf"]))
         return result
 
-    def _has_implied_type(self, node: Mapping[str, Any]) -> bool:
-        try:
-            return self._shapes.implies_type(node)
-        except (InexactError, AttributeError, TypeError):  # or malformed, which llguidance reports
-            return False
-
-    def _unions(self, node: Mapping[str, Any], *, close: bool, branches_close: bool) -> dict[str, Schema]:
-        """Returns the unions that replace keywords; True for a keyword that has no effect."""
+    def _unions(self, node: Mapping[str, Any], *, close: bool) -> dict[str, Schema]:
+        """Returns schemas of keywords that llguidance has, which replace others."""
         unions: dict[str, Schema] = {}
-        for keys, make in self._rules(node, close=close, branches_close=branches_close):
-            dropped = {**self.dropped}
+        for key in node:
             try:
-                made = make()
-                num = num_alternatives(iter((*unions.values(), made)))
-            except (InexactError, AttributeError, TypeError, ValueError):  # or malformed, which llguidance reports
-                self.dropped = dropped
+                union = self._union(node, key, close=close)
+                num = math.prod(map(_num_alternatives, (union, *unions.values())))
+            except (_InexactError, AttributeError, TypeError):  # or malformed, which is dropped
                 continue
-            if num > _MAX_ALTERNATIVES and keys != ("oneOf",):
-                continue
-            first, *others = keys
-            unions |= {first: made, **dict.fromkeys(others, True)}
-            self.rewritten |= dict.fromkeys(keys if made is not True else ())
+            if num <= _MAX_ALTERNATIVES:
+                unions[key] = union
         return unions
 
-    def _rules(
-        self, node: Mapping[str, Any], *, close: bool, branches_close: bool
-    ) -> Iterator[tuple[tuple[str, ...], Callable[[], Schema]]]:
-        """Yields the keywords of a schema that may become unions, each with the function that builds the union."""
-        rules, names = self._conditions, ("if", "then", "else")
-        if isinstance(node.get("oneOf"), list):
-            yield ("oneOf",), lambda: rules.one_of(node, close=close, branches_close=branches_close)
-        if "not" in node:
-            yield ("not",), lambda: rules.not_(node)
-        if "if" in node:
-            yield tuple(name for name in names if name in node), lambda: rules.if_(node)
-        for key in DEPENDENCIES:
-            if key in node:
-                yield (key,), partial(rules.dependencies, node, key)
-        if counts := tuple(key for key in _COUNTS if key in node):
-            yield counts, lambda: self._counted(node, close=close)
-        if "contains" in node:
-            yield tuple(key for key in ("contains", "minContains") if key in node), lambda: contains(node, self.exactly)
-        if "uniqueItems" in node:
-            yield ("uniqueItems",), lambda: unique_items(node, self._shapes)
+    def _union(self, node: Mapping[str, Any], key: str, *, close: bool) -> Schema:
+        """Returns the schema that replaces a keyword; raises `_InexactError` if none does so exactly."""
+        if key == "not":
+            return _complement(node["not"])
+        if key in _DEPENDENCIES:
+            return {"allOf": [_dependency(name, rule) for name, rule in node[key].items()]}
+        if key == "minProperties":
+            return self._counted(node, close=close)
+        raise _InexactError
 
     def _counted(self, node: Mapping[str, Any], *, close: bool) -> Schema:
-        """Returns the union for `minProperties` and `maxProperties`.
+        """Returns a union for `minProperties` of a closed object, by some optional properties that are present."""
+        names, is_whole = self._declared(node, close=close)
+        if not is_whole:
+            raise _InexactError
+        optional = [name for name in names if name not in required(node)]
+        least = node["minProperties"] - len(required(node))
+        if least <= 0:
+            return {}
+        if not 0 < math.comb(len(optional), least) <= _MAX_ALTERNATIVES:
+            raise _InexactError
+        return {"anyOf": [{"required": [*some]} for some in itertools.combinations(optional, least)]}
 
-        Raises:
-          InexactError: No union exists, or llguidance counts the properties itself, since none of them is optional.
-        """
-        cluster = self._cluster(node, self._work.spend)
-        closes = close and cluster.can_close
-        names = cluster.allowed if closes else [*cluster.names]
-        if {*names} <= {*required(node)}:
-            raise InexactError
-        return num_properties(node, names, is_closed=closes or node.get("additionalProperties") is False)
+    def _declared(self, node: Mapping[str, Any], *, close: bool) -> tuple[list[str], bool]:
+        """Returns the properties that the rewritten object declares, and whether these are all that it may have."""
+        cluster = self._cluster(node) if close else Cluster()
+        if cluster.can_close:
+            return cluster.allowed, not cluster.patterns
+        properties = node.get("properties")
+        return [*properties] if isinstance(properties, dict) else [], is_closed(node)
 
-    def branch(self, node: Any, *, close: bool = False) -> Schema:
-        """Returns the rewritten form of a schema of the same value."""
-        return self._schema(node, close=close)
-
-    def exactly(self, node: Any) -> Schema:
-        """Returns the rewritten form of a schema whose objects stay open.
-
-        Raises:
-          InexactError: A keyword would be dropped.
-        """
-        self._check_exact(node, set())
-        closes, self._closes = self._closes, False
-        result: Schema = self._schema(node, close=False)
-        self._closes = closes
-        return result
-
-    def _check_exact(self, node: Any, seen: set[str]) -> None:
-        self._work.spend()
-        for value in node if isinstance(node, list) else ():
-            self._check_exact(value, seen)
-        for key, value in node.items() if isinstance(node, dict) else ():
-            if key in _INEXACT or (key == "pattern" and _UNENFORCEABLE_PATTERN.search(str(value))):
-                raise InexactError
-            if key == "$ref" and isinstance(value, str) and value not in seen:
-                seen.add(value)
-                self._check_exact(self._target(value), seen)
-            self._check_exact(value, seen)
-
-    def closed(self, node: Mapping[str, Any]) -> Schema:
-        """Returns a schema with the properties that an object has once it is closed; True if it stays open.
-
-        Raises:
-          InexactError: The object has too many subschemas.
-        """
-        cluster = self._cluster(node, self._work.spend)
-        if not cluster.can_close or cluster.patterns or is_plain_reference(node) or is_plain_union(node):
-            return True
-        return {"properties": dict.fromkeys(cluster.allowed, True), "additionalProperties": False}
+    def _one_of(self, branches: Sequence[Any], *, close: bool) -> list[Schema]:
+        """Returns the branches of the `anyOf` that replaces a `oneOf`; they exclude each other if that is possible."""
+        prepared: list[Schema] = [self._schema(branch, close=close) for branch in branches]
+        if (exclusions := _exclusions(branches)) is None:
+            return prepared
+        others = ([self._schema(each, close=False) for each in some] for some in exclusions)
+        return [{"allOf": [branch, *some]} for branch, some in zip(prepared, others, strict=True)]
 
     def _keyword(
         self, node: Mapping[str, Any], key: str, value: Any, *, close: bool, branches_close: bool
@@ -364,39 +208,49 @@ class _Preparation:
         if key == "$ref" and isinstance(value, str):
             return {key: self._reference(value, close=close and is_plain_reference(node))}
         if key in ("properties", "patternProperties") and isinstance(value, dict):
-            return {key: {name: self._value(each) for name, each in value.items()}}
+            return {key: {name: self._schema(each, close=True) for name, each in value.items()}}
         if key in _OF_VALUES and not isinstance(value, list):
-            return {key: self._value(value)}
+            return {key: self._schema(value, close=True)}
         if key in ("items", "prefixItems") and isinstance(value, list):
-            return {key: [self._value(each) for each in value]}
-        if key in BRANCHES and isinstance(value, list):
+            return {key: [self._schema(each, close=True) for each in value]}
+        if key in ("allOf", "anyOf") and isinstance(value, list):
             return {key: [self._schema(each, close=branches_close) for each in value]}
-        if key == "format" and value not in _FORMATS:
+        if key == "oneOf" and isinstance(value, list):
+            return {"anyOf": self._one_of(value, close=branches_close)}
+        if (key, value) in _WITHOUT_EFFECT or (key == "format" and value not in _FORMATS):
             return {}
-        if self._is_dropped(node, key, value):
-            self.dropped[key] = None
+        if self._is_dropped(node, key, value, close=close):
+            self._dropped[key] = None
             return {}
         return {key: value} if key in _ENFORCED else {}
 
-    def _value(self, node: Any) -> Any:
-        """Rewrites the schema of a separate value, whose objects are closed separately."""
-        return self._schema(node, close=self._closes)
-
-    def _is_dropped(self, node: Mapping[str, Any], key: str, value: Any) -> bool:
+    def _is_dropped(self, node: Mapping[str, Any], key: str, value: Any, *, close: bool) -> bool:
         if key == "pattern":
             return isinstance(value, str) and _UNENFORCEABLE_PATTERN.search(value) is not None
-        if key in _COUNTS:
-            properties = node.get("properties")
-            return isinstance(properties, dict) and not properties.keys() <= {*required(node)}
+        if key in ("minProperties", "maxProperties"):
+            return not {*self._declared(node, close=close)[0]} <= {*required(node)}
         return key in _UNENFORCEABLE
+
+    def _has_implied_type(self, node: Mapping[str, Any]) -> bool:
+        """Returns whether the type of a schema follows from its reference or union, beside which llguidance refuses it
+        in circular references.
+        """
+        branches = [{"$ref": node["$ref"]}] if "$ref" in node else node.get("anyOf")
+        targets = [self._followed(each) for each in branches] if isinstance(branches, list) else []
+        return bool(targets) and all(set() < _type_names(target) <= _type_names(node) for target in targets)
+
+    def _followed(self, node: Any) -> Any:
+        """Returns the target of a reference, or the schema itself."""
+        is_reference = isinstance(node, dict) and isinstance(node.get("$ref"), str)
+        return self._target(node["$ref"]) if is_reference else node
 
     def _reference(self, pointer: str, *, close: bool) -> str:
         """Returns the reference to a definition in the rewritten schema."""
         node, resource = self._references.target(pointer, self._resource)
-        key = id(resource), pointer, close, self._closes
+        key = id(resource), pointer, close
         if key not in self._names:
             self._names[key] = f"d{len(self._names)}"
-            self._pending.append((self._names[key], node, resource, close, self._closes))
+            self._pending.append((self._names[key], node, resource, close))
         return f"#/$defs/{self._names[key]}"
 
     def _with_names(self, node: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -404,43 +258,29 @@ class _Preparation:
 
         After the last of a pattern's names, llguidance would offer another property, and find no name for it.
         """
-        rule = self._names_of_properties(node)
-        if rule is not None:
-            self.rewritten["propertyNames"] = None
+        properties, patterns = node.get("properties", {}), node.get("patternProperties", {})
+        rule = _name_rule(self._followed(node.get("propertyNames")))
+        if rule is not None and not properties and not patterns:
             value = node.get("additionalProperties", True)
-            node = {**without(node, "propertyNames"), "additionalProperties": False}
-            node |= {"patternProperties": {rule: value}} if isinstance(rule, str) else self._properties({}, rule, value)
-        patterns, properties = node.get("patternProperties"), node.get("properties", {})
-        if not (isinstance(patterns, dict) and isinstance(properties, dict)):
+            node = {**_without(node, "propertyNames"), "additionalProperties": False}
+            if not isinstance(rule, str):
+                return {**node, "properties": self._with_few({}, rule, value)}
+            patterns = {rule: value}
+        if not isinstance(patterns, dict) or not isinstance(properties, dict):
             return node
         found = {pattern: names for pattern in patterns if (names := few(pattern)) is not None}
         for pattern, names in found.items():
-            node = {**node, **self._properties(node.get("properties", {}), names, patterns[pattern])}
-        if others := without(patterns, *found):
-            return {**node, "patternProperties": others}
-        return without(node, "patternProperties")
+            properties = self._with_few(properties, names, patterns[pattern])
+        node = {**node, "properties": properties} if found else node
+        others = _without(patterns, *found)
+        return {**node, "patternProperties": others} if others else _without(node, "patternProperties")
 
-    def _properties(self, properties: Mapping[str, Any], names: Sequence[str], value: Any) -> dict[str, Any]:
+    def _with_few(self, properties: Mapping[str, Any], names: Sequence[str], value: Any) -> dict[str, Any]:
         """Returns `properties` with further names that share one schema."""
         if isinstance(value, dict) and len(names) > 1 and not is_plain_reference(value):
             value = {"$ref": self._references.add(value, self._resource)}
         both = {name: {"allOf": [properties[name], value]} for name in names if name in properties}
-        return {"properties": {**properties, **dict.fromkeys(names, value), **both}}
-
-    def _names_of_properties(self, node: Mapping[str, Any]) -> list[str] | str | None:
-        """Returns the allowed property names or their pattern; None if all are allowed or the rule is unsupported."""
-        rule = node.get("propertyNames") if self._rewrites else None
-        if isinstance(rule, dict) and isinstance(rule.get("$ref"), str):
-            rule = self._target(rule["$ref"])
-        match rule if isinstance(rule, dict) and not {"properties", "patternProperties"} & node.keys() else None:
-            case {"enum": [*names]} if names and all(isinstance(name, str) for name in names):
-                return names
-            case {"const": str(name)}:
-                return [name]
-            case {"pattern": str(pattern)} if not _UNENFORCEABLE_PATTERN.search(pattern):
-                return pattern
-            case _:
-                return None
+        return {**properties, **dict.fromkeys(names, value), **both}
 
     def _close(self, node: Mapping[str, Any], result: dict[str, Any]) -> None:
         """Allows only the properties that the object's subschemas name or require together."""
@@ -456,9 +296,9 @@ class _Preparation:
             result["patternProperties"] = {**own_patterns, **patterns}
         result["additionalProperties"] = False
 
-    def _cluster(self, node: Mapping[str, Any], spend: Callable[[], None] = lambda: None) -> Cluster:
+    def _cluster(self, node: Mapping[str, Any]) -> Cluster:
         cluster = Cluster()
-        cluster.collect(node, self._target, spend)
+        cluster.collect(node, self._target, set())
         cluster.is_open |= "additionalProperties" in node  # which may close it to names of other subschemas
         return cluster
 
@@ -466,22 +306,79 @@ class _Preparation:
         return self._references.target(pointer, self._resource)[0]
 
 
-def _joined(base: str, uri: str) -> str:
-    """Returns a URI that may be relative to another."""
+def _exclusions(branches: Sequence[Any]) -> list[list[Schema]] | None:
+    """Returns for each branch of a `oneOf` the complements of the others; None if they cannot be expressed."""
     try:
-        return urllib.parse.urljoin(base, uri) if uri else base
-    except ValueError:  # an address that is none
-        return uri
+        complements = [_complement(branch) for branch in branches]
+    except _InexactError:
+        return None
+    if len(complements) > _MAX_ALTERNATIVES or math.prod(map(_num_alternatives, complements)) > _MAX_ALTERNATIVES:
+        return None
+    return [[*complements[:index], *complements[index + 1 :]] for index in range(len(complements))]
 
 
-def _follow(root: Mapping[str, Any], pointer: str) -> Any:
-    node: Any = root
-    for step in pointer.split("/")[1:]:
-        name = urllib.parse.unquote(step).replace("~1", "/").replace("~0", "~")
-        if isinstance(node, list) and name.isdecimal() and int(name) < len(node):
-            node = node[int(name)]
-        elif isinstance(node, dict) and name in node:
-            node = node[name]
-        else:
-            return _MISSING
-    return node
+def _complement(node: Any) -> Schema:
+    """Returns a schema of exactly the values that don't fit a schema of required properties.
+
+    Raises:
+      _InexactError: The schema has other keywords.
+    """
+    if isinstance(node, bool) or node == {}:
+        return node is False
+    if not isinstance(node, dict):
+        raise _InexactError
+    parts: list[Schema] = []
+    for key, value in node.items():
+        match key, value:
+            case "required", list():
+                parts += [{"type": "object", "properties": {name: False}} for name in required(node)]
+            case "type", "object":
+                parts.append({"type": sorted(ALL_TYPES - {"object", "integer"})})
+            case "allOf", list():
+                parts += map(_complement, value)
+            case "anyOf", list():
+                parts.append({"allOf": [_complement(each) for each in value]})
+            case _ if key not in _ANNOTATIONS:
+                raise _InexactError
+    return {"anyOf": parts} if parts else False
+
+
+def _name_rule(rule: Any) -> Sequence[str] | str | None:
+    """Returns the names that `propertyNames` allows, or their pattern; None for other rules."""
+    keywords = _without(rule, "type", *_ANNOTATIONS) if isinstance(rule, dict) else {}
+    match [*keywords.items()]:
+        case [("enum", [*names])] if names and all(isinstance(name, str) for name in names):
+            return names
+        case [("const", str(name))]:
+            return [name]
+        case [("pattern", str(pattern))] if not _UNENFORCEABLE_PATTERN.search(pattern):
+            return pattern
+        case _:
+            return None
+
+
+def _type_names(node: Any) -> set[str]:
+    """Returns the types that the `type` of a schema names; none without it."""
+    named = node.get("type", []) if isinstance(node, dict) else []
+    return {each for each in ([named] if isinstance(named, str) else named) if isinstance(each, str)}
+
+
+def _dependency(name: str, rule: Any) -> Schema:
+    """Returns a union of objects without a property, and objects for which the rule of the property holds."""
+    if isinstance(rule, str):
+        rule = [rule]  # draft 3
+    needed: Schema = {"required": rule} if isinstance(rule, list) else rule
+    return {"anyOf": [{"properties": {name: False}}, {"type": "object", "required": [name], "allOf": [needed]}]}
+
+
+def _num_alternatives(schema: Schema) -> int:
+    """Returns the number of alternatives that a schema has for a value."""
+    if not isinstance(schema, dict):
+        return 1
+    num = sum(map(_num_alternatives, schema.get("anyOf", ())))
+    return max(1, num) * math.prod(map(_num_alternatives, schema.get("allOf", ())))
+
+
+def _without(node: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    """Returns a schema without the given keywords."""
+    return {key: value for key, value in node.items() if key not in keys}

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from ...engine import ParameterError, SamplingParams
 from ..constraints.grammar_spec import OBJECT_SCHEMA, GrammarSpec, choice_spec, json_spec, lark_spec, regex_spec
-from ..constraints.output_constraint import OutputConstraint, constraint, json_constraint, with_tools
+from ..constraints.output_constraint import OutputConstraint, constraint, schema_spec, with_tools
 from ..errors.request_errors import bad_value
 from ..schemas.generation_fields import (
     MAX_BAD_WORD_CHARACTERS,
@@ -342,11 +342,9 @@ def constraint_of(spellings: Sequence[Spelling]) -> OutputConstraint:
     return constraint(param, kinds[0])
 
 
-def _kinds(
-    param: str, requested: StructuredOutputs, *, is_strict: bool
-) -> Iterator[Callable[[], GrammarSpec | OutputConstraint]]:
+def _kinds(param: str, requested: StructuredOutputs, *, is_strict: bool) -> Iterator[Callable[[], GrammarSpec]]:
     if requested.json_ is not None:
-        yield partial(json_constraint, param, requested.json_, is_strict=is_strict)
+        yield partial(schema_spec, param, requested.json_, is_strict=is_strict)
     if requested.regex is not None:
         yield partial(regex_spec, requested.regex)
     if requested.choice is not None:

@@ -6,7 +6,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 from uuid import uuid4
@@ -29,7 +29,7 @@ from ..constraints.grammar_process import Grammar
 from ..constraints.grammar_spec import GrammarBusyError, GrammarError
 from ..constraints.output_constraint import OutputConstraint
 from ..errors import kinds
-from ..errors.request_errors import ApiError, bad_value, warn_all
+from ..errors.request_errors import ApiError, bad_value, warn
 from ..observability.logging import request_id
 from ..observability.metrics import Metrics
 from ..schemas.body import MAX_MESSAGES
@@ -413,21 +413,19 @@ class Service:
             raise RequestTimeoutError(f"{constraint.param} took longer to compile than the request had time") from None
 
     async def _compiled(self, constraint: OutputConstraint) -> Grammar:
-        """Returns the requested grammar, or the first fallback that can be compiled, which is reported.
+        """Returns the requested grammar, or its fallback if only that can be compiled, which is reported.
 
         Raises:
-          GrammarError: Neither the requested grammar nor a fallback can be compiled.
+          GrammarError: Neither can be compiled.
         """
         try:
             return await self.grammars.compile(constraint.spec)
         except GrammarError:
-            for fallback in constraint.fallbacks:
-                with suppress(GrammarError):
-                    spec = await admission.get().run(fallback.make)
-                    grammar = await self.grammars.compile(spec)
-                    warn_all(fallback.warnings)
-                    return grammar
-            raise
+            if constraint.fallback is None:
+                raise
+        grammar = await self.grammars.compile(constraint.fallback)
+        warn(f"{constraint.param}: parameters")
+        return grammar
 
     @asynccontextmanager
     async def generation(

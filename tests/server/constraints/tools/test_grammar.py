@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from roost.server.constraints.grammar_compiler import GrammarCompiler
-from roost.server.constraints.grammar_spec import GrammarError, schema_text
+from roost.server.constraints.grammar_spec import schema_text
 from roost.server.constraints.tool_calls import CallReader, call_text, calls_spec, join_calls, text_or_calls_spec
 from roost.server.text.chat_format import FunctionTool
 from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
@@ -82,9 +82,3 @@ async def test_any_walk_ends_in_calls(compiler: GrammarCompiler, seed: int) -> N
     for call in join_calls(pieces):
         assert call.name is not None
         jsonschema.validate(json.loads(call.arguments), schemas[call.name])
-
-
-def test_arguments_are_an_object() -> None:
-    tool = FunctionTool("f", parameters={"type": "array"})
-    with pytest.raises(GrammarError, match="parameters of f must be of the type object"):
-        calls_spec([tool], parallel=True)
