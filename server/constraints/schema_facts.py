@@ -71,13 +71,14 @@ class Facts:
             return False
 
     def _is_empty(self, node: Mapping[str, Any]) -> bool:
-        branches = node.get("anyOf")
-        if False in node.get("allOf", ()) or (branches and all(each is False for each in branches)):
-            return True
-        if "$ref" in node and self._target(node["$ref"]) is False:
+        if False in node.get("allOf", ()) or ("$ref" in node and self._target(node["$ref"]) is False):
             return True
         parts = list(self._parts(node, 0))
         types = self._types(parts)
+        if branches := [each for each in node.get("anyOf", ()) if each is not False]:
+            types &= frozenset.union(*(self._types(list(self._parts(each, 1))) for each in branches))
+        elif "anyOf" in node:
+            return True
         if types & _SCALARS or any(own_values(part) for part in parts):
             return not types
         can_be_object = "object" in types and not any(each is False for each in _properties(parts))

@@ -104,8 +104,9 @@ def _branches(node: Mapping[str, Any]) -> Iterator[Any]:
             yield from node[key]
     for key in ("then", "else"):
         yield node.get(key)
-    if isinstance(node.get("dependentSchemas"), dict):
-        yield from node["dependentSchemas"].values()
+    for key in ("dependentSchemas", "dependencies"):
+        if isinstance(node.get(key), dict):
+            yield from node[key].values()
 
 
 def is_plain_union(node: Mapping[str, Any]) -> bool:

@@ -48,7 +48,7 @@ _ANNOTATIONS: Final = frozenset({"$comment", "description", "title"})
 
 _DEPENDENCIES: Final = ("dependencies", "dependentRequired", "dependentSchemas")
 
-_MAX_ALTERNATIVES: Final = 64
+_MAX_ALTERNATIVES: Final = 48
 """Maximum number of alternatives that the rewritten keywords of a schema together have for one value."""
 
 _OF_VALUES: Final = ("items", "additionalItems", "additionalProperties")
@@ -144,7 +144,7 @@ class _Preparation:
             result = {**outer, "allOf": [inner, *added]}
         if close and not branches_close:
             self._close(node, result)
-        if isinstance(node.get("oneOf"), list) and _exclusions(node["oneOf"]) is None:
+        if isinstance(node.get("oneOf"), list) and _exclusions(node) is None:
             rest = {"allOf": [_without(inner, "anyOf"), _without(result, "allOf")]}
             self._one_ofs.append((rest, inner["anyOf"]))
         return result
@@ -193,10 +193,10 @@ class _Preparation:
         properties = node.get("properties")
         return [*properties] if isinstance(properties, dict) else [], is_closed(node)
 
-    def _one_of(self, branches: Sequence[Any], *, close: bool) -> list[Schema]:
+    def _one_of(self, node: Mapping[str, Any], *, close: bool) -> list[Schema]:
         """Returns the branches of the `anyOf` that replaces a `oneOf`; they exclude each other if that is possible."""
-        prepared: list[Schema] = [self._schema(branch, close=close) for branch in branches]
-        if (exclusions := _exclusions(branches)) is None:
+        prepared: list[Schema] = [self._schema(branch, close=close) for branch in node["oneOf"]]
+        if (exclusions := _exclusions(node)) is None:
             return prepared
         others = ([self._schema(each, close=False) for each in some] for some in exclusions)
         return [{"allOf": [branch, *some]} for branch, some in zip(prepared, others, strict=True)]
@@ -216,7 +216,7 @@ class _Preparation:
         if key in ("allOf", "anyOf") and isinstance(value, list):
             return {key: [self._schema(each, close=branches_close) for each in value]}
         if key == "oneOf" and isinstance(value, list):
-            return {"anyOf": self._one_of(value, close=branches_close)}
+            return {"anyOf": self._one_of(node, close=branches_close)}
         if (key, value) in _WITHOUT_EFFECT or (key == "format" and value not in _FORMATS):
             return {}
         if self._is_dropped(node, key, value, close=close):
@@ -259,13 +259,10 @@ class _Preparation:
         After the last of a pattern's names, llguidance would offer another property, and find no name for it.
         """
         properties, patterns = node.get("properties", {}), node.get("patternProperties", {})
-        rule = _name_rule(self._followed(node.get("propertyNames")))
-        if rule is not None and not properties and not patterns:
-            value = node.get("additionalProperties", True)
-            node = {**_without(node, "propertyNames"), "additionalProperties": False}
-            if not isinstance(rule, str):
-                return {**node, "properties": self._with_few({}, rule, value)}
-            patterns = {rule: value}
+        allowed = _allowed_names(self._followed(node.get("propertyNames")))
+        if allowed and not properties and not patterns:
+            properties = self._with_few({}, allowed, node.get("additionalProperties", True))
+            node = {**_without(node, "propertyNames"), "additionalProperties": False, "properties": properties}
         if not isinstance(patterns, dict) or not isinstance(properties, dict):
             return node
         found = {pattern: names for pattern in patterns if (names := few(pattern)) is not None}
@@ -306,8 +303,16 @@ class _Preparation:
         return self._references.target(pointer, self._resource)[0]
 
 
-def _exclusions(branches: Sequence[Any]) -> list[list[Schema]] | None:
-    """Returns for each branch of a `oneOf` the complements of the others; None if they cannot be expressed."""
+def _exclusions(node: Mapping[str, Any]) -> list[list[Schema]] | None:
+    """Returns for each branch of a `oneOf` the complements of the others.
+
+    Returns:
+      The complements; None if they cannot be expressed, or if the schema requires the properties of several branches,
+      so that no object would fit.
+    """
+    branches = node["oneOf"]
+    if sum({*required(each)} <= {*required(node)} for each in branches if isinstance(each, dict)) > 1:
+        return None
     try:
         complements = [_complement(branch) for branch in branches]
     except _InexactError:
@@ -343,16 +348,13 @@ def _complement(node: Any) -> Schema:
     return {"anyOf": parts} if parts else False
 
 
-def _name_rule(rule: Any) -> Sequence[str] | str | None:
-    """Returns the names that `propertyNames` allows, or their pattern; None for other rules."""
-    keywords = _without(rule, "type", *_ANNOTATIONS) if isinstance(rule, dict) else {}
-    match [*keywords.items()]:
-        case [("enum", [*names])] if names and all(isinstance(name, str) for name in names):
+def _allowed_names(rule: Any) -> Sequence[str] | None:
+    """Returns the names that `propertyNames` lists; None for other rules."""
+    match [*_without(rule, "type", *_ANNOTATIONS).items()] if isinstance(rule, dict) else []:
+        case [("enum", [*names])] if all(isinstance(name, str) for name in names):
             return names
         case [("const", str(name))]:
             return [name]
-        case [("pattern", str(pattern))] if not _UNENFORCEABLE_PATTERN.search(pattern):
-            return pattern
         case _:
             return None
 

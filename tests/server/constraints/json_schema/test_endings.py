@@ -42,15 +42,6 @@ ENDING = [
             ],
         },
     ),
-    (
-        "a number of names that a pattern allows",
-        {
-            "type": "object",
-            "propertyNames": {"pattern": "^[xy]$"},
-            "minProperties": 2,
-            "additionalProperties": {"const": 1},
-        },
-    ),
     ("a property that needs one that is excluded", {**SIDES, "dependentRequired": {"north": ["up"]}}),
     ("a branch that contains itself", {"anyOf": [{"$ref": "#/$defs/left"}, {"type": "null"}], **ENDLESS}),
     ("a list that contains itself", {"anyOf": [{"$ref": "#/$defs/items"}, {"type": "null"}], **ENDLESS}),
