@@ -20,8 +20,9 @@ from roost import LLM, SamplingParams, StructuredOutputsParams
 from roost.engine import open_model
 from roost.server.constraints.grammar_process import TokenBytes
 from roost.server.constraints.grammar_spec import GrammarError
-from roost.server.constraints.grammar_worker.follow import GrammarFailure, WorkerTokenizer, compile_grammar
-from roost.server.constraints.output_constraint import json_constraint
+from roost.server.constraints.grammar_worker.follow import WorkerTokenizer, compile_grammar
+from roost.server.constraints.grammar_worker.protocol import GrammarFailure
+from roost.server.constraints.output_constraint import schema_spec
 from roost.server.text.served_model import open_tokenizer
 
 PROMPT = "Write an example as JSON:\n"
@@ -48,7 +49,7 @@ class Counts(NamedTuple):
 def matcher_of(schema: dict[str, Any], tokenizer: WorkerTokenizer) -> LLMatcher | None:
     """Returns a matcher of a schema as the server compiles it; None if it refuses the schema."""
     try:
-        spec = json_constraint("", schema).spec
+        spec = schema_spec("", schema)
         return compile_grammar(tokenizer.library, spec.notation, spec.source)
     except (GrammarError, GrammarFailure):
         return None

@@ -5,7 +5,7 @@ Compiled grammars are cached, also fairly, which cachetools' caches are not.
 
 import asyncio
 import weakref
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +27,7 @@ WAIT_S: Final = 10.0
 """Maximum seconds that a grammar waits for a lane."""
 
 MAX_GRAMMARS: Final = 128
-"""Maximum number of grammars that are cached or in use. Each has a process, usually of about 3 MB."""
+"""Maximum number of grammars that are cached or in use. Each has two processes, usually of about 3.5 MB together."""
 
 MAX_CACHED: Final = 64
 """Maximum number of cached grammars."""
@@ -36,17 +36,14 @@ MAX_CACHED_BYTES: Final = 2**30
 """Maximum bytes of memory that cached grammars hold together."""
 
 type _Key = tuple[str, GrammarSpec]
-
+"""Tenant and grammar."""
 
 type Compile = Callable[[GrammarSpec], Grammar]
 """Compiles a grammar; called on any thread. Raises `GrammarError` or `GrammarBusyError`."""
 
-type Evicted = tuple[GrammarSpec, weakref.ref[Grammar]]
-"""A grammar that left the cache; it still exists while requests use it."""
-
 
 class GrammarCache:
-    """Least-recently-used cache per tenant.
+    """Least-recently-used cache.
 
     A full cache evicts a grammar of the tenant that holds the most, so that no tenant can evict another's grammars by
     requesting many.
@@ -58,52 +55,41 @@ class GrammarCache:
 
     def __init__(self, max_grammars: int, max_bytes: int) -> None:
         self._max_grammars, self._max_bytes = max_grammars, max_bytes
-        self._grammars: dict[str, OrderedDict[GrammarSpec, Grammar]] = {}
+        self._grammars: OrderedDict[_Key, Grammar] = OrderedDict()
 
-    def __len__(self) -> int:
-        return sum(map(len, self._grammars.values()))
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of memory that all grammars hold."""
-        return sum(map(self._bytes_of, self._grammars))
-
-    def get(self, tenant: str, spec: GrammarSpec) -> Grammar | None:
+    def get(self, key: _Key) -> Grammar | None:
         """Returns a tenant's grammar if it is cached and its process is alive, or None."""
-        own = self._grammars.get(tenant, OrderedDict())
-        grammar = own.get(spec)
+        grammar = self._grammars.get(key)
         if grammar is None:
             return None
         if not grammar.is_alive:
-            self._discard(tenant, spec)
+            del self._grammars[key]
             return None
-        own.move_to_end(spec)
+        self._grammars.move_to_end(key)
         return grammar
 
-    def put(self, tenant: str, spec: GrammarSpec, grammar: Grammar) -> None:
+    def put(self, key: _Key, grammar: Grammar) -> None:
         """Adds a grammar as the most recently used one, and evicts others if the cache is full."""
-        self._grammars.setdefault(tenant, OrderedDict())[spec] = grammar
-        while len(self) > self._max_grammars:
-            self.evict(max(self._grammars, key=lambda each: len(self._grammars[each])))
-        while self.num_bytes > self._max_bytes and len(self) > 1:
-            self.evict(max(self._grammars, key=self._bytes_of))
+        self._grammars[key] = grammar
+        while len(self._grammars) > self._max_grammars:
+            self.evict(_largest(Counter(owner for owner, _ in self._grammars)))
+        while (held := self._bytes_held()).total() > self._max_bytes and len(self._grammars) > 1:
+            self.evict(_largest(held))
 
-    def evict(self, tenant: str) -> Evicted | None:
+    def evict(self, owner: str) -> tuple[_Key, Grammar] | None:
         """Removes and returns the tenant's least recently used grammar, if it has one."""
-        own = self._grammars.get(tenant)
-        if not own:
-            return None
-        spec, grammar = next(iter(own.items()))
-        self._discard(tenant, spec)
-        return spec, weakref.ref(grammar)
+        key = next((key for key in self._grammars if key[0] == owner), None)
+        return None if key is None else (key, self._grammars.pop(key))
 
-    def _discard(self, tenant: str, spec: GrammarSpec) -> None:
-        del self._grammars[tenant][spec]
-        if not self._grammars[tenant]:
-            del self._grammars[tenant]
+    def _bytes_held(self) -> Counter[str]:
+        held = Counter[str]()
+        for (owner, spec), grammar in self._grammars.items():
+            held[owner] += spec.num_bytes + grammar.num_bytes
+        return held
 
-    def _bytes_of(self, tenant: str) -> int:
-        return sum(spec.num_bytes + grammar.num_bytes for spec, grammar in self._grammars[tenant].items())
+
+def _largest(held: Counter[str]) -> str:
+    return held.most_common(1)[0][0]
 
 
 def _compile(factory: GrammarProcessFactory, spec: GrammarSpec) -> Grammar:
@@ -175,7 +161,7 @@ class GrammarCompiler:
           GrammarBusyError: Too many grammars wait or are in use.
         """
         key = tenant.get(), spec
-        if (cached := self._cache.get(*key)) is not None:
+        if (cached := self._cache.get(key)) is not None:
             return cached
         job = self._jobs.get(key) or self._add(key)
         job.num_waiters += 1
@@ -194,7 +180,7 @@ class GrammarCompiler:
     def _add(self, key: _Key) -> _Job:
         owner, spec = key
         self._make_room(owner)
-        waiting = [tenant for (tenant, _), job in self._jobs.items() if not job.started.is_set()]
+        waiting = [each for (each, _), job in self._jobs.items() if not job.started.is_set()]
         free = MAX_WAITING - len(waiting)
         if free <= 0 or (self._is_shared and waiting.count(owner) >= free):
             whose = " of this API key" if self._is_shared and free > 0 else ""
@@ -212,7 +198,7 @@ class GrammarCompiler:
         if done.exception() is None:  # also marks an exception as retrieved, as all waiters may be gone
             grammar = done.result()
             self._alive[grammar] = key[0]
-            self._cache.put(*key, grammar)
+            self._cache.put(key, grammar)
 
     def _make_room(self, owner: str) -> None:
         """Evicts grammars of a tenant that are not in use until one more fits.
@@ -220,12 +206,13 @@ class GrammarCompiler:
         Raises:
           GrammarBusyError: Requests use too many grammars.
         """
-        in_use: list[Evicted] = []
+        in_use: list[tuple[_Key, weakref.ref[Grammar]]] = []
         while not (has_room := self._has_room(owner)) and (evicted := self._cache.evict(owner)) is not None:
-            in_use.append(evicted)
-        for spec, reference in in_use:
+            in_use.append((evicted[0], weakref.ref(evicted[1])))
+            del evicted
+        for key, reference in in_use:
             if (grammar := reference()) is not None:
-                self._cache.put(owner, spec, grammar)
+                self._cache.put(key, grammar)
         if not has_room:
             whose = " of this API key" if self._is_shared else ""
             raise GrammarBusyError(f"requests{whose} use too many different grammars; try again later")

@@ -20,7 +20,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from io import FileIO
 from typing import Final
 
@@ -31,10 +30,7 @@ from ...engine.types.output_constraint import Forced, TokenMask, mask_of_ids
 from ..text.tokenizer import Tokenizer
 from . import grammar_worker
 from .grammar_spec import GrammarBusyError, GrammarError, GrammarSpec, one_line
-from .grammar_worker.protocol import SIZE_BYTES, TOKEN, Frame, FrameReader, GrammarLimits, Kind, Vocabulary
-
-_LIBRARY: Final = "llguidance"
-"""Package that compiles grammars, which only the worker process imports."""
+from .grammar_worker.protocol import TOKEN, Frame, FrameReader, GrammarLimits, Kind, Vocabulary
 
 _READ_BYTES: Final = 64 * 1024
 """Maximum bytes of one read from a process."""
@@ -44,9 +40,6 @@ _PIPE_BYTES: Final = 2**20
 
 _KILLED: Final = frozenset({signal.SIGKILL, signal.SIGTERM})
 """Signals that no limit of a grammar sends."""
-
-_STATUS_MS: Final = 250
-"""Milliseconds to wait for the status of a process that has ended."""
 
 _DIED: Final = "computing the next token mask takes too much work"
 """Error message for outputs whose process has ended."""
@@ -135,10 +128,6 @@ class Grammar:
         self._commands, self._replies, self._status = commands, replies, status
         self._tokenize = tokenize
         self._reader = FrameReader()
-        self._poll_replies, self._poll_both = select.poll(), select.poll()
-        self._poll_replies.register(replies, select.POLLIN)
-        self._poll_both.register(replies, select.POLLIN)
-        self._poll_both.register(commands, select.POLLOUT)
         self._numbers = itertools.count(1)
         self._followers: dict[int, _Follower] = {}
         self._dropped: deque[int] = deque()
@@ -150,7 +139,7 @@ class Grammar:
     @property
     def is_alive(self) -> bool:
         """Whether the process is running. Callable on any thread."""
-        poll = select.poll()  # two threads cannot share one
+        poll = select.poll()
         poll.register(self._replies, 0)
         hung_up = bool(poll.poll(0))
         return not self._is_dead and not hung_up
@@ -161,10 +150,8 @@ class Grammar:
         if not self._is_dead:
             return False
         if self._signal is None:
-            poll = select.poll()
-            poll.register(self._status, select.POLLIN)
-            found = self._status.read(1) if poll.poll(_STATUS_MS) else b""
-            self._signal = found[0] if found else signal.SIGKILL  # without a byte, the worker was killed as well
+            found = self._status.read(1)
+            self._signal = found[0] if found else signal.SIGKILL  # without a byte, its watcher was killed as well
         return self._signal in _KILLED
 
     def compile(self, spec: GrammarSpec) -> None:
@@ -230,7 +217,10 @@ class Grammar:
     def _wait_for_io(self, seconds: float | None) -> bool:
         """Waits until a pipe is ready, then reads and writes without blocking; returns False after the timeout."""
         self._flush()
-        poll = self._poll_both if self._unsent else self._poll_replies
+        poll = select.poll()
+        poll.register(self._replies, select.POLLIN)
+        if self._unsent:
+            poll.register(self._commands, select.POLLOUT)
         ready = poll.poll(None if seconds is None else 1e3 * seconds)
         if any(descriptor == self._replies.fileno() for descriptor, _ in ready):
             self._receive()
@@ -322,11 +312,10 @@ class GrammarProcessFactory:
         """Returns a new process without a grammar. Callable on any thread.
 
         Raises:
-          GrammarError: The tokenizer is not suitable for grammars, or their library is missing.
+          GrammarError: The tokenizer is not suitable for grammars.
         """
         with self._lock:
             if self._tokens is None:  # takes half a second for a large vocabulary
-                _require_library()
                 self._tokens = TokenBytes(self._tokenizer, self._end_token_ids)
             try:
                 return self._fork(self._tokens, self._control or self._start(self._tokens))
@@ -340,13 +329,15 @@ class GrammarProcessFactory:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", grammar_worker.__name__, str(number), json.dumps(asdict(self._limits))],
                 pass_fds=(number,),
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,
+                text=True,
             )
         weakref.finalize(self, _end, ours, process)
-        data = tokens.vocabulary.to_bytes()
-        ours.sendall(len(data).to_bytes(SIZE_BYTES) + data)
+        assert process.stdin is not None
+        with process.stdin:
+            process.stdin.write(tokens.vocabulary.to_json())
         self._control = ours
         return ours
 
@@ -370,12 +361,6 @@ class GrammarProcessFactory:
         return process
 
 
-def _require_library() -> None:
-    """Raises `GrammarError` if the library that the worker process imports is not installed."""
-    if find_spec(_LIBRARY) is None:
-        raise GrammarError(f"output constraints need the package {_LIBRARY}, which is missing: pip install {_LIBRARY}")
-
-
 def _too_complex(limits: GrammarLimits) -> str:
     return (
         f"it is too complex: compiling it takes more than {limits.compile_cpu_s:g} s of CPU time, "
@@ -388,7 +373,7 @@ def _close(*files: FileIO) -> None:
         file.close()
 
 
-def _end(control: socket.socket, process: "subprocess.Popen[bytes]") -> None:
+def _end(control: socket.socket, process: "subprocess.Popen[str]") -> None:
     control.close()
     process.wait()
 

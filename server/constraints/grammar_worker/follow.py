@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
@@ -13,10 +13,10 @@ from .protocol import (
     Allowance,
     Frame,
     FrameReader,
+    GrammarFailure,
     GrammarLimits,
     Kind,
     Notation,
-    TooMuchWorkError,
     Vocabulary,
     cpu_limit,
     limit_memory,
@@ -69,14 +69,6 @@ class WorkerTokenizer:
         return self.tokenize(text[:cut]) + rest
 
 
-class GrammarFailure(Exception):
-    """The grammar cannot be compiled or followed. The message is the library's."""
-
-
-class ServerClosedError(Exception):
-    """The server has closed the pipe of this grammar."""
-
-
 class Server:
     """Connection to the server: two pipes."""
 
@@ -89,11 +81,14 @@ class Server:
         """Waits for and returns the next message.
 
         Raises:
-          ServerClosedError: The server has closed the pipe.
+          EOFError: The server has closed the pipe.
         """
-        if self._frames:
-            return self._frames.popleft()
-        return self._receive()
+        while not self._frames:
+            data = os.read(self._commands, 65536)
+            if not data:
+                raise EOFError
+            self._frames.extend(self._reader.feed(data))
+        return self._frames.popleft()
 
     def write(self, frame: Frame) -> None:
         """Sends a message."""
@@ -110,14 +105,6 @@ class Server:
             waiting.append(frame)
         self._frames.extendleft(reversed(waiting))
         return [token_id for (token_id,) in TOKEN.iter_unpack(frame.payload)]
-
-    def _receive(self) -> Frame:
-        while not self._frames:
-            data = os.read(self._commands, 65536)
-            if not data:
-                raise ServerClosedError
-            self._frames.extend(self._reader.feed(data))
-        return self._frames.popleft()
 
 
 def run(tokenizer: WorkerTokenizer, server: Server, limits: GrammarLimits) -> None:
@@ -180,8 +167,6 @@ def follow(matcher: LLMatcher, server: Server, limits: GrammarLimits) -> None:
             server.write(Frame(Kind.MASK, frame.follower, payload))
         except GrammarFailure as error:
             server.write(Frame(Kind.FAILED, frame.follower, str(error)[:_MAX_MESSAGE].encode()))
-        except TooMuchWorkError:
-            server.write(Frame(Kind.FAILED, frame.follower, b"computing the next token mask takes too much work"))
 
 
 def _next_mask(matcher: LLMatcher, token_ids: Sequence[int]) -> bytes:
@@ -228,19 +213,13 @@ def _only(mask: bytes) -> int | None:
 
 def _try_first_steps(matcher: LLMatcher, tokenizer: LLTokenizer) -> None:
     """Computes the first masks, where some grammars turn out too complex; the work is shared by all followers."""
-    mask = matcher.compute_bitmask()
+    allowed = int.from_bytes(matcher.compute_bitmask(), "little") & ~sum(1 << end for end in tokenizer.eos_tokens)
     _check(matcher)
-    ends = frozenset(tokenizer.eos_tokens)
-    first = next((token_id for token_id in _allowed(mask) if token_id not in ends), None)
-    if first is not None:
+    if allowed:
         trial = matcher.deep_copy()
-        trial.consume_token(first)
+        trial.consume_token(allowed.bit_length() - 1)
         trial.compute_bitmask()
         _check(trial)
-
-
-def _allowed(mask: bytes) -> Iterator[int]:
-    return (8 * index + bit for index, byte in enumerate(mask) if byte for bit in range(8) if byte >> bit & 1)
 
 
 def _check(matcher: LLMatcher) -> None:

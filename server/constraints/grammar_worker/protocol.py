@@ -119,8 +119,8 @@ class GrammarLimits:
     max_forced: int = 0
 
 
-class TooMuchWorkError(Exception):
-    """An output has used up its allowance of CPU time."""
+class GrammarFailure(Exception):
+    """The grammar cannot be compiled or followed."""
 
 
 class Allowance:
@@ -138,7 +138,7 @@ class Allowance:
           num_tokens: Number of tokens that the block follows; every token after the first adds to its allowance.
 
         Raises:
-          TooMuchWorkError: The allowance is used up afterwards.
+          GrammarFailure: The allowance is used up afterwards.
         """
         began = time.process_time()
         available_s = self._left_s + max(num_tokens - 1, 0) * self._limits.token_cpu_s
@@ -147,7 +147,7 @@ class Allowance:
         spent = time.process_time() - began
         self._left_s = min(available_s - spent + self._limits.token_cpu_s, self._limits.follow_cpu_s)
         if self._left_s <= 0:
-            raise TooMuchWorkError
+            raise GrammarFailure("computing the next token mask takes too much work")
 
 
 @contextlib.contextmanager
@@ -184,12 +184,6 @@ def _statm(field: int) -> int:
         return 0
 
 
-_LENGTHS: Final = struct.Struct("<II")
-
-SIZE_BYTES: Final = 8
-"""Bytes of the length that precedes a serialised vocabulary."""
-
-
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
     """Tokens of a model.
@@ -206,23 +200,13 @@ class Vocabulary:
     end_token_ids: Sequence[int]
     bos_token_id: int | None
 
-    def to_bytes(self) -> bytes:
-        """Returns the serialised vocabulary."""
-        names = [self.special_token_ids, self.end_token_ids, self.bos_token_id]
-        head = json.dumps([*names, list(map(len, self.tokens))]).encode()
-        body = b"".join(self.tokens)
-        return _LENGTHS.pack(len(head), len(body)) + head + body
+    def to_json(self) -> str:
+        """Returns the vocabulary as JSON, with a character for each byte."""
+        tokens = [token.decode("latin-1") for token in self.tokens]
+        return json.dumps([tokens, self.special_token_ids, self.end_token_ids, self.bos_token_id])
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> "Vocabulary":
-        """Returns the vocabulary that `to_bytes` has serialised."""
-        head_size, _ = _LENGTHS.unpack_from(data)
-        start = _LENGTHS.size + head_size
-        special, ends, bos, lengths = json.loads(data[_LENGTHS.size : start])
-        return cls(list(_split(data, start, lengths)), special, ends, bos)
-
-
-def _split(data: bytes, start: int, lengths: Sequence[int]) -> Iterator[bytes]:
-    for length in lengths:
-        yield data[start : start + length]
-        start += length
+    def from_json(cls, data: str) -> "Vocabulary":
+        """Returns the vocabulary that `to_json` has written."""
+        tokens, *others = json.loads(data)
+        return cls([token.encode("latin-1") for token in tokens], *others)

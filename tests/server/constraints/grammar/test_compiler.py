@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import sys
 from typing import Any
 
 import pytest
@@ -227,9 +226,3 @@ async def test_unsuitable_tokenizer_is_an_error(
 ) -> None:
     with pytest.raises(GrammarError, match=named):
         await GrammarCompiler(tokenizer, end_token_ids).compile(regex_spec("a"))
-
-
-async def test_a_missing_library_is_an_error(demo_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "llguidance", None)
-    with pytest.raises(GrammarError, match="pip install llguidance"):
-        await GrammarCompiler(demo_tokenizer, demo_tokenizer.end_token_ids).compile(regex_spec("a"))
