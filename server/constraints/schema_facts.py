@@ -114,13 +114,13 @@ class Facts:
         if one is False or other is False:
             return True
         ones, others = list(self._parts(one, depth)), list(self._parts(other, depth))
-        both = self._types(ones), self._types(others)
-        types = both[0] & both[1]
+        of_one, of_other = self._types(ones), self._types(others)
+        types = of_one & of_other
         if not types or self._differ(ones, others):
             return True
         if any(_is_before(*pair, types) for a in ones for b in others for pair in ((a, b), (b, a))):
             return True
-        if both == ({"object"}, {"object"}) and self._differ_in_a_property(ones, others, depth):
+        if {"object"} == of_one == of_other and self._differ_in_a_property(ones, others, depth):
             return True
         return self._is_disjoint_union(ones, other, depth) or self._is_disjoint_union(others, one, depth)
 
@@ -162,7 +162,7 @@ def without_endless(schema: Schema, definitions: Mapping[str, Any]) -> tuple[Sch
     facts = Facts(kept)
     for _ in range(_MAX_PASSES):
         before = {**kept}
-        for name in reversed(definitions):
+        for name in reversed(kept):
             kept[name] = _kept(definitions[name], facts)
         if kept == before:
             return _kept(schema, facts), {name: node for name, node in kept.items() if node is not False}
