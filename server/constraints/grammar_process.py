@@ -78,28 +78,14 @@ class TokenBytes:
             raise GrammarError("this checkpoint's tokenizer has no token for some bytes, so it cannot spell every text")
         self.vocabulary = Vocabulary(tokens, special_token_ids, list(end_token_ids), tokenizer.bos_id)
         self._tokenizer = tokenizer
-        self._ids = {tokens[token_id]: token_id for token_id in ids if token_id not in special}
-        self._longest = max(map(len, self._ids))
 
     def token_ids(self, text: bytes) -> list[int]:
-        """Returns the token ids of a text from the tokenizer, or by the longest match if their bytes are not the
-        text's.
+        """Returns the tokenizer's token ids of a text; none if their bytes are not the text's.
 
-        The library requires tokens with exactly the text's bytes, which a dummy prefix or a normalizer would change.
+        A dummy prefix or a normalizer changes them. The library requires tokens with exactly the text's bytes.
         """
         token_ids = self._tokenizer.encode(text.decode(), control_tokens=False)
-        if b"".join(map(self._tokenizer.token_bytes, token_ids)) == text:
-            return token_ids
-        return self._longest_first(text)
-
-    def _longest_first(self, text: bytes) -> list[int]:
-        token_ids, start = [], 0
-        while start < len(text):
-            ends = range(min(start + self._longest, len(text)), start, -1)
-            end = next(end for end in ends if text[start:end] in self._ids)
-            token_ids.append(self._ids[text[start:end]])
-            start = end
-        return token_ids
+        return token_ids if b"".join(map(self._tokenizer.token_bytes, token_ids)) == text else []
 
 
 class Grammar:

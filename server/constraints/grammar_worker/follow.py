@@ -45,7 +45,7 @@ class WorkerTokenizer:
       vocabulary: Tokens of the model.
 
     Attributes:
-      tokenize: Requests the token ids of a text from the server; None before the connection exists.
+      tokenize: Requests the token ids of a text, or none, from the server; None before the connection exists.
       library: Tokenizer of the library.
     """
 
@@ -65,8 +65,8 @@ class WorkerTokenizer:
         cut = min(len(text), _MAX_FORCED_BYTES)
         while cut < len(text) and text[cut] & 0xC0 == 0x80:  # never inside of a character
             cut -= 1
-        rest = self.library.greedy_tokenize(text[cut:].decode()) if cut < len(text) else []
-        return self.tokenize(text[:cut]) + rest
+        head, rest = (self.library.greedy_tokenize(part.decode()) for part in (text[:cut], text[cut:]))
+        return (self.tokenize(text[:cut]) or head) + rest
 
 
 class Server:

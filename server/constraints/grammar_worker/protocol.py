@@ -41,7 +41,7 @@ class Kind(IntEnum):
       COMPILE: To the process, first: a byte with the `Notation`, then the source of the grammar.
       NEXT: To the process: tokens that advance a follower, none for its first mask. The reply is MASK or FAILED.
       DROP: To the process: a follower has ended.
-      TOKENS: To the process: token ids, the reply to TOKENIZE.
+      TOKENS: To the process: token ids, the reply to TOKENIZE; none if the tokenizer changes the text.
       COMPILED: To the server: bytes of memory that the compiled grammar holds, as a big-endian number.
       REFUSED: To the server: reason why the compilation failed.
       MASK: To the server: number of forced tokens, each the only one that a follower allows after the previous
