@@ -12,14 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from ....engine import (
-    ConstraintLostError,
-    EngineDeadError,
-    EngineStoppedError,
-    QueueFullError,
-    Request,
-    id_bytes,
-)
+from ....engine import ConstraintLostError, EngineDeadError, EngineStoppedError, QueueFullError, Request, id_bytes
 from ...constraints.tool_calls import CallPiece
 from ...database.errors import FencedError, StoreUnavailableError
 from ...database.group_commit import WriteLoad

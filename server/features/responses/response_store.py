@@ -268,7 +268,7 @@ class ResponseLog:
         task = tasks[self.key] = asyncio.create_task(work)
         own.hold()
         task.add_done_callback(lambda _: own.release())
-        task.add_done_callback(lambda _: tasks.pop(self.key))
+        task.add_done_callback(lambda _: tasks.pop(self.key, None))
         self.hold(task)
         return task
 

@@ -25,17 +25,7 @@ from ...storage.objects import MAX_FOUND, Bounds, Name, ObjectTable
 from ...storage.work import IS_WAITING, Claim, Lease, check, refused
 from ...text.chat_format import ConversationMessage
 from . import conversations, event_log
-from .conversations import (
-    CONVERSATIONS,
-    ITEMS,
-    RESPONSE,
-    RUNNING,
-    Addition,
-    Item,
-    Turn,
-    pack_items,
-    unpack_items,
-)
+from .conversations import CONVERSATIONS, ITEMS, RESPONSE, RUNNING, Addition, Item, Turn, pack_items, unpack_items
 from .event_log import EVENTS, LogEnd, LogEntry
 
 MAX_RUNNING: Final = 1000

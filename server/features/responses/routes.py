@@ -27,13 +27,7 @@ from ...tenants import tenant
 from ...text.chat_format import Conversation, ConversationMessage, Ending
 from . import response_table
 from .background_responses import BackgroundRun, Prepared, ResumableBuilder, encoded, end_early
-from .body import (
-    CompactBody,
-    InputTokensBody,
-    PromptFields,
-    ResponseBody,
-    generation_spec,
-)
+from .body import CompactBody, InputTokensBody, PromptFields, ResponseBody, generation_spec
 from .builder import (
     TYPED_EVENTS,
     CompactedInput,
